@@ -1,0 +1,7 @@
+"""``python -m llama_gguf`` is the command ``llama-gguf``."""
+
+import sys
+
+from llama_gguf.cli.main import main
+
+sys.exit(main())

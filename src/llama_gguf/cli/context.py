@@ -1,0 +1,17 @@
+"""What every command is handed: the settings and the environment, read once by ``main``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from llama_gguf.core.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    settings: Settings
+    """With folders and instance name filled in."""
+    sources: Mapping[str, str]
+    """Where each setting came from: ``flag``, ``environment`` or ``default``."""
+    environ: Mapping[str, str]

@@ -1,0 +1,122 @@
+"""The door: parses the command line, reads the environment, runs one command.
+
+The only reader of ``os.environ`` and ``sys.argv``. A command's module is imported
+only when that command runs, so that ``gateway`` starts without what ``pull`` needs.
+
+Exit status: 0 done, 1 it did not work (the message says why), 2 a bad setting or
+flag, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from llama_gguf import __version__
+from llama_gguf.cli.context import Context
+from llama_gguf.core import settings as core_settings
+from llama_gguf.errors import UserError
+
+COMMANDS: Final[Mapping[str, str]] = {
+    "serve": "serve a model: llama-server, gateway and health server, supervised",
+    "gateway": "the gateway alone, in front of a llama-server that runs elsewhere",
+    "health": "the health server alone",
+    "keys": "make and list API keys",
+    "pull": "fetch a model, with a progress bar",
+    "check": "what `serve` would do, and what would stop it",
+}
+EPILOG: Final = """\
+to begin:
+  llama-gguf pull smollm2          fetch a small demo model
+  llama-gguf keys generate         make an API key
+  llama-gguf serve smollm2         serve it
+
+Every setting is an environment variable and a flag: `llama-gguf serve --help`.
+"""
+
+
+def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
+    """Run the command in *argv* and return its exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    environ = os.environ if environ is None else environ  # noqa: TID251  # the one place
+    try:
+        return _run(argv, environ)
+    except UserError as error:
+        sys.stderr.write(f"llama-gguf: {error}\n")
+        return error.exit_status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader (`| head`) has left: nothing to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    parser = _top_parser()
+    if not argv:
+        parser.print_help()
+        return 0
+    name = argv[0]
+    if name not in COMMANDS:
+        parser.parse_args(argv)  # --help, --version, or the error that names the commands
+        return 2
+    command = importlib.import_module(f"llama_gguf.cli.{name}")
+    command_parser = argparse.ArgumentParser(
+        prog=f"llama-gguf {name}",
+        description=command.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_arguments(command_parser)
+    _add_settings(command_parser, core_settings.USED_BY[name])
+    arguments = command_parser.parse_args(argv[1:])
+    return int(command.run(arguments, _context(arguments, environ)))
+
+
+def _top_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="llama-gguf",
+        description="Serve one GGUF model behind an OpenAI-compatible endpoint.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"llama-gguf {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for name, text in COMMANDS.items():
+        commands.add_parser(name, help=text)
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """Give *parser* a flag for each setting. Values stay text: ``core.settings`` parses them."""
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for name in names:
+        about = core_settings.ABOUT[name]
+        if about.section not in groups:
+            groups[about.section] = parser.add_argument_group(f"settings: {about.section}")
+        default = core_settings.default_text(name)
+        text = about.text + (f" [{default}]" if default else "")
+        groups[about.section].add_argument(
+            core_settings.flag(name),
+            dest=f"setting_{name}",
+            metavar=core_settings.variable(name),
+            help=text.replace("%", "%%"),
+        )
+
+
+def _context(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Context:
+    flags = {
+        dest.removeprefix("setting_"): value
+        for dest, value in vars(arguments).items()
+        if dest.startswith("setting_") and value is not None
+    }
+    loaded = core_settings.load(environ, flags)
+    for warning in loaded.warnings:
+        sys.stderr.write(f"llama-gguf: warning: {warning}\n")
+    resolved = core_settings.resolve(loaded.settings, os.path.isdir, socket.gethostname())
+    return Context(settings=resolved, sources=loaded.sources, environ=environ)

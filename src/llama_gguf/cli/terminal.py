@@ -1,0 +1,81 @@
+"""Tables and progress bars for people. Imported only by commands that show one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+
+# A pipe has no width; 80 columns would cut what a script wants to read.
+_PIPE_WIDTH = 200
+
+
+class Meter(Protocol):
+    """What long work reports to: bytes done, and bytes in all as far as they are known."""
+
+    def __call__(self, done: int, total: int | None) -> None: ...
+
+
+def say(text: str) -> None:
+    """Write one line (or several) to standard output."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table that fits the terminal; in a pipe nothing is cut."""
+    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=width, highlight=False, markup=False).print(table)
+
+
+@contextmanager
+def download_meter(label: str) -> Iterator[Meter]:
+    """Show the progress of a download: a bar on a terminal, a line every tenth elsewhere."""
+    if not sys.stderr.isatty():
+        yield _LineMeter(label)
+        return
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    ) as progress:
+        task = progress.add_task(label, total=None)
+
+        def report(done: int, total: int | None) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield report
+
+
+class _LineMeter:
+    """For logs: ``label 30 % of 98.4 MB``, at most ten lines."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._next_percent = 0
+
+    def __call__(self, done: int, total: int | None) -> None:
+        if not total:
+            return
+        percent = 100 * done // total
+        if percent >= self._next_percent:
+            sys.stderr.write(f"{self._label}  {percent} % of {total / 1e6:.1f} MB\n")
+            self._next_percent = percent - percent % 10 + 10

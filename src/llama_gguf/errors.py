@@ -95,6 +95,9 @@ class ExpectationFailed(InvalidRequest):
     status = 417
     code = "expectation_failed"
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message, close=True)  # whether a body will follow is unknown
+
 
 class HeadTooLarge(InvalidRequest):
     status = 431

@@ -1,4 +1,4 @@
-"""Tables and progress bars for people. Imported only by commands that show one."""
+"""Tables and progress bars for people. Rich is imported only when one is shown."""
 
 from __future__ import annotations
 
@@ -6,17 +6,6 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.table import Table
 
 # A pipe has no width; 80 columns would cut what a script wants to read.
 _PIPE_WIDTH = 200
@@ -36,6 +25,9 @@ def say(text: str) -> None:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table that fits the terminal; in a pipe nothing is cut."""
+    from rich.console import Console
+    from rich.table import Table
+
     width = None if sys.stdout.isatty() else _PIPE_WIDTH
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in rows:
@@ -49,6 +41,16 @@ def download_meter(label: str) -> Iterator[Meter]:
     if not sys.stderr.isatty():
         yield _LineMeter(label)
         return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -402,7 +402,10 @@ USED_BY: Final[Mapping[str, tuple[str, ...]]] = {
     "serve": tuple(FIELDS),
     "check": tuple(FIELDS),
     "gateway": _GATEWAY,
-    "health": ("host", "port_health"),
+    "health": (
+        *("host", "port_health", "health_mode", "port_backend", "backend_host"),
+        *("backend_socket", "backend_api_key", "log_format"),
+    ),
     "keys": (*_PLACES, "auth_keys_file"),
     "pull": (*_PLACES, "models_dir"),
 }

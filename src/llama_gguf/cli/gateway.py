@@ -1,0 +1,48 @@
+"""The gateway alone, in front of a llama-server that runs elsewhere.
+
+It listens on HOST:PORT and sends what it lets through to BACKEND_HOST:PORT_BACKEND
+(or BACKEND_SOCKET). Keys come from AUTH_KEYS_FILE; SIGHUP or POST /reload reads
+them again. SIGTERM drains: what runs may finish within DRAIN_TIMEOUT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import socket
+
+from llama_gguf.cli import logs
+from llama_gguf.cli.context import Context
+from llama_gguf.gateway.server import Gateway, adopt, listen
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    # Given by `serve`, which owns the socket and knows how the engine is.
+    parser.add_argument("--listen-fd", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--channel-fd", type=int, help=argparse.SUPPRESS)
+
+
+def run(arguments: argparse.Namespace, context: Context) -> int:
+    settings = context.settings
+    logs.configure(settings.log_format)
+    if arguments.listen_fd is None:
+        listener = listen(settings.host, settings.port)
+    else:
+        listener = adopt(arguments.listen_fd)
+    channel = None if arguments.channel_fd is None else adopt(arguments.channel_fd)
+
+    async def serve(listener: socket.socket) -> None:
+        await Gateway(settings, listener, channel).run()
+
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(serve(listener))
+    return 0
+
+
+def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
+    """The fast loop where there is one; the same code runs on asyncio's own, only slower."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.Loop

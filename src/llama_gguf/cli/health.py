@@ -1,0 +1,61 @@
+"""The health server alone, on HOST:PORT_HEALTH.
+
+With HEALTH_MODE=live it answers 200 to any GET. With HEALTH_MODE=ready it follows
+the llama-server at BACKEND_HOST:PORT_BACKEND in a rhythm of its own: 204 while it
+loads, 200 when it serves, 503 when it cannot be reached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+
+from llama_gguf.cli import logs
+from llama_gguf.cli.context import Context
+from llama_gguf.core.engine import HEALTH_STATUS, EngineState
+from llama_gguf.gateway.server import listen
+from llama_gguf.health import HealthServer
+from llama_gguf.probe import Finding, Probe, watch
+
+PROBE_SECONDS = 1.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    del parser  # its flags are settings
+
+
+def run(arguments: argparse.Namespace, context: Context) -> int:
+    del arguments
+    settings = context.settings
+    logs.configure(settings.log_format)
+    state = EngineState.STARTING
+
+    def status() -> int:
+        return 200 if settings.health_mode == "live" else HEALTH_STATUS[state]
+
+    def take(finding: Finding) -> None:
+        nonlocal state
+        state = finding.state
+
+    async def serve() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        watching = None
+        if settings.health_mode == "ready":
+            watching = loop.create_task(
+                watch(Probe(settings), take, ready_every=PROBE_SECONDS, else_every=PROBE_SECONDS)
+            )
+        await stop.wait()
+        if watching is not None:
+            watching.cancel()
+
+    server = HealthServer(listen(settings.host, settings.port_health), status)
+    server.start()
+    try:
+        asyncio.run(serve())
+    finally:
+        server.stop()
+    return 0

@@ -1,0 +1,80 @@
+"""What ``llama-gguf keys`` shows. The only secret that may appear is the one just made."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Final
+
+from llama_gguf.cli.terminal import print_table, say
+from llama_gguf.core.keys import Key, KeyRing
+from llama_gguf.core.moments import format_moment
+
+_SPANS: Final = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
+
+
+def print_new_key(key: Key, secret: str, *, path: str, now: datetime) -> None:
+    say(f"{_sentence(key, now)}\n\n{secret}\n\n{_whereabouts(key, path)}")
+
+
+def print_new_key_as_json(key: Key, secret: str, *, path: str, now: datetime) -> None:
+    say(json.dumps({**_facts(key, now), "key": secret, "file": path}))
+
+
+def _sentence(key: Key, now: datetime) -> str:
+    limit = "" if key.rate_limit is None else f", {key.rate_limit} requests a minute"
+    expiry = "" if key.expires_at is None else f", expires {_expiry(key, now)}"
+    return f"Key {key.key_id}{limit}{expiry}:"
+
+
+def _whereabouts(key: Key, path: str) -> str:
+    if key.hashed:
+        return f"Copy it now, it will not be shown again: {path} holds only its digest."
+    return f"It is stored in {path}."
+
+
+def print_keys_as_json(ring: KeyRing, path: str, now: datetime) -> None:
+    listed = [_facts(key, now) for key in ring.keys]
+    problems = [{"line": p.line, "reason": p.reason} for p in ring.problems]
+    say(json.dumps({"file": path, "keys": listed, "problems": problems}, indent=2))
+
+
+def _facts(key: Key, now: datetime) -> dict[str, object]:
+    expires = None if key.expires_at is None else format_moment(key.expires_at)
+    return {
+        "id": key.key_id,
+        "rate_limit": key.rate_limit,
+        "expires_at": expires,
+        "expired": key.is_expired(now.timestamp()),
+        "hashed": key.hashed,
+    }
+
+
+def print_keys(ring: KeyRing, path: str, now: datetime) -> None:
+    if ring.keys:
+        print_table(("ID", "A MINUTE", "EXPIRES", "STORED"), [_row(key, now) for key in ring.keys])
+    else:
+        say(f"There are no keys in {path}. Make one with: llama-gguf keys generate --file {path}")
+    if ring.problems:
+        say(f"\nThese lines of {path} are skipped:")
+        say("\n".join(f"  line {problem.line}: {problem.reason}" for problem in ring.problems))
+
+
+def _row(key: Key, now: datetime) -> tuple[str, str, str, str]:
+    limit = "default" if key.rate_limit is None else str(key.rate_limit)
+    return key.key_id, limit, _expiry(key, now), "digest" if key.hashed else "plain"
+
+
+def _expiry(key: Key, now: datetime) -> str:
+    if key.expires_at is None:
+        return "never"
+    left = key.expires_at - now.timestamp()
+    distance = f"in {_span(left)}" if left > 0 else f"expired {_span(-left)} ago"
+    return f"{format_moment(key.expires_at)} ({distance})"
+
+
+def _span(seconds: float) -> str:
+    """A length of time in its largest whole unit, such as ``29 days``."""
+    unit, size = next((s for s in _SPANS if seconds >= s[1]), _SPANS[-1])
+    count = max(1, int(seconds // size))
+    return f"{count} {unit}{'s' if count > 1 else ''}"

@@ -1,0 +1,264 @@
+"""Make, list, remove and replace API keys.
+
+Keys live in a text file, one a line. It is AUTH_KEYS_FILE unless --file names another.
+A gateway that is running takes a change up on SIGHUP or POST /reload.
+
+for example:
+  llama-gguf keys generate --name alice --rate-limit 60 --expires 30d
+  llama-gguf keys list
+  llama-gguf keys rotate alice --grace 24h
+  llama-gguf keys remove alice
+"""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final, TypeVar
+
+from llama_gguf import keyfile
+from llama_gguf.cli.context import Context
+from llama_gguf.core import keys
+from llama_gguf.core.keys import Key, KeyRing
+from llama_gguf.core.moments import format_moment, parse_duration
+from llama_gguf.errors import UserError
+
+_TAKEN_UP: Final = "A running gateway takes this up on SIGHUP or POST /reload.\n"
+_WHEN: Final = "30d, 24h, 60m, or a time such as 2027-01-31T12:00:00Z"
+
+_Value = TypeVar("_Value")
+_Action = Callable[[argparse.Namespace, str], None]
+_Actions = argparse._SubParsersAction  # argparse has no public name for it
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    generate = _add_action(actions, "generate", _generate, "make a key and show it")
+    generate.add_argument(
+        "--name", metavar="ID", help="the key's id [key- and 6 random hex digits]"
+    )
+    generate.add_argument("--rate-limit", metavar="N", help="requests a minute [the gateway's]")
+    generate.add_argument("--expires", metavar="WHEN", help=f"{_WHEN} [never]")
+    generate.add_argument("--hashed", action="store_true", help="store only the key's digest")
+    _add_output(generate)
+
+    listed = _add_action(actions, "list", _list, "list the keys, never a secret")
+    listed.add_argument("--json", action="store_true", help="print JSON")
+
+    remove = _add_action(actions, "remove", _remove, "take a key back")
+    remove.add_argument("name", metavar="ID")
+
+    rotate = _add_action(actions, "rotate", _rotate, "give a key a new secret, all else unchanged")
+    rotate.add_argument("name", metavar="ID")
+    rotate.add_argument(
+        "--grace", metavar="WHEN", help=f"how long the old secret stays valid: {_WHEN} [not at all]"
+    )
+    _add_output(rotate)
+
+
+def _add_action(
+    actions: _Actions[argparse.ArgumentParser], name: str, action: _Action, text: str
+) -> argparse.ArgumentParser:
+    parser = actions.add_parser(name, help=text, description=text)
+    parser.add_argument("--file", metavar="PATH", help="the keys file [AUTH_KEYS_FILE]")
+    parser.set_defaults(action=action)
+    return parser
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--quiet", action="store_true", help="print the new key and nothing else")
+    output.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(arguments: argparse.Namespace, context: Context) -> int:
+    arguments.action(arguments, arguments.file or context.settings.auth_keys_file)
+    return 0
+
+
+# What the actions do ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _NewKey:
+    key: Key
+    secret: str = field(repr=False)
+    line: str = field(repr=False)
+
+
+def create_key(
+    path: str,
+    *,
+    name: str,
+    rate_limit: int | None = None,
+    expires_at: float | None = None,
+    hashed: bool = False,
+) -> str:
+    """Make a key, add it to the file at *path*, and return its secret.
+
+    Args:
+        path: the keys file; made if it is missing.
+        name: the key's id.
+        rate_limit: requests a minute; None for the gateway's default.
+        expires_at: POSIX seconds; None for never.
+        hashed: store only the digest, so that nothing but the return value has the secret.
+
+    Raises:
+        UserError: the name cannot be used or is taken, or the file cannot be written.
+    """
+    new = _new_key(name, rate_limit=rate_limit, expires_at=expires_at, hashed=hashed)
+    _store(path, new)
+    return new.secret
+
+
+def _new_key(
+    name: str, *, rate_limit: int | None, expires_at: float | None, hashed: bool
+) -> _NewKey:
+    secret = "sk-" + secrets.token_urlsafe(32)
+    try:
+        line = keys.format_line(
+            name,
+            keys.hashed(secret) if hashed else secret,
+            rate_limit=rate_limit,
+            expires_at=expires_at,
+        )
+    except ValueError as wanted:
+        raise UserError(f"{name!a} cannot be a key: {wanted}", exit_status=2) from None
+    (key,) = KeyRing.parse(line).keys
+    return _NewKey(key, secret, line)
+
+
+def _store(path: str, new: _NewKey) -> None:
+    name = new.key.key_id
+
+    def add(text: str) -> str:
+        if KeyRing.parse(text).named(name):
+            raise UserError(
+                f"there is a key {name} in {path} already; take another --name, "
+                f"or replace its secret with: llama-gguf keys rotate {name}"
+            )
+        return keys.add_line(text or keys.NEW_FILE, new.line)
+
+    keyfile.edit(path, add)
+
+
+def _generate(arguments: argparse.Namespace, path: str) -> None:
+    now = datetime.now(UTC)
+    name = arguments.name if arguments.name is not None else f"key-{secrets.token_hex(3)}"
+    new = _new_key(
+        name,
+        rate_limit=_read("--rate-limit", arguments.rate_limit, keys.parse_rate_limit),
+        expires_at=_read_when("--expires", arguments.expires, now),
+        hashed=arguments.hashed,
+    )
+    _store(path, new)
+    _show(new, arguments, path=path, now=now)
+
+
+def _show(
+    new: _NewKey, arguments: argparse.Namespace, *, path: str, now: datetime, then: str = _TAKEN_UP
+) -> None:
+    from llama_gguf.cli import key_views
+    from llama_gguf.cli.terminal import say
+
+    if arguments.quiet:
+        say(new.secret)
+        return
+    show = key_views.print_new_key_as_json if arguments.json else key_views.print_new_key
+    show(new.key, new.secret, path=path, now=now)
+    sys.stderr.write(then)
+
+
+def _list(arguments: argparse.Namespace, path: str) -> None:
+    from llama_gguf.cli import key_views
+
+    ring = KeyRing.parse(keyfile.read(path))
+    warning = keyfile.warn_if_exposed(path)
+    if warning:
+        sys.stderr.write(f"llama-gguf: warning: {warning}\n")
+    show = key_views.print_keys_as_json if arguments.json else key_views.print_keys
+    show(ring, path, datetime.now(UTC))
+
+
+def _remove(arguments: argparse.Namespace, path: str) -> None:
+    from llama_gguf.cli.terminal import say
+
+    def remove(text: str) -> str:
+        return keys.replace(text, _existing(text, arguments.name, path).key_id)
+
+    keyfile.edit(path, remove)
+    say(f"Removed {arguments.name} from {path}.")
+    sys.stderr.write(_TAKEN_UP)
+
+
+def _rotate(arguments: argparse.Namespace, path: str) -> None:
+    now = datetime.now(UTC)
+    grace_ends = _read_when("--grace", arguments.grace, now)
+    made: list[_NewKey] = []
+
+    def rotate(text: str) -> str:
+        old = _existing(text, arguments.name, path)
+        if old.is_expired(now.timestamp()):
+            raise UserError(
+                f"{old.key_id} has expired, and a new secret would expire with it; "
+                f"remove it and generate a new key"
+            )
+        new = _new_key(
+            old.key_id, rate_limit=old.rate_limit, expires_at=old.expires_at, hashed=old.hashed
+        )
+        made.append(new)
+        retired = [] if grace_ends is None else [_retired_line(old, grace_ends)]
+        return keys.replace(text, old.key_id, new.line, *retired)
+
+    keyfile.edit(path, rotate)
+    new = made[-1]
+    _show(new, arguments, path=path, now=now, then=_fate_of_old(new.key, grace_ends) + _TAKEN_UP)
+
+
+def _retired_line(old: Key, grace_ends: float) -> str:
+    """The line that keeps the old secret valid for a while, by its digest."""
+    suffix = f"-old-{secrets.token_hex(3)}"
+    return keys.format_line(
+        old.key_id[: keys.MAX_KEY_ID_LENGTH - len(suffix)] + suffix,
+        keys.stored_digest(old.digest),
+        rate_limit=old.rate_limit,
+        expires_at=_last_moment(old, grace_ends),
+    )
+
+
+def _last_moment(key: Key, grace_ends: float) -> float:
+    """When the old secret ends, in POSIX seconds: no grace outlives the key's own expiration."""
+    return grace_ends if key.expires_at is None else min(grace_ends, key.expires_at)
+
+
+def _fate_of_old(key: Key, grace_ends: float | None) -> str:
+    if grace_ends is None:
+        return "The old secret is no longer in the file.\n"
+    return f"The old secret stays valid until {format_moment(_last_moment(key, grace_ends))}.\n"
+
+
+def _existing(text: str, name: str, path: str) -> Key:
+    key = KeyRing.parse(text).named(name)
+    if key is None:
+        raise UserError(
+            f"there is no key {name!a} in {path}; "
+            f"see which there are with: llama-gguf keys list --file {path}"
+        )
+    return key
+
+
+def _read(flag: str, text: str | None, parse: Callable[[str], _Value]) -> _Value | None:
+    if text is None:
+        return None
+    try:
+        return parse(text)
+    except ValueError as wanted:
+        raise UserError(f"{flag} {text!a} cannot be used: {wanted}", 2) from None
+
+
+def _read_when(flag: str, text: str | None, now: datetime) -> float | None:
+    return _read(flag, text, lambda given: parse_duration(given, now).timestamp())

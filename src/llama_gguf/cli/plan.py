@@ -1,0 +1,83 @@
+"""What `serve` is about to do, worked out once for `serve` and for `check`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+from llama_gguf import keyfile
+from llama_gguf.core.keys import KeyRing
+from llama_gguf.core.settings import Settings
+from llama_gguf.engine.landing import MeterFactory
+from llama_gguf.engine.model import Model, read_model, resolve, size_text
+from llama_gguf.engine.pull import KNOWN_FILES, pull
+
+_FETCHABLE = re.compile(r"hf:|https?://", re.IGNORECASE)
+
+
+def must_be_fetched(settings: Settings) -> bool:
+    """Whether MODEL_NAME is something that `pull` fetches, and that is not here yet."""
+    if settings.model_path:
+        return False
+    name = settings.model_name
+    if _FETCHABLE.match(name):
+        return True  # `pull` itself knows whether it is here
+    file = KNOWN_FILES.get(name)
+    return file is not None and not os.path.lexists(os.path.join(settings.models_dir, file))
+
+
+def find_model(settings: Settings) -> Model:
+    """The model that the settings name, its files checked.
+
+    Raises:
+        UserError: there is none, or it cannot be served; says what there is.
+    """
+    return resolve(
+        model_path=settings.model_path,
+        model_name=settings.model_name,
+        models_dir=settings.models_dir,
+        pulled=KNOWN_FILES,
+    )
+
+
+def fetch_model(
+    settings: Settings, environ: Mapping[str, str], meter_factory: MeterFactory
+) -> Model:
+    """Fetch MODEL_NAME, and check what came.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    pulled = pull(
+        settings.model_name, settings.models_dir, meter_factory=meter_factory, environ=environ
+    )
+    return read_model(pulled.path)
+
+
+def alias_of(model: Model) -> str:
+    """The name that clients see: the file's, without its ending and part number."""
+    name = os.path.basename(model.path).removesuffix(".gguf")
+    return re.sub(r"-00001-of-[0-9]{5}$", "", name)
+
+
+def model_text(model: Model) -> str:
+    """The model in one line."""
+    facts = model.facts
+    parts = [
+        facts.architecture,
+        f"{facts.parameters / 1e6:.0f}M parameters" if facts.parameters else "",
+        facts.quantization,
+        f"context {facts.context_length}" if facts.context_length else "",
+        size_text(model.bytes),
+    ]
+    return f"{model.path} ({', '.join(part for part in parts if part)})"
+
+
+def keys_in(path: str) -> KeyRing:
+    """The keys in the file at *path*; none when there is no file.
+
+    Raises:
+        UserError: it is there and cannot be read.
+    """
+    return KeyRing.parse(keyfile.read(path) if os.path.lexists(path) else "")

@@ -1,0 +1,110 @@
+"""Fetch a model into MODELS_DIR, with a progress bar.
+
+llama-gguf pull smollm2                         a name it knows: see --list
+llama-gguf pull hf:OWNER/NAME/FILE.gguf         from a hub; token in HF_TOKEN
+llama-gguf pull https://HOST/FILE.gguf          from a URL; goes on where it was cut off
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from llama_gguf.cli.context import Context
+from llama_gguf.cli.terminal import Meter, download_meter, print_table, say
+from llama_gguf.engine.catalogue import CATALOGUE
+from llama_gguf.engine.landing import Pulled
+from llama_gguf.engine.model import size_text
+from llama_gguf.engine.pull import pull
+from llama_gguf.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="what to fetch")
+    parser.add_argument("--list", action="store_true", help="show the names it knows")
+    parser.add_argument("--force", action="store_true", help="fetch it even if it is there")
+    parser.add_argument("--sha256", default="", metavar="HEX", help="what a URL's file must have")
+    parser.add_argument("--name", default="", metavar="FILE.gguf", help="name for a URL's file")
+    parser.add_argument("--quiet", action="store_true", help="no progress; print the path only")
+    parser.add_argument("--json", action="store_true", help="print what there is now as JSON")
+
+
+def run(arguments: argparse.Namespace, context: Context) -> int:
+    """Fetch what *arguments* name, or list the names."""
+    if arguments.list:
+        _list(context.settings.models_dir, as_json=arguments.json)
+        return 0
+    if not arguments.model:
+        raise UserError("Say what to fetch, as in `llama-gguf pull smollm2`; or --list.", 2)
+    pulled = pull(
+        arguments.model,
+        context.settings.models_dir,
+        meter_factory=_no_meter if arguments.quiet else download_meter,
+        environ=context.environ,
+        name=arguments.name,
+        sha256=arguments.sha256,
+        force=arguments.force,
+    )
+    if arguments.json:
+        say(json.dumps(_fields(pulled)))
+    elif arguments.quiet:
+        say(pulled.path)
+    else:
+        _tell(pulled, arguments.model, context=context)
+    return 0
+
+
+@contextmanager
+def _no_meter(_label: str) -> Iterator[Meter]:
+    yield lambda done, total: None
+
+
+def _list(models_dir: str, *, as_json: bool) -> None:
+    if as_json:
+        say(
+            json.dumps(
+                [
+                    {"name": e.name, "file": e.file, "bytes": e.file_bytes, "licence": e.licence}
+                    for e in CATALOGUE.values()
+                ]
+            )
+        )
+        return
+    print_table(
+        ("NAME", "MODEL", "SIZE", "LICENCE", "FETCHED"),
+        [
+            (
+                e.name,
+                e.title,
+                size_text(e.file_bytes),
+                e.licence,
+                "yes" if os.path.isfile(os.path.join(models_dir, e.file)) else "no",
+            )
+            for e in CATALOGUE.values()
+        ],
+    )
+
+
+def _fields(pulled: Pulled) -> dict[str, str | int]:
+    fields: dict[str, str | int] = {
+        "path": pulled.path,
+        "bytes": pulled.bytes,
+        "fetched": pulled.fetched,
+    }
+    return fields | ({"sha256": pulled.sha256} if pulled.sha256 else {})
+
+
+def _tell(pulled: Pulled, wanted: str, *, context: Context) -> None:
+    name = wanted if wanted in CATALOGUE else os.path.basename(pulled.path)
+    # The same folder must be named to `serve`, unless the environment or the default says it.
+    folder = "".join(
+        f" --{setting.replace('_', '-')} {getattr(context.settings, setting)}"
+        for setting in ("data_dir", "models_dir")
+        if context.sources[setting] == "flag"
+    )
+    there = "fetched and checked" if pulled.fetched else "there already; --force fetches it again"
+    say(f"{pulled.path} ({size_text(pulled.bytes)}): {there}.")
+    say(f"Serve it: llama-gguf serve {name}{folder}")

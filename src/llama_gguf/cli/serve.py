@@ -1,0 +1,238 @@
+"""Serve a model: llama-server, the gateway and the health server, supervised.
+
+MODEL is a path, the name of a file in MODELS_DIR, or a name that `pull` knows,
+which is fetched when it is not there. Clients talk to HOST:PORT with an API key
+from AUTH_KEYS_FILE; platforms ask HOST:PORT_HEALTH. SIGTERM (or Ctrl-C) drains:
+what runs may finish within DRAIN_TIMEOUT. SIGHUP reads the keys again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from llama_gguf import __version__
+from llama_gguf.cli import logs, plan
+from llama_gguf.cli.context import Context
+from llama_gguf.cli.terminal import download_meter, say
+from llama_gguf.core import settings as core_settings
+from llama_gguf.core.engine import HEALTH_STATUS
+from llama_gguf.core.launch import engine_argv, engine_environment, extra_args
+from llama_gguf.core.settings import Settings
+from llama_gguf.engine import locate, machine
+from llama_gguf.engine.model import Model, size_text
+from llama_gguf.gateway.server import listen
+from llama_gguf.health import HealthServer
+from llama_gguf.supervisor.supervisor import Launch, Supervisor
+
+_log: Final = logging.getLogger(__name__)
+
+DEBUG_SHELL_SECONDS: Final = 300
+_SECRET_NAME: Final = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="the model to serve")
+    parser.add_argument(
+        "--create-key",
+        action="store_true",
+        help="make an API key when AUTH_KEYS_FILE has none, and show it once",
+    )
+
+
+def run(arguments: argparse.Namespace, context: Context) -> int:
+    settings = with_model(context.settings, arguments.model)
+    logs.configure(settings.log_format)
+    if settings.debug_shell:
+        return _hold(context.environ)
+    extra_args(settings)  # a slip in it is reported before anything starts
+    if not settings.backend_api_key:
+        settings = replace(settings, backend_api_key=f"gateway-{secrets.token_urlsafe(32)}")
+    return _Serving(settings, context, creates_key=arguments.create_key).run()
+
+
+def with_model(settings: Settings, model: str | None) -> Settings:
+    """*settings* with the MODEL of the command line, which beats both variables."""
+    return settings if model is None else replace(settings, model_name=model, model_path="")
+
+
+class _Serving:
+    def __init__(self, settings: Settings, context: Context, *, creates_key: bool) -> None:
+        self._settings = settings
+        self._context = context
+        self._creates_key = creates_key
+        self._new_key = ""
+        self._model: Model | None = None
+        self._supervisor: Supervisor | None = None
+
+    def run(self) -> int:
+        settings = self._settings
+        listener = listen(settings.host, settings.port)
+        health = HealthServer(listen(settings.host, settings.port_health), self._health_status)
+        health.start()
+        try:
+            # What can be known at once is checked at once, before anything is started.
+            if not plan.must_be_fetched(settings):
+                self._model = plan.find_model(settings)
+            self._engine = self._locate()
+            if self._creates_key and settings.auth_enabled:
+                self._create_key()
+            with asyncio.Runner() as runner:
+                self._supervisor = Supervisor(
+                    settings,
+                    environ=self._gateway_environment(),
+                    listener=listener,
+                    prepare=self._prepare,
+                    on_ready=self._tell_ready,
+                )
+                return runner.run(self._supervisor.run())
+        finally:
+            listener.close()
+            health.stop()
+
+    def _health_status(self) -> int:
+        if self._settings.health_mode == "live":
+            return 200
+        return 204 if self._supervisor is None else HEALTH_STATUS[self._supervisor.status.state]
+
+    def _locate(self) -> locate.Engine:
+        environ = self._context.environ
+        return locate.locate(
+            self._settings.llama_server, environ.get("PATH", os.defpath), environ=environ
+        )
+
+    def _gateway_environment(self) -> dict[str, str]:
+        """Ours, with the gateway's settings spelt out: flags of ours are no flags of its."""
+        settings = self._settings
+        spelt_out = {
+            core_settings.variable(name): core_settings.as_text(getattr(settings, name))
+            for name in core_settings.USED_BY["gateway"]
+        }
+        return {**self._context.environ, **spelt_out}
+
+    def _create_key(self) -> None:
+        from llama_gguf.cli.keys import create_key
+
+        path = self._settings.auth_keys_file
+        if not len(plan.keys_in(path)):
+            self._new_key = create_key(path, name="default")
+            say(f"A new API key, shown this once and kept in {path}:\n\n    {self._new_key}\n")
+
+    # On the way to a served model ---------------------------------------------------------------
+
+    async def _prepare(self) -> Launch:
+        """Fetch the model if it has to be, and say what there is; off the loop: it is slow."""
+        return await asyncio.get_running_loop().run_in_executor(None, self._prepare_slowly)
+
+    def _prepare_slowly(self) -> Launch:
+        settings, environ = self._settings, self._context.environ
+        if self._model is None:
+            self._model = plan.fetch_model(settings, environ, download_meter)
+        self._log_boot(self._model)
+        alias = plan.alias_of(self._model)
+        argv = engine_argv(self._engine.path, settings, model_path=self._model.path, alias=alias)
+        child_environ, kept_back = engine_environment(
+            environ,
+            api_key=settings.backend_api_key,
+            changes=self._engine.environment_changes,
+        )
+        if kept_back:
+            _log.info("kept from llama-server: %s", " ".join(kept_back))
+        _log.info("starting: %s", " ".join(argv))
+        return Launch(argv, child_environ)
+
+    def _log_boot(self, model: Model) -> None:
+        settings, environ = self._settings, self._context.environ
+        here = machine.look(environ.get("PATH", os.defpath))
+        version = locate.version(self._engine, environ) or "unknown"
+        disk = machine.free_disk(settings.data_dir)
+        rows = {
+            "version": f"llama-gguf {__version__}, {here.system}",
+            "platform": f"{core_settings.platform_of(settings)}; DATA_DIR={settings.data_dir}",
+            "engine": f"{self._engine.path} ({self._engine.source}), version {version}",
+            "model": plan.model_text(model),
+            "gpu": here.gpu_text,
+            "cpus": str(here.cpus),
+            "memory": f"{_size(here.memory_available)} of {_size(here.memory_total)} available",
+            "disk": f"{_size(disk)} free",
+            "settings": self._chosen_settings() or "all at their defaults",
+        }
+        for label, text in rows.items():
+            _log.info("%-9s %s", label, text)
+
+    def _chosen_settings(self) -> str:
+        return " ".join(
+            f"{core_settings.variable(name)}="
+            f"{core_settings.masked(name, getattr(self._settings, name))}"
+            for name, source in self._context.sources.items()
+            if source != "default"
+        )
+
+    def _tell_ready(self) -> None:
+        say(ready_text(self._settings, model=self._model_name(), new_key=self._new_key))
+
+    def _model_name(self) -> str:
+        return plan.alias_of(self._model) if self._model else ""
+
+
+def _size(size: int | None) -> str:
+    return "unknown" if size is None else size_text(size)
+
+
+def ready_text(settings: Settings, *, model: str, new_key: str) -> str:
+    """What to try first, ready to be pasted.
+
+    Args:
+        settings: where it listens.
+        model: the name that clients give.
+        new_key: a key that was just made; else the key is read from the file by the command.
+    """
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
+    url = f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+    path = settings.auth_keys_file
+    # The first key of the file, so that the commands work as they stand.
+    from_file = f"""$(awk -F: '!/^ *(#|$)/ {{print $2; exit}}' '{path}')"""
+    key = new_key or (from_file if settings.auth_enabled else "none")
+    python_key = f'"{key}"' if new_key or not settings.auth_enabled else 'os.environ["API_KEY"]'
+    export = "" if new_key or not settings.auth_enabled else f'export API_KEY="{key}"\n    '
+    return f"""\
+
+Ready: {url}/v1 serves {model}
+
+  curl:
+
+    curl {url}/v1/chat/completions \\
+      -H "Authorization: Bearer {key}" \\
+      -H "Content-Type: application/json" \\
+      -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+
+  OpenAI's Python SDK (pip install openai):
+
+    {export}python3 - <<'END'
+    import os
+    from openai import OpenAI
+    client = OpenAI(base_url="{url}/v1", api_key={python_key})
+    messages = [{{"role": "user", "content": "Hello!"}}]
+    for chunk in client.chat.completions.create(model="{model}", messages=messages, stream=True):
+        print(chunk.choices[0].delta.content or "", end="", flush=True)
+    END
+
+Stop it with Ctrl-C.
+"""
+
+
+def _hold(environ: Mapping[str, str]) -> int:
+    """DEBUG_SHELL: show the environment without secrets, stay for a look around, leave."""
+    for name in sorted(environ):
+        hidden = any(word in name.upper() for word in _SECRET_NAME)
+        say(f"{name}={core_settings.MASK if hidden else environ[name]}")
+    say(f"DEBUG_SHELL: holding for {DEBUG_SHELL_SECONDS} s.")
+    time.sleep(DEBUG_SHELL_SECONDS)
+    return 0

@@ -1,0 +1,147 @@
+"""The chunked transfer coding (RFC 9112 section 7.1), followed without copying it.
+
+Heads are parsed by llhttp. A body only has to be *followed*, so that its end is
+known, and that takes a table of four states. Whatever is not exactly in the
+grammar raises: nothing that two parsers could read in two ways goes on.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from typing import Final
+
+MAX_LINE_BYTES: Final = 1024
+"""Of a chunk-size line with its extensions. Their sender is ignored, not obeyed (section 7.1.1)."""
+MAX_TRAILER_BYTES: Final = 8192
+
+# No sign, no "0x", no underscore: all of which int(..., 16) would take.
+_SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n")
+_TRAILER_LINE: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*\r\n")
+
+# Sizes of the chunks of a stream repeat, so each line is parsed once.
+_SIZES: Final[dict[bytes, int]] = {}
+_MAX_SIZES: Final = 4096
+
+
+class ChunkedError(ValueError):
+    """The bytes are not in the chunked coding."""
+
+
+class _State(enum.IntEnum):
+    SIZE = 0  # in a chunk-size line
+    DATA = 1  # in a chunk's data
+    DATA_END = 2  # in the CRLF behind it
+    TRAILER = 3  # behind the last chunk
+    DONE = 4
+
+
+class ChunkedBody:
+    """Where one chunked body stands."""
+
+    __slots__ = ("_left", "_line", "_state", "_trailer_bytes")
+
+    def __init__(self) -> None:
+        self._state = _State.SIZE
+        self._left = 0
+        self._line = b""
+        self._trailer_bytes = 0
+
+    @property
+    def is_done(self) -> bool:
+        return self._state is _State.DONE
+
+    @property
+    def is_between_chunks(self) -> bool:
+        """Whether something of our own may be inserted here."""
+        return self._state is _State.SIZE and not self._line
+
+    def is_one_chunk(self, data: bytes) -> bool:
+        """Whether *data* is exactly one whole chunk with data in it, as an SSE event mostly is.
+
+        The streaming path: a True moves nothing, since the body stands between chunks again.
+        """
+        if self._state is not _State.SIZE or self._line:
+            return False
+        line_end = data.find(b"\r\n", 0, 16) + 2
+        size = _SIZES.get(data[:line_end])
+        if size is None:
+            size = _learn(data[:line_end])
+        return size > 0 and line_end + size + 2 == len(data) and data.endswith(b"\r\n")
+
+    def feed(self, data: bytes, sink: list[bytes] | None = None) -> int:
+        """Follow *data*, and append the pieces of the body itself to *sink*.
+
+        Returns:
+            How many bytes of *data* belong to this body; fewer than all only
+            when it ended within them.
+
+        Raises:
+            ChunkedError: *data* is not in the coding.
+        """
+        at = 0
+        while at < len(data) and self._state is not _State.DONE:
+            if self._state is _State.DATA:
+                at = self._data(data, at, sink)
+            else:
+                at = self._through_line(data, at)
+        return at
+
+    def _data(self, data: bytes, at: int, sink: list[bytes] | None) -> int:
+        end = min(at + self._left, len(data))
+        if sink is not None:
+            sink.append(data[at:end])
+        self._left -= end - at
+        if not self._left:
+            self._state = _State.DATA_END
+        return end
+
+    def _through_line(self, data: bytes, at: int) -> int:
+        """Collect a line that may have come in pieces; act on it when it is whole."""
+        line_end = data.find(b"\n", at) + 1
+        self._line += data[at : line_end or len(data)]
+        if len(self._line) > MAX_LINE_BYTES:
+            raise ChunkedError("a line of the chunked coding is too long")
+        if not line_end:
+            return len(data)
+        line, self._line = self._line, b""
+        self._on_line(line)
+        return line_end
+
+    def _on_line(self, line: bytes) -> None:
+        if self._state is _State.SIZE:
+            self._on_size(line)
+        elif self._state is _State.DATA_END:
+            if line != b"\r\n":
+                raise ChunkedError("a chunk's data is longer than its size says")
+            self._state = _State.SIZE
+        elif line == b"\r\n":
+            self._state = _State.DONE
+        else:
+            self._on_trailer(line)
+
+    def _on_size(self, line: bytes) -> None:
+        match = _SIZE_LINE.fullmatch(line)
+        if match is None:
+            raise ChunkedError("a chunk's size is not a hexadecimal number")
+        self._left = int(match[1], 16)
+        self._state = _State.DATA if self._left else _State.TRAILER
+
+    def _on_trailer(self, line: bytes) -> None:
+        self._trailer_bytes += len(line)
+        if self._trailer_bytes > MAX_TRAILER_BYTES or not _TRAILER_LINE.fullmatch(line):
+            raise ChunkedError("a trailer field is malformed or too long")
+
+
+def frame(data: bytes) -> bytes:
+    """*data* as one chunk."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def _learn(line: bytes) -> int:
+    """The size that a plain *line* says, remembered; 0 when it is anything but plain."""
+    match = _SIZE_LINE.fullmatch(line)
+    size = int(match[1], 16) if match and b";" not in line else 0
+    if len(_SIZES) < _MAX_SIZES:
+        _SIZES[line] = size
+    return size

@@ -1,0 +1,124 @@
+"""Why llama-server died, in words a person can act on."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    pattern: re.Pattern[str]
+    """Looked for in the last lines of output."""
+    reason: str
+    advice: str
+
+
+def _cause(pattern: str, reason: str, advice: str) -> Cause:
+    return Cause(re.compile(pattern, re.IGNORECASE), reason, advice)
+
+
+_SMALLER: Final = "Lower CTX or PARALLEL, lower NGL, or take a smaller quantisation."
+
+# The first that fits counts, so the particular ones come first.
+CAUSES: Final = (
+    _cause(
+        r"(?:cuda|hip|vulkan|metal|device)[^\n]*out ?of ?(?:device ?)?memory",
+        "The GPU has not enough free memory.",
+        _SMALLER,
+    ),
+    _cause(
+        r"invalid argument: |unknown argument|error while handling argument",
+        "llama-server does not know one of its flags, or the value of one.",
+        "Check EXTRA_ARGS against `llama-server --help` of this build.",
+    ),
+    _cause(
+        r"couldn't bind|address already in use",
+        "The engine's port is taken.",
+        "Set PORT_BACKEND to a free port, or end what is listening there.",
+    ),
+    _cause(
+        r"unknown (?:model )?architecture",
+        "This llama-server is too old for the model, or does not know its architecture.",
+        "Use a newer llama.cpp build: set LLAMA_SERVER to its llama-server.",
+    ),
+    _cause(
+        r"not within the file bounds|corrupted or incomplete",
+        "The model file is incomplete.",
+        "Fetch it again.",
+    ),
+    _cause(
+        r"unable to allocate|failed to allocate|bad_alloc|cannot allocate memory",
+        "There is not enough memory for the model and its context.",
+        _SMALLER,
+    ),
+    _cause(
+        r"error while loading shared libraries",
+        "llama-server misses a library.",
+        "Install what its message names, or use another build by LLAMA_SERVER.",
+    ),
+    _cause(
+        r"failed to load model|error loading model",
+        "llama-server cannot load the model.",
+        "Its last lines say why.",
+    ),
+)
+
+_SIGNALS: Final = {
+    signal.SIGKILL: (
+        "It was killed from outside, most often because memory ran out.",
+        f"{_SMALLER} Or give the machine or container more memory.",
+    ),
+    signal.SIGILL: (
+        "This build of llama-server uses instructions that this CPU does not have.",
+        "Use another build: set LLAMA_SERVER to its llama-server.",
+    ),
+    signal.SIGSEGV: (
+        "It crashed: a bug in llama-server or a driver.",
+        "Try another build, or NGL=0 to leave the GPU out.",
+    ),
+    signal.SIGABRT: ("It gave up by itself.", "Its last lines say why."),
+}
+
+
+def status_text(returncode: int) -> str:
+    """``exit status 1`` or ``signal SIGKILL``."""
+    if returncode >= 0:
+        return f"exit status {returncode}"
+    try:
+        return f"signal {signal.Signals(-returncode).name}"
+    except ValueError:
+        return f"signal {-returncode}"
+
+
+def exit_status(returncode: int) -> int:
+    """What we leave with after a child that left with *returncode*; never 0.
+
+    A signal becomes 128 and its number, as in a shell.
+    """
+    return 128 - returncode if returncode < 0 else returncode or 1
+
+
+def explain(returncode: int, last_lines: Sequence[str]) -> tuple[str, str]:
+    """Reason and advice for a death that nobody asked for.
+
+    Args:
+        returncode: as ``subprocess`` has it: below zero for a signal.
+        last_lines: what it wrote last.
+    """
+    output = "\n".join(last_lines)
+    for cause in CAUSES:
+        if cause.pattern.search(output):
+            return cause.reason, cause.advice
+    if returncode < 0:
+        known = _SIGNALS.get(signal.Signals(-returncode)) if -returncode in _NUMBERS else None
+        return known or ("It was ended by a signal from outside.", "Look for who sent it.")
+    if returncode == 0:
+        return "It left by itself, without an error.", "Its last lines may say why."
+    return "It left with an error.", "Its last lines say why."
+
+
+_NUMBERS: Final = frozenset(s.value for s in signal.Signals)

@@ -1,0 +1,77 @@
+"""How the engine is, in one value, and what follows from it.
+
+The supervisor makes an ``EngineStatus`` from its state machine, a gateway on its
+own from its probe. Health, admission and metrics are views of it: no request to
+a health path ever has to ask the engine.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Final
+
+
+class EngineState(enum.StrEnum):
+    STARTING = "starting"  # nothing runs yet
+    LOADING = "loading"  # the process runs, and does not serve yet
+    READY = "ready"
+    BACKOFF = "backoff"  # it died; the next try is due later
+    FAILED = "failed"  # it was given up
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    UNREACHABLE = "unreachable"  # a gateway on its own cannot connect to it
+
+
+_S = EngineState
+
+MAY_COME: Final = frozenset({_S.STARTING, _S.LOADING, _S.BACKOFF, _S.UNREACHABLE})
+"""States in which waiting makes sense."""
+
+HEALTH_STATUS: Final[Mapping[EngineState, int]] = {
+    _S.STARTING: 204,
+    _S.LOADING: 204,
+    _S.READY: 200,
+    _S.BACKOFF: 503,
+    _S.FAILED: 503,
+    _S.STOPPING: 503,
+    _S.STOPPED: 503,
+    _S.UNREACHABLE: 503,
+}
+"""What ``HEALTH_MODE=ready`` answers: RunPod reads 204 as initialising, 200 as healthy."""
+
+DEFAULT_SLOTS: Final = 4
+"""Where the engine does not say: llama-server's own choice (-np auto)."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """What is known of the engine.
+
+    ``since`` is POSIX seconds of the last change of state; ``slots`` is None
+    until the engine has told.
+    """
+
+    state: EngineState
+    since: float
+    slots: int | None = None
+    model: str = ""
+    detail: str = ""
+    """One plain sentence for people: why it is so."""
+
+    def moved(self, state: EngineState, now: float, *, detail: str = "") -> EngineStatus:
+        """The status after a change at *now*; the same state keeps its ``since``."""
+        since = self.since if state is self.state else now
+        return replace(self, state=state, since=since, detail=detail)
+
+    def to_line(self) -> bytes:
+        """One line of JSON, as the supervisor tells the gateway."""
+        return json.dumps(asdict(self)).encode() + b"\n"
+
+    @classmethod
+    def from_line(cls, line: bytes) -> EngineStatus:
+        """Undo ``to_line``."""
+        values = json.loads(line)
+        return cls(**{**values, "state": EngineState(values["state"])})

@@ -1,0 +1,360 @@
+"""Rules for header fields: what is forwarded, dropped, replaced or refused.
+
+Pure functions on lists of ``(name, value)`` as llhttp hands them over. Decisions
+are taken once per field *name*: a bounded memo of exact names says what to do.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from typing import Final
+
+from llama_gguf.errors import BadRequest, ExpectationFailed, Unauthorized, UpstreamError
+
+Fields = list[tuple[bytes, bytes]]
+
+VIA_PSEUDONYM: Final = b"llama-gguf"
+
+
+class Kind(enum.IntEnum):
+    """What to do with a field. FORWARD must be 0: the loop tests for truth."""
+
+    FORWARD = 0
+    DROP = 1
+    HOST = 2
+    AUTHORIZATION = 3
+    X_API_KEY = 4
+    CONTENT_LENGTH = 5
+    TRANSFER_ENCODING = 6
+    CONNECTION = 7
+    EXPECT = 8
+    ORIGIN = 9
+    REQUEST_ID = 10
+    DATE = 11
+    CONTENT_TYPE = 12
+    KEEP_ALIVE = 13
+
+
+# "Intermediaries ought to remove or replace fields that are known to require removal
+# before forwarding": RFC 9110 section 7.6.1, with its list.
+_HOP_BY_HOP: Final = (
+    b"keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer upgrade "
+    b"http2-settings"
+).split()
+
+_REQUEST_KINDS: Final = {
+    **dict.fromkeys(_HOP_BY_HOP, Kind.DROP),
+    b"host": Kind.HOST,
+    b"authorization": Kind.AUTHORIZATION,
+    b"x-api-key": Kind.X_API_KEY,
+    b"content-length": Kind.CONTENT_LENGTH,
+    b"transfer-encoding": Kind.TRANSFER_ENCODING,
+    b"connection": Kind.CONNECTION,
+    b"expect": Kind.EXPECT,
+    b"origin": Kind.ORIGIN,
+    b"x-request-id": Kind.REQUEST_ID,
+}
+_RESPONSE_KINDS: Final = {
+    **dict.fromkeys(_HOP_BY_HOP, Kind.DROP),
+    b"keep-alive": Kind.KEEP_ALIVE,
+    b"content-length": Kind.CONTENT_LENGTH,
+    b"transfer-encoding": Kind.TRANSFER_ENCODING,
+    b"connection": Kind.CONNECTION,
+    b"date": Kind.DATE,
+    b"content-type": Kind.CONTENT_TYPE,
+    # Ours to set.
+    b"server": Kind.DROP,
+    b"x-request-id": Kind.DROP,
+}
+
+
+class _Memo(dict[bytes, Kind]):
+    """Exact spelling of a name -> what to do. Full is full: clients choose the spellings."""
+
+    _MAX: Final = 1024
+
+    def __init__(self, kinds: dict[bytes, Kind]) -> None:
+        super().__init__()
+        self._kinds = kinds
+
+    def __missing__(self, name: bytes) -> Kind:
+        low = name.lower()
+        kind = self._kinds.get(low, Kind.FORWARD)
+        if low.startswith(b"access-control-") and self._kinds is _RESPONSE_KINDS:
+            kind = Kind.DROP
+        if len(self) < self._MAX:
+            self[name] = kind
+        return kind
+
+
+_REQUEST_MEMO: Final = _Memo(_REQUEST_KINDS)
+_RESPONSE_MEMO: Final = _Memo(_RESPONSE_KINDS)
+# Where the gateway checks no credentials and has none of its own, the client's pass.
+_OPEN_MEMO: Final = _Memo(
+    {**_REQUEST_KINDS, b"authorization": Kind.FORWARD, b"x-api-key": Kind.FORWARD}
+)
+
+_SANE_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+_HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
+# These end with the connection anyway, and are what clients really send.
+_PLAIN_CONNECTION: Final = frozenset({b"keep-alive", b"close"})
+
+
+class RequestFields:
+    """What the gateway needs to know of a request's fields, and those that go on."""
+
+    __slots__ = (
+        "api_keys",
+        "authorizations",
+        "connection",
+        "content_length",
+        "expects_continue",
+        "forwarded",
+        "is_chunked",
+        "origin",
+        "request_id",
+    )
+
+    def __init__(self) -> None:
+        self.forwarded: list[bytes] = []
+        """Pieces to join: name, separator, value, line end, and so on."""
+        self.authorizations: list[bytes] = []
+        self.api_keys: list[bytes] = []
+        self.content_length: int | None = None
+        self.is_chunked = False
+        self.expects_continue = False
+        self.origin: bytes | None = None
+        self.request_id: bytes | None = None
+        self.connection: frozenset[bytes] = frozenset()
+
+
+def read_request(fields: Fields, *, version: str, keep_credentials: bool = False) -> RequestFields:
+    """Sort a request's *fields*.
+
+    Args:
+        fields: as they came.
+        version: the request's HTTP version, "1.0" or "1.1".
+        keep_credentials: forward the client's credentials, where the gateway checks none.
+
+    Raises:
+        BadRequest: framing or Host is missing, double or malformed.
+        ExpectationFailed: an expectation other than 100-continue.
+    """
+    read = RequestFields()
+    forwarded = read.forwarded
+    memo = _OPEN_MEMO if keep_credentials else _REQUEST_MEMO
+    hosts = 0
+    for name, value in fields:
+        kind = memo[name]
+        if not kind:
+            forwarded += (name, b": ", value, b"\r\n")
+        elif kind is Kind.HOST:
+            hosts += 1
+            _check_host(value)
+        elif kind is Kind.CONTENT_LENGTH:
+            _read_length(read, value)
+        else:
+            _read_special(read, kind, name, value)
+    # RFC 9112 section 3.2: no Host in 1.1, or several, or an invalid one, is 400. HTTP/1.0
+    # clients may leave it out.
+    if hosts != 1 and (hosts or version != "1.0"):
+        raise BadRequest("A request needs exactly one Host field.")
+    if read.is_chunked and read.content_length is not None:
+        raise BadRequest("Content-Length and Transfer-Encoding exclude each other.")
+    if version == "1.0":
+        # RFC 9112 section 6.1: faulty framing. RFC 9110 section 10.1.1: Expect is ignored.
+        if read.is_chunked:
+            raise BadRequest("HTTP/1.0 has no Transfer-Encoding.")
+        read.expects_continue = False
+    if read.connection - _PLAIN_CONNECTION:
+        _drop_nominated(read, fields, memo)
+    return read
+
+
+def _read_special(read: RequestFields, kind: Kind, name: bytes, value: bytes) -> None:
+    match kind:
+        case Kind.AUTHORIZATION:
+            read.authorizations.append(value)
+        case Kind.X_API_KEY:
+            read.api_keys.append(value)
+        case Kind.CONNECTION:
+            read.connection |= _tokens(value)
+        case Kind.TRANSFER_ENCODING:
+            _read_coding(read, value)
+        case Kind.EXPECT:
+            if value.lower() != b"100-continue":
+                raise ExpectationFailed("The only expectation understood is 100-continue.")
+            read.expects_continue = True
+        case Kind.ORIGIN:
+            read.origin = value
+            read.forwarded += (name, b": ", value, b"\r\n")
+        case Kind.REQUEST_ID:
+            if _SANE_REQUEST_ID.fullmatch(value):
+                read.request_id = value
+        case _:
+            pass  # Kind.DROP
+
+
+def _check_host(value: bytes) -> None:
+    if not _HOST.fullmatch(value):
+        raise BadRequest("The Host field is malformed.")
+
+
+def _read_length(read: RequestFields, value: bytes) -> None:
+    # llhttp refuses signs and several lengths already; int() would take more than digits.
+    if read.content_length is not None or not value.isdigit() or len(value) > 18:
+        raise BadRequest("Content-Length must be there once, in digits.")
+    read.content_length = int(value)
+
+
+def _read_coding(read: RequestFields, value: bytes) -> None:
+    if read.is_chunked or value.lower() != b"chunked":
+        raise BadRequest("The only Transfer-Encoding understood is chunked, once.")
+    read.is_chunked = True
+
+
+def _tokens(value: bytes) -> frozenset[bytes]:
+    return frozenset(t.strip().lower() for t in value.split(b",") if t.strip())
+
+
+def _drop_nominated(read: RequestFields, fields: Fields, memo: _Memo) -> None:
+    """Forward the fields anew, without those that Connection names."""
+    read.forwarded.clear()
+    for name, value in fields:
+        if memo[name] in (Kind.FORWARD, Kind.ORIGIN) and name.lower() not in read.connection:
+            read.forwarded += (name, b": ", value, b"\r\n")
+
+
+def presented_key(read: RequestFields) -> bytes:
+    """The one key that the client shows, by ``Authorization: Bearer`` or ``x-api-key``.
+
+    Raises:
+        Unauthorized: none, several, or two that differ. The message never says which.
+    """
+    keys = {*read.api_keys}
+    for value in read.authorizations:
+        scheme, _, key = value.partition(b" ")
+        keys.add(key.strip() if scheme.lower() == b"bearer" else b"")
+    if len(keys) == 1 and len(read.authorizations) <= 1 and len(read.api_keys) <= 1:
+        return keys.pop()
+    raise invalid_key()
+
+
+def invalid_key() -> Unauthorized:
+    """One message for missing, malformed and unknown keys, so that nothing can be probed."""
+    return Unauthorized(
+        "Invalid or missing API key. Send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
+    )
+
+
+def find(fields: Fields, name: bytes) -> bytes | None:
+    """The value of the first field called *name* (in lower case). For rare paths."""
+    return next((v for n, v in fields if n.lower() == name), None)
+
+
+# Responses --------------------------------------------------------------------------------------
+
+
+class Framing(enum.IntEnum):
+    """How the end of a response's body is known (RFC 9112 section 6.3)."""
+
+    NONE = 0
+    LENGTH = 1
+    CHUNKED = 2
+    CLOSE = 3
+
+
+class ResponseFields:
+    """A response's head, sorted."""
+
+    __slots__ = (
+        "connection",
+        "content_type",
+        "forwarded",
+        "framing",
+        "has_date",
+        "keep_alive",
+        "length",
+    )
+
+    def __init__(self) -> None:
+        self.forwarded: list[bytes] = []
+        self.framing = Framing.CLOSE
+        self.length: int | None = None
+        self.has_date = False
+        self.content_type = b""
+        self.connection: frozenset[bytes] = frozenset()
+        self.keep_alive = b""
+
+    @property
+    def is_event_stream(self) -> bool:
+        return self.content_type.lower().startswith(b"text/event-stream")
+
+
+def read_response(fields: Fields, *, status: int, to_head: bool) -> ResponseFields:
+    """Sort a response's *fields* and find out how its body ends.
+
+    Args:
+        fields: as they came.
+        status: the response's status code.
+        to_head: whether it answers a HEAD.
+
+    Raises:
+        UpstreamError: the framing is double or malformed.
+    """
+    read = ResponseFields()
+    forwarded = read.forwarded
+    for name, value in fields:
+        kind = _RESPONSE_MEMO[name]
+        if not kind:
+            forwarded += (name, b": ", value, b"\r\n")
+        elif kind is Kind.CONTENT_TYPE:
+            read.content_type = value
+            forwarded += (name, b": ", value, b"\r\n")
+        elif kind is Kind.CONTENT_LENGTH:
+            if read.length is not None or not value.isdigit() or len(value) > 18:
+                raise UpstreamError("The engine's answer has a malformed Content-Length.")
+            read.length = int(value)
+        elif kind is not Kind.DROP:
+            _read_special_response(read, kind, name, value)
+    if read.connection - _PLAIN_CONNECTION:
+        _drop_nominated_response(read, fields)
+    read.framing = _framing(read, status=status, to_head=to_head)
+    return read
+
+
+def _read_special_response(read: ResponseFields, kind: Kind, name: bytes, value: bytes) -> None:
+    match kind:
+        case Kind.TRANSFER_ENCODING:
+            if read.framing is Framing.CHUNKED or value.lower() != b"chunked":
+                raise UpstreamError("The engine's answer has an unknown Transfer-Encoding.")
+            read.framing = Framing.CHUNKED
+        case Kind.CONNECTION:
+            read.connection |= _tokens(value)
+        case Kind.DATE:
+            read.has_date = True
+            read.forwarded += (name, b": ", value, b"\r\n")
+        case Kind.KEEP_ALIVE:
+            read.keep_alive = value
+        case _:
+            pass
+
+
+def _drop_nominated_response(read: ResponseFields, fields: Fields) -> None:
+    forward = (Kind.FORWARD, Kind.CONTENT_TYPE, Kind.DATE)
+    read.forwarded.clear()
+    for name, value in fields:
+        if _RESPONSE_MEMO[name] in forward and name.lower() not in read.connection:
+            read.forwarded += (name, b": ", value, b"\r\n")
+
+
+def _framing(read: ResponseFields, *, status: int, to_head: bool) -> Framing:
+    if read.framing is Framing.CHUNKED and read.length is not None:
+        raise UpstreamError("The engine's answer has both Content-Length and Transfer-Encoding.")
+    # Whatever they claim, these have no body.
+    if to_head or status in (204, 304):
+        return Framing.NONE
+    if read.framing is Framing.CHUNKED:
+        return Framing.CHUNKED
+    return Framing.CLOSE if read.length is None else Framing.LENGTH

@@ -1,0 +1,251 @@
+"""The header of a GGUF file: what the model is, and whether the file is whole.
+
+Little-endian GGUF of versions 2 and 3, which is all that llama.cpp reads on the machines it
+serves from: big-endian files and version 1 are refused by name.
+
+Nothing here opens a file; the caller hands over ``read`` and the file's size. A hostile file
+costs no more than the bounds in ``gguf_cursor`` and here, and arrays (a vocabulary has 50 000
+to 250 000 strings) are walked over, never kept.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from llama_gguf.core.gguf_cursor import Cursor, GgufError
+from llama_gguf.core.gguf_tables import FILE_TYPES, GUESSED, LOOKS, TENSOR_TYPES
+
+MAGIC: Final = b"GGUF"
+MAX_KEYS: Final = 1 << 16
+MAX_TENSORS: Final = 1 << 17
+MAX_DIMENSIONS: Final = 4  # GGML_MAX_DIMS
+DEFAULT_ALIGNMENT: Final = 32
+
+_STRING: Final = 8
+_ARRAY: Final = 9
+_SCALARS: Final[Mapping[int, struct.Struct]] = {
+    number: struct.Struct("<" + code) for number, code in enumerate("BbHhIif?")
+} | {number: struct.Struct("<" + code) for number, code in enumerate("Qqd", start=10)}
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """An array in the metadata. Only its length is kept."""
+
+    length: int
+
+
+Value = int | float | bool | str | Array
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What a header says. None where it says nothing, or a different thing for each layer."""
+
+    name: str
+    architecture: str
+    size_label: str
+    parameters: int | None
+    quantization: str
+    context_length: int | None
+    layers: int | None
+    embedding_length: int | None
+    head_count: int | None
+    head_count_kv: int | None
+    vocabulary: int | None
+    has_chat_template: bool
+    split_count: int
+    """Files that the model is split into; 1 for a model in one file."""
+    split_no: int
+    file_bytes: int
+    needed_bytes: int
+    """What the file must have at least; less than it has in truth if a tensor's type is unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    elements: int
+    kind: int
+    offset: int
+
+    def end(self) -> int:
+        """Where its data ends, counted from the start of all data; its start if that is unknown."""
+        kind = TENSOR_TYPES.get(self.kind)
+        if kind is None:
+            return self.offset
+        return self.offset + -(-self.elements // kind.elements) * kind.size
+
+
+def looks_like(start: bytes) -> str:
+    """Say what a file that begins with *start* seems to be; empty if it is GGUF or unknown.
+
+    Args:
+        start: the file's first bytes, 16 or more where it has them.
+    """
+    if start.startswith(MAGIC):
+        return ""
+    # safetensors: the length of a JSON text as u64, and then that text.
+    if start[8:9] == b"{" and start[5:8] == b"\0\0\0":
+        return "a safetensors file, which must be converted to GGUF first"
+    if start and not start.strip(b"\0"):
+        return "only zeros, as an interrupted download leaves behind"
+    text = start.lstrip().lower()
+    return next((what for begin, what in LOOKS if text.startswith(begin)), "")
+
+
+def check_start(start: bytes) -> None:
+    """Refuse a file by its first bytes.
+
+    Raises:
+        GgufError: it is empty or something else than GGUF.
+    """
+    if not start:
+        raise GgufError("empty")
+    if start.startswith(MAGIC):
+        return
+    if MAGIC.startswith(start):
+        raise GgufError(f"cut off: it has {len(start)} bytes")
+    look = looks_like(start)
+    raise GgufError("not a GGUF file" + (f"; it looks like {look}" if look else ""))
+
+
+def read_facts(read: Callable[[int], bytes], file_bytes: int) -> ModelFacts:
+    """Read the header of a file and hold it against the file's size.
+
+    Args:
+        read: returns the file's next *n* bytes, from its start on; fewer only at its end.
+        file_bytes: size of the file.
+
+    Raises:
+        GgufError: empty, not GGUF, of a kind that is not supported, nonsense, or cut off,
+            be it in the header or in the data.
+    """
+    header = Cursor(read, file_bytes)
+    check_start(header.peek(64))
+    header.skip(len(MAGIC))
+    _check_version(header.u32())
+    tensor_count = _at_most(MAX_TENSORS, header.u64(), "tensors")
+    key_count = _at_most(MAX_KEYS, header.u64(), "metadata keys")
+    values = {header.text(): _read_value(header) for _ in range(key_count)}
+    tensors = [_read_tensor(header) for _ in range(tensor_count)]
+    needed = _needed_bytes(header.position, tensors, _alignment(values))
+    if needed > file_bytes:
+        raise GgufError(f"cut off: it has {file_bytes} bytes, but needs at least {needed}")
+    return _facts(values, tensors, file_bytes=file_bytes, needed_bytes=needed)
+
+
+def _check_version(version: int) -> None:
+    if version in (2, 3):
+        return
+    if version == 1:
+        raise GgufError("GGUF of version 1, which llama.cpp no longer reads")
+    if version & 0xFFFF == 0:
+        raise GgufError("big-endian GGUF, which is not supported")
+    raise GgufError(f"GGUF of version {version}; versions 2 and 3 are supported")
+
+
+def _at_most(limit: int, count: int, what: str) -> int:
+    if count > limit:
+        raise GgufError(f"no model: it claims to have {count} {what}")
+    return count
+
+
+def _read_value(header: Cursor) -> Value:
+    kind = header.u32()
+    if kind == _STRING:
+        return header.text()
+    if kind == _ARRAY:
+        return _skip_array(header)
+    value: Value = header.unpack(_scalar(kind))[0]
+    return value
+
+
+def _skip_array(header: Cursor) -> Array:
+    kind, length = header.u32(), header.u64()
+    if kind == _STRING:
+        header.skip_strings(length)
+    else:
+        # An array of arrays ends here: llama.cpp does not read one either.
+        header.skip(length * _scalar(kind).size)
+    return Array(length)
+
+
+def _scalar(kind: int) -> struct.Struct:
+    try:
+        return _SCALARS[kind]
+    except KeyError:
+        raise GgufError(f"damaged: a value in its header is of the unknown type {kind}") from None
+
+
+def _read_tensor(header: Cursor) -> _Tensor:
+    header.skip(header.u64())  # its name
+    dimensions = header.u32()
+    if dimensions > MAX_DIMENSIONS:
+        raise GgufError(f"damaged: a tensor in its header has {dimensions} dimensions")
+    elements = math.prod(header.u64() for _ in range(dimensions))
+    return _Tensor(elements=elements, kind=header.u32(), offset=header.u64())
+
+
+def _alignment(values: Mapping[str, Value]) -> int:
+    alignment = values.get("general.alignment", DEFAULT_ALIGNMENT)
+    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
+        raise GgufError(f"damaged: its alignment is {alignment}, which is no power of two")
+    return alignment
+
+
+def _needed_bytes(header_end: int, tensors: Iterable[_Tensor], alignment: int) -> int:
+    data_start = -(-header_end // alignment) * alignment
+    return max((data_start + t.end() for t in tensors), default=header_end)
+
+
+def _facts(
+    values: Mapping[str, Value], tensors: Sequence[_Tensor], *, file_bytes: int, needed_bytes: int
+) -> ModelFacts:
+    architecture = _text(values, "general.architecture")
+    tokens = values.get("tokenizer.ggml.tokens")
+    return ModelFacts(
+        name=_text(values, "general.name"),
+        architecture=architecture,
+        size_label=_text(values, "general.size_label"),
+        parameters=sum(t.elements for t in tensors) or None,
+        quantization=_quantization(values, tensors),
+        context_length=_whole(values, f"{architecture}.context_length"),
+        layers=_whole(values, f"{architecture}.block_count"),
+        embedding_length=_whole(values, f"{architecture}.embedding_length"),
+        head_count=_whole(values, f"{architecture}.attention.head_count"),
+        head_count_kv=_whole(values, f"{architecture}.attention.head_count_kv"),
+        vocabulary=tokens.length if isinstance(tokens, Array) else None,
+        has_chat_template="tokenizer.chat_template" in values,
+        split_count=_whole(values, "split.count") or 1,
+        split_no=_whole(values, "split.no") or 0,
+        file_bytes=file_bytes,
+        needed_bytes=needed_bytes,
+    )
+
+
+def _text(values: Mapping[str, Value], key: str) -> str:
+    """The text of *key*, fit for a terminal: a file from anywhere may hold escape sequences."""
+    value = values.get(key, "")
+    return "".join(c for c in value if c.isprintable()) if isinstance(value, str) else ""
+
+
+def _whole(values: Mapping[str, Value], key: str) -> int | None:
+    value = values.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _quantization(values: Mapping[str, Value], tensors: Iterable[_Tensor]) -> str:
+    """What the file calls itself, else the type that most of its parameters have."""
+    file_type = _whole(values, "general.file_type")
+    if file_type is not None and file_type & ~GUESSED in FILE_TYPES:
+        return FILE_TYPES[file_type & ~GUESSED]
+    held: Counter[int] = Counter()
+    for tensor in tensors:
+        held[tensor.kind] += tensor.elements
+    kinds = [TENSOR_TYPES[kind].name for kind, _ in held.most_common(1) if kind in TENSOR_TYPES]
+    return kinds[0] if kinds else "unknown"

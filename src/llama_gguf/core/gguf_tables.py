@@ -1,0 +1,116 @@
+"""What GGUF's numbers stand for: llama.cpp's file types and ggml's tensor types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+
+class TensorType(NamedTuple):
+    """How ggml stores a tensor's elements: in blocks of a fixed size."""
+
+    name: str
+    elements: int
+    """Elements in a block."""
+    size: int
+    """Bytes of a block."""
+
+
+# The enum ggml_type of ggml.h; numbers that it has withdrawn are left out, so that nothing is
+# claimed of a tensor whose type is not here.
+TENSOR_TYPES: Final[Mapping[int, TensorType]] = {
+    0: TensorType("F32", 1, 4),
+    1: TensorType("F16", 1, 2),
+    2: TensorType("Q4_0", 32, 18),
+    3: TensorType("Q4_1", 32, 20),
+    6: TensorType("Q5_0", 32, 22),
+    7: TensorType("Q5_1", 32, 24),
+    8: TensorType("Q8_0", 32, 34),
+    9: TensorType("Q8_1", 32, 36),
+    10: TensorType("Q2_K", 256, 84),
+    11: TensorType("Q3_K", 256, 110),
+    12: TensorType("Q4_K", 256, 144),
+    13: TensorType("Q5_K", 256, 176),
+    14: TensorType("Q6_K", 256, 210),
+    15: TensorType("Q8_K", 256, 292),
+    16: TensorType("IQ2_XXS", 256, 66),
+    17: TensorType("IQ2_XS", 256, 74),
+    18: TensorType("IQ3_XXS", 256, 98),
+    19: TensorType("IQ1_S", 256, 50),
+    20: TensorType("IQ4_NL", 32, 18),
+    21: TensorType("IQ3_S", 256, 110),
+    22: TensorType("IQ2_S", 256, 82),
+    23: TensorType("IQ4_XS", 256, 136),
+    24: TensorType("I8", 1, 1),
+    25: TensorType("I16", 1, 2),
+    26: TensorType("I32", 1, 4),
+    27: TensorType("I64", 1, 8),
+    28: TensorType("F64", 1, 8),
+    29: TensorType("IQ1_M", 256, 56),
+    30: TensorType("BF16", 1, 2),
+    34: TensorType("TQ1_0", 256, 54),
+    35: TensorType("TQ2_0", 256, 66),
+    39: TensorType("MXFP4", 32, 17),
+    40: TensorType("NVFP4", 64, 36),
+    41: TensorType("Q1_0", 128, 18),
+}
+
+# The enum llama_ftype of llama.h, behind general.file_type.
+FILE_TYPES: Final[Mapping[int, str]] = {
+    0: "F32",
+    1: "F16",
+    2: "Q4_0",
+    3: "Q4_1",
+    7: "Q8_0",
+    8: "Q5_0",
+    9: "Q5_1",
+    10: "Q2_K",
+    11: "Q3_K_S",
+    12: "Q3_K_M",
+    13: "Q3_K_L",
+    14: "Q4_K_S",
+    15: "Q4_K_M",
+    16: "Q5_K_S",
+    17: "Q5_K_M",
+    18: "Q6_K",
+    19: "IQ2_XXS",
+    20: "IQ2_XS",
+    21: "Q2_K_S",
+    22: "IQ3_XS",
+    23: "IQ3_XXS",
+    24: "IQ1_S",
+    25: "IQ4_NL",
+    26: "IQ3_S",
+    27: "IQ3_M",
+    28: "IQ2_S",
+    29: "IQ2_M",
+    30: "IQ4_XS",
+    31: "IQ1_M",
+    32: "BF16",
+    36: "TQ1_0",
+    37: "TQ2_0",
+    38: "MXFP4_MOE",
+    39: "NVFP4",
+    40: "Q1_0",
+    41: "Q2_0",
+}
+GUESSED: Final = 1024
+"""Added to a file type that the writer guessed."""
+
+# How files begin that people take for models, longest first where one begins like another.
+LOOKS: Final[tuple[tuple[bytes, str], ...]] = (
+    (b"version https://git-lfs", "a git-lfs pointer, not the model; `git lfs pull` fetches it"),
+    (b"<!doctype html", "an HTML page, such as a web site shows in place of the file"),
+    (b"<html", "an HTML page, such as a web site shows in place of the file"),
+    (b"<?xml", "an XML text, such as a storage service answers with"),
+    (b"pk\x03\x04", "a zip archive, such as a wheel or a PyTorch checkpoint"),
+    (b"\x80\x02", "a Python pickle, such as a PyTorch checkpoint"),
+    (b"\x1f\x8b", "a gzip file; unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file; unpack it first"),
+    (b"\xfd7zxz", "an xz file; unpack it first"),
+    (b"tjgg", "a GGML file from before GGUF, which llama.cpp no longer reads"),
+    (b"fmgg", "a GGML file from before GGUF, which llama.cpp no longer reads"),
+    (b"lmgg", "a GGML file from before GGUF, which llama.cpp no longer reads"),
+    (b"{", "a JSON text"),
+)
+"""Compared without regard to case, after leading white space."""

@@ -1,0 +1,270 @@
+"""API keys: the only reader and writer of the keys file's line format.
+
+A line is ``key_id:api_key[:rate_limit][:expiration]``, a comment that begins with
+``#``, or blank. ``api_key`` is the secret itself or ``sha256$`` and its digest in hex.
+
+Rule 1: a ``Key`` holds a digest and never a secret, so none can reach a log or a repr.
+
+Rule 2: a ``Problem`` quotes nothing of its line. Who mixes up the fields writes the
+secret where the id belongs, and the reason would carry it into the log.
+
+Rule 3: where two lines claim the same id or the same secret, the first one wins.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Final, Self
+
+from llama_gguf.core.moments import ISO_8601, format_moment, parse_moment
+
+MAX_RATE_LIMIT: Final = 1_000_000_000
+HASH_MARK: Final = "sha256$"
+NEW_FILE: Final = "# key_id:api_key[:rate_limit a minute][:expiration, ISO 8601]\n"
+MAX_KEY_ID_LENGTH: Final = 64
+
+# str.splitlines would also end a line at U+2028 and its like, which an editor shows
+# inside a comment: a key could hide there.
+_LINE: Final = re.compile(r"[^\n]+\n?|\n")
+_AROUND: Final = " \t\r\n\ufeff"  # Windows editors put U+FEFF before the first line
+
+# [0-9] and [A-Za-z], not \d and \w: those take digits and letters of every script.
+_KEY_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_SECRET: Final = re.compile(r"[A-Za-z0-9_-]{16,128}")
+_DIGEST: Final = re.compile(r"sha256\$([0-9A-Fa-f]{64})")
+_DIGITS: Final = re.compile(r"[0-9]+")
+
+_WANTED_LINE: Final = "a line must be key_id:api_key[:rate_limit][:expiration]"
+_WANTED_ID: Final = "the key id must be 1 to 64 of A-Z a-z 0-9 _ -"
+_WANTED_API_KEY: Final = (
+    "the api key must be 16 to 128 of A-Z a-z 0-9 _ -, or sha256$ and 64 hex digits"
+)
+_WANTED_RATE: Final = f"the rate limit must be a whole number from 1 to {MAX_RATE_LIMIT}"
+_WANTED_REST: Final = (
+    "after the api key come a rate limit, an expiration, or both with a colon between them; "
+    f"{_WANTED_RATE}; the expiration must be {ISO_8601}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What is known of one key.
+
+    Args:
+        key_id: the public name.
+        digest: SHA-256 of the secret.
+        rate_limit: requests a minute; None where the gateway's default holds.
+        expires_at: POSIX seconds, always whole; None where it never expires.
+        hashed: whether the file holds the digest and not the secret.
+    """
+
+    key_id: str
+    digest: bytes = field(repr=False)
+    rate_limit: int | None = None
+    expires_at: float | None = None
+    hashed: bool = False
+
+    def is_expired(self, now: float) -> bool:
+        """Whether the key is refused at *now*, in POSIX seconds."""
+        return self.expires_at is not None and now >= self.expires_at
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A line that is skipped: its number, from 1, and what would be right."""
+
+    line: int
+    reason: str
+
+
+class KeyRing:
+    """The keys of one file. Never changed: a reload makes a new one."""
+
+    __slots__ = ("_by_digest", "keys", "problems")
+
+    def __init__(self, keys: Iterable[Key] = (), problems: Iterable[Problem] = ()) -> None:
+        self.keys = tuple(keys)
+        self.problems = tuple(problems)
+        self._by_digest = {key.digest: key for key in self.keys}
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read the text of a keys file. A bad line is skipped and becomes a problem."""
+        keys: list[Key] = []
+        problems: list[Problem] = []
+        line_of: dict[str | bytes, int] = {}  # ids are text and digests bytes: they cannot meet
+        for number, line in enumerate(_LINE.findall(text), 1):
+            try:
+                key = _read_line(line)
+                if key is not None:
+                    _claim(key, number, line_of)
+                    keys.append(key)
+            except ValueError as wanted:
+                problems.append(Problem(number, str(wanted)))
+        return cls(keys, problems)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __repr__(self) -> str:
+        return f"<KeyRing keys={len(self.keys)} problems={len(self.problems)}>"
+
+    def look_up(self, presented: bytes) -> Key | None:
+        """The key whose secret is *presented*, expired or not.
+
+        The digest is what is compared, so how long this takes says nothing about the secret.
+        """
+        return self._by_digest.get(sha256(presented).digest())
+
+    def named(self, key_id: str) -> Key | None:
+        return next((key for key in self.keys if key.key_id == key_id), None)
+
+
+def _claim(key: Key, number: int, line_of: dict[str | bytes, int]) -> None:
+    if key.key_id in line_of:
+        raise ValueError(f"the key id is already on line {line_of[key.key_id]}, which wins")
+    if key.digest in line_of:
+        raise ValueError(f"the api key is already on line {line_of[key.digest]}, which wins")
+    line_of[key.key_id] = line_of[key.digest] = number
+
+
+# Reading one line: each raises ValueError with what is wanted -------------------------------------
+
+
+def _read_line(line: str) -> Key | None:
+    """The key on *line*; None for a comment and a blank line."""
+    line = line.strip(_AROUND)
+    if not line or line.startswith("#"):
+        return None
+    key_id, *others = line.split(":", 2)
+    if not others:
+        raise ValueError(_WANTED_LINE)
+    _check_key_id(key_id)
+    digest, hashed = _read_api_key(others[0])
+    rate_limit, expires_at = _read_rest(others[1]) if len(others) == 2 else (None, None)
+    return Key(key_id, digest, rate_limit, expires_at, hashed)
+
+
+def _check_key_id(text: str) -> None:
+    if not _KEY_ID.fullmatch(text):
+        raise ValueError(_WANTED_ID)
+
+
+def _read_api_key(text: str) -> tuple[bytes, bool]:
+    """The digest, and whether it is all that *text* holds."""
+    if match := _DIGEST.fullmatch(text):
+        return bytes.fromhex(match[1]), True
+    if not _SECRET.fullmatch(text):
+        raise ValueError(_WANTED_API_KEY)
+    return sha256(text.encode("ascii")).digest(), False
+
+
+def _read_rest(text: str) -> tuple[int | None, float | None]:
+    """Rate limit and expiration, of which either may be empty or left out.
+
+    An expiration has colons of its own. So digits up to the first colon are a rate limit;
+    nothing up to it leaves the rate limit out; and anything else is all expiration.
+    """
+    first, _, after = text.partition(":")
+    if first and not _DIGITS.fullmatch(first):
+        try:
+            return None, parse_moment(text).timestamp()
+        except ValueError:
+            raise ValueError(_WANTED_REST) from None
+    rate_limit = parse_rate_limit(first) if first else None
+    try:
+        return rate_limit, parse_moment(after).timestamp() if after else None
+    except ValueError as wanted:
+        raise ValueError(f"the expiration must be {wanted}") from None
+
+
+def parse_rate_limit(text: str) -> int:
+    """Requests a minute.
+
+    Raises:
+        ValueError: with what would be right.
+    """
+    # int() alone would take "+5", "1_000" and digits of other scripts.
+    if not _DIGITS.fullmatch(text) or len(text) > 10 or not 1 <= int(text) <= MAX_RATE_LIMIT:
+        raise ValueError(_WANTED_RATE)
+    return int(text)
+
+
+# Writing ------------------------------------------------------------------------------------------
+
+
+def hashed(secret: str) -> str:
+    """What a file holds in place of *secret* when it is to hold no secret."""
+    return stored_digest(sha256(secret.encode()).digest())
+
+
+def stored_digest(digest: bytes) -> str:
+    return HASH_MARK + digest.hex()
+
+
+def format_line(
+    key_id: str, api_key: str, *, rate_limit: int | None = None, expires_at: float | None = None
+) -> str:
+    """One line of the file, without its end.
+
+    Args:
+        key_id: the public name.
+        api_key: the secret, or what ``hashed`` makes of it.
+        rate_limit: requests a minute.
+        expires_at: POSIX seconds.
+
+    Raises:
+        ValueError: a field could not be read back; with what would be right.
+    """
+    _check_key_id(key_id)
+    _read_api_key(api_key)
+    fields = [key_id, api_key]
+    if rate_limit is not None or expires_at is not None:
+        fields.append("" if rate_limit is None else str(parse_rate_limit(str(rate_limit))))
+    if expires_at is not None:
+        fields.append(format_moment(expires_at))
+    return ":".join(fields)
+
+
+def add_line(text: str, line: str) -> str:
+    """*text* with *line* at its end."""
+    end = _line_end(text)
+    return text + (end if text and not text.endswith("\n") else "") + line + end
+
+
+def replace(text: str, key_id: str, *lines: str) -> str:
+    """*text* with *lines* where the key *key_id* was; with none, the key is removed.
+
+    A later line with the same id or the same secret goes as well: it was skipped for this
+    key's sake, and would let a removed key in again. Every other line stays as it is.
+
+    Raises:
+        KeyError: there is no such key.
+    """
+    key = KeyRing.parse(text).named(key_id)
+    if key is None:
+        raise KeyError(key_id)
+    old = _LINE.findall(text)
+    read = [_read_or_none(line) for line in old]
+    place = read.index(key)
+    kept = [
+        line
+        for line, other in zip(old[place:], read[place:], strict=True)
+        if other is None or (other.key_id != key_id and other.digest != key.digest)
+    ]
+    end = _line_end(text)
+    return "".join([*old[:place], *(line + end for line in lines), *kept])
+
+
+def _read_or_none(line: str) -> Key | None:
+    try:
+        return _read_line(line)
+    except ValueError:
+        return None
+
+
+def _line_end(text: str) -> str:
+    return "\r\n" if "\r\n" in text else "\n"

@@ -1,0 +1,83 @@
+"""How llama-server is started: its argv and its environment, from settings and facts."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Final
+
+from llama_gguf.core.settings import Settings
+from llama_gguf.errors import UserError
+
+# What an image or a platform may have set, and what would open the engine up, move it,
+# or make it serve another model. (Flags win over these variables, but not over all of
+# them: LLAMA_ARG_API_PREFIX or LLAMA_ARG_TOOLS have no flag of ours against them.)
+_REFUSED: Final = re.compile(
+    r"LLAMA_ARG_(?:HOST|PORT|REUSE_PORT|API_PREFIX|API_KEY.*|SSL_.*|CORS_.*|TOOLS.*|AGENT|MCP_.*"
+    r"|UI_MCP_PROXY|ENDPOINT_PROPS|MODEL|MODEL_URL|MODELS_.*|HF_.*|DOCKER_REPO|ALIAS|LOG_FILE)"
+    r"|LLAMA_API_KEY|AIP_.*"
+)
+# Ours; the engine has no business with them.
+_SECRETS: Final = frozenset({"BACKEND_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})
+
+
+def engine_argv(binary: str, settings: Settings, *, model_path: str, alias: str) -> list[str]:
+    """The command line of llama-server. No secret is ever in it.
+
+    Args:
+        binary: path of llama-server.
+        settings: NGL, CTX, and so on.
+        model_path: the GGUF file, or the first of its parts.
+        alias: the name that ``/v1/models`` shows instead of a path.
+    """
+    argv = [binary, "--model", model_path, "--alias", alias]
+    if settings.backend_socket:
+        argv += ["--host", settings.backend_socket]
+    else:
+        argv += ["--host", settings.backend_host, "--port", str(settings.port_backend)]
+    argv += ["--ctx-size", str(settings.ctx), "--n-gpu-layers", str(settings.ngl)]
+    if settings.threads:
+        argv += ["--threads", str(settings.threads)]
+    if settings.parallel:
+        argv += ["--parallel", str(settings.parallel)]
+    return [*argv, "--metrics", *extra_args(settings)]
+
+
+def extra_args(settings: Settings) -> list[str]:
+    """EXTRA_ARGS as a shell would split them.
+
+    Raises:
+        UserError: a quote is not closed, or a secret would end up in argv.
+    """
+    try:
+        words = shlex.split(settings.extra_args)
+    except ValueError as error:
+        raise UserError(
+            f"EXTRA_ARGS cannot be split as a shell would: {error}. Check its quotes.",
+            exit_status=2,
+        ) from None
+    if any(word.partition("=")[0] == "--api-key" for word in words):
+        raise UserError(
+            "EXTRA_ARGS has --api-key, which every user of the machine could read. "
+            "Set BACKEND_API_KEY instead.",
+            exit_status=2,
+        )
+    return words
+
+
+def engine_environment(
+    environ: Mapping[str, str], *, api_key: str, changes: Mapping[str, str]
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The environment of llama-server, and the variables that were kept from it.
+
+    The key goes in by ``LLAMA_API_KEY``, which, unlike argv, only the same user can read.
+
+    Args:
+        environ: our own.
+        api_key: what the gateway will show.
+        changes: what the engine needs to find its libraries.
+    """
+    kept_back = tuple(sorted(name for name in environ if _REFUSED.fullmatch(name)))
+    passed = {k: v for k, v in environ.items() if k not in kept_back and k not in _SECRETS}
+    return {**passed, **changes, "LLAMA_API_KEY": api_key}, kept_back

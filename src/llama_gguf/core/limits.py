@@ -1,0 +1,101 @@
+"""Sliding-window rate limits.
+
+Nothing here reads a clock or sleeps: the caller passes ``now``, in seconds on
+any clock that never runs backwards (``loop.time()``, never ``time.time()``).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+
+class SlidingWindow:
+    """Admit at most *limit* requests in any *window* seconds.
+
+    Exact, at the price of one float per admitted request: memory is bounded
+    by *limit*, and the work by the number of requests that left the window.
+
+    Raises:
+        ValueError: *limit* is below 1, or *window* is not above 0.
+    """
+
+    __slots__ = ("_admitted", "limit", "window")
+
+    def __init__(self, *, limit: int, window: float = 60.0) -> None:
+        if limit < 1:
+            raise ValueError(f"limit must be at least 1, not {limit}")
+        if window <= 0:
+            raise ValueError(f"window must be above 0 seconds, not {window}")
+        self.limit = limit
+        self.window = window
+        self._admitted: deque[float] = deque()
+
+    def hit(self, now: float) -> float:
+        """Decide one request that arrived at *now*.
+
+        Returns:
+            0.0 when it is admitted, else the seconds until one would be: a
+            number and not an object, since this runs once per request.
+
+        A refused request leaves no trace, so a client that keeps knocking is
+        let in as soon as its oldest admitted request leaves the window.
+        """
+        wait = self.retry_after(now)
+        if not wait:
+            self._admitted.append(now)
+        return wait
+
+    def retry_after(self, now: float) -> float:
+        """What ``hit`` would return at *now*, without counting anything."""
+        admitted = self._admitted
+        horizon = now - self.window
+        while admitted and admitted[0] <= horizon:
+            admitted.popleft()
+        if len(admitted) < self.limit:
+            return 0.0
+        # A lowered limit may leave more in the window than it allows: all but the newest
+        # limit - 1 have to leave. The result is above zero but for rounding.
+        return max(admitted[len(admitted) - self.limit] - horizon, 1e-9)
+
+    def remaining(self, now: float) -> int:
+        """How many requests would be admitted at *now*."""
+        self.retry_after(now)
+        return max(self.limit - len(self._admitted), 0)
+
+    def reset(self, now: float) -> float:
+        """Seconds until nothing counts any more."""
+        self.retry_after(now)
+        return self._admitted[-1] + self.window - now if self._admitted else 0.0
+
+
+class FailureLimit:
+    """How many wrong keys an address may try in a minute.
+
+    Memory is bounded whatever is thrown at it: when the table is full, the address
+    that was seen first is forgotten.
+
+    Args:
+        per_minute: wrong keys in any 60 seconds; 0 = any number.
+    """
+
+    MAX_ADDRESSES = 10_000
+
+    def __init__(self, *, per_minute: int) -> None:
+        self._per_minute = per_minute
+        self._windows: dict[str, SlidingWindow] = {}
+
+    def retry_after(self, address: str, now: float) -> float:
+        """Seconds that *address* has to wait before its key is looked at; 0.0 for most."""
+        window = self._windows.get(address)
+        return 0.0 if window is None else window.retry_after(now)
+
+    def failed(self, address: str, now: float) -> None:
+        """Count a wrong key from *address*."""
+        if not self._per_minute:
+            return
+        window = self._windows.get(address)
+        if window is None:
+            if len(self._windows) >= self.MAX_ADDRESSES:
+                del self._windows[next(iter(self._windows))]
+            window = self._windows[address] = SlidingWindow(limit=self._per_minute)
+        window.hit(now)

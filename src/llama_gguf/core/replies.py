@@ -1,0 +1,145 @@
+"""Every answer of our own, as bytes. Nothing else turns an error into one.
+
+Errors go out in OpenAI's envelope, on ``/v1/messages`` in Anthropic's. CORS fields
+are made here too, since an answer without them is invisible to a browser.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Final
+
+from llama_gguf.core.fields import Fields, find
+from llama_gguf.errors import GatewayError, MethodNotAllowed, Unauthorized
+
+JSON: Final = b"application/json"
+
+_REASONS: Final = {s.value: s.phrase.encode("ascii") for s in HTTPStatus}
+
+# Anthropic's names for what went wrong, by status; they have none for the others.
+_ANTHROPIC_TYPES: Final = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def head(status: int, fields: Iterable[bytes], *, length: int, content_type: bytes = b"") -> bytes:
+    """The head of an answer of our own; *fields* are whole lines."""
+    lines = [b"HTTP/1.1 %d %b\r\n" % (status, _REASONS.get(status, b"")), *fields]
+    if content_type:
+        lines.append(b"Content-Type: %b\r\n" % content_type)
+    if status != HTTPStatus.NO_CONTENT:
+        lines.append(b"Content-Length: %d\r\n" % length)
+    lines.append(b"\r\n")
+    return b"".join(lines)
+
+
+def envelope(error: GatewayError, *, is_anthropic: bool, request_id: str) -> bytes:
+    """*error* as the JSON that OpenAI's (or Anthropic's) clients understand."""
+    if not is_anthropic:
+        content = {
+            "message": error.message,
+            "type": error.type,
+            "param": None,
+            "code": error.code,
+        }
+        return json.dumps({"error": content}).encode()
+    fallback = "invalid_request_error" if error.status < 500 else "api_error"
+    type_ = _ANTHROPIC_TYPES.get(error.status, fallback)
+    return json.dumps(
+        {
+            "type": "error",
+            "error": {"type": type_, "message": error.message},
+            "request_id": request_id,
+        }
+    ).encode()
+
+
+def error_fields(error: GatewayError) -> list[bytes]:
+    """The header lines that go with *error*."""
+    lines: list[bytes] = []
+    if isinstance(error, Unauthorized):
+        # RFC 9110 section 15.5.2: a 401 names a challenge.
+        lines.append(b'WWW-Authenticate: Bearer realm="llama-gguf"\r\n')
+    if isinstance(error, MethodNotAllowed):
+        lines.append(b"Allow: %b\r\n" % error.allow.encode())
+    if error.retry_after is not None:
+        # Whole seconds rounded up, or a client that obeys comes back too early.
+        lines.append(b"Retry-After: %d\r\n" % max(1, math.ceil(error.retry_after)))
+        lines.append(b"retry-after-ms: %d\r\n" % max(1, math.ceil(error.retry_after * 1000)))
+    if error.should_retry is not None:
+        lines.append(b"x-should-retry: %b\r\n" % (b"true" if error.should_retry else b"false"))
+    return lines
+
+
+def error_event(error: GatewayError, *, is_anthropic: bool, request_id: str) -> bytes:
+    """*error* as a server-sent event, for a stream whose head has gone out."""
+    data = envelope(error, is_anthropic=is_anthropic, request_id=request_id)
+    prefix = b"event: error\n" if is_anthropic else b""
+    return b"%bdata: %b\n\n" % (prefix, data)
+
+
+class Cors:
+    """Cross-origin rules for the configured *origins*; none means that CORS is off.
+
+    Source: the Fetch standard, https://fetch.spec.whatwg.org/#http-cors-protocol
+    """
+
+    _EXPOSED: Final = (
+        b"Access-Control-Expose-Headers: x-request-id, retry-after, retry-after-ms, "
+        b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "
+        b"x-ratelimit-reset-requests\r\n"
+    )
+    _SANE_NAMES: Final = re.compile(rb"[A-Za-z0-9_.\-, \t]{1,2048}")
+    _METHODS: Final = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+
+    def __init__(self, origins: tuple[str, ...]) -> None:
+        self.is_on = bool(origins)
+        self._any = "*" in origins
+        self._origins = frozenset(o.encode() for o in origins)
+
+    def fields(self, origin: bytes | None) -> bytes:
+        """The lines that every answer to a request from *origin* carries."""
+        if not self.is_on:
+            return b""
+        if self._any:
+            return b"Access-Control-Allow-Origin: *\r\n" + self._EXPOSED
+        if origin is None or origin not in self._origins:
+            return b"Vary: Origin\r\n"
+        return b"Access-Control-Allow-Origin: %b\r\nVary: Origin\r\n%b" % (origin, self._EXPOSED)
+
+    def preflight(self, fields: Fields, origin: bytes | None) -> list[bytes]:
+        """The lines of the answer to an OPTIONS request."""
+        if not self.is_on or find(fields, b"access-control-request-method") is None:
+            return [b"Allow: %b\r\n" % self._METHODS]
+        if not self._any and origin not in self._origins:
+            return []
+        lines = [
+            b"Access-Control-Allow-Methods: %b\r\n" % self._METHODS,
+            b"Access-Control-Max-Age: 86400\r\n",
+            b"Vary: Access-Control-Request-Headers\r\n",
+        ]
+        # Echoed, since clients send what they like (x-stainless-*, anthropic-*).
+        names = find(fields, b"access-control-request-headers")
+        if names and self._SANE_NAMES.fullmatch(names):
+            lines.append(b"Access-Control-Allow-Headers: %b\r\n" % names)
+        return lines
+
+
+def duration_text(seconds: float) -> bytes:
+    """*seconds* as OpenAI writes them in ``x-ratelimit-reset-requests``: 120ms, 7s, 6m0s."""
+    if seconds < 1:
+        return b"%dms" % math.ceil(seconds * 1000)
+    whole = math.ceil(seconds)
+    return b"%ds" % whole if whole < 60 else b"%dm%ds" % divmod(whole, 60)

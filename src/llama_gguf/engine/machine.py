@@ -1,0 +1,81 @@
+"""What the machine has: GPU, memory, disk. For the boot log, `check`, and people in trouble."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from typing import Final
+
+_NVIDIA_SMI_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Sizes in bytes; None where it cannot be told."""
+
+    system: str
+    cpus: int
+    memory_total: int | None
+    memory_available: int | None
+    gpus: tuple[str, ...]
+
+    @property
+    def gpu_text(self) -> str:
+        return "; ".join(self.gpus) if self.gpus else "none found: CPU mode"
+
+
+def look(path: str) -> Machine:
+    """Look at the machine.
+
+    Args:
+        path: the PATH to search for nvidia-smi.
+    """
+    memory = _meminfo()
+    return Machine(
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        cpus=len(os.sched_getaffinity(0)),
+        memory_total=memory.get("MemTotal"),
+        memory_available=memory.get("MemAvailable"),
+        gpus=_nvidia_gpus(path),
+    )
+
+
+def free_disk(folder: str) -> int | None:
+    """Free bytes where *folder* is, or will be."""
+    while folder and not os.path.isdir(folder):
+        parent = os.path.dirname(folder)
+        if parent == folder:
+            return None
+        folder = parent
+    return shutil.disk_usage(folder or ".").free
+
+
+def _meminfo() -> dict[str, int]:
+    """Sizes of proc(5)'s meminfo, in bytes."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as f:
+            rows = [line.split() for line in f]
+    except OSError:
+        return {}
+    return {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows if len(row) == 3}
+
+
+def _nvidia_gpus(path: str) -> tuple[str, ...]:
+    program = shutil.which("nvidia-smi", path=path)
+    if program is None:
+        return ()
+    query = ["--query-gpu=name,memory.total,memory.free,driver_version", "--format=csv,noheader"]
+    try:
+        result = subprocess.run(
+            [program, *query],
+            capture_output=True,
+            text=True,
+            timeout=_NVIDIA_SMI_SECONDS,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(line.strip() for line in result.stdout.splitlines() if line.strip())

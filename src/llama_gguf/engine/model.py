@@ -1,0 +1,209 @@
+"""Which model file is meant, and whether it can be served."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from llama_gguf.core.gguf import ModelFacts, read_facts
+from llama_gguf.core.gguf_cursor import GgufError
+from llama_gguf.errors import UserError
+
+MAX_LISTED: Final = 20
+SUFFIX: Final = ".gguf"
+
+# The names that llama-gguf-split gives; llama-server finds the other parts by them.
+_PART: Final = re.compile(r"(?P<stem>.+)-(?P<no>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf")
+
+NOT_NAMED: Final = 2
+"""Exit status when no file is named by the settings: nothing given, not there, a folder."""
+BROKEN: Final = 1
+"""Exit status when the file that is named cannot be served."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    path: str
+    """Absolute. What llama-server is given: of a split model, the first part."""
+    parts: tuple[str, ...]
+    """Every file of the model, in order; ``path`` is the first."""
+    bytes: int
+    """Size of all parts together."""
+    facts: ModelFacts
+    """Of a split model: the first part's, with the numbers that add up added up."""
+
+
+def resolve(
+    *, model_path: str, model_name: str, models_dir: str, pulled: Mapping[str, str]
+) -> Model:
+    """Find the model that the settings name, and check its files.
+
+    1. MODEL_PATH wins.
+    2. A MODEL_NAME with a slash in it, or that is a file, is a path.
+    3. Else it is a file in MODELS_DIR, with or without ``.gguf``.
+    4. Else it is a name that ``pull`` knows, whose file is in MODELS_DIR.
+
+    Args:
+        model_path: MODEL_PATH, empty if not set.
+        model_name: MODEL_NAME, empty if not set.
+        models_dir: MODELS_DIR.
+        pulled: the file that ``pull`` makes of each name it knows.
+
+    Raises:
+        UserError: exit status ``NOT_NAMED`` or ``BROKEN``; the message ends in what there is.
+    """
+    try:
+        return read_model(_find(model_path, model_name, models_dir=models_dir, pulled=pulled))
+    except UserError as error:
+        raise UserError(f"{error}\n{listing(models_dir)}", error.exit_status) from None
+
+
+def _find(model_path: str, model_name: str, *, models_dir: str, pulled: Mapping[str, str]) -> str:
+    if not model_path and not model_name:
+        raise UserError(
+            "No model is named. Name one with `llama-gguf serve MODEL`, MODEL_NAME or MODEL_PATH.",
+            NOT_NAMED,
+        )
+    if model_path:
+        candidates = [model_path]  # 1
+    elif "/" in model_name or os.path.isfile(model_name):
+        candidates = [model_name]  # 2
+    else:
+        names = [model_name, model_name + SUFFIX]  # 3
+        names += [pulled[model_name]] if model_name in pulled else []  # 4
+        candidates = [os.path.join(models_dir, name) for name in names]
+    return _first_there(candidates, model_path or model_name, pulled=pulled)
+
+
+def _first_there(candidates: Sequence[str], wanted: str, *, pulled: Mapping[str, str]) -> str:
+    # Of a split model the first part may be what is missing: `read_model` says so. And a
+    # folder is taken only where there is no file, as it may stand beside one: x/ and x.gguf.
+    there = [c for c in candidates if any(os.path.lexists(p) for p in part_paths(c))]
+    if there:
+        return next((c for c in there if not os.path.isdir(c)), there[0])
+    if wanted in pulled:
+        hint = f"It has not been fetched yet: `llama-gguf pull {wanted}` does that."
+    else:
+        hint = "Look at the spelling, or fetch one with `llama-gguf pull`."
+    raise UserError(f"There is no model {wanted}. {hint}", NOT_NAMED)
+
+
+def read_model(path: str) -> Model:
+    """Check every file of the model that *path* is, or is a part of.
+
+    Raises:
+        UserError: exit status ``NOT_NAMED`` for a folder, ``BROKEN`` for all else.
+    """
+    parts = tuple(os.path.abspath(p) for p in part_paths(path))
+    missing = [os.path.basename(p) for p in parts if not os.path.exists(p)]
+    if missing:
+        raise UserError(_missing_message(path, missing, count=len(parts)), BROKEN)
+    facts = [read_file(p) for p in parts]
+    if len(parts) == 1 and facts[0].split_count > 1:
+        raise UserError(
+            f"{path} is one of {facts[0].split_count} parts, but it is not named so: llama-server "
+            "finds the others by names like MODEL-00001-of-00003.gguf. Give the files these names.",
+            BROKEN,
+        )
+    whole = _added_up(facts)
+    return Model(path=parts[0], parts=parts, bytes=whole.file_bytes, facts=whole)
+
+
+def part_paths(path: str) -> list[str]:
+    """Every part of the split model that *path* names a part of; just *path* if it is none."""
+    folder, name = os.path.split(path)
+    match = _PART.fullmatch(name)
+    if match is None or not 1 <= int(match["no"]) <= int(match["count"]):
+        return [path]
+    stem, count = match["stem"], match["count"]
+    return [
+        os.path.join(folder, f"{stem}-{no:05}-of-{count}{SUFFIX}")
+        for no in range(1, int(count) + 1)
+    ]
+
+
+def _missing_message(path: str, missing: Sequence[str], *, count: int) -> str:
+    if count == 1:
+        return f"{path} is a link to a file that is not there."
+    shown = [f"  {name}" for name in missing[:MAX_LISTED]]
+    if len(missing) > MAX_LISTED:
+        shown.append(f"  and {len(missing) - MAX_LISTED} more")
+    return "\n".join(
+        [f"{path} is one of {count} parts. Fetch those that are missing beside it:", *shown]
+    )
+
+
+def read_file(path: str) -> ModelFacts:
+    """Check one file by itself; raises as ``read_model`` does."""
+    try:
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            raise UserError(f"{path} is a folder. Name the {SUFFIX} file in it.", NOT_NAMED)
+        if not stat.S_ISREG(status.st_mode):  # a pipe would block for ever
+            raise UserError(f"{path} is no ordinary file.", NOT_NAMED)
+        with open(path, "rb") as file:
+            return read_facts(file.read, status.st_size)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read: {error.strerror}. Look at its owner and mode.", BROKEN
+        ) from None
+    except GgufError as error:
+        raise UserError(
+            f"{path} is {error}.\nFetch it again, as `llama-gguf pull` does, or name another.",
+            BROKEN,
+        ) from None
+
+
+def is_whole(path: str) -> bool:
+    """Whether a model file is at *path* and nothing is wrong with it."""
+    try:
+        read_file(path)
+    except UserError:
+        return False
+    return True
+
+
+def _added_up(facts: Sequence[ModelFacts]) -> ModelFacts:
+    return dataclasses.replace(
+        facts[0],
+        parameters=sum(f.parameters or 0 for f in facts) or None,
+        file_bytes=sum(f.file_bytes for f in facts),
+        needed_bytes=sum(f.needed_bytes for f in facts),
+    )
+
+
+def listing(models_dir: str) -> str:
+    """Say which models are in *models_dir*, with their sizes, or how to get a first one."""
+    models = sorted(_models_in(models_dir))
+    if not models:
+        return (
+            f"There are no {SUFFIX} files in {models_dir}. "
+            "`llama-gguf pull smollm2` fetches a small demo model."
+        )
+    lines = [f"  {name}  {size_text(size)}" for name, size in models[:MAX_LISTED]]
+    if len(models) > MAX_LISTED:
+        lines.append(f"  and {len(models) - MAX_LISTED} more")
+    return "\n".join([f"Models in {models_dir}:", *lines])
+
+
+def _models_in(folder: str) -> Iterator[tuple[str, int]]:
+    """Yield name and size of each model; a split one is its first part, with the size of all."""
+    try:
+        names = {name for name in os.listdir(folder) if name.endswith(SUFFIX)}
+    except OSError:
+        return
+    names = {name for name in names if os.path.isfile(os.path.join(folder, name))}
+    for name in names:
+        parts = [p for p in part_paths(name) if p in names]
+        if name == parts[0]:
+            yield name, sum(os.path.getsize(os.path.join(folder, p)) for p in parts)
+
+
+def size_text(size: int) -> str:
+    """*size* in bytes for people: ``98.4 MB``."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

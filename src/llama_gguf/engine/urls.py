@@ -1,0 +1,38 @@
+"""Which URLs can be asked for, and what of one may be shown: logins and queries hold secrets."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+from llama_gguf.errors import UserError
+
+
+def check_url(url: str) -> None:
+    """Refuse a URL that cannot be asked for.
+
+    Raises:
+        UserError: exit status 2.
+    """
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
+    except ValueError:
+        usable = None
+    if not usable:
+        raise UserError(
+            f"{shown(url)} is no URL to fetch from; wanted: https://HOST/PATH", exit_status=2
+        )
+
+
+def shown(url: str) -> str:
+    """*url* for people and logs: without login, query and fragment, where secrets may be."""
+    scheme, separator, rest = url.partition("://")
+    host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+    return scheme + separator + host.rpartition("@")[2] + slash + path
+
+
+def masked(text: str) -> str:
+    """*text* without the credentials and the queries of the URLs in it."""
+    text = re.sub(r"(?<=://)[^/\s]+@", "***@", text)
+    return re.sub(r"(://[^\s?#]+)\?[^\s#]*", r"\1?***", text)

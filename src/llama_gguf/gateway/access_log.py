@@ -1,0 +1,115 @@
+"""One line per exchange, formatted and written off the event loop.
+
+The hot path appends a tuple. A tick of the gateway hands what has gathered to a
+thread, so that neither a slow disk nor a full one is ever felt by a request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+
+_log: Final = logging.getLogger(__name__)
+
+
+class Record(NamedTuple):
+    """What there is to say of one exchange. Times in seconds, sizes in bytes."""
+
+    ended_at: float
+    """POSIX seconds."""
+    request_id: str
+    key_id: str
+    address: str
+    method: str
+    path: str
+    status: int
+    bytes_in: int
+    bytes_out: int
+    queued: float
+    first_byte: float
+    duration: float
+    outcome: str
+
+
+def _facts(record: Record) -> dict[str, str | int | float]:
+    return {
+        "time": datetime.fromtimestamp(record.ended_at, UTC).isoformat(timespec="milliseconds"),
+        "request_id": record.request_id,
+        "key_id": record.key_id,
+        "client": record.address,
+        "method": record.method,
+        "path": record.path,
+        "status": record.status,
+        "bytes_in": record.bytes_in,
+        "bytes_out": record.bytes_out,
+        "queue_ms": round(record.queued * 1000, 1),
+        "first_byte_ms": round(record.first_byte * 1000, 1),
+        "duration_ms": round(record.duration * 1000, 1),
+        "outcome": record.outcome,
+    }
+
+
+def as_json(record: Record) -> str:
+    return json.dumps(_facts(record))
+
+
+def as_text(record: Record) -> str:
+    """``time key=value …``: no value has a space in it, so that no field can forge another."""
+    facts = _facts(record)
+    time = facts.pop("time")
+    return f"{time} " + " ".join(f"{k}={_escaped(v)}" for k, v in facts.items())
+
+
+def _escaped(value: str | float) -> str:
+    text = str(value) or "-"
+    if text.isascii() and text.isprintable() and " " not in text:
+        return text
+    return text.encode("unicode_escape").decode("ascii").replace(" ", "\\x20")
+
+
+class AccessLog:
+    """Appends lines to a file, which is opened when there is something to write.
+
+    Args:
+        path: the file; its folder is made when it is missing.
+        log_format: ``text`` or ``json``.
+    """
+
+    def __init__(self, path: str, log_format: str) -> None:
+        self._path = path
+        self._line: Callable[[Record], str] = as_json if log_format == "json" else as_text
+        self._fd: int | None = None
+        self._has_complained = False
+        self.pending: list[Record] = []
+
+    def take(self) -> list[Record]:
+        """What has gathered since the last call."""
+        taken, self.pending = self.pending, []
+        return taken
+
+    def write(self, records: Iterable[Record]) -> None:
+        """Write *records*. Runs in a thread; a failure is reported once and loses the lines."""
+        text = "".join(self._line(record) + "\n" for record in records)
+        try:
+            if self._fd is None:
+                os.makedirs(os.path.dirname(self._path) or ".", exist_ok=True)
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+                self._fd = os.open(self._path, flags, 0o640)
+            os.write(self._fd, text.encode())
+            self._has_complained = False
+        except OSError as error:
+            if not self._has_complained:
+                _log.warning("the access log %s cannot be written: %s", self._path, error.strerror)
+            self._has_complained = True
+
+    def reopen(self) -> None:
+        """Let go of the file, so that the next line goes to whatever has its name then."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            with contextlib.suppress(OSError):
+                os.close(fd)

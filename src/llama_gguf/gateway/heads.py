@@ -1,0 +1,128 @@
+"""Heads, parsed by llhttp.
+
+The callers cut a head at its blank line and hand it over whole, so that llhttp
+never sees a body and nothing of the next message. It refuses bare CR and LF, NUL,
+folded lines, white space before a colon, and versions other than 1.0 and 1.1; the
+rules that it leaves open (Host, exact codings) are in ``core/fields.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import httptools
+
+from llama_gguf.core.fields import Fields
+from llama_gguf.errors import BadRequest, UpstreamError
+
+HEAD_END: Final = b"\r\n\r\n"
+
+
+@dataclass(slots=True)
+class RequestHead:
+    method: bytes
+    target: bytes
+    """In origin form: path and query. ``*`` only with OPTIONS."""
+    path: bytes
+    version: str
+    fields: Fields
+
+
+@dataclass(slots=True)
+class ResponseHead:
+    status: int
+    reason: bytes
+    version: str
+    fields: Fields
+
+
+class _Collector:
+    """What llhttp calls. Parsing is synchronous, so one serves the whole process."""
+
+    __slots__ = ("fields", "reason", "url")
+
+    def __init__(self) -> None:
+        self.fields: Fields = []
+        self.url = b""
+        self.reason = b""
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_status(self, reason: bytes) -> None:
+        self.reason += reason
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.fields.append((name, value))
+
+
+_collector: Final = _Collector()
+
+
+def parse_request(head: bytes) -> RequestHead:
+    """Parse *head*, which ends with its blank line.
+
+    Raises:
+        BadRequest: it is not a request of HTTP/1.0 or 1.1, or could be read in two ways.
+    """
+    collector = _collector
+    collector.fields = []
+    collector.url = b""
+    parser = httptools.HttpRequestParser(collector)
+    try:
+        parser.feed_data(head)
+    except httptools.HttpParserUpgrade:
+        pass  # an offer that is not taken up (RFC 9110 section 7.8): the request counts as it is
+    except httptools.HttpParserCallbackError:
+        raise  # a bug of ours; it is an HttpParserError too, so it has to be caught first
+    except httptools.HttpParserError as error:
+        raise BadRequest(f"The request cannot be parsed: {error}.") from None
+    version = parser.get_http_version()
+    if version not in ("1.0", "1.1"):
+        raise BadRequest("Only HTTP/1.0 and HTTP/1.1 are understood.")
+    method: bytes = parser.get_method()
+    target = _origin_form(method, collector.url)
+    return RequestHead(method, target, target.partition(b"?")[0], version, collector.fields)
+
+
+def _origin_form(method: bytes, target: bytes) -> bytes:
+    """*target* as path and query (RFC 9112 section 3.2).
+
+    The authority of an absolute form is dropped with the Host field: the gateway
+    has one backend and never builds anything from either.
+    """
+    if target.startswith(b"/"):
+        return target
+    if method == b"CONNECT" or (method == b"OPTIONS" and target == b"*"):
+        return b"*"
+    scheme, separator, rest = target.partition(b"://")
+    if separator and scheme.lower() in (b"http", b"https"):
+        authority, _, path = rest.partition(b"/")
+        if authority and not any(c in authority for c in b"?#@"):
+            return b"/" + path
+    raise BadRequest("The request target is neither a path nor an http URL.")
+
+
+def parse_response(head: bytes) -> ResponseHead:
+    """Parse *head*, which ends with its blank line.
+
+    Raises:
+        UpstreamError: it is not a response of HTTP/1.0 or 1.1.
+    """
+    collector = _collector
+    collector.fields = []
+    collector.reason = b""
+    parser = httptools.HttpResponseParser(collector)
+    try:
+        parser.feed_data(head)
+    except httptools.HttpParserUpgrade:
+        pass
+    except httptools.HttpParserCallbackError:
+        raise
+    except httptools.HttpParserError:
+        raise UpstreamError("The engine's answer is not HTTP.") from None
+    status: int = parser.get_status_code()
+    if not 100 <= status <= 599:
+        raise UpstreamError("The engine's answer has an impossible status.")
+    return ResponseHead(status, collector.reason, parser.get_http_version(), collector.fields)

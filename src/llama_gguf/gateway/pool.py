@@ -1,0 +1,95 @@
+"""Connections to llama-server: kept for a moment, connected when there is none.
+
+Facts of llama-server that decide here: it closes an idle connection after 5 s and
+any after 100 requests, it closes after a stream without saying so, and an idle
+kept connection holds one of its few HTTP threads. So the idle ones are few, young
+and retired early.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from llama_gguf.core.settings import Settings
+from llama_gguf.errors import UpstreamError
+from llama_gguf.gateway.upstream import UpstreamConnection
+
+MAX_IDLE: Final = 64
+"""Kept connections; more than any engine has slots, so that slots bound it in practice."""
+IDLE_SECONDS: Final = 3.0
+MAX_REQUESTS: Final = 90
+
+
+class Pool:
+    def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
+        self._settings = settings
+        self._loop = loop
+        self._idle: deque[UpstreamConnection] = deque()
+        self._connecting: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        return f"<Pool idle={len(self._idle)} connecting={len(self._connecting)}>"
+
+    def take(self) -> UpstreamConnection | None:
+        """A kept connection, the youngest first, so that the others can grow old and go."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_usable:
+                return connection
+        return None
+
+    def give_back(self, connection: UpstreamConnection) -> None:
+        """Keep *connection* for another request, or close it."""
+        if connection.requests >= MAX_REQUESTS or len(self._idle) >= MAX_IDLE:
+            connection.close()
+            return
+        connection.idle_since = self._loop.time()
+        self._idle.append(connection)
+
+    def retire_idle(self, older_than: float = 0.0) -> None:
+        """Close connections that have been idle for *older_than* seconds or more."""
+        horizon = self._loop.time() - older_than
+        while self._idle and self._idle[0].idle_since <= horizon:
+            self._idle.popleft().close()
+
+    def connect(
+        self,
+        on_connected: Callable[[UpstreamConnection], None],
+        on_failed: Callable[[UpstreamError], None],
+    ) -> asyncio.Task[None]:
+        """Connect, then call one of the two; cancelling the task calls neither."""
+        coroutine = self._connect(on_connected, on_failed)
+        task = self._loop.create_task(coroutine, name="connect to llama-server")
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+        return task
+
+    async def _connect(
+        self,
+        on_connected: Callable[[UpstreamConnection], None],
+        on_failed: Callable[[UpstreamError], None],
+    ) -> None:
+        try:
+            async with asyncio.timeout(self._settings.backend_connect_timeout):
+                connection = await self._open()
+        except TimeoutError:
+            on_failed(UpstreamError("The engine did not accept a connection in time."))
+        except OSError:
+            on_failed(UpstreamError("The engine refused the connection."))
+        else:
+            on_connected(connection)
+
+    async def _open(self) -> UpstreamConnection:
+        settings = self._settings
+        if settings.backend_socket:
+            _, connection = await self._loop.create_unix_connection(
+                lambda: UpstreamConnection(self), settings.backend_socket
+            )
+        else:
+            _, connection = await self._loop.create_connection(
+                lambda: UpstreamConnection(self), settings.backend_host, settings.port_backend
+            )
+        return connection

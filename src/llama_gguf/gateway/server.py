@@ -1,0 +1,227 @@
+"""Listens, ticks, reloads and drains: the life of one gateway.
+
+    STARTING -> SERVING -> DRAINING -> STOPPED
+
+How the engine is comes over the supervisor's channel, or, for a gateway on its
+own, from a probe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from typing import Any, Final
+
+from llama_gguf.core.engine import EngineState, EngineStatus
+from llama_gguf.core.settings import Settings
+from llama_gguf.errors import ReloadFailed, UserError
+from llama_gguf.gateway.client import ClientConnection
+from llama_gguf.gateway.pool import IDLE_SECONDS
+from llama_gguf.gateway.shared import Shared, wall_now
+from llama_gguf.probe import Finding, Probe, watch
+
+_log: Final = logging.getLogger(__name__)
+
+BACKLOG: Final = 4096
+TICK_SECONDS: Final = 0.5
+GREETING: Final = b"\n"
+"""Tells the supervisor that connections are accepted."""
+PROBE_READY_SECONDS: Final = 2.0
+PROBE_ELSE_SECONDS: Final = 0.25
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        UserError: the address cannot be had; says why and what to do.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise UserError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}. "
+            "Is something else running there? Choose another port or address."
+        ) from None
+    listener.setblocking(False)
+    return listener
+
+
+class Gateway:
+    """One gateway from start to end.
+
+    Args:
+        settings: with folders filled in.
+        listener: a listening socket; the gateway closes it.
+        channel: where the supervisor tells how the engine is; None = probe it ourselves.
+    """
+
+    def __init__(
+        self, settings: Settings, listener: socket.socket, channel: socket.socket | None = None
+    ) -> None:
+        self._settings = settings
+        self._listener = listener
+        self._channel = channel
+        self._stop_asked = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.shared = Shared(settings, asyncio.get_running_loop())
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, then drain."""
+        shared = self.shared
+        loop = shared.loop
+        self._load_keys_at_start()
+        for number, handler in self._signal_handlers().items():
+            loop.add_signal_handler(number, handler)
+        server = await loop.create_server(
+            lambda: ClientConnection(shared), sock=self._listener, backlog=BACKLOG
+        )
+        _log.info("gateway listens on %s", _address(self._listener))
+        self._start(self._follow_engine(), "follow the engine")
+        ticking = self._start(self._tick(), "tick")
+        try:
+            await self._stop_asked.wait()
+            await self._drain(server)
+        finally:
+            for task in (ticking, *self._tasks):
+                task.cancel()
+            shared.access_log.write(shared.access_log.take())
+            shared.access_log.reopen()
+
+    def _signal_handlers(self) -> dict[signal.Signals, Callable[[], None]]:
+        return {
+            signal.SIGTERM: self.stop,
+            signal.SIGINT: self.stop,
+            signal.SIGHUP: self._reload,
+        }
+
+    def stop(self) -> None:
+        """Drain and leave; a second call cuts what still runs."""
+        if self._stop_asked.is_set():
+            self.shared.idle.set()
+        self._stop_asked.set()
+
+    def _start(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = self.shared.loop.create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # Keys ---------------------------------------------------------------------------------------
+
+    def _load_keys_at_start(self) -> None:
+        """Load the keys; without any, every request is refused, and that is said loudly."""
+        if not self._settings.auth_enabled:
+            _log.warning("AUTH_ENABLED is false: whoever reaches this port may use the model")
+            return
+        try:
+            loaded = self.shared.load_keys()
+        except ReloadFailed as error:
+            _log.warning("%s", error.message)
+            loaded = 0
+        if not loaded:
+            _log.warning(
+                "no API keys: every request will be refused. Make one with "
+                "`llama-gguf keys generate --file %s`",
+                self._settings.auth_keys_file,
+            )
+
+    def _reload(self) -> None:
+        self.shared.access_log.reopen()
+        try:
+            self.shared.load_keys()
+        except ReloadFailed as error:
+            _log.error("%s", error.message)
+
+    # The engine ---------------------------------------------------------------------------------
+
+    async def _follow_engine(self) -> None:
+        if self._channel is None:
+            await watch(
+                Probe(self._settings),
+                self._on_finding,
+                ready_every=PROBE_READY_SECONDS,
+                else_every=PROBE_ELSE_SECONDS,
+            )
+        else:
+            await self._listen_to_supervisor(self._channel)
+
+    def _on_finding(self, finding: Finding) -> None:
+        known = self.shared.engine
+        status = known.moved(finding.state, wall_now())
+        if finding.state is EngineState.READY:
+            status = replace(status, model=finding.model, slots=finding.slots)
+        if status != known:
+            self.shared.take_engine_status(status)
+
+    async def _listen_to_supervisor(self, channel: socket.socket) -> None:
+        reader, writer = await asyncio.open_unix_connection(sock=channel)
+        writer.write(GREETING)
+        try:
+            while line := await reader.readline():
+                self.shared.take_engine_status(EngineStatus.from_line(line))
+        finally:
+            writer.close()
+        _log.warning("the supervisor is gone: draining")
+        self.stop()
+
+    # Time ---------------------------------------------------------------------------------------
+
+    async def _tick(self) -> None:
+        """Twice a second: deadlines, the date, the access log, old connections."""
+        shared = self.shared
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            shared.tell_time()
+            shared.pool.retire_idle(IDLE_SECONDS)
+            now = shared.now()
+            for connection in tuple(shared.connections):
+                connection.on_tick(now)
+            if shared.access_log.pending:
+                records = shared.access_log.take()
+                await shared.loop.run_in_executor(None, shared.access_log.write, records)
+
+    # The end ------------------------------------------------------------------------------------
+
+    async def _drain(self, server: asyncio.Server) -> None:
+        """Refuse what is new, let what runs finish within DRAIN_TIMEOUT, then cut it."""
+        shared = self.shared
+        shared.is_draining = True
+        _log.info("draining: %d connections open", len(shared.connections))
+        for connection in tuple(shared.connections):
+            connection.drain()
+        shared.notice_idle()
+        try:
+            async with asyncio.timeout(self._settings.drain_timeout):
+                await shared.idle.wait()
+        except TimeoutError:
+            _log.warning("%d requests are cut after DRAIN_TIMEOUT", shared.busy())
+        server.close()
+        for connection in tuple(shared.connections):
+            connection.abort()
+        # One turn of the loop, so that every connection_lost runs and is accounted for.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def adopt(fd: int) -> socket.socket:
+    """The socket that was inherited as *fd*, ready for the loop, and not for our children."""
+    inherited = socket.socket(fileno=fd)
+    inherited.setblocking(False)
+    os.set_inheritable(fd, False)
+    return inherited

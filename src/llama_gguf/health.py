@@ -1,0 +1,108 @@
+"""The tiny server on a port of its own that platforms ask whether we are well.
+
+Standard library only, on a thread with a loop of its own, so that it answers from
+the first second on and whatever the rest is busy with. It never asks anybody: what
+it says was put there by the supervisor.
+
+RunPod's load balancer reads 200 as healthy, 204 as initialising, anything else as
+unhealthy: https://docs.runpod.io/serverless/load-balancing/overview
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Callable
+from typing import Final, cast
+
+MAX_HEAD_BYTES: Final = 8192
+TIMEOUT_SECONDS: Final = 5.0
+"""For a peer to send its request and read its answer: a slow one holds nobody else up."""
+MAX_CONNECTIONS: Final = 256
+
+_REASONS: Final = {
+    200: b"OK",
+    204: b"No Content",
+    400: b"Bad Request",
+    405: b"Method Not Allowed",
+    503: b"Service Unavailable",
+}
+
+
+def answer(head: bytes, status: int) -> bytes:
+    """What a request with *head* gets while our state is *status*. Any path is fine."""
+    method = head.split(b" ", 1)[0]
+    if method not in (b"GET", b"HEAD"):
+        status = 405 if method.isalpha() and method.isupper() else 400
+    body = b"" if status == 204 else _REASONS[status].lower() + b"\n"
+    lines = [b"HTTP/1.1 %d %b" % (status, _REASONS[status]), b"Connection: close"]
+    if status != 204:
+        lines += [b"Content-Type: text/plain", b"Content-Length: %d" % len(body)]
+    if status == 405:
+        lines.append(b"Allow: GET, HEAD")
+    return b"\r\n".join(lines) + b"\r\n\r\n" + (b"" if method == b"HEAD" else body)
+
+
+class _Connection(asyncio.Protocol):
+    def __init__(self, server: HealthServer) -> None:
+        self._server = server
+        self._received = b""
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._server.open_connections += 1
+        if self._server.open_connections > MAX_CONNECTIONS:
+            self._transport.abort()
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(TIMEOUT_SECONDS, self._transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        if b"\r\n\r\n" in self._received or b"\n\n" in self._received:
+            self._transport.write(answer(self._received, self._server.status()))
+            self._transport.close()
+        elif len(self._received) > MAX_HEAD_BYTES:
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.open_connections -= 1
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+class HealthServer:
+    """Answers on *listener* from a thread, until ``stop``.
+
+    Args:
+        listener: a listening socket, which it closes.
+        status: called for every request: 200, 204 or 503.
+    """
+
+    def __init__(self, listener: socket.socket, status: Callable[[], int]) -> None:
+        self._listener = listener
+        self.status = status
+        self.open_connections = 0
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="health", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop answering, and wait until it has."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        server = self._loop.run_until_complete(
+            self._loop.create_server(lambda: _Connection(self), sock=self._listener)
+        )
+        self._loop.run_forever()
+        server.close()
+        with contextlib.suppress(RuntimeError):
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())

@@ -1,0 +1,120 @@
+"""Asks llama-server how it is, in a rhythm of our own and never because somebody asked us.
+
+``/health`` tells loading from ready, ``/props`` the slots. ``/slots`` is never
+asked: it wakes a sleeping engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Final
+
+from llama_gguf.core.engine import EngineState
+from llama_gguf.core.settings import Settings
+
+_TIMEOUT_SECONDS: Final = 5.0
+_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,7})[ \t]*\r\n", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one look at the engine found; ``slots`` and ``model`` only where it told."""
+
+    state: EngineState
+    slots: int | None = None
+    model: str = ""
+
+
+class Probe:
+    """One engine's address, and how to ask there.
+
+    Args:
+        settings: BACKEND_SOCKET, or BACKEND_HOST and PORT_BACKEND; BACKEND_API_KEY.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._known: Finding | None = None
+
+    async def look(self) -> Finding:
+        """Ask once. What ``/props`` says is asked for once per start of the engine."""
+        try:
+            async with asyncio.timeout(_TIMEOUT_SECONDS):
+                return await self._look()
+        except (
+            OSError,
+            TimeoutError,
+            ValueError,
+            asyncio.IncompleteReadError,
+            asyncio.LimitOverrunError,
+        ):
+            self._known = None
+            return Finding(EngineState.UNREACHABLE)
+
+    async def _look(self) -> Finding:
+        status, _ = await self._get("/health")
+        if status == 503:
+            self._known = None
+            return Finding(EngineState.LOADING)
+        # Anything else is an answer of something that serves; other engines have no /health.
+        if self._known is None:
+            status, body = await self._get("/props")
+            self._known = _read_props(body) if status == 200 else Finding(EngineState.READY)
+        return self._known
+
+    async def _get(self, path: str) -> tuple[int, bytes]:
+        settings = self._settings
+        if settings.backend_socket:
+            reader, writer = await asyncio.open_unix_connection(settings.backend_socket)
+        else:
+            reader, writer = await asyncio.open_connection(
+                settings.backend_host, settings.port_backend
+            )
+        with closing(writer):
+            writer.write(self._request(path))
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = _LENGTH.search(head)
+            # Not every peer closes when it is asked to, so its length is believed first.
+            body = await (reader.readexactly(int(length[1])) if length else reader.read())
+        return int(head.split(b" ", 2)[1]), body
+
+    def _request(self, path: str) -> bytes:
+        key = self._settings.backend_api_key
+        credentials = f"Authorization: Bearer {key}\r\n" if key else ""
+        return (
+            f"GET {path} HTTP/1.0\r\nHost: localhost\r\n{credentials}Connection: close\r\n\r\n"
+        ).encode("ascii")
+
+
+def _read_props(body: bytes) -> Finding:
+    try:
+        props: Any = json.loads(body)
+        slots = props.get("total_slots")
+        model = str(props.get("model_alias") or os.path.basename(props.get("model_path") or ""))
+    except (ValueError, AttributeError):
+        return Finding(EngineState.READY)
+    return Finding(EngineState.READY, slots if isinstance(slots, int) else None, model)
+
+
+async def watch(
+    probe: Probe, report: Callable[[Finding], None], *, ready_every: float, else_every: float
+) -> None:
+    """Look again and again; *report* hears every finding.
+
+    Args:
+        probe: what to look with.
+        report: called after each look.
+        ready_every: seconds between looks while the engine serves.
+        else_every: the same while it does not.
+    """
+    while True:
+        finding = await probe.look()
+        report(finding)
+        is_ready = finding.state is EngineState.READY
+        await asyncio.sleep(ready_every if is_ready else else_every)

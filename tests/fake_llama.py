@@ -1,0 +1,204 @@
+"""A runnable stand-in for llama-server that can be told to behave badly.
+
+It understands llama-server's --host and --port (a path is a unix socket) and takes no
+notice of its other flags. How it behaves is said by flags of its own, which go into EXTRA_ARGS:
+
+  --load-seconds N     answer 503 that long
+  --exit-at-load N     leave with this status instead of loading
+  --say TEXT           write this line first
+  --ignore-sigterm     as llama-server does with a request in flight
+  --die-on PATH        SIGKILL itself when this path is asked for
+  --pid-file FILE      write the process id there
+  --seen FILE          append a line of JSON per request: method, path, fields, body
+
+What it answers is said by the request: the body {"stream": true} gets server-sent
+events, the fields x-events and x-tick-ms say how many and how fast, x-fault says what
+goes wrong: silence, cut, cut-mid-event, nonsense, close-delimited, early-head.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+SLOTS = 4
+OPTIONS = argparse.Namespace()
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8080)
+    parser.add_argument("--load-seconds", type=float, default=0.0)
+    parser.add_argument("--exit-at-load", type=int)
+    parser.add_argument("--say")
+    parser.add_argument("--ignore-sigterm", action="store_true")
+    parser.add_argument("--die-on")
+    parser.add_argument("--pid-file")
+    parser.add_argument("--seen")
+    parser.add_argument("--version", action="store_true")
+    return parser.parse_known_args()[0]
+
+
+def answer(status: int, body: bytes, content_type: str = "application/json") -> bytes:
+    return (
+        f"HTTP/1.1 {status} X\r\nContent-Type: {content_type}\r\nServer: llama.cpp\r\n"
+        f"Access-Control-Allow-Origin: http://evil.example\r\nKeep-Alive: timeout=5, max=100\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    ).encode() + body
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+SSE_HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
+
+
+class Server:
+    def __init__(self) -> None:
+        self.ready_at = asyncio.get_running_loop().time() + OPTIONS.load_seconds
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while await self.exchange(reader, writer):
+                pass
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    async def exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Answer one request; returns whether the connection goes on."""
+        raw = await reader.readuntil(b"\r\n\r\n")
+        request_line, *lines = raw.decode("latin-1").rstrip("\r\n").split("\r\n")
+        method, path, _ = request_line.split(" ")
+        fields = [tuple(line.split(": ", 1)) for line in lines]
+        by_name: dict[str, str] = {n.lower(): v for n, v in fields}
+        body = await reader.readexactly(int(by_name.get("content-length", 0)))
+        if OPTIONS.seen:
+            fact = {
+                "method": method,
+                "path": path,
+                "fields": fields,
+                "body": body.decode("latin-1"),
+            }
+            with open(OPTIONS.seen, "a", encoding="utf-8") as seen:
+                seen.write(json.dumps(fact) + "\n")
+        if path == OPTIONS.die_on:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return await self.respond(writer, method, path, by_name=by_name, body=body)
+
+    async def respond(
+        self,
+        writer: asyncio.StreamWriter,
+        method: str,
+        path: str,
+        *,
+        by_name: dict[str, str],
+        body: bytes,
+    ) -> bool:
+        key = os.environ.get("LLAMA_API_KEY")
+        if asyncio.get_running_loop().time() < self.ready_at:
+            writer.write(answer(503, b'{"error":{"message":"Loading model","code":503}}'))
+        elif path == "/health":
+            writer.write(answer(200, b'{"status":"ok"}'))
+        elif key and by_name.get("authorization") != f"Bearer {key}":
+            writer.write(answer(401, b'{"error":{"message":"Invalid API Key","code":401}}'))
+        elif path == "/props":
+            props = {"total_slots": SLOTS, "model_alias": "fake"}
+            writer.write(answer(200, json.dumps(props).encode()))
+        elif method == "GET":
+            writer.write(answer(200, json.dumps({"path": path}).encode()))
+        elif "x-fault" in by_name:
+            return await self.fault(writer, by_name["x-fault"])
+        elif b'"stream":' in body.replace(b'"stream": ', b'"stream":') and b"true" in body:
+            return await self.stream(writer, by_name)
+        else:
+            echo: dict[str, Any] = {"echo": body.decode("latin-1")}
+            writer.write(answer(200, json.dumps(echo).encode()))
+        await writer.drain()
+        return True
+
+    async def stream(self, writer: asyncio.StreamWriter, by_name: dict[str, str]) -> bool:
+        writer.write(SSE_HEAD)
+        for n in range(int(by_name.get("x-events", 3))):
+            writer.write(chunk(b'data: {"n":%d}\n\n' % n))
+            await writer.drain()
+            await asyncio.sleep(float(by_name.get("x-tick-ms", 1)) / 1000)
+        writer.write(chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+        await writer.drain()
+        return False  # as llama-server: closed after a stream, and not announced
+
+    async def fault(self, writer: asyncio.StreamWriter, fault: str) -> bool:
+        event = b'data: {"n":0}\n\n'
+        match fault:
+            case "silence":
+                await asyncio.sleep(3600)
+            case "nonsense":
+                writer.write(b"!!! this is not HTTP\r\n\r\n")
+            case "cut":
+                writer.write(SSE_HEAD + chunk(event))
+            case "cut-mid-event":
+                writer.write(SSE_HEAD + chunk(event)[:-7])
+            case "silent-stream":
+                writer.write(SSE_HEAD + chunk(event))
+                await writer.drain()
+                await asyncio.sleep(3600)
+            case "short":
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nonly this")
+            case "close-delimited":
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nuntil the end")
+            case "early-head":
+                writer.write(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + answer(200, b"{}"))
+            case "no-content":
+                writer.write(b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n")
+            case "gone":
+                pass
+            case "long-head":
+                writer.write(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70_000)
+        await writer.drain()
+        return False
+
+
+async def main() -> None:
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+    if OPTIONS.ignore_sigterm:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    else:
+        loop.add_signal_handler(signal.SIGTERM, stopped.set)
+    server = Server()
+    if OPTIONS.host.startswith("/"):
+        listening = await asyncio.start_unix_server(server.serve, OPTIONS.host)
+    else:
+        listening = await asyncio.start_server(
+            server.serve, OPTIONS.host, OPTIONS.port, backlog=1024
+        )
+    if OPTIONS.pid_file:
+        with open(OPTIONS.pid_file, "w", encoding="ascii") as pid_file:
+            pid_file.write(str(os.getpid()))
+    port = listening.sockets[0].getsockname()
+    sys.stdout.write(f"listening on {port}\n")
+    sys.stdout.flush()
+    await stopped.wait()
+
+
+if __name__ == "__main__":
+    OPTIONS = parse()
+    if OPTIONS.version:
+        sys.stdout.write("version: 0 (fake)\n")
+        sys.exit(0)
+    if OPTIONS.say:
+        sys.stdout.write(OPTIONS.say + "\n")
+        sys.stdout.flush()
+    if OPTIONS.exit_at_load is not None:
+        sys.exit(OPTIONS.exit_at_load)
+    asyncio.run(main())

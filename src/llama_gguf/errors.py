@@ -26,7 +26,7 @@ class UserError(Exception):
 
 
 class GatewayError(Exception):
-    """An answer of the gateway's own that is not a success.
+    """A bug of ours. Its kinds are every other answer of the gateway's own that is no success.
 
     Args:
         message: the sentence in the answer's envelope.
@@ -57,17 +57,20 @@ class InvalidRequest(GatewayError):
 
     status = 400
     type = "invalid_request_error"
-    code = "bad_request"
 
 
 class BadRequest(InvalidRequest):
-    """Cannot be parsed, or could be read in two ways. The connection is closed after it."""
+    """The request cannot be parsed, or could be read in two ways. The connection is closed."""
+
+    code = "bad_request"
 
     def __init__(self, message: str) -> None:
         super().__init__(message, close=True)
 
 
 class MethodNotAllowed(InvalidRequest):
+    """The path does not answer this method; `Allow` names those it answers."""
+
     status = 405
     code = "method_not_allowed"
 
@@ -77,21 +80,29 @@ class MethodNotAllowed(InvalidRequest):
 
 
 class RequestTimeout(InvalidRequest):
+    """The head or the body of the request did not come in time."""
+
     status = 408
     code = "request_timeout"
 
 
 class PayloadTooLarge(InvalidRequest):
+    """The body is over MAX_REQUEST_BODY_SIZE."""
+
     status = 413
     code = "payload_too_large"
 
 
 class UriTooLong(InvalidRequest):
+    """The request line is over MAX_REQUEST_LINE_SIZE."""
+
     status = 414
     code = "uri_too_long"
 
 
 class ExpectationFailed(InvalidRequest):
+    """An expectation other than 100-continue."""
+
     status = 417
     code = "expectation_failed"
 
@@ -100,37 +111,46 @@ class ExpectationFailed(InvalidRequest):
 
 
 class HeadTooLarge(InvalidRequest):
+    """Header fields over MAX_HEADERS or MAX_HEADER_LINE_SIZE."""
+
     status = 431
     code = "request_header_fields_too_large"
 
 
-class NotImplementedMethod(InvalidRequest):
-    status = 501
-    code = "not_implemented"
-
-
 class Unauthorized(GatewayError):
+    """The API key is missing, malformed or unknown: one message for all three."""
+
     status = 401
     type = "authentication_error"
     code = "invalid_api_key"
 
 
 class KeyExpired(Unauthorized):
+    """The API key has expired."""
+
     code = "key_expired"
 
 
 class RouteNotExposed(GatewayError):
+    """A path of llama-server outside EXPOSED_ROUTES."""
+
     status = 403
     type = "permission_error"
     code = "route_not_exposed"
 
 
 class Limited(GatewayError):
-    """The key is over its rate."""
+    """The key is over its rate, or the address has tried too many wrong keys."""
 
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
+
+
+class ConcurrencyLimited(Limited):
+    """The key has MAX_CONCURRENT_PER_KEY requests here already."""
+
+    code = "concurrency_limit_exceeded"
 
 
 # Ours or the engine's -----------------------------------------------------------------------
@@ -143,34 +163,44 @@ class Shed(GatewayError):
 
 
 class QueueFull(Shed):
+    """MAX_QUEUE_SIZE requests, or MAX_BODY_MEMORY bytes of bodies, are waiting already."""
+
     code = "queue_full"
 
 
 class QueueTimeout(Shed):
+    """No slot came free within MAX_QUEUE_WAIT."""
+
     code = "queue_timeout"
 
 
 class ModelLoading(Shed):
+    """The model was still loading when MAX_QUEUE_WAIT was over."""
+
     code = "model_loading"
 
 
 class BackendUnavailable(Shed):
+    """The engine cannot be reached, or was given up."""
+
     code = "backend_unavailable"
 
 
 class Draining(Shed):
+    """The server is shutting down."""
+
     code = "draining"
 
 
 class UpstreamError(GatewayError):
-    """llama-server refused, left, or spoke nonsense before the head of its answer was complete."""
+    """llama-server refused, left or spoke nonsense before the head of its answer was complete."""
 
     status = 502
     code = "backend_error"
 
 
 class UpstreamTimeout(GatewayError):
-    """llama-server kept silent. A retry would only repeat the work, so clients are told not to."""
+    """llama-server was silent for REQUEST_TIMEOUT. Clients are told not to repeat the work."""
 
     status = 504
     type = "timeout_error"
@@ -179,4 +209,6 @@ class UpstreamTimeout(GatewayError):
 
 
 class ReloadFailed(GatewayError):
+    """The keys file cannot be read; the keys that were loaded stay in force."""
+
     code = "reload_failed"

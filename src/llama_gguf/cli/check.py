@@ -24,6 +24,8 @@ from llama_gguf.engine.model import size_text
 from llama_gguf.errors import UserError
 from llama_gguf.gateway.server import listen
 
+USAGE = "%(prog)s [MODEL] [--json] [--SETTING VALUE ...]"
+
 
 @dataclass(frozen=True, slots=True)
 class Result:

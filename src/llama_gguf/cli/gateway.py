@@ -15,6 +15,8 @@ from llama_gguf.cli import logs
 from llama_gguf.cli.context import Context
 from llama_gguf.gateway.server import Gateway, adopt, listen
 
+USAGE = "%(prog)s [--SETTING VALUE ...]"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     # Given by `serve`, which owns the socket and knows how the engine is.

@@ -18,6 +18,8 @@ from llama_gguf.gateway.server import listen
 from llama_gguf.health import HealthServer
 from llama_gguf.probe import Finding, Probe, watch
 
+USAGE = "%(prog)s [--SETTING VALUE ...]"
+
 PROBE_SECONDS = 1.0
 
 

@@ -30,6 +30,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "pull": "fetch a model, with a progress bar",
     "check": "what `serve` would do, and what would stop it",
 }
+HELP_COLUMNS: Final = 100
 EPILOG: Final = """\
 to begin:
   llama-gguf pull smollm2          fetch a small demo model
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
 
 
 def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    parser = _top_parser()
+    parser = top_parser()
     if not argv:
         parser.print_help()
         return 0
@@ -67,23 +68,34 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         parser.parse_args(argv)  # --help, --version, or the error that names the commands
         return 2
     command = importlib.import_module(f"llama_gguf.cli.{name}")
-    command_parser = argparse.ArgumentParser(
-        prog=f"llama-gguf {name}",
-        description=command.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.add_arguments(command_parser)
-    _add_settings(command_parser, core_settings.USED_BY[name])
-    arguments = command_parser.parse_args(argv[1:])
+    arguments = command_parser(name).parse_args(argv[1:])
     return int(command.run(arguments, _context(arguments, environ)))
 
 
-def _top_parser() -> argparse.ArgumentParser:
+def command_parser(name: str) -> argparse.ArgumentParser:
+    """The parser of the command *name*: its own arguments, and a flag for each setting it uses."""
+    command = importlib.import_module(f"llama_gguf.cli.{name}")
+    parser = argparse.ArgumentParser(
+        prog=f"llama-gguf {name}",
+        usage=getattr(command, "USAGE", None),
+        description=command.__doc__,
+        formatter_class=_help_formatter,
+    )
+    command.add_arguments(parser)
+    _add_settings(parser, core_settings.USED_BY[name])
+    return parser
+
+
+def _help_formatter(prog: str) -> argparse.HelpFormatter:
+    return argparse.RawDescriptionHelpFormatter(prog, width=HELP_COLUMNS, max_help_position=34)
+
+
+def top_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="llama-gguf",
         description="Serve one GGUF model behind an OpenAI-compatible endpoint.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_help_formatter,
     )
     parser.add_argument("--version", action="version", version=f"llama-gguf {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
@@ -97,6 +109,8 @@ def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None
     groups: dict[str, argparse._ArgumentGroup] = {}
     for name in names:
         about = core_settings.ABOUT[name]
+        if about.secret:
+            continue  # whoever can list processes reads their flags: by the environment only
         if about.section not in groups:
             groups[about.section] = parser.add_argument_group(f"settings: {about.section}")
         default = core_settings.default_text(name)

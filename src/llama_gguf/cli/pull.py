@@ -1,8 +1,9 @@
 """Fetch a model into MODELS_DIR, with a progress bar.
 
-llama-gguf pull smollm2                         a name it knows: see --list
-llama-gguf pull hf:OWNER/NAME/FILE.gguf         from a hub; token in HF_TOKEN
-llama-gguf pull https://HOST/FILE.gguf          from a URL; goes on where it was cut off
+Examples:
+  llama-gguf pull smollm2                   a name it knows, see --list
+  llama-gguf pull hf:OWNER/NAME/FILE.gguf   from a hub, with the token in HF_TOKEN
+  llama-gguf pull https://HOST/FILE.gguf    from a URL, going on where it was cut off
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,7 +20,7 @@ from llama_gguf.cli.terminal import Meter, download_meter, print_table, say
 from llama_gguf.engine.catalogue import CATALOGUE
 from llama_gguf.engine.landing import Pulled
 from llama_gguf.engine.model import size_text
-from llama_gguf.engine.pull import pull
+from llama_gguf.engine.pull import is_there, pull
 from llama_gguf.errors import UserError
 
 
@@ -81,7 +83,7 @@ def _list(models_dir: str, *, as_json: bool) -> None:
                 e.title,
                 size_text(e.file_bytes),
                 e.licence,
-                "yes" if os.path.isfile(os.path.join(models_dir, e.file)) else "no",
+                "yes" if is_there(e, models_dir) else "no",
             )
             for e in CATALOGUE.values()
         ],
@@ -101,10 +103,10 @@ def _tell(pulled: Pulled, wanted: str, *, context: Context) -> None:
     name = wanted if wanted in CATALOGUE else os.path.basename(pulled.path)
     # The same folder must be named to `serve`, unless the environment or the default says it.
     folder = "".join(
-        f" --{setting.replace('_', '-')} {getattr(context.settings, setting)}"
+        f" --{setting.replace('_', '-')} {shlex.quote(getattr(context.settings, setting))}"
         for setting in ("data_dir", "models_dir")
         if context.sources[setting] == "flag"
     )
     there = "fetched and checked" if pulled.fetched else "there already; --force fetches it again"
     say(f"{pulled.path} ({size_text(pulled.bytes)}): {there}.")
-    say(f"Serve it: llama-gguf serve {name}{folder}")
+    say(f"Serve it: llama-gguf serve {shlex.quote(name)}{folder}")

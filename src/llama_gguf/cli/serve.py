@@ -32,6 +32,8 @@ from llama_gguf.gateway.server import listen
 from llama_gguf.health import HealthServer
 from llama_gguf.supervisor.supervisor import Launch, Supervisor
 
+USAGE = "%(prog)s [MODEL] [options] [--SETTING VALUE ...]"
+
 _log: Final = logging.getLogger(__name__)
 
 DEBUG_SHELL_SECONDS: Final = 300

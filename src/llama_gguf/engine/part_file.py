@@ -47,7 +47,7 @@ class PartFile:
         trace: TracebackType | None,
     ) -> None:
         # What cannot be gone on with is of no use to anybody. It goes before the lock does.
-        if not self.etag and not self._finished:
+        if not self._finished and not (self.size and self.etag):
             self.discard()
         os.close(self._descriptor)
 

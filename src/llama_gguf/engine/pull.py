@@ -28,6 +28,14 @@ def known_file(name: str) -> str | None:
     return KNOWN_FILES.get(name)
 
 
+def is_there(entry: Entry, models_dir: str) -> bool:
+    """Whether the model of *entry* is in *models_dir*.
+
+    By its size alone: hashing it would take longer than some downloads do.
+    """
+    return _size(os.path.join(models_dir, entry.file)) == entry.file_bytes
+
+
 def pull(
     wanted: str,
     models_dir: str,
@@ -102,8 +110,7 @@ class _Job:
 
     def from_catalogue(self, entry: Entry) -> Pulled:
         final = self._path(entry.file)
-        # By its size alone: a hash would take longer than some downloads.
-        if not self.force and _size(final) == entry.file_bytes:
+        if not self.force and is_there(entry, self.models_dir):
             return Pulled(path=final, bytes=entry.file_bytes, sha256=None, fetched=False)
         make_folder(self.models_dir)
         with self.meter_factory(entry.name) as meter:

@@ -31,6 +31,7 @@ from llama_gguf.core.fields import (
 from llama_gguf.core.routes import Kind, Route
 from llama_gguf.errors import (
     BadRequest,
+    ConcurrencyLimited,
     Draining,
     GatewayError,
     HeadTooLarge,
@@ -65,10 +66,6 @@ NO_DEADLINE: Final = math.inf
 
 _NO_ROUTE: Final = Route(Kind.REFUSED, "refused")
 _NO_FIELDS: Final = RequestFields()
-
-
-class ConcurrencyLimited(Limited):
-    code = "concurrency_limit_exceeded"
 
 
 class ClientConnection(asyncio.Protocol):

@@ -1,0 +1,165 @@
+"""Prints the reference pages from code: ``python -m llama_gguf.cli.reference [--check]``.
+
+Settings, flags, metrics and error codes are told in one place each, in code. These
+pages are made from that, and ``--check`` says which of them is out of date.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Final
+
+from llama_gguf import errors
+from llama_gguf.cli.main import COMMANDS, command_parser, top_parser
+from llama_gguf.core import settings
+from llama_gguf.core.metrics import METRICS
+from llama_gguf.errors import GatewayError
+
+_MADE: Final = "<!-- Printed from code by `make reference`; edit the code instead. -->\n"
+
+
+def settings_page() -> str:
+    """Every setting, by section."""
+    parts = [
+        _MADE,
+        "# Settings\n",
+        "Every setting is an environment variable and a flag of the commands that use it "
+        "(`MAX_QUEUE_SIZE` is `--max-queue-size`). A flag beats the environment, which beats the "
+        "default. A variable that is there but empty counts as not set. Durations are seconds, "
+        "sizes are bytes. `llama-gguf check` shows what is in force and where it came from.\n",
+    ]
+    for section, names in groupby(settings.FIELDS, lambda n: settings.ABOUT[n].section):
+        parts.append(f"## {section.capitalize()}\n")
+        parts.append("| variable | default | meaning |\n|---|---|---|")
+        parts += [_settings_row(name) for name in names]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _settings_row(name: str) -> str:
+    default = settings.default_text(name)
+    is_code = settings.ABOUT[name].shown_default is None and default
+    shown = f"`{default}`" if is_code else default or "(empty)"
+    return f"| `{settings.variable(name)}` | {shown} | {_cell(settings.ABOUT[name].text)} |"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def env_example() -> str:
+    """A file to copy to ``.env``: every variable, commented out, at its default."""
+    lines = [
+        "# Every setting with its default. Copy this file to .env and take the # away where you",
+        "# want something else. Printed from code by `make reference`.",
+    ]
+    for section, names in groupby(settings.FIELDS, lambda n: settings.ABOUT[n].section):
+        lines += ["", f"# --- {section}"]
+        for name in names:
+            about = settings.ABOUT[name]
+            note = f" (default: {about.shown_default})" if about.shown_default else ""
+            value = "" if about.shown_default else settings.default_text(name)
+            lines += [f"# {about.text}{note}", f"#{settings.variable(name)}={value}"]
+    return "\n".join(lines) + "\n"
+
+
+def cli_page() -> str:
+    """The help of every command."""
+    parts = [_MADE, "# Commands\n", _block(top_parser().format_help())]
+    for name in COMMANDS:
+        parts += [f"## llama-gguf {name}\n", _block(command_parser(name).format_help())]
+    return "\n".join(parts)
+
+
+def _block(text: str) -> str:
+    return f"```text\n{text.rstrip()}\n```\n"
+
+
+def metrics_page() -> str:
+    """Every metric."""
+    rows = [
+        f"| `{m.name}{'_total' if m.type == 'counter' else ''}` | {m.type} "
+        f"| {', '.join(f'`{label}`' for label in m.labels)} | {_cell(m.help)} |"
+        for m in METRICS
+    ]
+    return "\n".join(
+        [
+            _MADE,
+            "# Metrics\n",
+            "`GET /metrics` answers JSON; with `Accept: text/plain` or an OpenMetrics type, or "
+            "with `?format=prometheus`, Prometheus' text. It needs no key unless "
+            "`METRICS_AUTH_ENABLED` is true, and never asks the engine.\n",
+            "| name | type | labels | meaning |\n|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
+def errors_page() -> str:
+    """Every error of the gateway's own."""
+    rows = [
+        f"| {kind.status} | `{kind.code}` | `{kind.type}` | {_cell(_first_line(kind))} |"
+        for kind in sorted(_kinds(), key=lambda k: (k.status, k.code))
+    ]
+    return "\n".join(
+        [
+            _MADE,
+            "# Errors\n",
+            "Answers of the gateway's own are JSON in OpenAI's envelope, "
+            '`{"error": {"message", "type", "param", "code"}}`; on `/v1/messages` in Anthropic\'s. '
+            "Errors of llama-server pass through as they are; theirs have a number as `code`.\n",
+            "| status | code | type | when |\n|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
+def _kinds() -> list[type[GatewayError]]:
+    """Every kind with a code of its own."""
+    found = [e for e in vars(errors).values() if isinstance(e, type)]
+    return [e for e in found if issubclass(e, GatewayError) and "code" in vars(e)]
+
+
+def _first_line(kind: type[GatewayError]) -> str:
+    return (kind.__doc__ or "").strip().split("\n")[0]
+
+
+PAGES: Final[Mapping[str, Callable[[], str]]] = {
+    "docs/settings.md": settings_page,
+    "docs/cli.md": cli_page,
+    "docs/metrics.md": metrics_page,
+    "docs/errors.md": errors_page,
+    ".env.example": env_example,
+}
+
+
+def out_of_date(root: Path) -> list[str]:
+    """The pages under *root* that are not what the code says."""
+    return [
+        name
+        for name, page in PAGES.items()
+        if not (root / name).is_file() or (root / name).read_text("utf-8") != page()
+    ]
+
+
+def main() -> int:
+    root = Path.cwd()
+    stale = out_of_date(root)
+    if "--check" in sys.argv[1:]:
+        if stale:
+            sys.stderr.write(f"out of date: {', '.join(stale)}. `make reference` prints them.\n")
+        return 1 if stale else 0
+    for name in stale:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(PAGES[name](), "utf-8")
+        sys.stdout.write(f"written: {name}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

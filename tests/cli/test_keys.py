@@ -1,0 +1,494 @@
+from __future__ import annotations
+
+import json
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llama_gguf.cli import key_views
+from llama_gguf.cli.keys import create_key
+from llama_gguf.cli.main import main
+from llama_gguf.core import keys
+from llama_gguf.core.keys import Key, KeyRing
+from llama_gguf.core.moments import format_moment
+from llama_gguf.errors import UserError
+
+SECRET = "sk-Zq8vN2xLw5TfR7mB"
+OTHER = "sk-another-secret-0"
+TAKEN_UP = "A running gateway takes this up on SIGHUP or POST /reload.\n"
+NEVER = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "api_keys.txt"
+
+
+@pytest.fixture
+def run(path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs ``llama-gguf keys ...`` on *path*: the exit status, and what it wrote."""
+
+    def run(*argv: str) -> tuple[int, str, str]:
+        status = main(["keys", *argv], environ={"AUTH_KEYS_FILE": str(path)})
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def ring_of(path: Path) -> KeyRing:
+    return KeyRing.parse(path.read_text())
+
+
+def key_of(path: Path, secret: str) -> Key:
+    key = ring_of(path).look_up(secret.encode())
+    assert key is not None
+    return key
+
+
+def days_left(key: Key) -> float:
+    assert key.expires_at is not None
+    return (key.expires_at - datetime.now(UTC).timestamp()) / 86400
+
+
+# generate -----------------------------------------------------------------------------------------
+
+
+def test_a_generated_key_is_shown_once_on_a_line_of_its_own_and_lets_in(
+    run: Run, path: Path
+) -> None:
+    status, out, err = run("generate", "--name", "alice")
+
+    (secret,) = [line for line in out.splitlines() if line.startswith("sk-")]
+    assert status == 0
+    assert len(secret) == 46
+    assert key_of(path, secret) == ring_of(path).named("alice")
+    assert f"It is stored in {path}.\n" in out
+    assert err == TAKEN_UP
+
+
+def test_a_new_file_begins_with_the_format_and_is_private(run: Run, path: Path) -> None:
+    run("generate")
+
+    assert path.read_text().startswith("# key_id:api_key[")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_key_without_a_name_is_given_one(run: Run, path: Path) -> None:
+    run("generate")
+    run("generate")
+
+    names = [key.key_id for key in ring_of(path).keys]
+    assert len(set(names)) == 2
+    assert all(len(name) == 10 and name.startswith("key-") for name in names)
+
+
+def test_a_key_is_made_with_its_limit_and_its_expiration(run: Run, path: Path) -> None:
+    _, out, _ = run("generate", "--name", "a", "--rate-limit", "60", "--expires", "30d")
+
+    (key,) = ring_of(path).keys
+    assert key.rate_limit == 60
+    assert 29.9 < days_left(key) <= 30
+    assert out.startswith("Key a, 60 requests a minute, expires 2")
+    assert "(in 29 days):" in out or "(in 30 days):" in out
+
+
+def test_an_expiration_may_be_a_date(run: Run, path: Path) -> None:
+    run("generate", "--expires", "9999-12-31")
+
+    assert ring_of(path).keys[0].expires_at == NEVER
+
+
+def test_a_hashed_key_lets_in_and_its_secret_is_not_in_the_file(run: Run, path: Path) -> None:
+    _, out, _ = run("generate", "--hashed")
+
+    (secret,) = [line for line in out.splitlines() if line.startswith("sk-")]
+    assert key_of(path, secret).hashed
+    assert secret not in path.read_text()
+    assert f"Copy it now, it will not be shown again: {path} holds only its digest.\n" in out
+
+
+@pytest.mark.parametrize("action", ["generate", "rotate"])
+def test_quiet_prints_the_key_alone(run: Run, path: Path, action: str) -> None:
+    path.write_text(f"alice:{SECRET}\n")
+
+    status, out, err = run(action, "--quiet", *(["alice"] if action == "rotate" else []))
+
+    assert (status, err) == (0, "")
+    assert ring_of(path).look_up(out.removesuffix("\n").encode()) is not None
+
+
+def test_json_has_the_key_and_its_settings(run: Run, path: Path) -> None:
+    argv = ("--name", "a", "--rate-limit", "7", "--expires", "9999-12-31T00:00:00Z", "--hashed")
+    _, out, err = run("generate", "--json", *argv)
+
+    made = json.loads(out)
+    assert key_of(path, made.pop("key")).key_id == "a"
+    assert made == {
+        "id": "a",
+        "rate_limit": 7,
+        "expires_at": "9999-12-31T00:00:00Z",
+        "expired": False,
+        "hashed": True,
+        "file": str(path),
+    }
+    assert err == TAKEN_UP
+
+
+def test_a_key_is_added_below_what_is_there(run: Run, path: Path) -> None:
+    before = f"# ours\r\n\r\nalice:{SECRET}\r\nnonsense\r\n# end"
+    path.write_bytes(before.encode())
+
+    run("generate", "--name", "bob")
+
+    added = path.read_bytes().decode().removeprefix(before)
+    assert added.startswith("\r\nbob:sk-")
+    assert added.endswith("\r\n")
+
+
+def test_the_file_flag_wins_over_the_setting(run: Run, path: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+
+    run("generate", "--file", str(other))
+
+    assert len(ring_of(other)) == 1
+    assert not path.exists()
+
+
+def test_without_a_file_named_it_is_the_one_in_the_data_dir(tmp_path: Path) -> None:
+    main(["keys", "--data-dir", str(tmp_path), "generate", "--name", "alice"], environ={})
+
+    assert ring_of(tmp_path / "api_keys.txt").named("alice")
+
+
+def test_a_name_that_is_taken_is_refused(run: Run, path: Path) -> None:
+    path.write_text(f"alice:{SECRET}\n")
+
+    status, out, err = run("generate", "--name", "alice")
+
+    assert (status, out) == (1, "")
+    assert err == (
+        f"llama-gguf: there is a key alice in {path} already; take another --name, "
+        f"or replace its secret with: llama-gguf keys rotate alice\n"
+    )
+    assert path.read_text() == f"alice:{SECRET}\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "why"),
+    [
+        (("--name", "a b"), "'a b' cannot be a key: the key id must be 1 to 64"),
+        (("--name", ""), "'' cannot be a key: the key id must be"),
+        (("--name", "a" * 65), "cannot be a key: the key id must be"),
+        (("--name", "\u00e4"), r"'\xe4' cannot be a key"),
+        (("--rate-limit", "0"), "--rate-limit '0' cannot be used: the rate limit must be a whole"),
+        (("--rate-limit", "-5"), "--rate-limit '-5' cannot be used"),
+        (("--rate-limit", "ten"), "--rate-limit 'ten' cannot be used"),
+        (("--rate-limit", "1000000001"), "cannot be used: the rate limit must be"),
+        (("--expires", "30"), "--expires '30' cannot be used: write it as 30d, 24h, 60m"),
+        (("--expires", "0d"), "--expires '0d' cannot be used: it must lie ahead"),
+        (("--expires", "2001-01-01"), "cannot be used: it must lie ahead"),
+    ],
+)
+def test_a_bad_argument_is_refused_with_status_2_and_what_would_be_right(
+    run: Run, path: Path, argv: tuple[str, ...], why: str
+) -> None:
+    status, out, err = run("generate", *argv)
+
+    assert (status, out) == (2, "")
+    assert err.startswith("llama-gguf: ")
+    assert why in err
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["burn"], ["remove"], ["rotate"], ["generate", "--quiet", "--json"]]
+)
+def test_an_unfinished_command_shows_the_usage(run: Run, argv: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(*argv)
+
+    assert caught.value.code == 2
+
+
+def test_a_file_that_cannot_be_written_is_no_traceback(run: Run, path: Path) -> None:
+    path.write_text("")
+
+    status, out, err = run("generate", "--file", f"{path}/below")
+
+    assert (status, out) == (1, "")
+    assert err.startswith(f"llama-gguf: cannot write the keys file {path}/below: Not a directory\n")
+
+
+# list ---------------------------------------------------------------------------------------------
+
+
+def listed(run: Run) -> dict[str, Any]:
+    status, out, _ = run("list", "--json")
+    assert status == 0
+    content = json.loads(out)
+    assert isinstance(content, dict)
+    return content
+
+
+def test_the_list_says_of_each_key_what_is_known_and_never_the_secret(run: Run, path: Path) -> None:
+    soon = format_moment((datetime.now(UTC) + timedelta(hours=3, minutes=30)).timestamp())
+    path.write_text(
+        f"# ours\nalice:{SECRET}:60:{soon}\nbob:{keys.hashed(OTHER)}\n"
+        "old:sk-of-long-ago-0000:2001-01-01\nbad line\n"
+    )
+
+    status, out, _ = run("list")
+
+    rows = [line.split() for line in out.splitlines()]
+    assert status == 0
+    assert rows[0] == ["ID", "A", "MINUTE", "EXPIRES", "STORED"]
+    assert rows[1] == ["alice", "60", soon, "(in", "3", "hours)", "plain"]
+    assert rows[2] == ["bob", "default", "never", "digest"]
+    assert rows[3][:4] == ["old", "default", "2001-01-01T00:00:00Z", "(expired"]
+    assert "  line 5: a line must be key_id:api_key[:rate_limit][:expiration]" in out
+    for secret in (SECRET, OTHER, "sk-of-long-ago", keys.hashed(OTHER)):
+        assert secret not in out
+
+
+def test_the_list_as_json(run: Run, path: Path) -> None:
+    path.write_text(f"alice:{SECRET}:60:2001-01-01\nbob:{keys.hashed(OTHER)}\nbad line\n")
+
+    assert listed(run) == {
+        "file": str(path),
+        "keys": [
+            {
+                "id": "alice",
+                "rate_limit": 60,
+                "expires_at": "2001-01-01T00:00:00Z",
+                "expired": True,
+                "hashed": False,
+            },
+            {
+                "id": "bob",
+                "rate_limit": None,
+                "expires_at": None,
+                "expired": False,
+                "hashed": True,
+            },
+        ],
+        "problems": [
+            {"line": 3, "reason": "a line must be key_id:api_key[:rate_limit][:expiration]"}
+        ],
+    }
+
+
+def test_an_empty_list_says_how_to_make_a_key(run: Run, path: Path) -> None:
+    path.write_text("# none yet\n")
+
+    status, out, _ = run("list")
+
+    assert status == 0
+    assert out == (
+        f"There are no keys in {path}. Make one with: llama-gguf keys generate --file {path}\n"
+    )
+
+
+def test_a_missing_file_is_status_1(run: Run, path: Path) -> None:
+    status, out, err = run("list")
+
+    assert (status, out) == (1, "")
+    assert err.startswith(f"llama-gguf: there is no keys file at {path}\n")
+
+
+def test_the_list_warns_of_a_file_that_others_can_read(run: Run, path: Path) -> None:
+    path.write_text(f"alice:{SECRET}\n")
+    path.chmod(0o644)
+
+    _, _, err = run("list")
+
+    assert err.startswith(f"llama-gguf: warning: {path} is open to other users (mode 0644)")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.2, "in 1 second"),
+        (59, "in 59 seconds"),
+        (60, "in 1 minute"),
+        (3599, "in 59 minutes"),
+        (7200, "in 2 hours"),
+        (86400, "in 1 day"),
+        (30 * 86400 - 1, "in 29 days"),
+        (0, "expired 1 second ago"),
+        (-61, "expired 1 minute ago"),
+        (-3 * 3600, "expired 3 hours ago"),
+    ],
+)
+def test_how_long_an_expiration_is_away_is_said_in_the_largest_unit(
+    seconds: float, said: str
+) -> None:
+    now = datetime(2026, 5, 1, tzinfo=UTC)
+    key = Key("a", b"", expires_at=now.timestamp() + seconds)
+
+    assert key_views._expiry(key, now).endswith(f"({said})")
+
+
+# remove -------------------------------------------------------------------------------------------
+
+
+def test_a_removed_key_no_longer_lets_in(run: Run, path: Path) -> None:
+    path.write_text(f"# ours\nalice:{SECRET}\nbob:{OTHER}\n# end")
+
+    status, out, err = run("remove", "alice")
+
+    assert (status, out, err) == (0, f"Removed alice from {path}.\n", TAKEN_UP)
+    assert path.read_text() == f"# ours\nbob:{OTHER}\n# end"
+
+
+@pytest.mark.parametrize("action", ["remove", "rotate"])
+def test_an_unknown_id_is_refused_and_nothing_is_written(run: Run, path: Path, action: str) -> None:
+    path.write_text(f"alice:{SECRET}\n")
+
+    status, out, err = run(action, "bob")
+
+    assert (status, out) == (1, "")
+    assert err == (
+        f"llama-gguf: there is no key 'bob' in {path}; "
+        f"see which there are with: llama-gguf keys list --file {path}\n"
+    )
+    assert path.read_text() == f"alice:{SECRET}\n"
+
+
+def test_removing_from_a_missing_file_makes_no_file(run: Run, path: Path) -> None:
+    status, _, _ = run("remove", "alice")
+
+    assert status == 1
+    assert not path.exists()
+
+
+# rotate -------------------------------------------------------------------------------------------
+
+
+def test_a_rotated_key_keeps_its_settings_and_its_place(run: Run, path: Path) -> None:
+    path.write_text(f"# ours\nalice:{SECRET}:60:9999-12-31\nbob:{OTHER}\n")
+
+    status, out, err = run("rotate", "alice", "--json")
+
+    made = json.loads(out)
+    key = key_of(path, made["key"])
+    assert status == 0
+    assert (key.key_id, key.rate_limit, key.expires_at) == ("alice", 60, NEVER)
+    assert [k.key_id for k in ring_of(path).keys] == ["alice", "bob"]
+    assert ring_of(path).look_up(SECRET.encode()) is None
+    assert err == "The old secret is no longer in the file.\n" + TAKEN_UP
+
+
+@pytest.mark.parametrize("stored", [SECRET, keys.hashed(SECRET)])
+def test_a_rotated_key_is_stored_as_it_was(run: Run, path: Path, stored: str) -> None:
+    path.write_text(f"alice:{stored}\n")
+
+    _, out, _ = run("rotate", "alice", "--quiet")
+
+    assert key_of(path, out.strip()).hashed is (stored != SECRET)
+
+
+def test_with_a_grace_the_old_secret_lets_in_for_that_long(run: Run, path: Path) -> None:
+    path.write_text(f"alice:{SECRET}:60\nbob:{OTHER}\n")
+
+    _, out, err = run("rotate", "alice", "--grace", "24h", "--json")
+
+    old = key_of(path, SECRET)
+    assert old.key_id.startswith("alice-old-")
+    assert old.rate_limit == 60
+    assert 0.9 < days_left(old) <= 1
+    assert key_of(path, json.loads(out)["key"]).expires_at is None
+    assert [k.key_id for k in ring_of(path).keys] == ["alice", old.key_id, "bob"]
+    assert SECRET not in path.read_text()
+    assert old.expires_at is not None
+    until = format_moment(old.expires_at)
+    assert err == f"The old secret stays valid until {until}.\n{TAKEN_UP}"
+
+
+def test_a_grace_does_not_outlive_the_key(run: Run, path: Path) -> None:
+    path.write_text(f"alice:{SECRET}:9999-12-30\n")
+
+    run("rotate", "alice", "--grace", "9999-12-31")
+
+    assert key_of(path, SECRET).expires_at == NEVER - 86400
+
+
+def test_the_id_of_an_old_secret_is_cut_to_what_an_id_may_be(run: Run, path: Path) -> None:
+    path.write_text(f"{'a' * 64}:{SECRET}\n")
+
+    run("rotate", "a" * 64, "--grace", "60m")
+
+    assert ring_of(path).problems == ()
+    assert len(key_of(path, SECRET).key_id) == 64
+
+
+def test_a_key_can_be_rotated_again_within_its_grace(run: Run, path: Path) -> None:
+    path.write_text(f"alice:{SECRET}\n")
+
+    run("rotate", "alice", "--grace", "24h")
+    run("rotate", "alice", "--grace", "24h")
+
+    assert len(ring_of(path)) == 3
+    assert ring_of(path).look_up(SECRET.encode()) is not None
+
+
+def test_an_expired_key_is_not_rotated(run: Run, path: Path) -> None:
+    before = f"alice:{SECRET}:2001-01-01\n"
+    path.write_text(before)
+
+    status, out, err = run("rotate", "alice", "--grace", "24h")
+
+    assert (status, out) == (1, "")
+    assert "alice has expired" in err
+    assert path.read_text() == before
+
+
+def test_a_grace_that_cannot_be_read_is_refused(run: Run, path: Path) -> None:
+    path.write_text(f"alice:{SECRET}\n")
+
+    status, _, err = run("rotate", "alice", "--grace", "a while")
+
+    assert status == 2
+    assert "--grace 'a while' cannot be used: write it as 30d, 24h, 60m" in err
+
+
+# create_key, and many at once ---------------------------------------------------------------------
+
+
+def test_create_key_returns_the_secret_of_the_key_it_adds(path: Path) -> None:
+    secret = create_key(str(path), name="first", rate_limit=5, expires_at=NEVER, hashed=True)
+
+    key = key_of(path, secret)
+    assert (key.key_id, key.rate_limit, key.expires_at, key.hashed) == ("first", 5, NEVER, True)
+
+
+def test_create_key_refuses_a_name_that_is_taken(path: Path) -> None:
+    create_key(str(path), name="first")
+
+    with pytest.raises(UserError, match="there is a key first"):
+        create_key(str(path), name="first")
+
+
+def test_eight_commands_at_once_lose_nothing(path: Path) -> None:
+    path.write_text(f"# ours\nalice:{SECRET}\n")
+    argv = [sys.executable, "-m", "llama_gguf", "keys", "generate", "--quiet"]
+    running = [
+        subprocess.Popen(
+            [*argv, "--file", str(path), "--name", f"k{n}"], stdout=subprocess.PIPE, text=True
+        )
+        for n in range(8)
+    ]
+
+    made = [child.communicate()[0].strip() for child in running]
+
+    assert [child.returncode for child in running] == [0] * 8
+    assert {key_of(path, secret).key_id for secret in made} == {f"k{n}" for n in range(8)}
+    assert path.read_text().startswith(f"# ours\nalice:{SECRET}\nk")
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]

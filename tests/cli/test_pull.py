@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llama_gguf.cli.main import main
+from llama_gguf.engine.catalogue import CATALOGUE
+from tests.engine.file_server import FileServer
+from tests.gguf_files import gguf
+
+CONTENT = gguf()
+SMALL = CATALOGUE["smollm2"]
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with FileServer(CONTENT) as running:
+        yield running
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    return folder
+
+
+def pull(tmp_path: Path, *arguments: str) -> int:
+    return main(["pull", *arguments], {"DATA_DIR": str(tmp_path)})
+
+
+def test_a_fetched_model_is_told_with_the_command_that_serves_it(
+    tmp_path: Path, models: Path, server: FileServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pull(tmp_path, server.url()) == 0
+
+    told = capsys.readouterr()
+    assert told.out == (
+        f"{models / 'm.gguf'} (0.0 MB): fetched and checked.\nServe it: llama-gguf serve m.gguf\n"
+    )
+    assert "m.gguf  100 % of 0.0 MB" in told.err
+
+
+def test_a_folder_given_as_a_flag_is_named_to_serve_too(
+    tmp_path: Path, server: FileServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(tmp_path / "else where")
+
+    assert pull(tmp_path, server.url(), "--models-dir", folder) == 0
+
+    assert f"serve m.gguf --models-dir '{folder}'\n" in capsys.readouterr().out
+
+
+def test_quiet_prints_the_path_alone(
+    tmp_path: Path, models: Path, server: FileServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pull(tmp_path, server.url(), "--quiet") == 0
+
+    assert capsys.readouterr() == (f"{models / 'm.gguf'}\n", "")
+
+
+def test_json_tells_path_bytes_and_what_was_verified(
+    tmp_path: Path, models: Path, server: FileServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digest = hashlib.sha256(CONTENT).hexdigest()
+
+    arguments = ("--name", "other.gguf", "--sha256", digest, "--json", "--quiet")
+    assert pull(tmp_path, server.url("/x"), *arguments) == 0
+
+    assert json.loads(capsys.readouterr().out) == {
+        "path": str(models / "other.gguf"),
+        "bytes": len(CONTENT),
+        "fetched": True,
+        "sha256": digest,
+    }
+
+
+def test_a_model_that_is_there_is_told_so(
+    tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (models / SMALL.file).touch()
+    os.truncate(models / SMALL.file, SMALL.file_bytes)
+
+    assert pull(tmp_path, "smollm2") == 0
+
+    told = capsys.readouterr()
+    assert "there already" in told.out
+    assert "Serve it: llama-gguf serve smollm2\n" in told.out
+    assert told.err == ""
+
+
+def test_the_list_says_what_is_known_and_what_is_there(
+    tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pull(tmp_path, "--list") == 0
+    before = capsys.readouterr().out
+    (models / SMALL.file).touch()
+    os.truncate(models / SMALL.file, SMALL.file_bytes)
+    assert pull(tmp_path, "--list") == 0
+    after = capsys.readouterr().out
+
+    assert before.splitlines()[1].split()[0] == "smollm2"
+    assert "98.4 MB" in before
+    assert "Apache-2.0" in before
+    assert before.split()[-1] == "no"
+    assert after.split()[-1] == "yes"
+
+
+def test_the_list_is_to_be_had_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert pull(tmp_path, "--list", "--json") == 0
+
+    assert json.loads(capsys.readouterr().out)[0] == {
+        "name": "smollm2",
+        "file": SMALL.file,
+        "bytes": SMALL.file_bytes,
+        "licence": "Apache-2.0",
+    }
+
+
+def test_nothing_to_fetch_is_a_mistake_in_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pull(tmp_path) == 2
+
+    assert "llama-gguf pull smollm2" in capsys.readouterr().err
+
+
+def test_an_unknown_name_is_a_mistake_in_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pull(tmp_path, "smolm2") == 2
+
+    assert "smolm2 is not a name that pull knows (smollm2)" in capsys.readouterr().err
+
+
+def test_a_download_that_fails_leaves_with_1(
+    tmp_path: Path, server: FileServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.behaviour.status = 404
+
+    assert pull(tmp_path, server.url()) == 1
+
+    assert "is not there (it answered 404)" in capsys.readouterr().err

@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import io
+import struct
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_gguf.core.gguf import ModelFacts, check_start, looks_like, read_facts
+from llama_gguf.core.gguf_cursor import MAX_HEADER_BYTES, GgufError
+from llama_gguf.core.gguf_tables import FILE_TYPES, TENSOR_TYPES
+from tests.gguf_files import ARRAY, METADATA, STRING, U8, U32, Tensor, Typed, gguf, header, text
+
+
+def facts_of(raw: bytes, file_bytes: int | None = None) -> ModelFacts:
+    return read_facts(io.BytesIO(raw).read, len(raw) if file_bytes is None else file_bytes)
+
+
+def mistake_of(raw: bytes, file_bytes: int | None = None) -> str:
+    with pytest.raises(GgufError) as caught:
+        facts_of(raw, file_bytes)
+    return str(caught.value)
+
+
+def with_value(raw_value: bytes) -> bytes:
+    """A file without tensors whose one value is *raw_value*, type and all."""
+    return struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + text("some.key") + raw_value
+
+
+# What a header says --------------------------------------------------------------------------
+
+
+def test_a_header_says_what_the_model_is() -> None:
+    raw = gguf()
+
+    assert facts_of(raw) == ModelFacts(
+        name="Test Model",
+        architecture="llama",
+        size_label="1K",
+        parameters=16 * 8 + 16,
+        quantization="F32",
+        context_length=128,
+        layers=2,
+        embedding_length=16,
+        head_count=4,
+        head_count_kv=2,
+        vocabulary=3,
+        has_chat_template=True,
+        split_count=1,
+        split_no=0,
+        file_bytes=len(raw),
+        needed_bytes=len(raw),
+    )
+
+
+def test_version_2_is_read_as_version_3_is() -> None:
+    assert facts_of(gguf(version=2)) == facts_of(gguf(version=3))
+
+
+def test_what_a_header_leaves_out_is_not_known() -> None:
+    facts = facts_of(gguf({}, []))
+
+    assert (facts.name, facts.architecture, facts.quantization) == ("", "", "unknown")
+    assert facts.parameters is None
+    assert facts.context_length is None
+    assert not facts.has_chat_template
+
+
+def test_a_number_that_differs_from_layer_to_layer_is_not_known() -> None:
+    per_layer = METADATA | {"llama.attention.head_count_kv": Typed(ARRAY, (U32, [2, 4]))}
+
+    assert facts_of(gguf(per_layer)).head_count_kv is None
+
+
+def test_without_a_file_type_the_quantization_is_what_most_parameters_have() -> None:
+    metadata = {k: v for k, v in METADATA.items() if k != "general.file_type"}
+    tensors = [Tensor((64,)), Tensor((256, 4), kind=12, size=4 * 144)]
+
+    assert facts_of(gguf(metadata, tensors)).quantization == "Q4_K"
+
+
+@pytest.mark.parametrize(
+    ("number", "name"), [(15, "Q4_K_M"), (15 | 1024, "Q4_K_M"), (999, "F32"), (True, "F32")]
+)
+def test_the_file_type_is_named_as_llama_cpp_names_it(number: int, name: str) -> None:
+    assert facts_of(gguf(METADATA | {"general.file_type": number})).quantization == name
+
+
+def test_a_name_keeps_no_escape_sequences_and_no_great_length() -> None:
+    name = "evil\x1b[2J\nname" + "x" * 5000
+
+    shown = facts_of(gguf(METADATA | {"general.name": name})).name
+
+    assert shown.startswith("evil[2Jnamexxx")
+    assert len(shown) <= 1024
+
+
+def test_a_vocabulary_larger_than_what_is_read_at_once_is_walked_over() -> None:
+    tokens = [f"token number {i}" + "y" * (i % 40) for i in range(60_000)]
+    raw = gguf(METADATA | {"tokenizer.ggml.tokens": tokens})
+    assert len(raw) > 2 << 20
+
+    facts = facts_of(raw)
+
+    assert facts.vocabulary == 60_000
+    assert facts.needed_bytes == len(raw)
+
+
+def test_one_string_larger_than_what_is_read_at_once_is_walked_over() -> None:
+    raw = gguf(METADATA | {"tokenizer.ggml.tokens": ["z" * (3 << 20), "a"]})
+
+    assert facts_of(raw).vocabulary == 2
+
+
+def test_reading_stops_where_the_header_ends() -> None:
+    raw = gguf(METADATA, [Tensor((1 << 20,))])
+    file = io.BytesIO(raw)
+
+    read_facts(file.read, len(raw))
+
+    assert file.tell() < len(raw) / 2
+
+
+# Whether it is whole -------------------------------------------------------------------------
+
+
+def test_a_header_cut_at_any_byte_is_refused_as_such() -> None:
+    raw = gguf(METADATA | {"general.alignment": 32})
+    end = len(header(METADATA | {"general.alignment": 32}))
+
+    for length in range(end):
+        message = mistake_of(raw[:length])
+        assert "cut off" in message or "empty" in message, (length, message)
+
+
+def test_data_cut_at_any_byte_is_noticed() -> None:
+    raw = gguf()
+
+    for length in range(len(header()), len(raw)):
+        message = mistake_of(raw[:length])
+        assert message == f"cut off: it has {length} bytes, but needs at least {len(raw)}"
+
+
+def test_what_is_needed_counts_from_the_alignment_that_the_file_has() -> None:
+    raw = gguf(METADATA | {"general.alignment": 4096}, alignment=4096)
+
+    assert facts_of(raw).needed_bytes == len(raw)
+    assert "needs at least" in mistake_of(raw[:-1])
+
+
+def test_nothing_is_claimed_of_a_tensor_of_an_unknown_type() -> None:
+    raw = gguf(METADATA, [Tensor((16,)), Tensor((1 << 40,), kind=250, size=64)])
+
+    facts = facts_of(raw)
+
+    assert facts.needed_bytes == len(raw) - 64
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_refused() -> None:
+    raw = gguf()
+
+    assert "shrank" in mistake_of(raw[:100], file_bytes=len(raw))
+
+
+# What is no model at all ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raw", "word"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git-lfs pointer"),
+        (b"\n <!DOCTYPE HTML>\n<html>", "HTML page"),
+        (b"<html><body>404</body></html>", "HTML page"),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "XML"),
+        (b"PK\x03\x04\x14\x00\x00\x00", "zip archive"),
+        (struct.pack("<Q", 1234) + b'{"__metadata__":{}}', "safetensors"),
+        (b'{"error": "not found"}', "JSON"),
+        (b"\x80\x02}q\x00", "pickle"),
+        (b"\x1f\x8b\x08\x00", "gzip"),
+        (b"\x28\xb5\x2f\xfd\x04", "zstd"),
+        (b"\xfd7zXZ\x00", "xz"),
+        (b"tjgg\x03\x00\x00\x00", "before GGUF"),
+        (bytes(4096), "only zeros"),
+    ],
+)
+def test_what_people_take_for_a_model_is_called_by_its_name(raw: bytes, word: str) -> None:
+    message = mistake_of(raw)
+
+    assert message.startswith("not a GGUF file; it looks like ")
+    assert word in message
+
+
+def test_anything_else_is_just_not_gguf() -> None:
+    assert mistake_of(b"MZ\x90\x00 and so on") == "not a GGUF file"
+
+
+def test_an_empty_file_is_called_empty() -> None:
+    assert mistake_of(b"") == "empty"
+
+
+def test_the_start_of_a_model_passes() -> None:
+    check_start(gguf()[:64])
+    assert looks_like(gguf()[:64]) == ""
+
+
+@pytest.mark.parametrize(
+    ("version", "word"),
+    [(b"\0\0\0\x03", "big-endian"), (b"\x01\0\0\0", "version 1"), (b"\x04\0\0\0", "version 4")],
+)
+def test_other_kinds_of_gguf_are_refused_by_name(version: bytes, word: str) -> None:
+    assert word in mistake_of(b"GGUF" + version + bytes(64))
+
+
+# Hostile files -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raw", "word"),
+    [
+        (struct.pack("<4sIQQ", b"GGUF", 3, 1 << 60, 0), "tensors"),
+        (struct.pack("<4sIQQ", b"GGUF", 3, 0, 1 << 60), "metadata keys"),
+        (with_value(struct.pack("<I", 99)), "unknown type 99"),
+        (with_value(struct.pack("<IIQ", ARRAY, ARRAY, 1)), "unknown type 9"),
+        (with_value(struct.pack("<IIQ", ARRAY, STRING, 1 << 60)), "cut off"),
+        (with_value(struct.pack("<IIQ", ARRAY, U8, 1 << 60)), "cut off"),
+        (with_value(struct.pack("<IQ", STRING, 1 << 63)), "cut off"),
+        (gguf(METADATA | {"general.alignment": 0}), "alignment"),
+        (gguf(METADATA | {"general.alignment": 48}), "alignment"),
+        (gguf(METADATA, [Tensor((1, 1, 1, 1, 1))]), "5 dimensions"),
+        (gguf(METADATA, [Tensor((1 << 62, 1 << 62), size=4)]), "needs at least"),
+    ],
+)
+def test_an_absurd_number_is_refused_before_anything_is_read_for_it(raw: bytes, word: str) -> None:
+    assert word in mistake_of(raw)
+
+
+def test_a_header_without_end_is_given_up() -> None:
+    raw = with_value(struct.pack("<IIQ", ARRAY, U8, MAX_HEADER_BYTES)) + bytes(64)
+
+    assert "header would be" in mistake_of(raw, file_bytes=1 << 40)
+
+
+@given(at=st.integers(4, len(header()) - 1), junk=st.binary(min_size=1, max_size=16))
+def test_junk_in_a_header_gives_facts_or_a_gguf_error(at: int, junk: bytes) -> None:
+    raw = gguf()
+    with suppress(GgufError):
+        facts_of(raw[:at] + junk + raw[at + len(junk) :])
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_after_the_magic_give_facts_or_a_gguf_error(junk: bytes) -> None:
+    with suppress(GgufError):
+        facts_of(b"GGUF\x03\0\0\0" + junk)
+
+
+# The tables ----------------------------------------------------------------------------------
+
+
+def test_every_block_has_elements_and_bytes() -> None:
+    for kind in TENSOR_TYPES.values():
+        assert kind.elements in (1, 32, 64, 128, 256)
+        assert 1 <= 8 * kind.size / kind.elements <= 64
+
+
+def test_no_name_stands_twice() -> None:
+    assert len({k.name for k in TENSOR_TYPES.values()}) == len(TENSOR_TYPES)
+    assert len(set(FILE_TYPES.values())) == len(FILE_TYPES)

@@ -1,0 +1,439 @@
+from __future__ import annotations
+
+import hashlib
+import re
+import string
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_gguf.core import keys
+from llama_gguf.core.keys import Key, KeyRing, Problem
+
+SECRET = "sk-Zq8vN2xLw5TfR7mB"
+OTHER = "sk-another-secret-0"
+HEX = hashlib.sha256(SECRET.encode()).hexdigest()
+NEW_YEAR = datetime(2027, 1, 1, tzinfo=UTC).timestamp()
+
+LETTERS = string.ascii_letters + string.digits + "_-"
+key_ids = st.text(LETTERS, min_size=1, max_size=64)
+api_keys = st.text(LETTERS, min_size=16, max_size=128)
+rate_limits = st.none() | st.integers(1, keys.MAX_RATE_LIMIT)
+expirations = st.none() | st.datetimes(timezones=st.just(UTC)).map(
+    lambda moment: moment.replace(microsecond=0).timestamp()
+)
+noise = st.one_of(
+    st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"]), max_size=30),
+    st.text(":#$ \t\r-2aA", max_size=30),
+    st.sampled_from(["", "# note", "#a:b", "   ", "id:short", f"a b:{SECRET}", "\ufeff# windows"]),
+)
+
+
+def only_key(line: str) -> Key:
+    ring = KeyRing.parse(line)
+    assert ring.problems == ()
+    (key,) = ring.keys
+    return key
+
+
+def only_reason(line: str) -> str:
+    ring = KeyRing.parse(line)
+    assert len(ring) == 0
+    (problem,) = ring.problems
+    assert problem.line == 1
+    return problem.reason
+
+
+# One line -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rest", "rate_limit", "expires_at"),
+    [
+        ("", None, None),
+        (":", None, None),
+        ("::", None, None),
+        (":60", 60, None),
+        (":60:", 60, None),
+        (":0060", 60, None),
+        (":1", 1, None),
+        (":1000000000", 1_000_000_000, None),
+        (":60:2027-01-01T00:00:00Z", 60, NEW_YEAR),
+        (":60:2027-01-01", 60, NEW_YEAR),
+        ("::2027-01-01T00:00:00Z", None, NEW_YEAR),
+        ("::2027-01-01", None, NEW_YEAR),
+        (":2027-01-01", None, NEW_YEAR),
+        (":2027-01-01T00:00:00", None, NEW_YEAR),
+        (":2027-01-01T00:00:00+00:00", None, NEW_YEAR),
+        (":2027-01-01 01:00:00+01:00", None, NEW_YEAR),
+        (":60:20270101", 60, NEW_YEAR),
+    ],
+)
+def test_rate_limit_and_expiration_may_each_be_left_out(
+    rest: str, rate_limit: int | None, expires_at: float | None
+) -> None:
+    key = only_key(f"alice:{SECRET}{rest}")
+
+    assert (key.rate_limit, key.expires_at) == (rate_limit, expires_at)
+
+
+def test_digits_in_third_place_are_a_rate_limit_even_if_they_look_like_a_date() -> None:
+    key = only_key(f"alice:{SECRET}:20270101")
+
+    assert (key.rate_limit, key.expires_at) == (20270101, None)
+
+
+@pytest.mark.parametrize("line", ["{}\n", "{}\r\n", "  {}\t", "\ufeff{}", "{}"])
+def test_what_surrounds_a_line_is_no_part_of_it(line: str) -> None:
+    assert only_key(line.format(f"alice:{SECRET}:7")).rate_limit == 7
+
+
+@pytest.mark.parametrize("digits", [HEX, HEX.upper()])
+def test_a_digest_in_the_file_means_the_same_secret(digits: str) -> None:
+    ring = KeyRing.parse(f"alice:sha256${digits}")
+    plain = only_key(f"alice:{SECRET}")
+
+    key = ring.look_up(SECRET.encode())
+
+    assert key is not None
+    assert key.hashed
+    assert not plain.hashed
+    assert key.digest == plain.digest
+
+
+def test_a_digest_is_no_secret_that_lets_anyone_in() -> None:
+    ring = KeyRing.parse(f"alice:sha256${HEX}")
+
+    assert ring.look_up(f"sha256${HEX}".encode()) is None
+    assert ring.look_up(HEX.encode()) is None
+    assert ring.look_up(bytes.fromhex(HEX)) is None
+
+
+@pytest.mark.parametrize(
+    "line", ["", "\n", "   ", "# a comment", "  # alice:" + SECRET, "\r\n", "#"]
+)
+def test_comments_and_blank_lines_are_neither_keys_nor_problems(line: str) -> None:
+    ring = KeyRing.parse(line)
+
+    assert (len(ring), ring.problems) == (0, ())
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("alice", "a line must be key_id:api_key[:rate_limit][:expiration]"),
+        (SECRET, "a line must be"),
+        (f":{SECRET}", "the key id must be 1 to 64"),
+        (f"{'a' * 65}:{SECRET}", "the key id must be"),
+        (f"al ice:{SECRET}", "the key id must be"),
+        (f"\u00e4lice:{SECRET}", "the key id must be"),
+        (f"\u0661:{SECRET}", "the key id must be"),
+        ("alice:", "the api key must be 16 to 128"),
+        ("alice:" + "x" * 15, "the api key must be"),
+        ("alice:" + "x" * 129, "the api key must be"),
+        (f"alice: {SECRET}", "the api key must be"),
+        (f"alice:{SECRET} # her key", "the api key must be"),
+        (f"alice:{SECRET}\u00df", "the api key must be"),
+        (f"alice:sha256${HEX[:-1]}", "the api key must be"),
+        (f"alice:sha256${HEX}0", "the api key must be"),
+        (f"alice:SHA256${HEX}", "the api key must be"),
+        (f"alice:{SECRET}\r:60", "the api key must be"),
+        (f"alice:{SECRET}:0", "the rate limit must be a whole number from 1 to 1000000000"),
+        (f"alice:{SECRET}:1000000001", "the rate limit must be"),
+        (f"alice:{SECRET}:{'9' * 5000}", "the rate limit must be"),
+        (f"alice:{SECRET}:0:2027-01-01", "the rate limit must be"),
+        (f"alice:{SECRET}:60:soon", "the expiration must be ISO 8601, such as 2027-01-31"),
+        (f"alice:{SECRET}::soon", "the expiration must be"),
+        (f"alice:{SECRET}:60:2027-02-30", "the expiration must be"),
+        (f"alice:{SECRET}:-1", "after the api key come"),
+        (f"alice:{SECRET}:+1", "after the api key come"),
+        (f"alice:{SECRET}:1.5", "after the api key come"),
+        (f"alice:{SECRET}:1_0", "after the api key come"),
+        (f"alice:{SECRET}:\u0661\u0662", "after the api key come"),
+        (f"alice:{SECRET}:2027-01-01:60", "after the api key come"),
+        (f"alice:{SECRET}:60/min:2027-01-01", "after the api key come"),
+    ],
+)
+def test_a_bad_line_is_skipped_with_what_would_be_right(line: str, wanted: str) -> None:
+    assert only_reason(line).startswith(wanted)
+
+
+# The ring -----------------------------------------------------------------------------------------
+
+
+def test_keys_stay_in_the_order_of_the_file_and_problems_carry_their_line() -> None:
+    ring = KeyRing.parse(f"# head\n\nzoe:{SECRET}\nbad\r\n\namy:{OTHER}\n?:{OTHER}")
+
+    assert [key.key_id for key in ring.keys] == ["zoe", "amy"]
+    assert [problem.line for problem in ring.problems] == [4, 7]
+    assert len(ring) == 2
+
+
+def test_a_key_is_found_by_its_secret_and_by_nothing_else() -> None:
+    ring = KeyRing.parse(f"alice:{SECRET}\nbob:{OTHER}")
+
+    assert ring.look_up(SECRET.encode()) == ring.named("alice")
+    assert ring.look_up(OTHER.encode()) == ring.named("bob")
+    for presented in (b"", b"alice", SECRET[:-1].encode(), SECRET.encode() + b" ", b"\xff\x00"):
+        assert ring.look_up(presented) is None
+
+
+def test_an_empty_ring_lets_nobody_in() -> None:
+    assert KeyRing().look_up(b"") is None
+    assert KeyRing.parse("").named("") is None
+
+
+def test_an_expired_key_is_still_found_so_that_its_client_can_be_told() -> None:
+    key = KeyRing.parse(f"alice:{SECRET}:2027-01-01").look_up(SECRET.encode())
+
+    assert key is not None
+    assert not key.is_expired(NEW_YEAR - 0.001)
+    assert key.is_expired(NEW_YEAR)
+
+
+def test_a_key_without_expiration_never_expires() -> None:
+    assert not only_key(f"alice:{SECRET}").is_expired(1e18)
+
+
+def test_the_first_of_two_lines_with_one_id_wins() -> None:
+    ring = KeyRing.parse(f"alice:{SECRET}\nalice:{OTHER}")
+
+    assert ring.look_up(OTHER.encode()) is None
+    assert ring.look_up(SECRET.encode()) is not None
+    assert ring.problems == (Problem(2, "the key id is already on line 1, which wins"),)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(SECRET, SECRET), (SECRET, f"sha256${HEX}"), (f"sha256${HEX.upper()}", SECRET)],
+)
+def test_the_first_of_two_lines_with_one_secret_wins(first: str, second: str) -> None:
+    ring = KeyRing.parse(f"\nalice:{first}\nbob:{second}")
+
+    assert [key.key_id for key in ring.keys] == ["alice"]
+    assert ring.problems == (Problem(3, "the api key is already on line 2, which wins"),)
+
+
+def test_a_line_that_lost_claims_nothing() -> None:
+    third = "sk-the-third-secret"
+    ring = KeyRing.parse(f"a:{SECRET}\na:{OTHER}\nb:{OTHER}\nc:{SECRET}\nc:{third}")
+
+    assert [key.key_id for key in ring.keys] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("hidden", ["\u2028", "\u2029", "\x0b", "\x0c", "\x1c", "\x85", "\r"])
+def test_no_key_hides_in_a_comment_behind_an_odd_line_separator(hidden: str) -> None:
+    assert len(KeyRing.parse(f"# note {hidden}evil:{SECRET}\n")) == 0
+
+
+def test_ten_thousand_keys_are_all_found() -> None:
+    text = "".join(f"key-{n}:secret-of-number-{n:06}:{n + 1}\n" for n in range(10_000))
+    ring = KeyRing.parse(text)
+
+    assert (len(ring), ring.problems) == (10_000, ())
+    for n in (0, 4_999, 9_999):
+        key = ring.look_up(f"secret-of-number-{n:06}".encode())
+        assert key is not None
+        assert key.key_id == f"key-{n}"
+
+
+# Secrets stay in ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"alice:{SECRET}",
+        f"alice:sha256${HEX}",
+        f"{SECRET}:alice",
+        f"{SECRET}:{SECRET}\n{SECRET}:{OTHER}",
+        f"alice:{SECRET}\nbob:{SECRET}",
+        f"alice:60:{SECRET}",
+        f"alice:{OTHER}:{SECRET}",
+        f"alice:{OTHER}:60:{SECRET}",
+        f"alice:{SECRET}!",
+        SECRET,
+    ],
+)
+def test_no_repr_and_no_problem_shows_a_secret_or_a_digest(line: str) -> None:
+    ring = KeyRing.parse(line)
+    shown = f"{ring!r} {ring.problems!r} {[key.digest and repr(key) for key in ring.keys]}"
+    shown = shown.replace(f"key_id={SECRET!r}", "")  # what stands in the id's place is public
+
+    assert SECRET not in shown
+    assert HEX not in shown
+    assert repr(bytes.fromhex(HEX)) not in shown
+
+
+@given(st.lists(noise | st.builds("{}:{}:{}".format, key_ids, api_keys, noise), max_size=6))
+def test_a_problem_quotes_nothing_of_any_line(lines: list[str]) -> None:
+    known = {only_reason(line) for line in BAD_LINES}
+    ring = KeyRing.parse("\n".join(lines))
+
+    for problem in ring.problems:
+        assert problem.reason in known or problem.reason.startswith(
+            ("the key id is already on line ", "the api key is already on line ")
+        )
+
+
+BAD_LINES = (
+    "x",
+    f"?:{SECRET}",
+    "x:short",
+    f"x:{SECRET}:0",
+    f"x:{SECRET}:1:soon",
+    f"x:{SECRET}:soon",
+)
+
+
+# Writing ------------------------------------------------------------------------------------------
+
+
+@given(key_ids, api_keys, rate_limits, expirations, st.booleans())
+def test_what_is_written_reads_back(
+    key_id: str, secret: str, rate_limit: int | None, expires_at: float | None, hide: bool
+) -> None:
+    stored = keys.hashed(secret) if hide else secret
+    line = keys.format_line(key_id, stored, rate_limit=rate_limit, expires_at=expires_at)
+
+    digest = hashlib.sha256(secret.encode()).digest()
+    assert only_key(line) == Key(key_id, digest, rate_limit, expires_at, hide)
+    assert KeyRing.parse(line).look_up(secret.encode()) is not None
+    assert not (hide and secret in line.removeprefix(key_id))
+
+
+@pytest.mark.parametrize(
+    ("key_id", "api_key", "rate_limit"),
+    [
+        ("", SECRET, None),
+        (" alice", SECRET, None),
+        ("alice\n", SECRET, None),
+        ("#alice", SECRET, None),
+        ("alice", "short", None),
+        ("alice", f"{SECRET}:60", None),
+        ("alice", f"{SECRET}\nbob:{OTHER}", None),
+        ("alice", SECRET, 0),
+        ("alice", SECRET, -1),
+        ("alice", SECRET, keys.MAX_RATE_LIMIT + 1),
+    ],
+)
+def test_a_line_that_would_not_read_back_is_not_written(
+    key_id: str, api_key: str, rate_limit: int | None
+) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        keys.format_line(key_id, api_key, rate_limit=rate_limit)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", "NEW\n"),
+        ("# a\n", "# a\nNEW\n"),
+        ("# a", "# a\nNEW\n"),
+        ("# a\r\n", "# a\r\nNEW\r\n"),
+        ("# a\r\n# b", "# a\r\n# b\r\nNEW\r\n"),
+        ("\n\n", "\n\nNEW\n"),
+    ],
+)
+def test_a_line_is_added_at_the_end_with_the_line_end_of_the_file(before: str, after: str) -> None:
+    assert keys.add_line(before, "NEW") == after
+
+
+FILE = f"# ours\n\nalice:{SECRET}:60\r\nbad line\n  bob:{OTHER}\n# end"
+
+
+def test_removing_a_key_takes_its_line_and_no_other() -> None:
+    after = keys.replace(FILE, "alice")
+
+    assert after == f"# ours\n\nbad line\n  bob:{OTHER}\n# end"
+
+
+def test_a_replacement_stands_where_the_old_line_stood() -> None:
+    after = keys.replace(FILE, "bob", "one", "two")
+
+    assert after == f"# ours\n\nalice:{SECRET}:60\r\nbad line\none\r\ntwo\r\n# end"
+
+
+@pytest.mark.parametrize("key_id", ["carol", "", "bad line", "# ours"])
+def test_an_id_that_is_not_there_cannot_be_replaced(key_id: str) -> None:
+    with pytest.raises(KeyError):
+        keys.replace(FILE, key_id)
+
+
+@pytest.mark.parametrize(
+    "duplicate", [f"bob:{SECRET}", f"bob:sha256${HEX}", f"alice:{OTHER}", f"alice:{SECRET}:60"]
+)
+def test_a_removed_key_does_not_come_back_through_a_duplicate(duplicate: str) -> None:
+    after = keys.replace(f"alice:{SECRET}:60\n# keep\n{duplicate}\n", "alice")
+
+    assert after == "# keep\n"
+
+
+key_lines = st.builds(
+    lambda key_id, secret, rate, expiry: keys.format_line(
+        key_id, secret, rate_limit=rate, expires_at=expiry
+    ),
+    key_ids,
+    api_keys,
+    rate_limits,
+    expirations,
+)
+files = st.lists(noise | key_lines, max_size=12).map("\n".join)
+
+
+@given(files, key_lines)
+def test_adding_a_key_keeps_every_byte_of_the_file(text: str, line: str) -> None:
+    after = keys.add_line(text, line)
+
+    assert after.startswith(text)
+    assert after[len(text) :].strip() == line
+
+
+@given(files, st.data())
+def test_removing_a_key_keeps_every_other_key(text: str, data: st.DataObject) -> None:
+    before = KeyRing.parse(text)
+    if not before.keys:
+        return
+    gone = data.draw(st.sampled_from(before.keys))
+    after = KeyRing.parse(keys.replace(text, gone.key_id))
+
+    assert after.keys == tuple(key for key in before.keys if key != gone)
+
+
+@given(files, st.data())
+def test_removing_a_key_drops_only_lines_with_its_id_or_its_secret(
+    text: str, data: st.DataObject
+) -> None:
+    before = KeyRing.parse(text)
+    if not before.keys:
+        return
+    gone = data.draw(st.sampled_from(before.keys))
+    left = iter(with_ends(keys.replace(text, gone.key_id)))
+    waiting = next(left, None)
+    for line in with_ends(text):
+        if line == waiting:
+            waiting = next(left, None)
+            continue
+        key = only_key(line)
+        assert key.key_id == gone.key_id or key.digest == gone.digest
+    assert waiting is None
+
+
+def with_ends(text: str) -> list[str]:
+    return [part for part in re.split(r"(?<=\n)", text) if part]
+
+
+@given(files, key_lines, st.data())
+def test_replacing_a_key_changes_nothing_else(text: str, line: str, data: st.DataObject) -> None:
+    before = KeyRing.parse(text)
+    if not before.keys:
+        return
+    old = data.draw(st.sampled_from(before.keys))
+    new = only_key(line)
+    if any(new.key_id == k.key_id or new.digest == k.digest for k in before.keys if k != old):
+        return
+    after = KeyRing.parse(keys.replace(text, old.key_id, line))
+
+    assert after.keys == tuple(new if key == old else key for key in before.keys)

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_gguf.core.moments import format_moment, parse_duration, parse_moment
+
+NOW = datetime(2026, 5, 1, 12, 0, 0, 250_000, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("2027-01-31", "2027-01-31T00:00:00Z"),
+        ("2027-01-31T12:30:00Z", "2027-01-31T12:30:00Z"),
+        ("2027-01-31T12:30:00", "2027-01-31T12:30:00Z"),
+        ("2027-01-31 12:30", "2027-01-31T12:30:00Z"),
+        ("2027-01-31T12:30:00+02:00", "2027-01-31T10:30:00Z"),
+        ("2027-01-31T12:30:00.999999Z", "2027-01-31T12:30:00Z"),
+        ("9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59Z"),
+        ("0001-01-01", "0001-01-01T00:00:00Z"),
+    ],
+)
+def test_no_zone_means_utc_and_a_date_alone_means_its_start(text: str, written: str) -> None:
+    assert format_moment(parse_moment(text).timestamp()) == written
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "tomorrow",
+        "2027-13-01",
+        "2027-02-30",
+        "2027",
+        "2027-01-31T25:00",
+        "9999-12-31T23:59:59-01:00",
+        "0001-01-01T00:00:00+01:00",
+        "\uff12\uff10\uff12\uff17-01-01",
+        "2027-01-31\n",
+        "2027-01-31" + "0" * 100,
+    ],
+)
+def test_what_is_no_moment_is_refused_without_quoting_it(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^ISO 8601, such as 2027-01-31 or 2027-01-31T12:00:00Z$"):
+        parse_moment(text)
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    try:
+        moment = parse_moment(text)
+    except ValueError:
+        return
+    assert parse_moment(format_moment(moment.timestamp())) == moment
+
+
+@given(st.datetimes(timezones=st.just(UTC)))
+def test_what_is_written_reads_back_to_the_second(moment: datetime) -> None:
+    whole = moment.replace(microsecond=0)
+
+    assert parse_moment(format_moment(whole.timestamp())) == whole
+
+
+@pytest.mark.parametrize(
+    ("text", "ahead"),
+    [
+        ("30d", timedelta(days=30)),
+        ("24h", timedelta(hours=24)),
+        ("60m", timedelta(minutes=60)),
+        ("007d", timedelta(days=7)),
+        ("2026-05-02T12:00:00Z", timedelta(days=1)),
+    ],
+)
+def test_a_duration_counts_from_now_in_whole_seconds(text: str, ahead: timedelta) -> None:
+    assert parse_duration(text, NOW) == NOW.replace(microsecond=0) + ahead
+
+
+def test_a_duration_counts_from_now_in_any_zone() -> None:
+    elsewhere = NOW.astimezone(timezone(timedelta(hours=-7)))
+
+    assert parse_duration("1h", elsewhere) == parse_duration("1h", NOW)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "30", "d", "soon", "1.5d", "-1d", "+1d", "1 d", "1D", "1w", "30d ", "\u0663d"),
+        *("999999999d", "9" * 5000 + "d"),
+    ],
+)
+def test_what_is_no_duration_is_refused_with_what_would_be_right(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^write it as 30d, 24h, 60m, 2027-01-31 or"):
+        parse_duration(text, NOW)
+
+
+@pytest.mark.parametrize("text", ["0d", "0m", "2026-05-01", "2020-01-01", "2026-05-01T12:00:00Z"])
+def test_a_moment_that_is_not_ahead_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^it must lie ahead"):
+        parse_duration(text, NOW)

@@ -1,0 +1,130 @@
+"""A server of one file on a port of its own, with every fault that a test wants."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+
+
+@dataclass
+class Behaviour:
+    content: bytes
+    etag: str = '"one"'
+    """Empty to send none."""
+    cuts: list[int] = field(default_factory=list)
+    """Bytes after which the next answers break off, one an answer; the rest are whole."""
+    status: int = 0
+    """What to answer with in place of the file."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """More fields, or other values of the usual ones."""
+    ignores_if_range: bool = False
+    chunked: bool = False
+    redirects: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Seen:
+    path: str
+    range: str | None
+    if_range: str | None
+    authorization: str | None
+
+
+class FileServer:
+    """Serves from ``with`` to its end; ``seen`` is every request so far."""
+
+    def __init__(self, content: bytes) -> None:
+        self.behaviour = Behaviour(content)
+        self.seen: list[Seen] = []
+        owner = self
+
+        class Handler(_Handler):
+            server_owner = owner
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self._server.server_address[1]}"
+
+    def url(self, path: str = "/m.gguf") -> str:
+        return f"http://{self.address}{path}"
+
+    def __enter__(self) -> FileServer:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_owner: FileServer
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        fields = self.headers
+        self.server_owner.seen.append(
+            Seen(self.path, fields["Range"], fields["If-Range"], fields["Authorization"])
+        )
+        does = self.server_owner.behaviour
+        self.close_connection = True
+        if self.path in does.redirects:
+            self._head(302, {"Location": does.redirects[self.path], "Content-Length": "0"})
+        elif does.status:
+            self._head(does.status, {"Content-Length": "4"})
+            self.wfile.write(b"oops")
+        else:
+            self._file(does)
+
+    def _file(self, does: Behaviour) -> None:
+        size = len(does.content)
+        start = self._start(does)
+        if start is not None and start >= size:
+            self._head(416, {"Content-Range": f"bytes */{size}", "Content-Length": "0"})
+            return
+        fields = {"ETag": does.etag} if does.etag else {}
+        if start is not None:
+            fields["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
+        body = does.content[start or 0 :]
+        fields |= (
+            {"Transfer-Encoding": "chunked"} if does.chunked else {"Content-Length": str(len(body))}
+        )
+        self._head(200 if start is None else 206, fields | dict(does.headers))
+        self._body(body[: does.cuts.pop(0)] if does.cuts else body, chunked=does.chunked)
+
+    def _start(self, does: Behaviour) -> int | None:
+        wanted = self.headers["Range"]
+        if wanted is None:
+            return None
+        if self.headers["If-Range"] != does.etag and not does.ignores_if_range:
+            return None
+        return int(wanted.removeprefix("bytes=").removesuffix("-"))
+
+    def _head(self, status: int, fields: Mapping[str, str]) -> None:
+        self.send_response(status)
+        for name, value in fields.items():
+            self.send_header(name, value)
+        self.send_header("Connection", "close")
+        self.end_headers()
+
+    def _body(self, body: bytes, *, chunked: bool) -> None:
+        if chunked:
+            self.wfile.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+        else:
+            self.wfile.write(body)

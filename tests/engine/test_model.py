@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from llama_gguf.engine.model import BROKEN, NOT_NAMED, Model, listing, read_model, resolve
+from llama_gguf.errors import UserError
+from tests.gguf_files import METADATA, gguf, header, part
+
+KNOWN = {"small": "Small-1.Q4.gguf"}
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    return folder
+
+
+def find(models: Path, name: str = "", path: str = "") -> Model:
+    return resolve(model_path=path, model_name=name, models_dir=str(models), pulled=KNOWN)
+
+
+def refusal(models: Path, name: str = "", path: str = "") -> UserError:
+    with pytest.raises(UserError) as caught:
+        find(models, name, path)
+    return caught.value
+
+
+# Which file ----------------------------------------------------------------------------------
+
+
+def test_model_path_wins_over_model_name(models: Path, tmp_path: Path) -> None:
+    (models / "a.gguf").write_bytes(gguf())
+    (tmp_path / "b.gguf").write_bytes(gguf())
+
+    assert find(models, "a.gguf", str(tmp_path / "b.gguf")).path == str(tmp_path / "b.gguf")
+
+
+@pytest.mark.parametrize("name", ["a.gguf", "a"])
+def test_a_name_is_a_file_in_the_models_folder(models: Path, name: str) -> None:
+    raw = gguf()
+    (models / "a.gguf").write_bytes(raw)
+
+    model = find(models, name)
+
+    assert model.path == str(models / "a.gguf")
+    assert model.parts == (model.path,)
+    assert model.bytes == len(raw)
+    assert model.facts.name == "Test Model"
+
+
+def test_a_name_with_a_slash_is_a_path(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "b.gguf").write_bytes(gguf())
+
+    assert find(models, str(tmp_path / "b.gguf")).path == str(tmp_path / "b.gguf")
+
+
+def test_a_name_that_is_a_file_here_is_that_file(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (models / "b.gguf").write_bytes(gguf())
+    (tmp_path / "b.gguf").write_bytes(gguf())
+    monkeypatch.chdir(tmp_path)
+
+    assert find(models, "b.gguf").path == str(tmp_path / "b.gguf")
+
+
+def test_a_folder_of_the_same_name_does_not_stand_in_the_way(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (models / "a.gguf").write_bytes(gguf())
+    (models / "a").mkdir()
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    assert find(models, "a").path == str(models / "a.gguf")
+
+
+def test_a_name_that_pull_knows_is_the_file_that_pull_makes(models: Path) -> None:
+    (models / "Small-1.Q4.gguf").write_bytes(gguf())
+
+    assert find(models, "small").path == str(models / "Small-1.Q4.gguf")
+
+
+def test_a_link_is_followed_and_keeps_its_name(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "blob").write_bytes(gguf())
+    (models / "a.gguf").symlink_to(tmp_path / "blob")
+
+    assert find(models, "a").path == str(models / "a.gguf")
+
+
+# Split models --------------------------------------------------------------------------------
+
+
+def write_parts(folder: Path, *numbers: int) -> None:
+    for no in numbers:
+        (folder / f"big-{no:05}-of-00003.gguf").write_bytes(part(no, 3))
+
+
+@pytest.mark.parametrize("no", [1, 2, 3])
+def test_any_part_stands_for_the_whole_model(models: Path, no: int) -> None:
+    write_parts(models, 1, 2, 3)
+
+    model = find(models, f"big-{no:05}-of-00003")
+
+    assert model.path.endswith("big-00001-of-00003.gguf")
+    assert [os.path.basename(p) for p in model.parts] == [
+        f"big-{n:05}-of-00003.gguf" for n in (1, 2, 3)
+    ]
+    assert model.bytes == sum(os.path.getsize(p) for p in model.parts)
+    assert model.facts.parameters == 8 * (1 + 2 + 3)
+    assert model.facts.split_count == 3
+
+
+def test_missing_parts_are_named(models: Path) -> None:
+    write_parts(models, 2)
+
+    error = refusal(models, "big-00002-of-00003")
+
+    assert error.exit_status == BROKEN
+    assert "  big-00001-of-00003.gguf\n  big-00003-of-00003.gguf" in str(error)
+
+
+def test_missing_parts_are_named_even_if_the_part_that_is_given_is_missing(models: Path) -> None:
+    write_parts(models, 2)
+
+    assert "  big-00001-of-00003.gguf" in str(refusal(models, "big-00001-of-00003.gguf"))
+
+
+def test_an_empty_part_is_refused(models: Path) -> None:
+    write_parts(models, 1, 2, 3)
+    (models / "big-00002-of-00003.gguf").write_bytes(b"")
+
+    assert "big-00002-of-00003.gguf is empty" in str(refusal(models, "big-00001-of-00003"))
+
+
+def test_a_part_with_another_name_is_refused_since_the_engine_would_not_find_the_rest(
+    models: Path,
+) -> None:
+    (models / "renamed.gguf").write_bytes(part(1, 3))
+
+    assert "one of 3 parts" in str(refusal(models, "renamed"))
+
+
+@pytest.mark.parametrize("name", ["x-00000-of-00002.gguf", "x-00003-of-00002.gguf"])
+def test_a_name_that_only_looks_like_a_part_is_a_file_of_its_own(models: Path, name: str) -> None:
+    (models / name).write_bytes(gguf())
+
+    assert find(models, name).parts == (str(models / name),)
+
+
+# Refusals ------------------------------------------------------------------------------------
+
+
+def test_nothing_given_says_how_to_give_something(models: Path) -> None:
+    error = refusal(models)
+
+    assert error.exit_status == NOT_NAMED
+    assert "llama-gguf serve MODEL" in str(error)
+    assert "llama-gguf pull smollm2" in str(error)
+
+
+def test_a_name_that_is_nowhere_is_refused_with_what_there_is(models: Path) -> None:
+    (models / "other.gguf").write_bytes(gguf())
+
+    error = refusal(models, "wrong")
+
+    assert error.exit_status == NOT_NAMED
+    assert "There is no model wrong." in str(error)
+    assert "  other.gguf  0.0 MB" in str(error)
+
+
+def test_a_model_that_pull_knows_but_has_not_fetched_yet_says_so(models: Path) -> None:
+    assert "`llama-gguf pull small`" in str(refusal(models, "small"))
+
+
+def test_a_models_folder_that_is_not_there_has_no_models(tmp_path: Path) -> None:
+    assert "There are no .gguf files" in str(refusal(tmp_path / "nowhere", "x"))
+
+
+def test_a_folder_is_not_a_model(models: Path) -> None:
+    error = refusal(models, path=str(models))
+
+    assert error.exit_status == NOT_NAMED
+    assert "is a folder" in str(error)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(models: Path) -> None:
+    os.mkfifo(models / "a.gguf")
+
+    assert "no ordinary file" in str(refusal(models, "a"))
+
+
+def test_a_link_to_nothing_is_called_that(models: Path) -> None:
+    (models / "a.gguf").symlink_to(models / "gone")
+
+    assert "a link to a file that is not there" in str(refusal(models, "a"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_says_so(models: Path) -> None:
+    (models / "a.gguf").write_bytes(gguf())
+    (models / "a.gguf").chmod(0)
+
+    assert "cannot be read: Permission denied" in str(refusal(models, "a"))
+
+
+def test_a_file_whose_way_cannot_be_gone_says_so(models: Path) -> None:
+    (models / "a.gguf").symlink_to(models / "a.gguf")
+
+    assert refusal(models, "a").exit_status == BROKEN
+
+
+@pytest.mark.parametrize(
+    ("raw", "word"),
+    [
+        (b"", "is empty."),
+        (gguf()[:40], "is cut off within its header"),
+        (gguf()[:-1], "needs at least"),
+        (b"<html>", "looks like an HTML page"),
+    ],
+)
+def test_a_broken_file_says_what_is_wrong_and_what_to_do(
+    models: Path, raw: bytes, word: str
+) -> None:
+    (models / "a.gguf").write_bytes(raw)
+
+    error = refusal(models, "a")
+
+    assert error.exit_status == BROKEN
+    assert word in str(error)
+    assert "Fetch it again" in str(error)
+    assert f"Models in {models}:" in str(error)
+
+
+# What there is -------------------------------------------------------------------------------
+
+
+def test_the_list_ends_after_twenty(models: Path) -> None:
+    for number in range(25):
+        (models / f"m{number:02}.gguf").write_bytes(header(METADATA, []))
+
+    lines = listing(str(models)).splitlines()
+
+    assert len(lines) == 1 + 20 + 1
+    assert lines[-1] == "  and 5 more"
+
+
+def test_a_split_model_is_listed_once_with_the_size_of_all_its_parts(models: Path) -> None:
+    for no in (1, 2):
+        (models / f"big-{no:05}-of-00002.gguf").write_bytes(bytes(2_000_000))
+
+    assert listing(str(models)).splitlines()[1:] == ["  big-00001-of-00002.gguf  4.0 MB"]
+
+
+def test_other_files_and_folders_are_not_listed(models: Path) -> None:
+    (models / "notes.txt").write_text("x")
+    (models / "folder.gguf").mkdir()
+
+    assert "no .gguf files" in listing(str(models))
+
+
+def test_a_relative_path_becomes_absolute(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (models / "a.gguf").write_bytes(gguf())
+    monkeypatch.chdir(models)
+
+    assert read_model("a.gguf").path == str(models / "a.gguf")

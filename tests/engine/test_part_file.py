@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llama_gguf.engine.part_file import PartFile
+from llama_gguf.errors import UserError
+
+
+@pytest.fixture
+def final(tmp_path: Path) -> Path:
+    return tmp_path / "m.gguf"
+
+
+def test_only_one_pull_at_a_time_writes_a_part(final: Path) -> None:
+    with (
+        PartFile(str(final)),
+        pytest.raises(UserError, match=r"Another pull of m\.gguf is under way"),
+        PartFile(str(final)),
+    ):
+        pass
+
+
+def test_a_part_with_a_tag_is_kept_and_found_again(final: Path) -> None:
+    with PartFile(str(final)) as part:
+        part.start_over('"tag"')
+        part.write(b"abc")
+
+    with PartFile(str(final)) as part:
+        assert (part.size, part.etag) == (3, '"tag"')
+
+
+def test_a_part_without_a_tag_is_of_no_use_and_goes(final: Path) -> None:
+    with PartFile(str(final)) as part:
+        part.start_over("")
+        part.write(b"abc")
+
+    assert list(final.parent.iterdir()) == []
+
+
+def test_starting_over_forgets_the_bytes_and_the_tag(final: Path) -> None:
+    with PartFile(str(final)) as part:
+        part.start_over('"tag"')
+        part.write(b"abcdef")
+        part.start_over('"other"')
+        part.write(b"xy")
+
+        assert (part.size, part.etag) == (2, '"other"')
+
+    assert final.with_name("m.gguf.part").read_bytes() == b"xy"
+
+
+def test_a_finished_part_is_the_model_and_nothing_else_is_left(final: Path) -> None:
+    with PartFile(str(final)) as part:
+        part.start_over('"tag"')
+        part.write(b"abc")
+        part.finish()
+
+    assert final.read_bytes() == b"abc"
+    assert list(final.parent.iterdir()) == [final]
+
+
+def test_a_full_disk_is_called_that(final: Path) -> None:
+    part = PartFile(str(final))
+    final.with_name("m.gguf.part").symlink_to("/dev/full")
+
+    with part, pytest.raises(UserError, match="No space left on device"):
+        part.write(b"abc")

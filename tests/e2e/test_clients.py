@@ -1,0 +1,152 @@
+"""What a user's OpenAI client sees, with the real engine and the real model behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+
+import openai
+import pytest
+from openai.types.chat import ChatCompletionMessageParam
+
+from tests.e2e.conftest import MODEL, Served, command_line
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+QUESTION: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Say hello."}]
+
+
+@pytest.fixture
+def client(served: Served) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=served.base_url, api_key=served.key, max_retries=0) as client:
+        yield client
+
+
+def test_chat_is_answered(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=16)
+
+    assert answer.choices[0].message.content
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens > 0
+
+
+def test_streamed_chat_comes_in_pieces(client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model=MODEL, messages=QUESTION, max_tokens=16, stream=True, temperature=0
+    )
+    whole = client.chat.completions.create(
+        model=MODEL, messages=QUESTION, max_tokens=16, temperature=0
+    )
+
+    pieces = [chunk.choices[0].delta.content for chunk in stream if chunk.choices]
+
+    assert len([p for p in pieces if p]) > 1
+    assert "".join(p or "" for p in pieces) == whole.choices[0].message.content
+
+
+def test_the_async_client_streams_too(served: Served) -> None:
+    async def stream() -> int:
+        async with openai.AsyncOpenAI(base_url=served.base_url, api_key=served.key) as client:
+            chunks = await client.chat.completions.create(
+                model=MODEL, messages=QUESTION, max_tokens=8, stream=True
+            )
+            return len([chunk async for chunk in chunks])
+
+    assert asyncio.run(stream()) > 1
+
+
+def test_completions_are_answered(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model=MODEL, prompt="Once upon a time", max_tokens=8)
+
+    assert answer.choices[0].text
+
+
+def test_models_are_listed_by_a_name_and_not_a_path(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == [MODEL]
+
+
+def test_a_wrong_key_is_an_authentication_error(served: Served) -> None:
+    with (
+        openai.OpenAI(base_url=served.base_url, api_key="sk-wrong", max_retries=0) as client,
+        pytest.raises(openai.AuthenticationError) as caught,
+    ):
+        client.models.list()
+
+    assert caught.value.code == "invalid_api_key"
+
+
+def test_an_error_of_the_engine_passes_as_it_is(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model=MODEL, prompt="word " * 5000, max_tokens=1)
+
+    # The engine's own envelope, with what agents read to shorten their prompt.
+    assert caught.value.type == "exceed_context_size_error"
+    assert isinstance(caught.value.body, dict)
+    assert caught.value.body["n_ctx"] == 2048
+
+
+def test_every_event_of_a_stream_is_a_whole_chunk_and_the_last_is_done(served: Served) -> None:
+    body = json.dumps({"messages": QUESTION, "max_tokens": 12, "stream": True})
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
+    connection.request(
+        "POST", "/v1/chat/completions", body, {"Authorization": f"Bearer {served.key}"}
+    )
+    answer = connection.getresponse()
+    assert answer.getheader("Transfer-Encoding") == "chunked"
+    raw = b""
+    while not raw.endswith(b"0\r\n\r\n"):  # past the decoder: sizes, data, line ends
+        raw += answer.fp.readline()
+    connection.close()
+
+    events = []
+    while not raw.startswith(b"0\r\n"):
+        size, _, raw = raw.partition(b"\r\n")
+        events.append(raw[: int(size, 16)])
+        raw = raw[int(size, 16) :].removeprefix(b"\r\n")
+
+    assert raw == b"0\r\n\r\n"
+    assert all(re.fullmatch(rb"data: [^\n]+\n\n", event) for event in events)
+    assert events[-1] == b"data: [DONE]\n\n"
+    assert all(json.loads(event.removeprefix(b"data: ")) for event in events[:-1])
+
+
+def test_the_curl_that_was_printed_works_as_it_stands(served: Served) -> None:
+    served.until(lambda: "Stop it with Ctrl-C." in served.output, "the examples")
+    printed = re.search(r"^ +curl http.*?\}'$", served.output, re.MULTILINE | re.DOTALL)
+    assert printed is not None
+
+    done = subprocess.run(["bash", "-c", printed[0]], capture_output=True, timeout=120, check=True)
+
+    assert json.loads(done.stdout)["choices"][0]["message"]["content"]
+
+
+def test_a_client_that_leaves_a_long_generation_frees_its_slot(served: Served) -> None:
+    def busy() -> int:
+        _, slots = served.get("/slots", backend=True)
+        return sum(slot["is_processing"] for slot in slots)
+
+    body = json.dumps({"prompt": "Once", "n_predict": 100_000, "ignore_eos": True, "stream": True})
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
+    connection.request("POST", "/v1/completions", body, {"Authorization": f"Bearer {served.key}"})
+    assert connection.getresponse().fp.readline()
+    assert busy() == 1
+
+    connection.close()
+
+    served.until(lambda: busy() == 0, "an idle slot")
+    served.until(lambda: served.get("/health")[1]["slots"]["used"] == 0, "a slot given back")
+
+
+def test_no_secret_is_on_a_command_line_or_in_a_log(served: Served) -> None:
+    command_lines = [command_line(pid) for pid in served.children()]
+    assert len(command_lines) == 2
+    for secret in (served.key, served.backend_key):
+        assert not any(secret in line for line in command_lines)
+        logs = [p for p in (served.data_dir / "logs").rglob("*") if p.is_file()]
+        assert logs
+        assert not any(secret in p.read_text() for p in logs)
+    assert served.backend_key not in served.output

@@ -13,7 +13,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from email.utils import formatdate
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
@@ -108,7 +107,9 @@ class Shared:
         """Read the wall clock; called twice a second, since a request may live with that."""
         self.wall = wall_now()
         self._wall_offset = self.wall - self.now()
-        self.date = b"Date: %b\r\n" % formatdate(self.wall, usegmt=True).encode()
+        # RFC 9110 section 5.6.7; English whatever the locale, since nobody calls setlocale.
+        date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(self.wall))
+        self.date = b"Date: %b\r\n" % date.encode("ascii")
 
     def next_request_id(self) -> str:
         return next(self._request_ids)

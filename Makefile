@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
 # Where `make run` keeps model, keys and logs, and where it listens. Keys guard the port, but
 # a demo is for this machine until you say HOST=0.0.0.0.
@@ -60,8 +60,8 @@ clean: ## remove what was made here, but not ./data
 
 # The stamps are renewed when what they stand for changes; ensurepip comes with Python.
 $(VENV)/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; say which with PYTHON=...")'
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; say which with PYTHON=...")'
+	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.run: locks/run.txt pyproject.toml | $(VENV)/bin/python
 	@echo "Installing into $(VENV) ..."

@@ -202,31 +202,31 @@ def ready_text(settings: Settings, *, model: str, new_key: str) -> str:
     # The first key of the file, so that the commands work as they stand.
     from_file = f"""$(awk -F: '!/^ *(#|$)/ {{print $2; exit}}' '{path}')"""
     key = new_key or (from_file if settings.auth_enabled else "none")
-    python_key = f'"{key}"' if new_key or not settings.auth_enabled else 'os.environ["API_KEY"]'
-    export = "" if new_key or not settings.auth_enabled else f'export API_KEY="{key}"\n    '
-    return f"""\
-
+    is_inline = bool(new_key) or not settings.auth_enabled
+    export = "" if is_inline else f'export API_KEY="{key}"\n'
+    python_key = f'"{key}"' if is_inline else '__import__("os").environ["API_KEY"]'
+    # Nothing is indented: a here-document that is would not end when it is pasted.
+    return f"""
 Ready: {url}/v1 serves {model}
 
-  curl:
+# Try it with curl:
 
-    curl {url}/v1/chat/completions \\
-      -H "Authorization: Bearer {key}" \\
-      -H "Content-Type: application/json" \\
-      -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+curl {url}/v1/chat/completions \\
+  -H "Authorization: Bearer {key}" \\
+  -H "Content-Type: application/json" \\
+  -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
 
-  OpenAI's Python SDK (pip install openai):
+# Or with OpenAI's Python SDK (pip install openai):
 
-    {export}python3 - <<'END'
-    import os
-    from openai import OpenAI
-    client = OpenAI(base_url="{url}/v1", api_key={python_key})
-    messages = [{{"role": "user", "content": "Hello!"}}]
-    for chunk in client.chat.completions.create(model="{model}", messages=messages, stream=True):
-        print(chunk.choices[0].delta.content or "", end="", flush=True)
-    END
+{export}python3 - <<'END'
+from openai import OpenAI
+client = OpenAI(base_url="{url}/v1", api_key={python_key})
+messages = [{{"role": "user", "content": "Hello!"}}]
+for chunk in client.chat.completions.create(model="{model}", messages=messages, stream=True):
+    print(chunk.choices[0].delta.content or "", end="", flush=True)
+END
 
-Stop it with Ctrl-C.
+# Stop the server with Ctrl-C.
 """
 
 

@@ -91,7 +91,7 @@ def test_an_error_of_the_engine_passes_as_it_is(client: openai.OpenAI) -> None:
     assert caught.value.body["n_ctx"] == 2048
 
 
-def test_every_event_of_a_stream_is_a_whole_chunk_and_the_last_is_done(served: Served) -> None:
+def test_every_chunk_of_a_stream_holds_whole_events_and_the_last_is_done(served: Served) -> None:
     body = json.dumps({"messages": QUESTION, "max_tokens": 12, "stream": True})
     connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
     connection.request(
@@ -104,15 +104,16 @@ def test_every_event_of_a_stream_is_a_whole_chunk_and_the_last_is_done(served: S
         raw += answer.fp.readline()
     connection.close()
 
-    events = []
+    chunks = []
     while not raw.startswith(b"0\r\n"):
         size, _, raw = raw.partition(b"\r\n")
-        events.append(raw[: int(size, 16)])
+        chunks.append(raw[: int(size, 16)])
         raw = raw[int(size, 16) :].removeprefix(b"\r\n")
+    events = b"".join(chunks).removesuffix(b"\n\n").split(b"\n\n")
 
     assert raw == b"0\r\n\r\n"
-    assert all(re.fullmatch(rb"data: [^\n]+\n\n", event) for event in events)
-    assert events[-1] == b"data: [DONE]\n\n"
+    assert all(chunk.endswith(b"\n\n") for chunk in chunks)  # the engine may put two in one
+    assert events[-1] == b"data: [DONE]"
     assert all(json.loads(event.removeprefix(b"data: ")) for event in events[:-1])
 
 

@@ -15,9 +15,13 @@ MAX_LINE_BYTES: Final = 1024
 """Of a chunk-size line with its extensions. Their sender is ignored, not obeyed (section 7.1.1)."""
 MAX_TRAILER_BYTES: Final = 8192
 
+_TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_EXTENSION: Final = rb';%b(?:=(?:%b|"[\t\x20!\x23-\x5b\x5d-\x7e]*"))?' % (_TOKEN, _TOKEN)
 # No sign, no "0x", no underscore: all of which int(..., 16) would take.
-_SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\r\n")
-_TRAILER_LINE: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*\r\n")
+_SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:%b)*\r\n" % _EXTENSION)
+# RFC 9110 section 6.5.1: what frames or routes a message has no business in a trailer.
+_NO_TRAILER: Final = rb"(?!(?i:content-length|transfer-encoding|host|trailer):)"
+_TRAILER_LINE: Final = re.compile(rb"%b%b:[\t\x20-\x7e\x80-\xff]*\r\n" % (_NO_TRAILER, _TOKEN))
 
 # Sizes of the chunks of a stream repeat, so each line is parsed once.
 _SIZES: Final[dict[bytes, int]] = {}
@@ -69,8 +73,8 @@ class ChunkedBody:
             size = _learn(data[:line_end])
         return size > 0 and line_end + size + 2 == len(data) and data.endswith(b"\r\n")
 
-    def feed(self, data: bytes, sink: list[bytes] | None = None) -> int:
-        """Follow *data*, and append the pieces of the body itself to *sink*.
+    def feed(self, data: bytes, sink: bytearray | None = None) -> int:
+        """Follow *data*, and add the body itself to *sink*.
 
         Returns:
             How many bytes of *data* belong to this body; fewer than all only
@@ -87,10 +91,10 @@ class ChunkedBody:
                 at = self._through_line(data, at)
         return at
 
-    def _data(self, data: bytes, at: int, sink: list[bytes] | None) -> int:
+    def _data(self, data: bytes, at: int, sink: bytearray | None) -> int:
         end = min(at + self._left, len(data))
         if sink is not None:
-            sink.append(data[at:end])
+            sink += data[at:end]
         self._left -= end - at
         if not self._left:
             self._state = _State.DATA_END

@@ -237,7 +237,9 @@ def presented_key(read: RequestFields) -> bytes:
         scheme, _, key = value.partition(b" ")
         keys.add(key.strip() if scheme.lower() == b"bearer" else b"")
     if len(keys) == 1 and len(read.authorizations) <= 1 and len(read.api_keys) <= 1:
-        return keys.pop()
+        key = keys.pop()
+        if key:
+            return key
     raise invalid_key()
 
 

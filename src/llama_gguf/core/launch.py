@@ -18,6 +18,11 @@ _REFUSED: Final = re.compile(
     r"|UI_MCP_PROXY|ENDPOINT_PROPS|MODEL|MODEL_URL|MODELS_.*|HF_.*|DOCKER_REPO|ALIAS|LOG_FILE)"
     r"|LLAMA_API_KEY|AIP_.*"
 )
+_SECRET_FLAGS: Final = {
+    "--api-key": "Set BACKEND_API_KEY instead.",
+    "--hf-token": "`llama-gguf pull` fetches models with HF_TOKEN.",
+    "-hft": "`llama-gguf pull` fetches models with HF_TOKEN.",
+}
 # Ours; the engine has no business with them.
 _SECRETS: Final = frozenset({"BACKEND_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})
 
@@ -57,12 +62,15 @@ def extra_args(settings: Settings) -> list[str]:
             f"EXTRA_ARGS cannot be split as a shell would: {error}. Check its quotes.",
             exit_status=2,
         ) from None
-    if any(word.partition("=")[0] == "--api-key" for word in words):
-        raise UserError(
-            "EXTRA_ARGS has --api-key, which every user of the machine could read. "
-            "Set BACKEND_API_KEY instead.",
-            exit_status=2,
-        )
+    for word in words:
+        # llama-server takes "_" for "-" in the names of flags.
+        flag = word.partition("=")[0].replace("_", "-")
+        if flag in _SECRET_FLAGS:
+            raise UserError(
+                f"EXTRA_ARGS has {flag}, whose value every user of the machine could read. "
+                f"{_SECRET_FLAGS[flag]}",
+                exit_status=2,
+            )
     return words
 
 

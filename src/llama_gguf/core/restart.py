@@ -45,6 +45,43 @@ class IllegalTransition(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """What a child has done since its birth."""
+
+    cpu_seconds: float
+    work: tuple[int, ...]
+    """Numbers that only change when it does something of its own: lines, faults, memory."""
+
+
+class StallWatch:
+    """Whether a loading child still moves.
+
+    CPU time alone is no sign: answering our own probe costs some. So it has to be
+    a tenth of a core, or something else has to change.
+
+    Args:
+        seconds: without a sign, before it counts as stalled.
+    """
+
+    _BUSY: Final = 0.1
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._moved_at: float | None = None
+        self._last = Progress(0.0, ())
+
+    def is_stalled(self, progress: Progress, now: float) -> bool:
+        """Take a look at *now*."""
+        if self._moved_at is None or self._has_moved(progress, now - self._moved_at):
+            self._moved_at, self._last = now, progress
+        return now - self._moved_at > self._seconds
+
+    def _has_moved(self, progress: Progress, elapsed: float) -> bool:
+        busy = progress.cpu_seconds - self._last.cpu_seconds > max(elapsed, 1.0) * self._BUSY
+        return busy or progress.work != self._last.work
+
+
+@dataclass(frozen=True, slots=True)
 class SpawnAt:
     when: float
     """On the clock of ``now``."""

@@ -80,14 +80,15 @@ _NO_SLOT: Final = frozenset(
     ]
 )
 _GET_ONLY: Final = frozenset(["/models", "/props"])
+_EXPOSED_PREFIXES: Final = ("/v1/", "/audio/", "/chat/completions/", "/responses/")
 # What POST, PUT or DELETE here would do to the engine is not for ordinary keys.
 _NEVER: Final = re.compile(
-    r"/(?:v1/streams?|slots|lora-adapters|tools|cors-proxy)(?:/.*)?", re.DOTALL
+    r"/(?:v1/stream.*|(?:slots|lora-adapters|tools|cors-proxy)(?:/.*)?)", re.DOTALL
 )
 _MODELS_CHANGE: Final = re.compile(r"(?:/v1)?/models(?:/.*)?", re.DOTALL)
 
 _AMBIGUOUS: Final = re.compile(
-    rb"//|/\.{1,2}(?:/|$)|%2f|%5c|%00|%2e|\\|[^\x21-\x7e]|%(?![0-9a-f]{2})", re.IGNORECASE
+    rb"//|/\.{1,2}(?:/|$)|%2f|%5c|%00|%2e|\\|#|[^\x21-\x7e]|%(?![0-9a-f]{2})", re.IGNORECASE
 )
 _ESCAPE: Final = re.compile(rb"%([0-9A-Fa-f]{2})")
 _UNRESERVED: Final = frozenset(
@@ -187,4 +188,4 @@ def _is_exposed(method: str, path: str) -> bool:
     reads = method in ("GET", "HEAD")
     if _NEVER.fullmatch(path) or (_MODELS_CHANGE.fullmatch(path) and not reads):
         return False
-    return path.startswith(("/v1/", "/audio/")) or (path in _GET_ONLY and reads)
+    return path.startswith(_EXPOSED_PREFIXES) or (path in _GET_ONLY and reads)

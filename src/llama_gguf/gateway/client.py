@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import socket
 from typing import TYPE_CHECKING, Final, cast
 
 from llama_gguf.core import replies
@@ -63,7 +64,14 @@ MAX_SKIPPED_BYTES: Final = 65536
 LINGER_SECONDS: Final = 2.0
 """For a client that is still sending to read its answer before the connection goes."""
 NO_DEADLINE: Final = math.inf
+DECODED_EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")
+EVENT_ENDS: Final = (b"\n\n\r\n", b"\r\n\r\n\r\n")
+"""The end of a whole event, with the end of its chunk."""
+TAIL_BYTES: Final = 6
 
+# linux/include/net/tcp_states.h
+_TCP_CLOSE: Final = 7
+_TCP_CLOSE_WAIT: Final = 8
 _NO_ROUTE: Final = Route(Kind.REFUSED, "refused")
 _NO_FIELDS: Final = RequestFields()
 
@@ -71,13 +79,13 @@ _NO_FIELDS: Final = RequestFields()
 class ClientConnection(asyncio.Protocol):
     __slots__ = (
         "_body",
-        "_body_bytes",
         "_body_left",
         "_chunked",
         "_connecting",
         "_cors",
         "_deadline_is_silence",
         "_exchange",
+        "_has_head_begun",
         "_has_retried",
         "_heard",
         "_holds_slot",
@@ -121,6 +129,8 @@ class ClientConnection(asyncio.Protocol):
         self._is_write_paused = False
         self._may_persist = False
         self._must_linger = False
+        # From the connection on: whoever connects has something to say.
+        self._has_head_begun = True
         self._exchange: Exchange | None = None
         self._upstream: UpstreamConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
@@ -136,8 +146,8 @@ class ClientConnection(asyncio.Protocol):
         self._read = _NO_FIELDS
         self._route = _NO_ROUTE
         self._principal: Principal | None = None
-        self._body: list[bytes] = []
-        self._body_bytes = 0
+        # One object whatever the pieces: a body sent byte by byte must not cost fifty times it.
+        self._body: bytes | bytearray = b""
         self._body_left = 0
         self._chunked: ChunkedBody | None = None
         self._cors = b""
@@ -166,11 +176,7 @@ class ClientConnection(asyncio.Protocol):
         try:
             exchange = self._exchange
             if exchange is None:
-                if self._received:
-                    self._received += data
-                else:
-                    self._received = data
-                    self.deadline = self._head_deadline()
+                self._received = self._received + data if self._received else data
                 self._next_request()
             elif exchange.state is State.READING:
                 self._read_body(data)
@@ -221,10 +227,22 @@ class ClientConnection(asyncio.Protocol):
             self._heard = False
             if self._deadline_is_silence:
                 self.deadline = now + self._shared.settings.request_timeout
-        if now >= self.limit:
+        if self._is_paused and self._has_left():
+            self._transport.abort()
+        elif now >= self.limit:
             self._give_up_upstream(UpstreamTimeout("The answer took longer than is allowed."))
         elif now >= self.deadline:
             self._on_deadline()
+
+    def _has_left(self) -> bool:
+        """Ask the kernel, since with reading paused nobody tells us."""
+        sock = self._transport.get_extra_info("socket")
+        try:
+            # tcp(7): the first byte of struct tcp_info is the state.
+            state: int = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+        except (AttributeError, OSError):  # a unix socket, or not Linux
+            return False
+        return state in (_TCP_CLOSE, _TCP_CLOSE_WAIT)
 
     def _on_deadline(self) -> None:
         exchange = self._exchange
@@ -246,12 +264,12 @@ class ClientConnection(asyncio.Protocol):
                 )
 
     def _on_idle_deadline(self) -> None:
-        if self._is_lingering:
-            self._transport.abort()
-        elif self._received:
+        if self._received and not self._is_lingering:
             self._reply_error(RequestTimeout("The head did not come in time.", close=True))
+        elif self._is_lingering:
+            self._transport.abort()
         else:
-            self._transport.close()
+            self._close()
 
     def _queue_timeout(self) -> GatewayError:
         shared = self._shared
@@ -276,6 +294,9 @@ class ClientConnection(asyncio.Protocol):
         end = received.find(HEAD_END) + len(HEAD_END)
         if end < len(HEAD_END):
             self._check_sizes(received)
+            if received and not self._has_head_begun:
+                self._has_head_begun = True
+                self.deadline = self._head_deadline()
             return
         head, self._received = received[:end], received[end:]
         self._check_sizes(head)
@@ -460,29 +481,29 @@ class ClientConnection(asyncio.Protocol):
             self._read_chunks(self._chunked, data)
             return
         left = self._body_left
-        if len(data) < left:
-            self._body.append(data)
-            self._body_left = left - len(data)
-            self.deadline = self._shared.now() + self._shared.settings.client_body_timeout
-            return
-        if len(data) == left:
-            self._body.append(data)
+        if len(data) > left:
+            data, self._received = data[:left], data[left:]
+        if left == len(data) and not self._body:
+            self._body = data  # it came in one piece, as most do
         else:
-            self._body.append(data[:left])
-            self._received = data[left:]
-        self._body_left = 0
-        self._on_body_read()
+            self._body = self._body or bytearray()
+            self._body += data
+        self._body_left = left - len(data)
+        if self._body_left:
+            self.deadline = self._shared.now() + self._shared.settings.client_body_timeout
+        else:
+            self._on_body_read()
 
     def _read_chunks(self, chunked: ChunkedBody, data: bytes) -> None:
-        before = len(self._body)
+        body = self._body if isinstance(self._body, bytearray) else bytearray()
+        self._body = body
+        before = len(body)
         try:
-            taken = chunked.feed(data, self._body)
+            taken = chunked.feed(data, body)
         except ChunkedError as error:
             raise BadRequest(f"The body cannot be read: {error}.") from None
-        size = sum(map(len, self._body[before:]))
-        self._body_bytes += size
-        self._check_body_size(self._body_bytes)
-        self._reserve(size)
+        self._check_body_size(len(body))
+        self._reserve(len(body) - before)
         if chunked.is_done:
             self._chunked = None
             self._received = data[taken:]
@@ -496,7 +517,7 @@ class ClientConnection(asyncio.Protocol):
         """The request is whole: it takes a slot, or waits for one, or needs none."""
         shared = self._shared
         exchange = self._current()
-        exchange.bytes_in = sum(map(len, self._body))
+        exchange.bytes_in = len(self._body)
         self.deadline = NO_DEADLINE
         if not shared.engine_is_ready and not (shared.engine_may_come and self._route.needs_slot):
             raise shared.unavailable()
@@ -577,7 +598,7 @@ class ClientConnection(asyncio.Protocol):
                 shared.via if self.reads_chunks else shared.via_1_0,
                 *self._length_field(request, exchange.bytes_in),
                 b"\r\n",
-                *self._body,
+                self._body,
             )
         )
 
@@ -639,7 +660,8 @@ class ClientConnection(asyncio.Protocol):
         assert exchange is not None
         exchange.bytes_out += len(data)
         self._heard = True
-        self._tail = data
+        # The end of the last event, of which a read may have brought only the last byte.
+        self._tail = data if len(data) >= TAIL_BYTES else self._tail[-TAIL_BYTES:] + data
         self._transport.write(data)
 
     def on_response_done(self) -> None:
@@ -668,12 +690,13 @@ class ClientConnection(asyncio.Protocol):
         self._shared.metrics.backend_failures["broken_off"] += 1
         exchange = self._current()
         # Behind an event that was not whole, an error event would become a part of it.
-        if self._is_event_stream and may_insert and self._tail.endswith(b"\n\n\r\n"):
+        ends = EVENT_ENDS if self.reads_chunks else DECODED_EVENT_ENDS
+        if self._is_event_stream and may_insert and self._tail.endswith(ends):
             event = replies.error_event(
                 error, is_anthropic=self._route.is_anthropic, request_id=exchange.request_id
             )
             self._transport.write(frame(event) if self.reads_chunks else event)
-            self._transport.close()  # without the last chunk: never a clean end
+            self._close()  # without the last chunk: never a clean end
         else:
             # A reset, not a FIN, which would be the clean end of a close-delimited body.
             self._transport.abort()
@@ -702,6 +725,9 @@ class ClientConnection(asyncio.Protocol):
         if error.close:
             self._may_persist = False
             self._must_linger = True
+        if not self._cors:  # refused before its fields were sorted; a browser has to read it still
+            fields = self._request.fields if self._request else []
+            self._cors = self._shared.cors.fields(find(fields, b"origin"))
         self._shared.metrics.rejections[error.code] += 1
         exchange.outcome = error.code
         is_anthropic = self._route.is_anthropic
@@ -723,7 +749,9 @@ class ClientConnection(asyncio.Protocol):
         lines = [*(fields or ()), *self._own_fields()]
         head = replies.head(status, lines, length=len(body), content_type=content_type)
         is_head = self._request is not None and self._request.method == b"HEAD"
-        self._transport.write(head if is_head else head + body)
+        answer = head if is_head else head + body
+        self._transport.write(answer)
+        exchange.bytes_out = len(answer)
         exchange.on(Event.HEAD_SENT)
         exchange.status = status
         exchange.on(Event.RESPONSE_SENT)
@@ -754,7 +782,7 @@ class ClientConnection(asyncio.Protocol):
     def _free_body(self) -> None:
         self._shared.body_bytes -= self._reserved_bytes
         self._reserved_bytes = 0
-        self._body = []
+        self._body = b""
 
     def _end_exchange(self) -> None:
         """Give back what it held, and account for it."""
@@ -779,10 +807,15 @@ class ClientConnection(asyncio.Protocol):
             self._is_paused = False
             self._transport.resume_reading()
         shared = self._shared
+        self._has_head_begun = False
         self.deadline = shared.now() + shared.settings.keepalive_timeout
         if self._received:
-            self.deadline = self._head_deadline()
-            shared.loop.call_soon(self.data_received, b"")
+            shared.loop.call_soon(self._take_held)
+
+    def _take_held(self) -> None:
+        """Go on with what was sent ahead, in a turn of its own."""
+        if not self._transport.is_closing():
+            self.data_received(b"")
 
     def _part(self) -> None:
         """Close; but let a client that is still sending read its answer first.
@@ -791,7 +824,7 @@ class ClientConnection(asyncio.Protocol):
         may take the answer with it.
         """
         if not self._must_linger:
-            self._transport.close()
+            self._close()
             return
         self._is_lingering = True
         self._received = b""
@@ -802,6 +835,13 @@ class ClientConnection(asyncio.Protocol):
     @property
     def is_busy(self) -> bool:
         return self._exchange is not None
+
+    def _close(self) -> None:
+        """Close once what was written has been read; but not wait for ever for that."""
+        self._is_lingering = True
+        self._received = b""
+        self.deadline = self._shared.now() + self._shared.settings.client_header_timeout
+        self._transport.close()
 
     def drain(self) -> None:
         """Close the connection as soon as it has nothing under way."""

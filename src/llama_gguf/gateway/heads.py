@@ -8,6 +8,7 @@ rules that it leaves open (Host, exact codings) are in ``core/fields.py``.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +18,9 @@ from llama_gguf.core.fields import Fields
 from llama_gguf.errors import BadRequest, UpstreamError
 
 HEAD_END: Final = b"\r\n\r\n"
+_VERSIONS: Final = {b" HTTP/1.0": "1.0", b" HTTP/1.1": "1.1"}
+# RFC 9112 section 4: a reason is made of tabs, spaces and visible bytes.
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] [0-9]{3}(?: [\t\x20-\x7e\x80-\xff]*)?\r\n")
 
 
 @dataclass(slots=True)
@@ -78,8 +82,10 @@ def parse_request(head: bytes) -> RequestHead:
         raise  # a bug of ours; it is an HttpParserError too, so it has to be caught first
     except httptools.HttpParserError as error:
         raise BadRequest(f"The request cannot be parsed: {error}.") from None
-    version = parser.get_http_version()
-    if version not in ("1.0", "1.1"):
+    # llhttp takes other protocols of the same shape too (ICE, RTSP).
+    line = head[: head.find(b"\r\n")]
+    version = _VERSIONS.get(line[-9:])
+    if version is None:
         raise BadRequest("Only HTTP/1.0 and HTTP/1.1 are understood.")
     method: bytes = parser.get_method()
     target = _origin_form(method, collector.url)
@@ -92,6 +98,8 @@ def _origin_form(method: bytes, target: bytes) -> bytes:
     The authority of an absolute form is dropped with the Host field: the gateway
     has one backend and never builds anything from either.
     """
+    if b"#" in target:  # the engine would cut it off, with what is behind it
+        raise BadRequest("A request target has no fragment.")
     if target.startswith(b"/"):
         return target
     if method == b"CONNECT" or (method == b"OPTIONS" and target == b"*"):
@@ -110,6 +118,8 @@ def parse_response(head: bytes) -> ResponseHead:
     Raises:
         UpstreamError: it is not a response of HTTP/1.0 or 1.1.
     """
+    if not _STATUS_LINE.match(head):
+        raise UpstreamError("The engine's answer is not HTTP.")
     collector = _collector
     collector.fields = []
     collector.reason = b""

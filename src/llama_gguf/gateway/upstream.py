@@ -50,6 +50,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_asker",
         "_chunked",
         "_framing",
+        "_has_begun",
         "_keeper",
         "_left",
         "_may_keep",
@@ -72,6 +73,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._left = 0
         self._chunked = ChunkedBody()
         self._relays_chunks = False
+        self._has_begun = False
         self._may_keep = False
         self._to_head = False
         self.requests = 0
@@ -99,6 +101,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._received = b""
         self._to_head = to_head
         self._relays_chunks = False
+        self._has_begun = False
         self.requests += 1
         self._transport.write(request)
 
@@ -148,7 +151,7 @@ class UpstreamConnection(asyncio.Protocol):
         if asker is None:
             return
         if phase is Phase.HEAD:
-            is_stale = self.requests > 1 and not self._received
+            is_stale = self.requests > 1 and not self._received and not self._has_begun
             error = UpstreamError("The engine closed the connection before it answered.")
             asker.on_upstream_failed(error, is_stale=is_stale)
         elif self._framing is Framing.CLOSE and exc is None:
@@ -160,30 +163,38 @@ class UpstreamConnection(asyncio.Protocol):
     # The answer ---------------------------------------------------------------------------------
 
     def _read_head(self, asker: Asker, data: bytes) -> None:
-        received = self._received + data if self._received else data
-        end = received.find(HEAD_END) + len(HEAD_END)
-        if end < len(HEAD_END):
-            self._received = received
-            if len(received) > MAX_HEAD_BYTES:
-                self._fail(asker, UpstreamError("The head of the engine's answer is too long."))
-            return
+        self._received = self._received + data if self._received else data
         try:
-            if end > MAX_HEAD_BYTES:
-                raise UpstreamError("The head of the engine's answer is too long.")
-            head = parse_response(received[:end])
-            if head.status == 101:
-                raise UpstreamError("The engine switched protocols unasked.")
-            if head.status < 200:  # an interim answer; the final one follows
-                self._received = b""
-                if end < len(received):
-                    self._read_head(asker, received[end:])
+            head = self._take_head()
+            if head is None:
                 return
             read = read_response(head.fields, status=head.status, to_head=self._to_head)
         except UpstreamError as error:
-            self._received = received
-            self._fail(asker, error)
+            self.abort()
+            asker.on_upstream_failed(error, is_stale=False)
             return
-        self._begin_body(asker, head, read, received[end:])
+        rest, self._received = self._received, b""
+        self._begin_body(asker, head, read, rest)
+
+    def _take_head(self) -> ResponseHead | None:
+        """The final head out of what has been received; None when it is not there yet.
+
+        Raises:
+            UpstreamError: it is too long, no HTTP, or takes up an upgrade nobody offered.
+        """
+        while True:
+            end = self._received.find(HEAD_END) + len(HEAD_END)
+            if max(end, len(self._received) if end < len(HEAD_END) else 0) > MAX_HEAD_BYTES:
+                raise UpstreamError("The head of the engine's answer is too long.")
+            if end < len(HEAD_END):
+                return None
+            head = parse_response(self._received[:end])
+            self._received = self._received[end:]
+            if head.status == 101:
+                raise UpstreamError("The engine switched protocols unasked.")
+            if head.status >= 200:
+                return head
+            self._has_begun = True  # an interim answer; the final one follows
 
     def _begin_body(
         self, asker: Asker, head: ResponseHead, read: ResponseFields, rest: bytes
@@ -224,8 +235,8 @@ class UpstreamConnection(asyncio.Protocol):
             case Framing.CHUNKED if self._relays_chunks:
                 taken = self._chunked.feed(data)
             case Framing.CHUNKED:
-                pieces: list[bytes] = []
-                return self._chunked.feed(data, pieces), b"".join(pieces)
+                body = bytearray()
+                return self._chunked.feed(data, body), bytes(body)
             case Framing.LENGTH:
                 taken = min(self._left, len(data))
                 self._left -= taken
@@ -257,7 +268,3 @@ class UpstreamConnection(asyncio.Protocol):
         else:
             self.close()
         asker.on_response_done()
-
-    def _fail(self, asker: Asker, error: UpstreamError) -> None:
-        self.abort()
-        asker.on_upstream_failed(error, is_stale=False)

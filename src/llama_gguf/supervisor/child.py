@@ -16,6 +16,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from llama_gguf.core.restart import Progress
+
 LAST_LINES: Final = 40
 """Kept for explaining a death."""
 MAX_LINE_BYTES: Final = 65536
@@ -25,9 +27,12 @@ _TETHER: Final = os.path.join(os.path.dirname(__file__), "tether.py")
 class Child:
     """A running process, or one that has died."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
+    def __init__(
+        self, name: str, process: asyncio.subprocess.Process, output: int | None = None
+    ) -> None:
         self.name = name
         self._process = process
+        self._output = None if output is None else os.fdopen(output, "rb", buffering=0)
         self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self.lines_read = 0
         self.ended_because = ""
@@ -58,40 +63,51 @@ class Child:
             os.killpg(self.pid, signal.SIGKILL)
 
     async def stop(self, *, term_seconds: float) -> None:
-        """SIGTERM, then SIGKILL for whoever is left after *term_seconds*."""
+        """SIGTERM, then SIGKILL for the child after *term_seconds*, and for what it has started."""
         self.signal(signal.SIGTERM)
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(term_seconds):
                 await self.wait()
-        except TimeoutError:
-            self.kill_group()
-            await self.wait()
+        self.kill_group()
+        await self.wait()
 
     async def read_output(self, on_line: Callable[[str], None]) -> None:
         """Hand over each line of output until there is no more; keep the last ones."""
-        stdout = self._process.stdout
-        assert stdout is not None
-        while True:
-            try:
-                raw = await stdout.readline()
-            except ValueError:  # a line over the limit; what there is of it was dropped
-                continue
-            if not raw:
-                return
-            line = raw.decode("utf-8", "replace").rstrip()
-            self.lines_read += 1
-            self.last_lines.append(line)
-            on_line(line)
+        assert self._output is not None
+        reader = asyncio.StreamReader(limit=MAX_LINE_BYTES)
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), self._output
+        )
+        try:
+            while raw := await _line(reader):
+                line = raw.decode("utf-8", "replace").rstrip()
+                self.lines_read += 1
+                self.last_lines.append(line)
+                on_line(line)
+        finally:
+            transport.close()
 
-    def progress(self) -> tuple[int, ...]:
-        """Numbers of which some change while it does anything: CPU, memory, I/O, output."""
-        numbers = [self.lines_read]
+    def progress(self) -> Progress:
+        """How far it has come, to be compared with an earlier look."""
+        cpu_seconds, work = 0.0, [self.lines_read]
         with contextlib.suppress(OSError, ValueError, IndexError):
             with open(f"/proc/{self.pid}/stat", encoding="ascii", errors="replace") as f:
                 fields = f.read().rpartition(")")[2].split()
-            # proc(5): utime, stime, rss; and major faults, which a mapped model causes.
-            numbers += [int(fields[i]) for i in (9, 11, 12, 21)]
-        return tuple(numbers)
+            # proc(5): utime and stime; major faults, which a mapped model causes, and rss.
+            cpu_seconds = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            work += [int(fields[9]), int(fields[21])]
+        return Progress(cpu_seconds, tuple(work))
+
+
+async def _line(reader: asyncio.StreamReader) -> bytes:
+    """The next line, with its end; of one that is over the limit, as much as fits at a time."""
+    try:
+        return await reader.readuntil(b"\n")
+    except asyncio.IncompleteReadError as end:
+        return end.partial
+    except asyncio.LimitOverrunError as overrun:
+        return await reader.read(max(overrun.consumed, 1))
 
 
 async def spawn(
@@ -114,16 +130,25 @@ async def spawn(
     Raises:
         OSError: it cannot be started.
     """
-    pipe = asyncio.subprocess.PIPE if reads_output else None
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-I", "-S", _TETHER, str(os.getpid())),
-        *argv,
-        env=environ,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=pipe,
-        stderr=asyncio.subprocess.STDOUT if reads_output else None,
-        start_new_session=True,
-        pass_fds=pass_fds,
-        limit=MAX_LINE_BYTES,
-    )
-    return Child(name, process)
+    # A pipe of our own: with asyncio's, Python 3.11 waits for the pipe's end too, which a
+    # grandchild may hold open.
+    ours, theirs = os.pipe() if reads_output else (None, None)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", _TETHER, str(os.getpid())),
+            *argv,
+            env=environ,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+            pass_fds=pass_fds,
+        )
+    except BaseException:
+        if ours is not None:
+            os.close(ours)
+        raise
+    finally:
+        if theirs is not None:
+            os.close(theirs)
+    return Child(name, process, ours)

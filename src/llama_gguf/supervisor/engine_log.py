@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from datetime import UTC, datetime
@@ -34,7 +35,10 @@ class EngineLog:
             self._file.write(line + "\n")
         except OSError as error:
             self._complain(error)
-            self._file = None
+            # Closing writes what is buffered, and fails as the write did.
+            file, self._file = self._file, None
+            with contextlib.suppress(OSError):
+                file.close()
 
     def close(self) -> None:
         if self._file is not None:

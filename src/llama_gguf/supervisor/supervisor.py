@@ -20,7 +20,7 @@ from typing import Final
 
 from llama_gguf.core import deaths
 from llama_gguf.core.engine import EngineState, EngineStatus
-from llama_gguf.core.restart import Event, GiveUp, RestartPolicy
+from llama_gguf.core.restart import Event, GiveUp, RestartPolicy, StallWatch
 from llama_gguf.core.settings import Settings
 from llama_gguf.probe import Finding, Probe
 from llama_gguf.supervisor.child import Child, spawn
@@ -141,11 +141,8 @@ class Supervisor:
             watching = group.create_task(self._watch_engine(child, policy))
             await child.wait()
             watching.cancel()
-            # Its last words; but a grandchild that holds the pipe must not hold us.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(1.0):
-                    await asyncio.shield(reading)
-            reading.cancel()
+            child.kill_group()  # what it may have started; and with that the pipe ends
+            await reading
         log.close()
         self._engine = None
         return child
@@ -153,12 +150,10 @@ class Supervisor:
     async def _watch_engine(self, child: Child, policy: RestartPolicy) -> None:
         """Wait until it serves; end it when it has stopped moving before that."""
         stall = self._settings.startup_stall_timeout
+        stall_watch = StallWatch(stall)
         loop = asyncio.get_running_loop()
-        moved_at, progress = loop.time(), child.progress()
         while (finding := await self._probe.look()).state is not EngineState.READY:
-            if (now_progress := child.progress()) != progress:
-                moved_at, progress = loop.time(), now_progress
-            elif loop.time() - moved_at > stall:
+            if stall_watch.is_stalled(child.progress(), loop.time()):
                 child.ended_because = f"It showed no sign of progress for {stall:g} seconds."
                 child.kill_group()
                 return

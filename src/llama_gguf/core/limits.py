@@ -57,10 +57,15 @@ class SlidingWindow:
         # limit - 1 have to leave. The result is above zero but for rounding.
         return max(admitted[len(admitted) - self.limit] - horizon, 1e-9)
 
+    @property
+    def left(self) -> int:
+        """How many more would be admitted at the time that was last asked about."""
+        return max(self.limit - len(self._admitted), 0)
+
     def remaining(self, now: float) -> int:
         """How many requests would be admitted at *now*."""
         self.retry_after(now)
-        return max(self.limit - len(self._admitted), 0)
+        return self.left
 
     def reset(self, now: float) -> float:
         """Seconds until nothing counts any more."""

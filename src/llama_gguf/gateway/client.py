@@ -47,7 +47,13 @@ from llama_gguf.errors import (
     UpstreamTimeout,
     UriTooLong,
 )
-from llama_gguf.gateway.heads import HEAD_END, RequestHead, ResponseHead, parse_request
+from llama_gguf.gateway.heads import (
+    HEAD_END,
+    RequestHead,
+    ResponseHead,
+    parse_request,
+    split_length,
+)
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.shared import Principal, Shared
@@ -93,6 +99,8 @@ class ClientConnection(asyncio.Protocol):
         "_is_lingering",
         "_is_paused",
         "_is_write_paused",
+        "_last",
+        "_last_key",
         "_may_persist",
         "_must_linger",
         "_principal",
@@ -139,6 +147,9 @@ class ClientConnection(asyncio.Protocol):
         self._heard = False
         self._deadline_is_silence = False
         self.key_id = "-"
+        # A connection mostly repeats its head: what was found in the last one is kept.
+        self._last_key = b""
+        self._last: tuple[RequestHead, RequestFields]
         self._forget_request()
 
     def _forget_request(self) -> None:
@@ -321,14 +332,29 @@ class ClientConnection(asyncio.Protocol):
             raise HeadTooLarge("The header fields are too long.", close=True)
 
     def _on_head(self, head: bytes) -> None:
+        key, length = split_length(head)
+        if key == self._last_key:
+            request, read = self._last
+            if length is not None:
+                read.content_length = length
+            self._begin_exchange(request.method_text, request.path_text)
+            self._on_request(request, read)
+            return
         request = parse_request(head)
-        path = request.path.decode("latin-1")
-        exchange = self._begin_exchange(request.method.decode("ascii"), path)
+        self._begin_exchange(request.method_text, request.path_text)
         self._request = request
         if len(request.fields) > self._shared.settings.max_headers:
             raise HeadTooLarge("There are too many header fields.", close=True)
         keep = self._shared.keeps_credentials
         read = read_request(request.fields, version=request.version, keep_credentials=keep)
+        read.forwarded = [b"".join(read.forwarded)]
+        self._last_key, self._last = key, (request, read)
+        self._on_request(request, read)
+
+    def _on_request(self, request: RequestHead, read: RequestFields) -> None:
+        """The head is understood: answer it here, or check it and go on with its body."""
+        exchange = self._current()
+        self._request = request
         self._read = read
         if read.request_id is not None:
             exchange.request_id = read.request_id.decode("ascii")
@@ -338,18 +364,6 @@ class ClientConnection(asyncio.Protocol):
         self._body_left = read.content_length or 0
         if read.is_chunked:
             self._chunked = ChunkedBody()
-        self._dispatch(request, exchange)
-
-    def _begin_exchange(self, method: str, path: str) -> Exchange:
-        shared = self._shared
-        exchange = Exchange(shared.now(), method, path, shared.next_request_id())
-        self._exchange = exchange
-        self.deadline = NO_DEADLINE
-        self._may_persist = False
-        return exchange
-
-    def _dispatch(self, request: RequestHead, exchange: Exchange) -> None:
-        """Answer it here, or check it and go on with its body."""
         route = self._shared.router.route(request.method, request.path)
         self._route = route
         exchange.route = route.label
@@ -362,6 +376,14 @@ class ClientConnection(asyncio.Protocol):
             self._reply_error(route.error)
         else:
             self._answer(route.kind, request)
+
+    def _begin_exchange(self, method: str, path: str) -> Exchange:
+        shared = self._shared
+        exchange = Exchange(shared.now(), method, path, shared.next_request_id())
+        self._exchange = exchange
+        self.deadline = NO_DEADLINE
+        self._may_persist = False
+        return exchange
 
     # Our own paths ------------------------------------------------------------------------------
 
@@ -433,10 +455,12 @@ class ClientConnection(asyncio.Protocol):
         now = self._current().started_at
         window = principal.window
         wait = window.hit(now)
+        # Reset is when nothing counts any more: after a hit, a whole window from now.
+        reset = window.reset(now) if wait else window.window
         self._rate_fields = (
             b"x-ratelimit-limit-requests: %d\r\nx-ratelimit-remaining-requests: %d\r\n"
             b"x-ratelimit-reset-requests: %b\r\n"
-            % (window.limit, window.remaining(now), replies.duration_text(window.reset(now)))
+            % (window.limit, window.left, replies.duration_text(reset))
         )
         if wait:
             self._shared.metrics.rate_limited[self.key_id, "requests"] += 1

@@ -31,6 +31,8 @@ class RequestHead:
     path: bytes
     version: str
     fields: Fields
+    method_text: str
+    path_text: str
 
 
 @dataclass(slots=True)
@@ -58,10 +60,34 @@ class _Collector:
         self.reason += reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.fields.append((name, value))
+        # llhttp leaves the white space behind a value, which is no part of it (RFC 9112 section 5).
+        self.fields.append((name, value.rstrip(b" \t")))
 
 
 _collector: Final = _Collector()
+
+
+def split_length(head: bytes) -> tuple[bytes, int | None]:
+    """*head* without the digits of its Content-Length, and their value.
+
+    A connection mostly repeats its heads but for these digits. What is left equals
+    that of an earlier head only if all else is the same, so what parsing that one
+    found is what parsing this one would find, with another length.
+
+    Returns:
+        The head as it is, and None, when it has no such field in its usual spelling.
+    """
+    at = head.find(b"\r\nContent-Length: ")
+    if at < 0:
+        at = head.find(b"\r\ncontent-length: ")
+    if at < 0:
+        return head, None
+    at += 18
+    end = head.find(b"\r\n", at)
+    digits = head[at:end]
+    if not digits.isdigit() or len(digits) > 18:
+        return head, None
+    return head[:at] + head[end:], int(digits)
 
 
 def parse_request(head: bytes) -> RequestHead:
@@ -89,7 +115,16 @@ def parse_request(head: bytes) -> RequestHead:
         raise BadRequest("Only HTTP/1.0 and HTTP/1.1 are understood.")
     method: bytes = parser.get_method()
     target = _origin_form(method, collector.url)
-    return RequestHead(method, target, target.partition(b"?")[0], version, collector.fields)
+    path = target.partition(b"?")[0]
+    return RequestHead(
+        method,
+        target,
+        path,
+        version,
+        collector.fields,
+        method_text=method.decode("ascii"),
+        path_text=path.decode("latin-1"),
+    )
 
 
 def _origin_form(method: bytes, target: bytes) -> bytes:

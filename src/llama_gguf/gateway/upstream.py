@@ -14,7 +14,7 @@ from typing import Final, Protocol, cast
 from llama_gguf.core.chunked import ChunkedBody, ChunkedError
 from llama_gguf.core.fields import Framing, ResponseFields, read_response
 from llama_gguf.errors import UpstreamError
-from llama_gguf.gateway.heads import HEAD_END, ResponseHead, parse_response
+from llama_gguf.gateway.heads import HEAD_END, ResponseHead, parse_response, split_length
 
 MAX_HEAD_BYTES: Final = 65536
 
@@ -52,6 +52,8 @@ class UpstreamConnection(asyncio.Protocol):
         "_framing",
         "_has_begun",
         "_keeper",
+        "_last",
+        "_last_key",
         "_left",
         "_may_keep",
         "_phase",
@@ -76,6 +78,9 @@ class UpstreamConnection(asyncio.Protocol):
         self._has_begun = False
         self._may_keep = False
         self._to_head = False
+        # The engine repeats its heads too: what was found in the last one is kept.
+        self._last_key = b""
+        self._last: tuple[ResponseHead, ResponseFields]
         self.requests = 0
         self.idle_since = 0.0
 
@@ -165,18 +170,17 @@ class UpstreamConnection(asyncio.Protocol):
     def _read_head(self, asker: Asker, data: bytes) -> None:
         self._received = self._received + data if self._received else data
         try:
-            head = self._take_head()
-            if head is None:
+            found = self._take_head()
+            if found is None:
                 return
-            read = read_response(head.fields, status=head.status, to_head=self._to_head)
         except UpstreamError as error:
             self.abort()
             asker.on_upstream_failed(error, is_stale=False)
             return
         rest, self._received = self._received, b""
-        self._begin_body(asker, head, read, rest)
+        self._begin_body(asker, found, rest)
 
-    def _take_head(self) -> ResponseHead | None:
+    def _take_head(self) -> tuple[ResponseHead, ResponseFields] | None:
         """The final head out of what has been received; None when it is not there yet.
 
         Raises:
@@ -188,17 +192,30 @@ class UpstreamConnection(asyncio.Protocol):
                 raise UpstreamError("The head of the engine's answer is too long.")
             if end < len(HEAD_END):
                 return None
-            head = parse_response(self._received[:end])
-            self._received = self._received[end:]
+            raw, self._received = self._received[:end], self._received[end:]
+            key, length = split_length(raw)
+            if key == self._last_key and not self._to_head:
+                if length is not None:
+                    self._last[1].length = length
+                return self._last
+            head = parse_response(raw)
             if head.status == 101:
                 raise UpstreamError("The engine switched protocols unasked.")
             if head.status >= 200:
-                return head
+                return self._sorted(head, key)
             self._has_begun = True  # an interim answer; the final one follows
 
+    def _sorted(self, head: ResponseHead, key: bytes) -> tuple[ResponseHead, ResponseFields]:
+        read = read_response(head.fields, status=head.status, to_head=self._to_head)
+        read.forwarded = [b"".join(read.forwarded)]
+        if not self._to_head:
+            self._last_key, self._last = key, (head, read)
+        return head, read
+
     def _begin_body(
-        self, asker: Asker, head: ResponseHead, read: ResponseFields, rest: bytes
+        self, asker: Asker, found: tuple[ResponseHead, ResponseFields], rest: bytes
     ) -> None:
+        head, read = found
         self._phase = Phase.BODY
         self._framing = read.framing
         self._left = read.length or 0

@@ -48,6 +48,7 @@ class Admission:
 
     __slots__ = (
         "_held_by_key",
+        "_is_granting",
         "_per_key",
         "_queue_size",
         "_waiting",
@@ -60,6 +61,7 @@ class Admission:
         self.slots = slots
         self.running = 0
         self.queued = 0
+        self._is_granting = False
         self._queue_size = queue_size
         self._per_key = per_key
         self._held_by_key: Counter[str] = Counter()
@@ -97,7 +99,7 @@ class Admission:
         """Give back a slot, and hand it to whoever is next."""
         self.running -= 1
         self._release(key_id)
-        if self.queued:
+        if self.queued and not self._is_granting:  # else the loop that is under way sees it
             self.grant()
 
     def resize(self, slots: int) -> None:
@@ -107,14 +109,22 @@ class Admission:
 
     def grant(self) -> None:
         """Hand out what slots are free."""
-        while self.queued and self.running < self.slots:
-            key_id, waiting = next(iter(self._waiting.items()))
-            ticket = next(iter(waiting))
-            self._take_out(key_id, ticket)
-            if key_id in self._waiting:
-                self._waiting.move_to_end(key_id)
-            self.running += 1
-            ticket.on_slot()
+        self._is_granting = True
+        try:
+            while self.queued and self.running < self.slots:
+                self._next().on_slot()
+        finally:
+            self._is_granting = False
+
+    def _next(self) -> Ticket:
+        """Whoever's turn it is, out of the queue and with a slot."""
+        key_id, waiting = next(iter(self._waiting.items()))
+        ticket = next(iter(waiting))
+        self._take_out(key_id, ticket)
+        if key_id in self._waiting:
+            self._waiting.move_to_end(key_id)
+        self.running += 1
+        return ticket
 
     def waiting(self) -> list[Ticket]:
         """Everyone who waits, in no particular order."""

@@ -139,7 +139,7 @@ class Cors:
 
 def duration_text(seconds: float) -> bytes:
     """*seconds* as OpenAI writes them in ``x-ratelimit-reset-requests``: 120ms, 7s, 6m0s."""
-    if seconds < 1:
+    if seconds <= 0.999:
         return b"%dms" % math.ceil(seconds * 1000)
     whole = math.ceil(seconds)
     return b"%ds" % whole if whole < 60 else b"%dm%ds" % divmod(whole, 60)

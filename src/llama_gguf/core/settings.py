@@ -450,7 +450,7 @@ def as_text(value: object) -> str:
     if isinstance(value, tuple):
         return ",".join(value)
     if isinstance(value, float):
-        return f"{value:g}"
+        return f"{value:.9f}".rstrip("0").rstrip(".")  # never an exponent, and nothing lost
     return str(value)
 
 
@@ -499,6 +499,9 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> 
     return Loaded(Settings(**values), sources, tuple(_near_misses(environ)))
 
 
+_NOT_OURS: Final = frozenset({"LOGNAME"})  # login shells set it
+
+
 def _near_misses(environ: Iterable[str]) -> Iterable[str]:
     """Warn of variables that look like a slip of the pen for one of ours.
 
@@ -506,7 +509,7 @@ def _near_misses(environ: Iterable[str]) -> Iterable[str]:
     """
     ours = [variable(n) for n in FIELDS]
     for name in sorted(environ):
-        if name in ours or len(name) < 5:
+        if name in ours or name in _NOT_OURS or len(name) < 5:
             continue
         for our in ours:
             if len(our) >= 5 and one_edit_apart(name, our):

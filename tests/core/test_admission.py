@@ -1,0 +1,305 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from llama_gguf.core.admission import Admission, Verdict
+from llama_gguf.errors import GatewayError
+
+
+class Waiter:
+    def __init__(self, key_id: str, then: Callable[[Waiter], None] = lambda _: None) -> None:
+        self.key_id = key_id
+        self.then = then
+        self.slots = 0
+
+    def __repr__(self) -> str:
+        return f"<{self.key_id}>"
+
+    def on_slot(self) -> None:
+        self.slots += 1
+        self.then(self)
+
+    def on_refused(self, error: GatewayError) -> None:
+        raise AssertionError("admission refuses by its verdict, never by a call")
+
+
+def admission_with(*, slots: int = 1, queue_size: int = 100, per_key: int = 0) -> Admission:
+    return Admission(slots=slots, queue_size=queue_size, per_key=per_key)
+
+
+def order_of_grants(admission: Admission, keys: str) -> str:
+    """The keys in the order in which they are served, one slot after the other."""
+    served: list[str] = []
+    for key_id in keys:
+        admission.arrive(Waiter(key_id, lambda waiter: served.append(waiter.key_id)))
+    admission.resize(1)
+    while admission.running:
+        admission.done(served[-1])
+    return "".join(served)
+
+
+# Any order of events ------------------------------------------------------------------------------
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Whatever happens in whatever order, against a model that is only lists."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running: list[Waiter] = []
+        self.waiting: list[Waiter] = []
+        # By key that waits: how often each other key was granted a slot meanwhile.
+        self.overtakes: dict[str, Counter[str]] = {}
+
+    @initialize(slots=st.integers(0, 3), queue_size=st.integers(0, 8), per_key=st.integers(0, 4))
+    def begin(self, slots: int, queue_size: int, per_key: int) -> None:
+        self.queue_size = queue_size
+        self.per_key = per_key
+        self.admission = Admission(slots=slots, queue_size=queue_size, per_key=per_key)
+
+    def held_by(self, key_id: str) -> int:
+        return sum(waiter.key_id == key_id for waiter in self.running + self.waiting)
+
+    def was_granted(self, waiter: Waiter) -> None:
+        first_of_its_key = next(w for w in self.waiting if w.key_id == waiter.key_id)
+        assert waiter is first_of_its_key
+        assert waiter.slots == 1
+        assert self.admission.running == len(self.running) + 1 <= self.admission.slots
+        self.forget(waiter)
+        self.running.append(waiter)
+        self.overtakes.pop(waiter.key_id, None)
+        for other in {w.key_id for w in self.waiting} - {waiter.key_id}:
+            overtakes = self.overtakes.setdefault(other, Counter())
+            overtakes[waiter.key_id] += 1
+            assert overtakes[waiter.key_id] == 1, "one key went twice while another waited"
+
+    def forget(self, waiter: Waiter) -> None:
+        self.waiting.remove(waiter)
+        if all(w.key_id != waiter.key_id for w in self.waiting):
+            self.overtakes.pop(waiter.key_id, None)
+
+    @rule(key_id=st.sampled_from("abc"))
+    def arrive(self, key_id: str) -> None:
+        waiter = Waiter(key_id, self.was_granted)
+        if self.per_key and self.held_by(key_id) >= self.per_key:
+            expected = Verdict.KEY_IS_BUSY
+        elif len(self.running) < self.admission.slots and not self.waiting:
+            expected = Verdict.GRANTED
+        elif len(self.waiting) >= self.queue_size:
+            expected = Verdict.QUEUE_FULL
+        else:
+            expected = Verdict.QUEUED
+
+        verdict = self.admission.arrive(waiter)
+
+        assert verdict is expected
+        assert waiter.slots == 0  # who is granted at once is told by the verdict alone
+        if verdict is Verdict.GRANTED:
+            self.running.append(waiter)
+        elif verdict is Verdict.QUEUED:
+            self.waiting.append(waiter)
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        waiter = data.draw(st.sampled_from(self.waiting))
+        self.forget(waiter)
+        self.admission.leave(waiter)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def done(self, data: st.DataObject) -> None:
+        waiter = data.draw(st.sampled_from(self.running))
+        self.running.remove(waiter)
+        self.admission.done(waiter.key_id)
+
+    @rule(slots=st.integers(0, 3))
+    def resize(self, slots: int) -> None:
+        self.admission.resize(slots)
+
+    @invariant()
+    def counts_are_right(self) -> None:
+        assert self.admission.running == len(self.running)
+        assert self.admission.queued == len(self.waiting)
+        assert set(self.admission.waiting()) == set(self.waiting)
+
+    @invariant()
+    def no_slot_is_free_while_somebody_waits(self) -> None:
+        assert not self.waiting or self.admission.running >= self.admission.slots
+
+    def teardown(self) -> None:
+        for waiter in list(self.waiting):
+            self.leave_for_good(waiter)
+        for waiter in self.running:
+            self.admission.done(waiter.key_id)
+        assert (self.admission.running, self.admission.queued) == (0, 0)
+        assert not self.admission._held_by_key
+        assert not self.admission._waiting
+
+    def leave_for_good(self, waiter: Waiter) -> None:
+        self.forget(waiter)
+        self.admission.leave(waiter)
+
+
+def test_no_slot_or_place_is_lost_and_no_key_starves_in_any_order_of_events() -> None:
+    run_state_machine_as_test(
+        AnyOrder, settings=settings(max_examples=100, stateful_step_count=40, deadline=None)
+    )
+
+
+# One case each ------------------------------------------------------------------------------------
+
+
+def test_a_free_slot_is_granted_at_once() -> None:
+    admission = admission_with(slots=2)
+
+    assert [admission.arrive(Waiter("a")) for _ in range(3)] == [
+        Verdict.GRANTED,
+        Verdict.GRANTED,
+        Verdict.QUEUED,
+    ]
+
+
+def test_who_comes_when_the_queue_is_full_is_turned_away_and_holds_nothing() -> None:
+    admission = admission_with(slots=1, queue_size=1, per_key=3)
+    for _ in range(2):
+        admission.arrive(Waiter("a"))
+
+    assert admission.arrive(Waiter("a")) is Verdict.QUEUE_FULL
+    admission.done("a")
+    assert admission.arrive(Waiter("a")) is Verdict.QUEUED  # two of its three, not three
+
+
+def test_a_queue_of_no_places_still_lets_a_free_slot_be_used() -> None:
+    admission = admission_with(slots=1, queue_size=0)
+
+    assert admission.arrive(Waiter("a")) is Verdict.GRANTED
+    assert admission.arrive(Waiter("a")) is Verdict.QUEUE_FULL
+
+
+def test_a_key_that_floods_delays_another_by_one_request() -> None:
+    assert order_of_grants(admission_with(slots=0), "aaaaaaaab") == "abaaaaaaa"
+
+
+def test_keys_take_turns_and_within_a_key_the_first_comes_first() -> None:
+    assert order_of_grants(admission_with(slots=0), "aaabbc") == "abcaba"
+
+
+def test_a_key_loses_its_turn_by_leaving_and_coming_back() -> None:
+    admission = admission_with(slots=0)
+    leaver, other, again = Waiter("a"), Waiter("b"), Waiter("a")
+    admission.arrive(leaver)
+    admission.arrive(other)
+    admission.leave(leaver)
+    admission.arrive(again)
+
+    admission.resize(1)
+
+    assert (other.slots, again.slots) == (1, 0)
+
+
+def test_a_key_at_its_cap_is_busy_while_another_is_served() -> None:
+    admission = admission_with(slots=3, per_key=1)
+    admission.arrive(Waiter("a"))
+
+    assert admission.arrive(Waiter("a")) is Verdict.KEY_IS_BUSY
+    assert admission.arrive(Waiter("b")) is Verdict.GRANTED
+
+
+def test_what_waits_counts_towards_the_cap_of_its_key() -> None:
+    admission = admission_with(slots=0, per_key=1)
+    waiter = Waiter("a")
+    admission.arrive(waiter)
+
+    assert admission.arrive(Waiter("a")) is Verdict.KEY_IS_BUSY
+    admission.leave(waiter)
+    assert admission.arrive(Waiter("a")) is Verdict.QUEUED
+
+
+def test_while_there_are_no_slots_everything_waits_and_starts_when_they_come() -> None:
+    admission = admission_with(slots=0)
+    waiters = [Waiter(key_id) for key_id in "aab"]
+    for waiter in waiters:
+        assert admission.arrive(waiter) is Verdict.QUEUED
+
+    admission.resize(2)
+
+    assert [waiter.slots for waiter in waiters] == [1, 0, 1]
+    assert (admission.running, admission.queued) == (2, 1)
+
+
+def test_fewer_slots_let_what_runs_finish_and_start_nothing_new() -> None:
+    admission = admission_with(slots=2)
+    for _ in range(2):
+        admission.arrive(Waiter("a"))
+    waiter = Waiter("a")
+    admission.arrive(waiter)
+
+    admission.resize(1)
+    admission.done("a")
+    assert waiter.slots == 0
+    admission.done("a")
+    assert waiter.slots == 1
+
+
+def test_who_does_not_wait_cannot_leave_and_nothing_changes() -> None:
+    admission = admission_with(slots=1, per_key=9)
+    running, waiting = Waiter("a"), Waiter("a")
+    admission.arrive(running)
+    admission.arrive(waiting)
+
+    for stranger in (running, Waiter("a"), Waiter("z")):
+        with pytest.raises(KeyError):
+            admission.leave(stranger)
+
+    assert (admission.running, admission.queued) == (1, 1)
+    assert admission.waiting() == [waiting]
+
+
+def test_a_request_that_ends_the_moment_it_gets_its_slot_hands_it_on() -> None:
+    admission = admission_with(slots=1)
+    admission.arrive(Waiter("z"))
+    order: list[str] = []
+
+    def end_at_once(waiter: Waiter) -> None:
+        order.append(waiter.key_id)
+        admission.done(waiter.key_id)
+
+    for key_id in "aabb" * 15:
+        admission.arrive(Waiter(key_id, end_at_once))
+
+    admission.done("z")
+
+    assert "".join(order) == "ab" * 30
+    assert (admission.running, admission.queued) == (0, 0)
+
+
+def test_a_request_may_come_or_leave_while_another_gets_its_slot() -> None:
+    admission = admission_with(slots=1)
+    admission.arrive(Waiter("z"))
+    leaver, late = Waiter("c"), Waiter("d")
+
+    def stir(_: Waiter) -> None:
+        admission.leave(leaver)
+        admission.arrive(late)
+
+    for waiter in (Waiter("a", stir), leaver, Waiter("b")):
+        admission.arrive(waiter)
+
+    admission.resize(4)
+
+    assert (leaver.slots, late.slots) == (0, 1)
+    assert (admission.running, admission.queued) == (4, 0)

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from llama_gguf.core.deaths import exit_status, explain, status_text
+
+LOAD_FAILED = [
+    "llama_model_load_from_file_impl: failed to load model",
+    "common_init_from_params: failed to load model '/data/models/a.gguf'",
+    "srv    load_model: failed to load model, '/data/models/a.gguf'",
+    "srv    operator(): operator(): cleaning up before exit...",
+    "main: exiting due to model loading error",
+]
+
+# What llama-server (or its loader) wrote before it left, and the words that a person has to find.
+LAST_LINES = {
+    "a flag it does not know": (
+        ["error: invalid argument: --foo-bar"],
+        ["flags", "EXTRA_ARGS", "--help"],
+    ),
+    "a value that it cannot use": (
+        ['error while handling argument "--ctx-size": stoi', "usage:"],
+        ["flags", "EXTRA_ARGS"],
+    ),
+    "a port that is taken": (
+        [
+            "start: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 18098",
+            "main: exiting due to HTTP server error",
+        ],
+        ["port is taken", "PORT_BACKEND"],
+    ),
+    "a file that was cut off": (
+        [
+            "llama_model_load: error loading model: tensor 'token_embd.weight' data is not within"
+            " the file bounds, model is corrupted or incomplete",
+            *LOAD_FAILED,
+        ],
+        ["incomplete", "again"],
+    ),
+    "a GPU that is full": (
+        [
+            "ggml_backend_cuda_buffer_type_alloc_buffer: allocating 8192.00 MiB on device 0:"
+            " cudaMalloc failed: out of memory",
+            "alloc_tensor_range: failed to allocate CUDA0 buffer of size 8589934592",
+            "llama_model_load: error loading model: unable to allocate CUDA0 buffer",
+            *LOAD_FAILED,
+        ],
+        ["GPU", "memory", "NGL"],
+    ),
+    "a Vulkan GPU that is full": (
+        [
+            "ggml_vulkan: Device memory allocation of size 1073741824 failed.",
+            "ggml_vulkan: vk::Device::allocateMemory: ErrorOutOfDeviceMemory",
+            *LOAD_FAILED,
+        ],
+        ["GPU", "memory"],
+    ),
+    "a machine that is full": (
+        ["ggml_aligned_malloc: insufficient memory", "terminate called after std::bad_alloc"],
+        ["memory", "CTX"],
+    ),
+    "an architecture that it does not know": (
+        [
+            "llama_model_load: error loading model: error loading model architecture:"
+            " unknown model architecture: 'foo'",
+            *LOAD_FAILED,
+        ],
+        ["architecture", "LLAMA_SERVER"],
+    ),
+    "a library that is missing": (
+        [
+            "/app/llama-server: error while loading shared libraries: libcudart.so.12: cannot open"
+            " shared object file: No such file or directory"
+        ],
+        ["library"],
+    ),
+    "a model that does not load for another reason": (
+        ["gguf_init_from_file_impl: invalid magic characters: 'abcd'", *LOAD_FAILED],
+        ["cannot load the model", "last lines"],
+    ),
+    "words that nobody has written down": (["something new"], ["error", "last lines"]),
+    "no words at all": ([], ["error"]),
+}
+
+
+@pytest.mark.parametrize(("last_lines", "wanted"), LAST_LINES.values(), ids=LAST_LINES.keys())
+def test_the_last_lines_tell_why_it_died_and_what_to_do(
+    last_lines: list[str], wanted: list[str]
+) -> None:
+    said = " ".join(explain(1, last_lines))
+
+    assert [word for word in wanted if word not in said] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "srv  log_server_r: done request: POST /v1/chat/completions 127.0.0.1 200",
+        "CUDA error: invalid argument",
+        "llama_kv_cache: size = 512.00 MiB, device memory: 8 GiB",
+        "slot release: id 0 | stop processing: n_tokens = 20, truncated = 0",
+    ],
+)
+def test_an_ordinary_line_is_no_reason(line: str) -> None:
+    assert explain(1, [line]) == explain(1, [])
+
+
+@pytest.mark.parametrize(
+    ("number", "wanted"),
+    [
+        (signal.SIGKILL, "memory"),
+        (signal.SIGILL, "CPU"),
+        (signal.SIGSEGV, "crashed"),
+        (signal.SIGABRT, "gave up"),
+        (signal.SIGTERM, "from outside"),
+        (signal.SIGHUP, "from outside"),
+    ],
+)
+def test_a_signal_tells_what_no_line_does(number: signal.Signals, wanted: str) -> None:
+    assert wanted in explain(-number, ["slot launch_slot_: id 0 | processing task"])[0]
+
+
+def test_a_line_that_says_why_counts_more_than_the_signal() -> None:
+    abort = explain(-signal.SIGABRT, LAST_LINES["a GPU that is full"][0])
+
+    assert abort == explain(1, LAST_LINES["a GPU that is full"][0])
+
+
+@pytest.mark.parametrize("returncode", [-200, -63, 0, 255])
+def test_every_death_has_a_reason_and_advice(returncode: int) -> None:
+    assert all(explain(returncode, []))
+
+
+def test_who_leaves_without_an_error_is_not_accused_of_one() -> None:
+    assert explain(0, []) != explain(1, [])
+
+
+@pytest.mark.parametrize(
+    ("returncode", "status"), [(0, 1), (1, 1), (2, 2), (127, 127), (-9, 137), (-15, 143), (-1, 129)]
+)
+def test_we_leave_with_the_childs_status_and_never_with_0(returncode: int, status: int) -> None:
+    assert exit_status(returncode) == status
+
+
+@pytest.mark.parametrize(
+    ("returncode", "text"),
+    [
+        (0, "exit status 0"),
+        (3, "exit status 3"),
+        (-9, "signal SIGKILL"),
+        (-11, "signal SIGSEGV"),
+        (-200, "signal 200"),
+    ],
+)
+def test_a_status_is_told_in_words(returncode: int, text: str) -> None:
+    assert status_text(returncode) == text

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_gguf.core.engine import HEALTH_STATUS, MAY_COME, EngineState, EngineStatus
+
+S = EngineState
+
+statuses = st.builds(
+    EngineStatus,
+    state=st.sampled_from(EngineState),
+    since=st.floats(0, 2e9),
+    slots=st.none() | st.integers(0, 1024),
+    model=st.text(),
+    detail=st.text(),
+)
+
+
+@given(status=statuses)
+def test_a_status_goes_over_the_wire_as_one_line_and_comes_back_the_same(
+    status: EngineStatus,
+) -> None:
+    line = status.to_line()
+
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    assert EngineStatus.from_line(line) == status
+
+
+@pytest.mark.parametrize("line", [b"", b"{}", b'{"state": "asleep", "since": 1}', b"[]"])
+def test_a_line_that_is_no_status_is_not_taken_for_one(line: bytes) -> None:
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        EngineStatus.from_line(line)
+
+
+def test_a_change_of_state_begins_now_and_forgets_the_reason_of_the_last() -> None:
+    status = EngineStatus(S.BACKOFF, since=1.0, slots=4, model="m", detail="it died")
+
+    assert status.moved(S.LOADING, 5.0) == EngineStatus(S.LOADING, since=5.0, slots=4, model="m")
+
+
+def test_the_same_state_keeps_its_beginning() -> None:
+    status = EngineStatus(S.READY, since=1.0)
+
+    assert status.moved(S.READY, 5.0, detail="still").since == 1.0
+
+
+@pytest.mark.parametrize("state", EngineState)
+def test_only_an_engine_that_serves_is_called_healthy(state: EngineState) -> None:
+    assert (HEALTH_STATUS[state] == 200) == (state is S.READY)
+
+
+def test_a_platform_is_told_of_initialising_only_while_the_first_load_may_still_end_well() -> None:
+    initialising = {state for state, status in HEALTH_STATUS.items() if status == 204}
+
+    assert initialising == {S.STARTING, S.LOADING}
+    assert set(HEALTH_STATUS.values()) == {200, 204, 503}
+
+
+@pytest.mark.parametrize("state", [S.FAILED, S.STOPPING, S.STOPPED])
+def test_nobody_waits_for_an_engine_that_will_not_come(state: EngineState) -> None:
+    assert state not in MAY_COME
+
+
+@pytest.mark.parametrize("state", [S.STARTING, S.LOADING, S.BACKOFF, S.UNREACHABLE])
+def test_requests_are_held_for_an_engine_that_may_come(state: EngineState) -> None:
+    assert state in MAY_COME

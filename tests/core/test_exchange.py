@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_gguf.core.exchange import PHASES, TRANSITIONS, Event, Exchange, IllegalTransition, State
+
+E, S = Event, State
+
+
+def exchange() -> Exchange:
+    return Exchange(1.0, "POST", "/v1/chat/completions", "req-1")
+
+
+def after(*events: Event) -> Exchange:
+    found = exchange()
+    for event in events:
+        found.on(event)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("events", "state"),
+    [
+        ([], S.READING),
+        ([E.QUEUE], S.QUEUED),
+        ([E.QUEUE, E.FORWARD], S.FORWARDING),
+        ([E.FORWARD, E.HEAD_SENT], S.STREAMING),
+        ([E.QUEUE, E.FORWARD, E.HEAD_SENT, E.RESPONSE_SENT], S.DONE),
+        ([E.HEAD_SENT, E.RESPONSE_SENT], S.DONE),
+        ([E.QUEUE, E.HEAD_SENT, E.RESPONSE_SENT], S.DONE),
+        ([E.LOST], S.ABORTED),
+        ([E.QUEUE, E.LOST], S.ABORTED),
+        ([E.FORWARD, E.LOST], S.ABORTED),
+        ([E.FORWARD, E.HEAD_SENT, E.LOST], S.ABORTED),
+    ],
+    ids=lambda value: " ".join(e.name for e in value) if isinstance(value, list) else None,
+)
+def test_a_life_goes_its_way(events: list[Event], state: State) -> None:
+    assert after(*events).state is state
+
+
+@pytest.mark.parametrize(
+    ("events", "then"),
+    [
+        ([E.HEAD_SENT], E.HEAD_SENT),  # a second answer behind the first
+        ([E.HEAD_SENT, E.RESPONSE_SENT], E.HEAD_SENT),
+        ([E.HEAD_SENT], E.FORWARD),  # answered here, and sent to the engine all the same
+        ([E.FORWARD], E.FORWARD),  # sent to the engine twice
+        ([E.FORWARD], E.QUEUE),
+        ([E.QUEUE], E.QUEUE),
+        ([], E.RESPONSE_SENT),
+        ([E.FORWARD], E.RESPONSE_SENT),
+        ([E.HEAD_SENT, E.RESPONSE_SENT], E.LOST),  # its account is closed
+        ([E.LOST], E.LOST),
+        ([E.QUEUE, E.LOST], E.FORWARD),  # a slot for somebody who has left
+        ([E.LOST], E.HEAD_SENT),
+    ],
+    ids=lambda value: " ".join(e.name for e in value) if isinstance(value, list) else value.name,
+)
+def test_what_cannot_happen_raises_and_changes_nothing(events: list[Event], then: Event) -> None:
+    found = after(*events)
+    before = found.state
+
+    with pytest.raises(IllegalTransition, match=f"{then.name} while {before.name}"):
+        found.on(then)
+
+    assert found.state is before
+
+
+@given(events=st.lists(st.sampled_from(Event), max_size=12))
+def test_no_order_of_events_sends_two_heads_or_forwards_twice(events: list[Event]) -> None:
+    found = exchange()
+    happened: list[Event] = []
+    for event in events:
+        could_reply = found.may_reply
+        try:
+            found.on(event)
+        except IllegalTransition:
+            continue
+        happened.append(event)
+        assert could_reply or not found.may_reply  # a head that is out stays out
+        assert could_reply or event is not E.HEAD_SENT
+
+    assert all(happened.count(event) <= 1 for event in Event)
+
+
+def test_a_status_can_be_sent_until_the_head_is_out_and_never_again() -> None:
+    assert [s for s in State if at(s).may_reply] == [S.READING, S.QUEUED, S.FORWARDING]
+
+
+def at(state: State) -> Exchange:
+    found = exchange()
+    found.state = state
+    return found
+
+
+def test_whoever_may_leave_leaves_in_a_phase_that_has_a_name() -> None:
+    may_leave = {state for state, event in TRANSITIONS if event is E.LOST}
+
+    assert set(PHASES) == may_leave
+    assert len(set(PHASES.values())) == len(may_leave)
+
+
+def test_every_state_can_be_reached_and_every_life_can_end() -> None:
+    ends = {S.DONE, S.ABORTED}
+
+    assert {*TRANSITIONS.values(), S.READING} == set(State)
+    assert {state for state, _ in TRANSITIONS} == set(State) - ends

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import pytest
+
+from llama_gguf.core.fields import Fields, RequestFields, invalid_key, presented_key, read_request
+from llama_gguf.core.keys import Key, KeyRing
+from llama_gguf.errors import Unauthorized
+
+HOST = (b"Host", b"a.example")
+KEY = b"sk-Zq8vN2xLw5TfR7mB"
+OTHER = b"sk-another-secret-0"
+SHA256_OF_NOTHING = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def read(*fields: tuple[bytes, bytes], keep: bool = False) -> RequestFields:
+    return read_request([HOST, *fields], version="1.1", keep_credentials=keep)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [(b"Authorization", b"Bearer " + KEY)],
+        [(b"authorization", b"bearer " + KEY)],
+        [(b"AUTHORIZATION", b"BEARER " + KEY)],
+        [(b"Authorization", b"bEaReR   " + KEY)],
+        [(b"x-api-key", KEY)],
+        [(b"X-API-Key", KEY)],
+        [(b"x-api-key", KEY), (b"Authorization", b"Bearer " + KEY)],
+    ],
+    ids=repr,
+)
+def test_a_key_is_shown_as_a_bearer_or_as_x_api_key_or_the_same_by_both(fields: Fields) -> None:
+    assert presented_key(read(*fields)) == KEY
+
+
+REFUSED: list[Fields] = [
+    [],
+    [(b"Authorization", b"Bearer " + KEY), (b"x-api-key", OTHER)],
+    [(b"Authorization", b"Bearer " + KEY), (b"Authorization", b"Bearer " + KEY)],
+    [(b"Authorization", b"Bearer " + KEY), (b"authorization", b"Bearer " + OTHER)],
+    [(b"x-api-key", KEY), (b"X-Api-Key", KEY)],
+    [(b"x-api-key", KEY), (b"X-Api-Key", OTHER)],
+    [(b"Authorization", b"Basic dTpw"), (b"x-api-key", KEY)],
+    [(b"Authorization", b""), (b"x-api-key", KEY)],
+]
+
+
+@pytest.mark.parametrize("fields", REFUSED, ids=repr)
+def test_no_key_or_more_than_one_is_refused_and_nothing_tells_why(fields: Fields) -> None:
+    with pytest.raises(Unauthorized) as caught:
+        presented_key(read(*fields))
+
+    assert str(caught.value) == str(invalid_key())
+    assert (caught.value.code, caught.value.status) == ("invalid_api_key", 401)
+
+
+def key_let_in(ring: KeyRing, *fields: tuple[bytes, bytes]) -> Key | None:
+    try:
+        return ring.look_up(presented_key(read(*fields)))
+    except Unauthorized:
+        return None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [KEY, b"Bearer" + KEY, b"Bearer\t" + KEY, b"Token " + KEY, b"Bearer\xa0" + KEY, b" " + KEY],
+    ids=repr,
+)
+def test_a_key_without_its_scheme_is_not_taken(value: bytes) -> None:
+    ring = KeyRing.parse(f"alice:{KEY.decode()}")
+
+    assert key_let_in(ring, (b"Authorization", b"Bearer " + KEY)) is not None
+    assert key_let_in(ring, (b"Authorization", value)) is None
+
+
+# The digest of nothing gets into a file by `printf %s "$UNSET" | sha256sum`.
+@pytest.mark.parametrize(
+    "field",
+    [
+        (b"Authorization", b""),
+        (b"Authorization", b"Bearer"),
+        (b"Authorization", b"Bearer "),
+        (b"Authorization", b"Basic dTpw"),
+        (b"x-api-key", b""),
+    ],
+    ids=repr,
+)
+def test_an_empty_key_lets_nobody_in_whatever_the_file_says(field: tuple[bytes, bytes]) -> None:
+    ring = KeyRing.parse(f"alice:sha256${SHA256_OF_NOTHING}")
+
+    assert key_let_in(ring, field) is None
+
+
+def test_the_clients_credentials_do_not_reach_the_engine() -> None:
+    found = read((b"AUTHORIZATION", b"Bearer " + KEY), (b"x-Api-key", KEY), (b"Cookie", b"a"))
+
+    assert b"".join(found.forwarded) == b"Cookie: a\r\n"
+
+
+def test_where_nobody_checks_them_the_clients_credentials_go_on_untouched() -> None:
+    fields = [(b"authorization", b"Basic dTpw"), (b"X-API-Key", KEY), (b"x-api-key", OTHER)]
+
+    found = read(*fields, keep=True)
+
+    assert b"".join(found.forwarded) == b"".join(b"%b: %b\r\n" % field for field in fields)
+
+
+def test_open_or_not_what_is_hop_by_hop_or_framing_is_dropped() -> None:
+    found = read((b"Proxy-Authorization", b"Basic x"), (b"Content-Length", b"1"), keep=True)
+
+    assert found.forwarded == []
+    assert found.content_length == 1
+
+
+def test_credentials_that_go_on_are_dropped_when_connection_names_them() -> None:
+    found = read((b"Authorization", b"x"), (b"Connection", b"authorization"), keep=True)
+
+    assert found.forwarded == []

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import shlex
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from llama_gguf.core.launch import engine_argv, engine_environment, extra_args
+from llama_gguf.core.settings import Settings
+from llama_gguf.errors import UserError
+
+SECRET = "gateway-Zq8vN2xLw5TfR7mB"
+
+
+def argv(settings: Settings) -> list[str]:
+    return engine_argv("/app/llama-server", settings, model_path="/m/a b.gguf", alias="a b")
+
+
+def value_of(flag: str, words: list[str]) -> str:
+    return words[words.index(flag) + 1]
+
+
+# argv ---------------------------------------------------------------------------------------------
+
+
+def test_the_defaults_make_a_whole_command_line() -> None:
+    assert argv(Settings()) == [
+        *("/app/llama-server", "--model", "/m/a b.gguf", "--alias", "a b"),
+        *("--host", "127.0.0.1", "--port", "8080"),
+        *("--ctx-size", "16384", "--n-gpu-layers", "99", "--metrics"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "flag", "value"),
+    [
+        (Settings(ctx=0), "--ctx-size", "0"),
+        (Settings(ngl=0), "--n-gpu-layers", "0"),
+        (Settings(threads=6), "--threads", "6"),
+        (Settings(parallel=8), "--parallel", "8"),
+        (Settings(port_backend=9931), "--port", "9931"),
+        (Settings(backend_host="::1"), "--host", "::1"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_setting_becomes_its_flag(settings: Settings, flag: str, value: str) -> None:
+    assert value_of(flag, argv(settings)) == value
+
+
+@pytest.mark.parametrize("flag", ["--threads", "--parallel"])
+def test_what_is_left_to_llama_server_has_no_flag(flag: str) -> None:
+    assert flag not in argv(Settings(threads=0, parallel=0))
+
+
+def test_with_a_unix_socket_there_is_no_tcp_port() -> None:
+    words = argv(Settings(backend_socket="/run/llama.sock"))
+
+    assert value_of("--host", words) == "/run/llama.sock"
+    assert "--port" not in words
+
+
+def test_extra_args_come_last_so_that_they_win() -> None:
+    words = argv(Settings(ctx=1024, extra_args="--ctx-size 2048 --flash-attn on"))
+
+    assert words[-4:] == ["--ctx-size", "2048", "--flash-attn", "on"]
+
+
+def test_the_key_of_the_engine_is_never_in_argv() -> None:
+    assert not any(SECRET in word for word in argv(Settings(backend_api_key=SECRET)))
+
+
+# EXTRA_ARGS ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", []),
+        ("   ", []),
+        ("--jinja", ["--jinja"]),
+        ("-b 512  -ub\t256", ["-b", "512", "-ub", "256"]),
+        ("--chat-template-file '/a b/c.jinja'", ["--chat-template-file", "/a b/c.jinja"]),
+        ('--override-kv "a=str:b c"', ["--override-kv", "a=str:b c"]),
+        (r"--alias a\ b", ["--alias", "a b"]),
+        ("--alias ''", ["--alias", ""]),
+        ("$(reboot) ; `x` | y", ["$(reboot)", ";", "`x`", "|", "y"]),
+        ("--api-key-file /run/keys", ["--api-key-file", "/run/keys"]),
+    ],
+)
+def test_extra_args_are_split_as_a_shell_would_and_nothing_is_run(
+    text: str, words: list[str]
+) -> None:
+    assert extra_args(Settings(extra_args=text)) == words
+
+
+@given(words=st.lists(st.text(st.characters(exclude_characters="\x00"), max_size=10)))
+def test_what_is_quoted_comes_out_as_it_was(words: list[str]) -> None:
+    assume(not any("-" in word for word in words))  # some flags are refused
+    quoted = Settings(extra_args=shlex.join(["x", *words]))
+
+    assert extra_args(quoted) == ["x", *words]
+
+
+@pytest.mark.parametrize("text", ["--alias 'a", '--alias "a', "--alias a\\"])
+def test_a_quote_that_is_not_closed_is_a_bad_setting(text: str) -> None:
+    with pytest.raises(UserError, match="EXTRA_ARGS") as caught:
+        extra_args(Settings(extra_args=text))
+
+    assert caught.value.exit_status == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"--api-key {SECRET}",
+        f"--api-key={SECRET}",
+        f"-b 512 '--api-key' {SECRET}",
+        f"--api_key {SECRET}",  # llama-server takes "_" for "-"
+        f"--hf-token {SECRET}",
+        f"--hf_token {SECRET}",
+        f"-hft {SECRET}",
+    ],
+)
+def test_a_secret_in_extra_args_is_refused_and_not_repeated(text: str) -> None:
+    with pytest.raises(UserError) as caught:
+        argv(Settings(extra_args=text))
+
+    assert caught.value.exit_status == 2
+    assert SECRET not in str(caught.value)
+
+
+# The environment ----------------------------------------------------------------------------------
+
+# What llama-server reads and what would open it up, move it, or make it serve something else.
+DANGEROUS = (
+    *("LLAMA_ARG_HOST", "LLAMA_ARG_PORT", "LLAMA_ARG_REUSE_PORT", "LLAMA_ARG_API_PREFIX"),
+    *("LLAMA_ARG_SSL_KEY_FILE", "LLAMA_ARG_SSL_CERT_FILE", "LLAMA_ARG_API_KEY_FILE"),
+    *("LLAMA_ARG_TOOLS", "LLAMA_ARG_AGENT", "LLAMA_ARG_MCP_SERVERS", "LLAMA_ARG_UI_MCP_PROXY"),
+    *("LLAMA_ARG_ENDPOINT_PROPS", "LLAMA_ARG_CORS_ORIGINS", "LLAMA_ARG_CORS_CREDENTIALS"),
+    *("LLAMA_ARG_MODEL", "LLAMA_ARG_MODEL_URL", "LLAMA_ARG_HF_REPO", "LLAMA_ARG_HF_FILE"),
+    *("LLAMA_ARG_DOCKER_REPO", "LLAMA_ARG_ALIAS", "LLAMA_ARG_LOG_FILE"),
+    *("LLAMA_ARG_MODELS_DIR", "LLAMA_ARG_MODELS_PRESET", "LLAMA_ARG_MODELS_MAX"),
+    *("AIP_MODE", "AIP_HTTP_PORT", "AIP_PREDICT_ROUTE", "AIP_HEALTH_ROUTE"),
+)
+HARMLESS = (
+    *("LLAMA_ARG_FLASH_ATTN", "LLAMA_ARG_CACHE_TYPE_K", "LLAMA_ARG_N_PARALLEL", "LLAMA_ARG_MMPROJ"),
+    *("LLAMA_ARG_THREADS_HTTP", "LLAMA_ARG_TIMEOUT", "LLAMA_CACHE", "CUDA_VISIBLE_DEVICES"),
+    *("GGML_VK_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "PATH", "HOME", "HOST", "PORT"),
+    *("MY_LLAMA_ARG_HOST", "LLAMA_ARG_NO_HOST", "LLAMA_ARG_MODEL_DRAFT"),
+)
+
+
+@pytest.mark.parametrize("name", DANGEROUS)
+def test_a_variable_that_would_open_the_engine_up_is_kept_back_and_named(name: str) -> None:
+    passed, kept_back = engine_environment({name: "1", "HOME": "/"}, api_key=SECRET, changes={})
+
+    assert name not in passed
+    assert kept_back == (name,)
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_a_variable_that_only_tunes_the_engine_passes(name: str) -> None:
+    passed, kept_back = engine_environment({name: "1"}, api_key=SECRET, changes={})
+
+    assert passed[name] == "1"
+    assert kept_back == ()
+
+
+def test_the_key_goes_in_by_the_environment_whatever_was_there_before() -> None:
+    passed, kept_back = engine_environment(
+        {"LLAMA_API_KEY": "other"}, api_key=SECRET, changes={"LLAMA_API_KEY": "third"}
+    )
+
+    assert passed == {"LLAMA_API_KEY": SECRET}
+    assert kept_back == ("LLAMA_API_KEY",)
+
+
+@pytest.mark.parametrize("name", ["BACKEND_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"])
+def test_secrets_of_ours_are_none_of_the_engines_business(name: str) -> None:
+    passed, _ = engine_environment({name: "secret"}, api_key=SECRET, changes={})
+
+    assert "secret" not in passed.values()
+
+
+def test_what_the_engine_needs_for_its_libraries_wins() -> None:
+    passed, _ = engine_environment(
+        {"LD_LIBRARY_PATH": "/usr/lib"}, api_key=SECRET, changes={"LD_LIBRARY_PATH": "/wheel"}
+    )
+
+    assert passed["LD_LIBRARY_PATH"] == "/wheel"
+
+
+def test_our_own_environment_stays_as_it_is() -> None:
+    environ = {"LLAMA_ARG_PORT": "1", "HF_TOKEN": "x"}
+
+    engine_environment(environ, api_key=SECRET, changes={"A": "b"})
+
+    assert environ == {"LLAMA_ARG_PORT": "1", "HF_TOKEN": "x"}

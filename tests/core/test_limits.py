@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_gguf.core.limits import FailureLimit, SlidingWindow
+
+# Times are eighths of a second: exact in a float, so that "just before" can be said.
+TICK = 0.125
+gaps = st.integers(0, 240).map(lambda eighths: eighths * TICK)
+
+
+def would_admit(window: SlidingWindow, now: float) -> bool:
+    return copy.deepcopy(window).hit(now) == 0.0
+
+
+# The window ---------------------------------------------------------------------------------------
+
+
+@given(gaps=st.lists(gaps, max_size=60), limit=st.integers(1, 6))
+def test_no_window_ever_holds_more_than_the_limit(gaps: list[float], limit: int) -> None:
+    window = SlidingWindow(limit=limit)
+    admitted = [t for t in itertools.accumulate(gaps) if not window.hit(t)]
+
+    for start in admitted:
+        assert sum(start <= t < start + 60 for t in admitted) <= limit
+
+
+@given(gaps=st.lists(gaps, max_size=60), limit=st.integers(1, 6))
+def test_nobody_is_refused_while_there_is_room(gaps: list[float], limit: int) -> None:
+    window = SlidingWindow(limit=limit)
+    admitted: list[float] = []
+    for now in itertools.accumulate(gaps):
+        has_room = sum(now - 60 < t for t in admitted) < limit
+
+        is_admitted = window.hit(now) == 0.0
+
+        assert is_admitted == has_room
+        if is_admitted:
+            admitted.append(now)
+
+
+@given(
+    steps=st.lists(st.tuples(gaps, st.none() | st.integers(1, 6)), max_size=60),
+    limit=st.integers(1, 6),
+)
+def test_the_wait_is_exact_even_when_the_limit_changes(
+    steps: list[tuple[float, int | None]], limit: int
+) -> None:
+    window = SlidingWindow(limit=limit)
+    now = 0.0
+    for gap, new_limit in steps:
+        now += gap
+        window.limit = new_limit or window.limit
+
+        wait = window.hit(now)
+
+        if wait:
+            assert would_admit(window, now + wait)
+            assert not would_admit(window, now + wait - TICK)
+
+
+def test_a_refused_request_does_not_push_the_window() -> None:
+    window = SlidingWindow(limit=1)
+    window.hit(0.0)
+    window.hit(59.0)
+
+    assert window.hit(60.0) == 0.0
+
+
+def test_asking_for_the_wait_counts_nothing() -> None:
+    window = SlidingWindow(limit=1)
+
+    assert [window.retry_after(0.0) for _ in range(3)] == [0.0] * 3
+    assert window.hit(0.0) == 0.0
+
+
+def test_what_was_admitted_under_a_higher_limit_counts_against_a_lower_one() -> None:
+    window = SlidingWindow(limit=4)
+    for now in (0.0, 1.0, 2.0, 3.0):
+        window.hit(now)
+
+    window.limit = 2
+
+    assert window.remaining(10.0) == 0
+    assert window.hit(10.0) == 52.0  # when the request at 2.0 has left, one of two is free
+    assert window.hit(62.0) == 0.0
+
+
+def test_a_raised_limit_counts_at_once() -> None:
+    window = SlidingWindow(limit=1)
+    window.hit(0.0)
+
+    window.limit = 2
+
+    assert (window.hit(1.0), window.hit(2.0)) == (0.0, 58.0)
+
+
+@given(gaps=st.lists(gaps, min_size=1, max_size=30), limit=st.integers(1, 6))
+def test_remaining_is_how_many_more_are_admitted_now(gaps: list[float], limit: int) -> None:
+    window = SlidingWindow(limit=limit)
+    for now in itertools.accumulate(gaps):
+        window.hit(now)
+    promised = window.remaining(now)
+
+    admitted = sum(window.hit(now) == 0.0 for _ in range(limit + 1))
+
+    assert admitted == promised
+
+
+@given(gaps=st.lists(gaps, min_size=1, max_size=30), limit=st.integers(1, 6))
+def test_after_the_reset_and_not_before_everything_remains(gaps: list[float], limit: int) -> None:
+    window = SlidingWindow(limit=limit)
+    for now in itertools.accumulate(gaps):
+        window.hit(now)
+
+    clear_at = now + window.reset(now)
+
+    assert copy.deepcopy(window).remaining(clear_at - TICK) < limit
+    assert window.remaining(clear_at) == limit
+    assert window.reset(clear_at) == 0.0
+
+
+def test_a_window_remembers_no_more_than_its_limit_however_often_it_is_hit() -> None:
+    window = SlidingWindow(limit=5)
+    for tick in range(10_000):
+        window.hit(tick * TICK)
+
+    assert len(window._admitted) <= 5
+
+
+@pytest.mark.parametrize(("limit", "length"), [(0, 60.0), (-1, 60.0), (1, 0.0), (1, -1.0)])
+def test_a_window_that_admits_nothing_cannot_be_made(limit: int, length: float) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        SlidingWindow(limit=limit, window=length)
+
+
+# Wrong keys ---------------------------------------------------------------------------------------
+
+
+class SmallFailureLimit(FailureLimit):
+    MAX_ADDRESSES = 3
+
+
+def test_an_address_may_be_wrong_so_often_and_then_waits() -> None:
+    failures = FailureLimit(per_minute=2)
+    failures.failed("a", 0.0)
+    assert failures.retry_after("a", 1.0) == 0.0
+    failures.failed("a", 1.0)
+
+    assert failures.retry_after("a", 2.0) == 58.0
+    assert failures.retry_after("a", 60.0) == 0.0
+
+
+def test_a_wrong_address_does_not_make_another_wait() -> None:
+    failures = FailureLimit(per_minute=1)
+    failures.failed("a", 0.0)
+
+    assert failures.retry_after("b", 0.0) == 0.0
+
+
+def test_failures_of_an_address_that_waits_do_not_prolong_its_wait() -> None:
+    failures = FailureLimit(per_minute=1)
+    for now in (0.0, 30.0, 59.0):
+        failures.failed("a", now)
+
+    assert failures.retry_after("a", 60.0) == 0.0
+
+
+def test_asking_does_not_count_as_a_failure() -> None:
+    failures = FailureLimit(per_minute=1)
+
+    assert [failures.retry_after("a", 0.0) for _ in range(3)] == [0.0] * 3
+
+
+def test_zero_failures_a_minute_means_any_number() -> None:
+    failures = FailureLimit(per_minute=0)
+    for _ in range(100):
+        failures.failed("a", 0.0)
+
+    assert failures.retry_after("a", 0.0) == 0.0
+
+
+def test_a_flood_of_addresses_makes_the_first_one_forgotten_and_takes_no_more_memory() -> None:
+    failures = SmallFailureLimit(per_minute=1)
+    for address in ("a", "b", "c", "d"):
+        failures.failed(address, 0.0)
+
+    waits = [failures.retry_after(address, 0.0) for address in ("a", "b", "c", "d")]
+    for n in range(1000):
+        failures.failed(f"10.0.0.{n}", 0.0)
+
+    assert waits == [0.0, 60.0, 60.0, 60.0]
+    assert len(failures._windows) == 3

@@ -1,0 +1,302 @@
+from __future__ import annotations
+
+import re
+from urllib.parse import unquote
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from llama_gguf.core.routes import Kind, Route, Router
+from llama_gguf.errors import GatewayError, MethodNotAllowed
+
+SLOT = "needs a slot"
+NO_SLOT = "needs no slot"
+
+# What design.md section 5 and llama-server's own list say, path by path.
+EXPOSED = {
+    ("POST", "/completion"): SLOT,
+    ("POST", "/completions"): SLOT,
+    ("POST", "/v1/completions"): SLOT,
+    ("POST", "/chat/completions"): SLOT,
+    ("POST", "/v1/chat/completions"): SLOT,
+    ("POST", "/responses"): SLOT,
+    ("POST", "/v1/responses"): SLOT,
+    ("POST", "/v1/messages"): SLOT,
+    ("POST", "/infill"): SLOT,
+    ("POST", "/embedding"): SLOT,
+    ("POST", "/embeddings"): SLOT,
+    ("POST", "/v1/embeddings"): SLOT,
+    ("POST", "/rerank"): SLOT,
+    ("POST", "/reranking"): SLOT,
+    ("POST", "/v1/rerank"): SLOT,
+    ("POST", "/v1/reranking"): SLOT,
+    ("POST", "/audio/transcriptions"): SLOT,
+    ("POST", "/v1/audio/transcriptions"): SLOT,
+    ("POST", "/v1/systemone"): SLOT,
+    ("POST", "/v1/something/new"): SLOT,
+    ("POST", "/tokenize"): NO_SLOT,
+    ("POST", "/detokenize"): NO_SLOT,
+    ("POST", "/apply-template"): NO_SLOT,
+    ("POST", "/chat/completions/input_tokens"): NO_SLOT,
+    ("POST", "/v1/chat/completions/input_tokens"): NO_SLOT,
+    ("POST", "/responses/input_tokens"): NO_SLOT,
+    ("POST", "/v1/responses/input_tokens"): NO_SLOT,
+    ("POST", "/v1/messages/count_tokens"): NO_SLOT,
+    ("POST", "/v1/chat/completions/control"): NO_SLOT,
+    ("GET", "/v1/models"): NO_SLOT,
+    ("HEAD", "/v1/models"): NO_SLOT,
+    ("GET", "/models"): NO_SLOT,
+    ("GET", "/props"): NO_SLOT,
+    ("HEAD", "/props"): NO_SLOT,
+    ("GET", "/v1/health"): NO_SLOT,
+    ("GET", "/v1/something/new"): NO_SLOT,
+    ("GET", "/audio/voices"): NO_SLOT,
+}
+NOT_EXPOSED = (
+    *(("GET", "/slots"), ("GET", "/slots/"), ("POST", "/slots/0"), ("POST", "/props")),
+    *(("GET", "/lora-adapters"), ("POST", "/lora-adapters"), ("GET", "/tools"), ("POST", "/tools")),
+    *(("GET", "/cors-proxy"), ("POST", "/cors-proxy"), ("GET", "/cors-proxy/x")),
+    *(("POST", "/models"), ("DELETE", "/models"), ("POST", "/models/load")),
+    *(("POST", "/models/unload"), ("GET", "/models/sse"), ("PUT", "/models")),
+    *(("POST", "/v1/models"), ("DELETE", "/v1/models"), ("POST", "/v1/models/load")),
+    *(("DELETE", "/v1/models/a"), ("GET", "/v1/stream"), ("DELETE", "/v1/stream")),
+    *(("GET", "/v1/stream/"), ("GET", "/v1/stream/x"), ("POST", "/v1/streams/lookup")),
+    *(("GET", "/"), ("GET", "/index.html"), ("GET", "/v1"), ("GET", "/v2/models")),
+    *(("GET", "/V1/models"), ("GET", "/Props"), ("GET", "/props/"), ("POST", "/tokenize/")),
+    *(("GET", "/ping/"), ("GET", "/PING"), ("GET", "/health/x"), ("GET", "/pings")),
+)
+
+
+def ids(pairs: object) -> object:
+    return "{} {}".format(*pairs) if isinstance(pairs, tuple) else pairs
+
+
+def route(method: str, path: str | bytes, *, expose_all: bool = False) -> Route:
+    raw = path.encode() if isinstance(path, str) else path
+    return Router(expose_all=expose_all).route(method.encode(), raw)
+
+
+def refusal(method: str, path: str | bytes, *, expose_all: bool = False) -> GatewayError:
+    found = route(method, path, expose_all=expose_all)
+    assert found.kind is Kind.REFUSED
+    assert found.label == "refused"
+    assert found.error is not None
+    return found.error
+
+
+# The engine's paths -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("asked", "slot"), EXPOSED.items(), ids=ids)
+def test_a_path_for_inference_goes_to_the_engine_and_waits_only_if_it_must(
+    asked: tuple[str, str], slot: str
+) -> None:
+    found = route(*asked)
+
+    assert (found.kind, found.error) == (Kind.PROXIED, None)
+    assert found.needs_slot == (slot == SLOT)
+
+
+@pytest.mark.parametrize(
+    "asked", [("GET", "/responses/resp_1"), ("GET", "/chat/completions/x")], ids=ids
+)
+def test_what_is_under_an_exposed_path_is_exposed(asked: tuple[str, str]) -> None:
+    assert route(*asked).kind is Kind.PROXIED
+
+
+@pytest.mark.parametrize("asked", NOT_EXPOSED, ids=ids)
+def test_any_other_path_is_refused(asked: tuple[str, str]) -> None:
+    error = refusal(*asked)
+
+    assert (error.status, error.code) == (403, "route_not_exposed")
+
+
+def test_whatever_begins_like_a_stream_of_the_engine_is_refused() -> None:
+    assert refusal("GET", "/v1/stream_state").status == 403
+
+
+@pytest.mark.parametrize("asked", NOT_EXPOSED, ids=ids)
+def test_with_all_exposed_it_goes_to_the_engine_too(asked: tuple[str, str]) -> None:
+    assert route(*asked, expose_all=True).kind is Kind.PROXIED
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("expose_all", [False, True])
+def test_nothing_that_only_reads_waits_for_a_slot(method: str, expose_all: bool) -> None:
+    paths = [path for _, path in (*EXPOSED, *NOT_EXPOSED)]
+
+    assert not any(route(method, path, expose_all=expose_all).needs_slot for path in paths)
+
+
+@pytest.mark.parametrize(
+    ("path", "is_anthropic"),
+    [("/v1/messages", True), ("/v1/messages/count_tokens", True), ("/v1/chat/completions", False)],
+)
+def test_anthropics_paths_are_known_for_their_envelope(path: str, is_anthropic: bool) -> None:
+    assert route("POST", path).is_anthropic == is_anthropic
+
+
+# Our own paths ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("expose_all", [False, True], ids=["inference", "all"])
+@pytest.mark.parametrize(
+    ("method", "path", "kind"),
+    [
+        ("GET", "/ping", Kind.PING),
+        ("HEAD", "/ping", Kind.PING),
+        ("GET", "/health", Kind.HEALTH),
+        ("HEAD", "/health", Kind.HEALTH),
+        ("GET", "/metrics", Kind.METRICS),
+        ("POST", "/reload", Kind.RELOAD),
+        ("OPTIONS", "*", Kind.PREFLIGHT),
+        ("OPTIONS", "/v1/chat/completions", Kind.PREFLIGHT),
+        ("OPTIONS", "/slots", Kind.PREFLIGHT),
+        ("OPTIONS", "/ping", Kind.PREFLIGHT),
+    ],
+)
+def test_our_own_paths_never_go_to_the_engine(
+    method: str, path: str, kind: Kind, expose_all: bool
+) -> None:
+    found = route(method, path, expose_all=expose_all)
+
+    assert (found.kind, found.needs_slot, found.error) == (kind, False, None)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("POST", "/ping", "GET, HEAD"),
+        ("DELETE", "/health", "GET, HEAD"),
+        ("PUT", "/metrics", "GET, HEAD"),
+        ("GET", "/reload", "POST"),
+        ("HEAD", "/reload", "POST"),
+    ],
+)
+def test_our_own_paths_refuse_other_methods_and_name_those_they_answer(
+    method: str, path: str, allow: str
+) -> None:
+    error = refusal(method, path, expose_all=True)
+
+    assert isinstance(error, MethodNotAllowed)
+    assert (error.status, error.allow, error.close) == (405, allow, False)
+
+
+@pytest.mark.parametrize("method", ["TRACE", "CONNECT"])
+@pytest.mark.parametrize("path", ["/", "/ping", "/v1/models", "*"])
+def test_trace_and_connect_are_never_served(method: str, path: str) -> None:
+    error = refusal(method, path, expose_all=True)
+
+    assert (error.status, error.close) == (405, True)
+
+
+# Paths that could be read in two ways -------------------------------------------------------------
+
+AMBIGUOUS = (
+    *(b"", b"*", b"v1/models", b"//", b"//v1/models", b"/v1//models", b"/v1/models//"),
+    *(b"/.", b"/..", b"/./ping", b"/v1/../slots", b"/v1/..", b"/v1/./models", b"/ping/."),
+    *(b"/v1%2Fmodels", b"/v1%2fmodels", b"/v1/%2e%2e/slots", b"/v1/.%2E/slots", b"/%2e/ping"),
+    *(b"/v1\\models", b"/v1%5cmodels", b"/v1/models%00", b"/v1/mod\x00els", b"/v1/models%"),
+    *(b"/v1/models%4", b"/v1/models%zz", b"/v1/ models", b"/v1/models\t", b"/v1/models\r\n"),
+    *(b"/v1/models\n", b"/v1/m\xc3\xb6dels", b"/v1/\x7f", b"/v1/%u0041", b"/v1/models%2"),
+)
+
+
+@pytest.mark.parametrize("path", AMBIGUOUS, ids=repr)
+@pytest.mark.parametrize("expose_all", [False, True], ids=["inference", "all"])
+def test_a_path_that_could_be_read_in_two_ways_is_a_bad_request(
+    path: bytes, expose_all: bool
+) -> None:
+    error = refusal("GET", path, expose_all=expose_all)
+
+    assert (error.status, error.code, error.close) == (400, "bad_request", True)
+
+
+# A "#" passes llhttp, and llama-server (cpp-httplib) cuts it off with what is behind it: there,
+# `DELETE /v1/stream#x` is `DELETE /v1/stream`.
+@pytest.mark.parametrize("path", [b"/v1/stream#x", b"/v1/models#", b"/ping#", b"/v1/#/../slots"])
+def test_a_path_with_a_fragment_is_a_bad_request(path: bytes) -> None:
+    assert refusal("GET", path, expose_all=True).status == 400
+
+
+@pytest.mark.parametrize(
+    "path", [b"/%70ing", b"/p%69ng", b"/%68ealth", b"/%6Detrics", b"/rel%6fad"]
+)
+@pytest.mark.parametrize("expose_all", [False, True], ids=["inference", "all"])
+def test_no_public_path_is_reached_by_a_disguise(path: bytes, expose_all: bool) -> None:
+    assert refusal("GET", path, expose_all=expose_all).status == 400
+
+
+def test_an_escaped_letter_is_the_letter() -> None:
+    assert route("POST", "/v1/%63ompletions") == route("POST", "/v1/completions")
+    assert refusal("GET", "/sl%6Fts").status == 403
+
+
+@given(
+    method=st.sampled_from(["GET", "POST", "DELETE"]),
+    base=st.sampled_from(["/v1/stream", "/v1/streams/lookup", "/slots", "/props", "/cors-proxy"]),
+    disguise=st.lists(st.tuples(st.integers(0, 30), st.sampled_from("%x%X%%#?;/.\\"))),
+)
+@example(method="DELETE", base="/v1/stream", disguise=[(10, "#")])
+def test_no_disguise_opens_a_path_that_is_not_exposed(
+    method: str, base: str, disguise: list[tuple[int, str]]
+) -> None:
+    path = base
+    for at, sign in disguise:
+        if sign == "%":
+            place = at % len(path)
+            path = f"{path[:place]}%{ord(path[place]):02x}{path[place + 1 :]}"
+        else:
+            path = path[:at] + sign + path[at:]
+    path = path.partition("?")[0]
+
+    found = route(method, path)
+
+    if found.kind is Kind.PROXIED:
+        assert is_harmless(method, unquote(path.partition("#")[0]))
+
+
+def is_harmless(method: str, path: str) -> bool:
+    """Whether *path*, as cpp-httplib sees it, may be reached by *method*."""
+    if path == "/props":
+        return method == "GET"
+    return not re.match(r"/slots|/v1/streams?(/|$)|/cors-proxy|/props", path)
+
+
+# Bounds -------------------------------------------------------------------------------------------
+
+
+def test_labels_do_not_grow_with_what_clients_ask_for() -> None:
+    known = {path for _, path in EXPOSED} | {"/ping", "/health", "/metrics", "/reload"}
+    router = Router(expose_all=True)
+
+    labels = {
+        router.route(method, b"/%b/%d" % (prefix, n)).label
+        for method in (b"GET", b"POST", b"OPTIONS", b"BREW")
+        for prefix in (b"v1", b"audio", b"x", b"v1/models", b".", b"%70ing")
+        for n in range(20)
+    } | {route(*asked).label for asked in EXPOSED}
+
+    assert labels <= known | {"other", "refused", "preflight"}
+    assert "/v1/something/new" not in labels
+
+
+def test_what_is_remembered_stays_bounded_and_does_not_change() -> None:
+    router = Router(expose_all=False)
+    first = [router.route(method.encode(), path.encode()) for method, path in EXPOSED]
+
+    for n in range(2000):
+        router.route(b"GET", b"/v1/%d" % n)
+
+    assert len(router._remembered) <= Router._MAX_REMEMBERED
+    assert [router.route(m.encode(), p.encode()) for m, p in EXPOSED] == first
+
+
+def test_a_decision_is_remembered_for_its_method_and_its_path() -> None:
+    router = Router(expose_all=False)
+
+    assert router.route(b"GET", b"/v1/new") is router.route(b"GET", b"/v1/new")
+    assert router.route(b"GET", b"/props").kind is Kind.PROXIED
+    assert router.route(b"POST", b"/props").kind is Kind.REFUSED
+    assert router.route(b"GET", b"/props").kind is Kind.PROXIED

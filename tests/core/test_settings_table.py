@@ -1,0 +1,148 @@
+"""What is printed from the table of settings, and what is read back from there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_gguf.core.settings import (
+    ABOUT,
+    FIELDS,
+    MASK,
+    USED_BY,
+    Settings,
+    as_text,
+    default_text,
+    flag,
+    load,
+    masked,
+    variable,
+)
+
+SECRET = "gateway-Zq8vN2xLw5TfR7mB"
+
+
+def read_back(name: str, value: object) -> object:
+    return getattr(load({variable(name): as_text(value)}).settings, name)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_setting_is_described_in_a_sentence_and_found_by_its_flag(name: str) -> None:
+    about = ABOUT[name]
+
+    assert len(about.text) > 10
+    assert not about.text.endswith(".")
+    assert about.section
+    assert flag(name).removeprefix("--").replace("-", "_").upper() == variable(name)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_default_is_one_that_could_be_set(name: str) -> None:
+    assert read_back(name, FIELDS[name].default) == FIELDS[name].default
+
+
+@pytest.mark.parametrize("name", [n for n, a in ABOUT.items() if a.shown_default is None])
+def test_a_default_that_is_printed_is_the_one_that_is_used(name: str) -> None:
+    assert getattr(load({variable(name): default_text(name)}).settings, name) == getattr(
+        Settings(), name
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["data_dir", "models_dir", "auth_keys_file", "log_dir", "backend_api_key"]
+)
+def test_a_default_that_is_found_out_later_is_told_in_words(name: str) -> None:
+    assert default_text(name)
+
+
+# Values that a setting may have, by the type of its default.
+small = st.integers(64, 1000)  # within the bounds of every number
+TEXTS: dict[type, st.SearchStrategy[str]] = {
+    bool: st.sampled_from(["true", "false", "1", "off"]),
+    int: small.map(str),
+    float: st.builds("{}.{}".format, small, st.integers(0, 99)) | small.map(str),
+    tuple: st.sampled_from(["*", "https://a.example,http://b.example:80"]),
+    str: st.text(
+        st.characters(min_codepoint=0x21, exclude_categories=["Cs", "Cc", "Z"]), min_size=1
+    ),
+}
+CHOICES = {
+    "exposed_routes": ["inference", "all"],
+    "health_mode": ["live", "ready"],
+    "log_format": ["text", "json"],
+    "backend_api_key": [SECRET, "~!@"],
+}
+
+
+@given(data=st.data())
+def test_what_is_written_out_is_read_back_the_same(data: st.DataObject) -> None:
+    texts = {
+        variable(name): data.draw(
+            st.sampled_from(CHOICES[name]) if name in CHOICES else TEXTS[type(field.default)]
+        )
+        for name, field in FIELDS.items()
+    }
+    settings = load(texts).settings
+
+    written = {variable(name): as_text(getattr(settings, name)) for name in FIELDS}
+
+    assert load(written).settings == settings
+
+
+# another number. `serve` hands its gateway the settings this way (_gateway_environment), so
+# MAX_QUEUE_WAIT=2592000 starts a gateway that leaves with "cannot be used" and is given up.
+@pytest.mark.parametrize("text", ["2592000", "1000000", "86400.25", "1234567.5", "999999999"])
+def test_a_long_or_fine_duration_is_read_back_the_same(text: str) -> None:
+    assert read_back("max_queue_wait", float(text)) == float(text)
+
+
+# Masked -------------------------------------------------------------------------------------------
+
+
+def test_nothing_of_a_secret_is_left() -> None:
+    assert masked("backend_api_key", SECRET) == MASK
+
+
+def test_that_a_secret_is_not_set_may_be_seen() -> None:
+    assert masked("backend_api_key", "") == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("port", 8000, "8000"),
+        ("auth_enabled", False, "false"),
+        ("max_queue_wait", 2.5, "2.5"),
+        ("max_queue_wait", 300.0, "300"),
+        ("cors_origins", ("https://a", "https://b"), "https://a,https://b"),
+        ("cors_origins", (), ""),
+    ],
+)
+def test_what_is_no_secret_is_shown_as_one_would_write_it(name: str, value: Any, text: str) -> None:
+    assert masked(name, value) == text
+
+
+def test_whatever_is_called_a_key_or_a_token_is_a_secret() -> None:
+    named = {n for n in FIELDS if n.endswith(("api_key", "_token", "_secret", "password"))}
+
+    assert named == {name for name, about in ABOUT.items() if about.secret}
+
+
+# Which command uses what --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", USED_BY)
+def test_a_command_has_each_of_its_settings_once_and_only_real_ones(command: str) -> None:
+    used = USED_BY[command]
+
+    assert set(used) <= set(FIELDS)
+    assert len(set(used)) == len(used)
+
+
+def test_the_gateway_is_handed_everything_that_guards_it() -> None:
+    guards = {n for n, a in ABOUT.items() if a.section in ("access", "queue", "timeouts", "sizes")}
+
+    assert guards | {"host", "port", "backend_api_key", "backend_socket"} <= set(USED_BY["gateway"])

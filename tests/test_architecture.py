@@ -1,0 +1,60 @@
+"""A module with logic has a test file of its name: ``core/limits.py``, ``core/test_limits.py``.
+
+Large ones may be split by topic, as ``core/test_limits_memory.py``. Which module may import
+which is checked by import-linter (``make check``), not here.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+TESTS: Final = Path(__file__).parent
+SOURCE: Final = TESTS.parent / "src" / "llama_gguf"
+
+TESTED_ELSEWHERE: Final = {
+    "cli/gateway.py": "gateway/test_server.py",  # only hands sockets and settings to the Gateway
+    "cli/key_views.py": "cli/test_keys.py",  # the tables and sentences that `keys` prints
+    "core/gguf_cursor.py": "core/test_gguf.py",  # reads bytes for core/gguf.py alone
+    "engine/machine.py": "cli/test_check.py",  # reads /proc and nvidia-smi, for `check` to show
+}
+"""Modules without a test file of their own, and the file whose tests would miss them."""
+
+
+def has_logic(module: Path) -> bool:
+    """Whether there is a function in it: tables, values and errors alone need no test file."""
+    return any(
+        isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(ast.parse(module.read_text()))
+    )
+
+
+def mirrors_of(name: str) -> Iterator[Path]:
+    """The test files that mirror the module *name*."""
+    module = Path(name)
+    folder = TESTS / module.parent
+    yield from folder.glob(f"test_{module.stem}.py")
+    yield from folder.glob(f"test_{module.stem}_*.py")
+
+
+MODULES: Final = sorted(
+    str(module.relative_to(SOURCE)) for module in SOURCE.rglob("*.py") if has_logic(module)
+)
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in TESTED_ELSEWHERE])
+def test_every_module_with_logic_has_a_test_file_of_its_name(name: str) -> None:
+    assert any(mirrors_of(name))
+
+
+@pytest.mark.parametrize(("name", "elsewhere"), TESTED_ELSEWHERE.items())
+def test_a_module_that_is_tested_elsewhere_is_there_and_has_no_file_of_its_own(
+    name: str, elsewhere: str
+) -> None:
+    assert (SOURCE / name).is_file()
+    assert (TESTS / elsewhere).is_file()
+    assert not any(mirrors_of(name))

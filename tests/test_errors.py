@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from http import HTTPStatus
+
+import pytest
+
+from llama_gguf import errors
+from llama_gguf.errors import GatewayError, UserError
+
+# design.md section 4: what clients may rely on.
+PROMISED = {
+    errors.BadRequest: (400, "invalid_request_error", "bad_request"),
+    errors.Unauthorized: (401, "authentication_error", "invalid_api_key"),
+    errors.KeyExpired: (401, "authentication_error", "key_expired"),
+    errors.RouteNotExposed: (403, "permission_error", "route_not_exposed"),
+    errors.MethodNotAllowed: (405, "invalid_request_error", "method_not_allowed"),
+    errors.RequestTimeout: (408, "invalid_request_error", "request_timeout"),
+    errors.PayloadTooLarge: (413, "invalid_request_error", "payload_too_large"),
+    errors.UriTooLong: (414, "invalid_request_error", "uri_too_long"),
+    errors.ExpectationFailed: (417, "invalid_request_error", "expectation_failed"),
+    errors.HeadTooLarge: (431, "invalid_request_error", "request_header_fields_too_large"),
+    errors.Limited: (429, "rate_limit_error", "rate_limit_exceeded"),
+    errors.UpstreamError: (502, "server_error", "backend_error"),
+    errors.QueueFull: (503, "server_error", "queue_full"),
+    errors.QueueTimeout: (503, "server_error", "queue_timeout"),
+    errors.ModelLoading: (503, "server_error", "model_loading"),
+    errors.BackendUnavailable: (503, "server_error", "backend_unavailable"),
+    errors.Draining: (503, "server_error", "draining"),
+    errors.UpstreamTimeout: (504, "timeout_error", "backend_timeout"),
+}
+
+
+def kinds(family: type[GatewayError]) -> Iterator[type[GatewayError]]:
+    """Every kind of error in *family* that is raised as such, and not only a family."""
+    for kind in family.__subclasses__():
+        if "code" in vars(kind):
+            yield kind
+        yield from kinds(kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "promised"), PROMISED.items(), ids=lambda v: getattr(v, "__name__", "")
+)
+def test_clients_get_the_status_type_and_code_they_are_promised(
+    kind: type[GatewayError], promised: tuple[int, str, str]
+) -> None:
+    assert (kind.status, kind.type, kind.code) == promised
+
+
+@pytest.mark.parametrize("kind", [*kinds(GatewayError)], ids=lambda kind: kind.__name__)
+def test_every_kind_has_a_status_of_its_fault_and_a_phrase_for_it(kind: type[GatewayError]) -> None:
+    is_the_clients = issubclass(kind, errors.InvalidRequest | errors.Unauthorized)
+
+    assert HTTPStatus(kind.status).phrase
+    assert kind.status >= 400
+    assert not is_the_clients or kind.status < 500
+
+
+def test_no_two_kinds_share_a_code() -> None:
+    codes = [kind.code for kind in kinds(GatewayError) if kind is not errors.InvalidRequest]
+    shared = {code for code in codes if codes.count(code) > 1}
+
+    assert shared == set()
+
+
+@pytest.mark.parametrize("kind", [errors.BadRequest, errors.ExpectationFailed])
+def test_where_the_next_request_begins_is_unknown_so_the_connection_ends(
+    kind: type[errors.BadRequest | errors.ExpectationFailed],
+) -> None:
+    assert kind("no").close
+
+
+def test_only_repeated_work_is_forbidden_to_retry() -> None:
+    forbidding = {kind for kind in kinds(GatewayError) if kind.should_retry is not None}
+
+    assert forbidding == {errors.UpstreamTimeout}
+    assert errors.UpstreamTimeout.should_retry is False
+
+
+def test_a_message_is_what_str_says() -> None:
+    error = errors.QueueFull("Too many.", retry_after=1.5)
+
+    assert (str(error), error.message, error.retry_after) == ("Too many.", "Too many.", 1.5)
+
+
+def test_a_persons_error_leaves_with_1_unless_it_says_otherwise() -> None:
+    assert UserError("no").exit_status == 1
+    assert UserError("no", exit_status=2).exit_status == 2

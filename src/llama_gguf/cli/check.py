@@ -129,7 +129,7 @@ def _model(settings: Settings) -> str:
 def _port(settings: Settings, name: str) -> str:
     host = settings.backend_host if name == "port_backend" else settings.host
     port: int = getattr(settings, name)
-    listen(host, port).close()
+    listen(host, port, core_settings.variable(name)).close()
     return f"{host}:{port} is free"
 
 

@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
         if watching is not None:
             watching.cancel()
 
-    server = HealthServer(listen(settings.host, settings.port_health), status)
+    server = HealthServer(listen(settings.host, settings.port_health, "PORT_HEALTH"), status)
     server.start()
     try:
         asyncio.run(serve())

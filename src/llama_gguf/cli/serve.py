@@ -13,6 +13,7 @@ import asyncio
 import logging
 import os
 import secrets
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -28,8 +29,10 @@ from llama_gguf.core.launch import engine_argv, engine_environment, extra_args
 from llama_gguf.core.settings import Settings
 from llama_gguf.engine import locate, machine
 from llama_gguf.engine.model import Model, size_text
+from llama_gguf.errors import UserError
 from llama_gguf.gateway.server import listen
 from llama_gguf.health import HealthServer
+from llama_gguf.supervisor.child import spawn
 from llama_gguf.supervisor.supervisor import Launch, Supervisor
 
 USAGE = "%(prog)s [MODEL] [options] [--SETTING VALUE ...]"
@@ -37,6 +40,7 @@ USAGE = "%(prog)s [MODEL] [options] [--SETTING VALUE ...]"
 _log: Final = logging.getLogger(__name__)
 
 DEBUG_SHELL_SECONDS: Final = 300
+PULL_END_SECONDS: Final = 5.0
 _SECRET_NAME: Final = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
 
 
@@ -77,7 +81,8 @@ class _Serving:
     def run(self) -> int:
         settings = self._settings
         listener = listen(settings.host, settings.port)
-        health = HealthServer(listen(settings.host, settings.port_health), self._health_status)
+        health_listener = listen(settings.host, settings.port_health, "PORT_HEALTH")
+        health = HealthServer(health_listener, self._health_status)
         health.start()
         try:
             # What can be known at once is checked at once, before anything is started.
@@ -102,7 +107,7 @@ class _Serving:
     def _health_status(self) -> int:
         if self._settings.health_mode == "live":
             return 200
-        return 204 if self._supervisor is None else HEALTH_STATUS[self._supervisor.status.state]
+        return 204 if self._supervisor is None else HEALTH_STATUS[self._supervisor.health_state]
 
     def _locate(self) -> locate.Engine:
         environ = self._context.environ
@@ -131,11 +136,27 @@ class _Serving:
 
     async def _prepare(self) -> Launch:
         """Fetch the model if it has to be, and say what there is; off the loop: it is slow."""
+        if self._model is None:
+            await self._fetch()
         return await asyncio.get_running_loop().run_in_executor(None, self._prepare_slowly)
+
+    async def _fetch(self) -> None:
+        """Run `pull` as a child, so that it can be ended at any time, and tidies up then."""
+        settings = self._settings
+        argv = [sys.executable, "-m", "llama_gguf", "pull", settings.model_name]
+        argv += ["--models-dir", settings.models_dir]
+        child = await spawn("pull", argv, environ=self._context.environ)
+        try:
+            status = await child.wait()
+        except asyncio.CancelledError:
+            await child.interrupt(within_seconds=PULL_END_SECONDS)
+            raise
+        if status:
+            raise UserError("the model could not be fetched; the reason stands above.")
 
     def _prepare_slowly(self) -> Launch:
         settings, environ = self._settings, self._context.environ
-        if self._model is None:
+        if self._model is None:  # it has just been fetched, so nothing is fetched here
             self._model = plan.fetch_model(settings, environ, download_meter)
         self._log_boot(self._model)
         alias = plan.alias_of(self._model)

@@ -33,7 +33,6 @@ from llama_gguf.core.routes import Kind, Route
 from llama_gguf.errors import (
     BadRequest,
     ConcurrencyLimited,
-    Draining,
     GatewayError,
     HeadTooLarge,
     KeyExpired,
@@ -474,7 +473,7 @@ class ClientConnection(asyncio.Protocol):
         """Ask for the body, if there is one, within what one request and all of them may hold."""
         shared = self._shared
         if shared.is_draining:
-            raise Draining("The server is shutting down.", retry_after=2.0, close=True)
+            raise shared.draining()
         if not self._body_left and self._chunked is None:
             self._on_body_read()
             return
@@ -872,9 +871,10 @@ class ClientConnection(asyncio.Protocol):
         if self._exchange is None and not self._received and not self._is_lingering:
             self._transport.close()
 
-    def abort(self) -> None:
-        """Cut the connection."""
-        self._transport.abort()
+    def end(self) -> None:
+        """Cut the connection, unless it is closing already and has only to be read."""
+        if not self._is_lingering:
+            self._transport.abort()
 
     def _abandon(self, outcome: str) -> None:
         """The client has left: stop the work that was done for it, wherever it stands."""

@@ -35,8 +35,8 @@ PROBE_READY_SECONDS: Final = 2.0
 PROBE_ELSE_SECONDS: Final = 0.25
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket.
+def listen(host: str, port: int, variable: str = "PORT") -> socket.socket:
+    """A listening socket; *variable* is the setting that *port* comes from.
 
     Raises:
         UserError: the address cannot be had; says why and what to do.
@@ -51,7 +51,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise UserError(
             f"cannot listen on {host}:{port}: {error.strerror or error}. "
-            "Is something else running there? Choose another port or address."
+            f"Is something else running there? {variable} chooses another port."
         ) from None
     listener.setblocking(False)
     return listener
@@ -205,10 +205,12 @@ class Gateway:
             async with asyncio.timeout(self._settings.drain_timeout):
                 await shared.idle.wait()
         except TimeoutError:
-            _log.warning("%d requests are cut after DRAIN_TIMEOUT", shared.busy())
+            _log.warning("%d requests are ended after DRAIN_TIMEOUT", shared.busy())
+        for ticket in shared.admission.waiting():
+            ticket.on_refused(shared.draining())
         server.close()
         for connection in tuple(shared.connections):
-            connection.abort()
+            connection.end()
         # One turn of the loop, so that every connection_lost runs and is accounted for.
         await asyncio.sleep(0)
         await asyncio.sleep(0)

@@ -29,6 +29,7 @@ from llama_gguf.core.routes import Router
 from llama_gguf.core.settings import Settings
 from llama_gguf.errors import (
     BackendUnavailable,
+    Draining,
     GatewayError,
     ModelLoading,
     ReloadFailed,
@@ -44,6 +45,7 @@ _log: Final = logging.getLogger(__name__)
 
 MODEL_LOADING_RETRY_SECONDS: Final = 5.0
 BACKEND_RETRY_SECONDS: Final = 2.0
+DRAINING_RETRY_SECONDS: Final = 2.0
 
 
 class Principal:
@@ -195,6 +197,9 @@ class Shared:
         return BackendUnavailable(
             "The engine is not available right now.", retry_after=BACKEND_RETRY_SECONDS
         )
+
+    def draining(self) -> GatewayError:
+        return Draining("The server is shutting down.", retry_after=DRAINING_RETRY_SECONDS)
 
     # Accounts -----------------------------------------------------------------------------------
 

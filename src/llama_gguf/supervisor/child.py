@@ -62,6 +62,16 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 
+    async def interrupt(self, *, within_seconds: float) -> None:
+        """SIGINT for the whole group, as Ctrl-C would, then SIGKILL for whoever is left."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGINT)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_seconds):
+                await self.wait()
+        self.kill_group()
+        await self.wait()
+
     async def stop(self, *, term_seconds: float) -> None:
         """SIGTERM, then SIGKILL for the child after *term_seconds*, and for what it has started."""
         self.signal(signal.SIGTERM)

@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
+import stat
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
@@ -22,6 +24,7 @@ from llama_gguf.core import deaths
 from llama_gguf.core.engine import EngineState, EngineStatus
 from llama_gguf.core.restart import Event, GiveUp, RestartPolicy, StallWatch
 from llama_gguf.core.settings import Settings
+from llama_gguf.gateway.server import listen
 from llama_gguf.probe import Finding, Probe
 from llama_gguf.supervisor.child import Child, spawn
 from llama_gguf.supervisor.engine_log import EngineLog
@@ -29,6 +32,7 @@ from llama_gguf.supervisor.engine_log import EngineLog
 _log: Final = logging.getLogger(__name__)
 
 PROBE_LOADING_SECONDS: Final = 0.25
+LAST_WORDS_SECONDS: Final = 1.0
 ENGINE_TERM_SECONDS: Final = 10.0
 """llama-server ignores SIGTERM while a request is in flight; after this, SIGKILL."""
 GATEWAY_EXTRA_SECONDS: Final = 5.0
@@ -76,6 +80,8 @@ class Supervisor:
         self._stop_asked = asyncio.Event()
         self._hurry_asked = asyncio.Event()
         self._has_been_ready = False
+        self._is_gateway_up = False
+        self._hup_waits = False
         self.status = EngineStatus(EngineState.STARTING, since=_wall_now())
 
     # From outside -------------------------------------------------------------------------------
@@ -106,9 +112,17 @@ class Supervisor:
             self._hurry_asked.set()
         self._stop_asked.set()
 
+    @property
+    def health_state(self) -> EngineState:
+        """What platforms are told: unready from the moment we are asked to leave."""
+        return EngineState.STOPPING if self._is_stopping else self.status.state
+
     def _pass_on_hup(self) -> None:
-        if self._gateway is not None:
+        # Before it accepts connections it has no handler yet, and would die of it.
+        if self._gateway is not None and self._is_gateway_up:
             self._gateway.signal(signal.SIGHUP)
+        else:
+            self._hup_waits = True
 
     # The engine ---------------------------------------------------------------------------------
 
@@ -132,6 +146,7 @@ class Supervisor:
     async def _run_engine(self, policy: RestartPolicy, launch: Launch) -> Child:
         """One life of llama-server, from spawn to reap."""
         log = EngineLog(self._settings)
+        self._check_address()
         child = await spawn("llama-server", launch.argv, environ=launch.environ, reads_output=True)
         self._engine = child
         self._publish(policy.on(Event.SPAWNED))
@@ -141,11 +156,26 @@ class Supervisor:
             watching = group.create_task(self._watch_engine(child, policy))
             await child.wait()
             watching.cancel()
-            child.kill_group()  # what it may have started; and with that the pipe ends
-            await reading
+            child.kill_group()  # what it may have started
+            # Its last words; a helper that has left the group may hold the pipe open for ever.
+            await asyncio.wait([reading], timeout=LAST_WORDS_SECONDS)
+            reading.cancel()
         log.close()
         self._engine = None
+        _remove_socket(self._settings.backend_socket)
         return child
+
+    def _check_address(self) -> None:
+        """Make sure that nobody else is where the engine will be: we would take it for ours.
+
+        Raises:
+            UserError: the port is taken.
+        """
+        settings = self._settings
+        if settings.backend_socket:
+            _remove_socket(settings.backend_socket)
+        else:
+            listen(settings.backend_host, settings.port_backend, "PORT_BACKEND").close()
 
     async def _watch_engine(self, child: Child, policy: RestartPolicy) -> None:
         """Wait until it serves; end it when it has stopped moving before that."""
@@ -165,7 +195,7 @@ class Supervisor:
         loading_since = self.status.since
         self._publish(policy.on(Event.SERVES))
         _log.info("the model is ready after %.1f s", self.status.since - loading_since)
-        if not self._has_been_ready:
+        if not self._has_been_ready and not self._is_stopping:
             self._has_been_ready = True
             self._on_ready()
 
@@ -202,12 +232,18 @@ class Supervisor:
                 await child.wait()
                 greeting.cancel()
             self._gateway = self._channel = None
+            self._is_gateway_up = False
         return child
 
     async def _await_greeting(self, channel: socket.socket, policy: RestartPolicy) -> None:
         """The gateway's first byte says that it accepts connections."""
-        if await asyncio.get_running_loop().sock_recv(channel, 1):
-            policy.on(Event.SERVES)
+        with contextlib.suppress(ConnectionError):  # it died with our news unread
+            if await asyncio.get_running_loop().sock_recv(channel, 1):
+                policy.on(Event.SERVES)
+                self._is_gateway_up = True
+                if self._hup_waits:
+                    self._pass_on_hup()
+                self._hup_waits = False
 
     # How it is ----------------------------------------------------------------------------------
 
@@ -228,7 +264,6 @@ class Supervisor:
         """Unready first, then the gateway drains, then the engine goes."""
         _log.info("stopping")
         self._is_stopping = True
-        self.status = self.status.moved(EngineState.STOPPING, _wall_now())
         if self._gateway is not None:
             await self._stop_gateway(self._gateway)
         if self._engine is not None:
@@ -241,7 +276,6 @@ class Supervisor:
                 child.kill_group()
                 await child.wait()
         self._listener.close()
-        self.status = self.status.moved(EngineState.STOPPED, _wall_now())
 
     async def _stop_gateway(self, gateway: Child) -> None:
         hurry = _until(self._hurry_asked, lambda: gateway.signal(signal.SIGTERM))
@@ -254,6 +288,14 @@ class Supervisor:
 async def _until(event: asyncio.Event, then: Callable[[], None]) -> None:
     await event.wait()
     then()
+
+
+def _remove_socket(path: str) -> None:
+    """Remove a socket that an engine has left behind: the next one could not bind to it."""
+    if path:
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.stat(path).st_mode):
+                os.unlink(path)
 
 
 def _explain(child: Child) -> str:

@@ -4,7 +4,11 @@ It understands llama-server's --host and --port (a path is a unix socket) and ta
 notice of its other flags. How it behaves is said by flags of its own, which go into EXTRA_ARGS:
 
   --load-seconds N     answer 503 that long
+  --load-until FILE    answer 503 until this file is there
   --exit-at-load N     leave with this status instead of loading
+  --die-at-load NAME   send itself this signal (SIGILL, ...) instead of loading
+  --hang-at-load       do nothing instead of loading, for ever
+  --keep-stale-socket  as llama-server: a socket file that is there already stops it from binding
   --say TEXT           write this line first
   --ignore-sigterm     as llama-server does with a request in flight
   --die-on PATH        SIGKILL itself when this path is asked for
@@ -23,6 +27,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 from typing import Any
 
@@ -35,7 +40,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--load-seconds", type=float, default=0.0)
+    parser.add_argument("--load-until", default="/")
     parser.add_argument("--exit-at-load", type=int)
+    parser.add_argument("--die-at-load")
+    parser.add_argument("--hang-at-load", action="store_true")
+    parser.add_argument("--keep-stale-socket", action="store_true")
     parser.add_argument("--say")
     parser.add_argument("--ignore-sigterm", action="store_true")
     parser.add_argument("--die-on")
@@ -106,7 +115,8 @@ class Server:
         body: bytes,
     ) -> bool:
         key = os.environ.get("LLAMA_API_KEY")
-        if asyncio.get_running_loop().time() < self.ready_at:
+        has_loaded = asyncio.get_running_loop().time() >= self.ready_at
+        if not (has_loaded and os.path.exists(OPTIONS.load_until)):
             writer.write(answer(503, b'{"error":{"message":"Loading model","code":503}}'))
         elif path == "/health":
             writer.write(answer(200, b'{"status":"ok"}'))
@@ -176,7 +186,14 @@ async def main() -> None:
     else:
         loop.add_signal_handler(signal.SIGTERM, stopped.set)
     server = Server()
-    if OPTIONS.host.startswith("/"):
+    if OPTIONS.host.startswith("/") and OPTIONS.keep_stale_socket:
+        unlike_asyncio = socket.socket(socket.AF_UNIX)  # which removes what is there
+        try:
+            unlike_asyncio.bind(OPTIONS.host)
+        except OSError:
+            sys.exit(f"couldn't bind HTTP server socket, hostname: {OPTIONS.host}, port: 8080")
+        listening = await asyncio.start_unix_server(server.serve, sock=unlike_asyncio)
+    elif OPTIONS.host.startswith("/"):
         listening = await asyncio.start_unix_server(server.serve, OPTIONS.host)
     else:
         listening = await asyncio.start_server(
@@ -201,4 +218,8 @@ if __name__ == "__main__":
         sys.stdout.flush()
     if OPTIONS.exit_at_load is not None:
         sys.exit(OPTIONS.exit_at_load)
+    if OPTIONS.die_at_load:
+        os.kill(os.getpid(), signal.Signals[OPTIONS.die_at_load])
+    if OPTIONS.hang_at_load:
+        signal.pause()
     asyncio.run(main())

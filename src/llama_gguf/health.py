@@ -86,10 +86,13 @@ class HealthServer:
         self.status = status
         self.open_connections = 0
         self._loop = asyncio.new_event_loop()
+        self._has_begun = threading.Event()
         self._thread = threading.Thread(target=self._run, name="health", daemon=True)
 
     def start(self) -> None:
+        """Begin; when this returns, it answers."""
         self._thread.start()
+        self._has_begun.wait()
 
     def stop(self) -> None:
         """Stop answering, and wait until it has."""
@@ -102,6 +105,7 @@ class HealthServer:
         server = self._loop.run_until_complete(
             self._loop.create_server(lambda: _Connection(self), sock=self._listener)
         )
+        self._loop.call_soon(self._has_begun.set)
         self._loop.run_forever()
         server.close()
         with contextlib.suppress(RuntimeError):

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from llama_gguf import keyfile
 from llama_gguf.cli import plan
@@ -25,6 +26,9 @@ from llama_gguf.errors import UserError
 from llama_gguf.gateway.server import listen
 
 USAGE = "%(prog)s [MODEL] [--json] [--SETTING VALUE ...]"
+
+
+PORTS: Final = ("port", "port_health", "port_backend")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +47,16 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     settings = with_model(context.settings, arguments.model)
     results = list(_results(settings, context))
     wrong = [r for r in results if r.is_wrong]
+    sources = dict(context.sources)
+    if arguments.model is not None:
+        sources |= {"model_name": "command line", "model_path": "default"}
     rows = [
         (
             core_settings.variable(name),
             core_settings.masked(name, getattr(settings, name)),
             source,
         )
-        for name, source in context.sources.items()
+        for name, source in sources.items()
     ]
     if arguments.json:
         say(_as_json(rows, results))
@@ -100,7 +107,7 @@ def _results(settings: Settings, context: Context) -> Iterator[Result]:
     yield _try("extra args", lambda: " ".join(extra_args(settings)) or "none")
     yield _try("engine", lambda: _engine(settings, context, path))
     yield _try("model", lambda: _model(settings))
-    for name in ("port", "port_health", "port_backend"):
+    for name in PORTS[:-1] if settings.backend_socket else PORTS:
         yield _try(core_settings.variable(name), lambda name=name: _port(settings, name))  # type: ignore[misc]
     yield _keys(settings)
 
@@ -129,6 +136,10 @@ def _model(settings: Settings) -> str:
 def _port(settings: Settings, name: str) -> str:
     host = settings.backend_host if name == "port_backend" else settings.host
     port: int = getattr(settings, name)
+    if [getattr(settings, other) for other in PORTS].count(port) > 1:
+        raise UserError(
+            f"{port} is given to two of {', '.join(map(core_settings.variable, PORTS))}."
+        )
     listen(host, port, core_settings.variable(name)).close()
     return f"{host}:{port} is free"
 

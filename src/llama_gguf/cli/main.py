@@ -46,7 +46,10 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     argv = sys.argv[1:] if argv is None else argv
     environ = os.environ if environ is None else environ  # noqa: TID251  # the one place
     try:
-        return _run(argv, environ)
+        try:
+            return _run(argv, environ)
+        finally:
+            sys.stdout.flush()  # here, where a reader that has left is expected
     except UserError as error:
         sys.stderr.write(f"llama-gguf: {error}\n")
         return error.exit_status

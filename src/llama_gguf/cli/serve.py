@@ -10,25 +10,31 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import logging
 import os
+import re
 import secrets
+import shlex
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Final
 
-from llama_gguf import __version__
+from llama_gguf import __version__, keyfile
 from llama_gguf.cli import logs, plan
 from llama_gguf.cli.context import Context
 from llama_gguf.cli.terminal import download_meter, say
 from llama_gguf.core import settings as core_settings
 from llama_gguf.core.engine import HEALTH_STATUS
+from llama_gguf.core.keys import KeyRing
 from llama_gguf.core.launch import engine_argv, engine_environment, extra_args
 from llama_gguf.core.settings import Settings
 from llama_gguf.engine import locate, machine
 from llama_gguf.engine.model import Model, size_text
+from llama_gguf.engine.urls import masked
 from llama_gguf.errors import UserError
 from llama_gguf.gateway.server import listen
 from llama_gguf.health import HealthServer
@@ -41,7 +47,7 @@ _log: Final = logging.getLogger(__name__)
 
 DEBUG_SHELL_SECONDS: Final = 300
 PULL_END_SECONDS: Final = 5.0
-_SECRET_NAME: Final = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
+_SECRET_NAME: Final = re.compile("KEY|TOKEN|SECRET|PASS|CREDENTIAL|_PWD", re.IGNORECASE)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -215,17 +221,14 @@ def ready_text(settings: Settings, *, model: str, new_key: str) -> str:
     Args:
         settings: where it listens.
         model: the name that clients give.
-        new_key: a key that was just made; else the key is read from the file by the command.
+        new_key: a key that was just made; else the commands read one out of the file.
     """
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
     url = f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
-    path = settings.auth_keys_file
-    # The first key of the file, so that the commands work as they stand.
-    from_file = f"""$(awk -F: '!/^ *(#|$)/ {{print $2; exit}}' '{path}')"""
-    key = new_key or (from_file if settings.auth_enabled else "none")
-    is_inline = bool(new_key) or not settings.auth_enabled
-    export = "" if is_inline else f'export API_KEY="{key}"\n'
-    python_key = f'"{key}"' if is_inline else '__import__("os").environ["API_KEY"]'
+    key = new_key or (_key_command(settings.auth_keys_file) if settings.auth_enabled else "none")
+    export = f'export API_KEY="{key}"\n' if key.startswith("$") else ""
+    python_key = '__import__("os").environ["API_KEY"]' if export else json.dumps(key)
+    question = {"model": model, "messages": [{"role": "user", "content": "Hello!"}]}
     # Nothing is indented: a here-document that is would not end when it is pasted.
     return f"""
 Ready: {url}/v1 serves {model}
@@ -235,15 +238,15 @@ Ready: {url}/v1 serves {model}
 curl {url}/v1/chat/completions \\
   -H "Authorization: Bearer {key}" \\
   -H "Content-Type: application/json" \\
-  -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+  -d {shlex.quote(json.dumps(question))}
 
 # Or with OpenAI's Python SDK (pip install openai):
 
 {export}python3 - <<'END'
 from openai import OpenAI
 client = OpenAI(base_url="{url}/v1", api_key={python_key})
-messages = [{{"role": "user", "content": "Hello!"}}]
-for chunk in client.chat.completions.create(model="{model}", messages=messages, stream=True):
+question = {json.dumps(question)}
+for chunk in client.chat.completions.create(**question, stream=True):
     print(chunk.choices[0].delta.content or "", end="", flush=True)
 END
 
@@ -251,11 +254,23 @@ END
 """
 
 
+def _key_command(path: str) -> str:
+    """A piece of shell that reads a key out of the file, so that none is shown again."""
+    now = datetime.now(UTC).timestamp()
+    lines = keyfile.read(path).split("\n") if os.path.lexists(path) else []
+    for number, line in enumerate(lines, start=1):
+        for key in KeyRing.parse(line).keys:
+            if not key.hashed and not key.is_expired(now):
+                file = shlex.quote(path)
+                return f"$(sed -n {number}p {file} | cut -d: -f2 | tr -d '[:space:]')"
+    return "YOUR_API_KEY"
+
+
 def _hold(environ: Mapping[str, str]) -> int:
     """DEBUG_SHELL: show the environment without secrets, stay for a look around, leave."""
     for name in sorted(environ):
-        hidden = any(word in name.upper() for word in _SECRET_NAME)
-        say(f"{name}={core_settings.MASK if hidden else environ[name]}")
+        hidden = _SECRET_NAME.search(name)
+        say(f"{name}={core_settings.MASK if hidden else masked(environ[name])}")
     say(f"DEBUG_SHELL: holding for {DEBUG_SHELL_SECONDS} s.")
     time.sleep(DEBUG_SHELL_SECONDS)
     return 0

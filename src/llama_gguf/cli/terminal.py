@@ -7,9 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-# A pipe has no width; 80 columns would cut what a script wants to read.
-_PIPE_WIDTH = 200
-
 
 class Meter(Protocol):
     """What long work reports to: bytes done, and bytes in all as far as they are known."""
@@ -24,15 +21,26 @@ def say(text: str) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table that fits the terminal; in a pipe nothing is cut."""
+    """Print a table that fits the terminal; in a pipe nothing is cut or folded."""
+    if not sys.stdout.isatty():
+        _print_plain([columns, *rows])
+        return
     from rich.console import Console
     from rich.table import Table
 
-    width = None if sys.stdout.isatty() else _PIPE_WIDTH
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console(width=width, highlight=False, markup=False).print(table)
+    Console(highlight=False, markup=False, emoji=False).print(table)
+
+
+def _print_plain(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        say("  ".join(cells).rstrip())
 
 
 @contextmanager

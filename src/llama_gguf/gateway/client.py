@@ -871,7 +871,7 @@ class ClientConnection(asyncio.Protocol):
         if self._exchange is None and not self._received and not self._is_lingering:
             self._transport.close()
 
-    def end(self) -> None:
+    def abort(self) -> None:
         """Cut the connection, unless it is closing already and has only to be read."""
         if not self._is_lingering:
             self._transport.abort()

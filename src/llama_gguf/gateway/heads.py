@@ -87,7 +87,8 @@ def split_length(head: bytes) -> tuple[bytes, int | None]:
     digits = head[at:end]
     if not digits.isdigit() or len(digits) > 18:
         return head, None
-    return head[:at] + head[end:], int(digits)
+    # NUL is in no head that was understood, so this equals none without such a field.
+    return b"%b\0%b" % (head[:at], head[end:]), int(digits)
 
 
 def parse_request(head: bytes) -> RequestHead:

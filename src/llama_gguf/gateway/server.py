@@ -205,12 +205,12 @@ class Gateway:
             async with asyncio.timeout(self._settings.drain_timeout):
                 await shared.idle.wait()
         except TimeoutError:
-            _log.warning("%d requests are ended after DRAIN_TIMEOUT", shared.busy())
+            _log.warning("%d requests are cut after DRAIN_TIMEOUT", shared.busy())
         for ticket in shared.admission.waiting():
             ticket.on_refused(shared.draining())
         server.close()
         for connection in tuple(shared.connections):
-            connection.end()
+            connection.abort()
         # One turn of the loop, so that every connection_lost runs and is accounted for.
         await asyncio.sleep(0)
         await asyncio.sleep(0)

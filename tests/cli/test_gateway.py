@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from llama_gguf.cli.main import main
+from tests.supervisor.conftest import (
+    CHAT,
+    DEADLINE_SECONDS,
+    FAKE_LLAMA,
+    KEY,
+    ask,
+    free_ports,
+    status_or_none,
+    until,
+)
+
+
+@contextmanager
+def running(*argv: str, environ: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen([sys.executable, *argv], env=environ, stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_how_serve_hands_its_sockets_over_is_nothing_for_people(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["gateway", "--help"], {})
+
+    shown = capsys.readouterr().out
+    assert "fd" not in shown.replace("fdatasync", "")
+
+
+def test_alone_it_stands_in_front_of_an_engine_that_comes_later(tmp_path: Path) -> None:
+    port, port_backend = free_ports(2)
+    (tmp_path / "api_keys.txt").write_text(f"tester:{KEY}\n")
+    environ = {
+        "DATA_DIR": str(tmp_path),
+        "HOST": "127.0.0.1",
+        "PORT": str(port),
+        "PORT_BACKEND": str(port_backend),
+        "BACKEND_API_KEY": "the-engine's-own",
+    }
+    with running("-m", "llama_gguf", "gateway", environ=environ) as gateway:
+        until(lambda: status_or_none(port) == 200)
+        assert ask(port, "/health", key="").status == 503
+        engine = (str(FAKE_LLAMA), "--port", str(port_backend))
+        with running(*engine, environ={"LLAMA_API_KEY": "the-engine's-own"}):
+            until(lambda: ask(port, "/health", key="").status == 200)
+            assert ask(port, CHAT, b'{"a": 1}').json == {"echo": '{"a": 1}'}
+            assert ask(port, CHAT, b"{}", key="").status == 401
+
+            gateway.send_signal(signal.SIGTERM)
+
+            assert gateway.wait(DEADLINE_SECONDS) == 0
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        environ = {"DATA_DIR": str(tmp_path), "HOST": "127.0.0.1", "PORT": str(port)}
+
+        assert main(["gateway"], environ) == 1
+
+    assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err

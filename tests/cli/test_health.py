@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import http.client
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from llama_gguf.cli.main import main
+from llama_gguf.gateway.server import listen
+from llama_gguf.health import HealthServer
+from tests.supervisor.conftest import (
+    DEADLINE_SECONDS,
+    FAKE_LLAMA,
+    free_ports,
+    status_or_none,
+    until,
+)
+
+
+class Health:
+    """`llama-gguf health`, and the engine it follows."""
+
+    def __init__(self) -> None:
+        self.port, self.port_backend = free_ports(2)
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self, **environ: str) -> subprocess.Popen[bytes]:
+        ours = {
+            "HOST": "127.0.0.1",
+            "PORT_HEALTH": str(self.port),
+            "PORT_BACKEND": str(self.port_backend),
+        }
+        health = self._run("-m", "llama_gguf", "health", environ=ours | environ)
+        until(self.status)
+        return health
+
+    def start_engine(self, *flags: str) -> subprocess.Popen[bytes]:
+        return self._run(str(FAKE_LLAMA), "--port", str(self.port_backend), *flags, environ={})
+
+    def _run(self, *argv: str, environ: dict[str, str]) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, *argv],
+            env=environ,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self._processes.append(process)
+        return process
+
+    def status(self) -> int | None:
+        return status_or_none(self.port)
+
+    def answer(self, method: str, path: str = "/") -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_SECONDS)
+        with closing(connection):
+            connection.request(method, path)
+            response = connection.getresponse()
+            return response.status, response.read()
+
+    def end(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def health() -> Iterator[Health]:
+    health = Health()
+    yield health
+    health.end()
+
+
+def test_in_live_mode_any_path_is_200_without_any_engine(health: Health) -> None:
+    process = health.start()
+
+    assert health.answer("GET", "/ping") == (200, b"ok\n")
+    assert health.answer("GET", "/any/path?x=1") == (200, b"ok\n")
+    assert health.answer("HEAD") == (200, b"")
+    assert health.answer("POST")[0] == 405
+
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(DEADLINE_SECONDS) == 0
+
+
+def test_in_ready_mode_it_follows_the_engine(health: Health, tmp_path: Path) -> None:
+    loaded = tmp_path / "loaded"
+    health.start(HEALTH_MODE="ready")
+    until(lambda: health.status() == 503)
+
+    engine = health.start_engine("--load-until", str(loaded))
+    until(lambda: health.status() == 204)
+    loaded.touch()
+    until(lambda: health.status() == 200)
+    assert health.answer("GET") == (200, b"ok\n")
+
+    engine.kill()
+    until(lambda: health.status() == 503)
+
+
+def test_a_peer_that_says_nothing_holds_nobody_up(health: Health) -> None:
+    health.start()
+
+    with (
+        socket.create_connection(("127.0.0.1", health.port), DEADLINE_SECONDS) as silent,
+        socket.create_connection(("127.0.0.1", health.port), DEADLINE_SECONDS) as slow,
+    ):
+        slow.sendall(b"GET / HT")
+        assert health.answer("GET") == (200, b"ok\n")
+        slow.sendall(b"TP/1.0\r\n\r\n")
+        assert slow.recv(100).startswith(b"HTTP/1.1 200 OK\r\n")
+        del silent
+
+
+def test_a_port_that_is_taken_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+
+        assert main(["health"], {"HOST": "127.0.0.1", "PORT_HEALTH": str(port)}) == 1
+
+    assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+def test_it_can_be_stopped_as_soon_as_it_was_started() -> None:
+    # As `serve` does when the model is not there.
+    for _ in range(50):
+        server = HealthServer(listen("127.0.0.1", 0), lambda: 200)
+        server.start()
+        # BUG: a loop that is told to stop before it runs for ever dies of it in its thread, or
+        # forgets it, and then this waits for ever
+        server.stop()

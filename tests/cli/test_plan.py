@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from llama_gguf.cli import plan
+from llama_gguf.cli.terminal import download_meter
+from llama_gguf.core.settings import Settings, load, resolve
+from llama_gguf.engine.model import read_model
+from llama_gguf.engine.pull import KNOWN_FILES
+from llama_gguf.errors import UserError
+from tests.gguf_files import gguf, part
+
+
+def settings(data: Path, **variables: str) -> Settings:
+    loaded = load({"DATA_DIR": str(data), **variables})
+    return resolve(loaded.settings, lambda path: False, "host")
+
+
+def model_at(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+# What has to be fetched ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["hf:owner/name/file.gguf", "https://host.example/m.gguf", "HTTP://HOST/m.gguf"]
+)
+def test_an_address_is_fetched(tmp_path: Path, name: str) -> None:
+    assert plan.must_be_fetched(settings(tmp_path, MODEL_NAME=name))
+
+
+@pytest.mark.parametrize("name", ["", "m.gguf", "m", "./hf:x.gguf", "hfx", "https.gguf"])
+def test_a_file_is_not_fetched(tmp_path: Path, name: str) -> None:
+    assert not plan.must_be_fetched(settings(tmp_path, MODEL_NAME=name))
+
+
+def test_a_name_that_pull_knows_is_fetched_once(tmp_path: Path) -> None:
+    wanted = settings(tmp_path, MODEL_NAME="smollm2")
+
+    assert plan.must_be_fetched(wanted)
+    model_at(tmp_path / "models" / KNOWN_FILES["smollm2"], b"")
+    assert not plan.must_be_fetched(wanted)
+
+
+def test_a_path_wins_over_a_name_and_is_never_fetched(tmp_path: Path) -> None:
+    assert not plan.must_be_fetched(
+        settings(tmp_path, MODEL_NAME="smollm2", MODEL_PATH="/somewhere/m.gguf")
+    )
+
+
+def test_what_was_fetched_is_read_again_before_it_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = model_at(tmp_path / "models" / "m.gguf", gguf())
+    asked = []
+
+    def pull(name: str, folder: str, **_: object) -> SimpleNamespace:
+        asked.append((name, folder))
+        return SimpleNamespace(path=str(path))
+
+    monkeypatch.setattr(plan, "pull", pull)
+
+    wanted = settings(tmp_path, MODEL_NAME="smollm2")
+    model = plan.fetch_model(wanted, {}, download_meter)
+
+    assert model.path == str(path)
+    assert asked == [("smollm2", f"{tmp_path}/models")]
+
+
+# The model that is there --------------------------------------------------------------------------
+
+
+def test_a_model_is_found_by_name_or_by_path(tmp_path: Path) -> None:
+    path = str(model_at(tmp_path / "models" / "m.gguf", gguf()))
+
+    assert plan.find_model(settings(tmp_path, MODEL_NAME="m")).path == path
+    assert plan.find_model(settings(tmp_path, MODEL_PATH=path)).path == path
+
+
+def test_without_a_name_there_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No model is named") as error:
+        plan.find_model(settings(tmp_path))
+
+    assert error.value.exit_status == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "alias"),
+    [("Qwen3-8B-Q4_K_M.gguf", "Qwen3-8B-Q4_K_M"), ("v1.5.gguf", "v1.5"), ("noending", "noending")],
+)
+def test_clients_see_the_files_name_without_its_ending(
+    tmp_path: Path, name: str, alias: str
+) -> None:
+    model = read_model(str(model_at(tmp_path / name, gguf())))
+
+    assert plan.alias_of(model) == alias
+
+
+def test_clients_do_not_see_the_number_of_a_part(tmp_path: Path) -> None:
+    for number in (1, 2):
+        path = model_at(tmp_path / f"Big-{number:05}-of-00002.gguf", part(number, 2))
+
+    assert plan.alias_of(read_model(str(path))) == "Big"
+
+
+def test_a_model_is_told_in_one_line(tmp_path: Path) -> None:
+    path = model_at(tmp_path / "m.gguf", gguf())
+
+    text = plan.model_text(read_model(str(path)))
+
+    assert text == f"{path} (llama, 0M parameters, F32, context 128, 0.0 MB)"
+
+
+# Keys ---------------------------------------------------------------------------------------------
+
+
+def test_no_keys_file_is_no_keys(tmp_path: Path) -> None:
+    assert len(plan.keys_in(str(tmp_path / "api_keys.txt"))) == 0
+
+
+def test_a_link_to_nothing_is_not_the_same_as_no_file(tmp_path: Path) -> None:
+    (tmp_path / "api_keys.txt").symlink_to(tmp_path / "gone")
+
+    with pytest.raises(UserError):
+        plan.keys_in(str(tmp_path / "api_keys.txt"))

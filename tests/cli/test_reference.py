@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from llama_gguf.cli import reference
+from llama_gguf.cli.main import COMMANDS
+from llama_gguf.core import settings as core_settings
+from llama_gguf.core.metrics import METRICS
+from llama_gguf.core.settings import Settings
+from llama_gguf.errors import GatewayError
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project without any page, to stand in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *argv: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["reference", *argv])
+    return reference.main()
+
+
+# What the pages say -------------------------------------------------------------------------------
+
+
+def test_every_setting_has_a_row_with_its_default() -> None:
+    rows = [line.split(" | ") for line in reference.settings_page().splitlines()]
+    found = {row[0].strip("| `"): row[1].strip("`") for row in rows if len(row) == 3}
+
+    for name in core_settings.FIELDS:
+        default = core_settings.default_text(name)
+        assert found[core_settings.variable(name)] == (default or "(empty)")
+
+
+def test_the_example_is_the_defaults() -> None:
+    lines = reference.env_example().splitlines()
+    values = [line[1:].split("=", 1) for line in lines if line[:1] == "#" and line[1:2] != " "]
+
+    assert [name for name, _ in values] == [core_settings.variable(n) for n in core_settings.FIELDS]
+    assert core_settings.load(dict(values)).settings == Settings()
+
+
+def test_nothing_in_the_example_is_in_force() -> None:
+    assert all(line.startswith("#") for line in reference.env_example().splitlines() if line)
+
+
+def test_every_command_is_on_its_page() -> None:
+    page = reference.cli_page()
+
+    for name in COMMANDS:
+        assert f"## llama-gguf {name}\n\n```text\nusage: llama-gguf {name} " in page
+
+
+def test_every_metric_is_on_its_page() -> None:
+    page = reference.metrics_page()
+
+    for metric in METRICS:
+        assert f"| `{metric.name}" in page
+    assert page.count("\n| `") == len(METRICS)
+
+
+def test_every_error_with_a_code_of_its_own_is_on_its_page() -> None:
+    kinds = {GatewayError, *kinds_of(GatewayError)}
+
+    page = reference.errors_page()
+
+    for kind in kinds:
+        assert f"| {kind.status} | `{kind.code}` | `{kind.type}` | " in page
+    assert page.count("\n| ") == len(kinds) + 1
+
+
+def kinds_of(family: type[GatewayError]) -> set[type[GatewayError]]:
+    """All below *family* that have a code of their own."""
+    below = family.__subclasses__()
+    own = {kind for kind in below if "code" in vars(kind)}
+    return own.union(*(kinds_of(kind) for kind in below))
+
+
+def test_no_cell_breaks_its_table() -> None:
+    for page in (reference.settings_page, reference.metrics_page, reference.errors_page):
+        table = [line for line in page().splitlines() if line.startswith("|")]
+        columns = {line.replace("\\|", "").count("|") for line in table}
+        assert len(columns) == 1
+
+
+# Printing and checking them -----------------------------------------------------------------------
+
+
+def test_what_is_missing_is_written_and_then_nothing_is_out_of_date(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert reference.out_of_date(root) == list(reference.PAGES)
+
+    assert run(monkeypatch) == 0
+
+    assert capsys.readouterr().out.splitlines() == [f"written: {n}" for n in reference.PAGES]
+    assert reference.out_of_date(root) == []
+    assert run(monkeypatch, "--check") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_page_that_was_changed_by_hand_is_named_and_not_touched_by_a_check(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch)
+    page = root / "docs" / "cli.md"
+    page.write_text("by hand")
+    capsys.readouterr()
+
+    assert run(monkeypatch, "--check") == 1
+
+    assert capsys.readouterr().err == ("out of date: docs/cli.md. `make reference` prints them.\n")
+    assert page.read_text() == "by hand"
+    assert run(monkeypatch) == 0
+    assert capsys.readouterr().out == "written: docs/cli.md\n"

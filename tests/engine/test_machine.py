@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from llama_gguf.engine import machine
+
+
+def nvidia_smi(folder: Path, script: str) -> str:
+    """A PATH with an nvidia-smi that is this line of shell."""
+    program = folder / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    return str(folder)
+
+
+def test_system_cpus_and_memory_are_told() -> None:
+    here = machine.look("")
+
+    assert here.system.startswith("Linux ")
+    assert 1 <= here.cpus <= (os.cpu_count() or 1)
+    assert here.memory_total is not None
+    assert here.memory_available is not None
+    assert 1 << 20 < here.memory_available <= here.memory_total
+
+
+# GPUs ---------------------------------------------------------------------------------------------
+
+
+def test_without_nvidia_smi_there_is_no_gpu_and_that_is_said(tmp_path: Path) -> None:
+    here = machine.look(str(tmp_path))
+
+    assert here.gpus == ()
+    assert here.gpu_text == "none found: CPU mode"
+
+
+def test_every_gpu_is_told(tmp_path: Path) -> None:
+    first, second = "NVIDIA L4, 23034 MiB, 22563 MiB, 550.54", "NVIDIA L4, 23034 MiB, 7 MiB, 550.54"
+
+    here = machine.look(nvidia_smi(tmp_path, f"echo '{first}'; echo; echo ' {second} '"))
+
+    assert here.gpus == (first, second)
+    assert here.gpu_text == f"{first}; {second}"
+
+
+def test_nvidia_smi_is_asked_for_facts_and_not_for_a_table(tmp_path: Path) -> None:
+    here = machine.look(nvidia_smi(tmp_path, 'echo "$@"'))
+
+    assert here.gpus == (
+        "--query-gpu=name,memory.total,memory.free,driver_version --format=csv,noheader",
+    )
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["echo 'NVIDIA-SMI has failed: no driver'; exit 9", "kill -SEGV $$", "exit 0", "exec sleep 60"],
+    ids=["no-driver", "crash", "silent", "hang"],
+)
+def test_an_nvidia_smi_that_does_not_work_is_no_gpu(
+    tmp_path: Path, script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "_NVIDIA_SMI_SECONDS", 0.3)
+
+    assert machine.look(nvidia_smi(tmp_path, script)).gpus == ()
+
+
+def test_an_nvidia_smi_whose_output_is_no_text_is_no_trouble(tmp_path: Path) -> None:
+    # BUG: UnicodeDecodeError, which ends `serve` and `check` with a traceback
+    machine.look(nvidia_smi(tmp_path, r"printf 'NVIDIA \377\n'"))
+
+
+def test_an_nvidia_smi_that_cannot_be_run_is_no_gpu(tmp_path: Path) -> None:
+    (tmp_path / "nvidia-smi").write_text("no program")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+
+    assert machine.look(str(tmp_path)).gpus == ()
+
+
+# The disk -----------------------------------------------------------------------------------------
+
+
+def test_free_space_is_that_of_the_disk_on_which_the_folder_is(tmp_path: Path) -> None:
+    assert (machine.free_disk(str(tmp_path)) or 0) > 0
+
+
+@pytest.mark.parametrize("name", ["new", "new/and/deeper", "file/below"])
+def test_a_folder_that_is_not_there_yet_has_the_space_of_the_nearest_one_that_is(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "file").touch()
+
+    assert (machine.free_disk(str(tmp_path / name)) or 0) > 0
+
+
+@pytest.mark.parametrize("folder", ["", "relative/folder", "/", "/no/such/folder"])
+def test_any_folder_has_an_answer(folder: str) -> None:
+    assert (machine.free_disk(folder) or 0) > 0

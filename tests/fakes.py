@@ -1,0 +1,647 @@
+"""The gateway without sockets, sleeping or threads: everything happens when a test says so.
+
+``Rig`` is a gateway's ``Shared`` on a loop that runs only by hand. ``rig.client()`` is one
+client with a real ``ClientConnection`` behind it, and every connection that the real pool makes
+to the engine becomes a ``FakeUpstream``. Tests speak in bytes and look at bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from llama_gguf.core.engine import EngineState, EngineStatus
+from llama_gguf.core.settings import Settings
+from llama_gguf.gateway.access_log import Record
+from llama_gguf.gateway.client import ClientConnection
+from llama_gguf.gateway.pool import IDLE_SECONDS
+from llama_gguf.gateway.shared import Shared
+
+KEY: Final = "sk-alice-0123456789"
+OTHER_KEY: Final = "sk-bob-0123456789ab"
+EXPIRED_KEY: Final = "sk-carol-0123456789"
+KEYS_TEXT: Final = f"alice:{KEY}\nbob:{OTHER_KEY}:1000\ncarol:{EXPIRED_KEY}::2001-01-01T00:00:00Z\n"
+BACKEND_KEY: Final = "gateway-secret-of-the-engine"
+TICK_SECONDS: Final = 0.5
+
+OK: Final = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nServer: llama.cpp\r\n"
+    b'Content-Length: 11\r\n\r\n{"ok":true}'
+)
+STREAM_HEAD: Final = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
+LAST_CHUNK: Final = b"0\r\n\r\n"
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def event(n: int) -> bytes:
+    """One whole server-sent event in one chunk."""
+    return chunk(b'data: {"n":%d}\n\n' % n)
+
+
+def request(
+    method: str = "POST",
+    target: str = "/v1/chat/completions",
+    *fields: str,
+    body: bytes | None = None,
+    key: str | None = KEY,
+    version: str = "1.1",
+) -> bytes:
+    """A request as a decent client sends it. *body* brings its Content-Length."""
+    lines = [f"{method} {target} HTTP/{version}", "Host: gateway.example"]
+    if key is not None:
+        lines.append(f"Authorization: Bearer {key}")
+    lines += fields
+    if body is not None:
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + (body or b"")
+
+
+# Answers, read strictly ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    head: bytes
+    fields: tuple[tuple[str, str], ...]
+    body: bytes
+    chunks: tuple[bytes, ...] = ()
+    is_whole: bool = True
+    """False: the connection ended, or the bytes do so far, before the answer did."""
+
+    def all(self, name: str) -> list[str]:
+        return [v for n, v in self.fields if n.lower() == name.lower()]
+
+    def __getitem__(self, name: str) -> str:
+        values = self.all(name)
+        assert len(values) == 1, f"{name}: {values}"
+        return values[0]
+
+    def __contains__(self, name: str) -> bool:
+        return bool(self.all(name))
+
+
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.1 ([1-5][0-9]{2}) [\t\x20-\x7e]*")
+_FIELD: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+): ([\t\x20-\x7e\x80-\xff]*)")
+
+
+def read_answers(data: bytes, *, to_head: bool = False) -> list[Answer]:
+    """Every answer in *data*; raises AssertionError at what is not one."""
+    answers = []
+    while data:
+        answer, data = take_answer(data, to_head=to_head)
+        answers.append(answer)
+    return answers
+
+
+def take_answer(data: bytes, *, to_head: bool = False) -> tuple[Answer, bytes]:
+    """The first answer in *data*, and what is behind it."""
+    head, separator, rest = data.partition(b"\r\n\r\n")
+    assert separator, f"no whole head: {data[:200]!r}"
+    status_line, *lines = head.split(b"\r\n")
+    match = _STATUS_LINE.fullmatch(status_line)
+    assert match, status_line
+    status = int(match[1])
+    fields = []
+    for line in lines:
+        field = _FIELD.fullmatch(line)
+        assert field, line
+        fields.append((field[1].decode(), field[2].decode("latin-1")))
+    by_name = {n.lower(): v for n, v in fields}
+    assert not ({"content-length", "transfer-encoding"} <= by_name.keys()), head
+    chunks: tuple[bytes, ...] = ()
+    is_whole = True
+    if to_head or status < 200 or status in (204, 304):
+        body = b""
+    elif "transfer-encoding" in by_name:
+        chunks, rest, is_whole = _read_chunks(rest)
+        body = b"".join(chunks)
+    elif "content-length" in by_name:
+        length = int(by_name["content-length"])
+        body, rest = rest[:length], rest[length:]
+        is_whole = len(body) == length
+    else:
+        body, rest = rest, b""
+    return Answer(status, head, tuple(fields), body, chunks, is_whole), rest
+
+
+def _read_chunks(data: bytes) -> tuple[tuple[bytes, ...], bytes, bool]:
+    chunks: list[bytes] = []
+    while True:
+        line, separator, rest = data.partition(b"\r\n")
+        if not separator:
+            return tuple(chunks), b"", False
+        size = int(line.partition(b";")[0], 16)
+        if not size:
+            trailers, separator, rest = rest.partition(b"\r\n")
+            while separator and trailers:
+                trailers, separator, rest = rest.partition(b"\r\n")
+            return tuple(chunks), rest, bool(separator)
+        if len(rest) < size + 2:
+            return (*chunks, rest[:size]), b"", False
+        assert rest[size : size + 2] == b"\r\n", rest
+        chunks.append(rest[:size])
+        data = rest[size + 2 :]
+
+
+# Clock, loop, transport ---------------------------------------------------------------------------
+
+
+class Clock:
+    """Time stands still but for ``advance``."""
+
+    def __init__(self, now: float = 1000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class _NothingHappens:
+    """A selector of a loop without files."""
+
+    def select(self, timeout: float | None) -> list[object]:
+        assert not timeout, "the loop would sleep"
+        return []
+
+    def close(self) -> None:
+        pass
+
+
+class FakeLoop(asyncio.BaseEventLoop):
+    """A real loop, so that tasks and time-outs are real, but it runs only in ``spin``."""
+
+    _ready: deque[asyncio.Handle]  # asyncio's own
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self._clock = clock
+        self._selector = _NothingHappens()
+        self.failures: list[dict[str, Any]] = []
+        self.set_exception_handler(lambda _, context: self.failures.append(context))
+        self.on_dial: Callable[[Dial], None] = Dial.accept
+
+    def time(self) -> float:
+        return self._clock.now
+
+    def _process_events(self, event_list: object) -> None:
+        assert not event_list
+
+    def _write_to_self(self) -> None:
+        pass
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._ready)
+
+    def spin(self) -> None:
+        """Run what is ready, and what that makes ready, and so on."""
+        while True:
+            self.call_soon(self.stop)
+            self.run_forever()
+            if not self._ready:
+                break
+        assert not self.failures, self.failures
+
+    async def create_connection(  # type: ignore[override]
+        self, protocol_factory: Callable[[], asyncio.Protocol], *address: object
+    ) -> tuple[asyncio.Transport, asyncio.Protocol]:
+        return await self._dial(protocol_factory, address)
+
+    async def create_unix_connection(  # type: ignore[override]
+        self, protocol_factory: Callable[[], asyncio.Protocol], path: str
+    ) -> tuple[asyncio.Transport, asyncio.Protocol]:
+        return await self._dial(protocol_factory, (path,))
+
+    async def _dial(
+        self, factory: Callable[[], asyncio.Protocol], address: tuple[object, ...]
+    ) -> tuple[asyncio.Transport, asyncio.Protocol]:
+        dial = Dial(self, address)
+        self.on_dial(dial)
+        try:
+            await dial.answered
+        except asyncio.CancelledError:
+            dial.was_cancelled = True
+            raise
+        transport = FakeTransport(self, address)
+        dial.on_open(transport)
+        protocol = factory()
+        transport.attach(protocol)
+        return transport, protocol
+
+
+class Dial:
+    """The gateway wants a connection to the engine."""
+
+    def __init__(self, loop: FakeLoop, address: tuple[object, ...]) -> None:
+        self.address = address
+        self.answered: asyncio.Future[None] = loop.create_future()
+        self.was_cancelled = False
+        self.on_open: Callable[[FakeTransport], None] = lambda _: None
+
+    def accept(self) -> None:
+        self.answered.set_result(None)
+
+    def refuse(self) -> None:
+        self.answered.set_exception(ConnectionRefusedError("refused"))
+
+
+class FakeTransport(asyncio.Transport):
+    """Records what is done to it, and keeps a transport's promises.
+
+    It delivers nothing while reading is paused, calls ``connection_lost`` exactly once and
+    never from within ``close`` or ``abort``, and refuses to write behind ``write_eof``.
+    """
+
+    def __init__(self, loop: FakeLoop, peer: object) -> None:
+        super().__init__({"peername": peer})
+        self._loop = loop
+        self._protocol: asyncio.BaseProtocol
+        self._reads = True
+        self._is_closing = False
+        self._is_lost = False
+        self._inbox: list[bytes] = []
+        self._eof_waits = False
+        self._high = 65536
+        self._writer_is_paused = False
+        self.unsent = 0
+        """Bytes that the peer did not take, while ``is_stalled``."""
+        self.is_stalled = False
+        self.writes: list[bytes] = []
+        self.aborted = False
+        self.has_written_eof = False
+        self.pauses = 0
+        """How often reading was paused."""
+        self.on_write: Callable[[bytes], None] = lambda _: None
+
+    # What the gateway calls -----------------------------------------------------------------------
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self.has_written_eof:
+            raise RuntimeError("write behind write_eof")
+        if self._is_lost or self.aborted or not data:
+            return
+        self.writes.append(bytes(data))
+        if self.is_stalled:
+            self.unsent += len(data)
+            if self.unsent > self._high and not self._writer_is_paused:
+                self._writer_is_paused = True
+                self._protocol.pause_writing()
+        self.on_write(bytes(data))
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._high = 65536 if high is None else high
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+    def is_closing(self) -> bool:
+        return self._is_closing
+
+    def close(self) -> None:
+        self._is_closing = True
+        if not self.unsent:
+            self._loop.call_soon(self.lose)
+
+    def abort(self) -> None:
+        self.aborted = self.aborted or not self._is_lost
+        self._is_closing = True
+        self._loop.call_soon(self.lose)
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.has_written_eof = True
+
+    def is_reading(self) -> bool:
+        return self._reads
+
+    def pause_reading(self) -> None:
+        self.pauses += self._reads
+        self._reads = False
+
+    def resume_reading(self) -> None:
+        if not self._reads:
+            self._reads = True
+            self._loop.call_soon(self._deliver)
+
+    # What a test does -----------------------------------------------------------------------------
+
+    def attach(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = protocol
+        protocol.connection_made(self)
+
+    @property
+    def written(self) -> bytes:
+        return b"".join(self.writes)
+
+    @property
+    def is_closed(self) -> bool:
+        """Closed or cut; whether the last bytes have left is not asked."""
+        return self._is_closing
+
+    def receive(self, data: bytes) -> None:
+        """The peer has sent *data*."""
+        self._inbox.append(data)
+        self._deliver()
+
+    def receive_eof(self) -> None:
+        """The peer has closed its half."""
+        self._eof_waits = True
+        self._deliver()
+
+    def lose(self, exc: Exception | None = None) -> None:
+        """The connection is gone."""
+        if not self._is_lost:
+            self._is_lost = self._is_closing = True
+            self.unsent = 0
+            self._protocol.connection_lost(exc)
+
+    def take_unsent(self) -> None:
+        """The peer reads again."""
+        self.is_stalled = False
+        self.unsent = 0
+        if self._writer_is_paused:
+            self._writer_is_paused = False
+            self._protocol.resume_writing()
+        if self._is_closing:
+            self._loop.call_soon(self.lose)
+
+    def _deliver(self) -> None:
+        assert isinstance(self._protocol, asyncio.Protocol)
+        while self._inbox and self._reads and not self._is_closing:
+            self._protocol.data_received(self._inbox.pop(0))
+        if self._eof_waits and self._reads and not self._is_closing:
+            self._eof_waits = False
+            if not self._protocol.eof_received():
+                self.close()
+
+
+# The gateway, its clients and its engine ----------------------------------------------------------
+
+
+class FakeUpstream:
+    """One connection, as the engine sees it."""
+
+    def __init__(self, rig: Rig, transport: FakeTransport) -> None:
+        self._rig = rig
+        self.transport = transport
+        transport.on_write = self._on_request
+
+    def _on_request(self, data: bytes) -> None:
+        self._rig.requests.append(data)
+        reply = self._rig.reply
+        if reply is not None:
+            self._rig.loop.call_soon(self.transport.receive, reply(data))
+
+    @property
+    def received(self) -> bytes:
+        return self.transport.written
+
+    @property
+    def was_cut(self) -> bool:
+        return self.transport.aborted
+
+    @property
+    def is_closed(self) -> bool:
+        return self.transport.is_closed
+
+    def say(self, *pieces: bytes) -> None:
+        for piece in pieces:
+            self.transport.receive(piece)
+            self._rig.spin()
+
+    def hang_up(self) -> None:
+        self.transport.receive_eof()
+        self._rig.spin()
+
+    def reset(self) -> None:
+        self.transport.lose(ConnectionResetError("reset by the engine"))
+        self._rig.spin()
+
+
+class FakeClient:
+    """One client: what it sends and gets."""
+
+    def __init__(self, rig: Rig, peer: object) -> None:
+        self._rig = rig
+        self.transport = FakeTransport(rig.loop, peer)
+        self.connection = ClientConnection(rig.shared)
+        self.transport.attach(self.connection)
+        rig.spin()
+
+    def send(self, *pieces: bytes) -> None:
+        for piece in pieces:
+            self.transport.receive(piece)
+            self._rig.spin_if_needed()
+        self._rig.spin()
+
+    def leave(self) -> None:
+        """Close the connection, as a client does that has lost interest."""
+        self.transport.receive_eof()
+        self._rig.spin()
+
+    def reset(self) -> None:
+        self.transport.lose(ConnectionResetError("reset by the client"))
+        self._rig.spin()
+
+    def stall(self) -> None:
+        """Read nothing from now on."""
+        self.transport.is_stalled = True
+
+    def read_on(self) -> None:
+        self.transport.take_unsent()
+        self._rig.spin()
+
+    @property
+    def received(self) -> bytes:
+        return self.transport.written
+
+    @property
+    def answers(self) -> list[Answer]:
+        return read_answers(self.received)
+
+    @property
+    def answer(self) -> Answer:
+        """The only answer so far."""
+        answers = self.answers
+        assert len(answers) == 1, answers
+        return answers[0]
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the gateway is done with the connection, be it that it lingers for a moment."""
+        return self.transport.is_closed or self.transport.has_written_eof
+
+    @property
+    def was_cut(self) -> bool:
+        return self.transport.aborted
+
+
+class Rig:
+    """One gateway. Settings are given as overrides of decent ones.
+
+    Args:
+        folder: for the keys file.
+        keys: its text; None = there is no such file.
+        state: of the engine.
+        slots: of the engine.
+        overrides: of settings.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keys: str | None = KEYS_TEXT,
+        state: EngineState = EngineState.READY,
+        slots: int = 4,
+        **overrides: Any,
+    ) -> None:
+        self.keys_file = folder / "api_keys.txt"
+        self.set_keys(keys)
+        usual: Mapping[str, Any] = {
+            "auth_keys_file": str(self.keys_file),
+            "log_dir": str(folder / "logs"),
+            "backend_api_key": BACKEND_KEY,
+            "max_requests_per_minute": 1000,
+        }
+        self.clock = Clock()
+        self.loop = FakeLoop(self.clock)
+        self.loop.on_dial = self._on_dial
+        self.shared = Shared(Settings(**{**usual, **overrides}), self.loop)
+        self.shared.now = self.clock
+        self.shared.tell_time()
+        if keys is not None:
+            self.shared.load_keys()
+        self.clients: list[FakeClient] = []
+        self.upstreams: list[FakeUpstream] = []
+        self.requests: list[bytes] = []
+        """Each as the engine got it."""
+        self.dials: list[Dial] = []
+        self.accepts = True
+        """False: dials wait for ``accept`` or ``refuse``."""
+        self.reply: Callable[[bytes], bytes] | None = None
+        """What the engine says to a request by itself."""
+        self.engine(state, slots=slots)
+
+    def close(self) -> None:
+        for client in self.clients:
+            client.transport.lose()
+        self.shared.pool.retire_idle()
+        for dial in self.dials:
+            dial.answered.cancel()
+        self.spin()
+        self.loop.close()
+
+    def set_keys(self, text: str | None) -> None:
+        if text is None:
+            self.keys_file.unlink(missing_ok=True)
+        else:
+            self.keys_file.write_text(text)
+            self.keys_file.chmod(0o600)
+
+    def _on_dial(self, dial: Dial) -> None:
+        self.dials.append(dial)
+        dial.on_open = lambda transport: self.upstreams.append(FakeUpstream(self, transport))
+        if self.accepts:
+            dial.accept()
+
+    def answer_with(self, *replies: bytes) -> None:
+        """Let the engine answer each request by itself, the last of *replies* again and again."""
+        left = list(replies)
+        self.reply = lambda _: left.pop(0) if len(left) > 1 else left[0]
+
+    def engine(self, state: EngineState, *, slots: int | None = None) -> None:
+        """The engine's state changes."""
+        slots = self.shared.engine.slots if slots is None else slots
+        self.shared.take_engine_status(EngineStatus(state, since=0.0, slots=slots, model="m"))
+        self.spin()
+
+    def client(self, peer: object = ("203.0.113.9", 40000)) -> FakeClient:
+        self.clients.append(FakeClient(self, peer))
+        return self.clients[-1]
+
+    def ask(self, *pieces: bytes) -> FakeClient:
+        """A new client that sends *pieces* (by default, a small POST)."""
+        client = self.client()
+        client.send(*(pieces or (request(body=b"{}"),)))
+        return client
+
+    @property
+    def upstream(self) -> FakeUpstream:
+        """The newest connection to the engine."""
+        return self.upstreams[-1]
+
+    def spin(self) -> None:
+        self.loop.spin()
+
+    def spin_if_needed(self) -> None:
+        """Spin unless nothing is ready: what hundreds of bytes in a row are fed with."""
+        if self.loop.has_work:
+            self.loop.spin()
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, with all that the gateway does twice a second."""
+        end = self.clock.now + seconds
+        while self.clock.now < end:
+            self.clock.now = min(self.clock.now + TICK_SECONDS, end)
+            self.spin()
+            self.shared.pool.retire_idle(IDLE_SECONDS)
+            for connection in tuple(self.shared.connections):
+                connection.on_tick(self.clock.now)
+            self.spin()
+
+    # What can be said of it afterwards ------------------------------------------------------------
+
+    @property
+    def records(self) -> list[Record]:
+        """What the access log will say."""
+        return self.shared.access_log.pending
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether every slot, place in the queue and byte has been given back."""
+        shared = self.shared
+        held = (shared.admission.running, shared.admission.queued, shared.body_bytes)
+        return held == (0, 0, 0) and not shared.busy()
+
+
+def code_of(answer: Answer) -> str:
+    """The ``code`` in an answer of the gateway's own; fails where it is not one."""
+    match = re.search(rb'"code": "([a-z_]+)"', answer.body)
+    assert match, answer.body
+    assert answer["content-type"] == "application/json"
+    return match[1].decode()
+
+
+_VARYING: Final = re.compile(
+    rb"req-[0-9a-f]{12}-[0-9a-f]{8}|Date: [A-Za-z0-9,: ]+ GMT|remaining-requests: [0-9]+"
+)
+
+
+def without_varying(data: bytes) -> bytes:
+    """*data* with request ids, dates and counts taken out, so that two runs can be compared."""
+    return _VARYING.sub(b"*", data)
+
+
+def bytewise(data: bytes) -> tuple[bytes, ...]:
+    return tuple(data[i : i + 1] for i in range(len(data)))
+
+
+def splits(data: bytes) -> Iterable[tuple[bytes, ...]]:
+    """*data* in two pieces, cut at every byte, and byte by byte."""
+    for at in range(1, len(data)):
+        yield data[:at], data[at:]
+    yield bytewise(data)

@@ -1,0 +1,302 @@
+"""Request bodies: when they are asked for, how long they may take, what they may hold."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import pytest
+
+from tests.fakes import OK, FakeClient, Rig, chunk, code_of, request
+from tests.gateway.conftest import NewRig
+
+CHUNKED = "Transfer-Encoding: chunked"
+EXPECT = "Expect: 100-continue"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def post(*fields: str, length: int = 4, key: str | None = None) -> bytes:
+    """A POST's head, without the body that it announces."""
+    lines = [f"Content-Length: {length}", *fields]
+    if key is None:
+        return request("POST", "/v1/chat/completions", *lines)
+    return request("POST", "/v1/chat/completions", *lines, key=key or None)
+
+
+# Expect: 100-continue -----------------------------------------------------------------------------
+
+
+def test_an_expected_100_comes_before_the_body_and_the_answer_behind_it(rig: Rig) -> None:
+    rig.answer_with(OK)
+    client = rig.ask(post(EXPECT))
+    assert client.received == CONTINUE
+    assert rig.requests == []
+
+    client.send(b"body")
+
+    assert [a.status for a in client.answers] == [100, 200]
+    assert rig.requests[0].endswith(b"\r\n\r\nbody")
+    assert b"xpect" not in rig.requests[0]
+    assert not client.is_closed
+
+
+def test_a_chunked_body_may_be_expected_too(rig: Rig) -> None:
+    client = rig.ask(request("POST", "/v1/embeddings", EXPECT, CHUNKED))
+    assert client.received == CONTINUE
+
+    client.send(chunk(b"body"), b"0\r\n\r\n")
+
+    assert rig.requests[0].endswith(b"\r\n\r\nbody")
+
+
+def test_expect_is_read_in_any_case(rig: Rig) -> None:
+    assert rig.ask(post("expect: 100-Continue")).received == CONTINUE
+
+
+def test_a_body_that_is_there_already_is_not_asked_for(rig: Rig) -> None:
+    client = rig.ask(post(EXPECT) + b"body")
+
+    assert client.received == b""
+    assert len(rig.requests) == 1
+
+
+def test_without_a_body_nothing_is_asked_for(rig: Rig) -> None:
+    client = rig.ask(post(EXPECT, length=0))
+
+    assert client.received == b""
+    assert len(rig.requests) == 1
+
+
+def test_http_1_0_never_gets_a_100(rig: Rig) -> None:
+    head = request("POST", "/v1/embeddings", EXPECT, "Content-Length: 4", version="1.0")
+    client = rig.ask(head)
+    assert client.received == b""
+
+    client.send(b"body")
+
+    assert len(rig.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (post(EXPECT, key="sk-nobody-0123456789"), 401),
+        (post(EXPECT, length=11 << 20), 413),
+        (request("POST", "/slots/0", EXPECT, "Content-Length: 4"), 403),
+        (request("POST", "/ping", EXPECT, "Content-Length: 4"), 405),
+        (request("GET", "/ping", EXPECT, "Content-Length: 4"), 200),
+        (post("Expect: a-miracle"), 417),
+    ],
+)
+def test_what_is_refused_on_its_head_gets_its_answer_and_no_100(
+    head: bytes, status: int, rig: Rig
+) -> None:
+    client = rig.ask(head)
+
+    assert client.answer.status == status
+    # Whether the body will come now is the client's choice, so what comes next is unknown.
+    assert client.is_closed
+    assert rig.requests == []
+
+
+def test_no_100_beyond_the_rate_limit(new_rig: NewRig) -> None:
+    rig = new_rig(max_requests_per_minute=1)
+    rig.answer_with(OK)
+    rig.ask()
+    client = rig.ask(post(EXPECT))
+
+    assert client.answer.status == 429
+
+
+def test_no_100_when_bodies_hold_too_much_memory(new_rig: NewRig) -> None:
+    rig = new_rig(max_body_memory=10)
+    client = rig.ask(post(EXPECT, length=11))
+
+    assert client.answer.status == 503
+
+
+# Slow clients -------------------------------------------------------------------------------------
+
+
+def test_a_head_that_does_not_come_in_time_is_408(rig: Rig) -> None:
+    client = rig.ask(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n")
+    rig.advance(29)
+    assert client.received == b""
+
+    rig.advance(2)
+
+    assert client.answer.status == 408
+    assert code_of(client.answer) == "request_timeout"
+    assert client.is_closed
+
+
+def test_a_head_that_trickles_is_408_all_the_same(rig: Rig) -> None:
+    client = rig.ask(b"GET /v1/models HTTP/1.1\r\nHost: a\r\n")
+    for _ in range(31):
+        if client.is_closed:
+            break
+        client.send(b"X: y\r\n")
+        rig.advance(1)
+
+    assert client.answer.status == 408
+
+
+def test_the_second_head_on_a_connection_has_its_own_time(rig: Rig) -> None:
+    rig.answer_with(OK)
+    client = rig.ask()
+    rig.advance(20)
+    client.send(b"GET /v1/mod")
+    rig.advance(20)
+    assert len(client.answers) == 1
+
+    rig.advance(11)
+
+    assert [a.status for a in client.answers] == [200, 408]
+
+
+def test_a_head_begun_behind_a_pipelined_request_has_its_time_from_the_answer_on(rig: Rig) -> None:
+    client = rig.ask(request(body=b"{}") + b"GET /v1/mod")
+    rig.advance(100)
+    rig.upstream.say(OK)
+    rig.advance(20)
+    assert [a.status for a in client.answers] == [200]
+
+    rig.advance(11)
+
+    assert [a.status for a in client.answers] == [200, 408]
+
+
+def test_a_body_that_stops_coming_is_408(rig: Rig) -> None:
+    client = rig.ask(post(length=10) + b"12")
+    rig.advance(29)
+    client.send(b"34")
+    rig.advance(29)
+    assert client.received == b""
+
+    rig.advance(2)
+
+    assert client.answer.status == 408
+    assert client.is_closed
+    assert rig.requests == []
+    assert rig.is_at_rest
+
+
+def test_a_chunked_body_that_stops_coming_is_408(rig: Rig) -> None:
+    client = rig.ask(request("POST", "/v1/embeddings", CHUNKED) + chunk(b"1234"))
+    rig.advance(29)
+    client.send(chunk(b"5678"))
+    rig.advance(29)
+    assert client.received == b""
+
+    rig.advance(2)
+
+    assert client.answer.status == 408
+    assert rig.is_at_rest
+
+
+def test_a_body_that_was_asked_for_and_never_comes_is_408(rig: Rig) -> None:
+    client = rig.ask(post(EXPECT))
+    rig.advance(31)
+
+    assert [a.status for a in client.answers] == [100, 408]
+
+
+def test_a_slow_body_holds_no_slot(rig: Rig) -> None:
+    client = rig.ask(post(length=3))
+    for piece in (b"a", b"b"):
+        client.send(piece)
+        rig.advance(20)
+        assert rig.shared.admission.running == 0
+        assert rig.dials == []
+
+    client.send(b"c")
+
+    assert rig.shared.admission.running == 1
+
+
+# Memory -------------------------------------------------------------------------------------------
+
+
+def test_waiting_bodies_are_counted_and_given_back(rig: Rig) -> None:
+    first = rig.ask(request(body=b"x" * 700))
+    rig.ask(post(length=300))
+    assert rig.shared.body_bytes == 1000
+
+    rig.upstream.say(OK)
+    assert rig.shared.body_bytes == 300
+    first.leave()
+
+    assert rig.shared.body_bytes == 300
+
+
+def test_a_body_is_let_go_of_when_the_answer_begins(rig: Rig) -> None:
+    rig.ask(request(body=b"x" * 700))
+
+    rig.upstream.say(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")
+
+    assert rig.shared.body_bytes == 0
+    assert rig.shared.admission.running == 1
+
+
+def test_bodies_beyond_the_memory_for_all_of_them_are_503(new_rig: NewRig) -> None:
+    rig = new_rig(max_body_memory=1000)
+    rig.ask(request(body=b"x" * 700))
+    refused = rig.ask(request(body=b"x" * 301))
+    rig.ask(request(body=b"x" * 300))
+
+    assert refused.answer.status == 503
+    assert code_of(refused.answer) == "queue_full"
+    assert refused.answer["retry-after"] == "1"
+    assert not refused.is_closed
+    assert len(rig.requests) == 2
+
+
+def test_chunked_bodies_count_as_they_come(new_rig: NewRig) -> None:
+    rig = new_rig(max_body_memory=1000)
+    rig.ask(request(body=b"x" * 700))
+    client = rig.ask(request("POST", "/v1/embeddings", CHUNKED) + chunk(b"x" * 200))
+    assert client.received == b""
+    assert rig.shared.body_bytes == 900
+
+    client.send(chunk(b"x" * 101))
+
+    assert client.answer.status == 503
+    assert client.is_closed
+    assert rig.shared.body_bytes == 700
+
+
+@pytest.mark.parametrize("leave", [FakeClient.leave, FakeClient.reset])
+def test_the_memory_of_a_body_whose_client_left_is_given_back(leave: object, rig: Rig) -> None:
+    client = rig.ask(post(length=10) + b"12")
+    assert rig.shared.body_bytes == 10
+
+    assert callable(leave)
+    leave(client)
+
+    assert rig.is_at_rest
+
+
+def test_a_body_in_tiny_chunks_takes_no_more_memory_than_is_counted(rig: Rig) -> None:
+    # Each as an object of its own would cost about 50 bytes, of which 2 are counted.
+    size = 20_000
+    pieces = chunk(b"ab") * 500
+    client = rig.ask(request("POST", "/v1/embeddings", CHUNKED))
+    tracemalloc.start()
+    try:
+        for _ in range(size // 1000):
+            client.send(pieces)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert rig.shared.body_bytes == size
+    assert held < 10 * size
+
+
+def test_a_body_in_many_pieces_arrives_whole(rig: Rig) -> None:
+    body = bytes(range(256)) * 1000
+    client = rig.ask(post(length=len(body)))
+
+    client.send(*(body[i : i + 1000] for i in range(0, len(body), 1000)))
+
+    assert rig.requests[0].endswith(b"\r\n\r\n" + body)
+    assert rig.upstream.received.count(b"Content-Length") == 1

@@ -1,0 +1,225 @@
+"""A client that leaves stops the work that is done for it, wherever that stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from llama_gguf.core.engine import EngineState
+from tests.fakes import (
+    LAST_CHUNK,
+    OK,
+    OTHER_KEY,
+    STREAM_HEAD,
+    FakeClient,
+    Rig,
+    event,
+    request,
+)
+from tests.gateway.conftest import NewRig
+
+LEAVINGS = pytest.mark.parametrize("leave", [FakeClient.leave, FakeClient.reset])
+Leave = Callable[[FakeClient], None]
+
+
+def left(rig: Rig, phase: str, *, status: int = 499) -> None:
+    """Check that the last exchange was accounted for as given up in *phase*."""
+    assert rig.shared.metrics.client_disconnects == {phase: 1}
+    assert rig.records[-1].outcome == f"client_left:{phase}"
+    assert rig.records[-1].status == status
+
+
+@LEAVINGS
+def test_while_it_sends_its_body(leave: Leave, rig: Rig) -> None:
+    client = rig.ask(request("POST", "/v1/embeddings", "Content-Length: 10") + b"12")
+    leave(client)
+
+    left(rig, "request")
+    assert rig.is_at_rest
+    assert rig.requests == []
+
+
+@LEAVINGS
+def test_while_it_sends_its_head_it_has_not_asked_for_anything(leave: Leave, rig: Rig) -> None:
+    client = rig.ask(b"POST /v1/embeddings HT")
+    leave(client)
+
+    assert rig.records == []
+    assert not rig.shared.connections
+
+
+@LEAVINGS
+def test_while_it_waits_for_a_slot(leave: Leave, new_rig: NewRig) -> None:
+    rig = new_rig(slots=1)
+    rig.ask()
+    client = rig.ask(request(body=b"gone"))
+    other = rig.ask(request(body=b"other"))
+    leave(client)
+
+    left(rig, "queued")
+    assert rig.shared.admission.queued == 1
+    rig.upstream.say(OK)
+    assert [r[-5:] for r in rig.requests[1:]] == [b"other"]
+    rig.upstream.say(OK)
+    assert other.answer.status == 200
+    assert rig.is_at_rest
+
+
+@LEAVINGS
+def test_while_it_waits_for_the_model(leave: Leave, new_rig: NewRig) -> None:
+    rig = new_rig(state=EngineState.LOADING)
+    client = rig.ask()
+    leave(client)
+    rig.engine(EngineState.READY)
+
+    left(rig, "queued")
+    assert rig.dials == []
+    assert rig.is_at_rest
+
+
+@LEAVINGS
+def test_while_the_engine_is_connected_to(leave: Leave, rig: Rig) -> None:
+    rig.accepts = False
+    client = rig.ask()
+    assert len(rig.dials) == 1
+    leave(client)
+
+    left(rig, "before_first_byte")
+    assert rig.dials[0].was_cancelled
+    assert rig.requests == []
+    assert rig.is_at_rest
+
+
+@LEAVINGS
+def test_in_the_very_moment_in_which_the_engine_accepts(leave: Leave, rig: Rig) -> None:
+    rig.accepts = False
+    client = rig.ask()
+    rig.dials[0].accept()  # the loop has not run since
+    leave(client)
+
+    assert all(u.was_cut for u in rig.upstreams)
+    assert rig.is_at_rest
+
+
+@LEAVINGS
+def test_before_the_first_byte(leave: Leave, rig: Rig) -> None:
+    client = rig.ask()
+    leave(client)
+
+    left(rig, "before_first_byte")
+    assert rig.upstream.was_cut
+    assert rig.is_at_rest
+
+
+@LEAVINGS
+def test_while_a_get_is_sent_once_more(leave: Leave, rig: Rig) -> None:
+    rig.ask(request("GET", "/v1/models"))
+    rig.upstream.say(OK)
+    client = rig.ask(request("GET", "/v1/models"))
+    rig.accepts = False
+    rig.upstream.hang_up()
+    assert len(rig.dials) == 2
+    leave(client)
+
+    assert rig.dials[1].was_cancelled
+    assert rig.is_at_rest
+
+
+@LEAVINGS
+def test_while_half_a_head_is_there(leave: Leave, rig: Rig) -> None:
+    client = rig.ask()
+    rig.upstream.say(b"HTTP/1.1 200 OK\r\n")
+    leave(client)
+
+    left(rig, "before_first_byte")
+    assert rig.upstream.was_cut
+
+
+@LEAVINGS
+@pytest.mark.parametrize(
+    "said",
+    [
+        STREAM_HEAD,
+        STREAM_HEAD + event(1),
+        STREAM_HEAD + event(1)[:7],
+        b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc",
+        b"HTTP/1.1 200 OK\r\n\r\nuntil the end",
+    ],
+)
+def test_while_its_answer_comes(leave: Leave, said: bytes, rig: Rig) -> None:
+    client = rig.ask()
+    rig.upstream.say(said)
+    leave(client)
+
+    left(rig, "streaming", status=200)
+    assert rig.upstream.was_cut
+    assert rig.is_at_rest
+
+
+@LEAVINGS
+def test_while_it_reads_nothing(leave: Leave, rig: Rig) -> None:
+    client = rig.client()
+    client.stall()
+    client.send(request(body=b"{}"))
+    rig.upstream.say(STREAM_HEAD, *[event(n) for n in range(10)])
+    client.transport.unsent = 0
+    leave(client)
+
+    assert rig.upstream.was_cut
+    assert rig.is_at_rest
+
+
+@LEAVINGS
+def test_its_slot_goes_to_who_is_next(leave: Leave, new_rig: NewRig) -> None:
+    rig = new_rig(slots=1)
+    client = rig.ask(request(body=b"first"))
+    rig.ask(request(body=b"other", key=OTHER_KEY))
+    rig.upstream.say(STREAM_HEAD, event(1))
+    leave(client)
+
+    assert rig.upstreams[0].was_cut
+    assert len(rig.upstreams) == 2
+    assert rig.requests[1].endswith(b"other")
+
+
+@LEAVINGS
+def test_between_its_requests_nothing_is_counted(leave: Leave, rig: Rig) -> None:
+    rig.answer_with(OK)
+    client = rig.ask()
+    leave(client)
+
+    assert len(rig.records) == 1
+    assert rig.shared.metrics.client_disconnects == {}
+    assert not rig.shared.connections
+
+
+def test_what_the_engine_says_afterwards_goes_nowhere(rig: Rig) -> None:
+    client = rig.ask()
+    upstream = rig.upstream
+    upstream.say(STREAM_HEAD, event(1))
+    client.leave()
+    upstream.say(event(2), LAST_CHUNK)
+    upstream.hang_up()
+
+    assert len(rig.records) == 1
+    assert event(2) not in client.received
+    assert rig.is_at_rest
+
+
+def test_a_client_that_closes_only_its_half_has_left(rig: Rig) -> None:
+    client = rig.ask()
+    client.transport.receive_eof()
+    rig.spin()
+
+    assert rig.upstream.was_cut
+    assert client.transport.is_closed
+
+
+def test_requests_that_were_sent_ahead_are_gone_with_their_client(rig: Rig) -> None:
+    client = rig.ask(request(body=b"1") + request(body=b"2"))
+    client.leave()
+    rig.advance(1)
+
+    assert len(rig.requests) == 1
+    assert len(rig.records) == 1

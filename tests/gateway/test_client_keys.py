@@ -1,0 +1,340 @@
+"""Who may ask, and how often."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+
+import pytest
+
+from tests.fakes import (
+    EXPIRED_KEY,
+    KEY,
+    OK,
+    OTHER_KEY,
+    Answer,
+    Rig,
+    code_of,
+    request,
+    without_varying,
+)
+from tests.gateway.conftest import NewRig
+
+GET = "GET", "/v1/models"
+
+
+def ask(rig: Rig, *fields: str, peer: str = "203.0.113.9") -> Answer:
+    """The answer to a GET with these credentials."""
+    rig.answer_with(OK)
+    client = rig.client((peer, 40000))
+    client.send(request(*GET, *fields, key=None))
+    return client.answer
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        (f"Authorization: Bearer {KEY}",),
+        (f"authorization: bearer {KEY}",),
+        (f"AUTHORIZATION: BEARER   {KEY}",),
+        (f"x-api-key: {KEY}",),
+        (f"X-API-Key: {KEY}",),
+        (f"Authorization: Bearer {KEY}", f"x-api-key: {KEY}"),
+    ],
+)
+def test_a_key_is_taken_however_it_is_shown(fields: tuple[str, ...], rig: Rig) -> None:
+    assert ask(rig, *fields).status == 200
+    assert KEY.encode() not in rig.upstream.received
+    assert b"x-api-key" not in rig.upstream.received.lower()
+
+
+BAD_CREDENTIALS = {
+    "none": (),
+    "an unknown key": ("Authorization: Bearer sk-nobody-0123456789",),
+    "a key with its last letter missing": (f"Authorization: Bearer {KEY[:-1]}",),
+    "a key with a letter more": (f"Authorization: Bearer {KEY}x",),
+    "a key in another case": (f"Authorization: Bearer {KEY.upper()}",),
+    "no key": ("Authorization: Bearer",),
+    "an empty key": ("Authorization: Bearer ",),
+    "an empty x-api-key": ("x-api-key:",),
+    "another scheme": (f"Authorization: Basic {KEY}",),
+    "no scheme": (f"Authorization: {KEY}",),
+    "a key with a space": (f"Authorization: Bearer {KEY} {KEY}",),
+    "a list": (f"Authorization: Bearer {KEY}, Bearer {KEY}",),
+    "not ASCII": ("Authorization: Bearer \xe9\xe9\xe9",),
+    "a key twice": (f"Authorization: Bearer {KEY}", f"Authorization: Bearer {KEY}"),
+    "an x-api-key twice": (f"x-api-key: {KEY}", f"x-api-key: {KEY}"),
+    "two keys": (f"Authorization: Bearer {KEY}", f"Authorization: Bearer {OTHER_KEY}"),
+    "two keys in two fields": (f"Authorization: Bearer {KEY}", f"x-api-key: {OTHER_KEY}"),
+    "a key and another scheme": ("Authorization: Basic Zm9v", f"x-api-key: {KEY}"),
+    "the engine's own key": ("Authorization: Bearer gateway-secret-of-the-engine",),
+}
+
+
+@pytest.mark.parametrize("fields", BAD_CREDENTIALS.values(), ids=BAD_CREDENTIALS.keys())
+def test_missing_malformed_and_unknown_keys_get_the_same_401(
+    fields: tuple[str, ...], rig: Rig
+) -> None:
+    client = rig.client()
+    client.send(request(*GET, *fields, key=None))
+    other = rig.ask(request(*GET, key=None))
+
+    assert client.answer.status == 401
+    assert client.answer["www-authenticate"].startswith("Bearer")
+    assert without_varying(client.received) == without_varying(other.received)
+    error = json.loads(client.answer.body)["error"]
+    assert error["type"] == "authentication_error"
+    assert error["code"] == "invalid_api_key"
+    assert error["message"]
+    assert error["param"] is None
+    assert rig.requests == []
+    assert rig.records[0].key_id == "-"
+
+
+def test_an_expired_key_says_so(rig: Rig) -> None:
+    answer = ask(rig, f"Authorization: Bearer {EXPIRED_KEY}")
+
+    assert answer.status == 401
+    assert code_of(answer) == "key_expired"
+    assert "www-authenticate" in answer
+
+
+def test_a_key_expires_at_its_moment_without_a_reload(new_rig: NewRig) -> None:
+    rig = new_rig(keys=f"dora:{KEY}::2030-01-01T00:00:00Z\n")
+    moment = 1893456000.0
+    rig.shared.wall = moment - 1
+    assert ask(rig, f"x-api-key: {KEY}").status == 200
+
+    rig.shared.wall = moment
+
+    assert code_of(ask(rig, f"x-api-key: {KEY}")) == "key_expired"
+
+
+def test_no_key_in_the_file_refuses_everybody(new_rig: NewRig) -> None:
+    assert ask(new_rig(keys=None), f"x-api-key: {KEY}").status == 401
+    assert ask(new_rig(keys="# nothing\n"), f"x-api-key: {KEY}").status == 401
+
+
+def test_a_hashed_key_is_found_by_its_secret_and_not_by_its_hash(new_rig: NewRig) -> None:
+    hashed = f"sha256${sha256(KEY.encode()).hexdigest()}"
+    rig = new_rig(keys=f"eve:{hashed}\n")
+
+    assert ask(rig, f"x-api-key: {KEY}").status == 200
+    assert ask(rig, f"x-api-key: {hashed}").status == 401
+
+
+def test_anthropic_clients_get_anthropic_s_envelope(rig: Rig) -> None:
+    client = rig.ask(request("POST", "/v1/messages", key=None, body=b"{}"))
+    error = json.loads(client.answer.body)
+
+    assert client.answer.status == 401
+    assert error["type"] == "error"
+    assert error["error"]["type"] == "authentication_error"
+    assert error["request_id"] == client.answer["x-request-id"]
+
+
+def test_a_secret_is_in_no_answer_and_no_record(rig: Rig) -> None:
+    wrong = "sk-wrong-0123456789"
+    client = rig.ask(request(*GET, key=wrong), request(*GET, f"x-api-key: {KEY}"))
+
+    assert wrong.encode() not in client.received
+    assert KEY.encode() not in client.received
+    assert KEY not in repr(rig.records)
+
+
+# Wrong keys ---------------------------------------------------------------------------------------
+
+
+def test_an_address_that_tries_too_many_wrong_keys_has_to_wait(new_rig: NewRig) -> None:
+    rig = new_rig(auth_failures_per_minute=3)
+    wrong = "x-api-key: sk-nobody-0123456789"
+    assert [ask(rig, wrong).status for _ in range(4)] == [401, 401, 401, 429]
+
+    good = ask(rig, f"x-api-key: {KEY}")
+    assert good.status == 429
+    assert good["retry-after"] == "60"
+    assert code_of(good) == "rate_limit_exceeded"
+    assert ask(rig, f"x-api-key: {KEY}", peer="203.0.113.10").status == 200
+
+    rig.advance(60)
+    assert ask(rig, f"x-api-key: {KEY}").status == 200
+
+
+def test_expired_keys_count_as_wrong_ones(new_rig: NewRig) -> None:
+    rig = new_rig(auth_failures_per_minute=1)
+    ask(rig, f"x-api-key: {EXPIRED_KEY}")
+
+    assert ask(rig, f"x-api-key: {KEY}").status == 429
+
+
+def test_right_keys_do_not_count_as_wrong_ones(new_rig: NewRig) -> None:
+    rig = new_rig(auth_failures_per_minute=1)
+
+    assert {ask(rig, f"x-api-key: {KEY}").status for _ in range(5)} == {200}
+
+
+def test_wrong_keys_may_be_left_uncounted(new_rig: NewRig) -> None:
+    rig = new_rig(auth_failures_per_minute=0)
+
+    assert {ask(rig).status for _ in range(100)} == {401}
+
+
+# Without keys -------------------------------------------------------------------------------------
+
+
+def test_without_keys_everybody_is_served_and_the_engine_gets_our_key(new_rig: NewRig) -> None:
+    rig = new_rig(auth_enabled=False)
+
+    assert ask(rig, "Authorization: Bearer whatever", "x-api-key: this").status == 200
+    assert b"whatever" not in rig.upstream.received
+    assert b"x-api-key" not in rig.upstream.received
+    assert b"Authorization: Bearer gateway-secret-of-the-engine" in rig.upstream.received
+
+
+def test_without_keys_and_without_our_own_the_client_s_credentials_pass(new_rig: NewRig) -> None:
+    rig = new_rig(auth_enabled=False, backend_api_key="")
+    ask(rig, "Authorization: Basic Zm9v", "X-Api-Key: this")
+
+    assert b"\r\nAuthorization: Basic Zm9v\r\n" in rig.upstream.received
+    assert b"\r\nX-Api-Key: this\r\n" in rig.upstream.received
+    assert rig.upstream.received.count(b"Authorization") == 1
+
+
+def test_with_keys_and_without_our_own_no_credentials_reach_the_engine(new_rig: NewRig) -> None:
+    rig = new_rig(backend_api_key="")
+    ask(rig, f"Authorization: Bearer {KEY}")
+
+    assert b"uthorization" not in rig.upstream.received
+
+
+def test_without_keys_nobody_is_limited(new_rig: NewRig) -> None:
+    rig = new_rig(auth_enabled=False, max_requests_per_minute=1)
+    rig.answer_with(OK)
+    client = rig.ask(request(body=b"{}") * 3)
+
+    assert [a.status for a in client.answers] == [200, 200, 200]
+    assert "x-ratelimit-limit-requests" not in client.answers[0]
+
+
+# Rates --------------------------------------------------------------------------------------------
+
+
+def post(rig: Rig, key: str = KEY) -> Answer:
+    rig.answer_with(OK)
+    return rig.ask(request(body=b"{}", key=key)).answer
+
+
+def test_the_answers_tell_what_is_left(new_rig: NewRig) -> None:
+    rig = new_rig(max_requests_per_minute=3)
+    first = post(rig)
+    rig.advance(10)
+    second = post(rig)
+
+    assert first["x-ratelimit-limit-requests"] == "3"
+    assert first["x-ratelimit-remaining-requests"] == "2"
+    assert first["x-ratelimit-reset-requests"] == "1m0s"
+    assert second["x-ratelimit-remaining-requests"] == "1"
+
+
+def test_a_key_over_its_rate_is_told_when_it_would_be_admitted(new_rig: NewRig) -> None:
+    rig = new_rig(max_requests_per_minute=2)
+    post(rig)
+    rig.advance(10.25)
+    post(rig)
+    rig.advance(10)
+    answer = post(rig)
+
+    assert answer.status == 429
+    assert code_of(answer) == "rate_limit_exceeded"
+    assert answer["retry-after"] == "40"
+    assert answer["retry-after-ms"] == "39750"
+    assert answer["x-ratelimit-remaining-requests"] == "0"
+    assert answer["x-ratelimit-reset-requests"] == "50s"
+    assert rig.shared.metrics.rate_limited["alice", "requests"] == 1
+    assert len(rig.requests) == 2
+
+
+def test_who_waits_as_long_as_told_is_admitted(new_rig: NewRig) -> None:
+    rig = new_rig(max_requests_per_minute=1)
+    post(rig)
+    rig.advance(7)
+    wait = int(post(rig)["retry-after-ms"]) / 1000
+    rig.advance(wait - 0.25)
+    assert post(rig).status == 429
+
+    rig.advance(0.25)
+
+    assert post(rig).status == 200
+
+
+def test_one_key_s_rate_is_not_another_s(new_rig: NewRig) -> None:
+    rig = new_rig(max_requests_per_minute=1)
+    post(rig)
+
+    assert post(rig).status == 429
+    assert post(rig, OTHER_KEY).status == 200
+
+
+def test_a_key_s_own_rate_wins(new_rig: NewRig) -> None:
+    rig = new_rig(max_requests_per_minute=1)
+
+    assert post(rig, OTHER_KEY)["x-ratelimit-limit-requests"] == "1000"
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [("GET", "/v1/models"), ("POST", "/tokenize"), ("POST", "/v1/messages/count_tokens")],
+)
+def test_what_uses_no_slot_is_not_counted(method: str, target: str, new_rig: NewRig) -> None:
+    rig = new_rig(max_requests_per_minute=1)
+    rig.answer_with(OK)
+    for _ in range(3):
+        assert rig.ask(request(method, target, body=b"{}")).answer.status == 200
+
+    assert post(rig).status == 200
+
+
+def test_a_refused_request_with_a_small_body_leaves_the_connection(new_rig: NewRig) -> None:
+    rig = new_rig(max_requests_per_minute=1)
+    rig.answer_with(OK)
+    client = rig.ask(request(body=b"{}") * 2 + request("GET", "/v1/models"))
+
+    assert [a.status for a in client.answers] == [200, 429, 200]
+
+
+# One key at once ----------------------------------------------------------------------------------
+
+
+def test_a_key_may_have_only_so_many_requests_here_at_once(new_rig: NewRig) -> None:
+    rig = new_rig(max_concurrent_per_key=1)
+    first = rig.ask()
+    second = rig.ask()
+    other = rig.ask(request(body=b"{}", key=OTHER_KEY))
+
+    assert second.answer.status == 429
+    assert code_of(second.answer) == "concurrency_limit_exceeded"
+    assert "retry-after" in second.answer
+    assert other.received == b""
+    assert rig.shared.metrics.rate_limited["alice", "concurrency"] == 1
+
+    rig.upstreams[0].say(OK)
+    assert first.answer.status == 200
+    assert rig.ask().received == b""
+    assert len(rig.requests) == 3
+
+
+def test_waiting_counts_as_being_here(new_rig: NewRig) -> None:
+    rig = new_rig(max_concurrent_per_key=2, slots=1)
+    rig.ask(), rig.ask()
+
+    assert rig.ask().answer.status == 429
+
+
+@pytest.mark.parametrize("leaver", [0, 1], ids=["that runs", "that waits"])
+def test_a_request_whose_client_left_no_longer_counts(leaver: int, new_rig: NewRig) -> None:
+    rig = new_rig(max_concurrent_per_key=2, slots=1)
+    clients = [rig.ask(), rig.ask()]
+    clients[leaver].leave()
+
+    assert rig.ask().received == b""
+    assert rig.shared.admission.queued + rig.shared.admission.running == 2

@@ -1,0 +1,410 @@
+"""The paths that the gateway answers itself, whatever the engine does, and CORS."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from prometheus_client.openmetrics import parser as openmetrics
+from prometheus_client.parser import text_string_to_metric_families
+
+from llama_gguf.core.engine import EngineState
+from tests.fakes import (
+    BACKEND_KEY,
+    KEY,
+    KEYS_TEXT,
+    OK,
+    OTHER_KEY,
+    STREAM_HEAD,
+    Answer,
+    Rig,
+    code_of,
+    event,
+    read_answers,
+    request,
+)
+from tests.gateway.conftest import NewRig
+
+ORIGIN = "Origin: https://app.example"
+
+
+def get(rig: Rig, target: str, *fields: str, key: str | None = None) -> Answer:
+    return rig.ask(request("GET", target, *fields, key=key)).answer
+
+
+# Health -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", EngineState)
+def test_ping_is_200_and_empty_in_every_state(state: EngineState, new_rig: NewRig) -> None:
+    rig = new_rig(state=state, keys=None)
+    answer = get(rig, "/ping")
+
+    assert (answer.status, answer.body) == (200, b"")
+    assert rig.dials == []
+
+
+@pytest.mark.parametrize("state", EngineState)
+def test_health_is_200_only_when_a_request_would_be_served(
+    state: EngineState, new_rig: NewRig
+) -> None:
+    rig = new_rig(state=state)
+    answer = get(rig, "/health")
+    facts = json.loads(answer.body)
+
+    assert answer.status == (200 if state is EngineState.READY else 503)
+    assert answer["content-type"] == "application/json"
+    assert facts["status"] == ("ok" if state is EngineState.READY else state)
+    assert facts["engine"]["state"] == state
+    assert rig.dials == []
+
+
+def test_health_tells_slots_and_queue_and_nothing_of_keys(new_rig: NewRig) -> None:
+    rig = new_rig(slots=1, max_queue_size=7)
+    rig.ask(), rig.ask(), rig.ask()
+    answer = get(rig, "/health")
+    facts = json.loads(answer.body)
+
+    assert facts["slots"] == {"used": 1, "total": 1}
+    assert facts["queue"] == {"length": 2, "size": 7}
+    assert facts["engine"]["since"].startswith("1970-01-01T00:00:00")
+    assert facts["version"]
+    for secret in (KEY, BACKEND_KEY, "alice", "key"):
+        assert secret.encode() not in answer.body
+
+
+def test_no_query_and_no_disguise_makes_another_path_of_them(rig: Rig) -> None:
+    assert get(rig, "/ping?x=/v1/models").status == 200
+    assert get(rig, "/ping/").status in (401, 403)
+    assert get(rig, "/pingx").status in (401, 403)
+    assert get(rig, "/PING").status in (401, 403)
+
+
+# Metrics ------------------------------------------------------------------------------------------
+
+
+def test_metrics_are_json_by_default(rig: Rig) -> None:
+    rig.answer_with(OK)
+    rig.ask()
+    answer = get(rig, "/metrics", "Accept: */*")
+    metrics = json.loads(answer.body)
+
+    assert answer["content-type"] == "application/json"
+    assert metrics["llama_gguf_requests"] == [
+        {"route": "/v1/chat/completions", "method": "POST", "status": "200", "value": 1}
+    ]
+    assert rig.requests[1:] == []
+
+
+@pytest.mark.parametrize(
+    ("target", "accept"),
+    [
+        ("/metrics", "text/plain"),
+        ("/metrics", "text/plain;version=0.0.4;q=0.3,*/*;q=0.1"),
+        ("/metrics?format=prometheus", "*/*"),
+        ("/metrics?a=b&format=prometheus", "application/json"),
+    ],
+)
+def test_prometheus_gets_its_text(target: str, accept: str, rig: Rig) -> None:
+    answer = get(rig, target, f"Accept: {accept}")
+
+    assert answer["content-type"].startswith("text/plain")
+    families = text_string_to_metric_families(answer.body.decode())
+    names = {family.name for family in families}
+    assert "llama_gguf_backend_up" in names
+
+
+def test_openmetrics_gets_its_text(rig: Rig) -> None:
+    answer = get(rig, "/metrics", "Accept: application/openmetrics-text;version=1.0.0")
+
+    assert answer["content-type"].startswith("application/openmetrics-text")
+    parse = openmetrics.text_string_to_metric_families
+    assert list(parse(answer.body.decode()))  # type: ignore[no-untyped-call]
+
+
+def test_metrics_need_a_key_only_when_that_is_set(new_rig: NewRig) -> None:
+    assert get(new_rig(), "/metrics").status == 200
+    guarded = new_rig(metrics_auth_enabled=True)
+    assert get(guarded, "/metrics").status == 401
+    assert get(guarded, "/metrics", key=KEY).status == 200
+
+
+def test_the_paths_of_strangers_make_no_metric_of_their_own(new_rig: NewRig) -> None:
+    rig = new_rig(auth_failures_per_minute=0)
+    rig.answer_with(OK)
+    for n in range(50):
+        rig.ask(request("GET", f"/v1/models/{n}"))
+        rig.ask(request("GET", f"/nothing/{n}"))
+        rig.ask(request("GET", f"/v1/{n}", key=None))
+
+    assert len(rig.shared.metrics.requests) <= 3
+
+
+# Reload -------------------------------------------------------------------------------------------
+
+
+def test_reload_takes_new_keys_and_drops_removed_ones(rig: Rig) -> None:
+    rig.answer_with(OK)
+    rig.set_keys(f"bob:{OTHER_KEY}\nnew:sk-new-0123456789abc\n")
+    answer = rig.ask(request("POST", "/reload")).answer
+
+    assert answer.status == 200
+    assert json.loads(answer.body) == {"status": "ok", "keys_loaded": 2}
+    assert get(rig, "/v1/models", key=KEY).status == 401
+    assert get(rig, "/v1/models", key=OTHER_KEY).status == 200
+    assert get(rig, "/v1/models", key="sk-new-0123456789abc").status == 200
+
+
+@pytest.mark.parametrize("text", [None, b"\xff\xfe"])
+def test_a_file_that_cannot_be_read_changes_nothing_and_says_so(
+    text: bytes | None, rig: Rig
+) -> None:
+    rig.answer_with(OK)
+    if text is None:
+        rig.set_keys(None)
+    else:
+        rig.keys_file.write_bytes(text)
+    answer = rig.ask(request("POST", "/reload")).answer
+
+    assert answer.status == 500
+    assert code_of(answer) == "reload_failed"
+    assert get(rig, "/v1/models", key=KEY).status == 200
+    assert rig.shared.metrics.keys_reload == {"success": 1, "failure": 1}
+
+
+@pytest.mark.parametrize("key", [None, "sk-nobody-0123456789"])
+def test_reload_needs_a_key(key: str | None, rig: Rig) -> None:
+    rig.set_keys("")
+
+    assert rig.ask(request("POST", "/reload", key=key)).answer.status == 401
+    assert len(rig.shared.ring) == 3
+
+
+def test_a_reload_keeps_what_a_key_has_used_of_its_rate(new_rig: NewRig) -> None:
+    rig = new_rig(max_requests_per_minute=2)
+    rig.answer_with(OK)
+    rig.ask()
+    rig.ask(request("POST", "/reload"))
+    rig.ask()
+
+    assert rig.ask().answer.status == 429
+
+
+def test_a_reload_changes_rates_at_once(new_rig: NewRig) -> None:
+    rig = new_rig(max_requests_per_minute=1)
+    rig.answer_with(OK)
+    rig.ask()
+    rig.set_keys(f"alice:{KEY}:5\n")
+    rig.ask(request("POST", "/reload"))
+
+    assert rig.ask().answer["x-ratelimit-remaining-requests"] == "3"
+
+
+def test_a_removed_key_s_running_request_finishes(rig: Rig) -> None:
+    client = rig.ask()
+    rig.set_keys(f"bob:{OTHER_KEY}\n")
+    rig.ask(request("POST", "/reload", key=OTHER_KEY))
+    rig.upstream.say(OK)
+
+    assert client.answer.status == 200
+    assert rig.is_at_rest
+
+
+def test_keys_are_not_read_again_for_a_request(rig: Rig) -> None:
+    rig.answer_with(OK)
+    rig.set_keys(KEYS_TEXT.replace("alice", "mallory"))
+    rig.ask()
+
+    assert rig.records[0].key_id == "alice"
+
+
+# CORS ---------------------------------------------------------------------------------------------
+
+
+def cors_of(answer: Answer) -> dict[str, str]:
+    return {n: v for n, v in answer.fields if n.lower().startswith("access-control-")}
+
+
+EVIL = (
+    b"HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: http://evil.example\r\n"
+    b"Access-Control-Allow-Credentials: true\r\nContent-Length: 0\r\n\r\n"
+)
+
+
+def test_without_cors_no_answer_has_its_fields(rig: Rig) -> None:
+    rig.answer_with(EVIL)
+
+    for key in (KEY, None):
+        assert cors_of(get(rig, "/v1/models", ORIGIN, key=key)) == {}
+
+
+@pytest.mark.parametrize("key", [KEY, None])
+def test_an_allowed_origin_is_told_so_on_every_answer(key: str | None, new_rig: NewRig) -> None:
+    rig = new_rig(cors_origins=("https://app.example", "https://b.example"))
+    rig.answer_with(EVIL)
+    answer = get(rig, "/v1/models", ORIGIN, key=key)
+
+    assert answer["access-control-allow-origin"] == "https://app.example"
+    assert answer["vary"] == "Origin"
+    assert "retry-after" in answer["access-control-expose-headers"]
+    assert "x-request-id" in answer["access-control-expose-headers"]
+    assert "access-control-allow-credentials" not in answer
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "https://app.example.evil", "null", "https://APP.example"]
+)
+def test_another_origin_is_told_nothing(origin: str, new_rig: NewRig) -> None:
+    rig = new_rig(cors_origins=("https://app.example",))
+    rig.answer_with(EVIL)
+    answer = get(rig, "/v1/models", f"Origin: {origin}", key=KEY)
+
+    assert cors_of(answer) == {}
+    assert answer["vary"] == "Origin"
+
+
+def test_a_star_is_for_everybody(new_rig: NewRig) -> None:
+    rig = new_rig(cors_origins=("*",))
+    rig.answer_with(EVIL)
+
+    assert get(rig, "/v1/models", ORIGIN, key=KEY)["access-control-allow-origin"] == "*"
+    assert get(rig, "/ping")["access-control-allow-origin"] == "*"
+
+
+REFUSED = {
+    401: request("POST", "/v1/embeddings", ORIGIN, key=None, body=b"{}"),
+    403: request("POST", "/slots/1", ORIGIN),
+    405: request("POST", "/ping", ORIGIN),
+    413: request("POST", "/v1/embeddings", ORIGIN, "Content-Length: 99999999"),
+    417: request("POST", "/v1/embeddings", ORIGIN, "Expect: x"),
+    431: request("GET", "/v1/models", ORIGIN, *["X: y"] * 99),
+}
+
+
+@pytest.mark.parametrize(("status", "raw"), REFUSED.items())
+def test_a_browser_can_read_what_is_refused(status: int, raw: bytes, new_rig: NewRig) -> None:
+    answer = new_rig(cors_origins=("https://app.example",)).ask(raw).answer
+
+    assert answer.status == status
+    assert answer["access-control-allow-origin"] == "https://app.example"
+
+
+def test_a_browser_can_read_what_the_engine_made_fail(new_rig: NewRig) -> None:
+    rig = new_rig(cors_origins=("*",), max_requests_per_minute=2)
+    dead = rig.ask(request("POST", "/v1/embeddings", ORIGIN, body=b"{}"))
+    rig.upstream.hang_up()
+    slow = rig.ask(request("POST", "/v1/embeddings", ORIGIN, body=b"{}"))
+    limited = rig.ask(request("POST", "/v1/embeddings", ORIGIN, body=b"{}"))
+    rig.advance(301)
+
+    for client, status in ((dead, 502), (slow, 504), (limited, 429)):
+        assert client.answer.status == status
+        assert client.answer["access-control-allow-origin"] == "*"
+
+
+def test_a_stream_has_its_cors_fields_in_its_head(new_rig: NewRig) -> None:
+    rig = new_rig(cors_origins=("*",))
+    client = rig.ask()
+    rig.upstream.say(STREAM_HEAD, event(1))
+
+    assert client.answer["access-control-allow-origin"] == "*"
+
+
+def preflight(rig: Rig, *fields: str, target: str = "/v1/chat/completions") -> Answer:
+    return rig.ask(request("OPTIONS", target, *fields, key=None)).answer
+
+
+def test_a_preflight_needs_no_key_and_no_engine_and_echoes_what_is_asked(new_rig: NewRig) -> None:
+    rig = new_rig(cors_origins=("https://app.example",), state=EngineState.FAILED)
+    names = "authorization, x-stainless-os, anthropic-version, x-api-key"
+    answer = preflight(
+        rig,
+        ORIGIN,
+        "Access-Control-Request-Method: POST",
+        f"Access-Control-Request-Headers: {names}",
+    )
+
+    assert answer.status == 204
+    assert answer["access-control-allow-origin"] == "https://app.example"
+    assert answer["access-control-allow-headers"] == names
+    assert "POST" in answer["access-control-allow-methods"]
+    assert int(answer["access-control-max-age"]) > 0
+    assert "content-length" not in answer
+    assert rig.dials == []
+
+
+def test_a_preflight_of_another_origin_is_granted_nothing(new_rig: NewRig) -> None:
+    rig = new_rig(cors_origins=("https://app.example",))
+    answer = preflight(rig, "Origin: https://evil.example", "Access-Control-Request-Method: POST")
+
+    assert answer.status == 204
+    assert cors_of(answer) == {}
+
+
+def test_a_preflight_without_cors_is_granted_nothing(rig: Rig) -> None:
+    answer = preflight(rig, ORIGIN, "Access-Control-Request-Method: POST")
+
+    assert answer.status == 204
+    assert cors_of(answer) == {}
+
+
+def test_names_in_a_preflight_are_not_echoed_when_they_are_odd(new_rig: NewRig) -> None:
+    rig = new_rig(cors_origins=("*",))
+    odd = 'Access-Control-Request-Headers: a"; b=<c>'
+    answer = preflight(rig, ORIGIN, "Access-Control-Request-Method: POST", odd)
+
+    assert "access-control-allow-headers" not in answer
+
+
+@pytest.mark.parametrize("target", ["*", "/slots", "/ping", "/v1/../x"])
+def test_options_never_reaches_the_engine(target: str, new_rig: NewRig) -> None:
+    rig = new_rig(exposed_routes="all")
+    answer = preflight(rig, target=target)
+
+    assert answer.status == 204
+    assert "POST" in answer["allow"]
+    assert rig.dials == []
+
+
+# What is remembered -------------------------------------------------------------------------------
+
+
+def test_an_exchange_is_recorded_with_what_happened(rig: Rig) -> None:
+    client = rig.client(("2001:db8::7", 5, 0, 0))
+    client.send(request("POST", "/v1/chat/completions?secret", "x-request-id: r-1", body=b"12345"))
+    rig.advance(2)
+    rig.upstream.say(STREAM_HEAD)
+    rig.advance(3)
+    rig.upstream.say(event(1), b"0\r\n\r\n")
+    (record,) = rig.records
+
+    assert (record.request_id, record.key_id, record.address) == ("r-1", "alice", "2001:db8::7")
+    assert (record.method, record.path) == ("POST", "/v1/chat/completions")
+    assert (record.status, record.outcome) == (200, "done")
+    assert (record.first_byte, record.duration) == (2.0, 5.0)
+    assert record.bytes_in == 5
+    assert record.bytes_out == len(client.received)
+
+
+def test_our_own_answers_are_recorded_and_counted_too(rig: Rig) -> None:
+    client = rig.ask(request("GET", "/v1/models", key=None), b"nonsense\r\n\r\n")
+    refused, nonsense = rig.records
+
+    assert (refused.status, refused.outcome) == (401, "invalid_api_key")
+    assert (nonsense.status, nonsense.outcome) == (400, "bad_request")
+    assert rig.shared.metrics.rejections == {"invalid_api_key": 1, "bad_request": 1}
+    assert sum(rig.shared.metrics.requests.values()) == 2
+    assert len(read_answers(client.received)) == 2
+
+
+def test_the_bytes_of_our_own_answers_are_recorded(rig: Rig) -> None:
+    client = rig.ask(request("GET", "/v1/models", key=None))
+
+    assert rig.records[0].bytes_out == len(client.received)
+
+
+def test_a_client_over_a_unix_socket_has_an_address_too(rig: Rig) -> None:
+    client = rig.client("")
+    client.send(request("GET", "/ping", key=None))
+
+    assert rig.records[0].address == "unix"

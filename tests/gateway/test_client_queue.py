@@ -1,0 +1,293 @@
+"""Slots, the queue in front of them, and what happens while the engine does not serve."""
+
+from __future__ import annotations
+
+import pytest
+
+from llama_gguf.core.engine import EngineState
+from tests.fakes import KEY, LAST_CHUNK, OK, OTHER_KEY, STREAM_HEAD, Rig, code_of, event, request
+from tests.gateway.conftest import NewRig
+
+
+def numbered(n: int, key: str = KEY) -> bytes:
+    return request(body=b'{"n":%d}' % n, key=key)
+
+
+def served(rig: Rig) -> list[bytes]:
+    """The bodies that the engine got, in its order."""
+    return [r.partition(b"\r\n\r\n")[2] for r in rig.requests]
+
+
+def test_no_more_requests_reach_the_engine_than_it_has_slots(new_rig: NewRig) -> None:
+    rig = new_rig(slots=2)
+    clients = [rig.ask(numbered(n)) for n in range(4)]
+    assert served(rig) == [b'{"n":0}', b'{"n":1}']
+    assert rig.shared.admission.queued == 2
+
+    rig.upstreams[0].say(OK)
+    assert served(rig)[2:] == [b'{"n":2}']
+    assert clients[0].answer.status == 200
+
+    rig.upstreams[1].say(OK)
+    assert served(rig)[3:] == [b'{"n":3}']
+
+
+def test_max_concurrent_requests_wins_over_the_engine_s_slots(new_rig: NewRig) -> None:
+    rig = new_rig(slots=4, max_concurrent_requests=1)
+    rig.ask(), rig.ask()
+
+    assert len(rig.requests) == 1
+
+
+def test_an_engine_that_does_not_tell_its_slots_has_four(new_rig: NewRig) -> None:
+    rig = new_rig(slots=0)
+    for _ in range(5):
+        rig.ask()
+
+    assert len(rig.requests) == 4
+
+
+def test_keys_take_turns(new_rig: NewRig) -> None:
+    rig = new_rig(slots=1)
+    for n in range(4):
+        rig.ask(numbered(n))
+    rig.ask(numbered(9, OTHER_KEY))
+    for _ in range(5):
+        rig.upstream.say(OK)
+
+    assert served(rig) == [b'{"n":%d}' % n for n in (0, 1, 9, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [("GET", "/v1/models"), ("POST", "/tokenize"), ("POST", "/apply-template"), ("GET", "/props")],
+)
+def test_what_uses_no_slot_does_not_wait(method: str, target: str, new_rig: NewRig) -> None:
+    rig = new_rig(slots=1)
+    rig.ask(), rig.ask()
+    rig.ask(request(method, target, body=b"{}"))
+
+    assert len(rig.requests) == 2
+    assert target.encode() in rig.requests[1]
+
+
+def test_a_slot_is_given_back_when_a_stream_ends(new_rig: NewRig) -> None:
+    rig = new_rig(slots=1)
+    rig.ask()
+    rig.ask()
+    rig.upstream.say(STREAM_HEAD, event(1))
+    assert len(rig.requests) == 1
+
+    rig.upstream.say(LAST_CHUNK)
+
+    assert len(rig.requests) == 2
+
+
+def test_a_full_queue_is_503(new_rig: NewRig) -> None:
+    rig = new_rig(slots=1, max_queue_size=1)
+    rig.ask(), rig.ask()
+    client = rig.ask()
+
+    assert client.answer.status == 503
+    assert code_of(client.answer) == "queue_full"
+    assert client.answer["retry-after"] == "1"
+    assert client.answer["retry-after-ms"] == "1000"
+    assert not client.is_closed
+    assert rig.shared.metrics.rejections["queue_full"] == 1
+    assert rig.records[-1].outcome == "queue_full"
+
+
+def test_without_a_queue_what_finds_no_slot_is_503(new_rig: NewRig) -> None:
+    rig = new_rig(slots=1, max_queue_size=0)
+    rig.ask()
+
+    assert rig.ask().answer.status == 503
+
+
+def test_a_request_waits_only_so_long(new_rig: NewRig) -> None:
+    rig = new_rig(slots=1, max_queue_wait=20.0)
+    rig.ask()
+    client = rig.ask()
+    rig.advance(19)
+    assert client.received == b""
+
+    rig.advance(2)
+
+    assert client.answer.status == 503
+    assert code_of(client.answer) == "queue_timeout"
+    assert "retry-after" in client.answer
+    assert not client.is_closed
+    assert rig.shared.admission.queued == 0
+    rig.upstream.say(OK)
+    assert len(rig.requests) == 1, "who has given up waiting is not served any more"
+
+
+def test_a_client_whose_wait_was_over_may_ask_again(new_rig: NewRig) -> None:
+    rig = new_rig(slots=1, max_queue_wait=5.0)
+    rig.ask()
+    client = rig.ask(numbered(1) + numbered(2))
+    rig.advance(6)
+    rig.upstream.say(OK)
+    rig.upstream.say(OK)
+
+    assert [a.status for a in client.answers] == [503, 200]
+    assert served(rig)[1:] == [b'{"n":2}']
+
+
+def test_the_wait_is_counted(new_rig: NewRig) -> None:
+    rig = new_rig(slots=1)
+    rig.ask()
+    rig.ask()
+    rig.advance(7)
+    rig.upstream.say(OK)
+    rig.upstream.say(OK)
+
+    assert [r.queued for r in rig.records] == [0.0, 7.0]
+    assert rig.shared.metrics.queue_waits.sum == pytest.approx(7.0)
+
+
+def test_silence_is_counted_from_the_slot_on(new_rig: NewRig) -> None:
+    rig = new_rig(slots=1, request_timeout=50.0)
+    rig.ask()
+    client = rig.ask()
+    rig.advance(40)
+    rig.upstream.say(OK)
+    rig.advance(40)
+    assert client.received == b""
+
+    rig.upstream.say(OK)
+
+    assert client.answer.status == 200
+
+
+# While the engine does not serve ------------------------------------------------------------------
+
+MAY_COME = [
+    EngineState.STARTING,
+    EngineState.LOADING,
+    EngineState.BACKOFF,
+    EngineState.UNREACHABLE,
+]
+IS_GONE = [EngineState.FAILED, EngineState.STOPPING, EngineState.STOPPED]
+
+
+@pytest.mark.parametrize("state", MAY_COME)
+def test_a_request_is_held_until_the_engine_serves(state: EngineState, new_rig: NewRig) -> None:
+    rig = new_rig(state=state)
+    client = rig.ask()
+    rig.advance(100)
+    assert client.received == b""
+    assert rig.dials == []
+
+    rig.engine(EngineState.READY, slots=1)
+    rig.upstream.say(OK)
+
+    assert client.answer.status == 200
+
+
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [
+        (EngineState.STARTING, "model_loading"),
+        (EngineState.LOADING, "model_loading"),
+        (EngineState.BACKOFF, "backend_unavailable"),
+        (EngineState.UNREACHABLE, "backend_unavailable"),
+    ],
+)
+def test_a_request_is_held_only_so_long(state: EngineState, code: str, new_rig: NewRig) -> None:
+    rig = new_rig(state=state, max_queue_wait=20.0)
+    client = rig.ask()
+    rig.advance(21)
+
+    assert client.answer.status == 503
+    assert code_of(client.answer) == code
+    assert int(client.answer["retry-after"]) > 0
+    assert rig.is_at_rest
+
+
+@pytest.mark.parametrize("state", [*MAY_COME, *IS_GONE])
+def test_what_uses_no_slot_is_not_held(state: EngineState, new_rig: NewRig) -> None:
+    client = new_rig(state=state).ask(request("GET", "/v1/models"))
+
+    assert client.answer.status == 503
+    assert code_of(client.answer) in ("model_loading", "backend_unavailable")
+    assert not client.is_closed
+
+
+@pytest.mark.parametrize("state", IS_GONE)
+def test_nothing_is_held_for_an_engine_that_will_not_come(
+    state: EngineState, new_rig: NewRig
+) -> None:
+    rig = new_rig(state=state)
+    client = rig.ask()
+
+    assert client.answer.status == 503
+    assert code_of(client.answer) == "backend_unavailable"
+    assert "retry-after" in client.answer
+    assert rig.is_at_rest
+
+
+@pytest.mark.parametrize("state", IS_GONE)
+def test_what_waits_is_told_when_the_engine_is_given_up(
+    state: EngineState, new_rig: NewRig
+) -> None:
+    rig = new_rig(state=EngineState.LOADING)
+    clients = [rig.ask(), rig.ask(numbered(1, OTHER_KEY))]
+    rig.engine(state)
+
+    for client in clients:
+        assert client.answer.status == 503
+        assert code_of(client.answer) == "backend_unavailable"
+        assert not client.is_closed
+    assert rig.is_at_rest
+
+
+def test_a_queue_that_is_full_while_loading_says_that_it_is_loading(new_rig: NewRig) -> None:
+    rig = new_rig(state=EngineState.LOADING, max_queue_size=1)
+    rig.ask()
+    client = rig.ask()
+
+    assert client.answer.status == 503
+    assert code_of(client.answer) == "model_loading"
+
+
+def test_a_wrong_key_is_told_while_the_model_loads(new_rig: NewRig) -> None:
+    client = new_rig(state=EngineState.LOADING).ask(request(body=b"{}", key=None))
+
+    assert client.answer.status == 401
+
+
+def test_the_slots_of_an_engine_that_comes_back_are_its_new_ones(new_rig: NewRig) -> None:
+    rig = new_rig(slots=4)
+    rig.engine(EngineState.BACKOFF)
+    for _ in range(3):
+        rig.ask()
+    assert rig.requests == []
+
+    rig.engine(EngineState.READY, slots=2)
+
+    assert len(rig.requests) == 2
+
+
+def test_connections_of_an_engine_that_died_are_not_used_again(rig: Rig) -> None:
+    rig.ask()
+    rig.upstream.say(OK)
+    rig.engine(EngineState.BACKOFF)
+    rig.engine(EngineState.READY)
+    rig.ask()
+
+    assert len(rig.upstreams) == 2
+    assert rig.upstreams[0].is_closed
+
+
+def test_running_requests_beyond_fewer_slots_finish(new_rig: NewRig) -> None:
+    rig = new_rig(slots=2)
+    clients = [rig.ask(), rig.ask(), rig.ask()]
+    rig.engine(EngineState.READY, slots=1)
+    rig.upstreams[0].say(OK)
+    assert len(rig.requests) == 2
+
+    rig.upstreams[1].say(OK)
+
+    assert len(rig.requests) == 3
+    assert [len(c.received) > 0 for c in clients] == [True, True, False]

@@ -1,0 +1,294 @@
+"""Failures behind the head of an answer, slow readers, and how long a stream may take."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.fakes import LAST_CHUNK, STREAM_HEAD, FakeClient, Rig, chunk, event, request
+from tests.gateway.conftest import NewRig
+
+LENGTH_HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"
+TEXT_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def error_in(data: bytes) -> dict[str, object]:
+    """The error in one event."""
+    assert data.startswith(b"data: ")
+    assert data.endswith(b"\n\n")
+    error = json.loads(data[6:])["error"]
+    assert isinstance(error, dict)
+    return error
+
+
+# Broken off ---------------------------------------------------------------------------------------
+
+# What came of the answer, where no event may be added.
+CUT_SHORT = {
+    "a length": LENGTH_HEAD + b"only this",
+    "a length, and nothing": LENGTH_HEAD,
+    "a stream without an event": STREAM_HEAD,
+    "in an event": STREAM_HEAD + event(1) + event(2)[:8],
+    "in a chunk's size": STREAM_HEAD + event(1) + b"1",
+    "behind a chunk with half an event": STREAM_HEAD + event(1) + chunk(b"data: {"),
+    "behind a chunk with one line of an event": STREAM_HEAD + chunk(b"data: x\n"),
+    "in the last chunk": STREAM_HEAD + event(1) + b"0\r\n",
+    "in a trailer": STREAM_HEAD + event(1) + b"0\r\nX: y\r\n",
+    "chunks of something else": TEXT_HEAD + chunk(b"text\n\n"),
+}
+
+
+@pytest.mark.parametrize("said", CUT_SHORT.values(), ids=CUT_SHORT.keys())
+@pytest.mark.parametrize("how", ["hang_up", "reset"])
+def test_an_answer_that_breaks_off_is_cut_and_never_looks_whole(
+    how: str, said: bytes, rig: Rig
+) -> None:
+    client = rig.ask()
+    rig.upstream.say(said)
+    getattr(rig.upstream, how)()
+
+    assert client.was_cut, "a FIN could be taken for the end"
+    assert not client.answer.is_whole
+    assert len(client.answers) == 1, "no second answer behind the first"
+    assert client.received.endswith(said.partition(b"\r\n\r\n")[2])
+    assert rig.is_at_rest
+    assert rig.records[0].outcome == "backend_error"
+    assert rig.records[0].status == 200
+    assert rig.shared.metrics.backend_failures["broken_off"] == 1
+
+
+@pytest.mark.parametrize("how", ["hang_up", "reset"])
+def test_a_stream_that_breaks_off_behind_a_whole_event_says_so_and_is_not_ended(
+    how: str, rig: Rig
+) -> None:
+    client = rig.ask()
+    rig.upstream.say(STREAM_HEAD, event(1))
+    getattr(rig.upstream, how)()
+
+    assert client.answer.chunks[0] == b'data: {"n":1}\n\n'
+    assert error_in(client.answer.chunks[1])["code"] == "backend_error"
+    assert not client.answer.is_whole, "the last chunk must not come"
+    assert client.transport.is_closed
+    assert not client.was_cut, "a reset could take the event with it"
+    assert b"[DONE]" not in client.received
+    assert rig.is_at_rest
+
+
+@pytest.mark.parametrize("at", range(1, len(event(1))))
+def test_where_the_network_cut_the_last_event_makes_no_difference(at: int, rig: Rig) -> None:
+    client = rig.ask()
+    rig.upstream.say(STREAM_HEAD, event(1)[:at], event(1)[at:])
+    rig.upstream.hang_up()
+
+    assert error_in(client.answer.chunks[-1])["code"] == "backend_error"
+
+
+def test_the_event_of_an_anthropic_stream_is_anthropic_s(rig: Rig) -> None:
+    client = rig.ask(request("POST", "/v1/messages", body=b"{}"))
+    rig.upstream.say(STREAM_HEAD, event(1))
+    rig.upstream.hang_up()
+
+    last = client.answer.chunks[-1]
+    assert last.startswith(b'event: error\ndata: {"type": "error", "error": {"type": "api_error"')
+
+
+def test_http_1_0_gets_the_event_without_chunks(rig: Rig) -> None:
+    client = rig.ask(request(body=b"{}", version="1.0"))
+    rig.upstream.say(STREAM_HEAD, event(1))
+    rig.upstream.hang_up()
+
+    first, separator, rest = client.answer.body.partition(b"\n\n")
+    assert first + separator == b'data: {"n":1}\n\n'
+    assert error_in(rest)["code"] == "backend_error"
+
+
+def test_a_stream_in_broken_chunks_is_cut(rig: Rig) -> None:
+    client = rig.ask()
+    upstream = rig.upstream
+    upstream.say(STREAM_HEAD, event(1), b"nonsense\r\n")
+
+    assert client.was_cut
+    assert b"nonsense" not in client.received
+    assert upstream.was_cut
+    assert rig.is_at_rest
+
+
+def test_broken_chunks_right_behind_the_head_are_cut_too(rig: Rig) -> None:
+    client = rig.ask()
+    rig.upstream.say(STREAM_HEAD + b"nonsense\r\n")
+
+    assert client.was_cut
+    assert rig.is_at_rest
+
+
+def test_what_a_client_sends_behind_a_cut_stream_is_not_served(rig: Rig) -> None:
+    rig.ask(request(body=b"{}") * 2)
+    rig.upstream.say(STREAM_HEAD, event(1))
+    rig.upstream.hang_up()
+    rig.advance(1)
+
+    assert len(rig.requests) == 1
+
+
+# Silence ------------------------------------------------------------------------------------------
+
+
+def test_a_stream_may_take_as_long_as_it_likes_while_it_moves(rig: Rig) -> None:
+    client = rig.ask()
+    rig.upstream.say(STREAM_HEAD)
+    for n in range(20):
+        rig.advance(250)
+        rig.upstream.say(event(n))
+    rig.upstream.say(LAST_CHUNK)
+
+    assert client.answer.is_whole
+    assert len(client.answer.chunks) == 20
+
+
+def test_a_stream_that_falls_silent_gets_an_event_and_no_end(rig: Rig) -> None:
+    client = rig.ask()
+    upstream = rig.upstream
+    upstream.say(STREAM_HEAD, event(1))
+    rig.advance(299)
+    assert not client.is_closed
+
+    rig.advance(2)
+
+    assert error_in(client.answer.chunks[-1])["code"] == "backend_timeout"
+    assert not client.answer.is_whole
+    assert client.transport.is_closed
+    assert upstream.was_cut
+    assert rig.is_at_rest
+    assert rig.records[0].outcome == "backend_timeout"
+
+
+def test_a_stream_that_falls_silent_within_an_event_is_cut(rig: Rig) -> None:
+    client = rig.ask()
+    rig.upstream.say(STREAM_HEAD, event(1), event(2)[:9])
+    rig.advance(301)
+
+    assert client.was_cut
+    assert client.received.endswith(event(2)[:9])
+
+
+def test_a_comment_counts_as_a_sign_of_life(rig: Rig) -> None:
+    client = rig.ask()
+    rig.upstream.say(STREAM_HEAD)
+    for _ in range(4):
+        rig.advance(200)
+        rig.upstream.say(chunk(b":\n\n"))
+
+    assert not client.is_closed
+
+
+def test_the_cap_on_a_whole_answer_ends_a_stream_that_moves(new_rig: NewRig) -> None:
+    rig = new_rig(max_request_duration=30.0)
+    client = rig.ask()
+    upstream = rig.upstream
+    upstream.say(STREAM_HEAD)
+    for n in range(28):
+        rig.advance(1)
+        upstream.say(event(n))
+    assert not client.is_closed
+
+    rig.advance(3)
+
+    assert error_in(client.answer.chunks[-1])["code"] == "backend_timeout"
+    assert upstream.was_cut
+    assert rig.is_at_rest
+
+
+# Slow readers -------------------------------------------------------------------------------------
+
+
+def fill(rig: Rig, client: FakeClient) -> int:
+    """Stream to a client that does not read until the engine is paused; returns the events."""
+    client.stall()
+    upstream = rig.upstream
+    big = chunk(b"data: " + b"x" * 4000 + b"\n\n")
+    events = 0
+    while upstream.transport.is_reading():
+        upstream.say(big)
+        events += 1
+        assert events < 1000, "nothing stops the engine"
+    return events
+
+
+def test_a_slow_client_pauses_the_engine_and_reading_on_resumes_it(rig: Rig) -> None:
+    client = rig.ask()
+    rig.upstream.say(STREAM_HEAD)
+    events = fill(rig, client)
+    assert client.transport.unsent < 200_000
+    rig.upstream.say(event(1))
+    assert event(1) not in client.received
+
+    client.read_on()
+
+    assert rig.upstream.transport.is_reading()
+    rig.upstream.say(LAST_CHUNK)
+    assert len(client.answer.chunks) == events + 1
+    assert client.answer.is_whole
+
+
+def test_a_slow_client_does_not_hold_up_another(rig: Rig) -> None:
+    slow = rig.ask()
+    rig.upstream.say(STREAM_HEAD)
+    fill(rig, slow)
+    quick = rig.ask()
+    rig.upstream.say(STREAM_HEAD, event(1))
+
+    assert quick.received.endswith(event(1))
+
+
+def test_a_client_that_reads_on_in_time_is_not_taken_for_a_silent_engine(rig: Rig) -> None:
+    client = rig.ask()
+    rig.upstream.say(STREAM_HEAD)
+    fill(rig, client)
+    rig.advance(250)
+    client.read_on()
+    rig.advance(250)
+    rig.upstream.say(LAST_CHUNK)
+
+    assert client.answer.is_whole
+    assert not client.was_cut
+
+
+def test_a_client_that_reads_nothing_at_all_is_cut_in_the_end(rig: Rig) -> None:
+    client = rig.ask()
+    upstream = rig.upstream
+    upstream.say(STREAM_HEAD)
+    fill(rig, client)
+    rig.advance(301)
+
+    assert client.was_cut
+    assert upstream.was_cut
+    assert rig.is_at_rest
+    assert rig.shared.metrics.client_disconnects["streaming"] == 1
+
+
+def test_a_connection_paused_by_one_client_is_not_paused_for_the_next(rig: Rig) -> None:
+    slow = rig.client()
+    slow.stall()
+    slow.send(request(body=b"{}"))
+    body = b"x" * 100_000
+    rig.upstream.say(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + body)
+    other = rig.ask()
+
+    assert len(rig.upstreams) == 1
+    rig.upstream.say(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    assert other.answer.status == 200
+
+
+def test_the_next_answer_waits_for_a_client_that_has_not_read_the_last(rig: Rig) -> None:
+    client = rig.client()
+    client.stall()
+    client.send(request(body=b"1") + request(body=b"2"))
+    body = b"x" * 100_000
+    rig.upstream.say(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + body)
+    assert len(rig.requests) == 2
+    assert not rig.upstream.transport.is_reading()
+
+    client.read_on()
+
+    assert rig.upstream.transport.is_reading()

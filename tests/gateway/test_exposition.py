@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import pytest
+from prometheus_client import Metric
+from prometheus_client.openmetrics import parser as openmetrics
+from prometheus_client.parser import text_string_to_metric_families
+
+from llama_gguf.core.engine import EngineState
+from llama_gguf.core.metrics import METRICS
+from llama_gguf.gateway.exposition import render
+from tests.fakes import LAST_CHUNK, OK, STREAM_HEAD, Rig, event, request
+
+
+def scrape(rig: Rig, accept: str = "text/plain") -> dict[str, Metric]:
+    body, content_type = render(rig.shared.metrics, rig.shared.gauges(), accept)
+    if content_type.startswith(b"application/openmetrics-text"):
+        parse = openmetrics.text_string_to_metric_families
+        families = parse(body.decode())  # type: ignore[no-untyped-call]
+    else:
+        families = text_string_to_metric_families(body.decode())
+    return {family.name: family for family in families}
+
+
+def busy(rig: Rig) -> Rig:
+    """A rig that has seen something of everything."""
+    rig.ask()
+    rig.advance(0.3)
+    rig.upstream.say(STREAM_HEAD, event(1), LAST_CHUNK)
+    rig.ask(request("GET", "/v1/models", key=None))
+    rig.ask().leave()
+    rig.ask()
+    rig.upstream.hang_up()
+    rig.answer_with(OK)
+    rig.ask()
+    return rig
+
+
+@pytest.mark.parametrize("accept", ["text/plain", "application/openmetrics-text;version=1.0.0"])
+def test_every_metric_is_there_with_its_type_and_help(accept: str, rig: Rig) -> None:
+    families = scrape(busy(rig), accept)
+
+    for metric in METRICS:
+        family = families[metric.name]
+        assert family.type == metric.type
+        assert family.documentation == metric.help
+
+
+@pytest.mark.parametrize("accept", ["text/plain", "application/openmetrics-text;version=1.0.0"])
+def test_an_unused_gateway_can_be_scraped(accept: str, rig: Rig) -> None:
+    assert "llama_gguf_requests_in_flight" in scrape(rig, accept)
+
+
+def value(families: dict[str, Metric], name: str, **labels: str) -> float:
+    (found,) = (
+        sample.value
+        for family in families.values()
+        for sample in family.samples
+        if sample.name == name and sample.labels == labels
+    )
+    return float(found)
+
+
+def test_counters_count_what_happened(rig: Rig) -> None:
+    families = scrape(busy(rig))
+    route = "/v1/chat/completions"
+
+    requests = "llama_gguf_requests_total"
+    assert value(families, requests, route=route, method="POST", status="200") == 2
+    assert value(families, requests, route=route, method="POST", status="499") == 1
+    assert value(families, requests, route=route, method="POST", status="502") == 1
+    assert value(families, "llama_gguf_rejections_total", reason="invalid_api_key") == 1
+    left = "llama_gguf_client_disconnects_total"
+    assert value(families, left, phase="before_first_byte") == 1
+    assert value(families, "llama_gguf_backend_failures_total", kind="no_answer") == 1
+    assert value(families, "llama_gguf_received_bytes_total") == 8
+    assert value(families, "llama_gguf_sent_bytes_total") > 0
+
+
+def test_gauges_show_the_moment(rig: Rig) -> None:
+    rig.ask()
+    families = scrape(rig)
+
+    assert value(families, "llama_gguf_requests_in_flight") == 1
+    assert value(families, "llama_gguf_slots") == 4
+    assert value(families, "llama_gguf_connections") == 1
+    assert value(families, "llama_gguf_backend_up") == 1
+    assert value(families, "llama_gguf_keys_loaded") == 3
+
+
+def test_exactly_one_state_of_the_engine_is_1(rig: Rig) -> None:
+    rig.engine(EngineState.LOADING)
+    states = scrape(rig)["llama_gguf_backend_state"].samples
+
+    assert {s.labels["state"] for s in states} == set(EngineState)
+    assert [s.labels["state"] for s in states if s.value] == ["loading"]
+
+
+def test_buckets_of_histograms_grow_and_end_with_the_count(rig: Rig) -> None:
+    family = scrape(busy(rig))["gen_ai_server_time_to_first_token_seconds"]
+    buckets = [s for s in family.samples if s.name.endswith("_bucket")]
+    counts = [s.value for s in buckets]
+    count = next(s.value for s in family.samples if s.name.endswith("_count"))
+
+    assert counts == sorted(counts)
+    assert buckets[-1].labels == {"le": "+Inf"}
+    assert counts[-1] == count == 2
+    assert [s.value for s in buckets if s.labels["le"] in ("0.25", "0.5")] == [1, 2]

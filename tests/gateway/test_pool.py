@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from llama_gguf.core.settings import Settings
+from llama_gguf.errors import UpstreamError
+from llama_gguf.gateway.pool import IDLE_SECONDS, MAX_IDLE, MAX_REQUESTS, Pool
+from llama_gguf.gateway.upstream import UpstreamConnection
+from tests.fakes import OK, Clock, Dial, FakeLoop, FakeTransport, Rig, request
+from tests.gateway.conftest import NewRig
+
+
+class Place:
+    """A pool, and what came of its dials."""
+
+    def __init__(self, **settings: object) -> None:
+        self.clock = Clock()
+        self.loop = FakeLoop(self.clock)
+        self.loop.on_dial = self._on_dial
+        self.pool = Pool(Settings(**settings), self.loop)  # type: ignore[arg-type]
+        self.dials: list[Dial] = []
+        self.accepts = True
+        self.connected: list[UpstreamConnection] = []
+        self.failed: list[UpstreamError] = []
+
+    def _on_dial(self, dial: Dial) -> None:
+        self.dials.append(dial)
+        if self.accepts:
+            dial.accept()
+
+    def connect(self) -> asyncio.Task[None]:
+        task = self.pool.connect(self.connected.append, self.failed.append)
+        self.loop.spin()
+        return task
+
+    def idle(self) -> UpstreamConnection:
+        """A connection that has been given back just now."""
+        self.connect()
+        self.pool.give_back(self.connected[-1])
+        return self.connected[-1]
+
+    def close(self) -> None:
+        for connection in self.connected:
+            connection.abort()
+        self.loop.spin()
+        self.loop.close()
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    with closing(Place()) as place:
+        yield place
+
+
+def test_an_empty_pool_has_nothing_to_give(place: Place) -> None:
+    assert place.pool.take() is None
+
+
+def test_it_connects_to_the_engine_s_address(place: Place) -> None:
+    place.connect()
+
+    assert place.dials[0].address == ("127.0.0.1", 8080)
+    assert place.connected[0].is_usable
+
+
+def test_it_connects_to_the_engine_s_socket() -> None:
+    with closing(Place(backend_socket="/run/llama.sock")) as place:
+        place.connect()
+
+        assert place.dials[0].address == ("/run/llama.sock",)
+
+
+def test_a_refused_connection_is_an_error_of_the_engine(place: Place) -> None:
+    place.accepts = False
+    place.connect()
+    place.dials[0].refuse()
+    place.loop.spin()
+
+    assert [e.status for e in place.failed] == [502]
+    assert place.connected == []
+
+
+def test_a_connection_that_takes_too_long_is_an_error_of_the_engine() -> None:
+    with closing(Place(backend_connect_timeout=3.0)) as place:
+        place.accepts = False
+        place.connect()
+        place.clock.now += 2.9
+        place.loop.spin()
+        assert place.failed == []
+
+        place.clock.now += 0.2
+        place.loop.spin()
+
+        assert [e.status for e in place.failed] == [502]
+
+
+def test_a_cancelled_attempt_tells_nobody(place: Place) -> None:
+    place.accepts = False
+    task = place.connect()
+    task.cancel()
+    place.loop.spin()
+
+    assert place.dials[0].was_cancelled
+    assert (place.connected, place.failed) == ([], [])
+
+
+def test_what_was_given_back_is_taken_again_once(place: Place) -> None:
+    connection = place.idle()
+
+    assert place.pool.take() is connection
+    assert place.pool.take() is None
+
+
+def test_the_youngest_is_taken_first(place: Place) -> None:
+    old, young = place.idle(), place.idle()
+
+    assert place.pool.take() is young
+    assert place.pool.take() is old
+
+
+def test_a_dead_connection_is_never_given(place: Place) -> None:
+    alive, dead = place.idle(), place.idle()
+    dead.abort()
+
+    assert place.pool.take() is alive
+
+
+def test_idle_connections_are_retired_before_the_engine_closes_them(place: Place) -> None:
+    assert IDLE_SECONDS + 0.5 < 5, "llama-server's own limit, and a tick"
+    old = place.idle()
+    place.clock.now += IDLE_SECONDS - 1
+    young = place.idle()
+    place.clock.now += 1
+    place.pool.retire_idle(IDLE_SECONDS)
+
+    assert not old.is_usable
+    assert young.is_usable
+    assert place.pool.take() is young
+    assert place.pool.take() is None
+
+
+def test_all_can_be_retired_at_once(place: Place) -> None:
+    connections = [place.idle() for _ in range(3)]
+    place.pool.retire_idle()
+
+    assert not any(c.is_usable for c in connections)
+    assert place.pool.take() is None
+
+
+def test_it_keeps_only_so_many(place: Place) -> None:
+    connections = []
+    for _ in range(MAX_IDLE + 1):
+        place.connect()
+        connections.append(place.connected[-1])
+    for connection in connections:
+        place.pool.give_back(connection)
+
+    assert not connections[-1].is_usable
+    assert sum(c.is_usable for c in connections) == MAX_IDLE
+
+
+def test_a_connection_is_retired_before_the_engine_counts_to_a_hundred(rig: Rig) -> None:
+    rig.answer_with(OK)
+    for _ in range(MAX_REQUESTS + 1):
+        rig.ask(request("GET", "/v1/models"))
+
+    assert MAX_REQUESTS < 100
+    assert len(rig.upstreams) == 2
+    assert rig.upstreams[0].is_closed
+
+
+def test_no_more_connections_are_kept_than_were_used_at_once(new_rig: NewRig) -> None:
+    rig = new_rig(slots=2)
+    rig.answer_with(OK)
+    for _ in range(10):
+        rig.ask()
+
+    assert len(rig.upstreams) == 1
+
+
+def test_idle_connections_go_within_the_gateway_s_ticks(rig: Rig) -> None:
+    rig.answer_with(OK)
+    rig.ask()
+    rig.advance(4)
+
+    assert rig.upstream.is_closed
+    assert isinstance(rig.upstream.transport, FakeTransport)
+
+
+def test_its_repr_is_its_health_report(place: Place) -> None:
+    place.idle()
+    place.accepts = False
+    place.pool.connect(place.connected.append, place.failed.append)
+
+    assert repr(place.pool) == "<Pool idle=1 connecting=1>"
+    place.loop.spin()
+    place.dials[-1].refuse()
+    place.loop.spin()
+    assert repr(place.pool) == "<Pool idle=1 connecting=0>"

@@ -1,0 +1,207 @@
+"""The gateway's life in this process, told by a supervisor; ``tests/wire`` has it as a process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llama_gguf.core.engine import EngineState, EngineStatus
+from llama_gguf.core.settings import Settings
+from llama_gguf.errors import UserError
+from llama_gguf.gateway.server import GREETING, Gateway, adopt, listen
+from tests.fakes import KEYS_TEXT, Answer, read_answers
+
+READY = EngineStatus(EngineState.READY, since=0.0, slots=3, model="m")
+
+
+# Listening ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_it_listens_where_it_is_told_to(host: str) -> None:
+    with closing(listen(host, 0)) as listener:
+        address = listener.getsockname()
+        assert address[0] == host
+        assert not listener.getblocking()
+        with socket.create_connection(address[:2], timeout=5):
+            pass
+
+
+def test_a_port_that_is_taken_is_said_plainly() -> None:
+    with closing(listen("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1:{port}"):
+            listen("127.0.0.1", port)
+
+
+def test_an_address_of_another_machine_is_said_plainly() -> None:
+    with pytest.raises(UserError, match=r"cannot listen on 203\.0\.113\.1"):
+        listen("203.0.113.1", 0)
+
+
+def test_an_inherited_socket_does_not_block_and_is_not_passed_on() -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as original:
+        fd = os.dup(original.fileno())
+        os.set_inheritable(fd, True)
+        with closing(adopt(fd)) as adopted:
+            assert adopted.getsockname() == original.getsockname()
+            assert not adopted.getblocking()
+            assert not os.get_inheritable(fd)
+
+
+# Its life -----------------------------------------------------------------------------------------
+
+
+class Told:
+    """A gateway that runs, with the supervisor's end of its channel."""
+
+    def __init__(self, gateway: Gateway, address: tuple[str, int]) -> None:
+        self.gateway = gateway
+        self.address = address
+        self.reader: asyncio.StreamReader
+        self.writer: asyncio.StreamWriter
+
+    def tell(self, status: EngineStatus) -> None:
+        self.writer.write(status.to_line())
+
+    async def get(self, path: str) -> Answer:
+        reader, writer = await asyncio.open_connection(*self.address)
+        writer.write(b"GET %b HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" % path.encode())
+        data = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        return read_answers(data)[0]
+
+    async def until(self, state: EngineState) -> None:
+        while json.loads((await self.get("/health")).body)["engine"]["state"] != state:
+            pass
+
+
+Scenario = Callable[[Told], Awaitable[None]]
+
+
+def run(folder: Path, scenario: Scenario, keys: str | None = KEYS_TEXT, **settings: Any) -> None:
+    """Run a gateway with *scenario* beside it, and wait for both."""
+    keys_file = folder / "keys.txt"
+    if keys is not None:
+        keys_file.write_text(keys)
+        keys_file.chmod(0o600)
+
+    async def both() -> None:
+        ours, theirs = socket.socketpair()
+        listener = listen("127.0.0.1", 0)
+        address = listener.getsockname()
+        usual = Settings(auth_keys_file=str(keys_file), log_dir=str(folder), **settings)
+        gateway = Gateway(usual, listener, theirs)
+        told = Told(gateway, address)
+        told.reader, told.writer = await asyncio.open_unix_connection(sock=ours)
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+            running = group.create_task(gateway.run())
+            assert await told.reader.readexactly(len(GREETING)) == GREETING
+            await scenario(told)
+            told.writer.close()
+            await running
+        await told.writer.wait_closed()
+
+    asyncio.run(both())
+
+
+def test_it_greets_its_supervisor_and_goes_when_that_has_gone(tmp_path: Path) -> None:
+    async def nothing(told: Told) -> None:
+        pass
+
+    run(tmp_path, nothing)
+
+
+def test_it_knows_of_the_engine_what_its_supervisor_tells(tmp_path: Path) -> None:
+    async def scenario(told: Told) -> None:
+        assert (await told.get("/health")).status == 503
+        told.tell(READY)
+        await told.until(EngineState.READY)
+        answer = await told.get("/health")
+        assert answer.status == 200
+        assert json.loads(answer.body)["slots"] == {"used": 0, "total": 3}
+
+        told.tell(READY.moved(EngineState.BACKOFF, 5.0, detail="it died"))
+        await told.until(EngineState.BACKOFF)
+        answer = await told.get("/health")
+        assert answer.status == 503
+        assert json.loads(answer.body)["engine"]["detail"] == "it died"
+
+    run(tmp_path, scenario)
+
+
+def test_it_stops_when_it_is_asked_to(tmp_path: Path) -> None:
+    async def scenario(told: Told) -> None:
+        told.gateway.stop()
+        assert await told.reader.read() == b"", "it lets go of its supervisor"
+
+    run(tmp_path, scenario)
+
+
+def test_after_its_end_nobody_listens(tmp_path: Path) -> None:
+    addresses = []
+
+    async def scenario(told: Told) -> None:
+        addresses.append(told.address)
+
+    run(tmp_path, scenario)
+
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(addresses[0], timeout=5)
+
+
+def test_the_last_lines_of_the_access_log_are_written_at_the_end(tmp_path: Path) -> None:
+    async def scenario(told: Told) -> None:
+        await told.get("/ping?x")
+
+    run(tmp_path, scenario)
+
+    assert " path=/ping " in (tmp_path / "api_access.log").read_text()
+
+
+def test_an_idle_client_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    async def scenario(told: Told) -> None:
+        reader, writer = await asyncio.open_connection(*told.address)
+        writer.write(b"GET /ping HTTP/1.1\r\nHost: a\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        told.gateway.stop()
+        assert await reader.read() == b""
+        writer.close()
+        await writer.wait_closed()
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("keys", "settings", "said"),
+    [
+        (None, {}, "every request will be refused"),
+        ("# none\n", {}, "every request will be refused"),
+        (KEYS_TEXT, {}, "3 API keys loaded"),
+        (None, {"auth_enabled": False}, "whoever reaches this port may use the model"),
+    ],
+)
+def test_how_it_is_guarded_is_said_at_the_start(
+    keys: str | None,
+    settings: dict[str, Any],
+    said: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def nothing(told: Told) -> None:
+        pass
+
+    with caplog.at_level(logging.INFO):
+        run(tmp_path, nothing, keys, **settings)
+
+    assert said in caplog.text

@@ -1,0 +1,88 @@
+"""The key between gateway and engine, and those of the clients, are nobody else's to see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.supervisor.conftest import (
+    BACKEND_KEY,
+    CHAT,
+    KEY,
+    Serve,
+    children,
+    environment_of,
+    quoted,
+)
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """One that has served, refused and seen its engine die."""
+    serve = Serve(tmp_path_factory.mktemp("secrets"))
+    serve.add_key()
+    try:
+        serve.start_ready(
+            engine=quoted("--die-on", "/v1/die", "--say", "hello"),
+            BACKEND_API_KEY=BACKEND_KEY,
+            HF_TOKEN="hf_a-token-of-somebody",
+        )
+        assert serve.ask(CHAT, b"{}").status == 200
+        assert serve.ask(CHAT, b"{}", key=f"{KEY}-wrong").status == 401
+        assert serve.ask("/v1/die").status == 502
+        serve.until_said("llama-server died")
+        serve.until(lambda: serve.err.count("the model is ready") == 2)
+        yield serve
+    finally:
+        serve.end()
+
+
+def test_the_engine_asks_for_the_key_that_the_gateway_shows(ready: Serve) -> None:
+    assert environment_of(ready.engine_pid)["LLAMA_API_KEY"] == BACKEND_KEY
+
+
+def test_no_command_line_has_a_secret(ready: Serve) -> None:
+    own = Path(f"/proc/{ready.pid}/cmdline").read_bytes().decode()
+    commands = [own, *children(ready.pid).values()]
+
+    assert len(commands) == 3
+    assert not [c for c in commands if BACKEND_KEY in c or KEY in c or "hf_" in c]
+
+
+def test_no_log_and_no_file_has_a_secret_but_the_keys_file(ready: Serve) -> None:
+    written = [p for p in ready.data.rglob("*") if p.is_file() and p != ready.keys_file]
+    texts = {p.name: p.read_text("utf-8", errors="replace") for p in written}
+    texts |= {"stderr": ready.err, "stdout": ready.out}
+
+    assert any(name.endswith(".log") for name in texts)
+    assert "llama-server died" in texts["stderr"]
+    for name, text in texts.items():
+        assert BACKEND_KEY not in text, name
+        assert KEY not in text, name
+        assert "hf_" not in text, name
+
+
+def test_the_settings_in_the_log_are_masked(ready: Serve) -> None:
+    assert "BACKEND_API_KEY=********" in ready.err
+
+
+def test_the_public_paths_tell_no_secret_and_no_id_of_a_key(ready: Serve) -> None:
+    for path in ("/ping", "/health"):
+        body = ready.ask(path, key="").body.decode()
+        assert BACKEND_KEY not in body
+        assert "tester" not in body
+
+
+def test_a_key_that_is_made_for_the_engine_is_another_at_every_start(serve: Serve) -> None:
+    serve.start_ready()
+    first = environment_of(serve.engine_pid)["LLAMA_API_KEY"]
+    assert serve.stop() == 0
+    serve.start_ready()
+
+    second = environment_of(serve.engine_pid)["LLAMA_API_KEY"]
+
+    assert first != second
+    assert first.startswith("gateway-")
+    assert len(first) == len("gateway-") + 43

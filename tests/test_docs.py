@@ -1,0 +1,205 @@
+"""What the pages say is so: pages printed from code, commands, flags, variables and links."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from llama_gguf.cli import reference
+from llama_gguf.cli.main import COMMANDS, command_parser
+from llama_gguf.core import settings as core_settings
+
+ROOT: Final = Path(__file__).parent.parent
+PAGES: Final = sorted(
+    p
+    for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("changes/*.md")]
+    if p.is_file()
+)
+WRITTEN: Final = [p for p in PAGES if str(p.relative_to(ROOT)) not in reference.PAGES]
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def code_in(text: str) -> Iterator[str]:
+    """Every line of a code block, and every span of code in a line."""
+    for block in re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        for line in block.splitlines():
+            yield line.partition("#")[0].strip()
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    yield from re.findall(r"`([^`\n]+)`", prose)
+
+
+def make_targets() -> set[str]:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    return set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE))
+
+
+# Printed from code --------------------------------------------------------------------------------
+
+
+def test_the_printed_pages_are_what_the_code_says() -> None:
+    assert reference.out_of_date(ROOT) == [], "`make reference` prints them anew"
+
+
+# The README ---------------------------------------------------------------------------------------
+
+
+def test_the_readme_begins_with_two_commands() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    first = re.findall(r"^```\w*\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)[0]
+
+    commands = [line.partition("#")[0].strip() for line in first.splitlines()]
+    assert commands == ["make run", "make test"]
+
+
+def test_the_licence_is_there() -> None:
+    assert "MIT" in (ROOT / "README.md").read_text("utf-8")
+    assert (ROOT / "LICENSE").read_text("utf-8").startswith("MIT License")
+
+
+# Commands -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=name_of)
+def test_every_make_target_that_is_named_exists(page: Path) -> None:
+    named = {
+        target
+        for code in code_in(page.read_text("utf-8"))
+        if code.startswith("make ")
+        for target in code.split()[1:]
+        if re.fullmatch(r"[a-z-]+", target)
+    }
+
+    assert named <= make_targets()
+
+
+def test_every_target_that_stands_for_no_file_is_said_to() -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    (phony,) = re.findall(r"^\.PHONY: (.*)", makefile, re.MULTILINE)
+
+    assert set(phony.split()) == make_targets()
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=name_of)
+def test_every_command_that_is_named_exists_and_has_the_flags_it_is_given(page: Path) -> None:
+    for code in code_in(page.read_text("utf-8")):
+        words = code.split()
+        if words[:1] != ["llama-gguf"] or len(words) == 1 or words[1].startswith("-"):
+            continue
+        assert words[1] in COMMANDS, code
+        known = command_parser(words[1]).format_help() + _actions_help(words)
+        for word in words[2:]:
+            if word.startswith("--"):
+                assert re.search(rf"{re.escape(word.partition('=')[0])}\b", known), code
+
+
+def _actions_help(words: list[str]) -> str:
+    """The help of `keys ACTION`, where *words* are that."""
+    if words[1] != "keys" or len(words) < 3:
+        return ""
+    parser = command_parser("keys")
+    actions = next(a for a in parser._actions if a.choices)
+    assert words[2] in (actions.choices or ()), words
+    return str(dict(actions.choices)[words[2]].format_help())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=name_of)
+def test_every_variable_that_looks_like_a_setting_is_one(page: Path) -> None:
+    settings = {core_settings.variable(name) for name in core_settings.FIELDS}
+    sections = {name.split("_")[0] for name in settings}
+    others = {"LLAMA_API_KEY", "HF_TOKEN", "AUTH_FAILURES_PER_MINUTE"}  # not of this table
+    named = {
+        word
+        for code in code_in(page.read_text("utf-8"))
+        for word in re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", code)
+        if word.split("_")[0] in sections and not word.startswith("LLAMA_ARG_")
+    }
+
+    assert named - others <= settings
+
+
+# Links --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_link_leads_to_a_file_and_its_heading(page: Path) -> None:
+    prose = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    prose = re.sub(r"`[^`\n]*`", "", prose)
+    for target in re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", prose):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, heading = target.partition("#")
+        linked = page.parent / path if path else page
+        assert linked.exists(), target
+        if heading:
+            assert heading in headings(linked), target
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors that a page's headings have, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles}
+
+
+def test_every_file_that_code_refers_to_in_docs_exists() -> None:
+    for source in [*ROOT.glob("src/**/*.py"), ROOT / "pyproject.toml"]:
+        for path in re.findall(r"docs/[\w/.-]+\.md", source.read_text("utf-8")):
+            assert (ROOT / path).is_file(), f"{source}: {path}"
+
+
+# Decisions ----------------------------------------------------------------------------------------
+
+
+def test_every_decision_is_in_the_list_with_its_title() -> None:
+    listed = (ROOT / "docs" / "adr" / "README.md").read_text("utf-8")
+
+    decisions = sorted((ROOT / "docs" / "adr").glob("[0-9]*.md"))
+    for decision in decisions:
+        number, _, title = (
+            decision.read_text("utf-8").splitlines()[0].removeprefix("# ").partition(": ")
+        )
+        assert number == decision.name[:4]
+        assert f"| [{number}]({decision.name}) | {title} |" in listed
+    assert listed.count("](0") == len(decisions)
+
+
+def test_decisions_are_numbered_without_gaps() -> None:
+    numbers = [int(p.name[:4]) for p in sorted((ROOT / "docs" / "adr").glob("[0-9]*.md"))]
+
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "adr").glob("[0-9]*.md")), ids=name_of)
+def test_a_decision_says_context_decision_and_consequences(page: Path) -> None:
+    text = page.read_text("utf-8")
+
+    for part in ("Context", "Decision", "Consequences"):
+        assert f"**{part}.**" in text
+
+
+# Changes ------------------------------------------------------------------------------------------
+
+
+def test_every_fragment_of_the_changelog_is_of_a_kind_that_is_collected() -> None:
+    kinds = ("added", "changed", "fixed", "security")
+    for fragment in (ROOT / "changes").glob("*.md"):
+        if fragment.name != "README.md":
+            assert fragment.name.split(".")[-2] in kinds, fragment.name
+            assert fragment.read_text("utf-8").strip()
+
+
+def test_what_holds_secrets_or_models_is_never_committed() -> None:
+    for path in ("api_keys.txt", "data/api_keys.txt", ".env", "m.gguf", "data/models/m.gguf"):
+        result = subprocess.run(
+            ["git", "check-ignore", "-q", path], cwd=ROOT, timeout=30, check=False
+        )
+        if result.returncode == 128:
+            pytest.skip("this is no git checkout")
+        assert result.returncode == 0, path

@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from llama_gguf.core.engine import EngineState
+from llama_gguf.core.settings import Settings
+from llama_gguf.probe import Finding, Probe, watch
+
+LOADING = b"HTTP/1.1 503 X\r\nContent-Length: 2\r\n\r\n{}"
+HEALTHY = b'HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{"status":"ok"}'
+NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+UNREACHABLE = Finding(EngineState.UNREACHABLE)
+READY = Finding(EngineState.READY)
+
+
+def props(body: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
+        len(body),
+        body,
+    )
+
+
+class Engine:
+    """Answers each path with bytes of the test's choice, and then closes, unless it ``stays``."""
+
+    def __init__(self, health: bytes, props: bytes = NOT_FOUND, *, stays: bool = False) -> None:
+        self.answers = {b"/health": health, b"/props": props}
+        self.stays = stays
+        self.requests: list[bytes] = []
+        self.connections = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        with closing(writer):
+            request = await reader.readuntil(b"\r\n\r\n")
+            self.requests.append(request)
+            writer.write(self.answers[request.split(b" ")[1]])
+            if self.stays:
+                await reader.read()  # until the other side closes
+
+    @property
+    def paths(self) -> list[bytes]:
+        return [r.split(b" ")[1] for r in self.requests]
+
+
+Scenario = Callable[[Probe], Awaitable[None]]
+
+
+def run(engine: Engine, scenario: Scenario, key: str = "", path: Path | None = None) -> None:
+    async def both() -> None:
+        if path is None:
+            server = await asyncio.start_server(engine.serve, "127.0.0.1", 0)
+            port = server.sockets[0].getsockname()[1]
+            settings = Settings(port_backend=port, backend_api_key=key)
+        else:
+            server = await asyncio.start_unix_server(engine.serve, path)
+            settings = Settings(backend_socket=str(path), backend_api_key=key)
+        async with server, asyncio.timeout(20):
+            await scenario(Probe(settings))
+
+    asyncio.run(both())
+
+
+def look(engine: Engine) -> Finding:
+    """What one look at *engine* finds."""
+    found: list[Finding] = []
+
+    async def scenario(probe: Probe) -> None:
+        found.append(await probe.look())
+
+    run(engine, scenario)
+    return found[0]
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_an_engine_that_loads_is_loading(stays: bool) -> None:
+    engine = Engine(LOADING, stays=stays)
+
+    assert look(engine) == Finding(EngineState.LOADING)
+    assert engine.paths == [b"/health"]
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_an_engine_that_is_ready_tells_its_slots_and_its_model(stays: bool) -> None:
+    body = b'{"total_slots":3,"model_alias":"tiny","model_path":"/m/x.gguf"}'
+
+    assert look(Engine(HEALTHY, props(body), stays=stays)) == Finding(EngineState.READY, 3, "tiny")
+
+
+def test_without_an_alias_the_file_is_the_model() -> None:
+    body = b'{"total_slots":1,"model_path":"/models/x.gguf"}'
+
+    assert look(Engine(HEALTHY, props(body))) == Finding(EngineState.READY, 1, "x.gguf")
+
+
+def test_an_answer_without_a_length_ends_with_its_connection() -> None:
+    health = b'HTTP/1.0 200 OK\r\n\r\n{"status":"ok"}'
+    told = b'HTTP/1.0 200 OK\r\n\r\n{"total_slots":2}'
+
+    assert look(Engine(health, told)) == Finding(EngineState.READY, 2)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        NOT_FOUND,
+        b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n",
+        props(b"not JSON"),
+        props(b"\xff\xfe"),
+        props(b"[]"),
+        props(b"null"),
+        props(b"{}"),
+        props(b'{"total_slots":"4"}'),
+        props(b'{"total_slots":null,"model_alias":null,"model_path":null}'),
+    ],
+)
+def test_an_engine_that_does_not_tell_its_properties_is_ready_all_the_same(answer: bytes) -> None:
+    assert look(Engine(HEALTHY, answer)) == READY
+
+
+@pytest.mark.parametrize("body", [b'{"model_path":5}', b'{"model_path":["a"]}'])
+def test_properties_of_odd_types_do_no_harm(body: bytes) -> None:
+    # BUG: raises TypeError, which ends the watch for good.
+    assert look(Engine(HEALTHY, props(body))).state is EngineState.READY
+
+
+def test_a_number_of_slots_that_cannot_be_is_none() -> None:
+    # BUG: it is believed, and then no request is ever granted a slot.
+    assert look(Engine(HEALTHY, props(b'{"total_slots":-1}'))).slots is None
+
+
+@pytest.mark.parametrize("status", [b"404 Not Found", b"200 OK", b"401 X", b"500 X"])
+def test_another_engine_that_answers_at_all_is_ready(status: bytes) -> None:
+    answer = b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n"
+
+    assert look(Engine(answer)).state is EngineState.READY
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"",
+        b"no end",
+        b"HTTP/1.1 abc OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nshort",
+        b"x" * 100_000,
+        b"\x15\x03\x01\x00\x02\x02\x0a\r\n\r\n",  # BUG: likewise
+        b"garbage\r\n\r\n",  # BUG: raises IndexError, which ends the watch
+        b"\r\n\r\n",  # BUG: likewise
+    ],
+)
+def test_garbage_is_unreachable(garbage: bytes) -> None:
+    assert look(Engine(garbage)) == UNREACHABLE
+
+
+def test_nobody_there_is_unreachable() -> None:
+    async def scenario(probe: Probe) -> None:
+        del probe
+        server = await asyncio.start_server(Engine(HEALTHY).serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        server.close()
+        await server.wait_closed()
+        assert await Probe(Settings(port_backend=port)).look() == UNREACHABLE
+
+    run(Engine(HEALTHY), scenario)
+
+
+def test_no_socket_there_is_unreachable(tmp_path: Path) -> None:
+    probe = Probe(Settings(backend_socket=str(tmp_path / "no.sock")))
+
+    assert asyncio.run(probe.look()) == UNREACHABLE
+
+
+def test_an_engine_behind_a_unix_socket_is_looked_at_there(tmp_path: Path) -> None:
+    engine = Engine(HEALTHY, props(b'{"total_slots":2}'))
+
+    async def scenario(probe: Probe) -> None:
+        assert await probe.look() == Finding(EngineState.READY, 2)
+
+    run(engine, scenario, path=tmp_path / "llama.sock")
+
+
+def test_it_shows_the_key_and_asks_for_the_connection_to_close() -> None:
+    engine = Engine(HEALTHY, props(b"{}"))
+
+    async def scenario(probe: Probe) -> None:
+        await probe.look()
+
+    run(engine, scenario, key="the-engine-s-own")
+
+    for request in engine.requests:
+        assert b"\r\nAuthorization: Bearer the-engine-s-own\r\n" in request
+        assert b"\r\nConnection: close\r\n" in request
+
+
+def test_properties_are_asked_for_once_in_each_life_of_the_engine() -> None:
+    engine = Engine(HEALTHY, props(b'{"total_slots":2}'))
+
+    async def scenario(probe: Probe) -> None:
+        for _ in range(3):
+            assert (await probe.look()).slots == 2
+        assert engine.paths.count(b"/props") == 1
+
+        engine.answers[b"/health"] = LOADING
+        assert (await probe.look()).state is EngineState.LOADING
+        engine.answers |= {b"/health": HEALTHY, b"/props": props(b'{"total_slots":8}')}
+        assert (await probe.look()).slots == 8
+        assert engine.paths.count(b"/props") == 2
+
+    run(engine, scenario)
+
+
+def test_it_never_asks_what_would_wake_a_sleeping_engine() -> None:
+    engine = Engine(HEALTHY, props(b"{}"))
+
+    async def scenario(probe: Probe) -> None:
+        for _ in range(3):
+            await probe.look()
+
+    run(engine, scenario)
+
+    assert set(engine.paths) == {b"/health", b"/props"}
+
+
+def test_every_look_ends_its_connections() -> None:
+    engine = Engine(HEALTHY, props(b"{}"), stays=True)
+
+    async def scenario(probe: Probe) -> None:
+        for _ in range(20):
+            await probe.look()
+
+    run(engine, scenario)  # an open connection would be a warning, and so an error
+
+    assert engine.connections == 21
+
+
+def test_a_watch_reports_every_look_until_it_is_cancelled() -> None:
+    engine = Engine(LOADING)
+    states: list[EngineState] = []
+
+    async def scenario(probe: Probe) -> None:
+        enough = asyncio.Event()
+
+        def report(finding: Finding) -> None:
+            states.append(finding.state)
+            if len(states) == 2:
+                engine.answers[b"/health"] = HEALTHY
+            if len(states) == 4:
+                enough.set()
+
+        watching = asyncio.get_running_loop().create_task(
+            watch(probe, report, ready_every=0.001, else_every=0.001)
+        )
+        await enough.wait()
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+    run(engine, scenario)
+
+    assert states[:4] == [EngineState.LOADING] * 2 + [EngineState.READY] * 2

@@ -1,0 +1,85 @@
+"""The queue over real sockets: slots are the engine's, and whoever left does not wait in it."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+
+from tests.fakes import LAST_CHUNK, STREAM_HEAD, event, request
+from tests.wire.conftest import GatewayProcess, Processes, ScriptedEngine, eventually
+
+ANSWER = STREAM_HEAD + event(1) + LAST_CHUNK
+
+
+def numbered(n: int) -> bytes:
+    return request(body=b'{"stream":true,"n":%d}' % n)
+
+
+def test_with_four_slots_and_six_streams_two_wait_and_are_then_served(
+    gateway: GatewayProcess, engine: ScriptedEngine
+) -> None:
+    with ExitStack() as stack:
+        wires = [stack.enter_context(gateway.connect()) for _ in range(6)]
+        for n, wire in enumerate(wires):
+            wire.send(numbered(n))
+            eventually(partial(have_arrived, gateway, n + 1))
+        visits = [engine.visit() for _ in range(4)]
+        assert places(gateway) == (4, 2)
+        assert not engine.has_visit
+
+        visits[2].finish(ANSWER)
+        assert engine.visit().body.endswith(b'"n":4}')
+        visits[0].finish(ANSWER)
+        last = engine.visit()
+        assert last.body.endswith(b'"n":5}')
+        assert places(gateway) == (4, 0)
+        last.finish(ANSWER)
+
+        assert wires[5].answer().is_whole
+
+
+def have_arrived(gateway: GatewayProcess, number: int) -> bool:
+    return sum(places(gateway)) == number
+
+
+def places(gateway: GatewayProcess) -> tuple[int, int]:
+    """How many run, and how many wait."""
+    facts = gateway.health()
+    return facts["slots"]["used"], facts["queue"]["length"]
+
+
+def test_a_request_whose_client_left_the_queue_never_reaches_the_engine(
+    engine: ScriptedEngine, processes: Processes
+) -> None:
+    gateway = processes.gateway(("127.0.0.1", engine.port), MAX_CONCURRENT_REQUESTS=1)
+    with gateway.connect() as first, gateway.connect() as third:
+        first.send(numbered(1))
+        visit = engine.visit()
+        second = gateway.connect()
+        second.send(numbered(2))
+        eventually(lambda: places(gateway) == (1, 1))
+        third.send(numbered(3))
+        eventually(lambda: places(gateway) == (1, 2))
+        second.leave()
+        eventually(lambda: places(gateway) == (1, 1))
+        visit.finish(ANSWER)
+
+        assert engine.visit().body.endswith(b'"n":3}')
+        assert not engine.has_visit
+
+
+def test_many_streams_at_once_are_all_served_whole(processes: Processes) -> None:
+    llama = processes.fake_llama()
+    gateway = processes.gateway(llama.address)
+    raw = request("POST", "/v1/chat/completions", "x-events: 20", body=b'{"stream": true}')
+    with ExitStack() as stack:
+        wires = [stack.enter_context(gateway.connect()) for _ in range(30)]
+        for wire in wires:
+            wire.send(raw)
+        for wire in wires:
+            answer = wire.answer()
+            assert answer.is_whole
+            assert len(answer.chunks) == 21
+
+    assert len(llama.seen("/v1/chat/completions")) == 30
+    eventually(lambda: places(gateway) == (0, 0))

@@ -11,7 +11,6 @@ unhealthy: https://docs.runpod.io/serverless/load-balancing/overview
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import threading
 from collections.abc import Callable
@@ -53,8 +52,8 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._server.open_connections += 1
-        if self._server.open_connections > MAX_CONNECTIONS:
+        self._server.open.add(self._transport)
+        if len(self._server.open) > MAX_CONNECTIONS:
             self._transport.abort()
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(TIMEOUT_SECONDS, self._transport.abort)
@@ -68,7 +67,7 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._server.open_connections -= 1
+        self._server.open.discard(self._transport)
         if self._timer is not None:
             self._timer.cancel()
 
@@ -84,7 +83,7 @@ class HealthServer:
     def __init__(self, listener: socket.socket, status: Callable[[], int]) -> None:
         self._listener = listener
         self.status = status
-        self.open_connections = 0
+        self.open: set[asyncio.Transport] = set()
         self._loop = asyncio.new_event_loop()
         self._has_begun = threading.Event()
         self._thread = threading.Thread(target=self._run, name="health", daemon=True)
@@ -108,5 +107,6 @@ class HealthServer:
         self._loop.call_soon(self._has_begun.set)
         self._loop.run_forever()
         server.close()
-        with contextlib.suppress(RuntimeError):
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        for transport in self.open:
+            transport.abort()
+        self._loop.run_until_complete(asyncio.sleep(0))  # a turn for what that has called

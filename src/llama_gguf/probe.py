@@ -19,6 +19,7 @@ from llama_gguf.core.engine import EngineState
 from llama_gguf.core.settings import Settings
 
 _TIMEOUT_SECONDS: Final = 5.0
+_STATUS: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r]")
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,7})[ \t]*\r\n", re.IGNORECASE)
 
 
@@ -82,7 +83,10 @@ class Probe:
             length = _LENGTH.search(head)
             # Not every peer closes when it is asked to, so its length is believed first.
             body = await (reader.readexactly(int(length[1])) if length else reader.read())
-        return int(head.split(b" ", 2)[1]), body
+        status = _STATUS.match(head)
+        if status is None:
+            raise ValueError("not HTTP")
+        return int(status[1]), body
 
     def _request(self, path: str) -> bytes:
         key = self._settings.backend_api_key
@@ -97,9 +101,10 @@ def _read_props(body: bytes) -> Finding:
         props: Any = json.loads(body)
         slots = props.get("total_slots")
         model = str(props.get("model_alias") or os.path.basename(props.get("model_path") or ""))
-    except (ValueError, AttributeError):
+    except (ValueError, TypeError, AttributeError):
         return Finding(EngineState.READY)
-    return Finding(EngineState.READY, slots if isinstance(slots, int) else None, model)
+    tells = isinstance(slots, int) and slots > 0
+    return Finding(EngineState.READY, slots if tells else None, model)
 
 
 async def watch(

@@ -147,7 +147,6 @@ def test_the_model_of_the_command_line_is_not_called_a_default(
 
     told = json.loads(capsys.readouterr().out)["settings"]["MODEL_NAME"]
     assert told["value"] == "m.gguf"
-    # BUG: its source stays "default"
     assert told["source"] != "default"
 
 
@@ -170,7 +169,6 @@ def test_a_value_of_any_length_is_shown_whole_in_a_pipe(
 
     assert main(["check"], machine.environ | {"EXTRA_ARGS": words}) == 0
 
-    # BUG: the table is 200 columns wide in a pipe, and what is longer ends in an ellipsis
     assert words in capsys.readouterr().out
 
 
@@ -246,7 +244,6 @@ def test_a_port_that_is_taken(machine: Machine, check: Check, variable: str) -> 
 def test_one_port_for_two_purposes(machine: Machine, check: Check, one: str, other: str) -> None:
     status, _ = check(**{other: machine.environ[one]})
 
-    # BUG: each is looked at by itself, and is free
     assert status == 1
 
 
@@ -257,7 +254,6 @@ def test_with_a_unix_socket_the_engines_port_is_not_needed(machine: Machine, che
 
         status, checks = check(BACKEND_SOCKET=str(machine.folder / "engine.sock"))
 
-    # BUG: PORT_BACKEND is looked at all the same
     assert wrong(checks) == {}
     assert status == 0
 

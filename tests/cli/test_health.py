@@ -133,6 +133,4 @@ def test_it_can_be_stopped_as_soon_as_it_was_started() -> None:
     for _ in range(50):
         server = HealthServer(listen("127.0.0.1", 0), lambda: 200)
         server.start()
-        # BUG: a loop that is told to stop before it runs for ever dies of it in its thread, or
-        # forgets it, and then this waits for ever
         server.stop()

@@ -186,7 +186,6 @@ def run(*argv: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProces
     [
         ["pull", "--list"],
         ["pull", "--list", "--json"],
-        # BUG: argparse's own writing is not flushed within main(), so that Python complains at exit
         [],
         ["--help"],
         ["serve", "--help"],

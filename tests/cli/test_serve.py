@@ -218,7 +218,6 @@ def test_the_model_of_the_command_line_beats_both_variables() -> None:
         {},
         {"max_queue_wait": 2.5, "cors_origins": ("https://a.example", "https://b.example")},
         {"auth_enabled": False, "max_requests_per_minute": 1_000_000_000},
-        # BUG: long and short durations are told as 1e+06, 86400.1 and 1e-05
         {"max_queue_wait": 1_000_000.0},
         {"request_timeout": 86400.125},
         {"drain_timeout": 0.00001},

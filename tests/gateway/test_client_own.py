@@ -1,4 +1,4 @@
-"""The paths that the gateway answers itself, whatever the engine does, and CORS."""
+"""The paths that the gateway answers itself, whatever the engine does."""
 
 from __future__ import annotations
 
@@ -24,8 +24,6 @@ from tests.fakes import (
     request,
 )
 from tests.gateway.conftest import NewRig
-
-ORIGIN = "Origin: https://app.example"
 
 
 def get(rig: Rig, target: str, *fields: str, key: str | None = None) -> Answer:
@@ -216,154 +214,6 @@ def test_keys_are_not_read_again_for_a_request(rig: Rig) -> None:
     rig.ask()
 
     assert rig.records[0].key_id == "alice"
-
-
-# CORS ---------------------------------------------------------------------------------------------
-
-
-def cors_of(answer: Answer) -> dict[str, str]:
-    return {n: v for n, v in answer.fields if n.lower().startswith("access-control-")}
-
-
-EVIL = (
-    b"HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: http://evil.example\r\n"
-    b"Access-Control-Allow-Credentials: true\r\nContent-Length: 0\r\n\r\n"
-)
-
-
-def test_without_cors_no_answer_has_its_fields(rig: Rig) -> None:
-    rig.answer_with(EVIL)
-
-    for key in (KEY, None):
-        assert cors_of(get(rig, "/v1/models", ORIGIN, key=key)) == {}
-
-
-@pytest.mark.parametrize("key", [KEY, None])
-def test_an_allowed_origin_is_told_so_on_every_answer(key: str | None, new_rig: NewRig) -> None:
-    rig = new_rig(cors_origins=("https://app.example", "https://b.example"))
-    rig.answer_with(EVIL)
-    answer = get(rig, "/v1/models", ORIGIN, key=key)
-
-    assert answer["access-control-allow-origin"] == "https://app.example"
-    assert answer["vary"] == "Origin"
-    assert "retry-after" in answer["access-control-expose-headers"]
-    assert "x-request-id" in answer["access-control-expose-headers"]
-    assert "access-control-allow-credentials" not in answer
-
-
-@pytest.mark.parametrize(
-    "origin", ["https://evil.example", "https://app.example.evil", "null", "https://APP.example"]
-)
-def test_another_origin_is_told_nothing(origin: str, new_rig: NewRig) -> None:
-    rig = new_rig(cors_origins=("https://app.example",))
-    rig.answer_with(EVIL)
-    answer = get(rig, "/v1/models", f"Origin: {origin}", key=KEY)
-
-    assert cors_of(answer) == {}
-    assert answer["vary"] == "Origin"
-
-
-def test_a_star_is_for_everybody(new_rig: NewRig) -> None:
-    rig = new_rig(cors_origins=("*",))
-    rig.answer_with(EVIL)
-
-    assert get(rig, "/v1/models", ORIGIN, key=KEY)["access-control-allow-origin"] == "*"
-    assert get(rig, "/ping")["access-control-allow-origin"] == "*"
-
-
-REFUSED = {
-    401: request("POST", "/v1/embeddings", ORIGIN, key=None, body=b"{}"),
-    403: request("POST", "/slots/1", ORIGIN),
-    405: request("POST", "/ping", ORIGIN),
-    413: request("POST", "/v1/embeddings", ORIGIN, "Content-Length: 99999999"),
-    417: request("POST", "/v1/embeddings", ORIGIN, "Expect: x"),
-    431: request("GET", "/v1/models", ORIGIN, *["X: y"] * 99),
-}
-
-
-@pytest.mark.parametrize(("status", "raw"), REFUSED.items())
-def test_a_browser_can_read_what_is_refused(status: int, raw: bytes, new_rig: NewRig) -> None:
-    answer = new_rig(cors_origins=("https://app.example",)).ask(raw).answer
-
-    assert answer.status == status
-    assert answer["access-control-allow-origin"] == "https://app.example"
-
-
-def test_a_browser_can_read_what_the_engine_made_fail(new_rig: NewRig) -> None:
-    rig = new_rig(cors_origins=("*",), max_requests_per_minute=2)
-    dead = rig.ask(request("POST", "/v1/embeddings", ORIGIN, body=b"{}"))
-    rig.upstream.hang_up()
-    slow = rig.ask(request("POST", "/v1/embeddings", ORIGIN, body=b"{}"))
-    limited = rig.ask(request("POST", "/v1/embeddings", ORIGIN, body=b"{}"))
-    rig.advance(301)
-
-    for client, status in ((dead, 502), (slow, 504), (limited, 429)):
-        assert client.answer.status == status
-        assert client.answer["access-control-allow-origin"] == "*"
-
-
-def test_a_stream_has_its_cors_fields_in_its_head(new_rig: NewRig) -> None:
-    rig = new_rig(cors_origins=("*",))
-    client = rig.ask()
-    rig.upstream.say(STREAM_HEAD, event(1))
-
-    assert client.answer["access-control-allow-origin"] == "*"
-
-
-def preflight(rig: Rig, *fields: str, target: str = "/v1/chat/completions") -> Answer:
-    return rig.ask(request("OPTIONS", target, *fields, key=None)).answer
-
-
-def test_a_preflight_needs_no_key_and_no_engine_and_echoes_what_is_asked(new_rig: NewRig) -> None:
-    rig = new_rig(cors_origins=("https://app.example",), state=EngineState.FAILED)
-    names = "authorization, x-stainless-os, anthropic-version, x-api-key"
-    answer = preflight(
-        rig,
-        ORIGIN,
-        "Access-Control-Request-Method: POST",
-        f"Access-Control-Request-Headers: {names}",
-    )
-
-    assert answer.status == 204
-    assert answer["access-control-allow-origin"] == "https://app.example"
-    assert answer["access-control-allow-headers"] == names
-    assert "POST" in answer["access-control-allow-methods"]
-    assert int(answer["access-control-max-age"]) > 0
-    assert "content-length" not in answer
-    assert rig.dials == []
-
-
-def test_a_preflight_of_another_origin_is_granted_nothing(new_rig: NewRig) -> None:
-    rig = new_rig(cors_origins=("https://app.example",))
-    answer = preflight(rig, "Origin: https://evil.example", "Access-Control-Request-Method: POST")
-
-    assert answer.status == 204
-    assert cors_of(answer) == {}
-
-
-def test_a_preflight_without_cors_is_granted_nothing(rig: Rig) -> None:
-    answer = preflight(rig, ORIGIN, "Access-Control-Request-Method: POST")
-
-    assert answer.status == 204
-    assert cors_of(answer) == {}
-
-
-def test_names_in_a_preflight_are_not_echoed_when_they_are_odd(new_rig: NewRig) -> None:
-    rig = new_rig(cors_origins=("*",))
-    odd = 'Access-Control-Request-Headers: a"; b=<c>'
-    answer = preflight(rig, ORIGIN, "Access-Control-Request-Method: POST", odd)
-
-    assert "access-control-allow-headers" not in answer
-
-
-@pytest.mark.parametrize("target", ["*", "/slots", "/ping", "/v1/../x"])
-def test_options_never_reaches_the_engine(target: str, new_rig: NewRig) -> None:
-    rig = new_rig(exposed_routes="all")
-    answer = preflight(rig, target=target)
-
-    assert answer.status == 204
-    assert "POST" in answer["allow"]
-    assert rig.dials == []
 
 
 # What is remembered -------------------------------------------------------------------------------

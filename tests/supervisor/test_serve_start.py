@@ -131,7 +131,6 @@ def test_settings_by_flag_reach_gateway_and_engine(serve: Serve) -> None:
 
 
 def test_a_long_wait_is_a_setting_like_any_other(serve: Serve) -> None:
-    # BUG: the gateway is told 1e+06, which it refuses, and serve leaves with status 2
     serve.start_ready(MAX_QUEUE_WAIT="1000000")
 
     assert serve.ask(CHAT, b"{}").status == 200
@@ -186,7 +185,6 @@ def test_create_key_where_none_can_be_written_says_why_and_leaves(serve: Serve) 
 
     assert serve.left_with() == 1
     assert f"cannot write the keys file {nowhere}" in serve.err
-    # BUG: a health server that is stopped as soon as it was started writes a traceback
     assert "Traceback" not in serve.err
 
 
@@ -222,7 +220,6 @@ def test_a_unix_socket_serves_and_does_not_stop_the_next_start(serve: Serve) -> 
     assert serve.ask(CHAT, b'{"over": "a socket"}').status == 200
     assert serve.stop() == 0
 
-    # BUG: nobody removes the file that llama-server leaves behind, so it cannot bind again
     serve.start_ready(engine=engine, BACKEND_SOCKET=str(socket_path))
 
     assert serve.ask(CHAT, b"{}").status == 200

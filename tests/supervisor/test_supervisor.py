@@ -82,8 +82,7 @@ def test_a_gateway_that_is_killed_before_it_listens_is_started_again(serve: Serv
         os.kill(pid, signal.SIGKILL)
         killed.append(pid)
 
-    # BUG: what was sent to it over the channel and not read makes the channel's end a
-    # ConnectionResetError, which ends the supervisor with a traceback
+    # What was sent to it and never read makes its end of the channel a ConnectionResetError.
     serve.until(lambda: serve.engine_state() == "ready")
 
     assert serve.engine_pid == engine
@@ -152,7 +151,6 @@ def test_a_helper_that_outlives_the_engine_does_not_hide_its_death(serve: Serve)
     try:
         os.kill(serve.engine_pid, signal.SIGKILL)
 
-        # BUG: it waits for the end of the output, that is, for the helper
         assert serve.process.wait(5) == 128 + signal.SIGKILL
     finally:
         os.kill(int(pid_file.read_text()), signal.SIGKILL)
@@ -189,13 +187,8 @@ def test_an_engine_that_a_script_starts_without_exec_is_not_left_behind(serve: S
             1,
             ["does not know one of its flags", "Check EXTRA_ARGS", "invalid argument: --nope"],
         ),
-        (
-            "--say 'ggml_vulkan: Device memory allocation failed: out of memory' --exit-at-load 1",
-            1,
-            ["Lower CTX or PARALLEL"],
-        ),
     ],
-    ids=["status", "status-0", "SIGILL", "SIGSEGV", "flag", "memory"],
+    ids=["status", "status-0", "SIGILL", "SIGSEGV", "flag"],
 )
 def test_an_engine_that_dies_at_its_first_load_is_explained_and_its_status_is_ours(
     serve: Serve, engine: str, status: int, reasons: list[str]

@@ -72,7 +72,8 @@ def _nvidia_gpus(path: str) -> tuple[str, ...]:
         result = subprocess.run(
             [program, *query],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=_NVIDIA_SMI_SECONDS,
             check=True,
         )

@@ -11,9 +11,11 @@ connection (or, in an event stream, to send an error event and close).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import socket
+import struct
 from typing import TYPE_CHECKING, Final, cast
 
 from llama_gguf.core import replies
@@ -74,6 +76,8 @@ EVENT_ENDS: Final = (b"\n\n\r\n", b"\r\n\r\n\r\n")
 """The end of a whole event, with the end of its chunk."""
 TAIL_BYTES: Final = 6
 
+# socket(7), SO_LINGER: on, for no time at all.
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 # linux/include/net/tcp_states.h
 _TCP_CLOSE: Final = 7
 _TCP_CLOSE_WAIT: Final = 8
@@ -721,11 +725,18 @@ class ClientConnection(asyncio.Protocol):
             self._transport.write(frame(event) if self.reads_chunks else event)
             self._close()  # without the last chunk: never a clean end
         else:
-            # A reset, not a FIN, which would be the clean end of a close-delimited body.
-            self._transport.abort()
+            self._reset()
         exchange.on(Event.LOST)
         exchange.outcome = error.code
         self._end_exchange()
+
+    def _reset(self) -> None:
+        """Cut with a reset: to a body that ends with its connection, a FIN is a clean end."""
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self._transport.abort()
 
     def _give_up_upstream(self, error: GatewayError) -> None:
         """The engine is too slow: let go of it, and tell the client as far as that can be done."""
@@ -846,7 +857,8 @@ class ClientConnection(asyncio.Protocol):
         Closing with unread bytes in the socket resets the connection, and a reset
         may take the answer with it.
         """
-        if not self._must_linger:
+        still_comes = self._skip > len(self._received)
+        if not (self._must_linger or still_comes):
             self._close()
             return
         self._is_lingering = True

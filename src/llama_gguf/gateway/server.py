@@ -180,6 +180,7 @@ class Gateway:
     async def _tick(self) -> None:
         """Twice a second: deadlines, the date, the access log, old connections."""
         shared = self.shared
+        writing: asyncio.Future[None] | None = None
         while True:
             await asyncio.sleep(TICK_SECONDS)
             shared.tell_time()
@@ -187,9 +188,10 @@ class Gateway:
             now = shared.now()
             for connection in tuple(shared.connections):
                 connection.on_tick(now)
-            if shared.access_log.pending:
+            if shared.access_log.pending and (writing is None or writing.done()):
+                # Not awaited: a disk that hangs must not stop the clock.
                 records = shared.access_log.take()
-                await shared.loop.run_in_executor(None, shared.access_log.write, records)
+                writing = shared.loop.run_in_executor(None, shared.access_log.write, records)
 
     # The end ------------------------------------------------------------------------------------
 

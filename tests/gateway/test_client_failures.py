@@ -1,0 +1,201 @@
+"""An engine that fails before the head of its answer is complete."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.fakes import (
+    OK,
+    Rig,
+    code_of,
+    request,
+)
+from tests.gateway.conftest import NewRig
+
+
+def test_an_engine_that_refuses_the_connection_is_502(rig: Rig) -> None:
+    rig.accepts = False
+    client = rig.ask()
+    rig.dials[0].refuse()
+    rig.spin()
+
+    assert client.answer.status == 502
+    assert code_of(client.answer) == "backend_error"
+    assert not client.is_closed
+    assert rig.is_at_rest
+    assert rig.shared.metrics.backend_failures["connect"] == 1
+
+
+def test_an_engine_that_does_not_take_the_connection_in_time_is_502(rig: Rig) -> None:
+    rig.accepts = False
+    client = rig.ask()
+    rig.advance(9)
+    assert client.received == b""
+
+    rig.advance(2)
+
+    assert client.answer.status == 502
+    assert rig.dials[0].was_cancelled
+    assert rig.is_at_rest
+
+
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\nContent-Le"])
+@pytest.mark.parametrize("how", ["hang_up", "reset"])
+def test_an_engine_that_goes_before_its_head_is_502(said: bytes, how: str, rig: Rig) -> None:
+    client = rig.ask()
+    if said:
+        rig.upstream.say(said)
+    getattr(rig.upstream, how)()
+
+    assert client.answer.status == 502
+    assert json.loads(client.answer.body)["error"]["type"] == "server_error"
+    assert not client.is_closed
+    assert rig.is_at_rest
+    assert rig.records[0].outcome == "backend_error"
+    assert rig.records[0].status == 502
+
+
+NONSENSE = {
+    "no HTTP": b"!!! this is not HTTP\r\n\r\n",
+    "another banner": b"SSH-2.0-OpenSSH_9.9\r\n\r\n",
+    "a request": b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    "no version": b"200 OK\r\n\r\n",
+    "status 99": b"HTTP/1.1 99 X\r\n\r\n",
+    "status 000": b"HTTP/1.1 000 X\r\n\r\n",
+    "status 20": b"HTTP/1.1 20 X\r\n\r\n",
+    "status 2000": b"HTTP/1.1 2000 X\r\n\r\n",
+    "status 600": b"HTTP/1.1 600 X\r\n\r\n",
+    "status +200": b"HTTP/1.1 +200 X\r\n\r\n",
+    "an unasked 101": b"HTTP/1.1 101 X\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+    "length and chunked": (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
+    ),
+    "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+    "a list of lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 5, 5\r\n\r\n",
+    "a signed length": b"HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\n",
+    "a negative length": b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
+    "an empty length": b"HTTP/1.1 200 OK\r\nContent-Length: \r\n\r\n",
+    "a huge length": b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n",
+    "gzip, chunked": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+    "chunked twice": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n"
+    ),
+    "a folded field": b"HTTP/1.1 200 OK\r\nX: a\r\n b\r\n\r\n",
+    "a space before the colon": b"HTTP/1.1 200 OK\r\nContent-Length : 0\r\n\r\n",
+    "a NUL in a value": b"HTTP/1.1 200 OK\r\nX: a\0b\r\n\r\n",
+    "a bare CR in a value": b"HTTP/1.1 200 OK\r\nX: a\rb\r\n\r\n",
+    "a bare LF in a value": b"HTTP/1.1 200 OK\r\nX: a\nSet-Cookie: b\r\n\r\n",
+    "a bare CR in the reason": b"HTTP/1.1 200 O\rK\r\n\r\n",
+    "a bad name": b"HTTP/1.1 200 OK\r\nX(: a\r\n\r\n",
+    "no colon": b"HTTP/1.1 200 OK\r\nnonsense\r\n\r\n",
+    "a head over 64 KiB": b"HTTP/1.1 200 OK\r\nX: " + b"x" * 66000 + b"\r\n\r\n",
+    "a head without end": b"HTTP/1.1 200 OK\r\nX: " + b"x" * 66000,
+    "a NUL in the reason": b"HTTP/1.1 200 O\0K\r\nContent-Length: 0\r\n\r\n",
+    "HTTP/2.0": b"HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n",
+    "HTTP/0.9": b"HTTP/0.9 200 OK\r\nContent-Length: 0\r\n\r\n",
+    "ICE": b"ICE/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",
+    "RTSP": b"RTSP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("answer", NONSENSE.values(), ids=NONSENSE.keys())
+def test_nonsense_in_place_of_an_answer_is_502(answer: bytes, rig: Rig) -> None:
+    client = rig.ask()
+    upstream = rig.upstream
+    upstream.say(answer)
+
+    assert client.answer.status == 502
+    assert code_of(client.answer) == "backend_error"
+    assert upstream.was_cut
+    assert not client.is_closed
+    assert rig.is_at_rest
+
+
+def test_a_head_in_pieces_may_not_be_over_64_kib_either(rig: Rig) -> None:
+    client = rig.ask()
+    upstream = rig.upstream
+    upstream.say(b"HTTP/1.1 200 OK\r\n")
+    for _ in range(70):
+        upstream.say(b"X: " + b"x" * 1000 + b"\r\n")
+
+    assert client.answer.status == 502
+    assert upstream.was_cut
+
+
+def test_thousands_of_interim_answers_in_one_read_do_no_harm(rig: Rig) -> None:
+    client = rig.ask()
+    rig.upstream.say(b"HTTP/1.1 103 X\r\n\r\n" * 3000 + OK)
+
+    assert client.answer.status == 200
+
+
+def test_an_engine_that_says_nothing_but_interim_answers_is_504(rig: Rig) -> None:
+    client = rig.ask()
+    for _ in range(31):
+        rig.upstream.say(b"HTTP/1.1 102 Processing\r\n\r\n")
+        rig.advance(10)
+
+    assert client.answer.status == 504
+
+
+def test_a_silent_engine_is_504_and_its_clients_are_told_not_to_retry(rig: Rig) -> None:
+    client = rig.ask()
+    upstream = rig.upstream
+    rig.advance(299)
+    assert client.received == b""
+
+    rig.advance(2)
+
+    assert client.answer.status == 504
+    assert code_of(client.answer) == "backend_timeout"
+    assert client.answer["x-should-retry"] == "false"
+    assert upstream.was_cut
+    assert not client.is_closed
+    assert rig.is_at_rest
+    assert rig.shared.metrics.backend_failures["timeout"] == 1
+    assert rig.records[0].outcome == "backend_timeout"
+
+
+def test_half_a_head_does_not_keep_an_engine_from_being_silent(rig: Rig) -> None:
+    client = rig.ask()
+    rig.upstream.say(b"HTTP/1.1 200 OK\r\n")
+    rig.advance(301)
+
+    assert client.answer.status == 504
+
+
+def test_the_cap_on_a_whole_answer_is_504_before_its_head(new_rig: NewRig) -> None:
+    rig = new_rig(max_request_duration=30.0)
+    client = rig.ask()
+    rig.advance(31)
+
+    assert client.answer.status == 504
+    assert rig.upstreams[0].was_cut
+    assert rig.is_at_rest
+
+
+def test_the_cap_holds_while_connecting_too(new_rig: NewRig) -> None:
+    rig = new_rig(max_request_duration=5.0)
+    rig.accepts = False
+    client = rig.ask()
+    rig.advance(6)
+
+    assert client.answer.status == 504
+    assert rig.dials[0].was_cancelled
+
+
+def test_the_cap_of_one_request_is_not_the_next_one_s(new_rig: NewRig) -> None:
+    rig = new_rig(max_request_duration=30.0)
+    client = rig.ask()
+    rig.advance(20)
+    rig.upstream.say(OK)
+    rig.advance(15)
+    assert not client.is_closed
+    client.send(request(body=b"{}"))
+    rig.advance(20)
+    assert len(client.answers) == 1
+    rig.upstream.say(OK)
+
+    assert [a.status for a in client.answers] == [200, 200]

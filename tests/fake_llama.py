@@ -16,7 +16,8 @@ notice of its other flags. How it behaves is said by flags of its own, which go 
   --seen FILE          append a line of JSON per request: method, path, fields, body
 
 What it answers is said by the request: the body {"stream": true} gets server-sent
-events, the fields x-events and x-tick-ms say how many and how fast, x-fault says what
+events, the fields x-events and x-tick-ms say how many and how fast, x-until names a file
+that has to be there before the last one; x-fault says what
 goes wrong: silence, cut, cut-mid-event, nonsense, close-delimited, early-head.
 """
 
@@ -143,6 +144,8 @@ class Server:
             writer.write(chunk(b'data: {"n":%d}\n\n' % n))
             await writer.drain()
             await asyncio.sleep(float(by_name.get("x-tick-ms", 1)) / 1000)
+        while not os.path.exists(by_name.get("x-until", "/")):  # noqa: ASYNC110  # a file
+            await asyncio.sleep(0.01)
         writer.write(chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
         await writer.drain()
         return False  # as llama-server: closed after a stream, and not announced

@@ -154,7 +154,6 @@ def test_after_stopping_nobody_listens() -> None:
 
 
 def test_stopping_lets_go_of_those_who_are_connected() -> None:
-    # BUG: their sockets are left to the garbage collector, which warns of them.
     health = Health()
     with health.connect() as sock:
         assert health.ask().status == 200  # so that the other connection has been accepted

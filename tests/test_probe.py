@@ -125,12 +125,11 @@ def test_an_engine_that_does_not_tell_its_properties_is_ready_all_the_same(answe
 
 @pytest.mark.parametrize("body", [b'{"model_path":5}', b'{"model_path":["a"]}'])
 def test_properties_of_odd_types_do_no_harm(body: bytes) -> None:
-    # BUG: raises TypeError, which ends the watch for good.
     assert look(Engine(HEALTHY, props(body))).state is EngineState.READY
 
 
 def test_a_number_of_slots_that_cannot_be_is_none() -> None:
-    # BUG: it is believed, and then no request is ever granted a slot.
+    # If it were believed, no request would ever be granted one.
     assert look(Engine(HEALTHY, props(b'{"total_slots":-1}'))).slots is None
 
 
@@ -149,9 +148,9 @@ def test_another_engine_that_answers_at_all_is_ready(status: bytes) -> None:
         b"HTTP/1.1 abc OK\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nshort",
         b"x" * 100_000,
-        b"\x15\x03\x01\x00\x02\x02\x0a\r\n\r\n",  # BUG: likewise
-        b"garbage\r\n\r\n",  # BUG: raises IndexError, which ends the watch
-        b"\r\n\r\n",  # BUG: likewise
+        b"\x15\x03\x01\x00\x02\x02\x0a\r\n\r\n",
+        b"garbage\r\n\r\n",
+        b"\r\n\r\n",
     ],
 )
 def test_garbage_is_unreachable(garbage: bytes) -> None:

@@ -19,13 +19,16 @@ from tests.supervisor.conftest import (
     ask,
     free_ports,
     status_or_none,
+    tethered,
     until,
 )
 
 
 @contextmanager
 def running(*argv: str, environ: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen([sys.executable, *argv], env=environ, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        tethered(sys.executable, *argv), env=environ, stderr=subprocess.DEVNULL
+    )
     try:
         yield process
     finally:

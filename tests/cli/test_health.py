@@ -19,6 +19,7 @@ from tests.supervisor.conftest import (
     FAKE_LLAMA,
     free_ports,
     status_or_none,
+    tethered,
     until,
 )
 
@@ -45,7 +46,7 @@ class Health:
 
     def _run(self, *argv: str, environ: dict[str, str]) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
-            [sys.executable, *argv],
+            tethered(sys.executable, *argv),
             env=environ,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -166,8 +166,7 @@ UNREAD = "POST", "/v1/embeddings", "Content-Length: 5"
 def test_a_small_body_may_come_behind_the_last_answer_of_its_connection(
     raw: bytes, status: int, drains: bool, rig: Rig
 ) -> None:
-    # BUG: the connection is closed at once. The body then meets a closed socket, which resets the
-    # connection, and the reset may take the answer with it.
+    # A body that meets a closed socket resets the connection, which may take the answer with it.
     rig.shared.is_draining = drains
     client = rig.ask(raw)
 

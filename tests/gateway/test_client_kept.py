@@ -141,22 +141,22 @@ def test_nonsense_is_502_behind_a_good_answer_as_well(length: bytes, rig: Rig) -
     assert len(rig.upstreams) == 1
 
 
-@pytest.mark.parametrize("second", ANSWERS.values(), ids=ANSWERS.keys())
 @pytest.mark.parametrize("first", ANSWERS.values(), ids=ANSWERS.keys())
-def test_no_answer_depends_on_what_came_before_it_on_its_connection(
-    first: Case, second: Case, rig: Rig
-) -> None:
-    alone = rig.ask(second.raw)
-    rig.upstream.say(second.answer)
-    rig.shared.pool.retire_idle()
-    rig.ask(first.raw)
-    rig.upstream.say(first.answer)
-    client = rig.ask(second.raw)
-    rig.upstream.say(second.answer)
+def test_no_answer_depends_on_what_came_before_it_on_its_connection(first: Case, rig: Rig) -> None:
+    def answered(case: Case) -> bytes:
+        client = rig.ask(case.raw)
+        rig.upstream.say(case.answer)
+        return without_varying(client.received)
 
-    assert len(rig.upstreams) == (2 if first.keeps_upstream else 3)
-    assert without_varying(client.received) == without_varying(alone.received)
-    assert client.answer.body == second.body
+    for second in ANSWERS.values():
+        alone = answered(second)
+        rig.shared.pool.retire_idle()
+        answered(first)
+        connections = len(rig.upstreams)
+
+        assert answered(second) == alone
+        assert len(rig.upstreams) == connections + (not first.keeps_upstream)
+        rig.shared.pool.retire_idle()
 
 
 @pytest.mark.parametrize("raw", [GET, HEAD])

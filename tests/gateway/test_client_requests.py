@@ -20,7 +20,6 @@ from tests.gateway.conftest import NewRig
 
 AUTH = f"Authorization: Bearer {KEY}"
 BODY = b'{"stream":false}'
-SMUGGLED = request("GET", "/v1/models")
 
 
 def post(

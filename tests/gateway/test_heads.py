@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_gguf.errors import BadRequest, UpstreamError
@@ -133,6 +133,7 @@ def test_no_bytes_make_the_parsers_fail_in_any_other_way(pieces: list[bytes]) ->
         assert 100 <= answer.status <= 599
 
 
+@settings(max_examples=30)
 @given(
     st.lists(
         st.tuples(

@@ -24,6 +24,7 @@ from typing import Any, Final, Self, TypeVar
 
 import pytest
 
+from llama_gguf.supervisor import tether
 from tests.gguf_files import gguf
 
 DEADLINE_SECONDS: Final = 30.0
@@ -81,6 +82,11 @@ def environment_of(pid: int) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in raw.split("\0") if "=" in pair)
 
 
+def tethered(*argv: str) -> list[str]:
+    """*argv*, to die with the tests when they are killed."""
+    return [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), *argv]
+
+
 # The client's side --------------------------------------------------------------------------------
 
 
@@ -128,12 +134,10 @@ def status_or_none(port: int, path: str = "/ping") -> int | None:
 class Stream:
     """A stream of events that has begun: the first one is here."""
 
-    def __init__(self, port: int, *, events: int, tick_ms: int, key: str = KEY) -> None:
-        fields = {"x-events": str(events), "x-tick-ms": str(tick_ms)}
+    def __init__(self, port: int, *, end: str) -> None:
         self._connection, self._response = _send(
-            port, CHAT, b'{"stream": true}', key=key, fields=fields
+            port, CHAT, b'{"stream": true}', key=KEY, fields={"x-until": end}
         )
-        self.status = self._response.status
         self._received = self._response.readline()
         assert self._received == b'data: {"n":0}\n'
 
@@ -171,6 +175,7 @@ class Serve:
         self.keys_file = self.data / "api_keys.txt"
         self.model = folder / "tiny.gguf"
         self.model.write_bytes(gguf())
+        self._streams_end = folder / "streams-end"
         self.engine = folder / "llama-server"
         self.write_engine(f'exec {sys.executable} {FAKE_LLAMA} "$@"')
         self.port, self.port_health, self.port_backend = free_ports(3)
@@ -184,6 +189,8 @@ class Serve:
             "PORT_BACKEND": str(self.port_backend),
             "HEALTH_MODE": "ready",
         }
+        self.stdout: int | None = None
+        """Where its standard output goes instead of into a file."""
         self._process: subprocess.Popen[bytes] | None = None
         self._starts = 0
 
@@ -212,11 +219,11 @@ class Serve:
         self._starts += 1
         with open(self._output("out"), "wb") as out, open(self._output("err"), "wb") as err:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "llama_gguf", *arguments],
+                tethered(sys.executable, "-m", "llama_gguf", *arguments),
                 env=self.environ | environ,
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
-                stdout=out,
+                stdout=out if self.stdout is None else self.stdout,
                 stderr=err,
                 start_new_session=True,
             )
@@ -304,8 +311,12 @@ class Serve:
     def ask(self, path: str, body: bytes | None = None, *, key: str = KEY) -> Answer:
         return ask(self.port, path, body, key=key)
 
-    def stream(self, *, events: int, tick_ms: int = 20) -> Stream:
-        return Stream(self.port, events=events, tick_ms=tick_ms)
+    def stream(self) -> Stream:
+        """A stream that has no end before ``end_streams``."""
+        return Stream(self.port, end=str(self._streams_end))
+
+    def end_streams(self) -> None:
+        self._streams_end.touch()
 
     def health(self) -> int | None:
         """What the platform is told; None while nobody answers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import stat
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine.file_server import FileServer
+from tests.gguf_files import gguf
 from tests.supervisor.conftest import CHAT, KEY, Serve, environment_of, quoted
 
 
@@ -136,6 +139,34 @@ def test_a_long_wait_is_a_setting_like_any_other(serve: Serve) -> None:
     assert serve.ask(CHAT, b"{}").status == 200
 
 
+# A model that is not here yet ---------------------------------------------------------------------
+
+
+def test_a_model_that_is_not_here_is_fetched_and_served(serve: Serve) -> None:
+    with FileServer(gguf()) as server:
+        serve.start_command("serve", server.url("/far.gguf")).until_ready()
+
+        assert serve.ask(CHAT, b"{}").status == 200
+        assert (serve.data / "models" / "far.gguf").read_bytes() == gguf()
+        assert "/v1 serves far\n" in serve.out
+        # BUG: the fetching child tells how to serve what is being served
+        assert "Serve it:" not in serve.out
+        assert serve.stop() == 0
+
+        serve.start_command("serve", server.url("/far.gguf")).until_ready()
+
+
+def test_a_model_that_cannot_be_fetched_ends_it_with_the_reason(serve: Serve) -> None:
+    with FileServer(gguf()) as server:
+        server.behaviour.status = 404
+
+        serve.start_command("serve", server.url("/far.gguf"))
+
+        assert serve.left_with() == 1
+    assert "is not there (it answered 404)" in serve.err
+    assert "Traceback" not in serve.err
+
+
 # Keys ---------------------------------------------------------------------------------------------
 
 
@@ -208,6 +239,21 @@ def test_a_data_folder_that_cannot_be_made_is_warned_of_and_serving_goes_on(serv
 
     assert serve.ask(CHAT, b"{}").status == 200
     assert "cannot be written" in serve.err
+
+
+def test_a_banner_that_nobody_can_read_any_more_does_not_stop_serving(serve: Serve) -> None:
+    # As with `llama-gguf serve | head -1`.
+    reading, serve.stdout = os.pipe()
+    os.close(reading)
+    try:
+        serve.start()
+    finally:
+        os.close(serve.stdout)
+
+    # BUG: BrokenPipeError in the task that watches the engine ends everything, with a traceback
+    serve.until(lambda: serve.health() == 200)
+
+    assert serve.ask(CHAT, b"{}").status == 200
 
 
 # The engine's address -----------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def test_a_killed_gateway_comes_back_without_a_refused_connection_and_keeps_the_
     gateway, engine = serve.gateway_pid, serve.engine_pid
     stop = threading.Event()
     clients = [pool.submit(answers_until, serve, stop) for _ in range(4)]
-    stream = serve.stream(events=100_000)
+    stream = serve.stream()
 
     os.kill(gateway, signal.SIGKILL)
 
@@ -97,7 +97,7 @@ def test_a_killed_engine_comes_back_and_requests_in_between_wait_for_it(
 ) -> None:
     serve.start_ready()
     gateway, engine = serve.gateway_pid, serve.engine_pid
-    stream = serve.stream(events=100_000)
+    stream = serve.stream()
 
     os.kill(engine, signal.SIGKILL)
 

@@ -161,6 +161,13 @@ class Visit:
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.is_over.set()
 
+    def send_until_cut(self, data: bytes) -> None:
+        """Send *data* again and again until the gateway has let go of the connection."""
+        with suppress(ConnectionError):
+            while True:
+                self.sock.sendall(data)
+        self.is_over.set()
+
     def wait_until_cut(self) -> None:
         """Return when the gateway has let go of the connection; fail if it never does."""
         with suppress(ConnectionResetError):

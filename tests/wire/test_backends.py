@@ -42,10 +42,10 @@ def test_a_request_is_held_until_the_model_has_loaded(processes: Processes, tmp_
     loaded = tmp_path / "loaded"
     llama = processes.fake_llama("--load-until", str(loaded))
     gateway = processes.gateway(llama.address, wait_for=503)
+    eventually(lambda: gateway.health()["status"] == "loading")
     with gateway.connect() as wire:
         wire.send(POST)
         eventually(lambda: gateway.health()["queue"]["length"] == 1)
-        assert gateway.health()["status"] == "loading"
         loaded.touch()
 
         assert wire.answer().status == 200

@@ -9,7 +9,13 @@ from collections.abc import Callable
 import pytest
 
 from tests.fakes import LAST_CHUNK, OK, STREAM_HEAD, chunk, event, request
-from tests.wire.conftest import GatewayProcess, ScriptedEngine, Wire, eventually
+from tests.wire.conftest import (
+    GatewayProcess,
+    NewGateway,
+    ScriptedEngine,
+    Wire,
+    eventually,
+)
 
 STREAM = request(body=b'{"stream":true}')
 
@@ -152,13 +158,27 @@ def test_an_answer_with_a_length_that_breaks_off_stays_short(
 def test_where_only_the_end_of_the_connection_tells_the_end_a_cut_is_a_reset(
     raw: bytes, said: bytes, gateway: GatewayProcess, engine: ScriptedEngine
 ) -> None:
-    # BUG: abort() closes the socket, which sends a FIN: half an answer looks whole.
     with gateway.connect() as wire:
         wire.send(raw)
         visit = engine.visit()
         visit.send(said)
         wire.read_until(b"until ")
         visit.reset()
+
+        assert wire.was_reset()
+
+
+def test_a_client_that_did_not_read_on_in_time_sees_that_it_missed_something(
+    new_gateway: NewGateway, engine: ScriptedEngine
+) -> None:
+    # BUG: what it had not read is dropped, and then comes a FIN, which to HTTP/1.0 is a clean end.
+    gateway = new_gateway(REQUEST_TIMEOUT=1)
+    with gateway.connect() as wire:
+        wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        wire.send(request(body=b"{}", version="1.0"))
+        visit = engine.visit()
+        visit.send(STREAM_HEAD)
+        visit.send_until_cut(chunk(b"x" * 65536))
 
         assert wire.was_reset()
 

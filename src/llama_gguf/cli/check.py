@@ -18,7 +18,7 @@ from llama_gguf.cli.context import Context
 from llama_gguf.cli.serve import with_model
 from llama_gguf.cli.terminal import print_table, say
 from llama_gguf.core import settings as core_settings
-from llama_gguf.core.launch import extra_args
+from llama_gguf.core.launch import engine_address, extra_args
 from llama_gguf.core.settings import Settings
 from llama_gguf.engine import locate, machine
 from llama_gguf.engine.model import size_text
@@ -105,6 +105,7 @@ def _results(settings: Settings, context: Context) -> Iterator[Result]:
     yield Result("memory", "unknown" if memory is None else f"{size_text(memory)} available")
     yield Result("disk", "unknown" if free is None else f"{size_text(free)} free")
     yield _try("extra args", lambda: " ".join(extra_args(settings)) or "none")
+    yield _try("engine address", lambda: " ".join(engine_address(settings)))
     yield _try("engine", lambda: _engine(settings, context, path))
     yield _try("model", lambda: _model(settings))
     for name in PORTS[:-1] if settings.backend_socket else PORTS:

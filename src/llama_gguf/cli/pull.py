@@ -31,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sha256", default="", metavar="HEX", help="what a URL's file must have")
     parser.add_argument("--name", default="", metavar="FILE.gguf", help="name for a URL's file")
     parser.add_argument("--quiet", action="store_true", help="no progress; print the path only")
+    # `serve` fetches with this command, and is doing already what the advice would be.
+    parser.add_argument("--no-advice", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print what there is now as JSON")
 
 
@@ -55,7 +57,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     elif arguments.quiet:
         say(pulled.path)
     else:
-        _tell(pulled, arguments.model, context=context)
+        _tell(pulled, arguments.model, context=context, advises=not arguments.no_advice)
     return 0
 
 
@@ -99,7 +101,7 @@ def _fields(pulled: Pulled) -> dict[str, str | int]:
     return fields | ({"sha256": pulled.sha256} if pulled.sha256 else {})
 
 
-def _tell(pulled: Pulled, wanted: str, *, context: Context) -> None:
+def _tell(pulled: Pulled, wanted: str, *, context: Context, advises: bool) -> None:
     name = wanted if wanted in CATALOGUE else os.path.basename(pulled.path)
     # The same folder must be named to `serve`, unless the environment or the default says it.
     folder = "".join(
@@ -109,4 +111,5 @@ def _tell(pulled: Pulled, wanted: str, *, context: Context) -> None:
     )
     there = "fetched and checked" if pulled.fetched else "there already; --force fetches it again"
     say(f"{pulled.path} ({size_text(pulled.bytes)}): {there}.")
-    say(f"Serve it: llama-gguf serve {shlex.quote(name)}{folder}")
+    if advises:
+        say(f"Serve it: llama-gguf serve {shlex.quote(name)}{folder}")

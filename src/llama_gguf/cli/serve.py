@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -30,7 +31,12 @@ from llama_gguf.cli.terminal import download_meter, say
 from llama_gguf.core import settings as core_settings
 from llama_gguf.core.engine import HEALTH_STATUS
 from llama_gguf.core.keys import KeyRing
-from llama_gguf.core.launch import engine_argv, engine_environment, extra_args
+from llama_gguf.core.launch import (
+    engine_address,
+    engine_argv,
+    engine_environment,
+    extra_args,
+)
 from llama_gguf.core.settings import Settings
 from llama_gguf.engine import locate, machine
 from llama_gguf.engine.model import Model, size_text
@@ -64,7 +70,8 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     logs.configure(settings.log_format)
     if settings.debug_shell:
         return _hold(context.environ)
-    extra_args(settings)  # a slip in it is reported before anything starts
+    extra_args(settings)  # a slip in these is reported before anything starts
+    engine_address(settings)
     if not settings.backend_api_key:
         settings = replace(settings, backend_api_key=f"gateway-{secrets.token_urlsafe(32)}")
     return _Serving(settings, context, creates_key=arguments.create_key).run()
@@ -150,7 +157,7 @@ class _Serving:
         """Run `pull` as a child, so that it can be ended at any time, and tidies up then."""
         settings = self._settings
         argv = [sys.executable, "-m", "llama_gguf", "pull", settings.model_name]
-        argv += ["--models-dir", settings.models_dir]
+        argv += ["--models-dir", settings.models_dir, "--no-advice"]
         child = await spawn("pull", argv, environ=self._context.environ)
         try:
             status = await child.wait()
@@ -205,7 +212,9 @@ class _Serving:
         )
 
     def _tell_ready(self) -> None:
-        say(ready_text(self._settings, model=self._model_name(), new_key=self._new_key))
+        # Whoever read our output may have left (`serve | head`); the model is served all the same.
+        with contextlib.suppress(BrokenPipeError):
+            say(ready_text(self._settings, model=self._model_name(), new_key=self._new_key))
 
     def _model_name(self) -> str:
         return plan.alias_of(self._model) if self._model else ""

@@ -36,17 +36,31 @@ def engine_argv(binary: str, settings: Settings, *, model_path: str, alias: str)
         model_path: the GGUF file, or the first of its parts.
         alias: the name that ``/v1/models`` shows instead of a path.
     """
-    argv = [binary, "--model", model_path, "--alias", alias]
-    if settings.backend_socket:
-        argv += ["--host", settings.backend_socket]
-    else:
-        argv += ["--host", settings.backend_host, "--port", str(settings.port_backend)]
+    argv = [binary, "--model", model_path, "--alias", alias, *engine_address(settings)]
     argv += ["--ctx-size", str(settings.ctx), "--n-gpu-layers", str(settings.ngl)]
     if settings.threads:
         argv += ["--threads", str(settings.threads)]
     if settings.parallel:
         argv += ["--parallel", str(settings.parallel)]
     return [*argv, "--metrics", *extra_args(settings)]
+
+
+def engine_address(settings: Settings) -> list[str]:
+    """Where llama-server is to listen.
+
+    Raises:
+        UserError: BACKEND_SOCKET is a name that llama-server would take for a host.
+    """
+    path = settings.backend_socket
+    if not path:
+        return ["--host", settings.backend_host, "--port", str(settings.port_backend)]
+    if not path.endswith(".sock"):
+        raise UserError(
+            f"BACKEND_SOCKET={path} has to end in .sock: llama-server takes any other name for "
+            "that of a host.",
+            exit_status=2,
+        )
+    return ["--host", path]
 
 
 def extra_args(settings: Settings) -> list[str]:

@@ -270,7 +270,7 @@ class ClientConnection(asyncio.Protocol):
             case State.QUEUED:
                 self.on_refused(self._queue_timeout())
             case _ if self._is_write_paused:
-                self._transport.abort()  # it is the client that does not move
+                self._reset()  # it is the client that does not move
             case _:
                 timeout = self._shared.settings.request_timeout
                 self._give_up_upstream(
@@ -881,11 +881,13 @@ class ClientConnection(asyncio.Protocol):
     def drain(self) -> None:
         """Close the connection as soon as it has nothing under way."""
         if self._exchange is None and not self._received and not self._is_lingering:
-            self._transport.close()
+            self._close()
 
     def abort(self) -> None:
         """Cut the connection, unless it is closing already and has only to be read."""
-        if not self._is_lingering:
+        if self._exchange is not None:
+            self._reset()
+        elif not self._is_lingering:
             self._transport.abort()
 
     def _abandon(self, outcome: str) -> None:

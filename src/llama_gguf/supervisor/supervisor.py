@@ -264,10 +264,14 @@ class Supervisor:
         """Unready first, then the gateway drains, then the engine goes."""
         _log.info("stopping")
         self._is_stopping = True
-        if self._gateway is not None:
-            await self._stop_gateway(self._gateway)
-        if self._engine is not None:
-            await self._engine.stop(term_seconds=ENGINE_TERM_SECONDS)
+        self._listener.close()  # the gateway has its own; ours would take connections for nobody
+        gateway, drain_seconds = self._gateway, self._settings.drain_timeout
+        if gateway is not None:
+            seconds = drain_seconds + GATEWAY_EXTRA_SECONDS
+            await self._stop_child(gateway, seconds, lambda: gateway.signal(signal.SIGTERM))
+        engine = self._engine
+        if engine is not None:
+            await self._stop_child(engine, ENGINE_TERM_SECONDS, engine.kill_group)
         for keeper in keepers:  # one may wait for its next try, or be about to spawn
             keeper.cancel()
         await asyncio.gather(*keepers, return_exceptions=True)
@@ -275,13 +279,14 @@ class Supervisor:
             if child is not None:
                 child.kill_group()
                 await child.wait()
-        self._listener.close()
 
-    async def _stop_gateway(self, gateway: Child) -> None:
-        hurry = _until(self._hurry_asked, lambda: gateway.signal(signal.SIGTERM))
+    async def _stop_child(
+        self, child: Child, term_seconds: float, hurry: Callable[[], None]
+    ) -> None:
+        """Stop *child* within *term_seconds*; *hurry* is called when we are asked again."""
         async with asyncio.TaskGroup() as group:
-            hurrying = group.create_task(hurry)
-            await gateway.stop(term_seconds=self._settings.drain_timeout + GATEWAY_EXTRA_SECONDS)
+            hurrying = group.create_task(_until(self._hurry_asked, hurry))
+            await child.stop(term_seconds=term_seconds)
             hurrying.cancel()
 
 

@@ -17,10 +17,8 @@ TESTS: Final = Path(__file__).parent
 SOURCE: Final = TESTS.parent / "src" / "llama_gguf"
 
 TESTED_ELSEWHERE: Final = {
-    "cli/gateway.py": "gateway/test_server.py",  # only hands sockets and settings to the Gateway
     "cli/key_views.py": "cli/test_keys.py",  # the tables and sentences that `keys` prints
     "core/gguf_cursor.py": "core/test_gguf.py",  # reads bytes for core/gguf.py alone
-    "engine/machine.py": "cli/test_check.py",  # reads /proc and nvidia-smi, for `check` to show
 }
 """Modules without a test file of their own, and the file whose tests would miss them."""
 

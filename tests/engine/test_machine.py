@@ -67,7 +67,6 @@ def test_an_nvidia_smi_that_does_not_work_is_no_gpu(
 
 
 def test_an_nvidia_smi_whose_output_is_no_text_is_no_trouble(tmp_path: Path) -> None:
-    # BUG: UnicodeDecodeError, which ends `serve` and `check` with a traceback
     machine.look(nvidia_smi(tmp_path, r"printf 'NVIDIA \377\n'"))
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from tests.engine.file_server import FileServer
 from tests.gguf_files import gguf
-from tests.supervisor.conftest import CHAT, KEY, Serve, environment_of, quoted
+from tests.supervisor.conftest import CHAT, Serve, environment_of, quoted
 
 
 @pytest.fixture(scope="module")
@@ -127,16 +127,13 @@ def test_an_exchange_is_in_the_access_log_with_the_id_of_its_key(ready: Serve) -
 
 
 def test_settings_by_flag_reach_gateway_and_engine(serve: Serve) -> None:
-    serve.start_ready("--max-request-body-size", "10", "--ctx", "512", "--auth-enabled", "false")
+    # A wait that long is written 1e+06 by Python's %g, which is not what a variable may be.
+    flags = ("--max-request-body-size", "10", "--max-queue-wait", "1000000", "--ctx", "512")
+
+    serve.start_ready(*flags, "--auth-enabled", "false")
 
     assert serve.ask(CHAT, b"x" * 11, key="").status == 413
     assert "--ctx-size 512 " in serve.err
-
-
-def test_a_long_wait_is_a_setting_like_any_other(serve: Serve) -> None:
-    serve.start_ready(MAX_QUEUE_WAIT="1000000")
-
-    assert serve.ask(CHAT, b"{}").status == 200
 
 
 # A model that is not here yet ---------------------------------------------------------------------
@@ -149,7 +146,6 @@ def test_a_model_that_is_not_here_is_fetched_and_served(serve: Serve) -> None:
         assert serve.ask(CHAT, b"{}").status == 200
         assert (serve.data / "models" / "far.gguf").read_bytes() == gguf()
         assert "/v1 serves far\n" in serve.out
-        # BUG: the fetching child tells how to serve what is being served
         assert "Serve it:" not in serve.out
         assert serve.stop() == 0
 
@@ -170,13 +166,16 @@ def test_a_model_that_cannot_be_fetched_ends_it_with_the_reason(serve: Serve) ->
 # Keys ---------------------------------------------------------------------------------------------
 
 
-def test_create_key_makes_a_private_key_that_works_and_makes_it_once(tmp_path: Path) -> None:
+def test_create_key_makes_a_private_key_once_and_the_engines_key_is_made_anew(
+    tmp_path: Path,
+) -> None:
     serve = Serve(tmp_path)
     try:
         serve.start_ready("--create-key")
         key = created_key(serve)
         assert stat.S_IMODE(serve.keys_file.stat().st_mode) == 0o600
         assert serve.ask(CHAT, b"{}", key=key).status == 200
+        first = environment_of(serve.engine_pid)["LLAMA_API_KEY"]
         assert serve.stop() == 0
         stored = serve.keys_file.read_bytes()
 
@@ -186,6 +185,10 @@ def test_create_key_makes_a_private_key_that_works_and_makes_it_once(tmp_path: P
         assert key not in serve.out
         assert serve.keys_file.read_bytes() == stored
         assert serve.ask(CHAT, b"{}", key=key).status == 200
+        second = environment_of(serve.engine_pid)["LLAMA_API_KEY"]
+        assert first != second
+        assert first.startswith("gateway-")
+        assert len(first) == len("gateway-") + 43
     finally:
         serve.end()
 
@@ -241,19 +244,36 @@ def test_a_data_folder_that_cannot_be_made_is_warned_of_and_serving_goes_on(serv
     assert "cannot be written" in serve.err
 
 
-def test_a_banner_that_nobody_can_read_any_more_does_not_stop_serving(serve: Serve) -> None:
+@pytest.mark.parametrize("output", ["a pipe that nobody reads", "a full disk"])
+def test_a_banner_that_cannot_be_written_does_not_stop_serving(serve: Serve, output: str) -> None:
     # As with `llama-gguf serve | head -1`.
-    reading, serve.stdout = os.pipe()
-    os.close(reading)
+    if output == "a full disk":
+        serve.stdout = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reading, serve.stdout = os.pipe()
+        os.close(reading)
     try:
         serve.start()
     finally:
         os.close(serve.stdout)
 
-    # BUG: BrokenPipeError in the task that watches the engine ends everything, with a traceback
+    # BUG: only BrokenPipeError is passed over; "No space left on device" ends everything
     serve.until(lambda: serve.health() == 200)
 
     assert serve.ask(CHAT, b"{}").status == 200
+    # BUG: what could not be written is tried again at the end, so a clean end leaves with 1
+    assert serve.stop() == 0
+    assert "Traceback" not in serve.err
+
+
+def test_a_keys_file_that_cannot_be_read_does_not_stop_serving(serve: Serve) -> None:
+    serve.keys_file.write_bytes(b"alice:\xff\xfe\n")
+
+    # BUG: the banner reads the file for its example, and its UserError ends everything
+    serve.start_ready()
+
+    assert serve.ask(CHAT, b"{}").status == 401
+    assert "is not UTF-8 text" in serve.err
 
 
 # The engine's address -----------------------------------------------------------------------------
@@ -269,26 +289,3 @@ def test_a_unix_socket_serves_and_does_not_stop_the_next_start(serve: Serve) -> 
     serve.start_ready(engine=engine, BACKEND_SOCKET=str(socket_path))
 
     assert serve.ask(CHAT, b"{}").status == 200
-
-
-def test_the_engine_listens_where_we_say_and_not_where_its_variables_say(serve: Serve) -> None:
-    hostile = {
-        "LLAMA_ARG_HOST": "0.0.0.0",  # noqa: S104
-        "LLAMA_ARG_PORT": "1",
-        "LLAMA_ARG_API_PREFIX": "/hidden",
-        "LLAMA_ARG_TOOLS": "all",
-        "LLAMA_ARG_SSL_KEY_FILE": "/k",
-        "LLAMA_API_KEY": "somebody's",
-        "AIP_MODE": "PREDICTION",
-    }
-    harmless = {"LLAMA_ARG_FLASH_ATTN": "on", "CUDA_VISIBLE_DEVICES": "0"}
-
-    serve.start_ready(**hostile, **harmless, HF_TOKEN="hf_secret")
-
-    got = environment_of(serve.engine_pid)
-    assert harmless.items() <= got.items()
-    assert got["LLAMA_API_KEY"] != "somebody's"
-    assert not (hostile.keys() - {"LLAMA_API_KEY"}) & got.keys()
-    assert not {"HF_TOKEN", "BACKEND_API_KEY"} & got.keys()
-    assert "kept from llama-server: AIP_MODE LLAMA_API_KEY LLAMA_ARG_API_PREFIX" in serve.err
-    assert serve.ask(CHAT, b"{}", key=KEY).status == 200

@@ -81,31 +81,23 @@ def test_what_still_runs_after_drain_timeout_is_cut(serve: Serve) -> None:
     assert "cut after DRAIN_TIMEOUT" in serve.err
 
 
-def test_sigterm_while_it_loads_is_a_clean_end(serve: Serve) -> None:
-    serve.start(engine="--hang-at-load")
-    serve.until(lambda: serve.engine_state() == "loading")
-    serve.until(lambda: serve.engine_pid)
-    gateway, engine = serve.gateway_pid, serve.engine_pid
-
-    assert serve.stop() == 0
-
-    until_gone(gateway, engine)
-    assert "died" not in serve.err
-    assert "Traceback" not in serve.err
-
-
-def test_a_request_that_waits_for_the_model_is_answered_when_all_is_stopped(
+def test_sigterm_while_it_loads_is_a_clean_end_and_who_waits_is_told(
     serve: Serve, pool: ThreadPoolExecutor
 ) -> None:
     serve.start(engine="--hang-at-load", DRAIN_TIMEOUT="0.3")
     serve.until(lambda: serve.engine_state() == "loading")
+    gateway, engine = serve.gateway_pid, serve.until(lambda: serve.engine_pid)
     waiting = pool.submit(serve.ask, CHAT, b"{}")
     serve.until(lambda: serve.ask("/health", key="").json["queue"]["length"] == 1)
 
     serve.signal(signal.SIGTERM)
 
-    assert waiting.result().status == 503
+    answer = waiting.result()
+    assert (answer.status, answer.json["error"]["code"]) == (503, "draining")
     assert serve.left_with() == 0
+    until_gone(gateway, engine)
+    assert "died" not in serve.err
+    assert "Traceback" not in serve.err
 
 
 def test_health_stays_unready_when_the_load_ends_after_sigterm(
@@ -174,7 +166,6 @@ def test_when_the_gateway_has_left_no_connection_is_taken_any_more(serve: Serve)
 
     until_gone(gateway)
     assert is_alive(engine)
-    # BUG: the supervisor's own listening socket takes connections that nobody will answer
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", serve.port), 5).close()
 
@@ -189,7 +180,6 @@ def test_a_second_sigterm_does_not_wait_for_an_engine_that_ignores_the_first(
 
     serve.signal(signal.SIGTERM)
 
-    # BUG: the second signal reaches the gateway only, and the engine has its 10 s
     assert serve.process.wait(5) == 0
     until_gone(engine)
 

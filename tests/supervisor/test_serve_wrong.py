@@ -224,7 +224,6 @@ def test_a_name_that_the_engine_would_not_take_for_a_socket_is_refused(shop: Sho
     # llama-server (b1-7e4c0a9, b11434) binds a unix socket only where the name ends in ".sock".
     left = shop.serve_as_process("Good.gguf", BACKEND_SOCKET=str(shop.folder / "engine"))
 
-    # BUG: it is started, cannot bind, and is explained by "Set PORT_BACKEND to a free port"
     assert left.status == USAGE
     assert "BACKEND_SOCKET" in left.err
     assert ".sock" in left.err

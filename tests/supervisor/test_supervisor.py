@@ -130,16 +130,6 @@ def test_a_crash_loop_ends_after_max_restarts_with_the_engines_status(serve: Ser
     assert "llama-server is given up" in serve.err
 
 
-def test_without_restarts_the_first_death_is_the_last(serve: Serve) -> None:
-    serve.start_ready(MAX_RESTARTS="0")
-    gateway = serve.gateway_pid
-
-    os.kill(serve.engine_pid, signal.SIGKILL)
-
-    assert serve.left_with() == 128 + signal.SIGKILL
-    until_gone(gateway)
-
-
 def test_a_helper_that_outlives_the_engine_does_not_hide_its_death(serve: Serve) -> None:
     # It has the engine's output open, and, in a session of its own, is not of its group.
     pid_file = serve.folder / "helper"

@@ -117,7 +117,7 @@ def test_a_second_sigterm_does_not_wait_for_what_runs(
 
 
 def test_a_cut_at_the_end_is_a_reset(gateway: GatewayProcess, engine: ScriptedEngine) -> None:
-    # BUG: it is a FIN, which to HTTP/1.0 is the clean end of the answer.
+    # A FIN would be the clean end of the answer to HTTP/1.0.
     with gateway.connect() as wire:
         wire.send(request(body=b'{"stream":true}', version="1.0"))
         visit = engine.visit()

@@ -19,6 +19,7 @@ from typing import Final
 
 from llama_gguf import __version__
 from llama_gguf.cli.context import Context
+from llama_gguf.cli.terminal import flush
 from llama_gguf.core import settings as core_settings
 from llama_gguf.errors import UserError
 
@@ -49,16 +50,14 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         try:
             return _run(argv, environ)
         finally:
-            sys.stdout.flush()  # here, where a reader that has left is expected
+            flush()  # here, where a reader that has left is expected
     except UserError as error:
         sys.stderr.write(f"llama-gguf: {error}\n")
         return error.exit_status
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader (`| head`) has left: nothing to say, and nobody to say it to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return 1  # the reader (`| head`) has left: nothing to say, and nobody to say it to
 
 
 def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:

@@ -213,7 +213,7 @@ class _Serving:
 
     def _tell_ready(self) -> None:
         # Whoever read our output may have left (`serve | head`); the model is served all the same.
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(BrokenPipeError, UserError):
             say(ready_text(self._settings, model=self._model_name(), new_key=self._new_key))
 
     def _model_name(self) -> str:
@@ -266,7 +266,10 @@ END
 def _key_command(path: str) -> str:
     """A piece of shell that reads a key out of the file, so that none is shown again."""
     now = datetime.now(UTC).timestamp()
-    lines = keyfile.read(path).split("\n") if os.path.lexists(path) else []
+    try:
+        lines = keyfile.read(path).split("\n")
+    except UserError:  # the gateway has said what is wrong with it
+        lines = []
     for number, line in enumerate(lines, start=1):
         for key in KeyRing.parse(line).keys:
             if not key.hashed and not key.is_expired(now):

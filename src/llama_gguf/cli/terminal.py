@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
+
+from llama_gguf.errors import UserError
 
 
 class Meter(Protocol):
@@ -17,7 +20,25 @@ class Meter(Protocol):
 def say(text: str) -> None:
     """Write one line (or several) to standard output."""
     sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    flush()
+
+
+def flush() -> None:
+    """Write out what was said.
+
+    When that fails, all that is said later goes nowhere, so that it fails once only.
+
+    Raises:
+        BrokenPipeError: the reader has left.
+        UserError: it cannot be written for another reason, such as a full disk.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise UserError(f"what there is to say cannot be written: {error.strerror}") from None
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

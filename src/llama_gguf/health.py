@@ -101,10 +101,12 @@ class HealthServer:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(
-            self._loop.create_server(lambda: _Connection(self), sock=self._listener)
-        )
-        self._loop.call_soon(self._has_begun.set)
+        try:
+            server = self._loop.run_until_complete(
+                self._loop.create_server(lambda: _Connection(self), sock=self._listener)
+            )
+        finally:  # also when it failed, as `start` waits for this
+            self._has_begun.set()
         self._loop.run_forever()
         server.close()
         for transport in self.open:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.gateway.access_log import AccessLog, Record, as_json, as_text
+from llama_gguf.gateway.access_log import MAX_BATCHES, AccessLog, LogFile, Record, as_json, as_text
 from tests.fakes import OK, Rig, request
 
 RECORD = Record(
@@ -86,55 +86,87 @@ def test_nothing_that_a_client_sends_forges_a_line(raw: bytes, rig: Rig) -> None
 
 def test_lines_are_appended_to_a_file_whose_folder_is_made(tmp_path: Path) -> None:
     path = tmp_path / "new" / "access.log"
-    log = AccessLog(str(path), "text")
+    log = LogFile(str(path), "text")
     log.write([RECORD])
     log.write([RECORD, RECORD])
-    log.reopen()
+    log.close()
 
     assert path.read_text().splitlines() == [as_text(RECORD)] * 3
     assert path.stat().st_mode & 0o007 == 0, "nothing for others to read"
 
 
 def test_json_lines_are_written_when_they_are_asked_for(tmp_path: Path) -> None:
-    log = AccessLog(str(tmp_path / "access.log"), "json")
+    log = LogFile(str(tmp_path / "access.log"), "json")
     log.write([RECORD])
-    log.reopen()
+    log.close()
 
     assert json.loads((tmp_path / "access.log").read_text())["key_id"] == "alice"
 
 
 def test_no_file_is_made_before_there_is_something_to_write(tmp_path: Path) -> None:
-    AccessLog(str(tmp_path / "access.log"), "text").reopen()
+    LogFile(str(tmp_path / "access.log"), "text").close()
 
     assert list(tmp_path.iterdir()) == []
 
 
 def test_after_reopening_lines_go_to_whatever_has_the_name(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
-    log = AccessLog(str(path), "text")
+    log = LogFile(str(path), "text")
     log.write([RECORD])
     path.rename(tmp_path / "access.log.1")
-    log.reopen()
+    log.close()
     log.write([RECORD._replace(status=404)])
-    log.reopen()
+    log.close()
 
     assert "status=404" in path.read_text()
     assert "status=200" in (tmp_path / "access.log.1").read_text()
 
 
-def test_taking_leaves_nothing(tmp_path: Path) -> None:
+def test_everything_that_gathered_is_written_by_the_end(tmp_path: Path) -> None:
     log = AccessLog(str(tmp_path / "access.log"), "text")
-    log.pending.append(RECORD)
+    log.start()
+    for status in (200, 404):
+        log.pending.append(RECORD._replace(status=status))
+        log.flush()
+    log.pending.append(RECORD._replace(status=503))
 
-    assert log.take() == [RECORD]
-    assert log.take() == []
+    log.stop(within_seconds=30)
+
+    lines = (tmp_path / "access.log").read_text().splitlines()
+    assert [fields_of(line)["status"] for line in lines] == ["200", "404", "503"]
+
+
+def test_opening_anew_comes_behind_what_was_handed_over_before(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+    log = AccessLog(str(path), "text")
+    log.start()
+    log.pending.append(RECORD)
+    log.flush()
+    log.reopen()
+
+    log.stop(within_seconds=30)
+
+    assert len(path.read_text().splitlines()) == 1
+
+
+def test_a_disk_that_hangs_costs_a_bounded_number_of_lines(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+    log = AccessLog(str(path), "text")
+    for _ in range(10 * MAX_BATCHES):  # nobody writes yet, as when a disk hangs
+        log.pending.append(RECORD)
+        log.flush()
+
+    log.start()
+    log.stop(within_seconds=30)
+
+    assert len(path.read_text().splitlines()) == MAX_BATCHES
 
 
 def test_a_file_that_cannot_be_written_is_complained_about_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
-    log = AccessLog(str(tmp_path / "file" / "access.log"), "text")
+    log = LogFile(str(tmp_path / "file" / "access.log"), "text")
     with caplog.at_level(logging.WARNING):
         log.write([RECORD])
         log.write([RECORD])

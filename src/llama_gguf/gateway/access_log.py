@@ -10,9 +10,11 @@ import contextlib
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import lru_cache
+from queue import SimpleQueue
 from typing import Final, NamedTuple
 
 _log: Final = logging.getLogger(__name__)
@@ -96,8 +98,52 @@ _TEXT: Final = (
 )
 
 
+MAX_BATCHES: Final = 64
+"""Handed over and not written, half a minute's: what a disk that hangs may cost in memory."""
+
+
 class AccessLog:
-    """Appends lines to a file, which is opened when there is something to write.
+    """Gathers records for a file that a thread of its own writes.
+
+    Args:
+        path: the file; its folder is made when it is missing.
+        log_format: ``text`` or ``json``.
+    """
+
+    def __init__(self, path: str, log_format: str) -> None:
+        self.pending: list[Record] = []
+        self._file = LogFile(path, log_format)
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        # A daemon, so that one that hangs does not keep the process from leaving.
+        self._thread = threading.Thread(target=self._work, name="access log", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def flush(self) -> None:
+        """Hand what has gathered to the thread. Never blocks."""
+        taken, self.pending = self.pending, []
+        if taken and self._jobs.qsize() < MAX_BATCHES:
+            self._jobs.put(lambda: self._file.write(taken))
+
+    def reopen(self) -> None:
+        """Have the file opened anew, behind what was handed over before."""
+        self._jobs.put(self._file.close)
+
+    def stop(self, within_seconds: float) -> None:
+        """Write what there is, and wait for that, but not for ever."""
+        self.flush()
+        self._jobs.put(None)
+        self._thread.join(within_seconds)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+        self._file.close()
+
+
+class LogFile:
+    """A file that is opened when there is something to write. Used by one thread alone.
 
     Args:
         path: the file; its folder is made when it is missing.
@@ -109,15 +155,9 @@ class AccessLog:
         self._line: Callable[[Record], str] = as_json if log_format == "json" else as_text
         self._fd: int | None = None
         self._has_complained = False
-        self.pending: list[Record] = []
-
-    def take(self) -> list[Record]:
-        """What has gathered since the last call."""
-        taken, self.pending = self.pending, []
-        return taken
 
     def write(self, records: Iterable[Record]) -> None:
-        """Write *records*. Runs in a thread; a failure is reported once and loses the lines."""
+        """Append *records*; a failure is reported once, and loses them."""
         text = "".join(self._line(record) + "\n" for record in records)
         try:
             if self._fd is None:
@@ -131,8 +171,8 @@ class AccessLog:
                 _log.warning("the access log %s cannot be written: %s", self._path, error.strerror)
             self._has_complained = True
 
-    def reopen(self) -> None:
-        """Let go of the file, so that the next line goes to whatever has its name then."""
+    def close(self) -> None:
+        """Let go of the file; the next line goes to whatever has its name then."""
         fd, self._fd = self._fd, None
         if fd is not None:
             with contextlib.suppress(OSError):

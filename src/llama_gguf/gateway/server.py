@@ -29,6 +29,8 @@ _log: Final = logging.getLogger(__name__)
 
 BACKLOG: Final = 4096
 TICK_SECONDS: Final = 0.5
+LAST_LINES_SECONDS: Final = 2.0
+"""For the access log to be written to its end; a disk that hangs does not keep us longer."""
 GREETING: Final = b"\n"
 """Tells the supervisor that connections are accepted."""
 PROBE_READY_SECONDS: Final = 2.0
@@ -80,6 +82,7 @@ class Gateway:
         """Serve until SIGTERM or SIGINT, then drain."""
         shared = self.shared
         loop = shared.loop
+        shared.access_log.start()
         self._load_keys_at_start()
         for number, handler in self._signal_handlers().items():
             loop.add_signal_handler(number, handler)
@@ -95,8 +98,7 @@ class Gateway:
         finally:
             for task in (ticking, *self._tasks):
                 task.cancel()
-            shared.access_log.write(shared.access_log.take())
-            shared.access_log.reopen()
+            shared.access_log.stop(within_seconds=LAST_LINES_SECONDS)
 
     def _signal_handlers(self) -> dict[signal.Signals, Callable[[], None]]:
         return {
@@ -180,7 +182,6 @@ class Gateway:
     async def _tick(self) -> None:
         """Twice a second: deadlines, the date, the access log, old connections."""
         shared = self.shared
-        writing: asyncio.Future[None] | None = None
         while True:
             await asyncio.sleep(TICK_SECONDS)
             shared.tell_time()
@@ -188,10 +189,7 @@ class Gateway:
             now = shared.now()
             for connection in tuple(shared.connections):
                 connection.on_tick(now)
-            if shared.access_log.pending and (writing is None or writing.done()):
-                # Not awaited: a disk that hangs must not stop the clock.
-                records = shared.access_log.take()
-                writing = shared.loop.run_in_executor(None, shared.access_log.write, records)
+            shared.access_log.flush()
 
     # The end ------------------------------------------------------------------------------------
 

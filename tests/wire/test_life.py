@@ -260,7 +260,6 @@ def test_a_log_that_hangs_does_not_stop_the_clock(hanging: GatewayProcess) -> No
 
 
 def test_a_log_that_hangs_does_not_hold_up_the_end(hanging: GatewayProcess) -> None:
-    # BUG: the last lines are written by the loop's own thread, and the thread that hangs is joined.
     with hanging.connect() as wire:
         wire.send(b"GET /v1/models HTTP/1.1\r\n")
         wire.answer()  # a tick has passed by then

@@ -7,7 +7,14 @@ import pytest
 
 from llama_gguf.core.engine import EngineState as S
 from llama_gguf.core.restart import Event as E
-from llama_gguf.core.restart import GiveUp, IllegalTransition, RestartPolicy, SpawnAt
+from llama_gguf.core.restart import (
+    GiveUp,
+    IllegalTransition,
+    Progress,
+    RestartPolicy,
+    SpawnAt,
+    StallWatch,
+)
 
 
 class Died:
@@ -170,3 +177,34 @@ def test_a_death_that_was_asked_for_is_no_crash() -> None:
         policy.died(0, 1.0)
 
     assert policy.restarts == 0
+
+
+# Whether a load still moves -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "moved",
+    [
+        Progress(31.0, (5,), 1 << 30),  # a tenth of a core and more
+        Progress(1.0, (6,), 1 << 30),  # a line, or a fault
+        Progress(1.0, (5,), 2 << 30),  # memory
+    ],
+    ids=["cpu", "work", "memory"],
+)
+def test_a_load_that_moves_is_not_stalled_however_long_it_takes(moved: Progress) -> None:
+    watch = StallWatch(300.0)
+    assert not watch.is_stalled(Progress(1.0, (5,), 1 << 30), 0.0)
+
+    assert not watch.is_stalled(moved, 299.0)
+    assert not watch.is_stalled(moved, 598.0)
+    assert watch.is_stalled(moved, 600.0)
+
+
+def test_what_answering_probes_costs_is_no_sign_of_life() -> None:
+    watch = StallWatch(300.0)
+    watch.is_stalled(Progress(1.0, (5,), 1 << 30), 0.0)
+
+    for second in range(300):
+        spent = Progress(1.0 + second * 0.01, (5,), (1 << 30) + second * 4096)
+        assert not watch.is_stalled(spent, float(second))
+    assert watch.is_stalled(spent, 301.0)

@@ -50,20 +50,22 @@ class Progress:
 
     cpu_seconds: float
     work: tuple[int, ...]
-    """Numbers that only change when it does something of its own: lines, faults, memory."""
+    """Numbers that only change when it does something of its own: lines written, major faults."""
+    memory_bytes: int = 0
 
 
 class StallWatch:
     """Whether a loading child still moves.
 
-    CPU time alone is no sign: answering our own probe costs some. So it has to be
-    a tenth of a core, or something else has to change.
+    A little CPU time or memory is no sign: answering our own probe costs some. It has
+    to be a tenth of a core, or megabytes, or something else has to change.
 
     Args:
         seconds: without a sign, before it counts as stalled.
     """
 
     _BUSY: Final = 0.1
+    _GROWTH_BYTES: Final = 8 << 20
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -78,7 +80,8 @@ class StallWatch:
 
     def _has_moved(self, progress: Progress, elapsed: float) -> bool:
         busy = progress.cpu_seconds - self._last.cpu_seconds > max(elapsed, 1.0) * self._BUSY
-        return busy or progress.work != self._last.work
+        grown = abs(progress.memory_bytes - self._last.memory_bytes) > self._GROWTH_BYTES
+        return busy or grown or progress.work != self._last.work
 
 
 @dataclass(frozen=True, slots=True)

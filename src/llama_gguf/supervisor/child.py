@@ -100,14 +100,15 @@ class Child:
 
     def progress(self) -> Progress:
         """How far it has come, to be compared with an earlier look."""
-        cpu_seconds, work = 0.0, [self.lines_read]
+        cpu_seconds, memory, work = 0.0, 0, [self.lines_read]
         with contextlib.suppress(OSError, ValueError, IndexError):
             with open(f"/proc/{self.pid}/stat", encoding="ascii", errors="replace") as f:
                 fields = f.read().rpartition(")")[2].split()
             # proc(5): utime and stime; major faults, which a mapped model causes, and rss.
             cpu_seconds = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-            work += [int(fields[9]), int(fields[21])]
-        return Progress(cpu_seconds, tuple(work))
+            memory = int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
+            work += [int(fields[9])]
+        return Progress(cpu_seconds, tuple(work), memory)
 
 
 async def _line(reader: asyncio.StreamReader) -> bytes:

@@ -236,7 +236,8 @@ def ready_text(settings: Settings, *, model: str, new_key: str) -> str:
     url = f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
     key = new_key or (_key_command(settings.auth_keys_file) if settings.auth_enabled else "none")
     export = f'export API_KEY="{key}"\n' if key.startswith("$") else ""
-    python_key = '__import__("os").environ["API_KEY"]' if export else json.dumps(key)
+    imports = "import os\n" if export else ""
+    python_key = 'os.environ["API_KEY"]' if export else json.dumps(key)
     question = {"model": model, "messages": [{"role": "user", "content": "Hello!"}]}
     # Nothing is indented: a here-document that is would not end when it is pasted.
     return f"""
@@ -252,7 +253,7 @@ curl {url}/v1/chat/completions \\
 # Or with OpenAI's Python SDK (pip install openai):
 
 {export}python3 - <<'END'
-from openai import OpenAI
+{imports}from openai import OpenAI
 client = OpenAI(base_url="{url}/v1", api_key={python_key})
 question = {json.dumps(question)}
 for chunk in client.chat.completions.create(**question, stream=True):

@@ -251,6 +251,18 @@ def test_a_closing_client_that_never_reads_its_answer_is_cut_in_the_end(rig: Rig
     assert not rig.shared.connections
 
 
+def test_a_client_that_never_reads_why_its_stream_broke_off_is_cut_in_the_end(rig: Rig) -> None:
+    client = rig.client()
+    client.stall()
+    client.send(request(body=b"{}"))
+    rig.upstream.say(STREAM_HEAD, event(1))
+    rig.upstream.hang_up()
+    rig.advance(600)
+
+    assert client.was_cut
+    assert not rig.shared.connections
+
+
 # Connections in all -------------------------------------------------------------------------------
 
 

@@ -718,17 +718,20 @@ class ClientConnection(asyncio.Protocol):
         exchange = self._current()
         # Behind an event that was not whole, an error event would become a part of it.
         ends = EVENT_ENDS if self.reads_chunks else DECODED_EVENT_ENDS
-        if self._is_event_stream and may_insert and self._tail.endswith(ends):
+        tells = self._is_event_stream and may_insert and self._tail.endswith(ends)
+        if tells:
             event = replies.error_event(
                 error, is_anthropic=self._route.is_anthropic, request_id=exchange.request_id
             )
             self._transport.write(frame(event) if self.reads_chunks else event)
-            self._close()  # without the last chunk: never a clean end
-        else:
-            self._reset()
         exchange.on(Event.LOST)
         exchange.outcome = error.code
         self._end_exchange()
+        # Behind the end of the exchange, which forgets its deadline: closing sets one of its own.
+        if tells:
+            self._close()  # without the last chunk: never a clean end
+        else:
+            self._reset()
 
     def _reset(self) -> None:
         """Cut with a reset: to a body that ends with its connection, a FIN is a clean end."""

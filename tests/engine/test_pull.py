@@ -12,7 +12,7 @@ import pytest
 
 from llama_gguf.engine.catalogue import CATALOGUE, Entry
 from llama_gguf.engine.landing import Pulled
-from llama_gguf.engine.pull import KNOWN_FILES, known_file, pull
+from llama_gguf.engine.pull import KNOWN_FILES, pull
 from llama_gguf.errors import UserError
 from tests.engine import wheels
 from tests.engine.file_server import FileServer
@@ -128,8 +128,8 @@ def test_two_pulls_of_the_same_name_do_not_disturb_each_other(models: Path, tmp_
 
 
 def test_the_catalogue_knows_its_files() -> None:
-    assert known_file("smollm2") == "SmolLM2-135M-Instruct.Q4_1.gguf"
-    assert known_file("nothing") is None
+    assert KNOWN_FILES.get("smollm2") == "SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert KNOWN_FILES.get("nothing") is None
     assert set(KNOWN_FILES) == set(CATALOGUE)
 
 

@@ -23,11 +23,6 @@ KNOWN_FILES: Final[Mapping[str, str]] = {name: e.file for name, e in CATALOGUE.i
 """The file in MODELS_DIR that each name becomes."""
 
 
-def known_file(name: str) -> str | None:
-    """The file in MODELS_DIR that ``pull NAME`` makes; None for a name it does not know."""
-    return KNOWN_FILES.get(name)
-
-
 def is_there(entry: Entry, models_dir: str) -> bool:
     """Whether the model of *entry* is in *models_dir*.
 

@@ -91,6 +91,21 @@ def split_length(head: bytes) -> tuple[bytes, int | None]:
     return b"%b\0%b" % (head[:at], head[end:]), int(digits)
 
 
+def _fault(
+    parser: httptools.HttpRequestParser | httptools.HttpResponseParser, head: bytes
+) -> httptools.HttpParserError | None:
+    """Have llhttp parse *head*; what it found wrong, if anything."""
+    try:
+        parser.feed_data(head)
+    except httptools.HttpParserUpgrade:
+        pass  # an offer that is not taken up (RFC 9110 section 7.8): the head counts as it is
+    except httptools.HttpParserCallbackError:
+        raise  # a bug of ours; it is an HttpParserError too, so it has to be caught first
+    except httptools.HttpParserError as error:
+        return error
+    return None
+
+
 def parse_request(head: bytes) -> RequestHead:
     """Parse *head*, which ends with its blank line.
 
@@ -101,14 +116,9 @@ def parse_request(head: bytes) -> RequestHead:
     collector.fields = []
     collector.url = b""
     parser = httptools.HttpRequestParser(collector)
-    try:
-        parser.feed_data(head)
-    except httptools.HttpParserUpgrade:
-        pass  # an offer that is not taken up (RFC 9110 section 7.8): the request counts as it is
-    except httptools.HttpParserCallbackError:
-        raise  # a bug of ours; it is an HttpParserError too, so it has to be caught first
-    except httptools.HttpParserError as error:
-        raise BadRequest(f"The request cannot be parsed: {error}.") from None
+    fault = _fault(parser, head)
+    if fault is not None:
+        raise BadRequest(f"The request cannot be parsed: {fault}.")
     # llhttp takes other protocols of the same shape too (ICE, RTSP).
     line = head[: head.find(b"\r\n")]
     version = _VERSIONS.get(line[-9:])
@@ -160,14 +170,8 @@ def parse_response(head: bytes) -> ResponseHead:
     collector.fields = []
     collector.reason = b""
     parser = httptools.HttpResponseParser(collector)
-    try:
-        parser.feed_data(head)
-    except httptools.HttpParserUpgrade:
-        pass
-    except httptools.HttpParserCallbackError:
-        raise
-    except httptools.HttpParserError:
-        raise UpstreamError("The engine's answer is not HTTP.") from None
+    if _fault(parser, head) is not None:
+        raise UpstreamError("The engine's answer is not HTTP.")
     status: int = parser.get_status_code()
     if not 100 <= status <= 599:
         raise UpstreamError("The engine's answer has an impossible status.")

@@ -17,7 +17,6 @@ import stat
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Final
 
 from llama_gguf.core import deaths
@@ -25,6 +24,7 @@ from llama_gguf.core.engine import EngineState, EngineStatus
 from llama_gguf.core.restart import Event, GiveUp, RestartPolicy, StallWatch
 from llama_gguf.core.settings import Settings
 from llama_gguf.gateway.server import listen
+from llama_gguf.gateway.shared import wall_now
 from llama_gguf.probe import Finding, Probe
 from llama_gguf.supervisor.child import Child, spawn
 from llama_gguf.supervisor.engine_log import EngineLog
@@ -82,7 +82,7 @@ class Supervisor:
         self._has_been_ready = False
         self._is_gateway_up = False
         self._hup_waits = False
-        self.status = EngineStatus(EngineState.STARTING, since=_wall_now())
+        self.status = EngineStatus(EngineState.STARTING, since=wall_now())
 
     # From outside -------------------------------------------------------------------------------
 
@@ -248,7 +248,7 @@ class Supervisor:
     # How it is ----------------------------------------------------------------------------------
 
     def _publish(self, state: EngineState, *, detail: str = "") -> None:
-        self.status = self.status.moved(state, _wall_now(), detail=detail)
+        self.status = self.status.moved(state, wall_now(), detail=detail)
         self._tell_gateway()
 
     def _tell_gateway(self) -> None:
@@ -313,7 +313,3 @@ def _explain(child: Child) -> str:
     last_lines = f"\n  its last lines:{lines}" if lines else ""
     _log.error("llama-server died (%s). %s %s%s", status, reason, advice, last_lines)
     return f"{status}: {reason}"
-
-
-def _wall_now() -> float:
-    return datetime.now(UTC).timestamp()

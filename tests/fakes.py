@@ -13,11 +13,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from llama_gguf.core.engine import EngineState, EngineStatus
+from llama_gguf.core.exchange import Exchange
 from llama_gguf.core.settings import Settings
-from llama_gguf.gateway.access_log import Record
+from llama_gguf.gateway.accounts import Accounts
 from llama_gguf.gateway.client import ClientConnection
 from llama_gguf.gateway.pool import IDLE_SECONDS
 from llama_gguf.gateway.shared import Shared
@@ -256,6 +257,17 @@ class Dial:
         self.answered.set_exception(ConnectionRefusedError("refused"))
 
 
+class Connection(Protocol):
+    """What a transport calls; ``asyncio.Protocol``, by its methods."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None: ...
+    def data_received(self, data: bytes) -> None: ...
+    def eof_received(self) -> bool | None: ...
+    def connection_lost(self, exc: Exception | None) -> None: ...
+    def pause_writing(self) -> None: ...
+    def resume_writing(self) -> None: ...
+
+
 class FakeTransport(asyncio.Transport):
     """Records what is done to it, and keeps a transport's promises.
 
@@ -266,7 +278,7 @@ class FakeTransport(asyncio.Transport):
     def __init__(self, loop: FakeLoop, peer: object) -> None:
         super().__init__({"peername": peer})
         self._loop = loop
-        self._protocol: asyncio.BaseProtocol
+        self._protocol: Connection
         self._reads = True
         self._is_closing = False
         self._is_lost = False
@@ -338,7 +350,7 @@ class FakeTransport(asyncio.Transport):
 
     # What a test does -----------------------------------------------------------------------------
 
-    def attach(self, protocol: asyncio.BaseProtocol) -> None:
+    def attach(self, protocol: Connection) -> None:
         self._protocol = protocol
         protocol.connection_made(self)
 
@@ -379,7 +391,6 @@ class FakeTransport(asyncio.Transport):
             self._loop.call_soon(self.lose)
 
     def _deliver(self) -> None:
-        assert isinstance(self._protocol, asyncio.Protocol)
         while self._inbox and self._reads and not self._is_closing:
             self._protocol.data_received(self._inbox.pop(0))
         if self._eof_waits and self._reads and not self._is_closing:
@@ -522,6 +533,8 @@ class Rig:
         self.loop.on_dial = self._on_dial
         self.shared = Shared(Settings(**{**usual, **overrides}), self.loop)
         self.shared.now = self.clock
+        self._records: list[Exchange] = []
+        self.shared.accounts = Accounts(self._records.extend)
         self.shared.tell_time()
         if keys is not None:
             self.shared.load_keys()
@@ -606,9 +619,10 @@ class Rig:
     # What can be said of it afterwards ------------------------------------------------------------
 
     @property
-    def records(self) -> list[Record]:
+    def records(self) -> list[Exchange]:
         """What the access log will say."""
-        return self.shared.access_log.pending
+        self.shared.accounts.settle()
+        return self._records
 
     @property
     def is_at_rest(self) -> bool:

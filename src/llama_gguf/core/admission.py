@@ -93,12 +93,14 @@ class Admission:
             KeyError: it does not wait.
         """
         self._take_out(ticket.key_id, ticket)
-        self._release(ticket.key_id)
+        if self._per_key:
+            self._release(ticket.key_id)
 
     def done(self, key_id: str) -> None:
         """Give back a slot, and hand it to whoever is next."""
         self.running -= 1
-        self._release(key_id)
+        if self._per_key:
+            self._release(key_id)
         if self.queued and not self._is_granting:  # else the loop that is under way sees it
             self.grant()
 
@@ -138,7 +140,6 @@ class Admission:
         self.queued -= 1
 
     def _release(self, key_id: str) -> None:
-        if self._per_key:
-            self._held_by_key[key_id] -= 1
-            if not self._held_by_key[key_id]:
-                del self._held_by_key[key_id]
+        self._held_by_key[key_id] -= 1
+        if not self._held_by_key[key_id]:
+            del self._held_by_key[key_id]

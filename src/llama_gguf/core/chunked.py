@@ -23,10 +23,6 @@ _SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:%b)*\r\n" % _EXTENSION)
 _NO_TRAILER: Final = rb"(?!(?i:content-length|transfer-encoding|host|trailer):)"
 _TRAILER_LINE: Final = re.compile(rb"%b%b:[\t\x20-\x7e\x80-\xff]*\r\n" % (_NO_TRAILER, _TOKEN))
 
-# Sizes of the chunks of a stream repeat, so each line is parsed once.
-_SIZES: Final[dict[bytes, int]] = {}
-_MAX_SIZES: Final = 4096
-
 
 class ChunkedError(ValueError):
     """The bytes are not in the chunked coding."""
@@ -59,19 +55,6 @@ class ChunkedBody:
     def is_between_chunks(self) -> bool:
         """Whether something of our own may be inserted here."""
         return self._state is _State.SIZE and not self._line
-
-    def is_one_chunk(self, data: bytes) -> bool:
-        """Whether *data* is exactly one whole chunk with data in it, as an SSE event mostly is.
-
-        The streaming path: a True moves nothing, since the body stands between chunks again.
-        """
-        if self._state is not _State.SIZE or self._line:
-            return False
-        line_end = data.find(b"\r\n", 0, 16) + 2
-        size = _SIZES.get(data[:line_end])
-        if size is None:
-            size = _learn(data[:line_end])
-        return size > 0 and line_end + size + 2 == len(data) and data.endswith(b"\r\n")
 
     def feed(self, data: bytes, sink: bytearray | None = None) -> int:
         """Follow *data*, and add the body itself to *sink*.
@@ -142,10 +125,36 @@ def frame(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-def _learn(line: bytes) -> int:
-    """The size that a plain *line* says, remembered; 0 when it is anything but plain."""
-    match = _SIZE_LINE.fullmatch(line)
-    size = int(match[1], 16) if match and b";" not in line else 0
-    if len(_SIZES) < _MAX_SIZES:
-        _SIZES[line] = size
-    return size
+class _SizeLines(dict[int, bytes]):
+    """Length of a whole chunk, framing included -> the size line that it begins with."""
+
+    _MAX: Final = 4096
+
+    def __missing__(self, length: int) -> bytes:
+        line = _size_line(length)
+        if len(self) < self._MAX:
+            self[length] = line
+        return line
+
+
+def _size_line(length: int) -> bytes:
+    """The only one of a chunk of *length* bytes in all; what begins no chunk, if there is none."""
+    digits = len(b"%x" % length)
+    for line_length in (digits + 2, digits + 1):  # the framing may take up a digit's worth
+        size = length - line_length - 2
+        line = b"%x\r\n" % max(size, 0)
+        if size > 0 and len(line) == line_length:
+            return line
+    return b"-"
+
+
+_SIZE_LINES: Final = _SizeLines()
+
+
+def is_one_chunk(data: bytes) -> bool:
+    """Whether *data* is exactly one whole chunk with data in it, as an SSE event mostly is.
+
+    The streaming path. There is one way to write the size of a chunk of this length in small
+    hex digits without extensions; False for any other, which ``feed`` then looks at.
+    """
+    return data.startswith(_SIZE_LINES[len(data)]) and data.endswith(b"\r\n")

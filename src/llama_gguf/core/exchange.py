@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from llama_gguf.core.messages import Request
 
 
 # IntEnum, since the hash of a plain Enum's member is a Python call: six of them a request.
@@ -32,21 +35,25 @@ class Event(enum.IntEnum):
 
 
 S, E = State, Event
-TRANSITIONS: Final[Mapping[tuple[State, Event], State]] = {
-    (S.READING, E.QUEUE): S.QUEUED,
-    (S.READING, E.FORWARD): S.FORWARDING,
-    (S.QUEUED, E.FORWARD): S.FORWARDING,
-    (S.FORWARDING, E.HEAD_SENT): S.STREAMING,
-    (S.STREAMING, E.RESPONSE_SENT): S.DONE,
-    # An answer of our own (401, 413, 429, 503, 504) may cut in before the head.
-    (S.READING, E.HEAD_SENT): S.STREAMING,
-    (S.QUEUED, E.HEAD_SENT): S.STREAMING,
+TRANSITIONS: Final[Mapping[Event, Mapping[State, State]]] = {
+    E.QUEUE: {S.READING: S.QUEUED},
+    E.FORWARD: {S.READING: S.FORWARDING, S.QUEUED: S.FORWARDING},
+    E.HEAD_SENT: {
+        S.FORWARDING: S.STREAMING,
+        # An answer of our own (401, 413, 429, 503, 504) may cut in before the engine's.
+        S.READING: S.STREAMING,
+        S.QUEUED: S.STREAMING,
+    },
+    E.RESPONSE_SENT: {S.STREAMING: S.DONE},
     # Whoever leaves does so at any time, but an end stays what it was.
-    (S.READING, E.LOST): S.ABORTED,
-    (S.QUEUED, E.LOST): S.ABORTED,
-    (S.FORWARDING, E.LOST): S.ABORTED,
-    (S.STREAMING, E.LOST): S.ABORTED,
+    E.LOST: {
+        S.READING: S.ABORTED,
+        S.QUEUED: S.ABORTED,
+        S.FORWARDING: S.ABORTED,
+        S.STREAMING: S.ABORTED,
+    },
 }
+"""What happens, and where it leads from where."""
 
 PHASES: Final[Mapping[State, str]] = {
     S.READING: "request",
@@ -62,43 +69,40 @@ class IllegalTransition(Exception):
 
 
 class Exchange:
-    """Where one exchange stands, and what there will be to say of it when it is over.
+    """Where one exchange stands, what it holds, and what there will be to say of it at its end.
 
     Times are seconds on the loop's clock; 0.0 means that it did not come to that.
+
+    Args:
+        started_at: when its head had come.
+        request: its head.
+        id_bytes: the request id, as it goes over the wire.
+        address: of the client.
     """
 
-    __slots__ = (
-        "bytes_in",
-        "bytes_out",
-        "first_byte_at",
-        "forwarded_at",
-        "key_id",
-        "method",
-        "outcome",
-        "path",
-        "queued_at",
-        "request_id",
-        "route",
-        "started_at",
-        "state",
-        "status",
-    )
+    # Most exchanges leave most of these as they are, and on the class they cost nothing.
+    key_id = "-"
+    outcome = "done"
+    status = 0
+    bytes_in = 0
+    bytes_out = 0
+    queued_at = 0.0
+    forwarded_at = 0.0
+    first_byte_at = 0.0
+    ended_at = 0.0
+    rate_fields = b""
+    """Lines for the answer's head: what its key may still do."""
+    has_retried = False
+    # What has to be given back.
+    holds_slot = False
+    reserved_bytes = 0
 
-    def __init__(self, started_at: float, method: str, path: str, request_id: str) -> None:
+    def __init__(self, started_at: float, request: Request, id_bytes: bytes, address: str) -> None:
         self.state = State.READING
         self.started_at = started_at
-        self.method = method
-        self.path = path
-        self.request_id = request_id
-        self.route = "refused"
-        self.key_id = "-"
-        self.queued_at = 0.0
-        self.forwarded_at = 0.0
-        self.first_byte_at = 0.0
-        self.bytes_in = 0
-        self.bytes_out = 0
-        self.status = 0
-        self.outcome = "done"
+        self.request = request
+        self.id_bytes = id_bytes
+        self.address = address
 
     def on(self, event: Event) -> State:
         """Move on *event* and return the new state.
@@ -107,7 +111,7 @@ class Exchange:
             IllegalTransition: *event* cannot happen in the present state.
         """
         try:
-            self.state = state = TRANSITIONS[self.state, event]
+            self.state = state = TRANSITIONS[event][self.state]
         except KeyError:
             raise IllegalTransition(f"{event.name} while {self.state.name}") from None
         return state
@@ -121,3 +125,31 @@ class Exchange:
         complete one with an error glued to its end.
         """
         return self.state < State.STREAMING
+
+    # What the access log and the metrics say ------------------------------------------------------
+
+    @property
+    def request_id(self) -> str:
+        return self.id_bytes.decode("ascii")
+
+    @property
+    def method(self) -> str:
+        return self.request.head.method_text
+
+    @property
+    def path(self) -> str:
+        return self.request.head.path_text
+
+    @property
+    def queued(self) -> float:
+        """Seconds it waited for a slot."""
+        return (self.forwarded_at or self.ended_at) - self.queued_at if self.queued_at else 0.0
+
+    @property
+    def first_byte(self) -> float:
+        """Seconds from its start to the first byte of the engine's answer."""
+        return self.first_byte_at - self.started_at if self.first_byte_at else 0.0
+
+    @property
+    def duration(self) -> float:
+        return self.ended_at - self.started_at

@@ -7,6 +7,9 @@ any clock that never runs backwards (``loop.time()``, never ``time.time()``).
 from __future__ import annotations
 
 from collections import deque
+from typing import Final
+
+REFUSED: Final = -1
 
 
 class SlidingWindow:
@@ -30,47 +33,45 @@ class SlidingWindow:
         self.window = window
         self._admitted: deque[float] = deque()
 
-    def hit(self, now: float) -> float:
+    def hit(self, now: float) -> int:
         """Decide one request that arrived at *now*.
 
         Returns:
-            0.0 when it is admitted, else the seconds until one would be: a
+            How many more would be admitted; REFUSED when this one is not. A
             number and not an object, since this runs once per request.
 
         A refused request leaves no trace, so a client that keeps knocking is
         let in as soon as its oldest admitted request leaves the window.
         """
-        wait = self.retry_after(now)
-        if not wait:
-            self._admitted.append(now)
-        return wait
-
-    def retry_after(self, now: float) -> float:
-        """What ``hit`` would return at *now*, without counting anything."""
         admitted = self._admitted
         horizon = now - self.window
-        while admitted and admitted[0] <= horizon:
-            admitted.popleft()
+        if admitted and admitted[0] <= horizon:
+            self._forget(horizon)
+        left = self.limit - len(admitted) - 1
+        if left < 0:
+            return REFUSED
+        admitted.append(now)
+        return left
+
+    def retry_after(self, now: float) -> float:
+        """Seconds until a request would be admitted: 0.0 when one would be at *now*."""
+        admitted = self._admitted
+        horizon = now - self.window
+        self._forget(horizon)
         if len(admitted) < self.limit:
             return 0.0
         # A lowered limit may leave more in the window than it allows: all but the newest
         # limit - 1 have to leave. The result is above zero but for rounding.
         return max(admitted[len(admitted) - self.limit] - horizon, 1e-9)
 
-    @property
-    def left(self) -> int:
-        """How many more would be admitted at the time that was last asked about."""
-        return max(self.limit - len(self._admitted), 0)
-
-    def remaining(self, now: float) -> int:
-        """How many requests would be admitted at *now*."""
-        self.retry_after(now)
-        return self.left
+    def _forget(self, horizon: float) -> None:
+        admitted = self._admitted
+        while admitted and admitted[0] <= horizon:
+            admitted.popleft()
 
     def reset(self, now: float) -> float:
         """Seconds until nothing counts any more."""
-        self.retry_after(now)
-        return self._admitted[-1] + self.window - now if self._admitted else 0.0
+        return max(self._admitted[-1] + self.window - now, 0.0) if self._admitted else 0.0
 
 
 class FailureLimit:
@@ -87,20 +88,21 @@ class FailureLimit:
 
     def __init__(self, *, per_minute: int) -> None:
         self._per_minute = per_minute
-        self._windows: dict[str, SlidingWindow] = {}
+        self.addresses: dict[str, SlidingWindow] = {}
+        """Those that have tried a wrong key, as far as is remembered."""
 
     def retry_after(self, address: str, now: float) -> float:
         """Seconds that *address* has to wait before its key is looked at; 0.0 for most."""
-        window = self._windows.get(address)
+        window = self.addresses.get(address)
         return 0.0 if window is None else window.retry_after(now)
 
     def failed(self, address: str, now: float) -> None:
         """Count a wrong key from *address*."""
         if not self._per_minute:
             return
-        window = self._windows.get(address)
+        window = self.addresses.get(address)
         if window is None:
-            if len(self._windows) >= self.MAX_ADDRESSES:
-                del self._windows[next(iter(self._windows))]
-            window = self._windows[address] = SlidingWindow(limit=self._per_minute)
+            if len(self.addresses) >= self.MAX_ADDRESSES:
+                del self.addresses[next(iter(self.addresses))]
+            window = self.addresses[address] = SlidingWindow(limit=self._per_minute)
         window.hit(now)

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
+
+from llama_gguf.core.exchange import Exchange
 
 Type = Literal["counter", "gauge", "histogram"]
 
@@ -80,11 +83,11 @@ METRICS: Final = (
 )
 
 # Those of OpenTelemetry's GenAI conventions, continued upwards: prompts on a CPU take longer.
-FIRST_BYTE_BUCKETS: Final = (
+FIRST_BYTE_BUCKETS: Final[tuple[float, ...]] = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
     *(20.0, 40.0, 80.0, 160.0, 320.0),
 )
-DURATION_BUCKETS: Final = tuple(0.01 * 2**n for n in range(19))
+DURATION_BUCKETS: Final[tuple[float, ...]] = tuple(0.01 * 2**n for n in range(19))
 
 
 class Histogram:
@@ -101,9 +104,11 @@ class Histogram:
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
-    def observe(self, seconds: float) -> None:
-        self.counts[bisect_left(self.bounds, seconds)] += 1
-        self.sum += seconds
+    def observe(self, seconds: Sequence[float]) -> None:
+        counts, bounds = self.counts, self.bounds
+        for value in seconds:
+            counts[bisect_left(bounds, value)] += 1
+        self.sum += sum(seconds)
 
 
 class Metrics:
@@ -135,6 +140,23 @@ class Metrics:
         self.queue_waits = Histogram(FIRST_BYTE_BUCKETS)
         self.first_bytes = Histogram(FIRST_BYTE_BUCKETS)
         self.durations = Histogram(DURATION_BUCKETS)
+
+    def count(self, ended: Iterable[Exchange]) -> None:
+        """Count exchanges that are over."""
+        answered = []
+        requests = self.requests
+        for exchange in ended:
+            request = exchange.request
+            requests[request.route.label, request.head.method_text, exchange.status] += 1
+            self.received_bytes += exchange.bytes_in
+            if exchange.first_byte_at:
+                answered.append(exchange)
+                self.sent_bytes += exchange.bytes_out
+        self.first_bytes.observe([e.first_byte_at - e.started_at for e in answered])
+        self.durations.observe([e.ended_at - e.started_at for e in answered])
+        waits = [e.queued for e in answered if e.queued_at]
+        self.queue_waits.observe(waits)
+        self.queue_waits.counts[0] += len(answered) - len(waits)  # and most did not wait
 
 
 Sample = tuple[tuple[str, ...], float]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
@@ -17,6 +18,18 @@ from llama_gguf.core.fields import Fields, find
 from llama_gguf.errors import GatewayError, MethodNotAllowed, Unauthorized
 
 JSON: Final = b"application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class OwnAnswer:
+    """An answer of our own, but for what every answer carries."""
+
+    status: int
+    body: bytes = b""
+    content_type: bytes = b""
+    fields: Sequence[bytes] = ()
+    """Whole lines."""
+
 
 _REASONS: Final = {s.value: s.phrase.encode("ascii") for s in HTTPStatus}
 
@@ -135,6 +148,19 @@ class Cors:
         if names and self._SANE_NAMES.fullmatch(names):
             lines.append(b"Access-Control-Allow-Headers: %b\r\n" % names)
         return lines
+
+
+def rate_fields(limit: int, remaining: bytes | int, reset: float) -> bytes:
+    """The lines that tell a key what it may still do in its window, by OpenAI's names."""
+    return (
+        b"x-ratelimit-limit-requests: %d\r\nx-ratelimit-remaining-requests: %b\r\n"
+        b"x-ratelimit-reset-requests: %b\r\n"
+        % (
+            limit,
+            remaining if isinstance(remaining, bytes) else b"%d" % remaining,
+            duration_text(reset),
+        )
+    )
 
 
 def duration_text(seconds: float) -> bytes:

@@ -11,29 +11,22 @@ connection (or, in an event stream, to send an error event and close).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
-import socket
-import struct
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, cast
 
 from llama_gguf.core import replies
 from llama_gguf.core.admission import Verdict
-from llama_gguf.core.chunked import ChunkedBody, ChunkedError, frame
+from llama_gguf.core.bodies import IncomingBody
+from llama_gguf.core.chunked import frame
 from llama_gguf.core.exchange import PHASES, Event, Exchange, State
-from llama_gguf.core.fields import (
-    Framing,
-    RequestFields,
-    ResponseFields,
-    find,
-    invalid_key,
-    presented_key,
-    read_request,
-)
-from llama_gguf.core.routes import Kind, Route
+from llama_gguf.core.fields import Framing, find, invalid_key, presented_key
+from llama_gguf.core.limits import SlidingWindow
+from llama_gguf.core.messages import NEVER, Answer, Pattern, Request
+from llama_gguf.core.replies import OwnAnswer
+from llama_gguf.core.routes import Kind
 from llama_gguf.errors import (
-    BadRequest,
     ConcurrencyLimited,
     GatewayError,
     HeadTooLarge,
@@ -48,13 +41,8 @@ from llama_gguf.errors import (
     UpstreamTimeout,
     UriTooLong,
 )
-from llama_gguf.gateway.heads import (
-    HEAD_END,
-    RequestHead,
-    ResponseHead,
-    parse_request,
-    split_length,
-)
+from llama_gguf.gateway import own, sockets
+from llama_gguf.gateway.heads import HEAD_END, parse_request
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.shared import Principal, Shared
@@ -71,68 +59,56 @@ MAX_SKIPPED_BYTES: Final = 65536
 LINGER_SECONDS: Final = 2.0
 """For a client that is still sending to read its answer before the connection goes."""
 NO_DEADLINE: Final = math.inf
-DECODED_EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")
-EVENT_ENDS: Final = (b"\n\n\r\n", b"\r\n\r\n\r\n")
-"""The end of a whole event, with the end of its chunk."""
-TAIL_BYTES: Final = 6
+CLOSE: Final = b"Connection: close\r\n"
+CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
 
-# socket(7), SO_LINGER: on, for no time at all.
-_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
-# linux/include/net/tcp_states.h
-_TCP_CLOSE: Final = 7
-_TCP_CLOSE_WAIT: Final = 8
-_NO_ROUTE: Final = Route(Kind.REFUSED, "refused")
-_NO_FIELDS: Final = RequestFields()
+# What the hot path asks for: a member of an enum is looked up anew each time.
+_READING: Final = State.READING
+_FORWARD: Final = Event.FORWARD
+_HEAD_SENT: Final = Event.HEAD_SENT
+_RESPONSE_SENT: Final = Event.RESPONSE_SENT
+_LENGTH: Final = Framing.LENGTH
+_PROXIED: Final = Kind.PROXIED
 
 
-class ClientConnection(asyncio.Protocol):
+class ClientConnection:
+    """An ``asyncio.Protocol`` by its methods; compiled classes do not inherit from others."""
+
     __slots__ = (
         "_body",
-        "_body_left",
-        "_chunked",
         "_connecting",
-        "_cors",
-        "_deadline_is_silence",
         "_exchange",
         "_has_head_begun",
-        "_has_retried",
-        "_heard",
-        "_holds_slot",
-        "_is_event_stream",
+        "_incoming",
         "_is_lingering",
         "_is_paused",
         "_is_write_paused",
-        "_last",
-        "_last_key",
         "_may_persist",
         "_must_linger",
+        "_pattern",
         "_principal",
-        "_rate_fields",
-        "_read",
         "_received",
         "_request",
-        "_reserved_bytes",
-        "_route",
+        "_ring",
+        "_seen",
         "_shared",
         "_skip",
-        "_tail",
         "_transport",
+        "_unread",
         "_upstream",
         "address",
         "deadline",
         "key_id",
-        "limit",
-        "reads_chunks",
+        "write",
     )
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
         self._transport: asyncio.Transport
+        self.write: Callable[[bytes], None]
         self.address = "-"
         self.deadline = NO_DEADLINE
         """When ``on_deadline`` is due, on the loop's clock."""
-        self.limit = NO_DEADLINE
-        """When the whole answer has to be out (MAX_REQUEST_DURATION)."""
         self._received = b""
         self._skip = 0
         self._is_lingering = False
@@ -145,38 +121,26 @@ class ClientConnection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._upstream: UpstreamConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
-        self._holds_slot = False
-        self._reserved_bytes = 0
-        self._heard = False
-        self._deadline_is_silence = False
-        self.key_id = "-"
-        # A connection mostly repeats its head: what was found in the last one is kept.
-        self._last_key = b""
-        self._last: tuple[RequestHead, RequestFields]
-        self._forget_request()
-
-    def _forget_request(self) -> None:
-        self._request: RequestHead | None = None
-        self._read = _NO_FIELDS
-        self._route = _NO_ROUTE
-        self._principal: Principal | None = None
-        # One object whatever the pieces: a body sent byte by byte must not cost fifty times it.
+        self._unread = 0
+        """Of a body with a length, the bytes that have not been taken out of ``_received``."""
+        self._incoming: IncomingBody | None = None
         self._body: bytes | bytearray = b""
-        self._body_left = 0
-        self._chunked: ChunkedBody | None = None
-        self._cors = b""
-        self._rate_fields = b""
-        self.reads_chunks = True
-        self._has_retried = False
-        self._is_event_stream = False
-        self._tail = b""
-        self.limit = NO_DEADLINE
+        """Read whole; held until the engine begins to answer."""
+        self._seen = 0
+        """Of the answer's bytes, at the last tick."""
+        self.key_id = "-"
+        # A connection mostly repeats its head: what was found out about the last one is kept.
+        self._pattern: Pattern = NEVER
+        self._request: Request = shared.unread
+        self._principal: Principal | None = None
+        self._ring = shared.ring
 
     # What the loop calls ------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are no instances of asyncio.Transport, so this cannot be asserted.
         self._transport = cast("asyncio.Transport", transport)
+        self.write = self._transport.write
         peer = transport.get_extra_info("peername")
         self.address = str(peer[0]) if isinstance(peer, tuple) else "unix"
         shared = self._shared
@@ -184,16 +148,15 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = self._head_deadline()
         self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
         if len(shared.connections) > shared.settings.max_connections:
-            self._refuse_connection()
+            self._reply_error(QueueFull("Too many connections.", retry_after=1.0, close=True))
 
     def data_received(self, data: bytes) -> None:
         try:
             exchange = self._exchange
             if exchange is None:
-                self._received = self._received + data if self._received else data
-                self._next_request()
-            elif exchange.state is State.READING:
-                self._read_body(data)
+                self._next_request(self._received + data if self._received else data)
+            elif exchange.state is _READING:
+                self._read_body(exchange, data)
             else:
                 self._hold(data)
         except GatewayError as error:
@@ -210,14 +173,15 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._shared.connections.discard(self)
-        self.deadline = self.limit = NO_DEADLINE
-        if self._exchange is None:
+        self.deadline = NO_DEADLINE
+        exchange = self._exchange
+        if exchange is None:
             return
-        phase = PHASES[self._exchange.state]
+        phase = PHASES[exchange.state]
         self._shared.metrics.client_disconnects[phase] += 1
-        if not self._exchange.status:
-            self._exchange.status = 499  # nginx's word for it, known to every log reader
-        self._abandon(f"client_left:{phase}")
+        if not exchange.status:
+            exchange.status = 499  # nginx's word for it, known to every log reader
+        self._abandon(exchange, f"client_left:{phase}")
 
     def pause_writing(self) -> None:
         self._is_write_paused = True
@@ -226,7 +190,7 @@ class ClientConnection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._is_write_paused = False
-        self._heard = True
+        self._seen = -1  # the client moves again
         if self._upstream is not None:
             self._upstream.resume_reading()
 
@@ -237,26 +201,23 @@ class ClientConnection(asyncio.Protocol):
 
     def on_tick(self, now: float) -> None:
         """Twice a second: look whether something is overdue."""
-        if self._heard:
-            self._heard = False
-            if self._deadline_is_silence:
-                self.deadline = now + self._shared.settings.request_timeout
-        if self._is_paused and self._has_left():
+        upstream = self._upstream
+        if upstream is not None and upstream.bytes_passed != self._seen:
+            self._seen = upstream.bytes_passed
+            self.deadline = now + self._shared.settings.request_timeout
+        if self._is_paused and sockets.has_left(self._transport):
             self._transport.abort()
-        elif now >= self.limit:
+        elif self._is_over_limit(now):
             self._give_up_upstream(UpstreamTimeout("The answer took longer than is allowed."))
         elif now >= self.deadline:
             self._on_deadline()
 
-    def _has_left(self) -> bool:
-        """Ask the kernel, since with reading paused nobody tells us."""
-        sock = self._transport.get_extra_info("socket")
-        try:
-            # tcp(7): the first byte of struct tcp_info is the state.
-            state: int = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
-        except (AttributeError, OSError):  # a unix socket, or not Linux
+    def _is_over_limit(self, now: float) -> bool:
+        limit = self._shared.settings.max_request_duration
+        exchange = self._exchange
+        if not limit or exchange is None or not exchange.forwarded_at:
             return False
-        return state in (_TCP_CLOSE, _TCP_CLOSE_WAIT)
+        return now >= exchange.forwarded_at + limit
 
     def _on_deadline(self) -> None:
         exchange = self._exchange
@@ -270,7 +231,7 @@ class ClientConnection(asyncio.Protocol):
             case State.QUEUED:
                 self.on_refused(self._queue_timeout())
             case _ if self._is_write_paused:
-                self._reset()  # it is the client that does not move
+                sockets.reset(self._transport)  # it is the client that does not move
             case _:
                 timeout = self._shared.settings.request_timeout
                 self._give_up_upstream(
@@ -293,28 +254,38 @@ class ClientConnection(asyncio.Protocol):
 
     # A request's head ---------------------------------------------------------------------------
 
-    def _next_request(self) -> None:
-        """Take the next whole head out of what has been received."""
-        if self._is_lingering:
-            self._received = b""
+    def _next_request(self, received: bytes) -> None:
+        """Take the next whole head out of *received*: everything that has not been looked at."""
+        pattern = self._pattern
+        end = pattern.end_in(received)
+        if end >= 0:
+            exchange = self._begin_exchange(self._request)
+            self._on_head(exchange, self._request, pattern.length, received[end:])
             return
-        if self._skip:
-            skipped = min(self._skip, len(self._received))
-            self._skip -= skipped
-            self._received = self._received[skipped:]
-        if self._received.startswith(b"\r\n"):  # RFC 9112 section 2.2: an empty line or more
-            self._received = self._received.lstrip(b"\r\n")
-        received = self._received
+        received = self._skipped(received)
         end = received.find(HEAD_END) + len(HEAD_END)
         if end < len(HEAD_END):
+            self._received = received
             self._check_sizes(received)
             if received and not self._has_head_begun:
                 self._has_head_begun = True
                 self.deadline = self._head_deadline()
             return
-        head, self._received = received[:end], received[end:]
-        self._check_sizes(head)
-        self._on_head(head)
+        self._received = received[end:]
+        self._check_sizes(received[:end])
+        self._read_head(received[:end])
+
+    def _skipped(self, received: bytes) -> bytes:
+        """*received* without what does not count: the rest of a refused body, empty lines."""
+        if self._is_lingering:
+            return b""
+        if self._skip:
+            skipped = min(self._skip, len(received))
+            self._skip -= skipped
+            received = received[skipped:]
+        if received.startswith(b"\r\n"):  # RFC 9112 section 2.2: an empty line or more
+            received = received.lstrip(b"\r\n")
+        return received
 
     def _check_sizes(self, head: bytes) -> None:
         """Bound what a head may be, complete or not.
@@ -334,97 +305,80 @@ class ClientConnection(asyncio.Protocol):
         if longest > settings.max_header_line_size or len(head) > self._shared.max_head_bytes:
             raise HeadTooLarge("The header fields are too long.", close=True)
 
-    def _on_head(self, head: bytes) -> None:
-        key, length = split_length(head)
-        if key == self._last_key:
-            request, read = self._last
-            if length is not None:
-                read.content_length = length
-            self._begin_exchange(request.method_text, request.path_text)
-            self._on_request(request, read)
-            return
-        request = parse_request(head)
-        self._begin_exchange(request.method_text, request.path_text)
-        self._request = request
-        if len(request.fields) > self._shared.settings.max_headers:
-            raise HeadTooLarge("There are too many header fields.", close=True)
-        keep = self._shared.keeps_credentials
-        read = read_request(request.fields, version=request.version, keep_credentials=keep)
-        read.forwarded = [b"".join(read.forwarded)]
-        self._last_key, self._last = key, (request, read)
-        self._on_request(request, read)
-
-    def _on_request(self, request: RequestHead, read: RequestFields) -> None:
-        """The head is understood: answer it here, or check it and go on with its body."""
-        exchange = self._current()
-        self._request = request
-        self._read = read
-        if read.request_id is not None:
-            exchange.request_id = read.request_id.decode("ascii")
-        self._cors = self._shared.cors.fields(read.origin)
-        self.reads_chunks = request.version == "1.1"
-        self._may_persist = self.reads_chunks and b"close" not in read.connection
-        self._body_left = read.content_length or 0
-        if read.is_chunked:
-            self._chunked = ChunkedBody()
-        route = self._shared.router.route(request.method, request.path)
-        self._route = route
-        exchange.route = route.label
-        if route.kind is Kind.PROXIED:
-            self._check_client(exchange)
-            if route.needs_slot:
-                self._check_rate()
-            self._want_body()
-        elif route.error is not None:
-            self._reply_error(route.error)
-        else:
-            self._answer(route.kind, request)
-
-    def _begin_exchange(self, method: str, path: str) -> Exchange:
+    def _read_head(self, raw: bytes) -> None:
+        """Understand a head that is not the last one again."""
         shared = self._shared
-        exchange = Exchange(shared.now(), method, path, shared.next_request_id())
+        head = parse_request(raw)
+        # A browser has to be able to read a refusal, too.
+        cors = shared.cors.fields(find(head.fields, b"origin"))
+        exchange = self._begin_exchange(Request(head, cors=cors))
+        request = exchange.request = shared.understand(head, cors)
+        exchange.id_bytes = request.request_id or exchange.id_bytes
+        self._request = request
+        self._pattern = Pattern(raw, request.read.content_length)
+        self._principal = None
+        self._on_head(exchange, request, self._pattern.length, self._received)
+
+    def _begin_exchange(self, request: Request) -> Exchange:
+        shared = self._shared
+        request_id = request.request_id or shared.next_request_id()
+        exchange = Exchange(shared.now(), request, request_id, self.address)
         self._exchange = exchange
-        self.deadline = NO_DEADLINE
-        self._may_persist = False
         return exchange
+
+    def _on_head(self, exchange: Exchange, request: Request, length: int, rest: bytes) -> None:
+        """The head is understood, *rest* is behind it: answer it here, or check it and go on."""
+        self._received = rest
+        self._unread = length
+        self._may_persist = request.may_persist
+        route = request.route
+        if route.kind is not _PROXIED:
+            self._answer_here(exchange, request)
+            return
+        shared = self._shared
+        principal = self._principal
+        if (
+            principal is None
+            or self._ring is not shared.ring
+            or self.address in shared.failures.addresses
+        ):
+            principal = self._authenticate(exchange, request)
+        self.key_id = exchange.key_id = principal.key_id
+        if route.needs_slot and principal.window is not None:
+            left = principal.window.hit(exchange.started_at)
+            if left < 0:
+                self._refuse_rate(exchange, principal.window)
+            exchange.rate_fields = principal.rate_fields % left
+        if shared.is_draining:
+            raise shared.draining()
+        if length:
+            self._check_body_size(length)
+            self._reserve(exchange, length)
+        if length > len(rest) or request.is_chunked:
+            self._want_body(exchange, request)
+            return
+        if length < len(rest):
+            rest, self._received = rest[:length], rest[length:]
+        else:
+            self._received = b""
+        self._unread = 0
+        self._on_body(exchange, rest)
 
     # Our own paths ------------------------------------------------------------------------------
 
-    def _answer(self, kind: Kind, request: RequestHead) -> None:
-        shared = self._shared
-        match kind:
-            case Kind.PING:
-                self._reply(200, b"")
-            case Kind.HEALTH:
-                self._reply(*shared.health(), content_type=replies.JSON)
-            case Kind.METRICS:
-                if shared.settings.metrics_auth_enabled:
-                    self._check_client(self._current())
-                body, content_type = self._metrics(request)
-                self._reply(200, body, content_type=content_type)
-            case Kind.PREFLIGHT:
-                self._reply(204, b"", shared.cors.preflight(request.fields, self._read.origin))
-            case _:
-                self._check_client(self._current())
-                loaded = b'{"status":"ok","keys_loaded":%d}' % shared.load_keys()
-                self._reply(200, loaded, content_type=replies.JSON)
-
-    def _metrics(self, request: RequestHead) -> tuple[bytes, bytes]:
-        """The metrics and their content type: JSON, or what a scraper asks for."""
-        shared = self._shared
-        accept = (find(request.fields, b"accept") or b"").decode("latin-1")
-        query = request.target.partition(b"?")[2].split(b"&")
-        wants_text = b"format=prometheus" in query
-        if wants_text or "openmetrics" in accept or "text/plain" in accept:
-            # Imported at the first scrape: the gateway starts without it.
-            from llama_gguf.gateway.exposition import render  # noqa: PLC0415
-
-            return render(shared.metrics, shared.gauges(), accept)
-        return shared.metrics_json(), replies.JSON
+    def _answer_here(self, exchange: Exchange, request: Request) -> None:
+        route = request.route
+        if route.error is not None:
+            self._reply_error(route.error)
+            return
+        if own.needs_key(route.kind, self._shared.settings):
+            exchange.key_id = self._authenticate(exchange, request).key_id
+        answer = own.answer(route.kind, request, self._shared)
+        self._reply(exchange, answer)
 
     # Who asks -----------------------------------------------------------------------------------
 
-    def _check_client(self, exchange: Exchange) -> None:
+    def _authenticate(self, exchange: Exchange, request: Request) -> Principal:
         """Find out who asks.
 
         Raises:
@@ -432,147 +386,125 @@ class ClientConnection(asyncio.Protocol):
             Limited: this address has tried too many wrong keys.
         """
         shared = self._shared
-        if not shared.settings.auth_enabled:
-            self.key_id = exchange.key_id = "-"
-            return
         now = exchange.started_at
-        wait = shared.failures.retry_after(self.address, now)
-        if wait:
-            raise Limited("Too many wrong keys from this address.", retry_after=wait)
-        try:
-            principal = shared.principal_of(presented_key(self._read))
-            if principal is None:
-                raise invalid_key()
-            if principal.key.is_expired(shared.wall):
-                raise KeyExpired("This API key has expired.")
-        except Unauthorized:
-            shared.failures.failed(self.address, now)
-            raise
-        self._principal = principal
-        self.key_id = exchange.key_id = principal.key.key_id
+        if not shared.settings.auth_enabled:
+            principal = shared.anybody
+        else:
+            wait = shared.failures.retry_after(self.address, now)
+            if wait:
+                raise Limited("Too many wrong keys from this address.", retry_after=wait)
+            try:
+                found = shared.principal_of(presented_key(request.read))
+                if found is None:
+                    raise invalid_key()
+                principal = found
+                if principal.is_expired(shared.wall):
+                    raise KeyExpired("This API key has expired.")
+            except Unauthorized:
+                shared.failures.failed(self.address, now)
+                raise
+        if principal.expires_at is None:  # then it is good until the keys are read again
+            self._principal, self._ring = principal, shared.ring
+        return principal
 
-    def _check_rate(self) -> None:
-        principal = self._principal
-        if principal is None:
-            return
-        now = self._current().started_at
-        window = principal.window
-        wait = window.hit(now)
-        # Reset is when nothing counts any more: after a hit, a whole window from now.
-        reset = window.reset(now) if wait else window.window
-        self._rate_fields = (
-            b"x-ratelimit-limit-requests: %d\r\nx-ratelimit-remaining-requests: %d\r\n"
-            b"x-ratelimit-reset-requests: %b\r\n"
-            % (window.limit, window.left, replies.duration_text(reset))
+    def _refuse_rate(self, exchange: Exchange, window: SlidingWindow) -> None:
+        """Raises Limited, with what the key may do and when."""
+        now = exchange.started_at
+        exchange.rate_fields = replies.rate_fields(window.limit, 0, window.reset(now))
+        self._shared.metrics.rate_limited[exchange.key_id, "requests"] += 1
+        raise Limited(
+            f"Over {window.limit} requests in 60 seconds with this key.",
+            retry_after=window.retry_after(now),
         )
-        if wait:
-            self._shared.metrics.rate_limited[self.key_id, "requests"] += 1
-            raise Limited(
-                f"Over {window.limit} requests in 60 seconds with this key.", retry_after=wait
-            )
 
     # A request's body ---------------------------------------------------------------------------
 
-    def _want_body(self) -> None:
-        """Ask for the body, if there is one, within what one request and all of them may hold."""
-        shared = self._shared
-        if shared.is_draining:
-            raise shared.draining()
-        if not self._body_left and self._chunked is None:
-            self._on_body_read()
-            return
-        self._check_body_size(self._body_left)
-        self._reserve(self._body_left)
+    def _want_body(self, exchange: Exchange, request: Request) -> None:
+        """Ask for the rest of a body."""
+        self._incoming = IncomingBody(None if request.is_chunked else self._unread)
         if self._received:
             received, self._received = self._received, b""
-            self._read_body(received)
+            self._read_body(exchange, received)
             return
-        if self._read.expects_continue:
-            self._transport.write(replies.CONTINUE)
-        self.deadline = shared.now() + shared.settings.client_body_timeout
+        if request.read.expects_continue:
+            self.write(replies.CONTINUE)
+        self._set_body_deadline()
+
+    def _set_body_deadline(self) -> None:
+        self.deadline = self._shared.now() + self._shared.settings.client_body_timeout
 
     def _check_body_size(self, size: int) -> None:
-        largest = self._shared.settings.max_request_body_size
+        largest = self._shared.max_body_bytes
         if size > largest:
             raise PayloadTooLarge(f"The body is over {largest} bytes.", close=True)
 
-    def _reserve(self, size: int) -> None:
+    def _reserve(self, exchange: Exchange, size: int) -> None:
         shared = self._shared
         if shared.body_bytes + size > shared.settings.max_body_memory:
             raise QueueFull("Too many bodies are waiting already.", retry_after=1.0)
         shared.body_bytes += size
-        self._reserved_bytes += size
+        exchange.reserved_bytes += size
 
-    def _read_body(self, data: bytes) -> None:
-        if self._chunked is not None:
-            self._read_chunks(self._chunked, data)
+    def _read_body(self, exchange: Exchange, data: bytes) -> None:
+        body = self._incoming
+        assert body is not None
+        behind = body.feed(data)
+        self._unread = body.left
+        self._check_body_size(len(body.data))
+        self._reserve(exchange, max(len(body.data) - exchange.reserved_bytes, 0))
+        if behind is None:
+            self._set_body_deadline()
             return
-        left = self._body_left
-        if len(data) > left:
-            data, self._received = data[:left], data[left:]
-        if left == len(data) and not self._body:
-            self._body = data  # it came in one piece, as most do
-        else:
-            self._body = self._body or bytearray()
-            self._body += data
-        self._body_left = left - len(data)
-        if self._body_left:
-            self.deadline = self._shared.now() + self._shared.settings.client_body_timeout
-        else:
-            self._on_body_read()
-
-    def _read_chunks(self, chunked: ChunkedBody, data: bytes) -> None:
-        body = self._body if isinstance(self._body, bytearray) else bytearray()
-        self._body = body
-        before = len(body)
-        try:
-            taken = chunked.feed(data, body)
-        except ChunkedError as error:
-            raise BadRequest(f"The body cannot be read: {error}.") from None
-        self._check_body_size(len(body))
-        self._reserve(len(body) - before)
-        if chunked.is_done:
-            self._chunked = None
-            self._received = data[taken:]
-            self._on_body_read()
-        else:
-            self.deadline = self._shared.now() + self._shared.settings.client_body_timeout
+        self._received = behind
+        self._incoming = None
+        self._on_body(exchange, body.data)
 
     # To the engine ------------------------------------------------------------------------------
 
-    def _on_body_read(self) -> None:
+    def _on_body(self, exchange: Exchange, body: bytes | bytearray) -> None:
         """The request is whole: it takes a slot, or waits for one, or needs none."""
         shared = self._shared
-        exchange = self._current()
-        exchange.bytes_in = len(self._body)
-        self.deadline = NO_DEADLINE
-        if not shared.engine_is_ready and not (shared.engine_may_come and self._route.needs_slot):
+        needs_slot = exchange.request.route.needs_slot
+        exchange.bytes_in = len(body)
+        self._body = body
+        if not shared.engine_is_ready and not (shared.engine_may_come and needs_slot):
             raise shared.unavailable()
-        if not self._route.needs_slot:
-            self._forward(exchange)
-            return
-        match shared.admission.arrive(self):
-            case Verdict.GRANTED:
-                self._holds_slot = True
-                self._forward(exchange)
+        if needs_slot:
+            verdict = shared.admission.arrive(self)
+            if verdict:
+                self._wait_for_slot(exchange, verdict)
+                return
+            exchange.holds_slot = True
+        self._forward(exchange)
+
+    def _wait_for_slot(self, exchange: Exchange, verdict: Verdict) -> None:
+        shared = self._shared
+        match verdict:
             case Verdict.QUEUED:
                 exchange.on(Event.QUEUE)
                 exchange.queued_at = shared.now()
                 self.deadline = exchange.queued_at + shared.settings.max_queue_wait
-            case Verdict.QUEUE_FULL if not shared.engine_is_ready:
-                raise shared.unavailable()
             case Verdict.QUEUE_FULL:
+                if not shared.engine_is_ready:
+                    raise shared.unavailable()
                 raise QueueFull("Too many requests are waiting already.", retry_after=1.0)
-            case Verdict.KEY_IS_BUSY:
+            case _:
                 shared.metrics.rate_limited[self.key_id, "concurrency"] += 1
                 raise ConcurrencyLimited(
                     "This key has as many requests here as it may.", retry_after=1.0
                 )
 
+    def _free_body(self, exchange: Exchange) -> None:
+        self._body = b""
+        if exchange.reserved_bytes:
+            self._shared.body_bytes -= exchange.reserved_bytes
+            exchange.reserved_bytes = 0
+
     def on_slot(self) -> None:
         """The queue says: it is your turn."""
-        self._holds_slot = True
-        self._forward(self._current())
+        exchange = self._current()
+        exchange.holds_slot = True
+        self._forward(exchange)
 
     def on_refused(self, error: GatewayError) -> None:
         """The wait is over, and not because a slot came free."""
@@ -580,177 +512,146 @@ class ClientConnection(asyncio.Protocol):
         self._reply_error(error)
 
     def _forward(self, exchange: Exchange) -> None:
-        exchange.on(Event.FORWARD)
+        exchange.on(_FORWARD)
         shared = self._shared
         now = exchange.forwarded_at = shared.now()
-        settings = shared.settings
-        self.deadline = now + settings.request_timeout
-        self._deadline_is_silence = True
-        if settings.max_request_duration:
-            self.limit = now + settings.max_request_duration
+        self.deadline = now + shared.request_timeout
+        self._seen = 0
         upstream = shared.pool.take()
         if upstream is None:
-            self._connecting = shared.pool.connect(self._on_connected, self._on_connect_failed)
+            self._connect()
         else:
-            self._ask(upstream)
+            self._ask(exchange, upstream)
+
+    def _connect(self) -> None:
+        self._connecting = self._shared.pool.connect(self._on_connected, self._on_connect_failed)
 
     def _on_connected(self, upstream: UpstreamConnection) -> None:
         self._connecting = None
-        self._ask(upstream)
+        self._ask(self._current(), upstream)
 
     def _on_connect_failed(self, error: UpstreamError) -> None:
         self._connecting = None
         self._shared.metrics.backend_failures["connect"] += 1
         self._reply_error(error)
 
-    def _ask(self, upstream: UpstreamConnection) -> None:
+    def _ask(self, exchange: Exchange, upstream: UpstreamConnection) -> None:
         self._upstream = upstream
-        request = self._request
-        assert request is not None
+        request = exchange.request
         if self._is_write_paused:
             upstream.pause_reading()
-        upstream.ask(self, self._serialised(request), to_head=request.method == b"HEAD")
-
-    def _serialised(self, request: RequestHead) -> bytes:
-        """The request as the engine gets it: parsed, and written anew."""
-        shared = self._shared
-        exchange = self._current()
-        return b"".join(
-            (
-                b"%b %b HTTP/1.1\r\n" % (request.method, request.target),
-                shared.upstream_prefix,
-                *self._read.forwarded,
-                b"x-request-id: ",
-                exchange.request_id.encode("ascii"),
-                shared.via if self.reads_chunks else shared.via_1_0,
-                *self._length_field(request, exchange.bytes_in),
-                b"\r\n",
-                self._body,
-            )
-        )
-
-    def _length_field(self, request: RequestHead, size: int) -> tuple[bytes, ...]:
-        has_body = size or self._read.is_chunked or self._read.content_length is not None
-        if has_body or request.method not in (b"GET", b"HEAD", b"DELETE", b"OPTIONS"):
-            return (b"Content-Length: %d\r\n" % size,)
-        return ()
+        message = request.serialised(exchange.id_bytes, self._body)
+        upstream.ask(self, message, to_head=request.is_to_head)
 
     # The engine's answer ------------------------------------------------------------------------
 
-    def on_response(self, head: ResponseHead, read: ResponseFields) -> bytes:
+    def on_response(self, answer: Answer, length: int) -> bytes:
         """The head of the engine's answer is there; return what the client gets for it."""
         exchange = self._current()
-        exchange.on(Event.HEAD_SENT)
-        exchange.status = head.status
-        exchange.first_byte_at = self._shared.now()
-        self._is_event_stream = read.is_event_stream
-        self._free_body()
-        if self._shared.is_draining:
+        exchange.on(_HEAD_SENT)
+        exchange.status = answer.status
+        shared = self._shared
+        exchange.first_byte_at = shared.now()
+        self._free_body(exchange)
+        if shared.is_draining:
             self._may_persist = False
-        lines = [
-            b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason),
-            *read.forwarded,
-            *self._framing_field(head, read),
-            *self._own_fields(has_date=read.has_date),
-            b"\r\n",
-        ]
-        return b"".join(lines)
+        return b"".join(
+            (
+                answer.opening,
+                b"Content-Length: %d\r\n" % length
+                if answer.framing is _LENGTH
+                else self._framing_field(answer, length),
+                b"x-request-id: ",
+                exchange.id_bytes,
+                b"\r\n",
+                exchange.rate_fields,
+                exchange.request.cors,
+                b"" if answer.has_date else shared.date,
+                b"\r\n" if self._may_persist else b"Connection: close\r\n\r\n",
+            )
+        )
 
-    def _framing_field(self, head: ResponseHead, read: ResponseFields) -> tuple[bytes, ...]:
-        match read.framing:
-            case Framing.CHUNKED if self.reads_chunks:
-                return (b"Transfer-Encoding: chunked\r\n",)
-            case Framing.CHUNKED | Framing.CLOSE:
-                self._may_persist = False  # only the end of the connection tells the end
-                return ()
-            case _ if read.length is not None and head.status != 204:
-                return (b"Content-Length: %d\r\n" % read.length,)
-            case _:
-                return ()
+    def _framing_field(self, answer: Answer, length: int) -> bytes:
+        if answer.framing is Framing.CHUNKED and self.reads_chunks:
+            return CHUNKED
+        if answer.framing is not Framing.NONE:
+            self._may_persist = False  # only the end of the connection tells the end
+        elif answer.has_length:
+            return b"Content-Length: %d\r\n" % length
+        return b""
 
-    def _own_fields(self, *, has_date: bool = False) -> list[bytes]:
-        """What every answer carries, the engine's and ours."""
-        lines = [
-            b"x-request-id: %b\r\n" % self._current().request_id.encode("ascii"),
-            self._rate_fields,
-            self._cors,
-        ]
-        if not has_date:
-            lines.append(self._shared.date)
-        if not self._may_persist:
-            lines.append(b"Connection: close\r\n")
-        return lines
-
-    def send(self, data: bytes) -> None:
-        """Pass *data* of the engine's answer on. The streaming path: one write, no copy."""
-        exchange = self._exchange
-        assert exchange is not None
-        exchange.bytes_out += len(data)
-        self._heard = True
-        # The end of the last event, of which a read may have brought only the last byte.
-        self._tail = data if len(data) >= TAIL_BYTES else self._tail[-TAIL_BYTES:] + data
-        self._transport.write(data)
+    def on_whole_response(self, answer: Answer, body: bytes) -> None:
+        """An answer that came in one read, and ends with its length."""
+        exchange = self._current()
+        message = self.on_response(answer, len(body)) + body
+        # First, so that a client that is slow to take it pauses nobody else's connection.
+        self._upstream = None
+        self.write(message)
+        exchange.bytes_out = len(message)
+        exchange.on(_RESPONSE_SENT)
+        self._end_exchange(exchange)
+        self._next(exchange.ended_at)
 
     def on_response_done(self) -> None:
+        exchange = self._current()
+        upstream = self._upstream
+        assert upstream is not None
         self._upstream = None
-        self._current().on(Event.RESPONSE_SENT)
-        self._end_exchange()
-        self._next()
+        exchange.bytes_out = upstream.bytes_passed
+        exchange.on(_RESPONSE_SENT)
+        self._end_exchange(exchange)
+        self._next(exchange.ended_at)
 
     def on_upstream_failed(self, error: UpstreamError, *, is_stale: bool) -> None:
         """The engine's connection is gone before a head came; *is_stale*: it was a kept one."""
         self._upstream = None
-        request = self._request
-        assert request is not None
-        if is_stale and not self._has_retried and request.method in (b"GET", b"HEAD"):
+        exchange = self._current()
+        if is_stale and not exchange.has_retried and exchange.request.is_idempotent:
             # RFC 9110 section 9.2.2: only what is idempotent may be sent again.
-            self._has_retried = True
-            pool = self._shared.pool
-            self._connecting = pool.connect(self._on_connected, self._on_connect_failed)
+            exchange.has_retried = True
+            self._connect()
             return
         self._shared.metrics.backend_failures["no_answer"] += 1
         self._reply_error(error)
 
     def on_cut(self, error: GatewayError, *, may_insert: bool) -> None:
         """The answer broke off after its head: say so in a stream, and cut."""
-        self._upstream = None
-        self._shared.metrics.backend_failures["broken_off"] += 1
         exchange = self._current()
-        # Behind an event that was not whole, an error event would become a part of it.
-        ends = EVENT_ENDS if self.reads_chunks else DECODED_EVENT_ENDS
-        tells = self._is_event_stream and may_insert and self._tail.endswith(ends)
-        if tells:
+        self._let_go_of_upstream(exchange)
+        self._shared.metrics.backend_failures["broken_off"] += 1
+        if may_insert:
             event = replies.error_event(
-                error, is_anthropic=self._route.is_anthropic, request_id=exchange.request_id
+                error,
+                is_anthropic=exchange.request.route.is_anthropic,
+                request_id=exchange.request_id,
             )
-            self._transport.write(frame(event) if self.reads_chunks else event)
+            self.write(frame(event) if self.reads_chunks else event)
         exchange.on(Event.LOST)
         exchange.outcome = error.code
-        self._end_exchange()
+        self._end_exchange(exchange)
         # Behind the end of the exchange, which forgets its deadline: closing sets one of its own.
-        if tells:
+        if may_insert:
             self._close()  # without the last chunk: never a clean end
         else:
-            self._reset()
+            sockets.reset(self._transport)
 
-    def _reset(self) -> None:
-        """Cut with a reset: to a body that ends with its connection, a FIN is a clean end."""
-        sock = self._transport.get_extra_info("socket")
-        if sock is not None:
-            with contextlib.suppress(OSError):
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        self._transport.abort()
+    def _let_go_of_upstream(self, exchange: Exchange) -> UpstreamConnection | None:
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            exchange.bytes_out = upstream.bytes_passed
+        return upstream
 
     def _give_up_upstream(self, error: GatewayError) -> None:
         """The engine is too slow: let go of it, and tell the client as far as that can be done."""
         exchange = self._current()
-        upstream, self._upstream = self._upstream, None
         self._stop_connecting()
-        may_insert = upstream is not None and upstream.is_between_chunks
+        upstream = self._upstream
+        may_insert = upstream is not None and upstream.may_insert_event
         if upstream is not None:
             upstream.abort()
         self._shared.metrics.backend_failures["timeout"] += 1
         if exchange.may_reply:
+            self._upstream = None
             self._reply_error(error)
         else:
             self.on_cut(error, may_insert=may_insert)
@@ -758,57 +659,65 @@ class ClientConnection(asyncio.Protocol):
     # Answers of our own -------------------------------------------------------------------------
 
     def _reply_error(self, error: GatewayError) -> None:
-        exchange = self._exchange or self._begin_exchange("-", "-")
+        exchange = self._exchange
+        if exchange is None:  # of what came, not even the head could be read
+            exchange = self._begin_exchange(self._shared.unread)
+            self._may_persist = False
         if error.close:
             self._may_persist = False
             self._must_linger = True
-        if not self._cors:  # refused before its fields were sorted; a browser has to read it still
-            fields = self._request.fields if self._request else []
-            self._cors = self._shared.cors.fields(find(fields, b"origin"))
         self._shared.metrics.rejections[error.code] += 1
         exchange.outcome = error.code
-        is_anthropic = self._route.is_anthropic
-        body = replies.envelope(error, is_anthropic=is_anthropic, request_id=exchange.request_id)
-        self._reply(error.status, body, replies.error_fields(error), content_type=replies.JSON)
+        body = replies.envelope(
+            error,
+            is_anthropic=exchange.request.route.is_anthropic,
+            request_id=exchange.request_id,
+        )
+        self._reply(
+            exchange, OwnAnswer(error.status, body, replies.JSON, replies.error_fields(error))
+        )
 
-    def _reply(
-        self,
-        status: int,
-        body: bytes,
-        fields: list[bytes] | None = None,
-        *,
-        content_type: bytes = b"",
-    ) -> None:
-        exchange = self._current()
+    def _reply(self, exchange: Exchange, answer: OwnAnswer) -> None:
         self._settle_unread_body(exchange)
-        if self._shared.is_draining:
+        shared = self._shared
+        if shared.is_draining:
             self._may_persist = False
-        lines = [*(fields or ()), *self._own_fields()]
-        head = replies.head(status, lines, length=len(body), content_type=content_type)
-        is_head = self._request is not None and self._request.method == b"HEAD"
-        answer = head if is_head else head + body
-        self._transport.write(answer)
-        exchange.bytes_out = len(answer)
+        request = exchange.request
+        lines = [
+            *answer.fields,
+            b"x-request-id: %b\r\n" % exchange.id_bytes,
+            exchange.rate_fields,
+            request.cors,
+            shared.date,
+        ]
+        if not self._may_persist:
+            lines.append(CLOSE)
+        head = replies.head(
+            answer.status, lines, length=len(answer.body), content_type=answer.content_type
+        )
+        message = head if request.is_to_head else head + answer.body
+        self.write(message)
+        exchange.bytes_out = len(message)
         exchange.on(Event.HEAD_SENT)
-        exchange.status = status
+        exchange.status = answer.status
         exchange.on(Event.RESPONSE_SENT)
-        self._end_exchange()
-        self._next()
+        self._end_exchange(exchange)
+        self._next(exchange.ended_at)
 
     def _settle_unread_body(self, exchange: Exchange) -> None:
         """Read over a short rest of a body, so that the connection can go on; else it goes."""
         if exchange.state is not State.READING:
             return
+        request = exchange.request
+        is_chunked = request.is_chunked and (self._incoming is not None or not exchange.bytes_in)
         # With 100-continue unanswered, whether the body will come is the client's choice.
-        may_not_come = self._read.expects_continue and self._body_left > len(self._received)
-        if self._chunked is not None or self._body_left > MAX_SKIPPED_BYTES or may_not_come:
+        may_not_come = request.read.expects_continue and self._unread > len(self._received)
+        if is_chunked or self._unread > MAX_SKIPPED_BYTES or may_not_come:
             self._may_persist = False
             self._must_linger = True
-        else:
-            self._skip = self._body_left
-
-    def _refuse_connection(self) -> None:
-        self._reply_error(QueueFull("Too many connections.", retry_after=1.0, close=True))
+        elif self._unread:
+            self._skip = self._unread
+            self._pattern = NEVER  # what comes next is no head
 
     # The end of an exchange ---------------------------------------------------------------------
 
@@ -816,26 +725,21 @@ class ClientConnection(asyncio.Protocol):
         assert self._exchange is not None
         return self._exchange
 
-    def _free_body(self) -> None:
-        self._shared.body_bytes -= self._reserved_bytes
-        self._reserved_bytes = 0
-        self._body = b""
-
-    def _end_exchange(self) -> None:
+    def _end_exchange(self, exchange: Exchange) -> None:
         """Give back what it held, and account for it."""
-        exchange = self._current()
+        shared = self._shared
         self._exchange = None
-        self._free_body()
-        self._shared.record(exchange, self.address)
-        key_id = self.key_id
-        self.deadline = NO_DEADLINE
-        self._deadline_is_silence = False
-        self._forget_request()
-        if self._holds_slot:
-            self._holds_slot = False
-            self._shared.admission.done(key_id)
+        self._incoming = None
+        if exchange.reserved_bytes or self._body:
+            self._free_body(exchange)
+        exchange.ended_at = shared.now()
+        shared.accounts.close(exchange)
+        if shared.is_draining:
+            shared.notice_idle()
+        if exchange.holds_slot:
+            shared.admission.done(self.key_id)
 
-    def _next(self) -> None:
+    def _next(self, now: float) -> None:
         """After a whole answer: wait for the next request, or let the connection go."""
         if not self._may_persist:
             self._part()
@@ -845,7 +749,7 @@ class ClientConnection(asyncio.Protocol):
             self._transport.resume_reading()
         shared = self._shared
         self._has_head_begun = False
-        self.deadline = shared.now() + shared.settings.keepalive_timeout
+        self.deadline = now + shared.keepalive_timeout
         if self._received:
             shared.loop.call_soon(self._take_held)
 
@@ -864,11 +768,20 @@ class ClientConnection(asyncio.Protocol):
         if not (self._must_linger or still_comes):
             self._close()
             return
-        self._is_lingering = True
-        self._received = b""
+        self._ignore_what_comes()
         self.deadline = self._shared.now() + LINGER_SECONDS
         if self._transport.can_write_eof():
             self._transport.write_eof()
+
+    def _ignore_what_comes(self) -> None:
+        self._is_lingering = True
+        self._received = b""
+        self._pattern = NEVER
+
+    @property
+    def reads_chunks(self) -> bool:
+        """False for HTTP/1.0: it gets a chunked body decoded."""
+        return self._current().request.reads_chunks
 
     @property
     def is_busy(self) -> bool:
@@ -876,9 +789,8 @@ class ClientConnection(asyncio.Protocol):
 
     def _close(self) -> None:
         """Close once what was written has been read; but not wait for ever for that."""
-        self._is_lingering = True
-        self._received = b""
-        self.deadline = self._shared.now() + self._shared.settings.client_header_timeout
+        self._ignore_what_comes()
+        self.deadline = self._head_deadline()
         self._transport.close()
 
     def drain(self) -> None:
@@ -889,22 +801,21 @@ class ClientConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Cut the connection, unless it is closing already and has only to be read."""
         if self._exchange is not None:
-            self._reset()
+            sockets.reset(self._transport)
         elif not self._is_lingering:
             self._transport.abort()
 
-    def _abandon(self, outcome: str) -> None:
+    def _abandon(self, exchange: Exchange, outcome: str) -> None:
         """The client has left: stop the work that was done for it, wherever it stands."""
-        exchange = self._current()
         if exchange.state is State.QUEUED:
             self._shared.admission.leave(self)
         self._stop_connecting()
-        if self._upstream is not None:
-            self._upstream.abort()
-            self._upstream = None
+        upstream = self._let_go_of_upstream(exchange)
+        if upstream is not None:
+            upstream.abort()
         exchange.on(Event.LOST)
         exchange.outcome = outcome
-        self._end_exchange()
+        self._end_exchange(exchange)
 
     def _stop_connecting(self) -> None:
         if self._connecting is not None:

@@ -9,38 +9,18 @@ rules that it leaves open (Host, exact codings) are in ``core/fields.py``.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final
 
 import httptools
 
 from llama_gguf.core.fields import Fields
+from llama_gguf.core.messages import RequestHead, ResponseHead
 from llama_gguf.errors import BadRequest, UpstreamError
 
 HEAD_END: Final = b"\r\n\r\n"
 _VERSIONS: Final = {b" HTTP/1.0": "1.0", b" HTTP/1.1": "1.1"}
 # RFC 9112 section 4: a reason is made of tabs, spaces and visible bytes.
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] [0-9]{3}(?: [\t\x20-\x7e\x80-\xff]*)?\r\n")
-
-
-@dataclass(slots=True)
-class RequestHead:
-    method: bytes
-    target: bytes
-    """In origin form: path and query. ``*`` only with OPTIONS."""
-    path: bytes
-    version: str
-    fields: Fields
-    method_text: str
-    path_text: str
-
-
-@dataclass(slots=True)
-class ResponseHead:
-    status: int
-    reason: bytes
-    version: str
-    fields: Fields
 
 
 class _Collector:
@@ -65,30 +45,6 @@ class _Collector:
 
 
 _collector: Final = _Collector()
-
-
-def split_length(head: bytes) -> tuple[bytes, int | None]:
-    """*head* without the digits of its Content-Length, and their value.
-
-    A connection mostly repeats its heads but for these digits. What is left equals
-    that of an earlier head only if all else is the same, so what parsing that one
-    found is what parsing this one would find, with another length.
-
-    Returns:
-        The head as it is, and None, when it has no such field in its usual spelling.
-    """
-    at = head.find(b"\r\nContent-Length: ")
-    if at < 0:
-        at = head.find(b"\r\ncontent-length: ")
-    if at < 0:
-        return head, None
-    at += 18
-    end = head.find(b"\r\n", at)
-    digits = head[at:end]
-    if not digits.isdigit() or len(digits) > 18:
-        return head, None
-    # NUL is in no head that was understood, so this equals none without such a field.
-    return b"%b\0%b" % (head[:at], head[end:]), int(digits)
 
 
 def _fault(

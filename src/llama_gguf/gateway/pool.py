@@ -11,16 +11,17 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
 from llama_gguf.core.settings import Settings
 from llama_gguf.errors import UpstreamError
-from llama_gguf.gateway.upstream import UpstreamConnection
+from llama_gguf.gateway.upstream import Phase, UpstreamConnection
 
 MAX_IDLE: Final = 64
 """Kept connections; more than any engine has slots, so that slots bound it in practice."""
 IDLE_SECONDS: Final = 3.0
 MAX_REQUESTS: Final = 90
+_IDLE: Final = Phase.IDLE
 
 
 class Pool:
@@ -37,7 +38,7 @@ class Pool:
         """A kept connection, the youngest first, so that the others can grow old and go."""
         while self._idle:
             connection = self._idle.pop()
-            if connection.is_usable:
+            if connection.phase is _IDLE and not connection.transport.is_closing():
                 return connection
         return None
 
@@ -84,12 +85,11 @@ class Pool:
 
     async def _open(self) -> UpstreamConnection:
         settings = self._settings
+        connection = UpstreamConnection(self)
+        factory = cast("Callable[[], asyncio.Protocol]", lambda: connection)
         if settings.backend_socket:
-            _, connection = await self._loop.create_unix_connection(
-                lambda: UpstreamConnection(self), settings.backend_socket
-            )
+            await self._loop.create_unix_connection(factory, settings.backend_socket)
         else:
-            _, connection = await self._loop.create_connection(
-                lambda: UpstreamConnection(self), settings.backend_host, settings.port_backend
-            )
+            host, port = settings.backend_host, settings.port_backend
+            await self._loop.create_connection(factory, host, port)
         return connection

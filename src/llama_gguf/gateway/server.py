@@ -15,7 +15,7 @@ import signal
 import socket
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from llama_gguf.core.engine import EngineState, EngineStatus
 from llama_gguf.core.settings import Settings
@@ -86,9 +86,8 @@ class Gateway:
         self._load_keys_at_start()
         for number, handler in self._signal_handlers().items():
             loop.add_signal_handler(number, handler)
-        server = await loop.create_server(
-            lambda: ClientConnection(shared), sock=self._listener, backlog=BACKLOG
-        )
+        factory = cast("Callable[[], asyncio.Protocol]", lambda: ClientConnection(shared))
+        server = await loop.create_server(factory, sock=self._listener, backlog=BACKLOG)
         _log.info("gateway listens on %s", _address(self._listener))
         self._start(self._follow_engine(), "follow the engine")
         ticking = self._start(self._tick(), "tick")
@@ -98,6 +97,7 @@ class Gateway:
         finally:
             for task in (ticking, *self._tasks):
                 task.cancel()
+            shared.accounts.settle()
             shared.access_log.stop(within_seconds=LAST_LINES_SECONDS)
 
     def _signal_handlers(self) -> dict[signal.Signals, Callable[[], None]]:
@@ -189,6 +189,7 @@ class Gateway:
             now = shared.now()
             for connection in tuple(shared.connections):
                 connection.on_tick(now)
+            shared.accounts.settle()
             shared.access_log.flush()
 
     # The end ------------------------------------------------------------------------------------

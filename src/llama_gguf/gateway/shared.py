@@ -7,7 +7,6 @@ reload, so that the hot path only joins bytes.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import time
@@ -16,14 +15,15 @@ from datetime import UTC, datetime
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
-from llama_gguf import __version__, keyfile
+from llama_gguf import keyfile
+from llama_gguf.core import replies
 from llama_gguf.core.admission import Admission
 from llama_gguf.core.engine import DEFAULT_SLOTS, MAY_COME, EngineState, EngineStatus
-from llama_gguf.core.exchange import Exchange
-from llama_gguf.core.fields import VIA_PSEUDONYM
+from llama_gguf.core.fields import VIA_PSEUDONYM, read_request
 from llama_gguf.core.keys import Key, KeyRing
 from llama_gguf.core.limits import FailureLimit, SlidingWindow
-from llama_gguf.core.metrics import Gauges, Metrics, as_json
+from llama_gguf.core.messages import Request, RequestHead, unread
+from llama_gguf.core.metrics import Metrics
 from llama_gguf.core.replies import Cors
 from llama_gguf.core.routes import Router
 from llama_gguf.core.settings import Settings
@@ -31,11 +31,13 @@ from llama_gguf.errors import (
     BackendUnavailable,
     Draining,
     GatewayError,
+    HeadTooLarge,
     ModelLoading,
     ReloadFailed,
     UserError,
 )
-from llama_gguf.gateway.access_log import AccessLog, Record
+from llama_gguf.gateway.access_log import AccessLog
+from llama_gguf.gateway.accounts import Accounts
 from llama_gguf.gateway.pool import Pool
 
 if TYPE_CHECKING:
@@ -49,13 +51,31 @@ DRAINING_RETRY_SECONDS: Final = 2.0
 
 
 class Principal:
-    """Who asks: a key with its window. Stays the same while the key stays in the file."""
+    """Who asks: a key with its window. The window stays while the key stays in the file.
 
-    __slots__ = ("key", "window")
+    Args:
+        key_id: its public name.
+        window: None where nothing is counted.
+        expires_at: POSIX seconds, or None.
+    """
 
-    def __init__(self, key: Key, window: SlidingWindow) -> None:
-        self.key = key
+    __slots__ = ("expires_at", "key_id", "rate_fields", "window")
+
+    def __init__(
+        self, key_id: str, window: SlidingWindow | None, expires_at: float | None = None
+    ) -> None:
+        self.key_id = key_id
         self.window = window
+        self.expires_at = expires_at
+        # After a hit, it takes a whole window until nothing counts any more.
+        self.rate_fields = (
+            replies.rate_fields(window.limit, b"%d", window.window) if window else b""
+        )
+        """With a place for how many requests remain."""
+
+    def is_expired(self, now: float) -> bool:
+        """Whether the key is refused at *now*, in POSIX seconds."""
+        return self.expires_at is not None and now >= self.expires_at
 
 
 class Shared:
@@ -72,10 +92,10 @@ class Shared:
         self.now: Callable[[], float] = time.monotonic  # uvloop's own clock ticks in ms
         self.router = Router(expose_all=settings.exposed_routes == "all")
         self.cors = Cors(settings.cors_origins)
-        self.metrics = Metrics()
         self.access_log = AccessLog(
             os.path.join(settings.log_dir, "api_access.log"), settings.log_format
         )
+        self.accounts = Accounts(self.access_log.add)
         self.failures = FailureLimit(per_minute=settings.auth_failures_per_minute)
         self.admission = Admission(
             slots=0, queue_size=settings.max_queue_size, per_key=settings.max_concurrent_per_key
@@ -91,16 +111,21 @@ class Shared:
         self.started_at = time.monotonic()
         # A client's own credentials pass where nobody checks them and nothing replaces them.
         self.keeps_credentials = not settings.auth_enabled and not settings.backend_api_key
-        self.upstream_prefix = _upstream_prefix(settings)
-        self.via = b"\r\nVia: 1.1 %b\r\n" % VIA_PSEUDONYM
-        self.via_1_0 = b"\r\nVia: 1.0 %b\r\n" % VIA_PSEUDONYM
+        self._upstream_prefix = _upstream_prefix(settings)
+        self.unread = unread(self.cors.fields(None))
+        self.anybody = Principal("-", None)
+        """Whoever asks, where nobody checks keys."""
+        # What the hot path asks for, one step nearer.
+        self.max_body_bytes = settings.max_request_body_size
+        self.request_timeout = settings.request_timeout
+        self.keepalive_timeout = settings.keepalive_timeout
+        self.engine_is_ready = False
         self.max_head_bytes = settings.max_request_line_size + 8 * settings.max_header_line_size
         self._request_ids = _request_ids()
         self.ring = KeyRing.parse("")
         self._principals: dict[str, Principal] = {}
         self.date = b""
         self.wall = 0.0
-        self._wall_offset = 0.0
         self.tell_time()
 
     # Time ---------------------------------------------------------------------------------------
@@ -108,13 +133,39 @@ class Shared:
     def tell_time(self) -> None:
         """Read the wall clock; called twice a second, since a request may live with that."""
         self.wall = wall_now()
-        self._wall_offset = self.wall - self.now()
+        self.access_log.wall_offset = self.wall - self.now()
         # RFC 9110 section 5.6.7; English whatever the locale, since nobody calls setlocale.
         date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(self.wall))
         self.date = b"Date: %b\r\n" % date.encode("ascii")
 
-    def next_request_id(self) -> str:
+    # Requests -----------------------------------------------------------------------------------
+
+    def next_request_id(self) -> bytes:
         return next(self._request_ids)
+
+    def understand(self, head: RequestHead, cors: bytes) -> Request:
+        """Work out all that *head* says.
+
+        Raises:
+            HeadTooLarge: it has too many fields.
+            BadRequest: framing or Host is missing, double or malformed.
+            ExpectationFailed: it expects what nobody understands.
+        """
+        if len(head.fields) > self.settings.max_headers:
+            raise HeadTooLarge("There are too many header fields.", close=True)
+        keep = self.keeps_credentials
+        return Request(
+            head,
+            cors=cors,
+            read=read_request(head.fields, version=head.version, keep_credentials=keep),
+            route=self.router.route(head.method, head.path),
+            prefix=self._upstream_prefix,
+            via=VIA_PSEUDONYM,
+        )
+
+    @property
+    def metrics(self) -> Metrics:
+        return self.accounts.metrics
 
     # Keys ---------------------------------------------------------------------------------------
 
@@ -147,12 +198,15 @@ class Shared:
         old = self._principals
         self.ring = ring
         self._principals = {
-            key.key_id: Principal(key, self._window(old.get(key.key_id), key)) for key in ring.keys
+            key.key_id: Principal(
+                key.key_id, self._window(old.get(key.key_id), key), key.expires_at
+            )
+            for key in ring.keys
         }
 
     def _window(self, old: Principal | None, key: Key) -> SlidingWindow:
         limit = key.rate_limit or self.settings.max_requests_per_minute
-        if old is None:
+        if old is None or old.window is None:
             return SlidingWindow(limit=limit)
         old.window.limit = limit  # what it has admitted still counts
         return old.window
@@ -169,6 +223,7 @@ class Shared:
         if status.state is not self.engine.state:
             _log.info("engine: %s%s", status.state, f" ({status.detail})" if status.detail else "")
         self.engine = status
+        self.engine_is_ready = status.state is EngineState.READY
         if status.state is not EngineState.READY:
             self.pool.retire_idle()
         self.admission.resize(self._slots() if status.state is EngineState.READY else 0)
@@ -182,10 +237,6 @@ class Shared:
     @property
     def engine_may_come(self) -> bool:
         return self.engine.state in MAY_COME
-
-    @property
-    def engine_is_ready(self) -> bool:
-        return self.engine.state is EngineState.READY
 
     def unavailable(self) -> GatewayError:
         """Why nothing can be sent to the engine now."""
@@ -201,43 +252,7 @@ class Shared:
     def draining(self) -> GatewayError:
         return Draining("The server is shutting down.", retry_after=DRAINING_RETRY_SECONDS)
 
-    # Accounts -----------------------------------------------------------------------------------
-
-    def record(self, exchange: Exchange, address: str) -> None:
-        """Count one exchange that is over, and remember its line for the access log."""
-        now = self.now()
-        metrics = self.metrics
-        duration = now - exchange.started_at
-        metrics.requests[exchange.route, exchange.method, exchange.status] += 1
-        queued = first_byte = 0.0
-        if exchange.queued_at:
-            queued = (exchange.forwarded_at or now) - exchange.queued_at
-        if exchange.first_byte_at:
-            first_byte = exchange.first_byte_at - exchange.started_at
-            metrics.first_bytes.observe(first_byte)
-            metrics.durations.observe(duration)
-            metrics.queue_waits.observe(queued)
-            metrics.sent_bytes += exchange.bytes_out
-        metrics.received_bytes += exchange.bytes_in
-        self.access_log.pending.append(
-            Record(
-                now + self._wall_offset,
-                exchange.request_id,
-                exchange.key_id,
-                address,
-                exchange.method,
-                exchange.path,
-                exchange.status,
-                exchange.bytes_in,
-                exchange.bytes_out,
-                queued,
-                first_byte,
-                duration,
-                exchange.outcome,
-            )
-        )
-        if self.is_draining:
-            self.notice_idle()
+    # Draining -----------------------------------------------------------------------------------
 
     def busy(self) -> int:
         """How many exchanges are under way."""
@@ -247,53 +262,20 @@ class Shared:
         if not self.busy():
             self.idle.set()
 
-    def gauges(self) -> Gauges:
-        return Gauges(
-            in_flight=self.admission.running,
-            queue_depth=self.admission.queued,
-            slots=self.admission.slots,
-            connections=len(self.connections),
-            state=self.engine.state,
-            states=tuple(EngineState),
-            is_ready=self.engine_is_ready,
-            keys_loaded=len(self.ring),
-            version=__version__,
-        )
-
-    def metrics_json(self) -> bytes:
-        return json.dumps(as_json(self.metrics, self.gauges()), indent=1).encode()
-
-    def health(self) -> tuple[int, bytes]:
-        """Status and JSON of ``/health``: 200 when a request would be served. Nothing secret."""
-        serves = self.engine_is_ready and not self.is_draining
-        status = "ok" if serves else "draining" if self.is_draining else str(self.engine.state)
-        facts = {
-            "status": status,
-            "engine": {
-                "state": str(self.engine.state),
-                "since": datetime.fromtimestamp(self.engine.since, UTC).isoformat(
-                    timespec="seconds"
-                ),
-                "detail": self.engine.detail,
-            },
-            "model": self.engine.model,
-            "slots": {"used": self.admission.running, "total": self.admission.slots},
-            "queue": {"length": self.admission.queued, "size": self.settings.max_queue_size},
-            "version": __version__,
-            "uptime_seconds": round(self.now() - self.started_at, 1),
-        }
-        return (200 if serves else 503), json.dumps(facts).encode()
-
 
 def wall_now() -> float:
     """POSIX seconds. For people and for expiry, never for durations."""
     return datetime.now(UTC).timestamp()
 
 
-def _request_ids() -> Iterator[str]:
+def _request_ids() -> Iterator[bytes]:
     """Unique in this process by a counter, and among processes by a random prefix."""
-    prefix = f"req-{os.urandom(6).hex()}"
-    return (f"{prefix}-{n:08x}" for n in count(1))
+    prefix = b"req-%b-" % os.urandom(6).hex().encode("ascii")
+    last_digits = [b"%02x" % n for n in range(256)]
+    for block in count():  # formatted once in 256 times
+        first_digits = b"%b%06x" % (prefix, block)
+        for digits in last_digits:
+            yield first_digits + digits
 
 
 def _upstream_prefix(settings: Settings) -> bytes:

@@ -2,38 +2,58 @@
 
 It follows the framing of the answer and hands the bytes on as they came. An
 event of a stream is one whole chunk in one read: it costs a look at its size
-line and one call of the client's ``send``, nothing else.
+line and one write to the client's transport, nothing else.
 """
 
 from __future__ import annotations
 
 import asyncio
 import enum
+from collections.abc import Callable
 from typing import Final, Protocol, cast
 
-from llama_gguf.core.chunked import ChunkedBody, ChunkedError
-from llama_gguf.core.fields import Framing, ResponseFields, read_response
+from llama_gguf.core.chunked import ChunkedBody, ChunkedError, is_one_chunk
+from llama_gguf.core.fields import Framing, read_response
+from llama_gguf.core.messages import NEVER, Answer, Pattern
 from llama_gguf.errors import UpstreamError
-from llama_gguf.gateway.heads import HEAD_END, ResponseHead, parse_response, split_length
+from llama_gguf.gateway.heads import HEAD_END, parse_response
 
 MAX_HEAD_BYTES: Final = 65536
+_DECODED_EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")
+_EVENT_ENDS: Final = (b"\n\n\r\n", b"\r\n\r\n\r\n")
+"""The end of a whole event, with the end of its chunk."""
+_TAIL_BYTES: Final = 6
 
 
 class Phase(enum.IntEnum):
     IDLE = 0  # kept, or not used yet: any byte now is unasked for
     HEAD = 1  # a request is sent; its answer's head is awaited
     BODY = 2
-    CLOSED = 3
+    BETWEEN_CHUNKS = 3  # of a body whose chunks are relayed as they come
+    CLOSED = 4
+
+
+_IDLE: Final = Phase.IDLE
+_HEAD: Final = Phase.HEAD
+_BODY: Final = Phase.BODY
+_BETWEEN_CHUNKS: Final = Phase.BETWEEN_CHUNKS
+_CLOSED: Final = Phase.CLOSED
+_LENGTH: Final = Framing.LENGTH
 
 
 class Asker(Protocol):
     """Who asked: the client's side of the exchange."""
 
-    reads_chunks: bool
-    """False for HTTP/1.0: it gets a chunked body decoded."""
+    write: Callable[[bytes], None]
+    """Of its transport: what the answer's bytes go to."""
 
-    def on_response(self, head: ResponseHead, read: ResponseFields) -> bytes: ...
-    def send(self, data: bytes) -> None: ...
+    @property
+    def reads_chunks(self) -> bool:
+        """False for HTTP/1.0: it gets a chunked body decoded."""
+        ...
+
+    def on_whole_response(self, answer: Answer, body: bytes) -> None: ...
+    def on_response(self, answer: Answer, length: int) -> bytes: ...
     def on_response_done(self) -> None: ...
     def on_upstream_failed(self, error: UpstreamError, *, is_stale: bool) -> None: ...
     def on_cut(self, error: UpstreamError, *, may_insert: bool) -> None: ...
@@ -45,117 +65,138 @@ class Keeper(Protocol):
     def give_back(self, connection: UpstreamConnection) -> None: ...
 
 
-class UpstreamConnection(asyncio.Protocol):
+class UpstreamConnection:
+    """An ``asyncio.Protocol`` by its methods; compiled classes do not inherit from others."""
+
     __slots__ = (
+        "_answer",
         "_asker",
         "_chunked",
+        "_decodes",
         "_framing",
         "_has_begun",
         "_keeper",
-        "_last",
-        "_last_key",
         "_left",
-        "_may_keep",
-        "_phase",
+        "_may_persist",
+        "_pattern",
         "_received",
-        "_relays_chunks",
         "_to_head",
-        "_transport",
+        "_write",
+        "bytes_passed",
         "idle_since",
+        "last",
+        "phase",
         "requests",
+        "transport",
     )
 
     def __init__(self, keeper: Keeper) -> None:
         self._keeper = keeper
-        self._transport: asyncio.Transport
-        self._phase = Phase.CLOSED
+        self.transport: asyncio.Transport
+        self.phase = _CLOSED
         self._asker: Asker | None = None
+        self._write: Callable[[bytes], None]
         self._received = b""
         self._framing = Framing.NONE
         self._left = 0
+        self._may_persist = False
+        self._decodes = False
         self._chunked = ChunkedBody()
-        self._relays_chunks = False
         self._has_begun = False
-        self._may_keep = False
         self._to_head = False
         # The engine repeats its heads too: what was found in the last one is kept.
-        self._last_key = b""
-        self._last: tuple[ResponseHead, ResponseFields]
+        self._pattern: Pattern = NEVER
+        self._answer: Answer
+        self.bytes_passed = 0
+        """Bytes of the answer that the client got, the head's included."""
+        self.last = b""
+        """At least the last six of them, if there were as many."""
         self.requests = 0
         self.idle_since = 0.0
 
     # What the client's side calls ---------------------------------------------------------------
 
     @property
-    def is_usable(self) -> bool:
-        return self._phase is Phase.IDLE and not self._transport.is_closing()
-
-    @property
-    def is_between_chunks(self) -> bool:
-        """Whether an event of our own may be inserted into the answer here."""
+    def may_insert_event(self) -> bool:
+        """Whether an event of our own may follow here: behind a whole one, between two chunks."""
+        ends = _DECODED_EVENT_ENDS if self._decodes else _EVENT_ENDS
         return (
-            self._phase is Phase.BODY
+            self.phase in (_BODY, _BETWEEN_CHUNKS)
             and self._framing is Framing.CHUNKED
             and self._chunked.is_between_chunks
+            and self._answer.is_event_stream
+            # Behind an event that was not whole, another would become a part of it.
+            and self.last.endswith(ends)
         )
 
     def ask(self, asker: Asker, request: bytes, *, to_head: bool) -> None:
         """Send *request*, whole, on behalf of *asker*."""
-        self._phase = Phase.HEAD
+        self.phase = _HEAD
         self._asker = asker
-        self._received = b""
         self._to_head = to_head
-        self._relays_chunks = False
         self._has_begun = False
+        self.bytes_passed = 0
         self.requests += 1
-        self._transport.write(request)
+        self.transport.write(request)
 
     def close(self) -> None:
         """Let go of the connection; nobody is told."""
-        self._phase = Phase.CLOSED
+        self.phase = _CLOSED
         self._asker = None
-        self._transport.close()
+        self.transport.close()
 
     def abort(self) -> None:
         """Cut the connection at once, so that the engine notices that nobody listens."""
-        self._phase = Phase.CLOSED
+        self.phase = _CLOSED
         self._asker = None
-        self._transport.abort()
+        self.transport.abort()
 
     def pause_reading(self) -> None:
-        if not self._transport.is_closing():
-            self._transport.pause_reading()
+        if not self.transport.is_closing():
+            self.transport.pause_reading()
 
     def resume_reading(self) -> None:
-        if not self._transport.is_closing():
-            self._transport.resume_reading()
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
 
     # What the loop calls ------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are no instances of asyncio.Transport, so this cannot be asserted.
-        self._transport = cast("asyncio.Transport", transport)
-        self._phase = Phase.IDLE
+        self.transport = cast("asyncio.Transport", transport)
+        self.phase = _IDLE
 
     def data_received(self, data: bytes) -> None:
+        if self.phase is _BETWEEN_CHUNKS and is_one_chunk(data):
+            # The streaming path: nobody is asked and nothing is copied.
+            self.bytes_passed += len(data)
+            self.last = data
+            self._write(data)
+            return
         asker = self._asker
         if asker is None:
             self.close()  # what nobody asked for is never the answer to the next request
-        elif self._phase is Phase.BODY:
-            if self._relays_chunks and self._chunked.is_one_chunk(data):
-                asker.send(data)
-            else:
-                self._read_body(asker, data)
-        else:
+        elif self.phase is _HEAD:
             self._read_head(asker, data)
+        else:
+            self._read_body(asker, data)
+
+    def eof_received(self) -> bool:
+        return False  # closing our half, too: whoever has said all has nothing to hear
+
+    def pause_writing(self) -> None:
+        """Nothing to pause: a request is one write, bounded by MAX_REQUEST_BODY_SIZE."""
+
+    def resume_writing(self) -> None:
+        pass
 
     def connection_lost(self, exc: Exception | None) -> None:
-        asker, phase, may_insert = self._asker, self._phase, self.is_between_chunks
+        asker, phase, may_insert = self._asker, self.phase, self.may_insert_event
         self._asker = None
-        self._phase = Phase.CLOSED
+        self.phase = _CLOSED
         if asker is None:
             return
-        if phase is Phase.HEAD:
+        if phase is _HEAD:
             is_stale = self.requests > 1 and not self._received and not self._has_begun
             error = UpstreamError("The engine closed the connection before it answered.")
             asker.on_upstream_failed(error, is_stale=is_stale)
@@ -165,23 +206,27 @@ class UpstreamConnection(asyncio.Protocol):
             error = UpstreamError("The engine broke off its answer.")
             asker.on_cut(error, may_insert=may_insert)
 
-    # The answer ---------------------------------------------------------------------------------
+    # The answer's head --------------------------------------------------------------------------
 
     def _read_head(self, asker: Asker, data: bytes) -> None:
-        self._received = self._received + data if self._received else data
+        pattern = self._pattern
+        end = -1 if self._received or self._to_head else pattern.end_in(data)
+        if end >= 0:
+            self._begin_body(asker, self._answer, pattern.length, data[end:])
+            return
+        self._received += data
         try:
-            found = self._take_head()
-            if found is None:
-                return
+            raw = self._take_head()
+            if raw:
+                answer, length = self._understand(raw)
+                rest, self._received = self._received, b""
+                self._begin_body(asker, answer, length, rest)
         except UpstreamError as error:
             self.abort()
             asker.on_upstream_failed(error, is_stale=False)
-            return
-        rest, self._received = self._received, b""
-        self._begin_body(asker, found, rest)
 
-    def _take_head(self) -> tuple[ResponseHead, ResponseFields] | None:
-        """The final head out of what has been received; None when it is not there yet.
+    def _take_head(self) -> bytes:
+        """The final head out of what has been received; empty when it is not there yet.
 
         Raises:
             UpstreamError: it is too long, no HTTP, or takes up an upgrade nobody offered.
@@ -191,44 +236,56 @@ class UpstreamConnection(asyncio.Protocol):
             if max(end, len(self._received) if end < len(HEAD_END) else 0) > MAX_HEAD_BYTES:
                 raise UpstreamError("The head of the engine's answer is too long.")
             if end < len(HEAD_END):
-                return None
+                return b""
             raw, self._received = self._received[:end], self._received[end:]
-            key, length = split_length(raw)
-            if key == self._last_key and not self._to_head:
-                if length is not None:
-                    self._last[1].length = length
-                return self._last
-            head = parse_response(raw)
-            if head.status == 101:
+            status = parse_response(raw).status
+            if status == 101:
                 raise UpstreamError("The engine switched protocols unasked.")
-            if head.status >= 200:
-                return self._sorted(head, key)
+            if status >= 200:
+                return raw
             self._has_begun = True  # an interim answer; the final one follows
 
-    def _sorted(self, head: ResponseHead, key: bytes) -> tuple[ResponseHead, ResponseFields]:
-        read = read_response(head.fields, status=head.status, to_head=self._to_head)
-        read.forwarded = [b"".join(read.forwarded)]
-        if not self._to_head:
-            self._last_key, self._last = key, (head, read)
-        return head, read
+    def _understand(self, raw: bytes) -> tuple[Answer, int]:
+        """The answer whose head is *raw*, and its length; remembered for its repetition.
 
-    def _begin_body(
-        self, asker: Asker, found: tuple[ResponseHead, ResponseFields], rest: bytes
-    ) -> None:
-        head, read = found
-        self._phase = Phase.BODY
-        self._framing = read.framing
-        self._left = read.length or 0
-        # Never after a stream: llama-server closes then, and does not say so.
-        self._may_keep = (
-            read.framing in (Framing.LENGTH, Framing.NONE)
-            and head.version == "1.1"
-            and b"close" not in read.connection
-        )
-        if read.framing is Framing.CHUNKED:
+        Raises:
+            UpstreamError: its framing is double or malformed.
+        """
+        head = parse_response(raw)
+        read = read_response(head.fields, status=head.status, to_head=self._to_head)
+        answer = Answer(head, read)
+        # What an answer to HEAD means is another thing, and its pattern would not say so.
+        self._pattern = NEVER if self._to_head else Pattern(raw, read.length)
+        return answer, read.length or 0
+
+    # The answer's body --------------------------------------------------------------------------
+
+    def _begin_body(self, asker: Asker, answer: Answer, length: int, rest: bytes) -> None:
+        self._answer = answer
+        framing = answer.framing
+        if framing is _LENGTH and len(rest) == length and answer.may_persist:
+            # All there at once, as most are that are no stream. Whoever is told may ask again
+            # at once, so the connection is kept before.
+            self._asker = None
+            self.phase = _IDLE
+            self._keeper.give_back(self)
+            asker.on_whole_response(answer, rest)
+            return
+        self._framing = framing
+        self._may_persist = answer.may_persist
+        head = asker.on_response(answer, length)
+        self._write = asker.write
+        self.phase = _BODY
+        if framing is Framing.CHUNKED:
             self._chunked = ChunkedBody()
-            self._relays_chunks = asker.reads_chunks
-        self._read_body(asker, rest, head=asker.on_response(head, read))
+            self._decodes = not asker.reads_chunks
+        self._left = length
+        self._read_body(asker, rest, head)
+
+    def _pass_on(self, data: bytes) -> None:
+        self.bytes_passed += len(data)
+        self.last = data if len(data) >= _TAIL_BYTES else self.last[-_TAIL_BYTES:] + data
+        self._write(data)
 
     def _read_body(self, asker: Asker, data: bytes, head: bytes = b"") -> None:
         """Pass on what belongs to the answer; *head* goes out before it, in the same write."""
@@ -236,24 +293,26 @@ class UpstreamConnection(asyncio.Protocol):
             taken, body = self._follow(data)
         except ChunkedError:
             if head:
-                asker.send(head)
+                self._pass_on(head)
             self.abort()
             error = UpstreamError("The engine broke the framing of its answer.")
             asker.on_cut(error, may_insert=False)
             return
         if head or body:
-            asker.send(head + body if head else body)
+            self._pass_on(head + body)
         if self._is_complete():
             self._finish(asker, has_surplus=taken < len(data))
+        elif self._framing is Framing.CHUNKED and not self._decodes:
+            self.phase = _BETWEEN_CHUNKS if self._chunked.is_between_chunks else _BODY
 
     def _follow(self, data: bytes) -> tuple[int, bytes]:
         """How much of *data* belongs to the answer, and what of it the client gets."""
         match self._framing:
-            case Framing.CHUNKED if self._relays_chunks:
-                taken = self._chunked.feed(data)
-            case Framing.CHUNKED:
+            case Framing.CHUNKED if self._decodes:
                 body = bytearray()
                 return self._chunked.feed(data, body), bytes(body)
+            case Framing.CHUNKED:
+                taken = self._chunked.feed(data)
             case Framing.LENGTH:
                 taken = min(self._left, len(data))
                 self._left -= taken
@@ -276,11 +335,10 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _finish(self, asker: Asker, *, has_surplus: bool) -> None:
         self._asker = None
-        self._received = b""
-        if self._may_keep and not has_surplus and not self._transport.is_closing():
-            self._phase = Phase.IDLE
+        if self._may_persist and not has_surplus and not self.transport.is_closing():
+            self.phase = _IDLE
             # A client that was slow to the end has left the reading paused.
-            self._transport.resume_reading()
+            self.transport.resume_reading()
             self._keeper.give_back(self)
         else:
             self.close()

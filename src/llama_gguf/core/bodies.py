@@ -1,0 +1,46 @@
+"""A request's body while it comes in: read whole before anything is done with it."""
+
+from __future__ import annotations
+
+from llama_gguf.core.chunked import ChunkedBody, ChunkedError
+from llama_gguf.errors import BadRequest
+
+
+class IncomingBody:
+    """One body.
+
+    Args:
+        length: its Content-Length; None when it is chunked.
+    """
+
+    __slots__ = ("_chunked", "data", "left")
+
+    def __init__(self, length: int | None) -> None:
+        self._chunked = ChunkedBody() if length is None else None
+        # One object whatever the pieces: a body sent byte by byte must not cost fifty times it.
+        self.data = bytearray()
+        self.left = length or 0
+        """Bytes to come; 0 where that is not known."""
+
+    def feed(self, data: bytes) -> bytes | None:
+        """Take in *data*.
+
+        Returns:
+            What is behind the body, when it is whole; None while more is to come.
+
+        Raises:
+            BadRequest: it is not in the chunked coding.
+        """
+        if self._chunked is not None:
+            return self._feed_chunked(self._chunked, data)
+        self.data += data[: self.left]
+        behind = data[self.left :]
+        self.left -= len(data) - len(behind)
+        return None if self.left else behind
+
+    def _feed_chunked(self, chunked: ChunkedBody, data: bytes) -> bytes | None:
+        try:
+            taken = chunked.feed(data, self.data)
+        except ChunkedError as error:
+            raise BadRequest(f"The body cannot be read: {error}.") from None
+        return data[taken:] if chunked.is_done else None

@@ -1,0 +1,214 @@
+"""Heads, understood: all that can be said of a message and prepared for it before its body.
+
+A connection mostly repeats its heads, but for the digits of their Content-Length. So what is
+found out here holds nothing that depends on those digits, and is found out once: ``Pattern``
+tells whether it holds again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from llama_gguf.core.fields import Fields, Framing, RequestFields, ResponseFields
+from llama_gguf.core.routes import Kind, Route
+
+_NO_BODY: Final = (b"GET", b"HEAD", b"DELETE", b"OPTIONS")
+"""A length of 0 says nothing about these (RFC 9110 section 8.6)."""
+
+_MAX_DIGITS: Final = 18
+
+
+@dataclass(slots=True)
+class RequestHead:
+    method: bytes
+    target: bytes
+    """In origin form: path and query. ``*`` only with OPTIONS."""
+    path: bytes
+    version: str
+    fields: Fields
+    method_text: str
+    path_text: str
+
+
+@dataclass(slots=True)
+class ResponseHead:
+    status: int
+    reason: bytes
+    version: str
+    fields: Fields
+
+
+class Request:
+    """A request, as far as its head tells.
+
+    Args:
+        head: parsed.
+        cors: the lines for whoever asks from its origin.
+        read: its fields, sorted.
+        route: where it goes.
+        prefix: the lines that begin every head sent to the engine.
+        via: our pseudonym in ``Via``.
+    """
+
+    __slots__ = (
+        "cors",
+        "head",
+        "is_chunked",
+        "is_idempotent",
+        "is_to_head",
+        "may_persist",
+        "middle",
+        "opening",
+        "read",
+        "reads_chunks",
+        "request_id",
+        "route",
+        "sends_length",
+    )
+
+    def __init__(
+        self,
+        head: RequestHead,
+        *,
+        cors: bytes,
+        read: RequestFields | None = None,
+        route: Route | None = None,
+        prefix: bytes = b"",
+        via: bytes = b"",
+    ) -> None:
+        self.head = head
+        self.cors = cors
+        self.read = read = read or RequestFields()
+        self.route = route or _NO_ROUTE
+        self.request_id = read.request_id
+        self.is_chunked = read.is_chunked
+        self.is_to_head = head.method == b"HEAD"
+        # RFC 9110 section 9.2.2: of the idempotent methods, those that are sure to change nothing.
+        self.is_idempotent = head.method in (b"GET", b"HEAD")
+        self.reads_chunks = head.version == "1.1"
+        """False for HTTP/1.0: it gets a chunked body decoded."""
+        self.may_persist = self.reads_chunks and b"close" not in read.connection
+        self.sends_length = (
+            self.is_chunked or read.content_length is not None or head.method not in _NO_BODY
+        )
+        """Whether the engine is told a length even when there is no body."""
+        # What the engine gets is opening, request id, middle, and then a length or nothing.
+        self.opening = b"%b %b HTTP/1.1\r\n%b%bx-request-id: " % (
+            head.method,
+            head.target,
+            prefix,
+            b"".join(read.forwarded),
+        )
+        self.middle = b"\r\nVia: %b %b\r\n" % (head.version.encode("ascii"), via)
+
+    def serialised(self, request_id: bytes, body: bytes | bytearray) -> bytes:
+        """The request as the engine gets it: parsed, and written anew."""
+        if body or self.sends_length:
+            length = b"Content-Length: %d\r\n\r\n" % len(body)
+            return b"".join((self.opening, request_id, self.middle, length, body))
+        return b"".join((self.opening, request_id, self.middle, b"\r\n"))
+
+
+_NO_ROUTE: Final = Route(Kind.REFUSED, "refused")
+
+
+def unread(cors: bytes) -> Request:
+    """What there is to say of a request whose head cannot be parsed."""
+    return Request(RequestHead(b"-", b"-", b"-", "1.1", [], "-", "-"), cors=cors)
+
+
+class Answer:
+    """The engine's answer, as far as its head tells.
+
+    Args:
+        head: parsed; of a final answer, no interim one.
+        read: its fields, sorted.
+    """
+
+    __slots__ = (
+        "framing",
+        "has_date",
+        "has_length",
+        "is_event_stream",
+        "may_persist",
+        "opening",
+        "status",
+    )
+
+    def __init__(self, head: ResponseHead, read: ResponseFields) -> None:
+        self.status = head.status
+        self.framing = read.framing
+        self.has_date = read.has_date
+        self.has_length = read.length is not None and head.status != 204
+        self.is_event_stream = read.is_event_stream
+        # Never after a stream: llama-server closes then, and does not say so.
+        self.may_persist = (
+            read.framing in (Framing.LENGTH, Framing.NONE)
+            and head.version == "1.1"
+            and b"close" not in read.connection
+        )
+        # What the client gets is the opening, and then what it is told by us.
+        self.opening = b"HTTP/1.1 %d %b\r\n%b" % (
+            head.status,
+            head.reason,
+            b"".join(read.forwarded),
+        )
+
+
+class Pattern:
+    """A head that was understood: what has to come again for all of it to hold again.
+
+    Args:
+        head: with its blank line; as it came, since nothing else is sure to be read alike.
+        length: its Content-Length.
+    """
+
+    __slots__ = ("_after", "_before", "_digits_at", "_rest", "length")
+
+    def __init__(self, head: bytes, length: int | None) -> None:
+        self.length = length or 0
+        """The Content-Length of the head that was seen last, 0 if there is none."""
+        at, end = (0, 0) if length is None else _digits(head)
+        self._digits_at = at
+        self._before = head[:at] if at else head
+        self._after = head[end:]
+        self._rest = len(head) - end
+
+    def end_in(self, data: bytes) -> int:
+        """Where this head ends at the beginning of *data*; -1 when it is not there, or not whole.
+
+        All must be the same but the digits of Content-Length, which ``length`` then tells.
+        """
+        if not data.startswith(self._before):
+            return -1
+        at = self._digits_at
+        if not at:
+            return self._rest
+        end = data.find(b"\r\n", at, at + _MAX_DIGITS + 2)
+        digits = data[at:end]
+        if not digits.isdigit() or not data.startswith(self._after, end):
+            return -1
+        self.length = int(digits)
+        return end + self._rest
+
+
+class _Never(Pattern):
+    """No head is this one: there was none, or it must not count."""
+
+    def __init__(self) -> None:
+        super().__init__(b"", None)
+
+    def end_in(self, data: bytes) -> int:
+        del data
+        return -1
+
+
+NEVER: Final = _Never()
+
+
+def _digits(head: bytes) -> tuple[int, int]:
+    """From where to where the digits of Content-Length stand; zeros if they are hard to find."""
+    at = head.lower().find(b"\r\ncontent-length: ") + 18
+    end = head.find(b"\r\n", at)
+    return (at, end) if at >= 18 and head[at:end].isdigit() else (0, 0)

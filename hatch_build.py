@@ -1,0 +1,90 @@
+"""Compiles the gateway's hot modules with mypyc, where the build is asked to.
+
+``LLAMA_GGUF_COMPILE=1 pip install .`` makes a wheel for this machine's Python, with the same
+modules as C extensions; it needs a C compiler. Without the variable the wheel is pure Python.
+Either behaves alike: docs/adr/0009-hot-modules-may-be-compiled.md.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+VARIABLE: Final = "LLAMA_GGUF_COMPILE"
+BUILD_DEPENDENCIES: Final = ["mypy[mypyc]>=2", "setuptools>=78"]
+# What runs for every request or event, and what that touches.
+MODULES: Final = tuple(
+    f"llama_gguf/{name}.py"
+    for name in (
+        "core/admission core/bodies core/chunked core/exchange core/fields core/keys core/limits "
+        "core/messages core/metrics core/replies core/routes gateway/access_log gateway/accounts "
+        "gateway/client gateway/heads gateway/own gateway/pool gateway/shared gateway/sockets "
+        "gateway/upstream"
+    ).split()
+)
+_SETUP: Final = """
+from mypyc.build import mypycify
+from setuptools import setup
+
+extensions = mypycify(
+    ["--ignore-missing-imports", *{modules!r}], opt_level="3", group_name="llama_gguf"
+)
+setup(name="compiled", packages=[], ext_modules=extensions)
+"""
+
+
+class CompileHook(BuildHookInterface[Any]):
+    """What hatchling calls."""
+
+    @property
+    def _is_wanted(self) -> bool:
+        return self.target_name == "wheel" and os.environ.get(VARIABLE) == "1"
+
+    def dependencies(self) -> list[str]:
+        return BUILD_DEPENDENCIES if self._is_wanted else []
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        if not self._is_wanted or version == "editable":
+            return
+        self._folder = tempfile.mkdtemp(prefix="llama-gguf-")
+        for built in compile_modules(Path(self.root, "src"), Path(self._folder)):
+            build_data["force_include"][str(built)] = str(built.relative_to(self._folder))
+        build_data["pure_python"] = False
+        build_data["infer_tag"] = True
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        del version, build_data, artifact_path
+        if hasattr(self, "_folder"):
+            shutil.rmtree(self._folder)
+
+
+def compile_modules(source: Path, folder: Path) -> list[Path]:
+    """Compile ``MODULES`` of *source* in the empty *folder*.
+
+    Returns:
+        The extensions, at the places in *folder* where they belong.
+
+    Raises:
+        SystemExit: they cannot be compiled; what the compiler says is printed.
+    """
+    shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.so"))
+    script = folder / "setup.py"
+    script.write_text(_SETUP.format(modules=MODULES))
+    done = subprocess.run(
+        [sys.executable, script.name, "-q", "build_ext", "--inplace"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(f"mypyc failed; {VARIABLE}=0 builds without it.\n{done.stderr[-4000:]}")
+    shutil.rmtree(folder / "build")
+    return sorted(folder.rglob("*.so"))

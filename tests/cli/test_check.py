@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from llama_gguf.cli.main import main
+from tests.certificates import Pair, issue
 from tests.gguf_files import gguf
 from tests.supervisor.conftest import free_ports
 
@@ -302,3 +303,34 @@ def test_a_keys_file_that_others_can_read_is_told(machine: Machine, check: Check
 
     assert status == 0
     assert f"chmod 600 {machine.keys_file}" in checks["keys"]["text"]
+
+
+# TLS ----------------------------------------------------------------------------------------------
+
+
+def test_a_certificate_is_told_with_its_end(machine: Machine, check: Check) -> None:
+    assert check()[1]["TLS"]["text"] == "off: PORT speaks plain HTTP"
+
+    status, checks = check(**issue(not_after=2099).write(machine.folder))
+
+    assert status == 0
+    assert checks["TLS"]["text"] == f"{machine.folder}/cert.pem, valid until 2099-01-01 00:00 UTC"
+
+
+@pytest.mark.parametrize(
+    ("pair", "told"),
+    [
+        (issue(not_before=2001, not_after=2002), "certificate has expired"),
+        (Pair(issue().chain, issue().key), "it is not the key of the first certificate"),
+        (Pair(b"", issue().key), "it is not a certificate"),
+    ],
+    ids=["expired", "mismatched", "empty"],
+)
+def test_a_certificate_that_clients_refuse_or_nobody_can_read_is_wrong(
+    pair: Pair, told: str, machine: Machine, check: Check
+) -> None:
+    status, checks = check(**pair.write(machine.folder))
+
+    assert status == 1
+    assert wrong(checks).keys() == {"TLS"}
+    assert told in wrong(checks)["TLS"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from llama_gguf.cli.main import main
+from tests.certificates import issue
 from tests.supervisor.conftest import (
     CHAT,
     DEADLINE_SECONDS,
@@ -80,3 +81,15 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path, capsys: pytest.CaptureFix
         assert main(["gateway"], environ) == 1
 
     assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+def test_a_certificate_that_cannot_be_used_stops_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (port,) = free_ports(1)
+    environ = {"DATA_DIR": str(tmp_path), "HOST": "127.0.0.1", "PORT": str(port)}
+    environ |= issue().write(tmp_path) | {"TLS_KEY_FILE": "/nowhere/key.pem"}
+
+    assert main(["gateway"], environ) == 2
+
+    assert "TLS_KEY_FILE=/nowhere/key.pem cannot be used: No such file" in capsys.readouterr().err

@@ -194,6 +194,18 @@ def test_the_url_is_one_that_a_client_can_use(host: str, url: str) -> None:
     assert f'base_url="{url}"' in text
 
 
+def test_with_a_certificate_the_url_is_https(desk: Desk) -> None:
+    values = settings(tls_cert_file="/cert.pem", tls_key_file="/key.pem")
+    text = ready_text(values, model="tiny", new_key=SECRET)
+
+    assert text.startswith("\nReady: https://127.0.0.1:8000/v1 serves tiny\n")
+    assert pasted(desk, text)[0] == "https://127.0.0.1:8000/v1/chat/completions"
+    asked = json.loads(desk.paste("sh", python_of(text)))
+    assert asked["base_url"] == "https://127.0.0.1:8000/v1"
+    assert "http://" not in text
+    assert "curl --cacert FILE" in text
+
+
 # The model of the command line --------------------------------------------------------------------
 
 

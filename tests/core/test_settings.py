@@ -95,6 +95,13 @@ def test_a_bad_value_cannot_forge_lines_of_the_message() -> None:
     assert "\x1b" not in message
 
 
+@pytest.mark.parametrize("name", ["TLS_CERT_FILE", "TLS_KEY_FILE"])
+def test_certificate_and_key_are_both_set_or_neither(name: str) -> None:
+    assert "TLS_CERT_FILE and TLS_KEY_FILE cannot be used one without" in mistake(name, "/a.pem")
+    assert load({}).settings.scheme == "http"
+    assert load({"TLS_CERT_FILE": "/a", "TLS_KEY_FILE": "/b"}).settings.scheme == "https"
+
+
 WHOLE = "CTX"
 PORT = "PORT"
 SECONDS = "MAX_QUEUE_WAIT"

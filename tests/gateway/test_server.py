@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import closing
@@ -18,6 +19,7 @@ from llama_gguf.core.engine import EngineState, EngineStatus
 from llama_gguf.core.settings import Settings
 from llama_gguf.errors import UserError
 from llama_gguf.gateway.server import GREETING, Gateway, adopt, listen
+from tests.certificates import issue, names_in, trusting
 from tests.fakes import KEYS_TEXT, Answer, read_answers
 
 READY = EngineStatus(EngineState.READY, since=0.0, slots=3, model="m")
@@ -138,6 +140,28 @@ def test_it_knows_of_the_engine_what_its_supervisor_tells(tmp_path: Path) -> Non
         assert json.loads(answer.body)["engine"]["detail"] == "it died"
 
     run(tmp_path, scenario)
+
+
+def test_it_speaks_tls_on_any_loop_and_shows_the_newest_certificate(tmp_path: Path) -> None:
+    files = issue("old.example").write(tmp_path)
+
+    async def names_shown(told: Told) -> set[str]:
+        reader, writer = await asyncio.open_connection(*told.address, ssl=trusting())
+        writer.write(b"GET /ping HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        assert b" 200 OK\r\n" in await reader.read()
+        names = names_in(writer.get_extra_info("peercert"))
+        writer.close()
+        await writer.wait_closed()
+        return names
+
+    async def scenario(told: Told) -> None:
+        assert await names_shown(told) == {"old.example"}
+        issue("new.example").write(tmp_path)
+        os.kill(os.getpid(), signal.SIGHUP)
+        while await names_shown(told) != {"new.example"}:
+            pass
+
+    run(tmp_path, scenario, **{name.lower(): path for name, path in files.items()})
 
 
 def test_it_stops_when_it_is_asked_to(tmp_path: Path) -> None:

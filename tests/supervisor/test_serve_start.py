@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
 import signal
+import ssl
 import stat
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from tests.certificates import issue, trusting
 from tests.engine.file_server import FileServer
 from tests.gguf_files import gguf
-from tests.supervisor.conftest import CHAT, Serve, environment_of, quoted
+from tests.supervisor.conftest import (
+    CHAT,
+    DEADLINE_SECONDS,
+    KEY,
+    Serve,
+    environment_of,
+    quoted,
+)
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +145,26 @@ def test_settings_by_flag_reach_gateway_and_engine(serve: Serve) -> None:
 
     assert serve.ask(CHAT, b"x" * 11, key="").status == 413
     assert "--ctx-size 512 " in serve.err
+
+
+def test_with_a_certificate_the_gateway_speaks_https_and_the_health_port_http(
+    serve: Serve,
+) -> None:
+    old, new = issue(), issue()
+    serve.start_ready(**old.write(serve.folder))
+
+    assert f"\nReady: https://127.0.0.1:{serve.port}/v1 serves " in serve.out
+    assert serve.health() == 200
+    address = ("127.0.0.1", serve.port)
+    client = http.client.HTTPSConnection(*address, timeout=DEADLINE_SECONDS, context=trusting())
+    with closing(client):
+        client.request("POST", CHAT, b"{}", {"Authorization": f"Bearer {KEY}"})
+        assert client.getresponse().status == 200
+
+    assert ssl.get_server_certificate(address).encode() == old.chain
+    new.write(serve.folder)
+    serve.signal(signal.SIGHUP)
+    serve.until(lambda: ssl.get_server_certificate(address).encode() == new.chain)
 
 
 # A model that is not here yet ---------------------------------------------------------------------

@@ -15,6 +15,7 @@ import pytest
 
 from llama_gguf.cli.main import main
 from llama_gguf.engine.locate import IMAGE_PATH, SOURCE_WHEEL, VULKAN_WHEEL
+from tests.certificates import Pair, issue
 from tests.gguf_files import gguf, part
 from tests.supervisor.conftest import DEADLINE_SECONDS, Serve, free_ports
 
@@ -227,6 +228,16 @@ def test_a_name_that_the_engine_would_not_take_for_a_socket_is_refused(shop: Sho
     assert left.status == USAGE
     assert "BACKEND_SOCKET" in left.err
     assert ".sock" in left.err
+
+
+def test_a_certificate_that_cannot_be_used_is_named_before_anything_starts(shop: Shop) -> None:
+    files = Pair(issue().chain, issue().encrypted_key).write(shop.folder)
+
+    left = shop.serve_as_process("Good.gguf", **files)
+
+    assert left.status == USAGE
+    assert f"TLS_KEY_FILE={files['TLS_KEY_FILE']} cannot be used: it is encrypted" in left.err
+    assert "gateway" not in left.err
 
 
 # The ports ----------------------------------------------------------------------------------------

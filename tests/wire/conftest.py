@@ -11,6 +11,7 @@ import json
 import queue
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from typing import Any, Final, Protocol, Self
 
 import pytest
 
+from tests.certificates import issue, trusting
 from tests.fakes import BACKEND_KEY, KEYS_TEXT, Answer, request, take_answer
 
 PATIENCE: Final = 15.0
@@ -53,10 +55,19 @@ def connected(address: Address) -> socket.socket:
 
 
 class Wire:
-    """A client: one connection, bytes out and bytes in."""
+    """A client: one connection, bytes out and bytes in.
 
-    def __init__(self, address: Address) -> None:
+    Args:
+        address: where to.
+        trust: speaks TLS, and trusts whom this says.
+    """
+
+    def __init__(self, address: Address, trust: ssl.SSLContext | None = None) -> None:
         self.sock = connected(address)
+        if trust is not None:
+            self.sock = trust.wrap_socket(
+                self.sock, server_hostname=str(address[0]), suppress_ragged_eofs=False
+            )
         self.buffer = b""
 
     def __enter__(self) -> Self:
@@ -75,6 +86,16 @@ class Wire:
 
     def leave(self) -> None:
         self.sock.close()
+
+    def say_goodbye(self) -> None:
+        """Send an end, and stay to read."""
+        if isinstance(self.sock, ssl.SSLSocket):
+            # A record that says close_notify; unwrap() would read on for the peer's.
+            self.sock.setblocking(False)
+            with suppress(ssl.SSLError):
+                self.sock.unwrap()
+        else:
+            self.sock.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -102,11 +123,14 @@ class Wire:
         return rest
 
     def was_reset(self) -> bool:
-        """Read to the end; whether that was a reset, and no end that could be taken for whole."""
+        """Read to the end; whether that was a reset, and no end that could be taken for whole.
+
+        Python's ssl calls a reset an end in violation of the protocol.
+        """
         try:
             while self.receive():
                 pass
-        except ConnectionResetError:
+        except (ConnectionResetError, ssl.SSLEOFError):
             return True
         return False
 
@@ -266,10 +290,17 @@ class FakeLlama:
 
 
 class GatewayProcess:
-    def __init__(self, process: subprocess.Popen[str], port: int, folder: Path) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[str],
+        port: int,
+        folder: Path,
+        trust: ssl.SSLContext | None = None,
+    ) -> None:
         self.process = process
         self.port = port
         self.folder = folder
+        self.trust = trust
         self.keys_file = folder / "api_keys.txt"
         self._wires: list[Wire] = []
 
@@ -278,7 +309,7 @@ class GatewayProcess:
             wire.leave()
 
     def connect(self) -> Wire:
-        wire = Wire(("127.0.0.1", self.port))
+        wire = Wire(("127.0.0.1", self.port), self.trust)
         self._wires.append(wire)
         return wire
 
@@ -368,9 +399,13 @@ class Processes:
         wait_for: int | None = 200,
         flags: tuple[str, ...] = (),
         pass_fds: tuple[int, ...] = (),
+        trust: ssl.SSLContext | None = None,
         **env: object,
     ) -> GatewayProcess:
-        """A gateway in front of *backend*; returns when ``/health`` says *wait_for*."""
+        """A gateway in front of *backend*; returns when ``/health`` says *wait_for*.
+
+        With *trust*, that is asked over TLS.
+        """
         folder = self._new_folder()
         port = free_port()
         where = (
@@ -388,7 +423,7 @@ class Processes:
         process = self._start(
             ["-m", "llama_gguf", "gateway", *flags], folder, gateway_env, pass_fds
         )
-        gateway = GatewayProcess(process, port, folder)
+        gateway = GatewayProcess(process, port, folder, trust)
         self._stack.callback(gateway.close)
         eventually(lambda: _is_up(gateway, wait_for), "the gateway is up")
         return gateway
@@ -439,6 +474,16 @@ class NewGateway(Protocol):
 def new_gateway(engine: ScriptedEngine, processes: Processes) -> NewGateway:
     """Starts a gateway in front of ``engine``, with settings of one's own."""
     return lambda **env: processes.gateway(("127.0.0.1", engine.port), **env)
+
+
+@pytest.fixture
+def new_tls_gateway(engine: ScriptedEngine, processes: Processes, tmp_path: Path) -> NewGateway:
+    """As ``new_gateway``, over TLS; its certificate is in ``tmp_path``."""
+    files = issue().write(tmp_path)
+    trust = trusting()
+    return lambda **env: processes.gateway(
+        ("127.0.0.1", engine.port), trust=trust, **{**files, **env}
+    )
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""Streams over real sockets: prompt, bounded, and cut when their client has left."""
+"""Streams over real sockets: prompt, bounded, and cut when their client has left.
+
+All of it without TLS and with it.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,17 @@ from tests.wire.conftest import (
 )
 
 STREAM = request(body=b'{"stream":true}')
+
+
+@pytest.fixture(params=["new_gateway", "new_tls_gateway"], ids=["http", "https"])
+def any_gateway(request: pytest.FixtureRequest) -> NewGateway:
+    starts: NewGateway = request.getfixturevalue(request.param)
+    return starts
+
+
+@pytest.fixture
+def gateway(any_gateway: NewGateway) -> GatewayProcess:
+    return any_gateway()
 
 
 def test_events_arrive_one_by_one_while_the_stream_runs(
@@ -75,7 +89,7 @@ def test_a_slow_reader_stops_the_engine_and_not_our_memory(
         assert got == whole
 
 
-@pytest.mark.parametrize("leave", [Wire.leave, Wire.reset])
+@pytest.mark.parametrize("leave", [Wire.leave, Wire.reset, Wire.say_goodbye])
 @pytest.mark.parametrize("said", [b"", STREAM_HEAD, STREAM_HEAD + event(1)])
 def test_a_client_that_leaves_takes_its_request_from_the_engine(
     leave: Callable[[Wire], None], said: bytes, gateway: GatewayProcess, engine: ScriptedEngine
@@ -172,10 +186,10 @@ def test_where_only_the_end_of_the_connection_tells_the_end_a_cut_is_a_reset(
 
 
 def test_a_client_that_did_not_read_on_in_time_sees_that_it_missed_something(
-    new_gateway: NewGateway, engine: ScriptedEngine
+    any_gateway: NewGateway, engine: ScriptedEngine
 ) -> None:
     # What it had not read is dropped, and a FIN behind that would be a clean end to HTTP/1.0.
-    gateway = new_gateway(REQUEST_TIMEOUT=1)
+    gateway = any_gateway(REQUEST_TIMEOUT=1)
     with gateway.connect() as wire:
         wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         wire.send(request(body=b"{}", version="1.0"))

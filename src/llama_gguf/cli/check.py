@@ -23,6 +23,7 @@ from llama_gguf.core.settings import Settings
 from llama_gguf.engine import locate, machine
 from llama_gguf.engine.model import size_text
 from llama_gguf.errors import UserError
+from llama_gguf.gateway import tls
 from llama_gguf.gateway.server import listen
 
 USAGE = "%(prog)s [MODEL] [--json] [--SETTING VALUE ...]"
@@ -110,6 +111,7 @@ def _results(settings: Settings, context: Context) -> Iterator[Result]:
     yield _try("model", lambda: _model(settings))
     for name in PORTS[:-1] if settings.backend_socket else PORTS:
         yield _try(core_settings.variable(name), lambda name=name: _port(settings, name))  # type: ignore[misc]
+    yield _try("TLS", lambda: _certificate(settings))
     yield _keys(settings)
 
 
@@ -143,6 +145,15 @@ def _port(settings: Settings, name: str) -> str:
         )
     listen(host, port, core_settings.variable(name)).close()
     return f"{host}:{port} is free"
+
+
+def _certificate(settings: Settings) -> str:
+    if not settings.tls_cert_file:
+        return "off: PORT speaks plain HTTP"
+    certificate = tls.load(settings.tls_cert_file, settings.tls_key_file)
+    if certificate.complaint:
+        raise UserError(certificate.complaint)
+    return certificate.text
 
 
 def _keys(settings: Settings) -> Result:

@@ -2,7 +2,8 @@
 
 It listens on HOST:PORT and sends what it lets through to BACKEND_HOST:PORT_BACKEND
 (or BACKEND_SOCKET). Keys come from AUTH_KEYS_FILE; SIGHUP or POST /reload reads
-them again. SIGTERM drains: what runs may finish within DRAIN_TIMEOUT.
+them again. With TLS_CERT_FILE and TLS_KEY_FILE it serves HTTPS; SIGHUP reads these
+again too. SIGTERM drains: what runs may finish within DRAIN_TIMEOUT.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     async def serve(listener: socket.socket) -> None:
         await Gateway(settings, listener, channel).run()
 
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner, listener:
         runner.run(serve(listener))
     return 0
 

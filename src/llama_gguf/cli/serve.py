@@ -3,7 +3,8 @@
 MODEL is a path, the name of a file in MODELS_DIR, or a name that `pull` knows,
 which is fetched when it is not there. Clients talk to HOST:PORT with an API key
 from AUTH_KEYS_FILE; platforms ask HOST:PORT_HEALTH. SIGTERM (or Ctrl-C) drains:
-what runs may finish within DRAIN_TIMEOUT. SIGHUP reads the keys again.
+what runs may finish within DRAIN_TIMEOUT. SIGHUP reads the keys and the TLS
+certificate again.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from llama_gguf.engine import locate, machine
 from llama_gguf.engine.model import Model, size_text
 from llama_gguf.engine.urls import masked
 from llama_gguf.errors import UserError
+from llama_gguf.gateway import tls
 from llama_gguf.gateway.server import listen
 from llama_gguf.health import HealthServer
 from llama_gguf.supervisor.child import spawn
@@ -72,6 +74,8 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
         return _hold(context.environ)
     extra_args(settings)  # a slip in these is reported before anything starts
     engine_address(settings)
+    if settings.tls_cert_file:
+        tls.load(settings.tls_cert_file, settings.tls_key_file)
     if not settings.backend_api_key:
         settings = replace(settings, backend_api_key=f"gateway-{secrets.token_urlsafe(32)}")
     return _Serving(settings, context, creates_key=arguments.create_key).run()
@@ -224,6 +228,12 @@ def _size(size: int | None) -> str:
     return "unknown" if size is None else size_text(size)
 
 
+_TLS_ADVICE: Final = """
+# The certificate has to be for the host in the URL. Where nobody trusts its issuer yet:
+# curl --cacert FILE, and export SSL_CERT_FILE=FILE for Python.
+"""
+
+
 def ready_text(settings: Settings, *, model: str, new_key: str) -> str:
     """What to try first, ready to be pasted.
 
@@ -233,7 +243,7 @@ def ready_text(settings: Settings, *, model: str, new_key: str) -> str:
         new_key: a key that was just made; else the commands read one out of the file.
     """
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
-    url = f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+    url = f"{settings.scheme}://{f'[{host}]' if ':' in host else host}:{settings.port}"
     key = new_key or (_key_command(settings.auth_keys_file) if settings.auth_enabled else "none")
     export = f'export API_KEY="{key}"\n' if key.startswith("$") else ""
     imports = "import os\n" if export else ""
@@ -242,7 +252,7 @@ def ready_text(settings: Settings, *, model: str, new_key: str) -> str:
     # Nothing is indented: a here-document that is would not end when it is pasted.
     return f"""
 Ready: {url}/v1 serves {model}
-
+{_TLS_ADVICE if settings.tls_cert_file else ""}
 # Try it with curl:
 
 curl {url}/v1/chat/completions \\

@@ -227,6 +227,16 @@ class Settings:
             secret=True,
         ),
     )
+    tls_cert_file: str = field(
+        default="",
+        metadata=_about(
+            "network", _text, "certificate chain (PEM); with TLS_KEY_FILE, PORT speaks HTTPS"
+        ),
+    )
+    tls_key_file: str = field(
+        default="",
+        metadata=_about("network", _text, "private key of TLS_CERT_FILE (PEM, not encrypted)"),
+    )
     max_connections: int = field(
         default=4096,
         metadata=_about(
@@ -383,6 +393,11 @@ class Settings:
         ),
     )
 
+    @property
+    def scheme(self) -> str:
+        """Of the gateway's URL."""
+        return "https" if self.tls_cert_file else "http"
+
 
 FIELDS: Final[Mapping[str, dataclasses.Field[Any]]] = {
     f.name: f for f in dataclasses.fields(Settings)
@@ -394,7 +409,7 @@ _PLACES: Final = ("data_dir",)
 _GATEWAY: Final = (
     *_PLACES,
     *("host", "port", "port_backend", "backend_host", "backend_socket", "backend_api_key"),
-    "max_connections",
+    *("tls_cert_file", "tls_key_file", "max_connections"),
     *(n for n, a in ABOUT.items() if a.section in ("access", "queue", "timeouts", "sizes")),
     *("log_format", "log_dir"),
 )
@@ -491,6 +506,8 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> 
                 shown = MASK if about.secret else ascii(text)
                 mistakes.append(f"  {label}={shown} cannot be used; wanted: {wanted}")
             break
+    if bool(values.get("tls_cert_file")) != bool(values.get("tls_key_file")):
+        mistakes.append("  TLS_CERT_FILE and TLS_KEY_FILE cannot be used one without the other")
     if mistakes:
         raise UserError(
             "\n".join(["These settings cannot be used:", *mistakes, "See docs/settings.md."]),

@@ -23,6 +23,7 @@ from llama_gguf.errors import ReloadFailed, UserError
 from llama_gguf.gateway.client import ClientConnection
 from llama_gguf.gateway.pool import IDLE_SECONDS
 from llama_gguf.gateway.shared import Shared, wall_now
+from llama_gguf.gateway.tls import ServerContext
 from llama_gguf.probe import Finding, Probe, watch
 
 _log: Final = logging.getLogger(__name__)
@@ -66,12 +67,20 @@ class Gateway:
         settings: with folders filled in.
         listener: a listening socket; the gateway closes it.
         channel: where the supervisor tells how the engine is; None = probe it ourselves.
+
+    Raises:
+        UserError: the files of TLS cannot be used.
     """
 
     def __init__(
         self, settings: Settings, listener: socket.socket, channel: socket.socket | None = None
     ) -> None:
         self._settings = settings
+        self._tls = (
+            ServerContext(settings.tls_cert_file, settings.tls_key_file)
+            if settings.tls_cert_file
+            else None
+        )
         self._listener = listener
         self._channel = channel
         self._stop_asked = asyncio.Event()
@@ -87,8 +96,11 @@ class Gateway:
         for number, handler in self._signal_handlers().items():
             loop.add_signal_handler(number, handler)
         factory = cast("Callable[[], asyncio.Protocol]", lambda: ClientConnection(shared))
-        server = await loop.create_server(factory, sock=self._listener, backlog=BACKLOG)
-        _log.info("gateway listens on %s", _address(self._listener))
+        server = await loop.create_server(
+            factory, sock=self._listener, backlog=BACKLOG, **self._tls_options()
+        )
+        address = _address(self._listener)
+        _log.info("gateway listens on %s://%s", self._settings.scheme, address)
         self._start(self._follow_engine(), "follow the engine")
         ticking = self._start(self._tick(), "tick")
         try:
@@ -144,6 +156,29 @@ class Gateway:
             self.shared.load_keys()
         except ReloadFailed as error:
             _log.error("%s", error.message)
+        self._reload_certificate()
+
+    # TLS ----------------------------------------------------------------------------------------
+
+    def _tls_options(self) -> dict[str, Any]:
+        if self._tls is None:
+            return {}
+        seconds = self._settings.client_header_timeout
+        # The second bounds how long a slow reader may take over the rest of its answer: as long
+        # as without TLS (ClientConnection._close), since what it has not taken then is lost.
+        return {
+            "ssl": self._tls,
+            "ssl_handshake_timeout": seconds,
+            "ssl_shutdown_timeout": seconds,
+        }
+
+    def _reload_certificate(self) -> None:
+        if self._tls is None:
+            return
+        try:
+            self._tls.reload()
+        except UserError as error:
+            _log.error("The TLS certificate was not reloaded: %s", error)
 
     # The engine ---------------------------------------------------------------------------------
 
@@ -211,6 +246,7 @@ class Gateway:
             ticket.on_refused(shared.draining())
         server.close()
         for connection in tuple(shared.connections):
+            connection.drain()  # one that has answered by now is closed, as TLS wants it, not cut
             connection.abort()
         # One turn of the loop, so that every connection_lost runs and is accounted for.
         await asyncio.sleep(0)
@@ -219,7 +255,7 @@ class Gateway:
 
 def _address(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def adopt(fd: int) -> socket.socket:

@@ -1,0 +1,162 @@
+"""The certificate that clients are shown, and how it is exchanged for a new one.
+
+A context that connections were let in by is never changed: a reload makes a new one, and
+only when that can be used do later connections get it. Nothing of a key is ever said.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, NoReturn, Self
+
+from llama_gguf.errors import UserError
+
+_log: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """One that can be served, with its key."""
+
+    context: ssl.SSLContext
+    text: str
+    """Where it is from and until when it is valid."""
+    complaint: str
+    """Why clients will refuse it all the same: it has expired, say. Mostly empty."""
+
+
+class ServerContext(ssl.SSLContext):
+    """What a server is handed for all its life: it lets each client in by the newest certificate.
+
+    Loading the new certificate into a context that is in use would not do: when the key
+    does not match, the old pair is gone by then.
+
+    Args:
+        cert_file: TLS_CERT_FILE.
+        key_file: TLS_KEY_FILE.
+
+    Raises:
+        UserError: they cannot be used.
+    """
+
+    def __new__(cls, cert_file: str, key_file: str) -> Self:
+        return super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
+
+    def __init__(self, cert_file: str, key_file: str) -> None:
+        self._files = cert_file, key_file
+        self.reload()
+
+    def reload(self) -> None:
+        """Read the files again.
+
+        Raises:
+            UserError: they cannot be used; nothing has changed.
+        """
+        certificate = load(*self._files)
+        self._newest = certificate.context
+        _log.info("TLS certificate loaded from %s", certificate.text)
+        if certificate.complaint:
+            _log.warning("%s", certificate.complaint)
+
+    def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
+        """What asyncio and uvloop call for each connection."""
+        return self._newest.wrap_bio(*args, **options)
+
+
+def load(cert_file: str, key_file: str) -> Certificate:
+    """Read a certificate chain and its key.
+
+    Raises:
+        UserError: they cannot be used; says which file, why, and what to do.
+    """
+    chain = _read("TLS_CERT_FILE", cert_file).decode("ascii", "ignore")
+    _read("TLS_KEY_FILE", key_file)  # load_cert_chain would not say which file is missing
+    client = _client(chain, cert_file)
+    # Not create_default_context: with SSLKEYLOGFILE set, that writes session keys into a file.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.set_alpn_protocols(["http/1.1"])
+    _load_pair(context, cert_file, key_file)
+    try:
+        shown = _shown(context, client)
+    except ssl.SSLError as error:
+        why = getattr(error, "verify_message", error.reason)
+        complaint = f"clients will refuse TLS_CERT_FILE={cert_file}: {why}"
+        return Certificate(context, cert_file, complaint)
+    end = datetime.fromtimestamp(ssl.cert_time_to_seconds(shown["notAfter"]), UTC)
+    return Certificate(context, f"{cert_file}, valid until {end:%Y-%m-%d %H:%M} UTC", "")
+
+
+def _read(variable: str, path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise _unusable(
+            variable, path, f"{error.strerror}. Check its path, owner and mode."
+        ) from None
+
+
+def _client(chain: str, cert_file: str) -> ssl.SSLContext:
+    """A client that trusts just this certificate, and so minds only what is wrong in itself."""
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+    try:
+        client.load_verify_locations(cadata=chain)
+    except (ssl.SSLError, ValueError):  # the second, where there is nothing in it
+        raise _unusable(
+            "TLS_CERT_FILE",
+            cert_file,
+            "it is not a certificate in PEM form (-----BEGIN CERTIFICATE-----), or is damaged.",
+        ) from None
+    return client
+
+
+def _load_pair(context: ssl.SSLContext, cert_file: str, key_file: str) -> None:
+    def no_passphrase() -> NoReturn:  # without this, OpenSSL asks for one on the terminal
+        raise _unusable(
+            "TLS_KEY_FILE",
+            key_file,
+            "it is encrypted, and nobody is there to type its passphrase. "
+            f"Decrypt it with: openssl pkey -in {key_file} -out FILE",
+        )
+
+    try:
+        context.load_cert_chain(cert_file, key_file, password=no_passphrase)
+    except OSError as error:  # most are ssl.SSLError; a file may have gone since it was read
+        match getattr(error, "reason", None):
+            case "KEY_VALUES_MISMATCH" | "KEY_TYPE_MISMATCH":
+                why = (
+                    f"it is not the key of the first certificate in TLS_CERT_FILE={cert_file}. "
+                    "The server's own certificate comes first there, then its issuers."
+                )
+            case None:
+                why = "it is not a private key in PEM form (-----BEGIN PRIVATE KEY-----)."
+            case reason:
+                why = f"OpenSSL refuses it or its certificate: {reason.lower().replace('_', ' ')}."
+        raise _unusable("TLS_KEY_FILE", key_file, why) from None
+
+
+def _shown(context: ssl.SSLContext, client: ssl.SSLContext) -> dict[str, Any]:
+    """What *client* gets to see of the certificate in a handshake, in memory.
+
+    Raises:
+        ssl.SSLError: it refuses it.
+    """
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    asking = client.wrap_bio(to_client, to_server)
+    answering = context.wrap_bio(to_server, to_client, server_side=True)
+    for side in (asking, answering, asking, answering, asking):
+        with suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    return asking.getpeercert() or {}
+
+
+def _unusable(variable: str, path: str, why: str) -> UserError:
+    return UserError(f"{variable}={path} cannot be used: {why}", exit_status=2)

@@ -13,12 +13,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.wire.conftest import Address, Wire, connected
 
 ROOT = Path(__file__).parents[2]
 MODELS_DIR = ROOT / ".cache" / "models"
@@ -45,6 +47,15 @@ class Served:
     port_health: int
     port_backend: int
     backend_key: str
+    backend_socket: str = ""
+
+    @property
+    def address(self) -> Address:
+        return ("127.0.0.1", self.port)
+
+    @property
+    def backend_address(self) -> Address:
+        return self.backend_socket or ("127.0.0.1", self.port_backend)
 
     @property
     def base_url(self) -> str:
@@ -60,11 +71,21 @@ class Served:
     def output(self) -> str:
         return (self.data_dir / "output.txt").read_text()
 
+    @property
+    def engine_log(self) -> str:
+        logs = sorted((self.data_dir / "logs" / "llama").iterdir())
+        return "".join(log.read_text(errors="replace") for log in logs)
+
+    def wire(self, *, backend: bool = False) -> Wire:
+        """A connection for raw bytes, patient enough for a model on a busy machine."""
+        wire = Wire(self.backend_address if backend else self.address)
+        wire.sock.settimeout(DEADLINE_SECONDS)
+        return wire
+
     def get(self, path: str, *, backend: bool = False) -> tuple[int, Any]:
         """Status and JSON of a GET, with the key that belongs there; (0, None) when refused."""
-        port = self.port_backend if backend else self.port
         key = self.backend_key if backend else self.key
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection = _Connection(self.backend_address if backend else self.address)
         try:
             connection.request("GET", path, headers={"Authorization": f"Bearer {key}"})
             answer = connection.getresponse()
@@ -96,6 +117,17 @@ class Served:
         return [int(pid) for pid in path.read_text().split()]
 
 
+class _Connection(http.client.HTTPConnection):
+    """To a port or a unix socket."""
+
+    def __init__(self, address: Address) -> None:
+        super().__init__("localhost", timeout=30)
+        self._address = address
+
+    def connect(self) -> None:
+        self.sock = connected(self._address)
+
+
 def command_line(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
@@ -112,7 +144,7 @@ def model_file() -> Path:
     return MODELS_DIR / f"{MODEL}.gguf"
 
 
-def start(data_dir: Path) -> Served:
+def start(data_dir: Path, settings: Mapping[str, str]) -> Served:
     served = Served(
         process=None,  # type: ignore[arg-type]  # started below, with these ports
         data_dir=data_dir,
@@ -120,6 +152,7 @@ def start(data_dir: Path) -> Served:
         port_health=free_port(),
         port_backend=free_port(),
         backend_key="gateway-" + "e" * 43,
+        backend_socket=settings.get("BACKEND_SOCKET", ""),
     )
     environ = {
         **os.environ,
@@ -134,6 +167,7 @@ def start(data_dir: Path) -> Served:
         "CTX": "2048",
         "THREADS": "1",  # threads that spin on busy cores make it slower, not faster
         "MAX_REQUESTS_PER_MINUTE": "10000",
+        **settings,
     }
     with (data_dir / "output.txt").open("wb") as output:
         served.process = subprocess.Popen(
@@ -157,10 +191,18 @@ def stop(served: Served) -> int:
 
 
 @pytest.fixture(scope="module")
-def served(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def settings() -> Mapping[str, str]:
+    """What the servers of a module have beside the usual; a module says it with its own."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def served(
+    model_file: Path, tmp_path_factory: pytest.TempPathFactory, settings: Mapping[str, str]
+) -> Iterator[Served]:
     """One server for the tests of a module that leave it as it was."""
     assert model_file.is_file()
-    served = start(tmp_path_factory.mktemp("data"))
+    served = start(tmp_path_factory.mktemp("data"), settings)
     try:
         served.until_ready()
         yield served
@@ -169,10 +211,10 @@ def served(model_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture
-def own_server(model_file: Path, tmp_path: Path) -> Iterator[Served]:
+def own_server(model_file: Path, tmp_path: Path, settings: Mapping[str, str]) -> Iterator[Served]:
     """A server for a test that treats it badly."""
     assert model_file.is_file()
-    served = start(tmp_path)
+    served = start(tmp_path, settings)
     try:
         served.until_ready()
         yield served

@@ -139,23 +139,6 @@ def test_what_was_printed_works_as_it_stands(served: Served, first: str, last: s
     assert done.stdout
 
 
-def test_a_client_that_leaves_a_long_generation_frees_its_slot(served: Served) -> None:
-    def busy() -> int:
-        _, slots = served.get("/slots", backend=True)
-        return sum(slot["is_processing"] for slot in slots)
-
-    body = json.dumps({"prompt": "Once", "n_predict": 100_000, "ignore_eos": True, "stream": True})
-    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
-    connection.request("POST", "/v1/completions", body, {"Authorization": f"Bearer {served.key}"})
-    assert connection.getresponse().fp.readline()
-    assert busy() == 1
-
-    connection.close()
-
-    served.until(lambda: busy() == 0, "an idle slot")
-    served.until(lambda: served.get("/health")[1]["slots"]["used"] == 0, "a slot given back")
-
-
 def test_no_secret_is_on_a_command_line_or_in_a_log(served: Served) -> None:
     command_lines = [command_line(pid) for pid in served.children()]
     assert len(command_lines) == 2

@@ -425,6 +425,11 @@ class FakeUpstream:
         return self.transport.aborted
 
     @property
+    def was_left(self) -> bool:
+        """Told that nobody wants the answer, and not cut: it may say when it is through."""
+        return self.transport.has_written_eof and not self.transport.aborted
+
+    @property
     def is_closed(self) -> bool:
         return self.transport.is_closed
 
@@ -612,6 +617,7 @@ class Rig:
             self.clock.now = min(self.clock.now + TICK_SECONDS, end)
             self.spin()
             self.shared.pool.retire_idle(IDLE_SECONDS)
+            self.shared.pool.cut_left()
             for connection in tuple(self.shared.connections):
                 connection.on_tick(self.clock.now)
             self.spin()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_gguf.core import fields as module
-from llama_gguf.core.fields import Fields, RequestFields, find, read_request
+from llama_gguf.core.fields import Fields, RequestFields, find, read_request, request_rules
 from llama_gguf.errors import BadRequest
 
 HOST = (b"Host", b"a.example")
@@ -153,14 +153,24 @@ def test_a_request_id_that_could_break_a_log_or_a_head_is_not(value: bytes) -> N
     assert lines_of(found) == []
 
 
+@pytest.mark.parametrize(("keep", "lines"), [(False, 0), (True, 1)])
+def test_a_conversation_s_id_goes_on_only_where_its_routes_are_exposed(
+    keep: bool, lines: int
+) -> None:
+    rules = request_rules(keep_credentials=False, keep_conversations=keep)
+    fields = [HOST, (b"x-CONVERSATION-id", b"c1")]
+
+    assert len(lines_of(read_request(fields, version="1.1", rules=rules))) == lines
+
+
 # Memory -------------------------------------------------------------------------------------------
 
 
 def test_hostile_names_do_not_grow_the_memo_and_do_not_loosen_the_rules() -> None:
-    for n in range(module._REQUEST_MEMO._MAX + 500):
+    for n in range(module.USUAL_RULES._MAX + 500):
         assert lines_of(read((b"X-Hostile-%d" % n, b"1"))) == [(b"X-Hostile-%d" % n, b"1")]
 
-    assert len(module._REQUEST_MEMO) <= module._REQUEST_MEMO._MAX
+    assert len(module.USUAL_RULES) <= module.USUAL_RULES._MAX
     assert lines_of(read((b"pRoXy-aUtHoRiZaTiOn", b"1"), (b"tRAILEr", b"1"))) == []
     with pytest.raises(BadRequest):
         read((b"cOnTeNt-LeNgTh", b"x"))

@@ -2,7 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from llama_gguf.core.fields import Fields, RequestFields, invalid_key, presented_key, read_request
+from llama_gguf.core.fields import (
+    Fields,
+    RequestFields,
+    invalid_key,
+    presented_key,
+    read_request,
+    request_rules,
+)
 from llama_gguf.core.keys import Key, KeyRing
 from llama_gguf.errors import Unauthorized
 
@@ -13,7 +20,8 @@ SHA256_OF_NOTHING = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b785
 
 
 def read(*fields: tuple[bytes, bytes], keep: bool = False) -> RequestFields:
-    return read_request([HOST, *fields], version="1.1", keep_credentials=keep)
+    rules = request_rules(keep_credentials=keep, keep_conversations=False)
+    return read_request([HOST, *fields], version="1.1", rules=rules)
 
 
 @pytest.mark.parametrize(

@@ -180,8 +180,21 @@ def test_half_a_chunk_leaves_when_it_comes_too(rig: Rig) -> None:
     assert client.answer.is_whole
 
 
-def test_an_answer_that_ends_with_its_connection_ends_the_client_s_too(rig: Rig) -> None:
+def test_an_answer_that_ends_with_its_connection_goes_out_chunked(rig: Rig) -> None:
     client = rig.ask(GET)
+    rig.upstream.say(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nuntil ", b"the end")
+    assert not client.answer.is_whole
+    rig.upstream.hang_up()
+
+    assert client.answer.is_whole
+    assert client.answer.body == b"until the end"
+    assert "connection" not in client.answer
+    assert not client.is_closed
+    assert rig.is_at_rest
+
+
+def test_to_a_client_of_http_1_0_it_ends_with_the_client_s_connection(rig: Rig) -> None:
+    client = rig.ask(request("GET", "/v1/models", version="1.0"))
     rig.upstream.say(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nuntil ", b"the end")
     assert not client.is_closed
     rig.upstream.hang_up()
@@ -190,7 +203,6 @@ def test_an_answer_that_ends_with_its_connection_ends_the_client_s_too(rig: Rig)
     assert client.answer["connection"] == "close"
     assert client.transport.is_closed
     assert not client.was_cut
-    assert rig.is_at_rest
 
 
 def test_an_answer_that_ends_with_its_connection_is_cut_when_that_is_reset(rig: Rig) -> None:

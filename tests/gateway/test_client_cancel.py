@@ -98,7 +98,8 @@ def test_in_the_very_moment_in_which_the_engine_accepts(leave: Leave, rig: Rig) 
     rig.dials[0].accept()  # the loop has not run since
     leave(client)
 
-    assert all(u.was_cut for u in rig.upstreams)
+    for upstream in rig.upstreams:
+        upstream.hang_up()
     assert rig.is_at_rest
 
 
@@ -108,6 +109,56 @@ def test_before_the_first_byte(leave: Leave, rig: Rig) -> None:
     leave(client)
 
     left(rig, "before_first_byte")
+    assert rig.upstream.was_left
+    rig.upstream.hang_up()
+    assert rig.is_at_rest
+
+
+@LEAVINGS
+def test_its_slot_is_free_when_the_engine_has_noticed(leave: Leave, new_rig: NewRig) -> None:
+    rig = new_rig(slots=1)
+    client = rig.ask(request(body=b"first"))
+    rig.ask(request(body=b"other", key=OTHER_KEY))
+    leave(client)
+    first = rig.upstream
+    first.say(OK)  # for nobody
+    assert len(rig.requests) == 1
+    first.hang_up()
+
+    assert rig.requests[1].endswith(b"other")
+    assert client.received == b""
+
+
+@LEAVINGS
+def test_an_engine_that_never_notices_is_cut_in_the_end(leave: Leave, rig: Rig) -> None:
+    client = rig.ask()
+    leave(client)
+    rig.advance(299)
+    assert rig.upstream.was_left
+    rig.advance(2)
+
+    assert rig.upstream.was_cut
+    assert rig.is_at_rest
+
+
+@LEAVINGS
+def test_a_request_that_the_engine_has_not_taken_is_cut(leave: Leave, rig: Rig) -> None:
+    client = rig.client()
+    client.send(request("GET", "/v1/models"))
+    rig.upstream.say(OK)
+    rig.upstream.transport.is_stalled = True
+    client.send(request(body=b"x" * 1000))
+    leave(client)
+
+    assert rig.upstream.was_cut
+    assert rig.is_at_rest
+
+
+@LEAVINGS
+def test_a_request_without_a_slot_is_cut(leave: Leave, rig: Rig) -> None:
+    client = rig.ask(request("GET", "/v1/models"))
+    leave(client)
+
     assert rig.upstream.was_cut
     assert rig.is_at_rest
 
@@ -133,7 +184,7 @@ def test_while_half_a_head_is_there(leave: Leave, rig: Rig) -> None:
     leave(client)
 
     left(rig, "before_first_byte")
-    assert rig.upstream.was_cut
+    assert rig.upstream.was_left
 
 
 @LEAVINGS
@@ -212,7 +263,7 @@ def test_a_client_that_closes_only_its_half_has_left(rig: Rig) -> None:
     client.transport.receive_eof()
     rig.spin()
 
-    assert rig.upstream.was_cut
+    assert rig.upstream.was_left
     assert client.transport.is_closed
 
 

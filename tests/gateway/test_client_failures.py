@@ -151,8 +151,9 @@ def test_a_silent_engine_is_504_and_its_clients_are_told_not_to_retry(rig: Rig) 
     assert client.answer.status == 504
     assert code_of(client.answer) == "backend_timeout"
     assert client.answer["x-should-retry"] == "false"
-    assert upstream.was_cut
+    assert upstream.was_left
     assert not client.is_closed
+    upstream.hang_up()
     assert rig.is_at_rest
     assert rig.shared.metrics.backend_failures["timeout"] == 1
     assert rig.records[0].outcome == "backend_timeout"
@@ -172,7 +173,8 @@ def test_the_cap_on_a_whole_answer_is_504_before_its_head(new_rig: NewRig) -> No
     rig.advance(31)
 
     assert client.answer.status == 504
-    assert rig.upstreams[0].was_cut
+    assert rig.upstreams[0].was_left
+    rig.upstreams[0].hang_up()
     assert rig.is_at_rest
 
 

@@ -115,7 +115,8 @@ def test_an_answer_is_the_same_through_the_gateway(
 
     assert through.status == straight.status
     assert through.body == straight.body
-    assert through.chunks == straight.chunks
+    if raw is not SAME["until the end"]:  # which goes out chunked, so that a cut would show
+        assert through.chunks == straight.chunks
     assert through.is_whole
     assert through.all("content-type") == straight.all("content-type")
     assert "server" not in through

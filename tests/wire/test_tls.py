@@ -92,11 +92,6 @@ def test_an_answer_that_breaks_off_is_an_error_to_every_client(
             answer.read()
 
 
-# BUG: gateway/client.py passes an answer without length or chunks on as it is, to be ended by the
-# end of the connection. Over TLS a reset is no answer to that: Python's ssl, for one, takes it
-# for a clean end. To a client of HTTP/1.1 it could go out chunked (Framing.CLOSE in
-# _framing_field, frame() in send, the last chunk in on_response_done), so that a cut shows.
-@pytest.mark.xfail(raises=pytest.fail.Exception, reason="gateway/client.py: Framing.CLOSE")
 def test_an_answer_that_only_its_end_ends_is_seen_to_break_off(
     gateway: GatewayProcess, engine: ScriptedEngine
 ) -> None:
@@ -109,11 +104,6 @@ def test_an_answer_that_only_its_end_ends_is_seen_to_break_off(
             answer.read()
 
 
-# BUG: gateway/client.py tells a client that is still sending of the end with write_eof, which TLS
-# has not, and LINGER_SECONDS later aborts: the end comes late, and not by TLS's rules. In
-# _on_idle_deadline, a lingering transport that cannot write_eof and is not closing yet could be
-# closed instead (_close()).
-@pytest.mark.xfail(raises=ssl.SSLEOFError, reason="gateway/client.py: _on_idle_deadline aborts")
 def test_who_is_refused_while_it_sends_gets_an_end_by_tls_s_rules(gateway: GatewayProcess) -> None:
     with gateway.connect() as wire:
         wire.send(request(body=b"x" * (4 << 20), key=None)[: 1 << 20])

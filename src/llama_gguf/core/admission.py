@@ -97,10 +97,19 @@ class Admission:
             self._release(ticket.key_id)
 
     def done(self, key_id: str) -> None:
-        """Give back a slot, and hand it to whoever is next."""
-        self.running -= 1
+        """Give back a slot and the key's place, and hand the slot to whoever is next."""
         if self._per_key:
             self._release(key_id)
+        self.free_slot()
+
+    def depart(self, key_id: str) -> None:
+        """Give back the key's place alone; the slot is in use until ``free_slot``."""
+        if self._per_key:
+            self._release(key_id)
+
+    def free_slot(self) -> None:
+        """Give back a slot, and hand it to whoever is next."""
+        self.running -= 1
         if self.queued and not self._is_granting:  # else the loop that is under way sees it
             self.grant()
 

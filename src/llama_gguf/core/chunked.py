@@ -24,6 +24,9 @@ _NO_TRAILER: Final = rb"(?!(?i:content-length|transfer-encoding|host|trailer):)"
 _TRAILER_LINE: Final = re.compile(rb"%b%b:[\t\x20-\x7e\x80-\xff]*\r\n" % (_NO_TRAILER, _TOKEN))
 
 
+LAST_CHUNK: Final = b"0\r\n\r\n"
+
+
 class ChunkedError(ValueError):
     """The bytes are not in the chunked coding."""
 

@@ -69,7 +69,7 @@ _RESPONSE_KINDS: Final = {
 }
 
 
-class _Memo(dict[bytes, Kind]):
+class Rules(dict[bytes, Kind]):
     """Exact spelling of a name -> what to do. Full is full: clients choose the spellings."""
 
     _MAX: Final = 1024
@@ -88,12 +88,28 @@ class _Memo(dict[bytes, Kind]):
         return kind
 
 
-_REQUEST_MEMO: Final = _Memo(_REQUEST_KINDS)
-_RESPONSE_MEMO: Final = _Memo(_RESPONSE_KINDS)
-# Where the gateway checks no credentials and has none of its own, the client's pass.
-_OPEN_MEMO: Final = _Memo(
-    {**_REQUEST_KINDS, b"authorization": Kind.FORWARD, b"x-api-key": Kind.FORWARD}
-)
+_RESPONSE_RULES: Final = Rules(_RESPONSE_KINDS)
+
+
+def request_rules(*, keep_credentials: bool, keep_conversations: bool) -> Rules:
+    """What to do with a request's fields.
+
+    Args:
+        keep_credentials: forward the client's credentials, where the gateway checks none and
+            has none of its own.
+        keep_conversations: forward X-Conversation-Id. By it llama-server ends one request's
+            answer for another's sake, whoever they are from, and goes on when a client has left.
+    """
+    kinds = dict(_REQUEST_KINDS)
+    if keep_credentials:
+        kinds |= {b"authorization": Kind.FORWARD, b"x-api-key": Kind.FORWARD}
+    if not keep_conversations:
+        kinds[b"x-conversation-id"] = Kind.DROP
+    return Rules(kinds)
+
+
+USUAL_RULES: Final = request_rules(keep_credentials=False, keep_conversations=False)
+
 
 _SANE_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
@@ -129,13 +145,13 @@ class RequestFields:
         self.connection: frozenset[bytes] = frozenset()
 
 
-def read_request(fields: Fields, *, version: str, keep_credentials: bool = False) -> RequestFields:
+def read_request(fields: Fields, *, version: str, rules: Rules = USUAL_RULES) -> RequestFields:
     """Sort a request's *fields*.
 
     Args:
         fields: as they came.
         version: the request's HTTP version, "1.0" or "1.1".
-        keep_credentials: forward the client's credentials, where the gateway checks none.
+        rules: what to do with them.
 
     Raises:
         BadRequest: framing or Host is missing, double or malformed.
@@ -143,10 +159,9 @@ def read_request(fields: Fields, *, version: str, keep_credentials: bool = False
     """
     read = RequestFields()
     forwarded = read.forwarded
-    memo = _OPEN_MEMO if keep_credentials else _REQUEST_MEMO
     hosts = 0
     for name, value in fields:
-        kind = memo[name]
+        kind = rules[name]
         if not kind:
             forwarded += (name, b": ", value, b"\r\n")
         elif kind is Kind.HOST:
@@ -168,7 +183,7 @@ def read_request(fields: Fields, *, version: str, keep_credentials: bool = False
             raise BadRequest("HTTP/1.0 has no Transfer-Encoding.")
         read.expects_continue = False
     if read.connection - _PLAIN_CONNECTION:
-        _drop_nominated(read, fields, memo)
+        _drop_nominated(read, fields, rules)
     return read
 
 
@@ -218,11 +233,11 @@ def _tokens(value: bytes) -> frozenset[bytes]:
     return frozenset(t.strip().lower() for t in value.split(b",") if t.strip())
 
 
-def _drop_nominated(read: RequestFields, fields: Fields, memo: _Memo) -> None:
+def _drop_nominated(read: RequestFields, fields: Fields, rules: Rules) -> None:
     """Forward the fields anew, without those that Connection names."""
     read.forwarded.clear()
     for name, value in fields:
-        if memo[name] in (Kind.FORWARD, Kind.ORIGIN) and name.lower() not in read.connection:
+        if rules[name] in (Kind.FORWARD, Kind.ORIGIN) and name.lower() not in read.connection:
             read.forwarded += (name, b": ", value, b"\r\n")
 
 
@@ -308,7 +323,7 @@ def read_response(fields: Fields, *, status: int, to_head: bool) -> ResponseFiel
     read = ResponseFields()
     forwarded = read.forwarded
     for name, value in fields:
-        kind = _RESPONSE_MEMO[name]
+        kind = _RESPONSE_RULES[name]
         if not kind:
             forwarded += (name, b": ", value, b"\r\n")
         elif kind is Kind.CONTENT_TYPE:
@@ -347,7 +362,7 @@ def _drop_nominated_response(read: ResponseFields, fields: Fields) -> None:
     forward = (Kind.FORWARD, Kind.CONTENT_TYPE, Kind.DATE)
     read.forwarded.clear()
     for name, value in fields:
-        if _RESPONSE_MEMO[name] in forward and name.lower() not in read.connection:
+        if _RESPONSE_RULES[name] in forward and name.lower() not in read.connection:
             read.forwarded += (name, b": ", value, b"\r\n")
 
 

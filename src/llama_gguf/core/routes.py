@@ -127,7 +127,7 @@ class Router:
     _MAX_REMEMBERED: Final = 512
 
     def __init__(self, *, expose_all: bool) -> None:
-        self._expose_all = expose_all
+        self.exposes_all = expose_all
         self._remembered: dict[tuple[bytes, bytes], Route] = {}
 
     def route(self, method: bytes, path: bytes) -> Route:
@@ -166,7 +166,7 @@ class Router:
             return Route(Kind.PROXIED, path, needs_slot=True, is_anthropic=anthropic)
         if path in _SLOT or path in _NO_SLOT:
             return Route(Kind.PROXIED, path, is_anthropic=anthropic)
-        if self._expose_all or _is_exposed(method, path):
+        if self.exposes_all or _is_exposed(method, path):
             known = path if path in ("/v1/models", "/models", "/props") else "other"
             needs_slot = method == "POST" and path.startswith("/v1/")
             return Route(Kind.PROXIED, known, needs_slot=needs_slot, is_anthropic=anthropic)

@@ -241,10 +241,16 @@ class ClientConnection:
     def _on_idle_deadline(self) -> None:
         if self._received and not self._is_lingering:
             self._reply_error(RequestTimeout("The head did not come in time.", close=True))
+        elif self._is_lingering and self._may_still_close():
+            self._close()
         elif self._is_lingering:
             self._transport.abort()
         else:
             self._close()
+
+    def _may_still_close(self) -> bool:
+        """Over TLS, which has no half-close, the end has not been told yet."""
+        return not (self._transport.can_write_eof() or self._transport.is_closing())
 
     def _queue_timeout(self) -> GatewayError:
         shared = self._shared
@@ -572,12 +578,11 @@ class ClientConnection:
         )
 
     def _framing_field(self, answer: Answer, length: int) -> bytes:
-        if answer.framing is Framing.CHUNKED and self.reads_chunks:
+        if answer.framing is Framing.NONE:
+            return b"Content-Length: %d\r\n" % length if answer.has_length else b""
+        if self.reads_chunks:
             return CHUNKED
-        if answer.framing is not Framing.NONE:
-            self._may_persist = False  # only the end of the connection tells the end
-        elif answer.has_length:
-            return b"Content-Length: %d\r\n" % length
+        self._may_persist = False  # only the end of the connection tells the end
         return b""
 
     def on_whole_response(self, answer: Answer, body: bytes) -> None:
@@ -641,17 +646,28 @@ class ClientConnection:
             exchange.bytes_out = upstream.bytes_passed
         return upstream
 
+    def _drop_upstream(self, exchange: Exchange) -> None:
+        """Stop the work that the engine does for *exchange*."""
+        upstream = self._let_go_of_upstream(exchange)
+        if upstream is None:
+            return
+        if not (exchange.holds_slot and upstream.may_leave):
+            upstream.abort()
+            return
+        # The slot is given back when the engine has noticed, which may take it a while. Sooner,
+        # the next request would wait inside the engine, where a departure goes unseen.
+        exchange.holds_slot = False
+        self._shared.admission.depart(self.key_id)
+        self._shared.pool.leave(upstream, self._shared.admission.free_slot)
+
     def _give_up_upstream(self, error: GatewayError) -> None:
         """The engine is too slow: let go of it, and tell the client as far as that can be done."""
         exchange = self._current()
         self._stop_connecting()
-        upstream = self._upstream
-        may_insert = upstream is not None and upstream.may_insert_event
-        if upstream is not None:
-            upstream.abort()
+        may_insert = self._upstream is not None and self._upstream.may_insert_event
+        self._drop_upstream(exchange)
         self._shared.metrics.backend_failures["timeout"] += 1
         if exchange.may_reply:
-            self._upstream = None
             self._reply_error(error)
         else:
             self.on_cut(error, may_insert=may_insert)
@@ -810,9 +826,7 @@ class ClientConnection:
         if exchange.state is State.QUEUED:
             self._shared.admission.leave(self)
         self._stop_connecting()
-        upstream = self._let_go_of_upstream(exchange)
-        if upstream is not None:
-            upstream.abort()
+        self._drop_upstream(exchange)
         exchange.on(Event.LOST)
         exchange.outcome = outcome
         self._end_exchange(exchange)

@@ -29,10 +29,15 @@ class Pool:
         self._settings = settings
         self._loop = loop
         self._idle: deque[UpstreamConnection] = deque()
+        self._left: dict[UpstreamConnection, float] = {}
+        """Connections that nobody waits for but the slot that they hold, and until when."""
         self._connecting: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
-        return f"<Pool idle={len(self._idle)} connecting={len(self._connecting)}>"
+        return (
+            f"<Pool idle={len(self._idle)} connecting={len(self._connecting)} "
+            f"left={len(self._left)}>"
+        )
 
     def take(self) -> UpstreamConnection | None:
         """A kept connection, the youngest first, so that the others can grow old and go."""
@@ -55,6 +60,23 @@ class Pool:
         horizon = self._loop.time() - older_than
         while self._idle and self._idle[0].idle_since <= horizon:
             self._idle.popleft().close()
+
+    def leave(self, connection: UpstreamConnection, on_gone: Callable[[], None]) -> None:
+        """Hang up, and call *on_gone* when the engine has let go of the request as well."""
+
+        def gone() -> None:
+            del self._left[connection]
+            on_gone()
+
+        self._left[connection] = self._loop.time() + self._settings.request_timeout
+        connection.leave(gone)
+
+    def cut_left(self) -> None:
+        """Wait no longer for an engine that does not let go within REQUEST_TIMEOUT."""
+        now = self._loop.time()
+        for connection, until in tuple(self._left.items()):
+            if now >= until:
+                connection.abort()
 
     def connect(
         self,

@@ -19,7 +19,7 @@ from llama_gguf import keyfile
 from llama_gguf.core import replies
 from llama_gguf.core.admission import Admission
 from llama_gguf.core.engine import DEFAULT_SLOTS, MAY_COME, EngineState, EngineStatus
-from llama_gguf.core.fields import VIA_PSEUDONYM, read_request
+from llama_gguf.core.fields import VIA_PSEUDONYM, read_request, request_rules
 from llama_gguf.core.keys import Key, KeyRing
 from llama_gguf.core.limits import FailureLimit, SlidingWindow
 from llama_gguf.core.messages import Request, RequestHead, unread
@@ -109,8 +109,10 @@ class Shared:
         self.idle = asyncio.Event()
         """Set while draining, when no exchange runs any more."""
         self.started_at = time.monotonic()
-        # A client's own credentials pass where nobody checks them and nothing replaces them.
-        self.keeps_credentials = not settings.auth_enabled and not settings.backend_api_key
+        self._rules = request_rules(
+            keep_credentials=not settings.auth_enabled and not settings.backend_api_key,
+            keep_conversations=self.router.exposes_all,
+        )
         self._upstream_prefix = _upstream_prefix(settings)
         self.unread = unread(self.cors.fields(None))
         self.anybody = Principal("-", None)
@@ -153,11 +155,10 @@ class Shared:
         """
         if len(head.fields) > self.settings.max_headers:
             raise HeadTooLarge("There are too many header fields.", close=True)
-        keep = self.keeps_credentials
         return Request(
             head,
             cors=cors,
-            read=read_request(head.fields, version=head.version, keep_credentials=keep),
+            read=read_request(head.fields, version=head.version, rules=self._rules),
             route=self.router.route(head.method, head.path),
             prefix=self._upstream_prefix,
             via=VIA_PSEUDONYM,

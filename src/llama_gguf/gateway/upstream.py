@@ -12,7 +12,7 @@ import enum
 from collections.abc import Callable
 from typing import Final, Protocol, cast
 
-from llama_gguf.core.chunked import ChunkedBody, ChunkedError, is_one_chunk
+from llama_gguf.core.chunked import LAST_CHUNK, ChunkedBody, ChunkedError, frame, is_one_chunk
 from llama_gguf.core.fields import Framing, read_response
 from llama_gguf.core.messages import NEVER, Answer, Pattern
 from llama_gguf.errors import UpstreamError
@@ -30,13 +30,15 @@ class Phase(enum.IntEnum):
     HEAD = 1  # a request is sent; its answer's head is awaited
     BODY = 2
     BETWEEN_CHUNKS = 3  # of a body whose chunks are relayed as they come
-    CLOSED = 4
+    LEFT = 4  # nobody wants the answer any more; open until the engine has noticed
+    CLOSED = 5
 
 
 _IDLE: Final = Phase.IDLE
 _HEAD: Final = Phase.HEAD
 _BODY: Final = Phase.BODY
 _BETWEEN_CHUNKS: Final = Phase.BETWEEN_CHUNKS
+_LEFT: Final = Phase.LEFT
 _CLOSED: Final = Phase.CLOSED
 _LENGTH: Final = Framing.LENGTH
 
@@ -72,13 +74,14 @@ class UpstreamConnection:
         "_answer",
         "_asker",
         "_chunked",
-        "_decodes",
         "_framing",
         "_has_begun",
         "_keeper",
         "_left",
         "_may_persist",
+        "_on_gone",
         "_pattern",
+        "_reads_chunks",
         "_received",
         "_to_head",
         "_write",
@@ -100,7 +103,8 @@ class UpstreamConnection:
         self._framing = Framing.NONE
         self._left = 0
         self._may_persist = False
-        self._decodes = False
+        self._reads_chunks = True
+        self._on_gone: Callable[[], None] | None = None
         self._chunked = ChunkedBody()
         self._has_begun = False
         self._to_head = False
@@ -119,7 +123,7 @@ class UpstreamConnection:
     @property
     def may_insert_event(self) -> bool:
         """Whether an event of our own may follow here: behind a whole one, between two chunks."""
-        ends = _DECODED_EVENT_ENDS if self._decodes else _EVENT_ENDS
+        ends = _EVENT_ENDS if self._reads_chunks else _DECODED_EVENT_ENDS
         return (
             self.phase in (_BODY, _BETWEEN_CHUNKS)
             and self._framing is Framing.CHUNKED
@@ -151,6 +155,26 @@ class UpstreamConnection:
         self._asker = None
         self.transport.abort()
 
+    @property
+    def may_leave(self) -> bool:
+        """Whether ``leave`` can be told to the engine: it has the request, and has not begun."""
+        return (
+            self.phase is _HEAD
+            and self.transport.can_write_eof()
+            and not self.transport.get_write_buffer_size()
+        )
+
+    def leave(self, on_gone: Callable[[], None]) -> None:
+        """Hang up, and call *on_gone* when the engine has let go of the request as well.
+
+        A cut frees no sooner, but would not tell when: docs/adr/0010.
+        """
+        self.phase = _LEFT
+        self._asker = None
+        self._on_gone = on_gone
+        self.transport.write_eof()
+        self.resume_reading()
+
     def pause_reading(self) -> None:
         if not self.transport.is_closing():
             self.transport.pause_reading()
@@ -174,7 +198,9 @@ class UpstreamConnection:
             self._write(data)
             return
         asker = self._asker
-        if asker is None:
+        if self.phase is _LEFT:
+            pass
+        elif asker is None:
             self.close()  # what nobody asked for is never the answer to the next request
         elif self.phase is _HEAD:
             self._read_head(asker, data)
@@ -194,6 +220,8 @@ class UpstreamConnection:
         asker, phase, may_insert = self._asker, self.phase, self.may_insert_event
         self._asker = None
         self.phase = _CLOSED
+        if self._on_gone is not None:
+            self._on_gone()
         if asker is None:
             return
         if phase is _HEAD:
@@ -201,6 +229,8 @@ class UpstreamConnection:
             error = UpstreamError("The engine closed the connection before it answered.")
             asker.on_upstream_failed(error, is_stale=is_stale)
         elif self._framing is Framing.CLOSE and exc is None:
+            if self._reads_chunks:
+                self._pass_on(LAST_CHUNK)
             asker.on_response_done()
         else:
             error = UpstreamError("The engine broke off its answer.")
@@ -272,13 +302,13 @@ class UpstreamConnection:
             asker.on_whole_response(answer, rest)
             return
         self._framing = framing
+        self._reads_chunks = asker.reads_chunks
         self._may_persist = answer.may_persist
         head = asker.on_response(answer, length)
         self._write = asker.write
         self.phase = _BODY
         if framing is Framing.CHUNKED:
             self._chunked = ChunkedBody()
-            self._decodes = not asker.reads_chunks
         self._left = length
         self._read_body(asker, rest, head)
 
@@ -302,17 +332,19 @@ class UpstreamConnection:
             self._pass_on(head + body)
         if self._is_complete():
             self._finish(asker, has_surplus=taken < len(data))
-        elif self._framing is Framing.CHUNKED and not self._decodes:
+        elif self._framing is Framing.CHUNKED and self._reads_chunks:
             self.phase = _BETWEEN_CHUNKS if self._chunked.is_between_chunks else _BODY
 
     def _follow(self, data: bytes) -> tuple[int, bytes]:
         """How much of *data* belongs to the answer, and what of it the client gets."""
         match self._framing:
-            case Framing.CHUNKED if self._decodes:
+            case Framing.CHUNKED if self._reads_chunks:
+                taken = self._chunked.feed(data)
+            case Framing.CHUNKED:
                 body = bytearray()
                 return self._chunked.feed(data, body), bytes(body)
-            case Framing.CHUNKED:
-                taken = self._chunked.feed(data)
+            case Framing.CLOSE if self._reads_chunks:
+                return len(data), frame(data) if data else b""
             case Framing.LENGTH:
                 taken = min(self._left, len(data))
                 self._left -= taken

@@ -211,7 +211,6 @@ def conversations(served: Served, engine: Engine) -> Iterator[None]:
         assert wire.answer().status == 204
 
 
-# BUG: the field reaches the engine, which then generates to the end, whoever has left.
 @pytest.mark.usefixtures("conversations")
 def test_no_field_of_a_client_keeps_the_engine_busy_after_it_left(
     served: Served, engine: Engine
@@ -222,7 +221,6 @@ def test_no_field_of_a_client_keeps_the_engine_busy_after_it_left(
         engine.until_idle()
 
 
-# BUG: the field reaches the engine, which ends an answer when a second request has the same.
 @pytest.mark.usefixtures("conversations")
 def test_no_field_of_a_client_ends_the_answer_of_another(served: Served, engine: Engine) -> None:
     with (

@@ -147,7 +147,7 @@ class ClientConnection:
         shared.connections.add(self)
         self.deadline = self._head_deadline()
         self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
-        if len(shared.connections) > shared.settings.max_connections:
+        if len(shared.connections) > shared.max_connections:
             self._reply_error(QueueFull("Too many connections.", retry_after=1.0, close=True))
 
     def data_received(self, data: bytes) -> None:

@@ -23,6 +23,7 @@ from llama_gguf.errors import ReloadFailed, UserError
 from llama_gguf.gateway.client import ClientConnection
 from llama_gguf.gateway.pool import IDLE_SECONDS
 from llama_gguf.gateway.shared import Shared, wall_now
+from llama_gguf.gateway.sockets import connections_within_limits
 from llama_gguf.gateway.tls import ServerContext
 from llama_gguf.probe import Finding, Probe, watch
 
@@ -93,6 +94,7 @@ class Gateway:
         loop = shared.loop
         shared.access_log.start()
         self._load_keys_at_start()
+        self._heed_file_limit()
         for number, handler in self._signal_handlers().items():
             loop.add_signal_handler(number, handler)
         factory = cast("Callable[[], asyncio.Protocol]", lambda: ClientConnection(shared))
@@ -130,6 +132,16 @@ class Gateway:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    def _heed_file_limit(self) -> None:
+        wanted = self._settings.max_connections
+        allowed = self.shared.max_connections = connections_within_limits(wanted)
+        if allowed < wanted:
+            _log.warning(
+                "the limit on open files lets in %d connections, not MAX_CONNECTIONS=%d: "
+                "raise it with `ulimit -n %d`",
+                *(allowed, wanted, 2 * wanted + 100),
+            )
 
     # Keys ---------------------------------------------------------------------------------------
 

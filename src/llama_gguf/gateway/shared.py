@@ -118,6 +118,7 @@ class Shared:
         self.anybody = Principal("-", None)
         """Whoever asks, where nobody checks keys."""
         # What the hot path asks for, one step nearer.
+        self.max_connections = settings.max_connections
         self.max_body_bytes = settings.max_request_body_size
         self.request_timeout = settings.request_timeout
         self.keepalive_timeout = settings.keepalive_timeout

@@ -13,7 +13,7 @@ HOST     ?= 127.0.0.1
 MODEL    ?= smollm2
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lint types imports docs lock reference clean
+.PHONY: help run test check format lint types imports docs lock reference cost compiled clean
 
 help: ## show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,15 @@ lock: | $(VENV)/bin/python ## take the newest versions that pyproject.toml allow
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --upgrade \
 	    --custom-compile-command 'make lock' --python-version 3.11 \
 	    --extra engine --group pyproject.toml:dev -o locks/dev.txt pyproject.toml
+
+cost: $(VENV)/.dev ## count instructions and system calls per request; needs valgrind and strace
+	$(BIN)/python -m benchmarks.cost
+
+compiled: $(VENV)/.dev ## compile the hot modules and run the gateway's tests against them
+	rm -rf build/compiled
+	LLAMA_GGUF_COMPILE=1 $(BIN)/python -m pip --disable-pip-version-check wheel -q --no-deps -w build .
+	$(BIN)/python -m zipfile -e build/llama_gguf_inference-*.whl build/compiled
+	PYTHONPATH=build/compiled $(BIN)/pytest tests/core tests/gateway tests/wire
 
 clean: ## remove what was made here, but not ./data
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build

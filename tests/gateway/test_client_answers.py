@@ -183,12 +183,14 @@ def test_half_a_chunk_leaves_when_it_comes_too(rig: Rig) -> None:
 def test_an_answer_that_ends_with_its_connection_goes_out_chunked(rig: Rig) -> None:
     client = rig.ask(GET)
     rig.upstream.say(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nuntil ", b"the end")
-    assert not client.answer.is_whole
+    so_far = client.answer
+    assert not so_far.is_whole
     rig.upstream.hang_up()
 
-    assert client.answer.is_whole
-    assert client.answer.body == b"until the end"
-    assert "connection" not in client.answer
+    answer = client.answer
+    assert answer.is_whole
+    assert answer.body == b"until the end"
+    assert "connection" not in answer
     assert not client.is_closed
     assert rig.is_at_rest
 

@@ -96,20 +96,20 @@ class Admission:
         if self._per_key:
             self._release(ticket.key_id)
 
-    def done(self, key_id: str) -> None:
-        """Give back a slot and the key's place, and hand the slot to whoever is next."""
-        if self._per_key:
-            self._release(key_id)
-        self.free_slot()
-
     def depart(self, key_id: str) -> None:
-        """Give back the key's place alone; the slot is in use until ``free_slot``."""
+        """Give back the key's place alone: its slot is in use until ``done``."""
         if self._per_key:
             self._release(key_id)
 
-    def free_slot(self) -> None:
-        """Give back a slot, and hand it to whoever is next."""
+    def done(self, key_id: str | None) -> None:
+        """Give back a slot, and hand it to whoever is next.
+
+        Args:
+            key_id: whose place is given back, too; None after ``depart``.
+        """
         self.running -= 1
+        if self._per_key and key_id is not None:
+            self._release(key_id)
         if self.queued and not self._is_granting:  # else the loop that is under way sees it
             self.grant()
 

@@ -112,7 +112,8 @@ USUAL_RULES: Final = request_rules(keep_credentials=False, keep_conversations=Fa
 
 
 _SANE_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-_HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
+_REG_NAME: Final = rb"(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*"
+_HOST: Final = re.compile(rb"(?:%b|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?" % _REG_NAME)
 # These end with the connection anyway, and are what clients really send.
 _PLAIN_CONNECTION: Final = frozenset({b"keep-alive", b"close"})
 

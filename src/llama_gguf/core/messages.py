@@ -17,6 +17,32 @@ _NO_BODY: Final = (b"GET", b"HEAD", b"DELETE", b"OPTIONS")
 """A length of 0 says nothing about these (RFC 9110 section 8.6)."""
 
 _MAX_DIGITS: Final = 18
+_MAX_REMEMBERED: Final = 4096
+
+
+class _Lengths(dict[bytes, int]):
+    """Digits -> the length that they mean; -1 for anything but the one way to write a length."""
+
+    def __missing__(self, digits: bytes) -> int:
+        is_plain = digits.isdigit() and len(digits) <= _MAX_DIGITS
+        length = int(digits) if is_plain and (digits[:1] != b"0" or digits == b"0") else -1
+        if len(self) < _MAX_REMEMBERED:
+            self[digits] = length
+        return length
+
+
+class _LengthLines(dict[int, bytes]):
+    """Length -> its header line."""
+
+    def __missing__(self, length: int) -> bytes:
+        line = b"Content-Length: %d\r\n" % length
+        if len(self) < _MAX_REMEMBERED:
+            self[length] = line
+        return line
+
+
+_LENGTHS: Final = _Lengths()
+LENGTH_LINES: Final = _LengthLines()
 
 
 @dataclass(slots=True)
@@ -105,8 +131,8 @@ class Request:
     def serialised(self, request_id: bytes, body: bytes | bytearray) -> bytes:
         """The request as the engine gets it: parsed, and written anew."""
         if body or self.sends_length:
-            length = b"Content-Length: %d\r\n\r\n" % len(body)
-            return b"".join((self.opening, request_id, self.middle, length, body))
+            length = LENGTH_LINES[len(body)]
+            return b"".join((self.opening, request_id, self.middle, length, b"\r\n", body))
         return b"".join((self.opening, request_id, self.middle, b"\r\n"))
 
 
@@ -164,33 +190,35 @@ class Pattern:
         length: its Content-Length.
     """
 
-    __slots__ = ("_after", "_before", "_digits_at", "_rest", "length")
+    __slots__ = ("_after", "_after_bytes", "_before", "_digits_at", "length")
 
     def __init__(self, head: bytes, length: int | None) -> None:
         self.length = length or 0
         """The Content-Length of the head that was seen last, 0 if there is none."""
-        at, end = (0, 0) if length is None else _digits(head)
+        at, end = (len(head), len(head)) if length is None else _digits(head)
         self._digits_at = at
-        self._before = head[:at] if at else head
+        self._before = head[:at]
         self._after = head[end:]
-        self._rest = len(head) - end
+        self._after_bytes = len(self._after)
 
     def end_in(self, data: bytes) -> int:
         """Where this head ends at the beginning of *data*; -1 when it is not there, or not whole.
 
         All must be the same but the digits of Content-Length, which ``length`` then tells.
         """
-        if not data.startswith(self._before):
-            return -1
+        # Slices, since `startswith` costs twice as much.
         at = self._digits_at
-        if not at:
-            return self._rest
-        end = data.find(b"\r\n", at, at + _MAX_DIGITS + 2)
-        digits = data[at:end]
-        if not digits.isdigit() or not data.startswith(self._after, end):
+        if data[:at] != self._before:
             return -1
-        self.length = int(digits)
-        return end + self._rest
+        if not self._after:
+            return at
+        end = data.find(b"\r\n", at, at + _MAX_DIGITS + 2)
+        length = _LENGTHS[data[at:end]]
+        after = end + self._after_bytes
+        if length < 0 or data[end:after] != self._after:
+            return -1
+        self.length = length
+        return after
 
 
 class _Never(Pattern):
@@ -208,7 +236,8 @@ NEVER: Final = _Never()
 
 
 def _digits(head: bytes) -> tuple[int, int]:
-    """From where to where the digits of Content-Length stand; zeros if they are hard to find."""
+    """From where to where the digits of Content-Length stand; the end, if they are hard to find."""
     at = head.lower().find(b"\r\ncontent-length: ") + 18
     end = head.find(b"\r\n", at)
-    return (at, end) if at >= 18 and head[at:end].isdigit() else (0, 0)
+    found = at >= 18 and _LENGTHS[head[at:end]] >= 0
+    return (at, end) if found else (len(head), len(head))

@@ -23,7 +23,7 @@ from llama_gguf.core.chunked import frame
 from llama_gguf.core.exchange import PHASES, Event, Exchange, State
 from llama_gguf.core.fields import Framing, find, invalid_key, presented_key
 from llama_gguf.core.limits import SlidingWindow
-from llama_gguf.core.messages import NEVER, Answer, Pattern, Request
+from llama_gguf.core.messages import LENGTH_LINES, NEVER, Answer, Pattern, Request
 from llama_gguf.core.replies import OwnAnswer
 from llama_gguf.core.routes import Kind
 from llama_gguf.errors import (
@@ -564,7 +564,7 @@ class ClientConnection:
         return b"".join(
             (
                 answer.opening,
-                b"Content-Length: %d\r\n" % length
+                LENGTH_LINES[length]
                 if answer.framing is _LENGTH
                 else self._framing_field(answer, length),
                 b"x-request-id: ",
@@ -579,7 +579,7 @@ class ClientConnection:
 
     def _framing_field(self, answer: Answer, length: int) -> bytes:
         if answer.framing is Framing.NONE:
-            return b"Content-Length: %d\r\n" % length if answer.has_length else b""
+            return LENGTH_LINES[length] if answer.has_length else b""
         if self.reads_chunks:
             return CHUNKED
         self._may_persist = False  # only the end of the connection tells the end
@@ -657,8 +657,9 @@ class ClientConnection:
         # The slot is given back when the engine has noticed, which may take it a while. Sooner,
         # the next request would wait inside the engine, where a departure goes unseen.
         exchange.holds_slot = False
-        self._shared.admission.depart(self.key_id)
-        self._shared.pool.leave(upstream, self._shared.admission.free_slot)
+        admission = self._shared.admission
+        admission.depart(self.key_id)
+        self._shared.pool.leave(upstream, lambda: admission.done(None))
 
     def _give_up_upstream(self, error: GatewayError) -> None:
         """The engine is too slow: let go of it, and tell the client as far as that can be done."""

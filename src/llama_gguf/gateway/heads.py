@@ -81,6 +81,9 @@ def parse_request(head: bytes) -> RequestHead:
     if version is None:
         raise BadRequest("Only HTTP/1.0 and HTTP/1.1 are understood.")
     method: bytes = parser.get_method()
+    # It also ends the line of an HTTP/0.9 request at a bare LF, and reads over several spaces.
+    if line[:-9] != b"%b %b" % (method, collector.url):
+        raise BadRequest("The request line is not a method, a target and a version.")
     target = _origin_form(method, collector.url)
     path = target.partition(b"?")[0]
     return RequestHead(

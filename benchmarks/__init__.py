@@ -1,0 +1,1 @@
+"""What the gateway costs, measured. Not a part of the package."""

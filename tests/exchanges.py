@@ -1,0 +1,55 @@
+"""Exchanges that are over, without a gateway that they went through."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from llama_gguf.core.exchange import Exchange
+from llama_gguf.core.messages import Request, RequestHead
+from llama_gguf.core.routes import Kind, Route
+
+STARTED_AT: Final = 1000.0
+
+
+def asked(
+    method: str = "POST", path: str = "/v1/chat/completions", *, label: str = "/v1/chat/completions"
+) -> Request:
+    """A request for *path*, counted as one for *label*."""
+    target = path.encode("latin-1")
+    head = RequestHead(method.encode(), target, target, "1.1", [], method, path)
+    return Request(head, cors=b"", route=Route(Kind.PROXIED, label, needs_slot=True))
+
+
+def begun(request: Request | None = None, id_bytes: bytes = b"req-1") -> Exchange:
+    return Exchange(STARTED_AT, request or asked(), id_bytes, "203.0.113.9")
+
+
+def ended(
+    request: Request | None = None,
+    *,
+    status: int = 200,
+    first_byte: float | None = 0.01234,
+    duration: float = 1.5,
+    queued: float = 0.0,
+) -> Exchange:
+    """One of alice's that the engine answered; with *first_byte* None, one that it did not.
+
+    Args:
+        request: what was asked.
+        status: of the answer.
+        first_byte: seconds until the first byte of the engine's answer.
+        duration: seconds in all.
+        queued: seconds that it waited for a slot.
+    """
+    exchange = begun(request)
+    exchange.key_id = "alice"
+    exchange.status = status
+    exchange.bytes_in = 12
+    exchange.bytes_out = 345
+    if queued:
+        exchange.queued_at = STARTED_AT
+        exchange.forwarded_at = STARTED_AT + queued
+    if first_byte is not None:
+        exchange.first_byte_at = STARTED_AT + first_byte
+    exchange.ended_at = STARTED_AT + duration
+    return exchange

@@ -1,0 +1,90 @@
+"""What a request and an event cost, in calls: a number that no clock and no neighbour disturbs.
+
+A change that makes the hot path fatter is seen here; one that makes it leaner lowers the ceiling.
+Instructions and system calls, which need other programs, are counted by ``make cost``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import pytest
+
+import llama_gguf
+from llama_gguf.gateway import client
+from llama_gguf.gateway.accounts import MAX_OPEN
+from tests.fakes import OK, STREAM_HEAD, Rig, chunk, event, request
+
+SOURCE: Final = str(Path(llama_gguf.__file__).parent)
+CALLS_PER_REQUEST: Final = 67
+"""Of functions, ours and those that ours call. Its share of metrics and log included."""
+CALLS_PER_EVENT: Final = 6
+CALLS_PER_PARSED_HEAD: Final = 150
+"""Of a request whose head is not the last one again."""
+
+pytestmark = pytest.mark.skipif(
+    not client.__file__.endswith(".py"), reason="a compiled function calls without a trace"
+)
+
+
+def calls_of(work: Callable[[], None]) -> int:
+    """How many functions of ours are called, and how many are called by them."""
+    calls = 0
+
+    def count(frame: FrameType, what: str, _: object) -> None:
+        nonlocal calls
+        if what in ("call", "c_call") and frame.f_code.co_filename.startswith(SOURCE):
+            calls += 1
+
+    sys.setprofile(count)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def test_a_request_like_the_last_one(rig: Rig) -> None:
+    rig.answer_with(OK)
+    client = rig.ask()
+
+    def work() -> None:
+        for n in range(MAX_OPEN):  # lengths differ, as those of people's messages do
+            client.send(request(body=b"x" * (n + 1)))
+
+    work()
+
+    assert calls_of(work) / MAX_OPEN <= CALLS_PER_REQUEST
+    assert len(rig.upstreams) == 1 + 2 * MAX_OPEN // 90
+
+
+def test_a_request_unlike_the_last_one(rig: Rig) -> None:
+    rig.answer_with(OK)
+    client = rig.ask()
+
+    def work() -> None:
+        for n in range(MAX_OPEN):
+            client.send(request("POST", "/v1/chat/completions", f"X-N: {n}", body=b"{}"))
+
+    work()
+
+    assert calls_of(work) / MAX_OPEN <= CALLS_PER_PARSED_HEAD
+
+
+def test_an_event(rig: Rig) -> None:
+    rig.ask()
+    rig.upstream.say(STREAM_HEAD, event(1))
+    wire = rig.upstream.transport
+    events = [chunk(b'data: {"token":"%d"}\n\n' % 10**n) for n in range(1, 65)]
+
+    def work() -> None:
+        for data in events:
+            wire.receive(data)
+
+    work()
+
+    assert calls_of(work) / len(events) <= CALLS_PER_EVENT

@@ -12,8 +12,14 @@ DATA_DIR ?= ./data
 HOST     ?= 127.0.0.1
 MODEL    ?= smollm2
 
+# How much `make soak` does, and how long `make fuzz` goes on; SEED=... does the same again.
+REQUESTS ?= 200000
+STREAMS  ?= 2000
+SECONDS  ?= 60
+
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lint types imports docs lock reference cost compiled clean
+.PHONY: help run test soak fuzz check format lint types imports docs lock reference cost compiled
+.PHONY: clean
 
 help: ## show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +29,12 @@ run: $(VENV)/.run ## serve the demo model (MODEL=... DATA_DIR=... HOST=... for o
 
 test: $(VENV)/.dev ## run every test, with the real engine and the real demo model
 	$(BIN)/pytest
+
+soak: $(VENV)/.dev ## a real gateway under REQUESTS=200000 and STREAMS=2000 that go wrong in every way
+	$(BIN)/python -m tests.soak --requests $(REQUESTS) --streams $(STREAMS) $(if $(SEED),--seed $(SEED))
+
+fuzz: $(VENV)/.dev ## mutated bytes at the gateway's parsers for SECONDS=60
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 check: lint types imports docs test ## everything that has to hold before a commit
 

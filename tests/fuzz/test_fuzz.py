@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import KEY, OK, Rig
+from tests.fuzz.cases import SETTINGS, NotAsItShouldBe, RequestCase, cases
+from tests.fuzz.runner import failures
+
+
+def test_wrong_bytes_get_nowhere_and_leave_nothing_behind(tmp_path: Path) -> None:
+    for failure in failures(tmp_path, islice(cases(seed=1), 4000)):
+        assert failure is None, failure
+
+
+# BUG: RFC 9112 has no such requests, but they go on to the engine, written anew.
+@pytest.mark.xfail(raises=NotAsItShouldBe, reason="llhttp is lenient here, and so is _HOST")
+@pytest.mark.parametrize(
+    "lines",
+    [
+        # Section 3: the LF ends a request line of HTTP/0.9, and " HTTP/1.1" is the end of a field.
+        b"GET /v1/models\nX: HTTP/1.1\r\nHost: a",
+        # Section 3: one space between the parts.
+        b"GET  /v1/models HTTP/1.1\r\nHost: a",
+        b"GET /v1/models  HTTP/1.1\r\nHost: a",
+        # RFC 3986 section 2.1: two hexadecimal digits behind a percent sign.
+        b"GET /v1/models HTTP/1.1\r\nHost: a%",
+    ],
+)
+def test_a_request_that_is_none_does_not_reach_the_engine(lines: bytes, tmp_path: Path) -> None:
+    raw = lines + b"\r\nAuthorization: Bearer %b\r\n\r\n" % KEY.encode()
+
+    with closing(Rig(tmp_path, **SETTINGS)) as rig:
+        RequestCase((raw,), OK, "leave").check(rig)

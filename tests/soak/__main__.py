@@ -1,0 +1,56 @@
+"""``make soak``: the long form. Exit status 1 when anything is not as it has to be."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+import uvloop
+
+from llama_gguf.cli.terminal import print_table, say
+from tests.progress import progress
+from tests.soak.soak import Outcome, Size, Soak
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser.add_argument("--requests", type=int, default=200_000)
+    parser.add_argument("--streams", type=int, default=2_000)
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
+    size = Size(**vars(parser.parse_args()))
+    say(f"{size.requests} requests and {size.streams} streams, --seed {size.seed}")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        progress("soak", size.requests + size.streams) as report,
+    ):
+        outcome = uvloop.run(Soak(size, Path(folder), report).run())
+    show(outcome)
+    for fault in outcome.faults:
+        say(f"WRONG: {fault}")
+    if outcome.faults:
+        say(f"{len(outcome.faults)} things are not as they have to be; --seed {size.seed}")
+    else:
+        say("Every answer was right, and everything is back where it began.")
+    return bool(outcome.faults)
+
+
+def show(outcome: Outcome) -> None:
+    figures = sorted(outcome.tally.items())
+    figures += [(f"clients that left: {p}", n) for p, n in sorted(outcome.disconnects.items())]
+    print_table(("what", "how many"), [(name, f"{number:,}") for name, number in figures])
+    say("")
+    print_table(
+        ("the gateway holds", "descriptors", "threads", "resident MB"),
+        [
+            (when, str(held.descriptors), str(held.threads), f"{held.resident_bytes / 1e6:.1f}")
+            for when, held in outcome.held.items()
+        ],
+    )
+    say(f"\n{outcome.seconds:.0f} seconds")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""One connection of a soak's client: bytes out, answers in, and several ways to leave."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from contextlib import suppress
+from typing import Final, Self
+
+from tests.fakes import KEY
+from tests.strict import End, Response, take_response
+
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+
+
+class Client:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self.received = bytearray()
+        self.has_ended = False
+        """The other side has closed, and that was no reset."""
+        self.was_reset = False
+
+    @classmethod
+    async def connect(cls, port: int, *, buffer_bytes: int = 1 << 16) -> Self:
+        """Connect to the gateway; with a small buffer, what is not read soon stays there."""
+        sock = socket.socket()
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+        return cls(*await asyncio.open_connection(sock=sock, limit=buffer_bytes))
+
+    def send(self, data: bytes) -> None:
+        self._writer.write(data)
+
+    async def sent(self) -> None:
+        """Wait until most has left, or cannot any more."""
+        with suppress(ConnectionError):
+            await self._writer.drain()
+
+    async def receive(self) -> bool:
+        """Read once; False at the end."""
+        try:
+            data = await self._reader.read(1 << 16)
+        except ConnectionError:
+            self.was_reset = True
+            return False
+        self.received += data
+        self.has_ended = not data
+        return bool(data)
+
+    async def read_until(self, ending: bytes) -> bool:
+        """Read until *ending* has come; False when the connection ends before it."""
+        looked_through = 0
+        while self.received.find(ending, looked_through) < 0:
+            looked_through = max(0, len(self.received) - len(ending))
+            if not await self.receive():
+                return False
+        return True
+
+    async def answer(self, *, to_head: bool = False) -> Response | None:
+        """The next final answer, open when the connection ends before it; None without a head."""
+        while True:
+            found = take_response(bytes(self.received), to_head=to_head, has_ended=self.has_ended)
+            is_over = self.has_ended or self.was_reset
+            if found is not None and (found[0].end is not End.OPEN or is_over):
+                self.received = bytearray(found[1])
+                return found[0]
+            if is_over:
+                return None
+            await self.receive()
+
+    async def read_rest(self) -> None:
+        """Read up to the end of the connection."""
+        while await self.receive():
+            pass
+
+    async def leave(self) -> None:
+        self._writer.close()
+        with suppress(ConnectionError):
+            await self._writer.wait_closed()
+
+    async def reset(self) -> None:
+        """Leave without a word: what has not been read is thrown away."""
+        sock: socket.socket | None = self._writer.get_extra_info("socket")
+        if sock is not None:  # else it is gone already
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self._writer.transport.abort()
+        await self.leave()
+
+    async def close_half(self) -> None:
+        """Say that nothing more will come; the gateway takes that for leaving."""
+        self._writer.write_eof()
+        await self.read_rest()
+        await self.leave()
+
+
+def chunked(body: bytes, size: int) -> bytes:
+    """*body* in chunks of *size*."""
+    pieces = (body[at : at + size] for at in range(0, len(body), size))
+    return b"".join(b"%x\r\n%b\r\n" % (len(p), p) for p in pieces) + b"0\r\n\r\n"
+
+
+CHUNKED: Final = "Transfer-Encoding: chunked"
+SLOWED_KEY: Final = "sk-slow-0123456789ab"
+KEYS: Final = f"alice:{KEY}\nslow:{SLOWED_KEY}:60\n"

@@ -1,0 +1,268 @@
+"""The engine of a soak: fast, told by each request what to do, and strict about what it gets.
+
+It shares a loop with the clients, so that these can await what happens behind the gateway
+instead of guessing when it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import zlib
+from collections.abc import Iterator
+from typing import Final, NamedTuple, Self, cast
+from urllib.parse import parse_qsl, urlencode
+
+from tests.fakes import LAST_CHUNK, STREAM_HEAD, chunk
+from tests.strict import Malformed, Request, take_request
+
+SLOTS: Final = 8
+NOISE: Final = random.Random(0).randbytes(1 << 17)
+EVENT_SECONDS: Final = 0.001
+FLOOD_EVENT: Final = 1 << 14
+"""Bytes of filling in each event for a slow reader."""
+SMALL_BUFFER: Final = 1 << 14
+
+WHOLE: Final = ("length", "chunked", "close", "last", "interim", "surplus", "error", "stream")
+"""What gives a whole answer."""
+REFUSED: Final = ("cut_before", "reset_before", "nonsense")
+"""What the gateway answers with 502."""
+BROKEN: Final = ("cut", "cut_chunked", "cut_stream")
+"""What breaks off behind its head."""
+CLOSING: Final = ("close", "last", "cut", "cut_chunked", "cut_before", "nonsense")
+"""What ends with its connection."""
+
+
+class Order(NamedTuple):
+    """What one request wants of the engine; it travels in the query."""
+
+    how: str
+    number: int
+    """Different for every request."""
+    size: int = 0
+    """Bytes of filling, or the number of events."""
+    wait_ms: int = 0
+
+    @property
+    def query(self) -> str:
+        return urlencode(self._asdict())
+
+    @classmethod
+    def of(cls, target: bytes) -> Self:
+        facts = dict(parse_qsl(target.decode().partition("?")[2]))
+        return cls(facts["how"], int(facts["number"]), int(facts["size"]), int(facts["wait_ms"]))
+
+    @property
+    def status(self) -> int:
+        return 500 if self.how == "error" else 200
+
+    def answer_to(self, body: bytes) -> bytes:
+        """What the answer to a request with *body* has to be, byte for byte."""
+        if self.how == "stream":
+            return b"".join(self.events()) + b"data: [DONE]\n\n"
+        at = self.number % (len(NOISE) - self.size)
+        return (
+            b"%d %d %08x\n" % (self.number, len(body), zlib.crc32(body))
+            + NOISE[at : at + self.size]
+        )
+
+    def events(self) -> Iterator[bytes]:
+        return (b'data: {"of":%d,"n":%d}\n\n' % (self.number, n) for n in range(self.size))
+
+
+class Watch:
+    """What a client wants to know of its request at the engine."""
+
+    def __init__(self) -> None:
+        self.arrived = asyncio.Event()
+        self.paused = asyncio.Event()
+        """The engine was stopped by a reader who does not read."""
+        self.gone = asyncio.Event()
+        """The connection to the engine is closed."""
+        self.events = 0
+        """Sent so far to a slow reader."""
+
+
+class Engine:
+    """Listens, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.connections: set[EngineConnection] = set()
+        self.accepted = 0
+        self.requests = 0
+        self.faults: list[str] = []
+        self.watches: dict[int, Watch] = {}
+        self.port = 0
+        self._server: asyncio.Server
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: EngineConnection(self), "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for connection in tuple(self.connections):
+            connection.abort()
+
+    def watch(self, order: Order) -> Watch:
+        return self.watches.setdefault(order.number, Watch())
+
+
+class EngineConnection(asyncio.Protocol):
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._received = b""
+        self._is_paused = False
+        self._watch: Watch | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._engine.connections.add(self)
+        self._engine.accepted += 1
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._engine.connections.discard(self)
+        if self._watch is not None:
+            self._watch.gone.set()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def pause_writing(self) -> None:
+        self._is_paused = True
+
+    def resume_writing(self) -> None:
+        self._is_paused = False
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        try:
+            found = take_request(self._received)
+            if found is None:
+                return
+            request, rest = found
+            if rest:
+                raise Malformed(f"{rest!r} behind it")
+        except Malformed as error:
+            self._engine.faults.append(f"the engine got no request: {error}; {self._received!r}")
+            self._transport.abort()
+            return
+        self._received = b""
+        self._on_request(request)
+
+    def _on_request(self, request: Request) -> None:
+        path = request.target.partition(b"?")[0]
+        if path in (b"/health", b"/props"):
+            self._send_whole(json.dumps({"status": "ok", "total_slots": SLOTS}).encode())
+            return
+        self._engine.requests += 1
+        order = Order.of(request.target)
+        self._watch = self._engine.watches.get(order.number)
+        if self._watch is not None:
+            self._watch.arrived.set()
+        self._loop.call_later(order.wait_ms / 1000, self._answer, order, request)
+
+    # Answers --------------------------------------------------------------------------------------
+
+    def _answer(self, order: Order, request: Request) -> None:
+        if self._transport.is_closing():
+            return
+        if request.method == b"HEAD":
+            self._transport.write(_head(order.status, len(order.answer_to(request.body))))
+            return
+        match order.how:
+            case "stream" | "cut_stream":
+                self._transport.write(STREAM_HEAD)
+                self._stream(order.events(), ends=order.how == "stream")
+            case "flood":
+                self._transport.set_write_buffer_limits(high=SMALL_BUFFER)
+                self._transport.write(STREAM_HEAD)
+                self._flood()
+            case "never":
+                pass
+            case _:
+                self._answer_at_once(order, order.answer_to(request.body))
+
+    def _answer_at_once(self, order: Order, body: bytes) -> None:
+        if order.how == "reset_before":
+            self._transport.abort()
+            return
+        self._transport.write(_written(order, body))
+        if order.how in CLOSING:
+            self._transport.close()
+
+    def _send_whole(self, body: bytes) -> None:
+        self._transport.write(_head(200, len(body)) + body)
+
+    def _stream(self, events: Iterator[bytes], *, ends: bool) -> None:
+        if self._transport.is_closing():
+            return
+        event = next(events, None)
+        if event is not None:
+            self._transport.write(chunk(event))
+            self._loop.call_later(EVENT_SECONDS, lambda: self._stream(events, ends=ends))
+        elif ends:
+            self._transport.write(chunk(b"data: [DONE]\n\n") + LAST_CHUNK)
+        else:
+            self._transport.close()
+
+    def _flood(self) -> None:
+        """Send until the reader stops us, and end once it reads on."""
+        watch = self._watch
+        assert watch is not None
+        if self._transport.is_closing():
+            return
+        if self._is_paused:
+            watch.paused.set()
+        elif watch.paused.is_set():
+            self._transport.write(LAST_CHUNK)
+            return
+        else:
+            filling = NOISE[:FLOOD_EVENT].hex().encode()
+            self._transport.write(chunk(b"data: %d %b\n\n" % (watch.events, filling)))
+            watch.events += 1
+        self._loop.call_later(EVENT_SECONDS, self._flood)
+
+
+def _written(order: Order, body: bytes) -> bytes:
+    """What is sent in one go, be it whole or not."""
+    half = len(body) // 2
+    head = _head(order.status, len(body))
+    match order.how:
+        case "length" | "error":
+            return head + body
+        case "chunked":
+            return _head(200, None) + chunk(body[:half]) + chunk(body[half:]) + LAST_CHUNK
+        case "interim":
+            return b"HTTP/1.1 103 Early\r\nLink: x\r\n\r\n" + head + body
+        case "surplus":  # in one segment, or it could be taken for the next answer
+            return head + body + b"surplus"
+        case "last":
+            return head.replace(b"\r\n", b"\r\nConnection: close\r\n", 1) + body
+        case "close":
+            return b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n" + body
+        case "cut":
+            return head + body[:half]
+        case "cut_chunked":
+            return _head(200, None) + chunk(body)[:half]
+        case "nonsense":
+            return b"220 mail.example ESMTP\r\n\r\n"
+        case _:
+            return b""
+
+
+def flooded(events: int) -> bytes:
+    """What a slow reader has to get in the end."""
+    filling = NOISE[:FLOOD_EVENT].hex().encode()
+    return b"".join(b"data: %d %b\n\n" % (n, filling) for n in range(events))
+
+
+def _head(status: int, length: int | None) -> bytes:
+    framing = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
+    head = f"HTTP/1.1 {status} X\r\nContent-Type: text/plain\r\nServer: x\r\n{framing}\r\n\r\n"
+    return head.encode()

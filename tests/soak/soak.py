@@ -1,0 +1,329 @@
+"""Starts engine, gateway and clients, and looks whether everything is back where it began."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any, Final
+
+from tests.fakes import request
+from tests.soak.client import KEYS, Client
+from tests.soak.engine import SLOTS, SMALL_BUFFER, Engine
+from tests.soak.visits import (
+    MAX_BODY,
+    MENU,
+    POST_PATH,
+    REQUESTS_OF,
+    STREAM_MENU,
+    Visit,
+    Visitor,
+    Wrong,
+    reads_slowly,
+)
+from tests.wire.conftest import GatewayProcess, Processes
+
+CLIENTS: Final = 64
+VISITS_OF_A_CONNECTION: Final = 20
+PATIENCE: Final = 15.0
+"""Seconds after which what has not come is taken for never coming."""
+MAX_FAULTS: Final = 20
+"""After as many the soak ends: more of them say nothing new."""
+MAX_GROWTH_BYTES: Final = 16 << 20
+"""Of resident memory, from a third of the way to the end. A key's window alone holds one float
+for each request of the last minute; losing 200 bytes a request would be twice as much."""
+MEMORY_IN_BODIES: Final = 2 * CLIENTS * MAX_BODY
+ENOUGH_FOR_ALL: Final = 1000
+"""Requests, for everything to happen at least once."""
+PHASES: Final = frozenset({"request", "queued", "before_first_byte", "streaming"})
+# What the gateway may say on its standard error.
+EXPECTED_LINE: Final = re.compile(
+    r".* INFO .*(gateway listens on|API keys loaded|engine: ready|draining: ).*"
+)
+
+SETTINGS: Final[dict[str, Any]] = {
+    "MAX_CONCURRENT_REQUESTS": SLOTS,
+    "MAX_REQUESTS_PER_MINUTE": 10**9,
+    "AUTH_FAILURES_PER_MINUTE": 0,
+    "MAX_REQUEST_BODY_SIZE": MAX_BODY,
+    "MAX_BODY_MEMORY": MEMORY_IN_BODIES,
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    requests: int
+    streams: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a process holds, as the kernel counts it."""
+
+    descriptors: int
+    threads: int
+    resident_bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.descriptors} descriptors, {self.threads} threads"
+
+    @classmethod
+    def by(cls, gateway: GatewayProcess) -> Held:
+        proc = Path(f"/proc/{gateway.process.pid}")
+        threads = re.search(r"Threads:\s+(\d+)", (proc / "status").read_text())
+        assert threads
+        return cls(sum(1 for _ in (proc / "fd").iterdir()), int(threads[1]), gateway.resident_bytes)
+
+
+@dataclass
+class Outcome:
+    tally: Counter[str] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+    disconnects: Mapping[str, int] = field(default_factory=dict)
+    """Clients that left, as the gateway counted them, by phase."""
+    held: dict[str, Held] = field(default_factory=dict)
+    """By moment: start, third, end."""
+    seconds: float = 0.0
+
+
+class Soak:
+    """One soak.
+
+    Args:
+        size: how much, and the seed of all choices.
+        folder: for the gateway's keys and logs.
+        report: is told how many requests are done.
+    """
+
+    def __init__(self, size: Size, folder: Path, report: Callable[[int], None]) -> None:
+        self._size = size
+        self._folder = folder
+        self._report = report
+        self._outcome = Outcome()
+        self._numbers = count(1)
+        self._left = {False: size.requests, True: size.streams}
+        self._visits = count()
+        self._rng = random.Random(size.seed)
+        self._engine: Engine
+        self._gateway: GatewayProcess
+
+    async def run(self) -> Outcome:
+        outcome = self._outcome
+        began = time.monotonic()
+        with closing(Processes(self._folder)) as processes:
+            async with Engine() as self._engine:
+                self._gateway = await asyncio.to_thread(
+                    processes.gateway, ("127.0.0.1", self._engine.port), keys=KEYS, **SETTINGS
+                )
+                await self._visit_and_look()
+        outcome.faults += self._engine.faults
+        outcome.tally["connections to the engine"] = self._engine.accepted
+        outcome.tally["requests at the engine"] = self._engine.requests
+        outcome.seconds = time.monotonic() - began
+        return outcome
+
+    async def _visit_and_look(self) -> None:
+        try:
+            await self._eventually(self._is_at_rest, "the gateway is at rest at the start")
+            start = self._outcome.held["start"] = await self._least_held()
+            await self._be_visited()
+            await self._check_that_all_is_given_back(start)
+        except (Wrong, TimeoutError) as error:  # nothing behind it could be judged
+            self._fault(str(error))
+        await self._check_end()
+
+    async def _be_visited(self) -> None:
+        """Have all clients come and go.
+
+        Raises:
+            Wrong: the gateway is not there any more.
+        """
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(CLIENTS):
+                    tasks.create_task(self._come_and_go())
+        except* Wrong as errors:
+            raise errors.exceptions[0] from None
+
+    async def _check_that_all_is_given_back(self, start: Held) -> None:
+        await self._eventually(self._is_at_rest, "everything is given back")
+        await self._check_phases()
+        await self._check_memory_of_bodies()
+        await self._eventually(self._is_at_rest, "the memory of bodies is given back")
+        await self._eventually(
+            lambda: self._has_no_more_than(start), "descriptors and threads are given back"
+        )
+        self._check_growth()
+
+    # Clients --------------------------------------------------------------------------------------
+
+    async def _come_and_go(self) -> None:
+        client: Client | None = None
+        while (visit := self._next_visit()) is not None:
+            number = next(self._visits)
+            rng = random.Random(f"{self._size.seed} {number}")
+            is_slow = visit is reads_slowly
+            if client is not None and is_slow:
+                await client.leave()
+                client = None
+            if client is None:
+                client = await self._connect(SMALL_BUFFER if is_slow else 1 << 16)
+            try:
+                is_usable = await self._pay(visit, client, rng)
+            except (Wrong, TimeoutError, OSError) as error:
+                self._fault(f"visit {number}, {visit.__name__}: {error!r}")
+                is_usable = False
+                await client.reset()
+            if not is_usable or is_slow or not rng.randrange(VISITS_OF_A_CONNECTION):
+                await client.leave()
+                client = None
+        if client is not None:
+            await client.leave()
+
+    async def _connect(self, buffer_bytes: int = 1 << 16) -> Client:
+        """Connect to the gateway.
+
+        Raises:
+            Wrong: it is not there any more.
+        """
+        try:
+            return await Client.connect(self._gateway.port, buffer_bytes=buffer_bytes)
+        except OSError as error:
+            raise Wrong(f"nobody can connect to the gateway: {error}") from None
+
+    async def _pay(self, visit: Visit, client: Client, rng: random.Random) -> bool:
+        visitor = Visitor(
+            client, self._engine, rng, numbers=self._numbers, tally=self._outcome.tally
+        )
+        async with asyncio.timeout(PATIENCE):
+            return await visit(visitor)
+
+    def _next_visit(self) -> Visit | None:
+        """What the next client does, as long as there is something left to do."""
+        left = self._left
+        total = left[False] + left[True]
+        if not total or len(self._outcome.faults) >= MAX_FAULTS:
+            return None
+        is_stream = self._rng.randrange(total) < left[True]
+        menu = STREAM_MENU if is_stream else MENU
+        (visit,) = self._rng.choices(list(menu), list(menu.values()))
+        left[is_stream] -= min(REQUESTS_OF.get(visit, 1), left[is_stream])
+        self._outcome.tally[visit.__name__] += 1
+        self._on_progress(self._size.requests + self._size.streams - sum(left.values()))
+        return visit
+
+    def _on_progress(self, done: int) -> None:
+        held = self._outcome.held
+        if "third" not in held and 3 * done >= self._size.requests + self._size.streams:
+            held["third"] = Held.by(self._gateway)
+        self._report(done)
+
+    def _fault(self, what: str) -> None:
+        self._outcome.faults.append(what)
+
+    # Afterwards -----------------------------------------------------------------------------------
+
+    async def _eventually(self, condition: Callable[[], Any], what: str) -> None:
+        """Poll *condition* until it is true.
+
+        Raises:
+            Wrong: it never is.
+        """
+        last: object = None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                while True:
+                    found = condition()
+                    last = await found if asyncio.iscoroutine(found) else found
+                    if last is True:
+                        return
+                    await asyncio.sleep(0.02)
+        raise Wrong(f"it never happened that {what}: {last}")
+
+    async def _is_at_rest(self) -> bool | str:
+        """True, or what is still held."""
+        facts = await self._metrics()
+        held = {
+            "slots used": facts["llama_gguf_requests_in_flight"],
+            "queue": facts["llama_gguf_queue_depth"],
+            "other clients": facts["llama_gguf_connections"] - 1,
+            "connections to the engine": len(self._engine.connections),
+        }
+        return not any(held.values()) or str(held)
+
+    async def _least_held(self) -> Held:
+        """With its access log open, and at a moment without a probe of the engine."""
+        log = self._gateway.folder / "logs" / "api_access.log"
+        await self._eventually(log.exists, "the access log is there")
+        looks = []
+        for _ in range(20):
+            looks.append(Held.by(self._gateway))
+            await asyncio.sleep(0.01)
+        return min(looks, key=lambda held: held.descriptors)
+
+    def _has_no_more_than(self, start: Held) -> bool | str:
+        now = self._outcome.held["end"] = Held.by(self._gateway)
+        is_back = now.descriptors <= start.descriptors and now.threads <= start.threads
+        return is_back or str(now)
+
+    async def _metrics(self) -> dict[str, Any]:
+        client = await self._connect()
+        client.send(request("GET", "/metrics", key=None))
+        answer = await client.answer()
+        await client.leave()
+        assert answer
+        facts: dict[str, Any] = json.loads(answer.body)
+        return facts
+
+    async def _check_memory_of_bodies(self) -> None:
+        """Nobody tells how much is reserved; but all of it can be had, and not a byte more."""
+        clients = [await self._connect() for _ in range(MEMORY_IN_BODIES // MAX_BODY)]
+        length = f"Content-Length: {MAX_BODY}"
+        async with asyncio.timeout(PATIENCE):
+            for client in clients:
+                client.send(request("POST", POST_PATH, "Expect: 100-continue", length))
+                if not await client.read_until(b"HTTP/1.1 100 Continue\r\n\r\n"):
+                    raise Wrong("memory is held for bodies that are gone")
+            one_more = await self._connect()
+            one_more.send(request("POST", POST_PATH, body=b"1"))
+            answer = await one_more.answer()
+            if answer is None or answer.status != 503:
+                raise Wrong("more memory is given to bodies than there is")
+        for client in [*clients, one_more]:
+            await client.leave()
+
+    def _check_growth(self) -> None:
+        held = self._outcome.held
+        if "third" not in held:
+            return  # it ended early: there is enough to say already
+        growth = held["end"].resident_bytes - held["third"].resident_bytes
+        if growth > MAX_GROWTH_BYTES:
+            self._fault(f"resident memory has grown by {growth / 1e6:.1f} MB since the first third")
+
+    async def _check_phases(self) -> None:
+        """Clients have left in every phase: else the soak has not tried what it is there for."""
+        rows = (await self._metrics())["llama_gguf_client_disconnects"]
+        self._outcome.disconnects = {row["phase"]: row["value"] for row in rows}
+        missing = PHASES - self._outcome.disconnects.keys()
+        if missing and self._size.requests >= ENOUGH_FOR_ALL:
+            self._fault(f"no client has left in phase {', '.join(sorted(missing))}")
+
+    async def _check_end(self) -> None:
+        """It leaves when it is asked to, and has said nothing that it should not."""
+        self._gateway.signal(signal.SIGTERM)
+        status = await asyncio.to_thread(self._gateway.wait)
+        if status:
+            self._fault(f"the gateway left with status {status}")
+        for line in self._gateway.log.splitlines():
+            if not EXPECTED_LINE.fullmatch(line):
+                self._fault(f"the gateway said: {line}")

@@ -1,0 +1,426 @@
+"""What clients do on a connection, good and bad: ``MENU`` has all of it, with how often.
+
+Each visit says whether the connection can be used again. Whatever a client cannot know from
+outside, it awaits at the engine; nothing is slept for.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from itertools import count
+from typing import Final
+
+from tests.fakes import KEY, request
+from tests.gateway.test_client_hostile import HOSTILE, MALFORMED_CHUNKS
+from tests.soak.client import CHUNKED, SLOWED_KEY, Client, chunked
+from tests.soak.engine import BROKEN, NOISE, REFUSED, WHOLE, Engine, Order, Watch, flooded
+from tests.strict import End, Response
+
+MAX_BODY: Final = 1 << 18
+MAX_BODY_OF_A_VISIT: Final = 1 << 15
+LONG_WAIT_MS: Final = 5
+"""Long enough for a queue to form behind it."""
+STREAMED: Final = "text/event-stream"
+GET_PATH: Final = "/v1/models"
+POST_PATH: Final = "/v1/chat/completions"
+PING: Final = request("GET", "/ping", key=None)
+
+
+class Wrong(Exception):
+    """An answer is not what it has to be."""
+
+
+class Visitor:
+    """One client on one connection, and the choices that it makes.
+
+    Args:
+        client: its connection.
+        engine: what stands behind the gateway.
+        rng: of this visit alone, so that its choices do not depend on what others do.
+        numbers: shared by all, so that no two requests have the same.
+        tally: counts what was done.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        engine: Engine,
+        rng: random.Random,
+        *,
+        numbers: count[int],
+        tally: Counter[str],
+    ) -> None:
+        self.client = client
+        self.engine = engine
+        self.rng = rng
+        self.tally = tally
+        self._numbers = numbers
+
+    # Words ----------------------------------------------------------------------------------------
+
+    def order(self, how: str, size: int | None = None, *, wait_ms: int | None = None) -> Order:
+        rng = self.rng
+        if size is None:
+            size = (
+                rng.randint(1, 30) if how.endswith("stream") else rng.choice((0, 50, 5000, 60000))
+            )
+        if wait_ms is None:
+            wait_ms = rng.choice((0, 0, 0, 1, LONG_WAIT_MS))
+        return Order(how, next(self._numbers), size, wait_ms)
+
+    def body(self) -> bytes:
+        size = self.rng.choice((1, 20, 500, 5000, MAX_BODY_OF_A_VISIT))
+        return NOISE[: self.rng.randint(0, size)]
+
+    def post(self, order: Order, body: bytes, *fields: str, key: str | None = KEY) -> bytes:
+        """A POST with *body*, of known length or in chunks."""
+        target = f"{POST_PATH}?{order.query}"
+        if self.rng.random() < 0.7:
+            return request("POST", target, *fields, body=body, key=key)
+        size = self.rng.randint(max(1, len(body) // 20), len(body) + 1)
+        return request("POST", target, *fields, CHUNKED, key=key) + chunked(body, size)
+
+    def get(self, order: Order, *, method: str = "GET", version: str = "1.1") -> bytes:
+        return request(method, f"{GET_PATH}?{order.query}", version=version)
+
+    async def send(self, data: bytes) -> None:
+        """Send *data*, cut somewhere now and then."""
+        if self.rng.random() < 0.1:
+            at = self.rng.randint(0, len(data))
+            self.client.send(data[:at])
+            await self.client.sent()
+            data = data[at:]
+        self.client.send(data)
+        await self.client.sent()
+
+    async def expect(self, order: Order, body: bytes = b"", *, to_head: bool = False) -> bool:
+        """Read the answer to *order*, which has to be whole and right to the last byte."""
+        answer = await self.client.answer(to_head=to_head)
+        wanted = b"" if to_head else order.answer_to(body)
+        if answer is None or answer.end is not End.WHOLE or answer.status != order.status:
+            raise Wrong(f"{order}: {_shown(answer)}")
+        if answer.body != wanted:
+            raise Wrong(f"{order}: another body than it has to have: {_shown(answer)}")
+        self.tally["whole answers, right to the byte"] += 1
+        self.tally["bytes of answers"] += len(answer.body)
+        return answer.all(b"connection") != [b"close"]
+
+    async def expect_refusal(self, *statuses: int) -> bool:
+        answer = await self.client.answer()
+        if answer is None or answer.end is not End.WHOLE or answer.status not in statuses:
+            raise Wrong(f"not refused with {statuses}: {_shown(answer)}")
+        self.tally["refused as they have to be"] += 1
+        return answer.all(b"connection") != [b"close"]
+
+    async def go_away(self) -> bool:
+        """Leave in one of three ways."""
+        leave = self.rng.choice((self.client.leave, self.client.reset, self.client.close_half))
+        await leave()
+        self.tally["clients that left early"] += 1
+        return False
+
+    async def go_away_from(self, watch: Watch) -> bool:
+        """Leave, and see that the engine is let go of."""
+        await self.go_away()
+        await watch.gone.wait()
+        return False
+
+
+def _shown(answer: Response | None) -> str:
+    if answer is None:
+        return "no answer"
+    return f"{answer.status}, {answer.end.value}, {len(answer.body)} bytes: {answer.body[:200]!r}"
+
+
+# Served -------------------------------------------------------------------------------------------
+
+
+async def gets(v: Visitor) -> bool:
+    order = v.order(v.rng.choice([how for how in WHOLE if how != "stream"]))
+    await v.send(v.get(order))
+    return await v.expect(order)
+
+
+async def posts(v: Visitor) -> bool:
+    order, body = v.order(v.rng.choice([how for how in WHOLE if how != "stream"])), v.body()
+    await v.send(v.post(order, body))
+    return await v.expect(order, body)
+
+
+async def repeats_itself(v: Visitor) -> bool:
+    """The same head again and again, but for the length of its body."""
+    order = v.order("length")
+    target = f"{POST_PATH}?{order.query}"
+    for _ in range(REPEATED):
+        body = v.body()
+        await v.send(request("POST", target, body=body))
+        await v.expect(order, body)
+    return True
+
+
+async def asks_for_the_head(v: Visitor) -> bool:
+    order = v.order("length")
+    await v.send(v.get(order, method="HEAD"))
+    return await v.expect(order, to_head=True)
+
+
+async def speaks_http_1_0(v: Visitor) -> bool:
+    order = v.order(v.rng.choice(("length", "chunked", "close")))
+    await v.send(v.get(order, version="1.0"))
+    await v.expect(order)
+    return False
+
+
+async def waits_for_100_continue(v: Visitor) -> bool:
+    order, body = v.order("length"), v.body() + b"."
+    length = f"Content-Length: {len(body)}"
+    v.client.send(request("POST", f"{POST_PATH}?{order.query}", "Expect: 100-continue", length))
+    if not await v.client.read_until(b" 100 Continue\r\n\r\n"):
+        raise Wrong(f"{order}: no 100: {bytes(v.client.received[:500])!r}")
+    v.client.send(body)
+    return await v.expect(order, body)
+
+
+async def pipelines(v: Visitor) -> bool:
+    orders = [v.order(v.rng.choice(("length", "chunked", "error"))) for _ in range(PIPELINED)]
+    bodies = [v.body() if v.rng.random() < 0.5 else b"" for _ in orders]
+    pairs = list(zip(orders, bodies, strict=True))
+    await v.send(b"".join(v.post(o, body) if body else v.get(o) for o, body in pairs))
+    for order, body in pairs:
+        await v.expect(order, body)
+    return True
+
+
+async def asks_the_gateway_itself(v: Visitor) -> bool:
+    path = v.rng.choice(("/ping", "/health", "/metrics", "/metrics?format=prometheus"))
+    await v.send(request("GET", path, key=None))
+    answer = await v.client.answer()
+    if answer is None or answer.status != 200 or answer.end is not End.WHOLE:
+        raise Wrong(f"{path}: {_shown(answer)}")
+    return True
+
+
+async def has_a_rate_limit(v: Visitor) -> bool:
+    order, body = v.order("length"), v.body()
+    await v.send(v.post(order, body, key=SLOWED_KEY))
+    answer = await v.client.answer()
+    if answer is None or answer.end is not End.WHOLE or answer.status not in (200, 429):
+        raise Wrong(f"{order}: {_shown(answer)}")
+    v.tally["over their rate"] += answer.status == 429
+    return answer.all(b"connection") != [b"close"]
+
+
+# Refused ------------------------------------------------------------------------------------------
+
+
+async def has_a_wrong_key(v: Visitor) -> bool:
+    key = v.rng.choice((None, "sk-nobody-0123456789"))
+    await v.send(v.post(v.order("length"), v.body(), key=key))
+    return await v.expect_refusal(401)
+
+
+async def asks_for_a_refused_path(v: Visitor) -> bool:
+    status, method, path = v.rng.choice(REFUSED_PATHS)
+    await v.send(request(method, path))
+    return await v.expect_refusal(status)
+
+
+async def announces_too_large_a_body(v: Visitor) -> bool:
+    await v.send(request("POST", POST_PATH, f"Content-Length: {MAX_BODY + 1}") + v.body())
+    return await v.expect_refusal(413)
+
+
+async def sends_too_large_a_body(v: Visitor) -> bool:
+    await v.send(request("POST", POST_PATH, CHUNKED) + chunked(b"x" * (MAX_BODY + 1), MAX_BODY))
+    return await v.expect_refusal(413)
+
+
+async def sends_too_long_a_head(v: Visitor) -> bool:
+    status, raw = v.rng.choice(TOO_LONG)
+    await v.send(raw)
+    return await v.expect_refusal(status)
+
+
+async def sends_nonsense(v: Visitor) -> bool:
+    status, raw = v.rng.choice(NONSENSE)
+    await v.send(raw)
+    await v.expect_refusal(status)
+    return False
+
+
+# The engine fails ---------------------------------------------------------------------------------
+
+
+async def meets_a_broken_engine(v: Visitor) -> bool:
+    order = v.order(v.rng.choice(REFUSED))
+    await v.send(v.get(order) if v.rng.random() < 0.5 else v.post(order, v.body()))
+    return await v.expect_refusal(502)
+
+
+async def meets_an_engine_that_breaks_off(v: Visitor) -> bool:
+    order = v.order(v.rng.choice([how for how in BROKEN if how != "cut_stream"]), wait_ms=0)
+    version = v.rng.choice(("1.0", "1.1"))
+    await v.send(v.get(order, version=version))
+    answer = await v.client.answer()
+    if answer is not None and answer.end is not End.OPEN:
+        raise Wrong(f"{order}: broken off, and it looks whole: {_shown(answer)}")
+    v.tally["broken off, and so they looked"] += 1
+    return False
+
+
+# Clients leave ------------------------------------------------------------------------------------
+
+
+async def leaves_in_the_middle_of_its_request(v: Visitor) -> bool:
+    raw = v.post(v.order("length"), v.body())
+    v.client.send(raw[: v.rng.randint(0, len(raw) - 1)])
+    await v.client.sent()
+    return await v.go_away()
+
+
+async def leaves_behind_its_request(v: Visitor) -> bool:
+    """While it is queued, mostly."""
+    v.client.send(v.post(v.order(v.rng.choice(WHOLE), wait_ms=LONG_WAIT_MS), v.body()))
+    await v.client.sent()
+    return await v.go_away()
+
+
+async def leaves_before_the_first_byte(v: Visitor) -> bool:
+    order = v.order("never")
+    watch = v.engine.watch(order)
+    await v.send(v.post(order, v.body()))
+    await watch.arrived.wait()
+    return await v.go_away_from(watch)
+
+
+async def leaves_in_the_middle_of_an_answer(v: Visitor) -> bool:
+    await v.send(v.get(v.order(v.rng.choice(("length", "chunked", "close")), 60000)))
+    await v.client.receive()
+    return await v.go_away()
+
+
+async def leaves_with_much_sent_ahead(v: Visitor) -> bool:
+    """So much that the gateway reads no more, and is not told that the client has left."""
+    order = v.order("never")
+    watch = v.engine.watch(order)
+    v.client.send(v.get(order) + PING * 2500)
+    await watch.arrived.wait()
+    leave = v.rng.choice((v.client.leave, v.client.reset))
+    await leave()
+    v.tally["clients that left early"] += 1
+    await watch.gone.wait()
+    return False
+
+
+# Streams ------------------------------------------------------------------------------------------
+
+
+async def streams(v: Visitor) -> bool:
+    order, body = v.order("stream"), v.body()
+    await v.send(v.post(order, body))
+    return await v.expect(order, body)
+
+
+async def streams_to_http_1_0(v: Visitor) -> bool:
+    order = v.order("stream")
+    await v.send(v.get(order, version="1.0"))
+    await v.expect(order)
+    return False
+
+
+async def leaves_in_the_middle_of_a_stream(v: Visitor) -> bool:
+    order = v.order("stream", 1_000_000)
+    watch = v.engine.watch(order)
+    await v.send(v.post(order, v.body()))
+    if not await v.client.read_until(b'"n":%d}' % v.rng.randint(0, 20)):
+        raise Wrong(f"{order}: a stream that ends: {bytes(v.client.received[:500])!r}")
+    return await v.go_away_from(watch)
+
+
+async def meets_a_stream_that_breaks_off(v: Visitor) -> bool:
+    order = v.order("cut_stream")
+    await v.send(v.get(order))
+    answer = await v.client.answer()
+    if answer is not None and answer.end is not End.OPEN:
+        raise Wrong(f"{order}: broken off, and it looks whole: {_shown(answer)}")
+    told = b"" if answer is None else answer.body.partition(b'data: {"error": {')[0]
+    if not b"".join(order.events()).startswith(told):
+        raise Wrong(f"{order}: what the engine did not send: {_shown(answer)}")
+    v.tally["broken off, and so they looked"] += 1
+    return False
+
+
+async def reads_slowly(v: Visitor) -> bool:
+    """Nothing at all, until that has stopped the engine."""
+    order = v.order("flood")
+    watch = v.engine.watch(order)
+    await v.send(v.get(order))
+    await watch.paused.wait()
+    v.tally["engines stopped by a slow reader"] += 1
+    if v.rng.random() < 0.5:
+        return await v.go_away_from(watch)
+    await v.client.read_until(b"\r\n0\r\n\r\n")
+    answer = await v.client.answer()
+    if answer is None or answer.body != flooded(watch.events) or answer.end is not End.WHOLE:
+        raise Wrong(f"{order}: {_shown(answer)}")
+    v.tally["whole answers, right to the byte"] += 1
+    v.tally["bytes of answers"] += len(answer.body)
+    return True
+
+
+# How often ----------------------------------------------------------------------------------------
+
+Visit = Callable[[Visitor], Awaitable[bool]]
+PIPELINED: Final = 4
+REPEATED: Final = 3
+REQUESTS_OF: Final[Mapping[Visit, int]] = {pipelines: PIPELINED, repeats_itself: REPEATED}
+"""Where it is more than one."""
+
+MENU: Final[Mapping[Visit, float]] = {
+    gets: 20,
+    posts: 30,
+    repeats_itself: 5,
+    asks_for_the_head: 2,
+    speaks_http_1_0: 2,
+    waits_for_100_continue: 2,
+    pipelines: 5,
+    asks_the_gateway_itself: 2,
+    has_a_rate_limit: 1,
+    has_a_wrong_key: 3,
+    asks_for_a_refused_path: 3,
+    announces_too_large_a_body: 1,
+    sends_too_large_a_body: 0.3,
+    sends_too_long_a_head: 1,
+    sends_nonsense: 3,
+    meets_a_broken_engine: 3,
+    meets_an_engine_that_breaks_off: 3,
+    leaves_in_the_middle_of_its_request: 3,
+    leaves_behind_its_request: 4,
+    leaves_before_the_first_byte: 3,
+    leaves_in_the_middle_of_an_answer: 3,
+    leaves_with_much_sent_ahead: 0.05,
+}
+STREAM_MENU: Final[Mapping[Visit, float]] = {
+    streams: 50,
+    streams_to_http_1_0: 5,
+    leaves_in_the_middle_of_a_stream: 30,
+    meets_a_stream_that_breaks_off: 10,
+    reads_slowly: 5,
+}
+
+REFUSED_PATHS: Final = [
+    *((403, "GET", "/slots"), (403, "POST", "/props"), (403, "POST", "/v1/models")),
+    *((400, "GET", "/v1/../slots"), (400, "GET", "/v1%2fmodels"), (400, "GET", "/v1//models")),
+    *((405, "POST", "/ping"), (405, "TRACE", "/v1/models")),
+]
+TOO_LONG: Final = [
+    (414, request("GET", "/v1/models?" + "x" * 9000)),
+    (431, request("GET", "/v1/models", "X: " + "x" * 9000)),
+    (431, request("GET", "/v1/models", *["X: y"] * 70)),
+]
+NONSENSE: Final = [
+    *HOSTILE.values(),
+    *((400, request("POST", POST_PATH, CHUNKED) + body) for body in MALFORMED_CHUNKS.values()),
+]

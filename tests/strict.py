@@ -32,6 +32,9 @@ class Malformed(Exception):
     """It is no message, or one that could be read in two ways."""
 
 
+_EMPTY_LINES: Final = re.compile(rb"\A(?:\r\n)+")
+
+
 class End(enum.Enum):
     WHOLE = "whole"
     OPEN = "open"  # more has to come
@@ -67,8 +70,8 @@ def take_request(data: bytes) -> tuple[Request, bytes] | None:
     Raises:
         Malformed: no request, whatever comes.
     """
-    # RFC 9112 section 2.2: empty lines in front are skipped, and an LF alone ends one.
-    head, found, rest = data.lstrip(b"\r\n").partition(b"\r\n\r\n")
+    # RFC 9112 section 2.2: empty lines in front are skipped.
+    head, found, rest = _EMPTY_LINES.sub(b"", data).partition(b"\r\n\r\n")
     if not found:
         return None
     line, fields = _read_head(head)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import KEY, OK, Rig
-from tests.fuzz.cases import SETTINGS, NotAsItShouldBe, RequestCase, cases
+from tests.fuzz.cases import SETTINGS, RequestCase, cases
 from tests.fuzz.runner import failures
 
 
@@ -16,8 +16,6 @@ def test_wrong_bytes_get_nowhere_and_leave_nothing_behind(tmp_path: Path) -> Non
         assert failure is None, failure
 
 
-# BUG: RFC 9112 has no such requests, but they go on to the engine, written anew.
-@pytest.mark.xfail(raises=NotAsItShouldBe, reason="llhttp is lenient here, and so is _HOST")
 @pytest.mark.parametrize(
     "lines",
     [

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, cast
 
@@ -61,6 +62,8 @@ LINGER_SECONDS: Final = 2.0
 NO_DEADLINE: Final = math.inf
 CLOSE: Final = b"Connection: close\r\n"
 CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
+
+_EMPTY_LINES: Final = re.compile(rb"(?:\r\n)+")
 
 # What the hot path asks for: a member of an enum is looked up anew each time.
 _READING: Final = State.READING
@@ -289,9 +292,9 @@ class ClientConnection:
             skipped = min(self._skip, len(received))
             self._skip -= skipped
             received = received[skipped:]
-        if received.startswith(b"\r\n"):  # RFC 9112 section 2.2: an empty line or more
-            received = received.lstrip(b"\r\n")
-        return received
+        # RFC 9112 section 2.2: an empty line, or more, before a request is none of it.
+        lines = _EMPTY_LINES.match(received)
+        return received[lines.end() :] if lines else received
 
     def _check_sizes(self, head: bytes) -> None:
         """Bound what a head may be, complete or not.

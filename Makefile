@@ -13,7 +13,7 @@ HOST     ?= 127.0.0.1
 MODEL    ?= smollm2
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lint types imports docs lock reference clean
+.PHONY: help run test bench check format lint types imports docs lock reference clean
 
 help: ## show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,9 @@ run: $(VENV)/.run ## serve the demo model (MODEL=... DATA_DIR=... HOST=... for o
 
 test: $(VENV)/.dev ## run every test, with the real engine and the real demo model
 	$(BIN)/pytest
+
+bench: $(VENV)/.run ## measure the gateway beside nginx and HAProxy (BENCH='--rounds 1 ours nginx')
+	$(BIN)/python -m benchmarks $(BENCH)
 
 check: lint types imports docs test ## everything that has to hold before a commit
 

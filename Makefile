@@ -18,8 +18,8 @@ STREAMS  ?= 2000
 SECONDS  ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak fuzz check format lint types imports docs lock reference cost compiled
-.PHONY: clean
+.PHONY: help run test soak fuzz bench cost compiled check format lint types imports docs lock
+.PHONY: reference clean
 
 help: ## show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ soak: $(VENV)/.dev ## a real gateway under REQUESTS=200000 and STREAMS=2000 that
 
 fuzz: $(VENV)/.dev ## mutated bytes at the gateway's parsers for SECONDS=60
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+bench: $(VENV)/.run ## measure the gateway beside nginx and HAProxy (BENCH='--rounds 1 ours nginx')
+	$(BIN)/python -m benchmarks $(BENCH)
 
 check: lint types imports docs test ## everything that has to hold before a commit
 

@@ -1,0 +1,124 @@
+"""Stands in for llama-server: fast, so that the gateway in front of it is what is measured.
+
+A request gets fixed JSON. One with ``"stream": true`` in its body gets server-sent events: as
+many as ``events`` says, ``tick_ms`` apart, each with its time of birth. Without the backend's
+own key it gets 401: a gateway has to replace the client's credentials.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from typing import Any, Final, cast
+
+import httptools
+import uvloop
+
+KEY: Final = "gateway-" + "b" * 43
+ANSWER: Final = json.dumps(
+    {
+        "id": "chatcmpl-0",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "m",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "All llamas hum. " * 30},
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {"prompt_tokens": 120, "completion_tokens": 64, "total_tokens": 184},
+    }
+).encode()
+LAST_EVENT: Final = b"data: [DONE]\n\n"
+_EVENT: Final = (
+    b'data: {"id":"chatcmpl-0","object":"chat.completion.chunk","created":1,"model":"m","born":%d,'
+    b'"choices":[{"index":0,"delta":{"content":" hum"},"finish_reason":null}]}\n\n'
+)
+_JSON_HEAD: Final = (
+    b"HTTP/1.1 %b\r\nContent-Type: application/json; charset=utf-8\r\nContent-Length: %d\r\n\r\n"
+)
+_OK: Final = _JSON_HEAD % (b"200 OK", len(ANSWER)) + ANSWER
+_UNAUTHORIZED: Final = _JSON_HEAD % (b"401 Unauthorized", 2) + b"{}"
+_STREAM_HEAD: Final = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
+_CREDENTIALS: Final = f"Bearer {KEY}".encode()
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+class Backend(asyncio.Protocol):
+    """One connection, kept for as long as the gateway likes."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._parser = httptools.HttpRequestParser(self)
+        self._next_event: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._parser.feed_data(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        if self._next_event:
+            self._next_event.cancel()
+
+    # What httptools calls -----------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        self._is_authorized = False
+        self._body = b""
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() == b"authorization":
+            self._is_authorized = value == _CREDENTIALS
+
+    def on_body(self, data: bytes) -> None:
+        self._body += data
+
+    def on_message_complete(self) -> None:
+        # To parse the JSON of every question would cost as much as all the rest.
+        asked = json.loads(self._body) if b'"stream"' in self._body else {}
+        if not self._is_authorized:
+            self._transport.write(_UNAUTHORIZED)
+        elif asked.get("stream"):
+            self._begin_stream(asked)
+        else:
+            self._transport.write(_OK)
+
+    # Streams ------------------------------------------------------------------------------------
+
+    def _begin_stream(self, asked: dict[str, Any]) -> None:
+        self._events_left = int(asked["events"])
+        self._tick_seconds = asked["tick_ms"] / 1000
+        self._due_at = self._loop.time()
+        self._transport.write(_STREAM_HEAD)
+        self._on_tick()
+
+    def _on_tick(self) -> None:
+        if not self._events_left:
+            self._transport.write(_chunk(LAST_EVENT) + b"0\r\n\r\n")
+            return
+        self._transport.write(_chunk(_EVENT % time.monotonic_ns()))
+        self._events_left -= 1
+        self._due_at += self._tick_seconds
+        self._next_event = self._loop.call_at(self._due_at, self._on_tick)
+
+
+async def _serve(port: int) -> None:
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(Backend, "127.0.0.1", port, backlog=4096)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    uvloop.run(_serve(int(sys.argv[1])))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from llama_gguf.core.chunked import (
     ChunkedBody,
     ChunkedError,
     frame,
+    is_one_chunk,
 )
 
 # Bodies as senders may write them -----------------------------------------------------------------
@@ -157,23 +159,27 @@ near_chunks = st.one_of(
 )
 
 
+def is_plain_chunk(data: bytes) -> bool:
+    """What ``feed`` says: whether *data* is one chunk with data in it, as ``frame`` writes it."""
+    try:
+        _, _, payload = follow([data])
+    except ChunkedError:
+        return False
+    return bool(payload) and frame(payload) == data
+
+
 @given(data=near_chunks)
-def test_what_is_called_one_chunk_is_one_when_it_is_followed(data: bytes) -> None:
-    if ChunkedBody().is_one_chunk(data):
-        body, taken, payload = follow([data])
+def test_one_plain_chunk_takes_the_short_cut_and_nothing_else_does(data: bytes) -> None:
+    assert is_one_chunk(data) == is_plain_chunk(data)
+
+
+@given(data=near_chunks)
+def test_what_takes_the_short_cut_leaves_its_body_between_chunks(data: bytes) -> None:
+    if is_one_chunk(data):
+        body, taken, _ = follow([data])
 
         assert taken == len(data)
-        assert payload
-        assert frame(payload)[-len(payload) - 4 :] == data[-len(payload) - 4 :]
         assert body.is_between_chunks
-
-
-@given(payload=st.binary(min_size=1, max_size=300))
-def test_every_plain_chunk_takes_the_short_cut(payload: bytes) -> None:
-    body = ChunkedBody()
-
-    assert body.is_one_chunk(frame(payload))
-    assert body.is_between_chunks
 
 
 @pytest.mark.parametrize(
@@ -192,27 +198,70 @@ def test_every_plain_chunk_takes_the_short_cut(payload: bytes) -> None:
         b"1;a\r\nx\r\n",
         b"-1\r\n\r\n",
         b"ffffffffffffffff\r\nx\r\n",
+        b"A\r\n0123456789\r\n",
+        b"0a\r\n0123456789\r\n",
     ],
     ids=repr,
 )
 def test_anything_but_one_plain_chunk_with_data_is_looked_at_closely(data: bytes) -> None:
-    assert not ChunkedBody().is_one_chunk(data)
+    assert not is_one_chunk(data)
 
 
-@pytest.mark.parametrize("received", [b"5", b"9\r\n", b"9\r\n1\r\nx", b"1\r\nx", b"0\r\n"])
-def test_within_a_chunk_nothing_is_taken_for_a_chunk_of_its_own(received: bytes) -> None:
-    body, _, _ = follow([received])
-
-    assert not body.is_one_chunk(b"1\r\nx\r\n")
+ZEROS = bytes(70_000)
 
 
-def test_size_lines_beyond_counting_are_still_right_and_do_not_grow_the_memo() -> None:
-    for size in range(1, chunked._MAX_SIZES + 500):
-        assert ChunkedBody().is_one_chunk(frame(bytes(size % 7 + 1)))
-        assert not ChunkedBody().is_one_chunk(b"%x\r\n\r\n" % size)
+def lines_in(length: int) -> set[bytes]:
+    """What a chunk of *length* bytes in all may begin with, and what is nearly that."""
+    digits = len(b"%x" % length)
+    size = max(length - digits - 4, 0)
+    line = b"%x\r\n" % size
+    return {line, line.upper(), b"%x\r\n" % (size + 1), b"0%x\r\n" % max(size - 1, 0)}
 
-    assert len(chunked._SIZES) <= chunked._MAX_SIZES
-    assert ChunkedBody().is_one_chunk(frame(bytes(65537)))
+
+def of_length(length: int, line: bytes) -> bytes:
+    """*line*, zeros, and a line end: *length* bytes in all.
+
+    Zeros begin no chunk, so if ``feed`` takes that to its end it is one and not several.
+    """
+    start = line[: max(length - 2, 0)]
+    return b"".join((start, memoryview(ZEROS)[: length - len(start) - 2], b"\r\n"))[-length:]
+
+
+def test_for_every_length_there_is_at_most_one_size_line_that_takes_the_short_cut() -> None:
+    for length in range(1, len(ZEROS) + 1):
+        for line in lines_in(length):
+            data = of_length(length, line)
+            body = ChunkedBody()
+            is_chunk = False
+            with suppress(ChunkedError):
+                is_chunk = body.feed(data) == length and body.is_between_chunks
+
+            is_plain = line == b"%x\r\n" % (length - len(line) - 2)
+
+            assert is_one_chunk(data) == (is_chunk and is_plain), (line, length)
+
+
+# BUG: core/chunked.py says "-" of a length that no plain chunk has, and "-" can begin what comes.
+@pytest.mark.xfail(reason="core/chunked.py: _size_line", strict=True)
+@pytest.mark.parametrize("length", [3, 4, 5, 21, 262, 4103, 65544])
+def test_where_no_plain_chunk_has_the_length_nothing_takes_the_short_cut(length: int) -> None:
+    assert not is_one_chunk(of_length(length, b"-"))
+
+
+def test_every_plain_chunk_takes_the_short_cut_when_its_end_is_right() -> None:
+    for size in range(1, len(ZEROS)):
+        data = frame(ZEROS[:size])
+
+        assert is_one_chunk(data)
+        assert not is_one_chunk(data[:-1] + b"\r")
+
+
+def test_lengths_beyond_counting_do_not_grow_the_memo() -> None:
+    for length in range(2 * chunked._SizeLines._MAX):
+        is_one_chunk(ZEROS[:length])
+
+    assert len(chunked._SIZE_LINES) <= chunked._SizeLines._MAX
+    assert is_one_chunk(frame(bytes(65537)))
 
 
 # Limits -------------------------------------------------------------------------------------------

@@ -5,16 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_gguf.core.exchange import PHASES, TRANSITIONS, Event, Exchange, IllegalTransition, State
+from tests.exchanges import STARTED_AT, asked, begun
 
 E, S = Event, State
 
 
-def exchange() -> Exchange:
-    return Exchange(1.0, "POST", "/v1/chat/completions", "req-1")
-
-
 def after(*events: Event) -> Exchange:
-    found = exchange()
+    found = begun()
     for event in events:
         found.on(event)
     return found
@@ -71,7 +68,7 @@ def test_what_cannot_happen_raises_and_changes_nothing(events: list[Event], then
 
 @given(events=st.lists(st.sampled_from(Event), max_size=12))
 def test_no_order_of_events_sends_two_heads_or_forwards_twice(events: list[Event]) -> None:
-    found = exchange()
+    found = begun()
     happened: list[Event] = []
     for event in events:
         could_reply = found.may_reply
@@ -91,20 +88,57 @@ def test_a_status_can_be_sent_until_the_head_is_out_and_never_again() -> None:
 
 
 def at(state: State) -> Exchange:
-    found = exchange()
+    found = begun()
     found.state = state
     return found
 
 
 def test_whoever_may_leave_leaves_in_a_phase_that_has_a_name() -> None:
-    may_leave = {state for state, event in TRANSITIONS if event is E.LOST}
+    may_leave = set(TRANSITIONS[E.LOST])
 
     assert set(PHASES) == may_leave
     assert len(set(PHASES.values())) == len(may_leave)
 
 
-def test_every_state_can_be_reached_and_every_life_can_end() -> None:
+def test_every_event_can_happen_every_state_can_be_reached_and_every_life_can_end() -> None:
     ends = {S.DONE, S.ABORTED}
+    moves = [move for moves in TRANSITIONS.values() for move in moves.items()]
 
-    assert {*TRANSITIONS.values(), S.READING} == set(State)
-    assert {state for state, _ in TRANSITIONS} == set(State) - ends
+    assert set(TRANSITIONS) == set(Event)
+    assert {state for _, state in moves} | {S.READING} == set(State)
+    assert {state for state, _ in moves} == set(State) - ends
+    assert all(then > state for state, then in moves), "nothing goes back"
+
+
+# What is said of it -------------------------------------------------------------------------------
+
+
+def test_it_is_told_by_what_was_asked() -> None:
+    found = begun(asked("GET", "/v1/models"), b"req-7")
+
+    assert (found.request_id, found.method, found.path) == ("req-7", "GET", "/v1/models")
+
+
+def test_what_it_did_not_come_to_took_no_time() -> None:
+    found = begun()
+    found.ended_at = STARTED_AT + 3
+
+    assert (found.queued, found.first_byte, found.duration) == (0.0, 0.0, 3.0)
+
+
+def test_a_wait_ends_when_it_is_sent_on_or_with_the_exchange() -> None:
+    found = begun()
+    found.queued_at = STARTED_AT + 1
+    found.ended_at = STARTED_AT + 9
+    assert found.queued == 8.0
+    found.forwarded_at = STARTED_AT + 3
+    found.first_byte_at = STARTED_AT + 4
+
+    assert (found.queued, found.first_byte, found.duration) == (2.0, 4.0, 9.0)
+
+
+def test_one_exchange_s_numbers_are_not_another_s() -> None:
+    first, second = begun(), begun()
+    first.bytes_in, first.status, first.rate_fields = 5, 200, b"x: y"
+
+    assert (second.bytes_in, second.status, second.rate_fields) == (0, 0, b"")

@@ -7,15 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.core.limits import FailureLimit, SlidingWindow
+from llama_gguf.core.limits import REFUSED, FailureLimit, SlidingWindow
 
 # Times are eighths of a second: exact in a float, so that "just before" can be said.
 TICK = 0.125
 gaps = st.integers(0, 240).map(lambda eighths: eighths * TICK)
 
 
-def would_admit(window: SlidingWindow, now: float) -> bool:
-    return copy.deepcopy(window).hit(now) == 0.0
+def room_in(window: SlidingWindow, now: float) -> int:
+    """How many requests at *now* would be admitted."""
+    window = copy.deepcopy(window)
+    return sum(window.hit(now) != REFUSED for _ in range(window.limit + 1))
 
 
 # The window ---------------------------------------------------------------------------------------
@@ -24,7 +26,7 @@ def would_admit(window: SlidingWindow, now: float) -> bool:
 @given(gaps=st.lists(gaps, max_size=60), limit=st.integers(1, 6))
 def test_no_window_ever_holds_more_than_the_limit(gaps: list[float], limit: int) -> None:
     window = SlidingWindow(limit=limit)
-    admitted = [t for t in itertools.accumulate(gaps) if not window.hit(t)]
+    admitted = [t for t in itertools.accumulate(gaps) if window.hit(t) != REFUSED]
 
     for start in admitted:
         assert sum(start <= t < start + 60 for t in admitted) <= limit
@@ -37,17 +39,18 @@ def test_nobody_is_refused_while_there_is_room(gaps: list[float], limit: int) ->
     for now in itertools.accumulate(gaps):
         has_room = sum(now - 60 < t for t in admitted) < limit
 
-        is_admitted = window.hit(now) == 0.0
+        is_admitted = window.hit(now) != REFUSED
 
         assert is_admitted == has_room
         if is_admitted:
             admitted.append(now)
 
 
-@given(
-    steps=st.lists(st.tuples(gaps, st.none() | st.integers(1, 6)), max_size=60),
-    limit=st.integers(1, 6),
-)
+steps = st.lists(st.tuples(gaps, st.none() | st.integers(1, 6)), max_size=60)
+"""Seconds until a request, and the limit from then on, if it changes."""
+
+
+@given(steps=steps, limit=st.integers(1, 6))
 def test_the_wait_is_exact_even_when_the_limit_changes(
     steps: list[tuple[float, int | None]], limit: int
 ) -> None:
@@ -57,11 +60,14 @@ def test_the_wait_is_exact_even_when_the_limit_changes(
         now += gap
         window.limit = new_limit or window.limit
 
-        wait = window.hit(now)
+        is_refused = window.hit(now) == REFUSED
 
+        wait = window.retry_after(now)
+        assert (wait > 0) == (room_in(window, now) == 0)
+        assert wait or not is_refused
         if wait:
-            assert would_admit(window, now + wait)
-            assert not would_admit(window, now + wait - TICK)
+            assert room_in(window, now + wait)
+            assert not room_in(window, now + wait - TICK)
 
 
 def test_a_refused_request_does_not_push_the_window() -> None:
@@ -69,14 +75,14 @@ def test_a_refused_request_does_not_push_the_window() -> None:
     window.hit(0.0)
     window.hit(59.0)
 
-    assert window.hit(60.0) == 0.0
+    assert window.hit(60.0) == 0
 
 
 def test_asking_for_the_wait_counts_nothing() -> None:
     window = SlidingWindow(limit=1)
 
     assert [window.retry_after(0.0) for _ in range(3)] == [0.0] * 3
-    assert window.hit(0.0) == 0.0
+    assert window.hit(0.0) == 0
 
 
 def test_what_was_admitted_under_a_higher_limit_counts_against_a_lower_one() -> None:
@@ -86,9 +92,9 @@ def test_what_was_admitted_under_a_higher_limit_counts_against_a_lower_one() -> 
 
     window.limit = 2
 
-    assert window.remaining(10.0) == 0
-    assert window.hit(10.0) == 52.0  # when the request at 2.0 has left, one of two is free
-    assert window.hit(62.0) == 0.0
+    assert window.hit(10.0) == REFUSED
+    assert window.retry_after(10.0) == 52.0  # when the one at 2.0 has left, one of two is free
+    assert window.hit(62.0) == 0
 
 
 def test_a_raised_limit_counts_at_once() -> None:
@@ -97,19 +103,24 @@ def test_a_raised_limit_counts_at_once() -> None:
 
     window.limit = 2
 
-    assert (window.hit(1.0), window.hit(2.0)) == (0.0, 58.0)
+    assert (window.hit(1.0), window.hit(2.0)) == (0, REFUSED)
+    assert window.retry_after(2.0) == 58.0
 
 
-@given(gaps=st.lists(gaps, min_size=1, max_size=30), limit=st.integers(1, 6))
-def test_remaining_is_how_many_more_are_admitted_now(gaps: list[float], limit: int) -> None:
+@given(steps=steps, limit=st.integers(1, 6))
+def test_a_hit_tells_how_many_more_are_admitted_now(
+    steps: list[tuple[float, int | None]], limit: int
+) -> None:
     window = SlidingWindow(limit=limit)
-    for now in itertools.accumulate(gaps):
-        window.hit(now)
-    promised = window.remaining(now)
+    now = 0.0
+    for gap, new_limit in steps:
+        now += gap
+        window.limit = new_limit or window.limit
 
-    admitted = sum(window.hit(now) == 0.0 for _ in range(limit + 1))
+        promised = window.hit(now)
 
-    assert admitted == promised
+        assert promised >= REFUSED
+        assert room_in(window, now) == max(promised, 0)
 
 
 @given(gaps=st.lists(gaps, min_size=1, max_size=30), limit=st.integers(1, 6))
@@ -120,9 +131,18 @@ def test_after_the_reset_and_not_before_everything_remains(gaps: list[float], li
 
     clear_at = now + window.reset(now)
 
-    assert copy.deepcopy(window).remaining(clear_at - TICK) < limit
-    assert window.remaining(clear_at) == limit
+    assert room_in(window, clear_at - TICK) < limit
+    assert room_in(window, clear_at) == limit
     assert window.reset(clear_at) == 0.0
+
+
+def test_behind_an_admitted_request_the_reset_is_a_whole_window() -> None:
+    window = SlidingWindow(limit=3)
+    assert window.reset(5.0) == 0.0
+    window.hit(5.0)
+    window.hit(7.0)
+
+    assert window.reset(7.0) == window.window == 60.0
 
 
 def test_a_window_remembers_no_more_than_its_limit_however_often_it_is_hit() -> None:
@@ -183,6 +203,15 @@ def test_zero_failures_a_minute_means_any_number() -> None:
         failures.failed("a", 0.0)
 
     assert failures.retry_after("a", 0.0) == 0.0
+    assert not failures.addresses
+
+
+def test_whoever_may_have_to_wait_is_among_the_addresses() -> None:
+    failures = FailureLimit(per_minute=2)
+    failures.retry_after("b", 0.0)
+    failures.failed("a", 0.0)
+
+    assert failures.addresses.keys() == {"a"}
 
 
 def test_a_flood_of_addresses_makes_the_first_one_forgotten_and_takes_no_more_memory() -> None:
@@ -195,4 +224,4 @@ def test_a_flood_of_addresses_makes_the_first_one_forgotten_and_takes_no_more_me
         failures.failed(f"10.0.0.{n}", 0.0)
 
     assert waits == [0.0, 60.0, 60.0, 60.0]
-    assert len(failures._windows) == 3
+    assert len(failures.addresses) == 3

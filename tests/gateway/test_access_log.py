@@ -2,30 +2,21 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.gateway.access_log import MAX_BATCHES, AccessLog, LogFile, Record, as_json, as_text
+from llama_gguf.core.exchange import Exchange
+from llama_gguf.gateway.access_log import MAX_BATCHES, AccessLog, LogFile, as_json, as_text
+from tests.exchanges import STARTED_AT, asked, ended
 from tests.fakes import OK, Rig, request
 
-RECORD = Record(
-    ended_at=1_700_000_000.1234,
-    request_id="req-1",
-    key_id="alice",
-    address="203.0.113.9",
-    method="POST",
-    path="/v1/chat/completions",
-    status=200,
-    bytes_in=12,
-    bytes_out=345,
-    queued=0.0,
-    first_byte=0.01234,
-    duration=1.5,
-    outcome="done",
-)
+WALL_OFFSET = 1_700_000_000.1234 - STARTED_AT - 1.5
+"""Puts the end of ``ENDED`` into 2023."""
+ENDED = ended()
 
 
 def fields_of(line: str) -> dict[str, str]:
@@ -34,7 +25,7 @@ def fields_of(line: str) -> dict[str, str]:
 
 
 def test_a_line_of_text_has_every_fact() -> None:
-    assert as_text(RECORD) == (
+    assert as_text(ENDED, WALL_OFFSET) == (
         "2023-11-14T22:13:20.123Z request_id=req-1 key_id=alice client=203.0.113.9 "
         "method=POST path=/v1/chat/completions status=200 bytes_in=12 bytes_out=345 "
         "queue_ms=0.0 first_byte_ms=12.3 duration_ms=1500.0 outcome=done"
@@ -42,21 +33,66 @@ def test_a_line_of_text_has_every_fact() -> None:
 
 
 def test_a_line_of_json_has_the_same_facts() -> None:
-    facts = json.loads(as_json(RECORD))
+    facts = json.loads(as_json(ENDED, WALL_OFFSET))
 
-    assert {k: str(v) for k, v in facts.items()} == fields_of(as_text(RECORD))
+    assert {k: str(v) for k, v in facts.items()} == fields_of(as_text(ENDED, WALL_OFFSET))
+
+
+# BUG: gateway/access_log.py writes tenths of a millisecond cut off in text and rounded in JSON.
+@pytest.mark.xfail(reason="gateway/access_log.py: _tenths cuts off, _facts rounds", strict=True)
+@pytest.mark.parametrize("seconds", [0.01239, 0.00009, 59.99999])
+def test_times_are_the_same_in_text_and_json(seconds: float) -> None:
+    exchange = ended(first_byte=seconds, duration=seconds, queued=seconds)
+    facts = json.loads(as_json(exchange, 0.0))
+
+    assert {k: str(v) for k, v in facts.items()} == fields_of(as_text(exchange, 0.0))
+
+
+@given(seconds=st.tuples(st.integers(0, 200_000), st.integers(0, 200_000), st.integers(0, 200_000)))
+def test_times_are_milliseconds_with_one_decimal(seconds: tuple[int, int, int]) -> None:
+    queued, first_byte, duration = (eighths / 8 for eighths in seconds)  # exact in a float
+    exchange = ended(first_byte=first_byte, duration=duration, queued=queued)
+
+    fields = fields_of(as_text(exchange, 0.0))
+
+    assert fields["queue_ms"] == f"{queued * 1000:.1f}"
+    assert fields["first_byte_ms"] == f"{first_byte * 1000:.1f}"
+    assert fields["duration_ms"] == f"{duration * 1000:.1f}"
+
+
+def test_an_exchange_that_did_not_come_to_it_has_times_of_zero() -> None:
+    fields = fields_of(as_text(ended(first_byte=None), WALL_OFFSET))
+
+    assert (fields["queue_ms"], fields["first_byte_ms"]) == ("0.0", "0.0")
+
+
+def test_exchanges_side_by_side_do_not_mix_up_their_lines() -> None:
+    bob = ended(asked("GET", "/v1/models"), status=404)
+    bob.key_id, bob.address, bob.id_bytes = "bob", "unix", b"req-2"
+    lines = [fields_of(as_text(e, WALL_OFFSET)) for e in (ENDED, bob, ENDED, bob)]
+
+    assert lines[:2] == lines[2:]
+    assert lines[1] | {"request_id": "", "status": ""} == lines[0] | {
+        "request_id": "",
+        "status": "",
+        "key_id": "bob",
+        "client": "unix",
+        "method": "GET",
+        "path": "/v1/models",
+    }
+    assert (lines[1]["request_id"], lines[1]["status"]) == ("req-2", "404")
 
 
 @given(st.text(alphabet=st.characters(max_codepoint=0xFF)))
 def test_no_path_can_forge_a_field_or_a_line(path: str) -> None:
-    record = RECORD._replace(path=path)
+    exchange = ended(asked(path=path))
 
-    text, json_line = as_text(record), as_json(record)
+    text, json_line = as_text(exchange, WALL_OFFSET), as_json(exchange, WALL_OFFSET)
     assert len(text.splitlines()) == 1
     assert len(json_line.splitlines()) == 1
     assert text.isascii()
     assert text.isprintable()
-    assert fields_of(text).keys() == fields_of(as_text(RECORD)).keys()
+    assert fields_of(text).keys() == fields_of(as_text(ENDED, WALL_OFFSET)).keys()
     assert fields_of(text)["status"] == "200"
     assert json.loads(json_line)["path"] == path
 
@@ -77,62 +113,87 @@ def test_nothing_that_a_client_sends_forges_a_line(raw: bytes, rig: Rig) -> None
     rig.answer_with(OK)
     rig.ask(raw)
     (record,) = rig.records
+    line = as_text(record, WALL_OFFSET)
 
-    assert as_text(record).count(" status=") == 1
-    assert fields_of(as_text(record)).keys() == fields_of(as_text(RECORD)).keys()
+    assert line.count(" status=") == 1
+    assert fields_of(line).keys() == fields_of(as_text(ENDED, WALL_OFFSET)).keys()
     assert " " not in record.request_id
     assert '"' not in record.request_id
 
 
+def lines_in(path: Path) -> list[str]:
+    return path.read_text().splitlines()
+
+
 def test_lines_are_appended_to_a_file_whose_folder_is_made(tmp_path: Path) -> None:
     path = tmp_path / "new" / "access.log"
-    log = LogFile(str(path), "text")
-    log.write([RECORD])
-    log.write([RECORD, RECORD])
+    log = LogFile(str(path))
+    log.write(["one"])
+    log.write(["two", "three"])
     log.close()
 
-    assert path.read_text().splitlines() == [as_text(RECORD)] * 3
+    assert path.read_text() == "one\ntwo\nthree\n"
     assert path.stat().st_mode & 0o007 == 0, "nothing for others to read"
 
 
-def test_json_lines_are_written_when_they_are_asked_for(tmp_path: Path) -> None:
-    log = LogFile(str(tmp_path / "access.log"), "json")
-    log.write([RECORD])
-    log.close()
-
-    assert json.loads((tmp_path / "access.log").read_text())["key_id"] == "alice"
-
-
 def test_no_file_is_made_before_there_is_something_to_write(tmp_path: Path) -> None:
-    LogFile(str(tmp_path / "access.log"), "text").close()
+    LogFile(str(tmp_path / "access.log")).close()
 
     assert list(tmp_path.iterdir()) == []
 
 
 def test_after_reopening_lines_go_to_whatever_has_the_name(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
-    log = LogFile(str(path), "text")
-    log.write([RECORD])
+    log = LogFile(str(path))
+    log.write(["before"])
     path.rename(tmp_path / "access.log.1")
     log.close()
-    log.write([RECORD._replace(status=404)])
+    log.write(["behind"])
     log.close()
 
-    assert "status=404" in path.read_text()
-    assert "status=200" in (tmp_path / "access.log.1").read_text()
+    assert lines_in(path) == ["behind"]
+    assert lines_in(tmp_path / "access.log.1") == ["before"]
+
+
+@pytest.mark.parametrize(("log_format", "write"), [("text", as_text), ("json", as_json)])
+def test_lines_are_of_the_format_and_the_time_that_were_asked_for(
+    log_format: str, write: Callable[[Exchange, float], str], tmp_path: Path
+) -> None:
+    log = AccessLog(str(tmp_path / "access.log"), log_format)
+    log.wall_offset = WALL_OFFSET
+    log.start()
+    log.add([ENDED, ended(status=404)])
+
+    log.stop(within_seconds=30)
+
+    expected = [write(ENDED, WALL_OFFSET), write(ended(status=404), WALL_OFFSET)]
+    assert lines_in(tmp_path / "access.log") == expected
+
+
+def test_a_line_is_written_when_its_exchange_is_added_and_not_later(tmp_path: Path) -> None:
+    log = AccessLog(str(tmp_path / "access.log"), "text")
+    exchange = ended()
+    log.add([exchange])
+    exchange.status = 500
+    log.wall_offset = WALL_OFFSET
+    log.start()
+
+    log.stop(within_seconds=30)
+
+    assert lines_in(tmp_path / "access.log") == [as_text(ENDED, 0.0)]
 
 
 def test_everything_that_gathered_is_written_by_the_end(tmp_path: Path) -> None:
     log = AccessLog(str(tmp_path / "access.log"), "text")
     log.start()
     for status in (200, 404):
-        log.pending.append(RECORD._replace(status=status))
+        log.add([ended(status=status)])
         log.flush()
-    log.pending.append(RECORD._replace(status=503))
+    log.add([ended(status=503)])
 
     log.stop(within_seconds=30)
 
-    lines = (tmp_path / "access.log").read_text().splitlines()
+    lines = lines_in(tmp_path / "access.log")
     assert [fields_of(line)["status"] for line in lines] == ["200", "404", "503"]
 
 
@@ -140,35 +201,35 @@ def test_opening_anew_comes_behind_what_was_handed_over_before(tmp_path: Path) -
     path = tmp_path / "access.log"
     log = AccessLog(str(path), "text")
     log.start()
-    log.pending.append(RECORD)
+    log.add([ENDED])
     log.flush()
     log.reopen()
 
     log.stop(within_seconds=30)
 
-    assert len(path.read_text().splitlines()) == 1
+    assert len(lines_in(path)) == 1
 
 
 def test_a_disk_that_hangs_costs_a_bounded_number_of_lines(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
     log = AccessLog(str(path), "text")
     for _ in range(10 * MAX_BATCHES):  # nobody writes yet, as when a disk hangs
-        log.pending.append(RECORD)
+        log.add([ENDED])
         log.flush()
 
     log.start()
     log.stop(within_seconds=30)
 
-    assert len(path.read_text().splitlines()) == MAX_BATCHES
+    assert len(lines_in(path)) == MAX_BATCHES
 
 
 def test_a_file_that_cannot_be_written_is_complained_about_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
-    log = LogFile(str(tmp_path / "file" / "access.log"), "text")
+    log = LogFile(str(tmp_path / "file" / "access.log"))
     with caplog.at_level(logging.WARNING):
-        log.write([RECORD])
-        log.write([RECORD])
+        log.write(["one"])
+        log.write(["two"])
 
     assert caplog.text.count("cannot be written") == 1

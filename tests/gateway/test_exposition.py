@@ -7,12 +7,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from llama_gguf.core.engine import EngineState
 from llama_gguf.core.metrics import METRICS
+from llama_gguf.gateway import own
 from llama_gguf.gateway.exposition import render
 from tests.fakes import LAST_CHUNK, OK, STREAM_HEAD, Rig, event, request
 
 
 def scrape(rig: Rig, accept: str = "text/plain") -> dict[str, Metric]:
-    body, content_type = render(rig.shared.metrics, rig.shared.gauges(), accept)
+    body, content_type = render(rig.shared.metrics, own.gauges(rig.shared), accept)
     if content_type.startswith(b"application/openmetrics-text"):
         parse = openmetrics.text_string_to_metric_families
         families = parse(body.decode())  # type: ignore[no-untyped-call]

@@ -9,7 +9,7 @@ import pytest
 from llama_gguf.core.settings import Settings
 from llama_gguf.errors import UpstreamError
 from llama_gguf.gateway.pool import IDLE_SECONDS, MAX_IDLE, MAX_REQUESTS, Pool
-from llama_gguf.gateway.upstream import UpstreamConnection
+from llama_gguf.gateway.upstream import Phase, UpstreamConnection
 from tests.fakes import OK, Clock, Dial, FakeLoop, FakeTransport, Rig, request
 from tests.gateway.conftest import NewRig
 
@@ -50,6 +50,11 @@ class Place:
         self.loop.close()
 
 
+def is_closed(connection: UpstreamConnection) -> bool:
+    assert connection.transport.is_closing() == (connection.phase is Phase.CLOSED)
+    return connection.transport.is_closing()
+
+
 @pytest.fixture
 def place() -> Iterator[Place]:
     with closing(Place()) as place:
@@ -64,7 +69,7 @@ def test_it_connects_to_the_engine_s_address(place: Place) -> None:
     place.connect()
 
     assert place.dials[0].address == ("127.0.0.1", 8080)
-    assert place.connected[0].is_usable
+    assert place.connected[0].phase is Phase.IDLE
 
 
 def test_it_connects_to_the_engine_s_socket() -> None:
@@ -129,6 +134,22 @@ def test_a_dead_connection_is_never_given(place: Place) -> None:
     assert place.pool.take() is alive
 
 
+def test_a_connection_that_the_engine_is_closing_is_never_given(place: Place) -> None:
+    alive, closing = place.idle(), place.idle()
+    closing.transport.close()  # the loop has not told yet that it is lost
+
+    assert closing.phase is Phase.IDLE
+    assert place.pool.take() is alive
+
+
+def test_a_connection_that_said_something_unasked_is_never_given(place: Place) -> None:
+    alive, dubious = place.idle(), place.idle()
+    dubious.data_received(OK)
+
+    assert place.pool.take() is alive
+    assert is_closed(dubious)
+
+
 def test_idle_connections_are_retired_before_the_engine_closes_them(place: Place) -> None:
     assert IDLE_SECONDS + 0.5 < 5, "llama-server's own limit, and a tick"
     old = place.idle()
@@ -137,8 +158,8 @@ def test_idle_connections_are_retired_before_the_engine_closes_them(place: Place
     place.clock.now += 1
     place.pool.retire_idle(IDLE_SECONDS)
 
-    assert not old.is_usable
-    assert young.is_usable
+    assert is_closed(old)
+    assert not is_closed(young)
     assert place.pool.take() is young
     assert place.pool.take() is None
 
@@ -147,7 +168,7 @@ def test_all_can_be_retired_at_once(place: Place) -> None:
     connections = [place.idle() for _ in range(3)]
     place.pool.retire_idle()
 
-    assert not any(c.is_usable for c in connections)
+    assert all(map(is_closed, connections))
     assert place.pool.take() is None
 
 
@@ -159,8 +180,7 @@ def test_it_keeps_only_so_many(place: Place) -> None:
     for connection in connections:
         place.pool.give_back(connection)
 
-    assert not connections[-1].is_usable
-    assert sum(c.is_usable for c in connections) == MAX_IDLE
+    assert list(map(is_closed, connections)) == [False] * MAX_IDLE + [True]
 
 
 def test_a_connection_is_retired_before_the_engine_counts_to_a_hundred(rig: Rig) -> None:
@@ -196,8 +216,8 @@ def test_its_repr_is_its_health_report(place: Place) -> None:
     place.accepts = False
     place.pool.connect(place.connected.append, place.failed.append)
 
-    assert repr(place.pool) == "<Pool idle=1 connecting=1>"
+    assert repr(place.pool) == "<Pool idle=1 connecting=1 left=0>"
     place.loop.spin()
     place.dials[-1].refuse()
     place.loop.spin()
-    assert repr(place.pool) == "<Pool idle=1 connecting=0>"
+    assert repr(place.pool) == "<Pool idle=1 connecting=0 left=0>"

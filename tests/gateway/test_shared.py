@@ -1,12 +1,19 @@
 from __future__ import annotations
 
-import json
 import logging
+import re
 
 import pytest
 
 from llama_gguf.core.engine import EngineState, EngineStatus
-from llama_gguf.errors import ReloadFailed
+from llama_gguf.core.fields import presented_key
+from llama_gguf.core.messages import Request
+from llama_gguf.core.routes import Kind
+from llama_gguf.errors import HeadTooLarge, ReloadFailed
+from llama_gguf.gateway import own
+from llama_gguf.gateway.heads import parse_request
+from llama_gguf.gateway.shared import Principal
+from tests.exchanges import asked
 from tests.fakes import BACKEND_KEY, KEY, KEYS_TEXT, OTHER_KEY, Rig, request
 from tests.gateway.conftest import NewRig
 
@@ -94,6 +101,58 @@ def test_a_key_that_comes_back_begins_anew(rig: Rig) -> None:
     assert after.window is not before.window
 
 
+def test_a_key_s_limit_changes_with_the_file_and_what_it_has_used_stays(rig: Rig) -> None:
+    before = rig.shared.principal_of(OTHER_KEY.encode())
+    assert before is not None
+    assert before.window is not None
+    before.window.hit(0.0)
+    rig.set_keys(KEYS_TEXT.replace(f"{OTHER_KEY}:1000", f"{OTHER_KEY}:7"))
+    rig.shared.load_keys()
+    after = rig.shared.principal_of(OTHER_KEY.encode())
+
+    assert after is not None
+    assert after.window is before.window
+    assert after.window.limit == 7
+    assert after.window.hit(1.0) == 5
+    assert b"x-ratelimit-limit-requests: 7\r\n" in after.rate_fields % 5
+
+
+@pytest.mark.parametrize(("now", "is_expired"), [(9.0, False), (10.0, True), (11.0, True)])
+def test_a_key_expires_at_its_second(now: float, is_expired: bool) -> None:
+    assert Principal("a", None, 10.0).is_expired(now) == is_expired
+    assert not Principal("a", None).is_expired(now)
+
+
+def test_where_nobody_checks_keys_nothing_is_counted_or_told(new_rig: NewRig) -> None:
+    anybody = new_rig(auth_enabled=False).shared.anybody
+
+    assert (anybody.key_id, anybody.window, anybody.rate_fields) == ("-", None, b"")
+
+
+# What a head says ---------------------------------------------------------------------------------
+
+
+def understood(rig: Rig, raw: bytes) -> Request:
+    return rig.shared.understand(parse_request(raw), cors=b"")
+
+
+def test_all_that_a_head_says_is_worked_out_at_once(rig: Rig) -> None:
+    found = understood(rig, request(body=b""))
+
+    assert found.route.label == "/v1/chat/completions"
+    assert found.route.needs_slot
+    assert presented_key(found.read) == KEY.encode()
+    assert found.serialised(b"r1", b"").startswith(b"POST /v1/chat/completions HTTP/1.1\r\nHost: ")
+
+
+def test_a_head_may_have_so_many_fields_and_no_more(new_rig: NewRig) -> None:
+    rig = new_rig(max_headers=3)
+    assert understood(rig, request("GET", "/ping", "a: b")).route.kind is Kind.PING
+
+    with pytest.raises(HeadTooLarge):
+        understood(rig, request("GET", "/ping", "a: b", "c: d"))
+
+
 # The engine ---------------------------------------------------------------------------------------
 
 
@@ -115,15 +174,7 @@ def test_a_change_of_state_is_logged_once(rig: Rig, caplog: pytest.LogCaptureFix
     assert caplog.text.count("engine: failed (it was killed)") == 1
 
 
-def test_health_has_the_engine_s_sentence(rig: Rig) -> None:
-    rig.shared.take_engine_status(EngineStatus(EngineState.FAILED, since=0.0, detail="no memory"))
-    status, body = rig.shared.health()
-
-    assert status == 503
-    assert json.loads(body)["engine"]["detail"] == "no memory"
-
-
-# Time and accounts --------------------------------------------------------------------------------
+# Time and identities ------------------------------------------------------------------------------
 
 
 def test_the_date_follows_the_wall_clock(rig: Rig) -> None:
@@ -141,16 +192,18 @@ def test_request_ids_are_unique_among_gateways(new_rig: NewRig) -> None:
     assert first.shared.next_request_id()[:16] != second.shared.next_request_id()[:16]
 
 
-def test_gauges_show_what_is_under_way(new_rig: NewRig) -> None:
-    rig = new_rig(slots=1)
-    rig.ask(), rig.ask(), rig.client()
-    gauges = rig.shared.gauges()
+def test_request_ids_go_on_being_unique_and_keep_their_form(rig: Rig) -> None:
+    ids = [rig.shared.next_request_id() for _ in range(1000)]
 
-    assert (gauges.in_flight, gauges.queue_depth, gauges.slots) == (1, 1, 1)
-    assert gauges.connections == 3
-    assert gauges.is_ready
-    assert gauges.keys_loaded == 3
-    assert rig.shared.busy() == 2
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch(rb"req-[0-9a-f]{12}-[0-9a-f]{8}", found) for found in ids)
+
+
+def test_the_access_log_is_told_the_wall_clock(rig: Rig) -> None:
+    rig.clock.now = 5000.0
+    rig.shared.tell_time()
+
+    assert rig.shared.access_log.wall_offset == rig.shared.wall - 5000.0
 
 
 def test_a_drained_gateway_is_idle_when_its_last_exchange_is_over(rig: Rig) -> None:
@@ -166,7 +219,8 @@ def test_a_drained_gateway_is_idle_when_its_last_exchange_is_over(rig: Rig) -> N
 
 def test_no_secret_is_in_what_can_be_printed(rig: Rig) -> None:
     rig.ask(request(body=b"{}"))
-    shown = repr(vars(rig.shared).values()) + str(rig.shared.metrics_json())
+    metrics = own.answer(Kind.METRICS, asked("GET", "/metrics"), rig.shared)
+    shown = repr(vars(rig.shared).values()) + str(metrics)
 
     for principal in (rig.shared.principal_of(KEY.encode()), rig.shared.ring):
         shown += repr(principal) + repr(getattr(principal, "key", ""))

@@ -5,16 +5,26 @@ What clients see of it is in ``test_client_answers`` and ``test_client_streams``
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import pytest
 
-from llama_gguf.core.fields import ResponseFields
+from llama_gguf.core.fields import Framing
+from llama_gguf.core.messages import Answer
 from llama_gguf.errors import UpstreamError
-from llama_gguf.gateway.heads import ResponseHead
-from llama_gguf.gateway.upstream import UpstreamConnection
-from tests.fakes import LAST_CHUNK, OK, STREAM_HEAD, Clock, FakeLoop, FakeTransport, event
+from llama_gguf.gateway.upstream import Phase, UpstreamConnection
+from tests.fakes import (
+    LAST_CHUNK,
+    OK,
+    STREAM_HEAD,
+    Clock,
+    FakeLoop,
+    FakeTransport,
+    chunk,
+    event,
+    splits,
+)
 
 REQUEST = b"POST / HTTP/1.1\r\n\r\n"
 
@@ -24,17 +34,23 @@ class Asker:
 
     def __init__(self, *, reads_chunks: bool = True) -> None:
         self.reads_chunks = reads_chunks
+        self.write: Callable[[bytes], None] = self._take
         self.told: list[str] = []
         self.got = b""
         self.status = 0
+        self.length = 0
 
-    def on_response(self, head: ResponseHead, read: ResponseFields) -> bytes:
-        del read
-        self.status = head.status
-        return b"HEAD;"
-
-    def send(self, data: bytes) -> None:
+    def _take(self, data: bytes) -> None:
         self.got += data
+
+    def on_whole_response(self, answer: Answer, body: bytes) -> None:
+        assert answer.framing is Framing.LENGTH
+        self._take(self.on_response(answer, len(body)) + body)
+        self.on_response_done()
+
+    def on_response(self, answer: Answer, length: int) -> bytes:
+        self.status, self.length = answer.status, length
+        return b"HEAD;"
 
     def on_response_done(self) -> None:
         self.told.append("done")
@@ -45,7 +61,7 @@ class Asker:
 
     def on_cut(self, error: UpstreamError, *, may_insert: bool) -> None:
         del error
-        self.told.append("cut between chunks" if may_insert else "cut")
+        self.told.append("cut behind an event" if may_insert else "cut")
 
 
 class Keeper:
@@ -80,6 +96,10 @@ class Line:
         self.transport.receive_eof()
         self.loop.spin()
 
+    @property
+    def is_idle(self) -> bool:
+        return self.connection.phase is Phase.IDLE and not self.transport.is_closing()
+
 
 @pytest.fixture
 def line() -> Iterator[Line]:
@@ -88,11 +108,11 @@ def line() -> Iterator[Line]:
 
 
 def test_a_new_connection_is_usable_and_sends_what_it_is_given(line: Line) -> None:
-    assert line.connection.is_usable
+    assert line.is_idle
     line.ask()
 
     assert line.transport.written == REQUEST
-    assert not line.connection.is_usable
+    assert not line.is_idle
 
 
 def test_head_and_body_that_came_together_leave_together(line: Line) -> None:
@@ -108,7 +128,7 @@ def test_a_finished_connection_is_given_back_and_serves_again(line: Line) -> Non
     line.ask()
     line.say(OK)
     assert line.keeper.kept == [line.connection]
-    assert line.connection.is_usable
+    assert line.is_idle
 
     second = line.ask()
     line.say(OK)
@@ -135,7 +155,7 @@ def test_a_stream_s_connection_is_closed_and_not_given_back(line: Line) -> None:
     assert asker.told == ["done"]
     assert line.keeper.kept == []
     assert line.transport.is_closed
-    assert not line.connection.is_usable
+    assert not line.is_idle
 
 
 def test_who_reads_no_chunks_gets_what_is_in_them(line: Line) -> None:
@@ -151,7 +171,7 @@ def test_head_is_answered_without_a_body(line: Line) -> None:
     line.say(OK.partition(b"{")[0])
 
     assert asker.told == ["done"]
-    assert line.connection.is_usable
+    assert line.is_idle
 
 
 def test_a_first_request_that_fails_is_not_stale(line: Line) -> None:
@@ -180,23 +200,40 @@ def test_a_later_request_that_fails_behind_a_byte_is_not_stale(line: Line) -> No
     assert asker.told == ["failed"]
 
 
-@pytest.mark.parametrize(
-    ("said", "told"),
-    [
-        (STREAM_HEAD, "cut between chunks"),
-        (STREAM_HEAD + event(1), "cut between chunks"),
-        (STREAM_HEAD + event(1)[:-1], "cut"),
-        (STREAM_HEAD + b"5", "cut"),
-        (STREAM_HEAD + b"0\r\n", "cut"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nabc", "cut"),
-    ],
-)
+TEXT_HEAD = STREAM_HEAD.replace(b"text/event-stream", b"text/plain")
+BREAKS_OFF = [
+    (STREAM_HEAD, "cut"),
+    (STREAM_HEAD + event(1), "cut behind an event"),
+    (STREAM_HEAD + event(1) + event(2), "cut behind an event"),
+    (STREAM_HEAD + chunk(b"data: x\r\n\r\n"), "cut behind an event"),
+    (STREAM_HEAD + chunk(b"data: x\n") + chunk(b"\n"), "cut behind an event"),
+    (STREAM_HEAD + chunk(b"data: x\n"), "cut"),
+    (STREAM_HEAD + event(1) + chunk(b"data"), "cut"),
+    (STREAM_HEAD + event(1)[:-1], "cut"),
+    (STREAM_HEAD + event(1) + b"5", "cut"),
+    (STREAM_HEAD + event(1) + b"0\r\n", "cut"),
+    (TEXT_HEAD + chunk(b"text\n\n"), "cut"),
+    (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nabc", "cut"),
+    (b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 9\r\n\r\n\n\n", "cut"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("said", "told"), BREAKS_OFF)
 def test_an_answer_that_breaks_off_is_told_as_cut(said: bytes, told: str, line: Line) -> None:
     asker = line.ask()
     line.say(said)
     line.hang_up()
 
     assert asker.told == [told]
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n"])
+def test_a_line_end_in_a_chunk_of_its_own_ends_no_event(line_end: bytes, line: Line) -> None:
+    asker = line.ask()
+    line.say(STREAM_HEAD + chunk(b"data: x") + chunk(line_end))
+    line.hang_up()
+
+    assert asker.told == ["cut"]
 
 
 def test_after_an_abort_nobody_is_told_anything(line: Line) -> None:
@@ -214,13 +251,13 @@ def test_bytes_on_an_idle_connection_close_it(line: Line) -> None:
     line.say(OK)
 
     assert line.transport.is_closed
-    assert not line.connection.is_usable
+    assert not line.is_idle
 
 
 def test_an_idle_connection_that_the_engine_closes_is_not_usable(line: Line) -> None:
     line.hang_up()
 
-    assert not line.connection.is_usable
+    assert not line.is_idle
 
 
 def test_pausing_a_connection_that_is_gone_does_no_harm(line: Line) -> None:
@@ -233,11 +270,129 @@ def test_pausing_a_connection_that_is_gone_does_no_harm(line: Line) -> None:
 
 
 def test_a_pause_outlasts_no_exchange(line: Line) -> None:
-    line.ask()
-    line.connection.pause_reading()
+    asker = line.ask()
+    asker.write = lambda _: line.connection.pause_reading()  # a client that is slow to the end
+    line.say(OK[:-3])
     assert not line.transport.is_reading()
     line.connection.resume_reading()
-    line.connection.pause_reading()
-    line.connection.data_received(OK)  # was on its way already
+    line.say(OK[-3:])
 
+    assert asker.told == ["done"]
     assert line.transport.is_reading()
+
+
+# Repeated heads -----------------------------------------------------------------------------------
+
+
+def with_length(length: int) -> bytes:
+    """``OK`` with a body of *length* bytes."""
+    return OK.partition(b"{")[0].replace(b"11", b"%d" % length) + b"x" * length
+
+
+ANSWERS = {
+    "a length": OK,
+    "no body": with_length(0),
+    "another length": with_length(123),
+    "another status": OK.replace(b"200 OK", b"404 No"),
+    "a field more": OK.replace(b"\r\n\r\n", b"\r\nX: y\r\n\r\n"),
+    "an interim answer first": b"HTTP/1.1 100 Continue\r\n\r\n" + OK,
+    "nothing": b"HTTP/1.1 204 No Content\r\nContent-Length: 11\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("second", ANSWERS.values(), ids=ANSWERS.keys())
+@pytest.mark.parametrize("first", ANSWERS.values(), ids=ANSWERS.keys())
+def test_no_answer_depends_on_the_one_before_it_or_on_how_it_is_split(
+    first: bytes, second: bytes, line: Line
+) -> None:
+    alone = line.ask()
+    line.say(second)
+    for pieces in splits(second):
+        line.connection.requests = 1  # so that the connection does not grow old
+        line.ask()
+        line.say(first)
+        asker = line.ask()
+        line.say(*pieces)
+
+        assert vars_of(asker) == vars_of(alone)
+        assert line.is_idle
+
+
+def vars_of(asker: Asker) -> tuple[object, ...]:
+    return asker.told, asker.got, asker.status, asker.length
+
+
+@pytest.mark.parametrize("before", [OK, OK.partition(b"{")[0]], ids=["to GET", "to HEAD"])
+def test_an_answer_to_head_has_no_body_whatever_came_before(before: bytes, line: Line) -> None:
+    line.ask(to_head=not before.endswith(b"}"))
+    line.say(before)
+    to_head = line.ask(to_head=True)
+    line.say(OK.partition(b"{")[0])
+    assert to_head.got == b"HEAD;"
+    to_get = line.ask()
+    line.say(OK)
+
+    assert to_get.got == b'HEAD;{"ok":true}'
+    assert (to_head.told, to_get.told) == (["done"], ["done"])
+
+
+def test_a_known_head_behind_the_beginning_of_another_is_no_head(line: Line) -> None:
+    line.ask()
+    line.say(OK)
+    asker = line.ask()
+    line.say(b"H", OK)
+
+    assert asker.told == ["failed"]
+    assert line.transport.aborted
+
+
+def test_more_than_the_answer_is_no_answer_to_the_next_request(line: Line) -> None:
+    line.ask()
+    line.say(OK)
+    asker = line.ask()
+    line.say(OK + OK)
+
+    assert asker.got == b'HEAD;{"ok":true}'
+    assert asker.told == ["done"]
+    assert line.keeper.kept == [line.connection], "after the first, and not again"
+    assert line.transport.is_closed
+
+
+def test_an_answer_that_ends_its_connection_is_not_kept_though_it_came_at_once(line: Line) -> None:
+    asker = line.ask()
+    line.say(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+
+    assert asker.told == ["done"]
+    assert line.keeper.kept == []
+    assert line.transport.is_closed
+
+
+# One chunk in one read ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "received", [b"5", b"9\r\n", b"9\r\n1\r\nx", b"1\r\nx", b"0\r\n", b"6\r\n", b"b\r\n1\r\nx"]
+)
+@pytest.mark.parametrize("reads_chunks", [True, False])
+def test_within_a_chunk_nothing_is_taken_for_a_chunk_of_its_own(
+    received: bytes, reads_chunks: bool, line: Line
+) -> None:
+    rest = [b"1\r\nx\r\n", b"1\r\ny\r\n", b"\r\n", b"2\r\nzz\r\n", LAST_CHUNK]
+    in_pieces = line.ask(reads_chunks=reads_chunks)
+    line.say(STREAM_HEAD, received, *rest)
+    other = Line(line.loop)
+    bytewise = other.ask(reads_chunks=reads_chunks)
+    stream = b"".join((received, *rest))
+    other.say(STREAM_HEAD, *(stream[i : i + 1] for i in range(len(stream))))
+
+    assert in_pieces.told == bytewise.told
+    if in_pieces.told == ["done"]:
+        assert in_pieces.got == bytewise.got
+    assert line.transport.is_closed == other.transport.is_closed
+
+
+def test_the_bytes_of_every_chunk_are_counted(line: Line) -> None:
+    asker = line.ask()
+    line.say(STREAM_HEAD, event(1), event(2)[:4], event(2)[4:], event(3) + event(4))
+
+    assert line.connection.bytes_passed == len(asker.got)

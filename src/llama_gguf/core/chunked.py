@@ -14,6 +14,8 @@ from typing import Final
 MAX_LINE_BYTES: Final = 1024
 """Of a chunk-size line with its extensions. Their sender is ignored, not obeyed (section 7.1.1)."""
 MAX_TRAILER_BYTES: Final = 8192
+TAIL_BYTES: Final = 4
+"""Tell whether an event is whole: it ends with two line ends."""
 
 _TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _EXTENSION: Final = rb';%b(?:=(?:%b|"[\t\x20!\x23-\x5b\x5d-\x7e]*"))?' % (_TOKEN, _TOKEN)
@@ -42,13 +44,15 @@ class _State(enum.IntEnum):
 class ChunkedBody:
     """Where one chunked body stands."""
 
-    __slots__ = ("_left", "_line", "_state", "_trailer_bytes")
+    __slots__ = ("_left", "_line", "_state", "_trailer_bytes", "tail")
 
     def __init__(self) -> None:
         self._state = _State.SIZE
         self._left = 0
         self._line = b""
         self._trailer_bytes = 0
+        self.tail = b""
+        """The last bytes of the body itself, up to ``TAIL_BYTES`` of them."""
 
     @property
     def is_done(self) -> bool:
@@ -81,6 +85,7 @@ class ChunkedBody:
         end = min(at + self._left, len(data))
         if sink is not None:
             sink += data[at:end]
+        self.tail = (self.tail + data[max(at, end - TAIL_BYTES) : end])[-TAIL_BYTES:]
         self._left -= end - at
         if not self._left:
             self._state = _State.DATA_END
@@ -146,7 +151,7 @@ def _size_line(length: int) -> bytes:
     for line_length in (digits + 2, digits + 1):  # the framing may take up a digit's worth
         size = length - line_length - 2
         line = b"%x\r\n" % max(size, 0)
-        if size > 0 and len(line) == line_length:
+        if size >= TAIL_BYTES and len(line) == line_length:
             return line
     return b"-"
 
@@ -155,7 +160,7 @@ _SIZE_LINES: Final = _SizeLines()
 
 
 def is_one_chunk(data: bytes) -> bool:
-    """Whether *data* is exactly one whole chunk with data in it, as an SSE event mostly is.
+    """Whether *data* is exactly one whole chunk of some length, as an SSE event mostly is.
 
     The streaming path. There is one way to write the size of a chunk of this length in small
     hex digits without extensions; False for any other, which ``feed`` then looks at.

@@ -12,17 +12,21 @@ import enum
 from collections.abc import Callable
 from typing import Final, Protocol, cast
 
-from llama_gguf.core.chunked import LAST_CHUNK, ChunkedBody, ChunkedError, frame, is_one_chunk
+from llama_gguf.core.chunked import (
+    LAST_CHUNK,
+    TAIL_BYTES,
+    ChunkedBody,
+    ChunkedError,
+    frame,
+    is_one_chunk,
+)
 from llama_gguf.core.fields import Framing, read_response
 from llama_gguf.core.messages import NEVER, Answer, Pattern
 from llama_gguf.errors import UpstreamError
 from llama_gguf.gateway.heads import HEAD_END, parse_response
 
 MAX_HEAD_BYTES: Final = 65536
-_DECODED_EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")
-_EVENT_ENDS: Final = (b"\n\n\r\n", b"\r\n\r\n\r\n")
-"""The end of a whole event, with the end of its chunk."""
-_TAIL_BYTES: Final = 6
+_EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")
 
 
 class Phase(enum.IntEnum):
@@ -77,6 +81,7 @@ class UpstreamConnection:
         "_framing",
         "_has_begun",
         "_keeper",
+        "_last_chunk",
         "_left",
         "_may_persist",
         "_on_gone",
@@ -87,7 +92,6 @@ class UpstreamConnection:
         "_write",
         "bytes_passed",
         "idle_since",
-        "last",
         "phase",
         "requests",
         "transport",
@@ -113,8 +117,8 @@ class UpstreamConnection:
         self._answer: Answer
         self.bytes_passed = 0
         """Bytes of the answer that the client got, the head's included."""
-        self.last = b""
-        """At least the last six of them, if there were as many."""
+        self._last_chunk = b""
+        """The last of them, if they are a chunk that came in one read."""
         self.requests = 0
         self.idle_since = 0.0
 
@@ -123,15 +127,20 @@ class UpstreamConnection:
     @property
     def may_insert_event(self) -> bool:
         """Whether an event of our own may follow here: behind a whole one, between two chunks."""
-        ends = _EVENT_ENDS if self._reads_chunks else _DECODED_EVENT_ENDS
         return (
             self.phase in (_BODY, _BETWEEN_CHUNKS)
             and self._framing is Framing.CHUNKED
             and self._chunked.is_between_chunks
             and self._answer.is_event_stream
             # Behind an event that was not whole, another would become a part of it.
-            and self.last.endswith(ends)
+            and self._tail().endswith(_EVENT_ENDS)
         )
+
+    def _tail(self) -> bytes:
+        """The last bytes of a chunked body."""
+        if self._last_chunk:
+            return self._last_chunk[-TAIL_BYTES - 2 : -2]
+        return self._chunked.tail
 
     def ask(self, asker: Asker, request: bytes, *, to_head: bool) -> None:
         """Send *request*, whole, on behalf of *asker*."""
@@ -194,7 +203,7 @@ class UpstreamConnection:
         if self.phase is _BETWEEN_CHUNKS and is_one_chunk(data):
             # The streaming path: nobody is asked and nothing is copied.
             self.bytes_passed += len(data)
-            self.last = data
+            self._last_chunk = data
             self._write(data)
             return
         asker = self._asker
@@ -314,11 +323,13 @@ class UpstreamConnection:
 
     def _pass_on(self, data: bytes) -> None:
         self.bytes_passed += len(data)
-        self.last = data if len(data) >= _TAIL_BYTES else self.last[-_TAIL_BYTES:] + data
         self._write(data)
 
     def _read_body(self, asker: Asker, data: bytes, head: bytes = b"") -> None:
         """Pass on what belongs to the answer; *head* goes out before it, in the same write."""
+        if self._last_chunk:
+            self._chunked.tail = self._tail()
+            self._last_chunk = b""
         try:
             taken, body = self._follow(data)
         except ChunkedError:

@@ -18,8 +18,7 @@ STREAMS  ?= 2000
 SECONDS  ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak fuzz bench cost compiled check format lint types imports docs lock
-.PHONY: reference clean
+.PHONY: help run test soak fuzz bench cost compiled check format lint types imports docs lock reference clean
 
 help: ## show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12

@@ -146,14 +146,14 @@ class _SizeLines(dict[int, bytes]):
 
 
 def _size_line(length: int) -> bytes:
-    """The only one of a chunk of *length* bytes in all; what begins no chunk, if there is none."""
+    """The only one of a chunk of *length* bytes in all; if there is none, what is too long."""
     digits = len(b"%x" % length)
     for line_length in (digits + 2, digits + 1):  # the framing may take up a digit's worth
         size = length - line_length - 2
         line = b"%x\r\n" % max(size, 0)
         if size >= TAIL_BYTES and len(line) == line_length:
             return line
-    return b"-"
+    return b"\n" * (length + 1)
 
 
 _SIZE_LINES: Final = _SizeLines()

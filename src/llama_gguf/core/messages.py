@@ -213,6 +213,8 @@ class Pattern:
         if not self._after:
             return at
         end = data.find(b"\r\n", at, at + _MAX_DIGITS + 2)
+        if end < 0:
+            return -1
         length = _LENGTHS[data[at:end]]
         after = end + self._after_bytes
         if length < 0 or data[end:after] != self._after:
@@ -239,5 +241,5 @@ def _digits(head: bytes) -> tuple[int, int]:
     """From where to where the digits of Content-Length stand; the end, if they are hard to find."""
     at = head.lower().find(b"\r\ncontent-length: ") + 18
     end = head.find(b"\r\n", at)
-    found = at >= 18 and _LENGTHS[head[at:end]] >= 0
+    found = 18 <= at < end <= at + _MAX_DIGITS and _LENGTHS[head[at:end]] >= 0
     return (at, end) if found else (len(head), len(head))

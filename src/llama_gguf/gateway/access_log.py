@@ -91,7 +91,7 @@ _TENTHS: Final = _Tenths()
 
 def _tenths(seconds: float) -> str:
     """Milliseconds with one decimal."""
-    return _TENTHS[int(seconds * 10_000)]
+    return _TENTHS[int(seconds * 10_000 + 0.5)]
 
 
 _MILLISECONDS: Final = tuple(f".{n:03d}" for n in range(1000))

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_gguf.core.bodies import IncomingBody
+from llama_gguf.core.chunked import frame
+from llama_gguf.errors import BadRequest
+
+cuts = st.lists(st.integers(0, 120), max_size=8)
+
+
+def split(data: bytes, at: list[int]) -> list[bytes]:
+    places = [0, *sorted(min(place, len(data)) for place in at), len(data)]
+    return [data[i:j] for i, j in itertools.pairwise(places)]
+
+
+def feed(body: IncomingBody, pieces: list[bytes]) -> bytes | None:
+    """What is behind the body, *pieces* that were not fed to it included."""
+    for n, piece in enumerate(pieces):
+        behind = body.feed(piece)
+        if behind is not None:
+            return behind + b"".join(pieces[n + 1 :])
+    return None
+
+
+# With a length ------------------------------------------------------------------------------------
+
+
+@given(content=st.binary(min_size=1, max_size=60), behind=st.binary(max_size=30), cuts=cuts)
+def test_a_body_with_a_length_is_the_same_however_it_is_split(
+    content: bytes, behind: bytes, cuts: list[int]
+) -> None:
+    body = IncomingBody(len(content))
+
+    assert feed(body, split(content + behind, cuts)) == behind
+    assert (bytes(body.data), body.left) == (content, 0)
+
+
+@given(content=st.binary(max_size=60), missing=st.integers(1, 9), cuts=cuts)
+def test_a_body_that_is_not_whole_knows_how_much_is_to_come(
+    content: bytes, missing: int, cuts: list[int]
+) -> None:
+    body = IncomingBody(len(content) + missing)
+
+    assert feed(body, split(content, cuts)) is None
+    assert (bytes(body.data), body.left) == (content, missing)
+
+
+def test_a_body_of_no_bytes_takes_none() -> None:
+    body = IncomingBody(0)
+
+    assert body.feed(b"GET / HTTP/1.1\r\n") == b"GET / HTTP/1.1\r\n"
+    assert (bytes(body.data), body.left) == (b"", 0)
+
+
+def test_a_length_says_nothing_of_what_is_in_the_body() -> None:
+    content = b"0\r\n\r\nPOST / HTTP/1.1\r\n\r\n"
+    body = IncomingBody(len(content))
+
+    assert body.feed(content) == b""
+    assert body.data == content
+
+
+# Chunked ------------------------------------------------------------------------------------------
+
+payloads = st.lists(st.binary(min_size=1, max_size=30), max_size=4)
+
+
+@given(payloads=payloads, behind=st.binary(max_size=30), cuts=cuts)
+def test_a_chunked_body_is_decoded_however_it_is_split(
+    payloads: list[bytes], behind: bytes, cuts: list[int]
+) -> None:
+    body = IncomingBody(None)
+    wire = b"".join([*map(frame, payloads), b"0\r\n\r\n", behind])
+
+    assert feed(body, split(wire, cuts)) == behind
+    assert (bytes(body.data), body.left) == (b"".join(payloads), 0)
+
+
+@given(payloads=payloads, missing=st.integers(1, 5), cuts=cuts)
+def test_a_chunked_body_without_its_end_is_not_whole(
+    payloads: list[bytes], missing: int, cuts: list[int]
+) -> None:
+    body = IncomingBody(None)
+    wire = b"".join([*map(frame, payloads), b"0\r\n\r\n"])[:-missing]
+
+    assert feed(body, split(wire, cuts)) is None
+    assert body.data == b"".join(payloads)
+    assert body.left == 0, "nobody knows"
+
+
+@pytest.mark.parametrize("wire", [b"x\r\n", b"1\r\nab\r\n", b"1\n", b"0\r\nHost: a\r\n\r\n"])
+def test_what_is_not_in_the_coding_is_a_bad_request(wire: bytes) -> None:
+    with pytest.raises(BadRequest, match="cannot be read") as raised:
+        IncomingBody(None).feed(wire)
+
+    assert raised.value.close, "where the next request begins cannot be said"

@@ -1,0 +1,157 @@
+"""What the gateway answers by itself, without a client; ``test_client_own`` has one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from llama_gguf.core.engine import EngineState, EngineStatus
+from llama_gguf.core.messages import Request
+from llama_gguf.core.replies import OwnAnswer
+from llama_gguf.core.routes import Kind
+from llama_gguf.core.settings import Settings
+from llama_gguf.errors import ReloadFailed
+from llama_gguf.gateway import own
+from llama_gguf.gateway.heads import parse_request
+from tests.fakes import KEY, OK, Rig, request
+from tests.gateway.conftest import NewRig
+
+ANSWERED_HERE = [Kind.PING, Kind.HEALTH, Kind.METRICS, Kind.RELOAD, Kind.PREFLIGHT]
+
+
+def get(rig: Rig, target: str, *fields: str, method: str = "GET") -> Request:
+    return rig.shared.understand(parse_request(request(method, target, *fields)), cors=b"")
+
+
+def answer(rig: Rig, target: str, *fields: str, method: str = "GET") -> OwnAnswer:
+    found = get(rig, target, *fields, method=method)
+    return own.answer(found.route.kind, found, rig.shared)
+
+
+# Keys ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guards_metrics", [False, True])
+def test_reload_needs_a_key_metrics_if_that_is_set_and_nothing_else(guards_metrics: bool) -> None:
+    settings = Settings(metrics_auth_enabled=guards_metrics)
+    guarded = {kind for kind in ANSWERED_HERE if own.needs_key(kind, settings)}
+
+    assert guarded == ({Kind.RELOAD, Kind.METRICS} if guards_metrics else {Kind.RELOAD})
+
+
+def test_a_reload_says_how_many_keys_there_are(rig: Rig) -> None:
+    rig.set_keys(f"alice:{KEY}\n")
+    found = answer(rig, "/reload", method="POST")
+
+    assert json.loads(found.body) == {"status": "ok", "keys_loaded": 1}
+    assert len(rig.shared.ring) == 1
+
+
+def test_a_reload_that_fails_keeps_the_keys(rig: Rig) -> None:
+    rig.set_keys(None)
+    with pytest.raises(ReloadFailed):
+        answer(rig, "/reload", method="POST")
+
+    assert len(rig.shared.ring) == 3
+
+
+# Health -------------------------------------------------------------------------------------------
+
+
+def test_a_ping_has_nothing_to_say(rig: Rig) -> None:
+    assert answer(rig, "/ping") == OwnAnswer(200)
+
+
+def test_health_has_the_engine_s_sentence(rig: Rig) -> None:
+    rig.shared.take_engine_status(EngineStatus(EngineState.FAILED, since=0.0, detail="no memory"))
+    found = own.health(rig.shared)
+
+    assert found.status == 503
+    assert json.loads(found.body)["engine"]["detail"] == "no memory"
+
+
+def test_health_is_503_while_draining_whatever_the_engine_does(rig: Rig) -> None:
+    rig.shared.is_draining = True
+    found = own.health(rig.shared)
+
+    assert found.status == 503
+    assert json.loads(found.body)["status"] == "draining"
+
+
+def test_health_tells_how_long_the_gateway_has_run(rig: Rig) -> None:
+    rig.shared.started_at = rig.clock.now - 12.34
+
+    assert json.loads(own.health(rig.shared).body)["uptime_seconds"] == 12.3
+
+
+# Metrics ------------------------------------------------------------------------------------------
+
+
+def test_gauges_show_what_is_under_way(new_rig: NewRig) -> None:
+    rig = new_rig(slots=1)
+    rig.ask(), rig.ask(), rig.client()
+    gauges = own.gauges(rig.shared)
+
+    assert (gauges.in_flight, gauges.queue_depth, gauges.slots) == (1, 1, 1)
+    assert gauges.connections == 3
+    assert gauges.is_ready
+    assert gauges.keys_loaded == 3
+    assert rig.shared.busy() == 2
+
+
+@pytest.mark.parametrize(
+    ("target", "accept", "content_type"),
+    [
+        ("/metrics", "*/*", b"application/json"),
+        ("/metrics?format=json", "application/json", b"application/json"),
+        ("/metrics?format=prometheus2", "*/*", b"application/json"),
+        ("/metrics?x=format=prometheus", "*/*", b"application/json"),
+        ("/metrics", "text/plain", b"text/plain"),
+        ("/metrics?a&format=prometheus&b", "*/*", b"text/plain"),
+        ("/metrics", "application/openmetrics-text", b"application/openmetrics-text"),
+    ],
+)
+def test_metrics_are_json_unless_a_scraper_asks(
+    target: str, accept: str, content_type: bytes, rig: Rig
+) -> None:
+    found = answer(rig, target, f"Accept: {accept}")
+
+    assert found.status == 200
+    assert found.content_type.startswith(content_type)
+
+
+def test_metrics_hold_everything_that_is_over_by_now(rig: Rig) -> None:
+    rig.answer_with(OK)
+    for _ in range(3):
+        rig.ask()
+    found = json.loads(answer(rig, "/metrics").body)
+
+    assert [row["value"] for row in found["llama_gguf_requests"]] == [3]
+    assert found["llama_gguf_received_bytes"] == 6
+
+
+# Preflights ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("origin", "is_told"), [("http://app.example", True), ("http://evil.example", False)]
+)
+def test_a_preflight_is_answered_by_its_own_origin(
+    origin: str, is_told: bool, new_rig: NewRig
+) -> None:
+    rig = new_rig(cors_origins=("http://app.example",))
+    asks = "Access-Control-Request-Method: POST"
+    found = answer(rig, "/v1/models", f"Origin: {origin}", asks, method="OPTIONS")
+
+    assert (found.status, found.body) == (204, b"")
+    assert (b"Access-Control-Max-Age: 86400\r\n" in found.fields) == is_told
+
+
+def test_nothing_here_asks_the_engine(rig: Rig) -> None:
+    for target in ("/ping", "/health", "/metrics"):
+        answer(rig, target)
+    answer(rig, "/reload", method="POST")
+    answer(rig, "/v1/models", method="OPTIONS")
+
+    assert rig.dials == []

@@ -1,0 +1,220 @@
+"""Real sockets on loopback, under both loops: their transports hand out different ones."""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import socket
+import struct
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import closing, contextmanager
+from typing import Any, Final
+
+import pytest
+import uvloop
+
+from llama_gguf.gateway import sockets
+
+PATIENCE: Final = 15.0
+"""Seconds after which what has not come is taken for never coming."""
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+@contextmanager
+def tcp() -> Iterator[Pair]:
+    """Ours and the peer's."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname(), timeout=PATIENCE) as peer,
+    ):
+        ours, _ = listener.accept()
+        with closing(ours):
+            yield ours, peer
+
+
+@contextmanager
+def unix() -> Iterator[Pair]:
+    ours, peer = socket.socketpair()
+    peer.settimeout(PATIENCE)
+    with closing(ours), closing(peer):
+        yield ours, peer
+
+
+class Line(asyncio.Protocol):
+    """A connection that knows when it is lost, and keeps nothing of what comes."""
+
+    def __init__(self) -> None:
+        self.lost = asyncio.get_running_loop().create_future()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        self.lost.set_result(None)
+
+
+Act = Callable[[asyncio.Transport], None]
+Run = Callable[[Coroutine[Any, Any, None]], None]
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Iterator[Run]:
+    with asyncio.Runner(loop_factory=request.param) as runner:
+        yield runner.run
+
+
+async def connected(ours: socket.socket) -> tuple[asyncio.Transport, Line]:
+    """A transport that reads nothing, as that of a client that has sent too much ahead."""
+    ours.setblocking(False)
+    loop = asyncio.get_running_loop()
+    transport, line = await loop.connect_accepted_socket(Line, ours.dup())
+    transport.pause_reading()
+    return transport, line
+
+
+def after(act: Act, ours: socket.socket, run: Run) -> None:
+    """Have *act* end the connection of *ours*."""
+
+    async def work() -> None:
+        transport, line = await connected(ours)
+        ours.close()  # the transport has its own
+        act(transport)
+        await asyncio.wait_for(line.lost, PATIENCE)
+
+    run(work())
+
+
+def ask(ours: socket.socket, run: Run) -> bool:
+    """What ``has_left`` says of *ours*."""
+    answers = []
+
+    async def work() -> None:
+        transport, line = await connected(ours)
+        answers.append(sockets.has_left(transport))
+        transport.abort()
+        await asyncio.wait_for(line.lost, PATIENCE)
+
+    run(work())
+    return answers[0]
+
+
+def wait_for_end(ours: socket.socket) -> None:
+    """Until the kernel has got the peer's end; nothing is read."""
+    poll = select.poll()
+    poll.register(ours, select.POLLRDHUP)
+    assert poll.poll(PATIENCE * 1000)
+
+
+def read_to_the_end(sock: socket.socket) -> None:
+    while sock.recv(100):
+        pass
+
+
+# Cutting ------------------------------------------------------------------------------------------
+
+
+def test_a_reset_is_no_clean_end(run: Run) -> None:
+    with tcp() as (ours, peer):
+        after(sockets.reset, ours, run)
+
+        with pytest.raises(ConnectionResetError):
+            peer.recv(1)
+
+
+def test_without_it_a_cut_looks_like_a_clean_end(run: Run) -> None:
+    with tcp() as (ours, peer):
+        after(lambda transport: transport.abort(), ours, run)
+
+        assert peer.recv(1) == b""
+
+
+def test_a_reset_comes_instead_of_the_end_of_what_was_written(run: Run) -> None:
+    def write_and_reset(transport: asyncio.Transport) -> None:
+        transport.write(b"HTTP/1.1 200 OK\r\n\r\nhalf of")
+        sockets.reset(transport)
+
+    with tcp() as (ours, peer):
+        after(write_and_reset, ours, run)
+
+        with pytest.raises(ConnectionResetError):
+            read_to_the_end(peer)
+
+
+def test_on_a_unix_socket_a_reset_is_an_end(run: Run) -> None:
+    with unix() as (ours, peer):
+        after(sockets.reset, ours, run)
+
+        assert peer.recv(1) == b""
+
+
+class Sockless(asyncio.Transport):
+    """A transport whose socket is what the test says."""
+
+    def __init__(self, sock: object) -> None:
+        super().__init__({"socket": sock})
+        self.aborted = False
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+def test_a_connection_without_a_socket_is_cut_all_the_same() -> None:
+    transport = Sockless(None)
+    sockets.reset(transport)
+
+    assert transport.aborted
+    assert not sockets.has_left(transport)
+
+
+def test_a_connection_whose_socket_is_closed_is_cut_all_the_same() -> None:
+    with tcp() as (ours, _):
+        transport = Sockless(ours)
+        ours.close()
+        sockets.reset(transport)
+
+        assert transport.aborted
+        assert not sockets.has_left(transport)
+
+
+# Has it left? -------------------------------------------------------------------------------------
+
+
+def test_a_peer_that_is_there_has_not_left(run: Run) -> None:
+    with tcp() as (ours, peer):
+        peer.sendall(b"not read")
+
+        assert not ask(ours, run)
+
+
+def test_a_peer_that_closed_has_left_though_what_it_sent_is_not_read(run: Run) -> None:
+    with tcp() as (ours, peer):
+        peer.sendall(b"not read")
+        peer.close()
+        wait_for_end(ours)
+
+        assert ask(ours, run)
+
+
+def test_a_peer_that_closed_its_half_has_left(run: Run) -> None:
+    with tcp() as (ours, peer):
+        peer.shutdown(socket.SHUT_WR)
+        wait_for_end(ours)
+
+        assert ask(ours, run)
+
+
+def test_a_peer_that_reset_has_left(run: Run) -> None:
+    with tcp() as (ours, peer):
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()
+        wait_for_end(ours)
+
+        assert ask(ours, run)
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_of_a_unix_socket_nobody_can_tell(closes: bool, run: Run) -> None:
+    with unix() as (ours, peer):
+        if closes:
+            peer.close()
+
+        assert not ask(ours, run)

@@ -13,7 +13,6 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from functools import lru_cache
 from queue import SimpleQueue
 from typing import Final
 
@@ -25,7 +24,7 @@ _log: Final = logging.getLogger(__name__)
 def _facts(exchange: Exchange, wall_offset: float) -> dict[str, str | int | float]:
     ended_at = exchange.ended_at + wall_offset
     return {
-        "time": f"{_time_text(int(ended_at))}{_milliseconds(ended_at % 1)}Z",
+        "time": f"{_TIMES[int(ended_at)]}{_milliseconds(ended_at % 1)}Z",
         "request_id": exchange.request_id,
         "key_id": exchange.key_id,
         "client": exchange.address,
@@ -54,11 +53,11 @@ def as_text(exchange: Exchange, wall_offset: float) -> str:
     # Joined from pieces, since formatting takes four times as long.
     return "".join(
         (
-            _time_text(second),
+            _TIMES[second],
             _milliseconds(ended_at - second),
             "Z request_id=",
             exchange.id_bytes.decode("ascii"),
-            _who_and_what(exchange.key_id, exchange.address, head.method_text, head.path_text),
+            _ASKERS[exchange.key_id, exchange.address, head.method_text, head.path_text],
             str(exchange.status),
             " bytes_in=",
             str(exchange.bytes_in),
@@ -101,15 +100,32 @@ def _milliseconds(fraction: float) -> str:
     return _MILLISECONDS[int(fraction * 1000)]
 
 
-@lru_cache(maxsize=8)
-def _time_text(second: int) -> str:
-    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+class _Times(dict[int, str]):
+    """POSIX second, as ISO 8601 has it. Few are remembered, as they do not come back."""
+
+    def __missing__(self, second: int) -> str:
+        if len(self) >= 8:
+            self.clear()
+        text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        self[second] = text
+        return text
 
 
-@lru_cache(maxsize=256)
-def _who_and_what(key_id: str, address: str, method: str, path: str) -> str:
-    # All else in a line is ours, or was found sane.
-    return f" key_id={key_id} client={address} method={method} path={_escaped(path)} status="
+class _Askers(dict[tuple[str, str, str, str], str]):
+    """Key id, address, method and path, as a line has them."""
+
+    def __missing__(self, who_and_what: tuple[str, str, str, str]) -> str:
+        if len(self) >= 256:
+            self.clear()
+        key_id, address, method, path = who_and_what
+        # All else in a line is ours, or was found sane.
+        text = f" key_id={key_id} client={address} method={method} path={_escaped(path)} status="
+        self[who_and_what] = text
+        return text
+
+
+_TIMES: Final = _Times()
+_ASKERS: Final = _Askers()
 
 
 def _escaped(text: str) -> str:

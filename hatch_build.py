@@ -20,15 +20,20 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 VARIABLE: Final = "LLAMA_GGUF_COMPILE"
 BUILD_DEPENDENCIES: Final = ["mypy[mypyc]>=2", "setuptools>=78"]
 # What runs for every request or event, and what that touches.
-MODULES: Final = tuple(
-    f"llama_gguf/{name}.py"
-    for name in (
-        "core/admission core/bodies core/chunked core/exchange core/fields core/keys core/limits "
-        "core/messages core/metrics core/replies core/routes gateway/access_log gateway/accounts "
-        "gateway/client gateway/heads gateway/own gateway/pool gateway/shared gateway/sockets "
-        "gateway/upstream"
-    ).split()
-)
+MODULES: Final = [
+    f"llama_gguf/{folder}/{name}.py"
+    for folder, names in {
+        "core": (
+            *("admission", "bodies", "chunked", "exchange", "fields", "keys", "limits"),
+            *("messages", "metrics", "replies", "routes"),
+        ),
+        "gateway": (
+            *("access_log", "accounts", "client", "heads", "own", "pool", "shared", "sockets"),
+            "upstream",
+        ),
+    }.items()
+    for name in names
+]
 _SETUP: Final = """
 from mypyc.build import mypycify
 from setuptools import setup

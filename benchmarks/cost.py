@@ -4,7 +4,7 @@ usage: python -m benchmarks.cost     (needs valgrind and strace; exit status 1 a
 
 Instructions are those of a gateway in one process with transports that do nothing, so they leave
 out the kernel and the event loop. Each is the difference between a long and a short run, so they
-leave out the start, too. Ceilings hold for CPython 3.11 and stand a twentieth above what was measured.
+leave out the start, too. Ceilings hold for CPython 3.11, a twentieth above what was measured.
 """
 
 from __future__ import annotations

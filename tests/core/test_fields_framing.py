@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 
-from llama_gguf.core.fields import Fields, RequestFields, read_request
-from llama_gguf.errors import BadRequest, ExpectationFailed
+from llama_gguf.core.fields import Fields, RequestFields, check_head_size, read_request
+from llama_gguf.errors import BadRequest, ExpectationFailed, HeadTooLarge, UriTooLong
 
 HOST = (b"Host", b"a.example")
 
@@ -161,3 +163,21 @@ def test_100_continue_is_understood_and_ignored_from_http_1_0(
 def test_an_expectation_that_cannot_be_met_is_refused(value: bytes) -> None:
     with pytest.raises(ExpectationFailed):
         read((b"Expect", value))
+
+
+@pytest.mark.parametrize(
+    ("head", "error"),
+    [
+        (b"GET /%b" % (b"x" * 94), None),
+        (b"GET /%b" % (b"x" * 96), UriTooLong),
+        (b"GET / HTTP/1.1\r\nA: %b" % (b"x" * 47), None),
+        (b"GET / HTTP/1.1\r\nA: %b" % (b"x" * 48), HeadTooLarge),
+        (b"GET / HTTP/1.1" + b"\r\nA: b" * 14, None),
+        (b"GET / HTTP/1.1" + b"\r\nA: b" * 15, HeadTooLarge),
+    ],
+)
+def test_a_head_is_bounded_by_line_by_field_and_in_all(
+    head: bytes, error: type[Exception] | None
+) -> None:
+    with pytest.raises(error) if error else nullcontext():
+        check_head_size(head, line=100, field=50, total=100)

@@ -10,7 +10,14 @@ import enum
 import re
 from typing import Final
 
-from llama_gguf.errors import BadRequest, ExpectationFailed, Unauthorized, UpstreamError
+from llama_gguf.errors import (
+    BadRequest,
+    ExpectationFailed,
+    HeadTooLarge,
+    Unauthorized,
+    UpstreamError,
+    UriTooLong,
+)
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -264,6 +271,27 @@ def invalid_key() -> Unauthorized:
     return Unauthorized(
         "Invalid or missing API key. Send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
     )
+
+
+def check_head_size(head: bytes, *, line: int, field: int, total: int) -> None:
+    """Bound what a request's head may be, complete or not.
+
+    Args:
+        head: what there is of it.
+        line: bytes that the request line may have.
+        field: bytes that a field's line may have.
+        total: bytes that it all may have.
+
+    Raises:
+        UriTooLong, HeadTooLarge: it is over a limit.
+    """
+    if len(head) <= min(line, field):
+        return
+    first, *others = head.split(b"\r\n")
+    if len(first) > line:
+        raise UriTooLong(f"The request line is over {line} bytes.", close=True)
+    if max(map(len, others), default=0) > field or len(head) > total:
+        raise HeadTooLarge("The header fields are too long.", close=True)
 
 
 def find(fields: Fields, name: bytes) -> bytes | None:

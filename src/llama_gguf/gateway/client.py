@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from llama_gguf.core import replies
 from llama_gguf.core.admission import Verdict
 from llama_gguf.core.bodies import IncomingBody
 from llama_gguf.core.chunked import frame
 from llama_gguf.core.exchange import PHASES, Event, Exchange, State
-from llama_gguf.core.fields import Framing, find, invalid_key, presented_key
+from llama_gguf.core.fields import (
+    Framing,
+    check_head_size,
+    find,
+    invalid_key,
+    presented_key,
+)
 from llama_gguf.core.limits import SlidingWindow
 from llama_gguf.core.messages import LENGTH_LINES, NEVER, Answer, Pattern, Request
 from llama_gguf.core.replies import OwnAnswer
@@ -30,7 +33,6 @@ from llama_gguf.core.routes import Kind
 from llama_gguf.errors import (
     ConcurrencyLimited,
     GatewayError,
-    HeadTooLarge,
     KeyExpired,
     Limited,
     PayloadTooLarge,
@@ -40,9 +42,9 @@ from llama_gguf.errors import (
     Unauthorized,
     UpstreamError,
     UpstreamTimeout,
-    UriTooLong,
 )
 from llama_gguf.gateway import own, sockets
+from llama_gguf.gateway.connection import NO_DEADLINE, Connection
 from llama_gguf.gateway.heads import HEAD_END, parse_request
 
 if TYPE_CHECKING:
@@ -51,19 +53,10 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger(__name__)
 
-HIGH_WATER_BYTES: Final = 65536
-"""Of an answer that waits for a slow reader; beyond it, the engine is paused."""
-MAX_HELD_BYTES: Final = 65536
-"""Of requests sent ahead; beyond it, reading pauses."""
 MAX_SKIPPED_BYTES: Final = 65536
 """Of a refused body that is read over, so that the connection can be used again."""
-LINGER_SECONDS: Final = 2.0
-"""For a client that is still sending to read its answer before the connection goes."""
-NO_DEADLINE: Final = math.inf
 CLOSE: Final = b"Connection: close\r\n"
 CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
-
-_EMPTY_LINES: Final = re.compile(rb"(?:\r\n)+")
 
 # What the hot path asks for: a member of an enum is looked up anew each time.
 _READING: Final = State.READING
@@ -74,8 +67,8 @@ _LENGTH: Final = Framing.LENGTH
 _PROXIED: Final = Kind.PROXIED
 
 
-class ClientConnection:
-    """An ``asyncio.Protocol`` by its methods; compiled classes do not inherit from others."""
+class ClientConnection(Connection):
+    """The other half: requests and answers."""
 
     __slots__ = (
         "_body",
@@ -83,42 +76,19 @@ class ClientConnection:
         "_exchange",
         "_has_head_begun",
         "_incoming",
-        "_is_lingering",
-        "_is_paused",
         "_is_write_paused",
-        "_may_persist",
-        "_must_linger",
-        "_pattern",
         "_principal",
-        "_received",
         "_request",
         "_ring",
         "_seen",
-        "_shared",
-        "_skip",
-        "_transport",
         "_unread",
         "_upstream",
-        "address",
-        "deadline",
         "key_id",
-        "write",
     )
 
     def __init__(self, shared: Shared) -> None:
-        self._shared = shared
-        self._transport: asyncio.Transport
-        self.write: Callable[[bytes], None]
-        self.address = "-"
-        self.deadline = NO_DEADLINE
-        """When ``on_deadline`` is due, on the loop's clock."""
-        self._received = b""
-        self._skip = 0
-        self._is_lingering = False
-        self._is_paused = False
+        super().__init__(shared)
         self._is_write_paused = False
-        self._may_persist = False
-        self._must_linger = False
         # From the connection on: whoever connects has something to say.
         self._has_head_begun = True
         self._exchange: Exchange | None = None
@@ -133,7 +103,6 @@ class ClientConnection:
         """Of the answer's bytes, at the last tick."""
         self.key_id = "-"
         # A connection mostly repeats its head: what was found out about the last one is kept.
-        self._pattern: Pattern = NEVER
         self._request: Request = shared.unread
         self._principal: Principal | None = None
         self._ring = shared.ring
@@ -141,15 +110,9 @@ class ClientConnection:
     # What the loop calls ------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are no instances of asyncio.Transport, so this cannot be asserted.
-        self._transport = cast("asyncio.Transport", transport)
-        self.write = self._transport.write
-        peer = transport.get_extra_info("peername")
-        self.address = str(peer[0]) if isinstance(peer, tuple) else "unix"
+        self._attach(transport)
         shared = self._shared
         shared.connections.add(self)
-        self.deadline = self._head_deadline()
-        self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
         if len(shared.connections) > shared.max_connections:
             self._reply_error(QueueFull("Too many connections.", retry_after=1.0, close=True))
 
@@ -168,11 +131,6 @@ class ClientConnection:
         except Exception:
             _log.exception("a bug, please report it; the connection is cut")
             self._transport.abort()
-
-    def eof_received(self) -> bool:
-        # Whoever closes its half has left: nothing distinguishes it from a client that is gone,
-        # and the GPU is not kept busy on the chance that it is not.
-        return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._shared.connections.discard(self)
@@ -198,9 +156,6 @@ class ClientConnection:
             self._upstream.resume_reading()
 
     # Deadlines ----------------------------------------------------------------------------------
-
-    def _head_deadline(self) -> float:
-        return self._shared.now() + self._shared.settings.client_header_timeout
 
     def on_tick(self, now: float) -> None:
         """Twice a second: look whether something is overdue."""
@@ -244,16 +199,10 @@ class ClientConnection:
     def _on_idle_deadline(self) -> None:
         if self._received and not self._is_lingering:
             self._reply_error(RequestTimeout("The head did not come in time.", close=True))
-        elif self._is_lingering and self._may_still_close():
-            self._close()
         elif self._is_lingering:
-            self._transport.abort()
+            self._on_lingering_deadline()
         else:
             self._close()
-
-    def _may_still_close(self) -> bool:
-        """Over TLS, which has no half-close, the end has not been told yet."""
-        return not (self._transport.can_write_eof() or self._transport.is_closing())
 
     def _queue_timeout(self) -> GatewayError:
         shared = self._shared
@@ -275,44 +224,23 @@ class ClientConnection:
         end = received.find(HEAD_END) + len(HEAD_END)
         if end < len(HEAD_END):
             self._received = received
-            self._check_sizes(received)
+            self._check_size(received)
             if received and not self._has_head_begun:
                 self._has_head_begun = True
                 self.deadline = self._head_deadline()
             return
         self._received = received[end:]
-        self._check_sizes(received[:end])
+        self._check_size(received[:end])
         self._read_head(received[:end])
 
-    def _skipped(self, received: bytes) -> bytes:
-        """*received* without what does not count: the rest of a refused body, empty lines."""
-        if self._is_lingering:
-            return b""
-        if self._skip:
-            skipped = min(self._skip, len(received))
-            self._skip -= skipped
-            received = received[skipped:]
-        # RFC 9112 section 2.2: an empty line, or more, before a request is none of it.
-        lines = _EMPTY_LINES.match(received)
-        return received[lines.end() :] if lines else received
-
-    def _check_sizes(self, head: bytes) -> None:
-        """Bound what a head may be, complete or not.
-
-        Raises:
-            UriTooLong, HeadTooLarge: it is over a limit.
-        """
+    def _check_size(self, head: bytes) -> None:
         settings = self._shared.settings
-        if len(head) <= min(settings.max_request_line_size, settings.max_header_line_size):
-            return
-        lines = head.split(b"\r\n")
-        if len(lines[0]) > settings.max_request_line_size:
-            raise UriTooLong(
-                f"The request line is over {settings.max_request_line_size} bytes.", close=True
-            )
-        longest = max(map(len, lines[1:]), default=0)
-        if longest > settings.max_header_line_size or len(head) > self._shared.max_head_bytes:
-            raise HeadTooLarge("The header fields are too long.", close=True)
+        check_head_size(
+            head,
+            line=settings.max_request_line_size,
+            field=settings.max_header_line_size,
+            total=self._shared.max_head_bytes,
+        )
 
     def _read_head(self, raw: bytes) -> None:
         """Understand a head that is not the last one again."""
@@ -764,9 +692,7 @@ class ClientConnection:
         if not self._may_persist:
             self._part()
             return
-        if self._is_paused:
-            self._is_paused = False
-            self._transport.resume_reading()
+        self._read_on()
         shared = self._shared
         self._has_head_begun = False
         self.deadline = now + shared.keepalive_timeout
@@ -778,26 +704,6 @@ class ClientConnection:
         if not self._transport.is_closing():
             self.data_received(b"")
 
-    def _part(self) -> None:
-        """Close; but let a client that is still sending read its answer first.
-
-        Closing with unread bytes in the socket resets the connection, and a reset
-        may take the answer with it.
-        """
-        still_comes = self._skip > len(self._received)
-        if not (self._must_linger or still_comes):
-            self._close()
-            return
-        self._ignore_what_comes()
-        self.deadline = self._shared.now() + LINGER_SECONDS
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-
-    def _ignore_what_comes(self) -> None:
-        self._is_lingering = True
-        self._received = b""
-        self._pattern = NEVER
-
     @property
     def reads_chunks(self) -> bool:
         """False for HTTP/1.0: it gets a chunked body decoded."""
@@ -806,12 +712,6 @@ class ClientConnection:
     @property
     def is_busy(self) -> bool:
         return self._exchange is not None
-
-    def _close(self) -> None:
-        """Close once what was written has been read; but not wait for ever for that."""
-        self._ignore_what_comes()
-        self.deadline = self._head_deadline()
-        self._transport.close()
 
     def drain(self) -> None:
         """Close the connection as soon as it has nothing under way."""
@@ -839,10 +739,3 @@ class ClientConnection:
         if self._connecting is not None:
             self._connecting.cancel()
             self._connecting = None
-
-    def _hold(self, data: bytes) -> None:
-        """Keep what was sent ahead until its turn comes; a bounded amount of it."""
-        self._received += data
-        if len(self._received) > MAX_HELD_BYTES and not self._is_paused:
-            self._is_paused = True
-            self._transport.pause_reading()

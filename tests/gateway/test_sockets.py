@@ -6,6 +6,8 @@ import asyncio
 import select
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import closing, contextmanager
 from typing import Any, Final
@@ -218,3 +220,27 @@ def test_of_a_unix_socket_nobody_can_tell(closes: bool, run: Run) -> None:
             peer.close()
 
         assert not ask(ours, run)
+
+
+# Limits -------------------------------------------------------------------------------------------
+
+TELL: Final = """
+import resource, sys
+from llama_gguf.gateway.sockets import connections_within_limits
+soft, hard, wanted = map(int, sys.argv[1:])
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+print(connections_within_limits(wanted), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+"""
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "wanted", "allowed"),
+    [(100, 1000, 400, 400), (1000, 1000, 400, 400), (100, 264, 400, 100), (40, 40, 400, 1)],
+)
+def test_there_are_files_for_two_connections_a_client(
+    soft: int, hard: int, wanted: int, allowed: int
+) -> None:
+    argv = [sys.executable, "-c", TELL, str(soft), str(hard), str(wanted)]
+    told = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=PATIENCE)
+
+    assert told.stdout.split() == [str(allowed), str(hard)]

@@ -646,3 +646,16 @@ def test_behind_a_refusal_that_closes_a_repeat_is_not_read(new_rig: NewRig) -> N
 
     assert statuses(client) == [200, 413]
     assert len(rig.requests) == 1
+
+
+def test_behind_a_head_that_is_refused_nothing_is_read_though_the_last_one_was_kept(
+    rig: Rig,
+) -> None:
+    rig.answer_with(OK)
+    client = rig.ask()
+    smuggled = request("GET", "/v1/models")
+    client.send(request("POST", "/v1/chat/completions", "Expect: the-worst", body=smuggled))
+
+    assert [answer.status for answer in client.answers] == [200, 417]
+    assert client.is_closed
+    assert len(rig.requests) == 1

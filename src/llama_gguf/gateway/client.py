@@ -245,6 +245,7 @@ class ClientConnection(Connection):
     def _read_head(self, raw: bytes) -> None:
         """Understand a head that is not the last one again."""
         shared = self._shared
+        self._may_persist = False  # nothing is known of what follows a head that is refused
         head = parse_request(raw)
         # A browser has to be able to read a refusal, too.
         cors = shared.cors.fields(find(head.fields, b"origin"))

@@ -126,8 +126,8 @@ def lines_in(path: Path) -> list[str]:
 def test_lines_are_appended_to_a_file_whose_folder_is_made(tmp_path: Path) -> None:
     path = tmp_path / "new" / "access.log"
     log = LogFile(str(path))
-    log.write(["one"])
-    log.write(["two", "three"])
+    log.write(b"one\n")
+    log.write(b"two\nthree\n")
     log.close()
 
     assert path.read_text() == "one\ntwo\nthree\n"
@@ -143,10 +143,10 @@ def test_no_file_is_made_before_there_is_something_to_write(tmp_path: Path) -> N
 def test_after_reopening_lines_go_to_whatever_has_the_name(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
     log = LogFile(str(path))
-    log.write(["before"])
+    log.write(b"before\n")
     path.rename(tmp_path / "access.log.1")
     log.close()
-    log.write(["behind"])
+    log.write(b"behind\n")
     log.close()
 
     assert lines_in(path) == ["behind"]
@@ -227,7 +227,7 @@ def test_a_file_that_cannot_be_written_is_complained_about_once(
     (tmp_path / "file").write_text("")
     log = LogFile(str(tmp_path / "file" / "access.log"))
     with caplog.at_level(logging.WARNING):
-        log.write(["one"])
-        log.write(["two"])
+        log.write(b"one\n")
+        log.write(b"two\n")
 
     assert caplog.text.count("cannot be written") == 1

@@ -148,7 +148,7 @@ class AccessLog:
 
     def __init__(self, path: str, log_format: str) -> None:
         self._line = as_json if log_format == "json" else as_text
-        self._lines: list[str] = []
+        self._text: list[bytes] = []
         self.wall_offset = 0.0
         """What to add to a time of an exchange to get POSIX seconds."""
         self._file = LogFile(path)
@@ -163,16 +163,18 @@ class AccessLog:
         another core four times as much to read.
         """
         line, wall_offset = self._line, self.wall_offset
-        self._lines += [line(exchange, wall_offset) for exchange in exchanges]
+        lines = [line(exchange, wall_offset) for exchange in exchanges]
+        # Whole already, so that the thread holds up nobody with work on thousands of lines.
+        self._text.append(("\n".join(lines) + "\n").encode())
 
     def start(self) -> None:
         self._writer.start()
 
     def flush(self) -> None:
         """Hand what has gathered to the thread. Never blocks."""
-        lines, self._lines = self._lines, []
-        if lines and self._jobs.qsize() < MAX_BATCHES:
-            self._jobs.put(lambda: self._file.write(lines))
+        text, self._text = self._text, []
+        if text and self._jobs.qsize() < MAX_BATCHES:
+            self._jobs.put(lambda: self._file.write(b"".join(text)))
 
     def reopen(self) -> None:
         """Have the file opened anew, behind what was handed over before."""
@@ -202,14 +204,14 @@ class LogFile:
         self._fd: int | None = None
         self._has_complained = False
 
-    def write(self, lines: list[str]) -> None:
-        """Append *lines*; a failure is reported once, and loses them."""
+    def write(self, text: bytes) -> None:
+        """Append *text*, whole lines; a failure is reported once, and loses them."""
         try:
             if self._fd is None:
                 os.makedirs(os.path.dirname(self._path) or ".", exist_ok=True)
                 flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
                 self._fd = os.open(self._path, flags, 0o640)
-            os.write(self._fd, ("\n".join(lines) + "\n").encode())
+            os.write(self._fd, text)
             self._has_complained = False
         except OSError as error:
             if not self._has_complained:

@@ -150,16 +150,17 @@ class Cors:
         return lines
 
 
-def rate_fields(limit: int, remaining: bytes | int, reset: float) -> bytes:
-    """The lines that tell a key what it may still do in its window, by OpenAI's names."""
+def rate_fields(limit: int, remaining: bytes, reset: float) -> bytes:
+    """The lines that tell a key what it may still do in its window, by OpenAI's names.
+
+    Args:
+        limit: requests that its window holds.
+        remaining: digits, or ``%d`` for a template of lines.
+        reset: seconds until nothing counts any more.
+    """
     return (
         b"x-ratelimit-limit-requests: %d\r\nx-ratelimit-remaining-requests: %b\r\n"
-        b"x-ratelimit-reset-requests: %b\r\n"
-        % (
-            limit,
-            remaining if isinstance(remaining, bytes) else b"%d" % remaining,
-            duration_text(reset),
-        )
+        b"x-ratelimit-reset-requests: %b\r\n" % (limit, remaining, duration_text(reset))
     )
 
 

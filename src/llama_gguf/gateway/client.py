@@ -348,7 +348,7 @@ class ClientConnection(Connection):
     def _refuse_rate(self, exchange: Exchange, window: SlidingWindow) -> None:
         """Raises Limited, with what the key may do and when."""
         now = exchange.started_at
-        exchange.rate_fields = replies.rate_fields(window.limit, 0, window.reset(now))
+        exchange.rate_fields = replies.rate_fields(window.limit, b"0", window.reset(now))
         self._shared.metrics.rate_limited[exchange.key_id, "requests"] += 1
         raise Limited(
             f"Over {window.limit} requests in 60 seconds with this key.",
@@ -434,9 +434,8 @@ class ClientConnection(Connection):
 
     def _free_body(self, exchange: Exchange) -> None:
         self._body = b""
-        if exchange.reserved_bytes:
-            self._shared.body_bytes -= exchange.reserved_bytes
-            exchange.reserved_bytes = 0
+        self._shared.body_bytes -= exchange.reserved_bytes
+        exchange.reserved_bytes = 0
 
     def on_slot(self) -> None:
         """The queue says: it is your turn."""
@@ -525,19 +524,12 @@ class ClientConnection(Connection):
         self._upstream = None
         self.write(message)
         exchange.bytes_out = len(message)
-        exchange.on(_RESPONSE_SENT)
-        self._end_exchange(exchange)
-        self._next(exchange.ended_at)
+        self._finish(exchange)
 
     def on_response_done(self) -> None:
         exchange = self._current()
-        upstream = self._upstream
-        assert upstream is not None
-        self._upstream = None
-        exchange.bytes_out = upstream.bytes_passed
-        exchange.on(_RESPONSE_SENT)
-        self._end_exchange(exchange)
-        self._next(exchange.ended_at)
+        self._let_go_of_upstream(exchange)
+        self._finish(exchange)
 
     def on_upstream_failed(self, error: UpstreamError, *, is_stale: bool) -> None:
         """The engine's connection is gone before a head came; *is_stale*: it was a kept one."""
@@ -566,7 +558,6 @@ class ClientConnection(Connection):
         exchange.on(Event.LOST)
         exchange.outcome = error.code
         self._end_exchange(exchange)
-        # Behind the end of the exchange, which forgets its deadline: closing sets one of its own.
         if may_insert:
             self._close()  # without the last chunk: never a clean end
         else:
@@ -647,11 +638,9 @@ class ClientConnection(Connection):
         message = head if request.is_to_head else head + answer.body
         self.write(message)
         exchange.bytes_out = len(message)
-        exchange.on(Event.HEAD_SENT)
+        exchange.on(_HEAD_SENT)
         exchange.status = answer.status
-        exchange.on(Event.RESPONSE_SENT)
-        self._end_exchange(exchange)
-        self._next(exchange.ended_at)
+        self._finish(exchange)
 
     def _settle_unread_body(self, exchange: Exchange) -> None:
         """Read over a short rest of a body, so that the connection can go on; else it goes."""
@@ -688,15 +677,17 @@ class ClientConnection(Connection):
         if exchange.holds_slot:
             shared.admission.done(self.key_id)
 
-    def _next(self, now: float) -> None:
-        """After a whole answer: wait for the next request, or let the connection go."""
+    def _finish(self, exchange: Exchange) -> None:
+        """The answer is whole: wait for the next request, or let the connection go."""
+        exchange.on(_RESPONSE_SENT)
+        self._end_exchange(exchange)
         if not self._may_persist:
             self._part()
             return
         self._read_on()
         shared = self._shared
         self._has_head_begun = False
-        self.deadline = now + shared.keepalive_timeout
+        self.deadline = exchange.ended_at + shared.keepalive_timeout
         if self._received:
             shared.loop.call_soon(self._take_held)
 

@@ -21,7 +21,7 @@ from llama_gguf.core.chunked import (
     is_one_chunk,
 )
 from llama_gguf.core.fields import Framing, read_response
-from llama_gguf.core.messages import NEVER, Answer, Pattern
+from llama_gguf.core.messages import NEVER, Answer, Pattern, ResponseHead
 from llama_gguf.errors import UpstreamError
 from llama_gguf.gateway.heads import HEAD_END, parse_response
 
@@ -255,17 +255,17 @@ class UpstreamConnection:
             return
         self._received += data
         try:
-            raw = self._take_head()
-            if raw:
-                answer, length = self._understand(raw)
+            found = self._take_head()
+            if found:
+                answer, length = self._understand(*found)
                 rest, self._received = self._received, b""
                 self._begin_body(asker, answer, length, rest)
         except UpstreamError as error:
             self.abort()
             asker.on_upstream_failed(error, is_stale=False)
 
-    def _take_head(self) -> bytes:
-        """The final head out of what has been received; empty when it is not there yet.
+    def _take_head(self) -> tuple[bytes, ResponseHead] | None:
+        """The final head out of what has been received; None when it is not there yet.
 
         Raises:
             UpstreamError: it is too long, no HTTP, or takes up an upgrade nobody offered.
@@ -275,22 +275,21 @@ class UpstreamConnection:
             if max(end, len(self._received) if end < len(HEAD_END) else 0) > MAX_HEAD_BYTES:
                 raise UpstreamError("The head of the engine's answer is too long.")
             if end < len(HEAD_END):
-                return b""
+                return None
             raw, self._received = self._received[:end], self._received[end:]
-            status = parse_response(raw).status
-            if status == 101:
+            head = parse_response(raw)
+            if head.status == 101:
                 raise UpstreamError("The engine switched protocols unasked.")
-            if status >= 200:
-                return raw
+            if head.status >= 200:
+                return raw, head
             self._has_begun = True  # an interim answer; the final one follows
 
-    def _understand(self, raw: bytes) -> tuple[Answer, int]:
-        """The answer whose head is *raw*, and its length; remembered for its repetition.
+    def _understand(self, raw: bytes, head: ResponseHead) -> tuple[Answer, int]:
+        """The answer that *head* begins, and its length; *raw* is kept for its repetition.
 
         Raises:
             UpstreamError: its framing is double or malformed.
         """
-        head = parse_response(raw)
         read = read_response(head.fields, status=head.status, to_head=self._to_head)
         answer = Answer(head, read)
         # What an answer to HEAD means is another thing, and its pattern would not say so.

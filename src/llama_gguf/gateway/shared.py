@@ -93,7 +93,10 @@ class Shared:
         self.router = Router(expose_all=settings.exposed_routes == "all")
         self.cors = Cors(settings.cors_origins)
         self.access_log = AccessLog(
-            os.path.join(settings.log_dir, "api_access.log"), settings.log_format
+            os.path.join(settings.log_dir, "api_access.log"),
+            settings.log_format,
+            max_bytes=settings.log_max_bytes,
+            backups=settings.log_backups,
         )
         self.accounts = Accounts(self.access_log.add)
         self.failures = FailureLimit(per_minute=settings.auth_failures_per_minute)

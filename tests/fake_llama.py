@@ -183,6 +183,7 @@ class Server:
 
 async def main() -> None:
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda loop, context: None)  # of connections that our end cuts
     stopped = asyncio.Event()
     if OPTIONS.ignore_sigterm:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

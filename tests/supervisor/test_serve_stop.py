@@ -18,10 +18,10 @@ DONE = b"data: [DONE]"
 
 
 def files_in(folder: Path) -> set[str]:
-    """Every file, by its folder and kind; the engine's logs have a time in their names."""
+    """Every file, by its folder and kind; most logs have a time in their names."""
     files = [p for p in folder.rglob("*") if p.is_file()]
     return {
-        str(p.parent.relative_to(folder) / ("*.log" if "_server_" in p.name else p.name))
+        str(p.parent.relative_to(folder) / ("*.log" if p.name[:4].isdigit() else p.name))
         for p in files
     }
 
@@ -43,7 +43,10 @@ def test_sigterm_finishes_what_runs_refuses_what_is_new_and_leaves_nothing(serve
     assert serve.left_with() == 0
     assert not is_alive(gateway)
     assert not is_alive(engine)
-    assert files_in(serve.data) == {"api_keys.txt", "logs/api_access.log", "logs/llama/*.log"}
+    assert files_in(serve.data) == {
+        *("api_keys.txt", "logs/api_access.log", "logs/llama/*.log"),
+        *("logs/_boot/*.log", "logs/_boot/latest.txt"),
+    }
     assert "Traceback" not in serve.err
 
 

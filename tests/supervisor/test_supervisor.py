@@ -217,7 +217,7 @@ def test_a_load_that_stands_still_is_ended_and_that_is_said(serve: Serve) -> Non
     serve.start(engine="--hang-at-load", STARTUP_STALL_TIMEOUT="1")
     engine = serve.until(lambda: serve.engine_pid)
 
-    assert serve.left_with() == 128 + signal.SIGKILL
+    assert serve.left_with() == 128 + signal.SIGTERM
     until_gone(engine)
     assert "It showed no sign of progress for 1 seconds. See STARTUP_STALL_TIMEOUT" in serve.err
 

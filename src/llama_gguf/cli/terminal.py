@@ -6,9 +6,12 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from llama_gguf.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 class Meter(Protocol):
@@ -94,6 +97,39 @@ def download_meter(label: str) -> Iterator[Meter]:
             progress.update(task, completed=done, total=total)
 
         yield report
+
+
+class LoadMeter:
+    """A bar on a terminal while a model loads; elsewhere the log has to do."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+
+    def show(self, label: str, share: float | None) -> None:
+        """Show *share*, from 0 to 1; None where it is not known."""
+        if not sys.stderr.isatty():
+            return
+        from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+        total = None if share is None else 1.0
+        if self._progress is None:
+            from rich.console import Console
+
+            percent = TextColumn("{task.percentage:>3.0f} %")
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                *(BarColumn(), percent, TimeElapsedColumn()),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._progress.add_task(label, total=total)
+            self._progress.start()
+        self._progress.update(TaskID(0), completed=share or 0.0, total=total)
+
+    def hide(self) -> None:
+        progress, self._progress = self._progress, None
+        if progress is not None:
+            progress.stop()
 
 
 class _LineMeter:

@@ -12,6 +12,8 @@ import enum
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
+from llama_gguf.errors import IllegalTransition
+
 if TYPE_CHECKING:
     from llama_gguf.core.messages import Request
 
@@ -62,10 +64,6 @@ PHASES: Final[Mapping[State, str]] = {
     S.STREAMING: "streaming",
 }
 """What metrics and the access log call the state in which a client left."""
-
-
-class IllegalTransition(Exception):
-    """A bug in the gateway, never a fault of the client."""
 
 
 class Exchange:

@@ -405,8 +405,8 @@ class ClientConnection(Connection):
         needs_slot = exchange.request.route.needs_slot
         exchange.bytes_in = len(body)
         self._body = body
-        if not shared.engine_is_ready and not (shared.engine_may_come and needs_slot):
-            raise shared.unavailable()
+        if not shared.engine_is_ready:
+            shared.await_engine(needs_slot)
         if needs_slot:
             verdict = shared.admission.arrive(self)
             if verdict:
@@ -704,6 +704,11 @@ class ClientConnection(Connection):
     @property
     def is_busy(self) -> bool:
         return self._exchange is not None
+
+    @property
+    def upstream(self) -> UpstreamConnection | None:
+        """Where its request is, while it is at the engine."""
+        return self._upstream
 
     def drain(self) -> None:
         """Close the connection as soon as it has nothing under way."""

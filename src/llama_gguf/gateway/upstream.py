@@ -136,6 +136,11 @@ class UpstreamConnection:
             and self._tail().endswith(_EVENT_ENDS)
         )
 
+    @property
+    def last_chunk(self) -> bytes:
+        """What the client got last, if that is a chunk that came in one read."""
+        return self._last_chunk
+
     def _tail(self) -> bytes:
         """The last bytes of a chunked body."""
         if self._last_chunk:

@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from errno import EBUSY
 from typing import Final
 
@@ -53,6 +54,26 @@ def _decoded(data: bytes, path: str) -> str:
         raise UserError(
             f"the keys file {path} is not UTF-8 text (line {line}); save it as UTF-8"
         ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """How the keys file looks from outside: another one, or another content, looks different."""
+
+    file: tuple[int, int]
+    """Which it is, behind all links: a Kubernetes secret is changed by another target."""
+    state: tuple[int, int, int]
+
+
+def stamp(path: str) -> Stamp | None:
+    """How the file looks now; None when there is none, or it cannot be looked at."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    # The time of change, not of writing: that one can be set back, and misses a chmod.
+    state = (found.st_ctime_ns, found.st_size, found.st_mode)
+    return Stamp((found.st_dev, found.st_ino), state)
 
 
 def warn_if_exposed(path: str) -> str | None:

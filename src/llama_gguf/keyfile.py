@@ -43,10 +43,26 @@ def read(path: str) -> str:
             f"cannot read the keys file {path}: {error.strerror}\n"
             f"Check its owner and mode with: ls -l {path}"
         ) from None
-    return _decoded(data, path)
+    return decoded(data, path)
 
 
-def _decoded(data: bytes, path: str) -> str:
+def read_other(path: str) -> str:
+    """The text of a file that keys are taken from.
+
+    Raises:
+        UserError: it is missing, a folder, cannot be read, or is not UTF-8.
+    """
+    if not os.path.exists(path):
+        raise UserError(f"there is no file {path}")
+    return read(path)
+
+
+def decoded(data: bytes, path: str) -> str:
+    """The text that *data* from *path* is.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

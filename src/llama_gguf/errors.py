@@ -213,6 +213,10 @@ class UpstreamError(GatewayError):
     code = "backend_error"
 
 
+class UpstreamRefused(UpstreamError):
+    """llama-server did not take the connection: it has nothing of the request."""
+
+
 class UpstreamTimeout(GatewayError):
     """llama-server was silent for REQUEST_TIMEOUT. Clients are told not to repeat the work."""
 

@@ -43,7 +43,12 @@ class Event(enum.IntEnum):
 
 S, E = State, Event
 TRANSITIONS: Final[Mapping[Event, Mapping[State, State]]] = {
-    E.QUEUE: {S.READING: S.QUEUED},
+    E.QUEUE: {
+        S.READING: S.QUEUED,
+        # The engine was gone before it had anything of the request.
+        S.FORWARDING: S.QUEUED,
+        S.OPEN_FORWARDING: S.OPEN_QUEUED,
+    },
     E.FORWARD: {
         S.READING: S.FORWARDING,
         S.QUEUED: S.FORWARDING,

@@ -43,7 +43,7 @@ TRANSITIONS: Final[Mapping[tuple[S, Event], S]] = {
     (S.LOADING, E.DIED): S.BACKOFF,
     (S.READY, E.DIED): S.BACKOFF,
     (S.ASLEEP, E.DIED): S.BACKOFF,
-    (S.BACKOFF, E.DIED): S.BACKOFF,  # of a hang that we have ended
+    (S.BACKOFF, E.DIED): S.BACKOFF,  # as was known already
     (S.BACKOFF, E.GIVEN_UP): S.FAILED,
     (S.STARTING, E.STOP): S.STOPPED,
     (S.BACKOFF, E.STOP): S.STOPPED,

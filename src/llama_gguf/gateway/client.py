@@ -33,6 +33,7 @@ from llama_gguf.errors import (
     QueueTimeout,
     RequestTimeout,
     UpstreamError,
+    UpstreamRefused,
     UpstreamTimeout,
 )
 from llama_gguf.gateway import own, sockets
@@ -485,8 +486,26 @@ class ClientConnection(Connection):
 
     def _on_connect_failed(self, error: UpstreamError) -> None:
         self._errand = None
+        exchange = self._current()
+        if (
+            isinstance(error, UpstreamRefused)
+            and exchange.holds_slot
+            and self._shared.on_engine_refused()
+        ):
+            self._wait_again(exchange)
+            return
         self._shared.metrics.backend_failures["connect"] += 1
         self._reply_error(error)
+
+    def _wait_again(self, exchange: Exchange) -> None:
+        """The engine has died before it had anything of the request: its next life will do."""
+        exchange.holds_slot = False
+        admission = self._shared.admission
+        admission.done(self.key_id)
+        try:
+            self._wait_for_slot(exchange, admission.arrive(self))
+        except GatewayError as error:
+            self._reply_error(error)
 
     def _ask(self, exchange: Exchange, upstream: UpstreamConnection) -> None:
         self._upstream = upstream

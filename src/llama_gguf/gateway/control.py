@@ -8,6 +8,7 @@ heard of, or a request for an engine that is asleep. Nothing here is on the way 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
@@ -47,11 +48,13 @@ class Control:
         reader, writer = await asyncio.open_unix_connection(sock=self._channel)
         self._writer = writer
         writer.write(GREETING)
+        shared.is_supervised = True
         shared.on_engine_wanted = self._want_engine
         try:
-            while line := await reader.readline():
-                shared.take_engine_status(EngineStatus.from_line(line))
-                self._tell(self._activity())
+            with contextlib.suppress(ConnectionError):  # it was killed, with news of ours unread
+                while (line := await reader.readline()).endswith(b"\n"):
+                    shared.take_engine_status(EngineStatus.from_line(line))
+                    self._tell(self._activity())
         finally:
             self._writer = None
             writer.close()
@@ -92,17 +95,17 @@ class Control:
             if upstream is not None:
                 self._passed[upstream] = upstream.bytes_passed
                 new = upstream.bytes_passed - before.get(upstream, 0)
-                has_moved = has_moved or (new != 0 and not is_comment(upstream.last_chunk, new))
+                has_moved = has_moved or (new != 0 and not is_comment(upstream.tail, new))
         self._moves += has_moved
 
 
-def is_comment(chunk: bytes, new_bytes: int) -> bool:
-    """Whether all of *new_bytes* are *chunk*, and that is a comment of an event stream.
+def is_comment(tail: bytes, new_bytes: int) -> bool:
+    """Whether all that is new is llama-server's empty comment; *tail*: how the body ends now.
 
-    llama-server sends one every 30 s from the thread that has the connection, also when
-    those that compute have long stopped moving.
+    It sends one every 30 s from the thread that has the connection, also when those that
+    compute have long stopped moving.
     """
-    return len(chunk) == new_bytes and chunk.partition(b"\r\n")[2].startswith(b":")
+    return new_bytes == len(b"3\r\n:\n\n\r\n") and tail in (b":\n\n", b"\n:\n\n")
 
 
 def answered(metrics: Metrics) -> int:

@@ -44,6 +44,8 @@ _log: Final = logging.getLogger(__name__)
 MODEL_LOADING_RETRY_SECONDS: Final = 5.0
 BACKEND_RETRY_SECONDS: Final = 2.0
 DRAINING_RETRY_SECONDS: Final = 2.0
+ENGINE_NEWS_SECONDS: Final = 0.5
+"""For the supervisor to say that the engine has died."""
 
 
 class Shared:
@@ -74,6 +76,8 @@ class Shared:
         )
         self.pool = Pool(settings, loop)
         self.engine = EngineStatus(EngineState.STARTING, since=wall_now())
+        self.is_supervised = False
+        """Whether a supervisor says how the engine is."""
         self.on_engine_wanted: Callable[[], None] = _nobody_listens
         """Called when a request comes for an engine that is asleep."""
         self.connections: set[ClientConnection] = set()
@@ -153,12 +157,29 @@ class Shared:
         if not status.serves:
             self.pool.retire_idle()
         self.admission.resize(self._slots() if status.serves else 0)
-        if not status.serves and status.state not in MAY_COME:
+        if not self._engine_may_come:
             for ticket in self.admission.waiting():
                 ticket.on_refused(self.unavailable())
 
     def _slots(self) -> int:
         return self.settings.max_concurrent_requests or self.engine.slots or DEFAULT_SLOTS
+
+    def on_engine_refused(self) -> bool:
+        """It did not take a connection. Returns whether requests may wait for it.
+
+        It has just died, most likely, and its supervisor says so in a moment. Until then, or
+        until it is clear that nothing is said, nothing more is sent.
+        """
+        if self.is_supervised and self.engine_is_ready:
+            self.engine_is_ready = False
+            self.pool.retire_idle()
+            self.admission.resize(0)
+            self.loop.call_later(ENGINE_NEWS_SECONDS, lambda: self.take_engine_status(self.engine))
+        return self.is_supervised and self._engine_may_come
+
+    @property
+    def _engine_may_come(self) -> bool:
+        return self.engine.serves or self.engine.state in MAY_COME
 
     def await_engine(self, needs_slot: bool) -> None:
         """Decide on a request that has come while the engine does not serve.
@@ -168,7 +189,7 @@ class Shared:
         """
         if self.engine.state is EngineState.ASLEEP:
             self.loop.call_soon(self.on_engine_wanted)  # when it is in the queue
-        if not (needs_slot and self.engine.state in MAY_COME):
+        if not (needs_slot and self._engine_may_come):
             raise self.unavailable()
 
     def unavailable(self) -> GatewayError:

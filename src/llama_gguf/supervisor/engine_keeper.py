@@ -16,6 +16,7 @@ import contextlib
 import enum
 import logging
 import os
+import signal
 import stat
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
@@ -44,6 +45,8 @@ LOOK_READY_SECONDS: Final = 1.0
 LAST_WORDS_SECONDS: Final = 1.0
 TERM_SECONDS: Final = 10.0
 """llama-server ignores SIGTERM while a request is in flight; after this, SIGKILL."""
+HANG_TERM_SECONDS: Final = 3.0
+"""The same for one that hangs: it hardly ever heeds SIGTERM, and requests are waiting."""
 ANSWER_SECONDS: Final = 5.0
 """For the gateway to say that it has heard of a state."""
 SHOWN_LINES: Final = 12
@@ -76,6 +79,16 @@ class Spawn(Protocol):
     ) -> Awaitable[Child]: ...
 
 
+class Looker(Protocol):
+    """As ``Probe``."""
+
+    async def look(self) -> Finding: ...
+
+
+class MakeProbe(Protocol):
+    def __call__(self, settings: Settings, *, timeout: float) -> Looker: ...
+
+
 class EngineKeeper:
     """One llama-server at a time.
 
@@ -85,6 +98,7 @@ class EngineKeeper:
         is_leaving: whether we have been asked to leave, so that nothing is started again.
         rng: for the delays between restarts.
         spawn: makes processes.
+        make_probe: makes what looks at them, once per life.
     """
 
     def __init__(
@@ -95,14 +109,15 @@ class EngineKeeper:
         is_leaving: Callable[[], bool],
         rng: Callable[[], float],
         spawn: Spawn = children.spawn,
+        make_probe: MakeProbe = Probe,
     ) -> None:
         self._settings = settings
         self._publish = publish
         self._is_leaving = is_leaving
         self._spawn = spawn
+        self._make_probe = make_probe
         # A model that could not be loaded the first time will not be better the second.
         self._policy = RestartPolicy(max_deaths=settings.max_restarts, max_first_deaths=0, rng=rng)
-        self._probe = Probe(settings)
         self._activity: Activity | None = None
         self._heard = asyncio.Event()
         self._wanted = asyncio.Event()
@@ -196,6 +211,7 @@ class EngineKeeper:
             reading = group.create_task(child.read_output(log.write))
             watching = group.create_task(self._watch(child, launch))
             await child.wait()
+            self._on_death()  # at once: what is sent from now on is lost
             watching.cancel()
             child.kill_group()  # what it may have started
             # Its last words; a helper that has left the group may hold the pipe open for ever.
@@ -205,7 +221,9 @@ class EngineKeeper:
         log.close(LAST_WORDS_SECONDS)
         _remove_socket(self._settings.backend_socket)
         self._last_lines = list(child.last_lines)
-        self._was_out_of_memory = post_mortem.oom_kills() > kills_before
+        self._was_out_of_memory = post_mortem.oom_kills() > kills_before or (
+            child.returncode == -signal.SIGKILL and post_mortem.kernel_names(child.pid)
+        )
         return child.returncode
 
     async def _start(self, launch: Launch) -> Child:
@@ -224,6 +242,11 @@ class EngineKeeper:
         return await self._spawn(
             "llama-server", launch.argv, environ=launch.environ, reads_output=True
         )
+
+    def _on_death(self) -> None:
+        """It is gone, and why will be told in a moment."""
+        if self.status.state not in LEAVING and self._ending is not Ending.IDLE:
+            self._move(Event.DIED, detail=self.status.detail)
 
     def _bury(self, returncode: int) -> SpawnAt | GiveUp:
         """Say why it died, count it, and decide what follows."""
@@ -262,22 +285,26 @@ class EngineKeeper:
 
     async def _watch(self, child: Child, launch: Launch) -> None:
         """See it through loading and serving; end it when that is what has to be done."""
-        ending = await self._watch_load(child, launch) or await self._watch_service()
+        probe = self._new_probe()
+        ending = await self._watch_load(child, launch, probe) or await self._watch_service(probe)
         self._ending = ending
         if ending is Ending.IDLE:
             _log.info("llama-server is stopped: nobody has needed it")
+            await child.stop(term_seconds=TERM_SECONDS)
         else:
             self._move(Event.HANGS, detail=self._explain(0)[0])
-        await child.stop(term_seconds=TERM_SECONDS)
+            await child.stop(term_seconds=HANG_TERM_SECONDS)
 
-    async def _watch_load(self, child: Child, launch: Launch) -> Ending | None:
-        """Wait until it serves, as long as it gets on with that."""
+    def _new_probe(self) -> Looker:
         patience = self._settings.watchdog_health
-        self._probe = Probe(self._settings, timeout=min(5.0, patience / 3 or 5.0))
+        return self._make_probe(self._settings, timeout=min(5.0, patience / 3 or 5.0))
+
+    async def _watch_load(self, child: Child, launch: Launch, probe: Looker) -> Ending | None:
+        """Wait until it serves, as long as it gets on with that."""
         began_at = self._now()
         stall = StallWatch(self._settings.startup_stall_timeout)
         report = LoadReport()
-        while not (finding := await self._probe.look()).serves:
+        while not (finding := await probe.look()).serves:
             now, progress = self._now(), child.progress()
             share = progress.share_of(launch.model_bytes)
             if line := report.line(share, now):
@@ -297,7 +324,7 @@ class EngineKeeper:
         _log.info("the model is ready after %.1f s", seconds)
         self._move(Event.SERVES)
 
-    async def _watch_service(self) -> Ending:
+    async def _watch_service(self, probe: Looker) -> Ending:
         """Look at it again and again, until it has to be ended."""
         settings = self._settings
         health = Patience(settings.watchdog_health)
@@ -305,7 +332,7 @@ class EngineKeeper:
         idle = IdleWatch(settings.idle_stop)
         while True:
             await asyncio.sleep(LOOK_READY_SECONDS)
-            finding = await self._probe.look()
+            finding = await probe.look()
             self._note_sleep(finding)
             now, activity = self._now(), self._activity or Activity()
             if health.is_over(sign=finding.state is not EngineState.UNREACHABLE, now=now):

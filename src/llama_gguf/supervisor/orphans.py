@@ -17,7 +17,7 @@ from typing import Final
 
 _log: Final = logging.getLogger(__name__)
 
-LOOK_SECONDS: Final = 5.0
+LOOK_SECONDS: Final = 2.0
 _PR_GET_CHILD_SUBREAPER: Final = 37  # prctl(2)
 
 
@@ -48,8 +48,13 @@ def _reap(pid: int) -> None:
 
 
 def kill_all() -> None:
-    """SIGKILL for every child that is left, such as a tool that hangs. For the very end."""
-    for pid, _ in _children():
+    """SIGKILL for every descendant that is left, such as a tool that hangs. For the very end."""
+    fields = {pid: _stat(pid) for pid in os.listdir("/proc") if pid.isdigit()}
+    parents = {int(pid): int(known[1]) for pid, known in fields.items() if known}
+    doomed = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in doomed} - doomed:
+        doomed |= more
+    for pid in doomed - {os.getpid()}:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
@@ -71,7 +76,7 @@ def _is_zombie(pid: int) -> bool:
 
 
 def _stat(pid: str) -> list[str]:
-    """proc(5)'s stat from the state on; empty when it is gone."""
+    """proc(5)'s stat from the state on; empty when there is no such process."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
             return file.read().rpartition(")")[2].split()

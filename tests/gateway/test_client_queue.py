@@ -332,6 +332,39 @@ def test_a_request_that_the_engine_refused_waits_for_its_next_life(new_rig: NewR
     assert (rig.shared.admission.running, rig.shared.admission.queued) == (0, 0)
 
 
+@pytest.mark.parametrize("said", [b"", STREAM_HEAD], ids=["before the head", "after it"])
+def test_after_an_answer_that_broke_off_nothing_is_sent_until_there_is_news(
+    said: bytes, new_rig: NewRig
+) -> None:
+    rig = new_rig(slots=4)
+    rig.shared.is_supervised = True
+    rig.ask()
+    if said:
+        rig.upstreams[0].say(said)
+    rig.upstreams[0].reset()
+
+    later = rig.ask()
+    assert later.answers == []
+    assert len(rig.requests) == 1
+
+    rig.engine(EngineState.BACKOFF)
+    rig.answer_with(OK)
+    rig.engine(EngineState.READY, slots=1)
+    assert later.answer.status == 200
+
+
+def test_an_answer_that_takes_too_long_is_no_sign_of_death(new_rig: NewRig) -> None:
+    rig = new_rig(slots=4, request_timeout=5.0)
+    rig.shared.is_supervised = True
+    slow = rig.ask()
+    rig.advance(6.0)
+    assert slow.answer.status == 504
+
+    rig.ask()
+
+    assert len(rig.requests) == 2
+
+
 def test_others_wait_with_it_and_nothing_more_is_sent(new_rig: NewRig) -> None:
     rig = new_rig(slots=4)
     rig.shared.is_supervised = True

@@ -490,7 +490,7 @@ class ClientConnection(Connection):
         if (
             isinstance(error, UpstreamRefused)
             and exchange.holds_slot
-            and self._shared.on_engine_refused()
+            and self._shared.suspect_engine()
         ):
             self._wait_again(exchange)
             return
@@ -576,6 +576,7 @@ class ClientConnection(Connection):
             self._connect()
             return
         self._shared.metrics.backend_failures["no_answer"] += 1
+        self._shared.suspect_engine()
         self._reply_error(error)
 
     def on_cut(self, error: GatewayError, *, may_insert: bool) -> None:
@@ -583,6 +584,8 @@ class ClientConnection(Connection):
         exchange = self._current()
         self._let_go_of_upstream(exchange)
         self._shared.metrics.backend_failures["broken_off"] += 1
+        if isinstance(error, UpstreamError):
+            self._shared.suspect_engine()
         self._break_off(exchange, error.code, self._event_of(exchange, error, may_insert))
 
     def _event_of(self, exchange: Exchange, error: GatewayError, may_insert: bool) -> bytes:

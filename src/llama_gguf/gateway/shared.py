@@ -164,11 +164,11 @@ class Shared:
     def _slots(self) -> int:
         return self.settings.max_concurrent_requests or self.engine.slots or DEFAULT_SLOTS
 
-    def on_engine_refused(self) -> bool:
-        """It did not take a connection. Returns whether requests may wait for it.
+    def suspect_engine(self) -> bool:
+        """It refused a connection, or broke one off. Returns whether requests may wait for it.
 
-        It has just died, most likely, and its supervisor says so in a moment. Until then, or
-        until it is clear that nothing is said, nothing more is sent.
+        It is dying, most likely, and its supervisor says so in a moment. Until then, or until
+        it is clear that nothing is said, nothing more is sent: it would be lost.
         """
         if self.is_supervised and self.engine_is_ready:
             self.engine_is_ready = False

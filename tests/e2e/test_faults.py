@@ -19,9 +19,10 @@ from tests.e2e.conftest import DEADLINE_SECONDS, MODEL, Served, command_line, st
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 
-@pytest.fixture(scope="module")
-def settings() -> Mapping[str, str]:
-    return {"WATCHDOG_HEALTH": "2"}
+@pytest.fixture
+def settings(request: pytest.FixtureRequest) -> Mapping[str, str]:
+    chosen: Mapping[str, str] = getattr(request, "param", {"WATCHDOG_HEALTH": "2"})
+    return chosen
 
 
 def ask(served: Served, prompt: str = "Once upon a", tokens: int = 4) -> int:
@@ -94,49 +95,39 @@ def test_sigterm_with_a_request_that_it_would_not_leave_for_ends_in_time(
     assert [pid for pid in children if command_line(pid)] == []
 
 
-class TestIdle:
-    @pytest.fixture(scope="class")
-    def settings(self) -> Mapping[str, str]:
-        return {"IDLE_STOP": "1"}
+@pytest.mark.parametrize("settings", [{"IDLE_STOP": "1"}], indirect=True)
+def test_it_is_stopped_when_idle_and_started_by_the_next_request(own_server: Served) -> None:
+    own_server.until(lambda: state_of(own_server) == "asleep", "sleep")
+    own_server.until(lambda: not own_server.child("llama-server"), "its end")
+    assert own_server.get("/health")[0] == 200
+    assert health_port(own_server) == 200
 
-    def test_it_is_stopped_when_idle_and_started_by_the_next_request(
-        self, own_server: Served
-    ) -> None:
-        own_server.until(lambda: state_of(own_server) == "asleep", "sleep")
-        own_server.until(lambda: not own_server.child("llama-server"), "its end")
+    assert ask(own_server) == 200
+
+    assert "died" not in own_server.output
+
+
+@pytest.mark.parametrize(
+    "settings", [{"EXTRA_ARGS": "--sleep-idle-seconds 2"}], indirect=True, ids=["2 s"]
+)
+def test_its_own_sleep_is_shown_and_not_disturbed_and_the_next_request_ends_it(
+    own_server: Served,
+) -> None:
+    def woken() -> int:
+        return own_server.engine_log.count("exiting sleeping state")
+
+    engine = own_server.child("llama-server")
+    own_server.until(lambda: state_of(own_server) == "asleep", "sleep")
+    for _ in range(20):
         assert own_server.get("/health")[0] == 200
-        assert health_port(own_server) == 200
+        assert own_server.get("/metrics")[0] == 200
+    own_server.until(lambda: seconds_asleep(own_server) > 3, "looks at the sleeping engine")
+    assert (state_of(own_server), woken()) == ("asleep", 0)
 
-        assert ask(own_server) == 200
+    assert ask(own_server) == 200
 
-        assert state_of(own_server) in ("ready", "asleep")
-        assert "died" not in own_server.output
-
-
-class TestOwnSleep:
-    @pytest.fixture(scope="class")
-    def settings(self) -> Mapping[str, str]:
-        return {"EXTRA_ARGS": "--sleep-idle-seconds 2"}
-
-    def test_its_own_sleep_is_shown_and_not_disturbed_and_the_next_request_ends_it(
-        self, own_server: Served
-    ) -> None:
-        engine = own_server.child("llama-server")
-
-        def woken() -> int:
-            return own_server.engine_log.count("exiting sleeping state")
-
-        own_server.until(lambda: state_of(own_server) == "asleep", "sleep")
-        for _ in range(20):  # each look of ours takes the time of a request
-            assert own_server.get("/health")[0] == 200
-            assert own_server.get("/metrics")[0] == 200
-        own_server.until(lambda: looks(own_server) > 3, "looks at the sleeping engine")
-        assert (state_of(own_server), woken()) == ("asleep", 0)
-
-        assert ask(own_server) == 200
-
-        own_server.until(lambda: woken() == 1, "its own word of it")
-        assert own_server.child("llama-server") == engine
+    own_server.until(lambda: woken() > 0, "its own word of it")
+    assert own_server.child("llama-server") == engine
 
 
 def health_port(served: Served) -> int:
@@ -145,7 +136,7 @@ def health_port(served: Served) -> int:
         return connection.getresponse().status
 
 
-def looks(served: Served) -> int:
-    """Seconds that it has been asleep for, one look each."""
+def seconds_asleep(served: Served) -> float:
+    """There is a look at it in each."""
     since = datetime.fromisoformat(served.get("/health")[1]["engine"]["since"])
-    return int((datetime.now(UTC) - since).total_seconds())
+    return (datetime.now(UTC) - since).total_seconds()

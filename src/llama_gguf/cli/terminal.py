@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
@@ -100,36 +101,50 @@ def download_meter(label: str) -> Iterator[Meter]:
 
 
 class LoadMeter:
-    """A bar on a terminal while a model loads; elsewhere the log has to do."""
+    """A bar on a terminal while a model loads; elsewhere the log has to do.
 
-    def __init__(self) -> None:
+    Args:
+        after_seconds: a load that is over by then shows none.
+    """
+
+    def __init__(self, after_seconds: float = 2.0) -> None:
+        self._after = after_seconds
         self._progress: Progress | None = None
+        self._timer: threading.Timer | None = None
 
     def show(self, label: str, share: float | None) -> None:
         """Show *share*, from 0 to 1; None where it is not known."""
         if not sys.stderr.isatty():
             return
-        from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-
-        total = None if share is None else 1.0
         if self._progress is None:
-            from rich.console import Console
-
-            percent = TextColumn("{task.percentage:>3.0f} %")
-            self._progress = Progress(
-                TextColumn("{task.description}"),
-                *(BarColumn(), percent, TimeElapsedColumn()),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self._progress.add_task(label, total=total)
-            self._progress.start()
-        self._progress.update(TaskID(0), completed=share or 0.0, total=total)
+            self._progress = _load_bar(label)
+            self._timer = threading.Timer(self._after, self._progress.start)
+            self._timer.daemon = True
+            self._timer.start()
+        total = None if share is None else 1.0
+        self._progress.update(self._progress.task_ids[0], completed=share or 0.0, total=total)
 
     def hide(self) -> None:
         progress, self._progress = self._progress, None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer.join()  # it may be about to show it
         if progress is not None:
             progress.stop()
+
+
+def _load_bar(label: str) -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    bar = Progress(
+        TextColumn("{task.description}"),
+        *(BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn()),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    bar.add_task(label, total=None)
+    return bar
 
 
 class _LineMeter:

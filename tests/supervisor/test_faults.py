@@ -214,11 +214,10 @@ ENDS: Final = {
         "no sign of progress for 1 seconds",
         {"STARTUP_STALL_TIMEOUT": "1"},
     ),
-    "not to be run": End("", 126, "cannot be run", {"LLAMA_SERVER": "/etc"}),
 }
 
 
-@pytest.mark.parametrize("end", [e for n, e in ENDS.items() if "run" not in n])
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS.keys())
 def test_a_first_load_that_fails_is_the_end_with_its_status(serve: Serve, end: End) -> None:
     serve.start(engine=end.engine, **end.settings)
 

@@ -61,19 +61,6 @@ def test_sigint_is_a_clean_end_too(serve: Serve) -> None:
     assert "Traceback" not in serve.err
 
 
-def test_a_second_sigterm_cuts_what_still_runs(serve: Serve) -> None:
-    serve.start_ready()
-    stream = serve.stream()
-    serve.signal(signal.SIGTERM)
-    serve.until_said("draining")
-
-    serve.signal(signal.SIGTERM)
-
-    assert DONE not in stream.rest()
-    assert serve.left_with() == 0
-    assert "Traceback" not in serve.err
-
-
 def test_what_still_runs_after_drain_timeout_is_cut(serve: Serve) -> None:
     serve.start_ready(DRAIN_TIMEOUT="0.1")
     stream = serve.stream()
@@ -171,20 +158,6 @@ def test_when_the_gateway_has_left_no_connection_is_taken_any_more(serve: Serve)
     assert is_alive(engine)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", serve.port), 5).close()
-
-
-def test_a_second_sigterm_does_not_wait_for_an_engine_that_ignores_the_first(
-    serve: Serve,
-) -> None:
-    serve.start_ready(engine="--ignore-sigterm")
-    gateway, engine = serve.gateway_pid, serve.engine_pid
-    serve.signal(signal.SIGTERM)
-    until_gone(gateway)
-
-    serve.signal(signal.SIGTERM)
-
-    assert serve.process.wait(5) == 0
-    until_gone(engine)
 
 
 # A model that is being fetched --------------------------------------------------------------------

@@ -18,10 +18,10 @@ from llama_gguf.core.activity import Activity
 from llama_gguf.core.engine import EngineState, EngineStatus
 from llama_gguf.core.settings import Settings
 from llama_gguf.core.watches import Progress
-from llama_gguf.errors import UserError
 from llama_gguf.probe import Finding
 from llama_gguf.supervisor.child import Child
-from llama_gguf.supervisor.engine_keeper import EngineKeeper, Launch, check_address
+from llama_gguf.supervisor.engine_keeper import EngineKeeper
+from llama_gguf.supervisor.launch import Launch
 from tests.supervisor.conftest import free_ports
 from tests.virtual_time import run
 
@@ -286,17 +286,6 @@ def test_a_port_that_somebody_has_taken_meanwhile_is_tried_again(tmp_path: Path)
         await rig.until(S.READY)
 
     play(tmp_path, scenario)
-
-
-def test_a_port_that_is_taken_at_the_start_is_for_a_person_to_free(tmp_path: Path) -> None:
-    settings = Settings(port_backend=free_ports(1)[0])
-
-    check_address(settings)
-    with (
-        socket.create_server(("127.0.0.1", settings.port_backend)),
-        pytest.raises(UserError, match="PORT_BACKEND chooses another port"),
-    ):
-        check_address(settings)
 
 
 # Hanging ------------------------------------------------------------------------------------------

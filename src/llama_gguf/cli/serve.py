@@ -51,7 +51,7 @@ from llama_gguf.supervisor import orphans
 from llama_gguf.supervisor.aside import in_thread
 from llama_gguf.supervisor.boot_log import BootLog
 from llama_gguf.supervisor.child import spawn
-from llama_gguf.supervisor.engine_keeper import Launch, check_address
+from llama_gguf.supervisor.launch import Launch, check_address
 from llama_gguf.supervisor.supervisor import Supervisor
 
 USAGE = "%(prog)s [MODEL] [options] [--SETTING VALUE ...]"

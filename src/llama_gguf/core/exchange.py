@@ -39,16 +39,13 @@ class Event(enum.IntEnum):
     LOST = 4  # the client left, or the upstream did after the head
     OPEN = 5  # a stream is given its head ahead of the engine's
     BEGIN = 6  # the engine begins such a stream
+    REQUEUE = 7  # the engine took no connection: it has nothing of the request
 
 
 S, E = State, Event
 TRANSITIONS: Final[Mapping[Event, Mapping[State, State]]] = {
-    E.QUEUE: {
-        S.READING: S.QUEUED,
-        # The engine was gone before it had anything of the request.
-        S.FORWARDING: S.QUEUED,
-        S.OPEN_FORWARDING: S.OPEN_QUEUED,
-    },
+    E.QUEUE: {S.READING: S.QUEUED},
+    E.REQUEUE: {S.FORWARDING: S.QUEUED, S.OPEN_FORWARDING: S.OPEN_QUEUED},
     E.FORWARD: {
         S.READING: S.FORWARDING,
         S.QUEUED: S.FORWARDING,

@@ -499,13 +499,16 @@ class ClientConnection(Connection):
 
     def _wait_again(self, exchange: Exchange) -> None:
         """The engine has died before it had anything of the request: its next life will do."""
+        shared = self._shared
         exchange.holds_slot = False
-        admission = self._shared.admission
-        admission.done(self.key_id)
-        try:
-            self._wait_for_slot(exchange, admission.arrive(self))
-        except GatewayError as error:
-            self._reply_error(error)
+        shared.admission.done(self.key_id)
+        if shared.admission.arrive(self) is not Verdict.QUEUED:
+            self._reply_error(shared.unavailable())
+            return
+        exchange.on(Event.REQUEUE)
+        now = shared.now()
+        exchange.queued_at = exchange.queued_at or now
+        self.deadline = now + shared.settings.max_queue_wait
 
     def _ask(self, exchange: Exchange, upstream: UpstreamConnection) -> None:
         self._upstream = upstream

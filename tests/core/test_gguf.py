@@ -46,6 +46,10 @@ def test_a_header_says_what_the_model_is() -> None:
         embedding_length=16,
         head_count=4,
         head_count_kv=2,
+        kv_heads=4,
+        key_length=4,
+        value_length=4,
+        sliding_window=None,
         vocabulary=3,
         has_chat_template=True,
         split_count=1,
@@ -267,3 +271,12 @@ def test_every_block_has_elements_and_bytes() -> None:
 def test_no_name_stands_twice() -> None:
     assert len({k.name for k in TENSOR_TYPES.values()}) == len(TENSOR_TYPES)
     assert len(set(FILE_TYPES.values())) == len(FILE_TYPES)
+
+
+def test_of_a_short_array_of_whole_numbers_the_sum_is_known() -> None:
+    heads = Typed(ARRAY, (U32, [2, 0]))
+
+    facts = facts_of(gguf(METADATA | {"llama.attention.head_count_kv": heads}))
+
+    assert facts.head_count_kv is None
+    assert facts.kv_heads == 2

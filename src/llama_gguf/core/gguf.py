@@ -23,11 +23,14 @@ from llama_gguf.core.gguf_tables import FILE_TYPES, GUESSED, LOOKS, TENSOR_TYPES
 MAGIC: Final = b"GGUF"
 MAX_KEYS: Final = 1 << 16
 MAX_TENSORS: Final = 1 << 17
+MAX_LAYERS: Final = 1 << 12
+"""Of longer arrays no sum is made."""
 MAX_DIMENSIONS: Final = 4  # GGML_MAX_DIMS
 DEFAULT_ALIGNMENT: Final = 32
 
 _STRING: Final = 8
 _ARRAY: Final = 9
+_WHOLE: Final = frozenset({0, 1, 2, 3, 4, 5, 10, 11})
 _SCALARS: Final[Mapping[int, struct.Struct]] = {
     number: struct.Struct("<" + code) for number, code in enumerate("BbHhIif?")
 } | {number: struct.Struct("<" + code) for number, code in enumerate("Qqd", start=10)}
@@ -35,9 +38,10 @@ _SCALARS: Final[Mapping[int, struct.Struct]] = {
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """An array in the metadata. Only its length is kept."""
+    """An array in the metadata. Its length is kept, and of a short one of whole numbers the sum."""
 
     length: int
+    total: int | None = None
 
 
 Value = int | float | bool | str | Array
@@ -57,6 +61,12 @@ class ModelFacts:
     embedding_length: int | None
     head_count: int | None
     head_count_kv: int | None
+    kv_heads: int | None
+    """Of all layers together: what a token's place in the KV cache is made of."""
+    key_length: int | None
+    value_length: int | None
+    sliding_window: int | None
+    """Tokens that some of the layers look back; None where all look back over everything."""
     vocabulary: int | None
     has_chat_template: bool
     split_count: int
@@ -169,6 +179,8 @@ def _skip_array(header: Cursor) -> Array:
     kind, length = header.u32(), header.u64()
     if kind == _STRING:
         header.skip_strings(length)
+    elif kind in _WHOLE and length <= MAX_LAYERS:
+        return Array(length, sum(header.unpack(_SCALARS[kind])[0] for _ in range(length)))
     else:
         # An array of arrays ends here: llama.cpp does not read one either.
         header.skip(length * _scalar(kind).size)
@@ -207,6 +219,12 @@ def _facts(
     values: Mapping[str, Value], tensors: Sequence[_Tensor], *, file_bytes: int, needed_bytes: int
 ) -> ModelFacts:
     architecture = _text(values, "general.architecture")
+    layers = _whole(values, f"{architecture}.block_count")
+    heads, width = (
+        _whole(values, f"{architecture}.{name}")
+        for name in ("attention.head_count", "embedding_length")
+    )
+    per_head = width // heads if width and heads else None
     tokens = values.get("tokenizer.ggml.tokens")
     return ModelFacts(
         name=_text(values, "general.name"),
@@ -215,10 +233,14 @@ def _facts(
         parameters=sum(t.elements for t in tensors) or None,
         quantization=_quantization(values, tensors),
         context_length=_whole(values, f"{architecture}.context_length"),
-        layers=_whole(values, f"{architecture}.block_count"),
-        embedding_length=_whole(values, f"{architecture}.embedding_length"),
-        head_count=_whole(values, f"{architecture}.attention.head_count"),
+        layers=layers,
+        embedding_length=width,
+        head_count=heads,
         head_count_kv=_whole(values, f"{architecture}.attention.head_count_kv"),
+        kv_heads=_kv_heads(values.get(f"{architecture}.attention.head_count_kv", heads), layers),
+        key_length=_whole(values, f"{architecture}.attention.key_length") or per_head,
+        value_length=_whole(values, f"{architecture}.attention.value_length") or per_head,
+        sliding_window=_whole(values, f"{architecture}.attention.sliding_window"),
         vocabulary=tokens.length if isinstance(tokens, Array) else None,
         has_chat_template="tokenizer.chat_template" in values,
         split_count=_whole(values, "split.count") or 1,
@@ -226,6 +248,12 @@ def _facts(
         file_bytes=file_bytes,
         needed_bytes=needed_bytes,
     )
+
+
+def _kv_heads(value: Value | None, layers: int | None) -> int | None:
+    if isinstance(value, Array):  # a number for each layer
+        return value.total
+    return value * layers if isinstance(value, int) and layers else None
 
 
 def _text(values: Mapping[str, Value], key: str) -> str:

@@ -165,8 +165,8 @@ def need(facts: ModelFacts, chosen: Options) -> Need | None:
     streams = 1 if chosen.shares_context else chosen.slots
     tokens = _padded(-(-context // streams))
     cell_bytes = facts.kv_heads * (
-        facts.key_length * _TYPES.get(chosen.type_k, 2.0)
-        + facts.value_length * _TYPES.get(chosen.type_v, 2.0)
+        facts.key_length * type_bytes(chosen.type_k)
+        + facts.value_length * type_bytes(chosen.type_v)
     )
     return Need(
         model=facts.file_bytes,
@@ -177,6 +177,11 @@ def need(facts: ModelFacts, chosen: Options) -> Need | None:
         slots=chosen.slots,
         slot_tokens=min(tokens, facts.context_length or tokens),
     )
+
+
+def type_bytes(name: str) -> float:
+    """Bytes of one value in the KV cache; of an unknown type, those of f16."""
+    return _TYPES.get(name, 2.0)
 
 
 def _padded(tokens: int) -> int:

@@ -263,7 +263,7 @@ def test_with_a_unix_socket_the_engines_port_is_not_needed(machine: Machine, che
 
 # Memory, GPUs and flags ---------------------------------------------------------------------------
 
-HELP = "flags:\\n-c,    --ctx-size N      size\\n-ngl,  --gpu-layers N    layers\\n--metrics    more\\n"
+HELP = "flags:\\n-c,    --ctx-size N      size\\n--metrics    more\\n"
 
 
 def engine_with(machine: Machine, *devices: str) -> None:

@@ -540,9 +540,7 @@ def test_an_id_that_is_taken_by_another_key_is_not_imported(
 def test_keys_can_be_imported_from_standard_input(path: Path) -> None:
     argv = [sys.executable, "-m", "llama_gguf", "keys", "import", "-", "--file", str(path)]
     subprocess.run(argv, input=f"bob:{OTHER}\n", text=True, check=True, timeout=60)
-    done = subprocess.run(
-        argv, input=b"\xff\xfe", capture_output=True, check=False, timeout=60
-    )
+    done = subprocess.run(argv, input=b"\xff\xfe", capture_output=True, check=False, timeout=60)
 
     assert key_of(path, OTHER).key_id == "bob"
     assert done.returncode == 1

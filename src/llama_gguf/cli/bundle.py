@@ -101,8 +101,6 @@ def model(context: Context) -> str:
 
 
 def gpu(context: Context) -> str:
-    from llama_gguf.engine import locate
-
     path = context.environ.get("PATH", os.defpath)
     parts = [
         _output([name, *arguments], context.environ, path)
@@ -110,12 +108,17 @@ def gpu(context: Context) -> str:
     ]
     nodes = sorted(str(p) for d in ("nvidia*", "dri/*", "kfd") for p in Path("/dev").glob(d))
     parts.append(f"device nodes: {' '.join(nodes) or 'none'}")
-    engine = locate.locate(context.settings.llama_server, path, environ=context.environ)
-    environ = {**context.environ, **engine.environment_changes}
-    parts += [
-        _output([engine.path, flag], environ, path) for flag in ("--version", "--list-devices")
-    ]
     return "\n\n".join(parts)
+
+
+def engine(context: Context) -> str:
+    from llama_gguf.engine import locate
+
+    path = context.environ.get("PATH", os.defpath)
+    found = locate.locate(context.settings.llama_server, path, environ=context.environ)
+    environ = {**context.environ, **found.environment_changes}
+    told = [_output([found.path, flag], environ, path) for flag in ("--version", "--list-devices")]
+    return "\n\n".join([f"{found.path} ({found.source})", *told])
 
 
 def memory(context: Context) -> str:
@@ -160,12 +163,14 @@ def ports(context: Context) -> str:
     ours = {chosen.port: "PORT", chosen.port_health: "PORT_HEALTH"}
     ours |= {} if chosen.backend_socket else {chosen.port_backend: "PORT_BACKEND"}
     running = processes.look()
+    found = processes.listeners(running)
     lines = []
-    for one in processes.listeners(running):
+    for one in found:
         process = running.get(one.pid or 0)
         who = f"{process.name} ({process.pid})" if process else "a process that is not to be seen"
-        lines.append(f"{one.address} {one.port} {ours.pop(one.port, '')}: {who}")
-    lines += [f"{port} {name}: nobody listens" for port, name in ours.items()]
+        lines.append(f"{one.address} {one.port}: {who} {ours.get(one.port, '')}".rstrip())
+    free = ours.keys() - {one.port for one in found}
+    lines += [f"{port}: nobody listens {ours[port]}" for port in sorted(free)]
     if chosen.backend_socket:
         lines.append(_listed(chosen.backend_socket))
     return "\n".join(lines)
@@ -199,8 +204,8 @@ def server(context: Context) -> str:
     ]
     questions.append((_Connection(chosen.host, chosen.port_health), "/"))
     # /slots, and in older builds /metrics, would wake an engine that sleeps.
-    engine = _Connection(chosen.backend_host, chosen.port_backend, path=chosen.backend_socket)
-    questions.append((engine, "/health"))
+    backend = _Connection(chosen.backend_host, chosen.port_backend, path=chosen.backend_socket)
+    questions.append((backend, "/health"))
     return "\n\n".join(_ask(connection, path) for connection, path in questions)
 
 
@@ -237,7 +242,7 @@ def _ask(connection: _Connection, path: str) -> str:
         response = connection.getresponse()
         body = response.read(MAX_ANSWER_BYTES).decode("utf-8", "replace")
     except (OSError, http.client.HTTPException) as error:
-        return f"{question}: {error or type(error).__name__}"
+        return f"{question}: {type(error).__name__} {error}"
     finally:
         connection.close()
     return f"{question}: {response.status} {response.reason}\n{body}"
@@ -250,6 +255,7 @@ SECTIONS: Final[Mapping[str, Callable[[Context], str]]] = {
     "checks": checks,
     "model": model,
     "gpu": gpu,
+    "engine": engine,
     "memory": memory,
     "kernel": kernel,
     "disk": disk,

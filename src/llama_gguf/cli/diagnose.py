@@ -29,7 +29,6 @@ from llama_gguf.cli import bundle, known_secrets
 from llama_gguf.cli.context import Context
 from llama_gguf.cli.terminal import say
 from llama_gguf.core.masking import Masker
-from llama_gguf.engine.model import size_text
 from llama_gguf.errors import UserError
 
 USAGE = "%(prog)s [--output FILE] [--json] [--SETTING VALUE ...]"
@@ -121,8 +120,12 @@ def _summary(sections: list[Section], unread: list[str], now: datetime) -> str:
         "",
     ]
     lines += [f"could not be looked through for secrets: {what}" for what in unread]
-    lines += [f"{s.name}: {s.trouble or 'collected'}" for s in sections]
+    lines += [f"{s.name}: {_first_line(s.trouble) or 'collected'}" for s in sections]
     return "\n".join(lines)
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0]
 
 
 def archive(sections: list[Section], now: datetime) -> bytes:
@@ -163,8 +166,8 @@ def _fields(path: str, raw: bytes, sections: list[Section]) -> dict[str, object]
 
 
 def _tell(path: str, raw: bytes, sections: list[Section]) -> None:
-    say(f"{path} ({size_text(len(raw))}): {len(sections)} texts, without secrets.")
+    say(f"{path} ({len(raw)} bytes): {len(sections)} texts, without secrets.")
     for section in sections:
         if section.trouble:
-            say(f"- {section.name} is not whole: {section.trouble}")
+            say(f"- {section.name} is not whole: {_first_line(section.trouble)}")
     say("Look through it before you send it on: logs may hold what clients have sent.")

@@ -89,6 +89,6 @@ def _of_processes() -> Iterator[str]:
     """Out of arguments, and out of the environments of ours: the engine's key is in one."""
     running = processes.look()
     for process in running.values():
-        yield from masking.secrets_in([part for word in process.argv for part in word.split()])
+        yield from masking.secrets_of({"": " ".join(process.argv)}, is_harmless)
     for _, process in processes.family(running):
         yield from masking.secrets_of(processes.environ_of(process.pid), is_harmless)

@@ -136,4 +136,4 @@ class Principals:
 
     def missing_admins(self) -> list[str]:
         """Ids that ADMIN_KEY_IDS names, and no key has."""
-        return sorted(self._admins - self._by_id.keys())
+        return sorted(self._admins.difference(self._by_id))

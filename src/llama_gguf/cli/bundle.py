@@ -6,12 +6,9 @@ return. What the product is made of is imported only where it is used, since tha
 
 from __future__ import annotations
 
-import http.client
 import os
 import platform
 import shutil
-import socket
-import ssl
 import stat
 import subprocess
 import sys
@@ -22,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from llama_gguf import __version__
+from llama_gguf.cli import answers
 from llama_gguf.cli.context import Context
 from llama_gguf.cli.known_secrets import is_harmless
 from llama_gguf.core import masking
@@ -30,11 +28,10 @@ from llama_gguf.engine import processes
 from llama_gguf.engine.model import size_text
 
 COMMAND_SECONDS: Final = 10.0
-ANSWER_SECONDS: Final = 3.0
 TAIL_BYTES: Final = 256 << 10
 MAX_LOGS: Final = 12
 MAX_LOGS_OF_FOLDER: Final = 3
-MAX_ANSWER_BYTES: Final = 1 << 20
+MAX_FILE_CHARACTERS: Final = 1 << 20
 _MAX_LISTED: Final = 200
 
 _PACKAGES: Final = (
@@ -195,59 +192,6 @@ def tree(context: Context) -> str:
     return "\n".join(lines)
 
 
-def server(context: Context) -> str:
-    """What a running server says of itself, each question with its answer or what failed."""
-    chosen = context.settings
-    questions = [
-        (_Connection(chosen.host, chosen.port, tls=bool(chosen.tls_cert_file)), path)
-        for path in ("/ping", "/health", "/metrics", "/metrics?format=prometheus")
-    ]
-    questions.append((_Connection(chosen.host, chosen.port_health), "/"))
-    # /slots, and in older builds /metrics, would wake an engine that sleeps.
-    backend = _Connection(chosen.backend_host, chosen.port_backend, path=chosen.backend_socket)
-    questions.append((backend, "/health"))
-    return "\n\n".join(_ask(connection, path) for connection, path in questions)
-
-
-class _Connection(http.client.HTTPConnection):
-    """To a server on this machine: an address that stands for all is asked on loopback."""
-
-    def __init__(self, host: str, port: int, *, tls: bool = False, path: str = "") -> None:
-        loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # not listened on
-        super().__init__(loopback.get(host, host), port, timeout=ANSWER_SECONDS)
-        self._tls = tls
-        self._path = path
-
-    @property
-    def name(self) -> str:
-        return self._path or f"{self.host}:{self.port}"
-
-    def connect(self) -> None:
-        if self._path:
-            self.sock = socket.socket(socket.AF_UNIX)
-            self.sock.settimeout(ANSWER_SECONDS)
-            self.sock.connect(self._path)
-            return
-        super().connect()
-        if self._tls:
-            # Nothing secret is sent, and an expired certificate is one of the things to find out.
-            context = ssl._create_unverified_context()  # noqa: S323
-            self.sock = context.wrap_socket(self.sock)
-
-
-def _ask(connection: _Connection, path: str) -> str:
-    question = f"GET {path} on {connection.name}"
-    try:
-        connection.request("GET", path)
-        response = connection.getresponse()
-        body = response.read(MAX_ANSWER_BYTES).decode("utf-8", "replace")
-    except (OSError, http.client.HTTPException) as error:
-        return f"{question}: {type(error).__name__} {error}"
-    finally:
-        connection.close()
-    return f"{question}: {response.status} {response.reason}\n{body}"
-
-
 SECTIONS: Final[Mapping[str, Callable[[Context], str]]] = {
     "versions": versions,
     "settings": settings,
@@ -262,7 +206,7 @@ SECTIONS: Final[Mapping[str, Callable[[Context], str]]] = {
     "mounts": mounts,
     "ports": ports,
     "processes": tree,
-    "server": server,
+    "server": answers.server,
 }
 
 
@@ -316,7 +260,7 @@ def _output(argv: Sequence[str], environ: Mapping[str, str], path: str) -> str:
 def _file(path: str) -> str:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
-            return f"{path}:\n{file.read(MAX_ANSWER_BYTES)}"
+            return f"{path}:\n{file.read(MAX_FILE_CHARACTERS)}"
     except OSError as error:
         return f"{path}: {error.strerror}"
 

@@ -1,5 +1,7 @@
-"""What `serve` would do: every setting and where it came from, model, engine, machine, ports, keys.
+"""What `serve` would do, and what would go wrong.
 
+Every setting and where it came from; the machine; the engine, and flags in EXTRA_ARGS that it
+does not have; the model, and whether GPU or RAM have what it needs; ports, certificate, keys.
 Exit status 0 when nothing stands in the way, else 1 with a list of what does.
 """
 

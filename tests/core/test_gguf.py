@@ -50,6 +50,8 @@ def test_a_header_says_what_the_model_is() -> None:
         key_length=4,
         value_length=4,
         sliding_window=None,
+        embedding_bytes=0,
+        output_bytes=0,
         vocabulary=3,
         has_chat_template=True,
         split_count=1,
@@ -280,3 +282,11 @@ def test_of_a_short_array_of_whole_numbers_the_sum_is_known() -> None:
 
     assert facts.head_count_kv is None
     assert facts.kv_heads == 2
+
+
+def test_the_tensors_at_both_ends_are_known_by_their_size() -> None:
+    ends = [Tensor((16, 8), name="token_embd.weight"), Tensor((16, 4), name="output.weight")]
+
+    facts = facts_of(gguf(METADATA, [*ends, Tensor((16,))]))
+
+    assert (facts.embedding_bytes, facts.output_bytes) == (16 * 8 * 4, 16 * 4 * 4)

@@ -153,8 +153,9 @@ def test_a_flag_at_the_end_without_its_value_is_left_to_the_engine() -> None:
 
 # Where it goes --------------------------------------------------------------------------------
 
+# 30 layers of 100 bytes, and tensors of 50 and 60 bytes at the ends.
 NEED = Need(
-    model=3100, cells=31, cell_bytes=10.0, compute=7, is_bound=False, slots=1, slot_tokens=31
+    model=3110, cells=30, cell_bytes=10.0, compute=7, is_bound=False, slots=1, slot_tokens=30
 )
 
 
@@ -163,18 +164,29 @@ NEED = Need(
     [
         (99, 0, {}, None, 3417),
         (0, 1, {}, None, 3417),
-        (99, 1, {}, 3417, 0),
-        (-1, 2, {}, 3417, 0),
-        (10, 1, {}, 1107, 2310),
-        (99, 1, {"kv_offload": False}, 3107, 310),
+        (99, 1, {}, 3000 + 60 + 300 + 7, 50),
+        (-1, 2, {}, 3000 + 60 + 300 + 7, 50),
+        (31, 1, {}, 3000 + 60 + 300 + 7, 50),
+        (10, 1, {}, 900 + 60 + 90 + 7, 50 + 2100 + 210),
+        (1, 1, {}, 60 + 7, 50 + 3000 + 300),
+        (99, 1, {"kv_offload": False}, 3000 + 60 + 7, 50 + 300),
     ],
 )
 def test_layers_go_to_the_gpu_with_their_part_of_the_cache(
     ngl: int, gpus: int, more: dict[str, Any], gpu: int | None, ram: int
 ) -> None:
-    facts = dataclasses.replace(facts_of(), layers=30)
+    facts = dataclasses.replace(facts_of(), layers=30, embedding_bytes=50, output_bytes=60)
 
     found = place(NEED, facts, Options(ctx=1, parallel=1, ngl=ngl, **more), gpus=gpus)
 
     assert found.ram == ram
     assert found.gpu == (0 if gpu is None else gpu + gpus * GPU_RESERVE_BYTES)
+
+
+def test_words_that_are_made_by_the_same_tensor_as_they_are_read_are_in_both_places() -> None:
+    facts = dataclasses.replace(facts_of(), layers=30, embedding_bytes=110, output_bytes=0)
+
+    found = place(NEED, facts, Options(ctx=1, parallel=1, ngl=99), gpus=1)
+
+    assert found.ram == 110
+    assert found.gpu == 3000 + 110 + 300 + 7 + GPU_RESERVE_BYTES

@@ -28,6 +28,7 @@ MAX_LAYERS: Final = 1 << 12
 MAX_DIMENSIONS: Final = 4  # GGML_MAX_DIMS
 DEFAULT_ALIGNMENT: Final = 32
 
+_EDGES: Final = frozenset({"token_embd.weight", "output.weight"})
 _STRING: Final = 8
 _ARRAY: Final = 9
 _WHOLE: Final = frozenset({0, 1, 2, 3, 4, 5, 10, 11})
@@ -67,6 +68,10 @@ class ModelFacts:
     value_length: int | None
     sliding_window: int | None
     """Tokens that some of the layers look back; None where all look back over everything."""
+    embedding_bytes: int
+    """Of the tensor that makes numbers of words; 0 if there is none."""
+    output_bytes: int
+    """Of the one that makes words of numbers; 0 where the first one does that, too."""
     vocabulary: int | None
     has_chat_template: bool
     split_count: int
@@ -79,16 +84,15 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
+    name: str
     elements: int
     kind: int
     offset: int
 
-    def end(self) -> int:
-        """Where its data ends, counted from the start of all data; its start if that is unknown."""
+    def size(self) -> int:
+        """Bytes of its data; 0 if its type is unknown."""
         kind = TENSOR_TYPES.get(self.kind)
-        if kind is None:
-            return self.offset
-        return self.offset + -(-self.elements // kind.elements) * kind.size
+        return 0 if kind is None else -(-self.elements // kind.elements) * kind.size
 
 
 def looks_like(start: bytes) -> str:
@@ -195,12 +199,12 @@ def _scalar(kind: int) -> struct.Struct:
 
 
 def _read_tensor(header: Cursor) -> _Tensor:
-    header.skip(header.u64())  # its name
+    name = header.text()
     dimensions = header.u32()
     if dimensions > MAX_DIMENSIONS:
         raise GgufError(f"damaged: a tensor in its header has {dimensions} dimensions")
     elements = math.prod(header.u64() for _ in range(dimensions))
-    return _Tensor(elements=elements, kind=header.u32(), offset=header.u64())
+    return _Tensor(name, elements=elements, kind=header.u32(), offset=header.u64())
 
 
 def _alignment(values: Mapping[str, Value]) -> int:
@@ -212,7 +216,7 @@ def _alignment(values: Mapping[str, Value]) -> int:
 
 def _needed_bytes(header_end: int, tensors: Iterable[_Tensor], alignment: int) -> int:
     data_start = -(-header_end // alignment) * alignment
-    return max((data_start + t.end() for t in tensors), default=header_end)
+    return max((data_start + t.offset + t.size() for t in tensors), default=header_end)
 
 
 def _facts(
@@ -224,6 +228,7 @@ def _facts(
         _whole(values, f"{architecture}.{name}")
         for name in ("attention.head_count", "embedding_length")
     )
+    sizes = {t.name: t.size() for t in tensors if t.name in _EDGES}
     per_head = width // heads if width and heads else None
     tokens = values.get("tokenizer.ggml.tokens")
     return ModelFacts(
@@ -241,6 +246,8 @@ def _facts(
         key_length=_whole(values, f"{architecture}.attention.key_length") or per_head,
         value_length=_whole(values, f"{architecture}.attention.value_length") or per_head,
         sliding_window=_whole(values, f"{architecture}.attention.sliding_window"),
+        embedding_bytes=sizes.get("token_embd.weight", 0),
+        output_bytes=sizes.get("output.weight", 0),
         vocabulary=tokens.length if isinstance(tokens, Array) else None,
         has_chat_template="tokenizer.chat_template" in values,
         split_count=_whole(values, "split.count") or 1,

@@ -220,9 +220,12 @@ def place(wanted: Need, facts: ModelFacts, chosen: Options, *, gpus: int) -> Pla
     """
     if not gpus or not chosen.ngl:
         return Placed(gpu=0, ram=wanted.total)
-    # The layer behind the last one makes words of it, and counts.
-    layers = (facts.layers or 0) + 1
-    share = 1.0 if chosen.ngl < 0 else min(chosen.ngl, layers) / layers
+    layers = max(facts.layers or 0, 1)
+    # The first of NGL is what makes words of the last layer's numbers; what makes numbers of
+    # words is always in RAM, and where both are one, it is in both places.
+    share = 1.0 if chosen.ngl < 0 else min(chosen.ngl - 1, layers) / layers
+    inner = (wanted.model - facts.embedding_bytes - facts.output_bytes) * share
     kv = wanted.kv * share if chosen.kv_offload else 0
-    gpu = round(wanted.model * share + kv) + wanted.compute
-    return Placed(gpu=gpu + gpus * GPU_RESERVE_BYTES, ram=wanted.total - gpu)
+    gpu = inner + (facts.output_bytes or facts.embedding_bytes) + kv + wanted.compute
+    ram = wanted.model - facts.output_bytes - inner + wanted.kv - kv
+    return Placed(gpu=round(gpu) + gpus * GPU_RESERVE_BYTES, ram=round(ram))

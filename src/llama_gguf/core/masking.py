@@ -42,12 +42,12 @@ _PATTERNS: Final[Sequence[tuple[re.Pattern[str], str]]] = (
         re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*-----|\Z)", re.DOTALL),
         MASK,
     ),
-    (re.compile(r"(?<=://)[^/\s]+@"), f"{MASK}@"),
-    (re.compile(r"(://[^\s?#\"']+)\?[^\s#\"']*"), rf"\1?{MASK}"),
+    (re.compile(r"(?<=://)[^/\s]{1,500}@"), f"{MASK}@"),
+    (re.compile(r"(://[^\s?#\"']{1,500})\?[^\s#\"']*"), rf"\1?{MASK}"),
     (re.compile(r"\b(bearer|basic)(\s+)[^\s\"',;*]{6,}", re.IGNORECASE), rf"\1\2{MASK}"),
     (
         re.compile(
-            rf"([\w-]{{0,40}}{_NAME}[\"']?\s*[=:]\s*[\"']?){_PLAIN}[^\s\"',;&]+", re.IGNORECASE
+            rf"({_NAME}[\"']?\s{{0,9}}[=:]\s{{0,9}}[\"']?){_PLAIN}[^\s\"',;&]+", re.IGNORECASE
         ),
         rf"\1{MASK}",
     ),

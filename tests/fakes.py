@@ -22,6 +22,7 @@ from llama_gguf.gateway.accounts import Accounts
 from llama_gguf.gateway.client import ClientConnection
 from llama_gguf.gateway.pool import IDLE_SECONDS
 from llama_gguf.gateway.shared import Shared
+from llama_gguf.gateway.upstream import Phase, UpstreamConnection
 
 KEY: Final = "sk-alice-0123456789"
 OTHER_KEY: Final = "sk-bob-0123456789ab"
@@ -433,6 +434,12 @@ class FakeUpstream:
     @property
     def is_closed(self) -> bool:
         return self.transport.is_closed
+
+    @property
+    def phase(self) -> Phase:
+        connection = self.transport._protocol
+        assert isinstance(connection, UpstreamConnection)
+        return connection.phase
 
     def say(self, *pieces: bytes) -> None:
         for piece in pieces:

@@ -14,6 +14,7 @@ from llama_gguf.engine.landing import Meter
 from llama_gguf.errors import UserError
 from tests.engine.file_server import FileServer
 from tests.gguf_files import METADATA, Tensor, gguf
+from tests.supervisor.conftest import until
 
 CONTENT = gguf(METADATA, [Tensor((300_000,))])
 
@@ -85,13 +86,14 @@ def test_settings_that_a_flag_has_beaten_do_not_reach_the_child(
 def test_when_it_is_called_off_the_child_ends_and_what_has_come_stays(
     tmp_path: Path, server: FileServer
 ) -> None:
+    part = tmp_path / "models" / "m.gguf.part"
+
     async def called_off() -> None:
-        begun = asyncio.Event()
         wanted = settings(tmp_path, server.url())
         task = asyncio.get_running_loop().create_task(
-            fetch(wanted, {"PATH": os.defpath}, lambda text: begun.set())
+            fetch(wanted, {"PATH": os.defpath}, lambda text: None)
         )
-        await begun.wait()
+        await asyncio.to_thread(until, lambda: part.exists() and part.stat().st_size)
         task.cancel()
         await asyncio.wait([task])
 
@@ -99,9 +101,8 @@ def test_when_it_is_called_off_the_child_ends_and_what_has_come_stays(
     server.behaviour.stops_after = 5_000_000
     asyncio.run(called_off())
 
-    folder = tmp_path / "models"
-    assert sorted(p.name for p in folder.iterdir()) == ["m.gguf.part", "m.gguf.part.etag"]
-    assert (folder / "m.gguf.part").stat().st_size > 0
+    assert sorted(p.name for p in part.parent.iterdir()) == ["m.gguf.part", "m.gguf.part.etag"]
+    assert part.stat().st_size > 0
 
 
 @pytest.mark.parametrize(

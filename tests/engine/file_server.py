@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -111,7 +112,8 @@ class _Handler(BaseHTTPRequestHandler):
         )
         self._head(200 if start is None else 206, fields | dict(does.headers))
         if does.stops_after:
-            self.wfile.write(body[: does.stops_after])
+            with suppress(ConnectionError):  # it was called off
+                self.wfile.write(body[: does.stops_after])
             self.server_owner.ends.wait()
             return
         self._body(body[: does.cuts.pop(0)] if does.cuts else body, chunked=does.chunked)

@@ -310,8 +310,12 @@ def test_a_gpu_that_the_engine_does_not_see_is_told(
 
     assert status == 0
     assert checks["engine's GPUs"]["level"] == "note"
-    assert "the CPU will do" in checks["engine's GPUs"]["text"]
-    assert "engine's GPUs" not in check(PATH=path, NGL="0")[1]
+    assert "is not for this GPU, and the CPU does" in checks["engine's GPUs"]["text"]
+    assert check(PATH=path, NGL="0")[1]["engine's GPUs"]["level"] == "ok"
+    Path(machine.environ["LLAMA_SERVER"]).write_text("#!/bin/sh\necho 'version: 1'\n")
+    unknown = check(PATH=path)[1]
+    assert unknown["engine's GPUs"]["text"] == "unknown: llama-server does not say"
+    assert "RAM" not in unknown
 
 
 def test_flags_that_the_engine_does_not_have_are_wrong(machine: Machine, check: Check) -> None:

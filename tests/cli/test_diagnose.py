@@ -139,11 +139,14 @@ def talkers(environ: dict[str, str]) -> Iterator[None]:
 @pytest.fixture
 def engine() -> Iterator[int]:
     """A process that looks like an engine, with secrets in its arguments and environment."""
-    argv = [sys.executable, "-c", "input()", "llama-server"]
+    argv = [sys.executable, "-c", "print(flush=True); input()", "llama-server"]
     argv += ["--api-key", S["a key in the arguments of a process"]]
     argv += [f"http://me:{S['a password in the URL of an argument']}@models.example/"]
     environ = {"LLAMA_API_KEY": S["the engine's key, as only the engine has it"]}
-    with subprocess.Popen(argv, env=environ, stdin=subprocess.PIPE) as child:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, env=environ, stdin=pipe, stdout=pipe) as child:
+        assert child.stdout is not None
+        child.stdout.readline()  # it runs by now
         yield child.pid
         child.communicate(b"\n")
 

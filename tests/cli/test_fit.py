@@ -19,7 +19,10 @@ NEEDED = 98_362_432 + 377_487_360 + 30_932_992
 
 
 def found(
-    chosen: Options = CHOSEN, *, available: int | None = 64 * GIB, devices: Sequence[Device] = ()
+    chosen: Options = CHOSEN,
+    *,
+    available: int | None = 64 * GIB,
+    devices: Sequence[Device] | None = (),
 ) -> dict[str, Result]:
     here = Machine("Linux", 2, None, 64 * GIB, available, ())
     return {r.subject: r for r in results(FACTS, chosen, devices=devices, here=here)}
@@ -60,6 +63,10 @@ def test_a_context_that_would_fit_is_named() -> None:
 
 def test_where_memory_is_unknown_nothing_is_claimed_of_it() -> None:
     assert found(available=None).keys() == {"context", "memory needed"}
+
+
+def test_where_the_gpus_are_unknown_nothing_is_claimed_of_what_goes_where() -> None:
+    assert found(devices=None, available=1).keys() == {"context", "memory needed"}
 
 
 def test_a_header_that_says_too_little_gives_no_sum() -> None:

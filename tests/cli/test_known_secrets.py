@@ -60,9 +60,19 @@ def test_a_login_that_the_hub_has_kept_is_found(tmp_path: Path, where: str) -> N
 
 
 def test_the_arguments_and_environments_of_processes_are_looked_through(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "input()", "llama-server", "--api-key", "in-arguments"]
+    command = [
+        sys.executable,
+        "-c",
+        "print(flush=True); input()",
+        "llama-server",
+        "--api-key",
+        "in-arguments",
+    ]
     environ = {"LLAMA_API_KEY": "in-environment"}
-    with subprocess.Popen(command, env=environ, stdin=subprocess.PIPE) as child:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environ, stdin=pipe, stdout=pipe) as child:
+        assert child.stdout is not None
+        child.stdout.readline()  # it runs by now
         secrets, _ = found(tmp_path, {})
         child.communicate(b"\n")
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.core.masking import MASK, Masker, masked_words, secrets_in, secrets_of
+from llama_gguf.core.masking import MASK, Masker, mask_urls, masked_words, secrets_in, secrets_of
 
 KEY = "Zq8vN2xLw5TfR7mB"
 
@@ -86,7 +86,7 @@ def test_what_looks_like_a_secret_goes(text: str) -> None:
     masked = shown(text)
 
     assert KEY not in masked
-    assert MASK in masked
+    assert "***" in masked
 
 
 @pytest.mark.parametrize(
@@ -105,6 +105,18 @@ def test_what_looks_like_a_secret_goes(text: str) -> None:
 )
 def test_what_people_need_stays(text: str) -> None:
     assert shown(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("at https://me:p@ss@h.example/simple, then", "at https://***@h.example/simple, then"),
+        ("GET https://h.example/x?token=1&b=2 failed", "GET https://h.example/x?*** failed"),
+        ("mail me@h.example", "mail me@h.example"),
+    ],
+)
+def test_logins_and_queries_are_masked_within_a_text(text: str, clean: str) -> None:
+    assert mask_urls(text) == clean
 
 
 # Where secrets are found ------------------------------------------------------------------------

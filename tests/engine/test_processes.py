@@ -57,8 +57,11 @@ def test_ours_are_told_with_those_above_and_below() -> None:
 
 
 def test_the_environment_of_a_process_can_be_had() -> None:
-    command = [sys.executable, "-c", "input()"]
-    with subprocess.Popen(command, env={"A": "1=2"}, stdin=subprocess.PIPE) as child:
+    command = [sys.executable, "-c", "print(flush=True); input()"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env={"A": "1=2"}, stdin=pipe, stdout=pipe) as child:
+        assert child.stdout is not None
+        child.stdout.readline()  # it runs by now
         assert environ_of(child.pid) == {"A": "1=2"}
         child.communicate(b"\n")
 

@@ -23,11 +23,11 @@ from llama_gguf.cli.terminal import print_table, say
 from llama_gguf.core import settings as core_settings
 from llama_gguf.core.engine_help import complaints
 from llama_gguf.core.launch import engine_address, extra_args
+from llama_gguf.core.masking import mask_urls
 from llama_gguf.core.memory import options
 from llama_gguf.core.settings import Settings
 from llama_gguf.engine import locate, machine
 from llama_gguf.engine.model import size_text
-from llama_gguf.engine.urls import masked
 from llama_gguf.errors import UserError
 from llama_gguf.gateway import tls
 from llama_gguf.gateway.server import listen
@@ -134,7 +134,7 @@ def _machine(here: machine.Machine, settings: Settings) -> Iterator[Result]:
             f"busy: set THREADS to {max(1, int(limit))}",
             Level.NOTE,
         )
-    yield Result("gpu", here.gpu_text)
+    yield Result("gpu", "; ".join(here.gpus) or "none that nvidia-smi knows")
     memory = here.memory_available
     yield Result("memory", "unknown" if memory is None else f"{size_text(memory)} available")
     free = machine.free_disk(settings.data_dir)
@@ -144,7 +144,7 @@ def _machine(here: machine.Machine, settings: Settings) -> Iterator[Result]:
 def _engine(settings: Settings, context: Context, here: machine.Machine) -> Iterator[Result]:
     """The engine, what it makes of EXTRA_ARGS, and whether the model fits where it can run it."""
     environ = context.environ
-    devices: Sequence[locate.Device] = ()
+    devices: Sequence[locate.Device] | None = None
     try:
         engine = locate.locate(
             settings.llama_server, environ.get("PATH", os.defpath), environ=environ
@@ -157,8 +157,8 @@ def _engine(settings: Settings, context: Context, here: machine.Machine) -> Iter
     else:
         yield Result("engine", f"{engine.path} ({engine.source}), version {version}")
         yield from _unknown_flags(settings, engine, environ)
-        devices = locate.devices_of(engine, environ) or ()
-        yield from _unseen_gpus(settings, devices, here)
+        devices = locate.devices_of(engine, environ)
+        yield _devices(settings, devices, here)
     yield from _model(settings, environ, devices=devices, here=here)
 
 
@@ -172,26 +172,29 @@ def _unknown_flags(
             yield Result("EXTRA_ARGS", "; ".join(told), Level.WRONG)
 
 
-def _unseen_gpus(
-    settings: Settings, devices: Sequence[locate.Device], here: machine.Machine
-) -> Iterator[Result]:
+def _devices(
+    settings: Settings, devices: Sequence[locate.Device] | None, here: machine.Machine
+) -> Result:
     if devices:
-        yield Result("engine's GPUs", ", ".join(device.name for device in devices))
-    elif here.gpus and settings.ngl:
-        text = "llama-server sees none: this build of it is not for this GPU, and the CPU will do"
-        yield Result("engine's GPUs", text, Level.NOTE)
+        return Result("engine's GPUs", ", ".join(device.name for device in devices))
+    if not (here.gpus and settings.ngl):
+        return Result("engine's GPUs", "none: the CPU does the work")
+    if devices is None:
+        return Result("engine's GPUs", "unknown: llama-server does not say", Level.NOTE)
+    text = "llama-server sees none: this build of it is not for this GPU, and the CPU does the work"
+    return Result("engine's GPUs", text, Level.NOTE)
 
 
 def _model(
     settings: Settings,
     environ: Mapping[str, str],
     *,
-    devices: Sequence[locate.Device],
+    devices: Sequence[locate.Device] | None,
     here: machine.Machine,
 ) -> Iterator[Result]:
     try:
         if plan.must_be_fetched(settings):
-            name, folder = masked(settings.model_name), settings.models_dir
+            name, folder = mask_urls(settings.model_name), settings.models_dir
             yield Result("model", f"{name} will be fetched into {folder}")
             return
         model = plan.find_model(settings)
@@ -201,6 +204,8 @@ def _model(
     yield Result("model", plan.model_text(model))
     with contextlib.suppress(UserError):  # EXTRA_ARGS that cannot be split: told already
         chosen = options(settings, extra_args(settings), environ)
+        if devices is None and not here.gpus:
+            devices = ()
         yield from fit.results(model.facts, chosen, devices=devices, here=here)
 
 

@@ -18,27 +18,39 @@ LEAST_CTX: Final = 512
 
 
 def results(
-    facts: ModelFacts, chosen: Options, *, devices: Sequence[Device], here: Machine
+    facts: ModelFacts, chosen: Options, *, devices: Sequence[Device] | None, here: Machine
 ) -> Iterator[Result]:
     """What the model wants, and what there is.
 
     Args:
         facts: of the model.
         chosen: what llama-server will be told.
-        devices: the GPUs that it sees.
+        devices: the GPUs that it sees; None where that is unknown, and so what goes where.
         here: the machine.
     """
     wanted = memory.need(facts, chosen)
     if wanted is None:
         yield Result("memory needed", "unknown: the model's header does not say enough")
         return
+    yield Result("context", _context_text(wanted, chosen))
+    yield Result("memory needed", _sum_text(wanted, facts, chosen))
+    if devices is not None:
+        yield from _places(wanted, facts, chosen, devices=devices, here=here)
+
+
+def _places(
+    wanted: Need,
+    facts: ModelFacts,
+    chosen: Options,
+    *,
+    devices: Sequence[Device],
+    here: Machine,
+) -> Iterator[Result]:
     placed = memory.place(wanted, facts, chosen, gpus=len(devices))
 
     def smaller(fits: Callable[[Placed], bool]) -> str:
         return _context_that_fits(facts, chosen, len(devices), fits)
 
-    yield Result("context", _context_text(wanted, chosen))
-    yield Result("memory needed", _sum_text(wanted, facts, chosen))
     if placed.gpu:
         free = sum(device.free for device in devices)
         on = f"{len(devices)} GPUs" if len(devices) > 1 else devices[0].name

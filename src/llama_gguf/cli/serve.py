@@ -38,10 +38,10 @@ from llama_gguf.core.launch import (
     engine_environment,
     extra_args,
 )
+from llama_gguf.core.masking import mask_urls
 from llama_gguf.core.settings import Settings
 from llama_gguf.engine import locate, machine
 from llama_gguf.engine.model import Model, size_text
-from llama_gguf.engine.urls import masked
 from llama_gguf.errors import UserError
 from llama_gguf.gateway import tls
 from llama_gguf.gateway.server import listen
@@ -281,7 +281,7 @@ def _hold(environ: Mapping[str, str]) -> int:
     """DEBUG_SHELL: show the environment without secrets, stay for a look around, leave."""
     for name in sorted(environ):
         hidden = _SECRET_NAME.search(name)
-        say(f"{name}={core_settings.MASK if hidden else masked(environ[name])}")
+        say(f"{name}={core_settings.MASK if hidden else mask_urls(environ[name])}")
     say(f"DEBUG_SHELL: holding for {DEBUG_SHELL_SECONDS} s.")
     time.sleep(DEBUG_SHELL_SECONDS)
     return 0

@@ -36,14 +36,14 @@ _NAME: Final = (
 _PLAIN: Final = r"(?!(?:[0-9.]+|true|false|null|none)\b|[/{\[*])"
 """Not a secret: a number, a truth, a path, an object; nor what is masked already."""
 
+_LOGIN: Final = re.compile(r"(?<=://)[^/\s]{1,500}@")
+_QUERY: Final = re.compile(r"(://[^\s?#\"']{1,500})\?[^\s#\"']*")
 # Each is bounded, or begins at something rare: a line may be as long as a log.
 _PATTERNS: Final[Sequence[tuple[re.Pattern[str], str]]] = (
     (
         re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*-----|\Z)", re.DOTALL),
         MASK,
     ),
-    (re.compile(r"(?<=://)[^/\s]{1,500}@"), f"{MASK}@"),
-    (re.compile(r"(://[^\s?#\"']{1,500})\?[^\s#\"']*"), rf"\1?{MASK}"),
     (re.compile(r"\b(bearer|basic)(\s+)[^\s\"',;*]{6,}", re.IGNORECASE), rf"\1\2{MASK}"),
     (
         re.compile(
@@ -78,9 +78,15 @@ class Masker:
     def mask(self, text: str) -> str:
         for secret in self._known:
             text = text.replace(secret, MASK)
+        text = mask_urls(text)
         for pattern, instead in _PATTERNS:
             text = pattern.sub(instead, text)
         return text
+
+
+def mask_urls(text: str) -> str:
+    """*text* without the logins and the queries of the URLs in it."""
+    return _QUERY.sub(r"\1?***", _LOGIN.sub("***@", text))
 
 
 def _spellings(secret: str) -> Iterator[str]:

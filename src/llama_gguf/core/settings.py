@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from llama_gguf.core import masking
 from llama_gguf.errors import UserError
 
 Parser = Callable[[str], object]
 """Turns the text of a variable into its value; raises ValueError that says what is wanted."""
 
-MASK: Final = "********"
+
+MASK: Final = masking.MASK
 
 
 @dataclass(frozen=True, slots=True)
@@ -512,7 +514,7 @@ def as_text(value: object) -> str:
 def masked(name: str, value: object) -> str:
     """*value* for people to read: nothing of a secret is left."""
     text = as_text(value)
-    return MASK if text and ABOUT[name].secret else text
+    return MASK if text and ABOUT[name].secret else masking.mask_urls(text)
 
 
 def load(environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> Loaded:

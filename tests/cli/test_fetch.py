@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_gguf.cli.fetch import fetch, progress_text, telling
+from llama_gguf.cli.fetch import fetch, progress_in, telling
 from llama_gguf.core.settings import Settings, load, resolve
 from llama_gguf.engine.landing import Meter
 from llama_gguf.errors import UserError
@@ -33,7 +33,7 @@ def settings(folder: Path, model: str) -> Settings:
 def get(folder: Path, model: str, **environ: str) -> list[str]:
     told: list[str] = []
     usual = {"PATH": os.defpath}
-    asyncio.run(fetch(settings(folder, model), usual | environ, told.append))
+    asyncio.run(fetch(settings(folder, model), usual | environ, lambda text, _: told.append(text)))
     return told
 
 
@@ -60,7 +60,7 @@ def test_a_login_in_the_url_is_not_in_the_childs_arguments(
 ) -> None:
     seen: list[bytes] = []
 
-    def look(_: str) -> None:
+    def look(_: str, share: float | None) -> None:
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             try:
                 seen.append(path.read_bytes())
@@ -91,7 +91,7 @@ def test_when_it_is_called_off_the_child_ends_and_what_has_come_stays(
     async def called_off() -> None:
         wanted = settings(tmp_path, server.url())
         task = asyncio.get_running_loop().create_task(
-            fetch(wanted, {"PATH": os.defpath}, lambda text: None)
+            fetch(wanted, {"PATH": os.defpath}, lambda text, share: None)
         )
         await asyncio.to_thread(until, lambda: part.exists() and part.stat().st_size)
         task.cancel()
@@ -106,15 +106,15 @@ def test_when_it_is_called_off_the_child_ends_and_what_has_come_stays(
 
 
 @pytest.mark.parametrize(
-    ("line", "text"),
+    ("line", "told"),
     [
-        (b"0 2000000\n", "fetching the model: 0 % of 2.0 MB"),
-        (b"1999999 2000000\n", "fetching the model: 99 % of 2.0 MB"),
-        (b"1500000 0\n", "fetching the model: 1.5 MB"),
+        (b"0 2000000\n", ("fetching the model: 0 % of 2.0 MB", 0.0)),
+        (b"1999999 2000000\n", ("fetching the model: 99 % of 2.0 MB", 0.9999995)),
+        (b"1500000 0\n", ("fetching the model: 1.5 MB", None)),
     ],
 )
-def test_bytes_become_words(line: bytes, text: str) -> None:
-    assert progress_text(line) == text
+def test_bytes_become_words_and_a_share(line: bytes, told: tuple[str, float | None]) -> None:
+    assert progress_in(line) == told
 
 
 def test_a_listener_that_has_left_stops_nothing() -> None:

@@ -83,7 +83,9 @@ def test_what_cannot_be_looked_through_is_told(tmp_path: Path) -> None:
     secrets, troubles = found(tmp_path, {"AUTH_KEYS_FILE": str(tmp_path), "HF_TOKEN": "a-token"})
 
     assert "a-token" in secrets
-    assert troubles == [f"the keys file: [Errno 21] Is a directory: '{tmp_path}'"]
+    assert troubles == [
+        f"the keys file: IsADirectoryError: [Errno 21] Is a directory: '{tmp_path}'"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ import json
 import os
 import sys
 import tarfile
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,6 +26,7 @@ from typing import Final
 from llama_gguf import __version__
 from llama_gguf.cli import bundle, known_secrets
 from llama_gguf.cli.context import Context
+from llama_gguf.cli.guard import within
 from llama_gguf.cli.terminal import say
 from llama_gguf.core.masking import Masker
 from llama_gguf.errors import UserError
@@ -78,31 +78,17 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
 
 def _collect(context: Context) -> Iterator[Section]:
     for name, collect in bundle.SECTIONS.items():
-        yield guarded(name, lambda collect=collect: collect(context))  # type: ignore[misc]
-    listing = guarded("logs", lambda: "\n".join(bundle.logs(context)))
+        yield _section(name, lambda collect=collect: collect(context))  # type: ignore[misc]
+    listing = _section("logs", lambda: "\n".join(bundle.logs(context)))
     yield listing
     for number, path in enumerate(listing.text.splitlines(), start=1):
         name = f"logs/{number:02}-{os.path.basename(path)}.txt"
-        yield guarded(name, lambda path=path: bundle.tail(path))  # type: ignore[misc]
+        yield _section(name, lambda path=path: bundle.tail(path))  # type: ignore[misc]
 
 
-def guarded(name: str, collect: Callable[[], str], seconds: float = SECTION_SECONDS) -> Section:
-    """Run *collect*, whatever it does; on a thread, since a dead file system never answers."""
-    found: list[str] = []
-    troubles: list[str] = []
-
-    def work() -> None:
-        try:
-            found.append(collect())
-        except Exception as error:  # each section stands for itself: see above
-            troubles.append(f"{type(error).__name__}: {error}")
-
-    thread = threading.Thread(target=work, name=name, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        troubles.append(f"it did not end within {seconds:g} s")
-    return Section(name, "".join(found), "; ".join(troubles))
+def _section(name: str, collect: Callable[[], str]) -> Section:
+    text, trouble = within(SECTION_SECONDS, collect)
+    return Section(name, text or "", trouble)
 
 
 def _masked(section: Section, masker: Masker) -> Section:

@@ -21,20 +21,20 @@ from llama_gguf.engine.model import size_text
 from llama_gguf.errors import UserError
 from llama_gguf.supervisor.child import spawn
 
+OnProgress = Callable[[str, float | None], None]
+
 END_SECONDS: Final = 5.0
 REPORT_SECONDS: Final = 0.5
 LAST_WORDS_SECONDS: Final = 1.0
 
 
-async def fetch(
-    settings: Settings, environ: Mapping[str, str], on_progress: Callable[[str], None]
-) -> None:
+async def fetch(settings: Settings, environ: Mapping[str, str], on_progress: OnProgress) -> None:
     """Run `pull` for MODEL_NAME.
 
     Args:
         settings: MODEL_NAME and MODELS_DIR.
         environ: for the child.
-        on_progress: told how far it is, in words.
+        on_progress: told how far it is, in words, and as a share of 1 where that is known.
 
     Raises:
         UserError: it failed; the child has said why.
@@ -73,24 +73,24 @@ def _environ_of_pull(settings: Settings, environ: Mapping[str, str]) -> dict[str
     }
 
 
-async def _listen(descriptor: int, on_progress: Callable[[str], None]) -> None:
+async def _listen(descriptor: int, on_progress: OnProgress) -> None:
     reader = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb", buffering=0)
     )
     try:
         async for line in reader:
-            on_progress(progress_text(line))
+            on_progress(*progress_in(line))
     finally:
         transport.close()
 
 
-def progress_text(line: bytes) -> str:
-    """What one line of the child's says, in words."""
+def progress_in(line: bytes) -> tuple[str, float | None]:
+    """What one line of the child's says, in words and as a share."""
     done, total = map(int, line.split())
     if not total:
-        return f"fetching the model: {size_text(done)}"
-    return f"fetching the model: {100 * done // total} % of {size_text(total)}"
+        return f"fetching the model: {size_text(done)}", None
+    return f"fetching the model: {100 * done // total} % of {size_text(total)}", done / total
 
 
 def telling(descriptor: int, meter_factory: MeterFactory) -> MeterFactory:

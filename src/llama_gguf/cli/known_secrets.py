@@ -8,15 +8,18 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from typing import Final
 
 from llama_gguf.cli.context import Context
+from llama_gguf.cli.guard import within
 from llama_gguf.core import masking
 from llama_gguf.core import settings as core_settings
 from llama_gguf.core.keys import KeyRing
 from llama_gguf.engine import processes
 
-_SETTINGS = {core_settings.variable(name): name for name in core_settings.FIELDS}
-_FOLDERS = frozenset({"PWD", "OLDPWD"})
+_SETTINGS: Final = {core_settings.variable(name): name for name in core_settings.FIELDS}
+_FOLDERS: Final = frozenset({"PWD", "OLDPWD"})
+LOOK_SECONDS: Final = 30.0
 
 
 def gather(context: Context) -> tuple[set[str], list[str]]:
@@ -36,12 +39,11 @@ def gather(context: Context) -> tuple[set[str], list[str]]:
 def _add(
     found: set[str], troubles: list[str], what: str, look: Callable[[], Iterable[str]]
 ) -> None:
-    try:
-        found.update(look())
-    except FileNotFoundError:
-        pass
-    except Exception as error:  # whatever is broken, the bundle has to come
-        troubles.append(f"{what}: {error}")
+    # A dead file system must not keep the bundle from coming.
+    secrets, trouble = within(LOOK_SECONDS, lambda: list(look()))
+    found.update(secrets or [])
+    if trouble:
+        troubles.append(f"{what}: {trouble}")
 
 
 def is_harmless(name: str, value: str) -> bool:
@@ -62,8 +64,7 @@ def _of_environment(context: Context) -> Iterator[str]:
 
 def _of_keys_file(path: str) -> Iterator[str]:
     """Every key in the file; of a line that is none, or a comment, whatever could be one."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        lines = file.read().splitlines()
+    lines = _text(path).splitlines()
     for line in lines:
         words = [word for word in re.split(r"[:\s#,;=]+", line) if len(word) >= 8]
         if KeyRing.parse(line).keys:
@@ -79,10 +80,16 @@ def _of_hub_login(context: Context) -> Iterator[str]:
         environ.get("XDG_CACHE_HOME") or os.path.join(environ.get("HOME", "/"), ".cache"),
         "huggingface",
     )
-    with open(
-        environ.get("HF_TOKEN_PATH") or os.path.join(home, "token"), encoding="utf-8"
-    ) as file:
-        yield file.read().strip()
+    yield _text(environ.get("HF_TOKEN_PATH") or os.path.join(home, "token")).strip()
+
+
+def _text(path: str) -> str:
+    """What is in a file; nothing when there is none."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
 
 
 def _of_processes() -> Iterator[str]:

@@ -199,9 +199,9 @@ class _Serving:
             if source != "default"
         )
 
-    def _tell_progress(self, text: str) -> None:
+    def _tell_progress(self, detail: str, _share: float | None) -> None:
         if self._supervisor is not None:
-            self._supervisor.tell_progress(text)
+            self._supervisor.tell_progress(detail)
 
     def _tell_ready(self) -> None:
         # Whoever read our output may have left (`serve | head`); the model is served all the same.

@@ -354,6 +354,27 @@ def test_fewer_cpus_than_cores_are_told(check: Check, monkeypatch: pytest.Monkey
     assert "threads" not in check(THREADS="2")[1]
 
 
+def test_a_model_that_could_not_be_put_anywhere_is_wrong(machine: Machine, check: Check) -> None:
+    (machine.folder / "file").touch()
+
+    status, checks = check("smollm2", MODELS_DIR=str(machine.folder / "file" / "models"))
+
+    assert status == 1
+    assert wrong(checks)["model"].endswith(f"but nothing can be written into {machine.folder}/file")
+
+
+def test_a_hubs_model_without_what_fetches_it_is_wrong(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert check("hf:owner/name:Q4_0")[0] == 0
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+    status, checks = check("hf:owner/name:Q4_0")
+    assert status == 1
+    assert "pip install 'llama-gguf-inference[hub]'" in wrong(checks)["model"]
+
+
 def test_a_url_of_a_model_is_told_without_its_login(check: Check) -> None:
     checks = check(MODEL_NAME="https://me:secret@host.example/x.gguf?sig=secret")[1]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from llama_gguf.core.masking import mask_urls
 from llama_gguf.core.memory import options
 from llama_gguf.core.settings import Settings
 from llama_gguf.engine import locate, machine
+from llama_gguf.engine.hub_address import PREFIX
 from llama_gguf.engine.model import size_text
 from llama_gguf.errors import UserError
 from llama_gguf.gateway import tls
@@ -194,8 +196,7 @@ def _model(
 ) -> Iterator[Result]:
     try:
         if plan.must_be_fetched(settings):
-            name, folder = mask_urls(settings.model_name), settings.models_dir
-            yield Result("model", f"{name} will be fetched into {folder}")
+            yield _fetching(settings)
             return
         model = plan.find_model(settings)
     except UserError as error:
@@ -207,6 +208,20 @@ def _model(
         if devices is None and not here.gpus:
             devices = ()
         yield from fit.results(model.facts, chosen, devices=devices, here=here)
+
+
+def _fetching(settings: Settings) -> Result:
+    name, folder = mask_urls(settings.model_name), settings.models_dir
+    there = folder
+    while there and not os.path.lexists(there):
+        there = os.path.dirname(there)
+    wrong = ""
+    if not (os.path.isdir(there or ".") and os.access(there or ".", os.W_OK | os.X_OK)):
+        wrong = f"nothing can be written into {there}"
+    elif name.startswith(PREFIX) and importlib.util.find_spec("huggingface_hub") is None:
+        wrong = "that needs pip install 'llama-gguf-inference[hub]'"
+    text = f"{name} will be fetched into {folder}"
+    return Result("model", f"{text}, but {wrong}", Level.WRONG) if wrong else Result("model", text)
 
 
 def _port(settings: Settings, name: str) -> str:

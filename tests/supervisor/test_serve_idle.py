@@ -45,7 +45,7 @@ def test_a_list_of_models_wakes_it_and_is_told_to_come_again(serve: Serve) -> No
 
 
 def test_its_own_sleep_is_shown_and_ends_with_the_next_request(serve: Serve) -> None:
-    serve.start_ready(engine="--sleep-idle-seconds 1")
+    serve.start_ready(engine="--sleep-idle-seconds 3")
     engine = serve.engine_pid
     serve.until(lambda: serve.engine_state() == "asleep")
     assert serve.health() == 200

@@ -30,6 +30,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "keys": "make and list API keys",
     "pull": "fetch a model, with a progress bar",
     "check": "what `serve` would do, and what would stop it",
+    "bench": "put load on an endpoint and measure it; compare two runs",
 }
 HELP_COLUMNS: Final = 100
 EPILOG: Final = """\
@@ -70,7 +71,8 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         parser.parse_args(argv)  # --help, --version, or the error that names the commands
         return 2
     command = importlib.import_module(f"llama_gguf.cli.{name}")
-    arguments = command_parser(name).parse_args(argv[1:])
+    told = argparse.Namespace(argv=tuple(argv))  # for a report that says how it was made
+    arguments = command_parser(name).parse_args(argv[1:], told)
     return int(command.run(arguments, _context(arguments, environ)))
 
 

@@ -12,11 +12,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
 from llama_gguf.bench.load import Level
 from llama_gguf.bench.overhead import MEASURES, Added, Turns
-from llama_gguf.bench.summary import Summary, slices
+from llama_gguf.bench.records import Record
+from llama_gguf.bench.summary import Span, Summary, slices
 from llama_gguf.errors import UserError
 
 if TYPE_CHECKING:
@@ -82,6 +84,8 @@ def plots_of(results: Results) -> dict[str, Draw]:
         if any(values(level) for level, _ in results):
             drawn[title] = _cdf(results, values)
     drawn["Output tokens a second over time"] = _timeline(results)
+    if any(_ttfts(level) for level, _ in results):
+        drawn["Time to first token over time"] = _starts(results)
     return drawn
 
 
@@ -181,29 +185,47 @@ def _plain_numbers(axes: Axes) -> None:
 def _timeline(results: Results) -> Draw:
     def draw(axes: Axes) -> None:
         for colour, (level, _) in _coloured(results):
-            spans = [
-                (
-                    float(r.output_tokens),
-                    r.started if r.first is None else r.first,
-                    r.last or r.ended,
-                )
-                for r in level.records
-            ]
-            whole = [(n, a, b) for n, a, b in spans if b is not None]
-            last = max((b for _, _, b in whole), default=0.0)
+            spans = [span for record in level.records for span in _token_spans(record)]
+            last = max((end for _, _, end in spans), default=0.0)
             if last <= 0:
                 continue
             step = last / _TIMELINE_SLICES
-            rates = [n / step for n in slices(whole, begin=0, end=last, count=_TIMELINE_SLICES)]
+            rates = [n / step for n in slices(spans, begin=0, end=last, count=_TIMELINE_SLICES)]
             times = [step * (i + 0.5) for i in range(_TIMELINE_SLICES)]
             axes.plot(times, rates, color=colour, label=level.load.text, linewidth=1.2)
-            axes.axvline(level.begin, color=INK, linewidth=0.6, linestyle=":", alpha=0.6)
-        axes.set_xlabel("s since the load began; the dotted line ends the warm-up")
         axes.set_ylabel("tokens/s")
-        axes.set_ylim(bottom=0)
-        axes.legend()
+        _label_time(axes, results)
 
     return draw
+
+
+def _token_spans(record: Record) -> list[Span]:
+    """Tokens when they came; of an answer in one piece, spread over the time it took."""
+    if record.first is None:
+        end = record.ended
+        return [] if end is None else [(float(record.output_tokens), record.started, end)]
+    moments = list(accumulate(record.gaps, initial=record.first))
+    return [(record.output_tokens / len(moments), moment, moment) for moment in moments]
+
+
+def _starts(results: Results) -> Draw:
+    def draw(axes: Axes) -> None:
+        for colour, (level, _) in _coloured(results):
+            points = [(r.intended, 1e3 * t) for r in level.records if (t := r.ttft) is not None]
+            if points:
+                xs, ys = zip(*points, strict=True)
+                axes.plot(xs, ys, ".", markersize=4, color=colour, label=level.load.text)
+        axes.set_ylabel("ms")
+        _label_time(axes, results)
+
+    return draw
+
+
+def _label_time(axes: Axes, results: Results) -> None:
+    axes.axvline(results[0][0].begin, color=INK, linewidth=0.6, linestyle=":", alpha=0.6)
+    axes.set_xlabel("s since the load began; the dotted line ends the warm-up")
+    axes.set_ylim(bottom=0)
+    axes.legend()
 
 
 def _added(found: Sequence[tuple[Turns, Mapping[str, Added]]], name: str) -> Draw:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from typing import Any, Final
 from llama_gguf.errors import UserError
 
 CALIBRATION_WORDS: Final = (32, 160)
+MIN_WORDS: Final = 4
+"""That many words are hardly ever drawn twice, and a cache cannot know them."""
 _EVERYDAY: Final = (
     "time year people way day man thing woman life child world school state family "
     "student group country problem hand part place case week company system program "
@@ -41,7 +44,16 @@ class Scale:
     per_word: float = 1.0
 
     def words(self, tokens: int) -> int:
-        return max(1, round((tokens - self.template) / self.per_word))
+        """Words that make *tokens* tokens.
+
+        Raises:
+            UserError: the template leaves no room for prompts that differ.
+        """
+        words = round((tokens - self.template) / self.per_word)
+        if words < MIN_WORDS:
+            least = math.ceil(self.template + MIN_WORDS * self.per_word)
+            raise UserError(f"--prompt-tokens {tokens}: with this server, {least} is the least.", 2)
+        return words
 
 
 def scale_of(counts: Sequence[int | None]) -> Scale:
@@ -74,11 +86,11 @@ def synthetic(
         chat: whether they become chat messages.
         seed: the same seed gives the same prompts.
     """
+    words = [scale.words(length) for length in tokens]
     rng = random.Random(seed)  # noqa: S311  # load, not secrets
     prefix_words = round(shared_prefix / scale.per_word)
     prefix = text_of(prefix_words, rng) + " " if prefix_words else ""
-    for length in itertools.cycle(tokens):
-        yield as_body(prefix + text_of(scale.words(length), rng), chat=chat)
+    return (as_body(prefix + text_of(n, rng), chat=chat) for n in itertools.cycle(words))
 
 
 def from_lines(lines: Iterable[str], *, chat: bool) -> list[Body]:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from llama_gguf.bench.estimates import Estimate
 from llama_gguf.bench.load import Level
+from llama_gguf.bench.options import Load
 from llama_gguf.bench.records import Record
 from llama_gguf.bench.summary import Summary
 from llama_gguf.bench.summary import as_json as summary_json
@@ -109,9 +110,7 @@ def read(name: str, text: str) -> Run:
 
 
 def _load_text(load: Mapping[str, Any]) -> str:
-    if load["rate"] is not None:
-        return f"{load['rate']:g}/s"
-    return f"{load['streams']} stream{'s' if load['streams'] != 1 else ''}"
+    return Load(streams=load["streams"], rate=load["rate"]).text
 
 
 def _metrics(level: Mapping[str, Any]) -> Metrics:

@@ -65,7 +65,7 @@ class Summary:
     """The numbers of one level."""
 
     metrics: Mapping[str, Estimate]
-    """Those of LATENCIES with ``.p50`` to ``.max`` behind their name, those of RATES as they are."""
+    """Those of LATENCIES with ``.p50`` to ``.max`` behind the name, those of RATES as they are."""
     counted: int
     errors: Mapping[str, int]
     counted_by: Mapping[str, int]

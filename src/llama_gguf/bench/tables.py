@@ -10,6 +10,7 @@ from typing import Final
 from llama_gguf.bench.compare import Change
 from llama_gguf.bench.estimates import Estimate
 from llama_gguf.bench.load import Level
+from llama_gguf.bench.options import Load
 from llama_gguf.bench.overhead import MEASURES, Added, Turns
 from llama_gguf.bench.summary import LATENCIES, QUANTILES, RATES, Summary
 
@@ -162,7 +163,7 @@ def added_notes(found: Sequence[tuple[Turns, Mapping[str, Added]]]) -> list[str]
     """What has to be said beside them."""
     notes = []
     for turns, measures in found:
-        where = f"{turns.streams} stream{'s' if turns.streams != 1 else ''}"
+        where = Load(streams=turns.streams).text
         if turns.interrupted:
             notes.append(f"{where}: interrupted.")
         if turns.failed:

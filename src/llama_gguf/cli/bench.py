@@ -323,7 +323,9 @@ def _run_overhead(job: Job) -> int:
                         askers,
                         prepared.bodies,
                         rng=rng,
-                        progress=lambda turns, share: meter(f"{turns.streams} streams", share),
+                        progress=lambda turns, share: meter(
+                            Load(streams=turns.streams).text, share
+                        ),
                     )
                 )
                 if found[-1].interrupted:

@@ -213,10 +213,14 @@ class Connections:
         target: where they go.
         clock: the seconds that sinks are told.
         keeps: whether they are used again.
+        settle: seconds of quiet before they are.
     """
 
-    def __init__(self, target: Target, clock: Clock, *, keeps: bool = True) -> None:
+    def __init__(
+        self, target: Target, clock: Clock, *, keeps: bool = True, settle: float = SETTLE_SECONDS
+    ) -> None:
         self.target = target
+        self._settle = settle
         self._clock = clock
         self._keeps = keeps
         self._idle: list[Connection] = []
@@ -264,7 +268,7 @@ class Connections:
             connection.close()
         if connection.is_open:
             loop = asyncio.get_running_loop()
-            loop.call_later(SETTLE_SECONDS, self._idle.append, connection)
+            loop.call_later(self._settle, self._idle.append, connection)
         else:
             self._open.discard(connection)
 

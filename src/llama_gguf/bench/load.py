@@ -17,10 +17,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 from llama_gguf.bench.answers import Answer
-from llama_gguf.bench.connection import ConnectionLost, Connections
+from llama_gguf.bench.connection import Clock, ConnectionLost, Sink, Target
 from llama_gguf.bench.lag import Generator, LagMeter
 from llama_gguf.bench.options import Load, Options
 from llama_gguf.bench.prompts import Body
@@ -29,8 +29,20 @@ from llama_gguf.bench.records import INTERRUPTED, Record
 PAUSE_AFTER_ERROR_SECONDS: Final = 0.5
 """A server that refuses at once would otherwise be asked thousands of times a second."""
 
-Clock = Callable[[], float]
 clock: Final[Clock] = time.perf_counter
+
+
+class Exchanging(Protocol):
+    """What a load is sent through: ``Connections``."""
+
+    sent_again: int
+
+    @property
+    def target(self) -> Target: ...
+
+    async def exchange(
+        self, request: bytes, sink: Sink, on_connected: Callable[[float], None]
+    ) -> None: ...
 
 
 @dataclass(slots=True)
@@ -61,12 +73,19 @@ class Asker:
         connections: where to.
         options: what every request has alike.
         fixed: fields of every body: model, max_tokens and so on.
+        now: the clock that intended moments are on, and the connections'.
     """
 
     def __init__(
-        self, connections: Connections, options: Options, fixed: Mapping[str, Any]
+        self,
+        connections: Exchanging,
+        options: Options,
+        fixed: Mapping[str, Any],
+        *,
+        now: Clock = clock,
     ) -> None:
         self._connections = connections
+        self.now = now
         self._options = options
         self._fixed = fixed
 
@@ -76,7 +95,7 @@ class Asker:
         request = self._connections.target.request(
             "POST", options.path, json.dumps({**self._fixed, **body}).encode()
         )
-        record = Record(intended, clock(), streamed=options.streamed)
+        record = Record(intended, self.now(), streamed=options.streamed)
         answer = Answer(record, streamed=options.streamed)
         try:
             async with asyncio.timeout(options.timeout):
@@ -144,7 +163,7 @@ async def closed_loop(
     """Keep *streams* requests under way until *budget* is used up."""
 
     async def stream() -> None:
-        while budget.may_begin(now := clock()):
+        while budget.may_begin(now := asker.now()):
             record = await asker.ask(next(bodies), records, intended=now)
             if record.error:
                 await asyncio.sleep(PAUSE_AFTER_ERROR_SECONDS)
@@ -164,28 +183,29 @@ async def open_loop(
     records: list[Record],
 ) -> None:
     """Send requests at random moments, *rate* a second on average, whatever became of the last."""
-    due = clock()
+    due = asker.now()
     async with asyncio.TaskGroup() as group:
         while budget.may_begin(due := due + rng.expovariate(rate)):
-            await asyncio.sleep(due - clock())
+            await asyncio.sleep(due - asker.now())
             group.create_task(asker.ask(next(bodies), records, intended=due))
 
 
 async def run_level(
     load: Load,
     options: Options,
-    connections: Connections,
+    connections: Exchanging,
     *,
     fixed: Mapping[str, Any],
     bodies: Iterator[Body],
     progress: Callable[[Budget, Level], None] = lambda budget, level: None,
     rng: random.Random,
+    now: Clock = clock,
 ) -> Level:
     """Put one level of load on the server. When cancelled, it ends and tells what there is."""
     level = Level(load)
-    asker = Asker(connections, options, fixed)
-    meter = LagMeter()
-    began, sent_again = clock(), connections.sent_again
+    asker = Asker(connections, options, fixed, now=now)
+    meter = LagMeter(now)
+    began, sent_again = now(), connections.sent_again
     budget = Budget(options, began, minimum=load.streams or 1)
     meter.start()
     try:
@@ -202,7 +222,7 @@ async def run_level(
         cast(asyncio.Task[Any], asyncio.current_task()).uncancel()  # what there is gets reported
     level.generator = meter.stop()
     level.sent_again = connections.sent_again - sent_again
-    _close(level, budget, began, clock(), counts=options.requests is not None)
+    _close(level, budget, began, now(), counts=options.requests is not None)
     return level
 
 

@@ -26,7 +26,7 @@ _HINTS: Final[Mapping[int, str]] = {
     401: " Put the endpoint's key into LLAMA_API_KEY.",
     403: " Put the endpoint's key into LLAMA_API_KEY.",
     404: " Is this the base URL of an OpenAI-compatible endpoint, and --model one that it has?",
-    429: " Make a key with a higher limit: llama-gguf keys generate --rate-limit 1000000",
+    429: " Make a key for this: llama-gguf keys generate --rate-limit 1000000",
     503: " Wait until the model is ready.",
 }
 

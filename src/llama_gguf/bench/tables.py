@@ -12,12 +12,16 @@ from llama_gguf.bench.estimates import Estimate
 from llama_gguf.bench.load import Level
 from llama_gguf.bench.options import Load
 from llama_gguf.bench.overhead import MEASURES, Added, Turns
+from llama_gguf.bench.records import INTERRUPTED
 from llama_gguf.bench.summary import LATENCIES, QUANTILES, RATES, Summary
 
 Row = tuple[str, ...]
 Results = Sequence[tuple[Level, Summary]]
 
 NOTHING: Final = "-"
+RATE_LIMITED: Final = (
+    "the key is over its rate; make one for this: llama-gguf keys generate --rate-limit 1000000"
+)
 _TITLES: Final = {m.name: (m.title, m.unit) for m in (*LATENCIES, *RATES)}
 _ADDED_TITLES: Final = {f"added_{name}_seconds": f"added to {t}" for name, t in MEASURES.items()}
 
@@ -79,8 +83,11 @@ def _cached(summary: Summary) -> str:
     return number(100 * summary.tokens["cached"] / prompt) if prompt else NOTHING
 
 
-def _told(level: Level, name: str, factor: float = 1.0) -> str:
-    return number(level.server[name] * factor) if name in level.server else NOTHING
+def _told(level: Level, name: str, factor: float = 1) -> str:
+    if name not in level.server:
+        return NOTHING
+    value = level.server[name] * factor
+    return str(value) if isinstance(value, int) else number(value)
 
 
 def _engine(summary: Summary) -> str:
@@ -93,10 +100,15 @@ def notes(results: Results) -> list[str]:
     for level, summary in results:
         where = level.load.text
         if level.interrupted:
-            found.append(f"{where}: interrupted after {level.end:.1f} s.")
+            left = sum(r.error == INTERRUPTED for r in level.records)
+            found.append(
+                f"{where}: interrupted after {level.end:.1f} s, {left} under way left out."
+            )
         if not summary.counted:
             found.append(f"{where}: nothing was counted; give it a longer --duration.")
         found += [f"{where}: {n} x {error}" for error, n in summary.errors.items()]
+        if any(error.startswith("status 429") for error in summary.errors):
+            found.append(f"{where}: {RATE_LIMITED}")
         if complaint := level.generator.complaint(smallest_latency(summary)):
             found.append(f"{where}: {complaint}.")
         if level.sent_again:

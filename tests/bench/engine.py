@@ -1,4 +1,4 @@
-"""An engine for the benchmark's tests: an HTTP server in a thread, which can be told to misbehave."""
+"""An engine for the benchmark's tests: an HTTP server in a thread that can be told to misbehave."""
 
 from __future__ import annotations
 

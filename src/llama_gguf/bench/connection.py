@@ -111,6 +111,7 @@ class Connection(asyncio.Protocol):
         self._over: asyncio.Future[None] | None = None
         self._is_open = False
         self._has_answered = False
+        self._is_reusable = False
         self._fields: dict[bytes, bytes] = {}
         self.fields: Mapping[bytes, bytes] = {}
 
@@ -127,6 +128,7 @@ class Connection(asyncio.Protocol):
         if not self._is_open:
             raise ConnectionLost("connection lost")
         self._sink, self._has_answered, self._fields = sink, False, {}
+        self._is_reusable = False
         self._parser = httptools.HttpResponseParser(self)
         self._over = asyncio.get_running_loop().create_future()
         self._transport.write(request)
@@ -134,7 +136,7 @@ class Connection(asyncio.Protocol):
             await self._over
         finally:
             self._sink = None
-            if not self._is_reusable():
+            if not self._is_reusable:
                 self.close()
 
     @property
@@ -150,11 +152,6 @@ class Connection(asyncio.Protocol):
         if self._is_open:
             self._is_open = False
             self._transport.abort()
-
-    def _is_reusable(self) -> bool:
-        over = self._over
-        whole = over is not None and over.done() and not over.cancelled() and not over.exception()
-        return whole and bool(self._parser.should_keep_alive())
 
     # What the transport says ----------------------------------------------------------------------
 
@@ -203,6 +200,8 @@ class Connection(asyncio.Protocol):
         if self._parser.get_status_code() < 200 or self._over is None or self._over.done():
             return  # 100 Continue and the like: the answer is still to come
         cast(Sink, self._sink).end(self._now)
+        # Asked here, as llhttp has forgotten it when this returns.
+        self._is_reusable = self._is_open and bool(self._parser.should_keep_alive())
         self._over.set_result(None)
 
 

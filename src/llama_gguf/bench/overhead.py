@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
 
+from llama_gguf.bench.connection import Clock
 from llama_gguf.bench.estimates import Estimate, bootstrap
 from llama_gguf.bench.lag import Generator, LagMeter
 from llama_gguf.bench.load import Asker, clock
@@ -65,17 +66,18 @@ async def take_turns(
     *,
     rng: random.Random,
     progress: Callable[[Turns, float], None] = lambda turns, share: None,
+    now: Clock = clock,
 ) -> Turns:
     """Blocks of *streams* requests to each side, for the duration or a number of blocks.
 
     The first block warms up. When cancelled, it ends and tells what there is.
     """
-    turns, meter, begin = Turns(streams), LagMeter(), clock()
+    turns, meter = Turns(streams), LagMeter(now)
     meter.start()
     try:
         await _block(streams, askers, bodies, rng=rng)
-        begin = clock()
-        while (share := _share_done(turns, options, clock() - begin)) < 1:
+        begin = now()
+        while (share := _share_done(turns, options, now() - begin)) < 1:
             progress(turns, share)
             _note(turns, await _block(streams, askers, bodies, rng=rng))
     except asyncio.CancelledError:
@@ -99,10 +101,10 @@ async def _block(
     for side in rng.sample(SIDES, k=len(SIDES)):
         records: list[Record] = []
         found[side] = records
-        now = clock()
+        asker = askers[side]
         async with asyncio.TaskGroup() as group:
             for body in islice(bodies, streams):
-                group.create_task(askers[side].ask(body, records, intended=now))
+                group.create_task(asker.ask(body, records, intended=asker.now()))
     return found
 
 
@@ -110,7 +112,7 @@ def _note(turns: Turns, block: Mapping[str, list[Record]]) -> None:
     wrong = [f"{side}: {r.error}" for side, records in block.items() for r in records if r.error]
     if wrong:
         turns.failed += len(wrong)
-        turns.errors += [w for w in wrong if w not in turns.errors]
+        turns.errors = list(dict.fromkeys([*turns.errors, *wrong]))
         return
     turns.pairs.append({side: _means(records) for side, records in block.items()})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from collections.abc import Iterator
@@ -60,8 +61,9 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         for n in range(TOKENS):
             self.chunk(text_event(f"{n} "))
+        is_held = self.server.holds_behind is not None and self.server.is_behind()
         self.server.under_way.release()
-        if self.server.holds:
+        if is_held:
             self.server.let_go.wait(30)
         self.chunk(sse({"choices": [], "usage": usage(self.server.asked[-1])}))
         self.chunk(sse("[DONE]"))
@@ -95,11 +97,15 @@ class Engine(ThreadingHTTPServer):
         """So many requests are answered with 200 first."""
         self.leaves = False
         """Closes behind a stream without having said so, as llama-server does."""
-        self.holds = False
-        """Stops in the middle of a stream until ``let_go`` is set."""
+        self.holds_behind: int | None = None
+        """Behind so many streams, stops in the middle of each until ``let_go`` is set."""
+        self._streams = itertools.count(1)
         self.let_go = threading.Event()
         self.under_way = threading.Semaphore(0)
         """Released whenever the text of a stream is out."""
+
+    def is_behind(self) -> bool:
+        return next(self._streams) > (self.holds_behind or 0)
 
     @property
     def url(self) -> str:

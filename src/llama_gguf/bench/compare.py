@@ -86,7 +86,7 @@ def _flat(said: Any) -> Mapping[str, Any]:
 
 
 def _text(value: object) -> str:
-    return "none" if value is None else str(value)
+    return "none given" if value is None else str(value)
 
 
 def verdict_sentence(found: Sequence[Change]) -> str:

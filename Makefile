@@ -76,7 +76,7 @@ compiled: $(VENV)/.dev ## compile the hot modules and run the gateway's tests ag
 	rm -rf build/compiled
 	LLAMA_GGUF_COMPILE=1 $(BIN)/python -m pip --disable-pip-version-check wheel -q --no-deps -w build .
 	$(BIN)/python -m zipfile -e build/llama_gguf_inference-*.whl build/compiled
-	PYTHONPATH=build/compiled $(BIN)/pytest tests/gateway/test_client_*.py tests/fuzz
+	PYTHONPATH=build/compiled $(BIN)/pytest tests/gateway/test_client_*.py tests/gateway/test_opened.py tests/fuzz
 
 clean: ## remove what was made here, but not ./data
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build

@@ -74,6 +74,7 @@ CHOICES = {
     "health_mode": ["live", "ready"],
     "log_format": ["text", "json"],
     "backend_api_key": [SECRET, "~!@"],
+    "admin_key_ids": ["alice", "alice,Bob_2-c"],
 }
 
 

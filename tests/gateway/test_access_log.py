@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_gguf.core.exchange import Exchange
-from llama_gguf.gateway.access_log import MAX_BATCHES, AccessLog, LogFile, as_json, as_text
+from llama_gguf.gateway.access_log import MAX_BATCHES, AccessLog, as_json, as_text
 from tests.exchanges import STARTED_AT, asked, ended
 from tests.fakes import OK, Rig, request
 
@@ -123,36 +122,6 @@ def lines_in(path: Path) -> list[str]:
     return path.read_text().splitlines()
 
 
-def test_lines_are_appended_to_a_file_whose_folder_is_made(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "access.log"
-    log = LogFile(str(path))
-    log.write(b"one\n")
-    log.write(b"two\nthree\n")
-    log.close()
-
-    assert path.read_text() == "one\ntwo\nthree\n"
-    assert path.stat().st_mode & 0o007 == 0, "nothing for others to read"
-
-
-def test_no_file_is_made_before_there_is_something_to_write(tmp_path: Path) -> None:
-    LogFile(str(tmp_path / "access.log")).close()
-
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_after_reopening_lines_go_to_whatever_has_the_name(tmp_path: Path) -> None:
-    path = tmp_path / "access.log"
-    log = LogFile(str(path))
-    log.write(b"before\n")
-    path.rename(tmp_path / "access.log.1")
-    log.close()
-    log.write(b"behind\n")
-    log.close()
-
-    assert lines_in(path) == ["behind"]
-    assert lines_in(tmp_path / "access.log.1") == ["before"]
-
-
 @pytest.mark.parametrize(("log_format", "write"), [("text", as_text), ("json", as_json)])
 def test_lines_are_of_the_format_and_the_time_that_were_asked_for(
     log_format: str, write: Callable[[Exchange, float], str], tmp_path: Path
@@ -219,15 +188,3 @@ def test_a_disk_that_hangs_costs_a_bounded_number_of_lines(tmp_path: Path) -> No
     log.stop(within_seconds=30)
 
     assert len(lines_in(path)) == MAX_BATCHES
-
-
-def test_a_file_that_cannot_be_written_is_complained_about_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "file").write_text("")
-    log = LogFile(str(tmp_path / "file" / "access.log"))
-    with caplog.at_level(logging.WARNING):
-        log.write(b"one\n")
-        log.write(b"two\n")
-
-    assert caplog.text.count("cannot be written") == 1

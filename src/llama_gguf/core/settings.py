@@ -87,6 +87,13 @@ def _api_key(value: str) -> str:
     raise ValueError("printable ASCII without spaces, 512 characters at most")
 
 
+def _key_ids(value: str) -> tuple[str, ...]:
+    ids = tuple(i.strip() for i in value.split(",") if i.strip())
+    if all(re.fullmatch(r"[A-Za-z0-9_-]{1,64}", key_id) for key_id in ids):
+        return ids
+    raise ValueError("ids of keys, 1 to 64 of A-Z a-z 0-9 _ -, separated by commas")
+
+
 def _origins(value: str) -> tuple[str, ...]:
     origins = tuple(o.strip() for o in value.split(",") if o.strip())
     for origin in origins:
@@ -254,6 +261,14 @@ class Settings:
             "access", _text, "file with the API keys", shown_default="$DATA_DIR/api_keys.txt"
         ),
     )
+    admin_key_ids: tuple[str, ...] = field(
+        default=(),
+        metadata=_about(
+            "access",
+            _key_ids,
+            "ids of the keys that may POST /reload, separated by commas; empty = any key may",
+        ),
+    )
     auth_failures_per_minute: int = field(
         default=30,
         metadata=_about(
@@ -304,6 +319,16 @@ class Settings:
         default=300.0,
         metadata=_about(
             "queue", _seconds(0), "seconds a request may wait, also while the model loads"
+        ),
+    )
+
+    sse_keepalive: float = field(
+        default=0.0,
+        metadata=_about(
+            "queue",
+            _seconds(0),
+            "seconds after which a stream that has nothing to say yet gets its head, and then a "
+            "comment each time, so that proxies do not give it up; 0 = off",
         ),
     )
 
@@ -376,6 +401,20 @@ class Settings:
         default="",
         metadata=_about("operation", _text, "where logs go", shown_default="$DATA_DIR/logs"),
     )
+    log_max_bytes: int = field(
+        default=50 << 20,
+        metadata=_about(
+            "operation",
+            _whole(0, 1 << 50),
+            "bytes of a log file, after which it is set aside and a new one begun; 0 = never",
+        ),
+    )
+    log_backups: int = field(
+        default=5,
+        metadata=_about(
+            "operation", _whole(0, 10_000), "older log files of each kind that are kept"
+        ),
+    )
     log_name: str = field(
         default="llama", metadata=_about("operation", _text, "folder of the engine's logs")
     )
@@ -411,7 +450,7 @@ _GATEWAY: Final = (
     *("host", "port", "port_backend", "backend_host", "backend_socket", "backend_api_key"),
     *("tls_cert_file", "tls_key_file", "max_connections"),
     *(n for n, a in ABOUT.items() if a.section in ("access", "queue", "timeouts", "sizes")),
-    *("log_format", "log_dir"),
+    *("log_format", "log_dir", "log_max_bytes", "log_backups"),
 )
 USED_BY: Final[Mapping[str, tuple[str, ...]]] = {
     "serve": tuple(FIELDS),

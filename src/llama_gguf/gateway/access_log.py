@@ -6,10 +6,7 @@ slow disk nor a full one is ever felt by a request.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
-import os
 import threading
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
@@ -17,8 +14,7 @@ from queue import SimpleQueue
 from typing import Final
 
 from llama_gguf.core.exchange import Exchange
-
-_log: Final = logging.getLogger(__name__)
+from llama_gguf.logfile import LogFile
 
 
 def _facts(exchange: Exchange, wall_offset: float) -> dict[str, str | int | float]:
@@ -144,14 +140,16 @@ class AccessLog:
     Args:
         path: the file; its folder is made when it is missing.
         log_format: ``text`` or ``json``.
+        max_bytes: of the file, before it is set aside; 0 = never.
+        backups: how many that were set aside are kept.
     """
 
-    def __init__(self, path: str, log_format: str) -> None:
+    def __init__(self, path: str, log_format: str, *, max_bytes: int = 0, backups: int = 0) -> None:
         self._line = as_json if log_format == "json" else as_text
         self._text: list[bytes] = []
         self.wall_offset = 0.0
         """What to add to a time of an exchange to get POSIX seconds."""
-        self._file = LogFile(path)
+        self._file = LogFile(path, "the access log", max_bytes=max_bytes, backups=backups)
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         # A daemon, so that one that hangs does not keep the process from leaving.
         self._writer = threading.Thread(target=self._work, name="access log", daemon=True)
@@ -190,37 +188,3 @@ class AccessLog:
         while (job := self._jobs.get()) is not None:
             job()
         self._file.close()
-
-
-class LogFile:
-    """A file that is opened when there is something to write. Used by one thread alone.
-
-    Args:
-        path: the file; its folder is made when it is missing.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._fd: int | None = None
-        self._has_complained = False
-
-    def write(self, text: bytes) -> None:
-        """Append *text*, whole lines; a failure is reported once, and loses them."""
-        try:
-            if self._fd is None:
-                os.makedirs(os.path.dirname(self._path) or ".", exist_ok=True)
-                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-                self._fd = os.open(self._path, flags, 0o640)
-            os.write(self._fd, text)
-            self._has_complained = False
-        except OSError as error:
-            if not self._has_complained:
-                _log.warning("the access log %s cannot be written: %s", self._path, error.strerror)
-            self._has_complained = True
-
-    def close(self) -> None:
-        """Let go of the file; the next line goes to whatever has its name then."""
-        fd, self._fd = self._fd, None
-        if fd is not None:
-            with contextlib.suppress(OSError):
-                os.close(fd)

@@ -1,0 +1,101 @@
+"""A log on disk: whole lines appended, a file that is full set aside, and no failure ever felt.
+
+Used by one thread at a time. Several processes may write the same file: each notices when
+another, or logrotate, has put a new one in its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+from typing import Final
+
+_log: Final = logging.getLogger(__name__)
+
+_FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+_MODE: Final = 0o640
+
+
+class LogFile:
+    """A file that is opened when there is something to write.
+
+    Args:
+        path: the file; its folder is made when it is missing.
+        what: its name in a warning, such as ``the access log``.
+        max_bytes: beyond it the file becomes ``PATH.1``, and ``.1`` becomes ``.2``; 0 = never.
+        backups: how many of those are kept.
+    """
+
+    def __init__(self, path: str, what: str, *, max_bytes: int = 0, backups: int = 0) -> None:
+        self.path = path
+        self._what = what
+        self._max_bytes = max_bytes
+        self._backups = backups
+        self._fd: int | None = None
+        self._is_torn = False
+        """The last line in the file is not whole."""
+        self._has_complained = False
+
+    def write(self, text: bytes) -> None:
+        """Append *text*, whole lines; a failure is reported once, and loses them."""
+        try:
+            self._append(text)
+            self._has_complained = False
+        except OSError as error:
+            if not self._has_complained:
+                _log.warning("%s %s cannot be written: %s", self._what, self.path, error.strerror)
+            self._has_complained = True
+
+    def close(self) -> None:
+        """Let go of the file; the next line goes to whatever has its name then."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+    def _append(self, text: bytes) -> None:
+        fd = self._opened(len(text))
+        if self._is_torn:
+            text = b"\n" + text
+        written = os.write(fd, text)
+        self._is_torn = 0 < written < len(text)
+        if written < len(text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _opened(self, length: int) -> int:
+        """The file that has the name, with room for *length* bytes."""
+        if self._fd is not None and not self._is_in_place(self._fd):
+            self.close()
+        fd = self._open() if self._fd is None else self._fd
+        size = os.fstat(fd).st_size
+        if not self._max_bytes or not size or size + length <= self._max_bytes:
+            return fd
+        self._set_aside()
+        return self._open()
+
+    def _is_in_place(self, fd: int) -> bool:
+        ours = os.fstat(fd)
+        try:
+            there = os.stat(self.path)
+        except FileNotFoundError:
+            return False
+        return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
+
+    def _open(self) -> int:
+        os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
+        self._fd = os.open(self.path, _FLAGS, _MODE)
+        return self._fd
+
+    def _set_aside(self) -> None:
+        # Where nothing can be renamed, the file grows on: its lines count for more than its size.
+        with contextlib.suppress(OSError):
+            if not self._backups:
+                os.unlink(self.path)
+            for number in range(self._backups, 0, -1):
+                newer = f"{self.path}.{number - 1}" if number > 1 else self.path
+                if os.path.exists(newer):
+                    os.replace(newer, f"{self.path}.{number}")
+            self._is_torn = False
+        self.close()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
@@ -247,3 +248,22 @@ def test_the_key_is_sent_and_never_shown() -> None:
     assert b"Authorization: Bearer sk-secret\r\n" in request
     assert request.endswith(b"Content-Length: 2\r\n\r\n{}")
     assert "secret" not in repr(target)
+
+
+def test_a_unix_socket_is_asked_like_any_other(tmp_path: Path) -> None:
+    async def scenario() -> bytes:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(ANSWER)
+            writer.close()
+            await writer.wait_closed()
+
+        path = str(tmp_path / "x.sock")
+        async with await asyncio.start_unix_server(serve, path):
+            connections = Connections(parse_target(f"unix:{path}"), lambda: 1.0)
+            sink = Kept()
+            await connections.exchange(connections.target.request("GET", "/health"), sink)
+            connections.close()
+        return sink.body
+
+    assert asyncio.run(scenario()) == b"ok"

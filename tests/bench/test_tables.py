@@ -108,7 +108,7 @@ def test_what_a_gateway_adds_is_told_with_its_interval() -> None:
 
     (row,) = tables.added_rows(found)
 
-    assert row[:5] == ("4", "50", "time to first token ms", "100", "100")
+    assert row[:5] == ("time to first token ms", "4", "50", "100", "100")
     assert row[5].startswith("+0.20")
     assert " to +0.2" in row[5]
     assert tables.added_notes(found) == ["4 streams: 2 requests failed: gateway: timeout"]
@@ -116,7 +116,7 @@ def test_what_a_gateway_adds_is_told_with_its_interval() -> None:
 
 
 def test_few_pairs_have_no_interval() -> None:
-    assert tables.with_bounds(Estimate(0.001)) == "+1.000"
+    assert tables.with_bounds(Estimate(0.001)) == "+1.00"
 
 
 def test_interrupted_and_late_turns_say_so() -> None:

@@ -136,13 +136,7 @@ def smallest_latency(summary: Summary) -> float | None:
 # What a gateway adds ------------------------------------------------------------------------------
 
 ADDED_COLUMNS: Final = (
-    "STREAMS",
-    "BLOCKS",
-    "",
-    "DIRECT",
-    "GATEWAY",
-    "ADDED (MEDIAN)",
-    "ADDED (MEAN)",
+    *("", "STREAMS", "BLOCKS", "DIRECT", "GATEWAY", "ADDED (MEDIAN)", "ADDED (MEAN)"),
 )
 
 
@@ -150,9 +144,9 @@ def added_rows(found: Sequence[tuple[Turns, Mapping[str, Added]]]) -> list[Row]:
     """One row a measure and number of streams; milliseconds, with 95 % intervals."""
     return [
         (
+            f"{MEASURES[name]} ms",
             str(turns.streams),
             str(len(turns.pairs)),
-            f"{MEASURES[name]} ms",
             number(one.direct * 1e3),
             number(one.gateway * 1e3),
             with_bounds(one.median),
@@ -164,11 +158,11 @@ def added_rows(found: Sequence[tuple[Turns, Mapping[str, Added]]]) -> list[Row]:
 
 
 def with_bounds(estimate: Estimate) -> str:
-    """``+0.21 (0.18 to 0.25)``, in ms."""
-    text = f"{estimate.value * 1e3:+.3f}"
+    """``+0.210 (+0.180 to +0.250)``, in ms."""
+    text = _signed(estimate.value * 1e3)
     if estimate.low is None or estimate.high is None:
         return text
-    return f"{text} ({estimate.low * 1e3:+.3f} to {estimate.high * 1e3:+.3f})"
+    return f"{text} ({_signed(estimate.low * 1e3)} to {_signed(estimate.high * 1e3)})"
 
 
 def added_notes(found: Sequence[tuple[Turns, Mapping[str, Added]]]) -> list[str]:

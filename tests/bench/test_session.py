@@ -11,10 +11,10 @@ from llama_gguf.bench.connection import Connections, parse_target
 from llama_gguf.bench.load import Level, clock
 from llama_gguf.bench.options import Load, Options
 from llama_gguf.bench.server import Server
-from llama_gguf.bench.session import Prepared, fixed_fields, prepare, run_levels
+from llama_gguf.bench.session import Prepared, fixed_fields, prepare, run_loads, run_turns
 from llama_gguf.bench.summary import summarise
 from llama_gguf.errors import UserError
-from tests.bench.engine import TOKENS, Engine
+from tests.bench.engine import TOKENS, Engine, running
 
 
 def prepared(
@@ -23,19 +23,8 @@ def prepared(
     """What was found out, and the levels where loads are asked for."""
     options = Options(**{"loads": (), "warmup": 0.0, "prompt_tokens": (40,), **asked})
 
-    async def run() -> tuple[Prepared, list[Level]]:
-        target = parse_target(url)
-        connections = Connections(target, clock, keeps=options.keeps_connections)
-        try:
-            ready = await prepare(connections, options, lines)
-            levels = await run_levels(
-                target, options, ready, progress=lambda *_: None, connections=connections
-            )
-        finally:
-            connections.close()
-        return ready, levels
-
-    return asyncio.run(run())
+    target = parse_target(url)
+    return asyncio.run(run_loads(target, options, lines, progress=lambda *_: None))
 
 
 def test_made_up_prompts_have_their_length_in_the_servers_own_tokens(engine: Engine) -> None:
@@ -142,3 +131,13 @@ def test_llama_cpp_is_asked_for_answers_of_the_full_length() -> None:
     assert fields["ignore_eos"] is True
     assert (fields["temperature"], fields["top_p"]) == (1, 0.5)
     assert "ignore_eos" not in fixed_fields(options, Server())
+
+
+def test_the_two_sides_of_a_gateway_take_turns(engine: Engine) -> None:
+    with running() as backend:
+        targets = {"direct": parse_target(backend.url), "gateway": parse_target(engine.url)}
+        options = Options(loads=(Load(streams=2), Load(streams=1)), requests=3)
+        _, turns = asyncio.run(run_turns(targets, options, None, progress=lambda *_: None))
+
+    assert [(each.streams, len(each.pairs)) for each in turns] == [(2, 3), (1, 3)]
+    assert len(engine.asked) == len(backend.asked)

@@ -74,7 +74,7 @@ def test_the_models_header_is_read_where_its_file_is_here(tmp_path: Path) -> Non
 
     def model(url: str) -> object:
         return bench_facts.circumstances(
-            parse_target(url), None, Options(loads=(Load(streams=1),)), server,
+            parse_target(url), "", Options(loads=(Load(streams=1),)), server,
             context(tmp_path), command=("bench",),
         ).model  # fmt: skip
 
@@ -89,7 +89,7 @@ def test_circumstances_tell_what_a_repetition_needs(tmp_path: Path) -> None:
     options = Options(loads=(Load(streams=1),), shared_prefix=100)
 
     found = bench_facts.circumstances(
-        target, parse_target("http://127.0.0.1:8080"), options,
+        target, "http://127.0.0.1:8080", options,
         Server(models=("tiny",), engine="b1", gateway="1.0", slots=4), context(tmp_path),
         command=("bench", "--rate", "1"),
     )  # fmt: skip

@@ -6,16 +6,17 @@ import asyncio
 import itertools
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 from llama_gguf.bench import prompts, server
 from llama_gguf.bench.answers import error_message
 from llama_gguf.bench.connection import ConnectionLost, Connections, Target
-from llama_gguf.bench.load import Budget, Level, clock, run_level
+from llama_gguf.bench.load import Asker, Budget, Level, clock, run_level
 from llama_gguf.bench.options import Load, Options
+from llama_gguf.bench.overhead import SIDES, Turns, take_turns
 from llama_gguf.bench.prompts import Body
 from llama_gguf.bench.server import Server, Watch, Whole
 from llama_gguf.errors import UserError
@@ -135,63 +136,94 @@ def _reason(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
-async def run_levels(
-    target: Target,
-    options: Options,
-    prepared: Prepared,
-    *,
-    progress: Progress,
-    connections: Connections,
-) -> list[Level]:
-    """Put every load on the server in turn. Ctrl-C ends it with what there is by then."""
+async def run_loads(
+    target: Target, options: Options, lines: Sequence[str] | None, *, progress: Progress
+) -> tuple[Prepared, list[Level]]:
+    """Put every load on the server in turn. Ctrl-C ends it with what there is by then.
+
+    Raises:
+        UserError: the server does not answer as it should.
+    """
     rng = random.Random(options.seed)  # noqa: S311  # load, not secrets
     levels: list[Level] = []
-    for load in options.loads:
-        watching = _Watching(target, is_ours=bool(prepared.server.gateway))
-        await watching.begin()
-        try:
-            level = await run_level(
-                load,
-                options,
-                connections,
-                fixed=prepared.fixed,
-                bodies=prepared.bodies,
-                progress=_bound(progress, load),
-                rng=rng,
-            )
-        finally:
-            told = await watching.end()
-        level.server = told
-        levels.append(level)
-        if level.interrupted:
-            break
-    return levels
+    with closing(Connections(target, clock, keeps=options.keeps_connections)) as connections:
+        prepared = await prepare(connections, options, lines)
+        for load in options.loads:
+            async with _watched(target, is_ours=bool(prepared.server.gateway)) as told:
+                level = await run_level(
+                    load,
+                    options,
+                    connections,
+                    fixed=prepared.fixed,
+                    bodies=prepared.bodies,
+                    progress=_bound(progress, load),
+                    rng=rng,
+                )
+            level.server = told
+            levels.append(level)
+            if level.interrupted:
+                break
+    return prepared, levels
 
 
 def _bound(progress: Progress, load: Load) -> Callable[[Budget, Level], None]:
     return lambda budget, level: progress(load, budget, level)
 
 
-class _Watching:
-    """Watches the gateway's queue, where there is a gateway, on a connection of its own."""
-
-    def __init__(self, target: Target, *, is_ours: bool) -> None:
-        self._connections = Connections(target, clock)
-        self._watch = Watch(self._connections) if is_ours else None
-        self._task: asyncio.Task[None] | None = None
-
-    async def begin(self) -> None:
-        if self._watch is not None:
-            await self._watch.begin()
-            loop = asyncio.get_running_loop()
-            self._task = loop.create_task(self._watch.run())
-
-    async def end(self) -> dict[str, Any]:
-        if self._watch is None or self._task is None:
-            return {}
-        self._task.cancel()
+@asynccontextmanager
+async def _watched(target: Target, *, is_ours: bool) -> AsyncIterator[dict[str, Any]]:
+    """Watch the gateway's queue, where there is a gateway; what was seen is there at the end."""
+    told: dict[str, Any] = {}
+    if not is_ours:
+        yield told
+        return
+    with closing(Connections(target, clock)) as connections:  # apart from those of the load
+        watch = Watch(connections)
+        await watch.begin()
+        loop = asyncio.get_running_loop()
+        watching = loop.create_task(watch.run())
+        try:
+            yield told
+        finally:
+            watching.cancel()
         with suppress(asyncio.CancelledError):
-            await self._task
-        told = await self._watch.end()
-        self._connections.close()
-        return told
+            await watching
+        told |= await watch.end()
+
+
+async def run_turns(
+    targets: Mapping[str, Target],
+    options: Options,
+    lines: Sequence[str] | None,
+    *,
+    progress: Callable[[Turns, float], None],
+) -> tuple[Prepared, list[Turns]]:
+    """Have both sides take turns, at every number of streams.
+
+    Args:
+        targets: by side, ``direct`` and ``gateway``.
+        options: what is asked of both.
+        lines: of the prompts file, if there is one.
+        progress: called before each block with how much is over.
+
+    Raises:
+        UserError: one of them does not answer as it should.
+    """
+    rng = random.Random(options.seed)  # noqa: S311  # which of two goes first
+    found: list[Turns] = []
+    with ExitStack() as stack:
+        askers = {}
+        for side in SIDES:
+            connections = Connections(targets[side], clock, keeps=options.keeps_connections)
+            stack.enter_context(closing(connections))
+            prepared = await prepare(connections, options, lines)
+            askers[side] = Asker(connections, options, prepared.fixed)
+        for load in options.loads:
+            found.append(
+                await take_turns(
+                    load.streams or 1, options, askers, prepared.bodies, rng=rng, progress=progress
+                )
+            )
+            if found[-1].interrupted:
+                break
+    return prepared, found

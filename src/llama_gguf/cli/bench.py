@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
 import signal
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
@@ -26,8 +25,8 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from llama_gguf.bench import compare, overhead, plots, results, session, tables
-from llama_gguf.bench.connection import Connections, Target, parse_target
-from llama_gguf.bench.load import Asker, Budget, Level, clock
+from llama_gguf.bench.connection import Target, parse_target
+from llama_gguf.bench.load import Budget, Level, clock
 from llama_gguf.bench.options import (
     SLO_NAMES,
     Load,
@@ -37,18 +36,17 @@ from llama_gguf.bench.options import (
     parse_seconds,
     parse_slo,
 )
-from llama_gguf.bench.page import page
 from llama_gguf.bench.results import Circumstances
 from llama_gguf.bench.session import Prepared
 from llama_gguf.bench.summary import summarise
 from llama_gguf.cli import bench_facts
+from llama_gguf.cli.bench_report import STDOUT, Report, check_outputs, show, write
 from llama_gguf.cli.context import Context
 from llama_gguf.cli.terminal import print_table, progress_meter, say
 from llama_gguf.errors import UserError
 
 USAGE = "%(prog)s [URL] [options]\n       %(prog)s compare A.json B.json [--json FILE]"
 COMPARE: Final = "compare"
-STDOUT: Final = "-"
 INTERRUPTED: Final = 130
 
 T = TypeVar("T")
@@ -194,7 +192,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
         return _compare(words[1:], arguments)
     if len(words) > 1:
         raise UserError(f"one URL at a time, not {len(words)}: {' '.join(words)}", 2)
-    _check_outputs(arguments)
+    check_outputs(arguments)
     url = words[0] if words else _own_url(context)
     key = bench_facts.endpoint_key(url, context)
     job = Job(
@@ -269,91 +267,72 @@ def _read(path: str) -> str:
 
 
 def _run_load(job: Job) -> int:
-    async def load() -> tuple[Prepared, list[Level]]:
-        connections = Connections(job.target, clock, keeps=job.options.keeps_connections)
-        prepared = await session.prepare(connections, job.options, job.lines)
-        with _meter(job) as meter:
-            levels = await session.run_levels(
-                job.target, job.options, prepared, progress=_told(meter), connections=connections
-            )
-        connections.close()
-        return prepared, levels
-
-    prepared, levels = _in_loop(load())
+    with _meter(job) as meter:
+        prepared, levels = _in_loop(
+            session.run_loads(job.target, job.options, job.lines, progress=_told(meter))
+        )
     found = [(level, summarise(level, job.options.slo)) for level in levels]
-    facts = bench_facts.circumstances(
-        job.target, None, job.options, prepared.server, job.context, command=job.arguments.argv
-    )
-    document = facts.as_json() | {"levels": [results.level_json(*each) for each in found]}
+    facts = _facts(job, prepared)
     report = Report(
         facts,
         tables.columns(found),
         tables.rows(found),
         tables.notes(found),
-        document,
+        facts.as_json() | {"levels": [results.level_json(*each) for each in found]},
         tables.as_csv(found),
         plots.plots_of(found),
     )
-    _show(job.arguments, report)
-    if any(level.interrupted for level in levels):
-        return INTERRUPTED
-    return 0 if any(record.ok for level in levels for record in level.counted) else 1
+    show(job.arguments, report)
+    has_worked = any(record.ok for level in levels for record in level.counted)
+    return _status(levels, has_worked=has_worked)
 
 
 def _run_overhead(job: Job) -> int:
-    key = job.context.settings.backend_api_key
-    backend = parse_target(job.arguments.overhead, key=key, ca_file=job.arguments.ca_file)
-
-    async def load() -> tuple[Prepared, list[overhead.Turns]]:
-        sides = {
-            side: Connections(target, clock, keeps=job.options.keeps_connections)
-            for side, target in zip(overhead.SIDES, (backend, job.target), strict=True)
-        }
-        await session.prepare(sides["direct"], job.options, job.lines)
-        prepared = await session.prepare(sides["gateway"], job.options, job.lines)
-        askers = {side: Asker(c, job.options, prepared.fixed) for side, c in sides.items()}
-        rng = random.Random(job.options.seed)  # noqa: S311  # which of two goes first
-        found: list[overhead.Turns] = []
-        with _meter(job) as meter:
-            for level in job.options.loads:
-                found.append(
-                    await overhead.take_turns(
-                        level.streams or 1,
-                        job.options,
-                        askers,
-                        prepared.bodies,
-                        rng=rng,
-                        progress=lambda turns, share: meter(
-                            Load(streams=turns.streams).text, share
-                        ),
-                    )
-                )
-                if found[-1].interrupted:
-                    break
-        for connections in sides.values():
-            connections.close()
-        return prepared, found
-
-    prepared, turns = _in_loop(load())
+    with _meter(job) as meter:
+        prepared, turns = _in_loop(
+            session.run_turns(
+                {"direct": _backend(job), "gateway": job.target},
+                job.options,
+                job.lines,
+                progress=lambda turns, share: meter(Load(streams=turns.streams).text, share),
+            )
+        )
     rng = random.Random(job.options.seed)  # noqa: S311  # resampling
     found = [(each, overhead.added(each.pairs, rng)) for each in turns]
-    facts = bench_facts.circumstances(
-        job.target, backend, job.options, prepared.server, job.context, command=job.arguments.argv
-    )
-    document = facts.as_json() | {"overhead": [overhead.as_json(*each) for each in found]}
+    facts = _facts(job, prepared)
     report = Report(
         facts,
         tables.ADDED_COLUMNS,
         tables.added_rows(found),
         tables.added_notes(found),
-        document,
+        facts.as_json() | {"overhead": [overhead.as_json(*each) for each in found]},
         tables.added_csv(found),
         plots.plots_of_added(found),
     )
-    _show(job.arguments, report)
-    if any(each.interrupted for each in turns):
+    show(job.arguments, report)
+    return _status(turns, has_worked=any(each.pairs for each in turns))
+
+
+def _backend(job: Job) -> Target:
+    key = job.context.settings.backend_api_key
+    return parse_target(job.arguments.overhead, key=key, ca_file=job.arguments.ca_file)
+
+
+def _facts(job: Job, prepared: Prepared) -> Circumstances:
+    return bench_facts.circumstances(
+        job.target,
+        job.arguments.overhead or "",
+        job.options,
+        prepared.server,
+        job.context,
+        command=job.arguments.argv,
+    )
+
+
+def _status(parts: Sequence[Level] | Sequence[overhead.Turns], *, has_worked: bool) -> int:
+    if any(part.interrupted for part in parts):
         return INTERRUPTED
-    return 0 if any(each.pairs for each in turns) else 1
+    return 0 if has_worked else 1
 
 
 def _in_loop(work: Coroutine[Any, Any, T]) -> T:
@@ -390,73 +369,6 @@ def _told(meter: Callable[[str, float], None]) -> session.Progress:
     return tell
 
 
-# Telling ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What is told of a run, in every form."""
-
-    facts: Circumstances
-    columns: tables.Row
-    rows: list[tables.Row]
-    notes: list[str]
-    document: Mapping[str, Any]
-    csv: str
-    drawn: Mapping[str, plots.Draw]
-
-
-def _show(arguments: argparse.Namespace, report: Report) -> None:
-    if STDOUT not in (arguments.json, arguments.csv):
-        _print(report)
-    if arguments.json:
-        _write(arguments.json, json.dumps(report.document) + "\n")
-    if arguments.csv:
-        _write(arguments.csv, report.csv)
-    if arguments.html:
-        svgs = {title: plots.as_svg(draw, title) for title, draw in report.drawn.items()}
-        text = page(
-            report.facts, columns=report.columns, rows=report.rows, notes=report.notes, plots=svgs
-        )
-        _write(arguments.html, text)
-    if arguments.plot and report.drawn:
-        plots.write_image(report.drawn, arguments.plot)
-
-
-def _print(report: Report) -> None:
-    say("\n".join(bench_facts.heading(report.facts)) + "\n")
-    print_table(report.columns, report.rows)
-    if report.notes:
-        say("\n" + "\n".join(report.notes))
-
-
-def _write(path: str, text: str) -> None:
-    if path == STDOUT:
-        say(text.rstrip("\n"))
-        return
-    try:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
-
-
-def _check_outputs(arguments: argparse.Namespace) -> None:
-    """Before the run rather than after it.
-
-    Raises:
-        UserError: a file could not be written, or what draws is missing.
-    """
-    if arguments.json == arguments.csv == STDOUT:
-        raise UserError("--json or --csv can be standard output, not both.", 2)
-    for path in (arguments.json, arguments.csv, arguments.html, arguments.plot):
-        folder = os.path.dirname(path or "") or "."
-        if path and path != STDOUT and not os.path.isdir(folder):
-            raise UserError(f"{path} cannot be written: there is no folder {folder}", 2)
-    if arguments.html or arguments.plot:
-        plots.require()
-
-
 # Comparing ----------------------------------------------------------------------------------------
 
 
@@ -467,7 +379,7 @@ def _compare(paths: Sequence[str], arguments: argparse.Namespace) -> int:
     found = list(compare.changes(a, b))
     notes = [*compare.circumstances(a, b), *compare.missing(a, b)]
     if arguments.json:
-        _write(arguments.json, json.dumps(compare.as_json(found, notes), indent=1))
+        write(arguments.json, json.dumps(compare.as_json(found, notes), indent=1))
     if arguments.json != STDOUT:
         print_table(tables.CHANGE_COLUMNS, tables.change_rows(found))
         say("\n" + "\n".join([*notes, compare.verdict_sentence(found)]))

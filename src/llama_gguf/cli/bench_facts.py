@@ -94,7 +94,7 @@ def raise_open_files() -> None:
 
 def circumstances(
     target: Target,
-    backend: Target | None,
+    backend_url: str,
     options: Options,
     server: Server,
     context: Context,
@@ -104,7 +104,7 @@ def circumstances(
     """Everything that the numbers depend on, as far as it can be known from here."""
     return Circumstances(
         url=target.url,
-        backend_url=backend.url if backend else "",
+        backend_url=backend_url,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         command=("llama-gguf", *command),
         versions=_versions(),

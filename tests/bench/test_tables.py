@@ -49,7 +49,7 @@ def test_a_column_a_load_and_a_row_a_number() -> None:
 
 def test_rows_without_any_number_are_left_out() -> None:
     assert "queue, longest" not in table(level())
-    assert "tokens/s, of what llama.cpp says %" not in table(level())
+    assert "tokens/s, of llama.cpp's own %" not in table(level())
 
 
 def test_what_the_server_told_has_rows() -> None:

@@ -71,7 +71,10 @@ class Summary:
     counted_by: Mapping[str, int]
     tokens: Mapping[str, int]
     engine_ratio: float | None
-    """Our tokens a second of one stream as a share of what llama.cpp's own timings say."""
+    """Our tokens a second of one stream as a share of what llama.cpp's own timings say.
+
+    Both count the tokens after the first; its own ``predicted_per_second`` counts that one too.
+    """
 
 
 def summarise(level: Level, slo: Mapping[str, float]) -> Summary:

@@ -71,7 +71,7 @@ def _rows(results: Results) -> Iterator[Row]:
         "wait in queue, mean ms",
         *(_told(level, "queue_wait_mean_seconds", 1e3) for level, _ in results),
     )
-    yield ("tokens/s, of what llama.cpp says %", *(_engine(s) for _, s in results))
+    yield ("tokens/s, of llama.cpp's own %", *(_engine(s) for _, s in results))
 
 
 def _cells(results: Results, name: str, unit: str) -> Iterator[str]:

@@ -113,6 +113,12 @@ def test_blocks_with_a_failure_are_left_out_and_told() -> None:
     assert added(found.pairs, random.Random(1)) == {}
 
 
+def test_a_side_that_refuses_at_once_is_not_hammered() -> None:
+    found, _ = turns(lambda now: Server(now, fails=ConnectionLost("connection lost")))
+
+    assert found.failed == 2 * 30 / (1.0 + 0.5)  # a second for the other side, and the pause
+
+
 def test_interrupted_turns_tell_what_there_is() -> None:
     found, _ = turns(Server, stop_at=7.1)
 

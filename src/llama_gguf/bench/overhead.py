@@ -18,7 +18,7 @@ from typing import Any, Final
 from llama_gguf.bench.connection import Clock
 from llama_gguf.bench.estimates import Estimate, bootstrap
 from llama_gguf.bench.lag import Generator, LagMeter
-from llama_gguf.bench.load import Asker, clock
+from llama_gguf.bench.load import PAUSE_AFTER_ERROR_SECONDS, Asker, clock
 from llama_gguf.bench.options import Options
 from llama_gguf.bench.prompts import Body
 from llama_gguf.bench.records import Record
@@ -79,7 +79,8 @@ async def take_turns(
         begin = now()
         while (share := _share_done(turns, options, now() - begin)) < 1:
             progress(turns, share)
-            _note(turns, await _block(streams, askers, bodies, rng=rng))
+            if not _note(turns, await _block(streams, askers, bodies, rng=rng)):
+                await asyncio.sleep(PAUSE_AFTER_ERROR_SECONDS)
     except asyncio.CancelledError:
         turns.interrupted = True
         if task := asyncio.current_task():
@@ -108,13 +109,15 @@ async def _block(
     return found
 
 
-def _note(turns: Turns, block: Mapping[str, list[Record]]) -> None:
+def _note(turns: Turns, block: Mapping[str, list[Record]]) -> bool:
+    """Note the block; returns whether it is a good one."""
     wrong = [f"{side}: {r.error}" for side, records in block.items() for r in records if r.error]
     if wrong:
         turns.failed += len(wrong)
         turns.errors = list(dict.fromkeys([*turns.errors, *wrong]))
-        return
+        return False
     turns.pairs.append({side: _means(records) for side, records in block.items()})
+    return True
 
 
 def _means(records: Sequence[Record]) -> dict[str, float]:

@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from llama_gguf.errors import UserError
 
-CALIBRATION_WORDS: Final = (32, 160)
+CALIBRATION_WORDS: Final = (8, 64)
+"""Few enough for a small context."""
 MIN_WORDS: Final = 4
 """That many words are hardly ever drawn twice, and a cache cannot know them."""
 _EVERYDAY: Final = (

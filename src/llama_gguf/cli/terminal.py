@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -100,6 +100,39 @@ def download_meter(label: str) -> Iterator[Meter]:
         yield report
 
 
+@contextmanager
+def progress_meter() -> Iterator[Callable[[str, float], None]]:
+    """Show how far work has come, 0 to 1: a bar on a terminal, a line a label elsewhere."""
+    if not sys.stderr.isatty():
+        yield _LabelMeter()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    with Progress(
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.description}", markup=False),
+        console=Console(stderr=True),
+        transient=True,
+    ) as progress:
+        task = progress.add_task("", total=1.0)
+        yield lambda label, share: progress.update(task, description=label, completed=share)
+
+
+class _LabelMeter:
+    """For logs: a line whenever what comes before the label's colon changes."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def __call__(self, label: str, share: float) -> None:
+        name = label.partition(":")[0]
+        if name != self._last:
+            self._last = name
+            sys.stderr.write(f"{name} ...\n")
+
+
 class LoadMeter:
     """A bar on a terminal while a model loads; elsewhere the log has to do.
 
@@ -138,7 +171,7 @@ def _load_bar(label: str) -> Progress:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         *(BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn()),
         console=Console(stderr=True),
         transient=True,

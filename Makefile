@@ -20,7 +20,7 @@ SECONDS  ?= 60
 .DEFAULT_GOAL := help
 .PHONY: help run test test-image soak fuzz bench cost compiled check format lint lint-files types imports docs \
     lock reference image image-cuda image-push image-index dist wheels sbom release-check release-notes \
-    changelog github-release registry-login clean
+    changelog github-release registry-login site clean
 
 help: ## show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -89,6 +89,9 @@ lock: | $(VENV)/bin/python ## take the newest versions that pyproject.toml allow
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --upgrade \
 	    --custom-compile-command 'make lock' --python-version 3.11 \
 	    --group pyproject.toml:build --group pyproject.toml:compile -o locks/build.txt
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --upgrade \
+	    --custom-compile-command 'make lock' --python-version 3.11 \
+	    --group pyproject.toml:publish -o locks/publish.txt
 
 cost: $(VENV)/.dev ## count instructions and system calls per request; needs valgrind and strace
 	$(BIN)/python -m benchmarks.cost
@@ -137,12 +140,10 @@ dist: $(VENV)/.dev ## build sdist and a wheel for any machine into dist/
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation
 
-wheels: $(VENV)/.dev ## build compiled wheels for Linux into dist/; needs Docker
-	$(PIP) 'cibuildwheel>=3'
+wheels: $(VENV)/.publish ## build compiled wheels for Linux into dist/; needs Docker
 	$(BIN)/cibuildwheel --platform linux --output-dir dist
 
-sbom: $(VENV)/.dev ## write what the package depends on, as CycloneDX, to dist/sbom.cdx.json
-	$(PIP) 'cyclonedx-bom>=7'
+sbom: $(VENV)/.publish ## write what the package depends on, as CycloneDX, to dist/sbom.cdx.json
 	@mkdir -p dist
 	$(BIN)/cyclonedx-py requirements locks/image.txt --pyproject pyproject.toml --output-reproducible -o dist/sbom.cdx.json
 
@@ -151,6 +152,9 @@ release-check: dist ## is it fit to be released? (TAG=v0.1.0 for the tag to be)
 
 release-notes: $(VENV)/.dev ## print what changed in this version
 	@$(BIN)/python -m tests.release --notes
+
+site: $(VENV)/.publish ## make HTML of docs/ in build/site
+	$(BIN)/sphinx-build -W --keep-going -q docs build/site
 
 changelog: $(VENV)/.dev ## gather the fragments of changes/ into CHANGELOG.md, for the version in __init__.py
 	$(BIN)/towncrier build --yes --version $(VERSION)
@@ -177,4 +181,8 @@ $(VENV)/.dev: locks/dev.txt pyproject.toml | $(VENV)/bin/python
 	@echo "Installing into $(VENV), with what the tests need ..."
 	@$(PIP) --require-hashes -r locks/dev.txt
 	@$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.publish: locks/publish.txt | $(VENV)/bin/python
+	@$(PIP) --require-hashes -r locks/publish.txt
 	@touch $@

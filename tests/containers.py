@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -204,7 +204,7 @@ class Buildah:
         """Buildah itself would kill; so to the first process that is not of buildah's own."""
         pid = process.pid
         while "buildah" in Path(f"/proc/{pid}/cmdline").read_text().partition("\0")[0]:
-            pid = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+            pid = next(_children(pid))
         os.kill(pid, signal.SIGTERM)
 
     def written_files(self) -> list[str]:
@@ -215,6 +215,12 @@ class Buildah:
 
     def remove_containers(self) -> None:
         subprocess.run([*self._buildah, "rm", "--all"], capture_output=True, check=True)
+
+
+def _children(pid: int) -> Iterator[int]:
+    """Of any thread of the process *pid*."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        yield from map(int, (thread / "children").read_text().split())
 
 
 def _bytes(text: str) -> int:

@@ -20,7 +20,7 @@ SECONDS  ?= 60
 .DEFAULT_GOAL := help
 .PHONY: help run test test-image soak fuzz bench cost compiled check format lint lint-files types imports docs \
     lock reference image image-cuda image-push image-index dist wheels sbom release-check release-notes \
-    changelog github-release registry-login site clean
+    changelog github-release registry-login site engine-facts clean
 
 help: ## show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -101,6 +101,10 @@ compiled: $(VENV)/.dev ## compile the hot modules and run the gateway's tests ag
 	LLAMA_GGUF_COMPILE=1 $(BIN)/python -m pip --disable-pip-version-check wheel -q --no-deps -w build .
 	$(BIN)/python -m zipfile -e build/llama_gguf_inference-*.whl build/compiled
 	PYTHONPATH=build/compiled $(BIN)/pytest tests/gateway/test_client_*.py tests/fuzz
+
+engine-facts: $(VENV)/.dev ## record what the installed llama-server is like, after a look at what changed
+	-RECORD_ENGINE_FACTS=1 $(BIN)/pytest -q tests/e2e/test_drift.py
+	git diff --stat tests/e2e/engine_facts.txt
 
 # Shipping -----------------------------------------------------------------------------------------
 

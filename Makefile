@@ -18,9 +18,7 @@ STREAMS  ?= 2000
 SECONDS  ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-image soak fuzz bench cost compiled check format lint lint-files types imports docs \
-    lock reference image image-cuda image-push image-index dist wheels sbom release-check release-notes \
-    changelog github-release registry-login site engine-facts clean
+.PHONY: help run test soak fuzz bench cost compiled check format lint types imports docs lock reference clean
 
 help: ## show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -107,6 +105,9 @@ engine-facts: $(VENV)/.dev ## record what the installed llama-server is like, af
 	git diff --stat tests/e2e/engine_facts.txt
 
 # Shipping -----------------------------------------------------------------------------------------
+
+.PHONY: test-image lint-files engine-facts site image image-cuda image-push image-index registry-login
+.PHONY: dist wheels sbom release-check release-notes changelog github-release
 
 IMAGE    ?= llama-gguf-inference
 # Registries want it in small letters, whoever the owner is.

@@ -149,6 +149,7 @@ class Buildah:
             self._make_base()
         flags = ("--isolation", "chroot", "--format", "docker", "--build-arg", f"BASE={_BASE}")
         _do(*self._buildah, "bud", *flags, *_build_arguments(arguments))
+        _do(*self._buildah, "rmi", "--prune")  # what had the name before
 
     def _make_base(self) -> None:
         root = CACHE / "root"

@@ -209,7 +209,7 @@ def test_the_script_for_vast_rents_an_offer_with_the_image_s_own_entrypoint(tmp_
     stand_in.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     stand_in.chmod(0o755)
 
-    argv = [DEPLOY / "vast" / "create.sh", "123", "image:cuda", "smollm2"]
+    argv = [str(DEPLOY / "vast" / "create.sh"), "123", "image:cuda", "smollm2"]
     environ = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
     said = subprocess.run(argv, env=environ, capture_output=True, text=True, check=True).stdout
 

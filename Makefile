@@ -98,7 +98,7 @@ compiled: $(VENV)/.dev ## compile the hot modules and run the gateway's tests ag
 	rm -rf build/compiled
 	LLAMA_GGUF_COMPILE=1 $(BIN)/python -m pip --disable-pip-version-check wheel -q --no-deps -w build .
 	$(BIN)/python -m zipfile -e build/llama_gguf_inference-*.whl build/compiled
-	PYTHONPATH=build/compiled $(BIN)/pytest tests/gateway/test_client_*.py tests/fuzz
+	PYTHONPATH=build/compiled $(BIN)/pytest tests/gateway/test_client_*.py tests/gateway/test_opened.py tests/fuzz
 
 engine-facts: $(VENV)/.dev ## record what the installed llama-server is like, after a look at what changed
 	-RECORD_ENGINE_FACTS=1 $(BIN)/pytest -q tests/e2e/test_drift.py

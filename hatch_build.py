@@ -28,8 +28,8 @@ MODULES: Final = [
             *("messages", "metrics", "replies", "routes"),
         ),
         "gateway": (
-            *("access_log", "accounts", "client", "connection", "heads", "own", "pool", "shared"),
-            *("sockets", "upstream"),
+            *("access_log", "accounts", "client", "connection", "heads", "own", "opened", "pool"),
+            *("principals", "shared", "sockets", "upstream"),
         ),
     }.items()
     for name in names

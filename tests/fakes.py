@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from llama_gguf.core.engine import EngineState, EngineStatus
 from llama_gguf.core.exchange import Exchange
@@ -22,6 +22,7 @@ from llama_gguf.gateway.accounts import Accounts
 from llama_gguf.gateway.client import ClientConnection
 from llama_gguf.gateway.pool import IDLE_SECONDS
 from llama_gguf.gateway.shared import Shared
+from llama_gguf.gateway.upstream import Phase, UpstreamConnection
 
 KEY: Final = "sk-alice-0123456789"
 OTHER_KEY: Final = "sk-bob-0123456789ab"
@@ -29,6 +30,7 @@ EXPIRED_KEY: Final = "sk-carol-0123456789"
 KEYS_TEXT: Final = f"alice:{KEY}\nbob:{OTHER_KEY}:1000\ncarol:{EXPIRED_KEY}::2001-01-01T00:00:00Z\n"
 BACKEND_KEY: Final = "gateway-secret-of-the-engine"
 TICK_SECONDS: Final = 0.5
+T = TypeVar("T")
 
 OK: Final = (
     b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nServer: llama.cpp\r\n"
@@ -433,6 +435,12 @@ class FakeUpstream:
     def is_closed(self) -> bool:
         return self.transport.is_closed
 
+    @property
+    def phase(self) -> Phase:
+        connection = self.transport._protocol
+        assert isinstance(connection, UpstreamConnection)
+        return connection.phase
+
     def say(self, *pieces: bytes) -> None:
         for piece in pieces:
             self.transport.receive(piece)
@@ -505,6 +513,11 @@ class FakeClient:
         return self.transport.aborted
 
 
+async def at_once(work: Callable[[], T]) -> T:
+    """In place of a thread."""
+    return work()
+
+
 class Rig:
     """One gateway. Settings are given as overrides of decent ones.
 
@@ -541,8 +554,9 @@ class Rig:
         self._records: list[Exchange] = []
         self.shared.accounts = Accounts(self._records.extend)
         self.shared.tell_time()
+        self.shared.reloads.off_the_loop = at_once
         if keys is not None:
-            self.shared.load_keys()
+            self.shared.reloads.load()
         self.clients: list[FakeClient] = []
         self.upstreams: list[FakeUpstream] = []
         self.requests: list[bytes] = []
@@ -648,6 +662,7 @@ def code_of(answer: Answer) -> str:
 
 _VARYING: Final = re.compile(
     rb"req-[0-9a-f]{12}-[0-9a-f]{8}|Date: [A-Za-z0-9,: ]+ GMT|remaining-requests: [0-9]+"
+    rb"|reset-requests: [0-9ms]+"
 )
 
 

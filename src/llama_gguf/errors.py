@@ -139,6 +139,14 @@ class RouteNotExposed(GatewayError):
     code = "route_not_exposed"
 
 
+class AdminKeyRequired(GatewayError):
+    """ADMIN_KEY_IDS names the keys that may do this, and this one is not among them."""
+
+    status = 403
+    type = "permission_error"
+    code = "admin_key_required"
+
+
 class Limited(GatewayError):
     """The key is over its rate, or the address has tried too many wrong keys."""
 

@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from errno import EBUSY
 from typing import Final
 
@@ -42,10 +43,26 @@ def read(path: str) -> str:
             f"cannot read the keys file {path}: {error.strerror}\n"
             f"Check its owner and mode with: ls -l {path}"
         ) from None
-    return _decoded(data, path)
+    return decoded(data, path)
 
 
-def _decoded(data: bytes, path: str) -> str:
+def read_other(path: str) -> str:
+    """The text of a file that keys are taken from.
+
+    Raises:
+        UserError: it is missing, a folder, cannot be read, or is not UTF-8.
+    """
+    if not os.path.exists(path):
+        raise UserError(f"there is no file {path}")
+    return read(path)
+
+
+def decoded(data: bytes, path: str) -> str:
+    """The text that *data* from *path* is.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -53,6 +70,26 @@ def _decoded(data: bytes, path: str) -> str:
         raise UserError(
             f"the keys file {path} is not UTF-8 text (line {line}); save it as UTF-8"
         ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """How the keys file looks from outside: another one, or another content, looks different."""
+
+    file: tuple[int, int]
+    """Which it is, behind all links: a Kubernetes secret is changed by another target."""
+    state: tuple[int, int, int]
+
+
+def stamp(path: str) -> Stamp | None:
+    """How the file looks now; None when there is none, or it cannot be looked at."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    # The time of change, not of writing: that one can be set back, and misses a chmod.
+    state = (found.st_ctime_ns, found.st_size, found.st_mode)
+    return Stamp((found.st_dev, found.st_ino), state)
 
 
 def warn_if_exposed(path: str) -> str | None:

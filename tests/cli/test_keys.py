@@ -21,7 +21,7 @@ from llama_gguf.errors import UserError
 
 SECRET = "sk-Zq8vN2xLw5TfR7mB"
 OTHER = "sk-another-secret-0"
-TAKEN_UP = "A running gateway takes this up on SIGHUP or POST /reload.\n"
+TAKEN_UP = "A running gateway takes this up within three seconds.\n"
 NEVER = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 
 Run = Callable[..., tuple[int, str, str]]
@@ -457,6 +457,176 @@ def test_a_grace_that_cannot_be_read_is_refused(run: Run, path: Path) -> None:
 
     assert status == 2
     assert "--grace 'a while' cannot be used: write it as 30d, 24h, 60m" in err
+
+
+# import -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    path = tmp_path / "other.txt"
+    path.write_text(f"# theirs\nbob:{OTHER}:60:2099-01-01\n")
+    return path
+
+
+def test_imported_keys_keep_their_settings_and_let_in(run: Run, path: Path, other: Path) -> None:
+    path.write_text(f"# mine\nalice:{SECRET}\n")
+    status, out, err = run("import", str(other))
+
+    assert (status, out, err) == (0, f"Imported 1 key into {path}: bob\n", TAKEN_UP)
+    assert path.read_text() == f"# mine\nalice:{SECRET}\nbob:{OTHER}:60:2099-01-01\n"
+
+
+def test_imported_keys_can_be_stored_as_digests(run: Run, path: Path, other: Path) -> None:
+    run("import", str(other), "--hashed")
+
+    assert OTHER not in path.read_text()
+    assert key_of(path, OTHER).rate_limit == 60
+
+
+def test_bare_keys_as_llama_server_has_them_get_names(run: Run, path: Path, other: Path) -> None:
+    path.write_text(f"imported-1:{SECRET}\n")
+    other.write_text(f"{OTHER}\n\n  {OTHER}-2 \r\n")
+    status, out, _ = run("import", str(other))
+
+    assert (status, out) == (0, f"Imported 2 keys into {path}: imported-2, imported-3\n")
+    assert key_of(path, f"{OTHER}-2").key_id == "imported-3"
+
+
+def test_the_names_of_bare_keys_can_be_chosen(run: Run, path: Path, other: Path) -> None:
+    other.write_text(OTHER)
+    run("import", str(other), "--prefix", "team")
+
+    assert key_of(path, OTHER).key_id == "team-1"
+
+
+def test_keys_that_are_there_already_are_not_imported_again(
+    run: Run, path: Path, other: Path
+) -> None:
+    run("import", str(other))
+    before = path.read_text()
+    status, out, _ = run("import", str(other))
+
+    assert (status, out) == (0, f"Imported 0 keys into {path} (1 were there already).\n")
+    assert path.read_text() == before
+
+
+def test_of_a_file_with_a_bad_line_nothing_is_imported_and_no_secret_is_told(
+    run: Run, path: Path, other: Path
+) -> None:
+    other.write_text(f"bob:{OTHER}\nsecret\ncarol:{OTHER}-2:many\n")
+    status, out, err = run("import", str(other))
+
+    assert (status, out) == (1, "")
+    assert "line 2: a line must be key_id:api_key" in err
+    assert "or a key alone" in err
+    assert "line 3: " in err
+    assert "secret" not in err.replace(str(other), "")
+    assert OTHER not in err
+    assert not path.exists()
+
+
+def test_an_id_that_is_taken_by_another_key_is_not_imported(
+    run: Run, path: Path, other: Path
+) -> None:
+    path.write_text(f"bob:{SECRET}\n")
+    status, _, err = run("import", str(other))
+
+    assert status == 1
+    assert "line 2: the key id is taken by another key" in err
+    assert path.read_text() == f"bob:{SECRET}\n"
+
+
+def test_keys_can_be_imported_from_standard_input(path: Path) -> None:
+    argv = [sys.executable, "-m", "llama_gguf", "keys", "import", "-", "--file", str(path)]
+    subprocess.run(argv, input=f"bob:{OTHER}\n", text=True, check=True, timeout=60)
+    done = subprocess.run(argv, input=b"\xff\xfe", capture_output=True, check=False, timeout=60)
+
+    assert key_of(path, OTHER).key_id == "bob"
+    assert done.returncode == 1
+    assert b"not UTF-8" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_file_to_import_that_is_missing_is_named(run: Run, tmp_path: Path) -> None:
+    status, _, err = run("import", str(tmp_path / "none"))
+
+    assert (status, err) == (1, f"llama-gguf: there is no file {tmp_path / 'none'}\n")
+
+
+def test_an_import_as_json(run: Run, path: Path, other: Path) -> None:
+    _, out, _ = run("import", str(other), "--json")
+
+    assert json.loads(out) == {"file": str(path), "imported": ["bob"], "known": 0}
+
+
+# hash ---------------------------------------------------------------------------------------------
+
+
+def test_hashing_takes_every_secret_out_and_changes_nothing_else(run: Run, path: Path) -> None:
+    text = f"# a\n\n alice:{SECRET}:60:2099-01-01T00:00:00Z \nbob:{OTHER}\r\nnonsense\n#end"
+    path.write_text(text, newline="")
+    before = ring_of(path).keys
+    status, out, _ = run("hash")
+
+    hashed = path.read_bytes().decode()
+    assert status == 0
+    assert "2 keys of" in out
+    assert "line 5: " in out
+    digests = [keys.hashed(secret) for secret in (SECRET, OTHER)]
+    assert hashed == text.replace(SECRET, digests[0]).replace(OTHER, digests[1])
+    assert [(k.key_id, k.digest, k.rate_limit, k.expires_at) for k in ring_of(path).keys] == [
+        (k.key_id, k.digest, k.rate_limit, k.expires_at) for k in before
+    ]
+    assert [k.hashed for k in ring_of(path).keys] == [True, True]
+
+
+def test_hashing_again_changes_nothing(run: Run, path: Path) -> None:
+    path.write_text(f"alice:{SECRET}\n")
+    run("hash")
+    before = path.read_text()
+    _, out, _ = run("hash", "--json")
+
+    assert json.loads(out) == {"file": str(path), "hashed": 0, "problems": []}
+    assert path.read_text() == before
+
+
+def test_a_secret_on_a_line_that_is_skipped_as_double_is_taken_out_too(
+    run: Run, path: Path
+) -> None:
+    path.write_text(f"alice:{SECRET}\nalice:{OTHER}\n")
+    run("hash")
+
+    assert OTHER not in path.read_text()
+
+
+def test_hashing_a_file_that_is_not_there_says_so(run: Run, path: Path) -> None:
+    status, _, err = run("hash")
+
+    assert status == 1
+    assert "there is no keys file" in err
+    assert not path.exists()
+
+
+# Settings -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--data-dir", "HERE", "list", "--json"],
+        ["list", "--json", "--data-dir", "HERE"],
+        ["--data-dir", "/nowhere", "list", "--json", "--data-dir", "HERE"],
+    ],
+)
+def test_a_setting_may_stand_before_the_action_or_behind_it(
+    argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "api_keys.txt").write_text(f"alice:{SECRET}\n")
+    status = main(["keys", *(str(tmp_path) if a == "HERE" else a for a in argv)], environ={})
+
+    assert status == 0
+    assert json.loads(capsys.readouterr().out)["keys"][0]["id"] == "alice"
 
 
 # create_key, and many at once ---------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.core.limits import REFUSED, FailureLimit, SlidingWindow
+from llama_gguf.core.limits import REFUSED, FailureLimit, SlidingWindow, network_of
 
 # Times are eighths of a second: exact in a float, so that "just before" can be said.
 TICK = 0.125
@@ -145,6 +145,55 @@ def test_behind_an_admitted_request_the_reset_is_a_whole_window() -> None:
     assert window.reset(7.0) == window.window == 60.0
 
 
+@given(gaps=st.lists(gaps, max_size=20), limit=st.integers(1, 4), wait=gaps)
+def test_what_remains_is_what_would_be_admitted(gaps: list[float], limit: int, wait: float) -> None:
+    window = SlidingWindow(limit=limit)
+    now = 0.0
+    for now in itertools.accumulate(gaps):
+        window.hit(now)
+
+    room = room_in(window, now + wait)
+    assert window.remaining(now + wait) == room
+
+
+def test_a_lowered_limit_leaves_nothing_and_no_less() -> None:
+    window = SlidingWindow(limit=3)
+    for _ in range(3):
+        window.hit(0.0)
+    window.limit = 1
+
+    assert window.remaining(1.0) == 0
+
+
+@given(
+    times=st.lists(gaps, min_size=1, max_size=20).map(lambda g: [*itertools.accumulate(g)]),
+    data=st.data(),
+)
+def test_a_hit_that_is_taken_back_was_never_there(times: list[float], data: st.DataObject) -> None:
+    taken = data.draw(st.sampled_from(times))
+    with_it, without = SlidingWindow(limit=100), SlidingWindow(limit=100)
+    for now in times:
+        with_it.hit(now)
+    others = list(times)
+    others.remove(taken)
+    for now in others:
+        without.hit(now)
+    with_it.take_back(taken)
+
+    end = times[-1]
+    assert with_it.remaining(end) == without.remaining(end)
+    assert with_it.reset(end) == pytest.approx(without.reset(end))
+
+
+def test_a_hit_that_has_left_the_window_cannot_be_taken_back_and_takes_no_other() -> None:
+    window = SlidingWindow(limit=2)
+    window.hit(0.0)
+    window.hit(70.0)
+    window.take_back(0.0)
+
+    assert window.remaining(70.0) == 1
+
+
 def test_a_window_remembers_no_more_than_its_limit_however_often_it_is_hit() -> None:
     window = SlidingWindow(limit=5)
     for tick in range(10_000):
@@ -225,3 +274,29 @@ def test_a_flood_of_addresses_makes_the_first_one_forgotten_and_takes_no_more_me
 
     assert waits == [0.0, 60.0, 60.0, 60.0]
     assert len(failures.addresses) == 3
+
+
+def test_an_address_whose_failures_are_forgiven_is_forgotten() -> None:
+    failures = FailureLimit(per_minute=1)
+    failures.failed("a", 0.0)
+
+    assert failures.retry_after("a", 60.0) == 0.0
+    assert not failures.addresses
+
+
+# Networks -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("203.0.113.9", "203.0.113.9"),
+        ("unix", "unix"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::ffff:203.0.113.9", "203.0.113.9"),
+    ],
+)
+def test_of_ipv6_a_network_counts_as_one_address(address: str, network: str) -> None:
+    assert network_of(address) == network

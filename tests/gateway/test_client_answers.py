@@ -47,6 +47,9 @@ def test_an_answer_passes_with_its_fields_and_its_body(rig: Rig) -> None:
         "ETag: \xe9",
         "Content-Length: 4",
         "x-request-id: r1",
+        "x-ratelimit-limit-requests: 1000",
+        "x-ratelimit-remaining-requests: 1000",
+        "x-ratelimit-reset-requests: 0ms",
     ]
     assert client.answer.body == b"\x00\r\n\xff"
     assert client.answer["date"].endswith(" GMT")
@@ -63,7 +66,8 @@ def test_fields_of_the_engine_s_connection_and_those_that_are_ours_end_here(rig:
     )
 
     names = sorted(n.lower() for n, _ in client.answer.fields)
-    assert names == ["content-length", "date", "x-request-id", "x-stays"]
+    ours = [n for n in names if n.startswith("x-ratelimit-")]
+    assert names == ["content-length", "date", *ours, "x-request-id", "x-stays"]
     assert client.answer["date"] == "Thu, 01 Jan 2026 00:00:00 GMT"
     assert client.answer["x-request-id"] != "theirs"
 

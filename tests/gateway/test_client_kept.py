@@ -360,10 +360,10 @@ MOMENT = 1893456000.0  # 2030 begins
 def test_a_key_that_a_reload_removes_opens_nothing_any_more(rig: Rig) -> None:
     client = served(rig, POST, POST)
     rig.set_keys(f"bob:{OTHER_KEY}\n")
-    rig.shared.load_keys()
+    rig.shared.reloads.load()
     client.send(POST)
     rig.set_keys(KEYS_TEXT)
-    rig.shared.load_keys()
+    rig.shared.reloads.load()
     client.send(POST)
 
     assert statuses(client) == [200, 200, 401, 200]
@@ -373,7 +373,7 @@ def test_a_key_that_a_reload_removes_opens_nothing_any_more(rig: Rig) -> None:
 def test_a_key_that_a_reload_gives_to_another_is_the_other_s(rig: Rig) -> None:
     client = served(rig, POST)
     rig.set_keys(f"mallory:{KEY}:1\n")
-    rig.shared.load_keys()
+    rig.shared.reloads.load()
     client.send(POST, POST)
 
     assert statuses(client) == [200, 200, 429]
@@ -383,7 +383,7 @@ def test_a_key_that_a_reload_gives_to_another_is_the_other_s(rig: Rig) -> None:
 def test_a_key_that_a_reload_lets_expire_expires(rig: Rig) -> None:
     client = served(rig, POST)
     rig.set_keys(f"alice:{KEY}::2030-01-01T00:00:00Z\n")
-    rig.shared.load_keys()
+    rig.shared.reloads.load()
     rig.shared.wall = MOMENT - 1
     client.send(POST, POST)
     rig.shared.wall = MOMENT
@@ -449,7 +449,7 @@ def test_a_guarded_path_of_our_own_asks_for_the_key_each_time(new_rig: NewRig) -
     metrics = request("GET", "/metrics")
     client = served(rig, POST, metrics, metrics)
     rig.set_keys(f"bob:{OTHER_KEY}\n")
-    rig.shared.load_keys()
+    rig.shared.reloads.load()
     client.send(metrics)
 
     assert statuses(client) == [200, 200, 200, 401]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from hashlib import sha256
+from typing import Any
 
 import pytest
 
+from llama_gguf.core.engine import EngineState
 from tests.fakes import (
     EXPIRED_KEY,
     KEY,
@@ -160,6 +162,16 @@ def test_an_address_that_tries_too_many_wrong_keys_has_to_wait(new_rig: NewRig) 
     assert ask(rig, f"x-api-key: {KEY}").status == 200
 
 
+def test_addresses_of_one_ipv6_network_count_as_one(new_rig: NewRig) -> None:
+    rig = new_rig(auth_failures_per_minute=2)
+    wrong = "x-api-key: sk-nobody-0123456789"
+    statuses = [ask(rig, wrong, peer=f"2001:db8:0:1::{n}").status for n in range(1, 4)]
+
+    assert statuses == [401, 401, 429]
+    assert ask(rig, f"x-api-key: {KEY}", peer="2001:db8:0:1:ffff::9").status == 429
+    assert ask(rig, f"x-api-key: {KEY}", peer="2001:db8:0:2::1").status == 200
+
+
 def test_expired_keys_count_as_wrong_ones(new_rig: NewRig) -> None:
     rig = new_rig(auth_failures_per_minute=1)
     ask(rig, f"x-api-key: {EXPIRED_KEY}")
@@ -292,6 +304,81 @@ def test_what_uses_no_slot_is_not_counted(method: str, target: str, new_rig: New
         assert rig.ask(request(method, target, body=b"{}")).answer.status == 200
 
     assert post(rig).status == 200
+
+
+@pytest.mark.parametrize(("method", "target"), [("GET", "/v1/models"), ("POST", "/reload")])
+def test_what_is_not_counted_is_told_what_is_left_too(
+    method: str, target: str, new_rig: NewRig
+) -> None:
+    rig = new_rig(max_requests_per_minute=3)
+    post(rig)
+    rig.advance(20)
+    answer = rig.ask(request(method, target)).answer
+
+    assert answer.status == 200
+    assert answer["x-ratelimit-limit-requests"] == "3"
+    assert answer["x-ratelimit-remaining-requests"] == "2"
+    assert answer["x-ratelimit-reset-requests"] == "40s"
+
+
+def test_who_shows_no_key_is_told_nothing_of_limits(rig: Rig) -> None:
+    assert "x-ratelimit-limit-requests" not in rig.ask(request(key=None)).answer
+
+
+REFUSED = {
+    "a full queue": ({"slots": 1, "max_queue_size": 0}, "queue_full"),
+    "a body too large": ({"max_request_body_size": 3}, "payload_too_large"),
+    "no room for a body": ({"max_body_memory": 3}, "queue_full"),
+    "an engine that is gone": ({"state": EngineState.FAILED}, "backend_unavailable"),
+}
+
+
+@pytest.mark.parametrize(("settings", "code"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_we_refuse_costs_nothing(settings: dict[str, Any], code: str, new_rig: NewRig) -> None:
+    rig = new_rig(max_requests_per_minute=5, **settings)
+    rig.ask(request(body=b"{}", key=OTHER_KEY))
+    answer = rig.ask(request(body=b"1234")).answer
+
+    assert code_of(answer) == code
+    assert answer["x-ratelimit-remaining-requests"] == "5"
+
+
+def test_a_request_too_many_at_once_costs_nothing(new_rig: NewRig) -> None:
+    rig = new_rig(max_requests_per_minute=5, max_concurrent_per_key=1)
+    rig.ask()
+
+    assert rig.ask().answer["x-ratelimit-remaining-requests"] == "4"
+
+
+def test_a_wait_that_was_too_long_costs_nothing(new_rig: NewRig) -> None:
+    rig = new_rig(max_requests_per_minute=1, slots=1, max_queue_wait=10)
+    rig.ask(request(body=b"{}", key=OTHER_KEY))
+    waiting = rig.ask()
+    rig.advance(10)
+
+    assert code_of(waiting.answer) == "queue_timeout"
+    assert waiting.answer["x-ratelimit-remaining-requests"] == "1"
+
+
+def test_a_request_that_was_sent_on_counts_whatever_became_of_it(new_rig: NewRig) -> None:
+    rig = new_rig(max_requests_per_minute=1)
+    rig.ask()
+    rig.upstream.hang_up()
+
+    assert post(rig).status == 429
+
+
+def test_a_request_refused_after_its_key_was_removed_is_refused_and_no_more(
+    new_rig: NewRig,
+) -> None:
+    rig = new_rig(slots=1, max_queue_wait=10)
+    rig.ask()
+    waiting = rig.ask()
+    rig.set_keys(f"bob:{OTHER_KEY}\n")
+    rig.shared.reloads.load()
+    rig.advance(10)
+
+    assert code_of(waiting.answer) == "queue_timeout"
 
 
 def test_a_refused_request_with_a_small_body_leaves_the_connection(new_rig: NewRig) -> None:

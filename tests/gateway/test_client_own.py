@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 from prometheus_client.openmetrics import parser as openmetrics
@@ -18,6 +19,7 @@ from tests.fakes import (
     STREAM_HEAD,
     Answer,
     Rig,
+    T,
     code_of,
     event,
     read_answers,
@@ -175,7 +177,71 @@ def test_reload_needs_a_key(key: str | None, rig: Rig) -> None:
     rig.set_keys("")
 
     assert rig.ask(request("POST", "/reload", key=key)).answer.status == 401
-    assert len(rig.shared.ring) == 3
+    assert len(rig.shared.principals.ring) == 3
+
+
+def test_reload_is_for_administrators_where_there_are_any(new_rig: NewRig) -> None:
+    rig = new_rig(admin_key_ids=("bob",))
+    refused = rig.ask(request("POST", "/reload", key=KEY)).answer
+    answer = rig.ask(request("POST", "/reload", key=OTHER_KEY)).answer
+
+    assert (refused.status, code_of(refused)) == (403, "admin_key_required")
+    assert answer.status == 200
+
+
+class Disk:
+    """A slow one: a reload is done when a test says so."""
+
+    def __init__(self, rig: Rig) -> None:
+        self._rig = rig
+        self._done = rig.loop.create_future()
+        rig.shared.reloads.off_the_loop = self._read
+
+    async def _read(self, work: Callable[[], T]) -> T:
+        await self._done
+        return work()
+
+    def answer(self) -> None:
+        self._done.set_result(None)
+        self._rig.spin()
+
+
+@pytest.mark.parametrize("length", [0, 5, 40])
+def test_what_is_sent_behind_a_slow_reload_is_another_request(length: int, rig: Rig) -> None:
+    disk = Disk(rig)
+    body = request("GET", "/ping", key=None)[:length]
+    client = rig.ask(request("POST", "/reload", body=body))
+    client.send(request("GET", "/ping", key=None))
+    assert client.received == b""
+    disk.answer()
+
+    assert [answer.status for answer in client.answers] == [200, 200]
+    assert [record.path for record in rig.records] == ["/reload", "/ping"]
+
+
+def test_the_rest_of_a_body_that_comes_during_a_reload_is_no_request(rig: Rig) -> None:
+    disk = Disk(rig)
+    body = request("GET", "/ping", key=None)
+    whole = request("POST", "/reload", body=body)
+    client = rig.ask(whole[:-20])
+    client.send(whole[-20:])
+    disk.answer()
+    client.send(request("GET", "/health", key=None))
+
+    assert [record.path for record in rig.records] == ["/reload", "/health"]
+
+
+def test_a_client_that_leaves_during_a_reload_disturbs_nobody(rig: Rig) -> None:
+    disk = Disk(rig)
+    rig.set_keys(f"bob:{OTHER_KEY}\n")
+    client = rig.ask(request("POST", "/reload"))
+    other = rig.ask(request("POST", "/reload"))
+    client.leave()
+    disk.answer()
+
+    assert other.answer.status == 200
+    assert len(rig.shared.principals.ring) == 1
+    assert rig.is_at_rest
 
 
 def test_a_reload_keeps_what_a_key_has_used_of_its_rate(new_rig: NewRig) -> None:

@@ -9,12 +9,11 @@ from llama_gguf.core.engine import EngineState, EngineStatus
 from llama_gguf.core.fields import presented_key
 from llama_gguf.core.messages import Request
 from llama_gguf.core.routes import Kind
-from llama_gguf.errors import HeadTooLarge, ReloadFailed
+from llama_gguf.errors import HeadTooLarge
 from llama_gguf.gateway import own
 from llama_gguf.gateway.heads import parse_request
-from llama_gguf.gateway.shared import Principal
 from tests.exchanges import asked
-from tests.fakes import BACKEND_KEY, KEY, KEYS_TEXT, OTHER_KEY, Rig, request
+from tests.fakes import BACKEND_KEY, KEY, Rig, request
 from tests.gateway.conftest import NewRig
 
 
@@ -33,100 +32,6 @@ def test_the_engine_is_called_by_its_name(
     rig.ask()
 
     assert b"\r\nHost: " + host + b"\r\n" in rig.upstream.received
-
-
-# Keys ---------------------------------------------------------------------------------------------
-
-
-def test_loading_keys_says_how_many(rig: Rig) -> None:
-    assert rig.shared.load_keys() == 3
-
-
-def test_a_bad_line_is_skipped_and_named_without_its_secret(
-    rig: Rig, caplog: pytest.LogCaptureFixture
-) -> None:
-    rig.set_keys(f"alice:{KEY}\nsk-secret-in-the-wrong-place\n")
-    with caplog.at_level(logging.WARNING):
-        assert rig.shared.load_keys() == 1
-
-    assert "line 2" in caplog.text
-    assert "sk-secret" not in caplog.text
-
-
-def test_a_file_open_to_others_is_warned_about(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
-    rig.keys_file.chmod(0o644)
-    with caplog.at_level(logging.WARNING):
-        rig.shared.load_keys()
-
-    assert "chmod 600" in caplog.text
-
-
-def test_a_failed_load_keeps_the_old_set(rig: Rig) -> None:
-    rig.set_keys(None)
-    with pytest.raises(ReloadFailed, match="not reloaded"):
-        rig.shared.load_keys()
-
-    assert rig.shared.principal_of(KEY.encode()) is not None
-
-
-def test_an_empty_file_is_a_set_of_no_keys(rig: Rig) -> None:
-    rig.set_keys("")
-    assert rig.shared.load_keys() == 0
-
-    assert rig.shared.principal_of(KEY.encode()) is None
-
-
-def test_a_key_keeps_its_window_while_its_id_stays(rig: Rig) -> None:
-    before = rig.shared.principal_of(KEY.encode())
-    rig.set_keys(KEYS_TEXT.replace(KEY, "sk-rotated-0123456789"))
-    rig.shared.load_keys()
-    after = rig.shared.principal_of(b"sk-rotated-0123456789")
-
-    assert before is not None
-    assert after is not None
-    assert after.window is before.window
-    assert rig.shared.principal_of(KEY.encode()) is None
-
-
-def test_a_key_that_comes_back_begins_anew(rig: Rig) -> None:
-    before = rig.shared.principal_of(KEY.encode())
-    rig.set_keys(f"bob:{OTHER_KEY}\n")
-    rig.shared.load_keys()
-    rig.set_keys(KEYS_TEXT)
-    rig.shared.load_keys()
-    after = rig.shared.principal_of(KEY.encode())
-
-    assert before is not None
-    assert after is not None
-    assert after.window is not before.window
-
-
-def test_a_key_s_limit_changes_with_the_file_and_what_it_has_used_stays(rig: Rig) -> None:
-    before = rig.shared.principal_of(OTHER_KEY.encode())
-    assert before is not None
-    assert before.window is not None
-    before.window.hit(0.0)
-    rig.set_keys(KEYS_TEXT.replace(f"{OTHER_KEY}:1000", f"{OTHER_KEY}:7"))
-    rig.shared.load_keys()
-    after = rig.shared.principal_of(OTHER_KEY.encode())
-
-    assert after is not None
-    assert after.window is before.window
-    assert after.window.limit == 7
-    assert after.window.hit(1.0) == 5
-    assert b"x-ratelimit-limit-requests: 7\r\n" in after.rate_fields % 5
-
-
-@pytest.mark.parametrize(("now", "is_expired"), [(9.0, False), (10.0, True), (11.0, True)])
-def test_a_key_expires_at_its_second(now: float, is_expired: bool) -> None:
-    assert Principal("a", None, 10.0).is_expired(now) == is_expired
-    assert not Principal("a", None).is_expired(now)
-
-
-def test_where_nobody_checks_keys_nothing_is_counted_or_told(new_rig: NewRig) -> None:
-    anybody = new_rig(auth_enabled=False).shared.anybody
-
-    assert (anybody.key_id, anybody.window, anybody.rate_fields) == ("-", None, b"")
 
 
 # What a head says ---------------------------------------------------------------------------------
@@ -222,7 +127,7 @@ def test_no_secret_is_in_what_can_be_printed(rig: Rig) -> None:
     metrics = own.answer(Kind.METRICS, asked("GET", "/metrics"), rig.shared)
     shown = repr(vars(rig.shared).values()) + str(metrics)
 
-    for principal in (rig.shared.principal_of(KEY.encode()), rig.shared.ring):
+    for principal in (rig.shared.principals.holder(KEY.encode()), rig.shared.principals.ring):
         shown += repr(principal) + repr(getattr(principal, "key", ""))
     assert KEY not in shown
 

@@ -398,6 +398,7 @@ class Processes:
         keys: str | None = KEYS_TEXT,
         wait_for: int | None = 200,
         flags: tuple[str, ...] = (),
+        program: tuple[str, ...] = ("-m", "llama_gguf"),
         pass_fds: tuple[int, ...] = (),
         trust: ssl.SSLContext | None = None,
         **env: object,
@@ -420,9 +421,7 @@ class Processes:
         if keys is not None:
             (folder / "api_keys.txt").write_text(keys)
             (folder / "api_keys.txt").chmod(0o600)
-        process = self._start(
-            ["-m", "llama_gguf", "gateway", *flags], folder, gateway_env, pass_fds
-        )
+        process = self._start([*program, "gateway", *flags], folder, gateway_env, pass_fds)
         gateway = GatewayProcess(process, port, folder, trust)
         self._stack.callback(gateway.close)
         eventually(lambda: _is_up(gateway, wait_for), "the gateway is up")

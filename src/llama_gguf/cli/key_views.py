@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Final
 
 from llama_gguf.cli.terminal import print_table, say
-from llama_gguf.core.keys import Key, KeyRing
+from llama_gguf.core.keys import Key, KeyRing, Merged
 from llama_gguf.core.moments import format_moment
 
 _SPANS: Final = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
@@ -39,6 +39,34 @@ def print_keys_as_json(ring: KeyRing, path: str, now: datetime) -> None:
     say(json.dumps({"file": path, "keys": listed, "problems": problems}, indent=2))
 
 
+def print_import(merged: Merged, path: str, *, as_json: bool) -> None:
+    ids = [key.key_id for key in merged.added]
+    if as_json:
+        say(json.dumps({"file": path, "imported": ids, "known": merged.known}))
+        return
+    known = f" ({merged.known} were there already)" if merged.known else ""
+    say(f"Imported {_keys(len(ids))} into {path}{known}{': ' if ids else '.'}{', '.join(ids)}")
+
+
+def print_hashed(changed: int, ring: KeyRing, path: str, as_json: bool) -> None:
+    if as_json:
+        problems = [{"line": p.line, "reason": p.reason} for p in ring.problems]
+        say(json.dumps({"file": path, "hashed": changed, "problems": problems}))
+        return
+    say(f"{_keys(changed)} of {path} had a secret there, and now a digest. The keys still work.")
+    _print_problems(ring, path)
+
+
+def _keys(number: int) -> str:
+    return "1 key" if number == 1 else f"{number} keys"
+
+
+def _print_problems(ring: KeyRing, path: str) -> None:
+    if ring.problems:
+        say(f"\nThese lines of {path} are skipped:")
+        say("\n".join(f"  line {problem.line}: {problem.reason}" for problem in ring.problems))
+
+
 def _facts(key: Key, now: datetime) -> dict[str, object]:
     expires = None if key.expires_at is None else format_moment(key.expires_at)
     return {
@@ -55,9 +83,7 @@ def print_keys(ring: KeyRing, path: str, now: datetime) -> None:
         print_table(("ID", "A MINUTE", "EXPIRES", "STORED"), [_row(key, now) for key in ring.keys])
     else:
         say(f"There are no keys in {path}. Make one with: llama-gguf keys generate --file {path}")
-    if ring.problems:
-        say(f"\nThese lines of {path} are skipped:")
-        say("\n".join(f"  line {problem.line}: {problem.reason}" for problem in ring.problems))
+    _print_problems(ring, path)
 
 
 def _row(key: Key, now: datetime) -> tuple[str, str, str, str]:

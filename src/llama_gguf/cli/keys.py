@@ -1,13 +1,15 @@
 """Make, list, remove and replace API keys.
 
 Keys live in a text file, one a line. It is AUTH_KEYS_FILE unless --file names another.
-A gateway that is running takes a change up on SIGHUP or POST /reload.
+A gateway that is running takes a change up by itself, within three seconds.
 
 for example:
   llama-gguf keys generate --name alice --rate-limit 60 --expires 30d
   llama-gguf keys list
   llama-gguf keys rotate alice --grace 24h
   llama-gguf keys remove alice
+  llama-gguf keys import other_keys.txt --hashed
+  llama-gguf keys hash
 """
 
 from __future__ import annotations
@@ -23,11 +25,11 @@ from typing import Final, TypeVar
 from llama_gguf import keyfile
 from llama_gguf.cli.context import Context
 from llama_gguf.core import keys
-from llama_gguf.core.keys import Key, KeyRing
+from llama_gguf.core.keys import Key, KeyRing, Merged
 from llama_gguf.core.moments import format_moment, parse_duration
 from llama_gguf.errors import UserError
 
-_TAKEN_UP: Final = "A running gateway takes this up on SIGHUP or POST /reload.\n"
+_TAKEN_UP: Final = "A running gateway takes this up within three seconds.\n"
 _WHEN: Final = "30d, 24h, 60m, or a time such as 2027-01-31T12:00:00Z"
 
 _Value = TypeVar("_Value")
@@ -35,7 +37,7 @@ _Action = Callable[[argparse.Namespace, str], None]
 _Actions = argparse._SubParsersAction  # argparse has no public name for it
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     generate = _add_action(actions, "generate", _generate, "make a key and show it")
     generate.add_argument(
@@ -58,6 +60,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--grace", metavar="WHEN", help=f"how long the old secret stays valid: {_WHEN} [not at all]"
     )
     _add_output(rotate)
+
+    take = _add_action(actions, "import", _import, "take over the keys of another file")
+    take.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a keys file, or a list of bare keys, one a line; - for standard input",
+    )
+    take.add_argument("--hashed", action="store_true", help="store only the keys' digests")
+    take.add_argument(
+        "--prefix", metavar="ID", default="imported", help="of ids for bare keys [imported]"
+    )
+    take.add_argument("--json", action="store_true", help="print JSON")
+
+    hashing = _add_action(actions, "hash", _hash, "put digests in place of all secrets in the file")
+    hashing.add_argument("--json", action="store_true", help="print JSON")
+    return list(actions.choices.values())
 
 
 def _add_action(
@@ -239,6 +257,44 @@ def _fate_of_old(key: Key, grace_ends: float | None) -> str:
     if grace_ends is None:
         return "The old secret is no longer in the file.\n"
     return f"The old secret stays valid until {format_moment(_last_moment(key, grace_ends))}.\n"
+
+
+def _import(arguments: argparse.Namespace, path: str) -> None:
+    from llama_gguf.cli import key_views
+
+    source: str = arguments.source
+    if source == "-":
+        other = keyfile.decoded(sys.stdin.buffer.read(), "on standard input")
+    else:
+        other = keyfile.read_other(source)
+    done: list[Merged] = []
+
+    def merge(text: str) -> str:
+        merged = keys.merge(text, other, prefix=arguments.prefix, hashes=arguments.hashed)
+        if merged.problems:
+            lines = "".join(f"\n  line {p.line}: {p.reason}" for p in merged.problems)
+            raise UserError(f"nothing was imported, since of {source}{lines}")
+        done.append(merged)
+        return merged.text if merged.added else text
+
+    keyfile.edit(path, merge)
+    key_views.print_import(done[-1], path, as_json=arguments.json)
+    sys.stderr.write(_TAKEN_UP)
+
+
+def _hash(arguments: argparse.Namespace, path: str) -> None:
+    from llama_gguf.cli import key_views
+
+    keyfile.read(path)  # a file that is not there has nothing to hide, but a wrong name has
+    done: list[int] = []
+
+    def without_secrets(text: str) -> str:
+        text, changed = keys.hash_secrets(text)
+        done.append(changed)
+        return text
+
+    keyfile.edit(path, without_secrets)
+    key_views.print_hashed(done[-1], KeyRing.parse(keyfile.read(path)), path, arguments.json)
 
 
 def _existing(text: str, name: str, path: str) -> Key:

@@ -83,8 +83,10 @@ def command_parser(name: str) -> argparse.ArgumentParser:
         description=command.__doc__,
         formatter_class=_help_formatter,
     )
-    command.add_arguments(parser)
-    _add_settings(parser, core_settings.USED_BY[name])
+    # A command with actions has parsers for them: its settings may stand before and behind one.
+    actions = command.add_arguments(parser) or []
+    for each in (parser, *actions):
+        _add_settings(each, core_settings.USED_BY[name])
     return parser
 
 
@@ -121,6 +123,7 @@ def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None
             core_settings.flag(name),
             dest=f"setting_{name}",
             metavar=core_settings.variable(name),
+            default=argparse.SUPPRESS,  # or that of an action would undo what stands before it
             help=text.replace("%", "%%"),
         )
 

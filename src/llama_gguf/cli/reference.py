@@ -6,6 +6,7 @@ pages are made from that, and ``--check`` says which of them is out of date.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Mapping
 from itertools import groupby
@@ -71,7 +72,15 @@ def cli_page() -> str:
     parts = [_MADE, "# Commands\n", _block(top_parser().format_help())]
     for name in COMMANDS:
         parts += [f"## llama-gguf {name}\n", _block(command_parser(name).format_help())]
+        for action, parser in _actions_of(name):
+            parts += [f"### llama-gguf {name} {action}\n", _block(parser.format_help())]
     return "\n".join(parts)
+
+
+def _actions_of(name: str) -> list[tuple[str, argparse.ArgumentParser]]:
+    parser = command_parser(name)
+    found = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    return [item for action in found for item in action.choices.items()]
 
 
 def _block(text: str) -> str:

@@ -21,9 +21,12 @@ class State(enum.IntEnum):
     READING = 0  # the head is read; the body is coming in
     QUEUED = 1  # waits for a slot
     FORWARDING = 2  # has what it needs; with the upstream, or connecting to it
-    STREAMING = 3  # the response head is out: its status is final
-    DONE = 4  # the response is complete; the connection may be reused
-    ABORTED = 5  # somebody left before it was
+    # The two again, of a stream whose head and comments went out before the engine said anything.
+    OPEN_QUEUED = 3
+    OPEN_FORWARDING = 4
+    STREAMING = 5  # the response head is out: its status is final
+    DONE = 6  # the response is complete; the connection may be reused
+    ABORTED = 7  # somebody left before it was
 
 
 class Event(enum.IntEnum):
@@ -32,24 +35,34 @@ class Event(enum.IntEnum):
     HEAD_SENT = 2
     RESPONSE_SENT = 3
     LOST = 4  # the client left, or the upstream did after the head
+    OPEN = 5  # a stream is given its head ahead of the engine's
+    BEGIN = 6  # the engine begins such a stream
 
 
 S, E = State, Event
 TRANSITIONS: Final[Mapping[Event, Mapping[State, State]]] = {
     E.QUEUE: {S.READING: S.QUEUED},
-    E.FORWARD: {S.READING: S.FORWARDING, S.QUEUED: S.FORWARDING},
+    E.FORWARD: {
+        S.READING: S.FORWARDING,
+        S.QUEUED: S.FORWARDING,
+        S.OPEN_QUEUED: S.OPEN_FORWARDING,
+    },
+    E.OPEN: {S.QUEUED: S.OPEN_QUEUED, S.FORWARDING: S.OPEN_FORWARDING},
     E.HEAD_SENT: {
         S.FORWARDING: S.STREAMING,
         # An answer of our own (401, 413, 429, 503, 504) may cut in before the engine's.
         S.READING: S.STREAMING,
         S.QUEUED: S.STREAMING,
     },
+    E.BEGIN: {S.OPEN_FORWARDING: S.STREAMING},
     E.RESPONSE_SENT: {S.STREAMING: S.DONE},
     # Whoever leaves does so at any time, but an end stays what it was.
     E.LOST: {
         S.READING: S.ABORTED,
         S.QUEUED: S.ABORTED,
         S.FORWARDING: S.ABORTED,
+        S.OPEN_QUEUED: S.ABORTED,
+        S.OPEN_FORWARDING: S.ABORTED,
         S.STREAMING: S.ABORTED,
     },
 }
@@ -59,6 +72,8 @@ PHASES: Final[Mapping[State, str]] = {
     S.READING: "request",
     S.QUEUED: "queued",
     S.FORWARDING: "before_first_byte",
+    S.OPEN_QUEUED: "queued",
+    S.OPEN_FORWARDING: "before_first_byte",
     S.STREAMING: "streaming",
 }
 """What metrics and the access log call the state in which a client left."""
@@ -93,6 +108,10 @@ class Exchange:
     rate_fields = b""
     """Lines for the answer's head: what its key may still do."""
     has_retried = False
+    is_counted = False
+    """Whether it is in its key's window."""
+    wants_stream: bool | None = None
+    """None: nobody has looked."""
     # What has to be given back.
     holds_slot = False
     reserved_bytes = 0
@@ -124,7 +143,21 @@ class Exchange:
         connection, so that the client sees a truncated body and not a
         complete one with an error glued to its end.
         """
-        return self.state < State.STREAMING
+        return self.state < State.OPEN_QUEUED
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a stream's head went out, and the engine has not said anything."""
+        return self.state in (State.OPEN_QUEUED, State.OPEN_FORWARDING)
+
+    @property
+    def is_queued(self) -> bool:
+        return self.state in (State.QUEUED, State.OPEN_QUEUED)
+
+    @property
+    def waits_since(self) -> float:
+        """When it began to wait: for a slot, or for the engine; 0.0 while it is being read."""
+        return self.queued_at or self.forwarded_at
 
     # What the access log and the metrics say ------------------------------------------------------
 

@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import count
 from typing import Final, Self
 
 from llama_gguf.core.moments import ISO_8601, format_moment, parse_moment
@@ -38,6 +39,7 @@ _DIGEST: Final = re.compile(r"sha256\$([0-9A-Fa-f]{64})")
 _DIGITS: Final = re.compile(r"[0-9]+")
 
 _WANTED_LINE: Final = "a line must be key_id:api_key[:rate_limit][:expiration]"
+_OR_BARE: Final = ", or a key alone, which must be 16 to 128 of A-Z a-z 0-9 _ -"
 _WANTED_ID: Final = "the key id must be 1 to 64 of A-Z a-z 0-9 _ -"
 _WANTED_API_KEY: Final = (
     "the api key must be 16 to 128 of A-Z a-z 0-9 _ -, or sha256$ and 64 hex digits"
@@ -257,6 +259,80 @@ def replace(text: str, key_id: str, *lines: str) -> str:
     ]
     end = _line_end(text)
     return "".join([*old[:place], *(line + end for line in lines), *kept])
+
+
+def hash_secrets(text: str) -> tuple[str, int]:
+    """*text* with a digest in place of every secret, and how many there were.
+
+    Lines that cannot be read stay as they are.
+    """
+    lines = _LINE.findall(text)
+    bare = [_without_secret(line) for line in lines]
+    changed = sum(new != old for new, old in zip(bare, lines, strict=True))
+    return "".join(bare), changed
+
+
+def _without_secret(line: str) -> str:
+    key = _read_or_none(line)
+    if key is None or key.hashed:
+        return line
+    key_id, _, *rest = line.split(":", 2)
+    if rest:
+        return ":".join([key_id, stored_digest(key.digest), *rest])
+    return f"{key_id}:{stored_digest(key.digest)}{line[len(line.rstrip(_AROUND)) :]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """A keys file and another one, together."""
+
+    text: str = field(repr=False)
+    added: tuple[Key, ...]
+    known: int
+    """Keys of the other that were there before."""
+    problems: tuple[Problem, ...]
+    """Lines of the other that cannot be taken over. Nothing is, if there are any."""
+
+
+def merge(text: str, other: str, *, prefix: str, hashes: bool) -> Merged:
+    """*text* with the keys of *other* behind it.
+
+    Args:
+        text: of a keys file.
+        other: of another, or of a list of bare keys, one a line, as llama-server reads them.
+        prefix: what the ids of bare keys begin with.
+        hashes: whether digests are added and no secrets.
+    """
+    ids = {key.key_id for key in KeyRing.parse(text).keys}
+    named = _name_bare_keys(other, prefix, ids)
+    ring = KeyRing.parse(named)
+    known = {key.digest for key in KeyRing.parse(text).keys}
+    problems = [
+        Problem(p.line, p.reason + _OR_BARE) if p.reason == _WANTED_LINE else p
+        for p in ring.problems
+    ]
+    added = [key for key in ring.keys if key.digest not in known]
+    new_lines: list[str] = []
+    for number, line in enumerate(_LINE.findall(named), 1):
+        key = _read_or_none(line)
+        if key not in added:
+            continue
+        if key.key_id in ids:
+            problems.append(Problem(number, "the key id is taken by another key"))
+        new_lines.append((_without_secret(line) if hashes else line).strip(_AROUND))
+    merged = text or NEW_FILE
+    for line in new_lines:
+        merged = add_line(merged, line)
+    return Merged(merged, tuple(added), len(ring) - len(added), tuple(problems))
+
+
+def _name_bare_keys(text: str, prefix: str, taken: set[str]) -> str:
+    """*text* with an id before every line that is a key and nothing else."""
+    names = (name for n in count(1) if (name := f"{prefix}-{n}") not in taken)
+    return "".join(
+        f"{next(names)}:{line.lstrip(_AROUND)}" if _SECRET.fullmatch(line.strip(_AROUND)) else line
+        for line in _LINE.findall(text)
+    )
 
 
 def _read_or_none(line: str) -> Key | None:

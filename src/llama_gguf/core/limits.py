@@ -7,6 +7,8 @@ any clock that never runs backwards (``loop.time()``, never ``time.time()``).
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
+from ipaddress import IPv6Address, IPv6Network
 from typing import Final
 
 REFUSED: Final = -1
@@ -64,6 +66,16 @@ class SlidingWindow:
         # limit - 1 have to leave. The result is above zero but for rounding.
         return max(admitted[len(admitted) - self.limit] - horizon, 1e-9)
 
+    def remaining(self, now: float) -> int:
+        """How many requests would be admitted at *now*."""
+        self._forget(now - self.window)
+        return max(self.limit - len(self._admitted), 0)
+
+    def take_back(self, hit_at: float) -> None:
+        """Undo a hit at *hit_at*: the request was refused for another reason, and costs nothing."""
+        with suppress(ValueError):  # it has left the window by itself
+            self._admitted.remove(hit_at)
+
     def _forget(self, horizon: float) -> None:
         admitted = self._admitted
         while admitted and admitted[0] <= horizon:
@@ -72,6 +84,19 @@ class SlidingWindow:
     def reset(self, now: float) -> float:
         """Seconds until nothing counts any more."""
         return max(self._admitted[-1] + self.window - now, 0.0) if self._admitted else 0.0
+
+
+def network_of(address: str) -> str:
+    """What counts as one address: of IPv6 the first 64 bits, since anybody has as many as that.
+
+    An address that is no IPv6 address is returned as it is.
+    """
+    if ":" not in address:
+        return address
+    parsed = IPv6Address(address.partition("%")[0])
+    if parsed.ipv4_mapped:
+        return str(parsed.ipv4_mapped)
+    return str(IPv6Network((int(parsed) >> 64 << 64, 64)))
 
 
 class FailureLimit:
@@ -94,7 +119,11 @@ class FailureLimit:
     def retry_after(self, address: str, now: float) -> float:
         """Seconds that *address* has to wait before its key is looked at; 0.0 for most."""
         window = self.addresses.get(address)
-        return 0.0 if window is None else window.retry_after(now)
+        if window is None:
+            return 0.0
+        if not window.reset(now):
+            del self.addresses[address]  # forgiven
+        return window.retry_after(now)
 
     def failed(self, address: str, now: float) -> None:
         """Count a wrong key from *address*."""

@@ -47,12 +47,21 @@ _ANTHROPIC_TYPES: Final = {
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-def head(status: int, fields: Iterable[bytes], *, length: int, content_type: bytes = b"") -> bytes:
-    """The head of an answer of our own; *fields* are whole lines."""
+def head(
+    status: int, fields: Iterable[bytes], *, length: int | None, content_type: bytes = b""
+) -> bytes:
+    """The head of an answer of our own.
+
+    Args:
+        status: its code.
+        fields: whole lines.
+        length: of the body; None where it is not known yet.
+        content_type: of the body; empty where there is none.
+    """
     lines = [b"HTTP/1.1 %d %b\r\n" % (status, _REASONS.get(status, b"")), *fields]
     if content_type:
         lines.append(b"Content-Type: %b\r\n" % content_type)
-    if status != HTTPStatus.NO_CONTENT:
+    if length is not None and status != HTTPStatus.NO_CONTENT:
         lines.append(b"Content-Length: %d\r\n" % length)
     lines.append(b"\r\n")
     return b"".join(lines)
@@ -99,8 +108,33 @@ def error_fields(error: GatewayError) -> list[bytes]:
 def error_event(error: GatewayError, *, is_anthropic: bool, request_id: str) -> bytes:
     """*error* as a server-sent event, for a stream whose head has gone out."""
     data = envelope(error, is_anthropic=is_anthropic, request_id=request_id)
+    return _event(data, is_anthropic=is_anthropic)
+
+
+def _event(data: bytes, *, is_anthropic: bool) -> bytes:
     prefix = b"event: error\n" if is_anthropic else b""
     return b"%bdata: %b\n\n" % (prefix, data)
+
+
+EVENT_STREAM: Final = b"text/event-stream"
+NO_BUFFERING: Final = b"Cache-Control: no-cache\r\nX-Accel-Buffering: no\r\n"
+"""For proxies, so that what is said to keep them patient reaches them."""
+WAITING: Final = b": waiting\n\n"
+"""A comment, which clients of event streams pass over.
+
+Source: the HTML standard, https://html.spec.whatwg.org/multipage/server-sent-events.html
+"""
+
+
+def refusal_event(body: bytes, *, is_anthropic: bool) -> bytes | None:
+    """An engine's refusal, the JSON of its *body*, as an event; None when it is no such thing."""
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(said, dict) or "error" not in said:
+        return None
+    return _event(json.dumps(said).encode(), is_anthropic=is_anthropic)
 
 
 class Cors:

@@ -31,6 +31,8 @@ class Route:
     label: str
     """For metrics: from a bounded set, whatever clients ask for."""
     needs_slot: bool = False
+    may_stream: bool = False
+    """The answer is an event stream when the request asks for one."""
     is_anthropic: bool = False
     """Errors go out in Anthropic's envelope."""
     error: GatewayError | None = None
@@ -65,6 +67,20 @@ _SLOT: Final = frozenset(
         "/v1/audio/transcriptions",
     ]
 )
+_STREAM: Final = frozenset(
+    [
+        "/completion",
+        "/completions",
+        "/v1/completions",
+        "/chat/completions",
+        "/v1/chat/completions",
+        "/responses",
+        "/v1/responses",
+        "/infill",
+        "/v1/messages",
+    ]
+)
+"""Of these, the ones that stream their answer on demand."""
 # Their neighbours that only count or transform text.
 _NO_SLOT: Final = frozenset(
     [
@@ -163,7 +179,13 @@ class Router:
     def _proxied(self, method: str, path: str) -> Route:
         anthropic = path.startswith("/v1/messages")
         if path in _SLOT and method == "POST":
-            return Route(Kind.PROXIED, path, needs_slot=True, is_anthropic=anthropic)
+            return Route(
+                Kind.PROXIED,
+                path,
+                needs_slot=True,
+                may_stream=path in _STREAM,
+                is_anthropic=anthropic,
+            )
         if path in _SLOT or path in _NO_SLOT:
             return Route(Kind.PROXIED, path, is_anthropic=anthropic)
         if self.exposes_all or _is_exposed(method, path):

@@ -16,16 +16,10 @@ from typing import TYPE_CHECKING, Final
 
 from llama_gguf.core import replies
 from llama_gguf.core.admission import Verdict
-from llama_gguf.core.bodies import IncomingBody
+from llama_gguf.core.bodies import IncomingBody, asks_for_stream
 from llama_gguf.core.chunked import frame
 from llama_gguf.core.exchange import PHASES, Event, Exchange, State
-from llama_gguf.core.fields import (
-    Framing,
-    check_head_size,
-    find,
-    invalid_key,
-    presented_key,
-)
+from llama_gguf.core.fields import Framing, check_head_size, find
 from llama_gguf.core.limits import SlidingWindow
 from llama_gguf.core.messages import LENGTH_LINES, NEVER, Answer, Pattern, Request
 from llama_gguf.core.replies import OwnAnswer
@@ -33,22 +27,22 @@ from llama_gguf.core.routes import Kind
 from llama_gguf.errors import (
     ConcurrencyLimited,
     GatewayError,
-    KeyExpired,
     Limited,
     PayloadTooLarge,
     QueueFull,
     QueueTimeout,
     RequestTimeout,
-    Unauthorized,
     UpstreamError,
     UpstreamTimeout,
 )
 from llama_gguf.gateway import own, sockets
 from llama_gguf.gateway.connection import NO_DEADLINE, Connection
 from llama_gguf.gateway.heads import HEAD_END, parse_request
+from llama_gguf.gateway.opened import OpenedStream
 
 if TYPE_CHECKING:
-    from llama_gguf.gateway.shared import Principal, Shared
+    from llama_gguf.gateway.principals import Principal
+    from llama_gguf.gateway.shared import Shared
     from llama_gguf.gateway.upstream import UpstreamConnection
 
 _log: Final = logging.getLogger(__name__)
@@ -72,11 +66,12 @@ class ClientConnection(Connection):
 
     __slots__ = (
         "_body",
-        "_connecting",
+        "_errand",
         "_exchange",
         "_has_head_begun",
         "_incoming",
         "_is_write_paused",
+        "_opened",
         "_principal",
         "_request",
         "_ring",
@@ -93,7 +88,9 @@ class ClientConnection(Connection):
         self._has_head_begun = True
         self._exchange: Exchange | None = None
         self._upstream: UpstreamConnection | None = None
-        self._connecting: asyncio.Task[None] | None = None
+        self._errand: asyncio.Task[None] | None = None
+        """What it waits for besides the engine: a connection to it, or a reload."""
+        self._opened: OpenedStream | None = None
         self._unread = 0
         """Of a body with a length, the bytes that have not been taken out of ``_received``."""
         self._incoming: IncomingBody | None = None
@@ -105,7 +102,7 @@ class ClientConnection(Connection):
         # A connection mostly repeats its head: what was found out about the last one is kept.
         self._request: Request = shared.unread
         self._principal: Principal | None = None
-        self._ring = shared.ring
+        self._ring = shared.principals.ring
 
     # What the loop calls ------------------------------------------------------------------------
 
@@ -169,6 +166,8 @@ class ClientConnection(Connection):
             self._give_up_upstream(UpstreamTimeout("The answer took longer than is allowed."))
         elif now >= self.deadline:
             self._on_deadline()
+        elif self._exchange is not None and self._shared.settings.sse_keepalive:
+            self._keep_alive(self._exchange, now)
 
     def _is_over_limit(self, now: float) -> bool:
         limit = self._shared.settings.max_request_duration
@@ -186,7 +185,7 @@ class ClientConnection(Connection):
         match exchange.state:
             case State.READING:
                 self._reply_error(RequestTimeout("The body did not come in time.", close=True))
-            case State.QUEUED:
+            case State.QUEUED | State.OPEN_QUEUED:
                 self.on_refused(self._queue_timeout())
             case _ if self._is_write_paused:
                 sockets.reset(self._transport)  # it is the client that does not move
@@ -274,19 +273,24 @@ class ClientConnection(Connection):
             self._answer_here(exchange, request)
             return
         shared = self._shared
+        principals = shared.principals
         principal = self._principal
         if (
             principal is None
-            or self._ring is not shared.ring
-            or self.address in shared.failures.addresses
+            or self._ring is not principals.ring
+            or self.network in principals.failures.addresses
         ):
             principal = self._authenticate(exchange, request)
         self.key_id = exchange.key_id = principal.key_id
-        if route.needs_slot and principal.window is not None:
-            left = principal.window.hit(exchange.started_at)
+        window = principal.window
+        if window is not None and route.needs_slot:
+            left = window.hit(exchange.started_at)
             if left < 0:
-                self._refuse_rate(exchange, principal.window)
+                self._refuse_rate(exchange, principal, window)
+            exchange.is_counted = True
             exchange.rate_fields = principal.rate_fields % left
+        elif window is not None:
+            exchange.rate_fields = principal.fields_at(exchange.started_at)
         if shared.is_draining:
             raise shared.draining()
         if length:
@@ -309,51 +313,63 @@ class ClientConnection(Connection):
         if route.error is not None:
             self._reply_error(route.error)
             return
-        if own.needs_key(route.kind, self._shared.settings):
-            exchange.key_id = self._authenticate(exchange, request).key_id
-        answer = own.answer(route.kind, request, self._shared)
-        self._reply(exchange, answer)
+        shared = self._shared
+        if own.needs_key(route.kind, shared.settings):
+            principal = self._authenticate(exchange, request)
+            exchange.key_id = principal.key_id
+            exchange.rate_fields = principal.fields_at(exchange.started_at)
+            if route.kind is Kind.RELOAD:
+                shared.principals.check_admin(principal)
+                self._start_reload(exchange)
+                return
+        self._reply(exchange, own.answer(route.kind, request, shared))
+
+    def _start_reload(self, exchange: Exchange) -> None:
+        self._settle_unread_body(exchange)
+        exchange.on(_FORWARD)  # what comes from now on is none of it
+        self.deadline = NO_DEADLINE
+        self._errand = self._shared.loop.create_task(self._reload(exchange), name="POST /reload")
+
+    async def _reload(self, exchange: Exchange) -> None:
+        try:
+            keys = await self._shared.reloads.reload()
+        except GatewayError as error:
+            self._errand = None
+            self._reply_error(error)
+        else:
+            self._errand = None
+            self._reply(exchange, own.reloaded(keys))
 
     # Who asks -----------------------------------------------------------------------------------
 
     def _authenticate(self, exchange: Exchange, request: Request) -> Principal:
-        """Find out who asks.
-
-        Raises:
-            Unauthorized, KeyExpired: nobody who may.
-            Limited: this address has tried too many wrong keys.
-        """
+        """Find out who asks. Raises what ``Principals.authenticate`` does."""
         shared = self._shared
-        now = exchange.started_at
-        if not shared.settings.auth_enabled:
-            principal = shared.anybody
-        else:
-            wait = shared.failures.retry_after(self.address, now)
-            if wait:
-                raise Limited("Too many wrong keys from this address.", retry_after=wait)
-            try:
-                found = shared.principal_of(presented_key(request.read))
-                if found is None:
-                    raise invalid_key()
-                principal = found
-                if principal.is_expired(shared.wall):
-                    raise KeyExpired("This API key has expired.")
-            except Unauthorized:
-                shared.failures.failed(self.address, now)
-                raise
+        principals = shared.principals
+        principal = principals.authenticate(
+            request.read, self.network, now=exchange.started_at, wall=shared.wall
+        )
         if principal.expires_at is None:  # then it is good until the keys are read again
-            self._principal, self._ring = principal, shared.ring
+            self._principal, self._ring = principal, principals.ring
         return principal
 
-    def _refuse_rate(self, exchange: Exchange, window: SlidingWindow) -> None:
+    def _refuse_rate(self, exchange: Exchange, principal: Principal, window: SlidingWindow) -> None:
         """Raises Limited, with what the key may do and when."""
         now = exchange.started_at
-        exchange.rate_fields = replies.rate_fields(window.limit, b"0", window.reset(now))
+        exchange.rate_fields = principal.fields_at(now)
         self._shared.metrics.rate_limited[exchange.key_id, "requests"] += 1
         raise Limited(
             f"Over {window.limit} requests in 60 seconds with this key.",
             retry_after=window.retry_after(now),
         )
+
+    def _take_back(self, exchange: Exchange) -> None:
+        """A request that we refuse costs its key nothing."""
+        exchange.is_counted = False
+        principal = self._shared.principals.named(exchange.key_id)
+        if principal is not None and principal.window is not None:
+            principal.window.take_back(exchange.started_at)
+            exchange.rate_fields = principal.fields_at(self._shared.now())
 
     # A request's body ---------------------------------------------------------------------------
 
@@ -461,14 +477,14 @@ class ClientConnection(Connection):
             self._ask(exchange, upstream)
 
     def _connect(self) -> None:
-        self._connecting = self._shared.pool.connect(self._on_connected, self._on_connect_failed)
+        self._errand = self._shared.pool.connect(self._on_connected, self._on_connect_failed)
 
     def _on_connected(self, upstream: UpstreamConnection) -> None:
-        self._connecting = None
+        self._errand = None
         self._ask(self._current(), upstream)
 
     def _on_connect_failed(self, error: UpstreamError) -> None:
-        self._connecting = None
+        self._errand = None
         self._shared.metrics.backend_failures["connect"] += 1
         self._reply_error(error)
 
@@ -478,7 +494,7 @@ class ClientConnection(Connection):
         if self._is_write_paused:
             upstream.pause_reading()
         message = request.serialised(exchange.id_bytes, self._body)
-        upstream.ask(self, message, to_head=request.is_to_head)
+        upstream.ask(self._opened or self, message, to_head=request.is_to_head)
 
     # The engine's answer ------------------------------------------------------------------------
 
@@ -548,20 +564,73 @@ class ClientConnection(Connection):
         exchange = self._current()
         self._let_go_of_upstream(exchange)
         self._shared.metrics.backend_failures["broken_off"] += 1
-        if may_insert:
-            event = replies.error_event(
-                error,
-                is_anthropic=exchange.request.route.is_anthropic,
-                request_id=exchange.request_id,
-            )
-            self.write(frame(event) if self.reads_chunks else event)
+        self._break_off(exchange, error.code, self._event_of(exchange, error, may_insert))
+
+    def _event_of(self, exchange: Exchange, error: GatewayError, may_insert: bool) -> bytes:
+        if not may_insert:
+            return b""
+        return replies.error_event(
+            error,
+            is_anthropic=exchange.request.route.is_anthropic,
+            request_id=exchange.request_id,
+        )
+
+    def _break_off(self, exchange: Exchange, outcome: str, event: bytes) -> None:
+        """End an answer that is not whole, after *event* where there may be one."""
+        if event:
+            event = frame(event) if self.reads_chunks else event
+            self.write(event)
+            exchange.bytes_out += len(event)
         exchange.on(Event.LOST)
-        exchange.outcome = error.code
+        exchange.outcome = outcome
         self._end_exchange(exchange)
-        if may_insert:
+        if event:
             self._close()  # without the last chunk: never a clean end
         else:
             sockets.reset(self._transport)
+
+    # A stream that waits ------------------------------------------------------------------------
+
+    def _keep_alive(self, exchange: Exchange, now: float) -> None:
+        """Say something on a stream on which nothing has been said for SSE_KEEPALIVE."""
+        opened = self._opened
+        horizon = now - self._shared.settings.sse_keepalive
+        if opened is not None:
+            if exchange.is_open and opened.said_at <= horizon and not self._is_write_paused:
+                opened.wait(now)
+        elif exchange.may_reply and 0 < exchange.waits_since <= horizon:
+            if exchange.wants_stream is None:
+                may_stream = exchange.request.route.may_stream
+                exchange.wants_stream = may_stream and asks_for_stream(self._body)
+            if exchange.wants_stream:
+                self._open(exchange, now)
+
+    def _open(self, exchange: Exchange, now: float) -> None:
+        exchange.on(Event.OPEN)
+        exchange.status = 200
+        opened = self._opened = OpenedStream(self, now)
+        framing = CHUNKED if self.reads_chunks else b""
+        lines = [replies.NO_BUFFERING, framing, *self._usual_lines(exchange)]
+        head = replies.head(200, lines, length=None, content_type=replies.EVENT_STREAM)
+        opened.send(head, replies.WAITING)
+        if self._upstream is not None:
+            self._upstream.hand_over(opened)
+
+    def on_opened_response(self) -> None:
+        """The engine begins the stream whose head has gone out."""
+        exchange = self._current()
+        exchange.on(Event.BEGIN)
+        exchange.first_byte_at = self._shared.now()
+        self._free_body(exchange)
+
+    def on_engine_refused(self, body: bytes) -> None:
+        """The engine has answered with *body* where a stream was to come."""
+        exchange = self._current()
+        self._let_go_of_upstream(exchange)
+        exchange.bytes_out = 0
+        event = replies.refusal_event(body, is_anthropic=exchange.request.route.is_anthropic)
+        error = UpstreamError("The engine did not answer with a stream.")
+        self._break_off(exchange, error.code, event or self._event_of(exchange, error, True))
 
     def _let_go_of_upstream(self, exchange: Exchange) -> UpstreamConnection | None:
         upstream, self._upstream = self._upstream, None
@@ -587,14 +656,14 @@ class ClientConnection(Connection):
     def _give_up_upstream(self, error: GatewayError) -> None:
         """The engine is too slow: let go of it, and tell the client as far as that can be done."""
         exchange = self._current()
-        self._stop_connecting()
+        self._stop_errand()
         may_insert = self._upstream is not None and self._upstream.may_insert_event
         self._drop_upstream(exchange)
         self._shared.metrics.backend_failures["timeout"] += 1
-        if exchange.may_reply:
+        if exchange.may_reply or exchange.is_open:
             self._reply_error(error)
         else:
-            self.on_cut(error, may_insert=may_insert)
+            self._break_off(exchange, error.code, self._event_of(exchange, error, may_insert))
 
     # Answers of our own -------------------------------------------------------------------------
 
@@ -607,6 +676,12 @@ class ClientConnection(Connection):
             self._may_persist = False
             self._must_linger = True
         self._shared.metrics.rejections[error.code] += 1
+        if exchange.is_counted and not exchange.forwarded_at:
+            self._take_back(exchange)
+        if exchange.is_open:
+            self._let_go_of_upstream(exchange)
+            self._break_off(exchange, error.code, self._event_of(exchange, error, True))
+            return
         exchange.outcome = error.code
         body = replies.envelope(
             error,
@@ -619,28 +694,29 @@ class ClientConnection(Connection):
 
     def _reply(self, exchange: Exchange, answer: OwnAnswer) -> None:
         self._settle_unread_body(exchange)
-        shared = self._shared
-        if shared.is_draining:
-            self._may_persist = False
-        request = exchange.request
-        lines = [
-            *answer.fields,
-            b"x-request-id: %b\r\n" % exchange.id_bytes,
-            exchange.rate_fields,
-            request.cors,
-            shared.date,
-        ]
-        if not self._may_persist:
-            lines.append(CLOSE)
+        lines = [*answer.fields, *self._usual_lines(exchange)]
         head = replies.head(
             answer.status, lines, length=len(answer.body), content_type=answer.content_type
         )
-        message = head if request.is_to_head else head + answer.body
+        message = head if exchange.request.is_to_head else head + answer.body
         self.write(message)
         exchange.bytes_out = len(message)
         exchange.on(_HEAD_SENT)
         exchange.status = answer.status
         self._finish(exchange)
+
+    def _usual_lines(self, exchange: Exchange) -> list[bytes]:
+        """The header lines of every answer that is begun here."""
+        shared = self._shared
+        if shared.is_draining:
+            self._may_persist = False
+        return [
+            b"x-request-id: %b\r\n" % exchange.id_bytes,
+            exchange.rate_fields,
+            exchange.request.cors,
+            shared.date,
+            b"" if self._may_persist else CLOSE,
+        ]
 
     def _settle_unread_body(self, exchange: Exchange) -> None:
         """Read over a short rest of a body, so that the connection can go on; else it goes."""
@@ -670,6 +746,9 @@ class ClientConnection(Connection):
         self._incoming = None
         if exchange.reserved_bytes or self._body:
             self._free_body(exchange)
+        if self._opened is not None:
+            exchange.bytes_out += self._opened.bytes_sent
+            self._opened = None
         exchange.ended_at = shared.now()
         shared.accounts.close(exchange)
         if shared.is_draining:
@@ -719,15 +798,15 @@ class ClientConnection(Connection):
 
     def _abandon(self, exchange: Exchange, outcome: str) -> None:
         """The client has left: stop the work that was done for it, wherever it stands."""
-        if exchange.state is State.QUEUED:
+        if exchange.is_queued:
             self._shared.admission.leave(self)
-        self._stop_connecting()
+        self._stop_errand()
         self._drop_upstream(exchange)
         exchange.on(Event.LOST)
         exchange.outcome = outcome
         self._end_exchange(exchange)
 
-    def _stop_connecting(self) -> None:
-        if self._connecting is not None:
-            self._connecting.cancel()
-            self._connecting = None
+    def _stop_errand(self) -> None:
+        if self._errand is not None:
+            self._errand.cancel()
+            self._errand = None

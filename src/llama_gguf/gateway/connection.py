@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, cast
 
+from llama_gguf.core.limits import network_of
 from llama_gguf.core.messages import NEVER, Pattern
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Connection:
         "_transport",
         "address",
         "deadline",
+        "network",
         "write",
     )
 
@@ -50,6 +52,8 @@ class Connection:
         self._transport: asyncio.Transport
         self.write: Callable[[bytes], None]
         self.address = "-"
+        self.network = "-"
+        """What counts as one address when it tries wrong keys."""
         self.deadline = NO_DEADLINE
         """When something is overdue, on the loop's clock."""
         self._received = b""
@@ -70,6 +74,7 @@ class Connection:
         self.write = self._transport.write
         peer = transport.get_extra_info("peername")
         self.address = str(peer[0]) if isinstance(peer, tuple) else "unix"
+        self.network = network_of(self.address)
         self.deadline = self._head_deadline()
         self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
 

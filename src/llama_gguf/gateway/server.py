@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final, cast
 
@@ -104,6 +105,8 @@ class Gateway:
         address = _address(self._listener)
         _log.info("gateway listens on %s://%s", self._settings.scheme, address)
         self._start(self._follow_engine(), "follow the engine")
+        if self._settings.auth_enabled:
+            self._start(shared.reloads.watch(), "watch the keys")
         ticking = self._start(self._tick(), "tick")
         try:
             await self._stop_asked.wait()
@@ -150,12 +153,9 @@ class Gateway:
         if not self._settings.auth_enabled:
             _log.warning("AUTH_ENABLED is false: whoever reaches this port may use the model")
             return
-        try:
-            loaded = self.shared.load_keys()
-        except ReloadFailed as error:
-            _log.warning("%s", error.message)
-            loaded = 0
-        if not loaded:
+        with suppress(ReloadFailed):  # which has been said
+            self.shared.reloads.load()
+        if not self.shared.principals.ring:
             _log.warning(
                 "no API keys: every request will be refused. Make one with "
                 "`llama-gguf keys generate --file %s`",
@@ -164,11 +164,12 @@ class Gateway:
 
     def _reload(self) -> None:
         self.shared.access_log.reopen()
-        try:
-            self.shared.load_keys()
-        except ReloadFailed as error:
-            _log.error("%s", error.message)
+        self._start(self._reload_keys(), "reload keys")
         self._reload_certificate()
+
+    async def _reload_keys(self) -> None:
+        with suppress(ReloadFailed):  # which has been said
+            await self.shared.reloads.reload()
 
     # TLS ----------------------------------------------------------------------------------------
 

@@ -15,13 +15,9 @@ from datetime import UTC, datetime
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
-from llama_gguf import keyfile
-from llama_gguf.core import replies
 from llama_gguf.core.admission import Admission
 from llama_gguf.core.engine import DEFAULT_SLOTS, MAY_COME, EngineState, EngineStatus
 from llama_gguf.core.fields import VIA_PSEUDONYM, read_request, request_rules
-from llama_gguf.core.keys import Key, KeyRing
-from llama_gguf.core.limits import FailureLimit, SlidingWindow
 from llama_gguf.core.messages import Request, RequestHead, unread
 from llama_gguf.core.metrics import Metrics
 from llama_gguf.core.replies import Cors
@@ -33,12 +29,12 @@ from llama_gguf.errors import (
     GatewayError,
     HeadTooLarge,
     ModelLoading,
-    ReloadFailed,
-    UserError,
 )
 from llama_gguf.gateway.access_log import AccessLog
 from llama_gguf.gateway.accounts import Accounts
 from llama_gguf.gateway.pool import Pool
+from llama_gguf.gateway.principals import Principals
+from llama_gguf.gateway.reloads import Reloads
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.client import ClientConnection
@@ -48,34 +44,6 @@ _log: Final = logging.getLogger(__name__)
 MODEL_LOADING_RETRY_SECONDS: Final = 5.0
 BACKEND_RETRY_SECONDS: Final = 2.0
 DRAINING_RETRY_SECONDS: Final = 2.0
-
-
-class Principal:
-    """Who asks: a key with its window. The window stays while the key stays in the file.
-
-    Args:
-        key_id: its public name.
-        window: None where nothing is counted.
-        expires_at: POSIX seconds, or None.
-    """
-
-    __slots__ = ("expires_at", "key_id", "rate_fields", "window")
-
-    def __init__(
-        self, key_id: str, window: SlidingWindow | None, expires_at: float | None = None
-    ) -> None:
-        self.key_id = key_id
-        self.window = window
-        self.expires_at = expires_at
-        # After a hit, it takes a whole window until nothing counts any more.
-        self.rate_fields = (
-            replies.rate_fields(window.limit, b"%d", window.window) if window else b""
-        )
-        """With a place for how many requests remain."""
-
-    def is_expired(self, now: float) -> bool:
-        """Whether the key is refused at *now*, in POSIX seconds."""
-        return self.expires_at is not None and now >= self.expires_at
 
 
 class Shared:
@@ -99,7 +67,8 @@ class Shared:
             backups=settings.log_backups,
         )
         self.accounts = Accounts(self.access_log.add)
-        self.failures = FailureLimit(per_minute=settings.auth_failures_per_minute)
+        self.principals = Principals(settings)
+        self.reloads = Reloads(settings.auth_keys_file, self.principals, self._count_reload)
         self.admission = Admission(
             slots=0, queue_size=settings.max_queue_size, per_key=settings.max_concurrent_per_key
         )
@@ -118,8 +87,6 @@ class Shared:
         )
         self._upstream_prefix = _upstream_prefix(settings)
         self.unread = unread(self.cors.fields(None))
-        self.anybody = Principal("-", None)
-        """Whoever asks, where nobody checks keys."""
         # What the hot path asks for, one step nearer.
         self.max_connections = settings.max_connections
         self.max_body_bytes = settings.max_request_body_size
@@ -128,8 +95,6 @@ class Shared:
         self.engine_is_ready = False
         self.max_head_bytes = settings.max_request_line_size + 8 * settings.max_header_line_size
         self._request_ids = _request_ids()
-        self.ring = KeyRing.parse("")
-        self._principals: dict[str, Principal] = {}
         self.date = b""
         self.wall = 0.0
         self.tell_time()
@@ -172,54 +137,8 @@ class Shared:
     def metrics(self) -> Metrics:
         return self.accounts.metrics
 
-    # Keys ---------------------------------------------------------------------------------------
-
-    def load_keys(self) -> int:
-        """Read the keys file; the old set stays on any error.
-
-        Returns:
-            The number of keys loaded.
-
-        Raises:
-            ReloadFailed: the file cannot be read; nothing has changed.
-        """
-        path = self.settings.auth_keys_file
-        try:
-            ring = KeyRing.parse(keyfile.read(path))
-        except UserError as error:
-            self.metrics.keys_reload["failure"] += 1
-            raise ReloadFailed(f"The keys were not reloaded: {error}") from None
-        for problem in ring.problems:
-            _log.warning("%s, line %d: %s", path, problem.line, problem.reason)
-        exposed = keyfile.warn_if_exposed(path)
-        if exposed:
-            _log.warning("%s", exposed)
-        self._take_ring(ring)
-        self.metrics.keys_reload["success"] += 1
-        _log.info("%d API keys loaded from %s", len(ring), path)
-        return len(ring)
-
-    def _take_ring(self, ring: KeyRing) -> None:
-        old = self._principals
-        self.ring = ring
-        self._principals = {
-            key.key_id: Principal(
-                key.key_id, self._window(old.get(key.key_id), key), key.expires_at
-            )
-            for key in ring.keys
-        }
-
-    def _window(self, old: Principal | None, key: Key) -> SlidingWindow:
-        limit = key.rate_limit or self.settings.max_requests_per_minute
-        if old is None or old.window is None:
-            return SlidingWindow(limit=limit)
-        old.window.limit = limit  # what it has admitted still counts
-        return old.window
-
-    def principal_of(self, presented: bytes) -> Principal | None:
-        """Who shows the key *presented*; None when nobody does."""
-        key = self.ring.look_up(presented)
-        return None if key is None else self._principals[key.key_id]
+    def _count_reload(self, result: str) -> None:
+        self.metrics.keys_reload[result] += 1
 
     # Engine -------------------------------------------------------------------------------------
 

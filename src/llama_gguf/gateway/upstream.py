@@ -152,6 +152,10 @@ class UpstreamConnection:
         self.requests += 1
         self.transport.write(request)
 
+    def hand_over(self, asker: Asker) -> None:
+        """Tell *asker* from now on: the answer has not begun."""
+        self._asker = asker
+
     def close(self) -> None:
         """Let go of the connection; nobody is told."""
         self.phase = _CLOSED
@@ -310,9 +314,9 @@ class UpstreamConnection:
             asker.on_whole_response(answer, rest)
             return
         self._framing = framing
-        self._reads_chunks = asker.reads_chunks
         self._may_persist = answer.may_persist
         head = asker.on_response(answer, length)
+        self._reads_chunks = asker.reads_chunks
         self._write = asker.write
         self.phase = _BODY
         if framing is Framing.CHUNKED:

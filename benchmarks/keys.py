@@ -1,0 +1,78 @@
+"""What it costs to load keys and to look one up: with one key, and with ten thousand.
+
+Exit status: 0 done.
+"""
+
+from __future__ import annotations
+
+import sys
+import timeit
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from llama_gguf.cli.terminal import print_table
+from llama_gguf.core import keys
+from llama_gguf.core.fields import RequestFields
+from llama_gguf.core.keys import KeyRing
+from llama_gguf.core.settings import Settings
+from llama_gguf.errors import Unauthorized
+from llama_gguf.gateway.principals import Principals
+
+SIZES: Final = (1, 10_000)
+REPEATS: Final = 7
+LOOK_UPS: Final = 20_000
+
+
+def secret(n: int) -> str:
+    return f"sk-{n:043d}"
+
+
+def file_of(size: int, *, hashed: bool) -> str:
+    stored = keys.hashed if hashed else str
+    return "".join(f"key-{n}:{stored(secret(n))}:60:2099-01-01T00:00:00Z\n" for n in range(size))
+
+
+def loaded(text: str) -> Principals:
+    """As a gateway has it after a reload."""
+    principals = Principals(Settings(auth_failures_per_minute=0))
+    principals.take(KeyRing.parse(text))
+    return principals
+
+
+def asks(principals: Principals, presented: str) -> Callable[[], None]:
+    read = RequestFields()
+    read.authorizations.append(b"Bearer " + presented.encode())
+
+    def ask() -> None:
+        with suppress(Unauthorized):
+            principals.authenticate(read, "192.0.2.1", now=0.0, wall=0.0)
+
+    return ask
+
+
+def best(work: Callable[[], object], number: int) -> float:
+    """Seconds that *work* takes when nothing disturbs it."""
+    return min(timeit.repeat(work, number=number, repeat=REPEATS)) / number
+
+
+def row(size: int) -> list[str]:
+    plain, digests = (file_of(size, hashed=hashed) for hashed in (False, True))
+    principals = loaded(plain)
+    return [
+        f"{size:,}",
+        f"{best(lambda: loaded(plain), 1) * 1e3:.2f}",
+        f"{best(lambda: loaded(digests), 1) * 1e3:.2f}",
+        f"{best(asks(principals, secret(size - 1)), LOOK_UPS) * 1e6:.2f}",
+        f"{best(asks(principals, secret(size)), LOOK_UPS) * 1e6:.2f}",
+    ]
+
+
+def main() -> int:
+    columns = ("keys", "load, ms", "load digests, ms", "a key, us", "a wrong key, us")
+    print_table(columns, [row(size) for size in SIZES])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""Who may ask: the keys that are loaded, what each has used, and who tries wrong ones.
+
+Nothing here reads a file or a clock; ``reloads.py`` brings the keys.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from llama_gguf.core import replies
+from llama_gguf.core.fields import RequestFields, invalid_key, presented_key
+from llama_gguf.core.keys import Key, KeyRing
+from llama_gguf.core.limits import FailureLimit, SlidingWindow
+from llama_gguf.core.settings import Settings
+from llama_gguf.errors import AdminKeyRequired, KeyExpired, Limited, Unauthorized
+
+
+class Principal:
+    """Who asks: a key with its window. The window stays while the key stays in the file.
+
+    Args:
+        key: as the file has it.
+        window: None where nothing is counted.
+    """
+
+    __slots__ = ("expires_at", "key", "key_id", "rate_fields", "window")
+
+    def __init__(self, key: Key, window: SlidingWindow | None) -> None:
+        self.key = key
+        self.window = window
+        # What the hot path asks for, one step nearer.
+        self.key_id = key.key_id
+        self.expires_at = key.expires_at
+        # After a hit, it takes a whole window until nothing counts any more.
+        self.rate_fields = (
+            replies.rate_fields(window.limit, b"%d", window.window) if window else b""
+        )
+        """With a place for how many requests remain."""
+
+    def fields_at(self, now: float) -> bytes:
+        """The lines for an answer to what counts for nothing."""
+        window = self.window
+        if window is None:
+            return b""
+        remaining = b"%d" % window.remaining(now)
+        return replies.rate_fields(window.limit, remaining, window.reset(now))
+
+
+class Principals:
+    """All who may ask.
+
+    Args:
+        settings: of the gateway.
+    """
+
+    ANYBODY: Final = Principal(Key("-", b""), None)
+    """Whoever asks, where nobody checks keys."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._are_checked = settings.auth_enabled
+        self._default_limit = settings.max_requests_per_minute
+        self._admins = frozenset(settings.admin_key_ids)
+        self.failures = FailureLimit(per_minute=settings.auth_failures_per_minute)
+        self.ring = KeyRing()
+        self._by_id: dict[str, Principal] = {}
+
+    def take(self, ring: KeyRing) -> None:
+        """Let in the keys of *ring*, and nobody else from now on."""
+        old = self._by_id
+        self.ring = ring
+        self._by_id = {
+            key.key_id: Principal(key, self._window(old.get(key.key_id), key)) for key in ring.keys
+        }
+
+    def _window(self, old: Principal | None, key: Key) -> SlidingWindow:
+        limit = key.rate_limit or self._default_limit
+        if old is None or old.window is None:
+            return SlidingWindow(limit=limit)
+        old.window.limit = limit  # what it has admitted still counts
+        return old.window
+
+    def named(self, key_id: str) -> Principal | None:
+        return self._by_id.get(key_id)
+
+    def holder(self, presented: bytes) -> Principal | None:
+        """Who shows the key *presented*; None when nobody does."""
+        key = self.ring.look_up(presented)
+        return None if key is None else self._by_id[key.key_id]
+
+    def authenticate(
+        self, read: RequestFields, network: str, *, now: float, wall: float
+    ) -> Principal:
+        """Find out who asks.
+
+        Args:
+            read: the fields of the request.
+            network: where it comes from, by ``network_of``.
+            now: on the clock of the windows.
+            wall: POSIX seconds.
+
+        Raises:
+            Unauthorized, KeyExpired: nobody who may.
+            Limited: this address has tried too many wrong keys; this one was not looked at.
+        """
+        if not self._are_checked:
+            return self.ANYBODY
+        wait = self.failures.retry_after(network, now)
+        if wait:
+            raise Limited("Too many wrong keys from this address.", retry_after=wait)
+        try:
+            return self._known(read, wall)
+        except Unauthorized:
+            self.failures.failed(network, now)
+            raise
+
+    def _known(self, read: RequestFields, wall: float) -> Principal:
+        found = self.holder(presented_key(read))
+        if found is None:
+            raise invalid_key()
+        if found.key.is_expired(wall):
+            raise KeyExpired("This API key has expired.")
+        return found
+
+    def check_admin(self, principal: Principal) -> None:
+        """Make sure that *principal* may operate the gateway.
+
+        Raises:
+            AdminKeyRequired: ADMIN_KEY_IDS names others.
+        """
+        if self._admins and principal.key_id not in self._admins:
+            raise AdminKeyRequired("This key may not do that. ADMIN_KEY_IDS names those that may.")
+
+    def is_admin(self, principal: Principal) -> bool:
+        """Whether ADMIN_KEY_IDS names *principal*."""
+        return principal.key_id in self._admins
+
+    def missing_admins(self) -> list[str]:
+        """Ids that ADMIN_KEY_IDS names, and no key has."""
+        return sorted(self._admins.difference(self._by_id))

@@ -1,0 +1,135 @@
+"""When the keys are read: at the start, when asked, and when their file has changed.
+
+All or nothing: on any error the keys that were loaded stay, and that is said in the log, to
+whoever asked, and in a metric. The file is read off the loop, since a network disk may hang.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from llama_gguf import keyfile
+from llama_gguf.core.keys import KeyRing
+from llama_gguf.errors import ReloadFailed, UserError
+from llama_gguf.gateway.principals import Principals
+from llama_gguf.gateway.threads import off_the_loop
+
+_log: Final = logging.getLogger(__name__)
+
+LOOK_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What a look at the file brought: a ring, or why there is none."""
+
+    stamp: keyfile.Stamp | None
+    """Taken before, so that a change during the read is seen by the next look."""
+    ring: KeyRing | None
+    error: str = ""
+    warning: str | None = None
+
+
+class Reloads:
+    """Of one gateway.
+
+    Args:
+        path: the keys file.
+        principals: who gets the keys.
+        count: called with ``success`` or ``failure``, once for each time.
+    """
+
+    def __init__(self, path: str, principals: Principals, count: Callable[[str], None]) -> None:
+        self._path = path
+        self._principals = principals
+        self._count = count
+        self._stamp: keyfile.Stamp | None = None
+        """Of the file as it was read last."""
+        self._seen: keyfile.Stamp | None = None
+        self._lock = asyncio.Lock()
+        self._next: asyncio.Task[int] | None = None
+        self.off_the_loop: Callable[[Callable[[], _Read]], Awaitable[_Read]] = off_the_loop
+
+    def load(self) -> int:
+        """Read the file at once, and return how many keys there are.
+
+        Raises:
+            ReloadFailed: it cannot be read; nothing has changed.
+        """
+        return self._take(_read(self._path))
+
+    async def reload(self) -> int:
+        """Read the file as it is now or a little later, and return how many keys there are.
+
+        Any number of callers share one read: it begins after they called.
+
+        Raises:
+            ReloadFailed: it cannot be read; nothing has changed.
+        """
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_task(self._reload(), name="reload keys")
+            self._next.add_done_callback(_look_at_error)
+        return await asyncio.shield(self._next)
+
+    async def _reload(self) -> int:
+        async with self._lock:
+            self._next = None
+            return self._take(await self.off_the_loop(lambda: _read(self._path)))
+
+    def _take(self, read: _Read) -> int:
+        self._stamp = self._seen = read.stamp
+        if read.ring is None:
+            self._count("failure")
+            message = f"The keys were not loaded: {read.error}"
+            _log.error("%s", message)
+            raise ReloadFailed(message)
+        for problem in read.ring.problems:
+            _log.warning("%s, line %d: %s", self._path, problem.line, problem.reason)
+        if read.warning:
+            _log.warning("%s", read.warning)
+        self._principals.take(read.ring)
+        for key_id in self._principals.missing_admins():
+            _log.warning("ADMIN_KEY_IDS names %s, and no key has that id", key_id)
+        self._count("success")
+        _log.info("%d API keys loaded from %s", len(read.ring), self._path)
+        return len(read.ring)
+
+    async def watch(self) -> None:
+        """Look at the file once a second, and take up what has changed."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            if self.is_due(await off_the_loop(lambda: keyfile.stamp(self._path))):
+                with suppress(ReloadFailed):  # which has been said
+                    await self.reload()
+
+    def is_due(self, stamp: keyfile.Stamp | None) -> bool:
+        """Whether the file, as it looks now, has changed and is to be read.
+
+        Another file under the name is whole. One that was written in place may be written to
+        still, and one that is gone may come back, so these have to look the same twice.
+        """
+        read, seen, self._seen = self._stamp, self._seen, stamp
+        if stamp == read:
+            return False
+        is_another = stamp is not None and (read is None or stamp.file != read.file)
+        return is_another or stamp == seen
+
+
+def _read(path: str) -> _Read:
+    stamp = keyfile.stamp(path)
+    try:
+        ring = KeyRing.parse(keyfile.read(path))
+    except UserError as error:
+        return _Read(stamp, None, error=str(error))
+    return _Read(stamp, ring, warning=keyfile.warn_if_exposed(path))
+
+
+def _look_at_error(task: asyncio.Task[int]) -> None:
+    """Whoever asked may have left; then asyncio would complain that nobody took the error."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,350 @@
+"""A stream that waits: its head, comments while nothing comes, and then what it waited for."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from llama_gguf.core.engine import EngineState
+from tests.fakes import (
+    KEY,
+    LAST_CHUNK,
+    OK,
+    STREAM_HEAD,
+    Answer,
+    FakeClient,
+    Rig,
+    event,
+    request,
+    take_answer,
+)
+from tests.gateway.conftest import NewRig
+
+STREAM = b'{"stream":true}'
+WAITING = b": waiting\n\n"
+
+
+def ask(rig: Rig, target: str = "/v1/chat/completions", body: bytes = STREAM) -> FakeClient:
+    return rig.ask(request("POST", target, body=body))
+
+
+def so_far(client: FakeClient) -> Answer:
+    """The answer as far as it has come."""
+    answer, rest = take_answer(client.received)
+    assert not rest
+    return answer
+
+
+def last_event(client: FakeClient) -> dict[str, object]:
+    """What the last event says."""
+    lines = so_far(client).chunks[-1].decode().splitlines()
+    (data,) = [line for line in lines if line.startswith("data: ")]
+    said: dict[str, object] = json.loads(data.removeprefix("data: "))
+    return said
+
+
+def code_in(said: dict[str, object]) -> object:
+    error = said["error"]
+    assert isinstance(error, dict)
+    return error["code"]
+
+
+@pytest.fixture
+def busy(new_rig: NewRig) -> Rig:
+    """A gateway whose only slot is taken."""
+    rig = new_rig(slots=1, sse_keepalive=10, max_queue_wait=100, cors_origins=("*",))
+    rig.ask()
+    return rig
+
+
+# While it waits -----------------------------------------------------------------------------------
+
+
+def test_a_stream_that_waits_gets_its_head_and_then_comments(busy: Rig) -> None:
+    client = ask(busy)
+    busy.advance(9.5)
+    assert client.received == b""
+
+    busy.advance(0.5)
+    answer = so_far(client)
+    assert answer.status == 200
+    assert answer["content-type"] == "text/event-stream"
+    assert answer["cache-control"] == "no-cache"
+    assert answer["x-accel-buffering"] == "no"
+    assert answer["access-control-allow-origin"] == "*"
+    assert answer["x-ratelimit-remaining-requests"] == "998"
+    assert answer["x-request-id"].startswith("req-")
+    assert answer.chunks == (WAITING,)
+
+    busy.advance(25)
+    assert so_far(client).chunks == (WAITING,) * 3
+
+
+def test_without_the_setting_nothing_is_said(new_rig: NewRig) -> None:
+    rig = new_rig(slots=1, max_queue_wait=1000)
+    rig.ask()
+    client = ask(rig)
+    rig.advance(200)
+
+    assert client.received == b""
+
+
+@pytest.mark.parametrize(
+    ("target", "body"),
+    [
+        ("/v1/chat/completions", b'{"stream":false}'),
+        ("/v1/chat/completions", b"{}"),
+        ("/v1/chat/completions", b"not JSON"),
+        ("/v1/embeddings", STREAM),
+        ("/v1/rerank", STREAM),
+    ],
+)
+def test_what_asks_for_no_stream_waits_in_silence(target: str, body: bytes, busy: Rig) -> None:
+    client = ask(busy, target, body)
+    busy.advance(50)
+
+    assert client.received == b""
+
+
+def test_a_stream_waits_so_while_the_model_loads_and_while_its_prompt_is_read(
+    new_rig: NewRig,
+) -> None:
+    rig = new_rig(sse_keepalive=10, state=EngineState.LOADING)
+    client = ask(rig)
+    rig.advance(10)
+    rig.engine(EngineState.READY)
+    rig.advance(10)
+
+    assert len(rig.requests) == 1
+    assert so_far(client).chunks == (WAITING,) * 2
+
+
+def test_an_http_1_0_client_gets_comments_without_chunks(busy: Rig) -> None:
+    client = busy.ask(request(body=STREAM, version="1.0"))
+    busy.advance(20)
+    busy.upstreams[0].say(OK)
+    busy.upstream.say(STREAM_HEAD, event(1) + LAST_CHUNK)
+    busy.upstream.hang_up()
+
+    answer = so_far(client)
+    assert "transfer-encoding" not in answer
+    assert answer["connection"] == "close"
+    assert answer.body == WAITING * 2 + b'data: {"n":1}\n\n'
+    assert client.is_closed
+
+
+def test_a_client_that_reads_nothing_is_told_nothing_more(busy: Rig) -> None:
+    client = ask(busy)
+    busy.advance(10)
+    client.stall()
+    client.transport._protocol.pause_writing()
+    before = client.received
+    busy.advance(50)
+
+    assert client.received == before
+
+
+# What it waited for -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [10, 40])
+def test_the_stream_follows_byte_for_byte(seconds: int, busy: Rig) -> None:
+    client = ask(busy)
+    busy.advance(seconds)
+    waited = so_far(client).chunks
+    busy.upstreams[0].say(OK)
+    busy.upstream.say(STREAM_HEAD, event(1), event(2), LAST_CHUNK)
+    busy.upstream.hang_up()
+
+    answer = so_far(client)
+    assert answer.is_whole
+    assert answer.chunks == (*waited, b'data: {"n":1}\n\n', b'data: {"n":2}\n\n')
+    assert busy.is_at_rest
+    (_, record) = busy.records
+    assert (record.status, record.outcome) == (200, "done")
+    assert record.bytes_out == len(client.received)
+    assert record.first_byte == seconds
+
+
+def test_the_connection_can_be_used_again(busy: Rig) -> None:
+    client = ask(busy)
+    busy.advance(10)
+    busy.upstreams[0].say(OK)
+    busy.upstream.say(STREAM_HEAD + LAST_CHUNK)
+    client.send(request("GET", "/ping", key=None))
+
+    assert [answer.status for answer in client.answers] == [200, 200]
+
+
+def test_a_stream_that_is_opened_while_the_engine_thinks_goes_on_as_well(new_rig: NewRig) -> None:
+    rig = new_rig(sse_keepalive=10)
+    client = ask(rig)
+    rig.advance(20)
+    rig.upstream.say(STREAM_HEAD, event(1) + LAST_CHUNK)
+
+    assert so_far(client).chunks == (WAITING, WAITING, b'data: {"n":1}\n\n')
+    assert so_far(client).is_whole
+    assert rig.is_at_rest
+
+
+def test_a_stream_that_has_begun_gets_no_comments(new_rig: NewRig) -> None:
+    rig = new_rig(sse_keepalive=10)
+    client = ask(rig)
+    rig.advance(10)
+    rig.upstream.say(STREAM_HEAD, event(1))
+    rig.advance(100)
+
+    assert so_far(client).chunks == (WAITING, b'data: {"n":1}\n\n')
+
+
+# What goes wrong then -----------------------------------------------------------------------------
+
+
+def test_a_wait_that_is_too_long_ends_with_an_error_event(busy: Rig) -> None:
+    client = ask(busy)
+    busy.advance(100)
+
+    assert code_in(last_event(client)) == "queue_timeout"
+    assert not so_far(client).is_whole, "never a clean end"
+    assert client.is_closed
+    assert busy.shared.metrics.rejections["queue_timeout"] == 1
+    assert busy.shared.admission.queued == 0
+    assert busy.records[-1].outcome == "queue_timeout"
+    assert busy.records[-1].bytes_out == len(client.received)
+
+
+def test_an_engine_that_is_given_up_ends_it_with_an_error_event(busy: Rig) -> None:
+    client = ask(busy)
+    busy.advance(10)
+    busy.engine(EngineState.FAILED)
+
+    assert code_in(last_event(client)) == "backend_unavailable"
+    assert client.is_closed
+
+
+def test_silence_of_the_engine_ends_it_with_an_error_event(new_rig: NewRig) -> None:
+    rig = new_rig(sse_keepalive=10, request_timeout=30)
+    client = ask(rig)
+    rig.advance(30)
+
+    assert so_far(client).chunks[:-1] == (WAITING,) * 2
+    assert code_in(last_event(client)) == "backend_timeout"
+    assert rig.shared.metrics.backend_failures == {"timeout": 1}
+    rig.upstream.hang_up()
+    assert rig.is_at_rest
+
+
+def test_an_engine_that_cannot_be_reached_ends_it_with_an_error_event(busy: Rig) -> None:
+    client = ask(busy)
+    busy.advance(10)
+    busy.accepts = False
+    busy.upstreams[0].hang_up()
+    busy.dials[-1].refuse()
+    busy.spin()
+
+    assert code_in(last_event(client)) == "backend_error"
+    assert busy.is_at_rest
+
+
+def test_an_engine_that_leaves_without_an_answer_ends_it_with_an_error_event(busy: Rig) -> None:
+    client = ask(busy)
+    busy.advance(10)
+    busy.upstreams[0].say(OK)
+    busy.upstream.hang_up()
+
+    assert code_in(last_event(client)) == "backend_error"
+    assert busy.is_at_rest
+
+
+REFUSAL = b'{"error":{"code":400,\n"message":"too long","type":"exceed_context_size_error"}}'
+REFUSALS = {
+    "at once": [b"Content-Length: %d\r\n\r\n%b" % (len(REFUSAL), REFUSAL)],
+    "in pieces": [b"Content-Length: %d\r\n\r\n" % len(REFUSAL), REFUSAL[:9], REFUSAL[9:]],
+    "in chunks": [
+        b"Transfer-Encoding: chunked\r\n\r\n",
+        b"%x\r\n%b\r\n" % (len(REFUSAL), REFUSAL),
+        LAST_CHUNK,
+    ],
+}
+
+
+@pytest.mark.parametrize("pieces", REFUSALS.values(), ids=REFUSALS.keys())
+def test_a_refusal_by_the_engine_becomes_an_error_event(pieces: list[bytes], busy: Rig) -> None:
+    client = ask(busy)
+    busy.advance(10)
+    busy.upstreams[0].say(OK)
+    busy.upstream.say(b"HTTP/1.1 400 Bad Request\r\n" + pieces[0], *pieces[1:])
+
+    assert last_event(client) == json.loads(REFUSAL)
+    assert not so_far(client).is_whole
+    assert client.is_closed
+    assert busy.is_at_rest
+    assert busy.records[-1].bytes_out == len(client.received)
+
+
+def test_a_refusal_that_the_engine_s_connection_ends_becomes_one_too(busy: Rig) -> None:
+    client = ask(busy)
+    busy.advance(10)
+    busy.upstreams[0].say(OK)
+    busy.upstream.say(b"HTTP/1.1 400 Bad Request\r\n\r\n" + REFUSAL)
+    busy.upstream.hang_up()
+
+    assert last_event(client) == json.loads(REFUSAL)
+    assert busy.is_at_rest
+
+
+@pytest.mark.parametrize("body", [b'{"ok":true}', b"<html>", b'{"error":' + b"x" * 200_000 + b"}"])
+def test_an_answer_that_is_no_stream_and_no_refusal_is_one_of_ours(body: bytes, busy: Rig) -> None:
+    client = ask(busy)
+    busy.advance(10)
+    busy.upstreams[0].say(OK)
+    busy.upstream.say(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body), body)
+
+    assert code_in(last_event(client)) == "backend_error"
+    assert busy.is_at_rest
+
+
+def test_a_refusal_that_breaks_off_is_one_of_ours(busy: Rig) -> None:
+    client = ask(busy)
+    busy.advance(10)
+    busy.upstreams[0].say(OK)
+    busy.upstream.say(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 999\r\n\r\n", REFUSAL)
+    busy.upstream.hang_up()
+
+    assert code_in(last_event(client)) == "backend_error"
+    assert busy.is_at_rest
+
+
+def test_anthropic_s_clients_get_events_of_their_own_kind(busy: Rig) -> None:
+    client = ask(busy, "/v1/messages")
+    busy.advance(100)
+
+    assert so_far(client).chunks[-1].startswith(b"event: error\ndata: ")
+    assert last_event(client)["type"] == "error"
+
+
+@pytest.mark.parametrize("has_slot", [False, True])
+def test_a_client_that_leaves_gives_back_what_it_held(has_slot: bool, busy: Rig) -> None:
+    client = ask(busy)
+    busy.advance(10)
+    if has_slot:
+        busy.upstreams[0].say(OK)
+    client.leave()
+    busy.upstreams[0].say(OK)
+    busy.upstream.hang_up()
+
+    assert busy.is_at_rest
+    phase = "before_first_byte" if has_slot else "queued"
+    assert busy.shared.metrics.client_disconnects == {phase: 1}
+
+
+def test_a_refused_wait_costs_the_key_nothing(busy: Rig) -> None:
+    ask(busy)
+    busy.advance(50)
+    window = busy.shared.principals.holder(KEY.encode())
+    busy.engine(EngineState.FAILED)
+
+    assert window is not None
+    assert window.window is not None
+    assert window.window.remaining(busy.clock.now) == 999

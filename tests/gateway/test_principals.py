@@ -1,0 +1,104 @@
+"""Keys as they are loaded, and what each has used; ``test_client_keys`` shows them at the door."""
+
+from __future__ import annotations
+
+import pytest
+
+from llama_gguf.core.keys import KeyRing
+from llama_gguf.core.settings import Settings
+from llama_gguf.errors import AdminKeyRequired
+from llama_gguf.gateway.principals import Principals
+from tests.fakes import KEY, KEYS_TEXT, OTHER_KEY, Rig
+from tests.gateway.conftest import NewRig
+
+
+def test_a_key_keeps_its_window_while_its_id_stays(rig: Rig) -> None:
+    before = rig.shared.principals.holder(KEY.encode())
+    rig.set_keys(KEYS_TEXT.replace(KEY, "sk-rotated-0123456789"))
+    rig.shared.reloads.load()
+    after = rig.shared.principals.holder(b"sk-rotated-0123456789")
+
+    assert before is not None
+    assert after is not None
+    assert after.window is before.window
+    assert rig.shared.principals.holder(KEY.encode()) is None
+
+
+def test_a_key_that_comes_back_begins_anew(rig: Rig) -> None:
+    before = rig.shared.principals.holder(KEY.encode())
+    rig.set_keys(f"bob:{OTHER_KEY}\n")
+    rig.shared.reloads.load()
+    rig.set_keys(KEYS_TEXT)
+    rig.shared.reloads.load()
+    after = rig.shared.principals.holder(KEY.encode())
+
+    assert before is not None
+    assert after is not None
+    assert after.window is not before.window
+
+
+def test_a_key_s_limit_changes_with_the_file_and_what_it_has_used_stays(rig: Rig) -> None:
+    before = rig.shared.principals.holder(OTHER_KEY.encode())
+    assert before is not None
+    assert before.window is not None
+    before.window.hit(0.0)
+    rig.set_keys(KEYS_TEXT.replace(f"{OTHER_KEY}:1000", f"{OTHER_KEY}:7"))
+    rig.shared.reloads.load()
+    after = rig.shared.principals.holder(OTHER_KEY.encode())
+
+    assert after is not None
+    assert after.window is before.window
+    assert after.window.limit == 7
+    assert after.window.hit(1.0) == 5
+    assert b"x-ratelimit-limit-requests: 7\r\n" in after.rate_fields % 5
+
+
+def test_where_nobody_checks_keys_nothing_is_counted_or_told(new_rig: NewRig) -> None:
+    anybody = new_rig(auth_enabled=False).shared.principals.ANYBODY
+
+    assert (anybody.key_id, anybody.window, anybody.rate_fields) == ("-", None, b"")
+    assert anybody.fields_at(0.0) == b""
+
+
+def test_what_counts_for_nothing_is_told_what_there_is_left(new_rig: NewRig) -> None:
+    alice = new_rig(max_requests_per_minute=3).shared.principals.named("alice")
+    assert alice is not None
+    assert alice.window is not None
+    alice.window.hit(10.0)
+
+    assert alice.fields_at(20.0) == (
+        b"x-ratelimit-limit-requests: 3\r\nx-ratelimit-remaining-requests: 2\r\n"
+        b"x-ratelimit-reset-requests: 50s\r\n"
+    )
+
+
+# Administrators -----------------------------------------------------------------------------------
+
+
+def with_admins(*key_ids: str) -> Principals:
+    principals = Principals(Settings(admin_key_ids=key_ids))
+    principals.take(KeyRing.parse(KEYS_TEXT))
+    return principals
+
+
+def may_operate(principals: Principals, key_id: str) -> bool:
+    principal = principals.named(key_id)
+    assert principal is not None
+    try:
+        principals.check_admin(principal)
+    except AdminKeyRequired:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("admins", "allowed"), [((), {"alice", "bob"}), (("bob",), {"bob"}), (("nobody",), set())]
+)
+def test_who_may_operate_the_gateway(admins: tuple[str, ...], allowed: set[str]) -> None:
+    principals = with_admins(*admins)
+
+    assert {key_id for key_id in ("alice", "bob") if may_operate(principals, key_id)} == allowed
+
+
+def test_an_administrator_without_a_key_is_missed() -> None:
+    assert with_admins("bob", "zoe", "ann").missing_admins() == ["ann", "zoe"]

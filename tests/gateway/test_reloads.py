@@ -1,0 +1,285 @@
+"""When the keys are read, and what is kept when they cannot be."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from llama_gguf import keyfile
+from llama_gguf.core.keys import KeyRing
+from llama_gguf.core.settings import Settings
+from llama_gguf.errors import ReloadFailed
+from llama_gguf.gateway.principals import Principals
+from llama_gguf.gateway.reloads import Reloads
+from tests.fakes import KEY, KEYS_TEXT, OTHER_KEY, Rig, T
+from tests.gateway.conftest import NewRig
+
+
+def test_loading_keys_says_how_many(rig: Rig) -> None:
+    assert rig.shared.reloads.load() == 3
+
+
+def test_a_bad_line_is_skipped_and_named_without_its_secret(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.set_keys(f"alice:{KEY}\nsk-secret-in-the-wrong-place\n")
+    with caplog.at_level(logging.WARNING):
+        assert rig.shared.reloads.load() == 1
+
+    assert "line 2" in caplog.text
+    assert "sk-secret" not in caplog.text
+
+
+def test_a_file_open_to_others_is_warned_about(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.keys_file.chmod(0o644)
+    with caplog.at_level(logging.WARNING):
+        rig.shared.reloads.load()
+
+    assert "chmod 600" in caplog.text
+
+
+def test_a_failed_load_keeps_the_old_set(rig: Rig) -> None:
+    rig.set_keys(None)
+    with pytest.raises(ReloadFailed, match="not loaded"):
+        rig.shared.reloads.load()
+
+    assert rig.shared.principals.holder(KEY.encode()) is not None
+
+
+def test_an_empty_file_is_a_set_of_no_keys(rig: Rig) -> None:
+    rig.set_keys("")
+    assert rig.shared.reloads.load() == 0
+
+    assert rig.shared.principals.holder(KEY.encode()) is None
+
+
+def test_an_administrator_without_a_key_is_warned_about(
+    new_rig: NewRig, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        new_rig(admin_key_ids=("alice", "zoe"))
+
+    assert "ADMIN_KEY_IDS names zoe" in caplog.text
+    assert "names alice" not in caplog.text
+
+
+# Asked --------------------------------------------------------------------------------------------
+
+
+class Reader:
+    """Reads when a test says so."""
+
+    def __init__(self) -> None:
+        self.waiting: list[asyncio.Event] = []
+
+    async def read(self, work: Callable[[], T]) -> T:
+        self.waiting.append(asyncio.Event())
+        await self.waiting[-1].wait()
+        return work()
+
+    def go(self) -> None:
+        self.waiting[-1].set()
+
+
+def reloads_of(path: Path, results: list[str]) -> tuple[Reloads, Reader]:
+    reloads = Reloads(str(path), Principals(Settings()), results.append)
+    reader = Reader()
+    reloads.off_the_loop = reader.read
+    return reloads, reader
+
+
+async def turns() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def test_many_who_ask_share_one_read_that_begins_after_they_asked(tmp_path: Path) -> None:
+    path = tmp_path / "api_keys.txt"
+    path.write_text(f"alice:{KEY}\n")
+    results: list[str] = []
+
+    async def trial() -> tuple[list[int], list[int]]:
+        reloads, reader = reloads_of(path, results)
+        first = [asyncio.ensure_future(reloads.reload()) for _ in range(1)]
+        await turns()  # its read is under way, so the others need one that begins later
+        later = [asyncio.ensure_future(reloads.reload()) for _ in range(20)]
+        await turns()
+        reader.go()
+        await turns()
+        path.write_text(KEYS_TEXT)
+        reader.go()
+        return await asyncio.gather(*first), await asyncio.gather(*later)
+
+    assert asyncio.run(trial()) == ([1], [3] * 20)
+    assert results == ["success"] * 2
+
+
+def test_who_leaves_while_the_file_is_read_leaves_the_others_their_answer(tmp_path: Path) -> None:
+    path = tmp_path / "api_keys.txt"
+    path.write_text(KEYS_TEXT)
+
+    async def trial() -> int:
+        reloads, reader = reloads_of(path, [])
+        leaver, stayer = (asyncio.ensure_future(reloads.reload()) for _ in range(2))
+        await turns()
+        leaver.cancel()
+        await turns()
+        reader.go()
+        return await stayer
+
+    assert asyncio.run(trial()) == 3
+
+
+def test_a_failure_is_told_to_whoever_asked_and_logged_and_counted_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    results: list[str] = []
+
+    async def trial() -> list[int | BaseException]:
+        reloads, reader = reloads_of(tmp_path / "missing", results)
+        both = [asyncio.ensure_future(reloads.reload()) for _ in range(2)]
+        await turns()
+        reader.go()
+        return await asyncio.gather(*both, return_exceptions=True)
+
+    with caplog.at_level(logging.ERROR):
+        failures = asyncio.run(trial())
+
+    assert [type(failure) for failure in failures] == [ReloadFailed] * 2
+    assert caplog.text.count("there is no keys file") == 1
+    assert results == ["failure"]
+
+
+# By itself ----------------------------------------------------------------------------------------
+
+
+def look(reloads: Reloads, path: Path) -> bool:
+    """One look; reads the file when that is due, as ``watch`` does."""
+    is_due = reloads.is_due(keyfile.stamp(str(path)))
+    if is_due:
+        with suppress(ReloadFailed):
+            reloads.load()
+    return is_due
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> tuple[Reloads, Path, Principals]:
+    path = tmp_path / "api_keys.txt"
+    path.write_text(KEYS_TEXT)
+    principals = Principals(Settings())
+    reloads = Reloads(str(path), principals, lambda _: None)
+    reloads.load()
+    return reloads, path, principals
+
+
+Watched = tuple[Reloads, Path, Principals]
+_sizes = itertools.count(1)
+
+
+def write_in_place(path: Path, text: str) -> None:
+    """As an editor does that keeps the file. Never as long as before: the clock may be coarse."""
+    path.write_text(text + "#" * next(_sizes) + "\n")
+
+
+def put_in_place(path: Path, text: str) -> None:
+    """As ``llama-gguf keys`` does, and a mounted secret."""
+    beside = path.with_name("beside")
+    beside.write_text(text)
+    os.replace(beside, path)
+
+
+def test_a_file_that_stays_is_not_read_again(watched: Watched) -> None:
+    reloads, path, _ = watched
+
+    assert [look(reloads, path) for _ in range(3)] == [False] * 3
+
+
+def test_another_file_in_its_place_is_read_at_once_and_once(watched: Watched) -> None:
+    reloads, path, principals = watched
+    put_in_place(path, f"bob:{OTHER_KEY}\n")
+
+    assert [look(reloads, path) for _ in range(3)] == [True, False, False]
+    assert principals.holder(KEY.encode()) is None
+
+
+def test_a_secret_whose_folder_is_switched_counts_as_another_file(tmp_path: Path) -> None:
+    for name, text in (("v1", KEYS_TEXT), ("v2", f"bob:{OTHER_KEY}\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "api_keys.txt").write_text(text)
+    data, path = tmp_path / "..data", tmp_path / "api_keys.txt"
+    data.symlink_to("v1")
+    path.symlink_to("..data/api_keys.txt")
+    principals = Principals(Settings())
+    reloads = Reloads(str(path), principals, lambda _: None)
+    reloads.load()
+    (tmp_path / "..data_tmp").symlink_to("v2")
+    os.replace(tmp_path / "..data_tmp", data)
+
+    assert [look(reloads, path) for _ in range(2)] == [True, False]
+    assert len(principals.ring) == 1
+
+
+def test_a_file_that_is_being_written_is_read_when_it_has_come_to_rest(watched: Watched) -> None:
+    reloads, path, principals = watched
+    looks = []
+    for text in ("", f"alice:{KEY}\n"):
+        write_in_place(path, text)
+        looks.append(look(reloads, path))
+    assert len(principals.ring) == 3, "nobody is locked out meanwhile"
+    looks += [look(reloads, path), look(reloads, path)]
+
+    assert looks == [False, False, True, False]
+    assert len(principals.ring) == 1
+
+
+def test_a_file_that_is_gone_for_a_moment_locks_nobody_out(watched: Watched) -> None:
+    reloads, path, principals = watched
+    path.unlink()
+    assert not look(reloads, path)
+    path.write_text(f"bob:{OTHER_KEY}\n")
+
+    # At once, unless it got the number of the old one.
+    assert any([look(reloads, path), look(reloads, path)])
+    assert len(principals.ring) == 1
+
+
+def test_a_file_that_stays_away_is_complained_about_once(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    reloads, path, principals = watched
+    path.unlink()
+    with caplog.at_level(logging.ERROR):
+        looks = [look(reloads, path) for _ in range(5)]
+
+    assert looks == [False, True, False, False, False]
+    assert caplog.text.count("there is no keys file") == 1
+    assert len(principals.ring) == 3
+
+
+def test_a_file_whose_mode_is_mended_is_read(watched: Watched) -> None:
+    reloads, path, _ = watched
+    before = keyfile.stamp(str(path))
+    path.chmod(0o600)
+
+    assert keyfile.stamp(str(path)) != before
+    assert [look(reloads, path) for _ in range(3)] == [False, True, False]
+
+
+def test_a_file_that_comes_later_is_taken_up(tmp_path: Path) -> None:
+    path = tmp_path / "api_keys.txt"
+    principals = Principals(Settings())
+    reloads = Reloads(str(path), principals, lambda _: None)
+    with pytest.raises(ReloadFailed):
+        reloads.load()
+    assert not look(reloads, path)
+    path.write_text(KEYS_TEXT)
+
+    assert look(reloads, path)
+    assert len(principals.ring) == len(KeyRing.parse(KEYS_TEXT))

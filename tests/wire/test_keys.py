@@ -1,0 +1,113 @@
+"""Keys that change while a gateway runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import KEY, KEYS_TEXT, OTHER_KEY, STREAM_HEAD, request
+from tests.wire.conftest import GatewayProcess, Processes, eventually
+
+NEW = "sk-new-0123456789abc"
+MODELS = ("GET", "/v1/models")
+
+
+def status(gateway: GatewayProcess, key: str) -> int:
+    return gateway.ask(request(*MODELS, key=key)).status
+
+
+def until_loaded(gateway: GatewayProcess) -> None:
+    """Wait until the file with one key is read. Nobody tries keys meanwhile: that is limited."""
+    eventually(lambda: " 1 API keys loaded" in gateway.log, "the new file is read")
+
+
+def put_in_place(path: Path, text: str) -> None:
+    beside = path.with_name("beside")
+    beside.write_text(text)
+    os.replace(beside, path)
+
+
+@pytest.fixture
+def gateway(processes: Processes) -> GatewayProcess:
+    return processes.gateway(processes.fake_llama().address)
+
+
+def test_a_changed_file_is_taken_up_by_itself(gateway: GatewayProcess) -> None:
+    put_in_place(gateway.keys_file, f"new:{NEW}\n")
+
+    until_loaded(gateway)
+    assert status(gateway, NEW) == 200
+    assert status(gateway, KEY) == 401
+
+
+def test_a_file_that_is_written_in_place_is_taken_up_by_itself(gateway: GatewayProcess) -> None:
+    gateway.keys_file.write_text(f"new:{NEW}\n")
+
+    until_loaded(gateway)
+    assert status(gateway, NEW) == 200
+
+
+def test_a_secret_of_kubernetes_is_taken_up_when_its_folder_is_switched(
+    processes: Processes, tmp_path: Path
+) -> None:
+    mount = tmp_path / "mount"
+    for name, text in (("v1", KEYS_TEXT), ("v2", f"new:{NEW}\n")):
+        (mount / name).mkdir(parents=True)
+        (mount / name / "api_keys.txt").write_text(text)
+    (mount / "..data").symlink_to("v1")
+    (mount / "api_keys.txt").symlink_to("..data/api_keys.txt")
+    gateway = processes.gateway(
+        processes.fake_llama().address, AUTH_KEYS_FILE=mount / "api_keys.txt"
+    )
+    assert status(gateway, KEY) == 200
+    (mount / "next").symlink_to("v2")
+    os.replace(mount / "next", mount / "..data")
+
+    until_loaded(gateway)
+    assert status(gateway, NEW) == 200
+    assert status(gateway, KEY) == 401
+
+
+def test_a_file_that_is_gone_locks_nobody_out_and_is_said(gateway: GatewayProcess) -> None:
+    gateway.keys_file.unlink()
+
+    eventually(lambda: "there is no keys file" in gateway.log, "it is said")
+    assert status(gateway, KEY) == 200
+
+
+def test_reloads_under_load_drop_nothing(gateway: GatewayProcess) -> None:
+    """Every way to reload at once, while alice asks and bob listens to a stream."""
+    statuses: list[int] = []
+
+    def ask() -> None:
+        with gateway.connect() as wire:
+            for _ in range(150):
+                wire.send(request(body=b"{}"))
+                statuses.append(wire.answer().status)
+
+    with gateway.connect() as stream:
+        stream.send(request("POST", "/v1/completions", "x-events: 200", "x-tick-ms: 5",
+                            body=b'{"stream":true}', key=OTHER_KEY))  # fmt: skip
+        stream.read_until(b"\r\n\r\n")
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        changes = 0
+        while any(thread.is_alive() for thread in threads):
+            changes += 1
+            put_in_place(gateway.keys_file, KEYS_TEXT + f"more-{changes}:{NEW}\n")
+            gateway.signal(signal.SIGHUP)
+            assert gateway.ask(request("POST", "/reload")).status == 200
+        for thread in threads:
+            thread.join()
+        stream.buffer = STREAM_HEAD + stream.buffer
+        whole = stream.answer()
+
+    assert statuses == [200] * 600
+    assert len(whole.chunks) == 201, "200 events and [DONE]"
+    assert whole.is_whole
+    assert gateway.log.count("4 API keys loaded") >= changes

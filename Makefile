@@ -54,7 +54,7 @@ lint: $(VENV)/.dev lint-files
 	$(BIN)/ruff check
 
 lint-files: # what is not Python: scripts, image, workflows, compose files
-	$(BIN)/shellcheck scripts/*.sh .ci/run
+	$(BIN)/shellcheck $$(git ls-files '*.sh') .ci/run
 	$(BIN)/hadolint docker/Dockerfile
 	$(BIN)/zizmor --offline --quiet --no-progress .github
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml

@@ -148,9 +148,12 @@ dist: $(VENV)/.dev ## build sdist and a wheel for any machine into dist/
 wheels: $(VENV)/.publish ## build compiled wheels for Linux into dist/; needs Docker
 	$(BIN)/cibuildwheel --platform linux --output-dir dist
 
-sbom: $(VENV)/.publish ## write what the package depends on, as CycloneDX, to dist/sbom.cdx.json
-	@mkdir -p dist
-	$(BIN)/cyclonedx-py requirements locks/image.txt --pyproject pyproject.toml --output-reproducible -o dist/sbom.cdx.json
+sbom: $(VENV)/.publish dist ## write what the package is made of, as CycloneDX, to dist/sbom.cdx.json
+	$(PYTHON) -m venv --clear build/sbom
+	build/sbom/bin/python -m pip --disable-pip-version-check install -q --require-hashes -r locks/image.txt
+	build/sbom/bin/python -m pip --disable-pip-version-check install -q --no-deps dist/*.whl
+	build/sbom/bin/python -m pip --disable-pip-version-check uninstall -q --yes pip setuptools
+	$(BIN)/cyclonedx-py environment --output-reproducible -o dist/sbom.cdx.json build/sbom
 
 release-check: dist ## is it fit to be released? (TAG=v0.1.0 for the tag to be)
 	$(BIN)/python -m tests.release $(TAG)

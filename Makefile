@@ -83,7 +83,7 @@ lock: | $(VENV)/bin/python ## take the newest versions that pyproject.toml allow
 	    --extra engine --group pyproject.toml:dev -o locks/dev.txt pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --upgrade \
 	    --custom-compile-command 'make lock' --python-version 3.11 \
-	    -o locks/image.txt pyproject.toml
+	    --extra hub -o locks/image.txt pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --upgrade \
 	    --custom-compile-command 'make lock' --python-version 3.11 \
 	    --group pyproject.toml:build --group pyproject.toml:compile -o locks/build.txt

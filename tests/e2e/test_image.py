@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.image, pytest.mark.timeout(1200)]
 
 KEY: Final = "sk-a-key-of-the-tests"
 DEADLINE_SECONDS: Final = 120.0
-MAX_ADDED_BYTES: Final = 100_000_000
+MAX_ADDED_BYTES: Final = 135_000_000
 
 
 @pytest.fixture(scope="module")

@@ -89,7 +89,7 @@ lock: | $(VENV)/bin/python ## take the newest versions that pyproject.toml allow
 	    --group pyproject.toml:build --group pyproject.toml:compile -o locks/build.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --upgrade \
 	    --custom-compile-command 'make lock' --python-version 3.11 \
-	    --group pyproject.toml:publish -o locks/publish.txt
+	    --group pyproject.toml:publish -c locks/dev.txt -o locks/publish.txt
 
 cost: $(VENV)/.dev ## count instructions and system calls per request; needs valgrind and strace
 	$(BIN)/python -m benchmarks.cost
@@ -161,13 +161,13 @@ release-check: dist ## is it fit to be released? (TAG=v0.1.0 for the tag to be)
 release-notes: $(VENV)/.dev ## print what changed in this version
 	@$(BIN)/python -m tests.release --notes
 
-site: $(VENV)/.publish ## make HTML of docs/ in build/site
+site: $(VENV)/.dev $(VENV)/.publish ## make HTML of docs/ in build/site
 	$(BIN)/sphinx-build -W --keep-going -q docs build/site
 
 changelog: $(VENV)/.dev ## gather the fragments of changes/ into CHANGELOG.md, for the version in __init__.py
 	$(BIN)/towncrier build --yes --version $(VERSION)
 
-github-release: # for the workflow: TAG=v0.1.0; what is in dist/ goes with it
+github-release: $(VENV)/.dev # for the workflow: TAG=v0.1.0; what is in dist/ goes with it
 	$(BIN)/python -m tests.release --notes > dist/notes.md
 	gh release create $(TAG) --verify-tag --notes-file dist/notes.md dist/*.whl dist/*.tar.gz dist/*.json
 

@@ -89,7 +89,7 @@ lock: | $(VENV)/bin/python ## take the newest versions that pyproject.toml allow
 	    --group pyproject.toml:build --group pyproject.toml:compile -o locks/build.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --upgrade \
 	    --custom-compile-command 'make lock' --python-version 3.11 \
-	    --group pyproject.toml:publish -c locks/dev.txt -o locks/publish.txt
+	    --group pyproject.toml:publish -o locks/publish.txt
 
 cost: $(VENV)/.dev ## count instructions and system calls per request; needs valgrind and strace
 	$(BIN)/python -m benchmarks.cost
@@ -145,15 +145,15 @@ dist: $(VENV)/.dev ## build sdist and a wheel for any machine into dist/
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation
 
-wheels: $(VENV)/.publish ## build compiled wheels for Linux into dist/; needs Docker
-	$(BIN)/cibuildwheel --platform linux --output-dir dist
+wheels: $(VENV)/publish/.done ## build compiled wheels for Linux into dist/; needs Docker
+	$(VENV)/publish/bin/cibuildwheel --platform linux --output-dir dist
 
-sbom: $(VENV)/.publish dist ## write what the package is made of, as CycloneDX, to dist/sbom.cdx.json
+sbom: $(VENV)/publish/.done dist ## write what the package is made of, as CycloneDX, to dist/sbom.cdx.json
 	$(PYTHON) -m venv --clear build/sbom
 	build/sbom/bin/python -m pip --disable-pip-version-check install -q --require-hashes -r locks/image.txt
 	build/sbom/bin/python -m pip --disable-pip-version-check install -q --no-deps dist/*.whl
 	build/sbom/bin/python -m pip --disable-pip-version-check uninstall -q --yes pip setuptools
-	$(BIN)/cyclonedx-py environment --output-reproducible -o dist/sbom.cdx.json build/sbom
+	$(VENV)/publish/bin/cyclonedx-py environment --output-reproducible -o dist/sbom.cdx.json build/sbom
 
 release-check: dist ## is it fit to be released? (TAG=v0.1.0 for the tag to be)
 	$(BIN)/python -m tests.release $(TAG)
@@ -161,8 +161,8 @@ release-check: dist ## is it fit to be released? (TAG=v0.1.0 for the tag to be)
 release-notes: $(VENV)/.dev ## print what changed in this version
 	@$(BIN)/python -m tests.release --notes
 
-site: $(VENV)/.dev $(VENV)/.publish ## make HTML of docs/ in build/site
-	$(BIN)/sphinx-build -W --keep-going -q docs build/site
+site: $(VENV)/publish/.done ## make HTML of docs/ in build/site
+	PYTHONPATH=src $(VENV)/publish/bin/sphinx-build -W --keep-going -q docs build/site
 
 changelog: $(VENV)/.dev ## gather the fragments of changes/ into CHANGELOG.md, for the version in __init__.py
 	$(BIN)/towncrier build --yes --version $(VERSION)
@@ -191,6 +191,8 @@ $(VENV)/.dev: locks/dev.txt pyproject.toml | $(VENV)/bin/python
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/.publish: locks/publish.txt | $(VENV)/bin/python
-	@$(PIP) --require-hashes -r locks/publish.txt
+# On its own: what makes wheels and pages needs other versions than the tests do.
+$(VENV)/publish/.done: locks/publish.txt | $(VENV)/bin/python
+	@$(BIN)/python -m venv --clear $(VENV)/publish
+	@$(VENV)/publish/bin/python -m pip --disable-pip-version-check install -qq --require-hashes -r locks/publish.txt
 	@touch $@

@@ -31,6 +31,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "pull": "fetch a model, with a progress bar",
     "check": "what `serve` would do, and what would stop it",
     "diagnose": "a support bundle: logs, versions, settings, and no secrets",
+    "bench": "put load on an endpoint and measure it; compare two runs",
 }
 HELP_COLUMNS: Final = 100
 EPILOG: Final = """\
@@ -71,7 +72,8 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         parser.parse_args(argv)  # --help, --version, or the error that names the commands
         return 2
     command = importlib.import_module(f"llama_gguf.cli.{name}")
-    arguments = command_parser(name).parse_args(argv[1:])
+    told = argparse.Namespace(argv=tuple(argv))  # for a report that says how it was made
+    arguments = command_parser(name).parse_args(argv[1:], told)
     context = _context(arguments, environ)
     if context.complaint and not hasattr(command, "DOES_WITHOUT_SETTINGS"):
         raise UserError(context.complaint, exit_status=2)

@@ -1,0 +1,278 @@
+"""What we rely on in llama-server, as it is seen from outside: one line a fact.
+
+tests/e2e/engine_facts.txt has the facts that were looked at; ``test_drift.py`` compares them with
+the engine that is installed. When that says that something changed: look whether we rely on it
+(core/launch.py, core/routes.py, probe.py, what reads tokens and timings), change what has to be
+changed, and then ``make engine-facts`` writes the file anew.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from llama_gguf.core import launch
+from llama_gguf.core.settings import Settings
+from llama_gguf.engine import locate
+
+RECORDED: Final = Path(__file__).with_suffix(".txt")
+RENEW: Final = "if all is well with that, `make engine-facts` records it"
+
+Facts = dict[str, list[str]]
+"""By heading."""
+
+# Every route that llama.cpp's server is known to have, ours to expose and ours to hide.
+_GET: Final = (
+    *("/health", "/v1/health", "/metrics", "/props", "/models", "/v1/models", "/slots"),
+    *("/lora-adapters", "/v1/stream", "/tools", "/cors-proxy", "/models/sse"),
+)
+_POST: Final = (
+    *("/completion", "/completions", "/v1/completions", "/chat/completions"),
+    *("/v1/chat/completions", "/v1/chat/completions/control", "/responses", "/v1/responses"),
+    *("/audio/transcriptions", "/v1/audio/transcriptions", "/v1/messages", "/infill"),
+    *("/embedding", "/embeddings", "/v1/embeddings", "/rerank", "/reranking", "/v1/rerank"),
+    *("/v1/reranking", "/tokenize", "/detokenize", "/apply-template"),
+    *("/chat/completions/input_tokens", "/v1/chat/completions/input_tokens"),
+    *("/responses/input_tokens", "/v1/responses/input_tokens", "/v1/messages/count_tokens"),
+    *("/props", "/lora-adapters", "/slots/0?action=erase", "/v1/streams/lookup", "/tools"),
+    *("/cors-proxy", "/models", "/models/load", "/models/unload", "/v1/systemone"),
+)
+_QUESTION: Final = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2, "seed": 1}
+_ORIGIN: Final = "https://browser.example"
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    fields: Mapping[str, str]
+    body: bytes
+    is_kept: bool
+    """Whether the connection took another request."""
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def events(self) -> list[Any]:
+        """The data of an event stream, but for [DONE]."""
+        data = re.findall(rb"^data: (.*)$", self.body, re.MULTILINE)
+        return [json.loads(event) for event in data if event != b"[DONE]"]
+
+
+class Engine:
+    """A llama-server that serves on *port*."""
+
+    def __init__(self, port: int, key: str) -> None:
+        self._port = port
+        self._key = key
+
+    def ask(
+        self, method: str, path: str, body: bytes | None = None, *, key: str | None = None
+    ) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+        fields = {"Authorization": f"Bearer {self._key if key is None else key}"}
+        fields |= {"Content-Type": "application/json", "Origin": _ORIGIN}
+        try:
+            connection.request(method, path, body, fields)
+            answer = connection.getresponse()
+            read = answer.read()
+            told = {name.lower(): value for name, value in answer.getheaders()}
+            return Answer(answer.status, told, read, _is_kept(connection))
+        finally:
+            connection.close()
+
+    def post(self, path: str, question: Any) -> Answer:
+        return self.ask("POST", path, json.dumps(question).encode())
+
+
+def _is_kept(connection: http.client.HTTPConnection) -> bool:
+    if connection.sock is None:  # it was announced
+        return False
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except (http.client.HTTPException, OSError):
+        return False
+
+
+def observe(engine: Engine) -> Facts:
+    """Everything, of the installed llama-server, which *engine* is a running one of."""
+    found = locate.locate("", os.environ.get("PATH", ""), environ=os.environ)
+    environ = {**os.environ, **found.environment_changes}
+    told = subprocess.run(
+        [found.path, "--help"], env=environ, capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    return {
+        "flags that we give": list(_flags(found.path, told)),
+        "variables": list(_variables(told)),
+        "routes": list(_routes(engine)),
+        "routes that its files name": list(_named_routes(Path(found.path).parent)),
+        "errors": list(_errors(engine)),
+        "answers": list(_answers(engine)),
+        "connections": list(_connections(engine)),
+        "metrics": list(_metrics(engine)),
+    }
+
+
+def _flags(path: str, told: str) -> Iterator[str]:
+    """Of those that core/launch.py gives, the ones that --help has."""
+    everything = Settings(threads=1, parallel=1)
+    argv = launch.engine_argv(path, everything, model_path="m.gguf", alias="m")
+    known = set(re.findall(r"(?<!\S)(--?[a-z][\w-]*)", told))
+    for flag in argv:
+        if flag.startswith("--"):
+            yield f"{flag}{'' if flag in known else ' IS UNKNOWN'}"
+
+
+def _variables(told: str) -> Iterator[str]:
+    names = set(re.findall(r"\benv: (\w+)", told))
+    passed, _ = launch.engine_environment(dict.fromkeys(names, "a"), api_key="ours", changes={})
+    for name in sorted(names):
+        yield f"{name} {'passes' if passed.get(name) == 'a' else 'is kept from it'}"
+
+
+def _routes(engine: Engine) -> Iterator[str]:
+    for path in _GET:
+        # A stream of events would not end.
+        status = 404 if path == "/models/sse" else engine.ask("GET", path).status
+        yield f"GET {path} {status}"
+    for path in _POST:
+        yield f"POST {path} {engine.ask('POST', path, b'{}').status}"
+
+
+def _named_routes(folder: Path) -> Iterator[str]:
+    """Found in the libraries; the compiler hides the shortest. It is for the new ones."""
+    pattern = re.compile(rb"\0(/(?:v1|models?|slots|props|tools?|chat|responses)[\w/:-]*)\0")
+    found: set[str] = set()
+    for library in folder.glob("llama-server*"):
+        found |= {name.decode() for name in pattern.findall(library.read_bytes())}
+    for library in folder.glob("libllama-server*.so"):
+        found |= {name.decode() for name in pattern.findall(library.read_bytes())}
+    yield from sorted(found)
+
+
+def _errors(engine: Engine) -> Iterator[str]:
+    chat = "/v1/chat/completions"
+    long = {**_QUESTION, "messages": [{"role": "user", "content": "word " * 4000}]}
+    cases = {
+        "no key": engine.ask("POST", chat, b"{}", key=""),
+        "wrong key": engine.ask("POST", chat, b"{}", key="wrong"),
+        "no such path": engine.ask("GET", "/nothing"),
+        "no such method": engine.ask("PATCH", chat, b"{}"),
+        "no JSON": engine.ask("POST", chat, b"{"),
+        "no messages": engine.ask("POST", chat, b"{}"),
+        "prompt longer than the context": engine.post(chat, long),
+        "embeddings of a model that has none": engine.post("/v1/embeddings", {"input": "Hi"}),
+        "no messages, Anthropic": engine.ask("POST", "/v1/messages", b"{}"),
+    }
+    for case, answer in cases.items():
+        yield f"{case}: {answer.status}"
+        yield from (
+            f"{case}: {line}" for line in shape(_json_or_text(answer), told=("type", "code"))
+        )
+
+
+def _json_or_text(answer: Answer) -> Any:
+    try:
+        return answer.json
+    except ValueError:
+        return {"not JSON": answer.body.decode(errors="replace")[:80]}
+
+
+def _answers(engine: Engine) -> Iterator[str]:
+    chat = engine.post("/v1/chat/completions", _QUESTION)
+    stream = engine.post("/v1/chat/completions", {**_QUESTION, "stream": True})
+    anthropic = engine.post("/v1/messages", {**_QUESTION, "stream": True})
+    cases: dict[str, Any] = {
+        "chat": chat.json,
+        "chat, first event": stream.events[0],
+        "chat, last event": stream.events[-1],
+        "completion": {
+            name: value
+            for name, value in engine.post(
+                "/completion", {"prompt": "Hi", "n_predict": 2}
+            ).json.items()
+            if name != "generation_settings"
+        },
+        "messages": engine.post("/v1/messages", _QUESTION).json,
+        "messages, last events": {e["type"]: e for e in anthropic.events[-2:]},
+        "responses": engine.post("/v1/responses", {"input": "Hi", "max_output_tokens": 2}).json,
+        "health": engine.ask("GET", "/health").json,
+        "models": engine.ask("GET", "/v1/models").json,
+        "props": {
+            name: value
+            for name, value in engine.ask("GET", "/props").json.items()
+            if name in ("total_slots", "is_sleeping", "model_path", "build_info")
+        },
+    }
+    yield f"chat: a stream ends with {stream.body.split()[-1].decode()}"
+    for case, told in cases.items():
+        yield from (f"{case}: {line}" for line in shape(told))
+
+
+def shape(value: Any, path: str = "", told: Sequence[str] = ()) -> Iterator[str]:
+    """The places in a piece of JSON and what kind of value is there.
+
+    Of a list the first element stands for all. Values of the names in *told* are told.
+    """
+    if isinstance(value, dict) and value:
+        for name in sorted(value):
+            yield from shape(value[name], f"{path}.{name}" if path else name, told)
+    elif isinstance(value, list) and value:
+        yield from shape(value[0], f"{path}[]", told)
+    elif path.rpartition(".")[2] in told:
+        yield f"{path} = {value}"
+    else:
+        yield f"{path} {_kind(value)}"
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int | float):
+        return "number"
+    return "null" if value is None else type(value).__name__
+
+
+def _connections(engine: Engine) -> Iterator[str]:
+    answers = {
+        "an answer": engine.post("/v1/chat/completions", _QUESTION),
+        "a stream": engine.post("/v1/chat/completions", {**_QUESTION, "stream": True}),
+    }
+    for what, answer in answers.items():
+        for name, value in sorted(answer.fields.items()):
+            shown = "a number" if name == "content-length" else value
+            yield f"{what}: {name}: {shown}"
+        yield f"{what}: the connection is {'kept' if answer.is_kept else 'closed'} afterwards"
+
+
+def _metrics(engine: Engine) -> Iterator[str]:
+    text = engine.ask("GET", "/metrics").body.decode()
+    yield from sorted(re.findall(r"^# TYPE (\S+ \w+)", text, re.MULTILINE))
+
+
+# The record ---------------------------------------------------------------------------------------
+
+
+def written(facts: Facts) -> str:
+    blocks = ("\n".join([f"## {heading}", *lines]) for heading, lines in facts.items())
+    return "\n\n".join(blocks) + "\n"
+
+
+def recorded() -> Facts:
+    blocks = RECORDED.read_text().strip().split("\n\n")
+    return {lines[0].removeprefix("## "): lines[1:] for lines in map(str.splitlines, blocks)}
+
+
+def changes(before: Sequence[str], now: Sequence[str]) -> list[str]:
+    """What is gone and what is new, a line each."""
+    gone = [f"gone: {line}" for line in before if line not in now]
+    return gone + [f"new: {line}" for line in now if line not in before]

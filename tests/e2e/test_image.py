@@ -1,0 +1,164 @@
+"""The container image, built and run with the demo model.
+
+It takes minutes, so it is marked ``image`` and runs by `make test-image`.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from llama_gguf import __version__
+from tests import containers
+from tests.containers import Builder
+from tests.e2e.conftest import MODEL, free_port
+
+pytestmark = [pytest.mark.image, pytest.mark.timeout(1200)]
+
+KEY: Final = "sk-a-key-of-the-tests"
+DEADLINE_SECONDS: Final = 120.0
+MAX_ADDED_BYTES: Final = 135_000_000
+
+
+@pytest.fixture(scope="module")
+def image() -> Iterator[Builder]:
+    """The image, built; it takes some minutes the first time."""
+    builder = containers.find_builder()
+    if isinstance(builder, str):
+        pytest.skip(builder)
+    builder.build(VERSION=__version__, REVISION="0" * 40, SOURCE="https://example.invalid/source")
+    yield builder
+    builder.remove_containers()
+
+
+@dataclass
+class Container:
+    """The image's entrypoint, running; SIGTERM ends it."""
+
+    builder: Builder
+    process: subprocess.Popen[str]
+    port: int
+
+    def ask(self, path: str, question: Any = None) -> tuple[int, Any]:
+        """Status and JSON of a GET, or of a POST of *question*."""
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
+            headers = {"Authorization": f"Bearer {KEY}"} if question else {}
+            body = None if question is None else json.dumps(question)
+            connection.request("POST" if question else "GET", path, body, headers)
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
+
+    def is_ready(self) -> bool:
+        try:
+            return self.ask("/health")[0] == 200
+        except OSError:
+            return False
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while not condition():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.process.kill()
+                pytest.fail(f"it never came to it:\n{self.process.communicate()[0]}")
+            time.sleep(0.1)
+
+    def first_process(self) -> dict[str, str]:
+        """The status of ``serve``, as proc(5) has it, from outside."""
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                argv = (entry / "cmdline").read_bytes().split(b"\0")
+                if b"serve" in argv[2:3] and str(self.port).encode() in argv:
+                    lines = (entry / "status").read_text().splitlines()
+                    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+            except OSError:
+                continue
+        pytest.fail("there is no such process")
+
+
+@pytest.fixture
+def container(image: Builder, model_file: Path, tmp_path: Path) -> Iterator[Container]:
+    """The image, serving the demo model out of a volume that anybody may write to."""
+    (tmp_path / "models").mkdir()
+    shutil.copy(model_file, tmp_path / "models")
+    (tmp_path / "api_keys.txt").write_text(f"tests:{KEY}\n")
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o777 if folder == tmp_path else 0o755)
+    port = free_port()
+    environ = {
+        "HOST": "127.0.0.1",
+        "PORT": str(port),
+        "PORT_HEALTH": str(free_port()),
+        "PORT_BACKEND": str(free_port()),
+        "CTX": "2048",
+        "THREADS": "1",
+    }
+    process = image.run(MODEL, "--port", str(port), volume=tmp_path, environ=environ)
+    running = Container(image, process, port)
+    try:
+        yield running
+    finally:
+        if process.poll() is None:
+            image.terminate(process)
+            process.communicate(timeout=60)
+
+
+def test_the_image_serves_a_chat_as_pid_1_with_no_rights_on_a_read_only_root(
+    container: Container,
+) -> None:
+    container.until(container.is_ready)
+    question = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8}
+
+    status, answer = container.ask("/v1/chat/completions", question)
+
+    assert status == 200
+    assert answer["choices"][0]["message"]["content"]
+    serving = container.first_process()
+    assert serving["Uid"].split() == ["10001"] * 4
+    assert int(serving["CapEff"], 16) == 0
+    assert serving["NSpid"].split()[-1] == "1"
+    container.builder.terminate(container.process)
+    said = container.process.communicate(timeout=60)[0]
+    assert container.process.returncode == 0, said
+
+
+def test_the_image_says_what_it_is_and_overrides_what_its_base_would_open(image: Builder) -> None:
+    config = image.config()
+
+    environ = dict(pair.split("=", 1) for pair in config["Env"])
+    assert environ["LLAMA_ARG_HOST"] == "127.0.0.1"
+    assert config["User"] == "10001:10001"
+    assert config["Entrypoint"] == ["/usr/local/bin/start.sh"]
+    assert config["Healthcheck"]["Test"][-1] == "/usr/local/bin/healthcheck.py"
+    assert set(config["ExposedPorts"]) == {"8000/tcp", "8001/tcp"}
+    labels = {k.rpartition(".")[2]: v for k, v in config["Labels"].items() if "opencontainers" in k}
+    assert labels["version"] == __version__
+    assert labels["licenses"] == "MIT"
+    assert labels["source"] == "https://example.invalid/source"
+
+
+def test_the_image_is_compiled_and_has_nothing_left_to_compile_with(image: Builder) -> None:
+    look = (
+        "import llama_gguf.gateway.client as c, importlib.util as i, shutil; "
+        "print(c.__file__, [m for m in ('mypy', 'hatchling', 'setuptools') if i.find_spec(m)], "
+        "[p for p in ('gcc', 'cc') if shutil.which(p)])"
+    )
+
+    process = image.run_python(look)
+
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, said
+    assert said.strip().endswith(".so [] []")
+
+
+def test_the_image_adds_little_to_its_base(image: Builder) -> None:
+    assert 0 < image.added_bytes() < MAX_ADDED_BYTES

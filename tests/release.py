@@ -1,0 +1,136 @@
+"""Is what stands in dist/ fit to be released? ``python -m tests.release [--notes] [TAG]``.
+
+Said are all mistakes at once. With a TAG, version, tag and changelog have to agree and no fragment
+may be left over; without one, what would stand in the way of a release is not a mistake yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import venv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from llama_gguf import __version__
+
+ROOT: Final = Path(__file__).parent.parent
+DIST: Final = ROOT / "dist"
+
+
+def section(changelog: str, version: str) -> str:
+    """What *changelog* says of *version*; empty when it says nothing."""
+    found = re.search(
+        rf"^## {re.escape(version)} \([^)]*\)\n(.*?)(?=^## |\Z)",
+        changelog,
+        re.DOTALL | re.MULTILINE,
+    )
+    return found[1].strip() if found else ""
+
+
+def mistakes_of_version(
+    version: str, *, tag: str, changelog: str, fragments: Sequence[str]
+) -> Iterator[str]:
+    """What does not agree."""
+    told = section(changelog, version)
+    if told and fragments:
+        yield f"CHANGELOG.md has {version}, and changes/ has more: {' '.join(fragments)}"
+    if not tag:
+        return
+    if tag != f"v{version}":
+        yield f"the tag is {tag}, the version {version}: it has to be v{version}"
+    if not re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", version):
+        yield f"the version {version} is none for a release; say another in __init__.py"
+    if not told:
+        yield f"CHANGELOG.md has no section for {version}: `make changelog` gathers the fragments"
+
+
+def mistakes_of_files(names: Sequence[str], version: str) -> Iterator[str]:
+    """What is in dist/ and should not be, or the other way round."""
+    base = f"llama_gguf_inference-{version}"
+    wanted = {f"{base}.tar.gz", f"{base}-py3-none-any.whl"}
+    if set(names) != wanted:
+        yield f"dist/ has {' '.join(sorted(names))} and not {' '.join(sorted(wanted))}"
+
+
+def mistakes_of_sdist(archived: Sequence[str], tracked: Sequence[str]) -> Iterator[str]:
+    """Files in the sdist that are not of the repository: leftovers, or secrets."""
+    ours = {name.partition("/")[2] for name in archived} - {"PKG-INFO", ""}
+    strangers = sorted(ours - set(tracked))
+    if strangers:
+        yield f"the sdist has what is not in git: {' '.join(strangers)}"
+
+
+def mistakes_once_installed(wheel: Path) -> Iterator[str]:
+    """Install *wheel*, with what is locked for it, in an empty environment, and ask it."""
+    with tempfile.TemporaryDirectory() as folder:
+        venv.create(folder, with_pip=True)
+        python = f"{folder}/bin/python"
+        pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
+        _run(*pip, "--require-hashes", "-r", str(ROOT / "locks" / "image.txt"))
+        _run(*pip, "--no-deps", str(wheel))
+        _run(python, "-m", "pip", "check")
+        said = _run(f"{folder}/bin/llama-gguf", "--version").strip()
+        _run(f"{folder}/bin/llama-gguf", "serve", "--help")
+    if __version__ not in said.split():
+        yield f"the installed wheel says it is {said!r}, and not {__version__}"
+
+
+def _run(*argv: str) -> str:
+    # In /, so that nothing of the clone is imported.
+    done = subprocess.run(argv, cwd="/", capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(argv)} failed:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def mistakes(tag: str) -> Iterator[str]:
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    fragments = sorted(p.name for p in (ROOT / "changes").glob("*.md") if p.name != "README.md")
+    yield from mistakes_of_version(__version__, tag=tag, changelog=changelog, fragments=fragments)
+    built = sorted(p.name for p in DIST.glob("llama_gguf*"))
+    yield from mistakes_of_files(built, __version__)
+    for name in built:
+        path = DIST / name
+        _run(sys.executable, "-m", "twine", "check", "--strict", str(path))
+        if name.endswith(".tar.gz"):
+            archived = _run("tar", "-tzf", str(path)).split()
+            tracked = _run("git", "-C", str(ROOT), "ls-files").split()
+            yield from mistakes_of_sdist(archived, tracked)
+        elif name.endswith("-none-any.whl"):
+            yield from mistakes_once_installed(path)
+
+
+def notes() -> str:
+    """What changed in this version, as CHANGELOG.md has it, or else the fragments."""
+    told = section((ROOT / "CHANGELOG.md").read_text(), __version__)
+    if told:
+        return told
+    towncrier = (sys.executable, "-m", "towncrier", "build", "--draft", "--dir", str(ROOT))
+    return section(_run(*towncrier, "--version", __version__), __version__)
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--notes", action="store_true", help="only print what changed")
+    parser.add_argument("tag", nargs="?", default="", help="the tag that the release will have")
+    arguments = parser.parse_args(argv)
+    if arguments.notes:
+        sys.stdout.write(notes() + "\n")
+        return 0
+    found = list(mistakes(arguments.tag))
+    for mistake in found:
+        sys.stderr.write(f"- {mistake}\n")
+    if not found:
+        sys.stdout.write(
+            f"{__version__} could be released{' as ' * bool(arguments.tag)}{arguments.tag}.\n"
+        )
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,275 @@
+"""The templates in deploy/ and docker/: valid, and in agreement with settings and each other."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from llama_gguf.core import settings
+from llama_gguf.core.metrics import METRICS
+
+ROOT: Final = Path(__file__).parent.parent
+DEPLOY: Final = ROOT / "deploy"
+KUBERNETES: Final = DEPLOY / "kubernetes"
+UNIT: Final = DEPLOY / "systemd" / "llama-gguf.service"
+KUBERNETES_VERSION: Final = "1.37"
+# How open a service may be that has a GPU and a port: 0 is closed, 10 is open.
+MAX_EXPOSURE: Final = 1.7
+
+
+def documents(path: Path) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+def compose(name: str = "compose.yaml") -> dict[str, Any]:
+    (document,) = documents(ROOT / "docker" / name)
+    return document
+
+
+# Settings that templates give ---------------------------------------------------------------------
+
+
+def environments() -> Iterator[tuple[str, Mapping[str, str]]]:
+    yield "compose", {k: v or "m" for k, v in compose()["services"]["cpu"]["environment"].items()}
+    (deployment,) = documents(KUBERNETES / "deployment.yaml")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    yield "kubernetes", {e["name"]: e.get("value", "a") for e in container["env"]}
+    for template in sorted((DEPLOY / "runpod").glob("*.json")):
+        yield template.name, json.loads(template.read_text())["env"]
+    given = re.findall(r"-e (\w+)=(\S+?)[\s\"]", (DEPLOY / "vast" / "create.sh").read_text())
+    yield "vast", dict(given)
+    (cloud_init,) = documents(DEPLOY / "lambda" / "cloud-init.yaml")
+    lines = cloud_init["write_files"][0]["content"].splitlines()
+    yield "lambda", dict(line.split("=", 1) for line in lines)
+    unit = re.findall(r"^Environment=(\w+)=(.*)$", UNIT.read_text(), re.MULTILINE)
+    yield "systemd", dict(unit)
+
+
+@pytest.mark.parametrize(
+    "environ", [e for _, e in environments()], ids=[name for name, _ in environments()]
+)
+def test_a_template_gives_settings_that_exist_and_are_taken(environ: Mapping[str, str]) -> None:
+    known = {settings.variable(name) for name in settings.FIELDS}
+
+    assert environ
+    assert set(environ) <= known
+    settings.load(environ)
+
+
+# Kubernetes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["deployment", "service", "storage", "budget", "secret.example"], ids=str
+)
+def test_a_manifest_is_valid_by_the_schema_of_kubernetes(name: str) -> None:
+    for document in documents(KUBERNETES / f"{name}.yaml"):
+        kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
+
+
+def test_everything_is_applied_but_the_example_of_a_secret() -> None:
+    (kustomization,) = documents(KUBERNETES / "kustomization.yaml")
+    files = {p.name for p in KUBERNETES.glob("*.yaml")}
+
+    assert set(kustomization["resources"]) == files - {"kustomization.yaml", "secret.example.yaml"}
+
+
+@pytest.fixture(scope="module")
+def pod() -> dict[str, Any]:
+    (deployment,) = documents(KUBERNETES / "deployment.yaml")
+    return dict(deployment["spec"]["template"])
+
+
+def test_what_the_manifests_call_each_other_is_there(pod: dict[str, Any]) -> None:
+    labels = pod["metadata"]["labels"].items()
+    ports = {port["name"] for port in pod["spec"]["containers"][0]["ports"]}
+    (service,) = documents(KUBERNETES / "service.yaml")
+    (monitor,) = documents(KUBERNETES / "monitor.yaml")
+    (budget,) = documents(KUBERNETES / "budget.yaml")
+    (claim,) = documents(KUBERNETES / "storage.yaml")
+    (secret,) = documents(KUBERNETES / "secret.example.yaml")
+
+    assert service["spec"]["selector"].items() <= labels
+    assert budget["spec"]["selector"]["matchLabels"].items() <= labels
+    assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
+    volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
+    assert volumes["data"]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    assert volumes["keys"]["secret"]["secretName"] == secret["metadata"]["name"]
+    assert "api_keys.txt" in secret["stringData"]
+    # Its schema is the Prometheus operator's, so what it uses is looked at here.
+    assert (monitor["apiVersion"], monitor["kind"]) == (
+        "monitoring.coreos.com/v1",
+        "ServiceMonitor",
+    )
+    assert (
+        monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    )
+    served = {port["name"] for port in service["spec"]["ports"]}
+    for endpoint in monitor["spec"]["endpoints"]:
+        assert endpoint["port"] in served
+        assert set(endpoint) <= {"port", "path", "interval", "authorization"}
+
+
+def test_a_pod_has_time_to_drain(pod: dict[str, Any]) -> None:
+    (container,) = pod["spec"]["containers"]
+    environ = {e["name"]: e.get("value") for e in container["env"]}
+    (_, pause) = container["lifecycle"]["preStop"]["exec"]["command"]
+
+    needed = float(pause) + float(environ["DRAIN_TIMEOUT"])
+
+    assert pod["spec"]["terminationGracePeriodSeconds"] >= needed + 10
+
+
+def test_a_pod_may_as_little_as_the_image_needs(pod: dict[str, Any]) -> None:
+    (container,) = pod["spec"]["containers"]
+    may = container["securityContext"]
+
+    assert pod["spec"]["securityContext"]["runAsUser"] == 10001
+    assert may["readOnlyRootFilesystem"]
+    assert may["capabilities"] == {"drop": ["ALL"]}
+    written = {m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")}
+    assert written == {"/data", "/tmp"}  # noqa: S108  # the container's
+
+
+def test_no_probe_kills_a_pod_that_loads_or_drains(pod: dict[str, Any]) -> None:
+    (container,) = pod["spec"]["containers"]
+
+    assert "tcpSocket" in container["livenessProbe"]
+    assert container["startupProbe"]["httpGet"]["port"] == "health"  # 204 while it loads
+    assert container["readinessProbe"]["httpGet"] == {"path": "/health", "port": "http"}
+
+
+# Compose, Prometheus ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_a_service_of_compose_is_closed_and_has_time_to_drain(name: str) -> None:
+    service = compose()["services"][name]
+
+    assert service["read_only"]
+    assert service["cap_drop"] == ["ALL"]
+    drain = settings.Settings().drain_timeout
+    assert int(service["stop_grace_period"].removesuffix("s")) >= drain + 10
+
+
+def test_what_compose_mounts_and_reads_is_there() -> None:
+    monitoring = compose("compose.monitoring.yaml")
+    for service in monitoring["services"].values():
+        for mount in service["volumes"]:
+            source = mount.split(":")[0]
+            if source.startswith("."):
+                assert (ROOT / "docker" / source).exists(), source
+            else:
+                assert source in monitoring["volumes"]
+
+
+def test_prometheus_asks_the_services_of_compose() -> None:
+    (config,) = documents(DEPLOY / "prometheus" / "prometheus.yml")
+    (job,) = config["scrape_configs"]
+    (lookup,) = job["dns_sd_configs"]
+
+    assert set(lookup["names"]) == set(compose()["services"])
+    assert lookup["port"] == settings.Settings().port
+
+
+def test_the_metric_to_scale_on_exists() -> None:
+    pages = [*ROOT.glob("docs/deployment/*.md"), KUBERNETES / "deployment.yaml"]
+    named = {m for page in pages for m in re.findall(r"llama_gguf_\w+", page.read_text())}
+
+    assert named
+    assert named <= {metric.name for metric in METRICS}
+
+
+# RunPod, Vast.ai, Lambda --------------------------------------------------------------------------
+
+
+def test_runpod_is_told_the_ports_that_it_would_take_80_for() -> None:
+    template = json.loads((DEPLOY / "runpod" / "serverless.template.json").read_text())
+    environ = template["env"]
+
+    assert template["isServerless"]
+    assert environ["HEALTH_MODE"] == "ready"
+    assert template["ports"] == [f"{environ['PORT']}/http", f"{environ['PORT_HEALTH']}/http"]
+    assert float(environ["MAX_REQUEST_DURATION"]) < 5.5 * 60
+    assert 0 < float(environ["SSE_KEEPALIVE"]) < 100
+
+
+def test_the_script_for_vast_rents_an_offer_with_the_image_s_own_entrypoint(tmp_path: Path) -> None:
+    stand_in = tmp_path / "vastai"
+    stand_in.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    stand_in.chmod(0o755)
+
+    argv = [str(DEPLOY / "vast" / "create.sh"), "123", "image:cuda", "smollm2"]
+    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    said = subprocess.run(argv, env=environ, capture_output=True, text=True, check=True).stdout
+
+    words = said.splitlines()
+    assert words[:3] == ["create", "instance", "123"]
+    assert words[words.index("--image") + 1] == "image:cuda"
+    assert "-e MODEL_NAME=smollm2" in words[words.index("--env") + 1]
+    assert words[-2:] == ["--args", "--create-key"]
+
+
+def test_the_container_of_lambda_is_as_closed_as_that_of_compose() -> None:
+    (cloud_init,) = documents(DEPLOY / "lambda" / "cloud-init.yaml")
+    words = shlex.split(cloud_init["runcmd"][-1])
+
+    assert (DEPLOY / "lambda" / "cloud-init.yaml").read_text().startswith("#cloud-config\n")
+    assert words[:2] == ["docker", "run"]
+    assert {"--read-only", "no-new-privileges", "ALL"} <= set(words)
+    assert cloud_init["write_files"][0]["path"] in words
+
+
+# systemd ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unit(tmp_path: Path) -> Path:
+    """The unit, with a command that is on every machine."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze comes with systemd, which is not on this machine")
+    text, count = re.subn(
+        r"^ExecStart=\S+", "ExecStart=/bin/true", UNIT.read_text(), flags=re.MULTILINE
+    )
+    assert count == 1
+    path = tmp_path / UNIT.name
+    path.write_text(text)
+    return path
+
+
+def analyze(*argv: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["systemd-analyze", *argv], capture_output=True, text=True, check=False, timeout=50
+    )
+
+
+def test_systemd_takes_every_line_of_the_unit(unit: Path) -> None:
+    done = analyze("verify", unit)
+
+    assert done.returncode == 0
+    assert unit.name not in done.stdout + done.stderr
+
+
+def test_the_unit_is_closed_but_for_network_and_gpu(unit: Path) -> None:
+    told = analyze("security", "--offline=true", unit).stdout
+
+    exposure = re.search(r"exposure level for \S+: ([\d.]+)", told)
+    assert exposure
+    assert float(exposure[1]) <= MAX_EXPOSURE, told
+
+
+def test_the_unit_has_time_to_drain() -> None:
+    limit = re.search(r"^TimeoutStopSec=(\d+)$", UNIT.read_text(), re.MULTILINE)
+
+    assert limit
+    assert int(limit[1]) >= settings.Settings().drain_timeout + 10

@@ -1,0 +1,82 @@
+"""What `make release-check` would complain of."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from llama_gguf import __version__
+from tests import release
+
+CHANGELOG = """\
+# Changes
+
+<!-- towncrier release notes start -->
+
+## 1.1.0 (2026-12-01)
+
+### Added
+
+- A second thing.
+
+## 1.0.0 (2026-11-01)
+
+- The first.
+"""
+
+
+def mistakes(version: str, *, tag: str = "", fragments: tuple[str, ...] = ()) -> list[str]:
+    return list(
+        release.mistakes_of_version(version, tag=tag, changelog=CHANGELOG, fragments=fragments)
+    )
+
+
+def test_the_notes_of_a_release_are_its_section_of_the_changelog() -> None:
+    assert release.section(CHANGELOG, "1.1.0") == "### Added\n\n- A second thing."
+    assert release.section(CHANGELOG, "1.0.0") == "- The first."
+    assert release.section(CHANGELOG, "1.0") == ""
+
+
+def test_the_notes_before_a_release_are_what_the_fragments_say() -> None:
+    notes = release.notes()
+
+    assert re.search(r"^### Added$", notes, re.MULTILINE)
+    assert "llama-gguf pull" in notes
+
+
+def test_a_release_whose_tag_version_and_changelog_agree_has_no_mistakes() -> None:
+    assert mistakes("1.1.0", tag="v1.1.0") == []
+
+
+def test_between_releases_fragments_are_no_mistake() -> None:
+    assert mistakes("1.2.0.dev0", fragments=("new.added.md",)) == []
+
+
+@pytest.mark.parametrize(
+    ("version", "tag", "fragments", "told"),
+    [
+        ("1.1.0", "v1.0.0", (), "the tag is v1.0.0"),
+        ("1.2.0.dev0", "v1.2.0.dev0", (), "none for a release"),
+        ("1.2.0", "v1.2.0", (), "no section for 1.2.0"),
+        ("1.1.0", "v1.1.0", ("left.added.md",), "left.added.md"),
+        ("1.1.0", "", ("left.added.md",), "left.added.md"),
+    ],
+)
+def test_a_release_that_does_not_agree_with_itself_is_told_why(
+    version: str, tag: str, fragments: tuple[str, ...], told: str
+) -> None:
+    assert told in "\n".join(mistakes(version, tag=tag, fragments=fragments))
+
+
+def test_a_leftover_in_dist_or_in_the_sdist_is_found() -> None:
+    names = [f"llama_gguf_inference-{v}{end}" for v in ("1.0", "1.1") for end in (".tar.gz",)]
+    assert "1.0.tar.gz" in "".join(release.mistakes_of_files(names, "1.1"))
+    archived = ["p-1/PKG-INFO", "p-1/src/a.py", "p-1/data/api_keys.txt"]
+    assert "data/api_keys.txt" in "".join(release.mistakes_of_sdist(archived, ["src/a.py"]))
+
+
+def test_the_version_is_one_that_the_image_and_the_makefile_can_read() -> None:
+    init = (release.ROOT / "src" / "llama_gguf" / "__init__.py").read_text()
+
+    assert f'\n__version__ = "{__version__}"\n' in init

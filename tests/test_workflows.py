@@ -1,0 +1,121 @@
+"""The workflows: they use what is pinned, run what is in the Makefile, and may little."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+
+ROOT: Final = Path(__file__).parent.parent
+WORKFLOWS: Final = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+MAKEFILE: Final = (ROOT / "Makefile").read_text()
+
+
+def name_of(workflow: Path) -> str:
+    return workflow.stem
+
+
+each: Final = pytest.mark.parametrize("workflow", WORKFLOWS, ids=name_of)
+
+
+def jobs(workflow: Path) -> dict[str, Any]:
+    return dict(yaml.safe_load(workflow.read_text())["jobs"])
+
+
+def steps(workflow: Path) -> Iterator[dict[str, Any]]:
+    for job in jobs(workflow).values():
+        yield from job["steps"]
+
+
+def test_there_are_the_workflows_that_a_project_needs() -> None:
+    assert {name_of(w) for w in WORKFLOWS} == {"ci", "cd", "release", "docs"}
+
+
+def test_what_is_not_python_is_clean() -> None:
+    """By shellcheck, hadolint, zizmor and the schemas of workflows and Compose."""
+    done = subprocess.run(
+        ["make", "-s", "lint-files", f"VENV={sys.prefix}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@each
+def test_every_action_is_pinned_by_a_commit_and_says_which_version_that_is(workflow: Path) -> None:
+    for line in workflow.read_text().splitlines():
+        if "uses:" in line:
+            assert re.search(r"uses: [\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+$", line), line
+
+
+def test_an_action_is_of_one_version_everywhere() -> None:
+    used = {line for w in WORKFLOWS for line in re.findall(r"uses: (.*)", w.read_text())}
+
+    assert len(used) == len({line.partition("@")[0] for line in used}), sorted(used)
+
+
+@each
+def test_workflows_run_make_targets_and_nothing_else(workflow: Path) -> None:
+    targets = set(re.findall(r"^([a-z][a-z-]*):", MAKEFILE, re.MULTILINE))
+    for step in steps(workflow):
+        if "run" in step:
+            command, *words = step["run"].split()
+            assert command == "make", step["run"]
+            plain = re.sub(r'\w+=("[^"]*"|\S+)', "", " ".join(words)).split()
+            assert plain
+            assert set(plain) <= targets, step["run"]
+
+
+@each
+def test_a_workflow_may_nothing_and_a_job_only_what_it_says_why(workflow: Path) -> None:
+    text = workflow.read_text()
+
+    assert yaml.safe_load(text)["permissions"] == {}
+    for name, job in jobs(workflow).items():
+        assert isinstance(job["permissions"], dict), name
+        assert job["timeout-minutes"] <= 90, name
+    for line in re.findall(r"^ {6}[a-z-]+: (?:read|write).*", text, re.MULTILINE):
+        assert re.search(r" # \w+", line), line
+
+
+def test_the_tests_run_on_every_python_that_the_package_is_said_to_run_on() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    said = {c.rpartition(" ")[2] for c in project["classifiers"] if re.search(r":: 3\.\d+$", c)}
+
+    ci = jobs(ROOT / ".github" / "workflows" / "ci.yml")
+
+    assert set(ci["test"]["strategy"]["matrix"]["python"]) == said
+
+
+def dry(*argv: str) -> str:
+    done = subprocess.run(
+        ["make", "-n", *argv], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return done.stdout.replace("\\\n", "")
+
+
+def test_images_are_pushed_with_their_labels_sbom_and_provenance_in_small_letters() -> None:
+    said = dry(
+        "image-push", "IMAGE=ghcr.io/Owner/Name", "TAGS=cpu-amd64 v1-cpu-amd64", "REVISION=r"
+    )
+
+    assert "-t ghcr.io/owner/name:cpu-amd64 -t ghcr.io/owner/name:v1-cpu-amd64" in said
+    for part in ("--sbom=true", "--provenance=mode=max", "--build-arg REVISION=r", "VERSION=0."):
+        assert part in said
+
+
+def test_an_index_is_made_of_the_images_of_all_architectures() -> None:
+    said = " ".join(dry("image-index", "IMAGE=i", "TAGS=cpu v1-cpu").split())
+
+    assert "create -t i:cpu i:cpu-amd64 i:cpu-arm64 &&" in said
+    assert "create -t i:v1-cpu i:v1-cpu-amd64 i:v1-cpu-arm64 &&" in said

@@ -22,6 +22,14 @@ _TIMEOUT_SECONDS: Final = 5.0
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r]")
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,7})[ \t]*\r\n", re.IGNORECASE)
 
+_FAILURES: Final = (
+    OSError,
+    TimeoutError,
+    ValueError,
+    asyncio.IncompleteReadError,
+    asyncio.LimitOverrunError,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -48,15 +56,18 @@ class Probe:
         try:
             async with asyncio.timeout(_TIMEOUT_SECONDS):
                 return await self._look()
-        except (
-            OSError,
-            TimeoutError,
-            ValueError,
-            asyncio.IncompleteReadError,
-            asyncio.LimitOverrunError,
-        ):
+        except _FAILURES:
             self._known = None
             return Finding(EngineState.UNREACHABLE)
+
+    async def text(self, path: str) -> bytes | None:
+        """What a GET of *path* brings; None when it does not bring anything."""
+        try:
+            async with asyncio.timeout(_TIMEOUT_SECONDS):
+                status, body = await self._get(path)
+        except _FAILURES:
+            return None
+        return body if status == 200 else None
 
     async def _look(self) -> Finding:
         status, _ = await self._get("/health")

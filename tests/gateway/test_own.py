@@ -16,7 +16,8 @@ from llama_gguf.gateway.heads import parse_request
 from tests.fakes import OK, Rig, request
 from tests.gateway.conftest import NewRig
 
-ANSWERED_HERE = [Kind.PING, Kind.HEALTH, Kind.METRICS, Kind.RELOAD, Kind.PREFLIGHT]
+ANSWERED_HERE = [kind for kind in Kind if kind not in (Kind.PROXIED, Kind.REFUSED)]
+FOR_KEYS = {Kind.RELOAD, Kind.USAGE, Kind.DASHBOARD_DATA}
 
 
 def get(rig: Rig, target: str, *fields: str, method: str = "GET") -> Request:
@@ -32,11 +33,13 @@ def answer(rig: Rig, target: str, *fields: str, method: str = "GET") -> OwnAnswe
 
 
 @pytest.mark.parametrize("guards_metrics", [False, True])
-def test_reload_needs_a_key_metrics_if_that_is_set_and_nothing_else(guards_metrics: bool) -> None:
+def test_reload_and_numbers_need_a_key_metrics_if_that_is_set_and_nothing_else(
+    guards_metrics: bool,
+) -> None:
     settings = Settings(metrics_auth_enabled=guards_metrics)
     guarded = {kind for kind in ANSWERED_HERE if own.needs_key(kind, settings)}
 
-    assert guarded == ({Kind.RELOAD, Kind.METRICS} if guards_metrics else {Kind.RELOAD})
+    assert guarded == (FOR_KEYS | {Kind.METRICS} if guards_metrics else FOR_KEYS)
 
 
 def test_a_reload_says_how_many_keys_there_are() -> None:

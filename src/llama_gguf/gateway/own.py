@@ -1,10 +1,11 @@
-"""What the gateway answers by itself: health, metrics, reload, preflight. Never asks the engine."""
+"""What the gateway answers by itself: health, metrics, usage, preflights. Never asks the engine."""
 
 from __future__ import annotations
 
 import json
+import sys
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from llama_gguf import __version__
 from llama_gguf.core import replies
@@ -15,17 +16,31 @@ from llama_gguf.core.metrics import Gauges, as_json
 from llama_gguf.core.replies import OwnAnswer
 from llama_gguf.core.routes import Kind
 from llama_gguf.core.settings import Settings
+from llama_gguf.gateway import dashboard
+from llama_gguf.gateway.principals import Principal, Principals
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.shared import Shared
 
 
+_FOR_KEYS: Final = frozenset([Kind.RELOAD, Kind.USAGE, Kind.DASHBOARD_DATA])
+
+
 def needs_key(kind: Kind, settings: Settings) -> bool:
-    return kind is Kind.RELOAD or (kind is Kind.METRICS and settings.metrics_auth_enabled)
+    return kind in _FOR_KEYS or (kind is Kind.METRICS and settings.metrics_auth_enabled)
 
 
-def answer(kind: Kind, request: Request, shared: Shared) -> OwnAnswer:
-    """The answer to *request* for one of our own paths, but for /reload, which takes a while."""
+def answer(
+    kind: Kind, request: Request, shared: Shared, principal: Principal = Principals.ANYBODY
+) -> OwnAnswer:
+    """The answer to *request* for one of our own paths, but for /reload, which takes a while.
+
+    Args:
+        kind: of its route.
+        request: what is asked.
+        shared: of the gateway.
+        principal: who asks, where that ``needs_key``.
+    """
     match kind:
         case Kind.PING:
             return OwnAnswer(200)
@@ -33,6 +48,13 @@ def answer(kind: Kind, request: Request, shared: Shared) -> OwnAnswer:
             return health(shared)
         case Kind.METRICS:
             return _metrics(request, shared)
+        case Kind.USAGE:
+            return dashboard.usage(principal, shared)
+        case Kind.DASHBOARD:
+            asks_for_keys = shared.settings.auth_enabled
+            return dashboard.page(request.route.label, asks_for_keys=asks_for_keys)
+        case Kind.DASHBOARD_DATA:
+            return dashboard.data(_facts(shared), principal, shared)
         case _:
             lines = shared.cors.preflight(request.head.fields, request.read.origin)
             return OwnAnswer(204, fields=lines)
@@ -45,9 +67,14 @@ def reloaded(keys: int) -> OwnAnswer:
 
 def health(shared: Shared) -> OwnAnswer:
     """200 when a request would be served, else 503. Nothing secret."""
+    serves = shared.engine_is_ready and not shared.is_draining
+    return OwnAnswer(200 if serves else 503, json.dumps(_facts(shared)).encode(), replies.JSON)
+
+
+def _facts(shared: Shared) -> dict[str, object]:
     engine = shared.engine
     serves = shared.engine_is_ready and not shared.is_draining
-    facts = {
+    return {
         "status": "ok" if serves else "draining" if shared.is_draining else str(engine.state),
         "engine": {
             "state": str(engine.state),
@@ -60,7 +87,6 @@ def health(shared: Shared) -> OwnAnswer:
         "version": __version__,
         "uptime_seconds": round(shared.now() - shared.started_at, 1),
     }
-    return OwnAnswer(200 if serves else 503, json.dumps(facts).encode(), replies.JSON)
 
 
 def gauges(shared: Shared) -> Gauges:
@@ -73,7 +99,10 @@ def gauges(shared: Shared) -> Gauges:
         states=tuple(EngineState),
         is_ready=shared.engine_is_ready,
         keys_loaded=len(shared.principals.ring),
+        next_expiry=shared.principals.next_expiry(shared.wall),
         version=__version__,
+        python=sys.version.split()[0],
+        uptime=round(shared.now() - shared.started_at, 3),
     )
 
 
@@ -85,6 +114,8 @@ def _metrics(request: Request, shared: Shared) -> OwnAnswer:
         # Imported at the first scrape: the gateway starts without it.
         from llama_gguf.gateway.exposition import render  # noqa: PLC0415
 
-        return OwnAnswer(200, *render(shared.metrics, gauges(shared), accept))
-    body = json.dumps(as_json(shared.metrics, gauges(shared)), indent=1).encode()
+        engine = shared.engine_reader.latest
+        return OwnAnswer(200, *render(shared.metrics, gauges(shared), engine, accept))
+    facts = as_json(shared.metrics, gauges(shared), shared.engine_reader.latest)
+    body = json.dumps(facts, indent=1).encode()
     return OwnAnswer(200, body, replies.JSON)

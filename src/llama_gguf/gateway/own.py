@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from llama_gguf import __version__
 from llama_gguf.core import replies
-from llama_gguf.core.engine import EngineState
+from llama_gguf.core.engine import HEALTH_STATUS, EngineState
 from llama_gguf.core.fields import find
 from llama_gguf.core.messages import Request
 from llama_gguf.core.metrics import Gauges, as_json
@@ -67,19 +67,19 @@ def reloaded(keys: int) -> OwnAnswer:
 
 def health(shared: Shared) -> OwnAnswer:
     """200 when a request would be served, else 503. Nothing secret."""
-    serves = shared.engine_is_ready and not shared.is_draining
+    serves = HEALTH_STATUS[shared.engine.state] == 200 and not shared.is_draining
     return OwnAnswer(200 if serves else 503, json.dumps(_facts(shared)).encode(), replies.JSON)
 
 
 def _facts(shared: Shared) -> dict[str, object]:
     engine = shared.engine
-    serves = shared.engine_is_ready and not shared.is_draining
     return {
-        "status": "ok" if serves else "draining" if shared.is_draining else str(engine.state),
+        "status": "draining" if shared.is_draining else _word_for(engine.state),
         "engine": {
             "state": str(engine.state),
             "since": datetime.fromtimestamp(engine.since, UTC).isoformat(timespec="seconds"),
             "detail": engine.detail,
+            "progress": engine.progress,
         },
         "model": engine.model,
         "slots": {"used": shared.admission.running, "total": shared.admission.slots},
@@ -87,6 +87,10 @@ def _facts(shared: Shared) -> dict[str, object]:
         "version": __version__,
         "uptime_seconds": round(shared.now() - shared.started_at, 1),
     }
+
+
+def _word_for(state: EngineState) -> str:
+    return "ok" if state is EngineState.READY else str(state)
 
 
 def gauges(shared: Shared) -> Gauges:

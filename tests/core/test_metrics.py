@@ -37,6 +37,8 @@ def gauges() -> Gauges:
         state=EngineState.LOADING,
         states=tuple(EngineState),
         is_ready=False,
+        restarts={"crash": 2},
+        load_seconds=3.5,
         keys_loaded=3,
         next_expiry=3600.5,
         version="1.2.3",
@@ -341,10 +343,11 @@ def test_a_gateway_that_has_done_nothing_has_metrics_too(gauges: Gauges) -> None
     assert found["llama_gguf_sent_bytes"] == 0
 
 
-def test_an_expiry_that_nothing_has_is_null(gauges: Gauges) -> None:
-    found = as_json(Metrics(), dataclasses.replace(gauges, next_expiry=None))
+def test_what_nobody_knows_yet_is_null(gauges: Gauges) -> None:
+    found = as_json(Metrics(), dataclasses.replace(gauges, next_expiry=None, load_seconds=None))
 
     assert found["llama_gguf_keys_next_expiry_seconds"] is None
+    assert found["llama_gguf_backend_load_seconds"] is None
 
 
 def test_the_engine_s_own_are_among_them(gauges: Gauges) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,8 @@ def test_a_key_shows_the_numbers_and_a_wrong_one_does_not(browser: Browser, serv
 
     assert "Ready" in browser.evaluate("document.getElementById('state').textContent")
     assert "SmolLM2" in browser.evaluate("document.getElementById('model').textContent")
+    facts = browser.evaluate("document.getElementById('facts').textContent")
+    assert re.fullmatch(r"llama · \d+ M parameters · Q4_1 · 98 MB · context 2,048", facts)
     assert [c for c in browser.complaints if UNWANTED not in c] == []
     assert served.key not in browser.evaluate("document.documentElement.outerHTML")
 

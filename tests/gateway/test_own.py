@@ -145,3 +145,34 @@ def test_nothing_here_asks_the_engine(rig: Rig) -> None:
     answer(rig, "/v1/models", method="OPTIONS")
 
     assert rig.dials == []
+
+
+# What runs ----------------------------------------------------------------------------------------
+
+
+def test_health_tells_what_the_supervisor_knows(rig: Rig) -> None:
+    status = EngineStatus(
+        EngineState.LOADING,
+        since=0.0,
+        model="m",
+        progress=0.25,
+        load_seconds=3.5,
+        last_exit="killed by SIGKILL",
+        restarts={"crash": 2, "hang": 1},
+        facts={"quantization": "Q4_1", "size_bytes": 98, "engine_version": "b1"},
+    )
+    rig.shared.take_engine_status(EngineStatus.from_line(status.to_line()))
+    facts = json.loads(own.health(rig.shared).body)
+
+    assert facts["model"] == {"name": "m", "quantization": "Q4_1", "size_bytes": 98}
+    engine = facts["engine"]
+    assert (engine["progress"], engine["load_seconds"], engine["version"]) == (0.25, 3.5, "b1")
+    assert (engine["last_exit"], engine["restarts"]) == ("killed by SIGKILL", 3)
+    assert own.gauges(rig.shared).restarts == {"crash": 2, "hang": 1}
+
+
+def test_a_gateway_on_its_own_tells_what_it_has_found(rig: Rig) -> None:
+    facts = json.loads(own.health(rig.shared).body)
+
+    assert facts["model"] == {"name": "m"}
+    assert (facts["engine"]["version"], facts["engine"]["restarts"]) == ("", 0)

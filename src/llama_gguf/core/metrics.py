@@ -95,6 +95,12 @@ METRICS: Final = (
     Metric("llama_gguf_sent_bytes", "counter", "Bytes of answers of the engine passed on."),
     Metric("llama_gguf_backend_up", "gauge", "1 when the engine serves, else 0."),
     Metric("llama_gguf_backend_state", "gauge", "1 for the engine's state.", ("state",)),
+    Metric("llama_gguf_backend_restarts", "counter", "Starts of llama-server anew.", ("reason",)),
+    Metric(
+        "llama_gguf_backend_load_seconds",
+        "gauge",
+        "What the last load of the model took; missing until there was one.",
+    ),
     Metric("llama_gguf_keys_loaded", "gauge", "API keys loaded."),
     Metric("llama_gguf_keys_reload", "counter", "Reloads of the keys file.", ("result",)),
     Metric(
@@ -313,6 +319,9 @@ class Gauges:
     state: str
     states: tuple[str, ...]
     is_ready: bool
+    restarts: Mapping[str, int]
+    """By reason."""
+    load_seconds: float | None
     keys_loaded: int
     next_expiry: float | None
     """Seconds until then."""
@@ -323,7 +332,6 @@ class Gauges:
 
 def samples(metrics: Metrics, gauges: Gauges) -> dict[str, list[Sample]]:
     """Every metric of ``METRICS`` with its samples."""
-    expiry: list[Sample] = [] if gauges.next_expiry is None else [((), gauges.next_expiry)]
     refused = metrics.rejections
     return {
         "llama_gguf_requests": [((r, m, str(s)), n) for (r, m, s), n in metrics.requests.items()],
@@ -342,9 +350,11 @@ def samples(metrics: Metrics, gauges: Gauges) -> dict[str, list[Sample]]:
         "llama_gguf_sent_bytes": [((), metrics.sent_bytes)],
         "llama_gguf_backend_up": [((), int(gauges.is_ready))],
         "llama_gguf_backend_state": [((s,), int(s == gauges.state)) for s in gauges.states],
+        "llama_gguf_backend_restarts": _by_one_label(gauges.restarts),
+        "llama_gguf_backend_load_seconds": _if_known(gauges.load_seconds),
         "llama_gguf_keys_loaded": [((), gauges.keys_loaded)],
         "llama_gguf_keys_reload": _by_one_label(metrics.keys_reload),
-        "llama_gguf_keys_next_expiry_seconds": expiry,
+        "llama_gguf_keys_next_expiry_seconds": _if_known(gauges.next_expiry),
         "llama_gguf_build_info": [((gauges.version, gauges.python), 1)],
         "llama_gguf_uptime_seconds": [((), gauges.uptime)],
         "llama_gguf_queue_wait_seconds": [((), metrics.queue_waits)],
@@ -356,6 +366,10 @@ def samples(metrics: Metrics, gauges: Gauges) -> dict[str, list[Sample]]:
 
 def _by_one_label(numbers: Mapping[str, Number]) -> list[Sample]:
     return [((value,), n) for value, n in numbers.items()]
+
+
+def _if_known(number: float | None) -> list[Sample]:
+    return [] if number is None else [((), number)]
 
 
 def as_json(

@@ -73,6 +73,7 @@ def health(shared: Shared) -> OwnAnswer:
 
 def _facts(shared: Shared) -> dict[str, object]:
     engine = shared.engine
+    facts = dict(engine.facts)
     return {
         "status": "draining" if shared.is_draining else _word_for(engine.state),
         "engine": {
@@ -80,8 +81,12 @@ def _facts(shared: Shared) -> dict[str, object]:
             "since": datetime.fromtimestamp(engine.since, UTC).isoformat(timespec="seconds"),
             "detail": engine.detail,
             "progress": engine.progress,
+            "load_seconds": engine.load_seconds,
+            "last_exit": engine.last_exit,
+            "restarts": sum(engine.restarts.values()),
+            "version": facts.pop("engine_version", ""),
         },
-        "model": engine.model,
+        "model": {"name": engine.model, **facts},
         "slots": {"used": shared.admission.running, "total": shared.admission.slots},
         "queue": {"length": shared.admission.queued, "size": shared.settings.max_queue_size},
         "version": __version__,
@@ -102,6 +107,8 @@ def gauges(shared: Shared) -> Gauges:
         state=shared.engine.state,
         states=tuple(EngineState),
         is_ready=shared.engine_is_ready,
+        restarts=shared.engine.restarts,
+        load_seconds=shared.engine.load_seconds,
         keys_loaded=len(shared.principals.ring),
         next_expiry=shared.principals.next_expiry(shared.wall),
         version=__version__,

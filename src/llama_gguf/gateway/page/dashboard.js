@@ -152,7 +152,9 @@ function show(data) {
 }
 
 function showEngine(data) {
-  const [text, mood] = STATES[data.engine.state] || [data.engine.state, ""];
+  const [words, mood] = STATES[data.engine.state] || [data.engine.state, ""];
+  const progress = data.engine.progress;
+  const text = progress === null ? words : `${words}: ${Math.floor(progress * 100)} %`;
   const since = (Date.now() - Date.parse(data.engine.since)) / 1000;
   const state = find("state");
   state.hidden = false;
@@ -160,9 +162,23 @@ function showEngine(data) {
   state.title = data.engine.detail;
   // The seconds are left out, so that a screen reader hears of changes alone.
   say("state", since >= 60 ? `${text} for ${duration(since - (since % 60))}` : text);
-  say("model", data.model || "llama-gguf");
-  say("facts", [data.about_model, data.engine.detail].filter(Boolean).join(" · "));
-  document.title = `${text} · ${data.model || "llama-gguf"}`;
+  const name = data.model.name || "llama-gguf";
+  say("model", name);
+  say("facts", factsOf(data).filter(Boolean).join(" · "));
+  document.title = `${text} · ${name}`;
+}
+
+function factsOf({ model, engine }) {
+  const size = model.size_bytes >= 1e9 ? `${(model.size_bytes / 1e9).toFixed(1)} GB`
+    : model.size_bytes && `${Math.round(model.size_bytes / 1e6)} MB`;
+  const parameters = model.parameters >= 1e9 ? `${(model.parameters / 1e9).toFixed(1)} B parameters`
+    : model.parameters && `${Math.round(model.parameters / 1e6)} M parameters`;
+  return [
+    model.architecture, parameters, model.quantization, size,
+    model.context && `context ${number(model.context)}`,
+    engine.restarts ? `${engine.restarts} restarts` : "",
+    engine.state === "ready" ? "" : engine.detail,
+  ];
 }
 
 function showTiles({ slots, queue, recent }) {

@@ -22,8 +22,8 @@ from llama_gguf.probe import Finding
 from llama_gguf.supervisor.child import Child
 from llama_gguf.supervisor.engine_keeper import EngineKeeper
 from llama_gguf.supervisor.launch import Launch
+from tests.bench.virtual_time import run
 from tests.supervisor.conftest import free_ports
-from tests.virtual_time import run
 
 S = EngineState
 UP = Finding(S.READY, 4, "tiny")
@@ -167,7 +167,7 @@ def play(folder: Path, scenario: Scenario, **settings: Any) -> Rig:
             await rig.end()
         return rig
 
-    return run(whole())
+    return run(lambda now: whole())
 
 
 # Loading ------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
@@ -82,22 +82,37 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
         tls.load(settings.tls_cert_file, settings.tls_key_file)
     if not settings.backend_api_key:
         settings = replace(settings, backend_api_key=f"gateway-{secrets.token_urlsafe(32)}")
-    _heed_early_signals()
+    with _early_signals_heeded(), BootLog(settings) as boot_log:
+        return _Serving(
+            settings, context, creates_key=arguments.create_key, on_reopen=boot_log.reopen
+        ).run()
+
+
+@contextlib.contextmanager
+def _early_signals_heeded() -> Iterator[None]:
+    """Until the supervisor has handlers: as PID 1, signals without one would be lost."""
+    handlers: dict[signal.Signals, Callable[..., object]] = {
+        signal.SIGTERM: lambda number, frame: sys.exit(0),
+        signal.SIGINT: lambda number, frame: sys.exit(0),
+        signal.SIGHUP: lambda number, frame: None,  # nothing is read or open yet
+        signal.SIGUSR1: lambda number, frame: None,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        with BootLog(settings) as boot_log:
-            return _Serving(
-                settings, context, creates_key=arguments.create_key, on_reopen=boot_log.reopen
-            ).run()
+        yield
+    except UserError:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        raise
+
+
+@contextlib.contextmanager
+def _nobody_left_behind() -> Iterator[None]:
+    """End what still runs at the end, such as a tool of the GPU's driver that hangs."""
+    try:
+        yield
     finally:
         orphans.kill_all()
-
-
-def _heed_early_signals() -> None:
-    """Until the supervisor has handlers: as PID 1, signals without one would be lost."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, frame: sys.exit(0))
-    for number in (signal.SIGHUP, signal.SIGUSR1):  # nothing is read or open yet
-        signal.signal(number, lambda number, frame: None)
 
 
 def with_model(settings: Settings, model: str | None) -> Settings:
@@ -138,7 +153,7 @@ class _Serving:
             self._engine = self._locate()
             if self._creates_key and settings.auth_enabled:
                 self._create_key()
-            with asyncio.Runner() as runner:
+            with _nobody_left_behind(), asyncio.Runner() as runner:
                 self._supervisor = Supervisor(
                     settings,
                     environ=self._gateway_environment(),

@@ -171,7 +171,7 @@ def _load_bar(label: str) -> Progress:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         *(BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn()),
         console=Console(stderr=True),
         transient=True,

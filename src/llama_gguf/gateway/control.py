@@ -58,6 +58,8 @@ class Control:
         finally:
             self._writer = None
             writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()  # else asyncio complains of what nobody has asked for
         on_gone()
 
     def tick(self) -> None:

@@ -122,6 +122,8 @@ class GatewayKeeper:
         finally:
             self._channel = None
             writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()  # else asyncio complains of what nobody has asked for
 
     def _take(self, line: bytes) -> None:
         if line == GREETING:

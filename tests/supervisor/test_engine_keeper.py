@@ -230,6 +230,7 @@ def test_a_death_is_published_at_once_then_explained_and_followed_by_a_restart(
     async def scenario(rig: Rig) -> None:
         await rig.start_ready()
         died_at = rig.now
+        rig.finding = LOADS
         rig.child.die(1, "cudaMalloc failed: out of memory")
         await asyncio.sleep(0)
         await asyncio.sleep(0)

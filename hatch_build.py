@@ -24,8 +24,8 @@ MODULES: Final = [
     f"llama_gguf/{folder}/{name}.py"
     for folder, names in {
         "core": (
-            *("admission", "bodies", "chunked", "exchange", "fields", "keys", "limits"),
-            *("messages", "metrics", "replies", "routes"),
+            *("admission", "bodies", "chunked", "exchange", "fields", "keys", "ledger", "limits"),
+            *("messages", "metrics", "replies", "routes", "usage"),
         ),
         "gateway": (
             *("access_log", "accounts", "client", "connection", "heads", "own", "opened", "pool"),

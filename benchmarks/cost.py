@@ -61,7 +61,9 @@ def work(requests: int, events: int) -> None:
     """What valgrind looks at: one client and one connection to the engine."""
     with tempfile.TemporaryDirectory() as folder:
         shared = Rig(Path(folder), max_requests_per_minute=10**9).shared
-        shared.accounts = Accounts(shared.access_log.add)
+        shared.accounts = Accounts(
+            shared.access_log.add, ledger=shared.accounts.ledger, wall=lambda: shared.wall
+        )
         client = ClientConnection(shared)
         client.connection_made(NoTransport())
         engine = UpstreamConnection(shared.pool)

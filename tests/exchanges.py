@@ -7,6 +7,7 @@ from typing import Final
 from llama_gguf.core.exchange import Exchange
 from llama_gguf.core.messages import Request, RequestHead
 from llama_gguf.core.routes import Kind, Route
+from llama_gguf.core.usage import Usage
 
 STARTED_AT: Final = 1000.0
 
@@ -17,7 +18,9 @@ def asked(
     """A request for *path*, counted as one for *label*."""
     target = path.encode("latin-1")
     head = RequestHead(method.encode(), target, target, "1.1", [], method, path)
-    return Request(head, cors=b"", route=Route(Kind.PROXIED, label, needs_slot=True))
+    operation = "chat" if method == "POST" else ""
+    route = Route(Kind.PROXIED, label, needs_slot=bool(operation), operation=operation)
+    return Request(head, cors=b"", route=route)
 
 
 def begun(request: Request | None = None, id_bytes: bytes = b"req-1") -> Exchange:
@@ -28,7 +31,10 @@ def ended(
     request: Request | None = None,
     *,
     status: int = 200,
+    key_id: str = "alice",
+    usage: Usage | None = None,
     first_byte: float | None = 0.01234,
+    first_token: float | None = None,
     duration: float = 1.5,
     queued: float = 0.0,
 ) -> Exchange:
@@ -37,12 +43,16 @@ def ended(
     Args:
         request: what was asked.
         status: of the answer.
+        key_id: whose it is.
+        usage: what the answer told.
         first_byte: seconds until the first byte of the engine's answer.
+        first_token: the same of the first event, in a stream.
         duration: seconds in all.
         queued: seconds that it waited for a slot.
     """
     exchange = begun(request)
-    exchange.key_id = "alice"
+    exchange.key_id = key_id
+    exchange.usage = usage
     exchange.status = status
     exchange.bytes_in = 12
     exchange.bytes_out = 345
@@ -51,5 +61,7 @@ def ended(
         exchange.forwarded_at = STARTED_AT + queued
     if first_byte is not None:
         exchange.first_byte_at = STARTED_AT + first_byte
+    if first_token is not None:
+        exchange.first_token_at = STARTED_AT + first_token
     exchange.ended_at = STARTED_AT + duration
     return exchange

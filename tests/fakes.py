@@ -17,6 +17,8 @@ from typing import Any, Final, Protocol, TypeVar
 
 from llama_gguf.core.engine import EngineState, EngineStatus
 from llama_gguf.core.exchange import Exchange
+from llama_gguf.core.ledger import Ledger
+from llama_gguf.core.ring import Ring
 from llama_gguf.core.settings import Settings
 from llama_gguf.gateway.accounts import Accounts
 from llama_gguf.gateway.client import ClientConnection
@@ -551,8 +553,11 @@ class Rig:
         self.loop.on_dial = self._on_dial
         self.shared = Shared(Settings(**{**usual, **overrides}), self.loop)
         self.shared.now = self.clock
+        self.shared.history = Ring(self.clock.now)
         self._records: list[Exchange] = []
-        self.shared.accounts = Accounts(self._records.extend)
+        self.shared.accounts = Accounts(
+            self._records.extend, ledger=Ledger(self.clock.now), wall=lambda: self.shared.wall
+        )
         self.shared.tell_time()
         self.shared.reloads.off_the_loop = at_once
         if keys is not None:

@@ -238,6 +238,27 @@ def test_every_look_ends_its_connections() -> None:
     assert engine.connections == 21
 
 
+@pytest.mark.parametrize(
+    ("answer", "text"), [(props(b"n 1\n"), b"n 1\n"), (NOT_FOUND, None), (b"garbage\r\n\r\n", None)]
+)
+def test_a_text_is_what_the_engine_says_or_nothing(answer: bytes, text: bytes | None) -> None:
+    engine = Engine(HEALTHY)
+    engine.answers[b"/metrics"] = answer
+    found: list[bytes | None] = []
+
+    async def scenario(probe: Probe) -> None:
+        found.append(await probe.text("/metrics"))
+
+    run(engine, scenario, key="secret")
+
+    assert found == [text]
+    assert b"Authorization: Bearer secret\r\n" in engine.requests[0]
+
+
+def test_an_engine_that_is_not_there_says_nothing() -> None:
+    assert asyncio.run(Probe(Settings(backend_socket="/nowhere.sock")).text("/metrics")) is None
+
+
 def test_a_watch_reports_every_look_until_it_is_cancelled() -> None:
     engine = Engine(LOADING)
     states: list[EngineState] = []

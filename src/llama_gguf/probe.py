@@ -22,6 +22,14 @@ from llama_gguf.core.settings import Settings
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r]")
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,7})[ \t]*\r\n", re.IGNORECASE)
 
+_FAILURES: Final = (
+    OSError,
+    TimeoutError,
+    ValueError,
+    asyncio.IncompleteReadError,
+    asyncio.LimitOverrunError,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -60,15 +68,18 @@ class Probe:
         try:
             async with asyncio.timeout(self._timeout):
                 return await self._look()
-        except (
-            OSError,
-            TimeoutError,
-            ValueError,
-            asyncio.IncompleteReadError,
-            asyncio.LimitOverrunError,
-        ):
+        except _FAILURES:
             self._known = None
             return Finding(EngineState.UNREACHABLE)
+
+    async def text(self, path: str) -> bytes | None:
+        """What a GET of *path* brings; None when it does not bring anything."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                status, body = await self._get(path)
+        except _FAILURES:
+            return None
+        return body if status == 200 else None
 
     async def _look(self) -> Finding:
         status, _ = await self._get("/health")

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import llama_gguf
 from llama_gguf.cli import logs
+from llama_gguf.cli.log_events import EVENTS, WHOLE_SENTENCES
 
 _log = logging.getLogger("llama_gguf.somewhere")
 
@@ -37,7 +41,7 @@ def test_a_text_line_has_time_level_and_message(capsys: pytest.CaptureFixture[st
     assert rest == "WARNING 2 things are wrong\n"
 
 
-def test_a_json_line_has_time_level_logger_and_message(
+def test_a_json_line_has_time_level_event_logger_and_message(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     logs.configure("json")
@@ -47,6 +51,7 @@ def test_a_json_line_has_time_level_logger_and_message(
     assert line.pop("time").endswith("+00:00")
     assert line == {
         "level": "info",
+        "event": "other",
         "logger": "llama_gguf.somewhere",
         "message": "2 things are fine",
     }
@@ -95,3 +100,40 @@ def test_to_configure_it_twice_does_not_say_everything_twice(
     _log.info("once")
 
     assert capsys.readouterr().err.count("once") == 1
+
+
+# The vocabulary -----------------------------------------------------------------------------------
+
+
+def calls() -> Iterator[tuple[str, str, str]]:
+    """Module, level and message of every call of a logger in our code."""
+    for source in sorted(Path(llama_gguf.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(source.read_text("utf-8"))):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Name(id="_log"), attr=level),
+                    args=[ast.Constant(value=str(message)), *_],
+                ):
+                    yield source.stem, level, message
+                case ast.Call(func=ast.Attribute(value=ast.Name(id="_log"))):
+                    raise AssertionError(f"{source}: a message that is no plain text")
+                case _:
+                    pass
+
+
+@pytest.mark.parametrize(("module", "level", "message"), sorted(set(calls())))
+def test_every_line_of_ours_has_a_name(
+    module: str, level: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.configure("json")
+    number = getattr(logging, "ERROR" if level == "exception" else level.upper())
+    record = logging.LogRecord(f"llama_gguf.x.{module}", number, "", 0, message, None, None)
+    logging.getLogger().handle(record)
+
+    (line,) = json_lines(capsys.readouterr().err)
+    assert line["event"] != "other", "it is missing in cli/log_events.py"
+
+
+def test_names_are_words() -> None:
+    for name in (*EVENTS.values(), *WHOLE_SENTENCES.values()):
+        assert re.fullmatch(r"[a-z]+(_[a-z]+)*", name), name

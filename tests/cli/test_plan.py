@@ -145,3 +145,17 @@ def test_a_link_to_nothing_is_not_the_same_as_no_file(tmp_path: Path) -> None:
 
     with pytest.raises(UserError):
         plan.keys_in(str(tmp_path / "api_keys.txt"))
+
+
+# What people are told of it -----------------------------------------------------------------------
+
+
+def test_facts_are_what_the_file_says_and_hold_no_path(tmp_path: Path) -> None:
+    model = read_model(str(model_at(tmp_path / "m.gguf", gguf())))
+    facts = plan.facts_of(model, settings(tmp_path, CTX="2048"), engine_version="b1")
+
+    assert facts["size_bytes"] == model.bytes
+    assert facts["architecture"] == model.facts.architecture
+    assert (facts["context"], facts["engine_version"]) == (2048, "b1")
+    assert None not in facts.values()
+    assert str(tmp_path) not in str(facts)

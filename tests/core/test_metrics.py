@@ -1,8 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -13,14 +13,17 @@ from llama_gguf.core.metrics import (
     DURATION_BUCKETS,
     FIRST_BYTE_BUCKETS,
     METRICS,
+    TOKEN_BUCKETS,
+    EngineMetric,
     Gauges,
     Histogram,
     Metric,
     Metrics,
-    Sample,
     as_json,
     samples,
+    seconds_per_token,
 )
+from llama_gguf.core.usage import Usage
 from tests.exchanges import asked, ended
 
 
@@ -34,8 +37,13 @@ def gauges() -> Gauges:
         state=EngineState.LOADING,
         states=tuple(EngineState),
         is_ready=False,
+        restarts={"crash": 2},
+        load_seconds=3.5,
         keys_loaded=3,
+        next_expiry=3600.5,
         version="1.2.3",
+        python="3.11.2",
+        uptime=12.5,
     )
 
 
@@ -50,7 +58,11 @@ def metrics() -> Metrics:
     found.keys_reload["success"] += 1
     found.received_bytes = 10
     found.sent_bytes = 20
-    found.first_bytes.observe([0.3])
+    found.tokens["alice", "prompt"] += 6
+    found.usage_unknown["/v1/rerank"] += 1
+    found.first_tokens["chat"].observe([0.3])
+    found.output_tokens["chat"].observe([0.02])
+    found.durations["chat"].observe([0.5])
     return found
 
 
@@ -69,17 +81,11 @@ def test_every_sample_has_a_value_for_each_label_and_the_right_kind(
 ) -> None:
     found = samples(metrics, gauges)[metric.name]
 
-    assert isinstance(found, Histogram) == (metric.type == "histogram")
-    rows = list(rows_of(found))
-    assert isinstance(found, Histogram) or rows
-    for labels, _ in rows:
+    assert found
+    for labels, number in found:
         assert len(labels) == len(metric.labels)
         assert all(isinstance(label, str) for label in labels)
-
-
-def rows_of(found: list[Sample] | Histogram) -> Iterator[Sample]:
-    if not isinstance(found, Histogram):
-        yield from found
+        assert isinstance(number, Histogram) == (metric.type == "histogram")
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
@@ -95,7 +101,7 @@ def test_names_and_labels_are_what_prometheus_takes(metric: Metric) -> None:
 
 
 def test_exactly_the_state_of_the_engine_is_1(metrics: Metrics, gauges: Gauges) -> None:
-    states = dict(rows_of(samples(metrics, gauges)["llama_gguf_backend_state"]))
+    states = dict(samples(metrics, gauges)["llama_gguf_backend_state"])
 
     assert {labels for labels, value in states.items() if value} == {("loading",)}
     assert len(states) == len(EngineState)
@@ -143,11 +149,11 @@ def test_observations_count_alike_together_and_one_by_one(seconds: list[float]) 
     assert (sum(together.counts), together.sum) == (len(seconds), sum(seconds))
 
 
-@pytest.mark.parametrize("bounds", [FIRST_BYTE_BUCKETS, DURATION_BUCKETS])
+@pytest.mark.parametrize("bounds", [FIRST_BYTE_BUCKETS, DURATION_BUCKETS, TOKEN_BUCKETS])
 def test_bounds_rise_and_are_told_apart_when_they_are_printed(bounds: tuple[float, ...]) -> None:
     assert list(bounds) == sorted(set(bounds))
     assert len({f"{bound:g}" for bound in bounds}) == len(bounds)
-    assert bounds[-1] >= 300  # a long prompt on a CPU, an answer up to REQUEST_TIMEOUT
+    assert bounds is TOKEN_BUCKETS or bounds[-1] >= 300  # a long prompt on a CPU
 
 
 # Exchanges that are over --------------------------------------------------------------------------
@@ -161,15 +167,78 @@ def histogram_of(*seconds: float, bounds: tuple[float, ...] = FIRST_BYTE_BUCKETS
 
 def test_an_answer_of_the_engine_is_counted_with_its_times_and_its_bytes() -> None:
     metrics = Metrics()
-    metrics.count([ended(queued=0.5, first_byte=2.0, duration=3.0)])
+    metrics.count([ended(queued=0.5, first_byte=1.0, first_token=2.0, duration=3.0)])
 
     assert metrics.requests == {("/v1/chat/completions", "POST", 200): 1}
     assert (metrics.received_bytes, metrics.sent_bytes) == (12, 345)
     assert metrics.queue_waits.counts == histogram_of(0.5)
-    assert metrics.first_bytes.counts == histogram_of(2.0)
-    assert metrics.durations.counts == histogram_of(3.0, bounds=DURATION_BUCKETS)
-    sums = metrics.queue_waits.sum, metrics.first_bytes.sum, metrics.durations.sum
+    assert metrics.first_tokens["chat"].counts == histogram_of(2.0)
+    assert metrics.durations["chat"].counts == histogram_of(3.0, bounds=DURATION_BUCKETS)
+    sums = metrics.queue_waits.sum, metrics.first_tokens["chat"].sum, metrics.durations["chat"].sum
     assert sums == (0.5, 2.0, 3.0)
+    assert list(metrics.latest_first_tokens) == [2.0]
+
+
+def test_an_answer_that_is_no_stream_has_no_first_token() -> None:
+    metrics = Metrics()
+    metrics.count([ended(), ended(first_token=0.25)])
+
+    assert sum(metrics.durations["chat"].counts) == 2
+    assert metrics.first_tokens["chat"].counts == histogram_of(0.25)
+
+
+def test_what_asks_the_engine_for_nothing_is_in_no_histogram_but_that_of_waits() -> None:
+    metrics = Metrics()
+    metrics.count([ended(asked("GET", "/v1/models", label="/v1/models"))])
+
+    assert (metrics.durations, metrics.first_tokens, metrics.usage_unknown) == ({}, {}, {})
+    assert metrics.answered == 1
+
+
+# Tokens -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("usage", "first_token", "seconds"),
+    [
+        (Usage(9, 5, 0, 0.8), None, 0.2),  # the engine's own clock, which begins with the first
+        (Usage(9, 5, 0, 0.8), 0.5, 0.2),
+        (Usage(9, 5, 0), 0.5, 0.25),  # ours, from the first event to the end at 1.5 s
+        (Usage(9, 5, 0), None, None),
+        (Usage(9, 1, 0, 0.001), 0.5, None),
+        (Usage(9, None, None), 0.5, None),
+    ],
+)
+def test_time_per_token_is_that_of_those_behind_the_first(
+    usage: Usage, first_token: float | None, seconds: float | None
+) -> None:
+    exchange = ended(usage=usage, first_token=first_token, duration=1.5)
+    metrics = Metrics()
+    metrics.count([exchange])
+
+    assert seconds_per_token(exchange, usage) == pytest.approx(seconds)
+    assert ("chat" in metrics.output_tokens) == (seconds is not None)
+
+
+def test_an_answer_that_does_not_tell_is_unknown_and_a_refusal_is_not() -> None:
+    metrics = Metrics()
+    metrics.count([ended(), ended(status=400), ended(usage=Usage(1, 2, 0)), ended()])
+
+    assert metrics.usage_unknown == {"/v1/chat/completions": 2}
+
+
+def test_tokens_are_counted_by_key_and_kind() -> None:
+    metrics = Metrics()
+    metrics.count_tokens("alice", [1, 0, 33, 6, 32, 0])
+    metrics.count_tokens("alice", [1, 0, 1, 1, 0, 0])
+    metrics.count_tokens("bob", [1, 0, 4, 0, 0, 0])
+
+    assert metrics.tokens == {
+        ("alice", "prompt"): 34,
+        ("alice", "completion"): 7,
+        ("alice", "cached"): 32,
+        ("bob", "prompt"): 4,
+    }
 
 
 def test_an_answer_of_our_own_has_no_times_and_no_bytes_of_the_engine() -> None:
@@ -178,8 +247,8 @@ def test_an_answer_of_our_own_has_no_times_and_no_bytes_of_the_engine() -> None:
 
     assert metrics.requests == {("/v1/chat/completions", "POST", 429): 1}
     assert (metrics.received_bytes, metrics.sent_bytes) == (12, 0)
-    for histogram in (metrics.queue_waits, metrics.first_bytes, metrics.durations):
-        assert (sum(histogram.counts), histogram.sum) == (0, 0.0)
+    assert (sum(metrics.queue_waits.counts), metrics.queue_waits.sum) == (0, 0.0)
+    assert (metrics.first_tokens, metrics.durations) == ({}, {})
 
 
 def test_whoever_did_not_wait_counts_as_a_wait_of_no_time() -> None:
@@ -210,7 +279,12 @@ def test_it_makes_no_difference_how_many_are_counted_at_once(
     sizes: list[int], kinds: list[tuple[bool, bool]]
 ) -> None:
     exchanges = [
-        ended(first_byte=0.25 if is_answered else None, queued=0.125 if waited else 0.0)
+        ended(
+            first_byte=0.25 if is_answered else None,
+            first_token=0.25 if is_answered else None,
+            queued=0.125 if waited else 0.0,
+            usage=Usage(4, 3, 0, 0.5) if waited else None,
+        )
         for is_answered, waited in kinds
     ]
     together, in_parts = Metrics(), Metrics()
@@ -225,8 +299,9 @@ def test_it_makes_no_difference_how_many_are_counted_at_once(
 
 
 def plain(metrics: Metrics) -> list[object]:
-    histograms = (metrics.queue_waits, metrics.first_bytes, metrics.durations)
-    counts = [metrics.requests, metrics.received_bytes, metrics.sent_bytes]
+    by_operation = (metrics.first_tokens, metrics.output_tokens, metrics.durations)
+    histograms = [metrics.queue_waits, *(h for kind in by_operation for h in kind.values())]
+    counts = [metrics.requests, metrics.received_bytes, metrics.sent_bytes, metrics.usage_unknown]
     return [*counts, *((h.counts, h.sum) for h in histograms)]
 
 
@@ -245,16 +320,17 @@ def test_json_has_plain_numbers_by_name_and_labelled_ones_as_rows(
     assert found["llama_gguf_rate_limited"] == [
         {"key_id": "alice", "limit": "requests", "value": 3}
     ]
-    first_byte = found["gen_ai_server_time_to_first_token_seconds"]
-    assert (first_byte["count"], first_byte["sum"]) == (1, 0.3)
-    assert first_byte["buckets"]["0.5"] == 1
-    assert sum(first_byte["buckets"].values()) == 1
+    (row,) = found["gen_ai_server_time_to_first_token_seconds"]
+    assert row["gen_ai_operation_name"] == "chat"
+    assert (row["value"]["count"], row["value"]["sum"]) == (1, 0.3)
+    assert row["value"]["buckets"]["0.5"] == 1
+    assert sum(row["value"]["buckets"].values()) == 1
 
 
 def test_what_no_bound_holds_still_counts_in_json(metrics: Metrics, gauges: Gauges) -> None:
-    metrics.durations.observe([1e6])
+    metrics.queue_waits.observe([1e6])
 
-    found = as_json(metrics, gauges)["gen_ai_server_request_duration_seconds"]
+    found = as_json(metrics, gauges)["llama_gguf_queue_wait_seconds"]
 
     assert isinstance(found, dict)
     assert found["count"] == 1
@@ -265,3 +341,16 @@ def test_a_gateway_that_has_done_nothing_has_metrics_too(gauges: Gauges) -> None
 
     assert found["llama_gguf_requests"] == []
     assert found["llama_gguf_sent_bytes"] == 0
+
+
+def test_what_nobody_knows_yet_is_null(gauges: Gauges) -> None:
+    found = as_json(Metrics(), dataclasses.replace(gauges, next_expiry=None, load_seconds=None))
+
+    assert found["llama_gguf_keys_next_expiry_seconds"] is None
+    assert found["llama_gguf_backend_load_seconds"] is None
+
+
+def test_the_engine_s_own_are_among_them(gauges: Gauges) -> None:
+    metric = Metric("llama_gguf_engine_n_decode", "counter", "Calls.")
+
+    assert as_json(Metrics(), gauges, [EngineMetric(metric, 7.0)])[metric.name] == 7.0

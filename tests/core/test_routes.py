@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llama_gguf.core.routes import Kind, Route, Router
+from llama_gguf.core.routes import OPERATIONS, Kind, Route, Router
 from llama_gguf.errors import GatewayError, MethodNotAllowed
 
 SLOT = "needs a slot"
@@ -124,7 +124,7 @@ def test_with_all_exposed_it_goes_to_the_engine_too(asked: tuple[str, str]) -> N
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("expose_all", [False, True])
 def test_nothing_that_only_reads_waits_for_a_slot(method: str, expose_all: bool) -> None:
-    paths = [path for _, path in (*EXPOSED, *NOT_EXPOSED)]
+    paths = [path for _, path in (*EXPOSED, *NOT_EXPOSED) if path not in UI_FILES]
 
     assert not any(route(method, path, expose_all=expose_all).needs_slot for path in paths)
 
@@ -150,6 +150,11 @@ def test_anthropics_paths_are_known_for_their_envelope(path: str, is_anthropic: 
         ("HEAD", "/health", Kind.HEALTH),
         ("GET", "/metrics", Kind.METRICS),
         ("POST", "/reload", Kind.RELOAD),
+        ("GET", "/usage", Kind.USAGE),
+        ("GET", "/dashboard", Kind.DASHBOARD),
+        ("HEAD", "/dashboard.css", Kind.DASHBOARD),
+        ("GET", "/dashboard.js", Kind.DASHBOARD),
+        ("GET", "/dashboard/data", Kind.DASHBOARD_DATA),
         ("OPTIONS", "*", Kind.PREFLIGHT),
         ("OPTIONS", "/v1/chat/completions", Kind.PREFLIGHT),
         ("OPTIONS", "/slots", Kind.PREFLIGHT),
@@ -172,6 +177,8 @@ def test_our_own_paths_never_go_to_the_engine(
         ("PUT", "/metrics", "GET, HEAD"),
         ("GET", "/reload", "POST"),
         ("HEAD", "/reload", "POST"),
+        ("POST", "/usage", "GET, HEAD"),
+        ("POST", "/dashboard/data", "GET, HEAD"),
     ],
 )
 def test_our_own_paths_refuse_other_methods_and_name_those_they_answer(
@@ -262,6 +269,89 @@ def is_harmless(method: str, path: str) -> bool:
     if path == "/props":
         return method == "GET"
     return not re.match(r"/slots|/v1/streams?(/|$)|/cors-proxy|/props", path)
+
+
+# What it is for -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asked", EXPOSED)
+def test_whatever_takes_a_slot_is_for_something(asked: tuple[str, str]) -> None:
+    found = route(*asked)
+
+    assert bool(found.operation) == found.needs_slot
+    assert not found.operation or found.label in OPERATIONS
+
+
+@pytest.mark.parametrize(
+    ("path", "operation"),
+    [
+        ("/v1/chat/completions", "chat"),
+        ("/v1/messages", "chat"),
+        ("/v1/responses", "chat"),
+        ("/v1/completions", "text_completion"),
+        ("/completion", "text_completion"),
+        ("/v1/embeddings", "embeddings"),
+        ("/rerank", "rerank"),
+        ("/v1/audio/transcriptions", "transcription"),
+        ("/v1/something/new", "other"),
+    ],
+)
+def test_operations_are_named_as_opentelemetry_has_them(path: str, operation: str) -> None:
+    assert route("POST", path).operation == operation
+
+
+# llama-server's web UI ----------------------------------------------------------------------------
+
+# Those that llama-server b1-571d0d5 serves, and its predecessors did.
+UI_FILES = (
+    *("/", "/index.html", "/_app/immutable/bundle.BFCUc2kz.js", "/_app/version.json", "/sw.js"),
+    *("/_app/immutable/assets/bundle.DiMHpwzy.css", "/workbox-b3c04f83.js", "/favicon.ico"),
+    *("/favicon-dark.svg", "/apple-touch-icon-180x180.png", "/manifest.webmanifest"),
+    *("/apple-splash-portrait-dark-1290x2796.png", "/pwa-64x64.png", "/bundle.js", "/bundle.css"),
+    *("/maskable-icon-512x512.png", "/loading.html"),
+)
+
+
+def with_ui(method: str, path: str) -> Route:
+    return Router(expose_all=False, web_ui=True).route(method.encode(), path.encode())
+
+
+@pytest.mark.parametrize("path", UI_FILES)
+def test_the_web_ui_s_files_pass_without_a_key_where_it_is_wanted(path: str) -> None:
+    found = with_ui("GET", path)
+
+    assert (found.kind, found.label) == (Kind.PROXIED, "web_ui")
+    assert found.needs_no_key
+    assert not found.needs_slot
+    assert with_ui("HEAD", path) == found
+    assert with_ui("POST", path).kind is Kind.REFUSED
+    assert route("GET", path).kind is Kind.REFUSED
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "PUT"])
+def test_nothing_else_passes_without_a_key_because_of_it(method: str) -> None:
+    paths = [path for _, path in (*EXPOSED, *NOT_EXPOSED) if path not in UI_FILES]
+    others = ["/x", "/_app", "/_app/../slots", "/favicon.ico/x", "/sw.js/", "/apple/props", "//"]
+    for path in (*paths, *others):
+        assert not with_ui(method, path).needs_no_key, path
+        plain = route(method, path)
+        assert with_ui(method, path).kind is plain.kind
+
+
+@given(name=st.text("abcdefghijklmnopqrstuvwxyz0123456789._-/%", max_size=30))
+def test_a_file_of_the_web_ui_is_never_one_of_the_api(name: str) -> None:
+    found = with_ui("GET", f"/{name}")
+
+    if found.needs_no_key:
+        assert not re.match(r"v1|props|models|slots|tools|metrics|health|cors-proxy|lora", name)
+
+
+def test_the_dashboard_s_paths_can_be_switched_off() -> None:
+    router = Router(expose_all=False, dashboard=False)
+
+    for path in (b"/dashboard", b"/dashboard.js", b"/dashboard.css", b"/dashboard/data"):
+        assert router.route(b"GET", path).kind is Kind.REFUSED
+    assert router.route(b"GET", b"/usage").kind is Kind.USAGE
 
 
 # Bounds -------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_gguf.core.exchange import Exchange
+from llama_gguf.core.usage import Usage
 from llama_gguf.gateway.access_log import MAX_BATCHES, AccessLog, as_json, as_text
 from tests.exchanges import STARTED_AT, asked, ended
 from tests.fakes import OK, Rig, request
@@ -188,3 +189,25 @@ def test_a_disk_that_hangs_costs_a_bounded_number_of_lines(tmp_path: Path) -> No
     log.stop(within_seconds=30)
 
     assert len(lines_in(path)) == MAX_BATCHES
+
+
+# Tokens -------------------------------------------------------------------------------------------
+
+
+def test_an_answer_that_told_its_tokens_has_them_in_its_line() -> None:
+    exchange = ended(usage=Usage(33, 6, 32), first_token=0.25)
+    told = {"first_token_ms": 250.0, "prompt_tokens": 33, "cached_tokens": 32}
+
+    line = as_text(exchange, WALL_OFFSET)
+    assert line.endswith(
+        "first_token_ms=250.0 prompt_tokens=33 cached_tokens=32 completion_tokens=6"
+    )
+    assert told.items() <= json.loads(as_json(exchange, WALL_OFFSET)).items()
+
+
+def test_what_was_not_told_is_missing_and_not_zero() -> None:
+    half = as_text(ended(usage=Usage(3, None, None)), WALL_OFFSET)
+    none = json.loads(as_json(ended(), WALL_OFFSET))
+
+    assert half.endswith("outcome=done prompt_tokens=3")
+    assert not any("token" in name for name in none)

@@ -1,9 +1,17 @@
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from llama_gguf.core.exchange import Exchange
+from llama_gguf.core.ledger import Ledger
 from llama_gguf.core.metrics import Metrics
+from llama_gguf.core.usage import Usage
 from llama_gguf.gateway.accounts import MAX_OPEN, Accounts
-from tests.exchanges import ended
+from tests.exchanges import asked, ended
+
+NOW = 1_800_000_000.0
 
 
 class Log:
@@ -11,7 +19,8 @@ class Log:
 
     def __init__(self) -> None:
         self.batches: list[list[Exchange]] = []
-        self.accounts = Accounts(self.take)
+        self.ledger = Ledger(NOW)
+        self.accounts = Accounts(self.take, ledger=self.ledger, wall=lambda: NOW)
         self.counted: list[int] = []
 
     def take(self, exchanges: list[Exchange]) -> None:
@@ -94,7 +103,7 @@ def test_one_that_ends_while_others_are_logged_is_neither_lost_nor_told_twice() 
             accounts.close(late)
         batches.append(list(exchanges))
 
-    accounts = Accounts(take)
+    accounts = Accounts(take, ledger=Ledger(NOW), wall=lambda: NOW)
     first = ended()
     accounts.close(first)
     accounts.settle()
@@ -102,3 +111,44 @@ def test_one_that_ends_while_others_are_logged_is_neither_lost_nor_told_twice() 
 
     assert batches == [[first], [late]]
     assert total(accounts.metrics) == 2
+
+
+# Tokens -------------------------------------------------------------------------------------------
+
+
+def telling(exchange: Exchange) -> Exchange:
+    exchange.ending = b'{"usage":{"prompt_tokens":33,"completion_tokens":6}}'
+    return exchange
+
+
+def test_what_an_answer_told_is_read_before_it_is_counted_and_logged() -> None:
+    log = Log()
+    log.accounts.close(telling(ended()))
+    log.accounts.settle()
+
+    assert [exchange.usage for exchange in log.batches[0]] == [Usage(33, 6, None)]
+    assert log.accounts.metrics.tokens == {("alice", "prompt"): 33, ("alice", "completion"): 6}
+    view: Any = log.ledger.view("alice", NOW)
+    assert view["last_minute"]["completion_tokens"] == 6
+
+
+def test_a_beginning_counts_as_well_as_an_end() -> None:
+    log = Log()
+    exchange = ended()
+    exchange.opening = b'{"usage":{"prompt_tokens":3},"data":['
+    exchange.ending = b"0.1,0.2]}"
+    log.accounts.close(exchange)
+    log.accounts.settle()
+
+    assert exchange.usage == Usage(3, None, None)
+
+
+@pytest.mark.parametrize(
+    "exchange", [telling(ended(status=400)), telling(ended(asked("GET", label="/props")))]
+)
+def test_nothing_else_that_says_usage_is_read(exchange: Exchange) -> None:
+    log = Log()
+    log.accounts.close(exchange)
+    log.accounts.settle()
+
+    assert exchange.usage is None

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from llama_gguf.core.usage import Usage
 from tests.fakes import LAST_CHUNK, STREAM_HEAD, FakeClient, Rig, chunk, event, request
 from tests.gateway.conftest import NewRig
 
@@ -292,3 +293,49 @@ def test_the_next_answer_waits_for_a_client_that_has_not_read_the_last(rig: Rig)
     client.read_on()
 
     assert rig.upstream.transport.is_reading()
+
+
+# Tokens -------------------------------------------------------------------------------------------
+
+TIMINGS = (
+    b'data: {"timings":{"cache_n":32,"prompt_n":1,"prompt_ms":16.5,"prompt_per_token_ms":16.5,'
+    b'"prompt_per_second":60.3,"predicted_n":4,"predicted_ms":45.0,"predicted_per_token_ms":11.2,'
+    b'"predicted_per_second":89.2}}\n\n'
+)
+ENDING = chunk(TIMINGS) + chunk(b"data: [DONE]\n\n") + LAST_CHUNK
+
+
+def test_a_stream_s_first_token_is_its_first_event_and_not_its_head(rig: Rig) -> None:
+    # llama-server sends the head when it begins with the prompt, which may take minutes.
+    rig.ask()
+    rig.upstream.say(STREAM_HEAD)
+    rig.advance(40.0)
+    rig.upstream.say(chunk(b":\n\n"))
+    rig.advance(10.0)
+    rig.upstream.say(event(1), ENDING)
+    (exchange,) = rig.records
+
+    assert (exchange.first_byte, exchange.first_token) == (0.0, 50.0)
+    histogram = rig.shared.metrics.first_tokens["chat"]
+    assert (sum(histogram.counts), histogram.sum) == (1, 50.0)
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+def test_what_a_stream_told_at_its_end_is_known(version: str, rig: Rig) -> None:
+    client = rig.ask(request(body=b"{}", version=version))
+    rig.upstream.say(STREAM_HEAD + event(0), *(event(n) for n in range(20)), ENDING)
+    rig.upstream.hang_up()
+    (exchange,) = rig.records
+
+    assert exchange.usage == Usage(33, 4, 32, 0.045)
+    assert client.answers[0].body.endswith(b"data: [DONE]\n\n")
+
+
+def test_a_client_that_leaves_has_tokens_that_nobody_told(rig: Rig) -> None:
+    client = rig.ask()
+    rig.upstream.say(STREAM_HEAD, event(1), event(2))
+    client.leave()
+    (exchange,) = rig.records
+
+    assert exchange.usage is None
+    assert rig.shared.metrics.usage_unknown == {"/v1/chat/completions": 1}

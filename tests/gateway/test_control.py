@@ -74,7 +74,7 @@ def test_a_tick_on_which_nothing_has_changed_says_nothing(tmp_path: Path) -> Non
         await supervisor.heard()
         for _ in range(10):
             supervisor.control.tick()
-        supervisor.shared.metrics.first_bytes.observe([0.1, 0.2])
+        supervisor.shared.metrics.queue_waits.observe([0.1, 0.2])
         supervisor.control.tick()
         assert await supervisor.heard() == Activity(heard=7, answered=2)
 
@@ -95,7 +95,7 @@ def test_a_supervisor_that_does_not_listen_is_not_talked_to_for_ever(tmp_path: P
     async def scenario(supervisor: Supervisor) -> None:
         supervisor.reader._transport.pause_reading()  # type: ignore[attr-defined]
         for _ in range(20_000):
-            supervisor.shared.metrics.first_bytes.observe([0.1])
+            supervisor.shared.metrics.queue_waits.observe([0.1])
             supervisor.control.tick()
         writer = supervisor.control._writer
         assert writer is not None

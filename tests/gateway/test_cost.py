@@ -19,6 +19,7 @@ from llama_gguf.gateway import client
 from llama_gguf.gateway.accounts import MAX_OPEN
 from tests.fakes import OK, STREAM_HEAD, Rig, chunk, event, request
 
+ANSWERS: Final = Path(__file__).parents[1] / "core" / "answers"
 SOURCE: Final = str(Path(llama_gguf.__file__).parent)
 CALLS_PER_REQUEST: Final = 67
 """Of functions, ours and those that ours call. Its share of metrics and log included."""
@@ -60,6 +61,21 @@ def test_a_request_like_the_last_one(rig: Rig) -> None:
 
     assert calls_of(work) / MAX_OPEN <= CALLS_PER_REQUEST
     assert len(rig.upstreams) == 1 + 2 * MAX_OPEN // 90
+
+
+def test_an_answer_that_tells_its_tokens(rig: Rig) -> None:
+    body = ANSWERS.joinpath("chat.http").read_bytes().partition(b"\r\n\r\n")[2]
+    rig.answer_with(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+    client = rig.ask()
+
+    def work() -> None:
+        for n in range(MAX_OPEN):
+            client.send(request(body=b"x" * (n + 1)))
+
+    work()
+
+    assert calls_of(work) / MAX_OPEN <= CALLS_PER_REQUEST
+    assert rig.shared.metrics.tokens["alice", "completion"] > 0
 
 
 def test_a_request_unlike_the_last_one(rig: Rig) -> None:

@@ -6,14 +6,20 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from llama_gguf.core.engine import EngineState
+from llama_gguf.core.engine_metrics import parse
 from llama_gguf.core.metrics import METRICS
 from llama_gguf.gateway import own
 from llama_gguf.gateway.exposition import render
 from tests.fakes import LAST_CHUNK, OK, STREAM_HEAD, Rig, event, request
 
+ENGINE = parse(
+    b"# TYPE llamacpp:n_decode_total counter\nllamacpp:n_decode_total 54\n"
+    b"# TYPE llamacpp:requests_deferred gauge\nllamacpp:requests_deferred 3\n"
+)
+
 
 def scrape(rig: Rig, accept: str = "text/plain") -> dict[str, Metric]:
-    body, content_type = render(rig.shared.metrics, own.gauges(rig.shared), accept)
+    body, content_type = render(rig.shared.metrics, own.gauges(rig.shared), ENGINE, accept)
     if content_type.startswith(b"application/openmetrics-text"):
         parse = openmetrics.text_string_to_metric_families
         families = parse(body.decode())  # type: ignore[no-untyped-call]
@@ -77,6 +83,33 @@ def test_counters_count_what_happened(rig: Rig) -> None:
     assert value(families, "llama_gguf_sent_bytes_total") > 0
 
 
+def test_the_engine_s_own_metrics_are_in_the_same_scrape(rig: Rig) -> None:
+    families = scrape(rig)
+
+    assert value(families, "llama_gguf_engine_n_decode_total") == 54
+    assert value(families, "llama_gguf_engine_requests_deferred") == 3
+
+
+def test_what_the_process_uses_is_there(rig: Rig) -> None:
+    families = scrape(rig)
+
+    assert value(families, "process_resident_memory_bytes") > 0
+    assert value(families, "process_open_fds") > 0
+
+
+def test_histograms_are_told_apart_by_what_was_asked_for(rig: Rig) -> None:
+    busy(rig)
+    rig.ask(request("POST", "/v1/embeddings", body=b"{}"))
+    family = scrape(rig)["gen_ai_server_request_duration_seconds"]
+
+    counts = {
+        s.labels["gen_ai_operation_name"]: s.value
+        for s in family.samples
+        if s.name.endswith("_count")
+    }
+    assert counts == {"chat": 2, "embeddings": 1}
+
+
 def test_gauges_show_the_moment(rig: Rig) -> None:
     rig.ask()
     families = scrape(rig)
@@ -103,6 +136,6 @@ def test_buckets_of_histograms_grow_and_end_with_the_count(rig: Rig) -> None:
     count = next(s.value for s in family.samples if s.name.endswith("_count"))
 
     assert counts == sorted(counts)
-    assert buckets[-1].labels == {"le": "+Inf"}
-    assert counts[-1] == count == 2
-    assert [s.value for s in buckets if s.labels["le"] in ("0.25", "0.5")] == [1, 2]
+    assert buckets[-1].labels == {"le": "+Inf", "gen_ai_operation_name": "chat"}
+    assert counts[-1] == count == 1
+    assert [s.value for s in buckets if s.labels["le"] in ("0.25", "0.5")] == [0, 1]

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from llama_gguf.core.engine import EngineState
+from llama_gguf.core.usage import Usage
 from tests.fakes import (
     KEY,
     LAST_CHUNK,
@@ -15,6 +16,7 @@ from tests.fakes import (
     Answer,
     FakeClient,
     Rig,
+    chunk,
     event,
     request,
     take_answer,
@@ -348,3 +350,32 @@ def test_a_refused_wait_costs_the_key_nothing(busy: Rig) -> None:
     assert window is not None
     assert window.window is not None
     assert window.window.remaining(busy.clock.now) == 999
+
+
+# Tokens -------------------------------------------------------------------------------------------
+
+
+def test_its_tokens_and_its_first_event_are_the_engine_s(new_rig: NewRig) -> None:
+    rig = new_rig(sse_keepalive=10)
+    client = ask(rig)
+    rig.advance(10)
+    assert so_far(client).chunks == (WAITING,)
+    rig.upstream.say(STREAM_HEAD)
+    rig.advance(20)
+    told = b'data: {"usage":{"prompt_tokens":9,"completion_tokens":3}}\n\n'
+    rig.upstream.say(event(1), chunk(told), LAST_CHUNK)
+    (exchange,) = rig.records
+
+    assert exchange.first_token == 30
+    assert exchange.usage == Usage(9, 3, None)
+
+
+def test_a_refusal_of_the_engine_s_tells_no_tokens(new_rig: NewRig) -> None:
+    rig = new_rig(sse_keepalive=10)
+    ask(rig)
+    rig.advance(10)
+    rig.upstream.say(OK.replace(b"200 OK", b"400 Bad Request"))
+    (exchange,) = rig.records
+
+    assert (exchange.first_token, exchange.usage) == (0.0, None)
+    assert rig.shared.metrics.tokens == {}

@@ -16,7 +16,8 @@ from llama_gguf.gateway.heads import parse_request
 from tests.fakes import OK, Rig, request
 from tests.gateway.conftest import NewRig
 
-ANSWERED_HERE = [Kind.PING, Kind.HEALTH, Kind.METRICS, Kind.RELOAD, Kind.PREFLIGHT]
+ANSWERED_HERE = [kind for kind in Kind if kind not in (Kind.PROXIED, Kind.REFUSED)]
+FOR_KEYS = {Kind.RELOAD, Kind.USAGE, Kind.DASHBOARD_DATA}
 
 
 def get(rig: Rig, target: str, *fields: str, method: str = "GET") -> Request:
@@ -32,11 +33,13 @@ def answer(rig: Rig, target: str, *fields: str, method: str = "GET") -> OwnAnswe
 
 
 @pytest.mark.parametrize("guards_metrics", [False, True])
-def test_reload_needs_a_key_metrics_if_that_is_set_and_nothing_else(guards_metrics: bool) -> None:
+def test_reload_and_numbers_need_a_key_metrics_if_that_is_set_and_nothing_else(
+    guards_metrics: bool,
+) -> None:
     settings = Settings(metrics_auth_enabled=guards_metrics)
     guarded = {kind for kind in ANSWERED_HERE if own.needs_key(kind, settings)}
 
-    assert guarded == ({Kind.RELOAD, Kind.METRICS} if guards_metrics else {Kind.RELOAD})
+    assert guarded == (FOR_KEYS | {Kind.METRICS} if guards_metrics else FOR_KEYS)
 
 
 def test_a_reload_says_how_many_keys_there_are() -> None:
@@ -142,3 +145,34 @@ def test_nothing_here_asks_the_engine(rig: Rig) -> None:
     answer(rig, "/v1/models", method="OPTIONS")
 
     assert rig.dials == []
+
+
+# What runs ----------------------------------------------------------------------------------------
+
+
+def test_health_tells_what_the_supervisor_knows(rig: Rig) -> None:
+    status = EngineStatus(
+        EngineState.LOADING,
+        since=0.0,
+        model="m",
+        progress=0.25,
+        load_seconds=3.5,
+        last_exit="killed by SIGKILL",
+        restarts={"crash": 2, "hang": 1},
+        facts={"quantization": "Q4_1", "size_bytes": 98, "engine_version": "b1"},
+    )
+    rig.shared.take_engine_status(EngineStatus.from_line(status.to_line()))
+    facts = json.loads(own.health(rig.shared).body)
+
+    assert facts["model"] == {"name": "m", "quantization": "Q4_1", "size_bytes": 98}
+    engine = facts["engine"]
+    assert (engine["progress"], engine["load_seconds"], engine["version"]) == (0.25, 3.5, "b1")
+    assert (engine["last_exit"], engine["restarts"]) == ("killed by SIGKILL", 3)
+    assert own.gauges(rig.shared).restarts == {"crash": 2, "hang": 1}
+
+
+def test_a_gateway_on_its_own_tells_what_it_has_found(rig: Rig) -> None:
+    facts = json.loads(own.health(rig.shared).body)
+
+    assert facts["model"] == {"name": "m"}
+    assert (facts["engine"]["version"], facts["engine"]["restarts"]) == ("", 0)

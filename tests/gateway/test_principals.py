@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llama_gguf.core.keys import KeyRing
+from llama_gguf.core.moments import format_moment
 from llama_gguf.core.settings import Settings
 from llama_gguf.errors import AdminKeyRequired
 from llama_gguf.gateway.principals import Principals
@@ -102,3 +103,17 @@ def test_who_may_operate_the_gateway(admins: tuple[str, ...], allowed: set[str])
 
 def test_an_administrator_without_a_key_is_missed() -> None:
     assert with_admins("bob", "zoe", "ann").missing_admins() == ["ann", "zoe"]
+
+
+# Expiry -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("now", "left"), [(0.0, 100.0), (99.5, 0.5), (100.0, 900.0), (1000.0, None)]
+)
+def test_the_next_key_to_expire_is_known(now: float, left: float | None) -> None:
+    lines = [f"k{n}:sk-{n}-0123456789abcdef::{format_moment(n)}" for n in (1000, 100)]
+    principals = Principals(Settings())
+    principals.take(KeyRing.parse("\n".join([*lines, f"alice:{KEY}"])))
+
+    assert principals.next_expiry(now) == left

@@ -12,6 +12,7 @@ import pytest
 
 from llama_gguf.core.fields import Framing
 from llama_gguf.core.messages import Answer
+from llama_gguf.core.usage import ENDING_BYTES, OPENING_BYTES
 from llama_gguf.errors import UpstreamError
 from llama_gguf.gateway.upstream import Phase, UpstreamConnection
 from tests.fakes import (
@@ -39,6 +40,7 @@ class Asker:
         self.got = b""
         self.status = 0
         self.length = 0
+        self.first_events = 0
 
     def _take(self, data: bytes) -> None:
         self.got += data
@@ -51,6 +53,9 @@ class Asker:
     def on_response(self, answer: Answer, length: int) -> bytes:
         self.status, self.length = answer.status, length
         return b"HEAD;"
+
+    def on_first_event(self) -> None:
+        self.first_events += 1
 
     def on_response_done(self) -> None:
         self.told.append("done")
@@ -396,3 +401,68 @@ def test_the_bytes_of_every_chunk_are_counted(line: Line) -> None:
     line.say(STREAM_HEAD, event(1), event(2)[:4], event(2)[4:], event(3) + event(4))
 
     assert line.connection.bytes_passed == len(asker.got)
+
+
+# What tells of tokens -----------------------------------------------------------------------------
+
+COMMENT = chunk(b":\n\n")
+
+
+def test_a_stream_s_first_event_is_told_once_and_kept(line: Line) -> None:
+    asker = line.ask()
+    line.say(STREAM_HEAD)
+    before = asker.first_events
+    line.say(COMMENT, event(1), event(2))
+
+    assert (before, asker.first_events) == (0, 1)
+    assert line.connection.opening == event(1)
+
+
+def test_a_comment_is_no_event_however_it_comes(line: Line) -> None:
+    asker = line.ask()
+    line.say(STREAM_HEAD + COMMENT, COMMENT[:3], COMMENT[3:], COMMENT)
+
+    assert (asker.first_events, line.connection.opening) == (0, b"")
+    assert asker.got == b"HEAD;" + COMMENT * 3
+
+
+def test_the_end_of_a_stream_is_kept_however_it_is_cut(line: Line) -> None:
+    events = [event(n) for n in range(40)]
+    last = chunk(b'data: {"timings":{}}\n\n') + chunk(b"data: [DONE]\n\n") + LAST_CHUNK
+    for end in splits(last):
+        other = Line(line.loop)
+        asker = other.ask()
+        other.say(STREAM_HEAD, *events, *end)
+
+        assert asker.told == ["done"]
+        assert other.connection.ending.endswith(event(39) + last)
+
+
+def test_the_end_that_is_kept_is_bounded(line: Line) -> None:
+    line.ask()
+    line.say(b"HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n")
+    for _ in range(100):
+        line.say(b"x" * 1000, b"y" * 60000)
+
+    assert len(line.connection.opening) <= OPENING_BYTES
+    assert len(line.connection.ending) <= 65536
+    line.say(b"z" * 1000)
+    assert len(line.connection.ending) <= 2 * ENDING_BYTES
+    assert line.connection.ending.endswith(b"y" + b"z" * 1000)
+
+
+def test_an_answer_that_is_no_stream_has_no_first_event(line: Line) -> None:
+    asker = line.ask()
+    line.say(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", b'{"data:', b'"}')
+
+    assert asker.told == ["done"]
+    assert (asker.first_events, line.connection.ending) == (0, b'{"data:"}')
+
+
+def test_one_answer_s_ends_are_not_those_of_the_one_before(line: Line) -> None:
+    line.ask()
+    line.say(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n", b"ab", b"cd")
+    line.ask()
+    line.say(STREAM_HEAD, COMMENT)
+
+    assert (line.connection.opening, line.connection.ending) == (b"", COMMENT)

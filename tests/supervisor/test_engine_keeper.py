@@ -110,7 +110,7 @@ class Rig:
 
     async def start(self) -> None:
         async def prepare() -> Launch:
-            return Launch(["llama-server"], {}, model_bytes=100)
+            return Launch(["llama-server"], {}, model_bytes=100, facts={"context": 2048})
 
         self.keeping = asyncio.get_running_loop().create_task(self.keeper.keep(prepare))
         await self.until(S.LOADING)
@@ -184,6 +184,7 @@ def test_a_load_is_published_with_its_progress_and_how_long_it_took(tmp_path: Pa
         status = rig.keeper.status
         assert (status.slots, status.model, status.progress) == (4, "tiny", None)
         assert status.load_seconds == pytest.approx(1.0, abs=0.5)
+        assert status.facts == rig.told[0].facts == {"context": 2048}
 
     rig = play(tmp_path, scenario)
     assert rig.states == [S.LOADING, S.READY, S.STOPPING, S.STOPPED]

@@ -179,7 +179,8 @@ def test_a_fault_costs_no_more_than_what_it_cut_and_is_over_by_itself(
 def leaves_nothing(serve: Serve) -> None:
     until(lambda: not serve.processes(), lambda: str(serve.processes()))
     kinds = {p.name.split("_")[-2] if p.name[:4].isdigit() else p.name for p in files(serve.data)}
-    assert kinds <= {"api_keys.txt", "api_access.log", "server", "boot", "latest.txt"}
+    usage = f"{socket.gethostname()}.json"
+    assert kinds <= {"api_keys.txt", "api_access.log", "server", "boot", "latest.txt", usage}
     assert "Traceback" not in serve.err
 
 

@@ -8,6 +8,8 @@ import sys
 from datetime import UTC, datetime
 from typing import TextIO
 
+from llama_gguf.cli.log_events import EVENTS, WHOLE_SENTENCES
+
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
@@ -21,10 +23,17 @@ class _Json(logging.Formatter):
         facts = {
             "time": _time(record),
             "level": record.levelname.lower(),
+            "event": _event(record),
             "logger": record.name,
             "message": super().format(record),
         }
         return json.dumps(facts)
+
+
+def _event(record: logging.LogRecord) -> str:
+    """What the line is called; ``other`` for those that are not ours, as asyncio's."""
+    where = (record.name.rpartition(".")[2], record.levelname)
+    return EVENTS.get(str(record.msg)) or WHOLE_SENTENCES.get(where, "other")
 
 
 class _ToStderr(logging.StreamHandler[TextIO]):

@@ -76,6 +76,21 @@ def model_text(model: Model) -> str:
     return f"{model.path} ({', '.join(part for part in parts if part)})"
 
 
+def facts_of(model: Model, settings: Settings, *, engine_version: str) -> dict[str, str | int]:
+    """What /health tells of model and engine. Nothing secret, and no path."""
+    facts = model.facts
+    known = {
+        "architecture": facts.architecture,
+        "parameters": facts.parameters,
+        "quantization": facts.quantization,
+        "size_bytes": model.bytes,
+        "trained_context": facts.context_length,
+        "context": settings.ctx,
+        "engine_version": engine_version,
+    }
+    return {name: value for name, value in known.items() if value}
+
+
 def keys_in(path: str) -> KeyRing:
     """The keys in the file at *path*; none when there is no file.
 

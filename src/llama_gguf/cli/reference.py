@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from llama_gguf import errors
+from llama_gguf.cli.log_events import EVENTS, WHOLE_SENTENCES
 from llama_gguf.cli.main import COMMANDS, command_parser, top_parser
 from llama_gguf.core import settings
 from llama_gguf.core.metrics import METRICS
@@ -108,6 +109,23 @@ def metrics_page() -> str:
     )
 
 
+def logs_page() -> str:
+    """Every event of our own log."""
+    rows = [f"| `{name}` | {_cell(text)} |" for text, name in EVENTS.items()]
+    rows += [f"| `{name}` | (a sentence of `{w[0]}`) |" for w, name in WHOLE_SENTENCES.items()]
+    return "\n".join(
+        [
+            _MADE,
+            "# Log events\n",
+            "With `LOG_FORMAT=json` each line of the log has an `event`, which stays when the "
+            "words of its message change. Lines of libraries have `other`.\n",
+            "| event | message |\n|---|---|",
+            *sorted(rows),
+            "",
+        ]
+    )
+
+
 def errors_page() -> str:
     """Every error of the gateway's own."""
     rows = [
@@ -143,6 +161,7 @@ PAGES: Final[Mapping[str, Callable[[], str]]] = {
     "docs/cli.md": cli_page,
     "docs/metrics.md": metrics_page,
     "docs/errors.md": errors_page,
+    "docs/logs.md": logs_page,
     ".env.example": env_example,
 }
 

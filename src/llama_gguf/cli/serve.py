@@ -208,7 +208,8 @@ class _Serving:
         settings, environ = self._settings, self._context.environ
         if self._model is None:  # it has just been fetched, so nothing is fetched here
             self._model = plan.fetch_model(settings, environ, download_meter)
-        self._log_boot(self._model)
+        version = locate.version(self._engine, environ) or "unknown"
+        self._log_boot(self._model, version)
         alias = plan.alias_of(self._model)
         argv = engine_argv(self._engine.path, settings, model_path=self._model.path, alias=alias)
         child_environ, kept_back = engine_environment(
@@ -219,12 +220,12 @@ class _Serving:
         if kept_back:
             _log.info("kept from llama-server: %s", " ".join(kept_back))
         _log.info("starting: %s", " ".join(argv))
-        return Launch(argv, child_environ, self._model.bytes)
+        facts = plan.facts_of(self._model, settings, engine_version=version)
+        return Launch(argv, child_environ, self._model.bytes, facts)
 
-    def _log_boot(self, model: Model) -> None:
+    def _log_boot(self, model: Model, version: str) -> None:
         settings, environ = self._settings, self._context.environ
         here = machine.look(environ.get("PATH", os.defpath))
-        version = locate.version(self._engine, environ) or "unknown"
         disk = machine.free_disk(settings.data_dir)
         rows = {
             "version": f"llama-gguf {__version__}, {here.system}",

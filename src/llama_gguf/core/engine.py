@@ -74,6 +74,8 @@ class EngineStatus:
     """Why the engine ended last, in plain words; empty while it never has."""
     restarts: Mapping[str, int] = field(default_factory=dict)
     """Since our start, by reason."""
+    facts: Mapping[str, str | int] = field(default_factory=dict)
+    """Of the model's file and the engine, for people; what nobody knows is missing."""
     revision: int = 0
     """Rises with each change that the supervisor tells; the gateway says which it has heard."""
 

@@ -16,6 +16,7 @@ from llama_gguf.errors import IllegalTransition
 
 if TYPE_CHECKING:
     from llama_gguf.core.messages import Request
+    from llama_gguf.core.usage import Usage
 
 
 # IntEnum, since the hash of a plain Enum's member is a Python call: six of them a request.
@@ -104,7 +105,14 @@ class Exchange:
     queued_at = 0.0
     forwarded_at = 0.0
     first_byte_at = 0.0
+    first_token_at = 0.0
+    """Of a stream: llama-server begins to answer long before there is anything to say."""
     ended_at = 0.0
+    opening = b""
+    """Of the engine's answer, the first bytes, where they are not in ``ending``."""
+    ending = b""
+    usage: Usage | None = None
+    """What these two tell, once it is over."""
     rate_fields = b""
     """Lines for the answer's head: what its key may still do."""
     has_retried = False
@@ -182,6 +190,11 @@ class Exchange:
     def first_byte(self) -> float:
         """Seconds from its start to the first byte of the engine's answer."""
         return self.first_byte_at - self.started_at if self.first_byte_at else 0.0
+
+    @property
+    def first_token(self) -> float:
+        """Seconds from its start to the first event of a stream that says something."""
+        return self.first_token_at - self.started_at if self.first_token_at else 0.0
 
     @property
     def duration(self) -> float:

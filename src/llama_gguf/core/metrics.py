@@ -7,14 +7,19 @@ the table, key ids from the file), so that no client can make them grow.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from llama_gguf.core.exchange import Exchange
+from llama_gguf.core.usage import Usage
 
 Type = Literal["counter", "gauge", "histogram"]
+
+
+OPERATION: Final = "gen_ai_operation_name"
+AUTH_FAILURES: Final = ("invalid_api_key", "key_expired")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +28,14 @@ class Metric:
     type: Type
     help: str
     labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineMetric:
+    """One of the engine's own, as it was read last."""
+
+    metric: Metric
+    value: float
 
 
 METRICS: Final = (
@@ -43,6 +56,12 @@ METRICS: Final = (
         ("reason",),
     ),
     Metric(
+        "llama_gguf_auth_failures",
+        "counter",
+        "Requests whose key was missing, wrong or expired; they are among the rejections.",
+        ("reason",),
+    ),
+    Metric(
         "llama_gguf_client_disconnects",
         "counter",
         "Clients that left before their answer was complete, by phase.",
@@ -60,32 +79,74 @@ METRICS: Final = (
         "Answers that llama-server broke off, refused or never began, by kind.",
         ("kind",),
     ),
+    Metric(
+        "llama_gguf_tokens",
+        "counter",
+        "Tokens that the engine's answers told of; cached ones are among those of the prompt.",
+        ("key_id", "type"),
+    ),
+    Metric(
+        "llama_gguf_usage_unknown",
+        "counter",
+        "Answers of the engine that did not tell their tokens.",
+        ("route",),
+    ),
     Metric("llama_gguf_received_bytes", "counter", "Bytes of request bodies."),
     Metric("llama_gguf_sent_bytes", "counter", "Bytes of answers of the engine passed on."),
     Metric("llama_gguf_backend_up", "gauge", "1 when the engine serves, else 0."),
     Metric("llama_gguf_backend_state", "gauge", "1 for the engine's state.", ("state",)),
+    Metric("llama_gguf_backend_restarts", "counter", "Starts of llama-server anew.", ("reason",)),
+    Metric(
+        "llama_gguf_backend_load_seconds",
+        "gauge",
+        "What the last load of the model took; missing until there was one.",
+    ),
     Metric("llama_gguf_keys_loaded", "gauge", "API keys loaded."),
     Metric("llama_gguf_keys_reload", "counter", "Reloads of the keys file.", ("result",)),
-    Metric("llama_gguf_build", "gauge", "Always 1; the version is in the label.", ("version",)),
+    Metric(
+        "llama_gguf_keys_next_expiry_seconds",
+        "gauge",
+        "Until the next of the keys that are still valid expires; missing when none does.",
+    ),
+    Metric(
+        "llama_gguf_build_info",
+        "gauge",
+        "Always 1; what runs is in the labels.",
+        ("version", "python"),
+    ),
+    Metric("llama_gguf_uptime_seconds", "gauge", "Since the gateway was started."),
     Metric(
         "llama_gguf_queue_wait_seconds", "histogram", "Time a request waited before it was sent on."
     ),
     Metric(
         "gen_ai_server_time_to_first_token_seconds",
         "histogram",
-        "From the request's arrival to the first byte of the engine's answer.",
+        "Of streams, from the request's arrival to the first event that says something.",
+        (OPERATION,),
+    ),
+    Metric(
+        "gen_ai_server_time_per_output_token_seconds",
+        "histogram",
+        "Of an answer's tokens behind the first: by the engine's timings, else by our clock.",
+        (OPERATION,),
     ),
     Metric(
         "gen_ai_server_request_duration_seconds",
         "histogram",
         "From the request's arrival to the end of the engine's answer.",
+        (OPERATION,),
     ),
 )
 
-# Those of OpenTelemetry's GenAI conventions, continued upwards: prompts on a CPU take longer.
+# Those of OpenTelemetry's GenAI conventions, continued: prompts on a CPU take longer than theirs,
+# and a small model's tokens less.
 FIRST_BYTE_BUCKETS: Final[tuple[float, ...]] = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
     *(20.0, 40.0, 80.0, 160.0, 320.0),
+)
+TOKEN_BUCKETS: Final[tuple[float, ...]] = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0),
+    *(2.5, 5.0, 10.0),
 )
 DURATION_BUCKETS: Final[tuple[float, ...]] = tuple(0.01 * 2**n for n in range(19))
 
@@ -119,6 +180,21 @@ class Histogram:
         self.sum += sum(values)
 
 
+class Histograms(dict[str, Histogram]):
+    """One for each operation that there was."""
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        super().__init__()
+        self._bounds = bounds
+
+    def __missing__(self, operation: str) -> Histogram:
+        histogram = self[operation] = Histogram(self._bounds)
+        return histogram
+
+
+MAX_LATEST: Final = 1024
+
+
 class Metrics:
     """The numbers of one gateway."""
 
@@ -126,14 +202,18 @@ class Metrics:
         "backend_failures",
         "client_disconnects",
         "durations",
-        "first_bytes",
+        "first_tokens",
         "keys_reload",
+        "latest_first_tokens",
+        "output_tokens",
         "queue_waits",
         "rate_limited",
         "received_bytes",
         "rejections",
         "requests",
         "sent_bytes",
+        "tokens",
+        "usage_unknown",
     )
 
     def __init__(self) -> None:
@@ -143,11 +223,21 @@ class Metrics:
         self.rate_limited: Counter[tuple[str, str]] = Counter()
         self.backend_failures: Counter[str] = Counter()
         self.keys_reload: Counter[str] = Counter()
+        self.tokens: Counter[tuple[str, str]] = Counter()
+        self.usage_unknown: Counter[str] = Counter()
         self.received_bytes = 0
         self.sent_bytes = 0
         self.queue_waits = Histogram(FIRST_BYTE_BUCKETS)
-        self.first_bytes = Histogram(FIRST_BYTE_BUCKETS)
-        self.durations = Histogram(DURATION_BUCKETS)
+        self.first_tokens = Histograms(FIRST_BYTE_BUCKETS)
+        self.output_tokens = Histograms(TOKEN_BUCKETS)
+        self.durations = Histograms(DURATION_BUCKETS)
+        self.latest_first_tokens: deque[float] = deque(maxlen=MAX_LATEST)
+        """Seconds, for whoever charts them and takes them out."""
+
+    @property
+    def answered(self) -> int:
+        """Requests that the engine has answered: each is in a bucket for its wait."""
+        return sum(self.queue_waits.counts)
 
     def count(self, ended: Iterable[Exchange]) -> None:
         """Count exchanges that are over."""
@@ -167,18 +257,54 @@ class Metrics:
                 answered.append(exchange)
                 self.sent_bytes += exchange.bytes_out
         self._count_run(route, method, status, run)
-        self.first_bytes.observe([e.first_byte_at - e.started_at for e in answered])
-        self.durations.observe([e.ended_at - e.started_at for e in answered])
         waits = [e.queued for e in answered if e.queued_at]
         self.queue_waits.observe(waits)
         self.queue_waits.counts[0] += len(answered) - len(waits)  # and most did not wait
+        for operation in {e.request.route.operation for e in answered}:
+            if operation:
+                alike = [e for e in answered if e.request.route.operation == operation]
+                self._count_generated(operation, alike)
 
     def _count_run(self, route: str, method: str, status: int, run: int) -> None:
         if run:
             self.requests[route, method, status] += run
 
+    def _count_generated(self, operation: str, answered: Sequence[Exchange]) -> None:
+        self.durations[operation].observe([e.ended_at - e.started_at for e in answered])
+        waits = [e.first_token_at - e.started_at for e in answered if e.first_token_at]
+        if waits:
+            self.first_tokens[operation].observe(waits)
+            self.latest_first_tokens.extend(waits)
+        paces = [seconds_per_token(e, e.usage) for e in answered if e.usage is not None]
+        known = [pace for pace in paces if pace is not None]
+        if known:
+            self.output_tokens[operation].observe(known)
+        for exchange in answered:
+            if exchange.usage is None and exchange.status < 300:
+                self.usage_unknown[exchange.request.route.label] += 1
 
-Sample = tuple[tuple[str, ...], float]
+    def count_tokens(self, key_id: str, counts: Sequence[int]) -> None:
+        """Count the tokens in *counts*, numbers in the order of ``ledger.COUNTS``."""
+        for kind, count in zip(("prompt", "completion", "cached"), counts[2:5], strict=True):
+            if count:
+                self.tokens[key_id, kind] += count
+
+
+def seconds_per_token(exchange: Exchange, usage: Usage) -> float | None:
+    """Of each token behind the first; None when there is none, or nothing tells."""
+    if usage.completion is None or usage.completion < 2:
+        return None
+    # The engine's own clock starts with the first token, as ours does.
+    behind_first = usage.completion - 1
+    if usage.generating is not None:
+        return usage.generating / behind_first
+    if exchange.first_token_at:
+        return (exchange.ended_at - exchange.first_token_at) / behind_first
+    return None
+
+
+Number = float | Histogram
+Sample = tuple[tuple[str, ...], Number]
 """Label values, in the order of the metric's labels, and the value."""
 
 
@@ -193,51 +319,79 @@ class Gauges:
     state: str
     states: tuple[str, ...]
     is_ready: bool
+    restarts: Mapping[str, int]
+    """By reason."""
+    load_seconds: float | None
     keys_loaded: int
+    next_expiry: float | None
+    """Seconds until then."""
     version: str
+    python: str
+    uptime: float
 
 
-def samples(metrics: Metrics, gauges: Gauges) -> dict[str, list[Sample] | Histogram]:
+def samples(metrics: Metrics, gauges: Gauges) -> dict[str, list[Sample]]:
     """Every metric of ``METRICS`` with its samples."""
+    refused = metrics.rejections
     return {
         "llama_gguf_requests": [((r, m, str(s)), n) for (r, m, s), n in metrics.requests.items()],
         "llama_gguf_requests_in_flight": [((), gauges.in_flight)],
         "llama_gguf_queue_depth": [((), gauges.queue_depth)],
         "llama_gguf_slots": [((), gauges.slots)],
         "llama_gguf_connections": [((), gauges.connections)],
-        "llama_gguf_rejections": _by_one_label(metrics.rejections),
+        "llama_gguf_rejections": _by_one_label(refused),
+        "llama_gguf_auth_failures": [((r,), refused[r]) for r in AUTH_FAILURES],
         "llama_gguf_client_disconnects": _by_one_label(metrics.client_disconnects),
         "llama_gguf_rate_limited": list(metrics.rate_limited.items()),
         "llama_gguf_backend_failures": _by_one_label(metrics.backend_failures),
+        "llama_gguf_tokens": list(metrics.tokens.items()),
+        "llama_gguf_usage_unknown": _by_one_label(metrics.usage_unknown),
         "llama_gguf_received_bytes": [((), metrics.received_bytes)],
         "llama_gguf_sent_bytes": [((), metrics.sent_bytes)],
         "llama_gguf_backend_up": [((), int(gauges.is_ready))],
         "llama_gguf_backend_state": [((s,), int(s == gauges.state)) for s in gauges.states],
+        "llama_gguf_backend_restarts": _by_one_label(gauges.restarts),
+        "llama_gguf_backend_load_seconds": _if_known(gauges.load_seconds),
         "llama_gguf_keys_loaded": [((), gauges.keys_loaded)],
         "llama_gguf_keys_reload": _by_one_label(metrics.keys_reload),
-        "llama_gguf_build": [((gauges.version,), 1)],
-        "llama_gguf_queue_wait_seconds": metrics.queue_waits,
-        "gen_ai_server_time_to_first_token_seconds": metrics.first_bytes,
-        "gen_ai_server_request_duration_seconds": metrics.durations,
+        "llama_gguf_keys_next_expiry_seconds": _if_known(gauges.next_expiry),
+        "llama_gguf_build_info": [((gauges.version, gauges.python), 1)],
+        "llama_gguf_uptime_seconds": [((), gauges.uptime)],
+        "llama_gguf_queue_wait_seconds": [((), metrics.queue_waits)],
+        "gen_ai_server_time_to_first_token_seconds": _by_one_label(metrics.first_tokens),
+        "gen_ai_server_time_per_output_token_seconds": _by_one_label(metrics.output_tokens),
+        "gen_ai_server_request_duration_seconds": _by_one_label(metrics.durations),
     }
 
 
-def _by_one_label(counter: Counter[str]) -> list[Sample]:
-    return [((value,), n) for value, n in counter.items()]
+def _by_one_label(numbers: Mapping[str, Number]) -> list[Sample]:
+    return [((value,), n) for value, n in numbers.items()]
 
 
-def as_json(metrics: Metrics, gauges: Gauges) -> dict[str, object]:
+def _if_known(number: float | None) -> list[Sample]:
+    return [] if number is None else [((), number)]
+
+
+def as_json(
+    metrics: Metrics, gauges: Gauges, engine: Iterable[EngineMetric] = ()
+) -> dict[str, object]:
     """The same for people and scripts: numbers by name, labelled ones as rows."""
-    return {name: _plain(name, found) for name, found in samples(metrics, gauges).items()}
+    ours = {name: _plain(name, found) for name, found in samples(metrics, gauges).items()}
+    return ours | {found.metric.name: found.value for found in engine}
 
 
 _LABELS: Final = {m.name: m.labels for m in METRICS}
 
 
-def _plain(name: str, found: list[Sample] | Histogram) -> object:
-    if isinstance(found, Histogram):
-        buckets = dict(zip([f"{b:g}" for b in found.bounds], found.counts, strict=False))
-        return {"count": sum(found.counts), "sum": found.sum, "buckets": buckets}
-    if not _LABELS[name]:
-        return found[0][1]
-    return [dict(zip(_LABELS[name], values, strict=True)) | {"value": n} for values, n in found]
+def _plain(name: str, found: Sequence[Sample]) -> object:
+    labels = _LABELS[name]
+    if not labels:
+        return _value(found[0][1]) if found else None
+    return [dict(zip(labels, values, strict=True)) | {"value": _value(n)} for values, n in found]
+
+
+def _value(number: Number) -> object:
+    if not isinstance(number, Histogram):
+        return number
+    buckets = dict(zip([f"{b:g}" for b in number.bounds], number.counts, strict=False))
+    return {"count": sum(number.counts), "sum": number.sum, "buckets": buckets}

@@ -23,6 +23,9 @@ class Kind(enum.IntEnum):
     PREFLIGHT = 4
     PROXIED = 5
     REFUSED = 6
+    USAGE = 7
+    DASHBOARD = 8
+    DASHBOARD_DATA = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,9 @@ class Route:
     needs_slot: bool = False
     may_stream: bool = False
     """The answer is an event stream when the request asks for one."""
+    operation: str = ""
+    """What a request that needs a slot is for, by OpenTelemetry's names where it has one."""
+    needs_no_key: bool = False
     is_anthropic: bool = False
     """Errors go out in Anthropic's envelope."""
     error: GatewayError | None = None
@@ -43,30 +49,37 @@ _OURS: Final = {
     b"/health": (Kind.HEALTH, "GET, HEAD"),
     b"/metrics": (Kind.METRICS, "GET, HEAD"),
     b"/reload": (Kind.RELOAD, "POST"),
+    b"/usage": (Kind.USAGE, "GET, HEAD"),
 }
-# Paths of llama-server that generate or embed, and so hold a slot.
-_SLOT: Final = frozenset(
-    [
-        "/completion",
-        "/completions",
-        "/v1/completions",
-        "/chat/completions",
-        "/v1/chat/completions",
-        "/responses",
-        "/v1/responses",
-        "/infill",
-        "/embedding",
-        "/embeddings",
-        "/v1/embeddings",
-        "/rerank",
-        "/reranking",
-        "/v1/rerank",
-        "/v1/reranking",
-        "/v1/messages",
-        "/audio/transcriptions",
-        "/v1/audio/transcriptions",
-    ]
-)
+_DASHBOARD: Final = {
+    b"/dashboard": (Kind.DASHBOARD, "GET, HEAD"),
+    b"/dashboard.css": (Kind.DASHBOARD, "GET, HEAD"),
+    b"/dashboard.js": (Kind.DASHBOARD, "GET, HEAD"),
+    b"/dashboard/data": (Kind.DASHBOARD_DATA, "GET, HEAD"),
+}
+# Paths of llama-server that generate or embed, and so hold a slot; and what they are for.
+_SLOT: Final = {
+    "/completion": "text_completion",
+    "/completions": "text_completion",
+    "/v1/completions": "text_completion",
+    "/chat/completions": "chat",
+    "/v1/chat/completions": "chat",
+    "/responses": "chat",
+    "/v1/responses": "chat",
+    "/infill": "text_completion",
+    "/embedding": "embeddings",
+    "/embeddings": "embeddings",
+    "/v1/embeddings": "embeddings",
+    "/rerank": "rerank",
+    "/reranking": "rerank",
+    "/v1/rerank": "rerank",
+    "/v1/reranking": "rerank",
+    "/v1/messages": "chat",
+    "/audio/transcriptions": "transcription",
+    "/v1/audio/transcriptions": "transcription",
+}
+OPERATIONS: Final = frozenset([*_SLOT, "other"])
+"""Labels of routes that ask the engine for something, and do not only look."""
 _STREAM: Final = frozenset(
     [
         "/completion",
@@ -100,6 +113,12 @@ _EXPOSED_PREFIXES: Final = ("/v1/", "/audio/", "/chat/completions/", "/responses
 # What POST, PUT or DELETE here would do to the engine is not for ordinary keys.
 _NEVER: Final = re.compile(
     r"/(?:v1/stream.*|(?:slots|lora-adapters|tools|cors-proxy)(?:/.*)?)", re.DOTALL
+)
+# llama-server's web UI, whose files it serves without a key: names of this year's and last year's.
+_WEB_UI: Final = re.compile(
+    r"/(?:|index\.html|loading\.html|bundle\.(?:js|css)|_app/[A-Za-z0-9._/-]{1,200}"
+    r"|sw\.js|workbox-[0-9a-f]{1,40}\.js|build\.json|manifest\.webmanifest"
+    r"|(?:favicon|apple|pwa|maskable)[a-z0-9-]{0,80}\.(?:ico|svg|png))"
 )
 _MODELS_CHANGE: Final = re.compile(r"(?:/v1)?/models(?:/.*)?", re.DOTALL)
 
@@ -138,12 +157,16 @@ class Router:
 
     Args:
         expose_all: let every path of the backend through, with a key.
+        dashboard: answer the dashboard's paths.
+        web_ui: let the files of llama-server's web UI through, without a key.
     """
 
     _MAX_REMEMBERED: Final = 512
 
-    def __init__(self, *, expose_all: bool) -> None:
+    def __init__(self, *, expose_all: bool, dashboard: bool = True, web_ui: bool = False) -> None:
         self.exposes_all = expose_all
+        self._ours = _OURS | _DASHBOARD if dashboard else _OURS
+        self._has_web_ui = web_ui
         self._remembered: dict[tuple[bytes, bytes], Route] = {}
 
     def route(self, method: bytes, path: bytes) -> Route:
@@ -169,9 +192,9 @@ class Router:
         if method == "OPTIONS":
             return Route(Kind.PREFLIGHT, "preflight")
         plain = normalised(path)
-        if path in _OURS:
-            return _ours(method, path)
-        if path.decode() != plain and plain.encode() in _OURS:
+        if path in self._ours:
+            return _ours(method, path, *self._ours[path])
+        if path.decode() != plain and plain.encode() in self._ours:
             # /%70ing is /ping by RFC 3986, and no public path is reached by a disguise.
             raise BadRequest("Send this path without escapes.")
         return self._proxied(method, plain)
@@ -184,21 +207,29 @@ class Router:
                 path,
                 needs_slot=True,
                 may_stream=path in _STREAM,
+                operation=_SLOT[path],
                 is_anthropic=anthropic,
             )
         if path in _SLOT or path in _NO_SLOT:
             return Route(Kind.PROXIED, path, is_anthropic=anthropic)
+        if self._has_web_ui and method in ("GET", "HEAD") and _WEB_UI.fullmatch(path):
+            return Route(Kind.PROXIED, "web_ui", needs_no_key=True)
         if self.exposes_all or _is_exposed(method, path):
             known = path if path in ("/v1/models", "/models", "/props") else "other"
             needs_slot = method == "POST" and path.startswith("/v1/")
-            return Route(Kind.PROXIED, known, needs_slot=needs_slot, is_anthropic=anthropic)
+            return Route(
+                Kind.PROXIED,
+                known,
+                needs_slot=needs_slot,
+                operation="other" if needs_slot else "",
+                is_anthropic=anthropic,
+            )
         raise RouteNotExposed(
             f"{method} {path} is not exposed here. See EXPOSED_ROUTES for what is."
         )
 
 
-def _ours(method: str, path: bytes) -> Route:
-    kind, allow = _OURS[path]
+def _ours(method: str, path: bytes, kind: Kind, allow: str) -> Route:
     if method not in allow.split(", "):
         raise MethodNotAllowed(
             f"{path.decode()} answers {allow.replace(', ', ' and ')} only.", allow=allow

@@ -295,7 +295,8 @@ class Settings:
         metadata=_about(
             "access",
             _key_ids,
-            "ids of the keys that may POST /reload, separated by commas; empty = any key may",
+            "ids of the keys that may POST /reload and see everybody's usage, separated by commas; "
+            "empty = any key may reload, and each sees its own usage",
         ),
     )
     auth_failures_per_minute: int = field(
@@ -326,6 +327,21 @@ class Settings:
     )
     metrics_auth_enabled: bool = field(
         default=False, metadata=_about("access", _flag, "whether /metrics needs an API key")
+    )
+    dashboard: bool = field(
+        default=True,
+        metadata=_about(
+            "access", _flag, "whether /dashboard is there; its numbers need an API key"
+        ),
+    )
+    web_ui: bool = field(
+        default=False,
+        metadata=_about(
+            "access",
+            _flag,
+            "whether the files of llama-server's web UI are served, without a key; "
+            "what it asks needs one",
+        ),
     )
 
     # queue
@@ -479,7 +495,7 @@ _GATEWAY: Final = (
     *("host", "port", "port_backend", "backend_host", "backend_socket", "backend_api_key"),
     *("tls_cert_file", "tls_key_file", "max_connections"),
     *(n for n, a in ABOUT.items() if a.section in ("access", "queue", "timeouts", "sizes")),
-    *("log_format", "log_dir", "log_max_bytes", "log_backups"),
+    *("log_format", "log_dir", "instance_id", "log_max_bytes", "log_backups"),
 )
 USED_BY: Final[Mapping[str, tuple[str, ...]]] = {
     "serve": tuple(FIELDS),

@@ -1,4 +1,4 @@
-"""The accounts of exchanges that are over: counted in the metrics, handed to the access log.
+"""The accounts of exchanges that are over: metrics, each key's ledger, the access log.
 
 An exchange that ends is put on a list, and that is all its client ever waits for. They are
 counted many at once: a tight loop costs half of what the same lines cost between two reads.
@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from llama_gguf.core import usage
 from llama_gguf.core.exchange import Exchange
+from llama_gguf.core.ledger import Ledger, counts_of
 from llama_gguf.core.metrics import Metrics
 
 MAX_OPEN: Final = 64
@@ -21,10 +23,20 @@ class Accounts:
 
     Args:
         log: takes the exchanges that have been counted.
+        ledger: of each key; may be replaced, as by one that was kept.
+        wall: tells POSIX seconds.
     """
 
-    def __init__(self, log: Callable[[list[Exchange]], None]) -> None:
+    def __init__(
+        self,
+        log: Callable[[list[Exchange]], None],
+        *,
+        ledger: Ledger,
+        wall: Callable[[], float],
+    ) -> None:
         self._log = log
+        self._wall = wall
+        self.ledger = ledger
         self._metrics = Metrics()
         self._open: list[Exchange] = []
 
@@ -45,5 +57,13 @@ class Accounts:
         ended = self._open
         if ended:
             self._open = []
+            for exchange in ended:
+                route = exchange.request.route
+                if exchange.ending and route.operation and exchange.status < 300:
+                    exchange.usage = usage.read(exchange.opening, exchange.ending)
             self._metrics.count(ended)
+            now = self._wall()
+            for key_id, counts in counts_of(ended).items():
+                self._metrics.count_tokens(key_id, counts)
+                self.ledger.add(key_id, counts, now)
             self._log(ended)

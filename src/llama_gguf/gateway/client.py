@@ -40,9 +40,9 @@ from llama_gguf.gateway import own, sockets
 from llama_gguf.gateway.connection import NO_DEADLINE, Connection
 from llama_gguf.gateway.heads import HEAD_END, parse_request
 from llama_gguf.gateway.opened import OpenedStream
+from llama_gguf.gateway.principals import Principal, Principals
 
 if TYPE_CHECKING:
-    from llama_gguf.gateway.principals import Principal
     from llama_gguf.gateway.shared import Shared
     from llama_gguf.gateway.upstream import UpstreamConnection
 
@@ -315,6 +315,7 @@ class ClientConnection(Connection):
             self._reply_error(route.error)
             return
         shared = self._shared
+        principal = Principals.ANYBODY
         if own.needs_key(route.kind, shared.settings):
             principal = self._authenticate(exchange, request)
             exchange.key_id = principal.key_id
@@ -323,7 +324,7 @@ class ClientConnection(Connection):
                 shared.principals.check_admin(principal)
                 self._start_reload(exchange)
                 return
-        self._reply(exchange, own.answer(route.kind, request, shared))
+        self._reply(exchange, own.answer(route.kind, request, shared, principal))
 
     def _start_reload(self, exchange: Exchange) -> None:
         self._settle_unread_body(exchange)
@@ -345,6 +346,8 @@ class ClientConnection(Connection):
 
     def _authenticate(self, exchange: Exchange, request: Request) -> Principal:
         """Find out who asks. Raises what ``Principals.authenticate`` does."""
+        if request.route.needs_no_key:
+            return Principals.ANYBODY
         shared = self._shared
         principals = shared.principals
         principal = principals.authenticate(
@@ -562,7 +565,12 @@ class ClientConnection(Connection):
         self._upstream = None
         self.write(message)
         exchange.bytes_out = len(message)
+        exchange.ending = body
         self._finish(exchange)
+
+    def on_first_event(self) -> None:
+        """The engine's stream begins to say something."""
+        self._current().first_token_at = self._shared.now()
 
     def on_response_done(self) -> None:
         exchange = self._current()
@@ -661,6 +669,9 @@ class ClientConnection(Connection):
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
             exchange.bytes_out = upstream.bytes_passed
+            if exchange.first_byte_at:
+                exchange.opening = upstream.opening
+                exchange.ending = upstream.ending
         return upstream
 
     def _drop_upstream(self, exchange: Exchange) -> None:

@@ -6,8 +6,9 @@ to start, and the hot path counts plain numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
+from typing import Any, Final
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -16,40 +17,53 @@ from prometheus_client.core import (
     Metric,
 )
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from llama_gguf.core import metrics as core_metrics
-from llama_gguf.core.metrics import METRICS, Gauges, Histogram, Metrics
+from llama_gguf.core.metrics import METRICS, EngineMetric, Gauges, Histogram, Metrics
 
 
-def render(metrics: Metrics, gauges: Gauges, accept: str) -> tuple[bytes, bytes]:
-    """Text of all metrics in the format that *accept* prefers, and its content type."""
+def render(
+    metrics: Metrics, gauges: Gauges, engine: Iterable[EngineMetric], accept: str
+) -> tuple[bytes, bytes]:
+    """Text of all metrics in the format that *accept* prefers, and its content type.
+
+    Those of this process (``process_*``) are prometheus-client's own.
+    """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Snapshot(metrics, gauges))
+    registry.register(_Snapshot(metrics, gauges, engine))
+    ProcessCollector(registry=registry)
     encode, content_type = choose_encoder(accept)
     return encode(registry), content_type.encode()
 
 
 class _Snapshot(Collector):
-    def __init__(self, metrics: Metrics, gauges: Gauges) -> None:
+    def __init__(self, metrics: Metrics, gauges: Gauges, engine: Iterable[EngineMetric]) -> None:
         self._samples = core_metrics.samples(metrics, gauges)
+        self._engine = engine
 
     def collect(self) -> Iterator[Metric]:
         for metric in METRICS:
-            found = self._samples[metric.name]
-            if isinstance(found, Histogram):
-                yield _histogram(metric, found)
-                continue
-            kind = CounterMetricFamily if metric.type == "counter" else GaugeMetricFamily
-            family = kind(metric.name, metric.help, labels=metric.labels)
-            for values, number in found:
-                family.add_metric(values, number)
+            family = _KINDS[metric.type](metric.name, metric.help, labels=metric.labels)
+            for values, number in self._samples[metric.name]:
+                if isinstance(number, Histogram):
+                    _add_histogram(family, values, number)
+                else:
+                    family.add_metric(values, number)
             yield family
+        for found in self._engine:
+            yield _KINDS[found.metric.type](found.metric.name, found.metric.help, found.value)
 
 
-def _histogram(metric: core_metrics.Metric, histogram: Histogram) -> Metric:
-    family = HistogramMetricFamily(metric.name, metric.help)
+_KINDS: Final[Mapping[str, Any]] = {
+    "counter": CounterMetricFamily,
+    "gauge": GaugeMetricFamily,
+    "histogram": HistogramMetricFamily,
+}
+
+
+def _add_histogram(family: Any, labels: Sequence[str], histogram: Histogram) -> None:
     bounds = [*(f"{b:g}" for b in histogram.bounds), "+Inf"]
     buckets = list(zip(bounds, accumulate(histogram.counts), strict=True))
-    family.add_metric([], buckets=buckets, sum_value=histogram.sum)
-    return family
+    family.add_metric(labels, buckets=buckets, sum_value=histogram.sum)

@@ -88,6 +88,9 @@ class OpenedStream:
         del answer
         self._client.on_engine_refused(body)
 
+    def on_first_event(self) -> None:
+        self._client.on_first_event()
+
     def on_response_done(self) -> None:
         if self._refusal is None:
             self._client.on_response_done()

@@ -1,10 +1,11 @@
-"""What the gateway answers by itself: health, metrics, reload, preflight. Never asks the engine."""
+"""What the gateway answers by itself: health, metrics, usage, preflights. Never asks the engine."""
 
 from __future__ import annotations
 
 import json
+import sys
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from llama_gguf import __version__
 from llama_gguf.core import replies
@@ -15,17 +16,31 @@ from llama_gguf.core.metrics import Gauges, as_json
 from llama_gguf.core.replies import OwnAnswer
 from llama_gguf.core.routes import Kind
 from llama_gguf.core.settings import Settings
+from llama_gguf.gateway import dashboard
+from llama_gguf.gateway.principals import Principal, Principals
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.shared import Shared
 
 
+_FOR_KEYS: Final = frozenset([Kind.RELOAD, Kind.USAGE, Kind.DASHBOARD_DATA])
+
+
 def needs_key(kind: Kind, settings: Settings) -> bool:
-    return kind is Kind.RELOAD or (kind is Kind.METRICS and settings.metrics_auth_enabled)
+    return kind in _FOR_KEYS or (kind is Kind.METRICS and settings.metrics_auth_enabled)
 
 
-def answer(kind: Kind, request: Request, shared: Shared) -> OwnAnswer:
-    """The answer to *request* for one of our own paths, but for /reload, which takes a while."""
+def answer(
+    kind: Kind, request: Request, shared: Shared, principal: Principal = Principals.ANYBODY
+) -> OwnAnswer:
+    """The answer to *request* for one of our own paths, but for /reload, which takes a while.
+
+    Args:
+        kind: of its route.
+        request: what is asked.
+        shared: of the gateway.
+        principal: who asks, where that ``needs_key``.
+    """
     match kind:
         case Kind.PING:
             return OwnAnswer(200)
@@ -33,6 +48,13 @@ def answer(kind: Kind, request: Request, shared: Shared) -> OwnAnswer:
             return health(shared)
         case Kind.METRICS:
             return _metrics(request, shared)
+        case Kind.USAGE:
+            return dashboard.usage(principal, shared)
+        case Kind.DASHBOARD:
+            asks_for_keys = shared.settings.auth_enabled
+            return dashboard.page(request.route.label, asks_for_keys=asks_for_keys)
+        case Kind.DASHBOARD_DATA:
+            return dashboard.data(_facts(shared), principal, shared)
         case _:
             lines = shared.cors.preflight(request.head.fields, request.read.origin)
             return OwnAnswer(204, fields=lines)
@@ -45,23 +67,31 @@ def reloaded(keys: int) -> OwnAnswer:
 
 def health(shared: Shared) -> OwnAnswer:
     """200 when a request would be served, else 503. Nothing secret."""
+    serves = HEALTH_STATUS[shared.engine.state] == 200 and not shared.is_draining
+    return OwnAnswer(200 if serves else 503, json.dumps(_facts(shared)).encode(), replies.JSON)
+
+
+def _facts(shared: Shared) -> dict[str, object]:
     engine = shared.engine
-    serves = HEALTH_STATUS[engine.state] == 200 and not shared.is_draining
-    facts = {
+    facts = dict(engine.facts)
+    return {
         "status": "draining" if shared.is_draining else _word_for(engine.state),
         "engine": {
             "state": str(engine.state),
             "since": datetime.fromtimestamp(engine.since, UTC).isoformat(timespec="seconds"),
             "detail": engine.detail,
             "progress": engine.progress,
+            "load_seconds": engine.load_seconds,
+            "last_exit": engine.last_exit,
+            "restarts": sum(engine.restarts.values()),
+            "version": facts.pop("engine_version", ""),
         },
-        "model": engine.model,
+        "model": {"name": engine.model, **facts},
         "slots": {"used": shared.admission.running, "total": shared.admission.slots},
         "queue": {"length": shared.admission.queued, "size": shared.settings.max_queue_size},
         "version": __version__,
         "uptime_seconds": round(shared.now() - shared.started_at, 1),
     }
-    return OwnAnswer(200 if serves else 503, json.dumps(facts).encode(), replies.JSON)
 
 
 def _word_for(state: EngineState) -> str:
@@ -77,8 +107,13 @@ def gauges(shared: Shared) -> Gauges:
         state=shared.engine.state,
         states=tuple(EngineState),
         is_ready=shared.engine_is_ready,
+        restarts=shared.engine.restarts,
+        load_seconds=shared.engine.load_seconds,
         keys_loaded=len(shared.principals.ring),
+        next_expiry=shared.principals.next_expiry(shared.wall),
         version=__version__,
+        python=sys.version.split()[0],
+        uptime=round(shared.now() - shared.started_at, 3),
     )
 
 
@@ -90,6 +125,8 @@ def _metrics(request: Request, shared: Shared) -> OwnAnswer:
         # Imported at the first scrape: the gateway starts without it.
         from llama_gguf.gateway.exposition import render  # noqa: PLC0415
 
-        return OwnAnswer(200, *render(shared.metrics, gauges(shared), accept))
-    body = json.dumps(as_json(shared.metrics, gauges(shared)), indent=1).encode()
+        engine = shared.engine_reader.latest
+        return OwnAnswer(200, *render(shared.metrics, gauges(shared), engine, accept))
+    facts = as_json(shared.metrics, gauges(shared), shared.engine_reader.latest)
+    body = json.dumps(facts, indent=1).encode()
     return OwnAnswer(200, body, replies.JSON)

@@ -134,6 +134,11 @@ class Principals:
         """Whether ADMIN_KEY_IDS names *principal*."""
         return principal.key_id in self._admins
 
+    def next_expiry(self, wall: float) -> float | None:
+        """Seconds until the next key expires; None when none will."""
+        ahead = [p.expires_at - wall for p in self._by_id.values() if p.expires_at is not None]
+        return min((seconds for seconds in ahead if seconds > 0), default=None)
+
     def missing_admins(self) -> list[str]:
         """Ids that ADMIN_KEY_IDS names, and no key has."""
         return sorted(self._admins.difference(self._by_id))

@@ -23,6 +23,8 @@ from llama_gguf.core.settings import Settings
 from llama_gguf.errors import ReloadFailed, UserError
 from llama_gguf.gateway.client import ClientConnection
 from llama_gguf.gateway.control import Control
+from llama_gguf.gateway.dashboard import take_reading
+from llama_gguf.gateway.ledger_file import LedgerFile, path_of
 from llama_gguf.gateway.pool import IDLE_SECONDS
 from llama_gguf.gateway.shared import Shared, wall_now
 from llama_gguf.gateway.sockets import connections_within_limits
@@ -93,6 +95,8 @@ class Gateway:
         shared = self.shared
         loop = shared.loop
         shared.access_log.start()
+        ledger_file = LedgerFile(path_of(self._settings))
+        shared.accounts.ledger = ledger_file.load(wall_now())
         self._load_keys_at_start()
         self._heed_file_limit()
         for number, handler in self._signal_handlers().items():
@@ -104,6 +108,8 @@ class Gateway:
         address = _address(self._listener)
         _log.info("gateway listens on %s://%s", self._settings.scheme, address)
         self._start(self._follow_engine(), "follow the engine")
+        self._start(shared.engine_reader.run(), "read the engine's metrics")
+        self._start(ledger_file.keep(shared.accounts.ledger), "keep the usage")
         if self._settings.auth_enabled:
             self._start(shared.reloads.watch(), "watch the keys")
         ticking = self._start(self._tick(), "tick")
@@ -114,6 +120,7 @@ class Gateway:
             for task in (ticking, *self._tasks):
                 task.cancel()
             shared.accounts.settle()
+            ledger_file.write_last(shared.accounts.ledger, within_seconds=LAST_LINES_SECONDS)
             shared.access_log.stop(within_seconds=LAST_LINES_SECONDS)
 
     def _signal_handlers(self) -> dict[signal.Signals, Callable[[], None]]:
@@ -233,6 +240,7 @@ class Gateway:
             for connection in tuple(shared.connections):
                 connection.on_tick(now)
             shared.accounts.settle()
+            take_reading(shared, now)
             shared.access_log.flush()
             if self._control is not None:
                 self._control.tick()

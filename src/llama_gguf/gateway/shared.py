@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Final
 from llama_gguf.core.admission import Admission
 from llama_gguf.core.engine import DEFAULT_SLOTS, MAY_COME, EngineState, EngineStatus
 from llama_gguf.core.fields import VIA_PSEUDONYM, read_request, request_rules
+from llama_gguf.core.ledger import Ledger
 from llama_gguf.core.messages import Request, RequestHead, unread
 from llama_gguf.core.metrics import Metrics
 from llama_gguf.core.replies import Cors
+from llama_gguf.core.ring import Ring
 from llama_gguf.core.routes import Router
 from llama_gguf.core.settings import Settings
 from llama_gguf.errors import (
@@ -32,9 +34,11 @@ from llama_gguf.errors import (
 )
 from llama_gguf.gateway.access_log import AccessLog
 from llama_gguf.gateway.accounts import Accounts
+from llama_gguf.gateway.engine_reader import EngineReader
 from llama_gguf.gateway.pool import Pool
 from llama_gguf.gateway.principals import Principals
 from llama_gguf.gateway.reloads import Reloads
+from llama_gguf.probe import Probe
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.client import ClientConnection
@@ -60,7 +64,11 @@ class Shared:
         self.settings = settings
         self.loop = loop
         self.now: Callable[[], float] = time.monotonic  # uvloop's own clock ticks in ms
-        self.router = Router(expose_all=settings.exposed_routes == "all")
+        self.router = Router(
+            expose_all=settings.exposed_routes == "all",
+            dashboard=settings.dashboard,
+            web_ui=settings.web_ui,
+        )
         self.cors = Cors(settings.cors_origins)
         self.access_log = AccessLog(
             os.path.join(settings.log_dir, "api_access.log"),
@@ -68,7 +76,11 @@ class Shared:
             max_bytes=settings.log_max_bytes,
             backups=settings.log_backups,
         )
-        self.accounts = Accounts(self.access_log.add)
+        self.accounts = Accounts(
+            self.access_log.add, ledger=Ledger(wall_now()), wall=lambda: self.wall
+        )
+        self.history = Ring(time.monotonic())
+        self.engine_reader = EngineReader(Probe(settings), self._is_engine_busy)
         self.principals = Principals(settings)
         self.reloads = Reloads(settings.auth_keys_file, self.principals, self._count_reload)
         self.admission = Admission(
@@ -163,6 +175,9 @@ class Shared:
 
     def _slots(self) -> int:
         return self.settings.max_concurrent_requests or self.engine.slots or DEFAULT_SLOTS
+
+    def _is_engine_busy(self) -> bool:
+        return self.engine_is_ready and self.admission.running > 0
 
     def suspect_engine(self) -> bool:
         """It refused a connection, or broke one off. Returns whether requests may wait for it.

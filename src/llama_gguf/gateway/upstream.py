@@ -22,10 +22,12 @@ from llama_gguf.core.chunked import (
 )
 from llama_gguf.core.fields import Framing, read_response
 from llama_gguf.core.messages import NEVER, Answer, Pattern, ResponseHead
+from llama_gguf.core.usage import ENDING_BYTES, OPENING_BYTES
 from llama_gguf.errors import UpstreamError
 from llama_gguf.gateway.heads import HEAD_END, parse_response
 
 MAX_HEAD_BYTES: Final = 65536
+_EVENT: Final = b"data:"
 _EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")
 
 
@@ -60,6 +62,7 @@ class Asker(Protocol):
 
     def on_whole_response(self, answer: Answer, body: bytes) -> None: ...
     def on_response(self, answer: Answer, length: int) -> bytes: ...
+    def on_first_event(self) -> None: ...
     def on_response_done(self) -> None: ...
     def on_upstream_failed(self, error: UpstreamError, *, is_stale: bool) -> None: ...
     def on_cut(self, error: UpstreamError, *, may_insert: bool) -> None: ...
@@ -77,11 +80,13 @@ class UpstreamConnection:
     __slots__ = (
         "_answer",
         "_asker",
+        "_before_last",
         "_chunked",
         "_framing",
         "_has_begun",
         "_keeper",
         "_last_chunk",
+        "_late",
         "_left",
         "_may_persist",
         "_on_gone",
@@ -92,6 +97,7 @@ class UpstreamConnection:
         "_write",
         "bytes_passed",
         "idle_since",
+        "opening",
         "phase",
         "requests",
         "transport",
@@ -119,6 +125,12 @@ class UpstreamConnection:
         """Bytes of the answer that the client got, the head's included."""
         self._last_chunk = b""
         """The last of them, if they are a chunk that came in one read."""
+        self._before_last = b""
+        """The chunk before that."""
+        self._late = b""
+        """The last bytes before these two."""
+        self.opening = b""
+        """The first bytes of the body that say something, where it did not come in one read."""
         self.requests = 0
         self.idle_since = 0.0
 
@@ -142,6 +154,11 @@ class UpstreamConnection:
         if self._last_chunk:
             return self._last_chunk[-TAIL_BYTES - 2 : -2]
         return self._chunked.tail
+
+    @property
+    def ending(self) -> bytes:
+        """The last bytes of the body, as they came: some KB, where there are so many."""
+        return self._late + self._before_last + self._last_chunk
 
     def ask(self, asker: Asker, request: bytes, *, to_head: bool) -> None:
         """Send *request*, whole, on behalf of *asker*."""
@@ -208,6 +225,7 @@ class UpstreamConnection:
         if self.phase is _BETWEEN_CHUNKS and is_one_chunk(data):
             # The streaming path: nobody is asked and nothing is copied.
             self.bytes_passed += len(data)
+            self._before_last = self._last_chunk
             self._last_chunk = data
             self._write(data)
             return
@@ -323,6 +341,7 @@ class UpstreamConnection:
         if framing is Framing.CHUNKED:
             self._chunked = ChunkedBody()
         self._left = length
+        self.opening = self._late = self._before_last = b""
         self._read_body(asker, rest, head)
 
     def _pass_on(self, data: bytes) -> None:
@@ -333,7 +352,8 @@ class UpstreamConnection:
         """Pass on what belongs to the answer; *head* goes out before it, in the same write."""
         if self._last_chunk:
             self._chunked.tail = self.tail
-            self._last_chunk = b""
+            self._late = self._before_last + self._last_chunk
+            self._before_last = self._last_chunk = b""
         try:
             taken, body = self._follow(data)
         except ChunkedError:
@@ -345,10 +365,21 @@ class UpstreamConnection:
             return
         if head or body:
             self._pass_on(head + body)
+        if taken:
+            self._keep(asker, data)
         if self._is_complete():
             self._finish(asker, has_surplus=taken < len(data))
-        elif self._framing is Framing.CHUNKED and self._reads_chunks:
+        elif self._framing is Framing.CHUNKED and self._reads_chunks and self.opening:
             self.phase = _BETWEEN_CHUNKS if self._chunked.is_between_chunks else _BODY
+
+    def _keep(self, asker: Asker, data: bytes) -> None:
+        """Keep what tells, once all is over, how many tokens there were."""
+        if not self.opening and (not self._answer.is_event_stream or _EVENT in data):
+            # Comments come before: they only say that there is nothing to say yet.
+            self.opening = data[:OPENING_BYTES]
+            if self._answer.is_event_stream:
+                asker.on_first_event()
+        self._late = data if len(data) >= ENDING_BYTES else self._late[-ENDING_BYTES:] + data
 
     def _follow(self, data: bytes) -> tuple[int, bytes]:
         """How much of *data* belongs to the answer, and what of it the client gets."""

@@ -150,6 +150,7 @@ class EngineKeeper:
     async def keep(self, prepare: Callable[[], Awaitable[Launch]]) -> int:
         """Keep one until it is given up, or we are leaving. Returns its exit status."""
         launch = await prepare()
+        self.status = replace(self.status, facts=launch.facts)
         while True:
             returncode = await self._live(launch)
             if self.status.state in LEAVING:

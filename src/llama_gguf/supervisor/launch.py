@@ -6,7 +6,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from llama_gguf.core.settings import Settings
@@ -23,6 +23,8 @@ class Launch:
     environ: Mapping[str, str]
     model_bytes: int = 0
     """Of its files, to tell how much is loaded; 0 = unknown."""
+    facts: Mapping[str, str | int] = field(default_factory=dict)
+    """What people are told of the model and the engine."""
 
 
 class Spawn(Protocol):

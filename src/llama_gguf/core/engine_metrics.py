@@ -1,0 +1,56 @@
+"""llama-server's own metrics, read out of its text and named as ours.
+
+Its names have a colon, which Prometheus keeps for recording rules, and no prefix that says whose
+they are among ours. Nothing that it could send grows without a bound.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Final
+
+from llama_gguf.core.metrics import EngineMetric, Metric
+
+PREFIX: Final = "llama_gguf_engine_"
+MAX_METRICS: Final = 64
+MAX_TEXT_BYTES: Final = 65536
+# Gauges that are rates, and whose unit does not say so.
+_RENAMED: Final = {
+    "prompt_tokens_seconds": "prompt_tokens_per_second",
+    "predicted_tokens_seconds": "predicted_tokens_per_second",
+}
+_ABOUT: Final = re.compile(r"# (HELP|TYPE) llamacpp:([a-z][a-z0-9_]{0,60}) ([\x20-\x7e]{1,200})")
+_VALUE: Final = re.compile(r"llamacpp:([a-z][a-z0-9_]{0,60}) ([0-9.eE+-]{1,32})")
+
+
+def parse(text: bytes) -> tuple[EngineMetric, ...]:
+    """The metrics in *text*, as llama-server writes them; all other lines are passed over."""
+    about: dict[tuple[str, str], str] = {}
+    found: dict[str, EngineMetric] = {}
+    for line in text[:MAX_TEXT_BYTES].decode("ascii", "replace").splitlines():
+        if match := _ABOUT.fullmatch(line):
+            what, name, said = match.groups()
+            about[what, name] = said
+        elif match := _VALUE.fullmatch(line):
+            name, value = match[1], _number(match[2])
+            if value is not None and len(found) < MAX_METRICS:
+                metric = _named(name, about.get(("TYPE", name), ""), about.get(("HELP", name), ""))
+                found[metric.name] = EngineMetric(metric, value)
+    return tuple(found.values())
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _named(name: str, kind: str, about: str) -> Metric:
+    # Its n_tokens_max is called a counter, and is none: a counter's name ends in _total.
+    is_counter = kind == "counter" and name.endswith("_total")
+    ours = PREFIX + _RENAMED.get(name, name)
+    help_text = f"llama-server: {about.strip().rstrip('.') or name}."
+    return Metric(ours.removesuffix("_total"), "counter" if is_counter else "gauge", help_text)

@@ -1,0 +1,214 @@
+"""Who used how much: each key's numbers in all, and in the last minute, hour and day.
+
+Moments are POSIX seconds, since the numbers outlive the process: ``dump`` writes them as text and
+``load`` reads that again. A window is made of spans, and is exact to within one of them. Of keys
+that do not ask nothing grows, and of all together no more than ``MAX_KEYS`` are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from llama_gguf.core.exchange import Exchange
+from llama_gguf.core.routes import Kind
+
+COUNTS: Final = (
+    "requests",
+    "errors",
+    "prompt_tokens",
+    "completion_tokens",
+    "cached_tokens",
+    "answers_without_usage",
+)
+"""What is counted, in the order in which it is kept."""
+WINDOWS: Final[Mapping[str, tuple[float, int]]] = {
+    "last_minute": (5.0, 12),
+    "last_hour": (300.0, 12),
+    "last_day": (3600.0, 24),
+}
+"""By name: seconds of a span, and how many spans."""
+MAX_KEYS: Final = 10_000
+FORMAT: Final = 1
+_PROXIED: Final = Kind.PROXIED
+
+Counts = list[int]
+"""One number for each of ``COUNTS``."""
+
+
+def counts_of(ended: Iterable[Exchange]) -> dict[str, Counts]:
+    """What exchanges that are over add up to, by key id.
+
+    Of those of nobody (``-``) only what the engine answered counts: where no keys are asked for.
+    """
+    found: dict[str, Counts] = {}
+    for exchange in ended:
+        route, key_id = exchange.request.route, exchange.key_id
+        is_foreign = key_id == "-" and (not exchange.first_byte_at or route.needs_no_key)
+        if route.kind is not _PROXIED or is_foreign:
+            continue
+        if key_id not in found:
+            found[key_id] = [0] * len(COUNTS)
+        counts = found[key_id]
+        counts[0] += 1
+        usage = exchange.usage
+        if exchange.status >= 400:
+            counts[1] += 1
+        elif usage is not None:
+            counts[2] += usage.prompt or 0
+            counts[3] += usage.completion or 0
+            counts[4] += usage.cached or 0
+        elif route.operation:
+            counts[5] += 1
+    return found
+
+
+def _named(counts: Sequence[int]) -> dict[str, int]:
+    return dict(zip(COUNTS, counts, strict=True))
+
+
+def _add(into: Counts, counts: Sequence[int]) -> None:
+    for place, count in enumerate(counts):
+        into[place] += count
+
+
+class _Window:
+    """What was counted in the last *length* spans of *seconds* each."""
+
+    __slots__ = ("_length", "_seconds", "spans")
+
+    def __init__(self, seconds: float, length: int) -> None:
+        self._seconds = seconds
+        self._length = length
+        self.spans: dict[int, Counts] = {}
+
+    def add(self, counts: Sequence[int], now: float) -> None:
+        span = int(now // self._seconds)
+        if span not in self.spans:
+            self.spans = self._current(span)
+            self.spans[span] = [0] * len(COUNTS)
+        _add(self.spans[span], counts)
+
+    def _current(self, last: int) -> dict[int, Counts]:
+        # A clock that was set back leaves spans that lie ahead: they are not of the last minute.
+        return {n: c for n, c in self.spans.items() if last - self._length < n <= last}
+
+    def total(self, now: float) -> Counts:
+        total = [0] * len(COUNTS)
+        for counts in self._current(int(now // self._seconds)).values():
+            _add(total, counts)
+        return total
+
+
+class _Account:
+    """One key's numbers."""
+
+    __slots__ = ("text", "total", "windows")
+
+    def __init__(self) -> None:
+        self.total = [0] * len(COUNTS)
+        self.windows = {name: _Window(*spans) for name, spans in WINDOWS.items()}
+        self.text = ""
+        """As it was last dumped; empty when it has changed since."""
+
+    def add(self, counts: Sequence[int], now: float) -> None:
+        _add(self.total, counts)
+        for window in self.windows.values():
+            window.add(counts, now)
+        self.text = ""
+
+    def dump(self) -> str:
+        if not self.text:
+            spans = {name: window.spans for name, window in self.windows.items()}
+            self.text = json.dumps({"total": self.total} | spans, separators=(",", ":"))
+        return self.text
+
+    def view(self, now: float) -> dict[str, object]:
+        windows = {name: _named(w.total(now)) for name, w in self.windows.items()}
+        return {"total": _named(self.total), **windows}
+
+
+class Ledger:
+    """Of one instance.
+
+    Args:
+        since: when it was begun.
+        max_keys: beyond so many, those that have asked the longest ago are forgotten.
+    """
+
+    def __init__(self, since: float, *, max_keys: int = MAX_KEYS) -> None:
+        self.since = since
+        self._max_keys = max_keys
+        self._accounts: dict[str, _Account] = {}
+        self.has_changed = False
+        """Since the last ``dump``."""
+
+    def add(self, key_id: str, counts: Sequence[int], now: float) -> None:
+        """Add *counts*, one for each of ``COUNTS``, to what *key_id* has used."""
+        # Put back at the end, so that the first one is who has not asked for the longest time.
+        account = self._accounts.pop(key_id, None) or _Account()
+        self._accounts[key_id] = account
+        account.add(counts, now)
+        self.has_changed = True
+        if len(self._accounts) > self._max_keys:
+            del self._accounts[next(iter(self._accounts))]
+
+    def view(self, key_id: str, now: float) -> dict[str, object]:
+        """The numbers of *key_id* by name, whether it has used anything or not."""
+        return {"key_id": key_id} | (self._accounts.get(key_id) or _Account()).view(now)
+
+    def views(self, now: float) -> list[dict[str, object]]:
+        """Those of every key that has used something, by key id."""
+        return [self.view(key_id, now) for key_id in sorted(self._accounts)]
+
+    # Across restarts ----------------------------------------------------------------------------
+
+    def dump(self) -> str:
+        """All of it, as ``load`` reads it. Keys that have not changed cost little."""
+        self.has_changed = False
+        keys = ",\n".join(f"{json.dumps(k)}:{a.dump()}" for k, a in self._accounts.items())
+        return f'{{"format":{FORMAT},"since":{self.since!r},"keys":{{\n{keys}\n}}}}\n'
+
+    @classmethod
+    def load(cls, text: str) -> Ledger:
+        """Undo ``dump``.
+
+        Raises:
+            ValueError: it is not what ``dump`` writes.
+        """
+        try:
+            read: Any = json.loads(text)
+            if read["format"] != FORMAT:
+                raise ValueError("its format is another version's")
+            ledger = cls(_moment(read["since"]))
+            for key_id, account in read["keys"].items():
+                ledger._accounts[key_id] = _loaded(account)
+        except (KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+            raise ValueError(f"it lacks something: {error!r}") from None
+        return ledger
+
+
+def _moment(value: object) -> float:
+    if isinstance(value, float | int) and math.isfinite(value) and value >= 0:
+        return float(value)
+    raise ValueError("its beginning is no moment")
+
+
+def _loaded(read: Mapping[str, Any]) -> _Account:
+    account = _Account()
+    account.total = _counts(read["total"])
+    for name, window in account.windows.items():
+        window.spans = {int(span): _counts(counts) for span, counts in read[name].items()}
+    return account
+
+
+def _counts(values: object) -> Counts:
+    if (
+        isinstance(values, list)
+        and len(values) == len(COUNTS)
+        and all(type(value) is int and value >= 0 for value in values)
+    ):
+        return values
+    raise ValueError("a number in it is none")

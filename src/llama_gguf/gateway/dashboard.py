@@ -1,0 +1,115 @@
+"""The dashboard: three files that never change, and the numbers that they draw.
+
+The page is for anybody, as it holds nothing; its numbers need a key. Nothing in it comes from
+elsewhere, and its policy lets nothing else in: no inline code, no frame around it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Final
+
+from llama_gguf.core import replies
+from llama_gguf.core.metrics import Metrics
+from llama_gguf.core.replies import OwnAnswer
+from llama_gguf.core.ring import STEP_SECONDS, Reading
+from llama_gguf.core.routes import OPERATIONS
+
+if TYPE_CHECKING:
+    from llama_gguf.gateway.principals import Principal
+    from llama_gguf.gateway.shared import Shared
+
+_TYPES: Final = {
+    "dashboard.html": b"text/html; charset=utf-8",
+    "dashboard.css": b"text/css; charset=utf-8",
+    "dashboard.js": b"text/javascript; charset=utf-8",
+}
+# Source: Content Security Policy Level 3, https://www.w3.org/TR/CSP3/
+_FIELDS: Final = (
+    b"Content-Security-Policy: default-src 'none'; script-src 'self'; style-src 'self'; "
+    b"connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+    b"frame-ancestors 'none'\r\n",
+    b"X-Content-Type-Options: nosniff\r\n",
+    b"Referrer-Policy: no-referrer\r\n",
+    b"Cache-Control: no-cache\r\n",
+)
+_NOT_STORED: Final = (b"Cache-Control: no-store\r\n",)
+
+
+@cache
+def page(path: str, *, asks_for_keys: bool = True) -> OwnAnswer:
+    """The file at *path*; read once."""
+    name = path.removeprefix("/") if "." in path else "dashboard.html"
+    body = resources.files(__package__).joinpath("page", name).read_bytes()
+    if not asks_for_keys:
+        body = body.replace(b'data-keys="needed"', b'data-keys="none"')
+    return OwnAnswer(200, body, _TYPES[name], _FIELDS)
+
+
+def data(health: Mapping[str, object], principal: Principal, shared: Shared) -> OwnAnswer:
+    """What the page draws: how it is, how it was, and what keys have used.
+
+    Args:
+        health: what /health says.
+        principal: who asks.
+        shared: of the gateway.
+    """
+    facts = {
+        **health,
+        "recent": shared.history.recent(),
+        "history": {"step_seconds": STEP_SECONDS, **shared.history.history()},
+        "errors": shared.history.errors(),
+        **_usage(principal, shared),
+    }
+    return OwnAnswer(200, json.dumps(facts).encode(), replies.JSON, _NOT_STORED)
+
+
+def usage(principal: Principal, shared: Shared) -> OwnAnswer:
+    """What *principal* has used; to an administrator, what every key has."""
+    body = json.dumps(_usage(principal, shared), indent=1).encode()
+    return OwnAnswer(200, body, replies.JSON, _NOT_STORED)
+
+
+def _usage(principal: Principal, shared: Shared) -> dict[str, object]:
+    shared.accounts.settle()
+    ledger, sees_all = shared.accounts.ledger, shared.principals.is_admin(principal)
+    own = ledger.view(principal.key_id, shared.wall)
+    views = ledger.views(shared.wall) if sees_all else []
+    return {
+        "key_id": principal.key_id,
+        "sees_all": sees_all,
+        "usage_since": datetime.fromtimestamp(ledger.since, UTC).isoformat(timespec="seconds"),
+        "keys": views if any(v["key_id"] == principal.key_id for v in views) else [own, *views],
+    }
+
+
+def take_reading(shared: Shared, now: float) -> None:
+    """Add a step to the history, when one is due."""
+    if shared.history.is_due(now):
+        metrics = shared.metrics
+        shared.history.take(
+            _reading(metrics, running=shared.admission.running, waiting=shared.admission.queued),
+            now,
+        )
+        metrics.latest_first_tokens.clear()
+
+
+def _reading(metrics: Metrics, *, running: int, waiting: int) -> Reading:
+    tokens = metrics.tokens.items()
+    return Reading(
+        requests=sum(n for (route, _, _), n in metrics.requests.items() if route in OPERATIONS),
+        prompt_tokens=sum(n for (_, kind), n in tokens if kind == "prompt"),
+        completion_tokens=sum(n for (_, kind), n in tokens if kind == "completion"),
+        errors={
+            **metrics.rejections,
+            **{f"client_left_{phase}": n for phase, n in metrics.client_disconnects.items()},
+            "answer_broken_off": metrics.backend_failures["broken_off"],
+        },
+        running=running,
+        waiting=waiting,
+        first_tokens=tuple(metrics.latest_first_tokens),
+    )

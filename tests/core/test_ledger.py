@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_gguf.core.ledger import COUNTS, WINDOWS, Ledger, counts_of
+from llama_gguf.core.messages import Request
+from llama_gguf.core.routes import Kind, Route
+from llama_gguf.core.usage import Usage
+from tests.exchanges import asked, ended
+
+NOW = 1_800_000_000.0
+ONE = (1, 0, 10, 20, 5, 0)
+
+
+def numbers(ledger: Ledger, key_id: str, window: str, now: float = NOW) -> list[int]:
+    view: Any = ledger.view(key_id, now)
+    return [view[window][name] for name in COUNTS]
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    return Ledger(since=NOW)
+
+
+# Counting -----------------------------------------------------------------------------------------
+
+
+def test_what_a_key_uses_is_in_its_total_and_in_every_window(ledger: Ledger) -> None:
+    ledger.add("alice", ONE, NOW)
+    ledger.add("alice", (0, 1, 0, 0, 0, 2), NOW)
+
+    for window in ("total", *WINDOWS):
+        assert numbers(ledger, "alice", window) == [1, 1, 10, 20, 5, 2]
+
+
+def test_keys_are_told_apart(ledger: Ledger) -> None:
+    ledger.add("alice", ONE, NOW)
+    ledger.add("bob", (2, 0, 0, 0, 0, 0), NOW)
+
+    assert numbers(ledger, "alice", "total") == list(ONE)
+    assert numbers(ledger, "bob", "total") == [2, 0, 0, 0, 0, 0]
+    assert [view["key_id"] for view in ledger.views(NOW)] == ["alice", "bob"]
+
+
+def test_a_key_that_has_used_nothing_has_numbers_too(ledger: Ledger) -> None:
+    assert numbers(ledger, "carol", "last_day") == [0] * len(COUNTS)
+    assert ledger.views(NOW) == []
+
+
+@pytest.mark.parametrize(("window", "seconds"), [(n, s * k) for n, (s, k) in WINDOWS.items()])
+def test_a_window_forgets_and_the_total_does_not(
+    window: str, seconds: float, ledger: Ledger
+) -> None:
+    span = WINDOWS[window][0]
+    ledger.add("alice", ONE, NOW)
+
+    assert numbers(ledger, "alice", window, NOW + seconds - span) == list(ONE)
+    assert numbers(ledger, "alice", window, NOW + seconds) == [0] * len(COUNTS)
+    assert numbers(ledger, "alice", "total", NOW + seconds) == list(ONE)
+
+
+@given(
+    gaps=st.lists(st.integers(0, 4000), min_size=1, max_size=60),
+    window=st.sampled_from(sorted(WINDOWS)),
+)
+def test_a_window_is_exact_to_within_a_span_and_bounded(gaps: list[int], window: str) -> None:
+    ledger, now, moments = Ledger(NOW), NOW, []
+    seconds, length = WINDOWS[window]
+    for gap in gaps:
+        now += gap
+        moments.append(now)
+        ledger.add("alice", ONE, now)
+    found = numbers(ledger, "alice", window, now)[0]
+
+    whole = seconds * length
+    assert found <= sum(now - m < whole for m in moments)
+    assert found >= sum(now - m < whole - seconds for m in moments)
+    assert len(ledger._accounts["alice"].windows[window].spans) <= length + 1
+
+
+def test_a_clock_that_is_set_back_loses_nothing_but_windows(ledger: Ledger) -> None:
+    ledger.add("alice", ONE, NOW + 1e6)
+    ledger.add("alice", ONE, NOW)
+
+    assert numbers(ledger, "alice", "last_minute", NOW)[0] == 1
+    assert numbers(ledger, "alice", "total", NOW)[0] == 2
+
+
+def test_whoever_has_not_asked_for_the_longest_time_is_forgotten_first() -> None:
+    ledger = Ledger(NOW, max_keys=2)
+    for key_id in ("alice", "bob", "alice", "carol"):
+        ledger.add(key_id, ONE, NOW)
+
+    assert [view["key_id"] for view in ledger.views(NOW)] == ["alice", "carol"]
+
+
+# Exchanges ----------------------------------------------------------------------------------------
+
+
+def test_exchanges_add_up_by_key() -> None:
+    told = Usage(prompt=10, completion=20, cached=5)
+    refused = ended(status=429, first_byte=None)
+    counts = counts_of(
+        [ended(usage=told), refused, ended(), ended(key_id="bob", usage=told), ended(usage=told)]
+    )
+
+    assert counts == {"alice": [4, 1, 20, 40, 10, 1], "bob": [1, 0, 10, 20, 5, 0]}
+
+
+def test_a_look_that_asks_for_no_tokens_has_none_that_are_missing() -> None:
+    models = ended(asked("GET", "/v1/models", label="/v1/models"))
+
+    assert counts_of([models]) == {"alice": [1, 0, 0, 0, 0, 0]}
+
+
+def test_nobody_counts_only_where_the_engine_answers_anybody() -> None:
+    refused = ended(key_id="-", status=401, first_byte=None)
+    ui = ended(web_ui(), key_id="-")
+
+    assert counts_of([refused, ui]) == {}
+    assert counts_of([ended(key_id="-")]) == {"-": [1, 0, 0, 0, 0, 1]}
+
+
+def test_our_own_answers_are_nobody_s_use() -> None:
+    ours = asked("GET", "/usage", label="/usage")
+    ours.route = Route(Kind.USAGE, "/usage")
+
+    assert counts_of([ended(ours)]) == {}
+
+
+def web_ui() -> Request:
+    request = asked("GET", "/", label="web_ui")
+    request.route = Route(Kind.PROXIED, "web_ui", needs_no_key=True)
+    return request
+
+
+# Across restarts ----------------------------------------------------------------------------------
+
+
+@given(
+    uses=st.lists(
+        st.tuples(
+            st.sampled_from(["alice", "bob", "-", "x_Y-9"]),
+            st.lists(st.integers(0, 10**12), min_size=len(COUNTS), max_size=len(COUNTS)),
+            st.integers(0, 200_000),
+        ),
+        max_size=30,
+    )
+)
+def test_what_is_dumped_is_loaded_again(uses: list[tuple[str, list[int], int]]) -> None:
+    ledger = Ledger(NOW)
+    for key_id, counts, later in uses:
+        ledger.add(key_id, counts, NOW + later)
+        ledger.dump()  # in between, so that what is remembered of dumps counts too
+    again = Ledger.load(ledger.dump())
+
+    assert again.since == NOW
+    for now in (NOW, NOW + 100, NOW + 200_000):
+        assert again.views(now) == ledger.views(now)
+    assert again.dump() == ledger.dump()
+
+
+def test_a_dump_is_wanted_when_something_has_changed(ledger: Ledger) -> None:
+    has_changed = [ledger.has_changed]
+    ledger.add("alice", ONE, NOW)
+    has_changed.append(ledger.has_changed)
+    ledger.dump()
+
+    assert [*has_changed, ledger.has_changed] == [False, True, False]
+    assert not Ledger.load(ledger.dump()).has_changed
+
+
+WHOLE = json.loads(Ledger(NOW).dump()) | {
+    "keys": {"alice": {"total": [0] * 6, "last_minute": {}, "last_hour": {}, "last_day": {}}}
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 2},
+        {"since": "now"},
+        {"since": float("nan")},
+        {"since": -1},
+        {"since": 10**400},
+        {"since": None},
+        {"keys": []},
+        {"keys": {"alice": 5}},
+        {"keys": {"alice": {}}},
+        {"keys": {"alice": WHOLE["keys"]["alice"] | {"total": [1, 2]}}},
+        {"keys": {"alice": WHOLE["keys"]["alice"] | {"total": [0, 0, 0, 0, 0, "5"]}}},
+        {"keys": {"alice": WHOLE["keys"]["alice"] | {"total": [0, 0, 0, 0, 0, -5]}}},
+        {"keys": {"alice": WHOLE["keys"]["alice"] | {"last_day": {"x": [0] * 6}}}},
+        {"keys": {"alice": WHOLE["keys"]["alice"] | {"last_day": [1]}}},
+    ],
+)
+def test_what_no_dump_says_is_refused(change: dict[str, Any]) -> None:
+    Ledger.load(json.dumps(WHOLE))
+
+    with pytest.raises(ValueError, match=r"."):
+        Ledger.load(json.dumps(WHOLE | change))
+
+
+@given(text=st.one_of(st.text(max_size=50), st.just("[" * 100_000)))
+def test_any_text_is_a_ledger_or_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        Ledger.load(text)
+
+
+@given(at=st.integers(0, 400), put=st.text(max_size=2))
+def test_a_mutated_dump_is_a_ledger_or_refused(at: int, put: str) -> None:
+    ledger = Ledger(NOW)
+    ledger.add("alice", ONE, NOW)
+    text = ledger.dump()
+    try:
+        found = Ledger.load(text[:at] + put + text[at + 1 :])
+    except ValueError:
+        return
+    found.views(NOW)
+    found.dump()

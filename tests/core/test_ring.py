@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_gguf.core.ring import (
+    MAX_TIMES,
+    NAMES,
+    STEP_SECONDS,
+    STEPS,
+    Reading,
+    Ring,
+    quantile,
+)
+
+
+def reading(
+    requests: int = 0,
+    *,
+    prompt: int = 0,
+    completion: int = 0,
+    errors: Mapping[str, int] | None = None,
+    running: int = 0,
+    waiting: int = 0,
+    first_tokens: Sequence[float] = (),
+) -> Reading:
+    return Reading(requests, prompt, completion, errors or {}, running, waiting, first_tokens)
+
+
+def ring_of(*readings: Reading) -> Ring:
+    """A ring that took *readings* in its own rhythm."""
+    ring = Ring(0.0)
+    for n, found in enumerate(readings, 1):
+        ring.take(found, n * STEP_SECONDS)
+    return ring
+
+
+def test_a_step_is_due_after_its_time() -> None:
+    ring = Ring(100.0)
+    due = [ring.is_due(100.0 + STEP_SECONDS / 2), ring.is_due(100.0 + STEP_SECONDS)]
+    ring.take(reading(), 100.0 + STEP_SECONDS)
+
+    assert [*due, ring.is_due(101.0 + STEP_SECONDS)] == [False, True, False]
+
+
+def test_counters_become_rates() -> None:
+    history = ring_of(
+        reading(10, prompt=50, completion=100), reading(15, prompt=50, completion=350)
+    ).history()
+
+    assert history["requests_per_second"] == [2.0, 1.0]
+    assert history["prompt_tokens_per_second"] == [10.0, 0.0]
+    assert history["completion_tokens_per_second"] == [20.0, 50.0]
+
+
+def test_a_step_that_came_late_is_spread_over_its_time() -> None:
+    ring = Ring(0.0)
+    ring.take(reading(10), 2 * STEP_SECONDS)
+
+    assert ring.history()["requests_per_second"] == [1.0]
+
+
+def test_gauges_are_as_they_were() -> None:
+    history = ring_of(reading(running=3, waiting=7), reading(running=1)).history()
+
+    assert (history["running"], history["waiting"]) == ([3, 1], [7, 0])
+
+
+def test_a_step_without_an_answer_has_no_time_to_a_first_token() -> None:
+    history = ring_of(reading(first_tokens=[3.0, 1.0, 2.0]), reading()).history()
+
+    assert history["first_token_p50"] == [2.0, None]
+    assert history["first_token_p95"] == [3.0, None]
+
+
+def test_now_is_the_last_minute() -> None:
+    slow = reading(600, completion=60, first_tokens=[9.0])
+    fast = reading(600, completion=60, first_tokens=[0.1, 0.2, 0.3])
+    recent = ring_of(slow, *[fast] * 11).recent()
+    later = ring_of(slow, *[fast] * 12).recent()
+
+    assert recent["requests_per_second"] == 10.0
+    assert recent["first_token_p50"] == 0.2
+    assert later["requests_per_second"] == 0.0
+    assert (later["completion_tokens_per_second"], later["first_token_p95"]) == (0.0, 0.3)
+
+
+def test_errors_are_those_of_the_quarter_of_an_hour_the_most_frequent_first() -> None:
+    before = {"queue_full": 5, "old": 9}
+    steps = [reading(errors=before)] + [
+        reading(errors=before | {"queue_full": 7, "key_expired": 3})
+    ] * STEPS
+
+    assert ring_of(*steps[:3]).errors() == {"old": 9, "queue_full": 7, "key_expired": 3}
+    assert ring_of(*steps).errors() == {"key_expired": 3, "queue_full": 2}
+
+
+def test_a_gateway_that_has_just_started_has_numbers_too() -> None:
+    ring = Ring(0.0)
+
+    assert ring.recent() == {
+        "requests_per_second": 0.0,
+        "prompt_tokens_per_second": 0.0,
+        "completion_tokens_per_second": 0.0,
+        "first_token_p50": None,
+        "first_token_p95": None,
+    }
+    assert ring.history() == {name: [] for name in NAMES}
+    assert ring.errors() == {}
+
+
+@given(count=st.integers(0, 2 * STEPS), times=st.integers(0, 2 * MAX_TIMES))
+def test_it_never_grows_beyond_its_bounds(count: int, times: int) -> None:
+    ring = ring_of(*[reading(first_tokens=[0.5] * times)] * count)
+
+    assert {len(steps) for steps in ring.history().values()} == {min(count, STEPS)}
+    assert all(len(step.first_tokens) <= MAX_TIMES for step in ring._steps)
+
+
+@given(values=st.lists(st.floats(0, 100), min_size=1), share=st.floats(0.01, 1))
+def test_a_quantile_is_a_value_that_this_share_does_not_exceed(
+    values: list[float], share: float
+) -> None:
+    values = sorted(round(value, 4) for value in values)
+    found = quantile(values, share)
+
+    assert found in values
+    assert sum(value <= found for value in values) >= share * len(values) - 1e-9
+    assert sum(value < found for value in values) < share * len(values)
+
+
+@pytest.mark.parametrize(("share", "value"), [(0.5, 2.0), (0.95, 4.0), (0.25, 1.0), (1.0, 4.0)])
+def test_quantiles_by_hand(share: float, value: float) -> None:
+    assert quantile([1.0, 2.0, 3.0, 4.0], share) == value

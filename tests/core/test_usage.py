@@ -1,0 +1,182 @@
+"""What answers tell. Those in ``answers/`` came over the wire from llama-server b1-571d0d5."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_gguf.core.usage import ENDING_BYTES, OPENING_BYTES, Usage, read
+
+ANSWERS: Final = Path(__file__).parent / "answers"
+
+TOLD: Final = {
+    "chat": Usage(33, 6, 0, 0.077628),
+    "chat_stream": Usage(33, 4, 32, 0.044815),
+    "chat_stream_usage": Usage(33, 4, 32, 0.044815),
+    "completion": Usage(1, 5, 0, 0.050914),
+    "completion_stream": Usage(1, 5, 0, 0.04444),
+    "completions": Usage(1, 5, 0, 48.035 / 1000),
+    "completions_stream": Usage(1, 5, 0, 0.061564),
+    "embeddings": Usage(3, None, None),
+    "messages": Usage(33, 5, 32),
+    "messages_stream": Usage(33, 5, 32),
+    "rerank": Usage(4, None, None),
+    "responses": Usage(33, 5, 32),
+    "responses_stream": Usage(33, 5, 32, 0.045543),
+    # These say nothing of it.
+    "count": None,
+    "error": None,
+    "rerank_tei": None,
+    "metrics": None,
+}
+
+
+def body(name: str) -> bytes:
+    """What llama-server answered, as it came: a stream with the framing of its chunks."""
+    return (ANSWERS / f"{name}.http").read_bytes().partition(b"\r\n\r\n")[2]
+
+
+def ends(answer: bytes) -> tuple[bytes, bytes]:
+    return answer[:OPENING_BYTES], answer[-ENDING_BYTES:]
+
+
+# llama-server's answers ---------------------------------------------------------------------------
+
+
+def test_there_is_an_expectation_of_every_answer() -> None:
+    assert {path.stem for path in ANSWERS.iterdir()} == TOLD.keys()
+
+
+@pytest.mark.parametrize(("name", "usage"), TOLD.items())
+def test_what_llama_server_tells_is_read_whatever_is_asked(name: str, usage: Usage | None) -> None:
+    assert read(*ends(body(name))) == usage
+
+
+@pytest.mark.parametrize(("name", "usage"), TOLD.items())
+def test_an_answer_that_is_there_whole_needs_no_beginning(name: str, usage: Usage | None) -> None:
+    assert read(b"", body(name)) == usage
+
+
+@pytest.mark.parametrize("name", ["chat_stream", "completions_stream", "completion_stream"])
+def test_a_stream_that_breaks_off_has_told_nothing(name: str) -> None:
+    whole = body(name)
+    cut = whole[: whole.index(b'"timings"')].rpartition(b"data: ")[0]
+
+    assert read(*ends(cut)) is None
+
+
+def test_an_anthropic_stream_that_breaks_off_has_told_its_prompt() -> None:
+    whole = body("messages_stream")
+    cut = whole[: whole.index(b"event: message_delta")]
+
+    assert read(*ends(cut)) == Usage(33, None, 32)
+
+
+# Others' ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+def test_openai_s_shape_is_read_however_it_is_written(separators: tuple[str, str]) -> None:
+    usage = {"prompt_tokens": 12, "completion_tokens": 34, "total_tokens": 46}
+    answer = {"choices": [{"message": {"content": "hi"}}], "usage": usage}
+
+    assert read(b"", json.dumps(answer, separators=separators).encode()) == Usage(12, 34, None)
+
+
+def test_the_last_of_a_stream_s_usages_counts() -> None:
+    events = [
+        b'data: {"usage":{"prompt_tokens":9,"completion_tokens":%d}}\n\n' % n for n in range(1, 5)
+    ]
+    stream = b"".join([*events, b'data: {"usage":null}\n\n', b"data: [DONE]\n\n"])
+
+    assert read(*ends(stream.replace(b'{"usage":null}', b'{"choices":[]}'))) == Usage(9, 4, None)
+
+
+def test_timings_of_another_build_are_read_as_well() -> None:
+    timings = b'"timings":{"prompt_n":3,"new":1,"predicted_n":7,"predicted_ms":14.5,"cache_n":2}}'
+
+    assert read(b"", b'{"content":"x",' + timings) == Usage(5, 7, 2, 0.0145)
+
+
+# What cannot be forged or misread -----------------------------------------------------------------
+
+
+def test_text_that_looks_like_usage_is_text() -> None:
+    lie = '"usage":{"prompt_tokens":1,"completion_tokens":999}, "timings":{"predicted_n":999}'
+    answer = json.dumps({"choices": [{"message": {"content": lie}}]}).encode()
+
+    assert read(b"", answer) is None
+
+
+def test_a_tool_s_arguments_do_not_pass_for_usage() -> None:
+    # The one place where llama-server writes what a model said as JSON and not as a string.
+    lie = {"usage": {"prompt_tokens": 1, "completion_tokens": 999}, "cached_tokens": 7}
+    answer = {
+        "content": [{"type": "tool_use", "input": lie}],
+        "usage": {"cache_read_input_tokens": 32, "input_tokens": 1, "output_tokens": 5},
+    }
+
+    assert read(b"", json.dumps(answer).encode()) == Usage(33, 5, 32)
+
+
+def test_a_number_that_the_framing_of_a_chunk_cuts_is_none() -> None:
+    whole = b'{"usage":{"completion_tokens":12'
+    rest = b'34,"prompt_tokens":5}}'
+    stream = b"%x\r\n%b\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(whole), whole, len(rest), rest)
+
+    assert read(*ends(stream)) == Usage(5, None, None)
+
+
+def test_numbers_beyond_all_bounds_are_none() -> None:
+    digits = b"9" * 4000
+    answer = b'{"usage":{"prompt_tokens":%b,"completion_tokens":5}}' % digits
+
+    assert read(b"", answer) is None  # the end of the number is beyond what is looked at
+    assert read(b"", b'{"usage":{"prompt_tokens":-5,"completion_tokens":1e5}}') is None
+
+
+# Any bytes ----------------------------------------------------------------------------------------
+
+PIECES: Final = (
+    *(b'"usage":', b'"timings":', b"{", b"}", b",", b'"prompt_tokens":', b'"completion_tokens":'),
+    *(b'"input_tokens":', b'"output_tokens":', b'"cached_tokens":', b'"cache_n":', b'"prompt_n":'),
+    *(b'"predicted_n":', b'"predicted_ms":', b'"cache_read_input_tokens":', b"12", b"0", b"1.5"),
+    *(b"null", b" ", b"\r\n", b"data: ", b'\\"', b"-1", b"9" * 20, b"\xff", b'"prompt_ms":1,'),
+)
+
+
+@given(
+    opening=st.one_of(st.binary(max_size=200), st.lists(st.sampled_from(PIECES)).map(b"".join)),
+    ending=st.one_of(st.binary(max_size=200), st.lists(st.sampled_from(PIECES)).map(b"".join)),
+)
+def test_any_bytes_are_usage_or_none(opening: bytes, ending: bytes) -> None:
+    usage = read(opening, ending)
+
+    if usage is None:
+        return
+    assert usage.prompt is not None or usage.completion is not None
+    for count in (usage.prompt, usage.completion, usage.cached):
+        assert count is None or 0 <= count < 10**16
+    assert usage.generating is None or usage.generating >= 0
+
+
+@given(
+    name=st.sampled_from(sorted(TOLD)),
+    at=st.integers(0, 4000),
+    put=st.binary(max_size=4),
+    taken=st.integers(0, 4),
+)
+def test_a_mutated_answer_is_usage_or_none(name: str, at: int, put: bytes, taken: int) -> None:
+    whole = body(name)
+    read(*ends(whole[:at] + put + whole[at + taken :]))
+
+
+def test_a_long_answer_is_not_searched_in_its_middle() -> None:
+    middle = b'"usage":{"prompt_tokens":7,"completion_tokens":7}' + b'{"' * 2**22
+
+    assert read(b"", middle[:60].rjust(OPENING_BYTES * 2) + middle) is None

@@ -1,0 +1,63 @@
+"""llama-server's own web UI through the gateway: its files for anybody, its answers for keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.browser import Browser, needs_browser
+from tests.e2e.conftest import Served
+
+pytestmark = [pytest.mark.e2e, needs_browser]
+
+
+@pytest.fixture(scope="module")
+def settings() -> Mapping[str, str]:
+    return {"WEB_UI": "true"}
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    browser = Browser(tmp_path / "profile")
+    browser.look_like(width=1280, height=900)
+    yield browser
+    browser.close()
+
+
+def test_a_chat_in_the_browser_works_from_end_to_end(browser: Browser, served: Served) -> None:
+    url = f"http://127.0.0.1:{served.port}/"
+    browser.go(f"{url}#/settings")
+    browser.until("!!document.querySelector('#apiKey')")
+    browser.evaluate("document.querySelector('#apiKey').focus()")
+    browser.type(served.key)
+    browser.until(
+        "[...document.querySelectorAll('button')]"
+        ".filter(button => button.innerText === 'Save settings').map(button => button.click())[0]"
+        " === undefined && localStorage.getItem('LlamaUi.config')?.includes('apiKey')"
+    )
+    browser.go(f"{url}?chat#/")
+    browser.until("!!document.querySelector('textarea:not([disabled])')")
+    browser.evaluate("document.querySelector('textarea').focus()")
+    browser.type("Say hello.")
+    browser.press("Enter")
+
+    served.until(lambda: tokens_of(served) > 0, "an answer's tokens")
+    browser.until("document.body.innerText.includes('Say hello.')")
+    assert all(asked.startswith((url, "data:", "blob:")) for asked in browser.requested)
+
+
+def tokens_of(served: Served) -> int:
+    _, usage = served.get("/usage")
+    tokens: int = usage["keys"][0]["total"]["completion_tokens"]
+    return tokens
+
+
+def test_what_the_page_asks_needs_a_key(browser: Browser, served: Served) -> None:
+    browser.go(f"http://127.0.0.1:{served.port}/")
+    browser.until("document.body?.innerText.includes('Type a message')")
+    paths = ["/props", "/v1/models", "/usage", "/v1/chat/completions"]
+    asking = f"Promise.all({paths}.map(async (path) => (await fetch(path)).status))"
+
+    assert browser.evaluate(asking) == [401] * 4

@@ -1,0 +1,192 @@
+"""The dashboard without a browser; ``tests/browser`` has one."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from llama_gguf.core.ring import NAMES, STEP_SECONDS
+from llama_gguf.gateway import dashboard
+from llama_gguf.gateway.dashboard import take_reading
+from tests.fakes import KEY, OK, OTHER_KEY, STREAM_HEAD, Answer, Rig, chunk, request
+from tests.gateway.conftest import NewRig
+
+FILES = ("/dashboard", "/dashboard.css", "/dashboard.js")
+TELLING = (
+    b'data: {"timings":{"cache_n":32,"prompt_n":1,"prompt_ms":16.5,"prompt_per_token_ms":16.5,'
+    b'"prompt_per_second":60.3,"predicted_n":4,"predicted_ms":44.8,"predicted_per_token_ms":11.2,'
+    b'"predicted_per_second":89.2}}\n\n'
+)
+
+
+def get(rig: Rig, path: str, key: str | None = KEY) -> Answer:
+    (answer,) = rig.ask(request("GET", path, key=key)).answers
+    return answer
+
+
+def data(rig: Rig, path: str = "/dashboard/data", key: str | None = KEY) -> Any:
+    answer = get(rig, path, key)
+    assert answer.status == 200
+    return json.loads(answer.body)
+
+
+def stream(rig: Rig, key: str = KEY) -> None:
+    rig.ask(request(body=b"{}", key=key))
+    rig.advance(0.5)
+    rig.upstream.say(STREAM_HEAD, chunk(b'data: {"x":1}\n\n'), chunk(TELLING), b"0\r\n\r\n")
+
+
+# The page -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_the_page_needs_no_key_no_engine_and_lets_nothing_else_in(path: str, rig: Rig) -> None:
+    answer = get(rig, path, key=None)
+
+    assert answer.status == 200
+    assert answer.body
+    policy = answer["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert answer["X-Content-Type-Options"] == "nosniff"
+    assert rig.dials == []
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/dashboard", "text/html"),
+        ("/dashboard.css", "text/css"),
+        ("/dashboard.js", "text/javascript"),
+    ],
+)
+def test_each_file_says_what_it_is(path: str, kind: str, rig: Rig) -> None:
+    assert get(rig, path)["Content-Type"] == f"{kind}; charset=utf-8"
+
+
+def test_nothing_in_the_page_comes_from_elsewhere_or_stands_inline() -> None:
+    page = dashboard.page("/dashboard").body.decode()
+    code = dashboard.page("/dashboard.js").body.decode()
+    style = dashboard.page("/dashboard.css").body.decode()
+
+    assert re.findall(r'(?:src|href)="([^"]*)"', page) == [
+        *("data:,", "/dashboard.css", "/dashboard.js", "#main", "/metrics", "/metrics"),
+    ]
+    assert not re.search(r"<style|<script>|\son\w+=|style=", page)
+    assert "url(" not in style
+    assert "@import" not in style
+    assert re.findall(r'fetch\("([^"]*)"', code) == ["/dashboard/data"]
+    assert re.findall(r"https?://[^\"]*", code) == ["http://www.w3.org/2000/svg"]
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|eval\(|document\.write", code)
+
+
+def test_the_page_can_be_switched_off(new_rig: NewRig) -> None:
+    rig = new_rig(dashboard=False)
+
+    assert {get(rig, path).status for path in (*FILES, "/dashboard/data")} == {403}
+
+
+# Its numbers --------------------------------------------------------------------------------------
+
+
+def test_numbers_need_a_key(rig: Rig) -> None:
+    for path in ("/dashboard/data", "/usage"):
+        answer = get(rig, path, key=None)
+        assert answer.status == 401
+        assert answer["WWW-Authenticate"].startswith("Bearer")
+
+
+def test_numbers_have_what_health_says_and_what_the_page_draws(rig: Rig) -> None:
+    stream(rig)
+    rig.ask(request("POST", "/nowhere"))
+    rig.shared.accounts.settle()
+    take_reading(rig.shared, rig.clock.now + STEP_SECONDS)
+    found = data(rig)
+
+    assert found["engine"]["state"] == "ready"
+    assert found["slots"] == {"used": 0, "total": 4}
+    assert set(NAMES) < found["history"].keys()
+    assert found["recent"]["first_token_p50"] == 0.5
+    assert found["errors"] == {"route_not_exposed": 1}
+    assert found["keys"][0]["total"]["completion_tokens"] == 4
+
+
+def test_a_step_is_taken_when_it_is_due_and_its_times_are_its_own(rig: Rig) -> None:
+    begin = rig.clock.now
+    stream(rig)
+    for n in (0.4, 1.0, 1.2, 2.0):
+        take_reading(rig.shared, begin + n * STEP_SECONDS)
+    history = data(rig)["history"]
+
+    assert history["first_token_p50"] == [0.5, None]
+    assert history["completion_tokens_per_second"] == [0.8, 0.0]
+
+
+def test_looks_at_the_gateway_itself_are_no_requests_on_the_chart(rig: Rig) -> None:
+    rig.answer_with(OK)
+    for path in ("/health", "/metrics", "/dashboard/data", "/v1/models"):
+        get(rig, path)
+    take_reading(rig.shared, rig.clock.now + STEP_SECONDS)
+
+    assert data(rig)["history"]["requests_per_second"] == [0.0]
+
+
+# Usage --------------------------------------------------------------------------------------------
+
+
+def test_a_key_sees_its_own_numbers_and_no_other_s(rig: Rig) -> None:
+    stream(rig)
+    stream(rig, OTHER_KEY)
+    found = data(rig, "/usage")
+
+    assert [account["key_id"] for account in found["keys"]] == ["alice"]
+    assert (found["key_id"], found["sees_all"]) == ("alice", False)
+    counts = found["keys"][0]["last_minute"]
+    assert (counts["prompt_tokens"], counts["cached_tokens"]) == (33, 32)
+
+
+def test_an_administrator_sees_everybody_s(new_rig: NewRig) -> None:
+    rig = new_rig(admin_key_ids=("alice",))
+    stream(rig, OTHER_KEY)
+    ids = {key: [a["key_id"] for a in data(rig, "/usage", key)["keys"]] for key in (KEY, OTHER_KEY)}
+
+    assert ids == {KEY: ["alice", "bob"], OTHER_KEY: ["bob"]}
+
+
+def test_an_administrator_is_in_the_list_once(new_rig: NewRig) -> None:
+    rig = new_rig(admin_key_ids=("alice",))
+    stream(rig)
+
+    assert [account["key_id"] for account in data(rig, "/usage")["keys"]] == ["alice"]
+
+
+def test_where_no_keys_are_asked_for_everybody_is_one(new_rig: NewRig) -> None:
+    rig = new_rig(auth_enabled=False)
+    stream(rig)
+    found = data(rig, "/usage", key=None)
+
+    assert [account["key_id"] for account in found["keys"]] == ["-"]
+    assert found["keys"][0]["total"]["requests"] == 1
+
+
+def test_no_look_ever_asks_the_engine(rig: Rig) -> None:
+    for path in (*FILES, "/dashboard/data", "/usage", "/metrics", "/health"):
+        assert get(rig, path).status == 200
+
+    assert rig.dials == []
+
+
+def test_numbers_are_kept_by_no_cache(rig: Rig) -> None:
+    assert get(rig, "/usage")["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize(("auth_enabled", "keys"), [(True, "needed"), (False, "none")])
+def test_the_page_knows_whether_to_ask_for_a_key(
+    auth_enabled: bool, keys: str, new_rig: NewRig
+) -> None:
+    rig = new_rig(auth_enabled=auth_enabled)
+
+    assert f'<html lang="en" data-keys="{keys}">' in get(rig, "/dashboard").body.decode()

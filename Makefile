@@ -90,6 +90,9 @@ lock: | $(VENV)/bin/python ## take the newest versions that pyproject.toml allow
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --upgrade \
 	    --custom-compile-command 'make lock' --python-version 3.11 \
 	    --group pyproject.toml:publish -o locks/publish.txt
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --upgrade \
+	    --custom-compile-command 'make lock' --python-version 3.11 \
+	    --group pyproject.toml:clients -o locks/clients.txt
 
 cost: $(VENV)/.dev ## count instructions and system calls per request; needs valgrind and strace
 	$(BIN)/python -m benchmarks.cost

@@ -12,9 +12,15 @@ import pytest
 
 from llama_gguf.cli import reference
 from llama_gguf.cli.main import COMMANDS, command_parser
+from llama_gguf.core import deaths
 from llama_gguf.core import settings as core_settings
+from tests import messages
 
 ROOT: Final = Path(__file__).parent.parent
+SOURCE: Final = ROOT / "src" / "llama_gguf"
+SOURCES: Final = sorted(
+    m.relative_to(SOURCE).as_posix() for m in SOURCE.rglob("*.py") if messages.of(m)
+)
 PAGES: Final = sorted(
     p
     for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("changes/*.md")]
@@ -123,6 +129,53 @@ def test_every_variable_that_looks_like_a_setting_is_one(page: Path) -> None:
     }
 
     assert named - others <= settings
+
+
+# Messages -----------------------------------------------------------------------------------------
+
+SAID_BY_COMMANDS = ("cli/keys.py", "cli/bench", "bench/", "cli/diagnose.py", "cli/terminal.py")
+"""Modules of commands that are run by hand, and whose messages say at once what to do."""
+
+
+@pytest.mark.parametrize("module", [m for m in SOURCES if not m.startswith(SAID_BY_COMMANDS)])
+def test_every_message_of_a_start_is_under_troubleshooting(module: str) -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+    pieces = [messages.anchor(text) for text in messages.of(SOURCE / module)]
+
+    assert [piece for piece in pieces if _without_code(piece) not in _without_code(page)] == []
+
+
+def _without_code(text: str) -> str:
+    return text.replace("`", "")
+
+
+def test_every_cause_of_death_is_under_troubleshooting() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+    reasons = {c.reason for c in deaths.CAUSES} | {reason for reason, _ in deaths._SIGNALS.values()}
+
+    assert {reason for reason in reasons if reason not in page} == set()
+
+
+def test_messages_are_found_however_they_are_made() -> None:
+    source = """
+GONE: Final = "it is gone for good\\nlook elsewhere"
+def f():
+    raise UserError(GONE)
+    raise UserError(f"{path} cannot be opened now: {why}", 2)
+    raise UserError(_told(x))
+    raise UserError(str(error))
+    _log.warning("only %d of %s are left", 1, "x")
+    _log.info("this is no trouble at all")
+def _told(x):
+    return f"{x} was told by another"
+"""
+
+    assert sorted(messages.Messages(source)) == [
+        "it is gone for good",
+        "only … of … are left",
+        "… cannot be opened now: …",
+        "… was told by another",
+    ]
 
 
 # Links --------------------------------------------------------------------------------------------

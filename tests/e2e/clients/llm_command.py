@@ -19,19 +19,13 @@ class LlmError(Exception):
 def ask(place: Place, *flags: str) -> Iterator[str]:
     home = Path(os.environ["LLM_USER_PATH"])
     model = {"model_id": "mine", "model_name": MODEL, "api_base": f"{place.url}/v1"}
+    model["api_key_name"] = "mine"  # else it sends none, whatever --key says
     # JSON is YAML too.
     (home / "extra-openai-models.yaml").write_text(json.dumps([model]))
-    command = [
-        str(Path(sys.executable).with_name("llm")),
-        "-m",
-        "mine",
-        "--key",
-        place.key,
-        "--no-log",
-    ]
-    options = ["-o", "max_tokens", "8", *flags]
+    llm = str(Path(sys.executable).with_name("llm"))
+    options = ["--key", place.key, "--no-log", "-o", "max_tokens", "8", *flags]
     process = subprocess.Popen(
-        [*command, *options, "Say hello."],
+        [llm, "-m", "mine", *options, "Say hello."],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -26,6 +26,8 @@ class Tensor:
     kind: int = 0  # F32
     size: int = 0
     """Bytes of its data; 0 for as many as F32 needs."""
+    name: str = ""
+    """Empty for one that tells nothing."""
 
 
 METADATA: dict[str, object] = {
@@ -83,7 +85,7 @@ def header(
     raw += b"".join(text(key) + _value(value) for key, value in metadata.items())
     offset = 0
     for number, tensor in enumerate(tensors):
-        raw += text(f"blk.{number}.weight")
+        raw += text(tensor.name or f"blk.{number}.weight")
         raw += struct.pack(
             f"<I{len(tensor.dims)}QIQ", len(tensor.dims), *tensor.dims, tensor.kind, offset
         )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import socket
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from llama_gguf.cli.main import main
+from llama_gguf.engine.machine import look
 from tests.certificates import Pair, issue
 from tests.gguf_files import gguf
 from tests.supervisor.conftest import free_ports
@@ -257,6 +259,126 @@ def test_with_a_unix_socket_the_engines_port_is_not_needed(machine: Machine, che
 
     assert wrong(checks) == {}
     assert status == 0
+
+
+# Memory, GPUs and flags ---------------------------------------------------------------------------
+
+HELP = "flags:\\n-c,    --ctx-size N      size\\n--metrics    more\\n"
+
+
+def engine_with(machine: Machine, *devices: str) -> None:
+    """An engine that knows a few flags, and sees these GPUs."""
+    listed = "".join(f"  {device}\\n" for device in devices)
+    Path(machine.environ["LLAMA_SERVER"]).write_text(
+        "#!/bin/sh\ncase $1 in\n"
+        "--version) echo 'version: 4711 (abc)';;\n"
+        f"--help) printf '{HELP}';;\n"
+        f"--list-devices) printf 'Available devices:\\n{listed}';;\n"
+        "esac\n"
+    )
+
+
+def test_the_memory_that_is_needed_is_told_with_the_sum(check: Check) -> None:
+    checks = check()[1]
+
+    assert checks["memory needed"]["text"].startswith("18.2 MB: model 0.0 MB + KV cache 1.0 MB (16")
+    assert checks["RAM"]["ok"]
+
+
+def test_a_model_that_does_not_fit_onto_the_gpu_is_wrong(machine: Machine, check: Check) -> None:
+    engine_with(machine, "CUDA0: Small card (600 MiB, 500 MiB free)")
+
+    status, checks = check()
+
+    assert status == 1
+    assert checks["engine's GPUs"]["text"] == "CUDA0 (Small card)"
+    assert wrong(checks).keys() == {"VRAM"}
+    assert check(NGL="0")[0] == 0
+
+
+def test_a_gpu_that_the_engine_does_not_see_is_told(
+    machine: Machine, check: Check, tmp_path: Path
+) -> None:
+    engine_with(machine)
+    smi = tmp_path / "bin" / "nvidia-smi"
+    smi.parent.mkdir()
+    smi.write_text("#!/bin/sh\necho 'NVIDIA L4, 23034 MiB, 22563 MiB, 550.54'\n")
+    smi.chmod(0o755)
+    path = f"{smi.parent}:{os.defpath}"
+
+    status, checks = check(PATH=path)
+
+    assert status == 0
+    assert checks["engine's GPUs"]["level"] == "note"
+    assert "is not for this GPU, and the CPU does" in checks["engine's GPUs"]["text"]
+    assert check(PATH=path, NGL="0")[1]["engine's GPUs"]["level"] == "ok"
+    Path(machine.environ["LLAMA_SERVER"]).write_text("#!/bin/sh\necho 'version: 1'\n")
+    unknown = check(PATH=path)[1]
+    assert unknown["engine's GPUs"]["text"] == "unknown: llama-server does not say"
+    assert "RAM" not in unknown
+
+
+def test_flags_that_the_engine_does_not_have_are_wrong(machine: Machine, check: Check) -> None:
+    engine_with(machine)
+
+    status, checks = check(EXTRA_ARGS="--ctx-siz 5 --metrics --port 1")
+
+    assert status == 1
+    assert wrong(checks)["EXTRA_ARGS"].startswith(
+        "llama-server has no --ctx-siz; is --ctx-size meant?; "
+    )
+    assert "--port is set by PORT_BACKEND" in wrong(checks)["EXTRA_ARGS"]
+    assert check(EXTRA_ARGS="-c 512 --metrics")[0] == 0
+
+
+def test_flags_of_extra_args_change_the_sum(machine: Machine, check: Check) -> None:
+    engine_with(machine)
+
+    checks = check(EXTRA_ARGS="--ctx-size 512")[1]
+
+    assert checks["context"]["text"].startswith("4 slots share 512 tokens; ")
+
+
+def test_fewer_cpus_than_cores_are_told(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = look(os.defpath)
+    monkeypatch.setattr(
+        "llama_gguf.engine.machine.look",
+        lambda _: dataclasses.replace(here, cpus=64, cpu_limit=2.5),
+    )
+
+    status, checks = check()
+
+    assert status == 0
+    assert checks["threads"]["level"] == "note"
+    assert checks["threads"]["text"].endswith("2.5 CPUs busy: set THREADS to 2")
+    assert "threads" not in check(THREADS="2")[1]
+
+
+def test_a_model_that_could_not_be_put_anywhere_is_wrong(machine: Machine, check: Check) -> None:
+    (machine.folder / "file").touch()
+
+    status, checks = check("smollm2", MODELS_DIR=str(machine.folder / "file" / "models"))
+
+    assert status == 1
+    assert wrong(checks)["model"].endswith(f"but nothing can be written into {machine.folder}/file")
+
+
+def test_a_hubs_model_without_what_fetches_it_is_wrong(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert check("hf:owner/name:Q4_0")[0] == 0
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+    status, checks = check("hf:owner/name:Q4_0")
+    assert status == 1
+    assert "pip install 'llama-gguf-inference[hub]'" in wrong(checks)["model"]
+
+
+def test_a_url_of_a_model_is_told_without_its_login(check: Check) -> None:
+    checks = check(MODEL_NAME="https://me:secret@host.example/x.gguf?sig=secret")[1]
+
+    assert checks["model"]["text"].startswith("https://***@host.example/x.gguf?*** will be")
 
 
 # Keys ---------------------------------------------------------------------------------------------

@@ -35,6 +35,22 @@ def test_an_address_is_fetched(tmp_path: Path, name: str) -> None:
     assert plan.must_be_fetched(settings(tmp_path, MODEL_NAME=name))
 
 
+def test_an_address_that_was_fetched_is_found_under_its_files_name(tmp_path: Path) -> None:
+    wanted = settings(tmp_path, MODEL_NAME="hf:owner/name/q/m.gguf")
+    path = model_at(tmp_path / "models" / "m.gguf", gguf())
+
+    assert not plan.must_be_fetched(wanted)
+    assert plan.find_model(wanted).path == str(path)
+
+
+@pytest.mark.parametrize("name", ["hf:owner", "https://host.example/x"])
+def test_an_address_that_cannot_be_one_is_told_at_once(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError) as error:
+        plan.must_be_fetched(settings(tmp_path, MODEL_NAME=name))
+
+    assert error.value.exit_status == 2
+
+
 @pytest.mark.parametrize("name", ["", "m.gguf", "m", "./hf:x.gguf", "hfx", "https.gguf"])
 def test_a_file_is_not_fetched(tmp_path: Path, name: str) -> None:
     assert not plan.must_be_fetched(settings(tmp_path, MODEL_NAME=name))

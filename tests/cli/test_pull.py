@@ -122,6 +122,24 @@ def test_the_list_is_to_be_had_as_json(tmp_path: Path, capsys: pytest.CaptureFix
     }
 
 
+def test_without_a_model_it_is_the_one_that_would_be_served(
+    tmp_path: Path, models: Path, server: FileServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pull", "--quiet"], {"DATA_DIR": str(tmp_path), "MODEL_NAME": server.url()}) == 0
+
+    assert capsys.readouterr().out == f"{models / 'm.gguf'}\n"
+
+
+def test_how_far_it_is_can_be_had_by_a_program(tmp_path: Path, server: FileServer) -> None:
+    ours, theirs = os.pipe()
+
+    assert pull(tmp_path, server.url(), "--quiet", "--progress-fd", str(theirs)) == 0
+
+    os.close(theirs)
+    with open(ours, encoding="ascii") as lines:
+        assert lines.read().splitlines() == [f"0 {len(CONTENT)}", f"{len(CONTENT)} {len(CONTENT)}"]
+
+
 def test_nothing_to_fetch_is_a_mistake_in_the_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from llama_gguf.cli.terminal import download_meter, print_table, say
+from llama_gguf.cli.terminal import download_meter, print_table, progress_meter, say
 
 
 def test_what_is_said_is_on_standard_output_at_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -98,6 +98,25 @@ def test_on_a_terminal_there_is_a_bar() -> None:
 
     assert "m.gguf" in shown
     assert "98/98" in shown
+
+
+def test_progress_into_a_log_says_a_line_for_each_label(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with progress_meter() as report:
+        for label in ("1 stream: 1 answers", "1 stream: 2 answers", "2 streams: 9 answers"):
+            report(label, 0.5)
+
+    assert capsys.readouterr() == ("", "1 stream ...\n2 streams ...\n")
+
+
+def test_progress_on_a_terminal_is_a_bar_with_its_label() -> None:
+    code = "with progress_meter() as report: report('[x] 2 answers', 0.5)"
+
+    shown = without_colours(on_a_terminal(code, columns=100))
+
+    assert "[x] 2 answers" in shown
+    assert "50%" in shown
 
 
 def on_a_terminal(code: str, *, columns: int) -> str:

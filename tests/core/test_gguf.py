@@ -46,6 +46,12 @@ def test_a_header_says_what_the_model_is() -> None:
         embedding_length=16,
         head_count=4,
         head_count_kv=2,
+        kv_heads=4,
+        key_length=4,
+        value_length=4,
+        sliding_window=None,
+        embedding_bytes=0,
+        output_bytes=0,
         vocabulary=3,
         has_chat_template=True,
         split_count=1,
@@ -267,3 +273,20 @@ def test_every_block_has_elements_and_bytes() -> None:
 def test_no_name_stands_twice() -> None:
     assert len({k.name for k in TENSOR_TYPES.values()}) == len(TENSOR_TYPES)
     assert len(set(FILE_TYPES.values())) == len(FILE_TYPES)
+
+
+def test_of_a_short_array_of_whole_numbers_the_sum_is_known() -> None:
+    heads = Typed(ARRAY, (U32, [2, 0]))
+
+    facts = facts_of(gguf(METADATA | {"llama.attention.head_count_kv": heads}))
+
+    assert facts.head_count_kv is None
+    assert facts.kv_heads == 2
+
+
+def test_the_tensors_at_both_ends_are_known_by_their_size() -> None:
+    ends = [Tensor((16, 8), name="token_embd.weight"), Tensor((16, 4), name="output.weight")]
+
+    facts = facts_of(gguf(METADATA, [*ends, Tensor((16,))]))
+
+    assert (facts.embedding_bytes, facts.output_bytes) == (16 * 8 * 4, 16 * 4 * 4)

@@ -111,6 +111,10 @@ def test_that_a_secret_is_not_set_may_be_seen() -> None:
     assert masked("backend_api_key", "") == ""
 
 
+def test_the_login_of_a_url_is_masked_in_any_setting() -> None:
+    assert masked("model_name", "https://me:x@h/m.gguf?sig=y") == "https://***@h/m.gguf?***"
+
+
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [

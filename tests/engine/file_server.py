@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -16,6 +17,8 @@ class Behaviour:
     """Empty to send none."""
     cuts: list[int] = field(default_factory=list)
     """Bytes after which the next answers break off, one an answer; the rest are whole."""
+    stops_after: int = 0
+    """Bytes after which answers stand still for as long as the server runs; 0 for never."""
     status: int = 0
     """What to answer with in place of the file."""
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -39,6 +42,7 @@ class FileServer:
     def __init__(self, content: bytes) -> None:
         self.behaviour = Behaviour(content)
         self.seen: list[Seen] = []
+        self.ends = threading.Event()
         owner = self
 
         class Handler(_Handler):
@@ -65,6 +69,7 @@ class FileServer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.ends.set()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -106,6 +111,11 @@ class _Handler(BaseHTTPRequestHandler):
             {"Transfer-Encoding": "chunked"} if does.chunked else {"Content-Length": str(len(body))}
         )
         self._head(200 if start is None else 206, fields | dict(does.headers))
+        if does.stops_after:
+            with suppress(ConnectionError):  # it was called off
+                self.wfile.write(body[: does.stops_after])
+            self.server_owner.ends.wait()
+            return
         self._body(body[: does.cuts.pop(0)] if does.cuts else body, chunked=does.chunked)
 
     def _start(self, does: Behaviour) -> int | None:

@@ -1,173 +1,196 @@
+"""The real huggingface_hub against a hub of our own, on loopback."""
+
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import importlib
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import cast
+from types import ModuleType
 
 import pytest
 
-from llama_gguf.engine.from_hub import Address, fetch, parse
+from llama_gguf.engine import from_hub
+from llama_gguf.engine.from_hub import Hub, Remote, fetch
 from llama_gguf.errors import UserError
-from tests.engine.wheels import Meters
-from tests.gguf_files import gguf
+from tests.engine.hub_server import COMMIT, REPO, HubServer
+from tests.gguf_files import METADATA, Tensor, gguf, part
+
+CONTENT = gguf(METADATA, [Tensor((20_000,))])
+TOKEN = "hf_" + "t" * 34
+PARTS = {f"big/m-0000{no}-of-00002.gguf": part(no, 2) for no in (1, 2)}
 
 
-class GatedRepoError(OSError):
-    """Named as the library names it."""
+@pytest.fixture
+def server() -> Iterator[HubServer]:
+    with HubServer({"m.gguf": CONTENT, **PARTS}) as running:
+        running.does.token = TOKEN
+        yield running
 
 
-class FakeHub:
-    """Stands in for huggingface_hub: hands out *files*, and remembers the calls."""
-
-    def __init__(self, files: Mapping[str, bytes | Exception]) -> None:
-        self.files = files
-        self.calls: list[tuple[str, str, str | None]] = []
-        self.bars = True
-
-    def import_module(self, name: str) -> ModuleType:
-        known: dict[str, object] = {
-            "huggingface_hub": self,
-            "huggingface_hub.utils": SimpleNamespace(disable_progress_bars=self._no_bars),
-        }
-        return cast("ModuleType", known[name])
-
-    def _no_bars(self) -> None:
-        self.bars = False
-
-    def hf_hub_url(self, repo: str, file: str) -> str:
-        return f"https://hub.invalid/{repo}/{file}"
-
-    def get_hf_file_metadata(self, url: str, *, token: str | None) -> SimpleNamespace:
-        content = self.files[url.split("/", maxsplit=5)[5]]
-        if isinstance(content, Exception):
-            raise content
-        return SimpleNamespace(size=len(content))
-
-    def hf_hub_download(self, repo: str, file: str, *, local_dir: str, token: str | None) -> str:
-        self.calls.append((repo, file, token))
-        content = self.files[file]
-        if isinstance(content, Exception):
-            raise content
-        path = Path(local_dir) / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        return str(path)
+def hub_of(server: HubServer, token: str = TOKEN) -> Hub:
+    # With a slash at its end, as people write it.
+    environ = {"HF_ENDPOINT": server.endpoint + "/", "HF_TOKEN": token}
+    return Hub(environ, importlib.import_module)
 
 
-def get(
-    import_module: Callable[[str], ModuleType],
-    targets: Mapping[str, Path],
-    *,
-    environ: Mapping[str, str] | None = None,
-) -> Meters:
-    meters = Meters()
-    fetch(
-        "owner/name",
-        {file: str(path) for file, path in targets.items()},
-        meter_factory=meters,
-        environ=environ or {},
-        import_module=import_module,
+def get(server: HubServer, folder: Path, *files: str) -> list[tuple[int, int | None]]:
+    ticks: list[tuple[int, int | None]] = []
+    targets = {file: str(folder / file.rpartition("/")[2]) for file in files}
+    fetch(hub_of(server), REPO, targets, meter=lambda done, total: ticks.append((done, total)))
+    return ticks
+
+
+def refusal(server: HubServer, folder: Path, file: str = "m.gguf") -> str:
+    with pytest.raises(UserError) as caught:
+        get(server, folder, file)
+    return str(caught.value)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+# What the hub says ---------------------------------------------------------------------------
+
+
+def test_the_files_of_a_repository_are_listed(server: HubServer) -> None:
+    assert sorted(hub_of(server).files(REPO)) == sorted(server.files)
+
+
+def test_a_file_is_pinned_to_its_version_and_its_hash(server: HubServer) -> None:
+    remote = hub_of(server).describe(REPO, "m.gguf")
+
+    assert remote.url == f"{server.endpoint}/{REPO}/resolve/{COMMIT}/m.gguf"
+    assert remote.bytes == len(CONTENT)
+    assert len(remote.sha256) == 64
+
+
+def test_a_repository_that_is_not_there_or_private_says_so(server: HubServer) -> None:
+    with pytest.raises(UserError, match=r"is not there, or is private: then set HF_TOKEN"):
+        hub_of(server, token="hf_wrong").files(REPO)
+
+
+def test_a_file_that_is_not_there_says_so(server: HubServer, tmp_path: Path) -> None:
+    assert refusal(server, tmp_path, "n.gguf") == (
+        f"n.gguf in {REPO}: the repository has no such file."
     )
-    return meters
 
 
-# Addresses -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "repo", "file"),
-    [
-        ("hf:owner/name/m.gguf", "owner/name", "m.gguf"),
-        ("hf:o-1/n_2.3/deep/down/m.gguf", "o-1/n_2.3", "deep/down/m.gguf"),
-        ("hf:o/n/q/m-00002-of-00003.gguf", "o/n", "q/m-00001-of-00003.gguf"),
-    ],
-)
-def test_an_address_is_a_repository_and_a_file_in_it(text: str, repo: str, file: str) -> None:
-    assert parse(text) == Address(repo, file)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["hf:", "hf:owner", "hf:owner/name", "hf:owner/name/m.bin", "hf:o/n/../m.gguf", "hf:/n/m.gguf"],
-)
-def test_anything_else_is_refused_with_what_is_wanted(text: str) -> None:
-    with pytest.raises(UserError, match="hf:OWNER/NAME") as caught:
-        parse(text)
-
-    assert caught.value.exit_status == 2
-
-
-# Fetching ------------------------------------------------------------------------------------
-
-
-def test_a_file_in_folders_is_put_where_it_is_wanted(tmp_path: Path) -> None:
-    hub = FakeHub({"deep/m.gguf": gguf()})
-
-    meters = get(hub.import_module, {"deep/m.gguf": tmp_path / "m.gguf"})
-
-    assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
-    assert (tmp_path / "m.gguf").read_bytes() == gguf()
-    assert meters.labels == ["m.gguf"]
-    assert meters.ticks[-1] == (len(gguf()), len(gguf()))
-
-
-def test_the_librarys_own_bars_are_off(tmp_path: Path) -> None:
-    hub = FakeHub({"m.gguf": gguf()})
-
-    get(hub.import_module, {"m.gguf": tmp_path / "m.gguf"})
-
-    assert not hub.bars
-
-
-@pytest.mark.parametrize(("environ", "token"), [({"HF_TOKEN": "hf_x"}, "hf_x"), ({}, None)])
-def test_the_token_is_the_one_of_the_environment(
-    tmp_path: Path, environ: dict[str, str], token: str | None
+def test_a_repository_that_wants_its_terms_accepted_says_so(
+    server: HubServer, tmp_path: Path
 ) -> None:
-    hub = FakeHub({"m.gguf": gguf()})
+    server.does.gated = True
 
-    get(hub.import_module, {"m.gguf": tmp_path / "m.gguf"}, environ=environ)
-
-    assert hub.calls == [("owner/name", "m.gguf", token)]
+    assert "wants its terms accepted; do that at the hub" in refusal(server, tmp_path)
 
 
-def test_a_failure_keeps_the_parts_that_are_whole_and_nothing_else(tmp_path: Path) -> None:
-    hub = FakeHub({"a.gguf": gguf(), "b.gguf": ConnectionError("the line broke")})
+def test_a_hub_that_cannot_be_reached_says_so(tmp_path: Path) -> None:
+    with HubServer({}) as gone:
+        endpoint = gone.endpoint
+    hub = Hub({"HF_ENDPOINT": endpoint}, importlib.import_module)
 
-    with pytest.raises(UserError, match="the line broke"):
-        get(hub.import_module, {n: tmp_path / n for n in ("a.gguf", "b.gguf")})
-
-    assert [p.name for p in tmp_path.iterdir()] == ["a.gguf"]
-
-
-def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    hub = FakeHub({"m.gguf": b"version https://git-lfs.github.com/spec/v1"})
-
-    with pytest.raises(UserError, match=r"m\.gguf in owner/name holds is not a GGUF file"):
-        get(hub.import_module, {"m.gguf": tmp_path / "m.gguf"})
-
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match=r"the hub cannot be reached now; .* HF_ENDPOINT"):
+        hub.describe(REPO, "m.gguf")
 
 
-def test_a_repository_that_wants_its_terms_accepted_says_so(tmp_path: Path) -> None:
-    hub = FakeHub({"m.gguf": GatedRepoError("403 Client Error\nand much more")})
-
-    with pytest.raises(UserError, match=r"wants its terms accepted; .* HF_TOKEN"):
-        get(hub.import_module, {"m.gguf": tmp_path / "m.gguf"})
-
-
-def test_an_error_of_an_unknown_kind_shows_its_first_line_without_secrets(tmp_path: Path) -> None:
+def test_an_error_of_an_unknown_kind_shows_its_first_line_without_secrets() -> None:
     error = RuntimeError("no answer from https://hub.invalid/m?token=secret\nand much more")
 
-    with pytest.raises(UserError) as caught:
-        get(FakeHub({"m.gguf": error}).import_module, {"m.gguf": tmp_path / "m.gguf"})
+    told = from_hub._explained("m.gguf in o/n", error)
 
-    assert str(caught.value).endswith("no answer from https://hub.invalid/m?***")
+    assert told == ("m.gguf in o/n could not be fetched: no answer from https://hub.invalid/m?***")
 
 
-def test_without_the_library_the_way_to_get_it_is_said(tmp_path: Path) -> None:
+def test_without_the_library_the_way_to_get_it_is_said() -> None:
     def import_module(name: str) -> ModuleType:
         raise ModuleNotFoundError(name)
 
     with pytest.raises(UserError, match=r"pip install 'llama-gguf-inference\[hub\]'"):
-        get(import_module, {"m.gguf": tmp_path / "m.gguf"})
+        Hub({}, import_module)
+
+
+# The bytes -----------------------------------------------------------------------------------
+
+
+def test_the_login_goes_to_the_hub_and_no_further(server: HubServer, tmp_path: Path) -> None:
+    get(server, tmp_path, "m.gguf")
+
+    assert (tmp_path / "m.gguf").read_bytes() == CONTENT
+    assert {a.authorization for a in server.asked_for("/resolve/")} == {f"Bearer {TOKEN}"}
+    assert [a.authorization for a in server.asked_for("Signature")] == [None]
+
+
+def test_what_was_cut_off_is_gone_on_with_by_the_next_try(
+    server: HubServer, tmp_path: Path
+) -> None:
+    server.does.cuts = [len(CONTENT) // 2, 0]
+    assert "the same command goes on from there" in refusal(server, tmp_path)
+    assert names(tmp_path) == ["m.gguf.part", "m.gguf.part.etag"]
+    server.asked.clear()
+
+    ticks = get(server, tmp_path, "m.gguf")
+
+    assert [a.range for a in server.asked_for("Signature")] == [f"bytes={len(CONTENT) // 2}-"]
+    assert ticks[0] == (len(CONTENT) // 2, len(CONTENT))
+    assert names(tmp_path) == ["m.gguf"]
+    assert (tmp_path / "m.gguf").read_bytes() == CONTENT
+
+
+def test_bytes_that_are_not_those_of_the_hub_are_thrown_away(
+    server: HubServer, tmp_path: Path
+) -> None:
+    server.does.damage = True
+
+    told = refusal(server, tmp_path)
+
+    assert "is not what it should be" in told
+    assert "signed-secret" not in told
+    assert names(tmp_path) == []
+
+
+def test_progress_is_that_of_all_parts_together(server: HubServer, tmp_path: Path) -> None:
+    total = sum(map(len, PARTS.values()))
+
+    ticks = get(server, tmp_path, *PARTS)
+
+    assert names(tmp_path) == ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"]
+    assert {t for _, t in ticks} == {total}
+    assert ticks[-1] == (total, total)
+    assert [done for done, _ in ticks] == sorted(done for done, _ in ticks)
+
+
+def test_room_for_all_parts_is_asked_for_before_the_first_one_comes(
+    server: HubServer, tmp_path: Path
+) -> None:
+    server.does.sizes["big/m-00002-of-00002.gguf"] = 1 << 50
+
+    with pytest.raises(UserError, match=r"1125899\.9 GB are needed"):
+        get(server, tmp_path, *PARTS)
+
+    assert server.asked_for("Signature") == []
+    assert names(tmp_path) == []
+
+
+def test_what_is_too_large_for_one_answer_is_fetched_by_the_library(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(from_hub, "MAX_PLAIN_BYTES", len(CONTENT) - 1)
+
+    ticks = get(server, tmp_path, "m.gguf")
+
+    assert names(tmp_path) == ["m.gguf"]
+    assert (tmp_path / "m.gguf").read_bytes() == CONTENT
+    assert ticks[-1] == (len(CONTENT), len(CONTENT))
+
+
+def test_a_library_that_fails_leaves_nothing_behind(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(from_hub, "MAX_PLAIN_BYTES", 1)
+    hub = hub_of(server)
+    remote = Remote(REPO, "gone.gguf", url="", bytes=2, sha256="")
+
+    with pytest.raises(UserError, match="has no such file"):
+        hub.fetch(remote, str(tmp_path / "gone.gguf"), lambda done, total: None)
+
+    assert names(tmp_path) == []

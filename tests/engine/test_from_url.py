@@ -102,11 +102,23 @@ def test_a_redirect_is_followed(server: FileServer, final: Path) -> None:
 
 
 def test_a_login_in_the_url_goes_to_its_host_only(server: FileServer, final: Path) -> None:
-    server.behaviour.redirects["/old.gguf"] = server.url("/m.gguf")
+    with FileServer(CONTENT) as other:
+        server.behaviour.redirects = {"/old.gguf": "/new.gguf", "/new.gguf": other.url()}
 
-    get(f"http://me:p%40ss@{server.address}/old.gguf", final)
+        get(f"http://me:p%40ss@{server.address}/old.gguf", final)
 
-    assert [s.authorization for s in server.seen] == ["Basic bWU6cEBzcw==", None]
+    assert [s.authorization for s in server.seen] == ["Basic bWU6cEBzcw=="] * 2
+    assert [s.authorization for s in other.seen] == [None]
+
+
+def test_more_headers_go_to_that_host_only(server: FileServer, final: Path) -> None:
+    with FileServer(CONTENT) as other:
+        server.behaviour.redirects["/m.gguf"] = other.url()
+        headers = {"Authorization": "Bearer x"}
+
+        fetch(server.url(), str(final), meter=Ticks(), environ={}, headers=headers)
+
+    assert [s.authorization for s in (*server.seen, *other.seen)] == ["Bearer x", None]
 
 
 def test_a_name_with_spaces_and_other_letters_is_asked_for_as_it_must_be(

@@ -139,3 +139,14 @@ def test_pip_keeps_its_files_beside_the_model(models: Path, index: Path, tmp_pat
     python = stand_in(tmp_path / "python", 'echo "TMPDIR=$TMPDIR"; exit 1')
 
     assert f"TMPDIR={models}/.pull-" in refusal(wheels.build(index), models, index, python=python)
+
+
+def test_pip_goes_on_where_a_connection_broke_unless_it_is_told_otherwise(
+    models: Path, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = stand_in(tmp_path / "python", 'echo "retries=$PIP_RESUME_RETRIES"; exit 1')
+    assert "retries=5\n" in refusal(wheels.build(index), models, index, python=python)
+
+    usual = wheels.pip_environ(index)
+    monkeypatch.setattr(wheels, "pip_environ", lambda _: {**usual, "PIP_RESUME_RETRIES": "0"})
+    assert "retries=0\n" in refusal(wheels.build(index), models, index, python=python)

@@ -7,7 +7,16 @@ from typing import cast
 
 import pytest
 
-from llama_gguf.engine.locate import SOURCE_WHEEL, VULKAN_WHEEL, Engine, locate, version
+from llama_gguf.engine.locate import (
+    SOURCE_WHEEL,
+    VULKAN_WHEEL,
+    Device,
+    Engine,
+    devices_of,
+    flags_of,
+    locate,
+    version,
+)
 from llama_gguf.errors import UserError
 
 Import = Callable[[str], ModuleType]
@@ -176,3 +185,37 @@ def test_an_engine_that_dies_is_dumb_or_hangs_has_no_version(tmp_path: Path, scr
 
 def test_an_engine_that_is_gone_has_no_version(tmp_path: Path) -> None:
     assert version(Engine(str(tmp_path / "gone"), {}, "PATH"), {}) is None
+
+
+# What it says of itself -----------------------------------------------------------------------
+
+
+def engine_that_says(tmp_path: Path, text: str, status: int = 0) -> Engine:
+    script = f"cat <<'END'\n{text}\nEND\nexit {status}"
+    return Engine(str(program(tmp_path / "llama-server", script)), {}, "PATH")
+
+
+def test_its_flags_are_those_of_its_help(tmp_path: Path) -> None:
+    engine = engine_that_says(tmp_path, "-c,    --ctx-size N     size\n--metrics       more")
+
+    assert flags_of(engine, ENVIRON) == {"-c": True, "--ctx-size": True, "--metrics": False}
+    assert flags_of(engine_that_says(tmp_path, "-c, --ctx-size N", status=1), ENVIRON) == {}
+
+
+def test_its_gpus_are_told_with_their_memory(tmp_path: Path) -> None:
+    told = """\
+ggml_cuda_init: found 2 CUDA devices:
+Available devices:
+  CUDA0: NVIDIA L4 (23034 MiB, 22563 MiB free)
+  CUDA1: A card (with brackets) (1 MiB, 0 MiB free)"""
+
+    assert devices_of(engine_that_says(tmp_path, told), ENVIRON) == (
+        Device("CUDA0 (NVIDIA L4)", 23034 << 20, 22563 << 20),
+        Device("CUDA1 (A card (with brackets))", 1 << 20, 0),
+    )
+
+
+def test_no_gpus_is_another_thing_than_not_to_know(tmp_path: Path) -> None:
+    assert devices_of(engine_that_says(tmp_path, "Available devices:"), ENVIRON) == ()
+    assert devices_of(engine_that_says(tmp_path, "error: invalid argument"), ENVIRON) is None
+    assert devices_of(engine_that_says(tmp_path, "Available devices:", 1), ENVIRON) is None

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_gguf.engine.part_file import PartFile
+from llama_gguf.engine.part_file import PartFile, part_bytes
 from llama_gguf.errors import UserError
 
 
@@ -67,3 +67,14 @@ def test_a_full_disk_is_called_that(final: Path) -> None:
 
     with part, pytest.raises(UserError, match="No space left on device"):
         part.write(b"abc")
+
+
+def test_what_is_there_of_it_already_can_be_asked_for(tmp_path: Path) -> None:
+    final = str(tmp_path / "m.gguf")
+    assert part_bytes(final) == 0
+
+    with PartFile(final) as part:
+        part.start_over('"one"')
+        part.write(b"12345")
+
+    assert part_bytes(final) == 5

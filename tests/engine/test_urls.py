@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llama_gguf.engine.urls import check_url, masked, shown
+from llama_gguf.engine.urls import check_url, shown
 from llama_gguf.errors import UserError
 
 
@@ -18,18 +18,6 @@ from llama_gguf.errors import UserError
 )
 def test_only_what_is_no_secret_is_shown_of_a_url(url: str, text: str) -> None:
     assert shown(url) == text
-
-
-@pytest.mark.parametrize(
-    ("text", "clean"),
-    [
-        ("at https://me:p@ss@h.example/simple, then", "at https://***@h.example/simple, then"),
-        ("GET https://h.example/x?token=1&b=2 failed", "GET https://h.example/x?*** failed"),
-        ("mail me@h.example", "mail me@h.example"),
-    ],
-)
-def test_logins_and_queries_are_masked_within_a_text(text: str, clean: str) -> None:
-    assert masked(text) == clean
 
 
 @pytest.mark.parametrize(

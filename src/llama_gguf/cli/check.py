@@ -1,26 +1,34 @@
-"""What `serve` would do: every setting and where it came from, model, engine, machine, ports, keys.
+"""What `serve` would do, and what would go wrong.
 
+Every setting and where it came from; the machine; the engine, and flags in EXTRA_ARGS that it
+does not have; the model, and whether GPU or RAM have what it needs; ports, certificate, keys.
 Exit status 0 when nothing stands in the way, else 1 with a list of what does.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from llama_gguf import keyfile
-from llama_gguf.cli import plan
+from llama_gguf.cli import fit, plan
 from llama_gguf.cli.context import Context
+from llama_gguf.cli.results import Level, Result
 from llama_gguf.cli.serve import with_model
 from llama_gguf.cli.terminal import print_table, say
 from llama_gguf.core import settings as core_settings
+from llama_gguf.core.engine_help import complaints
 from llama_gguf.core.launch import engine_address, extra_args
+from llama_gguf.core.masking import mask_urls
+from llama_gguf.core.memory import options
 from llama_gguf.core.settings import Settings
 from llama_gguf.engine import locate, machine
+from llama_gguf.engine.hub_address import PREFIX
 from llama_gguf.engine.model import size_text
 from llama_gguf.errors import UserError
 from llama_gguf.gateway import tls
@@ -32,13 +40,6 @@ USAGE = "%(prog)s [MODEL] [--json] [--SETTING VALUE ...]"
 PORTS: Final = ("port", "port_health", "port_backend")
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    subject: str
-    text: str
-    is_wrong: bool = False
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="the model to serve")
     parser.add_argument("--json", action="store_true", help="the same as JSON")
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, context: Context) -> int:
     settings = with_model(context.settings, arguments.model)
     results = list(_results(settings, context))
-    wrong = [r for r in results if r.is_wrong]
+    wrong = [r for r in results if not _is_well(r)]
     sources = dict(context.sources)
     if arguments.model is not None:
         sources |= {"model_name": "command line", "model_path": "default"}
@@ -67,16 +68,21 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
 
 
 def _as_json(rows: list[tuple[str, str, str]], results: list[Result]) -> str:
+    checks = [
+        {"subject": r.subject, "ok": _is_well(r), "level": r.level, "text": r.text} for r in results
+    ]
     return json.dumps(
         {
             "settings": {name: {"value": v, "source": s} for name, v, s in rows},
-            "checks": [
-                {"subject": r.subject, "ok": not r.is_wrong, "text": r.text} for r in results
-            ],
-            "ok": not any(r.is_wrong for r in results),
+            "checks": checks,
+            "ok": all(map(_is_well, results)),
         },
         indent=1,
     )
+
+
+def _is_well(result: Result) -> bool:
+    return result.level is not Level.WRONG
 
 
 def _print(rows: list[tuple[str, str, str]], results: list[Result], wrong: list[Result]) -> None:
@@ -92,25 +98,23 @@ def _print(rows: list[tuple[str, str, str]], results: list[Result], wrong: list[
 
 
 def _row(result: Result) -> tuple[str, str, str]:
-    return (result.subject, "wrong" if result.is_wrong else "ok", result.text.split("\n")[0])
+    return (result.subject, result.level, result.text.split("\n")[0])
 
 
 def _results(settings: Settings, context: Context) -> Iterator[Result]:
-    environ = context.environ
-    path = environ.get("PATH", os.defpath)
-    here = machine.look(path)
-    free = machine.free_disk(settings.data_dir)
-    yield Result("machine", f"{here.system}, {here.cpus} CPUs")
-    yield Result("gpu", here.gpu_text)
-    memory = here.memory_available
-    yield Result("memory", "unknown" if memory is None else f"{size_text(memory)} available")
-    yield Result("disk", "unknown" if free is None else f"{size_text(free)} free")
-    yield _try("extra args", lambda: " ".join(extra_args(settings)) or "none")
-    yield _try("engine address", lambda: " ".join(engine_address(settings)))
-    yield _try("engine", lambda: _engine(settings, context, path))
-    yield _try("model", lambda: _model(settings))
+    yield from facts(settings, context)
     for name in PORTS[:-1] if settings.backend_socket else PORTS:
         yield _try(core_settings.variable(name), lambda name=name: _port(settings, name))  # type: ignore[misc]
+
+
+def facts(settings: Settings, context: Context) -> Iterator[Result]:
+    """What can be found out without disturbing a server that runs."""
+    path = context.environ.get("PATH", os.defpath)
+    here = machine.look(path)
+    yield from _machine(here, settings)
+    yield _try("extra args", lambda: " ".join(extra_args(settings)) or "none")
+    yield _try("engine address", lambda: " ".join(engine_address(settings)))
+    yield from _engine(settings, context, here)
     yield _try("TLS", lambda: _certificate(settings))
     yield _keys(settings)
 
@@ -119,21 +123,105 @@ def _try(subject: str, check: Callable[[], str]) -> Result:
     try:
         return Result(subject, check())
     except UserError as error:
-        return Result(subject, str(error), is_wrong=True)
+        return Result(subject, str(error), Level.WRONG)
 
 
-def _engine(settings: Settings, context: Context, path: str) -> str:
-    engine = locate.locate(settings.llama_server, path, environ=context.environ)
-    version = locate.version(engine, context.environ)
-    if version is None:
-        raise UserError(f"{engine.path} does not run: try `{engine.path} --version`.")
-    return f"{engine.path} ({engine.source}), version {version}"
+def _machine(here: machine.Machine, settings: Settings) -> Iterator[Result]:
+    yield Result("machine", f"{here.system}, {here.cpus} CPUs")
+    limit = here.cpu_limit
+    if limit is not None and limit < here.cpus and not settings.threads:
+        yield Result(
+            "threads",
+            f"llama-server would start as many as there are cores, and may keep {limit:g} CPUs "
+            f"busy: set THREADS to {max(1, int(limit))}",
+            Level.NOTE,
+        )
+    yield Result("gpu", "; ".join(here.gpus) or "none that nvidia-smi knows")
+    memory = here.memory_available
+    yield Result("memory", "unknown" if memory is None else f"{size_text(memory)} available")
+    free = machine.free_disk(settings.data_dir)
+    yield Result("disk", "unknown" if free is None else f"{size_text(free)} free")
 
 
-def _model(settings: Settings) -> str:
-    if plan.must_be_fetched(settings):
-        return f"{settings.model_name} will be fetched into {settings.models_dir}"
-    return plan.model_text(plan.find_model(settings))
+def _engine(settings: Settings, context: Context, here: machine.Machine) -> Iterator[Result]:
+    """The engine, what it makes of EXTRA_ARGS, and whether the model fits where it can run it."""
+    environ = context.environ
+    devices: Sequence[locate.Device] | None = None
+    try:
+        engine = locate.locate(
+            settings.llama_server, environ.get("PATH", os.defpath), environ=environ
+        )
+        version = locate.version(engine, environ)
+        if version is None:
+            raise UserError(f"{engine.path} does not run: try `{engine.path} --version`.")
+    except UserError as error:
+        yield Result("engine", str(error), Level.WRONG)
+    else:
+        yield Result("engine", f"{engine.path} ({engine.source}), version {version}")
+        yield from _unknown_flags(settings, engine, environ)
+        devices = locate.devices_of(engine, environ)
+        yield _devices(settings, devices, here)
+    yield from _model(settings, environ, devices=devices, here=here)
+
+
+def _unknown_flags(
+    settings: Settings, engine: locate.Engine, environ: Mapping[str, str]
+) -> Iterator[Result]:
+    flags = locate.flags_of(engine, environ)
+    with contextlib.suppress(UserError):  # told already
+        words = extra_args(settings)
+        if flags and (told := list(complaints(words, flags))):
+            yield Result("EXTRA_ARGS", "; ".join(told), Level.WRONG)
+
+
+def _devices(
+    settings: Settings, devices: Sequence[locate.Device] | None, here: machine.Machine
+) -> Result:
+    if devices:
+        return Result("engine's GPUs", ", ".join(device.name for device in devices))
+    if not (here.gpus and settings.ngl):
+        return Result("engine's GPUs", "none: the CPU does the work")
+    if devices is None:
+        return Result("engine's GPUs", "unknown: llama-server does not say", Level.NOTE)
+    text = "llama-server sees none: this build of it is not for this GPU, and the CPU does the work"
+    return Result("engine's GPUs", text, Level.NOTE)
+
+
+def _model(
+    settings: Settings,
+    environ: Mapping[str, str],
+    *,
+    devices: Sequence[locate.Device] | None,
+    here: machine.Machine,
+) -> Iterator[Result]:
+    try:
+        if plan.must_be_fetched(settings):
+            yield _fetching(settings)
+            return
+        model = plan.find_model(settings)
+    except UserError as error:
+        yield Result("model", str(error), Level.WRONG)
+        return
+    yield Result("model", plan.model_text(model))
+    with contextlib.suppress(UserError):  # EXTRA_ARGS that cannot be split: told already
+        chosen = options(settings, extra_args(settings), environ)
+        if devices is None and not here.gpus:
+            devices = ()
+        yield from fit.results(model.facts, chosen, devices=devices, here=here)
+
+
+def _fetching(settings: Settings) -> Result:
+    name, folder = mask_urls(settings.model_name), settings.models_dir
+    there = folder
+    while there and not os.path.lexists(there):
+        there = os.path.dirname(there)
+    wrong = ""
+    if not (os.path.isdir(there or ".") and os.access(there or ".", os.W_OK | os.X_OK)):
+        wrong = f"nothing can be written into {there}"
+    elif name.startswith(PREFIX) and importlib.util.find_spec("huggingface_hub") is None:
+        wrong = "that needs pip install 'llama-gguf-inference[hub]'"
+    text = f"{name} will be fetched into {folder}"
+    return Result("model", f"{text}, but {wrong}", Level.WRONG) if wrong else Result("model", text)
 
 
 def _port(settings: Settings, name: str) -> str:
@@ -163,10 +251,10 @@ def _keys(settings: Settings) -> Result:
     try:
         ring = plan.keys_in(path)
     except UserError as error:
-        return Result("keys", str(error), is_wrong=True)
+        return Result("keys", str(error), Level.WRONG)
     if not len(ring):
         text = f"no keys in {path}: make one with `llama-gguf keys generate --file {path}`"
-        return Result("keys", text, is_wrong=True)
+        return Result("keys", text, Level.WRONG)
     notes = [f"line {p.line}: {p.reason}" for p in ring.problems]
     exposed = keyfile.warn_if_exposed(path)
     return Result(

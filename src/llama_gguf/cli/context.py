@@ -15,3 +15,5 @@ class Context:
     sources: Mapping[str, str]
     """Where each setting came from: ``flag``, ``environment`` or ``default``."""
     environ: Mapping[str, str]
+    complaint: str = ""
+    """What is wrong with settings; only for a command that can do without them."""

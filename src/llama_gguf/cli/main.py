@@ -30,6 +30,8 @@ COMMANDS: Final[Mapping[str, str]] = {
     "keys": "make and list API keys",
     "pull": "fetch a model, with a progress bar",
     "check": "what `serve` would do, and what would stop it",
+    "diagnose": "a support bundle: logs, versions, settings, and no secrets",
+    "bench": "put load on an endpoint and measure it; compare two runs",
 }
 HELP_COLUMNS: Final = 100
 EPILOG: Final = """\
@@ -70,8 +72,12 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         parser.parse_args(argv)  # --help, --version, or the error that names the commands
         return 2
     command = importlib.import_module(f"llama_gguf.cli.{name}")
-    arguments = command_parser(name).parse_args(argv[1:])
-    return int(command.run(arguments, _context(arguments, environ)))
+    told = argparse.Namespace(argv=tuple(argv))  # for a report that says how it was made
+    arguments = command_parser(name).parse_args(argv[1:], told)
+    context = _context(arguments, environ)
+    if context.complaint and not hasattr(command, "DOES_WITHOUT_SETTINGS"):
+        raise UserError(context.complaint, exit_status=2)
+    return int(command.run(arguments, context))
 
 
 def command_parser(name: str) -> argparse.ArgumentParser:
@@ -134,8 +140,8 @@ def _context(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Conte
         for dest, value in vars(arguments).items()
         if dest.startswith("setting_") and value is not None
     }
-    loaded = core_settings.load(environ, flags)
+    loaded, complaint = core_settings.load_usable(environ, flags)
     for warning in loaded.warnings:
         sys.stderr.write(f"llama-gguf: warning: {warning}\n")
     resolved = core_settings.resolve(loaded.settings, os.path.isdir, socket.gethostname())
-    return Context(settings=resolved, sources=loaded.sources, environ=environ)
+    return Context(settings=resolved, sources=loaded.sources, environ=environ, complaint=complaint)

@@ -11,20 +11,19 @@ from llama_gguf.core.keys import KeyRing
 from llama_gguf.core.settings import Settings
 from llama_gguf.engine.landing import MeterFactory
 from llama_gguf.engine.model import Model, read_model, resolve, size_text
-from llama_gguf.engine.pull import KNOWN_FILES, pull
-
-_FETCHABLE = re.compile(r"hf:|https?://", re.IGNORECASE)
+from llama_gguf.engine.pull import KNOWN_FILES, find, is_fetchable, pull
 
 
 def must_be_fetched(settings: Settings) -> bool:
-    """Whether MODEL_NAME is something that `pull` fetches, and that is not here yet."""
-    if settings.model_path:
-        return False
+    """Whether MODEL_NAME is something that `pull` fetches, and that is not here yet.
+
+    Raises:
+        UserError: it names nothing that could be fetched, or another model is in its place.
+    """
     name = settings.model_name
-    if _FETCHABLE.match(name):
-        return True  # `pull` itself knows whether it is here
-    file = KNOWN_FILES.get(name)
-    return file is not None and not os.path.lexists(os.path.join(settings.models_dir, file))
+    if settings.model_path or not is_fetchable(name):
+        return False
+    return find(name, settings.models_dir) is None
 
 
 def find_model(settings: Settings) -> Model:
@@ -33,9 +32,12 @@ def find_model(settings: Settings) -> Model:
     Raises:
         UserError: there is none, or it cannot be served; says what there is.
     """
+    path, name = settings.model_path, settings.model_name
+    if not path and is_fetchable(name):
+        path = find(name, settings.models_dir) or ""
     return resolve(
-        model_path=settings.model_path,
-        model_name=settings.model_name,
+        model_path=path,
+        model_name=name,
         models_dir=settings.models_dir,
         pulled=KNOWN_FILES,
     )

@@ -2,8 +2,11 @@
 
 Examples:
   llama-gguf pull smollm2                   a name it knows, see --list
-  llama-gguf pull hf:OWNER/NAME/FILE.gguf   from a hub, with the token in HF_TOKEN
-  llama-gguf pull https://HOST/FILE.gguf    from a URL, going on where it was cut off
+  llama-gguf pull hf:OWNER/NAME:Q4_K_M      from a hub, by quantisation; a token is in HF_TOKEN
+  llama-gguf pull hf:OWNER/NAME/FILE.gguf   the same, by file; of a split model, any part of it
+  llama-gguf pull https://HOST/FILE.gguf    from a URL
+
+Hubs and URLs: what was cut off is gone on with by the same command.
 """
 
 from __future__ import annotations
@@ -18,14 +21,14 @@ from contextlib import contextmanager
 from llama_gguf.cli.context import Context
 from llama_gguf.cli.terminal import Meter, download_meter, print_table, say
 from llama_gguf.engine.catalogue import CATALOGUE
-from llama_gguf.engine.landing import Pulled
+from llama_gguf.engine.landing import MeterFactory, Pulled
 from llama_gguf.engine.model import size_text
 from llama_gguf.engine.pull import is_there, pull
 from llama_gguf.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="what to fetch")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="what to fetch [MODEL_NAME]")
     parser.add_argument("--list", action="store_true", help="show the names it knows")
     parser.add_argument("--force", action="store_true", help="fetch it even if it is there")
     parser.add_argument("--sha256", default="", metavar="HEX", help="what a URL's file must have")
@@ -33,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress; print the path only")
     # `serve` fetches with this command, and is doing already what the advice would be.
     parser.add_argument("--no-advice", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--progress-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print what there is now as JSON")
 
 
@@ -41,12 +45,18 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     if arguments.list:
         _list(context.settings.models_dir, as_json=arguments.json)
         return 0
-    if not arguments.model:
+    wanted = arguments.model or context.settings.model_name
+    if not wanted:
         raise UserError("Say what to fetch, as in `llama-gguf pull smollm2`; or --list.", 2)
+    meter_factory: MeterFactory = _no_meter if arguments.quiet else download_meter
+    if arguments.progress_fd is not None:
+        from llama_gguf.cli.fetch import telling
+
+        meter_factory = telling(arguments.progress_fd, meter_factory)
     pulled = pull(
-        arguments.model,
+        wanted,
         context.settings.models_dir,
-        meter_factory=_no_meter if arguments.quiet else download_meter,
+        meter_factory=meter_factory,
         environ=context.environ,
         name=arguments.name,
         sha256=arguments.sha256,
@@ -57,7 +67,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     elif arguments.quiet:
         say(pulled.path)
     else:
-        _tell(pulled, arguments.model, context=context, advises=not arguments.no_advice)
+        _tell(pulled, wanted, context=context, advises=not arguments.no_advice)
     return 0
 
 

@@ -18,7 +18,6 @@ import os
 import re
 import secrets
 import shlex
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -28,6 +27,7 @@ from typing import Final
 from llama_gguf import __version__, keyfile
 from llama_gguf.cli import logs, plan
 from llama_gguf.cli.context import Context
+from llama_gguf.cli.fetch import fetch
 from llama_gguf.cli.terminal import download_meter, say
 from llama_gguf.core import settings as core_settings
 from llama_gguf.core.engine import HEALTH_STATUS
@@ -38,15 +38,14 @@ from llama_gguf.core.launch import (
     engine_environment,
     extra_args,
 )
+from llama_gguf.core.masking import mask_urls
 from llama_gguf.core.settings import Settings
 from llama_gguf.engine import locate, machine
 from llama_gguf.engine.model import Model, size_text
-from llama_gguf.engine.urls import masked
 from llama_gguf.errors import UserError
 from llama_gguf.gateway import tls
 from llama_gguf.gateway.server import listen
 from llama_gguf.health import HealthServer
-from llama_gguf.supervisor.child import spawn
 from llama_gguf.supervisor.supervisor import Launch, Supervisor
 
 USAGE = "%(prog)s [MODEL] [options] [--SETTING VALUE ...]"
@@ -54,7 +53,6 @@ USAGE = "%(prog)s [MODEL] [options] [--SETTING VALUE ...]"
 _log: Final = logging.getLogger(__name__)
 
 DEBUG_SHELL_SECONDS: Final = 300
-PULL_END_SECONDS: Final = 5.0
 _SECRET_NAME: Final = re.compile("KEY|TOKEN|SECRET|PASS|CREDENTIAL|_PWD", re.IGNORECASE)
 
 
@@ -154,22 +152,8 @@ class _Serving:
     async def _prepare(self) -> Launch:
         """Fetch the model if it has to be, and say what there is; off the loop: it is slow."""
         if self._model is None:
-            await self._fetch()
+            await fetch(self._settings, self._context.environ, self._tell_progress)
         return await asyncio.get_running_loop().run_in_executor(None, self._prepare_slowly)
-
-    async def _fetch(self) -> None:
-        """Run `pull` as a child, so that it can be ended at any time, and tidies up then."""
-        settings = self._settings
-        argv = [sys.executable, "-m", "llama_gguf", "pull", settings.model_name]
-        argv += ["--models-dir", settings.models_dir, "--no-advice"]
-        child = await spawn("pull", argv, environ=self._context.environ)
-        try:
-            status = await child.wait()
-        except asyncio.CancelledError:
-            await child.interrupt(within_seconds=PULL_END_SECONDS)
-            raise
-        if status:
-            raise UserError("the model could not be fetched; the reason stands above.")
 
     def _prepare_slowly(self) -> Launch:
         settings, environ = self._settings, self._context.environ
@@ -214,6 +198,10 @@ class _Serving:
             for name, source in self._context.sources.items()
             if source != "default"
         )
+
+    def _tell_progress(self, detail: str, _share: float | None) -> None:
+        if self._supervisor is not None:
+            self._supervisor.tell_progress(detail)
 
     def _tell_ready(self) -> None:
         # Whoever read our output may have left (`serve | head`); the model is served all the same.
@@ -293,7 +281,7 @@ def _hold(environ: Mapping[str, str]) -> int:
     """DEBUG_SHELL: show the environment without secrets, stay for a look around, leave."""
     for name in sorted(environ):
         hidden = _SECRET_NAME.search(name)
-        say(f"{name}={core_settings.MASK if hidden else masked(environ[name])}")
+        say(f"{name}={core_settings.MASK if hidden else mask_urls(environ[name])}")
     say(f"DEBUG_SHELL: holding for {DEBUG_SHELL_SECONDS} s.")
     time.sleep(DEBUG_SHELL_SECONDS)
     return 0

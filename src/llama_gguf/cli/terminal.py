@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -94,6 +94,39 @@ def download_meter(label: str) -> Iterator[Meter]:
             progress.update(task, completed=done, total=total)
 
         yield report
+
+
+@contextmanager
+def progress_meter() -> Iterator[Callable[[str, float], None]]:
+    """Show how far work has come, 0 to 1: a bar on a terminal, a line a label elsewhere."""
+    if not sys.stderr.isatty():
+        yield _LabelMeter()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    with Progress(
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.description}", markup=False),
+        console=Console(stderr=True),
+        transient=True,
+    ) as progress:
+        task = progress.add_task("", total=1.0)
+        yield lambda label, share: progress.update(task, description=label, completed=share)
+
+
+class _LabelMeter:
+    """For logs: a line whenever what comes before the label's colon changes."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def __call__(self, label: str, share: float) -> None:
+        name = label.partition(":")[0]
+        if name != self._last:
+            self._last = name
+            sys.stderr.write(f"{name} ...\n")
 
 
 class _LineMeter:

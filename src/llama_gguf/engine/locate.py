@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Final
 
+from llama_gguf.core.engine_help import read_flags
 from llama_gguf.errors import UserError
 
 IMAGE_PATH: Final = "/app/llama-server"
@@ -122,6 +123,16 @@ def _if_executable(engine: Engine) -> Engine | None:
     return engine if _is_executable(engine.path) else None
 
 
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A GPU that llama-server sees."""
+
+    name: str
+    total: int
+    free: int
+    """Bytes."""
+
+
 def version(engine: Engine, environ: Mapping[str, str], *, timeout: float = 10.0) -> str | None:
     """Ask *engine* for its version; None if it does not say, dies or takes too long.
 
@@ -130,18 +141,44 @@ def version(engine: Engine, environ: Mapping[str, str], *, timeout: float = 10.0
         environ: the environment to run it in, without the engine's own changes.
         timeout: seconds to wait.
     """
+    # A GPU backend may write lines of its own before.
+    told = _ask(engine, "--version", environ, timeout=timeout) or ""
+    match = re.search(r"^version: *(\S.*?)\s*$", told, re.MULTILINE)
+    return match[1] if match else None
+
+
+def flags_of(engine: Engine, environ: Mapping[str, str]) -> dict[str, bool]:
+    """The flags of *engine*, and whether each takes a value; empty if it does not say."""
+    return read_flags(_ask(engine, "--help", environ) or "")
+
+
+def devices_of(engine: Engine, environ: Mapping[str, str]) -> tuple[Device, ...] | None:
+    """The GPUs that *engine* sees; None if it does not say."""
+    told = _ask(engine, "--list-devices", environ)
+    if told is None or "Available devices:" not in told:
+        return None
+    return tuple(
+        Device(f"{name} ({what})", int(total) << 20, int(free) << 20)
+        for name, what, total, free in re.findall(
+            r"^ +(\S+): (.*) \((\d+) MiB, (\d+) MiB free\)$", told, re.MULTILINE
+        )
+    )
+
+
+def _ask(
+    engine: Engine, flag: str, environ: Mapping[str, str], *, timeout: float = 10.0
+) -> str | None:
+    """What *engine* says to *flag*, without a model; None if it fails."""
     try:
         answer = subprocess.run(
-            [engine.path, "--version"],
+            [engine.path, flag],
             env={**environ, **engine.environment_changes},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,  # that is where llama-server says it
+            stderr=subprocess.STDOUT,  # that is where llama-server says some of it
             timeout=timeout,
             check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    # A GPU backend may write lines of its own before.
-    match = re.search(rb"^version: *(\S.*?)\s*$", answer.stdout, re.MULTILINE)
-    return match[1].decode(errors="replace") if match else None
+    return answer.stdout.decode(errors="replace")

@@ -9,15 +9,19 @@ import subprocess
 from dataclasses import dataclass
 from typing import Final
 
+from llama_gguf.engine import cgroup
+
 _NVIDIA_SMI_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Sizes in bytes; None where it cannot be told."""
+    """Sizes in bytes; None where it cannot be told. A container's limits are the machine's."""
 
     system: str
     cpus: int
+    cpu_limit: float | None
+    """How many of them may be kept busy at once; None for all."""
     memory_total: int | None
     memory_available: int | None
     gpus: tuple[str, ...]
@@ -33,14 +37,19 @@ def look(path: str) -> Machine:
     Args:
         path: the PATH to search for nvidia-smi.
     """
-    memory = _meminfo()
+    memory, limits = _meminfo(), cgroup.look()
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         cpus=len(os.sched_getaffinity(0)),
-        memory_total=memory.get("MemTotal"),
-        memory_available=memory.get("MemAvailable"),
+        cpu_limit=limits.cpus,
+        memory_total=_least(memory.get("MemTotal"), limits.memory),
+        memory_available=_least(memory.get("MemAvailable"), limits.memory_left),
         gpus=_nvidia_gpus(path),
     )
+
+
+def _least(*sizes: int | None) -> int | None:
+    return min((size for size in sizes if size is not None), default=None)
 
 
 def free_disk(folder: str) -> int | None:

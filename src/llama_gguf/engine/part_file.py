@@ -10,6 +10,12 @@ from llama_gguf.engine.landing import put_in_place, take_lock
 from llama_gguf.errors import UserError
 
 
+def part_bytes(final: str) -> int:
+    """How many bytes of *final* an earlier try has left."""
+    path = final + ".part"
+    return os.path.getsize(path) if os.path.isfile(path) else 0
+
+
 class PartFile:
     """Holds ``FINAL.part``, for this process alone, from ``with`` to its end.
 

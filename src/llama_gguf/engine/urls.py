@@ -30,9 +30,3 @@ def shown(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
     return scheme + separator + host.rpartition("@")[2] + slash + path
-
-
-def masked(text: str) -> str:
-    """*text* without the credentials and the queries of the URLs in it."""
-    text = re.sub(r"(?<=://)[^/\s]+@", "***@", text)
-    return re.sub(r"(://[^\s?#]+)\?[^\s#]*", r"\1?***", text)

@@ -112,6 +112,10 @@ class Supervisor:
             self._hurry_asked.set()
         self._stop_asked.set()
 
+    def tell_progress(self, text: str) -> None:
+        """Let /health say how far that has come which the engine waits for, a download say."""
+        self._publish(self.status.state, detail=text)
+
     @property
     def health_state(self) -> EngineState:
         """What platforms are told: unready from the moment we are asked to leave."""

@@ -1,0 +1,156 @@
+"""What an answer says, as it comes in: tokens, usage, timings, errors. No sockets here.
+
+Tokens are taken from the server's ``usage`` or llama.cpp's ``timings``; only where it tells
+neither, every event with text counts as one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from llama_gguf.bench.records import Record
+
+MAX_WHOLE_BYTES: Final = 64 << 20
+CUT: Final = "cut short"
+NONSENSE: Final = "not a completion"
+
+
+class Answer:
+    """Reads the body of one answer into *record*.
+
+    Args:
+        record: what to note it in.
+        streamed: whether server-sent events were asked for.
+    """
+
+    __slots__ = ("_events", "_rest", "_status", "done", "record", "streamed")
+
+    def __init__(self, record: Record, *, streamed: bool) -> None:
+        self.record = record
+        self.streamed = streamed
+        self.done = False
+        self._rest = b""
+        self._status = 200
+        self._events = 0
+
+    def begin(self, status: int) -> None:
+        """The head is there."""
+        self._status = status
+
+    def feed(self, data: bytes, now: float) -> None:
+        """Take what came at *now*, cut anywhere."""
+        if not self.streamed or self._status != 200:
+            self._rest += data[: MAX_WHOLE_BYTES - len(self._rest)]
+            return
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):
+                self._event(line[5:].strip(), now)
+
+    def _event(self, payload: bytes, now: float) -> None:
+        if payload == b"[DONE]":
+            self.done = True
+            return
+        said = _object(payload)
+        if "error" in said:
+            self.record.error = f"error in the stream: {_error_code(said)}"
+        if _has_text(said):
+            self._events += 1
+            self.record.token(now)
+        self._note_counts(said)
+
+    def end(self, now: float) -> None:
+        """The body is complete."""
+        record = self.record
+        record.ended = now
+        if self._status != 200:
+            record.error = f"status {self._status} {_error_code(_object(self._rest))}".rstrip()
+        elif not self.streamed:
+            self._read_whole()
+        elif not self.done and not record.error:
+            record.error = CUT
+        self.count_events()
+
+    def count_events(self) -> None:
+        """Where the server has not counted the tokens, take the number of events."""
+        if not self.record.counted_by and self._events:
+            self.record.counted_by, self.record.output_tokens = "events", self._events
+
+    def _read_whole(self) -> None:
+        said = _object(self._rest)
+        self._note_counts(said)
+        if not said.get("choices"):
+            self.record.error = NONSENSE
+
+    def _note_counts(self, said: Mapping[str, Any]) -> None:
+        if isinstance(timings := said.get("timings"), dict):
+            _note_timings(self.record, timings)
+        if isinstance(usage := said.get("usage"), dict) and "completion_tokens" in usage:
+            _note_usage(self.record, usage)
+
+
+def _note_usage(record: Record, usage: Mapping[str, Any]) -> None:
+    record.output_tokens = _count(usage["completion_tokens"]) or 0
+    record.prompt_tokens = _count(usage.get("prompt_tokens"))
+    record.counted_by = "usage"
+    details = usage.get("prompt_tokens_details")
+    cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else None
+    record.cached_tokens = record.cached_tokens if cached is None else cached
+
+
+def _note_timings(record: Record, timings: Mapping[str, Any]) -> None:
+    cached = _count(timings.get("cache_n"))
+    if record.counted_by != "usage" and (output := _count(timings.get("predicted_n"))) is not None:
+        record.output_tokens, record.counted_by = output, "timings"
+        record.prompt_tokens = (_count(timings.get("prompt_n")) or 0) + (cached or 0)
+    record.cached_tokens = cached if cached is not None else record.cached_tokens
+    record.engine_prompt_seconds = _seconds(timings.get("prompt_ms"))
+    record.engine_output_seconds = _seconds(timings.get("predicted_ms"))
+
+
+def _has_text(said: Mapping[str, Any]) -> bool:
+    """Whether this event carries something the model wrote: text, reasoning or a tool call."""
+    choices = said.get("choices")
+    if not isinstance(choices, list):
+        return False
+    for choice in choices:
+        if not isinstance(choice, dict):
+            continue
+        delta = choice.get("delta")
+        delta = delta if isinstance(delta, dict) else {}
+        if choice.get("text") or delta.get("content") or delta.get("reasoning_content"):
+            return True
+        if delta.get("tool_calls"):
+            return True
+    return False
+
+
+def _object(payload: bytes) -> Mapping[str, Any]:
+    try:
+        said = json.loads(payload)
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _error_code(said: Mapping[str, Any]) -> str:
+    error = said.get("error")
+    if not isinstance(error, dict):
+        return ""
+    return str(error.get("code") or error.get("type") or "")[:60]
+
+
+def error_message(body: bytes) -> str:
+    """The sentence in an error's envelope; empty where there is none."""
+    error = _object(body).get("error")
+    return str(error.get("message") or "") if isinstance(error, dict) else ""
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _seconds(milliseconds: object) -> float | None:
+    return float(milliseconds) / 1000 if isinstance(milliseconds, int | float) else None

@@ -1,0 +1,115 @@
+"""Two runs side by side: what changed, and whether that is more than noise.
+
+The noise is that within each run. Two runs of one and the same thing may also differ by what
+no run sees, such as a machine that is a little slower today: where it matters, run A, B, A, B.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from llama_gguf.bench.estimates import Estimate, difference
+from llama_gguf.bench.results import Run
+from llama_gguf.bench.summary import RATES
+
+BETTER: Final = "better"
+WORSE: Final = "worse"
+NOISE: Final = "noise"
+UNKNOWN: Final = "cannot tell"
+_MORE_IS_BETTER: Final = {m.name for m in RATES if not m.less_is_better}
+_CIRCUMSTANCES: Final = ("settings", "model", "machine", "server", "versions")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One number in both runs."""
+
+    load: str
+    metric: str
+    a: Estimate
+    b: Estimate
+    difference: Estimate
+    verdict: str
+
+    @property
+    def share(self) -> float | None:
+        """The difference as a share of A."""
+        return self.difference.value / self.a.value if self.a.value else None
+
+
+def changes(a: Run, b: Run) -> Iterator[Change]:
+    """Every number that both runs have, load by load."""
+    for load, metrics in a.levels.items():
+        others = b.levels.get(load, {})
+        for metric, first in metrics.items():
+            if metric in others:
+                yield _change(load, metric, first, others[metric])
+
+
+def _change(load: str, metric: str, a: Estimate, b: Estimate) -> Change:
+    found = difference(a, b)
+    return Change(load, metric, a, b, found, verdict(metric, found))
+
+
+def verdict(metric: str, found: Estimate) -> str:
+    """1. Without bounds nothing can be told. 2. Zero within them: noise. 3. Else its direction."""
+    if found.low is None or found.high is None:
+        return UNKNOWN
+    if found.low <= 0 <= found.high:
+        return NOISE
+    return BETTER if (found.value > 0) == (metric in _MORE_IS_BETTER) else WORSE
+
+
+def missing(a: Run, b: Run) -> list[str]:
+    """Loads that only one of them has."""
+    return [f"{load}: only in {a.name}" for load in a.levels if load not in b.levels] + [
+        f"{load}: only in {b.name}" for load in b.levels if load not in a.levels
+    ]
+
+
+def circumstances(a: Run, b: Run) -> list[str]:
+    """What else is different: a change of these may explain a change of the numbers."""
+    found = []
+    for part in _CIRCUMSTANCES:
+        first, second = _flat(a.said.get(part)), _flat(b.said.get(part))
+        for name in sorted(first.keys() | second.keys()):
+            if (was := first.get(name)) != (now := second.get(name)):
+                found.append(f"{part} {name}: {_text(was)} -> {_text(now)}")  # noqa: PERF401  # reads better
+    return found
+
+
+def _flat(said: Any) -> Mapping[str, Any]:
+    return said if isinstance(said, dict) else {}
+
+
+def _text(value: object) -> str:
+    return "none given" if value is None else str(value)
+
+
+def verdict_sentence(found: Sequence[Change]) -> str:
+    """How many of the numbers changed, in one line."""
+    counts = Counter(change.verdict for change in found)
+    if not found:
+        return "The two runs have no load in common: there is nothing to compare."
+    parts = [f"{counts[v]} {v}" for v in (BETTER, WORSE, NOISE, UNKNOWN) if counts[v]]
+    return f"{len(found)} numbers: {', '.join(parts)}."
+
+
+def as_json(found: Sequence[Change], notes: Sequence[str]) -> dict[str, Any]:
+    return {
+        "notes": list(notes),
+        "changes": [
+            {
+                "load": c.load,
+                "metric": c.metric,
+                "a": c.a.as_json(),
+                "b": c.b.as_json(),
+                "difference": c.difference.as_json(),
+                "verdict": c.verdict,
+            }
+            for c in found
+        ],
+    }

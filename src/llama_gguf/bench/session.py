@@ -1,0 +1,229 @@
+"""One run: find out who is there, send a few requests to see that it works, then the load."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import random
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, closing, suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+from llama_gguf.bench import prompts, server
+from llama_gguf.bench.answers import error_message
+from llama_gguf.bench.connection import ConnectionLost, Connections, Target
+from llama_gguf.bench.load import Asker, Budget, Level, clock, run_level
+from llama_gguf.bench.options import Load, Options
+from llama_gguf.bench.overhead import SIDES, Turns, take_turns
+from llama_gguf.bench.prompts import Body
+from llama_gguf.bench.server import Server, Watch, Whole
+from llama_gguf.errors import UserError
+
+Progress = Callable[[Load, Budget, Level], None]
+
+_HINTS: Final[Mapping[int, str]] = {
+    401: " Put the endpoint's key into LLAMA_API_KEY.",
+    403: " Put the endpoint's key into LLAMA_API_KEY.",
+    404: " Is this the base URL of an OpenAI-compatible endpoint, and --model one that it has?",
+    429: " Make a key for this: llama-gguf keys generate --rate-limit 1000000",
+    503: " Wait until the model is ready.",
+}
+
+
+@dataclass(slots=True)
+class Prepared:
+    """What a load needs to know of the server."""
+
+    server: Server
+    fixed: dict[str, Any]
+    bodies: Iterator[Body]
+
+
+async def prepare(
+    connections: Connections, options: Options, lines: Sequence[str] | None
+) -> Prepared:
+    """Look at the server, and have it answer once or twice.
+
+    Args:
+        connections: to the server.
+        options: what will be asked of it.
+        lines: of the prompts file, if there is one.
+
+    Raises:
+        UserError: it does not answer as it should; the message says what to do.
+    """
+    found = await server.look(connections)
+    fixed = fixed_fields(options, found)
+    if lines is not None:
+        chosen = prompts.from_lines(lines, chat=options.chat)
+        await _ask_once(connections, options, {**fixed, **chosen[0]})
+        return Prepared(found, fixed, itertools.cycle(chosen))
+    scale = await _calibrate(connections, options, fixed)
+    bodies = prompts.synthetic(
+        options.prompt_tokens,
+        scale=scale,
+        shared_prefix=options.shared_prefix,
+        chat=options.chat,
+        seed=options.seed,
+    )
+    return Prepared(found, fixed, bodies)
+
+
+def fixed_fields(options: Options, found: Server) -> dict[str, Any]:
+    """What the body of every request has alike."""
+    fields: dict[str, Any] = {
+        "model": server.model_name(found, options.model),
+        "max_tokens": options.output_tokens,
+        "temperature": 0,
+        "stream": options.streamed,
+    }
+    if options.streamed:
+        fields["stream_options"] = {"include_usage": True}
+    if found.is_llama_cpp:
+        fields["ignore_eos"] = True  # every answer has the length that was asked for
+    return fields | dict(options.body)
+
+
+async def _calibrate(
+    connections: Connections, options: Options, fixed: Mapping[str, Any]
+) -> prompts.Scale:
+    rng = random.Random(options.seed)  # noqa: S311  # load, not secrets
+    said = [
+        await _ask_once(
+            connections,
+            options,
+            {**fixed, **prompts.as_body(prompts.text_of(words, rng), chat=options.chat)},
+        )
+        for words in prompts.CALIBRATION_WORDS
+    ]
+    return prompts.scale_of(server.calibrated(said))
+
+
+async def _ask_once(
+    connections: Connections, options: Options, body: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """One small answer, not streamed.
+
+    Raises:
+        UserError: there is none.
+    """
+    small = {**body, "stream": False, "max_tokens": 1}
+    small.pop("stream_options", None)
+    target, sink = connections.target, Whole()
+    try:
+        async with asyncio.timeout(options.timeout):
+            await connections.exchange(
+                target.request("POST", options.path, json.dumps(small).encode()), sink
+            )
+    except TimeoutError:
+        raise UserError(f"{target.url} did not answer within {options.timeout:g} s.") from None
+    except (OSError, ConnectionLost) as error:
+        raise UserError(f"{target.url} cannot be asked: {_reason(error)}. Does it run?") from None
+    if sink.status != 200:
+        said = error_message(sink.body) or "no reason given"
+        hint = _HINTS.get(sink.status, "")
+        raise UserError(f"{target.url} answered {sink.status}: {said.rstrip('.')}.{hint}")
+    with suppress(ValueError):
+        answer = json.loads(sink.body)
+        if isinstance(answer, dict) and answer.get("choices"):
+            return answer
+    raise UserError(f"{target.url} answered, but not as an OpenAI-compatible endpoint does.")
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+async def run_loads(
+    target: Target, options: Options, lines: Sequence[str] | None, *, progress: Progress
+) -> tuple[Prepared, list[Level]]:
+    """Put every load on the server in turn. Ctrl-C ends it with what there is by then.
+
+    Raises:
+        UserError: the server does not answer as it should.
+    """
+    rng = random.Random(options.seed)  # noqa: S311  # load, not secrets
+    levels: list[Level] = []
+    with closing(Connections(target, clock, keeps=options.keeps_connections)) as connections:
+        prepared = await prepare(connections, options, lines)
+        for load in options.loads:
+            async with _watched(target, is_ours=bool(prepared.server.gateway)) as told:
+                level = await run_level(
+                    load,
+                    options,
+                    connections,
+                    fixed=prepared.fixed,
+                    bodies=prepared.bodies,
+                    progress=_bound(progress, load),
+                    rng=rng,
+                )
+            level.server = told
+            levels.append(level)
+            if level.interrupted:
+                break
+    return prepared, levels
+
+
+def _bound(progress: Progress, load: Load) -> Callable[[Budget, Level], None]:
+    return lambda budget, level: progress(load, budget, level)
+
+
+@asynccontextmanager
+async def _watched(target: Target, *, is_ours: bool) -> AsyncIterator[dict[str, Any]]:
+    """Watch the gateway's queue, where there is a gateway; what was seen is there at the end."""
+    told: dict[str, Any] = {}
+    if not is_ours:
+        yield told
+        return
+    with closing(Connections(target, clock)) as connections:  # apart from those of the load
+        watch = Watch(connections)
+        await watch.begin()
+        loop = asyncio.get_running_loop()
+        watching = loop.create_task(watch.run())
+        try:
+            yield told
+        finally:
+            watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
+        told |= await watch.end()
+
+
+async def run_turns(
+    targets: Mapping[str, Target],
+    options: Options,
+    lines: Sequence[str] | None,
+    *,
+    progress: Callable[[Turns, float], None],
+) -> tuple[Prepared, list[Turns]]:
+    """Have both sides take turns, at every number of streams.
+
+    Args:
+        targets: by side, ``direct`` and ``gateway``.
+        options: what is asked of both.
+        lines: of the prompts file, if there is one.
+        progress: called before each block with how much is over.
+
+    Raises:
+        UserError: one of them does not answer as it should.
+    """
+    rng = random.Random(options.seed)  # noqa: S311  # which of two goes first
+    found: list[Turns] = []
+    with ExitStack() as stack:
+        askers = {}
+        for side in SIDES:
+            connections = Connections(targets[side], clock, keeps=options.keeps_connections)
+            stack.enter_context(closing(connections))
+            prepared = await prepare(connections, options, lines)
+            askers[side] = Asker(connections, options, prepared.fixed)
+        for load in options.loads:
+            found.append(
+                await take_turns(
+                    load.streams or 1, options, askers, prepared.bodies, rng=rng, progress=progress
+                )
+            )
+            if found[-1].interrupted:
+                break
+    return prepared, found

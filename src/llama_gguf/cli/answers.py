@@ -1,0 +1,66 @@
+"""What a running server says of itself on the paths that need no key: for `diagnose`."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import ssl
+from typing import Final
+
+from llama_gguf.cli.context import Context
+
+ANSWER_SECONDS: Final = 3.0
+MAX_ANSWER_BYTES: Final = 1 << 20
+
+
+def server(context: Context) -> str:
+    """What a running server says of itself, each question with its answer or what failed."""
+    chosen = context.settings
+    questions = [
+        (_Connection(chosen.host, chosen.port, tls=bool(chosen.tls_cert_file)), path)
+        for path in ("/ping", "/health", "/metrics", "/metrics?format=prometheus")
+    ]
+    questions.append((_Connection(chosen.host, chosen.port_health), "/"))
+    # /slots, and in older builds /metrics, would wake an engine that sleeps.
+    backend = _Connection(chosen.backend_host, chosen.port_backend, path=chosen.backend_socket)
+    questions.append((backend, "/health"))
+    return "\n\n".join(_ask(connection, path) for connection, path in questions)
+
+
+class _Connection(http.client.HTTPConnection):
+    """To a server on this machine: an address that stands for all is asked on loopback."""
+
+    def __init__(self, host: str, port: int, *, tls: bool = False, path: str = "") -> None:
+        loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # not listened on
+        super().__init__(loopback.get(host, host), port, timeout=ANSWER_SECONDS)
+        self._tls = tls
+        self._path = path
+
+    @property
+    def name(self) -> str:
+        return self._path or f"{self.host}:{self.port}"
+
+    def connect(self) -> None:
+        if self._path:
+            self.sock = socket.socket(socket.AF_UNIX)
+            self.sock.settimeout(ANSWER_SECONDS)
+            self.sock.connect(self._path)
+            return
+        super().connect()
+        if self._tls:
+            # Nothing secret is sent, and an expired certificate is one of the things to find out.
+            context = ssl._create_unverified_context()  # noqa: S323
+            self.sock = context.wrap_socket(self.sock)
+
+
+def _ask(connection: _Connection, path: str) -> str:
+    question = f"GET {path} on {connection.name}"
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        body = response.read(MAX_ANSWER_BYTES).decode("utf-8", "replace")
+    except (OSError, http.client.HTTPException) as error:
+        return f"{question}: {type(error).__name__} {error}"
+    finally:
+        connection.close()
+    return f"{question}: {response.status} {response.reason}\n{body}"

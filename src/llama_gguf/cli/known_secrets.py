@@ -1,0 +1,101 @@
+"""Every secret that `diagnose` can find out about, so that none of them is in its bundle.
+
+What cannot be read gives none, and is told: then only what looks like a secret is taken out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+from llama_gguf.cli.context import Context
+from llama_gguf.cli.guard import within
+from llama_gguf.core import masking
+from llama_gguf.core import settings as core_settings
+from llama_gguf.core.keys import KeyRing
+from llama_gguf.engine import processes
+
+_SETTINGS: Final = {core_settings.variable(name): name for name in core_settings.FIELDS}
+_FOLDERS: Final = frozenset({"PWD", "OLDPWD"})
+LOOK_SECONDS: Final = 30.0
+
+
+def gather(context: Context) -> tuple[set[str], list[str]]:
+    """The secrets, and what could not be looked through for more of them."""
+    found: set[str] = set()
+    troubles: list[str] = []
+    for what, look in (
+        ("the environment", lambda: _of_environment(context)),
+        ("the keys file", lambda: _of_keys_file(context.settings.auth_keys_file)),
+        ("a login that huggingface_hub has kept", lambda: _of_hub_login(context)),
+        ("the processes", _of_processes),
+    ):
+        _add(found, troubles, what, look)
+    return found, troubles
+
+
+def _add(
+    found: set[str], troubles: list[str], what: str, look: Callable[[], Iterable[str]]
+) -> None:
+    # A dead file system must not keep the bundle from coming.
+    secrets, trouble = within(LOOK_SECONDS, lambda: list(look()))
+    found.update(secrets or [])
+    if trouble:
+        troubles.append(f"{what}: {trouble}")
+
+
+def is_harmless(name: str, value: str) -> bool:
+    """Whether a variable that is called like a secret is none: one of ours, or a path."""
+    ours = _SETTINGS.get(name)
+    if ours is not None:
+        return not core_settings.ABOUT[ours].secret
+    return name in _FOLDERS or (value.startswith("/") and os.path.exists(value))
+
+
+def _of_environment(context: Context) -> Iterator[str]:
+    yield context.settings.backend_api_key
+    yield from masking.secrets_of(context.environ, is_harmless)
+    # What was given as a flag is not in the environment.
+    for text in (context.settings.extra_args, context.settings.model_name):
+        yield from masking.secrets_of({"": text}, is_harmless)
+
+
+def _of_keys_file(path: str) -> Iterator[str]:
+    """Every key in the file; of a line that is none, or a comment, whatever could be one."""
+    lines = _text(path).splitlines()
+    for line in lines:
+        words = [word for word in re.split(r"[:\s#,;=]+", line) if len(word) >= 8]
+        if KeyRing.parse(line).keys:
+            words = words if len(line.split(":", 1)[0].strip()) < 8 else words[1:]
+        elif line.lstrip().startswith("#"):
+            words = [word for word in words if re.fullmatch(r"[\w$-]{16,}", word)]
+        yield from words
+
+
+def _of_hub_login(context: Context) -> Iterator[str]:
+    environ = context.environ
+    home = environ.get("HF_HOME") or os.path.join(
+        environ.get("XDG_CACHE_HOME") or os.path.join(environ.get("HOME", "/"), ".cache"),
+        "huggingface",
+    )
+    yield _text(environ.get("HF_TOKEN_PATH") or os.path.join(home, "token")).strip()
+
+
+def _text(path: str) -> str:
+    """What is in a file; nothing when there is none."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
+
+
+def _of_processes() -> Iterator[str]:
+    """Out of arguments, and out of the environments of ours: the engine's key is in one."""
+    running = processes.look()
+    for process in running.values():
+        yield from masking.secrets_of({"": " ".join(process.argv)}, is_harmless)
+    for _, process in processes.family(running):
+        yield from masking.secrets_of(processes.environ_of(process.pid), is_harmless)

@@ -1,0 +1,19 @@
+"""What `check` has found: a subject, a sentence, and whether something has to be done."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Level(enum.StrEnum):
+    OK = "ok"
+    NOTE = "note"  # `serve` works, and something may surprise
+    WRONG = "wrong"  # `serve` would not work
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    subject: str
+    text: str
+    level: Level = Level.OK

@@ -1,0 +1,70 @@
+"""What ``llama-server --help`` says of its flags, held against EXTRA_ARGS before it starts."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+_NAMES: Final = re.compile(r"-{1,2}[A-Za-z][\w-]*(?:, +-{1,2}[A-Za-z][\w-]*)*")
+# What `serve` has settings for, and what the gateway would not find the engine behind.
+_OURS: Final[Mapping[str, str]] = {
+    "--host": "BACKEND_HOST or BACKEND_SOCKET",
+    "--port": "PORT_BACKEND",
+    "-m": "MODEL_NAME or MODEL_PATH",
+    "--model": "MODEL_NAME or MODEL_PATH",
+}
+_IN_THE_WAY: Final = frozenset(
+    {"--api-prefix", "--api-key-file", "--ssl-key-file", "--ssl-cert-file"}
+)
+
+
+def read_flags(text: str) -> dict[str, bool]:
+    """Every flag in the help *text*, and whether it takes a value.
+
+    A flag's names stand at the start of a line, with commas between them, then what it takes;
+    two spaces or the end of the line end that.
+    """
+    flags: dict[str, bool] = {}
+    for line in text.splitlines():
+        names = _NAMES.match(line)
+        if names is not None:
+            takes_value = re.match(r" \S", line[names.end() :]) is not None
+            flags |= dict.fromkeys(re.split(r", +", names[0]), takes_value)
+    return flags
+
+
+def complaints(words: Sequence[str], flags: Mapping[str, bool]) -> Iterator[str]:
+    """What is wrong with EXTRA_ARGS, a sentence each.
+
+    Args:
+        words: EXTRA_ARGS, split.
+        flags: what ``read_flags`` made of the engine's help.
+    """
+    at = 0
+    while at < len(words):
+        word = words[at]
+        # llama-server takes "_" for "-" in the names of flags.
+        flag = word.replace("_", "-") if word.startswith("--") else word
+        at += 1
+        if flag in _OURS:
+            yield f"{word} is set by {_OURS[flag]}: leave it out here"
+        elif flag in _IN_THE_WAY:
+            yield f"{word} would keep the gateway from the engine: leave it out"
+        if flag not in flags:
+            yield _unknown(word, flag, flags)
+        elif flags[flag]:
+            if at == len(words):
+                yield f"{word} wants a value"
+            at += 1
+
+
+def _unknown(word: str, flag: str, flags: Mapping[str, bool]) -> str:
+    name, equals, _ = flag.partition("=")
+    if equals and name in flags:
+        return f"{word}: its value has to be a word of its own, after a space"
+    if not word.startswith("-"):
+        return f"{word} is the value of nothing: look at the words before it"
+    near = difflib.get_close_matches(flag, flags, n=1, cutoff=0.7)
+    return f"llama-server has no {word}" + (f"; is {near[0]} meant?" if near else "")

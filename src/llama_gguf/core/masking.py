@@ -1,0 +1,159 @@
+"""Takes secrets out of text that is to be shown: the ones that are known, and what looks like one.
+
+A secret that is known goes wherever it stands, also as a URL, JSON or base64 writes it. What is
+not known goes by its surroundings (a name such as ``token=``, a flag such as ``--api-key``,
+``Bearer``, the login of a URL) or by its shape. Rather too much goes than too little.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Final
+from urllib.parse import quote, unquote, urlsplit
+
+MASK: Final = "********"
+MIN_SECRET: Final = 4
+"""Characters. Shorter values are masked where their name gives them away, not everywhere."""
+
+SECRET_NAME: Final = re.compile(
+    r"KEY|TOKEN|SECRET|PASS|PWD|CREDENTIAL|PRIVATE|SIGNATURE|COOKIE|AUTH", re.IGNORECASE
+)
+_SECRET_WORD: Final = re.compile(
+    r"(?:key|token|secret|passwo?r?d|passphrase|pwd|credentials?|signature|cookie|auth|-hft)$",
+    re.IGNORECASE,
+)
+_COMMON: Final = re.compile(
+    r"|[0-9.]{1,5}|(?:true|false|yes|no|on|off|none|null|auto)|(?:bool|int|float|str):.*",
+    re.IGNORECASE,
+)
+_NAME: Final = (
+    r"(?:api[_-]?key|[_-]key|\bkey|token|secret|passw(?:or)?d|passphrase|pwd|credentials?"
+    r"|signature|cookie|authorization)"
+)
+_PLAIN: Final = r"(?!(?:[0-9.]+|true|false|null|none)\b|[/{\[*])"
+"""Not a secret: a number, a truth, a path, an object; nor what is masked already."""
+
+_LOGIN: Final = re.compile(r"(?<=://)[^/\s]{1,500}@")
+_QUERY: Final = re.compile(r"(://[^\s?#\"']{1,500})\?[^\s#\"']*")
+# Each is bounded, or begins at something rare: a line may be as long as a log.
+_PATTERNS: Final[Sequence[tuple[re.Pattern[str], str]]] = (
+    (
+        re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*-----|\Z)", re.DOTALL),
+        MASK,
+    ),
+    (re.compile(r"\b(bearer|basic)(\s+)[^\s\"',;*]{6,}", re.IGNORECASE), rf"\1\2{MASK}"),
+    (
+        re.compile(
+            rf"({_NAME}[\"']?\s{{0,9}}[=:]\s{{0,9}}[\"']?){_PLAIN}[^\s\"',;&]+", re.IGNORECASE
+        ),
+        rf"\1{MASK}",
+    ),
+    (
+        re.compile(
+            rf"((?:^|\s)--?[\w-]{{0,40}}{_NAME}\s+)(?!-){_PLAIN}\S+", re.IGNORECASE | re.MULTILINE
+        ),
+        rf"\1{MASK}",
+    ),
+    (
+        re.compile(
+            r"\b(?:sk-|hf_|gateway-|gh[opsu]_|glpat-|xox[abp]-|AKIA|eyJ[\w-]{8,}\.)[\w.-]{12,}"
+        ),
+        MASK,
+    ),
+)
+
+
+class Masker:
+    """Masks *secrets*, and what looks like one."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        known = {s.strip() for s in secrets}
+        spelt = {form for s in known if len(s) >= MIN_SECRET for form in _spellings(s)}
+        # The longest first: one may be a part of another.
+        self._known = sorted(spelt, key=len, reverse=True)
+
+    def mask(self, text: str) -> str:
+        for secret in self._known:
+            text = text.replace(secret, MASK)
+        text = mask_urls(text)
+        for pattern, instead in _PATTERNS:
+            text = pattern.sub(instead, text)
+        return text
+
+
+def mask_urls(text: str) -> str:
+    """*text* without the logins and the queries of the URLs in it."""
+    return _QUERY.sub(r"\1?***", _LOGIN.sub("***@", text))
+
+
+def _spellings(secret: str) -> Iterator[str]:
+    yield secret
+    yield quote(secret, safe="")
+    yield quote(secret)
+    yield json.dumps(secret)[1:-1]
+    yield json.dumps(secret, ensure_ascii=False)[1:-1]
+    raw = secret.encode("utf-8", "surrogateescape")
+    yield b64encode(raw).decode().rstrip("=")
+
+
+def secrets_of(
+    environ: Mapping[str, str], is_harmless: Callable[[str, str], bool]
+) -> Iterator[str]:
+    """The values in *environ* that are secret by their name, and the logins and queries of URLs.
+
+    Args:
+        environ: names and values.
+        is_harmless: tells whether a name is known not to name a secret, or a value to be none.
+    """
+    for name, value in environ.items():
+        found = [value] if SECRET_NAME.search(name) and not is_harmless(name, value) else []
+        for url in re.findall(r"[A-Za-z][\w+.-]*://\S+", value):
+            found += _secrets_of_url(url)
+        found += secrets_in(value.split())
+        yield from (secret for secret in found if not _is_common(secret))
+
+
+def _secrets_of_url(url: str) -> list[str]:
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # the patterns are left
+        return []
+    login = parts.netloc.rpartition("@")[0]
+    values = [word.partition("=")[2] for word in parts.query.split("&")]
+    found = [login, *login.split(":", 1), parts.query, *(v for v in values if len(v) >= 8)]
+    return found + [unquote(secret) for secret in found]
+
+
+def secrets_in(words: Sequence[str]) -> Iterator[str]:
+    """The values in a command line that are secret by the flag or the name before them."""
+    for word, following in zip(words, [*words, ""][1:], strict=True):
+        name, equals, value = word.partition("=")
+        if not _SECRET_WORD.search(name):
+            continue
+        if not equals:
+            value = following if name.startswith("-") and not following.startswith("-") else ""
+        if not _is_common(value):
+            yield value
+
+
+def masked_words(words: Sequence[str]) -> list[str]:
+    """A command line without such values, whatever they are."""
+    masked = []
+    is_secret = False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        names_secret = bool(_SECRET_WORD.search(name))
+        if is_secret and not word.startswith("-"):
+            masked.append(MASK)
+        else:
+            masked.append(f"{name}={MASK}" if equals and names_secret else word)
+        is_secret = names_secret and name.startswith("-") and not equals
+    return masked
+
+
+def _is_common(value: str) -> bool:
+    """Whether *value* says nothing by itself, and would blot out half of a text."""
+    return _COMMON.fullmatch(value) is not None

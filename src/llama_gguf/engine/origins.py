@@ -1,0 +1,76 @@
+"""Where the models in MODELS_DIR came from: ``.pulled/FILE.gguf`` holds a hub's address.
+
+By it, a tag that was pulled once is found again without asking the hub, and a model is not
+taken for another of the same file name.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import Final
+
+from llama_gguf.engine.hub_address import Address, matching, models_in, parse
+from llama_gguf.engine.model import is_whole, part_paths
+from llama_gguf.errors import UserError
+
+FOLDER: Final = ".pulled"
+_MAX_CHARACTERS: Final = 4096
+
+
+def remember(models_dir: str, address: Address) -> None:
+    """Note that the model of *address* has come; where that cannot be written, it is not known."""
+    folder = os.path.join(models_dir, FOLDER)
+    with suppress(OSError):
+        os.makedirs(folder, exist_ok=True)
+        with open(os.path.join(folder, os.path.basename(address.file)), "w", encoding="utf-8") as f:
+            f.write(f"{address}\n")
+
+
+def origin_of(models_dir: str, name: str) -> Address | None:
+    """Where the file *name* in *models_dir* came from, if that is known."""
+    try:
+        path = os.path.join(models_dir, FOLDER, name)
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return parse(file.read(_MAX_CHARACTERS).strip())
+    except (OSError, UserError):
+        return None
+
+
+def find(models_dir: str, address: Address) -> Address | None:
+    """The model that *address* means, if it is in *models_dir* and whole; asks nobody.
+
+    Raises:
+        UserError: another model of that name is there.
+    """
+    file = address.file or _file_for_tag(models_dir, address)
+    if not file or not all(is_whole(path) for path in local_paths(models_dir, file)):
+        return None
+    found = Address(address.repo, file=file)
+    name = os.path.basename(file)
+    origin = origin_of(models_dir, name)
+    if origin is not None and origin != found:
+        raise UserError(
+            f"{os.path.join(models_dir, name)} is there already, and is {origin}.\n"
+            f"Rename it, or fetch {found} in its place: `llama-gguf pull {found} --force`."
+        )
+    return found
+
+
+def _file_for_tag(models_dir: str, address: Address) -> str:
+    try:
+        names = os.listdir(os.path.join(models_dir, FOLDER))
+    except OSError:
+        return ""
+    origins = [origin_of(models_dir, name) for name in names]
+    files = [o.file for o in origins if o is not None and o.repo == address.repo]
+    found = matching(models_in(files), address.tag)
+    return found[0] if len(found) == 1 else ""
+
+
+def local_paths(models_dir: str, file: str) -> list[str]:
+    """Where the parts of a repository's *file* are, or will be."""
+    return [
+        os.path.abspath(os.path.join(models_dir, os.path.basename(part)))
+        for part in part_paths(file)
+    ]

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import random
+import re
+import xml.etree.ElementTree as ET
+from importlib import util
+from pathlib import Path
+
+import pytest
+
+from llama_gguf.bench import plots
+from llama_gguf.bench.load import Level
+from llama_gguf.bench.options import Load
+from llama_gguf.bench.overhead import Turns, added
+from llama_gguf.bench.records import Record
+from llama_gguf.bench.summary import Summary, summarise
+from llama_gguf.errors import UserError
+from tests.bench.runs import level
+
+
+def results(*levels: Level) -> list[tuple[Level, Summary]]:
+    return [(each, summarise(each, {})) for each in levels]
+
+
+RESULTS = results(level(streams=1, seconds=5), level(streams=4, seconds=5))
+
+
+def test_there_are_plots_of_latency_over_load_distributions_and_time() -> None:
+    assert list(plots.plots_of(RESULTS)) == [
+        "Time to first token over load",
+        "Whole answer over load",
+        "Output tokens a second over load",
+        "Time to first token, share of requests",
+        "Gaps between tokens, share of gaps",
+        "Whole answer, share of requests",
+        "Output tokens a second over time",
+        "Time to first token over time",
+    ]
+
+
+def test_answers_in_one_piece_have_no_plots_of_tokens() -> None:
+    whole = Record(1.0, 1.0, streamed=False, ended=2.0, output_tokens=5)
+
+    drawn = plots.plots_of(results(Level(Load(streams=1), [whole], begin=0.0, end=3.0)))
+
+    assert list(drawn) == ["Whole answer, share of requests", "Output tokens a second over time"]
+    for title, draw in drawn.items():
+        assert plots.as_svg(draw, title).startswith("<svg")
+
+
+def test_nothing_counted_draws_nothing() -> None:
+    assert plots.plots_of(results(Level(Load(streams=1), []))) == {}
+
+
+@pytest.mark.parametrize(("title", "draw"), plots.plots_of(RESULTS).items())
+def test_an_svg_stands_alone_and_takes_its_ink_from_the_page(title: str, draw: plots.Draw) -> None:
+    svg = plots.as_svg(draw, title)
+
+    root = ET.fromstring(svg)  # noqa: S314  # made here
+    assert root.tag.endswith("svg")
+    assert "viewBox" in root.attrib
+    assert "width" not in root.attrib
+    assert "currentColor" in svg
+    assert plots.INK not in svg
+    assert not re.search(r'(?:href|src|url)\s*[=(]\s*"?(?!#|"#)', svg)
+    for reference in re.findall(r'(?:href="|url\()#([^")]+)', svg):
+        assert f'id="{reference}"' in svg
+
+
+def test_ids_of_two_plots_are_never_the_same() -> None:
+    ids = [
+        set(re.findall(r'\bid="([^"]+)"', plots.as_svg(draw, title)))
+        for title, draw in plots.plots_of(RESULTS).items()
+    ]
+
+    assert sum(map(len, ids)) == len(set().union(*ids))
+
+
+def test_the_same_run_gives_the_same_picture() -> None:
+    title, draw = next(iter(plots.plots_of(RESULTS).items()))
+
+    assert plots.as_svg(draw, title) == plots.as_svg(draw, title)
+
+
+def test_all_plots_go_into_one_picture(tmp_path: Path) -> None:
+    plots.write_image(plots.plots_of(RESULTS), str(tmp_path / "x.png"))
+
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--plot .*x\.doc"):
+        plots.write_image(plots.plots_of(RESULTS), str(tmp_path / "x.doc"))
+
+
+def test_what_a_gateway_adds_is_drawn_for_each_measure() -> None:
+    pair = {"direct": {"ttft": 0.1, "tpot": 0.01}, "gateway": {"ttft": 0.2, "tpot": 0.01}}
+    found = [(Turns(n), added([pair] * 9, random.Random(1))) for n in (1, 8)]
+
+    drawn = plots.plots_of_added(found)
+
+    assert list(drawn) == ["Added to time to first token, ms", "Added to time per output token, ms"]
+    for title, draw in drawn.items():
+        assert "currentColor" in plots.as_svg(draw, title)
+
+
+def test_long_curves_are_thinned_and_keep_their_ends() -> None:
+    values = [float(n) for n in range(100_000)]
+
+    thin = plots.thinned(values)
+
+    assert len(thin) == 400
+    assert (thin[0], thin[-1]) == (0.0, 99_999.0)
+    assert plots.thinned([1.0, 2.0]) == [1.0, 2.0]
+
+
+def test_without_matplotlib_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "find_spec", lambda name: None)
+
+    with pytest.raises(UserError, match=r"pip install 'llama-gguf-inference\[bench\]'"):
+        plots.require()
+
+
+def test_with_matplotlib_there_is_nothing_to_say() -> None:
+    assert util.find_spec("matplotlib") is not None
+    plots.require()

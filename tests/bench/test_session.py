@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from llama_gguf.bench.connection import Connections, parse_target
+from llama_gguf.bench.load import Level, clock
+from llama_gguf.bench.options import Load, Options
+from llama_gguf.bench.server import Server
+from llama_gguf.bench.session import Prepared, fixed_fields, prepare, run_loads, run_turns
+from llama_gguf.bench.summary import summarise
+from llama_gguf.errors import UserError
+from tests.bench.engine import TOKENS, Engine, running
+
+
+def prepared(
+    url: str, lines: Sequence[str] | None = None, **asked: Any
+) -> tuple[Prepared, list[Level]]:
+    """What was found out, and the levels where loads are asked for."""
+    options = Options(**{"loads": (), "warmup": 0.0, "prompt_tokens": (40,), **asked})
+
+    target = parse_target(url)
+    return asyncio.run(run_loads(target, options, lines, progress=lambda *_: None))
+
+
+def test_made_up_prompts_have_their_length_in_the_servers_own_tokens(engine: Engine) -> None:
+    prepared(engine.url, loads=(Load(streams=2),), requests=4)
+
+    asked = engine.asked[2:]  # behind two that find out how long words are
+    assert [len(b["messages"][0]["content"].split()) for b in asked] == [15] * 4
+    assert all(b["stream"] and b["stream_options"]["include_usage"] for b in asked)
+
+
+def test_a_run_counts_what_the_server_has_answered(engine: Engine) -> None:
+    _, levels = prepared(engine.url, loads=(Load(streams=1), Load(streams=3)), requests=6)
+
+    found = [summarise(level, {}) for level in levels]
+    assert [summary.counted for summary in found] == [6, 6]
+    assert [summary.tokens["output"] for summary in found] == [6 * TOKENS] * 2
+    assert all(summary.counted_by == {"usage": 6} for summary in found)
+
+
+def test_a_server_that_leaves_behind_every_stream_costs_no_request(engine: Engine) -> None:
+    engine.leaves = True
+
+    _, (level,) = prepared(engine.url, loads=(Load(streams=2),), requests=20)
+
+    assert not [record.error for record in level.records if record.error]
+
+
+def test_lines_are_sent_in_turn_and_their_own_fields_win(engine: Engine) -> None:
+    lines = ['"one"', '{"prompt": "two", "max_tokens": 9}']
+
+    prepared(engine.url, lines, loads=(Load(streams=1),), requests=3, chat=False)
+
+    asked = engine.asked[1:]
+    assert [b["prompt"] for b in asked] == ["one", "two", "one"]
+    assert [b["max_tokens"] for b in asked] == [64, 9, 64]
+
+
+def test_whole_answers_are_asked_for_where_no_stream_is_wanted(engine: Engine) -> None:
+    _, (level,) = prepared(engine.url, loads=(Load(streams=1),), requests=2, streamed=False)
+
+    assert not any(b["stream"] for b in engine.asked)
+    assert [record.ok for record in level.records] == [True, True]
+
+
+def test_the_gateways_slots_are_told_with_the_level(engine: Engine) -> None:
+    engine.gets["/health"] = {
+        "version": "1", "slots": {"used": 1, "total": 4}, "queue": {"length": 0},
+    }  # fmt: skip
+
+    _, (level,) = prepared(engine.url, loads=(Load(streams=1),), requests=2)
+
+    assert level.server.keys() <= {"slots_used_mean", "queue_max"}
+
+
+@pytest.mark.parametrize(
+    ("status", "advice"),
+    [
+        (401, "answered 401: no. Put the endpoint's key into LLAMA_API_KEY."),
+        (404, "answered 404: no. Is this the base URL"),
+        (429, "--rate-limit 1000000"),
+        (503, "Wait until the model is ready."),
+        (418, "answered 418: no.$"),
+    ],
+)
+def test_a_server_that_refuses_ends_it_with_advice(
+    engine: Engine, status: int, advice: str
+) -> None:
+    engine.status = status
+
+    with pytest.raises(UserError, match=advice):
+        prepared(engine.url)
+
+
+def test_nobody_there_ends_it_with_a_question() -> None:
+    with pytest.raises(UserError, match=r"cannot be asked: .* Does it run\?"):
+        prepared("http://127.0.0.1:1")
+
+
+def test_something_else_than_an_endpoint_is_told_apart() -> None:
+    async def scenario() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with server:
+            target = parse_target(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+            connections = Connections(target, clock, keeps=False)
+            with pytest.raises(UserError, match="not as an OpenAI-compatible endpoint does"):
+                await prepare(connections, Options(loads=()), None)
+            connections.close()
+
+    asyncio.run(scenario())
+
+
+def test_llama_cpp_is_asked_for_answers_of_the_full_length() -> None:
+    options = Options(loads=(), body={"temperature": 1, "top_p": 0.5})
+
+    fields = fixed_fields(options, Server(is_llama_cpp=True))
+
+    assert fields["ignore_eos"] is True
+    assert (fields["temperature"], fields["top_p"]) == (1, 0.5)
+    assert "ignore_eos" not in fixed_fields(options, Server())
+
+
+def test_the_two_sides_of_a_gateway_take_turns(engine: Engine) -> None:
+    with running() as backend:
+        targets = {"direct": parse_target(backend.url), "gateway": parse_target(engine.url)}
+        options = Options(loads=(Load(streams=2), Load(streams=1)), requests=3)
+        _, turns = asyncio.run(run_turns(targets, options, None, progress=lambda *_: None))
+
+    assert [(each.streams, len(each.pairs)) for each in turns] == [(2, 3), (1, 3)]
+    assert len(engine.asked) == len(backend.asked)

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llama_gguf.cli.answers import server
+from tests.certificates import issue
+from tests.cli.test_bundle import context
+
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello"
+
+
+@contextmanager
+def answering(listener: socket.socket, times: int) -> Iterator[None]:
+    """Answers so many connections."""
+
+    def answer() -> None:
+        for _ in range(times):
+            peer, _ = listener.accept()
+            with peer:
+                peer.recv(4096)
+                peer.sendall(ANSWER)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    with listener:
+        yield
+        thread.join()
+
+
+def test_a_gateway_with_tls_is_asked_whoever_its_certificate_is_from(tmp_path: Path) -> None:
+    pair = issue(not_before=2001, not_after=2002).write(tmp_path)
+    shows = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    shows.load_cert_chain(pair["TLS_CERT_FILE"], pair["TLS_KEY_FILE"])
+    listener = shows.wrap_socket(socket.create_server(("127.0.0.1", 0)), server_side=True)
+    port = str(listener.getsockname()[1])
+
+    with answering(listener, 4):
+        told = server(context(tmp_path, PORT=port, **pair))
+
+    assert told.count(f"on 127.0.0.1:{port}: 200 OK\nhello") == 4
+
+
+def test_an_engine_behind_a_unix_socket_is_asked_there(tmp_path: Path) -> None:
+    path = str(tmp_path / "engine.sock")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+
+    with answering(listener, 1):
+        told = server(context(tmp_path, BACKEND_SOCKET=path))
+
+    assert f"GET /health on {path}: 200 OK\nhello" in told
+
+
+def test_an_address_that_stands_for_all_is_asked_on_loopback(tmp_path: Path) -> None:
+    told = server(context(tmp_path, HOST="0.0.0.0", PORT="1"))  # noqa: S104  # asked, not bound
+
+    assert "GET /ping on 127.0.0.1:1: ConnectionRefusedError" in told
+
+
+def test_an_answer_that_is_none_is_told_as_that(tmp_path: Path) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = str(listener.getsockname()[1])
+
+    def hang_up() -> None:
+        peer, _ = listener.accept()
+        peer.close()
+
+    thread = threading.Thread(target=hang_up)
+    thread.start()
+    with listener:
+        told = server(context(tmp_path, PORT_HEALTH=port))
+        thread.join()
+
+    assert any(
+        line.startswith(f"GET / on 127.0.0.1:{port}: ") and line[-1] != ":"
+        for line in told.splitlines()
+    )

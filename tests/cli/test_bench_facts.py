@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llama_gguf.bench.connection import parse_target
+from llama_gguf.bench.options import Load, Options
+from llama_gguf.bench.server import Server
+from llama_gguf.cli import bench_facts
+from llama_gguf.cli.context import Context
+from llama_gguf.core import settings as core_settings
+from llama_gguf.core.keys import hashed
+from llama_gguf.errors import UserError
+from tests.gguf_files import gguf
+
+PLAIN = "sk-plain-0123456789"
+RICH = "sk-rich-01234567890"
+KEYS = f"""\
+# a comment: with-a-colon-0123456789
+a:{PLAIN}
+b:{RICH}:5000
+c:sk-gone-0123456789:9000:2001-01-01T00:00:00Z
+d:{hashed("sk-hidden-0123456789")}:9999
+nonsense
+"""
+HERE = "http://127.0.0.1:8000"
+
+
+def context(tmp_path: Path, **environ: str) -> Context:
+    path = tmp_path / "keys.txt"
+    path.write_text(KEYS)
+    path.chmod(0o600)
+    loaded = core_settings.load({"AUTH_KEYS_FILE": str(path), "DATA_DIR": str(tmp_path)})
+    resolved = core_settings.resolve(loaded.settings, lambda path: True, "host")
+    return Context(settings=resolved, sources=loaded.sources, environ=environ)
+
+
+def test_the_key_of_the_environment_wins(tmp_path: Path) -> None:
+    given = {"LLAMA_API_KEY": "sk-first", "OPENAI_API_KEY": "sk-second"}
+
+    assert bench_facts.endpoint_key("https://far", context(tmp_path, **given)) == "sk-first"
+    del given["LLAMA_API_KEY"]
+    assert bench_facts.endpoint_key(HERE, context(tmp_path, **given)) == "sk-second"
+
+
+def test_here_the_key_that_may_ask_most_is_taken_from_the_keys_file(tmp_path: Path) -> None:
+    assert bench_facts.endpoint_key(HERE, context(tmp_path)) == RICH
+    assert bench_facts.endpoint_key("unix:/run/x.sock", context(tmp_path)) == RICH
+
+
+@pytest.mark.parametrize("url", ["https://far", "http://127.0.0.1.far", "http://[", "x"])
+def test_a_key_of_this_machine_never_goes_to_another(url: str, tmp_path: Path) -> None:
+    assert bench_facts.endpoint_key(url, context(tmp_path)) == ""
+
+
+def test_without_a_keys_file_there_is_no_key(tmp_path: Path) -> None:
+    made = context(tmp_path)
+    (tmp_path / "keys.txt").unlink()
+
+    assert bench_facts.endpoint_key(HERE, made) == ""
+
+
+def test_a_key_with_a_line_end_inside_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="LLAMA_API_KEY has characters that no key has") as refused:
+        bench_facts.endpoint_key(HERE, context(tmp_path, LLAMA_API_KEY="sk-a\r\nX: b"))
+
+    assert "sk-a" not in str(refused.value)
+
+
+def test_the_models_header_is_read_where_its_file_is_here(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(gguf())
+    server = Server(models=("m",), model_path=str(tmp_path / "m.gguf"), model={"n_params": 7})
+
+    def model(url: str) -> object:
+        return bench_facts.circumstances(
+            parse_target(url), "", Options(loads=(Load(streams=1),)), server,
+            context(tmp_path), command=("bench",),
+        ).model  # fmt: skip
+
+    assert model(HERE) != server.model
+    assert model("https://far") == server.model
+    server.model_path = "/nowhere.gguf"
+    assert model(HERE) == server.model
+
+
+def test_circumstances_tell_what_a_repetition_needs(tmp_path: Path) -> None:
+    target = parse_target(HERE, key="sk-secret")
+    options = Options(loads=(Load(streams=1),), shared_prefix=100)
+
+    found = bench_facts.circumstances(
+        target, "http://127.0.0.1:8080", options,
+        Server(models=("tiny",), engine="b1", gateway="1.0", slots=4), context(tmp_path),
+        command=("bench", "--rate", "1"),
+    )  # fmt: skip
+
+    assert found.command_line == "llama-gguf bench --rate 1"
+    assert found.versions.keys() >= {"llama-gguf", "python", "httptools"}
+    assert found.machine["whose"] == "load generator and server"
+    assert "secret" not in str(found)
+    first, second = bench_facts.heading(found)
+    assert (
+        first
+        == f"{HERE} against http://127.0.0.1:8080 · tiny · llama.cpp b1 · gateway 1.0 · 4 slots"
+    )
+    assert second.startswith(
+        "128 prompt tokens behind 100 shared ones · 64 output tokens · streamed"
+    )
+
+
+def test_the_cpu_is_called_what_the_kernel_calls_it(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text("processor : 0\nmodel name\t: A fine CPU\n")
+
+    assert bench_facts.cpu_name(str(tmp_path / "cpuinfo")) == "A fine CPU"
+    assert isinstance(bench_facts.cpu_name("/nowhere"), str)
+
+
+def test_as_many_files_may_be_open_as_the_system_allows() -> None:
+    import resource  # noqa: PLC0415
+
+    bench_facts.raise_open_files()
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert soft == hard

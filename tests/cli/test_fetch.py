@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from llama_gguf.cli.fetch import fetch, progress_in, telling
+from llama_gguf.core.settings import Settings, load, resolve
+from llama_gguf.engine.landing import Meter
+from llama_gguf.errors import UserError
+from tests.engine.file_server import FileServer
+from tests.gguf_files import METADATA, Tensor, gguf
+from tests.supervisor.conftest import until
+
+CONTENT = gguf(METADATA, [Tensor((300_000,))])
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with FileServer(CONTENT) as running:
+        yield running
+
+
+def settings(folder: Path, model: str) -> Settings:
+    loaded = load({"DATA_DIR": str(folder), "MODEL_NAME": model})
+    return resolve(loaded.settings, lambda path: False, "host")
+
+
+def get(folder: Path, model: str, **environ: str) -> list[str]:
+    told: list[str] = []
+    usual = {"PATH": os.defpath}
+    asyncio.run(fetch(settings(folder, model), usual | environ, lambda text, _: told.append(text)))
+    return told
+
+
+def test_the_model_comes_and_how_far_it_is_is_told(tmp_path: Path, server: FileServer) -> None:
+    told = get(tmp_path, server.url())
+
+    assert (tmp_path / "models" / "m.gguf").read_bytes() == CONTENT
+    assert told[-1] == "fetching the model: 100 % of 1.2 MB"
+
+
+def test_a_failure_is_told_by_the_child_and_has_a_name(
+    tmp_path: Path, server: FileServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server.behaviour.status = 404
+
+    with pytest.raises(UserError, match="could not be fetched; the reason stands above"):
+        get(tmp_path, server.url())
+
+    assert "is not there (it answered 404)" in capfd.readouterr().err
+
+
+def test_a_login_in_the_url_is_not_in_the_childs_arguments(
+    tmp_path: Path, server: FileServer
+) -> None:
+    seen: list[bytes] = []
+
+    def look(_: str, share: float | None) -> None:
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                seen.append(path.read_bytes())
+            except OSError:  # it has just ended
+                continue
+
+    wanted = settings(tmp_path, f"http://me:s3cret@{server.address}/m.gguf")
+    asyncio.run(fetch(wanted, {"PATH": os.defpath}, look))
+
+    assert any(b"\0pull\0" in argv for argv in seen)
+    assert not any(b"s3cret" in argv for argv in seen)
+    assert server.seen[0].authorization is not None
+
+
+def test_settings_that_a_flag_has_beaten_do_not_reach_the_child(
+    tmp_path: Path, server: FileServer
+) -> None:
+    get(tmp_path, server.url(), PORT="nonsense", MODEL_NAME="another", MODELS_DIR="/nowhere")
+
+    assert (tmp_path / "models" / "m.gguf").exists()
+
+
+def test_when_it_is_called_off_the_child_ends_and_what_has_come_stays(
+    tmp_path: Path, server: FileServer
+) -> None:
+    part = tmp_path / "models" / "m.gguf.part"
+
+    async def called_off() -> None:
+        wanted = settings(tmp_path, server.url())
+        task = asyncio.get_running_loop().create_task(
+            fetch(wanted, {"PATH": os.defpath}, lambda text, share: None)
+        )
+        await asyncio.to_thread(until, lambda: part.exists() and part.stat().st_size)
+        task.cancel()
+        await asyncio.wait([task])
+
+    server.behaviour.content = gguf(METADATA, [Tensor((3_000_000,))])
+    server.behaviour.stops_after = 5_000_000
+    asyncio.run(called_off())
+
+    assert sorted(p.name for p in part.parent.iterdir()) == ["m.gguf.part", "m.gguf.part.etag"]
+    assert part.stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (b"0 2000000\n", ("fetching the model: 0 % of 2.0 MB", 0.0)),
+        (b"1999999 2000000\n", ("fetching the model: 99 % of 2.0 MB", 0.9999995)),
+        (b"1500000 0\n", ("fetching the model: 1.5 MB", None)),
+    ],
+)
+def test_bytes_become_words_and_a_share(line: bytes, told: tuple[str, float | None]) -> None:
+    assert progress_in(line) == told
+
+
+def test_a_listener_that_has_left_stops_nothing() -> None:
+    shown = []
+
+    @contextmanager
+    def meter(label: str) -> Iterator[Meter]:
+        yield lambda done, total: shown.append((label, done, total))
+
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with telling(theirs, meter)("m") as report:
+        report(1, 2)
+        report(2, 2)
+    os.close(theirs)
+
+    assert shown == [("m", 1, 2), ("m", 2, 2)]

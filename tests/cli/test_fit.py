@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import pytest
+
+from llama_gguf.cli.fit import results
+from llama_gguf.cli.results import Level, Result
+from llama_gguf.core.memory import GPU_RESERVE_BYTES, Options
+from llama_gguf.engine.locate import Device
+from llama_gguf.engine.machine import Machine
+from tests.core.test_memory import facts_of
+
+GIB = 1 << 30
+FACTS = dataclasses.replace(facts_of(), file_bytes=98_362_432)
+CHOSEN = Options(ctx=16384, parallel=0, ngl=99)
+NEEDED = 98_362_432 + 377_487_360 + 30_932_992
+
+
+def found(
+    chosen: Options = CHOSEN,
+    *,
+    available: int | None = 64 * GIB,
+    devices: Sequence[Device] | None = (),
+) -> dict[str, Result]:
+    here = Machine("Linux", 2, None, 64 * GIB, available, ())
+    return {r.subject: r for r in results(FACTS, chosen, devices=devices, here=here)}
+
+
+def test_the_sum_is_shown_with_its_parts() -> None:
+    told = found()
+
+    assert told["memory needed"].text == (
+        "506.8 MB: model 98.4 MB + KV cache 377.5 MB (16384 tokens x 90 KV heads"
+        " x (64 x 2 + 64 x 2) bytes) + working space about 30.9 MB"
+    )
+    assert told["context"].text == "4 slots share 16384 tokens; a request may have 8192 of them"
+    assert told["RAM"] == Result("RAM", "506.8 MB of the 68.7 GB that are available")
+    assert told.keys() == {"context", "memory needed", "RAM"}
+
+
+@pytest.mark.parametrize(
+    ("parallel", "text"),
+    [
+        (1, "1 slot has 16384 tokens; a request may have 8192 of them"),
+        (4, "4 slots divide 16384 tokens; a request may have 4096 of them"),
+    ],
+)
+def test_what_a_request_may_have_depends_on_the_slots(parallel: int, text: str) -> None:
+    assert found(dataclasses.replace(CHOSEN, parallel=parallel))["context"].text == text
+
+
+@pytest.mark.parametrize(("available", "level"), [(NEEDED, Level.OK), (NEEDED - 1, Level.WRONG)])
+def test_what_does_not_fit_into_ram_is_wrong(available: int, level: Level) -> None:
+    assert found(available=available)["RAM"].level is level
+
+
+def test_a_context_that_would_fit_is_named() -> None:
+    assert "it does not fit. Set CTX to 8192, take" in found(available=NEEDED - 1)["RAM"].text
+    assert "No CTX is small enough" in found(available=98_362_432)["RAM"].text
+
+
+def test_where_memory_is_unknown_nothing_is_claimed_of_it() -> None:
+    assert found(available=None).keys() == {"context", "memory needed"}
+
+
+def test_where_the_gpus_are_unknown_nothing_is_claimed_of_what_goes_where() -> None:
+    assert found(devices=None, available=1).keys() == {"context", "memory needed"}
+
+
+def test_a_header_that_says_too_little_gives_no_sum() -> None:
+    here = Machine("Linux", 2, None, None, None, ())
+    facts = dataclasses.replace(FACTS, kv_heads=None)
+
+    (told,) = results(facts, CHOSEN, devices=[], here=here)
+
+    assert told.level is Level.OK
+    assert told.text.startswith("unknown")
+
+
+def test_a_gpu_takes_all_of_it_and_something_for_itself() -> None:
+    told = found(devices=[Device("CUDA0 (L4)", 24 * GIB, NEEDED + GPU_RESERVE_BYTES)])
+
+    assert told["VRAM"] == Result("VRAM", "1.0 GB of the 1.0 GB that are free on CUDA0 (L4)")
+    assert told["RAM"].text.startswith("0.0 MB of")
+
+
+def test_what_does_not_fit_onto_the_gpus_is_wrong() -> None:
+    free = NEEDED // 2 + GPU_RESERVE_BYTES - 1
+
+    told = found(devices=[Device("CUDA0", GIB, free), Device("CUDA1", GIB, free)])["VRAM"]
+
+    assert told.level is Level.WRONG
+    assert "free on 2 GPUs: it does not fit. Set CTX to 8192, lower NGL (now 99)" in told.text
+
+
+def test_old_prompts_that_may_fill_the_ram_are_told_of() -> None:
+    told = found(available=NEEDED + (4 << 30))["prompt cache"]
+
+    assert told.level is Level.NOTE
+    assert "up to 8.6 GB as they come, and 4.3 GB will be left" in told.text
+    assert "--cache-ram 2048'" in told.text
+
+
+@pytest.mark.parametrize(("mib", "is_told"), [(4096, False), (4097, True), (0, False), (-1, True)])
+def test_a_bound_on_them_is_believed(mib: int, is_told: bool) -> None:
+    told = found(dataclasses.replace(CHOSEN, cache_ram_mib=mib), available=NEEDED + (4 << 30))
+
+    assert ("prompt cache" in told) == is_told

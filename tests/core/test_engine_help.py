@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import pytest
+
+from llama_gguf.core.engine_help import complaints, read_flags
+
+# Lines of llama-server's own help.
+HELP = """\
+----- common params -----
+
+-h,    --help, --usage                  print usage and exit
+-t,    --threads N                      number of CPU threads to use
+                                        (env: LLAMA_ARG_THREADS)
+-c,    --ctx-size N                     size of the prompt context
+--poll <0...100>                        use polling level to wait for work
+-kvo,  --kv-offload, -nkvo, --no-kv-offload
+                                        whether to enable KV cache offloading (default: enabled)
+-fit,  --fit [on|off]                   whether to adjust unset arguments to fit in device memory
+--override-kv KEY=TYPE:VALUE,...        advanced option to override model metadata by key.
+-ts,   --tensor-split N0,N1,N2,...      fraction of the model to offload to each GPU
+--spec-type none,draft-simple
+                                        comma-separated list of types
+-m,    --model FNAME                    model path to load
+--port PORT                             port to listen
+--api-prefix PREFIX                     prefix path the server serves from
+"""
+FLAGS = read_flags(HELP)
+
+
+def told(*words: str) -> list[str]:
+    return list(complaints(words, FLAGS))
+
+
+def test_every_name_of_a_flag_is_read_and_whether_it_takes_a_value() -> None:
+    assert {f for f, takes in FLAGS.items() if not takes} == {
+        *("-h", "--help", "--usage", "-kvo", "--kv-offload", "-nkvo", "--no-kv-offload"),
+    }
+    assert {f for f, takes in FLAGS.items() if takes} == {
+        *("-t", "--threads", "-c", "--ctx-size", "--poll", "-fit", "--fit", "--override-kv"),
+        *("-ts", "--tensor-split", "--spec-type", "-m", "--model", "--port", "--api-prefix"),
+    }
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("--threads", "-1", "-kvo"),
+        ("--ctx_size", "4096"),
+        ("--override-kv", "a=int:1", "--fit", "off"),
+    ],
+)
+def test_what_the_engine_knows_is_well(words: tuple[str, ...]) -> None:
+    assert told(*words) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("--thread", "4"), "llama-server has no --thread; is --threads meant?"),
+        (("--wholly-unknown",), "llama-server has no --wholly-unknown"),
+        (("--threads=4",), "--threads=4: its value has to be a word of its own, after a space"),
+        (("-kvo", "on"), "on is the value of nothing: look at the words before it"),
+        (("-c",), "-c wants a value"),
+        (("--port", "1"), "--port is set by PORT_BACKEND: leave it out here"),
+        (("-m", "x"), "-m is set by MODEL_NAME or MODEL_PATH: leave it out here"),
+        (
+            ("--api_prefix", "/x"),
+            "--api_prefix would keep the gateway from the engine: leave it out",
+        ),
+    ],
+)
+def test_what_it_does_not_know_is_told(words: tuple[str, ...], complaint: str) -> None:
+    assert told(*words)[0] == complaint
+
+
+def test_all_that_is_wrong_is_told() -> None:
+    assert len(told("--thread", "--foo", "--port", "1", "-c")) == 4

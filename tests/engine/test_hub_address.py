@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import pytest
+
+from llama_gguf.engine.hub_address import Address, matching, models_in, parse, pick
+from llama_gguf.errors import UserError
+
+FILES = [
+    "README.md",
+    "m-Q4_K_M.gguf",
+    "m-UD-Q4_K_XL.gguf",
+    "m-Q4_K.gguf",
+    "m.Q8_0.gguf",
+    "BF16/m-BF16-00002-of-00002.gguf",
+    "BF16/m-BF16-00001-of-00002.gguf",
+    "mmproj-BF16.gguf",
+    "imatrix_unsloth.gguf",
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("hf:owner/name/m.gguf", Address("owner/name", file="m.gguf")),
+        ("hf:o-1/n_2.3/deep/down/m.gguf", Address("o-1/n_2.3", file="deep/down/m.gguf")),
+        ("hf:o/n/q/m-00002-of-00003.gguf", Address("o/n", file="q/m-00001-of-00003.gguf")),
+        ("hf:owner/name:Q4_K_M", Address("owner/name", tag="Q4_K_M")),
+        ("hf:owner/name", Address("owner/name")),
+    ],
+)
+def test_an_address_is_a_repository_and_a_file_or_a_tag(text: str, address: Address) -> None:
+    assert parse(text) == address
+    assert parse(str(address)) == address
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("hf:", "hf:owner", "hf:owner/name/m.bin", "hf:o/n/../m.gguf", "hf:/n/m.gguf"),
+        *("hf:o/n:", "hf:o/n:a/b", "hf:o/n:Q4 K", "hf:o/n/:Q4"),
+    ],
+)
+def test_anything_else_is_refused_with_what_is_wanted(text: str) -> None:
+    with pytest.raises(UserError, match="hf:OWNER/NAME:TAG") as caught:
+        parse(text)
+
+    assert caught.value.exit_status == 2
+
+
+def test_the_models_are_what_can_be_served_by_itself() -> None:
+    assert models_in(FILES) == [
+        "BF16/m-BF16-00001-of-00002.gguf",
+        "m-Q4_K.gguf",
+        "m-Q4_K_M.gguf",
+        "m-UD-Q4_K_XL.gguf",
+        "m.Q8_0.gguf",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tag", "file"),
+    [
+        ("Q4_K_M", "m-Q4_K_M.gguf"),
+        ("q4_k_m", "m-Q4_K_M.gguf"),
+        ("Q4_K", "m-Q4_K.gguf"),
+        ("Q4_K_XL", "m-UD-Q4_K_XL.gguf"),
+        ("UD-Q4_K_XL", "m-UD-Q4_K_XL.gguf"),
+        ("Q8_0", "m.Q8_0.gguf"),
+        ("BF16", "BF16/m-BF16-00001-of-00002.gguf"),
+    ],
+)
+def test_a_tag_picks_the_one_file_that_has_it_in_its_name(tag: str, file: str) -> None:
+    assert pick(Address("o/n", tag=tag), FILES) == Address("o/n", file=file)
+
+
+def test_a_tag_may_stand_in_the_name_of_the_folder_alone() -> None:
+    assert matching(["Q4_K_M/m.gguf", "Q8_0/m.gguf"], "Q8_0") == ["Q8_0/m.gguf"]
+
+
+def test_a_repository_with_one_model_needs_no_tag() -> None:
+    assert pick(Address("o/n"), ["m.gguf", "README.md"]).file == "m.gguf"
+
+
+def test_a_tag_that_nothing_has_is_refused_with_what_there_is() -> None:
+    with pytest.raises(UserError, match="has no model for Q5_0") as caught:
+        pick(Address("o/n", tag="Q5_0"), FILES)
+
+    assert "\n  hf:o/n/m-Q4_K_M.gguf\n" in str(caught.value)
+    assert "mmproj" not in str(caught.value)
+
+
+def test_several_that_could_be_meant_are_told() -> None:
+    with pytest.raises(UserError, match="could be any of several") as caught:
+        pick(Address("o/n"), [f"m{number:02}.gguf" for number in range(22)])
+
+    assert str(caught.value).endswith("\n  hf:o/n/m19.gguf\n  and 2 more")
+
+
+def test_a_repository_without_models_is_told_to_be_one() -> None:
+    with pytest.raises(UserError, match=r"o/n holds no \.gguf file"):
+        pick(Address("o/n", tag="Q8_0"), ["model.safetensors"])

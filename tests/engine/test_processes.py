@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from llama_gguf.engine.processes import Listener, Process, environ_of, family, listeners, look
+
+
+def process(pid: int, parent: int, *argv: str) -> Process:
+    return Process(pid, parent, argv[0], "S", 1, 0, 0.0, argv)
+
+
+def test_this_process_is_seen_as_it_is() -> None:
+    me = look()[os.getpid()]
+
+    assert me.parent == os.getppid()
+    assert me.argv[1:] == tuple(sys.orig_argv[1:])
+    assert me.memory > 1 << 20
+    assert me.threads >= 1
+    assert me.cpu_seconds > 0
+
+
+def test_a_name_with_brackets_and_spaces_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / "7"
+    folder.mkdir()
+    numbers = " ".join(["0"] * 40)
+    (folder / "stat").write_text(f"7 (a ) b (c) S 3 {numbers}")
+    (folder / "cmdline").write_bytes(b"")
+    (tmp_path / "8").mkdir()  # it has just ended
+
+    (only,) = look(str(tmp_path)).values()
+
+    assert (only.pid, only.name, only.state, only.parent) == (7, "a ) b (c", "S", 3)
+    assert only.argv == ()
+
+
+def test_ours_are_told_with_those_above_and_below() -> None:
+    processes = {
+        p.pid: p
+        for p in (
+            process(1, 0, "init"),
+            process(2, 1, "sshd"),
+            process(3, 1, "sh"),
+            process(4, 3, "python", "-m", "llama_gguf", "serve"),
+            process(5, 4, "/app/llama-server"),
+            process(6, 5, "helper"),
+            process(7, 3, "sleep"),
+        )
+    }
+
+    assert [(depth, p.pid) for depth, p in family(processes)] == [
+        *((0, 1), (1, 3), (2, 4), (3, 5), (4, 6)),
+    ]
+
+
+def test_the_environment_of_a_process_can_be_had() -> None:
+    command = [sys.executable, "-c", "print(flush=True); input()"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env={"A": "1=2"}, stdin=pipe, stdout=pipe) as child:
+        assert child.stdout is not None
+        child.stdout.readline()  # it runs by now
+        assert environ_of(child.pid) == {"A": "1=2"}
+        child.communicate(b"\n")
+
+    assert environ_of(1 << 22) == {}
+
+
+def test_whoever_listens_is_told_with_the_process() -> None:
+    with socket.socket() as four, socket.socket(socket.AF_INET6) as six:
+        four.bind(("127.0.0.1", 0))
+        six.bind(("::1", 0))
+        four.listen()
+        six.listen()
+        ports = (four.getsockname()[1], six.getsockname()[1])
+
+        told = listeners([os.getpid()])
+        others = listeners([])
+
+    assert Listener("127.0.0.1", ports[0], os.getpid()) in told
+    assert Listener("::1", ports[1], os.getpid()) in told
+    assert {one.pid for one in others} <= {None}
+
+
+def test_where_nothing_can_be_seen_nothing_is_told(tmp_path: Path) -> None:
+    assert listeners([1], str(tmp_path)) == []

@@ -207,6 +207,20 @@ def test_every_file_that_code_refers_to_in_docs_exists() -> None:
             assert (ROOT / path).is_file(), f"{source}: {path}"
 
 
+@pytest.mark.parametrize("page", WRITTEN, ids=name_of)
+def test_every_file_of_ours_that_is_named_exists(page: Path) -> None:
+    places = (ROOT, SOURCE, SOURCE.parent, ROOT / "tests", ROOT / "docs", page.parent)
+    named = {
+        path
+        for code in code_in(page.read_text("utf-8"))
+        for path in re.findall(
+            r"(?<![\w$/~*.-])[a-z][\w-]*/[\w/.-]+\.(?:py|md|toml|mjs|sh)\b", code
+        )
+    }
+
+    assert {path for path in named if not any((place / path).exists() for place in places)} == set()
+
+
 # Decisions ----------------------------------------------------------------------------------------
 
 

@@ -65,6 +65,22 @@ def test_the_readme_begins_with_two_commands() -> None:
     assert commands == ["make run", "make test"]
 
 
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
+
+
+@pytest.mark.parametrize("what", ["CPU per request", "CPU per event"])
+def test_the_figures_of_the_readme_are_those_that_were_measured(what: str) -> None:
+    readme, performance = (
+        next(line for line in page.read_text("utf-8").splitlines() if line.startswith(f"| {what}"))
+        for page in (ROOT / "README.md", ROOT / "docs" / "performance.md")
+    )
+
+    figures = set(re.findall(r"\d\.\d", readme))
+    assert figures
+    assert figures <= set(re.findall(r"\((\d\.\d)\)", performance))
+
+
 def test_the_licence_is_there() -> None:
     assert "MIT" in (ROOT / "README.md").read_text("utf-8")
     assert (ROOT / "LICENSE").read_text("utf-8").startswith("MIT License")

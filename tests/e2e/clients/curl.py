@@ -17,7 +17,8 @@ class CurlError(Exception):
 def ask(place: Place, *, stream: bool) -> Iterator[str]:
     body = {"model": MODEL, "messages": QUESTION, "max_tokens": 8, "stream": stream}
     url = f"{place.url}/v1/chat/completions"
-    what = ["--json", json.dumps(body), "-H", f"Authorization: Bearer {place.key}"]
+    fields = [f"Authorization: Bearer {place.key}", "Content-Type: application/json"]
+    what = [*(word for field in fields for word in ("-H", field)), "-d", json.dumps(body)]
     process = subprocess.Popen(
         ["curl", "-sSN", "--fail", url, *what],
         stdout=subprocess.PIPE,

@@ -57,7 +57,7 @@ lint: $(VENV)/.dev lint-files
 	$(BIN)/ruff check
 
 lint-files: # what is not Python: scripts, image, workflows, compose files
-	$(BIN)/shellcheck scripts/*.sh .ci/run
+	$(BIN)/shellcheck $$(git ls-files '*.sh') .ci/run
 	$(BIN)/hadolint docker/Dockerfile
 	$(BIN)/zizmor --offline --quiet --no-progress .github
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
@@ -88,7 +88,7 @@ lock: | $(VENV)/bin/python ## take the newest versions that pyproject.toml allow
 	    --extra engine --group pyproject.toml:dev -o locks/dev.txt pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --upgrade \
 	    --custom-compile-command 'make lock' --python-version 3.11 \
-	    -o locks/image.txt pyproject.toml
+	    --extra hub -o locks/image.txt pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --upgrade \
 	    --custom-compile-command 'make lock' --python-version 3.11 \
 	    --group pyproject.toml:build --group pyproject.toml:compile -o locks/build.txt
@@ -153,12 +153,15 @@ dist: $(VENV)/.dev ## build sdist and a wheel for any machine into dist/
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation
 
-wheels: $(VENV)/.publish ## build compiled wheels for Linux into dist/; needs Docker
-	$(BIN)/cibuildwheel --platform linux --output-dir dist
+wheels: $(VENV)/publish/.done ## build compiled wheels for Linux into dist/; needs Docker
+	$(VENV)/publish/bin/cibuildwheel --platform linux --output-dir dist
 
-sbom: $(VENV)/.publish ## write what the package depends on, as CycloneDX, to dist/sbom.cdx.json
-	@mkdir -p dist
-	$(BIN)/cyclonedx-py requirements locks/image.txt --pyproject pyproject.toml --output-reproducible -o dist/sbom.cdx.json
+sbom: $(VENV)/publish/.done dist ## write what the package is made of, as CycloneDX, to dist/sbom.cdx.json
+	$(PYTHON) -m venv --clear build/sbom
+	build/sbom/bin/python -m pip --disable-pip-version-check install -q --require-hashes -r locks/image.txt
+	build/sbom/bin/python -m pip --disable-pip-version-check install -q --no-deps dist/*.whl
+	build/sbom/bin/python -m pip --disable-pip-version-check uninstall -q --yes pip setuptools
+	$(VENV)/publish/bin/cyclonedx-py environment --output-reproducible -o dist/sbom.cdx.json build/sbom
 
 release-check: dist ## is it fit to be released? (TAG=v0.1.0 for the tag to be)
 	$(BIN)/python -m tests.release $(TAG)
@@ -172,7 +175,7 @@ site: $(VENV)/.dev ## make HTML of docs/ in build/site
 changelog: $(VENV)/.dev ## gather the fragments of changes/ into CHANGELOG.md, for the version in __init__.py
 	$(BIN)/towncrier build --yes --version $(VERSION)
 
-github-release: # for the workflow: TAG=v0.1.0; what is in dist/ goes with it
+github-release: $(VENV)/.dev # for the workflow: TAG=v0.1.0; what is in dist/ goes with it
 	$(BIN)/python -m tests.release --notes > dist/notes.md
 	gh release create $(TAG) --verify-tag --notes-file dist/notes.md dist/*.whl dist/*.tar.gz dist/*.json
 
@@ -196,6 +199,8 @@ $(VENV)/.dev: locks/dev.txt pyproject.toml | $(VENV)/bin/python
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/.publish: locks/publish.txt | $(VENV)/bin/python
-	@$(PIP) --require-hashes -r locks/publish.txt
+# On its own: what makes wheels and pages needs other versions than the tests do.
+$(VENV)/publish/.done: locks/publish.txt | $(VENV)/bin/python
+	@$(BIN)/python -m venv --clear $(VENV)/publish
+	@$(VENV)/publish/bin/python -m pip --disable-pip-version-check install -qq --require-hashes -r locks/publish.txt
 	@touch $@

@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -27,6 +27,18 @@ _BASE_CONFIG: Final = (
     *("--healthcheck", "CMD curl -f http://localhost:8080/health", "--workingdir", "/app"),
     *("--entrypoint", '["/app/llama-server"]'),
 )
+# What is run in a new mount and PID namespace: root, volume, user, argv.
+_CHROOT: Final = """
+root=$1 volume=$2 user=$3
+shift 3
+mount --bind "$root" "$root"
+mount -t proc proc "$root/proc"
+mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
+mount --bind /dev "$root/dev"
+[ -z "$volume" ] || mount --bind "$volume" "$root/data"
+mount -o remount,bind,ro "$root"
+exec chroot --userspec="$user" "$root" "$@"
+"""
 
 
 class Builder(Protocol):
@@ -50,9 +62,6 @@ class Builder(Protocol):
 
     def terminate(self, process: subprocess.Popen[str]) -> None:
         """Send SIGTERM to the container's first process."""
-
-    def written_files(self) -> list[str]:
-        """What the last container wrote outside of /tmp and its volume."""
 
     def remove_containers(self) -> None: ...
 
@@ -129,20 +138,16 @@ class Docker:
     def terminate(self, process: subprocess.Popen[str]) -> None:
         process.send_signal(signal.SIGTERM)  # `docker run` passes it on
 
-    def written_files(self) -> list[str]:
-        return []  # as it was read-only
-
     def remove_containers(self) -> None:
         pass  # --rm
 
 
 class Buildah:
-    """Images without a daemon, containers by chroot: no PID namespace, and the host's network."""
+    """Images without a daemon. Containers are a read-only root, PID 1 and the host's network."""
 
     def __init__(self) -> None:
         places = ("--root", str(CACHE / "storage"), "--runroot", str(CACHE / "run"))
         self._buildah = ("buildah", *places, "--storage-driver", "vfs")
-        self._container = ""
 
     def build(self, **arguments: str) -> None:
         if not _succeeds(*self._buildah, "inspect", "--type", "image", _BASE):
@@ -190,38 +195,33 @@ class Buildah:
     def run(
         self, *argv: str, volume: Path | None = None, environ: Mapping[str, str] | None = None
     ) -> subprocess.Popen[str]:
-        return self._run([*self.config()["Entrypoint"], *argv], _flags(volume, environ))
+        return self._run([*self.config()["Entrypoint"], *argv], volume, environ or {})
 
     def run_python(self, program: str) -> subprocess.Popen[str]:
-        return self._run([PYTHON, "-c", program], [])
+        return self._run([PYTHON, "-c", program], None, {})
 
-    def _run(self, argv: Sequence[str], flags: Sequence[str]) -> subprocess.Popen[str]:
-        self._container = _read(*self._buildah, "from", TAG)
-        (CACHE / "begun").touch()
-        run = ["run", "--isolation", "chroot", *flags, self._container, "--", *argv]
-        return _started([*self._buildah, *run])
+    def _run(
+        self, argv: Sequence[str], volume: Path | None, environ: Mapping[str, str]
+    ) -> subprocess.Popen[str]:
+        # `buildah run` has no read-only root, and no PID namespace without cgroups to its liking.
+        config = self.config()
+        root = _read(*self._buildah, "mount", _read(*self._buildah, "from", TAG))
+        isolated = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-euc", _CHROOT)
+        return subprocess.Popen(
+            [*isolated, "sh", root, str(volume or ""), config["User"], *argv],
+            env=dict(pair.split("=", 1) for pair in config["Env"]) | dict(environ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
     def terminate(self, process: subprocess.Popen[str]) -> None:
-        """Buildah itself would kill; so to the first process that is not of buildah's own."""
-        pid = process.pid
-        while "buildah" in Path(f"/proc/{pid}/cmdline").read_text().partition("\0")[0]:
-            pid = next(_children(pid))
-        os.kill(pid, signal.SIGTERM)
-
-    def written_files(self) -> list[str]:
-        root = _read(*self._buildah, "mount", self._container)
-        newer = ("-xdev", "-type", "f", "-newer", str(CACHE / "begun"))
-        written = _read("find", root, *newer).splitlines()
-        return [path for path in written if Path(path).relative_to(root).parts[0] != "tmp"]
+        for thread in Path(f"/proc/{process.pid}/task").iterdir():
+            for child in (thread / "children").read_text().split():
+                os.kill(int(child), signal.SIGTERM)
 
     def remove_containers(self) -> None:
         subprocess.run([*self._buildah, "rm", "--all"], capture_output=True, check=True)
-
-
-def _children(pid: int) -> Iterator[int]:
-    """Of any thread of the process *pid*."""
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        yield from map(int, (thread / "children").read_text().split())
 
 
 def _bytes(text: str) -> int:

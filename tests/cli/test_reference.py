@@ -145,3 +145,15 @@ def test_a_page_that_was_changed_by_hand_is_named_and_not_touched_by_a_check(
     assert page.read_text() == "by hand"
     assert run(monkeypatch) == 0
     assert capsys.readouterr().out == "written: docs/cli.md\n"
+
+
+def test_another_python_that_breaks_a_usage_elsewhere_says_the_same(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(monkeypatch)
+    page = root / "docs" / "cli.md"
+    usage, rest = page.read_text().split("] ", 1)
+
+    page.write_text(f"{usage}]\n      {rest}")
+
+    assert reference.out_of_date(root) == []

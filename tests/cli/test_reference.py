@@ -13,6 +13,7 @@ from llama_gguf.core import settings as core_settings
 from llama_gguf.core.metrics import METRICS
 from llama_gguf.core.settings import Settings
 from llama_gguf.errors import GatewayError
+from llama_gguf.gateway import upstream
 
 SOURCE = Path(llama_gguf.__file__).parents[1]
 
@@ -93,6 +94,8 @@ def test_every_move_of_a_state_machine_is_drawn() -> None:
     assert "    LOADING --> READY: SERVES" in page
     moves = len(restart.TRANSITIONS) + sum(map(len, exchange.TRANSITIONS.values()))
     assert page.count(" --> ") == moves + 2  # the two that lead to the first states
+    for phase in upstream.Phase:
+        assert f"| {phase.name} | " in page
 
 
 def kinds_of(family: type[GatewayError]) -> set[type[GatewayError]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ast
 import enum
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from itertools import groupby
@@ -22,6 +23,7 @@ from llama_gguf.core import exchange, restart, settings
 from llama_gguf.core.engine import EngineState
 from llama_gguf.core.metrics import METRICS
 from llama_gguf.errors import GatewayError
+from llama_gguf.gateway import upstream
 
 _MADE: Final = "<!-- Printed from code by `make reference`; edit the code instead. -->\n"
 
@@ -191,8 +193,20 @@ def states_page() -> str:
             "As the supervisor sees it: `core/restart.py`. A gateway on its own knows one state "
             "more, `unreachable`.\n",
             _diagram(EngineState.STARTING, of_engine),
+            "## A connection to llama-server\n",
+            "What it is in the middle of: `gateway/upstream.py`.\n",
+            "| phase | |\n|---|---|",
+            *_members(upstream.Phase),
+            "",
         ]
     )
+
+
+def _members(states: type[enum.Enum]) -> list[str]:
+    """A row each, with the comment that stands beside it."""
+    lines = inspect.getsource(states).splitlines()
+    named = [line.split() for line in lines if line.strip().partition(" ")[0] in states.__members__]
+    return [f"| {words[0]} | {_cell(' '.join(words[4:]))} |" for words in named]
 
 
 def _diagram(first: enum.Enum, moves: Iterable[tuple[enum.Enum, enum.Enum, enum.Enum]]) -> str:

@@ -18,10 +18,13 @@ STREAMS  ?= 2000
 SECONDS  ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak fuzz bench cost compiled check format lint types imports docs lock reference clean
+.PHONY: help setup run test soak fuzz bench cost compiled check format lint types imports docs lock reference clean
 
 help: ## show what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(VENV)/.dev ## set up everything for work on the code, and checks before each commit
+	@if git rev-parse --git-dir >/dev/null 2>&1; then $(BIN)/pre-commit install; fi
 
 run: $(VENV)/.run ## serve the demo model (MODEL=... DATA_DIR=... HOST=... for others)
 	@HOST='$(HOST)' DATA_DIR='$(DATA_DIR)' exec $(BIN)/llama-gguf serve $(MODEL) --create-key
@@ -59,6 +62,8 @@ lint-files: # what is not Python: scripts, image, workflows, compose files
 	$(BIN)/zizmor --offline --quiet --no-progress .github
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker/*.yaml
 
 types: $(VENV)/.dev
@@ -67,7 +72,7 @@ types: $(VENV)/.dev
 imports: $(VENV)/.dev
 	$(BIN)/lint-imports --no-cache
 
-docs: $(VENV)/.dev ## check that what is printed from code is up to date
+docs: $(VENV)/.dev site ## check that what is printed from code is up to date, and that the pages hold together
 	$(BIN)/python -m llama_gguf.cli.reference --check
 
 reference: $(VENV)/.dev ## print docs/settings.md, docs/cli.md and the like anew from code
@@ -90,6 +95,9 @@ lock: | $(VENV)/bin/python ## take the newest versions that pyproject.toml allow
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --upgrade \
 	    --custom-compile-command 'make lock' --python-version 3.11 \
 	    --group pyproject.toml:publish -o locks/publish.txt
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --upgrade \
+	    --custom-compile-command 'make lock' --python-version 3.11 \
+	    --group pyproject.toml:clients -o locks/clients.txt
 
 cost: $(VENV)/.dev ## count instructions and system calls per request; needs valgrind and strace
 	$(BIN)/python -m benchmarks.cost
@@ -161,8 +169,8 @@ release-check: dist ## is it fit to be released? (TAG=v0.1.0 for the tag to be)
 release-notes: $(VENV)/.dev ## print what changed in this version
 	@$(BIN)/python -m tests.release --notes
 
-site: $(VENV)/publish/.done ## make HTML of docs/ in build/site
-	PYTHONPATH=src $(VENV)/publish/bin/sphinx-build -W --keep-going -q docs build/site
+site: $(VENV)/.dev ## make HTML of docs/ in build/site
+	$(BIN)/sphinx-build -n -W --keep-going -q docs build/site
 
 changelog: $(VENV)/.dev ## gather the fragments of changes/ into CHANGELOG.md, for the version in __init__.py
 	$(BIN)/towncrier build --yes --version $(VERSION)

@@ -1,14 +1,19 @@
-"""How `make site` makes HTML of these pages."""
+"""How Sphinx makes the site: `make site`. The pages are Markdown, and read well on GitHub too."""
 
 from __future__ import annotations
 
 from llama_gguf import __version__
 
 project = "llama-gguf-inference"
-version = release = __version__
-extensions = ["myst_parser"]
+author = "the authors of llama-gguf-inference"
+release = version = __version__
+extensions = ["myst_parser", "sphinxcontrib.mermaid"]
+exclude_patterns = ["_build"]
+
 html_theme = "furo"
 html_title = f"{project} {version}"
-myst_heading_anchors = 3
-# Links out of docs/ are for readers of the repository; README.md is one of them.
-suppress_warnings = ["myst.xref_missing"]
+html_show_copyright = False
+
+myst_heading_anchors = 4  # [limits](behaviour.md#keys-and-limits), as on GitHub
+myst_fence_as_directive = ["mermaid"]
+myst_enable_extensions = ["deflist"]

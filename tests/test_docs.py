@@ -12,9 +12,15 @@ import pytest
 
 from llama_gguf.cli import reference
 from llama_gguf.cli.main import COMMANDS, command_parser
+from llama_gguf.core import deaths
 from llama_gguf.core import settings as core_settings
+from tests import messages
 
 ROOT: Final = Path(__file__).parent.parent
+SOURCE: Final = ROOT / "src" / "llama_gguf"
+SOURCES: Final = sorted(
+    m.relative_to(SOURCE).as_posix() for m in SOURCE.rglob("*.py") if messages.of(m)
+)
 PAGES: Final = sorted(
     p
     for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("changes/*.md")]
@@ -57,6 +63,22 @@ def test_the_readme_begins_with_two_commands() -> None:
 
     commands = [line.partition("#")[0].strip() for line in first.splitlines()]
     assert commands == ["make run", "make test"]
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
+
+
+@pytest.mark.parametrize("what", ["CPU per request", "CPU per event"])
+def test_the_figures_of_the_readme_are_those_that_were_measured(what: str) -> None:
+    readme, performance = (
+        next(line for line in page.read_text("utf-8").splitlines() if line.startswith(f"| {what}"))
+        for page in (ROOT / "README.md", ROOT / "docs" / "performance.md")
+    )
+
+    figures = set(re.findall(r"\d\.\d", readme))
+    assert figures
+    assert figures <= set(re.findall(r"\((\d\.\d)\)", performance))
 
 
 def test_the_licence_is_there() -> None:
@@ -125,6 +147,53 @@ def test_every_variable_that_looks_like_a_setting_is_one(page: Path) -> None:
     assert named - others <= settings
 
 
+# Messages -----------------------------------------------------------------------------------------
+
+SAID_BY_COMMANDS = ("cli/keys.py", "cli/bench", "bench/", "cli/diagnose.py", "cli/terminal.py")
+"""Modules of commands that are run by hand, and whose messages say at once what to do."""
+
+
+@pytest.mark.parametrize("module", [m for m in SOURCES if not m.startswith(SAID_BY_COMMANDS)])
+def test_every_message_of_a_start_is_under_troubleshooting(module: str) -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+    pieces = [messages.anchor(text) for text in messages.of(SOURCE / module)]
+
+    assert [piece for piece in pieces if _without_code(piece) not in _without_code(page)] == []
+
+
+def _without_code(text: str) -> str:
+    return text.replace("`", "")
+
+
+def test_every_cause_of_death_is_under_troubleshooting() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+    reasons = {c.reason for c in deaths.CAUSES} | {reason for reason, _ in deaths._SIGNALS.values()}
+
+    assert {reason for reason in reasons if reason not in page} == set()
+
+
+def test_messages_are_found_however_they_are_made() -> None:
+    source = """
+GONE: Final = "it is gone for good\\nlook elsewhere"
+def f():
+    raise UserError(GONE)
+    raise UserError(f"{path} cannot be opened now: {why}", 2)
+    raise UserError(_told(x))
+    raise UserError(str(error))
+    _log.warning("only %d of %s are left", 1, "x")
+    _log.info("this is no trouble at all")
+def _told(x):
+    return f"{x} was told by another"
+"""
+
+    assert sorted(messages.Messages(source)) == [
+        "it is gone for good",
+        "only … of … are left",
+        "… cannot be opened now: …",
+        "… was told by another",
+    ]
+
+
 # Links --------------------------------------------------------------------------------------------
 
 
@@ -152,6 +221,20 @@ def test_every_file_that_code_refers_to_in_docs_exists() -> None:
     for source in [*ROOT.glob("src/**/*.py"), ROOT / "pyproject.toml"]:
         for path in re.findall(r"docs/[\w/.-]+\.md", source.read_text("utf-8")):
             assert (ROOT / path).is_file(), f"{source}: {path}"
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=name_of)
+def test_every_file_of_ours_that_is_named_exists(page: Path) -> None:
+    places = (ROOT, SOURCE, SOURCE.parent, ROOT / "tests", ROOT / "docs", page.parent)
+    named = {
+        path
+        for code in code_in(page.read_text("utf-8"))
+        for path in re.findall(
+            r"(?<![\w$/~*.-])[a-z][\w-]*/[\w/.-]+\.(?:py|md|toml|mjs|sh)\b", code
+        )
+    }
+
+    assert {path for path in named if not any((place / path).exists() for place in places)} == set()
 
 
 # Decisions ----------------------------------------------------------------------------------------

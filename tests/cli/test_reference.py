@@ -5,12 +5,17 @@ from pathlib import Path
 
 import pytest
 
+import llama_gguf
 from llama_gguf.cli import reference
 from llama_gguf.cli.main import COMMANDS
+from llama_gguf.core import exchange, restart
 from llama_gguf.core import settings as core_settings
 from llama_gguf.core.metrics import METRICS
 from llama_gguf.core.settings import Settings
 from llama_gguf.errors import GatewayError
+from llama_gguf.gateway import upstream
+
+SOURCE = Path(llama_gguf.__file__).parents[1]
 
 
 @pytest.fixture
@@ -74,6 +79,25 @@ def test_every_error_with_a_code_of_its_own_is_on_its_page() -> None:
     assert page.count("\n| ") == len(kinds) + 1
 
 
+def test_every_module_is_on_its_page_with_what_it_says_of_itself() -> None:
+    page = reference.modules_page()
+
+    for module in reference._modules(Path(llama_gguf.__file__).parent):
+        assert f"## {module.parent.relative_to(SOURCE).as_posix()}/" in page
+        assert f"| `{module.name}` | {reference._docstring_line(module)}" in page
+
+
+def test_every_move_of_a_state_machine_is_drawn() -> None:
+    page = reference.states_page()
+
+    assert "    READING --> QUEUED: QUEUE" in page
+    assert "    LOADING --> READY: SERVES" in page
+    moves = len(restart.TRANSITIONS) + sum(map(len, exchange.TRANSITIONS.values()))
+    assert page.count(" --> ") == moves + 2  # the two that lead to the first states
+    for phase in upstream.Phase:
+        assert f"| {phase.name} | " in page
+
+
 def kinds_of(family: type[GatewayError]) -> set[type[GatewayError]]:
     """All below *family* that have a code of their own."""
     found = {kind for kind in family.__subclasses__() if "code" in vars(kind)}
@@ -83,7 +107,12 @@ def kinds_of(family: type[GatewayError]) -> set[type[GatewayError]]:
 
 
 def test_no_cell_breaks_its_table() -> None:
-    for page in (reference.settings_page, reference.metrics_page, reference.errors_page):
+    for page in (
+        reference.settings_page,
+        reference.metrics_page,
+        reference.errors_page,
+        reference.modules_page,
+    ):
         table = [line for line in page().splitlines() if line.startswith("|")]
         columns = {line.replace("\\|", "").count("|") for line in table}
         assert len(columns) == 1

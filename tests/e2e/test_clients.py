@@ -15,7 +15,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
-from tests.e2e.conftest import MODEL, Served, command_line
+from tests.e2e.conftest import MODEL, ROOT, Served, command_line
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -137,6 +137,29 @@ def test_what_was_printed_works_as_it_stands(served: Served, first: str, last: s
     )
 
     assert done.stdout
+
+
+@pytest.mark.parametrize(("language", "program"), [("bash", "bash"), ("python", sys.executable)])
+def test_what_getting_started_says_to_ask_works(
+    served: Served, language: str, program: str
+) -> None:
+    page = (ROOT / "docs" / "getting-started.md").read_text("utf-8")
+    section = page.partition("## 3. Ask")[2]
+    (code,) = re.findall(rf"^```{language}\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+    code = code.replace("http://127.0.0.1:8000/v1", served.base_url)
+    code = code.replace("the-key-that-was-shown", served.key)
+    environ = {"OPENAI_BASE_URL": served.base_url, "OPENAI_API_KEY": served.key}
+
+    done = subprocess.run(
+        [program, "-c", code],
+        env={**os.environ, **environ},
+        capture_output=True,
+        timeout=120,
+        check=True,
+    )
+
+    assert done.stdout.strip()
+    assert b'"error"' not in done.stdout
 
 
 def test_no_secret_is_on_a_command_line_or_in_a_log(served: Served) -> None:

@@ -7,18 +7,24 @@ pages are made from that, and ``--check`` says which of them is out of date.
 from __future__ import annotations
 
 import argparse
+import ast
+import enum
+import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Final
 
+import llama_gguf
 from llama_gguf import errors
 from llama_gguf.cli.log_events import EVENTS, WHOLE_SENTENCES
 from llama_gguf.cli.main import COMMANDS, command_parser, top_parser
-from llama_gguf.core import settings
+from llama_gguf.core import exchange, restart, settings
+from llama_gguf.core.engine import EngineState
 from llama_gguf.core.metrics import METRICS
 from llama_gguf.errors import GatewayError
+from llama_gguf.gateway import upstream
 
 _MADE: Final = "<!-- Printed from code by `make reference`; edit the code instead. -->\n"
 
@@ -156,12 +162,87 @@ def _first_line(kind: type[GatewayError]) -> str:
     return (kind.__doc__ or "").strip().split("\n")[0]
 
 
+def modules_page() -> str:
+    """Every module with the first line of its docstring."""
+    parts = [
+        _MADE,
+        "# Modules\n",
+        "Each module's own first line. Which may import which: "
+        "`cli → supervisor → gateway, engine, health, bench → probe, keyfile, logfile → core → "
+        "errors`, "
+        "only to the right. How they work together: [architecture.md](architecture.md).\n",
+    ]
+    package = Path(llama_gguf.__file__).parent
+    for folder, modules in groupby(_modules(package), lambda module: module.parent):
+        parts.append(f"## {folder.relative_to(package.parent).as_posix()}/\n")
+        parts.append("| module | |\n|---|---|")
+        parts += [f"| `{m.name}` | {_cell(_docstring_line(m))} |" for m in modules]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _modules(package: Path) -> list[Path]:
+    found = [m for m in package.rglob("*.py") if m.read_text("utf-8").strip()]
+    return sorted(found, key=lambda m: (m.parent, m.name))
+
+
+def _docstring_line(module: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(module.read_text("utf-8"))) or ""
+    return docstring.partition("\n")[0].replace("``", "`")
+
+
+def states_page() -> str:
+    """The state machines, drawn from their tables."""
+    of_exchange = (
+        (state, event, then)
+        for event, moves in exchange.TRANSITIONS.items()
+        for state, then in moves.items()
+    )
+    of_engine = ((state, event, then) for (state, event), then in restart.TRANSITIONS.items())
+    return "\n".join(
+        [
+            _MADE,
+            "# States\n",
+            "Drawn from the tables in code; what is not drawn cannot happen, and raises.\n",
+            "## An exchange\n",
+            "A request and its answer: `core/exchange.py`. A client's connection has one after "
+            "the other.\n",
+            _diagram(exchange.State.READING, of_exchange),
+            "## llama-server\n",
+            "As the supervisor sees it: `core/restart.py`. A gateway on its own knows one state "
+            "more, `unreachable`.\n",
+            _diagram(EngineState.STARTING, of_engine),
+            "## A connection to llama-server\n",
+            "What it is in the middle of: `gateway/upstream.py`.\n",
+            "| phase | |\n|---|---|",
+            *_members(upstream.Phase),
+            "",
+        ]
+    )
+
+
+def _members(states: type[enum.Enum]) -> list[str]:
+    """A row each, with the comment that stands beside it."""
+    lines = inspect.getsource(states).splitlines()
+    named = [line.split() for line in lines if line.strip().partition(" ")[0] in states.__members__]
+    return [f"| {words[0]} | {_cell(' '.join(words[4:]))} |" for words in named]
+
+
+def _diagram(first: enum.Enum, moves: Iterable[tuple[enum.Enum, enum.Enum, enum.Enum]]) -> str:
+    lines = [f"    {a.name} --> {b.name}: {event.name}" for a, event, b in moves]
+    return "\n".join(
+        ["```mermaid", "stateDiagram-v2", f"    [*] --> {first.name}", *lines, "```\n"]
+    )
+
+
 PAGES: Final[Mapping[str, Callable[[], str]]] = {
     "docs/settings.md": settings_page,
     "docs/cli.md": cli_page,
     "docs/metrics.md": metrics_page,
     "docs/errors.md": errors_page,
     "docs/logs.md": logs_page,
+    "docs/modules.md": modules_page,
+    "docs/states.md": states_page,
     ".env.example": env_example,
 }
 

@@ -1,0 +1,27 @@
+"""Anthropic's client, on /v1/messages: its key comes as x-api-key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import anthropic
+
+from tests.e2e.clients.outcomes import MODEL, QUESTION, Place, report
+
+
+def client(place: Place) -> anthropic.Anthropic:
+    return anthropic.Anthropic(base_url=place.url, api_key=place.key, max_retries=0)
+
+
+def chat(place: Place) -> Iterator[str]:
+    answer = client(place).messages.create(model=MODEL, messages=QUESTION, max_tokens=8)
+    yield answer.content[0].text
+
+
+def stream(place: Place) -> Iterator[str]:
+    with client(place).messages.stream(model=MODEL, messages=QUESTION, max_tokens=8) as answer:
+        yield from answer.text_stream
+
+
+if __name__ == "__main__":
+    report(chat, stream)

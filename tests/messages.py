@@ -1,0 +1,80 @@
+"""The messages that the program can print, read out of its source."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+ANYTHING: Final = "…"
+"""What stands for what is only known when it is printed."""
+ENOUGH_LETTERS: Final = 6
+"""In a row, to tell one message from another."""
+
+
+class Messages:
+    """Those of one module: errors for people, warnings and errors in the log."""
+
+    def __init__(self, source: str) -> None:
+        self._tree = ast.parse(source)
+        self._constants = {
+            target.id: node.value
+            for node in self._tree.body
+            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
+            for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+            if isinstance(target, ast.Name)
+        }
+        self._functions = {
+            node.name: node for node in ast.walk(self._tree) if isinstance(node, ast.FunctionDef)
+        }
+
+    def __iter__(self) -> Iterator[str]:
+        """The first line of each, with … for what is filled in."""
+        for node in ast.walk(self._tree):
+            if isinstance(node, ast.Call) and node.args and _prints(node.func):
+                for text in self._texts(node.args[0]):
+                    line = text.partition("\n")[0]
+                    if any(map(is_telling, line.split(ANYTHING))):  # else it hands another on
+                        yield line
+
+    def _texts(self, node: ast.expr) -> Iterator[str]:
+        match node:
+            case ast.Constant(value=str(text)):
+                yield re.sub(r"%[-\d.]*[a-z]", ANYTHING, text)
+            case ast.JoinedStr(values=values):
+                yield "".join(_piece(value) for value in values)
+            case ast.Name(id=name) if name in self._constants:
+                yield from self._texts(self._constants[name])
+            case ast.Call(func=ast.Name(id=name)) if name in self._functions:
+                for inner in ast.walk(self._functions[name]):
+                    if isinstance(inner, ast.Return) and inner.value is not None:
+                        yield from self._texts(inner.value)
+
+
+def _piece(value: ast.expr) -> str:
+    return str(value.value) if isinstance(value, ast.Constant) else ANYTHING
+
+
+def _prints(function: ast.expr) -> bool:
+    match function:
+        case ast.Name(id="UserError"):
+            return True
+        case ast.Attribute(value=ast.Name(id="_log"), attr="warning" | "error"):
+            return True
+    return False
+
+
+def anchor(message: str) -> str:
+    """What it can be looked up by: the first sentence in it that is always the same."""
+    sentences = [s for piece in message.split(ANYTHING) for s in re.split(r"(?<=[.:?]) ", piece)]
+    return next(s.strip(" :.,") for s in sentences if is_telling(s))
+
+
+def is_telling(text: str) -> bool:
+    return len(re.findall("[A-Za-z]", text)) > ENOUGH_LETTERS
+
+
+def of(path: Path) -> list[str]:
+    return list(dict.fromkeys(Messages(path.read_text("utf-8"))))

@@ -10,6 +10,7 @@ notice of its other flags. How it behaves is said by flags of its own, which go 
   --hang-at-load       do nothing instead of loading, for ever
   --keep-stale-socket  as llama-server: a socket file that is there already stops it from binding
   --say TEXT           write this line first
+  --sleep-idle-seconds N  as llama-server: say in /props that it sleeps, until it has work to do
   --ignore-sigterm     as llama-server does with a request in flight
   --die-on PATH        SIGKILL itself when this path is asked for
   --pid-file FILE      write the process id there
@@ -47,6 +48,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--hang-at-load", action="store_true")
     parser.add_argument("--keep-stale-socket", action="store_true")
     parser.add_argument("--say")
+    parser.add_argument("--sleep-idle-seconds", type=float, default=-1.0)
     parser.add_argument("--ignore-sigterm", action="store_true")
     parser.add_argument("--die-on")
     parser.add_argument("--pid-file")
@@ -75,6 +77,7 @@ SSE_HEAD = (
 class Server:
     def __init__(self) -> None:
         self.ready_at = asyncio.get_running_loop().time() + OPTIONS.load_seconds
+        self.worked_at = self.ready_at
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -124,15 +127,21 @@ class Server:
         elif key and by_name.get("authorization") != f"Bearer {key}":
             writer.write(answer(401, b'{"error":{"message":"Invalid API Key","code":401}}'))
         elif path == "/props":
-            props = {"total_slots": SLOTS, "model_alias": "fake"}
+            idle = asyncio.get_running_loop().time() - self.worked_at
+            sleeps = 0 < OPTIONS.sleep_idle_seconds <= idle
+            props = {"total_slots": SLOTS, "model_alias": "fake", "is_sleeping": sleeps}
             writer.write(answer(200, json.dumps(props).encode()))
+        elif method == "GET" and path in ("/v1/models", "/metrics"):
+            writer.write(answer(200, b"{}"))
         elif method == "GET":
+            self.worked_at = asyncio.get_running_loop().time()
             writer.write(answer(200, json.dumps({"path": path}).encode()))
         elif "x-fault" in by_name:
             return await self.fault(writer, by_name["x-fault"])
         elif b'"stream":' in body.replace(b'"stream": ', b'"stream":') and b"true" in body:
             return await self.stream(writer, by_name)
         else:
+            self.worked_at = asyncio.get_running_loop().time()
             echo: dict[str, Any] = {"echo": body.decode("latin-1")}
             writer.write(answer(200, json.dumps(echo).encode()))
         await writer.drain()
@@ -183,6 +192,7 @@ class Server:
 
 async def main() -> None:
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda loop, context: None)  # of connections that our end cuts
     stopped = asyncio.Event()
     if OPTIONS.ignore_sigterm:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,10 +1,12 @@
-"""Every error that has a name, in two families.
+"""Every error that has a name, in two families and a bug.
 
 ``UserError`` is for the person at the terminal: the message says what is wrong
 and what to do next, and the command leaves with ``exit_status``.
 
 ``GatewayError`` is for the client of the gateway: it says whose fault it is and
 in which phase, and ``core/replies.py`` alone turns it into bytes.
+
+``IllegalTransition`` is a bug, and never anybody else's fault.
 """
 
 from __future__ import annotations
@@ -23,6 +25,10 @@ class UserError(Exception):
     def __init__(self, message: str, exit_status: int = 1) -> None:
         super().__init__(message)
         self.exit_status = exit_status
+
+
+class IllegalTransition(Exception):
+    """A bug of ours: an event that cannot happen in the present state of a state machine."""
 
 
 class GatewayError(Exception):
@@ -205,6 +211,10 @@ class UpstreamError(GatewayError):
 
     status = 502
     code = "backend_error"
+
+
+class UpstreamRefused(UpstreamError):
+    """llama-server did not take the connection: it has nothing of the request."""
 
 
 class UpstreamTimeout(GatewayError):

@@ -1,7 +1,8 @@
 """Asks llama-server how it is, in a rhythm of our own and never because somebody asked us.
 
-``/health`` tells loading from ready, ``/props`` the slots. ``/slots`` is never
-asked: it wakes a sleeping engine.
+``/health`` tells loading from ready, ``/props`` the slots, and whether it sleeps (by its own
+``--sleep-idle-seconds``). Neither wakes a sleeping engine; ``/slots``, which does, and
+``/metrics``, which does in some builds, are never asked.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from typing import Any, Final
 from llama_gguf.core.engine import EngineState
 from llama_gguf.core.settings import Settings
 
-_TIMEOUT_SECONDS: Final = 5.0
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r]")
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,7})[ \t]*\r\n", re.IGNORECASE)
 
@@ -30,6 +30,13 @@ class Finding:
     state: EngineState
     slots: int | None = None
     model: str = ""
+    may_sleep: bool = False
+    """It tells whether it sleeps, so that it has to be asked again."""
+
+    @property
+    def serves(self) -> bool:
+        """Whether it takes requests: one that sleeps wakes at the next."""
+        return self.state in (EngineState.READY, EngineState.ASLEEP)
 
 
 class Probe:
@@ -37,16 +44,21 @@ class Probe:
 
     Args:
         settings: BACKEND_SOCKET, or BACKEND_HOST and PORT_BACKEND; BACKEND_API_KEY.
+        timeout: seconds that one look may take.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, timeout: float = 5.0) -> None:
         self._settings = settings
+        self._timeout = timeout
         self._known: Finding | None = None
 
     async def look(self) -> Finding:
-        """Ask once. What ``/props`` says is asked for once per start of the engine."""
+        """Ask once.
+
+        What ``/props`` says is asked for once per start of an engine that never sleeps.
+        """
         try:
-            async with asyncio.timeout(_TIMEOUT_SECONDS):
+            async with asyncio.timeout(self._timeout):
                 return await self._look()
         except (
             OSError,
@@ -64,7 +76,7 @@ class Probe:
             self._known = None
             return Finding(EngineState.LOADING)
         # Anything else is an answer of something that serves; other engines have no /health.
-        if self._known is None:
+        if self._known is None or self._known.may_sleep:
             status, body = await self._get("/props")
             self._known = _read_props(body) if status == 200 else Finding(EngineState.READY)
         return self._known
@@ -101,10 +113,12 @@ def _read_props(body: bytes) -> Finding:
         props: Any = json.loads(body)
         slots = props.get("total_slots")
         model = str(props.get("model_alias") or os.path.basename(props.get("model_path") or ""))
+        is_sleeping = props.get("is_sleeping")
     except (ValueError, TypeError, AttributeError):
         return Finding(EngineState.READY)
     tells = isinstance(slots, int) and slots > 0
-    return Finding(EngineState.READY, slots if tells else None, model)
+    state = EngineState.ASLEEP if is_sleeping is True else EngineState.READY
+    return Finding(state, slots if tells else None, model, may_sleep=isinstance(is_sleeping, bool))
 
 
 async def watch(
@@ -121,5 +135,4 @@ async def watch(
     while True:
         finding = await probe.look()
         report(finding)
-        is_ready = finding.state is EngineState.READY
-        await asyncio.sleep(ready_every if is_ready else else_every)
+        await asyncio.sleep(ready_every if finding.serves else else_every)

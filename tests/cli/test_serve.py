@@ -236,7 +236,9 @@ def test_the_gateway_reads_what_serve_has_read(values: dict[str, object]) -> Non
     ours = settings(data_dir="/data", log_dir="/data/logs", **values)
     context = Context(settings=ours, sources={}, environ={"PATH": "/bin", "PORT": "1"})
 
-    told = serve._Serving(ours, context, creates_key=False)._gateway_environment()
+    told = serve._Serving(
+        ours, context, creates_key=False, on_reopen=lambda: None
+    )._gateway_environment()
 
     theirs = core_settings.load(told).settings
     for name in core_settings.USED_BY["gateway"]:

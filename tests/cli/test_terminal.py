@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from llama_gguf.cli.terminal import download_meter, print_table, progress_meter, say
+from llama_gguf.cli.terminal import LoadMeter, download_meter, print_table, progress_meter, say
 
 
 def test_what_is_said_is_on_standard_output_at_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,3 +140,32 @@ def on_a_terminal(code: str, *, columns: int) -> str:
 
 def without_colours(shown: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+
+
+def test_a_load_on_a_terminal_has_a_bar_that_goes_when_it_is_over() -> None:
+    shown = on_a_terminal(
+        "m = LoadMeter(after_seconds=0.0); m.show('loading it', None); m.show('loading it', 0.42); "
+        "m._timer.join(); m._progress.refresh(); m.hide(); print('over')",
+        columns=100,
+    )
+
+    assert "loading it" in shown
+    assert "42 %" in without_colours(shown)
+    assert without_colours(shown).splitlines()[-1].endswith("over")
+
+
+def test_a_short_load_on_a_terminal_shows_nothing() -> None:
+    shown = on_a_terminal(
+        "m = LoadMeter(after_seconds=60.0); m.show('loading it', 0.42); m.hide(); print('over')",
+        columns=100,
+    )
+
+    assert "loading it" not in shown
+
+
+def test_a_load_elsewhere_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    meter = LoadMeter(after_seconds=0.0)
+    meter.show("loading it", 0.42)
+    meter.hide()
+
+    assert capsys.readouterr() == ("", "")

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from llama_gguf.core.deaths import exit_status, explain, status_text
+from llama_gguf.core.deaths import exit_status, explain, is_oom_of, oom_kills, status_text
 
 LOAD_FAILED = [
     "llama_model_load_from_file_impl: failed to load model",
@@ -57,6 +57,18 @@ LAST_LINES = {
         ],
         ["GPU", "memory"],
     ),
+    "a GPU that fails": (
+        ["CUDA error: an illegal memory access was encountered", "  current device: 0"],
+        ["GPU", "dmesg"],
+    ),
+    "a driver that is too old": (
+        ["ggml_cuda_init: CUDA driver version is insufficient for CUDA runtime version"],
+        ["driver", "Update"],
+    ),
+    "a GPU that it was not made for": (
+        ["CUDA error: no kernel image is available for execution on the device"],
+        ["not made for", "LLAMA_SERVER"],
+    ),
     "a machine that is full": (
         ["ggml_aligned_malloc: insufficient memory", "terminate called after std::bad_alloc"],
         ["memory", "CTX"],
@@ -98,7 +110,6 @@ def test_the_last_lines_tell_why_it_died_and_what_to_do(
     "line",
     [
         "srv  log_server_r: done request: POST /v1/chat/completions 127.0.0.1 200",
-        "CUDA error: invalid argument",
         "llama_kv_cache: size = 512.00 MiB, device memory: 8 GiB",
         "slot release: id 0 | stop processing: n_tokens = 20, truncated = 0",
     ],
@@ -113,6 +124,7 @@ def test_an_ordinary_line_is_no_reason(line: str) -> None:
         (signal.SIGKILL, "memory"),
         (signal.SIGILL, "CPU"),
         (signal.SIGSEGV, "crashed"),
+        (signal.SIGBUS, "cut short"),
         (signal.SIGABRT, "gave up"),
         (signal.SIGTERM, "from outside"),
         (signal.SIGHUP, "from outside"),
@@ -156,3 +168,39 @@ def test_we_leave_with_the_childs_status_and_never_with_0(returncode: int, statu
 )
 def test_a_status_is_told_in_words(returncode: int, text: str) -> None:
     assert status_text(returncode) == text
+
+
+# What the kernel says ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("returncode", [-signal.SIGKILL, 128 + signal.SIGKILL])
+def test_a_kill_while_the_kernel_made_room_is_said_to_be_that(returncode: int) -> None:
+    reason, advice = explain(returncode, ["CUDA error: whatever"], was_out_of_memory=True)
+
+    assert reason == "Memory ran out, and the kernel ended it."
+    assert "CTX" in advice
+
+
+def test_the_kernel_making_room_explains_no_other_death() -> None:
+    assert explain(1, [], was_out_of_memory=True) == explain(1, [])
+
+
+@pytest.mark.parametrize(
+    ("events", "kills"),
+    [
+        ("low 0\nhigh 0\nmax 12\noom 3\noom_kill 2\noom_group_kill 0\n", 2),
+        ("oom_kill_disable 0\nunder_oom 0\noom_kill 5\n", 5),
+        ("oom_kill_disable 1\nunder_oom 0\n", 0),
+        ("", 0),
+    ],
+    ids=["v2", "v1", "old", "nothing"],
+)
+def test_a_control_groups_count_of_kills_is_read(events: str, kills: int) -> None:
+    assert oom_kills(events) == kills
+
+
+def test_the_kernels_log_names_whom_it_has_ended() -> None:
+    line = "6,1,2,-;Out of memory: Killed process 311 (llama-server) total-vm:1kB"
+
+    assert is_oom_of(311, line)
+    assert not is_oom_of(31, line)

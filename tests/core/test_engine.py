@@ -15,6 +15,12 @@ statuses = st.builds(
     slots=st.none() | st.integers(0, 1024),
     model=st.text(),
     detail=st.text(),
+    progress=st.none() | st.floats(0, 1),
+    wakes_itself=st.booleans(),
+    load_seconds=st.none() | st.floats(0, 1e6),
+    last_exit=st.text(),
+    restarts=st.dictionaries(st.sampled_from(["crash", "hang", "stall"]), st.integers(0, 1000)),
+    revision=st.integers(0, 1 << 40),
 )
 
 
@@ -29,7 +35,7 @@ def test_a_status_goes_over_the_wire_as_one_line_and_comes_back_the_same(
     assert EngineStatus.from_line(line) == status
 
 
-@pytest.mark.parametrize("line", [b"", b"{}", b'{"state": "asleep", "since": 1}', b"[]"])
+@pytest.mark.parametrize("line", [b"", b"{}", b'{"state": "dozing", "since": 1}', b"[]"])
 def test_a_line_that_is_no_status_is_not_taken_for_one(line: bytes) -> None:
     with pytest.raises((ValueError, KeyError, TypeError)):
         EngineStatus.from_line(line)
@@ -48,8 +54,24 @@ def test_the_same_state_keeps_its_beginning() -> None:
 
 
 @pytest.mark.parametrize("state", EngineState)
-def test_only_an_engine_that_serves_is_called_healthy(state: EngineState) -> None:
-    assert (HEALTH_STATUS[state] == 200) == (state is S.READY)
+def test_only_an_engine_that_serves_or_would_is_called_healthy(state: EngineState) -> None:
+    assert (HEALTH_STATUS[state] == 200) == (state in (S.READY, S.ASLEEP))
+
+
+@pytest.mark.parametrize("state", EngineState)
+def test_requests_are_sent_only_to_an_engine_that_serves(state: EngineState) -> None:
+    assert EngineStatus(state, since=0.0).serves == (state is S.READY)
+
+
+def test_one_that_sleeps_by_its_own_choice_is_woken_by_a_request() -> None:
+    assert EngineStatus(S.ASLEEP, since=0.0, wakes_itself=True).serves
+
+
+def test_a_change_of_state_forgets_the_progress_and_keeps_the_history() -> None:
+    history = {"load_seconds": 2.0, "last_exit": "it died", "restarts": {"crash": 1}}
+    status = EngineStatus(S.LOADING, since=1.0, progress=0.5, **history)  # type: ignore[arg-type]
+
+    assert status.moved(S.READY, 5.0) == EngineStatus(S.READY, since=5.0, **history)  # type: ignore[arg-type]
 
 
 def test_a_platform_is_told_of_initialising_only_while_the_first_load_may_still_end_well() -> None:
@@ -64,6 +86,6 @@ def test_nobody_waits_for_an_engine_that_will_not_come(state: EngineState) -> No
     assert state not in MAY_COME
 
 
-@pytest.mark.parametrize("state", [S.STARTING, S.LOADING, S.BACKOFF, S.UNREACHABLE])
+@pytest.mark.parametrize("state", [S.STARTING, S.LOADING, S.ASLEEP, S.BACKOFF, S.UNREACHABLE])
 def test_requests_are_held_for_an_engine_that_may_come(state: EngineState) -> None:
     assert state in MAY_COME

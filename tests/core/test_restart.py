@@ -6,15 +6,16 @@ from functools import partial
 import pytest
 
 from llama_gguf.core.engine import EngineState as S
+from llama_gguf.core.restart import LEAVING, TRANSITIONS, GiveUp, RestartPolicy, SpawnAt
 from llama_gguf.core.restart import Event as E
-from llama_gguf.core.restart import (
-    GiveUp,
-    IllegalTransition,
-    Progress,
-    RestartPolicy,
-    SpawnAt,
-    StallWatch,
-)
+from llama_gguf.errors import IllegalTransition
+
+
+class At:
+    """The time of what follows in a history."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
 
 
 class Died:
@@ -27,7 +28,7 @@ class Died:
 
 
 UP = (E.SPAWNED, E.SERVES)
-HISTORIES: dict[str, tuple[Callable[[], RestartPolicy], list[E | Died], S]] = {
+HISTORIES: dict[str, tuple[Callable[[], RestartPolicy], list[E | At | Died], S]] = {
     "it serves and goes on serving": (RestartPolicy, [*UP], S.READY),
     "it dies once and comes back": (
         RestartPolicy,
@@ -54,15 +55,65 @@ HISTORIES: dict[str, tuple[Callable[[], RestartPolicy], list[E | Died], S]] = {
         ],
         S.BACKOFF,
     ),
-    "serving forgives earlier deaths": (
+    "a minute of serving forgives earlier deaths": (
         partial(RestartPolicy, max_deaths=2),
         [
             *(*UP, Died(0.0, SpawnAt(1.0))),
             *(E.SPAWNED, Died(2.0, SpawnAt(4.0))),
-            *(*UP, Died(50.0, SpawnAt(51.0))),
-            *(E.SPAWNED, Died(52.0, SpawnAt(54.0))),
+            *(At(10.0), *UP, Died(70.0, SpawnAt(71.0))),
+            *(E.SPAWNED, Died(72.0, SpawnAt(74.0))),
         ],
         S.BACKOFF,
+    ),
+    "what dies soon after it serves is not forgiven": (
+        partial(RestartPolicy, max_deaths=2),
+        [
+            *(*UP, Died(59.9, SpawnAt(60.9))),
+            *(At(61.0), *UP, Died(62.0, SpawnAt(64.0))),
+            *(At(65.0), *UP, Died(124.9, GiveUp(1))),
+        ],
+        S.FAILED,
+    ),
+    "a long service that ends in sleep forgives, too": (
+        partial(RestartPolicy, max_deaths=1),
+        [
+            *(*UP, Died(0.0, SpawnAt(1.0))),
+            *(At(10.0), *UP, At(100.0), E.SLEEPS, At(200.0), E.SPAWNED),
+            Died(201.0, SpawnAt(202.0)),
+        ],
+        S.BACKOFF,
+    ),
+    "it falls asleep, is wanted and comes": (
+        RestartPolicy,
+        [*UP, E.SLEEPS, E.SPAWNED, E.SERVES],
+        S.READY,
+    ),
+    "it dozes off and wakes by itself": (RestartPolicy, [*UP, E.SLEEPS, E.SERVES], S.READY),
+    "it dies in its sleep": (
+        RestartPolicy,
+        [*UP, E.SLEEPS, Died(5.0, SpawnAt(6.0)), *UP],
+        S.READY,
+    ),
+    "it hangs, is ended and comes back": (
+        RestartPolicy,
+        [*UP, E.HANGS, Died(100.0, SpawnAt(101.0)), *UP],
+        S.READY,
+    ),
+    "a load that hangs for the first time is the last": (
+        partial(RestartPolicy, max_first_deaths=0),
+        [E.SPAWNED, E.HANGS, Died(300.0, GiveUp(143), status=143)],
+        S.FAILED,
+    ),
+    "chance makes a delay shorter, by a quarter at most": (
+        partial(RestartPolicy, rng=lambda: 1.0),
+        [*UP, Died(100.0, SpawnAt(100.75)), E.SPAWNED, Died(101.0, SpawnAt(102.5))],
+        S.BACKOFF,
+    ),
+    "asked to stop while it sleeps": (RestartPolicy, [*UP, E.SLEEPS, E.STOP, E.GONE], S.STOPPED),
+    "asked to stop when it has been given up": (
+        partial(RestartPolicy, max_deaths=0),
+        [E.SPAWNED, Died(0.0, GiveUp(1)), E.STOP],
+        S.FAILED,
     ),
     "a crash loop is given up with the status of the last death": (
         partial(RestartPolicy, max_deaths=2),
@@ -105,31 +156,34 @@ HISTORIES: dict[str, tuple[Callable[[], RestartPolicy], list[E | Died], S]] = {
 
 
 @pytest.mark.parametrize(("make", "history", "end"), HISTORIES.values(), ids=HISTORIES.keys())
-def test_a_history(make: Callable[[], RestartPolicy], history: list[E | Died], end: S) -> None:
+def test_a_history(make: Callable[[], RestartPolicy], history: list[E | At | Died], end: S) -> None:
     policy = make()
+    now = 0.0
     for happened in history:
-        if isinstance(happened, Died):
-            assert policy.died(happened.status, happened.now) == happened.then
+        if isinstance(happened, At):
+            now = happened.now
+        elif isinstance(happened, Died):
+            now = happened.now
+            assert policy.died(happened.status, now) == happened.then
         else:
-            policy.on(happened)
+            policy.on(happened, now)
 
     assert policy.state is end
 
 
-def test_restarts_are_counted_and_giving_up_is_none() -> None:
-    policy = RestartPolicy(max_deaths=1)
-    policy.on(E.SPAWNED)
-    policy.died(1, 0.0)
-    policy.on(E.SPAWNED)
-    policy.died(1, 0.0)
+def test_restarts_are_counted_by_reason_and_giving_up_is_none() -> None:
+    policy = RestartPolicy(max_deaths=2)
+    for reason in ("crash", "hang", "crash"):
+        policy.on(E.SPAWNED, 0.0)
+        policy.died(1, 0.0, reason=reason)
 
-    assert (policy.restarts, policy.state) == (1, S.FAILED)
+    assert (policy.restarts, policy.state) == ({"crash": 1, "hang": 1}, S.FAILED)
 
 
 def test_the_longest_crash_loop_that_a_setting_allows_keeps_its_delay() -> None:
     policy = RestartPolicy(max_delay=60.0, max_deaths=1000)
     for _ in range(1000):
-        policy.on(E.SPAWNED)
+        policy.on(E.SPAWNED, 5.0)
         decision = policy.died(1, 5.0)
 
     assert decision == SpawnAt(65.0)
@@ -151,7 +205,10 @@ def test_the_longest_crash_loop_that_a_setting_allows_keeps_its_delay() -> None:
         ([*UP, E.STOP, E.GONE], E.SPAWNED),
         ([E.STOP], E.SPAWNED),
         ([E.SPAWNED, E.DIED], E.SERVES),
-        ([E.SPAWNED, E.DIED], E.DIED),
+        ([E.SPAWNED], E.SLEEPS),
+        ([], E.HANGS),
+        ([*UP, E.SLEEPS], E.SLEEPS),
+        ([*UP, E.HANGS], E.SERVES),
         ([E.SPAWNED, E.DIED, E.GIVEN_UP], E.SPAWNED),
     ],
     ids=lambda value: " ".join(e.name for e in value) if isinstance(value, list) else value.name,
@@ -159,11 +216,11 @@ def test_the_longest_crash_loop_that_a_setting_allows_keeps_its_delay() -> None:
 def test_what_cannot_happen_raises_and_changes_nothing(history: list[E], then: E) -> None:
     policy = RestartPolicy()
     for event in history:
-        policy.on(event)
+        policy.on(event, 0.0)
     before = policy.state
 
     with pytest.raises(IllegalTransition, match=f"{then.name} while {before.name}"):
-        policy.on(then)
+        policy.on(then, 0.0)
 
     assert policy.state is before
 
@@ -171,40 +228,24 @@ def test_what_cannot_happen_raises_and_changes_nothing(history: list[E], then: E
 def test_a_death_that_was_asked_for_is_no_crash() -> None:
     policy = RestartPolicy()
     for event in (*UP, E.STOP):
-        policy.on(event)
+        policy.on(event, 0.0)
 
     with pytest.raises(IllegalTransition):
         policy.died(0, 1.0)
 
-    assert policy.restarts == 0
+    assert not policy.restarts
 
 
-# Whether a load still moves -----------------------------------------------------------------------
+def test_who_is_leaving_never_comes_back() -> None:
+    for (state, _), then in TRANSITIONS.items():
+        if state in LEAVING:
+            assert then in LEAVING
 
 
-@pytest.mark.parametrize(
-    "moved",
-    [
-        Progress(31.0, (5,), 1 << 30),  # a tenth of a core and more
-        Progress(1.0, (6,), 1 << 30),  # a line, or a fault
-        Progress(1.0, (5,), 2 << 30),  # memory
-    ],
-    ids=["cpu", "work", "memory"],
-)
-def test_a_load_that_moves_is_not_stalled_however_long_it_takes(moved: Progress) -> None:
-    watch = StallWatch(300.0)
-    assert not watch.is_stalled(Progress(1.0, (5,), 1 << 30), 0.0)
+def test_every_state_but_those_of_a_gateway_on_its_own_is_reached_from_the_start() -> None:
+    reached, size = {S.STARTING}, 0
+    while len(reached) > size:
+        size = len(reached)
+        reached |= {then for (state, _), then in TRANSITIONS.items() if state in reached}
 
-    assert not watch.is_stalled(moved, 299.0)
-    assert not watch.is_stalled(moved, 598.0)
-    assert watch.is_stalled(moved, 600.0)
-
-
-def test_what_answering_probes_costs_is_no_sign_of_life() -> None:
-    watch = StallWatch(300.0)
-    watch.is_stalled(Progress(1.0, (5,), 1 << 30), 0.0)
-
-    for second in range(300):
-        spent = Progress(1.0 + second * 0.01, (5,), (1 << 30) + second * 4096)
-        assert not watch.is_stalled(spent, float(second))
-    assert watch.is_stalled(spent, 301.0)
+    assert set(S) - reached == {S.UNREACHABLE}

@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 
 from llama_gguf.core.engine import EngineState
-from tests.fakes import KEY, LAST_CHUNK, OK, OTHER_KEY, STREAM_HEAD, Rig, code_of, event, request
+from tests.fakes import (
+    KEY,
+    LAST_CHUNK,
+    OK,
+    OTHER_KEY,
+    STREAM_HEAD,
+    FakeClient,
+    Rig,
+    code_of,
+    event,
+    request,
+)
 from tests.gateway.conftest import NewRig
 
 
@@ -291,3 +302,140 @@ def test_running_requests_beyond_fewer_slots_finish(new_rig: NewRig) -> None:
 
     assert len(rig.requests) == 3
     assert [len(c.received) > 0 for c in clients] == [True, True, False]
+
+
+# An engine that has just died ---------------------------------------------------------------------
+
+
+def refused(rig: Rig) -> FakeClient:
+    """A client whose request was granted a slot, and whose connection the engine has refused."""
+    rig.accepts = False
+    client = rig.ask()
+    rig.dials[-1].refuse()
+    rig.spin()
+    return client
+
+
+def test_a_request_that_the_engine_refused_waits_for_its_next_life(new_rig: NewRig) -> None:
+    rig = new_rig(slots=1)
+    rig.shared.is_supervised = True
+    client = refused(rig)
+    assert client.answers == []
+    assert (rig.shared.admission.running, rig.shared.admission.queued) == (0, 1)
+
+    rig.engine(EngineState.BACKOFF)
+    rig.accepts = True
+    rig.answer_with(OK)
+    rig.engine(EngineState.READY, slots=1)
+
+    assert client.answer.status == 200
+    assert (rig.shared.admission.running, rig.shared.admission.queued) == (0, 0)
+
+
+@pytest.mark.parametrize("said", [b"", STREAM_HEAD], ids=["before the head", "after it"])
+def test_after_an_answer_that_broke_off_nothing_is_sent_until_there_is_news(
+    said: bytes, new_rig: NewRig
+) -> None:
+    rig = new_rig(slots=4)
+    rig.shared.is_supervised = True
+    rig.ask()
+    if said:
+        rig.upstreams[0].say(said)
+    rig.upstreams[0].reset()
+
+    later = rig.ask()
+    assert later.answers == []
+    assert len(rig.requests) == 1
+
+    rig.engine(EngineState.BACKOFF)
+    rig.answer_with(OK)
+    rig.engine(EngineState.READY, slots=1)
+    assert later.answer.status == 200
+
+
+def test_an_answer_that_takes_too_long_is_no_sign_of_death(new_rig: NewRig) -> None:
+    rig = new_rig(slots=4, request_timeout=5.0)
+    rig.shared.is_supervised = True
+    slow = rig.ask()
+    rig.advance(6.0)
+    assert slow.answer.status == 504
+
+    rig.ask()
+
+    assert len(rig.requests) == 2
+
+
+def test_others_wait_with_it_and_nothing_more_is_sent(new_rig: NewRig) -> None:
+    rig = new_rig(slots=4)
+    rig.shared.is_supervised = True
+    first = refused(rig)
+    dials = len(rig.dials)
+
+    second = rig.ask()
+
+    assert len(rig.dials) == dials
+    assert (first.answers, second.answers) == ([], [])
+    assert rig.shared.admission.queued == 2
+
+
+def test_when_the_supervisor_says_nothing_it_is_tried_again(new_rig: NewRig) -> None:
+    rig = new_rig(slots=1)
+    rig.shared.is_supervised = True
+    client = refused(rig)
+    rig.accepts = True
+    rig.answer_with(OK)
+
+    rig.advance(1.0)
+
+    assert client.answer.status == 200
+
+
+def test_it_is_told_when_the_engine_is_given_up(new_rig: NewRig) -> None:
+    rig = new_rig(slots=1)
+    rig.shared.is_supervised = True
+    client = refused(rig)
+
+    rig.engine(EngineState.FAILED)
+
+    assert (client.answer.status, code_of(client.answer)) == (503, "backend_unavailable")
+
+
+def test_where_nobody_tells_of_the_engine_a_refusal_is_an_answer(new_rig: NewRig) -> None:
+    client = refused(new_rig(slots=1))
+
+    assert client.answer.status == 502
+
+
+def test_when_the_queue_is_full_a_refusal_is_an_answer(new_rig: NewRig) -> None:
+    rig = new_rig(slots=1, max_queue_size=0)
+    rig.shared.is_supervised = True
+
+    assert refused(rig).answer.status == 503
+
+
+# An engine that is asleep -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("body", [b"{}", None])
+def test_a_request_for_an_engine_that_is_asleep_wakes_it(
+    body: bytes | None, new_rig: NewRig
+) -> None:
+    rig = new_rig(state=EngineState.ASLEEP)
+    woken: list[int] = []
+    rig.shared.on_engine_wanted = lambda: woken.append(rig.shared.admission.queued)
+
+    client = rig.ask(request(body=b"{}") if body else request("GET", "/v1/models"))
+    rig.spin()
+
+    assert woken == [1 if body else 0]
+    assert [code_of(a) for a in client.answers] == ([] if body else ["model_loading"])
+
+
+def test_what_is_answered_here_wakes_nobody(new_rig: NewRig) -> None:
+    rig = new_rig(state=EngineState.ASLEEP)
+    rig.shared.on_engine_wanted = lambda: pytest.fail("it was woken")
+
+    for target in ("/ping", "/health", "/metrics"):
+        assert rig.ask(request("GET", target, key=None)).answer.status == 200
+    assert rig.ask(request(body=b"{}", key=None)).answer.status == 401
+    rig.spin()

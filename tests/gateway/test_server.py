@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
+from llama_gguf.core.activity import GREETING
 from llama_gguf.core.engine import EngineState, EngineStatus
 from llama_gguf.core.settings import Settings
 from llama_gguf.errors import UserError
-from llama_gguf.gateway.server import GREETING, Gateway, adopt, listen
+from llama_gguf.gateway.server import Gateway, adopt, listen
 from tests.certificates import issue, names_in, trusting
 from tests.fakes import KEYS_TEXT, Answer, read_answers
 

@@ -191,6 +191,10 @@ class Serve:
         }
         self.stdout: int | None = None
         """Where its standard output goes instead of into a file."""
+        self.sockets: list[socket.socket] = []
+        """Connections that a test has made, and that are to be closed at its end."""
+        self.is_subreaper = False
+        """Whether orphans are handed to it, as to PID 1 of a container."""
         self._process: subprocess.Popen[bytes] | None = None
         self._starts = 0
 
@@ -219,7 +223,7 @@ class Serve:
         self._starts += 1
         with open(self._output("out"), "wb") as out, open(self._output("err"), "wb") as err:
             self._process = subprocess.Popen(
-                tethered(sys.executable, "-m", "llama_gguf", *arguments),
+                tethered(*self._command(), *arguments),
                 env=self.environ | environ,
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
@@ -232,6 +236,16 @@ class Serve:
     def start_ready(self, *arguments: str, engine: str = "", **environ: str) -> Self:
         """Start it, and wait until the model is served."""
         return self.start(*arguments, engine=engine, **environ).until_ready()
+
+    def _command(self) -> list[str]:
+        if not self.is_subreaper:
+            return [sys.executable, "-m", "llama_gguf"]
+        # prctl(2): PR_SET_CHILD_SUBREAPER survives exec.
+        become = (
+            "import ctypes, os, sys; ctypes.CDLL(None).prctl(36, 1, 0, 0, 0); "
+            "os.execv(sys.executable, [sys.executable, '-m', 'llama_gguf', *sys.argv[1:]])"
+        )
+        return [sys.executable, "-c", become]
 
     def until_ready(self) -> Self:
         self.until(lambda: self.out.rstrip().endswith("Ctrl-C."))
@@ -329,6 +343,18 @@ class Serve:
         except (OSError, http.client.HTTPException):
             return None
 
+    def processes(self) -> dict[int, str]:
+        """Everything alive that was started by this, however far it has got away."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if entry.name.isdigit() and is_alive(int(entry.name)):
+                    raw = (entry / "environ").read_bytes().split(b"\0")
+                    if f"DATA_DIR={self.data}".encode() in raw:
+                        command = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
+                        found[int(entry.name)] = command.decode(errors="replace")
+        return found
+
     # What is left
 
     def logged(self) -> str:
@@ -336,8 +362,13 @@ class Serve:
         files = sorted((self.data / "logs").glob("llama/*.log"))
         return "".join(f.read_text("utf-8", errors="replace") for f in files)
 
+    def hang_up(self) -> None:
+        while self.sockets:
+            self.sockets.pop().close()
+
     def end(self) -> None:
         """Leave nothing behind, whatever the test has done."""
+        self.hang_up()
         if self._process is None:
             return
         left = list(children(self.pid)) if self._process.poll() is None else []

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from llama_gguf.core.restart import Progress, StallWatch
+from llama_gguf.core.watches import Progress, StallWatch
 from llama_gguf.supervisor.child import LAST_LINES, MAX_LINE_BYTES, Child, spawn
 from tests.supervisor.conftest import FAKE_LLAMA, until, until_gone
 
@@ -262,6 +262,27 @@ def test_work_is_progress() -> None:
     run(test)
 
 
+def test_the_work_of_what_a_script_starts_is_progress() -> None:
+    async def test() -> None:
+        async with running("sh -c 'echo begun; while :; do :; done'; true") as watched:
+            await watched.next_line()
+            before = watched.child.progress()
+            until(lambda: watched.child.progress().cpu_seconds > before.cpu_seconds)
+
+    run(test)
+
+
+def test_reading_is_progress(tmp_path: Path) -> None:
+    file = tmp_path / "model"
+    file.write_bytes(b"x" * (4 << 20))
+
+    async def test() -> None:
+        async with running(f"cat {file} /dev/zero | sleep 60") as watched:
+            until(lambda: watched.child.progress().read_bytes > 0)
+
+    run(test)
+
+
 def test_waiting_is_no_progress() -> None:
     async def test() -> None:
         async with running("echo begun; exec sleep 60") as watched:
@@ -283,7 +304,7 @@ def test_a_dead_child_makes_no_progress_and_no_trouble() -> None:
         async with running("exit 0") as watched:
             await watched.child.wait()
             await watched.reading
-            assert watched.child.progress() == watched.child.progress() == Progress(0.0, (0,))
+            assert watched.child.progress() == watched.child.progress() == Progress(work=(0, 0))
 
     run(test)
 
@@ -298,9 +319,9 @@ def test_answering_our_own_probes_is_no_progress(tmp_path: Path) -> None:
         async with running(script) as watched:
             await watched.next_line()
             stall_watch = StallWatch(300.0)
-            assert not stall_watch.is_stalled(watched.child.progress(), 0.0)
             reader, writer = await asyncio.open_unix_connection(socket_path)
-            for _ in range(1200):
+            for n in range(1200):
+                assert not stall_watch.is_stalled(watched.child.progress(), n / 4)
                 writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
                 await reader.readuntil(b'"code":503}}')
             writer.close()

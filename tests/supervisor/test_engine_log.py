@@ -1,13 +1,14 @@
 from __future__ import annotations
 
-import gc
 import logging
 from pathlib import Path
 
 import pytest
 
 from llama_gguf.core.settings import Settings, load, resolve
-from llama_gguf.supervisor.engine_log import EngineLog
+from llama_gguf.supervisor.engine_log import open_engine_log
+
+SECONDS = 10.0
 
 
 def settings(data: Path, **variables: str) -> Settings:
@@ -15,18 +16,20 @@ def settings(data: Path, **variables: str) -> Settings:
     return resolve(loaded.settings, lambda path: False, "unused")
 
 
-def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+def write(chosen: Settings, *lines: str) -> Path:
+    log = open_engine_log(chosen)
+    for line in lines:
+        log.write(line)
+    log.close(SECONDS)
+    return Path(log.file.path)
 
 
 def test_each_start_has_a_file_named_by_time_and_instance(tmp_path: Path) -> None:
-    log = EngineLog(settings(tmp_path))
-    log.close()
+    path = write(settings(tmp_path), "loading ä")
 
-    path = Path(log.path)
     assert path.parent == tmp_path / "logs" / "llama"
     assert path.name.endswith("Z_server_box-7.log")
-    assert path.exists()
+    assert path.read_text("utf-8") == "loading ä\n"
 
 
 @pytest.mark.parametrize(
@@ -40,68 +43,57 @@ def test_each_start_has_a_file_named_by_time_and_instance(tmp_path: Path) -> Non
 def test_the_folder_is_named_by_the_kind_of_worker_or_else_by_log_name(
     tmp_path: Path, variables: dict[str, str], folder: str
 ) -> None:
-    log = EngineLog(settings(tmp_path, **variables))
-    log.close()
-
-    assert Path(log.path).parent.name == folder
-
-
-def test_a_line_can_be_read_as_soon_as_it_is_written(tmp_path: Path) -> None:
-    log = EngineLog(settings(tmp_path))
-    log.write("loading ä")
-    try:
-        assert Path(log.path).read_text("utf-8") == "loading ä\n"
-    finally:
-        log.close()
+    assert write(settings(tmp_path, **variables), "x").parent.name == folder
 
 
 def test_two_starts_in_one_second_lose_nothing(tmp_path: Path) -> None:
-    first, second = EngineLog(settings(tmp_path)), EngineLog(settings(tmp_path))
-    first.write("first")
-    second.write("second")
-    first.close()
-    second.close()
+    write(settings(tmp_path), "first")
+    write(settings(tmp_path), "second")
 
     written = [f.read_text("utf-8") for f in sorted((tmp_path / "logs" / "llama").iterdir())]
     assert "".join(written) == "first\nsecond\n"
 
 
-def test_a_folder_that_cannot_be_made_is_warned_of_once_and_lines_are_dropped(
+def test_its_lines_are_in_our_log_too_with_the_level_that_they_say(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG):
+        write(
+            settings(tmp_path),
+            "0.00.006.592 W srv  llama_server: a warning",
+            "12.59.041.000 E srv  llama_server: an error",
+            "0.00.000.001 D a detail",
+            "0.00.000.001 I news",
+            "",
+            "  indented %s",
+        )
+
+    assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
+        ("WARNING", "0.00.006.592 W srv  llama_server: a warning"),
+        ("ERROR", "12.59.041.000 E srv  llama_server: an error"),
+        ("DEBUG", "0.00.000.001 D a detail"),
+        ("INFO", "0.00.000.001 I news"),
+        ("INFO", "  indented %s"),
+    ]
+    assert {r.name for r in caplog.records} == {"llama-server"}
+
+
+def test_a_folder_that_cannot_be_made_is_warned_of_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "llama").write_text("a file where the folder should be")
 
-    log = EngineLog(settings(tmp_path))
-    log.write("one")
-    log.write("two")
-    log.close()
+    path = write(settings(tmp_path), "one", "two")
 
-    assert warnings_in(caplog) == [f"the engine's log {log.path} cannot be written: File exists"]
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert warnings == [f"the engine's log {path} cannot be written: File exists"]
 
 
-def test_a_full_disk_is_warned_of_once_and_lines_are_dropped(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    log = EngineLog(settings(tmp_path))
-    log.close()
-    log._file = open("/dev/full", "a", encoding="utf-8", buffering=1)  # noqa: SIM115
+def test_a_file_that_is_full_is_set_aside_and_the_oldest_go(tmp_path: Path) -> None:
+    chosen = settings(tmp_path, LOG_MAX_BYTES="10", LOG_BACKUPS="2")
 
-    log.write("one")
-    log.write("two")
-    log.close()
+    path = write(chosen, *(f"line {n}" for n in range(9)))
 
-    assert warnings_in(caplog) == [
-        f"the engine's log {log.path} cannot be written: No space left on device"
-    ]
-    gc.collect()  # a file that was dropped without being closed would warn
-
-
-def test_a_closed_log_takes_no_more_lines(tmp_path: Path) -> None:
-    log = EngineLog(settings(tmp_path))
-    log.write("one")
-    log.close()
-    log.write("two")
-    log.close()
-
-    assert Path(log.path).read_text("utf-8") == "one\n"
+    kept = {p.name.removeprefix(path.name): p.read_text() for p in path.parent.iterdir()}
+    assert kept == {"": "line 8\n", ".1": "line 7\n", ".2": "line 6\n"}

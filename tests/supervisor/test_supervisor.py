@@ -1,11 +1,13 @@
-"""Deaths: of the gateway, of the engine, of the supervisor, at the first load and later."""
+"""Deaths of the gateway and of the engine, at the first load and later, and what is told of them.
+
+What they cost, and what is left, is in test_faults.py.
+"""
 
 from __future__ import annotations
 
 import http.client
 import os
 import signal
-import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +22,6 @@ from tests.supervisor.conftest import (
     DEADLINE_SECONDS,
     KEY,
     Serve,
-    is_alive,
     quoted,
     until_gone,
 )
@@ -169,16 +170,14 @@ def test_an_engine_that_a_script_starts_without_exec_is_not_left_behind(serve: S
             7,
             ["exit status 7", "It left with an error.", "    the tokenizer is broken\n"],
         ),
-        ("--exit-at-load 0", 1, ["exit status 0", "It left by itself, without an error."]),
         ("--die-at-load SIGILL", 132, ["signal SIGILL", "instructions that this CPU does not"]),
-        ("--die-at-load SIGSEGV", 139, ["signal SIGSEGV", "a bug in llama-server or a driver"]),
         (
             "--say 'error: invalid argument: --nope' --exit-at-load 1",
             1,
             ["does not know one of its flags", "Check EXTRA_ARGS", "invalid argument: --nope"],
         ),
     ],
-    ids=["status", "status-0", "SIGILL", "SIGSEGV", "flag"],
+    ids=["status", "SIGILL", "flag"],
 )
 def test_an_engine_that_dies_at_its_first_load_is_explained_and_its_status_is_ours(
     serve: Serve, engine: str, status: int, reasons: list[str]
@@ -211,15 +210,6 @@ def test_the_death_at_load_is_what_a_waiting_client_is_told(
     assert answer.json["error"]["code"] == "backend_unavailable"
     assert serve.left_with() == 7
     assert "    the end\n" in serve.err
-
-
-def test_a_load_that_stands_still_is_ended_and_that_is_said(serve: Serve) -> None:
-    serve.start(engine="--hang-at-load", STARTUP_STALL_TIMEOUT="1")
-    engine = serve.until(lambda: serve.engine_pid)
-
-    assert serve.left_with() == 128 + signal.SIGKILL
-    until_gone(engine)
-    assert "It showed no sign of progress for 1 seconds. See STARTUP_STALL_TIMEOUT" in serve.err
 
 
 # The engine's port --------------------------------------------------------------------------------
@@ -258,17 +248,6 @@ def stranger() -> Iterator[Stranger]:
         thread.join()
 
 
-def test_an_engines_port_that_is_taken_is_explained(serve: Serve) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", serve.port_backend))
-        taken.listen()
-
-        serve.start()
-
-        assert serve.left_with() == 1
-    assert "PORT_BACKEND chooses another port" in serve.err
-
-
 def test_a_stranger_at_the_engines_port_is_not_taken_for_the_engine(
     serve: Serve, stranger: Stranger
 ) -> None:
@@ -278,18 +257,3 @@ def test_a_stranger_at_the_engines_port_is_not_taken_for_the_engine(
     assert BACKEND_KEY not in "".join(stranger.heads)
     assert "Ready:" not in serve.out
     assert "PORT_BACKEND chooses another port" in serve.err
-
-
-# The supervisor -----------------------------------------------------------------------------------
-
-
-def test_a_killed_supervisor_leaves_nobody_behind(serve: Serve) -> None:
-    serve.start_ready(engine="--ignore-sigterm")
-    gateway, engine = serve.gateway_pid, serve.engine_pid
-    assert is_alive(gateway)
-    assert is_alive(engine)
-
-    serve.signal(signal.SIGKILL)
-
-    assert serve.left_with() == -signal.SIGKILL
-    until_gone(gateway, engine)

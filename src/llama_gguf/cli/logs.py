@@ -6,12 +6,14 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
+from typing import TextIO
 
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        text = f"{_time(record)} {record.levelname:<7} {super().format(record)}"
-        return text
+        # Whose line it is, where it is not ours: llama-server's.
+        name = "" if record.name.startswith("llama_gguf") else f"{record.name}: "
+        return f"{_time(record)} {record.levelname:<7} {name}{super().format(record)}"
 
 
 class _Json(logging.Formatter):
@@ -25,12 +27,23 @@ class _Json(logging.Formatter):
         return json.dumps(facts)
 
 
+class _ToStderr(logging.StreamHandler[TextIO]):
+    """To what is standard error at that moment: a progress bar puts itself in its place."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def _time(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
 
 
 def configure(log_format: str) -> None:
     """Send everything at INFO and above to standard error."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _ToStderr()
     handler.setFormatter(_Json() if log_format == "json" else _Text())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

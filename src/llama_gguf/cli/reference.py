@@ -150,7 +150,8 @@ def modules_page() -> str:
         _MADE,
         "# Modules\n",
         "Each module's own first line. Which may import which: "
-        "`cli → supervisor → gateway, engine, health → probe, keyfile, logfile → core → errors`, "
+        "`cli → supervisor → gateway, engine, health, bench → probe, keyfile, logfile → core → "
+        "errors`, "
         "only to the right. How they work together: [architecture.md](architecture.md).\n",
     ]
     package = Path(llama_gguf.__file__).parent

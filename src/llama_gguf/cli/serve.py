@@ -18,8 +18,10 @@ import os
 import re
 import secrets
 import shlex
+import signal
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
@@ -28,9 +30,9 @@ from llama_gguf import __version__, keyfile
 from llama_gguf.cli import logs, plan
 from llama_gguf.cli.context import Context
 from llama_gguf.cli.fetch import fetch
-from llama_gguf.cli.terminal import download_meter, say
+from llama_gguf.cli.terminal import LoadMeter, download_meter, say
 from llama_gguf.core import settings as core_settings
-from llama_gguf.core.engine import HEALTH_STATUS
+from llama_gguf.core.engine import HEALTH_STATUS, EngineState, EngineStatus
 from llama_gguf.core.keys import KeyRing
 from llama_gguf.core.launch import (
     engine_address,
@@ -46,7 +48,11 @@ from llama_gguf.errors import UserError
 from llama_gguf.gateway import tls
 from llama_gguf.gateway.server import listen
 from llama_gguf.health import HealthServer
-from llama_gguf.supervisor.supervisor import Launch, Supervisor
+from llama_gguf.supervisor import orphans
+from llama_gguf.supervisor.aside import in_thread
+from llama_gguf.supervisor.boot_log import BootLog
+from llama_gguf.supervisor.launch import Launch, check_address
+from llama_gguf.supervisor.supervisor import Supervisor
 
 USAGE = "%(prog)s [MODEL] [options] [--SETTING VALUE ...]"
 
@@ -76,7 +82,37 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
         tls.load(settings.tls_cert_file, settings.tls_key_file)
     if not settings.backend_api_key:
         settings = replace(settings, backend_api_key=f"gateway-{secrets.token_urlsafe(32)}")
-    return _Serving(settings, context, creates_key=arguments.create_key).run()
+    with _early_signals_heeded(), BootLog(settings) as boot_log:
+        return _Serving(
+            settings, context, creates_key=arguments.create_key, on_reopen=boot_log.reopen
+        ).run()
+
+
+@contextlib.contextmanager
+def _early_signals_heeded() -> Iterator[None]:
+    """Until the supervisor has handlers: as PID 1, signals without one would be lost."""
+    handlers: dict[signal.Signals, Callable[..., object]] = {
+        signal.SIGTERM: lambda number, frame: sys.exit(0),
+        signal.SIGINT: lambda number, frame: sys.exit(0),
+        signal.SIGHUP: lambda number, frame: None,  # nothing is read or open yet
+        signal.SIGUSR1: lambda number, frame: None,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    except UserError:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        raise
+
+
+@contextlib.contextmanager
+def _nobody_left_behind() -> Iterator[None]:
+    """End what still runs at the end, such as a tool of the GPU's driver that hangs."""
+    try:
+        yield
+    finally:
+        orphans.kill_all()
 
 
 def with_model(settings: Settings, model: str | None) -> Settings:
@@ -85,8 +121,18 @@ def with_model(settings: Settings, model: str | None) -> Settings:
 
 
 class _Serving:
-    def __init__(self, settings: Settings, context: Context, *, creates_key: bool) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        context: Context,
+        *,
+        creates_key: bool,
+        on_reopen: Callable[[], None],
+    ) -> None:
         self._settings = settings
+        self._on_reopen = on_reopen
+        self._meter = LoadMeter()
+        self._has_told_ready = False
         self._context = context
         self._creates_key = creates_key
         self._new_key = ""
@@ -100,22 +146,25 @@ class _Serving:
         health = HealthServer(health_listener, self._health_status)
         health.start()
         try:
+            check_address(settings)
             # What can be known at once is checked at once, before anything is started.
             if not plan.must_be_fetched(settings):
                 self._model = plan.find_model(settings)
             self._engine = self._locate()
             if self._creates_key and settings.auth_enabled:
                 self._create_key()
-            with asyncio.Runner() as runner:
+            with _nobody_left_behind(), asyncio.Runner() as runner:
                 self._supervisor = Supervisor(
                     settings,
                     environ=self._gateway_environment(),
                     listener=listener,
                     prepare=self._prepare,
-                    on_ready=self._tell_ready,
+                    on_status=self._on_status,
+                    on_reopen=self._on_reopen,
                 )
                 return runner.run(self._supervisor.run())
         finally:
+            self._meter.hide()
             listener.close()
             health.stop()
 
@@ -153,7 +202,7 @@ class _Serving:
         """Fetch the model if it has to be, and say what there is; off the loop: it is slow."""
         if self._model is None:
             await fetch(self._settings, self._context.environ, self._tell_progress)
-        return await asyncio.get_running_loop().run_in_executor(None, self._prepare_slowly)
+        return await in_thread(self._prepare_slowly)
 
     def _prepare_slowly(self) -> Launch:
         settings, environ = self._settings, self._context.environ
@@ -170,7 +219,7 @@ class _Serving:
         if kept_back:
             _log.info("kept from llama-server: %s", " ".join(kept_back))
         _log.info("starting: %s", " ".join(argv))
-        return Launch(argv, child_environ)
+        return Launch(argv, child_environ, self._model.bytes)
 
     def _log_boot(self, model: Model) -> None:
         settings, environ = self._settings, self._context.environ
@@ -199,9 +248,21 @@ class _Serving:
             if source != "default"
         )
 
-    def _tell_progress(self, detail: str, _share: float | None) -> None:
+    def _on_status(self, status: EngineStatus) -> None:
+        """Show people how it is: a bar while it loads, and once what to try first."""
+        assert self._supervisor is not None
+        if status.state is EngineState.LOADING:
+            self._meter.show(f"loading {self._model_name()}", status.progress)
+            return
+        self._meter.hide()
+        is_first = status.state is EngineState.READY and not self._has_told_ready
+        if is_first and not self._supervisor.is_leaving:
+            self._has_told_ready = True
+            self._tell_ready()
+
+    def _tell_progress(self, detail: str, share: float | None) -> None:
         if self._supervisor is not None:
-            self._supervisor.tell_progress(detail)
+            self._supervisor.engine.report(detail, share)
 
     def _tell_ready(self) -> None:
         # Whoever read our output may have left (`serve | head`); the model is served all the same.

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from llama_gguf.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 class Meter(Protocol):
@@ -127,6 +131,53 @@ class _LabelMeter:
         if name != self._last:
             self._last = name
             sys.stderr.write(f"{name} ...\n")
+
+
+class LoadMeter:
+    """A bar on a terminal while a model loads; elsewhere the log has to do.
+
+    Args:
+        after_seconds: a load that is over by then shows none.
+    """
+
+    def __init__(self, after_seconds: float = 2.0) -> None:
+        self._after = after_seconds
+        self._progress: Progress | None = None
+        self._timer: threading.Timer | None = None
+
+    def show(self, label: str, share: float | None) -> None:
+        """Show *share*, from 0 to 1; None where it is not known."""
+        if not sys.stderr.isatty():
+            return
+        if self._progress is None:
+            self._progress = _load_bar(label)
+            self._timer = threading.Timer(self._after, self._progress.start)
+            self._timer.daemon = True
+            self._timer.start()
+        total = None if share is None else 1.0
+        self._progress.update(self._progress.task_ids[0], completed=share or 0.0, total=total)
+
+    def hide(self) -> None:
+        progress, self._progress = self._progress, None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer.join()  # it may be about to show it
+        if progress is not None:
+            progress.stop()
+
+
+def _load_bar(label: str) -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        *(BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn()),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    bar.add_task(label, total=None)
+    return bar
 
 
 class _LineMeter:

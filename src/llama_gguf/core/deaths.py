@@ -21,14 +21,20 @@ def _cause(pattern: str, reason: str, advice: str) -> Cause:
     return Cause(re.compile(pattern, re.IGNORECASE), reason, advice)
 
 
-_SMALLER: Final = "Lower CTX or PARALLEL, lower NGL, or take a smaller quantisation."
+SMALLER: Final = "Lower CTX or PARALLEL, lower NGL, or take a smaller quantisation."
+"""Said of memory of either kind: on the GPU fewer layers help, in main memory a smaller model."""
+_LESS_MEMORY: Final = (
+    "Lower CTX or PARALLEL, take a smaller quantisation, or give the machine or container more "
+    "memory."
+)
 
 # The first that fits counts, so the particular ones come first.
 CAUSES: Final = (
     _cause(
-        r"(?:cuda|hip|vulkan|metal|device)[^\n]*out ?of ?(?:device ?)?memory",
+        r"(?:cuda|hip|rocm|vulkan|metal|device)[^\n]*out ?of ?(?:device ?)?memory"
+        r"|cudaMalloc failed|failed to allocate (?:CUDA|ROCm|Vulkan)\w* buffer",
         "The GPU has not enough free memory.",
-        _SMALLER,
+        SMALLER,
     ),
     _cause(
         r"invalid argument: |unknown argument|error while handling argument",
@@ -39,6 +45,22 @@ CAUSES: Final = (
         r"couldn't bind|address already in use",
         "The engine's port is taken.",
         "Set PORT_BACKEND to a free port, or end what is listening there.",
+    ),
+    _cause(
+        r"CUDA driver version is insufficient|forward compatibility was attempted",
+        "The GPU's driver is too old for this build of llama-server.",
+        "Update the driver, or use a build for an older CUDA: set LLAMA_SERVER to it.",
+    ),
+    _cause(
+        r"no kernel image is available",
+        "This build of llama-server was not made for this kind of GPU.",
+        "Use another build: set LLAMA_SERVER to its llama-server. NGL=0 leaves the GPU out.",
+    ),
+    _cause(
+        r"CUDA error|ggml_cuda_error|ErrorDeviceLost",
+        "The GPU or its driver failed.",
+        "If it happens again, look at `nvidia-smi -q` and `dmesg` for Xid errors, or try another "
+        "build by LLAMA_SERVER.",
     ),
     _cause(
         r"unknown (?:model )?architecture",
@@ -53,7 +75,7 @@ CAUSES: Final = (
     _cause(
         r"unable to allocate|failed to allocate|bad_alloc|cannot allocate memory",
         "There is not enough memory for the model and its context.",
-        _SMALLER,
+        SMALLER,
     ),
     _cause(
         r"error while loading shared libraries",
@@ -70,7 +92,7 @@ CAUSES: Final = (
 _SIGNALS: Final = {
     signal.SIGKILL: (
         "It was killed from outside, most often because memory ran out.",
-        f"{_SMALLER} Or give the machine or container more memory.",
+        _LESS_MEMORY,
     ),
     signal.SIGILL: (
         "This build of llama-server uses instructions that this CPU does not have.",
@@ -80,8 +102,15 @@ _SIGNALS: Final = {
         "It crashed: a bug in llama-server or a driver.",
         "Try another build, or NGL=0 to leave the GPU out.",
     ),
+    signal.SIGBUS: (
+        "It read what is not there: the model file was cut short, or its disk failed.",
+        "Check the file, and the volume that it is on.",
+    ),
     signal.SIGABRT: ("It gave up by itself.", "Its last lines say why."),
 }
+_NUMBERS: Final = frozenset(s.value for s in signal.Signals)
+
+OUT_OF_MEMORY: Final = ("Memory ran out, and the kernel ended it.", _LESS_MEMORY)
 
 
 def status_text(returncode: int) -> str:
@@ -102,17 +131,30 @@ def exit_status(returncode: int) -> int:
     return 128 - returncode if returncode < 0 else returncode or 1
 
 
-def explain(returncode: int, last_lines: Sequence[str]) -> tuple[str, str]:
+def explain(
+    returncode: int, last_lines: Sequence[str], *, was_out_of_memory: bool = False
+) -> tuple[str, str]:
     """Reason and advice for a death that nobody asked for.
+
+    1. Killed, and the kernel says that it was for memory: that is it.
+    2. What its last lines say.
+    3. What its signal, or its exit status, says.
 
     Args:
         returncode: as ``subprocess`` has it: below zero for a signal.
         last_lines: what it wrote last.
+        was_out_of_memory: whether the kernel has ended somebody for memory meanwhile.
     """
+    if was_out_of_memory and returncode in (-signal.SIGKILL, 128 + signal.SIGKILL):  # 1
+        return OUT_OF_MEMORY
     output = "\n".join(last_lines)
-    for cause in CAUSES:
+    for cause in CAUSES:  # 2
         if cause.pattern.search(output):
             return cause.reason, cause.advice
+    return _explain_status(returncode)  # 3
+
+
+def _explain_status(returncode: int) -> tuple[str, str]:
     if returncode < 0:
         known = _SIGNALS.get(signal.Signals(-returncode)) if -returncode in _NUMBERS else None
         return known or ("It was ended by a signal from outside.", "Look for who sent it.")
@@ -121,4 +163,16 @@ def explain(returncode: int, last_lines: Sequence[str]) -> tuple[str, str]:
     return "It left with an error.", "Its last lines say why."
 
 
-_NUMBERS: Final = frozenset(s.value for s in signal.Signals)
+def oom_kills(events: str) -> int:
+    """How many processes of a control group were ended for memory.
+
+    Args:
+        events: the text of cgroup v2's memory.events, or of v1's memory.oom_control.
+    """
+    match = re.search(r"^oom_kill (\d+)$", events, re.MULTILINE)
+    return int(match[1]) if match else 0
+
+
+def is_oom_of(pid: int, kernel_log: str) -> bool:
+    """Whether the kernel's log says that *pid* was ended for memory."""
+    return re.search(rf"Killed process {pid}\b", kernel_log) is not None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Final
 
 
@@ -18,7 +18,10 @@ class EngineState(enum.StrEnum):
     STARTING = "starting"  # nothing runs yet
     LOADING = "loading"  # the process runs, and does not serve yet
     READY = "ready"
-    BACKOFF = "backoff"  # it died; the next try is due later
+    ASLEEP = (
+        "asleep"  # nobody asked for it in a while: it holds no GPU memory, and comes when asked
+    )
+    BACKOFF = "backoff"  # it died, or is being ended; the next try is due later
     FAILED = "failed"  # it was given up
     STOPPING = "stopping"
     STOPPED = "stopped"
@@ -27,13 +30,14 @@ class EngineState(enum.StrEnum):
 
 _S = EngineState
 
-MAY_COME: Final = frozenset({_S.STARTING, _S.LOADING, _S.BACKOFF, _S.UNREACHABLE})
+MAY_COME: Final = frozenset({_S.STARTING, _S.LOADING, _S.ASLEEP, _S.BACKOFF, _S.UNREACHABLE})
 """States in which waiting makes sense."""
 
 HEALTH_STATUS: Final[Mapping[EngineState, int]] = {
     _S.STARTING: 204,
     _S.LOADING: 204,
     _S.READY: 200,
+    _S.ASLEEP: 200,
     _S.BACKOFF: 503,
     _S.FAILED: 503,
     _S.STOPPING: 503,
@@ -60,11 +64,30 @@ class EngineStatus:
     model: str = ""
     detail: str = ""
     """One plain sentence for people: why it is so."""
+    progress: float | None = None
+    """Of a load or a download, from 0 to 1; None where nobody can tell."""
+    wakes_itself: bool = False
+    """It is asleep by its own choice: what is sent to it wakes it."""
+    load_seconds: float | None = None
+    """What the last load took."""
+    last_exit: str = ""
+    """Why the engine ended last, in plain words; empty while it never has."""
+    restarts: Mapping[str, int] = field(default_factory=dict)
+    """Since our start, by reason."""
+    revision: int = 0
+    """Rises with each change that the supervisor tells; the gateway says which it has heard."""
+
+    @property
+    def serves(self) -> bool:
+        """Whether requests may be sent to it now."""
+        return self.state is _S.READY or (self.state is _S.ASLEEP and self.wakes_itself)
 
     def moved(self, state: EngineState, now: float, *, detail: str = "") -> EngineStatus:
         """The status after a change at *now*; the same state keeps its ``since``."""
         since = self.since if state is self.state else now
-        return replace(self, state=state, since=since, detail=detail)
+        return replace(
+            self, state=state, since=since, detail=detail, progress=None, wakes_itself=False
+        )
 
     def to_line(self) -> bytes:
         """One line of JSON, as the supervisor tells the gateway."""

@@ -12,6 +12,8 @@ import enum
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
+from llama_gguf.errors import IllegalTransition
+
 if TYPE_CHECKING:
     from llama_gguf.core.messages import Request
 
@@ -37,11 +39,13 @@ class Event(enum.IntEnum):
     LOST = 4  # the client left, or the upstream did after the head
     OPEN = 5  # a stream is given its head ahead of the engine's
     BEGIN = 6  # the engine begins such a stream
+    REQUEUE = 7  # the engine took no connection: it has nothing of the request
 
 
 S, E = State, Event
 TRANSITIONS: Final[Mapping[Event, Mapping[State, State]]] = {
     E.QUEUE: {S.READING: S.QUEUED},
+    E.REQUEUE: {S.FORWARDING: S.QUEUED, S.OPEN_FORWARDING: S.OPEN_QUEUED},
     E.FORWARD: {
         S.READING: S.FORWARDING,
         S.QUEUED: S.FORWARDING,
@@ -77,10 +81,6 @@ PHASES: Final[Mapping[State, str]] = {
     S.STREAMING: "streaming",
 }
 """What metrics and the access log call the state in which a client left."""
-
-
-class IllegalTransition(Exception):
-    """A bug in the gateway, never a fault of the client."""
 
 
 class Exchange:

@@ -1,22 +1,27 @@
 """When a child is started again, and when it is given up.
 
 The states are those that ``core/engine.py`` shows to the world; every move
-between them is in ``TRANSITIONS``. No clock and no process: ``died`` says when.
+between them is in ``TRANSITIONS``, and whoever wants to know where a child stands
+asks its policy. No clock, no chance and no process: ``died`` says when.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from llama_gguf.core.engine import EngineState as S
+from llama_gguf.errors import IllegalTransition
 
 
 class Event(enum.Enum):
     SPAWNED = enum.auto()
     SERVES = enum.auto()  # its probe was answered
+    SLEEPS = enum.auto()  # nobody needs it: it is being stopped, or has dozed off by itself
+    HANGS = enum.auto()  # it does not move any more, and is being ended
     DIED = enum.auto()
     GIVEN_UP = enum.auto()
     STOP = enum.auto()  # we are asked to leave
@@ -27,61 +32,30 @@ E = Event
 TRANSITIONS: Final[Mapping[tuple[S, Event], S]] = {
     (S.STARTING, E.SPAWNED): S.LOADING,
     (S.BACKOFF, E.SPAWNED): S.LOADING,
+    (S.ASLEEP, E.SPAWNED): S.LOADING,
     (S.LOADING, E.SERVES): S.READY,
+    (S.READY, E.SLEEPS): S.ASLEEP,
+    (S.ASLEEP, E.SERVES): S.READY,  # it woke by itself, or was asked in the last moment
+    (S.LOADING, E.HANGS): S.BACKOFF,
+    (S.READY, E.HANGS): S.BACKOFF,
+    (S.ASLEEP, E.HANGS): S.BACKOFF,
     (S.STARTING, E.DIED): S.BACKOFF,  # it could not even be spawned
     (S.LOADING, E.DIED): S.BACKOFF,
     (S.READY, E.DIED): S.BACKOFF,
+    (S.ASLEEP, E.DIED): S.BACKOFF,
+    (S.BACKOFF, E.DIED): S.BACKOFF,  # as was known already
     (S.BACKOFF, E.GIVEN_UP): S.FAILED,
     (S.STARTING, E.STOP): S.STOPPED,
     (S.BACKOFF, E.STOP): S.STOPPED,
     (S.LOADING, E.STOP): S.STOPPING,
     (S.READY, E.STOP): S.STOPPING,
+    (S.ASLEEP, E.STOP): S.STOPPING,
+    (S.FAILED, E.STOP): S.FAILED,
     (S.STOPPING, E.GONE): S.STOPPED,
 }
 
-
-class IllegalTransition(Exception):
-    """A bug in the supervisor."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """What a child has done since its birth."""
-
-    cpu_seconds: float
-    work: tuple[int, ...]
-    """Numbers that only change when it does something of its own: lines written, major faults."""
-    memory_bytes: int = 0
-
-
-class StallWatch:
-    """Whether a loading child still moves.
-
-    A little CPU time or memory is no sign: answering our own probe costs some. It has
-    to be a tenth of a core, or megabytes, or something else has to change.
-
-    Args:
-        seconds: without a sign, before it counts as stalled.
-    """
-
-    _BUSY: Final = 0.1
-    _GROWTH_BYTES: Final = 8 << 20
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._moved_at: float | None = None
-        self._last = Progress(0.0, ())
-
-    def is_stalled(self, progress: Progress, now: float) -> bool:
-        """Take a look at *now*."""
-        if self._moved_at is None or self._has_moved(progress, now - self._moved_at):
-            self._moved_at, self._last = now, progress
-        return now - self._moved_at > self._seconds
-
-    def _has_moved(self, progress: Progress, elapsed: float) -> bool:
-        busy = progress.cpu_seconds - self._last.cpu_seconds > max(elapsed, 1.0) * self._BUSY
-        grown = abs(progress.memory_bytes - self._last.memory_bytes) > self._GROWTH_BYTES
-        return busy or grown or progress.work != self._last.work
+LEAVING: Final = frozenset({S.STOPPING, S.STOPPED, S.FAILED})
+"""States that end in no child, for good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +74,23 @@ class GiveUp:
 class RestartPolicy:
     """Restart with a doubling delay, and give up on a crash loop.
 
+    Earlier deaths are forgiven when it has served for a while, and not at once: what dies of
+    its first request each time would be restarted for ever.
+
     A child that never served *at all* gets fewer chances: a flag it does not know,
     or a model it cannot load, will not be better the next time.
 
     Args:
         first_delay: seconds before the first restart.
         max_delay: seconds no delay exceeds.
-        max_deaths: deaths in a row, without serving in between, to bear.
+        max_deaths: deaths in a row, without having served in between, to bear.
         max_first_deaths: the same for a child that has never served.
+        forgiving_after: seconds of serving that count as having served.
+        rng: gives numbers from 0 to 1 by chance. They shorten delays by up to ``JITTER``, so that
+            the instances of a fleet that died of one cause do not come back in one moment.
     """
+
+    JITTER: Final = 0.25
 
     def __init__(
         self,
@@ -117,17 +99,23 @@ class RestartPolicy:
         max_delay: float = 60.0,
         max_deaths: int = 5,
         max_first_deaths: int | None = None,
+        forgiving_after: float = 60.0,
+        rng: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._first_delay = first_delay
         self._max_delay = max_delay
         self._max_deaths = max_deaths
         self._max_first_deaths = max_deaths if max_first_deaths is None else max_first_deaths
+        self._forgiving_after = forgiving_after
+        self._rng = rng
         self._deaths = 0
         self._has_served = False
-        self.restarts = 0
+        self._serves_since: float | None = None
+        self.restarts: Counter[str] = Counter()
+        """By reason."""
         self.state = S.STARTING
 
-    def on(self, event: Event) -> S:
+    def on(self, event: Event, now: float) -> S:
         """Move on *event* and return the new state.
 
         Raises:
@@ -137,19 +125,34 @@ class RestartPolicy:
             self.state = TRANSITIONS[self.state, event]
         except KeyError:
             raise IllegalTransition(f"{event.name} while {self.state.name}") from None
-        if event is E.SERVES:  # earlier deaths are forgiven
+        if event is E.SERVES and self._serves_since is None:
             self._has_served = True
-            self._deaths = 0
+            self._serves_since = now
+        elif event in (E.SPAWNED, E.DIED):
+            self._end_life(now)
         return self.state
 
-    def died(self, exit_status: int, now: float) -> SpawnAt | GiveUp:
-        """Decide what follows the child's death at *now*."""
-        self.on(E.DIED)
+    def _end_life(self, now: float) -> None:
+        """The last one, whose deaths before it are forgiven if it served for long enough."""
+        since, self._serves_since = self._serves_since, None
+        if since is not None and now - since >= self._forgiving_after:
+            self._deaths = 0
+
+    def died(self, exit_status: int, now: float, *, reason: str = "crash") -> SpawnAt | GiveUp:
+        """Decide what follows the child's death at *now*; *reason* is what restarts are counted by.
+
+        Raises:
+            IllegalTransition: it was asked to go.
+        """
+        self.on(E.DIED, now)
         self._deaths += 1
         bearable = self._max_deaths if self._has_served else self._max_first_deaths
         if self._deaths > bearable:
-            self.on(E.GIVEN_UP)
+            self.on(E.GIVEN_UP, now)
             return GiveUp(exit_status)
-        self.restarts += 1
-        delay = self._first_delay * 2 ** (self._deaths - 1)
-        return SpawnAt(now + min(delay, self._max_delay))
+        self.restarts[reason] += 1
+        return SpawnAt(now + self._delay())
+
+    def _delay(self) -> float:
+        delay: float = min(self._first_delay * 2 ** (self._deaths - 1), self._max_delay)
+        return delay * (1 - self.JITTER * self._rng())

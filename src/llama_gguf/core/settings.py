@@ -201,7 +201,34 @@ class Settings:
         metadata=_about(
             "engine",
             _whole(0, 1000),
-            "deaths in a row, without being ready in between, before giving up",
+            "deaths in a row, without a minute of serving in between, before giving up",
+        ),
+    )
+    watchdog_health: float = field(
+        default=30.0,
+        metadata=_about(
+            "engine",
+            _seconds(0),
+            "seconds in which an engine that serves does not answer its health check, after which "
+            "it is restarted; 0 = never",
+        ),
+    )
+    watchdog_stall: float = field(
+        default=0.0,
+        metadata=_about(
+            "engine",
+            _seconds(0),
+            "seconds in which requests are at the engine and nothing comes back on any of them, "
+            "after which it is restarted; 0 = never",
+        ),
+    )
+    idle_stop: float = field(
+        default=0.0,
+        metadata=_about(
+            "engine",
+            _seconds(0),
+            "seconds without a request after which the engine is stopped, and its GPU memory "
+            "free; the next request starts it; 0 = never",
         ),
     )
 

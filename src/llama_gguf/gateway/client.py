@@ -33,6 +33,7 @@ from llama_gguf.errors import (
     QueueTimeout,
     RequestTimeout,
     UpstreamError,
+    UpstreamRefused,
     UpstreamTimeout,
 )
 from llama_gguf.gateway import own, sockets
@@ -421,8 +422,8 @@ class ClientConnection(Connection):
         needs_slot = exchange.request.route.needs_slot
         exchange.bytes_in = len(body)
         self._body = body
-        if not shared.engine_is_ready and not (shared.engine_may_come and needs_slot):
-            raise shared.unavailable()
+        if not shared.engine_is_ready:
+            shared.await_engine(needs_slot)
         if needs_slot:
             verdict = shared.admission.arrive(self)
             if verdict:
@@ -485,8 +486,29 @@ class ClientConnection(Connection):
 
     def _on_connect_failed(self, error: UpstreamError) -> None:
         self._errand = None
+        exchange = self._current()
+        if (
+            isinstance(error, UpstreamRefused)
+            and exchange.holds_slot
+            and self._shared.suspect_engine()
+        ):
+            self._wait_again(exchange)
+            return
         self._shared.metrics.backend_failures["connect"] += 1
         self._reply_error(error)
+
+    def _wait_again(self, exchange: Exchange) -> None:
+        """The engine has died before it had anything of the request: its next life will do."""
+        shared = self._shared
+        exchange.holds_slot = False
+        shared.admission.done(self.key_id)
+        if shared.admission.arrive(self) is not Verdict.QUEUED:
+            self._reply_error(shared.unavailable())
+            return
+        exchange.on(Event.REQUEUE)
+        now = shared.now()
+        exchange.queued_at = exchange.queued_at or now
+        self.deadline = now + shared.settings.max_queue_wait
 
     def _ask(self, exchange: Exchange, upstream: UpstreamConnection) -> None:
         self._upstream = upstream
@@ -557,6 +579,7 @@ class ClientConnection(Connection):
             self._connect()
             return
         self._shared.metrics.backend_failures["no_answer"] += 1
+        self._shared.suspect_engine()
         self._reply_error(error)
 
     def on_cut(self, error: GatewayError, *, may_insert: bool) -> None:
@@ -564,6 +587,8 @@ class ClientConnection(Connection):
         exchange = self._current()
         self._let_go_of_upstream(exchange)
         self._shared.metrics.backend_failures["broken_off"] += 1
+        if isinstance(error, UpstreamError):
+            self._shared.suspect_engine()
         self._break_off(exchange, error.code, self._event_of(exchange, error, may_insert))
 
     def _event_of(self, exchange: Exchange, error: GatewayError, may_insert: bool) -> bytes:
@@ -783,6 +808,11 @@ class ClientConnection(Connection):
     @property
     def is_busy(self) -> bool:
         return self._exchange is not None
+
+    @property
+    def upstream(self) -> UpstreamConnection | None:
+        """Where its request is, while it is at the engine."""
+        return self._upstream
 
     def drain(self) -> None:
         """Close the connection as soon as it has nothing under way."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from llama_gguf import __version__
 from llama_gguf.core import replies
-from llama_gguf.core.engine import EngineState
+from llama_gguf.core.engine import HEALTH_STATUS, EngineState
 from llama_gguf.core.fields import find
 from llama_gguf.core.messages import Request
 from llama_gguf.core.metrics import Gauges, as_json
@@ -46,13 +46,14 @@ def reloaded(keys: int) -> OwnAnswer:
 def health(shared: Shared) -> OwnAnswer:
     """200 when a request would be served, else 503. Nothing secret."""
     engine = shared.engine
-    serves = shared.engine_is_ready and not shared.is_draining
+    serves = HEALTH_STATUS[engine.state] == 200 and not shared.is_draining
     facts = {
-        "status": "ok" if serves else "draining" if shared.is_draining else str(engine.state),
+        "status": "draining" if shared.is_draining else _word_for(engine.state),
         "engine": {
             "state": str(engine.state),
             "since": datetime.fromtimestamp(engine.since, UTC).isoformat(timespec="seconds"),
             "detail": engine.detail,
+            "progress": engine.progress,
         },
         "model": engine.model,
         "slots": {"used": shared.admission.running, "total": shared.admission.slots},
@@ -61,6 +62,10 @@ def health(shared: Shared) -> OwnAnswer:
         "uptime_seconds": round(shared.now() - shared.started_at, 1),
     }
     return OwnAnswer(200 if serves else 503, json.dumps(facts).encode(), replies.JSON)
+
+
+def _word_for(state: EngineState) -> str:
+    return "ok" if state is EngineState.READY else str(state)
 
 
 def gauges(shared: Shared) -> Gauges:

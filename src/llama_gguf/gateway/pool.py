@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final, cast
 
 from llama_gguf.core.settings import Settings
-from llama_gguf.errors import UpstreamError
+from llama_gguf.errors import UpstreamError, UpstreamRefused
 from llama_gguf.gateway.upstream import Phase, UpstreamConnection
 
 MAX_IDLE: Final = 64
@@ -100,8 +100,10 @@ class Pool:
                 connection = await self._open()
         except TimeoutError:
             on_failed(UpstreamError("The engine did not accept a connection in time."))
+        except (ConnectionRefusedError, FileNotFoundError):
+            on_failed(UpstreamRefused("The engine refused the connection."))
         except OSError:
-            on_failed(UpstreamError("The engine refused the connection."))
+            on_failed(UpstreamError("The engine cannot be reached."))
         else:
             on_connected(connection)
 

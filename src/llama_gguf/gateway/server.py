@@ -18,10 +18,11 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final, cast
 
-from llama_gguf.core.engine import EngineState, EngineStatus
+from llama_gguf.core.engine import EngineState
 from llama_gguf.core.settings import Settings
 from llama_gguf.errors import ReloadFailed, UserError
 from llama_gguf.gateway.client import ClientConnection
+from llama_gguf.gateway.control import Control
 from llama_gguf.gateway.pool import IDLE_SECONDS
 from llama_gguf.gateway.shared import Shared, wall_now
 from llama_gguf.gateway.sockets import connections_within_limits
@@ -34,8 +35,6 @@ BACKLOG: Final = 4096
 TICK_SECONDS: Final = 0.5
 LAST_LINES_SECONDS: Final = 2.0
 """For the access log to be written to its end; a disk that hangs does not keep us longer."""
-GREETING: Final = b"\n"
-"""Tells the supervisor that connections are accepted."""
 PROBE_READY_SECONDS: Final = 2.0
 PROBE_ELSE_SECONDS: Final = 0.25
 
@@ -84,10 +83,10 @@ class Gateway:
             else None
         )
         self._listener = listener
-        self._channel = channel
         self._stop_asked = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self.shared = Shared(settings, asyncio.get_running_loop())
+        self._control = None if channel is None else Control(self.shared, channel)
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain."""
@@ -122,6 +121,7 @@ class Gateway:
             signal.SIGTERM: self.stop,
             signal.SIGINT: self.stop,
             signal.SIGHUP: self._reload,
+            signal.SIGUSR1: self.shared.access_log.reopen,
         }
 
     def stop(self) -> None:
@@ -196,7 +196,7 @@ class Gateway:
     # The engine ---------------------------------------------------------------------------------
 
     async def _follow_engine(self) -> None:
-        if self._channel is None:
+        if self._control is None:
             await watch(
                 Probe(self._settings),
                 self._on_finding,
@@ -204,24 +204,18 @@ class Gateway:
                 else_every=PROBE_ELSE_SECONDS,
             )
         else:
-            await self._listen_to_supervisor(self._channel)
+            await self._control.follow(self._on_supervisor_gone)
 
     def _on_finding(self, finding: Finding) -> None:
         known = self.shared.engine
         status = known.moved(finding.state, wall_now())
-        if finding.state is EngineState.READY:
-            status = replace(status, model=finding.model, slots=finding.slots)
+        if finding.serves:
+            asleep = finding.state is EngineState.ASLEEP
+            status = replace(status, model=finding.model, slots=finding.slots, wakes_itself=asleep)
         if status != known:
             self.shared.take_engine_status(status)
 
-    async def _listen_to_supervisor(self, channel: socket.socket) -> None:
-        reader, writer = await asyncio.open_unix_connection(sock=channel)
-        writer.write(GREETING)
-        try:
-            while line := await reader.readline():
-                self.shared.take_engine_status(EngineStatus.from_line(line))
-        finally:
-            writer.close()
+    def _on_supervisor_gone(self) -> None:
         _log.warning("the supervisor is gone: draining")
         self.stop()
 
@@ -240,6 +234,8 @@ class Gateway:
                 connection.on_tick(now)
             shared.accounts.settle()
             shared.access_log.flush()
+            if self._control is not None:
+                self._control.tick()
 
     # The end ------------------------------------------------------------------------------------
 

@@ -44,6 +44,8 @@ _log: Final = logging.getLogger(__name__)
 MODEL_LOADING_RETRY_SECONDS: Final = 5.0
 BACKEND_RETRY_SECONDS: Final = 2.0
 DRAINING_RETRY_SECONDS: Final = 2.0
+ENGINE_NEWS_SECONDS: Final = 0.5
+"""For the supervisor to say that the engine has died."""
 
 
 class Shared:
@@ -74,6 +76,10 @@ class Shared:
         )
         self.pool = Pool(settings, loop)
         self.engine = EngineStatus(EngineState.STARTING, since=wall_now())
+        self.is_supervised = False
+        """Whether a supervisor says how the engine is."""
+        self.on_engine_wanted: Callable[[], None] = _nobody_listens
+        """Called when a request comes for an engine that is asleep."""
         self.connections: set[ClientConnection] = set()
         self.body_bytes = 0
         """Of all bodies that wait, together."""
@@ -147,24 +153,48 @@ class Shared:
         if status.state is not self.engine.state:
             _log.info("engine: %s%s", status.state, f" ({status.detail})" if status.detail else "")
         self.engine = status
-        self.engine_is_ready = status.state is EngineState.READY
-        if status.state is not EngineState.READY:
+        self.engine_is_ready = status.serves
+        if not status.serves:
             self.pool.retire_idle()
-        self.admission.resize(self._slots() if status.state is EngineState.READY else 0)
-        if status.state not in MAY_COME and status.state is not EngineState.READY:
+        self.admission.resize(self._slots() if status.serves else 0)
+        if not self._engine_may_come:
             for ticket in self.admission.waiting():
                 ticket.on_refused(self.unavailable())
 
     def _slots(self) -> int:
         return self.settings.max_concurrent_requests or self.engine.slots or DEFAULT_SLOTS
 
+    def suspect_engine(self) -> bool:
+        """It refused a connection, or broke one off. Returns whether requests may wait for it.
+
+        It is dying, most likely, and its supervisor says so in a moment. Until then, or until
+        it is clear that nothing is said, nothing more is sent: it would be lost.
+        """
+        if self.is_supervised and self.engine_is_ready:
+            self.engine_is_ready = False
+            self.pool.retire_idle()
+            self.admission.resize(0)
+            self.loop.call_later(ENGINE_NEWS_SECONDS, lambda: self.take_engine_status(self.engine))
+        return self.is_supervised and self._engine_may_come
+
     @property
-    def engine_may_come(self) -> bool:
-        return self.engine.state in MAY_COME
+    def _engine_may_come(self) -> bool:
+        return self.engine.serves or self.engine.state in MAY_COME
+
+    def await_engine(self, needs_slot: bool) -> None:
+        """Decide on a request that has come while the engine does not serve.
+
+        Raises:
+            ModelLoading, BackendUnavailable: it cannot wait.
+        """
+        if self.engine.state is EngineState.ASLEEP:
+            self.loop.call_soon(self.on_engine_wanted)  # when it is in the queue
+        if not (needs_slot and self._engine_may_come):
+            raise self.unavailable()
 
     def unavailable(self) -> GatewayError:
         """Why nothing can be sent to the engine now."""
-        if self.engine.state in (EngineState.STARTING, EngineState.LOADING):
+        if self.engine.state in (EngineState.STARTING, EngineState.LOADING, EngineState.ASLEEP):
             return ModelLoading(
                 "The model is still loading. Try again in a moment.",
                 retry_after=MODEL_LOADING_RETRY_SECONDS,
@@ -185,6 +215,10 @@ class Shared:
     def notice_idle(self) -> None:
         if not self.busy():
             self.idle.set()
+
+
+def _nobody_listens() -> None:
+    """A gateway on its own has nobody to tell."""
 
 
 def wall_now() -> float:

@@ -133,10 +133,11 @@ class UpstreamConnection:
             and self._chunked.is_between_chunks
             and self._answer.is_event_stream
             # Behind an event that was not whole, another would become a part of it.
-            and self._tail().endswith(_EVENT_ENDS)
+            and self.tail.endswith(_EVENT_ENDS)
         )
 
-    def _tail(self) -> bytes:
+    @property
+    def tail(self) -> bytes:
         """The last bytes of a chunked body."""
         if self._last_chunk:
             return self._last_chunk[-TAIL_BYTES - 2 : -2]
@@ -331,7 +332,7 @@ class UpstreamConnection:
     def _read_body(self, asker: Asker, data: bytes, head: bytes = b"") -> None:
         """Pass on what belongs to the answer; *head* goes out before it, in the same write."""
         if self._last_chunk:
-            self._chunked.tail = self._tail()
+            self._chunked.tail = self.tail
             self._last_chunk = b""
         try:
             taken, body = self._follow(data)

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from llama_gguf.core.restart import Progress
+from llama_gguf.core.watches import Progress
 
 LAST_LINES: Final = 40
 """Kept for explaining a death."""
@@ -35,8 +35,6 @@ class Child:
         self._output = None if output is None else os.fdopen(output, "rb", buffering=0)
         self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self.lines_read = 0
-        self.ended_because = ""
-        """Why we ended it ourselves; empty when it died by itself."""
 
     @property
     def pid(self) -> int:
@@ -99,16 +97,46 @@ class Child:
             transport.close()
 
     def progress(self) -> Progress:
-        """How far it has come, to be compared with an earlier look."""
-        cpu_seconds, memory, work = 0.0, 0, [self.lines_read]
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            with open(f"/proc/{self.pid}/stat", encoding="ascii", errors="replace") as f:
-                fields = f.read().rpartition(")")[2].split()
-            # proc(5): utime and stime; major faults, which a mapped model causes, and rss.
-            cpu_seconds = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-            memory = int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
-            work += [int(fields[9])]
-        return Progress(cpu_seconds, tuple(work), memory)
+        """How far it and what it has started have come, to be compared with an earlier look."""
+        looks = [_look(pid) for pid in _family(self.pid)]
+        return Progress(
+            cpu_seconds=sum(look.cpu_seconds for look in looks),
+            work=(self.lines_read, *(sum(look.work) for look in looks)),
+            memory_bytes=sum(look.memory_bytes for look in looks),
+            read_bytes=sum(look.read_bytes for look in looks),
+        )
+
+
+def _family(pid: int) -> list[int]:
+    """*pid* and its descendants: a LLAMA_SERVER may be a script that starts the real one."""
+    found = [pid]
+    for parent in found:
+        with contextlib.suppress(OSError, ValueError):
+            children = _read(f"/proc/{parent}/task/{parent}/children")
+            found += [int(child) for child in children.split()]
+    return found
+
+
+def _look(pid: int) -> Progress:
+    """At one process; nothing of what it has done when it is gone."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    try:
+        # proc(5): major faults, which a mapped model causes; utime and stime; rss.
+        stat = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+        _, resident, mapped, *_ = (int(n) * page for n in _read(f"/proc/{pid}/statm").split())
+        cpu_seconds = (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
+        faults = int(stat[9])
+    except (OSError, ValueError, IndexError):
+        return Progress()
+    read = 0
+    with contextlib.suppress(OSError, ValueError, IndexError):  # it may be forbidden
+        read = int(_read(f"/proc/{pid}/io").split()[1])
+    return Progress(cpu_seconds, (faults,), resident, max(read, mapped))
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="ascii", errors="replace") as f:
+        return f.read()
 
 
 async def _line(reader: asyncio.StreamReader) -> bytes:

@@ -1,49 +1,43 @@
-"""llama-server's output, written to a file of its own per start."""
+"""llama-server's output: into a file of its own per start, and into our own log."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-from datetime import UTC, datetime
-from typing import IO, Final
+import re
+from typing import Final
 
 from llama_gguf.core.settings import Settings
+from llama_gguf.logfile import LogFile
+from llama_gguf.supervisor.log_writer import LogWriter, prune, stamped
 
-_log: Final = logging.getLogger(__name__)
+_engine: Final = logging.getLogger("llama-server")
+_LEVEL: Final = re.compile(r"\d+\.\d\d\.\d\d\d\.\d\d\d ([DIWE]) ")
+"""As its lines begin: the time since its start, and a letter."""
+_LEVELS: Final = {
+    "D": logging.DEBUG,
+    "I": logging.INFO,
+    "W": logging.WARNING,
+    "E": logging.ERROR,
+}
 
 
-class EngineLog:
-    """A file in LOG_DIR; when it cannot be written, serving goes on and one warning is given."""
+def open_engine_log(settings: Settings) -> LogWriter:
+    """The log of a start that is about to happen; the oldest of earlier ones are removed."""
+    name = f"llama-{settings.worker_type}" if settings.worker_type else settings.log_name
+    folder = os.path.join(settings.log_dir, name)
+    path = stamped(settings, folder, "server")
+    prune(settings, folder, "server", but=path)
+    file = LogFile(
+        path,
+        "the engine's log",
+        max_bytes=settings.log_max_bytes,
+        backups=settings.log_backups,
+    )
+    return LogWriter(file, _echo)
 
-    def __init__(self, settings: Settings) -> None:
-        name = f"llama-{settings.worker_type}" if settings.worker_type else settings.log_name
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-        folder = os.path.join(settings.log_dir, name)
-        self.path = os.path.join(folder, f"{stamp}_server_{settings.instance_id}.log")
-        self._file: IO[str] | None = None
-        try:
-            os.makedirs(folder, exist_ok=True)
-            self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-        except OSError as error:
-            self._complain(error)
 
-    def write(self, line: str) -> None:
-        if self._file is None:
-            return
-        try:
-            self._file.write(line + "\n")
-        except OSError as error:
-            self._complain(error)
-            # Closing writes what is buffered, and fails as the write did.
-            file, self._file = self._file, None
-            with contextlib.suppress(OSError):
-                file.close()
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def _complain(self, error: OSError) -> None:
-        _log.warning("the engine's log %s cannot be written: %s", self.path, error.strerror)
+def _echo(line: str) -> None:
+    match = _LEVEL.match(line)
+    if line:
+        _engine.log(_LEVELS[match[1]] if match else logging.INFO, "%s", line)

@@ -1,0 +1,151 @@
+"""Whether a child moves, hangs or is not needed: each question is asked again and again.
+
+No clock and no process: whoever looks says when, and what there was to be seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from llama_gguf.core.activity import Activity
+
+
+class Patience:
+    """How long there has been no sign, in time that somebody has watched.
+
+    A machine that was frozen, or a container that was paused, is not held against
+    the child: between two looks, no more than ``MAX_STEP_SECONDS`` count.
+
+    Args:
+        seconds: without a sign, before it is over; 0 = never.
+    """
+
+    MAX_STEP_SECONDS: Final = 10.0
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._waited = 0.0
+        self._last_look: float | None = None
+
+    def is_over(self, *, sign: bool, now: float) -> bool:
+        """Take a look at *now*; *sign*: whether there was one since the last."""
+        step = 0.0 if self._last_look is None else now - self._last_look
+        self._last_look = now
+        self._waited = 0.0 if sign else self._waited + min(step, self.MAX_STEP_SECONDS)
+        return 0 < self._seconds < self._waited
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a child has done since its birth."""
+
+    cpu_seconds: float = 0.0
+    work: tuple[int, ...] = ()
+    """Numbers that only change when it does something of its own: lines written, major faults."""
+    memory_bytes: int = 0
+    read_bytes: int = 0
+    """From files, by reading or by mapping them."""
+
+    def share_of(self, model_bytes: int) -> float | None:
+        """How much of a model seems to be loaded, below 1; None where it cannot be told."""
+        if not (model_bytes and self.read_bytes):
+            return None
+        return min(self.read_bytes / model_bytes, 0.99)
+
+
+class StallWatch:
+    """Whether a loading child still moves.
+
+    A little CPU time, memory or reading is no sign: answering our own probe costs some. It
+    has to be a tenth of a core, or megabytes, or something else has to change.
+
+    Args:
+        seconds: without a sign, before it counts as stalled.
+    """
+
+    _BUSY: Final = 0.1
+    _GROWTH_BYTES: Final = 8 << 20
+
+    def __init__(self, seconds: float) -> None:
+        self._patience = Patience(seconds)
+        self._moved_at = 0.0
+        self._last: Progress | None = None
+
+    def is_stalled(self, progress: Progress, now: float) -> bool:
+        """Take a look at *now*."""
+        sign = self._last is None or self._has_moved(self._last, progress, now - self._moved_at)
+        if sign:
+            self._moved_at, self._last = now, progress
+        return self._patience.is_over(sign=sign, now=now)
+
+    def _has_moved(self, last: Progress, progress: Progress, elapsed: float) -> bool:
+        busy = progress.cpu_seconds - last.cpu_seconds > max(elapsed, 1.0) * self._BUSY
+        grown = abs(progress.memory_bytes - last.memory_bytes) > self._GROWTH_BYTES
+        read = abs(progress.read_bytes - last.read_bytes) > self._GROWTH_BYTES
+        return busy or grown or read or progress.work != last.work
+
+
+class FlowWatch:
+    """Whether requests are at the engine and nothing comes back on any of them.
+
+    Args:
+        seconds: of that, before the engine counts as hanging; 0 = never.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._patience = Patience(seconds)
+        self._seen: tuple[int, int] | None = None
+
+    def is_stuck(self, activity: Activity, now: float) -> bool:
+        """Take a look at *now*."""
+        came = (activity.answered, activity.moves)
+        sign = not activity.running or came != self._seen
+        self._seen = came
+        return self._patience.is_over(sign=sign, now=now)
+
+
+class IdleWatch:
+    """Whether nobody has asked for anything in a while.
+
+    Args:
+        seconds: of that, before the engine may be stopped; 0 = never.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._patience = Patience(seconds)
+        self._answered: int | None = None
+
+    def is_idle(self, activity: Activity, now: float) -> bool:
+        """Take a look at *now*."""
+        sign = activity.busy > 0 or activity.answered != self._answered
+        self._answered = activity.answered
+        return self._patience.is_over(sign=sign, now=now)
+
+
+class LoadReport:
+    """What to say of a load that takes its time: at each tenth, and when nothing was said lately.
+
+    Args:
+        every_seconds: the longest silence.
+        at_least_seconds: the shortest.
+    """
+
+    def __init__(self, *, every_seconds: float = 30.0, at_least_seconds: float = 5.0) -> None:
+        self._every = every_seconds
+        self._at_least = at_least_seconds
+        self._tenth = 0
+        self._said_at: float | None = None
+        self._began_at = 0.0
+
+    def line(self, share: float | None, now: float) -> str:
+        """What is to be said at *now*; mostly nothing. *share*: what is loaded, from 0 to 1."""
+        if self._said_at is None:
+            self._said_at = self._began_at = now
+        silence = now - self._said_at
+        tenth = int((share or 0.0) * 10)
+        if silence < self._at_least or (tenth <= self._tenth and silence < self._every):
+            return ""
+        self._tenth, self._said_at = tenth, now
+        done = "" if share is None else f"about {share:.0%}, "
+        return f"still loading: {done}{now - self._began_at:.0f} s"

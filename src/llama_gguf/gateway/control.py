@@ -1,0 +1,115 @@
+"""The gateway's end of the channel to the supervisor.
+
+The supervisor tells how the engine is; we tell how much is asked of it, at each tick
+when that has changed, and at once when it answers a question: a state that we have
+heard of, or a request for an engine that is asleep. Nothing here is on the way of a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from llama_gguf.core.activity import GREETING, Activity
+from llama_gguf.core.engine import EngineStatus
+from llama_gguf.core.metrics import Metrics
+
+if TYPE_CHECKING:
+    from llama_gguf.gateway.shared import Shared
+    from llama_gguf.gateway.upstream import UpstreamConnection
+
+MAX_WAITING_BYTES: Final = 65536
+"""For a supervisor that does not read: what it has not heard of now, it will be told later."""
+
+
+class Control:
+    """Talks to the supervisor over *channel*, from ``follow`` on.
+
+    Args:
+        shared: what is told and heard.
+        channel: a connected socket, which it closes.
+    """
+
+    def __init__(self, shared: Shared, channel: socket.socket) -> None:
+        self._shared = shared
+        self._channel = channel
+        self._writer: asyncio.StreamWriter | None = None
+        self._told: Activity | None = None
+        self._moves = 0
+        self._passed: dict[UpstreamConnection, int] = {}
+        """Bytes of each answer under way, at the last tick."""
+
+    async def follow(self, on_gone: Callable[[], None]) -> None:
+        """Greet, then hear of the engine until the supervisor has gone."""
+        shared = self._shared
+        reader, writer = await asyncio.open_unix_connection(sock=self._channel)
+        self._writer = writer
+        writer.write(GREETING)
+        shared.is_supervised = True
+        shared.on_engine_wanted = self._want_engine
+        try:
+            with contextlib.suppress(ConnectionError):  # it was killed, with news of ours unread
+                while (line := await reader.readline()).endswith(b"\n"):
+                    shared.take_engine_status(EngineStatus.from_line(line))
+                    self._tell(self._activity())
+        finally:
+            self._writer = None
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()  # else asyncio complains of what nobody has asked for
+        on_gone()
+
+    def tick(self) -> None:
+        self._note_moves()
+        self._tell(self._activity(wants_engine=self._shared.admission.queued > 0))
+
+    def _want_engine(self) -> None:
+        self._tell(self._activity(wants_engine=True))
+
+    def _activity(self, *, wants_engine: bool = False) -> Activity:
+        shared = self._shared
+        return Activity(
+            heard=shared.engine.revision,
+            busy=shared.busy(),
+            running=shared.admission.running,
+            answered=answered(shared.metrics),
+            moves=self._moves,
+            wants_engine=wants_engine,
+        )
+
+    def _tell(self, activity: Activity) -> None:
+        writer = self._writer
+        if writer is None or activity == self._told:
+            return
+        if writer.transport.get_write_buffer_size() < MAX_WAITING_BYTES:
+            writer.write(activity.to_line())
+            self._told = activity
+
+    def _note_moves(self) -> None:
+        """Look whether anything new has come back from the engine since the last tick."""
+        before, self._passed = self._passed, {}
+        has_moved = False
+        for connection in self._shared.connections:
+            upstream = connection.upstream
+            if upstream is not None:
+                self._passed[upstream] = upstream.bytes_passed
+                new = upstream.bytes_passed - before.get(upstream, 0)
+                has_moved = has_moved or (new != 0 and not is_comment(upstream.tail, new))
+        self._moves += has_moved
+
+
+def is_comment(tail: bytes, new_bytes: int) -> bool:
+    """Whether all that is new is llama-server's empty comment; *tail*: how the body ends now.
+
+    It sends one every 30 s from the thread that has the connection, also when those that
+    compute have long stopped moving.
+    """
+    return new_bytes == len(b"3\r\n:\n\n\r\n") and tail in (b":\n\n", b"\n:\n\n")
+
+
+def answered(metrics: Metrics) -> int:
+    """How many requests the engine has answered: each is in a bucket for its first byte."""
+    return sum(metrics.first_bytes.counts)

@@ -1,0 +1,40 @@
+"""Slow work beside the loop, which nobody has to wait for when it is time to leave."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+
+async def in_thread(work: Callable[[], Result]) -> Result:
+    """What *work* returns or raises; when we are cancelled, it is left to itself.
+
+    The loop's own executor would be waited for at the end, whatever its work hangs on, such as
+    the tool of a GPU's driver.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Result] = loop.create_future()
+
+    def settle(result: Result | None, error: BaseException | None) -> None:
+        if done.done():
+            return
+        if error is None:
+            done.set_result(result)  # type: ignore[arg-type]  # None only when it is the result
+        else:
+            done.set_exception(error)
+
+    def run() -> None:
+        try:
+            result, error = work(), None
+        except BaseException as raised:  # whoever waits gets it
+            result, error = None, raised
+        with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name="slow work", daemon=True).start()
+    return await done

@@ -1,0 +1,76 @@
+"""A file per start of ``serve`` with all that the supervisor says, from the first line on.
+
+``_boot/latest.txt`` names the latest, for people and scripts that look for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from types import TracebackType
+from typing import Final, Self
+
+from llama_gguf.core.settings import Settings
+from llama_gguf.logfile import LogFile
+from llama_gguf.supervisor.log_writer import LogWriter, prune, stamped
+
+_log: Final = logging.getLogger(__name__)
+
+LAST_LINES_SECONDS: Final = 2.0
+
+
+class BootLog(logging.Handler):
+    """Writes what is logged, formatted as what goes to standard error is.
+
+    The engine's lines are left out: they have a file of their own.
+
+    Args:
+        settings: LOG_DIR, INSTANCE_ID, LOG_MAX_BYTES, LOG_BACKUPS.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        folder = os.path.join(settings.log_dir, "_boot")
+        path = stamped(settings, folder, "boot")
+        backups = settings.log_backups
+        self._writer = LogWriter(
+            LogFile(path, "the boot log", max_bytes=settings.log_max_bytes, backups=backups)
+        )
+        prune(settings, folder, "boot", but=path)
+        _name_latest(folder, path)
+        root = logging.getLogger()
+        if root.handlers:
+            self.setFormatter(root.handlers[0].formatter)
+        self.addFilter(lambda record: record.name != "llama-server")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._writer.write(self.format(record))
+
+    def reopen(self) -> None:
+        self._writer.reopen()
+
+    def __enter__(self) -> Self:
+        logging.getLogger().addHandler(self)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        logging.getLogger().removeHandler(self)
+        self._writer.close(LAST_LINES_SECONDS)
+
+
+def _name_latest(folder: str, path: str) -> None:
+    """Put *path* into latest.txt; whoever reads it meanwhile finds the old name or the new one."""
+    latest = os.path.join(folder, "latest.txt")
+    temporary = f"{latest}.{os.getpid()}"
+    # The file's own writer says what is wrong with the folder.
+    with contextlib.suppress(OSError):
+        os.makedirs(folder, exist_ok=True)
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(f"{path}\n")
+        os.replace(temporary, latest)

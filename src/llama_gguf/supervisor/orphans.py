@@ -1,0 +1,84 @@
+"""Processes that become our children without having been started by us.
+
+As PID 1 of a container, whatever loses its parent is handed to us, and stays a zombie until
+somebody has asked for its status. Our own children are asked for theirs at once, so a
+zombie that is still there a while later is nobody's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+from typing import Final
+
+_log: Final = logging.getLogger(__name__)
+
+LOOK_SECONDS: Final = 2.0
+_PR_GET_CHILD_SUBREAPER: Final = 37  # prctl(2)
+
+
+def are_ours() -> bool:
+    """Whether orphans are handed to us: as PID 1, or as a subreaper."""
+    flag = ctypes.c_int(0)
+    ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(flag), 0, 0, 0)
+    return os.getpid() == 1 or flag.value != 0
+
+
+async def keep_reaping(every_seconds: float = LOOK_SECONDS) -> None:
+    """Take the status of every zombie that nobody has asked for, where they are ours."""
+    if not are_ours():
+        return
+    seen: set[tuple[int, str]] = set()
+    while True:
+        await asyncio.sleep(every_seconds)
+        zombies = {child for child in _children() if _is_zombie(child[0])}
+        for pid, _ in zombies & seen:
+            _reap(pid)
+        seen = zombies
+
+
+def _reap(pid: int) -> None:
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+        _log.info("process %d, which had lost its parent, has ended", pid)
+
+
+def kill_all() -> None:
+    """SIGKILL for every descendant that is left, such as a tool that hangs. For the very end."""
+    fields = {pid: _stat(pid) for pid in os.listdir("/proc") if pid.isdigit()}
+    parents = {int(pid): int(known[1]) for pid, known in fields.items() if known}
+    doomed = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in doomed} - doomed:
+        doomed |= more
+    for pid in doomed - {os.getpid()}:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _children() -> set[tuple[int, str]]:
+    """Our children, each with the time of its birth: a number may be given out again."""
+    ours = str(os.getpid())
+    found = set()
+    for entry in os.listdir("/proc"):
+        fields = _stat(entry) if entry.isdigit() else []
+        if fields and fields[1] == ours:
+            found.add((int(entry), fields[19]))
+    return found
+
+
+def _is_zombie(pid: int) -> bool:
+    fields = _stat(str(pid))
+    return bool(fields) and fields[0] == "Z"
+
+
+def _stat(pid: str) -> list[str]:
+    """proc(5)'s stat from the state on; empty when there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()
+    except OSError:
+        return []

@@ -1,0 +1,59 @@
+"""What the kernel knows of a child's death: whether memory was the reason.
+
+Everything here is best effort: control groups may not be mounted, and the kernel's log
+may not be for us to read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Final
+
+from llama_gguf.core import deaths
+
+_MAX_KERNEL_RECORDS: Final = 10_000
+_RECORD_BYTES: Final = 8192
+
+
+def oom_kills(root: str = "/") -> int:
+    """How many processes of our control group have been ended for memory so far."""
+    return max((deaths.oom_kills(_read(path)) for path in _event_files(root)), default=0)
+
+
+def _event_files(root: str) -> list[str]:
+    """Where our control group counts, by cgroups(7); in a container, mostly at the top."""
+    found = []
+    for line in _read(os.path.join(root, "proc/self/cgroup")).splitlines():
+        number, controllers, path = line.split(":", 2)
+        for place in {path, "/"}:
+            if number == "0":
+                found.append(f"{root}/sys/fs/cgroup{place}/memory.events")
+            elif controllers == "memory":
+                found.append(f"{root}/sys/fs/cgroup/memory{place}/memory.oom_control")
+    return found
+
+
+def kernel_names(pid: int, kmsg: str = "/dev/kmsg") -> bool:
+    """Whether the kernel's log says that *pid* was ended for memory."""
+    try:
+        fd = os.open(kmsg, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    records: list[bytes] = []
+    try:
+        # One record a read; "no more" is an error of a pipe without a writer.
+        with contextlib.suppress(OSError):
+            while len(records) < _MAX_KERNEL_RECORDS and (record := os.read(fd, _RECORD_BYTES)):
+                records.append(record)
+    finally:
+        os.close(fd)
+    return deaths.is_oom_of(pid, b"".join(records).decode("utf-8", "replace"))
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""

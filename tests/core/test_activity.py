@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_gguf.core.activity import GREETING, Activity
+
+counts = st.integers(0, 1 << 50)
+
+
+@given(
+    activity=st.builds(
+        Activity,
+        heard=counts,
+        busy=counts,
+        running=counts,
+        answered=counts,
+        moves=counts,
+        wants_engine=st.booleans(),
+    )
+)
+def test_an_activity_goes_over_the_wire_as_one_line_and_comes_back_the_same(
+    activity: Activity,
+) -> None:
+    line = activity.to_line()
+
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    assert line != GREETING
+    assert Activity.from_line(line) == activity
+
+
+@pytest.mark.parametrize("line", [b"", b"[]", b'{"idle": 1}', b"\n"])
+def test_a_line_that_is_no_activity_is_not_taken_for_one(line: bytes) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        Activity.from_line(line)

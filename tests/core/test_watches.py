@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from llama_gguf.core.activity import Activity
+from llama_gguf.core.watches import (
+    FlowWatch,
+    IdleWatch,
+    LoadReport,
+    Patience,
+    Progress,
+    StallWatch,
+)
+
+
+def first(over: Callable[[float], bool], *, until: float = 1000.0) -> float | None:
+    """The first second at which *over* says so; None when it never does."""
+    now = 0.0
+    while now <= until:
+        if over(now):
+            return now
+        now += 1.0
+    return None
+
+
+# Patience -----------------------------------------------------------------------------------------
+
+
+def test_patience_ends_after_its_seconds_without_a_sign() -> None:
+    patience = Patience(30.0)
+
+    assert first(lambda now: patience.is_over(sign=now < 100, now=now)) == 130.0
+
+
+def test_patience_that_is_zero_never_ends() -> None:
+    patience = Patience(0.0)
+
+    assert first(lambda now: patience.is_over(sign=False, now=now)) is None
+
+
+def test_time_in_which_the_machine_was_frozen_does_not_count() -> None:
+    patience = Patience(30.0)
+    assert not patience.is_over(sign=True, now=0.0)
+
+    assert not patience.is_over(sign=False, now=3600.0)
+    assert not patience.is_over(sign=False, now=3610.0)
+    assert not patience.is_over(sign=True, now=3611.0)
+
+
+# Whether a load still moves -----------------------------------------------------------------------
+
+AT_FIRST = Progress(1.0, (5,), memory_bytes=1 << 30, read_bytes=1 << 20)
+
+
+@pytest.mark.parametrize(
+    "moved",
+    [
+        Progress(101.0, (5,), 1 << 30, 1 << 20),  # a tenth of a core and more
+        Progress(1.0, (6,), 1 << 30, 1 << 20),  # a line, or a fault
+        Progress(1.0, (5,), 2 << 30, 1 << 20),  # memory
+        Progress(1.0, (5,), 1 << 30, 100 << 20),  # reading
+    ],
+    ids=["cpu", "work", "memory", "reading"],
+)
+def test_a_load_that_moves_is_not_stalled_however_long_it_takes(moved: Progress) -> None:
+    watch = StallWatch(300.0)
+
+    over = first(lambda now: watch.is_stalled(AT_FIRST if now < 250 else moved, now))
+
+    assert over == 551.0
+
+
+def test_what_answering_probes_costs_is_no_sign_of_life() -> None:
+    watch = StallWatch(300.0)
+
+    def spent(second: float) -> Progress:
+        cost = int(second) * 4096
+        return Progress(1.0 + second * 0.01, (5,), (1 << 30) + cost, cost)
+
+    assert first(lambda now: watch.is_stalled(spent(now), now)) == 301.0
+
+
+@pytest.mark.parametrize(
+    ("read", "model", "share"),
+    [(0, 100, None), (50, 0, None), (25, 100, 0.25), (100, 100, 0.99), (300, 100, 0.99)],
+)
+def test_the_share_that_is_loaded_is_a_guess_that_never_says_all(
+    read: int, model: int, share: float | None
+) -> None:
+    assert Progress(read_bytes=read).share_of(model) == share
+
+
+# Whether anything comes back ----------------------------------------------------------------------
+
+
+def test_requests_on_which_nothing_comes_back_are_stuck_after_a_while() -> None:
+    watch = FlowWatch(60.0)
+    stuck = Activity(busy=2, running=2, answered=7, moves=9)
+
+    assert first(lambda now: watch.is_stuck(stuck, now)) == 61.0
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        lambda now: Activity(busy=3, running=0, answered=7, moves=9),
+        lambda now: Activity(busy=2, running=2, answered=7, moves=int(now) // 50),
+        lambda now: Activity(busy=2, running=2, answered=int(now) // 50, moves=9),
+    ],
+    ids=["nothing is at the engine", "bytes come", "others are answered"],
+)
+def test_as_long_as_anything_comes_back_nothing_is_stuck(at: Callable[[float], Activity]) -> None:
+    watch = FlowWatch(60.0)
+
+    assert first(lambda now: watch.is_stuck(at(now), now)) is None
+
+
+# Whether it is needed -----------------------------------------------------------------------------
+
+
+def test_nobody_asking_for_a_while_is_idle() -> None:
+    watch = IdleWatch(600.0)
+
+    assert first(lambda now: watch.is_idle(Activity(answered=5), now)) == 601.0
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        lambda now: Activity(busy=1),
+        lambda now: Activity(answered=int(now) // 500),  # between two looks
+    ],
+    ids=["one is under way", "one was answered"],
+)
+def test_who_is_asked_is_not_idle(at: Callable[[float], Activity]) -> None:
+    watch = IdleWatch(600.0)
+
+    assert first(lambda now: watch.is_idle(at(now), now)) is None
+
+
+# What is said of a load ---------------------------------------------------------------------------
+
+
+def said(shares: Callable[[float], float | None], seconds: int) -> list[str]:
+    report = LoadReport()
+    lines = [report.line(shares(float(n)), float(n)) for n in range(seconds)]
+    return [line for line in lines if line]
+
+
+def test_a_short_load_is_not_talked_about() -> None:
+    assert said(lambda now: now / 5, 5) == []
+
+
+def test_a_long_load_is_reported_at_each_tenth() -> None:
+    assert said(lambda now: now / 100, 40) == [
+        "still loading: about 10%, 10 s",
+        "still loading: about 20%, 20 s",
+        "still loading: about 30%, 30 s",
+    ]
+
+
+def test_a_fast_load_is_not_reported_more_often_than_every_few_seconds() -> None:
+    assert said(lambda now: now / 20, 20) == [
+        "still loading: about 25%, 5 s",
+        "still loading: about 50%, 10 s",
+        "still loading: about 75%, 15 s",
+    ]
+
+
+@pytest.mark.parametrize(("share", "text"), [(None, ""), (0.05, "about 5%, ")])
+def test_a_load_that_tells_nothing_new_is_still_said_to_go_on(
+    share: float | None, text: str
+) -> None:
+    assert said(lambda now: share, 70) == [
+        f"still loading: {text}30 s",
+        f"still loading: {text}60 s",
+    ]

@@ -1,0 +1,142 @@
+"""Faults of the real engine: what is lost, what is said, and that it comes back."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import DEADLINE_SECONDS, MODEL, Served, command_line, stop
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def settings(request: pytest.FixtureRequest) -> Mapping[str, str]:
+    chosen: Mapping[str, str] = getattr(request, "param", {"WATCHDOG_HEALTH": "2"})
+    return chosen
+
+
+def ask(served: Served, prompt: str = "Once upon a", tokens: int = 4) -> int:
+    """The status of a completion; 0 when it was cut."""
+    question = {"model": MODEL, "prompt": prompt, "max_tokens": tokens, "ignore_eos": True}
+    fields = {"Authorization": f"Bearer {served.key}", "Content-Type": "application/json"}
+    address = ("127.0.0.1", served.port)
+    connection = http.client.HTTPConnection(*address, timeout=DEADLINE_SECONDS)
+    with closing(connection):
+        try:
+            connection.request("POST", "/v1/completions", json.dumps(question), fields)
+            answer = connection.getresponse()
+            answer.read()
+        except (ConnectionError, http.client.HTTPException):
+            return 0
+        return answer.status
+
+
+def state_of(served: Served) -> str:
+    health = served.get("/health")[1]
+    return str(health["engine"]["state"]) if health else ""
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (signal.SIGKILL, "signal SIGKILL"),
+        (signal.SIGSEGV, "It crashed"),
+        (signal.SIGHUP, "signal SIGHUP"),  # it dies of it, however idle it is
+        (signal.SIGSTOP, "It did not answer for 2 seconds."),
+    ],
+    ids=lambda value: value.name if isinstance(value, signal.Signals) else "",
+)
+def test_whatever_ends_it_costs_what_was_in_it_and_the_next_request_waits(
+    own_server: Served, number: signal.Signals, said: str
+) -> None:
+    engine = own_server.child("llama-server")
+    with ThreadPoolExecutor(1) as pool:
+        long = pool.submit(ask, own_server, tokens=2000)
+        own_server.until(
+            lambda: own_server.get("/health")[1]["slots"]["used"] == 1, "a request at the engine"
+        )
+
+        os.kill(engine, number)
+
+        assert long.result(DEADLINE_SECONDS) in (0, 502)
+    assert ask(own_server) == 200
+    assert own_server.child("llama-server") not in (0, engine)
+    assert said in own_server.output
+    assert stop(own_server) == 0
+    assert not Path(f"/proc/{engine}").exists()
+
+
+def test_sigterm_with_a_request_that_it_would_not_leave_for_ends_in_time(
+    model_file: Path, own_server: Served
+) -> None:
+    # llama-server itself ignores SIGTERM while it computes an answer that is not streamed.
+    children = own_server.children()
+    with ThreadPoolExecutor(1) as pool:
+        long = pool.submit(ask, own_server, tokens=2000)
+        own_server.until(
+            lambda: own_server.get("/health")[1]["slots"]["used"] == 1, "a request at the engine"
+        )
+        own_server.process.send_signal(signal.SIGTERM)
+        own_server.until(lambda: "draining" in own_server.output, "the drain")
+
+        assert stop(own_server) == 0
+
+        assert long.result(DEADLINE_SECONDS) in (0, 200)
+    assert [pid for pid in children if command_line(pid)] == []
+
+
+@pytest.mark.parametrize("settings", [{"IDLE_STOP": "1"}], indirect=True)
+def test_it_is_stopped_when_idle_and_started_by_the_next_request(own_server: Served) -> None:
+    own_server.until(lambda: state_of(own_server) == "asleep", "sleep")
+    own_server.until(lambda: not own_server.child("llama-server"), "its end")
+    assert own_server.get("/health")[0] == 200
+    assert health_port(own_server) == 200
+
+    assert ask(own_server) == 200
+
+    assert "died" not in own_server.output
+
+
+@pytest.mark.parametrize(
+    "settings", [{"EXTRA_ARGS": "--sleep-idle-seconds 2"}], indirect=True, ids=["2 s"]
+)
+def test_its_own_sleep_is_shown_and_not_disturbed_and_the_next_request_ends_it(
+    own_server: Served,
+) -> None:
+    def woken() -> int:
+        return own_server.engine_log.count("exiting sleeping state")
+
+    engine = own_server.child("llama-server")
+    own_server.until(lambda: state_of(own_server) == "asleep", "sleep")
+    for _ in range(20):
+        assert own_server.get("/health")[0] == 200
+        assert own_server.get("/metrics")[0] == 200
+    own_server.until(lambda: seconds_asleep(own_server) > 3, "looks at the sleeping engine")
+    assert (state_of(own_server), woken()) == ("asleep", 0)
+
+    assert ask(own_server) == 200
+
+    own_server.until(lambda: woken() > 0, "its own word of it")
+    assert own_server.child("llama-server") == engine
+
+
+def health_port(served: Served) -> int:
+    with closing(http.client.HTTPConnection("127.0.0.1", served.port_health)) as connection:
+        connection.request("GET", "/")
+        return connection.getresponse().status
+
+
+def seconds_asleep(served: Served) -> float:
+    """There is a look at it in each."""
+    since = datetime.fromisoformat(served.get("/health")[1]["engine"]["since"])
+    return (datetime.now(UTC) - since).total_seconds()

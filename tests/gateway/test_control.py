@@ -1,0 +1,158 @@
+"""What the gateway tells its supervisor, and when."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from llama_gguf.core.activity import GREETING, Activity
+from llama_gguf.core.engine import EngineState, EngineStatus
+from llama_gguf.core.settings import Settings
+from llama_gguf.gateway.control import Control, answered, is_comment
+from llama_gguf.gateway.shared import Shared
+from tests.fakes import request
+from tests.gateway.conftest import NewRig
+
+READY = EngineStatus(EngineState.READY, since=0.0, slots=3, revision=7)
+
+
+class Supervisor:
+    """The other end of the channel."""
+
+    def __init__(self, shared: Shared, control: Control) -> None:
+        self.shared = shared
+        self.control = control
+        self.reader: asyncio.StreamReader
+        self.writer: asyncio.StreamWriter
+
+    async def heard(self) -> Activity:
+        return Activity.from_line(await self.reader.readline())
+
+    def tell(self, status: EngineStatus) -> None:
+        self.writer.write(status.to_line())
+
+
+def run(folder: Path, scenario: Callable[[Supervisor], Awaitable[None]]) -> bool:
+    """Run *scenario* beside a control; returns whether it was told that the other end has gone."""
+    gone: list[bool] = []
+
+    async def both() -> None:
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        shared = Shared(Settings(log_dir=str(folder)), asyncio.get_running_loop())
+        control = Control(shared, theirs)
+        supervisor = Supervisor(shared, control)
+        supervisor.reader, supervisor.writer = await asyncio.open_unix_connection(sock=ours)
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+            group.create_task(control.follow(lambda: gone.append(True)))
+            assert await supervisor.reader.readline() == GREETING
+            await scenario(supervisor)
+            supervisor.writer.close()
+        await supervisor.writer.wait_closed()
+
+    asyncio.run(both())
+    return gone == [True]
+
+
+def test_it_takes_what_it_is_told_and_says_what_it_has_heard(tmp_path: Path) -> None:
+    async def scenario(supervisor: Supervisor) -> None:
+        supervisor.tell(READY)
+        assert await supervisor.heard() == Activity(heard=7)
+        assert supervisor.shared.engine == READY
+        assert supervisor.shared.is_supervised
+
+    assert run(tmp_path, scenario)
+
+
+def test_a_tick_on_which_nothing_has_changed_says_nothing(tmp_path: Path) -> None:
+    async def scenario(supervisor: Supervisor) -> None:
+        supervisor.tell(READY)
+        await supervisor.heard()
+        for _ in range(10):
+            supervisor.control.tick()
+        supervisor.shared.metrics.first_bytes.observe([0.1, 0.2])
+        supervisor.control.tick()
+        assert await supervisor.heard() == Activity(heard=7, answered=2)
+
+    run(tmp_path, scenario)
+
+
+def test_a_request_for_an_engine_that_is_asleep_is_told_at_once(tmp_path: Path) -> None:
+    async def scenario(supervisor: Supervisor) -> None:
+        supervisor.tell(EngineStatus(EngineState.ASLEEP, since=0.0, revision=8))
+        await supervisor.heard()
+        supervisor.shared.await_engine(needs_slot=True)
+        assert (await supervisor.heard()).wants_engine
+
+    run(tmp_path, scenario)
+
+
+def test_a_supervisor_that_does_not_listen_is_not_talked_to_for_ever(tmp_path: Path) -> None:
+    async def scenario(supervisor: Supervisor) -> None:
+        supervisor.reader._transport.pause_reading()  # type: ignore[attr-defined]
+        for _ in range(20_000):
+            supervisor.shared.metrics.first_bytes.observe([0.1])
+            supervisor.control.tick()
+        writer = supervisor.control._writer
+        assert writer is not None
+        assert writer.transport.get_write_buffer_size() < 100_000
+        supervisor.reader._transport.resume_reading()  # type: ignore[attr-defined]
+
+    run(tmp_path, scenario)
+
+
+# What has come back -------------------------------------------------------------------------------
+
+
+def test_bytes_of_an_answer_are_a_move_and_silence_or_comments_are_none(new_rig: NewRig) -> None:
+    rig = new_rig()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        control = Control(rig.shared, theirs)
+
+        def moves_after(data: bytes) -> int:
+            if data:
+                rig.upstreams[0].say(data)
+            control.tick()
+            return control._activity().moves
+
+        rig.ask(request(body=b'{"stream":true}'))
+        before = moves_after(b"")
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+        assert moves_after(head + b"Transfer-Encoding: chunked\r\n\r\n") == before + 1
+        assert moves_after(b"9\r\ndata: 1\n\n\r\n") == before + 2
+        assert moves_after(b"") == before + 2
+        assert moves_after(b"3\r\n:\n\n\r\n") == before + 2
+        assert moves_after(b"9\r\ndata: 2\n\n\r\n") == before + 3
+        activity = control._activity()
+        assert (activity.busy, activity.running, activity.answered) == (1, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("tail", "new_bytes", "verdict"),
+    [
+        (b"\n:\n\n", 8, True),
+        (b":\n\n", 8, True),  # before the first event
+        (b"\n:\n\n", 16, False),  # something came before it
+        (b"a:\n\n", 8, False),
+        (b" 1\n\n", 14, False),
+        (b"", 8, False),
+    ],
+)
+def test_only_a_comment_and_nothing_else_is_no_news(
+    tail: bytes, new_bytes: int, verdict: bool
+) -> None:
+    assert is_comment(tail, new_bytes) == verdict
+
+
+def test_answers_are_counted(new_rig: NewRig) -> None:
+    rig = new_rig()
+    rig.answer_with(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+    for _ in range(3):
+        assert rig.ask().answer.status == 200
+
+    assert answered(rig.shared.metrics) == 3

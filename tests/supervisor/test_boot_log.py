@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from llama_gguf.core.settings import Settings
+from llama_gguf.supervisor.boot_log import BootLog
+
+_log = logging.getLogger("llama_gguf.somewhere")
+_engine = logging.getLogger("llama-server")
+
+
+@pytest.fixture(autouse=True)
+def _everything_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+
+def settings(folder: Path, **chosen: object) -> Settings:
+    return Settings(log_dir=str(folder), instance_id="box", **chosen)  # type: ignore[arg-type]
+
+
+def boot_logs(folder: Path) -> list[Path]:
+    return sorted((folder / "_boot").glob("*_boot_box.log"))
+
+
+def test_what_is_said_while_it_is_open_is_in_a_file_that_latest_names(tmp_path: Path) -> None:
+    _log.info("before")
+    with BootLog(settings(tmp_path)):
+        _log.info("%d things happen", 2)
+    _log.info("after")
+
+    (path,) = boot_logs(tmp_path)
+    assert "2 things happen" in path.read_text()
+    assert "before" not in path.read_text()
+    assert "after" not in path.read_text()
+    assert (tmp_path / "_boot" / "latest.txt").read_text() == f"{path}\n"
+    assert sorted(p.name for p in (tmp_path / "_boot").iterdir()) == [path.name, "latest.txt"]
+
+
+def test_the_engines_lines_are_left_to_the_engines_log(tmp_path: Path) -> None:
+    with BootLog(settings(tmp_path)):
+        _engine.info("of the engine")
+        _log.info("ours")
+
+    assert "of the engine" not in boot_logs(tmp_path)[0].read_text()
+
+
+def test_a_file_that_was_moved_away_is_begun_anew(tmp_path: Path) -> None:
+    with BootLog(settings(tmp_path)) as boot_log:
+        (tmp_path / "_boot").mkdir(exist_ok=True)
+        boot_log.reopen()
+        _log.info("later")
+
+    assert "later" in boot_logs(tmp_path)[0].read_text()
+
+
+def test_a_folder_that_cannot_be_written_is_said_once_and_does_no_harm(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "_boot").write_text("a file where the folder should be")
+
+    with BootLog(settings(tmp_path)):
+        _log.info("one")
+        _log.info("two")
+
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert warnings[0].startswith(f"the boot log {tmp_path}/_boot/")

@@ -1,0 +1,468 @@
+"""Histories of an engine, in time that costs nothing: what is published, and what is done."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from llama_gguf.core.activity import Activity
+from llama_gguf.core.engine import EngineState, EngineStatus
+from llama_gguf.core.settings import Settings
+from llama_gguf.core.watches import Progress
+from llama_gguf.probe import Finding
+from llama_gguf.supervisor.child import Child
+from llama_gguf.supervisor.engine_keeper import EngineKeeper
+from llama_gguf.supervisor.launch import Launch
+from tests.bench.virtual_time import run
+from tests.supervisor.conftest import free_ports
+
+S = EngineState
+UP = Finding(S.READY, 4, "tiny")
+LOADS = Finding(S.LOADING)
+GONE = Finding(S.UNREACHABLE)
+
+
+class FakeChild:
+    """A process that does what the test says."""
+
+    def __init__(self) -> None:
+        self.pid = 4711
+        self.last_lines: deque[str] = deque()
+        self.returncode: int
+        self.heeds_term = True
+        self.did = Progress()
+        self.term_seconds = 0.0
+        self._died = asyncio.get_running_loop().create_future()
+
+    def die(self, returncode: int, *last_lines: str) -> None:
+        self.last_lines.extend(last_lines)
+        self.returncode = returncode
+        if not self._died.done():
+            self._died.set_result(returncode)
+
+    async def wait(self) -> int:
+        return await asyncio.shield(self._died)
+
+    async def stop(self, *, term_seconds: float) -> None:
+        self.term_seconds = term_seconds
+        self.die(0)
+
+    def kill_group(self) -> None:
+        pass
+
+    async def read_output(self, on_line: Callable[[str], None]) -> None:
+        await self._died
+
+    def progress(self) -> Progress:
+        return self.did
+
+
+class Rig:
+    """A keeper, with the test as its world."""
+
+    def __init__(self, folder: Path, **overrides: Any) -> None:
+        usual = Settings(port_backend=free_ports(1)[0], log_dir=str(folder), instance_id="box")
+        self.settings = replace(usual, **overrides)
+        self.children: list[FakeChild] = []
+        self.told: list[EngineStatus] = []
+        self.finding = LOADS
+        self.is_leaving = False
+        self.spawn_error: OSError | None = None
+        self.keeper = EngineKeeper(
+            self.settings,
+            publish=self.told.append,
+            is_leaving=lambda: self.is_leaving,
+            rng=lambda: 0.0,
+            spawn=self._spawn,
+            make_probe=lambda settings, timeout: self,
+        )
+        self.gateway_answers = True
+        self.activity = Activity()
+        self.keeping: asyncio.Task[int]
+
+    async def look(self) -> Finding:
+        return self.finding
+
+    async def _spawn(
+        self, name: str, argv: list[str], *, environ: Mapping[str, str], reads_output: bool
+    ) -> Child:
+        if self.spawn_error is not None:
+            raise self.spawn_error
+        self.children.append(FakeChild())
+        return cast("Child", self.children[-1])
+
+    @property
+    def child(self) -> FakeChild:
+        return self.children[-1]
+
+    @property
+    def now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    async def start(self) -> None:
+        async def prepare() -> Launch:
+            return Launch(["llama-server"], {}, model_bytes=100)
+
+        self.keeping = asyncio.get_running_loop().create_task(self.keeper.keep(prepare))
+        await self.until(S.LOADING)
+
+    async def start_ready(self) -> None:
+        await self.start()
+        await self.up()
+
+    async def up(self) -> None:
+        self.finding = UP
+        await self.until(S.READY)
+
+    async def until(self, state: EngineState) -> None:
+        """Let time pass until the engine is in *state*; the gateway tells what it is asked."""
+        async with asyncio.timeout(2000):
+            while self.keeper.status.state is not state:
+                await self.pass_time(0.1)
+
+    async def pass_time(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self.now < end:
+            await asyncio.sleep(0.1)
+            self.tell()
+
+    def tell(self, **changes: Any) -> None:
+        """What the gateway says."""
+        self.activity = replace(self.activity, **changes)
+        if self.gateway_answers:
+            self.keeper.hear(replace(self.activity, heard=self.keeper.status.revision))
+
+    async def end(self) -> None:
+        self.keeper.leave()
+        if self.keeper.child is not None:
+            self.child.die(0)
+        else:
+            self.keeping.cancel()
+        await asyncio.gather(self.keeping, return_exceptions=True)
+
+    @property
+    def states(self) -> list[EngineState]:
+        """Each once per change."""
+        states = [status.state for status in self.told]
+        return [s for n, s in enumerate(states) if n == 0 or s is not states[n - 1]]
+
+
+Scenario = Callable[[Rig], Awaitable[None]]
+
+
+def play(folder: Path, scenario: Scenario, **settings: Any) -> Rig:
+    async def whole() -> Rig:
+        rig = Rig(folder, **settings)
+        await scenario(rig)
+        if not rig.keeping.done():
+            await rig.end()
+        return rig
+
+    return run(lambda now: whole())
+
+
+# Loading ------------------------------------------------------------------------------------------
+
+
+def test_a_load_is_published_with_its_progress_and_how_long_it_took(tmp_path: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.start()
+        rig.child.did = Progress(read_bytes=40)
+        await rig.pass_time(1.0)
+        assert rig.keeper.status.progress == 0.4
+        await rig.up()
+
+        status = rig.keeper.status
+        assert (status.slots, status.model, status.progress) == (4, "tiny", None)
+        assert status.load_seconds == pytest.approx(1.0, abs=0.5)
+
+    rig = play(tmp_path, scenario)
+    assert rig.states == [S.LOADING, S.READY, S.STOPPING, S.STOPPED]
+
+
+def test_what_is_told_of_the_preparation_is_published(tmp_path: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.start()
+        rig.keeper.report("fetching it", 0.5)
+        assert (rig.told[-1].detail, rig.told[-1].progress) == ("fetching it", 0.5)
+
+    play(tmp_path, scenario)
+
+
+def test_a_load_that_does_not_move_is_ended_and_was_the_only_one(tmp_path: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.start()
+        assert await rig.keeping == 1
+        assert rig.now == pytest.approx(300.0, abs=5.0)
+        assert "no sign of progress for 300 seconds" in rig.keeper.status.last_exit
+
+    rig = play(tmp_path, scenario)
+    assert rig.states == [S.LOADING, S.BACKOFF, S.FAILED]
+
+
+def test_a_load_that_moves_may_take_hours(tmp_path: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.start()
+        for hour in range(1, 6):
+            rig.child.did = Progress(read_bytes=hour << 30)
+            await rig.pass_time(250.0)
+        await rig.up()
+
+    play(tmp_path, scenario)
+
+
+# Deaths -------------------------------------------------------------------------------------------
+
+
+def test_a_death_is_published_at_once_then_explained_and_followed_by_a_restart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.start_ready()
+        died_at = rig.now
+        rig.finding = LOADS
+        rig.child.die(1, "cudaMalloc failed: out of memory")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert rig.told[-1].state is S.BACKOFF
+        await rig.until(S.LOADING)
+
+        assert rig.now - died_at == pytest.approx(1.0, abs=0.2)
+        status = rig.keeper.status
+        assert status.last_exit == "exit status 1: The GPU has not enough free memory."
+        assert status.restarts == {"crash": 1}
+        await rig.up()
+
+    with caplog.at_level(logging.INFO):
+        rig = play(tmp_path, scenario)
+    assert len(rig.children) == 2
+    assert "Now it is CTX=16384, PARALLEL=0, NGL=99." in caplog.text
+
+
+def test_a_crash_loop_ends_in_failure_with_the_childs_status(tmp_path: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.start_ready()
+        while not rig.keeping.done():
+            rig.child.die(-signal.SIGSEGV)
+            await rig.pass_time(30.0)
+
+        assert await rig.keeping == 139
+        assert rig.keeper.status.state is S.FAILED
+        assert "SIGSEGV" in rig.keeper.status.detail
+
+    rig = play(tmp_path, scenario, max_restarts=3)
+    assert len(rig.children) == 4
+
+
+def test_one_that_cannot_be_started_again_has_died(tmp_path: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.start_ready()
+        rig.spawn_error = OSError(11, "Resource temporarily unavailable")
+        rig.child.die(1)
+        await rig.pass_time(2.0)
+        rig.spawn_error = None
+        await rig.until(S.READY)
+
+        assert rig.keeper.status.restarts == {"crash": 2}
+
+    play(tmp_path, scenario)
+
+
+def test_a_port_that_somebody_has_taken_meanwhile_is_tried_again(tmp_path: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.start_ready()
+        with socket.create_server(("127.0.0.1", rig.settings.port_backend)):
+            rig.child.die(1)
+            await rig.pass_time(2.0)
+            assert "The engine's port is taken." in rig.keeper.status.last_exit
+        await rig.until(S.READY)
+
+    play(tmp_path, scenario)
+
+
+# Hanging ------------------------------------------------------------------------------------------
+
+
+def test_one_that_does_not_answer_is_ended_and_started_again(tmp_path: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.start_ready()
+        silent_since = rig.now
+        rig.finding = GONE
+        await rig.until(S.BACKOFF)
+
+        assert rig.now - silent_since == pytest.approx(31.0, abs=2.0)
+        assert "It did not answer for 30 seconds." in rig.keeper.status.detail
+        await rig.until(S.LOADING)
+        assert rig.keeper.status.restarts == {"hang": 1}
+        assert rig.keeper.status.last_exit.endswith("It did not answer for 30 seconds.")
+        await rig.up()
+
+    rig = play(tmp_path, scenario)
+    assert len(rig.children) == 2
+
+
+def test_one_that_answers_now_and_then_does_not_hang(tmp_path: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.start_ready()
+        for _ in range(20):
+            rig.finding = GONE
+            await rig.pass_time(25.0)
+            rig.finding = UP
+            await rig.pass_time(2.0)
+
+    rig = play(tmp_path, scenario)
+    assert len(rig.children) == 1
+
+
+@pytest.mark.parametrize(("stall", "ends"), [(120.0, True), (0.0, False)])
+def test_requests_on_which_nothing_comes_back_end_it_only_when_that_is_asked_for(
+    tmp_path: Path, stall: float, ends: bool
+) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.start_ready()
+        rig.tell(busy=2, running=2)
+        await rig.pass_time(125.0)
+
+        assert (rig.keeper.status.restarts == {"hang": 1}) == ends
+        assert ("2 requests" in rig.keeper.status.last_exit) == ends
+
+    play(tmp_path, scenario, watchdog_stall=stall)
+
+
+# Sleeping -----------------------------------------------------------------------------------------
+
+
+def test_one_that_nobody_needs_is_stopped_and_comes_when_it_is_wanted(tmp_path: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.start_ready()
+        await rig.until(S.ASLEEP)
+        assert not rig.keeper.status.serves
+        await rig.pass_time(100.0)
+        assert rig.keeper.child is None
+
+        rig.tell(busy=1, wants_engine=True)
+        await rig.until(S.READY)
+
+        assert rig.keeper.status.restarts == {}
+        assert rig.keeper.status.last_exit == ""
+
+    rig = play(tmp_path, scenario, idle_stop=60.0)
+    assert len(rig.children) == 2
+
+
+def test_a_request_that_came_in_the_last_moment_keeps_it(tmp_path: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.start_ready()
+        rig.gateway_answers = False
+        await rig.until(S.ASLEEP)
+        rig.gateway_answers = True
+        rig.tell(busy=1)
+        await rig.until(S.READY)
+
+    rig = play(tmp_path, scenario, idle_stop=60.0)
+    assert rig.states[:4] == [S.LOADING, S.READY, S.ASLEEP, S.READY]
+    assert len(rig.children) == 1
+
+
+def test_without_a_gateway_that_has_heard_of_it_it_is_not_stopped(tmp_path: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.start_ready()
+        rig.gateway_answers = False
+        await rig.until(S.ASLEEP)
+        await rig.until(S.READY)
+
+    rig = play(tmp_path, scenario, idle_stop=60.0)
+    assert len(rig.children) == 1
+
+
+def test_one_that_dozes_off_by_itself_is_shown_asleep_and_takes_requests(tmp_path: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.start_ready()
+        rig.finding = replace(UP, state=S.ASLEEP)
+        await rig.until(S.ASLEEP)
+        assert rig.keeper.status.serves
+        await rig.up()
+        assert rig.keeper.status.state is S.READY
+
+    rig = play(tmp_path, scenario)
+    assert len(rig.children) == 1
+
+
+def test_one_that_dozes_is_stopped_too_when_nobody_needs_it(tmp_path: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.start_ready()
+        rig.finding = replace(UP, state=S.ASLEEP)
+        await rig.until(S.ASLEEP)
+        await rig.pass_time(70.0)
+        assert rig.keeper.child is None
+        assert not rig.keeper.status.serves
+
+    play(tmp_path, scenario, idle_stop=60.0)
+
+
+def test_one_that_dies_in_its_own_sleep_is_started_again(tmp_path: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.start_ready()
+        rig.finding = replace(UP, state=S.ASLEEP)
+        await rig.until(S.ASLEEP)
+        rig.finding = LOADS
+        rig.child.die(-signal.SIGABRT)
+        await rig.until(S.LOADING)
+        assert rig.keeper.status.restarts == {"crash": 1}
+
+    play(tmp_path, scenario)
+
+
+# Leaving ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("died_of", [0, -signal.SIGKILL])
+def test_a_death_while_we_leave_is_the_last(tmp_path: Path, died_of: int) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.start_ready()
+        rig.is_leaving = True
+        rig.child.die(died_of)
+        assert await rig.keeping == 0
+
+    rig = play(tmp_path, scenario)
+    assert rig.keeper.status.state is S.STOPPED
+    assert len(rig.children) == 1
+
+
+def test_nobody_falls_asleep_while_we_leave(tmp_path: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.start_ready()
+        rig.is_leaving = True
+        await rig.pass_time(100.0)
+        assert rig.keeper.status.state is S.READY
+
+    play(tmp_path, scenario, idle_stop=60.0)
+
+
+def test_leaving_while_it_sleeps_or_waits_for_its_next_try_is_at_once(tmp_path: Path) -> None:
+    async def asleep(rig: Rig) -> None:
+        await rig.start_ready()
+        await rig.until(S.ASLEEP)
+        await rig.pass_time(1.0)
+        rig.keeper.leave()
+        assert rig.keeper.status.state is S.STOPPED
+
+    async def in_backoff(rig: Rig) -> None:
+        await rig.start_ready()
+        rig.child.die(1)
+        await rig.until(S.BACKOFF)
+        await rig.pass_time(0.1)
+        rig.keeper.leave()
+        assert rig.keeper.status.state is S.STOPPED
+
+    play(tmp_path, asleep, idle_stop=60.0)
+    play(tmp_path, in_backoff)

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from llama_gguf.core.settings import Settings
+from llama_gguf.errors import UserError
+from llama_gguf.supervisor.launch import check_address, remove_socket
+from tests.supervisor.conftest import free_ports
+
+
+def test_a_port_that_is_taken_at_the_start_is_for_a_person_to_free() -> None:
+    settings = Settings(port_backend=free_ports(1)[0])
+
+    check_address(settings)
+    with (
+        socket.create_server(("127.0.0.1", settings.port_backend)),
+        pytest.raises(UserError, match="PORT_BACKEND chooses another port"),
+    ):
+        check_address(settings)
+
+
+def test_a_socket_that_was_left_behind_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "engine.sock"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+
+    check_address(Settings(backend_socket=str(path)))
+
+    assert not path.exists()
+
+
+def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "engine.sock"
+    path.write_text("somebody's")
+
+    remove_socket(str(path))
+    remove_socket(str(tmp_path / "nowhere.sock"))
+
+    assert path.read_text() == "somebody's"

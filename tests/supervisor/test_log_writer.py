@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llama_gguf.core.settings import Settings
+from llama_gguf.logfile import LogFile
+from llama_gguf.supervisor import log_writer
+from llama_gguf.supervisor.log_writer import OTHERS_LIVE_SECONDS, LogWriter, prune, stamped
+
+SECONDS = 10.0
+OURS = Settings(instance_id="box", log_backups=2)
+
+
+# Writing ------------------------------------------------------------------------------------------
+
+
+def test_lines_are_written_in_order_and_echoed(tmp_path: Path) -> None:
+    echoed: list[str] = []
+    writer = LogWriter(LogFile(str(tmp_path / "log"), "the log"), echoed.append)
+    for n in range(100):
+        writer.write(f"line {n}")
+    writer.close(SECONDS)
+
+    assert (tmp_path / "log").read_text() == "".join(f"line {n}\n" for n in range(100))
+    assert echoed == [f"line {n}" for n in range(100)]
+
+
+def test_a_file_that_was_moved_away_is_begun_anew(tmp_path: Path) -> None:
+    told = threading.Event()
+    writer = LogWriter(LogFile(str(tmp_path / "log"), "the log"), lambda line: told.set())
+    writer.write("before")
+    assert told.wait(SECONDS)
+    (tmp_path / "log").rename(tmp_path / "old")
+    writer.reopen()
+    writer.write("after")
+    writer.close(SECONDS)
+
+    assert (tmp_path / "old").read_text() == "before\n"
+    assert (tmp_path / "log").read_text() == "after\n"
+
+
+def test_a_disk_that_hangs_costs_bounded_memory_and_nobody_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_writer, "MAX_WAITING_LINES", 3)
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def hang(line: str) -> None:
+        begun.set()
+        goes_on.wait(SECONDS)
+
+    writer = LogWriter(LogFile(str(tmp_path / "log"), "the log"), hang)
+    writer.write("first")
+    assert begun.wait(SECONDS)
+    for n in range(100):
+        writer.write(f"line {n}")
+    goes_on.set()
+    writer.close(SECONDS)
+
+    assert (tmp_path / "log").read_text() == "first\nline 0\nline 1\nline 2\n"
+
+
+# Names and pruning --------------------------------------------------------------------------------
+
+
+def test_a_name_has_the_time_the_kind_and_the_instance(tmp_path: Path) -> None:
+    name = os.path.basename(stamped(OURS, str(tmp_path), "server"))
+
+    stamp, kind, instance = name.split("_")
+    assert len(stamp) == len("20261122T045507Z")
+    assert (kind, instance) == ("server", "box.log")
+
+
+def make(folder: Path, *names: str, age: float = 0.0) -> None:
+    """Files, each a little older than the one before."""
+    now = folder.stat().st_mtime - age
+    for n, name in enumerate(names):
+        (folder / name).touch()
+        os.utime(folder / name, (now - n, now - n))
+
+
+def test_the_oldest_beyond_the_number_of_backups_are_removed(tmp_path: Path) -> None:
+    names = [f"2026112{n}T000000Z_server_box.log" for n in range(5, 0, -1)]
+    make(tmp_path, *names)
+
+    prune(OURS, str(tmp_path), "server", but=str(tmp_path / names[0]))
+
+    assert sorted(os.listdir(tmp_path)) == sorted(names[:3])
+
+
+def test_what_another_instance_may_still_write_to_stays(tmp_path: Path) -> None:
+    make(tmp_path, *(f"2026112{n}T000000Z_server_other.log" for n in range(5)))
+    make(tmp_path, "20261101T000000Z_server_gone.log", age=OTHERS_LIVE_SECONDS + 60)
+
+    prune(OURS, str(tmp_path), "server", but="")
+
+    assert [n for n in os.listdir(tmp_path) if "gone" in n] == []
+    assert len(os.listdir(tmp_path)) == 5
+
+
+def test_nothing_else_is_touched(tmp_path: Path) -> None:
+    others = ["latest.txt", "20261122T000000Z_boot_box.log", "notes_server_box.txt"]
+    make(tmp_path, *others)
+
+    prune(replace(OURS, log_backups=0), str(tmp_path), "server", but="")
+
+    assert sorted(os.listdir(tmp_path)) == sorted(others)
+
+
+def test_a_folder_that_is_not_there_is_nothing_to_prune(tmp_path: Path) -> None:
+    prune(OURS, str(tmp_path / "nowhere"), "server", but="")

@@ -1,0 +1,71 @@
+"""In a process of its own, since whose child an orphan becomes is a property of one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+PRELUDE = """
+import asyncio, ctypes, os, signal, subprocess
+from llama_gguf.supervisor import orphans
+
+def become_reaper():
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+
+"""
+
+
+def run(script: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", PRELUDE + script],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_orphans_are_ours_only_as_a_reaper() -> None:
+    script = "print(orphans.are_ours()); become_reaper(); print(orphans.are_ours())"
+
+    assert run(script).split() == ["False", "True"]
+
+
+def test_a_zombie_that_nobody_asks_for_is_reaped_and_our_own_child_is_not() -> None:
+    script = """
+become_reaper()
+async def main():
+    # Two processes deep, so that the inner one loses its parent, and is a zombie of ours.
+    outer = await asyncio.create_subprocess_exec(
+        "sh", "-c", "sh -c 'exit 3' & echo $!; exec sleep 0", stdout=subprocess.PIPE)
+    orphan = int(await outer.stdout.readline())
+    await outer.wait()
+    ours = await asyncio.create_subprocess_exec("sh", "-c", "exit 5")
+    reaping = asyncio.get_running_loop().create_task(orphans.keep_reaping(0.01))
+    async with asyncio.timeout(20):
+        while os.path.exists(f"/proc/{orphan}"):
+            await asyncio.sleep(0.01)
+        print(await ours.wait())
+    reaping.cancel()
+asyncio.run(main())
+"""
+    assert run(script) == "5"
+
+
+def test_whatever_is_left_in_the_end_is_killed_with_what_it_started() -> None:
+    script = """
+child = subprocess.Popen(["sh", "-c", "setsid sleep 60 & echo $!; wait"], stdout=subprocess.PIPE)
+grandchild = int(child.stdout.readline())
+orphans.kill_all()
+print(child.wait() != 0)
+def state():
+    try:
+        return open(f"/proc/{grandchild}/stat").read().rpartition(")")[2].split()[0]
+    except OSError:
+        return "gone"
+while state() not in ("Z", "gone"):
+    pass
+"""
+    assert run(script) == "True"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Coroutine
+from typing import Any, NoReturn
 
 import pytest
 
 from tests.fakes import (
+    KEY,
     OK,
     Rig,
     code_of,
@@ -201,3 +205,24 @@ def test_the_cap_of_one_request_is_not_the_next_one_s(new_rig: NewRig) -> None:
     rig.upstream.say(OK)
 
     assert [a.status for a in client.answers] == [200, 200]
+
+
+def test_a_bug_of_ours_cuts_its_request_names_it_and_takes_nobody_else_down(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def break_down(coroutine: Coroutine[Any, Any, object], **_: str) -> NoReturn:
+        coroutine.close()
+        raise ZeroDivisionError
+
+    other = rig.ask()
+    with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
+        patch.setattr(rig.loop, "create_task", break_down)
+        client = rig.ask(request("POST", "/reload", "x-request-id: named-by-me"))
+
+    assert client.was_cut
+    assert "please report it; request named-by-me is cut" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+    assert KEY not in caplog.text
+    rig.upstream.say(OK)
+    assert other.answer.status == 200
+    assert rig.is_at_rest

@@ -53,7 +53,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "%d requests are cut after DRAIN_TIMEOUT": "drain_cut",
     "asked again: what still runs is cut": "stop_hurried",
     # Never
-    "a bug, please report it; the connection is cut": "bug",
+    "a bug, please report it; request %s is cut": "bug",
 }
 """By the message, before anything is filled in."""
 

@@ -127,7 +127,8 @@ class ClientConnection(Connection):
             self._reply_error(error)
         # The one place where a bug of ours is caught: it must not take the others down.
         except Exception:
-            _log.exception("a bug, please report it; the connection is cut")
+            request_id = self._exchange.request_id if self._exchange else "-"
+            _log.exception("a bug, please report it; request %s is cut", request_id)
             self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:

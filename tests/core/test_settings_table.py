@@ -73,6 +73,7 @@ CHOICES = {
     "exposed_routes": ["inference", "all"],
     "health_mode": ["live", "ready"],
     "log_format": ["text", "json"],
+    "auth_header": ["any", "x-api-key"],
     "backend_api_key": [SECRET, "~!@"],
     "admin_key_ids": ["alice", "alice,Bob_2-c"],
 }

@@ -50,6 +50,19 @@ def test_a_key_is_taken_however_it_is_shown(fields: tuple[str, ...], rig: Rig) -
     assert b"x-api-key" not in rig.upstream.received.lower()
 
 
+def test_where_authorization_is_the_platform_s_only_the_other_field_counts(
+    new_rig: NewRig,
+) -> None:
+    rig = new_rig(auth_header="x-api-key")
+    platform = "Authorization: Bearer a-key-of-the-platform"
+
+    assert ask(rig, platform, f"x-api-key: {KEY}").status == 200
+    assert b"a-key-of-the-platform" not in rig.upstream.received
+    assert ask(rig, f"Authorization: Bearer {KEY}").status == 401
+    assert ask(rig, platform).status == 401
+    assert ask(rig, platform, "x-api-key: sk-nobody-0123456789").status == 401
+
+
 BAD_CREDENTIALS = {
     "none": (),
     "an unknown key": ("Authorization: Bearer sk-nobody-0123456789",),

@@ -249,17 +249,22 @@ def _drop_nominated(read: RequestFields, fields: Fields, rules: Rules) -> None:
             read.forwarded += (name, b": ", value, b"\r\n")
 
 
-def presented_key(read: RequestFields) -> bytes:
+def presented_key(read: RequestFields, *, in_authorization: bool = True) -> bytes:
     """The one key that the client shows, by ``Authorization: Bearer`` or ``x-api-key``.
+
+    Args:
+        read: the fields of the request.
+        in_authorization: False where Authorization is for somebody else, and says nothing to us.
 
     Raises:
         Unauthorized: none, several, or two that differ. The message never says which.
     """
     keys = {*read.api_keys}
-    for value in read.authorizations:
+    authorizations = read.authorizations if in_authorization else []
+    for value in authorizations:
         scheme, _, key = value.partition(b" ")
         keys.add(key.strip() if scheme.lower() == b"bearer" else b"")
-    if len(keys) == 1 and len(read.authorizations) <= 1 and len(read.api_keys) <= 1:
+    if len(keys) == 1 and len(authorizations) <= 1 and len(read.api_keys) <= 1:
         key = keys.pop()
         if key:
             return key

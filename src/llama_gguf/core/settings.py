@@ -290,6 +290,15 @@ class Settings:
             "access", _text, "file with the API keys", shown_default="$DATA_DIR/api_keys.txt"
         ),
     )
+    auth_header: str = field(
+        default="any",
+        metadata=_about(
+            "access",
+            _choice("any", "x-api-key"),
+            "where clients show their key: any = Authorization or x-api-key; x-api-key = only "
+            "there, for platforms that take Authorization for themselves",
+        ),
+    )
     admin_key_ids: tuple[str, ...] = field(
         default=(),
         metadata=_about(

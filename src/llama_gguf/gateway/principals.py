@@ -58,6 +58,7 @@ class Principals:
 
     def __init__(self, settings: Settings) -> None:
         self._are_checked = settings.auth_enabled
+        self._in_authorization = settings.auth_header == "any"
         self._default_limit = settings.max_requests_per_minute
         self._admins = frozenset(settings.admin_key_ids)
         self.failures = FailureLimit(per_minute=settings.auth_failures_per_minute)
@@ -114,7 +115,7 @@ class Principals:
             raise
 
     def _known(self, read: RequestFields, wall: float) -> Principal:
-        found = self.holder(presented_key(read))
+        found = self.holder(presented_key(read, in_authorization=self._in_authorization))
         if found is None:
             raise invalid_key()
         if found.key.is_expired(wall):

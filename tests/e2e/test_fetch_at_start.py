@@ -87,7 +87,7 @@ def test_a_model_is_fetched_once_however_often_the_server_dies(
     second = start(tmp_path, hub.endpoint)
     try:
         second.until_ready()
-        assert second.get("/health")[1]["model"] == "Tiny-Q4_1"
+        assert second.get("/health")[1]["model"]["name"] == "Tiny-Q4_1"
         assert engine_told(second) == ""
     finally:
         assert stop(second) == 0

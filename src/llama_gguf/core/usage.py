@@ -23,6 +23,8 @@ OPENING_BYTES: Final = 1024
 ENDING_BYTES: Final = 4096
 """Of its end. Behind the last object that tells, there is hardly more than ``[DONE]``."""
 _OBJECT_BYTES: Final = 640
+_BEHIND_ALL_BYTES: Final = 4
+"""Of a whole answer, behind its last object: a brace, and white space."""
 
 # A number is one only with what ends it: one that is cut by the framing of a chunk is none.
 _NUMBER: Final = re.compile(
@@ -64,16 +66,17 @@ def read(opening: bytes, ending: bytes) -> Usage | None:
     """
     tail = ending[-ENDING_BYTES:]
     # From the end, where it is, and since that is three times as fast as forwards.
+    usage_at = tail.rfind(b'"usage":')
+    openai = _OPENAI.match(tail, usage_at) if usage_at >= 0 else None
+    if openai and openai.end() + _BEHIND_ALL_BYTES >= len(tail):
+        return _of_openai(*openai.groups())  # nothing else can follow
     at = tail.rfind(b'"timings":')
     if at >= 0:
         timings = _TIMINGS.match(tail, at)
         if timings:
             return _of_timings(*timings.groups())
-    usage_at = tail.rfind(b'"usage":')
-    if usage_at >= 0:
-        openai = _OPENAI.match(tail, usage_at)
-        if openai:
-            return _of_openai(*openai.groups())
+    if openai:
+        return _of_openai(*openai.groups())
     head = (opening or ending)[:OPENING_BYTES]
     if at < 0 and usage_at < 0 and (head is ending or head.rfind(b'"usage":') < 0):
         return None

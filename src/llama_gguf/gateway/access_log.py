@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from queue import SimpleQueue
 from typing import Final
@@ -33,7 +33,7 @@ def _facts(exchange: Exchange, wall_offset: float) -> dict[str, str | int | floa
         "first_byte_ms": round(exchange.first_byte * 1000, 1),
         "duration_ms": round(exchange.duration * 1000, 1),
         "outcome": exchange.outcome,
-        **dict(_told_facts(exchange)),
+        **_told_facts(exchange),
     }
 
 
@@ -75,17 +75,22 @@ def as_text(exchange: Exchange, wall_offset: float) -> str:
 
 def _told(exchange: Exchange) -> str:
     """What only some answers have. An answer that did not tell its tokens has no 0 of them."""
-    return "".join(f" {name}={value}" for name, value in _told_facts(exchange))
-
-
-def _told_facts(exchange: Exchange) -> Iterator[tuple[str, int | float]]:
-    if exchange.first_token_at:
-        yield "first_token_ms", round(exchange.first_token * 1000, 1)
+    text = f" first_token_ms={_tenths(exchange.first_token)}" if exchange.first_token_at else ""
     if exchange.usage is not None:
         prompt, completion, cached, _ = exchange.usage
-        for name, count in (("prompt", prompt), ("cached", cached), ("completion", completion)):
-            if count is not None:
-                yield f"{name}_tokens", count
+        if prompt is not None:
+            text += f" prompt_tokens={prompt}"
+        if cached is not None:
+            text += f" cached_tokens={cached}"
+        if completion is not None:
+            text += f" completion_tokens={completion}"
+    return text
+
+
+def _told_facts(exchange: Exchange) -> dict[str, int | float]:
+    """The same for JSON."""
+    pairs = (pair.split("=") for pair in _told(exchange).split())
+    return {name: float(value) if "." in value else int(value) for name, value in pairs}
 
 
 class _Tenths(dict[int, str]):

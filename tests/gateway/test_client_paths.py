@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.fakes import (
+    OK,
     Rig,
     code_of,
     request,
@@ -101,3 +102,26 @@ def test_our_own_paths_answer_their_methods_only(
     assert client.answer.status == 405
     assert code_of(client.answer) == "method_not_allowed"
     assert client.answer["allow"] == allow
+
+
+# The web UI ---------------------------------------------------------------------------------------
+
+
+def test_files_of_the_web_ui_need_no_key_and_the_engine_s_paths_still_do(new_rig: NewRig) -> None:
+    rig = new_rig(web_ui=True)
+    rig.answer_with(OK)
+
+    assert rig.ask(request("GET", "/", key=None)).answer.status == 200
+    assert rig.ask(request("GET", "/v1/models", key=None)).answer.status == 401
+    assert rig.ask(request("POST", "/", key=None, body=b"{}")).answer.status in {401, 403}
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 4", "Transfer-Encoding: chunked"])
+def test_nobody_without_a_key_takes_up_room_for_a_body(framing: str, new_rig: NewRig) -> None:
+    rig = new_rig(web_ui=True)
+    client = rig.ask(request("GET", "/", framing, key=None))
+
+    assert client.answer.status == 413
+    assert client.is_closed
+    assert rig.shared.body_bytes == 0
+    assert rig.requests == []

@@ -348,6 +348,8 @@ class ClientConnection(Connection):
     def _authenticate(self, exchange: Exchange, request: Request) -> Principal:
         """Find out who asks. Raises what ``Principals.authenticate`` does."""
         if request.route.needs_no_key:
+            if request.is_chunked or request.read.content_length:  # room for bodies is for keys
+                raise PayloadTooLarge("Nothing is to be sent to this path.", close=True)
             return Principals.ANYBODY
         shared = self._shared
         principals = shared.principals

@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 import re
 import xml.etree.ElementTree as ET
+from array import array
 from importlib import util
 from pathlib import Path
 
@@ -44,6 +45,15 @@ def test_answers_in_one_piece_have_no_plots_of_tokens() -> None:
     drawn = plots.plots_of(results(Level(Load(streams=1), [whole], begin=0.0, end=3.0)))
 
     assert list(drawn) == ["Whole answer, share of requests", "Output tokens a second over time"]
+    for title, draw in drawn.items():
+        assert plots.as_svg(draw, title).startswith("<svg")
+
+
+@pytest.mark.parametrize("gaps", [[0.0, 0.0], [0.0, 0.01]])
+def test_tokens_that_came_in_one_read_have_no_time_between_them(gaps: list[float]) -> None:
+    stream = Record(1.0, 1.0, first=1.5, last=1.6, gaps=array("d", gaps), ended=2.0)
+    drawn = plots.plots_of(results(Level(Load(streams=1), [stream], begin=0.0, end=3.0)))
+
     for title, draw in drawn.items():
         assert plots.as_svg(draw, title).startswith("<svg")
 

@@ -160,15 +160,18 @@ def _cdf(results: Results, values: Callable[[Level], list[float]]) -> Draw:
     def draw(axes: Axes) -> None:
         for colour, (level, _) in _coloured(results):
             found = thinned(sorted(values(level)))
-            if found:
-                shares = [100 * i / max(1, len(found) - 1) for i in range(len(found))]
-                axes.plot([v * 1e3 for v in found], shares, color=colour, label=level.load.text)
+            shares = [100 * i / max(1, len(found) - 1) for i in range(len(found))]
+            # Events that came in one read have no time between them: a share, and no place here.
+            points = [(v * 1e3, share) for v, share in zip(found, shares, strict=True) if v > 0]
+            if points:
+                axes.plot(*zip(*points, strict=True), color=colour, label=level.load.text)
         axes.set_xlabel("ms")
         axes.set_ylabel("% of all are no longer")
         axes.set_ylim(0, 100)
-        axes.set_xscale("log")
-        _plain_numbers(axes)
-        axes.legend()
+        if axes.lines:
+            axes.set_xscale("log")
+            _plain_numbers(axes)
+            axes.legend()
 
     return draw
 

@@ -82,6 +82,16 @@ class Served:
         wire.sock.settimeout(DEADLINE_SECONDS)
         return wire
 
+    def chat(self) -> None:
+        """A short chat, streamed."""
+        body = b'{"messages":[{"role":"user","content":"Hi"}],"max_tokens":8,"stream":true}'
+        with self.wire() as wire:
+            wire.send(
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\n"
+                b"Content-Length: %d\r\n\r\n%b" % (self.key.encode(), len(body), body)
+            )
+            assert wire.answer().status == 200
+
     def get(self, path: str, *, backend: bool = False) -> tuple[int, Any]:
         """Status and JSON of a GET, with the key that belongs there; (0, None) when refused."""
         key = self.backend_key if backend else self.key

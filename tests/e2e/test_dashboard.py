@@ -51,7 +51,7 @@ def test_a_key_shows_the_numbers_and_a_wrong_one_does_not(browser: Browser, serv
 def test_what_is_asked_is_on_the_page_a_moment_later(browser: Browser, served: Served) -> None:
     sign_in(browser, served.key)
     browser.until(IS_SHOWN)
-    ask(served)
+    served.chat()
     # Of the last hour: requests, tokens in and tokens out of this key.
     cells = "[...document.querySelectorAll('#keys tr *')].map(cell => cell.textContent)"
     browser.until(f"Number({cells}[1]) >= 1 && Number({cells}[3]) > 0 && Number({cells}[5]) > 0")
@@ -59,16 +59,6 @@ def test_what_is_asked_is_on_the_page_a_moment_later(browser: Browser, served: S
     browser.until("document.getElementById('p50').textContent.endsWith('s')")
 
     assert browser.evaluate(f"{cells}[0]") == "default"
-
-
-def ask(served: Served) -> None:
-    body = b'{"messages":[{"role":"user","content":"Hi"}],"max_tokens":8,"stream":true}'
-    with served.wire() as wire:
-        wire.send(
-            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\n"
-            b"Content-Length: %d\r\n\r\n%b" % (served.key.encode(), len(body), body)
-        )
-        assert wire.answer().status == 200
 
 
 def test_everything_it_fetches_is_its_own(browser: Browser, served: Served) -> None:

@@ -82,16 +82,6 @@ def prometheus(tmp_path: Path, served: Served) -> Iterator[Prometheus]:
     prometheus.close()
 
 
-def chat(served: Served) -> None:
-    body = b'{"messages":[{"role":"user","content":"Hi"}],"max_tokens":8,"stream":true}'
-    with served.wire() as wire:
-        wire.send(
-            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\n"
-            b"Content-Length: %d\r\n\r\n%b" % (served.key.encode(), len(body), body)
-        )
-        assert wire.answer().status == 200
-
-
 def promtool(*arguments: str, text: bytes = b"") -> str:
     result = subprocess.run(
         ["promtool", *arguments],
@@ -106,7 +96,7 @@ def promtool(*arguments: str, text: bytes = b"") -> str:
 
 
 def test_promtool_has_nothing_to_say_of_the_metrics(served: Served) -> None:
-    chat(served)
+    served.chat()
     url = f"http://127.0.0.1:{served.port}/metrics?format=prometheus"
     with urllib.request.urlopen(url, timeout=30) as answer:
         text = answer.read()
@@ -121,7 +111,7 @@ def test_prometheus_scrapes_it_and_sees_what_was_asked(
     eventually(lambda: prometheus.value("up") == 1, "a scrape")
     count = "gen_ai_server_time_to_first_token_seconds_count"
     before = prometheus.value(f"sum({count})") or 0.0
-    chat(served)
+    served.chat()
     eventually(lambda: (prometheus.value(f"sum({count})") or 0) > before, "a first token")
 
     assert prometheus.value("llama_gguf_backend_up") == 1

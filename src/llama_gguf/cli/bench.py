@@ -42,6 +42,7 @@ from llama_gguf.bench.summary import summarise
 from llama_gguf.cli import bench_facts
 from llama_gguf.cli.bench_report import STDOUT, Report, check_outputs, show, write
 from llama_gguf.cli.context import Context
+from llama_gguf.cli.loops import loop_factory
 from llama_gguf.cli.terminal import print_table, progress_meter, say
 from llama_gguf.errors import UserError
 
@@ -345,7 +346,7 @@ def _in_loop(work: Coroutine[Any, Any, T]) -> T:
         return await work
 
     bench_facts.raise_open_files()
-    with asyncio.Runner(loop_factory=bench_facts.loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(guarded())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import os
 import platform
@@ -71,15 +70,6 @@ def is_here(url: str) -> bool:
         return urlsplit(url).hostname in _LOOPBACK
     except ValueError:
         return False
-
-
-def loop_factory() -> type[asyncio.AbstractEventLoop] | None:
-    """The fast loop where there is one."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.Loop
 
 
 def raise_open_files() -> None:

@@ -14,6 +14,7 @@ import socket
 
 from llama_gguf.cli import logs
 from llama_gguf.cli.context import Context
+from llama_gguf.cli.loops import loop_factory
 from llama_gguf.gateway.server import Gateway, adopt, listen
 
 USAGE = "%(prog)s [--SETTING VALUE ...]"
@@ -37,15 +38,6 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     async def serve(listener: socket.socket) -> None:
         await Gateway(settings, listener, channel).run()
 
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner, listener:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner, listener:
         runner.run(serve(listener))
     return 0
-
-
-def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
-    """The fast loop where there is one; the same code runs on asyncio's own, only slower."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.Loop

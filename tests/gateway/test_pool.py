@@ -8,7 +8,7 @@ import pytest
 
 from llama_gguf.core.settings import Settings
 from llama_gguf.errors import UpstreamError
-from llama_gguf.gateway.pool import IDLE_SECONDS, MAX_IDLE, MAX_REQUESTS, Pool
+from llama_gguf.gateway.pool import IDLE_SECONDS, MAX_IDLE, Pool
 from llama_gguf.gateway.upstream import Phase, UpstreamConnection
 from tests.fakes import OK, Clock, Dial, FakeLoop, FakeTransport, Rig, request
 from tests.gateway.conftest import NewRig
@@ -154,6 +154,7 @@ def test_idle_connections_are_retired_before_the_engine_closes_them(place: Place
     assert IDLE_SECONDS + 0.5 < 5, "llama-server's own limit, and a tick"
     old = place.idle()
     place.clock.now += IDLE_SECONDS - 1
+    place.pool.retire_idle(IDLE_SECONDS)  # a tick, by which it knows the time
     young = place.idle()
     place.clock.now += 1
     place.pool.retire_idle(IDLE_SECONDS)
@@ -183,12 +184,18 @@ def test_it_keeps_only_so_many(place: Place) -> None:
     assert list(map(is_closed, connections)) == [False] * MAX_IDLE + [True]
 
 
-def test_a_connection_is_retired_before_the_engine_counts_to_a_hundred(rig: Rig) -> None:
-    rig.answer_with(OK)
-    for _ in range(MAX_REQUESTS + 1):
+def test_a_connection_goes_with_the_answer_that_says_so_as_the_engine_s_hundredth_does(
+    rig: Rig,
+) -> None:
+    rig.answer_with(OK.replace(b"\r\n", b"\r\nKeep-Alive: timeout=5, max=100\r\n", 1))
+    for _ in range(99):
         rig.ask(request("GET", "/v1/models"))
+    rig.answer_with(OK.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
+    rig.ask(request("GET", "/v1/models"))
+    assert len(rig.upstreams) == 1
 
-    assert MAX_REQUESTS < 100
+    rig.ask(request("GET", "/v1/models"))
+
     assert len(rig.upstreams) == 2
     assert rig.upstreams[0].is_closed
 

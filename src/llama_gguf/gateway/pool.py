@@ -1,9 +1,9 @@
 """Connections to llama-server: kept for a moment, connected when there is none.
 
-Facts of llama-server that decide here: it closes an idle connection after 5 s and
-any after 100 requests, it closes after a stream without saying so, and an idle
-kept connection holds one of its few HTTP threads. So the idle ones are few, young
-and retired early.
+Facts of llama-server that decide here: it closes an idle connection after 5 s, it closes
+after a stream without saying so, and an idle kept connection holds one of its few HTTP
+threads. So the idle ones are few and young. It also closes after 100 requests, which the last
+answer says.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from llama_gguf.gateway.upstream import Phase, UpstreamConnection
 MAX_IDLE: Final = 64
 """Kept connections; more than any engine has slots, so that slots bound it in practice."""
 IDLE_SECONDS: Final = 3.0
-MAX_REQUESTS: Final = 90
 _IDLE: Final = Phase.IDLE
 
 
@@ -28,6 +27,8 @@ class Pool:
     def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
         self._settings = settings
         self._loop = loop
+        self._now = loop.time()
+        """As of the last tick: idle connections are given their time to half a second."""
         self._idle: deque[UpstreamConnection] = deque()
         self._left: dict[UpstreamConnection, float] = {}
         """Connections that nobody waits for but the slot that they hold, and until when."""
@@ -49,15 +50,16 @@ class Pool:
 
     def give_back(self, connection: UpstreamConnection) -> None:
         """Keep *connection* for another request, or close it."""
-        if connection.requests >= MAX_REQUESTS or len(self._idle) >= MAX_IDLE:
+        if len(self._idle) >= MAX_IDLE:
             connection.close()
             return
-        connection.idle_since = self._loop.time()
+        connection.idle_since = self._now
         self._idle.append(connection)
 
     def retire_idle(self, older_than: float = 0.0) -> None:
         """Close connections that have been idle for *older_than* seconds or more."""
-        horizon = self._loop.time() - older_than
+        self._now = self._loop.time()
+        horizon = self._now - older_than
         while self._idle and self._idle[0].idle_since <= horizon:
             self._idle.popleft().close()
 

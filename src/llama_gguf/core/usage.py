@@ -16,45 +16,76 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
 OPENING_BYTES: Final = 1024
 """Of an answer's beginning, what is looked at."""
 ENDING_BYTES: Final = 4096
 """Of its end. Behind the last object that tells, there is hardly more than ``[DONE]``."""
 _OBJECT_BYTES: Final = 640
-_BEHIND_ALL_BYTES: Final = 4
-"""Of a whole answer, behind its last object: a brace, and white space."""
+_TIMINGS_NAMES: Final = (
+    b'"timings":{"cache_n"',
+    b'"prompt_n"',
+    b'"predicted_n"',
+    b'"predicted_ms"',
+)
+_OPENAI_NAMES: Final = (b'"usage":{"prompt_tokens"', b'"completion_tokens"', b'"total_tokens":')
+_MAX_DIGITS: Final = 15
+_MAX_REMEMBERED: Final = 4096
 
 # A number is one only with what ends it: one that is cut by the framing of a chunk is none.
 _NUMBER: Final = re.compile(
     rb'"([a-z_]{1,32})":\s{0,2}([0-9]{1,15}(?:\.[0-9]{1,18})?)(?=\s{0,2}[,}])'
-)
-# What nearly every answer has, llama-server's own and the barest of OpenAI's: all else costs many
-# times as much to read.
-_TIMINGS: Final = re.compile(
-    rb'"timings":{"cache_n":([0-9]{1,15}),"prompt_n":([0-9]{1,15}),'
-    rb'"prompt_ms":[^,]{1,40},[^,]{1,60},[^,]{1,60},'
-    rb'"predicted_n":([0-9]{1,15}),"predicted_ms":([0-9]{1,15}(?:\.[0-9]{1,18})?),'
-)
-_OPENAI: Final = re.compile(
-    rb'"usage":\s?{"(prompt|completion)_tokens":\s?([0-9]{1,15}),'
-    rb'\s?"(?:prompt|completion)_tokens":\s?([0-9]{1,15}),\s?"total_tokens":\s?[0-9]{1,15}}'
 )
 _TELLS_PROMPT: Final = frozenset([b"prompt_tokens", b"input_tokens", b"prompt_n"])
 
 Numbers = Mapping[bytes, bytes]
 
 
-class Usage(NamedTuple):
-    """Tokens of one answer; None where it did not tell."""
+class Usage:
+    """Tokens of one answer; None where it did not tell.
 
-    prompt: int | None
-    """Those of the prompt, with those that were ``cached``."""
-    completion: int | None
-    cached: int | None
-    generating: float | None = None
-    """Seconds that the engine took for ``completion``."""
+    Args:
+        prompt: those of the prompt, with those that were *cached*.
+        completion: those of the answer.
+        cached: those that the engine did not have to read again.
+        generating: seconds that the engine took for *completion*.
+    """
+
+    __slots__ = ("cached", "completion", "generating", "prompt")
+
+    def __init__(
+        self,
+        prompt: int | None,
+        completion: int | None,
+        cached: int | None,
+        generating: float | None = None,
+    ) -> None:
+        self.prompt = prompt
+        self.completion = completion
+        self.cached = cached
+        self.generating = generating
+
+    def __repr__(self) -> str:
+        return f"Usage({self.prompt}, {self.completion}, {self.cached}, {self.generating})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Usage) and repr(self) == repr(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class _Counts(dict[bytes, int]):
+    """Digits -> the number that they are; -1 for anything else."""
+
+    def __missing__(self, digits: bytes) -> int:
+        count = int(digits) if digits.isdigit() and len(digits) <= _MAX_DIGITS else -1
+        if len(self) < _MAX_REMEMBERED:
+            self[digits] = count
+        return count
+
+
+_COUNTS: Final = _Counts()
 
 
 def read(opening: bytes, ending: bytes) -> Usage | None:
@@ -65,18 +96,18 @@ def read(opening: bytes, ending: bytes) -> Usage | None:
         ending: the last bytes.
     """
     tail = ending[-ENDING_BYTES:]
-    # From the end, where it is, and since that is three times as fast as forwards.
-    usage_at = tail.rfind(b'"usage":')
-    openai = _OPENAI.match(tail, usage_at) if usage_at >= 0 else None
-    if openai and openai.end() + _BEHIND_ALL_BYTES >= len(tail):
-        return _of_openai(*openai.groups())  # nothing else can follow
+    # What nearly every answer has comes first: all else costs many times as much to read. From
+    # the end, where it is, and since that is three times as fast as forwards.
     at = tail.rfind(b'"timings":')
     if at >= 0:
-        timings = _TIMINGS.match(tail, at)
-        if timings:
-            return _of_timings(*timings.groups())
-    if openai:
-        return _of_openai(*openai.groups())
+        usage = _of_timings(tail[at : at + _OBJECT_BYTES])
+        if usage is not None:
+            return usage
+    usage_at = tail.rfind(b'"usage":')
+    if usage_at > at:
+        usage = _of_openai(tail[usage_at:])
+        if usage is not None:
+            return usage
     head = (opening or ending)[:OPENING_BYTES]
     if at < 0 and usage_at < 0 and (head is ending or head.rfind(b'"usage":') < 0):
         return None
@@ -88,14 +119,38 @@ def read(opening: bytes, ending: bytes) -> Usage | None:
     return None if usage.prompt is None and usage.completion is None else usage
 
 
-def _of_timings(cache_n: bytes, prompt_n: bytes, predicted_n: bytes, ms: bytes) -> Usage:
-    cached = int(cache_n)
-    return Usage(cached + int(prompt_n), int(predicted_n), cached, float(ms) / 1000)
+def _of_timings(told: bytes) -> Usage | None:
+    """llama-server's own object at the beginning of *told*; None when it is not just that."""
+    parts = told.split(b",", 7)
+    if len(parts) < 8:
+        return None
+    first, _, cache_n = parts[0].rpartition(b":")
+    second, _, prompt_n = parts[1].rpartition(b":")
+    sixth, _, predicted_n = parts[5].rpartition(b":")
+    seventh, _, predicted_ms = parts[6].rpartition(b":")
+    cached, prompt, completion = _COUNTS[cache_n], _COUNTS[prompt_n], _COUNTS[predicted_n]
+    if (
+        (first, second, sixth, seventh) != _TIMINGS_NAMES
+        or cached < 0
+        or prompt < 0
+        or completion < 1
+        or not predicted_ms.replace(b".", b"", 1).isdigit()
+    ):
+        return None
+    return Usage(cached + prompt, completion, cached, float(predicted_ms) / 1000)
 
 
-def _of_openai(first: bytes, count: bytes, other: bytes) -> Usage:
-    prompt, completion = (count, other) if first == b"prompt" else (other, count)
-    return Usage(int(prompt), int(completion) or None, None)
+def _of_openai(told: bytes) -> Usage | None:
+    """The barest of OpenAI's objects, with nothing behind it; None when *told* is not just that."""
+    parts = told.split(b",", 3)
+    if len(parts) != 3:
+        return None
+    first, _, prompt_tokens = parts[0].rpartition(b":")
+    second, _, completion_tokens = parts[1].rpartition(b":")
+    prompt, completion = _COUNTS[prompt_tokens], _COUNTS[completion_tokens]
+    if (first, second, parts[2][:15]) != _OPENAI_NAMES or prompt < 0 or completion < 1:
+        return None
+    return Usage(prompt, completion, None)
 
 
 def _numbers(data: bytes, at: int) -> dict[bytes, bytes]:

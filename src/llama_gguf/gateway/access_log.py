@@ -60,8 +60,7 @@ def as_text(exchange: Exchange, wall_offset: float) -> str:
             str(exchange.bytes_in),
             " bytes_out=",
             str(exchange.bytes_out),
-            " queue_ms=",
-            _tenths(exchange.queued),
+            f" queue_ms={_tenths(exchange.queued)}" if exchange.queued_at else " queue_ms=0.0",
             " first_byte_ms=",
             _tenths(exchange.first_byte),
             " duration_ms=",
@@ -75,16 +74,18 @@ def as_text(exchange: Exchange, wall_offset: float) -> str:
 
 def _told(exchange: Exchange) -> str:
     """What only some answers have. An answer that did not tell its tokens has no 0 of them."""
-    text = f" first_token_ms={_tenths(exchange.first_token)}" if exchange.first_token_at else ""
-    if exchange.usage is not None:
-        prompt, completion, cached, _ = exchange.usage
-        if prompt is not None:
-            text += f" prompt_tokens={prompt}"
-        if cached is not None:
-            text += f" cached_tokens={cached}"
-        if completion is not None:
-            text += f" completion_tokens={completion}"
-    return text
+    text: list[str] = []
+    usage = exchange.usage
+    if exchange.first_token_at:
+        text += (" first_token_ms=", _tenths(exchange.first_token))
+    if usage is not None:
+        if usage.prompt is not None:
+            text += (" prompt_tokens=", str(usage.prompt))
+        if usage.cached is not None:
+            text += (" cached_tokens=", str(usage.cached))
+        if usage.completion is not None:
+            text += (" completion_tokens=", str(usage.completion))
+    return "".join(text)
 
 
 def _told_facts(exchange: Exchange) -> dict[str, int | float]:

@@ -23,13 +23,6 @@ OPENING_BYTES: Final = 1024
 ENDING_BYTES: Final = 4096
 """Of its end. Behind the last object that tells, there is hardly more than ``[DONE]``."""
 _OBJECT_BYTES: Final = 640
-_TIMINGS_NAMES: Final = (
-    b'"timings":{"cache_n"',
-    b'"prompt_n"',
-    b'"predicted_n"',
-    b'"predicted_ms"',
-)
-_OPENAI_NAMES: Final = (b'"usage":{"prompt_tokens"', b'"completion_tokens"', b'"total_tokens":')
 _MAX_DIGITS: Final = 15
 _MAX_REMEMBERED: Final = 4096
 
@@ -96,18 +89,18 @@ def read(opening: bytes, ending: bytes) -> Usage | None:
         ending: the last bytes.
     """
     tail = ending[-ENDING_BYTES:]
-    # What nearly every answer has comes first: all else costs many times as much to read. From
-    # the end, where it is, and since that is three times as fast as forwards.
+    # What nearly every answer ends with comes first: all else costs many times as much to read.
+    last = tail.rfind(b'":{') + 1
+    usage = None
+    if tail[last - 9 : last] == b'"timings"':
+        usage = _of_timings(tail[last : last + _OBJECT_BYTES])
+    elif tail[last - 7 : last] == b'"usage"':
+        usage = _of_openai(tail[last:])
+    if usage is not None:
+        return usage
+    # From the end, since that is three times as fast as forwards.
     at = tail.rfind(b'"timings":')
-    if at >= 0:
-        usage = _of_timings(tail[at : at + _OBJECT_BYTES])
-        if usage is not None:
-            return usage
     usage_at = tail.rfind(b'"usage":')
-    if usage_at > at:
-        usage = _of_openai(tail[usage_at:])
-        if usage is not None:
-            return usage
     head = (opening or ending)[:OPENING_BYTES]
     if at < 0 and usage_at < 0 and (head is ending or head.rfind(b'"usage":') < 0):
         return None
@@ -119,38 +112,43 @@ def read(opening: bytes, ending: bytes) -> Usage | None:
     return None if usage.prompt is None and usage.completion is None else usage
 
 
+# Slices of the lengths of what they are compared with: to ask `startswith` takes twice as long.
 def _of_timings(told: bytes) -> Usage | None:
-    """llama-server's own object at the beginning of *told*; None when it is not just that."""
+    """Of what follows ``"timings"``; None when that is not just llama-server's own object."""
     parts = told.split(b",", 7)
     if len(parts) < 8:
         return None
-    first, _, cache_n = parts[0].rpartition(b":")
-    second, _, prompt_n = parts[1].rpartition(b":")
-    sixth, _, predicted_n = parts[5].rpartition(b":")
-    seventh, _, predicted_ms = parts[6].rpartition(b":")
-    cached, prompt, completion = _COUNTS[cache_n], _COUNTS[prompt_n], _COUNTS[predicted_n]
+    first, second, sixth, seventh = parts[0], parts[1], parts[5], parts[6]
     if (
-        (first, second, sixth, seventh) != _TIMINGS_NAMES
-        or cached < 0
-        or prompt < 0
-        or completion < 1
-        or not predicted_ms.replace(b".", b"", 1).isdigit()
+        first[:12] != b':{"cache_n":'
+        or second[:11] != b'"prompt_n":'
+        or sixth[:14] != b'"predicted_n":'
+        or seventh[:15] != b'"predicted_ms":'
     ):
         return None
-    return Usage(cached + prompt, completion, cached, float(predicted_ms) / 1000)
+    cached, prompt, completion = _COUNTS[first[12:]], _COUNTS[second[11:]], _COUNTS[sixth[14:]]
+    milliseconds = seventh[15:]
+    if cached < 0 or prompt < 0 or completion < 1:
+        return None
+    if not milliseconds.replace(b".", b"", 1).isdigit():
+        return None
+    return Usage(cached + prompt, completion, cached, float(milliseconds) / 1000)
 
 
 def _of_openai(told: bytes) -> Usage | None:
-    """The barest of OpenAI's objects, with nothing behind it; None when *told* is not just that."""
+    """Of what follows ``"usage"``; None when that is not just the barest of OpenAI's objects."""
     parts = told.split(b",", 3)
     if len(parts) != 3:
         return None
-    first, _, prompt_tokens = parts[0].rpartition(b":")
-    second, _, completion_tokens = parts[1].rpartition(b":")
-    prompt, completion = _COUNTS[prompt_tokens], _COUNTS[completion_tokens]
-    if (first, second, parts[2][:15]) != _OPENAI_NAMES or prompt < 0 or completion < 1:
+    first, second, third = parts
+    if (
+        first[:18] != b':{"prompt_tokens":'
+        or second[:20] != b'"completion_tokens":'
+        or third[:15] != b'"total_tokens":'
+    ):
         return None
-    return Usage(prompt, completion, None)
+    prompt, completion = _COUNTS[first[18:]], _COUNTS[second[20:]]
+    return Usage(prompt, completion, None) if prompt >= 0 and completion > 0 else None
 
 
 def _numbers(data: bytes, at: int) -> dict[bytes, bytes]:

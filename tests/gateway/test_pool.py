@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import pytest
@@ -32,7 +32,7 @@ class Place:
         if self.accepts:
             dial.accept()
 
-    def connect(self) -> asyncio.Task[None]:
+    def connect(self) -> asyncio.Task[object]:
         task = self.pool.connect(self.connected.append, self.failed.append)
         self.loop.spin()
         return task
@@ -94,12 +94,15 @@ def test_a_connection_that_takes_too_long_is_an_error_of_the_engine() -> None:
         place.accepts = False
         place.connect()
         place.clock.now += 2.9
+        place.pool.cut_overdue()
         place.loop.spin()
         assert place.failed == []
 
         place.clock.now += 0.2
+        place.pool.cut_overdue()
         place.loop.spin()
 
+        assert place.dials[0].was_cancelled
         assert [e.status for e in place.failed] == [502]
 
 
@@ -110,6 +113,23 @@ def test_a_cancelled_attempt_tells_nobody(place: Place) -> None:
     place.loop.spin()
 
     assert place.dials[0].was_cancelled
+    assert (place.connected, place.failed) == ([], [])
+
+
+def test_a_connection_that_is_made_after_the_attempt_was_cancelled_tells_nobody(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    async def connecting(factory: Callable[[], asyncio.Protocol], *_: object) -> None:
+        made.append(factory())
+        await place.loop.create_future()
+
+    monkeypatch.setattr(place.loop, "create_connection", connecting)
+    attempt = place.connect()
+    attempt.cancel()
+    made[0].connection_made(FakeTransport(place.loop, ("127.0.0.1", 8080)))
+
     assert (place.connected, place.failed) == ([], [])
 
 

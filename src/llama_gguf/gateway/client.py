@@ -89,7 +89,7 @@ class ClientConnection(Connection):
         self._has_head_begun = True
         self._exchange: Exchange | None = None
         self._upstream: UpstreamConnection | None = None
-        self._errand: asyncio.Task[None] | None = None
+        self._errand: asyncio.Task[object] | None = None
         """What it waits for besides the engine: a connection to it, or a reload."""
         self._opened: OpenedStream | None = None
         self._unread = 0

@@ -363,6 +363,16 @@ def test_a_model_that_could_not_be_put_anywhere_is_wrong(machine: Machine, check
     assert wrong(checks)["model"].endswith(f"but nothing can be written into {machine.folder}/file")
 
 
+def test_logs_that_could_not_be_kept_are_noted(machine: Machine, check: Check) -> None:
+    (machine.folder / "file").touch()
+
+    status, checks = check(LOG_DIR=str(machine.folder / "file" / "logs"))
+
+    assert status == 0
+    assert checks["logs"]["level"] == "note"
+    assert checks["logs"]["text"].endswith(f"nothing can be written into {machine.folder}/file")
+
+
 def test_a_hubs_model_without_what_fetches_it_is_wrong(
     check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:

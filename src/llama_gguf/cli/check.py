@@ -141,6 +141,7 @@ def _machine(here: machine.Machine, settings: Settings) -> Iterator[Result]:
     yield Result("memory", "unknown" if memory is None else f"{size_text(memory)} available")
     free = machine.free_disk(settings.data_dir)
     yield Result("disk", "unknown" if free is None else f"{size_text(free)} free")
+    yield _logs(settings)
 
 
 def _engine(settings: Settings, context: Context, here: machine.Machine) -> Iterator[Result]:
@@ -212,16 +213,27 @@ def _model(
 
 def _fetching(settings: Settings) -> Result:
     name, folder = mask_urls(settings.model_name), settings.models_dir
-    there = folder
-    while there and not os.path.lexists(there):
-        there = os.path.dirname(there)
-    wrong = ""
-    if not (os.path.isdir(there or ".") and os.access(there or ".", os.W_OK | os.X_OK)):
-        wrong = f"nothing can be written into {there}"
-    elif name.startswith(PREFIX) and importlib.util.find_spec("huggingface_hub") is None:
+    wrong = _unwritable(folder)
+    if not wrong and name.startswith(PREFIX) and importlib.util.find_spec("huggingface_hub") is None:
         wrong = "that needs pip install 'llama-gguf-inference[hub]'"
     text = f"{name} will be fetched into {folder}"
     return Result("model", f"{text}, but {wrong}", Level.WRONG) if wrong else Result("model", text)
+
+
+def _logs(settings: Settings) -> Result:
+    wrong = _unwritable(settings.log_dir)
+    if wrong:
+        return Result("logs", f"none will be kept: {wrong}", Level.NOTE)
+    return Result("logs", f"into {settings.log_dir}")
+
+
+def _unwritable(folder: str) -> str:
+    """Why *folder* can neither be written into nor be made; empty when it can."""
+    while folder and not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    if os.path.isdir(folder or ".") and os.access(folder or ".", os.W_OK | os.X_OK):
+        return ""
+    return f"nothing can be written into {folder or '.'}"
 
 
 def _port(settings: Settings, name: str) -> str:

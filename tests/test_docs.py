@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,7 +168,9 @@ def _without_code(text: str) -> str:
 
 def test_every_cause_of_death_is_under_troubleshooting() -> None:
     page = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
-    reasons = {c.reason for c in deaths.CAUSES} | {reason for reason, _ in deaths._SIGNALS.values()}
+    by_status = [deaths.explain(status, []) for status in (-signal.SIGRTMAX, 0, 1)]
+    told = [*deaths._SIGNALS.values(), *by_status]
+    reasons = {c.reason for c in deaths.CAUSES} | {reason for reason, _ in told}
 
     assert {reason for reason in reasons if reason not in page} == set()
 

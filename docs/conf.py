@@ -28,3 +28,5 @@ fetched = Path(__file__).parent.parent / "build" / "mermaid"
 if (fetched / mermaid_version).is_dir():
     html_static_path = [str(fetched)]
     mermaid_use_local = f"{mermaid_version}/mermaid.esm.min.mjs"
+mermaid_height = "auto"
+mermaid_fullscreen_button = "+"  # not a sign that fonts may lack

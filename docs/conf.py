@@ -20,8 +20,8 @@ myst_heading_anchors = 4  # [limits](behaviour.md#keys-and-limits), as on GitHub
 myst_fence_as_directive = ["mermaid"]
 myst_enable_extensions = ["deflist"]
 
-# What draws the diagrams in the reader's browser. `make site` fetches it with npm and checks the sum, and it is served with
-# the pages; where there is no npm, pages ask a CDN for it.
+# What draws the diagrams in the reader's browser. `make site` fetches it with npm and checks the
+# sum, and it is served with the pages; where there is no npm, pages ask a CDN for it.
 mermaid_version = "11.17.2"
 mermaid_sha256 = "6ad2f42c3fc26bbf9e45cbb6d11898972573ea52b33a5f4ff51952899f950ffd"
 fetched = Path(__file__).parent.parent / "build" / "mermaid"

@@ -204,7 +204,8 @@ def _told(x):
 def test_every_link_leads_to_a_file_and_its_heading(page: Path) -> None:
     prose = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
     prose = re.sub(r"`[^`\n]*`", "", prose)
-    for target in re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", prose):
+    inline = re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", prose)
+    for target in inline + re.findall(r"^\[[^\]]*\]: (\S+)$", prose, re.MULTILINE):
         if re.match(r"[a-z]+:", target):
             continue
         path, _, heading = target.partition("#")

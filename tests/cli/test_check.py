@@ -255,7 +255,10 @@ def test_with_a_unix_socket_the_engines_port_is_not_needed(machine: Machine, che
         taken.bind(("127.0.0.1", int(machine.environ["PORT_BACKEND"])))
         taken.listen()
 
-        status, checks = check(BACKEND_SOCKET=str(machine.folder / "engine.sock"))
+        status, checks = check(
+            BACKEND_SOCKET=str(machine.folder / "engine.sock"),
+            PORT_BACKEND=machine.environ["PORT"],
+        )
 
     assert wrong(checks) == {}
     assert status == 0
@@ -321,13 +324,12 @@ def test_a_gpu_that_the_engine_does_not_see_is_told(
 def test_flags_that_the_engine_does_not_have_are_wrong(machine: Machine, check: Check) -> None:
     engine_with(machine)
 
-    status, checks = check(EXTRA_ARGS="--ctx-siz 5 --metrics --port 1")
+    status, checks = check(EXTRA_ARGS="--ctx-siz 5 --metrics")
 
     assert status == 1
     assert wrong(checks)["EXTRA_ARGS"].startswith(
         "llama-server has no --ctx-siz; is --ctx-size meant?; "
     )
-    assert "--port is set by PORT_BACKEND" in wrong(checks)["EXTRA_ARGS"]
     assert check(EXTRA_ARGS="-c 512 --metrics")[0] == 0
 
 
@@ -361,6 +363,16 @@ def test_a_model_that_could_not_be_put_anywhere_is_wrong(machine: Machine, check
 
     assert status == 1
     assert wrong(checks)["model"].endswith(f"but nothing can be written into {machine.folder}/file")
+
+
+def test_logs_that_could_not_be_kept_are_noted(machine: Machine, check: Check) -> None:
+    (machine.folder / "file").touch()
+
+    status, checks = check(LOG_DIR=str(machine.folder / "file" / "logs"))
+
+    assert status == 0
+    assert checks["logs"]["level"] == "note"
+    assert checks["logs"]["text"].endswith(f"nothing can be written into {machine.folder}/file")
 
 
 def test_a_hubs_model_without_what_fetches_it_is_wrong(

@@ -243,6 +243,13 @@ def test_a_certificate_that_cannot_be_used_is_named_before_anything_starts(shop:
 # The ports ----------------------------------------------------------------------------------------
 
 
+def test_one_port_for_two_is_a_bad_setting(shop: Shop) -> None:
+    left = shop.serve("Good.gguf", PORT="18001", PORT_HEALTH="18001")
+
+    assert left.status == USAGE
+    assert "18001 is given to PORT and PORT_HEALTH" in left.err
+
+
 @pytest.mark.parametrize("variable", ["PORT", "PORT_HEALTH"])
 def test_a_port_that_is_taken_is_named(shop: Shop, variable: str) -> None:
     with socket.socket() as taken:

@@ -8,10 +8,26 @@ from collections.abc import Mapping
 
 from llama_gguf import keyfile
 from llama_gguf.core.keys import KeyRing
-from llama_gguf.core.settings import Settings
+from llama_gguf.core.settings import Settings, variable
 from llama_gguf.engine.landing import MeterFactory
 from llama_gguf.engine.model import Model, read_model, resolve, size_text
 from llama_gguf.engine.pull import KNOWN_FILES, find, is_fetchable, pull
+from llama_gguf.errors import UserError
+
+
+def ports(settings: Settings) -> dict[str, int]:
+    """The ports that `serve` listens on or has listened on, by their setting's name.
+
+    Raises:
+        UserError: two are the same.
+    """
+    names = ["port", "port_health"] + ([] if settings.backend_socket else ["port_backend"])
+    found: dict[str, int] = {name: getattr(settings, name) for name in names}
+    for port in found.values():
+        same = [variable(name) for name in names if found[name] == port]
+        if len(same) > 1:
+            raise UserError(f"{port} is given to {' and '.join(same)}: choose another.", 2)
+    return found
 
 
 def must_be_fetched(settings: Settings) -> bool:

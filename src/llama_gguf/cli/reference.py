@@ -107,7 +107,9 @@ def metrics_page() -> str:
             "# Metrics\n",
             "`GET /metrics` answers JSON; with `Accept: text/plain` or an OpenMetrics type, or "
             "with `?format=prometheus`, Prometheus' text. It needs no key unless "
-            "`METRICS_AUTH_ENABLED` is true, and never asks the engine.\n",
+            "`METRICS_AUTH_ENABLED` is true, and never asks the engine. Prometheus' text has "
+            "besides the usual `process_*`, and llama-server's own as `llama_gguf_engine_*` "
+            "([which, and when](observability.md)).\n",
             "| name | type | labels | meaning |\n|---|---|---|---|",
             *rows,
             "",

@@ -50,7 +50,7 @@ EVENTS: Final[Mapping[str, str]] = {
     # Ending
     "stopping": "stopping",
     "draining: %d connections open": "draining",
-    "%d requests are cut after DRAIN_TIMEOUT": "drain_cut",
+    "requests cut after DRAIN_TIMEOUT: %d": "drain_cut",
     "asked again: what still runs is cut": "stop_hurried",
     # Never
     "a bug, please report it; request %s is cut": "bug",

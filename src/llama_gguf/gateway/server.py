@@ -9,6 +9,7 @@ own, from a probe.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -55,9 +56,13 @@ def listen(host: str, port: int, variable: str = "PORT") -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
+        if error.errno == errno.EACCES:
+            cause = "Ports below 1024 are for root and for CAP_NET_BIND_SERVICE."
+        else:
+            cause = "Is something else running there?"
         raise UserError(
             f"cannot listen on {host}:{port}: {error.strerror or error}. "
-            f"Is something else running there? {variable} chooses another port."
+            f"{cause} {variable} chooses another port."
         ) from None
     listener.setblocking(False)
     return listener
@@ -259,7 +264,7 @@ class Gateway:
             async with asyncio.timeout(self._settings.drain_timeout):
                 await shared.idle.wait()
         except TimeoutError:
-            _log.warning("%d requests are cut after DRAIN_TIMEOUT", shared.busy())
+            _log.warning("requests cut after DRAIN_TIMEOUT: %d", shared.busy())
         for ticket in shared.admission.waiting():
             ticket.on_refused(shared.draining())
         server.close()

@@ -161,6 +161,18 @@ def test_any_path_of_the_keys_file_can_be_pasted(desk: Desk, tmp_path: Path, nam
     assert pasted(desk, text)[1] == SECRET
 
 
+def test_what_is_pasted_works_in_a_terminal_that_is_in_another_folder(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "api_keys.txt").write_text(f"alice:{SECRET}\n")
+    text = ready_text(settings(auth_keys_file="./api_keys.txt"), model="tiny", new_key="")
+
+    monkeypatch.chdir("/")
+
+    assert pasted(desk, text)[1] == SECRET
+
+
 @pytest.mark.parametrize("model", ["Qwen3-8B", "it's", 'a"b', "a$b", "a b"])
 def test_any_name_of_a_model_can_be_pasted(desk: Desk, model: str) -> None:
     text = ready_text(settings(), model=model, new_key=SECRET)

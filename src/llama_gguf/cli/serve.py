@@ -325,7 +325,10 @@ END
 
 
 def _key_command(path: str) -> str:
-    """A piece of shell that reads a key out of the file, so that none is shown again."""
+    """A piece of shell that reads a key out of the file, so that none is shown again.
+
+    It is pasted into another terminal, which is most likely in another folder.
+    """
     now = datetime.now(UTC).timestamp()
     try:
         lines = keyfile.read(path).split("\n")
@@ -334,7 +337,7 @@ def _key_command(path: str) -> str:
     for number, line in enumerate(lines, start=1):
         for key in KeyRing.parse(line).keys:
             if not key.hashed and not key.is_expired(now):
-                file = shlex.quote(path)
+                file = shlex.quote(os.path.abspath(path))
                 return f"$(sed -n {number}p {file} | cut -d: -f2 | tr -d '[:space:]')"
     return "YOUR_API_KEY"
 

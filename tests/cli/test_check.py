@@ -245,9 +245,11 @@ def test_a_port_that_is_taken(machine: Machine, check: Check, variable: str) -> 
     [("PORT", "PORT_HEALTH"), ("PORT", "PORT_BACKEND"), ("PORT_HEALTH", "PORT_BACKEND")],
 )
 def test_one_port_for_two_purposes(machine: Machine, check: Check, one: str, other: str) -> None:
-    status, _ = check(**{other: machine.environ[one]})
+    status, checks = check(**{other: machine.environ[one]})
 
     assert status == 1
+    assert wrong(checks).keys() == {one, other}
+    assert "is given to two of" in wrong(checks)[one]
 
 
 def test_with_a_unix_socket_the_engines_port_is_not_needed(machine: Machine, check: Check) -> None:
@@ -258,6 +260,16 @@ def test_with_a_unix_socket_the_engines_port_is_not_needed(machine: Machine, che
         status, checks = check(BACKEND_SOCKET=str(machine.folder / "engine.sock"))
 
     assert wrong(checks) == {}
+    assert status == 0
+
+
+def test_with_a_unix_socket_the_engines_port_may_be_anothers(
+    machine: Machine, check: Check
+) -> None:
+    socket_path = str(machine.folder / "engine.sock")
+
+    status, _ = check(BACKEND_SOCKET=socket_path, PORT_BACKEND=machine.environ["PORT"])
+
     assert status == 0
 
 
@@ -360,7 +372,10 @@ def test_a_model_that_could_not_be_put_anywhere_is_wrong(machine: Machine, check
     status, checks = check("smollm2", MODELS_DIR=str(machine.folder / "file" / "models"))
 
     assert status == 1
-    assert wrong(checks)["model"].endswith(f"but nothing can be written into {machine.folder}/file")
+    assert wrong(checks)["model"].endswith(
+        f"but nothing can be written into {machine.folder}/file; "
+        "name another folder with DATA_DIR or MODELS_DIR"
+    )
 
 
 def test_a_hubs_model_without_what_fetches_it_is_wrong(

@@ -256,6 +256,16 @@ def test_a_port_that_is_taken_is_named(shop: Shop, variable: str) -> None:
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in left.err
 
 
+def test_one_port_for_two_purposes_is_not_laid_at_the_door_of_another_program(shop: Shop) -> None:
+    port = shop.environ["PORT"]
+
+    left = shop.serve("Good.gguf", PORT_HEALTH=port)
+
+    assert left.status == USAGE
+    assert f"{port} is given to two of PORT, PORT_HEALTH, PORT_BACKEND." in left.err
+    assert "something else" not in left.err
+
+
 def test_an_address_that_is_not_ours_is_named(shop: Shop) -> None:
     left = shop.serve_as_process("Good.gguf", HOST="192.0.2.1")
 

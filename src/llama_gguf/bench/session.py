@@ -24,7 +24,7 @@ from llama_gguf.errors import UserError
 Progress = Callable[[Load, Budget, Level], None]
 
 _HINTS: Final[Mapping[int, str]] = {
-    401: " Put the endpoint's key into LLAMA_API_KEY.",
+    401: " Put the endpoint's key into LLAMA_API_KEY. A new one counts within three seconds.",
     403: " Put the endpoint's key into LLAMA_API_KEY.",
     404: " Is this the base URL of an OpenAI-compatible endpoint, and --model one that it has?",
     429: " Make a key for this: llama-gguf keys generate --rate-limit 1000000",

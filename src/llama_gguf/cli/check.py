@@ -13,13 +13,11 @@ import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final
 
 from llama_gguf import keyfile
 from llama_gguf.cli import fit, plan
-from llama_gguf.cli.context import Context
+from llama_gguf.cli.context import Context, with_model
 from llama_gguf.cli.results import Level, Result
-from llama_gguf.cli.serve import with_model
 from llama_gguf.cli.terminal import print_table, say
 from llama_gguf.core import settings as core_settings
 from llama_gguf.core.engine_help import complaints
@@ -35,9 +33,6 @@ from llama_gguf.gateway import tls
 from llama_gguf.gateway.server import listen
 
 USAGE = "%(prog)s [MODEL] [--json] [--SETTING VALUE ...]"
-
-
-PORTS: Final = ("port", "port_health", "port_backend")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +98,7 @@ def _row(result: Result) -> tuple[str, str, str]:
 
 def _results(settings: Settings, context: Context) -> Iterator[Result]:
     yield from facts(settings, context)
-    for name in PORTS[:-1] if settings.backend_socket else PORTS:
+    for name in plan.ports_of(settings):
         yield _try(core_settings.variable(name), lambda name=name: _port(settings, name))  # type: ignore[misc]
 
 
@@ -217,9 +212,11 @@ def _fetching(settings: Settings) -> Result:
         there = os.path.dirname(there)
     wrong = ""
     if not (os.path.isdir(there or ".") and os.access(there or ".", os.W_OK | os.X_OK)):
-        wrong = f"nothing can be written into {there}"
+        wrong = (
+            f"nothing can be written into {there}; name another folder with DATA_DIR or MODELS_DIR"
+        )
     elif name.startswith(PREFIX) and importlib.util.find_spec("huggingface_hub") is None:
-        wrong = "that needs pip install 'llama-gguf-inference[hub]'"
+        wrong = "that needs pip install 'llama-gguf-inference[hub]' (in a clone: '.[hub]')"
     text = f"{name} will be fetched into {folder}"
     return Result("model", f"{text}, but {wrong}", Level.WRONG) if wrong else Result("model", text)
 
@@ -227,10 +224,7 @@ def _fetching(settings: Settings) -> Result:
 def _port(settings: Settings, name: str) -> str:
     host = settings.backend_host if name == "port_backend" else settings.host
     port: int = getattr(settings, name)
-    if [getattr(settings, other) for other in PORTS].count(port) > 1:
-        raise UserError(
-            f"{port} is given to two of {', '.join(map(core_settings.variable, PORTS))}."
-        )
+    plan.require_own_port(settings, name)
     listen(host, port, core_settings.variable(name)).close()
     return f"{host}:{port} is free"
 

@@ -28,7 +28,7 @@ from typing import Final
 
 from llama_gguf import __version__, keyfile
 from llama_gguf.cli import logs, plan
-from llama_gguf.cli.context import Context
+from llama_gguf.cli.context import Context, with_model
 from llama_gguf.cli.fetch import fetch
 from llama_gguf.cli.terminal import LoadMeter, download_meter, say
 from llama_gguf.core import settings as core_settings
@@ -115,11 +115,6 @@ def _nobody_left_behind() -> Iterator[None]:
         orphans.kill_all()
 
 
-def with_model(settings: Settings, model: str | None) -> Settings:
-    """*settings* with the MODEL of the command line, which beats both variables."""
-    return settings if model is None else replace(settings, model_name=model, model_path="")
-
-
 class _Serving:
     def __init__(
         self,
@@ -141,6 +136,8 @@ class _Serving:
 
     def run(self) -> int:
         settings = self._settings
+        for name in plan.ports_of(settings):
+            plan.require_own_port(settings, name)
         listener = listen(settings.host, settings.port)
         health_listener = listen(settings.host, settings.port_health, "PORT_HEALTH")
         health = HealthServer(health_listener, self._health_status)

@@ -636,7 +636,7 @@ class Rig:
             self.clock.now = min(self.clock.now + TICK_SECONDS, end)
             self.spin()
             self.shared.pool.retire_idle(IDLE_SECONDS)
-            self.shared.pool.cut_left()
+            self.shared.pool.cut_overdue()
             for connection in tuple(self.shared.connections):
                 connection.on_tick(self.clock.now)
             self.spin()

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import pytest
 
 from llama_gguf.core.settings import Settings
 from llama_gguf.errors import UpstreamError
-from llama_gguf.gateway.pool import IDLE_SECONDS, MAX_IDLE, MAX_REQUESTS, Pool
+from llama_gguf.gateway.pool import IDLE_SECONDS, MAX_IDLE, Pool
 from llama_gguf.gateway.upstream import Phase, UpstreamConnection
 from tests.fakes import OK, Clock, Dial, FakeLoop, FakeTransport, Rig, request
 from tests.gateway.conftest import NewRig
@@ -32,7 +32,7 @@ class Place:
         if self.accepts:
             dial.accept()
 
-    def connect(self) -> asyncio.Task[None]:
+    def connect(self) -> asyncio.Task[object]:
         task = self.pool.connect(self.connected.append, self.failed.append)
         self.loop.spin()
         return task
@@ -94,12 +94,15 @@ def test_a_connection_that_takes_too_long_is_an_error_of_the_engine() -> None:
         place.accepts = False
         place.connect()
         place.clock.now += 2.9
+        place.pool.cut_overdue()
         place.loop.spin()
         assert place.failed == []
 
         place.clock.now += 0.2
+        place.pool.cut_overdue()
         place.loop.spin()
 
+        assert place.dials[0].was_cancelled
         assert [e.status for e in place.failed] == [502]
 
 
@@ -110,6 +113,23 @@ def test_a_cancelled_attempt_tells_nobody(place: Place) -> None:
     place.loop.spin()
 
     assert place.dials[0].was_cancelled
+    assert (place.connected, place.failed) == ([], [])
+
+
+def test_a_connection_that_is_made_after_the_attempt_was_cancelled_tells_nobody(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    async def connecting(factory: Callable[[], asyncio.Protocol], *_: object) -> None:
+        made.append(factory())
+        await place.loop.create_future()
+
+    monkeypatch.setattr(place.loop, "create_connection", connecting)
+    attempt = place.connect()
+    attempt.cancel()
+    made[0].connection_made(FakeTransport(place.loop, ("127.0.0.1", 8080)))
+
     assert (place.connected, place.failed) == ([], [])
 
 
@@ -154,6 +174,7 @@ def test_idle_connections_are_retired_before_the_engine_closes_them(place: Place
     assert IDLE_SECONDS + 0.5 < 5, "llama-server's own limit, and a tick"
     old = place.idle()
     place.clock.now += IDLE_SECONDS - 1
+    place.pool.retire_idle(IDLE_SECONDS)  # a tick, by which it knows the time
     young = place.idle()
     place.clock.now += 1
     place.pool.retire_idle(IDLE_SECONDS)
@@ -183,12 +204,18 @@ def test_it_keeps_only_so_many(place: Place) -> None:
     assert list(map(is_closed, connections)) == [False] * MAX_IDLE + [True]
 
 
-def test_a_connection_is_retired_before_the_engine_counts_to_a_hundred(rig: Rig) -> None:
-    rig.answer_with(OK)
-    for _ in range(MAX_REQUESTS + 1):
+def test_a_connection_goes_with_the_answer_that_says_so_as_the_engine_s_hundredth_does(
+    rig: Rig,
+) -> None:
+    rig.answer_with(OK.replace(b"\r\n", b"\r\nKeep-Alive: timeout=5, max=100\r\n", 1))
+    for _ in range(99):
         rig.ask(request("GET", "/v1/models"))
+    rig.answer_with(OK.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
+    rig.ask(request("GET", "/v1/models"))
+    assert len(rig.upstreams) == 1
 
-    assert MAX_REQUESTS < 100
+    rig.ask(request("GET", "/v1/models"))
+
     assert len(rig.upstreams) == 2
     assert rig.upstreams[0].is_closed
 

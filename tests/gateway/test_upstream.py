@@ -11,7 +11,7 @@ from contextlib import closing
 import pytest
 
 from llama_gguf.core.fields import Framing
-from llama_gguf.core.messages import Answer
+from llama_gguf.core.messages import Answer, Pattern
 from llama_gguf.core.usage import ENDING_BYTES, OPENING_BYTES
 from llama_gguf.errors import UpstreamError
 from llama_gguf.gateway.upstream import Phase, UpstreamConnection
@@ -72,6 +72,7 @@ class Asker:
 class Keeper:
     def __init__(self) -> None:
         self.kept: list[UpstreamConnection] = []
+        self.last_head: tuple[Pattern, Answer] | None = None
 
     def give_back(self, connection: UpstreamConnection) -> None:
         self.kept.append(connection)
@@ -80,9 +81,9 @@ class Keeper:
 class Line:
     """A connection, its transport, and who is at its ends."""
 
-    def __init__(self, loop: FakeLoop) -> None:
+    def __init__(self, loop: FakeLoop, keeper: Keeper | None = None) -> None:
         self.loop = loop
-        self.keeper = Keeper()
+        self.keeper = keeper or Keeper()
         self.connection = UpstreamConnection(self.keeper)
         self.transport = FakeTransport(loop, ("127.0.0.1", 8080))
         self.transport.attach(self.connection)
@@ -140,6 +141,28 @@ def test_a_finished_connection_is_given_back_and_serves_again(line: Line) -> Non
 
     assert second.told == ["done"]
     assert line.connection.requests == 2
+
+
+@pytest.mark.parametrize("to_head", [False, True])
+@pytest.mark.parametrize(
+    ("answer", "status", "got"),
+    [
+        (OK, 200, b'HEAD;{"ok":true}'),
+        (OK.replace(b"11", b"4").replace(b'{"ok":true}', b"more"), 200, b"HEAD;more"),
+        (OK.replace(b"200 OK", b"404 Not Found"), 404, b'HEAD;{"ok":true}'),
+    ],
+)
+def test_what_another_connection_has_read_changes_nothing_for_a_new_one(
+    line: Line, *, to_head: bool, answer: bytes, status: int, got: bytes
+) -> None:
+    line.ask(to_head=to_head)
+    line.say(OK.partition(b"{")[0] if to_head else OK)
+
+    new = Line(line.loop, line.keeper)
+    asker = new.ask()
+    new.say(answer)
+
+    assert (asker.status, asker.got, asker.told) == (status, got, ["done"])
 
 
 def test_it_is_given_back_before_its_asker_is_told(line: Line) -> None:

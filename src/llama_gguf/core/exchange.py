@@ -44,7 +44,7 @@ class Event(enum.IntEnum):
 
 
 S, E = State, Event
-TRANSITIONS: Final[Mapping[Event, Mapping[State, State]]] = {
+TRANSITIONS: Final[dict[Event, dict[State, State]]] = {
     E.QUEUE: {S.READING: S.QUEUED},
     E.REQUEUE: {S.FORWARDING: S.QUEUED, S.OPEN_FORWARDING: S.OPEN_QUEUED},
     E.FORWARD: {
@@ -108,6 +108,7 @@ class Exchange:
     first_token_at = 0.0
     """Of a stream: llama-server begins to answer long before there is anything to say."""
     ended_at = 0.0
+    """Set where it is known before the end is accounted for."""
     opening = b""
     """Of the engine's answer, the first bytes, where they are not in ``ending``."""
     ending = b""

@@ -40,7 +40,6 @@ class Kind(enum.IntEnum):
     REQUEST_ID = 10
     DATE = 11
     CONTENT_TYPE = 12
-    KEEP_ALIVE = 13
 
 
 # "Intermediaries ought to remove or replace fields that are known to require removal
@@ -64,7 +63,6 @@ _REQUEST_KINDS: Final = {
 }
 _RESPONSE_KINDS: Final = {
     **dict.fromkeys(_HOP_BY_HOP, Kind.DROP),
-    b"keep-alive": Kind.KEEP_ALIVE,
     b"content-length": Kind.CONTENT_LENGTH,
     b"transfer-encoding": Kind.TRANSFER_ENCODING,
     b"connection": Kind.CONNECTION,
@@ -325,7 +323,6 @@ class ResponseFields:
         "forwarded",
         "framing",
         "has_date",
-        "keep_alive",
         "length",
     )
 
@@ -336,7 +333,6 @@ class ResponseFields:
         self.has_date = False
         self.content_type = b""
         self.connection: frozenset[bytes] = frozenset()
-        self.keep_alive = b""
 
     @property
     def is_event_stream(self) -> bool:
@@ -386,8 +382,6 @@ def _read_special_response(read: ResponseFields, kind: Kind, name: bytes, value:
         case Kind.DATE:
             read.has_date = True
             read.forwarded += (name, b": ", value, b"\r\n")
-        case Kind.KEEP_ALIVE:
-            read.keep_alive = value
         case _:
             pass
 

@@ -190,13 +190,15 @@ class Pattern:
         length: its Content-Length.
     """
 
-    __slots__ = ("_after", "_after_bytes", "_before", "_digits_at", "length")
+    __slots__ = ("_after", "_after_bytes", "_before", "_digits", "_digits_at", "length")
 
     def __init__(self, head: bytes, length: int | None) -> None:
         self.length = length or 0
         """The Content-Length of the head that was seen last, 0 if there is none."""
         at, end = (len(head), len(head)) if length is None else _digits(head)
         self._digits_at = at
+        self._digits = end - at
+        """How many there were the last time, as mostly there are again."""
         self._before = head[:at]
         self._after = head[end:]
         self._after_bytes = len(self._after)
@@ -212,13 +214,17 @@ class Pattern:
             return -1
         if not self._after:
             return at
-        end = data.find(b"\r\n", at, at + _MAX_DIGITS + 2)
-        if end < 0:
-            return -1
-        length = _LENGTHS[data[at:end]]
+        end = at + self._digits
         after = end + self._after_bytes
-        if length < 0 or data[end:after] != self._after:
+        if data[end:after] != self._after:
+            end = data.find(b"\r\n", at, at + _MAX_DIGITS + 2)
+            after = end + self._after_bytes
+            if end < 0 or data[end:after] != self._after:
+                return -1
+        length = _LENGTHS[data[at:end]]
+        if length < 0:
             return -1
+        self._digits = end - at
         self.length = length
         return after
 

@@ -189,7 +189,7 @@ def rate_fields(limit: int, remaining: bytes, reset: float) -> bytes:
 
     Args:
         limit: requests that its window holds.
-        remaining: digits, or ``%d`` for a template of lines.
+        remaining: digits, or what stands for them.
         reset: seconds until nothing counts any more.
     """
     return (

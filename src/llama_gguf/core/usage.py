@@ -16,45 +16,69 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
 OPENING_BYTES: Final = 1024
 """Of an answer's beginning, what is looked at."""
 ENDING_BYTES: Final = 4096
 """Of its end. Behind the last object that tells, there is hardly more than ``[DONE]``."""
 _OBJECT_BYTES: Final = 640
-_BEHIND_ALL_BYTES: Final = 4
-"""Of a whole answer, behind its last object: a brace, and white space."""
+_MAX_DIGITS: Final = 15
+_MAX_REMEMBERED: Final = 4096
 
 # A number is one only with what ends it: one that is cut by the framing of a chunk is none.
 _NUMBER: Final = re.compile(
     rb'"([a-z_]{1,32})":\s{0,2}([0-9]{1,15}(?:\.[0-9]{1,18})?)(?=\s{0,2}[,}])'
-)
-# What nearly every answer has, llama-server's own and the barest of OpenAI's: all else costs many
-# times as much to read.
-_TIMINGS: Final = re.compile(
-    rb'"timings":{"cache_n":([0-9]{1,15}),"prompt_n":([0-9]{1,15}),'
-    rb'"prompt_ms":[^,]{1,40},[^,]{1,60},[^,]{1,60},'
-    rb'"predicted_n":([0-9]{1,15}),"predicted_ms":([0-9]{1,15}(?:\.[0-9]{1,18})?),'
-)
-_OPENAI: Final = re.compile(
-    rb'"usage":\s?{"(prompt|completion)_tokens":\s?([0-9]{1,15}),'
-    rb'\s?"(?:prompt|completion)_tokens":\s?([0-9]{1,15}),\s?"total_tokens":\s?[0-9]{1,15}}'
 )
 _TELLS_PROMPT: Final = frozenset([b"prompt_tokens", b"input_tokens", b"prompt_n"])
 
 Numbers = Mapping[bytes, bytes]
 
 
-class Usage(NamedTuple):
-    """Tokens of one answer; None where it did not tell."""
+class Usage:
+    """Tokens of one answer; None where it did not tell.
 
-    prompt: int | None
-    """Those of the prompt, with those that were ``cached``."""
-    completion: int | None
-    cached: int | None
-    generating: float | None = None
-    """Seconds that the engine took for ``completion``."""
+    Args:
+        prompt: those of the prompt, with those that were *cached*.
+        completion: those of the answer.
+        cached: those that the engine did not have to read again.
+        generating: seconds that the engine took for *completion*.
+    """
+
+    __slots__ = ("cached", "completion", "generating", "prompt")
+
+    def __init__(
+        self,
+        prompt: int | None,
+        completion: int | None,
+        cached: int | None,
+        generating: float | None = None,
+    ) -> None:
+        self.prompt = prompt
+        self.completion = completion
+        self.cached = cached
+        self.generating = generating
+
+    def __repr__(self) -> str:
+        return f"Usage({self.prompt}, {self.completion}, {self.cached}, {self.generating})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Usage) and repr(self) == repr(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class _Counts(dict[bytes, int]):
+    """Digits -> the number that they are; -1 for anything else."""
+
+    def __missing__(self, digits: bytes) -> int:
+        count = int(digits) if digits.isdigit() and len(digits) <= _MAX_DIGITS else -1
+        if len(self) < _MAX_REMEMBERED:
+            self[digits] = count
+        return count
+
+
+_COUNTS: Final = _Counts()
 
 
 def read(opening: bytes, ending: bytes) -> Usage | None:
@@ -65,18 +89,18 @@ def read(opening: bytes, ending: bytes) -> Usage | None:
         ending: the last bytes.
     """
     tail = ending[-ENDING_BYTES:]
-    # From the end, where it is, and since that is three times as fast as forwards.
-    usage_at = tail.rfind(b'"usage":')
-    openai = _OPENAI.match(tail, usage_at) if usage_at >= 0 else None
-    if openai and openai.end() + _BEHIND_ALL_BYTES >= len(tail):
-        return _of_openai(*openai.groups())  # nothing else can follow
+    # What nearly every answer ends with comes first: all else costs many times as much to read.
+    last = tail.rfind(b'":{') + 1
+    usage = None
+    if tail[last - 9 : last] == b'"timings"':
+        usage = _of_timings(tail[last : last + _OBJECT_BYTES])
+    elif tail[last - 7 : last] == b'"usage"':
+        usage = _of_openai(tail[last:])
+    if usage is not None:
+        return usage
+    # From the end, since that is three times as fast as forwards.
     at = tail.rfind(b'"timings":')
-    if at >= 0:
-        timings = _TIMINGS.match(tail, at)
-        if timings:
-            return _of_timings(*timings.groups())
-    if openai:
-        return _of_openai(*openai.groups())
+    usage_at = tail.rfind(b'"usage":')
     head = (opening or ending)[:OPENING_BYTES]
     if at < 0 and usage_at < 0 and (head is ending or head.rfind(b'"usage":') < 0):
         return None
@@ -88,14 +112,43 @@ def read(opening: bytes, ending: bytes) -> Usage | None:
     return None if usage.prompt is None and usage.completion is None else usage
 
 
-def _of_timings(cache_n: bytes, prompt_n: bytes, predicted_n: bytes, ms: bytes) -> Usage:
-    cached = int(cache_n)
-    return Usage(cached + int(prompt_n), int(predicted_n), cached, float(ms) / 1000)
+# Slices of the lengths of what they are compared with: to ask `startswith` takes twice as long.
+def _of_timings(told: bytes) -> Usage | None:
+    """Of what follows ``"timings"``; None when that is not just llama-server's own object."""
+    parts = told.split(b",", 7)
+    if len(parts) < 8:
+        return None
+    first, second, sixth, seventh = parts[0], parts[1], parts[5], parts[6]
+    if (
+        first[:12] != b':{"cache_n":'
+        or second[:11] != b'"prompt_n":'
+        or sixth[:14] != b'"predicted_n":'
+        or seventh[:15] != b'"predicted_ms":'
+    ):
+        return None
+    cached, prompt, completion = _COUNTS[first[12:]], _COUNTS[second[11:]], _COUNTS[sixth[14:]]
+    milliseconds = seventh[15:]
+    if cached < 0 or prompt < 0 or completion < 1:
+        return None
+    if not milliseconds.replace(b".", b"", 1).isdigit():
+        return None
+    return Usage(cached + prompt, completion, cached, float(milliseconds) / 1000)
 
 
-def _of_openai(first: bytes, count: bytes, other: bytes) -> Usage:
-    prompt, completion = (count, other) if first == b"prompt" else (other, count)
-    return Usage(int(prompt), int(completion) or None, None)
+def _of_openai(told: bytes) -> Usage | None:
+    """Of what follows ``"usage"``; None when that is not just the barest of OpenAI's objects."""
+    parts = told.split(b",", 3)
+    if len(parts) != 3:
+        return None
+    first, second, third = parts
+    if (
+        first[:18] != b':{"prompt_tokens":'
+        or second[:20] != b'"completion_tokens":'
+        or third[:15] != b'"total_tokens":'
+    ):
+        return None
+    prompt, completion = _COUNTS[first[18:]], _COUNTS[second[20:]]
+    return Usage(prompt, completion, None) if prompt >= 0 and completion > 0 else None
 
 
 def _numbers(data: bytes, at: int) -> dict[bytes, bytes]:

@@ -55,14 +55,11 @@ def as_text(exchange: Exchange, wall_offset: float) -> str:
             "Z request_id=",
             exchange.id_bytes.decode("ascii"),
             _ASKERS[exchange.key_id, exchange.address, head.method_text, head.path_text],
-            str(exchange.status),
-            " bytes_in=",
+            _STATUSES[exchange.status],
             str(exchange.bytes_in),
             " bytes_out=",
             str(exchange.bytes_out),
-            " queue_ms=",
-            _tenths(exchange.queued),
-            " first_byte_ms=",
+            _waited(exchange.queued) if exchange.queued_at else " queue_ms=0.0 first_byte_ms=",
             _tenths(exchange.first_byte),
             " duration_ms=",
             _tenths(exchange.duration),
@@ -76,15 +73,19 @@ def as_text(exchange: Exchange, wall_offset: float) -> str:
 def _told(exchange: Exchange) -> str:
     """What only some answers have. An answer that did not tell its tokens has no 0 of them."""
     text = f" first_token_ms={_tenths(exchange.first_token)}" if exchange.first_token_at else ""
-    if exchange.usage is not None:
-        prompt, completion, cached, _ = exchange.usage
-        if prompt is not None:
-            text += f" prompt_tokens={prompt}"
-        if cached is not None:
-            text += f" cached_tokens={cached}"
-        if completion is not None:
-            text += f" completion_tokens={completion}"
+    usage = exchange.usage
+    if usage is not None:
+        if usage.prompt is not None:
+            text += f" prompt_tokens={usage.prompt}"
+        if usage.cached is not None:
+            text += f" cached_tokens={usage.cached}"
+        if usage.completion is not None:
+            text += f" completion_tokens={usage.completion}"
     return text
+
+
+def _waited(queued: float) -> str:
+    return f" queue_ms={_tenths(queued)} first_byte_ms="
 
 
 def _told_facts(exchange: Exchange) -> dict[str, int | float]:
@@ -137,11 +138,12 @@ class _Askers(dict[tuple[str, str, str, str], str]):
             self.clear()
         key_id, address, method, path = who_and_what
         # All else in a line is ours, or was found sane.
-        text = f" key_id={key_id} client={address} method={method} path={_escaped(path)} status="
+        text = f" key_id={key_id} client={address} method={method} path={_escaped(path)}"
         self[who_and_what] = text
         return text
 
 
+_STATUSES: Final = tuple(f" status={status} bytes_in=" for status in range(600))
 _TIMES: Final = _Times()
 _ASKERS: Final = _Askers()
 

@@ -89,7 +89,7 @@ class ClientConnection(Connection):
         self._has_head_begun = True
         self._exchange: Exchange | None = None
         self._upstream: UpstreamConnection | None = None
-        self._errand: asyncio.Task[None] | None = None
+        self._errand: asyncio.Task[object] | None = None
         """What it waits for besides the engine: a connection to it, or a reload."""
         self._opened: OpenedStream | None = None
         self._unread = 0
@@ -290,7 +290,7 @@ class ClientConnection(Connection):
             if left < 0:
                 self._refuse_rate(exchange, principal, window)
             exchange.is_counted = True
-            exchange.rate_fields = principal.rate_fields % left
+            exchange.rate_fields = principal.fields_after_hit(left)
         elif window is not None:
             exchange.rate_fields = principal.fields_at(exchange.started_at)
         if shared.is_draining:
@@ -306,7 +306,7 @@ class ClientConnection(Connection):
         else:
             self._received = b""
         self._unread = 0
-        self._on_body(exchange, rest)
+        self._on_body(exchange, rest, exchange.started_at)
 
     # Our own paths ------------------------------------------------------------------------------
 
@@ -418,11 +418,11 @@ class ClientConnection(Connection):
             return
         self._received = behind
         self._incoming = None
-        self._on_body(exchange, body.data)
+        self._on_body(exchange, body.data, self._shared.now())
 
     # To the engine ------------------------------------------------------------------------------
 
-    def _on_body(self, exchange: Exchange, body: bytes | bytearray) -> None:
+    def _on_body(self, exchange: Exchange, body: bytes | bytearray, now: float) -> None:
         """The request is whole: it takes a slot, or waits for one, or needs none."""
         shared = self._shared
         needs_slot = exchange.request.route.needs_slot
@@ -433,18 +433,18 @@ class ClientConnection(Connection):
         if needs_slot:
             verdict = shared.admission.arrive(self)
             if verdict:
-                self._wait_for_slot(exchange, verdict)
+                self._wait_for_slot(exchange, verdict, now)
                 return
             exchange.holds_slot = True
-        self._forward(exchange)
+        self._forward(exchange, now)
 
-    def _wait_for_slot(self, exchange: Exchange, verdict: Verdict) -> None:
+    def _wait_for_slot(self, exchange: Exchange, verdict: Verdict, now: float) -> None:
         shared = self._shared
         match verdict:
             case Verdict.QUEUED:
                 exchange.on(Event.QUEUE)
-                exchange.queued_at = shared.now()
-                self.deadline = exchange.queued_at + shared.settings.max_queue_wait
+                exchange.queued_at = now
+                self.deadline = now + shared.settings.max_queue_wait
             case Verdict.QUEUE_FULL:
                 if not shared.engine_is_ready:
                     raise shared.unavailable()
@@ -464,17 +464,17 @@ class ClientConnection(Connection):
         """The queue says: it is your turn."""
         exchange = self._current()
         exchange.holds_slot = True
-        self._forward(exchange)
+        self._forward(exchange, self._shared.now())
 
     def on_refused(self, error: GatewayError) -> None:
         """The wait is over, and not because a slot came free."""
         self._shared.admission.leave(self)
         self._reply_error(error)
 
-    def _forward(self, exchange: Exchange) -> None:
+    def _forward(self, exchange: Exchange, now: float) -> None:
         exchange.on(_FORWARD)
         shared = self._shared
-        now = exchange.forwarded_at = shared.now()
+        exchange.forwarded_at = now
         self.deadline = now + shared.request_timeout
         self._seen = 0
         upstream = shared.pool.take()
@@ -526,8 +526,11 @@ class ClientConnection(Connection):
 
     # The engine's answer ------------------------------------------------------------------------
 
-    def on_response(self, answer: Answer, length: int) -> bytes:
-        """The head of the engine's answer is there; return what the client gets for it."""
+    def on_response(self, answer: Answer, length: int, body: bytes = b"") -> bytes:
+        """The head of the engine's answer is there; return what the client gets for it.
+
+        With *body* behind it, where all of that has come.
+        """
         exchange = self._current()
         exchange.on(_HEAD_SENT)
         exchange.status = answer.status
@@ -549,6 +552,7 @@ class ClientConnection(Connection):
                 exchange.request.cors,
                 b"" if answer.has_date else shared.date,
                 b"\r\n" if self._may_persist else b"Connection: close\r\n\r\n",
+                body,
             )
         )
 
@@ -563,12 +567,13 @@ class ClientConnection(Connection):
     def on_whole_response(self, answer: Answer, body: bytes) -> None:
         """An answer that came in one read, and ends with its length."""
         exchange = self._current()
-        message = self.on_response(answer, len(body)) + body
+        message = self.on_response(answer, len(body), body)
         # First, so that a client that is slow to take it pauses nobody else's connection.
         self._upstream = None
         self.write(message)
         exchange.bytes_out = len(message)
         exchange.ending = body
+        exchange.ended_at = exchange.first_byte_at
         self._finish(exchange)
 
     def on_first_event(self) -> None:
@@ -788,7 +793,8 @@ class ClientConnection(Connection):
         if self._opened is not None:
             exchange.bytes_out += self._opened.bytes_sent
             self._opened = None
-        exchange.ended_at = shared.now()
+        if not exchange.ended_at:
+            exchange.ended_at = shared.now()
         shared.accounts.close(exchange)
         if shared.is_draining:
             shared.notice_idle()

@@ -23,7 +23,7 @@ class Principal:
         window: None where nothing is counted.
     """
 
-    __slots__ = ("expires_at", "key", "key_id", "rate_fields", "window")
+    __slots__ = ("_after_left", "_before_left", "expires_at", "key", "key_id", "window")
 
     def __init__(self, key: Key, window: SlidingWindow | None) -> None:
         self.key = key
@@ -31,11 +31,15 @@ class Principal:
         # What the hot path asks for, one step nearer.
         self.key_id = key.key_id
         self.expires_at = key.expires_at
-        # After a hit, it takes a whole window until nothing counts any more.
-        self.rate_fields = (
-            replies.rate_fields(window.limit, b"%d", window.window) if window else b""
-        )
-        """With a place for how many requests remain."""
+        self._before_left = self._after_left = b""
+        if window is not None:
+            # After a hit, it takes a whole window until nothing counts any more.
+            lines = replies.rate_fields(window.limit, b"#", window.window)
+            self._before_left, _, self._after_left = lines.partition(b"#")
+
+    def fields_after_hit(self, left: int) -> bytes:
+        """The lines for an answer to what was counted; *left* requests remain."""
+        return b"".join((self._before_left, str(left).encode("ascii"), self._after_left))
 
     def fields_at(self, now: float) -> bytes:
         """The lines for an answer to what counts for nothing."""

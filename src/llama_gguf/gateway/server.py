@@ -235,7 +235,7 @@ class Gateway:
             await asyncio.sleep(TICK_SECONDS)
             shared.tell_time()
             shared.pool.retire_idle(IDLE_SECONDS)
-            shared.pool.cut_left()
+            shared.pool.cut_overdue()
             now = shared.now()
             for connection in tuple(shared.connections):
                 connection.on_tick(now)

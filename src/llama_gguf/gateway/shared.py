@@ -10,9 +10,8 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
-from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from llama_gguf.core.admission import Admission
@@ -50,6 +49,7 @@ BACKEND_RETRY_SECONDS: Final = 2.0
 DRAINING_RETRY_SECONDS: Final = 2.0
 ENGINE_NEWS_SECONDS: Final = 0.5
 """For the supervisor to say that the engine has died."""
+_LAST_DIGITS: Final = [b"%02x" % n for n in range(256)]
 
 
 class Shared:
@@ -112,7 +112,9 @@ class Shared:
         self.keepalive_timeout = settings.keepalive_timeout
         self.engine_is_ready = False
         self.max_head_bytes = settings.max_request_line_size + 8 * settings.max_header_line_size
-        self._request_ids = _request_ids()
+        self._id_prefix = b"req-%b-" % os.urandom(6).hex().encode("ascii")
+        self._id_block = b""
+        self._id_count = 0
         self.date = b""
         self.wall = 0.0
         self.tell_time()
@@ -130,7 +132,12 @@ class Shared:
     # Requests -----------------------------------------------------------------------------------
 
     def next_request_id(self) -> bytes:
-        return next(self._request_ids)
+        """Unique in this process by a counter, and among processes by a random prefix."""
+        count = self._id_count
+        self._id_count = count + 1
+        if not count & 255:  # formatted once in 256 times
+            self._id_block = b"%b%06x" % (self._id_prefix, count >> 8)
+        return self._id_block + _LAST_DIGITS[count & 255]
 
     def understand(self, head: RequestHead, cors: bytes) -> Request:
         """Work out all that *head* says.
@@ -239,16 +246,6 @@ def _nobody_listens() -> None:
 def wall_now() -> float:
     """POSIX seconds. For people and for expiry, never for durations."""
     return datetime.now(UTC).timestamp()
-
-
-def _request_ids() -> Iterator[bytes]:
-    """Unique in this process by a counter, and among processes by a random prefix."""
-    prefix = b"req-%b-" % os.urandom(6).hex().encode("ascii")
-    last_digits = [b"%02x" % n for n in range(256)]
-    for block in count():  # formatted once in 256 times
-        first_digits = b"%b%06x" % (prefix, block)
-        for digits in last_digits:
-            yield first_digits + digits
 
 
 def _upstream_prefix(settings: Settings) -> bytes:

@@ -71,11 +71,19 @@ class Asker(Protocol):
 class Keeper(Protocol):
     """Who keeps connections for later."""
 
+    last_head: tuple[Pattern, Answer] | None
+    """The last one that was understood: a new connection mostly begins with it again."""
+
     def give_back(self, connection: UpstreamConnection) -> None: ...
 
 
 class UpstreamConnection:
-    """An ``asyncio.Protocol`` by its methods; compiled classes do not inherit from others."""
+    """An ``asyncio.Protocol`` by its methods; compiled classes do not inherit from others.
+
+    Args:
+        keeper: who gets it back.
+        on_made: is told when it is connected.
+    """
 
     __slots__ = (
         "_answer",
@@ -90,6 +98,7 @@ class UpstreamConnection:
         "_left",
         "_may_persist",
         "_on_gone",
+        "_on_made",
         "_pattern",
         "_reads_chunks",
         "_received",
@@ -103,8 +112,9 @@ class UpstreamConnection:
         "transport",
     )
 
-    def __init__(self, keeper: Keeper) -> None:
+    def __init__(self, keeper: Keeper, on_made: Callable[[], None] | None = None) -> None:
         self._keeper = keeper
+        self._on_made = on_made
         self.transport: asyncio.Transport
         self.phase = _CLOSED
         self._asker: Asker | None = None
@@ -121,6 +131,8 @@ class UpstreamConnection:
         # The engine repeats its heads too: what was found in the last one is kept.
         self._pattern: Pattern = NEVER
         self._answer: Answer
+        if keeper.last_head is not None:
+            self._pattern, self._answer = keeper.last_head
         self.bytes_passed = 0
         """Bytes of the answer that the client got, the head's included."""
         self._last_chunk = b""
@@ -220,6 +232,9 @@ class UpstreamConnection:
         # uvloop's transports are no instances of asyncio.Transport, so this cannot be asserted.
         self.transport = cast("asyncio.Transport", transport)
         self.phase = _IDLE
+        if self._on_made is not None:
+            on_made, self._on_made = self._on_made, None
+            on_made()
 
     def data_received(self, data: bytes) -> None:
         if self.phase is _BETWEEN_CHUNKS and is_one_chunk(data):
@@ -316,7 +331,10 @@ class UpstreamConnection:
         read = read_response(head.fields, status=head.status, to_head=self._to_head)
         answer = Answer(head, read)
         # What an answer to HEAD means is another thing, and its pattern would not say so.
-        self._pattern = NEVER if self._to_head else Pattern(raw, read.length)
+        self._pattern = NEVER
+        if not self._to_head:
+            self._pattern = Pattern(raw, read.length)
+            self._keeper.last_head = self._pattern, answer
         return answer, read.length or 0
 
     # The answer's body --------------------------------------------------------------------------

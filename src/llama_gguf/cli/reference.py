@@ -63,8 +63,8 @@ def env_example() -> str:
     lines = [
         "# Every setting with its default. Copy this file to .env and take the # away where you",
         "# want something else. Compose reads it by itself, and `docker run` with --env-file; for",
-        "# `llama-gguf` itself, a shell has to: `set -a; . ./.env; set +a`, with quotes where a value",
-        "# has spaces. Printed from code by `make reference`.",
+        "# `llama-gguf` itself, a shell has to: `set -a; . ./.env; set +a`, with quotes where a",
+        "# value has spaces. Printed from code by `make reference`.",
     ]
     for section, names in groupby(settings.FIELDS, lambda n: settings.ABOUT[n].section):
         lines += ["", f"# --- {section}"]

@@ -12,7 +12,9 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final
 
 from llama_gguf import keyfile
 from llama_gguf.cli import fit, plan
@@ -25,7 +27,7 @@ from llama_gguf.core.launch import engine_address, extra_args
 from llama_gguf.core.masking import mask_urls
 from llama_gguf.core.memory import options
 from llama_gguf.core.settings import Settings
-from llama_gguf.engine import locate, machine
+from llama_gguf.engine import locate, machine, processes
 from llama_gguf.engine.hub_address import PREFIX
 from llama_gguf.engine.model import size_text
 from llama_gguf.errors import UserError
@@ -33,6 +35,9 @@ from llama_gguf.gateway import tls
 from llama_gguf.gateway.server import listen
 
 USAGE = "%(prog)s [MODEL] [--json] [--SETTING VALUE ...]"
+
+_OURS: Final = re.compile(r"(?:.*/)?llama(?:[-_]gguf|-server)")
+"""Words of the command lines of `serve`, gateway and engine."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -225,8 +230,23 @@ def _port(settings: Settings, name: str) -> str:
     host = settings.backend_host if name == "port_backend" else settings.host
     port: int = getattr(settings, name)
     plan.require_own_port(settings, name)
-    listen(host, port, core_settings.variable(name)).close()
+    try:
+        listen(host, port, core_settings.variable(name)).close()
+    except UserError as error:
+        raise UserError(f"{error}{_holder(port)}") from None
     return f"{host}:{port} is free"
+
+
+def _holder(port: int) -> str:
+    """Who listens on *port*, if that can be seen: many ask `check` while their `serve` runs."""
+    running = processes.look()
+    for listener in processes.listeners(running):
+        if listener.port == port and listener.pid is not None:
+            process = running[listener.pid]
+            if any(_OURS.fullmatch(word) for word in process.argv[:4]):
+                return f" Process {process.pid} has it, of a `serve` that runs already."
+            return f" Process {process.pid} has it: {process.name}."
+    return ""
 
 
 def _certificate(settings: Settings) -> str:

@@ -169,8 +169,19 @@ release-check: dist ## is it fit to be released? (TAG=v0.1.0 for the tag to be)
 release-notes: $(VENV)/.dev ## print what changed in this version
 	@$(BIN)/python -m tests.release --notes
 
-site: $(VENV)/.dev ## make HTML of docs/ in build/site
+conf    = $(shell sed -n 's/^$(1) = "\(.*\)"/\1/p' docs/conf.py)
+DRAWER := build/mermaid/$(call conf,mermaid_version)
+
+site: $(VENV)/.dev $(if $(shell command -v npm),$(DRAWER)) ## make HTML of docs/ in build/site
 	$(BIN)/sphinx-build -n -W --keep-going -q docs build/site
+
+# What draws the diagrams, so that a page that is read fetches nothing from elsewhere.
+$(DRAWER):
+	rm -rf $(@D) && mkdir -p $(@D)
+	cd $(@D) && npm pack --silent mermaid@$(@F) >/dev/null
+	cd $(@D) && echo '$(call conf,mermaid_sha256)  mermaid-$(@F).tgz' | sha256sum --check --quiet
+	cd $(@D) && tar -xzf mermaid-$(@F).tgz --exclude='*.map' package/dist/mermaid.esm.min.mjs package/dist/chunks/mermaid.esm.min
+	cd $(@D) && rm mermaid-$(@F).tgz && mv package/dist $(@F) && rmdir package
 
 changelog: $(VENV)/.dev ## gather the fragments of changes/ into CHANGELOG.md, for the version in __init__.py
 	$(BIN)/towncrier build --yes --version $(VERSION)

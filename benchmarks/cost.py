@@ -38,11 +38,13 @@ CEILINGS: Final = {
     "system calls a request": 7,
 }
 BODY: Final = b'{"messages":[{"role":"user","content":"' + b"Tell me about llamas. " * 25 + b'"}]}'
-_TEXT: Final = (
-    b'{"id":"chatcmpl-x","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"finish_reason":"stop","message":{"role":"assistant","content":"%b"}}],"usage":{"prompt_tokens":9,"completion_tokens":90,"total_tokens":99}}'
-    % (b"lorem ipsum dolor sit amet " * 16)
+_TEXT: Final = b"lorem ipsum dolor sit amet " * 16
+_ANSWERED: Final = (
+    b'{"id":"chatcmpl-x","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,'
+    b'"finish_reason":"stop","message":{"role":"assistant","content":"%b"}}],'
+    b'"usage":{"prompt_tokens":9,"completion_tokens":90,"total_tokens":99}}' % _TEXT
 )
-ANSWER: Final = OK.replace(b"11", b"%d" % len(_TEXT)).replace(b'{"ok":true}', _TEXT)
+ANSWER: Final = OK.replace(b"11", b"%d" % len(_ANSWERED)).replace(b'{"ok":true}', _ANSWERED)
 EVENT: Final = chunk(b'data: {"choices":[{"index":0,"delta":{"content":" tok"}}]}\n\n')
 FEW: Final = 300
 MANY: Final = 1300

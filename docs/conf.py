@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from llama_gguf import __version__
 
 project = "llama-gguf-inference"
@@ -17,3 +19,14 @@ html_show_copyright = False
 myst_heading_anchors = 4  # [limits](behaviour.md#keys-and-limits), as on GitHub
 myst_fence_as_directive = ["mermaid"]
 myst_enable_extensions = ["deflist"]
+
+# What draws the diagrams in the reader's browser. `make site` fetches it with npm and checks the
+# sum, and it is served with the pages; where there is no npm, pages ask a CDN for it.
+mermaid_version = "11.17.2"
+mermaid_sha256 = "6ad2f42c3fc26bbf9e45cbb6d11898972573ea52b33a5f4ff51952899f950ffd"
+fetched = Path(__file__).parent.parent / "build" / "mermaid"
+if (fetched / mermaid_version).is_dir():
+    html_static_path = [str(fetched)]
+    mermaid_use_local = f"{mermaid_version}/mermaid.esm.min.mjs"
+mermaid_height = "auto"
+mermaid_fullscreen_button = "+"  # not a sign that fonts may lack

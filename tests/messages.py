@@ -19,13 +19,12 @@ class Messages:
 
     def __init__(self, source: str) -> None:
         self._tree = ast.parse(source)
-        self._constants = {
-            target.id: node.value
-            for node in self._tree.body
-            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
-            for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
-            if isinstance(target, ast.Name)
-        }
+        self._named: dict[str, list[ast.expr]] = {}  # whatever the scope
+        for node in ast.walk(self._tree):
+            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+                for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                    if isinstance(target, ast.Name):
+                        self._named.setdefault(target.id, []).append(node.value)
         self._functions = {
             node.name: node for node in ast.walk(self._tree) if isinstance(node, ast.FunctionDef)
         }
@@ -45,8 +44,14 @@ class Messages:
                 yield re.sub(r"%[-\d.]*[a-z]", ANYTHING, text)
             case ast.JoinedStr(values=values):
                 yield "".join(_piece(value) for value in values)
-            case ast.Name(id=name) if name in self._constants:
-                yield from self._texts(self._constants[name])
+            case ast.Name(id=name):
+                for value in self._named.get(name, ()):
+                    yield from self._texts(value)
+            case ast.IfExp(body=one, orelse=other):
+                yield from self._texts(one)
+                yield from self._texts(other)
+            case ast.Call(func=ast.Attribute(attr="join"), args=[ast.List(elts=[first, *_])]):
+                yield from self._texts(first)
             case ast.Call(func=ast.Name(id=name)) if name in self._functions:
                 for inner in ast.walk(self._functions[name]):
                     if isinstance(inner, ast.Return) and inner.value is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,7 +168,9 @@ def _without_code(text: str) -> str:
 
 def test_every_cause_of_death_is_under_troubleshooting() -> None:
     page = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
-    reasons = {c.reason for c in deaths.CAUSES} | {reason for reason, _ in deaths._SIGNALS.values()}
+    by_status = [deaths.explain(status, []) for status in (-signal.SIGRTMAX, 0, 1)]
+    told = [*deaths._SIGNALS.values(), *by_status]
+    reasons = {c.reason for c in deaths.CAUSES} | {reason for reason, _ in told}
 
     assert {reason for reason in reasons if reason not in page} == set()
 
@@ -201,7 +204,8 @@ def _told(x):
 def test_every_link_leads_to_a_file_and_its_heading(page: Path) -> None:
     prose = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
     prose = re.sub(r"`[^`\n]*`", "", prose)
-    for target in re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", prose):
+    inline = re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", prose)
+    for target in inline + re.findall(r"^\[[^\]]*\]: (\S+)$", prose, re.MULTILINE):
         if re.match(r"[a-z]+:", target):
             continue
         path, _, heading = target.partition("#")

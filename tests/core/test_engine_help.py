@@ -62,12 +62,6 @@ def test_what_the_engine_knows_is_well(words: tuple[str, ...]) -> None:
         (("--threads=4",), "--threads=4: its value has to be a word of its own, after a space"),
         (("-kvo", "on"), "on is the value of nothing: look at the words before it"),
         (("-c",), "-c wants a value"),
-        (("--port", "1"), "--port is set by PORT_BACKEND: leave it out here"),
-        (("-m", "x"), "-m is set by MODEL_NAME or MODEL_PATH: leave it out here"),
-        (
-            ("--api_prefix", "/x"),
-            "--api_prefix would keep the gateway from the engine: leave it out",
-        ),
     ],
 )
 def test_what_it_does_not_know_is_told(words: tuple[str, ...], complaint: str) -> None:
@@ -75,4 +69,4 @@ def test_what_it_does_not_know_is_told(words: tuple[str, ...], complaint: str) -
 
 
 def test_all_that_is_wrong_is_told() -> None:
-    assert len(told("--thread", "--foo", "--port", "1", "-c")) == 4
+    assert len(told("--thread", "--foo", "-c")) == 3

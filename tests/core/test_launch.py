@@ -130,6 +130,24 @@ def test_a_secret_in_extra_args_is_refused_and_not_repeated(text: str) -> None:
     assert SECRET not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "instead"),
+    [
+        ("--host 0.0.0.0", "BACKEND_HOST"),
+        ("-b 512 --port 9090", "PORT_BACKEND"),
+        ("-m /other.gguf", "MODEL_PATH"),
+        ("--model /other.gguf", "MODEL_PATH"),
+        ("--api_prefix /x", "Leave it out"),
+        ("--ssl-key-file /k.pem --ssl-cert-file /c.pem", "TLS_KEY_FILE"),
+    ],
+)
+def test_a_flag_that_would_part_engine_and_gateway_is_refused(text: str, instead: str) -> None:
+    with pytest.raises(UserError, match=instead) as caught:
+        extra_args(Settings(extra_args=text))
+
+    assert caught.value.exit_status == 2
+
+
 # The environment ----------------------------------------------------------------------------------
 
 # What llama-server reads and what would open it up, move it, or make it serve something else.

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import random
 import sys
 import tempfile
 from pathlib import Path
-
-import uvloop
 
 from llama_gguf.cli.terminal import print_table, say
 from tests.progress import progress
@@ -26,7 +25,7 @@ def main() -> int:
         tempfile.TemporaryDirectory() as folder,
         progress("soak", size.requests + size.streams) as report,
     ):
-        outcome = uvloop.run(Soak(size, Path(folder), report).run())
+        outcome = asyncio.run(Soak(size, Path(folder), report).run())
     show(outcome)
     for fault in outcome.faults:
         say(f"WRONG: {fault}")

@@ -160,6 +160,9 @@ class EngineConnection(asyncio.Protocol):
         if path in (b"/health", b"/props"):
             self._send_whole(json.dumps({"status": "ok", "total_slots": SLOTS}).encode())
             return
+        if path == b"/metrics":  # read every 5 s, so only where the machine is slow or the run long
+            self._send_whole(b"llamacpp:requests_processing 1\n")
+            return
         self._engine.requests += 1
         order = Order.of(request.target)
         self._watch = self._engine.watches.get(order.number)

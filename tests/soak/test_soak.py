@@ -1,8 +1,7 @@
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
-
-import uvloop
 
 from tests.soak.soak import Size, Soak
 
@@ -10,6 +9,6 @@ from tests.soak.soak import Size, Soak
 def test_after_a_few_thousand_visits_everything_is_back_where_it_began(tmp_path: Path) -> None:
     size = Size(requests=3_000, streams=100, seed=1)
 
-    outcome = uvloop.run(Soak(size, tmp_path, report=lambda _: None).run())
+    outcome = asyncio.run(Soak(size, tmp_path, report=lambda _: None).run())
 
     assert outcome.faults == []

@@ -243,6 +243,13 @@ def test_a_certificate_that_cannot_be_used_is_named_before_anything_starts(shop:
 # The ports ----------------------------------------------------------------------------------------
 
 
+def test_one_port_for_two_is_a_bad_setting(shop: Shop) -> None:
+    left = shop.serve("Good.gguf", PORT="18001", PORT_HEALTH="18001")
+
+    assert left.status == USAGE
+    assert "18001 is given to PORT and PORT_HEALTH" in left.err
+
+
 @pytest.mark.parametrize("variable", ["PORT", "PORT_HEALTH"])
 def test_a_port_that_is_taken_is_named(shop: Shop, variable: str) -> None:
     with socket.socket() as taken:
@@ -254,16 +261,6 @@ def test_a_port_that_is_taken_is_named(shop: Shop, variable: str) -> None:
 
     assert left.status == BROKEN
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in left.err
-
-
-def test_one_port_for_two_purposes_is_not_laid_at_the_door_of_another_program(shop: Shop) -> None:
-    port = shop.environ["PORT"]
-
-    left = shop.serve("Good.gguf", PORT_HEALTH=port)
-
-    assert left.status == USAGE
-    assert f"{port} is given to two of PORT, PORT_HEALTH, PORT_BACKEND." in left.err
-    assert "something else" not in left.err
 
 
 def test_an_address_that_is_not_ours_is_named(shop: Shop) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib.util
 import json
 import os
@@ -103,8 +104,7 @@ def _row(result: Result) -> tuple[str, str, str]:
 
 def _results(settings: Settings, context: Context) -> Iterator[Result]:
     yield from facts(settings, context)
-    for name in plan.ports_of(settings):
-        yield _try(core_settings.variable(name), lambda name=name: _port(settings, name))  # type: ignore[misc]
+    yield from _ports(settings)
 
 
 def facts(settings: Settings, context: Context) -> Iterator[Result]:
@@ -141,6 +141,7 @@ def _machine(here: machine.Machine, settings: Settings) -> Iterator[Result]:
     yield Result("memory", "unknown" if memory is None else f"{size_text(memory)} available")
     free = machine.free_disk(settings.data_dir)
     yield Result("disk", "unknown" if free is None else f"{size_text(free)} free")
+    yield _logs(settings)
 
 
 def _engine(settings: Settings, context: Context, here: machine.Machine) -> Iterator[Result]:
@@ -212,26 +213,46 @@ def _model(
 
 def _fetching(settings: Settings) -> Result:
     name, folder = mask_urls(settings.model_name), settings.models_dir
-    there = folder
-    while there and not os.path.lexists(there):
-        there = os.path.dirname(there)
-    wrong = ""
-    if not (os.path.isdir(there or ".") and os.access(there or ".", os.W_OK | os.X_OK)):
-        wrong = (
-            f"nothing can be written into {there}; name another folder with DATA_DIR or MODELS_DIR"
-        )
+    wrong = _unwritable(folder)
+    if wrong:
+        wrong += "; name another folder with DATA_DIR or MODELS_DIR"
     elif name.startswith(PREFIX) and importlib.util.find_spec("huggingface_hub") is None:
         wrong = "that needs pip install 'llama-gguf-inference[hub]' (in a clone: '.[hub]')"
     text = f"{name} will be fetched into {folder}"
     return Result("model", f"{text}, but {wrong}", Level.WRONG) if wrong else Result("model", text)
 
 
-def _port(settings: Settings, name: str) -> str:
-    host = settings.backend_host if name == "port_backend" else settings.host
-    port: int = getattr(settings, name)
-    plan.require_own_port(settings, name)
+def _logs(settings: Settings) -> Result:
+    wrong = _unwritable(settings.log_dir)
+    if wrong:
+        return Result("logs", f"none will be kept: {wrong}", Level.NOTE)
+    return Result("logs", f"into {settings.log_dir}")
+
+
+def _unwritable(folder: str) -> str:
+    """Why *folder* can neither be written into nor be made; empty when it can."""
+    while folder and not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    if os.path.isdir(folder or ".") and os.access(folder or ".", os.W_OK | os.X_OK):
+        return ""
+    return f"nothing can be written into {folder or '.'}"
+
+
+def _ports(settings: Settings) -> Iterator[Result]:
     try:
-        listen(host, port, core_settings.variable(name)).close()
+        ports = plan.ports(settings)
+    except UserError as error:
+        yield Result("ports", str(error), Level.WRONG)
+        return
+    for name, port in ports.items():
+        host = settings.backend_host if name == "port_backend" else settings.host
+        subject = core_settings.variable(name)
+        yield _try(subject, functools.partial(_free, host, port, subject))
+
+
+def _free(host: str, port: int, variable: str) -> str:
+    try:
+        listen(host, port, variable).close()
     except UserError as error:
         raise UserError(f"{error}{_holder(port)}") from None
     return f"{host}:{port} is free"

@@ -5,32 +5,29 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import Final
 
 from llama_gguf import keyfile
-from llama_gguf.core import settings as core_settings
 from llama_gguf.core.keys import KeyRing
-from llama_gguf.core.settings import Settings
+from llama_gguf.core.settings import Settings, variable
 from llama_gguf.engine.landing import MeterFactory
 from llama_gguf.engine.model import Model, read_model, resolve, size_text
 from llama_gguf.engine.pull import KNOWN_FILES, find, is_fetchable, pull
 from llama_gguf.errors import UserError
 
-_PORTS: Final = ("port", "port_health", "port_backend")
 
+def ports(settings: Settings) -> dict[str, int]:
+    """The ports that `serve` listens on or has listened on, by their setting's name.
 
-def ports_of(settings: Settings) -> tuple[str, ...]:
-    """The names of the settings whose ports `serve` listens on."""
-    return _PORTS[:-1] if settings.backend_socket else _PORTS
-
-
-def require_own_port(settings: Settings, name: str) -> None:
-    """Raise UserError when the port *name* is another one's as well."""
-    names = ports_of(settings)
-    port = getattr(settings, name)
-    if [getattr(settings, other) for other in names].count(port) > 1:
-        variables = ", ".join(map(core_settings.variable, names))
-        raise UserError(f"{port} is given to two of {variables}.", exit_status=2)
+    Raises:
+        UserError: two are the same.
+    """
+    names = ["port", "port_health"] + ([] if settings.backend_socket else ["port_backend"])
+    found: dict[str, int] = {name: getattr(settings, name) for name in names}
+    for port in found.values():
+        same = [variable(name) for name in names if found[name] == port]
+        if len(same) > 1:
+            raise UserError(f"{port} is given to {' and '.join(same)}: choose another.", 2)
+    return found
 
 
 def must_be_fetched(settings: Settings) -> bool:

@@ -109,7 +109,9 @@ def metrics_page() -> str:
             "# Metrics\n",
             "`GET /metrics` answers JSON; with `Accept: text/plain` or an OpenMetrics type, or "
             "with `?format=prometheus`, Prometheus' text. It needs no key unless "
-            "`METRICS_AUTH_ENABLED` is true, and never asks the engine.\n\nIn JSON, names of "
+            "`METRICS_AUTH_ENABLED` is true, and never asks the engine. Prometheus' text has "
+            "besides the usual `process_*`, and llama-server's own as `llama_gguf_engine_*` "
+            "([which, and when](observability.md)).\n\nIn JSON, names of "
             "counters are without `_total`, and each bucket of a histogram has what fell into it "
             "alone; in the text, as Prometheus wants it, also what is in those below.\n",
             "| name | type | labels | meaning |\n|---|---|---|---|",

@@ -78,6 +78,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
         return _hold(context.environ)
     extra_args(settings)  # a slip in these is reported before anything starts
     engine_address(settings)
+    plan.ports(settings)
     if settings.tls_cert_file:
         tls.load(settings.tls_cert_file, settings.tls_key_file)
     if not settings.backend_api_key:
@@ -136,8 +137,6 @@ class _Serving:
 
     def run(self) -> int:
         settings = self._settings
-        for name in plan.ports_of(settings):
-            plan.require_own_port(settings, name)
         listener = listen(settings.host, settings.port)
         health_listener = listen(settings.host, settings.port_health, "PORT_HEALTH")
         health = HealthServer(health_listener, self._health_status)

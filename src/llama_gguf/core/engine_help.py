@@ -8,16 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 _NAMES: Final = re.compile(r"-{1,2}[A-Za-z][\w-]*(?:, +-{1,2}[A-Za-z][\w-]*)*")
-# What `serve` has settings for, and what the gateway would not find the engine behind.
-_OURS: Final[Mapping[str, str]] = {
-    "--host": "BACKEND_HOST or BACKEND_SOCKET",
-    "--port": "PORT_BACKEND",
-    "-m": "MODEL_NAME or MODEL_PATH",
-    "--model": "MODEL_NAME or MODEL_PATH",
-}
-_IN_THE_WAY: Final = frozenset(
-    {"--api-prefix", "--api-key-file", "--ssl-key-file", "--ssl-cert-file"}
-)
 
 
 def read_flags(text: str) -> dict[str, bool]:
@@ -48,10 +38,6 @@ def complaints(words: Sequence[str], flags: Mapping[str, bool]) -> Iterator[str]
         # llama-server takes "_" for "-" in the names of flags.
         flag = word.replace("_", "-") if word.startswith("--") else word
         at += 1
-        if flag in _OURS:
-            yield f"{word} is set by {_OURS[flag]}: leave it out here"
-        elif flag in _IN_THE_WAY:
-            yield f"{word} would keep the gateway from the engine: leave it out"
         if flag not in flags:
             yield _unknown(word, flag, flags)
         elif flags[flag]:

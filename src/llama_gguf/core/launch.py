@@ -18,10 +18,20 @@ _REFUSED: Final = re.compile(
     r"|UI_MCP_PROXY|STATIC_PATH|MEDIA_PATH|ENDPOINT_PROPS|MODEL|MODEL_URL|MODELS_.*|HF_.*|DOCKER_REPO|ALIAS|LOG_FILE)"
     r"|LLAMA_API_KEY|AIP_.*"
 )
-_SECRET_FLAGS: Final = {
-    "--api-key": "Set BACKEND_API_KEY instead.",
-    "--hf-token": "`llama-gguf pull` fetches models with HF_TOKEN.",
-    "-hft": "`llama-gguf pull` fetches models with HF_TOKEN.",
+_SEEN: Final = "whose value every user of the machine could read"
+_OURS: Final = "which `serve` sets itself"
+_IN_THE_WAY: Final = "which would keep the gateway from the engine"
+_NOT_EXTRA: Final[Mapping[str, tuple[str, str]]] = {
+    "--api-key": (_SEEN, "Set BACKEND_API_KEY instead."),
+    "--hf-token": (_SEEN, "`llama-gguf pull` fetches models with HF_TOKEN."),
+    "-hft": (_SEEN, "`llama-gguf pull` fetches models with HF_TOKEN."),
+    "--host": (_OURS, "Clients reach HOST; BACKEND_HOST or BACKEND_SOCKET is the engine's."),
+    "--port": (_OURS, "Clients reach PORT; PORT_BACKEND is the engine's."),
+    "--model": (_OURS, "Set MODEL_NAME or MODEL_PATH instead."),
+    "-m": (_OURS, "Set MODEL_NAME or MODEL_PATH instead."),
+    "--api-prefix": (_IN_THE_WAY, "Leave it out."),
+    "--ssl-cert-file": (_IN_THE_WAY, "Set TLS_CERT_FILE instead."),
+    "--ssl-key-file": (_IN_THE_WAY, "Set TLS_KEY_FILE instead."),
 }
 # Ours; the engine has no business with them.
 _SECRETS: Final = frozenset({"BACKEND_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})
@@ -67,7 +77,8 @@ def extra_args(settings: Settings) -> list[str]:
     """EXTRA_ARGS as a shell would split them.
 
     Raises:
-        UserError: a quote is not closed, or a secret would end up in argv.
+        UserError: a quote is not closed, a secret would end up in argv, or a flag is there
+            that would part the engine from the gateway or from what we tell of it.
     """
     try:
         words = shlex.split(settings.extra_args)
@@ -79,12 +90,9 @@ def extra_args(settings: Settings) -> list[str]:
     for word in words:
         # llama-server takes "_" for "-" in the names of flags.
         flag = word.partition("=")[0].replace("_", "-")
-        if flag in _SECRET_FLAGS:
-            raise UserError(
-                f"EXTRA_ARGS has {flag}, whose value every user of the machine could read. "
-                f"{_SECRET_FLAGS[flag]}",
-                exit_status=2,
-            )
+        if flag in _NOT_EXTRA:
+            wrong, instead = _NOT_EXTRA[flag]
+            raise UserError(f"EXTRA_ARGS has {flag}, {wrong}. {instead}", exit_status=2)
     return words
 
 

@@ -193,10 +193,11 @@ github-release: $(VENV)/.dev # for the workflow: TAG=v0.1.0; what is in dist/ go
 clean: ## remove what was made here, but not ./data
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build
 
-# The stamps are renewed when what they stand for changes; ensurepip comes with Python.
+# The stamps are renewed when what they stand for changes. ensurepip comes with Python, but not with
+# Debian's: what `venv` leaves behind without it would pass for done at the next try.
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; say which with PYTHON=...")'
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -f $@; exit 1; }
 
 $(VENV)/.run: locks/run.txt pyproject.toml | $(VENV)/bin/python
 	@echo "Installing into $(VENV) ..."

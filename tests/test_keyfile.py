@@ -56,7 +56,7 @@ def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
         keyfile.read(path)
 
     assert str(caught.value) == (
-        f"there is no keys file at {path}\n"
+        f"there is no keys file at {path}; AUTH_KEYS_FILE or DATA_DIR names another place\n"
         f"Make a first key with: llama-gguf keys generate --file {path}"
     )
     assert caught.value.exit_status == 1
@@ -211,7 +211,7 @@ def test_a_folder_that_cannot_be_made_is_reported_in_plain_words(path: Path, bel
 
     assert str(caught.value) == (
         f"cannot write the keys file {path}{below}/keys: Not a directory\n"
-        "Check who owns its folder, or name another place with --file or AUTH_KEYS_FILE."
+        "Check who owns its folder, or name another place: --file, AUTH_KEYS_FILE or DATA_DIR."
     )
 
 

@@ -33,7 +33,7 @@ def read(path: str) -> str:
             data = file.read()
     except FileNotFoundError:
         raise UserError(
-            f"there is no keys file at {path}\n"
+            f"there is no keys file at {path}; AUTH_KEYS_FILE or DATA_DIR names another place\n"
             f"Make a first key with: llama-gguf keys generate --file {path}"
         ) from None
     except IsADirectoryError:
@@ -195,4 +195,7 @@ def _not_written(path: str, error: OSError) -> str:
     if error.errno == EBUSY:
         # Docker mounts a single file so that nothing can be renamed over it.
         return text + "It is mounted by itself, so it cannot be replaced: mount its folder instead."
-    return text + "Check who owns its folder, or name another place with --file or AUTH_KEYS_FILE."
+    return (
+        text
+        + "Check who owns its folder, or name another place: --file, AUTH_KEYS_FILE or DATA_DIR."
+    )

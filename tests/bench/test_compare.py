@@ -81,6 +81,15 @@ def test_what_else_was_different_is_told() -> None:
     ]
 
 
+def test_another_seed_is_no_other_circumstance() -> None:
+    one, other = (
+        results.read("x", json.dumps(document(level(), settings={"seed": seed, "chat": True})))
+        for seed in (1, 2)
+    )
+
+    assert compare.circumstances(one, other) == []
+
+
 def test_the_outcome_is_plain_json_and_a_sentence() -> None:
     found = list(compare.changes(run("a"), run("b", slower=1.5)))
 

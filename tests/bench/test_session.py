@@ -82,7 +82,7 @@ def test_the_gateways_slots_are_told_with_the_level(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("status", "advice"),
     [
-        (401, "answered 401: no. Put the endpoint's key into LLAMA_API_KEY."),
+        (401, "answered 401: no. Put the endpoint's key into LLAMA_API_KEY; a new one"),
         (404, "answered 404: no. Is this the base URL"),
         (429, "--rate-limit 1000000"),
         (503, "Wait until the model is ready."),

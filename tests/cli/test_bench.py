@@ -97,6 +97,23 @@ def test_an_slo_and_an_open_loop(
     assert "time to first token" not in told
 
 
+def test_a_run_asks_what_no_earlier_one_has_asked_unless_its_seed_is_given(
+    engine: Engine, tmp_path: Path
+) -> None:
+    def prompts(*flags: str) -> list[str]:
+        engine.asked.clear()
+        assert (
+            bench(engine.url, *SMALL, "--json", str(tmp_path / "x"), *flags, tmp_path=tmp_path) == 0
+        )
+        return sorted(body["messages"][0]["content"] for body in engine.asked)
+
+    first = prompts()
+    seed = json.loads((tmp_path / "x").read_text())["settings"]["seed"]
+
+    assert not set(first) & set(prompts())
+    assert prompts("--seed", str(seed)) == first
+
+
 def test_prompts_come_from_a_file(engine: Engine, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('"one"\n{"prompt": "two"}\n')
 
@@ -192,6 +209,19 @@ def test_overhead_takes_turns_and_tells_the_difference(
     said = json.loads((tmp_path / "x.json").read_text())
     assert len(said["overhead"][0]["pairs"]) == 6
     assert (tmp_path / "x.html").read_text().count("<svg") == 3
+
+
+def test_a_backend_that_refuses_its_key_is_not_asked_for_that_of_the_gateway(
+    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with running() as backend:
+        backend.status = 401
+        assert bench(engine.url, "--overhead", backend.url, tmp_path=tmp_path) == 1
+
+    told = capsys.readouterr().err
+    assert f"{backend.url} answered 401" in told
+    assert "BACKEND_API_KEY" in told
+    assert "LLAMA_API_KEY" not in told
 
 
 def test_overhead_without_a_single_good_block_has_not_worked(

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,6 +240,24 @@ def test_a_port_that_is_taken(machine: Machine, check: Check, variable: str) -> 
     assert status == 1
     assert wrong(checks).keys() == {variable}
     assert "Address already in use" in wrong(checks)[variable]
+    assert f"Process {os.getpid()} has it: " in wrong(checks)[variable]
+
+
+def test_a_port_of_a_serve_that_runs_is_told_as_one(machine: Machine, check: Check) -> None:
+    port = machine.environ["PORT"]
+    code = (
+        "import socket, sys; s = socket.create_server(('127.0.0.1', int(sys.argv[3]))); "
+        "print('listens', flush=True); sys.stdin.read()"
+    )
+    argv = [sys.executable, "-c", code, "/opt/bin/llama-gguf", "serve", port]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as serve:
+        assert serve.stdout is not None
+        serve.stdout.readline()
+
+        _, checks = check()
+        serve.communicate(timeout=30)
+
+    assert f"Process {serve.pid} has it, of a `serve` that runs already." in wrong(checks)["PORT"]
 
 
 @pytest.mark.parametrize(
@@ -245,9 +265,11 @@ def test_a_port_that_is_taken(machine: Machine, check: Check, variable: str) -> 
     [("PORT", "PORT_HEALTH"), ("PORT", "PORT_BACKEND"), ("PORT_HEALTH", "PORT_BACKEND")],
 )
 def test_one_port_for_two_purposes(machine: Machine, check: Check, one: str, other: str) -> None:
-    status, _ = check(**{other: machine.environ[one]})
+    status, checks = check(**{other: machine.environ[one]})
 
     assert status == 1
+    assert wrong(checks).keys() == {"ports"}
+    assert f"is given to {one} and {other}: choose another." in wrong(checks)["ports"]
 
 
 def test_with_a_unix_socket_the_engines_port_is_not_needed(machine: Machine, check: Check) -> None:
@@ -362,7 +384,10 @@ def test_a_model_that_could_not_be_put_anywhere_is_wrong(machine: Machine, check
     status, checks = check("smollm2", MODELS_DIR=str(machine.folder / "file" / "models"))
 
     assert status == 1
-    assert wrong(checks)["model"].endswith(f"but nothing can be written into {machine.folder}/file")
+    assert wrong(checks)["model"].endswith(
+        f"but nothing can be written into {machine.folder}/file; "
+        "name another folder with DATA_DIR or MODELS_DIR"
+    )
 
 
 def test_logs_that_could_not_be_kept_are_noted(machine: Machine, check: Check) -> None:

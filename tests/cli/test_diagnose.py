@@ -254,12 +254,20 @@ def test_with_everything_broken_there_is_a_bundle_that_says_what(
 
     assert "PORT='nonsense' cannot be used" in texts["settings.txt"]
     assert "could not be looked through for secrets: the keys file: " in texts["summary.txt"]
-    assert "\nmodel: UserError: There is no model /nowhere/m.gguf." in texts["summary.txt"]
+    assert "\nmodel: There is no model /nowhere/m.gguf." in texts["summary.txt"]
     assert "is a folder; name the file in it" in texts["engine.txt"]
     assert "nvidia-smi: not on PATH" in texts["gpu.txt"]
     assert "/nowhere/at/all: No such file or directory" in texts["disk.txt"]
     assert "Connection refused" in texts["server.txt"] or "200" in texts["server.txt"]
-    assert "- model is not whole: UserError: " in capsys.readouterr().out
+    assert "- model is not whole: There is no model /nowhere/m.gguf." in capsys.readouterr().out
+
+
+def test_the_model_may_be_named_as_it_is_for_serve(tmp_path: Path, environ: dict[str, str]) -> None:
+    (tmp_path / "mine.gguf").write_bytes(gguf())
+
+    texts = diagnose(tmp_path, environ, str(tmp_path / "mine.gguf"))
+
+    assert texts["model.txt"].startswith(str(tmp_path / "mine.gguf"))
 
 
 def test_a_part_that_hangs_does_not_keep_the_others_from_coming(
@@ -277,15 +285,22 @@ def test_a_part_that_hangs_does_not_keep_the_others_from_coming(
     assert "versions: collected" in texts["summary.txt"]
 
 
-def test_the_package_need_not_be_whole(
-    tmp_path: Path, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "httptools", None)
-    for name in [n for n in sys.modules if n.startswith("llama_gguf.")]:
-        monkeypatch.delitem(sys.modules, name)
+def test_the_package_need_not_be_whole(tmp_path: Path, environ: dict[str, str]) -> None:
+    path = tmp_path / "out.tar.gz"
+    code = (
+        "import sys; sys.modules['httptools'] = None; from llama_gguf.cli.main import main; main()"
+    )
 
-    texts = diagnose(tmp_path, environ)
+    # In a process of its own: what this one has imported is imported.
+    subprocess.run(
+        [sys.executable, "-c", code, "diagnose", "--output", str(path)],
+        env=environ,
+        stdout=subprocess.DEVNULL,
+        timeout=60,
+        check=True,
+    )
 
+    texts = read(path.read_bytes())
     assert "checks: ModuleNotFoundError" in texts["summary.txt"]
     assert "settings: collected" in texts["summary.txt"]
 

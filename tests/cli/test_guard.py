@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 
 from llama_gguf.cli.guard import within
+from llama_gguf.errors import UserError
 
 
 def test_what_works_is_handed_on() -> None:
@@ -15,6 +16,13 @@ def test_what_fails_is_told() -> None:
         None,
         "ZeroDivisionError: integer division or modulo by zero",
     )
+
+
+def test_what_is_wrong_with_what_people_did_is_told_in_its_words_alone() -> None:
+    def work() -> None:
+        raise UserError("No model is named.")
+
+    assert within(30, work) == (None, "No model is named.")
 
 
 def test_what_hangs_is_left_behind() -> None:

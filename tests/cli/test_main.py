@@ -96,6 +96,23 @@ def test_an_unknown_flag_is_a_mistake(name: str, capsys: pytest.CaptureFixture[s
     assert "--no-such-flag" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flags", ["--no-mmap", "--no-mmap --mlock", "-fa on"])
+def test_the_flags_for_the_engine_may_follow_theirs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: str
+) -> None:
+    for words in (["--extra-args", flags], [f"--extra-args={flags}"]):
+        main(["check", *words, "--json"], {"DATA_DIR": str(tmp_path)})
+
+        told = json.loads(capsys.readouterr().out)
+        assert told["settings"]["EXTRA_ARGS"]["value"] == flags
+
+
+def test_the_flag_for_the_engines_flags_needs_some(capsys: pytest.CaptureFixture[str]) -> None:
+    assert left_with("check", "--extra-args") == 2
+
+    assert "--extra-args: expected one argument" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", [n for n in COMMANDS if n != "keys"])
 def test_no_secret_can_be_given_by_flag(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     for secret in SECRETS:

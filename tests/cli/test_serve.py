@@ -15,7 +15,7 @@ import pytest
 from llama_gguf.cli import serve
 from llama_gguf.cli.context import Context
 from llama_gguf.cli.main import main
-from llama_gguf.cli.serve import ready_text, with_model
+from llama_gguf.cli.serve import ready_text
 from llama_gguf.core import settings as core_settings
 from llama_gguf.core.settings import Settings
 
@@ -161,6 +161,18 @@ def test_any_path_of_the_keys_file_can_be_pasted(desk: Desk, tmp_path: Path, nam
     assert pasted(desk, text)[1] == SECRET
 
 
+def test_what_is_pasted_works_in_a_terminal_that_is_in_another_folder(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "api_keys.txt").write_text(f"alice:{SECRET}\n")
+    text = ready_text(settings(auth_keys_file="./api_keys.txt"), model="tiny", new_key="")
+
+    monkeypatch.chdir("/")
+
+    assert pasted(desk, text)[1] == SECRET
+
+
 @pytest.mark.parametrize("model", ["Qwen3-8B", "it's", 'a"b', "a$b", "a b"])
 def test_any_name_of_a_model_can_be_pasted(desk: Desk, model: str) -> None:
     text = ready_text(settings(), model=model, new_key=SECRET)
@@ -204,17 +216,6 @@ def test_with_a_certificate_the_url_is_https(desk: Desk) -> None:
     assert asked["base_url"] == "https://127.0.0.1:8000/v1"
     assert "http://" not in text
     assert "curl --cacert FILE" in text
-
-
-# The model of the command line --------------------------------------------------------------------
-
-
-def test_the_model_of_the_command_line_beats_both_variables() -> None:
-    before = settings(model_name="by-name", model_path="/by/path.gguf")
-
-    assert with_model(before, None) is before
-    after = with_model(before, "mine")
-    assert (after.model_name, after.model_path) == ("mine", "")
 
 
 # What the gateway is told -------------------------------------------------------------------------

@@ -75,7 +75,8 @@ def circumstances(a: Run, b: Run) -> list[str]:
     found = []
     for part in _CIRCUMSTANCES:
         first, second = _flat(a.said.get(part)), _flat(b.said.get(part))
-        for name in sorted(first.keys() | second.keys()):
+        # Another seed is other prompts of the same length: it explains nothing.
+        for name in sorted((first.keys() | second.keys()) - {"seed"}):
             if (was := first.get(name)) != (now := second.get(name)):
                 found.append(f"{part} {name}: {_text(was)} -> {_text(now)}")  # noqa: PERF401  # reads better
     return found

@@ -52,6 +52,8 @@ class Target:
     prefix: str = ""
     tls: ssl.SSLContext | None = None
     key: str = field(default="", repr=False)
+    key_hint: str = "Put the endpoint's key into LLAMA_API_KEY; a new one counts in three seconds."
+    """What to do when it refuses the key."""
 
     def request(self, method: str, path: str, body: bytes = b"") -> bytes:
         """The bytes of a request."""

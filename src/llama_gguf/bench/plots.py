@@ -59,7 +59,9 @@ def require() -> None:
     """Raises UserError when matplotlib is not there: better before a run than after it."""
     if find_spec("matplotlib") is None:
         raise UserError(
-            "--html and --plot need matplotlib: pip install 'llama-gguf-inference[bench]'", 2
+            "--html and --plot need matplotlib: "
+            "pip install 'llama-gguf-inference[bench]' (in a clone: '.[bench]')",
+            2,
         )
 
 

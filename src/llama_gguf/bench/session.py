@@ -24,8 +24,6 @@ from llama_gguf.errors import UserError
 Progress = Callable[[Load, Budget, Level], None]
 
 _HINTS: Final[Mapping[int, str]] = {
-    401: " Put the endpoint's key into LLAMA_API_KEY.",
-    403: " Put the endpoint's key into LLAMA_API_KEY.",
     404: " Is this the base URL of an OpenAI-compatible endpoint, and --model one that it has?",
     429: " Make a key for this: llama-gguf keys generate --rate-limit 1000000",
     503: " Wait until the model is ready.",
@@ -123,7 +121,7 @@ async def _ask_once(
         raise UserError(f"{target.url} cannot be asked: {_reason(error)}. Does it run?") from None
     if sink.status != 200:
         said = error_message(sink.body) or "no reason given"
-        hint = _HINTS.get(sink.status, "")
+        hint = f" {target.key_hint}" if sink.status in (401, 403) else _HINTS.get(sink.status, "")
         raise UserError(f"{target.url} answered {sink.status}: {said.rstrip('.')}.{hint}")
     with suppress(ValueError):
         answer = json.loads(sink.body)

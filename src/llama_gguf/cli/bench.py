@@ -18,10 +18,11 @@ import argparse
 import asyncio
 import json
 import random
+import secrets
 import signal
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from llama_gguf.bench import compare, overhead, plots, results, session, tables
@@ -142,7 +143,7 @@ def _add_prompts(group: argparse._ArgumentGroup) -> None:
         metavar="JSON",
         help="more for every request",
     )
-    group.add_argument("--seed", type=int, default=0, help="of prompts and moments [0]")
+    group.add_argument("--seed", type=int, help="of prompts and moments [another each time]")
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
@@ -246,7 +247,8 @@ def _options(arguments: argparse.Namespace) -> Options:
         timeout=arguments.timeout,
         keeps_connections=kept == "kept",
         slo=arguments.slo,
-        seed=arguments.seed,
+        # Another each time: the engine would have the prompts of an earlier run in its cache.
+        seed=secrets.randbits(32) if arguments.seed is None else arguments.seed,
     )
 
 
@@ -316,7 +318,9 @@ def _run_overhead(job: Job) -> int:
 
 def _backend(job: Job) -> Target:
     key = job.context.settings.backend_api_key
-    return parse_target(job.arguments.overhead, key=key, ca_file=job.arguments.ca_file)
+    backend = parse_target(job.arguments.overhead, key=key, ca_file=job.arguments.ca_file)
+    hint = "Put llama-server's key into BACKEND_API_KEY, here and where `serve` is started."
+    return replace(backend, key_hint=hint)
 
 
 def _facts(job: Job, prepared: Prepared) -> Circumstances:

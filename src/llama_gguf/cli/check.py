@@ -13,13 +13,14 @@ import functools
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final
 
 from llama_gguf import keyfile
 from llama_gguf.cli import fit, plan
-from llama_gguf.cli.context import Context
+from llama_gguf.cli.context import Context, with_model
 from llama_gguf.cli.results import Level, Result
-from llama_gguf.cli.serve import with_model
 from llama_gguf.cli.terminal import print_table, say
 from llama_gguf.core import settings as core_settings
 from llama_gguf.core.engine_help import complaints
@@ -27,7 +28,7 @@ from llama_gguf.core.launch import engine_address, extra_args
 from llama_gguf.core.masking import mask_urls
 from llama_gguf.core.memory import options
 from llama_gguf.core.settings import Settings
-from llama_gguf.engine import locate, machine
+from llama_gguf.engine import locate, machine, processes
 from llama_gguf.engine.hub_address import PREFIX
 from llama_gguf.engine.model import size_text
 from llama_gguf.errors import UserError
@@ -35,6 +36,9 @@ from llama_gguf.gateway import tls
 from llama_gguf.gateway.server import listen
 
 USAGE = "%(prog)s [MODEL] [--json] [--SETTING VALUE ...]"
+
+_OURS: Final = re.compile(r"(?:.*/)?llama(?:[-_]gguf|-server)")
+"""Words of the command lines of `serve`, gateway and engine."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -210,12 +214,10 @@ def _model(
 def _fetching(settings: Settings) -> Result:
     name, folder = mask_urls(settings.model_name), settings.models_dir
     wrong = _unwritable(folder)
-    if (
-        not wrong
-        and name.startswith(PREFIX)
-        and importlib.util.find_spec("huggingface_hub") is None
-    ):
-        wrong = "that needs pip install 'llama-gguf-inference[hub]'"
+    if wrong:
+        wrong += "; name another folder with DATA_DIR or MODELS_DIR"
+    elif name.startswith(PREFIX) and importlib.util.find_spec("huggingface_hub") is None:
+        wrong = "that needs pip install 'llama-gguf-inference[hub]' (in a clone: '.[hub]')"
     text = f"{name} will be fetched into {folder}"
     return Result("model", f"{text}, but {wrong}", Level.WRONG) if wrong else Result("model", text)
 
@@ -249,8 +251,23 @@ def _ports(settings: Settings) -> Iterator[Result]:
 
 
 def _free(host: str, port: int, variable: str) -> str:
-    listen(host, port, variable).close()
+    try:
+        listen(host, port, variable).close()
+    except UserError as error:
+        raise UserError(f"{error}{_holder(port)}") from None
     return f"{host}:{port} is free"
+
+
+def _holder(port: int) -> str:
+    """Who listens on *port*, if that can be seen: many ask `check` while their `serve` runs."""
+    running = processes.look()
+    for listener in processes.listeners(running):
+        if listener.port == port and listener.pid is not None:
+            process = running[listener.pid]
+            if any(_OURS.fullmatch(word) for word in process.argv[:4]):
+                return f" Process {process.pid} has it, of a `serve` that runs already."
+            return f" Process {process.pid} has it: {process.name}."
+    return ""
 
 
 def _certificate(settings: Settings) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llama_gguf.core.settings import Settings
 
@@ -17,3 +17,8 @@ class Context:
     environ: Mapping[str, str]
     complaint: str = ""
     """What is wrong with settings; only for a command that can do without them."""
+
+
+def with_model(settings: Settings, model: str | None) -> Settings:
+    """*settings* with the MODEL of the command line, which beats both variables."""
+    return settings if model is None else replace(settings, model_name=model, model_path="")

@@ -6,7 +6,7 @@ made even when everything is broken, and then says what could not be found out. 
 and passwords are taken out; look through it all the same before you send it on.
 
 Examples:
-  llama-gguf diagnose                        into a file here
+  llama-gguf diagnose smollm2                into a file here; MODEL as for `serve`
   llama-gguf diagnose --output - > my.tar.gz through a pipe, out of a container, say
 """
 
@@ -19,19 +19,19 @@ import os
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
 from llama_gguf import __version__
 from llama_gguf.cli import bundle, known_secrets
-from llama_gguf.cli.context import Context
+from llama_gguf.cli.context import Context, with_model
 from llama_gguf.cli.guard import within
 from llama_gguf.cli.terminal import say
 from llama_gguf.core.masking import Masker
 from llama_gguf.errors import UserError
 
-USAGE = "%(prog)s [--output FILE] [--json] [--SETTING VALUE ...]"
+USAGE = "%(prog)s [MODEL] [--output FILE] [--json] [--SETTING VALUE ...]"
 
 DOES_WITHOUT_SETTINGS: Final = True
 """A setting that cannot be used is one of the things to find out."""
@@ -48,6 +48,7 @@ class Section:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="the model that is served")
     parser.add_argument(
         "--output",
         default="",
@@ -59,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, context: Context) -> int:
     now = datetime.now(UTC)
+    context = replace(context, settings=with_model(context.settings, arguments.model))
     secrets, unread = known_secrets.gather(context)
     masker = Masker(secrets)
     sections = [_masked(section, masker) for section in _collect(context)]

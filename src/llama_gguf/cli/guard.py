@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from llama_gguf.errors import UserError
+
 Found = TypeVar("Found")
 
 
@@ -18,7 +20,8 @@ def within(seconds: float, work: Callable[[], Found]) -> tuple[Found | None, str
         try:
             found.append(work())
         except Exception as error:  # whatever it is, it is told, and nothing else ends
-            troubles.append(f"{type(error).__name__}: {error}")
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            troubles.append(f"{kind}{error}")
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()

@@ -94,7 +94,7 @@ def _row(key: Key, now: datetime) -> tuple[str, str, str, str]:
 def _expiry(key: Key, now: datetime) -> str:
     if key.expires_at is None:
         return "never"
-    left = key.expires_at - now.timestamp()
+    left = key.expires_at - int(now.timestamp())  # the file has whole seconds: 30d is not 29 days
     distance = f"in {_span(left)}" if left > 0 else f"expired {_span(-left)} ago"
     return f"{format_moment(key.expires_at)} ({distance})"
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import os
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from llama_gguf import __version__
@@ -73,11 +74,23 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         return 2
     command = importlib.import_module(f"llama_gguf.cli.{name}")
     told = argparse.Namespace(argv=tuple(argv))  # for a report that says how it was made
-    arguments = command_parser(name).parse_args(argv[1:], told)
+    arguments = command_parser(name).parse_args(list(_joined(argv[1:])), told)
     context = _context(arguments, environ)
     if context.complaint and not hasattr(command, "DOES_WITHOUT_SETTINGS"):
         raise UserError(context.complaint, exit_status=2)
     return int(command.run(arguments, context))
+
+
+def _joined(words: Sequence[str]) -> Iterator[str]:
+    """*words*, with EXTRA_ARGS in one with its flag.
+
+    argparse takes a value such as `--no-mmap` for a flag of its own; `--flag=VALUE` it does not.
+    """
+    rest = iter(words)
+    for word in rest:
+        if word == core_settings.flag("extra_args"):
+            word = "=".join([word, *itertools.islice(rest, 1)])  # noqa: PLW2901
+        yield word
 
 
 def command_parser(name: str) -> argparse.ArgumentParser:

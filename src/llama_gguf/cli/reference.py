@@ -62,7 +62,9 @@ def env_example() -> str:
     """A file to copy to ``.env``: every variable, commented out, at its default."""
     lines = [
         "# Every setting with its default. Copy this file to .env and take the # away where you",
-        "# want something else. Printed from code by `make reference`.",
+        "# want something else. Compose reads it by itself, and `docker run` with --env-file; for",
+        "# `llama-gguf` itself, a shell has to: `set -a; . ./.env; set +a`, with quotes where a",
+        "# value has spaces. Printed from code by `make reference`.",
     ]
     for section, names in groupby(settings.FIELDS, lambda n: settings.ABOUT[n].section):
         lines += ["", f"# --- {section}"]
@@ -109,7 +111,9 @@ def metrics_page() -> str:
             "with `?format=prometheus`, Prometheus' text. It needs no key unless "
             "`METRICS_AUTH_ENABLED` is true, and never asks the engine. Prometheus' text has "
             "besides the usual `process_*`, and llama-server's own as `llama_gguf_engine_*` "
-            "([which, and when](observability.md)).\n",
+            "([which, and when](observability.md)).\n\nIn JSON, names of "
+            "counters are without `_total`, and each bucket of a histogram has what fell into it "
+            "alone; in the text, as Prometheus wants it, also what is in those below.\n",
             "| name | type | labels | meaning |\n|---|---|---|---|",
             *rows,
             "",

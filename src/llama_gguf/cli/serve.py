@@ -28,7 +28,7 @@ from typing import Final
 
 from llama_gguf import __version__, keyfile
 from llama_gguf.cli import logs, plan
-from llama_gguf.cli.context import Context
+from llama_gguf.cli.context import Context, with_model
 from llama_gguf.cli.fetch import fetch
 from llama_gguf.cli.terminal import LoadMeter, download_meter, say
 from llama_gguf.core import settings as core_settings
@@ -114,11 +114,6 @@ def _nobody_left_behind() -> Iterator[None]:
         yield
     finally:
         orphans.kill_all()
-
-
-def with_model(settings: Settings, model: str | None) -> Settings:
-    """*settings* with the MODEL of the command line, which beats both variables."""
-    return settings if model is None else replace(settings, model_name=model, model_path="")
 
 
 class _Serving:
@@ -326,7 +321,10 @@ END
 
 
 def _key_command(path: str) -> str:
-    """A piece of shell that reads a key out of the file, so that none is shown again."""
+    """A piece of shell that reads a key out of the file, so that none is shown again.
+
+    It is pasted into another terminal, which is most likely in another folder.
+    """
     now = datetime.now(UTC).timestamp()
     try:
         lines = keyfile.read(path).split("\n")
@@ -335,7 +333,7 @@ def _key_command(path: str) -> str:
     for number, line in enumerate(lines, start=1):
         for key in KeyRing.parse(line).keys:
             if not key.hashed and not key.is_expired(now):
-                file = shlex.quote(path)
+                file = shlex.quote(os.path.abspath(path))
                 return f"$(sed -n {number}p {file} | cut -d: -f2 | tr -d '[:space:]')"
     return "YOUR_API_KEY"
 

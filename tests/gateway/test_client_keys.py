@@ -192,6 +192,15 @@ def test_expired_keys_count_as_wrong_ones(new_rig: NewRig) -> None:
     assert ask(rig, f"x-api-key: {KEY}").status == 429
 
 
+def test_to_show_no_key_is_no_guess_as_of_a_check_that_only_looks_whether_we_are_there(
+    new_rig: NewRig,
+) -> None:
+    rig = new_rig(auth_failures_per_minute=1)
+    assert {ask(rig).status for _ in range(5)} == {401}
+
+    assert ask(rig, f"x-api-key: {KEY}").status == 200
+
+
 def test_right_keys_do_not_count_as_wrong_ones(new_rig: NewRig) -> None:
     rig = new_rig(auth_failures_per_minute=1)
 
@@ -201,7 +210,7 @@ def test_right_keys_do_not_count_as_wrong_ones(new_rig: NewRig) -> None:
 def test_wrong_keys_may_be_left_uncounted(new_rig: NewRig) -> None:
     rig = new_rig(auth_failures_per_minute=0)
 
-    assert {ask(rig).status for _ in range(100)} == {401}
+    assert {ask(rig, "x-api-key: wrong").status for _ in range(100)} == {401}
 
 
 # Without keys -------------------------------------------------------------------------------------

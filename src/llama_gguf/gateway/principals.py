@@ -112,14 +112,15 @@ class Principals:
         wait = self.failures.retry_after(network, now)
         if wait:
             raise Limited("Too many wrong keys from this address.", retry_after=wait)
+        presented = presented_key(read, in_authorization=self._in_authorization)
         try:
-            return self._known(read, wall)
-        except Unauthorized:
+            return self._known(presented, wall)
+        except Unauthorized:  # to show no key at all is no guess
             self.failures.failed(network, now)
             raise
 
-    def _known(self, read: RequestFields, wall: float) -> Principal:
-        found = self.holder(presented_key(read, in_authorization=self._in_authorization))
+    def _known(self, presented: bytes, wall: float) -> Principal:
+        found = self.holder(presented)
         if found is None:
             raise invalid_key()
         if found.key.is_expired(wall):

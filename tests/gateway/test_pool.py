@@ -116,9 +116,8 @@ def test_a_cancelled_attempt_tells_nobody(place: Place) -> None:
     assert (place.connected, place.failed) == ([], [])
 
 
-def test_a_connection_that_is_made_after_the_attempt_was_cancelled_tells_nobody(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def dial_slowly(place: Place, monkeypatch: pytest.MonkeyPatch) -> list[asyncio.Protocol]:
+    """Have attempts end long after their connections are made; returns what those belong to."""
     made = []
 
     async def connecting(factory: Callable[[], asyncio.Protocol], *_: object) -> None:
@@ -126,11 +125,33 @@ def test_a_connection_that_is_made_after_the_attempt_was_cancelled_tells_nobody(
         await place.loop.create_future()
 
     monkeypatch.setattr(place.loop, "create_connection", connecting)
+    return made
+
+
+def test_a_connection_that_is_made_after_the_attempt_was_cancelled_tells_nobody(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = dial_slowly(place, monkeypatch)
     attempt = place.connect()
     attempt.cancel()
     made[0].connection_made(FakeTransport(place.loop, ("127.0.0.1", 8080)))
 
     assert (place.connected, place.failed) == ([], [])
+
+
+def test_a_connection_that_was_made_in_time_does_not_fail_later(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = dial_slowly(place, monkeypatch)
+    attempt = place.connect()
+    made[0].connection_made(FakeTransport(place.loop, ("127.0.0.1", 8080)))
+    place.clock.now += 3600
+    place.pool.cut_overdue()
+    attempt.cancel()
+    place.loop.spin()
+
+    assert len(place.connected) == 1
+    assert place.failed == []
 
 
 def test_what_was_given_back_is_taken_again_once(place: Place) -> None:

@@ -73,7 +73,7 @@ class _Counts(dict[bytes, int]):
 
     def __missing__(self, digits: bytes) -> int:
         count = int(digits) if digits.isdigit() and len(digits) <= _MAX_DIGITS else -1
-        if len(self) < _MAX_REMEMBERED:
+        if count >= 0 and len(self) < _MAX_REMEMBERED:
             self[digits] = count
         return count
 

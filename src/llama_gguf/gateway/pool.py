@@ -99,6 +99,7 @@ class Pool:
 
         def made() -> None:  # two turns of the loop before the task is done
             if not task.cancelling():
+                del self._connecting[task]
                 on_connected(connection)
 
         connection = UpstreamConnection(self, made)
@@ -116,8 +117,10 @@ class Pool:
         return self._loop.create_connection(factory, settings.backend_host, settings.port_backend)
 
     def _on_connect_end(self, task: asyncio.Task[_Connected]) -> None:
-        on_failed = self._connecting.pop(task)[1]
-        error = None if task.cancelled() else task.exception()
+        attempt = self._connecting.pop(task, None)
+        if attempt is None or task.cancelled():
+            return
+        error, on_failed = task.exception(), attempt[1]
         if isinstance(error, ConnectionRefusedError | FileNotFoundError):
             on_failed(UpstreamRefused("The engine refused the connection."))
         elif isinstance(error, OSError):

@@ -134,7 +134,7 @@ def test_a_connection_that_is_made_after_the_attempt_was_cancelled_tells_nobody(
     made = dial_slowly(place, monkeypatch)
     attempt = place.connect()
     attempt.cancel()
-    made[0].connection_made(FakeTransport(place.loop, ("127.0.0.1", 8080)))
+    FakeTransport(place.loop, ("127.0.0.1", 8080)).attach(made[0])
 
     assert (place.connected, place.failed) == ([], [])
 
@@ -144,7 +144,7 @@ def test_a_connection_that_was_made_in_time_does_not_fail_later(
 ) -> None:
     made = dial_slowly(place, monkeypatch)
     attempt = place.connect()
-    made[0].connection_made(FakeTransport(place.loop, ("127.0.0.1", 8080)))
+    FakeTransport(place.loop, ("127.0.0.1", 8080)).attach(made[0])
     place.clock.now += 3600
     place.pool.cut_overdue()
     attempt.cancel()

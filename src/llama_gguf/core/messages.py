@@ -216,7 +216,8 @@ class Pattern:
             return at
         end = at + self._digits
         after = end + self._after_bytes
-        if data[end:after] != self._after:
+        # mypyc's slices fail where they would begin behind the end.
+        if after > len(data) or data[end:after] != self._after:
             end = data.find(b"\r\n", at, at + _MAX_DIGITS + 2)
             after = end + self._after_bytes
             if end < 0 or data[end:after] != self._after:

@@ -92,9 +92,11 @@ def read(opening: bytes, ending: bytes) -> Usage | None:
     # What nearly every answer ends with comes first: all else costs many times as much to read.
     last = tail.rfind(b'":{') + 1
     usage = None
-    if tail[max(last - 9, 0) : last] == b'"timings"':
+    if last < 9:  # no name of ours is before it
+        pass
+    elif tail[last - 9 : last] == b'"timings"':
         usage = _of_timings(tail[last : last + _OBJECT_BYTES])
-    elif tail[max(last - 7, 0) : last] == b'"usage"':
+    elif tail[last - 7 : last] == b'"usage"':
         usage = _of_openai(tail[last:])
     if usage is not None:
         return usage

@@ -27,6 +27,11 @@ class UserError(Exception):
         self.exit_status = exit_status
 
 
+def how_to_install(extra: str) -> str:
+    """The command that brings what the optional dependency *extra* stands for."""
+    return f"pip install 'llama-gguf-inference[{extra}]' (in a clone: '.[{extra}]')"
+
+
 class IllegalTransition(Exception):
     """A bug of ours: an event that cannot happen in the present state of a state machine."""
 

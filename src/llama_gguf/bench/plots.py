@@ -19,7 +19,7 @@ from llama_gguf.bench.load import Level
 from llama_gguf.bench.overhead import MEASURES, Added, Turns
 from llama_gguf.bench.records import Record
 from llama_gguf.bench.summary import Span, Summary, slices
-from llama_gguf.errors import UserError
+from llama_gguf.errors import UserError, how_to_install
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,11 +58,7 @@ Draw = Callable[["Axes"], None]
 def require() -> None:
     """Raises UserError when matplotlib is not there: better before a run than after it."""
     if find_spec("matplotlib") is None:
-        raise UserError(
-            "--html and --plot need matplotlib: "
-            "pip install 'llama-gguf-inference[bench]' (in a clone: '.[bench]')",
-            2,
-        )
+        raise UserError(f"--html and --plot need matplotlib: {how_to_install('bench')}", 2)
 
 
 def plots_of(results: Results) -> dict[str, Draw]:

@@ -31,7 +31,7 @@ from llama_gguf.core.settings import Settings
 from llama_gguf.engine import locate, machine, processes
 from llama_gguf.engine.hub_address import PREFIX
 from llama_gguf.engine.model import size_text
-from llama_gguf.errors import UserError
+from llama_gguf.errors import UserError, how_to_install
 from llama_gguf.gateway import tls
 from llama_gguf.gateway.server import listen
 
@@ -217,7 +217,7 @@ def _fetching(settings: Settings) -> Result:
     if wrong:
         wrong += "; name another folder with DATA_DIR or MODELS_DIR"
     elif name.startswith(PREFIX) and importlib.util.find_spec("huggingface_hub") is None:
-        wrong = "that needs pip install 'llama-gguf-inference[hub]' (in a clone: '.[hub]')"
+        wrong = f"that needs {how_to_install('hub')}"
     text = f"{name} will be fetched into {folder}"
     return Result("model", f"{text}, but {wrong}", Level.WRONG) if wrong else Result("model", text)
 

@@ -27,7 +27,7 @@ from llama_gguf.engine.landing import (
     watching,
 )
 from llama_gguf.engine.part_file import part_bytes
-from llama_gguf.errors import UserError
+from llama_gguf.errors import UserError, how_to_install
 
 MAX_PLAIN_BYTES: Final = 50_000_000_000
 """Larger files the hub gives out in pieces only, which the library puts together."""
@@ -73,8 +73,7 @@ class Hub:
             utils: Any = import_module("huggingface_hub.utils")
         except ImportError:
             raise UserError(
-                "Models on a hub need one more package: "
-                "pip install 'llama-gguf-inference[hub]' (in a clone: '.[hub]')"
+                f"Models on a hub need one more package: {how_to_install('hub')}"
             ) from None
         utils.disable_progress_bars()  # the meter shows it
         self._environ = environ

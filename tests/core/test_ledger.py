@@ -112,6 +112,12 @@ def test_exchanges_add_up_by_key() -> None:
     assert counts == {"alice": [4, 1, 20, 40, 10, 1], "bob": [1, 0, 10, 20, 5, 0]}
 
 
+def test_what_an_answer_told_counts_even_where_it_did_not_tell_all() -> None:
+    half = Usage(None, 20, None, is_whole=False)
+
+    assert counts_of([ended(usage=half)]) == {"alice": [1, 0, 0, 20, 0, 1]}
+
+
 def test_a_look_that_asks_for_no_tokens_has_none_that_are_missing() -> None:
     models = ended(asked("GET", "/v1/models", label="/v1/models"))
 

@@ -222,7 +222,8 @@ def test_time_per_token_is_that_of_those_behind_the_first(
 
 def test_an_answer_that_does_not_tell_is_unknown_and_a_refusal_is_not() -> None:
     metrics = Metrics()
-    metrics.count([ended(), ended(status=400), ended(usage=Usage(1, 2, 0)), ended()])
+    half = ended(usage=Usage(None, 2, None, is_whole=False))
+    metrics.count([ended(), ended(status=400), ended(usage=Usage(1, 2, 0)), half])
 
     assert metrics.usage_unknown == {"/v1/chat/completions": 2}
 

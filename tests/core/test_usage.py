@@ -74,7 +74,14 @@ def test_an_anthropic_stream_that_breaks_off_has_told_its_prompt() -> None:
     whole = body("messages_stream")
     cut = whole[: whole.index(b"event: message_delta")]
 
-    assert read(*ends(cut)) == Usage(33, None, 32)
+    assert read(*ends(cut)) == Usage(33, None, 32, is_whole=False)
+
+
+def test_an_anthropic_stream_without_its_start_has_not_told_its_prompt() -> None:
+    whole = body("messages_stream")
+    start = whole[: whole.index(b"event: content_block_start")]
+
+    assert read(*ends(whole.replace(start, b""))) == Usage(None, 5, None, is_whole=False)
 
 
 # Others' ------------------------------------------------------------------------------------------
@@ -129,7 +136,7 @@ def test_a_number_that_the_framing_of_a_chunk_cuts_is_none() -> None:
     rest = b'34,"prompt_tokens":5}}'
     stream = b"%x\r\n%b\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(whole), whole, len(rest), rest)
 
-    assert read(*ends(stream)) == Usage(5, None, None)
+    assert read(*ends(stream)) == Usage(5, None, None, is_whole=False)
 
 
 def test_numbers_beyond_all_bounds_are_none() -> None:

@@ -178,6 +178,8 @@ def start(data_dir: Path, settings: Mapping[str, str]) -> Served:
         "THREADS": "1",  # threads that spin on busy cores make it slower, not faster
         "MAX_REQUESTS_PER_MINUTE": "10000",
         **settings,
+        # Chance may begin an answer with half an emoji, where llama-server's streams are odd.
+        "EXTRA_ARGS": f"--temp 0 {settings.get('EXTRA_ARGS', '')}",
     }
     with (data_dir / "output.txt").open("wb") as output:
         served.process = subprocess.Popen(

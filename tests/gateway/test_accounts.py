@@ -140,7 +140,7 @@ def test_a_beginning_counts_as_well_as_an_end() -> None:
     log.accounts.close(exchange)
     log.accounts.settle()
 
-    assert exchange.usage == Usage(3, None, None)
+    assert exchange.usage == Usage(3, None, None, is_whole=False)
 
 
 @pytest.mark.parametrize(

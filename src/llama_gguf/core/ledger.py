@@ -56,11 +56,12 @@ def counts_of(ended: Iterable[Exchange]) -> dict[str, Counts]:
         usage = exchange.usage
         if exchange.status >= 400:
             counts[1] += 1
-        elif usage is not None:
+            continue
+        if usage is not None:
             counts[2] += usage.prompt or 0
             counts[3] += usage.completion or 0
             counts[4] += usage.cached or 0
-        elif route.operation:
+        if route.operation and (usage is None or not usage.is_whole):
             counts[5] += 1
     return found
 

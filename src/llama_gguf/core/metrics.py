@@ -88,7 +88,7 @@ METRICS: Final = (
     Metric(
         "llama_gguf_usage_unknown",
         "counter",
-        "Answers of the engine that did not tell their tokens.",
+        "Answers of the engine that did not tell all of their tokens.",
         ("route",),
     ),
     Metric("llama_gguf_received_bytes", "counter", "Bytes of request bodies."),
@@ -280,7 +280,8 @@ class Metrics:
         if known:
             self.output_tokens[operation].observe(known)
         for exchange in answered:
-            if exchange.usage is None and exchange.status < 300:
+            usage = exchange.usage
+            if (usage is None or not usage.is_whole) and exchange.status < 300:
                 self.usage_unknown[exchange.request.route.label] += 1
 
     def count_tokens(self, key_id: str, counts: Sequence[int]) -> None:

@@ -6,7 +6,8 @@ looked at when it is over:
 1. ``usage`` at the end: OpenAI's and Anthropic's whole answers, streams with ``include_usage``.
 2. ``timings`` at the end: llama-server's own, in the last event of its streams.
 3. ``usage`` at the beginning: embeddings and rankings, whose long part follows; and Anthropic's
-   streams, which tell the prompt's tokens first and the answer's last.
+   streams, which tell the prompt's tokens first and the answer's last. llama-server leaves the
+   first out where the first token is but a part of a character: then the prompt stays unknown.
 
 Text of the model's or of a client's cannot pass for these: within a JSON string each quote has a
 backslash before it, so ``"usage":`` is not found there.
@@ -43,9 +44,10 @@ class Usage:
         completion: those of the answer.
         cached: those that the engine did not have to read again.
         generating: seconds that the engine took for *completion*.
+        is_whole: whether it told all of its tokens; of an embedding, the prompt's are all.
     """
 
-    __slots__ = ("cached", "completion", "generating", "prompt")
+    __slots__ = ("cached", "completion", "generating", "is_whole", "prompt")
 
     def __init__(
         self,
@@ -53,14 +55,17 @@ class Usage:
         completion: int | None,
         cached: int | None,
         generating: float | None = None,
+        is_whole: bool = True,
     ) -> None:
         self.prompt = prompt
         self.completion = completion
         self.cached = cached
         self.generating = generating
+        self.is_whole = is_whole
 
     def __repr__(self) -> str:
-        return f"Usage({self.prompt}, {self.completion}, {self.cached}, {self.generating})"
+        what = (self.prompt, self.completion, self.cached, self.generating, self.is_whole)
+        return f"Usage{what}"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Usage) and repr(self) == repr(other)
@@ -110,8 +115,11 @@ def read(opening: bytes, ending: bytes) -> Usage | None:
     told |= _numbers(tail, usage_at)  # 1
     if told.keys().isdisjoint(_TELLS_PROMPT):
         told = _numbers(head, head.find(b'"usage":')) | told  # 3
-    usage = Usage(_prompt(told), _completion(told), _cached(told), _generating(told))
-    return None if usage.prompt is None and usage.completion is None else usage
+    prompt, completion = _prompt(told), _completion(told)
+    if prompt is None and completion is None:
+        return None
+    is_whole = prompt is not None and (completion is not None or b"total_tokens" in told)
+    return Usage(prompt, completion, _cached(told), _generating(told), is_whole)
 
 
 # Slices of the lengths of what they are compared with: to ask `startswith` takes twice as long.

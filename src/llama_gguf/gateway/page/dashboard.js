@@ -218,7 +218,7 @@ function showKeys({ keys, key_id, sees_all, usage_since }) {
   const untold = keys.reduce((sum, key) => sum + key[shownWindow].answers_without_usage, 0);
   say("keys-note", [
     sees_all ? "" : "Your key alone; those of ADMIN_KEY_IDS see every key.",
-    untold ? `${number(untold)} answers did not tell their tokens.` : "",
+    untold ? `${number(untold)} answers did not tell all of their tokens.` : "",
     `Counted since ${new Date(usage_since).toLocaleString()}.`,
   ].filter(Boolean).join(" "));
 }

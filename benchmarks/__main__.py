@@ -1,7 +1,8 @@
 """The gateway beside nginx and HAProxy, measured in turns on this machine.
 
 Peers: ours, nginx, haproxy; and NAME=COMMAND for the gateway of another installation, such as
-compiled=/path/to/venv/bin/llama-gguf, where COMMAND is what is run as `COMMAND gateway`.
+compiled=/path/to/venv/bin/llama-gguf, where COMMAND is what is run as `COMMAND gateway`. With
+-unix behind its name, one asks the backend over a unix socket: ours-unix, nginx-unix, NAME-unix=….
 
 Exit status: 0 done, 1 a peer did not start or answered wrongly, 130 interrupted.
 """
@@ -84,8 +85,8 @@ def _peer(text: str) -> Peer:
     name, _, command = text.partition("=")
     if command:
         return peers.gateway(name, command)
-    known = [peers.gateway("ours", f"{sys.executable} -m llama_gguf"), peers.NGINX, peers.HAPROXY]
-    for peer in known:
+    ours = [peers.gateway(own, f"{sys.executable} -m llama_gguf") for own in ("ours", "ours-unix")]
+    for peer in (*ours, peers.NGINX, peers.NGINX_UNIX, peers.HAPROXY):
         if peer.name == name:
             return peer
     raise argparse.ArgumentTypeError(f"no peer is called {name}; NAME=COMMAND is one of ours")
@@ -95,8 +96,8 @@ def _installed(wanted: Sequence[Peer]) -> list[Peer]:
     missing = [peer for peer in wanted if shutil.which(peer.command[0]) is None]
     for peer in missing:
         _note(f"{peer.name} is left out: there is no {peer.command[0]}")
-    if packages := [p.name for p in missing if p in (peers.NGINX, peers.HAPROXY)]:
-        _note(f"to have it: apt-get install {' '.join(packages)}")
+    if packages := {p.command[0] for p in missing} & {"nginx", "haproxy"}:
+        _note(f"to have it: apt-get install {' '.join(sorted(packages))}")
     return [peer for peer in wanted if peer not in missing]
 
 
@@ -111,14 +112,16 @@ def _run(
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # what is started inherits it
     found: dict[str, list[Values]] = {peer.name: [] for peer in wanted}
     problems: list[str] = []
-    stand_in = Peer("backend", (sys.executable, backend.__file__, "@PORT@"))
+    stand_in = Peer(
+        "backend", (sys.executable, backend.__file__, "@PORT@", f"@FOLDER@/{peers.SOCKET}")
+    )
     with peers.started(stand_in) as behind:
         behind.wait_until_ready()
         for number in range(1, rounds + 1):
             for peer in wanted:
                 _note(f"round {number} of {rounds}: {peer.name}")
                 try:
-                    with peers.started(peer, behind.port) as running:
+                    with peers.started(peer, behind) as running:
                         found[peer.name].append(_measure(running, seconds))
                 except (PeerFailed, OSError) as error:
                     problems.append(f"{peer.name}: {error}")

@@ -114,11 +114,13 @@ class Backend(asyncio.Protocol):
         self._next_event = self._loop.call_at(self._due_at, self._on_tick)
 
 
-async def _serve(port: int) -> None:
+async def _serve(port: int, path: str) -> None:
     loop = asyncio.get_running_loop()
+    local = await loop.create_unix_server(Backend, path, backlog=4096)
     server = await loop.create_server(Backend, "127.0.0.1", port, backlog=4096)
-    await server.serve_forever()
+    async with local:
+        await server.serve_forever()
 
 
 if __name__ == "__main__":
-    uvloop.run(_serve(int(sys.argv[1])))
+    uvloop.run(_serve(int(sys.argv[1]), sys.argv[2]))

@@ -27,6 +27,8 @@ from benchmarks import backend
 KEY: Final = "sk-benchmarks-0123456789abcdef0123456789"
 START_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 5.0
+OUTPUT: Final = "output"
+SOCKET: Final = "backend.sock"
 _LAST_LINES: Final = 5
 
 _NGINX_CONF: Final = """
@@ -111,8 +113,14 @@ class Peer:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-NGINX: Final = Peer(
-    "nginx", ("nginx", "-e", "stderr", "-p", "@FOLDER@", "-c", "@FOLDER@/config"), _NGINX_CONF
+UNIX: Final = "-unix"
+"""The end of a peer's name that asks the backend over its unix socket."""
+_NGINX: Final = ("nginx", "-e", "stderr", "-p", "@FOLDER@", "-c", "@FOLDER@/config")
+NGINX: Final = Peer("nginx", _NGINX, _NGINX_CONF)
+NGINX_UNIX: Final = Peer(
+    "nginx-unix",
+    _NGINX,
+    _NGINX_CONF.replace("127.0.0.1:@BACKEND_PORT@", "unix:@BACKEND_SOCKET@"),
 )
 HAPROXY: Final = Peer("haproxy", ("haproxy", "-db", "-f", "@FOLDER@/config"), _HAPROXY_CFG)
 
@@ -129,6 +137,8 @@ def gateway(name: str, command: str) -> Peer:
         "MAX_REQUESTS_PER_MINUTE": "100000000",
         "MAX_CONCURRENT_REQUESTS": "4096",
     }
+    if name.endswith(UNIX):
+        settings["BACKEND_SOCKET"] = "@BACKEND_SOCKET@"
     return Peer(name, (*shlex.split(command), "gateway"), "benchmarks:@KEY@\n", settings)
 
 
@@ -136,12 +146,14 @@ class Running:
     """A process that was started at *begin*, and what it started."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], begin: float, *, port: int, output: Path
+        self, process: subprocess.Popen[bytes], begin: float, *, port: int, folder: Path
     ) -> None:
         self._process = process
         self._begin = begin
-        self._output = output
+        self._output = folder / OUTPUT
         self.port = port
+        self.socket_path = folder / SOCKET
+        """Of the backend; there is none of the others."""
 
     def wait_until_ready(self) -> float:
         """Wait for a 200 on /ping; returns the seconds that it took from the start.
@@ -187,21 +199,25 @@ class Running:
 
 
 @contextlib.contextmanager
-def started(peer: Peer, backend_port: int = 0) -> Iterator[Running]:
-    """Run *peer* on a free port, with nothing of our environment, and end it with the block."""
+def started(peer: Peer, behind: Running | None = None) -> Iterator[Running]:
+    """Run *peer* on a free port in front of the backend *behind*, and end it with the block.
+
+    Nothing of our environment is in its own.
+    """
     with TemporaryDirectory(prefix="benchmarks-") as folder:
         port = _free_port()
         values = {
             "FOLDER": folder,
             "PORT": str(port),
             "KEY": KEY,
-            "BACKEND_PORT": str(backend_port),
+            "BACKEND_PORT": str(behind.port if behind else 0),
+            "BACKEND_SOCKET": str(behind.socket_path if behind else ""),
             "BACKEND_KEY": backend.KEY,
         }
         config = Path(folder, "config")
         config.touch(mode=0o600)
         config.write_text(_filled(peer.config, values))
-        with Path(folder, "output").open("wb") as output:
+        with Path(folder, OUTPUT).open("wb") as output:
             begin = time.perf_counter()
             process = subprocess.Popen(
                 [_filled(word, values) for word in peer.command],
@@ -213,7 +229,7 @@ def started(peer: Peer, backend_port: int = 0) -> Iterator[Running]:
                 start_new_session=True,  # Ctrl-C is for us; then these are ended, one by one
             )
             try:
-                yield Running(process, begin, port=port, output=Path(output.name))
+                yield Running(process, begin, port=port, folder=Path(folder))
             finally:
                 _end(process)
 

@@ -116,8 +116,32 @@ def test_the_flag_for_the_engines_flags_needs_some(capsys: pytest.CaptureFixture
 @pytest.mark.parametrize("name", [n for n in COMMANDS if n != "keys"])
 def test_no_secret_can_be_given_by_flag(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     for secret in SECRETS:
-        assert left_with(name, core_settings.flag(secret), "x") == 2
-        assert "unrecognized arguments" in capsys.readouterr().err
+        for words in (
+            [core_settings.flag(secret), "hidden"],
+            [f"{core_settings.flag(secret)}=hidden"],
+        ):
+            assert left_with(name, *words) == 2
+            told = capsys.readouterr().err
+            assert f"{core_settings.variable(secret)} is read from the environment only" in told
+            assert "hidden" not in told
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["serve", "--prot", "8000"], "there is no --prot; is --port meant?"),
+        (["serve", "--prot=8000"], "there is no --prot; is --port meant?"),
+        (["check", "--jsn"], "there is no --jsn; is --json meant?"),
+        (["serve", "--zebra"], "there is no --zebra; see --help"),
+        (["serve", "one.gguf", "two.gguf"], "one word too many"),
+    ],
+)
+def test_a_flag_that_there_is_not_is_told_with_the_one_that_is_meant(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert left_with(*words) == 2
+
+    assert told in capsys.readouterr().err
 
 
 def test_a_setting_that_cannot_be_used_is_a_mistake_of_any_command(

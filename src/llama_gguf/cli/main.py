@@ -13,6 +13,7 @@ import argparse
 import importlib
 import itertools
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,6 +44,7 @@ to begin:
 
 Every setting is an environment variable and a flag: `llama-gguf serve --help`.
 """
+_FLAG: Final = re.compile(r"--[a-z][a-z0-9-]*")
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
@@ -74,7 +76,10 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         return 2
     command = importlib.import_module(f"llama_gguf.cli.{name}")
     told = argparse.Namespace(argv=tuple(argv))  # for a report that says how it was made
-    arguments = command_parser(name).parse_args(list(_joined(argv[1:])), told)
+    parser = command_parser(name)
+    arguments, surplus = parser.parse_known_args(list(_joined(argv[1:])), told)
+    if surplus:
+        parser.error(_complaint(surplus[0], parser.format_help()))
     context = _context(arguments, environ)
     if context.complaint and not hasattr(command, "DOES_WITHOUT_SETTINGS"):
         raise UserError(context.complaint, exit_status=2)
@@ -91,6 +96,21 @@ def _joined(words: Sequence[str]) -> Iterator[str]:
         if word == core_settings.flag("extra_args"):
             word = "=".join([word, *itertools.islice(rest, 1)])  # noqa: PLW2901
         yield word
+
+
+def _complaint(word: str, help_text: str) -> str:
+    """Why *word* is one too many. A value is not repeated: it may be a secret."""
+    import difflib  # for a mistake only
+
+    flag = word.partition("=")[0]
+    if not flag.startswith("-"):
+        return "one word too many; see --help"
+    for name, about in core_settings.ABOUT.items():
+        if about.secret and flag == core_settings.flag(name):
+            variable = core_settings.variable(name)
+            return f"{variable} is read from the environment only: flags are seen by everybody"
+    near = difflib.get_close_matches(flag, _FLAG.findall(help_text), n=1, cutoff=0.7)
+    return f"there is no {flag}" + (f"; is {near[0]} meant?" if near else "; see --help")
 
 
 def command_parser(name: str) -> argparse.ArgumentParser:

@@ -29,13 +29,20 @@ def render(
 ) -> tuple[bytes, bytes]:
     """Text of all metrics in the format that *accept* prefers, and its content type.
 
-    Those of this process (``process_*``) are prometheus-client's own.
+    Those of this process (``process_*``) are prometheus-client's own. It never sees *accept*: a
+    version that is no number would be an error there, and any other would come back.
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Snapshot(metrics, gauges, engine))
     ProcessCollector(registry=registry)
-    encode, content_type = choose_encoder(accept)
+    ranges = [part for part in accept.split(",") if part.strip().startswith(_OPENMETRICS)]
+    # Version 0 of it is a draft: whoever wants no other takes Prometheus' text.
+    is_open = any("version=0" not in part for part in ranges)
+    encode, content_type = choose_encoder(f"{_OPENMETRICS};version=1.0.0" if is_open else "")
     return encode(registry), content_type.encode()
+
+
+_OPENMETRICS: Final = "application/openmetrics-text"
 
 
 class _Snapshot(Collector):

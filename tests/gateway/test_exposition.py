@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from llama_gguf.core.engine import EngineState
 from llama_gguf.core.engine_metrics import parse
-from llama_gguf.core.metrics import METRICS
+from llama_gguf.core.metrics import METRICS, Format
 from llama_gguf.gateway import own
 from llama_gguf.gateway.exposition import render
 from tests.fakes import LAST_CHUNK, OK, STREAM_HEAD, Rig, event, request
@@ -16,10 +16,11 @@ ENGINE = parse(
     b"# TYPE llamacpp:n_decode_total counter\nllamacpp:n_decode_total 54\n"
     b"# TYPE llamacpp:requests_deferred gauge\nllamacpp:requests_deferred 3\n"
 )
+TEXTS = (Format.PROMETHEUS, Format.OPENMETRICS)
 
 
-def scrape(rig: Rig, accept: str = "text/plain") -> dict[str, Metric]:
-    body, content_type = render(rig.shared.metrics, own.gauges(rig.shared), ENGINE, accept)
+def scrape(rig: Rig, wanted: Format = Format.PROMETHEUS) -> dict[str, Metric]:
+    body, content_type = render(rig.shared.metrics, own.gauges(rig.shared), ENGINE, wanted)
     if content_type.startswith(b"application/openmetrics-text"):
         parse = openmetrics.text_string_to_metric_families
         families = parse(body.decode())  # type: ignore[no-untyped-call]
@@ -42,9 +43,9 @@ def busy(rig: Rig) -> Rig:
     return rig
 
 
-@pytest.mark.parametrize("accept", ["text/plain", "application/openmetrics-text;version=1.0.0"])
-def test_every_metric_is_there_with_its_type_and_help(accept: str, rig: Rig) -> None:
-    families = scrape(busy(rig), accept)
+@pytest.mark.parametrize("wanted", TEXTS)
+def test_every_metric_is_there_with_its_type_and_help(wanted: Format, rig: Rig) -> None:
+    families = scrape(busy(rig), wanted)
 
     for metric in METRICS:
         family = families[metric.name]
@@ -52,42 +53,9 @@ def test_every_metric_is_there_with_its_type_and_help(accept: str, rig: Rig) -> 
         assert family.documentation == metric.help
 
 
-OPENMETRICS = "application/openmetrics-text"
-PROMETHEUS_3 = (
-    f"{OPENMETRICS};version=1.0.0;escaping=allow-utf-8;q=0.6,{OPENMETRICS};version=0.0.1;q=0.5,"
-    "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
-)
-
-
-@pytest.mark.parametrize(
-    ("accept", "is_open"),
-    [
-        ("", False),
-        ("text/plain; version=0.0.4", False),
-        (OPENMETRICS, True),
-        (PROMETHEUS_3, True),
-        (f"{OPENMETRICS}; version=0.0.1,text/plain;version=0.0.4;q=0.5", False),  # Prometheus 2.5
-        (f"{OPENMETRICS}; version=forged", True),
-        (f"{OPENMETRICS}; version=1.0.0; escaping=forged", True),
-        ("text/plain; version=forged", False),
-        (f"{OPENMETRICS};version=9999999999999999999999forged;", True),
-    ],
-)
-def test_what_is_asked_for_chooses_among_two_formats_and_never_comes_back(
-    accept: str, is_open: bool, rig: Rig
-) -> None:
-    body, content_type = render(rig.shared.metrics, own.gauges(rig.shared), (), accept)
-
-    assert content_type.startswith(
-        OPENMETRICS.encode() if is_open else b"text/plain; version=0.0.4"
-    )
-    assert body.endswith(b"# EOF\n") == is_open
-    assert b"forged" not in content_type
-
-
-@pytest.mark.parametrize("accept", ["text/plain", "application/openmetrics-text;version=1.0.0"])
-def test_an_unused_gateway_can_be_scraped(accept: str, rig: Rig) -> None:
-    assert "llama_gguf_requests_in_flight" in scrape(rig, accept)
+@pytest.mark.parametrize("wanted", TEXTS)
+def test_an_unused_gateway_can_be_scraped(wanted: Format, rig: Rig) -> None:
+    assert "llama_gguf_requests_in_flight" in scrape(rig, wanted)
 
 
 def value(families: dict[str, Metric], name: str, **labels: str) -> float:

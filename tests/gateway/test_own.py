@@ -111,6 +111,50 @@ def test_metrics_are_json_unless_a_scraper_asks(
     assert found.content_type.startswith(content_type)
 
 
+OPENMETRICS = "application/openmetrics-text"
+PROMETHEUS_3 = (
+    f"{OPENMETRICS};version=1.0.0;escaping=allow-utf-8;q=0.6,{OPENMETRICS};version=0.0.1;q=0.5,"
+    "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+)
+
+
+@pytest.mark.parametrize(
+    ("accept", "is_open"),
+    [
+        (PROMETHEUS_3, True),
+        (f"{OPENMETRICS}; version=0.0.1,text/plain;version=0.0.4;q=0.5", False),  # Prometheus 2.5
+        (f"{OPENMETRICS}; version=0.0.1", False),
+        (f"{OPENMETRICS}; version=forged", True),
+        (f"{OPENMETRICS}; version=1.0.0; escaping=forged", True),
+        ("text/plain; version=forged", False),
+    ],
+)
+def test_what_a_scraper_accepts_chooses_the_format_and_never_comes_back(
+    accept: str, is_open: bool, rig: Rig
+) -> None:
+    found = answer(rig, "/metrics", f"Accept: {accept}")
+
+    assert found.content_type.startswith(OPENMETRICS.encode() if is_open else b"text/plain; v")
+    assert found.body.endswith(b"# EOF\n") == is_open
+    assert b"forged" not in found.content_type
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/plain", OPENMETRICS])
+def test_metrics_that_are_dear_are_not_made_for_everybody_who_asks(accept: str, rig: Rig) -> None:
+    def asked() -> bytes:
+        return answer(rig, "/metrics", f"Accept: {accept}").body
+
+    for number in range(10_000):
+        rig.shared.metrics.count_tokens(f"key{number}", [1, 0, 5, 6, 7, 0])
+    asked()  # imports what it needs
+    rig.advance(60)
+    dear = asked()
+
+    assert asked() is dear
+    rig.advance(60)
+    assert asked() is not dear
+
+
 def test_metrics_hold_everything_that_is_over_by_now(rig: Rig) -> None:
     rig.answer_with(OK)
     for _ in range(3):

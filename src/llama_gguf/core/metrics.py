@@ -6,6 +6,7 @@ the table, key ids from the file), so that no client can make them grow.
 
 from __future__ import annotations
 
+import enum
 from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,23 @@ Type = Literal["counter", "gauge", "histogram"]
 
 OPERATION: Final = "gen_ai_operation_name"
 AUTH_FAILURES: Final = ("invalid_api_key", "key_expired")
+
+
+class Format(enum.Enum):
+    JSON = "json"
+    PROMETHEUS = "prometheus"
+    OPENMETRICS = "openmetrics"
+
+
+def wanted_format(accept: bytes, query: bytes) -> Format:
+    """The format of the metrics for whoever accepts *accept* and asks with *query*."""
+    for part in accept.split(b","):
+        # Version 0 of it is a draft: whoever wants no other takes Prometheus' text.
+        if part.strip().startswith(b"application/openmetrics-text") and b"version=0" not in part:
+            return Format.OPENMETRICS
+    is_text = b"openmetrics" in accept or b"text/plain" in accept
+    is_asked_for = b"format=prometheus" in query.split(b"&")
+    return Format.PROMETHEUS if is_text or is_asked_for else Format.JSON
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,28 +21,28 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from llama_gguf.core import metrics as core_metrics
-from llama_gguf.core.metrics import METRICS, EngineMetric, Gauges, Histogram, Metrics
+from llama_gguf.core.metrics import METRICS, EngineMetric, Format, Gauges, Histogram, Metrics
 
 
 def render(
-    metrics: Metrics, gauges: Gauges, engine: Iterable[EngineMetric], accept: str
+    metrics: Metrics, gauges: Gauges, engine: Iterable[EngineMetric], wanted: Format
 ) -> tuple[bytes, bytes]:
-    """Text of all metrics in the format that *accept* prefers, and its content type.
+    """Text of all metrics in the format *wanted*, which is not JSON, and its content type.
 
-    Those of this process (``process_*``) are prometheus-client's own. It never sees *accept*: a
-    version that is no number would be an error there, and any other would come back.
+    Those of this process (``process_*``) are prometheus-client's own. It never sees what a client
+    accepts: a version that is no number would be an error there, and any other would come back.
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Snapshot(metrics, gauges, engine))
     ProcessCollector(registry=registry)
-    ranges = [part for part in accept.split(",") if part.strip().startswith(_OPENMETRICS)]
-    # Version 0 of it is a draft: whoever wants no other takes Prometheus' text.
-    is_open = any("version=0" not in part for part in ranges)
-    encode, content_type = choose_encoder(f"{_OPENMETRICS};version=1.0.0" if is_open else "")
+    encode, content_type = choose_encoder(_ACCEPTS[wanted])
     return encode(registry), content_type.encode()
 
 
-_OPENMETRICS: Final = "application/openmetrics-text"
+_ACCEPTS: Final[Mapping[Format, str]] = {
+    Format.PROMETHEUS: "",
+    Format.OPENMETRICS: "application/openmetrics-text;version=1.0.0",
+}
 
 
 class _Snapshot(Collector):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -12,7 +14,7 @@ from llama_gguf.core import replies
 from llama_gguf.core.engine import HEALTH_STATUS, EngineState
 from llama_gguf.core.fields import find
 from llama_gguf.core.messages import Request
-from llama_gguf.core.metrics import Gauges, as_json
+from llama_gguf.core.metrics import Format, Gauges, as_json, wanted_format
 from llama_gguf.core.replies import OwnAnswer
 from llama_gguf.core.routes import Kind
 from llama_gguf.core.settings import Settings
@@ -24,6 +26,12 @@ if TYPE_CHECKING:
 
 
 _FOR_KEYS: Final = frozenset([Kind.RELOAD, Kind.USAGE, Kind.DASHBOARD_DATA])
+
+DEAR_SECONDS: Final = 0.01
+HELD_TIMES: Final = 20
+"""Metrics that took ``DEAR_SECONDS`` or more of CPU to make are told again for so many times as
+long: whoever asks for them, which nobody needs a key for, takes no more than a twentieth of the
+loop's time from the streams."""
 
 
 def needs_key(kind: Kind, settings: Settings) -> bool:
@@ -118,15 +126,32 @@ def gauges(shared: Shared) -> Gauges:
 
 
 def _metrics(request: Request, shared: Shared) -> OwnAnswer:
-    """JSON, or what a scraper asks for."""
-    accept = (find(request.head.fields, b"accept") or b"").decode("latin-1")
-    query = request.head.target.partition(b"?")[2].split(b"&")
-    if b"format=prometheus" in query or "openmetrics" in accept or "text/plain" in accept:
-        # Imported at the first scrape: the gateway starts without it.
-        from llama_gguf.gateway.exposition import render  # noqa: PLC0415
+    """JSON, or what a scraper asks for; the last one again, where making it is dear."""
+    head = request.head
+    wanted = wanted_format(find(head.fields, b"accept") or b"", head.target.partition(b"?")[2])
+    made, until = shared.scrapes.get(wanted, (None, 0.0))
+    if made is not None and shared.now() < until:
+        return made
+    make = _as_json if wanted is Format.JSON else _renderer(wanted)
+    begin = time.thread_time()
+    made = make(shared)
+    seconds = time.thread_time() - begin
+    if seconds >= DEAR_SECONDS:
+        shared.scrapes[wanted] = made, shared.now() + HELD_TIMES * seconds
+    return made
 
-        engine = shared.engine_reader.latest
-        return OwnAnswer(200, *render(shared.metrics, gauges(shared), engine, accept))
+
+def _as_json(shared: Shared) -> OwnAnswer:
     facts = as_json(shared.metrics, gauges(shared), shared.engine_reader.latest)
-    body = json.dumps(facts, indent=1).encode()
-    return OwnAnswer(200, body, replies.JSON)
+    return OwnAnswer(200, json.dumps(facts, indent=1).encode(), replies.JSON)
+
+
+def _renderer(wanted: Format) -> Callable[[Shared], OwnAnswer]:
+    # Imported at the first scrape: the gateway starts without it.
+    from llama_gguf.gateway.exposition import render  # noqa: PLC0415
+
+    def make(shared: Shared) -> OwnAnswer:
+        engine = shared.engine_reader.latest
+        return OwnAnswer(200, *render(shared.metrics, gauges(shared), engine, wanted))
+
+    return make

@@ -19,8 +19,8 @@ from llama_gguf.core.engine import DEFAULT_SLOTS, MAY_COME, EngineState, EngineS
 from llama_gguf.core.fields import VIA_PSEUDONYM, read_request, request_rules
 from llama_gguf.core.ledger import Ledger
 from llama_gguf.core.messages import Request, RequestHead, unread
-from llama_gguf.core.metrics import Metrics
-from llama_gguf.core.replies import Cors
+from llama_gguf.core.metrics import Format, Metrics
+from llama_gguf.core.replies import Cors, OwnAnswer
 from llama_gguf.core.ring import Ring
 from llama_gguf.core.routes import Router
 from llama_gguf.core.settings import Settings
@@ -80,6 +80,8 @@ class Shared:
             self.access_log.add, ledger=Ledger(wall_now()), wall=lambda: self.wall
         )
         self.history = Ring(time.monotonic())
+        self.scrapes: dict[Format, tuple[OwnAnswer, float]] = {}
+        """Metrics that were dear to make, and until when they are told again."""
         self.engine_reader = EngineReader(Probe(settings), self._is_engine_busy)
         self.principals = Principals(settings)
         self.reloads = Reloads(settings.auth_keys_file, self.principals, self._count_reload)

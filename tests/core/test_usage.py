@@ -110,6 +110,16 @@ def test_timings_of_another_build_are_read_as_well() -> None:
     assert read(b"", b'{"content":"x",' + timings) == Usage(5, 7, 2, 0.0145)
 
 
+def test_an_answer_of_no_tokens_has_told_them() -> None:
+    timings = (
+        b'"timings":{"cache_n":0,"prompt_n":3,"prompt_ms":1.5,"predicted_n":0,"predicted_ms":0.0}}'
+    )
+    usage = b'"usage":{"prompt_tokens":3,"completion_tokens":0,"total_tokens":3}}'
+
+    assert read(b"", b'{"content":"",' + timings) == Usage(3, None, 0)
+    assert read(b"", b'{"choices":[],' + usage) == Usage(3, None, None)
+
+
 # What cannot be forged or misread -----------------------------------------------------------------
 
 

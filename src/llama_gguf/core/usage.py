@@ -32,6 +32,8 @@ _NUMBER: Final = re.compile(
     rb'"([a-z_]{1,32})":\s{0,2}([0-9]{1,15}(?:\.[0-9]{1,18})?)(?=\s{0,2}[,}])'
 )
 _TELLS_PROMPT: Final = frozenset([b"prompt_tokens", b"input_tokens", b"prompt_n"])
+_TELLS_ALL: Final = frozenset([b"total_tokens", b"predicted_n"])
+"""Where these are, no tokens of an answer means that there are none."""
 
 Numbers = Mapping[bytes, bytes]
 
@@ -118,7 +120,9 @@ def read(opening: bytes, ending: bytes) -> Usage | None:
     prompt, completion = _prompt(told), _completion(told)
     if prompt is None and completion is None:
         return None
-    is_whole = prompt is not None and (completion is not None or b"total_tokens" in told)
+    is_whole = prompt is not None and (
+        completion is not None or not told.keys().isdisjoint(_TELLS_ALL)
+    )
     return Usage(prompt, completion, _cached(told), _generating(told), is_whole)
 
 

@@ -100,7 +100,7 @@ def _joined(words: Sequence[str]) -> Iterator[str]:
 
 def _complaint(word: str, help_text: str) -> str:
     """Why *word* is one too many. A value is not repeated: it may be a secret."""
-    import difflib  # for a mistake only
+    from llama_gguf.core.engine_help import question  # for a mistake only
 
     flag = word.partition("=")[0]
     if not flag.startswith("-"):
@@ -109,8 +109,7 @@ def _complaint(word: str, help_text: str) -> str:
         if about.secret and flag == core_settings.flag(name):
             variable = core_settings.variable(name)
             return f"{variable} is read from the environment only: flags are seen by everybody"
-    near = difflib.get_close_matches(flag, _FLAG.findall(help_text), n=1, cutoff=0.7)
-    return f"there is no {flag}" + (f"; is {near[0]} meant?" if near else "; see --help")
+    return f"there is no {flag}{question(flag, _FLAG.findall(help_text)) or '; see --help'}"
 
 
 def command_parser(name: str) -> argparse.ArgumentParser:

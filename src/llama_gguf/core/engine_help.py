@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 _NAMES: Final = re.compile(r"-{1,2}[A-Za-z][\w-]*(?:, +-{1,2}[A-Za-z][\w-]*)*")
@@ -52,5 +52,10 @@ def _unknown(word: str, flag: str, flags: Mapping[str, bool]) -> str:
         return f"{word}: its value has to be a word of its own, after a space"
     if not word.startswith("-"):
         return f"{word} is the value of nothing: look at the words before it"
+    return f"llama-server has no {word}{question(flag, flags)}"
+
+
+def question(flag: str, flags: Iterable[str]) -> str:
+    """What to ask of whoever gave *flag*; empty when none of *flags* is like it."""
     near = difflib.get_close_matches(flag, flags, n=1, cutoff=0.7)
-    return f"llama-server has no {word}" + (f"; is {near[0]} meant?" if near else "")
+    return f"; is {near[0]} meant?" if near else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -14,7 +14,7 @@ from llama_gguf.core import replies
 from llama_gguf.core.engine import HEALTH_STATUS, EngineState
 from llama_gguf.core.fields import find
 from llama_gguf.core.messages import Request
-from llama_gguf.core.metrics import Format, Gauges, as_json, wanted_format
+from llama_gguf.core.metrics import EngineMetric, Format, Gauges, Metrics, as_json, wanted_format
 from llama_gguf.core.replies import OwnAnswer
 from llama_gguf.core.routes import Kind
 from llama_gguf.core.settings import Settings
@@ -132,26 +132,29 @@ def _metrics(request: Request, shared: Shared) -> OwnAnswer:
     made, until = shared.scrapes.get(wanted, (None, 0.0))
     if made is not None and shared.now() < until:
         return made
-    make = _as_json if wanted is Format.JSON else _renderer(wanted)
+    render = _renderer(wanted)
     begin = time.thread_time()
-    made = make(shared)
+    engine = shared.engine_reader.latest
+    made = OwnAnswer(200, *render(shared.metrics, gauges(shared), engine, wanted))
     seconds = time.thread_time() - begin
     if seconds >= DEAR_SECONDS:
         shared.scrapes[wanted] = made, shared.now() + HELD_TIMES * seconds
     return made
 
 
-def _as_json(shared: Shared) -> OwnAnswer:
-    facts = as_json(shared.metrics, gauges(shared), shared.engine_reader.latest)
-    return OwnAnswer(200, json.dumps(facts, indent=1).encode(), replies.JSON)
+_Render = Callable[[Metrics, Gauges, Iterable[EngineMetric], Format], tuple[bytes, bytes]]
 
 
-def _renderer(wanted: Format) -> Callable[[Shared], OwnAnswer]:
+def _renderer(wanted: Format) -> _Render:
+    if wanted is Format.JSON:
+        return _as_json
     # Imported at the first scrape: the gateway starts without it.
     from llama_gguf.gateway.exposition import render  # noqa: PLC0415
 
-    def make(shared: Shared) -> OwnAnswer:
-        engine = shared.engine_reader.latest
-        return OwnAnswer(200, *render(shared.metrics, gauges(shared), engine, wanted))
+    return render
 
-    return make
+
+def _as_json(
+    metrics: Metrics, gauges: Gauges, engine: Iterable[EngineMetric], _wanted: Format
+) -> tuple[bytes, bytes]:
+    return json.dumps(as_json(metrics, gauges, engine), indent=1).encode(), replies.JSON

@@ -303,13 +303,24 @@ def drain(rig: Rig) -> None:
 
 
 def test_draining_closes_idle_connections_and_no_others(rig: Rig) -> None:
-    idle, busy, half = rig.client(), rig.ask(GET), rig.ask(b"GET /v1/mo")
+    idle, busy, half = rig.ask(GET), rig.ask(GET), rig.ask(b"GET /v1/mo")
+    rig.upstreams[0].say(OK)
     drain(rig)
 
     assert idle.is_closed
     assert not busy.is_closed
     assert not half.is_closed
     assert not rig.shared.idle.is_set()
+
+
+def test_a_client_that_came_just_before_draining_is_answered(rig: Rig) -> None:
+    client, busy = rig.client(), rig.ask(GET)
+    drain(rig)
+    client.send(GET)  # it may have been on its way by then
+
+    assert code_of(client.answer) == "draining"
+    assert client.is_closed
+    assert not busy.is_closed
 
 
 def test_a_running_answer_goes_out_whole_while_draining_and_says_close(rig: Rig) -> None:

@@ -835,8 +835,9 @@ class ClientConnection(Connection):
         return self._upstream
 
     def drain(self) -> None:
-        """Close the connection as soon as it has nothing under way."""
-        if self._exchange is None and not self._received and not self._is_lingering:
+        """Close the connection, unless there is something under way or about to come."""
+        is_silent = not (self._has_head_begun or self._received)
+        if self._exchange is None and is_silent and not self._is_lingering:
             self._close()
 
     def abort(self) -> None:

@@ -28,8 +28,8 @@ MODULES: Final = [
             *("messages", "metrics", "replies", "routes", "usage"),
         ),
         "gateway": (
-            *("access_log", "accounts", "client", "connection", "heads", "own", "opened", "pool"),
-            *("principals", "shared", "sockets", "upstream"),
+            *("access_log", "accounts", "client", "connection", "dialer", "heads", "listener", "own", "opened", "pool"),
+            *("poller", "principals", "shared", "sockets", "transport", "upstream"),
         ),
     }.items()
     for name in names

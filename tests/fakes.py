@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 from llama_gguf.core.engine import EngineState, EngineStatus
 from llama_gguf.core.exchange import Exchange
@@ -24,6 +24,7 @@ from llama_gguf.gateway.accounts import Accounts
 from llama_gguf.gateway.client import ClientConnection
 from llama_gguf.gateway.pool import IDLE_SECONDS
 from llama_gguf.gateway.shared import Shared
+from llama_gguf.gateway.transport import Endpoint
 from llama_gguf.gateway.upstream import Phase, UpstreamConnection
 
 KEY: Final = "sk-alice-0123456789"
@@ -194,7 +195,6 @@ class FakeLoop(asyncio.BaseEventLoop):
         self._selector = _NothingHappens()
         self.failures: list[dict[str, Any]] = []
         self.set_exception_handler(lambda _, context: self.failures.append(context))
-        self.on_dial: Callable[[Dial], None] = Dial.accept
 
     def time(self) -> float:
         return self._clock.now
@@ -218,58 +218,55 @@ class FakeLoop(asyncio.BaseEventLoop):
                 break
         assert not self.failures, self.failures
 
-    async def create_connection(  # type: ignore[override]
-        self, protocol_factory: Callable[[], asyncio.Protocol], *address: object
-    ) -> tuple[asyncio.Transport, asyncio.Protocol]:
-        return await self._dial(protocol_factory, address)
-
-    async def create_unix_connection(  # type: ignore[override]
-        self, protocol_factory: Callable[[], asyncio.Protocol], path: str
-    ) -> tuple[asyncio.Transport, asyncio.Protocol]:
-        return await self._dial(protocol_factory, (path,))
-
-    async def _dial(
-        self, factory: Callable[[], asyncio.Protocol], address: tuple[object, ...]
-    ) -> tuple[asyncio.Transport, asyncio.Protocol]:
-        dial = Dial(self, address)
-        self.on_dial(dial)
-        try:
-            await dial.answered
-        except asyncio.CancelledError:
-            dial.was_cancelled = True
-            raise
-        transport = FakeTransport(self, address)
-        dial.on_open(transport)
-        protocol = factory()
-        transport.attach(protocol)
-        return transport, protocol
-
 
 class Dial:
-    """The gateway wants a connection to the engine."""
+    """The gateway wants a connection to the engine; what it gets to cancel."""
 
-    def __init__(self, loop: FakeLoop, address: tuple[object, ...]) -> None:
-        self.address = address
-        self.answered: asyncio.Future[None] = loop.create_future()
+    def __init__(
+        self, loop: FakeLoop, endpoint: Endpoint, on_failed: Callable[[OSError], None]
+    ) -> None:
+        self._loop = loop
+        self._endpoint = endpoint
+        self._on_failed = on_failed
+        self.is_over = False
         self.was_cancelled = False
         self.on_open: Callable[[FakeTransport], None] = lambda _: None
 
+    def accept_at_once(self) -> None:
+        """As on loopback, where connecting takes no time."""
+        if not self.is_over:
+            self.is_over = True
+            transport = FakeTransport(self._loop, ("127.0.0.1", 8080))
+            self.on_open(transport)
+            transport.attach(self._endpoint)
+
     def accept(self) -> None:
-        self.answered.set_result(None)
+        self._loop.call_soon(self.accept_at_once)
 
     def refuse(self) -> None:
-        self.answered.set_exception(ConnectionRefusedError("refused"))
+        self._loop.call_soon(self._fail, ConnectionRefusedError("refused"))
+
+    def cancel(self) -> None:
+        self.was_cancelled = not self.is_over
+        self.is_over = True
+
+    def _fail(self, error: OSError) -> None:
+        if not self.is_over:
+            self.is_over = True
+            self._on_failed(error)
 
 
-class Connection(Protocol):
-    """What a transport calls; ``asyncio.Protocol``, by its methods."""
+class FakeDialer:
+    """Every dial is shown to *on_dial*."""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None: ...
-    def data_received(self, data: bytes) -> None: ...
-    def eof_received(self) -> bool | None: ...
-    def connection_lost(self, exc: Exception | None) -> None: ...
-    def pause_writing(self) -> None: ...
-    def resume_writing(self) -> None: ...
+    def __init__(self, loop: FakeLoop, on_dial: Callable[[Dial], None]) -> None:
+        self._loop = loop
+        self._on_dial = on_dial
+
+    def dial(self, endpoint: Endpoint, on_failed: Callable[[OSError], None]) -> Dial | None:
+        dial = Dial(self._loop, endpoint, on_failed)
+        self._on_dial(dial)
+        return None if dial.is_over else dial
 
 
 class FakeTransport(asyncio.Transport):
@@ -282,7 +279,7 @@ class FakeTransport(asyncio.Transport):
     def __init__(self, loop: FakeLoop, peer: object) -> None:
         super().__init__({"peername": peer})
         self._loop = loop
-        self._protocol: Connection
+        self._protocol: Endpoint
         self._reads = True
         self._is_closing = False
         self._is_lost = False
@@ -354,7 +351,7 @@ class FakeTransport(asyncio.Transport):
 
     # What a test does -----------------------------------------------------------------------------
 
-    def attach(self, protocol: Connection) -> None:
+    def attach(self, protocol: Endpoint) -> None:
         self._protocol = protocol
         protocol.connection_made(self)
 
@@ -550,8 +547,8 @@ class Rig:
         }
         self.clock = Clock()
         self.loop = FakeLoop(self.clock)
-        self.loop.on_dial = self._on_dial
-        self.shared = Shared(Settings(**{**usual, **overrides}), self.loop)
+        dialer = FakeDialer(self.loop, self._on_dial)
+        self.shared = Shared(Settings(**{**usual, **overrides}), self.loop, dialer.dial)
         self.shared.now = self.clock
         self.shared.history = Ring(self.clock.now)
         self._records: list[Exchange] = []
@@ -578,7 +575,7 @@ class Rig:
             client.transport.lose()
         self.shared.pool.retire_idle()
         for dial in self.dials:
-            dial.answered.cancel()
+            dial.cancel()
         self.spin()
         self.loop.close()
 
@@ -593,7 +590,7 @@ class Rig:
         self.dials.append(dial)
         dial.on_open = lambda transport: self.upstreams.append(FakeUpstream(self, transport))
         if self.accepts:
-            dial.accept()
+            dial.accept_at_once()
 
     def answer_with(self, *replies: bytes) -> None:
         """Let the engine answer each request by itself, the last of *replies* again and again."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from llama_gguf.cli.main import main
-from llama_gguf.gateway.server import listen
+from llama_gguf.gateway.listener import listen
 from llama_gguf.health import HealthServer
 from tests.supervisor.conftest import (
     DEADLINE_SECONDS,

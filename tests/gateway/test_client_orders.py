@@ -135,7 +135,7 @@ class World:
             client.read_on()
             client.leave()
         for dial in self.rig.dials:
-            dial.answered.cancel()
+            dial.cancel()
         self.rig.spin()
         for upstream in self.rig.upstreams:
             upstream.reset()

@@ -43,7 +43,7 @@ def run(folder: Path, scenario: Callable[[Supervisor], Awaitable[None]]) -> bool
     async def both() -> None:
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
-        shared = Shared(Settings(log_dir=str(folder)), asyncio.get_running_loop())
+        shared = Shared(Settings(log_dir=str(folder)), asyncio.get_running_loop(), lambda *_: None)
         control = Control(shared, theirs)
         supervisor = Supervisor(shared, control)
         supervisor.reader, supervisor.writer = await asyncio.open_unix_connection(sock=ours)

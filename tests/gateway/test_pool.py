@@ -1,16 +1,15 @@
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
 
 from llama_gguf.core.settings import Settings
 from llama_gguf.errors import UpstreamError
-from llama_gguf.gateway.pool import IDLE_SECONDS, MAX_IDLE, Pool
+from llama_gguf.gateway.pool import IDLE_SECONDS, MAX_IDLE, Dialling, Pool
 from llama_gguf.gateway.upstream import Phase, UpstreamConnection
-from tests.fakes import OK, Clock, Dial, FakeLoop, FakeTransport, Rig, request
+from tests.fakes import OK, Clock, Dial, FakeDialer, FakeLoop, FakeTransport, Rig, request
 from tests.gateway.conftest import NewRig
 
 
@@ -20,8 +19,8 @@ class Place:
     def __init__(self, **settings: object) -> None:
         self.clock = Clock()
         self.loop = FakeLoop(self.clock)
-        self.loop.on_dial = self._on_dial
-        self.pool = Pool(Settings(**settings), self.loop)  # type: ignore[arg-type]
+        dialer = FakeDialer(self.loop, self._on_dial)
+        self.pool = Pool(Settings(**settings), self.loop, dialer.dial)  # type: ignore[arg-type]
         self.dials: list[Dial] = []
         self.accepts = True
         self.connected: list[UpstreamConnection] = []
@@ -30,12 +29,12 @@ class Place:
     def _on_dial(self, dial: Dial) -> None:
         self.dials.append(dial)
         if self.accepts:
-            dial.accept()
+            dial.accept_at_once()
 
-    def connect(self) -> asyncio.Task[object]:
-        task = self.pool.connect(self.connected.append, self.failed.append)
+    def connect(self) -> Dialling | None:
+        dialling = self.pool.connect(self.connected.append, self.failed.append)
         self.loop.spin()
-        return task
+        return dialling
 
     def idle(self) -> UpstreamConnection:
         """A connection that has been given back just now."""
@@ -65,18 +64,9 @@ def test_an_empty_pool_has_nothing_to_give(place: Place) -> None:
     assert place.pool.take() is None
 
 
-def test_it_connects_to_the_engine_s_address(place: Place) -> None:
-    place.connect()
-
-    assert place.dials[0].address == ("127.0.0.1", 8080)
+def test_a_connection_that_takes_no_time_leaves_nothing_to_wait_for(place: Place) -> None:
+    assert place.connect() is None
     assert place.connected[0].phase is Phase.IDLE
-
-
-def test_it_connects_to_the_engine_s_socket() -> None:
-    with closing(Place(backend_socket="/run/llama.sock")) as place:
-        place.connect()
-
-        assert place.dials[0].address == ("/run/llama.sock",)
 
 
 def test_a_refused_connection_is_an_error_of_the_engine(place: Place) -> None:
@@ -108,46 +98,22 @@ def test_a_connection_that_takes_too_long_is_an_error_of_the_engine() -> None:
 
 def test_a_cancelled_attempt_tells_nobody(place: Place) -> None:
     place.accepts = False
-    task = place.connect()
-    task.cancel()
+    dialling = place.connect()
+    assert dialling is not None
+    dialling.cancel()
     place.loop.spin()
 
     assert place.dials[0].was_cancelled
     assert (place.connected, place.failed) == ([], [])
 
 
-def dial_slowly(place: Place, monkeypatch: pytest.MonkeyPatch) -> list[asyncio.Protocol]:
-    """Have attempts end long after their connections are made; returns what those belong to."""
-    made = []
-
-    async def connecting(factory: Callable[[], asyncio.Protocol], *_: object) -> None:
-        made.append(factory())
-        await place.loop.create_future()
-
-    monkeypatch.setattr(place.loop, "create_connection", connecting)
-    return made
-
-
-def test_a_connection_that_is_made_after_the_attempt_was_cancelled_tells_nobody(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = dial_slowly(place, monkeypatch)
-    attempt = place.connect()
-    attempt.cancel()
-    FakeTransport(place.loop, ("127.0.0.1", 8080)).attach(made[0])
-
-    assert (place.connected, place.failed) == ([], [])
-
-
-def test_a_connection_that_was_made_in_time_does_not_fail_later(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = dial_slowly(place, monkeypatch)
-    attempt = place.connect()
-    FakeTransport(place.loop, ("127.0.0.1", 8080)).attach(made[0])
+def test_a_connection_that_was_made_in_time_does_not_fail_later(place: Place) -> None:
+    place.accepts = False
+    place.connect()
+    place.dials[0].accept()
+    place.loop.spin()
     place.clock.now += 3600
     place.pool.cut_overdue()
-    attempt.cancel()
     place.loop.spin()
 
     assert len(place.connected) == 1

@@ -18,8 +18,8 @@ import pytest
 from llama_gguf.core.activity import GREETING
 from llama_gguf.core.engine import EngineState, EngineStatus
 from llama_gguf.core.settings import Settings
-from llama_gguf.errors import UserError
-from llama_gguf.gateway.server import Gateway, adopt, listen
+from llama_gguf.gateway.listener import listen
+from llama_gguf.gateway.server import Gateway, adopt
 from tests.certificates import issue, names_in, trusting
 from tests.fakes import KEYS_TEXT, Answer, read_answers
 
@@ -27,28 +27,6 @@ READY = EngineStatus(EngineState.READY, since=0.0, slots=3, model="m")
 
 
 # Listening ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_it_listens_where_it_is_told_to(host: str) -> None:
-    with closing(listen(host, 0)) as listener:
-        address = listener.getsockname()
-        assert address[0] == host
-        assert not listener.getblocking()
-        with socket.create_connection(address[:2], timeout=5):
-            pass
-
-
-def test_a_port_that_is_taken_is_said_plainly() -> None:
-    with closing(listen("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1:{port}"):
-            listen("127.0.0.1", port)
-
-
-def test_an_address_of_another_machine_is_said_plainly() -> None:
-    with pytest.raises(UserError, match=r"cannot listen on 203\.0\.113\.1"):
-        listen("203.0.113.1", 0)
 
 
 def test_an_inherited_socket_does_not_block_and_is_not_passed_on() -> None:

@@ -1,4 +1,4 @@
-"""Real sockets on loopback, under both loops: their transports hand out different ones."""
+"""Real sockets on loopback: what each kind of transport hands out is another."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import closing, contextmanager
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, cast
 
 import pytest
 import uvloop
 
 from llama_gguf.gateway import sockets
+from llama_gguf.gateway.poller import poller
+from llama_gguf.gateway.transport import SocketTransport
 
 PATIENCE: Final = 15.0
 """Seconds after which what has not come is taken for never coming."""
@@ -55,34 +58,60 @@ class Line(asyncio.Protocol):
 
 
 Act = Callable[[asyncio.Transport], None]
-Run = Callable[[Coroutine[Any, Any, None]], None]
 
 
-@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+Attach = Callable[[socket.socket], Awaitable[tuple[asyncio.Transport, Line]]]
+
+
+async def to_the_loop_s(ours: socket.socket) -> tuple[asyncio.Transport, Line]:
+    return await asyncio.get_running_loop().connect_accepted_socket(Line, ours)
+
+
+async def to_our_own(ours: socket.socket) -> tuple[asyncio.Transport, Line]:
+    transport, line = SocketTransport(poller(asyncio.get_running_loop()), ours, "peer"), Line()
+    transport.attach(line)
+    return cast("asyncio.Transport", transport), line
+
+
+@dataclass(frozen=True)
+class Run:
+    """Runs scenes on one loop, with one kind of transport."""
+
+    on_loop: Callable[[Coroutine[Any, Any, None]], None]
+    attach: Attach
+
+    async def connected(self, ours: socket.socket) -> tuple[asyncio.Transport, Line]:
+        """A transport that reads nothing, as that of a client that has sent too much ahead."""
+        ours.setblocking(False)
+        transport, line = await self.attach(ours.dup())
+        transport.pause_reading()
+        return transport, line
+
+
+KINDS: Final = {
+    "asyncio": (asyncio.new_event_loop, to_the_loop_s),
+    "uvloop": (uvloop.new_event_loop, to_the_loop_s),
+    "ours": (uvloop.new_event_loop, to_our_own),
+}
+
+
+@pytest.fixture(params=KINDS)
 def run(request: pytest.FixtureRequest) -> Iterator[Run]:
-    with asyncio.Runner(loop_factory=request.param) as runner:
-        yield runner.run
-
-
-async def connected(ours: socket.socket) -> tuple[asyncio.Transport, Line]:
-    """A transport that reads nothing, as that of a client that has sent too much ahead."""
-    ours.setblocking(False)
-    loop = asyncio.get_running_loop()
-    transport, line = await loop.connect_accepted_socket(Line, ours.dup())
-    transport.pause_reading()
-    return transport, line
+    new_loop, attach = KINDS[request.param]
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        yield Run(runner.run, attach)
 
 
 def after(act: Act, ours: socket.socket, run: Run) -> None:
     """Have *act* end the connection of *ours*."""
 
     async def work() -> None:
-        transport, line = await connected(ours)
+        transport, line = await run.connected(ours)
         ours.close()  # the transport has its own
         act(transport)
         await asyncio.wait_for(line.lost, PATIENCE)
 
-    run(work())
+    run.on_loop(work())
 
 
 def ask(ours: socket.socket, run: Run) -> bool:
@@ -90,12 +119,12 @@ def ask(ours: socket.socket, run: Run) -> bool:
     answers = []
 
     async def work() -> None:
-        transport, line = await connected(ours)
+        transport, line = await run.connected(ours)
         answers.append(sockets.has_left(transport))
         transport.abort()
         await asyncio.wait_for(line.lost, PATIENCE)
 
-    run(work())
+    run.on_loop(work())
     return answers[0]
 
 

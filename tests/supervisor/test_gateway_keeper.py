@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llama_gguf.core.activity import Activity
 from llama_gguf.core.engine import EngineState, EngineStatus
-from llama_gguf.gateway.server import listen
+from llama_gguf.gateway.listener import listen
 from llama_gguf.supervisor.gateway_keeper import GatewayKeeper
 
 SECONDS = 30.0

@@ -33,7 +33,7 @@ from llama_gguf.engine.hub_address import PREFIX
 from llama_gguf.engine.model import size_text
 from llama_gguf.errors import UserError, how_to_install
 from llama_gguf.gateway import tls
-from llama_gguf.gateway.server import listen
+from llama_gguf.gateway.listener import listen
 
 USAGE = "%(prog)s [MODEL] [--json] [--SETTING VALUE ...]"
 

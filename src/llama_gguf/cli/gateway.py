@@ -15,7 +15,8 @@ import socket
 from llama_gguf.cli import logs
 from llama_gguf.cli.context import Context
 from llama_gguf.cli.loops import loop_factory
-from llama_gguf.gateway.server import Gateway, adopt, listen
+from llama_gguf.gateway.listener import listen
+from llama_gguf.gateway.server import Gateway, adopt
 
 USAGE = "%(prog)s [--SETTING VALUE ...]"
 

@@ -54,6 +54,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "asked again: what still runs is cut": "stop_hurried",
     # Never
     "a bug, please report it; request %s is cut": "bug",
+    "a bug, please report it; a connection is cut": "bug",
 }
 """By the message, before anything is filled in."""
 

@@ -46,7 +46,7 @@ from llama_gguf.engine import locate, machine
 from llama_gguf.engine.model import Model, size_text
 from llama_gguf.errors import UserError
 from llama_gguf.gateway import tls
-from llama_gguf.gateway.server import listen
+from llama_gguf.gateway.listener import listen
 from llama_gguf.health import HealthServer
 from llama_gguf.supervisor import orphans
 from llama_gguf.supervisor.aside import in_thread

@@ -38,6 +38,7 @@ from llama_gguf.errors import (
 )
 from llama_gguf.gateway import own, sockets
 from llama_gguf.gateway.connection import NO_DEADLINE, Connection
+from llama_gguf.gateway.dialer import Cancellable
 from llama_gguf.gateway.heads import HEAD_END, parse_request
 from llama_gguf.gateway.opened import OpenedStream
 from llama_gguf.gateway.principals import Principal, Principals
@@ -89,7 +90,7 @@ class ClientConnection(Connection):
         self._has_head_begun = True
         self._exchange: Exchange | None = None
         self._upstream: UpstreamConnection | None = None
-        self._errand: asyncio.Task[object] | None = None
+        self._errand: Cancellable | None = None
         """What it waits for besides the engine: a connection to it, or a reload."""
         self._opened: OpenedStream | None = None
         self._unread = 0
@@ -125,8 +126,7 @@ class ClientConnection(Connection):
                 self._hold(data)
         except GatewayError as error:
             self._reply_error(error)
-        # The one place where a bug of ours is caught: it must not take the others down.
-        except Exception:
+        except Exception:  # a bug of ours, of which it is known here whom it concerns
             request_id = self._exchange.request_id if self._exchange else "-"
             _log.exception("a bug, please report it; request %s is cut", request_id)
             self._transport.abort()

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine
-from typing import Any, Final, cast
+from collections.abc import Callable
+from typing import Final
 
 from llama_gguf.core.messages import Answer, Pattern
 from llama_gguf.core.settings import Settings
 from llama_gguf.errors import UpstreamError, UpstreamRefused
+from llama_gguf.gateway.dialer import Cancellable, Dial
 from llama_gguf.gateway.upstream import Phase, UpstreamConnection
 
 MAX_IDLE: Final = 64
@@ -23,26 +24,33 @@ MAX_IDLE: Final = 64
 IDLE_SECONDS: Final = 3.0
 _IDLE: Final = Phase.IDLE
 
-_Connected = tuple[asyncio.Transport, asyncio.Protocol]
 _OnFailed = Callable[[UpstreamError], None]
 
 
 class Pool:
-    def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
+    """Keeps connections, and has them made.
+
+    Args:
+        settings: how long connecting, and an engine that was left, may take.
+        loop: whose clock counts.
+        dial: connects to the engine.
+    """
+
+    def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop, dial: Dial) -> None:
         self._settings = settings
         self._loop = loop
+        self._dial = dial
         self.last_head: tuple[Pattern, Answer] | None = None
         self._now = loop.time()
         """As of the last tick: idle connections are given their time to half a second."""
         self._idle: deque[UpstreamConnection] = deque()
         self._left: dict[UpstreamConnection, float] = {}
         """Connections that nobody waits for but the slot that they hold, and until when."""
-        self._connecting: dict[asyncio.Task[_Connected], tuple[float, _OnFailed]] = {}
-        """Attempts, until when, and who is told that they failed."""
+        self.connecting: set[Dialling] = set()
 
     def __repr__(self) -> str:
         return (
-            f"<Pool idle={len(self._idle)} connecting={len(self._connecting)} "
+            f"<Pool idle={len(self._idle)} connecting={len(self.connecting)} "
             f"left={len(self._left)}>"
         )
 
@@ -85,45 +93,64 @@ class Pool:
         for connection, until in tuple(self._left.items()):
             if now >= until:
                 connection.abort()
-        for task, (until, on_failed) in tuple(self._connecting.items()):
-            if now >= until:
-                task.cancel()
-                on_failed(UpstreamError("The engine did not accept a connection in time."))
+        for dialling in tuple(self.connecting):
+            if now >= dialling.until:
+                dialling.give_up()
 
     def connect(
+        self, on_connected: Callable[[UpstreamConnection], None], on_failed: _OnFailed
+    ) -> Dialling | None:
+        """Connect, then call one of the two. None: *on_connected* has been called already."""
+        until = self._loop.time() + self._settings.backend_connect_timeout
+        dialling = Dialling(self, until, on_connected, on_failed)
+        return dialling if dialling.begin(self._dial) else None
+
+
+class Dialling:
+    """A connection that is being made, for whoever waits for it."""
+
+    __slots__ = ("_attempt", "_connection", "_on_connected", "_on_failed", "_pool", "until")
+
+    def __init__(
         self,
+        pool: Pool,
+        until: float,
         on_connected: Callable[[UpstreamConnection], None],
         on_failed: _OnFailed,
-    ) -> asyncio.Task[_Connected]:
-        """Connect, then call one of the two; cancelling the task calls neither."""
+    ) -> None:
+        self._pool = pool
+        self.until = until
+        self._on_connected = on_connected
+        self._on_failed = on_failed
+        self._attempt: Cancellable | None = None
 
-        def made() -> None:  # two turns of the loop before the task is done
-            if not task.cancelling():
-                del self._connecting[task]
-                on_connected(connection)
+    def begin(self, dial: Dial) -> bool:
+        """Returns whether there is something to wait for."""
+        self._connection = UpstreamConnection(self._pool, self._made)
+        self._attempt = dial(self._connection, self._failed)
+        if self._attempt is None:
+            return False
+        self._pool.connecting.add(self)
+        return True
 
-        connection = UpstreamConnection(self, made)
-        task = self._loop.create_task(self._open(connection), name="connect to llama-server")
-        until = self._loop.time() + self._settings.backend_connect_timeout
-        self._connecting[task] = until, on_failed
-        task.add_done_callback(self._on_connect_end)
-        return task
+    def cancel(self) -> None:
+        """Nobody waits any more; nobody is told."""
+        self._pool.connecting.discard(self)
+        if self._attempt is not None:
+            self._attempt.cancel()
 
-    def _open(self, connection: UpstreamConnection) -> Coroutine[Any, Any, _Connected]:
-        settings = self._settings
-        factory = cast("Callable[[], asyncio.Protocol]", lambda: connection)
-        if settings.backend_socket:
-            return self._loop.create_unix_connection(factory, settings.backend_socket)
-        return self._loop.create_connection(factory, settings.backend_host, settings.port_backend)
+    def give_up(self) -> None:
+        """It has taken too long."""
+        self.cancel()
+        self._on_failed(UpstreamError("The engine did not accept a connection in time."))
 
-    def _on_connect_end(self, task: asyncio.Task[_Connected]) -> None:
-        attempt = self._connecting.pop(task, None)
-        if attempt is None or task.cancelled():
-            return
-        error, on_failed = task.exception(), attempt[1]
+    def _made(self) -> None:
+        self._pool.connecting.discard(self)
+        self._on_connected(self._connection)
+
+    def _failed(self, error: OSError) -> None:
+        self._pool.connecting.discard(self)
         if isinstance(error, ConnectionRefusedError | FileNotFoundError):
-            on_failed(UpstreamRefused("The engine refused the connection."))
-        elif isinstance(error, OSError):
-            on_failed(UpstreamError("The engine cannot be reached."))
-        elif error is not None:
-            raise error
+            self._on_failed(UpstreamRefused("The engine refused the connection."))
+        else:
+            self._on_failed(UpstreamError("The engine cannot be reached."))

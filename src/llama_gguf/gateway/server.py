@@ -9,7 +9,6 @@ own, from a probe.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 import signal
@@ -25,7 +24,10 @@ from llama_gguf.errors import ReloadFailed, UserError
 from llama_gguf.gateway.client import ClientConnection
 from llama_gguf.gateway.control import Control
 from llama_gguf.gateway.dashboard import take_reading
+from llama_gguf.gateway.dialer import Dialer
 from llama_gguf.gateway.ledger_file import LedgerFile, path_of
+from llama_gguf.gateway.listener import BACKLOG, Listener
+from llama_gguf.gateway.poller import poller
 from llama_gguf.gateway.pool import IDLE_SECONDS
 from llama_gguf.gateway.shared import Shared, wall_now
 from llama_gguf.gateway.sockets import connections_within_limits
@@ -34,38 +36,11 @@ from llama_gguf.probe import Finding, Probe, watch
 
 _log: Final = logging.getLogger(__name__)
 
-BACKLOG: Final = 4096
 TICK_SECONDS: Final = 0.5
 LAST_LINES_SECONDS: Final = 2.0
 """For the access log to be written to its end; a disk that hangs does not keep us longer."""
 PROBE_READY_SECONDS: Final = 2.0
 PROBE_ELSE_SECONDS: Final = 0.25
-
-
-def listen(host: str, port: int, variable: str = "PORT") -> socket.socket:
-    """A listening socket; *variable* is the setting that *port* comes from.
-
-    Raises:
-        UserError: the address cannot be had; says why and what to do.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EACCES:
-            cause = "Ports below 1024 are for root and for CAP_NET_BIND_SERVICE."
-        else:
-            cause = "Is something else running there?"
-        raise UserError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}. "
-            f"{cause} {variable} chooses another port."
-        ) from None
-    listener.setblocking(False)
-    return listener
 
 
 class Gateway:
@@ -92,7 +67,9 @@ class Gateway:
         self._listener = listener
         self._stop_asked = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self.shared = Shared(settings, asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        self._poller = poller(loop)
+        self.shared = Shared(settings, loop, Dialer(self._poller, settings).dial)
         self._control = None if channel is None else Control(self.shared, channel)
 
     async def run(self) -> None:
@@ -106,10 +83,7 @@ class Gateway:
         self._heed_file_limit()
         for number, handler in self._signal_handlers().items():
             loop.add_signal_handler(number, handler)
-        factory = cast("Callable[[], asyncio.Protocol]", lambda: ClientConnection(shared))
-        server = await loop.create_server(
-            factory, sock=self._listener, backlog=BACKLOG, **self._tls_options()
-        )
+        server = await self._let_in()
         address = _address(self._listener)
         _log.info("gateway listens on %s://%s", self._settings.scheme, address)
         self._start(self._follow_engine(), "follow the engine")
@@ -127,6 +101,24 @@ class Gateway:
             shared.accounts.settle()
             ledger_file.write_last(shared.accounts.ledger, within_seconds=LAST_LINES_SECONDS)
             shared.access_log.stop(within_seconds=LAST_LINES_SECONDS)
+            self._poller.close()
+
+    async def _let_in(self) -> asyncio.Server | Listener:
+        shared = self.shared
+        if self._tls is None:
+            return Listener(self._poller, self._listener, lambda: ClientConnection(shared))
+        factory = cast("Callable[[], asyncio.Protocol]", lambda: ClientConnection(shared))
+        seconds = self._settings.client_header_timeout
+        # The last bounds how long a slow reader may take over the rest of its answer: as long
+        # as without TLS (ClientConnection._close), since what it has not taken then is lost.
+        return await shared.loop.create_server(
+            factory,
+            sock=self._listener,
+            backlog=BACKLOG,
+            ssl=self._tls,
+            ssl_handshake_timeout=seconds,
+            ssl_shutdown_timeout=seconds,
+        )
 
     def _signal_handlers(self) -> dict[signal.Signals, Callable[[], None]]:
         return {
@@ -185,18 +177,6 @@ class Gateway:
 
     # TLS ----------------------------------------------------------------------------------------
 
-    def _tls_options(self) -> dict[str, Any]:
-        if self._tls is None:
-            return {}
-        seconds = self._settings.client_header_timeout
-        # The second bounds how long a slow reader may take over the rest of its answer: as long
-        # as without TLS (ClientConnection._close), since what it has not taken then is lost.
-        return {
-            "ssl": self._tls,
-            "ssl_handshake_timeout": seconds,
-            "ssl_shutdown_timeout": seconds,
-        }
-
     def _reload_certificate(self) -> None:
         if self._tls is None:
             return
@@ -252,7 +232,7 @@ class Gateway:
 
     # The end ------------------------------------------------------------------------------------
 
-    async def _drain(self, server: asyncio.Server) -> None:
+    async def _drain(self, server: asyncio.Server | Listener) -> None:
         """Refuse what is new, let what runs finish within DRAIN_TIMEOUT, then cut it."""
         shared = self.shared
         shared.is_draining = True

@@ -33,6 +33,7 @@ from llama_gguf.errors import (
 )
 from llama_gguf.gateway.access_log import AccessLog
 from llama_gguf.gateway.accounts import Accounts
+from llama_gguf.gateway.dialer import Dial
 from llama_gguf.gateway.engine_reader import EngineReader
 from llama_gguf.gateway.pool import Pool
 from llama_gguf.gateway.principals import Principals
@@ -58,9 +59,10 @@ class Shared:
     Args:
         settings: with folders filled in.
         loop: whose clock is everybody's ``now``.
+        dial: connects to the engine.
     """
 
-    def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop, dial: Dial) -> None:
         self.settings = settings
         self.loop = loop
         self.now: Callable[[], float] = time.monotonic  # uvloop's own clock ticks in ms
@@ -88,7 +90,7 @@ class Shared:
         self.admission = Admission(
             slots=0, queue_size=settings.max_queue_size, per_key=settings.max_concurrent_per_key
         )
-        self.pool = Pool(settings, loop)
+        self.pool = Pool(settings, loop, dial)
         self.engine = EngineStatus(EngineState.STARTING, since=wall_now())
         self.is_supervised = False
         """Whether a supervisor says how the engine is."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from llama_gguf.core.settings import Settings
-from llama_gguf.gateway.server import listen
+from llama_gguf.gateway.listener import listen
 from llama_gguf.probe import Finding
 from llama_gguf.supervisor.child import Child
 

@@ -1,0 +1,172 @@
+"""Connects to the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+from llama_gguf.core.settings import Settings
+from llama_gguf.gateway.poller import WRITABLE, Poller, Watched
+from llama_gguf.gateway.transport import Endpoint, SocketTransport
+
+_Address = tuple[int, Any]
+"""A family, and an address as ``connect`` takes it."""
+_OnFailed = Callable[[OSError], None]
+_UNDER_WAY: Final = (errno.EINPROGRESS, errno.EALREADY)
+_CONNECTED: Final = (0, errno.EISCONN)
+_CAN_DELAY_ACKS: Final = hasattr(socket, "TCP_QUICKACK")
+
+
+class Cancellable(Protocol):
+    def cancel(self) -> object: ...
+
+
+Dial = Callable[[Endpoint, _OnFailed], Cancellable | None]
+"""Connects an endpoint, or tells why not; None: it is connected by now."""
+
+
+class Dialer:
+    """Connects to the engine's address.
+
+    Args:
+        poller: watches the sockets.
+        settings: BACKEND_SOCKET, or BACKEND_HOST and PORT_BACKEND.
+    """
+
+    def __init__(self, poller: Poller, settings: Settings) -> None:
+        self._poller = poller
+        self._host, self._port = settings.backend_host, settings.port_backend
+        self._addresses = _literal(settings)
+
+    def dial(self, endpoint: Endpoint, on_failed: _OnFailed) -> Cancellable | None:
+        """A ``Dial``."""
+        attempt = Attempt(self._poller, endpoint, on_failed)
+        if not self._addresses:
+            attempt.look_up(self._host, self._port)
+        elif attempt.begin(self._addresses):
+            return None
+        return attempt
+
+
+def _literal(settings: Settings) -> list[_Address]:
+    """The address, where it is one; a name may mean another tomorrow."""
+    if settings.backend_socket:
+        return [(socket.AF_UNIX, settings.backend_socket)]
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, settings.backend_host)
+        except OSError:
+            continue
+        return [(family, (settings.backend_host, settings.port_backend))]
+    return []
+
+
+class Attempt(Watched):
+    """A connection that is being made: to one address after the other, until one accepts."""
+
+    __slots__ = (
+        "_address",
+        "_endpoint",
+        "_is_over",
+        "_on_failed",
+        "_others",
+        "_poller",
+        "_search",
+        "_sock",
+    )
+
+    def __init__(self, poller: Poller, endpoint: Endpoint, on_failed: _OnFailed) -> None:
+        self._poller = poller
+        self._endpoint = endpoint
+        self._on_failed = on_failed
+        self._sock: socket.socket | None = None
+        self._address: Any = None
+        self._others: list[_Address] = []
+        self._search: asyncio.Task[None] | None = None
+        self._is_over = False
+
+    def look_up(self, host: str, port: int) -> None:
+        """Find out what *host* means, and connect to it."""
+        self._search = self._poller.loop.create_task(self._find(host, port), name="resolve")
+
+    async def _find(self, host: str, port: int) -> None:
+        try:
+            found = await self._poller.loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            self._fail(error)
+        else:
+            self.begin([(family, address) for family, _, _, _, address in found])
+
+    def begin(self, addresses: list[_Address]) -> bool:
+        """Returns whether it is connected already, as to this machine it is."""
+        (family, self._address), self._others = addresses[0], addresses[1:]
+        try:
+            sock = self._sock = socket.socket(family, socket.SOCK_STREAM)
+        except OSError as error:
+            self._poller.loop.call_soon(self._fail, error)
+            return False
+        sock.setblocking(False)
+        if family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        status = sock.connect_ex(self._address)
+        if status == errno.EINPROGRESS:  # connect(2): asked again, it tells how it stands
+            status = sock.connect_ex(self._address)
+        if status in _CONNECTED:
+            self._succeed(sock)
+            return True
+        if status in _UNDER_WAY:
+            self._poller.watch(sock.fileno(), self, WRITABLE)
+        else:
+            self._poller.loop.call_soon(self._fail, _error(status))
+        return False
+
+    def cancel(self) -> None:
+        """Give it up; nobody is told."""
+        self._is_over = True
+        if self._search is not None:
+            self._search.cancel()
+        self._drop()
+
+    # What the poller calls ----------------------------------------------------------------------
+
+    def on_ready(self, events: int) -> None:
+        sock = self._sock
+        assert sock is not None
+        status = sock.connect_ex(self._address)
+        if status in _CONNECTED:
+            self._succeed(sock)
+        elif status not in _UNDER_WAY:
+            self._fail(_error(status))
+
+    def on_bug(self, error: Exception) -> None:
+        self.cancel()
+
+    def _succeed(self, sock: socket.socket) -> None:
+        self._is_over = True
+        if _CAN_DELAY_ACKS and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+        SocketTransport(self._poller, sock, self._address).attach(self._endpoint)
+
+    def _fail(self, error: OSError) -> None:
+        if self._is_over:
+            return
+        self._drop()
+        if self._others:
+            self.begin(self._others)
+        else:
+            self._is_over = True
+            self._on_failed(error)
+
+    def _drop(self) -> None:
+        if self._sock is not None:
+            self._poller.forget(self._sock.fileno())
+            self._sock.close()
+            self._sock = None
+
+
+def _error(status: int) -> OSError:
+    return OSError(status, os.strerror(status))

@@ -1,0 +1,112 @@
+"""Lets clients in."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable
+from typing import IO, Final
+
+from llama_gguf.errors import UserError
+from llama_gguf.gateway.poller import READABLE, Poller, Watched
+from llama_gguf.gateway.transport import Endpoint, SocketTransport
+
+BACKLOG: Final = 4096
+MAX_ACCEPTED: Final = 64
+"""At a time; the others' turn comes when those that are in have had theirs."""
+PAUSE_SECONDS: Final = 0.1
+_NO_FILES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+def listen(host: str, port: int, variable: str = "PORT") -> socket.socket:
+    """A listening socket; *variable* is the setting that *port* comes from.
+
+    Raises:
+        UserError: the address cannot be had; says why and what to do.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EACCES:
+            cause = "Ports below 1024 are for root and for CAP_NET_BIND_SERVICE."
+        else:
+            cause = "Is something else running there?"
+        raise UserError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}. "
+            f"{cause} {variable} chooses another port."
+        ) from None
+    listener.setblocking(False)
+    return listener
+
+
+class Listener(Watched):
+    """Accepts connections, and closes the listening socket in the end.
+
+    When no file may be opened any more, newcomers are turned away by means of one that was
+    kept in reserve: nobody is left waiting, and the loop does not turn in vain.
+
+    Args:
+        poller: watches the sockets.
+        sock: listens, and does not block.
+        new_endpoint: makes what a connection is attached to.
+    """
+
+    def __init__(
+        self, poller: Poller, sock: socket.socket, new_endpoint: Callable[[], Endpoint]
+    ) -> None:
+        self._poller = poller
+        self._sock = sock
+        self._new_endpoint = new_endpoint
+        self._spare = _spare()
+        self._is_closed = False
+        # tcp(7): accepted sockets take it over.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._watch()
+
+    def close(self) -> None:
+        """Let nobody in any more."""
+        self._is_closed = True
+        # Not forgotten by closing it: the supervisor has it, too.
+        self._poller.watch(self._sock.fileno(), self, 0)
+        self._sock.close()
+        self._spare.close()
+
+    # What the poller calls ----------------------------------------------------------------------
+
+    def on_ready(self, events: int) -> None:
+        for _ in range(MAX_ACCEPTED):
+            try:
+                sock, peer = self._sock.accept()
+            except OSError as error:  # there is no other, or it has gone: accept(2)
+                if error.errno in _NO_FILES:
+                    self._turn_away()
+                return
+            sock.setblocking(False)
+            SocketTransport(self._poller, sock, peer).attach(self._new_endpoint())
+
+    def on_bug(self, error: Exception) -> None:
+        """Whoever came last is not let in; the others go on."""
+
+    def _watch(self) -> None:
+        if not self._is_closed:
+            self._poller.watch(self._sock.fileno(), self, READABLE)
+
+    def _turn_away(self) -> None:
+        """Close one connection that waits; where not even that goes, look away for a moment."""
+        try:
+            self._spare.close()
+            self._sock.accept()[0].close()
+            self._spare = _spare()
+        except OSError:
+            self._poller.watch(self._sock.fileno(), self, 0)
+            self._poller.loop.call_later(PAUSE_SECONDS, self._watch)
+
+
+def _spare() -> IO[bytes]:
+    return open(os.devnull, "rb", buffering=0)

@@ -1,0 +1,148 @@
+"""Watches the sockets that carry the traffic, with an epoll that the loop watches as one file.
+
+The loop stays in charge of everything else: time, signals, tasks, TLS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import select
+from collections.abc import Callable
+from typing import Final
+
+_log: Final = logging.getLogger(__name__)
+
+READABLE: Final = 1
+"""EPOLLIN. A connection that broke, or that the peer closed, is told as another number."""
+WRITABLE: Final = 4
+"""EPOLLOUT."""
+MAX_READY: Final = 8
+"""Sockets that are read before anything is sent: with more, the first waits longer for the last."""
+
+
+class Watched:
+    """Whoever has a socket watched."""
+
+    __slots__ = ()
+
+    def on_ready(self, events: int) -> None:
+        """There is something to do, or nothing any more: the socket itself knows."""
+        raise NotImplementedError
+
+    def on_turn_end(self) -> None:
+        """All that were ready have been read: send what is to be sent."""
+        raise NotImplementedError
+
+    def on_bug(self, error: Exception) -> None:
+        """One of these raised *error*: end what it was about."""
+        raise NotImplementedError
+
+
+class Poller:
+    """What a poller does; ``poller`` chooses one."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.is_turning = False
+        """Sockets are being read: whoever adds itself to ``due`` is told when they are."""
+        self.due: list[Watched] = []
+
+    def watch(self, fd: int, watched: Watched, events: int) -> None:
+        """Watch *fd* for *events* and no others, level-triggered, until it is forgotten."""
+        raise NotImplementedError
+
+    def forget(self, fd: int) -> None:
+        """Watch *fd* no longer: nobody else has it, and the loop's next turn closes it."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+
+class EpollPoller(Poller):
+    """One turn of the loop, whatever the number of sockets that are ready."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self._epoll = select.epoll()
+        self._poll: Callable[[int, int], list[tuple[int, int]]] = self._epoll.poll
+        self._watched: dict[int, Watched] = {}
+        loop.add_reader(self.fileno(), self._on_ready)
+
+    def fileno(self) -> int:
+        """Ready when a socket is."""
+        return self._epoll.fileno()
+
+    def watch(self, fd: int, watched: Watched, events: int) -> None:
+        if not events:  # it would be told when the connection breaks, over and over
+            if self._watched.pop(fd, None) is not None:
+                self._epoll.unregister(fd)
+        elif fd in self._watched:
+            self._watched[fd] = watched
+            self._epoll.modify(fd, events)
+        else:
+            self._watched[fd] = watched
+            self._epoll.register(fd, events)
+
+    def forget(self, fd: int) -> None:
+        self._watched.pop(fd, None)  # the kernel forgets it as it is closed
+
+    def close(self) -> None:
+        self.loop.remove_reader(self.fileno())
+        self._epoll.close()
+
+    def _on_ready(self) -> None:
+        watched = self._watched
+        self.is_turning = True
+        for fd, events in self._poll(0, MAX_READY):
+            one = watched.get(fd)
+            if one is not None:  # it may have gone by what was done for one before it
+                _tell(one, events)
+        self.is_turning = False
+        due = self.due
+        if due:
+            self.due = []
+            for one in due:
+                try:
+                    one.on_turn_end()
+                except Exception as error:
+                    _report(one, error)
+
+
+class LoopPoller(Poller):
+    """Where there is no epoll: the loop watches each socket itself."""
+
+    def watch(self, fd: int, watched: Watched, events: int) -> None:
+        if events & READABLE:
+            self.loop.add_reader(fd, _tell, watched, READABLE)
+        else:
+            self.loop.remove_reader(fd)
+        if events & WRITABLE:
+            self.loop.add_writer(fd, _tell, watched, WRITABLE)
+        else:
+            self.loop.remove_writer(fd)
+
+    def forget(self, fd: int) -> None:
+        self.loop.remove_reader(fd)
+        self.loop.remove_writer(fd)
+
+    def close(self) -> None:
+        pass
+
+
+def poller(loop: asyncio.AbstractEventLoop) -> Poller:
+    """The best there is on this system."""
+    return EpollPoller(loop) if hasattr(select, "epoll") else LoopPoller(loop)
+
+
+def _tell(watched: Watched, events: int) -> None:
+    try:
+        watched.on_ready(events)
+    except Exception as error:
+        _report(watched, error)
+
+
+def _report(watched: Watched, error: Exception) -> None:
+    _log.error("a bug, please report it; a connection is cut", exc_info=error)
+    watched.on_bug(error)

@@ -1,0 +1,111 @@
+"""Ends of real connections, whatever watches their sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, closing
+from typing import Final, cast
+
+from llama_gguf.gateway.poller import Poller
+from llama_gguf.gateway.transport import SocketTransport
+
+PATIENCE: Final = 15.0
+"""Seconds after which what has not come is taken for never coming."""
+MUCH: Final = bytes(range(256)) * 20_000
+"""More than a kernel holds for a reader who does not read."""
+RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+
+
+class End:
+    """One that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.transport: SocketTransport
+        self.received = b""
+        self.told: list[str] = []
+        self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+        self.on_data: Callable[[bytes], None] = lambda _: None
+        self._news = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("SocketTransport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+        self._news.set()
+        self.on_data(data)
+
+    def eof_received(self) -> bool:
+        self.told.append("eof")
+        return False
+
+    def pause_writing(self) -> None:
+        self.told.append("pause")
+
+    def resume_writing(self) -> None:
+        self.told.append("resume")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.set_result(exc)
+
+    async def has(self, data: bytes) -> None:
+        """Wait until it has received *data*, and nothing else."""
+        while self.received != data:
+            self._news.clear()
+            assert data.startswith(self.received)
+            await self._news.wait()
+
+
+Scene = Callable[[Poller], Awaitable[None]]
+Play = Callable[[Scene], None]
+
+
+def sockets_of(family: int) -> tuple[socket.socket, socket.socket]:
+    if family == socket.AF_UNIX:
+        return socket.socketpair()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        peer = socket.create_connection(listener.getsockname(), timeout=PATIENCE)
+        return listener.accept()[0], peer
+
+
+@asynccontextmanager
+async def connected(
+    poller: Poller, family: int = socket.AF_INET
+) -> AsyncIterator[tuple[End, socket.socket]]:
+    """One end, and the peer's socket, which does not block."""
+    ours, peer = sockets_of(family)
+    ours.setblocking(False)
+    peer.setblocking(False)
+    end = End()
+    SocketTransport(poller, ours, ("203.0.113.9", 40000)).attach(end)
+    with closing(peer):
+        try:
+            yield end, peer
+        finally:
+            end.transport.abort()
+            await end.lost
+
+
+async def read(peer: socket.socket, size: int) -> bytes:
+    """*size* bytes, or what comes until the end."""
+    data = b""
+    while len(data) < size:
+        more = await asyncio.get_running_loop().sock_recv(peer, size - len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+async def turns(count: int = 3) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def reset(peer: socket.socket) -> None:
+    """End it as a peer does that has died."""
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    peer.close()

@@ -1,0 +1,230 @@
+"""Real connections on this machine, and what becomes of those that are not made."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any, Final, cast
+
+import pytest
+import uvloop
+
+from llama_gguf.core.settings import Settings
+from llama_gguf.gateway.dialer import Cancellable, Dialer
+from llama_gguf.gateway.poller import Poller, poller
+from llama_gguf.gateway.transport import SocketTransport
+
+PATIENCE: Final = 15.0
+"""Seconds after which what has not come is taken for never coming."""
+
+
+class End:
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.made: asyncio.Future[SocketTransport] = loop.create_future()
+        self.failed: asyncio.Future[OSError] = loop.create_future()
+        self.lost: asyncio.Future[None] = loop.create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.made.set_result(cast("SocketTransport", transport))
+
+    def data_received(self, data: bytes) -> None:
+        raise AssertionError(data)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None: ...
+    def resume_writing(self) -> None: ...
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        self.lost.set_result(None)
+
+
+class Phone:
+    """Dials, and sees what comes of it."""
+
+    def __init__(self, watcher: Poller, **settings: Any) -> None:
+        self._dialer = Dialer(watcher, Settings(**settings))
+        self.end = End()
+        self.waits_for: Cancellable | None = None
+
+    def dial(self) -> Phone:
+        self.waits_for = self._dialer.dial(self.end, self.end.failed.set_result)
+        return self
+
+    async def hang_up(self) -> None:
+        (await self.end.made).abort()
+        await self.end.lost
+
+
+Scene = Callable[[Poller], Awaitable[None]]
+Play = Callable[[Scene], None]
+
+
+async def watched(scene: Scene) -> None:
+    with closing(poller(asyncio.get_running_loop())) as watcher:
+        async with asyncio.timeout(PATIENCE):
+            await scene(watcher)
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def play(request: pytest.FixtureRequest) -> Iterator[Play]:
+    with asyncio.Runner(loop_factory=request.param) as runner:
+        yield lambda scene: runner.run(watched(scene))
+
+
+@asynccontextmanager
+async def calling(watcher: Poller, **settings: Any) -> AsyncIterator[Phone]:
+    phone = Phone(watcher, **settings).dial()
+    yield phone
+    await phone.hang_up()
+
+
+def unused_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@pytest.mark.parametrize(
+    ("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)]
+)
+def test_an_address_of_this_machine_is_connected_to_at_once(
+    host: str, family: socket.AddressFamily, play: Play
+) -> None:
+    async def scene(watcher: Poller) -> None:
+        with socket.create_server((host, 0), family=family) as engine:
+            port = engine.getsockname()[1]
+            async with calling(watcher, backend_host=host, port_backend=port) as phone:
+                assert phone.waits_for is None
+                assert phone.end.made.result().get_extra_info("peername")[:2] == (host, port)
+                sock = phone.end.made.result().get_extra_info("socket")
+                assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+    play(scene)
+
+
+def test_a_socket_file_is_connected_to_at_once(play: Play, tmp_path: Path) -> None:
+    path = str(tmp_path / "llama.sock")
+
+    async def scene(watcher: Poller) -> None:
+        with closing(socket.socket(socket.AF_UNIX)) as engine:
+            engine.bind(path)
+            engine.listen()
+            async with calling(watcher, backend_socket=path) as phone:
+                assert phone.waits_for is None
+                assert phone.end.made.done()
+
+    play(scene)
+
+
+def test_a_name_is_looked_up(play: Play) -> None:
+    async def scene(watcher: Poller) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as engine:
+            port = engine.getsockname()[1]
+            async with calling(watcher, backend_host="localhost", port_backend=port) as phone:
+                assert phone.waits_for is not None
+                transport = await phone.end.made
+                assert transport.get_extra_info("peername")[:2] == ("127.0.0.1", port)
+
+    play(scene)
+
+
+def test_of_several_addresses_the_first_that_accepts_is_taken() -> None:
+    async def scene(watcher: Poller) -> None:
+        refusing = unused_port()
+        with socket.create_server(("127.0.0.1", 0)) as engine:
+            port = engine.getsockname()[1]
+
+            async def find(host: str, _: int, *, type: int) -> list[Any]:
+                assert (host, type) == ("engine.internal", socket.SOCK_STREAM)
+                addresses = [("127.0.0.1", refusing), ("127.0.0.1", port)]
+                return [(socket.AF_INET, type, 6, "", address) for address in addresses]
+
+            watcher.loop.getaddrinfo = find  # type: ignore[assignment, method-assign]
+            async with calling(watcher, backend_host="engine.internal") as phone:
+                transport = await phone.end.made
+                assert transport.get_extra_info("peername") == ("127.0.0.1", port)
+                assert not phone.end.failed.done()
+
+    with asyncio.Runner() as runner:
+        runner.run(watched(scene))
+
+
+def test_a_name_that_means_nothing_is_told(play: Play) -> None:
+    async def scene(watcher: Poller) -> None:
+        phone = Phone(watcher, backend_host="engine.invalid").dial()
+        assert isinstance(await phone.end.failed, socket.gaierror)
+
+    play(scene)
+
+
+def test_a_refusal_is_told_but_not_from_within_the_call(play: Play) -> None:
+    async def scene(watcher: Poller) -> None:
+        phone = Phone(watcher, port_backend=unused_port()).dial()
+        assert not phone.end.failed.done()
+        assert isinstance(await phone.end.failed, ConnectionRefusedError)
+
+    play(scene)
+
+
+def test_a_socket_file_that_is_not_there_is_told(play: Play, tmp_path: Path) -> None:
+    async def scene(watcher: Poller) -> None:
+        phone = Phone(watcher, backend_socket=str(tmp_path / "none.sock")).dial()
+        assert isinstance(await phone.end.failed, FileNotFoundError)
+
+    play(scene)
+
+
+def test_whoever_has_cancelled_is_told_nothing(play: Play) -> None:
+    async def scene(watcher: Poller) -> None:
+        phones = [
+            Phone(watcher, port_backend=unused_port()).dial(),
+            Phone(watcher, backend_host="localhost", port_backend=unused_port()).dial(),
+        ]
+        for phone in phones:
+            assert phone.waits_for is not None
+            phone.waits_for.cancel()
+        # What another is told comes behind what they would have been.
+        await Phone(watcher, backend_host="localhost", port_backend=unused_port()).dial().end.failed
+        assert not any(phone.end.failed.done() or phone.end.made.done() for phone in phones)
+
+    play(scene)
+
+
+def test_an_engine_with_a_full_backlog_is_waited_for(play: Play) -> None:
+    async def scene(watcher: Poller) -> None:
+        with socket.create_server(("127.0.0.1", 0), backlog=0) as engine:
+            port = engine.getsockname()[1]
+            phones = [Phone(watcher, port_backend=port).dial()]
+            while phones[-1].waits_for is None:
+                phones.append(Phone(watcher, port_backend=port).dial())
+            given_up = Phone(watcher, port_backend=port).dial()
+            assert given_up.waits_for is not None
+            given_up.waits_for.cancel()
+
+            accepted = [engine.accept()[0] for _ in phones[:-1]]  # the kernel tries again in 1 s
+            await phones[-1].end.made
+            for phone in phones:
+                await phone.hang_up()
+            assert not given_up.end.made.done()
+            for sock in accepted:
+                sock.close()
+
+    play(scene)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_QUICKACK"), reason="this is Linux's own")
+def test_an_event_is_not_acknowledged_by_a_packet_of_its_own(play: Play) -> None:
+    async def scene(watcher: Poller) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as engine:
+            async with calling(watcher, port_backend=engine.getsockname()[1]) as phone:
+                sock = phone.end.made.result().get_extra_info("socket")
+                assert not sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK)
+
+    play(scene)

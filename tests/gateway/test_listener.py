@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import asyncio
+import errno
+import select
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+from typing import Any, Final, cast
+
+import pytest
+
+from llama_gguf.errors import UserError
+from llama_gguf.gateway.listener import Listener, listen
+from llama_gguf.gateway.poller import EpollPoller, Poller, poller
+from llama_gguf.gateway.transport import SocketTransport
+
+PATIENCE: Final = 15.0
+"""Seconds after which what has not come is taken for never coming."""
+
+
+# The socket ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_it_listens_where_it_is_told_to(host: str) -> None:
+    with closing(listen(host, 0)) as listener:
+        address = listener.getsockname()
+        assert address[0] == host
+        assert not listener.getblocking()
+        with socket.create_connection(address[:2], timeout=5):
+            pass
+
+
+def test_a_port_that_is_taken_is_said_plainly() -> None:
+    with closing(listen("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1:{port}"):
+            listen("127.0.0.1", port)
+
+
+def test_an_address_of_another_machine_is_said_plainly() -> None:
+    with pytest.raises(UserError, match=r"cannot listen on 203\.0\.113\.1"):
+        listen("203.0.113.1", 0)
+
+
+# Letting in ---------------------------------------------------------------------------------------
+
+
+class Guest:
+    """Says hello to whoever comes."""
+
+    def __init__(self, hall: Hall) -> None:
+        self._hall = hall
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        ours = cast("SocketTransport", transport)
+        self._hall.transports.append(ours)
+        ours.write(b"hello")
+
+    def data_received(self, data: bytes) -> None: ...
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None: ...
+    def resume_writing(self) -> None: ...
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        self._hall.gone.release()
+
+
+class Hall:
+    def __init__(self) -> None:
+        self.transports: list[SocketTransport] = []
+        self.gone = asyncio.Semaphore(0)
+
+
+class NoFiles:
+    """A listening socket on which accepting fails *how_often* times before it works."""
+
+    def __init__(self, sock: socket.socket, how_often: int, number: int) -> None:
+        self._sock = sock
+        self._left = how_often
+        self._number = number
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if self._left:
+            self._left -= 1
+            raise OSError(self._number, "not now")
+        return self._sock.accept()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+Scene = Callable[[Hall, socket.socket], Awaitable[None]]
+
+
+def play(scene: Scene, disguise: Callable[[socket.socket], object] = lambda sock: sock) -> None:
+    async def within(watcher: Poller) -> None:
+        hall = Hall()
+        sock = listen("127.0.0.1", 0)
+        listener = Listener(watcher, cast("socket.socket", disguise(sock)), lambda: Guest(hall))
+        async with asyncio.timeout(PATIENCE):
+            await scene(hall, sock)
+        listener.close()
+        assert sock.fileno() == -1
+        for transport in hall.transports:
+            transport.abort()
+            await hall.gone.acquire()
+
+    async def watched() -> None:
+        with closing(poller(asyncio.get_running_loop())) as watcher:
+            await within(watcher)
+
+    asyncio.run(watched())
+
+
+async def visit(sock: socket.socket) -> bytes:
+    """What a new client hears before the connection ends, or is there for good."""
+    reader, writer = await asyncio.open_connection(*sock.getsockname())
+    heard = await reader.read(5)
+    writer.close()
+    return heard
+
+
+def test_everybody_is_let_in() -> None:
+    async def scene(hall: Hall, sock: socket.socket) -> None:
+        heard = await asyncio.gather(*(visit(sock) for _ in range(100)))
+        assert heard == [b"hello"] * 100
+        peers = {transport.get_extra_info("peername")[0] for transport in hall.transports}
+        assert peers == {"127.0.0.1"}
+        ours = hall.transports[0].get_extra_info("socket")
+        assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert not ours.getblocking()
+
+    play(scene)
+
+
+def test_whoever_comes_while_no_file_can_be_opened_is_not_left_waiting() -> None:
+    async def scene(hall: Hall, sock: socket.socket) -> None:
+        assert await visit(sock) == b""
+        assert await visit(sock) == b"hello"
+
+    play(scene, lambda sock: NoFiles(sock, 1, errno.EMFILE))
+
+
+def test_if_not_even_that_goes_the_next_look_is_taken_later() -> None:
+    async def scene(hall: Hall, sock: socket.socket) -> None:
+        assert await visit(sock) == b"hello"
+
+    play(scene, lambda sock: NoFiles(sock, 2, errno.ENFILE))
+
+
+@pytest.mark.parametrize("number", [errno.ECONNABORTED, errno.EPROTO, errno.EPERM])
+def test_a_client_that_was_gone_before_it_was_let_in_is_none(number: int) -> None:
+    async def scene(hall: Hall, sock: socket.socket) -> None:
+        assert await visit(sock) == b"hello"
+
+    play(scene, lambda sock: NoFiles(sock, 1, number))
+
+
+def test_nobody_is_waited_for_once_it_is_closed() -> None:
+    """Somebody else, as the supervisor, may have the socket still."""
+
+    async def scene() -> None:
+        with closing(EpollPoller(asyncio.get_running_loop())) as watcher:
+            sock = listen("127.0.0.1", 0)
+            with closing(sock.dup()) as inherited:
+                Listener(watcher, sock, lambda: Guest(Hall())).close()
+                with socket.create_connection(inherited.getsockname()):
+                    assert select.select([watcher.fileno()], [], [], 0)[0] == []
+
+    asyncio.run(scene())

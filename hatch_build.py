@@ -28,8 +28,9 @@ MODULES: Final = [
             *("messages", "metrics", "replies", "routes", "usage"),
         ),
         "gateway": (
-            *("access_log", "accounts", "client", "connection", "dialer", "heads", "listener", "own", "opened", "pool"),
-            *("poller", "principals", "shared", "sockets", "transport", "upstream"),
+            *("access_log", "accounts", "client", "connection", "dialer", "heads", "listener"),
+            *("opened", "own", "poller", "pool", "principals", "shared", "sockets", "transport"),
+            "upstream",
         ),
     }.items()
     for name in names

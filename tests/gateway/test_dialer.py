@@ -156,12 +156,17 @@ def test_of_several_addresses_the_first_that_accepts_is_taken() -> None:
         runner.run(watched(scene))
 
 
-def test_a_name_that_means_nothing_is_told(play: Play) -> None:
+def test_a_name_that_means_nothing_is_told() -> None:
     async def scene(watcher: Poller) -> None:
+        async def find(*_: Any, **__: Any) -> list[Any]:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+        watcher.loop.getaddrinfo = find  # type: ignore[method-assign]
         phone = Phone(watcher, backend_host="engine.invalid").dial()
         assert isinstance(await phone.end.failed, socket.gaierror)
 
-    play(scene)
+    with asyncio.Runner() as runner:
+        runner.run(watched(scene))
 
 
 def test_a_refusal_is_told_but_not_from_within_the_call(play: Play) -> None:

@@ -19,6 +19,19 @@ MUCH: Final = bytes(range(256)) * 20_000
 RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
+class Deaf:
+    """Half of an endpoint, to which nothing is to be said."""
+
+    def data_received(self, data: bytes) -> None:
+        raise AssertionError(data)
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None: ...
+    def resume_writing(self) -> None: ...
+
+
 class End:
     """One that keeps what it is told."""
 

@@ -7,7 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import pytest
 import uvloop
@@ -16,12 +16,10 @@ from llama_gguf.core.settings import Settings
 from llama_gguf.gateway.dialer import Cancellable, Dialer
 from llama_gguf.gateway.poller import Poller, poller
 from llama_gguf.gateway.transport import SocketTransport
-
-PATIENCE: Final = 15.0
-"""Seconds after which what has not come is taken for never coming."""
+from tests.ends import PATIENCE, Deaf
 
 
-class End:
+class End(Deaf):
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         self.made: asyncio.Future[SocketTransport] = loop.create_future()
@@ -30,15 +28,6 @@ class End:
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.made.set_result(cast("SocketTransport", transport))
-
-    def data_received(self, data: bytes) -> None:
-        raise AssertionError(data)
-
-    def eof_received(self) -> bool:
-        return False
-
-    def pause_writing(self) -> None: ...
-    def resume_writing(self) -> None: ...
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc

@@ -6,7 +6,7 @@ import select
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import closing
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import pytest
 
@@ -14,10 +14,7 @@ from llama_gguf.errors import UserError
 from llama_gguf.gateway.listener import Listener, listen
 from llama_gguf.gateway.poller import EpollPoller, Poller, poller
 from llama_gguf.gateway.transport import SocketTransport
-
-PATIENCE: Final = 15.0
-"""Seconds after which what has not come is taken for never coming."""
-
+from tests.ends import PATIENCE, Deaf
 
 # The socket ---------------------------------------------------------------------------------------
 
@@ -47,7 +44,7 @@ def test_an_address_of_another_machine_is_said_plainly() -> None:
 # Letting in ---------------------------------------------------------------------------------------
 
 
-class Guest:
+class Guest(Deaf):
     """Says hello to whoever comes."""
 
     def __init__(self, hall: Hall) -> None:
@@ -57,13 +54,6 @@ class Guest:
         ours = cast("SocketTransport", transport)
         self._hall.transports.append(ours)
         ours.write(b"hello")
-
-    def data_received(self, data: bytes) -> None: ...
-    def eof_received(self) -> bool:
-        return False
-
-    def pause_writing(self) -> None: ...
-    def resume_writing(self) -> None: ...
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
-import struct
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -19,9 +18,7 @@ import uvloop
 from llama_gguf.gateway import sockets
 from llama_gguf.gateway.poller import poller
 from llama_gguf.gateway.transport import SocketTransport
-
-PATIENCE: Final = 15.0
-"""Seconds after which what has not come is taken for never coming."""
+from tests.ends import PATIENCE, reset
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -235,8 +232,7 @@ def test_a_peer_that_closed_its_half_has_left(run: Run) -> None:
 
 def test_a_peer_that_reset_has_left(run: Run) -> None:
     with tcp() as (ours, peer):
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        peer.close()
+        reset(peer)
         wait_for_end(ours)
 
         assert ask(ours, run)

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Final, cast
 
 from llama_gguf.core.limits import network_of
 from llama_gguf.core.messages import NEVER, Pattern
+from llama_gguf.gateway.transport import HIGH_WATER_BYTES
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.shared import Shared
 
-HIGH_WATER_BYTES: Final = 65536
-"""Of an answer that waits for a slow reader; beyond it, the engine is paused."""
 MAX_HELD_BYTES: Final = 65536
 """Of requests sent ahead; beyond it, reading pauses."""
 LINGER_SECONDS: Final = 2.0

@@ -101,9 +101,12 @@ class Pool:
         self, on_connected: Callable[[UpstreamConnection], None], on_failed: _OnFailed
     ) -> Dialling | None:
         """Connect, then call one of the two. None: *on_connected* has been called already."""
-        until = self._loop.time() + self._settings.backend_connect_timeout
-        dialling = Dialling(self, until, on_connected, on_failed)
-        return dialling if dialling.begin(self._dial) else None
+        dialling = Dialling(self, on_connected, on_failed)
+        if not dialling.begin(self._dial):
+            return None
+        dialling.until = self._loop.time() + self._settings.backend_connect_timeout
+        self.connecting.add(dialling)
+        return dialling
 
 
 class Dialling:
@@ -114,12 +117,11 @@ class Dialling:
     def __init__(
         self,
         pool: Pool,
-        until: float,
         on_connected: Callable[[UpstreamConnection], None],
         on_failed: _OnFailed,
     ) -> None:
         self._pool = pool
-        self.until = until
+        self.until: float
         self._on_connected = on_connected
         self._on_failed = on_failed
         self._attempt: Cancellable | None = None
@@ -128,10 +130,7 @@ class Dialling:
         """Returns whether there is something to wait for."""
         self._connection = UpstreamConnection(self._pool, self._made)
         self._attempt = dial(self._connection, self._failed)
-        if self._attempt is None:
-            return False
-        self._pool.connecting.add(self)
-        return True
+        return self._attempt is not None
 
     def cancel(self) -> None:
         """Nobody waits any more; nobody is told."""

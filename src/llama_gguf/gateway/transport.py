@@ -15,6 +15,7 @@ from llama_gguf.gateway.poller import READABLE, WRITABLE, Poller, Watched
 
 READ_BYTES: Final = 65536
 HIGH_WATER_BYTES: Final = 65536
+"""Of an answer that waits for a slow reader; beyond it, the engine is paused."""
 _LOW_WATER_SHARE: Final = 4
 
 

@@ -112,6 +112,35 @@ def test_the_tail_is_the_end_of_the_payload_however_it_is_split(
     assert body.tail == payload[-TAIL_BYTES:]
 
 
+@given(wire_and_payload=bodies, surplus=st.binary(max_size=20), cuts=cuts)
+def test_whether_the_payload_is_collected_or_not_all_else_is_the_same(
+    wire_and_payload: tuple[bytes, bytes], surplus: bytes, cuts: list[int]
+) -> None:
+    # Cut between chunks, too, where pieces are whole chunks.
+    wire = wire_and_payload[0]
+    ends = [i + 2 for i in range(len(wire)) if wire[i : i + 2] == b"\r\n"]
+    collecting, passing = ChunkedBody(), ChunkedBody()
+
+    for piece in split(wire + surplus, [*cuts, *(ends[c % len(ends)] for c in cuts)]):
+        assert passing.feed(piece) == collecting.feed(piece, bytearray())
+        assert passing.is_done == collecting.is_done
+        assert passing.is_between_chunks == collecting.is_between_chunks
+        assert passing.tail == collecting.tail
+
+
+def test_a_payload_that_looks_like_chunks_is_a_payload() -> None:
+    body = ChunkedBody()
+    inner = frame(b"abcd") + chunked.LAST_CHUNK
+
+    body.feed(b"%x\r\n" % len(inner))
+    body.feed(inner)
+    assert not body.is_done
+
+    body.feed(b"\r\n")
+    assert body.is_between_chunks
+    assert body.tail == inner[-TAIL_BYTES:]
+
+
 def test_the_payload_is_not_collected_where_nobody_wants_it() -> None:
     body = ChunkedBody()
 
@@ -246,7 +275,8 @@ def test_for_every_length_there_is_at_most_one_size_line_that_takes_the_short_cu
             body = ChunkedBody()
             is_chunk = False
             with suppress(ChunkedError):
-                is_chunk = body.feed(data) == length and body.is_between_chunks
+                # What is collected takes no short cut.
+                is_chunk = body.feed(data, bytearray()) == length and body.is_between_chunks
 
             size = length - len(line) - 2
             is_plain = size >= TAIL_BYTES and line == b"%x\r\n" % size
@@ -270,12 +300,24 @@ def test_every_plain_chunk_takes_the_short_cut_when_its_end_is_right() -> None:
         assert not is_one_chunk(data[:-1] + b"\r")
 
 
-def test_lengths_beyond_counting_do_not_grow_the_memo() -> None:
-    for length in range(2 * chunked._SizeLines._MAX):
+def test_lengths_beyond_counting_do_not_grow_the_memos() -> None:
+    for length in range(2 * chunked._MAX_REMEMBERED):
         is_one_chunk(ZEROS[:length])
+        ChunkedBody().feed(b"%x\r\n" % length)
 
-    assert len(chunked._SIZE_LINES) <= chunked._SizeLines._MAX
+    assert len(chunked._SIZE_LINES) <= chunked._MAX_REMEMBERED
+    assert len(chunked._SIZES) <= chunked._MAX_REMEMBERED
     assert is_one_chunk(frame(bytes(65537)))
+    body = ChunkedBody()
+    body.feed(frame(bytes(65537)) + chunked.LAST_CHUNK, bytearray())
+    assert body.is_done
+
+
+def test_a_size_line_that_is_long_is_not_remembered() -> None:
+    line = b"5;" + b"a" * MAX_LINE_BYTES
+    ChunkedBody().feed(line[: MAX_LINE_BYTES - 2] + b"\r\n")
+
+    assert max(map(len, chunked._SIZES)) <= chunked._MAX_REMEMBERED_BYTES
 
 
 # Limits -------------------------------------------------------------------------------------------

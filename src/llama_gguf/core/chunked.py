@@ -17,6 +17,10 @@ MAX_TRAILER_BYTES: Final = 8192
 TAIL_BYTES: Final = 4
 """Tell whether an event is whole: it ends with two line ends."""
 
+_MAX_REMEMBERED: Final = 4096
+"""Of size lines, so that no engine can make them grow without end."""
+_MAX_REMEMBERED_BYTES: Final = 16
+
 _TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _EXTENSION: Final = rb';%b(?:=(?:%b|"[\t\x20!\x23-\x5b\x5d-\x7e]*"))?' % (_TOKEN, _TOKEN)
 # No sign, no "0x", no underscore: all of which int(..., 16) would take.
@@ -73,6 +77,10 @@ class ChunkedBody:
         Raises:
             ChunkedError: *data* is not in the coding.
         """
+        if sink is None and self.is_between_chunks:
+            chunk = data.removesuffix(LAST_CHUNK)
+            if not chunk or is_one_chunk(chunk):
+                return self._take_whole(chunk, data)
         at = 0
         while at < len(data) and self._state is not _State.DONE:
             if self._state is _State.DATA:
@@ -80,6 +88,14 @@ class ChunkedBody:
             else:
                 at = self._through_line(data, at)
         return at
+
+    def _take_whole(self, chunk: bytes, data: bytes) -> int:
+        """What mostly comes at once: a *chunk*, the last one behind it, or only that."""
+        if chunk:
+            self.tail = chunk[-TAIL_BYTES - 2 : -2]
+        if len(chunk) < len(data):
+            self._state = _State.DONE
+        return len(data)
 
     def _data(self, data: bytes, at: int, sink: bytearray | None) -> int:
         end = min(at + self._left, len(data))
@@ -116,10 +132,7 @@ class ChunkedBody:
             self._on_trailer(line)
 
     def _on_size(self, line: bytes) -> None:
-        match = _SIZE_LINE.fullmatch(line)
-        if match is None:
-            raise ChunkedError("a chunk's size is not a hexadecimal number")
-        self._left = int(match[1], 16)
+        self._left = _SIZES[line]
         self._state = _State.DATA if self._left else _State.TRAILER
 
     def _on_trailer(self, line: bytes) -> None:
@@ -133,14 +146,25 @@ def frame(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
+class _Sizes(dict[bytes, int]):
+    """Size line -> the size that it means."""
+
+    def __missing__(self, line: bytes) -> int:
+        match = _SIZE_LINE.fullmatch(line)
+        if match is None:
+            raise ChunkedError("a chunk's size is not a hexadecimal number")
+        size = int(match[1], 16)
+        if len(self) < _MAX_REMEMBERED and len(line) <= _MAX_REMEMBERED_BYTES:
+            self[line] = size
+        return size
+
+
 class _SizeLines(dict[int, bytes]):
     """Length of a whole chunk, framing included -> the size line that it begins with."""
 
-    _MAX: Final = 4096
-
     def __missing__(self, length: int) -> bytes:
         line = _size_line(length)
-        if len(self) < self._MAX:
+        if len(self) < _MAX_REMEMBERED:
             self[length] = line
         return line
 
@@ -156,6 +180,7 @@ def _size_line(length: int) -> bytes:
     return b"\n" * (length + 1)
 
 
+_SIZES: Final = _Sizes()
 _SIZE_LINES: Final = _SizeLines()
 
 

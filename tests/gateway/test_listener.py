@@ -74,11 +74,11 @@ class NoFiles:
         self._left = how_often
         self._number = number
 
-    def accept(self) -> tuple[socket.socket, Any]:
+    def _accept(self) -> tuple[int, Any]:
         if self._left:
             self._left -= 1
             raise OSError(self._number, "not now")
-        return self._sock.accept()
+        return self._sock._accept()  # type: ignore[attr-defined, no-any-return]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)

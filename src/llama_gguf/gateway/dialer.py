@@ -16,9 +16,15 @@ from llama_gguf.gateway.transport import Endpoint, SocketTransport
 _Address = tuple[int, Any]
 """A family, and an address as ``connect`` takes it."""
 _OnFailed = Callable[[OSError], None]
+_UNIX: Final = int(socket.AF_UNIX)
+_TCP: Final = int(socket.IPPROTO_TCP)
+_NODELAY: Final = int(socket.TCP_NODELAY)
+_NONBLOCK: Final = int(getattr(socket, "SOCK_NONBLOCK", 0))
+_STREAM: Final = int(socket.SOCK_STREAM) | _NONBLOCK
+_IN_PROGRESS: Final = int(errno.EINPROGRESS)
 _UNDER_WAY: Final = (errno.EINPROGRESS, errno.EALREADY)
 _CONNECTED: Final = (0, errno.EISCONN)
-_CAN_DELAY_ACKS: Final = hasattr(socket, "TCP_QUICKACK")
+_QUICKACK: Final = int(getattr(socket, "TCP_QUICKACK", 0))
 
 
 class Cancellable(Protocol):
@@ -83,7 +89,7 @@ class Attempt(Watched):
         self._poller = poller
         self._endpoint = endpoint
         self._on_failed = on_failed
-        self._sock: socket.socket | None = None
+        self._sock: socket.SocketType | None = None
         self._address: Any = None
         self._others: list[_Address] = []
         self._search: asyncio.Task[None] | None = None
@@ -103,18 +109,20 @@ class Attempt(Watched):
 
     def begin(self, addresses: list[_Address]) -> bool:
         """Returns whether it is connected already, as to this machine it is."""
-        (family, self._address), self._others = addresses[0], addresses[1:]
+        family, address = addresses[0]
+        self._address, self._others = address, addresses[1:]
         try:
-            sock = self._sock = socket.socket(family, socket.SOCK_STREAM)
+            sock = self._sock = socket.SocketType(family, _STREAM)
         except OSError as error:
             self._poller.loop.call_soon(self._fail, error)
             return False
-        sock.setblocking(False)
-        if family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        status = sock.connect_ex(self._address)
-        if status == errno.EINPROGRESS:  # connect(2): asked again, it tells how it stands
-            status = sock.connect_ex(self._address)
+        if not _NONBLOCK:  # as on macOS
+            sock.setblocking(False)
+        if family != _UNIX:
+            sock.setsockopt(_TCP, _NODELAY, 1)
+        status = sock.connect_ex(address)
+        if status == _IN_PROGRESS:  # connect(2): asked again, it tells how it stands
+            status = sock.connect_ex(address)
         if status in _CONNECTED:
             self._succeed(sock)
             return True
@@ -145,10 +153,10 @@ class Attempt(Watched):
     def on_bug(self, error: Exception) -> None:
         self.cancel()
 
-    def _succeed(self, sock: socket.socket) -> None:
+    def _succeed(self, sock: socket.SocketType) -> None:
         self._is_over = True
-        if _CAN_DELAY_ACKS and sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+        if _QUICKACK and sock.family != _UNIX:
+            sock.setsockopt(_TCP, _QUICKACK, 0)
         SocketTransport(self._poller, sock, self._address).attach(self._endpoint)
 
     def _fail(self, error: OSError) -> None:

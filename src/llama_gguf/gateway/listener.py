@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable
-from typing import IO, Final
+from typing import IO, Any, Final
 
 from llama_gguf.errors import UserError
 from llama_gguf.gateway.poller import READABLE, Poller, Watched
@@ -16,6 +16,7 @@ BACKLOG: Final = 4096
 MAX_ACCEPTED: Final = 64
 """At a time; the others' turn comes when those that are in have had theirs."""
 PAUSE_SECONDS: Final = 0.1
+_STREAM: Final = int(socket.SOCK_STREAM)
 _NO_FILES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -62,6 +63,9 @@ class Listener(Watched):
     ) -> None:
         self._poller = poller
         self._sock = sock
+        self._family = int(sock.family)
+        # What `socket.accept` calls, and then spends more on its result than this has cost.
+        self._accept: Callable[[], tuple[int, Any]] = sock._accept  # type: ignore[attr-defined]
         self._new_endpoint = new_endpoint
         self._spare = _spare()
         self._is_closed = False
@@ -82,11 +86,12 @@ class Listener(Watched):
     def on_ready(self, events: int) -> None:
         for _ in range(MAX_ACCEPTED):
             try:
-                sock, peer = self._sock.accept()
+                fd, peer = self._accept()
             except OSError as error:  # there is no other, or it has gone: accept(2)
                 if error.errno in _NO_FILES:
                     self._turn_away()
                 return
+            sock = socket.SocketType(self._family, _STREAM, 0, fd)
             sock.setblocking(False)
             SocketTransport(self._poller, sock, peer).attach(self._new_endpoint())
 
@@ -101,7 +106,7 @@ class Listener(Watched):
         """Close one connection that waits; where not even that goes, look away for a moment."""
         try:
             self._spare.close()
-            self._sock.accept()[0].close()
+            os.close(self._accept()[0])
             self._spare = _spare()
         except OSError:
             self._poller.watch(self._sock.fileno(), self, 0)

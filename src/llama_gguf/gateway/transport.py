@@ -7,6 +7,7 @@ docs/adr/0018-sockets-are-our-own.md.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
@@ -14,9 +15,15 @@ from typing import Any, Final, Protocol, cast
 from llama_gguf.gateway.poller import READABLE, WRITABLE, Poller, Watched
 
 READ_BYTES: Final = 65536
+SMALL_READ_BYTES: Final = 479
+"""Read at once from a peer that sends less, as a stream does: an object that the interpreter has
+at hand (its own allocator's, up to 512 bytes), where 64 KiB would be cut down each time."""
 HIGH_WATER_BYTES: Final = 65536
 """Of an answer that waits for a slow reader; beyond it, the engine is paused."""
 _LOW_WATER_SHARE: Final = 4
+# Of a socket's methods, what it does not need here, time-outs and flags, costs more than this.
+_read: Final = os.read
+_write: Final = os.write
 
 
 class Endpoint(Protocol):
@@ -54,21 +61,19 @@ class SocketTransport(Watched):
         "_peer",
         "_poller",
         "_queued",
-        "_recv",
-        "_send",
+        "_read_bytes",
         "_sock",
         "_unsent",
     )
 
-    def __init__(self, poller: Poller, sock: socket.socket, peer: object) -> None:
+    def __init__(self, poller: Poller, sock: socket.SocketType, peer: object) -> None:
         self._poller = poller
         self._sock = sock
         self._peer = peer
         self._fd = sock.fileno()
-        self._recv: Callable[[int], bytes] = sock.recv
-        self._send: Callable[[bytes | bytearray], int] = sock.send
         self._endpoint: Endpoint | None = None
         self._on_data: Callable[[bytes], None] = _ignore
+        self._read_bytes = READ_BYTES
         self._queued = b""
         """To be sent at the end of the poller's turn."""
         self._unsent: bytearray | None = None
@@ -177,13 +182,14 @@ class SocketTransport(Watched):
 
     def _read(self) -> None:
         try:
-            data = self._recv(READ_BYTES)
+            data = _read(self._fd, self._read_bytes)
         except BlockingIOError:
             return
         except OSError as error:
             self._lose(error)
             return
         if data:
+            self._read_bytes = SMALL_READ_BYTES if len(data) < SMALL_READ_BYTES else READ_BYTES
             self._on_data(data)
             return
         self._its().eof_received()
@@ -194,7 +200,7 @@ class SocketTransport(Watched):
 
     def _put(self, data: bytes) -> None:
         try:
-            sent = self._send(data)
+            sent = _write(self._fd, data)
         except BlockingIOError:
             sent = 0
         except OSError as error:
@@ -212,7 +218,7 @@ class SocketTransport(Watched):
 
     def _send_on(self, unsent: bytearray) -> None:
         try:
-            sent = self._send(unsent)
+            sent = _write(self._fd, unsent)
         except BlockingIOError:
             return
         except OSError as error:
@@ -281,6 +287,7 @@ class SocketTransport(Watched):
         try:
             endpoint.connection_lost(error)
         finally:
+            self._fd = -1  # which may be another's in a moment
             self._sock.close()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from llama_gguf.core.engine import EngineState
 from llama_gguf.core.settings import Settings
-from llama_gguf.probe import Finding, Probe, watch
+from llama_gguf.probe import MAX_SPARED, Finding, Probe, watch
 
 LOADING = b"HTTP/1.1 503 X\r\nContent-Length: 2\r\n\r\n{}"
 HEALTHY = b'HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{"status":"ok"}'
@@ -283,3 +283,57 @@ def test_a_watch_reports_every_look_until_it_is_cancelled() -> None:
     run(engine, scenario)
 
     assert states[:4] == [EngineState.LOADING] * 2 + [EngineState.READY] * 2
+
+
+class Hearing:
+    """Whether somebody has heard of the engine: as often as is wanted, and then no more."""
+
+    def __init__(self, times: int) -> None:
+        self.left = times
+        self.asked = 0
+
+    def __call__(self) -> bool:
+        self.asked += 1
+        self.left -= 1
+        return self.left >= 0
+
+
+def looks_while_heard(engine: Engine, hearing: Hearing, looks: int) -> list[int]:
+    """How often *hearing* had been asked at each of so many looks."""
+    asked: list[int] = []
+
+    async def scenario(probe: Probe) -> None:
+        enough = asyncio.Event()
+
+        def report(finding: Finding) -> None:
+            asked.append(hearing.asked)
+            if len(asked) == looks:
+                enough.set()
+
+        watching = asyncio.get_running_loop().create_task(
+            watch(probe, report, ready_every=0.001, else_every=0.001, is_heard=hearing)
+        )
+        await enough.wait()
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+    run(engine, scenario)
+    return asked[:looks]
+
+
+def test_an_engine_that_is_heard_to_answer_others_is_not_asked() -> None:
+    assert looks_while_heard(Engine(HEALTHY), Hearing(3), 3) == [0, 4, 5]
+
+
+def test_one_that_goes_on_answering_is_asked_now_and_then() -> None:
+    asked = looks_while_heard(Engine(HEALTHY), Hearing(10**6), 3)
+    assert asked == [0, MAX_SPARED, 2 * MAX_SPARED]
+
+
+@pytest.mark.parametrize(
+    "engine", [Engine(LOADING), Engine(HEALTHY, props(b'{"is_sleeping":true,"total_slots":1}'))]
+)
+def test_what_has_become_of_one_that_is_not_ready_is_asked_whatever_is_heard(
+    engine: Engine,
+) -> None:
+    assert looks_while_heard(engine, Hearing(10**6), 3) == [0, 0, 0]

@@ -22,6 +22,7 @@ from llama_gguf.core.settings import Settings
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r]")
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,7})[ \t]*\r\n", re.IGNORECASE)
 
+MAX_SPARED: Final = 15
 _FAILURES: Final = (
     OSError,
     TimeoutError,
@@ -133,7 +134,12 @@ def _read_props(body: bytes) -> Finding:
 
 
 async def watch(
-    probe: Probe, report: Callable[[Finding], None], *, ready_every: float, else_every: float
+    probe: Probe,
+    report: Callable[[Finding], None],
+    *,
+    ready_every: float,
+    else_every: float,
+    is_heard: Callable[[], bool] = lambda: False,
 ) -> None:
     """Look again and again; *report* hears every finding.
 
@@ -142,8 +148,14 @@ async def watch(
         report: called after each look.
         ready_every: seconds between looks while the engine serves.
         else_every: the same while it does not.
+        is_heard: whether the engine has answered somebody else lately, which makes a look needless;
+            up to ``MAX_SPARED`` in a row, since it may be another one by now.
     """
     while True:
         finding = await probe.look()
         report(finding)
         await asyncio.sleep(ready_every if finding.serves else else_every)
+        left = MAX_SPARED if finding.state is EngineState.READY else 0
+        while left and is_heard():
+            left -= 1
+            await asyncio.sleep(ready_every)

@@ -339,3 +339,33 @@ def test_a_client_that_leaves_has_tokens_that_nobody_told(rig: Rig) -> None:
 
     assert exchange.usage is None
     assert rig.shared.metrics.usage_unknown == {"/v1/chat/completions": 1}
+
+
+# What the engine is known to do -------------------------------------------------------------------
+
+
+def test_an_engine_that_sends_is_heard(rig: Rig) -> None:
+    began = rig.clock.now
+    rig.ask()
+    assert rig.shared.heard_at < began
+
+    rig.advance(5.0)
+    rig.upstream.say(STREAM_HEAD)
+    assert rig.shared.heard_at == began + 5.0
+
+    rig.advance(5.0)
+    rig.upstream.say(event(1))
+    rig.advance(0.5)
+    assert rig.shared.heard_at == began + 10.5
+
+    rig.advance(5.0)
+    assert rig.shared.heard_at == began + 10.5
+
+
+def test_one_that_fails_is_to_be_asked_how_it_is(rig: Rig) -> None:
+    began = rig.clock.now
+    client = rig.ask()
+    rig.upstream.say(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+
+    assert client.answer.status == 503
+    assert rig.shared.heard_at < began

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import socket
 
 from llama_gguf.cli import logs
@@ -18,6 +19,8 @@ from llama_gguf.cli.loops import loop_factory
 from llama_gguf.gateway.listener import listen
 from llama_gguf.gateway.server import Gateway, adopt
 
+GARBAGE_OBJECTS = 10_000
+"""New ones, before they are looked through; Python's own choice is 700."""
 USAGE = "%(prog)s [--SETTING VALUE ...]"
 
 
@@ -35,6 +38,11 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     else:
         listener = adopt(arguments.listen_fd)
     channel = None if arguments.channel_fd is None else adopt(arguments.channel_fd)
+
+    # What is loaded by now stays, and requests leave hardly any cycles: both need to be looked
+    # through for garbage only now and then, and not whenever a few dozen clients come.
+    gc.freeze()
+    gc.set_threshold(GARBAGE_OBJECTS)
 
     async def serve(listener: socket.socket) -> None:
         await Gateway(settings, listener, channel).run()

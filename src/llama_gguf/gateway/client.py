@@ -161,6 +161,7 @@ class ClientConnection(Connection):
         upstream = self._upstream
         if upstream is not None and upstream.bytes_passed != self._seen:
             self._seen = upstream.bytes_passed
+            self._shared.heard_at = now
             self.deadline = now + self._shared.settings.request_timeout
         if self._is_paused and sockets.has_left(self._transport):
             self._transport.abort()
@@ -536,6 +537,8 @@ class ClientConnection(Connection):
         exchange.status = answer.status
         shared = self._shared
         exchange.first_byte_at = shared.now()
+        if answer.status < 500:
+            shared.heard_at = exchange.first_byte_at
         self._free_body(exchange)
         if shared.is_draining:
             self._may_persist = False

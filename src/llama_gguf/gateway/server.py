@@ -194,9 +194,13 @@ class Gateway:
                 self._on_finding,
                 ready_every=PROBE_READY_SECONDS,
                 else_every=PROBE_ELSE_SECONDS,
+                is_heard=self._is_engine_heard,
             )
         else:
             await self._control.follow(self._on_supervisor_gone)
+
+    def _is_engine_heard(self) -> bool:
+        return self.shared.now() - self.shared.heard_at < PROBE_READY_SECONDS
 
     def _on_finding(self, finding: Finding) -> None:
         known = self.shared.engine

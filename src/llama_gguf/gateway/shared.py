@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections.abc import Callable
@@ -92,6 +93,8 @@ class Shared:
         )
         self.pool = Pool(settings, loop, dial)
         self.engine = EngineStatus(EngineState.STARTING, since=wall_now())
+        self.heard_at = -math.inf
+        """When the engine was last seen to answer, on the clock of ``now``."""
         self.is_supervised = False
         """Whether a supervisor says how the engine is."""
         self.on_engine_wanted: Callable[[], None] = _nobody_listens

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import os
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,8 +17,10 @@ from llama_gguf import keyfile
 from llama_gguf.core.keys import KeyRing
 from llama_gguf.core.settings import Settings
 from llama_gguf.errors import ReloadFailed
+from llama_gguf.gateway import reloads as reloads_module
 from llama_gguf.gateway.principals import Principals
 from llama_gguf.gateway.reloads import Reloads
+from tests.ends import PATIENCE
 from tests.fakes import KEY, KEYS_TEXT, OTHER_KEY, Rig, T
 from tests.gateway.conftest import NewRig
 
@@ -283,3 +286,46 @@ def test_a_file_that_comes_later_is_taken_up(tmp_path: Path) -> None:
 
     assert look(reloads, path)
     assert len(principals.ring) == len(KeyRing.parse(KEYS_TEXT))
+
+
+def test_a_change_is_taken_up_without_anybody_asking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reloads_module, "LOOK_SECONDS", 0.001)
+    path = tmp_path / "api_keys.txt"
+    path.write_text(KEYS_TEXT)
+    principals = Principals(Settings())
+
+    async def changes() -> None:
+        loaded = asyncio.Semaphore(0)
+        reloads = Reloads(str(path), principals, lambda _: loaded.release())
+        reloads.load()
+        await loaded.acquire()
+        reloads.watch()
+        (watcher,) = (t for t in threading.enumerate() if t.name == "watch the keys")
+        for text, count in ((f"bob:{OTHER_KEY}\n", 1), (KEYS_TEXT, 3)):
+            put_in_place(path, text)
+            await loaded.acquire()
+            assert len(principals.ring) == count
+        reloads.watch_no_more()
+        watcher.join(PATIENCE)
+        assert not watcher.is_alive()
+
+    asyncio.run(asyncio.wait_for(changes(), PATIENCE))
+
+
+def test_a_loop_that_has_gone_is_told_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reloads_module, "LOOK_SECONDS", 0.001)
+    path = tmp_path / "api_keys.txt"
+    reloads = Reloads(str(path), Principals(Settings()), lambda _: None)
+
+    async def begin() -> None:
+        reloads.watch()
+
+    asyncio.run(begin())
+    path.write_text(KEYS_TEXT)
+    (watcher,) = (t for t in threading.enumerate() if t.name == "watch the keys")
+    watcher.join(PATIENCE)
+    assert not watcher.is_alive()

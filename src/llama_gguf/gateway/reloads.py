@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -52,6 +52,7 @@ class Reloads:
         """Of the file as it was read last."""
         self._seen: keyfile.Stamp | None = None
         self._lock = asyncio.Lock()
+        self._is_over = threading.Event()
         self._next: asyncio.Task[int] | None = None
         self.off_the_loop: Callable[[Callable[[], _Read]], Awaitable[_Read]] = off_the_loop
 
@@ -71,10 +72,13 @@ class Reloads:
         Raises:
             ReloadFailed: it cannot be read; nothing has changed.
         """
+        return await asyncio.shield(self._begin_reload())
+
+    def _begin_reload(self) -> asyncio.Task[int]:
         if self._next is None:
             self._next = asyncio.get_running_loop().create_task(self._reload(), name="reload keys")
             self._next.add_done_callback(_look_at_error)
-        return await asyncio.shield(self._next)
+        return self._next
 
     async def _reload(self) -> int:
         async with self._lock:
@@ -99,13 +103,30 @@ class Reloads:
         _log.info("%d API keys loaded from %s", len(read.ring), self._path)
         return len(read.ring)
 
-    async def watch(self) -> None:
-        """Look at the file once a second, and take up what has changed."""
-        while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            if self.is_due(await off_the_loop(lambda: keyfile.stamp(self._path))):
-                with suppress(ReloadFailed):  # which has been said
-                    await self.reload()
+    def watch(self) -> None:
+        """Look at the file once a second, from a thread, and take up what has changed."""
+        loop = asyncio.get_running_loop()
+        threading.Thread(
+            target=self._keep_looking, args=(loop,), name="watch the keys", daemon=True
+        ).start()
+
+    def watch_no_more(self) -> None:
+        self._is_over.set()
+
+    def _keep_looking(self, loop: asyncio.AbstractEventLoop) -> None:
+        last = self._stamp
+        while not self._is_over.wait(LOOK_SECONDS):
+            stamp = keyfile.stamp(self._path)
+            if stamp != last or stamp != self._stamp:
+                last = stamp
+                try:
+                    loop.call_soon_threadsafe(self._on_look, stamp)
+                except RuntimeError:  # it is closed: nobody wants to know any more
+                    return
+
+    def _on_look(self, stamp: keyfile.Stamp | None) -> None:
+        if self.is_due(stamp):
+            self._begin_reload()
 
     def is_due(self, stamp: keyfile.Stamp | None) -> bool:
         """Whether the file, as it looks now, has changed and is to be read.

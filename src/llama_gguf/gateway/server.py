@@ -90,12 +90,13 @@ class Gateway:
         self._start(shared.engine_reader.run(), "read the engine's metrics")
         self._start(ledger_file.keep(shared.accounts.ledger), "keep the usage")
         if self._settings.auth_enabled:
-            self._start(shared.reloads.watch(), "watch the keys")
+            shared.reloads.watch()
         ticking = self._start(self._tick(), "tick")
         try:
             await self._stop_asked.wait()
             await self._drain(server)
         finally:
+            shared.reloads.watch_no_more()
             for task in (ticking, *self._tasks):
                 task.cancel()
             shared.accounts.settle()

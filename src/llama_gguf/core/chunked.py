@@ -103,8 +103,12 @@ class ChunkedBody:
             sink += data[at:end]
         self.tail = (self.tail + data[max(at, end - TAIL_BYTES) : end])[-TAIL_BYTES:]
         self._left -= end - at
-        if not self._left:
-            self._state = _State.DATA_END
+        if self._left:
+            return end
+        if data[end : end + 2] == b"\r\n":
+            self._state = _State.SIZE
+            return end + 2
+        self._state = _State.DATA_END
         return end
 
     def _through_line(self, data: bytes, at: int) -> int:

@@ -6,7 +6,9 @@ import sys
 import pytest
 import uvloop
 
-from llama_gguf.cli.loops import loop_factory
+from llama_gguf.cli.loops import gateway_loop, loop_factory
+from llama_gguf.core.settings import Settings
+from llama_gguf.gateway.loop import TrafficLoop
 
 
 def test_the_fast_loop_is_taken_where_there_is_one() -> None:
@@ -18,3 +20,12 @@ def test_without_it_asyncio_s_own_does(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         assert isinstance(runner.get_loop(), asyncio.BaseEventLoop)
+
+
+def test_a_gateway_s_loop_sleeps_where_the_traffic_comes_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert gateway_loop(Settings()) is TrafficLoop
+    assert gateway_loop(Settings(tls_cert_file="cert", tls_key_file="key")) is uvloop.Loop
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert gateway_loop(Settings()) is uvloop.Loop

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import pytest
 import uvloop
 
-from llama_gguf.gateway.poller import EpollPoller, LoopPoller, Poller
+from llama_gguf.gateway.loop import TrafficLoop
+from llama_gguf.gateway.poller import EpollPoller, LoopPoller, Poller, poller
 from tests.ends import PATIENCE, Play, Scene
 from tests.fakes import Rig
 
@@ -31,21 +32,38 @@ def rig(new_rig: NewRig) -> Rig:
     return new_rig()
 
 
-@pytest.fixture(params=[EpollPoller, LoopPoller])
-def kind(request: pytest.FixtureRequest) -> type[Poller]:
-    kind: type[Poller] = request.param
-    return kind
+NewPoller = Callable[[asyncio.AbstractEventLoop], Poller]
+Way = tuple[NewPoller, Callable[[], asyncio.AbstractEventLoop]]
+WAYS: Final[dict[str, Way]] = {
+    "within": (poller, TrafficLoop),
+    **{
+        f"{kind.__name__}-{name}": (kind, new_loop)
+        for kind in (EpollPoller, LoopPoller)
+        for name, new_loop in (
+            ("asyncio", asyncio.new_event_loop),
+            ("uvloop", uvloop.new_event_loop),
+        )
+    },
+}
+"""How sockets may be watched: by what, and in which loop."""
 
 
-@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def play(request: pytest.FixtureRequest, kind: type[Poller]) -> Play:
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> Way:
+    return WAYS[request.param]
+
+
+@pytest.fixture
+def play(way: Way) -> Play:
+    new_poller, new_loop = way
+
     async def watched(scene: Scene) -> None:
-        with closing(kind(asyncio.get_running_loop())) as poller:
+        with closing(new_poller(asyncio.get_running_loop())) as watcher:
             async with asyncio.timeout(PATIENCE):
-                await scene(poller)
+                await scene(watcher)
 
     def run(scene: Scene) -> None:
-        with asyncio.Runner(loop_factory=request.param) as runner:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
             runner.run(watched(scene))
 
     return run

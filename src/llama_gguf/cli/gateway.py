@@ -15,7 +15,7 @@ import socket
 
 from llama_gguf.cli import logs
 from llama_gguf.cli.context import Context
-from llama_gguf.cli.loops import loop_factory
+from llama_gguf.cli.loops import gateway_loop
 from llama_gguf.gateway.listener import listen
 from llama_gguf.gateway.server import Gateway, adopt
 
@@ -47,6 +47,6 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     async def serve(listener: socket.socket) -> None:
         await Gateway(settings, listener, channel).run()
 
-    with asyncio.Runner(loop_factory=loop_factory()) as runner, listener:
+    with asyncio.Runner(loop_factory=gateway_loop(settings)) as runner, listener:
         runner.run(serve(listener))
     return 0

@@ -1,6 +1,7 @@
-"""Watches the sockets that carry the traffic, with an epoll that the loop watches as one file.
+"""Watches the sockets that carry the traffic, with an epoll of our own.
 
-The loop stays in charge of everything else: time, signals, tasks, TLS.
+The loop sleeps in it, or watches it as one file. It stays in charge of everything else: time,
+signals, tasks, TLS.
 """
 
 from __future__ import annotations
@@ -60,15 +61,38 @@ class Poller:
         raise NotImplementedError
 
 
-class EpollPoller(Poller):
-    """One turn of the loop, whatever the number of sockets that are ready."""
+class LoopFiles(Watched):
+    """What the loop itself watches, as one file."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    __slots__ = ("are_ready",)
+
+    def __init__(self) -> None:
+        self.are_ready = False
+
+    def on_ready(self, events: int) -> None:
+        self.are_ready = True
+
+    def on_bug(self, error: Exception) -> None:
+        """There is nothing in the above that could raise."""
+
+
+class EpollPoller(Poller):
+    """One turn of the loop, whatever the number of sockets that are ready.
+
+    Args:
+        loop: in charge of everything else.
+        epoll: the one in which the loop sleeps, and has us take our turns; None: one of ours,
+            which the loop watches.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, epoll: select.epoll | None = None) -> None:
         super().__init__(loop)
-        self._epoll = select.epoll()
-        self._poll: Callable[[int, int], list[tuple[int, int]]] = self._epoll.poll
+        self._is_watched = epoll is None
+        self._epoll = epoll or select.epoll()
+        self._poll: Callable[[float, int], list[tuple[int, int]]] = self._epoll.poll
         self._watched: dict[int, Watched] = {}
-        loop.add_reader(self.fileno(), self._on_ready)
+        if self._is_watched:
+            loop.add_reader(self.fileno(), self.turn)
 
     def fileno(self) -> int:
         """Ready when a socket is."""
@@ -88,14 +112,24 @@ class EpollPoller(Poller):
     def forget(self, fd: int) -> None:
         self._watched.pop(fd, None)  # the kernel forgets it as it is closed
 
+    @property
+    def is_closed(self) -> bool:
+        return self._epoll.closed
+
     def close(self) -> None:
-        self.loop.remove_reader(self.fileno())
+        if self._is_watched:
+            self.loop.remove_reader(self.fileno())
         self._epoll.close()
 
-    def _on_ready(self) -> None:
+    def turn(self, wait: float = 0.0) -> bool:
+        """Tell those that are ready; wait for *wait* seconds until somebody is, below 0 for ever.
+
+        Returns whether anybody was.
+        """
         watched = self._watched
+        ready = self._poll(wait, MAX_READY)
         self.is_turning = True
-        for fd, events in self._poll(0, MAX_READY):
+        for fd, events in ready:
             one = watched.get(fd)
             if one is not None:  # it may have gone by what was done for one before it
                 _tell(one, events)
@@ -108,6 +142,7 @@ class EpollPoller(Poller):
                     one.on_turn_end()
                 except Exception as error:
                     _report(one, error)
+        return bool(ready)
 
 
 class LoopPoller(Poller):
@@ -132,7 +167,10 @@ class LoopPoller(Poller):
 
 
 def poller(loop: asyncio.AbstractEventLoop) -> Poller:
-    """The best there is on this system."""
+    """The best there is on this system, and with this loop."""
+    of_the_loop: Callable[[], Poller] | None = getattr(loop, "new_poller", None)
+    if of_the_loop is not None:
+        return of_the_loop()
     return EpollPoller(loop) if hasattr(select, "epoll") else LoopPoller(loop)
 
 

@@ -1,0 +1,89 @@
+"""asyncio's own loop, which sleeps where the traffic comes in.
+
+As long as nothing but traffic comes, the loop stays in ``select``, and a turn costs one system
+call. All else, time, signals, tasks, goes as it always does. Why not uvloop:
+docs/adr/0019-the-loop-sleeps-in-our-epoll.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import select
+import selectors
+import time
+from collections.abc import Callable
+from typing import Final, TypeVarTuple
+
+from llama_gguf.gateway.poller import READABLE, EpollPoller, LoopFiles
+
+_FOR_EVER: Final = -1.0
+_Ts = TypeVarTuple("_Ts")
+
+
+class TrafficSelector(selectors.EpollSelector):
+    """Sleeps in the poller's epoll, in which its own one is one file among the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._files = LoopFiles()
+        self._poller: EpollPoller | None = None
+        self.has_news = False
+        """Something has been scheduled since ``select`` began."""
+
+    def new_poller(self, loop: asyncio.AbstractEventLoop) -> EpollPoller:
+        self._poller = EpollPoller(loop, select.epoll())
+        self._poller.watch(self.fileno(), self._files, READABLE)
+        return self._poller
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Serve the traffic until *timeout* is over, or there is something else to do."""
+        poller = self._poller
+        if poller is None or poller.is_closed:
+            return super().select(timeout)
+        self.has_news = False
+        wait = _FOR_EVER if timeout is None else max(timeout, 0.0)
+        until = time.monotonic() + wait
+        while poller.turn(wait):
+            if self._files.are_ready:
+                self._files.are_ready = False
+                return super().select(0)
+            if self.has_news:
+                break
+            if timeout is not None:
+                wait = until - time.monotonic()
+                if wait <= 0:
+                    break
+        return []
+
+
+class TrafficLoop(asyncio.SelectorEventLoop):
+    """A loop for a gateway; ``new_poller`` makes its poller."""
+
+    def __init__(self) -> None:
+        self._traffic = TrafficSelector()
+        super().__init__(self._traffic)
+
+    def new_poller(self) -> EpollPoller:
+        return self._traffic.new_poller(self)
+
+    # Whatever is scheduled comes through these two, or wakes the loop up by a file of its own.
+
+    def call_soon(
+        self,
+        callback: Callable[[*_Ts], object],
+        *args: *_Ts,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.Handle:
+        self._traffic.has_news = True
+        return super().call_soon(callback, *args, context=context)
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[[*_Ts], object],
+        *args: *_Ts,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.TimerHandle:
+        self._traffic.has_news = True
+        return super().call_at(when, callback, *args, context=context)

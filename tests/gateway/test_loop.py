@@ -1,0 +1,150 @@
+"""The loop that sleeps in the poller's epoll: nothing else is forgotten over the traffic."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+
+import pytest
+
+from llama_gguf.gateway.loop import TrafficLoop
+from llama_gguf.gateway.poller import READABLE, EpollPoller, Poller, Watched, poller
+from tests.ends import PATIENCE
+
+
+class Flood(Watched):
+    """A socket that is always ready, and what is done whenever it is."""
+
+    def __init__(self, act: Callable[[int], None] = lambda _: None) -> None:
+        self._act = act
+        self.turns = 0
+
+    def on_ready(self, events: int) -> None:
+        self.turns += 1
+        self._act(self.turns)
+
+
+Trial = Callable[[Poller], Awaitable[None]]
+
+
+def in_a_flood(trial: Trial, act: Callable[[int], None] = lambda _: None) -> None:
+    """Run *trial* while traffic never ceases."""
+
+    async def flooded() -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs, closing(poller(asyncio.get_running_loop())) as watcher:
+            theirs.send(b"never read")
+            watcher.watch(ours.fileno(), Flood(act), READABLE)
+            async with asyncio.timeout(PATIENCE):
+                await trial(watcher)
+
+    with asyncio.Runner(loop_factory=TrafficLoop) as runner:
+        runner.run(flooded())
+
+
+def test_its_poller_is_the_one_that_is_chosen() -> None:
+    async def trial(watcher: Poller) -> None:
+        assert isinstance(watcher, EpollPoller)
+
+    in_a_flood(trial)
+
+
+def test_time_goes_on() -> None:
+    async def trial(watcher: Poller) -> None:
+        await asyncio.sleep(0.01)
+
+    in_a_flood(trial)
+
+
+def test_what_the_traffic_has_scheduled_is_done() -> None:
+    async def trial(watcher: Poller) -> None:
+        await soon.wait()
+        await later.wait()
+
+    def act(turn: int) -> None:
+        loop = asyncio.get_running_loop()
+        if turn == 3:
+            loop.call_soon(soon.set)
+        if turn == 5:
+            loop.call_later(0.001, later.set)
+
+    soon, later = asyncio.Event(), asyncio.Event()
+    in_a_flood(trial, act)
+
+
+def test_the_loop_s_own_files_are_looked_at() -> None:
+    async def trial(watcher: Poller) -> None:
+        reader, writer = await asyncio.open_connection(sock=ours)
+        theirs.send(b"hello")
+        assert await reader.readexactly(5) == b"hello"
+        writer.close()
+
+    ours, theirs = socket.socketpair()
+    with theirs:
+        in_a_flood(trial)
+
+
+def test_another_thread_is_heard() -> None:
+    async def trial(watcher: Poller) -> None:
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+        caller = threading.Thread(target=lambda: loop.call_soon_threadsafe(done.set))
+        caller.start()
+        await done.wait()
+        caller.join()
+
+    in_a_flood(trial)
+
+
+def test_a_signal_is_heard() -> None:
+    async def trial(watcher: Poller) -> None:
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_signal_handler(signal.SIGUSR2, done.set)
+        os.kill(os.getpid(), signal.SIGUSR2)
+        await done.wait()
+        loop.remove_signal_handler(signal.SIGUSR2)
+
+    in_a_flood(trial)
+
+
+@pytest.mark.parametrize("has_had_one", [False, True])
+def test_without_a_poller_it_is_a_loop_like_any_other(has_had_one: bool) -> None:
+    async def trial() -> None:
+        if has_had_one:
+            poller(asyncio.get_running_loop()).close()
+        await asyncio.sleep(0.001)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            reader, writer = await asyncio.open_connection(sock=ours)
+            theirs.send(b"hello")
+            assert await reader.readexactly(5) == b"hello"
+            writer.close()
+
+    with asyncio.Runner(loop_factory=TrafficLoop) as runner:
+        runner.run(asyncio.wait_for(trial(), PATIENCE))
+
+
+def test_it_sleeps_while_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = 0
+    turn = EpollPoller.turn
+
+    def counted(watcher: EpollPoller, wait: float = 0.0) -> bool:
+        nonlocal turns
+        turns += 1
+        return turn(watcher, wait)
+
+    monkeypatch.setattr(EpollPoller, "turn", counted)
+
+    async def trial() -> None:
+        with closing(poller(asyncio.get_running_loop())):
+            for _ in range(10):
+                await asyncio.sleep(0.001)
+
+    with asyncio.Runner(loop_factory=TrafficLoop) as runner:
+        runner.run(trial())
+    # For each sleep one until it is over, and one for what comes of it; a few for the loop's own.
+    assert turns < 100

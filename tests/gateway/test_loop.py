@@ -13,35 +13,27 @@ from contextlib import closing
 import pytest
 
 from llama_gguf.gateway.loop import TrafficLoop
-from llama_gguf.gateway.poller import READABLE, EpollPoller, Poller, Watched, poller
-from tests.ends import PATIENCE
-
-
-class Flood(Watched):
-    """A socket that is always ready, and what is done whenever it is."""
-
-    def __init__(self, act: Callable[[int], None] = lambda _: None) -> None:
-        self._act = act
-        self.turns = 0
-
-    def on_ready(self, events: int) -> None:
-        self.turns += 1
-        self._act(self.turns)
-
+from llama_gguf.gateway.poller import EpollPoller, Poller, poller
+from tests.ends import PATIENCE, connected
 
 Trial = Callable[[Poller], Awaitable[None]]
 
 
 def in_a_flood(trial: Trial, act: Callable[[int], None] = lambda _: None) -> None:
-    """Run *trial* while traffic never ceases."""
+    """Run *trial* while a socket is always ready; *act* hears how many bytes have come of it."""
 
     async def flooded() -> None:
-        ours, theirs = socket.socketpair()
-        with ours, theirs, closing(poller(asyncio.get_running_loop())) as watcher:
-            theirs.send(b"never read")
-            watcher.watch(ours.fileno(), Flood(act), READABLE)
-            async with asyncio.timeout(PATIENCE):
-                await trial(watcher)
+        with closing(poller(asyncio.get_running_loop())) as watcher:
+            async with connected(watcher, socket.AF_UNIX) as (end, peer):
+
+                def go_on(data: bytes) -> None:
+                    act(len(end.received))
+                    peer.send(b"x")
+
+                end.on_data = go_on
+                peer.send(b"x")
+                async with asyncio.timeout(PATIENCE):
+                    await trial(watcher)
 
     with asyncio.Runner(loop_factory=TrafficLoop) as runner:
         runner.run(flooded())
@@ -66,11 +58,11 @@ def test_what_the_traffic_has_scheduled_is_done() -> None:
         await soon.wait()
         await later.wait()
 
-    def act(turn: int) -> None:
+    def act(received: int) -> None:
         loop = asyncio.get_running_loop()
-        if turn == 3:
+        if received == 3:
             loop.call_soon(soon.set)
-        if turn == 5:
+        if received == 5:
             loop.call_later(0.001, later.set)
 
     soon, later = asyncio.Event(), asyncio.Event()

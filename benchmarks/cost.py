@@ -35,7 +35,7 @@ from tests.fakes import BACKEND_KEY, KEY, KEYS_TEXT, OK, STREAM_HEAD, Rig, chunk
 CEILINGS: Final = {
     "instructions a request": 108_500,
     "instructions an event": 4_800,
-    "system calls a request": 9,
+    "system calls a request": 7,
 }
 BODY: Final = b'{"messages":[{"role":"user","content":"' + b"Tell me about llamas. " * 25 + b'"}]}'
 _TEXT: Final = b"lorem ipsum dolor sit amet " * 16

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from typing import Final, cast
 
-from llama_gguf.gateway.poller import Poller
+from llama_gguf.gateway.poller import Poller, poller
 from llama_gguf.gateway.transport import SocketTransport
 
 PATIENCE: Final = 15.0
@@ -74,6 +74,14 @@ class End:
 
 Scene = Callable[[Poller], Awaitable[None]]
 Play = Callable[[Scene], None]
+NewPoller = Callable[[asyncio.AbstractEventLoop], Poller]
+
+
+async def watched(scene: Scene, new_poller: NewPoller = poller) -> None:
+    """Play *scene* with a poller of the loop that runs."""
+    with closing(new_poller(asyncio.get_running_loop())) as watcher:
+        async with asyncio.timeout(PATIENCE):
+            await scene(watcher)
 
 
 def sockets_of(family: int) -> tuple[socket.socket, socket.socket]:

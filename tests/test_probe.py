@@ -259,28 +259,46 @@ def test_an_engine_that_is_not_there_says_nothing() -> None:
     assert asyncio.run(Probe(Settings(backend_socket="/nowhere.sock")).text("/metrics")) is None
 
 
-def test_a_watch_reports_every_look_until_it_is_cancelled() -> None:
-    engine = Engine(LOADING)
-    states: list[EngineState] = []
+def looks(
+    engine: Engine,
+    count: int,
+    on_look: Callable[[Finding], None],
+    is_heard: Callable[[], bool] = lambda: False,
+) -> None:
+    """Watch *engine* until *on_look* has heard of *count* looks."""
+    left = count
 
     async def scenario(probe: Probe) -> None:
         enough = asyncio.Event()
 
         def report(finding: Finding) -> None:
-            states.append(finding.state)
-            if len(states) == 2:
-                engine.answers[b"/health"] = HEALTHY
-            if len(states) == 4:
+            nonlocal left
+            if left:
+                on_look(finding)
+                left -= 1
+            if not left:
                 enough.set()
 
         watching = asyncio.get_running_loop().create_task(
-            watch(probe, report, ready_every=0.001, else_every=0.001)
+            watch(probe, report, ready_every=0.001, else_every=0.001, is_heard=is_heard)
         )
         await enough.wait()
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
 
     run(engine, scenario)
+
+
+def test_a_watch_reports_every_look_until_it_is_cancelled() -> None:
+    engine = Engine(LOADING)
+    states: list[EngineState] = []
+
+    def on_look(finding: Finding) -> None:
+        states.append(finding.state)
+        if len(states) == 2:
+            engine.answers[b"/health"] = HEALTHY
+
+    looks(engine, 4, on_look)
 
     assert states[:4] == [EngineState.LOADING] * 2 + [EngineState.READY] * 2
 
@@ -298,27 +316,11 @@ class Hearing:
         return self.left >= 0
 
 
-def looks_while_heard(engine: Engine, hearing: Hearing, looks: int) -> list[int]:
+def looks_while_heard(engine: Engine, hearing: Hearing, count: int) -> list[int]:
     """How often *hearing* had been asked at each of so many looks."""
     asked: list[int] = []
-
-    async def scenario(probe: Probe) -> None:
-        enough = asyncio.Event()
-
-        def report(finding: Finding) -> None:
-            asked.append(hearing.asked)
-            if len(asked) == looks:
-                enough.set()
-
-        watching = asyncio.get_running_loop().create_task(
-            watch(probe, report, ready_every=0.001, else_every=0.001, is_heard=hearing)
-        )
-        await enough.wait()
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
-
-    run(engine, scenario)
-    return asked[:looks]
+    looks(engine, count, lambda _: asked.append(hearing.asked), hearing)
+    return asked
 
 
 def test_an_engine_that_is_heard_to_answer_others_is_not_asked() -> None:

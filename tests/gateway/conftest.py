@@ -10,8 +10,8 @@ import pytest
 import uvloop
 
 from llama_gguf.gateway.loop import TrafficLoop
-from llama_gguf.gateway.poller import EpollPoller, LoopPoller, Poller, poller
-from tests.ends import PATIENCE, Play, Scene
+from llama_gguf.gateway.poller import EpollPoller, LoopPoller, poller
+from tests.ends import NewPoller, Play, Scene, watched
 from tests.fakes import Rig
 
 
@@ -32,7 +32,6 @@ def rig(new_rig: NewRig) -> Rig:
     return new_rig()
 
 
-NewPoller = Callable[[asyncio.AbstractEventLoop], Poller]
 Way = tuple[NewPoller, Callable[[], asyncio.AbstractEventLoop]]
 WAYS: Final[dict[str, Way]] = {
     "within": (poller, TrafficLoop),
@@ -49,21 +48,11 @@ WAYS: Final[dict[str, Way]] = {
 
 
 @pytest.fixture(params=WAYS)
-def way(request: pytest.FixtureRequest) -> Way:
-    return WAYS[request.param]
-
-
-@pytest.fixture
-def play(way: Way) -> Play:
-    new_poller, new_loop = way
-
-    async def watched(scene: Scene) -> None:
-        with closing(new_poller(asyncio.get_running_loop())) as watcher:
-            async with asyncio.timeout(PATIENCE):
-                await scene(watcher)
+def play(request: pytest.FixtureRequest) -> Play:
+    new_poller, new_loop = WAYS[request.param]
 
     def run(scene: Scene) -> None:
         with asyncio.Runner(loop_factory=new_loop) as runner:
-            runner.run(watched(scene))
+            runner.run(watched(scene, new_poller))
 
     return run

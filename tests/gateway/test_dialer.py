@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
-import uvloop
 
 from llama_gguf.core.settings import Settings
 from llama_gguf.gateway.dialer import Cancellable, Dialer
-from llama_gguf.gateway.poller import Poller, poller
+from llama_gguf.gateway.poller import Poller
 from llama_gguf.gateway.transport import SocketTransport
-from tests.ends import PATIENCE, Deaf
+from tests.ends import Deaf, Play, watched
 
 
 class End(Deaf):
@@ -49,22 +48,6 @@ class Phone:
     async def hang_up(self) -> None:
         (await self.end.made).abort()
         await self.end.lost
-
-
-Scene = Callable[[Poller], Awaitable[None]]
-Play = Callable[[Scene], None]
-
-
-async def watched(scene: Scene) -> None:
-    with closing(poller(asyncio.get_running_loop())) as watcher:
-        async with asyncio.timeout(PATIENCE):
-            await scene(watcher)
-
-
-@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def play(request: pytest.FixtureRequest) -> Iterator[Play]:
-    with asyncio.Runner(loop_factory=request.param) as runner:
-        yield lambda scene: runner.run(watched(scene))
 
 
 @asynccontextmanager

@@ -12,9 +12,9 @@ import pytest
 
 from llama_gguf.errors import UserError
 from llama_gguf.gateway.listener import Listener, listen
-from llama_gguf.gateway.poller import EpollPoller, Poller, poller
+from llama_gguf.gateway.poller import EpollPoller, Poller
 from llama_gguf.gateway.transport import SocketTransport
-from tests.ends import PATIENCE, Deaf
+from tests.ends import Deaf, watched
 
 # The socket ---------------------------------------------------------------------------------------
 
@@ -92,19 +92,14 @@ def play(scene: Scene, disguise: Callable[[socket.socket], object] = lambda sock
         hall = Hall()
         sock = listen("127.0.0.1", 0)
         listener = Listener(watcher, cast("socket.socket", disguise(sock)), lambda: Guest(hall))
-        async with asyncio.timeout(PATIENCE):
-            await scene(hall, sock)
+        await scene(hall, sock)
         listener.close()
         assert sock.fileno() == -1
         for transport in hall.transports:
             transport.abort()
             await hall.gone.acquire()
 
-    async def watched() -> None:
-        with closing(poller(asyncio.get_running_loop())) as watcher:
-            await within(watcher)
-
-    asyncio.run(watched())
+    asyncio.run(watched(within))
 
 
 async def visit(sock: socket.socket) -> bytes:

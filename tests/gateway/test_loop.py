@@ -7,36 +7,32 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import closing
 
 import pytest
 
 from llama_gguf.gateway.loop import TrafficLoop
 from llama_gguf.gateway.poller import EpollPoller, Poller, poller
-from tests.ends import PATIENCE, connected
-
-Trial = Callable[[Poller], Awaitable[None]]
+from tests.ends import PATIENCE, Scene, connected, watched
 
 
-def in_a_flood(trial: Trial, act: Callable[[int], None] = lambda _: None) -> None:
+def in_a_flood(trial: Scene, act: Callable[[int], None] = lambda _: None) -> None:
     """Run *trial* while a socket is always ready; *act* hears how many bytes have come of it."""
 
-    async def flooded() -> None:
-        with closing(poller(asyncio.get_running_loop())) as watcher:
-            async with connected(watcher, socket.AF_UNIX) as (end, peer):
+    async def flooded(watcher: Poller) -> None:
+        async with connected(watcher, socket.AF_UNIX) as (end, peer):
 
-                def go_on(data: bytes) -> None:
-                    act(len(end.received))
-                    peer.send(b"x")
-
-                end.on_data = go_on
+            def go_on(data: bytes) -> None:
+                act(len(end.received))
                 peer.send(b"x")
-                async with asyncio.timeout(PATIENCE):
-                    await trial(watcher)
+
+            end.on_data = go_on
+            peer.send(b"x")
+            await trial(watcher)
 
     with asyncio.Runner(loop_factory=TrafficLoop) as runner:
-        runner.run(flooded())
+        runner.run(watched(flooded))
 
 
 def test_its_poller_is_the_one_that_is_chosen() -> None:

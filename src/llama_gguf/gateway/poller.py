@@ -72,9 +72,6 @@ class LoopFiles(Watched):
     def on_ready(self, events: int) -> None:
         self.are_ready = True
 
-    def on_bug(self, error: Exception) -> None:
-        """There is nothing in the above that could raise."""
-
 
 class EpollPoller(Poller):
     """One turn of the loop, whatever the number of sockets that are ready.

@@ -62,12 +62,17 @@ def test_the_tokens_of_every_shape_are_counted(shape: str, stream: bool, served:
 
 def test_the_access_log_has_what_the_answer_told(served: Served) -> None:
     path, body = ASKED["chat"]
-    told = json.loads(ask(served, path, body | {"max_tokens": 5}).body)["usage"]
-    wanted = f"prompt_tokens={told['prompt_tokens']} "
+    answer = ask(served, path, body | {"max_tokens": 5})
+    told = json.loads(answer.body)["usage"]
+    its = f" request_id={answer['x-request-id']} "
     log = served.data_dir / "logs" / "api_access.log"
 
-    served.until(lambda: wanted in log.read_text().splitlines()[-1], "its line")
-    line = [ln for ln in log.read_text().splitlines() if "path=/v1/chat/completions" in ln][-1]
+    def lines() -> list[str]:
+        return [line for line in log.read_text().splitlines() if its in line]
+
+    served.until(lambda: bool(lines()), "its line")
+    (line,) = lines()
+    assert f" prompt_tokens={told['prompt_tokens']} " in line
     assert line.endswith(f" completion_tokens={told['completion_tokens']}")
 
 

@@ -116,9 +116,18 @@ def test_everybody_is_let_in() -> None:
         assert heard == [b"hello"] * 100
         peers = {transport.get_extra_info("peername")[0] for transport in hall.transports}
         assert peers == {"127.0.0.1"}
+
+    play(scene)
+
+
+def test_whoever_is_let_in_is_not_waited_for() -> None:
+    async def scene(hall: Hall, sock: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(*sock.getsockname())
+        assert await reader.read(5) == b"hello"
         ours = hall.transports[0].get_extra_info("socket")
         assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert not ours.getblocking()
+        writer.close()
 
     play(scene)
 

@@ -8,6 +8,7 @@ tells whether it holds again.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hmac import compare_digest
 from typing import Final
 
 from llama_gguf.core.fields import Fields, Framing, RequestFields, ResponseFields
@@ -228,6 +229,24 @@ class Pattern:
         self._digits = end - at
         self.length = length
         return after
+
+    def is_of(self, head: bytes) -> bool:
+        """Whether *head* is this one again, which may be somebody else's and have a key in it.
+
+        How long it takes does not tell how much of it is the same.
+        """
+        at = self._digits_at
+        end = at + self._digits
+        if len(head) != end + self._after_bytes:
+            return False
+        if not compare_digest(head[:at] + head[end:], self._before + self._after):
+            return False
+        if not self._after:
+            return True
+        length = _LENGTHS[head[at:end]]
+        if length >= 0:
+            self.length = length
+        return length >= 0
 
 
 class _Never(Pattern):

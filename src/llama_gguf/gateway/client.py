@@ -247,6 +247,12 @@ class ClientConnection(Connection):
     def _read_head(self, raw: bytes) -> None:
         """Understand a head that is not the last one again."""
         shared = self._shared
+        known = shared.last_known
+        if known is not None and known[0].is_of(raw):
+            self._pattern, self._request, self._principal, self._ring = known
+            exchange = self._begin_exchange(self._request)
+            self._on_head(exchange, self._request, self._pattern.length, self._received)
+            return
         self._may_persist = False  # nothing is known of what follows a head that is refused
         head = parse_request(raw)
         # A browser has to be able to read a refusal, too.
@@ -359,6 +365,7 @@ class ClientConnection(Connection):
         )
         if principal.expires_at is None:  # then it is good until the keys are read again
             self._principal, self._ring = principal, principals.ring
+            shared.last_known = self._pattern, request, principal, principals.ring
         return principal
 
     def _refuse_rate(self, exchange: Exchange, principal: Principal, window: SlidingWindow) -> None:

@@ -13,8 +13,6 @@ from llama_gguf.gateway.poller import READABLE, Poller, Watched
 from llama_gguf.gateway.transport import Endpoint, SocketTransport
 
 BACKLOG: Final = 4096
-MAX_ACCEPTED: Final = 64
-"""At a time; the others' turn comes when those that are in have had theirs."""
 PAUSE_SECONDS: Final = 0.1
 _STREAM: Final = int(socket.SOCK_STREAM)
 _NO_FILES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -84,16 +82,16 @@ class Listener(Watched):
     # What the poller calls ----------------------------------------------------------------------
 
     def on_ready(self, events: int) -> None:
-        for _ in range(MAX_ACCEPTED):
-            try:
-                fd, peer = self._accept()
-            except OSError as error:  # there is no other, or it has gone: accept(2)
-                if error.errno in _NO_FILES:
-                    self._turn_away()
-                return
-            sock = socket.SocketType(self._family, _STREAM, 0, fd)
-            sock.setblocking(False)
-            SocketTransport(self._poller, sock, peer).attach(self._new_endpoint())
+        # One at a time: the poller tells of the next one, and to find that there is none is dear.
+        try:
+            fd, peer = self._accept()
+        except OSError as error:  # it has gone: accept(2)
+            if error.errno in _NO_FILES:
+                self._turn_away()
+            return
+        sock = socket.SocketType(self._family, _STREAM, 0, fd)
+        sock.setblocking(False)
+        SocketTransport(self._poller, sock, peer).attach(self._new_endpoint())
 
     def on_bug(self, error: Exception) -> None:
         """Whoever came last is not let in; the others go on."""

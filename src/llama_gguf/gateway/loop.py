@@ -11,13 +11,11 @@ import asyncio
 import contextvars
 import select
 import selectors
-import time
 from collections.abc import Callable
-from typing import Final, TypeVarTuple
+from typing import TypeVarTuple
 
 from llama_gguf.gateway.poller import READABLE, EpollPoller, LoopFiles
 
-_FOR_EVER: Final = -1.0
 _Ts = TypeVarTuple("_Ts")
 
 
@@ -26,13 +24,12 @@ class TrafficSelector(selectors.EpollSelector):
 
     def __init__(self) -> None:
         super().__init__()
-        self._files = LoopFiles()
+        self._files: LoopFiles
         self._poller: EpollPoller | None = None
-        self.has_news = False
-        """Something has been scheduled since ``select`` began."""
 
     def new_poller(self, loop: asyncio.AbstractEventLoop) -> EpollPoller:
         self._poller = EpollPoller(loop, select.epoll())
+        self._files = LoopFiles(self._poller)
         self._poller.watch(self.fileno(), self._files, READABLE)
         return self._poller
 
@@ -41,20 +38,16 @@ class TrafficSelector(selectors.EpollSelector):
         poller = self._poller
         if poller is None or poller.is_closed:
             return super().select(timeout)
-        self.has_news = False
-        wait = _FOR_EVER if timeout is None else max(timeout, 0.0)
-        until = time.monotonic() + wait
-        while poller.turn(wait):
-            if self._files.are_ready:
-                self._files.are_ready = False
-                return super().select(0)
-            if self.has_news:
-                break
-            if timeout is not None:
-                wait = until - time.monotonic()
-                if wait <= 0:
-                    break
-        return []
+        poller.serve(timeout)
+        if not self._files.are_ready:
+            return []
+        self._files.are_ready = False
+        return super().select(0)
+
+    def wake(self) -> None:
+        """Something has been scheduled."""
+        if self._poller is not None:
+            self._poller.has_news = True
 
 
 class TrafficLoop(asyncio.SelectorEventLoop):
@@ -75,7 +68,7 @@ class TrafficLoop(asyncio.SelectorEventLoop):
         *args: *_Ts,
         context: contextvars.Context | None = None,
     ) -> asyncio.Handle:
-        self._traffic.has_news = True
+        self._traffic.wake()
         return super().call_soon(callback, *args, context=context)
 
     def call_at(
@@ -85,5 +78,5 @@ class TrafficLoop(asyncio.SelectorEventLoop):
         *args: *_Ts,
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
-        self._traffic.has_news = True
+        self._traffic.wake()
         return super().call_at(when, callback, *args, context=context)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import select
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -16,8 +17,12 @@ _log: Final = logging.getLogger(__name__)
 
 READABLE: Final = 1
 """EPOLLIN. A connection that broke, or that the peer closed, is told as another number."""
+INCOMING: Final = READABLE | 0x2000 | 1 << 31
+"""With EPOLLRDHUP and EPOLLET: told once of what has come in, and that the peer has closed its
+half; again when more comes in, or when it is asked for again."""
 WRITABLE: Final = 4
 """EPOLLOUT."""
+_FOR_EVER: Final = -1.0
 MAX_READY: Final = 8
 """Sockets that are read before anything is sent: with more, the first waits longer for the last."""
 
@@ -61,18 +66,6 @@ class Poller:
         raise NotImplementedError
 
 
-class LoopFiles(Watched):
-    """What the loop itself watches, as one file."""
-
-    __slots__ = ("are_ready",)
-
-    def __init__(self) -> None:
-        self.are_ready = False
-
-    def on_ready(self, events: int) -> None:
-        self.are_ready = True
-
-
 class EpollPoller(Poller):
     """One turn of the loop, whatever the number of sockets that are ready.
 
@@ -88,6 +81,8 @@ class EpollPoller(Poller):
         self._epoll = epoll or select.epoll()
         self._poll: Callable[[float, int], list[tuple[int, int]]] = self._epoll.poll
         self._watched: dict[int, Watched] = {}
+        self.has_news = False
+        """The loop has something to do besides: ``serve`` ends with the turn."""
         if self._is_watched:
             loop.add_reader(self.fileno(), self.turn)
 
@@ -140,6 +135,30 @@ class EpollPoller(Poller):
                 except Exception as error:
                     _report(one, error)
         return bool(ready)
+
+    def serve(self, timeout: float | None) -> None:
+        """Take turns until *timeout* seconds are over, None: for ever, or ``has_news``."""
+        self.has_news = False
+        wait = _FOR_EVER if timeout is None else max(timeout, 0.0)
+        until = time.monotonic() + wait
+        while self.turn(wait) and not self.has_news:
+            if timeout is not None:
+                wait = until - time.monotonic()
+                if wait <= 0:
+                    break
+
+
+class LoopFiles(Watched):
+    """What the loop itself watches, as one file."""
+
+    __slots__ = ("_poller", "are_ready")
+
+    def __init__(self, poller: EpollPoller) -> None:
+        self._poller = poller
+        self.are_ready = False
+
+    def on_ready(self, events: int) -> None:
+        self.are_ready = self._poller.has_news = True
 
 
 class LoopPoller(Poller):

@@ -224,6 +224,7 @@ class Gateway:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             shared.tell_time()
+            shared.last_known = None
             shared.pool.retire_idle(IDLE_SECONDS)
             shared.pool.cut_overdue()
             now = shared.now()

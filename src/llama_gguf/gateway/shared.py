@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Final
 from llama_gguf.core.admission import Admission
 from llama_gguf.core.engine import DEFAULT_SLOTS, MAY_COME, EngineState, EngineStatus
 from llama_gguf.core.fields import VIA_PSEUDONYM, read_request, request_rules
+from llama_gguf.core.keys import KeyRing
 from llama_gguf.core.ledger import Ledger
-from llama_gguf.core.messages import Request, RequestHead, unread
+from llama_gguf.core.messages import Pattern, Request, RequestHead, unread
 from llama_gguf.core.metrics import Format, Metrics
 from llama_gguf.core.replies import Cors, OwnAnswer
 from llama_gguf.core.ring import Ring
@@ -37,7 +38,7 @@ from llama_gguf.gateway.accounts import Accounts
 from llama_gguf.gateway.dialer import Dial
 from llama_gguf.gateway.engine_reader import EngineReader
 from llama_gguf.gateway.pool import Pool
-from llama_gguf.gateway.principals import Principals
+from llama_gguf.gateway.principals import Principal, Principals
 from llama_gguf.gateway.reloads import Reloads
 from llama_gguf.probe import Probe
 
@@ -112,6 +113,9 @@ class Shared:
         )
         self._upstream_prefix = _upstream_prefix(settings)
         self.unread = unread(self.cors.fields(None))
+        self.last_known: tuple[Pattern, Request, Principal, KeyRing] | None = None
+        """The last head whose sender became known: new connections mostly come in crowds that say
+        the same. Kept until the next tick, since there is a key in it."""
         # What the hot path asks for, one step nearer.
         self.max_connections = settings.max_connections
         self.max_body_bytes = settings.max_request_body_size

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
-from llama_gguf.gateway.poller import READABLE, WRITABLE, Poller, Watched
+from llama_gguf.gateway.poller import INCOMING, READABLE, WRITABLE, Poller, Watched
 
 READ_BYTES: Final = 65536
 SMALL_READ_BYTES: Final = 479
@@ -50,6 +50,7 @@ class SocketTransport(Watched):
 
     __slots__ = (
         "_endpoint",
+        "_error",
         "_fd",
         "_high_water",
         "_is_closing",
@@ -86,12 +87,14 @@ class SocketTransport(Watched):
         self._is_closing = False
         self._is_over = False
         """The socket is used no more."""
+        self._error: Exception | None = None
+        """Why."""
 
     def attach(self, endpoint: Endpoint) -> None:
         """Begin to read, and tell *endpoint* from now on."""
         self._endpoint = endpoint
         self._on_data = endpoint.data_received
-        self._poller.watch(self._fd, self, READABLE)
+        self._poller.watch(self._fd, self, INCOMING)
         endpoint.connection_made(cast("asyncio.BaseTransport", self))
 
     # What the endpoint calls --------------------------------------------------------------------
@@ -165,14 +168,15 @@ class SocketTransport(Watched):
     def on_ready(self, events: int) -> None:
         # What is neither, a connection that broke, is found out by doing what is to be done.
         if self._is_reading and events != WRITABLE:
-            self._read()
+            self._read(events)
         if self._unsent is not None and events != READABLE:
             self._send_on(self._unsent)
 
     def on_turn_end(self) -> None:
-        data, self._queued = self._queued, b""
         if self._is_over:
+            self._close()
             return
+        data, self._queued = self._queued, b""
         self._put(data)
         if (self._is_closing or self._is_eof_due) and self._unsent is None:
             self._on_all_sent()
@@ -180,16 +184,20 @@ class SocketTransport(Watched):
     def on_bug(self, error: Exception) -> None:
         self._end(error)
 
-    def _read(self) -> None:
+    def _read(self, events: int) -> None:
+        size = self._read_bytes
         try:
-            data = _read(self._fd, self._read_bytes)
+            data = _read(self._fd, size)
         except BlockingIOError:
             return
         except OSError as error:
             self._lose(error)
             return
         if data:
-            self._read_bytes = SMALL_READ_BYTES if len(data) < SMALL_READ_BYTES else READ_BYTES
+            length = len(data)
+            self._read_bytes = SMALL_READ_BYTES if length < SMALL_READ_BYTES else READ_BYTES
+            if length == size or events != READABLE:
+                self._watch()  # there may be more, or its end
             self._on_data(data)
             return
         self._its().eof_received()
@@ -249,9 +257,10 @@ class SocketTransport(Watched):
     def _watch(self) -> None:
         if self._is_over:
             return
-        events = READABLE if self._is_reading else 0
         if self._unsent is not None:
-            events |= WRITABLE
+            events = READABLE | WRITABLE if self._is_reading else WRITABLE
+        else:
+            events = INCOMING if self._is_reading else 0
         self._poller.watch(self._fd, self, events)
 
     def _its(self) -> Endpoint:
@@ -262,30 +271,37 @@ class SocketTransport(Watched):
 
     def _end(self, error: Exception | None) -> None:
         """Let go of the socket; the endpoint, which may have asked for it, is told later."""
-        if self._let_go():
-            self._poller.loop.call_soon(self._close, error)
+        if not self._let_go(error):
+            return
+        if self._poller.is_turning:
+            self._poller.due.append(self)
+        else:
+            self._poller.loop.call_soon(self._close)
 
     def _lose(self, error: Exception | None) -> None:
         """The peer has ended it: the endpoint is told before anything else happens."""
-        if self._let_go():
-            self._close(error)
+        if self._let_go(error):
+            self._close()
 
-    def _let_go(self) -> bool:
+    def _let_go(self, error: Exception | None) -> bool:
         if self._is_over:
             return False
         self._is_over = self._is_closing = True
         self._is_reading = False
+        self._error = error
         self._queued = b""
         self._unsent = None
         self._poller.forget(self._fd)
         return True
 
-    def _close(self, error: Exception | None) -> None:
-        endpoint = self._its()
+    def _close(self) -> None:
+        endpoint = self._endpoint
+        if endpoint is None:
+            return
         self._endpoint = None
         self._on_data = _ignore
         try:
-            endpoint.connection_lost(error)
+            endpoint.connection_lost(self._error)
         finally:
             self._fd = -1  # which may be another's in a moment
             self._sock.close()

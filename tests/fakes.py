@@ -22,7 +22,6 @@ from llama_gguf.core.ring import Ring
 from llama_gguf.core.settings import Settings
 from llama_gguf.gateway.accounts import Accounts
 from llama_gguf.gateway.client import ClientConnection
-from llama_gguf.gateway.pool import IDLE_SECONDS
 from llama_gguf.gateway.shared import Shared
 from llama_gguf.gateway.transport import Endpoint
 from llama_gguf.gateway.upstream import Phase, UpstreamConnection
@@ -632,10 +631,7 @@ class Rig:
         while self.clock.now < end:
             self.clock.now = min(self.clock.now + TICK_SECONDS, end)
             self.spin()
-            self.shared.pool.retire_idle(IDLE_SECONDS)
-            self.shared.pool.cut_overdue()
-            for connection in tuple(self.shared.connections):
-                connection.on_tick(self.clock.now)
+            self.shared.tick()
             self.spin()
 
     # What can be said of it afterwards ------------------------------------------------------------

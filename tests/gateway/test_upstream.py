@@ -14,6 +14,7 @@ from llama_gguf.core.fields import Framing
 from llama_gguf.core.messages import Answer, Pattern
 from llama_gguf.core.usage import ENDING_BYTES, OPENING_BYTES
 from llama_gguf.errors import UpstreamError
+from llama_gguf.gateway.transport import SocketTransport
 from llama_gguf.gateway.upstream import Phase, UpstreamConnection
 from tests.fakes import (
     LAST_CHUNK,
@@ -38,6 +39,7 @@ class Asker:
         self.write: Callable[[bytes], None] = self._take
         self.told: list[str] = []
         self.got = b""
+        self.sink: SocketTransport | None = None
         self.status = 0
         self.length = 0
         self.first_events = 0

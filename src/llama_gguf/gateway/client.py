@@ -158,22 +158,23 @@ class ClientConnection(Connection):
 
     def on_tick(self, now: float) -> None:
         """Twice a second: look whether something is overdue."""
+        shared = self._shared
         upstream = self._upstream
         if upstream is not None and upstream.bytes_passed != self._seen:
             self._seen = upstream.bytes_passed
-            self._shared.heard_at = now
-            self.deadline = now + self._shared.settings.request_timeout
+            shared.heard_at = now
+            self.deadline = now + shared.request_timeout
         if self._is_paused and sockets.has_left(self._transport):
             self._transport.abort()
         elif self._is_over_limit(now):
             self._give_up_upstream(UpstreamTimeout("The answer took longer than is allowed."))
         elif now >= self.deadline:
             self._on_deadline()
-        elif self._exchange is not None and self._shared.settings.sse_keepalive:
+        elif self._exchange is not None and shared.sse_keepalive:
             self._keep_alive(self._exchange, now)
 
     def _is_over_limit(self, now: float) -> bool:
-        limit = self._shared.settings.max_request_duration
+        limit = self._shared.max_request_duration
         exchange = self._exchange
         if not limit or exchange is None or not exchange.forwarded_at:
             return False
@@ -193,7 +194,7 @@ class ClientConnection(Connection):
             case _ if self._is_write_paused:
                 sockets.reset(self._transport)  # it is the client that does not move
             case _:
-                timeout = self._shared.settings.request_timeout
+                timeout = self._shared.request_timeout
                 self._give_up_upstream(
                     UpstreamTimeout(f"The engine has been silent for {timeout:g} seconds.")
                 )
@@ -231,9 +232,16 @@ class ClientConnection(Connection):
                 self._has_head_begun = True
                 self.deadline = self._head_deadline()
             return
-        self._received = received[end:]
-        self._check_size(received[:end])
-        self._read_head(received[:end])
+        raw, rest = received[:end], received[end:]
+        known = self._shared.last_known
+        if known is not None and known[0].is_of(raw):
+            self._pattern, self._request, self._principal, self._ring = known
+            exchange = self._begin_exchange(self._request)
+            self._on_head(exchange, self._request, self._pattern.length, rest)
+            return
+        self._received = rest
+        self._check_size(raw)
+        self._read_head(raw)
 
     def _check_size(self, head: bytes) -> None:
         settings = self._shared.settings
@@ -245,14 +253,8 @@ class ClientConnection(Connection):
         )
 
     def _read_head(self, raw: bytes) -> None:
-        """Understand a head that is not the last one again."""
+        """Understand a head that is none that was understood last."""
         shared = self._shared
-        known = shared.last_known
-        if known is not None and known[0].is_of(raw):
-            self._pattern, self._request, self._principal, self._ring = known
-            exchange = self._begin_exchange(self._request)
-            self._on_head(exchange, self._request, self._pattern.length, self._received)
-            return
         self._may_persist = False  # nothing is known of what follows a head that is refused
         head = parse_request(raw)
         # A browser has to be able to read a refusal, too.
@@ -645,7 +647,7 @@ class ClientConnection(Connection):
     def _keep_alive(self, exchange: Exchange, now: float) -> None:
         """Say something on a stream on which nothing has been said for SSE_KEEPALIVE."""
         opened = self._opened
-        horizon = now - self._shared.settings.sse_keepalive
+        horizon = now - self._shared.sse_keepalive
         if opened is not None:
             if exchange.is_open and opened.said_at <= horizon and not self._is_write_paused:
                 opened.wait(now)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from llama_gguf.core.limits import network_of
 from llama_gguf.core.messages import NEVER, Pattern
-from llama_gguf.gateway.transport import HIGH_WATER_BYTES
+from llama_gguf.gateway.transport import HIGH_WATER_BYTES, Receiver, SocketTransport
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.shared import Shared
@@ -27,7 +27,7 @@ NO_DEADLINE: Final = math.inf
 _EMPTY_LINES: Final = re.compile(rb"(?:\r\n)+")
 
 
-class Connection:
+class Connection(Receiver):
     """Half of an ``asyncio.Protocol``, by its methods: compiled classes inherit from none."""
 
     __slots__ = (
@@ -43,6 +43,7 @@ class Connection:
         "address",
         "deadline",
         "network",
+        "sink",
         "write",
     )
 
@@ -50,6 +51,7 @@ class Connection:
         self._shared = shared
         self._transport: asyncio.Transport
         self.write: Callable[[bytes], None]
+        self.sink: SocketTransport | None = None
         self.address = "-"
         self.network = "-"
         """What counts as one address when it tries wrong keys."""
@@ -71,6 +73,9 @@ class Connection:
         # uvloop's transports are no instances of asyncio.Transport, so this cannot be asserted.
         self._transport = cast("asyncio.Transport", transport)
         self.write = self._transport.write
+        ours: object = transport
+        if isinstance(ours, SocketTransport):
+            self.sink = ours
         peer = transport.get_extra_info("peername")
         self.address = str(peer[0]) if isinstance(peer, tuple) else "unix"
         self.network = network_of(self.address)
@@ -83,7 +88,7 @@ class Connection:
         return False
 
     def _head_deadline(self) -> float:
-        return self._shared.now() + self._shared.settings.client_header_timeout
+        return self._shared.now() + self._shared.client_header_timeout
 
     # What comes in -------------------------------------------------------------------------------
 
@@ -95,6 +100,8 @@ class Connection:
             skipped = min(self._skip, len(received))
             self._skip -= skipped
             received = received[skipped:]
+        if not received.startswith(b"\r\n"):
+            return received
         # RFC 9112 section 2.2: an empty line, or more, before a request is none of it.
         lines = _EMPTY_LINES.match(received)
         return received[lines.end() :] if lines else received

@@ -39,6 +39,7 @@ class OpenedStream:
         "bytes_sent",
         "reads_chunks",
         "said_at",
+        "sink",
         "write",
     )
 
@@ -49,6 +50,7 @@ class OpenedStream:
         """Of an answer that is no stream, what has come."""
         self.reads_chunks = client.reads_chunks
         self.write: Callable[[bytes], None] = client.write
+        self.sink = client.sink
         self.said_at = now
         self.bytes_sent = 0
         """Those that did not come from the engine."""
@@ -78,6 +80,7 @@ class OpenedStream:
             self._refusal = bytearray()
             self.reads_chunks = False  # it is for us to read, without the chunks
             self.write = self._collect
+            self.sink = None
         return b""
 
     def _collect(self, data: bytes) -> None:

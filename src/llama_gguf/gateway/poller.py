@@ -23,6 +23,7 @@ half; again when more comes in, or when it is asked for again."""
 WRITABLE: Final = 4
 """EPOLLOUT."""
 _FOR_EVER: Final = -1.0
+_now: Final = time.monotonic
 MAX_READY: Final = 8
 """Sockets that are read before anything is sent: with more, the first waits longer for the last."""
 
@@ -140,10 +141,10 @@ class EpollPoller(Poller):
         """Take turns until *timeout* seconds are over, None: for ever, or ``has_news``."""
         self.has_news = False
         wait = _FOR_EVER if timeout is None else max(timeout, 0.0)
-        until = time.monotonic() + wait
+        until = _now() + wait
         while self.turn(wait) and not self.has_news:
             if timeout is not None:
-                wait = until - time.monotonic()
+                wait = until - _now()
                 if wait <= 0:
                     break
 

@@ -28,7 +28,6 @@ from llama_gguf.gateway.dialer import Dialer
 from llama_gguf.gateway.ledger_file import LedgerFile, path_of
 from llama_gguf.gateway.listener import BACKLOG, Listener
 from llama_gguf.gateway.poller import poller
-from llama_gguf.gateway.pool import IDLE_SECONDS
 from llama_gguf.gateway.shared import Shared, wall_now
 from llama_gguf.gateway.sockets import connections_within_limits
 from llama_gguf.gateway.tls import ServerContext
@@ -91,13 +90,14 @@ class Gateway:
         self._start(ledger_file.keep(shared.accounts.ledger), "keep the usage")
         if self._settings.auth_enabled:
             shared.reloads.watch()
-        ticking = self._start(self._tick(), "tick")
+        self._ticking = loop.call_later(TICK_SECONDS, self._tick)
         try:
             await self._stop_asked.wait()
             await self._drain(server)
         finally:
             shared.reloads.watch_no_more()
-            for task in (ticking, *self._tasks):
+            self._ticking.cancel()
+            for task in tuple(self._tasks):
                 task.cancel()
             shared.accounts.settle()
             ledger_file.write_last(shared.accounts.ledger, within_seconds=LAST_LINES_SECONDS)
@@ -218,23 +218,16 @@ class Gateway:
 
     # Time ---------------------------------------------------------------------------------------
 
-    async def _tick(self) -> None:
-        """Twice a second: deadlines, the date, the access log, old connections."""
+    def _tick(self) -> None:
+        """Twice a second: all that is due, then the accounts of it, the log, the supervisor."""
         shared = self.shared
-        while True:
-            await asyncio.sleep(TICK_SECONDS)
-            shared.tell_time()
-            shared.last_known = None
-            shared.pool.retire_idle(IDLE_SECONDS)
-            shared.pool.cut_overdue()
-            now = shared.now()
-            for connection in tuple(shared.connections):
-                connection.on_tick(now)
-            shared.accounts.settle()
-            take_reading(shared, now)
-            shared.access_log.flush()
-            if self._control is not None:
-                self._control.tick()
+        self._ticking = shared.loop.call_later(TICK_SECONDS, self._tick)
+        shared.tick()
+        shared.accounts.settle()
+        take_reading(shared, shared.now())
+        shared.access_log.flush()
+        if self._control is not None:
+            self._control.tick()
 
     # The end ------------------------------------------------------------------------------------
 

@@ -37,7 +37,7 @@ from llama_gguf.gateway.access_log import AccessLog
 from llama_gguf.gateway.accounts import Accounts
 from llama_gguf.gateway.dialer import Dial
 from llama_gguf.gateway.engine_reader import EngineReader
-from llama_gguf.gateway.pool import Pool
+from llama_gguf.gateway.pool import IDLE_SECONDS, Pool
 from llama_gguf.gateway.principals import Principal, Principals
 from llama_gguf.gateway.reloads import Reloads
 from llama_gguf.probe import Probe
@@ -116,11 +116,14 @@ class Shared:
         self.last_known: tuple[Pattern, Request, Principal, KeyRing] | None = None
         """The last head whose sender became known: new connections mostly come in crowds that say
         the same. Kept until the next tick, since there is a key in it."""
-        # What the hot path asks for, one step nearer.
+        # What is asked for again and again, one step nearer.
         self.max_connections = settings.max_connections
         self.max_body_bytes = settings.max_request_body_size
         self.request_timeout = settings.request_timeout
+        self.max_request_duration = settings.max_request_duration
         self.keepalive_timeout = settings.keepalive_timeout
+        self.sse_keepalive = settings.sse_keepalive
+        self.client_header_timeout = settings.client_header_timeout
         self.engine_is_ready = False
         self.max_head_bytes = settings.max_request_line_size + 8 * settings.max_header_line_size
         self._id_prefix = b"req-%b-" % os.urandom(6).hex().encode("ascii")
@@ -128,16 +131,31 @@ class Shared:
         self._id_count = 0
         self.date = b""
         self.wall = 0.0
+        self._second = -1
         self.tell_time()
 
     # Time ---------------------------------------------------------------------------------------
 
+    def tick(self) -> None:
+        """Twice a second: the date, old connections, deadlines."""
+        self.tell_time()
+        self.last_known = None
+        self.pool.retire_idle(IDLE_SECONDS)
+        self.pool.cut_overdue()
+        now = self.now()
+        for connection in tuple(self.connections):
+            connection.on_tick(now)
+
     def tell_time(self) -> None:
-        """Read the wall clock; called twice a second, since a request may live with that."""
+        """Read the wall clock: a request may live with what it was half a second ago."""
         self.wall = wall_now()
         self.access_log.wall_offset = self.wall - self.now()
+        second = int(self.wall)
+        if second == self._second:
+            return
+        self._second = second
         # RFC 9110 section 5.6.7; English whatever the locale, since nobody calls setlocale.
-        date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(self.wall))
+        date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(second))
         self.date = b"Date: %b\r\n" % date.encode("ascii")
 
     # Requests -----------------------------------------------------------------------------------

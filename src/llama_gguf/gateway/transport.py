@@ -37,6 +37,27 @@ class Endpoint(Protocol):
     def resume_writing(self) -> None: ...
 
 
+class Receiver:
+    """An endpoint that is called without the interpreter in between, where both are compiled."""
+
+    __slots__ = ()
+
+    def data_received(self, data: bytes) -> None:
+        raise NotImplementedError
+
+
+class _Called(Receiver):
+    """Any other endpoint."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Callable[[bytes], None]) -> None:
+        self._call = call
+
+    def data_received(self, data: bytes) -> None:
+        self._call(data)
+
+
 class SocketTransport(Watched):
     """Reads and writes one socket, and closes it.
 
@@ -58,11 +79,11 @@ class SocketTransport(Watched):
         "_is_full",
         "_is_over",
         "_is_reading",
-        "_on_data",
         "_peer",
         "_poller",
         "_queued",
         "_read_bytes",
+        "_receiver",
         "_sock",
         "_unsent",
     )
@@ -73,7 +94,7 @@ class SocketTransport(Watched):
         self._peer = peer
         self._fd = sock.fileno()
         self._endpoint: Endpoint | None = None
-        self._on_data: Callable[[bytes], None] = _ignore
+        self._receiver: Receiver = _NOBODY
         self._read_bytes = READ_BYTES
         self._queued = b""
         """To be sent at the end of the poller's turn."""
@@ -93,7 +114,8 @@ class SocketTransport(Watched):
     def attach(self, endpoint: Endpoint) -> None:
         """Begin to read, and tell *endpoint* from now on."""
         self._endpoint = endpoint
-        self._on_data = endpoint.data_received
+        one: object = endpoint
+        self._receiver = one if isinstance(one, Receiver) else _Called(endpoint.data_received)
         self._poller.watch(self._fd, self, INCOMING)
         endpoint.connection_made(cast("asyncio.BaseTransport", self))
 
@@ -198,7 +220,7 @@ class SocketTransport(Watched):
             self._read_bytes = SMALL_READ_BYTES if length < SMALL_READ_BYTES else READ_BYTES
             if length == size or events != READABLE:
                 self._watch()  # there may be more, or its end
-            self._on_data(data)
+            self._receiver.data_received(data)
             return
         self._its().eof_received()
         if self._is_all_sent():
@@ -299,7 +321,7 @@ class SocketTransport(Watched):
         if endpoint is None:
             return
         self._endpoint = None
-        self._on_data = _ignore
+        self._receiver = _NOBODY
         try:
             endpoint.connection_lost(self._error)
         finally:
@@ -307,5 +329,13 @@ class SocketTransport(Watched):
             self._sock.close()
 
 
-def _ignore(data: bytes) -> None:
-    del data
+class _Nobody(Receiver):
+    """Whoever had the socket has been told of its end."""
+
+    __slots__ = ()
+
+    def data_received(self, data: bytes) -> None:
+        del data
+
+
+_NOBODY: Final = _Nobody()

@@ -25,6 +25,7 @@ from llama_gguf.core.messages import NEVER, Answer, Pattern, ResponseHead
 from llama_gguf.core.usage import ENDING_BYTES, OPENING_BYTES
 from llama_gguf.errors import UpstreamError
 from llama_gguf.gateway.heads import HEAD_END, parse_response
+from llama_gguf.gateway.transport import Receiver, SocketTransport
 
 MAX_HEAD_BYTES: Final = 65536
 _EVENT: Final = b"data:"
@@ -53,7 +54,9 @@ class Asker(Protocol):
     """Who asked: the client's side of the exchange."""
 
     write: Callable[[bytes], None]
-    """Of its transport: what the answer's bytes go to."""
+    """What the answer's bytes go to."""
+    sink: SocketTransport | None
+    """The transport whose ``write`` that is, if it is one of ours: it is called directly."""
 
     @property
     def reads_chunks(self) -> bool:
@@ -77,7 +80,7 @@ class Keeper(Protocol):
     def give_back(self, connection: UpstreamConnection) -> None: ...
 
 
-class UpstreamConnection:
+class UpstreamConnection(Receiver):
     """An ``asyncio.Protocol`` by its methods; compiled classes do not inherit from others.
 
     Args:
@@ -102,6 +105,7 @@ class UpstreamConnection:
         "_pattern",
         "_reads_chunks",
         "_received",
+        "_sink",
         "_to_head",
         "_write",
         "bytes_passed",
@@ -119,6 +123,7 @@ class UpstreamConnection:
         self.phase = _CLOSED
         self._asker: Asker | None = None
         self._write: Callable[[bytes], None]
+        self._sink: SocketTransport | None = None
         self._received = b""
         self._framing = Framing.NONE
         self._left = 0
@@ -242,7 +247,11 @@ class UpstreamConnection:
             self.bytes_passed += len(data)
             self._before_last = self._last_chunk
             self._last_chunk = data
-            self._write(data)
+            sink = self._sink
+            if sink is not None:
+                sink.write(data)
+            else:
+                self._write(data)
             return
         asker = self._asker
         if self.phase is _LEFT:
@@ -354,7 +363,7 @@ class UpstreamConnection:
         self._may_persist = answer.may_persist
         head = asker.on_response(answer, length)
         self._reads_chunks = asker.reads_chunks
-        self._write = asker.write
+        self._write, self._sink = asker.write, asker.sink
         self.phase = _BODY
         if framing is Framing.CHUNKED:
             self._chunked = ChunkedBody()

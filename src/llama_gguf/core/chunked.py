@@ -163,16 +163,6 @@ class _Sizes(dict[bytes, int]):
         return size
 
 
-class _SizeLines(dict[int, bytes]):
-    """Length of a whole chunk, framing included -> the size line that it begins with."""
-
-    def __missing__(self, length: int) -> bytes:
-        line = _size_line(length)
-        if len(self) < _MAX_REMEMBERED:
-            self[length] = line
-        return line
-
-
 def _size_line(length: int) -> bytes:
     """The only one of a chunk of *length* bytes in all; if there is none, what is too long."""
     digits = len(b"%x" % length)
@@ -185,7 +175,8 @@ def _size_line(length: int) -> bytes:
 
 
 _SIZES: Final = _Sizes()
-_SIZE_LINES: Final = _SizeLines()
+_SIZE_LINES: Final = [b""] * _MAX_REMEMBERED
+"""By the length of a whole chunk, framing included, the size line that it begins with."""
 
 
 def is_one_chunk(data: bytes) -> bool:
@@ -194,4 +185,10 @@ def is_one_chunk(data: bytes) -> bool:
     The streaming path. There is one way to write the size of a chunk of this length in small
     hex digits without extensions; False for any other, which ``feed`` then looks at.
     """
-    return data.startswith(_SIZE_LINES[len(data)]) and data.endswith(b"\r\n")
+    length = len(data)
+    line = _SIZE_LINES[length] if length < _MAX_REMEMBERED else b""
+    if not line:
+        line = _size_line(length)
+        if length < _MAX_REMEMBERED:
+            _SIZE_LINES[length] = line
+    return data.startswith(line) and data.endswith(b"\r\n")

@@ -140,6 +140,13 @@ class SocketTransport(Watched):
         else:
             self._put(data)
 
+    def write_now(self, data: bytes) -> None:
+        """``write``, but do not wait for the end of the turn."""
+        if self._queued or self._unsent is not None or self._is_closing:
+            self.write(data)
+        else:
+            self._put(data)
+
     def set_write_buffer_limits(self, high: int) -> None:
         self._high_water = high
 

@@ -249,7 +249,7 @@ class UpstreamConnection(Receiver):
             self._last_chunk = data
             sink = self._sink
             if sink is not None:
-                sink.write(data)
+                sink.write_now(data)
             else:
                 self._write(data)
             return

@@ -254,6 +254,10 @@ def check(understand: Understand, head: bytes, data: bytes) -> bool:
     pattern = Pattern(head, length)
     assert pattern.length == (length or 0)
     end = pattern.end_in(data)
+    other = Pattern(head, length)
+    whole = data[: data.find(HEAD_END) + len(HEAD_END)]
+    assert other.is_of(whole) == (end >= 0 and len(whole) == len(head))
+    assert other.length == (pattern.length if len(whole) == len(head) else length or 0)
     if end < 0:
         assert end == -1
         return False
@@ -365,6 +369,7 @@ def test_whichever_byte_is_another_only_digits_may_be_it(understand: Understand)
             is_known = pattern.end_in(data) == len(known)
 
             assert is_known or pattern.end_in(data) == -1
+            assert pattern.is_of(data[: len(known)]) == is_known
             is_digit = 0 <= place - len(start) < 2 and byte in b"0123456789"
             # Whether a zero in front makes it another head is left open.
             is_open = place == len(start) and byte in b"0"

@@ -14,6 +14,7 @@ from tests.fakes import (
     KEY,
     OK,
     OTHER_KEY,
+    TICK_SECONDS,
     Answer,
     Rig,
     code_of,
@@ -211,6 +212,56 @@ def test_wrong_keys_may_be_left_uncounted(new_rig: NewRig) -> None:
     rig = new_rig(auth_failures_per_minute=0)
 
     assert {ask(rig, "x-api-key: wrong").status for _ in range(100)} == {401}
+
+
+# Crowds: what one connection has said, another one may say ----------------------------------------
+
+
+def test_new_connections_that_say_the_same_are_served_each_for_itself(rig: Rig) -> None:
+    rig.answer_with(OK)
+    bodies = [b"first", b"2nd", b"third", b"no. 4, which is longer", b"fifth"]
+    clients = [rig.client(("203.0.113.9", 40000 + n)) for n in range(len(bodies))]
+    for client, body in zip(clients, bodies, strict=True):
+        client.send(request(body=body))
+
+    assert [client.answer.status for client in clients] == [200] * len(bodies)
+    assert len({client.answer["x-request-id"] for client in clients}) == len(bodies)
+    assert [sent.partition(b"\r\n\r\n")[2] for sent in rig.requests] == bodies
+    assert [record.key_id for record in rig.records] == ["alice"] * len(bodies)
+    left = [client.answer["x-ratelimit-remaining-requests"] for client in clients]
+    assert left == ["999", "998", "997", "996", "995"]
+
+
+def test_a_key_that_is_another_in_one_byte_is_another(rig: Rig) -> None:
+    assert ask(rig, f"x-api-key: {KEY}").status == 200
+    for place in range(len(KEY)):
+        guess = KEY[:place] + ("x" if KEY[place] != "x" else "y") + KEY[place + 1 :]
+        assert ask(rig, f"x-api-key: {guess}", peer=f"203.0.113.{place}").status == 401
+
+
+def test_whoever_says_the_same_after_its_key_was_removed_is_refused(rig: Rig) -> None:
+    assert ask(rig, f"x-api-key: {KEY}").status == 200
+    rig.set_keys(f"bob:{OTHER_KEY}\n")
+    rig.shared.reloads.load()
+
+    assert ask(rig, f"x-api-key: {KEY}").status == 401
+
+
+def test_whoever_says_the_same_from_an_address_that_guesses_has_to_wait(new_rig: NewRig) -> None:
+    rig = new_rig(auth_failures_per_minute=1)
+    assert ask(rig, f"x-api-key: {KEY}", peer="203.0.113.10").status == 200
+    assert ask(rig, "x-api-key: sk-nobody-0123456789").status == 401
+
+    assert ask(rig, f"x-api-key: {KEY}", peer="203.0.113.10").status == 200
+    assert ask(rig, f"x-api-key: {KEY}").status == 429
+
+
+def test_a_key_is_not_kept_in_memory_when_its_connections_are_gone(rig: Rig) -> None:
+    assert ask(rig, f"x-api-key: {KEY}").status == 200
+    assert rig.shared.last_known is not None
+    rig.advance(TICK_SECONDS)
+
+    assert rig.shared.last_known is None
 
 
 # Without keys -------------------------------------------------------------------------------------

@@ -42,6 +42,45 @@ def test_what_is_written_while_reading_arrives_in_its_order(play: Play) -> None:
     play(scene)
 
 
+def test_what_is_written_now_does_not_wait_for_the_end_of_the_turn(play: Play) -> None:
+    async def scene(poller: Poller) -> None:
+        async with connected(poller) as (end, peer):
+            got: list[bytes] = []
+
+            def pass_on(data: bytes) -> None:
+                end.transport.write_now(data)
+                got.append(peer.recv(100))
+
+            end.on_data = pass_on
+            peer.send(b"an event")
+            await end.has(b"an event")
+            assert got == [b"an event"]
+
+    play(scene)
+
+
+def test_what_is_written_now_stays_behind_what_was_written_before(play: Play) -> None:
+    async def scene(poller: Poller) -> None:
+        async with connected(poller) as (end, peer):
+
+            def answer(data: bytes) -> None:
+                end.transport.write(b"head ")
+                end.transport.write_now(data)
+                end.transport.write(MUCH)
+                end.transport.write_now(b"end")
+
+            end.on_data = answer
+            peer.send(b"body ")
+            whole = b"head body " + MUCH + b"end"
+            assert await read(peer, len(whole)) == whole
+
+            end.transport.close()
+            end.transport.write_now(b"more")
+            assert await read(peer, 100) == b""
+
+    play(scene)
+
+
 def test_what_is_read_at_once_is_bounded_and_nothing_is_lost(play: Play) -> None:
     async def scene(poller: Poller) -> None:
         async with connected(poller) as (end, peer):
@@ -197,6 +236,8 @@ def test_what_is_written_before_a_close_in_the_same_turn_is_sent(play: Play) -> 
             def answer_and_close(data: bytes) -> None:
                 end.transport.write(b"goodbye " + data)
                 end.transport.close()
+                end.transport.close()
+                assert not end.lost.done()
 
             end.on_data = answer_and_close
             peer.send(b"now")

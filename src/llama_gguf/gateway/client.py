@@ -253,7 +253,7 @@ class ClientConnection(Connection):
         )
 
     def _read_head(self, raw: bytes) -> None:
-        """Understand a head that is none that was understood last."""
+        """Understand a head that is not like the last one, here or on another connection."""
         shared = self._shared
         self._may_persist = False  # nothing is known of what follows a head that is refused
         head = parse_request(raw)

@@ -28,7 +28,7 @@ _EMPTY_LINES: Final = re.compile(rb"(?:\r\n)+")
 
 
 class Connection(Receiver):
-    """Half of an ``asyncio.Protocol``, by its methods: compiled classes inherit from none."""
+    """Half of an ``asyncio.Protocol``, by its methods: compiled classes do not inherit from it."""
 
     __slots__ = (
         "_is_lingering",

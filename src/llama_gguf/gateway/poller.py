@@ -56,7 +56,10 @@ class Poller:
         self.due: list[Watched] = []
 
     def watch(self, fd: int, watched: Watched, events: int) -> None:
-        """Watch *fd* for *events* and no others, level-triggered, until it is forgotten."""
+        """Watch *fd* for *events* and no others, until it is forgotten.
+
+        They are told again and again while they last; of INCOMING, only when more has come in.
+        """
         raise NotImplementedError
 
     def forget(self, fd: int) -> None:

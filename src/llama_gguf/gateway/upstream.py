@@ -56,7 +56,7 @@ class Asker(Protocol):
     write: Callable[[bytes], None]
     """What the answer's bytes go to."""
     sink: SocketTransport | None
-    """The transport whose ``write`` that is, if it is one of ours: it is called directly."""
+    """The transport whose ``write`` that is, if it is one of ours."""
 
     @property
     def reads_chunks(self) -> bool:
@@ -81,7 +81,7 @@ class Keeper(Protocol):
 
 
 class UpstreamConnection(Receiver):
-    """An ``asyncio.Protocol`` by its methods; compiled classes do not inherit from others.
+    """An ``asyncio.Protocol`` by its methods; compiled classes do not inherit from it.
 
     Args:
         keeper: who gets it back.
@@ -248,7 +248,7 @@ class UpstreamConnection(Receiver):
             self._before_last = self._last_chunk
             self._last_chunk = data
             sink = self._sink
-            if sink is not None:
+            if sink is not None:  # and so called without the interpreter in between
                 sink.write_now(data)
             else:
                 self._write(data)

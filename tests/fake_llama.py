@@ -219,6 +219,7 @@ async def main() -> None:
     sys.stdout.write(f"listening on {port}\n")
     sys.stdout.flush()
     await stopped.wait()
+    os._exit(0)  # closing the loop would complain of the connections that come meanwhile
 
 
 if __name__ == "__main__":

@@ -369,3 +369,22 @@ def test_one_that_fails_is_to_be_asked_how_it_is(rig: Rig) -> None:
 
     assert client.answer.status == 503
     assert rig.shared.heard_at < began
+
+
+# Tokens -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("apart", ["each", "with the end"])
+def test_the_tokens_are_read_wherever_the_network_cut_the_event_that_tells(
+    apart: str, rig: Rig
+) -> None:
+    tells = chunk(b'data: {"usage":{"prompt_tokens":33,"completion_tokens":6}}\n\n')
+    done = chunk(b"data: [DONE]\n\n")
+    behind = [done, LAST_CHUNK] if apart == "each" else [done + LAST_CHUNK]
+    for at in range(1, len(tells)):
+        rig.ask()
+        rig.upstream.say(STREAM_HEAD + event(1))
+        for piece in (event(2), event(3), tells[:at], tells[at:], *behind):
+            rig.upstream.say(piece)
+
+    assert [record.usage for record in rig.records] == [Usage(33, 6, None)] * (len(tells) - 1)

@@ -379,7 +379,8 @@ class UpstreamConnection(Receiver):
         """Pass on what belongs to the answer; *head* goes out before it, in the same write."""
         if self._last_chunk:
             self._chunked.tail = self.tail
-            self._late = self._before_last + self._last_chunk
+            # What came before them may tell the tokens: an event that did not come in one read.
+            self._late = self._late[-ENDING_BYTES:] + self._before_last + self._last_chunk
             self._before_last = self._last_chunk = b""
         try:
             taken, body = self._follow(data)

@@ -186,9 +186,10 @@ def is_one_chunk(data: bytes) -> bool:
     hex digits without extensions; False for any other, which ``feed`` then looks at.
     """
     length = len(data)
-    line = _SIZE_LINES[length] if length < _MAX_REMEMBERED else b""
-    if not line:
+    if length >= _MAX_REMEMBERED:
         line = _size_line(length)
-        if length < _MAX_REMEMBERED:
-            _SIZE_LINES[length] = line
+    else:
+        line = _SIZE_LINES[length]
+        if not line:
+            line = _SIZE_LINES[length] = _size_line(length)
     return data.startswith(line) and data.endswith(b"\r\n")

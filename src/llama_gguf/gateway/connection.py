@@ -100,8 +100,6 @@ class Connection(Receiver):
             skipped = min(self._skip, len(received))
             self._skip -= skipped
             received = received[skipped:]
-        if not received.startswith(b"\r\n"):
-            return received
         # RFC 9112 section 2.2: an empty line, or more, before a request is none of it.
         lines = _EMPTY_LINES.match(received)
         return received[lines.end() :] if lines else received

@@ -97,7 +97,7 @@ class Gateway:
         finally:
             shared.reloads.watch_no_more()
             self._ticking.cancel()
-            for task in tuple(self._tasks):
+            for task in self._tasks:
                 task.cancel()
             shared.accounts.settle()
             ledger_file.write_last(shared.accounts.ledger, within_seconds=LAST_LINES_SECONDS)

@@ -131,7 +131,6 @@ class Shared:
         self._id_count = 0
         self.date = b""
         self.wall = 0.0
-        self._second = -1
         self.tell_time()
 
     # Time ---------------------------------------------------------------------------------------
@@ -150,12 +149,8 @@ class Shared:
         """Read the wall clock: a request may live with what it was half a second ago."""
         self.wall = wall_now()
         self.access_log.wall_offset = self.wall - self.now()
-        second = int(self.wall)
-        if second == self._second:
-            return
-        self._second = second
         # RFC 9110 section 5.6.7; English whatever the locale, since nobody calls setlocale.
-        date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(second))
+        date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(self.wall))
         self.date = b"Date: %b\r\n" % date.encode("ascii")
 
     # Requests -----------------------------------------------------------------------------------

@@ -58,6 +58,14 @@ class _Called(Receiver):
         self._call(data)
 
 
+def _ignore(data: bytes) -> None:
+    del data
+
+
+_NOBODY: Final = _Called(_ignore)
+"""Before there is an endpoint, and once it has been told of the end."""
+
+
 class SocketTransport(Watched):
     """Reads and writes one socket, and closes it.
 
@@ -334,15 +342,3 @@ class SocketTransport(Watched):
         finally:
             self._fd = -1  # which may be another's in a moment
             self._sock.close()
-
-
-class _Nobody(Receiver):
-    """Whoever had the socket has been told of its end."""
-
-    __slots__ = ()
-
-    def data_received(self, data: bytes) -> None:
-        del data
-
-
-_NOBODY: Final = _Nobody()

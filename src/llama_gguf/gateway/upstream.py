@@ -379,8 +379,7 @@ class UpstreamConnection(Receiver):
         """Pass on what belongs to the answer; *head* goes out before it, in the same write."""
         if self._last_chunk:
             self._chunked.tail = self.tail
-            # What came before them may tell the tokens: an event that did not come in one read.
-            self._late = self._late[-ENDING_BYTES:] + self._before_last + self._last_chunk
+            self._add_to_late(self._before_last + self._last_chunk)
             self._before_last = self._last_chunk = b""
         try:
             taken, body = self._follow(data)
@@ -407,6 +406,10 @@ class UpstreamConnection(Receiver):
             self.opening = data[:OPENING_BYTES]
             if self._answer.is_event_stream:
                 asker.on_first_event()
+        self._add_to_late(data)
+
+    def _add_to_late(self, data: bytes) -> None:
+        """What came before stays: an event that did not come in one read may tell the tokens."""
         self._late = data if len(data) >= ENDING_BYTES else self._late[-ENDING_BYTES:] + data
 
     def _follow(self, data: bytes) -> tuple[int, bytes]:

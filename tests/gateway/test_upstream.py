@@ -5,6 +5,8 @@ What clients see of it is in ``test_client_answers`` and ``test_client_streams``
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing
 
@@ -14,8 +16,10 @@ from llama_gguf.core.fields import Framing
 from llama_gguf.core.messages import Answer, Pattern
 from llama_gguf.core.usage import ENDING_BYTES, OPENING_BYTES
 from llama_gguf.errors import UpstreamError
+from llama_gguf.gateway.poller import Poller
 from llama_gguf.gateway.transport import SocketTransport
 from llama_gguf.gateway.upstream import Phase, UpstreamConnection
+from tests.ends import Play, connected, sockets_of
 from tests.fakes import (
     LAST_CHUNK,
     OK,
@@ -491,3 +495,41 @@ def test_one_answer_s_ends_are_not_those_of_the_one_before(line: Line) -> None:
     line.say(STREAM_HEAD, COMMENT)
 
     assert (line.connection.opening, line.connection.ending) == (b"", COMMENT)
+
+
+def test_neither_a_request_nor_a_stream_s_beginning_waits_for_others(play: Play) -> None:
+    def came_to(peer: socket.socket) -> bytes:
+        try:
+            return peer.recv(1000)
+        except BlockingIOError:
+            return b""
+
+    async def scene(poller: Poller) -> None:
+        ours, engine = sockets_of(socket.AF_INET)
+        ours.setblocking(False)
+        engine.setblocking(False)
+        async with connected(poller) as (end, client):
+            got: list[bytes] = []
+            connection, asker, is_begun = UpstreamConnection(Keeper()), Asker(), asyncio.Event()
+
+            def ask(data: bytes) -> None:
+                connection.ask(asker, data, to_head=False)
+                got.append(came_to(engine))
+
+            def begin() -> None:
+                got.append(came_to(client))
+                is_begun.set()
+
+            end.on_data = ask
+            asker.on_first_event = begin  # type: ignore[method-assign]
+            asker.sink = end.transport
+            with closing(engine):
+                SocketTransport(poller, ours, None).attach(connection)
+                client.send(REQUEST)
+                await end.has(REQUEST)
+                engine.send(STREAM_HEAD + event(1))
+                await is_begun.wait()
+                connection.abort()
+            assert got == [REQUEST, b"HEAD;" + event(1)]
+
+    play(scene)

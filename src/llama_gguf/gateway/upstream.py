@@ -56,7 +56,7 @@ class Asker(Protocol):
     write: Callable[[bytes], None]
     """What the answer's bytes go to."""
     sink: SocketTransport | None
-    """The transport whose ``write`` that is, if it is one of ours."""
+    """The transport whose ``write`` that is, if it is one of ours: it gets them at once."""
 
     @property
     def reads_chunks(self) -> bool:
@@ -105,6 +105,7 @@ class UpstreamConnection(Receiver):
         "_pattern",
         "_reads_chunks",
         "_received",
+        "_send",
         "_sink",
         "_to_head",
         "_write",
@@ -120,6 +121,7 @@ class UpstreamConnection(Receiver):
         self._keeper = keeper
         self._on_made = on_made
         self.transport: asyncio.Transport
+        self._send: Callable[[bytes], None]
         self.phase = _CLOSED
         self._asker: Asker | None = None
         self._write: Callable[[bytes], None]
@@ -185,7 +187,7 @@ class UpstreamConnection(Receiver):
         self._has_begun = False
         self.bytes_passed = 0
         self.requests += 1
-        self.transport.write(request)
+        self._send(request)
 
     def hand_over(self, asker: Asker) -> None:
         """Tell *asker* from now on: the answer has not begun."""
@@ -236,6 +238,9 @@ class UpstreamConnection(Receiver):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are no instances of asyncio.Transport, so this cannot be asserted.
         self.transport = cast("asyncio.Transport", transport)
+        ours: object = transport
+        # Of a crowd, the engine begins with the first while the last are still being read.
+        self._send = ours.write_now if isinstance(ours, SocketTransport) else self.transport.write
         self.phase = _IDLE
         if self._on_made is not None:
             on_made, self._on_made = self._on_made, None
@@ -363,7 +368,8 @@ class UpstreamConnection(Receiver):
         self._may_persist = answer.may_persist
         head = asker.on_response(answer, length)
         self._reads_chunks = asker.reads_chunks
-        self._write, self._sink = asker.write, asker.sink
+        sink = self._sink = asker.sink
+        self._write = asker.write if sink is None else sink.write_now
         self.phase = _BODY
         if framing is Framing.CHUNKED:
             self._chunked = ChunkedBody()

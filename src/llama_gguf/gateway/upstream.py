@@ -99,13 +99,13 @@ class UpstreamConnection(Receiver):
         "_last_chunk",
         "_late",
         "_left",
+        "_line",
         "_may_persist",
         "_on_gone",
         "_on_made",
         "_pattern",
         "_reads_chunks",
         "_received",
-        "_send",
         "_sink",
         "_to_head",
         "_write",
@@ -121,7 +121,8 @@ class UpstreamConnection(Receiver):
         self._keeper = keeper
         self._on_made = on_made
         self.transport: asyncio.Transport
-        self._send: Callable[[bytes], None]
+        self._line: SocketTransport | None = None
+        """The transport, if it is one of ours."""
         self.phase = _CLOSED
         self._asker: Asker | None = None
         self._write: Callable[[bytes], None]
@@ -187,7 +188,12 @@ class UpstreamConnection(Receiver):
         self._has_begun = False
         self.bytes_passed = 0
         self.requests += 1
-        self._send(request)
+        line = self._line
+        if line is not None and self.requests == 1:
+            # In a crowd, the engine begins with the first while the last are still being read.
+            line.write_now(request)
+        else:
+            self.transport.write(request)
 
     def hand_over(self, asker: Asker) -> None:
         """Tell *asker* from now on: the answer has not begun."""
@@ -239,8 +245,8 @@ class UpstreamConnection(Receiver):
         # uvloop's transports are no instances of asyncio.Transport, so this cannot be asserted.
         self.transport = cast("asyncio.Transport", transport)
         ours: object = transport
-        # Of a crowd, the engine begins with the first while the last are still being read.
-        self._send = ours.write_now if isinstance(ours, SocketTransport) else self.transport.write
+        if isinstance(ours, SocketTransport):
+            self._line = ours
         self.phase = _IDLE
         if self._on_made is not None:
             on_made, self._on_made = self._on_made, None

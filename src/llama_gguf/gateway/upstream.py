@@ -99,7 +99,6 @@ class UpstreamConnection(Receiver):
         "_last_chunk",
         "_late",
         "_left",
-        "_line",
         "_may_persist",
         "_on_gone",
         "_on_made",
@@ -121,8 +120,6 @@ class UpstreamConnection(Receiver):
         self._keeper = keeper
         self._on_made = on_made
         self.transport: asyncio.Transport
-        self._line: SocketTransport | None = None
-        """The transport, if it is one of ours."""
         self.phase = _CLOSED
         self._asker: Asker | None = None
         self._write: Callable[[bytes], None]
@@ -188,10 +185,10 @@ class UpstreamConnection(Receiver):
         self._has_begun = False
         self.bytes_passed = 0
         self.requests += 1
-        line = self._line
-        if line is not None and self.requests == 1:
+        ours: object = self.transport
+        if self.requests == 1 and isinstance(ours, SocketTransport):
             # In a crowd, the engine begins with the first while the last are still being read.
-            line.write_now(request)
+            ours.write_now(request)
         else:
             self.transport.write(request)
 
@@ -244,9 +241,6 @@ class UpstreamConnection(Receiver):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are no instances of asyncio.Transport, so this cannot be asserted.
         self.transport = cast("asyncio.Transport", transport)
-        ours: object = transport
-        if isinstance(ours, SocketTransport):
-            self._line = ours
         self.phase = _IDLE
         if self._on_made is not None:
             on_made, self._on_made = self._on_made, None

@@ -24,8 +24,8 @@ MODULES: Final = [
     f"llama_gguf/{folder}/{name}.py"
     for folder, names in {
         "core": (
-            *("admission", "bodies", "chunked", "exchange", "fields", "keys", "ledger", "limits"),
-            *("messages", "metrics", "replies", "routes", "usage"),
+            *("admission", "bodies", "body_memory", "chunked", "exchange", "fields", "keys"),
+            *("ledger", "limits", "messages", "metrics", "replies", "routes", "shares", "usage"),
         ),
         "gateway": (
             *("access_log", "accounts", "client", "connection", "dialer", "heads", "listener"),

@@ -646,8 +646,11 @@ class Rig:
     def is_at_rest(self) -> bool:
         """Whether every slot, place in the queue and byte has been given back."""
         shared = self.shared
-        held = (shared.admission.running, shared.admission.queued, shared.body_bytes)
-        return held == (0, 0, 0) and not shared.busy()
+        held = (
+            *(shared.admission.running, shared.admission.queued, shared.body_memory.used),
+            *(shared.side_admission.running, shared.side_admission.queued),
+        )
+        return not any(held) and not shared.busy()
 
 
 def code_of(answer: Answer) -> str:

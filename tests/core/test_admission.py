@@ -16,6 +16,7 @@ from hypothesis.stateful import (
 )
 
 from llama_gguf.core.admission import Admission, Verdict
+from llama_gguf.core.shares import FREE_SHARES
 from llama_gguf.errors import GatewayError
 
 
@@ -64,14 +65,49 @@ class AnyOrder(RuleBasedStateMachine):
         # By key that waits: how often each other key was granted a slot meanwhile.
         self.overtakes: dict[str, Counter[str]] = {}
 
-    @initialize(slots=st.integers(0, 3), queue_size=st.integers(0, 8), per_key=st.integers(0, 4))
-    def begin(self, slots: int, queue_size: int, per_key: int) -> None:
+    @initialize(
+        slots=st.integers(0, 3),
+        queue_size=st.integers(0, 8),
+        per_key=st.integers(0, 4),
+        running_per_key=st.integers(0, 2),
+        is_shared=st.booleans(),
+    )
+    def begin(
+        self, slots: int, queue_size: int, per_key: int, running_per_key: int, is_shared: bool
+    ) -> None:
         self.queue_size = queue_size
         self.per_key = per_key
-        self.admission = Admission(slots=slots, queue_size=queue_size, per_key=per_key)
+        self.running_per_key = running_per_key
+        self.is_shared = is_shared
+        self.admission = Admission(
+            slots=slots,
+            queue_size=queue_size,
+            per_key=per_key,
+            running_per_key=running_per_key,
+            is_shared=lambda: is_shared,
+        )
 
     def held_by(self, key_id: str) -> int:
         return sum(waiter.key_id == key_id for waiter in self.running + self.waiting)
+
+    def waiting_of(self, key_id: str) -> int:
+        return sum(waiter.key_id == key_id for waiter in self.waiting)
+
+    def may_run(self, key_id: str) -> bool:
+        running = sum(waiter.key_id == key_id for waiter in self.running)
+        return not self.running_per_key or running < self.running_per_key
+
+    def is_granted_at_once(self, key_id: str) -> bool:
+        if len(self.running) >= self.admission.slots:
+            return False
+        if not self.running_per_key:
+            return not self.waiting
+        return self.may_run(key_id) and not self.waiting_of(key_id)
+
+    def has_its_share(self, key_id: str) -> bool:
+        would_wait = self.waiting_of(key_id) + 1
+        would_be_free = self.queue_size - len(self.waiting) - 1
+        return self.is_shared and would_wait > 1 and would_wait > FREE_SHARES * would_be_free
 
     def was_granted(self, waiter: Waiter) -> None:
         first_of_its_key = next(w for w in self.waiting if w.key_id == waiter.key_id)
@@ -82,6 +118,8 @@ class AnyOrder(RuleBasedStateMachine):
         self.running.append(waiter)
         self.overtakes.pop(waiter.key_id, None)
         for other in {w.key_id for w in self.waiting} - {waiter.key_id}:
+            if not self.may_run(other):
+                continue
             overtakes = self.overtakes.setdefault(other, Counter())
             overtakes[waiter.key_id] += 1
             assert overtakes[waiter.key_id] == 1, "one key went twice while another waited"
@@ -96,10 +134,12 @@ class AnyOrder(RuleBasedStateMachine):
         waiter = Waiter(key_id, self.was_granted)
         if self.per_key and self.held_by(key_id) >= self.per_key:
             expected = Verdict.KEY_IS_BUSY
-        elif len(self.running) < self.admission.slots and not self.waiting:
+        elif self.is_granted_at_once(key_id):
             expected = Verdict.GRANTED
         elif len(self.waiting) >= self.queue_size:
             expected = Verdict.QUEUE_FULL
+        elif self.has_its_share(key_id):
+            expected = Verdict.SHARE_IS_FULL
         else:
             expected = Verdict.QUEUED
 
@@ -137,8 +177,9 @@ class AnyOrder(RuleBasedStateMachine):
         assert set(self.admission.waiting()) == set(self.waiting)
 
     @invariant()
-    def no_slot_is_free_while_somebody_waits(self) -> None:
-        assert not self.waiting or self.admission.running >= self.admission.slots
+    def no_slot_is_free_while_a_request_waits_that_may_run(self) -> None:
+        may_run = any(self.may_run(waiter.key_id) for waiter in self.waiting)
+        assert not may_run or self.admission.running >= self.admission.slots
 
     def teardown(self) -> None:
         for waiter in list(self.waiting):
@@ -147,6 +188,7 @@ class AnyOrder(RuleBasedStateMachine):
             self.admission.done(waiter.key_id)
         assert (self.admission.running, self.admission.queued) == (0, 0)
         assert not self.admission._held_by_key
+        assert not self.admission._running_by_key
         assert not self.admission._waiting
 
     def leave_for_good(self, waiter: Waiter) -> None:
@@ -158,6 +200,30 @@ def test_no_slot_or_place_is_lost_and_no_key_starves_in_any_order_of_events() ->
     run_state_machine_as_test(
         AnyOrder, settings=settings(max_examples=100, stateful_step_count=40, deadline=None)
     )
+
+
+def test_a_key_at_its_running_cap_waits_and_lets_another_pass() -> None:
+    admission = Admission(slots=3, queue_size=9, running_per_key=1)
+    first, second = Waiter("a"), Waiter("a")
+
+    assert admission.arrive(first) is Verdict.GRANTED
+    assert admission.arrive(second) is Verdict.QUEUED
+    assert admission.arrive(Waiter("b")) is Verdict.GRANTED
+    admission.done("a")
+
+    assert second.slots == 1
+
+
+def test_a_departed_request_keeps_its_slot_until_it_is_done() -> None:
+    admission = Admission(slots=2, queue_size=9, per_key=1, running_per_key=1)
+    admission.arrive(Waiter("a"))
+    admission.depart("a")
+    waiter = Waiter("a")
+
+    assert admission.arrive(waiter) is Verdict.QUEUED
+    admission.done("a", has_departed=True)
+
+    assert waiter.slots == 1
 
 
 # One case each ------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ import tracemalloc
 
 import pytest
 
-from tests.fakes import OK, FakeClient, Rig, chunk, code_of, request
+from llama_gguf.core.engine import EngineState
+from tests.fakes import KEY, OK, OTHER_KEY, FakeClient, Rig, chunk, code_of, request
 from tests.gateway.conftest import NewRig
 
 CHUNKED = "Transfer-Encoding: chunked"
@@ -218,14 +219,14 @@ def test_a_slow_body_holds_no_slot(rig: Rig) -> None:
 
 def test_waiting_bodies_are_counted_and_given_back(rig: Rig) -> None:
     first = rig.ask(request(body=b"x" * 700))
-    rig.ask(post(length=300))
-    assert rig.shared.body_bytes == 1000
+    rig.ask(post(length=300) + b"x" * 200)
+    assert rig.shared.body_memory.used == 900
 
     rig.upstream.say(OK)
-    assert rig.shared.body_bytes == 300
+    assert rig.shared.body_memory.used == 200
     first.leave()
 
-    assert rig.shared.body_bytes == 300
+    assert rig.shared.body_memory.used == 200
 
 
 def test_a_body_is_let_go_of_when_the_answer_begins(rig: Rig) -> None:
@@ -233,15 +234,15 @@ def test_a_body_is_let_go_of_when_the_answer_begins(rig: Rig) -> None:
 
     rig.upstream.say(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")
 
-    assert rig.shared.body_bytes == 0
+    assert rig.shared.body_memory.used == 0
     assert rig.shared.admission.running == 1
 
 
 def test_bodies_beyond_the_memory_for_all_of_them_are_503(new_rig: NewRig) -> None:
     rig = new_rig(max_body_memory=1000)
     rig.ask(request(body=b"x" * 700))
-    refused = rig.ask(request(body=b"x" * 301))
-    rig.ask(request(body=b"x" * 300))
+    refused = rig.ask(request(body=b"x" * 301, key=OTHER_KEY))
+    rig.ask(request(body=b"x" * 300, key=OTHER_KEY))
 
     assert refused.answer.status == 503
     assert code_of(refused.answer) == "queue_full"
@@ -253,21 +254,21 @@ def test_bodies_beyond_the_memory_for_all_of_them_are_503(new_rig: NewRig) -> No
 def test_chunked_bodies_count_as_they_come(new_rig: NewRig) -> None:
     rig = new_rig(max_body_memory=1000)
     rig.ask(request(body=b"x" * 700))
-    client = rig.ask(request("POST", "/v1/embeddings", CHUNKED) + chunk(b"x" * 200))
+    client = rig.ask(request("POST", "/v1/embeddings", CHUNKED, key=OTHER_KEY) + chunk(b"x" * 200))
     assert client.received == b""
-    assert rig.shared.body_bytes == 900
+    assert rig.shared.body_memory.used == 900
 
     client.send(chunk(b"x" * 101))
 
     assert client.answer.status == 503
     assert client.is_closed
-    assert rig.shared.body_bytes == 700
+    assert rig.shared.body_memory.used == 700
 
 
 @pytest.mark.parametrize("leave", [FakeClient.leave, FakeClient.reset])
 def test_the_memory_of_a_body_whose_client_left_is_given_back(leave: object, rig: Rig) -> None:
     client = rig.ask(post(length=10) + b"12")
-    assert rig.shared.body_bytes == 10
+    assert rig.shared.body_memory.used == 2
 
     assert callable(leave)
     leave(client)
@@ -288,7 +289,7 @@ def test_a_body_in_tiny_chunks_takes_no_more_memory_than_is_counted(rig: Rig) ->
     finally:
         tracemalloc.stop()
 
-    assert rig.shared.body_bytes == size
+    assert rig.shared.body_memory.used == size
     assert held < 10 * size
 
 
@@ -300,3 +301,46 @@ def test_a_body_in_many_pieces_arrives_whole(rig: Rig) -> None:
 
     assert rig.requests[0].endswith(b"\r\n\r\n" + body)
     assert rig.upstream.received.count(b"Content-Length") == 1
+
+
+# One key and the others ---------------------------------------------------------------------------
+
+
+def test_a_body_that_is_only_announced_takes_no_room(new_rig: NewRig) -> None:
+    rig = new_rig(max_body_memory=1000)
+    for _ in range(30):
+        rig.ask(post(length=900))
+    assert rig.shared.body_memory.used == 0
+
+    other = rig.ask(request(body=b"x" * 900, key=OTHER_KEY))
+
+    assert other.received == b""
+    assert len(rig.requests) == 1
+
+
+def test_one_key_s_bodies_leave_room_for_those_of_others(new_rig: NewRig) -> None:
+    rig = new_rig(max_body_memory=1000, slots=0, state=EngineState.LOADING)
+    for _ in range(20):
+        rig.ask(request(body=b"x" * 100))
+    assert rig.shared.body_memory.used == 800
+
+    other = rig.ask(request(body=b"x" * 200, key=OTHER_KEY))
+
+    assert other.received == b""
+
+
+def test_the_only_body_of_a_key_may_take_all_that_is_free(new_rig: NewRig) -> None:
+    rig = new_rig(max_body_memory=1000)
+    client = rig.ask(post(length=1000))
+
+    client.send(*[b"x" * 100] * 10)
+
+    assert len(rig.requests) == 1
+
+
+def test_the_only_key_may_take_all_the_memory_for_bodies(new_rig: NewRig) -> None:
+    rig = new_rig(keys=f"alice:{KEY}\n", max_body_memory=1000, state=EngineState.LOADING)
+    for _ in range(20):
+        rig.ask(request(body=b"x" * 100))
+
+    assert rig.shared.body_memory.used == 1000

@@ -155,11 +155,17 @@ def test_a_request_that_the_engine_has_not_taken_is_cut(leave: Leave, rig: Rig) 
 
 
 @LEAVINGS
-def test_a_request_without_a_slot_is_cut(leave: Leave, rig: Rig) -> None:
+def test_a_request_without_a_slot_keeps_its_place_until_the_engine_lets_go(
+    leave: Leave, rig: Rig
+) -> None:
     client = rig.ask(request("GET", "/v1/models"))
     leave(client)
+    assert rig.upstream.was_left
+    assert rig.shared.side_admission.running == 1
 
-    assert rig.upstream.was_cut
+    rig.upstream.hang_up()
+
+    assert rig.shared.side_admission.running == 0
     assert rig.is_at_rest
 
 

@@ -176,7 +176,7 @@ def test_nothing_leaks_in_any_order_of_events(seed: int, keepalive: float, tmp_p
             happen: Callable[[int], None] = getattr(world, choose.choice(USUAL + CALM + EVENTS))
             happen(choose.randrange(32))
             assert admission.queued <= 3
-            assert rig.shared.body_bytes <= 120
+            assert rig.shared.body_memory.used <= 120
         world.everything_ends()
 
         assert rig.is_at_rest

@@ -123,5 +123,19 @@ def test_nobody_without_a_key_takes_up_room_for_a_body(framing: str, new_rig: Ne
 
     assert client.answer.status == 413
     assert client.is_closed
-    assert rig.shared.body_bytes == 0
+    assert rig.shared.body_memory.used == 0
     assert rig.requests == []
+
+
+def test_nobody_without_a_key_takes_up_room_by_repeating_a_head_with_another_length(
+    new_rig: NewRig,
+) -> None:
+    rig = new_rig(web_ui=True)
+    rig.answer_with(OK)
+    without = request("GET", "/", "Content-Length: 0", key=None)
+    client = rig.ask(without)
+
+    client.send(request("GET", "/", "Content-Length: 9", key=None))
+
+    assert [answer.status for answer in client.answers] == [200, 413]
+    assert rig.shared.body_memory.used == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 import pytest
 
 from llama_gguf.core.engine import EngineState
@@ -439,3 +441,165 @@ def test_what_is_answered_here_wakes_nobody(new_rig: NewRig) -> None:
         assert rig.ask(request("GET", target, key=None)).answer.status == 200
     assert rig.ask(request(body=b"{}", key=None)).answer.status == 401
     rig.spin()
+
+
+# A request that waits for a second time -----------------------------------------------------------
+
+
+def waiting_again(new_rig: NewRig, **settings: Any) -> tuple[Rig, FakeClient]:
+    """A gateway whose engine has died, and a client whose request waits for the next one."""
+    rig = new_rig(slots=1, **settings)
+    rig.shared.is_supervised = True
+    client = refused(rig)
+    rig.engine(EngineState.BACKOFF)
+    return rig, client
+
+
+def test_the_longest_duration_counts_from_when_a_request_is_sent_again(new_rig: NewRig) -> None:
+    rig, client = waiting_again(new_rig, max_request_duration=10)
+
+    rig.advance(60)
+    assert client.answers == []
+    rig.accepts = True
+    rig.engine(EngineState.READY, slots=1)
+    rig.advance(9)
+    rig.upstream.say(OK)
+
+    assert client.answer.status == 200
+
+
+def test_a_request_that_waits_again_and_is_refused_has_left_the_queue(new_rig: NewRig) -> None:
+    rig, client = waiting_again(new_rig, max_queue_wait=30)
+
+    rig.advance(31)
+    assert client.answer.status == 503
+    assert rig.is_at_rest
+    rig.accepts = True
+    rig.answer_with(OK)
+    rig.engine(EngineState.READY, slots=1)
+
+    assert rig.ask().answer.status == 200
+    assert rig.is_at_rest
+
+
+def test_a_client_that_waits_again_and_leaves_has_left_the_queue(new_rig: NewRig) -> None:
+    rig, client = waiting_again(new_rig)
+
+    client.leave()
+
+    assert rig.is_at_rest
+
+
+def fail(_: bytes) -> None:
+    raise ValueError("as a bug would")
+
+
+def test_a_bug_in_one_request_s_turn_does_not_stop_the_others(
+    new_rig: NewRig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = new_rig(slots=1)
+    first, broken, third = rig.ask(), rig.ask(), rig.ask()
+    rig.upstream.transport.on_write = fail  # what the next request is sent on
+    rig.upstream.say(OK)
+    rig.upstream.hang_up()  # the engine has let go of the broken one
+    rig.upstreams[-1].say(OK)
+
+    assert first.answer.status == 200
+    assert broken.was_cut
+    assert third.answer.status == 200
+    assert rig.is_at_rest
+    assert "a bug" in caplog.text
+
+
+def test_a_bug_in_one_request_s_time_out_does_not_stop_the_others(
+    new_rig: NewRig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = new_rig(slots=1, max_queue_wait=10)
+    rig.ask()
+    broken, fine = rig.ask(), rig.ask()
+    broken.transport.on_write = fail
+
+    rig.advance(11)
+
+    assert broken.was_cut
+    assert code_of(fine.answer) == "queue_timeout"
+    assert "a bug" in caplog.text
+
+
+def test_a_connection_that_the_engine_refused_costs_its_key_nothing(new_rig: NewRig) -> None:
+    client = refused(new_rig(slots=1, max_requests_per_minute=7))
+
+    assert client.answer.status == 502
+    assert client.answer["x-ratelimit-remaining-requests"] == "7"
+
+
+def test_a_connection_that_is_not_made_in_time_costs_its_key_nothing(new_rig: NewRig) -> None:
+    rig = new_rig(max_requests_per_minute=7, request_timeout=5, backend_connect_timeout=60)
+    rig.accepts = False
+    client = rig.ask()
+
+    rig.advance(6)
+
+    assert client.answer.status == 504
+    assert client.answer["x-ratelimit-remaining-requests"] == "7"
+
+
+# One key and the others ---------------------------------------------------------------------------
+
+
+def test_one_key_cannot_fill_the_queue_for_all(new_rig: NewRig) -> None:
+    rig = new_rig(slots=1, max_queue_size=20)
+    waiting = [rig.ask() for _ in range(30)]
+    refusals = [client for client in waiting if client.answers]
+
+    other = rig.ask(request(body=b"{}", key=OTHER_KEY))
+
+    assert other.answers == []
+    assert rig.shared.admission.queued == 17
+    assert {code_of(client.answer) for client in refusals} == {"queue_full"}
+    assert b"kept for other keys" in refusals[0].answer.body
+
+
+def test_the_only_key_may_fill_the_queue(new_rig: NewRig) -> None:
+    rig = new_rig(keys=f"alice:{KEY}\n", slots=1, max_queue_size=20)
+    for _ in range(30):
+        rig.ask()
+
+    assert rig.shared.admission.queued == 20
+
+
+TOKENIZE: Final = request("POST", "/tokenize", body=b'{"content":"x"}')
+
+
+def test_one_key_s_token_counts_are_at_the_engine_two_at_a_time(new_rig: NewRig) -> None:
+    rig = new_rig(slots=1)
+    for _ in range(32):
+        rig.ask(TOKENIZE)
+    assert len(rig.requests) == 2
+
+    other = rig.ask(request("POST", "/tokenize", body=b"{}", key=OTHER_KEY))
+    chat = rig.ask(request(body=b"{}", key=OTHER_KEY))
+    assert len(rig.requests) == 4
+    rig.upstreams[2].say(OK)
+    rig.upstreams[3].say(OK)
+
+    assert (other.answer.status, chat.answer.status) == (200, 200)
+
+
+def test_every_token_count_has_its_turn(new_rig: NewRig) -> None:
+    rig = new_rig(slots=1)
+    rig.answer_with(OK)
+    counting = [rig.ask(TOKENIZE) for _ in range(32)]
+
+    assert [client.answer.status for client in counting] == [200] * 32
+    assert rig.is_at_rest
+
+
+def test_token_counts_that_wait_are_refused_when_the_engine_dies(new_rig: NewRig) -> None:
+    rig = new_rig(slots=1)
+    counting = [rig.ask(TOKENIZE) for _ in range(4)]
+
+    rig.engine(EngineState.BACKOFF)
+
+    assert [len(client.answers) for client in counting] == [0, 0, 1, 1]
+    assert rig.shared.side_admission.queued == 0

@@ -70,14 +70,14 @@ class Told:
 Scenario = Callable[[Told], Awaitable[None]]
 
 
-def run(folder: Path, scenario: Scenario, keys: str | None = KEYS_TEXT, **settings: Any) -> None:
-    """Run a gateway with *scenario* beside it, and wait for both."""
+def run(folder: Path, scenario: Scenario, keys: str | None = KEYS_TEXT, **settings: Any) -> int:
+    """Run a gateway with *scenario* beside it, wait for both, and return its exit status."""
     keys_file = folder / "keys.txt"
     if keys is not None:
         keys_file.write_text(keys)
         keys_file.chmod(0o600)
 
-    async def both() -> None:
+    async def both() -> int:
         ours, theirs = socket.socketpair()
         listener = listen("127.0.0.1", 0)
         address = listener.getsockname()
@@ -90,17 +90,33 @@ def run(folder: Path, scenario: Scenario, keys: str | None = KEYS_TEXT, **settin
             assert await told.reader.readexactly(len(GREETING)) == GREETING
             await scenario(told)
             told.writer.close()
-            await running
+            status = await running
         await told.writer.wait_closed()
+        return status
 
-    asyncio.run(both())
+    return asyncio.run(both())
 
 
 def test_it_greets_its_supervisor_and_goes_when_that_has_gone(tmp_path: Path) -> None:
     async def nothing(told: Told) -> None:
         pass
 
-    run(tmp_path, nothing)
+    assert run(tmp_path, nothing) == 0
+
+
+def test_a_task_of_its_own_that_fails_ends_it_and_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail() -> None:
+        raise KeyError("a bug")
+
+    async def scenario(told: Told) -> None:
+        told.gateway._start(fail(), "keep the usage")
+        assert await told.reader.read() == b""  # it has gone by itself
+
+    assert run(tmp_path, scenario) == 1
+    assert "'keep the usage' failed" in caplog.text
+    assert "KeyError" in caplog.text
 
 
 def test_it_knows_of_the_engine_what_its_supervisor_tells(tmp_path: Path) -> None:

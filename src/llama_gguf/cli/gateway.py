@@ -44,9 +44,8 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     gc.freeze()
     gc.set_threshold(GARBAGE_OBJECTS)
 
-    async def serve(listener: socket.socket) -> None:
-        await Gateway(settings, listener, channel).run()
+    async def serve(listener: socket.socket) -> int:
+        return await Gateway(settings, listener, channel).run()
 
     with asyncio.Runner(loop_factory=gateway_loop(settings)) as runner, listener:
-        runner.run(serve(listener))
-    return 0
+        return runner.run(serve(listener))

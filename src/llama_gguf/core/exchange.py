@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from llama_gguf.errors import IllegalTransition
 
 if TYPE_CHECKING:
+    from llama_gguf.core.admission import Admission
     from llama_gguf.core.messages import Request
     from llama_gguf.core.usage import Usage
 
@@ -122,7 +123,10 @@ class Exchange:
     wants_stream: bool | None = None
     """None: nobody has looked."""
     # What has to be given back.
-    holds_slot = False
+    runs_in: Admission | None = None
+    """What granted it a slot."""
+    waits_in: Admission | None = None
+    """In whose queue it has a place."""
     reserved_bytes = 0
 
     def __init__(self, started_at: float, request: Request, id_bytes: bytes, address: str) -> None:
@@ -158,10 +162,6 @@ class Exchange:
     def is_open(self) -> bool:
         """Whether a stream's head went out, and the engine has not said anything."""
         return self.state in (State.OPEN_QUEUED, State.OPEN_FORWARDING)
-
-    @property
-    def is_queued(self) -> bool:
-        return self.state in (State.QUEUED, State.OPEN_QUEUED)
 
     @property
     def waits_since(self) -> float:

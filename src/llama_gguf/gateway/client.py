@@ -15,7 +15,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from llama_gguf.core import replies
-from llama_gguf.core.admission import Verdict
+from llama_gguf.core.admission import Admission, Verdict
 from llama_gguf.core.bodies import IncomingBody, asks_for_stream
 from llama_gguf.core.chunked import frame
 from llama_gguf.core.exchange import PHASES, Event, Exchange, State
@@ -72,6 +72,7 @@ class ClientConnection(Connection):
         "_exchange",
         "_has_head_begun",
         "_incoming",
+        "_is_turn_due",
         "_is_write_paused",
         "_opened",
         "_principal",
@@ -79,6 +80,7 @@ class ClientConnection(Connection):
         "_ring",
         "_seen",
         "_unread",
+        "_unsent",
         "_upstream",
         "key_id",
     )
@@ -86,6 +88,10 @@ class ClientConnection(Connection):
     def __init__(self, shared: Shared) -> None:
         super().__init__(shared)
         self._is_write_paused = False
+        self._unsent = 0
+        """Bytes that the client had still to take when that was last looked at."""
+        self._is_turn_due = False
+        """``_take_held`` is going to be called: what was sent ahead comes first."""
         # From the connection on: whoever connects has something to say.
         self._has_head_begun = True
         self._exchange: Exchange | None = None
@@ -119,7 +125,10 @@ class ClientConnection(Connection):
         try:
             exchange = self._exchange
             if exchange is None:
-                self._next_request(self._received + data if self._received else data)
+                if self._is_write_paused or self._is_turn_due:
+                    self._hold_next(data)
+                else:
+                    self._next_request(self._received + data if self._received else data)
             elif exchange.state is _READING:
                 self._read_body(exchange, data)
             else:
@@ -127,9 +136,13 @@ class ClientConnection(Connection):
         except GatewayError as error:
             self._reply_error(error)
         except Exception:  # a bug of ours, of which it is known here whom it concerns
-            request_id = self._exchange.request_id if self._exchange else "-"
-            _log.exception("a bug, please report it; request %s is cut", request_id)
-            self._transport.abort()
+            self._on_bug()
+
+    def _on_bug(self) -> None:
+        """Cut this connection alone; what it held is given back when it is lost."""
+        request_id = self._exchange.request_id if self._exchange else "-"
+        _log.exception("a bug, please report it; request %s is cut", request_id)
+        self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._shared.connections.discard(self)
@@ -145,6 +158,7 @@ class ClientConnection(Connection):
 
     def pause_writing(self) -> None:
         self._is_write_paused = True
+        self._unsent = self._transport.get_write_buffer_size()
         if self._upstream is not None:
             self._upstream.pause_reading()
 
@@ -153,11 +167,19 @@ class ClientConnection(Connection):
         self._seen = -1  # the client moves again
         if self._upstream is not None:
             self._upstream.resume_reading()
+        elif self._exchange is None and self._received:
+            self._begin_turn()
 
     # Deadlines ----------------------------------------------------------------------------------
 
     def on_tick(self, now: float) -> None:
         """Twice a second: look whether something is overdue."""
+        try:
+            self._look(now)
+        except Exception:  # a bug of ours: the other connections have their turn all the same
+            self._on_bug()
+
+    def _look(self, now: float) -> None:
         shared = self._shared
         upstream = self._upstream
         if upstream is not None and upstream.bytes_passed != self._seen:
@@ -190,9 +212,9 @@ class ClientConnection(Connection):
             case State.READING:
                 self._reply_error(RequestTimeout("The body did not come in time.", close=True))
             case State.QUEUED | State.OPEN_QUEUED:
-                self.on_refused(self._queue_timeout())
+                self._reply_error(self._queue_timeout())
             case _ if self._is_write_paused:
-                sockets.reset(self._transport)  # it is the client that does not move
+                self._check_reader(self._shared.request_timeout)
             case _:
                 timeout = self._shared.request_timeout
                 self._give_up_upstream(
@@ -200,12 +222,23 @@ class ClientConnection(Connection):
                 )
 
     def _on_idle_deadline(self) -> None:
-        if self._received and not self._is_lingering:
-            self._reply_error(RequestTimeout("The head did not come in time.", close=True))
-        elif self._is_lingering:
+        if self._is_lingering:
             self._on_lingering_deadline()
+        elif self._is_write_paused:
+            self._check_reader(self._shared.keepalive_timeout)
+        elif self._received:
+            self._reply_error(RequestTimeout("The head did not come in time.", close=True))
         else:
             self._close()
+
+    def _check_reader(self, seconds: float) -> None:
+        """Reset a client that took nothing of its response; give one that did *seconds* more."""
+        unsent = self._transport.get_write_buffer_size()
+        if unsent < self._unsent:
+            self._unsent = unsent
+            self.deadline = self._shared.now() + seconds
+        else:
+            sockets.reset(self._transport)
 
     def _queue_timeout(self) -> GatewayError:
         shared = self._shared
@@ -227,6 +260,7 @@ class ClientConnection(Connection):
         end = received.find(HEAD_END) + len(HEAD_END)
         if end < len(HEAD_END):
             self._received = received
+            self._read_on()
             self._check_size(received)
             if received and not self._has_head_begun:
                 self._has_head_begun = True
@@ -304,9 +338,8 @@ class ClientConnection(Connection):
             exchange.rate_fields = principal.fields_at(exchange.started_at)
         if shared.is_draining:
             raise shared.draining()
-        if length:
+        if length > shared.max_body_bytes:
             self._check_body_size(length)
-            self._reserve(exchange, length)
         if length > len(rest) or request.is_chunked:
             self._want_body(exchange, request)
             return
@@ -357,7 +390,7 @@ class ClientConnection(Connection):
     def _authenticate(self, exchange: Exchange, request: Request) -> Principal:
         """Find out who asks. Raises what ``Principals.authenticate`` does."""
         if request.route.needs_no_key:
-            if request.is_chunked or request.read.content_length:  # room for bodies is for keys
+            if request.is_chunked or self._unread:  # room for bodies is for keys
                 raise PayloadTooLarge("Nothing is to be sent to this path.", close=True)
             return Principals.ANYBODY
         shared = self._shared
@@ -392,6 +425,9 @@ class ClientConnection(Connection):
 
     def _want_body(self, exchange: Exchange, request: Request) -> None:
         """Ask for the rest of a body."""
+        if not self._shared.body_memory.has_room(exchange.key_id, self._unread):
+            raise self._no_room()
+        self._read_on()
         self._incoming = IncomingBody(None if request.is_chunked else self._unread)
         if self._received:
             received, self._received = self._received, b""
@@ -410,11 +446,14 @@ class ClientConnection(Connection):
             raise PayloadTooLarge(f"The body is over {largest} bytes.", close=True)
 
     def _reserve(self, exchange: Exchange, size: int) -> None:
-        shared = self._shared
-        if shared.body_bytes + size > shared.settings.max_body_memory:
-            raise QueueFull("Too many bodies are waiting already.", retry_after=1.0)
-        shared.body_bytes += size
-        exchange.reserved_bytes += size
+        """Count all *size* bytes that have come of its body."""
+        own = exchange.reserved_bytes
+        if not self._shared.body_memory.take(exchange.key_id, size - own, own=own):
+            raise self._no_room()
+        exchange.reserved_bytes = size
+
+    def _no_room(self) -> GatewayError:
+        return QueueFull("Too many bodies are waiting already.", retry_after=1.0)
 
     def _read_body(self, exchange: Exchange, data: bytes) -> None:
         body = self._incoming
@@ -422,7 +461,7 @@ class ClientConnection(Connection):
         behind = body.feed(data)
         self._unread = body.left
         self._check_body_size(len(body.data))
-        self._reserve(exchange, max(len(body.data) - exchange.reserved_bytes, 0))
+        self._reserve(exchange, len(body.data))
         if behind is None:
             self._set_body_deadline()
             return
@@ -436,29 +475,40 @@ class ClientConnection(Connection):
         """The request is whole: it takes a slot, or waits for one, or needs none."""
         shared = self._shared
         needs_slot = exchange.request.route.needs_slot
-        exchange.bytes_in = len(body)
+        size = exchange.bytes_in = len(body)
+        if size > exchange.reserved_bytes:  # it came with the head
+            self._reserve(exchange, size)
         self._body = body
         if not shared.engine_is_ready:
             shared.await_engine(needs_slot)
-        if needs_slot:
-            verdict = shared.admission.arrive(self)
-            if verdict:
-                self._wait_for_slot(exchange, verdict, now)
-                return
-            exchange.holds_slot = True
+        admission = shared.admission if needs_slot else shared.side_admission
+        verdict = admission.arrive(self)
+        if verdict:
+            self._wait_for_slot(exchange, admission, verdict, now)
+            return
+        exchange.runs_in = admission
         self._forward(exchange, now)
 
-    def _wait_for_slot(self, exchange: Exchange, verdict: Verdict, now: float) -> None:
+    def _wait_for_slot(
+        self, exchange: Exchange, admission: Admission, verdict: Verdict, now: float
+    ) -> None:
         shared = self._shared
         match verdict:
             case Verdict.QUEUED:
                 exchange.on(Event.QUEUE)
+                exchange.waits_in = admission
                 exchange.queued_at = now
                 self.deadline = now + shared.settings.max_queue_wait
             case Verdict.QUEUE_FULL:
                 if not shared.engine_is_ready:
                     raise shared.unavailable()
                 raise QueueFull("Too many requests are waiting already.", retry_after=1.0)
+            case Verdict.SHARE_IS_FULL:
+                raise QueueFull(
+                    "Too many requests with this API key are waiting already. "
+                    "The rest of the queue is kept for other keys.",
+                    retry_after=1.0,
+                )
             case _:
                 shared.metrics.rate_limited[self.key_id, "concurrency"] += 1
                 raise ConcurrencyLimited(
@@ -467,19 +517,25 @@ class ClientConnection(Connection):
 
     def _free_body(self, exchange: Exchange) -> None:
         self._body = b""
-        self._shared.body_bytes -= exchange.reserved_bytes
-        exchange.reserved_bytes = 0
+        if exchange.reserved_bytes:
+            self._shared.body_memory.give_back(exchange.key_id, exchange.reserved_bytes)
+            exchange.reserved_bytes = 0
 
     def on_slot(self) -> None:
-        """The queue says: it is your turn."""
+        """The queue grants a slot. Nothing is raised: the others' turn comes after this one."""
         exchange = self._current()
-        exchange.holds_slot = True
-        self._forward(exchange, self._shared.now())
+        exchange.runs_in, exchange.waits_in = exchange.waits_in, None
+        try:
+            self._forward(exchange, self._shared.now())
+        except Exception:  # a bug of ours; the slot is given back when the connection is lost
+            self._on_bug()
 
     def on_refused(self, error: GatewayError) -> None:
         """The wait is over, and not because a slot came free."""
-        self._shared.admission.leave(self)
-        self._reply_error(error)
+        try:
+            self._reply_error(error)
+        except Exception:  # as in on_slot
+            self._on_bug()
 
     def _forward(self, exchange: Exchange, now: float) -> None:
         exchange.on(_FORWARD)
@@ -503,25 +559,28 @@ class ClientConnection(Connection):
     def _on_connect_failed(self, error: UpstreamError) -> None:
         self._errand = None
         exchange = self._current()
+        exchange.forwarded_at = 0.0  # nothing of it was sent
         if (
             isinstance(error, UpstreamRefused)
-            and exchange.holds_slot
+            and exchange.request.route.needs_slot
+            and exchange.runs_in is not None
             and self._shared.suspect_engine()
         ):
-            self._wait_again(exchange)
+            self._wait_again(exchange, exchange.runs_in)
             return
         self._shared.metrics.backend_failures["connect"] += 1
         self._reply_error(error)
 
-    def _wait_again(self, exchange: Exchange) -> None:
+    def _wait_again(self, exchange: Exchange, admission: Admission) -> None:
         """The engine has died before it had anything of the request: its next life will do."""
         shared = self._shared
-        exchange.holds_slot = False
-        shared.admission.done(self.key_id)
-        if shared.admission.arrive(self) is not Verdict.QUEUED:
+        exchange.runs_in = None
+        admission.done(self.key_id)
+        if admission.arrive(self) is not Verdict.QUEUED:
             self._reply_error(shared.unavailable())
             return
         exchange.on(Event.REQUEUE)
+        exchange.waits_in = admission
         now = shared.now()
         exchange.queued_at = exchange.queued_at or now
         self.deadline = now + shared.settings.max_queue_wait
@@ -699,20 +758,22 @@ class ClientConnection(Connection):
         upstream = self._let_go_of_upstream(exchange)
         if upstream is None:
             return
-        if not (exchange.holds_slot and upstream.may_leave):
+        admission = exchange.runs_in
+        if admission is None or not upstream.may_leave:
             upstream.abort()
             return
         # The slot is given back when the engine has noticed, which may take it a while. Sooner,
         # the next request would wait inside the engine, where a departure goes unseen.
-        exchange.holds_slot = False
-        admission = self._shared.admission
-        admission.depart(self.key_id)
-        self._shared.pool.leave(upstream, lambda: admission.done(None))
+        exchange.runs_in = None
+        key_id = self.key_id
+        admission.depart(key_id)
+        self._shared.pool.leave(upstream, lambda: admission.done(key_id, has_departed=True))
 
     def _give_up_upstream(self, error: GatewayError) -> None:
         """The engine is too slow: let go of it, and tell the client as far as that can be done."""
         exchange = self._current()
-        self._stop_errand()
+        if self._stop_errand():
+            exchange.forwarded_at = 0.0  # it was not connected: nothing was sent
         may_insert = self._upstream is not None and self._upstream.may_insert_event
         self._drop_upstream(exchange)
         self._shared.metrics.backend_failures["timeout"] += 1
@@ -810,8 +871,10 @@ class ClientConnection(Connection):
         shared.accounts.close(exchange)
         if shared.is_draining:
             shared.notice_idle()
-        if exchange.holds_slot:
-            shared.admission.done(self.key_id)
+        if exchange.runs_in is not None:
+            exchange.runs_in.done(self.key_id)
+        elif exchange.waits_in is not None:
+            exchange.waits_in.leave(self)
 
     def _finish(self, exchange: Exchange) -> None:
         """The answer is whole: wait for the next request, or let the connection go."""
@@ -820,15 +883,28 @@ class ClientConnection(Connection):
         if not self._may_persist:
             self._part()
             return
-        self._read_on()
-        shared = self._shared
         self._has_head_begun = False
-        self.deadline = exchange.ended_at + shared.keepalive_timeout
-        if self._received:
-            shared.loop.call_soon(self._take_held)
+        self.deadline = exchange.ended_at + self._shared.keepalive_timeout
+        if not self._received:
+            self._read_on()
+        elif not self._is_write_paused:
+            self._begin_turn()
+
+    # Requests that were sent ahead --------------------------------------------------------------
+
+    def _hold_next(self, data: bytes) -> None:
+        """Begin no request: the client has to take its responses first, or an earlier one waits."""
+        if not self._is_lingering:
+            self._hold(data)
+
+    def _begin_turn(self) -> None:
+        """Go on with what was sent ahead, in a turn of the loop of its own."""
+        if not self._is_turn_due:
+            self._is_turn_due = True
+            self._shared.loop.call_soon(self._take_held)
 
     def _take_held(self) -> None:
-        """Go on with what was sent ahead, in a turn of its own."""
+        self._is_turn_due = False
         if not self._transport.is_closing():
             self.data_received(b"")
 
@@ -861,15 +937,16 @@ class ClientConnection(Connection):
 
     def _abandon(self, exchange: Exchange, outcome: str) -> None:
         """The client has left: stop the work that was done for it, wherever it stands."""
-        if exchange.is_queued:
-            self._shared.admission.leave(self)
         self._stop_errand()
         self._drop_upstream(exchange)
         exchange.on(Event.LOST)
         exchange.outcome = outcome
         self._end_exchange(exchange)
 
-    def _stop_errand(self) -> None:
-        if self._errand is not None:
-            self._errand.cancel()
-            self._errand = None
+    def _stop_errand(self) -> bool:
+        """Whether there was one."""
+        errand, self._errand = self._errand, None
+        if errand is None:
+            return False
+        errand.cancel()
+        return True

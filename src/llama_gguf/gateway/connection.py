@@ -105,7 +105,10 @@ class Connection(Receiver):
         return received[lines.end() :] if lines else received
 
     def _hold(self, data: bytes) -> None:
-        """Keep what was sent ahead until its turn comes; a bounded amount of it."""
+        """Keep what was sent ahead until its turn comes; a bounded amount of it.
+
+        Reading stays paused until all of it has been used.
+        """
         self._received += data
         if len(self._received) > MAX_HELD_BYTES and not self._is_paused:
             self._is_paused = True
@@ -135,6 +138,7 @@ class Connection(Receiver):
 
     def _ignore_what_comes(self) -> None:
         self._is_lingering = True
+        self._read_on()
         self._received = b""
         self._pattern = NEVER
 

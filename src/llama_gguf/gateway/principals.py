@@ -87,6 +87,10 @@ class Principals:
     def named(self, key_id: str) -> Principal | None:
         return self._by_id.get(key_id)
 
+    def are_several(self) -> bool:
+        """Whether what is shared is shared by more than one key."""
+        return len(self._by_id) > 1
+
     def holder(self, presented: bytes) -> Principal | None:
         """Who shows the key *presented*; None when nobody does."""
         key = self.ring.look_up(presented)

@@ -66,13 +66,18 @@ class Gateway:
         self._listener = listener
         self._stop_asked = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._has_failed = False
         loop = asyncio.get_running_loop()
         self._poller = poller(loop)
         self.shared = Shared(settings, loop, Dialer(self._poller, settings).dial)
         self._control = None if channel is None else Control(self.shared, channel)
 
-    async def run(self) -> None:
-        """Serve until SIGTERM or SIGINT, then drain."""
+    async def run(self) -> int:
+        """Serve until SIGTERM or SIGINT, then drain.
+
+        Returns:
+            The exit status: 1 when a task of the gateway's own has failed, else 0.
+        """
         shared = self.shared
         loop = shared.loop
         shared.access_log.start()
@@ -103,6 +108,7 @@ class Gateway:
             ledger_file.write_last(shared.accounts.ledger, within_seconds=LAST_LINES_SECONDS)
             shared.access_log.stop(within_seconds=LAST_LINES_SECONDS)
             self._poller.close()
+        return int(self._has_failed)
 
     async def _let_in(self) -> asyncio.Server | Listener:
         shared = self.shared
@@ -138,8 +144,21 @@ class Gateway:
     def _start(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = self.shared.loop.create_task(coroutine, name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._on_task_done)
         return task
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        """A task that fails would be missed without a word: the gateway ends, to be restarted."""
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            _log.critical(
+                "a bug, please report it: the task %r failed, so the gateway ends",
+                task.get_name(),
+                exc_info=error,
+            )
+            self._has_failed = True
+            self.stop()
 
     def _heed_file_limit(self) -> None:
         wanted = self._settings.max_connections
@@ -244,7 +263,7 @@ class Gateway:
                 await shared.idle.wait()
         except TimeoutError:
             _log.warning("requests cut after DRAIN_TIMEOUT: %d", shared.busy())
-        for ticket in shared.admission.waiting():
+        for ticket in (*shared.admission.waiting(), *shared.side_admission.waiting()):
             ticket.on_refused(shared.draining())
         server.close()
         for connection in tuple(shared.connections):

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from llama_gguf.core.admission import Admission
+from llama_gguf.core.body_memory import BodyMemory
 from llama_gguf.core.engine import DEFAULT_SLOTS, MAY_COME, EngineState, EngineStatus
 from llama_gguf.core.fields import VIA_PSEUDONYM, read_request, request_rules
 from llama_gguf.core.keys import KeyRing
@@ -52,6 +53,9 @@ BACKEND_RETRY_SECONDS: Final = 2.0
 DRAINING_RETRY_SECONDS: Final = 2.0
 ENGINE_NEWS_SECONDS: Final = 0.5
 """For the supervisor to say that the engine has died."""
+SIDE_REQUESTS: Final = 4
+"""At the engine at once that use no slot: llama-server has four HTTP threads more than slots."""
+SIDE_REQUESTS_PER_KEY: Final = 2
 _LAST_DIGITS: Final = [b"%02x" % n for n in range(256)]
 
 
@@ -90,8 +94,18 @@ class Shared:
         self.principals = Principals(settings)
         self.reloads = Reloads(settings.auth_keys_file, self.principals, self._count_reload)
         self.admission = Admission(
-            slots=0, queue_size=settings.max_queue_size, per_key=settings.max_concurrent_per_key
+            slots=0,
+            queue_size=settings.max_queue_size,
+            per_key=settings.max_concurrent_per_key,
+            is_shared=self.principals.are_several,
         )
+        self.side_admission = Admission(
+            slots=SIDE_REQUESTS,
+            queue_size=settings.max_queue_size,
+            running_per_key=SIDE_REQUESTS_PER_KEY,
+            is_shared=self.principals.are_several,
+        )
+        """For requests that use no slot: they take threads and time of the engine all the same."""
         self.pool = Pool(settings, loop, dial)
         self.engine = EngineStatus(EngineState.STARTING, since=wall_now())
         self.heard_at = -math.inf
@@ -101,8 +115,7 @@ class Shared:
         self.on_engine_wanted: Callable[[], None] = _nobody_listens
         """Called when a request comes for an engine that is asleep."""
         self.connections: set[ClientConnection] = set()
-        self.body_bytes = 0
-        """Of all bodies that wait, together."""
+        self.body_memory = BodyMemory(settings.max_body_memory, self.principals.are_several)
         self.is_draining = False
         self.idle = asyncio.Event()
         """Set while draining, when no exchange runs any more."""
@@ -199,6 +212,8 @@ class Shared:
         self.engine_is_ready = status.serves
         if not status.serves:
             self.pool.retire_idle()
+            for ticket in self.side_admission.waiting():
+                ticket.on_refused(self.unavailable())
         self.admission.resize(self._slots() if status.serves else 0)
         if not self._engine_may_come:
             for ticket in self.admission.waiting():

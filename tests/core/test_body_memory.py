@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_gguf.core.body_memory import BodyMemory
+
+
+def shared(limit: int) -> BodyMemory:
+    return BodyMemory(limit, lambda: True)
+
+
+def test_a_body_grows_while_there_is_room() -> None:
+    memory = shared(100)
+
+    assert memory.take("a", 60)
+    assert memory.take("a", 40, own=60)
+    assert not memory.take("a", 1, own=100)
+    assert memory.used == 100
+
+
+def test_what_is_refused_is_not_counted() -> None:
+    memory = shared(100)
+    memory.take("a", 60)
+
+    assert not memory.take("b", 41)
+    assert memory.take("b", 40)
+
+
+def test_a_second_body_of_a_key_leaves_some_for_others() -> None:
+    memory = shared(100)
+    memory.take("a", 60)
+
+    assert not memory.take("a", 21)
+    assert not memory.has_room("a", 21)
+    assert memory.take("a", 20)
+    assert memory.take("b", 20)
+
+
+def test_where_there_are_no_others_a_key_may_take_all() -> None:
+    memory = BodyMemory(100, lambda: False)
+    memory.take("a", 60)
+
+    assert memory.take("a", 40)
+
+
+def test_what_is_given_back_can_be_taken_again() -> None:
+    memory = shared(100)
+    memory.take("a", 100)
+    memory.give_back("a", 100)
+
+    assert memory.has_room("b", 100)
+    assert not memory._by_key
+
+
+@given(
+    bodies=st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 40)), max_size=60),
+    size=st.integers(1, 100),
+)
+def test_one_key_s_many_bodies_leave_a_fifth_to_others(
+    bodies: list[tuple[str, int]], size: int
+) -> None:
+    memory = shared(1000)
+    held = [(key_id, size) for key_id, size in bodies if memory.take(key_id, size)]
+    while memory.take("d", size):
+        held.append(("d", size))
+
+    assert sum(size for key_id, size in held if key_id == "d") <= 800
+    assert memory.take("e", (1000 - memory.used))
+    memory.give_back("e", memory._by_key["e"])
+    for key_id, each in held:
+        if each:
+            memory.give_back(key_id, each)
+    assert memory.used == 0
+    assert not memory._by_key

@@ -218,7 +218,8 @@ def test_a_slow_body_holds_no_slot(rig: Rig) -> None:
 
 
 def test_waiting_bodies_are_counted_and_given_back(rig: Rig) -> None:
-    first = rig.ask(request(body=b"x" * 700))
+    first = rig.client()
+    first.send(post(length=700), b"x" * 700)
     rig.ask(post(length=300) + b"x" * 200)
     assert rig.shared.body_memory.used == 900
 
@@ -239,7 +240,7 @@ def test_a_body_is_let_go_of_when_the_answer_begins(rig: Rig) -> None:
 
 
 def test_bodies_beyond_the_memory_for_all_of_them_are_503(new_rig: NewRig) -> None:
-    rig = new_rig(max_body_memory=1000)
+    rig = new_rig(max_body_memory=1000, state=EngineState.LOADING)
     rig.ask(request(body=b"x" * 700))
     refused = rig.ask(request(body=b"x" * 301, key=OTHER_KEY))
     rig.ask(request(body=b"x" * 300, key=OTHER_KEY))
@@ -248,12 +249,19 @@ def test_bodies_beyond_the_memory_for_all_of_them_are_503(new_rig: NewRig) -> No
     assert code_of(refused.answer) == "queue_full"
     assert refused.answer["retry-after"] == "1"
     assert not refused.is_closed
-    assert len(rig.requests) == 2
+    assert rig.shared.admission.queued == 2
+
+
+def test_a_body_that_came_with_its_head_and_does_not_wait_takes_no_room(rig: Rig) -> None:
+    rig.ask(request(body=b"x" * 700))
+
+    assert rig.shared.body_memory.used == 0
+    assert len(rig.requests) == 1
 
 
 def test_chunked_bodies_count_as_they_come(new_rig: NewRig) -> None:
     rig = new_rig(max_body_memory=1000)
-    rig.ask(request(body=b"x" * 700))
+    rig.client().send(post(length=700), b"x" * 700)
     client = rig.ask(request("POST", "/v1/embeddings", CHUNKED, key=OTHER_KEY) + chunk(b"x" * 200))
     assert client.received == b""
     assert rig.shared.body_memory.used == 900

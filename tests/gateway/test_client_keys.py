@@ -401,7 +401,7 @@ def test_who_shows_no_key_is_told_nothing_of_limits(rig: Rig) -> None:
 REFUSED = {
     "a full queue": ({"slots": 1, "max_queue_size": 0}, "queue_full"),
     "a body too large": ({"max_request_body_size": 3}, "payload_too_large"),
-    "no room for a body": ({"max_body_memory": 3}, "queue_full"),
+    "no room for a body": ({"max_body_memory": 3, "state": EngineState.LOADING}, "queue_full"),
     "an engine that is gone": ({"state": EngineState.FAILED}, "backend_unavailable"),
 }
 

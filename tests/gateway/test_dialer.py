@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from llama_gguf.core.settings import Settings
-from llama_gguf.gateway.dialer import Cancellable, Dialer
+from llama_gguf.gateway.dialer import RETRY_SECONDS, Cancellable, Dialer
 from llama_gguf.gateway.poller import Poller
 from llama_gguf.gateway.transport import SocketTransport
 from tests.ends import Deaf, Play, watched
@@ -203,5 +203,47 @@ def test_an_event_is_not_acknowledged_by_a_packet_of_its_own(play: Play) -> None
             async with calling(watcher, port_backend=engine.getsockname()[1]) as phone:
                 sock = phone.end.made.result().get_extra_info("socket")
                 assert not sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK)
+
+    play(scene)
+
+
+def test_a_socket_file_whose_queue_is_full_is_tried_until_there_is_room(
+    play: Play, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "llama.sock")
+
+    async def scene(watcher: Poller) -> None:
+        with closing(socket.socket(socket.AF_UNIX)) as engine:
+            engine.bind(path)
+            engine.listen(0)
+            with closing(socket.socket(socket.AF_UNIX)) as other:
+                other.connect(path)
+                phone = Phone(watcher, backend_socket=path).dial()
+                assert phone.waits_for is not None
+                for _ in range(3):  # what would have failed has failed by then
+                    await asyncio.sleep(0)
+                assert not phone.end.failed.done()
+                engine.accept()[0].close()
+                await phone.hang_up()
+
+    play(scene)
+
+
+def test_a_socket_file_whose_queue_is_full_can_be_given_up(play: Play, tmp_path: Path) -> None:
+    path = str(tmp_path / "llama.sock")
+
+    async def scene(watcher: Poller) -> None:
+        with closing(socket.socket(socket.AF_UNIX)) as engine:
+            engine.bind(path)
+            engine.listen(0)
+            with closing(socket.socket(socket.AF_UNIX)) as other:
+                other.connect(path)
+                phone = Phone(watcher, backend_socket=path).dial()
+                assert phone.waits_for is not None
+                phone.waits_for.cancel()
+                await asyncio.sleep(2 * RETRY_SECONDS)
+                engine.accept()[0].close()
+                assert not phone.end.made.done()
+                assert not phone.end.failed.done()
 
     play(scene)

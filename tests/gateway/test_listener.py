@@ -64,6 +64,7 @@ class Hall:
     def __init__(self) -> None:
         self.transports: list[SocketTransport] = []
         self.gone = asyncio.Semaphore(0)
+        self.room = 1000
 
 
 class NoFiles:
@@ -91,7 +92,12 @@ def play(scene: Scene, disguise: Callable[[socket.socket], object] = lambda sock
     async def within(watcher: Poller) -> None:
         hall = Hall()
         sock = listen("127.0.0.1", 0)
-        listener = Listener(watcher, cast("socket.socket", disguise(sock)), lambda: Guest(hall))
+        disguised = cast("socket.socket", disguise(sock))
+
+        def let_in(accepted: socket.SocketType, peer: object) -> None:
+            SocketTransport(watcher, accepted, peer).attach(Guest(hall))
+
+        listener = Listener(watcher, disguised, let_in, lambda: len(hall.transports) < hall.room)
         await scene(hall, sock)
         listener.close()
         assert sock.fileno() == -1
@@ -155,6 +161,17 @@ def test_a_client_that_was_gone_before_it_was_let_in_is_none(number: int) -> Non
     play(scene, lambda sock: NoFiles(sock, 1, number))
 
 
+def test_whoever_comes_when_there_is_no_room_is_closed_unread() -> None:
+    async def scene(hall: Hall, sock: socket.socket) -> None:
+        hall.room = 1
+        assert await visit(sock) == b"hello"
+        assert await visit(sock) == b""
+        hall.room = 2
+        assert await visit(sock) == b"hello"
+
+    play(scene)
+
+
 def test_nobody_is_waited_for_once_it_is_closed() -> None:
     """Somebody else, as the supervisor, may have the socket still."""
 
@@ -162,7 +179,7 @@ def test_nobody_is_waited_for_once_it_is_closed() -> None:
         with closing(EpollPoller(asyncio.get_running_loop())) as watcher:
             sock = listen("127.0.0.1", 0)
             with closing(sock.dup()) as inherited:
-                Listener(watcher, sock, lambda: Guest(Hall())).close()
+                Listener(watcher, sock, lambda *_: None, lambda: True).close()
                 with socket.create_connection(inherited.getsockname()):
                     assert select.select([watcher.fileno()], [], [], 0)[0] == []
 

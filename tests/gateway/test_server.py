@@ -20,6 +20,7 @@ from llama_gguf.core.engine import EngineState, EngineStatus
 from llama_gguf.core.settings import Settings
 from llama_gguf.gateway.listener import listen
 from llama_gguf.gateway.server import Gateway, adopt
+from llama_gguf.gateway.shared import Shared
 from tests.certificates import issue, names_in, trusting
 from tests.fakes import KEYS_TEXT, Answer, read_answers
 
@@ -224,3 +225,52 @@ def test_how_it_is_guarded_is_said_at_the_start(
         run(tmp_path, nothing, keys, **settings)
 
     assert said in caplog.text
+
+
+# Time ---------------------------------------------------------------------------------------------
+
+
+async def has_received(shared: Shared) -> None:
+    """Return when a part of a head has come in."""
+    while not any(c._received for c in shared.connections):  # noqa: ASYNC110 - by turns of the loop
+        await asyncio.sleep(0)
+
+
+def test_after_a_freeze_no_time_out_is_judged_before_what_has_come_is_read(tmp_path: Path) -> None:
+    """A process that was stopped for a minute finds a whole request, and a timer that is due."""
+
+    async def scenario(told: Told) -> None:
+        gateway = told.gateway
+        shared = gateway.shared
+        real = shared.now
+        reader, writer = await asyncio.open_connection(*told.address)
+        writer.write(b"GET /ping HTTP/1.1\r\nHost: a\r\n")
+        await has_received(shared)
+        shared.now = lambda: real() + 3600
+        writer.write(b"\r\n")
+        gateway._tick()
+
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+        await writer.wait_closed()
+
+    run(tmp_path, scenario)
+
+
+def test_after_a_freeze_what_is_overdue_ends_all_the_same(tmp_path: Path) -> None:
+    async def scenario(told: Told) -> None:
+        gateway = told.gateway
+        real = gateway.shared.now
+        reader, writer = await asyncio.open_connection(*told.address)
+        writer.write(b"GET /ping HTTP/1.1\r\n")
+        await has_received(gateway.shared)
+        gateway.shared.now = lambda: real() + 3600
+        gateway._tick()
+        gateway.shared.now = lambda: real() + 7200  # late again
+        gateway._tick()
+
+        assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
+        writer.close()
+        await writer.wait_closed()
+
+    run(tmp_path, scenario)

@@ -251,21 +251,27 @@ def test_of_a_unix_socket_nobody_can_tell(closes: bool, run: Run) -> None:
 
 TELL: Final = """
 import resource, sys
-from llama_gguf.gateway.sockets import connections_within_limits
+from llama_gguf.gateway.sockets import places_within_limits
 soft, hard, wanted = map(int, sys.argv[1:])
 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-print(connections_within_limits(wanted), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+places = places_within_limits(wanted)
+print(places.served, places.open, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 """
 
 
 @pytest.mark.parametrize(
-    ("soft", "hard", "wanted", "allowed"),
-    [(100, 1000, 400, 400), (1000, 1000, 400, 400), (100, 264, 400, 100), (40, 40, 400, 1)],
+    ("soft", "hard", "wanted", "served", "most_open"),
+    [
+        (100, 1000, 400, 400, 450),
+        (1000, 1000, 400, 400, 450),
+        (100, 264, 400, 94, 105),
+        (40, 40, 400, 1, 2),
+    ],
 )
-def test_there_are_files_for_two_connections_a_client(
-    soft: int, hard: int, wanted: int, allowed: int
+def test_there_are_files_for_two_connections_a_client_and_for_those_that_are_refused(
+    soft: int, hard: int, wanted: int, served: int, most_open: int
 ) -> None:
     argv = [sys.executable, "-c", TELL, str(soft), str(hard), str(wanted)]
     told = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=PATIENCE)
 
-    assert told.stdout.split() == [str(allowed), str(hard)]
+    assert told.stdout.split() == [str(served), str(most_open), str(hard)]

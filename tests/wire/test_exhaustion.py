@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import resource
+import socket
 import time
 from contextlib import ExitStack
 from typing import Final
 
-from tests.fakes import request
-from tests.wire.conftest import GatewayProcess
+import pytest
+
+from tests.fakes import KEY, OK, request
+from tests.wire.conftest import GatewayProcess, NewGateway, ScriptedEngine
 
 PING: Final = request("GET", "/ping", key=None)
 PATIENCE: Final = 20.0
@@ -39,3 +42,42 @@ def test_open_connections_go_on_and_new_ones_are_let_in_when_others_have_gone(
         end = time.monotonic() + PATIENCE
         while not is_pinged(gateway):
             assert time.monotonic() < end, "nobody is let in any more"
+
+
+STRANGERS: Final = 260
+FILES: Final = 200
+CLOSING: Final = OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+
+
+@pytest.fixture(params=["plain", "TLS"])
+def small_gateway(
+    request: pytest.FixtureRequest, new_gateway: NewGateway, new_tls_gateway: NewGateway
+) -> GatewayProcess:
+    """One that may open few files, as the hard limit was when it started."""
+    new = new_gateway if request.param == "plain" else new_tls_gateway
+    return new(program=("-c", FEW_FILES))
+
+
+FEW_FILES: Final = f"""
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, ({FILES}, {FILES}))
+sys.argv[0] = "llama-gguf"
+runpy.run_module("llama_gguf", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_strangers_leave_files_for_the_engine(
+    small_gateway: GatewayProcess, engine: ScriptedEngine
+) -> None:
+    """They connect and send nothing, not even what a handshake begins with."""
+    with small_gateway.connect() as wire:
+        wire.send(PING)
+        assert wire.answer().status == 200
+        with ExitStack() as crowd:
+            for _ in range(STRANGERS):
+                address = ("127.0.0.1", small_gateway.port)
+                crowd.enter_context(socket.create_connection(address, timeout=PATIENCE))
+            for _ in range(3):
+                wire.send(request(body=b"{}", key=KEY))
+                engine.visit().finish(CLOSING)
+                assert wire.answer().status == 200

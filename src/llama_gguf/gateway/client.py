@@ -446,7 +446,14 @@ class ClientConnection(Connection):
             raise PayloadTooLarge(f"The body is over {largest} bytes.", close=True)
 
     def _reserve(self, exchange: Exchange, size: int) -> None:
-        """Count all *size* bytes that have come of its body."""
+        """Count all *size* bytes that have come of its body.
+
+        One that came with its head, and goes on at once, is never counted: a read is no larger
+        than 64 KiB, and no more of them run than there are slots.
+
+        Raises:
+            QueueFull: there is no room for it.
+        """
         own = exchange.reserved_bytes
         if not self._shared.body_memory.take(exchange.key_id, size - own, own=own):
             raise self._no_room()
@@ -475,9 +482,7 @@ class ClientConnection(Connection):
         """The request is whole: it takes a slot, or waits for one, or needs none."""
         shared = self._shared
         needs_slot = exchange.request.route.needs_slot
-        size = exchange.bytes_in = len(body)
-        if size > exchange.reserved_bytes:  # it came with the head
-            self._reserve(exchange, size)
+        exchange.bytes_in = len(body)
         self._body = body
         if not shared.engine_is_ready:
             shared.await_engine(needs_slot)
@@ -496,9 +501,7 @@ class ClientConnection(Connection):
         match verdict:
             case Verdict.QUEUED:
                 exchange.on(Event.QUEUE)
-                exchange.waits_in = admission
-                exchange.queued_at = now
-                self.deadline = now + shared.settings.max_queue_wait
+                self._wait(exchange, admission, now)
             case Verdict.QUEUE_FULL:
                 if not shared.engine_is_ready:
                     raise shared.unavailable()
@@ -573,17 +576,24 @@ class ClientConnection(Connection):
 
     def _wait_again(self, exchange: Exchange, admission: Admission) -> None:
         """The engine has died before it had anything of the request: its next life will do."""
-        shared = self._shared
         exchange.runs_in = None
         admission.done(self.key_id)
-        if admission.arrive(self) is not Verdict.QUEUED:
-            self._reply_error(shared.unavailable())
+        verdict = admission.arrive(self)
+        if verdict is not Verdict.QUEUED:
+            self._reply_error(self._shared.unavailable())
             return
         exchange.on(Event.REQUEUE)
+        try:
+            self._wait(exchange, admission, self._shared.now())
+        except QueueFull as error:
+            self._reply_error(error)
+
+    def _wait(self, exchange: Exchange, admission: Admission, now: float) -> None:
+        """Raises QueueFull where there is no room for its body."""
         exchange.waits_in = admission
-        now = shared.now()
         exchange.queued_at = exchange.queued_at or now
-        self.deadline = now + shared.settings.max_queue_wait
+        self.deadline = now + self._shared.settings.max_queue_wait
+        self._reserve(exchange, exchange.bytes_in)
 
     def _ask(self, exchange: Exchange, upstream: UpstreamConnection) -> None:
         self._upstream = upstream

@@ -23,6 +23,9 @@ _NONBLOCK: Final = int(getattr(socket, "SOCK_NONBLOCK", 0))
 _STREAM: Final = int(socket.SOCK_STREAM) | _NONBLOCK
 _IN_PROGRESS: Final = int(errno.EINPROGRESS)
 _UNDER_WAY: Final = (errno.EINPROGRESS, errno.EALREADY)
+_FULL: Final = int(errno.EAGAIN)
+"""unix(7): the queue of the listening socket is full; with TCP, the kernel tries again itself."""
+RETRY_SECONDS: Final = 0.02
 _CONNECTED: Final = (0, errno.EISCONN)
 _QUICKACK: Final = int(getattr(socket, "TCP_QUICKACK", 0))
 
@@ -120,17 +123,27 @@ class Attempt(Watched):
             sock.setblocking(False)
         if family != _UNIX:
             sock.setsockopt(_TCP, _NODELAY, 1)
-        status = sock.connect_ex(address)
+        return self._connect(sock)
+
+    def _connect(self, sock: socket.SocketType) -> bool:
+        status = sock.connect_ex(self._address)
         if status == _IN_PROGRESS:  # connect(2): asked again, it tells how it stands
-            status = sock.connect_ex(address)
+            status = sock.connect_ex(self._address)
         if status in _CONNECTED:
             self._succeed(sock)
             return True
         if status in _UNDER_WAY:
             self._poller.watch(sock.fileno(), self, WRITABLE)
+        elif status == _FULL:
+            self._poller.loop.call_later(RETRY_SECONDS, self._try_again)
         else:
             self._poller.loop.call_soon(self._fail, _error(status))
         return False
+
+    def _try_again(self) -> None:
+        """Of a unix socket whose queue was full, nothing tells when there is room."""
+        if not self._is_over and self._sock is not None:
+            self._connect(self._sock)
 
     def cancel(self) -> None:
         """Give it up; nobody is told."""

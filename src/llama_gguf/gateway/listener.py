@@ -10,7 +10,8 @@ from typing import IO, Any, Final
 
 from llama_gguf.errors import UserError
 from llama_gguf.gateway.poller import READABLE, Poller, Watched
-from llama_gguf.gateway.transport import Endpoint, SocketTransport
+
+LetIn = Callable[[socket.SocketType, Any], None]
 
 BACKLOG: Final = 4096
 PAUSE_SECONDS: Final = 0.1
@@ -47,24 +48,27 @@ def listen(host: str, port: int, variable: str = "PORT") -> socket.socket:
 class Listener(Watched):
     """Accepts connections, and closes the listening socket in the end.
 
-    When no file may be opened any more, newcomers are turned away by means of one that was
-    kept in reserve: nobody is left waiting, and the loop does not turn in vain.
+    A connection for which there is no room is closed unread. When no file may be opened any more,
+    that is done by means of one that was kept in reserve: none is left waiting, and the loop does
+    not turn in vain.
 
     Args:
         poller: watches the sockets.
         sock: listens, and does not block.
-        new_endpoint: makes what a connection is attached to.
+        let_in: gets what was accepted: a socket that does not block, and the peer's address.
+        has_room: whether there may be another connection.
     """
 
     def __init__(
-        self, poller: Poller, sock: socket.socket, new_endpoint: Callable[[], Endpoint]
+        self, poller: Poller, sock: socket.socket, let_in: LetIn, has_room: Callable[[], bool]
     ) -> None:
         self._poller = poller
         self._sock = sock
         self._family = int(sock.family)
         # What `socket.accept` calls, and then spends more on its result than this has cost.
         self._accept: Callable[[], tuple[int, Any]] = sock._accept  # type: ignore[attr-defined]
-        self._new_endpoint = new_endpoint
+        self._let_in = let_in
+        self._has_room = has_room
         self._spare = _spare()
         self._is_closed = False
         # tcp(7): accepted sockets take it over.
@@ -89,9 +93,12 @@ class Listener(Watched):
             if error.errno in _NO_FILES:
                 self._turn_away()
             return
+        if not self._has_room():
+            os.close(fd)
+            return
         sock = socket.SocketType(self._family, _STREAM, 0, fd)
         sock.setblocking(False)
-        SocketTransport(self._poller, sock, peer).attach(self._new_endpoint())
+        self._let_in(sock, peer)
 
     def on_bug(self, error: Exception) -> None:
         """Whoever came last is not let in; the others go on."""

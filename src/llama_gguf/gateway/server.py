@@ -26,16 +26,18 @@ from llama_gguf.gateway.control import Control
 from llama_gguf.gateway.dashboard import take_reading
 from llama_gguf.gateway.dialer import Dialer
 from llama_gguf.gateway.ledger_file import LedgerFile, path_of
-from llama_gguf.gateway.listener import BACKLOG, Listener
+from llama_gguf.gateway.listener import Listener
 from llama_gguf.gateway.poller import poller
 from llama_gguf.gateway.shared import Shared, wall_now
-from llama_gguf.gateway.sockets import connections_within_limits
+from llama_gguf.gateway.sockets import places_within_limits
 from llama_gguf.gateway.tls import ServerContext
+from llama_gguf.gateway.transport import SocketTransport
 from llama_gguf.probe import Finding, Probe, watch
 
 _log: Final = logging.getLogger(__name__)
 
 TICK_SECONDS: Final = 0.5
+MOST_SECONDS_BETWEEN_TICKS: Final = 4 * TICK_SECONDS
 LAST_LINES_SECONDS: Final = 2.0
 """For the access log to be written to its end; a disk that hangs does not keep us longer."""
 PROBE_READY_SECONDS: Final = 2.0
@@ -66,6 +68,11 @@ class Gateway:
         self._listener = listener
         self._stop_asked = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._handshakes: set[asyncio.Task[None]] = set()
+        self._ticked_at = 0.0
+        self._was_late = False
+        self._most_open = 0
+        """Connections of clients, handshakes included."""
         self._has_failed = False
         loop = asyncio.get_running_loop()
         self._poller = poller(loop)
@@ -87,7 +94,7 @@ class Gateway:
         self._heed_file_limit()
         for number, handler in self._signal_handlers().items():
             loop.add_signal_handler(number, handler)
-        server = await self._let_in()
+        server = self._listen()
         address = _address(self._listener)
         _log.info("gateway listens on %s://%s", self._settings.scheme, address)
         self._start(self._follow_engine(), "follow the engine")
@@ -95,6 +102,7 @@ class Gateway:
         self._start(ledger_file.keep(shared.accounts.ledger), "keep the usage")
         if self._settings.auth_enabled:
             shared.reloads.watch()
+        self._ticked_at = shared.now()
         self._ticking = loop.call_later(TICK_SECONDS, self._tick)
         try:
             await self._stop_asked.wait()
@@ -102,7 +110,7 @@ class Gateway:
         finally:
             shared.reloads.watch_no_more()
             self._ticking.cancel()
-            for task in self._tasks:
+            for task in (*self._tasks, *self._handshakes):
                 task.cancel()
             shared.accounts.settle()
             ledger_file.write_last(shared.accounts.ledger, within_seconds=LAST_LINES_SECONDS)
@@ -110,22 +118,39 @@ class Gateway:
             self._poller.close()
         return int(self._has_failed)
 
-    async def _let_in(self) -> asyncio.Server | Listener:
-        shared = self.shared
-        if self._tls is None:
-            return Listener(self._poller, self._listener, lambda: ClientConnection(shared))
-        factory = cast("Callable[[], asyncio.Protocol]", lambda: ClientConnection(shared))
+    # Letting in ---------------------------------------------------------------------------------
+
+    def _listen(self) -> Listener:
+        let_in = self._let_in_plain if self._tls is None else self._let_in_tls
+        return Listener(self._poller, self._listener, let_in, self._has_room)
+
+    def _has_room(self) -> bool:
+        return len(self.shared.connections) + len(self._handshakes) < self._most_open
+
+    def _let_in_plain(self, sock: socket.SocketType, peer: Any) -> None:
+        SocketTransport(self._poller, sock, peer).attach(ClientConnection(self.shared))
+
+    def _let_in_tls(self, sock: socket.SocketType, peer: Any) -> None:
+        del peer  # which the loop's transport finds out
+        owned = socket.socket(fileno=sock.detach())
+        task = self.shared.loop.create_task(self._shake_hands(owned), name="TLS handshake")
+        self._handshakes.add(task)
+        task.add_done_callback(self._handshakes.discard)
+
+    async def _shake_hands(self, sock: socket.socket) -> None:
+        """Let a client in by TLS; one with which that fails is gone, and nothing else happens."""
+        factory = cast("Callable[[], asyncio.Protocol]", lambda: ClientConnection(self.shared))
         seconds = self._settings.client_header_timeout
         # The last bounds how long a slow reader may take over the rest of its answer: as long
         # as without TLS (ClientConnection._close), since what it has not taken then is lost.
-        return await shared.loop.create_server(
-            factory,
-            sock=self._listener,
-            backlog=BACKLOG,
-            ssl=self._tls,
-            ssl_handshake_timeout=seconds,
-            ssl_shutdown_timeout=seconds,
-        )
+        with suppress(OSError):  # ssl.SSLError and TimeoutError are two
+            await self.shared.loop.connect_accepted_socket(
+                factory,
+                sock,
+                ssl=self._tls,
+                ssl_handshake_timeout=seconds,
+                ssl_shutdown_timeout=seconds,
+            )
 
     def _signal_handlers(self) -> dict[signal.Signals, Callable[[], None]]:
         return {
@@ -162,12 +187,14 @@ class Gateway:
 
     def _heed_file_limit(self) -> None:
         wanted = self._settings.max_connections
-        allowed = self.shared.max_connections = connections_within_limits(wanted)
+        places = places_within_limits(wanted)
+        allowed = self.shared.max_connections = places.served
+        self._most_open = places.open
         if allowed < wanted:
             _log.warning(
                 "the limit on open files lets in %d connections, not MAX_CONNECTIONS=%d: "
                 "raise it with `ulimit -n %d`",
-                *(allowed, wanted, 2 * wanted + 100),
+                *(allowed, wanted, 3 * wanted + 100),
             )
 
     # Keys ---------------------------------------------------------------------------------------
@@ -241,16 +268,27 @@ class Gateway:
         """Twice a second: all that is due, then the accounts of it, the log, the supervisor."""
         shared = self.shared
         self._ticking = shared.loop.call_later(TICK_SECONDS, self._tick)
-        shared.tick()
+        shared.tick(is_late=self._is_late())
         shared.accounts.settle()
         take_reading(shared, shared.now())
         shared.access_log.flush()
         if self._control is not None:
             self._control.tick()
 
+    def _is_late(self) -> bool:
+        """Whether the last tick is so long ago that the gateway did not run meanwhile.
+
+        What has come since then is not read yet, so no time-out is judged: that waits for the
+        next tick, but not for the one after it, which may be late again.
+        """
+        now = self.shared.now()
+        is_late = now - self._ticked_at > MOST_SECONDS_BETWEEN_TICKS and not self._was_late
+        self._ticked_at, self._was_late = now, is_late
+        return is_late
+
     # The end ------------------------------------------------------------------------------------
 
-    async def _drain(self, server: asyncio.Server | Listener) -> None:
+    async def _drain(self, server: Listener) -> None:
         """Refuse what is new, let what runs finish within DRAIN_TIMEOUT, then cut it."""
         shared = self.shared
         shared.is_draining = True

@@ -148,11 +148,13 @@ class Shared:
 
     # Time ---------------------------------------------------------------------------------------
 
-    def tick(self) -> None:
-        """Twice a second: the date, old connections, deadlines."""
+    def tick(self, *, is_late: bool = False) -> None:
+        """Twice a second: the date, old connections, deadlines; of the last none when *is_late*."""
         self.tell_time()
         self.last_known = None
         self.pool.retire_idle(IDLE_SECONDS)
+        if is_late:
+            return
         self.pool.cut_overdue()
         now = self.now()
         for connection in tuple(self.connections):

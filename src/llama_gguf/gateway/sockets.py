@@ -7,6 +7,7 @@ import contextlib
 import resource
 import socket
 import struct
+from dataclasses import dataclass
 from typing import Final
 
 # socket(7), SO_LINGER: on, for no time at all.
@@ -14,21 +15,34 @@ _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 # linux/include/net/tcp_states.h
 _TCP_CLOSE: Final = 7
 _TCP_CLOSE_WAIT: Final = 8
+_SHARE: Final = 8
 _OTHER_FILES: Final = 64
 """That a gateway may have open besides connections: the log, keys, the loop's own."""
 
 
-def connections_within_limits(wanted: int) -> int:
-    """How many clients may be connected: *wanted*, or what the limit on open files leaves.
+@dataclass(frozen=True, slots=True)
+class Places:
+    """How many connections of clients there may be, of all kinds together."""
+
+    served: int
+    """Beyond it, a connection is answered 503 and closed."""
+    open: int
+    """Those and handshakes included; beyond it, a connection is closed unread."""
+
+
+def places_within_limits(wanted: int) -> Places:
+    """Places for *wanted* clients, or for as many as the limit on open files allows.
 
     Raises the soft limit to the hard one before. A client may need a second connection, to the
-    engine; one that only holds the first must not take that from the others.
+    engine: what is left for those is never given to clients that only hold the first.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if hard == resource.RLIM_INFINITY:
-        return wanted
-    return min(wanted, max((hard - _OTHER_FILES) // 2, 1))
+    if hard != resource.RLIM_INFINITY:
+        # As many again for the engine, and an eighth of them for those that are refused.
+        allowed = (hard - _OTHER_FILES) * _SHARE // (2 * _SHARE + 1)
+        wanted = min(wanted, max(allowed, 1))
+    return Places(wanted, wanted + max(wanted // _SHARE, 1))
 
 
 def reset(transport: asyncio.Transport) -> None:

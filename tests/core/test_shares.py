@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_gguf.core.shares import is_within_share
+
+
+@given(limit=st.integers(1, 300), keys=st.integers(1, 9))
+def test_keys_that_take_all_they_may_get_equal_shares(limit: int, keys: int) -> None:
+    held = [0] * keys
+    took = True
+    while took:
+        took = False
+        for key in range(keys):
+            if is_within_share(held[key] + 1, free=limit - sum(held) - 1):
+                held[key] += 1
+                took = True
+
+    assert max(held) - min(held) <= 1
+    assert sum(held) < limit  # there is always some left for another key
+
+
+def test_one_key_gets_four_fifths() -> None:
+    assert is_within_share(80, free=20)
+    assert not is_within_share(81, free=19)

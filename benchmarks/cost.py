@@ -157,7 +157,7 @@ def system_calls(folder: Path, engine_port: int, requests: int) -> int:
     ) as gateway:
         assert gateway.stderr
         for line in gateway.stderr:
-            if "engine: ready" in line:
+            if "Engine state: ready" in line:
                 break
         client = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         for _ in range(requests):

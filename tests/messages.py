@@ -32,8 +32,8 @@ class Messages:
     def __iter__(self) -> Iterator[str]:
         """The first line of each, with … for what is filled in."""
         for node in ast.walk(self._tree):
-            if isinstance(node, ast.Call) and node.args and _prints(node.func):
-                for text in self._texts(node.args[0]):
+            if isinstance(node, ast.Call) and (printed := _printed(node)) is not None:
+                for text in self._texts(printed):
                     line = text.partition("\n")[0]
                     if any(map(is_telling, line.split(ANYTHING))):  # else it hands another on
                         yield line
@@ -41,7 +41,7 @@ class Messages:
     def _texts(self, node: ast.expr) -> Iterator[str]:
         match node:
             case ast.Constant(value=str(text)):
-                yield re.sub(r"%[-\d.]*[a-z]", ANYTHING, text)
+                yield re.sub(r"\{[^}]*\}", ANYTHING, text)
             case ast.JoinedStr(values=values):
                 yield "".join(_piece(value) for value in values)
             case ast.Name(id=name):
@@ -62,13 +62,16 @@ def _piece(value: ast.expr) -> str:
     return str(value.value) if isinstance(value, ast.Constant) else ANYTHING
 
 
-def _prints(function: ast.expr) -> bool:
-    match function:
-        case ast.Name(id="UserError"):
-            return True
-        case ast.Attribute(value=ast.Name(id="_log"), attr="warning" | "error"):
-            return True
-    return False
+def _printed(call: ast.Call) -> ast.expr | None:
+    """What *call* prints: a message, or an event's text, which stands behind its name."""
+    match call:
+        case ast.Call(func=ast.Name(id="UserError"), args=[message, *_]):
+            return message
+        case ast.Call(
+            func=ast.Attribute(value=ast.Name(id="_log"), attr="warning" | "error"), args=[_, text]
+        ):
+            return text
+    return None
 
 
 def anchor(message: str) -> str:

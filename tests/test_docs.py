@@ -183,8 +183,8 @@ def f():
     raise UserError(f"{path} cannot be opened now: {why}", 2)
     raise UserError(_told(x))
     raise UserError(str(error))
-    _log.warning("only %d of %s are left", 1, "x")
-    _log.info("this is no trouble at all")
+    _log.warning("few_left", "only {count} of {what:>9} are left", count=1, what="x")
+    _log.info("all_is_well", "this is no trouble at all")
 def _told(x):
     return f"{x} was told by another"
 """

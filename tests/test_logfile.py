@@ -11,7 +11,7 @@ import pytest
 
 from llama_gguf.logfile import LogFile
 
-WHAT: Final = "the access log"
+WHAT: Final = "access log"
 
 
 def log_at(path: Path, *, max_bytes: int = 0, backups: int = 0) -> LogFile:
@@ -176,7 +176,7 @@ from llama_gguf.logfile import LogFile
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-log = LogFile(sys.argv[1], "the log")
+log = LogFile(sys.argv[1], "log")
 resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
 log.write(b"one\\n")
 log.write(b"two is longer\\n")

@@ -92,13 +92,19 @@ def stamp(path: str) -> Stamp | None:
     return Stamp((found.st_dev, found.st_ino), state)
 
 
-def warn_if_exposed(path: str) -> str | None:
-    """A sentence to warn with when others than the owner can read or change the file."""
+def exposed_mode(path: str) -> int | None:
+    """The file's mode, when users other than its owner can read or change it."""
     try:
         mode = stat.S_IMODE(os.stat(path).st_mode)
     except OSError:
-        return None  # whoever reads it will say why it cannot be read
-    if not mode & _EXPOSED:
+        return None  # reading it gives the reason
+    return mode if mode & _EXPOSED else None
+
+
+def warn_if_exposed(path: str) -> str | None:
+    """A sentence to warn with when users other than the owner can read or change the file."""
+    mode = exposed_mode(path)
+    if mode is None:
         return None
     return f"{path} is open to other users (mode {mode:04o}); close it with: chmod 600 {path}"
 

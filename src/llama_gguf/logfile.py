@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 from typing import Final
 
-_log: Final = logging.getLogger(__name__)
+from llama_gguf.events import EventLog
+
+_log: Final = EventLog(__name__)
 
 _FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
 _MODE: Final = 0o640
@@ -23,7 +24,7 @@ class LogFile:
 
     Args:
         path: the file; its folder is made when it is missing.
-        what: its name in a warning, such as ``the access log``.
+        what: its name in a warning, such as ``access log``.
         max_bytes: beyond it the file becomes ``PATH.1``, and ``.1`` becomes ``.2``; 0 = never.
         backups: how many of those are kept.
     """
@@ -45,7 +46,13 @@ class LogFile:
             self._has_complained = False
         except OSError as error:
             if not self._has_complained:
-                _log.warning("%s %s cannot be written: %s", self._what, self.path, error.strerror)
+                _log.warning(
+                    "log_not_written",
+                    "The {log} {file} cannot be written: {reason}",
+                    log=self._what,
+                    file=self.path,
+                    reason=error.strerror,
+                )
             self._has_complained = True
 
     def close(self) -> None:

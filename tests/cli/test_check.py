@@ -125,7 +125,7 @@ def test_without_authentication_keys_are_not_missing(machine: Machine, check: Ch
     status, checks = check(AUTH_ENABLED="false")
 
     assert status == 0
-    assert "whoever reaches the port may use the model" in checks["keys"]["text"]
+    assert "any client that can reach the port can use the model" in checks["keys"]["text"]
 
 
 # Settings -----------------------------------------------------------------------------------------

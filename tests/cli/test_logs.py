@@ -1,20 +1,22 @@
 from __future__ import annotations
 
-import ast
 import json
 import logging
 import re
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
-import llama_gguf
 from llama_gguf.cli import logs
-from llama_gguf.cli.log_events import EVENTS, WHOLE_SENTENCES
+from llama_gguf.core.masking import Masker
+from llama_gguf.events import EventLog
 
-_log = logging.getLogger("llama_gguf.somewhere")
+_log: Final = EventLog("llama_gguf.somewhere")
+_library: Final = logging.getLogger("library")
+ENDS: Final = ["\n", "\r\n", "\r", "\u2028", "\x0b", "\x0c", "\x1c", "\x85", "\x00", "\x1b[2K"]
+"""What ends a line, or moves a cursor, somewhere."""
+FORGED: Final = "2026-01-01T00:00:00.000+00:00 ERROR   forged"
 
 
 @pytest.fixture(autouse=True)
@@ -30,42 +32,109 @@ def json_lines(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+# Text ---------------------------------------------------------------------------------------------
+
+
 def test_a_text_line_has_time_level_and_message(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("text")
-    _log.warning("%d things are wrong", 2)
+    _log.warning("paint_low", "{count} colours are missing", count=2)
 
-    told = capsys.readouterr()
-    assert told.out == ""
-    time, rest = told.err.split(" ", 1)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    time, rest = printed.err.split(" ", 1)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", time)
-    assert rest == "WARNING 2 things are wrong\n"
+    assert rest == "WARNING 2 colours are missing\n"
 
 
-def test_a_json_line_has_time_level_event_logger_and_message(
+def test_a_line_that_is_not_ours_has_the_name_of_its_logger(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logs.configure("text")
+    _library.info("%d things", 2)
+
+    assert capsys.readouterr().err.endswith(" INFO    library: 2 things\n")
+
+
+def test_the_lines_of_an_event_follow_it_indented(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("text")
+    _log.error("bug", "It died", lines=["one\ttab", "two\rx"])
+
+    _, *lines = capsys.readouterr().err.splitlines()
+    assert lines == ["    one\ttab", "    two\\rx"]
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_no_value_forges_a_text_line_or_hides_one(
+    end: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.configure("text")
+    value = f"ä{end}{FORGED}"
+    _log.info("painted", "It is {colour}", colour=value, lines=[value])
+    _library.info("It is %s", value)
+    try:
+        raise ValueError(value)
+    except ValueError as error:
+        _log.error("bug", "It failed", exc_info=error)
+
+    text = capsys.readouterr().err
+    assert "ä" in text
+    assert not any((c < " " and c != "\n") or c in "\x85\u2028" for c in text)
+    at_the_margin = [line for line in text.splitlines() if not line.startswith("    ")]
+    assert len(at_the_margin) == 3
+    assert not any(line.startswith(FORGED) for line in at_the_margin)
+
+
+# JSON ---------------------------------------------------------------------------------------------
+
+
+def test_a_json_line_has_the_event_and_its_facts_as_fields(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     logs.configure("json")
-    _log.info("%d things are fine", 2)
+    _log.info("painted", "{count} things are {colour}", count=2, colour="red", lines=["a", "b"])
 
     (line,) = json_lines(capsys.readouterr().err)
     assert line.pop("time").endswith("+00:00")
     assert line == {
         "level": "info",
-        "event": "other",
+        "event": "painted",
         "logger": "llama_gguf.somewhere",
-        "message": "2 things are fine",
+        "message": "2 things are red",
+        "count": 2,
+        "colour": "red",
+        "lines": ["a", "b"],
     }
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\u2028", "\x0b", "\x85", "\x00"])
-def test_a_message_cannot_forge_a_json_line(end: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_json_line_of_a_library_has_the_same_fields_and_no_facts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logs.configure("json")
+    _library.info("%d things", 2)
+
+    (line,) = json_lines(capsys.readouterr().err)
+    assert line.pop("time")
+    assert line == {
+        "level": "info",
+        "event": "other",
+        "logger": "library",
+        "message": "2 things",
+    }
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_no_value_forges_a_json_line(end: str, capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("json")
     forged = f'an ending{end}{{"level": "error", "message": "forged"}}'
-    _log.info("%s", forged)
+    _log.info("painted", "It is {colour}", colour=forged)
 
     (line,) = json_lines(capsys.readouterr().err)
     assert line["level"] == "info"
-    assert line["message"] == forged
+    assert line["message"] == f"It is {forged}"
+    assert line["colour"] == forged
+
+
+# Both ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
@@ -75,19 +144,33 @@ def test_an_exception_is_logged_with_its_traceback(
     logs.configure(log_format)
     try:
         raise ValueError("the reason")
-    except ValueError:
-        _log.exception("it failed")
+    except ValueError as error:
+        _log.error("bug", "It failed", exc_info=error)
 
-    told = capsys.readouterr().err
-    assert "Traceback" in told
-    assert "ValueError: the reason" in told
+    text = capsys.readouterr().err
     if log_format == "json":
-        assert len(json_lines(told)) == 1
+        (line,) = json_lines(text)
+        assert line["message"] == "It failed"
+        text = line["exception"]
+    assert "Traceback" in text
+    assert "ValueError: the reason" in text
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+@pytest.mark.parametrize("secret", ['sk"quoted"', "sk-\\back", "sk-ä-umlaut", "sk-plain"])
+def test_a_secret_that_got_into_a_fact_can_be_masked(
+    log_format: str, secret: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.configure(log_format)
+    _log.error("bug", "It is {colour}", colour=f"x {secret} y", lines=[f"x {secret} y"])
+
+    masked = Masker([secret]).mask(capsys.readouterr().err)
+    assert masked.count("x ******** y") == (2 if log_format == "text" else 3)
 
 
 def test_what_is_less_than_info_is_not_logged(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("text")
-    _log.debug("a detail")
+    _library.debug("a detail")
 
     assert capsys.readouterr().err == ""
 
@@ -97,43 +180,6 @@ def test_to_configure_it_twice_does_not_say_everything_twice(
 ) -> None:
     logs.configure("json")
     logs.configure("text")
-    _log.info("once")
+    _log.info("painted", "once")
 
     assert capsys.readouterr().err.count("once") == 1
-
-
-# The vocabulary -----------------------------------------------------------------------------------
-
-
-def calls() -> Iterator[tuple[str, str, str]]:
-    """Module, level and message of every call of a logger in our code."""
-    for source in sorted(Path(llama_gguf.__file__).parent.rglob("*.py")):
-        for node in ast.walk(ast.parse(source.read_text("utf-8"))):
-            match node:
-                case ast.Call(
-                    func=ast.Attribute(value=ast.Name(id="_log"), attr=level),
-                    args=[ast.Constant(value=str(message)), *_],
-                ):
-                    yield source.stem, level, message
-                case ast.Call(func=ast.Attribute(value=ast.Name(id="_log"))):
-                    raise AssertionError(f"{source}: a message that is no plain text")
-                case _:
-                    pass
-
-
-@pytest.mark.parametrize(("module", "level", "message"), sorted(set(calls())))
-def test_every_line_of_ours_has_a_name(
-    module: str, level: str, message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    logs.configure("json")
-    number = getattr(logging, "ERROR" if level == "exception" else level.upper())
-    record = logging.LogRecord(f"llama_gguf.x.{module}", number, "", 0, message, None, None)
-    logging.getLogger().handle(record)
-
-    (line,) = json_lines(capsys.readouterr().err)
-    assert line["event"] != "other", "it is missing in cli/log_events.py"
-
-
-def test_names_are_words() -> None:
-    for name in (*EVENTS.values(), *WHOLE_SENTENCES.values()):
-        assert re.fullmatch(r"[a-z]+(_[a-z]+)*", name), name

@@ -208,7 +208,7 @@ def test_an_idle_client_does_not_hold_up_the_end(tmp_path: Path) -> None:
         (None, {}, "every request will be refused"),
         ("# none\n", {}, "every request will be refused"),
         (KEYS_TEXT, {}, "3 API keys loaded"),
-        (None, {"auth_enabled": False}, "whoever reaches this port may use the model"),
+        (None, {"auth_enabled": False}, "any client that can reach this port can use the model"),
     ],
 )
 def test_how_it_is_guarded_is_said_at_the_start(

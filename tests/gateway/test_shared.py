@@ -76,7 +76,7 @@ def test_a_change_of_state_is_logged_once(rig: Rig, caplog: pytest.LogCaptureFix
         rig.shared.take_engine_status(status)
         rig.shared.take_engine_status(status)
 
-    assert caplog.text.count("engine: failed (it was killed)") == 1
+    assert caplog.text.count("Engine state: failed (it was killed)") == 1
 
 
 # Time and identities ------------------------------------------------------------------------------

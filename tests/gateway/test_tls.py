@@ -94,7 +94,7 @@ def test_after_a_reload_the_new_certificate_is_shown(
         server.reload()
 
     assert names_shown_by(server) == {"other.example"}
-    assert f"loaded from {tmp_path}/cert.pem, valid until 2098-01-01 00:00 UTC" in caplog.text
+    assert f"loaded from {tmp_path}/cert.pem, valid until 2098-01-01T00:00:00+00:00" in caplog.text
 
 
 def test_a_connection_that_is_open_outlives_the_certificate_it_came_by(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_a_certificate_out_of_its_time_is_served_and_warned_of(
 ) -> None:
     serving(tmp_path, pair)
 
-    assert f"clients will refuse TLS_CERT_FILE={tmp_path}/cert.pem: {why}" in caplog.text
+    assert f"Clients will refuse TLS_CERT_FILE={tmp_path}/cert.pem: {why}" in caplog.text
 
 
 def test_one_that_is_fine_is_not_warned_of(

@@ -47,7 +47,7 @@ ENOUGH_FOR_ALL: Final = 1000
 PHASES: Final = frozenset({"request", "queued", "before_first_byte", "streaming"})
 # What the gateway may say on its standard error.
 EXPECTED_LINE: Final = re.compile(
-    r".* INFO .*(gateway listens on|API keys loaded|engine: ready|draining: ).*"
+    r".* INFO .*(The gateway listens on|API keys loaded|Engine state: ready|Draining: ).*"
 )
 
 SETTINGS: Final[dict[str, Any]] = {

@@ -67,4 +67,16 @@ def test_a_folder_that_cannot_be_written_is_said_once_and_does_no_harm(
 
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert len(warnings) == 1
-    assert warnings[0].startswith(f"the boot log {tmp_path}/_boot/")
+    assert warnings[0].startswith(f"The boot log {tmp_path}/_boot/")
+
+
+def test_a_message_with_a_mistake_in_it_costs_its_line_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = logging.LogRecord("llama_gguf.x", logging.INFO, "", 0, "%d things", ("no",), None)
+    with BootLog(settings(tmp_path)) as boot_log:
+        boot_log.handle(record)
+        _log.info("later")
+
+    assert "later" in boot_logs(tmp_path)[0].read_text()
+    assert "--- Logging error ---" in capsys.readouterr().err

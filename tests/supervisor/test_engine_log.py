@@ -87,7 +87,7 @@ def test_a_folder_that_cannot_be_made_is_warned_of_once(
     path = write(settings(tmp_path), "one", "two")
 
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert warnings == [f"the engine's log {path} cannot be written: File exists"]
+    assert warnings == [f"The engine log {path} cannot be written: File exists"]
 
 
 def test_a_file_that_is_full_is_set_aside_and_the_oldest_go(tmp_path: Path) -> None:

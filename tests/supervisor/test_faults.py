@@ -137,7 +137,7 @@ RECOVERABLE: Final = {
         settings={"WATCHDOG_STALL": "1"},
     ),
     "the gateway is killed": Fault(
-        kill_gateway, "the gateway died (signal SIGKILL)", keeps_engine=True
+        kill_gateway, "The gateway died (signal SIGKILL)", keeps_engine=True
     ),
     "a storm of signals": Fault(storm, "API keys loaded", keeps_engine=True, lost=0),
 }
@@ -224,7 +224,7 @@ def test_a_first_load_that_fails_is_the_end_with_its_status(serve: Serve, end: E
 
     assert serve.left_with() == end.status
     assert end.said in serve.err
-    assert "llama-server is given up" in serve.err
+    assert f"Giving up on llama-server; serve exits with status {end.status}" in serve.err
     leaves_nothing(serve)
 
 
@@ -276,7 +276,7 @@ def test_a_disk_that_is_full_is_said_once_and_nothing_else_happens(serve: Serve)
     serve.start_ready(INSTANCE_ID="box", LOG_BACKUPS="1000")
 
     assert serve.ask(CHAT, b"{}").status == 200
-    for what in ("the engine's log", "the boot log", "the access log"):
+    for what in ("The engine log", "The boot log", "The access log"):
         serve.until_said(what)
         assert serve.err.count(f"WARNING {what}") == 1
     serve.until_said("No space left on device")
@@ -290,7 +290,7 @@ def test_a_log_folder_that_cannot_be_written_is_said_and_nothing_else_happens(
     serve.start_ready(LOG_DIR="/proc/nowhere")
 
     assert serve.ask(CHAT, b"{}").status == 200
-    serve.until_said("the engine's log /proc/nowhere/")
+    serve.until_said("The engine log /proc/nowhere/")
     assert serve.stop() == 0
     leaves_nothing(serve)
 
@@ -336,7 +336,7 @@ def test_being_asked_to_leave_amid_a_stream_finishes_it(serve: Serve) -> None:
     serve.start_ready()
     stream = serve.stream()
     serve.signal(signal.SIGTERM)
-    serve.until_said("draining")
+    serve.until_said("Draining")
 
     serve.end_streams()
 
@@ -350,7 +350,7 @@ def test_being_asked_twice_cuts_the_stream_and_the_engine_that_is_deaf(serve: Se
     gateway = serve.gateway_pid
     stream = serve.stream()
     serve.signal(signal.SIGTERM)
-    serve.until_said("draining")
+    serve.until_said("Draining")
 
     serve.signal(signal.SIGTERM)
 
@@ -374,7 +374,7 @@ def test_orphans_that_are_handed_to_it_do_not_stay_zombies(serve: Serve) -> None
 
     serve.until(lambda: not Path(f"/proc/{orphan_pid}").exists())
 
-    serve.until_said(f"process {orphan_pid}, which had lost its parent, has ended")
+    serve.until_said(f"Reaped process {orphan_pid}, whose parent had exited")
     assert len(children(serve.pid)) == 2
     assert serve.stop() == 0
     leaves_nothing(serve)

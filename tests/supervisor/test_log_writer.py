@@ -21,7 +21,7 @@ OURS = Settings(instance_id="box", log_backups=2)
 
 def test_lines_are_written_in_order_and_echoed(tmp_path: Path) -> None:
     echoed: list[str] = []
-    writer = LogWriter(LogFile(str(tmp_path / "log"), "the log"), echoed.append)
+    writer = LogWriter(LogFile(str(tmp_path / "log"), "log"), echoed.append)
     for n in range(100):
         writer.write(f"line {n}")
     writer.close(SECONDS)
@@ -32,7 +32,7 @@ def test_lines_are_written_in_order_and_echoed(tmp_path: Path) -> None:
 
 def test_a_file_that_was_moved_away_is_begun_anew(tmp_path: Path) -> None:
     told = threading.Event()
-    writer = LogWriter(LogFile(str(tmp_path / "log"), "the log"), lambda line: told.set())
+    writer = LogWriter(LogFile(str(tmp_path / "log"), "log"), lambda line: told.set())
     writer.write("before")
     assert told.wait(SECONDS)
     (tmp_path / "log").rename(tmp_path / "old")
@@ -54,7 +54,7 @@ def test_a_disk_that_hangs_costs_bounded_memory_and_nobody_waits_for_it(
         begun.set()
         goes_on.wait(SECONDS)
 
-    writer = LogWriter(LogFile(str(tmp_path / "log"), "the log"), hang)
+    writer = LogWriter(LogFile(str(tmp_path / "log"), "log"), hang)
     writer.write("first")
     assert begun.wait(SECONDS)
     for n in range(100):

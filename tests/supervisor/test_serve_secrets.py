@@ -27,6 +27,7 @@ HARMFUL: Final = {
     "LLAMA_API_KEY": "somebody's",
     "AIP_MODE": "PREDICTION",
 }
+URL: Final = "https://user:url-password@127.0.0.1/m.gguf?signature=url-signature"
 HARMLESS: Final = {"LLAMA_ARG_FLASH_ATTN": "on", "CUDA_VISIBLE_DEVICES": "0"}
 
 
@@ -37,7 +38,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     serve.add_key()
     try:
         serve.start_ready(
-            engine=quoted("--die-on", "/v1/die", "--say", "hello"),
+            engine=quoted("--die-on", "/v1/die", "--say", "hello", "--mmproj-url", URL),
             BACKEND_API_KEY=BACKEND_KEY,
             HF_TOKEN="hf_a-token-of-somebody",
             **HARMFUL,
@@ -47,7 +48,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
         assert serve.ask(CHAT, b"{}", key=f"{KEY}-wrong").status == 401
         assert serve.ask("/v1/die").status == 502
         serve.until_said("llama-server died")
-        serve.until(lambda: serve.err.count("the model is ready") == 2)
+        serve.until(lambda: serve.err.count("The model is ready") == 2)
         yield serve
     finally:
         serve.end()
@@ -62,7 +63,10 @@ def test_the_engine_gets_our_key_and_nothing_that_would_move_it_or_open_it_up(
     assert HARMLESS.items() <= got.items()
     assert not (HARMFUL.keys() - {"LLAMA_API_KEY"}) & got.keys()
     assert not {"HF_TOKEN", "BACKEND_API_KEY"} & got.keys()
-    assert "kept from llama-server: AIP_MODE LLAMA_API_KEY LLAMA_ARG_API_PREFIX" in ready.err
+    assert (
+        "Variables not passed to llama-server: AIP_MODE LLAMA_API_KEY LLAMA_ARG_API_PREFIX"
+        in ready.err
+    )
 
 
 def test_no_command_line_has_a_secret(ready: Serve) -> None:
@@ -80,10 +84,12 @@ def test_no_log_and_no_file_has_a_secret_but_the_keys_file(ready: Serve) -> None
 
     assert any(name.endswith(".log") for name in texts)
     assert "llama-server died" in texts["stderr"]
+    assert "--mmproj-url" in texts["stderr"]
     for name, text in texts.items():
         assert BACKEND_KEY not in text, name
         assert KEY not in text, name
         assert "hf_" not in text, name
+        assert "url-" not in text, name
 
 
 def test_the_settings_in_the_log_are_masked(ready: Serve) -> None:

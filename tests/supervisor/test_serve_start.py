@@ -116,12 +116,23 @@ def test_every_line_on_standard_error_is_json_when_that_is_asked_for(ready: Serv
     assert {json.loads(line)["level"] for line in ready.err.splitlines()} == {"info"}
 
 
+def test_an_event_has_its_facts_as_fields(ready: Serve) -> None:
+    lines = [json.loads(line) for line in ready.err.splitlines()]
+    events = {line["event"]: line for line in lines}
+
+    assert events["engine_started"]["pid"] == ready.engine_pid
+    assert events["gateway_listens"]["url"] == f"http://127.0.0.1:{ready.port}"
+    assert f"--port {ready.port_backend} " in events["engine_command"]["command"]
+    assert events["engine_ready"]["seconds"] > 0
+    assert events["other"]["logger"] == "llama-server"
+
+
 def test_the_boot_is_told(ready: Serve) -> None:
     messages = [json.loads(line)["message"] for line in ready.err.splitlines()]
 
     assert [m.split()[0] for m in messages[:9]] == [
         *("version", "platform", "engine", "model", "gpu", "cpus", "memory", "disk", "settings"),
-    ] or "gateway listens" in "\n".join(messages[:12])
+    ] or "The gateway listens" in "\n".join(messages[:12])
     assert any("version 0 (fake)" in m for m in messages)
 
 
@@ -262,7 +273,7 @@ def test_a_log_folder_that_cannot_be_used_is_warned_of_and_serving_goes_on(serve
     serve.start_ready()
 
     assert serve.ask(CHAT, b"{}").status == 200
-    assert f"the engine's log {serve.data}/logs/llama/" in serve.err
+    assert f"The engine log {serve.data}/logs/llama/" in serve.err
     serve.until_said("api_access.log")
 
 

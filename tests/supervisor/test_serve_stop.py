@@ -32,7 +32,7 @@ def test_sigterm_finishes_what_runs_refuses_what_is_new_and_leaves_nothing(serve
     stream = serve.stream()
 
     serve.signal(signal.SIGTERM)
-    serve.until_said("draining")
+    serve.until_said("Draining")
 
     assert serve.health() == 503
     refused = serve.ask(CHAT, b"{}")
@@ -99,11 +99,11 @@ def test_health_stays_unready_when_the_load_ends_after_sigterm(
     pool.submit(serve.stream)
     serve.until(lambda: serve.ask("/health", key="").json["queue"]["length"] == 1)
     serve.signal(signal.SIGTERM)
-    serve.until_said("draining")
+    serve.until_said("Draining")
     serve.until(lambda: serve.health() == 503)
 
     loaded.touch()
-    serve.until_said("the model is ready")
+    serve.until_said("The model is ready")
 
     assert serve.health() == 503
     assert "Ready:" not in serve.out
@@ -113,7 +113,7 @@ def test_sigterm_between_two_starts_of_the_engine_is_a_clean_end(serve: Serve) -
     serve.start_ready(engine="--die-on /v1/die")
     gateway = serve.gateway_pid
     assert serve.ask("/v1/die").status == 502
-    serve.until_said("llama-server is started again in")
+    serve.until_said("llama-server will be restarted in")
 
     assert serve.stop() == 0
 

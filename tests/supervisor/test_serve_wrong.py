@@ -288,7 +288,7 @@ def test_a_data_folder_that_may_not_be_written_does_not_stop_serving(serve: Serv
     serve.data.chmod(0o500)
     try:
         serve.start_ready()
-        assert f"the engine's log {logs}" in serve.err
+        assert f"The engine log {logs}" in serve.err
         assert "cannot be written: Permission denied" in serve.err
     finally:
         serve.data.chmod(0o700)

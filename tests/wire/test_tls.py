@@ -53,7 +53,7 @@ def test_a_request_and_its_answer_arrive_whole(
         assert wire.answer().body == body
         wire.send(PING)
         assert wire.answer().status == 200, "the connection is kept"
-    assert f"gateway listens on https://127.0.0.1:{gateway.port}\n" in gateway.log
+    assert f"The gateway listens on https://127.0.0.1:{gateway.port}\n" in gateway.log
 
 
 def everyday_client(gateway: GatewayProcess) -> http.client.HTTPSConnection:

@@ -274,14 +274,18 @@ def _certificate(settings: Settings) -> str:
     if not settings.tls_cert_file:
         return "off: PORT speaks plain HTTP"
     certificate = tls.load(settings.tls_cert_file, settings.tls_key_file)
-    if certificate.complaint:
-        raise UserError(certificate.complaint)
-    return certificate.text
+    if certificate.refusal:
+        raise UserError(
+            f"Clients will refuse TLS_CERT_FILE={certificate.file}: {certificate.refusal}"
+        )
+    return f"{certificate.file}, valid until {certificate.valid_until:%Y-%m-%d %H:%M} UTC"
 
 
 def _keys(settings: Settings) -> Result:
     if not settings.auth_enabled:
-        return Result("keys", "AUTH_ENABLED is false: whoever reaches the port may use the model")
+        return Result(
+            "keys", "AUTH_ENABLED is false: any client that can reach the port can use the model"
+        )
     path = settings.auth_keys_file
     try:
         ring = plan.keys_in(path)

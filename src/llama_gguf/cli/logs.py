@@ -6,34 +6,54 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
-from typing import TextIO
+from types import TracebackType
+from typing import Any, TextIO
 
-from llama_gguf.cli.log_events import EVENTS, WHOLE_SENTENCES
+from llama_gguf.events import event_of, facts_of
+
+_ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
 class _Text(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
+    """A line for each record. What belongs to it besides follows, indented.
+
+    So whatever a fact or a library's message holds, no other line can be forged with it.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
         # Whose line it is, where it is not ours: llama-server's.
         name = "" if record.name.startswith("llama_gguf") else f"{record.name}: "
-        return f"{_time(record)} {record.levelname:<7} {name}{super().format(record)}"
+        head = f"{_time(record)} {record.levelname:<7} {name}{_printable(record.message)}"
+        lines = facts_of(record).get("lines")
+        return "\n    ".join([head, *map(_printable, lines if isinstance(lines, list) else ())])
+
+    def formatException(self, ei: _ExcInfo) -> str:
+        lines = super().formatException(ei).splitlines()
+        return "\n".join(f"    {_printable(line)}" for line in lines)
 
 
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        facts = {
+        fields: dict[str, Any] = {
             "time": _time(record),
             "level": record.levelname.lower(),
-            "event": _event(record),
+            "event": event_of(record),
             "logger": record.name,
-            "message": super().format(record),
+            "message": record.getMessage(),
+            **facts_of(record),
         }
-        return json.dumps(facts)
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return json.dumps(fields)
 
 
-def _event(record: logging.LogRecord) -> str:
-    """What the line is called; ``other`` for those that are not ours, as asyncio's."""
-    where = (record.name.rpartition(".")[2], record.levelname)
-    return EVENTS.get(str(record.msg)) or WHOLE_SENTENCES.get(where, "other")
+def _printable(text: str) -> str:
+    """*text* with an escape for each control character, but for tabs."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 class _ToStderr(logging.StreamHandler[TextIO]):

@@ -10,15 +10,16 @@ import argparse
 import ast
 import enum
 import inspect
+import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Final
 
 import llama_gguf
 from llama_gguf import errors
-from llama_gguf.cli.log_events import EVENTS, WHOLE_SENTENCES
 from llama_gguf.cli.main import COMMANDS, command_parser, top_parser
 from llama_gguf.core import exchange, restart, settings
 from llama_gguf.core.engine import EngineState
@@ -121,21 +122,79 @@ def metrics_page() -> str:
     )
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class LoggedEvent:
+    """A call that logs an event."""
+
+    name: str
+    level: str
+    texts: tuple[str, ...]
+    """Templates, of which one is filled in."""
+    facts: tuple[str, ...]
+
+
+def logged_events(source: str) -> Iterator[LoggedEvent]:
+    """The events that *source*, a module, logs.
+
+    Raises:
+        ValueError: a call whose event cannot be read off it, so that no page could have it.
+    """
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Call(
+                func=ast.Attribute(value=ast.Name(id="_log"), attr=level),
+                args=[ast.Constant(value=str(name)), text],
+                keywords=keywords,
+            ):
+                names = [keyword.arg or "**" for keyword in keywords]
+                facts = tuple(name for name in names if name != "exc_info")
+                yield LoggedEvent(name, level, tuple(_texts(text)), facts)
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="_log"))):
+                raise ValueError(f"no name and text of an event: {ast.unparse(node)}")
+            case _:
+                pass
+
+
+def _texts(node: ast.expr) -> Iterator[str]:
+    match node:
+        case ast.Constant(value=str(text)):
+            yield text
+        case ast.IfExp(body=one, orelse=other):
+            yield from _texts(one)
+            yield from _texts(other)
+        case _:
+            raise ValueError(f"the text of an event has to be a constant: {ast.unparse(node)}")
+
+
 def logs_page() -> str:
     """Every event of our own log."""
-    rows = [f"| `{name}` | {_cell(text)} |" for text, name in EVENTS.items()]
-    rows += [f"| `{name}` | (a sentence of `{w[0]}`) |" for w, name in WHOLE_SENTENCES.items()]
+    package = Path(llama_gguf.__file__).parent
+    sources = [module.read_text("utf-8") for module in _modules(package)]
+    events = {event for source in sources for event in logged_events(source)}
     return "\n".join(
         [
             _MADE,
             "# Log events\n",
-            "With `LOG_FORMAT=json` each line of the log has an `event`, which stays when the "
-            "words of its message change. Lines of libraries have `other`.\n",
-            "| event | message |\n|---|---|",
-            *sorted(rows),
+            "What the program itself logs. With `LOG_FORMAT=json`, each line is an object: `time`, "
+            "`level`, `event`, `logger`, `message`, then the event's facts, and `exception` where "
+            "there is a traceback. Alerts and searches belong on `event` and facts, whose names "
+            "stay; messages may be reworded. `seconds` are durations, `share` is from 0 to 1, and "
+            "a fact that is not known is `null`. Lines of llama-server and of libraries have the "
+            "event `other` and no facts.\n",
+            "As text, a line has time, level and message; a traceback and the fact `lines` follow "
+            "it, indented. Control characters are escaped, so that no value can forge a line.\n",
+            "| event | level | message | facts |\n|---|---|---|---|",
+            *map(_event_row, sorted(events)),
             "",
         ]
     )
+
+
+def _event_row(event: LoggedEvent) -> str:
+    # Without the formats of numbers, as in {seconds:.1f}.
+    messages = " / ".join(re.sub(r"\{(\w+):[^}]*\}", r"{\1}", text) for text in event.texts)
+    facts = ", ".join(f"`{fact}`" for fact in event.facts)
+    return f"| `{event.name}` | {event.level} | {_cell(messages)} | {facts} |"
 
 
 def errors_page() -> str:
@@ -174,8 +233,8 @@ def modules_page() -> str:
         _MADE,
         "# Modules\n",
         "Each module's own first line. Which may import which: "
-        "`cli → supervisor → gateway, engine, health, bench → probe, keyfile, logfile → core → "
-        "errors`, "
+        "`cli → supervisor → gateway, engine, health, bench → probe, keyfile, logfile → events → "
+        "core → errors`, "
         "only to the right. How they work together: [architecture.md](architecture.md).\n",
     ]
     package = Path(llama_gguf.__file__).parent

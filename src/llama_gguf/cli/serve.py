@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import logging
 import os
 import re
 import secrets
@@ -45,6 +44,7 @@ from llama_gguf.core.settings import Settings
 from llama_gguf.engine import locate, machine
 from llama_gguf.engine.model import Model, size_text
 from llama_gguf.errors import UserError
+from llama_gguf.events import EventLog
 from llama_gguf.gateway import tls
 from llama_gguf.gateway.listener import listen
 from llama_gguf.health import HealthServer
@@ -56,7 +56,7 @@ from llama_gguf.supervisor.supervisor import Supervisor
 
 USAGE = "%(prog)s [MODEL] [options] [--SETTING VALUE ...]"
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = EventLog(__name__)
 
 DEBUG_SHELL_SECONDS: Final = 300
 _SECRET_NAME: Final = re.compile("KEY|TOKEN|SECRET|PASS|CREDENTIAL|_PWD", re.IGNORECASE)
@@ -214,8 +214,16 @@ class _Serving:
             changes=self._engine.environment_changes,
         )
         if kept_back:
-            _log.info("kept from llama-server: %s", " ".join(kept_back))
-        _log.info("starting: %s", " ".join(argv))
+            _log.info(
+                "environment_kept_back",
+                "Variables not passed to llama-server: {variables}",
+                variables=kept_back,
+            )
+        _log.info(
+            "engine_command",
+            "Starting llama-server: {command}",
+            command=mask_urls(shlex.join(argv)),
+        )
         facts = plan.facts_of(self._model, settings, engine_version=version)
         return Launch(argv, child_environ, self._model.bytes, facts)
 
@@ -235,7 +243,7 @@ class _Serving:
             "settings": self._chosen_settings() or "all at their defaults",
         }
         for label, text in rows.items():
-            _log.info("%-9s %s", label, text)
+            _log.info("boot_fact", "{name:<9} {value}", name=label, value=text)
 
     def _chosen_settings(self) -> str:
         return " ".join(

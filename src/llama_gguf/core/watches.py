@@ -124,10 +124,10 @@ class IdleWatch:
 
 
 class LoadReport:
-    """What to say of a load that takes its time: at each tenth, and when nothing was said lately.
+    """When to report a load that takes long: at each tenth, and after a while without a report.
 
     Args:
-        every_seconds: the longest silence.
+        every_seconds: the longest time between two reports.
         at_least_seconds: the shortest.
     """
 
@@ -135,17 +135,15 @@ class LoadReport:
         self._every = every_seconds
         self._at_least = at_least_seconds
         self._tenth = 0
-        self._said_at: float | None = None
-        self._began_at = 0.0
+        self._reported_at: float | None = None
 
-    def line(self, share: float | None, now: float) -> str:
-        """What is to be said at *now*; mostly nothing. *share*: what is loaded, from 0 to 1."""
-        if self._said_at is None:
-            self._said_at = self._began_at = now
-        silence = now - self._said_at
+    def is_due(self, share: float | None, now: float) -> bool:
+        """Whether to report at *now*. *share*: how much of the model is loaded, from 0 to 1."""
+        if self._reported_at is None:
+            self._reported_at = now
+        elapsed = now - self._reported_at
         tenth = int((share or 0.0) * 10)
-        if silence < self._at_least or (tenth <= self._tenth and silence < self._every):
-            return ""
-        self._tenth, self._said_at = tenth, now
-        done = "" if share is None else f"about {share:.0%}, "
-        return f"still loading: {done}{now - self._began_at:.0f} s"
+        if elapsed < self._at_least or (tenth <= self._tenth and elapsed < self._every):
+            return False
+        self._tenth, self._reported_at = tenth, now
+        return True

@@ -173,7 +173,7 @@ class AccessLog:
         self._text: list[bytes] = []
         self.wall_offset = 0.0
         """What to add to a time of an exchange to get POSIX seconds."""
-        self._file = LogFile(path, "the access log", max_bytes=max_bytes, backups=backups)
+        self._file = LogFile(path, "access log", max_bytes=max_bytes, backups=backups)
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         # A daemon, so that one that hangs does not keep the process from leaving.
         self._writer = threading.Thread(target=self._work, name="access log", daemon=True)

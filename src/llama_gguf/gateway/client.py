@@ -11,7 +11,6 @@ connection (or, in an event stream, to send an error event and close).
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING, Final
 
 from llama_gguf.core import replies
@@ -36,6 +35,7 @@ from llama_gguf.errors import (
     UpstreamRefused,
     UpstreamTimeout,
 )
+from llama_gguf.events import EventLog
 from llama_gguf.gateway import own, sockets
 from llama_gguf.gateway.connection import NO_DEADLINE, Connection
 from llama_gguf.gateway.dialer import Cancellable
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from llama_gguf.gateway.shared import Shared
     from llama_gguf.gateway.upstream import UpstreamConnection
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = EventLog(__name__)
 
 MAX_SKIPPED_BYTES: Final = 65536
 """Of a refused body that is read over, so that the connection can be used again."""
@@ -140,8 +140,12 @@ class ClientConnection(Connection):
 
     def _on_bug(self) -> None:
         """Cut this connection alone; what it held is given back when it is lost."""
-        request_id = self._exchange.request_id if self._exchange else "-"
-        _log.exception("a bug, please report it; request %s is cut", request_id)
+        _log.error(
+            "bug",
+            "Request {request_id} was cut by a bug; please report it",
+            exc_info=True,
+            request_id=self._exchange.request_id if self._exchange else "-",
+        )
         self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -8,15 +8,15 @@ anew at each read, so it has one reader.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Final
 
 from llama_gguf.core.engine_metrics import parse
 from llama_gguf.core.metrics import EngineMetric
+from llama_gguf.events import EventLog
 from llama_gguf.probe import Probe
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = EventLog(__name__)
 
 EVERY_SECONDS: Final = 5.0
 """More than once a second, and llama-server would notice no departed client any more
@@ -55,4 +55,7 @@ class EngineReader:
             self.latest = parse(text)
         elif not self._has_complained:
             self._has_complained = True
-            _log.info("the engine does not tell its own metrics: llama-server needs --metrics")
+            _log.info(
+                "engine_metrics_off",
+                "llama-server does not serve its own metrics; start it with --metrics",
+            )

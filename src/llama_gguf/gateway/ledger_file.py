@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import re
 import threading
@@ -16,9 +15,10 @@ from typing import Final
 
 from llama_gguf.core.ledger import Ledger
 from llama_gguf.core.settings import Settings
+from llama_gguf.events import EventLog
 from llama_gguf.gateway.threads import off_the_loop
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = EventLog(__name__)
 
 EVERY_SECONDS: Final = 5.0
 MAX_FILE_BYTES: Final = 64 << 20
@@ -58,8 +58,12 @@ class LedgerFile:
     def _set_aside(self, error: Exception) -> None:
         aside = f"{self._path}.unreadable"
         _log.warning(
-            "the usage in %s cannot be read: %s. Counting begins anew; the file is now %s",
-            *(self._path, error, aside),
+            "usage_lost",
+            "The usage in {file} cannot be read: {reason}. "
+            "Counting starts from zero; the file is renamed to {renamed_to}",
+            file=self._path,
+            reason=str(error),
+            renamed_to=aside,
         )
         with contextlib.suppress(OSError):
             os.replace(self._path, aside)
@@ -88,7 +92,12 @@ class LedgerFile:
             self._has_complained = False
         except OSError as error:
             if not self._has_complained:
-                _log.warning("the usage cannot be kept in %s: %s", self._path, error.strerror)
+                _log.warning(
+                    "usage_not_kept",
+                    "The usage cannot be saved in {file}: {reason}",
+                    file=self._path,
+                    reason=error.strerror,
+                )
             self._has_complained = True
 
     def _replace(self, text: str) -> None:

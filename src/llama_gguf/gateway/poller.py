@@ -7,13 +7,14 @@ signals, tasks, TLS.
 from __future__ import annotations
 
 import asyncio
-import logging
 import select
 import time
 from collections.abc import Callable
 from typing import Final
 
-_log: Final = logging.getLogger(__name__)
+from llama_gguf.events import EventLog
+
+_log: Final = EventLog(__name__)
 
 READABLE: Final = 1
 """EPOLLIN. A connection that broke, or that the peer closed, is told as another number."""
@@ -202,5 +203,5 @@ def _tell(watched: Watched, events: int) -> None:
 
 
 def _report(watched: Watched, error: Exception) -> None:
-    _log.error("a bug, please report it; a connection is cut", exc_info=error)
+    _log.error("bug", "A connection was cut by a bug; please report it", exc_info=error)
     watched.on_bug(error)

@@ -7,7 +7,6 @@ whoever asked, and in a metric. The file is read off the loop, since a network d
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -16,10 +15,11 @@ from typing import Final
 from llama_gguf import keyfile
 from llama_gguf.core.keys import KeyRing
 from llama_gguf.errors import ReloadFailed, UserError
+from llama_gguf.events import EventLog
 from llama_gguf.gateway.principals import Principals
 from llama_gguf.gateway.threads import off_the_loop
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = EventLog(__name__)
 
 LOOK_SECONDS: Final = 1.0
 
@@ -32,7 +32,7 @@ class _Read:
     """Taken before, so that a change during the read is seen by the next look."""
     ring: KeyRing | None
     error: str = ""
-    warning: str | None = None
+    exposed_mode: int | None = None
 
 
 class Reloads:
@@ -89,18 +89,41 @@ class Reloads:
         self._stamp = self._seen = read.stamp
         if read.ring is None:
             self._count("failure")
-            message = f"The keys were not loaded: {read.error}"
-            _log.error("%s", message)
-            raise ReloadFailed(message)
+            _log.error(
+                "keys_not_loaded",
+                "The keys were not loaded: {reason}",
+                reason=". ".join(read.error.splitlines()),
+            )
+            raise ReloadFailed(f"The keys were not loaded: {read.error}")
         for problem in read.ring.problems:
-            _log.warning("%s, line %d: %s", self._path, problem.line, problem.reason)
-        if read.warning:
-            _log.warning("%s", read.warning)
+            _log.warning(
+                "keys_line_skipped",
+                "Line {line} of {file} was skipped: {reason}",
+                file=self._path,
+                line=problem.line,
+                reason=problem.reason,
+            )
+        if read.exposed_mode is not None:
+            _log.warning(
+                "keys_file_exposed",
+                "{file} is open to other users (mode {mode}); close it with: chmod 600 {file}",
+                file=self._path,
+                mode=f"{read.exposed_mode:04o}",
+            )
         self._principals.take(read.ring)
         for key_id in self._principals.missing_admins():
-            _log.warning("ADMIN_KEY_IDS names %s, and no key has that id", key_id)
+            _log.warning(
+                "admin_key_missing",
+                "ADMIN_KEY_IDS names {key_id}, and no key has that id",
+                key_id=key_id,
+            )
         self._count("success")
-        _log.info("%d API keys loaded from %s", len(read.ring), self._path)
+        _log.info(
+            "keys_loaded",
+            "{keys} API keys loaded from {file}",
+            keys=len(read.ring),
+            file=self._path,
+        )
         return len(read.ring)
 
     def watch(self) -> None:
@@ -147,7 +170,7 @@ def _read(path: str) -> _Read:
         ring = KeyRing.parse(keyfile.read(path))
     except UserError as error:
         return _Read(stamp, None, error=str(error))
-    return _Read(stamp, ring, warning=keyfile.warn_if_exposed(path))
+    return _Read(stamp, ring, exposed_mode=keyfile.exposed_mode(path))
 
 
 def _look_at_error(task: asyncio.Task[int]) -> None:

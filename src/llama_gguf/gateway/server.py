@@ -9,7 +9,6 @@ own, from a probe.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import socket
@@ -21,6 +20,7 @@ from typing import Any, Final, cast
 from llama_gguf.core.engine import EngineState
 from llama_gguf.core.settings import Settings
 from llama_gguf.errors import ReloadFailed, UserError
+from llama_gguf.events import EventLog
 from llama_gguf.gateway.client import ClientConnection
 from llama_gguf.gateway.control import Control
 from llama_gguf.gateway.dashboard import take_reading
@@ -34,7 +34,7 @@ from llama_gguf.gateway.tls import ServerContext
 from llama_gguf.gateway.transport import SocketTransport
 from llama_gguf.probe import Finding, Probe, watch
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = EventLog(__name__)
 
 TICK_SECONDS: Final = 0.5
 MOST_SECONDS_BETWEEN_TICKS: Final = 4 * TICK_SECONDS
@@ -95,8 +95,8 @@ class Gateway:
         for number, handler in self._signal_handlers().items():
             loop.add_signal_handler(number, handler)
         server = self._listen()
-        address = _address(self._listener)
-        _log.info("gateway listens on %s://%s", self._settings.scheme, address)
+        url = f"{self._settings.scheme}://{_address(self._listener)}"
+        _log.info("gateway_listens", "The gateway listens on {url}", url=url)
         self._start(self._follow_engine(), "follow the engine")
         self._start(shared.engine_reader.run(), "read the engine's metrics")
         self._start(ledger_file.keep(shared.accounts.ledger), "keep the usage")
@@ -177,10 +177,11 @@ class Gateway:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            _log.critical(
-                "a bug, please report it: the task %r failed, so the gateway ends",
-                task.get_name(),
+            _log.error(
+                "bug",
+                "The gateway stops because of a bug: its task '{task}' failed. Please report it",
                 exc_info=error,
+                task=task.get_name(),
             )
             self._has_failed = True
             self.stop()
@@ -192,9 +193,12 @@ class Gateway:
         self._most_open = places.open
         if allowed < wanted:
             _log.warning(
-                "the limit on open files lets in %d connections, not MAX_CONNECTIONS=%d: "
-                "raise it with `ulimit -n %d`",
-                *(allowed, wanted, 3 * wanted + 100),
+                "file_limit_low",
+                "The limit on open files allows {connections} connections instead of "
+                "MAX_CONNECTIONS={max_connections}; raise it with `ulimit -n {files}`",
+                connections=allowed,
+                max_connections=wanted,
+                files=3 * wanted + 100,
             )
 
     # Keys ---------------------------------------------------------------------------------------
@@ -202,15 +206,19 @@ class Gateway:
     def _load_keys_at_start(self) -> None:
         """Load the keys; without any, every request is refused, and that is said loudly."""
         if not self._settings.auth_enabled:
-            _log.warning("AUTH_ENABLED is false: whoever reaches this port may use the model")
+            _log.warning(
+                "auth_disabled",
+                "AUTH_ENABLED is false: any client that can reach this port can use the model",
+            )
             return
         with suppress(ReloadFailed):  # which has been said
             self.shared.reloads.load()
         if not self.shared.principals.ring:
             _log.warning(
-                "no API keys: every request will be refused. Make one with "
-                "`llama-gguf keys generate --file %s`",
-                self._settings.auth_keys_file,
+                "keys_missing",
+                "No API keys: every request will be refused. Make one with "
+                "`llama-gguf keys generate --file {file}`",
+                file=self._settings.auth_keys_file,
             )
 
     def _reload(self) -> None:
@@ -230,7 +238,11 @@ class Gateway:
         try:
             self._tls.reload()
         except UserError as error:
-            _log.error("The TLS certificate was not reloaded: %s", error)
+            _log.error(
+                "certificate_not_loaded",
+                "The TLS certificate was not reloaded: {reason}",
+                reason=str(error),
+            )
 
     # The engine ---------------------------------------------------------------------------------
 
@@ -259,7 +271,7 @@ class Gateway:
             self.shared.take_engine_status(status)
 
     def _on_supervisor_gone(self) -> None:
-        _log.warning("the supervisor is gone: draining")
+        _log.warning("supervisor_gone", "The supervisor is gone: draining")
         self.stop()
 
     # Time ---------------------------------------------------------------------------------------
@@ -292,7 +304,11 @@ class Gateway:
         """Refuse what is new, let what runs finish within DRAIN_TIMEOUT, then cut it."""
         shared = self.shared
         shared.is_draining = True
-        _log.info("draining: %d connections open", len(shared.connections))
+        _log.info(
+            "draining",
+            "Draining: {connections} connections open",
+            connections=len(shared.connections),
+        )
         for connection in tuple(shared.connections):
             connection.drain()
         shared.notice_idle()
@@ -300,7 +316,11 @@ class Gateway:
             async with asyncio.timeout(self._settings.drain_timeout):
                 await shared.idle.wait()
         except TimeoutError:
-            _log.warning("requests cut after DRAIN_TIMEOUT: %d", shared.busy())
+            _log.warning(
+                "drain_cut",
+                "Requests cut after DRAIN_TIMEOUT: {requests}",
+                requests=shared.busy(),
+            )
         for ticket in (*shared.admission.waiting(), *shared.side_admission.waiting()):
             ticket.on_refused(shared.draining())
         server.close()

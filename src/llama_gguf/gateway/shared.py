@@ -7,7 +7,6 @@ reload, so that the hot path only joins bytes.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import os
 import time
@@ -34,6 +33,7 @@ from llama_gguf.errors import (
     HeadTooLarge,
     ModelLoading,
 )
+from llama_gguf.events import EventLog
 from llama_gguf.gateway.access_log import AccessLog
 from llama_gguf.gateway.accounts import Accounts
 from llama_gguf.gateway.dialer import Dial
@@ -46,7 +46,7 @@ from llama_gguf.probe import Probe
 if TYPE_CHECKING:
     from llama_gguf.gateway.client import ClientConnection
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = EventLog(__name__)
 
 MODEL_LOADING_RETRY_SECONDS: Final = 5.0
 BACKEND_RETRY_SECONDS: Final = 2.0
@@ -209,7 +209,12 @@ class Shared:
     def take_engine_status(self, status: EngineStatus) -> None:
         """Learn how the engine is: slots come and go with it."""
         if status.state is not self.engine.state:
-            _log.info("engine: %s%s", status.state, f" ({status.detail})" if status.detail else "")
+            _log.info(
+                "engine_state",
+                "Engine state: {state} ({detail})" if status.detail else "Engine state: {state}",
+                state=status.state,
+                detail=status.detail,
+            )
         self.engine = status
         self.engine_is_ready = status.serves
         if not status.serves:

@@ -6,7 +6,6 @@ only when that can be used do later connections get it. Nothing of a key is ever
 
 from __future__ import annotations
 
-import logging
 import ssl
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,8 +13,9 @@ from datetime import UTC, datetime
 from typing import Any, Final, NoReturn, Self
 
 from llama_gguf.errors import UserError
+from llama_gguf.events import EventLog
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = EventLog(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +23,11 @@ class Certificate:
     """One that can be served, with its key."""
 
     context: ssl.SSLContext
-    text: str
-    """Where it is from and until when it is valid."""
-    complaint: str
-    """Why clients will refuse it all the same: it has expired, say. Mostly empty."""
+    file: str
+    valid_until: datetime | None
+    """None when clients will refuse it."""
+    refusal: str
+    """Why clients will refuse it, such as that it has expired; mostly empty."""
 
 
 class ServerContext(ssl.SSLContext):
@@ -58,9 +59,22 @@ class ServerContext(ssl.SSLContext):
         """
         certificate = load(*self._files)
         self._newest = certificate.context
-        _log.info("TLS certificate loaded from %s", certificate.text)
-        if certificate.complaint:
-            _log.warning("%s", certificate.complaint)
+        end = certificate.valid_until
+        _log.info(
+            "certificate_loaded",
+            "TLS certificate loaded from {file}, valid until {valid_until}"
+            if end
+            else "TLS certificate loaded from {file}",
+            file=certificate.file,
+            valid_until=end.isoformat() if end else None,
+        )
+        if certificate.refusal:
+            _log.warning(
+                "certificate_doubtful",
+                "Clients will refuse TLS_CERT_FILE={file}: {reason}",
+                file=certificate.file,
+                reason=certificate.refusal,
+            )
 
     def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
         """What asyncio and uvloop call for each connection."""
@@ -86,10 +100,9 @@ def load(cert_file: str, key_file: str) -> Certificate:
         shown = _shown(context, client)
     except ssl.SSLError as error:
         why = getattr(error, "verify_message", error.reason)
-        complaint = f"clients will refuse TLS_CERT_FILE={cert_file}: {why}"
-        return Certificate(context, cert_file, complaint)
+        return Certificate(context, cert_file, valid_until=None, refusal=why)
     end = datetime.fromtimestamp(ssl.cert_time_to_seconds(shown["notAfter"]), UTC)
-    return Certificate(context, f"{cert_file}, valid until {end:%Y-%m-%d %H:%M} UTC", "")
+    return Certificate(context, cert_file, valid_until=end, refusal="")
 
 
 def _read(variable: str, path: str) -> bytes:

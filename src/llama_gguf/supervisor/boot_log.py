@@ -15,8 +15,6 @@ from llama_gguf.core.settings import Settings
 from llama_gguf.logfile import LogFile
 from llama_gguf.supervisor.log_writer import LogWriter, prune, stamped
 
-_log: Final = logging.getLogger(__name__)
-
 LAST_LINES_SECONDS: Final = 2.0
 
 
@@ -35,23 +33,26 @@ class BootLog(logging.Handler):
         path = stamped(settings, folder, "boot")
         backups = settings.log_backups
         self._writer = LogWriter(
-            LogFile(path, "the boot log", max_bytes=settings.log_max_bytes, backups=backups)
+            LogFile(path, "boot log", max_bytes=settings.log_max_bytes, backups=backups)
         )
         prune(settings, folder, "boot", but=path)
         _name_latest(folder, path)
-        root = logging.getLogger()
+        root = logging.root
         if root.handlers:
             self.setFormatter(root.handlers[0].formatter)
         self.addFilter(lambda record: record.name != "llama-server")
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._writer.write(self.format(record))
+        try:
+            self._writer.write(self.format(record))
+        except Exception:  # as every handler of logging: a mistake in a message is not its caller's
+            self.handleError(record)
 
     def reopen(self) -> None:
         self._writer.reopen()
 
     def __enter__(self) -> Self:
-        logging.getLogger().addHandler(self)
+        logging.root.addHandler(self)
         return self
 
     def __exit__(
@@ -60,7 +61,7 @@ class BootLog(logging.Handler):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        logging.getLogger().removeHandler(self)
+        logging.root.removeHandler(self)
         self._writer.close(LAST_LINES_SECONDS)
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-import logging
 import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -27,6 +26,7 @@ from llama_gguf.core.restart import LEAVING, Event, GiveUp, RestartPolicy, Spawn
 from llama_gguf.core.settings import Settings
 from llama_gguf.core.watches import FlowWatch, IdleWatch, LoadReport, Patience, StallWatch
 from llama_gguf.errors import UserError
+from llama_gguf.events import EventLog
 from llama_gguf.gateway.shared import wall_now
 from llama_gguf.probe import Finding, Probe
 from llama_gguf.supervisor import child as children
@@ -43,7 +43,7 @@ from llama_gguf.supervisor.launch import (
 )
 from llama_gguf.supervisor.log_writer import LogWriter
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = EventLog(__name__)
 
 LOOK_LOADING_SECONDS: Final = 0.25
 LOOK_READY_SECONDS: Final = 1.0
@@ -158,16 +158,24 @@ class EngineKeeper:
                 return 0
             if self._ending is Ending.IDLE:
                 await self._wanted.wait()
-                _log.info("a request has come: llama-server is started again")
+                _log.info("engine_woken", "A request arrived: starting llama-server again")
                 continue
             decision = self._bury(returncode)
             if self._is_leaving():
                 self.leave()
                 return 0
             if isinstance(decision, GiveUp):
-                _log.error("llama-server is given up")
+                _log.error(
+                    "engine_given_up",
+                    "Giving up on llama-server; serve exits with status {exit_status}",
+                    exit_status=decision.exit_status,
+                )
                 return decision.exit_status
-            _log.info("llama-server is started again in %.1f s", decision.when - self._now())
+            _log.info(
+                "engine_restart_due",
+                "llama-server will be restarted in {seconds:.1f} s",
+                seconds=round(decision.when - self._now(), 3),
+            )
             await asyncio.sleep(decision.when - self._now())
 
     async def _live(self, launch: Launch) -> int:
@@ -184,7 +192,10 @@ class EngineKeeper:
         self.child = child
         self._log = log = open_engine_log(self._settings)
         _log.info(
-            "llama-server started as process %d; its output is in %s", child.pid, log.file.path
+            "engine_started",
+            "llama-server started as process {pid}; its output is in {file}",
+            pid=child.pid,
+            file=log.file.path,
         )
         async with asyncio.TaskGroup() as group:
             reading = group.create_task(child.read_output(log.write))
@@ -231,9 +242,14 @@ class EngineKeeper:
         """Say why it died, count it, and decide what follows."""
         status = deaths.status_text(returncode)
         reason, advice = self._explain(returncode)
-        lines = "".join(f"\n    {line}" for line in self._last_lines[-SHOWN_LINES:])
-        last_lines = f"\n  its last lines:{lines}" if lines else ""
-        _log.error("llama-server died (%s). %s %s%s", status, reason, advice, last_lines)
+        _log.error(
+            "engine_died",
+            "llama-server died ({status}). {reason} {advice}",
+            status=status,
+            reason=reason,
+            advice=advice,
+            lines=self._last_lines[-SHOWN_LINES:],
+        )
         decision = self._policy.died(
             deaths.exit_status(returncode), self._now(), reason=self._ending.value
         )
@@ -268,7 +284,11 @@ class EngineKeeper:
         ending = await self._watch_load(child, launch, probe) or await self._watch_service(probe)
         self._ending = ending
         if ending is Ending.IDLE:
-            _log.info("llama-server is stopped: nobody has needed it")
+            _log.info(
+                "engine_asleep",
+                "Stopping llama-server after {seconds:g} s without requests",
+                seconds=self._settings.idle_stop,
+            )
             await child.stop(term_seconds=TERM_SECONDS)
         else:
             self._move(Event.HANGS, detail=self._explain(0)[0])
@@ -286,8 +306,15 @@ class EngineKeeper:
         while not (finding := await probe.look()).serves:
             now, progress = self._now(), child.progress()
             share = progress.share_of(launch.model_bytes)
-            if line := report.line(share, now):
-                _log.info("%s", line)
+            if report.is_due(share, now):
+                _log.info(
+                    "engine_progress",
+                    "The model is still loading after {seconds:.0f} s"
+                    if share is None
+                    else "The model is still loading after {seconds:.0f} s (about {share:.0%})",
+                    seconds=round(now - began_at, 3),
+                    share=share,
+                )
             if share is not None:
                 self._tell(replace(self.status, progress=round(share, 2)))
             if stall.is_stalled(progress, now):
@@ -300,7 +327,7 @@ class EngineKeeper:
         self.status = replace(
             self.status, slots=finding.slots, model=finding.model, load_seconds=seconds
         )
-        _log.info("the model is ready after %.1f s", seconds)
+        _log.info("engine_ready", "The model is ready after {seconds:.1f} s", seconds=seconds)
         self._move(Event.SERVES)
 
     async def _watch_service(self, probe: Looker) -> Ending:

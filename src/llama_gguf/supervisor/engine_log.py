@@ -11,7 +11,7 @@ from llama_gguf.core.settings import Settings
 from llama_gguf.logfile import LogFile
 from llama_gguf.supervisor.log_writer import LogWriter, prune, stamped
 
-_engine: Final = logging.getLogger("llama-server")
+_engine: Final = logging.getLogger("llama-server")  # noqa: TID251 - lines that are not ours
 _LEVEL: Final = re.compile(r"\d+\.\d\d\.\d\d\d\.\d\d\d ([DIWE]) ")
 """As its lines begin: the time since its start, and a letter."""
 _LEVELS: Final = {
@@ -30,7 +30,7 @@ def open_engine_log(settings: Settings) -> LogWriter:
     prune(settings, folder, "server", but=path)
     file = LogFile(
         path,
-        "the engine's log",
+        "engine log",
         max_bytes=settings.log_max_bytes,
         backups=settings.log_backups,
     )

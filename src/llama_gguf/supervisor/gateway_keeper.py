@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import signal
 import socket
 import sys
@@ -15,9 +14,10 @@ from llama_gguf.core import deaths
 from llama_gguf.core.activity import GREETING, Activity
 from llama_gguf.core.engine import EngineState, EngineStatus
 from llama_gguf.core.restart import LEAVING, Event, GiveUp, RestartPolicy
+from llama_gguf.events import EventLog
 from llama_gguf.supervisor.child import Child, spawn
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = EventLog(__name__)
 
 EXTRA_SECONDS: Final = 5.0
 """Beyond DRAIN_TIMEOUT, for the gateway to leave by itself."""
@@ -76,7 +76,11 @@ class GatewayKeeper:
                 break
             decision = self._policy.died(status, loop.time())
             if isinstance(decision, GiveUp):
-                _log.error("the gateway is given up")
+                _log.error(
+                    "gateway_given_up",
+                    "Giving up on the gateway; serve exits with status {exit_status}",
+                    exit_status=decision.exit_status,
+                )
                 return decision.exit_status
             await asyncio.sleep(decision.when - loop.time())
         return 0
@@ -93,7 +97,11 @@ class GatewayKeeper:
                 with theirs:
                     child = await spawn("gateway", argv, environ=self._environ, pass_fds=fds)
             except OSError as error:
-                _log.error("the gateway cannot be started: %s", error.strerror)
+                _log.error(
+                    "gateway_not_started",
+                    "The gateway cannot be started: {reason}",
+                    reason=error.strerror,
+                )
                 return 1
             self.child = child
             async with asyncio.TaskGroup() as group:
@@ -103,7 +111,8 @@ class GatewayKeeper:
         self.child = None
         self._hear(None)
         if self.state is not EngineState.STOPPING:
-            _log.error("the gateway died (%s)", deaths.status_text(child.returncode))
+            status = deaths.status_text(child.returncode)
+            _log.error("gateway_died", "The gateway died ({status})", status=status)
         return deaths.exit_status(child.returncode)
 
     # The channel --------------------------------------------------------------------------------

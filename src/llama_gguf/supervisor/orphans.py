@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import logging
 import os
 import signal
 from typing import Final
 
-_log: Final = logging.getLogger(__name__)
+from llama_gguf.events import EventLog
+
+_log: Final = EventLog(__name__)
 
 LOOK_SECONDS: Final = 2.0
 _PR_GET_CHILD_SUBREAPER: Final = 37  # prctl(2)
@@ -44,7 +45,7 @@ async def keep_reaping(every_seconds: float = LOOK_SECONDS) -> None:
 def _reap(pid: int) -> None:
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
-        _log.info("process %d, which had lost its parent, has ended", pid)
+        _log.info("orphan_reaped", "Reaped process {pid}, whose parent had exited", pid=pid)
 
 
 def kill_all() -> None:

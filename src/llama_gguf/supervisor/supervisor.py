@@ -9,7 +9,6 @@ engine comes back on the same pair.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import signal
 import socket
@@ -19,13 +18,14 @@ from typing import Final
 from llama_gguf.core.engine import EngineState, EngineStatus
 from llama_gguf.core.restart import LEAVING
 from llama_gguf.core.settings import Settings
+from llama_gguf.events import EventLog
 from llama_gguf.supervisor import orphans
 from llama_gguf.supervisor.child import Child
 from llama_gguf.supervisor.engine_keeper import TERM_SECONDS, EngineKeeper
 from llama_gguf.supervisor.gateway_keeper import EXTRA_SECONDS, GatewayKeeper
 from llama_gguf.supervisor.launch import Launch
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = EventLog(__name__)
 
 
 class Supervisor:
@@ -100,7 +100,7 @@ class Supervisor:
     def stop(self) -> None:
         """Drain and leave; a second call hurries."""
         if self._stop_asked.is_set():
-            _log.warning("asked again: what still runs is cut")
+            _log.warning("stop_hurried", "Second signal to stop: running requests are cut")
             self._hurry_asked.set()
         self._stop_asked.set()
 
@@ -127,7 +127,7 @@ class Supervisor:
 
     async def _end(self, gateway: asyncio.Task[int], engine: asyncio.Task[int]) -> None:
         """Unready first, then the gateway drains, then the engine goes."""
-        _log.info("stopping")
+        _log.info("stopping", "Stopping")
         self._gateway.leave()
         self._listener.close()  # the gateway has its own; ours would take connections for nobody
         if self.engine.child is None:  # it waits for its next try, or is about to be made

@@ -65,9 +65,9 @@ LAST_LINES = {
         ["ggml_cuda_init: CUDA driver version is insufficient for CUDA runtime version"],
         ["driver", "Update"],
     ),
-    "a GPU that it was not made for": (
+    "a GPU that it does not support": (
         ["CUDA error: no kernel image is available for execution on the device"],
-        ["not made for", "LLAMA_SERVER"],
+        ["does not support this kind", "LLAMA_SERVER"],
     ),
     "a machine that is full": (
         ["ggml_aligned_malloc: insufficient memory", "terminate called after std::bad_alloc"],
@@ -124,10 +124,10 @@ def test_an_ordinary_line_is_no_reason(line: str) -> None:
         (signal.SIGKILL, "memory"),
         (signal.SIGILL, "CPU"),
         (signal.SIGSEGV, "crashed"),
-        (signal.SIGBUS, "cut short"),
-        (signal.SIGABRT, "gave up"),
-        (signal.SIGTERM, "from outside"),
-        (signal.SIGHUP, "from outside"),
+        (signal.SIGBUS, "truncated"),
+        (signal.SIGABRT, "aborted"),
+        (signal.SIGTERM, "another process"),
+        (signal.SIGHUP, "another process"),
     ],
 )
 def test_a_signal_tells_what_no_line_does(number: signal.Signals, wanted: str) -> None:
@@ -177,7 +177,7 @@ def test_a_status_is_told_in_words(returncode: int, text: str) -> None:
 def test_a_kill_while_the_kernel_made_room_is_said_to_be_that(returncode: int) -> None:
     reason, advice = explain(returncode, ["CUDA error: whatever"], was_out_of_memory=True)
 
-    assert reason == "Memory ran out, and the kernel ended it."
+    assert reason == "The kernel killed it because memory ran out."
     assert "CTX" in advice
 
 

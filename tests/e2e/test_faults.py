@@ -52,7 +52,7 @@ def state_of(served: Served) -> str:
         (signal.SIGKILL, "signal SIGKILL"),
         (signal.SIGSEGV, "It crashed"),
         (signal.SIGHUP, "signal SIGHUP"),  # it dies of it, however idle it is
-        (signal.SIGSTOP, "It did not answer for 2 seconds."),
+        (signal.SIGSTOP, "It did not respond for 2 s."),
     ],
     ids=lambda value: value.name if isinstance(value, signal.Signals) else "",
 )

@@ -204,7 +204,7 @@ def test_a_load_that_does_not_move_is_ended_and_was_the_only_one(tmp_path: Path)
         await rig.start()
         assert await rig.keeping == 1
         assert rig.now == pytest.approx(300.0, abs=5.0)
-        assert "no sign of progress for 300 seconds" in rig.keeper.status.last_exit
+        assert "no visible progress for 300 s" in rig.keeper.status.last_exit
 
     rig = play(tmp_path, scenario)
     assert rig.states == [S.LOADING, S.BACKOFF, S.FAILED]
@@ -239,14 +239,14 @@ def test_a_death_is_published_at_once_then_explained_and_followed_by_a_restart(
 
         assert rig.now - died_at == pytest.approx(1.0, abs=0.2)
         status = rig.keeper.status
-        assert status.last_exit == "exit status 1: The GPU has not enough free memory."
+        assert status.last_exit == "exit status 1: The GPU does not have enough free memory."
         assert status.restarts == {"crash": 1}
         await rig.up()
 
     with caplog.at_level(logging.INFO):
         rig = play(tmp_path, scenario)
     assert len(rig.children) == 2
-    assert "Now it is CTX=16384, PARALLEL=0, NGL=99." in caplog.text
+    assert "Current settings: CTX=16384, PARALLEL=0, NGL=99." in caplog.text
 
 
 def test_a_crash_loop_ends_in_failure_with_the_childs_status(tmp_path: Path) -> None:
@@ -301,10 +301,10 @@ def test_one_that_does_not_answer_is_ended_and_started_again(tmp_path: Path) -> 
         await rig.until(S.BACKOFF)
 
         assert rig.now - silent_since == pytest.approx(31.0, abs=2.0)
-        assert "It did not answer for 30 seconds." in rig.keeper.status.detail
+        assert "It did not respond for 30 s." in rig.keeper.status.detail
         await rig.until(S.LOADING)
         assert rig.keeper.status.restarts == {"hang": 1}
-        assert rig.keeper.status.last_exit.endswith("It did not answer for 30 seconds.")
+        assert rig.keeper.status.last_exit.endswith("It did not respond for 30 s.")
         await rig.up()
 
     rig = play(tmp_path, scenario)

@@ -124,16 +124,16 @@ RECOVERABLE: Final = {
         kill_engine(signal.SIGSEGV), "died (signal SIGSEGV). It crashed: a bug"
     ),
     "the engine leaves without an error": Fault(
-        kill_engine(signal.SIGTERM), "died (exit status 0). It left by itself"
+        kill_engine(signal.SIGTERM), "died (exit status 0). It exited without an error"
     ),
     "the engine is wedged": Fault(
         kill_engine(signal.SIGSTOP),
-        "It did not answer for 1 seconds.",
+        "It did not respond for 1 s.",
         settings={"WATCHDOG_HEALTH": "1"},
     ),
     "nothing comes back from the engine": Fault(
         silence,
-        "nothing came back on any of them for 1 seconds.",
+        "It sent nothing on any of its 4 requests for 1 s.",
         settings={"WATCHDOG_STALL": "1"},
     ),
     "the gateway is killed": Fault(
@@ -206,13 +206,13 @@ ENDS: Final = {
     "never ready": End(
         "--hang-at-load",
         128 + signal.SIGTERM,
-        "no sign of progress for 1 seconds",
+        "no visible progress for 1 s",
         {"STARTUP_STALL_TIMEOUT": "1"},
     ),
     "never ready, and deaf": End(
         quoted("--load-until", "/nowhere", "--ignore-sigterm"),
         128 + signal.SIGKILL,
-        "no sign of progress for 1 seconds",
+        "no visible progress for 1 s",
         {"STARTUP_STALL_TIMEOUT": "1"},
     ),
 }

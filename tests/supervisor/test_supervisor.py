@@ -168,13 +168,13 @@ def test_an_engine_that_a_script_starts_without_exec_is_not_left_behind(serve: S
         (
             "--say 'the tokenizer is broken' --exit-at-load 7",
             7,
-            ["exit status 7", "It left with an error.", "    the tokenizer is broken\n"],
+            ["exit status 7", "It exited with an error.", "    the tokenizer is broken\n"],
         ),
         ("--die-at-load SIGILL", 132, ["signal SIGILL", "instructions that this CPU does not"]),
         (
             "--say 'error: invalid argument: --nope' --exit-at-load 1",
             1,
-            ["does not know one of its flags", "Check EXTRA_ARGS", "invalid argument: --nope"],
+            ["rejected one of its flags", "Check EXTRA_ARGS", "invalid argument: --nope"],
         ),
     ],
     ids=["status", "SIGILL", "flag"],

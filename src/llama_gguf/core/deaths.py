@@ -22,7 +22,7 @@ def _cause(pattern: str, reason: str, advice: str) -> Cause:
 
 
 SMALLER: Final = "Lower CTX or PARALLEL, lower NGL, or take a smaller quantisation."
-"""Said of memory of either kind: on the GPU fewer layers help, in main memory a smaller model."""
+"""For memory of either kind: on the GPU fewer layers help, in main memory a smaller model."""
 _LESS_MEMORY: Final = (
     "Lower CTX or PARALLEL, take a smaller quantisation, or give the machine or container more "
     "memory."
@@ -33,18 +33,18 @@ CAUSES: Final = (
     _cause(
         r"(?:cuda|hip|rocm|vulkan|metal|device)[^\n]*out ?of ?(?:device ?)?memory"
         r"|cudaMalloc failed|failed to allocate (?:CUDA|ROCm|Vulkan)\w* buffer",
-        "The GPU has not enough free memory.",
+        "The GPU does not have enough free memory.",
         SMALLER,
     ),
     _cause(
         r"invalid argument: |unknown argument|error while handling argument",
-        "llama-server does not know one of its flags, or the value of one.",
+        "llama-server rejected one of its flags, or the value of one.",
         "Check EXTRA_ARGS against `llama-server --help` of this build.",
     ),
     _cause(
         r"couldn't bind|address already in use",
         "The engine's port is taken.",
-        "Set PORT_BACKEND to a free port, or end what is listening there.",
+        "Set PORT_BACKEND to a free port, or stop the process that listens there.",
     ),
     _cause(
         r"CUDA driver version is insufficient|forward compatibility was attempted",
@@ -53,18 +53,18 @@ CAUSES: Final = (
     ),
     _cause(
         r"no kernel image is available",
-        "This build of llama-server was not made for this kind of GPU.",
-        "Use another build: set LLAMA_SERVER to its llama-server. NGL=0 leaves the GPU out.",
+        "This build of llama-server does not support this kind of GPU.",
+        "Use another build: set LLAMA_SERVER to its llama-server. NGL=0 runs without the GPU.",
     ),
     _cause(
         r"CUDA error|ggml_cuda_error|ErrorDeviceLost",
         "The GPU or its driver failed.",
         "If it happens again, look at `nvidia-smi -q` and `dmesg` for Xid errors, or try another "
-        "build by LLAMA_SERVER.",
+        "build: set LLAMA_SERVER to its llama-server.",
     ),
     _cause(
         r"unknown (?:model )?architecture",
-        "This llama-server is too old for the model, or does not know its architecture.",
+        "This llama-server is too old for the model, or does not support its architecture.",
         "Use a newer llama.cpp build: set LLAMA_SERVER to its llama-server.",
     ),
     _cause(
@@ -79,13 +79,13 @@ CAUSES: Final = (
     ),
     _cause(
         r"error while loading shared libraries",
-        "llama-server misses a library.",
-        "Install what its message names, or use another build by LLAMA_SERVER.",
+        "llama-server needs a library that is not installed.",
+        "Install the library, or use another build: set LLAMA_SERVER to its llama-server.",
     ),
     _cause(
         r"failed to load model|error loading model",
         "llama-server cannot load the model.",
-        "Its last lines say why.",
+        "See its last lines.",
     ),
 )
 
@@ -100,17 +100,17 @@ _SIGNALS: Final = {
     ),
     signal.SIGSEGV: (
         "It crashed: a bug in llama-server or a driver.",
-        "Try another build, or NGL=0 to leave the GPU out.",
+        "Try another build, or NGL=0 to run without the GPU.",
     ),
     signal.SIGBUS: (
-        "It read what is not there: the model file was cut short, or its disk failed.",
-        "Check the file, and the volume that it is on.",
+        "It read past the end of a file: the model file was truncated, or its disk failed.",
+        "Check the file and its volume.",
     ),
-    signal.SIGABRT: ("It gave up by itself.", "Its last lines say why."),
+    signal.SIGABRT: ("It aborted.", "See its last lines."),
 }
 _NUMBERS: Final = frozenset(s.value for s in signal.Signals)
 
-OUT_OF_MEMORY: Final = ("Memory ran out, and the kernel ended it.", _LESS_MEMORY)
+OUT_OF_MEMORY: Final = ("The kernel killed it because memory ran out.", _LESS_MEMORY)
 
 
 def status_text(returncode: int) -> str:
@@ -157,10 +157,13 @@ def explain(
 def _explain_status(returncode: int) -> tuple[str, str]:
     if returncode < 0:
         known = _SIGNALS.get(signal.Signals(-returncode)) if -returncode in _NUMBERS else None
-        return known or ("It was ended by a signal from outside.", "Look for who sent it.")
+        return known or (
+            "It was stopped by a signal from another process.",
+            "Find the process that sent it.",
+        )
     if returncode == 0:
-        return "It left by itself, without an error.", "Its last lines may say why."
-    return "It left with an error.", "Its last lines say why."
+        return "It exited without an error.", "See its last lines."
+    return "It exited with an error.", "See its last lines."
 
 
 def oom_kills(events: str) -> int:

@@ -263,17 +263,17 @@ class EngineKeeper:
         if self._ending is Ending.STALL:
             timeout = f"{settings.startup_stall_timeout:g}"
             return (
-                f"It showed no sign of progress for {timeout} seconds.",
+                f"It made no visible progress for {timeout} s.",
                 "See STARTUP_STALL_TIMEOUT, and its last lines.",
             )
         if self._ending is Ending.HANG:
-            return self._hang, "It was restarted; see WATCHDOG_HEALTH and WATCHDOG_STALL."
+            return self._hang, "See WATCHDOG_HEALTH and WATCHDOG_STALL."
         reason, advice = deaths.explain(
             returncode, self._last_lines, was_out_of_memory=self._was_out_of_memory
         )
         if "CTX" in advice:
             facts = f"CTX={settings.ctx}, PARALLEL={settings.parallel}, NGL={settings.ngl}"
-            advice += f" Now it is {facts}."
+            advice += f" Current settings: {facts}."
         return reason, advice
 
     # One life -----------------------------------------------------------------------------------
@@ -342,12 +342,12 @@ class EngineKeeper:
             self._note_sleep(finding)
             now, activity = self._now(), self._activity or Activity()
             if health.is_over(sign=finding.state is not EngineState.UNREACHABLE, now=now):
-                self._hang = f"It did not answer for {settings.watchdog_health:g} seconds."
+                self._hang = f"It did not respond for {settings.watchdog_health:g} s."
                 return Ending.HANG
             if flow.is_stuck(activity, now):
                 self._hang = (
-                    f"It had {activity.running} requests, and nothing came back on any of them "
-                    f"for {settings.watchdog_stall:g} seconds."
+                    f"It sent nothing on any of its {activity.running} requests "
+                    f"for {settings.watchdog_stall:g} s."
                 )
                 return Ending.HANG
             if idle.is_idle(activity, now) and await self._falls_asleep():

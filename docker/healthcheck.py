@@ -1,7 +1,7 @@
 """The image's HEALTHCHECK: would a request be served now?
 
-Requests the gateway's ``GET /health``, which needs no key and sends nothing to the engine. Reads the
-same variables as ``serve``, but not its flags, so set PORT in the environment.
+Requests the gateway's ``GET /health``, which needs no key and sends nothing to the engine. Reads
+the same variables as ``serve``, but not its flags, so set PORT in the environment.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main() -> int:
     context = ssl._create_unverified_context()  # noqa: S323
     try:
         with urllib.request.urlopen(  # noqa: S310  # the URL is http or https
-            url(os.environ),  # noqa: TID251  # a program of its own
+            url(os.environ),  # noqa: TID251  # a separate program
             timeout=TIMEOUT_SECONDS,
             context=context,
         ) as response:

@@ -44,6 +44,7 @@ SCANNED: Final = {
     "docs/*.py": PYTHON,
     "scripts/**/*.sh": Part.TEXT,
     "api_keys.txt.example": Part.TEXT,
+    "Makefile": Part.TEXT,
 }
 """Globs, and the text that is read. Sources are added with e.g. ``"src/**/*.py": PYTHON``."""
 

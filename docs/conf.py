@@ -20,8 +20,8 @@ myst_heading_anchors = 4  # [limits](behaviour.md#keys-and-limits), as on GitHub
 myst_fence_as_directive = ["mermaid"]
 myst_enable_extensions = ["deflist"]
 
-# What draws the diagrams in the reader's browser. `make site` fetches it with npm and checks the
-# sum, and it is served with the pages; where there is no npm, pages ask a CDN for it.
+# The diagram renderer for the reader's browser. `make site` downloads it with npm, verifies its
+# SHA-256 and serves it with the pages; without npm, pages load it from a CDN.
 mermaid_version = "11.17.2"
 mermaid_sha256 = "6ad2f42c3fc26bbf9e45cbb6d11898972573ea52b33a5f4ff51952899f950ffd"
 fetched = Path(__file__).parent.parent / "build" / "mermaid"
@@ -29,4 +29,4 @@ if (fetched / mermaid_version).is_dir():
     html_static_path = [str(fetched)]
     mermaid_use_local = f"{mermaid_version}/mermaid.esm.min.mjs"
 mermaid_height = "auto"
-mermaid_fullscreen_button = "+"  # not a sign that fonts may lack
+mermaid_fullscreen_button = "+"  # a character that every font has

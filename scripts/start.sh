@@ -1,4 +1,4 @@
 #!/bin/sh
-# The container's entrypoint. It becomes `llama-gguf serve`, which is a correct PID 1: it reaps,
-# forwards and drains by itself (docs/adr/0006-orchestration-is-python.md).
+# The container's entrypoint. It becomes `llama-gguf serve`, which works as PID 1: it reaps orphaned
+# processes, handles signals and drains (docs/adr/0006-orchestration-is-python.md).
 exec llama-gguf serve "$@"

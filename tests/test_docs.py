@@ -271,6 +271,17 @@ def test_a_decision_says_context_decision_and_consequences(page: Path) -> None:
         assert f"**{part}.**" in text
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "adr").glob("[0-9]*.md")), ids=name_of)
+def test_a_decision_begins_with_its_status(page: Path) -> None:
+    status = page.read_text("utf-8").split("\n\n")[1].replace("\n", " ")
+
+    link = r"\[\d{4}\]\(\d{4}-[\w-]+\.md\)"
+    amended = rf"( Amended by {link}( and {link})?: .+\.)?"
+    assert re.fullmatch(
+        rf"Accepted, \d{{4}}-\d{{2}}\.{amended}|Superseded by {link}.*, \d{{4}}-\d{{2}}\.", status
+    )
+
+
 # Changes ------------------------------------------------------------------------------------------
 
 

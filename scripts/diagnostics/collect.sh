@@ -1,4 +1,4 @@
 #!/bin/sh
-# Writes a support bundle. All of it is done by `llama-gguf diagnose`, whose flags it takes.
+# Writes a support bundle, by running `llama-gguf diagnose` with the given flags.
 PATH="$(dirname "$0")/../../.venv/bin:$PATH"
 exec llama-gguf diagnose "$@"

@@ -144,7 +144,7 @@ def test_what_getting_started_says_to_ask_works(
     served: Served, language: str, program: str
 ) -> None:
     page = (ROOT / "docs" / "getting-started.md").read_text("utf-8")
-    section = page.partition("## 3. Ask")[2]
+    section = page.partition("## 3. Send a request")[2]
     (code,) = re.findall(rf"^```{language}\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
     code = code.replace("http://127.0.0.1:8000/v1", served.base_url)
     code = code.replace("the-key-that-was-shown", served.key)

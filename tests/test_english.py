@@ -1,0 +1,178 @@
+"""What users read is plain, standard English: some words are rejected, with the usual term."""
+
+from __future__ import annotations
+
+import ast
+import enum
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from llama_gguf.cli import reference
+
+ROOT: Final = Path(__file__).parent.parent
+
+
+class Part(enum.Flag):
+    """Which text of a file is read."""
+
+    PROSE = enum.auto()  # Markdown without its code
+    TEXT = enum.auto()  # all of it: configuration with comments
+    COMMENTS = enum.auto()  # of Python
+    DOCSTRINGS = enum.auto()
+    STRINGS = enum.auto()
+
+
+PYTHON: Final = Part.COMMENTS | Part.DOCSTRINGS | Part.STRINGS
+
+SCANNED: Final = {
+    "*.md": Part.PROSE,
+    "docs/**/*.md": Part.PROSE,
+    "changes/*.md": Part.PROSE,
+    ".github/*.md": Part.PROSE,
+    ".github/ISSUE_TEMPLATE/*.yml": Part.TEXT,
+    "deploy/**/*.*": Part.TEXT,
+    "docker/Dockerfile": Part.TEXT,
+    "docker/*.yaml": Part.TEXT,
+    "docker/*.py": PYTHON,
+    "docs/*.py": PYTHON,
+    "scripts/**/*.sh": Part.TEXT,
+    "api_keys.txt.example": Part.TEXT,
+    "Makefile": Part.TEXT,
+}
+"""Globs, and the text that is read. Sources are added with e.g. ``"src/**/*.py": PYTHON``."""
+
+NOT_YET: Final = frozenset(reference.PAGES)
+"""Pages generated from strings in ``src``, which are not scanned yet."""
+
+INSTEAD: Final = {
+    r"tell(?:s|ing)?|told": "report, show, return, determine, distinguish",
+    r"says|said": "states, shows, reports, means",
+    r"hears?|heard|heed(?:s|ed|ing)?": "receive, handle, respect",
+    r"answer(?:s|ed|ing)?": "response, respond, return",
+    r"ask(?:s|ed|ing)? for": "request, need, prompt for",
+    r"who(?:m|so)?ever|whatever": "the subject itself: any client, all requests, regardless of",
+    r"(?:no|any|some|every)body": "the subject itself: no client, all keys, the operator",
+    r"anew": "again; restart",
+    r"so many": "the number",
+    r"on guard": "require a key",
+    r"put(?:s|ting)? right": "fix",
+    r"(?:go|goes|gone|going|went) on": "continue, resume",
+    r"(?:take|takes|taken|took) up": "apply, reload, process",
+    r"of (?:our|its|their|your) own": "its own X, separate, custom",
+    r"besides": "also, in addition",
+    r"newcomers?": "new connection, new client",
+    r"for ever": "forever",
+    r"borne": "tolerated",
+    r"in place of": "instead of",
+}
+"""Patterns of words, and what a reader expects in their place."""
+
+ALLOWED: Final = frozenset(
+    {
+        ("docs/benchmark.md", "answer"),  # "whole answer", a label of the report
+        ("docs/benchmark.md", "tell"),  # "cannot tell", a verdict of `bench compare`
+    }
+)
+"""(file, word) where the word is a quotation or the right one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    line: int
+    word: str
+    instead: str
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.word!r}, better: {self.instead}"
+
+
+def findings(text: str, first_line: int = 1) -> Iterator[Finding]:
+    """The words in *text* that have a plainer replacement."""
+    for words, instead in INSTEAD.items():
+        pattern = words.replace(" ", r"\s+")  # a line may end between them
+        for match in re.finditer(rf"\b(?:{pattern})\b", text, re.IGNORECASE):
+            line = first_line + text.count("\n", 0, match.start())
+            yield Finding(line, " ".join(match[0].lower().split()), instead)
+
+
+def without_code(text: str) -> str:
+    """*text* without fenced blocks, spans of code and link targets; lines keep their numbers."""
+    code = r"^```.*?^```|(`+)(?:(?!\n\n).)*?\1|(?<=\])\([^)\s]*\)|^\[[^\]]*\]: .*?$"
+    return re.sub(code, _blank, text, flags=re.DOTALL | re.MULTILINE)
+
+
+def _blank(match: re.Match[str]) -> str:
+    return "\n" * match[0].count("\n") or "`"
+
+
+def python_texts(source: str, parts: Part) -> Iterator[tuple[int, str]]:
+    """The first line and the text of each comment, docstring or string among *parts*."""
+    if Part.COMMENTS in parts:
+        for token in tokenize.generate_tokens(io.StringIO(source).readline):
+            if token.type == tokenize.COMMENT:
+                yield token.start[0], token.string
+    nodes = list(ast.walk(ast.parse(source)))
+    docstrings = {id(n.value) for n in nodes if isinstance(n, ast.Expr)}
+    for node in nodes:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            part = Part.DOCSTRINGS if id(node) in docstrings else Part.STRINGS
+            if part in parts:
+                yield node.lineno, node.value
+
+
+def read(path: Path, parts: Part) -> Iterator[Finding]:
+    source = path.read_text("utf-8")
+    if parts & PYTHON:
+        for line, text in python_texts(source, parts):
+            yield from findings(without_code(text), line)
+    else:
+        yield from findings(source if Part.TEXT in parts else without_code(source))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+FILES: Final = {
+    name_of(path): parts
+    for glob, parts in SCANNED.items()
+    for path in sorted(ROOT.glob(glob))
+    if path.is_file() and name_of(path) not in NOT_YET
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_page_uses_the_usual_terms(name: str) -> None:
+    found = [f for f in read(ROOT / name, FILES[name]) if (name, f.word) not in ALLOWED]
+
+    assert found == [], "\n" + "\n".join(f"{name}, {finding}" for finding in found)
+
+
+def test_every_exception_is_needed() -> None:
+    found = {(name, f.word) for name, parts in FILES.items() for f in read(ROOT / name, parts)}
+
+    assert found >= ALLOWED
+
+
+def test_prose_is_read_without_its_code() -> None:
+    page = "It `told` us.\n```bash\ntold\n```\n[link](told.md) is\nTold, so\nmany.\n"
+
+    assert [(f.line, f.word) for f in findings(without_code(page))] == [(6, "told"), (6, "so many")]
+
+
+@pytest.mark.parametrize(
+    ("part", "lines"),
+    [(Part.COMMENTS, [2]), (Part.DOCSTRINGS, [1, 3]), (Part.STRINGS, [4]), (PYTHON, [2, 1, 3, 4])],
+)
+def test_python_is_read_by_part(part: Part, lines: list[int]) -> None:
+    source = '"""anew"""\ndef anew(): # anew\n    """anew"""\n    return f"anew {anew} anew`"\n'
+
+    found = [f.line for line, text in python_texts(source, part) for f in findings(text, line)]
+    assert list(dict.fromkeys(found)) == lines

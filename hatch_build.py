@@ -25,7 +25,8 @@ MODULES: Final = [
     for folder, names in {
         "core": (
             *("admission", "bodies", "body_memory", "chunked", "exchange", "fields", "keys"),
-            *("ledger", "limits", "messages", "metrics", "replies", "routes", "shares", "usage"),
+            *("ledger", "limits", "messages", "metrics", "replies", "routes", "shares"),
+            *("stream_member", "usage"),
         ),
         "gateway": (
             *("access_log", "accounts", "client", "connection", "dialer", "heads", "listener"),

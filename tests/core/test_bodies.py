@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.core.bodies import IncomingBody, asks_for_stream
+from llama_gguf.core.bodies import IncomingBody
 from llama_gguf.core.chunked import frame
 from llama_gguf.errors import BadRequest
 
@@ -99,31 +99,3 @@ def test_what_is_not_in_the_coding_is_a_bad_request(wire: bytes) -> None:
         IncomingBody(None).feed(wire)
 
     assert raised.value.close, "where the next request begins cannot be said"
-
-
-# What it asks for ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("body", "does"),
-    [
-        (b'{"stream":true}', True),
-        (b'{"a": 1, "stream" :\n true, "b": 2}', True),
-        (b'\xef\xbb\xbf{"stream": true}', True),
-        (b'{"stream":false}', False),
-        (b'{"stream":1}', False),
-        (b'{"stream":"true"}', False),
-        (b'{"stream":true,"stream":false}', False),
-        (b'{"messages":[{"stream":true}]}', False),
-        (b'{"prompt":"\\"stream\\":true"}', False),
-        (b'[{"stream":true}]', False),
-        (b'{"stream":true', False),
-        (b'"stream":true', False),
-        (b'{"stream":true,"a":"\xff"}', False),
-        (b"[" * 100_000 + b'"stream":true', False),
-        (b"", False),
-    ],
-)
-def test_a_stream_is_asked_for_by_the_outermost_object(body: bytes, does: bool) -> None:
-    assert asks_for_stream(body) == does
-    assert asks_for_stream(bytearray(body)) == does

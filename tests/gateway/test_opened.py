@@ -200,6 +200,66 @@ def test_a_stream_that_has_begun_gets_no_comments(new_rig: NewRig) -> None:
     assert so_far(client).chunks == (WAITING, b'data: {"n":1}\n\n')
 
 
+# A body that takes long to search -----------------------------------------------------------------
+
+DENSE = b"{" + b'"":[[]],' * 2000 + b'"stream":true}'
+"""Short, and takes the effort of a long one: every byte of it ends or begins something."""
+
+
+def test_a_body_that_takes_long_to_search_waits_a_few_ticks_more(busy: Rig) -> None:
+    client = ask(busy, body=DENSE)
+    busy.advance(10)
+    assert client.received == b"", "all of it in one tick would hold up every other stream"
+
+    busy.advance(30)
+    assert so_far(client).chunks[0] == WAITING
+
+
+def test_no_short_body_waits_until_long_ones_are_searched(busy: Rig) -> None:
+    long = [ask(busy, body=DENSE) for _ in range(8)]
+    short = ask(busy)
+    busy.advance(10)
+
+    assert so_far(short).chunks == (WAITING,)
+    assert not any(client.received for client in long)
+
+
+def test_many_bodies_share_the_effort_of_one_tick(busy: Rig) -> None:
+    body = b'{"prompt":"%b","stream":true}' % (b"x" * 200_000)
+    clients = [ask(busy, body=body) for _ in range(8)]
+    busy.advance(10)
+    assert sum(bool(client.received) for client in clients) < 4
+
+    busy.advance(5)
+    assert all(client.received for client in clients)
+
+
+def test_a_bug_in_one_search_does_not_stop_the_others(
+    busy: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: bytes) -> None:
+        raise ValueError("as a bug would")
+
+    broken, fine = ask(busy), ask(busy)
+    broken.transport.on_write = fail
+    busy.advance(10)
+
+    assert broken.was_cut
+    assert so_far(fine).chunks == (WAITING,)
+    assert "a bug" in caplog.text
+
+
+def test_a_search_ends_with_the_exchange_that_it_was_for(new_rig: NewRig) -> None:
+    rig = new_rig(sse_keepalive=10)
+    client = ask(rig, body=DENSE)
+    rig.advance(10)
+    rig.upstream.say(OK)
+    client.send(request("POST", "/v1/embeddings", body=DENSE))
+    rig.advance(60)
+
+    assert len(client.answers) == 1, "embeddings are no stream, whatever their body"
+
+
 # What goes wrong then -----------------------------------------------------------------------------
 
 

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import re
-from typing import Final
-
 from llama_gguf.core.chunked import ChunkedBody, ChunkedError
 from llama_gguf.errors import BadRequest
-
-_STREAM: Final = re.compile(rb'"stream"\s*:\s*true')
 
 
 class IncomingBody:
@@ -50,17 +44,3 @@ class IncomingBody:
         except ChunkedError as error:
             raise BadRequest(f"The body cannot be read: {error}.") from None
         return data[taken:] if chunked.is_done else None
-
-
-def asks_for_stream(body: bytes | bytearray) -> bool:
-    """Whether a request with *body* asks for its answer as an event stream.
-
-    The search decides for most; only what it finds is read as JSON, which may take a while.
-    """
-    if not _STREAM.search(body):
-        return False
-    try:
-        said = json.loads(body)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(said, dict) and said.get("stream") is True

@@ -17,6 +17,7 @@ from llama_gguf.errors import IllegalTransition
 if TYPE_CHECKING:
     from llama_gguf.core.admission import Admission
     from llama_gguf.core.messages import Request
+    from llama_gguf.core.stream_member import StreamSearch
     from llama_gguf.core.usage import Usage
 
 
@@ -120,8 +121,8 @@ class Exchange:
     has_retried = False
     is_counted = False
     """Whether it is in its key's window."""
-    wants_stream: bool | None = None
-    """None: nobody has looked."""
+    stream_search: StreamSearch | None = None
+    """Of its body, once it has waited for SSE_KEEPALIVE; None before."""
     # What has to be given back.
     runs_in: Admission | None = None
     """What granted it a slot."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from llama_gguf.core import replies
 from llama_gguf.core.admission import Admission, Verdict
-from llama_gguf.core.bodies import IncomingBody, asks_for_stream
+from llama_gguf.core.bodies import IncomingBody
 from llama_gguf.core.chunked import frame
 from llama_gguf.core.exchange import PHASES, Event, Exchange, State
 from llama_gguf.core.fields import Framing, check_head_size, find
@@ -23,6 +23,7 @@ from llama_gguf.core.limits import SlidingWindow
 from llama_gguf.core.messages import LENGTH_LINES, NEVER, Answer, Pattern, Request
 from llama_gguf.core.replies import OwnAnswer
 from llama_gguf.core.routes import Kind
+from llama_gguf.core.stream_member import StreamSearch
 from llama_gguf.errors import (
     ConcurrencyLimited,
     GatewayError,
@@ -724,12 +725,35 @@ class ClientConnection(Connection):
         if opened is not None:
             if exchange.is_open and opened.said_at <= horizon and not self._is_write_paused:
                 opened.wait(now)
-        elif exchange.may_reply and 0 < exchange.waits_since <= horizon:
-            if exchange.wants_stream is None:
-                may_stream = exchange.request.route.may_stream
-                exchange.wants_stream = may_stream and asks_for_stream(self._body)
-            if exchange.wants_stream:
+        elif (
+            exchange.may_reply
+            and 0 < exchange.waits_since <= horizon
+            and exchange.stream_search is None
+            and exchange.request.route.may_stream
+        ):
+            exchange.stream_search = StreamSearch()
+            self._shared.stream_searches.add(self, exchange)
+
+    def search_body(self, exchange: Exchange, effort: int, now: float) -> int:
+        """Search on for ``stream`` in the body of *exchange*; open the stream if it asks for one.
+
+        Returns:
+            The effort that it took, as ``StreamSearch.advance`` counts it.
+        """
+        search = exchange.stream_search
+        assert search is not None
+        if self._exchange is not exchange or not exchange.may_reply:
+            search.answer = False  # it no longer waits
+            return 0
+        try:
+            spent = search.advance(self._body, effort)
+            if search.answer:
                 self._open(exchange, now)
+        except Exception:  # a bug of ours: the other searches have their turn all the same
+            search.answer = False
+            self._on_bug()
+            return effort
+        return spent
 
     def _open(self, exchange: Exchange, now: float) -> None:
         exchange.on(Event.OPEN)

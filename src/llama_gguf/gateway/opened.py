@@ -3,10 +3,13 @@
 Proxies at the edge give up a connection on which nothing comes for a minute or two. So one that
 waits longer is answered 200 and told comments. From then on its client hears what it waits for,
 or an error event: a status cannot be told any more.
+
+Which bodies ask for a stream is found out here as well, by a bounded effort per tick.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
@@ -18,10 +21,15 @@ from llama_gguf.core.messages import Answer
 from llama_gguf.errors import UpstreamError
 
 if TYPE_CHECKING:
+    from llama_gguf.core.exchange import Exchange
     from llama_gguf.gateway.client import ClientConnection
 
 MAX_REFUSAL_BYTES: Final = 65536
 """Of an engine's answer that is no stream: some JSON that says why."""
+EFFORT_PER_TICK: Final = 524_288
+"""For all searches together, in the unit of ``core/stream_member.py``: 1 to 5 ms."""
+EFFORT_PER_TURN: Final = 32_768
+"""For one of them, before the next has its turn: a long body does not delay the short ones."""
 
 
 class OpenedStream:
@@ -105,3 +113,27 @@ class OpenedStream:
 
     def on_cut(self, error: UpstreamError, *, may_insert: bool) -> None:
         self._client.on_cut(error, may_insert=may_insert or self._refusal is not None)
+
+
+class StreamSearches:
+    """The bodies that are searched for ``stream``, in turn."""
+
+    __slots__ = ("_waiting",)
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[ClientConnection, Exchange]] = deque()
+
+    def add(self, client: ClientConnection, exchange: Exchange) -> None:
+        """Search the body of *exchange*, from the next ``advance`` on."""
+        self._waiting.append((client, exchange))
+
+    def advance(self, now: float) -> None:
+        """Search on for one tick."""
+        waiting = self._waiting
+        effort = EFFORT_PER_TICK
+        while waiting and effort > 0:
+            client, exchange = waiting.popleft()
+            effort -= client.search_body(exchange, EFFORT_PER_TURN, now)
+            search = exchange.stream_search
+            if search is not None and search.answer is None:
+                waiting.append((client, exchange))

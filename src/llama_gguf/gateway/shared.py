@@ -38,6 +38,7 @@ from llama_gguf.gateway.access_log import AccessLog
 from llama_gguf.gateway.accounts import Accounts
 from llama_gguf.gateway.dialer import Dial
 from llama_gguf.gateway.engine_reader import EngineReader
+from llama_gguf.gateway.opened import StreamSearches
 from llama_gguf.gateway.pool import IDLE_SECONDS, Pool
 from llama_gguf.gateway.principals import Principal, Principals
 from llama_gguf.gateway.reloads import Reloads
@@ -116,6 +117,7 @@ class Shared:
         """Called when a request comes for an engine that is asleep."""
         self.connections: set[ClientConnection] = set()
         self.body_memory = BodyMemory(settings.max_body_memory, self.principals.are_several)
+        self.stream_searches = StreamSearches()
         self.is_draining = False
         self.idle = asyncio.Event()
         """Set while draining, when no exchange runs any more."""
@@ -140,8 +142,7 @@ class Shared:
         self.engine_is_ready = False
         self.max_head_bytes = settings.max_request_line_size + 8 * settings.max_header_line_size
         self._id_prefix = b"req-%b-" % os.urandom(6).hex().encode("ascii")
-        self._id_block = b""
-        self._id_count = 0
+        self._id_block, self._id_count = b"", 0
         self.date = b""
         self.wall = 0.0
         self.tell_time()
@@ -159,6 +160,7 @@ class Shared:
         now = self.now()
         for connection in tuple(self.connections):
             connection.on_tick(now)
+        self.stream_searches.advance(now)
 
     def tell_time(self) -> None:
         """Read the wall clock: a request may live with what it was half a second ago."""

@@ -85,6 +85,19 @@ def refusal(method: str, path: str | bytes, *, expose_all: bool = False) -> Gate
     return found.error
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [("GET", "/slots"), ("TRACE", "/ping"), ("GET", "//"), ("POST", "/ping"), ("GET", "/%70ing")],
+)
+def test_a_remembered_refusal_holds_no_frame_of_the_request_that_it_was_made_for(
+    asked: tuple[str, str],
+) -> None:
+    error = refusal(*asked)
+
+    assert error.__traceback__ is None
+    assert (error.__context__, error.__cause__) == (None, None)
+
+
 # The engine's paths -------------------------------------------------------------------------------
 
 

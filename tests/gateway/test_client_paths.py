@@ -86,6 +86,15 @@ def test_a_path_that_is_not_exposed_is_403(method: str, target: str, rig: Rig) -
     assert not client.is_closed
 
 
+def test_a_path_that_is_refused_again_and_again_keeps_nothing_of_its_requests(rig: Rig) -> None:
+    for _ in range(3):
+        rig.ask(request("GET", "/slots"), request("GET", "/slots"))
+    error = rig.shared.router.route(b"GET", b"/slots").error
+
+    assert error is not None
+    assert error.__traceback__ is None, "its frames would hold requests, and with them keys"
+
+
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
     [

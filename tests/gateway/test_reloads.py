@@ -156,6 +156,7 @@ def test_a_failure_is_told_to_whoever_asked_and_logged_and_counted_once(
         failures = asyncio.run(trial())
 
     assert [type(failure) for failure in failures] == [ReloadFailed] * 2
+    assert failures[0] is not failures[1], "each would add its frames to the other's traceback"
     assert caplog.text.count("there is no keys file") == 1
     assert results == ["failure"]
 

@@ -42,6 +42,8 @@ class Route:
     is_anthropic: bool = False
     """Errors go out in Anthropic's envelope."""
     error: GatewayError | None = None
+    """Why it is refused. Never raised, since routes are remembered: each raise would add to its
+    traceback, whose frames hold the request that was refused, with its key."""
 
 
 _OURS: Final = {
@@ -178,7 +180,7 @@ class Router:
         try:
             route = self._decide(method.decode("ascii"), path)
         except GatewayError as error:
-            route = Route(Kind.REFUSED, "refused", error=error)
+            route = Route(Kind.REFUSED, "refused", error=error.with_traceback(None))
         if len(self._remembered) >= self._MAX_REMEMBERED:
             self._remembered.clear()
         self._remembered[method, path] = route

@@ -53,7 +53,8 @@ class Reloads:
         self._seen: keyfile.Stamp | None = None
         self._lock = asyncio.Lock()
         self._is_over = threading.Event()
-        self._next: asyncio.Task[int] | None = None
+        self._next: asyncio.Task[int | str] | None = None
+        """A read to come: how many keys there were, or why there are none."""
         self.off_the_loop: Callable[[Callable[[], _Read]], Awaitable[_Read]] = off_the_loop
 
     def load(self) -> int:
@@ -72,18 +73,28 @@ class Reloads:
         Raises:
             ReloadFailed: it cannot be read; nothing has changed.
         """
-        return await asyncio.shield(self._begin_reload())
+        outcome = await asyncio.shield(self._begin_reload())
+        if isinstance(outcome, str):
+            raise ReloadFailed(outcome)
+        return outcome
 
-    def _begin_reload(self) -> asyncio.Task[int]:
+    def _begin_reload(self) -> asyncio.Task[int | str]:
         if self._next is None:
             self._next = asyncio.get_running_loop().create_task(self._reload(), name="reload keys")
-            self._next.add_done_callback(_look_at_error)
         return self._next
 
-    async def _reload(self) -> int:
+    async def _reload(self) -> int | str:
+        """Returns the reason of a failure, since each caller raises an error of its own.
+
+        One that they all raise would gather their frames in its traceback.
+        """
         async with self._lock:
             self._next = None
-            return self._take(await self.off_the_loop(lambda: _read(self._path)))
+            read = await self.off_the_loop(lambda: _read(self._path))
+            try:
+                return self._take(read)
+            except ReloadFailed as error:
+                return error.message
 
     def _take(self, read: _Read) -> int:
         self._stamp = self._seen = read.stamp
@@ -171,9 +182,3 @@ def _read(path: str) -> _Read:
     except UserError as error:
         return _Read(stamp, None, error=str(error))
     return _Read(stamp, ring, exposed_mode=keyfile.exposed_mode(path))
-
-
-def _look_at_error(task: asyncio.Task[int]) -> None:
-    """Whoever asked may have left; then asyncio would complain that nobody took the error."""
-    if not task.cancelled():
-        task.exception()

@@ -90,6 +90,14 @@ def test_nonsense_is_400(raw: bytes, health: Health) -> None:
     assert health.ask(raw).status == 400
 
 
+@pytest.mark.parametrize("raw", [b"\x16\x03\x01\x02\x00\x01", b"\x05\x01\x00", b"\0"])
+def test_what_begins_no_request_is_400_before_any_end_of_it(raw: bytes, health: Health) -> None:
+    with health.connect() as sock:
+        sock.sendall(raw)
+
+        assert read_answers(everything(sock))[0].status == 400
+
+
 def test_a_request_in_pieces_is_a_request(health: Health) -> None:
     with health.connect() as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

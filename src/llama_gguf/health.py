@@ -60,7 +60,9 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._received += data
-        if b"\r\n\r\n" in self._received or b"\n\n" in self._received:
+        # What begins with no letter, such as a TLS handshake, is no request whatever follows.
+        is_request = self._received[:1].isalpha()
+        if not is_request or b"\r\n\r\n" in self._received or b"\n\n" in self._received:
             self._transport.write(answer(self._received, self._server.status()))
             self._transport.close()
         elif len(self._received) > MAX_HEAD_BYTES:

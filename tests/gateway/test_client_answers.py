@@ -157,6 +157,23 @@ def test_an_answer_is_the_same_wherever_the_network_cuts_it(case: Case, rig: Rig
         rig.shared.pool.retire_idle()
 
 
+@pytest.mark.parametrize("space", [" ", "\t", " \t "])
+def test_the_engine_s_framing_may_have_space_around_it(space: str, rig: Rig) -> None:
+    client = rig.ask(GET)
+    rig.upstream.say(
+        f"HTTP/1.1 200 OK\r\nTransfer-Encoding:{space}chunked{space}\r\n\r\n".encode()
+        + event(1)
+        + LAST_CHUNK
+    )
+    other = rig.ask(GET)
+    rig.upstream.say(f"HTTP/1.1 200 OK\r\nContent-Length:{space}2{space}\r\n\r\nab".encode())
+
+    assert client.answer.is_whole
+    assert client.answer["transfer-encoding"] == "chunked"
+    assert other.answer.body == b"ab"
+    assert other.answer["content-length"] == "2"
+
+
 def test_the_boundaries_of_chunks_are_kept(rig: Rig) -> None:
     body = chunk(b"a") + chunk(b"bc" * 500) + b'001;x="y"\r\nd\r\n' + LAST_CHUNK
     client = rig.ask(GET)

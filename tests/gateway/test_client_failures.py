@@ -13,6 +13,7 @@ from tests.fakes import (
     KEY,
     OK,
     Rig,
+    bytewise,
     code_of,
     request,
 )
@@ -115,6 +116,35 @@ def test_nonsense_in_place_of_an_answer_is_502(answer: bytes, rig: Rig) -> None:
     assert upstream.was_cut
     assert not client.is_closed
     assert rig.is_at_rest
+
+
+HOPELESS = {
+    "bare line feeds": b"HTTP/1.1 200 OK\nContent-Length: 0\n\n",
+    "bare line feeds behind a good line": b"HTTP/1.1 200 OK\r\nContent-Length: 0\n\n",
+    "a blank line of one LF": b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\n",
+    "bare line feeds behind an interim answer": b"HTTP/1.1 100 A\r\n\r\nHTTP/1.1 200 OK\n\n",
+    "TLS": b"\x15\x03\x03\x00\x02\x02\x0a",
+    "another banner": b"SSH-2.0-OpenSSH_9.9\r\n",
+    "another version": b"HTTP/2.0 200",
+    "no status": b"HTTP/1.1 OK\r\n",
+    "an empty line": b"\r\n",
+    "a body": b'{"ok":true}',
+}
+
+
+@pytest.mark.parametrize("answer", HOPELESS.values(), ids=HOPELESS.keys())
+def test_what_cannot_become_an_answer_is_502_without_waiting_for_its_end(
+    answer: bytes, rig: Rig
+) -> None:
+    for pieces in ((answer,), bytewise(answer)):
+        client = rig.ask()
+        upstream = rig.upstream
+        upstream.say(*pieces)
+
+        assert client.answer.status == 502, pieces
+        assert code_of(client.answer) == "backend_error"
+        assert upstream.was_cut
+        assert rig.is_at_rest
 
 
 def test_a_head_in_pieces_may_not_be_over_64_kib_either(rig: Rig) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.fakes import (
@@ -45,6 +47,25 @@ HOSTILE = {
     "xchunked": (400, post("Transfer-Encoding: xchunked")),
     "chunked with a tail": (400, post("Transfer-Encoding: chunked;q=1")),
     "chunked with a vertical tab": (400, post("Transfer-Encoding: \x0bchunked")),
+    "chunked with a vertical tab behind it": (400, post("Transfer-Encoding: chunked\x0b")),
+    "chunked with a form feed behind a space": (400, post("Transfer-Encoding: chunked \x0c")),
+    "xchunked with a tab": (400, post("Transfer-Encoding: xchunked\t")),
+    "chunked, a tab and more": (400, post("Transfer-Encoding: chunked\tx")),
+    "chunked, a space and more": (400, post("Transfer-Encoding: chunked x")),
+    "gzip before chunked with a tab": (400, post("Transfer-Encoding: gzip, chunked\t")),
+    "chunked twice with tabs": (400, post(CHUNKED + "\t", CHUNKED + "\t")),
+    "chunked with a tab and a length": (400, post(CHUNKED + "\t", LENGTH)),
+    "a length and chunked with a tab": (400, post(LENGTH, CHUNKED + " \t")),
+    "chunked with a tab, folded": (400, post(CHUNKED + "\t\r\n x")),
+    "chunked with a tab and a line of spaces": (400, post(CHUNKED + "\t\r\n \t")),
+    "chunked with a tab in HTTP/1.0": (400, post(CHUNKED + "\t", version="1.0")),
+    "chunked with a tab and a bare LF": (400, post(CHUNKED + "\t\n")),
+    "chunked with a tab and a bare CR": (400, post(CHUNKED + "\t\r")),
+    "a space before the colon, a tab behind": (400, post("Transfer-Encoding : chunked\t")),
+    "a tab behind chunked that is another field's": (
+        400,
+        post(LENGTH, "X: a\r\n " + CHUNKED + "\t"),
+    ),
     "no coding at all": (400, post("Transfer-Encoding:")),
     "chunked in HTTP/1.0": (400, post(CHUNKED, version="1.0")),
     "HTTP/0.9": (400, post(LENGTH, version="0.9")),
@@ -125,6 +146,49 @@ def test_what_could_be_read_in_two_ways_is_refused_and_ends_the_connection(
         assert client.is_closed
         assert rig.requests == []
         assert rig.is_at_rest
+
+
+# Their blank line never comes.
+HOPELESS = {
+    "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "TLS_CERT_FILE"),
+    "bare line feeds": (b"GET /ping HTTP/1.1\nHost: a\n\n", "LF"),
+    "bare line feeds behind a good line": (b"GET /ping HTTP/1.1\r\nHost: a\n\n", "LF"),
+    "a blank line of one LF": (b"GET /ping HTTP/1.1\r\nHost: a\r\n\n", "LF"),
+    "one bare line feed": (b"GET /ping HTTP/1.1\r\nHost: a\nX: y\r\n", "LF"),
+    "an LF in front": (b"\nGET /ping HTTP/1.1\r\n", "method"),
+    "a CR in front": (b"\rGET /ping HTTP/1.1\r\n", "method"),
+    "a space in front": (b" GET /ping HTTP/1.1\r\n", "method"),
+    "SOCKS": (b"\x05\x01\x00", "method"),
+    "the PROXY protocol's second version": (b"\r\n\r\n\x00\r\nQUIT\n!", "method"),
+    "SSH": (b"SSH-2.0-OpenSSH_9.9\r\n", "HTTP/1.1"),
+    "HTTP/0.9": (b"GET /ping\r\n", "HTTP/1.1"),
+}
+
+
+@pytest.mark.parametrize(("raw", "names"), HOPELESS.values(), ids=HOPELESS.keys())
+def test_what_cannot_become_a_request_is_400_without_waiting_for_its_end(
+    raw: bytes, names: str, rig: Rig
+) -> None:
+    for pieces in ((raw,), bytewise(raw)):
+        client = rig.ask(*pieces)
+
+        assert client.answer.status == 400, pieces
+        assert names in json.loads(client.answer.body)["error"]["message"]
+        assert client.answer["connection"] == "close"
+        assert client.is_closed
+        assert rig.is_at_rest
+
+
+@pytest.mark.parametrize(("raw", "names"), HOPELESS.values(), ids=HOPELESS.keys())
+def test_the_same_holds_behind_a_request_that_was_good(raw: bytes, names: str, rig: Rig) -> None:
+    del names
+    rig.answer_with(OK)
+    good = request("GET", "/v1/models")
+    for pieces in ((good, raw), (good + raw,), bytewise(good + raw)):
+        client = rig.ask(*pieces)
+
+        assert [answer.status for answer in client.answers] == [200, 400], pieces
+        assert client.is_closed
 
 
 MALFORMED_CHUNKS = {

@@ -204,9 +204,38 @@ def test_a_length_may_have_space_around_it(field: str, rig: Rig) -> None:
     assert rig.upstream.received.endswith(BODY)
 
 
+@pytest.mark.parametrize("space", [" ", "\t", " \t ", "\t\t"])
+def test_chunked_may_have_space_around_it(space: str, rig: Rig) -> None:
+    wire = chunk(BODY) + b"0\r\n\r\n"
+    rig.answer_with(OK)
+    client = rig.client()
+    for _ in range(2):  # the second is one that was seen before
+        client.send(post(f"Transfer-Encoding:{space}chunked{space}", body=wire))
+
+    assert [answer.status for answer in client.answers] == [200, 200]
+    for received in rig.requests:
+        _, fields, body = first_line_and_fields(received)
+        assert body == BODY
+        assert f"Content-Length: {len(BODY)}" in fields
+        assert not any(field.lower().startswith("transfer-") for field in fields)
+
+
+@pytest.mark.parametrize("space", [" ", "\t", " \t"])
+def test_expect_and_connection_may_have_space_around_them(space: str, rig: Rig) -> None:
+    rig.answer_with(OK)
+    client = rig.client()
+    fields = (LENGTH, f"Expect:{space}100-continue{space}", f"Connection:{space}close{space}")
+    client.send(post(*fields, body=b""))
+    assert client.received == b"HTTP/1.1 100 Continue\r\n\r\n"
+
+    client.send(BODY)
+    assert client.is_closed
+    assert len(rig.requests) == 1
+
+
 @pytest.mark.parametrize(
     "host",
-    ["", "a", "a.example:80", "a:", "127.0.0.1:8000", "[::1]:8000", "a_b-c.d", "a "],
+    ["", "a", "a.example:80", "a:", "127.0.0.1:8000", "[::1]:8000", "a_b-c.d", "a ", "\ta \t"],
 )
 def test_a_decent_host_is_served(host: str, rig: Rig) -> None:
     rig.ask(post(LENGTH, host=f"Host: {host}"))

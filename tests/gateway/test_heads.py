@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_gguf.errors import BadRequest, UpstreamError
-from llama_gguf.gateway.heads import HEAD_END, parse_request, parse_response
+from llama_gguf.gateway.heads import (
+    HEAD_END,
+    check_request_start,
+    check_response_start,
+    parse_request,
+    parse_response,
+)
 
 
 def test_a_request_is_taken_apart() -> None:
@@ -26,6 +34,50 @@ def test_white_space_behind_a_value_is_no_part_of_it() -> None:
     answer = parse_response(b"HTTP/1.1 200 OK\r\nX: y \t\r\n\r\n")
 
     assert request.fields == answer.fields == [(b"X", b"y")]
+
+
+@pytest.mark.parametrize("before", [b"", b" ", b"\t", b" \t "])
+@pytest.mark.parametrize("behind", [b"", b" ", b"\t", b"  ", b" \t", b"\t \t"])
+@pytest.mark.parametrize(
+    "field",
+    [
+        (b"Transfer-Encoding", b"chunked"),
+        (b"TRANSFER-encoding", b"Chunked"),
+        (b"Content-Length", b"5"),
+        (b"Connection", b"close"),
+        (b"Expect", b"100-continue"),
+        (b"Host", b"a:80"),
+    ],
+)
+def test_white_space_around_a_value_of_ours_is_no_part_of_it(
+    field: tuple[bytes, bytes], before: bytes, behind: bytes
+) -> None:
+    name, value = field
+    lines = b"%b:%b%b%b\r\nX: y\r\n\r\n" % (name, before, value, behind)
+
+    assert parse_request(b"POST / HTTP/1.1\r\n" + lines).fields == [field, (b"X", b"y")]
+    assert parse_response(b"HTTP/1.1 200 OK\r\n" + lines).fields == [field, (b"X", b"y")]
+
+
+def test_a_refusal_of_a_whole_head_names_its_cause_too() -> None:
+    with pytest.raises(BadRequest, match="TLS_CERT_FILE"):
+        parse_request(b"\x16\x03\x01\x02\r\n\r\n")
+    with pytest.raises(BadRequest, match="LF alone"):
+        parse_request(b"GET / HTTP/1.1\r\nHost: a\nX: y\r\n\r\n")
+
+
+def test_no_beginning_of_what_is_understood_is_refused() -> None:
+    lines = b"Host: a\r\nX: \xe9 \t\r\nY:\r\n\r\n"
+    for line in (b"OPTIONS * HTTP/1.1\r\n", b"GET http://a/b?c HTTP/1.0\r\n"):
+        head = line + lines
+        parse_request(head)
+        for seen, end in itertools.combinations(range(len(head)), 2):
+            check_request_start(head[:end], seen)
+    for line in (b"HTTP/1.1 200 OK\r\n", b"HTTP/1.0 204\r\n", b"HTTP/1.1 200 \xe9 \r\n"):
+        answer = line + lines
+        parse_response(answer)
+        for end in range(len(answer)):
+            check_response_start(answer[:end])
 
 
 @pytest.mark.parametrize("method", [b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE"])

@@ -40,7 +40,7 @@ from llama_gguf.events import EventLog
 from llama_gguf.gateway import own, sockets
 from llama_gguf.gateway.connection import NO_DEADLINE, Connection
 from llama_gguf.gateway.dialer import Cancellable
-from llama_gguf.gateway.heads import HEAD_END, parse_request
+from llama_gguf.gateway.heads import HEAD_END, check_request_start, parse_request
 from llama_gguf.gateway.opened import OpenedStream
 from llama_gguf.gateway.principals import Principal, Principals
 
@@ -264,9 +264,12 @@ class ClientConnection(Connection):
         received = self._skipped(received)
         end = received.find(HEAD_END) + len(HEAD_END)
         if end < len(HEAD_END):
+            # What came before has been checked, unless it was sent ahead.
+            seen = len(self._received) if self._has_head_begun else 0
             self._received = received
             self._read_on()
             self._check_size(received)
+            check_request_start(received, seen)
             if received and not self._has_head_begun:
                 self._has_head_begun = True
                 self.deadline = self._head_deadline()

@@ -21,6 +21,16 @@ HEAD_END: Final = b"\r\n\r\n"
 _VERSIONS: Final = {b" HTTP/1.0": "1.0", b" HTTP/1.1": "1.1"}
 # RFC 9112 section 4: a reason is made of tabs, spaces and visible bytes.
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] [0-9]{3}(?: [\t\x20-\x7e\x80-\xff]*)?\r\n")
+_STATUS_LINE_START: Final = b"HTTP/1."
+# RFC 9110 section 9.1: a method is a token. A CR may begin an empty line before it.
+_REQUEST_START: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]|\r?\Z")
+_TLS_HANDSHAKE: Final = b"\x16"
+"""The first byte of a TLS record with a ClientHello (RFC 8446 section 5.1)."""
+# RFC 9112 section 5: white space after a value is no part of it. llhttp takes a space there, but
+# refuses a tab after the coding of a request.
+_SPACE_AFTER_CODING: Final = re.compile(
+    rb"(\r\ntransfer-encoding:[ \t]*chunked)[ \t]+(?=\r\n)", re.IGNORECASE
+)
 
 
 class _Collector:
@@ -62,6 +72,45 @@ def _fault(
     return None
 
 
+def _has_bare_line_feed(head: bytes, seen: int = 0) -> bool:
+    return head.count(b"\n", seen) != head.count(b"\r\n", max(seen - 1, 0))
+
+
+def check_request_start(head: bytes, seen: int = 0) -> None:
+    """Refuse what cannot become a request, since its blank line may never come.
+
+    Args:
+        head: as far as it has come, without empty lines before it.
+        seen: how many bytes of it have been checked before.
+
+    Raises:
+        BadRequest: whatever follows, *head* begins no request of HTTP/1.0 or 1.1.
+    """
+    if head.startswith(_TLS_HANDSHAKE):
+        raise BadRequest(
+            "This looks like TLS, and the port speaks plain HTTP. Use http://, or set "
+            "TLS_CERT_FILE and TLS_KEY_FILE."
+        )
+    if not _REQUEST_START.match(head):
+        raise BadRequest("A request begins with its method.")
+    # In the order of their places, so that it makes no difference where the network cuts a head.
+    line_end = head.find(b"\n") - 1
+    if (
+        line_end >= 0
+        and head[line_end : line_end + 1] == b"\r"
+        and head[max(line_end - 9, 0) : line_end] not in _VERSIONS
+    ):
+        raise BadRequest("Only HTTP/1.0 and HTTP/1.1 are understood.")
+    if _has_bare_line_feed(head, seen):
+        raise BadRequest("A line of the head ends with LF alone; HTTP needs CR LF.")
+
+
+def _refusal(head: bytes, message: str) -> BadRequest:
+    """What refuses *head*: the error of its start, if that is where it is wrong, or *message*."""
+    check_request_start(head)
+    return BadRequest(message)
+
+
 def parse_request(head: bytes) -> RequestHead:
     """Parse *head*, which ends with its blank line.
 
@@ -74,16 +123,19 @@ def parse_request(head: bytes) -> RequestHead:
     parser = httptools.HttpRequestParser(collector)
     fault = _fault(parser, head)
     if fault is not None:
-        raise BadRequest(f"The request cannot be parsed: {fault}.")
+        without_space = _SPACE_AFTER_CODING.sub(rb"\1", head)
+        if without_space != head:
+            return parse_request(without_space)
+        raise _refusal(head, f"The request cannot be parsed: {fault}.")
     # llhttp takes other protocols of the same shape too (ICE, RTSP).
     line = head[: head.find(b"\r\n")]
     version = _VERSIONS.get(line[-9:])
     if version is None:
-        raise BadRequest("Only HTTP/1.0 and HTTP/1.1 are understood.")
+        raise _refusal(head, "Only HTTP/1.0 and HTTP/1.1 are understood.")
     method: bytes = parser.get_method()
     # It also ends the line of an HTTP/0.9 request at a bare LF, and reads over several spaces.
     if line[:-9] != b"%b %b" % (method, collector.url):
-        raise BadRequest("The request line is not a method, a target and a version.")
+        raise _refusal(head, "The request line is not a method, a target and a version.")
     target = _origin_form(method, collector.url)
     path = target.partition(b"?")[0]
     return RequestHead(
@@ -115,6 +167,24 @@ def _origin_form(method: bytes, target: bytes) -> bytes:
         if authority and not any(c in authority for c in b"?#@"):
             return b"/" + path
     raise BadRequest("The request target is neither a path nor an http URL.")
+
+
+def check_response_start(head: bytes) -> None:
+    """Refuse what cannot become a response, since its blank line may never come.
+
+    Args:
+        head: as far as it has come.
+
+    Raises:
+        UpstreamError: whatever follows, *head* begins no response of HTTP/1.0 or 1.1.
+    """
+    start = head[: len(_STATUS_LINE_START)]
+    if not _STATUS_LINE_START.startswith(start):
+        raise UpstreamError("The engine's answer is not HTTP.")
+    if _has_bare_line_feed(head):
+        raise UpstreamError("The engine ends a line of its answer's head with LF alone.")
+    if b"\r\n" in head and not _STATUS_LINE.match(head):
+        raise UpstreamError("The engine's answer is not HTTP.")
 
 
 def parse_response(head: bytes) -> ResponseHead:

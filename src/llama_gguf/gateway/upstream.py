@@ -24,7 +24,7 @@ from llama_gguf.core.fields import Framing, read_response
 from llama_gguf.core.messages import NEVER, Answer, Pattern, ResponseHead
 from llama_gguf.core.usage import ENDING_BYTES, OPENING_BYTES
 from llama_gguf.errors import UpstreamError
-from llama_gguf.gateway.heads import HEAD_END, parse_response
+from llama_gguf.gateway.heads import HEAD_END, check_response_start, parse_response
 from llama_gguf.gateway.transport import Receiver, SocketTransport
 
 MAX_HEAD_BYTES: Final = 65536
@@ -327,6 +327,7 @@ class UpstreamConnection(Receiver):
             if max(end, len(self._received) if end < len(HEAD_END) else 0) > MAX_HEAD_BYTES:
                 raise UpstreamError("The head of the engine's answer is too long.")
             if end < len(HEAD_END):
+                check_response_start(self._received)
                 return None
             raw, self._received = self._received[:end], self._received[end:]
             head = parse_response(raw)

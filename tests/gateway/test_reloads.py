@@ -326,7 +326,7 @@ def test_a_loop_that_has_gone_is_told_nothing(
         reloads.watch()
 
     asyncio.run(begin())
-    path.write_text(KEYS_TEXT)
     (watcher,) = (t for t in threading.enumerate() if t.name == "watch the keys")
+    path.write_text(KEYS_TEXT)
     watcher.join(PATIENCE)
     assert not watcher.is_alive()

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llama_gguf.core import ledger as ledger_module
 from llama_gguf.core.ledger import COUNTS, WINDOWS, Ledger, counts_of
 from llama_gguf.core.messages import Request
 from llama_gguf.core.routes import Kind, Route
@@ -171,14 +172,96 @@ def test_what_is_dumped_is_loaded_again(uses: list[tuple[str, list[int], int]]) 
     assert again.dump() == ledger.dump()
 
 
-def test_a_dump_is_wanted_when_something_has_changed(ledger: Ledger) -> None:
+def test_a_dump_is_wanted_until_what_was_added_is_taken(ledger: Ledger) -> None:
     has_changed = [ledger.has_changed]
     ledger.add("alice", ONE, NOW)
     has_changed.append(ledger.has_changed)
-    ledger.dump()
+    ledger.take_unsaved()
 
     assert [*has_changed, ledger.has_changed] == [False, True, False]
+    assert ledger.take_unsaved() is None
     assert not Ledger.load(ledger.dump()).has_changed
+
+
+@pytest.mark.parametrize("indent", [None, 1, 4])
+def test_a_dump_is_read_in_any_layout(indent: int | None, ledger: Ledger) -> None:
+    ledger.add("alice", ONE, NOW)
+    ledger.add("bob", ONE, NOW)
+    for separators in ((",", ":"), (", ", ": ")):
+        text = json.dumps(json.loads(ledger.dump()), indent=indent, separators=separators)
+
+        assert Ledger.load(text).views(NOW) == ledger.views(NOW)
+
+
+# Among several ------------------------------------------------------------------------------------
+
+
+@given(
+    uses=st.lists(
+        st.tuples(
+            st.integers(0, 1),
+            st.sampled_from(["alice", "bob"]),
+            st.integers(0, 4000),
+            st.sampled_from(["", "save", "fail"]),
+        ),
+        max_size=40,
+    ),
+    additions=st.integers(1, 3),
+)
+def test_ledgers_that_are_merged_again_and_again_add_up_to_one(
+    uses: list[tuple[int, str, int, str]], additions: int
+) -> None:
+    both, now = Ledger(NOW), NOW
+    text = Ledger(NOW).dump()
+    ledgers = [Ledger(NOW), Ledger(NOW)]
+    failed = [Ledger(NOW), Ledger(NOW)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ledger_module, "MAX_ADDITIONS", additions)
+        for which, key_id, later, then in [*uses, (0, "a", 0, "save"), (1, "b", 0, "save")]:
+            now += later
+            both.add(key_id, ONE, now)
+            ledgers[which].add(key_id, ONE, now)
+            unsaved = ledgers[which].take_unsaved() if then else None
+            if unsaved is not None:
+                failed[which].merge(unsaved, now)
+            if then == "save":
+                saved = Ledger.load(text)
+                saved.merge(failed[which], now)
+                failed[which] = Ledger(NOW)
+                text = saved.dump()
+                ledgers[which].rebase(saved, now)
+
+    assert Ledger.load(text).views(now) == both.views(now)
+    assert ledgers[1].views(now) == both.views(now)
+
+
+def test_a_sum_has_what_was_added_since_it_was_made(ledger: Ledger) -> None:
+    ledger.add("alice", ONE, NOW)
+    saved = Ledger(NOW - 5)
+    taken = ledger.take_unsaved()
+    assert taken is not None
+    saved.merge(taken, NOW)
+    saved.add("bob", ONE, NOW)
+    ledger.add("alice", ONE, NOW)
+    ledger.rebase(saved, NOW)
+
+    assert numbers(ledger, "alice", "total")[0] == 2
+    assert numbers(ledger, "bob", "last_minute")[0] == 1
+    assert ledger.since == NOW - 5
+    assert ledger.has_changed
+
+
+def test_a_sum_keeps_no_more_keys_and_spans_than_a_ledger() -> None:
+    saved, later = Ledger(NOW, max_keys=2), NOW
+    for n in range(100):
+        later = NOW + 5 * n
+        added = Ledger(NOW)
+        added.add(f"key-{n % 3}", ONE, later)
+        saved.merge(added, later)
+    (_, newest) = saved._accounts.values()
+
+    assert [view["key_id"] for view in saved.views(later)] == ["key-0", "key-2"]
+    assert len(newest.windows["last_minute"].spans) <= WINDOWS["last_minute"][1]
 
 
 WHOLE = json.loads(Ledger(NOW).dump()) | {

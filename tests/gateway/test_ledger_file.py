@@ -3,7 +3,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +17,7 @@ from llama_gguf.core.ledger import Ledger
 from llama_gguf.core.settings import Settings
 from llama_gguf.gateway import ledger_file
 from llama_gguf.gateway.ledger_file import LedgerFile, path_of
+from tests.ends import PATIENCE
 
 NOW = 1_800_000_000.0
 ONE = (1, 0, 10, 20, 5, 0)
@@ -20,6 +27,24 @@ def used(now: float = NOW) -> Ledger:
     ledger = Ledger(now)
     ledger.add("alice", ONE, now)
     return ledger
+
+
+def file_at(path: Path) -> LedgerFile:
+    return LedgerFile(str(path), lambda: NOW)
+
+
+def look(file: LedgerFile, ledger: Ledger) -> None:
+    asyncio.run(asyncio.wait_for(file.look(ledger), PATIENCE))
+
+
+def requests_in(path: Path) -> int:
+    """Of all keys together, by what the next gateway would load."""
+    return requests_of(file_at(path).load(NOW))
+
+
+def requests_of(ledger: Ledger, window: str = "total") -> int:
+    views: list[Any] = ledger.views(NOW)
+    return sum(view[window]["requests"] for view in views)
 
 
 @pytest.fixture
@@ -33,13 +58,13 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 def test_what_is_written_is_loaded_by_the_next_one(path: Path) -> None:
     ledger = used()
-    LedgerFile(str(path)).write(ledger.dump())
-    again = LedgerFile(str(path)).load(NOW + 1)
+    look(file_at(path), ledger)
+    again = file_at(path).load(NOW + 1)
 
     assert again.views(NOW + 1) == ledger.views(NOW + 1)
     assert again.since == NOW
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert [p.name for p in path.parent.iterdir()] == ["here.json"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["here.json", "here.json.lock"]
 
 
 def test_where_there_is_no_file_counting_begins(
@@ -64,64 +89,304 @@ def test_a_file_that_cannot_be_read_is_set_aside_and_said(
     assert path.with_name("here.json.unreadable").read_bytes() == content
 
 
-def test_a_disk_that_cannot_be_written_is_said_once(
-    path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    path.parent.write_text("a file where the folder should be")
-    file = LedgerFile(str(path))
-    file.write("one")
-    file.write("two")
-    path.parent.unlink()
-    file.write("three")
-
-    assert len(warnings(caplog)) == 1
-    assert path.read_text() == "three"
-
-
 def test_a_file_is_never_seen_half_written(path: Path) -> None:
-    file = LedgerFile(str(path))
-    file.write("old")
+    file, ledger = file_at(path), used()
+    look(file, ledger)
+    before = path.read_text()
     path.with_name("here.json.new").mkdir()  # so that writing the new one fails
-    file.write("new")
+    ledger.add("bob", ONE, NOW)
+    look(file, ledger)
 
-    assert path.read_text() == "old"
+    assert path.read_text() == before
 
 
-def test_it_is_kept_when_it_has_changed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_looked_at_again_and_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger_file, "EVERY_SECONDS", 0.001)
-    ledger = used()
-    writes: list[str] = []
-    written = asyncio.Event()
-    file = LedgerFile(str(path))
+    ledger, file, written = used(), file_at(path), []
 
     async def run() -> None:
-        loop = asyncio.get_running_loop()
+        look_once = file.look
+        looked = asyncio.Event()
 
-        def write(text: str) -> None:
-            writes.append(text)
-            loop.call_soon_threadsafe(written.set)
+        async def look(ledger: Ledger) -> None:
+            await look_once(ledger)
+            written.append(requests_in(path))
+            looked.set()
 
-        monkeypatch.setattr(file, "write", write)
-        keeping = loop.create_task(file.keep(ledger))
-        await written.wait()
-        written.clear()
+        monkeypatch.setattr(file, "look", look)
+        keeping = asyncio.get_running_loop().create_task(file.keep(ledger))
+        await looked.wait()
         ledger.add("bob", ONE, NOW)
-        await written.wait()
+        looked.clear()
+        await looked.wait()
         keeping.cancel()
 
-    asyncio.run(run())
+    asyncio.run(asyncio.wait_for(run(), PATIENCE))
 
-    assert ['"bob"' in text for text in writes] == [False, True]
+    assert (written[0], written[-1]) == (1, 2)
+
+
+# The end ------------------------------------------------------------------------------------------
 
 
 def test_the_last_numbers_are_written_at_the_end(path: Path) -> None:
-    ledger = used()
-    LedgerFile(str(path)).write_last(ledger, within_seconds=15)
+    ledger, file = used(), file_at(path)
+    file.write_last(ledger, within_seconds=PATIENCE)
 
-    assert LedgerFile(str(path)).load(NOW).views(NOW) == ledger.views(NOW)
+    assert file_at(path).load(NOW).views(NOW) == ledger.views(NOW)
+
+
+def test_the_end_waits_for_a_write_that_is_under_way(path: Path) -> None:
+    ledger, file = used(), file_at(path)
+    entered, go_on = threading.Event(), threading.Event()
+    replace = file._replace
+
+    def slow(text: str) -> None:
+        entered.set()
+        go_on.wait(PATIENCE)
+        replace(text)
+
+    file._replace = slow  # type: ignore[method-assign]
+
+    async def run() -> None:
+        looking = asyncio.ensure_future(file.look(ledger))
+        await asyncio.to_thread(entered.wait, PATIENCE)
+        looking.cancel()
+        ledger.add("alice", ONE, NOW)
+        threading.Timer(0.01, go_on.set).start()
+        file.write_last(ledger, within_seconds=PATIENCE)
+
+    asyncio.run(run())
+
+    assert requests_in(path) == 2
+
+
+def test_what_is_lost_at_the_end_is_logged(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path.parent.write_text("a file where the folder should be")
+    file = file_at(path)
+    file.write_last(used(), within_seconds=PATIENCE)
+
+    assert [str(path) in warning for warning in warnings(caplog)] == [True, True]
+    assert "is lost" in warnings(caplog)[1]
+
+
+# A disk that fails --------------------------------------------------------------------------------
+
+
+Failing = Callable[[Path], AbstractContextManager[None]]
+
+
+@contextmanager
+def no_folder(path: Path) -> Iterator[None]:
+    path.parent.rename(path.parent.with_name("elsewhere"))
+    path.parent.write_text("a file where the folder should be")
+    yield
+    path.parent.unlink()
+    path.parent.with_name("elsewhere").rename(path.parent)
+
+
+@contextmanager
+def full_disk(path: Path) -> Iterator[None]:
+    path.with_name("here.json.new").symlink_to("/dev/full")
+    yield
+    path.with_name("here.json.new").unlink()
+
+
+@contextmanager
+def no_replacing(path: Path) -> Iterator[None]:
+    path.with_name("here.json.new").mkdir()
+    yield
+    path.with_name("here.json.new").rmdir()
+
+
+@pytest.mark.parametrize("failing", [no_folder, full_disk, no_replacing])
+@pytest.mark.parametrize("is_last", [False, True])
+def test_what_could_not_be_written_is_written_once_it_can_be(
+    failing: Failing, is_last: bool, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, ledger = file_at(path), used()
+    look(file, ledger)
+    with failing(path):
+        ledger.add("alice", ONE, NOW)
+        look(file, ledger)
+        look(file, ledger)
+    if is_last:
+        file.write_last(ledger, within_seconds=PATIENCE)
+    else:
+        look(file, ledger)
+
+    assert requests_in(path) == 2
+    (warning,) = warnings(caplog)
+    assert str(path) in warning
+
+
+def test_each_failure_after_a_success_is_logged(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, ledger = file_at(path), used()
+    look(file, ledger)
+    for _ in range(2):
+        with full_disk(path):
+            ledger.add("alice", ONE, NOW)
+            look(file, ledger)
+        look(file, ledger)
+
+    assert len(warnings(caplog)) == 2
+
+
+# More than one gateway ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(path: Path) -> tuple[tuple[LedgerFile, Ledger], tuple[LedgerFile, Ledger]]:
+    """Two gateways that were started with one file, which has a request of alice's."""
+    look(file_at(path), used())
+    one, other = file_at(path), file_at(path)
+    return (one, one.load(NOW)), (other, other.load(NOW))
+
+
+Two = tuple[tuple[LedgerFile, Ledger], tuple[LedgerFile, Ledger]]
+
+
+def test_two_gateways_count_into_one_file(two: Two, path: Path) -> None:
+    for n in range(10):
+        file, ledger = two[n % 2]
+        ledger.add("alice", ONE, NOW)
+        ledger.add(f"key-{n}", ONE, NOW)
+        look(file, ledger)
+
+    assert requests_in(path) == 21
+    assert requests_of(file_at(path).load(NOW), "last_minute") == 21
+
+
+def test_each_takes_over_what_the_other_has_counted(two: Two) -> None:
+    (file, ledger), (other_file, other) = two
+    other.add("bob", ONE, NOW)
+    look(other_file, other)
+    look(file, ledger)
+
+    assert ledger.views(NOW) == other.views(NOW)
+
+
+def test_what_is_counted_while_the_file_is_written_is_counted_once(two: Two, path: Path) -> None:
+    (file, ledger), (other_file, other) = two
+    other.add("alice", ONE, NOW)
+    look(other_file, other)
+    ledger.add("alice", ONE, NOW)
+
+    async def run() -> None:
+        looking = asyncio.ensure_future(file.look(ledger))
+        await asyncio.sleep(0)
+        ledger.add("alice", ONE, NOW)
+        await looking
+
+    asyncio.run(run())
+    seen = requests_of(ledger)
+    look(file, ledger)
+
+    assert (seen, requests_in(path)) == (4, 4)
+
+
+def test_what_failed_is_added_to_what_the_other_has_written_since(two: Two, path: Path) -> None:
+    (file, ledger), (other_file, other) = two
+    with full_disk(path):
+        ledger.add("alice", ONE, NOW)
+        look(file, ledger)
+    other.add("alice", ONE, NOW)
+    look(other_file, other)
+    look(file, ledger)
+
+    assert requests_in(path) == 3
+
+
+def test_both_ends_are_in_the_file(two: Two, path: Path) -> None:
+    for file, ledger in two:
+        ledger.add("alice", ONE, NOW)
+        file.write_last(ledger, within_seconds=PATIENCE)
+
+    assert requests_in(path) == 3
+
+
+def test_an_end_that_overtakes_a_sum_keeps_what_the_other_has_counted(two: Two, path: Path) -> None:
+    """The look before has found it, and is cancelled before our ledger has it."""
+    (file, ledger), (other_file, other) = two
+    other.add("bob", ONE, NOW)
+    look(other_file, other)
+    ledger.add("alice", ONE, NOW)
+
+    async def run() -> None:
+        looking = asyncio.ensure_future(file.look(ledger))
+        await asyncio.sleep(0)
+        looking.cancel()
+        ledger.add("alice", ONE, NOW)
+        file.write_last(ledger, within_seconds=PATIENCE)
+
+    asyncio.run(run())
+
+    assert requests_in(path) == 4
+
+
+def test_a_file_that_breaks_while_two_count_is_written_again_by_one(
+    two: Two, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (file, ledger), (other_file, other) = two
+    path.write_text("{")
+    for number, (f, kept) in enumerate([(file, ledger), (other_file, other)]):
+        kept.add(f"key-{number}", ONE, NOW)
+        look(f, kept)
+
+    assert requests_in(path) == 3
+    assert len(warnings(caplog)) == 1
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+@pytest.mark.parametrize("is_last", [False, True])
+def test_a_file_that_goes_missing_or_breaks_is_written_again_though_nothing_is_new(
+    content: str | None, is_last: bool, path: Path
+) -> None:
+    file, ledger = file_at(path), used()
+    look(file, ledger)
     path.unlink()
-    LedgerFile(str(path)).write_last(ledger, within_seconds=15)
-    assert not path.exists(), "nothing has changed since"
+    if content is not None:
+        path.write_text(content)
+    if is_last:
+        file.write_last(ledger, within_seconds=PATIENCE)
+    else:
+        look(file, ledger)
+        look(file, ledger)
+
+    assert requests_in(path) == 1
+
+
+def test_a_file_that_has_not_changed_is_left_alone(path: Path) -> None:
+    file, ledger = file_at(path), used()
+    look(file, ledger)
+    before = path.stat()
+    look(file, ledger)
+    file.write_last(ledger, within_seconds=PATIENCE)
+    fresh = file_at(path.with_name("other.json"))
+    fresh.write_last(Ledger(NOW), within_seconds=PATIENCE)
+
+    assert path.stat() == before
+    assert not path.with_name("other.json").exists()
+
+
+def test_gateways_that_write_at_the_same_time_lose_nothing(path: Path) -> None:
+    program = (
+        "import asyncio, sys\n"
+        "from llama_gguf.gateway.ledger_file import LedgerFile\n"
+        "file = LedgerFile(sys.argv[1])\n"
+        "ledger = file.load(1.8e9)\n"
+        "async def run():\n"
+        "    for n in range(50):\n"
+        "        ledger.add('alice', (1, 0, 10, 20, 5, 0), 1.8e9)\n"
+        "        await file.look(ledger)\n"
+        "asyncio.run(run())\n"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", program, str(path)]) for _ in range(3)]
+
+    assert [process.wait(PATIENCE) for process in running] == [0] * 3
+    assert requests_in(path) == 150
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,31 @@
 """Keeps the ledger across restarts: a small file, written off the loop when something has changed.
 
 What it loses is what happened since it was written last, a few seconds. It never keeps the gateway
-from serving: a file that cannot be read is set aside, and one that cannot be written is said once.
+from serving: a file that cannot be read is set aside, one that cannot be written is warned of once
+and tried again at every look and at the end.
+
+Several gateways may have one file. Each adds to it what it has counted itself, under a lock, and
+takes over what the others have added. The file is replaced as a whole, so a count is in it once
+or, if the gateway dies before, not at all.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import re
 import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Final
 
+from llama_gguf import keyfile
 from llama_gguf.core.ledger import Ledger
 from llama_gguf.core.settings import Settings
 from llama_gguf.events import EventLog
+from llama_gguf.gateway.shared import wall_now
 from llama_gguf.gateway.threads import off_the_loop
 
 _log: Final = EventLog(__name__)
@@ -31,65 +41,94 @@ def path_of(settings: Settings) -> str:
     return os.path.join(settings.data_dir, "usage", f"{name}.json")
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What a look at the file is to write, if anything."""
+
+    text: str
+    """All of our ledger, for a file that has nothing but what we put there; else empty."""
+    unsaved: Ledger | None
+    """What our ledger has more than at the last look, for a file that others have changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sum:
+    """What the file has after a look, where others had changed it."""
+
+    ledger: Ledger
+    stamp: keyfile.Stamp | None
+
+
 class LedgerFile:
     """The file of one ledger.
 
     Args:
         path: its folder is made when it is missing.
+        wall: returns POSIX seconds.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, wall: Callable[[], float] = wall_now) -> None:
         self._path = path
+        self._wall = wall
+        self._stamp: keyfile.Stamp | None = None
+        """Of the file that our ledger is based on; another one when others have written."""
+        self._unsaved: Ledger | None = None
+        """What was taken from our ledger and is not in the file."""
         self._has_complained = False
         self._lock = threading.Lock()
-        """The last write may come while another one is under way."""
+        """Held from when a job is made until it is done, so that jobs are done in their order."""
 
     def load(self, now: float) -> Ledger:
         """What was kept; a new ledger, begun at *now*, when there is nothing that can be read."""
+        self._stamp = keyfile.stamp(self._path)  # first, so that a change meanwhile is not missed
         try:
-            with open(self._path, encoding="utf-8") as file:
-                return Ledger.load(file.read(MAX_FILE_BYTES))
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError
+            ledger = self._read() or Ledger(now)
+        except OSError as error:
             self._set_aside(error)
-        return Ledger(now)
-
-    def _set_aside(self, error: Exception) -> None:
-        aside = f"{self._path}.unreadable"
-        _log.warning(
-            "usage_lost",
-            "The usage in {file} cannot be read: {reason}. "
-            "Counting starts from zero; the file is renamed to {renamed_to}",
-            file=self._path,
-            reason=str(error),
-            renamed_to=aside,
-        )
-        with contextlib.suppress(OSError):
-            os.replace(self._path, aside)
+            ledger = Ledger(now)
+        ledger.open()  # now, while no stream waits for it
+        return ledger
 
     async def keep(self, ledger: Ledger) -> None:
-        """Write *ledger* again and again, whenever it has changed."""
+        """Look at the file again and again."""
         while True:
             await asyncio.sleep(EVERY_SECONDS)
-            if ledger.has_changed:
-                text = ledger.dump()
-                await off_the_loop(lambda text=text: self.write(text))  # type: ignore[misc]
+            await self.look(ledger)
+
+    async def look(self, ledger: Ledger) -> None:
+        """Write what is new in *ledger*, take over what is new in the file."""
+        self._lock.acquire()  # which is free: the look before this one has been waited for
+        is_due = ledger.has_changed or self._unsaved is not None
+        job = _Job(ledger.dump() if is_due else "", ledger.take_unsaved())
+        found = await off_the_loop(lambda: self._do(job))
+        if found is not None:
+            ledger.rebase(found.ledger, self._wall())
+            self._stamp = found.stamp
 
     def write_last(self, ledger: Ledger, within_seconds: float) -> None:
-        """Write *ledger*, and wait for that, but not for ever: a disk may hang."""
-        if ledger.has_changed:
-            text = ledger.dump()
-            writer = threading.Thread(target=lambda: self.write(text), daemon=True)
-            writer.start()
-            writer.join(within_seconds)
+        """Write what is new in *ledger*, and wait for that, but not for ever: a disk may hang."""
+        job = _Job(ledger.dump(), ledger.take_unsaved())
 
-    def write(self, text: str) -> None:
-        """Put *text* in the file's place, whole or not at all."""
+        def write() -> None:
+            self._lock.acquire()
+            self._do(job)
+
+        writer = threading.Thread(target=write, daemon=True)
+        writer.start()
+        writer.join(within_seconds)
+        if writer.is_alive() or self._unsaved is not None:
+            _log.warning(
+                "last_usage_lost",
+                "The usage since the last write of {file} could not be saved and is lost",
+                file=self._path,
+            )
+
+    # On a thread --------------------------------------------------------------------------------
+
+    def _do(self, job: _Job) -> _Sum | None:
+        """Do *job*, and release the lock. Returns the sum where others have written."""
         try:
-            with self._lock:
-                self._replace(text)
-            self._has_complained = False
+            return self._exchange(job)
         except OSError as error:
             if not self._has_complained:
                 _log.warning(
@@ -99,11 +138,79 @@ class LedgerFile:
                     reason=error.strerror,
                 )
             self._has_complained = True
+            return None
+        finally:
+            self._lock.release()
+
+    def _exchange(self, job: _Job) -> _Sum | None:
+        if self._unsaved is None:
+            self._unsaved = job.unsaved
+        elif job.unsaved is not None:
+            self._unsaved.merge(job.unsaved, self._wall())
+        is_changed = keyfile.stamp(self._path) != self._stamp
+        if self._unsaved is None and not is_changed:
+            return None
+        with _locked(self._path):
+            stamp = keyfile.stamp(self._path)
+            found = self._read() if stamp != self._stamp else None
+            if found is None and stamp != self._stamp and self._unsaved is None:
+                self._unsaved = Ledger(self._wall())  # it is gone, and with it what was saved
+            if self._unsaved is not None and (found is not None or job.text):
+                if found is not None:
+                    found.merge(self._unsaved, self._wall())
+                self._replace(job.text if found is None else found.dump())
+                stamp = keyfile.stamp(self._path)
+                self._unsaved = None
+                self._has_complained = False
+        if found is not None:
+            return _Sum(found, stamp)
+        self._stamp = stamp
+        return None
+
+    def _read(self) -> Ledger | None:
+        """What the file has; None where it is missing, or had to be set aside."""
+        try:
+            with open(self._path, encoding="utf-8") as file:
+                return Ledger.load(file.read(MAX_FILE_BYTES))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:  # UnicodeDecodeError is one
+            self._set_aside(error)
+            return None
+
+    def _set_aside(self, error: Exception) -> None:
+        aside = f"{self._path}.unreadable"
+        _log.warning(
+            "usage_lost",
+            "The usage in {file} cannot be read: {reason}. The file is renamed to {renamed_to}",
+            file=self._path,
+            reason=str(error),
+            renamed_to=aside,
+        )
+        with contextlib.suppress(OSError):
+            os.replace(self._path, aside)
+        self._stamp = keyfile.stamp(self._path)
 
     def _replace(self, text: str) -> None:
-        os.makedirs(os.path.dirname(self._path), exist_ok=True)
         new = f"{self._path}.new"
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
         os.replace(new, self._path)
+
+
+@contextlib.contextmanager
+def _locked(path: str) -> Iterator[None]:
+    """Hold the lock of the file at *path*, whose folder is made if it is missing.
+
+    The lock is a file of its own, since *path* is another file after each write, and open for
+    writing, since network file systems lock no other.
+    """
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        with contextlib.suppress(OSError):  # there are file systems without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

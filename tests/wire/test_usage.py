@@ -1,0 +1,67 @@
+"""What keys have used, across gateways that share a file and disks that fail."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes import KEYS_TEXT, request
+from tests.wire.conftest import GatewayProcess, Processes, eventually
+
+
+def requests_of(gateway: GatewayProcess) -> int:
+    usage: dict[str, Any] = json.loads(gateway.ask(request("GET", "/usage")).body)
+    total: dict[str, int] = usage["keys"][0]["total"]
+    return total["requests"]
+
+
+def ask(gateway: GatewayProcess, times: int) -> None:
+    with gateway.connect() as wire:
+        for _ in range(times):
+            wire.send(request(body=b"{}"))
+            assert wire.answer().status == 200
+
+
+def stop(gateway: GatewayProcess) -> None:
+    gateway.signal(signal.SIGTERM)
+    assert gateway.wait() == 0
+
+
+@pytest.fixture
+def start(processes: Processes, tmp_path: Path) -> Callable[[], GatewayProcess]:
+    """Starts a gateway, each time with the same folder and name."""
+    engine = processes.fake_llama().address
+    data = tmp_path / "data"
+    data.mkdir()
+    data.joinpath("api_keys.txt").write_text(KEYS_TEXT)
+    return lambda: processes.gateway(engine, DATA_DIR=data, INSTANCE_ID="same")
+
+
+Start = Callable[[], GatewayProcess]
+
+
+def test_two_gateways_with_one_folder_count_together(start: Start) -> None:
+    gateways = start(), start()
+    for gateway in gateways:
+        ask(gateway, 10)
+    for gateway in gateways:
+        stop(gateway)
+
+    assert requests_of(start()) == 20
+
+
+def test_usage_that_a_disk_did_not_take_is_kept_once_it_does(start: Start, tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "usage"
+    folder.write_text("a file where the folder should be")
+    gateway = start()
+    ask(gateway, 3)
+    eventually(lambda: "The usage cannot be saved" in gateway.log, "a write fails")
+    folder.unlink()
+    stop(gateway)
+
+    assert requests_of(start()) == 3

@@ -133,6 +133,7 @@ def test_json_has_the_key_and_its_settings(run: Run, path: Path) -> None:
     assert key_of(path, made.pop("key")).key_id == "a"
     assert made == {
         "id": "a",
+        "old_secret_of": None,
         "rate_limit": 7,
         "expires_at": "9999-12-31T00:00:00Z",
         "expired": False,
@@ -266,6 +267,7 @@ def test_the_list_as_json(run: Run, path: Path) -> None:
         "keys": [
             {
                 "id": "alice",
+                "old_secret_of": None,
                 "rate_limit": 60,
                 "expires_at": "2001-01-01T00:00:00Z",
                 "expired": True,
@@ -273,6 +275,7 @@ def test_the_list_as_json(run: Run, path: Path) -> None:
             },
             {
                 "id": "bob",
+                "old_secret_of": None,
                 "rate_limit": None,
                 "expires_at": None,
                 "expired": False,
@@ -283,6 +286,18 @@ def test_the_list_as_json(run: Run, path: Path) -> None:
             {"line": 3, "reason": "a line must be key_id:api_key[:rate_limit][:expiration]"}
         ],
     }
+
+
+def test_an_old_secret_is_listed_with_its_key_and_its_end(run: Run, path: Path) -> None:
+    path.write_text(f"alice:{SECRET}\nalice-old-0a1b2c:{keys.hashed(OTHER)}:60:9999-12-31\n")
+
+    (_, old) = listed(run)["keys"]
+    row = run("list")[1].splitlines()[2]
+
+    assert (old["id"], old["old_secret_of"]) == ("alice-old-0a1b2c", "alice")
+    assert old["expires_at"] == "9999-12-31T00:00:00Z"
+    assert row.startswith("alice-old-0a1b2c")
+    assert row.endswith("digest, old secret of alice")
 
 
 def test_an_empty_list_says_how_to_make_a_key(run: Run, path: Path) -> None:
@@ -344,8 +359,97 @@ def test_a_removed_key_no_longer_lets_in(run: Run, path: Path) -> None:
 
     status, out, err = run("remove", "alice")
 
-    assert (status, out, err) == (0, f"Removed alice from {path}.\n", TAKEN_UP)
+    assert (status, out, err) == (0, f"Removed alice from {path}: 1 secret ended.\n", TAKEN_UP)
     assert path.read_text() == f"# ours\nbob:{OTHER}\n# end"
+
+
+def graced(path: Path, run: Run) -> list[str]:
+    """Secrets of alice: two in their grace, and the new one last. Bob has one, too."""
+    path.write_text(f"# ours\nalice:{SECRET}:60\nbob:{OTHER}\n")
+    made = [run("rotate", "alice", "--grace", "24h", "--quiet")[1].strip() for _ in range(2)]
+    assert [key_of(path, secret).key_id for secret in (SECRET, *made)] == ["alice"] * 3
+    return [SECRET, *made]
+
+
+def let_in(path: Path, secrets: list[str]) -> list[str]:
+    return [secret for secret in secrets if ring_of(path).look_up(secret.encode())]
+
+
+def test_a_removed_key_s_old_secrets_end_with_it(run: Run, path: Path) -> None:
+    secrets = graced(path, run)
+    status, out, _ = run("remove", "alice")
+
+    assert (status, out) == (0, f"Removed alice from {path}: 3 secrets ended.\n")
+    assert let_in(path, [*secrets, OTHER]) == [OTHER]
+    assert path.read_text() == f"# ours\nbob:{OTHER}\n"
+
+
+def test_a_removal_as_json_says_how_many_secrets_ended(run: Run, path: Path) -> None:
+    graced(path, run)
+    _, out, _ = run("remove", "alice", "--json")
+
+    assert json.loads(out) == {"file": str(path), "removed": "alice", "ended": 3}
+
+
+def test_an_old_secret_can_be_ended_by_itself(run: Run, path: Path) -> None:
+    secrets = graced(path, run)
+    name = key_of(path, secrets[0]).line_id
+    status, out, _ = run("remove", name)
+
+    assert (status, out) == (0, f"Removed {name} from {path}: 1 secret ended.\n")
+    assert let_in(path, secrets) == secrets[1:]
+
+
+def test_a_key_of_which_only_an_old_secret_is_left_can_be_removed(run: Run, path: Path) -> None:
+    path.write_text(f"alice-old-0a1b2c:{keys.hashed(SECRET)}::9999-12-31\n")
+    status, out, _ = run("remove", "alice")
+
+    assert (status, out) == (0, f"Removed alice from {path}: 1 secret ended.\n")
+    assert path.read_text() == ""
+
+
+def test_secrets_that_have_expired_are_not_counted_as_ended(run: Run, path: Path) -> None:
+    path.write_text(f"alice:{SECRET}::2001-01-01\nalice-old-0a1b2c:{OTHER}::2001-01-01\n")
+    _, out, _ = run("remove", "alice", "--json")
+
+    assert json.loads(out)["ended"] == 0
+    assert path.read_text() == ""
+
+
+@pytest.mark.parametrize(
+    "argv", [("remove", "bob"), ("rotate", "bob"), ("generate",), ("import", "OTHER")]
+)
+def test_a_change_cleans_up_old_secrets_whose_grace_has_ended(
+    argv: tuple[str, ...], run: Run, path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other").write_text("carol:sk-carol-0123456789\n")
+    path.write_text(
+        f"alice-old-0a1b2c:{SECRET}::2001-01-01\nbob:{OTHER}\nold:{SECRET}x:2001-01-01\n"
+    )
+    status, _, _ = run(*(str(tmp_path / "other") if word == "OTHER" else word for word in argv))
+
+    assert status == 0
+    assert "alice-old-" not in path.read_text()
+    assert f"old:{SECRET}x:2001-01-01\n" in path.read_text(), "a key of its own stays"
+
+
+def test_a_name_is_taken_while_an_old_secret_of_it_is_valid(run: Run, path: Path) -> None:
+    path.write_text(f"alice-old-0a1b2c:{keys.hashed(SECRET)}::9999-12-31\n")
+    refused = run("generate", "--name", "alice")
+    path.write_text(f"alice-old-0a1b2c:{keys.hashed(SECRET)}::2001-01-01\n")
+    made = run("generate", "--name", "alice")
+
+    assert (refused[0], made[0]) == (1, 0)
+    assert "there is a key alice" in refused[2]
+
+
+def test_no_key_can_be_made_under_the_id_of_an_old_secret(run: Run, path: Path) -> None:
+    path.write_text(f"bob:{OTHER}\n")
+    status, out, err = run("generate", "--name", "bob-old-0a1b2c")
+
+    assert (status, out) == (2, "")
+    assert "stands for an old secret of bob" in err
+    assert path.read_text() == f"bob:{OTHER}\n"
 
 
 @pytest.mark.parametrize("action", ["remove", "rotate"])
@@ -383,7 +487,8 @@ def test_a_rotated_key_keeps_its_settings_and_its_place(run: Run, path: Path) ->
     assert (key.key_id, key.rate_limit, key.expires_at) == ("alice", 60, NEVER)
     assert [k.key_id for k in ring_of(path).keys] == ["alice", "bob"]
     assert ring_of(path).look_up(SECRET.encode()) is None
-    assert err == "The old secret is no longer in the file.\n" + TAKEN_UP
+    assert made["ended"] == 1
+    assert err == "1 old secret ended.\n" + TAKEN_UP
 
 
 @pytest.mark.parametrize("stored", [SECRET, keys.hashed(SECRET)])
@@ -401,15 +506,18 @@ def test_with_a_grace_the_old_secret_lets_in_for_that_long(run: Run, path: Path)
     _, out, err = run("rotate", "alice", "--grace", "24h", "--json")
 
     old = key_of(path, SECRET)
-    assert old.key_id.startswith("alice-old-")
+    assert old.key_id == "alice"
+    assert old.line_id.startswith("alice-old-")
     assert old.rate_limit == 60
     assert 0.9 < days_left(old) <= 1
-    assert key_of(path, json.loads(out)["key"]).expires_at is None
-    assert [k.key_id for k in ring_of(path).keys] == ["alice", old.key_id, "bob"]
+    made = json.loads(out)
+    assert made["ended"] == 0
+    assert key_of(path, made["key"]).expires_at is None
+    assert [k.line_id for k in ring_of(path).keys] == ["alice", old.line_id, "bob"]
     assert SECRET not in path.read_text()
     assert old.expires_at is not None
     until = format_moment(old.expires_at)
-    assert err == f"The old secret stays valid until {until}.\n{TAKEN_UP}"
+    assert err == f"{old.line_id}, an old secret, stays valid until {until}.\n{TAKEN_UP}"
 
 
 def test_a_grace_does_not_outlive_the_key(run: Run, path: Path) -> None:
@@ -420,23 +528,62 @@ def test_a_grace_does_not_outlive_the_key(run: Run, path: Path) -> None:
     assert key_of(path, SECRET).expires_at == NEVER - 86400
 
 
-def test_the_id_of_an_old_secret_is_cut_to_what_an_id_may_be(run: Run, path: Path) -> None:
+def test_an_old_secret_s_key_is_known_however_long_its_id_is(run: Run, path: Path) -> None:
     path.write_text(f"{'a' * 64}:{SECRET}\n")
 
     run("rotate", "a" * 64, "--grace", "60m")
 
     assert ring_of(path).problems == ()
-    assert len(key_of(path, SECRET).key_id) == 64
+    assert key_of(path, SECRET).key_id == "a" * 64
+    assert run("remove", "a" * 64)[0] == 0
+    assert len(ring_of(path)) == 0
 
 
 def test_a_key_can_be_rotated_again_within_its_grace(run: Run, path: Path) -> None:
     path.write_text(f"alice:{SECRET}\n")
 
     run("rotate", "alice", "--grace", "24h")
-    run("rotate", "alice", "--grace", "24h")
+    first = key_of(path, SECRET)
+    run("rotate", "alice", "--grace", "48h")
 
-    assert len(ring_of(path)) == 3
-    assert ring_of(path).look_up(SECRET.encode()) is not None
+    assert len(ring_of(path).keys) == 3
+    assert key_of(path, SECRET) == first, "its grace neither ends nor grows"
+
+
+def test_to_rotate_without_a_grace_ends_the_secrets_in_theirs(run: Run, path: Path) -> None:
+    secrets = graced(path, run)
+    status, out, err = run("rotate", "alice", "--json")
+
+    made = json.loads(out)
+    assert (status, made["ended"]) == (0, 3)
+    assert err == f"3 old secrets ended.\n{TAKEN_UP}"
+    assert let_in(path, [*secrets, made["key"]]) == [made["key"]]
+    assert [key.line_id for key in ring_of(path).keys] == ["alice", "bob"]
+
+
+@pytest.mark.parametrize("grace", [(), ("--grace", "24h")])
+def test_a_key_of_which_only_an_old_secret_is_left_can_be_rotated(
+    grace: tuple[str, ...], run: Run, path: Path
+) -> None:
+    """It keeps the end that it has: what the key's own was is not known."""
+    path.write_text(f"alice-old-0a1b2c:{keys.hashed(SECRET)}:60:9999-12-31\nbob:{OTHER}\n")
+    status, out, _ = run("rotate", "alice", "--quiet", *grace)
+
+    new = key_of(path, out.strip())
+    assert status == 0
+    assert (new.line_id, new.rate_limit, new.expires_at) == ("alice", 60, NEVER)
+    assert bool(let_in(path, [SECRET])) is bool(grace)
+    assert [key.key_id for key in ring_of(path).keys][-1] == "bob"
+
+
+def test_an_old_secret_is_not_rotated(run: Run, path: Path) -> None:
+    before = f"alice:{SECRET}\nalice-old-0a1b2c:{keys.hashed(OTHER)}::9999-12-31\n"
+    path.write_text(before)
+    status, _, err = run("rotate", "alice-old-0a1b2c")
+
+    assert status == 1
+    assert "alice-old-0a1b2c is an old secret of alice: rotate alice" in err
+    assert path.read_text() == before
 
 
 def test_an_expired_key_is_not_rotated(run: Run, path: Path) -> None:
@@ -524,6 +671,21 @@ def test_of_a_file_with_a_bad_line_nothing_is_imported_and_no_secret_is_told(
     assert "secret" not in err.replace(str(other), "")
     assert OTHER not in err
     assert not path.exists()
+
+
+def test_old_secrets_are_imported_with_their_key_and_never_for_one_that_is_there(
+    run: Run, path: Path, other: Path
+) -> None:
+    old = f"bob-old-0a1b2c:{keys.hashed(SECRET)}::9999-12-31\n"
+    other.write_text(f"bob:{OTHER}\n{old}")
+    _, out, _ = run("import", str(other))
+    assert out == f"Imported 2 keys into {path}: bob, bob-old-0a1b2c\n"
+    run("remove", "bob-old-0a1b2c")
+    status, _, err = run("import", str(other))
+
+    assert status == 1
+    assert "line 2: it holds an old secret of a key that is in the file already" in err
+    assert ring_of(path).look_up(SECRET.encode()) is None
 
 
 def test_an_id_that_is_taken_by_another_key_is_not_imported(

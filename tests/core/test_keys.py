@@ -239,6 +239,78 @@ def test_ten_thousand_keys_are_all_found() -> None:
         assert key.key_id == f"key-{n}"
 
 
+def test_a_large_file_is_parsed_with_a_pause_every_few_lines() -> None:
+    text = "".join(f"key-{n}:secret-of-number-{n:06}\n" for n in range(10 * keys.LINES_PER_PAUSE))
+    pauses: list[None] = []
+    ring = KeyRing.parse(text, lambda: pauses.append(None))
+
+    assert (len(ring), len(pauses)) == (10 * keys.LINES_PER_PAUSE, 10)
+
+
+def test_a_ring_knows_which_keys_are_gone_since_the_last_one() -> None:
+    old = KeyRing.parse(f"alice:{SECRET}\nbob:{OTHER}\n")
+
+    assert KeyRing.parse(f"bob-old-0a1b2c:{SECRET}\n").gone_since(old) == ["alice"]
+    assert KeyRing().gone_since(old) == ["alice", "bob"]
+    assert old.gone_since(KeyRing()) == []
+
+
+# Old secrets --------------------------------------------------------------------------------------
+
+
+def test_an_old_secret_belongs_to_the_key_that_its_id_names() -> None:
+    ring = KeyRing.parse(f"alice:{SECRET}:60\nalice-old-0a1b2c:{OTHER}:5:2027-01-01")
+    old = ring.look_up(OTHER.encode())
+
+    assert old is not None
+    assert (old.key_id, old.line_id, old.is_retired) == ("alice", "alice-old-0a1b2c", True)
+    assert ring.named("alice") == ring.look_up(SECRET.encode())
+    assert ring.named("alice-old-0a1b2c") is None
+    assert len(ring) == 1
+
+
+def test_a_key_that_has_only_an_old_secret_left_is_still_that_key() -> None:
+    ring = KeyRing.parse(f"alice-old-0a1b2c:{OTHER}::2027-01-01")
+
+    assert ring.named("alice") == ring.look_up(OTHER.encode())
+    assert len(ring) == 1
+
+
+@pytest.mark.parametrize("first", ["alice", "alice-old-0a1b2c"])
+def test_a_key_s_own_line_counts_wherever_it_stands(first: str) -> None:
+    lines = [f"alice:{SECRET}", f"alice-old-0a1b2c:{OTHER}"]
+    ring = KeyRing.parse("\n".join(sorted(lines, reverse=first != "alice")))
+
+    assert ring.named("alice") == ring.look_up(SECRET.encode())
+    assert [key.line_id for key in ring.secrets_of("alice")] == ["alice", "alice-old-0a1b2c"]
+
+
+@pytest.mark.parametrize(
+    ("line_id", "key_id"),
+    [
+        ("a" * 64 + "-old-0a1b2c", "a" * 64),
+        ("a-old-0a1b2c-old-333333", "a"),
+        ("-old-0a1b2c-old-333333", "-old-0a1b2c"),
+        ("a-old-0A1B2C", "a-old-0A1B2C"),
+        ("a-old-0a1b2", "a-old-0a1b2"),
+        ("a-old-0a1b2c-", "a-old-0a1b2c-"),
+        ("-old-0a1b2c", "-old-0a1b2c"),
+    ],
+)
+def test_which_ids_stand_for_an_old_secret(line_id: str, key_id: str) -> None:
+    assert only_key(f"{line_id}:{SECRET}").key_id == key_id
+
+
+def test_an_old_secret_s_id_is_no_longer_than_its_key_allows() -> None:
+    assert only_reason("a" * 65 + f"-old-0a1b2c:{SECRET}").startswith("the key id must be")
+
+
+def test_two_old_secrets_with_one_id_are_one_too_many() -> None:
+    ring = KeyRing.parse(f"a-old-0a1b2c:{SECRET}\na-old-0a1b2c:{OTHER}")
+
+    assert ring.problems == (Problem(2, "the key id is already on line 1, which wins"),)
+
+
 # Secrets stay in ----------------------------------------------------------------------------------
 
 
@@ -369,6 +441,49 @@ def test_a_removed_key_does_not_come_back_through_a_duplicate(duplicate: str) ->
     after = keys.replace(f"alice:{SECRET}:60\n# keep\n{duplicate}\n", "alice")
 
     assert after == "# keep\n"
+
+
+OLD = f"alice-old-0a1b2c:{OTHER}::2027-01-01"
+
+
+@pytest.mark.parametrize("lines", [(f"alice:{SECRET}", OLD), (OLD, f"alice:{SECRET}"), (OLD,)])
+def test_a_removed_key_leaves_no_old_secret_behind(lines: tuple[str, ...]) -> None:
+    after = keys.replace("\n".join([*lines, "# keep\n"]), "alice")
+
+    assert after == "# keep\n"
+
+
+def test_an_old_secret_can_be_removed_by_itself() -> None:
+    after = keys.replace(f"alice:{SECRET}\n{OLD}\n", "alice-old-0a1b2c")
+
+    assert after == f"alice:{SECRET}\n"
+
+
+def test_a_replacement_ends_old_secrets_and_stands_where_the_key_stood() -> None:
+    after = keys.replace(f"{OLD}\n# keep\nalice:{SECRET}\nbob:{SECRET}x\n", "alice", "new")
+
+    assert after == f"# keep\nnew\nbob:{SECRET}x\n"
+
+
+def test_a_removed_key_does_not_come_back_through_a_double_of_an_old_secret() -> None:
+    after = keys.replace(f"alice:{SECRET}\n{OLD}\nbob:{OTHER}\n{OLD}\n# keep\n", "alice")
+
+    assert after == "# keep\n"
+
+
+def test_only_old_secrets_whose_grace_has_ended_are_cleaned_up() -> None:
+    lines = ["# ours", f"alice:{SECRET}::2027-01-01", "nonsense", OLD, f"bob-old-0a1b2c:{OTHER}x"]
+    text = "\n".join(lines)
+
+    assert keys.without_ended(text, NEW_YEAR - 1) == text
+    assert keys.without_ended(text, NEW_YEAR) == text.replace(OLD + "\n", "")
+
+
+@pytest.mark.parametrize("hidden", [f"bob:{OTHER}", f"alice-old-0a1b2c:{SECRET}"])
+def test_a_clean_up_lets_in_no_line_that_was_skipped(hidden: str) -> None:
+    text = f"{OLD}\n{hidden}\n"
+
+    assert keys.without_ended(text, NEW_YEAR) == text
 
 
 key_lines = st.builds(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
@@ -17,8 +18,30 @@ def print_new_key(key: Key, secret: str, *, path: str, now: datetime) -> None:
     say(f"{_sentence(key, now)}\n\n{secret}\n\n{_whereabouts(key, path)}")
 
 
-def print_new_key_as_json(key: Key, secret: str, *, path: str, now: datetime) -> None:
-    say(json.dumps({**_facts(key, now), "key": secret, "file": path}))
+def print_new_key_as_json(
+    key: Key, secret: str, *, path: str, now: datetime, ended: int | None
+) -> None:
+    """*ended* is the number of old secrets that ended; None where there was no key before."""
+    more = {} if ended is None else {"ended": ended}
+    say(json.dumps({**_facts(key, now), "key": secret, "file": path, **more}))
+
+
+def fate_of_old(kept: Sequence[Key], ended: int) -> str:
+    """What became of the old secrets of a key: those that are *kept*, or how many *ended*."""
+    if not kept:
+        return f"{_count(ended, 'old secret')} ended.\n"
+    return "".join(f"{key.line_id}, an old secret, stays valid {_until(key)}.\n" for key in kept)
+
+
+def _until(key: Key) -> str:
+    return "for ever" if key.expires_at is None else f"until {format_moment(key.expires_at)}"
+
+
+def print_removed(name: str, ended: int, path: str, *, as_json: bool) -> None:
+    if as_json:
+        say(json.dumps({"file": path, "removed": name, "ended": ended}))
+    else:
+        say(f"Removed {name} from {path}: {_count(ended, 'secret')} ended.")
 
 
 def _sentence(key: Key, now: datetime) -> str:
@@ -40,12 +63,13 @@ def print_keys_as_json(ring: KeyRing, path: str, now: datetime) -> None:
 
 
 def print_import(merged: Merged, path: str, *, as_json: bool) -> None:
-    ids = [key.key_id for key in merged.added]
+    ids = [key.line_id for key in merged.added]
     if as_json:
         say(json.dumps({"file": path, "imported": ids, "known": merged.known}))
         return
     known = f" ({merged.known} were there already)" if merged.known else ""
-    say(f"Imported {_keys(len(ids))} into {path}{known}{': ' if ids else '.'}{', '.join(ids)}")
+    imported = _count(len(ids), "key")
+    say(f"Imported {imported} into {path}{known}{': ' if ids else '.'}{', '.join(ids)}")
 
 
 def print_hashed(changed: int, ring: KeyRing, path: str, as_json: bool) -> None:
@@ -53,12 +77,13 @@ def print_hashed(changed: int, ring: KeyRing, path: str, as_json: bool) -> None:
         problems = [{"line": p.line, "reason": p.reason} for p in ring.problems]
         say(json.dumps({"file": path, "hashed": changed, "problems": problems}))
         return
-    say(f"{_keys(changed)} of {path} had a secret there, and now a digest. The keys still work.")
+    keys = _count(changed, "key")
+    say(f"{keys} of {path} had a secret there, and now a digest. The keys still work.")
     _print_problems(ring, path)
 
 
-def _keys(number: int) -> str:
-    return "1 key" if number == 1 else f"{number} keys"
+def _count(number: int, noun: str) -> str:
+    return f"1 {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _print_problems(ring: KeyRing, path: str) -> None:
@@ -70,7 +95,8 @@ def _print_problems(ring: KeyRing, path: str) -> None:
 def _facts(key: Key, now: datetime) -> dict[str, object]:
     expires = None if key.expires_at is None else format_moment(key.expires_at)
     return {
-        "id": key.key_id,
+        "id": key.line_id,
+        "old_secret_of": key.key_id if key.is_retired else None,
         "rate_limit": key.rate_limit,
         "expires_at": expires,
         "expired": key.is_expired(now.timestamp()),
@@ -88,7 +114,10 @@ def print_keys(ring: KeyRing, path: str, now: datetime) -> None:
 
 def _row(key: Key, now: datetime) -> tuple[str, str, str, str]:
     limit = "default" if key.rate_limit is None else str(key.rate_limit)
-    return key.key_id, limit, _expiry(key, now), "digest" if key.hashed else "plain"
+    stored = "digest" if key.hashed else "plain"
+    if key.is_retired:
+        stored += f", old secret of {key.key_id}"
+    return key.line_id, limit, _expiry(key, now), stored
 
 
 def _expiry(key: Key, now: datetime) -> str:

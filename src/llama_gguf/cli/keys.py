@@ -26,7 +26,7 @@ from llama_gguf import keyfile
 from llama_gguf.cli.context import Context
 from llama_gguf.core import keys
 from llama_gguf.core.keys import Key, KeyRing, Merged
-from llama_gguf.core.moments import format_moment, parse_duration
+from llama_gguf.core.moments import parse_duration
 from llama_gguf.errors import UserError
 
 _TAKEN_UP: Final = "A running gateway takes this up within three seconds.\n"
@@ -51,13 +51,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> list[argparse.ArgumentPars
     listed = _add_action(actions, "list", _list, "list the keys, never a secret")
     listed.add_argument("--json", action="store_true", help="print JSON")
 
-    remove = _add_action(actions, "remove", _remove, "take a key back")
+    remove = _add_action(
+        actions, "remove", _remove, "revoke a key with all of its secrets, or one old secret"
+    )
     remove.add_argument("name", metavar="ID")
+    remove.add_argument("--json", action="store_true", help="print JSON")
 
     rotate = _add_action(actions, "rotate", _rotate, "give a key a new secret, all else unchanged")
     rotate.add_argument("name", metavar="ID")
     rotate.add_argument(
-        "--grace", metavar="WHEN", help=f"how long the old secret stays valid: {_WHEN} [not at all]"
+        "--grace",
+        metavar="WHEN",
+        help=f"how long the old secret stays valid: {_WHEN} "
+        "[not at all, and earlier ones end with it]",
     )
     _add_output(rotate)
 
@@ -147,6 +153,12 @@ def _new_key(
     except ValueError as wanted:
         raise UserError(f"{name!a} cannot be a key: {wanted}", exit_status=2) from None
     (key,) = KeyRing.parse(line).keys
+    if key.is_retired:
+        raise UserError(
+            f"{name!a} cannot be a key: an id that ends in -old- and six hexadecimal digits "
+            f"stands for an old secret of {key.key_id}",
+            exit_status=2,
+        )
     return _NewKey(key, secret, line)
 
 
@@ -154,6 +166,7 @@ def _store(path: str, new: _NewKey) -> None:
     name = new.key.key_id
 
     def add(text: str) -> str:
+        text = keys.without_ended(text, datetime.now(UTC).timestamp())
         if KeyRing.parse(text).named(name):
             raise UserError(
                 f"there is a key {name} in {path} already; take another --name, "
@@ -178,7 +191,13 @@ def _generate(arguments: argparse.Namespace, path: str) -> None:
 
 
 def _show(
-    new: _NewKey, arguments: argparse.Namespace, *, path: str, now: datetime, then: str = _TAKEN_UP
+    new: _NewKey,
+    arguments: argparse.Namespace,
+    *,
+    path: str,
+    now: datetime,
+    then: str = _TAKEN_UP,
+    ended: int | None = None,
 ) -> None:
     from llama_gguf.cli import key_views
     from llama_gguf.cli.terminal import say
@@ -186,8 +205,10 @@ def _show(
     if arguments.quiet:
         say(new.secret)
         return
-    show = key_views.print_new_key_as_json if arguments.json else key_views.print_new_key
-    show(new.key, new.secret, path=path, now=now)
+    if arguments.json:
+        key_views.print_new_key_as_json(new.key, new.secret, path=path, now=now, ended=ended)
+    else:
+        key_views.print_new_key(new.key, new.secret, path=path, now=now)
     sys.stderr.write(then)
 
 
@@ -203,60 +224,80 @@ def _list(arguments: argparse.Namespace, path: str) -> None:
 
 
 def _remove(arguments: argparse.Namespace, path: str) -> None:
-    from llama_gguf.cli.terminal import say
+    from llama_gguf.cli import key_views
+
+    now = datetime.now(UTC).timestamp()
+    name: str = arguments.name
+    gone: list[Key] = []
 
     def remove(text: str) -> str:
-        return keys.replace(text, _existing(text, arguments.name, path).key_id)
+        text = keys.without_ended(text, now)
+        gone[:] = _secrets_of(text, name, path)
+        return keys.replace(text, name)
 
     keyfile.edit(path, remove)
-    say(f"Removed {arguments.name} from {path}.")
+    key_views.print_removed(name, _valid(gone, now), path, as_json=arguments.json)
     sys.stderr.write(_TAKEN_UP)
 
 
 def _rotate(arguments: argparse.Namespace, path: str) -> None:
+    from llama_gguf.cli import key_views
+
     now = datetime.now(UTC)
     grace_ends = _read_when("--grace", arguments.grace, now)
     made: list[_NewKey] = []
+    old: list[Key] = []
+    kept: list[Key] = []
 
     def rotate(text: str) -> str:
-        old = _existing(text, arguments.name, path)
-        if old.is_expired(now.timestamp()):
-            raise UserError(
-                f"{old.key_id} has expired, and a new secret would expire with it; "
-                f"remove it and generate a new key"
-            )
+        text = keys.without_ended(text, now.timestamp())
+        old[:] = _secrets_of(text, arguments.name, path)
+        latest = old[0]
+        _check_can_be_rotated(latest, arguments.name, now)
         new = _new_key(
-            old.key_id, rate_limit=old.rate_limit, expires_at=old.expires_at, hashed=old.hashed
+            latest.key_id,
+            rate_limit=latest.rate_limit,
+            expires_at=latest.expires_at,
+            hashed=latest.hashed,
         )
         made.append(new)
-        retired = [] if grace_ends is None else [_retired_line(old, grace_ends)]
-        return keys.replace(text, old.key_id, new.line, *retired)
+        retired = [] if grace_ends is None else [_retired_line(key, grace_ends) for key in old]
+        kept[:] = KeyRing.parse("\n".join(retired)).keys
+        return keys.replace(text, latest.key_id, new.line, *retired)
 
     keyfile.edit(path, rotate)
-    new = made[-1]
-    _show(new, arguments, path=path, now=now, then=_fate_of_old(new.key, grace_ends) + _TAKEN_UP)
+    ended = 0 if kept else _valid(old, now.timestamp())
+    then = key_views.fate_of_old(kept, ended) + _TAKEN_UP
+    _show(made[-1], arguments, path=path, now=now, then=then, ended=ended)
+
+
+def _check_can_be_rotated(key: Key, name: str, now: datetime) -> None:
+    if name != key.key_id:
+        raise UserError(
+            f"{name} is an old secret of {key.key_id}: "
+            f"rotate {key.key_id}, or remove {name} to end it"
+        )
+    if key.is_expired(now.timestamp()):
+        raise UserError(
+            f"{key.key_id} has expired, and a new secret would expire with it; "
+            f"remove it and generate a new key"
+        )
+
+
+def _valid(secrets_of_key: list[Key], now: float) -> int:
+    return sum(not key.is_expired(now) for key in secrets_of_key)
 
 
 def _retired_line(old: Key, grace_ends: float) -> str:
-    """The line that keeps the old secret valid for a while, by its digest."""
-    suffix = f"-old-{secrets.token_hex(3)}"
-    return keys.format_line(
-        old.key_id[: keys.MAX_KEY_ID_LENGTH - len(suffix)] + suffix,
-        keys.stored_digest(old.digest),
-        rate_limit=old.rate_limit,
-        expires_at=_last_moment(old, grace_ends),
-    )
-
-
-def _last_moment(key: Key, grace_ends: float) -> float:
-    """When the old secret ends, in POSIX seconds: no grace outlives the key's own expiration."""
-    return grace_ends if key.expires_at is None else min(grace_ends, key.expires_at)
-
-
-def _fate_of_old(key: Key, grace_ends: float | None) -> str:
-    if grace_ends is None:
-        return "The old secret is no longer in the file.\n"
-    return f"The old secret stays valid until {format_moment(_last_moment(key, grace_ends))}.\n"
+    """The line that keeps an old secret valid for a while, by its digest."""
+    if old.is_retired:
+        line_id, ends = old.retired_as, old.expires_at
+    else:
+        line_id = keys.retired_id(old.key_id, secrets.token_hex(3))
+        # No grace outlives the key's own expiration.
+        ends = grace_ends if old.expires_at is None else min(grace_ends, old.expires_at)
+    digest = keys.stored_digest(old.digest)
+    return keys.format_line(line_id, digest, rate_limit=old.rate_limit, expires_at=ends)
 
 
 def _import(arguments: argparse.Namespace, path: str) -> None:
@@ -270,6 +311,7 @@ def _import(arguments: argparse.Namespace, path: str) -> None:
     done: list[Merged] = []
 
     def merge(text: str) -> str:
+        text = keys.without_ended(text, datetime.now(UTC).timestamp())
         merged = keys.merge(text, other, prefix=arguments.prefix, hashes=arguments.hashed)
         if merged.problems:
             lines = "".join(f"\n  line {p.line}: {p.reason}" for p in merged.problems)
@@ -297,14 +339,14 @@ def _hash(arguments: argparse.Namespace, path: str) -> None:
     key_views.print_hashed(done[-1], KeyRing.parse(keyfile.read(path)), path, arguments.json)
 
 
-def _existing(text: str, name: str, path: str) -> Key:
-    key = KeyRing.parse(text).named(name)
-    if key is None:
+def _secrets_of(text: str, name: str, path: str) -> list[Key]:
+    found = KeyRing.parse(text).secrets_of(name)
+    if not found:
         raise UserError(
             f"there is no key {name!a} in {path}; "
             f"see which there are with: llama-gguf keys list --file {path}"
         )
-    return key
+    return found
 
 
 def _read(flag: str, text: str | None, parse: Callable[[str], _Value]) -> _Value | None:

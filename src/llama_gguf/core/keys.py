@@ -9,12 +9,16 @@ Rule 2: a ``Problem`` quotes nothing of its line. Who mixes up the fields writes
 secret where the id belongs, and the reason would carry it into the log.
 
 Rule 3: where two lines claim the same id or the same secret, the first one wins.
+
+Rule 4: an id that ends in ``-old-`` and six hexadecimal digits is no key of its own. Its line
+holds an old secret of the key named before that, which stays valid until its expiration.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import count
@@ -25,7 +29,8 @@ from llama_gguf.core.moments import ISO_8601, format_moment, parse_moment
 MAX_RATE_LIMIT: Final = 1_000_000_000
 HASH_MARK: Final = "sha256$"
 NEW_FILE: Final = "# key_id:api_key[:rate_limit a minute][:expiration, ISO 8601]\n"
-MAX_KEY_ID_LENGTH: Final = 64
+LINES_PER_PAUSE: Final = 64
+"""Some 0.5 ms of work."""
 
 # str.splitlines would also end a line at U+2028 and its like, which an editor shows
 # inside a comment: a key could hide there.
@@ -34,6 +39,7 @@ _AROUND: Final = " \t\r\n\ufeff"  # Windows editors put U+FEFF before the first 
 
 # [0-9] and [A-Za-z], not \d and \w: those take digits and letters of every script.
 _KEY_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_RETIRED_ID: Final = re.compile(r"([A-Za-z0-9_-]{1,64}?)(?:-old-[0-9a-f]{6})+")
 _SECRET: Final = re.compile(r"[A-Za-z0-9_-]{16,128}")
 _DIGEST: Final = re.compile(r"sha256\$([0-9A-Fa-f]{64})")
 _DIGITS: Final = re.compile(r"[0-9]+")
@@ -41,6 +47,8 @@ _DIGITS: Final = re.compile(r"[0-9]+")
 _WANTED_LINE: Final = "a line must be key_id:api_key[:rate_limit][:expiration]"
 _OR_BARE: Final = ", or a key alone, which must be 16 to 128 of A-Z a-z 0-9 _ -"
 _WANTED_ID: Final = "the key id must be 1 to 64 of A-Z a-z 0-9 _ -"
+_WANTED_FREE: Final = "the key id is taken by another key"
+_WANTED_NEW: Final = "it holds an old secret of a key that is in the file already"
 _WANTED_API_KEY: Final = (
     "the api key must be 16 to 128 of A-Z a-z 0-9 _ -, or sha256$ and 64 hex digits"
 )
@@ -53,14 +61,15 @@ _WANTED_REST: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What is known of one key.
+    """What is known of one secret of a key, which has more than one while it is replaced.
 
     Args:
-        key_id: the public name.
+        key_id: the public name of the key.
         digest: SHA-256 of the secret.
         rate_limit: requests a minute; None where the gateway's default holds.
         expires_at: POSIX seconds, always whole; None where it never expires.
         hashed: whether the file holds the digest and not the secret.
+        retired_as: the id of its line where this is an old secret; else empty.
     """
 
     key_id: str
@@ -68,6 +77,16 @@ class Key:
     rate_limit: int | None = None
     expires_at: float | None = None
     hashed: bool = False
+    retired_as: str = ""
+
+    @property
+    def is_retired(self) -> bool:
+        return bool(self.retired_as)
+
+    @property
+    def line_id(self) -> str:
+        """The id that the line begins with."""
+        return self.retired_as or self.key_id
 
     def is_expired(self, now: float) -> bool:
         """Whether the key is refused at *now*, in POSIX seconds."""
@@ -83,36 +102,57 @@ class Problem:
 
 
 class KeyRing:
-    """The keys of one file. Never changed: a reload makes a new one."""
+    """The keys of one file. Never changed: a reload makes a new one.
 
-    __slots__ = ("_by_digest", "keys", "problems")
+    Its length is the number of keys, however many secrets they have.
+    """
 
-    def __init__(self, keys: Iterable[Key] = (), problems: Iterable[Problem] = ()) -> None:
-        self.keys = tuple(keys)
-        self.problems = tuple(problems)
-        self._by_digest = {key.digest: key for key in self.keys}
+    __slots__ = ("_by_digest", "_by_id", "keys", "problems")
+
+    def __init__(self) -> None:
+        self.keys: tuple[Key, ...] = ()
+        """Each secret, in the order of the file."""
+        self.problems: tuple[Problem, ...] = ()
+        self._by_digest: dict[bytes, Key] = {}
+        self._by_id: dict[str, Key] = {}
 
     @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read the text of a keys file. A bad line is skipped and becomes a problem."""
+    def parse(cls, text: str, pause: Callable[[], None] | None = None) -> Self:
+        """Read the text of a keys file. A bad line is skipped and becomes a problem.
+
+        Args:
+            text: of the file.
+            pause: called once in ``LINES_PER_PAUSE`` lines, where other threads are to get on.
+        """
+        ring = cls()
         keys: list[Key] = []
         problems: list[Problem] = []
         line_of: dict[str | bytes, int] = {}  # ids are text and digests bytes: they cannot meet
-        for number, line in enumerate(_LINE.findall(text), 1):
+        # Not findall: of a large file, that is one long step.
+        for number, found in enumerate(_LINE.finditer(text), 1):
+            if pause is not None and not number % LINES_PER_PAUSE:
+                pause()
             try:
-                key = _read_line(line)
+                key = _read_line(found[0])
                 if key is not None:
                     _claim(key, number, line_of)
                     keys.append(key)
+                    ring._enter(key)
             except ValueError as wanted:
                 problems.append(Problem(number, str(wanted)))
-        return cls(keys, problems)
+        ring.keys, ring.problems = tuple(keys), tuple(problems)
+        return ring
+
+    def _enter(self, key: Key) -> None:
+        self._by_digest[key.digest] = key
+        if not key.is_retired or key.key_id not in self._by_id:
+            self._by_id[key.key_id] = key
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self._by_id)
 
     def __repr__(self) -> str:
-        return f"<KeyRing keys={len(self.keys)} problems={len(self.problems)}>"
+        return f"<KeyRing keys={len(self)} problems={len(self.problems)}>"
 
     def look_up(self, presented: bytes) -> Key | None:
         """The key whose secret is *presented*, expired or not.
@@ -122,15 +162,32 @@ class KeyRing:
         return self._by_digest.get(sha256(presented).digest())
 
     def named(self, key_id: str) -> Key | None:
-        return next((key for key in self.keys if key.key_id == key_id), None)
+        """The key with this id: its own secret, or an old one where no other is left."""
+        return self._by_id.get(key_id)
+
+    def gone_since(self, old: KeyRing, pause: Callable[[], None] | None = None) -> list[str]:
+        """The ids of keys that *old* has and this ring has not; *pause* as for ``parse``."""
+        gone: list[str] = []
+        for number, key_id in enumerate(old._by_id, 1):
+            if pause is not None and not number % LINES_PER_PAUSE:
+                pause()
+            if key_id not in self._by_id:
+                gone.append(key_id)
+        return gone
+
+    def secrets_of(self, name: str) -> list[Key]:
+        """What *name* stands for: all secrets of a key, its own first, or a single old one."""
+        found = [key for key in self.keys if name in (key.key_id, key.line_id)]
+        return sorted(found, key=lambda key: key.is_retired)
 
 
 def _claim(key: Key, number: int, line_of: dict[str | bytes, int]) -> None:
-    if key.key_id in line_of:
-        raise ValueError(f"the key id is already on line {line_of[key.key_id]}, which wins")
+    line_id = key.line_id
+    if line_id in line_of:
+        raise ValueError(f"the key id is already on line {line_of[line_id]}, which wins")
     if key.digest in line_of:
         raise ValueError(f"the api key is already on line {line_of[key.digest]}, which wins")
-    line_of[key.key_id] = line_of[key.digest] = number
+    line_of[line_id] = line_of[key.digest] = number
 
 
 # Reading one line: each raises ValueError with what is wanted -------------------------------------
@@ -144,15 +201,19 @@ def _read_line(line: str) -> Key | None:
     key_id, *others = line.split(":", 2)
     if not others:
         raise ValueError(_WANTED_LINE)
-    _check_key_id(key_id)
+    key_id, retired_as = _read_key_id(key_id)
     digest, hashed = _read_api_key(others[0])
     rate_limit, expires_at = _read_rest(others[1]) if len(others) == 2 else (None, None)
-    return Key(key_id, digest, rate_limit, expires_at, hashed)
+    return Key(key_id, digest, rate_limit, expires_at, hashed, retired_as)
 
 
-def _check_key_id(text: str) -> None:
+def _read_key_id(text: str) -> tuple[str, str]:
+    """The id of the key, and that of the line where it holds an old secret of it."""
+    if "-old-" in text and (match := _RETIRED_ID.fullmatch(text)):
+        return match[1], text
     if not _KEY_ID.fullmatch(text):
         raise ValueError(_WANTED_ID)
+    return text, ""
 
 
 def _read_api_key(text: str) -> tuple[bytes, bool]:
@@ -207,13 +268,23 @@ def stored_digest(digest: bytes) -> str:
     return HASH_MARK + digest.hex()
 
 
+def retired_id(key_id: str, suffix: str) -> str:
+    """The id of a line with an old secret of the key *key_id*.
+
+    Args:
+        key_id: of the key.
+        suffix: six hexadecimal digits, so that there can be several.
+    """
+    return f"{key_id}-old-{suffix}"
+
+
 def format_line(
     key_id: str, api_key: str, *, rate_limit: int | None = None, expires_at: float | None = None
 ) -> str:
     """One line of the file, without its end.
 
     Args:
-        key_id: the public name.
+        key_id: the public name, or what ``retired_id`` makes of it.
         api_key: the secret, or what ``hashed`` makes of it.
         rate_limit: requests a minute.
         expires_at: POSIX seconds.
@@ -221,7 +292,7 @@ def format_line(
     Raises:
         ValueError: a field could not be read back; with what would be right.
     """
-    _check_key_id(key_id)
+    _read_key_id(key_id)
     _read_api_key(api_key)
     fields = [key_id, api_key]
     if rate_limit is not None or expires_at is not None:
@@ -237,28 +308,47 @@ def add_line(text: str, line: str) -> str:
     return text + (end if text and not text.endswith("\n") else "") + line + end
 
 
-def replace(text: str, key_id: str, *lines: str) -> str:
-    """*text* with *lines* where the key *key_id* was; with none, the key is removed.
+def replace(text: str, name: str, *lines: str) -> str:
+    """*text* with *lines* in place of what *name* stands for; with none, that is removed.
 
-    A later line with the same id or the same secret goes as well: it was skipped for this
-    key's sake, and would let a removed key in again. Every other line stays as it is.
+    All secrets of a key go, those in their grace too, or the one old secret that *name* is the
+    id of. Lines with one of these ids or secrets that were skipped go as well: they would let
+    a removed key in again. Every other line stays as it is.
 
     Raises:
         KeyError: there is no such key.
     """
-    key = KeyRing.parse(text).named(key_id)
-    if key is None:
-        raise KeyError(key_id)
-    old = _LINE.findall(text)
-    read = [_read_or_none(line) for line in old]
-    place = read.index(key)
-    kept = [
-        line
-        for line, other in zip(old[place:], read[place:], strict=True)
-        if other is None or (other.key_id != key_id and other.digest != key.digest)
-    ]
+    gone = KeyRing.parse(text).secrets_of(name)
+    if not gone:
+        raise KeyError(name)
+    digests = {key.digest for key in gone}
     end = _line_end(text)
-    return "".join([*old[:place], *(line + end for line in lines), *kept])
+    kept: list[str] = []
+    for line in _LINE.findall(text):
+        key = _read_or_none(line)
+        if key is None or not (name in (key.key_id, key.line_id) or key.digest in digests):
+            kept.append(line)
+        elif key == gone[0]:
+            kept += [new + end for new in lines]
+            lines = ()  # the same line again is a duplicate
+    return "".join(kept)
+
+
+def without_ended(text: str, now: float) -> str:
+    """*text* without old secrets whose grace has ended at *now*, in POSIX seconds.
+
+    One whose id or secret another line has, too, stays: that line is skipped only for its sake.
+    """
+    lines = _LINE.findall(text)
+    read = [_read_or_none(line) for line in lines]
+    claims = Counter(claim for key in read if key for claim in (key.line_id, key.digest))
+    return "".join(
+        line
+        for line, key in zip(lines, read, strict=True)
+        if key is None
+        or not (key.is_retired and key.is_expired(now))
+        or claims[key.line_id] + claims[key.digest] > 2
+    )
 
 
 def hash_secrets(text: str) -> tuple[str, int]:
@@ -318,12 +408,12 @@ def merge(text: str, other: str, *, prefix: str, hashes: bool) -> Merged:
         if key not in added:
             continue
         if key.key_id in ids:
-            problems.append(Problem(number, "the key id is taken by another key"))
+            problems.append(Problem(number, _WANTED_NEW if key.is_retired else _WANTED_FREE))
         new_lines.append((_without_secret(line) if hashes else line).strip(_AROUND))
     merged = text or NEW_FILE
     for line in new_lines:
         merged = add_line(merged, line)
-    return Merged(merged, tuple(added), len(ring) - len(added), tuple(problems))
+    return Merged(merged, tuple(added), len(ring.keys) - len(added), tuple(problems))
 
 
 def _name_bare_keys(text: str, prefix: str, taken: set[str]) -> str:

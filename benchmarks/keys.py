@@ -36,7 +36,7 @@ def file_of(size: int, *, hashed: bool) -> str:
 def loaded(text: str) -> Principals:
     """As a gateway has it after a reload."""
     principals = Principals(Settings(auth_failures_per_minute=0))
-    principals.take(KeyRing.parse(text))
+    principals.take(KeyRing.parse(text), ())
     return principals
 
 

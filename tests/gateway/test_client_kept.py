@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llama_gguf.core.engine import EngineState
+from llama_gguf.gateway.reloads import REST_SECONDS
 from tests.fakes import (
     EXPIRED_KEY,
     KEY,
@@ -460,6 +461,7 @@ def test_a_reload_that_removes_its_own_key_is_the_last_with_it(rig: Rig) -> None
     client = served(rig, reload)
     rig.set_keys(f"bob:{OTHER_KEY}\n")
     client.send(reload, reload, POST)
+    rig.advance(REST_SECONDS)
 
     assert statuses(client) == [200, 200, 401, 401]
 

@@ -10,6 +10,7 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from llama_gguf.core.engine import EngineState
+from llama_gguf.gateway.reloads import REST_SECONDS
 from tests.fakes import (
     BACKEND_KEY,
     KEY,
@@ -239,6 +240,7 @@ def test_a_client_that_leaves_during_a_reload_disturbs_nobody(rig: Rig) -> None:
     other = rig.ask(request("POST", "/reload"))
     client.leave()
     disk.answer()
+    rig.advance(REST_SECONDS)
 
     assert other.answer.status == 200
     assert len(rig.shared.principals.ring) == 1

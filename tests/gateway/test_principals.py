@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from llama_gguf.core.keys import KeyRing
-from llama_gguf.core.moments import format_moment
+from llama_gguf.core.moments import format_moment, parse_moment
 from llama_gguf.core.settings import Settings
 from llama_gguf.errors import AdminKeyRequired
-from llama_gguf.gateway.principals import Principals
-from tests.fakes import KEY, KEYS_TEXT, OTHER_KEY, Rig
+from llama_gguf.gateway.principals import Principal, Principals
+from tests.fakes import KEY, KEYS_TEXT, OK, OTHER_KEY, Rig, request
 from tests.gateway.conftest import NewRig
 
 
@@ -54,6 +56,97 @@ def test_a_key_s_limit_changes_with_the_file_and_what_it_has_used_stays(rig: Rig
     assert b"x-ratelimit-limit-requests: 7\r\n" in after.fields_after_hit(5)
 
 
+OLD_KEY = "sk-alice-of-old-0123"
+GRACED = f"alice:{KEY}:3\nalice-old-0a1b2c:{OLD_KEY}:1000:2099-01-01\nbob:{OTHER_KEY}\n"
+
+
+def shown_by(rig: Rig, key: str) -> Principal:
+    found = rig.shared.principals.holder(key.encode())
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("text", [GRACED, "\n".join(reversed(GRACED.splitlines()))])
+def test_an_old_secret_in_its_grace_is_the_same_key_with_the_same_window(
+    text: str, new_rig: NewRig
+) -> None:
+    rig = new_rig(keys=text)
+    new, old = shown_by(rig, KEY), shown_by(rig, OLD_KEY)
+
+    assert (old.key_id, new.key_id) == ("alice", "alice")
+    assert old.window is new.window
+    assert new.window is not None
+    assert new.window.limit == 3, "that of the key's own line"
+    assert shown_by(rig, OTHER_KEY).window is not new.window
+
+
+def test_an_old_secret_is_no_second_allowance_whatever_is_reloaded(new_rig: NewRig) -> None:
+    rig = new_rig(keys=f"alice:{OLD_KEY}:3\n")
+    rig.answer_with(OK)
+    asks = [request(body=b"{}", key=key) for key in (OLD_KEY, KEY)]
+    statuses = [rig.ask(asks[0]).answer.status]
+    for text in (GRACED, GRACED.replace("1000", "5000"), GRACED):
+        rig.set_keys(text)
+        rig.shared.reloads.load()
+        statuses += [rig.ask(ask).answer.status for ask in asks]
+
+    assert statuses == [200, 200, 200, 429, 429, 429, 429]
+    assert {record.key_id for record in rig.records} == {"alice"}
+
+
+def test_both_secrets_of_a_key_share_its_concurrency(new_rig: NewRig) -> None:
+    rig = new_rig(keys=GRACED, max_concurrent_per_key=1)
+    rig.ask(request(body=b"{}", key=KEY))
+
+    assert rig.ask(request(body=b"{}", key=OLD_KEY)).answer.status == 429
+
+
+def test_a_window_stays_when_only_the_old_secret_is_left(new_rig: NewRig) -> None:
+    rig = new_rig(keys=GRACED)
+    before = shown_by(rig, KEY)
+    rig.set_keys(GRACED.splitlines()[1])
+    rig.shared.reloads.load()
+    after = shown_by(rig, OLD_KEY)
+
+    assert after.window is before.window
+    assert after.window is not None
+    assert after.window.limit == 1000
+    assert rig.shared.principals.named("alice") is after
+
+
+@pytest.mark.parametrize(
+    ("own", "old", "ends"), [("", "2098-01-01", "2098-01-01"), ("2097-01-01", "", "2097-01-01")]
+)
+def test_an_old_secret_ends_with_its_grace_and_with_its_key(
+    own: str, old: str, ends: str, new_rig: NewRig
+) -> None:
+    rig = new_rig(keys=f"alice:{KEY}::{own}\nalice-old-0a1b2c:{OLD_KEY}::{old}\n")
+
+    assert shown_by(rig, OLD_KEY).expires_at == parse_moment(ends).timestamp()
+
+
+def test_to_take_keys_costs_the_same_however_many_there_are() -> None:
+    """It happens in the loop, where each key would hold up every stream a little."""
+
+    def calls(count: int) -> int:
+        ring = KeyRing.parse("".join(f"key-{n}:sk-{n:020}\n" for n in range(count)))
+        principals = Principals(Settings())
+        calls = 0
+
+        def on_call(*_: object) -> None:
+            nonlocal calls
+            calls += 1
+
+        sys.setprofile(on_call)
+        try:
+            principals.take(ring, ())
+        finally:
+            sys.setprofile(None)
+        return calls
+
+    assert calls(1000) == calls(10)
+
+
 def test_where_nobody_checks_keys_nothing_is_counted_or_told(new_rig: NewRig) -> None:
     anybody = new_rig(auth_enabled=False).shared.principals.ANYBODY
 
@@ -78,7 +171,7 @@ def test_what_counts_for_nothing_is_told_what_there_is_left(new_rig: NewRig) -> 
 
 def with_admins(*key_ids: str) -> Principals:
     principals = Principals(Settings(admin_key_ids=key_ids))
-    principals.take(KeyRing.parse(KEYS_TEXT))
+    principals.take(KeyRing.parse(KEYS_TEXT), ())
     return principals
 
 
@@ -114,6 +207,6 @@ def test_an_administrator_without_a_key_is_missed() -> None:
 def test_the_next_key_to_expire_is_known(now: float, left: float | None) -> None:
     lines = [f"k{n}:sk-{n}-0123456789abcdef::{format_moment(n)}" for n in (1000, 100)]
     principals = Principals(Settings())
-    principals.take(KeyRing.parse("\n".join([*lines, f"alice:{KEY}"])))
+    principals.take(KeyRing.parse("\n".join([*lines, f"alice:{KEY}"])), ())
 
     assert principals.next_expiry(now) == left

@@ -14,14 +14,15 @@ from pathlib import Path
 import pytest
 
 from llama_gguf import keyfile
-from llama_gguf.core.keys import KeyRing
+from llama_gguf.core.keys import LINES_PER_PAUSE, KeyRing
 from llama_gguf.core.settings import Settings
 from llama_gguf.errors import ReloadFailed
+from llama_gguf.events import event_of, facts_of
 from llama_gguf.gateway import reloads as reloads_module
 from llama_gguf.gateway.principals import Principals
 from llama_gguf.gateway.reloads import Reloads
 from tests.ends import PATIENCE
-from tests.fakes import KEY, KEYS_TEXT, OTHER_KEY, Rig, T
+from tests.fakes import KEY, KEYS_TEXT, OTHER_KEY, Rig, T, code_of, request
 from tests.gateway.conftest import NewRig
 
 
@@ -36,8 +37,25 @@ def test_a_bad_line_is_skipped_and_named_without_its_secret(
     with caplog.at_level(logging.WARNING):
         assert rig.shared.reloads.load() == 1
 
-    assert "Line 2 of " in caplog.text
-    assert "sk-secret" not in caplog.text
+    (skipped,) = (facts_of(r) for r in caplog.records if event_of(r) == "keys_lines_skipped")
+    assert skipped["count"] == 1
+    assert str(skipped["lines"]).startswith("['line 2: a line must be")
+    assert "sk-secret" not in f"{caplog.text} {skipped}"
+
+
+def test_bad_lines_are_named_in_one_line_of_the_log_however_many_there_are(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.set_keys(f"alice:{KEY}\n" + "nonsense\n" * 1000)
+    with caplog.at_level(logging.INFO):
+        assert rig.shared.reloads.load() == 1
+
+    (warning,) = [r for r in caplog.records if r.levelno == logging.WARNING]
+    lines = facts_of(warning)["lines"]
+    assert isinstance(lines, list)
+    assert facts_of(warning)["count"] == 1000
+    assert [line.partition(":")[0] for line in lines[:-1]] == [f"line {n}" for n in range(2, 12)]
+    assert lines[-1] == "and 990 more"
 
 
 def test_a_file_open_to_others_is_warned_about(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
@@ -103,7 +121,10 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
-def test_many_who_ask_share_one_read_that_begins_after_they_asked(tmp_path: Path) -> None:
+def test_many_who_ask_share_one_read_that_begins_after_they_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reloads_module, "REST_SECONDS", 0.0)
     path = tmp_path / "api_keys.txt"
     path.write_text(f"alice:{KEY}\n")
     results: list[str] = []
@@ -122,6 +143,51 @@ def test_many_who_ask_share_one_read_that_begins_after_they_asked(tmp_path: Path
 
     assert asyncio.run(trial()) == ([1], [3] * 20)
     assert results == ["success"] * 2
+
+
+def test_reloads_read_once_a_second_and_each_returns_what_was_written_before_it(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However many ask, and whenever."""
+    results: list[tuple[int, int]] = []
+
+    async def ask(known: int) -> None:
+        results.append((known, await rig.shared.reloads.reload()))
+
+    tasks = []
+    with caplog.at_level(logging.INFO):
+        for n in range(1, 101):
+            rig.set_keys("".join(f"key-{i}:sk-{i:020}\n" for i in range(n)))
+            tasks += [rig.loop.create_task(ask(n)) for _ in range(3)]
+            rig.spin()
+            rig.advance(0.05)
+        rig.advance(reloads_module.REST_SECONDS)
+
+    assert len(results) == 300
+    assert all(loaded >= known for known, loaded in results)
+    assert caplog.text.count("API keys loaded") <= 100 * 0.05 / reloads_module.REST_SECONDS + 2
+    assert rig.shared.metrics.keys_reload["success"] == 1 + caplog.text.count("API keys loaded")
+
+
+def test_a_reload_after_a_rest_begins_at_once(rig: Rig) -> None:
+    reload = request("POST", "/reload")
+    assert len(rig.ask(reload).answers) == 1
+    rig.advance(reloads_module.REST_SECONDS)
+
+    assert len(rig.ask(reload).answers) == 1
+    assert rig.ask(reload).answers == []
+
+
+def test_a_failed_reload_is_followed_by_a_rest_too(rig: Rig) -> None:
+    reload = request("POST", "/reload")
+    rig.set_keys(None)
+    assert code_of(rig.ask(reload).answer) == "reload_failed"
+    rig.set_keys(KEYS_TEXT)
+    second = rig.ask(reload)
+    assert second.answers == []
+    rig.advance(reloads_module.REST_SECONDS)
+
+    assert second.answer.status == 200
 
 
 def test_who_leaves_while_the_file_is_read_leaves_the_others_their_answer(tmp_path: Path) -> None:
@@ -159,6 +225,22 @@ def test_a_failure_is_told_to_whoever_asked_and_logged_and_counted_once(
     assert failures[0] is not failures[1], "each would add its frames to the other's traceback"
     assert caplog.text.count("there is no keys file") == 1
     assert results == ["failure"]
+
+
+def test_a_large_file_is_read_with_pauses_for_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interpreter runs one thread at a time, and a compiled parser gives way to none."""
+    path = tmp_path / "api_keys.txt"
+    path.write_text("".join(f"key-{i}:sk-{i:020}\n" for i in range(1000)))
+    reading_threads: list[str] = []
+    monkeypatch.setattr(
+        reloads_module, "_pause", lambda: reading_threads.append(threading.current_thread().name)
+    )
+    reloads = Reloads(str(path), Principals(Settings()), lambda _: None)
+
+    assert asyncio.run(reloads.reload()) == 1000
+    assert reading_threads == ["file work"] * (1000 // LINES_PER_PAUSE)
 
 
 # By itself ----------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Nothing here reads a file or a clock; ``reloads.py`` brings the keys.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from llama_gguf.core import replies
@@ -16,21 +17,23 @@ from llama_gguf.errors import AdminKeyRequired, KeyExpired, Limited, Unauthorize
 
 
 class Principal:
-    """Who asks: a key with its window. The window stays while the key stays in the file.
+    """Who asks: a secret of a key, with the key's window.
+
+    The window stays while the key stays in the file, and is shared by all of its secrets.
 
     Args:
-        key: as the file has it.
+        key_id: of the key.
+        expires_at: of the secret, in POSIX seconds; None where it never expires.
         window: None where nothing is counted.
     """
 
-    __slots__ = ("_after_left", "_before_left", "expires_at", "key", "key_id", "window")
+    __slots__ = ("_after_left", "_before_left", "expires_at", "key_id", "window")
 
-    def __init__(self, key: Key, window: SlidingWindow | None) -> None:
-        self.key = key
+    def __init__(self, key_id: str, expires_at: float | None, window: SlidingWindow | None) -> None:
+        self.key_id = key_id
+        self.expires_at = expires_at
         self.window = window
         # What the hot path asks for, one step nearer.
-        self.key_id = key.key_id
-        self.expires_at = key.expires_at
         self._before_left = self._after_left = b""
         if window is not None:
             # After a hit, it takes a whole window until nothing counts any more.
@@ -57,7 +60,7 @@ class Principals:
         settings: of the gateway.
     """
 
-    ANYBODY: Final = Principal(Key("-", b""), None)
+    ANYBODY: Final = Principal("-", None, None)
     """Whoever asks, where nobody checks keys."""
 
     def __init__(self, settings: Settings) -> None:
@@ -67,34 +70,57 @@ class Principals:
         self._admins = frozenset(settings.admin_key_ids)
         self.failures = FailureLimit(per_minute=settings.auth_failures_per_minute)
         self.ring = KeyRing()
-        self._by_id: dict[str, Principal] = {}
+        self._by_digest: dict[bytes, Principal] = {}
+        """Those that have asked since the ring was taken."""
+        self._windows: dict[str, SlidingWindow] = {}
+        """Of the keys that have asked, by key id."""
 
-    def take(self, ring: KeyRing) -> None:
-        """Let in the keys of *ring*, and nobody else from now on."""
-        old = self._by_id
+    def take(self, ring: KeyRing, gone: Iterable[str]) -> None:
+        """Let in the keys of *ring*, and no others from now on.
+
+        Nothing is done here for each key, since there may be 100,000 and all streams wait
+        meanwhile: principals are made when they ask.
+
+        Args:
+            ring: the new one.
+            gone: ids of keys that the old ring had.
+        """
         self.ring = ring
-        self._by_id = {
-            key.key_id: Principal(key, self._window(old.get(key.key_id), key)) for key in ring.keys
-        }
+        self._by_digest = {}
+        for key_id in gone:
+            self._windows.pop(key_id, None)
 
-    def _window(self, old: Principal | None, key: Key) -> SlidingWindow:
+    def _principal(self, key: Key) -> Principal:
+        try:
+            return self._by_digest[key.digest]
+        except KeyError:
+            # Limit and end on the key's own line apply to its old secrets, too.
+            own = self.ring.named(key.key_id) or key
+            ends = [end for end in (key.expires_at, own.expires_at) if end is not None]
+            principal = Principal(key.key_id, min(ends, default=None), self._window(own))
+            self._by_digest[key.digest] = principal
+            return principal
+
+    def _window(self, key: Key) -> SlidingWindow:
         limit = key.rate_limit or self._default_limit
-        if old is None or old.window is None:
-            return SlidingWindow(limit=limit)
-        old.window.limit = limit  # what it has admitted still counts
-        return old.window
+        window = self._windows.get(key.key_id)
+        if window is None:
+            window = self._windows[key.key_id] = SlidingWindow(limit=limit)
+        window.limit = limit  # what it has admitted still counts
+        return window
 
     def named(self, key_id: str) -> Principal | None:
-        return self._by_id.get(key_id)
+        key = self.ring.named(key_id)
+        return None if key is None else self._principal(key)
 
     def are_several(self) -> bool:
         """Whether what is shared is shared by more than one key."""
-        return len(self._by_id) > 1
+        return len(self.ring) > 1
 
     def holder(self, presented: bytes) -> Principal | None:
         """Who shows the key *presented*; None when nobody does."""
         key = self.ring.look_up(presented)
-        return None if key is None else self._by_id[key.key_id]
+        return None if key is None else self._principal(key)
 
     def authenticate(
         self, read: RequestFields, network: str, *, now: float, wall: float
@@ -127,7 +153,7 @@ class Principals:
         found = self.holder(presented)
         if found is None:
             raise invalid_key()
-        if found.key.is_expired(wall):
+        if found.expires_at is not None and wall >= found.expires_at:
             raise KeyExpired("This API key has expired.")
         return found
 
@@ -146,9 +172,9 @@ class Principals:
 
     def next_expiry(self, wall: float) -> float | None:
         """Seconds until the next key expires; None when none will."""
-        ahead = [p.expires_at - wall for p in self._by_id.values() if p.expires_at is not None]
+        ahead = [key.expires_at - wall for key in self.ring.keys if key.expires_at is not None]
         return min((seconds for seconds in ahead if seconds > 0), default=None)
 
     def missing_admins(self) -> list[str]:
         """Ids that ADMIN_KEY_IDS names, and no key has."""
-        return sorted(self._admins.difference(self._by_id))
+        return sorted(key_id for key_id in self._admins if self.ring.named(key_id) is None)

@@ -1,19 +1,21 @@
 """When the keys are read: at the start, when asked, and when their file has changed.
 
-All or nothing: on any error the keys that were loaded stay, and that is said in the log, to
-whoever asked, and in a metric. The file is read off the loop, since a network disk may hang.
+All or nothing: on any error the keys that were loaded stay, and the error is in the log, in the
+response and in a metric. The file is read off the loop, since a network disk may hang, and with a
+pause every few lines, since the loop stands still while another thread computes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from llama_gguf import keyfile
-from llama_gguf.core.keys import KeyRing
+from llama_gguf.core.keys import KeyRing, Problem
 from llama_gguf.errors import ReloadFailed, UserError
 from llama_gguf.events import EventLog
 from llama_gguf.gateway.principals import Principals
@@ -22,6 +24,11 @@ from llama_gguf.gateway.threads import off_the_loop
 _log: Final = EventLog(__name__)
 
 LOOK_SECONDS: Final = 1.0
+REST_SECONDS: Final = 1.0
+"""Between the end of one reload and the beginning of the next."""
+PAUSE_SECONDS: Final = 0.0001
+"""Long enough for the loop to take the interpreter's lock; with 0 it mostly does not."""
+MAX_PROBLEMS_LOGGED: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +38,8 @@ class _Read:
     stamp: keyfile.Stamp | None
     """Taken before, so that a change during the read is seen by the next look."""
     ring: KeyRing | None
+    gone: Sequence[str] = ()
+    """Ids of keys that are no longer there."""
     error: str = ""
     exposed_mode: int | None = None
 
@@ -52,6 +61,8 @@ class Reloads:
         """Of the file as it was read last."""
         self._seen: keyfile.Stamp | None = None
         self._lock = asyncio.Lock()
+        self._rests_until = 0.0
+        """On the loop's clock."""
         self._is_over = threading.Event()
         self._next: asyncio.Task[int | str] | None = None
         """A read to come: how many keys there were, or why there are none."""
@@ -63,12 +74,13 @@ class Reloads:
         Raises:
             ReloadFailed: it cannot be read; nothing has changed.
         """
-        return self._take(_read(self._path))
+        return self._take(self._read())
 
     async def reload(self) -> int:
         """Read the file as it is now or a little later, and return how many keys there are.
 
-        Any number of callers share one read: it begins after they called.
+        Any number of callers share one read: it begins after they called, and up to
+        ``REST_SECONDS`` after the last one has ended.
 
         Raises:
             ReloadFailed: it cannot be read; nothing has changed.
@@ -88,13 +100,28 @@ class Reloads:
 
         One that they all raise would gather their frames in its traceback.
         """
+        loop = asyncio.get_running_loop()
         async with self._lock:
+            rest = self._rests_until - loop.time()
+            if rest > 0:
+                await asyncio.sleep(rest)
             self._next = None
-            read = await self.off_the_loop(lambda: _read(self._path))
             try:
-                return self._take(read)
+                return self._take(await self.off_the_loop(lambda: self._read(_pause)))
             except ReloadFailed as error:
                 return error.message
+            finally:
+                self._rests_until = loop.time() + REST_SECONDS
+
+    def _read(self, pause: Callable[[], None] | None = None) -> _Read:
+        path = self._path
+        stamp = keyfile.stamp(path)
+        try:
+            ring = KeyRing.parse(keyfile.read(path), pause)
+        except UserError as error:
+            return _Read(stamp, None, error=str(error))
+        gone = ring.gone_since(self._principals.ring, pause)
+        return _Read(stamp, ring, gone, exposed_mode=keyfile.exposed_mode(path))
 
     def _take(self, read: _Read) -> int:
         self._stamp = self._seen = read.stamp
@@ -106,13 +133,13 @@ class Reloads:
                 reason=". ".join(read.error.splitlines()),
             )
             raise ReloadFailed(f"The keys were not loaded: {read.error}")
-        for problem in read.ring.problems:
+        if read.ring.problems:
             _log.warning(
-                "keys_line_skipped",
-                "Line {line} of {file} was skipped: {reason}",
+                "keys_lines_skipped",
+                "Lines skipped in {file}: {count}",
                 file=self._path,
-                line=problem.line,
-                reason=problem.reason,
+                count=len(read.ring.problems),
+                lines=_listed(read.ring.problems),
             )
         if read.exposed_mode is not None:
             _log.warning(
@@ -121,7 +148,7 @@ class Reloads:
                 file=self._path,
                 mode=f"{read.exposed_mode:04o}",
             )
-        self._principals.take(read.ring)
+        self._principals.take(read.ring, read.gone)
         for key_id in self._principals.missing_admins():
             _log.warning(
                 "admin_key_missing",
@@ -175,10 +202,12 @@ class Reloads:
         return is_another or stamp == seen
 
 
-def _read(path: str) -> _Read:
-    stamp = keyfile.stamp(path)
-    try:
-        ring = KeyRing.parse(keyfile.read(path))
-    except UserError as error:
-        return _Read(stamp, None, error=str(error))
-    return _Read(stamp, ring, exposed_mode=keyfile.exposed_mode(path))
+def _pause() -> None:
+    time.sleep(PAUSE_SECONDS)
+
+
+def _listed(problems: Sequence[Problem]) -> list[str]:
+    """The first of them and how many more there are, so that no file can fill the log."""
+    first = [f"line {p.line}: {p.reason}" for p in problems[:MAX_PROBLEMS_LOGGED]]
+    more = len(problems) - len(first)
+    return [*first, f"and {more} more"] if more else first

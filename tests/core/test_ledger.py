@@ -193,6 +193,15 @@ def test_a_dump_is_read_in_any_layout(indent: int | None, ledger: Ledger) -> Non
         assert Ledger.load(text).views(NOW) == ledger.views(NOW)
 
 
+def test_a_large_dump_is_loaded_with_a_pause_every_few_lines(ledger: Ledger) -> None:
+    for n in range(3 * ledger_module.LINES_PER_PAUSE):
+        ledger.add(f"key-{n}", ONE, NOW)
+    pauses: list[None] = []
+    Ledger.load(ledger.dump(), lambda: pauses.append(None))
+
+    assert len(pauses) == 3
+
+
 # Among several ------------------------------------------------------------------------------------
 
 

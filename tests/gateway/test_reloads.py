@@ -235,7 +235,7 @@ def test_a_large_file_is_read_with_pauses_for_the_loop(
     path.write_text("".join(f"key-{i}:sk-{i:020}\n" for i in range(1000)))
     reading_threads: list[str] = []
     monkeypatch.setattr(
-        reloads_module, "_pause", lambda: reading_threads.append(threading.current_thread().name)
+        reloads_module, "pause", lambda: reading_threads.append(threading.current_thread().name)
     )
     reloads = Reloads(str(path), Principals(Settings()), lambda _: None)
 

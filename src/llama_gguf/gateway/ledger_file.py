@@ -26,7 +26,7 @@ from llama_gguf.core.ledger import Ledger
 from llama_gguf.core.settings import Settings
 from llama_gguf.events import EventLog
 from llama_gguf.gateway.shared import wall_now
-from llama_gguf.gateway.threads import off_the_loop
+from llama_gguf.gateway.threads import off_the_loop, pause
 
 _log: Final = EventLog(__name__)
 
@@ -171,7 +171,7 @@ class LedgerFile:
         """What the file has; None where it is missing, or had to be set aside."""
         try:
             with open(self._path, encoding="utf-8") as file:
-                return Ledger.load(file.read(MAX_FILE_BYTES))
+                return Ledger.load(file.read(MAX_FILE_BYTES), pause)
         except FileNotFoundError:
             return None
         except ValueError as error:  # UnicodeDecodeError is one

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -19,15 +18,13 @@ from llama_gguf.core.keys import KeyRing, Problem
 from llama_gguf.errors import ReloadFailed, UserError
 from llama_gguf.events import EventLog
 from llama_gguf.gateway.principals import Principals
-from llama_gguf.gateway.threads import off_the_loop
+from llama_gguf.gateway.threads import off_the_loop, pause
 
 _log: Final = EventLog(__name__)
 
 LOOK_SECONDS: Final = 1.0
 REST_SECONDS: Final = 1.0
 """Between the end of one reload and the beginning of the next."""
-PAUSE_SECONDS: Final = 0.0001
-"""Long enough for the loop to take the interpreter's lock; with 0 it mostly does not."""
 MAX_PROBLEMS_LOGGED: Final = 10
 
 
@@ -107,7 +104,7 @@ class Reloads:
                 await asyncio.sleep(rest)
             self._next = None
             try:
-                return self._take(await self.off_the_loop(lambda: self._read(_pause)))
+                return self._take(await self.off_the_loop(lambda: self._read(pause)))
             except ReloadFailed as error:
                 return error.message
             finally:
@@ -200,10 +197,6 @@ class Reloads:
             return False
         is_another = stamp is not None and (read is None or stamp.file != read.file)
         return is_another or stamp == seen
-
-
-def _pause() -> None:
-    time.sleep(PAUSE_SECONDS)
 
 
 def _listed(problems: Sequence[Problem]) -> list[str]:

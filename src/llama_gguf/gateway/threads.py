@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
+from typing import Final, TypeVar
 
 _Result = TypeVar("_Result")
+
+PAUSE_SECONDS: Final = 0.0001
+"""Long enough for the loop to take the interpreter's lock; with 0 it mostly does not."""
+
+
+def pause() -> None:
+    """Let the loop run. Code that is compiled does not release the interpreter's lock by itself."""
+    time.sleep(PAUSE_SECONDS)
 
 
 async def off_the_loop(work: Callable[[], _Result]) -> _Result:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import DEADLINE_SECONDS, MODEL, Served, command_line, stop
+from tests.e2e.conftest import DEADLINE_SECONDS, MODEL, Served, stop
+from tests.processes import is_running
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -73,7 +74,7 @@ def test_whatever_ends_it_costs_what_was_in_it_and_the_next_request_waits(
     assert own_server.child("llama-server") not in (0, engine)
     assert said in own_server.output
     assert stop(own_server) == 0
-    assert not Path(f"/proc/{engine}").exists()
+    assert not is_running(engine)
 
 
 def test_sigterm_with_a_request_that_it_would_not_leave_for_ends_in_time(
@@ -92,7 +93,7 @@ def test_sigterm_with_a_request_that_it_would_not_leave_for_ends_in_time(
         assert stop(own_server) == 0
 
         assert long.result(DEADLINE_SECONDS) in (0, 200)
-    assert [pid for pid in children if command_line(pid)] == []
+    assert not any(is_running(pid) for pid in children)
 
 
 @pytest.mark.parametrize("settings", [{"IDLE_STOP": "1"}], indirect=True)

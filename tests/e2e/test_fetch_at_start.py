@@ -13,6 +13,7 @@ import pytest
 
 from tests.e2e.conftest import COMMAND, Served, free_port, stop
 from tests.engine.hub_server import REPO, HubServer
+from tests.processes import is_running
 
 pytestmark = pytest.mark.e2e
 
@@ -92,7 +93,7 @@ def test_a_model_is_fetched_once_however_often_the_server_dies(
     finally:
         assert stop(second) == 0
     assert [a.range for a in hub.asked_for("Signature")] == [f"bytes={half}-"]
-    assert not Path(f"/proc/{pull}").exists()
+    assert not is_running(pull)
     hub.asked.clear()
 
     # Now it is here, and nobody is asked: there might be no network.

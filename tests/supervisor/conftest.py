@@ -26,6 +26,7 @@ import pytest
 
 from llama_gguf.supervisor import tether
 from tests.gguf_files import gguf
+from tests.processes import is_running
 
 DEADLINE_SECONDS: Final = 30.0
 LOOK_SECONDS: Final = 0.01
@@ -49,24 +50,15 @@ def until(look: Callable[[], Found], told: Callable[[], str] = str) -> Found:
 # Processes ----------------------------------------------------------------------------------------
 
 
-def is_alive(pid: int) -> bool:
-    """Whether there is a process *pid* that is not a zombie."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
-
-
 def until_gone(*pids: int) -> None:
-    until(lambda: not any(is_alive(pid) for pid in pids), lambda: f"still there: {pids}")
+    until(lambda: not any(is_running(pid) for pid in pids), lambda: f"still there: {pids}")
 
 
 def children(parent: int) -> dict[int, str]:
     """The living children of *parent* and their command lines."""
     found = {}
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or not is_alive(int(entry.name)):
+        if not entry.name.isdigit() or not is_running(int(entry.name)):
             continue
         with contextlib.suppress(OSError, IndexError):
             stat = (entry / "stat").read_text(errors="replace")
@@ -348,7 +340,7 @@ class Serve:
         found = {}
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
-                if entry.name.isdigit() and is_alive(int(entry.name)):
+                if entry.name.isdigit() and is_running(int(entry.name)):
                     raw = (entry / "environ").read_bytes().split(b"\0")
                     if f"DATA_DIR={self.data}".encode() in raw:
                         command = (entry / "cmdline").read_bytes().replace(b"\0", b" ")

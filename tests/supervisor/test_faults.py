@@ -372,6 +372,7 @@ def test_orphans_that_are_handed_to_it_do_not_stay_zombies(serve: Serve) -> None
     serve.start_ready()
     orphan_pid = int(serve.until(lambda: pid_file.exists() and pid_file.read_text()))
 
+    # Not `is_running`: that its status is taken, so that no zombie stays, is the point here.
     serve.until(lambda: not Path(f"/proc/{orphan_pid}").exists())
 
     serve.until_said(f"Reaped process {orphan_pid}, whose parent had exited")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+
+from tests.supervisor.conftest import until_gone
 
 PRELUDE = """
 import asyncio, ctypes, os, signal, subprocess
@@ -59,13 +62,9 @@ def test_whatever_is_left_in_the_end_is_killed_with_what_it_started() -> None:
 child = subprocess.Popen(["sh", "-c", "setsid sleep 60 & echo $!; wait"], stdout=subprocess.PIPE)
 grandchild = int(child.stdout.readline())
 orphans.kill_all()
-print(child.wait() != 0)
-def state():
-    try:
-        return open(f"/proc/{grandchild}/stat").read().rpartition(")")[2].split()[0]
-    except OSError:
-        return "gone"
-while state() not in ("Z", "gone"):
-    pass
+print(child.wait(), grandchild)
 """
-    assert run(script) == "True"
+    status, grandchild = map(int, run(script).split())
+
+    assert status == -signal.SIGKILL
+    until_gone(grandchild)

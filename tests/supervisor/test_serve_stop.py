@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.supervisor.conftest import CHAT, Serve, children, is_alive, quoted, until_gone
+from tests.processes import is_running
+from tests.supervisor.conftest import CHAT, Serve, children, quoted, until_gone
 
 DONE = b"data: [DONE]"
 
@@ -37,12 +38,12 @@ def test_sigterm_finishes_what_runs_refuses_what_is_new_and_leaves_nothing(serve
     assert serve.health() == 503
     refused = serve.ask(CHAT, b"{}")
     assert (refused.status, refused.json["error"]["code"]) == (503, "draining")
-    assert is_alive(engine)
+    assert is_running(engine)
     serve.end_streams()
     assert DONE in stream.rest()
     assert serve.left_with() == 0
-    assert not is_alive(gateway)
-    assert not is_alive(engine)
+    assert not is_running(gateway)
+    assert not is_running(engine)
     assert files_in(serve.data) - {f"usage/{socket.gethostname()}.json"} == {
         *("api_keys.txt", "logs/api_access.log", "logs/llama/*.log"),
         *("logs/_boot/*.log", "logs/_boot/latest.txt"),
@@ -155,7 +156,7 @@ def test_when_the_gateway_has_left_no_connection_is_taken_any_more(serve: Serve)
     serve.signal(signal.SIGTERM)
 
     until_gone(gateway)
-    assert is_alive(engine)
+    assert is_running(engine)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", serve.port), 5).close()
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from llama_gguf.supervisor import tether
-from tests.supervisor.conftest import is_alive, until_gone
+from tests.processes import is_running
+from tests.supervisor.conftest import until_gone
 
 TETHER = Path(tether.__file__)
 
@@ -89,7 +90,7 @@ def test_it_dies_with_its_parent_even_if_it_ignores_every_signal() -> None:
         assert process.stdout is not None
         pid = int(process.stdout.readline())
         try:
-            assert is_alive(pid)
+            assert is_running(pid)
         finally:
             process.send_signal(signal.SIGKILL)
 

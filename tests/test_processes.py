@@ -1,0 +1,34 @@
+"""The helper that other tests ask whether a process runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.processes import is_running
+
+
+def test_a_process_runs_until_it_has_ended_and_a_zombie_has() -> None:
+    waits = [sys.executable, "-c", "input()"]
+    with subprocess.Popen(waits, stdin=subprocess.PIPE) as child:
+        assert is_running(child.pid)
+
+        child.kill()
+        # Its status stays to be taken, so that it is a zombie from here on.
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+
+        assert os.path.exists(f"/proc/{child.pid}")
+        assert not is_running(child.pid)
+    assert not is_running(child.pid)
+
+
+def test_brackets_in_the_name_of_a_program_do_not_matter(tmp_path: Path) -> None:
+    odd = tmp_path / "a) Z (b"
+    odd.symlink_to("/bin/sleep")
+    with subprocess.Popen([odd, "60"]) as child:
+        try:
+            assert is_running(child.pid)
+        finally:
+            child.kill()

@@ -2,6 +2,6 @@
 
 import sys
 
-from llama_gguf.cli.main import main
+from llama_gguf.cli.entry import main
 
 sys.exit(main())

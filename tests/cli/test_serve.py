@@ -4,9 +4,12 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +21,8 @@ from llama_gguf.cli.main import main
 from llama_gguf.cli.serve import ready_text
 from llama_gguf.core import settings as core_settings
 from llama_gguf.core.settings import Settings
+from tests.gguf_files import gguf
+from tests.supervisor.conftest import free_ports
 
 SECRET = "sk-Zq8vN2xLw5TfR7mB"
 OTHER = "sk-another-secret-0"
@@ -244,6 +249,49 @@ def test_the_gateway_reads_what_serve_has_read(values: dict[str, object]) -> Non
     theirs = core_settings.load(told).settings
     for name in core_settings.USED_BY["gateway"]:
         assert getattr(theirs, name) == getattr(ours, name), name
+
+
+# Stops before there is a supervisor ---------------------------------------------------------------
+
+
+@pytest.fixture
+def _handlers_as_they_were() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_handlers_as_they_were")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_early_stop_whose_exception_is_lost_in_a_callback_is_remembered(
+    number: signal.Signals,
+) -> None:
+    with serve._early_stops() as is_stop_asked:
+        assert not is_stop_asked()
+        with pytest.raises(SystemExit):
+            os.kill(os.getpid(), number)
+        assert is_stop_asked()
+
+
+def test_such_a_stop_comes_before_anything_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port, port_health, port_backend = free_ports(3)
+    (tmp_path / "m.gguf").write_bytes(gguf())
+    chosen = {
+        "DATA_DIR": str(tmp_path),
+        "LLAMA_SERVER": "/bin/true",
+        "HOST": "127.0.0.1",
+        "PORT": str(port),
+        "PORT_HEALTH": str(port_health),
+        "PORT_BACKEND": str(port_backend),
+    }
+    monkeypatch.setattr(serve, "_early_stops", lambda: nullcontext(lambda: True))
+
+    assert main(["serve", str(tmp_path / "m.gguf")], chosen) == 0
+
+    assert capsys.readouterr() == ("", "")
 
 
 # DEBUG_SHELL --------------------------------------------------------------------------------------

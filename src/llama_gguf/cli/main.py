@@ -1,6 +1,6 @@
 """The door: parses the command line, reads the environment, runs one command.
 
-The only reader of ``os.environ`` and ``sys.argv``. A command's module is imported
+The only reader of ``os.environ``. A command's module is imported
 only when that command runs, so that ``gateway`` starts without what ``pull`` needs.
 
 Exit status: 0 done, 1 it did not work (the message says why), 2 a bad setting or

@@ -23,7 +23,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Final
+from types import FrameType
+from typing import Final, NoReturn
 
 from llama_gguf import __version__, keyfile
 from llama_gguf.cli import logs, plan
@@ -83,24 +84,33 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
         tls.load(settings.tls_cert_file, settings.tls_key_file)
     if not settings.backend_api_key:
         settings = replace(settings, backend_api_key=f"gateway-{secrets.token_urlsafe(32)}")
-    with _early_signals_heeded(), BootLog(settings) as boot_log:
+    with _early_stops() as is_stop_asked, BootLog(settings) as boot_log:
         return _Serving(
-            settings, context, creates_key=arguments.create_key, on_reopen=boot_log.reopen
+            settings,
+            context,
+            creates_key=arguments.create_key,
+            on_reopen=boot_log.reopen,
+            is_stop_asked=is_stop_asked,
         ).run()
 
 
 @contextlib.contextmanager
-def _early_signals_heeded() -> Iterator[None]:
-    """Until the supervisor has handlers: as PID 1, signals without one would be lost."""
-    handlers: dict[signal.Signals, Callable[..., object]] = {
-        signal.SIGTERM: lambda number, frame: sys.exit(0),
-        signal.SIGINT: lambda number, frame: sys.exit(0),
-        signal.SIGHUP: lambda number, frame: None,  # nothing is read or open yet
-        signal.SIGUSR1: lambda number, frame: None,
-    }
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+def _early_stops() -> Iterator[Callable[[], bool]]:
+    """Leave at SIGTERM and SIGINT until the supervisor has handlers, and tidy up on the way.
+
+    Yields whether one has come: its exception is lost where it is raised in a callback of an
+    import.
+    """
+    is_asked = False
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        nonlocal is_asked
+        is_asked = True
+        sys.exit(0)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield lambda: is_asked
     except UserError:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -124,8 +134,10 @@ class _Serving:
         *,
         creates_key: bool,
         on_reopen: Callable[[], None],
+        is_stop_asked: Callable[[], bool] = lambda: False,
     ) -> None:
         self._settings = settings
+        self._is_stop_asked = is_stop_asked
         self._on_reopen = on_reopen
         self._meter = LoadMeter()
         self._has_told_ready = False
@@ -158,6 +170,8 @@ class _Serving:
                     on_status=self._on_status,
                     on_reopen=self._on_reopen,
                 )
+                if self._is_stop_asked():
+                    return 0
                 return runner.run(self._supervisor.run())
         finally:
             self._meter.hide()

@@ -1,0 +1,204 @@
+"""Signals that come before anything of ours has begun."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.supervisor.conftest import DEADLINE_SECONDS, Serve, children, tethered, until
+
+ROOT: Final = Path(__file__).parents[2]
+STOPS: Final = (signal.SIGTERM, signal.SIGINT)
+EARLY_SECONDS: Final = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5)
+"""From the start of the process on: one after the other, until it serves."""
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """Not started yet."""
+    serve = Serve(tmp_path)
+    yield serve
+    serve.end()
+
+
+def signals(pid: int, kind: str) -> set[int]:
+    """The signals that *pid* has caught (``SigCgt``) or blocked (``SigBlk``): proc(5)."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return set()
+    mask = next((int(line.split()[1], 16) for line in lines if line.startswith(kind)), 0)
+    return {number for number in signal.valid_signals() if mask >> (number - 1) & 1}
+
+
+def status_of(process: subprocess.Popen[bytes]) -> int:
+    """Its exit status, once it has left."""
+    return process.wait(DEADLINE_SECONDS)
+
+
+def test_nothing_that_takes_time_is_imported_before_signals_are_handled() -> None:
+    code = (
+        f"import sys; sys.path[:0] = {sys.path!r}\n"
+        "import os, signal; before = set(sys.modules); import llama_gguf.cli.entry\n"
+        "print(*sorted(set(sys.modules) - before))"
+    )
+
+    done = subprocess.run(
+        # Without `site`, which may have imported more.
+        [sys.executable, "-I", "-S", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+
+    ours = {"llama_gguf", "llama_gguf.cli", "llama_gguf.cli.entry"}
+    assert set(done.stdout.split()) == {"__future__", *ours}
+
+
+def test_the_command_begins_here() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+    assert project["scripts"] == {"llama-gguf": "llama_gguf.cli.entry:main"}
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_a_server_that_is_stopped_while_it_starts_leaves_with_status_0(
+    serve: Serve, number: signal.Signals
+) -> None:
+    serve.start()
+    # SIGINT has a handler of Python's own before it has ours.
+    serve.until(lambda: signal.SIGTERM in signals(serve.pid, "SigCgt"))
+
+    serve.signal(number)
+
+    assert serve.left_with() == 0
+    assert serve.err == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+def test_an_early_order_to_read_files_again_ends_nothing(
+    serve: Serve, number: signal.Signals
+) -> None:
+    serve.start()
+    serve.until(lambda: signal.SIGTERM in signals(serve.pid, "SigCgt"))
+
+    serve.signal(number)
+
+    serve.until_ready()
+
+
+def test_other_commands_keep_the_signals_of_any_program() -> None:
+    argv = [sys.executable, "-m", "llama_gguf", "keys", "add", "--help"]
+    code = (
+        f"import sys; sys.argv = {argv[2:]!r}\n"
+        "import signal; from llama_gguf.cli import main\n"
+        "main.main = lambda: print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)\n"
+        "from llama_gguf.cli.entry import main; main()"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30
+    )
+
+    assert done.stdout == "True\n"
+
+
+# As PID 1 of a container --------------------------------------------------------------------------
+
+
+@functools.cache
+def new_pid_namespace() -> Sequence[str]:
+    """A command that runs another as PID 1; empty where that is not allowed."""
+    program = shutil.which("unshare") or "unshare"
+    for rights in ((), ("--user", "--map-root-user")):
+        argv = (program, *rights, "--pid", "--fork", "--kill-child", "--mount-proc")
+        try:
+            subprocess.run([*argv, "true"], check=True, capture_output=True, timeout=30)
+        except (OSError, subprocess.SubprocessError):
+            continue
+        return argv
+    return ()
+
+
+@contextmanager
+def as_pid_1(
+    serve: Serve, *argv: str, blocks: bool = False
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """*argv* as PID 1 of a namespace: what starts it, whose status is its own, and its pid.
+
+    *blocks*: what starts it has blocked SIGTERM and SIGINT.
+    """
+    if not new_pid_namespace():
+        pytest.skip("no namespace for processes can be made here")
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS if blocks else ())
+    try:
+        process = subprocess.Popen(
+            tethered(*new_pid_namespace(), *argv),
+            env=serve.environ,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    try:
+        yield process, until(lambda: next(iter(children(process.pid)), 0))
+    finally:
+        process.kill()
+        process.wait()
+
+
+def command(name: str, serve: Serve) -> list[str]:
+    model = [str(serve.model)] if name == "serve" else []
+    return [sys.executable, "-m", "llama_gguf", name, *model]
+
+
+@pytest.mark.parametrize("name", ["serve", "gateway", "health"])
+def test_as_pid_1_no_stop_is_lost_once_there_is_a_handler(serve: Serve, name: str) -> None:
+    # The first handler comes long before all that is imported.
+    for seconds in (0.0, 0.01, 0.05, 0.1, 0.2):
+        with as_pid_1(serve, *command(name, serve)) as (process, pid):
+            until(lambda pid=pid: signal.SIGTERM in signals(pid, "SigCgt"))  # type: ignore[misc]
+            time.sleep(seconds)  # not for something: each is a moment of its own
+            os.kill(pid, signal.SIGTERM)
+
+            assert status_of(process) == 0, seconds
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_as_pid_1_no_stop_is_lost_at_all_where_what_starts_it_has_blocked_it(
+    serve: Serve, number: signal.Signals
+) -> None:
+    for seconds in EARLY_SECONDS:
+        with as_pid_1(serve, *command("serve", serve), blocks=True) as (process, pid):
+            time.sleep(seconds)  # not for something: each is a moment of its own
+            os.kill(pid, number)
+
+            assert status_of(process) == 0, seconds
+
+
+def test_the_entrypoint_of_the_image_blocks_them(serve: Serve) -> None:
+    # As it is installed in the image.
+    program = serve.folder / "llama-gguf"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m llama_gguf "$@"\n')
+    program.chmod(0o755)
+    serve.environ["PATH"] = f"{serve.folder}:{serve.environ['PATH']}"
+    for number in STOPS:
+        argv = (str(ROOT / "scripts" / "start.sh"), str(serve.model))
+        with as_pid_1(serve, *argv) as (process, pid):
+            until(lambda pid=pid: signals(pid, "SigBlk") >= set(STOPS))  # type: ignore[misc]
+            os.kill(pid, number)
+
+            assert status_of(process) == 0, number

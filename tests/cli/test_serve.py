@@ -7,7 +7,9 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
+import types
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -15,11 +17,13 @@ from pathlib import Path
 
 import pytest
 
+from llama_gguf import keyfile
 from llama_gguf.cli import serve
 from llama_gguf.cli.context import Context
 from llama_gguf.cli.main import main
 from llama_gguf.cli.serve import ready_text
 from llama_gguf.core import settings as core_settings
+from llama_gguf.core.engine import EngineState, EngineStatus
 from llama_gguf.core.settings import Settings
 from tests.gguf_files import gguf
 from tests.supervisor.conftest import free_ports
@@ -292,6 +296,43 @@ def test_such_a_stop_comes_before_anything_is_started(
     assert main(["serve", str(tmp_path / "m.gguf")], chosen) == 0
 
     assert capsys.readouterr() == ("", "")
+
+
+# Ready --------------------------------------------------------------------------------------------
+
+
+def test_a_keys_file_on_a_disk_that_hangs_does_not_hold_up_the_loop(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun, goes_on, said = threading.Event(), threading.Event(), threading.Event()
+
+    def hang(path: str) -> str:
+        begun.set()
+        goes_on.wait(30)
+        return ""
+
+    def say(text: str) -> None:
+        print(text)  # noqa: T201  # what it stands in for
+        said.set()
+
+    monkeypatch.setattr(keyfile, "read", hang)
+    monkeypatch.setattr(serve, "say", say)
+    ours = settings()
+    serving = serve._Serving(
+        ours,
+        Context(settings=ours, sources={}, environ={}),
+        creates_key=False,
+        on_reopen=lambda: None,
+    )
+    serving._supervisor = types.SimpleNamespace(is_leaving=False)  # type: ignore[assignment]
+
+    serving._on_status(EngineStatus(EngineState.READY, since=0.0))
+
+    assert begun.wait(30)
+    assert capsys.readouterr().out == ""
+    goes_on.set()
+    assert said.wait(30)
+    assert "\nReady: http://127.0.0.1:8000/v1 serves" in capsys.readouterr().out
 
 
 # DEBUG_SHELL --------------------------------------------------------------------------------------

@@ -6,9 +6,12 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from typing import Final
 
 import pytest
 
@@ -136,3 +139,48 @@ def test_it_sleeps_while_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch)
         runner.run(trial())
     # For each sleep one until it is over, and one for what comes of it; a few for the loop's own.
     assert turns < 100
+
+
+# Names --------------------------------------------------------------------------------------------
+
+
+def test_a_name_is_looked_up() -> None:
+    async def trial() -> set[object]:
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo("localhost", 80, type=socket.SOCK_STREAM)
+        return {address[0] for *_, address in found}
+
+    with asyncio.Runner(loop_factory=TrafficLoop) as runner:
+        assert runner.run(trial()) <= {"127.0.0.1", "::1"}
+
+
+_HANGS: Final = """\
+import asyncio, socket, threading
+from llama_gguf.gateway.loop import TrafficLoop
+
+has_begun = threading.Event()
+
+def hang(*args, **options):
+    has_begun.set()
+    threading.Event().wait()
+
+socket.getaddrinfo = hang
+
+async def main():
+    connecting = asyncio.ensure_future(asyncio.open_connection("engine", 80))
+    while not has_begun.is_set():
+        await asyncio.sleep(0.001)
+    connecting.cancel()
+
+with asyncio.Runner(loop_factory=TrafficLoop) as runner:
+    runner.run(main())
+print("left")
+"""
+
+
+def test_a_resolver_that_hangs_keeps_no_process() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _HANGS], check=True, capture_output=True, text=True, timeout=30
+    )
+
+    assert (done.stdout, done.stderr) == ("left\n", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import signal
 import socket
 import ssl
@@ -149,6 +150,20 @@ def test_a_certificate_that_cannot_be_used_leaves_the_old_one_and_is_logged(
     gateway.signal(signal.SIGHUP)
     eventually(lambda: names_shown_by(gateway) == {"new.example"})
     assert "Traceback" not in gateway.log
+
+
+def test_a_disk_that_hangs_with_the_certificate_holds_nothing_up(
+    new_tls_gateway: NewGateway, tmp_path: Path
+) -> None:
+    gateway = new_tls_gateway(**issue("old.example").write(tmp_path))
+    (tmp_path / "cert.pem").unlink()
+    os.mkfifo(tmp_path / "cert.pem")  # to open it waits for what writes into it
+    gateway.signal(signal.SIGHUP)
+    eventually(lambda: gateway.log.count("API keys loaded") == 2)
+
+    assert gateway.ask(PING).status == 200
+    gateway.signal(signal.SIGTERM)
+    assert gateway.wait() == 0
 
 
 def test_session_keys_are_written_nowhere(new_tls_gateway: NewGateway, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import secrets
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -277,7 +278,8 @@ class _Serving:
         is_first = status.state is EngineState.READY and not self._has_told_ready
         if is_first and not self._supervisor.is_leaving:
             self._has_told_ready = True
-            self._tell_ready()
+            # Beside the loop: it looks into the keys file, whose disk may hang.
+            threading.Thread(target=self._tell_ready, name="ready", daemon=True).start()
 
     def _tell_progress(self, detail: str, share: float | None) -> None:
         if self._supervisor is not None:

@@ -11,10 +11,12 @@ import asyncio
 import contextvars
 import select
 import selectors
+import socket
 from collections.abc import Callable
-from typing import TypeVarTuple
+from typing import Any, TypeVarTuple
 
 from llama_gguf.gateway.poller import READABLE, EpollPoller, LoopFiles
+from llama_gguf.gateway.threads import off_the_loop
 
 _Ts = TypeVarTuple("_Ts")
 
@@ -59,6 +61,10 @@ class TrafficLoop(asyncio.SelectorEventLoop):
 
     def new_poller(self) -> EpollPoller:
         return self._traffic.new_poller(self)
+
+    async def getaddrinfo(self, host: Any, port: Any, **options: int) -> Any:
+        """As asyncio's, but on a thread that no exit waits for: a resolver may take a minute."""
+        return await off_the_loop(lambda: socket.getaddrinfo(host, port, **options))
 
     # Whatever is scheduled comes through these two, or wakes the loop up by a file of its own.
 

@@ -30,6 +30,7 @@ from llama_gguf.gateway.listener import Listener
 from llama_gguf.gateway.poller import poller
 from llama_gguf.gateway.shared import Shared, wall_now
 from llama_gguf.gateway.sockets import places_within_limits
+from llama_gguf.gateway.threads import off_the_loop
 from llama_gguf.gateway.tls import ServerContext
 from llama_gguf.gateway.transport import SocketTransport
 from llama_gguf.probe import Finding, Probe, watch
@@ -65,6 +66,7 @@ class Gateway:
             if settings.tls_cert_file
             else None
         )
+        self._certificate_lock = asyncio.Lock()
         self._listener = listener
         self._stop_asked = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -224,7 +226,8 @@ class Gateway:
     def _reload(self) -> None:
         self.shared.access_log.reopen()
         self._start(self._reload_keys(), "reload keys")
-        self._reload_certificate()
+        if self._tls is not None:
+            self._start(self._reload_certificate(self._tls), "reload the certificate")
 
     async def _reload_keys(self) -> None:
         with suppress(ReloadFailed):  # which has been said
@@ -232,17 +235,17 @@ class Gateway:
 
     # TLS ----------------------------------------------------------------------------------------
 
-    def _reload_certificate(self) -> None:
-        if self._tls is None:
-            return
-        try:
-            self._tls.reload()
-        except UserError as error:
-            _log.error(
-                "certificate_not_loaded",
-                "The TLS certificate was not reloaded: {reason}",
-                reason=str(error),
-            )
+    async def _reload_certificate(self, tls: ServerContext) -> None:
+        """Off the loop, as a disk may hang; one at a time, so that what was read last counts."""
+        async with self._certificate_lock:
+            try:
+                await off_the_loop(tls.reload)
+            except UserError as error:
+                _log.error(
+                    "certificate_not_loaded",
+                    "The TLS certificate was not reloaded: {reason}",
+                    reason=str(error),
+                )
 
     # The engine ---------------------------------------------------------------------------------
 

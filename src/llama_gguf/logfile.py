@@ -55,6 +55,16 @@ class LogFile:
                 )
             self._has_complained = True
 
+    def report_lost(self, lines: int) -> None:
+        """Report that *lines* lines were never handed to ``write``, since the disk hung."""
+        _log.warning(
+            "log_lines_lost",
+            "The {log} {file} could not be written for a time: {lost} lines are lost",
+            log=self._what,
+            file=self.path,
+            lost=lines,
+        )
+
     def close(self) -> None:
         """Let go of the file; the next line goes to whatever has its name then."""
         fd, self._fd = self._fd, None

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from llama_gguf.cli.main import main
+from tests.blocked import BlockedPipe, StoppedTerminal
 from tests.certificates import issue
 from tests.supervisor.conftest import (
     CHAT,
@@ -26,10 +27,10 @@ from tests.supervisor.conftest import (
 
 
 @contextmanager
-def running(*argv: str, environ: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(
-        tethered(sys.executable, *argv), env=environ, stderr=subprocess.DEVNULL
-    )
+def running(
+    *argv: str, environ: dict[str, str], stderr: int = subprocess.DEVNULL
+) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(tethered(sys.executable, *argv), env=environ, stderr=stderr)
     try:
         yield process
     finally:
@@ -69,6 +70,39 @@ def test_alone_it_stands_in_front_of_an_engine_that_comes_later(tmp_path: Path) 
             gateway.send_signal(signal.SIGTERM)
 
             assert gateway.wait(DEADLINE_SECONDS) == 0
+
+
+@pytest.mark.parametrize("kind", [BlockedPipe, StoppedTerminal])
+def test_a_terminal_that_nothing_reads_from_stops_nothing(
+    tmp_path: Path, kind: type[BlockedPipe | StoppedTerminal]
+) -> None:
+    port, port_backend = free_ports(2)
+    (tmp_path / "api_keys.txt").write_text(f"tester:{KEY}\n")
+    engine = (str(FAKE_LLAMA), "--port", str(port_backend))
+    environ = {
+        "DATA_DIR": str(tmp_path),
+        "HOST": "127.0.0.1",
+        "PORT": str(port),
+        "PORT_BACKEND": str(port_backend),
+        "BACKEND_API_KEY": "x",
+        "MAX_QUEU_SIZE": "5",  # which is warned of
+    }
+    argv = ("-m", "llama_gguf", "gateway")
+    with (
+        kind() as blocked,
+        running(*engine, environ={"LLAMA_API_KEY": "x"}),
+        running(*argv, environ=environ, stderr=blocked.fd) as gateway,
+    ):
+        until(lambda: status_or_none(port) == 200)
+        until(lambda: ask(port, "/health", key="").status == 200)
+        assert ask(port, CHAT, b'{"a": 1}').status == 200
+        (tmp_path / "api_keys.txt").write_text(f"other:{KEY}2\n")
+        gateway.send_signal(signal.SIGHUP)  # it reports that it has read the keys
+        until(lambda: ask(port, CHAT, b"{}").status == 401)
+
+        gateway.send_signal(signal.SIGTERM)
+
+        assert gateway.wait(DEADLINE_SECONDS) == 0
 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ import pytest
 from llama_gguf.cli.main import main
 from llama_gguf.gateway.listener import listen
 from llama_gguf.health import HealthServer
+from tests.blocked import BlockedPipe
 from tests.supervisor.conftest import (
     DEADLINE_SECONDS,
     FAKE_LLAMA,
@@ -30,6 +31,7 @@ class Health:
     def __init__(self) -> None:
         self.port, self.port_backend = free_ports(2)
         self._processes: list[subprocess.Popen[bytes]] = []
+        self.output = subprocess.DEVNULL
 
     def start(self, **environ: str) -> subprocess.Popen[bytes]:
         ours = {
@@ -48,8 +50,8 @@ class Health:
         process = subprocess.Popen(
             tethered(sys.executable, *argv),
             env=environ,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stdout=self.output,
+            stderr=self.output,
         )
         self._processes.append(process)
         return process
@@ -116,6 +118,17 @@ def test_a_peer_that_says_nothing_holds_nobody_up(health: Health) -> None:
         slow.sendall(b"TP/1.0\r\n\r\n")
         assert slow.recv(100).startswith(b"HTTP/1.1 200 OK\r\n")
         del silent
+
+
+def test_a_terminal_that_nothing_reads_from_stops_nothing(health: Health) -> None:
+    with BlockedPipe() as blocked:
+        health.output = blocked.fd
+
+        process = health.start(MAX_QUEU_SIZE="5")  # which is warned of
+
+        assert health.answer("GET") == (200, b"ok\n")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DEADLINE_SECONDS) == 0
 
 
 def test_a_port_that_is_taken_is_named(capsys: pytest.CaptureFixture[str]) -> None:

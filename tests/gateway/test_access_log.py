@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llama_gguf.core.exchange import Exchange
 from llama_gguf.core.usage import Usage
-from llama_gguf.gateway.access_log import MAX_BATCHES, AccessLog, as_json, as_text
+from llama_gguf.gateway.access_log import MAX_WAITING_BYTES, AccessLog, as_json, as_text
 from tests.exchanges import STARTED_AT, asked, ended
 from tests.fakes import OK, Rig, request
 
@@ -178,17 +178,27 @@ def test_opening_anew_comes_behind_what_was_handed_over_before(tmp_path: Path) -
     assert len(lines_in(path)) == 1
 
 
-def test_a_disk_that_hangs_costs_a_bounded_number_of_lines(tmp_path: Path) -> None:
+def test_a_disk_that_hangs_costs_a_bounded_number_of_lines_which_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    batch = [ENDED] * 5000
+    batch_bytes = len(batch) * (len(as_text(ENDED, 0.0)) + 1)
     path = tmp_path / "access.log"
     log = AccessLog(str(path), "text")
-    for _ in range(10 * MAX_BATCHES):  # nobody writes yet, as when a disk hangs
-        log.add([ENDED])
+    batches = MAX_WAITING_BYTES // batch_bytes + 3
+    for _ in range(batches):  # nothing writes yet, as when a disk hangs
+        log.add(batch)
         log.flush()
 
     log.start()
     log.stop(within_seconds=30)
 
-    assert len(lines_in(path)) == MAX_BATCHES
+    written = len(lines_in(path))
+    assert written <= MAX_WAITING_BYTES // batch_bytes * len(batch)
+    lost = batches * len(batch) - written
+    assert caplog.messages == [
+        f"The access log {path} could not be written for a time: {lost} lines are lost"
+    ]
 
 
 # Tokens -------------------------------------------------------------------------------------------

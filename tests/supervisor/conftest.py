@@ -183,6 +183,8 @@ class Serve:
         }
         self.stdout: int | None = None
         """Where its standard output goes instead of into a file."""
+        self.stderr: int | None = None
+        """The same for its standard error."""
         self.sockets: list[socket.socket] = []
         """Connections that a test has made, and that are to be closed at its end."""
         self.is_subreaper = False
@@ -220,7 +222,7 @@ class Serve:
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=out if self.stdout is None else self.stdout,
-                stderr=err,
+                stderr=err if self.stderr is None else self.stderr,
                 start_new_session=True,
             )
         return self

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
 
 import pytest
 
 from llama_gguf.core.settings import Settings
+from llama_gguf.supervisor import boot_log
 from llama_gguf.supervisor.boot_log import BootLog
 
 _log = logging.getLogger("llama_gguf.somewhere")
@@ -54,6 +56,20 @@ def test_a_file_that_was_moved_away_is_begun_anew(tmp_path: Path) -> None:
         _log.info("later")
 
     assert "later" in boot_logs(tmp_path)[0].read_text()
+
+
+@pytest.mark.parametrize("work", ["prune", "_name_latest"])
+def test_a_disk_that_hangs_does_not_hold_up_a_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: str
+) -> None:
+    looked: list[threading.Thread] = []
+    monkeypatch.setattr(boot_log, work, lambda *_, **__: looked.append(threading.current_thread()))
+
+    with BootLog(settings(tmp_path)):
+        pass
+
+    assert threading.main_thread() not in looked
+    assert len(looked) == 1
 
 
 def test_a_folder_that_cannot_be_written_is_said_once_and_does_no_harm(

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
 
 import pytest
 
 from llama_gguf.core.settings import Settings, load, resolve
+from llama_gguf.supervisor import engine_log
 from llama_gguf.supervisor.engine_log import open_engine_log
 
 SECONDS = 10.0
@@ -76,6 +78,20 @@ def test_its_lines_are_in_our_log_too_with_the_level_that_they_say(
         ("INFO", "  indented %s"),
     ]
     assert {r.name for r in caplog.records} == {"llama-server"}
+
+
+def test_a_disk_that_hangs_with_older_logs_does_not_hold_up_a_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[threading.Thread] = []
+    monkeypatch.setattr(
+        engine_log, "prune", lambda *_, **__: looked.append(threading.current_thread())
+    )
+
+    write(settings(tmp_path), "x")
+
+    assert threading.main_thread() not in looked
+    assert len(looked) == 1
 
 
 def test_a_folder_that_cannot_be_made_is_warned_of_once(

@@ -11,6 +11,7 @@ from llama_gguf.core.settings import Settings
 from llama_gguf.logfile import LogFile
 from llama_gguf.supervisor import log_writer
 from llama_gguf.supervisor.log_writer import OTHERS_LIVE_SECONDS, LogWriter, prune, stamped
+from llama_gguf.writer_thread import JOB_BYTES
 
 SECONDS = 10.0
 OURS = Settings(instance_id="box", log_backups=2)
@@ -44,10 +45,10 @@ def test_a_file_that_was_moved_away_is_begun_anew(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "after\n"
 
 
-def test_a_disk_that_hangs_costs_bounded_memory_and_nobody_waits_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_disk_that_hangs_costs_bounded_memory_and_lines_that_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(log_writer, "MAX_WAITING_LINES", 3)
+    monkeypatch.setattr(log_writer, "MAX_WAITING_BYTES", 3 * (JOB_BYTES + len("line 0")))
     begun, goes_on = threading.Event(), threading.Event()
 
     def hang(line: str) -> None:
@@ -63,6 +64,9 @@ def test_a_disk_that_hangs_costs_bounded_memory_and_nobody_waits_for_it(
     writer.close(SECONDS)
 
     assert (tmp_path / "log").read_text() == "first\nline 0\nline 1\nline 2\n"
+    assert caplog.messages == [
+        f"The log {tmp_path}/log could not be written for a time: 97 lines are lost"
+    ]
 
 
 # Names and pruning --------------------------------------------------------------------------------

@@ -20,7 +20,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from llama_gguf import __version__
+from llama_gguf.cli import output
 from llama_gguf.cli.context import Context
+from llama_gguf.cli.entry import SERVERS
 from llama_gguf.cli.terminal import flush
 from llama_gguf.core import settings as core_settings
 from llama_gguf.errors import UserError
@@ -80,6 +82,8 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     arguments, surplus = parser.parse_known_args(list(_joined(argv[1:])), told)
     if surplus:
         parser.error(_complaint(surplus[0], parser.format_help()))
+    if name in SERVERS:
+        output.take_over()  # before the first warning: nothing of a server waits for its terminal
     context = _context(arguments, environ)
     if context.complaint and not hasattr(command, "DOES_WITHOUT_SETTINGS"):
         raise UserError(context.complaint, exit_status=2)

@@ -50,8 +50,10 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
         raise UserError("Say what to fetch, as in `llama-gguf pull smollm2`; or --list.", 2)
     meter_factory: MeterFactory = _no_meter if arguments.quiet else download_meter
     if arguments.progress_fd is not None:
+        from llama_gguf.cli import output
         from llama_gguf.cli.fetch import telling
 
+        output.take_over()  # as for `serve`, whose start waits for the model
         meter_factory = telling(arguments.progress_fd, meter_factory)
     pulled = pull(
         wanted,

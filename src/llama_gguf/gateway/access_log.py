@@ -7,14 +7,13 @@ slow disk nor a full one is ever felt by a request.
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime
-from queue import SimpleQueue
 from typing import Final
 
 from llama_gguf.core.exchange import Exchange
 from llama_gguf.logfile import LogFile
+from llama_gguf.writer_thread import WriterThread
 
 
 def _facts(exchange: Exchange, wall_offset: float) -> dict[str, str | int | float]:
@@ -154,8 +153,8 @@ def _escaped(text: str) -> str:
     return text.encode("unicode_escape").decode("ascii").replace(" ", "\\x20")
 
 
-MAX_BATCHES: Final = 64
-"""Handed over and not written, half a minute's: what a disk that hangs may cost in memory."""
+MAX_WAITING_BYTES: Final = 16 << 20
+"""Handed over and not written: what a disk that hangs may cost in memory."""
 
 
 class AccessLog:
@@ -171,12 +170,13 @@ class AccessLog:
     def __init__(self, path: str, log_format: str, *, max_bytes: int = 0, backups: int = 0) -> None:
         self._line = as_json if log_format == "json" else as_text
         self._text: list[bytes] = []
+        self._lines = 0
         self.wall_offset = 0.0
         """What to add to a time of an exchange to get POSIX seconds."""
         self._file = LogFile(path, "access log", max_bytes=max_bytes, backups=backups)
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        # A daemon, so that one that hangs does not keep the process from leaving.
-        self._writer = threading.Thread(target=self._work, name="access log", daemon=True)
+        self._writer = WriterThread(
+            "access log", max_bytes=MAX_WAITING_BYTES, on_lost=self._file.report_lost
+        )
 
     def add(self, exchanges: Iterable[Exchange]) -> None:
         """Write a line about each of *exchanges* at the next ``flush``.
@@ -188,27 +188,25 @@ class AccessLog:
         lines = [line(exchange, wall_offset) for exchange in exchanges]
         # Whole already, so that the thread holds up nobody with work on thousands of lines.
         self._text.append(("\n".join(lines) + "\n").encode())
+        self._lines += len(lines)
 
     def start(self) -> None:
         self._writer.start()
 
     def flush(self) -> None:
         """Hand what has gathered to the thread. Never blocks."""
-        text, self._text = self._text, []
-        if text and self._jobs.qsize() < MAX_BATCHES:
-            self._jobs.put(lambda: self._file.write(b"".join(text)))
+        if self._text:
+            text, lines = self._text, self._lines
+            self._text, self._lines = [], 0
+            size = sum(map(len, text))
+            self._writer.write(lambda: self._file.write(b"".join(text)), size=size, lines=lines)
 
     def reopen(self) -> None:
         """Have the file opened anew, behind what was handed over before."""
-        self._jobs.put(self._file.close)
+        self._writer.run(self._file.close)
 
     def stop(self, within_seconds: float) -> None:
         """Write what there is, and wait for that, but not for ever."""
         self.flush()
-        self._jobs.put(None)
-        self._writer.join(within_seconds)
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job()
-        self._file.close()
+        self._writer.run(self._file.close)
+        self._writer.close(within_seconds)

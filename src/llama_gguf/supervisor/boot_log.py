@@ -35,8 +35,8 @@ class BootLog(logging.Handler):
         self._writer = LogWriter(
             LogFile(path, "boot log", max_bytes=settings.log_max_bytes, backups=backups)
         )
-        prune(settings, folder, "boot", but=path)
-        _name_latest(folder, path)
+        self._writer.run(lambda: prune(settings, folder, "boot", but=path))
+        self._writer.run(lambda: _name_latest(folder, path))
         root = logging.root
         if root.handlers:
             self.setFormatter(root.handlers[0].formatter)

@@ -27,14 +27,15 @@ def open_engine_log(settings: Settings) -> LogWriter:
     name = f"llama-{settings.worker_type}" if settings.worker_type else settings.log_name
     folder = os.path.join(settings.log_dir, name)
     path = stamped(settings, folder, "server")
-    prune(settings, folder, "server", but=path)
     file = LogFile(
         path,
         "engine log",
         max_bytes=settings.log_max_bytes,
         backups=settings.log_backups,
     )
-    return LogWriter(file, _echo)
+    writer = LogWriter(file, _echo)
+    writer.run(lambda: prune(settings, folder, "server", but=path))
+    return writer
 
 
 def _echo(line: str) -> None:

@@ -1,23 +1,23 @@
 """Lines for a log file, written by a thread of its own.
 
 The supervisor's loop has signals to heed and children to watch: no disk, slow, full or
-hanging, may hold it up. What a disk cannot take is lost, and that is said once.
+hanging, may hold it up. What a disk cannot take is lost, and that is reported once.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from queue import SimpleQueue
+from functools import partial
 from typing import Final
 
 from llama_gguf.core.settings import Settings
 from llama_gguf.logfile import LogFile
+from llama_gguf.writer_thread import WriterThread
 
-MAX_WAITING_LINES: Final = 20_000
+MAX_WAITING_BYTES: Final = 4 << 20
 """Handed over and not written: what a disk that hangs may cost in memory."""
 OTHERS_LIVE_SECONDS: Final = 86_400.0
 """A log of another instance in the same folder that is younger than this may be in use."""
@@ -34,33 +34,31 @@ class LogWriter:
     def __init__(self, file: LogFile, echo: Callable[[str], object] = str) -> None:
         self.file = file
         self._echo = echo
-        self._jobs: SimpleQueue[str | Callable[[], None] | None] = SimpleQueue()
-        # A daemon, so that one that hangs does not keep the process from leaving.
-        self._thread = threading.Thread(target=self._work, name="log writer", daemon=True)
+        self._thread = WriterThread(
+            "log writer", max_bytes=MAX_WAITING_BYTES, on_lost=file.report_lost
+        )
         self._thread.start()
 
     def write(self, line: str) -> None:
         """Hand *line* over. Never blocks."""
-        if self._jobs.qsize() < MAX_WAITING_LINES:
-            self._jobs.put(line)
+        self._thread.write(partial(self._write, line), size=len(line), lines=1)
+
+    def run(self, job: Callable[[], object]) -> None:
+        """Do *job*, which may have to wait for the disk, behind what was handed over before."""
+        self._thread.run(job)
 
     def reopen(self) -> None:
         """Have the file opened anew, behind what was handed over before."""
-        self._jobs.put(self.file.close)
+        self._thread.run(self.file.close)
 
     def close(self, within_seconds: float) -> None:
         """Write what there is, and wait for that, but not for ever."""
-        self._jobs.put(None)
-        self._thread.join(within_seconds)
+        self._thread.run(self.file.close)
+        self._thread.close(within_seconds)
 
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            if isinstance(job, str):
-                self.file.write(job.encode("utf-8", "replace") + b"\n")
-                self._echo(job)
-            else:
-                job()
-        self.file.close()
+    def _write(self, line: str) -> None:
+        self.file.write(line.encode("utf-8", "replace") + b"\n")
+        self._echo(line)
 
 
 def stamped(settings: Settings, folder: str, kind: str) -> str:

@@ -1,0 +1,111 @@
+"""A terminal that is stopped, or a pipe that is full: everything goes on but the lines on it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.blocked import BlockedPipe, StoppedTerminal
+from tests.engine.file_server import FileServer
+from tests.gguf_files import gguf
+from tests.supervisor.conftest import CHAT, Serve, children, quoted, until_gone
+
+Blocked = BlockedPipe | StoppedTerminal
+
+
+@pytest.fixture(params=[BlockedPipe, StoppedTerminal], ids=["pipe", "terminal"])
+def blocked(request: pytest.FixtureRequest, serve: Serve) -> Iterator[Blocked]:
+    """Where ``serve`` prints."""
+    with request.param() as blocked:
+        serve.stdout = serve.stderr = blocked.fd
+        serve.environ["TERM"] = "xterm"  # which bars are shown on
+        yield blocked
+
+
+def serves(serve: Serve) -> bool:
+    return serve.health() == 200
+
+
+def test_it_serves_restarts_and_stops(serve: Serve, blocked: Blocked) -> None:
+    serve.start()
+    serve.until(lambda: serves(serve))
+    gateway, engine = serve.gateway_pid, serve.engine_pid
+
+    os.kill(engine, signal.SIGKILL)
+    serve.until(lambda: serve.engine_pid not in (0, engine))
+    serve.until(lambda: serves(serve))
+    os.kill(gateway, signal.SIGKILL)
+    serve.until(lambda: serve.gateway_pid not in (0, gateway))
+
+    assert serve.ask("/ping", key="").status == 200
+    assert serve.ask(CHAT, b"{}").status == 200
+    ours = (serve.gateway_pid, serve.engine_pid)
+    assert serve.stop() == 0
+    until_gone(*ours)
+
+
+def test_a_terminal_that_is_stopped_while_it_serves_shows_all_of_it_afterwards(
+    serve: Serve,
+) -> None:
+    with StoppedTerminal() as terminal:
+        terminal.resume()
+        serve.stdout = serve.stderr = terminal.fd
+        serve.start()
+        shown = terminal.read_until("Ctrl-C.")
+        terminal.stop()
+        engine = serve.engine_pid
+        os.kill(engine, signal.SIGKILL)
+        serve.until(lambda: serve.engine_pid not in (0, engine))
+        serve.until(lambda: serves(serve))
+
+        terminal.resume()
+
+        shown += terminal.read_until("Engine state: ready")
+        assert serve.stop() == 0
+        terminal.close_writer()
+        shown += terminal.read_rest()
+    died, again = shown.index("llama-server died"), shown.index("will be restarted in")
+    assert shown.index("Ready:") < died < again < shown.index("Draining")
+    assert "lost" not in shown
+
+
+def test_an_engine_that_prints_without_end_does_not_stand_still(
+    serve: Serve, blocked: Blocked
+) -> None:
+    done = serve.folder / "printed"
+    script = serve.engine.read_text().removeprefix("#!/bin/sh\n")
+    flood = f"head -c 20000000 /dev/zero | tr '\\0' x | fold -w 100; touch {done}"
+    serve.write_engine(f'case "$*" in --version) ;; *) {flood} ;; esac\n{script}')
+
+    serve.start()
+
+    serve.until(done.exists)
+    serve.until(lambda: serves(serve))
+    assert serve.stop() == 0
+
+
+def test_a_model_is_fetched_and_loaded_all_the_same(serve: Serve, blocked: Blocked) -> None:
+    loaded = serve.folder / "loaded"
+    with FileServer(gguf()) as server:
+        load_until = quoted("--load-until", str(loaded))
+        serve.start_command("serve", server.url(), EXTRA_ARGS=load_until)
+        serve.until(lambda: serve.engine_state() == "loading")
+    loaded.touch()
+    serve.until(lambda: serves(serve))
+
+    assert serve.stop() == 0
+
+
+def test_a_stop_while_a_model_is_fetched_is_a_clean_end(serve: Serve, blocked: Blocked) -> None:
+    with FileServer(gguf()) as server:
+        server.behaviour.stops_after = 10
+        serve.start_command("serve", server.url())
+        part = serve.data / "models" / "m.gguf.part"
+        serve.until(part.exists)
+        fetching = [pid for pid, command in children(serve.pid).items() if " pull " in command]
+
+        assert serve.stop() == 0
+    until_gone(*fetching)

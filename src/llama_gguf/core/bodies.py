@@ -42,5 +42,5 @@ class IncomingBody:
         try:
             taken = chunked.feed(data, self.data)
         except ChunkedError as error:
-            raise BadRequest(f"The body cannot be read: {error}.") from None
+            raise BadRequest(f"The request body cannot be read: {error}.") from None
         return data[taken:] if chunked.is_done else None

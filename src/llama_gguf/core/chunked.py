@@ -128,7 +128,7 @@ class ChunkedBody:
             self._on_size(line)
         elif self._state is _State.DATA_END:
             if line != b"\r\n":
-                raise ChunkedError("a chunk's data is longer than its size says")
+                raise ChunkedError("a chunk's data is longer than its size")
             self._state = _State.SIZE
         elif line == b"\r\n":
             self._state = _State.DONE

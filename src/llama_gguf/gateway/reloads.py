@@ -141,7 +141,7 @@ class Reloads:
         if read.exposed_mode is not None:
             _log.warning(
                 "keys_file_exposed",
-                "{file} is open to other users (mode {mode}); close it with: chmod 600 {file}",
+                "Other users can access {file} (mode {mode}); restrict it with: chmod 600 {file}",
                 file=self._path,
                 mode=f"{read.exposed_mode:04o}",
             )

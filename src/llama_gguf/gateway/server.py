@@ -216,7 +216,7 @@ class Gateway:
         if not self.shared.principals.ring:
             _log.warning(
                 "keys_missing",
-                "No API keys: every request will be refused. Make one with "
+                "No API keys: every request will be rejected. Create one with "
                 "`llama-gguf keys generate --file {file}`",
                 file=self._settings.auth_keys_file,
             )

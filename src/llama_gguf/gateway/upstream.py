@@ -287,14 +287,16 @@ class UpstreamConnection(Receiver):
             return
         if phase is _HEAD:
             is_stale = self.requests > 1 and not self._received and not self._has_begun
-            error = UpstreamError("The engine closed the connection before it answered.")
+            error = UpstreamError("The engine closed the connection before it responded.")
             asker.on_upstream_failed(error, is_stale=is_stale)
         elif self._framing is Framing.CLOSE and exc is None:
             if self._reads_chunks:
                 self._pass_on(LAST_CHUNK)
             asker.on_response_done()
         else:
-            error = UpstreamError("The engine broke off its answer.")
+            error = UpstreamError(
+                "The engine closed the connection before its response was complete."
+            )
             asker.on_cut(error, may_insert=may_insert)
 
     # The answer's head --------------------------------------------------------------------------
@@ -325,14 +327,14 @@ class UpstreamConnection(Receiver):
         while True:
             end = self._received.find(HEAD_END) + len(HEAD_END)
             if max(end, len(self._received) if end < len(HEAD_END) else 0) > MAX_HEAD_BYTES:
-                raise UpstreamError("The head of the engine's answer is too long.")
+                raise UpstreamError("The head of the engine's response is too long.")
             if end < len(HEAD_END):
                 check_response_start(self._received)
                 return None
             raw, self._received = self._received[:end], self._received[end:]
             head = parse_response(raw)
             if head.status == 101:
-                raise UpstreamError("The engine switched protocols unasked.")
+                raise UpstreamError("The engine switched protocols without a request to do so.")
             if head.status >= 200:
                 return raw, head
             self._has_begun = True  # an interim answer; the final one follows
@@ -394,7 +396,7 @@ class UpstreamConnection(Receiver):
             if head:
                 self._pass_on(head)
             self.abort()
-            error = UpstreamError("The engine broke the framing of its answer.")
+            error = UpstreamError("The engine's response has invalid chunked coding.")
             asker.on_cut(error, may_insert=False)
             return
         if head or body:

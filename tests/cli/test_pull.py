@@ -89,7 +89,7 @@ def test_a_model_that_is_there_is_told_so(
     assert pull(tmp_path, "smollm2") == 0
 
     told = capsys.readouterr()
-    assert "there already" in told.out
+    assert "already present" in told.out
     assert "Serve it: llama-gguf serve smollm2\n" in told.out
     assert told.err == ""
 

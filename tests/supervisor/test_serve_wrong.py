@@ -194,10 +194,10 @@ def test_every_setting_that_cannot_be_used_is_named_in_one_message(shop: Shop) -
     )
 
     assert left.status == USAGE
-    assert "--port='99999' cannot be used; wanted: a whole number from 1 to 65535" in left.err
+    assert "--port='99999' is invalid; must be a whole number from 1 to 65535" in left.err
     assert "CTX='many' cannot be used" in left.err
-    assert "HEALTH_MODE='sometimes' cannot be used; wanted: one of: live, ready" in left.err
-    assert "BACKEND_API_KEY=******** cannot be used" in left.err
+    assert "HEALTH_MODE='sometimes' is invalid; must be one of: live, ready" in left.err
+    assert "BACKEND_API_KEY=******** is invalid" in left.err
     assert "with spaces" not in left.err
     assert "Traceback" not in left.err
 
@@ -247,7 +247,7 @@ def test_one_port_for_two_is_a_bad_setting(shop: Shop) -> None:
     left = shop.serve("Good.gguf", PORT="18001", PORT_HEALTH="18001")
 
     assert left.status == USAGE
-    assert "18001 is given to PORT and PORT_HEALTH" in left.err
+    assert "PORT and PORT_HEALTH have the same port, 18001" in left.err
 
 
 @pytest.mark.parametrize("variable", ["PORT", "PORT_HEALTH"])

@@ -28,7 +28,7 @@ from llama_gguf.core.moments import ISO_8601, format_moment, parse_moment
 
 MAX_RATE_LIMIT: Final = 1_000_000_000
 HASH_MARK: Final = "sha256$"
-NEW_FILE: Final = "# key_id:api_key[:rate_limit a minute][:expiration, ISO 8601]\n"
+NEW_FILE: Final = "# key_id:api_key[:rate_limit per minute][:expiration, ISO 8601]\n"
 LINES_PER_PAUSE: Final = 64
 """Some 0.5 ms of work."""
 
@@ -54,7 +54,7 @@ _WANTED_API_KEY: Final = (
 )
 _WANTED_RATE: Final = f"the rate limit must be a whole number from 1 to {MAX_RATE_LIMIT}"
 _WANTED_REST: Final = (
-    "after the api key come a rate limit, an expiration, or both with a colon between them; "
+    "the api key may be followed by a rate limit, an expiration, or both with a colon between; "
     f"{_WANTED_RATE}; the expiration must be {ISO_8601}"
 )
 

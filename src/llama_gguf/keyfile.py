@@ -1,4 +1,4 @@
-"""The keys file on disk: read whole, replaced whole.
+"""The keys file on disk, read and replaced as a whole.
 
 A reader sees the old file or the new one and never a part, since a change is written
 beside the file and renamed over it. What the text means is known to ``core.keys`` alone.

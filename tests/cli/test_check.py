@@ -217,7 +217,7 @@ def test_an_engine_that_is_not_there(check: Check) -> None:
     status, checks = check(LLAMA_SERVER="/nowhere/llama-server")
 
     assert status == 1
-    assert "LLAMA_SERVER=/nowhere/llama-server is not there" in wrong(checks)["engine"]
+    assert "LLAMA_SERVER=/nowhere/llama-server does not exist" in wrong(checks)["engine"]
 
 
 def test_an_engine_that_does_not_run(machine: Machine, check: Check) -> None:

@@ -255,7 +255,7 @@ def test_with_everything_broken_there_is_a_bundle_that_says_what(
     assert "PORT='nonsense' is invalid" in texts["settings.txt"]
     assert "could not be searched for secrets: the keys file: " in texts["summary.txt"]
     assert "\nmodel: There is no model /nowhere/m.gguf." in texts["summary.txt"]
-    assert "is a folder; name the file in it" in texts["engine.txt"]
+    assert "is a directory; specify the file in it" in texts["engine.txt"]
     assert "nvidia-smi: not in PATH" in texts["gpu.txt"]
     assert "/nowhere/at/all: No such file or directory" in texts["disk.txt"]
     assert "Connection refused" in texts["server.txt"] or "200" in texts["server.txt"]

@@ -153,7 +153,7 @@ def test_an_unknown_name_is_a_mistake_in_the_command(
 ) -> None:
     assert pull(tmp_path, "smolm2") == 2
 
-    assert "smolm2 is not a name that pull knows (smollm2)" in capsys.readouterr().err
+    assert "smolm2 is not a known name (smollm2)" in capsys.readouterr().err
 
 
 def test_a_download_that_fails_leaves_with_1(
@@ -163,4 +163,4 @@ def test_a_download_that_fails_leaves_with_1(
 
     assert pull(tmp_path, server.url()) == 1
 
-    assert "is not there (it answered 404)" in capsys.readouterr().err
+    assert "does not exist (status 404)" in capsys.readouterr().err

@@ -86,7 +86,7 @@ def test_no_model_is_named(shop: Shop) -> None:
     left = shop.serve_as_process()
 
     assert left.status == USAGE
-    assert "No model is named. Name one with `llama-gguf serve MODEL`" in left.err
+    assert "No model is set. Use `llama-gguf serve MODEL`" in left.err
     assert "  Good.gguf  0.0 MB" in left.err
 
 
@@ -133,7 +133,7 @@ def test_a_folder_is_no_model(shop: Shop) -> None:
     left = shop.serve(str(shop.models))
 
     assert left.status == USAGE
-    assert f"{shop.models} is a folder. Name the .gguf file in it." in left.err
+    assert f"{shop.models} is a directory. Specify the .gguf file in it." in left.err
     assert "  Good.gguf  0.0 MB" in left.err
 
 
@@ -143,7 +143,7 @@ def test_the_missing_parts_of_a_split_model_are_listed(shop: Shop) -> None:
     left = shop.serve("Big-00001-of-00003.gguf")
 
     assert left.status == BROKEN
-    assert "is one of 3 parts. Fetch those that are missing beside it:" in left.err
+    assert "is one of 3 parts. Fetch the missing ones into the same directory:" in left.err
     assert "  Big-00002-of-00003.gguf\n  Big-00003-of-00003.gguf\n" in left.err
 
 
@@ -167,7 +167,8 @@ def test_without_any_engine_the_ways_to_one_are_told(
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("nowhere", "is not there"), ("models", "is a folder"), ("f", "chmod +x")]
+    ("name", "told"),
+    [("nowhere", "does not exist"), ("models", "is a directory"), ("f", "chmod +x")],
 )
 def test_a_wrong_llama_server_is_told_what_is_wrong_with_it(
     shop: Shop, name: str, told: str
@@ -206,7 +207,7 @@ def test_quotes_in_extra_args_that_are_not_closed(shop: Shop) -> None:
     left = shop.serve("Good.gguf", EXTRA_ARGS="--chat-template 'x")
 
     assert left.status == USAGE
-    assert "EXTRA_ARGS cannot be split as a shell would: No closing quotation" in left.err
+    assert "EXTRA_ARGS cannot be split as in a shell: No closing quotation" in left.err
 
 
 @pytest.mark.parametrize("flag", ["--api-key sk-secret-in-argv", "--api-key=sk-secret-in-argv"])

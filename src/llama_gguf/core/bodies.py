@@ -1,4 +1,4 @@
-"""A request's body while it comes in: read whole before anything is done with it."""
+"""A request's body, which is read completely before it is forwarded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules for header fields: what is forwarded, dropped, replaced or refused.
+"""Rules for header fields: what is forwarded, dropped, replaced or rejected.
 
 Pure functions on lists of ``(name, value)`` as llhttp hands them over. Decisions
 are taken once per field *name*: a bounded memo of exact names says what to do.

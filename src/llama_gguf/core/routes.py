@@ -1,4 +1,4 @@
-"""Method and path: answered by us, sent to the engine (with a slot or without), or refused.
+"""Routes by method and path: local, forwarded (with or without a slot), or rejected.
 
 A path is matched after RFC 3986 normalisation and sent as it came. Where the two
 could differ in what they mean (an encoded slash, dot segments, empty segments),

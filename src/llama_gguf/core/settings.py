@@ -1,4 +1,4 @@
-"""Every setting, once.
+"""All settings, each declared once.
 
 A field of ``Settings`` is an environment variable (its name in capitals) and a
 flag (its name with dashes). ``--help``, ``.env.example``, ``docs/settings.md``

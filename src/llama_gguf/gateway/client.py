@@ -1,4 +1,4 @@
-"""One client's connection: requests come in one after the other, answers go out in that order.
+"""One client connection: its requests are processed in order, one at a time.
 
 What the bytes that come in are is told by the exchange alone: without one they
 are a head, while it is READING they are its body, later they are the next

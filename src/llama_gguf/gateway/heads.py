@@ -1,4 +1,4 @@
-"""Heads, parsed by llhttp.
+"""Parses heads with llhttp.
 
 The callers cut a head at its blank line and hand it over whole, so that llhttp
 never sees a body and nothing of the next message. It refuses bare CR and LF, NUL,

@@ -1,4 +1,4 @@
-"""Lets clients in."""
+"""The listening socket: binds it and accepts clients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Watches the sockets that carry the traffic, with an epoll of our own.
+"""Watches the sockets that carry the traffic, with a separate epoll.
 
 The loop sleeps in it, or watches it as one file. It stays in charge of everything else: time,
 signals, tasks, TLS.

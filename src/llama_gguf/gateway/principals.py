@@ -1,4 +1,4 @@
-"""Who may ask: the keys that are loaded, what each has used, and who tries wrong ones.
+"""Authentication: the loaded keys, the usage of each, and addresses with invalid keys.
 
 Nothing here reads a file or a clock; ``reloads.py`` brings the keys.
 """

@@ -1,4 +1,4 @@
-"""When the keys are read: at the start, when asked, and when their file has changed.
+"""When the keys are loaded: at the start, on request, and when their file has changed.
 
 All or nothing: on any error the keys that were loaded stay, and the error is in the log, in the
 response and in a metric. The file is read off the loop, since a network disk may hang, and with a

@@ -1,4 +1,4 @@
-"""Listens, ticks, reloads and drains: the life of one gateway.
+"""The life of one gateway: listen, tick, reload, drain.
 
     STARTING -> SERVING -> DRAINING -> STOPPED
 

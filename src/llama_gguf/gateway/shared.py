@@ -1,4 +1,4 @@
-"""What all connections of one gateway share: settings made ready, keys, queue, counters.
+"""Shared by all connections of a gateway: prepared settings, keys, queue, counters.
 
 What does not change from request to request is prepared here, at start and at
 reload, so that the hot path only joins bytes.

@@ -33,12 +33,12 @@ _EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")
 
 
 class Phase(enum.IntEnum):
-    IDLE = 0  # kept, or not used yet: any byte now is unasked for
-    HEAD = 1  # a request is sent; its answer's head is awaited
-    BODY = 2
-    BETWEEN_CHUNKS = 3  # of a body whose chunks are relayed as they come
-    LEFT = 4  # nobody wants the answer any more; open until the engine has noticed
-    CLOSED = 5
+    IDLE = 0  # kept for reuse, or not used yet: any byte that arrives is unexpected
+    HEAD = 1  # a request was sent; the response's head is awaited
+    BODY = 2  # the response's body is being read
+    BETWEEN_CHUNKS = 3  # in a chunked body, at the end of a chunk: the next may be relayed whole
+    LEFT = 4  # the client has disconnected; the connection stays open until the engine notices
+    CLOSED = 5  # the connection is closed
 
 
 _IDLE: Final = Phase.IDLE

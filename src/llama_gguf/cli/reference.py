@@ -176,11 +176,11 @@ def logs_page() -> str:
             _MADE,
             "# Log events\n",
             "The events that the program logs. With `LOG_FORMAT=json`, a line is an object: "
-            "`time`, `level`, `event`, `logger`, `message`, then the event's facts, and `exception` "
-            "where there is a traceback. Base alerts and searches on `event` and facts, whose names "
-            "stay; messages may be reworded. `seconds` are durations, `share` is from 0 to 1, and "
-            "a fact that is not known is `null`. Lines of llama-server and of libraries have the "
-            "event `other` and no facts.\n",
+            "`time`, `level`, `event`, `logger`, `message`, then the event's facts, and "
+            "`exception` if there is a traceback. Base alerts and searches on `event` and facts, "
+            "whose names stay; messages may be reworded. `seconds` are durations, `share` is "
+            "from 0 to 1, and an unknown fact is `null`. Lines of llama-server and of libraries "
+            "have the event `other` and no facts.\n",
             "As text, a line has time, level and message; a traceback and the fact `lines` follow "
             "it, indented. Control characters are escaped, so that no value can forge a line.\n",
             "| event | level | message | facts |\n|---|---|---|---|",

@@ -111,15 +111,15 @@ async function look() {
   }
   try {
     const headers = key ? { Authorization: `Bearer ${key}` } : {};
-    const answer = await fetch("/dashboard/data", { headers, cache: "no-store" });
+    const response = await fetch("/dashboard/data", { headers, cache: "no-store" });
     if (sessionStorage.getItem(KEY_NAME) !== key) return;
-    if (answer.status === 401) {
+    if (response.status === 401) {
       sessionStorage.removeItem(KEY_NAME);
       askForKey("This key is invalid or has expired.");
       return;
     }
-    if (!answer.ok) throw new Error(`status ${answer.status}`);
-    latest = await answer.json();
+    if (!response.ok) throw new Error(`status ${response.status}`);
+    latest = await response.json();
     find("notice").hidden = true;
     show(latest);
   } catch (error) {
@@ -215,10 +215,10 @@ function showKeys({ keys, key_id, sees_all, usage_since }) {
       ...["requests", "errors", "prompt_tokens", "cached_tokens", "completion_tokens"].map(cell));
   });
   find("keys").replaceChildren(...rows);
-  const untold = keys.reduce((sum, key) => sum + key[shownWindow].answers_without_usage, 0);
+  const unknown = keys.reduce((sum, key) => sum + key[shownWindow].answers_without_usage, 0);
   say("keys-note", [
     sees_all ? "" : "Only your key is shown; keys in ADMIN_KEY_IDS see all keys.",
-    untold ? `${number(untold)} responses without complete token usage.` : "",
+    unknown ? `${number(unknown)} responses without complete token usage.` : "",
     `Counted since ${new Date(usage_since).toLocaleString()}.`,
   ].filter(Boolean).join(" "));
 }

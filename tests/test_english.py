@@ -125,7 +125,9 @@ def python_texts(source: str, parts: Part) -> Iterator[tuple[int, str]]:
     for node in nodes:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             part = Part.DOCSTRINGS if id(node) in docstrings else Part.STRINGS
-            if part in parts:
+            # A single word in a string is the name of a field or an attribute.
+            is_name = part is Part.STRINGS and node.value.isidentifier()
+            if part in parts and not is_name:
                 yield node.lineno, node.value
 
 
@@ -175,6 +177,7 @@ def test_prose_is_read_without_its_code() -> None:
 )
 def test_python_is_read_by_part(part: Part, lines: list[int]) -> None:
     source = '"""anew"""\ndef anew(): # anew\n    """anew"""\n    return f"anew {anew} anew`"\n'
+    source += 'NAMES = ("anew",)\n'
 
     found = [f.line for line, text in python_texts(source, part) for f in findings(text, line)]
     assert list(dict.fromkeys(found)) == lines

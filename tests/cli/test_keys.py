@@ -448,7 +448,7 @@ def test_no_key_can_be_made_under_the_id_of_an_old_secret(run: Run, path: Path) 
     status, out, err = run("generate", "--name", "bob-old-0a1b2c")
 
     assert (status, out) == (2, "")
-    assert "stands for an old secret of bob" in err
+    assert "reserved for old secrets of bob" in err
     assert path.read_text() == f"bob:{OTHER}\n"
 
 
@@ -684,7 +684,7 @@ def test_old_secrets_are_imported_with_their_key_and_never_for_one_that_is_there
     status, _, err = run("import", str(other))
 
     assert status == 1
-    assert "line 2: it holds an old secret of a key that is in the file already" in err
+    assert "line 2: it holds an old secret of a key that is already in the file" in err
     assert ring_of(path).look_up(SECRET.encode()) is None
 
 

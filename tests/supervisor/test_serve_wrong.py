@@ -94,7 +94,7 @@ def test_a_model_that_is_not_there(shop: Shop) -> None:
     left = shop.serve("Goood.gguf")
 
     assert left.status == USAGE
-    assert "There is no model Goood.gguf. Look at the spelling" in left.err
+    assert "There is no model Goood.gguf. Check the spelling" in left.err
     assert "  Good.gguf  0.0 MB" in left.err
 
 
@@ -196,7 +196,7 @@ def test_every_setting_that_cannot_be_used_is_named_in_one_message(shop: Shop) -
 
     assert left.status == USAGE
     assert "--port='99999' is invalid; must be a whole number from 1 to 65535" in left.err
-    assert "CTX='many' cannot be used" in left.err
+    assert "CTX='many' is invalid" in left.err
     assert "HEALTH_MODE='sometimes' is invalid; must be one of: live, ready" in left.err
     assert "BACKEND_API_KEY=******** is invalid" in left.err
     assert "with spaces" not in left.err

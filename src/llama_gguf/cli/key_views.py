@@ -34,7 +34,7 @@ def fate_of_old(kept: Sequence[Key], ended: int) -> str:
 
 
 def _until(key: Key) -> str:
-    return "for ever" if key.expires_at is None else f"until {format_moment(key.expires_at)}"
+    return "forever" if key.expires_at is None else f"until {format_moment(key.expires_at)}"
 
 
 def print_removed(name: str, ended: int, path: str, *, as_json: bool) -> None:

@@ -64,8 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> list[argparse.ArgumentPars
     rotate.add_argument(
         "--grace",
         metavar="WHEN",
-        help=f"how long the old secret stays valid: {_WHEN} "
-        "[it and all earlier ones become invalid]",
+        help=f"how long the old secret stays valid: {_WHEN} [not at all; earlier ones end as well]",
     )
     _add_output(rotate)
 
@@ -157,8 +156,8 @@ def _new_key(
     (key,) = KeyRing.parse(line).keys
     if key.is_retired:
         raise UserError(
-            f"{name!a} cannot be a key: an id that ends in -old- and six hexadecimal digits "
-            f"stands for an old secret of {key.key_id}",
+            f"cannot create the key {name!a}: an id that ends in -old- and six hexadecimal digits "
+            f"is reserved for old secrets of {key.key_id}",
             exit_status=2,
         )
     return _NewKey(key, secret, line)

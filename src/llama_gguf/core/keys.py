@@ -48,7 +48,7 @@ _WANTED_LINE: Final = "a line must be key_id:api_key[:rate_limit][:expiration]"
 _OR_BARE: Final = ", or a key alone, which must be 16 to 128 of A-Z a-z 0-9 _ -"
 _WANTED_ID: Final = "the key id must be 1 to 64 of A-Z a-z 0-9 _ -"
 _WANTED_FREE: Final = "the key id is taken by another key"
-_WANTED_NEW: Final = "it holds an old secret of a key that is in the file already"
+_WANTED_NEW: Final = "it contains an old secret of a key that is already in the file"
 _WANTED_API_KEY: Final = (
     "the api key must be 16 to 128 of A-Z a-z 0-9 _ -, or sha256$ and 64 hex digits"
 )

@@ -88,7 +88,7 @@ def check_request_start(head: bytes, seen: int = 0) -> None:
     """
     if head.startswith(_TLS_HANDSHAKE):
         raise BadRequest(
-            "This looks like TLS, and the port speaks plain HTTP. Use http://, or set "
+            "This looks like TLS, but the port serves plain HTTP. Use http://, or set "
             "TLS_CERT_FILE and TLS_KEY_FILE."
         )
     if not _REQUEST_START.match(head):
@@ -100,7 +100,7 @@ def check_request_start(head: bytes, seen: int = 0) -> None:
         and head[line_end : line_end + 1] == b"\r"
         and head[max(line_end - 9, 0) : line_end] not in _VERSIONS
     ):
-        raise BadRequest("Only HTTP/1.0 and HTTP/1.1 are understood.")
+        raise BadRequest("Only HTTP/1.0 and HTTP/1.1 are supported.")
     if _has_bare_line_feed(head, seen):
         raise BadRequest("A line of the head ends with LF alone; HTTP needs CR LF.")
 
@@ -180,11 +180,11 @@ def check_response_start(head: bytes) -> None:
     """
     start = head[: len(_STATUS_LINE_START)]
     if not _STATUS_LINE_START.startswith(start):
-        raise UpstreamError("The engine's answer is not HTTP.")
+        raise UpstreamError("The engine's response is not HTTP.")
     if _has_bare_line_feed(head):
-        raise UpstreamError("The engine ends a line of its answer's head with LF alone.")
+        raise UpstreamError("The engine ends a line of its response's head with LF alone.")
     if b"\r\n" in head and not _STATUS_LINE.match(head):
-        raise UpstreamError("The engine's answer is not HTTP.")
+        raise UpstreamError("The engine's response is not HTTP.")
 
 
 def parse_response(head: bytes) -> ResponseHead:

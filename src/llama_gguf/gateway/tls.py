@@ -136,7 +136,7 @@ def _load_pair(context: ssl.SSLContext, cert_file: str, key_file: str) -> None:
         raise _unusable(
             "TLS_KEY_FILE",
             key_file,
-            "it is encrypted, and the gateway cannot prompt for a passphrase. "
+            "it is encrypted, and a passphrase is not supported. "
             f"Decrypt it with: openssl pkey -in {key_file} -out FILE",
         )
 

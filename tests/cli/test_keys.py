@@ -440,7 +440,7 @@ def test_a_name_is_taken_while_an_old_secret_of_it_is_valid(run: Run, path: Path
     made = run("generate", "--name", "alice")
 
     assert (refused[0], made[0]) == (1, 0)
-    assert "there is a key alice" in refused[2]
+    assert "already has a key alice" in refused[2]
 
 
 def test_no_key_can_be_made_under_the_id_of_an_old_secret(run: Run, path: Path) -> None:
@@ -684,7 +684,7 @@ def test_old_secrets_are_imported_with_their_key_and_never_for_one_that_is_there
     status, _, err = run("import", str(other))
 
     assert status == 1
-    assert "line 2: it holds an old secret of a key that is already in the file" in err
+    assert "line 2: it contains an old secret of a key that is already in the file" in err
     assert ring_of(path).look_up(SECRET.encode()) is None
 
 

@@ -278,7 +278,7 @@ def states_page() -> str:
             "one more state, `unreachable`.\n",
             _diagram(EngineState.STARTING, of_engine),
             "## A connection to llama-server\n",
-            "The phase of the response being read: `gateway/upstream.py`.\n",
+            "What the connection is used for at the moment: `gateway/upstream.py`.\n",
             "| phase | meaning |\n|---|---|",
             *_members(upstream.Phase),
             "",

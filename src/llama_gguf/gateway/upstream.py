@@ -38,7 +38,7 @@ class Phase(enum.IntEnum):
     BODY = 2  # the response's body is being read
     BETWEEN_CHUNKS = 3  # in a chunked body, at the end of a chunk: the next may be relayed whole
     LEFT = 4  # the client has disconnected; the connection stays open until the engine notices
-    CLOSED = 5  # the connection is closed
+    CLOSED = 5  # not connected yet, or closed
 
 
 _IDLE: Final = Phase.IDLE

@@ -1,10 +1,10 @@
-"""The gateway beside nginx and HAProxy, measured in turns on this machine.
+"""Compares the gateway with nginx and HAProxy, measured in turn on this machine.
 
 Peers: ours, nginx, haproxy; and NAME=COMMAND for the gateway of another installation, such as
-compiled=/path/to/venv/bin/llama-gguf, where COMMAND is what is run as `COMMAND gateway`. With
--unix behind its name, one asks the backend over a unix socket: ours-unix, nginx-unix, NAME-unix=….
+compiled=/path/to/venv/bin/llama-gguf, which is started as `COMMAND gateway`. A peer whose name
+ends in -unix connects to the backend over a unix socket: ours-unix, nginx-unix, NAME-unix=….
 
-Exit status: 0 done, 1 a peer did not start or answered wrongly, 130 interrupted.
+Exit status: 0 done, 1 a peer did not start or sent a wrong response, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from llama_gguf.cli.terminal import print_table, say
 MEASURES: Final = {
     "request_cpu_us": "CPU per request, us",
     "event_cpu_us": "CPU per event, us",
-    "event_p50_us": "event on its way, p50, us",
-    "event_p99_us": "event on its way, p99, us",
+    "event_p50_us": "latency of an event, p50, us",
+    "event_p99_us": "latency of an event, p99, us",
     "requests_per_second": "requests per second",
     "stream_kib": "memory per open stream, KiB",
-    "start_ms": "start to first answer, ms",
+    "start_ms": "start to first response, ms",
 }
 REFERENCE: Final = "nginx"
 Values = Mapping[str, float]
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     if len({peer.name for peer in arguments.peers}) < len(arguments.peers):
         parser.error("two peers have the same name")
     if arguments.json and not arguments.json.parent.is_dir():
-        parser.error(f"--json: there is no folder {arguments.json.parent}")
+        parser.error(f"--json: there is no directory {arguments.json.parent}")
     wanted = _installed(arguments.peers)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing is left running
     try:
@@ -73,9 +73,13 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rounds", type=int, default=3, help="turns for each peer [3]")
-    parser.add_argument("--seconds", type=float, default=4, help="of requests in each turn [4]")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there, too")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds for each peer [3]")
+    parser.add_argument(
+        "--seconds", type=float, default=4, help="seconds of requests in each round [4]"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write all figures to this file"
+    )
     names = ("ours", "nginx", "haproxy")
     parser.add_argument("peers", nargs="*", type=_peer, default=[_peer(name) for name in names])
     return parser
@@ -89,15 +93,15 @@ def _peer(text: str) -> Peer:
     for peer in (*ours, peers.NGINX, peers.NGINX_UNIX, peers.HAPROXY):
         if peer.name == name:
             return peer
-    raise argparse.ArgumentTypeError(f"no peer is called {name}; NAME=COMMAND is one of ours")
+    raise argparse.ArgumentTypeError(f"unknown peer {name}; use NAME=COMMAND for a gateway")
 
 
 def _installed(wanted: Sequence[Peer]) -> list[Peer]:
     missing = [peer for peer in wanted if shutil.which(peer.command[0]) is None]
     for peer in missing:
-        _note(f"{peer.name} is left out: there is no {peer.command[0]}")
+        _note(f"{peer.name} is skipped: {peer.command[0]} is not installed")
     if packages := {p.command[0] for p in missing} & {"nginx", "haproxy"}:
-        _note(f"to have it: apt-get install {' '.join(sorted(packages))}")
+        _note(f"to install it: apt-get install {' '.join(sorted(packages))}")
     return [peer for peer in wanted if peer not in missing]
 
 
@@ -132,7 +136,7 @@ def _measure(peer: Running, seconds: float) -> Values:
     """Raises PeerFailed when an answer was wrong: its figures would mean nothing."""
     start_seconds = peer.wait_until_ready()
     if peer.status_of("POST", "/v1/chat/completions", "not-the-key-0123456789") != 401:
-        raise PeerFailed("it lets a wrong key in")
+        raise PeerFailed("it accepts an invalid key")
     _whole(load.requests(peer.port, peers.KEY, seconds=min(seconds, 1)))  # to warm up
 
     before = peer.cpu_ns()
@@ -167,7 +171,7 @@ def _whole(asking: Coroutine[None, None, Answers]) -> Answers:
     answers = uvloop.run(asking)
     if answers.wrong:
         reasons = ", ".join(f"{reason} ({count} x)" for reason, count in answers.wrong.items())
-        raise PeerFailed(f"it answered wrongly: {reasons}")
+        raise PeerFailed(f"it sent wrong responses: {reasons}")
     return answers
 
 
@@ -181,7 +185,7 @@ def _medians(rounds: Sequence[Values]) -> Values:
 def _print(medians: Mapping[str, Values]) -> None:
     say(", ".join(f"{name} {value}" for name, value in _machine().items()))
     if REFERENCE in medians:
-        say(f"in brackets: times what {REFERENCE} has")
+        say(f"in brackets: relative to {REFERENCE}")
     rows = [[label, *_cells(measure, medians)] for measure, label in MEASURES.items()]
     print_table(["median of the rounds", *(f"{name:>8}" for name in medians)], rows)
 

@@ -113,7 +113,7 @@ class _Repeating(_Client):
 
     def on_answer(self, body: bytes) -> None:
         if body != ANSWER:
-            self.end("another answer than the backend's")
+            self.end("a response that is not the backend's")
             return
         self.whole += 1
         if self._now() < self._until:
@@ -193,7 +193,7 @@ async def _run(port: int, make: Callable[[], C], *, count: int, seconds: float) 
     clients = [(await loop.create_connection(make, "127.0.0.1", port))[1] for _ in range(count)]
     await asyncio.wait([c.over for c in clients], timeout=seconds + PATIENCE_SECONDS)
     for client in clients:
-        client.end("no whole answer in time")
+        client.end("no complete response in time")
     return clients
 
 

@@ -169,9 +169,7 @@ class Running:
                     return seconds
             time.sleep(0.002)
         last = self._output.read_text("utf-8", "replace").splitlines()[-_LAST_LINES:]
-        raise PeerFailed(
-            "\n".join(["it did not start; the last that it said:", *(last or ["nothing"])])
-        )
+        raise PeerFailed("\n".join(["it did not start; its last output:", *(last or ["nothing"])]))
 
     def status_of(self, method: str, path: str, key: str) -> int:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)

@@ -120,7 +120,7 @@ def test_another_answer_than_the_backends_is_wrong() -> None:
     kind = babbler(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
 
     assert answers(once, kind).wrong == Counter(
-        {"another answer than the backend's": load.CONNECTIONS}
+        {"a response that is not the backend's": load.CONNECTIONS}
     )
 
 

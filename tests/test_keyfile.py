@@ -56,14 +56,14 @@ def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
         keyfile.read(path)
 
     assert str(caught.value) == (
-        f"there is no keys file at {path}; AUTH_KEYS_FILE or DATA_DIR names another place\n"
-        f"Make a first key with: llama-gguf keys generate --file {path}"
+        f"there is no keys file {path}; to use another file, set AUTH_KEYS_FILE or DATA_DIR\n"
+        f"Create the first key with: llama-gguf keys generate --file {path}"
     )
     assert caught.value.exit_status == 1
 
 
 def test_a_folder_is_not_read(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is a folder; name the keys file in it"):
+    with pytest.raises(UserError, match="is a directory; specify the keys file in it"):
         keyfile.read(str(tmp_path))
 
 
@@ -91,7 +91,7 @@ def test_a_file_that_others_may_read_or_change_is_warned_about(path: Path, mode:
     path.chmod(mode)
 
     assert keyfile.warn_if_exposed(str(path)) == (
-        f"{path} is open to other users (mode {mode:04o}); close it with: chmod 600 {path}"
+        f"other users can access {path} (mode {mode:04o}); restrict it with: chmod 600 {path}"
     )
 
 
@@ -211,14 +211,14 @@ def test_a_folder_that_cannot_be_made_is_reported_in_plain_words(path: Path, bel
 
     assert str(caught.value) == (
         f"cannot write the keys file {path}{below}/keys: Not a directory\n"
-        "Check who owns its folder, or name another place: --file, AUTH_KEYS_FILE or DATA_DIR."
+        "Check the owner of its directory, or use another file: --file, AUTH_KEYS_FILE, DATA_DIR"
     )
 
 
 def test_a_file_that_is_mounted_by_itself_is_told_apart() -> None:
     error = OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
-    assert "mount its folder instead" in keyfile._not_written("/data/api_keys.txt", error)
+    assert "mount its directory instead" in keyfile._not_written("/data/api_keys.txt", error)
 
 
 def test_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_a_pipe_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_not_edited(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is a folder; name the keys file in it"):
+    with pytest.raises(UserError, match="is a directory; specify the keys file in it"):
         keyfile.edit(str(tmp_path), to_new)
 
 

@@ -1,4 +1,4 @@
-"""One GGUF model behind an OpenAI-compatible endpoint that can stand on a public port.
+"""Serves one GGUF model behind an OpenAI-compatible endpoint that can be exposed publicly.
 
 The five-minute map:
 

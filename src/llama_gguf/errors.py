@@ -1,12 +1,12 @@
-"""Every error that has a name, in two families and a bug.
+"""All named errors: two families, and one for bugs.
 
-``UserError`` is for the person at the terminal: the message says what is wrong
-and what to do next, and the command leaves with ``exit_status``.
+``UserError`` is for the person at the terminal: the message states what is wrong
+and what to do next, and the command exits with ``exit_status``.
 
-``GatewayError`` is for the client of the gateway: it says whose fault it is and
+``GatewayError`` is for the client of the gateway: its type states whose fault it is and
 in which phase, and ``core/replies.py`` alone turns it into bytes.
 
-``IllegalTransition`` is a bug, and never anybody else's fault.
+``IllegalTransition`` is a bug, never the fault of a client or an operator.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import ClassVar
 
 
 class UserError(Exception):
-    """Something a person can put right.
+    """An error that a person can fix.
 
     Args:
         message: what is wrong and what to do next; may have several lines.
-        exit_status: what the command leaves with. 2 means a bad setting or flag.
+        exit_status: of the command. 2 means a bad setting or flag.
     """
 
     def __init__(self, message: str, exit_status: int = 1) -> None:
@@ -28,7 +28,7 @@ class UserError(Exception):
 
 
 def how_to_install(extra: str) -> str:
-    """The command that brings what the optional dependency *extra* stands for."""
+    """The command that installs the optional dependencies of *extra*."""
     return f"pip install 'llama-gguf-inference[{extra}]' (in a clone: '.[{extra}]')"
 
 
@@ -37,10 +37,10 @@ class IllegalTransition(Exception):
 
 
 class GatewayError(Exception):
-    """A bug of ours. Its kinds are every other answer of the gateway's own that is no success.
+    """A bug in the gateway. The subclasses are its other error responses.
 
     Args:
-        message: the sentence in the answer's envelope.
+        message: the sentence in the response's envelope.
         retry_after: seconds until a retry makes sense; None where none does.
         close: whether the client's connection cannot be used any further.
     """
@@ -49,7 +49,7 @@ class GatewayError(Exception):
     type: ClassVar[str] = "server_error"
     code: ClassVar[str] = "internal_error"
     should_retry: ClassVar[bool | None] = None
-    """What ``x-should-retry`` tells OpenAI's clients; None leaves the choice to them."""
+    """The value of ``x-should-retry`` for OpenAI's clients; None leaves the choice to them."""
 
     def __init__(
         self, message: str, *, retry_after: float | None = None, close: bool = False
@@ -71,7 +71,7 @@ class InvalidRequest(GatewayError):
 
 
 class BadRequest(InvalidRequest):
-    """The request cannot be parsed, or could be read in two ways. The connection is closed."""
+    """The request cannot be parsed or is ambiguous. The connection is closed."""
 
     code = "bad_request"
 
@@ -80,7 +80,7 @@ class BadRequest(InvalidRequest):
 
 
 class MethodNotAllowed(InvalidRequest):
-    """The path does not answer this method; `Allow` names those it answers."""
+    """The path does not support this method; `Allow` lists the methods that it supports."""
 
     status = 405
     code = "method_not_allowed"
@@ -91,28 +91,28 @@ class MethodNotAllowed(InvalidRequest):
 
 
 class RequestTimeout(InvalidRequest):
-    """The head or the body of the request did not come in time."""
+    """The head or the body of the request did not arrive in time."""
 
     status = 408
     code = "request_timeout"
 
 
 class PayloadTooLarge(InvalidRequest):
-    """The body is over MAX_REQUEST_BODY_SIZE."""
+    """The body exceeds MAX_REQUEST_BODY_SIZE."""
 
     status = 413
     code = "payload_too_large"
 
 
 class UriTooLong(InvalidRequest):
-    """The request line is over MAX_REQUEST_LINE_SIZE."""
+    """The request line exceeds MAX_REQUEST_LINE_SIZE."""
 
     status = 414
     code = "uri_too_long"
 
 
 class ExpectationFailed(InvalidRequest):
-    """An expectation other than 100-continue."""
+    """The value of `Expect` is not 100-continue."""
 
     status = 417
     code = "expectation_failed"
@@ -122,14 +122,14 @@ class ExpectationFailed(InvalidRequest):
 
 
 class HeadTooLarge(InvalidRequest):
-    """Header fields over MAX_HEADERS or MAX_HEADER_LINE_SIZE."""
+    """The header fields exceed MAX_HEADERS or MAX_HEADER_LINE_SIZE."""
 
     status = 431
     code = "request_header_fields_too_large"
 
 
 class Unauthorized(GatewayError):
-    """The API key is missing, malformed or unknown: one message for all three."""
+    """The API key is missing, malformed or unknown; the message does not state which."""
 
     status = 401
     type = "authentication_error"
@@ -143,7 +143,7 @@ class KeyExpired(Unauthorized):
 
 
 class RouteNotExposed(GatewayError):
-    """A path of llama-server outside EXPOSED_ROUTES."""
+    """EXPOSED_ROUTES does not include this path of llama-server."""
 
     status = 403
     type = "permission_error"
@@ -151,7 +151,7 @@ class RouteNotExposed(GatewayError):
 
 
 class AdminKeyRequired(GatewayError):
-    """ADMIN_KEY_IDS names the keys that may do this, and this one is not among them."""
+    """The request requires a key in ADMIN_KEY_IDS, and this key is not in it."""
 
     status = 403
     type = "permission_error"
@@ -159,7 +159,7 @@ class AdminKeyRequired(GatewayError):
 
 
 class Limited(GatewayError):
-    """The key is over its rate, or the address has tried too many wrong keys."""
+    """The key is over its rate limit, or its address has sent too many invalid keys."""
 
     status = 429
     type = "rate_limit_error"
@@ -167,7 +167,7 @@ class Limited(GatewayError):
 
 
 class ConcurrencyLimited(Limited):
-    """The key has MAX_CONCURRENT_PER_KEY requests here already."""
+    """The key already has MAX_CONCURRENT_PER_KEY requests running or waiting."""
 
     code = "concurrency_limit_exceeded"
 
@@ -176,31 +176,31 @@ class ConcurrencyLimited(Limited):
 
 
 class Shed(GatewayError):
-    """No room, or nobody to serve it yet; the same request may succeed a little later."""
+    """No capacity, or no engine yet; the same request may succeed a little later."""
 
     status = 503
 
 
 class QueueFull(Shed):
-    """MAX_QUEUE_SIZE requests, or MAX_BODY_MEMORY bytes of bodies, are waiting already."""
+    """MAX_QUEUE_SIZE, MAX_BODY_MEMORY, the key's share of either, or MAX_CONNECTIONS is reached."""
 
     code = "queue_full"
 
 
 class QueueTimeout(Shed):
-    """No slot came free within MAX_QUEUE_WAIT."""
+    """No slot became free within MAX_QUEUE_WAIT."""
 
     code = "queue_timeout"
 
 
 class ModelLoading(Shed):
-    """The model was still loading when MAX_QUEUE_WAIT was over."""
+    """The model is loading: after MAX_QUEUE_WAIT, or at once for a request that does not wait."""
 
     code = "model_loading"
 
 
 class BackendUnavailable(Shed):
-    """The engine cannot be reached, or was given up."""
+    """The engine cannot be reached, or the supervisor gave up on it."""
 
     code = "backend_unavailable"
 
@@ -212,18 +212,18 @@ class Draining(Shed):
 
 
 class UpstreamError(GatewayError):
-    """llama-server refused, left or spoke nonsense before the head of its answer was complete."""
+    """llama-server could not be reached, closed the connection or sent an invalid response."""
 
     status = 502
     code = "backend_error"
 
 
 class UpstreamRefused(UpstreamError):
-    """llama-server did not take the connection: it has nothing of the request."""
+    """llama-server refused the connection, so it has received nothing of the request."""
 
 
 class UpstreamTimeout(GatewayError):
-    """llama-server was silent for REQUEST_TIMEOUT. Clients are told not to repeat the work."""
+    """llama-server sent nothing for REQUEST_TIMEOUT, or took longer than MAX_REQUEST_DURATION."""
 
     status = 504
     type = "timeout_error"

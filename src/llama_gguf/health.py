@@ -1,4 +1,4 @@
-"""The tiny server on a port of its own that platforms ask whether we are well.
+"""The health server: a small server on its own port, which platforms poll.
 
 Standard library only, on a thread with a loop of its own, so that it answers from
 the first second on and whatever the rest is busy with. It never asks anybody: what

@@ -1,4 +1,4 @@
-"""The keys file on disk: read whole, replaced whole.
+"""The keys file on disk, read and replaced as a whole.
 
 A reader sees the old file or the new one and never a part, since a change is written
 beside the file and renamed over it. What the text means is known to ``core.keys`` alone.
@@ -33,11 +33,11 @@ def read(path: str) -> str:
             data = file.read()
     except FileNotFoundError:
         raise UserError(
-            f"there is no keys file at {path}; AUTH_KEYS_FILE or DATA_DIR names another place\n"
-            f"Make a first key with: llama-gguf keys generate --file {path}"
+            f"there is no keys file {path}; to use another file, set AUTH_KEYS_FILE or DATA_DIR\n"
+            f"Create the first key with: llama-gguf keys generate --file {path}"
         ) from None
     except IsADirectoryError:
-        raise UserError(f"{path} is a folder; name the keys file in it") from None
+        raise UserError(f"{path} is a directory; specify the keys file in it") from None
     except OSError as error:
         raise UserError(
             f"cannot read the keys file {path}: {error.strerror}\n"
@@ -53,7 +53,7 @@ def read_other(path: str) -> str:
         UserError: it is missing, a folder, cannot be read, or is not UTF-8.
     """
     if not os.path.exists(path):
-        raise UserError(f"there is no file {path}")
+        raise UserError(f"there is no file {path}; check the path")
     return read(path)
 
 
@@ -106,7 +106,7 @@ def warn_if_exposed(path: str) -> str | None:
     mode = exposed_mode(path)
     if mode is None:
         return None
-    return f"{path} is open to other users (mode {mode:04o}); close it with: chmod 600 {path}"
+    return f"other users can access {path} (mode {mode:04o}); restrict it with: chmod 600 {path}"
 
 
 def edit(path: str, change: Callable[[str], str]) -> None:
@@ -153,7 +153,7 @@ def _text_or_nothing(target: str) -> str:
         return ""
     if not os.path.isfile(target) and not os.path.isdir(target):
         # Renaming over /dev/null or a pipe would take it away from everybody else.
-        raise UserError(f"{target} is not a regular file; name another one with --file")
+        raise UserError(f"{target} is not a regular file; specify another one with --file")
     return read(target)
 
 
@@ -200,8 +200,11 @@ def _not_written(path: str, error: OSError) -> str:
     text = f"cannot write the keys file {path}: {error.strerror}\n"
     if error.errno == EBUSY:
         # Docker mounts a single file so that nothing can be renamed over it.
-        return text + "It is mounted by itself, so it cannot be replaced: mount its folder instead."
+        return (
+            text
+            + "A file that is mounted by itself cannot be replaced: mount its directory instead."
+        )
     return (
         text
-        + "Check who owns its folder, or name another place: --file, AUTH_KEYS_FILE or DATA_DIR."
+        + "Check the owner of its directory, or use another file: --file, AUTH_KEYS_FILE, DATA_DIR"
     )

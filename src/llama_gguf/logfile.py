@@ -1,4 +1,4 @@
-"""A log on disk: whole lines appended, a file that is full set aside, and no failure ever felt.
+"""A log file on disk: appends whole lines, rotates, and never fails its caller.
 
 Used by one thread at a time. Several processes may write the same file: each notices when
 another, or logrotate, has put a new one in its place.

@@ -1,4 +1,4 @@
-"""Asks llama-server how it is, in a rhythm of our own and never because somebody asked us.
+"""Probes llama-server at fixed intervals, independent of clients' requests.
 
 ``/health`` tells loading from ready, ``/props`` the slots, and whether it sleeps (by its own
 ``--sleep-idle-seconds``). Neither wakes a sleeping engine; ``/slots``, which does, and

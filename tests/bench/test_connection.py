@@ -227,7 +227,7 @@ def test_a_unix_socket_is_a_target() -> None:
      "http://user:secret@h", "http://\u00e4"],
 )  # fmt: skip
 def test_anything_else_is_refused_without_telling_a_password(url: str) -> None:
-    with pytest.raises(UserError, match="is no URL of an endpoint") as refused:
+    with pytest.raises(UserError, match="is not the URL of an endpoint") as refused:
         parse_target(url)
 
     assert refused.value.exit_status == 2

@@ -29,12 +29,12 @@ RESULTS = results(level(streams=1, seconds=5), level(streams=4, seconds=5))
 def test_there_are_plots_of_latency_over_load_distributions_and_time() -> None:
     assert list(plots.plots_of(RESULTS)) == [
         "Time to first token over load",
-        "Whole answer over load",
-        "Output tokens a second over load",
+        "Whole response over load",
+        "Output tokens per second over load",
         "Time to first token, share of requests",
         "Gaps between tokens, share of gaps",
-        "Whole answer, share of requests",
-        "Output tokens a second over time",
+        "Whole response, share of requests",
+        "Output tokens per second over time",
         "Time to first token over time",
     ]
 
@@ -44,7 +44,10 @@ def test_answers_in_one_piece_have_no_plots_of_tokens() -> None:
 
     drawn = plots.plots_of(results(Level(Load(streams=1), [whole], begin=0.0, end=3.0)))
 
-    assert list(drawn) == ["Whole answer, share of requests", "Output tokens a second over time"]
+    assert list(drawn) == [
+        "Whole response, share of requests",
+        "Output tokens per second over time",
+    ]
     for title, draw in drawn.items():
         assert plots.as_svg(draw, title).startswith("<svg")
 

@@ -49,7 +49,7 @@ def test_a_shared_prefix_stands_in_front_of_every_prompt() -> None:
 
 
 def test_a_length_that_the_template_fills_is_refused_with_the_least_that_works() -> None:
-    with pytest.raises(UserError, match="--prompt-tokens 12: with this server, 18 is the least"):
+    with pytest.raises(UserError, match="--prompt-tokens 12: the minimum for this server is 18"):
         synthetic((12,), scale=SCALE, shared_prefix=0, chat=True, seed=0)
 
 
@@ -73,7 +73,7 @@ def test_lines_are_strings_prompts_or_messages() -> None:
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("{", "line 2 is no JSON"),
+        ("{", "line 2 is not JSON"),
         ("3", "line 2 is neither"),
         ('{"text": "x"}', "line 2 is neither"),
     ],
@@ -84,7 +84,7 @@ def test_a_line_that_cannot_be_used_is_named(line: str, complaint: str) -> None:
 
 
 def test_messages_are_no_prompt_for_completions() -> None:
-    with pytest.raises(UserError, match='neither text nor an object with "prompt"'):
+    with pytest.raises(UserError, match='neither a string nor an object with "prompt"'):
         from_lines(['{"messages": []}'], chat=False)
 
 

@@ -44,12 +44,14 @@ def test_what_a_gateway_adds_reads_back_too() -> None:
      '{"format": "llama-gguf bench 1", "levels": [{"load": {}}]}'],
 )  # fmt: skip
 def test_another_file_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match=r"a\.json is no file of `llama-gguf bench --json`"):
+    with pytest.raises(
+        UserError, match=r"a\.json is not a file written by `llama-gguf bench --json`"
+    ):
         results.read("a.json", text)
 
 
 def test_another_format_is_named() -> None:
-    with pytest.raises(UserError, match="is of the format 'llama-gguf bench 9'"):
+    with pytest.raises(UserError, match="has the format 'llama-gguf bench 9'"):
         results.read("a.json", '{"format": "llama-gguf bench 9"}')
 
 

@@ -82,11 +82,11 @@ def test_the_gateways_slots_are_told_with_the_level(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("status", "advice"),
     [
-        (401, "answered 401: no. Put the endpoint's key into LLAMA_API_KEY; a new one"),
-        (404, "answered 404: no. Is this the base URL"),
+        (401, "returned status 401: no. Set LLAMA_API_KEY to a key of the endpoint; a new key"),
+        (404, "returned status 404: no. Check that this is the base URL"),
         (429, "--rate-limit 1000000"),
         (503, "Wait until the model is ready."),
-        (418, "answered 418: no.$"),
+        (418, "returned status 418: no.$"),
     ],
 )
 def test_a_server_that_refuses_ends_it_with_advice(
@@ -99,7 +99,7 @@ def test_a_server_that_refuses_ends_it_with_advice(
 
 
 def test_nobody_there_ends_it_with_a_question() -> None:
-    with pytest.raises(UserError, match=r"cannot be asked: .* Does it run\?"):
+    with pytest.raises(UserError, match=r"cannot be reached: .* Check that it runs"):
         prepared("http://127.0.0.1:1")
 
 
@@ -116,7 +116,7 @@ def test_something_else_than_an_endpoint_is_told_apart() -> None:
         async with server:
             target = parse_target(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
             connections = Connections(target, clock, keeps=False)
-            with pytest.raises(UserError, match="not as an OpenAI-compatible endpoint does"):
+            with pytest.raises(UserError, match="not like an OpenAI-compatible endpoint"):
                 await prepare(connections, Options(loads=()), None)
             connections.close()
 

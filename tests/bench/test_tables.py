@@ -48,8 +48,8 @@ def test_a_column_a_load_and_a_row_a_number() -> None:
 
 
 def test_rows_without_any_number_are_left_out() -> None:
-    assert "queue, longest" not in table(level())
-    assert "tokens/s, of llama.cpp's own %" not in table(level())
+    assert "queue length, maximum" not in table(level())
+    assert "tokens/s, % of llama.cpp's value" not in table(level())
 
 
 def test_what_the_server_told_has_rows() -> None:
@@ -58,7 +58,7 @@ def test_what_the_server_told_has_rows() -> None:
 
     rows = table(made)
 
-    assert rows["queue, longest"] == ["8"]
+    assert rows["queue length, maximum"] == ["8"]
     assert rows["wait in queue, mean ms"] == ["250"]
     assert rows["slots used, mean"] == ["3.50"]
 
@@ -73,11 +73,11 @@ def test_notes_tell_what_the_numbers_do_not() -> None:
     notes = tables.notes(results(made))
 
     assert notes == [
-        "2 streams: interrupted after 20.0 s, 1 under way left out.",
+        "2 streams: interrupted after 20.0 s, 1 unfinished requests excluded.",
         "2 streams: 1 x status 429 rate_limit_exceeded",
         f"2 streams: {tables.RATE_LIMITED}",
-        "2 streams: the load generator's own loop was late by up to 20.0 ms (p99): "
-        "latencies may be too long by that much.",
+        "2 streams: the load generator's event loop was late by up to 20.0 ms (p99): "
+        "measured latencies may be too high by this amount.",
         "2 streams: 3 kept connections were closed by the server.",
         "Tokens are counted from: the server's usage.",
     ]
@@ -85,7 +85,7 @@ def test_notes_tell_what_the_numbers_do_not() -> None:
 
 def test_a_level_in_which_nothing_was_counted_says_so() -> None:
     assert tables.notes(results(Level(Load(streams=1), []))) == [
-        "1 stream: nothing was counted; give it a longer --duration."
+        "1 stream: no request was counted; use a longer --duration."
     ]
 
 
@@ -125,7 +125,7 @@ def test_interrupted_and_late_turns_say_so() -> None:
     notes = tables.added_notes([(turns, {})])
 
     assert notes[0] == "1 stream: interrupted."
-    assert "both sides alike" in notes[1]
+    assert "both sides are affected" in notes[1]
 
 
 def test_a_comparison_has_values_change_bounds_and_verdict() -> None:

@@ -219,7 +219,7 @@ def test_a_backend_that_refuses_its_key_is_not_asked_for_that_of_the_gateway(
         assert bench(engine.url, "--overhead", backend.url, tmp_path=tmp_path) == 1
 
     told = capsys.readouterr().err
-    assert f"{backend.url} answered 401" in told
+    assert f"{backend.url} returned status 401" in told
     assert "BACKEND_API_KEY" in told
     assert "LLAMA_API_KEY" not in told
 
@@ -276,15 +276,15 @@ def test_a_comparison_can_be_had_as_json(
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("http://a", "http://b"), "one URL at a time"),
-        (("ftp://a",), "is no URL of an endpoint"),
-        (("--rate", "1", "--concurrency", "1"), "--concurrency or --rate, not both"),
-        (("--rate", "1", "--overhead", "http://a"), "needs --concurrency"),
-        (("--overhead", "nothing"), "'nothing' is no URL of an endpoint"),
-        (("--html", "/nowhere/x.html"), "there is no folder /nowhere"),
-        (("--json", "-", "--csv", "-"), "not both"),
+        (("http://a", "http://b"), "only one URL is possible"),
+        (("ftp://a",), "is not the URL of an endpoint"),
+        (("--rate", "1", "--concurrency", "1"), "--concurrency and --rate cannot be combined"),
+        (("--rate", "1", "--overhead", "http://a"), "requires --concurrency"),
+        (("--overhead", "nothing"), "'nothing' is not the URL of an endpoint"),
+        (("--html", "/nowhere/x.html"), "there is no directory /nowhere"),
+        (("--json", "-", "--csv", "-"), "Only one of --json and --csv"),
         (("--prompts", "/nowhere"), "/nowhere cannot be read: No such file"),
-        (("compare", "a.json"), "compare takes two files"),
+        (("compare", "a.json"), "compare requires two files"),
         (("compare", "/nowhere", "/nowhere"), "/nowhere cannot be read"),
     ],
 )
@@ -299,11 +299,11 @@ def test_what_cannot_work_is_said_before_anything_is_sent(
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("--concurrency", "0"), "'0' is no whole number above 0"),
-        (("--requests", "1,2"), "is no whole number"),
+        (("--concurrency", "0"), "'0' is not a whole number above 0"),
+        (("--requests", "1,2"), "is not a whole number"),
         (("--slo", "ttft"), "as ttft=500ms"),
-        (("--duration", "soon"), "is no duration such as 500ms or 2.5s"),
-        (("--body", "[1]"), "is no JSON object"),
+        (("--duration", "soon"), "is not a duration such as 500ms or 2.5s"),
+        (("--body", "[1]"), "is not a JSON object"),
     ],
 )
 def test_a_flag_that_cannot_be_read_says_what_would_be_right(
@@ -321,7 +321,7 @@ def test_without_a_url_it_is_the_gateway_on_this_machine(
 ) -> None:
     assert bench("--port", "1", tmp_path=tmp_path) == 1
 
-    assert "http://127.0.0.1:1 cannot be asked: " in capsys.readouterr().err
+    assert "http://127.0.0.1:1 cannot be reached: " in capsys.readouterr().err
 
 
 def test_a_binary_file_of_prompts_is_refused(

@@ -62,7 +62,9 @@ def test_without_a_keys_file_there_is_no_key(tmp_path: Path) -> None:
 
 
 def test_a_key_with_a_line_end_inside_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="LLAMA_API_KEY has characters that no key has") as refused:
+    with pytest.raises(
+        UserError, match="LLAMA_API_KEY contains characters that a key cannot have"
+    ) as refused:
         bench_facts.endpoint_key(HERE, context(tmp_path, LLAMA_API_KEY="sk-a\r\nX: b"))
 
     assert "sk-a" not in str(refused.value)
@@ -104,7 +106,7 @@ def test_circumstances_tell_what_a_repetition_needs(tmp_path: Path) -> None:
         == f"{HERE} against http://127.0.0.1:8080 · tiny · llama.cpp b1 · gateway 1.0 · 4 slots"
     )
     assert second.startswith(
-        "128 prompt tokens behind 100 shared ones · 64 output tokens · streamed"
+        "128 prompt tokens after 100 shared ones · 64 output tokens · streamed"
     )
 
 

@@ -52,7 +52,7 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_missing_is_found_before_the_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no folder /nowhere"):
+    with pytest.raises(UserError, match="there is no directory /nowhere"):
         check_outputs(flags(csv="/nowhere/x.csv"))
 
     check_outputs(flags(csv=str(tmp_path / "x.csv"), json="-"))

@@ -86,7 +86,7 @@ def test_when_all_is_well_that_is_said(
     assert main(["check"], machine.environ) == 0
 
     told = capsys.readouterr()
-    assert told.out.endswith("Nothing stands in the way of `llama-gguf serve`.\n")
+    assert told.out.endswith("No problems found: `llama-gguf serve` can start.\n")
     assert "wrong" not in told.out
     assert told.err == ""
 
@@ -185,7 +185,7 @@ def test_a_setting_that_cannot_be_used_leaves_with_2(
 ) -> None:
     assert main(["check"], machine.environ | {"PORT": "0"}) == 2
 
-    assert "PORT='0' cannot be used" in capsys.readouterr().err
+    assert "PORT='0' is invalid" in capsys.readouterr().err
 
 
 def test_all_that_is_wrong_is_listed_at_the_end(
@@ -196,11 +196,11 @@ def test_all_that_is_wrong_is_listed_at_the_end(
     assert main(["check", "no-such.gguf"], machine.environ | {"EXTRA_ARGS": "'"}) == 1
 
     told = capsys.readouterr()
-    last = told.out.partition("3 to put right before `serve` can work:\n")[2]
+    last = told.out.partition("3 problems to fix:\n")[2]
     assert last.startswith("- extra args: EXTRA_ARGS cannot be split")
     assert "\n- model: There is no model no-such.gguf." in last
     assert "  m.gguf  0.0 MB\n" in last
-    assert f"\n- keys: no keys in {machine.keys_file}: make one with `llama-gguf keys" in last
+    assert f"\n- keys: no keys in {machine.keys_file}: create one with `llama-gguf keys" in last
     assert told.err == ""
 
 
@@ -217,7 +217,7 @@ def test_an_engine_that_is_not_there(check: Check) -> None:
     status, checks = check(LLAMA_SERVER="/nowhere/llama-server")
 
     assert status == 1
-    assert "LLAMA_SERVER=/nowhere/llama-server is not there" in wrong(checks)["engine"]
+    assert "LLAMA_SERVER=/nowhere/llama-server does not exist" in wrong(checks)["engine"]
 
 
 def test_an_engine_that_does_not_run(machine: Machine, check: Check) -> None:
@@ -240,7 +240,7 @@ def test_a_port_that_is_taken(machine: Machine, check: Check, variable: str) -> 
     assert status == 1
     assert wrong(checks).keys() == {variable}
     assert "Address already in use" in wrong(checks)[variable]
-    assert f"Process {os.getpid()} has it: " in wrong(checks)[variable]
+    assert f"Process {os.getpid()} uses the port: " in wrong(checks)[variable]
 
 
 def test_a_port_of_a_serve_that_runs_is_told_as_one(machine: Machine, check: Check) -> None:
@@ -257,7 +257,7 @@ def test_a_port_of_a_serve_that_runs_is_told_as_one(machine: Machine, check: Che
         _, checks = check()
         serve.communicate(timeout=30)
 
-    assert f"Process {serve.pid} has it, of a `serve` that runs already." in wrong(checks)["PORT"]
+    assert f"Process {serve.pid} of a running `serve` uses the port." in wrong(checks)["PORT"]
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_one_port_for_two_purposes(machine: Machine, check: Check, one: str, oth
 
     assert status == 1
     assert wrong(checks).keys() == {"ports"}
-    assert f"is given to {one} and {other}: choose another." in wrong(checks)["ports"]
+    assert f"{one} and {other} have the same port, " in wrong(checks)["ports"]
 
 
 def test_with_a_unix_socket_the_engines_port_is_not_needed(machine: Machine, check: Check) -> None:
@@ -335,11 +335,11 @@ def test_a_gpu_that_the_engine_does_not_see_is_told(
 
     assert status == 0
     assert checks["engine's GPUs"]["level"] == "note"
-    assert "is not for this GPU, and the CPU does" in checks["engine's GPUs"]["text"]
+    assert "does not support the GPU" in checks["engine's GPUs"]["text"]
     assert check(PATH=path, NGL="0")[1]["engine's GPUs"]["level"] == "ok"
     Path(machine.environ["LLAMA_SERVER"]).write_text("#!/bin/sh\necho 'version: 1'\n")
     unknown = check(PATH=path)[1]
-    assert unknown["engine's GPUs"]["text"] == "unknown: llama-server does not say"
+    assert unknown["engine's GPUs"]["text"] == "unknown: llama-server does not list them"
     assert "RAM" not in unknown
 
 
@@ -350,7 +350,7 @@ def test_flags_that_the_engine_does_not_have_are_wrong(machine: Machine, check: 
 
     assert status == 1
     assert wrong(checks)["EXTRA_ARGS"].startswith(
-        "llama-server has no --ctx-siz; is --ctx-size meant?; "
+        "llama-server has no flag --ctx-siz; did you mean --ctx-size?; "
     )
     assert check(EXTRA_ARGS="-c 512 --metrics")[0] == 0
 
@@ -374,7 +374,7 @@ def test_fewer_cpus_than_cores_are_told(check: Check, monkeypatch: pytest.Monkey
 
     assert status == 0
     assert checks["threads"]["level"] == "note"
-    assert checks["threads"]["text"].endswith("2.5 CPUs busy: set THREADS to 2")
+    assert checks["threads"]["text"].endswith("2.5 CPUs: set THREADS to 2")
     assert "threads" not in check(THREADS="2")[1]
 
 
@@ -385,8 +385,8 @@ def test_a_model_that_could_not_be_put_anywhere_is_wrong(machine: Machine, check
 
     assert status == 1
     assert wrong(checks)["model"].endswith(
-        f"but nothing can be written into {machine.folder}/file; "
-        "name another folder with DATA_DIR or MODELS_DIR"
+        f"but {machine.folder}/file is not writable; "
+        "set DATA_DIR or MODELS_DIR to another directory"
     )
 
 
@@ -397,7 +397,7 @@ def test_logs_that_could_not_be_kept_are_noted(machine: Machine, check: Check) -
 
     assert status == 0
     assert checks["logs"]["level"] == "note"
-    assert checks["logs"]["text"].endswith(f"nothing can be written into {machine.folder}/file")
+    assert checks["logs"]["text"].endswith(f"{machine.folder}/file is not writable")
 
 
 def test_a_hubs_model_without_what_fetches_it_is_wrong(
@@ -430,7 +430,7 @@ def test_no_usable_key_is_wrong(machine: Machine, check: Check, text: str | None
     status, checks = check()
 
     assert status == 1
-    assert wrong(checks)["keys"].startswith(f"no keys in {machine.keys_file}: make one with")
+    assert wrong(checks)["keys"].startswith(f"no keys in {machine.keys_file}: create one with")
 
 
 def test_a_keys_file_that_cannot_be_read_is_wrong(machine: Machine, check: Check) -> None:
@@ -440,7 +440,7 @@ def test_a_keys_file_that_cannot_be_read_is_wrong(machine: Machine, check: Check
     status, checks = check()
 
     assert status == 1
-    assert "is a folder" in wrong(checks)["keys"]
+    assert "is a directory" in wrong(checks)["keys"]
 
 
 def test_lines_that_are_skipped_are_told_by_number_and_without_their_content(
@@ -468,7 +468,7 @@ def test_a_keys_file_that_others_can_read_is_told(machine: Machine, check: Check
 
 
 def test_a_certificate_is_told_with_its_end(machine: Machine, check: Check) -> None:
-    assert check()[1]["TLS"]["text"] == "off: PORT speaks plain HTTP"
+    assert check()[1]["TLS"]["text"] == "off: PORT serves plain HTTP"
 
     status, checks = check(**issue(not_after=2099).write(machine.folder))
 

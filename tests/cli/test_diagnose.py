@@ -252,14 +252,14 @@ def test_with_everything_broken_there_is_a_bundle_that_says_what(
 
     texts = diagnose(tmp_path, broken)
 
-    assert "PORT='nonsense' cannot be used" in texts["settings.txt"]
-    assert "could not be looked through for secrets: the keys file: " in texts["summary.txt"]
+    assert "PORT='nonsense' is invalid" in texts["settings.txt"]
+    assert "could not be searched for secrets: the keys file: " in texts["summary.txt"]
     assert "\nmodel: There is no model /nowhere/m.gguf." in texts["summary.txt"]
-    assert "is a folder; name the file in it" in texts["engine.txt"]
-    assert "nvidia-smi: not on PATH" in texts["gpu.txt"]
+    assert "is a directory; specify the file in it" in texts["engine.txt"]
+    assert "nvidia-smi: not in PATH" in texts["gpu.txt"]
     assert "/nowhere/at/all: No such file or directory" in texts["disk.txt"]
     assert "Connection refused" in texts["server.txt"] or "200" in texts["server.txt"]
-    assert "- model is not whole: There is no model /nowhere/m.gguf." in capsys.readouterr().out
+    assert "- model is incomplete: There is no model /nowhere/m.gguf." in capsys.readouterr().out
 
 
 def test_the_model_may_be_named_as_it_is_for_serve(tmp_path: Path, environ: dict[str, str]) -> None:
@@ -281,7 +281,7 @@ def test_a_part_that_hangs_does_not_keep_the_others_from_coming(
     texts = diagnose(tmp_path, environ)
     for_ever.set()
 
-    assert "mounts: it did not end within 0.5 s" in texts["summary.txt"]
+    assert "mounts: it did not finish within 0.5 s" in texts["summary.txt"]
     assert "versions: collected" in texts["summary.txt"]
 
 

@@ -49,10 +49,10 @@ def test_a_failure_is_told_by_the_child_and_has_a_name(
 ) -> None:
     server.behaviour.status = 404
 
-    with pytest.raises(UserError, match="could not be fetched; the reason stands above"):
+    with pytest.raises(UserError, match="could not be fetched; see the reason above"):
         get(tmp_path, server.url())
 
-    assert "is not there (it answered 404)" in capfd.readouterr().err
+    assert "does not exist (status 404)" in capfd.readouterr().err
 
 
 def test_a_login_in_the_url_is_not_in_the_childs_arguments(

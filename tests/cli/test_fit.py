@@ -35,16 +35,16 @@ def test_the_sum_is_shown_with_its_parts() -> None:
         "506.8 MB: model 98.4 MB + KV cache 377.5 MB (16384 tokens x 90 KV heads"
         " x (64 x 2 + 64 x 2) bytes) + working space about 30.9 MB"
     )
-    assert told["context"].text == "4 slots share 16384 tokens; a request may have 8192 of them"
-    assert told["RAM"] == Result("RAM", "506.8 MB of the 68.7 GB that are available")
+    assert told["context"].text == "4 slots share 16384 tokens; a request may use 8192 of them"
+    assert told["RAM"] == Result("RAM", "506.8 MB of 68.7 GB available")
     assert told.keys() == {"context", "memory needed", "RAM"}
 
 
 @pytest.mark.parametrize(
     ("parallel", "text"),
     [
-        (1, "1 slot has 16384 tokens; a request may have 8192 of them"),
-        (4, "4 slots divide 16384 tokens; a request may have 4096 of them"),
+        (1, "1 slot has 16384 tokens; a request may use 8192 of them"),
+        (4, "4 slots divide 16384 tokens; a request may use 4096 of them"),
     ],
 )
 def test_what_a_request_may_have_depends_on_the_slots(parallel: int, text: str) -> None:
@@ -57,7 +57,7 @@ def test_what_does_not_fit_into_ram_is_wrong(available: int, level: Level) -> No
 
 
 def test_a_context_that_would_fit_is_named() -> None:
-    assert "it does not fit. Set CTX to 8192, take" in found(available=NEEDED - 1)["RAM"].text
+    assert "it does not fit. Set CTX to 8192, use" in found(available=NEEDED - 1)["RAM"].text
     assert "No CTX is small enough" in found(available=98_362_432)["RAM"].text
 
 
@@ -82,7 +82,7 @@ def test_a_header_that_says_too_little_gives_no_sum() -> None:
 def test_a_gpu_takes_all_of_it_and_something_for_itself() -> None:
     told = found(devices=[Device("CUDA0 (L4)", 24 * GIB, NEEDED + GPU_RESERVE_BYTES)])
 
-    assert told["VRAM"] == Result("VRAM", "1.0 GB of the 1.0 GB that are free on CUDA0 (L4)")
+    assert told["VRAM"] == Result("VRAM", "1.0 GB of 1.0 GB free on CUDA0 (L4)")
     assert told["RAM"].text.startswith("0.0 MB of")
 
 
@@ -99,7 +99,7 @@ def test_old_prompts_that_may_fill_the_ram_are_told_of() -> None:
     told = found(available=NEEDED + (4 << 30))["prompt cache"]
 
     assert told.level is Level.NOTE
-    assert "up to 8.6 GB as they come, and 4.3 GB will be left" in told.text
+    assert "up to 8.6 GB, but 4.3 GB will be free" in told.text
     assert "--cache-ram 2048'" in told.text
 
 

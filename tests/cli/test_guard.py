@@ -28,6 +28,6 @@ def test_what_is_wrong_with_what_people_did_is_told_in_its_words_alone() -> None
 def test_what_hangs_is_left_behind() -> None:
     for_ever = threading.Event()
 
-    assert within(0.01, for_ever.wait) == (None, "it did not end within 0.01 s")
+    assert within(0.01, for_ever.wait) == (None, "it did not finish within 0.01 s")
 
     for_ever.set()

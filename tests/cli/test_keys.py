@@ -21,7 +21,7 @@ from llama_gguf.errors import UserError
 
 SECRET = "sk-Zq8vN2xLw5TfR7mB"
 OTHER = "sk-another-secret-0"
-TAKEN_UP = "A running gateway takes this up within three seconds.\n"
+TAKEN_UP = "A running gateway applies this within three seconds.\n"
 NEVER = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 
 Run = Callable[..., tuple[int, str, str]]
@@ -96,7 +96,7 @@ def test_a_key_is_made_with_its_limit_and_its_expiration(run: Run, path: Path) -
     (key,) = ring_of(path).keys
     assert key.rate_limit == 60
     assert 29.9 < days_left(key) <= 30
-    assert out.startswith("Key a, 60 requests a minute, expires 2")
+    assert out.startswith("Key a, 60 requests per minute, expires 2")
     assert "(in 30 days):" in out
 
 
@@ -112,7 +112,7 @@ def test_a_hashed_key_lets_in_and_its_secret_is_not_in_the_file(run: Run, path: 
     (secret,) = [line for line in out.splitlines() if line.startswith("sk-")]
     assert key_of(path, secret).hashed
     assert secret not in path.read_text()
-    assert f"Copy it now, it will not be shown again: {path} holds only its digest.\n" in out
+    assert f"Copy it now; it cannot be shown again: {path} contains only its digest.\n" in out
 
 
 @pytest.mark.parametrize("action", ["generate", "rotate"])
@@ -176,7 +176,7 @@ def test_a_name_that_is_taken_is_refused(run: Run, path: Path) -> None:
 
     assert (status, out) == (1, "")
     assert err == (
-        f"llama-gguf: there is a key alice in {path} already; take another --name, "
+        f"llama-gguf: {path} already has a key alice; use another --name, "
         f"or replace its secret with: llama-gguf keys rotate alice\n"
     )
     assert path.read_text() == f"alice:{SECRET}\n"
@@ -185,17 +185,17 @@ def test_a_name_that_is_taken_is_refused(run: Run, path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "why"),
     [
-        (("--name", "a b"), "'a b' cannot be a key: the key id must be 1 to 64"),
-        (("--name", ""), "'' cannot be a key: the key id must be"),
-        (("--name", "a" * 65), "cannot be a key: the key id must be"),
-        (("--name", "\u00e4"), r"'\xe4' cannot be a key"),
-        (("--rate-limit", "0"), "--rate-limit '0' cannot be used: the rate limit must be a whole"),
-        (("--rate-limit", "-5"), "--rate-limit '-5' cannot be used"),
-        (("--rate-limit", "ten"), "--rate-limit 'ten' cannot be used"),
-        (("--rate-limit", "1000000001"), "cannot be used: the rate limit must be"),
-        (("--expires", "30"), "--expires '30' cannot be used: write it as 30d, 24h, 60m"),
-        (("--expires", "0d"), "--expires '0d' cannot be used: it must lie ahead"),
-        (("--expires", "2001-01-01"), "cannot be used: it must lie ahead"),
+        (("--name", "a b"), "cannot create the key 'a b': the key id must be 1 to 64"),
+        (("--name", ""), "cannot create the key '': the key id must be"),
+        (("--name", "a" * 65), "the key id must be"),
+        (("--name", "\u00e4"), r"cannot create the key '\xe4'"),
+        (("--rate-limit", "0"), "--rate-limit '0' is invalid: the rate limit must be a whole"),
+        (("--rate-limit", "-5"), "--rate-limit '-5' is invalid"),
+        (("--rate-limit", "ten"), "--rate-limit 'ten' is invalid"),
+        (("--rate-limit", "1000000001"), "is invalid: the rate limit must be"),
+        (("--expires", "30"), "--expires '30' is invalid: use the form 30d, 24h, 60m"),
+        (("--expires", "0d"), "--expires '0d' is invalid: it must be in the future"),
+        (("--expires", "2001-01-01"), "is invalid: it must be in the future"),
     ],
 )
 def test_a_bad_argument_is_refused_with_status_2_and_what_would_be_right(
@@ -250,7 +250,7 @@ def test_the_list_says_of_each_key_what_is_known_and_never_the_secret(run: Run, 
 
     rows = [line.split() for line in out.splitlines()]
     assert status == 0
-    assert rows[0] == ["ID", "A", "MINUTE", "EXPIRES", "STORED"]
+    assert rows[0] == ["ID", "PER", "MINUTE", "EXPIRES", "STORED"]
     assert rows[1] == ["alice", "60", soon, "(in", "3", "hours)", "plain"]
     assert rows[2] == ["bob", "default", "never", "digest"]
     assert rows[3][:4] == ["old", "default", "2001-01-01T00:00:00Z", "(expired"]
@@ -307,7 +307,7 @@ def test_an_empty_list_says_how_to_make_a_key(run: Run, path: Path) -> None:
 
     assert status == 0
     assert out == (
-        f"There are no keys in {path}. Make one with: llama-gguf keys generate --file {path}\n"
+        f"There are no keys in {path}. Create one with: llama-gguf keys generate --file {path}\n"
     )
 
 
@@ -315,7 +315,7 @@ def test_a_missing_file_is_status_1(run: Run, path: Path) -> None:
     status, out, err = run("list")
 
     assert (status, out) == (1, "")
-    assert err.startswith(f"llama-gguf: there is no keys file at {path}; ")
+    assert err.startswith(f"llama-gguf: there is no keys file {path}; ")
 
 
 def test_the_list_warns_of_a_file_that_others_can_read(run: Run, path: Path) -> None:
@@ -324,7 +324,7 @@ def test_the_list_warns_of_a_file_that_others_can_read(run: Run, path: Path) -> 
 
     _, _, err = run("list")
 
-    assert err.startswith(f"llama-gguf: warning: {path} is open to other users (mode 0644)")
+    assert err.startswith(f"llama-gguf: warning: other users can access {path} (mode 0644)")
 
 
 @pytest.mark.parametrize(
@@ -440,7 +440,7 @@ def test_a_name_is_taken_while_an_old_secret_of_it_is_valid(run: Run, path: Path
     made = run("generate", "--name", "alice")
 
     assert (refused[0], made[0]) == (1, 0)
-    assert "there is a key alice" in refused[2]
+    assert "already has a key alice" in refused[2]
 
 
 def test_no_key_can_be_made_under_the_id_of_an_old_secret(run: Run, path: Path) -> None:
@@ -448,7 +448,7 @@ def test_no_key_can_be_made_under_the_id_of_an_old_secret(run: Run, path: Path) 
     status, out, err = run("generate", "--name", "bob-old-0a1b2c")
 
     assert (status, out) == (2, "")
-    assert "stands for an old secret of bob" in err
+    assert "reserved for old secrets of bob" in err
     assert path.read_text() == f"bob:{OTHER}\n"
 
 
@@ -461,7 +461,7 @@ def test_an_unknown_id_is_refused_and_nothing_is_written(run: Run, path: Path, a
     assert (status, out) == (1, "")
     assert err == (
         f"llama-gguf: there is no key 'bob' in {path}; "
-        f"see which there are with: llama-gguf keys list --file {path}\n"
+        f"list its keys with: llama-gguf keys list --file {path}\n"
     )
     assert path.read_text() == f"alice:{SECRET}\n"
 
@@ -603,7 +603,7 @@ def test_a_grace_that_cannot_be_read_is_refused(run: Run, path: Path) -> None:
     status, _, err = run("rotate", "alice", "--grace", "a while")
 
     assert status == 2
-    assert "--grace 'a while' cannot be used: write it as 30d, 24h, 60m" in err
+    assert "--grace 'a while' is invalid: use the form 30d, 24h, 60m" in err
 
 
 # import -------------------------------------------------------------------------------------------
@@ -654,7 +654,7 @@ def test_keys_that_are_there_already_are_not_imported_again(
     before = path.read_text()
     status, out, _ = run("import", str(other))
 
-    assert (status, out) == (0, f"Imported 0 keys into {path} (1 were there already).\n")
+    assert (status, out) == (0, f"Imported 0 keys into {path} (1 already present).\n")
     assert path.read_text() == before
 
 
@@ -684,7 +684,7 @@ def test_old_secrets_are_imported_with_their_key_and_never_for_one_that_is_there
     status, _, err = run("import", str(other))
 
     assert status == 1
-    assert "line 2: it holds an old secret of a key that is in the file already" in err
+    assert "line 2: it contains an old secret of a key that is already in the file" in err
     assert ring_of(path).look_up(SECRET.encode()) is None
 
 
@@ -713,7 +713,10 @@ def test_keys_can_be_imported_from_standard_input(path: Path) -> None:
 def test_a_file_to_import_that_is_missing_is_named(run: Run, tmp_path: Path) -> None:
     status, _, err = run("import", str(tmp_path / "none"))
 
-    assert (status, err) == (1, f"llama-gguf: there is no file {tmp_path / 'none'}\n")
+    assert (status, err) == (
+        1,
+        f"llama-gguf: there is no file {tmp_path / 'none'}; check the path\n",
+    )
 
 
 def test_an_import_as_json(run: Run, path: Path, other: Path) -> None:
@@ -733,7 +736,7 @@ def test_hashing_takes_every_secret_out_and_changes_nothing_else(run: Run, path:
 
     hashed = path.read_bytes().decode()
     assert status == 0
-    assert "2 keys of" in out
+    assert "the secrets of 2 keys in" in out
     assert "line 5: " in out
     digests = [keys.hashed(secret) for secret in (SECRET, OTHER)]
     assert hashed == text.replace(SECRET, digests[0]).replace(OTHER, digests[1])
@@ -804,7 +807,7 @@ def test_create_key_returns_the_secret_of_the_key_it_adds(path: Path) -> None:
 def test_create_key_refuses_a_name_that_is_taken(path: Path) -> None:
     create_key(str(path), name="first")
 
-    with pytest.raises(UserError, match="there is a key first"):
+    with pytest.raises(UserError, match="already has a key first"):
         create_key(str(path), name="first")
 
 

@@ -122,18 +122,18 @@ def test_no_secret_can_be_given_by_flag(name: str, capsys: pytest.CaptureFixture
         ):
             assert left_with(name, *words) == 2
             told = capsys.readouterr().err
-            assert f"{core_settings.variable(secret)} is read from the environment only" in told
+            assert f"{core_settings.variable(secret)} can only be set in the environment" in told
             assert "hidden" not in told
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["serve", "--prot", "8000"], "there is no --prot; is --port meant?"),
-        (["serve", "--prot=8000"], "there is no --prot; is --port meant?"),
-        (["check", "--jsn"], "there is no --jsn; is --json meant?"),
-        (["serve", "--zebra"], "there is no --zebra; see --help"),
-        (["serve", "one.gguf", "two.gguf"], "one word too many"),
+        (["serve", "--prot", "8000"], "unknown flag --prot; did you mean --port?"),
+        (["serve", "--prot=8000"], "unknown flag --prot; did you mean --port?"),
+        (["check", "--jsn"], "unknown flag --jsn; did you mean --json?"),
+        (["serve", "--zebra"], "unknown flag --zebra; see --help"),
+        (["serve", "one.gguf", "two.gguf"], "too many arguments"),
     ],
 )
 def test_a_flag_that_there_is_not_is_told_with_the_one_that_is_meant(
@@ -153,7 +153,7 @@ def test_a_setting_that_cannot_be_used_is_a_mistake_of_any_command(
 
     told = capsys.readouterr()
     assert told.out == ""
-    assert told.err.startswith("llama-gguf: These settings cannot be used:\n  PORT='http'")
+    assert told.err.startswith("llama-gguf: These settings are invalid:\n  PORT='http'")
 
 
 def test_an_interrupt_leaves_with_130_and_no_traceback(

@@ -100,7 +100,7 @@ def test_a_model_is_found_by_name_or_by_path(tmp_path: Path) -> None:
 
 
 def test_without_a_name_there_is_no_model(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="No model is named") as error:
+    with pytest.raises(UserError, match="No model is set") as error:
         plan.find_model(settings(tmp_path))
 
     assert error.value.exit_status == 2

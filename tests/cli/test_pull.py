@@ -89,7 +89,7 @@ def test_a_model_that_is_there_is_told_so(
     assert pull(tmp_path, "smollm2") == 0
 
     told = capsys.readouterr()
-    assert "there already" in told.out
+    assert "already present" in told.out
     assert "Serve it: llama-gguf serve smollm2\n" in told.out
     assert told.err == ""
 
@@ -153,7 +153,7 @@ def test_an_unknown_name_is_a_mistake_in_the_command(
 ) -> None:
     assert pull(tmp_path, "smolm2") == 2
 
-    assert "smolm2 is not a name that pull knows (smollm2)" in capsys.readouterr().err
+    assert "smolm2 is not a known name (smollm2)" in capsys.readouterr().err
 
 
 def test_a_download_that_fails_leaves_with_1(
@@ -163,4 +163,4 @@ def test_a_download_that_fails_leaves_with_1(
 
     assert pull(tmp_path, server.url()) == 1
 
-    assert "is not there (it answered 404)" in capsys.readouterr().err
+    assert "does not exist (status 404)" in capsys.readouterr().err

@@ -144,7 +144,9 @@ def test_a_page_that_was_changed_by_hand_is_named_and_not_touched_by_a_check(
 
     assert run(monkeypatch, "--check") == 1
 
-    assert capsys.readouterr().err == ("out of date: docs/cli.md. `make reference` prints them.\n")
+    assert capsys.readouterr().err == (
+        "out of date: docs/cli.md. `make reference` generates them.\n"
+    )
     assert page.read_text() == "by hand"
     assert run(monkeypatch) == 0
     assert capsys.readouterr().out == "written: docs/cli.md\n"

@@ -359,7 +359,7 @@ def test_the_debug_shell_shows_the_environment_and_starts_nothing(
         f"DATA_DIR={tmp_path}",
         "DEBUG_SHELL=true",
         "LANG=C",
-        "DEBUG_SHELL: holding for 300 s.",
+        "DEBUG_SHELL: waiting for 300 s.",
     ]
     assert list(tmp_path.iterdir()) == []
 

@@ -57,11 +57,11 @@ def test_what_the_engine_knows_is_well(words: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (("--thread", "4"), "llama-server has no --thread; is --threads meant?"),
-        (("--wholly-unknown",), "llama-server has no --wholly-unknown"),
-        (("--threads=4",), "--threads=4: its value has to be a word of its own, after a space"),
-        (("-kvo", "on"), "on is the value of nothing: look at the words before it"),
-        (("-c",), "-c wants a value"),
+        (("--thread", "4"), "llama-server has no flag --thread; did you mean --threads?"),
+        (("--wholly-unknown",), "llama-server has no flag --wholly-unknown"),
+        (("--threads=4",), "--threads=4: its value must be a separate word, after a space"),
+        (("-kvo", "on"), "on is not the value of a flag: check the words before it"),
+        (("-c",), "-c requires a value"),
     ],
 )
 def test_what_it_does_not_know_is_told(words: tuple[str, ...], complaint: str) -> None:

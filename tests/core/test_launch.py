@@ -137,7 +137,7 @@ def test_a_secret_in_extra_args_is_refused_and_not_repeated(text: str) -> None:
         ("-b 512 --port 9090", "PORT_BACKEND"),
         ("-m /other.gguf", "MODEL_PATH"),
         ("--model /other.gguf", "MODEL_PATH"),
-        ("--api_prefix /x", "Leave it out"),
+        ("--api_prefix /x", "Remove it"),
         ("--ssl-key-file /k.pem --ssl-cert-file /c.pem", "TLS_KEY_FILE"),
     ],
 )

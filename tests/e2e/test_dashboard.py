@@ -36,7 +36,7 @@ def sign_in(browser: Browser, key: str) -> None:
 
 def test_a_key_shows_the_numbers_and_a_wrong_one_does_not(browser: Browser, served: Served) -> None:
     sign_in(browser, "sk-not-a-key-0123456789")
-    browser.until("document.getElementById('sign-in-error').textContent.includes('not known')")
+    browser.until("document.getElementById('sign-in-error').textContent.includes('invalid')")
     sign_in(browser, served.key)
     browser.until(IS_SHOWN)
 

@@ -66,7 +66,9 @@ def test_a_file_is_pinned_to_its_version_and_its_hash(server: HubServer) -> None
 
 
 def test_a_repository_that_is_not_there_or_private_says_so(server: HubServer) -> None:
-    with pytest.raises(UserError, match=r"is not there, or is private: then set HF_TOKEN"):
+    with pytest.raises(
+        UserError, match=r"does not exist, or is private: for a private one, set HF_TOKEN"
+    ):
         hub_of(server, token="hf_wrong").files(REPO)
 
 
@@ -81,7 +83,7 @@ def test_a_repository_that_wants_its_terms_accepted_says_so(
 ) -> None:
     server.does.gated = True
 
-    assert "wants its terms accepted; do that at the hub" in refusal(server, tmp_path)
+    assert "requires you to accept its terms; do so on the hub" in refusal(server, tmp_path)
 
 
 def test_a_hub_that_cannot_be_reached_says_so(tmp_path: Path) -> None:
@@ -89,7 +91,7 @@ def test_a_hub_that_cannot_be_reached_says_so(tmp_path: Path) -> None:
         endpoint = gone.endpoint
     hub = Hub({"HF_ENDPOINT": endpoint}, importlib.import_module)
 
-    with pytest.raises(UserError, match=r"the hub cannot be reached now; .* HF_ENDPOINT"):
+    with pytest.raises(UserError, match=r"the hub cannot be reached; .* HF_ENDPOINT"):
         hub.describe(REPO, "m.gguf")
 
 
@@ -124,7 +126,7 @@ def test_what_was_cut_off_is_gone_on_with_by_the_next_try(
     server: HubServer, tmp_path: Path
 ) -> None:
     server.does.cuts = [len(CONTENT) // 2, 0]
-    assert "the same command goes on from there" in refusal(server, tmp_path)
+    assert "the same command resumes the download" in refusal(server, tmp_path)
     assert names(tmp_path) == ["m.gguf.part", "m.gguf.part.etag"]
     server.asked.clear()
 
@@ -143,7 +145,7 @@ def test_bytes_that_are_not_those_of_the_hub_are_thrown_away(
 
     told = refusal(server, tmp_path)
 
-    assert "is not what it should be" in told
+    assert "is not the expected file" in told
     assert "signed-secret" not in told
     assert names(tmp_path) == []
 

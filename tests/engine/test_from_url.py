@@ -210,7 +210,7 @@ def test_another_piece_than_the_one_asked_for_is_not_taken(server: FileServer, f
     leave_part(final, CONTENT[:300_000])
     server.behaviour.headers = {"Content-Range": f"bytes 0-9/{len(CONTENT)}"}
 
-    assert "another piece" in refusal(server.url(), final)
+    assert "a different range" in refusal(server.url(), final)
     assert names(final) == []
 
 
@@ -225,7 +225,8 @@ def test_a_server_that_breaks_off_for_ever_is_given_up(server: FileServer, final
 
 
 @pytest.mark.parametrize(
-    ("status", "word"), [(404, "is not there"), (403, "without a login"), (500, "Try again later")]
+    ("status", "word"),
+    [(404, "does not exist"), (403, "requires a login"), (500, "Try again later")],
 )
 def test_an_answer_that_is_no_file_is_explained_without_the_secrets_of_the_url(
     server: FileServer, final: Path, status: int, word: str

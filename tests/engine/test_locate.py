@@ -141,7 +141,7 @@ def test_none_found_says_every_way_to_get_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "word"), [("gone", "is not there"), ("plain", "chmod"), ("folder", "is a folder")]
+    ("name", "word"), [("gone", "does not exist"), ("plain", "chmod"), ("folder", "is a directory")]
 )
 def test_a_wrong_setting_is_an_error_even_if_there_is_another_engine(
     tmp_path: Path, name: str, word: str

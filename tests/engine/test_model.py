@@ -185,19 +185,19 @@ def test_a_folder_is_not_a_model(models: Path) -> None:
     error = refusal(models, path=str(models))
 
     assert error.exit_status == NOT_NAMED
-    assert "is a folder" in str(error)
+    assert "is a directory" in str(error)
 
 
 def test_a_pipe_is_refused_and_not_waited_for(models: Path) -> None:
     os.mkfifo(models / "a.gguf")
 
-    assert "no ordinary file" in str(refusal(models, "a"))
+    assert "not a regular file" in str(refusal(models, "a"))
 
 
 def test_a_link_to_nothing_is_called_that(models: Path) -> None:
     (models / "a.gguf").symlink_to(models / "gone")
 
-    assert "a link to a file that is not there" in str(refusal(models, "a"))
+    assert "a link to a file that does not exist" in str(refusal(models, "a"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -53,7 +53,7 @@ def test_a_file_that_somebody_has_put_there_is_taken_for_what_it_is_called(tmp_p
 def test_another_model_of_that_name_is_not_taken_for_it(tmp_path: Path) -> None:
     arrive(tmp_path, Address("someone/else", file="m-Q4_0.gguf"))
 
-    with pytest.raises(UserError, match=r"is there already, and is hf:someone/else") as caught:
+    with pytest.raises(UserError, match=r"already exists, and is hf:someone/else") as caught:
         find(str(tmp_path), Q4)
 
     assert "`llama-gguf pull hf:o/n/q/m-Q4_0.gguf --force`" in str(caught.value)

@@ -16,7 +16,7 @@ def final(tmp_path: Path) -> Path:
 def test_only_one_pull_at_a_time_writes_a_part(final: Path) -> None:
     with (
         PartFile(str(final)),
-        pytest.raises(UserError, match=r"Another pull of m\.gguf is under way"),
+        pytest.raises(UserError, match=r"Another pull of m\.gguf is running"),
         PartFile(str(final)),
     ):
         pass

@@ -309,7 +309,7 @@ def test_anything_else_is_refused_with_what_there_is(models: Path, wanted: str) 
     error = refusal(wanted, models)
 
     assert error.exit_status == 2
-    assert "is not a name that pull knows" in str(error)
+    assert "is not a known name" in str(error)
     assert "secret" not in str(error)
     assert not models.exists()
 

@@ -250,7 +250,7 @@ def test_a_bug_of_ours_cuts_its_request_names_it_and_takes_nobody_else_down(
         client = rig.ask(request("POST", "/reload", "x-request-id: named-by-me"))
 
     assert client.was_cut
-    assert "Request named-by-me was cut by a bug; please report it" in caplog.text
+    assert "Request named-by-me was cut because of a bug; please report it" in caplog.text
     assert "ZeroDivisionError" in caplog.text
     assert KEY not in caplog.text
     rig.upstream.say(OK)

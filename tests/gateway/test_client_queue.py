@@ -557,7 +557,7 @@ def test_one_key_cannot_fill_the_queue_for_all(new_rig: NewRig) -> None:
     assert other.answers == []
     assert rig.shared.admission.queued == 17
     assert {code_of(client.answer) for client in refusals} == {"queue_full"}
-    assert b"kept for other keys" in refusals[0].answer.body
+    assert b"reserved for other keys" in refusals[0].answer.body
 
 
 def test_the_only_key_may_fill_the_queue(new_rig: NewRig) -> None:

@@ -70,7 +70,7 @@ def test_a_bug_in_one_is_logged_and_leaves_the_others_alone(
     with caplog.at_level(logging.ERROR):
         play(scene)
     assert [record.message for record in caplog.records] == [
-        "A connection was cut by a bug; please report it"
+        "A connection was cut because of a bug; please report it"
     ]
 
 

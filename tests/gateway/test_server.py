@@ -205,8 +205,8 @@ def test_an_idle_client_does_not_hold_up_the_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "settings", "said"),
     [
-        (None, {}, "every request will be refused"),
-        ("# none\n", {}, "every request will be refused"),
+        (None, {}, "every request will be rejected"),
+        ("# none\n", {}, "every request will be rejected"),
         (KEYS_TEXT, {}, "3 API keys loaded"),
         (None, {"auth_enabled": False}, "any client that can reach this port can use the model"),
     ],

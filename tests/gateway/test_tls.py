@@ -146,8 +146,8 @@ def refused(folder: Path, pair: Pair) -> str:
 
 
 DAMAGED = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
-NO_CERTIFICATE = "TLS_CERT_FILE=/cert.pem cannot be used: it is not a certificate in PEM form"
-NO_KEY = "TLS_KEY_FILE=/key.pem cannot be used: it is not a private key in PEM form"
+NO_CERTIFICATE = "TLS_CERT_FILE=/cert.pem cannot be used: it is not a certificate in PEM format"
+NO_KEY = "TLS_KEY_FILE=/key.pem cannot be used: it is not a private key in PEM format"
 NOT_ITS_KEY = "TLS_KEY_FILE=/key.pem cannot be used: it is not the key of the first certificate in"
 
 
@@ -224,7 +224,7 @@ def test_a_certificate_out_of_its_time_is_served_and_warned_of(
 ) -> None:
     serving(tmp_path, pair)
 
-    assert f"Clients will refuse TLS_CERT_FILE={tmp_path}/cert.pem: {why}" in caplog.text
+    assert f"Clients will reject TLS_CERT_FILE={tmp_path}/cert.pem: {why}" in caplog.text
 
 
 def test_one_that_is_fine_is_not_warned_of(

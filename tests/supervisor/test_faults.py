@@ -255,7 +255,7 @@ def test_a_port_that_is_taken_ends_it_at_once(serve: Serve) -> None:
         serve.start()
 
         assert serve.left_with() == 1
-    assert "PORT_BACKEND chooses another port" in serve.err
+    assert "To use another port, set PORT_BACKEND" in serve.err
     leaves_nothing(serve)
 
 

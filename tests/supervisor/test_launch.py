@@ -17,7 +17,7 @@ def test_a_port_that_is_taken_at_the_start_is_for_a_person_to_free() -> None:
     check_address(settings)
     with (
         socket.create_server(("127.0.0.1", settings.port_backend)),
-        pytest.raises(UserError, match="PORT_BACKEND chooses another port"),
+        pytest.raises(UserError, match="To use another port, set PORT_BACKEND"),
     ):
         check_address(settings)
 

@@ -201,7 +201,7 @@ def test_a_model_that_cannot_be_fetched_ends_it_with_the_reason(serve: Serve) ->
         serve.start_command("serve", server.url("/far.gguf"))
 
         assert serve.left_with() == 1
-    assert "is not there (it answered 404)" in serve.err
+    assert "does not exist (status 404)" in serve.err
     assert "Traceback" not in serve.err
 
 

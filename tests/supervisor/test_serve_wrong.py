@@ -86,7 +86,7 @@ def test_no_model_is_named(shop: Shop) -> None:
     left = shop.serve_as_process()
 
     assert left.status == USAGE
-    assert "No model is named. Name one with `llama-gguf serve MODEL`" in left.err
+    assert "No model is set. Use `llama-gguf serve MODEL`" in left.err
     assert "  Good.gguf  0.0 MB" in left.err
 
 
@@ -94,7 +94,7 @@ def test_a_model_that_is_not_there(shop: Shop) -> None:
     left = shop.serve("Goood.gguf")
 
     assert left.status == USAGE
-    assert "There is no model Goood.gguf. Look at the spelling" in left.err
+    assert "There is no model Goood.gguf. Check the spelling" in left.err
     assert "  Good.gguf  0.0 MB" in left.err
 
 
@@ -133,7 +133,7 @@ def test_a_folder_is_no_model(shop: Shop) -> None:
     left = shop.serve(str(shop.models))
 
     assert left.status == USAGE
-    assert f"{shop.models} is a folder. Name the .gguf file in it." in left.err
+    assert f"{shop.models} is a directory. Specify the .gguf file in it." in left.err
     assert "  Good.gguf  0.0 MB" in left.err
 
 
@@ -143,7 +143,7 @@ def test_the_missing_parts_of_a_split_model_are_listed(shop: Shop) -> None:
     left = shop.serve("Big-00001-of-00003.gguf")
 
     assert left.status == BROKEN
-    assert "is one of 3 parts. Fetch those that are missing beside it:" in left.err
+    assert "is one of 3 parts. Fetch the missing ones into the same directory:" in left.err
     assert "  Big-00002-of-00003.gguf\n  Big-00003-of-00003.gguf\n" in left.err
 
 
@@ -167,7 +167,8 @@ def test_without_any_engine_the_ways_to_one_are_told(
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("nowhere", "is not there"), ("models", "is a folder"), ("f", "chmod +x")]
+    ("name", "told"),
+    [("nowhere", "does not exist"), ("models", "is a directory"), ("f", "chmod +x")],
 )
 def test_a_wrong_llama_server_is_told_what_is_wrong_with_it(
     shop: Shop, name: str, told: str
@@ -194,10 +195,10 @@ def test_every_setting_that_cannot_be_used_is_named_in_one_message(shop: Shop) -
     )
 
     assert left.status == USAGE
-    assert "--port='99999' cannot be used; wanted: a whole number from 1 to 65535" in left.err
-    assert "CTX='many' cannot be used" in left.err
-    assert "HEALTH_MODE='sometimes' cannot be used; wanted: one of: live, ready" in left.err
-    assert "BACKEND_API_KEY=******** cannot be used" in left.err
+    assert "--port='99999' is invalid; must be a whole number from 1 to 65535" in left.err
+    assert "CTX='many' is invalid" in left.err
+    assert "HEALTH_MODE='sometimes' is invalid; must be one of: live, ready" in left.err
+    assert "BACKEND_API_KEY=******** is invalid" in left.err
     assert "with spaces" not in left.err
     assert "Traceback" not in left.err
 
@@ -206,7 +207,7 @@ def test_quotes_in_extra_args_that_are_not_closed(shop: Shop) -> None:
     left = shop.serve("Good.gguf", EXTRA_ARGS="--chat-template 'x")
 
     assert left.status == USAGE
-    assert "EXTRA_ARGS cannot be split as a shell would: No closing quotation" in left.err
+    assert "EXTRA_ARGS cannot be split as in a shell: No closing quotation" in left.err
 
 
 @pytest.mark.parametrize("flag", ["--api-key sk-secret-in-argv", "--api-key=sk-secret-in-argv"])
@@ -247,7 +248,7 @@ def test_one_port_for_two_is_a_bad_setting(shop: Shop) -> None:
     left = shop.serve("Good.gguf", PORT="18001", PORT_HEALTH="18001")
 
     assert left.status == USAGE
-    assert "18001 is given to PORT and PORT_HEALTH" in left.err
+    assert "PORT and PORT_HEALTH have the same port, 18001" in left.err
 
 
 @pytest.mark.parametrize("variable", ["PORT", "PORT_HEALTH"])

@@ -256,4 +256,4 @@ def test_a_stranger_at_the_engines_port_is_not_taken_for_the_engine(
     assert serve.left_with() == 1
     assert BACKEND_KEY not in "".join(stranger.heads)
     assert "Ready:" not in serve.out
-    assert "PORT_BACKEND chooses another port" in serve.err
+    assert "To use another port, set PORT_BACKEND" in serve.err

@@ -1,4 +1,4 @@
-"""`llama-gguf bench`: load on an OpenAI-compatible endpoint, and what came of it.
+"""`llama-gguf bench`: measures an OpenAI-compatible endpoint under load.
 
 - ``options``: what is asked for. ``prompts``: what is sent.
 - ``connection``: one HTTP connection. ``answers``: what an answer says. ``records``: what is kept.

@@ -1,4 +1,4 @@
-"""What an answer says, as it comes in: tokens, usage, timings, errors. No sockets here.
+"""Reads a response as it arrives: tokens, usage, timings, errors. No sockets here.
 
 Tokens are taken from the server's ``usage`` or llama.cpp's ``timings``; only where it tells
 neither, every event with text counts as one.

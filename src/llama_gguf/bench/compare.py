@@ -1,4 +1,4 @@
-"""Two runs side by side: what changed, and whether that is more than noise.
+"""Compares two runs: the differences, and whether they exceed the noise.
 
 The noise is that within each run. Two runs of one and the same thing may also differ by what
 no run sees, such as a machine that is a little slower today: where it matters, run A, B, A, B.
@@ -94,7 +94,7 @@ def verdict_sentence(found: Sequence[Change]) -> str:
     """How many of the numbers changed, in one line."""
     counts = Counter(change.verdict for change in found)
     if not found:
-        return "The two runs have no load in common: there is nothing to compare."
+        return "The two runs have no load in common, so there is nothing to compare."
     parts = [f"{counts[v]} {v}" for v in (BETTER, WORSE, NOISE, UNKNOWN) if counts[v]]
     return f"{len(found)} numbers: {', '.join(parts)}."
 

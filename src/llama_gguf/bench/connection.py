@@ -1,4 +1,4 @@
-"""HTTP connections of the load generator: as little work per event as can be.
+"""HTTP connections of the load generator, with as little work per event as possible.
 
 An asyncio Protocol with llhttp, as in the gateway; the time is taken before anything is parsed.
 
@@ -52,7 +52,9 @@ class Target:
     prefix: str = ""
     tls: ssl.SSLContext | None = None
     key: str = field(default="", repr=False)
-    key_hint: str = "Put the endpoint's key into LLAMA_API_KEY; a new one counts in three seconds."
+    key_hint: str = (
+        "Set LLAMA_API_KEY to a key of the endpoint; a new key is valid after three seconds."
+    )
     """What to do when it refuses the key."""
 
     def request(self, method: str, path: str, body: bytes = b"") -> bytes:
@@ -82,7 +84,7 @@ def parse_target(url: str, *, key: str = "", ca_file: str = "") -> Target:
         parts, port = urlsplit(""), 0
     if not parts.hostname or parts.username is not None or parts.query or not url.isascii():
         raise UserError(
-            f"{_without_password(url)!r} is no URL of an endpoint: write http://HOST:PORT, "
+            f"{_without_password(url)!r} is not the URL of an endpoint; use http://HOST:PORT, "
             "https://HOST or unix:/PATH/OF.sock",
             2,
         )

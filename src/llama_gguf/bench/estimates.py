@@ -1,4 +1,4 @@
-"""Numbers together with their noise. Plain arithmetic: no clocks, no drawing unless handed one.
+"""Estimates with confidence intervals. Pure arithmetic: no clock, random numbers are passed in.
 
 Requests that follow one another are alike (the machine throttles, the cache fills), so the
 noise is taken from the differences between runs of consecutive requests and not from single

@@ -1,4 +1,4 @@
-"""Whether the load generator itself was late, which would be taken for the server's slowness."""
+"""Measures whether the load generator was late, which would look like a slow server."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Generator:
         if self.cpu_share > BUSY_SHARE:
             return (
                 f"the load generator used {self.cpu_share:.0%} of a CPU: "
-                "the server may be faster than this says"
+                "the server may be faster than measured"
             )
         if smallest is not None and self.lag_p99 > TOLERATED_SHARE * smallest:
             return (
-                f"the load generator's own loop was late by up to {self.lag_p99 * 1e3:.1f} ms "
-                "(p99): latencies may be too long by that much"
+                f"the load generator's event loop was late by up to {self.lag_p99 * 1e3:.1f} ms "
+                "(p99): measured latencies may be too high by this amount"
             )
         return ""
 

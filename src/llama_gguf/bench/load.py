@@ -1,4 +1,4 @@
-"""Sends the load: so many streams at once (closed loop), or arrivals by chance (open loop).
+"""Sends the load: concurrent streams (closed loop) or random arrivals (open loop).
 
 A request of the open loop has a moment when it should be sent, drawn beforehand, and its
 latencies count from that moment: a server that stalls cannot make the load wait for it and

@@ -1,4 +1,4 @@
-"""What is asked for: loads, limits, SLO. Read from text here, and only here."""
+"""The options of a run: loads, limits, SLO. The only place that parses them from text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Final
 SLO_NAMES: Final[Mapping[str, str]] = {
     "ttft": "time to the first token",
     "tpot": "time per output token after it",
-    "latency": "the whole answer",
+    "latency": "the whole response",
 }
 _DURATION: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s)")
 _UNITS: Final = {"ms": 0.001, "s": 1.0}
@@ -68,7 +68,7 @@ def parse_counts(text: str) -> tuple[int, ...]:
 
 def _count(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,7}", text.strip()) or int(text) < 1:
-        raise ValueError(f"{text.strip()!r} is no whole number above 0")
+        raise ValueError(f"{text.strip()!r} is not a whole number above 0")
     return int(text)
 
 
@@ -79,7 +79,7 @@ def parse_rates(text: str) -> tuple[float, ...]:
 
 def _rate(text: str) -> float:
     if not re.fullmatch(r"[0-9]{1,7}(\.[0-9]{1,7})?", text) or float(text) <= 0:
-        raise ValueError(f"{text!r} is no number of requests a second")
+        raise ValueError(f"{text!r} is not a number of requests per second above 0")
     return float(text)
 
 
@@ -87,7 +87,7 @@ def parse_seconds(text: str) -> float:
     """``500ms``, ``2s``, or a number of seconds. Raises ValueError."""
     match = _DURATION.fullmatch(text if text.endswith("s") else text + "s")
     if match is None:
-        raise ValueError(f"{text!r} is no duration such as 500ms or 2.5s")
+        raise ValueError(f"{text!r} is not a duration such as 500ms or 2.5s")
     return float(match[1]) * _UNITS[match[2]]
 
 
@@ -98,7 +98,7 @@ def parse_slo(text: str) -> dict[str, float]:
         name, equals, bound = part.strip().partition("=")
         if name not in SLO_NAMES or not equals:
             raise ValueError(
-                f"{part.strip()!r}: write one of {', '.join(SLO_NAMES)}, as ttft=500ms"
+                f"{part.strip()!r}: use one of {', '.join(SLO_NAMES)}, such as ttft=500ms"
             )
         slo[name] = parse_seconds(bound)
     return slo

@@ -1,4 +1,4 @@
-"""What a gateway adds: the same load straight to the backend and through it, in turn.
+"""Measures what a gateway adds: the same load directly to the backend and through it, in turn.
 
 A block is one burst of requests to each of the two, in an order drawn by lot; what is looked
 at is the difference within a block. What changes slowly on the machine (heat, other work)
@@ -26,7 +26,7 @@ from llama_gguf.bench.records import Record
 MEASURES: Final[Mapping[str, str]] = {
     "ttft": "time to first token",
     "tpot": "time per output token",
-    "latency": "whole answer",
+    "latency": "whole response",
 }
 SIDES: Final = ("direct", "gateway")
 CONFIDENCE: Final = 0.95

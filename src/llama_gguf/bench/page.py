@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else: no script, no font, no request."""
+"""The report as one self-contained HTML file: no script, no font, no request."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def page(
         f"<h2>Numbers</h2>{_table(columns, rows)}",
         _notes(notes),
         f'<h2>Plots</h2><div class="plots">{figures}</div>' if figures else "",
-        f"<h2>To repeat it</h2><pre>{escape(circumstances.command_line)}</pre>",
+        f"<h2>Command</h2><pre>{escape(circumstances.command_line)}</pre>",
         _facts(circumstances),
         "</body></html>\n",
     ]

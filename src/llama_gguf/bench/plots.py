@@ -1,4 +1,4 @@
-"""The plots, by matplotlib: as one PNG (or what its name ends in), or as SVG for the page.
+"""The plots, made with matplotlib: one image file, or SVG for the HTML page.
 
 Imports matplotlib only when something is drawn; the extra ``[bench]`` installs it. In the
 SVG the ink is ``currentColor`` and the ground is clear, so that the page around it decides
@@ -58,7 +58,7 @@ Draw = Callable[["Axes"], None]
 def require() -> None:
     """Raises UserError when matplotlib is not there: better before a run than after it."""
     if find_spec("matplotlib") is None:
-        raise UserError(f"--html and --plot need matplotlib: {how_to_install('bench')}", 2)
+        raise UserError(f"--html and --plot require matplotlib: {how_to_install('bench')}", 2)
 
 
 def plots_of(results: Results) -> dict[str, Draw]:
@@ -69,19 +69,19 @@ def plots_of(results: Results) -> dict[str, Draw]:
     if len(results) > 1:
         for name, title in (
             ("ttft_seconds", "Time to first token over load"),
-            ("latency_seconds", "Whole answer over load"),
+            ("latency_seconds", "Whole response over load"),
         ):
             if any(f"{name}.p50" in s.metrics for _, s in results):
                 drawn[title] = _over_load(results, name)
-        drawn["Output tokens a second over load"] = _throughput_over_load(results)
+        drawn["Output tokens per second over load"] = _throughput_over_load(results)
     for title, values in (
         ("Time to first token, share of requests", _ttfts),
         ("Gaps between tokens, share of gaps", _gaps),
-        ("Whole answer, share of requests", _latencies),
+        ("Whole response, share of requests", _latencies),
     ):
         if any(values(level) for level, _ in results):
             drawn[title] = _cdf(results, values)
-    drawn["Output tokens a second over time"] = _timeline(results)
+    drawn["Output tokens per second over time"] = _timeline(results)
     if any(_ttfts(level) for level, _ in results):
         drawn["Time to first token over time"] = _starts(results)
     return drawn
@@ -119,7 +119,7 @@ def _over_load(results: Results, name: str) -> Draw:
 def _throughput_over_load(results: Results) -> Draw:
     def draw(axes: Axes) -> None:
         for name, label, colour in (
-            ("output_tokens_per_second", "in all", COLOURS[0]),
+            ("output_tokens_per_second", "total", COLOURS[0]),
             ("stream_output_tokens_per_second", "one stream (median)", COLOURS[1]),
         ):
             points = [

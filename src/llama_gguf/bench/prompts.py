@@ -1,4 +1,4 @@
-"""What is asked: prompts of a given length, lines of a JSONL file, a prefix that all share.
+"""The prompts: of a given length, or from a JSONL file, with an optional shared prefix.
 
 A synthetic prompt is a row of everyday words, drawn by a seed, so that no two are alike and
 the engine's prompt cache cannot answer for it. How many tokens the server makes of its words
@@ -53,7 +53,7 @@ class Scale:
         words = round((tokens - self.template) / self.per_word)
         if words < MIN_WORDS:
             least = math.ceil(self.template + MIN_WORDS * self.per_word)
-            raise UserError(f"--prompt-tokens {tokens}: with this server, {least} is the least.", 2)
+            raise UserError(f"--prompt-tokens {tokens}: the minimum for this server is {least}.", 2)
         return words
 
 
@@ -116,7 +116,7 @@ def _from_line(line: str, number: int, *, chat: bool) -> Body:
     try:
         said = json.loads(line)
     except ValueError:
-        raise UserError(f"--prompts: line {number} is no JSON", 2) from None
+        raise UserError(f"--prompts: line {number} is not JSON", 2) from None
     if isinstance(said, str):
         return as_body(said, chat=chat)
     if isinstance(said, dict) and isinstance(said.get("prompt"), str):
@@ -125,4 +125,4 @@ def _from_line(line: str, number: int, *, chat: bool) -> Body:
     if chat and isinstance(said, dict) and isinstance(said.get("messages"), list):
         return said
     wanted = '"prompt" or "messages"' if chat else '"prompt"'
-    raise UserError(f"--prompts: line {number} is neither text nor an object with {wanted}", 2)
+    raise UserError(f"--prompts: line {number} is neither a string nor an object with {wanted}", 2)

@@ -1,4 +1,4 @@
-"""What is kept of one request: moments, tokens, and how it ended.
+"""The record of one request: times, tokens, and its result.
 
 Moments are seconds on one monotonic clock, counted from the beginning of the load. Every
 gap between tokens is kept as it was measured, 8 bytes each: a day of 64 streams of 30

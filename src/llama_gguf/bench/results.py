@@ -1,4 +1,4 @@
-"""The file that a run leaves: its numbers, and what is needed to repeat it.
+"""The result file of a run: its numbers, and the information needed to repeat it.
 
 Durations are seconds. ``format`` changes when a reader of the old one would misread the new.
 """
@@ -99,13 +99,13 @@ def read(name: str, text: str) -> Run:
     try:
         said = json.loads(text)
         if said["format"] != FORMAT:
-            raise UserError(f"{name} is of the format {said['format']!r}, not {FORMAT!r}.", 2)
+            raise UserError(f"{name} has the format {said['format']!r}, not {FORMAT!r}.", 2)
         levels = {_load_text(level["load"]): _metrics(level) for level in said.get("levels", [])}
         levels |= {
             f"added at {turns['streams']}": _added(turns) for turns in said.get("overhead", [])
         }
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{name} is no file of `llama-gguf bench --json`.", 2) from None
+        raise UserError(f"{name} is not a file written by `llama-gguf bench --json`.", 2) from None
     return Run(name, said, levels)
 
 

@@ -1,4 +1,4 @@
-"""What the server tells about itself: model, engine, slots, queue. Nothing of it has to be there.
+"""Facts that the server reports about itself: model, engine, slots, queue. All are optional.
 
 Asked are ``/v1/models`` (every OpenAI-compatible server), llama.cpp's ``/props``, and our
 gateway's ``/health`` and ``/metrics``. Never ``/slots``: it wakes a sleeping engine.

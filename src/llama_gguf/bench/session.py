@@ -1,4 +1,4 @@
-"""One run: find out who is there, send a few requests to see that it works, then the load."""
+"""One run: identify the server, send a few requests to verify that it works, then the load."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from llama_gguf.errors import UserError
 Progress = Callable[[Load, Budget, Level], None]
 
 _HINTS: Final[Mapping[int, str]] = {
-    404: " Is this the base URL of an OpenAI-compatible endpoint, and --model one that it has?",
-    429: " Make a key for this: llama-gguf keys generate --rate-limit 1000000",
+    404: " Check that this is the base URL of an OpenAI-compatible endpoint, and check --model.",
+    429: " Create a key for this: llama-gguf keys generate --rate-limit 1000000",
     503: " Wait until the model is ready.",
 }
 
@@ -116,18 +116,20 @@ async def _ask_once(
                 target.request("POST", options.path, json.dumps(small).encode()), sink
             )
     except TimeoutError:
-        raise UserError(f"{target.url} did not answer within {options.timeout:g} s.") from None
+        raise UserError(f"{target.url} did not respond within {options.timeout:g} s.") from None
     except (OSError, ConnectionLost) as error:
-        raise UserError(f"{target.url} cannot be asked: {_reason(error)}. Does it run?") from None
+        raise UserError(
+            f"{target.url} cannot be reached: {_reason(error)}. Check that it runs."
+        ) from None
     if sink.status != 200:
         said = error_message(sink.body) or "no reason given"
         hint = f" {target.key_hint}" if sink.status in (401, 403) else _HINTS.get(sink.status, "")
-        raise UserError(f"{target.url} answered {sink.status}: {said.rstrip('.')}.{hint}")
+        raise UserError(f"{target.url} returned status {sink.status}: {said.rstrip('.')}.{hint}")
     with suppress(ValueError):
         answer = json.loads(sink.body)
         if isinstance(answer, dict) and answer.get("choices"):
             return answer
-    raise UserError(f"{target.url} answered, but not as an OpenAI-compatible endpoint does.")
+    raise UserError(f"{target.url} responded, but not like an OpenAI-compatible endpoint.")
 
 
 def _reason(error: Exception) -> str:

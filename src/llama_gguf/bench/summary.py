@@ -1,4 +1,4 @@
-"""From the records of a level to its numbers, each with its noise.
+"""The numbers of a level, computed from its records, each with its confidence interval.
 
 Throughput is counted in the window alone: a request's work is spread evenly over the time it
 took (output tokens from the first token to the last, prompt tokens before the first), and
@@ -42,17 +42,17 @@ LATENCIES: Final = (
     Measure("ttft_seconds", "time to first token", "ms", less_is_better=True),
     Measure("tpot_seconds", "time per output token", "ms", less_is_better=True),
     Measure("gap_seconds", "gap between tokens", "ms", less_is_better=True),
-    Measure("latency_seconds", "whole answer", "ms", less_is_better=True),
+    Measure("latency_seconds", "whole response", "ms", less_is_better=True),
 )
 RATES: Final = (
     Measure("requests_per_second", "requests", "/s", less_is_better=False),
     Measure("output_tokens_per_second", "output tokens", "/s", less_is_better=False),
     Measure("prompt_tokens_per_second", "prompt tokens", "/s", less_is_better=False),
     Measure(
-        "stream_output_tokens_per_second", "output tokens a stream", "/s", less_is_better=False
+        "stream_output_tokens_per_second", "output tokens per stream", "/s", less_is_better=False
     ),
     Measure(
-        "stream_prompt_tokens_per_second", "prompt tokens a stream", "/s", less_is_better=False
+        "stream_prompt_tokens_per_second", "prompt tokens per stream", "/s", less_is_better=False
     ),
     Measure("goodput_per_second", "goodput: requests within SLO", "/s", less_is_better=False),
     Measure("within_slo_share", "requests within SLO", "%", less_is_better=False),

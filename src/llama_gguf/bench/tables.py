@@ -1,4 +1,4 @@
-"""Results as rows of text: for the terminal, for CSV, and for the page."""
+"""Results as rows of text, for the terminal, CSV and the HTML page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Results = Sequence[tuple[Level, Summary]]
 
 NOTHING: Final = "-"
 RATE_LIMITED: Final = (
-    "the key is over its rate; make one for this: llama-gguf keys generate --rate-limit 1000000"
+    "the key's rate limit was reached; create a key: llama-gguf keys generate --rate-limit 1000000"
 )
 _TITLES: Final = {m.name: (m.title, m.unit) for m in (*LATENCIES, *RATES)}
 _ADDED_TITLES: Final = {f"added_{name}_seconds": f"added to {t}" for name, t in MEASURES.items()}
@@ -66,12 +66,12 @@ def _rows(results: Results) -> Iterator[Row]:
             yield (name, *_cells(results, f"{measure.name}.{q}", measure.unit))
     yield ("cached prompt tokens %", *(_cached(s) for _, s in results))
     yield ("slots used, mean", *(_told(level, "slots_used_mean") for level, _ in results))
-    yield ("queue, longest", *(_told(level, "queue_max") for level, _ in results))
+    yield ("queue length, maximum", *(_told(level, "queue_max") for level, _ in results))
     yield (
         "wait in queue, mean ms",
         *(_told(level, "queue_wait_mean_seconds", 1e3) for level, _ in results),
     )
-    yield ("tokens/s, of llama.cpp's own %", *(_engine(s) for _, s in results))
+    yield ("tokens/s, % of llama.cpp's value", *(_engine(s) for _, s in results))
 
 
 def _cells(results: Results, name: str, unit: str) -> Iterator[str]:
@@ -102,10 +102,11 @@ def notes(results: Results) -> list[str]:
         if level.interrupted:
             left = sum(r.error == INTERRUPTED for r in level.records)
             found.append(
-                f"{where}: interrupted after {level.end:.1f} s, {left} under way left out."
+                f"{where}: interrupted after {level.end:.1f} s, "
+                f"{left} unfinished requests excluded."
             )
         if not summary.counted:
-            found.append(f"{where}: nothing was counted; give it a longer --duration.")
+            found.append(f"{where}: no request was counted; use a longer --duration.")
         found += [f"{where}: {n} x {error}" for error, n in summary.errors.items()]
         if any(error.startswith("status 429") for error in summary.errors):
             found.append(f"{where}: {RATE_LIMITED}")
@@ -121,7 +122,7 @@ def _counting(results: Results) -> list[str]:
     told = {
         "usage": "the server's usage",
         "timings": "llama.cpp's timings",
-        "events": "events with text, one token each, as the server counts none",
+        "events": "events with text, as one token each, because the server reports no count",
     }
     return [f"Tokens are counted from: {told[source]}." for source in sorted(sources)]
 
@@ -176,7 +177,7 @@ def added_notes(found: Sequence[tuple[Turns, Mapping[str, Added]]]) -> list[str]
             notes.append(f"{where}: {turns.failed} requests failed: {'; '.join(turns.errors)}")
         smallest = min((one.direct for one in measures.values()), default=None)
         if complaint := turns.generator.complaint(smallest):
-            notes.append(f"{where}: {complaint}; both sides alike.")
+            notes.append(f"{where}: {complaint}; both sides are affected.")
     return notes
 
 

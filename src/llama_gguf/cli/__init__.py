@@ -1,1 +1,1 @@
-"""The command ``llama-gguf``: one module a command, each with ``add_arguments`` and ``run``."""
+"""The command ``llama-gguf``: one module per command, each with ``add_arguments`` and ``run``."""

@@ -1,4 +1,4 @@
-"""What a running server says of itself on the paths that need no key: for `diagnose`."""
+"""The state of a running server, from the paths that need no key: for `diagnose`."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Put load on an OpenAI-compatible endpoint and measure it; or compare two runs.
+"""Measure an OpenAI-compatible endpoint under load, or compare two runs.
 
-URL is http(s)://HOST:PORT or unix:/PATH.sock; without it, the gateway on this machine. The
+URL is http(s)://HOST:PORT or unix:/PATH.sock; the default is the gateway on this machine. The
 key comes from LLAMA_API_KEY or OPENAI_API_KEY, or for an endpoint on this machine from
-AUTH_KEYS_FILE; that of --overhead's backend from BACKEND_API_KEY. How to read the numbers
-is told in docs/benchmark.md.
+AUTH_KEYS_FILE; the key of --overhead's backend comes from BACKEND_API_KEY.
+docs/benchmark.md defines the measured values.
 
-for example:
+Examples:
   llama-gguf bench --concurrency 1,2,4,8 --html report.html
   llama-gguf bench https://HOST --rate 0.5,1,2 --duration 60 --slo ttft=500ms,tpot=50ms
   llama-gguf bench --overhead http://127.0.0.1:8080 --concurrency 1,8
@@ -55,9 +55,11 @@ T = TypeVar("T")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("words", nargs="*", metavar="URL", help="the endpoint, with /v1 or without")
+    parser.add_argument("words", nargs="*", metavar="URL", help="endpoint, with or without /v1")
     parser.add_argument(
-        "--overhead", metavar="BACKEND_URL", help="what URL, a gateway, adds to this backend of it"
+        "--overhead",
+        metavar="BACKEND_URL",
+        help="measure what the gateway at URL adds to this backend",
     )
     _add_load(parser.add_argument_group("load"))
     _add_prompts(parser.add_argument_group("requests"))
@@ -69,81 +71,94 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
         "--concurrency",
         type=_typed(parse_counts),
         metavar="N,...",
-        help="so many streams at once, one number after the other [1,2,4,8]",
+        help="concurrent streams; several values run in turn [1,2,4,8]",
     )
     group.add_argument(
         "--rate",
         type=_typed(parse_rates),
         metavar="R,...",
-        help="so many requests a second at random moments, however many are under way",
+        help="requests per second, sent at random times regardless of earlier requests",
     )
     group.add_argument(
         "--duration",
         type=_typed(parse_seconds),
         default=20.0,
         metavar="S",
-        help="of each load [20]",
+        help="duration of each load [20]",
     )
     group.add_argument(
-        "--requests", type=_typed(_one_count), metavar="N", help="so many instead of a duration"
+        "--requests",
+        type=_typed(_one_count),
+        metavar="N",
+        help="number of requests of each load, instead of a duration",
     )
     group.add_argument(
         "--warmup",
         type=_typed(parse_seconds),
         default=2.0,
         metavar="S",
-        help="of each load, before what counts [2]; --overhead warms up with one block",
+        help="warm-up of each load, which is not measured [2]; for --overhead one block",
     )
     group.add_argument(
         "--timeout",
         type=_typed(parse_seconds),
         default=600.0,
         metavar="S",
-        help="of a request [600]",
+        help="timeout of a request [600]",
     )
     group.add_argument(
         "--connections",
         choices=("kept", "new"),
-        help="use connections again, or have a new one for each request [kept; new for --overhead]",
+        help="reuse connections, or open one for each request [kept; for --overhead: new]",
     )
-    group.add_argument("--ca-file", default="", metavar="FILE", help="certificates to trust")
+    group.add_argument("--ca-file", default="", metavar="FILE", help="trusted certificates (PEM)")
 
 
 def _add_prompts(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--model", default="", help="name in the requests [the server's first]")
+    group.add_argument(
+        "--model", default="", help="model name in the requests [the server's first]"
+    )
     group.add_argument(
         "--prompt-tokens",
         type=_typed(parse_counts),
         default=(128,),
         metavar="N,...",
-        help="lengths of the made-up prompts, in turn [128]",
+        help="lengths of the generated prompts, used in turn [128]",
     )
     group.add_argument(
-        "--output-tokens", type=_typed(_one_count), default=64, metavar="N", help="to ask for [64]"
+        "--output-tokens",
+        type=_typed(_one_count),
+        default=64,
+        metavar="N",
+        help="output tokens to request [64]",
     )
     group.add_argument(
         "--shared-prefix",
         type=_typed(_one_count),
         default=0,
         metavar="N",
-        help="tokens in front of every prompt that are always the same, to show the prompt cache",
+        help="identical tokens at the start of all prompts, to measure the prompt cache",
     )
     group.add_argument(
         "--prompts",
         default="",
         metavar="FILE.jsonl",
-        help='prompts of your own: strings, or objects with "messages" or "prompt"',
+        help='custom prompts: strings, or objects with "messages" or "prompt"',
     )
-    group.add_argument("--no-stream", action="store_true", help="ask for whole answers")
-    group.add_argument("--completions", action="store_true", help="/v1/completions instead of chat")
+    group.add_argument(
+        "--no-stream", action="store_true", help="request responses that are not streamed"
+    )
+    group.add_argument(
+        "--completions", action="store_true", help="use /v1/completions instead of chat"
+    )
     group.add_argument(
         "--body",
         type=_typed(_json_object),
         default={},
         metavar="JSON",
-        help="more for every request",
+        help="additional fields of every request",
     )
-    group.add_argument("--seed", type=int, help="of prompts and moments [another each time]")
+    group.add_argument("--seed", type=int, help="seed of prompts and send times [random]")
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
@@ -152,13 +167,17 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         type=_typed(parse_slo),
         default={},
         metavar="NAME=TIME,...",
-        help=f"count what keeps it: {', '.join(SLO_NAMES)}, such as ttft=500ms,tpot=50ms",
+        help=f"limits of goodput: {', '.join(SLO_NAMES)}, such as ttft=500ms,tpot=50ms",
     )
-    group.add_argument("--json", metavar="FILE", help="everything, for `compare`; - is stdout")
-    group.add_argument("--csv", metavar="FILE", help="a line a number; - is stdout")
-    group.add_argument("--html", metavar="FILE", help="a report with plots, in one file")
-    group.add_argument("--plot", metavar="FILE.png", help="the plots alone; .svg and .pdf too")
-    group.add_argument("--quiet", action="store_true", help="no progress")
+    group.add_argument(
+        "--json", metavar="FILE", help="write all results, for `compare`; - is stdout"
+    )
+    group.add_argument("--csv", metavar="FILE", help="write one line per number; - is stdout")
+    group.add_argument("--html", metavar="FILE", help="write a report with plots, in one file")
+    group.add_argument(
+        "--plot", metavar="FILE.png", help="write only the plots; also .svg and .pdf"
+    )
+    group.add_argument("--quiet", action="store_true", help="show no progress")
 
 
 def _typed(parse: Callable[[str], T]) -> Callable[[str], T]:
@@ -184,7 +203,7 @@ def _json_object(text: str) -> Mapping[str, Any]:
     except ValueError:
         said = None
     if not isinstance(said, dict):
-        raise ValueError(f"{text!r} is no JSON object such as " + '{"top_p": 0.9}')
+        raise ValueError(f"{text!r} is not a JSON object such as " + '{"top_p": 0.9}')
     return said
 
 
@@ -193,7 +212,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     if words[:1] == [COMPARE]:
         return _compare(words[1:], arguments)
     if len(words) > 1:
-        raise UserError(f"one URL at a time, not {len(words)}: {' '.join(words)}", 2)
+        raise UserError(f"only one URL is possible, not {len(words)}: {' '.join(words)}", 2)
     check_outputs(arguments)
     url = words[0] if words else _own_url(context)
     key = bench_facts.endpoint_key(url, context)
@@ -225,9 +244,9 @@ def _own_url(context: Context) -> str:
 
 def _options(arguments: argparse.Namespace) -> Options:
     if arguments.rate and arguments.concurrency:
-        raise UserError("--concurrency or --rate, not both: make two runs.", 2)
+        raise UserError("--concurrency and --rate cannot be combined; use two runs.", 2)
     if arguments.rate and arguments.overhead:
-        raise UserError("--overhead takes turns, so it needs --concurrency and not --rate.", 2)
+        raise UserError("--overhead requires --concurrency and cannot be used with --rate.", 2)
     rates = tuple(Load(rate=rate) for rate in arguments.rate or ())
     streams = tuple(Load(streams=n) for n in arguments.concurrency or (1, 2, 4, 8))
     kept = arguments.connections or ("new" if arguments.overhead else "kept")
@@ -319,7 +338,7 @@ def _run_overhead(job: Job) -> int:
 def _backend(job: Job) -> Target:
     key = job.context.settings.backend_api_key
     backend = parse_target(job.arguments.overhead, key=key, ca_file=job.arguments.ca_file)
-    hint = "Put llama-server's key into BACKEND_API_KEY, here and where `serve` is started."
+    hint = "Set BACKEND_API_KEY to llama-server's key, both here and for `serve`."
     return replace(backend, key_hint=hint)
 
 
@@ -366,7 +385,7 @@ def _meter(job: Job) -> Iterator[Callable[[str, float], None]]:
 def _told(meter: Callable[[str, float], None]) -> session.Progress:
     def tell(load: Load, budget: Budget, level: Level) -> None:
         failed = sum(bool(record.error) for record in level.records)
-        label = f"{load.text}: {len(level.records)} answers" + (
+        label = f"{load.text}: {len(level.records)} responses" + (
             f", {failed} failed" if failed else ""
         )
         meter(label, budget.done_share(clock()))
@@ -379,7 +398,7 @@ def _told(meter: Callable[[str, float], None]) -> session.Progress:
 
 def _compare(paths: Sequence[str], arguments: argparse.Namespace) -> int:
     if len(paths) != 2:
-        raise UserError("compare takes two files that --json has written: A.json B.json", 2)
+        raise UserError("compare requires two files written by --json: A.json B.json", 2)
     a, b = (results.read(path, _read(path)) for path in paths)
     found = list(compare.changes(a, b))
     notes = [*compare.circumstances(a, b), *compare.missing(a, b)]

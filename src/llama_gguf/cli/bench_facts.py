@@ -1,4 +1,4 @@
-"""What `bench` has to know of its surroundings: keys, machine, versions, model."""
+"""Facts about the environment of a `bench` run: keys, machine, versions, model."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def endpoint_key(url: str, context: Context) -> str:
 
 def _sendable(key: str, variable: str) -> str:
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise UserError(f"{variable} has characters that no key has.", 2)
+        raise UserError(f"{variable} contains characters that a key cannot have.", 2)
     return key
 
 
@@ -166,7 +166,7 @@ def heading(facts: Circumstances) -> list[str]:
     ]
     prompt = settings["prompts_file"] or f"{_numbers(settings['prompt_tokens'])} prompt tokens"
     if settings["shared_prefix"]:
-        prompt += f" behind {settings['shared_prefix']} shared ones"
+        prompt += f" after {settings['shared_prefix']} shared ones"
     asked = [
         prompt,
         f"{settings['output_tokens']} output tokens",

@@ -1,4 +1,4 @@
-"""Where the results of `bench` go: the terminal, and files of several kinds."""
+"""Writes the results of `bench` to the terminal and to files."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ def check_outputs(arguments: argparse.Namespace) -> None:
         UserError: a file could not be written, or what draws is missing.
     """
     if arguments.json == arguments.csv == STDOUT:
-        raise UserError("--json or --csv can be standard output, not both.", 2)
+        raise UserError("Only one of --json and --csv can be standard output.", 2)
     for path in (arguments.json, arguments.csv, arguments.html, arguments.plot):
         folder = os.path.dirname(path or "") or "."
         if path and path != STDOUT and not os.path.isdir(folder):
-            raise UserError(f"{path} cannot be written: there is no folder {folder}", 2)
+            raise UserError(f"{path} cannot be written: there is no directory {folder}", 2)
     if arguments.html or arguments.plot:
         plots.require()

@@ -1,4 +1,4 @@
-"""What `diagnose` collects, a function for each file of the bundle.
+"""What `diagnose` collects: one function for each file of the bundle.
 
 Each may fail or hang by itself: the caller sees to that, and takes secrets out of what they
 return. What the product is made of is imported only where it is used, since that may be broken.
@@ -164,10 +164,10 @@ def ports(context: Context) -> str:
     lines = []
     for one in found:
         process = running.get(one.pid or 0)
-        who = f"{process.name} ({process.pid})" if process else "a process that is not to be seen"
+        who = f"{process.name} ({process.pid})" if process else "a process that is not visible"
         lines.append(f"{one.address} {one.port}: {who} {ours.get(one.port, '')}".rstrip())
     free = ours.keys() - {one.port for one in found}
-    lines += [f"{port}: nobody listens {ours[port]}" for port in sorted(free)]
+    lines += [f"{port}: not in use {ours[port]}" for port in sorted(free)]
     if chosen.backend_socket:
         lines.append(_listed(chosen.backend_socket))
     return "\n".join(lines)
@@ -176,7 +176,9 @@ def ports(context: Context) -> str:
 def tree(context: Context) -> str:
     """Ours with their arguments; those above them by name, since theirs are not ours to tell."""
     running = processes.look()
-    lines = [f"{len(running)} processes are to be seen. Ours, and those above and below:"]
+    lines = [
+        f"{len(running)} visible processes. Those of llama-gguf, their ancestors and descendants:"
+    ]
     depth_of_ours: int | None = None
     for depth, process in processes.family(running):
         if depth_of_ours is not None and depth <= depth_of_ours:
@@ -242,7 +244,7 @@ def _output(argv: Sequence[str], environ: Mapping[str, str], path: str) -> str:
     """What a command says; or why it says nothing."""
     program = shutil.which(argv[0], path=path)
     if program is None:
-        return f"{argv[0]}: not on PATH"
+        return f"{argv[0]}: not in PATH"
     result = subprocess.run(
         [program, *argv[1:]],
         env=dict(environ),

@@ -1,8 +1,8 @@
-"""What `serve` would do, and what would go wrong.
+"""Show what `serve` would use, and what prevents a start.
 
-Every setting and where it came from; the machine; the engine, and flags in EXTRA_ARGS that it
-does not have; the model, and whether GPU or RAM have what it needs; ports, certificate, keys.
-Exit status 0 when nothing stands in the way, else 1 with a list of what does.
+Shows every setting and its source; the machine; the engine, and flags in EXTRA_ARGS that it does
+not have; the model, and whether it fits into GPU memory and RAM; ports, certificate and keys.
+The exit status is 0 if `serve` can start, else 1, with a list of the problems.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _OURS: Final = re.compile(r"(?:.*/)?llama(?:[-_]gguf|-server)")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="the model to serve")
-    parser.add_argument("--json", action="store_true", help="the same as JSON")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="model to serve")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(arguments: argparse.Namespace, context: Context) -> int:
@@ -91,11 +91,11 @@ def _print(rows: list[tuple[str, str, str]], results: list[Result], wrong: list[
     say("")
     print_table(("CHECK", "", "FOUND"), [_row(r) for r in results])
     if wrong:
-        say(f"\n{len(wrong)} to put right before `serve` can work:")
+        say(f"\n{len(wrong)} {'problem' if len(wrong) == 1 else 'problems'} to fix:")
         for result in wrong:
             say(f"- {result.subject}: {result.text}")
     else:
-        say("\nNothing stands in the way of `llama-gguf serve`.")
+        say("\nNo problems found: `llama-gguf serve` can start.")
 
 
 def _row(result: Result) -> tuple[str, str, str]:
@@ -132,11 +132,11 @@ def _machine(here: machine.Machine, settings: Settings) -> Iterator[Result]:
     if limit is not None and limit < here.cpus and not settings.threads:
         yield Result(
             "threads",
-            f"llama-server would start as many as there are cores, and may keep {limit:g} CPUs "
-            f"busy: set THREADS to {max(1, int(limit))}",
+            f"llama-server would start one per core, but may only use {limit:g} CPUs: "
+            f"set THREADS to {max(1, int(limit))}",
             Level.NOTE,
         )
-    yield Result("gpu", "; ".join(here.gpus) or "none that nvidia-smi knows")
+    yield Result("gpu", "; ".join(here.gpus) or "none reported by nvidia-smi")
     memory = here.memory_available
     yield Result("memory", "unknown" if memory is None else f"{size_text(memory)} available")
     free = machine.free_disk(settings.data_dir)
@@ -181,10 +181,10 @@ def _devices(
     if devices:
         return Result("engine's GPUs", ", ".join(device.name for device in devices))
     if not (here.gpus and settings.ngl):
-        return Result("engine's GPUs", "none: the CPU does the work")
+        return Result("engine's GPUs", "none: the model runs on the CPU")
     if devices is None:
-        return Result("engine's GPUs", "unknown: llama-server does not say", Level.NOTE)
-    text = "llama-server sees none: this build of it is not for this GPU, and the CPU does the work"
+        return Result("engine's GPUs", "unknown: llama-server does not list them", Level.NOTE)
+    text = "none: this build of llama-server does not support the GPU, so the model runs on the CPU"
     return Result("engine's GPUs", text, Level.NOTE)
 
 
@@ -215,9 +215,9 @@ def _fetching(settings: Settings) -> Result:
     name, folder = mask_urls(settings.model_name), settings.models_dir
     wrong = _unwritable(folder)
     if wrong:
-        wrong += "; name another folder with DATA_DIR or MODELS_DIR"
+        wrong += "; set DATA_DIR or MODELS_DIR to another directory"
     elif name.startswith(PREFIX) and importlib.util.find_spec("huggingface_hub") is None:
-        wrong = f"that needs {how_to_install('hub')}"
+        wrong = f"this requires {how_to_install('hub')}"
     text = f"{name} will be fetched into {folder}"
     return Result("model", f"{text}, but {wrong}", Level.WRONG) if wrong else Result("model", text)
 
@@ -225,8 +225,8 @@ def _fetching(settings: Settings) -> Result:
 def _logs(settings: Settings) -> Result:
     wrong = _unwritable(settings.log_dir)
     if wrong:
-        return Result("logs", f"none will be kept: {wrong}", Level.NOTE)
-    return Result("logs", f"into {settings.log_dir}")
+        return Result("logs", f"not written: {wrong}", Level.NOTE)
+    return Result("logs", f"written to {settings.log_dir}")
 
 
 def _unwritable(folder: str) -> str:
@@ -235,7 +235,7 @@ def _unwritable(folder: str) -> str:
         folder = os.path.dirname(folder)
     if os.path.isdir(folder or ".") and os.access(folder or ".", os.W_OK | os.X_OK):
         return ""
-    return f"nothing can be written into {folder or '.'}"
+    return f"{folder or '.'} is not writable"
 
 
 def _ports(settings: Settings) -> Iterator[Result]:
@@ -265,18 +265,18 @@ def _holder(port: int) -> str:
         if listener.port == port and listener.pid is not None:
             process = running[listener.pid]
             if any(_OURS.fullmatch(word) for word in process.argv[:4]):
-                return f" Process {process.pid} has it, of a `serve` that runs already."
-            return f" Process {process.pid} has it: {process.name}."
+                return f" Process {process.pid} of a running `serve` uses the port."
+            return f" Process {process.pid} uses the port: {process.name}."
     return ""
 
 
 def _certificate(settings: Settings) -> str:
     if not settings.tls_cert_file:
-        return "off: PORT speaks plain HTTP"
+        return "off: PORT serves plain HTTP"
     certificate = tls.load(settings.tls_cert_file, settings.tls_key_file)
     if certificate.refusal:
         raise UserError(
-            f"Clients will refuse TLS_CERT_FILE={certificate.file}: {certificate.refusal}"
+            f"Clients will reject TLS_CERT_FILE={certificate.file}: {certificate.refusal}"
         )
     return f"{certificate.file}, valid until {certificate.valid_until:%Y-%m-%d %H:%M} UTC"
 
@@ -292,7 +292,7 @@ def _keys(settings: Settings) -> Result:
     except UserError as error:
         return Result("keys", str(error), Level.WRONG)
     if not len(ring):
-        text = f"no keys in {path}: make one with `llama-gguf keys generate --file {path}`"
+        text = f"no keys in {path}: create one with `llama-gguf keys generate --file {path}`"
         return Result("keys", text, Level.WRONG)
     notes = [f"line {p.line}: {p.reason}" for p in ring.problems]
     exposed = keyfile.warn_if_exposed(path)

@@ -1,4 +1,4 @@
-"""What every command is handed: the settings and the environment, read once by ``main``."""
+"""The argument of every command: the settings and the environment, read once by ``main``."""
 
 from __future__ import annotations
 

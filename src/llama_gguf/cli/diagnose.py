@@ -1,13 +1,13 @@
-"""Write a support bundle: what is needed to find out from afar what is wrong.
+"""Write a support bundle: one file with all information for a remote analysis.
 
-A .tar.gz of texts: versions, settings, what `check` finds, the model's header, GPU, memory,
-disk, mounts, ports, processes, the last logs, and what a running server says of itself. It is
-made even when everything is broken, and then says what could not be found out. API keys, tokens
-and passwords are taken out; look through it all the same before you send it on.
+A .tar.gz of text files: versions, settings, findings of `check`, the model's header, GPU, memory,
+disk, mounts, ports, processes, the latest logs, and the state of a running server. It is written
+even if everything is broken, and then lists what could not be collected. API keys, tokens and
+passwords are removed; nevertheless, review it before you send it.
 
 Examples:
-  llama-gguf diagnose smollm2                into a file here; MODEL as for `serve`
-  llama-gguf diagnose --output - > my.tar.gz through a pipe, out of a container, say
+  llama-gguf diagnose smollm2                to a file in this directory; MODEL as for `serve`
+  llama-gguf diagnose --output - > my.tar.gz to standard output, for example in a container
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ class Section:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="the model that is served")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="model that is served")
     parser.add_argument(
         "--output",
         default="",
         metavar="FILE",
-        help="the file to write; - for standard output [llama-gguf-TIME.tar.gz]",
+        help="file to write; - for standard output [llama-gguf-TIME.tar.gz]",
     )
-    parser.add_argument("--json", action="store_true", help="tell as JSON what is in it")
+    parser.add_argument("--json", action="store_true", help="list its contents as JSON")
 
 
 def run(arguments: argparse.Namespace, context: Context) -> int:
@@ -96,18 +96,18 @@ def _section(name: str, collect: Callable[[], str]) -> Section:
 def _masked(section: Section, masker: Masker) -> Section:
     text, trouble = masker.mask(section.text), masker.mask(section.trouble)
     if len(text) > MAX_SECTION_CHARACTERS:
-        text, trouble = text[:MAX_SECTION_CHARACTERS], trouble or "cut: it was too long"
+        text, trouble = text[:MAX_SECTION_CHARACTERS], trouble or "truncated: too long"
     return Section(masker.mask(section.name), text, trouble)
 
 
 def _summary(sections: list[Section], unread: list[str], now: datetime) -> str:
     lines = [
         f"llama-gguf {__version__}, {now.isoformat(timespec='seconds')}",
-        "Secrets were taken out where they were known or looked like some. Look through it",
-        "before you send it on: logs may hold what clients have sent.",
+        "Known secrets, and text that looks like one, were removed. Review this bundle before",
+        "you send it: logs may contain data that clients sent.",
         "",
     ]
-    lines += [f"could not be looked through for secrets: {what}" for what in unread]
+    lines += [f"could not be searched for secrets: {what}" for what in unread]
     lines += [f"{s.name}: {_first_line(s.trouble) or 'collected'}" for s in sections]
     return "\n".join(lines)
 
@@ -121,7 +121,7 @@ def archive(sections: list[Section], now: datetime) -> bytes:
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w:gz") as tar:
         for section in sections:
-            text = section.text + (f"\n\nNot all: {section.trouble}" if section.trouble else "")
+            text = section.text + (f"\n\nIncomplete: {section.trouble}" if section.trouble else "")
             content = (text + "\n").encode("utf-8", "replace")
             name = section.name if section.name.endswith(".txt") else f"{section.name}.txt"
             member = tarfile.TarInfo(f"llama-gguf/{name}")
@@ -138,13 +138,13 @@ def _write(path: str, raw: bytes) -> None:
     except OSError as error:
         raise UserError(
             f"{path} cannot be written: {error.strerror}.\n"
-            "Name another place: --output FILE, or --output - for standard output."
+            "Use --output FILE for another file, or --output - for standard output."
         ) from None
 
 
 def _write_out(raw: bytes) -> None:
     if sys.stdout.isatty():
-        raise UserError("A terminal cannot show it: send standard output into a file.", 2)
+        raise UserError("The bundle is binary: redirect standard output to a file.", 2)
     sys.stdout.buffer.write(raw)
 
 
@@ -154,8 +154,8 @@ def _fields(path: str, raw: bytes, sections: list[Section]) -> dict[str, object]
 
 
 def _tell(path: str, raw: bytes, sections: list[Section]) -> None:
-    say(f"{path} ({len(raw)} bytes): {len(sections)} texts, without secrets.")
+    say(f"{path} ({len(raw)} bytes): {len(sections)} sections, without secrets.")
     for section in sections:
         if section.trouble:
-            say(f"- {section.name} is not whole: {_first_line(section.trouble)}")
-    say("Look through it before you send it on: logs may hold what clients have sent.")
+            say(f"- {section.name} is incomplete: {_first_line(section.trouble)}")
+    say("Review it before you send it: logs may contain data that clients sent.")

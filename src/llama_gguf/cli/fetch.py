@@ -1,4 +1,4 @@
-"""`pull` as a child of `serve`: it can be ended at any time, and says how far it is.
+"""`pull` as a child of `serve`: it can be stopped at any time, and reports its progress.
 
 What it says goes through a pipe of its own, a line ``DONE TOTAL`` in bytes at a time, so that
 its output stays the user's: a bar on a terminal, lines in a log.
@@ -61,7 +61,7 @@ async def fetch(settings: Settings, environ: Mapping[str, str], on_progress: OnP
         await asyncio.wait([listening], timeout=LAST_WORDS_SECONDS)
         listening.cancel()
     if status:
-        raise UserError("the model could not be fetched; the reason stands above.")
+        raise UserError("the model could not be fetched; see the reason above.")
 
 
 def _environ_of_pull(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:

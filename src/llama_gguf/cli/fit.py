@@ -1,4 +1,4 @@
-"""Whether the model fits, with the sum: docs/models.md says how it is made."""
+"""Whether the model fits into memory, with the calculation, which docs/models.md explains."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ def results(
     """
     wanted = memory.need(facts, chosen)
     if wanted is None:
-        yield Result("memory needed", "unknown: the model's header does not say enough")
+        yield Result(
+            "memory needed",
+            "unknown: the model's header lacks values that are needed to calculate it",
+        )
         return
     yield Result("context", _context_text(wanted, chosen))
     yield Result("memory needed", _sum_text(wanted, facts, chosen))
@@ -56,22 +59,22 @@ def _places(
         on = f"{len(devices)} GPUs" if len(devices) > 1 else devices[0].name
         yield _told(
             "VRAM",
-            f"{size_text(placed.gpu)} of the {size_text(free)} that are free on {on}",
+            f"{size_text(placed.gpu)} of {size_text(free)} free on {on}",
             placed.gpu <= free,
             lambda: (
                 f"{smaller(lambda less: less.gpu <= free)}, lower NGL (now {chosen.ngl}), "
-                "or take a smaller quantisation"
+                "or use a smaller quantisation"
             ),
         )
     available = here.memory_available
     if available is not None:
         yield _told(
             "RAM",
-            f"{size_text(placed.ram)} of the {size_text(available)} that are available",
+            f"{size_text(placed.ram)} of {size_text(available)} available",
             placed.ram <= available,
             lambda: (
-                f"{smaller(lambda less: less.ram <= available)}, take a smaller quantisation, "
-                "or give it more memory"
+                f"{smaller(lambda less: less.ram <= available)}, use a smaller quantisation, "
+                "or add memory"
             ),
         )
         if placed.ram <= available:
@@ -81,7 +84,7 @@ def _places(
 def _context_text(wanted: Need, chosen: Options) -> str:
     how = "share" if chosen.shares_context else "divide"
     slots = f"{wanted.slots} slots {how}" if wanted.slots > 1 else "1 slot has"
-    return f"{slots} {wanted.cells} tokens; a request may have {wanted.slot_tokens} of them"
+    return f"{slots} {wanted.cells} tokens; a request may use {wanted.slot_tokens} of them"
 
 
 def _sum_text(wanted: Need, facts: ModelFacts, chosen: Options) -> str:
@@ -120,10 +123,10 @@ def _prompt_cache(chosen: Options, left: int) -> Iterator[Result]:
     size = chosen.cache_ram_mib << 20
     if 0 <= size <= left:
         return
-    most = f"up to {size_text(size)}" if size >= 0 else "any amount"
+    most = f"up to {size_text(size)}" if size >= 0 else "without a limit"
     yield Result(
         "prompt cache",
-        f"llama-server keeps old prompts in RAM, {most} as they come, and {size_text(left)} will "
-        f"be left: EXTRA_ARGS='--cache-ram {left // 2 >> 20}' would bound it (in MiB)",
+        f"llama-server caches old prompts in RAM, {most}, but {size_text(left)} will be free: "
+        f"limit it (in MiB) with EXTRA_ARGS='--cache-ram {left // 2 >> 20}'",
         Level.NOTE,
     )

@@ -1,9 +1,9 @@
-"""The gateway alone, in front of a llama-server that runs elsewhere.
+"""Run the gateway alone, in front of a llama-server that runs elsewhere.
 
-It listens on HOST:PORT and sends what it lets through to BACKEND_HOST:PORT_BACKEND
-(or BACKEND_SOCKET). Keys come from AUTH_KEYS_FILE; SIGHUP or POST /reload reads
-them again. With TLS_CERT_FILE and TLS_KEY_FILE it serves HTTPS; SIGHUP reads these
-again too. SIGTERM drains: what runs may finish within DRAIN_TIMEOUT.
+It listens on HOST:PORT and forwards admitted requests to BACKEND_HOST:PORT_BACKEND
+(or BACKEND_SOCKET). Keys are read from AUTH_KEYS_FILE; SIGHUP or POST /reload reloads
+them. With TLS_CERT_FILE and TLS_KEY_FILE it serves HTTPS; SIGHUP reloads these too.
+SIGTERM drains: running requests may finish within DRAIN_TIMEOUT.
 """
 
 from __future__ import annotations

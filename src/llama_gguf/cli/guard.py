@@ -1,4 +1,4 @@
-"""Runs what may fail or hang, and goes on either way: for `diagnose`."""
+"""Runs work that may fail or hang, and returns in either case: for `diagnose`."""
 
 from __future__ import annotations
 
@@ -28,4 +28,4 @@ def within(seconds: float, work: Callable[[], Found]) -> tuple[Found | None, str
     thread.join(seconds)
     if found:
         return found[0], ""
-    return None, troubles[0] if troubles else f"it did not end within {seconds:g} s"
+    return None, troubles[0] if troubles else f"it did not finish within {seconds:g} s"

@@ -1,7 +1,7 @@
-"""The health server alone, on HOST:PORT_HEALTH.
+"""Run the health server alone, on HOST:PORT_HEALTH.
 
-With HEALTH_MODE=live it answers 200 to any GET. With HEALTH_MODE=ready it follows
-the llama-server at BACKEND_HOST:PORT_BACKEND in a rhythm of its own: 204 while it
+With HEALTH_MODE=live it returns 200 to any GET. With HEALTH_MODE=ready it polls the
+llama-server at BACKEND_HOST:PORT_BACKEND once a second, and returns 204 while that
 loads, 200 when it serves, 503 when it cannot be reached.
 """
 

@@ -1,4 +1,4 @@
-"""What ``llama-gguf keys`` shows. The only secret that may appear is the one just made."""
+"""The output of ``llama-gguf keys``. The only secret in it is that of a new key."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def fate_of_old(kept: Sequence[Key], ended: int) -> str:
 
 
 def _until(key: Key) -> str:
-    return "for ever" if key.expires_at is None else f"until {format_moment(key.expires_at)}"
+    return "forever" if key.expires_at is None else f"until {format_moment(key.expires_at)}"
 
 
 def print_removed(name: str, ended: int, path: str, *, as_json: bool) -> None:
@@ -45,14 +45,14 @@ def print_removed(name: str, ended: int, path: str, *, as_json: bool) -> None:
 
 
 def _sentence(key: Key, now: datetime) -> str:
-    limit = "" if key.rate_limit is None else f", {key.rate_limit} requests a minute"
+    limit = "" if key.rate_limit is None else f", {key.rate_limit} requests per minute"
     expiry = "" if key.expires_at is None else f", expires {_expiry(key, now)}"
     return f"Key {key.key_id}{limit}{expiry}:"
 
 
 def _whereabouts(key: Key, path: str) -> str:
     if key.hashed:
-        return f"Copy it now, it will not be shown again: {path} holds only its digest."
+        return f"Copy it now; it cannot be shown again: {path} contains only its digest."
     return f"It is stored in {path}."
 
 
@@ -67,7 +67,7 @@ def print_import(merged: Merged, path: str, *, as_json: bool) -> None:
     if as_json:
         say(json.dumps({"file": path, "imported": ids, "known": merged.known}))
         return
-    known = f" ({merged.known} were there already)" if merged.known else ""
+    known = f" ({merged.known} already present)" if merged.known else ""
     imported = _count(len(ids), "key")
     say(f"Imported {imported} into {path}{known}{': ' if ids else '.'}{', '.join(ids)}")
 
@@ -78,7 +78,7 @@ def print_hashed(changed: int, ring: KeyRing, path: str, as_json: bool) -> None:
         say(json.dumps({"file": path, "hashed": changed, "problems": problems}))
         return
     keys = _count(changed, "key")
-    say(f"{keys} of {path} had a secret there, and now a digest. The keys still work.")
+    say(f"Replaced the secrets of {keys} in {path} with digests. The keys still work.")
     _print_problems(ring, path)
 
 
@@ -106,9 +106,11 @@ def _facts(key: Key, now: datetime) -> dict[str, object]:
 
 def print_keys(ring: KeyRing, path: str, now: datetime) -> None:
     if ring.keys:
-        print_table(("ID", "A MINUTE", "EXPIRES", "STORED"), [_row(key, now) for key in ring.keys])
+        print_table(
+            ("ID", "PER MINUTE", "EXPIRES", "STORED"), [_row(key, now) for key in ring.keys]
+        )
     else:
-        say(f"There are no keys in {path}. Make one with: llama-gguf keys generate --file {path}")
+        say(f"There are no keys in {path}. Create one with: llama-gguf keys generate --file {path}")
     _print_problems(ring, path)
 
 

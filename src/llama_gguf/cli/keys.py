@@ -1,9 +1,9 @@
-"""Make, list, remove and replace API keys.
+"""Create, list, replace and revoke API keys.
 
-Keys live in a text file, one a line. It is AUTH_KEYS_FILE unless --file names another.
-A gateway that is running takes a change up by itself, within three seconds.
+Keys are stored in a text file, one per line: AUTH_KEYS_FILE, unless --file is given.
+A running gateway applies changes within three seconds.
 
-for example:
+Examples:
   llama-gguf keys generate --name alice --rate-limit 60 --expires 30d
   llama-gguf keys list
   llama-gguf keys rotate alice --grace 24h
@@ -29,7 +29,7 @@ from llama_gguf.core.keys import Key, KeyRing, Merged
 from llama_gguf.core.moments import parse_duration
 from llama_gguf.errors import UserError
 
-_TAKEN_UP: Final = "A running gateway takes this up within three seconds.\n"
+_TAKEN_UP: Final = "A running gateway applies this within three seconds.\n"
 _WHEN: Final = "30d, 24h, 60m, or a time such as 2027-01-31T12:00:00Z"
 
 _Value = TypeVar("_Value")
@@ -39,12 +39,14 @@ _Actions = argparse._SubParsersAction  # argparse has no public name for it
 
 def add_arguments(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    generate = _add_action(actions, "generate", _generate, "make a key and show it")
+    generate = _add_action(actions, "generate", _generate, "create a key and show it")
     generate.add_argument(
-        "--name", metavar="ID", help="the key's id [key- and 6 random hex digits]"
+        "--name", metavar="ID", help="id of the key [key- and 6 random hex digits]"
     )
-    generate.add_argument("--rate-limit", metavar="N", help="requests a minute [the gateway's]")
-    generate.add_argument("--expires", metavar="WHEN", help=f"{_WHEN} [never]")
+    generate.add_argument(
+        "--rate-limit", metavar="N", help="requests per minute [MAX_REQUESTS_PER_MINUTE]"
+    )
+    generate.add_argument("--expires", metavar="WHEN", help=f"when it expires: {_WHEN} [never]")
     generate.add_argument("--hashed", action="store_true", help="store only the key's digest")
     _add_output(generate)
 
@@ -57,29 +59,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> list[argparse.ArgumentPars
     remove.add_argument("name", metavar="ID")
     remove.add_argument("--json", action="store_true", help="print JSON")
 
-    rotate = _add_action(actions, "rotate", _rotate, "give a key a new secret, all else unchanged")
+    rotate = _add_action(actions, "rotate", _rotate, "replace a key's secret and keep all else")
     rotate.add_argument("name", metavar="ID")
     rotate.add_argument(
         "--grace",
         metavar="WHEN",
-        help=f"how long the old secret stays valid: {_WHEN} "
-        "[not at all, and earlier ones end with it]",
+        help=f"how long the old secret stays valid: {_WHEN} [not at all; earlier ones end as well]",
     )
     _add_output(rotate)
 
-    take = _add_action(actions, "import", _import, "take over the keys of another file")
+    take = _add_action(actions, "import", _import, "import the keys of another file")
     take.add_argument(
         "source",
         metavar="SOURCE",
-        help="a keys file, or a list of bare keys, one a line; - for standard input",
+        help="a keys file, or a list of bare keys, one per line; - for standard input",
     )
     take.add_argument("--hashed", action="store_true", help="store only the keys' digests")
     take.add_argument(
-        "--prefix", metavar="ID", default="imported", help="of ids for bare keys [imported]"
+        "--prefix", metavar="ID", default="imported", help="prefix of ids for bare keys [imported]"
     )
     take.add_argument("--json", action="store_true", help="print JSON")
 
-    hashing = _add_action(actions, "hash", _hash, "put digests in place of all secrets in the file")
+    hashing = _add_action(actions, "hash", _hash, "replace all secrets in the file with digests")
     hashing.add_argument("--json", action="store_true", help="print JSON")
     return list(actions.choices.values())
 
@@ -88,14 +89,14 @@ def _add_action(
     actions: _Actions[argparse.ArgumentParser], name: str, action: _Action, text: str
 ) -> argparse.ArgumentParser:
     parser = actions.add_parser(name, help=text, description=text)
-    parser.add_argument("--file", metavar="PATH", help="the keys file [AUTH_KEYS_FILE]")
+    parser.add_argument("--file", metavar="PATH", help="keys file [AUTH_KEYS_FILE]")
     parser.set_defaults(action=action)
     return parser
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
     output = parser.add_mutually_exclusive_group()
-    output.add_argument("--quiet", action="store_true", help="print the new key and nothing else")
+    output.add_argument("--quiet", action="store_true", help="print only the new key")
     output.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -151,12 +152,12 @@ def _new_key(
             expires_at=expires_at,
         )
     except ValueError as wanted:
-        raise UserError(f"{name!a} cannot be a key: {wanted}", exit_status=2) from None
+        raise UserError(f"cannot create the key {name!a}: {wanted}", exit_status=2) from None
     (key,) = KeyRing.parse(line).keys
     if key.is_retired:
         raise UserError(
-            f"{name!a} cannot be a key: an id that ends in -old- and six hexadecimal digits "
-            f"stands for an old secret of {key.key_id}",
+            f"cannot create the key {name!a}: an id that ends in -old- and six hexadecimal digits "
+            f"is reserved for old secrets of {key.key_id}",
             exit_status=2,
         )
     return _NewKey(key, secret, line)
@@ -169,7 +170,7 @@ def _store(path: str, new: _NewKey) -> None:
         text = keys.without_ended(text, datetime.now(UTC).timestamp())
         if KeyRing.parse(text).named(name):
             raise UserError(
-                f"there is a key {name} in {path} already; take another --name, "
+                f"{path} already has a key {name}; use another --name, "
                 f"or replace its secret with: llama-gguf keys rotate {name}"
             )
         return keys.add_line(text or keys.NEW_FILE, new.line)
@@ -315,7 +316,7 @@ def _import(arguments: argparse.Namespace, path: str) -> None:
         merged = keys.merge(text, other, prefix=arguments.prefix, hashes=arguments.hashed)
         if merged.problems:
             lines = "".join(f"\n  line {p.line}: {p.reason}" for p in merged.problems)
-            raise UserError(f"nothing was imported, since of {source}{lines}")
+            raise UserError(f"nothing was imported, because of these lines of {source}:{lines}")
         done.append(merged)
         return merged.text if merged.added else text
 
@@ -344,7 +345,7 @@ def _secrets_of(text: str, name: str, path: str) -> list[Key]:
     if not found:
         raise UserError(
             f"there is no key {name!a} in {path}; "
-            f"see which there are with: llama-gguf keys list --file {path}"
+            f"list its keys with: llama-gguf keys list --file {path}"
         )
     return found
 
@@ -355,7 +356,7 @@ def _read(flag: str, text: str | None, parse: Callable[[str], _Value]) -> _Value
     try:
         return parse(text)
     except ValueError as wanted:
-        raise UserError(f"{flag} {text!a} cannot be used: {wanted}", 2) from None
+        raise UserError(f"{flag} {text!a} is invalid: {wanted}", 2) from None
 
 
 def _read_when(flag: str, text: str | None, now: datetime) -> float | None:

@@ -1,4 +1,4 @@
-"""Every secret that `diagnose` can find out about, so that none of them is in its bundle.
+"""Every secret that `diagnose` can find, so that its bundle contains none of them.
 
 What cannot be read gives none, and is told: then only what looks like a secret is taken out.
 """
@@ -29,7 +29,7 @@ def gather(context: Context) -> tuple[set[str], list[str]]:
     for what, look in (
         ("the environment", lambda: _of_environment(context)),
         ("the keys file", lambda: _of_keys_file(context.settings.auth_keys_file)),
-        ("a login that huggingface_hub has kept", lambda: _of_hub_login(context)),
+        ("the stored login of huggingface_hub", lambda: _of_hub_login(context)),
         ("the processes", _of_processes),
     ):
         _add(found, troubles, what, look)

@@ -1,4 +1,4 @@
-"""Which event loop the commands run on that have one."""
+"""The event loops of the commands that need one."""
 
 from __future__ import annotations
 

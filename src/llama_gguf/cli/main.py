@@ -1,4 +1,4 @@
-"""The door: parses the command line, reads the environment, runs one command.
+"""The entry point: parses the command line, reads the environment, runs one command.
 
 The only reader of ``os.environ``. A command's module is imported
 only when that command runs, so that ``gateway`` starts without what ``pull`` needs.
@@ -29,19 +29,19 @@ from llama_gguf.errors import UserError
 
 COMMANDS: Final[Mapping[str, str]] = {
     "serve": "serve a model: llama-server, gateway and health server, supervised",
-    "gateway": "the gateway alone, in front of a llama-server that runs elsewhere",
-    "health": "the health server alone",
-    "keys": "make and list API keys",
+    "gateway": "run the gateway alone, in front of a llama-server that runs elsewhere",
+    "health": "run the health server alone",
+    "keys": "create, list, replace and revoke API keys",
     "pull": "fetch a model, with a progress bar",
-    "check": "what `serve` would do, and what would stop it",
-    "diagnose": "a support bundle: logs, versions, settings, and no secrets",
-    "bench": "put load on an endpoint and measure it; compare two runs",
+    "check": "show what `serve` would use, and what prevents a start",
+    "diagnose": "write a support bundle: logs, versions, settings, without secrets",
+    "bench": "measure an endpoint under load; compare two runs",
 }
 HELP_COLUMNS: Final = 100
 EPILOG: Final = """\
-to begin:
+first steps:
   llama-gguf pull smollm2          fetch a small demo model
-  llama-gguf keys generate         make an API key
+  llama-gguf keys generate         create an API key
   llama-gguf serve smollm2         serve it
 
 Every setting is an environment variable and a flag: `llama-gguf serve --help`.
@@ -108,12 +108,12 @@ def _complaint(word: str, help_text: str) -> str:
 
     flag = word.partition("=")[0]
     if not flag.startswith("-"):
-        return "one word too many; see --help"
+        return "too many arguments; see --help"
     for name, about in core_settings.ABOUT.items():
         if about.secret and flag == core_settings.flag(name):
             variable = core_settings.variable(name)
-            return f"{variable} is read from the environment only: flags are seen by everybody"
-    return f"there is no {flag}{question(flag, _FLAG.findall(help_text)) or '; see --help'}"
+            return f"{variable} can only be set in the environment: other users can read flags"
+    return f"unknown flag {flag}{question(flag, _FLAG.findall(help_text)) or '; see --help'}"
 
 
 def command_parser(name: str) -> argparse.ArgumentParser:

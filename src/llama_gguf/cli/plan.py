@@ -1,4 +1,4 @@
-"""What `serve` is about to do, worked out once for `serve` and for `check`."""
+"""Decisions of a start, shared by `serve` and `check`: ports, model, keys."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ports(settings: Settings) -> dict[str, int]:
     for port in found.values():
         same = [variable(name) for name in names if found[name] == port]
         if len(same) > 1:
-            raise UserError(f"{port} is given to {' and '.join(same)}: choose another.", 2)
+            raise UserError(f"{' and '.join(same)} have the same port, {port}: choose another.", 2)
     return found
 
 

@@ -1,12 +1,12 @@
 """Fetch a model into MODELS_DIR, with a progress bar.
 
 Examples:
-  llama-gguf pull smollm2                   a name it knows, see --list
-  llama-gguf pull hf:OWNER/NAME:Q4_K_M      from a hub, by quantisation; a token is in HF_TOKEN
-  llama-gguf pull hf:OWNER/NAME/FILE.gguf   the same, by file; of a split model, any part of it
+  llama-gguf pull smollm2                   a known name, see --list
+  llama-gguf pull hf:OWNER/NAME:Q4_K_M      from a hub, by quantisation; HF_TOKEN is the token
+  llama-gguf pull hf:OWNER/NAME/FILE.gguf   from a hub, by file; of a split model, any part
   llama-gguf pull https://HOST/FILE.gguf    from a URL
 
-Hubs and URLs: what was cut off is gone on with by the same command.
+The same command resumes an interrupted download from a hub or a URL.
 """
 
 from __future__ import annotations
@@ -28,16 +28,18 @@ from llama_gguf.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="what to fetch [MODEL_NAME]")
-    parser.add_argument("--list", action="store_true", help="show the names it knows")
-    parser.add_argument("--force", action="store_true", help="fetch it even if it is there")
-    parser.add_argument("--sha256", default="", metavar="HEX", help="what a URL's file must have")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="model to fetch [MODEL_NAME]")
+    parser.add_argument("--list", action="store_true", help="list the known names")
+    parser.add_argument("--force", action="store_true", help="fetch it even if it is present")
+    parser.add_argument(
+        "--sha256", default="", metavar="HEX", help="expected SHA-256 of a URL's file"
+    )
     parser.add_argument("--name", default="", metavar="FILE.gguf", help="name for a URL's file")
-    parser.add_argument("--quiet", action="store_true", help="no progress; print the path only")
+    parser.add_argument("--quiet", action="store_true", help="print only the path")
     # `serve` fetches with this command, and is doing already what the advice would be.
     parser.add_argument("--no-advice", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--progress-fd", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--json", action="store_true", help="print what there is now as JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(arguments: argparse.Namespace, context: Context) -> int:
@@ -47,7 +49,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
         return 0
     wanted = arguments.model or context.settings.model_name
     if not wanted:
-        raise UserError("Say what to fetch, as in `llama-gguf pull smollm2`; or --list.", 2)
+        raise UserError("Specify a model, as in `llama-gguf pull smollm2`, or use --list.", 2)
     meter_factory: MeterFactory = _no_meter if arguments.quiet else download_meter
     if arguments.progress_fd is not None:
         from llama_gguf.cli import output
@@ -121,7 +123,7 @@ def _tell(pulled: Pulled, wanted: str, *, context: Context, advises: bool) -> No
         for setting in ("data_dir", "models_dir")
         if context.sources[setting] == "flag"
     )
-    there = "fetched and checked" if pulled.fetched else "there already; --force fetches it again"
+    there = "fetched and checked" if pulled.fetched else "already present; --force fetches it again"
     say(f"{pulled.path} ({size_text(pulled.bytes)}): {there}.")
     if advises:
         say(f"Serve it: llama-gguf serve {shlex.quote(name)}{folder}")

@@ -1,7 +1,7 @@
-"""Prints the reference pages from code: ``python -m llama_gguf.cli.reference [--check]``.
+"""Generates the reference pages from code: ``python -m llama_gguf.cli.reference [--check]``.
 
-Settings, flags, metrics and error codes are told in one place each, in code. These
-pages are made from that, and ``--check`` says which of them is out of date.
+Settings, flags, metrics and error codes are each declared in one place, in code. These
+pages are generated from it, and ``--check`` lists those that are out of date.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from llama_gguf.core.metrics import METRICS
 from llama_gguf.errors import GatewayError
 from llama_gguf.gateway import upstream
 
-_MADE: Final = "<!-- Printed from code by `make reference`; edit the code instead. -->\n"
+_MADE: Final = "<!-- Generated from code by `make reference`; edit the code instead. -->\n"
 
 
 def settings_page() -> str:
@@ -36,9 +36,9 @@ def settings_page() -> str:
         _MADE,
         "# Settings\n",
         "Every setting is an environment variable and a flag of the commands that use it "
-        "(`MAX_QUEUE_SIZE` is `--max-queue-size`). A flag beats the environment, which beats the "
-        "default. A variable that is there but empty counts as not set. Durations are seconds, "
-        "sizes are bytes. `llama-gguf check` shows what is in force and where it came from.\n",
+        "(`MAX_QUEUE_SIZE` is `--max-queue-size`). A flag overrides the environment, which "
+        "overrides the default. An empty variable counts as not set. Durations are in seconds, "
+        "sizes in bytes. `llama-gguf check` shows the effective values and their sources.\n",
     ]
     for section, names in groupby(settings.FIELDS, lambda n: settings.ABOUT[n].section):
         parts.append(f"## {section.capitalize()}\n")
@@ -62,10 +62,10 @@ def _cell(text: str) -> str:
 def env_example() -> str:
     """A file to copy to ``.env``: every variable, commented out, at its default."""
     lines = [
-        "# Every setting with its default. Copy this file to .env and take the # away where you",
-        "# want something else. Compose reads it by itself, and `docker run` with --env-file; for",
-        "# `llama-gguf` itself, a shell has to: `set -a; . ./.env; set +a`, with quotes where a",
-        "# value has spaces. Printed from code by `make reference`.",
+        "# All settings with their defaults. Copy this file to .env, and remove the # before each",
+        "# setting that you change. Compose reads .env by default, `docker run` with --env-file.",
+        "# For `llama-gguf` itself, load it in a shell: `set -a; . ./.env; set +a`, with quotes",
+        "# around values that contain spaces. Generated from code by `make reference`.",
     ]
     for section, names in groupby(settings.FIELDS, lambda n: settings.ABOUT[n].section):
         lines += ["", f"# --- {section}"]
@@ -108,13 +108,13 @@ def metrics_page() -> str:
         [
             _MADE,
             "# Metrics\n",
-            "`GET /metrics` answers JSON; with `Accept: text/plain` or an OpenMetrics type, or "
-            "with `?format=prometheus`, Prometheus' text. It needs no key unless "
-            "`METRICS_AUTH_ENABLED` is true, and never asks the engine. Prometheus' text has "
-            "besides the usual `process_*`, and llama-server's own as `llama_gguf_engine_*` "
-            "([which, and when](observability.md)).\n\nIn JSON, names of "
-            "counters are without `_total`, and each bucket of a histogram has what fell into it "
-            "alone; in the text, as Prometheus wants it, also what is in those below.\n",
+            "`GET /metrics` returns JSON; with `Accept: text/plain` or an OpenMetrics type, or "
+            "with `?format=prometheus`, Prometheus' text format. It requires no key unless "
+            "`METRICS_AUTH_ENABLED` is true, and sends no request to the engine. The text format "
+            "also has the usual `process_*`, and llama-server's metrics as `llama_gguf_engine_*` "
+            "([observability.md](observability.md)).\n\nIn JSON, the names of counters have no "
+            "`_total`, and each bucket of a histogram counts only its own range; in the text "
+            "format, buckets are cumulative.\n",
             "| name | type | labels | meaning |\n|---|---|---|---|",
             *rows,
             "",
@@ -175,12 +175,12 @@ def logs_page() -> str:
         [
             _MADE,
             "# Log events\n",
-            "What the program itself logs. With `LOG_FORMAT=json`, each line is an object: `time`, "
-            "`level`, `event`, `logger`, `message`, then the event's facts, and `exception` where "
-            "there is a traceback. Alerts and searches belong on `event` and facts, whose names "
-            "stay; messages may be reworded. `seconds` are durations, `share` is from 0 to 1, and "
-            "a fact that is not known is `null`. Lines of llama-server and of libraries have the "
-            "event `other` and no facts.\n",
+            "The events that the program logs. With `LOG_FORMAT=json`, a line is an object: "
+            "`time`, `level`, `event`, `logger`, `message`, then the event's facts, and "
+            "`exception` if there is a traceback. Base alerts and searches on `event` and facts, "
+            "whose names stay; messages may be reworded. `seconds` are durations, `share` is "
+            "from 0 to 1, and an unknown fact is `null`. Lines of llama-server and of libraries "
+            "have the event `other` and no facts.\n",
             "As text, a line has time, level and message; a traceback and the fact `lines` follow "
             "it, indented. Control characters are escaped, so that no value can forge a line.\n",
             "| event | level | message | facts |\n|---|---|---|---|",
@@ -207,9 +207,9 @@ def errors_page() -> str:
         [
             _MADE,
             "# Errors\n",
-            "Answers of the gateway's own are JSON in OpenAI's envelope, "
+            "Errors of the gateway are JSON in OpenAI's envelope, "
             '`{"error": {"message", "type", "param", "code"}}`; on `/v1/messages` in Anthropic\'s. '
-            "Errors of llama-server pass through as they are; theirs have a number as `code`.\n",
+            "Errors of llama-server pass unchanged; their `code` is a number.\n",
             "| status | code | type | when |\n|---|---|---|---|",
             *rows,
             "",
@@ -232,15 +232,15 @@ def modules_page() -> str:
     parts = [
         _MADE,
         "# Modules\n",
-        "Each module's own first line. Which may import which: "
+        "The first line of each module's docstring. Permitted imports: "
         "`cli → supervisor → gateway, engine, health, bench → probe, keyfile, logfile → events → "
         "core → errors`, "
-        "only to the right. How they work together: [architecture.md](architecture.md).\n",
+        "only to the right. [architecture.md](architecture.md) describes how they work together.\n",
     ]
     package = Path(llama_gguf.__file__).parent
     for folder, modules in groupby(_modules(package), lambda module: module.parent):
         parts.append(f"## {folder.relative_to(package.parent).as_posix()}/\n")
-        parts.append("| module | |\n|---|---|")
+        parts.append("| module | content |\n|---|---|")
         parts += [f"| `{m.name}` | {_cell(_docstring_line(m))} |" for m in modules]
         parts.append("")
     return "\n".join(parts)
@@ -268,18 +268,18 @@ def states_page() -> str:
         [
             _MADE,
             "# States\n",
-            "Drawn from the tables in code; what is not drawn cannot happen, and raises.\n",
+            "Drawn from the tables in code. Any other transition is a bug and raises an error.\n",
             "## An exchange\n",
-            "A request and its answer: `core/exchange.py`. A client's connection has one after "
-            "the other.\n",
+            "A request and its response: `core/exchange.py`. A client connection has one exchange "
+            "at a time.\n",
             _diagram(exchange.State.READING, of_exchange),
             "## llama-server\n",
-            "As the supervisor sees it: `core/restart.py`. A gateway on its own knows one state "
-            "more, `unreachable`.\n",
+            "As tracked by the supervisor: `core/restart.py`. A gateway without a supervisor has "
+            "one more state, `unreachable`.\n",
             _diagram(EngineState.STARTING, of_engine),
             "## A connection to llama-server\n",
-            "What it is in the middle of: `gateway/upstream.py`.\n",
-            "| phase | |\n|---|---|",
+            "What the connection is used for at the moment: `gateway/upstream.py`.\n",
+            "| phase | meaning |\n|---|---|",
             *_members(upstream.Phase),
             "",
         ]
@@ -331,7 +331,7 @@ def main() -> int:
     stale = out_of_date(root)
     if "--check" in sys.argv[1:]:
         if stale:
-            sys.stderr.write(f"out of date: {', '.join(stale)}. `make reference` prints them.\n")
+            sys.stderr.write(f"out of date: {', '.join(stale)}. `make reference` generates them.\n")
         return 1 if stale else 0
     for name in stale:
         (root / name).parent.mkdir(parents=True, exist_ok=True)

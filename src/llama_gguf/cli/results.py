@@ -1,4 +1,4 @@
-"""What `check` has found: a subject, a sentence, and whether something has to be done."""
+"""A finding of `check`: its subject, a sentence, and whether it is a problem."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Serve a model: llama-server, the gateway and the health server, supervised.
 
-MODEL is a path, the name of a file in MODELS_DIR, or a name that `pull` knows,
-which is fetched when it is not there. Clients talk to HOST:PORT with an API key
-from AUTH_KEYS_FILE; platforms ask HOST:PORT_HEALTH. SIGTERM (or Ctrl-C) drains:
-what runs may finish within DRAIN_TIMEOUT. SIGHUP reads the keys and the TLS
-certificate again.
+MODEL is a path, the name of a file in MODELS_DIR, or a name that `pull` accepts,
+which is fetched if it is not present. Clients connect to HOST:PORT with an API key
+from AUTH_KEYS_FILE; platforms poll HOST:PORT_HEALTH. SIGTERM (or Ctrl-C) drains:
+running requests may finish within DRAIN_TIMEOUT. SIGHUP reloads the keys and the
+TLS certificate.
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ _SECRET_NAME: Final = re.compile("KEY|TOKEN|SECRET|PASS|CREDENTIAL|_PWD", re.IGN
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="the model to serve")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="model to serve")
     parser.add_argument(
         "--create-key",
         action="store_true",
-        help="make an API key when AUTH_KEYS_FILE has none, and show it once",
+        help="create an API key if AUTH_KEYS_FILE has none, and show it once",
     )
 
 
@@ -205,7 +205,7 @@ class _Serving:
         path = self._settings.auth_keys_file
         if not len(plan.keys_in(path)):
             self._new_key = create_key(path, name="default")
-            say(f"A new API key, shown this once and kept in {path}:\n\n    {self._new_key}\n")
+            say(f"A new API key, shown only once and stored in {path}:\n\n    {self._new_key}\n")
 
     # On the way to a served model ---------------------------------------------------------------
 
@@ -255,7 +255,7 @@ class _Serving:
             "cpus": str(here.cpus),
             "memory": f"{_size(here.memory_available)} of {_size(here.memory_total)} available",
             "disk": f"{_size(disk)} free",
-            "settings": self._chosen_settings() or "all at their defaults",
+            "settings": self._chosen_settings() or "all at defaults",
         }
         for label, text in rows.items():
             _log.info("boot_fact", "{name:<9} {value}", name=label, value=text)
@@ -299,7 +299,7 @@ def _size(size: int | None) -> str:
 
 
 _TLS_ADVICE: Final = """
-# The certificate has to be for the host in the URL. Where nobody trusts its issuer yet:
+# The certificate must match the host in the URL. If its issuer is not trusted yet:
 # curl --cacert FILE, and export SSL_CERT_FILE=FILE for Python.
 """
 
@@ -367,6 +367,6 @@ def _hold(environ: Mapping[str, str]) -> int:
     for name in sorted(environ):
         hidden = _SECRET_NAME.search(name)
         say(f"{name}={core_settings.MASK if hidden else mask_urls(environ[name])}")
-    say(f"DEBUG_SHELL: holding for {DEBUG_SHELL_SECONDS} s.")
+    say(f"DEBUG_SHELL: waiting for {DEBUG_SHELL_SECONDS} s.")
     time.sleep(DEBUG_SHELL_SECONDS)
     return 0

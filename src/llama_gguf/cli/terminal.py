@@ -42,7 +42,7 @@ def flush() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             raise
-        raise UserError(f"what there is to say cannot be written: {error.strerror}") from None
+        raise UserError(f"the output cannot be written: {error.strerror}") from None
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

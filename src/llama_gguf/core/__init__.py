@@ -1,4 +1,4 @@
-"""Every decision, and nothing else: no socket, clock, file, environment or log in here.
+"""Pure decisions: no socket, clock, file, environment or log in here.
 
 A function is handed the time and the facts and returns what to do. Tests need no
 fakes, and the hot path calls these functions directly.

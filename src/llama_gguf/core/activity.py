@@ -1,4 +1,4 @@
-"""What the gateway tells the supervisor: how much is asked of the engine.
+"""Reported by the gateway to the supervisor: the requests that need the engine.
 
 The other direction of the channel is ``EngineStatus``. Both are a line of JSON, and
 both say how it is and not what has changed, so that a line that is lost or comes

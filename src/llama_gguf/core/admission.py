@@ -1,4 +1,4 @@
-"""Who may go to the engine now, who waits, and who is turned away.
+"""Admission to the engine: which request runs now, which waits, which is rejected.
 
 A request that needs a slot arrives; the decision, in this order:
 

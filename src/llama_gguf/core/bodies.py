@@ -1,4 +1,4 @@
-"""A request's body while it comes in: read whole before anything is done with it."""
+"""A request's body, which is read completely before it is forwarded."""
 
 from __future__ import annotations
 
@@ -42,5 +42,5 @@ class IncomingBody:
         try:
             taken = chunked.feed(data, self.data)
         except ChunkedError as error:
-            raise BadRequest(f"The body cannot be read: {error}.") from None
+            raise BadRequest(f"The request body cannot be read: {error}.") from None
         return data[taken:] if chunked.is_done else None

@@ -1,4 +1,4 @@
-"""Memory for the bodies of requests that are being read or wait: bounded in all, and by key.
+"""Memory for request bodies that are being read or wait: bounded in total and per key.
 
 Only what has arrived counts: a declared length costs its sender nothing.
 """

@@ -1,4 +1,4 @@
-"""The chunked transfer coding (RFC 9112 section 7.1), followed without copying it.
+"""The chunked transfer coding (RFC 9112 section 7.1), tracked without copying the body.
 
 Heads are parsed by llhttp. A body only has to be *followed*, so that its end is
 known, and that takes a table of four states. Whatever is not exactly in the
@@ -128,7 +128,7 @@ class ChunkedBody:
             self._on_size(line)
         elif self._state is _State.DATA_END:
             if line != b"\r\n":
-                raise ChunkedError("a chunk's data is longer than its size says")
+                raise ChunkedError("a chunk's data is longer than its size")
             self._state = _State.SIZE
         elif line == b"\r\n":
             self._state = _State.DONE

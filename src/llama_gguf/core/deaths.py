@@ -1,4 +1,4 @@
-"""Why llama-server died, in words a person can act on."""
+"""Why llama-server died, in words that an operator can act on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the engine is, in one value, and what follows from it.
+"""The engine's status as one value, and what follows from it.
 
 The supervisor makes an ``EngineStatus`` from its state machine, a gateway on its
 own from its probe. Health, admission and metrics are views of it: no request to

@@ -1,4 +1,4 @@
-"""What ``llama-server --help`` says of its flags, held against EXTRA_ARGS before it starts."""
+"""The flags in ``llama-server --help``, compared with EXTRA_ARGS before it starts."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ def complaints(words: Sequence[str], flags: Mapping[str, bool]) -> Iterator[str]
             yield _unknown(word, flag, flags)
         elif flags[flag]:
             if at == len(words):
-                yield f"{word} wants a value"
+                yield f"{word} requires a value"
             at += 1
 
 
 def _unknown(word: str, flag: str, flags: Mapping[str, bool]) -> str:
     name, equals, _ = flag.partition("=")
     if equals and name in flags:
-        return f"{word}: its value has to be a word of its own, after a space"
+        return f"{word}: its value must be a separate word, after a space"
     if not word.startswith("-"):
-        return f"{word} is the value of nothing: look at the words before it"
-    return f"llama-server has no {word}{question(flag, flags)}"
+        return f"{word} is not the value of a flag: check the words before it"
+    return f"llama-server has no flag {word}{question(flag, flags)}"
 
 
 def question(flag: str, flags: Iterable[str]) -> str:
     """What to ask of whoever gave *flag*; empty when none of *flags* is like it."""
     near = difflib.get_close_matches(flag, flags, n=1, cutoff=0.7)
-    return f"; is {near[0]} meant?" if near else ""
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,4 +1,4 @@
-"""llama-server's own metrics, read out of its text and named as ours.
+"""llama-server's metrics, parsed from its text format and renamed with our prefix.
 
 Its names have a colon, which Prometheus keeps for recording rules, and no prefix that says whose
 they are among ours. Nothing that it could send grows without a bound.

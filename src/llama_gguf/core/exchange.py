@@ -1,4 +1,4 @@
-"""The life of one exchange: a request and its response.
+"""The states of one exchange: a request and its response.
 
 Rule 1: every state and every transition is in ``TRANSITIONS``; the protocol
 classes hold buffers and timers, never a second opinion about the state.

@@ -1,4 +1,4 @@
-"""Rules for header fields: what is forwarded, dropped, replaced or refused.
+"""Rules for header fields: what is forwarded, dropped, replaced or rejected.
 
 Pure functions on lists of ``(name, value)`` as llhttp hands them over. Decisions
 are taken once per field *name*: a bounded memo of exact names says what to do.
@@ -180,13 +180,13 @@ def read_request(fields: Fields, *, version: str, rules: Rules = USUAL_RULES) ->
     # RFC 9112 section 3.2: no Host in 1.1, or several, or an invalid one, is 400. HTTP/1.0
     # clients may leave it out.
     if hosts != 1 and (hosts or version != "1.0"):
-        raise BadRequest("A request needs exactly one Host field.")
+        raise BadRequest("A request must have exactly one Host field.")
     if read.is_chunked and read.content_length is not None:
-        raise BadRequest("Content-Length and Transfer-Encoding exclude each other.")
+        raise BadRequest("A request must not have both Content-Length and Transfer-Encoding.")
     if version == "1.0":
         # RFC 9112 section 6.1: faulty framing. RFC 9110 section 10.1.1: Expect is ignored.
         if read.is_chunked:
-            raise BadRequest("HTTP/1.0 has no Transfer-Encoding.")
+            raise BadRequest("An HTTP/1.0 request must not have Transfer-Encoding.")
         read.expects_continue = False
     if read.connection - _PLAIN_CONNECTION:
         _drop_nominated(read, fields, rules)
@@ -205,7 +205,7 @@ def _read_special(read: RequestFields, kind: Kind, name: bytes, value: bytes) ->
             _read_coding(read, value)
         case Kind.EXPECT:
             if value.lower() != b"100-continue":
-                raise ExpectationFailed("The only expectation understood is 100-continue.")
+                raise ExpectationFailed("The only supported expectation is 100-continue.")
             read.expects_continue = True
         case Kind.ORIGIN:
             read.origin = value
@@ -225,13 +225,13 @@ def _check_host(value: bytes) -> None:
 def _read_length(read: RequestFields, value: bytes) -> None:
     # llhttp refuses signs and several lengths already; int() would take more than digits.
     if read.content_length is not None or not value.isdigit() or len(value) > 18:
-        raise BadRequest("Content-Length must be there once, in digits.")
+        raise BadRequest("Content-Length must be a single number in digits.")
     read.content_length = int(value)
 
 
 def _read_coding(read: RequestFields, value: bytes) -> None:
     if read.is_chunked or value.lower() != b"chunked":
-        raise BadRequest("The only Transfer-Encoding understood is chunked, once.")
+        raise BadRequest("The only supported Transfer-Encoding is chunked, once.")
     read.is_chunked = True
 
 
@@ -292,7 +292,7 @@ def check_head_size(head: bytes, *, line: int, field: int, total: int) -> None:
         return
     first, *others = head.split(b"\r\n")
     if len(first) > line:
-        raise UriTooLong(f"The request line is over {line} bytes.", close=True)
+        raise UriTooLong(f"The request line is longer than {line} bytes.", close=True)
     if max(map(len, others), default=0) > field or len(head) > total:
         raise HeadTooLarge("The header fields are too long.", close=True)
 
@@ -361,7 +361,7 @@ def read_response(fields: Fields, *, status: int, to_head: bool) -> ResponseFiel
             forwarded += (name, b": ", value, b"\r\n")
         elif kind is Kind.CONTENT_LENGTH:
             if read.length is not None or not value.isdigit() or len(value) > 18:
-                raise UpstreamError("The engine's answer has a malformed Content-Length.")
+                raise UpstreamError("The engine's response has a malformed Content-Length.")
             read.length = int(value)
         elif kind is not Kind.DROP:
             _read_special_response(read, kind, name, value)
@@ -375,7 +375,7 @@ def _read_special_response(read: ResponseFields, kind: Kind, name: bytes, value:
     match kind:
         case Kind.TRANSFER_ENCODING:
             if read.framing is Framing.CHUNKED or value.lower() != b"chunked":
-                raise UpstreamError("The engine's answer has an unknown Transfer-Encoding.")
+                raise UpstreamError("The engine's response has an unknown Transfer-Encoding.")
             read.framing = Framing.CHUNKED
         case Kind.CONNECTION:
             read.connection |= _tokens(value)
@@ -396,7 +396,7 @@ def _drop_nominated_response(read: ResponseFields, fields: Fields) -> None:
 
 def _framing(read: ResponseFields, *, status: int, to_head: bool) -> Framing:
     if read.framing is Framing.CHUNKED and read.length is not None:
-        raise UpstreamError("The engine's answer has both Content-Length and Transfer-Encoding.")
+        raise UpstreamError("The engine's response has both Content-Length and Transfer-Encoding.")
     # Whatever they claim, these have no body.
     if to_head or status in (204, 304):
         return Framing.NONE

@@ -1,4 +1,4 @@
-"""The header of a GGUF file: what the model is, and whether the file is whole.
+"""The header of a GGUF file: facts about the model, and whether the file is complete.
 
 Little-endian GGUF of versions 2 and 3, which is all that llama.cpp reads on the machines it
 serves from: big-endian files and version 1 are refused by name.
@@ -165,7 +165,7 @@ def _check_version(version: int) -> None:
 
 def _at_most(limit: int, count: int, what: str) -> int:
     if count > limit:
-        raise GgufError(f"no model: it claims to have {count} {what}")
+        raise GgufError(f"not a model: it claims to have {count} {what}")
     return count
 
 
@@ -210,7 +210,7 @@ def _read_tensor(header: Cursor) -> _Tensor:
 def _alignment(values: Mapping[str, Value]) -> int:
     alignment = values.get("general.alignment", DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-        raise GgufError(f"damaged: its alignment is {alignment}, which is no power of two")
+        raise GgufError(f"damaged: its alignment is {alignment}, which is not a power of two")
     return alignment
 
 

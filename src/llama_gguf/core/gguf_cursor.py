@@ -1,4 +1,4 @@
-"""A bounded walk over the header of a GGUF file.
+"""A bounded reader of the header of a GGUF file.
 
 Every length is held against the size of the file, and against ``MAX_HEADER_BYTES``, before
 anything of that length is read: a hostile file costs that much reading and a chunk of memory.
@@ -45,10 +45,10 @@ class Cursor:
         if end > self._file_bytes:
             raise GgufError(
                 f"cut off within its header: it has {self._file_bytes} bytes, "
-                f"and byte {end} would belong to the header still"
+                f"but the header extends to byte {end} or beyond"
             )
         if end > MAX_HEADER_BYTES:
-            raise GgufError(f"no model: its header would be {end} bytes long")
+            raise GgufError(f"not a model: its header would be {end} bytes long")
 
     def _fill(self, size: int) -> None:
         missing = size - (len(self._buffer) - self._at)

@@ -1,4 +1,4 @@
-"""What GGUF's numbers stand for: llama.cpp's file types and ggml's tensor types."""
+"""The meaning of GGUF's numbers: llama.cpp's file types and ggml's tensor types."""
 
 from __future__ import annotations
 
@@ -100,9 +100,9 @@ GUESSED: Final = 1024
 # How files begin that people take for models, longest first where one begins like another.
 LOOKS: Final[tuple[tuple[bytes, str], ...]] = (
     (b"version https://git-lfs", "a git-lfs pointer, not the model; `git lfs pull` fetches it"),
-    (b"<!doctype html", "an HTML page, such as a web site shows in place of the file"),
-    (b"<html", "an HTML page, such as a web site shows in place of the file"),
-    (b"<?xml", "an XML text, such as a storage service answers with"),
+    (b"<!doctype html", "an HTML page, such as a web site returns instead of the file"),
+    (b"<html", "an HTML page, such as a web site returns instead of the file"),
+    (b"<?xml", "an XML document, such as a storage service returns for an error"),
     (b"pk\x03\x04", "a zip archive, such as a wheel or a PyTorch checkpoint"),
     (b"\x80\x02", "a Python pickle, such as a PyTorch checkpoint"),
     (b"\x1f\x8b", "a gzip file; unpack it first"),
@@ -111,6 +111,6 @@ LOOKS: Final[tuple[tuple[bytes, str], ...]] = (
     (b"tjgg", "a GGML file from before GGUF, which llama.cpp no longer reads"),
     (b"fmgg", "a GGML file from before GGUF, which llama.cpp no longer reads"),
     (b"lmgg", "a GGML file from before GGUF, which llama.cpp no longer reads"),
-    (b"{", "a JSON text"),
+    (b"{", "a JSON document"),
 )
 """Compared without regard to case, after leading white space."""

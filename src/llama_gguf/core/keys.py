@@ -28,7 +28,7 @@ from llama_gguf.core.moments import ISO_8601, format_moment, parse_moment
 
 MAX_RATE_LIMIT: Final = 1_000_000_000
 HASH_MARK: Final = "sha256$"
-NEW_FILE: Final = "# key_id:api_key[:rate_limit a minute][:expiration, ISO 8601]\n"
+NEW_FILE: Final = "# key_id:api_key[:rate_limit per minute][:expiration, ISO 8601]\n"
 LINES_PER_PAUSE: Final = 64
 """Some 0.5 ms of work."""
 
@@ -48,13 +48,13 @@ _WANTED_LINE: Final = "a line must be key_id:api_key[:rate_limit][:expiration]"
 _OR_BARE: Final = ", or a key alone, which must be 16 to 128 of A-Z a-z 0-9 _ -"
 _WANTED_ID: Final = "the key id must be 1 to 64 of A-Z a-z 0-9 _ -"
 _WANTED_FREE: Final = "the key id is taken by another key"
-_WANTED_NEW: Final = "it holds an old secret of a key that is in the file already"
+_WANTED_NEW: Final = "it contains an old secret of a key that is already in the file"
 _WANTED_API_KEY: Final = (
     "the api key must be 16 to 128 of A-Z a-z 0-9 _ -, or sha256$ and 64 hex digits"
 )
 _WANTED_RATE: Final = f"the rate limit must be a whole number from 1 to {MAX_RATE_LIMIT}"
 _WANTED_REST: Final = (
-    "after the api key come a rate limit, an expiration, or both with a colon between them; "
+    "the api key may be followed by a rate limit, an expiration, or both with a colon between; "
     f"{_WANTED_RATE}; the expiration must be {ISO_8601}"
 )
 

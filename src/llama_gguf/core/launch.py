@@ -1,4 +1,4 @@
-"""How llama-server is started: its argv and its environment, from settings and facts."""
+"""How llama-server is started: its argv and environment, made from settings and facts."""
 
 from __future__ import annotations
 
@@ -18,18 +18,21 @@ _REFUSED: Final = re.compile(
     r"|UI_MCP_PROXY|STATIC_PATH|MEDIA_PATH|ENDPOINT_PROPS|MODEL|MODEL_URL|MODELS_.*|HF_.*|DOCKER_REPO|ALIAS|LOG_FILE)"
     r"|LLAMA_API_KEY|AIP_.*"
 )
-_SEEN: Final = "whose value every user of the machine could read"
+_SEEN: Final = "whose value other users of the machine could read"
 _OURS: Final = "which `serve` sets itself"
-_IN_THE_WAY: Final = "which would keep the gateway from the engine"
+_IN_THE_WAY: Final = "which would prevent the gateway from reaching the engine"
 _NOT_EXTRA: Final[Mapping[str, tuple[str, str]]] = {
     "--api-key": (_SEEN, "Set BACKEND_API_KEY instead."),
     "--hf-token": (_SEEN, "`llama-gguf pull` fetches models with HF_TOKEN."),
     "-hft": (_SEEN, "`llama-gguf pull` fetches models with HF_TOKEN."),
-    "--host": (_OURS, "Clients reach HOST; BACKEND_HOST or BACKEND_SOCKET is the engine's."),
-    "--port": (_OURS, "Clients reach PORT; PORT_BACKEND is the engine's."),
+    "--host": (
+        _OURS,
+        "Clients connect to HOST; for the engine, set BACKEND_HOST or BACKEND_SOCKET.",
+    ),
+    "--port": (_OURS, "Clients connect to PORT; for the engine, set PORT_BACKEND."),
     "--model": (_OURS, "Set MODEL_NAME or MODEL_PATH instead."),
     "-m": (_OURS, "Set MODEL_NAME or MODEL_PATH instead."),
-    "--api-prefix": (_IN_THE_WAY, "Leave it out."),
+    "--api-prefix": (_IN_THE_WAY, "Remove it."),
     "--ssl-cert-file": (_IN_THE_WAY, "Set TLS_CERT_FILE instead."),
     "--ssl-key-file": (_IN_THE_WAY, "Set TLS_KEY_FILE instead."),
 }
@@ -66,8 +69,8 @@ def engine_address(settings: Settings) -> list[str]:
         return ["--host", settings.backend_host, "--port", str(settings.port_backend)]
     if not path.endswith(".sock"):
         raise UserError(
-            f"BACKEND_SOCKET={path} has to end in .sock: llama-server takes any other name for "
-            "that of a host.",
+            f"BACKEND_SOCKET={path} must end in .sock: llama-server treats any other name as "
+            "a host.",
             exit_status=2,
         )
     return ["--host", path]
@@ -84,7 +87,7 @@ def extra_args(settings: Settings) -> list[str]:
         words = shlex.split(settings.extra_args)
     except ValueError as error:
         raise UserError(
-            f"EXTRA_ARGS cannot be split as a shell would: {error}. Check its quotes.",
+            f"EXTRA_ARGS cannot be split as in a shell: {error}. Check its quotes.",
             exit_status=2,
         ) from None
     for word in words:

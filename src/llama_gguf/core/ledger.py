@@ -1,4 +1,4 @@
-"""Who used how much: each key's numbers in all, and in the last minute, hour and day.
+"""Usage of each key: in total, and in the last minute, hour and day.
 
 Moments are POSIX seconds, since the numbers outlive the process: ``dump`` writes them as text and
 ``load`` reads that again. A window is made of spans, and is exact to within one of them. Of keys
@@ -276,11 +276,11 @@ class Ledger:
         try:
             read, accounts = _read_lines(text, pause) or _read_whole(text)
             if read["format"] != FORMAT:
-                raise ValueError("its format is another version's")
+                raise ValueError("its format is that of another version")
             ledger = cls(_moment(read["since"]))
             ledger._accounts = accounts
         except (KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-            raise ValueError(f"it lacks something: {error!r}") from None
+            raise ValueError(f"it is incomplete: {error!r}") from None
         return ledger
 
 
@@ -315,7 +315,7 @@ def _read_whole(text: str) -> tuple[Any, dict[str, _Account]]:
 def _moment(value: object) -> float:
     if isinstance(value, float | int) and math.isfinite(value) and value >= 0:
         return float(value)
-    raise ValueError("its beginning is no moment")
+    raise ValueError("its start time is invalid")
 
 
 def _loaded(read: Mapping[str, Any]) -> _Account:
@@ -333,4 +333,4 @@ def _counts(values: object) -> Counts:
         and all(type(value) is int and value >= 0 for value in values)
     ):
         return values
-    raise ValueError("a number in it is none")
+    raise ValueError("it contains an invalid number")

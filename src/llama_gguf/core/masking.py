@@ -1,4 +1,4 @@
-"""Takes secrets out of text that is to be shown: the ones that are known, and what looks like one.
+"""Removes secrets from text that is shown: known secrets, and text that looks like one.
 
 A secret that is known goes wherever it stands, also as a URL, JSON or base64 writes it. What is
 not known goes by its surroundings (a name such as ``token=``, a flag such as ``--api-key``,

@@ -1,4 +1,4 @@
-"""How much memory llama-server will want for a model: its file, its KV cache, its working space.
+"""Estimates the memory that llama-server needs for a model: file, KV cache, working space.
 
 What its flags mean, as measured on the build of the wheel (its own log tells all of this with
 ``-lv 5``; tests/e2e/test_memory.py holds the sums against that):

@@ -1,4 +1,4 @@
-"""Heads, understood: all that can be said of a message and prepared for it before its body.
+"""Parsed heads, with everything derived from them before the body is read.
 
 A connection mostly repeats its heads, but for the digits of their Content-Length. So what is
 found out here holds nothing that depends on those digits, and is found out once: ``Pattern``

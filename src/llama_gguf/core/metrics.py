@@ -1,4 +1,4 @@
-"""What is counted, and every metric's name and help text in one table.
+"""The metrics: counters and histograms, and all names and help texts in one table.
 
 The hot path adds plain numbers. Label values come from bounded sets (routes from
 the table, key ids from the file), so that no client can make them grow.
@@ -60,98 +60,105 @@ METRICS: Final = (
     Metric(
         "llama_gguf_requests",
         "counter",
-        "Requests answered, by route, method and status.",
+        "Finished requests, by route, method and status.",
         ("route", "method", "status"),
     ),
-    Metric("llama_gguf_requests_in_flight", "gauge", "Requests at the engine now."),
-    Metric("llama_gguf_queue_depth", "gauge", "Requests waiting for a slot now."),
-    Metric("llama_gguf_slots", "gauge", "Requests that may be at the engine at once."),
-    Metric("llama_gguf_connections", "gauge", "Client connections open now."),
+    Metric("llama_gguf_requests_in_flight", "gauge", "Requests at the engine."),
+    Metric("llama_gguf_queue_depth", "gauge", "Requests waiting for a slot."),
+    Metric("llama_gguf_slots", "gauge", "Maximum number of requests at the engine at once."),
+    Metric("llama_gguf_connections", "gauge", "Open client connections."),
     Metric(
         "llama_gguf_rejections",
         "counter",
-        "Requests refused by the gateway, by the code in the answer.",
+        "Requests rejected by the gateway, by the code in the response.",
         ("reason",),
     ),
     Metric(
         "llama_gguf_auth_failures",
         "counter",
-        "Requests whose key was missing, wrong or expired; they are among the rejections.",
+        "Requests with a missing, invalid or expired key; also counted as rejections.",
         ("reason",),
     ),
     Metric(
         "llama_gguf_client_disconnects",
         "counter",
-        "Clients that left before their answer was complete, by phase.",
+        "Clients that disconnected before their response was complete, by phase.",
         ("phase",),
     ),
     Metric(
         "llama_gguf_rate_limited",
         "counter",
-        "Requests over a limit of their key.",
+        "Requests rejected because of a limit of their key.",
         ("key_id", "limit"),
     ),
     Metric(
         "llama_gguf_backend_failures",
         "counter",
-        "Answers that llama-server broke off, refused or never began, by kind.",
+        "Responses that llama-server cut, refused or never began, by kind.",
         ("kind",),
     ),
     Metric(
         "llama_gguf_tokens",
         "counter",
-        "Tokens that the engine's answers told of; cached ones are among those of the prompt.",
+        "Tokens as reported in the engine's responses; prompt tokens include the cached ones.",
         ("key_id", "type"),
     ),
     Metric(
         "llama_gguf_usage_unknown",
         "counter",
-        "Answers of the engine that did not tell all of their tokens.",
+        "Responses without complete token usage.",
         ("route",),
     ),
     Metric("llama_gguf_received_bytes", "counter", "Bytes of request bodies."),
-    Metric("llama_gguf_sent_bytes", "counter", "Bytes of answers of the engine passed on."),
-    Metric("llama_gguf_backend_up", "gauge", "1 when the engine serves, else 0."),
-    Metric("llama_gguf_backend_state", "gauge", "1 for the engine's state.", ("state",)),
-    Metric("llama_gguf_backend_restarts", "counter", "Starts of llama-server anew.", ("reason",)),
+    Metric("llama_gguf_sent_bytes", "counter", "Bytes of the engine's responses sent to clients."),
+    Metric("llama_gguf_backend_up", "gauge", "1 if the engine is ready, else 0."),
+    Metric(
+        "llama_gguf_backend_state",
+        "gauge",
+        "1 for the engine's current state, 0 for the others.",
+        ("state",),
+    ),
+    Metric(
+        "llama_gguf_backend_restarts", "counter", "llama-server restarts, by reason.", ("reason",)
+    ),
     Metric(
         "llama_gguf_backend_load_seconds",
         "gauge",
-        "What the last load of the model took; missing until there was one.",
+        "Duration of the latest load of the model; absent before the first.",
     ),
-    Metric("llama_gguf_keys_loaded", "gauge", "API keys loaded."),
-    Metric("llama_gguf_keys_reload", "counter", "Reloads of the keys file.", ("result",)),
+    Metric("llama_gguf_keys_loaded", "gauge", "Loaded API keys."),
+    Metric(
+        "llama_gguf_keys_reload", "counter", "Reloads of the keys file, by result.", ("result",)
+    ),
     Metric(
         "llama_gguf_keys_next_expiry_seconds",
         "gauge",
-        "Until the next of the keys that are still valid expires; missing when none does.",
+        "Time until the next valid key expires; absent if none expires.",
     ),
     Metric(
         "llama_gguf_build_info",
         "gauge",
-        "Always 1; what runs is in the labels.",
+        "Always 1; the labels have the versions.",
         ("version", "python"),
     ),
-    Metric("llama_gguf_uptime_seconds", "gauge", "Since the gateway was started."),
-    Metric(
-        "llama_gguf_queue_wait_seconds", "histogram", "Time a request waited before it was sent on."
-    ),
+    Metric("llama_gguf_uptime_seconds", "gauge", "Time since the gateway started."),
+    Metric("llama_gguf_queue_wait_seconds", "histogram", "Time a request waited for a slot."),
     Metric(
         "gen_ai_server_time_to_first_token_seconds",
         "histogram",
-        "Of streams, from the request's arrival to the first event that says something.",
+        "For streams: time from the request's arrival to the first event with content.",
         (OPERATION,),
     ),
     Metric(
         "gen_ai_server_time_per_output_token_seconds",
         "histogram",
-        "Of an answer's tokens behind the first: by the engine's timings, else by our clock.",
+        "Time per token after the first: by the engine's timings, else by the gateway's clock.",
         (OPERATION,),
     ),
     Metric(
         "gen_ai_server_request_duration_seconds",
         "histogram",
-        "From the request's arrival to the end of the engine's answer.",
+        "Time from the request's arrival to the end of the engine's response.",
         (OPERATION,),
     ),
 )

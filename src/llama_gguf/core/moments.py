@@ -1,4 +1,4 @@
-"""Moments as people write them: ISO 8601, or how far ahead.
+"""Points in time as people write them: ISO 8601, or a duration from now.
 
 Every moment here is in UTC and in whole seconds, which a float of POSIX seconds holds
 exactly up to the year 9999: what is written out reads back as the same number.
@@ -51,9 +51,9 @@ def parse_duration(text: str, now: datetime) -> datetime:
     try:
         moment = _moment_after(text, now.astimezone(UTC).replace(microsecond=0))
     except (ValueError, OverflowError):
-        raise ValueError("write it as 30d, 24h, 60m, 2027-01-31 or 2027-01-31T12:00:00Z") from None
+        raise ValueError("use the form 30d, 24h, 60m, 2027-01-31 or 2027-01-31T12:00:00Z") from None
     if moment <= now:
-        raise ValueError("it must lie ahead, as 30d, 24h and 60m do")
+        raise ValueError("it must be in the future, such as 30d, 24h or 60m")
     return moment
 
 

@@ -1,4 +1,4 @@
-"""Every answer of our own, as bytes. Nothing else turns an error into one.
+"""The gateway's own responses, as bytes. The only place that turns an error into bytes.
 
 Errors go out in OpenAI's envelope, on ``/v1/messages`` in Anthropic's. CORS fields
 are made here too, since an answer without them is invisible to a browser.

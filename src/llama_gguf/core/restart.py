@@ -1,4 +1,4 @@
-"""When a child is started again, and when it is given up.
+"""When a child is restarted, and when the supervisor gives up on it.
 
 The states are those that ``core/engine.py`` shows to the world; every move
 between them is in ``TRANSITIONS``, and whoever wants to know where a child stands

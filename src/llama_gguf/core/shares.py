@@ -1,4 +1,4 @@
-"""How much of a bounded resource one key may take: the queue, and the memory for bodies.
+"""A key's share of a bounded resource: the queue, or the memory for bodies.
 
 The rule is that of shared switch buffers (Choudhury and Hahne, "Dynamic queue length thresholds
 for shared-memory packet switches", 1998): a key may hold so much more than what is free, so that

@@ -1,4 +1,4 @@
-"""Whether a request asks for an event stream: the member ``stream`` of its body's outermost object.
+"""Detects a request for an event stream: the member ``stream`` of the body's outermost object.
 
 ``json.loads`` would find out, but stops every connection until it is done: 10 MB of small values
 take it a second. So the document is only scanned, in steps of bounded effort, and nothing is built.

@@ -1,4 +1,4 @@
-"""What an answer tells of itself: its tokens, and how long the engine took for them.
+"""Token usage and timings, read from the engine's response.
 
 An answer is never parsed for this. Its first and its last bytes are kept as they pass by, and are
 looked at when it is over:

@@ -1,4 +1,4 @@
-"""Whether a child moves, hangs or is not needed: each question is asked again and again.
+"""Detects whether a child makes progress, hangs or is idle, from periodic checks.
 
 No clock and no process: whoever looks says when, and what there was to be seen.
 """

@@ -1,4 +1,4 @@
-"""The models that ``pull`` knows by name: small, free to use, and the same for everybody."""
+"""The models that ``pull`` knows by name: small, freely licensed, and pinned by hash."""
 
 from __future__ import annotations
 

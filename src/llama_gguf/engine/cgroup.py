@@ -1,4 +1,4 @@
-"""What a container, or any control group, lets its processes have of the machine.
+"""The limits of memory and CPU that a container or control group sets for its processes.
 
 Of a group, every parent's limit holds, too; in a container only the group itself is to be seen,
 as the root. Both versions of cgroups are read: docs of the kernel, admin-guide/cgroup-v1 and v2.

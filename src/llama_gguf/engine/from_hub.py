@@ -1,4 +1,4 @@
-"""Fetch a model from a model hub, by way of huggingface_hub.
+"""Fetch a model from a model hub, with huggingface_hub.
 
 The library knows the hub: its address, the login, which files there are, and why it says no.
 The bytes are fetched as those of any URL are, since the library begins anew where it was cut
@@ -34,14 +34,14 @@ MAX_PLAIN_BYTES: Final = 50_000_000_000
 
 # By name: what the library's errors are made of changed with each of its major versions.
 _EXPLAINED: Final[Mapping[str, str]] = {
-    "GatedRepoError": "wants its terms accepted; do that at the hub, and set HF_TOKEN",
-    "RepositoryNotFoundError": "is not there, or is private: then set HF_TOKEN",
+    "GatedRepoError": "requires you to accept its terms; do so on the hub, and set HF_TOKEN",
+    "RepositoryNotFoundError": "does not exist, or is private: for a private one, set HF_TOKEN",
     "RemoteEntryNotFoundError": "has no such file",
     "EntryNotFoundError": "has no such file",
-    "LocalEntryNotFoundError": "cannot be reached now; try again later",
-    "OfflineModeIsEnabled": "is not asked, since HF_HUB_OFFLINE is set",
-    "ConnectError": "cannot be reached now; look at the network, and at HF_ENDPOINT if it is set",
-    "TimeoutException": "does not answer; try again later",
+    "LocalEntryNotFoundError": "cannot be reached; try again later",
+    "OfflineModeIsEnabled": "was not contacted, because HF_HUB_OFFLINE is set",
+    "ConnectError": "cannot be reached; check the network, and HF_ENDPOINT if it is set",
+    "TimeoutException": "does not respond; try again later",
 }
 
 
@@ -73,7 +73,7 @@ class Hub:
             utils: Any = import_module("huggingface_hub.utils")
         except ImportError:
             raise UserError(
-                f"Models on a hub need one more package: {how_to_install('hub')}"
+                f"Models on a hub require another package: {how_to_install('hub')}"
             ) from None
         utils.disable_progress_bars()  # the meter shows it
         self._environ = environ

@@ -1,4 +1,4 @@
-"""Fetch a model from a URL, and go on where an earlier try was cut off.
+"""Fetch a model from a URL, and resume an interrupted download.
 
 A range is asked for with If-Range (RFC 9110 section 13.1.5): if the file has changed at
 the server, the answer is the whole new file with status 200, and not a piece of it.
@@ -179,7 +179,7 @@ def _begin(response: HTTPResponse, part: PartFile) -> int | None:
     )
     if span is None or int(span[1]) != part.size:
         part.start_over("")
-        raise _Cut("it sent another piece than it was asked for")
+        raise _Cut("the server sent a different range than requested")
     return None if span[2] == "*" else int(span[2])
 
 
@@ -188,7 +188,7 @@ def _check_first(url: str, chunk: bytes, part: PartFile) -> None:
         check_start(chunk[:64])
     except GgufError as error:
         part.discard()
-        raise UserError(f"What {shown(url)} holds is {error}.") from None
+        raise UserError(f"The content of {shown(url)} is {error}.") from None
 
 
 def _verify(url: str, part: PartFile, *, sha256: str) -> None:
@@ -196,7 +196,7 @@ def _verify(url: str, part: PartFile, *, sha256: str) -> None:
         check_model(part.path, shown(url))
         if sha256 and (found := sha256_of(part.path)) != sha256:
             raise UserError(
-                f"What {shown(url)} holds is not what it should be:\n"
+                f"The content of {shown(url)} is not the expected file:\n"
                 f"its SHA-256 is {found}\ninstead of      {sha256}."
             )
     except UserError:
@@ -226,10 +226,10 @@ def _opener(environ: Mapping[str, str]) -> OpenerDirector:
 
 def _refused(url: str, code: int) -> str:
     if code in (401, 403, 407):
-        return f"{shown(url)} may not be read without a login (it answered {code})."
+        return f"{shown(url)} requires a login (status {code})."
     if code in (404, 410):
-        return f"{shown(url)} is not there (it answered {code}). Look at the spelling."
-    return f"{shown(url)} cannot be fetched now (it answered {code}). Try again later."
+        return f"{shown(url)} does not exist (status {code}). Check the spelling."
+    return f"{shown(url)} cannot be fetched (status {code}). Try again later."
 
 
 def _broken(url: str, error: Exception, part: PartFile) -> str:
@@ -237,7 +237,9 @@ def _broken(url: str, error: Exception, part: PartFile) -> str:
         reason = getattr(error.reason, "strerror", None) or error.reason
         message = f"{shown(url)} cannot be reached: {reason}."
     else:
-        message = f"{shown(url)} broke off: {str(error) or type(error).__name__}."
+        message = (
+            f"The download of {shown(url)} was interrupted: {str(error) or type(error).__name__}."
+        )
     if part.size and part.etag:
-        message += f"\n{size_text(part.size)} are kept: the same command goes on from there."
+        message += f"\n{size_text(part.size)} are kept: the same command resumes the download."
     return message

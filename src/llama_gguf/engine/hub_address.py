@@ -1,4 +1,4 @@
-"""How a model on a hub is named, and which of a repository's files a name means.
+"""Addresses of models on a hub, and the file of a repository that an address selects.
 
 ``hf:OWNER/NAME/FILE.gguf`` is that file, ``hf:OWNER/NAME:TAG`` the one whose name has the
 quantisation TAG in it, and ``hf:OWNER/NAME`` the only one there is.
@@ -47,7 +47,9 @@ def parse(text: str) -> Address:
     """
     match = _ADDRESS.fullmatch(text)
     if match is None or ".." in (match["file"] or "").split("/"):
-        raise UserError(f"{text} names no model on a hub; wanted: {WANTED}", exit_status=2)
+        raise UserError(
+            f"{text} is not the address of a model on a hub; use {WANTED}", exit_status=2
+        )
     file = part_paths(match["file"])[0] if match["file"] else ""
     return Address(repo=match["repo"], file=file, tag=match["tag"] or "")
 
@@ -76,14 +78,16 @@ def pick(address: Address, files: Iterable[str]) -> Address:
     if len(found) == 1:
         return Address(address.repo, file=found[0])
     if not models:
-        raise UserError(f"{address.repo} holds no {SUFFIX} file. Look for its GGUF conversion.")
+        raise UserError(
+            f"{address.repo} has no {SUFFIX} file. Look for a GGUF conversion of the model."
+        )
     if not found:
         raise UserError(_choice(f"{address.repo} has no model for {address.tag}.", address, models))
-    raise UserError(_choice(f"{address} could be any of several models.", address, found))
+    raise UserError(_choice(f"{address} matches several models.", address, found))
 
 
 def _choice(sentence: str, address: Address, models: list[str]) -> str:
     shown = [f"  {Address(address.repo, file=m)}" for m in models[:MAX_LISTED]]
     if len(models) > MAX_LISTED:
         shown.append(f"  and {len(models) - MAX_LISTED} more")
-    return "\n".join([f"{sentence} Name one of these:", *shown])
+    return "\n".join([f"{sentence} Use one of these:", *shown])

@@ -1,4 +1,4 @@
-"""Where downloads land: room for them, locks, progress, and the last step into place.
+"""Downloads on disk: free space, locks, progress, and the final rename.
 
 Everything is written beside its final place, so that the last step is a rename: a model
 is there whole or not at all.
@@ -61,8 +61,8 @@ def make_folder(models_dir: str) -> None:
 
 def _no_folder(models_dir: str, why: str | None) -> str:
     return (
-        f"Models cannot be put into {models_dir}: {why}.\n"
-        "Name another folder with --models-dir or --data-dir (MODELS_DIR, DATA_DIR)."
+        f"Models cannot be stored in {models_dir}: {why}.\n"
+        "Use another directory: --models-dir or --data-dir (MODELS_DIR, DATA_DIR)."
     )
 
 
@@ -85,8 +85,8 @@ def check_space(folder: str, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"{folder} has room for {size_text(free)}, but {size_text(needed)} are needed.\n"
-            "Make room, or name another folder with --models-dir."
+            f"{folder} has {size_text(free)} free, but {size_text(needed)} are needed.\n"
+            "Free some space, or use another directory with --models-dir."
         )
 
 
@@ -100,7 +100,7 @@ def take_lock(descriptor: int, name: str) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(
-            f"Another pull of {name} is under way. Wait for it to end, or stop it."
+            f"Another pull of {name} is running. Wait for it to end, or stop it."
         ) from None
     except OSError:
         pass  # a file system without locks; the pull of one model at a time works there too
@@ -150,7 +150,7 @@ def check_model(path: str, origin: str) -> None:
         with open(path, "rb") as file:
             read_facts(file.read, os.path.getsize(path))
     except GgufError as error:
-        raise UserError(f"What {origin} holds is {error}.") from None
+        raise UserError(f"The content of {origin} is {error}.") from None
 
 
 def sha256_of(path: str) -> str:

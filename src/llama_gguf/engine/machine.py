@@ -1,4 +1,4 @@
-"""What the machine has: GPU, memory, disk. For the boot log, `check`, and people in trouble."""
+"""Facts about the machine: GPU, memory, disk. For the boot log, `check` and `diagnose`."""
 
 from __future__ import annotations
 

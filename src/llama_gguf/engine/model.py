@@ -1,4 +1,4 @@
-"""Which model file is meant, and whether it can be served."""
+"""Find the model file, and check whether it can be served."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def resolve(
 def _find(model_path: str, model_name: str, *, models_dir: str, pulled: Mapping[str, str]) -> str:
     if not model_path and not model_name:
         raise UserError(
-            "No model is named. Name one with `llama-gguf serve MODEL`, MODEL_NAME or MODEL_PATH.",
+            "No model is set. Use `llama-gguf serve MODEL`, MODEL_NAME or MODEL_PATH.",
             NOT_NAMED,
         )
     if model_path:
@@ -87,9 +87,9 @@ def _first_there(candidates: Sequence[str], wanted: str, *, pulled: Mapping[str,
     if there:
         return next((c for c in there if not os.path.isdir(c)), there[0])
     if wanted in pulled:
-        hint = f"It has not been fetched yet: `llama-gguf pull {wanted}` does that."
+        hint = f"Fetch it with `llama-gguf pull {wanted}`."
     else:
-        hint = "Look at the spelling, or fetch one with `llama-gguf pull`."
+        hint = "Check the spelling, or fetch a model with `llama-gguf pull`."
     raise UserError(f"There is no model {wanted}. {hint}", NOT_NAMED)
 
 
@@ -106,8 +106,9 @@ def read_model(path: str) -> Model:
     facts = [read_file(p) for p in parts]
     if len(parts) == 1 and facts[0].split_count > 1:
         raise UserError(
-            f"{path} is one of {facts[0].split_count} parts, but it is not named so: llama-server "
-            "finds the others by names like MODEL-00001-of-00003.gguf. Give the files these names.",
+            f"{path} is one of {facts[0].split_count} parts, but its name does not show this: "
+            "llama-server finds the others by names such as MODEL-00001-of-00003.gguf. "
+            "Rename the files.",
             BROKEN,
         )
     whole = _added_up(facts)
@@ -129,12 +130,12 @@ def part_paths(path: str) -> list[str]:
 
 def _missing_message(path: str, missing: Sequence[str], *, count: int) -> str:
     if count == 1:
-        return f"{path} is a link to a file that is not there."
+        return f"{path} is a link to a file that does not exist."
     shown = [f"  {name}" for name in missing[:MAX_LISTED]]
     if len(missing) > MAX_LISTED:
         shown.append(f"  and {len(missing) - MAX_LISTED} more")
     return "\n".join(
-        [f"{path} is one of {count} parts. Fetch those that are missing beside it:", *shown]
+        [f"{path} is one of {count} parts. Fetch the missing ones into the same directory:", *shown]
     )
 
 
@@ -143,18 +144,18 @@ def read_file(path: str) -> ModelFacts:
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
-            raise UserError(f"{path} is a folder. Name the {SUFFIX} file in it.", NOT_NAMED)
+            raise UserError(f"{path} is a directory. Specify the {SUFFIX} file in it.", NOT_NAMED)
         if not stat.S_ISREG(status.st_mode):  # a pipe would block for ever
-            raise UserError(f"{path} is no ordinary file.", NOT_NAMED)
+            raise UserError(f"{path} is not a regular file.", NOT_NAMED)
         with open(path, "rb") as file:
             return read_facts(file.read, status.st_size)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read: {error.strerror}. Look at its owner and mode.", BROKEN
+            f"{path} cannot be read: {error.strerror}. Check its owner and mode.", BROKEN
         ) from None
     except GgufError as error:
         raise UserError(
-            f"{path} is {error}.\nFetch it again, as `llama-gguf pull` does, or name another.",
+            f"{path} is {error}.\nFetch it again, as with `llama-gguf pull`, or use another file.",
             BROKEN,
         ) from None
 

@@ -1,4 +1,4 @@
-"""Where the models in MODELS_DIR came from: ``.pulled/FILE.gguf`` holds a hub's address.
+"""The origin of the models in MODELS_DIR: ``.pulled/FILE.gguf`` contains a hub's address.
 
 By it, a tag that was pulled once is found again without asking the hub, and a model is not
 taken for another of the same file name.
@@ -51,8 +51,8 @@ def find(models_dir: str, address: Address) -> Address | None:
     origin = origin_of(models_dir, name)
     if origin is not None and origin != found:
         raise UserError(
-            f"{os.path.join(models_dir, name)} is there already, and is {origin}.\n"
-            f"Rename it, or fetch {found} in its place: `llama-gguf pull {found} --force`."
+            f"{os.path.join(models_dir, name)} already exists, and is {origin}.\n"
+            f"Rename it, or replace it: `llama-gguf pull {found} --force`."
         )
     return found
 

@@ -1,4 +1,4 @@
-"""A download as far as it has come: ``NAME.part``, and beside it what it is a part of."""
+"""An incomplete download: ``NAME.part``, and a file with the entity tag of the whole."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class PartFile:
         # Between open and lock another pull may have renamed the file: it is the model now.
         held = os.fstat(self._descriptor)
         if not (os.path.exists(self.path) and os.path.samestat(held, os.stat(self.path))):
-            raise UserError("Another pull of the same file has just ended. Look at what it left.")
+            raise UserError("Another pull of the same file has just ended. Run this command again.")
 
     @property
     def etag(self) -> str:

@@ -1,4 +1,4 @@
-"""The processes of the machine, from proc(5): who runs, whose child it is, who listens where."""
+"""The processes of the machine, from proc(5): their parents and listening sockets."""
 
 from __future__ import annotations
 

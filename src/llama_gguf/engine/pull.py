@@ -1,4 +1,4 @@
-"""Fetch a model into MODELS_DIR, by whichever way its name says."""
+"""Fetch a model into MODELS_DIR: from the catalogue, a hub or a URL, depending on its name."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def pull(
     )
     is_url = _is_url(wanted)
     if (name or sha256) and not is_url:
-        raise UserError("--name and --sha256 go with a URL only.", exit_status=2)
+        raise UserError("--name and --sha256 can only be used with a URL.", exit_status=2)
     try:
         if wanted in catalogue:  # 1
             return job.from_catalogue(catalogue[wanted])
@@ -111,10 +111,10 @@ def pull(
         if is_url:  # 3
             return job.from_url(wanted, _file_name(wanted, name), sha256=_digest(sha256))
     except OSError as error:
-        raise UserError(f"{models_dir} cannot be worked in: {error.strerror or error}.") from None
+        raise UserError(f"{models_dir} cannot be used: {error.strerror or error}.") from None
     raise UserError(
-        f"{shown(wanted)} is not a name that pull knows ({', '.join(catalogue)}).\n"
-        f"Other models are named {hub_address.WANTED}, or https://HOST/FILE.gguf.",
+        f"{shown(wanted)} is not a known name ({', '.join(catalogue)}).\n"
+        f"For other models use {hub_address.WANTED}, or https://HOST/FILE.gguf.",
         exit_status=2,
     )
 
@@ -177,8 +177,8 @@ class _Job:
                 from_url.fetch(url, final, meter=meter, environ=self.environ, sha256=sha256)
         elif sha256 and sha256_of(final) != sha256:
             raise UserError(
-                f"{final} is there already and has another SHA-256 than {sha256}.\n"
-                "Fetch it again with --force, or give it another name with --name."
+                f"{final} already exists, and its SHA-256 is not {sha256}.\n"
+                "Replace it with --force, or use another name with --name."
             )
         return Pulled(path=final, bytes=_size(final), sha256=sha256 or None, fetched=fetched)
 
@@ -197,9 +197,9 @@ def _file_name(url: str, name: str) -> str:
     if re.fullmatch(r"[^./][^/]*\.gguf", chosen) and chosen.isprintable():
         return chosen
     if name:
-        raise UserError(f"--name {name} is no file name that ends in .gguf", exit_status=2)
+        raise UserError(f"--name {name} is not a file name that ends in .gguf", exit_status=2)
     raise UserError(
-        "The URL does not end in the name of a .gguf file. Name it with --name FILE.gguf.",
+        "The URL does not end in the name of a .gguf file. Set a name with --name FILE.gguf.",
         exit_status=2,
     )
 
@@ -207,4 +207,4 @@ def _file_name(url: str, name: str) -> str:
 def _digest(text: str) -> str:
     if not text or re.fullmatch(r"[0-9a-fA-F]{64}", text):
         return text.lower()
-    raise UserError("--sha256 takes 64 hexadecimal digits.", exit_status=2)
+    raise UserError("--sha256 must be 64 hexadecimal digits.", exit_status=2)

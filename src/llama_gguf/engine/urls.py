@@ -1,4 +1,4 @@
-"""Which URLs can be asked for, and what of one may be shown: logins and queries hold secrets."""
+"""Which URLs can be fetched, and how to show one without the secrets in login and query."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_url(url: str) -> None:
         usable = None
     if not usable:
         raise UserError(
-            f"{shown(url)} is no URL to fetch from; wanted: https://HOST/PATH", exit_status=2
+            f"{shown(url)} is not a URL that can be fetched; use https://HOST/PATH", exit_status=2
         )
 
 

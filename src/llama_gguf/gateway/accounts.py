@@ -1,4 +1,4 @@
-"""The accounts of exchanges that are over: metrics, each key's ledger, the access log.
+"""Accounting of finished exchanges: metrics, each key's ledger, the access log.
 
 An exchange that ends is put on a list, and that is all its client ever waits for. They are
 counted many at once: a tight loop costs half of what the same lines cost between two reads.

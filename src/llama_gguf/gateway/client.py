@@ -1,4 +1,4 @@
-"""One client's connection: requests come in one after the other, answers go out in that order.
+"""One client connection: its requests are processed in order, one at a time.
 
 What the bytes that come in are is told by the exchange alone: without one they
 are a head, while it is READING they are its body, later they are the next
@@ -143,7 +143,7 @@ class ClientConnection(Connection):
         """Cut this connection alone; what it held is given back when it is lost."""
         _log.error(
             "bug",
-            "Request {request_id} was cut by a bug; please report it",
+            "Request {request_id} was cut because of a bug; please report it",
             exc_info=True,
             request_id=self._exchange.request_id if self._exchange else "-",
         )
@@ -194,7 +194,9 @@ class ClientConnection(Connection):
         if self._is_paused and sockets.has_left(self._transport):
             self._transport.abort()
         elif self._is_over_limit(now):
-            self._give_up_upstream(UpstreamTimeout("The answer took longer than is allowed."))
+            self._give_up_upstream(
+                UpstreamTimeout("The response took longer than MAX_REQUEST_DURATION.")
+            )
         elif now >= self.deadline:
             self._on_deadline()
         elif self._exchange is not None and shared.sse_keepalive:
@@ -215,7 +217,9 @@ class ClientConnection(Connection):
             return
         match exchange.state:
             case State.READING:
-                self._reply_error(RequestTimeout("The body did not come in time.", close=True))
+                self._reply_error(
+                    RequestTimeout("The request body did not arrive in time.", close=True)
+                )
             case State.QUEUED | State.OPEN_QUEUED:
                 self._reply_error(self._queue_timeout())
             case _ if self._is_write_paused:
@@ -223,7 +227,7 @@ class ClientConnection(Connection):
             case _:
                 timeout = self._shared.request_timeout
                 self._give_up_upstream(
-                    UpstreamTimeout(f"The engine has been silent for {timeout:g} seconds.")
+                    UpstreamTimeout(f"The engine sent nothing for {timeout:g} seconds.")
                 )
 
     def _on_idle_deadline(self) -> None:
@@ -232,7 +236,9 @@ class ClientConnection(Connection):
         elif self._is_write_paused:
             self._check_reader(self._shared.keepalive_timeout)
         elif self._received:
-            self._reply_error(RequestTimeout("The head did not come in time.", close=True))
+            self._reply_error(
+                RequestTimeout("The request head did not arrive in time.", close=True)
+            )
         else:
             self._close()
 
@@ -249,7 +255,7 @@ class ClientConnection(Connection):
         shared = self._shared
         if not shared.engine_is_ready:
             return shared.unavailable()
-        return QueueTimeout("No slot came free in time.", retry_after=1.0)
+        return QueueTimeout("No slot became free in time.", retry_after=1.0)
 
     # A request's head ---------------------------------------------------------------------------
 
@@ -399,7 +405,7 @@ class ClientConnection(Connection):
         """Find out who asks. Raises what ``Principals.authenticate`` does."""
         if request.route.needs_no_key:
             if request.is_chunked or self._unread:  # room for bodies is for keys
-                raise PayloadTooLarge("Nothing is to be sent to this path.", close=True)
+                raise PayloadTooLarge("A request to this path must not have a body.", close=True)
             return Principals.ANYBODY
         shared = self._shared
         principals = shared.principals
@@ -417,7 +423,7 @@ class ClientConnection(Connection):
         exchange.rate_fields = principal.fields_at(now)
         self._shared.metrics.rate_limited[exchange.key_id, "requests"] += 1
         raise Limited(
-            f"Over {window.limit} requests in 60 seconds with this key.",
+            f"Rate limit reached for this API key: {window.limit} per 60 seconds.",
             retry_after=window.retry_after(now),
         )
 
@@ -451,7 +457,7 @@ class ClientConnection(Connection):
     def _check_body_size(self, size: int) -> None:
         largest = self._shared.max_body_bytes
         if size > largest:
-            raise PayloadTooLarge(f"The body is over {largest} bytes.", close=True)
+            raise PayloadTooLarge(f"The request body is larger than {largest} bytes.", close=True)
 
     def _reserve(self, exchange: Exchange, size: int) -> None:
         """Count all *size* bytes that have come of its body.
@@ -468,7 +474,7 @@ class ClientConnection(Connection):
         exchange.reserved_bytes = size
 
     def _no_room(self) -> GatewayError:
-        return QueueFull("Too many bodies are waiting already.", retry_after=1.0)
+        return QueueFull("The memory for waiting request bodies is full.", retry_after=1.0)
 
     def _read_body(self, exchange: Exchange, data: bytes) -> None:
         body = self._incoming
@@ -513,17 +519,17 @@ class ClientConnection(Connection):
             case Verdict.QUEUE_FULL:
                 if not shared.engine_is_ready:
                     raise shared.unavailable()
-                raise QueueFull("Too many requests are waiting already.", retry_after=1.0)
+                raise QueueFull("The queue is full.", retry_after=1.0)
             case Verdict.SHARE_IS_FULL:
                 raise QueueFull(
-                    "Too many requests with this API key are waiting already. "
-                    "The rest of the queue is kept for other keys.",
+                    "This API key has reached its share of the queue; "
+                    "the rest is reserved for other keys.",
                     retry_after=1.0,
                 )
             case _:
                 shared.metrics.rate_limited[self.key_id, "concurrency"] += 1
                 raise ConcurrencyLimited(
-                    "This key has as many requests here as it may.", retry_after=1.0
+                    "Concurrent request limit reached for this API key.", retry_after=1.0
                 )
 
     def _free_body(self, exchange: Exchange) -> None:
@@ -782,7 +788,7 @@ class ClientConnection(Connection):
         self._let_go_of_upstream(exchange)
         exchange.bytes_out = 0
         event = replies.refusal_event(body, is_anthropic=exchange.request.route.is_anthropic)
-        error = UpstreamError("The engine did not answer with a stream.")
+        error = UpstreamError("The engine did not respond with a stream.")
         self._break_off(exchange, error.code, event or self._event_of(exchange, error, True))
 
     def _let_go_of_upstream(self, exchange: Exchange) -> UpstreamConnection | None:

@@ -1,4 +1,4 @@
-"""One client's connection, whatever is asked on it: what it holds back, passes over, how it ends.
+"""The parts of a client connection that do not depend on a request: writing, pausing, closing.
 
 Nothing here knows of requests and answers; ``client.py`` does.
 """

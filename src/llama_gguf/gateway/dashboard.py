@@ -1,4 +1,4 @@
-"""The dashboard: three files that never change, and the numbers that they draw.
+"""The dashboard: three static files, and the data that they show.
 
 The page is for anybody, as it holds nothing; its numbers need a key. Nothing in it comes from
 elsewhere, and its policy lets nothing else in: no inline code, no frame around it.

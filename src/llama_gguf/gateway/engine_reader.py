@@ -1,4 +1,4 @@
-"""Reads llama-server's own metrics, so that one scrape has both.
+"""Reads llama-server's own metrics, so that one scrape returns both.
 
 Only while requests are in flight, since reading them may wake an engine that sleeps; the counters
 that were read last are served otherwise. Nobody's scrape ever asks the engine: its rates start

@@ -1,4 +1,4 @@
-"""The metrics in Prometheus' and OpenMetrics' text formats, by prometheus-client.
+"""The metrics in Prometheus' and OpenMetrics' text formats, with prometheus-client.
 
 Imported at the first scrape that asks for one, and never before: it is not needed
 to start, and the hot path counts plain numbers.

@@ -1,4 +1,4 @@
-"""Heads, parsed by llhttp.
+"""Parses heads with llhttp.
 
 The callers cut a head at its blank line and hand it over whole, so that llhttp
 never sees a body and nothing of the next message. It refuses bare CR and LF, NUL,
@@ -88,7 +88,7 @@ def check_request_start(head: bytes, seen: int = 0) -> None:
     """
     if head.startswith(_TLS_HANDSHAKE):
         raise BadRequest(
-            "This looks like TLS, and the port speaks plain HTTP. Use http://, or set "
+            "This looks like TLS, but the port serves plain HTTP. Use http://, or set "
             "TLS_CERT_FILE and TLS_KEY_FILE."
         )
     if not _REQUEST_START.match(head):
@@ -100,7 +100,7 @@ def check_request_start(head: bytes, seen: int = 0) -> None:
         and head[line_end : line_end + 1] == b"\r"
         and head[max(line_end - 9, 0) : line_end] not in _VERSIONS
     ):
-        raise BadRequest("Only HTTP/1.0 and HTTP/1.1 are understood.")
+        raise BadRequest("Only HTTP/1.0 and HTTP/1.1 are supported.")
     if _has_bare_line_feed(head, seen):
         raise BadRequest("A line of the head ends with LF alone; HTTP needs CR LF.")
 
@@ -131,7 +131,7 @@ def parse_request(head: bytes) -> RequestHead:
     line = head[: head.find(b"\r\n")]
     version = _VERSIONS.get(line[-9:])
     if version is None:
-        raise _refusal(head, "Only HTTP/1.0 and HTTP/1.1 are understood.")
+        raise _refusal(head, "Only HTTP/1.0 and HTTP/1.1 are supported.")
     method: bytes = parser.get_method()
     # It also ends the line of an HTTP/0.9 request at a bare LF, and reads over several spaces.
     if line[:-9] != b"%b %b" % (method, collector.url):
@@ -156,7 +156,7 @@ def _origin_form(method: bytes, target: bytes) -> bytes:
     has one backend and never builds anything from either.
     """
     if b"#" in target:  # the engine would cut it off, with what is behind it
-        raise BadRequest("A request target has no fragment.")
+        raise BadRequest("The request target must not have a fragment.")
     if target.startswith(b"/"):
         return target
     if method == b"CONNECT" or (method == b"OPTIONS" and target == b"*"):
@@ -180,11 +180,11 @@ def check_response_start(head: bytes) -> None:
     """
     start = head[: len(_STATUS_LINE_START)]
     if not _STATUS_LINE_START.startswith(start):
-        raise UpstreamError("The engine's answer is not HTTP.")
+        raise UpstreamError("The engine's response is not HTTP.")
     if _has_bare_line_feed(head):
-        raise UpstreamError("The engine ends a line of its answer's head with LF alone.")
+        raise UpstreamError("The engine ends a line of its response's head with LF alone.")
     if b"\r\n" in head and not _STATUS_LINE.match(head):
-        raise UpstreamError("The engine's answer is not HTTP.")
+        raise UpstreamError("The engine's response is not HTTP.")
 
 
 def parse_response(head: bytes) -> ResponseHead:
@@ -194,14 +194,14 @@ def parse_response(head: bytes) -> ResponseHead:
         UpstreamError: it is not a response of HTTP/1.0 or 1.1.
     """
     if not _STATUS_LINE.match(head):
-        raise UpstreamError("The engine's answer is not HTTP.")
+        raise UpstreamError("The engine's response is not HTTP.")
     collector = _collector
     collector.fields = []
     collector.reason = b""
     parser = httptools.HttpResponseParser(collector)
     if _fault(parser, head) is not None:
-        raise UpstreamError("The engine's answer is not HTTP.")
+        raise UpstreamError("The engine's response is not HTTP.")
     status: int = parser.get_status_code()
     if not 100 <= status <= 599:
-        raise UpstreamError("The engine's answer has an impossible status.")
+        raise UpstreamError("The engine's response has an invalid status.")
     return ResponseHead(status, collector.reason, parser.get_http_version(), collector.fields)

@@ -1,4 +1,4 @@
-"""Keeps the ledger across restarts: a small file, written off the loop when something has changed.
+"""Keeps the ledger across restarts, in a small file that is written off the event loop.
 
 What it loses is what happened since it was written last, a few seconds. It never keeps the gateway
 from serving: a file that cannot be read is set aside, one that cannot be written is warned of once

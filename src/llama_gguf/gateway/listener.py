@@ -1,4 +1,4 @@
-"""Lets clients in."""
+"""The listening socket: binds it and accepts clients."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def listen(host: str, port: int, variable: str = "PORT") -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EACCES:
-            cause = "Ports below 1024 are for root and for CAP_NET_BIND_SERVICE."
+            cause = "Ports below 1024 require root or CAP_NET_BIND_SERVICE."
         else:
-            cause = "Is something else running there?"
+            cause = "Another process may use this port."
         raise UserError(
             f"cannot listen on {host}:{port}: {error.strerror or error}. "
-            f"{cause} {variable} chooses another port."
+            f"{cause} To use another port, set {variable}."
         ) from None
     listener.setblocking(False)
     return listener

@@ -1,4 +1,4 @@
-"""asyncio's own loop, which sleeps where the traffic comes in.
+"""asyncio's event loop, which waits in the poller of the traffic's sockets.
 
 As long as nothing but traffic comes, the loop stays in ``select``, and a turn costs one system
 call. All else, time, signals, tasks, goes as it always does. Why not uvloop:

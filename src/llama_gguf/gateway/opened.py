@@ -1,4 +1,4 @@
-"""A stream that is given its head before the engine has said anything (SSE_KEEPALIVE).
+"""A stream whose head is sent before the engine responds (SSE_KEEPALIVE).
 
 Proxies at the edge give up a connection on which nothing comes for a minute or two. So one that
 waits longer is answered 200 and told comments. From then on its client hears what it waits for,

@@ -1,4 +1,4 @@
-"""What the gateway answers by itself: health, metrics, usage, preflights. Never asks the engine."""
+"""The gateway's own endpoints: health, metrics, usage, preflights. They never use the engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Watches the sockets that carry the traffic, with an epoll of our own.
+"""Watches the sockets that carry the traffic, with a separate epoll.
 
 The loop sleeps in it, or watches it as one file. It stays in charge of everything else: time,
 signals, tasks, TLS.
@@ -203,5 +203,5 @@ def _tell(watched: Watched, events: int) -> None:
 
 
 def _report(watched: Watched, error: Exception) -> None:
-    _log.error("bug", "A connection was cut by a bug; please report it", exc_info=error)
+    _log.error("bug", "A connection was cut because of a bug; please report it", exc_info=error)
     watched.on_bug(error)

@@ -1,4 +1,4 @@
-"""Connections to llama-server: kept for a moment, connected when there is none.
+"""Connections to llama-server: idle ones are reused, new ones opened when needed.
 
 Facts of llama-server that decide here: it closes an idle connection after 5 s, it closes
 after a stream without saying so, and an idle kept connection holds one of its few HTTP

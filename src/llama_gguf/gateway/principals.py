@@ -1,4 +1,4 @@
-"""Who may ask: the keys that are loaded, what each has used, and who tries wrong ones.
+"""Authentication: the loaded keys, the usage of each, and addresses with invalid keys.
 
 Nothing here reads a file or a clock; ``reloads.py`` brings the keys.
 """
@@ -141,7 +141,7 @@ class Principals:
             return self.ANYBODY
         wait = self.failures.retry_after(network, now)
         if wait:
-            raise Limited("Too many wrong keys from this address.", retry_after=wait)
+            raise Limited("Too many invalid keys from this address.", retry_after=wait)
         presented = presented_key(read, in_authorization=self._in_authorization)
         try:
             return self._known(presented, wall)
@@ -164,7 +164,7 @@ class Principals:
             AdminKeyRequired: ADMIN_KEY_IDS names others.
         """
         if self._admins and principal.key_id not in self._admins:
-            raise AdminKeyRequired("This key may not do that. ADMIN_KEY_IDS names those that may.")
+            raise AdminKeyRequired("This API key is not permitted to do this; see ADMIN_KEY_IDS.")
 
     def is_admin(self, principal: Principal) -> bool:
         """Whether ADMIN_KEY_IDS names *principal*."""

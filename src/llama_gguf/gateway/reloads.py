@@ -1,4 +1,4 @@
-"""When the keys are read: at the start, when asked, and when their file has changed.
+"""When the keys are loaded: at the start, on request, and when their file has changed.
 
 All or nothing: on any error the keys that were loaded stay, and the error is in the log, in the
 response and in a metric. The file is read off the loop, since a network disk may hang, and with a
@@ -141,7 +141,7 @@ class Reloads:
         if read.exposed_mode is not None:
             _log.warning(
                 "keys_file_exposed",
-                "{file} is open to other users (mode {mode}); close it with: chmod 600 {file}",
+                "Other users can access {file} (mode {mode}); restrict it with: chmod 600 {file}",
                 file=self._path,
                 mode=f"{read.exposed_mode:04o}",
             )

@@ -1,4 +1,4 @@
-"""Listens, ticks, reloads and drains: the life of one gateway.
+"""The life of one gateway: listen, tick, reload, drain.
 
     STARTING -> SERVING -> DRAINING -> STOPPED
 
@@ -218,7 +218,7 @@ class Gateway:
         if not self.shared.principals.ring:
             _log.warning(
                 "keys_missing",
-                "No API keys: every request will be refused. Make one with "
+                "No API keys: every request will be rejected. Create one with "
                 "`llama-gguf keys generate --file {file}`",
                 file=self._settings.auth_keys_file,
             )

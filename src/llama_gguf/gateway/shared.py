@@ -1,4 +1,4 @@
-"""What all connections of one gateway share: settings made ready, keys, queue, counters.
+"""Shared by all connections of a gateway: prepared settings, keys, queue, counters.
 
 What does not change from request to request is prepared here, at start and at
 reload, so that the hot path only joins bytes.
@@ -189,7 +189,7 @@ class Shared:
             ExpectationFailed: it expects what nobody understands.
         """
         if len(head.fields) > self.settings.max_headers:
-            raise HeadTooLarge("There are too many header fields.", close=True)
+            raise HeadTooLarge("The request has too many header fields.", close=True)
         return Request(
             head,
             cors=cors,
@@ -266,12 +266,10 @@ class Shared:
         """Why nothing can be sent to the engine now."""
         if self.engine.state in (EngineState.STARTING, EngineState.LOADING, EngineState.ASLEEP):
             return ModelLoading(
-                "The model is still loading. Try again in a moment.",
+                "The model is still loading; try again later.",
                 retry_after=MODEL_LOADING_RETRY_SECONDS,
             )
-        return BackendUnavailable(
-            "The engine is not available right now.", retry_after=BACKEND_RETRY_SECONDS
-        )
+        return BackendUnavailable("The engine is not available.", retry_after=BACKEND_RETRY_SECONDS)
 
     def draining(self) -> GatewayError:
         return Draining("The server is shutting down.", retry_after=DRAINING_RETRY_SECONDS)

@@ -1,4 +1,4 @@
-"""What is done to sockets themselves, behind the transports' backs, and how many there may be."""
+"""Operations on sockets below the transports, and the limit on their number."""
 
 from __future__ import annotations
 

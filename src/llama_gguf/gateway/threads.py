@@ -1,4 +1,4 @@
-"""Work that may hang, such as a look at a network disk, on a thread that no exit waits for."""
+"""Runs work that may hang, such as network file systems, on a daemon thread."""
 
 from __future__ import annotations
 

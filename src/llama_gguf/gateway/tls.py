@@ -1,4 +1,4 @@
-"""The certificate that clients are shown, and how it is exchanged for a new one.
+"""The TLS certificate: loaded, checked and replaced on reload.
 
 A context that connections were let in by is never changed: a reload makes a new one, and
 only when that can be used do later connections get it. Nothing of a key is ever said.
@@ -71,7 +71,7 @@ class ServerContext(ssl.SSLContext):
         if certificate.refusal:
             _log.warning(
                 "certificate_doubtful",
-                "Clients will refuse TLS_CERT_FILE={file}: {reason}",
+                "Clients will reject TLS_CERT_FILE={file}: {reason}",
                 file=certificate.file,
                 reason=certificate.refusal,
             )
@@ -126,7 +126,7 @@ def _client(chain: str, cert_file: str) -> ssl.SSLContext:
         raise _unusable(
             "TLS_CERT_FILE",
             cert_file,
-            "it is not a certificate in PEM form (-----BEGIN CERTIFICATE-----), or is damaged.",
+            "it is not a certificate in PEM format (-----BEGIN CERTIFICATE-----), or is damaged.",
         ) from None
     return client
 
@@ -136,7 +136,7 @@ def _load_pair(context: ssl.SSLContext, cert_file: str, key_file: str) -> None:
         raise _unusable(
             "TLS_KEY_FILE",
             key_file,
-            "it is encrypted, and nobody is there to type its passphrase. "
+            "it is encrypted, and a passphrase is not supported. "
             f"Decrypt it with: openssl pkey -in {key_file} -out FILE",
         )
 
@@ -147,12 +147,12 @@ def _load_pair(context: ssl.SSLContext, cert_file: str, key_file: str) -> None:
             case "KEY_VALUES_MISMATCH" | "KEY_TYPE_MISMATCH":
                 why = (
                     f"it is not the key of the first certificate in TLS_CERT_FILE={cert_file}. "
-                    "The server's own certificate comes first there, then its issuers."
+                    "The server's certificate must come first there, then its issuers."
                 )
             case None:
-                why = "it is not a private key in PEM form (-----BEGIN PRIVATE KEY-----)."
+                why = "it is not a private key in PEM format (-----BEGIN PRIVATE KEY-----)."
             case reason:
-                why = f"OpenSSL refuses it or its certificate: {reason.lower().replace('_', ' ')}."
+                why = f"OpenSSL rejects it or its certificate: {reason.lower().replace('_', ' ')}."
         raise _unusable("TLS_KEY_FILE", key_file, why) from None
 
 

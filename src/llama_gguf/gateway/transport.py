@@ -1,4 +1,4 @@
-"""A connected socket, read and written: what ``asyncio.Transport`` promises, as far as it is used.
+"""A transport for a connected socket: the part of ``asyncio.Transport`` that is used.
 
 A loop's transports serve every purpose, which costs a tenth of an event:
 docs/adr/0018-sockets-are-our-own.md.

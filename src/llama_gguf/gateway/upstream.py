@@ -33,12 +33,12 @@ _EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")
 
 
 class Phase(enum.IntEnum):
-    IDLE = 0  # kept, or not used yet: any byte now is unasked for
-    HEAD = 1  # a request is sent; its answer's head is awaited
-    BODY = 2
-    BETWEEN_CHUNKS = 3  # of a body whose chunks are relayed as they come
-    LEFT = 4  # nobody wants the answer any more; open until the engine has noticed
-    CLOSED = 5
+    IDLE = 0  # kept for reuse, or not used yet: any byte that arrives is unexpected
+    HEAD = 1  # a request was sent; the response's head is awaited
+    BODY = 2  # the response's body is being read
+    BETWEEN_CHUNKS = 3  # in a chunked body, at the end of a chunk: the next may be relayed whole
+    LEFT = 4  # the client has disconnected; the connection stays open until the engine notices
+    CLOSED = 5  # not connected yet, or closed
 
 
 _IDLE: Final = Phase.IDLE
@@ -287,14 +287,16 @@ class UpstreamConnection(Receiver):
             return
         if phase is _HEAD:
             is_stale = self.requests > 1 and not self._received and not self._has_begun
-            error = UpstreamError("The engine closed the connection before it answered.")
+            error = UpstreamError("The engine closed the connection before it responded.")
             asker.on_upstream_failed(error, is_stale=is_stale)
         elif self._framing is Framing.CLOSE and exc is None:
             if self._reads_chunks:
                 self._pass_on(LAST_CHUNK)
             asker.on_response_done()
         else:
-            error = UpstreamError("The engine broke off its answer.")
+            error = UpstreamError(
+                "The engine closed the connection before its response was complete."
+            )
             asker.on_cut(error, may_insert=may_insert)
 
     # The answer's head --------------------------------------------------------------------------
@@ -325,14 +327,14 @@ class UpstreamConnection(Receiver):
         while True:
             end = self._received.find(HEAD_END) + len(HEAD_END)
             if max(end, len(self._received) if end < len(HEAD_END) else 0) > MAX_HEAD_BYTES:
-                raise UpstreamError("The head of the engine's answer is too long.")
+                raise UpstreamError("The head of the engine's response is too long.")
             if end < len(HEAD_END):
                 check_response_start(self._received)
                 return None
             raw, self._received = self._received[:end], self._received[end:]
             head = parse_response(raw)
             if head.status == 101:
-                raise UpstreamError("The engine switched protocols unasked.")
+                raise UpstreamError("The engine switched protocols without a request to do so.")
             if head.status >= 200:
                 return raw, head
             self._has_begun = True  # an interim answer; the final one follows
@@ -394,7 +396,7 @@ class UpstreamConnection(Receiver):
             if head:
                 self._pass_on(head)
             self.abort()
-            error = UpstreamError("The engine broke the framing of its answer.")
+            error = UpstreamError("The engine's response has invalid chunked coding.")
             asker.on_cut(error, may_insert=False)
             return
         if head or body:

@@ -1,4 +1,4 @@
-"""The parent of everything: starts, watches, restarts and stops gateway and llama-server.
+"""The parent process: starts, monitors, restarts and stops gateway and llama-server.
 
 ``core/restart.py`` decides, ``supervisor.py`` runs what it decides, ``child.py`` is
 the only file that makes processes.

@@ -1,4 +1,4 @@
-"""Slow work beside the loop, which nobody has to wait for when it is time to leave."""
+"""Runs slow work on a daemon thread, so that it cannot block shutdown."""
 
 from __future__ import annotations
 

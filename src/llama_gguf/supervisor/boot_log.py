@@ -1,4 +1,4 @@
-"""A file per start of ``serve`` with all that the supervisor says, from the first line on.
+"""A log file for each start of ``serve``, with the supervisor's output from the first line.
 
 ``_boot/latest.txt`` names the latest, for people and scripts that look for it.
 """

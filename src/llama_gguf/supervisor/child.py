@@ -1,4 +1,4 @@
-"""One child process: spawned in a session of its own, its output read, ended for sure.
+"""One child process: spawned in its own session, its output read, its end guaranteed.
 
 The only file that makes processes. A session of its own, so that neither Ctrl-C on
 the terminal nor a container's SIGHUP reaches a child but through us: llama-server

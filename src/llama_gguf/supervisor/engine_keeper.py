@@ -1,4 +1,4 @@
-"""Keeps llama-server: starts it, watches it, ends it, and starts it again.
+"""Manages llama-server: starts, monitors, stops and restarts it.
 
 It is ended when it hangs or when nobody needs it, and started again when it has died or is
 wanted.

@@ -1,4 +1,4 @@
-"""llama-server's output: into a file of its own per start, and into our own log."""
+"""llama-server's output: to a separate file for each start, and to the program's log."""
 
 from __future__ import annotations
 

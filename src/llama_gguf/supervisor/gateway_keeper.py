@@ -1,4 +1,4 @@
-"""Keeps a gateway: starts it, talks with it over a channel, starts it again when it dies."""
+"""Manages a gateway: starts it, exchanges messages with it, restarts it when it dies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a life of llama-server begins: what it needs, what makes it, what looks at it."""
+"""How llama-server is launched: the command, its environment and its probes."""
 
 from __future__ import annotations
 

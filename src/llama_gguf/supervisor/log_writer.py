@@ -1,4 +1,4 @@
-"""Lines for a log file, written by a thread of its own.
+"""Writes lines to a log file on a separate thread.
 
 The supervisor's loop has signals to heed and children to watch: no disk, slow, full or
 hanging, may hold it up. What a disk cannot take is lost, and that is reported once.

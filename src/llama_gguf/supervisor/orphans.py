@@ -1,4 +1,4 @@
-"""Processes that become our children without having been started by us.
+"""Reaps orphaned processes that the kernel has made our children.
 
 As PID 1 of a container, whatever loses its parent is handed to us, and stays a zombie until
 somebody has asked for its status. Our own children are asked for theirs at once, so a

@@ -1,4 +1,4 @@
-"""What the kernel knows of a child's death: whether memory was the reason.
+"""The kernel's information about a child's death: whether memory ran out.
 
 Everything here is best effort: control groups may not be mounted, and the kernel's log
 may not be for us to read.

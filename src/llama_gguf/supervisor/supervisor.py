@@ -1,4 +1,4 @@
-"""The parent of gateway and llama-server: heeds signals, and sees to the end of everything.
+"""Supervises gateway and llama-server: handles signals, and ends all children.
 
 The listening socket is ours and the gateway inherits it, so that no connection is
 refused while a gateway is replaced. How the engine is goes to the health server

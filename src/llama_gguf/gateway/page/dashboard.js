@@ -1,13 +1,13 @@
-// Asks /dashboard/data every two seconds, and draws what it says. Nothing else is ever fetched, and
-// nothing that comes from the server is put into the page as markup.
+// Requests /dashboard/data every two seconds and draws it. Nothing else is ever fetched, and
+// nothing from the server is inserted into the page as markup.
 "use strict";
 
 const KEY_NAME = "llama-gguf-key";
 const EVERY_MS = 2000;
-const WINDOWS = { last_minute: "Minute", last_hour: "Hour", last_day: "Day", total: "In all" };
+const WINDOWS = { last_minute: "Minute", last_hour: "Hour", last_day: "Day", total: "Total" };
 const STATES = {
   starting: ["Starting", ""], loading: ["Loading the model", ""], ready: ["Ready", "good"],
-  asleep: ["Asleep", "good"], draining: ["Draining", ""], backoff: ["Crashed, starts again", "bad"],
+  asleep: ["Asleep", "good"], draining: ["Draining", ""], backoff: ["Crashed, restarting", "bad"],
   failed: ["Failed", "bad"], stopping: ["Stopping", ""], stopped: ["Stopped", "bad"],
   unreachable: ["Engine unreachable", "bad"],
 };
@@ -17,7 +17,7 @@ const CHARTS = [
     lines: [["completion_tokens_per_second", "out"], ["prompt_tokens_per_second", "in"]] },
   { title: "Time to first token", text: seconds,
     lines: [["first_token_p50", "median"], ["first_token_p95", "95 %"]] },
-  { title: "Requests here", text: number, whole: true,
+  { title: "Requests in progress", text: number, whole: true,
     lines: [["running", "running"], ["waiting", "waiting"]] },
 ];
 const HEIGHT = 160, LEFT = 50, RIGHT = 8, TOP = 10, BOTTOM = 20, STEPS = 180;
@@ -27,7 +27,7 @@ let shownWindow = "last_hour";
 let latest = null;
 let timer = 0;
 
-// Numbers as people read them ------------------------------------------------------------------
+// Number formats --------------------------------------------------------------------------------
 
 function number(value) {
   if (value === null || value === undefined) return "–";
@@ -87,7 +87,7 @@ find("sign-in").addEventListener("submit", (event) => {
   const key = find("key").value.trim();
   // A header field takes nothing else, and no key has anything else.
   if (!/^[\x21-\x7e]+$/.test(key)) {
-    askForKey("A key has letters, digits, - and _ alone.");
+    askForKey("A key contains only letters, digits, - and _.");
     return;
   }
   sessionStorage.setItem(KEY_NAME, key);
@@ -100,30 +100,30 @@ find("sign-out").addEventListener("click", () => {
   askForKey("");
 });
 
-// Asking ---------------------------------------------------------------------------------------
+// Requests -------------------------------------------------------------------------------------
 
 async function look() {
   clearTimeout(timer);
   const key = sessionStorage.getItem(KEY_NAME);
   if (!key && document.documentElement.dataset.keys === "needed") {
-    askForKey("");  // to ask without one would count as a wrong key
+    askForKey("");  // a request without one would count as an invalid key
     return;
   }
   try {
     const headers = key ? { Authorization: `Bearer ${key}` } : {};
-    const answer = await fetch("/dashboard/data", { headers, cache: "no-store" });
+    const response = await fetch("/dashboard/data", { headers, cache: "no-store" });
     if (sessionStorage.getItem(KEY_NAME) !== key) return;
-    if (answer.status === 401) {
+    if (response.status === 401) {
       sessionStorage.removeItem(KEY_NAME);
-      askForKey("This key is not known here, or has expired.");
+      askForKey("This key is invalid or has expired.");
       return;
     }
-    if (!answer.ok) throw new Error(`the server answered ${answer.status}`);
-    latest = await answer.json();
+    if (!response.ok) throw new Error(`status ${response.status}`);
+    latest = await response.json();
     find("notice").hidden = true;
     show(latest);
   } catch (error) {
-    say("notice", `No news from the server (${error.message}). Asking again …`);
+    say("notice", `The server does not respond (${error.message}). Retrying …`);
     find("notice").hidden = false;
   }
   timer = setTimeout(look, document.hidden ? 5 * EVERY_MS : EVERY_MS);
@@ -160,7 +160,7 @@ function showEngine(data) {
   state.hidden = false;
   state.className = `state ${mood}`;
   state.title = data.engine.detail;
-  // The seconds are left out, so that a screen reader hears of changes alone.
+  // The seconds are left out, so that a screen reader announces only changes.
   say("state", since >= 60 ? `${text} for ${duration(since - (since % 60))}` : text);
   const name = data.model.name || "llama-gguf";
   say("model", name);
@@ -183,7 +183,7 @@ function factsOf({ model, engine }) {
 
 function showTiles({ slots, queue, recent }) {
   say("slots", `${slots.used} of ${slots.total}`);
-  say("slots-note", slots.total && slots.used >= slots.total ? "all in use" : "answering now");
+  say("slots-note", slots.total && slots.used >= slots.total ? "all in use" : "in use");
   fill("slots-bar", slots.used, slots.total);
   say("queue", number(queue.length));
   say("queue-note", `room for ${number(queue.size)}`);
@@ -209,16 +209,16 @@ function showKeys({ keys, key_id, sees_all, usage_since }) {
       const mood = !value ? "none" : name === "errors" ? "wrong" : "";
       return make("td", { class: mood }, number(value));
     };
-    const name = account.key_id === "-" ? "(no keys asked for)" : account.key_id;
+    const name = account.key_id === "-" ? "(no key required)" : account.key_id;
     return make("tr", {},
       make("th", { scope: "row" }, account.key_id === key_id && sees_all ? `${name} (you)` : name),
       ...["requests", "errors", "prompt_tokens", "cached_tokens", "completion_tokens"].map(cell));
   });
   find("keys").replaceChildren(...rows);
-  const untold = keys.reduce((sum, key) => sum + key[shownWindow].answers_without_usage, 0);
+  const unknown = keys.reduce((sum, key) => sum + key[shownWindow].answers_without_usage, 0);
   say("keys-note", [
-    sees_all ? "" : "Your key alone; those of ADMIN_KEY_IDS see every key.",
-    untold ? `${number(untold)} answers did not tell all of their tokens.` : "",
+    sees_all ? "" : "Only your key is shown; keys in ADMIN_KEY_IDS see all keys.",
+    unknown ? `${number(unknown)} responses without complete token usage.` : "",
     `Counted since ${new Date(usage_since).toLocaleString()}.`,
   ].filter(Boolean).join(" "));
 }

@@ -180,7 +180,8 @@ def leaves_nothing(serve: Serve) -> None:
     until(lambda: not serve.processes(), lambda: str(serve.processes()))
     kinds = {p.name.split("_")[-2] if p.name[:4].isdigit() else p.name for p in files(serve.data)}
     usage = f"{socket.gethostname()}.json"
-    assert kinds <= {"api_keys.txt", "api_access.log", "server", "boot", "latest.txt", usage}
+    logs = {"api_access.log", "server", "boot", "latest.txt"}
+    assert kinds <= {"api_keys.txt", *logs, usage, f"{usage}.lock"}
     assert "Traceback" not in serve.err
 
 

@@ -44,7 +44,8 @@ def test_sigterm_finishes_what_runs_refuses_what_is_new_and_leaves_nothing(serve
     assert serve.left_with() == 0
     assert not is_running(gateway)
     assert not is_running(engine)
-    assert files_in(serve.data) - {f"usage/{socket.gethostname()}.json"} == {
+    usage = f"usage/{socket.gethostname()}.json"
+    assert files_in(serve.data) - {usage, f"{usage}.lock"} == {
         *("api_keys.txt", "logs/api_access.log", "logs/llama/*.log"),
         *("logs/_boot/*.log", "logs/_boot/latest.txt"),
     }

@@ -24,14 +24,14 @@ MODULES: Final = [
     f"llama_gguf/{folder}/{name}.py"
     for folder, names in {
         "core": (
-            *("admission", "bodies", "body_memory", "chunked", "exchange", "fields", "keys"),
-            *("ledger", "limits", "messages", "metrics", "replies", "routes", "shares"),
-            *("stream_member", "usage"),
+            *("admission", "bodies", "body_memory", "chunked", "exchange", "failure_policy"),
+            *("fields", "keys", "ledger", "limits", "messages", "metrics", "replies", "routes"),
+            *("shares", "stream_member", "usage"),
         ),
         "gateway": (
-            *("access_log", "accounts", "client", "connection", "dialer", "heads", "listener"),
-            *("opened", "own", "poller", "pool", "principals", "shared", "sockets", "transport"),
-            "upstream",
+            *("access_log", "accounts", "client_connection", "dialer", "heads", "listener", "own"),
+            *("poller", "pool", "principals", "proxied_request", "shared", "sockets"),
+            *("sse_keepalive", "transport", "upstream"),
         ),
     }.items()
     for name in names

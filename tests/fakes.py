@@ -21,7 +21,7 @@ from llama_gguf.core.ledger import Ledger
 from llama_gguf.core.ring import Ring
 from llama_gguf.core.settings import Settings
 from llama_gguf.gateway.accounts import Accounts
-from llama_gguf.gateway.client import ClientConnection
+from llama_gguf.gateway.client_connection import ClientConnection
 from llama_gguf.gateway.shared import Shared
 from llama_gguf.gateway.transport import Endpoint
 from llama_gguf.gateway.upstream import Phase, UpstreamConnection

@@ -222,6 +222,10 @@ class UpstreamRefused(UpstreamError):
     """llama-server refused the connection, so it has received nothing of the request."""
 
 
+class UpstreamClosedKept(UpstreamError):
+    """A kept connection was closed before any byte of a response: llama-server may have left it."""
+
+
 class UpstreamTimeout(GatewayError):
     """llama-server sent nothing for REQUEST_TIMEOUT, or took longer than MAX_REQUEST_DURATION."""
 

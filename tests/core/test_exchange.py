@@ -26,10 +26,11 @@ def after(*events: Event) -> Exchange:
         ([E.QUEUE, E.FORWARD], S.FORWARDING),
         ([E.FORWARD, E.HEAD_SENT], S.STREAMING),
         ([E.QUEUE, E.FORWARD, E.HEAD_SENT, E.RESPONSE_SENT], S.DONE),
+        ([E.QUEUE, E.FORWARD, E.RESPONDED], S.DONE),
         ([E.FORWARD, E.REQUEUE, E.FORWARD], S.FORWARDING),
         ([E.QUEUE, E.FORWARD, E.REQUEUE], S.QUEUED),
-        ([E.HEAD_SENT, E.RESPONSE_SENT], S.DONE),
-        ([E.QUEUE, E.HEAD_SENT, E.RESPONSE_SENT], S.DONE),
+        ([E.RESPONDED], S.DONE),
+        ([E.QUEUE, E.RESPONDED], S.DONE),
         ([E.LOST], S.ABORTED),
         ([E.QUEUE, E.LOST], S.ABORTED),
         ([E.FORWARD, E.LOST], S.ABORTED),
@@ -44,9 +45,11 @@ def test_a_life_goes_its_way(events: list[Event], state: State) -> None:
 @pytest.mark.parametrize(
     ("events", "then"),
     [
-        ([E.HEAD_SENT], E.HEAD_SENT),  # a second answer behind the first
-        ([E.HEAD_SENT, E.RESPONSE_SENT], E.HEAD_SENT),
-        ([E.HEAD_SENT], E.FORWARD),  # answered here, and sent to the engine all the same
+        ([], E.HEAD_SENT),  # the engine responds to what it was not sent
+        ([E.RESPONDED], E.RESPONDED),  # a second response behind the first
+        ([E.FORWARD, E.HEAD_SENT], E.RESPONDED),
+        ([E.FORWARD, E.HEAD_SENT, E.RESPONSE_SENT], E.HEAD_SENT),
+        ([E.RESPONDED], E.FORWARD),  # answered here, and sent to the engine all the same
         ([E.FORWARD], E.FORWARD),  # sent to the engine twice
         ([E.FORWARD], E.QUEUE),
         ([], E.REQUEUE),
@@ -54,7 +57,7 @@ def test_a_life_goes_its_way(events: list[Event], state: State) -> None:
         ([E.QUEUE], E.QUEUE),
         ([], E.RESPONSE_SENT),
         ([E.FORWARD], E.RESPONSE_SENT),
-        ([E.HEAD_SENT, E.RESPONSE_SENT], E.LOST),  # its account is closed
+        ([E.RESPONDED], E.LOST),  # its account is closed
         ([E.LOST], E.LOST),
         ([E.QUEUE, E.LOST], E.FORWARD),  # a slot for somebody who has left
         ([E.LOST], E.HEAD_SENT),
@@ -85,7 +88,7 @@ def test_no_order_of_events_sends_two_heads_or_forwards_twice(
             continue
         happened.append(event)
         assert could_reply or not found.may_reply  # a head that is out stays out
-        assert could_reply or event is not E.HEAD_SENT
+        assert could_reply or event not in (E.HEAD_SENT, E.RESPONDED)
 
     again = happened.count(E.REQUEUE)
     assert happened.count(E.FORWARD) <= 1 + again

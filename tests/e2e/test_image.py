@@ -148,7 +148,7 @@ def test_the_image_says_what_it_is_and_overrides_what_its_base_would_open(image:
 
 def test_the_image_is_compiled_and_has_nothing_left_to_compile_with(image: Builder) -> None:
     look = (
-        "import llama_gguf.gateway.client as c, importlib.util as i, shutil; "
+        "import llama_gguf.gateway.client_connection as c, importlib.util as i, shutil; "
         "print(c.__file__, [m for m in ('mypy', 'hatchling', 'setuptools') if i.find_spec(m)], "
         "[p for p in ('gcc', 'cc') if shutil.which(p)])"
     )

@@ -26,13 +26,19 @@ class Place:
         self.connected: list[UpstreamConnection] = []
         self.failed: list[UpstreamError] = []
 
+    def on_connected(self, upstream: UpstreamConnection) -> None:
+        self.connected.append(upstream)
+
+    def on_connect_failed(self, error: UpstreamError) -> None:
+        self.failed.append(error)
+
     def _on_dial(self, dial: Dial) -> None:
         self.dials.append(dial)
         if self.accepts:
             dial.accept_at_once()
 
     def connect(self) -> Dialling | None:
-        dialling = self.pool.connect(self.connected.append, self.failed.append)
+        dialling = self.pool.connect(self)
         self.loop.spin()
         return dialling
 
@@ -228,7 +234,7 @@ def test_idle_connections_go_within_the_gateway_s_ticks(rig: Rig) -> None:
 def test_its_repr_is_its_health_report(place: Place) -> None:
     place.idle()
     place.accepts = False
-    place.pool.connect(place.connected.append, place.failed.append)
+    place.pool.connect(place)
 
     assert repr(place.pool) == "<Pool idle=1 connecting=1 left=0>"
     place.loop.spin()

@@ -13,9 +13,9 @@ from contextlib import closing
 import pytest
 
 from llama_gguf.core.fields import Framing
-from llama_gguf.core.messages import Answer, Pattern
+from llama_gguf.core.messages import Answer, KnownHead
 from llama_gguf.core.usage import ENDING_BYTES, OPENING_BYTES
-from llama_gguf.errors import UpstreamError
+from llama_gguf.errors import UpstreamClosedKept, UpstreamError
 from llama_gguf.gateway.poller import Poller
 from llama_gguf.gateway.transport import SocketTransport
 from llama_gguf.gateway.upstream import Phase, UpstreamConnection
@@ -66,9 +66,8 @@ class Asker:
     def on_response_done(self) -> None:
         self.told.append("done")
 
-    def on_upstream_failed(self, error: UpstreamError, *, is_stale: bool) -> None:
-        del error
-        self.told.append("failed, stale" if is_stale else "failed")
+    def on_upstream_failed(self, error: UpstreamError) -> None:
+        self.told.append("failed, stale" if isinstance(error, UpstreamClosedKept) else "failed")
 
     def on_cut(self, error: UpstreamError, *, may_insert: bool) -> None:
         del error
@@ -78,7 +77,7 @@ class Asker:
 class Keeper:
     def __init__(self) -> None:
         self.kept: list[UpstreamConnection] = []
-        self.last_head: tuple[Pattern, Answer] | None = None
+        self.last_head: tuple[KnownHead, Answer] | None = None
 
     def give_back(self, connection: UpstreamConnection) -> None:
         self.kept.append(connection)

@@ -42,6 +42,7 @@ class Event(enum.IntEnum):
     LOST = 4  # the client left, or the upstream did after the head
     OPEN = 5  # a stream is given its head ahead of the engine's
     BEGIN = 6  # the engine begins such a stream
+    RESPONDED = 8  # a response is sent whole, at once
     REQUEUE = 7  # the engine took no connection: it has nothing of the request
 
 
@@ -55,11 +56,12 @@ TRANSITIONS: Final[dict[Event, dict[State, State]]] = {
         S.OPEN_QUEUED: S.OPEN_FORWARDING,
     },
     E.OPEN: {S.QUEUED: S.OPEN_QUEUED, S.FORWARDING: S.OPEN_FORWARDING},
-    E.HEAD_SENT: {
-        S.FORWARDING: S.STREAMING,
-        # An answer of our own (401, 413, 429, 503, 504) may cut in before the engine's.
-        S.READING: S.STREAMING,
-        S.QUEUED: S.STREAMING,
+    E.HEAD_SENT: {S.FORWARDING: S.STREAMING},
+    E.RESPONDED: {
+        S.FORWARDING: S.DONE,
+        # A response of the gateway's own (401, 413, 429, 503, 504) may cut in before the engine's.
+        S.READING: S.DONE,
+        S.QUEUED: S.DONE,
     },
     E.BEGIN: {S.OPEN_FORWARDING: S.STREAMING},
     E.RESPONSE_SENT: {S.STREAMING: S.DONE},

@@ -64,19 +64,20 @@ def counts_of(ended: Iterable[Exchange]) -> dict[str, Counts]:
     Of those of nobody (``-``) only what the engine answered counts: where no keys are asked for.
     """
     found: dict[str, Counts] = {}
+    last, counts = None, _none()
     for exchange in ended:
         route, key_id = exchange.request.route, exchange.key_id
-        is_foreign = key_id == "-" and (not exchange.first_byte_at or route.needs_no_key)
-        if route.kind is not _PROXIED or is_foreign:
+        if route.kind is not _PROXIED:
             continue
-        if key_id not in found:
-            found[key_id] = [0] * len(COUNTS)
-        counts = found[key_id]
+        if key_id == "-" and (not exchange.first_byte_at or route.needs_no_key):
+            continue
+        if key_id != last:  # mostly it is the same key again
+            last, counts = key_id, found.setdefault(key_id, _none())
         counts[0] += 1
-        usage = exchange.usage
         if exchange.status >= 400:
             counts[1] += 1
             continue
+        usage = exchange.usage
         if usage is not None:
             counts[2] += usage.prompt or 0
             counts[3] += usage.completion or 0
@@ -84,6 +85,10 @@ def counts_of(ended: Iterable[Exchange]) -> dict[str, Counts]:
         if route.operation and (usage is None or not usage.is_whole):
             counts[5] += 1
     return found
+
+
+def _none() -> Counts:
+    return [0] * len(COUNTS)
 
 
 def _named(counts: Sequence[int]) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Parsed heads, with everything derived from them before the body is read.
 
 A connection mostly repeats its heads, but for the digits of their Content-Length. So what is
-found out here holds nothing that depends on those digits, and is found out once: ``Pattern``
+found out here holds nothing that depends on those digits, and is found out once: ``KnownHead``
 tells whether it holds again.
 """
 
@@ -183,84 +183,85 @@ class Answer:
         )
 
 
-class Pattern:
-    """A head that was understood: what has to come again for all of it to hold again.
+NO_MATCH: Final = -1, 0
+
+
+class KnownHead:
+    """A head that was parsed: what has to come again for all that was found in it to hold again.
+
+    Immutable, so that any number of connections may share one.
 
     Args:
-        head: with its blank line; as it came, since nothing else is sure to be read alike.
+        head: with its blank line; as it came, since nothing else is sure to be parsed alike.
         length: its Content-Length.
     """
 
-    __slots__ = ("_after", "_after_bytes", "_before", "_digits", "_digits_at", "length")
+    __slots__ = ("_after", "_after_bytes", "_before", "_digits_at", "_digits_end", "_end", "length")
 
     def __init__(self, head: bytes, length: int | None) -> None:
         self.length = length or 0
-        """The Content-Length of the head that was seen last, 0 if there is none."""
+        """Its Content-Length, 0 if there is none."""
         at, end = (len(head), len(head)) if length is None else _digits(head)
         self._digits_at = at
-        self._digits = end - at
-        """How many there were the last time, as mostly there are again."""
+        self._digits_end = end
         self._before = head[:at]
         self._after = head[end:]
         self._after_bytes = len(self._after)
+        self._end = len(head)
 
-    def end_in(self, data: bytes) -> int:
-        """Where this head ends at the beginning of *data*; -1 when it is not there, or not whole.
+    def match(self, data: bytes) -> tuple[int, int]:
+        """Find this head at the beginning of *data*.
 
-        All must be the same but the digits of Content-Length, which ``length`` then tells.
+        All must be the same but the digits of Content-Length.
+
+        Returns:
+            Where the head ends, and its Content-Length; NO_MATCH when it is not there as a whole.
         """
         # Slices, since `startswith` costs twice as much.
         at = self._digits_at
         if data[:at] != self._before:
-            return -1
+            return NO_MATCH
         if not self._after:
-            return at
-        end = at + self._digits
-        after = end + self._after_bytes
+            return at, self.length
+        end, after = self._digits_end, self._end  # there mostly are as many digits again
         # mypyc's slices fail where they would begin behind the end.
         if after > len(data) or data[end:after] != self._after:
             end = data.find(b"\r\n", at, at + _MAX_DIGITS + 2)
             after = end + self._after_bytes
             if end < 0 or data[end:after] != self._after:
-                return -1
+                return NO_MATCH
         length = _LENGTHS[data[at:end]]
-        if length < 0:
-            return -1
-        self._digits = end - at
-        self.length = length
-        return after
+        return (after, length) if length >= 0 else NO_MATCH
 
-    def is_of(self, head: bytes) -> bool:
-        """Whether *head* is this one again, which may be somebody else's and have a key in it.
+    def match_secret(self, head: bytes) -> tuple[int, int]:
+        """``match`` for one whole *head*, which may be another client's and hold a key.
 
         How long it takes does not tell how much of it is the same.
         """
         at = self._digits_at
-        end = at + self._digits
-        if len(head) != end + self._after_bytes:
-            return False
+        end = len(head) - self._after_bytes
+        if not at <= end <= at + _MAX_DIGITS:
+            return NO_MATCH
         if not compare_digest(head[:at] + head[end:], self._before + self._after):
-            return False
+            return NO_MATCH
         if not self._after:
-            return True
+            return (end, self.length) if end == at else NO_MATCH
         length = _LENGTHS[head[at:end]]
-        if length >= 0:
-            self.length = length
-        return length >= 0
+        return (len(head), length) if length >= 0 else NO_MATCH
 
 
-class _Never(Pattern):
-    """No head is this one: there was none, or it must not count."""
+class _NoHead(KnownHead):
+    """Matches nothing: there was no head, or it must not count."""
 
     def __init__(self) -> None:
         super().__init__(b"", None)
 
-    def end_in(self, data: bytes) -> int:
+    def match(self, data: bytes) -> tuple[int, int]:
         del data
-        return -1
+        return NO_MATCH
 
 
-NEVER: Final = _Never()
+NO_HEAD: Final = _NoHead()
 
 
 def _digits(head: bytes) -> tuple[int, int]:

@@ -269,6 +269,7 @@ class Metrics:
         answered = []
         # Most that end together are alike, and a run of those is counted at once.
         route, method, status, run = "", "", 0, 0
+        received = sent = 0
         for exchange in ended:
             request = exchange.request
             is_alike = exchange.status == status and request.head.method_text == method
@@ -277,10 +278,12 @@ class Metrics:
                 route, method = request.route.label, request.head.method_text
                 status, run = exchange.status, 0
             run += 1
-            self.received_bytes += exchange.bytes_in
+            received += exchange.bytes_in
             if exchange.first_byte_at:
                 answered.append(exchange)
-                self.sent_bytes += exchange.bytes_out
+                sent += exchange.bytes_out
+        self.received_bytes += received
+        self.sent_bytes += sent
         self._count_run(route, method, status, run)
         waits = [e.queued for e in answered if e.queued_at]
         self.queue_waits.observe(waits)

@@ -93,7 +93,8 @@ class Control:
         before, self._passed = self._passed, {}
         has_moved = False
         for connection in self._shared.connections:
-            upstream = connection.upstream
+            request = connection.request
+            upstream = None if request is None else request.upstream
             if upstream is not None:
                 self._passed[upstream] = upstream.bytes_passed
                 new = upstream.bytes_passed - before.get(upstream, 0)

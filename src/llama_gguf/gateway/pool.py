@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
-from llama_gguf.core.messages import Answer, Pattern
+from llama_gguf.core.messages import Answer, KnownHead
 from llama_gguf.core.settings import Settings
 from llama_gguf.errors import UpstreamError, UpstreamRefused
 from llama_gguf.gateway.dialer import Cancellable, Dial
@@ -24,7 +24,12 @@ MAX_IDLE: Final = 64
 IDLE_SECONDS: Final = 3.0
 _IDLE: Final = Phase.IDLE
 
-_OnFailed = Callable[[UpstreamError], None]
+
+class Waiter(Protocol):
+    """What needs a connection."""
+
+    def on_connected(self, upstream: UpstreamConnection) -> None: ...
+    def on_connect_failed(self, error: UpstreamError) -> None: ...
 
 
 class Pool:
@@ -40,7 +45,7 @@ class Pool:
         self._settings = settings
         self._loop = loop
         self._dial = dial
-        self.last_head: tuple[Pattern, Answer] | None = None
+        self.last_head: tuple[KnownHead, Answer] | None = None
         self._now = loop.time()
         """As of the last tick: idle connections are given their time to half a second."""
         self._idle: deque[UpstreamConnection] = deque()
@@ -97,11 +102,9 @@ class Pool:
             if now >= dialling.until:
                 dialling.give_up()
 
-    def connect(
-        self, on_connected: Callable[[UpstreamConnection], None], on_failed: _OnFailed
-    ) -> Dialling | None:
-        """Connect, then call one of the two. None: *on_connected* has been called already."""
-        dialling = Dialling(self, on_connected, on_failed)
+    def connect(self, waiter: Waiter) -> Dialling | None:
+        """Connect for *waiter*. None: it has its connection already."""
+        dialling = Dialling(self, waiter)
         if not dialling.begin(self._dial):
             return None
         dialling.until = self._loop.time() + self._settings.backend_connect_timeout
@@ -110,20 +113,14 @@ class Pool:
 
 
 class Dialling:
-    """A connection that is being made, for whoever waits for it."""
+    """A connection that is being made for *waiter*."""
 
-    __slots__ = ("_attempt", "_connection", "_on_connected", "_on_failed", "_pool", "until")
+    __slots__ = ("_attempt", "_connection", "_pool", "_waiter", "until")
 
-    def __init__(
-        self,
-        pool: Pool,
-        on_connected: Callable[[UpstreamConnection], None],
-        on_failed: _OnFailed,
-    ) -> None:
+    def __init__(self, pool: Pool, waiter: Waiter) -> None:
         self._pool = pool
         self.until: float
-        self._on_connected = on_connected
-        self._on_failed = on_failed
+        self._waiter = waiter
         self._attempt: Cancellable | None = None
 
     def begin(self, dial: Dial) -> bool:
@@ -141,15 +138,16 @@ class Dialling:
     def give_up(self) -> None:
         """It has taken too long."""
         self.cancel()
-        self._on_failed(UpstreamError("The engine did not accept a connection in time."))
+        error = UpstreamError("The engine did not accept a connection in time.")
+        self._waiter.on_connect_failed(error)
 
     def _made(self) -> None:
         self._pool.connecting.discard(self)
-        self._on_connected(self._connection)
+        self._waiter.on_connected(self._connection)
 
     def _failed(self, error: OSError) -> None:
         self._pool.connecting.discard(self)
         if isinstance(error, ConnectionRefusedError | FileNotFoundError):
-            self._on_failed(UpstreamRefused("The engine refused the connection."))
+            self._waiter.on_connect_failed(UpstreamRefused("The engine refused the connection."))
         else:
-            self._on_failed(UpstreamError("The engine cannot be reached."))
+            self._waiter.on_connect_failed(UpstreamError("The engine cannot be reached."))

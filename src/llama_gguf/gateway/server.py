@@ -21,7 +21,7 @@ from llama_gguf.core.engine import EngineState
 from llama_gguf.core.settings import Settings
 from llama_gguf.errors import ReloadFailed, UserError
 from llama_gguf.events import EventLog
-from llama_gguf.gateway.client import ClientConnection
+from llama_gguf.gateway.client_connection import ClientConnection
 from llama_gguf.gateway.control import Control
 from llama_gguf.gateway.dashboard import take_reading
 from llama_gguf.gateway.dialer import Dialer

@@ -20,7 +20,7 @@ from llama_gguf.core.engine import DEFAULT_SLOTS, MAY_COME, EngineState, EngineS
 from llama_gguf.core.fields import VIA_PSEUDONYM, read_request, request_rules
 from llama_gguf.core.keys import KeyRing
 from llama_gguf.core.ledger import Ledger
-from llama_gguf.core.messages import Pattern, Request, RequestHead, unread
+from llama_gguf.core.messages import KnownHead, Request, RequestHead, unread
 from llama_gguf.core.metrics import Format, Metrics
 from llama_gguf.core.replies import Cors, OwnAnswer
 from llama_gguf.core.ring import Ring
@@ -38,14 +38,14 @@ from llama_gguf.gateway.access_log import AccessLog
 from llama_gguf.gateway.accounts import Accounts
 from llama_gguf.gateway.dialer import Dial
 from llama_gguf.gateway.engine_reader import EngineReader
-from llama_gguf.gateway.opened import StreamSearches
 from llama_gguf.gateway.pool import IDLE_SECONDS, Pool
 from llama_gguf.gateway.principals import Principal, Principals
 from llama_gguf.gateway.reloads import Reloads
+from llama_gguf.gateway.sse_keepalive import StreamSearches
 from llama_gguf.probe import Probe
 
 if TYPE_CHECKING:
-    from llama_gguf.gateway.client import ClientConnection
+    from llama_gguf.gateway.client_connection import ClientConnection
 
 _log: Final = EventLog(__name__)
 
@@ -128,7 +128,7 @@ class Shared:
         )
         self._upstream_prefix = _upstream_prefix(settings)
         self.unread = unread(self.cors.fields(None))
-        self.last_known: tuple[Pattern, Request, Principal, KeyRing] | None = None
+        self.last_known: tuple[KnownHead, Request, Principal, KeyRing] | None = None
         """The last head whose sender became known: new connections mostly come in crowds that say
         the same. Kept until the next tick, since there is a key in it."""
         # What is asked for again and again, one step nearer.

@@ -21,9 +21,9 @@ from llama_gguf.core.chunked import (
     is_one_chunk,
 )
 from llama_gguf.core.fields import Framing, read_response
-from llama_gguf.core.messages import NEVER, Answer, Pattern, ResponseHead
+from llama_gguf.core.messages import NO_HEAD, Answer, KnownHead, ResponseHead
 from llama_gguf.core.usage import ENDING_BYTES, OPENING_BYTES
-from llama_gguf.errors import UpstreamError
+from llama_gguf.errors import UpstreamClosedKept, UpstreamError
 from llama_gguf.gateway.heads import HEAD_END, check_response_start, parse_response
 from llama_gguf.gateway.transport import Receiver, SocketTransport
 
@@ -53,10 +53,15 @@ _LENGTH: Final = Framing.LENGTH
 class Asker(Protocol):
     """Who asked: the client's side of the exchange."""
 
-    write: Callable[[bytes], None]
-    """What the answer's bytes go to."""
-    sink: SocketTransport | None
-    """The transport whose ``write`` that is, if it is one of ours: it gets them at once."""
+    @property
+    def write(self) -> Callable[[bytes], None]:
+        """What the response's bytes go to."""
+        ...
+
+    @property
+    def sink(self) -> SocketTransport | None:
+        """The transport whose ``write`` that is, if it is one of ours: it gets them at once."""
+        ...
 
     @property
     def reads_chunks(self) -> bool:
@@ -67,14 +72,14 @@ class Asker(Protocol):
     def on_response(self, answer: Answer, length: int) -> bytes: ...
     def on_first_event(self) -> None: ...
     def on_response_done(self) -> None: ...
-    def on_upstream_failed(self, error: UpstreamError, *, is_stale: bool) -> None: ...
+    def on_upstream_failed(self, error: UpstreamError) -> None: ...
     def on_cut(self, error: UpstreamError, *, may_insert: bool) -> None: ...
 
 
 class Keeper(Protocol):
     """Who keeps connections for later."""
 
-    last_head: tuple[Pattern, Answer] | None
+    last_head: tuple[KnownHead, Answer] | None
     """The last one that was understood: a new connection mostly begins with it again."""
 
     def give_back(self, connection: UpstreamConnection) -> None: ...
@@ -96,13 +101,13 @@ class UpstreamConnection(Receiver):
         "_framing",
         "_has_begun",
         "_keeper",
+        "_known",
         "_last_chunk",
         "_late",
         "_left",
         "_may_persist",
         "_on_gone",
         "_on_made",
-        "_pattern",
         "_reads_chunks",
         "_received",
         "_sink",
@@ -134,10 +139,10 @@ class UpstreamConnection(Receiver):
         self._has_begun = False
         self._to_head = False
         # The engine repeats its heads too: what was found in the last one is kept.
-        self._pattern: Pattern = NEVER
+        self._known: KnownHead = NO_HEAD
         self._answer: Answer
         if keeper.last_head is not None:
-            self._pattern, self._answer = keeper.last_head
+            self._known, self._answer = keeper.last_head
         self.bytes_passed = 0
         """Bytes of the answer that the client got, the head's included."""
         self._last_chunk = b""
@@ -287,26 +292,24 @@ class UpstreamConnection(Receiver):
             return
         if phase is _HEAD:
             is_stale = self.requests > 1 and not self._received and not self._has_begun
-            error = UpstreamError("The engine closed the connection before it responded.")
-            asker.on_upstream_failed(error, is_stale=is_stale)
+            kind = UpstreamClosedKept if is_stale else UpstreamError
+            asker.on_upstream_failed(kind("The engine closed the connection before it responded."))
         elif self._framing is Framing.CLOSE and exc is None:
             if self._reads_chunks:
                 self._pass_on(LAST_CHUNK)
             asker.on_response_done()
         else:
-            error = UpstreamError(
-                "The engine closed the connection before its response was complete."
-            )
-            asker.on_cut(error, may_insert=may_insert)
+            broken = UpstreamError("The engine closed the connection before its response was complete.")
+            asker.on_cut(broken, may_insert=may_insert)
 
     # The answer's head --------------------------------------------------------------------------
 
     def _read_head(self, asker: Asker, data: bytes) -> None:
-        pattern = self._pattern
-        end = -1 if self._received or self._to_head else pattern.end_in(data)
-        if end >= 0:
-            self._begin_body(asker, self._answer, pattern.length, data[end:])
-            return
+        if not self._received and not self._to_head:
+            end, length = self._known.match(data)
+            if end >= 0:
+                self._begin_body(asker, self._answer, length, data[end:])
+                return
         self._received += data
         try:
             found = self._take_head()
@@ -316,7 +319,7 @@ class UpstreamConnection(Receiver):
                 self._begin_body(asker, answer, length, rest)
         except UpstreamError as error:
             self.abort()
-            asker.on_upstream_failed(error, is_stale=False)
+            asker.on_upstream_failed(error)
 
     def _take_head(self) -> tuple[bytes, ResponseHead] | None:
         """The final head out of what has been received; None when it is not there yet.
@@ -348,10 +351,10 @@ class UpstreamConnection(Receiver):
         read = read_response(head.fields, status=head.status, to_head=self._to_head)
         answer = Answer(head, read)
         # What an answer to HEAD means is another thing, and its pattern would not say so.
-        self._pattern = NEVER
+        self._known = NO_HEAD
         if not self._to_head:
-            self._pattern = Pattern(raw, read.length)
-            self._keeper.last_head = self._pattern, answer
+            self._known = KnownHead(raw, read.length)
+            self._keeper.last_head = self._known, answer
         return answer, read.length or 0
 
     # The answer's body --------------------------------------------------------------------------

@@ -1,10 +1,10 @@
-"""A stream whose head is sent before the engine responds (SSE_KEEPALIVE).
+"""Streams that wait: the sign of life that keeps proxies on the line (SSE_KEEPALIVE).
 
-Proxies at the edge give up a connection on which nothing comes for a minute or two. So one that
-waits longer is answered 200 and told comments. From then on its client hears what it waits for,
-or an error event: a status cannot be told any more.
+Proxies at the edge give up a connection that has been silent for a minute or two. So a stream that
+waits longer gets its head, 200, before the engine has responded, and then comments. A status cannot
+be sent any more: what goes wrong from then on comes as an error event.
 
-Which bodies ask for a stream is found out here as well, by a bounded effort per tick.
+Which bodies ask for a stream is found out here as well, with a bounded effort per tick.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from llama_gguf.core.messages import Answer
 from llama_gguf.errors import UpstreamError
 
 if TYPE_CHECKING:
-    from llama_gguf.core.exchange import Exchange
-    from llama_gguf.gateway.client import ClientConnection
+    from llama_gguf.core.stream_member import StreamSearch
+    from llama_gguf.gateway.proxied_request import ProxiedRequest
 
 MAX_REFUSAL_BYTES: Final = 65536
 """Of an engine's answer that is no stream: some JSON that says why."""
@@ -32,34 +32,36 @@ EFFORT_PER_TURN: Final = 32_768
 """For one of them, before the next has its turn: a long body does not delay the short ones."""
 
 
-class OpenedStream:
-    """Hears the engine in the client's stead; an ``upstream.Asker`` by its methods.
+class EarlyStream:
+    """A stream whose head was sent early: takes the engine's response in the request's place.
+
+    An ``upstream.Asker`` by its methods.
 
     Args:
-        client: who asks; an HTTP/1.0 client gets no chunked coding.
-        now: the stream has something said on it by then.
+        request: whose response it is; an HTTP/1.0 client gets no chunked coding.
+        now: when its head is sent.
     """
 
     __slots__ = (
-        "_client",
         "_is_chunked",
         "_refusal",
+        "_request",
         "bytes_sent",
         "reads_chunks",
-        "said_at",
+        "sent_at",
         "sink",
         "write",
     )
 
-    def __init__(self, client: ClientConnection, now: float) -> None:
-        self._client = client
-        self._is_chunked = client.reads_chunks
+    def __init__(self, request: ProxiedRequest, now: float) -> None:
+        self._request = request
+        self._is_chunked = request.reads_chunks
         self._refusal: bytearray | None = None
         """Of an answer that is no stream, what has come."""
-        self.reads_chunks = client.reads_chunks
-        self.write: Callable[[bytes], None] = client.write
-        self.sink = client.sink
-        self.said_at = now
+        self.reads_chunks = request.reads_chunks
+        self.write: Callable[[bytes], None] = request.write
+        self.sink = request.sink
+        self.sent_at = now
         self.bytes_sent = 0
         """Those that did not come from the engine."""
 
@@ -67,11 +69,11 @@ class OpenedStream:
         """Say *event*, whole, behind *head*."""
         data = head + (frame(event) if self._is_chunked else event)
         self.bytes_sent += len(data)
-        self._client.write(data)
+        self._request.write(data)
 
     def wait(self, now: float) -> None:
         """Say that there is nothing to say yet."""
-        self.said_at = now
+        self.sent_at = now
         self.send(b"", replies.WAITING)
 
     # What the engine's connection calls ---------------------------------------------------------
@@ -83,7 +85,7 @@ class OpenedStream:
             and answer.is_event_stream
             and answer.framing in (Framing.CHUNKED, Framing.CLOSE)
         ):
-            self._client.on_opened_response()
+            self._request.on_early_response()
         else:
             self._refusal = bytearray()
             self.reads_chunks = False  # it is for us to read, without the chunks
@@ -97,22 +99,22 @@ class OpenedStream:
 
     def on_whole_response(self, answer: Answer, body: bytes) -> None:
         del answer
-        self._client.on_engine_refused(body)
+        self._request.on_engine_refused(body)
 
     def on_first_event(self) -> None:
-        self._client.on_first_event()
+        self._request.on_first_event()
 
     def on_response_done(self) -> None:
         if self._refusal is None:
-            self._client.on_response_done()
+            self._request.on_response_done()
         else:
-            self._client.on_engine_refused(bytes(self._refusal))
+            self._request.on_engine_refused(bytes(self._refusal))
 
-    def on_upstream_failed(self, error: UpstreamError, *, is_stale: bool) -> None:
-        self._client.on_upstream_failed(error, is_stale=is_stale)
+    def on_upstream_failed(self, error: UpstreamError) -> None:
+        self._request.on_upstream_failed(error)
 
     def on_cut(self, error: UpstreamError, *, may_insert: bool) -> None:
-        self._client.on_cut(error, may_insert=may_insert or self._refusal is not None)
+        self._request.on_cut(error, may_insert=may_insert or self._refusal is not None)
 
 
 class StreamSearches:
@@ -121,19 +123,18 @@ class StreamSearches:
     __slots__ = ("_waiting",)
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[ClientConnection, Exchange]] = deque()
+        self._waiting: deque[tuple[ProxiedRequest, StreamSearch]] = deque()
 
-    def add(self, client: ClientConnection, exchange: Exchange) -> None:
-        """Search the body of *exchange*, from the next ``advance`` on."""
-        self._waiting.append((client, exchange))
+    def add(self, request: ProxiedRequest, search: StreamSearch) -> None:
+        """Search the body of *request*, from the next ``advance`` on."""
+        self._waiting.append((request, search))
 
     def advance(self, now: float) -> None:
         """Search on for one tick."""
         waiting = self._waiting
         effort = EFFORT_PER_TICK
         while waiting and effort > 0:
-            client, exchange = waiting.popleft()
-            effort -= client.search_body(exchange, EFFORT_PER_TURN, now)
-            search = exchange.stream_search
-            if search is not None and search.answer is None:
-                waiting.append((client, exchange))
+            request, search = waiting.popleft()
+            effort -= request.search_body(search, EFFORT_PER_TURN, now)
+            if search.answer is None:
+                waiting.append((request, search))

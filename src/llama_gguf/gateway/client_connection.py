@@ -1,0 +1,655 @@
+"""One client's connection: requests arrive one after the other, responses leave in that order.
+
+Here are the bytes: where a head and a body end, what was sent ahead, backpressure, and whether the
+connection stays open. What becomes of a request is in ``proxied_request.py``, or, for the gateway's
+own paths, in ``own.py``.
+
+Rule: ``_state`` decides how incoming bytes are interpreted, and every change of it is in
+``TRANSITIONS``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import math
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, cast
+
+from llama_gguf.core import replies
+from llama_gguf.core.bodies import IncomingBody
+from llama_gguf.core.exchange import PHASES, Event, Exchange
+from llama_gguf.core.fields import check_head_size, find
+from llama_gguf.core.limits import network_of
+from llama_gguf.core.messages import NO_HEAD, KnownHead, Request
+from llama_gguf.core.replies import OwnAnswer
+from llama_gguf.core.routes import Kind
+from llama_gguf.errors import GatewayError, IllegalTransition, QueueFull, RequestTimeout
+from llama_gguf.events import EventLog
+from llama_gguf.gateway import own, sockets
+from llama_gguf.gateway.dialer import Cancellable
+from llama_gguf.gateway.heads import HEAD_END, check_request_start, parse_request
+from llama_gguf.gateway.principals import Principal, Principals
+from llama_gguf.gateway.proxied_request import ProxiedRequest
+from llama_gguf.gateway.transport import HIGH_WATER_BYTES, Receiver, SocketTransport
+
+if TYPE_CHECKING:
+    from llama_gguf.gateway.shared import Shared
+
+_log: Final = EventLog(__name__)
+
+MAX_HELD_BYTES: Final = 65536
+"""Of requests sent ahead; beyond it, reading pauses."""
+MAX_SKIPPED_BYTES: Final = 65536
+"""Of a refused body that is read and discarded, so that the connection can be used again."""
+LINGER_SECONDS: Final = 2.0
+"""For a client that is still sending to read its response before the connection closes."""
+NO_DEADLINE: Final = math.inf
+CLOSE: Final = b"Connection: close\r\n"
+_EMPTY_LINES: Final = re.compile(rb"(?:\r\n)+")
+
+
+class State(enum.IntEnum):
+    OPENED = 0  # connected, or a part of a head has arrived: a request is about to come
+    IDLE = 1  # between two requests; nothing of the next one has arrived
+    HELD = 2  # between two requests; input waits for its turn, or for the client to read
+    BODY = 3  # a request is open, and its body has not been taken
+    BUSY = 4  # a request is open, and all of it has been taken; further input is held
+    LINGERING = 5  # being closed; input is discarded
+
+
+S = State
+TRANSITIONS: Final[dict[State, frozenset[State]]] = {
+    S.OPENED: frozenset({S.OPENED, S.HELD, S.BODY, S.BUSY, S.LINGERING}),
+    S.IDLE: frozenset({S.OPENED, S.HELD, S.BODY, S.BUSY, S.LINGERING}),
+    S.HELD: frozenset({S.IDLE, S.LINGERING}),
+    S.BODY: frozenset({S.BUSY, S.IDLE, S.HELD, S.LINGERING}),
+    S.BUSY: frozenset({S.IDLE, S.HELD, S.LINGERING}),
+    S.LINGERING: frozenset({S.LINGERING}),
+}
+"""From each state, those that may follow."""
+
+# What the hot path uses: looking up a member of an enum takes a call each time.
+_OPENED: Final = S.OPENED
+_IDLE: Final = S.IDLE
+_HELD: Final = S.HELD
+_BODY: Final = S.BODY
+_BUSY: Final = S.BUSY
+_LINGERING: Final = S.LINGERING
+_PROXIED: Final = Kind.PROXIED
+
+
+class ClientConnection(Receiver):
+    """An ``asyncio.Protocol`` by its methods; compiled classes do not inherit from it."""
+
+    __slots__ = (
+        "_deadline",
+        "_exchange",
+        "_incoming",
+        "_is_turn_due",
+        "_known",
+        "_received",
+        "_reload",
+        "_request",
+        "_shared",
+        "_skip",
+        "_state",
+        "_transport",
+        "_understood",
+        "_unread",
+        "_unsent",
+        "address",
+        "is_read_paused",
+        "is_write_paused",
+        "keep_alive",
+        "network",
+        "principal",
+        "ring",
+        "sink",
+        "write",
+    )
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._state = _OPENED
+        self._transport: asyncio.Transport
+        self.write: Callable[[bytes], None]
+        self.sink: SocketTransport | None = None
+        self.address = "-"
+        self.network = "-"
+        """What counts as one address when it tries wrong keys."""
+        self._deadline = NO_DEADLINE
+        """While no request is open: when something is overdue, on the gateway's clock."""
+        self._received = b""
+        """Input that has not been interpreted."""
+        self._skip = 0
+        """Bytes to come that count for nothing: the rest of a refused body."""
+        self._unread = 0
+        """Of a body with a length, the bytes that have not been taken out of ``_received``."""
+        self._incoming: IncomingBody | None = None
+        self._unsent = 0
+        """Bytes that the client had still to take when that was last looked at."""
+        self._is_turn_due = False
+        """``_take_turn`` is scheduled."""
+        self.is_read_paused = False
+        self.is_write_paused = False
+        self.keep_alive = False
+        """Whether the connection stays open after the present response."""
+        self._exchange: Exchange | None = None
+        self._request: ProxiedRequest | None = None
+        self._reload: Cancellable | None = None
+        """The ``POST /reload`` that is under way."""
+        # A connection mostly repeats its head: what was found out about the last one is kept.
+        self._known: KnownHead = NO_HEAD
+        self._understood: Request = shared.unread
+        self.principal: Principal | None = None
+        """Of the known head, where it can be used again."""
+        self.ring = shared.principals.ring
+        """The keys among which ``principal`` was found."""
+
+    # What the loop calls ------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are no instances of asyncio.Transport, so this cannot be asserted.
+        self._transport = cast("asyncio.Transport", transport)
+        self.write = self._transport.write
+        ours: object = transport
+        if isinstance(ours, SocketTransport):
+            self.sink = ours
+        peer = transport.get_extra_info("peername")
+        self.address = str(peer[0]) if isinstance(peer, tuple) else "unix"
+        self.network = network_of(self.address)
+        self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+        shared = self._shared
+        self._deadline = shared.now() + shared.client_header_timeout
+        shared.connections.add(self)
+        if len(shared.connections) > shared.max_connections:
+            self._refuse(QueueFull("Too many connections.", retry_after=1.0, close=True))
+
+    def data_received(self, data: bytes) -> None:
+        state = self._state
+        try:
+            if state is _IDLE or state is _OPENED:
+                self._next_request(self._received + data if self._received else data)
+            elif state is _BODY:
+                self._read_body(data)
+            elif state is not _LINGERING:
+                self._hold(data)
+        except GatewayError as error:
+            self._refuse(error)
+        except Exception:  # a bug in the gateway: this is the connection that it concerns
+            self.on_bug()
+
+    def eof_received(self) -> bool:
+        # A client that closes its half cannot be told from one that is gone, and the GPU is not
+        # kept busy on the chance that it is still there.
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        self._shared.connections.discard(self)
+        self._deadline = NO_DEADLINE
+        exchange = self._exchange
+        if exchange is None:
+            return
+        phase = PHASES[exchange.state]
+        self._shared.metrics.client_disconnects[phase] += 1
+        if not exchange.status:
+            exchange.status = 499  # nginx's status for it, known to log readers
+        if self._reload is not None:
+            self._reload.cancel()
+        if self._request is not None:
+            self._request.abandon()
+        exchange.on(Event.LOST)
+        exchange.outcome = f"client_left:{phase}"
+        self._end_exchange(exchange)
+
+    def pause_writing(self) -> None:
+        self.is_write_paused = True
+        self._unsent = self._transport.get_write_buffer_size()
+        if self._request is not None:
+            self._request.pause()
+        elif self._state is _IDLE or self._state is _OPENED:
+            self._to(_HELD)
+
+    def resume_writing(self) -> None:
+        self.is_write_paused = False
+        if self._request is not None:
+            self._request.resume_reading()
+        elif self._state is _HELD:
+            self._begin_turn()
+
+    def on_bug(self) -> None:
+        """Cut this connection alone; its request gives back what it held when it is lost."""
+        _log.error(
+            "bug",
+            "Request {request_id} was cut because of a bug; please report it",
+            exc_info=True,
+            request_id=self._exchange.request_id if self._exchange else "-",
+        )
+        self._transport.abort()
+
+    def _to(self, state: State) -> None:
+        if state not in TRANSITIONS[self._state]:
+            raise IllegalTransition(f"{self._state.name} to {state.name}")
+        self._state = state
+
+    # Deadlines ----------------------------------------------------------------------------------
+
+    def on_tick(self, now: float) -> None:
+        """Twice a second: end what is overdue."""
+        try:
+            if self.is_read_paused and sockets.has_left(self._transport):
+                self._transport.abort()
+            elif self._request is not None:
+                self._request.on_tick(now)
+            elif now >= self._deadline:
+                self._on_deadline(now)
+        except (
+            Exception
+        ):  # a bug in the gateway: the other connections have their turn all the same
+            self.on_bug()
+
+    def _on_deadline(self, now: float) -> None:
+        if self._state is _LINGERING:
+            # Over TLS, which has no half-close, the end has not been sent yet.
+            if self._transport.can_write_eof() or self._transport.is_closing():
+                self._transport.abort()
+            else:
+                self._close()
+        elif self.is_write_paused:
+            self._deadline = now + self._shared.keepalive_timeout
+            self.check_reader()
+        elif self._received:
+            self._refuse(RequestTimeout("The request head did not arrive in time.", close=True))
+        else:
+            self._close()
+
+    def check_reader(self) -> None:
+        """Reset the connection if the client has taken nothing since the last call."""
+        unsent = self._transport.get_write_buffer_size()
+        if unsent >= self._unsent:
+            self.reset()
+        self._unsent = unsent
+
+    # A request's head ---------------------------------------------------------------------------
+
+    def _next_request(self, received: bytes) -> None:
+        """Take the next whole head out of *received*: all input that has not been interpreted."""
+        end, length = self._known.match(received)
+        if end >= 0:
+            self._serve(self._understood, length, received[end:])
+            return
+        received = self._without_skipped(received)
+        end = received.find(HEAD_END) + len(HEAD_END)
+        if end < len(HEAD_END):
+            self._on_part_of_a_head(received)
+            return
+        raw, rest = received[:end], received[end:]
+        known = self._shared.last_known
+        if known is not None:
+            end, length = known[0].match_secret(raw)
+            if end >= 0:
+                self._known, self._understood, self.principal, self.ring = known
+                self._serve(self._understood, length, rest)
+                return
+        self._received = rest
+        self._check_size(raw)
+        self._parse(raw)
+
+    def _on_part_of_a_head(self, received: bytes) -> None:
+        # What came before has been checked, unless it was sent ahead.
+        seen = len(self._received) if self._state is _OPENED else 0
+        self._received = received
+        self._read_on()
+        self._check_size(received)
+        check_request_start(received, seen)
+        if received and self._state is _IDLE:
+            self._to(_OPENED)
+            self._deadline = self._shared.now() + self._shared.client_header_timeout
+
+    def _without_skipped(self, received: bytes) -> bytes:
+        """*received* without what does not count: the rest of a refused body, empty lines."""
+        if self._skip:
+            skipped = min(self._skip, len(received))
+            self._skip -= skipped
+            received = received[skipped:]
+        # RFC 9112 section 2.2: an empty line, or more, before a request is none of it.
+        lines = _EMPTY_LINES.match(received)
+        return received[lines.end() :] if lines else received
+
+    def _check_size(self, head: bytes) -> None:
+        settings = self._shared.settings
+        check_head_size(
+            head,
+            line=settings.max_request_line_size,
+            field=settings.max_header_line_size,
+            total=self._shared.max_head_bytes,
+        )
+
+    def _parse(self, raw: bytes) -> None:
+        """Parse a head that is not like the last one, here or on another connection."""
+        shared = self._shared
+        self.keep_alive = False  # nothing is known of what follows a head that is refused
+        head = parse_request(raw)
+        # A browser has to be able to read a refusal, too.
+        cors = shared.cors.fields(find(head.fields, b"origin"))
+        self._begin_exchange(Request(head, cors=cors))  # what is refused now is logged with it
+        request = self._understood = shared.understand(head, cors)
+        self._known = KnownHead(raw, request.read.content_length)
+        self.principal = None
+        self._serve(request, request.read.content_length or 0, self._received)
+
+    def _begin_exchange(self, request: Request) -> Exchange:
+        shared = self._shared
+        request_id = request.request_id or shared.next_request_id()
+        exchange = Exchange(shared.now(), request, request_id, self.address)
+        self._exchange = exchange
+        return exchange
+
+    def _serve(self, request: Request, length: int, rest: bytes) -> None:
+        """The head is whole and understood, *rest* is the input behind it."""
+        exchange = self._begin_exchange(request)
+        self.keep_alive = request.may_persist
+        body: bytes | None = None
+        if length > len(rest) or request.is_chunked:
+            self._to(_BODY)
+            self._unread, self._received = length, rest
+        else:
+            self._state = _BUSY  # as _to, of which each request would need two calls
+            body = rest
+            if length < len(rest):
+                body, self._received = rest[:length], rest[length:]
+            else:
+                self._received = b""
+        if request.route.kind is _PROXIED:
+            self._request = ProxiedRequest(self._shared, self, exchange)
+            self._request.start(length, body)
+        else:
+            self._respond_here(exchange, request)
+
+    # The gateway's own paths --------------------------------------------------------------------
+
+    def _respond_here(self, exchange: Exchange, request: Request) -> None:
+        route = request.route
+        if route.error is not None:
+            self._refuse(route.error)
+            return
+        shared = self._shared
+        principal = Principals.ANYBODY
+        if own.needs_key(route.kind, shared.settings):
+            principal = self.authenticate(exchange)
+            exchange.key_id = principal.key_id
+            exchange.rate_fields = principal.fields_at(exchange.started_at)
+        if route.kind is Kind.RELOAD:
+            shared.principals.check_admin(principal)
+            self._start_reload(exchange)
+        else:
+            self.respond(exchange, own.answer(route.kind, request, shared, principal))
+
+    def _start_reload(self, exchange: Exchange) -> None:
+        self._settle_body(exchange.request)
+        exchange.on(Event.FORWARD)
+        self._reload = self._shared.loop.create_task(
+            self._run_reload(exchange), name="POST /reload"
+        )
+
+    async def _run_reload(self, exchange: Exchange) -> None:
+        try:
+            keys = await self._shared.reloads.reload()
+        except GatewayError as error:
+            self._reload = None
+            self._refuse(error)
+        else:
+            self._reload = None
+            self.respond(exchange, own.reloaded(keys))
+
+    def authenticate(self, exchange: Exchange) -> Principal:
+        """Find out whose key the request shows. Raises what ``Principals.authenticate`` does."""
+        shared = self._shared
+        principals = shared.principals
+        request = exchange.request
+        principal = principals.authenticate(
+            request.read, self.network, now=exchange.started_at, wall=shared.wall
+        )
+        if principal.expires_at is None:  # then it is good until the keys are read again
+            self.principal, self.ring = principal, principals.ring
+            shared.last_known = self._known, request, principal, principals.ring
+        return principal
+
+    # A request's body ---------------------------------------------------------------------------
+
+    def expect_body(self, request: ProxiedRequest, head: Request) -> bytearray | None:
+        """Read the rest of a body. Returns it if it is whole; else *request* gets it once it is."""
+        self._read_on()
+        incoming = self._incoming = IncomingBody(None if head.is_chunked else self._unread)
+        if self._received:
+            received, self._received = self._received, b""
+            return self._take_body(request, incoming, received)
+        if head.read.expects_continue:
+            self.write(replies.CONTINUE)
+        return None
+
+    def _take_body(
+        self, request: ProxiedRequest, incoming: IncomingBody, data: bytes
+    ) -> bytearray | None:
+        """Add *data* to the body, and return it if it is whole."""
+        behind = incoming.feed(data)
+        self._unread = incoming.left
+        request.on_body_grown(len(incoming.data))
+        if behind is None:
+            return None
+        self._received = behind
+        self._incoming = None
+        self._to(_BUSY)
+        return incoming.data
+
+    def _read_body(self, data: bytes) -> None:
+        request, incoming = self._request, self._incoming
+        assert request is not None
+        assert incoming is not None
+        body = self._take_body(request, incoming, data)
+        if body is not None:
+            request.on_body(body)
+
+    def _settle_body(self, request: Request) -> None:
+        """Skip the rest of an unread body, if it is short; else the connection cannot go on."""
+        if self._state is not _BODY:
+            return
+        # With 100-continue unanswered, whether the body will come is the client's choice.
+        may_not_come = request.read.expects_continue and self._unread > len(self._received)
+        if request.is_chunked or self._unread > MAX_SKIPPED_BYTES or may_not_come:
+            self.keep_alive = False
+            self._skip = _ALL
+        else:
+            self._skip = max(self._skip, self._unread)
+            self._known = NO_HEAD  # what comes next is no head
+        self._incoming = None
+        self._to(_BUSY)
+
+    # Responses ----------------------------------------------------------------------------------
+
+    def _refuse(self, error: GatewayError) -> None:
+        """Respond with *error* to the open request, or to one whose head could not be read."""
+        exchange = self._exchange
+        if self._request is not None:
+            self._request.fail(error)
+            return
+        if exchange is None:
+            exchange = self._begin_exchange(self._shared.unread)
+            self.keep_alive = False
+            self._to(_BUSY)
+        self.respond_error(exchange, error)
+
+    def respond_error(self, exchange: Exchange, error: GatewayError) -> None:
+        """Send *error* in the envelope of the request's dialect."""
+        if error.close:
+            self.keep_alive = False
+            self._skip = _ALL
+        self._shared.metrics.rejections[error.code] += 1
+        exchange.outcome = error.code
+        body = replies.envelope(
+            error,
+            is_anthropic=exchange.request.route.is_anthropic,
+            request_id=exchange.request_id,
+        )
+        self.respond(
+            exchange, OwnAnswer(error.status, body, replies.JSON, replies.error_fields(error))
+        )
+
+    def respond(self, exchange: Exchange, answer: OwnAnswer) -> None:
+        """Send a response of the gateway's own."""
+        self._settle_body(exchange.request)
+        lines = [*answer.fields, *self.common_lines(exchange)]
+        head = replies.head(
+            answer.status, lines, length=len(answer.body), content_type=answer.content_type
+        )
+        message = head if exchange.request.is_to_head else head + answer.body
+        self.write(message)
+        exchange.bytes_out = len(message)
+        exchange.on(Event.RESPONDED)
+        exchange.status = answer.status
+        self.finish(exchange)
+
+    def common_lines(self, exchange: Exchange) -> list[bytes]:
+        """The header lines of every response whose head is made here."""
+        shared = self._shared
+        if shared.is_draining:
+            self.keep_alive = False
+        return [
+            b"x-request-id: %b\r\n" % exchange.id_bytes,
+            exchange.rate_fields,
+            exchange.request.cors,
+            shared.date,
+            b"" if self.keep_alive else CLOSE,
+        ]
+
+    def finish(self, exchange: Exchange) -> None:
+        """The response has been sent whole: wait for the next request, or close the connection."""
+        self._end_exchange(exchange)
+        if not self.keep_alive:
+            self._part()
+            return
+        self._deadline = exchange.ended_at + self._shared.keepalive_timeout
+        if self._received or self.is_write_paused:
+            self._to(_HELD)
+            if not self.is_write_paused:
+                self._begin_turn()
+        else:
+            self._state = _IDLE  # as in _serve
+            if self.is_read_paused:
+                self._read_on()
+
+    def break_off(self, exchange: Exchange, error: GatewayError, event: bytes) -> None:
+        """End a response that is not whole, after *event* where one may be sent.
+
+        The last chunk is never sent: a client must not take the response for whole.
+        """
+        if exchange.is_open:
+            self._shared.metrics.rejections[error.code] += 1
+        if event:
+            self.write(event)
+            exchange.bytes_out += len(event)
+        exchange.on(Event.LOST)
+        exchange.outcome = error.code
+        self._end_exchange(exchange)
+        if event:
+            self._close()
+        else:
+            self._to(_LINGERING)
+            self.reset()
+
+    def _end_exchange(self, exchange: Exchange) -> None:
+        shared = self._shared
+        self._exchange = self._request = self._incoming = None
+        if not exchange.ended_at:
+            exchange.ended_at = shared.now()
+        shared.accounts.close(exchange)
+        if shared.is_draining:
+            shared.notice_idle()
+
+    # Requests sent ahead ------------------------------------------------------------------------
+
+    def _hold(self, data: bytes) -> None:
+        """Keep input until its turn comes; reading pauses until all that is held has been used."""
+        self._received += data
+        if len(self._received) > MAX_HELD_BYTES and not self.is_read_paused:
+            self.is_read_paused = True
+            self._transport.pause_reading()
+
+    def _read_on(self) -> None:
+        if self.is_read_paused:
+            self.is_read_paused = False
+            self._transport.resume_reading()
+
+    def _begin_turn(self) -> None:
+        """Interpret the held input in a turn of the loop of its own."""
+        if not self._is_turn_due:
+            self._is_turn_due = True
+            self._shared.loop.call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._is_turn_due = False
+        if self._state is _HELD and not self.is_write_paused and not self._transport.is_closing():
+            self._to(_IDLE)
+            self.data_received(b"")
+
+    # The end ------------------------------------------------------------------------------------
+
+    def _part(self) -> None:
+        """Close; but let a client that is still sending read its response first.
+
+        Closing with unread bytes in the socket resets the connection, and a reset may take the
+        response with it.
+        """
+        if self._skip <= len(self._received):
+            self._close()
+            return
+        self._discard_input()
+        self._deadline = self._shared.now() + LINGER_SECONDS
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+
+    def _discard_input(self) -> None:
+        self._to(_LINGERING)
+        self._read_on()
+        self._received = b""
+        self._skip = 0
+
+    def _close(self) -> None:
+        """Close once the client has taken what was written; but do not wait for ever for that."""
+        self._discard_input()
+        self._deadline = self._shared.now() + self._shared.client_header_timeout
+        self._transport.close()
+
+    def reset(self) -> None:
+        """Cut the connection, so that no client takes what it got for whole."""
+        sockets.reset(self._transport)
+
+    # What the gateway asks ----------------------------------------------------------------------
+
+    @property
+    def request(self) -> ProxiedRequest | None:
+        """The request to the engine that is open."""
+        return self._request
+
+    @property
+    def is_busy(self) -> bool:
+        return self._exchange is not None
+
+    def drain(self) -> None:
+        """Close the connection, unless a request is open or about to arrive."""
+        if self._state is _IDLE:
+            self._close()
+
+    def abort(self) -> None:
+        """Cut the connection, unless it is being closed already."""
+        if self._exchange is not None:
+            self.reset()
+        elif self._state is not _LINGERING:
+            self._transport.abort()
+
+
+_ALL: Final = 1 << 62
+"""``_skip`` of a connection that ends: all that still comes."""

@@ -18,7 +18,6 @@ SOURCE: Final = TESTS.parent / "src" / "llama_gguf"
 
 TESTED_ELSEWHERE: Final = {
     "cli/key_views.py": "cli/test_keys.py",  # the tables and sentences that `keys` prints
-    "gateway/connection.py": "gateway/test_client_connections.py",
     "core/gguf_cursor.py": "core/test_gguf.py",  # reads bytes for core/gguf.py alone
 }
 """Modules without a test file of their own, and the file whose tests would miss them."""

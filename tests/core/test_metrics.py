@@ -32,6 +32,7 @@ def gauges() -> Gauges:
     return Gauges(
         in_flight=2,
         queue_depth=7,
+        body_memory=4096,
         slots=4,
         connections=9,
         state=EngineState.LOADING,

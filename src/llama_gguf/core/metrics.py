@@ -68,6 +68,11 @@ METRICS: Final = (
     Metric("llama_gguf_slots", "gauge", "Maximum number of requests at the engine at once."),
     Metric("llama_gguf_connections", "gauge", "Open client connections."),
     Metric(
+        "llama_gguf_body_memory_bytes",
+        "gauge",
+        "Request bodies held in memory now, while they arrive or wait.",
+    ),
+    Metric(
         "llama_gguf_rejections",
         "counter",
         "Requests rejected by the gateway, by the code in the response.",
@@ -345,6 +350,8 @@ class Gauges:
     queue_depth: int
     slots: int
     connections: int
+    body_memory: int
+    """Bytes."""
     state: str
     states: tuple[str, ...]
     is_ready: bool
@@ -368,6 +375,7 @@ def samples(metrics: Metrics, gauges: Gauges) -> dict[str, list[Sample]]:
         "llama_gguf_queue_depth": [((), gauges.queue_depth)],
         "llama_gguf_slots": [((), gauges.slots)],
         "llama_gguf_connections": [((), gauges.connections)],
+        "llama_gguf_body_memory_bytes": [((), gauges.body_memory)],
         "llama_gguf_rejections": _by_one_label(refused),
         "llama_gguf_auth_failures": [((r,), refused[r]) for r in AUTH_FAILURES],
         "llama_gguf_client_disconnects": _by_one_label(metrics.client_disconnects),

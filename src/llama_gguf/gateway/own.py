@@ -112,6 +112,7 @@ def gauges(shared: Shared) -> Gauges:
         queue_depth=shared.admission.queued,
         slots=shared.admission.slots,
         connections=len(shared.connections),
+        body_memory=shared.body_memory.used,
         state=shared.engine.state,
         states=tuple(EngineState),
         is_ready=shared.engine_is_ready,

@@ -541,7 +541,9 @@ class ProxiedRequest:
         timeout = self._shared.request_timeout
         match self._exchange.state:
             case State.READING:
-                self._interrupt(RequestTimeout("The request body did not arrive in time.", close=True))
+                self._interrupt(
+                    RequestTimeout("The request body did not arrive in time.", close=True)
+                )
             case State.QUEUED | State.OPEN_QUEUED:
                 self._interrupt(self._queue_timeout())
             case _ if self._client.is_write_paused:

@@ -299,7 +299,9 @@ class UpstreamConnection(Receiver):
                 self._pass_on(LAST_CHUNK)
             asker.on_response_done()
         else:
-            broken = UpstreamError("The engine closed the connection before its response was complete.")
+            broken = UpstreamError(
+                "The engine closed the connection before its response was complete."
+            )
             asker.on_cut(broken, may_insert=may_insert)
 
     # The answer's head --------------------------------------------------------------------------

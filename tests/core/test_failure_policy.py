@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+
+from llama_gguf.core.exchange import Event, Exchange
+from llama_gguf.core.failure_policy import Action, decide
+from llama_gguf.errors import (
+    GatewayError,
+    UpstreamClosedKept,
+    UpstreamError,
+    UpstreamRefused,
+    UpstreamTimeout,
+)
+from tests.exchanges import asked
+
+REFUSED = UpstreamRefused("it refused")
+CLOSED = UpstreamClosedKept("it was closed")
+NONSENSE = UpstreamError("it is no HTTP")
+LATE = UpstreamTimeout("it was silent")
+
+
+def sent(method: str = "POST", target: str = "/v1/chat/completions") -> Exchange:
+    exchange = Exchange(0.0, asked(method, target), b"r1", "127.0.0.1")
+    exchange.on(Event.FORWARD)
+    return exchange
+
+
+def test_1_a_refused_request_waits_for_an_engine_that_may_come_back() -> None:
+    assert decide(REFUSED, sent(), may_come_back=True) is Action.REQUEUE
+    assert decide(REFUSED, sent(), may_come_back=False) is Action.RESPOND
+
+
+def test_1_what_may_have_reached_the_engine_is_not_queued_again() -> None:
+    for error in (CLOSED, NONSENSE, LATE):
+        assert decide(error, sent(), may_come_back=True) is Action.RESPOND
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_2_a_safe_request_is_sent_once_more_when_a_kept_connection_was_closed(method: str) -> None:
+    exchange = sent(method, "/v1/models")
+    assert decide(CLOSED, exchange, may_come_back=False) is Action.RETRY
+
+    exchange.has_retried = True
+    assert decide(CLOSED, exchange, may_come_back=False) is Action.RESPOND
+
+
+def test_2_a_post_is_never_sent_again() -> None:
+    assert decide(CLOSED, sent(), may_come_back=False) is Action.RESPOND
+
+
+@pytest.mark.parametrize("error", [REFUSED, CLOSED, NONSENSE, LATE])
+def test_4_behind_a_head_the_response_is_broken_off(error: GatewayError) -> None:
+    exchange = sent()
+    exchange.on(Event.HEAD_SENT)
+
+    assert decide(error, exchange, may_come_back=False) is Action.BREAK_OFF
+
+
+def test_4_a_stream_whose_head_went_out_early_is_broken_off_too() -> None:
+    exchange = sent()
+    exchange.on(Event.OPEN)
+
+    assert decide(NONSENSE, exchange, may_come_back=False) is Action.BREAK_OFF
+
+
+def test_1_a_stream_whose_head_went_out_early_may_still_wait() -> None:
+    exchange = sent()
+    exchange.on(Event.OPEN)
+
+    assert decide(REFUSED, exchange, may_come_back=True) is Action.REQUEUE

@@ -1,0 +1,95 @@
+"""What ends a request gives back all that it holds; its way is in the files beside this one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.fakes import KEY, OK, STREAM_HEAD, FakeClient, Rig, event, request
+from tests.gateway.conftest import NewRig
+
+
+def reading(rig: Rig) -> FakeClient:
+    return rig.ask(request(body=b"x" * 100)[:-10])
+
+
+def queued(rig: Rig) -> FakeClient:
+    for _ in range(4):
+        rig.ask()
+    return rig.ask()
+
+
+def connecting(rig: Rig) -> FakeClient:
+    rig.accepts = False
+    return rig.ask()
+
+
+def sent(rig: Rig) -> FakeClient:
+    return rig.ask()
+
+
+def streaming(rig: Rig) -> FakeClient:
+    client = rig.ask()
+    rig.upstream.say(STREAM_HEAD, event(1))
+    return client
+
+
+PHASES = [reading, queued, connecting, sent, streaming]
+
+
+def end_the_others(rig: Rig) -> None:
+    for upstream in rig.upstreams:
+        if not upstream.is_closed:
+            upstream.hang_up()
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_client_that_leaves_frees_everything(
+    phase: Callable[[Rig], FakeClient], rig: Rig
+) -> None:
+    phase(rig).leave()
+    end_the_others(rig)
+
+    assert rig.is_at_rest
+    assert not rig.shared.pool.connecting
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_time_out_frees_everything(phase: Callable[[Rig], FakeClient], new_rig: NewRig) -> None:
+    rig = new_rig(
+        client_body_timeout=5, max_queue_wait=5, request_timeout=5, backend_connect_timeout=9
+    )
+    client = phase(rig)
+
+    rig.advance(12)
+    end_the_others(rig)
+
+    assert client.received
+    assert rig.is_at_rest
+    assert not rig.shared.pool.connecting
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_bug_frees_everything(
+    phase: Callable[[Rig], FakeClient], rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = phase(rig)
+    client.connection.on_bug()
+    rig.spin()
+    end_the_others(rig)
+
+    assert client.was_cut
+    assert rig.is_at_rest
+    assert "cut because of a bug" in caplog.text
+
+
+def test_one_request_after_the_other_leaves_nothing_behind(rig: Rig) -> None:
+    rig.answer_with(OK)
+    client = rig.client()
+    for _ in range(3):
+        client.send(request(body=b"{}"), request("GET", "/v1/models"), request(body=b"[]", key=KEY))
+
+    assert [answer.status for answer in client.answers] == [200] * 9
+    assert rig.is_at_rest
+    assert client.connection.request is None

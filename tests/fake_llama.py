@@ -14,11 +14,12 @@ notice of its other flags. How it behaves is said by flags of its own, which go 
   --ignore-sigterm     as llama-server does with a request in flight
   --die-on PATH        SIGKILL itself when this path is asked for
   --pid-file FILE      write the process id there
+  --at-once N          serve N requests at once, whatever they ask; the others wait
   --seen FILE          append a line of JSON per request: method, path, fields, body
 
 What it answers is said by the request: the body {"stream": true} gets server-sent
 events, the fields x-events and x-tick-ms say how many and how fast, x-until names a file
-that has to be there before the last one; x-fault says what
+that has to be there before the last one; x-work-ms says how long it works first; x-fault says what
 goes wrong: silence, cut, cut-mid-event, nonsense, close-delimited, early-head.
 """
 
@@ -52,6 +53,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ignore-sigterm", action="store_true")
     parser.add_argument("--die-on")
     parser.add_argument("--pid-file")
+    parser.add_argument("--at-once", type=int, default=1_000_000)
     parser.add_argument("--seen")
     parser.add_argument("--version", action="store_true")
     return parser.parse_known_args()[0]
@@ -78,6 +80,7 @@ class Server:
     def __init__(self) -> None:
         self.ready_at = asyncio.get_running_loop().time() + OPTIONS.load_seconds
         self.worked_at = self.ready_at
+        self.threads = asyncio.Semaphore(OPTIONS.at_once)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -107,7 +110,9 @@ class Server:
                 seen.write(json.dumps(fact) + "\n")
         if path == OPTIONS.die_on:
             os.kill(os.getpid(), signal.SIGKILL)
-        return await self.respond(writer, method, path, by_name=by_name, body=body)
+        async with self.threads:
+            await asyncio.sleep(float(by_name.get("x-work-ms", 0)) / 1000)
+            return await self.respond(writer, method, path, by_name=by_name, body=body)
 
     async def respond(
         self,

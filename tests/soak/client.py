@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import struct
 from contextlib import suppress
 from typing import Final, Self
@@ -11,6 +12,8 @@ from typing import Final, Self
 from tests.fakes import KEY
 from tests.strict import End, Response, take_response
 
+_NO_PORT_YET: Final = 24
+"""IP_BIND_ADDRESS_NO_PORT, ip(7): a port is chosen by where the connection goes to."""
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
@@ -24,13 +27,44 @@ class Client:
         self.was_reset = False
 
     @classmethod
-    async def connect(cls, port: int, *, buffer_bytes: int = 1 << 16) -> Self:
-        """Connect to the gateway; with a small buffer, what is not read soon stays there."""
+    async def connect(
+        cls,
+        port: int,
+        *,
+        buffer_bytes: int = 1 << 16,
+        source: str = "",
+        trust: ssl.SSLContext | None = None,
+    ) -> Self:
+        """Connect to the gateway.
+
+        Args:
+            port: of the gateway.
+            buffer_bytes: of the kernel's and of ours: what is not read soon stays there.
+            source: the address to come from; empty lets the kernel choose.
+            trust: speaks TLS, and trusts whom this says.
+        """
         sock = socket.socket()
-        sock.setblocking(False)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
-        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
-        return cls(*await asyncio.open_connection(sock=sock, limit=buffer_bytes))
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+            if source:
+                sock.setsockopt(socket.IPPROTO_IP, _NO_PORT_YET, 1)
+                sock.bind((source, 0))
+            await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+        except BaseException:
+            sock.close()
+            raise
+        name = "127.0.0.1" if trust else None
+        return cls(
+            *await asyncio.open_connection(
+                sock=sock, limit=buffer_bytes, ssl=trust, server_hostname=name
+            )
+        )
+
+    @property
+    def is_closed(self) -> bool:
+        """Nothing more can be sent."""
+        return self._writer.is_closing()
 
     def send(self, data: bytes) -> None:
         self._writer.write(data)
@@ -82,12 +116,15 @@ class Client:
         with suppress(ConnectionError):
             await self._writer.wait_closed()
 
-    async def reset(self) -> None:
-        """Leave without a word: what has not been read is thrown away."""
+    def abort(self) -> None:
+        """Reset the connection: data that has not been read is discarded."""
         sock: socket.socket | None = self._writer.get_extra_info("socket")
-        if sock is not None:  # else it is gone already
+        if sock is not None and sock.fileno() >= 0:  # else it is closed already
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self._writer.transport.abort()
+
+    async def reset(self) -> None:
+        self.abort()
         await self.leave()
 
     async def close_half(self) -> None:

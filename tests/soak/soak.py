@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import re
 import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
-from tests.fakes import request
 from tests.soak.client import KEYS, Client
 from tests.soak.engine import SLOTS, SMALL_BUFFER, Engine
+from tests.soak.rest import PATIENCE, Held, Wrong, eventually, in_use, metrics
 from tests.soak.visits import (
     MAX_BODY,
     MENU,
@@ -26,15 +25,12 @@ from tests.soak.visits import (
     STREAM_MENU,
     Visit,
     Visitor,
-    Wrong,
     reads_slowly,
 )
 from tests.wire.conftest import GatewayProcess, Processes
 
 CLIENTS: Final = 64
 VISITS_OF_A_CONNECTION: Final = 20
-PATIENCE: Final = 15.0
-"""Seconds after which what has not come is taken for never coming."""
 MAX_FAULTS: Final = 20
 """After as many the soak ends: more of them say nothing new."""
 MAX_GROWTH_BYTES: Final = 16 << 20
@@ -63,25 +59,6 @@ class Size:
     requests: int
     streams: int
     seed: int
-
-
-@dataclass(frozen=True)
-class Held:
-    """What a process holds, as the kernel counts it."""
-
-    descriptors: int
-    threads: int
-    resident_bytes: int
-
-    def __str__(self) -> str:
-        return f"{self.descriptors} descriptors, {self.threads} threads"
-
-    @classmethod
-    def by(cls, gateway: GatewayProcess) -> Held:
-        proc = Path(f"/proc/{gateway.process.pid}")
-        threads = re.search(r"Threads:\s+(\d+)", (proc / "status").read_text())
-        assert threads
-        return cls(sum(1 for _ in (proc / "fd").iterdir()), int(threads[1]), gateway.resident_bytes)
 
 
 @dataclass
@@ -133,8 +110,8 @@ class Soak:
 
     async def _visit_and_look(self) -> None:
         try:
-            await self._eventually(self._is_at_rest, "the gateway is at rest at the start")
-            start = self._outcome.held["start"] = await self._least_held()
+            await eventually(self._is_at_rest, "the gateway is at rest at the start")
+            start = self._outcome.held["start"] = await Held.least(self._gateway)
             await self._be_visited()
             await self._check_that_all_is_given_back(start)
         except (Wrong, TimeoutError) as error:  # nothing behind it could be judged
@@ -155,11 +132,9 @@ class Soak:
             raise errors.exceptions[0] from None
 
     async def _check_that_all_is_given_back(self, start: Held) -> None:
-        await self._eventually(self._is_at_rest, "everything is given back")
+        await eventually(self._is_at_rest, "everything is given back")
         await self._check_phases()
-        await self._check_memory_of_bodies()
-        await self._eventually(self._is_at_rest, "the memory of bodies is given back")
-        await self._eventually(
+        await eventually(
             lambda: self._has_no_more_than(start), "descriptors and threads are given back"
         )
         self._check_growth()
@@ -232,67 +207,15 @@ class Soak:
 
     # Afterwards -----------------------------------------------------------------------------------
 
-    async def _eventually(self, condition: Callable[[], Any], what: str) -> None:
-        """Poll *condition* until it is true.
-
-        Raises:
-            Wrong: it never is.
-        """
-        last: object = None
-        with suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE):
-                while True:
-                    found = condition()
-                    last = await found if asyncio.iscoroutine(found) else found
-                    if last is True:
-                        return
-                    await asyncio.sleep(0.02)
-        raise Wrong(f"it never happened that {what}: {last}")
-
     async def _is_at_rest(self) -> bool | str:
         """True, or what is still held."""
-        facts = await self._metrics()
-        held = {
-            "slots used": facts["llama_gguf_requests_in_flight"],
-            "queue": facts["llama_gguf_queue_depth"],
-            "other clients": facts["llama_gguf_connections"] - 1,
-            "connections to the engine": len(self._engine.connections),
-        }
+        held = await in_use(self._connect)
+        held["connections to the engine"] = len(self._engine.connections)
         return not any(held.values()) or str(held)
-
-    async def _least_held(self) -> Held:
-        """With its access log open, and at a moment without a probe of the engine."""
-        log = self._gateway.folder / "logs" / "api_access.log"
-        await self._eventually(log.exists, "the access log is there")
-        looks = []
-        for _ in range(20):
-            looks.append(Held.by(self._gateway))
-            await asyncio.sleep(0.01)
-        return min(looks, key=lambda held: held.descriptors)
 
     def _has_no_more_than(self, start: Held) -> bool | str:
         now = self._outcome.held["end"] = Held.by(self._gateway)
-        is_back = now.descriptors <= start.descriptors and now.threads <= start.threads
-        return is_back or str(now)
-
-    async def _metrics(self) -> dict[str, Any]:
-        client = await self._connect()
-        client.send(request("GET", "/metrics", key=None))
-        answer = await client.answer()
-        await client.leave()
-        assert answer
-        facts: dict[str, Any] = json.loads(answer.body)
-        return facts
-
-    async def _check_memory_of_bodies(self) -> None:
-        """Of all the bodies that were broken off, nothing is held."""
-        held = -1
-        for _ in range(300):  # the last of them may not have been noticed yet
-            held = (await self._metrics())["llama_gguf_body_memory_bytes"]
-            if not held:
-                return
-            await asyncio.sleep(0.05)
-        raise Wrong(f"{held} bytes are counted for bodies that are gone")
+        return now.has_no_more_than(start)
 
     def _check_growth(self) -> None:
         held = self._outcome.held
@@ -304,7 +227,7 @@ class Soak:
 
     async def _check_phases(self) -> None:
         """Clients have left in every phase: else the soak has not tried what it is there for."""
-        rows = (await self._metrics())["llama_gguf_client_disconnects"]
+        rows = (await metrics(self._connect))["llama_gguf_client_disconnects"]
         self._outcome.disconnects = {row["phase"]: row["value"] for row in rows}
         missing = PHASES - self._outcome.disconnects.keys()
         if missing and self._size.requests >= ENOUGH_FOR_ALL:

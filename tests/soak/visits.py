@@ -16,6 +16,7 @@ from tests.fakes import KEY, request
 from tests.gateway.test_client_hostile import HOSTILE, MALFORMED_CHUNKS
 from tests.soak.client import CHUNKED, SLOWED_KEY, Client, chunked
 from tests.soak.engine import BROKEN, NOISE, REFUSED, WHOLE, Engine, Order, Watch, flooded
+from tests.soak.rest import Wrong
 from tests.strict import End, Response
 
 MAX_BODY: Final = 1 << 18
@@ -26,10 +27,6 @@ STREAMED: Final = "text/event-stream"
 GET_PATH: Final = "/v1/models"
 POST_PATH: Final = "/v1/chat/completions"
 PING: Final = request("GET", "/ping", key=None)
-
-
-class Wrong(Exception):
-    """An answer is not what it has to be."""
 
 
 class Visitor:

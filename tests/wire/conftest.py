@@ -362,7 +362,7 @@ class Processes:
     ) -> subprocess.Popen[str]:
         with (folder / "stderr").open("w") as stderr:
             process = subprocess.Popen(
-                [sys.executable, *argv],
+                argv,
                 env={"PATH": "/usr/bin:/bin", **env},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -383,7 +383,7 @@ class Processes:
         folder = self._new_folder()
         where = ["--host", str(socket_path)] if socket_path else ["--port", "0"]
         seen = folder / "seen"
-        argv = [str(FAKE_LLAMA), *where, "--seen", str(seen), *flags]
+        argv = [sys.executable, str(FAKE_LLAMA), *where, "--seen", str(seen), *flags]
         process = self._start(argv, folder, {})
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -398,7 +398,7 @@ class Processes:
         keys: str | None = KEYS_TEXT,
         wait_for: int | None = 200,
         flags: tuple[str, ...] = (),
-        program: tuple[str, ...] = ("-m", "llama_gguf"),
+        program: tuple[str, ...] = (sys.executable, "-m", "llama_gguf"),
         pass_fds: tuple[int, ...] = (),
         trust: ssl.SSLContext | None = None,
         **env: object,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import socket
+import sys
 import time
 from contextlib import ExitStack
 from typing import Final
@@ -55,7 +56,7 @@ def small_gateway(
 ) -> GatewayProcess:
     """One that may open few files, as the hard limit was when it started."""
     new = new_gateway if request.param == "plain" else new_tls_gateway
-    return new(program=("-c", FEW_FILES))
+    return new(program=(sys.executable, "-c", FEW_FILES))
 
 
 FEW_FILES: Final = f"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -53,7 +54,7 @@ def test_a_client_that_is_over_its_rate_comes_back_when_it_was_told_and_is_serve
 ) -> None:
     gateway = processes.gateway(
         processes.fake_llama().address,
-        program=("-c", FAST_GATEWAY),
+        program=(sys.executable, "-c", FAST_GATEWAY),
         MAX_REQUESTS_PER_MINUTE=2,
     )
     with client_of(gateway, retries=1) as client:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -38,9 +38,10 @@ TARGETS: Final = ("/v1/chat/completions", "/v1/messages", "/tokenize", "/reload"
 class World:
     """A gateway, and what may happen to it. *which* picks among those there are."""
 
-    def __init__(self, folder: Path, keepalive: float) -> None:
+    def __init__(self, folder: Path, keepalive: float, **settings: Any) -> None:
         self.rig = Rig(
             folder,
+            **settings,
             slots=2,
             max_queue_size=3,
             max_concurrent_per_key=4,

@@ -18,7 +18,7 @@ STREAMS  ?= 2000
 SECONDS  ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test soak fuzz bench cost compiled check format lint types imports docs lock reference clean
+.PHONY: help setup run test soak hostile fuzz bench cost compiled check format lint types imports docs lock reference clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,9 @@ test-image: $(VENV)/.dev ## build the CPU image and run it, with Docker or with 
 
 soak: $(VENV)/.dev ## run a real gateway under REQUESTS=200000 and STREAMS=2000 that fail in every way
 	$(BIN)/python -m tests.soak --requests $(REQUESTS) --streams $(STREAMS) $(if $(SEED),--seed $(SEED))
+
+hostile: $(VENV)/.dev ## attack a real gateway and measure the cost for others (ONLY='unread*' GATEWAY=/path/to/llama-gguf)
+	$(BIN)/python -m tests.hostile $(if $(ONLY),--only '$(ONLY)') $(if $(GATEWAY),--gateway $(GATEWAY))
 
 fuzz: $(VENV)/.dev ## send mutated bytes to the gateway's parsers for SECONDS=60
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))

@@ -1,12 +1,14 @@
 """Is what stands in dist/ fit to be released? ``python -m tests.release [--notes] [TAG]``.
 
-Said are all mistakes at once. With a TAG, version, tag and changelog have to agree and no fragment
-may be left over; without one, what would stand in the way of a release is not a mistake yet.
+Said are all mistakes at once. With a TAG, version, tag and changelog have to agree, no fragment
+may be left over, and the installed gateway has to pass ``tests/hostile``; without one, what would
+stand in the way of a release is not a mistake yet.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import subprocess
 import sys
@@ -65,7 +67,13 @@ def mistakes_of_sdist(archived: Sequence[str], tracked: Sequence[str]) -> Iterat
         yield f"the sdist has what is not in git: {' '.join(strangers)}"
 
 
-def mistakes_once_installed(wheel: Path) -> Iterator[str]:
+def mistakes_under_attack(outcomes: str) -> Iterator[str]:
+    """The bounds that hostile clients broke, from the JSON of ``tests.hostile``."""
+    for outcome in json.loads(outcomes):
+        yield from (f"hostile clients, {outcome['name']}: {what}" for what in outcome["broken"])
+
+
+def mistakes_once_installed(wheel: Path, *, is_attacked: bool) -> Iterator[str]:
     """Install *wheel*, with what is locked for it, in an empty environment, and ask it."""
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)
@@ -76,8 +84,18 @@ def mistakes_once_installed(wheel: Path) -> Iterator[str]:
         _run(python, "-m", "pip", "check")
         said = _run(f"{folder}/bin/llama-gguf", "--version").strip()
         _run(f"{folder}/bin/llama-gguf", "serve", "--help")
+        if is_attacked:
+            yield from mistakes_under_attack(_attack(f"{folder}/bin/llama-gguf"))
     if __version__ not in said.split():
         yield f"the installed wheel says it is {said!r}, and not {__version__}"
+
+
+def _attack(program: str) -> str:
+    argv = (sys.executable, "-m", "tests.hostile", "--json", "--seconds", "5", "--gateway", program)
+    done = subprocess.run(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode and not done.stdout:
+        raise SystemExit("tests.hostile failed")
+    return done.stdout
 
 
 def _run(*argv: str) -> str:
@@ -102,7 +120,7 @@ def mistakes(tag: str) -> Iterator[str]:
             tracked = _run("git", "-C", str(ROOT), "ls-files").split()
             yield from mistakes_of_sdist(archived, tracked)
         elif name.endswith("-none-any.whl"):
-            yield from mistakes_once_installed(path)
+            yield from mistakes_once_installed(path, is_attacked=bool(tag))
 
 
 def notes() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -74,6 +75,14 @@ def test_a_leftover_in_dist_or_in_the_sdist_is_found() -> None:
     assert "1.0.tar.gz" in "".join(release.mistakes_of_files(names, "1.1"))
     archived = ["p-1/PKG-INFO", "p-1/src/a.py", "p-1/data/api_keys.txt"]
     assert "data/api_keys.txt" in "".join(release.mistakes_of_sdist(archived, ["src/a.py"]))
+
+
+def test_a_bound_that_hostile_clients_break_is_a_mistake() -> None:
+    outcomes = [{"name": "storm", "broken": []}, {"name": "leavers", "broken": ["ms: 200"]}]
+
+    assert list(release.mistakes_under_attack(json.dumps(outcomes))) == [
+        "hostile clients, leavers: ms: 200"
+    ]
 
 
 def test_the_version_is_one_that_the_image_and_the_makefile_can_read() -> None:

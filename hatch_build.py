@@ -25,12 +25,13 @@ MODULES: Final = [
     for folder, names in {
         "core": (
             *("admission", "bodies", "body_memory", "chunked", "exchange", "failure_policy"),
-            *("fields", "keys", "ledger", "limits", "messages", "metrics", "replies", "routes"),
-            *("shares", "stream_member", "usage"),
+            *("fields", "keys", "ledger", "limits", "messages", "metrics", "replies"),
+            *("request_reader", "routes", "shares", "stream_member", "usage"),
         ),
         "gateway": (
-            *("access_log", "accounts", "client_connection", "dialer", "heads", "listener", "own"),
-            *("poller", "pool", "principals", "proxied_request", "shared", "sockets"),
+            *("access_log", "accounts", "client", "client_connection", "clock", "connections"),
+            *("dialer", "engine_tracker", "head_cache", "heads", "listener", "own", "poller"),
+            *("pool", "principals", "proxied_request", "request_ids", "services", "sockets"),
             *("sse_keepalive", "transport", "upstream"),
         ),
     }.items()

@@ -66,15 +66,17 @@ class NoTransport(asyncio.Transport):
 def work(requests: int, events: int) -> None:
     """What valgrind looks at: one client and one connection to the engine."""
     with tempfile.TemporaryDirectory() as folder:
-        shared = Rig(Path(folder), max_requests_per_minute=10**9).shared
-        shared.accounts = Accounts(
-            shared.access_log.add, ledger=shared.accounts.ledger, wall=lambda: shared.wall
+        services = Rig(Path(folder), max_requests_per_minute=10**9).services
+        services.recorder = Accounts(
+            services.access_log.add,
+            ledger=services.recorder.ledger,
+            wall=lambda: services.clock.wall,
         )
-        client = ClientConnection(shared)
+        client = ClientConnection(services)
         client.connection_made(NoTransport())
-        engine = UpstreamConnection(shared.pool)
+        engine = UpstreamConnection(services.pool)
         engine.connection_made(NoTransport())
-        shared.pool.give_back(engine)
+        services.pool.give_back(engine)
         message = request(body=BODY)
         for _ in range(requests):
             engine.requests = 0  # or the pool would retire it

@@ -1,6 +1,6 @@
 """The gateway without sockets, sleeping or threads: everything happens when a test says so.
 
-``Rig`` is a gateway's ``Shared`` on a loop that runs only by hand. ``rig.client()`` is one
+``Rig`` is a gateway's ``Services`` on a loop that runs only by hand. ``rig.client()`` is one
 client with a real ``ClientConnection`` behind it, and every connection that the real pool makes
 to the engine becomes a ``FakeUpstream``. Tests speak in bytes and look at bytes.
 """
@@ -22,7 +22,7 @@ from llama_gguf.core.ring import Ring
 from llama_gguf.core.settings import Settings
 from llama_gguf.gateway.accounts import Accounts
 from llama_gguf.gateway.client_connection import ClientConnection
-from llama_gguf.gateway.shared import Shared
+from llama_gguf.gateway.services import Services
 from llama_gguf.gateway.transport import Endpoint
 from llama_gguf.gateway.upstream import Phase, UpstreamConnection
 
@@ -459,7 +459,7 @@ class FakeClient:
     def __init__(self, rig: Rig, peer: object) -> None:
         self._rig = rig
         self.transport = FakeTransport(rig.loop, peer)
-        self.connection = ClientConnection(rig.shared)
+        self.connection = ClientConnection(rig.services)
         self.transport.attach(self.connection)
         rig.spin()
 
@@ -547,17 +547,19 @@ class Rig:
         self.clock = Clock()
         self.loop = FakeLoop(self.clock)
         dialer = FakeDialer(self.loop, self._on_dial)
-        self.shared = Shared(Settings(**{**usual, **overrides}), self.loop, dialer.dial)
-        self.shared.now = self.clock
-        self.shared.history = Ring(self.clock.now)
+        self.services = Services(Settings(**{**usual, **overrides}), self.loop, dialer.dial)
+        self.services.clock.now = self.clock
+        self.services.history = Ring(self.clock.now)
         self._records: list[Exchange] = []
-        self.shared.accounts = Accounts(
-            self._records.extend, ledger=Ledger(self.clock.now), wall=lambda: self.shared.wall
+        self.services.recorder = Accounts(
+            self._records.extend,
+            ledger=Ledger(self.clock.now),
+            wall=lambda: self.services.clock.wall,
         )
-        self.shared.tell_time()
-        self.shared.reloads.off_the_loop = at_once
+        self.services.clock.tick()
+        self.services.key_store.off_the_loop = at_once
         if keys is not None:
-            self.shared.reloads.load()
+            self.services.key_store.load()
         self.clients: list[FakeClient] = []
         self.upstreams: list[FakeUpstream] = []
         self.requests: list[bytes] = []
@@ -572,7 +574,7 @@ class Rig:
     def close(self) -> None:
         for client in self.clients:
             client.transport.lose()
-        self.shared.pool.retire_idle()
+        self.services.pool.retire_idle()
         for dial in self.dials:
             dial.cancel()
         self.spin()
@@ -598,8 +600,8 @@ class Rig:
 
     def engine(self, state: EngineState, *, slots: int | None = None) -> None:
         """The engine's state changes."""
-        slots = self.shared.engine.slots if slots is None else slots
-        self.shared.take_engine_status(EngineStatus(state, since=0.0, slots=slots, model="m"))
+        slots = self.services.engine.status.slots if slots is None else slots
+        self.services.engine.update(EngineStatus(state, since=0.0, slots=slots, model="m"))
         self.spin()
 
     def client(self, peer: object = ("203.0.113.9", 40000)) -> FakeClient:
@@ -631,7 +633,7 @@ class Rig:
         while self.clock.now < end:
             self.clock.now = min(self.clock.now + TICK_SECONDS, end)
             self.spin()
-            self.shared.tick()
+            self.services.tick()
             self.spin()
 
     # What can be said of it afterwards ------------------------------------------------------------
@@ -639,18 +641,18 @@ class Rig:
     @property
     def records(self) -> list[Exchange]:
         """What the access log will say."""
-        self.shared.accounts.settle()
+        self.services.recorder.settle()
         return self._records
 
     @property
     def is_at_rest(self) -> bool:
         """Whether every slot, place in the queue and byte has been given back."""
-        shared = self.shared
+        services = self.services
         held = (
-            *(shared.admission.running, shared.admission.queued, shared.body_memory.used),
-            *(shared.side_admission.running, shared.side_admission.queued),
+            *(services.admission.running, services.admission.queued, services.body_memory.used),
+            *(services.side_admission.running, services.side_admission.queued),
         )
-        return not any(held) and not shared.busy()
+        return not any(held) and not services.connections.busy()
 
 
 def code_of(answer: Answer) -> str:

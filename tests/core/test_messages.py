@@ -18,7 +18,7 @@ from llama_gguf.gateway.heads import HEAD_END, parse_request, parse_response
 
 POST = b"POST /v1/completions?x=y HTTP/1.1\r\n"
 HOST = b"Host: gateway.example\r\n"
-PREFIX = b"Host: engine.example\r\n"
+ADDRESS = b"Host: engine.example\r\n"
 
 
 def understood(raw: bytes) -> Request:
@@ -28,7 +28,6 @@ def understood(raw: bytes) -> Request:
         cors=b"Vary: Origin\r\n",
         read=read_request(head.fields, version=head.version),
         route=Route(Kind.PROXIED, "/v1/completions"),
-        prefix=PREFIX,
         via=b"us",
     )
 
@@ -48,7 +47,7 @@ def answered(raw: bytes, *, to_head: bool = False) -> Answer:
 def test_a_request_is_written_anew_with_what_goes_on_of_it() -> None:
     found = request(b"X-A: 1\r\n", b"Connection: close, X-Hop\r\n", b"X-Hop: 2\r\n", b"x-b:3\r\n")
 
-    assert found.serialised(b"req-1", b"body") == (
+    assert found.serialised(ADDRESS, b"req-1", b"body") == (
         b"POST /v1/completions?x=y HTTP/1.1\r\nHost: engine.example\r\nX-A: 1\r\nx-b: 3\r\n"
         b"x-request-id: req-1\r\nVia: 1.1 us\r\nContent-Length: 4\r\n\r\nbody"
     )
@@ -56,13 +55,13 @@ def test_a_request_is_written_anew_with_what_goes_on_of_it() -> None:
 
 def test_a_request_serves_again_with_another_id_and_another_body() -> None:
     found = request(b"Content-Length: 4\r\n")
-    first = found.serialised(b"req-1", b"body")
-    second = found.serialised(b"req-2", bytearray(b"longer body"))
+    first = found.serialised(ADDRESS, b"req-1", b"body")
+    second = found.serialised(ADDRESS, b"req-2", bytearray(b"longer body"))
 
     assert second == first.replace(b"req-1", b"req-2").replace(b"h: 4", b"h: 11").replace(
         b"body", b"longer body"
     )
-    assert found.serialised(b"req-1", b"body") == first
+    assert found.serialised(ADDRESS, b"req-1", b"body") == first
 
 
 @pytest.mark.parametrize(
@@ -83,7 +82,7 @@ def test_the_engine_is_told_a_length_of_0_where_that_means_something(
     method: bytes, line: bytes, sends_length: bool
 ) -> None:
     found = request(line, first=method + b" /v1/x HTTP/1.1\r\n")
-    message = found.serialised(b"r", b"")
+    message = found.serialised(ADDRESS, b"r", b"")
 
     assert (b"\r\nContent-Length: 0\r\n" in message) == sends_length
     assert message.endswith(b"\r\n\r\n")
@@ -93,7 +92,7 @@ def test_the_engine_is_told_a_length_of_0_where_that_means_something(
 def test_a_body_always_has_its_length() -> None:
     found = request(first=b"GET /v1/x HTTP/1.1\r\n")
 
-    assert found.serialised(b"r", b"x").endswith(b"\r\nContent-Length: 1\r\n\r\nx")
+    assert found.serialised(ADDRESS, b"r", b"x").endswith(b"\r\nContent-Length: 1\r\n\r\nx")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +113,7 @@ def test_a_connection_persists_by_its_version_and_the_client_s_word(
 
     assert found.may_persist == may_persist
     assert found.reads_chunks == (version == b"1.1")
-    assert b"\r\nVia: %b us\r\n" % version in found.serialised(b"r", b"")
+    assert b"\r\nVia: %b us\r\n" % version in found.serialised(ADDRESS, b"r", b"")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +138,7 @@ def test_a_client_s_own_request_id_is_known_and_not_forwarded_twice() -> None:
     found = request(b"X-Request-Id: mine\r\n")
 
     assert found.request_id == b"mine"
-    assert found.serialised(b"mine", b"").lower().count(b"x-request-id: ") == 1
+    assert found.serialised(ADDRESS, b"mine", b"").lower().count(b"x-request-id: ") == 1
 
 
 def test_of_a_head_that_cannot_be_read_nothing_is_known() -> None:

@@ -108,10 +108,10 @@ def check_everything_is_given_back(rig: Rig) -> None:
     for upstream in rig.upstreams:
         if upstream.was_left:
             upstream.hang_up()
-    rig.shared.pool.retire_idle()
+    rig.services.pool.retire_idle()
     rig.spin()
     check(rig.is_at_rest, "slots, queue or memory are held for nobody")
-    check(not rig.shared.connections, "a connection is counted that is gone")
+    check(not rig.services.connections, "a connection is counted that is gone")
     check(all(u.is_closed for u in rig.upstreams), "a connection to the engine is left open")
     rig.requests.clear()
     rig.records.clear()

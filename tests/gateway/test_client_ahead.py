@@ -120,7 +120,7 @@ def test_a_client_that_takes_nothing_of_our_responses_is_reset(new_rig: NewRig) 
     rig.advance(2)
 
     assert client.was_cut
-    assert not rig.shared.connections
+    assert not rig.services.connections
     assert rig.is_at_rest
 
 
@@ -169,7 +169,7 @@ def test_a_key_is_not_charged_for_what_is_not_begun(new_rig: NewRig) -> None:
     client.send(request(body=b"{}") * 100)
 
     assert len(rig.requests) < 10
-    principal = rig.shared.principals.holder(KEY.encode())
+    principal = rig.services.authenticator.holder(KEY.encode())
     assert principal is not None
     assert principal.window is not None
     assert principal.window.remaining(rig.clock.now) == 1000 - len(rig.requests)

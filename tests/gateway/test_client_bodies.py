@@ -206,12 +206,12 @@ def test_a_slow_body_holds_no_slot(rig: Rig) -> None:
     for piece in (b"a", b"b"):
         client.send(piece)
         rig.advance(20)
-        assert rig.shared.admission.running == 0
+        assert rig.services.admission.running == 0
         assert rig.dials == []
 
     client.send(b"c")
 
-    assert rig.shared.admission.running == 1
+    assert rig.services.admission.running == 1
 
 
 # Memory -------------------------------------------------------------------------------------------
@@ -221,13 +221,13 @@ def test_waiting_bodies_are_counted_and_given_back(rig: Rig) -> None:
     first = rig.client()
     first.send(post(length=700), b"x" * 700)
     rig.ask(post(length=300) + b"x" * 200)
-    assert rig.shared.body_memory.used == 900
+    assert rig.services.body_memory.used == 900
 
     rig.upstream.say(OK)
-    assert rig.shared.body_memory.used == 200
+    assert rig.services.body_memory.used == 200
     first.leave()
 
-    assert rig.shared.body_memory.used == 200
+    assert rig.services.body_memory.used == 200
 
 
 def test_a_body_is_let_go_of_when_the_answer_begins(rig: Rig) -> None:
@@ -235,8 +235,8 @@ def test_a_body_is_let_go_of_when_the_answer_begins(rig: Rig) -> None:
 
     rig.upstream.say(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")
 
-    assert rig.shared.body_memory.used == 0
-    assert rig.shared.admission.running == 1
+    assert rig.services.body_memory.used == 0
+    assert rig.services.admission.running == 1
 
 
 def test_bodies_beyond_the_memory_for_all_of_them_are_503(new_rig: NewRig) -> None:
@@ -249,13 +249,13 @@ def test_bodies_beyond_the_memory_for_all_of_them_are_503(new_rig: NewRig) -> No
     assert code_of(refused.answer) == "queue_full"
     assert refused.answer["retry-after"] == "1"
     assert not refused.is_closed
-    assert rig.shared.admission.queued == 2
+    assert rig.services.admission.queued == 2
 
 
 def test_a_body_that_came_with_its_head_and_does_not_wait_takes_no_room(rig: Rig) -> None:
     rig.ask(request(body=b"x" * 700))
 
-    assert rig.shared.body_memory.used == 0
+    assert rig.services.body_memory.used == 0
     assert len(rig.requests) == 1
 
 
@@ -264,19 +264,19 @@ def test_chunked_bodies_count_as_they_come(new_rig: NewRig) -> None:
     rig.client().send(post(length=700), b"x" * 700)
     client = rig.ask(request("POST", "/v1/embeddings", CHUNKED, key=OTHER_KEY) + chunk(b"x" * 200))
     assert client.received == b""
-    assert rig.shared.body_memory.used == 900
+    assert rig.services.body_memory.used == 900
 
     client.send(chunk(b"x" * 101))
 
     assert client.answer.status == 503
     assert client.is_closed
-    assert rig.shared.body_memory.used == 700
+    assert rig.services.body_memory.used == 700
 
 
 @pytest.mark.parametrize("leave", [FakeClient.leave, FakeClient.reset])
 def test_the_memory_of_a_body_whose_client_left_is_given_back(leave: object, rig: Rig) -> None:
     client = rig.ask(post(length=10) + b"12")
-    assert rig.shared.body_memory.used == 2
+    assert rig.services.body_memory.used == 2
 
     assert callable(leave)
     leave(client)
@@ -297,7 +297,7 @@ def test_a_body_in_tiny_chunks_takes_no_more_memory_than_is_counted(rig: Rig) ->
     finally:
         tracemalloc.stop()
 
-    assert rig.shared.body_memory.used == size
+    assert rig.services.body_memory.used == size
     assert held < 10 * size
 
 
@@ -318,7 +318,7 @@ def test_a_body_that_is_only_announced_takes_no_room(new_rig: NewRig) -> None:
     rig = new_rig(max_body_memory=1000)
     for _ in range(30):
         rig.ask(post(length=900))
-    assert rig.shared.body_memory.used == 0
+    assert rig.services.body_memory.used == 0
 
     other = rig.ask(request(body=b"x" * 900, key=OTHER_KEY))
 
@@ -330,7 +330,7 @@ def test_one_key_s_bodies_leave_room_for_those_of_others(new_rig: NewRig) -> Non
     rig = new_rig(max_body_memory=1000, slots=0, state=EngineState.LOADING)
     for _ in range(20):
         rig.ask(request(body=b"x" * 100))
-    assert rig.shared.body_memory.used == 800
+    assert rig.services.body_memory.used == 800
 
     other = rig.ask(request(body=b"x" * 200, key=OTHER_KEY))
 
@@ -351,4 +351,4 @@ def test_the_only_key_may_take_all_the_memory_for_bodies(new_rig: NewRig) -> Non
     for _ in range(20):
         rig.ask(request(body=b"x" * 100))
 
-    assert rig.shared.body_memory.used == 1000
+    assert rig.services.body_memory.used == 1000

@@ -25,7 +25,7 @@ Leave = Callable[[FakeClient], None]
 
 def left(rig: Rig, phase: str, *, status: int = 499) -> None:
     """Check that the last exchange was accounted for as given up in *phase*."""
-    assert rig.shared.metrics.client_disconnects == {phase: 1}
+    assert rig.services.recorder.metrics.client_disconnects == {phase: 1}
     assert rig.records[-1].outcome == f"client_left:{phase}"
     assert rig.records[-1].status == status
 
@@ -46,7 +46,7 @@ def test_while_it_sends_its_head_it_has_not_asked_for_anything(leave: Leave, rig
     leave(client)
 
     assert rig.records == []
-    assert not rig.shared.connections
+    assert not rig.services.connections
 
 
 @LEAVINGS
@@ -58,7 +58,7 @@ def test_while_it_waits_for_a_slot(leave: Leave, new_rig: NewRig) -> None:
     leave(client)
 
     left(rig, "queued")
-    assert rig.shared.admission.queued == 1
+    assert rig.services.admission.queued == 1
     rig.upstream.say(OK)
     assert [r[-5:] for r in rig.requests[1:]] == [b"other"]
     rig.upstream.say(OK)
@@ -161,11 +161,11 @@ def test_a_request_without_a_slot_keeps_its_place_until_the_engine_lets_go(
     client = rig.ask(request("GET", "/v1/models"))
     leave(client)
     assert rig.upstream.was_left
-    assert rig.shared.side_admission.running == 1
+    assert rig.services.side_admission.running == 1
 
     rig.upstream.hang_up()
 
-    assert rig.shared.side_admission.running == 0
+    assert rig.services.side_admission.running == 0
     assert rig.is_at_rest
 
 
@@ -247,8 +247,8 @@ def test_between_its_requests_nothing_is_counted(leave: Leave, rig: Rig) -> None
     leave(client)
 
     assert len(rig.records) == 1
-    assert rig.shared.metrics.client_disconnects == {}
-    assert not rig.shared.connections
+    assert rig.services.recorder.metrics.client_disconnects == {}
+    assert not rig.services.connections
 
 
 def test_what_the_engine_says_afterwards_goes_nowhere(rig: Rig) -> None:

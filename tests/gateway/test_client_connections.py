@@ -137,7 +137,7 @@ def test_a_large_refused_body_may_go_on_coming_while_the_answer_is_read(rig: Rig
     assert not client.transport.is_closed
     client.leave()
 
-    assert not rig.shared.connections
+    assert not rig.services.connections
     assert client.answer.status == 401
 
 
@@ -167,7 +167,7 @@ def test_a_small_body_may_come_behind_the_last_answer_of_its_connection(
     raw: bytes, status: int, drains: bool, rig: Rig
 ) -> None:
     # A body that meets a closed socket resets the connection, which may take the answer with it.
-    rig.shared.is_draining = drains
+    rig.services.connections.is_draining = drains
     client = rig.ask(raw)
 
     assert client.answer.status == status
@@ -181,7 +181,7 @@ def test_a_client_that_stays_behind_its_refusal_is_cut(rig: Rig) -> None:
     rig.advance(5)
 
     assert client.was_cut
-    assert not rig.shared.connections
+    assert not rig.services.connections
 
 
 def test_a_client_that_sends_on_behind_its_refusal_is_cut_in_the_end(rig: Rig) -> None:
@@ -237,7 +237,7 @@ def test_a_client_that_never_reads_the_end_of_its_answer_is_cut_in_the_end(rig: 
     rig.advance(600)
 
     assert client.was_cut
-    assert not rig.shared.connections
+    assert not rig.services.connections
 
 
 def test_a_closing_client_that_never_reads_its_answer_is_cut_in_the_end(rig: Rig) -> None:
@@ -248,7 +248,7 @@ def test_a_closing_client_that_never_reads_its_answer_is_cut_in_the_end(rig: Rig
     rig.advance(600)
 
     assert client.was_cut
-    assert not rig.shared.connections
+    assert not rig.services.connections
 
 
 def test_a_client_that_never_reads_why_its_stream_broke_off_is_cut_in_the_end(rig: Rig) -> None:
@@ -260,7 +260,7 @@ def test_a_client_that_never_reads_why_its_stream_broke_off_is_cut_in_the_end(ri
     rig.advance(600)
 
     assert client.was_cut
-    assert not rig.shared.connections
+    assert not rig.services.connections
 
 
 # Connections in all -------------------------------------------------------------------------------
@@ -295,10 +295,10 @@ def test_what_a_refused_connection_sends_is_not_read(new_rig: NewRig) -> None:
 
 def drain(rig: Rig) -> None:
     """What the server does first when it is to stop."""
-    rig.shared.is_draining = True
-    for connection in tuple(rig.shared.connections):
+    rig.services.connections.is_draining = True
+    for connection in tuple(rig.services.connections):
         connection.drain()
-    rig.shared.notice_idle()
+    rig.services.connections.notice_idle()
     rig.spin()
 
 
@@ -310,7 +310,7 @@ def test_draining_closes_idle_connections_and_no_others(rig: Rig) -> None:
     assert idle.is_closed
     assert not busy.is_closed
     assert not half.is_closed
-    assert not rig.shared.idle.is_set()
+    assert not rig.services.connections.idle.is_set()
 
 
 def test_a_client_that_came_just_before_draining_is_answered(rig: Rig) -> None:
@@ -332,18 +332,18 @@ def test_a_running_answer_goes_out_whole_while_draining_and_says_close(rig: Rig)
     assert client.answer["connection"] == "close"
     assert client.transport.is_closed
     assert not client.was_cut
-    assert rig.shared.idle.is_set()
+    assert rig.services.connections.idle.is_set()
 
 
 def test_a_running_stream_goes_out_whole_while_draining(rig: Rig) -> None:
     client = rig.ask()
     rig.upstream.say(STREAM_HEAD, event(1))
     drain(rig)
-    assert not rig.shared.idle.is_set()
+    assert not rig.services.connections.idle.is_set()
     rig.upstream.say(event(2), LAST_CHUNK)
 
     assert client.answer.is_whole
-    assert rig.shared.idle.is_set()
+    assert rig.services.connections.idle.is_set()
 
 
 def test_new_requests_are_503_while_draining(rig: Rig) -> None:

@@ -160,13 +160,13 @@ def test_no_answer_depends_on_what_came_before_it_on_its_connection(first: Case,
 
     for second in ANSWERS.values():
         alone = answered(second)
-        rig.shared.pool.retire_idle()
+        rig.services.pool.retire_idle()
         answered(first)
         connections = len(rig.upstreams)
 
         assert answered(second) == alone
         assert len(rig.upstreams) == connections + (not first.keeps_upstream)
-        rig.shared.pool.retire_idle()
+        rig.services.pool.retire_idle()
 
 
 @pytest.mark.parametrize("raw", [GET, HEAD])
@@ -306,7 +306,7 @@ def test_no_request_depends_on_what_came_before_it_on_its_connection(
         """What client, engine and access log get, and whether the connection serves on."""
         received, requests, records = len(client.received), len(rig.requests), len(rig.records)
         client.send(*(bytewise(raw) if split else (raw,)))
-        rig.shared.pool.retire_idle()
+        rig.services.pool.retire_idle()
         return (
             without_varying(client.received[received:]),
             [without_varying(message) for message in rig.requests[requests:]],
@@ -361,10 +361,10 @@ MOMENT = 1893456000.0  # 2030 begins
 def test_a_key_that_a_reload_removes_opens_nothing_any_more(rig: Rig) -> None:
     client = served(rig, POST, POST)
     rig.set_keys(f"bob:{OTHER_KEY}\n")
-    rig.shared.reloads.load()
+    rig.services.key_store.load()
     client.send(POST)
     rig.set_keys(KEYS_TEXT)
-    rig.shared.reloads.load()
+    rig.services.key_store.load()
     client.send(POST)
 
     assert statuses(client) == [200, 200, 401, 200]
@@ -374,7 +374,7 @@ def test_a_key_that_a_reload_removes_opens_nothing_any_more(rig: Rig) -> None:
 def test_a_key_that_a_reload_gives_to_another_is_the_other_s(rig: Rig) -> None:
     client = served(rig, POST)
     rig.set_keys(f"mallory:{KEY}:1\n")
-    rig.shared.reloads.load()
+    rig.services.key_store.load()
     client.send(POST, POST)
 
     assert statuses(client) == [200, 200, 429]
@@ -384,10 +384,10 @@ def test_a_key_that_a_reload_gives_to_another_is_the_other_s(rig: Rig) -> None:
 def test_a_key_that_a_reload_lets_expire_expires(rig: Rig) -> None:
     client = served(rig, POST)
     rig.set_keys(f"alice:{KEY}::2030-01-01T00:00:00Z\n")
-    rig.shared.reloads.load()
-    rig.shared.wall = MOMENT - 1
+    rig.services.key_store.load()
+    rig.services.clock.wall = MOMENT - 1
     client.send(POST, POST)
-    rig.shared.wall = MOMENT
+    rig.services.clock.wall = MOMENT
     client.send(POST)
 
     assert statuses(client) == [200, 200, 200, 401]
@@ -395,9 +395,9 @@ def test_a_key_that_a_reload_lets_expire_expires(rig: Rig) -> None:
 
 def test_a_key_expires_between_two_equal_requests(new_rig: NewRig) -> None:
     rig = new_rig(keys=f"dora:{KEY}::2030-01-01T00:00:00Z\n")
-    rig.shared.wall = MOMENT - 1
+    rig.services.clock.wall = MOMENT - 1
     client = served(rig, POST, POST)
-    rig.shared.wall = MOMENT
+    rig.services.clock.wall = MOMENT
     client.send(POST)
 
     assert statuses(client) == [200, 200, 401]
@@ -450,7 +450,7 @@ def test_a_guarded_path_of_our_own_asks_for_the_key_each_time(new_rig: NewRig) -
     metrics = request("GET", "/metrics")
     client = served(rig, POST, metrics, metrics)
     rig.set_keys(f"bob:{OTHER_KEY}\n")
-    rig.shared.reloads.load()
+    rig.services.key_store.load()
     client.send(metrics)
 
     assert statuses(client) == [200, 200, 200, 401]
@@ -538,7 +538,7 @@ def test_our_own_paths_are_answered_here_whatever_came_before(rig: Rig) -> None:
 
 def test_draining_that_begins_between_two_equal_requests_refuses_the_second(rig: Rig) -> None:
     client = served(rig, POST)
-    rig.shared.is_draining = True
+    rig.services.connections.is_draining = True
     client.send(POST)
 
     assert statuses(client) == [200, 503]
@@ -549,7 +549,7 @@ def test_draining_that_begins_between_two_equal_requests_refuses_the_second(rig:
 
 def test_draining_that_begins_while_a_repeat_waits_ends_with_the_first(rig: Rig) -> None:
     client = rig.ask(POST, POST)
-    rig.shared.is_draining = True
+    rig.services.connections.is_draining = True
     rig.upstream.say(OK)
 
     assert client.answer["connection"] == "close"

@@ -118,10 +118,10 @@ def test_an_expired_key_says_so(rig: Rig) -> None:
 def test_a_key_expires_at_its_moment_without_a_reload(new_rig: NewRig) -> None:
     rig = new_rig(keys=f"dora:{KEY}::2030-01-01T00:00:00Z\n")
     moment = 1893456000.0
-    rig.shared.wall = moment - 1
+    rig.services.clock.wall = moment - 1
     assert ask(rig, f"x-api-key: {KEY}").status == 200
 
-    rig.shared.wall = moment
+    rig.services.clock.wall = moment
 
     assert code_of(ask(rig, f"x-api-key: {KEY}")) == "key_expired"
 
@@ -242,7 +242,7 @@ def test_a_key_that_is_another_in_one_byte_is_another(rig: Rig) -> None:
 def test_whoever_says_the_same_after_its_key_was_removed_is_refused(rig: Rig) -> None:
     assert ask(rig, f"x-api-key: {KEY}").status == 200
     rig.set_keys(f"bob:{OTHER_KEY}\n")
-    rig.shared.reloads.load()
+    rig.services.key_store.load()
 
     assert ask(rig, f"x-api-key: {KEY}").status == 401
 
@@ -258,10 +258,10 @@ def test_whoever_says_the_same_from_an_address_that_guesses_has_to_wait(new_rig:
 
 def test_a_key_is_not_kept_in_memory_when_its_connections_are_gone(rig: Rig) -> None:
     assert ask(rig, f"x-api-key: {KEY}").status == 200
-    assert rig.shared.last_known is not None
+    assert rig.services.head_cache.known is not None
     rig.advance(TICK_SECONDS)
 
-    assert rig.shared.last_known is None
+    assert rig.services.head_cache.known is None
 
 
 # Without keys -------------------------------------------------------------------------------------
@@ -335,7 +335,7 @@ def test_a_key_over_its_rate_is_told_when_it_would_be_admitted(new_rig: NewRig) 
     assert answer["retry-after-ms"] == "39750"
     assert answer["x-ratelimit-remaining-requests"] == "0"
     assert answer["x-ratelimit-reset-requests"] == "50s"
-    assert rig.shared.metrics.rate_limited["alice", "requests"] == 1
+    assert rig.services.recorder.metrics.rate_limited["alice", "requests"] == 1
     assert len(rig.requests) == 2
 
 
@@ -448,7 +448,7 @@ def test_a_request_refused_after_its_key_was_removed_is_refused_and_no_more(
     rig.ask()
     waiting = rig.ask()
     rig.set_keys(f"bob:{OTHER_KEY}\n")
-    rig.shared.reloads.load()
+    rig.services.key_store.load()
     rig.advance(10)
 
     assert code_of(waiting.answer) == "queue_timeout"
@@ -475,7 +475,7 @@ def test_a_key_may_have_only_so_many_requests_here_at_once(new_rig: NewRig) -> N
     assert code_of(second.answer) == "concurrency_limit_exceeded"
     assert "retry-after" in second.answer
     assert other.received == b""
-    assert rig.shared.metrics.rate_limited["alice", "concurrency"] == 1
+    assert rig.services.recorder.metrics.rate_limited["alice", "concurrency"] == 1
 
     rig.upstreams[0].say(OK)
     assert first.answer.status == 200

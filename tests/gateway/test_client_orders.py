@@ -146,7 +146,7 @@ EVENTS: Final = [name for name in vars(World) if re.match("(a|the|keys|time)_", 
 
 
 def used_by(rig: Rig, key_id: str) -> int:
-    principal = rig.shared.principals.named(key_id)
+    principal = rig.services.authenticator.named(key_id)
     assert principal is not None
     assert principal.window is not None
     return principal.window.limit - principal.window.remaining(rig.clock.now)
@@ -172,12 +172,12 @@ def test_nothing_leaks_in_any_order_of_events(seed: int, keepalive: float, tmp_p
     choose = random.Random(seed)
     world = World(tmp_path, keepalive)
     with closing(world.rig) as rig:
-        admission = rig.shared.admission
+        admission = rig.services.admission
         for _ in range(200):
             happen: Callable[[int], None] = getattr(world, choose.choice(USUAL + CALM + EVENTS))
             happen(choose.randrange(32))
             assert admission.queued <= 3
-            assert rig.shared.body_memory.used <= 120
+            assert rig.services.body_memory.used <= 120
         world.everything_ends()
 
         assert rig.is_at_rest
@@ -196,7 +196,7 @@ def test_a_key_pays_for_what_was_sent_to_the_engine_and_for_nothing_else(
             for _ in range(10):
                 happen: Callable[[int], None] = getattr(world, choose.choice(USUAL + CALM))
                 happen(choose.randrange(32))
-                assert rig.shared.admission.running <= rig.shared.admission.slots
+                assert rig.services.admission.running <= rig.services.admission.slots
             rig.advance(choose.choice((0.5, 3, 9)))
         world.everything_ends()
 

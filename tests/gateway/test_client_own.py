@@ -139,7 +139,7 @@ def test_the_paths_of_strangers_make_no_metric_of_their_own(new_rig: NewRig) -> 
         rig.ask(request("GET", f"/nothing/{n}"))
         rig.ask(request("GET", f"/v1/{n}", key=None))
 
-    assert len(rig.shared.metrics.requests) <= 3
+    assert len(rig.services.recorder.metrics.requests) <= 3
 
 
 # Reload -------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def test_a_file_that_cannot_be_read_changes_nothing_and_says_so(
     assert answer.status == 500
     assert code_of(answer) == "reload_failed"
     assert get(rig, "/v1/models", key=KEY).status == 200
-    assert rig.shared.metrics.keys_reload == {"success": 1, "failure": 1}
+    assert rig.services.recorder.metrics.keys_reload == {"success": 1, "failure": 1}
 
 
 @pytest.mark.parametrize("key", [None, "sk-nobody-0123456789"])
@@ -179,7 +179,7 @@ def test_reload_needs_a_key(key: str | None, rig: Rig) -> None:
     rig.set_keys("")
 
     assert rig.ask(request("POST", "/reload", key=key)).answer.status == 401
-    assert len(rig.shared.principals.ring) == 3
+    assert len(rig.services.authenticator.ring) == 3
 
 
 def test_reload_is_for_administrators_where_there_are_any(new_rig: NewRig) -> None:
@@ -197,7 +197,7 @@ class Disk:
     def __init__(self, rig: Rig) -> None:
         self._rig = rig
         self._done = rig.loop.create_future()
-        rig.shared.reloads.off_the_loop = self._read
+        rig.services.key_store.off_the_loop = self._read
 
     async def _read(self, work: Callable[[], T]) -> T:
         await self._done
@@ -243,7 +243,7 @@ def test_a_client_that_leaves_during_a_reload_disturbs_nobody(rig: Rig) -> None:
     rig.advance(REST_SECONDS)
 
     assert other.answer.status == 200
-    assert len(rig.shared.principals.ring) == 1
+    assert len(rig.services.authenticator.ring) == 1
     assert rig.is_at_rest
 
 
@@ -311,8 +311,8 @@ def test_our_own_answers_are_recorded_and_counted_too(rig: Rig) -> None:
 
     assert (refused.status, refused.outcome) == (401, "invalid_api_key")
     assert (nonsense.status, nonsense.outcome) == (400, "bad_request")
-    assert rig.shared.metrics.rejections == {"invalid_api_key": 1, "bad_request": 1}
-    assert sum(rig.shared.metrics.requests.values()) == 2
+    assert rig.services.recorder.metrics.rejections == {"invalid_api_key": 1, "bad_request": 1}
+    assert sum(rig.services.recorder.metrics.requests.values()) == 2
     assert len(read_answers(client.received)) == 2
 
 

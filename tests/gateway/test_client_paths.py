@@ -89,7 +89,7 @@ def test_a_path_that_is_not_exposed_is_403(method: str, target: str, rig: Rig) -
 def test_a_path_that_is_refused_again_and_again_keeps_nothing_of_its_requests(rig: Rig) -> None:
     for _ in range(3):
         rig.ask(request("GET", "/slots"), request("GET", "/slots"))
-    error = rig.shared.router.route(b"GET", b"/slots").error
+    error = rig.services.reader._router.route(b"GET", b"/slots").error
 
     assert error is not None
     assert error.__traceback__ is None, "its frames would hold requests, and with them keys"
@@ -132,7 +132,7 @@ def test_nobody_without_a_key_takes_up_room_for_a_body(framing: str, new_rig: Ne
 
     assert client.answer.status == 413
     assert client.is_closed
-    assert rig.shared.body_memory.used == 0
+    assert rig.services.body_memory.used == 0
     assert rig.requests == []
 
 
@@ -147,4 +147,4 @@ def test_nobody_without_a_key_takes_up_room_by_repeating_a_head_with_another_len
     client.send(request("GET", "/", "Content-Length: 9", key=None))
 
     assert [answer.status for answer in client.answers] == [200, 413]
-    assert rig.shared.body_memory.used == 0
+    assert rig.services.body_memory.used == 0

@@ -35,7 +35,7 @@ def test_no_more_requests_reach_the_engine_than_it_has_slots(new_rig: NewRig) ->
     rig = new_rig(slots=2)
     clients = [rig.ask(numbered(n)) for n in range(4)]
     assert served(rig) == [b'{"n":0}', b'{"n":1}']
-    assert rig.shared.admission.queued == 2
+    assert rig.services.admission.queued == 2
 
     rig.upstreams[0].say(OK)
     assert served(rig)[2:] == [b'{"n":2}']
@@ -106,7 +106,7 @@ def test_a_full_queue_is_503(new_rig: NewRig) -> None:
     assert client.answer["retry-after"] == "1"
     assert client.answer["retry-after-ms"] == "1000"
     assert not client.is_closed
-    assert rig.shared.metrics.rejections["queue_full"] == 1
+    assert rig.services.recorder.metrics.rejections["queue_full"] == 1
     assert rig.records[-1].outcome == "queue_full"
 
 
@@ -130,7 +130,7 @@ def test_a_request_waits_only_so_long(new_rig: NewRig) -> None:
     assert code_of(client.answer) == "queue_timeout"
     assert "retry-after" in client.answer
     assert not client.is_closed
-    assert rig.shared.admission.queued == 0
+    assert rig.services.admission.queued == 0
     rig.upstream.say(OK)
     assert len(rig.requests) == 1, "who has given up waiting is not served any more"
 
@@ -156,7 +156,7 @@ def test_the_wait_is_counted(new_rig: NewRig) -> None:
     rig.upstream.say(OK)
 
     assert [r.queued for r in rig.records] == [0.0, 7.0]
-    assert rig.shared.metrics.queue_waits.sum == pytest.approx(7.0)
+    assert rig.services.recorder.metrics.queue_waits.sum == pytest.approx(7.0)
 
 
 def test_silence_is_counted_from_the_slot_on(new_rig: NewRig) -> None:
@@ -320,10 +320,10 @@ def refused(rig: Rig) -> FakeClient:
 
 def test_a_request_that_the_engine_refused_waits_for_its_next_life(new_rig: NewRig) -> None:
     rig = new_rig(slots=1)
-    rig.shared.is_supervised = True
+    rig.services.engine.is_supervised = True
     client = refused(rig)
     assert client.answers == []
-    assert (rig.shared.admission.running, rig.shared.admission.queued) == (0, 1)
+    assert (rig.services.admission.running, rig.services.admission.queued) == (0, 1)
 
     rig.engine(EngineState.BACKOFF)
     rig.accepts = True
@@ -331,7 +331,7 @@ def test_a_request_that_the_engine_refused_waits_for_its_next_life(new_rig: NewR
     rig.engine(EngineState.READY, slots=1)
 
     assert client.answer.status == 200
-    assert (rig.shared.admission.running, rig.shared.admission.queued) == (0, 0)
+    assert (rig.services.admission.running, rig.services.admission.queued) == (0, 0)
 
 
 @pytest.mark.parametrize("said", [b"", STREAM_HEAD], ids=["before the head", "after it"])
@@ -339,7 +339,7 @@ def test_after_an_answer_that_broke_off_nothing_is_sent_until_there_is_news(
     said: bytes, new_rig: NewRig
 ) -> None:
     rig = new_rig(slots=4)
-    rig.shared.is_supervised = True
+    rig.services.engine.is_supervised = True
     rig.ask()
     if said:
         rig.upstreams[0].say(said)
@@ -357,7 +357,7 @@ def test_after_an_answer_that_broke_off_nothing_is_sent_until_there_is_news(
 
 def test_an_answer_that_takes_too_long_is_no_sign_of_death(new_rig: NewRig) -> None:
     rig = new_rig(slots=4, request_timeout=5.0)
-    rig.shared.is_supervised = True
+    rig.services.engine.is_supervised = True
     slow = rig.ask()
     rig.advance(6.0)
     assert slow.answer.status == 504
@@ -369,7 +369,7 @@ def test_an_answer_that_takes_too_long_is_no_sign_of_death(new_rig: NewRig) -> N
 
 def test_others_wait_with_it_and_nothing_more_is_sent(new_rig: NewRig) -> None:
     rig = new_rig(slots=4)
-    rig.shared.is_supervised = True
+    rig.services.engine.is_supervised = True
     first = refused(rig)
     dials = len(rig.dials)
 
@@ -377,12 +377,12 @@ def test_others_wait_with_it_and_nothing_more_is_sent(new_rig: NewRig) -> None:
 
     assert len(rig.dials) == dials
     assert (first.answers, second.answers) == ([], [])
-    assert rig.shared.admission.queued == 2
+    assert rig.services.admission.queued == 2
 
 
 def test_when_the_supervisor_says_nothing_it_is_tried_again(new_rig: NewRig) -> None:
     rig = new_rig(slots=1)
-    rig.shared.is_supervised = True
+    rig.services.engine.is_supervised = True
     client = refused(rig)
     rig.accepts = True
     rig.answer_with(OK)
@@ -394,7 +394,7 @@ def test_when_the_supervisor_says_nothing_it_is_tried_again(new_rig: NewRig) -> 
 
 def test_it_is_told_when_the_engine_is_given_up(new_rig: NewRig) -> None:
     rig = new_rig(slots=1)
-    rig.shared.is_supervised = True
+    rig.services.engine.is_supervised = True
     client = refused(rig)
 
     rig.engine(EngineState.FAILED)
@@ -410,7 +410,7 @@ def test_where_nobody_tells_of_the_engine_a_refusal_is_an_answer(new_rig: NewRig
 
 def test_when_the_queue_is_full_a_refusal_is_an_answer(new_rig: NewRig) -> None:
     rig = new_rig(slots=1, max_queue_size=0)
-    rig.shared.is_supervised = True
+    rig.services.engine.is_supervised = True
 
     assert refused(rig).answer.status == 503
 
@@ -424,7 +424,7 @@ def test_a_request_for_an_engine_that_is_asleep_wakes_it(
 ) -> None:
     rig = new_rig(state=EngineState.ASLEEP)
     woken: list[int] = []
-    rig.shared.on_engine_wanted = lambda: woken.append(rig.shared.admission.queued)
+    rig.services.engine.on_wanted = lambda: woken.append(rig.services.admission.queued)
 
     client = rig.ask(request(body=b"{}") if body else request("GET", "/v1/models"))
     rig.spin()
@@ -435,7 +435,7 @@ def test_a_request_for_an_engine_that_is_asleep_wakes_it(
 
 def test_what_is_answered_here_wakes_nobody(new_rig: NewRig) -> None:
     rig = new_rig(state=EngineState.ASLEEP)
-    rig.shared.on_engine_wanted = lambda: pytest.fail("it was woken")
+    rig.services.engine.on_wanted = lambda: pytest.fail("it was woken")
 
     for target in ("/ping", "/health", "/metrics"):
         assert rig.ask(request("GET", target, key=None)).answer.status == 200
@@ -449,7 +449,7 @@ def test_what_is_answered_here_wakes_nobody(new_rig: NewRig) -> None:
 def waiting_again(new_rig: NewRig, **settings: Any) -> tuple[Rig, FakeClient]:
     """A gateway whose engine has died, and a client whose request waits for the next one."""
     rig = new_rig(slots=1, **settings)
-    rig.shared.is_supervised = True
+    rig.services.engine.is_supervised = True
     client = refused(rig)
     rig.engine(EngineState.BACKOFF)
     return rig, client
@@ -555,7 +555,7 @@ def test_one_key_cannot_fill_the_queue_for_all(new_rig: NewRig) -> None:
     other = rig.ask(request(body=b"{}", key=OTHER_KEY))
 
     assert other.answers == []
-    assert rig.shared.admission.queued == 17
+    assert rig.services.admission.queued == 17
     assert {code_of(client.answer) for client in refusals} == {"queue_full"}
     assert b"reserved for other keys" in refusals[0].answer.body
 
@@ -565,7 +565,7 @@ def test_the_only_key_may_fill_the_queue(new_rig: NewRig) -> None:
     for _ in range(30):
         rig.ask()
 
-    assert rig.shared.admission.queued == 20
+    assert rig.services.admission.queued == 20
 
 
 TOKENIZE: Final = request("POST", "/tokenize", body=b'{"content":"x"}')
@@ -602,4 +602,4 @@ def test_token_counts_that_wait_are_refused_when_the_engine_dies(new_rig: NewRig
     rig.engine(EngineState.BACKOFF)
 
     assert [len(client.answers) for client in counting] == [0, 0, 1, 1]
-    assert rig.shared.side_admission.queued == 0
+    assert rig.services.side_admission.queued == 0

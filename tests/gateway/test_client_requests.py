@@ -98,7 +98,7 @@ def run(rig: Rig, pieces: tuple[bytes, ...]) -> Seen:
     )
     assert rig.is_at_rest
     client.leave()
-    rig.shared.pool.retire_idle()
+    rig.services.pool.retire_idle()
     rig.records.clear()
     rig.requests.clear()
     return seen
@@ -151,7 +151,7 @@ def test_a_key_that_is_removed_is_refused_on_a_connection_that_used_it(rig: Rig)
     rig.answer_with(OK)
     client = rig.ask(post(LENGTH))
     rig.set_keys("")
-    rig.shared.reloads.load()
+    rig.services.key_store.load()
     client.send(post(LENGTH))
 
     assert [a.status for a in client.answers] == [200, 401]

@@ -98,7 +98,7 @@ def test_a_body_over_its_limit_is_413_before_it_is_read(new_rig: NewRig) -> None
 
     assert answer.status == 413
     assert code_of(answer) == "payload_too_large"
-    assert rig.shared.body_memory.used == 0
+    assert rig.services.body_memory.used == 0
 
 
 def test_a_body_up_to_its_limit_is_served(new_rig: NewRig) -> None:
@@ -117,7 +117,7 @@ def test_a_chunked_body_is_413_as_soon_as_it_is_over_its_limit(new_rig: NewRig) 
     answer = refused(rig, request("POST", "/v1/embeddings", CHUNKED) + chunk(b"x" * 60) * 2)
 
     assert answer.status == 413
-    assert rig.shared.body_memory.used == 0
+    assert rig.services.body_memory.used == 0
 
 
 def test_a_chunk_that_claims_more_than_all_memory_is_413_when_it_comes(new_rig: NewRig) -> None:

@@ -56,7 +56,7 @@ def test_an_answer_that_breaks_off_is_cut_and_never_looks_whole(
     assert rig.is_at_rest
     assert rig.records[0].outcome == "backend_error"
     assert rig.records[0].status == 200
-    assert rig.shared.metrics.backend_failures["broken_off"] == 1
+    assert rig.services.recorder.metrics.backend_failures["broken_off"] == 1
 
 
 @pytest.mark.parametrize("how", ["hang_up", "reset"])
@@ -265,7 +265,7 @@ def test_a_client_that_reads_nothing_at_all_is_cut_in_the_end(rig: Rig) -> None:
     assert client.was_cut
     assert upstream.was_cut
     assert rig.is_at_rest
-    assert rig.shared.metrics.client_disconnects["streaming"] == 1
+    assert rig.services.recorder.metrics.client_disconnects["streaming"] == 1
 
 
 def test_a_connection_paused_by_one_client_is_not_paused_for_the_next(rig: Rig) -> None:
@@ -316,7 +316,7 @@ def test_a_stream_s_first_token_is_its_first_event_and_not_its_head(rig: Rig) ->
     (exchange,) = rig.records
 
     assert (exchange.first_byte, exchange.first_token) == (0.0, 50.0)
-    histogram = rig.shared.metrics.first_tokens["chat"]
+    histogram = rig.services.recorder.metrics.first_tokens["chat"]
     assert (sum(histogram.counts), histogram.sum) == (1, 50.0)
 
 
@@ -338,7 +338,7 @@ def test_a_client_that_leaves_has_tokens_that_nobody_told(rig: Rig) -> None:
     (exchange,) = rig.records
 
     assert exchange.usage is None
-    assert rig.shared.metrics.usage_unknown == {"/v1/chat/completions": 1}
+    assert rig.services.recorder.metrics.usage_unknown == {"/v1/chat/completions": 1}
 
 
 # What the engine is known to do -------------------------------------------------------------------
@@ -347,19 +347,19 @@ def test_a_client_that_leaves_has_tokens_that_nobody_told(rig: Rig) -> None:
 def test_an_engine_that_sends_is_heard(rig: Rig) -> None:
     began = rig.clock.now
     rig.ask()
-    assert rig.shared.heard_at < began
+    assert rig.services.engine.responded_at < began
 
     rig.advance(5.0)
     rig.upstream.say(STREAM_HEAD)
-    assert rig.shared.heard_at == began + 5.0
+    assert rig.services.engine.responded_at == began + 5.0
 
     rig.advance(5.0)
     rig.upstream.say(event(1))
     rig.advance(0.5)
-    assert rig.shared.heard_at == began + 10.5
+    assert rig.services.engine.responded_at == began + 10.5
 
     rig.advance(5.0)
-    assert rig.shared.heard_at == began + 10.5
+    assert rig.services.engine.responded_at == began + 10.5
 
 
 def test_one_that_fails_is_to_be_asked_how_it_is(rig: Rig) -> None:
@@ -368,7 +368,7 @@ def test_one_that_fails_is_to_be_asked_how_it_is(rig: Rig) -> None:
     rig.upstream.say(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
 
     assert client.answer.status == 503
-    assert rig.shared.heard_at < began
+    assert rig.services.engine.responded_at < began
 
 
 # Tokens -------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from llama_gguf.core.activity import GREETING, Activity
 from llama_gguf.core.engine import EngineState, EngineStatus
 from llama_gguf.core.settings import Settings
 from llama_gguf.gateway.control import Control, answered, is_comment
-from llama_gguf.gateway.shared import Shared
+from llama_gguf.gateway.services import Services
 from tests.fakes import request
 from tests.gateway.conftest import NewRig
 
@@ -23,8 +23,8 @@ READY = EngineStatus(EngineState.READY, since=0.0, slots=3, revision=7)
 class Supervisor:
     """The other end of the channel."""
 
-    def __init__(self, shared: Shared, control: Control) -> None:
-        self.shared = shared
+    def __init__(self, services: Services, control: Control) -> None:
+        self.services = services
         self.control = control
         self.reader: asyncio.StreamReader
         self.writer: asyncio.StreamWriter
@@ -43,9 +43,11 @@ def run(folder: Path, scenario: Callable[[Supervisor], Awaitable[None]]) -> bool
     async def both() -> None:
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
-        shared = Shared(Settings(log_dir=str(folder)), asyncio.get_running_loop(), lambda *_: None)
-        control = Control(shared, theirs)
-        supervisor = Supervisor(shared, control)
+        services = Services(
+            Settings(log_dir=str(folder)), asyncio.get_running_loop(), lambda *_: None
+        )
+        control = Control(services, theirs)
+        supervisor = Supervisor(services, control)
         supervisor.reader, supervisor.writer = await asyncio.open_unix_connection(sock=ours)
         async with asyncio.timeout(20), asyncio.TaskGroup() as group:
             group.create_task(control.follow(lambda: gone.append(True)))
@@ -62,8 +64,8 @@ def test_it_takes_what_it_is_told_and_says_what_it_has_heard(tmp_path: Path) -> 
     async def scenario(supervisor: Supervisor) -> None:
         supervisor.tell(READY)
         assert await supervisor.heard() == Activity(heard=7)
-        assert supervisor.shared.engine == READY
-        assert supervisor.shared.is_supervised
+        assert supervisor.services.engine.status == READY
+        assert supervisor.services.engine.is_supervised
 
     assert run(tmp_path, scenario)
 
@@ -74,7 +76,7 @@ def test_a_tick_on_which_nothing_has_changed_says_nothing(tmp_path: Path) -> Non
         await supervisor.heard()
         for _ in range(10):
             supervisor.control.tick()
-        supervisor.shared.metrics.queue_waits.observe([0.1, 0.2])
+        supervisor.services.recorder.metrics.queue_waits.observe([0.1, 0.2])
         supervisor.control.tick()
         assert await supervisor.heard() == Activity(heard=7, answered=2)
 
@@ -85,7 +87,7 @@ def test_a_request_for_an_engine_that_is_asleep_is_told_at_once(tmp_path: Path) 
     async def scenario(supervisor: Supervisor) -> None:
         supervisor.tell(EngineStatus(EngineState.ASLEEP, since=0.0, revision=8))
         await supervisor.heard()
-        supervisor.shared.await_engine(needs_slot=True)
+        supervisor.services.engine.require(may_wait=True)
         assert (await supervisor.heard()).wants_engine
 
     run(tmp_path, scenario)
@@ -95,7 +97,7 @@ def test_a_supervisor_that_does_not_listen_is_not_talked_to_for_ever(tmp_path: P
     async def scenario(supervisor: Supervisor) -> None:
         supervisor.reader._transport.pause_reading()  # type: ignore[attr-defined]
         for _ in range(20_000):
-            supervisor.shared.metrics.queue_waits.observe([0.1])
+            supervisor.services.recorder.metrics.queue_waits.observe([0.1])
             supervisor.control.tick()
         writer = supervisor.control._writer
         assert writer is not None
@@ -112,7 +114,7 @@ def test_bytes_of_an_answer_are_a_move_and_silence_or_comments_are_none(new_rig:
     rig = new_rig()
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        control = Control(rig.shared, theirs)
+        control = Control(rig.services, theirs)
 
         def moves_after(data: bytes) -> int:
             if data:
@@ -155,4 +157,4 @@ def test_answers_are_counted(new_rig: NewRig) -> None:
     for _ in range(3):
         assert rig.ask().answer.status == 200
 
-    assert answered(rig.shared.metrics) == 3
+    assert answered(rig.services.recorder.metrics) == 3

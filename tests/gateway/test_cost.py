@@ -26,9 +26,9 @@ CALLS_PER_REQUEST: Final = 65
 CALLS_PER_TELLING_ANSWER: Final = 70
 """Where the answer tells its tokens."""
 CALLS_PER_EVENT: Final = 6
-CALLS_PER_PARSED_HEAD: Final = 156
+CALLS_PER_PARSED_HEAD: Final = 158
 """Of a request whose head is not the last one again."""
-CALLS_PER_NEWCOMER: Final = 73
+CALLS_PER_NEWCOMER: Final = 74
 """Of a new connection's first request, which another connection has made just before."""
 
 pytestmark = pytest.mark.skipif(
@@ -80,7 +80,7 @@ def test_an_answer_that_tells_its_tokens(rig: Rig) -> None:
     work()
 
     assert calls_of(work) / MAX_OPEN <= CALLS_PER_TELLING_ANSWER
-    assert rig.shared.metrics.tokens["alice", "completion"] > 0
+    assert rig.services.recorder.metrics.tokens["alice", "completion"] > 0
 
 
 def test_a_request_unlike_the_last_one(rig: Rig) -> None:

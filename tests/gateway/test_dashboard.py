@@ -102,8 +102,8 @@ def test_numbers_need_a_key(rig: Rig) -> None:
 def test_numbers_have_what_health_says_and_what_the_page_draws(rig: Rig) -> None:
     stream(rig)
     rig.ask(request("POST", "/nowhere"))
-    rig.shared.accounts.settle()
-    take_reading(rig.shared, rig.clock.now + STEP_SECONDS)
+    rig.services.recorder.settle()
+    take_reading(rig.services, rig.clock.now + STEP_SECONDS)
     found = data(rig)
 
     assert found["engine"]["state"] == "ready"
@@ -118,7 +118,7 @@ def test_a_step_is_taken_when_it_is_due_and_its_times_are_its_own(rig: Rig) -> N
     begin = rig.clock.now
     stream(rig)
     for n in (0.4, 1.0, 1.2, 2.0):
-        take_reading(rig.shared, begin + n * STEP_SECONDS)
+        take_reading(rig.services, begin + n * STEP_SECONDS)
     history = data(rig)["history"]
 
     assert history["first_token_p50"] == [0.5, None]
@@ -129,7 +129,7 @@ def test_looks_at_the_gateway_itself_are_no_requests_on_the_chart(rig: Rig) -> N
     rig.answer_with(OK)
     for path in ("/health", "/metrics", "/dashboard/data", "/v1/models"):
         get(rig, path)
-    take_reading(rig.shared, rig.clock.now + STEP_SECONDS)
+    take_reading(rig.services, rig.clock.now + STEP_SECONDS)
 
     assert data(rig)["history"]["requests_per_second"] == [0.0]
 

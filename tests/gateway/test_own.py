@@ -21,12 +21,12 @@ FOR_KEYS = {Kind.RELOAD, Kind.USAGE, Kind.DASHBOARD_DATA}
 
 
 def get(rig: Rig, target: str, *fields: str, method: str = "GET") -> Request:
-    return rig.shared.understand(parse_request(request(method, target, *fields)), cors=b"")
+    return rig.services.reader.understand(parse_request(request(method, target, *fields)), cors=b"")
 
 
 def answer(rig: Rig, target: str, *fields: str, method: str = "GET") -> OwnAnswer:
     found = get(rig, target, *fields, method=method)
-    return own.answer(found.route.kind, found, rig.shared)
+    return own.answer(found.route.kind, found, rig.services)
 
 
 # Keys ---------------------------------------------------------------------------------------------
@@ -54,25 +54,25 @@ def test_a_ping_has_nothing_to_say(rig: Rig) -> None:
 
 
 def test_health_has_the_engine_s_sentence(rig: Rig) -> None:
-    rig.shared.take_engine_status(EngineStatus(EngineState.FAILED, since=0.0, detail="no memory"))
-    found = own.health(rig.shared)
+    rig.services.engine.update(EngineStatus(EngineState.FAILED, since=0.0, detail="no memory"))
+    found = own.health(rig.services)
 
     assert found.status == 503
     assert json.loads(found.body)["engine"]["detail"] == "no memory"
 
 
 def test_health_is_503_while_draining_whatever_the_engine_does(rig: Rig) -> None:
-    rig.shared.is_draining = True
-    found = own.health(rig.shared)
+    rig.services.connections.is_draining = True
+    found = own.health(rig.services)
 
     assert found.status == 503
     assert json.loads(found.body)["status"] == "draining"
 
 
 def test_health_tells_how_long_the_gateway_has_run(rig: Rig) -> None:
-    rig.shared.started_at = rig.clock.now - 12.34
+    rig.services.clock.started_at = rig.clock.now - 12.34
 
-    assert json.loads(own.health(rig.shared).body)["uptime_seconds"] == 12.3
+    assert json.loads(own.health(rig.services).body)["uptime_seconds"] == 12.3
 
 
 # Metrics ------------------------------------------------------------------------------------------
@@ -81,13 +81,13 @@ def test_health_tells_how_long_the_gateway_has_run(rig: Rig) -> None:
 def test_gauges_show_what_is_under_way(new_rig: NewRig) -> None:
     rig = new_rig(slots=1)
     rig.ask(), rig.ask(), rig.client()
-    gauges = own.gauges(rig.shared)
+    gauges = own.gauges(rig.services)
 
     assert (gauges.in_flight, gauges.queue_depth, gauges.slots) == (1, 1, 1)
     assert gauges.connections == 3
     assert gauges.is_ready
     assert gauges.keys_loaded == 3
-    assert rig.shared.busy() == 2
+    assert rig.services.connections.busy() == 2
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_metrics_that_are_dear_are_not_made_for_everybody_who_asks(accept: str, 
         return answer(rig, "/metrics", f"Accept: {accept}").body
 
     for number in range(10_000):
-        rig.shared.metrics.count_tokens(f"key{number}", [1, 0, 5, 6, 7, 0])
+        rig.services.recorder.metrics.count_tokens(f"key{number}", [1, 0, 5, 6, 7, 0])
     asked()  # imports what it needs
     rig.advance(60)
     dear = asked()
@@ -205,18 +205,18 @@ def test_health_tells_what_the_supervisor_knows(rig: Rig) -> None:
         restarts={"crash": 2, "hang": 1},
         facts={"quantization": "Q4_1", "size_bytes": 98, "engine_version": "b1"},
     )
-    rig.shared.take_engine_status(EngineStatus.from_line(status.to_line()))
-    facts = json.loads(own.health(rig.shared).body)
+    rig.services.engine.update(EngineStatus.from_line(status.to_line()))
+    facts = json.loads(own.health(rig.services).body)
 
     assert facts["model"] == {"name": "m", "quantization": "Q4_1", "size_bytes": 98}
     engine = facts["engine"]
     assert (engine["progress"], engine["load_seconds"], engine["version"]) == (0.25, 3.5, "b1")
     assert (engine["last_exit"], engine["restarts"]) == ("killed by SIGKILL", 3)
-    assert own.gauges(rig.shared).restarts == {"crash": 2, "hang": 1}
+    assert own.gauges(rig.services).restarts == {"crash": 2, "hang": 1}
 
 
 def test_a_gateway_on_its_own_tells_what_it_has_found(rig: Rig) -> None:
-    facts = json.loads(own.health(rig.shared).body)
+    facts = json.loads(own.health(rig.services).body)
 
     assert facts["model"] == {"name": "m"}
     assert (facts["engine"]["version"], facts["engine"]["restarts"]) == ("", 0)

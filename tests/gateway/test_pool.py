@@ -5,6 +5,7 @@ from contextlib import closing
 
 import pytest
 
+from llama_gguf.core.engine_address import EngineAddress
 from llama_gguf.core.settings import Settings
 from llama_gguf.errors import UpstreamError
 from llama_gguf.gateway.pool import IDLE_SECONDS, MAX_IDLE, Dialling, Pool
@@ -20,7 +21,8 @@ class Place:
         self.clock = Clock()
         self.loop = FakeLoop(self.clock)
         dialer = FakeDialer(self.loop, self._on_dial)
-        self.pool = Pool(Settings(**settings), self.loop, dialer.dial)  # type: ignore[arg-type]
+        usual = Settings(**settings)  # type: ignore[arg-type]
+        self.pool = Pool(usual, EngineAddress.of(usual), self.loop, dialer.dial)
         self.dials: list[Dial] = []
         self.accepts = True
         self.connected: list[UpstreamConnection] = []

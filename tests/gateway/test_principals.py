@@ -16,24 +16,24 @@ from tests.gateway.conftest import NewRig
 
 
 def test_a_key_keeps_its_window_while_its_id_stays(rig: Rig) -> None:
-    before = rig.shared.principals.holder(KEY.encode())
+    before = rig.services.authenticator.holder(KEY.encode())
     rig.set_keys(KEYS_TEXT.replace(KEY, "sk-rotated-0123456789"))
-    rig.shared.reloads.load()
-    after = rig.shared.principals.holder(b"sk-rotated-0123456789")
+    rig.services.key_store.load()
+    after = rig.services.authenticator.holder(b"sk-rotated-0123456789")
 
     assert before is not None
     assert after is not None
     assert after.window is before.window
-    assert rig.shared.principals.holder(KEY.encode()) is None
+    assert rig.services.authenticator.holder(KEY.encode()) is None
 
 
 def test_a_key_that_comes_back_begins_anew(rig: Rig) -> None:
-    before = rig.shared.principals.holder(KEY.encode())
+    before = rig.services.authenticator.holder(KEY.encode())
     rig.set_keys(f"bob:{OTHER_KEY}\n")
-    rig.shared.reloads.load()
+    rig.services.key_store.load()
     rig.set_keys(KEYS_TEXT)
-    rig.shared.reloads.load()
-    after = rig.shared.principals.holder(KEY.encode())
+    rig.services.key_store.load()
+    after = rig.services.authenticator.holder(KEY.encode())
 
     assert before is not None
     assert after is not None
@@ -41,13 +41,13 @@ def test_a_key_that_comes_back_begins_anew(rig: Rig) -> None:
 
 
 def test_a_key_s_limit_changes_with_the_file_and_what_it_has_used_stays(rig: Rig) -> None:
-    before = rig.shared.principals.holder(OTHER_KEY.encode())
+    before = rig.services.authenticator.holder(OTHER_KEY.encode())
     assert before is not None
     assert before.window is not None
     before.window.hit(0.0)
     rig.set_keys(KEYS_TEXT.replace(f"{OTHER_KEY}:1000", f"{OTHER_KEY}:7"))
-    rig.shared.reloads.load()
-    after = rig.shared.principals.holder(OTHER_KEY.encode())
+    rig.services.key_store.load()
+    after = rig.services.authenticator.holder(OTHER_KEY.encode())
 
     assert after is not None
     assert after.window is before.window
@@ -61,7 +61,7 @@ GRACED = f"alice:{KEY}:3\nalice-old-0a1b2c:{OLD_KEY}:1000:2099-01-01\nbob:{OTHER
 
 
 def shown_by(rig: Rig, key: str) -> Principal:
-    found = rig.shared.principals.holder(key.encode())
+    found = rig.services.authenticator.holder(key.encode())
     assert found is not None
     return found
 
@@ -87,7 +87,7 @@ def test_an_old_secret_is_no_second_allowance_whatever_is_reloaded(new_rig: NewR
     statuses = [rig.ask(asks[0]).answer.status]
     for text in (GRACED, GRACED.replace("1000", "5000"), GRACED):
         rig.set_keys(text)
-        rig.shared.reloads.load()
+        rig.services.key_store.load()
         statuses += [rig.ask(ask).answer.status for ask in asks]
 
     assert statuses == [200, 200, 200, 429, 429, 429, 429]
@@ -105,13 +105,13 @@ def test_a_window_stays_when_only_the_old_secret_is_left(new_rig: NewRig) -> Non
     rig = new_rig(keys=GRACED)
     before = shown_by(rig, KEY)
     rig.set_keys(GRACED.splitlines()[1])
-    rig.shared.reloads.load()
+    rig.services.key_store.load()
     after = shown_by(rig, OLD_KEY)
 
     assert after.window is before.window
     assert after.window is not None
     assert after.window.limit == 1000
-    assert rig.shared.principals.named("alice") is after
+    assert rig.services.authenticator.named("alice") is after
 
 
 @pytest.mark.parametrize(
@@ -148,14 +148,14 @@ def test_to_take_keys_costs_the_same_however_many_there_are() -> None:
 
 
 def test_where_nobody_checks_keys_nothing_is_counted_or_told(new_rig: NewRig) -> None:
-    anybody = new_rig(auth_enabled=False).shared.principals.ANYBODY
+    anybody = new_rig(auth_enabled=False).services.authenticator.ANYBODY
 
     assert (anybody.key_id, anybody.window) == ("-", None)
     assert anybody.fields_at(0.0) == b""
 
 
 def test_what_counts_for_nothing_is_told_what_there_is_left(new_rig: NewRig) -> None:
-    alice = new_rig(max_requests_per_minute=3).shared.principals.named("alice")
+    alice = new_rig(max_requests_per_minute=3).services.authenticator.named("alice")
     assert alice is not None
     assert alice.window is not None
     alice.window.hit(10.0)

@@ -27,7 +27,7 @@ from tests.gateway.conftest import NewRig
 
 
 def test_loading_keys_says_how_many(rig: Rig) -> None:
-    assert rig.shared.reloads.load() == 3
+    assert rig.services.key_store.load() == 3
 
 
 def test_a_bad_line_is_skipped_and_named_without_its_secret(
@@ -35,7 +35,7 @@ def test_a_bad_line_is_skipped_and_named_without_its_secret(
 ) -> None:
     rig.set_keys(f"alice:{KEY}\nsk-secret-in-the-wrong-place\n")
     with caplog.at_level(logging.WARNING):
-        assert rig.shared.reloads.load() == 1
+        assert rig.services.key_store.load() == 1
 
     (skipped,) = (facts_of(r) for r in caplog.records if event_of(r) == "keys_lines_skipped")
     assert skipped["count"] == 1
@@ -48,7 +48,7 @@ def test_bad_lines_are_named_in_one_line_of_the_log_however_many_there_are(
 ) -> None:
     rig.set_keys(f"alice:{KEY}\n" + "nonsense\n" * 1000)
     with caplog.at_level(logging.INFO):
-        assert rig.shared.reloads.load() == 1
+        assert rig.services.key_store.load() == 1
 
     (warning,) = [r for r in caplog.records if r.levelno == logging.WARNING]
     lines = facts_of(warning)["lines"]
@@ -61,7 +61,7 @@ def test_bad_lines_are_named_in_one_line_of_the_log_however_many_there_are(
 def test_a_file_open_to_others_is_warned_about(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     rig.keys_file.chmod(0o644)
     with caplog.at_level(logging.WARNING):
-        rig.shared.reloads.load()
+        rig.services.key_store.load()
 
     assert "chmod 600" in caplog.text
 
@@ -69,16 +69,16 @@ def test_a_file_open_to_others_is_warned_about(rig: Rig, caplog: pytest.LogCaptu
 def test_a_failed_load_keeps_the_old_set(rig: Rig) -> None:
     rig.set_keys(None)
     with pytest.raises(ReloadFailed, match="not loaded"):
-        rig.shared.reloads.load()
+        rig.services.key_store.load()
 
-    assert rig.shared.principals.holder(KEY.encode()) is not None
+    assert rig.services.authenticator.holder(KEY.encode()) is not None
 
 
 def test_an_empty_file_is_a_set_of_no_keys(rig: Rig) -> None:
     rig.set_keys("")
-    assert rig.shared.reloads.load() == 0
+    assert rig.services.key_store.load() == 0
 
-    assert rig.shared.principals.holder(KEY.encode()) is None
+    assert rig.services.authenticator.holder(KEY.encode()) is None
 
 
 def test_an_administrator_without_a_key_is_warned_about(
@@ -152,7 +152,7 @@ def test_reloads_read_once_a_second_and_each_returns_what_was_written_before_it(
     results: list[tuple[int, int]] = []
 
     async def ask(known: int) -> None:
-        results.append((known, await rig.shared.reloads.reload()))
+        results.append((known, await rig.services.key_store.reload()))
 
     tasks = []
     with caplog.at_level(logging.INFO):
@@ -166,7 +166,9 @@ def test_reloads_read_once_a_second_and_each_returns_what_was_written_before_it(
     assert len(results) == 300
     assert all(loaded >= known for known, loaded in results)
     assert caplog.text.count("API keys loaded") <= 100 * 0.05 / reloads_module.REST_SECONDS + 2
-    assert rig.shared.metrics.keys_reload["success"] == 1 + caplog.text.count("API keys loaded")
+    assert rig.services.recorder.metrics.keys_reload["success"] == 1 + caplog.text.count(
+        "API keys loaded"
+    )
 
 
 def test_a_reload_after_a_rest_begins_at_once(rig: Rig) -> None:

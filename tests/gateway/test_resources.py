@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from llama_gguf.core.engine import EngineState
 from llama_gguf.core.exchange import State
-from llama_gguf.gateway.client_connection import MAX_HELD_BYTES
+from llama_gguf.gateway.client_connection import MAX_HELD_BYTES, ClientConnection
 from llama_gguf.gateway.reloads import REST_SECONDS
 from llama_gguf.gateway.transport import HIGH_WATER_BYTES
 from tests.fakes import KEY, OTHER_KEY, FakeClient, Rig, request
@@ -128,11 +128,7 @@ class HostileWorld(World):
     def the_gateway_drains(self, which: int) -> None:
         """The first step of ``Gateway._drain``."""
         del which
-        shared = self.rig.shared
-        shared.is_draining = True
-        for connection in tuple(shared.connections):
-            connection.drain()
-        shared.notice_idle()
+        self.rig.services.connections.drain()
         self.rig.spin()
 
 
@@ -147,31 +143,35 @@ STEPS: Final = st.lists(
 # What must hold after each step -------------------------------------------------------------------
 
 
+def open_ones(rig: Rig) -> list[ClientConnection]:
+    return [c for c in rig.services.connections if isinstance(c, ClientConnection)]
+
+
 def what_is_counted_is_what_the_exchanges_hold(rig: Rig) -> None:
-    shared = rig.shared
-    exchanges = [c._exchange for c in shared.connections if c._exchange is not None]
-    both = (shared.admission, shared.side_admission)
+    services = rig.services
+    exchanges = [c._exchange for c in open_ones(rig) if c._exchange is not None]
+    both = (services.admission, services.side_admission)
     by_key: Counter[str] = Counter()
     for exchange in exchanges:
         by_key[exchange.key_id] += exchange.reserved_bytes
 
     for admission in both:
         assert admission.queued == sum(e.waits_in is admission for e in exchanges)
-    in_use = sum(e.runs_in is not None for e in exchanges) + len(shared.pool._left)
+    in_use = sum(e.runs_in is not None for e in exchanges) + len(services.pool._left)
     assert sum(admission.running for admission in both) == in_use
     waiting = [e for e in exchanges if e.state in (State.QUEUED, State.OPEN_QUEUED)]
     assert waiting == [e for e in exchanges if e.waits_in is not None]
-    assert shared.body_memory._by_key == +by_key
-    assert shared.body_memory.used == by_key.total()
+    assert services.body_memory._by_key == +by_key
+    assert services.body_memory.used == by_key.total()
 
 
 def bodies_are_within_their_memory_and_need_a_key(rig: Rig) -> None:
-    assert rig.shared.body_memory.used <= BODY_MEMORY
-    assert "-" not in rig.shared.body_memory._by_key
+    assert rig.services.body_memory.used <= BODY_MEMORY
+    assert "-" not in rig.services.body_memory._by_key
 
 
 def what_is_sent_ahead_is_bounded(rig: Rig) -> None:
-    for connection in rig.shared.connections:
+    for connection in open_ones(rig):
         assert len(connection._received) <= MAX_HELD_BYTES + LONGEST_PIECE
 
 
@@ -189,18 +189,18 @@ ALWAYS: Final = (
 
 
 def check_that_nothing_is_left(rig: Rig) -> None:
-    shared = rig.shared
+    services = rig.services
 
     assert rig.is_at_rest
-    for admission in (shared.admission, shared.side_admission):
+    for admission in (services.admission, services.side_admission):
         assert not admission._waiting
         assert not admission._held_by_key
         assert not admission._running_by_key
-    assert not shared.body_memory._by_key
-    assert not shared.connections
-    assert not shared.pool.connecting
-    assert not shared.pool._left
-    assert shared.idle.is_set() or not shared.is_draining
+    assert not services.body_memory._by_key
+    assert not services.connections
+    assert not services.pool.connecting
+    assert not services.pool._left
+    assert services.connections.idle.is_set() or not services.connections.is_draining
     rig.advance(2 * REST_SECONDS)  # one reload for all may be due, and one after it
     assert not asyncio.all_tasks(rig.loop)
 

@@ -18,9 +18,10 @@ import pytest
 from llama_gguf.core.activity import GREETING
 from llama_gguf.core.engine import EngineState, EngineStatus
 from llama_gguf.core.settings import Settings
+from llama_gguf.gateway.client_connection import ClientConnection
 from llama_gguf.gateway.listener import listen
 from llama_gguf.gateway.server import Gateway, adopt
-from llama_gguf.gateway.shared import Shared
+from llama_gguf.gateway.services import Services
 from tests.certificates import issue, names_in, trusting
 from tests.fakes import KEYS_TEXT, Answer, read_answers
 
@@ -230,9 +231,14 @@ def test_how_it_is_guarded_is_said_at_the_start(
 # Time ---------------------------------------------------------------------------------------------
 
 
-async def has_received(shared: Shared) -> None:
+def has_input(connection: object) -> bool:
+    assert isinstance(connection, ClientConnection)
+    return bool(connection._received)
+
+
+async def has_received(services: Services) -> None:
     """Return when a part of a head has come in."""
-    while not any(c._received for c in shared.connections):  # noqa: ASYNC110 - by turns of the loop
+    while not any(has_input(c) for c in services.connections):  # noqa: ASYNC110 - by turns of the loop
         await asyncio.sleep(0)
 
 
@@ -241,12 +247,12 @@ def test_after_a_freeze_no_time_out_is_judged_before_what_has_come_is_read(tmp_p
 
     async def scenario(told: Told) -> None:
         gateway = told.gateway
-        shared = gateway.shared
-        real = shared.now
+        services = gateway.services
+        real = services.clock.now
         reader, writer = await asyncio.open_connection(*told.address)
         writer.write(b"GET /ping HTTP/1.1\r\nHost: a\r\n")
-        await has_received(shared)
-        shared.now = lambda: real() + 3600
+        await has_received(services)
+        services.clock.now = lambda: real() + 3600
         writer.write(b"\r\n")
         gateway._tick()
 
@@ -260,13 +266,13 @@ def test_after_a_freeze_no_time_out_is_judged_before_what_has_come_is_read(tmp_p
 def test_after_a_freeze_what_is_overdue_ends_all_the_same(tmp_path: Path) -> None:
     async def scenario(told: Told) -> None:
         gateway = told.gateway
-        real = gateway.shared.now
+        real = gateway.services.clock.now
         reader, writer = await asyncio.open_connection(*told.address)
         writer.write(b"GET /ping HTTP/1.1\r\n")
-        await has_received(gateway.shared)
-        gateway.shared.now = lambda: real() + 3600
+        await has_received(gateway.services)
+        gateway.services.clock.now = lambda: real() + 3600
         gateway._tick()
-        gateway.shared.now = lambda: real() + 7200  # late again
+        gateway.services.clock.now = lambda: real() + 7200  # late again
         gateway._tick()
 
         assert (await reader.read()).startswith(b"HTTP/1.1 408 ")

@@ -270,8 +270,8 @@ def test_a_wait_that_is_too_long_ends_with_an_error_event(busy: Rig) -> None:
     assert code_in(last_event(client)) == "queue_timeout"
     assert not so_far(client).is_whole, "never a clean end"
     assert client.is_closed
-    assert busy.shared.metrics.rejections["queue_timeout"] == 1
-    assert busy.shared.admission.queued == 0
+    assert busy.services.recorder.metrics.rejections["queue_timeout"] == 1
+    assert busy.services.admission.queued == 0
     assert busy.records[-1].outcome == "queue_timeout"
     assert busy.records[-1].bytes_out == len(client.received)
 
@@ -292,7 +292,7 @@ def test_silence_of_the_engine_ends_it_with_an_error_event(new_rig: NewRig) -> N
 
     assert so_far(client).chunks[:-1] == (WAITING,) * 2
     assert code_in(last_event(client)) == "backend_timeout"
-    assert rig.shared.metrics.backend_failures == {"timeout": 1}
+    assert rig.services.recorder.metrics.backend_failures == {"timeout": 1}
     rig.upstream.hang_up()
     assert rig.is_at_rest
 
@@ -398,13 +398,13 @@ def test_a_client_that_leaves_gives_back_what_it_held(has_slot: bool, busy: Rig)
 
     assert busy.is_at_rest
     phase = "before_first_byte" if has_slot else "queued"
-    assert busy.shared.metrics.client_disconnects == {phase: 1}
+    assert busy.services.recorder.metrics.client_disconnects == {phase: 1}
 
 
 def test_a_refused_wait_costs_the_key_nothing(busy: Rig) -> None:
     ask(busy)
     busy.advance(50)
-    window = busy.shared.principals.holder(KEY.encode())
+    window = busy.services.authenticator.holder(KEY.encode())
     busy.engine(EngineState.FAILED)
 
     assert window is not None
@@ -438,4 +438,4 @@ def test_a_refusal_of_the_engine_s_tells_no_tokens(new_rig: NewRig) -> None:
     (exchange,) = rig.records
 
     assert (exchange.first_token, exchange.usage) == (0.0, None)
-    assert rig.shared.metrics.tokens == {}
+    assert rig.services.recorder.metrics.tokens == {}

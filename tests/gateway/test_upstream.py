@@ -77,6 +77,7 @@ class Asker:
 class Keeper:
     def __init__(self) -> None:
         self.kept: list[UpstreamConnection] = []
+        self.header_lines = b"Host: engine\r\n"
         self.last_head: tuple[KnownHead, Answer] | None = None
 
     def give_back(self, connection: UpstreamConnection) -> None:

@@ -74,7 +74,6 @@ class Request:
         cors: the lines for whoever asks from its origin.
         read: its fields, sorted.
         route: where it goes.
-        prefix: the lines that begin every head sent to the engine.
         via: our pseudonym in ``Via``.
     """
 
@@ -84,6 +83,7 @@ class Request:
         "is_chunked",
         "is_idempotent",
         "is_to_head",
+        "line",
         "may_persist",
         "middle",
         "opening",
@@ -101,7 +101,6 @@ class Request:
         cors: bytes,
         read: RequestFields | None = None,
         route: Route | None = None,
-        prefix: bytes = b"",
         via: bytes = b"",
     ) -> None:
         self.head = head
@@ -120,21 +119,24 @@ class Request:
             self.is_chunked or read.content_length is not None or head.method not in _NO_BODY
         )
         """Whether the engine is told a length even when there is no body."""
-        # What the engine gets is opening, request id, middle, and then a length or nothing.
-        self.opening = b"%b %b HTTP/1.1\r\n%b%bx-request-id: " % (
-            head.method,
-            head.target,
-            prefix,
-            b"".join(read.forwarded),
-        )
+        # What an engine receives is the line, the lines of its address, the opening, the request
+        # id, the middle, and then a length or nothing.
+        self.line = b"%b %b HTTP/1.1\r\n" % (head.method, head.target)
+        self.opening = b"%bx-request-id: " % b"".join(read.forwarded)
         self.middle = b"\r\nVia: %b %b\r\n" % (head.version.encode("ascii"), via)
 
-    def serialised(self, request_id: bytes, body: bytes | bytearray) -> bytes:
-        """The request as the engine gets it: parsed, and written anew."""
-        if body or self.sends_length:
-            length = LENGTH_LINES[len(body)]
-            return b"".join((self.opening, request_id, self.middle, length, b"\r\n", body))
-        return b"".join((self.opening, request_id, self.middle, b"\r\n"))
+    def serialised(self, address: bytes, request_id: bytes, body: bytes | bytearray) -> bytes:
+        """The request as an engine receives it: parsed, and written again.
+
+        Args:
+            address: the header lines that are the engine's own.
+            request_id: of this one.
+            body: all of it.
+        """
+        length = LENGTH_LINES[len(body)] if body or self.sends_length else b""
+        return b"".join(
+            (self.line, address, self.opening, request_id, self.middle, length, b"\r\n", body)
+        )
 
 
 _NO_ROUTE: Final = Route(Kind.REFUSED, "refused")

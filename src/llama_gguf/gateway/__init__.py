@@ -3,7 +3,7 @@
 ``client.py`` and ``upstream.py`` are the two Protocols, joined by plain calls, so
 that an event of a stream costs one call from ``upstream.data_received`` to
 ``client.transport.write_now``. What they decide by is in ``core/``; what they share is
-in ``shared.py``; ``server.py`` starts, reloads and drains. Sockets are in
+in ``services.py``; ``server.py`` starts, reloads and drains. Sockets are in
 ``listener.py`` and ``dialer.py`` until they are connected, then in ``transport.py``;
 ``poller.py`` watches them, within ``loop.py``.
 """

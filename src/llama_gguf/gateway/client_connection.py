@@ -14,13 +14,12 @@ import asyncio
 import enum
 import math
 import re
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, cast
 
 from llama_gguf.core import replies
 from llama_gguf.core.bodies import IncomingBody
 from llama_gguf.core.exchange import PHASES, Event, Exchange
-from llama_gguf.core.fields import check_head_size, find
+from llama_gguf.core.fields import find
 from llama_gguf.core.limits import network_of
 from llama_gguf.core.messages import NO_HEAD, KnownHead, Request
 from llama_gguf.core.replies import OwnAnswer
@@ -28,14 +27,16 @@ from llama_gguf.core.routes import Kind
 from llama_gguf.errors import GatewayError, IllegalTransition, QueueFull, RequestTimeout
 from llama_gguf.events import EventLog
 from llama_gguf.gateway import own, sockets
+from llama_gguf.gateway.client import BodyReader, Client
 from llama_gguf.gateway.dialer import Cancellable
+from llama_gguf.gateway.head_cache import Known
 from llama_gguf.gateway.heads import HEAD_END, check_request_start, parse_request
 from llama_gguf.gateway.principals import Principal, Principals
 from llama_gguf.gateway.proxied_request import ProxiedRequest
-from llama_gguf.gateway.transport import HIGH_WATER_BYTES, Receiver, SocketTransport
+from llama_gguf.gateway.transport import HIGH_WATER_BYTES, SocketTransport
 
 if TYPE_CHECKING:
-    from llama_gguf.gateway.shared import Shared
+    from llama_gguf.gateway.services import Services
 
 _log: Final = EventLog(__name__)
 
@@ -80,7 +81,7 @@ _LINGERING: Final = S.LINGERING
 _PROXIED: Final = Kind.PROXIED
 
 
-class ClientConnection(Receiver):
+class ClientConnection(Client):
     """An ``asyncio.Protocol`` by its methods; compiled classes do not inherit from it."""
 
     __slots__ = (
@@ -92,7 +93,7 @@ class ClientConnection(Receiver):
         "_received",
         "_reload",
         "_request",
-        "_shared",
+        "_services",
         "_skip",
         "_state",
         "_transport",
@@ -101,24 +102,14 @@ class ClientConnection(Receiver):
         "_unsent",
         "address",
         "is_read_paused",
-        "is_write_paused",
-        "keep_alive",
-        "network",
-        "principal",
-        "ring",
-        "sink",
-        "write",
     )
 
-    def __init__(self, shared: Shared) -> None:
-        self._shared = shared
+    def __init__(self, services: Services) -> None:
+        super().__init__(services.authenticator.ring)
+        self._services = services
         self._state = _OPENED
         self._transport: asyncio.Transport
-        self.write: Callable[[bytes], None]
-        self.sink: SocketTransport | None = None
         self.address = "-"
-        self.network = "-"
-        """What counts as one address when it tries wrong keys."""
         self._deadline = NO_DEADLINE
         """While no request is open: when something is overdue, on the gateway's clock."""
         self._received = b""
@@ -133,20 +124,13 @@ class ClientConnection(Receiver):
         self._is_turn_due = False
         """``_take_turn`` is scheduled."""
         self.is_read_paused = False
-        self.is_write_paused = False
-        self.keep_alive = False
-        """Whether the connection stays open after the present response."""
         self._exchange: Exchange | None = None
         self._request: ProxiedRequest | None = None
         self._reload: Cancellable | None = None
         """The ``POST /reload`` that is under way."""
         # A connection mostly repeats its head: what was found out about the last one is kept.
         self._known: KnownHead = NO_HEAD
-        self._understood: Request = shared.unread
-        self.principal: Principal | None = None
-        """Of the known head, where it can be used again."""
-        self.ring = shared.principals.ring
-        """The keys among which ``principal`` was found."""
+        self._understood: Request = services.reader.unread
 
     # What the loop calls ------------------------------------------------------------------------
 
@@ -161,10 +145,10 @@ class ClientConnection(Receiver):
         self.address = str(peer[0]) if isinstance(peer, tuple) else "unix"
         self.network = network_of(self.address)
         self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
-        shared = self._shared
-        self._deadline = shared.now() + shared.client_header_timeout
-        shared.connections.add(self)
-        if len(shared.connections) > shared.max_connections:
+        services = self._services
+        self._deadline = services.clock.now() + services.settings.client_header_timeout
+        services.connections.add(self)
+        if len(services.connections) > services.connections.limit:
             self._refuse(QueueFull("Too many connections.", retry_after=1.0, close=True))
 
     def data_received(self, data: bytes) -> None:
@@ -188,13 +172,13 @@ class ClientConnection(Receiver):
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
-        self._shared.connections.discard(self)
+        self._services.connections.discard(self)
         self._deadline = NO_DEADLINE
         exchange = self._exchange
         if exchange is None:
             return
         phase = PHASES[exchange.state]
-        self._shared.metrics.client_disconnects[phase] += 1
+        self._services.recorder.metrics.client_disconnects[phase] += 1
         if not exchange.status:
             exchange.status = 499  # nginx's status for it, known to log readers
         if self._reload is not None:
@@ -259,7 +243,7 @@ class ClientConnection(Receiver):
             else:
                 self._close()
         elif self.is_write_paused:
-            self._deadline = now + self._shared.keepalive_timeout
+            self._deadline = now + self._services.settings.keepalive_timeout
             self.check_reader()
         elif self._received:
             self._refuse(RequestTimeout("The request head did not arrive in time.", close=True))
@@ -287,15 +271,15 @@ class ClientConnection(Receiver):
             self._on_part_of_a_head(received)
             return
         raw, rest = received[:end], received[end:]
-        known = self._shared.last_known
-        if known is not None:
-            end, length = known[0].match_secret(raw)
-            if end >= 0:
-                self._known, self._understood, self.principal, self.ring = known
-                self._serve(self._understood, length, rest)
-                return
+        end, length = self._services.head_cache.match(raw)
+        known = self._services.head_cache.known
+        if end >= 0 and known is not None:
+            self._known, self._understood = known.head, known.request
+            self.principal, self.ring = known.principal, known.ring
+            self._serve(self._understood, length, rest)
+            return
         self._received = rest
-        self._check_size(raw)
+        self._services.reader.check_size(raw)
         self._parse(raw)
 
     def _on_part_of_a_head(self, received: bytes) -> None:
@@ -303,11 +287,13 @@ class ClientConnection(Receiver):
         seen = len(self._received) if self._state is _OPENED else 0
         self._received = received
         self._read_on()
-        self._check_size(received)
+        self._services.reader.check_size(received)
         check_request_start(received, seen)
         if received and self._state is _IDLE:
             self._to(_OPENED)
-            self._deadline = self._shared.now() + self._shared.client_header_timeout
+            self._deadline = (
+                self._services.clock.now() + self._services.settings.client_header_timeout
+            )
 
     def _without_skipped(self, received: bytes) -> bytes:
         """*received* without what does not count: the rest of a refused body, empty lines."""
@@ -319,32 +305,23 @@ class ClientConnection(Receiver):
         lines = _EMPTY_LINES.match(received)
         return received[lines.end() :] if lines else received
 
-    def _check_size(self, head: bytes) -> None:
-        settings = self._shared.settings
-        check_head_size(
-            head,
-            line=settings.max_request_line_size,
-            field=settings.max_header_line_size,
-            total=self._shared.max_head_bytes,
-        )
-
     def _parse(self, raw: bytes) -> None:
         """Parse a head that is not like the last one, here or on another connection."""
-        shared = self._shared
+        services = self._services
         self.keep_alive = False  # nothing is known of what follows a head that is refused
         head = parse_request(raw)
         # A browser has to be able to read a refusal, too.
-        cors = shared.cors.fields(find(head.fields, b"origin"))
+        cors = services.reader.cors.fields(find(head.fields, b"origin"))
         self._begin_exchange(Request(head, cors=cors))  # what is refused now is logged with it
-        request = self._understood = shared.understand(head, cors)
+        request = self._understood = services.reader.understand(head, cors)
         self._known = KnownHead(raw, request.read.content_length)
         self.principal = None
         self._serve(request, request.read.content_length or 0, self._received)
 
     def _begin_exchange(self, request: Request) -> Exchange:
-        shared = self._shared
-        request_id = request.request_id or shared.next_request_id()
-        exchange = Exchange(shared.now(), request, request_id, self.address)
+        services = self._services
+        request_id = request.request_id or services.request_ids.next()
+        exchange = Exchange(services.clock.now(), request, request_id, self.address)
         self._exchange = exchange
         return exchange
 
@@ -364,7 +341,7 @@ class ClientConnection(Receiver):
             else:
                 self._received = b""
         if request.route.kind is _PROXIED:
-            self._request = ProxiedRequest(self._shared, self, exchange)
+            self._request = ProxiedRequest(self._services, self, exchange)
             self._request.start(length, body)
         else:
             self._respond_here(exchange, request)
@@ -376,28 +353,28 @@ class ClientConnection(Receiver):
         if route.error is not None:
             self._refuse(route.error)
             return
-        shared = self._shared
+        services = self._services
         principal = Principals.ANYBODY
-        if own.needs_key(route.kind, shared.settings):
+        if own.needs_key(route.kind, services.settings):
             principal = self.authenticate(exchange)
             exchange.key_id = principal.key_id
             exchange.rate_fields = principal.fields_at(exchange.started_at)
         if route.kind is Kind.RELOAD:
-            shared.principals.check_admin(principal)
+            services.authenticator.check_admin(principal)
             self._start_reload(exchange)
         else:
-            self.respond(exchange, own.answer(route.kind, request, shared, principal))
+            self.respond(exchange, own.answer(route.kind, request, services, principal))
 
     def _start_reload(self, exchange: Exchange) -> None:
         self._settle_body(exchange.request)
         exchange.on(Event.FORWARD)
-        self._reload = self._shared.loop.create_task(
+        self._reload = self._services.loop.create_task(
             self._run_reload(exchange), name="POST /reload"
         )
 
     async def _run_reload(self, exchange: Exchange) -> None:
         try:
-            keys = await self._shared.reloads.reload()
+            keys = await self._services.key_store.reload()
         except GatewayError as error:
             self._reload = None
             self._refuse(error)
@@ -407,37 +384,37 @@ class ClientConnection(Receiver):
 
     def authenticate(self, exchange: Exchange) -> Principal:
         """Find out whose key the request shows. Raises what ``Principals.authenticate`` does."""
-        shared = self._shared
-        principals = shared.principals
+        services = self._services
+        principals = services.authenticator
         request = exchange.request
         principal = principals.authenticate(
-            request.read, self.network, now=exchange.started_at, wall=shared.wall
+            request.read, self.network, now=exchange.started_at, wall=services.clock.wall
         )
         if principal.expires_at is None:  # then it is good until the keys are read again
             self.principal, self.ring = principal, principals.ring
-            shared.last_known = self._known, request, principal, principals.ring
+            services.head_cache.remember(Known(self._known, request, principal, principals.ring))
         return principal
 
     # A request's body ---------------------------------------------------------------------------
 
-    def expect_body(self, request: ProxiedRequest, head: Request) -> bytearray | None:
-        """Read the rest of a body. Returns it if it is whole; else *request* gets it once it is."""
+    def expect_body(self, reader: BodyReader, head: Request) -> bytearray | None:
+        """Read the rest of a body. Returns it if it is whole; else *reader* gets it once it is."""
         self._read_on()
         incoming = self._incoming = IncomingBody(None if head.is_chunked else self._unread)
         if self._received:
             received, self._received = self._received, b""
-            return self._take_body(request, incoming, received)
+            return self._take_body(reader, incoming, received)
         if head.read.expects_continue:
             self.write(replies.CONTINUE)
         return None
 
     def _take_body(
-        self, request: ProxiedRequest, incoming: IncomingBody, data: bytes
+        self, reader: BodyReader, incoming: IncomingBody, data: bytes
     ) -> bytearray | None:
         """Add *data* to the body, and return it if it is whole."""
         behind = incoming.feed(data)
         self._unread = incoming.left
-        request.on_body_grown(len(incoming.data))
+        reader.on_body_grown(len(incoming.data))
         if behind is None:
             return None
         self._received = behind
@@ -477,7 +454,7 @@ class ClientConnection(Receiver):
             self._request.fail(error)
             return
         if exchange is None:
-            exchange = self._begin_exchange(self._shared.unread)
+            exchange = self._begin_exchange(self._services.reader.unread)
             self.keep_alive = False
             self._to(_BUSY)
         self.respond_error(exchange, error)
@@ -487,7 +464,7 @@ class ClientConnection(Receiver):
         if error.close:
             self.keep_alive = False
             self._skip = _ALL
-        self._shared.metrics.rejections[error.code] += 1
+        self._services.recorder.metrics.rejections[error.code] += 1
         exchange.outcome = error.code
         body = replies.envelope(
             error,
@@ -514,14 +491,14 @@ class ClientConnection(Receiver):
 
     def common_lines(self, exchange: Exchange) -> list[bytes]:
         """The header lines of every response whose head is made here."""
-        shared = self._shared
-        if shared.is_draining:
+        services = self._services
+        if services.connections.is_draining:
             self.keep_alive = False
         return [
             b"x-request-id: %b\r\n" % exchange.id_bytes,
             exchange.rate_fields,
             exchange.request.cors,
-            shared.date,
+            services.clock.date,
             b"" if self.keep_alive else CLOSE,
         ]
 
@@ -531,7 +508,7 @@ class ClientConnection(Receiver):
         if not self.keep_alive:
             self._part()
             return
-        self._deadline = exchange.ended_at + self._shared.keepalive_timeout
+        self._deadline = exchange.ended_at + self._services.settings.keepalive_timeout
         if self._received or self.is_write_paused:
             self._to(_HELD)
             if not self.is_write_paused:
@@ -547,7 +524,7 @@ class ClientConnection(Receiver):
         The last chunk is never sent: a client must not take the response for whole.
         """
         if exchange.is_open:
-            self._shared.metrics.rejections[error.code] += 1
+            self._services.recorder.metrics.rejections[error.code] += 1
         if event:
             self.write(event)
             exchange.bytes_out += len(event)
@@ -561,13 +538,13 @@ class ClientConnection(Receiver):
             self.reset()
 
     def _end_exchange(self, exchange: Exchange) -> None:
-        shared = self._shared
+        services = self._services
         self._exchange = self._request = self._incoming = None
         if not exchange.ended_at:
-            exchange.ended_at = shared.now()
-        shared.accounts.close(exchange)
-        if shared.is_draining:
-            shared.notice_idle()
+            exchange.ended_at = services.clock.now()
+        services.recorder.close(exchange)
+        if services.connections.is_draining:
+            services.connections.notice_idle()
 
     # Requests sent ahead ------------------------------------------------------------------------
 
@@ -587,7 +564,7 @@ class ClientConnection(Receiver):
         """Interpret the held input in a turn of the loop of its own."""
         if not self._is_turn_due:
             self._is_turn_due = True
-            self._shared.loop.call_soon(self._take_turn)
+            self._services.loop.call_soon(self._take_turn)
 
     def _take_turn(self) -> None:
         self._is_turn_due = False
@@ -607,7 +584,7 @@ class ClientConnection(Receiver):
             self._close()
             return
         self._discard_input()
-        self._deadline = self._shared.now() + LINGER_SECONDS
+        self._deadline = self._services.clock.now() + LINGER_SECONDS
         if self._transport.can_write_eof():
             self._transport.write_eof()
 
@@ -620,7 +597,7 @@ class ClientConnection(Receiver):
     def _close(self) -> None:
         """Close once the client has taken what was written; but do not wait for ever for that."""
         self._discard_input()
-        self._deadline = self._shared.now() + self._shared.client_header_timeout
+        self._deadline = self._services.clock.now() + self._services.settings.client_header_timeout
         self._transport.close()
 
     def reset(self) -> None:

@@ -18,7 +18,7 @@ from llama_gguf.core.engine import EngineStatus
 from llama_gguf.core.metrics import Metrics
 
 if TYPE_CHECKING:
-    from llama_gguf.gateway.shared import Shared
+    from llama_gguf.gateway.services import Services
     from llama_gguf.gateway.upstream import UpstreamConnection
 
 MAX_WAITING_BYTES: Final = 65536
@@ -29,12 +29,12 @@ class Control:
     """Talks to the supervisor over *channel*, from ``follow`` on.
 
     Args:
-        shared: what is told and heard.
+        services: what is told and heard.
         channel: a connected socket, which it closes.
     """
 
-    def __init__(self, shared: Shared, channel: socket.socket) -> None:
-        self._shared = shared
+    def __init__(self, services: Services, channel: socket.socket) -> None:
+        self._services = services
         self._channel = channel
         self._writer: asyncio.StreamWriter | None = None
         self._told: Activity | None = None
@@ -44,16 +44,16 @@ class Control:
 
     async def follow(self, on_gone: Callable[[], None]) -> None:
         """Greet, then hear of the engine until the supervisor has gone."""
-        shared = self._shared
+        services = self._services
         reader, writer = await asyncio.open_unix_connection(sock=self._channel)
         self._writer = writer
         writer.write(GREETING)
-        shared.is_supervised = True
-        shared.on_engine_wanted = self._want_engine
+        services.engine.is_supervised = True
+        services.engine.on_wanted = self._want_engine
         try:
             with contextlib.suppress(ConnectionError):  # it was killed, with news of ours unread
                 while (line := await reader.readline()).endswith(b"\n"):
-                    shared.take_engine_status(EngineStatus.from_line(line))
+                    services.engine.update(EngineStatus.from_line(line))
                     self._tell(self._activity())
         finally:
             self._writer = None
@@ -64,18 +64,18 @@ class Control:
 
     def tick(self) -> None:
         self._note_moves()
-        self._tell(self._activity(wants_engine=self._shared.admission.queued > 0))
+        self._tell(self._activity(wants_engine=self._services.admission.queued > 0))
 
     def _want_engine(self) -> None:
         self._tell(self._activity(wants_engine=True))
 
     def _activity(self, *, wants_engine: bool = False) -> Activity:
-        shared = self._shared
+        services = self._services
         return Activity(
-            heard=shared.engine.revision,
-            busy=shared.busy(),
-            running=shared.admission.running,
-            answered=answered(shared.metrics),
+            heard=services.engine.status.revision,
+            busy=services.connections.busy(),
+            running=services.admission.running,
+            answered=answered(services.recorder.metrics),
             moves=self._moves,
             wants_engine=wants_engine,
         )
@@ -92,7 +92,7 @@ class Control:
         """Look whether anything new has come back from the engine since the last tick."""
         before, self._passed = self._passed, {}
         has_moved = False
-        for connection in self._shared.connections:
+        for connection in self._services.connections:
             request = connection.request
             upstream = None if request is None else request.upstream
             if upstream is not None:

@@ -21,7 +21,7 @@ from llama_gguf.core.routes import OPERATIONS
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.principals import Principal
-    from llama_gguf.gateway.shared import Shared
+    from llama_gguf.gateway.services import Services
 
 _TYPES: Final = {
     "dashboard.html": b"text/html; charset=utf-8",
@@ -50,35 +50,35 @@ def page(path: str, *, asks_for_keys: bool = True) -> OwnAnswer:
     return OwnAnswer(200, body, _TYPES[name], _FIELDS)
 
 
-def data(health: Mapping[str, object], principal: Principal, shared: Shared) -> OwnAnswer:
+def data(health: Mapping[str, object], principal: Principal, services: Services) -> OwnAnswer:
     """What the page draws: how it is, how it was, and what keys have used.
 
     Args:
         health: what /health says.
         principal: who asks.
-        shared: of the gateway.
+        services: of the gateway.
     """
     facts = {
         **health,
-        "recent": shared.history.recent(),
-        "history": {"step_seconds": STEP_SECONDS, **shared.history.history()},
-        "errors": shared.history.errors(),
-        **_usage(principal, shared),
+        "recent": services.history.recent(),
+        "history": {"step_seconds": STEP_SECONDS, **services.history.history()},
+        "errors": services.history.errors(),
+        **_usage(principal, services),
     }
     return OwnAnswer(200, json.dumps(facts).encode(), replies.JSON, _NOT_STORED)
 
 
-def usage(principal: Principal, shared: Shared) -> OwnAnswer:
+def usage(principal: Principal, services: Services) -> OwnAnswer:
     """What *principal* has used; to an administrator, what every key has."""
-    body = json.dumps(_usage(principal, shared), indent=1).encode()
+    body = json.dumps(_usage(principal, services), indent=1).encode()
     return OwnAnswer(200, body, replies.JSON, _NOT_STORED)
 
 
-def _usage(principal: Principal, shared: Shared) -> dict[str, object]:
-    shared.accounts.settle()
-    ledger, sees_all = shared.accounts.ledger, shared.principals.is_admin(principal)
-    own = ledger.view(principal.key_id, shared.wall)
-    views = ledger.views(shared.wall) if sees_all else []
+def _usage(principal: Principal, services: Services) -> dict[str, object]:
+    services.recorder.settle()
+    ledger, sees_all = services.recorder.ledger, services.authenticator.is_admin(principal)
+    own = ledger.view(principal.key_id, services.clock.wall)
+    views = ledger.views(services.clock.wall) if sees_all else []
     return {
         "key_id": principal.key_id,
         "sees_all": sees_all,
@@ -87,12 +87,14 @@ def _usage(principal: Principal, shared: Shared) -> dict[str, object]:
     }
 
 
-def take_reading(shared: Shared, now: float) -> None:
+def take_reading(services: Services, now: float) -> None:
     """Add a step to the history, when one is due."""
-    if shared.history.is_due(now):
-        metrics = shared.metrics
-        shared.history.take(
-            _reading(metrics, running=shared.admission.running, waiting=shared.admission.queued),
+    if services.history.is_due(now):
+        metrics = services.recorder.metrics
+        services.history.take(
+            _reading(
+                metrics, running=services.admission.running, waiting=services.admission.queued
+            ),
             now,
         )
         metrics.latest_first_tokens.clear()

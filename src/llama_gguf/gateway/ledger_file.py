@@ -25,7 +25,7 @@ from llama_gguf import keyfile
 from llama_gguf.core.ledger import Ledger
 from llama_gguf.core.settings import Settings
 from llama_gguf.events import EventLog
-from llama_gguf.gateway.shared import wall_now
+from llama_gguf.gateway.clock import wall_now
 from llama_gguf.gateway.threads import off_the_loop, pause
 
 _log: Final = EventLog(__name__)

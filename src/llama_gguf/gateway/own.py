@@ -22,7 +22,7 @@ from llama_gguf.gateway import dashboard
 from llama_gguf.gateway.principals import Principal, Principals
 
 if TYPE_CHECKING:
-    from llama_gguf.gateway.shared import Shared
+    from llama_gguf.gateway.services import Services
 
 
 _FOR_KEYS: Final = frozenset([Kind.RELOAD, Kind.USAGE, Kind.DASHBOARD_DATA])
@@ -39,32 +39,32 @@ def needs_key(kind: Kind, settings: Settings) -> bool:
 
 
 def answer(
-    kind: Kind, request: Request, shared: Shared, principal: Principal = Principals.ANYBODY
+    kind: Kind, request: Request, services: Services, principal: Principal = Principals.ANYBODY
 ) -> OwnAnswer:
     """The answer to *request* for one of our own paths, but for /reload, which takes a while.
 
     Args:
         kind: of its route.
         request: what is asked.
-        shared: of the gateway.
+        services: of the gateway.
         principal: who asks, where that ``needs_key``.
     """
     match kind:
         case Kind.PING:
             return OwnAnswer(200)
         case Kind.HEALTH:
-            return health(shared)
+            return health(services)
         case Kind.METRICS:
-            return _metrics(request, shared)
+            return _metrics(request, services)
         case Kind.USAGE:
-            return dashboard.usage(principal, shared)
+            return dashboard.usage(principal, services)
         case Kind.DASHBOARD:
-            asks_for_keys = shared.settings.auth_enabled
+            asks_for_keys = services.settings.auth_enabled
             return dashboard.page(request.route.label, asks_for_keys=asks_for_keys)
         case Kind.DASHBOARD_DATA:
-            return dashboard.data(_facts(shared), principal, shared)
+            return dashboard.data(_facts(services), principal, services)
         case _:
-            lines = shared.cors.preflight(request.head.fields, request.read.origin)
+            lines = services.reader.cors.preflight(request.head.fields, request.read.origin)
             return OwnAnswer(204, fields=lines)
 
 
@@ -73,17 +73,19 @@ def reloaded(keys: int) -> OwnAnswer:
     return OwnAnswer(200, b'{"status":"ok","keys_loaded":%d}' % keys, replies.JSON)
 
 
-def health(shared: Shared) -> OwnAnswer:
+def health(services: Services) -> OwnAnswer:
     """200 when a request would be served, else 503. Nothing secret."""
-    serves = HEALTH_STATUS[shared.engine.state] == 200 and not shared.is_draining
-    return OwnAnswer(200 if serves else 503, json.dumps(_facts(shared)).encode(), replies.JSON)
+    serves = (
+        HEALTH_STATUS[services.engine.status.state] == 200 and not services.connections.is_draining
+    )
+    return OwnAnswer(200 if serves else 503, json.dumps(_facts(services)).encode(), replies.JSON)
 
 
-def _facts(shared: Shared) -> dict[str, object]:
-    engine = shared.engine
+def _facts(services: Services) -> dict[str, object]:
+    engine = services.engine.status
     facts = dict(engine.facts)
     return {
-        "status": "draining" if shared.is_draining else _word_for(engine.state),
+        "status": "draining" if services.connections.is_draining else _word_for(engine.state),
         "engine": {
             "state": str(engine.state),
             "since": datetime.fromtimestamp(engine.since, UTC).isoformat(timespec="seconds"),
@@ -95,10 +97,10 @@ def _facts(shared: Shared) -> dict[str, object]:
             "version": facts.pop("engine_version", ""),
         },
         "model": {"name": engine.model, **facts},
-        "slots": {"used": shared.admission.running, "total": shared.admission.slots},
-        "queue": {"length": shared.admission.queued, "size": shared.settings.max_queue_size},
+        "slots": {"used": services.admission.running, "total": services.admission.slots},
+        "queue": {"length": services.admission.queued, "size": services.settings.max_queue_size},
         "version": __version__,
-        "uptime_seconds": round(shared.now() - shared.started_at, 1),
+        "uptime_seconds": round(services.clock.now() - services.clock.started_at, 1),
     }
 
 
@@ -106,40 +108,40 @@ def _word_for(state: EngineState) -> str:
     return "ok" if state is EngineState.READY else str(state)
 
 
-def gauges(shared: Shared) -> Gauges:
+def gauges(services: Services) -> Gauges:
     return Gauges(
-        in_flight=shared.admission.running,
-        queue_depth=shared.admission.queued,
-        slots=shared.admission.slots,
-        connections=len(shared.connections),
-        body_memory=shared.body_memory.used,
-        state=shared.engine.state,
+        in_flight=services.admission.running,
+        queue_depth=services.admission.queued,
+        slots=services.admission.slots,
+        connections=len(services.connections),
+        body_memory=services.body_memory.used,
+        state=services.engine.status.state,
         states=tuple(EngineState),
-        is_ready=shared.engine_is_ready,
-        restarts=shared.engine.restarts,
-        load_seconds=shared.engine.load_seconds,
-        keys_loaded=len(shared.principals.ring),
-        next_expiry=shared.principals.next_expiry(shared.wall),
+        is_ready=services.engine.is_ready,
+        restarts=services.engine.status.restarts,
+        load_seconds=services.engine.status.load_seconds,
+        keys_loaded=len(services.authenticator.ring),
+        next_expiry=services.authenticator.next_expiry(services.clock.wall),
         version=__version__,
         python=sys.version.split()[0],
-        uptime=round(shared.now() - shared.started_at, 3),
+        uptime=round(services.clock.now() - services.clock.started_at, 3),
     )
 
 
-def _metrics(request: Request, shared: Shared) -> OwnAnswer:
+def _metrics(request: Request, services: Services) -> OwnAnswer:
     """JSON, or what a scraper asks for; the last one again, where making it is dear."""
     head = request.head
     wanted = wanted_format(find(head.fields, b"accept") or b"", head.target.partition(b"?")[2])
-    made, until = shared.scrapes.get(wanted, (None, 0.0))
-    if made is not None and shared.now() < until:
+    made, until = services.scrapes.get(wanted, (None, 0.0))
+    if made is not None and services.clock.now() < until:
         return made
     render = _renderer(wanted)
     begin = time.thread_time()
-    engine = shared.engine_reader.latest
-    made = OwnAnswer(200, *render(shared.metrics, gauges(shared), engine, wanted))
+    engine = services.engine_reader.latest
+    made = OwnAnswer(200, *render(services.recorder.metrics, gauges(services), engine, wanted))
     seconds = time.thread_time() - begin
     if seconds >= DEAR_SECONDS:
-        shared.scrapes[wanted] = made, shared.now() + HELD_TIMES * seconds
+        services.scrapes[wanted] = made, services.clock.now() + HELD_TIMES * seconds
     return made
 
 

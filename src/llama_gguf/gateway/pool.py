@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from llama_gguf.core.engine_address import EngineAddress
 from llama_gguf.core.messages import Answer, KnownHead
 from llama_gguf.core.settings import Settings
 from llama_gguf.errors import UpstreamError, UpstreamRefused
@@ -37,12 +38,20 @@ class Pool:
 
     Args:
         settings: how long connecting, and an engine that was left, may take.
+        address: of the engine.
         loop: whose clock counts.
         dial: connects to the engine.
     """
 
-    def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop, dial: Dial) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        address: EngineAddress,
+        loop: asyncio.AbstractEventLoop,
+        dial: Dial,
+    ) -> None:
         self._settings = settings
+        self.header_lines = address.header_lines()
         self._loop = loop
         self._dial = dial
         self.last_head: tuple[KnownHead, Answer] | None = None

@@ -19,7 +19,7 @@ from llama_gguf.errors import AdminKeyRequired, KeyExpired, Limited, Unauthorize
 class Principal:
     """Who asks: a secret of a key, with the key's window.
 
-    The window stays while the key stays in the file, and is shared by all of its secrets.
+    The window stays while the key stays in the file, and is services by all of its secrets.
 
     Args:
         key_id: of the key.
@@ -114,7 +114,7 @@ class Principals:
         return None if key is None else self._principal(key)
 
     def are_several(self) -> bool:
-        """Whether what is shared is shared by more than one key."""
+        """Whether what is services is services by more than one key."""
         return len(self.ring) > 1
 
     def holder(self, presented: bytes) -> Principal | None:

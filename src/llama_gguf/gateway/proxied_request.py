@@ -36,13 +36,13 @@ from llama_gguf.errors import (
     UpstreamRefused,
     UpstreamTimeout,
 )
+from llama_gguf.gateway.client import BodyReader, Client
 from llama_gguf.gateway.dialer import Cancellable
 from llama_gguf.gateway.principals import Principal, Principals
 from llama_gguf.gateway.sse_keepalive import EarlyStream
 
 if TYPE_CHECKING:
-    from llama_gguf.gateway.client_connection import ClientConnection
-    from llama_gguf.gateway.shared import Shared
+    from llama_gguf.gateway.services import Services
     from llama_gguf.gateway.transport import SocketTransport
     from llama_gguf.gateway.upstream import Asker, UpstreamConnection
 
@@ -63,26 +63,23 @@ class ClientLeft(Exception):
     """The client is gone, so there is no response."""
 
 
-class RefusedStream(GatewayError):
+class RefusedStream(UpstreamError):
     """The engine has responded with an error where a stream had begun.
 
     Args:
         event: the error, as an event of the stream; empty where it could not be read.
     """
 
-    status = UpstreamError.status
-    code = UpstreamError.code
-
     def __init__(self, event: bytes) -> None:
         super().__init__("The engine did not respond with a stream.")
         self.event = event
 
 
-class ProxiedRequest:
+class ProxiedRequest(BodyReader):
     """An ``upstream.Asker`` by its methods, and a ``Ticket`` of the queue.
 
     Args:
-        shared: of the gateway.
+        services: of the gateway.
         client: whose request it is.
         exchange: its head, and what there will be to log.
     """
@@ -103,8 +100,8 @@ class ProxiedRequest:
     _deadline = math.inf
     _is_over = False
 
-    def __init__(self, shared: Shared, client: ClientConnection, exchange: Exchange) -> None:
-        self._shared = shared
+    def __init__(self, services: Services, client: Client, exchange: Exchange) -> None:
+        self._services = services
         self._client = client
         self._exchange = exchange
         self._steps: Steps
@@ -144,7 +141,7 @@ class ProxiedRequest:
             self._authorise(exchange, length)
             if body is None:
                 body = yield from self._read_body(exchange, length)
-                now = self._shared.now()
+                now = self._services.clock.now()
             self._body = body
             exchange.bytes_in = len(body)
             while True:
@@ -158,7 +155,7 @@ class ProxiedRequest:
                     break
                 except UpstreamError as error:
                     self._prepare_to_send_again(exchange, error)
-                    now = self._shared.now()
+                    now = self._services.clock.now()
             if self._early is not None:
                 self._let_go()
             self._client.finish(exchange)
@@ -224,9 +221,9 @@ class ProxiedRequest:
             Limited: its key is over its rate, or its address has tried too many wrong keys.
             PayloadTooLarge, Draining: it is not served, whoever sends it.
         """
-        shared, client = self._shared, self._client
+        services, client = self._services, self._client
         principal = client.principal
-        principals = shared.principals
+        principals = services.authenticator
         if (
             principal is None
             or client.ring is not principals.ring
@@ -244,9 +241,9 @@ class ProxiedRequest:
                 exchange.rate_fields = principal.fields_after_hit(left)
             else:
                 exchange.rate_fields = principal.fields_at(exchange.started_at)
-        if shared.is_draining:
-            raise shared.draining()
-        if length > shared.max_body_bytes:
+        if services.connections.is_draining:
+            raise services.connections.draining()
+        if length > services.settings.max_request_body_size:
             self._check_size(length)
 
     def _authenticate(self, length: int) -> Principal:
@@ -261,7 +258,7 @@ class ProxiedRequest:
         exchange = self._exchange
         now = exchange.started_at
         exchange.rate_fields = principal.fields_at(now)
-        self._shared.metrics.rate_limited[exchange.key_id, "requests"] += 1
+        self._services.recorder.metrics.rate_limited[exchange.key_id, "requests"] += 1
         window = principal.window
         assert window is not None
         return Limited(
@@ -280,7 +277,7 @@ class ProxiedRequest:
             QueueFull: there is no memory for *length* bytes, or for what has come.
             PayloadTooLarge, BadRequest, RequestTimeout: it is refused while it comes.
         """
-        if not self._shared.body_memory.has_room(self.key_id, length):
+        if not self._services.body_memory.has_room(self.key_id, length):
             raise _no_memory()
         self._set_body_deadline()
         body = self._client.expect_body(self, exchange.request)
@@ -290,10 +287,10 @@ class ProxiedRequest:
         return self._body
 
     def _set_body_deadline(self) -> None:
-        self._deadline = self._shared.now() + self._shared.settings.client_body_timeout
+        self._deadline = self._services.clock.now() + self._services.settings.client_body_timeout
 
     def _check_size(self, size: int) -> None:
-        largest = self._shared.max_body_bytes
+        largest = self._services.settings.max_request_body_size
         if size > largest:
             raise PayloadTooLarge(f"The request body is larger than {largest} bytes.", close=True)
 
@@ -308,7 +305,7 @@ class ProxiedRequest:
         """
         exchange = self._exchange
         own = exchange.reserved_bytes
-        if not self._shared.body_memory.take(self.key_id, size - own, own=own):
+        if not self._services.body_memory.take(self.key_id, size - own, own=own):
             raise _no_memory()
         exchange.reserved_bytes = size
 
@@ -316,7 +313,7 @@ class ProxiedRequest:
         exchange = self._exchange
         self._body = b""
         if exchange.reserved_bytes:
-            self._shared.body_memory.give_back(self.key_id, exchange.reserved_bytes)
+            self._services.body_memory.give_back(self.key_id, exchange.reserved_bytes)
             exchange.reserved_bytes = 0
 
     # Admit --------------------------------------------------------------------------------------
@@ -327,11 +324,11 @@ class ProxiedRequest:
         Raises:
             ConcurrencyLimited, QueueFull, ModelLoading, BackendUnavailable: it may not wait.
         """
-        shared = self._shared
+        services = self._services
         needs_slot = exchange.request.route.needs_slot
-        if not shared.engine_is_ready:
-            shared.await_engine(needs_slot)
-        admission = shared.admission if needs_slot else shared.side_admission
+        if not services.engine.is_ready:
+            services.engine.require(may_wait=needs_slot)
+        admission = services.admission if needs_slot else services.side_admission
         verdict = admission.arrive(self)
         if not verdict:
             self._forward(exchange, admission, now)
@@ -342,7 +339,7 @@ class ProxiedRequest:
         if exchange.state is State.READING:
             exchange.on(Event.QUEUE)
         exchange.queued_at = exchange.queued_at or now
-        self._deadline = now + shared.settings.max_queue_wait
+        self._deadline = now + services.settings.max_queue_wait
         self._reserve(exchange.bytes_in)
         return False
 
@@ -351,17 +348,17 @@ class ProxiedRequest:
         exchange.on(_FORWARD)
         exchange.runs_in = admission
         exchange.forwarded_at = now
-        self._deadline = now + self._shared.request_timeout
+        self._deadline = now + self._services.settings.request_timeout
 
     def _not_admitted(self, verdict: Verdict) -> GatewayError:
-        shared = self._shared
+        services = self._services
         if verdict is Verdict.KEY_IS_BUSY:
-            shared.metrics.rate_limited[self.key_id, "concurrency"] += 1
+            services.recorder.metrics.rate_limited[self.key_id, "concurrency"] += 1
             return ConcurrencyLimited(
                 "Concurrent request limit reached for this API key.", retry_after=1.0
             )
-        if not shared.engine_is_ready:
-            return shared.unavailable()
+        if not services.engine.is_ready:
+            return services.engine.unavailable()
         if verdict is Verdict.SHARE_IS_FULL:
             return QueueFull(
                 "This API key has reached its share of the queue; "
@@ -376,7 +373,7 @@ class ProxiedRequest:
         admission, exchange.waits_in = exchange.waits_in, None
         assert admission is not None
         try:
-            self._forward(exchange, admission, self._shared.now())
+            self._forward(exchange, admission, self._services.clock.now())
             self._resume()
         except (
             Exception
@@ -394,7 +391,7 @@ class ProxiedRequest:
 
     def _connect(self, exchange: Exchange) -> bool:
         """Whether there is a connection by now."""
-        pool = self._shared.pool
+        pool = self._services.pool
         if not exchange.has_retried:
             self._upstream = pool.take()
             if self._upstream is not None:
@@ -423,7 +420,9 @@ class ProxiedRequest:
         if self._client.is_write_paused:
             upstream.pause_reading()
         asker: Asker = self if self._early is None else self._early
-        message = request.serialised(exchange.id_bytes, self._body)
+        message = request.serialised(
+            self._services.pool.header_lines, exchange.id_bytes, self._body
+        )
         upstream.ask(asker, message, to_head=request.is_to_head)
 
     # The engine's response ----------------------------------------------------------------------
@@ -435,16 +434,16 @@ class ProxiedRequest:
 
         With *body* behind it, where all of that has come.
         """
-        exchange, shared, client = self._exchange, self._shared, self._client
+        exchange, services, client = self._exchange, self._services, self._client
         exchange.on(event)
         exchange.status = answer.status
-        exchange.first_byte_at = shared.now()
+        exchange.first_byte_at = services.clock.now()
         if answer.status < 500:
-            shared.heard_at = exchange.first_byte_at
+            services.engine.responded_at = exchange.first_byte_at
         self._body = b""
         if exchange.reserved_bytes:
             self._free_body()
-        if shared.is_draining:
+        if services.connections.is_draining:
             client.keep_alive = False
         return b"".join(
             (
@@ -457,7 +456,7 @@ class ProxiedRequest:
                 b"\r\n",
                 exchange.rate_fields,
                 exchange.request.cors,
-                b"" if answer.has_date else shared.date,
+                b"" if answer.has_date else services.clock.date,
                 b"\r\n" if client.keep_alive else b"Connection: close\r\n\r\n",
                 body,
             )
@@ -487,12 +486,12 @@ class ProxiedRequest:
         """The engine begins the stream whose head has gone out."""
         exchange = self._exchange
         exchange.on(Event.BEGIN)
-        exchange.first_byte_at = self._shared.now()
+        exchange.first_byte_at = self._services.clock.now()
         self._free_body()
 
     def on_first_event(self) -> None:
         """The engine's stream has its first event with content."""
-        self._exchange.first_token_at = self._shared.now()
+        self._exchange.first_token_at = self._services.clock.now()
 
     def on_response_done(self) -> None:
         self._exchange.on(Event.RESPONSE_SENT)
@@ -524,21 +523,21 @@ class ProxiedRequest:
 
     def on_tick(self, now: float) -> None:
         """End the request, or what it waits for, when that is overdue."""
-        shared, upstream = self._shared, self._upstream
+        services, upstream = self._services, self._upstream
         if upstream is not None and upstream.bytes_passed != self._seen:
             self._seen = upstream.bytes_passed
-            shared.heard_at = now
-            self._deadline = now + shared.request_timeout
-        limit, forwarded_at = shared.max_request_duration, self._exchange.forwarded_at
+            services.engine.responded_at = now
+            self._deadline = now + services.settings.request_timeout
+        limit, forwarded_at = services.settings.max_request_duration, self._exchange.forwarded_at
         if limit and forwarded_at and now >= forwarded_at + limit:
             self._give_up(UpstreamTimeout("The response took longer than MAX_REQUEST_DURATION."))
         elif now >= self._deadline:
             self._on_deadline(now)
-        elif shared.sse_keepalive:
+        elif services.settings.sse_keepalive:
             self._keep_alive(now)
 
     def _on_deadline(self, now: float) -> None:
-        timeout = self._shared.request_timeout
+        timeout = self._services.settings.request_timeout
         match self._exchange.state:
             case State.READING:
                 self._interrupt(
@@ -554,9 +553,9 @@ class ProxiedRequest:
                 self._give_up(UpstreamTimeout(message))
 
     def _queue_timeout(self) -> GatewayError:
-        shared = self._shared
-        if not shared.engine_is_ready:
-            return shared.unavailable()
+        services = self._services
+        if not services.engine.is_ready:
+            return services.engine.unavailable()
         return QueueTimeout("No slot became free in time.", retry_after=1.0)
 
     def _give_up(self, error: UpstreamTimeout) -> None:
@@ -564,7 +563,7 @@ class ProxiedRequest:
         if self._connecting is not None:
             self._exchange.forwarded_at = 0.0  # it was not connected: nothing was sent
         self._may_insert = self._upstream is not None and self._upstream.may_insert_event
-        self._shared.metrics.backend_failures["timeout"] += 1
+        self._services.recorder.metrics.backend_failures["timeout"] += 1
         self._interrupt(error)
 
     # A stream that waits ------------------------------------------------------------------------
@@ -572,7 +571,7 @@ class ProxiedRequest:
     def _keep_alive(self, now: float) -> None:
         """Send a sign of life on a stream that has been silent for SSE_KEEPALIVE."""
         exchange, early = self._exchange, self._early
-        horizon = now - self._shared.sse_keepalive
+        horizon = now - self._services.settings.sse_keepalive
         if early is not None:
             if exchange.is_open and early.sent_at <= horizon and not self._client.is_write_paused:
                 early.wait(now)
@@ -583,7 +582,7 @@ class ProxiedRequest:
             and exchange.request.route.may_stream
         ):
             exchange.stream_search = StreamSearch()
-            self._shared.stream_searches.add(self, exchange.stream_search)
+            self._services.stream_searches.add(self, exchange.stream_search)
 
     def search_body(self, search: StreamSearch, effort: int, now: float) -> int:
         """Search on for ``stream`` in the body; begin the stream if it asks for one.
@@ -620,11 +619,13 @@ class ProxiedRequest:
 
     def _prepare_to_send_again(self, exchange: Exchange, error: UpstreamError) -> None:
         """Raises *error* where the client is to learn of it."""
-        shared = self._shared
+        if isinstance(error, RefusedStream):  # the engine did respond
+            raise error
+        services = self._services
         may_come_back = (
             isinstance(error, UpstreamRefused)
             and exchange.request.route.needs_slot
-            and shared.suspect_engine()
+            and services.engine.suspect()
         )
         match failure_policy.decide(error, exchange, may_come_back=may_come_back):
             case Action.REQUEUE:
@@ -636,9 +637,9 @@ class ProxiedRequest:
             case Action.RETRY:
                 exchange.has_retried = True
             case _:
-                shared.metrics.backend_failures[self._failure] += 1
+                services.recorder.metrics.backend_failures[self._failure] += 1
                 if self._failure is not _CONNECT:
-                    shared.suspect_engine()
+                    services.engine.suspect()
                 raise error
 
     def _end_with(self, error: GatewayError) -> None:
@@ -663,10 +664,10 @@ class ProxiedRequest:
         """A request that is refused costs its key nothing."""
         exchange = self._exchange
         exchange.is_counted = False
-        principal = self._shared.principals.named(exchange.key_id)
+        principal = self._services.authenticator.named(exchange.key_id)
         if principal is not None and principal.window is not None:
             principal.window.take_back(exchange.started_at)
-            exchange.rate_fields = principal.fields_at(self._shared.now())
+            exchange.rate_fields = principal.fields_at(self._services.clock.now())
 
     # The end ------------------------------------------------------------------------------------
 
@@ -706,7 +707,7 @@ class ProxiedRequest:
         exchange.runs_in = None
         key_id = self.key_id
         admission.depart(key_id)
-        self._shared.pool.leave(upstream, lambda: admission.done(key_id, has_departed=True))
+        self._services.pool.leave(upstream, lambda: admission.done(key_id, has_departed=True))
 
     def _release_upstream(self) -> None:
         """The engine's connection is done with this request: keep what is to be logged."""

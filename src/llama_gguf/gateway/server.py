@@ -22,13 +22,14 @@ from llama_gguf.core.settings import Settings
 from llama_gguf.errors import ReloadFailed, UserError
 from llama_gguf.events import EventLog
 from llama_gguf.gateway.client_connection import ClientConnection
+from llama_gguf.gateway.clock import wall_now
 from llama_gguf.gateway.control import Control
 from llama_gguf.gateway.dashboard import take_reading
 from llama_gguf.gateway.dialer import Dialer
 from llama_gguf.gateway.ledger_file import LedgerFile, path_of
 from llama_gguf.gateway.listener import Listener
 from llama_gguf.gateway.poller import poller
-from llama_gguf.gateway.shared import Shared, wall_now
+from llama_gguf.gateway.services import Services
 from llama_gguf.gateway.sockets import places_within_limits
 from llama_gguf.gateway.threads import off_the_loop
 from llama_gguf.gateway.tls import ServerContext
@@ -78,8 +79,8 @@ class Gateway:
         self._has_failed = False
         loop = asyncio.get_running_loop()
         self._poller = poller(loop)
-        self.shared = Shared(settings, loop, Dialer(self._poller, settings).dial)
-        self._control = None if channel is None else Control(self.shared, channel)
+        self.services = Services(settings, loop, Dialer(self._poller, settings).dial)
+        self._control = None if channel is None else Control(self.services, channel)
 
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT, then drain.
@@ -87,11 +88,11 @@ class Gateway:
         Returns:
             The exit status: 1 when a task of the gateway's own has failed, else 0.
         """
-        shared = self.shared
-        loop = shared.loop
-        shared.access_log.start()
+        services = self.services
+        loop = services.loop
+        services.access_log.start()
         ledger_file = LedgerFile(path_of(self._settings))
-        shared.accounts.ledger = ledger_file.load(wall_now())
+        services.recorder.ledger = ledger_file.load(wall_now())
         self._load_keys_at_start()
         self._heed_file_limit()
         for number, handler in self._signal_handlers().items():
@@ -100,23 +101,23 @@ class Gateway:
         url = f"{self._settings.scheme}://{_address(self._listener)}"
         _log.info("gateway_listens", "The gateway listens on {url}", url=url)
         self._start(self._follow_engine(), "follow the engine")
-        self._start(shared.engine_reader.run(), "read the engine's metrics")
-        self._start(ledger_file.keep(shared.accounts.ledger), "keep the usage")
+        self._start(services.engine_reader.run(), "read the engine's metrics")
+        self._start(ledger_file.keep(services.recorder.ledger), "keep the usage")
         if self._settings.auth_enabled:
-            shared.reloads.watch()
-        self._ticked_at = shared.now()
+            services.key_store.watch()
+        self._ticked_at = services.clock.now()
         self._ticking = loop.call_later(TICK_SECONDS, self._tick)
         try:
             await self._stop_asked.wait()
             await self._drain(server)
         finally:
-            shared.reloads.watch_no_more()
+            services.key_store.watch_no_more()
             self._ticking.cancel()
             for task in (*self._tasks, *self._handshakes):
                 task.cancel()
-            shared.accounts.settle()
-            ledger_file.write_last(shared.accounts.ledger, within_seconds=LAST_LINES_SECONDS)
-            shared.access_log.stop(within_seconds=LAST_LINES_SECONDS)
+            services.recorder.settle()
+            ledger_file.write_last(services.recorder.ledger, within_seconds=LAST_LINES_SECONDS)
+            services.access_log.stop(within_seconds=LAST_LINES_SECONDS)
             self._poller.close()
         return int(self._has_failed)
 
@@ -127,26 +128,26 @@ class Gateway:
         return Listener(self._poller, self._listener, let_in, self._has_room)
 
     def _has_room(self) -> bool:
-        return len(self.shared.connections) + len(self._handshakes) < self._most_open
+        return len(self.services.connections) + len(self._handshakes) < self._most_open
 
     def _let_in_plain(self, sock: socket.SocketType, peer: Any) -> None:
-        SocketTransport(self._poller, sock, peer).attach(ClientConnection(self.shared))
+        SocketTransport(self._poller, sock, peer).attach(ClientConnection(self.services))
 
     def _let_in_tls(self, sock: socket.SocketType, peer: Any) -> None:
         del peer  # which the loop's transport finds out
         owned = socket.socket(fileno=sock.detach())
-        task = self.shared.loop.create_task(self._shake_hands(owned), name="TLS handshake")
+        task = self.services.loop.create_task(self._shake_hands(owned), name="TLS handshake")
         self._handshakes.add(task)
         task.add_done_callback(self._handshakes.discard)
 
     async def _shake_hands(self, sock: socket.socket) -> None:
         """Let a client in by TLS; one with which that fails is gone, and nothing else happens."""
-        factory = cast("Callable[[], asyncio.Protocol]", lambda: ClientConnection(self.shared))
+        factory = cast("Callable[[], asyncio.Protocol]", lambda: ClientConnection(self.services))
         seconds = self._settings.client_header_timeout
         # The last bounds how long a slow reader may take over the rest of its answer: as long
         # as without TLS (ClientConnection._close), since what it has not taken then is lost.
         with suppress(OSError):  # ssl.SSLError and TimeoutError are two
-            await self.shared.loop.connect_accepted_socket(
+            await self.services.loop.connect_accepted_socket(
                 factory,
                 sock,
                 ssl=self._tls,
@@ -159,17 +160,17 @@ class Gateway:
             signal.SIGTERM: self.stop,
             signal.SIGINT: self.stop,
             signal.SIGHUP: self._reload,
-            signal.SIGUSR1: self.shared.access_log.reopen,
+            signal.SIGUSR1: self.services.access_log.reopen,
         }
 
     def stop(self) -> None:
         """Drain and leave; a second call cuts what still runs."""
         if self._stop_asked.is_set():
-            self.shared.idle.set()
+            self.services.connections.idle.set()
         self._stop_asked.set()
 
     def _start(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        task = self.shared.loop.create_task(coroutine, name=name)
+        task = self.services.loop.create_task(coroutine, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._on_task_done)
         return task
@@ -191,7 +192,7 @@ class Gateway:
     def _heed_file_limit(self) -> None:
         wanted = self._settings.max_connections
         places = places_within_limits(wanted)
-        allowed = self.shared.max_connections = places.served
+        allowed = self.services.connections.limit = places.served
         self._most_open = places.open
         if allowed < wanted:
             _log.warning(
@@ -214,8 +215,8 @@ class Gateway:
             )
             return
         with suppress(ReloadFailed):  # which has been said
-            self.shared.reloads.load()
-        if not self.shared.principals.ring:
+            self.services.key_store.load()
+        if not self.services.authenticator.ring:
             _log.warning(
                 "keys_missing",
                 "No API keys: every request will be rejected. Create one with "
@@ -224,14 +225,14 @@ class Gateway:
             )
 
     def _reload(self) -> None:
-        self.shared.access_log.reopen()
+        self.services.access_log.reopen()
         self._start(self._reload_keys(), "reload keys")
         if self._tls is not None:
             self._start(self._reload_certificate(self._tls), "reload the certificate")
 
     async def _reload_keys(self) -> None:
         with suppress(ReloadFailed):  # which has been said
-            await self.shared.reloads.reload()
+            await self.services.key_store.reload()
 
     # TLS ----------------------------------------------------------------------------------------
 
@@ -262,16 +263,16 @@ class Gateway:
             await self._control.follow(self._on_supervisor_gone)
 
     def _is_engine_heard(self) -> bool:
-        return self.shared.now() - self.shared.heard_at < PROBE_READY_SECONDS
+        return self.services.clock.now() - self.services.engine.responded_at < PROBE_READY_SECONDS
 
     def _on_finding(self, finding: Finding) -> None:
-        known = self.shared.engine
+        known = self.services.engine.status
         status = known.moved(finding.state, wall_now())
         if finding.serves:
             asleep = finding.state is EngineState.ASLEEP
             status = replace(status, model=finding.model, slots=finding.slots, wakes_itself=asleep)
         if status != known:
-            self.shared.take_engine_status(status)
+            self.services.engine.update(status)
 
     def _on_supervisor_gone(self) -> None:
         _log.warning("supervisor_gone", "The supervisor is gone: draining")
@@ -281,12 +282,12 @@ class Gateway:
 
     def _tick(self) -> None:
         """Twice a second: all that is due, then the accounts of it, the log, the supervisor."""
-        shared = self.shared
-        self._ticking = shared.loop.call_later(TICK_SECONDS, self._tick)
-        shared.tick(is_late=self._is_late())
-        shared.accounts.settle()
-        take_reading(shared, shared.now())
-        shared.access_log.flush()
+        services = self.services
+        self._ticking = services.loop.call_later(TICK_SECONDS, self._tick)
+        services.tick(is_late=self._is_late())
+        services.recorder.settle()
+        take_reading(services, services.clock.now())
+        services.access_log.flush()
         if self._control is not None:
             self._control.tick()
 
@@ -296,7 +297,7 @@ class Gateway:
         What has come since then is not read yet, so no time-out is judged: that waits for the
         next tick, but not for the one after it, which may be late again.
         """
-        now = self.shared.now()
+        now = self.services.clock.now()
         is_late = now - self._ticked_at > MOST_SECONDS_BETWEEN_TICKS and not self._was_late
         self._ticked_at, self._was_late = now, is_late
         return is_late
@@ -305,29 +306,26 @@ class Gateway:
 
     async def _drain(self, server: Listener) -> None:
         """Refuse what is new, let what runs finish within DRAIN_TIMEOUT, then cut it."""
-        shared = self.shared
-        shared.is_draining = True
+        services = self.services
         _log.info(
             "draining",
             "Draining: {connections} connections open",
-            connections=len(shared.connections),
+            connections=len(services.connections),
         )
-        for connection in tuple(shared.connections):
-            connection.drain()
-        shared.notice_idle()
+        services.connections.drain()
         try:
             async with asyncio.timeout(self._settings.drain_timeout):
-                await shared.idle.wait()
+                await services.connections.idle.wait()
         except TimeoutError:
             _log.warning(
                 "drain_cut",
                 "Requests cut after DRAIN_TIMEOUT: {requests}",
-                requests=shared.busy(),
+                requests=services.connections.busy(),
             )
-        for ticket in (*shared.admission.waiting(), *shared.side_admission.waiting()):
-            ticket.on_refused(shared.draining())
+        for ticket in (*services.admission.waiting(), *services.side_admission.waiting()):
+            ticket.on_refused(services.connections.draining())
         server.close()
-        for connection in tuple(shared.connections):
+        for connection in services.connections:
             connection.drain()  # one that has answered by now is closed, as TLS wants it, not cut
             connection.abort()
         # One turn of the loop, so that every connection_lost runs and is accounted for.

@@ -12,17 +12,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from llama_gguf.core import replies
 from llama_gguf.core.chunked import frame
 from llama_gguf.core.fields import Framing
 from llama_gguf.core.messages import Answer
+from llama_gguf.core.stream_member import StreamSearch
 from llama_gguf.errors import UpstreamError
-
-if TYPE_CHECKING:
-    from llama_gguf.core.stream_member import StreamSearch
-    from llama_gguf.gateway.proxied_request import ProxiedRequest
+from llama_gguf.gateway.transport import SocketTransport
 
 MAX_REFUSAL_BYTES: Final = 65536
 """Of an engine's answer that is no stream: some JSON that says why."""
@@ -30,6 +28,34 @@ EFFORT_PER_TICK: Final = 524_288
 """For all searches together, in the unit of ``core/stream_member.py``: 1 to 5 ms."""
 EFFORT_PER_TURN: Final = 32_768
 """For one of them, before the next has its turn: a long body does not delay the short ones."""
+
+
+class Request(Protocol):
+    """The request whose stream waits."""
+
+    @property
+    def write(self) -> Callable[[bytes], None]: ...
+    @property
+    def sink(self) -> SocketTransport | None: ...
+    @property
+    def reads_chunks(self) -> bool: ...
+
+    def on_early_response(self) -> None:
+        """The engine begins the stream whose head has gone out."""
+        ...
+
+    def on_engine_refused(self, body: bytes) -> None:
+        """The engine has responded with *body*, and that is no stream."""
+        ...
+
+    def on_first_event(self) -> None: ...
+    def on_response_done(self) -> None: ...
+    def on_upstream_failed(self, error: UpstreamError) -> None: ...
+    def on_cut(self, error: UpstreamError, *, may_insert: bool) -> None: ...
+
+    def search_body(self, search: StreamSearch, effort: int, now: float) -> int:
+        """Search on for ``stream`` in the body. Returns the effort that it took."""
+        ...
 
 
 class EarlyStream:
@@ -53,7 +79,7 @@ class EarlyStream:
         "write",
     )
 
-    def __init__(self, request: ProxiedRequest, now: float) -> None:
+    def __init__(self, request: Request, now: float) -> None:
         self._request = request
         self._is_chunked = request.reads_chunks
         self._refusal: bytearray | None = None
@@ -123,9 +149,9 @@ class StreamSearches:
     __slots__ = ("_waiting",)
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[ProxiedRequest, StreamSearch]] = deque()
+        self._waiting: deque[tuple[Request, StreamSearch]] = deque()
 
-    def add(self, request: ProxiedRequest, search: StreamSearch) -> None:
+    def add(self, request: Request, search: StreamSearch) -> None:
         """Search the body of *request*, from the next ``advance`` on."""
         self._waiting.append((request, search))
 

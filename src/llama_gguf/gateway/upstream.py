@@ -77,7 +77,10 @@ class Asker(Protocol):
 
 
 class Keeper(Protocol):
-    """Who keeps connections for later."""
+    """The pool: it keeps connections for later."""
+
+    header_lines: bytes
+    """The lines that are the engine's own in the head of each request."""
 
     last_head: tuple[KnownHead, Answer] | None
     """The last one that was understood: a new connection mostly begins with it again."""

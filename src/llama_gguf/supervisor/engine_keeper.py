@@ -27,7 +27,7 @@ from llama_gguf.core.settings import Settings
 from llama_gguf.core.watches import FlowWatch, IdleWatch, LoadReport, Patience, StallWatch
 from llama_gguf.errors import UserError
 from llama_gguf.events import EventLog
-from llama_gguf.gateway.shared import wall_now
+from llama_gguf.gateway.clock import wall_now
 from llama_gguf.probe import Finding, Probe
 from llama_gguf.supervisor import child as children
 from llama_gguf.supervisor import post_mortem

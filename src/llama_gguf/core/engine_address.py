@@ -1,0 +1,50 @@
+"""Where an engine is, and what requests to it begin with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llama_gguf.core.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class EngineAddress:
+    """One engine, as a peer.
+
+    Args:
+        host: its name or address.
+        port: its TCP port.
+        socket: the path of its unix socket, used in place of both; empty = none.
+        api_key: what it expects as a bearer token; empty = nothing.
+    """
+
+    host: str
+    port: int
+    socket: str = ""
+    api_key: str = ""
+
+    @classmethod
+    def of(cls, settings: Settings) -> EngineAddress:
+        return cls(
+            settings.backend_host,
+            settings.port_backend,
+            settings.backend_socket,
+            settings.backend_api_key,
+        )
+
+    @property
+    def authority(self) -> str:
+        """What the Host field names (RFC 9110 section 7.2)."""
+        if self.socket:
+            return "localhost"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def header_lines(self) -> bytes:
+        """The lines that are this engine's own in the head of a request."""
+        lines = f"Host: {self.authority}\r\n"
+        if self.api_key:
+            lines += f"Authorization: Bearer {self.api_key}\r\n"
+        return lines.encode("ascii")
+
+    def __repr__(self) -> str:
+        return f"<EngineAddress {self.socket or self.authority}>"

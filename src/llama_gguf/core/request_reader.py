@@ -1,0 +1,67 @@
+"""Reads a request's head once it is whole: its fields, its route, and what is forwarded of it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from llama_gguf.core.fields import VIA_PSEUDONYM, check_head_size, read_request, request_rules
+from llama_gguf.core.messages import Request, RequestHead, unread
+from llama_gguf.core.replies import Cors
+from llama_gguf.core.routes import Router
+from llama_gguf.core.settings import Settings
+from llama_gguf.errors import HeadTooLarge
+
+MAX_HEADER_LINES: Final = 8
+"""A whole head is no longer than its request line and so many header lines of the longest kind."""
+
+
+class RequestReader:
+    """What the settings make of heads.
+
+    Args:
+        settings: of the gateway.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.cors = Cors(settings.cors_origins)
+        self.unread = unread(self.cors.fields(None))
+        """A request whose head could not be read."""
+        self._router = Router(
+            expose_all=settings.exposed_routes == "all",
+            dashboard=settings.dashboard,
+            web_ui=settings.web_ui,
+        )
+        self._max_fields = settings.max_headers
+        self._max_line = settings.max_request_line_size
+        self._max_field = settings.max_header_line_size
+        self._rules = request_rules(
+            keep_credentials=not settings.auth_enabled and not settings.backend_api_key,
+            keep_conversations=self._router.exposes_all,
+        )
+
+    def check_size(self, head: bytes) -> None:
+        """Refuse a head, or the part of one, that is too large.
+
+        Raises:
+            UriTooLong, HeadTooLarge: a line, or all of it, is over its limit.
+        """
+        total = self._max_line + MAX_HEADER_LINES * self._max_field
+        check_head_size(head, line=self._max_line, field=self._max_field, total=total)
+
+    def understand(self, head: RequestHead, cors: bytes) -> Request:
+        """Work out all that *head* means.
+
+        Raises:
+            HeadTooLarge: it has too many fields.
+            BadRequest: framing or Host is missing, double or malformed.
+            ExpectationFailed: it expects something other than 100-continue.
+        """
+        if len(head.fields) > self._max_fields:
+            raise HeadTooLarge("The request has too many header fields.", close=True)
+        return Request(
+            head,
+            cors=cors,
+            read=read_request(head.fields, version=head.version, rules=self._rules),
+            route=self._router.route(head.method, head.path),
+            via=VIA_PSEUDONYM,
+        )

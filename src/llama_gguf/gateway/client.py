@@ -1,0 +1,90 @@
+"""What a request needs of its client's connection.
+
+A native base class, and no ``typing.Protocol``, since a request calls it some ten times and mypyc
+would go through the interpreter for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from llama_gguf.core.exchange import Exchange
+from llama_gguf.core.keys import KeyRing
+from llama_gguf.core.messages import Request
+from llama_gguf.errors import GatewayError
+from llama_gguf.gateway.principals import Principal
+from llama_gguf.gateway.transport import Receiver, SocketTransport
+
+
+class BodyReader:
+    """The request, while its body arrives."""
+
+    __slots__ = ()
+
+    def on_body_grown(self, size: int) -> None:
+        """*size* bytes have arrived. Raises GatewayError where the body is refused."""
+        raise NotImplementedError
+
+    def on_body(self, body: bytearray) -> None:
+        """All of it has arrived."""
+        raise NotImplementedError
+
+
+class Client(Receiver):
+    """See ``client_connection.py``, which implements it."""
+
+    __slots__ = (
+        "is_write_paused",
+        "keep_alive",
+        "network",
+        "principal",
+        "ring",
+        "sink",
+        "write",
+    )
+
+    def __init__(self, ring: KeyRing) -> None:
+        self.write: Callable[[bytes], None]
+        self.sink: SocketTransport | None = None
+        """The transport that ``write`` writes to, if it is one of ours."""
+        self.network = "-"
+        """What counts as one address when it tries wrong keys."""
+        self.is_write_paused = False
+        self.keep_alive = False
+        """Whether the connection stays open after the present response."""
+        self.principal: Principal | None = None
+        """Of the known head, where it can be used again."""
+        self.ring = ring
+        """The keys among which ``principal`` was found."""
+
+    def authenticate(self, exchange: Exchange) -> Principal:
+        """Find out whose key the request shows. Raises what ``Principals.authenticate`` does."""
+        raise NotImplementedError
+
+    def expect_body(self, reader: BodyReader, head: Request) -> bytearray | None:
+        """Read the rest of a body. Returns it if it is whole; else *reader* gets it once it is."""
+        raise NotImplementedError
+
+    def common_lines(self, exchange: Exchange) -> list[bytes]:
+        """The header lines of every response whose head is made by the gateway."""
+        raise NotImplementedError
+
+    def respond_error(self, exchange: Exchange, error: GatewayError) -> None:
+        """Send *error* in the envelope of the request's dialect."""
+        raise NotImplementedError
+
+    def finish(self, exchange: Exchange) -> None:
+        """The response has been sent whole: wait for the next request, or close the connection."""
+        raise NotImplementedError
+
+    def break_off(self, exchange: Exchange, error: GatewayError, event: bytes) -> None:
+        """End a response that is not whole, after *event* where one may be sent."""
+        raise NotImplementedError
+
+    def check_reader(self) -> None:
+        """Reset the connection if the client has taken nothing since the last call."""
+        raise NotImplementedError
+
+    def on_bug(self) -> None:
+        """Cut this connection alone; its request gives back what it held when it is lost."""
+        raise NotImplementedError

@@ -1,0 +1,36 @@
+"""What time it is: for durations, for people, and for the Date field of responses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+
+class Clock:
+    """One gateway's clocks.
+
+    ``wall`` and ``date`` are those of the last ``tick``: a request may live with what they were
+    half a second ago.
+    """
+
+    def __init__(self) -> None:
+        self.now: Callable[[], float] = time.monotonic  # uvloop's own clock ticks in ms
+        self.started_at = self.now()
+        self.wall = 0.0
+        """POSIX seconds. For people and for expiry, never for durations."""
+        self.date = b""
+        """The header line of a response (RFC 9110 section 5.6.7)."""
+        self.tick()
+
+    def tick(self) -> None:
+        """Read the wall clock."""
+        self.wall = wall_now()
+        # English whatever the locale, since setlocale is never called.
+        date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(self.wall))
+        self.date = b"Date: %b\r\n" % date.encode("ascii")
+
+
+def wall_now() -> float:
+    """POSIX seconds. For people and for expiry, never for durations."""
+    return datetime.now(UTC).timestamp()

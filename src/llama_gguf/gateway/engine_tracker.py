@@ -1,0 +1,98 @@
+"""What the gateway knows of the engine, and whether requests may be sent to it or wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from typing import Final
+
+from llama_gguf.core.engine import MAY_COME, EngineState, EngineStatus
+from llama_gguf.errors import BackendUnavailable, GatewayError, ModelLoading
+from llama_gguf.events import EventLog
+
+_log: Final = EventLog(__name__)
+
+MODEL_LOADING_RETRY_SECONDS: Final = 5.0
+BACKEND_RETRY_SECONDS: Final = 2.0
+NEWS_SECONDS: Final = 0.5
+"""Within which a supervisor reports that the engine has died."""
+
+
+class EngineTracker:
+    """Of one engine.
+
+    Args:
+        loop: of the gateway.
+        since: POSIX seconds, of the gateway's start.
+        on_change: called after each change of ``status`` or ``is_ready``.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, since: float, on_change: Callable[[], None]
+    ) -> None:
+        self._loop = loop
+        self._on_change = on_change
+        self.status = EngineStatus(EngineState.STARTING, since=since)
+        self.is_ready = False
+        """Whether requests may be sent to it now."""
+        self.responded_at = -math.inf
+        """When it was last seen to respond, on the gateway's clock."""
+        self.is_supervised = False
+        """Whether a supervisor reports its status."""
+        self.on_wanted: Callable[[], None] = _ignore
+        """Called when a request arrives for an engine that is asleep."""
+
+    def update(self, status: EngineStatus) -> None:
+        """Take over what the supervisor, or the probe, reports."""
+        if status.state is not self.status.state:
+            _log.info(
+                "engine_state",
+                "Engine state: {state} ({detail})" if status.detail else "Engine state: {state}",
+                state=status.state,
+                detail=status.detail,
+            )
+        self.status = status
+        self.is_ready = status.serves
+        self._on_change()
+
+    def suspect(self) -> bool:
+        """It refused a connection, or broke off a response. Whether requests may wait for it.
+
+        It is dying, most likely, and its supervisor reports that in a moment. Until then, or until
+        it is clear that there is nothing to report, no more is sent: it would be lost.
+        """
+        if self.is_supervised and self.is_ready:
+            self.is_ready = False
+            self._on_change()
+            self._loop.call_later(NEWS_SECONDS, lambda: self.update(self.status))
+        return self.is_supervised and self.may_come
+
+    @property
+    def may_come(self) -> bool:
+        """Whether waiting for it makes sense."""
+        return self.status.serves or self.status.state in MAY_COME
+
+    def require(self, *, may_wait: bool) -> None:
+        """Decide on a request that has arrived while the engine is not ready.
+
+        Raises:
+            ModelLoading, BackendUnavailable: it cannot wait.
+        """
+        if self.status.state is EngineState.ASLEEP:
+            self._loop.call_soon(self.on_wanted)  # when the request is in the queue
+        if not (may_wait and self.may_come):
+            raise self.unavailable()
+
+    def unavailable(self) -> GatewayError:
+        """Why a request cannot be sent to the engine now."""
+        if self.status.state in (EngineState.STARTING, EngineState.LOADING, EngineState.ASLEEP):
+            return ModelLoading(
+                "The model is still loading; try again later.",
+                retry_after=MODEL_LOADING_RETRY_SECONDS,
+            )
+        return BackendUnavailable("The engine is not available.", retry_after=BACKEND_RETRY_SECONDS)
+
+
+def _ignore() -> None:
+    """A gateway on its own cannot start an engine."""

@@ -1,0 +1,129 @@
+"""What the connections of one gateway use together, each part under its own name."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Final
+
+from llama_gguf.core.admission import Admission
+from llama_gguf.core.body_memory import BodyMemory
+from llama_gguf.core.engine import DEFAULT_SLOTS
+from llama_gguf.core.engine_address import EngineAddress
+from llama_gguf.core.ledger import Ledger
+from llama_gguf.core.metrics import Format
+from llama_gguf.core.replies import OwnAnswer
+from llama_gguf.core.request_reader import RequestReader
+from llama_gguf.core.ring import Ring
+from llama_gguf.core.settings import Settings
+from llama_gguf.gateway.access_log import AccessLog
+from llama_gguf.gateway.accounts import Accounts
+from llama_gguf.gateway.clock import Clock
+from llama_gguf.gateway.connections import Connections
+from llama_gguf.gateway.dialer import Dial
+from llama_gguf.gateway.engine_reader import EngineReader
+from llama_gguf.gateway.engine_tracker import EngineTracker
+from llama_gguf.gateway.head_cache import HeadCache
+from llama_gguf.gateway.pool import IDLE_SECONDS, Pool
+from llama_gguf.gateway.principals import Principals
+from llama_gguf.gateway.reloads import Reloads
+from llama_gguf.gateway.request_ids import RequestIds
+from llama_gguf.gateway.sse_keepalive import StreamSearches
+from llama_gguf.probe import Probe
+
+SIDE_REQUESTS: Final = 4
+"""At the engine at once that use no slot: llama-server has four HTTP threads more than slots."""
+SIDE_REQUESTS_PER_KEY: Final = 2
+
+
+class Services:
+    """Made once per gateway.
+
+    Args:
+        settings: with directories filled in.
+        loop: of the gateway.
+        dial: connects to the engine.
+    """
+
+    def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop, dial: Dial) -> None:
+        self.settings = settings
+        self.loop = loop
+        self.clock = Clock()
+        self.reader = RequestReader(settings)
+        self.head_cache = HeadCache()
+        self.request_ids = RequestIds()
+        self.connections = Connections(settings.max_connections)
+        self.authenticator = Principals(settings)
+        self.key_store = Reloads(settings.auth_keys_file, self.authenticator, self._count_reload)
+        are_several = self.authenticator.are_several
+        self.admission = Admission(
+            slots=0,
+            queue_size=settings.max_queue_size,
+            per_key=settings.max_concurrent_per_key,
+            is_shared=are_several,
+        )
+        self.side_admission = Admission(
+            slots=SIDE_REQUESTS,
+            queue_size=settings.max_queue_size,
+            running_per_key=SIDE_REQUESTS_PER_KEY,
+            is_shared=are_several,
+        )
+        """For requests that use no slot: they take threads and time of the engine all the same."""
+        self.body_memory = BodyMemory(settings.max_body_memory, are_several)
+        self.engine = EngineTracker(loop, self.clock.wall, self._on_engine_change)
+        self.pool = Pool(settings, EngineAddress.of(settings), loop, dial)
+        self.stream_searches = StreamSearches()
+        self.access_log = AccessLog(
+            os.path.join(settings.log_dir, "api_access.log"),
+            settings.log_format,
+            max_bytes=settings.log_max_bytes,
+            backups=settings.log_backups,
+        )
+        self.recorder = Accounts(
+            self.access_log.add, ledger=Ledger(self.clock.wall), wall=lambda: self.clock.wall
+        )
+        self.history = Ring(self.clock.now())
+        self.engine_reader = EngineReader(Probe(settings), self._is_engine_busy)
+        self.scrapes: dict[Format, tuple[OwnAnswer, float]] = {}
+        """Metrics that were expensive to render, and until when they are sent again."""
+        self._note_wall_clock()
+
+    def tick(self, *, is_late: bool = False) -> None:
+        """Twice a second: the clock, old connections, and deadlines unless *is_late*."""
+        self.clock.tick()
+        self._note_wall_clock()
+        self.head_cache.forget()
+        self.pool.retire_idle(IDLE_SECONDS)
+        if is_late:
+            return
+        self.pool.cut_overdue()
+        now = self.clock.now()
+        for connection in self.connections:
+            connection.on_tick(now)
+        self.stream_searches.advance(now)
+
+    def _note_wall_clock(self) -> None:
+        self.access_log.wall_offset = self.clock.wall - self.clock.now()
+
+    def _count_reload(self, result: str) -> None:
+        self.recorder.metrics.keys_reload[result] += 1
+
+    # The engine ---------------------------------------------------------------------------------
+
+    def _on_engine_change(self) -> None:
+        """Slots come and go with the engine."""
+        engine = self.engine
+        if not engine.is_ready:
+            self.pool.retire_idle()
+            for ticket in self.side_admission.waiting():
+                ticket.on_refused(engine.unavailable())
+        self.admission.resize(self._slots() if engine.is_ready else 0)
+        if not engine.may_come:
+            for ticket in self.admission.waiting():
+                ticket.on_refused(engine.unavailable())
+
+    def _slots(self) -> int:
+        return self.settings.max_concurrent_requests or self.engine.status.slots or DEFAULT_SLOTS
+
+    def _is_engine_busy(self) -> bool:
+        return self.engine.is_ready and self.admission.running > 0

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import pytest
+
+from llama_gguf.core.engine_address import EngineAddress
+
+SECRET = "gateway-0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [
+        (EngineAddress("engine.example", 81), b"engine.example:81"),
+        (EngineAddress("::1", 8080), b"[::1]:8080"),
+        (EngineAddress("127.0.0.1", 8080, socket="/run/llama.sock"), b"localhost"),
+    ],
+)
+def test_the_host_field_names_the_engine(address: EngineAddress, host: bytes) -> None:
+    assert address.header_lines() == b"Host: " + host + b"\r\n"
+
+
+def test_the_engine_s_key_is_in_its_requests_and_nowhere_else() -> None:
+    address = EngineAddress("127.0.0.1", 8080, api_key=SECRET)
+
+    assert address.header_lines().endswith(b"Authorization: Bearer " + SECRET.encode() + b"\r\n")
+    assert SECRET not in repr(address)

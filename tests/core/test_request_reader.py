@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+
+from llama_gguf.core.fields import presented_key
+from llama_gguf.core.request_reader import RequestReader
+from llama_gguf.core.routes import Kind
+from llama_gguf.core.settings import Settings
+from llama_gguf.errors import HeadTooLarge, UriTooLong
+from llama_gguf.gateway.heads import parse_request
+from tests.fakes import KEY, request
+
+
+def test_all_that_a_head_means_is_worked_out_at_once() -> None:
+    found = RequestReader(Settings()).understand(parse_request(request(body=b"")), b"")
+
+    assert found.route.label == "/v1/chat/completions"
+    assert found.route.needs_slot
+    assert presented_key(found.read) == KEY.encode()
+
+
+def test_a_head_may_have_so_many_fields_and_no_more() -> None:
+    reader = RequestReader(Settings(max_headers=3))
+    few = parse_request(request("GET", "/ping", "a: b"))
+    assert reader.understand(few, b"").route.kind is Kind.PING
+
+    with pytest.raises(HeadTooLarge):
+        reader.understand(parse_request(request("GET", "/ping", "a: b", "c: d")), b"")
+
+
+def test_a_whole_head_has_a_limit_of_its_own() -> None:
+    reader = RequestReader(Settings())
+    line = b"a: " + b"x" * 8000 + b"\r\n"
+    reader.check_size(b"GET / HTTP/1.1\r\n" + line * 8)
+
+    with pytest.raises(HeadTooLarge):
+        reader.check_size(b"GET / HTTP/1.1\r\n" + line * 10)
+
+
+def test_a_request_line_has_one_as_well() -> None:
+    with pytest.raises(UriTooLong):
+        RequestReader(Settings()).check_size(b"GET /" + b"x" * 9000)

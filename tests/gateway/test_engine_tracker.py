@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from llama_gguf.core.engine import EngineState, EngineStatus
+from llama_gguf.errors import BackendUnavailable, ModelLoading
+from llama_gguf.gateway.engine_tracker import NEWS_SECONDS, EngineTracker
+from tests.fakes import Clock, FakeLoop
+
+
+class Place:
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.loop = FakeLoop(self.clock)
+        self.changes = 0
+        self.tracker = EngineTracker(self.loop, 0.0, self._count)
+        self.tracker.is_supervised = True
+
+    def _count(self) -> None:
+        self.changes += 1
+
+    def is_in(self, state: EngineState) -> None:
+        self.tracker.update(EngineStatus(state, since=0.0))
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    place = Place()
+    with closing(place.loop):
+        yield place
+
+
+def test_requests_may_be_sent_while_it_is_ready(place: Place) -> None:
+    found = []
+    for state in (EngineState.READY, EngineState.BACKOFF):
+        place.is_in(state)
+        found.append(place.tracker.is_ready)
+
+    assert found == [True, False]
+    assert place.changes == 2
+
+
+def test_a_suspect_gets_nothing_until_there_is_news(place: Place) -> None:
+    place.is_in(EngineState.READY)
+
+    assert place.tracker.suspect()
+    assert not place.tracker.is_ready
+    place.clock.now += NEWS_SECONDS
+    place.loop.spin()
+
+    assert place.tracker.is_ready
+
+
+def test_without_a_supervisor_nothing_is_suspected(place: Place) -> None:
+    place.tracker.is_supervised = False
+    place.is_in(EngineState.READY)
+
+    assert not place.tracker.suspect()
+    assert place.tracker.is_ready
+
+
+@pytest.mark.parametrize("state", [EngineState.STARTING, EngineState.LOADING, EngineState.BACKOFF])
+def test_a_request_may_wait_for_an_engine_that_comes(state: EngineState, place: Place) -> None:
+    place.is_in(state)
+
+    place.tracker.require(may_wait=True)
+
+
+@pytest.mark.parametrize("state", [EngineState.FAILED, EngineState.STOPPING, EngineState.STOPPED])
+def test_no_request_waits_for_one_that_does_not(state: EngineState, place: Place) -> None:
+    place.is_in(state)
+
+    with pytest.raises(BackendUnavailable):
+        place.tracker.require(may_wait=True)
+
+
+def test_what_cannot_wait_learns_why(place: Place) -> None:
+    place.is_in(EngineState.LOADING)
+
+    with pytest.raises(ModelLoading):
+        place.tracker.require(may_wait=False)
+
+
+def test_a_request_wakes_an_engine_that_is_asleep(place: Place) -> None:
+    woken: list[bool] = []
+    place.tracker.on_wanted = lambda: woken.append(True)
+    place.is_in(EngineState.ASLEEP)
+
+    place.tracker.require(may_wait=True)
+    place.loop.spin()
+
+    assert woken == [True]

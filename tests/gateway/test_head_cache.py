@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from llama_gguf.core.messages import NO_MATCH
+from tests.fakes import OK, OTHER_KEY, Rig, request
+
+POST = request(body=b"{}")
+HEAD = POST[:-2]
+
+
+def test_the_head_of_a_known_client_is_matched_by_any_connection(rig: Rig) -> None:
+    rig.answer_with(OK)
+    rig.ask(POST)
+    cache = rig.services.head_cache
+
+    assert cache.match(HEAD) == (len(HEAD), 2)
+    assert cache.match(request(body=b"x" * 12)[:-12])[1] == 12
+    assert cache.match(request(body=b"{}", key=OTHER_KEY)[:-2]) == NO_MATCH
+
+
+def test_it_is_forgotten_with_the_next_tick_since_it_holds_a_key(rig: Rig) -> None:
+    rig.answer_with(OK)
+    rig.ask(POST)
+
+    rig.services.tick()
+
+    assert rig.services.head_cache.known is None
+    assert rig.services.head_cache.match(HEAD) == NO_MATCH
+
+
+def test_what_it_holds_is_in_no_repr(rig: Rig) -> None:
+    rig.answer_with(OK)
+    rig.ask(POST)
+
+    assert "sk-" not in repr(rig.services.head_cache.known)

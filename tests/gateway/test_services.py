@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from llama_gguf.core.engine import EngineState, EngineStatus
+from llama_gguf.core.routes import Kind
+from llama_gguf.gateway import own
+from tests.exchanges import asked
+from tests.fakes import BACKEND_KEY, KEY, Rig, request
+from tests.gateway.conftest import NewRig
+
+# The engine ---------------------------------------------------------------------------------------
+
+
+def test_slots_come_and_go_with_the_engine(rig: Rig) -> None:
+    assert rig.services.admission.slots == 4
+    rig.engine(EngineState.BACKOFF)
+    assert rig.services.admission.slots == 0
+
+    rig.engine(EngineState.READY, slots=8)
+    assert rig.services.admission.slots == 8
+
+
+def test_a_change_of_state_is_logged_once(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    status = EngineStatus(EngineState.FAILED, since=0.0, detail="it was killed")
+    with caplog.at_level(logging.INFO):
+        rig.services.engine.update(status)
+        rig.services.engine.update(status)
+
+    assert caplog.text.count("Engine state: failed (it was killed)") == 1
+
+
+# Time and identities ------------------------------------------------------------------------------
+
+
+def test_the_access_log_is_told_the_wall_clock(rig: Rig) -> None:
+    rig.clock.now = 5000.0
+    rig.services.tick()
+
+    assert rig.services.access_log.wall_offset == rig.services.clock.wall - 5000.0
+
+
+def test_a_drained_gateway_is_idle_when_its_last_exchange_is_over(rig: Rig) -> None:
+    client = rig.ask()
+    rig.services.connections.is_draining = True
+    rig.services.connections.notice_idle()
+    assert not rig.services.connections.idle.is_set()
+
+    client.leave()
+
+    assert rig.services.connections.idle.is_set()
+
+
+def test_no_secret_is_in_what_can_be_printed(rig: Rig) -> None:
+    rig.ask(request(body=b"{}"))
+    metrics = own.answer(Kind.METRICS, asked("GET", "/metrics"), rig.services)
+    shown = repr(vars(rig.services).values()) + str(metrics)
+
+    for principal in (
+        rig.services.authenticator.holder(KEY.encode()),
+        rig.services.authenticator.ring,
+    ):
+        shown += repr(principal) + repr(getattr(principal, "key", ""))
+    assert KEY not in shown
+
+
+def test_the_engine_s_key_is_not_logged(new_rig: NewRig, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        rig = new_rig()
+        rig.ask()
+        rig.upstream.hang_up()
+
+    assert BACKEND_KEY not in caplog.text
+    assert KEY not in caplog.text

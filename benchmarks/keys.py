@@ -12,10 +12,10 @@ from contextlib import suppress
 from typing import Final
 
 from llama_gguf.cli.terminal import print_table
+from llama_gguf.config.settings import Settings
 from llama_gguf.core import keys
 from llama_gguf.core.fields import RequestFields
 from llama_gguf.core.keys import KeyRing
-from llama_gguf.core.settings import Settings
 from llama_gguf.errors import Unauthorized
 from llama_gguf.gateway.principals import Principals
 

@@ -15,7 +15,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from llama_gguf.core import settings
+from llama_gguf.config import settings
 from llama_gguf.core.metrics import METRICS
 
 ROOT: Final = Path(__file__).parent.parent

@@ -13,8 +13,8 @@ import pytest
 
 from llama_gguf.cli import reference
 from llama_gguf.cli.main import COMMANDS, command_parser
+from llama_gguf.config import settings as settings_module
 from llama_gguf.core import deaths
-from llama_gguf.core import settings as core_settings
 from tests import messages
 
 ROOT: Final = Path(__file__).parent.parent
@@ -135,7 +135,7 @@ def _actions_help(words: list[str]) -> str:
 
 @pytest.mark.parametrize("page", WRITTEN, ids=name_of)
 def test_every_variable_that_looks_like_a_setting_is_one(page: Path) -> None:
-    settings = {core_settings.variable(name) for name in core_settings.FIELDS}
+    settings = {settings_module.variable(name) for name in settings_module.FIELDS}
     sections = {name.split("_")[0] for name in settings}
     others = {"LLAMA_API_KEY", "HF_TOKEN", "AUTH_FAILURES_PER_MINUTE", "LLAMA_GGUF_COMPILE"}
     named = {

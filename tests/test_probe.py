@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from llama_gguf.config.settings import Settings
 from llama_gguf.core.engine import EngineState
-from llama_gguf.core.settings import Settings
 from llama_gguf.probe import MAX_SPARED, Finding, Probe, watch
 
 LOADING = b"HTTP/1.1 503 X\r\nContent-Length: 2\r\n\r\n{}"

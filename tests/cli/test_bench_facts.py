@@ -9,7 +9,7 @@ from llama_gguf.bench.options import Load, Options
 from llama_gguf.bench.server import Server
 from llama_gguf.cli import bench_facts
 from llama_gguf.cli.context import Context
-from llama_gguf.core import settings as core_settings
+from llama_gguf.config import settings as settings_module
 from llama_gguf.core.keys import hashed
 from llama_gguf.errors import UserError
 from tests.gguf_files import gguf
@@ -31,8 +31,8 @@ def context(tmp_path: Path, **environ: str) -> Context:
     path = tmp_path / "keys.txt"
     path.write_text(KEYS)
     path.chmod(0o600)
-    loaded = core_settings.load({"AUTH_KEYS_FILE": str(path), "DATA_DIR": str(tmp_path)})
-    resolved = core_settings.resolve(loaded.settings, lambda path: True, "host")
+    loaded = settings_module.load({"AUTH_KEYS_FILE": str(path), "DATA_DIR": str(tmp_path)})
+    resolved = settings_module.resolve(loaded.settings, lambda path: True, "host")
     return Context(settings=resolved, sources=loaded.sources, environ=environ)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from llama_gguf.cli import bundle
 from llama_gguf.cli.context import Context
-from llama_gguf.core.settings import load, resolve
+from llama_gguf.config.settings import load, resolve
 from tests.supervisor.conftest import free_ports
 
 

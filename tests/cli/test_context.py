@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from llama_gguf.cli.context import with_model
-from llama_gguf.core.settings import Settings
+from llama_gguf.config.settings import Settings
 
 
 def test_the_model_of_the_command_line_beats_both_variables() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llama_gguf.cli.fetch import fetch, progress_in, telling
-from llama_gguf.core.settings import Settings, load, resolve
+from llama_gguf.config.settings import Settings, load, resolve
 from llama_gguf.engine.landing import Meter
 from llama_gguf.errors import UserError
 from tests.engine.file_server import FileServer

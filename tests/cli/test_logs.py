@@ -9,7 +9,7 @@ from typing import Any, Final
 import pytest
 
 from llama_gguf.cli import logs
-from llama_gguf.core.masking import Masker
+from llama_gguf.config.masking import Masker
 from llama_gguf.events import EventLog
 
 _log: Final = EventLog("llama_gguf.somewhere")

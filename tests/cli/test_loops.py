@@ -7,7 +7,7 @@ import pytest
 import uvloop
 
 from llama_gguf.cli.loops import gateway_loop, loop_factory
-from llama_gguf.core.settings import Settings
+from llama_gguf.config.settings import Settings
 from llama_gguf.gateway.loop import TrafficLoop
 
 

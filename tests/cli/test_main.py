@@ -12,9 +12,9 @@ import pytest
 from llama_gguf import __version__
 from llama_gguf.cli import pull
 from llama_gguf.cli.main import COMMANDS, main
-from llama_gguf.core import settings as core_settings
+from llama_gguf.config import settings as settings_module
 
-SECRETS = [name for name, about in core_settings.ABOUT.items() if about.secret]
+SECRETS = [name for name, about in settings_module.ABOUT.items() if about.secret]
 
 
 def left_with(*argv: str, environ: Mapping[str, str] | None = None) -> object:
@@ -36,8 +36,8 @@ def test_every_command_has_a_help_with_a_flag_for_each_setting_it_uses(
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: llama-gguf {name}")
     assert max(map(len, shown.splitlines())) <= 100
-    for setting in core_settings.USED_BY[name]:
-        flag = f"  {core_settings.flag(setting)} {core_settings.variable(setting)}"
+    for setting in settings_module.USED_BY[name]:
+        flag = f"  {settings_module.flag(setting)} {settings_module.variable(setting)}"
         assert (flag in shown) == (setting not in SECRETS)
 
 
@@ -117,12 +117,12 @@ def test_the_flag_for_the_engines_flags_needs_some(capsys: pytest.CaptureFixture
 def test_no_secret_can_be_given_by_flag(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     for secret in SECRETS:
         for words in (
-            [core_settings.flag(secret), "hidden"],
-            [f"{core_settings.flag(secret)}=hidden"],
+            [settings_module.flag(secret), "hidden"],
+            [f"{settings_module.flag(secret)}=hidden"],
         ):
             assert left_with(name, *words) == 2
             told = capsys.readouterr().err
-            assert f"{core_settings.variable(secret)} can only be set in the environment" in told
+            assert f"{settings_module.variable(secret)} can only be set in the environment" in told
             assert "hidden" not in told
 
 

@@ -8,10 +8,10 @@ import pytest
 import llama_gguf
 from llama_gguf.cli import reference
 from llama_gguf.cli.main import COMMANDS
+from llama_gguf.config import settings as settings_module
+from llama_gguf.config.settings import Settings
 from llama_gguf.core import exchange, restart
-from llama_gguf.core import settings as core_settings
 from llama_gguf.core.metrics import METRICS
-from llama_gguf.core.settings import Settings
 from llama_gguf.errors import GatewayError
 from llama_gguf.gateway import upstream
 
@@ -37,17 +37,19 @@ def test_every_setting_has_a_row_with_its_default() -> None:
     rows = [line.split(" | ") for line in reference.settings_page().splitlines()]
     found = {row[0].strip("| `"): row[1].strip("`") for row in rows if len(row) == 3}
 
-    for name in core_settings.FIELDS:
-        default = core_settings.default_text(name)
-        assert found[core_settings.variable(name)] == (default or "(empty)")
+    for name in settings_module.FIELDS:
+        default = settings_module.default_text(name)
+        assert found[settings_module.variable(name)] == (default or "(empty)")
 
 
 def test_the_example_is_the_defaults() -> None:
     lines = reference.env_example().splitlines()
     values = [line[1:].split("=", 1) for line in lines if line[:1] == "#" and line[1:2] != " "]
 
-    assert [name for name, _ in values] == [core_settings.variable(n) for n in core_settings.FIELDS]
-    assert core_settings.load(dict(values)).settings == Settings()
+    assert [name for name, _ in values] == [
+        settings_module.variable(n) for n in settings_module.FIELDS
+    ]
+    assert settings_module.load(dict(values)).settings == Settings()
 
 
 def test_nothing_in_the_example_is_in_force() -> None:

@@ -22,9 +22,9 @@ from llama_gguf.cli import serve
 from llama_gguf.cli.context import Context
 from llama_gguf.cli.main import main
 from llama_gguf.cli.serve import ready_text
-from llama_gguf.core import settings as core_settings
+from llama_gguf.config import settings as settings_module
+from llama_gguf.config.settings import Settings
 from llama_gguf.core.engine import EngineState, EngineStatus
-from llama_gguf.core.settings import Settings
 from tests.gguf_files import gguf
 from tests.supervisor.conftest import free_ports
 
@@ -250,8 +250,8 @@ def test_the_gateway_reads_what_serve_has_read(values: dict[str, object]) -> Non
         ours, context, creates_key=False, on_reopen=lambda: None
     )._gateway_environment()
 
-    theirs = core_settings.load(told).settings
-    for name in core_settings.USED_BY["gateway"]:
+    theirs = settings_module.load(told).settings
+    for name in settings_module.USED_BY["gateway"]:
         assert getattr(theirs, name) == getattr(ours, name), name
 
 

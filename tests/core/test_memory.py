@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from llama_gguf.config.settings import Settings
 from llama_gguf.core.gguf import ModelFacts, read_facts
 from llama_gguf.core.memory import GPU_RESERVE_BYTES, Need, Options, need, options, place
-from llama_gguf.core.settings import Settings
 from tests.gguf_files import ARRAY, U32, Typed, gguf
 
 MIB = 1 << 20

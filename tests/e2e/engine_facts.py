@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from llama_gguf.config.settings import Settings
 from llama_gguf.core import launch
-from llama_gguf.core.settings import Settings
 from llama_gguf.engine import locate
 
 RECORDED: Final = Path(__file__).with_suffix(".txt")

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from llama_gguf.config.settings import Settings
 from llama_gguf.core.launch import engine_argv, extra_args
 from llama_gguf.core.memory import need, options
-from llama_gguf.core.settings import Settings
 from llama_gguf.engine.locate import Engine, devices_of, flags_of, locate
 from llama_gguf.engine.model import read_model
 from tests.e2e.conftest import free_port

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from llama_gguf.core.settings import Settings
+from llama_gguf.config.settings import Settings
 from llama_gguf.gateway.dialer import RETRY_SECONDS, Cancellable, Dialer
 from llama_gguf.gateway.poller import Poller
 from llama_gguf.gateway.transport import SocketTransport

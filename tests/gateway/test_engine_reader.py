@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from llama_gguf.core.settings import Settings
+from llama_gguf.config.settings import Settings
 from llama_gguf.gateway import engine_reader
 from llama_gguf.gateway.engine_reader import EngineReader
 from llama_gguf.probe import Probe

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from llama_gguf.config.settings import Settings
 from llama_gguf.core.ledger import Ledger
-from llama_gguf.core.settings import Settings
 from llama_gguf.gateway import ledger_file
 from llama_gguf.gateway.ledger_file import LedgerFile, path_of
 from tests.ends import PATIENCE

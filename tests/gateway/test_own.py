@@ -6,11 +6,11 @@ import json
 
 import pytest
 
+from llama_gguf.config.settings import Settings
 from llama_gguf.core.engine import EngineState, EngineStatus
 from llama_gguf.core.messages import Request
 from llama_gguf.core.replies import OwnAnswer
 from llama_gguf.core.routes import Kind
-from llama_gguf.core.settings import Settings
 from llama_gguf.gateway import own
 from llama_gguf.gateway.heads import parse_request
 from tests.fakes import OK, Rig, request

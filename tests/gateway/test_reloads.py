@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from llama_gguf import keyfile
+from llama_gguf.config.settings import Settings
 from llama_gguf.core.keys import LINES_PER_PAUSE, KeyRing
-from llama_gguf.core.settings import Settings
 from llama_gguf.errors import ReloadFailed
 from llama_gguf.events import event_of, facts_of
 from llama_gguf.gateway import reloads as reloads_module

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_gguf.core.settings import Settings
+from llama_gguf.config.settings import Settings
 from llama_gguf.supervisor import boot_log
 from llama_gguf.supervisor.boot_log import BootLog
 

@@ -14,9 +14,9 @@ from typing import Any, cast
 
 import pytest
 
+from llama_gguf.config.settings import Settings
 from llama_gguf.core.activity import Activity
 from llama_gguf.core.engine import EngineState, EngineStatus
-from llama_gguf.core.settings import Settings
 from llama_gguf.core.watches import Progress
 from llama_gguf.probe import Finding
 from llama_gguf.supervisor.child import Child

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_gguf.core.settings import Settings, load, resolve
+from llama_gguf.config.settings import Settings, load, resolve
 from llama_gguf.supervisor import engine_log
 from llama_gguf.supervisor.engine_log import open_engine_log
 

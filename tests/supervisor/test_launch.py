@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_gguf.core.settings import Settings
+from llama_gguf.config.settings import Settings
 from llama_gguf.errors import UserError
 from llama_gguf.supervisor.launch import check_address, remove_socket
 from tests.supervisor.conftest import free_ports

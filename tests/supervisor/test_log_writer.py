@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_gguf.core.settings import Settings
+from llama_gguf.config.settings import Settings
 from llama_gguf.logfile import LogFile
 from llama_gguf.supervisor import log_writer
 from llama_gguf.supervisor.log_writer import OTHERS_LIVE_SECONDS, LogWriter, prune, stamped

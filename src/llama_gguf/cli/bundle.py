@@ -22,8 +22,8 @@ from llama_gguf import __version__
 from llama_gguf.cli import answers
 from llama_gguf.cli.context import Context
 from llama_gguf.cli.known_secrets import is_harmless
-from llama_gguf.core import masking
-from llama_gguf.core import settings as core_settings
+from llama_gguf.config import masking
+from llama_gguf.config import settings as settings_module
 from llama_gguf.engine import processes
 from llama_gguf.engine.model import size_text
 
@@ -63,14 +63,14 @@ def versions(context: Context) -> str:
 def settings(context: Context) -> str:
     rows = [context.complaint] if context.complaint else []
     for name, source in context.sources.items():
-        value = core_settings.masked(name, getattr(context.settings, name))
-        rows.append(f"{core_settings.variable(name)}={value}  ({source})")
+        value = settings_module.masked(name, getattr(context.settings, name))
+        rows.append(f"{settings_module.variable(name)}={value}  ({source})")
     return "\n".join(rows)
 
 
 def environment(context: Context) -> str:
     """Every variable by name, and the values of those that tell about the machine."""
-    ours = {core_settings.variable(name) for name in core_settings.FIELDS}
+    ours = {settings_module.variable(name) for name in settings_module.FIELDS}
     lines = []
     for name in sorted(context.environ):
         value = context.environ[name]

@@ -22,12 +22,12 @@ from llama_gguf.cli import fit, plan
 from llama_gguf.cli.context import Context, with_model
 from llama_gguf.cli.results import Level, Result
 from llama_gguf.cli.terminal import print_table, say
-from llama_gguf.core import settings as core_settings
+from llama_gguf.config import settings as settings_module
+from llama_gguf.config.masking import mask_urls
+from llama_gguf.config.settings import Settings
 from llama_gguf.core.engine_help import complaints
 from llama_gguf.core.launch import engine_address, extra_args
-from llama_gguf.core.masking import mask_urls
 from llama_gguf.core.memory import options
-from llama_gguf.core.settings import Settings
 from llama_gguf.engine import locate, machine, processes
 from llama_gguf.engine.hub_address import PREFIX
 from llama_gguf.engine.model import size_text
@@ -55,8 +55,8 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
         sources |= {"model_name": "command line", "model_path": "default"}
     rows = [
         (
-            core_settings.variable(name),
-            core_settings.masked(name, getattr(settings, name)),
+            settings_module.variable(name),
+            settings_module.masked(name, getattr(settings, name)),
             source,
         )
         for name, source in sources.items()
@@ -246,7 +246,7 @@ def _ports(settings: Settings) -> Iterator[Result]:
         return
     for name, port in ports.items():
         host = settings.backend_host if name == "port_backend" else settings.host
-        subject = core_settings.variable(name)
+        subject = settings_module.variable(name)
         yield _try(subject, functools.partial(_free, host, port, subject))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from llama_gguf.core.settings import Settings
+from llama_gguf.config.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from llama_gguf.cli import bundle, known_secrets
 from llama_gguf.cli.context import Context, with_model
 from llama_gguf.cli.guard import within
 from llama_gguf.cli.terminal import say
-from llama_gguf.core.masking import Masker
+from llama_gguf.config.masking import Masker
 from llama_gguf.errors import UserError
 
 USAGE = "%(prog)s [MODEL] [--output FILE] [--json] [--SETTING VALUE ...]"

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from llama_gguf.core import settings as core_settings
-from llama_gguf.core.settings import Settings
+from llama_gguf.config import settings as settings_module
+from llama_gguf.config.settings import Settings
 from llama_gguf.engine.landing import Meter, MeterFactory
 from llama_gguf.engine.model import size_text
 from llama_gguf.errors import UserError
@@ -66,7 +66,7 @@ async def fetch(settings: Settings, environ: Mapping[str, str], on_progress: OnP
 
 def _environ_of_pull(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
     """Theirs, and of our settings the two that count. A URL may hold a login: not for argv."""
-    ours = {core_settings.variable(name) for name in core_settings.FIELDS}
+    ours = {settings_module.variable(name) for name in settings_module.FIELDS}
     return {name: value for name, value in environ.items() if name not in ours} | {
         "MODEL_NAME": settings.model_name,
         "MODELS_DIR": settings.models_dir,

@@ -12,12 +12,12 @@ from typing import Final
 
 from llama_gguf.cli.context import Context
 from llama_gguf.cli.guard import within
-from llama_gguf.core import masking
-from llama_gguf.core import settings as core_settings
+from llama_gguf.config import masking
+from llama_gguf.config import settings as settings_module
 from llama_gguf.core.keys import KeyRing
 from llama_gguf.engine import processes
 
-_SETTINGS: Final = {core_settings.variable(name): name for name in core_settings.FIELDS}
+_SETTINGS: Final = {settings_module.variable(name): name for name in settings_module.FIELDS}
 _FOLDERS: Final = frozenset({"PWD", "OLDPWD"})
 LOOK_SECONDS: Final = 30.0
 
@@ -50,7 +50,7 @@ def is_harmless(name: str, value: str) -> bool:
     """Whether a variable that is called like a secret is none: one of ours, or a path."""
     ours = _SETTINGS.get(name)
     if ours is not None:
-        return not core_settings.ABOUT[ours].secret
+        return not settings_module.ABOUT[ours].secret
     return name in _FOLDERS or (value.startswith("/") and os.path.exists(value))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from llama_gguf.core.settings import Settings
+from llama_gguf.config.settings import Settings
 
 Loop = type[asyncio.AbstractEventLoop]
 

@@ -24,7 +24,7 @@ from llama_gguf.cli import output
 from llama_gguf.cli.context import Context
 from llama_gguf.cli.entry import SERVERS
 from llama_gguf.cli.terminal import flush
-from llama_gguf.core import settings as core_settings
+from llama_gguf.config import settings as settings_module
 from llama_gguf.errors import UserError
 
 COMMANDS: Final[Mapping[str, str]] = {
@@ -97,7 +97,7 @@ def _joined(words: Sequence[str]) -> Iterator[str]:
     """
     rest = iter(words)
     for word in rest:
-        if word == core_settings.flag("extra_args"):
+        if word == settings_module.flag("extra_args"):
             word = "=".join([word, *itertools.islice(rest, 1)])  # noqa: PLW2901
         yield word
 
@@ -109,9 +109,9 @@ def _complaint(word: str, help_text: str) -> str:
     flag = word.partition("=")[0]
     if not flag.startswith("-"):
         return "too many arguments; see --help"
-    for name, about in core_settings.ABOUT.items():
-        if about.secret and flag == core_settings.flag(name):
-            variable = core_settings.variable(name)
+    for name, about in settings_module.ABOUT.items():
+        if about.secret and flag == settings_module.flag(name):
+            variable = settings_module.variable(name)
             return f"{variable} can only be set in the environment: other users can read flags"
     return f"unknown flag {flag}{question(flag, _FLAG.findall(help_text)) or '; see --help'}"
 
@@ -128,7 +128,7 @@ def command_parser(name: str) -> argparse.ArgumentParser:
     # A command with actions has parsers for them: its settings may stand before and behind one.
     actions = command.add_arguments(parser) or []
     for each in (parser, *actions):
-        _add_settings(each, core_settings.USED_BY[name])
+        _add_settings(each, settings_module.USED_BY[name])
     return parser
 
 
@@ -151,20 +151,20 @@ def top_parser() -> argparse.ArgumentParser:
 
 
 def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-    """Give *parser* a flag for each setting. Values stay text: ``core.settings`` parses them."""
+    """Give *parser* a flag for each setting. Values stay text: ``config.settings`` parses them."""
     groups: dict[str, argparse._ArgumentGroup] = {}
     for name in names:
-        about = core_settings.ABOUT[name]
+        about = settings_module.ABOUT[name]
         if about.secret:
             continue  # whoever can list processes reads their flags: by the environment only
         if about.section not in groups:
             groups[about.section] = parser.add_argument_group(f"settings: {about.section}")
-        default = core_settings.default_text(name)
+        default = settings_module.default_text(name)
         text = about.text + (f" [{default}]" if default else "")
         groups[about.section].add_argument(
-            core_settings.flag(name),
+            settings_module.flag(name),
             dest=f"setting_{name}",
-            metavar=core_settings.variable(name),
+            metavar=settings_module.variable(name),
             default=argparse.SUPPRESS,  # or that of an action would undo what stands before it
             help=text.replace("%", "%%"),
         )
@@ -176,8 +176,8 @@ def _context(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Conte
         for dest, value in vars(arguments).items()
         if dest.startswith("setting_") and value is not None
     }
-    loaded, complaint = core_settings.load_usable(environ, flags)
+    loaded, complaint = settings_module.load_usable(environ, flags)
     for warning in loaded.warnings:
         sys.stderr.write(f"llama-gguf: warning: {warning}\n")
-    resolved = core_settings.resolve(loaded.settings, os.path.isdir, socket.gethostname())
+    resolved = settings_module.resolve(loaded.settings, os.path.isdir, socket.gethostname())
     return Context(settings=resolved, sources=loaded.sources, environ=environ, complaint=complaint)

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 
 from llama_gguf import keyfile
+from llama_gguf.config.settings import Settings, variable
 from llama_gguf.core.keys import KeyRing
-from llama_gguf.core.settings import Settings, variable
 from llama_gguf.engine.landing import MeterFactory
 from llama_gguf.engine.model import Model, read_model, resolve, size_text
 from llama_gguf.engine.pull import KNOWN_FILES, find, is_fetchable, pull

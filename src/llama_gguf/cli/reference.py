@@ -21,7 +21,8 @@ from typing import Final
 import llama_gguf
 from llama_gguf import errors
 from llama_gguf.cli.main import COMMANDS, command_parser, top_parser
-from llama_gguf.core import exchange, restart, settings
+from llama_gguf.config import settings
+from llama_gguf.core import exchange, restart
 from llama_gguf.core.engine import EngineState
 from llama_gguf.core.metrics import METRICS
 from llama_gguf.errors import GatewayError

@@ -32,7 +32,9 @@ from llama_gguf.cli import logs, plan
 from llama_gguf.cli.context import Context, with_model
 from llama_gguf.cli.fetch import fetch
 from llama_gguf.cli.terminal import LoadMeter, download_meter, say
-from llama_gguf.core import settings as core_settings
+from llama_gguf.config import settings as settings_module
+from llama_gguf.config.masking import mask_urls
+from llama_gguf.config.settings import Settings
 from llama_gguf.core.engine import HEALTH_STATUS, EngineState, EngineStatus
 from llama_gguf.core.keys import KeyRing
 from llama_gguf.core.launch import (
@@ -41,8 +43,6 @@ from llama_gguf.core.launch import (
     engine_environment,
     extra_args,
 )
-from llama_gguf.core.masking import mask_urls
-from llama_gguf.core.settings import Settings
 from llama_gguf.engine import locate, machine
 from llama_gguf.engine.model import Model, size_text
 from llama_gguf.errors import UserError
@@ -194,8 +194,8 @@ class _Serving:
         """Ours, with the gateway's settings spelt out: flags of ours are no flags of its."""
         settings = self._settings
         spelt_out = {
-            core_settings.variable(name): core_settings.as_text(getattr(settings, name))
-            for name in core_settings.USED_BY["gateway"]
+            settings_module.variable(name): settings_module.as_text(getattr(settings, name))
+            for name in settings_module.USED_BY["gateway"]
         }
         return {**self._context.environ, **spelt_out}
 
@@ -248,7 +248,7 @@ class _Serving:
         disk = machine.free_disk(settings.data_dir)
         rows = {
             "version": f"llama-gguf {__version__}, {here.system}",
-            "platform": f"{core_settings.platform_of(settings)}; DATA_DIR={settings.data_dir}",
+            "platform": f"{settings_module.platform_of(settings)}; DATA_DIR={settings.data_dir}",
             "engine": f"{self._engine.path} ({self._engine.source}), version {version}",
             "model": plan.model_text(model),
             "gpu": here.gpu_text,
@@ -262,8 +262,8 @@ class _Serving:
 
     def _chosen_settings(self) -> str:
         return " ".join(
-            f"{core_settings.variable(name)}="
-            f"{core_settings.masked(name, getattr(self._settings, name))}"
+            f"{settings_module.variable(name)}="
+            f"{settings_module.masked(name, getattr(self._settings, name))}"
             for name, source in self._context.sources.items()
             if source != "default"
         )
@@ -366,7 +366,7 @@ def _hold(environ: Mapping[str, str]) -> int:
     """DEBUG_SHELL: show the environment without secrets, stay for a look around, leave."""
     for name in sorted(environ):
         hidden = _SECRET_NAME.search(name)
-        say(f"{name}={core_settings.MASK if hidden else mask_urls(environ[name])}")
+        say(f"{name}={settings_module.MASK if hidden else mask_urls(environ[name])}")
     say(f"DEBUG_SHELL: waiting for {DEBUG_SHELL_SECONDS} s.")
     time.sleep(DEBUG_SHELL_SECONDS)
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llama_gguf.core.settings import Settings
+from llama_gguf.config.settings import Settings
 
 
 @dataclass(frozen=True, slots=True, repr=False)

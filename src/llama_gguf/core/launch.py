@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Final
 
-from llama_gguf.core.settings import Settings
+from llama_gguf.config.settings import Settings
 from llama_gguf.errors import UserError
 
 # What an image or a platform may have set, and what would open the engine up, move it,

@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from llama_gguf.config.settings import Settings
 from llama_gguf.core.engine import DEFAULT_SLOTS
 from llama_gguf.core.gguf import ModelFacts
 from llama_gguf.core.gguf_tables import TENSOR_TYPES
-from llama_gguf.core.settings import Settings
 
 PAD_TOKENS: Final = 256
 UBATCH: Final = 512

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
+from llama_gguf.config.settings import Settings
 from llama_gguf.core.fields import VIA_PSEUDONYM, check_head_size, read_request, request_rules
 from llama_gguf.core.messages import Request, RequestHead, unread
 from llama_gguf.core.replies import Cors
 from llama_gguf.core.routes import Router
-from llama_gguf.core.settings import Settings
 from llama_gguf.errors import HeadTooLarge
 
 MAX_HEADER_LINES: Final = 8

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Final
 
-from llama_gguf.core.masking import mask_urls
+from llama_gguf.config.masking import mask_urls
 from llama_gguf.engine import from_url
 from llama_gguf.engine.landing import (
     TEMPORARY,

@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Mapping
 from typing import IO, Final
 
-from llama_gguf.core.masking import mask_urls
+from llama_gguf.config.masking import mask_urls
 from llama_gguf.engine.catalogue import Entry
 from llama_gguf.engine.landing import TEMPORARY, Meter, check_space, put_in_place, watching
 from llama_gguf.errors import UserError

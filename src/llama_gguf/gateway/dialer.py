@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from llama_gguf.core.settings import Settings
+from llama_gguf.config.settings import Settings
 from llama_gguf.gateway.poller import WRITABLE, Poller, Watched
 from llama_gguf.gateway.transport import Endpoint, SocketTransport
 

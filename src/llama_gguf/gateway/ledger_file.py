@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from llama_gguf import keyfile
+from llama_gguf.config.settings import Settings
 from llama_gguf.core.ledger import Ledger
-from llama_gguf.core.settings import Settings
 from llama_gguf.events import EventLog
 from llama_gguf.gateway.clock import wall_now
 from llama_gguf.gateway.threads import off_the_loop, pause

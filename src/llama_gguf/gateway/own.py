@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from llama_gguf import __version__
+from llama_gguf.config.settings import Settings
 from llama_gguf.core import replies
 from llama_gguf.core.engine import HEALTH_STATUS, EngineState
 from llama_gguf.core.fields import find
@@ -17,7 +18,6 @@ from llama_gguf.core.messages import Request
 from llama_gguf.core.metrics import EngineMetric, Format, Gauges, Metrics, as_json, wanted_format
 from llama_gguf.core.replies import OwnAnswer
 from llama_gguf.core.routes import Kind
-from llama_gguf.core.settings import Settings
 from llama_gguf.gateway import dashboard
 from llama_gguf.gateway.principals import Principal, Principals
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from llama_gguf.config.settings import Settings
 from llama_gguf.core import replies
 from llama_gguf.core.fields import RequestFields, invalid_key, presented_key
 from llama_gguf.core.keys import Key, KeyRing
 from llama_gguf.core.limits import FailureLimit, SlidingWindow
-from llama_gguf.core.settings import Settings
 from llama_gguf.errors import AdminKeyRequired, KeyExpired, Limited, Unauthorized
 
 

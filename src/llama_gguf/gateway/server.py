@@ -17,8 +17,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final, cast
 
+from llama_gguf.config.settings import Settings
 from llama_gguf.core.engine import EngineState
-from llama_gguf.core.settings import Settings
 from llama_gguf.errors import ReloadFailed, UserError
 from llama_gguf.events import EventLog
 from llama_gguf.gateway.client_connection import ClientConnection

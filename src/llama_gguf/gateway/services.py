@@ -6,6 +6,7 @@ import asyncio
 import os
 from typing import Final
 
+from llama_gguf.config.settings import Settings
 from llama_gguf.core.admission import Admission
 from llama_gguf.core.body_memory import BodyMemory
 from llama_gguf.core.engine import DEFAULT_SLOTS
@@ -15,7 +16,6 @@ from llama_gguf.core.metrics import Format
 from llama_gguf.core.replies import OwnAnswer
 from llama_gguf.core.request_reader import RequestReader
 from llama_gguf.core.ring import Ring
-from llama_gguf.core.settings import Settings
 from llama_gguf.gateway.access_log import AccessLog
 from llama_gguf.gateway.accounts import Accounts
 from llama_gguf.gateway.clock import Clock

@@ -11,7 +11,7 @@ import os
 from types import TracebackType
 from typing import Final, Self
 
-from llama_gguf.core.settings import Settings
+from llama_gguf.config.settings import Settings
 from llama_gguf.logfile import LogFile
 from llama_gguf.supervisor.log_writer import LogWriter, prune, stamped
 

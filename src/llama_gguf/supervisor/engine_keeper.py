@@ -19,11 +19,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Final
 
+from llama_gguf.config.settings import Settings
 from llama_gguf.core import deaths
 from llama_gguf.core.activity import Activity
 from llama_gguf.core.engine import EngineState, EngineStatus
 from llama_gguf.core.restart import LEAVING, Event, GiveUp, RestartPolicy, SpawnAt
-from llama_gguf.core.settings import Settings
 from llama_gguf.core.watches import FlowWatch, IdleWatch, LoadReport, Patience, StallWatch
 from llama_gguf.errors import UserError
 from llama_gguf.events import EventLog

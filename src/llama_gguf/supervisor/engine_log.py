@@ -7,7 +7,7 @@ import os
 import re
 from typing import Final
 
-from llama_gguf.core.settings import Settings
+from llama_gguf.config.settings import Settings
 from llama_gguf.logfile import LogFile
 from llama_gguf.supervisor.log_writer import LogWriter, prune, stamped
 

@@ -15,9 +15,9 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
+from llama_gguf.config.settings import Settings
 from llama_gguf.core.engine import EngineState, EngineStatus
 from llama_gguf.core.restart import LEAVING
-from llama_gguf.core.settings import Settings
 from llama_gguf.events import EventLog
 from llama_gguf.supervisor import orphans
 from llama_gguf.supervisor.child import Child

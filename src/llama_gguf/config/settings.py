@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from llama_gguf.core import masking
+from llama_gguf.config import masking
 from llama_gguf.errors import UserError
 
 Parser = Callable[[str], object]

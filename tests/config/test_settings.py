@@ -2,7 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from llama_gguf.core.settings import FIELDS, MASK, Settings, load, one_edit_apart, resolve, variable
+from llama_gguf.config.settings import (
+    FIELDS,
+    MASK,
+    Settings,
+    load,
+    one_edit_apart,
+    resolve,
+    variable,
+)
 from llama_gguf.errors import UserError
 
 SECRET = "gateway-Zq8vN2xLw5TfR7mB"

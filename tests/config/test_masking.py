@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.core.masking import MASK, Masker, mask_urls, masked_words, secrets_in, secrets_of
+from llama_gguf.config.masking import MASK, Masker, mask_urls, masked_words, secrets_in, secrets_of
 
 KEY = "Zq8vN2xLw5TfR7mB"
 

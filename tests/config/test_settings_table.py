@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.core.settings import (
+from llama_gguf.config.settings import (
     ABOUT,
     FIELDS,
     MASK,

@@ -1,0 +1,1 @@
+"""Settings: one declaration each. Pure: no I/O, clock or environment."""

@@ -4,7 +4,7 @@
 and what to do next, and the command exits with ``exit_status``.
 
 ``GatewayError`` is for the client of the gateway: its type states whose fault it is and
-in which phase, and ``core/replies.py`` alone turns it into bytes.
+in which phase, and ``http1/local_response.py`` alone turns it into bytes.
 
 ``IllegalTransition`` is a bug, never the fault of a client or an operator.
 """

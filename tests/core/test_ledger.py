@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from llama_gguf.core import ledger as ledger_module
 from llama_gguf.core.ledger import COUNTS, WINDOWS, Ledger, counts_of
-from llama_gguf.core.messages import Request
-from llama_gguf.core.routes import Kind, Route
 from llama_gguf.core.usage import Usage
+from llama_gguf.http1.request import Request
+from llama_gguf.http1.routes import Kind, Route
 from tests.exchanges import asked, ended
 
 NOW = 1_800_000_000.0

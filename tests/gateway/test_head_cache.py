@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from llama_gguf.core.messages import NO_MATCH
+from llama_gguf.http1.known_head import NO_MATCH
 from tests.fakes import OK, OTHER_KEY, Rig, request
 
 POST = request(body=b"{}")

@@ -8,11 +8,11 @@ import pytest
 
 from llama_gguf.config.settings import Settings
 from llama_gguf.core.engine import EngineState, EngineStatus
-from llama_gguf.core.messages import Request
-from llama_gguf.core.replies import OwnAnswer
-from llama_gguf.core.routes import Kind
 from llama_gguf.gateway import own
-from llama_gguf.gateway.heads import parse_request
+from llama_gguf.http1.local_response import OwnAnswer
+from llama_gguf.http1.parser import parse_request
+from llama_gguf.http1.request import Request
+from llama_gguf.http1.routes import Kind
 from tests.fakes import OK, Rig, request
 from tests.gateway.conftest import NewRig
 

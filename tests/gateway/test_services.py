@@ -5,8 +5,8 @@ import logging
 import pytest
 
 from llama_gguf.core.engine import EngineState, EngineStatus
-from llama_gguf.core.routes import Kind
 from llama_gguf.gateway import own
+from llama_gguf.http1.routes import Kind
 from tests.exchanges import asked
 from tests.fakes import BACKEND_KEY, KEY, Rig, request
 from tests.gateway.conftest import NewRig

@@ -12,7 +12,7 @@ from typing import Final
 
 import pytest
 
-from llama_gguf.core import replies, routes
+from llama_gguf.http1 import local_response, routes
 from tests.fakes import EXPIRED_KEY, KEY, KEYS_TEXT
 from tests.wire.conftest import Processes, ScriptedEngine, Visit, free_port
 
@@ -123,7 +123,7 @@ def test_every_path_that_is_known_is_named() -> None:
 
 
 def test_every_field_of_our_own_answers_is_named() -> None:
-    source = Path(replies.__file__).read_text("utf-8").replace(r"\r\n", "\n")
+    source = Path(local_response.__file__).read_text("utf-8").replace(r"\r\n", "\n")
     lines = re.findall(r'(?m)(?:b"|^|\n)([A-Za-z-]+): %', source)
     fields = {field for field in lines if "Access-Control" not in field}
 

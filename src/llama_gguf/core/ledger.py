@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from llama_gguf.core.exchange import Exchange
-from llama_gguf.core.routes import Kind
+from llama_gguf.http1.routes import Kind
 
 COUNTS: Final = (
     "requests",

@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 from llama_gguf.core.exchange import Exchange
 from llama_gguf.core.keys import KeyRing
-from llama_gguf.core.messages import Request
 from llama_gguf.errors import GatewayError
 from llama_gguf.gateway.principals import Principal
 from llama_gguf.gateway.transport import Receiver, SocketTransport
+from llama_gguf.http1.request import Request
 
 
 class BodyReader:

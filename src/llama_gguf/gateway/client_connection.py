@@ -16,24 +16,25 @@ import math
 import re
 from typing import TYPE_CHECKING, Final, cast
 
-from llama_gguf.core import replies
-from llama_gguf.core.bodies import IncomingBody
 from llama_gguf.core.exchange import PHASES, Event, Exchange
-from llama_gguf.core.fields import find
 from llama_gguf.core.limits import network_of
-from llama_gguf.core.messages import NO_HEAD, KnownHead, Request
-from llama_gguf.core.replies import OwnAnswer
-from llama_gguf.core.routes import Kind
 from llama_gguf.errors import GatewayError, IllegalTransition, QueueFull, RequestTimeout
 from llama_gguf.events import EventLog
 from llama_gguf.gateway import own, sockets
 from llama_gguf.gateway.client import BodyReader, Client
 from llama_gguf.gateway.dialer import Cancellable
 from llama_gguf.gateway.head_cache import Known
-from llama_gguf.gateway.heads import HEAD_END, check_request_start, parse_request
 from llama_gguf.gateway.principals import Principal, Principals
 from llama_gguf.gateway.proxied_request import ProxiedRequest
 from llama_gguf.gateway.transport import HIGH_WATER_BYTES, SocketTransport
+from llama_gguf.http1 import local_response
+from llama_gguf.http1.body import IncomingBody
+from llama_gguf.http1.fields import find
+from llama_gguf.http1.known_head import NO_HEAD, KnownHead
+from llama_gguf.http1.local_response import OwnAnswer
+from llama_gguf.http1.parser import HEAD_END, check_request_start, parse_request
+from llama_gguf.http1.request import Request
+from llama_gguf.http1.routes import Kind
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.services import Services
@@ -405,7 +406,7 @@ class ClientConnection(Client):
             received, self._received = self._received, b""
             return self._take_body(reader, incoming, received)
         if head.read.expects_continue:
-            self.write(replies.CONTINUE)
+            self.write(local_response.CONTINUE)
         return None
 
     def _take_body(
@@ -466,20 +467,21 @@ class ClientConnection(Client):
             self._skip = _ALL
         self._services.recorder.metrics.rejections[error.code] += 1
         exchange.outcome = error.code
-        body = replies.envelope(
+        body = local_response.envelope(
             error,
             is_anthropic=exchange.request.route.is_anthropic,
             request_id=exchange.request_id,
         )
         self.respond(
-            exchange, OwnAnswer(error.status, body, replies.JSON, replies.error_fields(error))
+            exchange,
+            OwnAnswer(error.status, body, local_response.JSON, local_response.error_fields(error)),
         )
 
     def respond(self, exchange: Exchange, answer: OwnAnswer) -> None:
         """Send a response of the gateway's own."""
         self._settle_body(exchange.request)
         lines = [*answer.fields, *self.common_lines(exchange)]
-        head = replies.head(
+        head = local_response.head(
             answer.status, lines, length=len(answer.body), content_type=answer.content_type
         )
         message = head if exchange.request.is_to_head else head + answer.body

@@ -13,11 +13,11 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Final
 
-from llama_gguf.core import replies
 from llama_gguf.core.metrics import Metrics
-from llama_gguf.core.replies import OwnAnswer
 from llama_gguf.core.ring import STEP_SECONDS, Reading
-from llama_gguf.core.routes import OPERATIONS
+from llama_gguf.http1 import local_response
+from llama_gguf.http1.local_response import OwnAnswer
+from llama_gguf.http1.routes import OPERATIONS
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.principals import Principal
@@ -65,13 +65,13 @@ def data(health: Mapping[str, object], principal: Principal, services: Services)
         "errors": services.history.errors(),
         **_usage(principal, services),
     }
-    return OwnAnswer(200, json.dumps(facts).encode(), replies.JSON, _NOT_STORED)
+    return OwnAnswer(200, json.dumps(facts).encode(), local_response.JSON, _NOT_STORED)
 
 
 def usage(principal: Principal, services: Services) -> OwnAnswer:
     """What *principal* has used; to an administrator, what every key has."""
     body = json.dumps(_usage(principal, services), indent=1).encode()
-    return OwnAnswer(200, body, replies.JSON, _NOT_STORED)
+    return OwnAnswer(200, body, local_response.JSON, _NOT_STORED)
 
 
 def _usage(principal: Principal, services: Services) -> dict[str, object]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llama_gguf.core.keys import KeyRing
-from llama_gguf.core.messages import NO_MATCH, KnownHead, Request
 from llama_gguf.gateway.principals import Principal
+from llama_gguf.http1.known_head import NO_MATCH, KnownHead
+from llama_gguf.http1.request import Request
 
 
 @dataclass(frozen=True, slots=True, repr=False)

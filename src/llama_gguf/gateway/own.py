@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Final
 
 from llama_gguf import __version__
 from llama_gguf.config.settings import Settings
-from llama_gguf.core import replies
 from llama_gguf.core.engine import HEALTH_STATUS, EngineState
-from llama_gguf.core.fields import find
-from llama_gguf.core.messages import Request
 from llama_gguf.core.metrics import EngineMetric, Format, Gauges, Metrics, as_json, wanted_format
-from llama_gguf.core.replies import OwnAnswer
-from llama_gguf.core.routes import Kind
 from llama_gguf.gateway import dashboard
 from llama_gguf.gateway.principals import Principal, Principals
+from llama_gguf.http1 import local_response
+from llama_gguf.http1.fields import find
+from llama_gguf.http1.local_response import OwnAnswer
+from llama_gguf.http1.request import Request
+from llama_gguf.http1.routes import Kind
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.services import Services
@@ -70,7 +70,7 @@ def answer(
 
 def reloaded(keys: int) -> OwnAnswer:
     """To POST /reload, when there are that many *keys* now."""
-    return OwnAnswer(200, b'{"status":"ok","keys_loaded":%d}' % keys, replies.JSON)
+    return OwnAnswer(200, b'{"status":"ok","keys_loaded":%d}' % keys, local_response.JSON)
 
 
 def health(services: Services) -> OwnAnswer:
@@ -78,7 +78,9 @@ def health(services: Services) -> OwnAnswer:
     serves = (
         HEALTH_STATUS[services.engine.status.state] == 200 and not services.connections.is_draining
     )
-    return OwnAnswer(200 if serves else 503, json.dumps(_facts(services)).encode(), replies.JSON)
+    return OwnAnswer(
+        200 if serves else 503, json.dumps(_facts(services)).encode(), local_response.JSON
+    )
 
 
 def _facts(services: Services) -> dict[str, object]:
@@ -160,4 +162,4 @@ def _renderer(wanted: Format) -> _Render:
 def _as_json(
     metrics: Metrics, gauges: Gauges, engine: Iterable[EngineMetric], _wanted: Format
 ) -> tuple[bytes, bytes]:
-    return json.dumps(as_json(metrics, gauges, engine), indent=1).encode(), replies.JSON
+    return json.dumps(as_json(metrics, gauges, engine), indent=1).encode(), local_response.JSON

@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from typing import Final
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.core import replies
-from llama_gguf.core.fields import RequestFields, invalid_key, presented_key
 from llama_gguf.core.keys import Key, KeyRing
 from llama_gguf.core.limits import FailureLimit, SlidingWindow
 from llama_gguf.errors import AdminKeyRequired, KeyExpired, Limited, Unauthorized
+from llama_gguf.http1 import local_response
+from llama_gguf.http1.fields import RequestFields, invalid_key, presented_key
 
 
 class Principal:
@@ -37,7 +37,7 @@ class Principal:
         self._before_left = self._after_left = b""
         if window is not None:
             # After a hit, it takes a whole window until nothing counts any more.
-            lines = replies.rate_fields(window.limit, b"#", window.window)
+            lines = local_response.rate_fields(window.limit, b"#", window.window)
             self._before_left, _, self._after_left = lines.partition(b"#")
 
     def fields_after_hit(self, left: int) -> bytes:
@@ -50,7 +50,7 @@ class Principal:
         if window is None:
             return b""
         remaining = b"%d" % window.remaining(now)
-        return replies.rate_fields(window.limit, remaining, window.reset(now))
+        return local_response.rate_fields(window.limit, remaining, window.reset(now))
 
 
 class Principals:

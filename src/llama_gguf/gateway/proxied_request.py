@@ -16,14 +16,10 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from llama_gguf.core import failure_policy, replies
+from llama_gguf.core import failure_policy
 from llama_gguf.core.admission import Admission, Verdict
-from llama_gguf.core.chunked import frame
 from llama_gguf.core.exchange import Event, Exchange, State
 from llama_gguf.core.failure_policy import Action
-from llama_gguf.core.fields import Framing
-from llama_gguf.core.messages import LENGTH_LINES, Answer
-from llama_gguf.core.stream_member import StreamSearch
 from llama_gguf.errors import (
     ConcurrencyLimited,
     GatewayError,
@@ -40,6 +36,12 @@ from llama_gguf.gateway.client import BodyReader, Client
 from llama_gguf.gateway.dialer import Cancellable
 from llama_gguf.gateway.principals import Principal, Principals
 from llama_gguf.gateway.sse_keepalive import EarlyStream
+from llama_gguf.http1 import local_response
+from llama_gguf.http1.chunked import frame
+from llama_gguf.http1.fields import Framing
+from llama_gguf.http1.request import LENGTH_LINES
+from llama_gguf.http1.response import Answer
+from llama_gguf.http1.stream_member import StreamSearch
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.services import Services
@@ -516,7 +518,7 @@ class ProxiedRequest(BodyReader):
         self._release_upstream()
         exchange = self._exchange
         exchange.bytes_out = 0
-        event = replies.refusal_event(body, is_anthropic=exchange.request.route.is_anthropic)
+        event = local_response.refusal_event(body, is_anthropic=exchange.request.route.is_anthropic)
         self._interrupt(RefusedStream(event or b""))
 
     # Time ---------------------------------------------------------------------------------------
@@ -609,9 +611,11 @@ class ProxiedRequest(BodyReader):
         exchange.status = 200
         early = self._early = EarlyStream(self, now)
         framing = CHUNKED if self.reads_chunks else b""
-        lines = [replies.NO_BUFFERING, framing, *self._client.common_lines(exchange)]
-        head = replies.head(200, lines, length=None, content_type=replies.EVENT_STREAM)
-        early.send(head, replies.WAITING)
+        lines = [local_response.NO_BUFFERING, framing, *self._client.common_lines(exchange)]
+        head = local_response.head(
+            200, lines, length=None, content_type=local_response.EVENT_STREAM
+        )
+        early.send(head, local_response.WAITING)
         if self._upstream is not None:
             self._upstream.hand_over(early)
 
@@ -653,7 +657,7 @@ class ProxiedRequest(BodyReader):
             return
         event = error.event if isinstance(error, RefusedStream) else b""
         if not event and (self._may_insert or exchange.is_open):
-            event = replies.error_event(
+            event = local_response.error_event(
                 error,
                 is_anthropic=exchange.request.route.is_anthropic,
                 request_id=exchange.request_id,

@@ -13,8 +13,6 @@ from llama_gguf.core.engine import DEFAULT_SLOTS
 from llama_gguf.core.engine_address import EngineAddress
 from llama_gguf.core.ledger import Ledger
 from llama_gguf.core.metrics import Format
-from llama_gguf.core.replies import OwnAnswer
-from llama_gguf.core.request_reader import RequestReader
 from llama_gguf.core.ring import Ring
 from llama_gguf.gateway.access_log import AccessLog
 from llama_gguf.gateway.accounts import Accounts
@@ -29,6 +27,8 @@ from llama_gguf.gateway.principals import Principals
 from llama_gguf.gateway.reloads import Reloads
 from llama_gguf.gateway.request_ids import RequestIds
 from llama_gguf.gateway.sse_keepalive import StreamSearches
+from llama_gguf.http1.local_response import OwnAnswer
+from llama_gguf.http1.request_reader import RequestReader
 from llama_gguf.probe import Probe
 
 SIDE_REQUESTS: Final = 4

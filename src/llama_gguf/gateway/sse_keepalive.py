@@ -14,18 +14,18 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final, Protocol
 
-from llama_gguf.core import replies
-from llama_gguf.core.chunked import frame
-from llama_gguf.core.fields import Framing
-from llama_gguf.core.messages import Answer
-from llama_gguf.core.stream_member import StreamSearch
 from llama_gguf.errors import UpstreamError
 from llama_gguf.gateway.transport import SocketTransport
+from llama_gguf.http1 import local_response
+from llama_gguf.http1.chunked import frame
+from llama_gguf.http1.fields import Framing
+from llama_gguf.http1.response import Answer
+from llama_gguf.http1.stream_member import StreamSearch
 
 MAX_REFUSAL_BYTES: Final = 65536
 """Of an engine's answer that is no stream: some JSON that says why."""
 EFFORT_PER_TICK: Final = 524_288
-"""For all searches together, in the unit of ``core/stream_member.py``: 1 to 5 ms."""
+"""For all searches together, in the unit of ``http1/stream_member.py``: 1 to 5 ms."""
 EFFORT_PER_TURN: Final = 32_768
 """For one of them, before the next has its turn: a long body does not delay the short ones."""
 
@@ -100,7 +100,7 @@ class EarlyStream:
     def wait(self, now: float) -> None:
         """Say that there is nothing to say yet."""
         self.sent_at = now
-        self.send(b"", replies.WAITING)
+        self.send(b"", local_response.WAITING)
 
     # What the engine's connection calls ---------------------------------------------------------
 

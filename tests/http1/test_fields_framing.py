@@ -6,8 +6,8 @@ from contextlib import nullcontext
 
 import pytest
 
-from llama_gguf.core.fields import Fields, RequestFields, check_head_size, read_request
 from llama_gguf.errors import BadRequest, ExpectationFailed, HeadTooLarge, UriTooLong
+from llama_gguf.http1.fields import Fields, RequestFields, check_head_size, read_request
 
 HOST = (b"Host", b"a.example")
 

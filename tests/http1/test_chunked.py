@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.core import chunked
-from llama_gguf.core.chunked import (
+from llama_gguf.http1 import chunked
+from llama_gguf.http1.chunked import (
     MAX_LINE_BYTES,
     MAX_TRAILER_BYTES,
     TAIL_BYTES,

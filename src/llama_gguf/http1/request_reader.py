@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.core.fields import VIA_PSEUDONYM, check_head_size, read_request, request_rules
-from llama_gguf.core.messages import Request, RequestHead, unread
-from llama_gguf.core.replies import Cors
-from llama_gguf.core.routes import Router
 from llama_gguf.errors import HeadTooLarge
+from llama_gguf.http1.fields import VIA_PSEUDONYM, check_head_size, read_request, request_rules
+from llama_gguf.http1.local_response import Cors
+from llama_gguf.http1.request import Request, RequestHead, unread
+from llama_gguf.http1.routes import Router
 
 MAX_HEADER_LINES: Final = 8
 """A whole head is no longer than its request line and so many header lines of the longest kind."""

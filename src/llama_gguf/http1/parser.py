@@ -3,7 +3,7 @@
 The callers cut a head at its blank line and hand it over whole, so that llhttp
 never sees a body and nothing of the next message. It refuses bare CR and LF, NUL,
 folded lines, white space before a colon, and versions other than 1.0 and 1.1; the
-rules that it leaves open (Host, exact codings) are in ``core/fields.py``.
+rules that it leaves open (Host, exact codings) are in ``http1/fields.py``.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Final
 
 import httptools
 
-from llama_gguf.core.fields import Fields
-from llama_gguf.core.messages import RequestHead, ResponseHead
 from llama_gguf.errors import BadRequest, UpstreamError
+from llama_gguf.http1.fields import Fields
+from llama_gguf.http1.request import RequestHead
+from llama_gguf.http1.response import ResponseHead
 
 HEAD_END: Final = b"\r\n\r\n"
 _VERSIONS: Final = {b" HTTP/1.0": "1.0", b" HTTP/1.1": "1.1"}

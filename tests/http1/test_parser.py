@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_gguf.errors import BadRequest, UpstreamError
-from llama_gguf.gateway.heads import (
+from llama_gguf.http1.parser import (
     HEAD_END,
     check_request_start,
     check_response_start,

@@ -1,5 +1,3 @@
-"""What heads say, and when that may be said again of another one."""
-
 from __future__ import annotations
 
 import tracemalloc
@@ -11,14 +9,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from llama_gguf.core.fields import Framing, read_request, read_response
-from llama_gguf.core.messages import NO_HEAD, NO_MATCH, Answer, KnownHead, Request, unread
-from llama_gguf.core.routes import Kind, Route
-from llama_gguf.gateway.heads import HEAD_END, parse_request, parse_response
+from llama_gguf.http1.fields import read_request, read_response
+from llama_gguf.http1.known_head import NO_HEAD, NO_MATCH, KnownHead
+from llama_gguf.http1.parser import HEAD_END, parse_request, parse_response
+from llama_gguf.http1.request import Request
+from llama_gguf.http1.routes import Kind, Route
 
 POST = b"POST /v1/completions?x=y HTTP/1.1\r\n"
 HOST = b"Host: gateway.example\r\n"
-ADDRESS = b"Host: engine.example\r\n"
 
 
 def understood(raw: bytes) -> Request:
@@ -35,185 +33,6 @@ def understood(raw: bytes) -> Request:
 def request(*lines: bytes, first: bytes = POST) -> Request:
     return understood(b"".join((first, HOST, *lines, b"\r\n")))
 
-
-def answered(raw: bytes, *, to_head: bool = False) -> Answer:
-    head = parse_response(raw)
-    return Answer(head, read_response(head.fields, status=head.status, to_head=to_head))
-
-
-# Requests -----------------------------------------------------------------------------------------
-
-
-def test_a_request_is_written_anew_with_what_goes_on_of_it() -> None:
-    found = request(b"X-A: 1\r\n", b"Connection: close, X-Hop\r\n", b"X-Hop: 2\r\n", b"x-b:3\r\n")
-
-    assert found.serialised(ADDRESS, b"req-1", b"body") == (
-        b"POST /v1/completions?x=y HTTP/1.1\r\nHost: engine.example\r\nX-A: 1\r\nx-b: 3\r\n"
-        b"x-request-id: req-1\r\nVia: 1.1 us\r\nContent-Length: 4\r\n\r\nbody"
-    )
-
-
-def test_a_request_serves_again_with_another_id_and_another_body() -> None:
-    found = request(b"Content-Length: 4\r\n")
-    first = found.serialised(ADDRESS, b"req-1", b"body")
-    second = found.serialised(ADDRESS, b"req-2", bytearray(b"longer body"))
-
-    assert second == first.replace(b"req-1", b"req-2").replace(b"h: 4", b"h: 11").replace(
-        b"body", b"longer body"
-    )
-    assert found.serialised(ADDRESS, b"req-1", b"body") == first
-
-
-@pytest.mark.parametrize(
-    ("method", "line", "sends_length"),
-    [
-        (b"POST", b"", True),
-        (b"PUT", b"", True),
-        (b"PATCH", b"", True),
-        (b"GET", b"", False),
-        (b"HEAD", b"", False),
-        (b"DELETE", b"", False),
-        (b"OPTIONS", b"", False),
-        (b"GET", b"Content-Length: 0\r\n", True),
-        (b"DELETE", b"Transfer-Encoding: chunked\r\n", True),
-    ],
-)
-def test_the_engine_is_told_a_length_of_0_where_that_means_something(
-    method: bytes, line: bytes, sends_length: bool
-) -> None:
-    found = request(line, first=method + b" /v1/x HTTP/1.1\r\n")
-    message = found.serialised(ADDRESS, b"r", b"")
-
-    assert (b"\r\nContent-Length: 0\r\n" in message) == sends_length
-    assert message.endswith(b"\r\n\r\n")
-    assert message.count(b"\r\n\r\n") == 1
-
-
-def test_a_body_always_has_its_length() -> None:
-    found = request(first=b"GET /v1/x HTTP/1.1\r\n")
-
-    assert found.serialised(ADDRESS, b"r", b"x").endswith(b"\r\nContent-Length: 1\r\n\r\nx")
-
-
-@pytest.mark.parametrize(
-    ("version", "line", "may_persist"),
-    [
-        (b"1.1", b"", True),
-        (b"1.1", b"Connection: keep-alive\r\n", True),
-        (b"1.1", b"Connection: Close\r\n", False),
-        (b"1.1", b"Connection: x, close\r\n", False),
-        (b"1.0", b"", False),
-        (b"1.0", b"Connection: keep-alive\r\n", False),
-    ],
-)
-def test_a_connection_persists_by_its_version_and_the_client_s_word(
-    version: bytes, line: bytes, may_persist: bool
-) -> None:
-    found = request(line, first=b"GET / HTTP/%b\r\n" % version)
-
-    assert found.may_persist == may_persist
-    assert found.reads_chunks == (version == b"1.1")
-    assert b"\r\nVia: %b us\r\n" % version in found.serialised(ADDRESS, b"r", b"")
-
-
-@pytest.mark.parametrize(
-    ("method", "is_to_head", "is_idempotent"),
-    [
-        (b"GET", False, True),
-        (b"HEAD", True, True),
-        (b"POST", False, False),
-        (b"PUT", False, False),
-        (b"DELETE", False, False),
-    ],
-)
-def test_only_what_changes_nothing_for_sure_may_be_sent_twice(
-    method: bytes, is_to_head: bool, is_idempotent: bool
-) -> None:
-    found = request(first=method + b" / HTTP/1.1\r\n")
-
-    assert (found.is_to_head, found.is_idempotent) == (is_to_head, is_idempotent)
-
-
-def test_a_client_s_own_request_id_is_known_and_not_forwarded_twice() -> None:
-    found = request(b"X-Request-Id: mine\r\n")
-
-    assert found.request_id == b"mine"
-    assert found.serialised(ADDRESS, b"mine", b"").lower().count(b"x-request-id: ") == 1
-
-
-def test_of_a_head_that_cannot_be_read_nothing_is_known() -> None:
-    found = unread(b"Vary: Origin\r\n")
-
-    assert (found.head.method_text, found.head.path_text, found.route.label) == (
-        "-",
-        "-",
-        "refused",
-    )
-    assert (found.cors, found.request_id) == (b"Vary: Origin\r\n", None)
-    assert found.route.kind is Kind.REFUSED
-
-
-# Answers ------------------------------------------------------------------------------------------
-
-
-def test_an_answer_begins_with_what_the_engine_said() -> None:
-    found = answered(b"HTTP/1.0 404 Not Here\r\nX-A: 1\r\nServer: x\r\nContent-Length: 3\r\n\r\n")
-
-    assert found.opening == b"HTTP/1.1 404 Not Here\r\nX-A: 1\r\n"
-    assert (found.status, found.framing) == (404, Framing.LENGTH)
-
-
-@pytest.mark.parametrize(
-    ("head", "framing", "has_length", "may_persist"),
-    [
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n", Framing.LENGTH, True, True),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n", Framing.CHUNKED, False, False),
-        (b"HTTP/1.1 200 OK\r\n", Framing.CLOSE, False, False),
-        (b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n", Framing.LENGTH, True, False),
-        (
-            b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n",
-            Framing.LENGTH,
-            True,
-            False,
-        ),
-        (b"HTTP/1.1 304 Same\r\nContent-Length: 5\r\n", Framing.NONE, True, True),
-        (b"HTTP/1.1 204 Nothing\r\nContent-Length: 5\r\n", Framing.NONE, False, True),
-        (b"HTTP/1.1 204 Nothing\r\n", Framing.NONE, False, True),
-    ],
-)
-def test_an_answer_s_framing_says_whether_its_connection_serves_again(
-    head: bytes, framing: Framing, has_length: bool, may_persist: bool
-) -> None:
-    found = answered(head + b"\r\n")
-
-    assert (found.framing, found.has_length) == (framing, has_length)
-    assert found.may_persist == may_persist
-
-
-def test_an_answer_to_head_has_a_length_and_no_body() -> None:
-    found = answered(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", to_head=True)
-
-    assert (found.framing, found.has_length, found.may_persist) == (Framing.NONE, True, True)
-
-
-@pytest.mark.parametrize(
-    ("line", "has_date", "is_event_stream"),
-    [
-        (b"", False, False),
-        (b"date: x\r\n", True, False),
-        (b"Content-Type: Text/Event-Stream; charset=utf-8\r\n", False, True),
-        (b"Content-Type: text/plain\r\n", False, False),
-    ],
-)
-def test_an_answer_s_fields_tell_what_else_it_is(
-    line: bytes, has_date: bool, is_event_stream: bool
-) -> None:
-    found = answered(b"HTTP/1.1 200 OK\r\n%b\r\n" % line)
-
-    assert (found.has_date, found.is_event_stream) == (has_date, is_event_stream)
-
-
-# The same head again ------------------------------------------------------------------------------
 
 Meaning = tuple[object, ...]
 """All that is found out about a head, but for its length."""

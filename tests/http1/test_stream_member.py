@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.core.stream_member import STEP_EFFORT, WINDOW_BYTES, StreamSearch
+from llama_gguf.http1.stream_member import STEP_EFFORT, WINDOW_BYTES, StreamSearch
 
 
 def asks_for_stream(

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.core.fields import Fields
-from llama_gguf.core.replies import Cors
-from tests.core.test_replies import fields_of
+from llama_gguf.http1.fields import Fields
+from llama_gguf.http1.local_response import Cors
+from tests.http1.test_local_response import fields_of
 
 APP = "https://app.example"
 ORIGIN = APP.encode()

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.core import fields as module
-from llama_gguf.core.fields import Fields, Framing, ResponseFields, read_response
 from llama_gguf.errors import UpstreamError
+from llama_gguf.http1 import fields as module
+from llama_gguf.http1.fields import Fields, Framing, ResponseFields, read_response
 
 CHUNKED = (b"Transfer-Encoding", b"chunked")
 LENGTH = (b"Content-Length", b"5")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama_gguf.core.chunked import ChunkedError
-from tests.core.test_chunked import bodies, cuts, follow, split
+from llama_gguf.http1.chunked import ChunkedError
+from tests.http1.test_chunked import bodies, cuts, follow, split
 
 LAST = b"0\r\n\r\n"
 

@@ -8,13 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.core.replies import (
-    duration_text,
-    envelope,
-    error_event,
-    error_fields,
-    head,
-)
 from llama_gguf.errors import (
     BadRequest,
     GatewayError,
@@ -27,6 +20,13 @@ from llama_gguf.errors import (
     Unauthorized,
     UpstreamError,
     UpstreamTimeout,
+)
+from llama_gguf.http1.local_response import (
+    duration_text,
+    envelope,
+    error_event,
+    error_fields,
+    head,
 )
 
 LINE = re.compile(rb"[A-Za-z-]+: [\x20-\x7e]*\r\n")

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.core.bodies import IncomingBody
-from llama_gguf.core.chunked import frame
 from llama_gguf.errors import BadRequest
+from llama_gguf.http1.body import IncomingBody
+from llama_gguf.http1.chunked import frame
 
 cuts = st.lists(st.integers(0, 120), max_size=8)
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.core import fields as module
-from llama_gguf.core.fields import Fields, RequestFields, find, read_request, request_rules
 from llama_gguf.errors import BadRequest
+from llama_gguf.http1 import fields as module
+from llama_gguf.http1.fields import Fields, RequestFields, find, read_request, request_rules
 
 HOST = (b"Host", b"a.example")
 

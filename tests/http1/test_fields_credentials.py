@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from llama_gguf.core.fields import (
+from llama_gguf.core.keys import Key, KeyRing
+from llama_gguf.errors import Unauthorized
+from llama_gguf.http1.fields import (
     Fields,
     RequestFields,
     invalid_key,
@@ -10,8 +12,6 @@ from llama_gguf.core.fields import (
     read_request,
     request_rules,
 )
-from llama_gguf.core.keys import Key, KeyRing
-from llama_gguf.errors import Unauthorized
 
 HOST = (b"Host", b"a.example")
 KEY = b"sk-Zq8vN2xLw5TfR7mB"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from llama_gguf.core.chunked import ChunkedBody, ChunkedError
 from llama_gguf.errors import BadRequest
+from llama_gguf.http1.chunked import ChunkedBody, ChunkedError
 
 
 class IncomingBody:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
-from llama_gguf.core.fields import Fields, find
 from llama_gguf.errors import GatewayError, MethodNotAllowed, Unauthorized
+from llama_gguf.http1.fields import Fields, find
 
 JSON: Final = b"application/json"
 

@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.core.fields import presented_key
-from llama_gguf.core.request_reader import RequestReader
-from llama_gguf.core.routes import Kind
 from llama_gguf.errors import HeadTooLarge, UriTooLong
-from llama_gguf.gateway.heads import parse_request
+from llama_gguf.http1.fields import presented_key
+from llama_gguf.http1.parser import parse_request
+from llama_gguf.http1.request_reader import RequestReader
+from llama_gguf.http1.routes import Kind
 from tests.fakes import KEY, request
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llama_gguf.core.routes import OPERATIONS, Kind, Route, Router
 from llama_gguf.errors import GatewayError, MethodNotAllowed
+from llama_gguf.http1.routes import OPERATIONS, Kind, Route, Router
 
 SLOT = "needs a slot"
 NO_SLOT = "needs no slot"

@@ -1,0 +1,116 @@
+"""Recognises a head that was parsed before, so that it is parsed once.
+
+A connection mostly repeats its heads, except for the digits of their Content-Length. ``KnownHead``
+matches the bytes around those digits.
+"""
+
+from __future__ import annotations
+
+from hmac import compare_digest
+from typing import Final
+
+_MAX_DIGITS: Final = 18
+_MAX_REMEMBERED: Final = 4096
+
+
+class _Lengths(dict[bytes, int]):
+    """Digits -> the length that they mean; -1 for anything but the one way to write a length."""
+
+    def __missing__(self, digits: bytes) -> int:
+        is_plain = digits.isdigit() and len(digits) <= _MAX_DIGITS
+        length = int(digits) if is_plain and (digits[:1] != b"0" or digits == b"0") else -1
+        if len(self) < _MAX_REMEMBERED:
+            self[digits] = length
+        return length
+
+
+_LENGTHS: Final = _Lengths()
+
+
+NO_MATCH: Final = -1, 0
+
+
+class KnownHead:
+    """A head that was parsed: what has to come again for all that was found in it to hold again.
+
+    Immutable, so that any number of connections may share one.
+
+    Args:
+        head: with its blank line; as it came, since nothing else is sure to be parsed alike.
+        length: its Content-Length.
+    """
+
+    __slots__ = ("_after", "_after_bytes", "_before", "_digits_at", "_digits_end", "_end", "length")
+
+    def __init__(self, head: bytes, length: int | None) -> None:
+        self.length = length or 0
+        """Its Content-Length, 0 if there is none."""
+        at, end = (len(head), len(head)) if length is None else _digits(head)
+        self._digits_at = at
+        self._digits_end = end
+        self._before = head[:at]
+        self._after = head[end:]
+        self._after_bytes = len(self._after)
+        self._end = len(head)
+
+    def match(self, data: bytes) -> tuple[int, int]:
+        """Find this head at the beginning of *data*.
+
+        All must be the same but the digits of Content-Length.
+
+        Returns:
+            Where the head ends, and its Content-Length; NO_MATCH when it is not there as a whole.
+        """
+        # Slices, since `startswith` costs twice as much.
+        at = self._digits_at
+        if data[:at] != self._before:
+            return NO_MATCH
+        if not self._after:
+            return at, self.length
+        end, after = self._digits_end, self._end  # there mostly are as many digits again
+        # mypyc's slices fail where they would begin behind the end.
+        if after > len(data) or data[end:after] != self._after:
+            end = data.find(b"\r\n", at, at + _MAX_DIGITS + 2)
+            after = end + self._after_bytes
+            if end < 0 or data[end:after] != self._after:
+                return NO_MATCH
+        length = _LENGTHS[data[at:end]]
+        return (after, length) if length >= 0 else NO_MATCH
+
+    def match_secret(self, head: bytes) -> tuple[int, int]:
+        """``match`` for one whole *head*, which may be another client's and hold a key.
+
+        How long it takes does not tell how much of it is the same.
+        """
+        at = self._digits_at
+        end = len(head) - self._after_bytes
+        if not at <= end <= at + _MAX_DIGITS:
+            return NO_MATCH
+        if not compare_digest(head[:at] + head[end:], self._before + self._after):
+            return NO_MATCH
+        if not self._after:
+            return (end, self.length) if end == at else NO_MATCH
+        length = _LENGTHS[head[at:end]]
+        return (len(head), length) if length >= 0 else NO_MATCH
+
+
+class _NoHead(KnownHead):
+    """Matches nothing: there was no head, or it must not count."""
+
+    def __init__(self) -> None:
+        super().__init__(b"", None)
+
+    def match(self, data: bytes) -> tuple[int, int]:
+        del data
+        return NO_MATCH
+
+
+NO_HEAD: Final = _NoHead()
+
+
+def _digits(head: bytes) -> tuple[int, int]:
+    """From where to where the digits of Content-Length stand; the end, if they are hard to find."""
+    at = head.lower().find(b"\r\ncontent-length: ") + 18
+    end = head.find(b"\r\n", at)
+    found = 18 <= at < end <= at + _MAX_DIGITS and _LENGTHS[head[at:end]] >= 0
+    return (at, end) if found else (len(head), len(head))

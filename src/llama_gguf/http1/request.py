@@ -1,0 +1,122 @@
+"""A request's head: what it means, and the head that llama-server receives for it.
+
+It does not depend on the digits of Content-Length, so that ``known_head.py`` can reuse it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from llama_gguf.http1.fields import Fields, RequestFields
+from llama_gguf.http1.routes import Kind, Route
+
+_NO_BODY: Final = (b"GET", b"HEAD", b"DELETE", b"OPTIONS")
+"""A length of 0 says nothing about these (RFC 9110 section 8.6)."""
+_MAX_REMEMBERED: Final = 4096
+
+
+class _LengthLines(dict[int, bytes]):
+    """Length -> its header line."""
+
+    def __missing__(self, length: int) -> bytes:
+        line = b"Content-Length: %d\r\n" % length
+        if len(self) < _MAX_REMEMBERED:
+            self[length] = line
+        return line
+
+
+LENGTH_LINES: Final = _LengthLines()
+
+
+@dataclass(slots=True)
+class RequestHead:
+    method: bytes
+    target: bytes
+    """In origin form: path and query. ``*`` only with OPTIONS."""
+    path: bytes
+    version: str
+    fields: Fields
+    method_text: str
+    path_text: str
+
+
+class Request:
+    """A request, as far as its head tells.
+
+    Args:
+        head: parsed.
+        cors: the lines for whoever asks from its origin.
+        read: its fields, sorted.
+        route: where it goes.
+        via: our pseudonym in ``Via``.
+    """
+
+    __slots__ = (
+        "cors",
+        "head",
+        "is_chunked",
+        "is_idempotent",
+        "is_to_head",
+        "line",
+        "may_persist",
+        "middle",
+        "opening",
+        "read",
+        "reads_chunks",
+        "request_id",
+        "route",
+        "sends_length",
+    )
+
+    def __init__(
+        self,
+        head: RequestHead,
+        *,
+        cors: bytes,
+        read: RequestFields | None = None,
+        route: Route | None = None,
+        via: bytes = b"",
+    ) -> None:
+        self.head = head
+        self.cors = cors
+        self.read = read = read or RequestFields()
+        self.route = route or _NO_ROUTE
+        self.request_id = read.request_id
+        self.is_chunked = read.is_chunked
+        self.is_to_head = head.method == b"HEAD"
+        # RFC 9110 section 9.2.2: of the idempotent methods, those that are sure to change nothing.
+        self.is_idempotent = head.method in (b"GET", b"HEAD")
+        self.reads_chunks = head.version == "1.1"
+        """False for HTTP/1.0: it gets a chunked body decoded."""
+        self.may_persist = self.reads_chunks and b"close" not in read.connection
+        self.sends_length = (
+            self.is_chunked or read.content_length is not None or head.method not in _NO_BODY
+        )
+        """Whether the engine is told a length even when there is no body."""
+        # What an engine receives is the line, the lines of its address, the opening, the request
+        # id, the middle, and then a length or nothing.
+        self.line = b"%b %b HTTP/1.1\r\n" % (head.method, head.target)
+        self.opening = b"%bx-request-id: " % b"".join(read.forwarded)
+        self.middle = b"\r\nVia: %b %b\r\n" % (head.version.encode("ascii"), via)
+
+    def serialised(self, address: bytes, request_id: bytes, body: bytes | bytearray) -> bytes:
+        """The request as an engine receives it: parsed, and written again.
+
+        Args:
+            address: the header lines that are the engine's own.
+            request_id: of this one.
+            body: all of it.
+        """
+        length = LENGTH_LINES[len(body)] if body or self.sends_length else b""
+        return b"".join(
+            (self.line, address, self.opening, request_id, self.middle, length, b"\r\n", body)
+        )
+
+
+_NO_ROUTE: Final = Route(Kind.REFUSED, "refused")
+
+
+def unread(cors: bytes) -> Request:
+    """What there is to say of a request whose head cannot be parsed."""
+    return Request(RequestHead(b"-", b"-", b"-", "1.1", [], "-", "-"), cors=cors)

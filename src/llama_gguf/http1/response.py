@@ -1,0 +1,56 @@
+"""llama-server's response head: what it means, and the head that the client receives for it.
+
+It does not depend on the digits of Content-Length, so that ``known_head.py`` can reuse it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llama_gguf.http1.fields import Fields, Framing, ResponseFields
+
+
+@dataclass(slots=True)
+class ResponseHead:
+    status: int
+    reason: bytes
+    version: str
+    fields: Fields
+
+
+class Answer:
+    """The engine's answer, as far as its head tells.
+
+    Args:
+        head: parsed; of a final answer, no interim one.
+        read: its fields, sorted.
+    """
+
+    __slots__ = (
+        "framing",
+        "has_date",
+        "has_length",
+        "is_event_stream",
+        "may_persist",
+        "opening",
+        "status",
+    )
+
+    def __init__(self, head: ResponseHead, read: ResponseFields) -> None:
+        self.status = head.status
+        self.framing = read.framing
+        self.has_date = read.has_date
+        self.has_length = read.length is not None and head.status != 204
+        self.is_event_stream = read.is_event_stream
+        # Never after a stream: llama-server closes then, and does not say so.
+        self.may_persist = (
+            read.framing in (Framing.LENGTH, Framing.NONE)
+            and head.version == "1.1"
+            and b"close" not in read.connection
+        )
+        # What the client gets is the opening, and then what it is told by us.
+        self.opening = b"HTTP/1.1 %d %b\r\n%b" % (
+            head.status,
+            head.reason,
+            b"".join(read.forwarded),
+        )

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import pytest
+
+from llama_gguf.http1.fields import Framing, read_response
+from llama_gguf.http1.parser import parse_response
+from llama_gguf.http1.response import Answer
+
+
+def answered(raw: bytes, *, to_head: bool = False) -> Answer:
+    head = parse_response(raw)
+    return Answer(head, read_response(head.fields, status=head.status, to_head=to_head))
+
+
+def test_an_answer_begins_with_what_the_engine_said() -> None:
+    found = answered(b"HTTP/1.0 404 Not Here\r\nX-A: 1\r\nServer: x\r\nContent-Length: 3\r\n\r\n")
+
+    assert found.opening == b"HTTP/1.1 404 Not Here\r\nX-A: 1\r\n"
+    assert (found.status, found.framing) == (404, Framing.LENGTH)
+
+
+@pytest.mark.parametrize(
+    ("head", "framing", "has_length", "may_persist"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n", Framing.LENGTH, True, True),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n", Framing.CHUNKED, False, False),
+        (b"HTTP/1.1 200 OK\r\n", Framing.CLOSE, False, False),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n", Framing.LENGTH, True, False),
+        (
+            b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n",
+            Framing.LENGTH,
+            True,
+            False,
+        ),
+        (b"HTTP/1.1 304 Same\r\nContent-Length: 5\r\n", Framing.NONE, True, True),
+        (b"HTTP/1.1 204 Nothing\r\nContent-Length: 5\r\n", Framing.NONE, False, True),
+        (b"HTTP/1.1 204 Nothing\r\n", Framing.NONE, False, True),
+    ],
+)
+def test_an_answer_s_framing_says_whether_its_connection_serves_again(
+    head: bytes, framing: Framing, has_length: bool, may_persist: bool
+) -> None:
+    found = answered(head + b"\r\n")
+
+    assert (found.framing, found.has_length) == (framing, has_length)
+    assert found.may_persist == may_persist
+
+
+def test_an_answer_to_head_has_a_length_and_no_body() -> None:
+    found = answered(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", to_head=True)
+
+    assert (found.framing, found.has_length, found.may_persist) == (Framing.NONE, True, True)
+
+
+@pytest.mark.parametrize(
+    ("line", "has_date", "is_event_stream"),
+    [
+        (b"", False, False),
+        (b"date: x\r\n", True, False),
+        (b"Content-Type: Text/Event-Stream; charset=utf-8\r\n", False, True),
+        (b"Content-Type: text/plain\r\n", False, False),
+    ],
+)
+def test_an_answer_s_fields_tell_what_else_it_is(
+    line: bytes, has_date: bool, is_event_stream: bool
+) -> None:
+    found = answered(b"HTTP/1.1 200 OK\r\n%b\r\n" % line)
+
+    assert (found.has_date, found.is_event_stream) == (has_date, is_event_stream)

@@ -111,7 +111,7 @@ compiled: $(VENV)/.dev ## compile the hot modules and run their tests against th
 	LLAMA_GGUF_COMPILE=1 $(BIN)/python -m pip --disable-pip-version-check wheel -q --no-deps -w build .
 	$(BIN)/python -m zipfile -e build/llama_gguf_inference-*.whl build/compiled
 	PYTHONPATH=build/compiled $(BIN)/pytest tests/core tests/gateway tests/fuzz \
-	    --ignore tests/core/test_limits.py --ignore tests/http1/test_request.py \
+	    --ignore tests/access/test_rate_limit.py --ignore tests/http1/test_request.py \
 	    --deselect tests/gateway/test_shared.py::test_no_secret_is_in_what_can_be_printed
 
 engine-facts: $(VENV)/.dev ## record the behaviour of the installed llama-server, after a review of the changes

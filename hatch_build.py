@@ -23,14 +23,13 @@ BUILD_DEPENDENCIES: Final = ["mypy[mypyc]>=2", "setuptools>=78"]
 MODULES: Final = [
     f"llama_gguf/{folder}/{name}.py"
     for folder, names in {
+        "access": ("authenticator", "keys", "rate_limit"),
         "core": (
             "admission",
             "body_memory",
             "exchange",
             "failure_policy",
-            "keys",
             "ledger",
-            "limits",
             "metrics",
             "shares",
             "usage",
@@ -49,7 +48,6 @@ MODULES: Final = [
             "own",
             "poller",
             "pool",
-            "principals",
             "proxied_request",
             "request_ids",
             "services",

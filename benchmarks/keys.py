@@ -11,12 +11,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
+from llama_gguf.access import keys
+from llama_gguf.access.authenticator import Principals
+from llama_gguf.access.keys import KeyRing
 from llama_gguf.cli.terminal import print_table
 from llama_gguf.config.settings import Settings
-from llama_gguf.core import keys
-from llama_gguf.core.keys import KeyRing
 from llama_gguf.errors import Unauthorized
-from llama_gguf.gateway.principals import Principals
 from llama_gguf.http1.fields import RequestFields
 
 SIZES: Final = (1, 10_000)

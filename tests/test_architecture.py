@@ -1,4 +1,4 @@
-"""A module with logic has a test file of its name: ``core/limits.py``, ``core/test_limits.py``.
+"""A module with logic has a test file of its name: ``access/rate_limit.py``, ``access/test_rate_limit.py``.
 
 Large ones may be split by topic, as ``core/test_limits_memory.py``. Which module may import
 which is checked by import-linter (``make check``), not here.
@@ -17,6 +17,7 @@ TESTS: Final = Path(__file__).parent
 SOURCE: Final = TESTS.parent / "src" / "llama_gguf"
 
 TESTED_ELSEWHERE: Final = {
+    "files/stamps.py": "access/test_key_store.py",  # notices a new keys file
     "cli/key_views.py": "cli/test_keys.py",  # the tables and sentences that `keys` prints
     "core/gguf_cursor.py": "core/test_gguf.py",  # reads bytes for core/gguf.py alone
 }

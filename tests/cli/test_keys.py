@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from llama_gguf.access import keys
+from llama_gguf.access.keys import Key, KeyRing
+from llama_gguf.access.moments import format_moment
 from llama_gguf.cli import key_views
 from llama_gguf.cli.keys import create_key
 from llama_gguf.cli.main import main
-from llama_gguf.core import keys
-from llama_gguf.core.keys import Key, KeyRing
-from llama_gguf.core.moments import format_moment
 from llama_gguf.errors import UserError
 
 SECRET = "sk-Zq8vN2xLw5TfR7mB"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_gguf import keyfile
+from llama_gguf.access import key_file
 from llama_gguf.cli import serve
 from llama_gguf.cli.context import Context
 from llama_gguf.cli.main import main
@@ -315,7 +315,7 @@ def test_a_keys_file_on_a_disk_that_hangs_does_not_hold_up_the_loop(
         print(text)  # noqa: T201  # what it stands in for
         said.set()
 
-    monkeypatch.setattr(keyfile, "read", hang)
+    monkeypatch.setattr(key_file, "read", hang)
     monkeypatch.setattr(serve, "say", say)
     ours = settings()
     serving = serve._Serving(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from llama_gguf.access.key_store import REST_SECONDS
 from llama_gguf.core.engine import EngineState
-from llama_gguf.gateway.reloads import REST_SECONDS
 from tests.fakes import (
     EXPIRED_KEY,
     KEY,

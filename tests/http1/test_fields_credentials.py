@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llama_gguf.core.keys import Key, KeyRing
+from llama_gguf.access.keys import Key, KeyRing
 from llama_gguf.errors import Unauthorized
 from llama_gguf.http1.fields import (
     Fields,

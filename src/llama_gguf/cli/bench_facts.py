@@ -12,13 +12,14 @@ from importlib import metadata
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from llama_gguf import __version__, keyfile
+from llama_gguf import __version__
+from llama_gguf.access import key_file
+from llama_gguf.access.keys import KeyRing
 from llama_gguf.bench.connection import Target
 from llama_gguf.bench.options import Options
 from llama_gguf.bench.results import Circumstances
 from llama_gguf.bench.server import Server
 from llama_gguf.cli.context import Context
-from llama_gguf.core.keys import KeyRing
 from llama_gguf.engine import machine
 from llama_gguf.engine.model import read_model
 from llama_gguf.errors import UserError
@@ -38,7 +39,7 @@ def endpoint_key(url: str, context: Context) -> str:
     if not is_here(url):
         return ""
     try:
-        text = keyfile.read(context.settings.auth_keys_file)
+        text = key_file.read(context.settings.auth_keys_file)
     except UserError:
         return ""
     return key_in(text, now=datetime.now(UTC).timestamp())

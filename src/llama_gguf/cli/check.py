@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
-from llama_gguf import keyfile
+from llama_gguf.access import key_file
 from llama_gguf.cli import fit, plan
 from llama_gguf.cli.context import Context, with_model
 from llama_gguf.cli.results import Level, Result
@@ -295,7 +295,7 @@ def _keys(settings: Settings) -> Result:
         text = f"no keys in {path}: create one with `llama-gguf keys generate --file {path}`"
         return Result("keys", text, Level.WRONG)
     notes = [f"line {p.line}: {p.reason}" for p in ring.problems]
-    exposed = keyfile.warn_if_exposed(path)
+    exposed = key_file.warn_if_exposed(path)
     return Result(
         "keys", "; ".join([f"{len(ring)} in {path}", *notes, *([exposed] if exposed else [])])
     )

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
+from llama_gguf.access.keys import Key, KeyRing, Merged
+from llama_gguf.access.moments import format_moment
 from llama_gguf.cli.terminal import print_table, say
-from llama_gguf.core.keys import Key, KeyRing, Merged
-from llama_gguf.core.moments import format_moment
 
 _SPANS: Final = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
 

@@ -22,11 +22,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, TypeVar
 
-from llama_gguf import keyfile
+from llama_gguf.access import key_file, keys
+from llama_gguf.access.keys import Key, KeyRing, Merged
+from llama_gguf.access.moments import parse_duration
 from llama_gguf.cli.context import Context
-from llama_gguf.core import keys
-from llama_gguf.core.keys import Key, KeyRing, Merged
-from llama_gguf.core.moments import parse_duration
 from llama_gguf.errors import UserError
 
 _TAKEN_UP: Final = "A running gateway applies this within three seconds.\n"
@@ -175,7 +174,7 @@ def _store(path: str, new: _NewKey) -> None:
             )
         return keys.add_line(text or keys.NEW_FILE, new.line)
 
-    keyfile.edit(path, add)
+    key_file.edit(path, add)
 
 
 def _generate(arguments: argparse.Namespace, path: str) -> None:
@@ -216,8 +215,8 @@ def _show(
 def _list(arguments: argparse.Namespace, path: str) -> None:
     from llama_gguf.cli import key_views
 
-    ring = KeyRing.parse(keyfile.read(path))
-    warning = keyfile.warn_if_exposed(path)
+    ring = KeyRing.parse(key_file.read(path))
+    warning = key_file.warn_if_exposed(path)
     if warning:
         sys.stderr.write(f"llama-gguf: warning: {warning}\n")
     show = key_views.print_keys_as_json if arguments.json else key_views.print_keys
@@ -236,7 +235,7 @@ def _remove(arguments: argparse.Namespace, path: str) -> None:
         gone[:] = _secrets_of(text, name, path)
         return keys.replace(text, name)
 
-    keyfile.edit(path, remove)
+    key_file.edit(path, remove)
     key_views.print_removed(name, _valid(gone, now), path, as_json=arguments.json)
     sys.stderr.write(_TAKEN_UP)
 
@@ -266,7 +265,7 @@ def _rotate(arguments: argparse.Namespace, path: str) -> None:
         kept[:] = KeyRing.parse("\n".join(retired)).keys
         return keys.replace(text, latest.key_id, new.line, *retired)
 
-    keyfile.edit(path, rotate)
+    key_file.edit(path, rotate)
     ended = 0 if kept else _valid(old, now.timestamp())
     then = key_views.fate_of_old(kept, ended) + _TAKEN_UP
     _show(made[-1], arguments, path=path, now=now, then=then, ended=ended)
@@ -306,9 +305,9 @@ def _import(arguments: argparse.Namespace, path: str) -> None:
 
     source: str = arguments.source
     if source == "-":
-        other = keyfile.decoded(sys.stdin.buffer.read(), "on standard input")
+        other = key_file.decoded(sys.stdin.buffer.read(), "on standard input")
     else:
-        other = keyfile.read_other(source)
+        other = key_file.read_other(source)
     done: list[Merged] = []
 
     def merge(text: str) -> str:
@@ -320,7 +319,7 @@ def _import(arguments: argparse.Namespace, path: str) -> None:
         done.append(merged)
         return merged.text if merged.added else text
 
-    keyfile.edit(path, merge)
+    key_file.edit(path, merge)
     key_views.print_import(done[-1], path, as_json=arguments.json)
     sys.stderr.write(_TAKEN_UP)
 
@@ -328,7 +327,7 @@ def _import(arguments: argparse.Namespace, path: str) -> None:
 def _hash(arguments: argparse.Namespace, path: str) -> None:
     from llama_gguf.cli import key_views
 
-    keyfile.read(path)  # a file that is not there has nothing to hide, but a wrong name has
+    key_file.read(path)  # a file that is not there has nothing to hide, but a wrong name has
     done: list[int] = []
 
     def without_secrets(text: str) -> str:
@@ -336,8 +335,8 @@ def _hash(arguments: argparse.Namespace, path: str) -> None:
         done.append(changed)
         return text
 
-    keyfile.edit(path, without_secrets)
-    key_views.print_hashed(done[-1], KeyRing.parse(keyfile.read(path)), path, arguments.json)
+    key_file.edit(path, without_secrets)
+    key_views.print_hashed(done[-1], KeyRing.parse(key_file.read(path)), path, arguments.json)
 
 
 def _secrets_of(text: str, name: str, path: str) -> list[Key]:

@@ -10,11 +10,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
+from llama_gguf.access.keys import KeyRing
 from llama_gguf.cli.context import Context
 from llama_gguf.cli.guard import within
 from llama_gguf.config import masking
 from llama_gguf.config import settings as settings_module
-from llama_gguf.core.keys import KeyRing
 from llama_gguf.engine import processes
 
 _SETTINGS: Final = {settings_module.variable(name): name for name in settings_module.FIELDS}

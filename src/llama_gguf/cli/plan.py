@@ -6,9 +6,9 @@ import os
 import re
 from collections.abc import Mapping
 
-from llama_gguf import keyfile
+from llama_gguf.access import key_file
+from llama_gguf.access.keys import KeyRing
 from llama_gguf.config.settings import Settings, variable
-from llama_gguf.core.keys import KeyRing
 from llama_gguf.engine.landing import MeterFactory
 from llama_gguf.engine.model import Model, read_model, resolve, size_text
 from llama_gguf.engine.pull import KNOWN_FILES, find, is_fetchable, pull
@@ -113,4 +113,4 @@ def keys_in(path: str) -> KeyRing:
     Raises:
         UserError: it is there and cannot be read.
     """
-    return KeyRing.parse(keyfile.read(path) if os.path.lexists(path) else "")
+    return KeyRing.parse(key_file.read(path) if os.path.lexists(path) else "")

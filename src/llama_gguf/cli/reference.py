@@ -234,7 +234,7 @@ def modules_page() -> str:
         _MADE,
         "# Modules\n",
         "The first line of each module's docstring. Permitted imports: "
-        "`cli → supervisor → gateway, engine, health, bench → probe, keyfile, logfile → events → "
+        "`cli → supervisor → gateway, engine, health, bench → probe, key_file, logfile → events → "
         "core → errors`, "
         "only to the right. [architecture.md](architecture.md) describes how they work together.\n",
     ]

@@ -27,7 +27,9 @@ from datetime import UTC, datetime
 from types import FrameType
 from typing import Final, NoReturn
 
-from llama_gguf import __version__, keyfile
+from llama_gguf import __version__
+from llama_gguf.access import key_file
+from llama_gguf.access.keys import KeyRing
 from llama_gguf.cli import logs, plan
 from llama_gguf.cli.context import Context, with_model
 from llama_gguf.cli.fetch import fetch
@@ -36,7 +38,6 @@ from llama_gguf.config import settings as settings_module
 from llama_gguf.config.masking import mask_urls
 from llama_gguf.config.settings import Settings
 from llama_gguf.core.engine import HEALTH_STATUS, EngineState, EngineStatus
-from llama_gguf.core.keys import KeyRing
 from llama_gguf.core.launch import (
     engine_address,
     engine_argv,
@@ -351,7 +352,7 @@ def _key_command(path: str) -> str:
     """
     now = datetime.now(UTC).timestamp()
     try:
-        lines = keyfile.read(path).split("\n")
+        lines = key_file.read(path).split("\n")
     except UserError:  # the gateway has said what is wrong with it
         lines = []
     for number, line in enumerate(lines, start=1):

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from llama_gguf.access.authenticator import Principal
+from llama_gguf.access.keys import KeyRing
 from llama_gguf.core.exchange import Exchange
-from llama_gguf.core.keys import KeyRing
 from llama_gguf.errors import GatewayError
-from llama_gguf.gateway.principals import Principal
 from llama_gguf.gateway.transport import Receiver, SocketTransport
 from llama_gguf.http1.request import Request
 

@@ -16,15 +16,15 @@ import math
 import re
 from typing import TYPE_CHECKING, Final, cast
 
+from llama_gguf.access.authenticator import Principal, Principals
+from llama_gguf.access.rate_limit import network_of
 from llama_gguf.core.exchange import PHASES, Event, Exchange
-from llama_gguf.core.limits import network_of
 from llama_gguf.errors import GatewayError, IllegalTransition, QueueFull, RequestTimeout
 from llama_gguf.events import EventLog
 from llama_gguf.gateway import own, sockets
 from llama_gguf.gateway.client import BodyReader, Client
 from llama_gguf.gateway.dialer import Cancellable
 from llama_gguf.gateway.head_cache import Known
-from llama_gguf.gateway.principals import Principal, Principals
 from llama_gguf.gateway.proxied_request import ProxiedRequest
 from llama_gguf.gateway.transport import HIGH_WATER_BYTES, SocketTransport
 from llama_gguf.http1 import local_response

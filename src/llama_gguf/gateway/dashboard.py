@@ -20,7 +20,7 @@ from llama_gguf.http1.local_response import OwnAnswer
 from llama_gguf.http1.routes import OPERATIONS
 
 if TYPE_CHECKING:
-    from llama_gguf.gateway.principals import Principal
+    from llama_gguf.access.authenticator import Principal
     from llama_gguf.gateway.services import Services
 
 _TYPES: Final = {

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llama_gguf.core.keys import KeyRing
-from llama_gguf.gateway.principals import Principal
+from llama_gguf.access.authenticator import Principal
+from llama_gguf.access.keys import KeyRing
 from llama_gguf.http1.known_head import NO_MATCH, KnownHead
 from llama_gguf.http1.request import Request
 

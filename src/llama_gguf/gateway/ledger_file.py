@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from llama_gguf import keyfile
 from llama_gguf.config.settings import Settings
 from llama_gguf.core.ledger import Ledger
 from llama_gguf.events import EventLog
+from llama_gguf.files import stamps
 from llama_gguf.gateway.clock import wall_now
 from llama_gguf.gateway.threads import off_the_loop, pause
 
@@ -56,7 +56,7 @@ class _Sum:
     """What the file has after a look, where others had changed it."""
 
     ledger: Ledger
-    stamp: keyfile.Stamp | None
+    stamp: stamps.Stamp | None
 
 
 class LedgerFile:
@@ -70,7 +70,7 @@ class LedgerFile:
     def __init__(self, path: str, wall: Callable[[], float] = wall_now) -> None:
         self._path = path
         self._wall = wall
-        self._stamp: keyfile.Stamp | None = None
+        self._stamp: stamps.Stamp | None = None
         """Of the file that our ledger is based on; another one when others have written."""
         self._unsaved: Ledger | None = None
         """What was taken from our ledger and is not in the file."""
@@ -80,7 +80,7 @@ class LedgerFile:
 
     def load(self, now: float) -> Ledger:
         """What was kept; a new ledger, begun at *now*, when there is nothing that can be read."""
-        self._stamp = keyfile.stamp(self._path)  # first, so that a change meanwhile is not missed
+        self._stamp = stamps.stamp(self._path)  # first, so that a change meanwhile is not missed
         try:
             ledger = self._read() or Ledger(now)
         except OSError as error:
@@ -147,11 +147,11 @@ class LedgerFile:
             self._unsaved = job.unsaved
         elif job.unsaved is not None:
             self._unsaved.merge(job.unsaved, self._wall())
-        is_changed = keyfile.stamp(self._path) != self._stamp
+        is_changed = stamps.stamp(self._path) != self._stamp
         if self._unsaved is None and not is_changed:
             return None
         with _locked(self._path):
-            stamp = keyfile.stamp(self._path)
+            stamp = stamps.stamp(self._path)
             found = self._read() if stamp != self._stamp else None
             if found is None and stamp != self._stamp and self._unsaved is None:
                 self._unsaved = Ledger(self._wall())  # it is gone, and with it what was saved
@@ -159,7 +159,7 @@ class LedgerFile:
                 if found is not None:
                     found.merge(self._unsaved, self._wall())
                 self._replace(job.text if found is None else found.dump())
-                stamp = keyfile.stamp(self._path)
+                stamp = stamps.stamp(self._path)
                 self._unsaved = None
                 self._has_complained = False
         if found is not None:
@@ -189,7 +189,7 @@ class LedgerFile:
         )
         with contextlib.suppress(OSError):
             os.replace(self._path, aside)
-        self._stamp = keyfile.stamp(self._path)
+        self._stamp = stamps.stamp(self._path)
 
     def _replace(self, text: str) -> None:
         new = f"{self._path}.new"

@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from llama_gguf.access.authenticator import Principal, Principals
 from llama_gguf.core import failure_policy
 from llama_gguf.core.admission import Admission, Verdict
 from llama_gguf.core.exchange import Event, Exchange, State
@@ -34,7 +35,6 @@ from llama_gguf.errors import (
 )
 from llama_gguf.gateway.client import BodyReader, Client
 from llama_gguf.gateway.dialer import Cancellable
-from llama_gguf.gateway.principals import Principal, Principals
 from llama_gguf.gateway.sse_keepalive import EarlyStream
 from llama_gguf.http1 import local_response
 from llama_gguf.http1.chunked import frame

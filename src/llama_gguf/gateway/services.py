@@ -6,6 +6,8 @@ import asyncio
 import os
 from typing import Final
 
+from llama_gguf.access.authenticator import Principals
+from llama_gguf.access.key_store import Reloads
 from llama_gguf.config.settings import Settings
 from llama_gguf.core.admission import Admission
 from llama_gguf.core.body_memory import BodyMemory
@@ -23,8 +25,6 @@ from llama_gguf.gateway.engine_reader import EngineReader
 from llama_gguf.gateway.engine_tracker import EngineTracker
 from llama_gguf.gateway.head_cache import HeadCache
 from llama_gguf.gateway.pool import IDLE_SECONDS, Pool
-from llama_gguf.gateway.principals import Principals
-from llama_gguf.gateway.reloads import Reloads
 from llama_gguf.gateway.request_ids import RequestIds
 from llama_gguf.gateway.sse_keepalive import StreamSearches
 from llama_gguf.http1.local_response import OwnAnswer

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.core import keys
-from llama_gguf.core.keys import Key, KeyRing, Problem
+from llama_gguf.access import keys
+from llama_gguf.access.keys import Key, KeyRing, Problem
 
 SECRET = "sk-Zq8vN2xLw5TfR7mB"
 OTHER = "sk-another-secret-0"

@@ -1,7 +1,7 @@
 """The keys file on disk, read and replaced as a whole.
 
 A reader sees the old file or the new one and never a part, since a change is written
-beside the file and renamed over it. What the text means is known to ``core.keys`` alone.
+beside the file and renamed over it. What the text means is known to ``access.keys`` alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from errno import EBUSY
 from typing import Final
 
@@ -70,26 +69,6 @@ def decoded(data: bytes, path: str) -> str:
         raise UserError(
             f"the keys file {path} is not UTF-8 text (line {line}); save it as UTF-8"
         ) from None
-
-
-@dataclass(frozen=True, slots=True)
-class Stamp:
-    """How the keys file looks from outside: another one, or another content, looks different."""
-
-    file: tuple[int, int]
-    """Which it is, behind all links: a Kubernetes secret is changed by another target."""
-    state: tuple[int, int, int]
-
-
-def stamp(path: str) -> Stamp | None:
-    """How the file looks now; None when there is none, or it cannot be looked at."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    # The time of change, not of writing: that one can be set back, and misses a chmod.
-    state = (found.st_ctime_ns, found.st_size, found.st_mode)
-    return Stamp((found.st_dev, found.st_ino), state)
 
 
 def exposed_mode(path: str) -> int | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_gguf import keyfile
+from llama_gguf.access import key_file
 from llama_gguf.errors import UserError
 
 OLD = "# ours\nalice:sk-secret-of-alice\n"
@@ -46,14 +46,14 @@ def only_file(path: Path) -> bool:
 def test_the_text_is_read_with_its_line_ends_as_they_are(path: Path) -> None:
     path.write_bytes(b"\xef\xbb\xbf# a\r\n\r# b\n")
 
-    assert keyfile.read(str(path)) == "\ufeff# a\r\n\r# b\n"
+    assert key_file.read(str(path)) == "\ufeff# a\r\n\r# b\n"
 
 
 def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
     path = f"{tmp_path}/no/keys.txt"
 
     with pytest.raises(UserError) as caught:
-        keyfile.read(path)
+        key_file.read(path)
 
     assert str(caught.value) == (
         f"there is no keys file {path}; to use another file, set AUTH_KEYS_FILE or DATA_DIR\n"
@@ -64,19 +64,19 @@ def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
 
 def test_a_folder_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a directory; specify the keys file in it"):
-        keyfile.read(str(tmp_path))
+        key_file.read(str(tmp_path))
 
 
 def test_a_file_that_cannot_be_read_says_why(path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read the keys file .*: Not a directory\nCheck"):
-        keyfile.read(f"{path}/below")
+        key_file.read(f"{path}/below")
 
 
 def test_a_file_that_is_not_utf_8_names_the_line_and_none_of_its_bytes(path: Path) -> None:
     path.write_bytes(OLD.encode() + b"carol:\xff\xfesecret\n")
 
     with pytest.raises(UserError) as caught:
-        keyfile.read(str(path))
+        key_file.read(str(path))
 
     assert "is not UTF-8 text (line 3)" in str(caught.value)
     assert "secret" not in str(caught.value)
@@ -90,7 +90,7 @@ def test_a_file_that_is_not_utf_8_names_the_line_and_none_of_its_bytes(path: Pat
 def test_a_file_that_others_may_read_or_change_is_warned_about(path: Path, mode: int) -> None:
     path.chmod(mode)
 
-    assert keyfile.warn_if_exposed(str(path)) == (
+    assert key_file.warn_if_exposed(str(path)) == (
         f"other users can access {path} (mode {mode:04o}); restrict it with: chmod 600 {path}"
     )
 
@@ -99,18 +99,18 @@ def test_a_file_that_others_may_read_or_change_is_warned_about(path: Path, mode:
 def test_a_file_of_its_owner_alone_is_not_warned_about(path: Path, mode: int) -> None:
     path.chmod(mode)
 
-    assert keyfile.warn_if_exposed(str(path)) is None
+    assert key_file.warn_if_exposed(str(path)) is None
 
 
 def test_a_missing_file_is_not_warned_about(tmp_path: Path) -> None:
-    assert keyfile.warn_if_exposed(f"{tmp_path}/none") is None
+    assert key_file.warn_if_exposed(f"{tmp_path}/none") is None
 
 
 # edit ---------------------------------------------------------------------------------------------
 
 
 def test_an_edit_is_given_the_text_and_writes_what_it_returns(path: Path) -> None:
-    keyfile.edit(str(path), lambda text: f"{text}# \u00e4\r\n")
+    key_file.edit(str(path), lambda text: f"{text}# \u00e4\r\n")
 
     assert path.read_bytes() == f"{OLD}# \u00e4\r\n".encode()
     assert only_file(path)
@@ -119,7 +119,7 @@ def test_an_edit_is_given_the_text_and_writes_what_it_returns(path: Path) -> Non
 def test_a_missing_file_counts_as_empty_and_is_made_with_its_folder(tmp_path: Path) -> None:
     path = tmp_path / "new" / "api_keys.txt"
 
-    keyfile.edit(str(path), lambda text: f"[{text}]")
+    key_file.edit(str(path), lambda text: f"[{text}]")
 
     assert path.read_text() == "[]"
     assert (mode_of(path), mode_of(path.parent)) == (0o600, 0o700)
@@ -128,7 +128,7 @@ def test_a_missing_file_counts_as_empty_and_is_made_with_its_folder(tmp_path: Pa
 def test_an_edited_file_is_closed_to_others(path: Path) -> None:
     path.chmod(0o644)
 
-    keyfile.edit(str(path), to_new)
+    key_file.edit(str(path), to_new)
 
     assert mode_of(path) == 0o600
 
@@ -136,7 +136,7 @@ def test_an_edited_file_is_closed_to_others(path: Path) -> None:
 def test_an_edit_that_changes_nothing_leaves_the_very_file(path: Path) -> None:
     before = path.stat()
 
-    keyfile.edit(str(path), lambda text: text)
+    key_file.edit(str(path), lambda text: text)
 
     assert path.stat() == before
 
@@ -145,7 +145,7 @@ def test_an_edit_that_changes_nothing_leaves_the_very_file(path: Path) -> None:
 def test_an_edit_by_root_leaves_the_file_with_its_owner(path: Path) -> None:
     os.chown(path, 12345, 54321)
 
-    keyfile.edit(str(path), to_new)
+    key_file.edit(str(path), to_new)
 
     assert (path.stat().st_uid, path.stat().st_gid) == (12345, 54321)
 
@@ -155,7 +155,7 @@ def test_a_symlink_stays_and_its_target_is_replaced(path: Path, tmp_path: Path) 
     link = tmp_path / "links" / "keys"
     link.symlink_to("../api_keys.txt")
 
-    keyfile.edit(str(link), to_new)
+    key_file.edit(str(link), to_new)
 
     assert os.readlink(link) == "../api_keys.txt"
     assert path.read_text() == NEW
@@ -166,7 +166,7 @@ def test_a_symlink_to_nothing_yet_is_followed_too(tmp_path: Path) -> None:
     link = tmp_path / "keys"
     link.symlink_to("volume/api_keys.txt")
 
-    keyfile.edit(str(link), to_new)
+    key_file.edit(str(link), to_new)
 
     assert link.is_symlink()
     assert (tmp_path / "volume" / "api_keys.txt").read_text() == NEW
@@ -174,7 +174,7 @@ def test_a_symlink_to_nothing_yet_is_followed_too(tmp_path: Path) -> None:
 
 def test_a_reader_that_has_the_old_file_open_keeps_it_whole(path: Path) -> None:
     with path.open() as reader:
-        keyfile.edit(str(path), to_new)
+        key_file.edit(str(path), to_new)
 
         assert reader.read() == OLD
 
@@ -184,7 +184,7 @@ def test_a_change_that_raises_leaves_the_file_as_it_was(path: Path) -> None:
         raise UserError("no")
 
     with pytest.raises(UserError, match=r"^no$"):
-        keyfile.edit(str(path), change)
+        key_file.edit(str(path), change)
 
     assert path.read_text() == OLD
     assert only_file(path)
@@ -198,7 +198,7 @@ def test_a_rename_that_fails_leaves_no_file_beside(tmp_path: Path) -> None:
         return NEW
 
     with pytest.raises(UserError, match="cannot write the keys file"):
-        keyfile.edit(str(path), change)
+        key_file.edit(str(path), change)
 
     assert path.is_dir()
     assert only_file(path)
@@ -207,7 +207,7 @@ def test_a_rename_that_fails_leaves_no_file_beside(tmp_path: Path) -> None:
 @pytest.mark.parametrize("below", ["", "/below"])
 def test_a_folder_that_cannot_be_made_is_reported_in_plain_words(path: Path, below: str) -> None:
     with pytest.raises(UserError) as caught:
-        keyfile.edit(f"{path}{below}/keys", to_new)
+        key_file.edit(f"{path}{below}/keys", to_new)
 
     assert str(caught.value) == (
         f"cannot write the keys file {path}{below}/keys: Not a directory\n"
@@ -218,7 +218,7 @@ def test_a_folder_that_cannot_be_made_is_reported_in_plain_words(path: Path, bel
 def test_a_file_that_is_mounted_by_itself_is_told_apart() -> None:
     error = OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
-    assert "mount its directory instead" in keyfile._not_written("/data/api_keys.txt", error)
+    assert "mount its directory instead" in key_file._not_written("/data/api_keys.txt", error)
 
 
 def test_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     link.symlink_to(os.devnull)
 
     with pytest.raises(UserError, match="/dev/null is not a regular file"):
-        keyfile.edit(str(link), to_new)
+        key_file.edit(str(link), to_new)
 
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
 
@@ -235,12 +235,12 @@ def test_a_pipe_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "keys")
 
     with pytest.raises(UserError, match="is not a regular file"):
-        keyfile.edit(f"{tmp_path}/keys", to_new)
+        key_file.edit(f"{tmp_path}/keys", to_new)
 
 
 def test_a_folder_is_not_edited(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a directory; specify the keys file in it"):
-        keyfile.edit(str(tmp_path), to_new)
+        key_file.edit(str(tmp_path), to_new)
 
 
 # Processes ----------------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ def test_a_folder_is_not_edited(tmp_path: Path) -> None:
 # Each says "there" when it is at the point of interest, and waits to be let on or killed.
 CHILD = """
 import sys
-from llama_gguf import keyfile
+from llama_gguf.access import key_file
 
 def wait(*_):
     sys.stdout.write("there\\n")
@@ -262,10 +262,10 @@ def change(text):
 
 path, added, where = sys.argv[1:]
 if where == "synced":
-    keyfile.os.fsync = wait
+    key_file.os.fsync = wait
 if where == "renamed":
-    keyfile._settle = wait
-keyfile.edit(path, change)
+    key_file._settle = wait
+key_file.edit(path, change)
 """
 
 
@@ -301,7 +301,7 @@ def test_a_killed_process_holds_no_lock(path: Path) -> None:
         child.kill()
         child.wait()
 
-    keyfile.edit(str(path), to_new)
+    key_file.edit(str(path), to_new)
 
     assert path.read_text() == NEW
     assert only_file(path)
@@ -330,8 +330,8 @@ def test_a_second_edit_sees_what_the_first_one_wrote(path: Path) -> None:
 def test_a_full_disk_leaves_the_old_file_and_none_beside(path: Path) -> None:
     limited = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
-        "import sys; from llama_gguf import keyfile\n"
-        "keyfile.edit(sys.argv[1], lambda text: text + 'x' * 1000)\n"
+        "import sys; from llama_gguf.access import key_file\n"
+        "key_file.edit(sys.argv[1], lambda text: text + 'x' * 1000)\n"
     )
     argv = [sys.executable, "-c", limited, str(path)]
 
@@ -343,7 +343,7 @@ def test_a_full_disk_leaves_the_old_file_and_none_beside(path: Path) -> None:
 
 
 def test_the_module_imports_nothing_heavy() -> None:
-    listing = "import sys, llama_gguf.keyfile; print(*sys.modules)"
+    listing = "import sys, llama_gguf.access.key_file; print(*sys.modules)"
     argv = [sys.executable, "-c", listing]
 
     done = subprocess.run(argv, capture_output=True, text=True, check=True)

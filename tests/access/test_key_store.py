@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from llama_gguf import keyfile
+from llama_gguf.access import key_store as key_store_module
+from llama_gguf.access.authenticator import Principals
+from llama_gguf.access.key_store import Reloads
+from llama_gguf.access.keys import LINES_PER_PAUSE, KeyRing
 from llama_gguf.config.settings import Settings
-from llama_gguf.core.keys import LINES_PER_PAUSE, KeyRing
 from llama_gguf.errors import ReloadFailed
 from llama_gguf.events import event_of, facts_of
-from llama_gguf.gateway import reloads as reloads_module
-from llama_gguf.gateway.principals import Principals
-from llama_gguf.gateway.reloads import Reloads
+from llama_gguf.files import stamps
 from tests.ends import PATIENCE
 from tests.fakes import KEY, KEYS_TEXT, OTHER_KEY, Rig, T, code_of, request
 from tests.gateway.conftest import NewRig
@@ -124,7 +124,7 @@ async def turns() -> None:
 def test_many_who_ask_share_one_read_that_begins_after_they_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reloads_module, "REST_SECONDS", 0.0)
+    monkeypatch.setattr(key_store_module, "REST_SECONDS", 0.0)
     path = tmp_path / "api_keys.txt"
     path.write_text(f"alice:{KEY}\n")
     results: list[str] = []
@@ -161,11 +161,11 @@ def test_reloads_read_once_a_second_and_each_returns_what_was_written_before_it(
             tasks += [rig.loop.create_task(ask(n)) for _ in range(3)]
             rig.spin()
             rig.advance(0.05)
-        rig.advance(reloads_module.REST_SECONDS)
+        rig.advance(key_store_module.REST_SECONDS)
 
     assert len(results) == 300
     assert all(loaded >= known for known, loaded in results)
-    assert caplog.text.count("API keys loaded") <= 100 * 0.05 / reloads_module.REST_SECONDS + 2
+    assert caplog.text.count("API keys loaded") <= 100 * 0.05 / key_store_module.REST_SECONDS + 2
     assert rig.services.recorder.metrics.keys_reload["success"] == 1 + caplog.text.count(
         "API keys loaded"
     )
@@ -174,7 +174,7 @@ def test_reloads_read_once_a_second_and_each_returns_what_was_written_before_it(
 def test_a_reload_after_a_rest_begins_at_once(rig: Rig) -> None:
     reload = request("POST", "/reload")
     assert len(rig.ask(reload).answers) == 1
-    rig.advance(reloads_module.REST_SECONDS)
+    rig.advance(key_store_module.REST_SECONDS)
 
     assert len(rig.ask(reload).answers) == 1
     assert rig.ask(reload).answers == []
@@ -187,7 +187,7 @@ def test_a_failed_reload_is_followed_by_a_rest_too(rig: Rig) -> None:
     rig.set_keys(KEYS_TEXT)
     second = rig.ask(reload)
     assert second.answers == []
-    rig.advance(reloads_module.REST_SECONDS)
+    rig.advance(key_store_module.REST_SECONDS)
 
     assert second.answer.status == 200
 
@@ -237,7 +237,7 @@ def test_a_large_file_is_read_with_pauses_for_the_loop(
     path.write_text("".join(f"key-{i}:sk-{i:020}\n" for i in range(1000)))
     reading_threads: list[str] = []
     monkeypatch.setattr(
-        reloads_module, "pause", lambda: reading_threads.append(threading.current_thread().name)
+        key_store_module, "pause", lambda: reading_threads.append(threading.current_thread().name)
     )
     reloads = Reloads(str(path), Principals(Settings()), lambda _: None)
 
@@ -250,7 +250,7 @@ def test_a_large_file_is_read_with_pauses_for_the_loop(
 
 def look(reloads: Reloads, path: Path) -> bool:
     """One look; reads the file when that is due, as ``watch`` does."""
-    is_due = reloads.is_due(keyfile.stamp(str(path)))
+    is_due = reloads.is_due(stamps.stamp(str(path)))
     if is_due:
         with suppress(ReloadFailed):
             reloads.load()
@@ -353,10 +353,10 @@ def test_a_file_that_stays_away_is_complained_about_once(
 
 def test_a_file_whose_mode_is_mended_is_read(watched: Watched) -> None:
     reloads, path, _ = watched
-    before = keyfile.stamp(str(path))
+    before = stamps.stamp(str(path))
     path.chmod(0o600)
 
-    assert keyfile.stamp(str(path)) != before
+    assert stamps.stamp(str(path)) != before
     assert [look(reloads, path) for _ in range(3)] == [False, True, False]
 
 
@@ -376,7 +376,7 @@ def test_a_file_that_comes_later_is_taken_up(tmp_path: Path) -> None:
 def test_a_change_is_taken_up_without_anybody_asking(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reloads_module, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(key_store_module, "LOOK_SECONDS", 0.001)
     path = tmp_path / "api_keys.txt"
     path.write_text(KEYS_TEXT)
     principals = Principals(Settings())
@@ -402,7 +402,7 @@ def test_a_change_is_taken_up_without_anybody_asking(
 def test_a_loop_that_has_gone_is_told_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reloads_module, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(key_store_module, "LOOK_SECONDS", 0.001)
     path = tmp_path / "api_keys.txt"
     reloads = Reloads(str(path), Principals(Settings()), lambda _: None)
 

@@ -13,11 +13,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from llama_gguf import keyfile
-from llama_gguf.core.keys import KeyRing, Problem
+from llama_gguf.access import key_file
+from llama_gguf.access.authenticator import Principals
+from llama_gguf.access.keys import KeyRing, Problem
 from llama_gguf.errors import ReloadFailed, UserError
 from llama_gguf.events import EventLog
-from llama_gguf.gateway.principals import Principals
+from llama_gguf.files import stamps
 from llama_gguf.gateway.threads import off_the_loop, pause
 
 _log: Final = EventLog(__name__)
@@ -32,7 +33,7 @@ MAX_PROBLEMS_LOGGED: Final = 10
 class _Read:
     """What a look at the file brought: a ring, or why there is none."""
 
-    stamp: keyfile.Stamp | None
+    stamp: stamps.Stamp | None
     """Taken before, so that a change during the read is seen by the next look."""
     ring: KeyRing | None
     gone: Sequence[str] = ()
@@ -54,9 +55,9 @@ class Reloads:
         self._path = path
         self._principals = principals
         self._count = count
-        self._stamp: keyfile.Stamp | None = None
+        self._stamp: stamps.Stamp | None = None
         """Of the file as it was read last."""
-        self._seen: keyfile.Stamp | None = None
+        self._seen: stamps.Stamp | None = None
         self._lock = asyncio.Lock()
         self._rests_until = 0.0
         """On the loop's clock."""
@@ -112,13 +113,13 @@ class Reloads:
 
     def _read(self, pause: Callable[[], None] | None = None) -> _Read:
         path = self._path
-        stamp = keyfile.stamp(path)
+        stamp = stamps.stamp(path)
         try:
-            ring = KeyRing.parse(keyfile.read(path), pause)
+            ring = KeyRing.parse(key_file.read(path), pause)
         except UserError as error:
             return _Read(stamp, None, error=str(error))
         gone = ring.gone_since(self._principals.ring, pause)
-        return _Read(stamp, ring, gone, exposed_mode=keyfile.exposed_mode(path))
+        return _Read(stamp, ring, gone, exposed_mode=key_file.exposed_mode(path))
 
     def _take(self, read: _Read) -> int:
         self._stamp = self._seen = read.stamp
@@ -174,7 +175,7 @@ class Reloads:
     def _keep_looking(self, loop: asyncio.AbstractEventLoop) -> None:
         last = self._stamp
         while not self._is_over.wait(LOOK_SECONDS):
-            stamp = keyfile.stamp(self._path)
+            stamp = stamps.stamp(self._path)
             if stamp != last or stamp != self._stamp:
                 last = stamp
                 try:
@@ -182,11 +183,11 @@ class Reloads:
                 except RuntimeError:  # it is closed: nobody wants to know any more
                     return
 
-    def _on_look(self, stamp: keyfile.Stamp | None) -> None:
+    def _on_look(self, stamp: stamps.Stamp | None) -> None:
         if self.is_due(stamp):
             self._begin_reload()
 
-    def is_due(self, stamp: keyfile.Stamp | None) -> bool:
+    def is_due(self, stamp: stamps.Stamp | None) -> bool:
         """Whether the file, as it looks now, has changed and is to be read.
 
         Another file under the name is whole. One that was written in place may be written to

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.core.moments import format_moment, parse_duration, parse_moment
+from llama_gguf.access.moments import format_moment, parse_duration, parse_moment
 
 NOW = datetime(2026, 5, 1, 12, 0, 0, 250_000, tzinfo=UTC)
 

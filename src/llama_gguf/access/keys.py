@@ -24,7 +24,7 @@ from hashlib import sha256
 from itertools import count
 from typing import Final, Self
 
-from llama_gguf.core.moments import ISO_8601, format_moment, parse_moment
+from llama_gguf.access.moments import ISO_8601, format_moment, parse_moment
 
 MAX_RATE_LIMIT: Final = 1_000_000_000
 HASH_MARK: Final = "sha256$"

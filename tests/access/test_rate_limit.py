@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.core.limits import REFUSED, FailureLimit, SlidingWindow, network_of
+from llama_gguf.access.rate_limit import REFUSED, FailureLimit, SlidingWindow, network_of
 
 # Times are eighths of a second: exact in a float, so that "just before" can be said.
 TICK = 0.125

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
+from llama_gguf.access.authenticator import Principal, Principals
+from llama_gguf.access.keys import KeyRing
+from llama_gguf.access.moments import format_moment, parse_moment
 from llama_gguf.config.settings import Settings
-from llama_gguf.core.keys import KeyRing
-from llama_gguf.core.moments import format_moment, parse_moment
 from llama_gguf.errors import AdminKeyRequired
-from llama_gguf.gateway.principals import Principal, Principals
 from tests.fakes import KEY, KEYS_TEXT, OK, OTHER_KEY, Rig, request
 from tests.gateway.conftest import NewRig
 

@@ -1,6 +1,6 @@
 """Authentication: the loaded keys, the usage of each, and addresses with invalid keys.
 
-Nothing here reads a file or a clock; ``reloads.py`` brings the keys.
+Nothing here reads a file or a clock; ``key_store.py`` brings the keys.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from llama_gguf.access.keys import Key, KeyRing
+from llama_gguf.access.rate_limit import FailureLimit, SlidingWindow
 from llama_gguf.config.settings import Settings
-from llama_gguf.core.keys import Key, KeyRing
-from llama_gguf.core.limits import FailureLimit, SlidingWindow
 from llama_gguf.errors import AdminKeyRequired, KeyExpired, Limited, Unauthorized
 from llama_gguf.http1 import local_response
 from llama_gguf.http1.fields import RequestFields, invalid_key, presented_key

@@ -1,0 +1,1 @@
+"""Files that are written continuously: logs, with rotation."""

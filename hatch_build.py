@@ -24,16 +24,7 @@ MODULES: Final = [
     f"llama_gguf/{folder}/{name}.py"
     for folder, names in {
         "access": ("authenticator", "keys", "rate_limit"),
-        "core": (
-            "admission",
-            "body_memory",
-            "exchange",
-            "failure_policy",
-            "ledger",
-            "metrics",
-            "shares",
-            "usage",
-        ),
+        "core": ("ledger", "metrics", "usage"),
         "gateway": (
             "access_log",
             "accounts",
@@ -69,6 +60,7 @@ MODULES: Final = [
             "routes",
             "stream_member",
         ),
+        "scheduling": ("admission", "body_memory", "exchange", "failure_policy", "shares"),
     }.items()
     for name in names
 ]

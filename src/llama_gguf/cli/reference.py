@@ -22,11 +22,12 @@ import llama_gguf
 from llama_gguf import errors
 from llama_gguf.cli.main import COMMANDS, command_parser, top_parser
 from llama_gguf.config import settings
-from llama_gguf.core import exchange, restart
+from llama_gguf.core import restart
 from llama_gguf.core.engine import EngineState
 from llama_gguf.core.metrics import METRICS
 from llama_gguf.errors import GatewayError
 from llama_gguf.gateway import upstream
+from llama_gguf.scheduling import exchange
 
 _MADE: Final = "<!-- Generated from code by `make reference`; edit the code instead. -->\n"
 
@@ -271,8 +272,8 @@ def states_page() -> str:
             "# States\n",
             "Drawn from the tables in code. Any other transition is a bug and raises an error.\n",
             "## An exchange\n",
-            "A request and its response: `core/exchange.py`. A client connection has one exchange "
-            "at a time.\n",
+            "A request and its response: `scheduling/exchange.py`. A client connection has one "
+            "exchange at a time.\n",
             _diagram(exchange.State.READING, of_exchange),
             "## llama-server\n",
             "As tracked by the supervisor: `core/restart.py`. A gateway without a supervisor has "

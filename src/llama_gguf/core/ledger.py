@@ -17,8 +17,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from llama_gguf.core.exchange import Exchange
 from llama_gguf.http1.routes import Kind
+from llama_gguf.scheduling.exchange import Exchange
 
 COUNTS: Final = (
     "requests",

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from llama_gguf.core.exchange import Exchange
 from llama_gguf.core.usage import Usage
+from llama_gguf.scheduling.exchange import Exchange
 
 Type = Literal["counter", "gauge", "histogram"]
 

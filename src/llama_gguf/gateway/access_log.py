@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Final
 
-from llama_gguf.core.exchange import Exchange
 from llama_gguf.logfile import LogFile
+from llama_gguf.scheduling.exchange import Exchange
 from llama_gguf.writer_thread import WriterThread
 
 

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Final
 
 from llama_gguf.core import usage
-from llama_gguf.core.exchange import Exchange
 from llama_gguf.core.ledger import Ledger, counts_of
 from llama_gguf.core.metrics import Metrics
+from llama_gguf.scheduling.exchange import Exchange
 
 MAX_OPEN: Final = 64
 """Exchanges that are settled at once: some 0.2 ms of work, which others wait for."""

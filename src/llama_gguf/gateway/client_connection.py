@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Final, cast
 
 from llama_gguf.access.authenticator import Principal, Principals
 from llama_gguf.access.rate_limit import network_of
-from llama_gguf.core.exchange import PHASES, Event, Exchange
 from llama_gguf.errors import GatewayError, IllegalTransition, QueueFull, RequestTimeout
 from llama_gguf.events import EventLog
 from llama_gguf.gateway import own, sockets
@@ -35,6 +34,7 @@ from llama_gguf.http1.local_response import OwnAnswer
 from llama_gguf.http1.parser import HEAD_END, check_request_start, parse_request
 from llama_gguf.http1.request import Request
 from llama_gguf.http1.routes import Kind
+from llama_gguf.scheduling.exchange import PHASES, Event, Exchange
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.services import Services

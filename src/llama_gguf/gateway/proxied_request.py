@@ -17,10 +17,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from llama_gguf.access.authenticator import Principal, Principals
-from llama_gguf.core import failure_policy
-from llama_gguf.core.admission import Admission, Verdict
-from llama_gguf.core.exchange import Event, Exchange, State
-from llama_gguf.core.failure_policy import Action
 from llama_gguf.errors import (
     ConcurrencyLimited,
     GatewayError,
@@ -42,6 +38,10 @@ from llama_gguf.http1.fields import Framing
 from llama_gguf.http1.request import LENGTH_LINES
 from llama_gguf.http1.response import Answer
 from llama_gguf.http1.stream_member import StreamSearch
+from llama_gguf.scheduling import failure_policy
+from llama_gguf.scheduling.admission import Admission, Verdict
+from llama_gguf.scheduling.exchange import Event, Exchange, State
+from llama_gguf.scheduling.failure_policy import Action
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.services import Services

@@ -9,8 +9,6 @@ from typing import Final
 from llama_gguf.access.authenticator import Principals
 from llama_gguf.access.key_store import Reloads
 from llama_gguf.config.settings import Settings
-from llama_gguf.core.admission import Admission
-from llama_gguf.core.body_memory import BodyMemory
 from llama_gguf.core.engine import DEFAULT_SLOTS
 from llama_gguf.core.engine_address import EngineAddress
 from llama_gguf.core.ledger import Ledger
@@ -30,6 +28,8 @@ from llama_gguf.gateway.sse_keepalive import StreamSearches
 from llama_gguf.http1.local_response import OwnAnswer
 from llama_gguf.http1.request_reader import RequestReader
 from llama_gguf.probe import Probe
+from llama_gguf.scheduling.admission import Admission
+from llama_gguf.scheduling.body_memory import BodyMemory
 
 SIDE_REQUESTS: Final = 4
 """At the engine at once that use no slot: llama-server has four HTTP threads more than slots."""

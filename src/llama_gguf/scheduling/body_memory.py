@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from llama_gguf.core.shares import is_within_share
+from llama_gguf.scheduling.shares import is_within_share
 
 
 class BodyMemory:

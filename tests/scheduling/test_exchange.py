@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.core.exchange import PHASES, TRANSITIONS, Event, Exchange, State
 from llama_gguf.errors import IllegalTransition
+from llama_gguf.scheduling.exchange import PHASES, TRANSITIONS, Event, Exchange, State
 from tests.exchanges import STARTED_AT, asked, begun
 
 E, S = Event, State

@@ -15,9 +15,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from llama_gguf.core.admission import Admission, Verdict
-from llama_gguf.core.shares import FREE_SHARES
 from llama_gguf.errors import GatewayError
+from llama_gguf.scheduling.admission import Admission, Verdict
+from llama_gguf.scheduling.shares import FREE_SHARES
 
 
 class Waiter:

@@ -20,8 +20,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Protocol
 
-from llama_gguf.core.shares import is_within_share
 from llama_gguf.errors import GatewayError
+from llama_gguf.scheduling.shares import is_within_share
 
 
 class Ticket(Protocol):

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import enum
 
-from llama_gguf.core.exchange import Exchange
 from llama_gguf.errors import GatewayError, UpstreamClosedKept, UpstreamRefused
+from llama_gguf.scheduling.exchange import Exchange
 
 
 class Action(enum.IntEnum):

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import pytest
 
-from llama_gguf.core.exchange import Event, Exchange
-from llama_gguf.core.failure_policy import Action, decide
 from llama_gguf.errors import (
     GatewayError,
     UpstreamClosedKept,
@@ -11,6 +9,8 @@ from llama_gguf.errors import (
     UpstreamRefused,
     UpstreamTimeout,
 )
+from llama_gguf.scheduling.exchange import Event, Exchange
+from llama_gguf.scheduling.failure_policy import Action, decide
 from tests.exchanges import asked
 
 REFUSED = UpstreamRefused("it refused")

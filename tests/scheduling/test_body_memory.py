@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.core.body_memory import BodyMemory
+from llama_gguf.scheduling.body_memory import BodyMemory
 
 
 def shared(limit: int) -> BodyMemory:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.core.shares import is_within_share
+from llama_gguf.scheduling.shares import is_within_share
 
 
 @given(limit=st.integers(1, 300), keys=st.integers(1, 9))

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.core.engine import EngineState, EngineStatus
 from llama_gguf.core.ledger import Ledger
 from llama_gguf.core.ring import Ring
+from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.gateway.accounts import Accounts
 from llama_gguf.gateway.client_connection import ClientConnection
 from llama_gguf.gateway.services import Services

@@ -14,7 +14,7 @@ import pytest
 from llama_gguf.cli import reference
 from llama_gguf.cli.main import COMMANDS, command_parser
 from llama_gguf.config import settings as settings_module
-from llama_gguf.core import deaths
+from llama_gguf.engines import exit_reasons
 from tests import messages
 
 ROOT: Final = Path(__file__).parent.parent
@@ -168,9 +168,9 @@ def _without_code(text: str) -> str:
 
 def test_every_cause_of_death_is_under_troubleshooting() -> None:
     page = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
-    by_status = [deaths.explain(status, []) for status in (-signal.SIGRTMAX, 0, 1)]
-    told = [*deaths._SIGNALS.values(), *by_status]
-    reasons = {c.reason for c in deaths.CAUSES} | {reason for reason, _ in told}
+    by_status = [exit_reasons.explain(status, []) for status in (-signal.SIGRTMAX, 0, 1)]
+    told = [*exit_reasons._SIGNALS.values(), *by_status]
+    reasons = {c.reason for c in exit_reasons.CAUSES} | {reason for reason, _ in told}
 
     assert {reason for reason in reasons if reason not in page} == set()
 

@@ -8,7 +8,7 @@ The five-minute map:
   client's connection, one for the connection to llama-server.
 - ``engine/`` finds llama-server and the model, and fetches models.
 - ``health.py`` answers the platform's health checks on a port of its own.
-- ``probe.py`` asks llama-server how it is.
+- ``engines/probe.py`` asks llama-server how it is.
 - ``supervisor/`` starts all of these, watches them and stops them.
 - ``cli/`` is the command ``llama-gguf``, and the only reader of the environment.
 """

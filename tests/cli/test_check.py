@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from llama_gguf.cli.main import main
-from llama_gguf.engine.machine import look
+from llama_gguf.engines.machine import look
 from tests.certificates import Pair, issue
 from tests.gguf_files import gguf
 from tests.supervisor.conftest import free_ports
@@ -366,7 +366,7 @@ def test_flags_of_extra_args_change_the_sum(machine: Machine, check: Check) -> N
 def test_fewer_cpus_than_cores_are_told(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     here = look(os.defpath)
     monkeypatch.setattr(
-        "llama_gguf.engine.machine.look",
+        "llama_gguf.engines.machine.look",
         lambda _: dataclasses.replace(here, cpus=64, cpu_limit=2.5),
     )
 

@@ -24,7 +24,7 @@ from llama_gguf.cli.main import main
 from llama_gguf.cli.serve import ready_text
 from llama_gguf.config import settings as settings_module
 from llama_gguf.config.settings import Settings
-from llama_gguf.core.engine import EngineState, EngineStatus
+from llama_gguf.engines.status import EngineState, EngineStatus
 from tests.gguf_files import gguf
 from tests.supervisor.conftest import free_ports
 

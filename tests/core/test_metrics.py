@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.core.engine import EngineState
 from llama_gguf.core.metrics import (
     DURATION_BUCKETS,
     FIRST_BYTE_BUCKETS,
@@ -24,6 +23,7 @@ from llama_gguf.core.metrics import (
     seconds_per_token,
 )
 from llama_gguf.core.usage import Usage
+from llama_gguf.engines.status import EngineState
 from tests.exchanges import asked, ended
 
 

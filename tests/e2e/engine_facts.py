@@ -2,7 +2,7 @@
 
 tests/e2e/engine_facts.txt has the facts that were looked at; ``test_drift.py`` compares them with
 the engine that is installed. When that says that something changed: look whether we rely on it
-(core/launch.py, http1/routes.py, probe.py, what reads tokens and timings), change what has to be
+(engines/command.py, http1/routes.py, engines/probe.py, what reads tokens and timings), change what has to be
 changed, and then ``make engine-facts`` writes the file anew.
 """
 
@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.core import launch
-from llama_gguf.engine import locate
+from llama_gguf.engines import command, locate
 
 RECORDED: Final = Path(__file__).with_suffix(".txt")
 RENEW: Final = "if all is well with that, `make engine-facts` records it"
@@ -123,9 +122,9 @@ def observe(engine: Engine) -> Facts:
 
 
 def _flags(path: str, told: str) -> Iterator[str]:
-    """Of those that core/launch.py gives, the ones that --help has."""
+    """Of those that engines/command.py gives, the ones that --help has."""
     everything = Settings(threads=1, parallel=1)
-    argv = launch.engine_argv(path, everything, model_path="m.gguf", alias="m")
+    argv = command.engine_argv(path, everything, model_path="m.gguf", alias="m")
     known = set(re.findall(r"(?<!\S)(--?[a-z][\w-]*)", told))
     for flag in argv:
         if flag.startswith("--"):
@@ -134,7 +133,7 @@ def _flags(path: str, told: str) -> Iterator[str]:
 
 def _variables(told: str) -> Iterator[str]:
     names = set(re.findall(r"\benv: (\w+)", told))
-    passed, _ = launch.engine_environment(dict.fromkeys(names, "a"), api_key="ours", changes={})
+    passed, _ = command.engine_environment(dict.fromkeys(names, "a"), api_key="ours", changes={})
     for name in sorted(names):
         yield f"{name} {'passes' if passed.get(name) == 'a' else 'is kept from it'}"
 

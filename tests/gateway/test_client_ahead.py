@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llama_gguf.core.engine import EngineState
+from llama_gguf.engines.status import EngineState
 from llama_gguf.gateway.client_connection import MAX_HELD_BYTES
 from llama_gguf.gateway.transport import HIGH_WATER_BYTES, READ_BYTES
 from tests.fakes import KEY, OK, FakeClient, Rig, request

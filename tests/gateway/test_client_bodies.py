@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from llama_gguf.core.engine import EngineState
+from llama_gguf.engines.status import EngineState
 from tests.fakes import KEY, OK, OTHER_KEY, FakeClient, Rig, chunk, code_of, request
 from tests.gateway.conftest import NewRig
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from llama_gguf.core.engine import EngineState
+from llama_gguf.engines.status import EngineState
 from tests.fakes import (
     LAST_CHUNK,
     OK,

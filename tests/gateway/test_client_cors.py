@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llama_gguf.core.engine import EngineState
+from llama_gguf.engines.status import EngineState
 from tests.fakes import (
     KEY,
     STREAM_HEAD,

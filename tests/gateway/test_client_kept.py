@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llama_gguf.access.key_store import REST_SECONDS
-from llama_gguf.core.engine import EngineState
+from llama_gguf.engines.status import EngineState
 from tests.fakes import (
     EXPIRED_KEY,
     KEY,

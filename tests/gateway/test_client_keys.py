@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llama_gguf.core.engine import EngineState
+from llama_gguf.engines.status import EngineState
 from tests.fakes import (
     EXPIRED_KEY,
     KEY,

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pytest
 
-from llama_gguf.core.engine import EngineState
+from llama_gguf.engines.status import EngineState
 from llama_gguf.gateway.upstream import Phase
 from tests.fakes import (
     KEY,

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import pytest
 
-from llama_gguf.core.engine import EngineState
+from llama_gguf.engines.status import EngineState
 from tests.fakes import (
     KEY,
     LAST_CHUNK,

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.core.activity import GREETING, Activity
-from llama_gguf.core.engine import EngineState, EngineStatus
+from llama_gguf.engines.activity import GREETING, Activity
+from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.gateway.control import Control, answered, is_comment
 from llama_gguf.gateway.services import Services
 from tests.fakes import request

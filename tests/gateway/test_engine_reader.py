@@ -6,9 +6,9 @@ import logging
 import pytest
 
 from llama_gguf.config.settings import Settings
+from llama_gguf.engines.probe import Probe
 from llama_gguf.gateway import engine_reader
 from llama_gguf.gateway.engine_reader import EngineReader
-from llama_gguf.probe import Probe
 
 
 class FakeProbe(Probe):

@@ -5,7 +5,7 @@ from contextlib import closing
 
 import pytest
 
-from llama_gguf.core.engine import EngineState, EngineStatus
+from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.errors import BackendUnavailable, ModelLoading
 from llama_gguf.gateway.engine_tracker import NEWS_SECONDS, EngineTracker
 from tests.fakes import Clock, FakeLoop

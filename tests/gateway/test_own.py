@@ -7,7 +7,7 @@ import json
 import pytest
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.core.engine import EngineState, EngineStatus
+from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.gateway import own
 from llama_gguf.http1.local_response import OwnAnswer
 from llama_gguf.http1.parser import parse_request

@@ -6,7 +6,7 @@ from contextlib import closing
 import pytest
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.core.engine_address import EngineAddress
+from llama_gguf.engines.address import EngineAddress
 from llama_gguf.errors import UpstreamError
 from llama_gguf.gateway.pool import IDLE_SECONDS, MAX_IDLE, Dialling, Pool
 from llama_gguf.gateway.upstream import Phase, UpstreamConnection

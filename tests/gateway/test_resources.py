@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_gguf.access.key_store import REST_SECONDS
-from llama_gguf.core.engine import EngineState
+from llama_gguf.engines.status import EngineState
 from llama_gguf.gateway.client_connection import MAX_HELD_BYTES, ClientConnection
 from llama_gguf.gateway.transport import HIGH_WATER_BYTES
 from llama_gguf.scheduling.exchange import State

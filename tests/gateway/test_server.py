@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.core.activity import GREETING
-from llama_gguf.core.engine import EngineState, EngineStatus
+from llama_gguf.engines.activity import GREETING
+from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.gateway.client_connection import ClientConnection
 from llama_gguf.gateway.listener import listen
 from llama_gguf.gateway.server import Gateway, adopt

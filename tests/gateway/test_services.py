@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from llama_gguf.core.engine import EngineState, EngineStatus
+from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.gateway import own
 from llama_gguf.http1.routes import Kind
 from tests.exchanges import asked

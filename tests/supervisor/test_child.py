@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from llama_gguf.core.watches import Progress, StallWatch
+from llama_gguf.engines.watchdogs import Progress, StallWatch
 from llama_gguf.supervisor.child import LAST_LINES, MAX_LINE_BYTES, Child, spawn
 from tests.supervisor.conftest import FAKE_LLAMA, until, until_gone
 

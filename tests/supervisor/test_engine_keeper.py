@@ -15,10 +15,10 @@ from typing import Any, cast
 import pytest
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.core.activity import Activity
-from llama_gguf.core.engine import EngineState, EngineStatus
-from llama_gguf.core.watches import Progress
-from llama_gguf.probe import Finding
+from llama_gguf.engines.activity import Activity
+from llama_gguf.engines.probe import Finding
+from llama_gguf.engines.status import EngineState, EngineStatus
+from llama_gguf.engines.watchdogs import Progress
 from llama_gguf.supervisor.child import Child
 from llama_gguf.supervisor.engine_keeper import EngineKeeper
 from llama_gguf.supervisor.launch import Launch

@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
 
-from llama_gguf.core.activity import Activity
-from llama_gguf.core.engine import EngineState, EngineStatus
+from llama_gguf.engines.activity import Activity
+from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.gateway.listener import listen
 from llama_gguf.supervisor.gateway_keeper import GatewayKeeper
 

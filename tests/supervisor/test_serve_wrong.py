@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from llama_gguf.cli.main import main
-from llama_gguf.engine.locate import IMAGE_PATH, SOURCE_WHEEL, VULKAN_WHEEL
+from llama_gguf.engines.locate import IMAGE_PATH, SOURCE_WHEEL, VULKAN_WHEEL
 from tests.certificates import Pair, issue
 from tests.gguf_files import gguf, part
 from tests.supervisor.conftest import DEADLINE_SECONDS, Serve, free_ports

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_gguf.core.engine import EngineState, EngineStatus
+from llama_gguf.engines.status import EngineState, EngineStatus
 from tests.fakes import KEY, LAST_CHUNK, OK, OTHER_KEY, STREAM_HEAD, Answer, code_of, event, request
 from tests.wire.conftest import (
     GatewayProcess,

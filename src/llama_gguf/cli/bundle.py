@@ -24,8 +24,8 @@ from llama_gguf.cli.context import Context
 from llama_gguf.cli.known_secrets import is_harmless
 from llama_gguf.config import masking
 from llama_gguf.config import settings as settings_module
-from llama_gguf.engine import processes
 from llama_gguf.engine.model import size_text
+from llama_gguf.engines import processes
 
 COMMAND_SECONDS: Final = 10.0
 TAIL_BYTES: Final = 256 << 10
@@ -109,7 +109,7 @@ def gpu(context: Context) -> str:
 
 
 def engine(context: Context) -> str:
-    from llama_gguf.engine import locate
+    from llama_gguf.engines import locate
 
     path = context.environ.get("PATH", os.defpath)
     found = locate.locate(context.settings.llama_server, path, environ=context.environ)
@@ -119,7 +119,7 @@ def engine(context: Context) -> str:
 
 
 def memory(context: Context) -> str:
-    from llama_gguf.engine import cgroup
+    from llama_gguf.engines import cgroup
 
     files = [
         *("/proc/meminfo", "/proc/loadavg", "/proc/pressure/memory", "/proc/pressure/cpu"),

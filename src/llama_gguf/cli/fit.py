@@ -10,9 +10,9 @@ from llama_gguf.cli.results import Level, Result
 from llama_gguf.core import memory
 from llama_gguf.core.gguf import ModelFacts
 from llama_gguf.core.memory import Need, Options, Placed
-from llama_gguf.engine.locate import Device
-from llama_gguf.engine.machine import Machine
 from llama_gguf.engine.model import size_text
+from llama_gguf.engines.locate import Device
+from llama_gguf.engines.machine import Machine
 
 LEAST_CTX: Final = 512
 

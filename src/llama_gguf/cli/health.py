@@ -13,10 +13,10 @@ import signal
 
 from llama_gguf.cli import logs
 from llama_gguf.cli.context import Context
-from llama_gguf.core.engine import HEALTH_STATUS, EngineState
+from llama_gguf.engines.probe import Finding, Probe, watch
+from llama_gguf.engines.status import HEALTH_STATUS, EngineState
 from llama_gguf.gateway.listener import listen
 from llama_gguf.health import HealthServer
-from llama_gguf.probe import Finding, Probe, watch
 
 USAGE = "%(prog)s [--SETTING VALUE ...]"
 

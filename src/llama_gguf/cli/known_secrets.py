@@ -15,7 +15,7 @@ from llama_gguf.cli.context import Context
 from llama_gguf.cli.guard import within
 from llama_gguf.config import masking
 from llama_gguf.config import settings as settings_module
-from llama_gguf.engine import processes
+from llama_gguf.engines import processes
 
 _SETTINGS: Final = {settings_module.variable(name): name for name in settings_module.FIELDS}
 _FOLDERS: Final = frozenset({"PWD", "OLDPWD"})

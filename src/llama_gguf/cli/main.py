@@ -104,7 +104,7 @@ def _joined(words: Sequence[str]) -> Iterator[str]:
 
 def _complaint(word: str, help_text: str) -> str:
     """Why *word* is one too many. A value is not repeated: it may be a secret."""
-    from llama_gguf.core.engine_help import question  # for a mistake only
+    from llama_gguf.engines.flags import question  # for a mistake only
 
     flag = word.partition("=")[0]
     if not flag.startswith("-"):

@@ -37,15 +37,15 @@ from llama_gguf.cli.terminal import LoadMeter, download_meter, say
 from llama_gguf.config import settings as settings_module
 from llama_gguf.config.masking import mask_urls
 from llama_gguf.config.settings import Settings
-from llama_gguf.core.engine import HEALTH_STATUS, EngineState, EngineStatus
-from llama_gguf.core.launch import (
+from llama_gguf.engine.model import Model, size_text
+from llama_gguf.engines import locate, machine
+from llama_gguf.engines.command import (
     engine_address,
     engine_argv,
     engine_environment,
     extra_args,
 )
-from llama_gguf.engine import locate, machine
-from llama_gguf.engine.model import Model, size_text
+from llama_gguf.engines.status import HEALTH_STATUS, EngineState, EngineStatus
 from llama_gguf.errors import UserError
 from llama_gguf.events import EventLog
 from llama_gguf.gateway import tls

@@ -706,3 +706,7 @@ def platform_of(settings: Settings) -> str:
     """The platform that the data directory indicates, for the log."""
     known = {RUNPOD_VOLUME: "RunPod serverless", WORKSPACE: "RunPod pod or other workspace"}
     return known.get(settings.data_dir, "no known platform")
+
+
+DEFAULT_SLOTS: Final = 4
+"""Where the engine does not say: llama-server's own choice (-np auto)."""

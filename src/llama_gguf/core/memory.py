@@ -17,8 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from llama_gguf.config.settings import Settings
-from llama_gguf.core.engine import DEFAULT_SLOTS
+from llama_gguf.config.settings import DEFAULT_SLOTS, Settings
 from llama_gguf.core.gguf import ModelFacts
 from llama_gguf.core.gguf_tables import TENSOR_TYPES
 

@@ -1,6 +1,6 @@
 """When a child is restarted, and when the supervisor gives up on it.
 
-The states are those that ``core/engine.py`` shows to the world; every move
+The states are those that ``engines/status.py`` shows to the world; every move
 between them is in ``TRANSITIONS``, and whoever wants to know where a child stands
 asks its policy. No clock, no chance and no process: ``died`` says when.
 """
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from llama_gguf.core.engine import EngineState as S
+from llama_gguf.engines.status import EngineState as S
 from llama_gguf.errors import IllegalTransition
 
 

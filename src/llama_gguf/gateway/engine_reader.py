@@ -13,8 +13,8 @@ from typing import Final
 
 from llama_gguf.core.engine_metrics import parse
 from llama_gguf.core.metrics import EngineMetric
+from llama_gguf.engines.probe import Probe
 from llama_gguf.events import EventLog
-from llama_gguf.probe import Probe
 
 _log: Final = EventLog(__name__)
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Final
 
-from llama_gguf.core.engine import MAY_COME, EngineState, EngineStatus
+from llama_gguf.engines.status import MAY_COME, EngineState, EngineStatus
 from llama_gguf.errors import BackendUnavailable, GatewayError, ModelLoading
 from llama_gguf.events import EventLog
 

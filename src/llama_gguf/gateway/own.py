@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 from llama_gguf import __version__
 from llama_gguf.access.authenticator import Principal, Principals
 from llama_gguf.config.settings import Settings
-from llama_gguf.core.engine import HEALTH_STATUS, EngineState
 from llama_gguf.core.metrics import EngineMetric, Format, Gauges, Metrics, as_json, wanted_format
+from llama_gguf.engines.status import HEALTH_STATUS, EngineState
 from llama_gguf.gateway import dashboard
 from llama_gguf.http1 import local_response
 from llama_gguf.http1.fields import find

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.core.engine_address import EngineAddress
+from llama_gguf.engines.address import EngineAddress
 from llama_gguf.errors import UpstreamError, UpstreamRefused
 from llama_gguf.gateway.dialer import Cancellable, Dial
 from llama_gguf.gateway.upstream import Phase, UpstreamConnection

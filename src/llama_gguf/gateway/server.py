@@ -18,7 +18,8 @@ from dataclasses import replace
 from typing import Any, Final, cast
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.core.engine import EngineState
+from llama_gguf.engines.probe import Finding, Probe, watch
+from llama_gguf.engines.status import EngineState
 from llama_gguf.errors import ReloadFailed, UserError
 from llama_gguf.events import EventLog
 from llama_gguf.gateway.client_connection import ClientConnection
@@ -34,7 +35,6 @@ from llama_gguf.gateway.sockets import places_within_limits
 from llama_gguf.gateway.threads import off_the_loop
 from llama_gguf.gateway.tls import ServerContext
 from llama_gguf.gateway.transport import SocketTransport
-from llama_gguf.probe import Finding, Probe, watch
 
 _log: Final = EventLog(__name__)
 

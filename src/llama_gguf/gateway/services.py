@@ -8,12 +8,12 @@ from typing import Final
 
 from llama_gguf.access.authenticator import Principals
 from llama_gguf.access.key_store import Reloads
-from llama_gguf.config.settings import Settings
-from llama_gguf.core.engine import DEFAULT_SLOTS
-from llama_gguf.core.engine_address import EngineAddress
+from llama_gguf.config.settings import DEFAULT_SLOTS, Settings
 from llama_gguf.core.ledger import Ledger
 from llama_gguf.core.metrics import Format
 from llama_gguf.core.ring import Ring
+from llama_gguf.engines.address import EngineAddress
+from llama_gguf.engines.probe import Probe
 from llama_gguf.gateway.access_log import AccessLog
 from llama_gguf.gateway.accounts import Accounts
 from llama_gguf.gateway.clock import Clock
@@ -27,7 +27,6 @@ from llama_gguf.gateway.request_ids import RequestIds
 from llama_gguf.gateway.sse_keepalive import StreamSearches
 from llama_gguf.http1.local_response import OwnAnswer
 from llama_gguf.http1.request_reader import RequestReader
-from llama_gguf.probe import Probe
 from llama_gguf.scheduling.admission import Admission
 from llama_gguf.scheduling.body_memory import BodyMemory
 

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from llama_gguf.core.watches import Progress
+from llama_gguf.engines.watchdogs import Progress
 
 LAST_LINES: Final = 40
 """Kept for explaining a death."""

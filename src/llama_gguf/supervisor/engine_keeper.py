@@ -6,7 +6,7 @@ wanted.
     STARTING -> LOADING -> READY <-> ASLEEP;  from each of them BACKOFF -> LOADING, or FAILED
 
 What follows from what is in ``core/restart.py``, what counts as hanging and idle in
-``core/watches.py``; how it is goes to ``publish`` at each change.
+``engines/watchdogs.py``; how it is goes to ``publish`` at each change.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from dataclasses import replace
 from typing import Final
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.core import deaths
-from llama_gguf.core.activity import Activity
-from llama_gguf.core.engine import EngineState, EngineStatus
 from llama_gguf.core.restart import LEAVING, Event, GiveUp, RestartPolicy, SpawnAt
-from llama_gguf.core.watches import FlowWatch, IdleWatch, LoadReport, Patience, StallWatch
+from llama_gguf.engines import exit_reasons
+from llama_gguf.engines.activity import Activity
+from llama_gguf.engines.probe import Finding, Probe
+from llama_gguf.engines.status import EngineState, EngineStatus
+from llama_gguf.engines.watchdogs import FlowWatch, IdleWatch, LoadReport, Patience, StallWatch
 from llama_gguf.errors import UserError
 from llama_gguf.events import EventLog
 from llama_gguf.gateway.clock import wall_now
-from llama_gguf.probe import Finding, Probe
 from llama_gguf.supervisor import child as children
 from llama_gguf.supervisor import post_mortem
 from llama_gguf.supervisor.child import Child
@@ -240,7 +240,7 @@ class EngineKeeper:
 
     def _bury(self, returncode: int) -> SpawnAt | GiveUp:
         """Say why it died, count it, and decide what follows."""
-        status = deaths.status_text(returncode)
+        status = exit_reasons.status_text(returncode)
         reason, advice = self._explain(returncode)
         _log.error(
             "engine_died",
@@ -251,7 +251,7 @@ class EngineKeeper:
             lines=self._last_lines[-SHOWN_LINES:],
         )
         decision = self._policy.died(
-            deaths.exit_status(returncode), self._now(), reason=self._ending.value
+            exit_reasons.exit_status(returncode), self._now(), reason=self._ending.value
         )
         text = f"{status}: {reason}"
         died = self.status.moved(self._policy.state, wall_now(), detail=text)
@@ -268,7 +268,7 @@ class EngineKeeper:
             )
         if self._ending is Ending.HANG:
             return self._hang, "See WATCHDOG_HEALTH and WATCHDOG_STALL."
-        reason, advice = deaths.explain(
+        reason, advice = exit_reasons.explain(
             returncode, self._last_lines, was_out_of_memory=self._was_out_of_memory
         )
         if "CTX" in advice:

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from llama_gguf.core import deaths
-from llama_gguf.core.activity import GREETING, Activity
-from llama_gguf.core.engine import EngineState, EngineStatus
 from llama_gguf.core.restart import LEAVING, Event, GiveUp, RestartPolicy
+from llama_gguf.engines import exit_reasons
+from llama_gguf.engines.activity import GREETING, Activity
+from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.events import EventLog
 from llama_gguf.supervisor.child import Child, spawn
 
@@ -111,9 +111,9 @@ class GatewayKeeper:
         self.child = None
         self._hear(None)
         if self.state is not EngineState.STOPPING:
-            status = deaths.status_text(child.returncode)
+            status = exit_reasons.status_text(child.returncode)
             _log.error("gateway_died", "The gateway died ({status})", status=status)
-        return deaths.exit_status(child.returncode)
+        return exit_reasons.exit_status(child.returncode)
 
     # The channel --------------------------------------------------------------------------------
 

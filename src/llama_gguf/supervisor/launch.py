@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from llama_gguf.config.settings import Settings
+from llama_gguf.engines.probe import Finding
 from llama_gguf.gateway.listener import listen
-from llama_gguf.probe import Finding
 from llama_gguf.supervisor.child import Child
 
 

@@ -10,7 +10,7 @@ import contextlib
 import os
 from typing import Final
 
-from llama_gguf.core import deaths
+from llama_gguf.engines import exit_reasons
 
 _MAX_KERNEL_RECORDS: Final = 10_000
 _RECORD_BYTES: Final = 8192
@@ -18,7 +18,7 @@ _RECORD_BYTES: Final = 8192
 
 def oom_kills(root: str = "/") -> int:
     """How many processes of our control group have been ended for memory so far."""
-    return max((deaths.oom_kills(_read(path)) for path in _event_files(root)), default=0)
+    return max((exit_reasons.oom_kills(_read(path)) for path in _event_files(root)), default=0)
 
 
 def _event_files(root: str) -> list[str]:
@@ -48,7 +48,7 @@ def kernel_names(pid: int, kmsg: str = "/dev/kmsg") -> bool:
                 records.append(record)
     finally:
         os.close(fd)
-    return deaths.is_oom_of(pid, b"".join(records).decode("utf-8", "replace"))
+    return exit_reasons.is_oom_of(pid, b"".join(records).decode("utf-8", "replace"))
 
 
 def _read(path: str) -> str:

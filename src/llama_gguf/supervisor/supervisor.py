@@ -16,8 +16,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.core.engine import EngineState, EngineStatus
 from llama_gguf.core.restart import LEAVING
+from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.events import EventLog
 from llama_gguf.supervisor import orphans
 from llama_gguf.supervisor.child import Child

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_gguf.engine import machine
+from llama_gguf.engines import machine
 
 
 def nvidia_smi(folder: Path, script: str) -> str:

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from llama_gguf.core.deaths import exit_status, explain, is_oom_of, oom_kills, status_text
+from llama_gguf.engines.exit_reasons import exit_status, explain, is_oom_of, oom_kills, status_text
 
 LOAD_FAILED = [
     "llama_model_load_from_file_impl: failed to load model",

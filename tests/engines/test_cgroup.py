@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_gguf.engine.cgroup import Limits, look
+from llama_gguf.engines.cgroup import Limits, look
 
 GIB = 1 << 30
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from llama_gguf.core.activity import Activity
+from llama_gguf.engines.activity import Activity
 
 
 class Patience:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.core.engine import EngineState
-from llama_gguf.probe import MAX_SPARED, Finding, Probe, watch
+from llama_gguf.engines.probe import MAX_SPARED, Finding, Probe, watch
+from llama_gguf.engines.status import EngineState
 
 LOADING = b"HTTP/1.1 503 X\r\nContent-Length: 2\r\n\r\n{}"
 HEALTHY = b'HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{"status":"ok"}'

@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from llama_gguf.engine.locate import (
+from llama_gguf.engines.locate import (
     SOURCE_WHEEL,
     VULKAN_WHEEL,
     Device,

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from llama_gguf.core.activity import Activity
-from llama_gguf.core.watches import (
+from llama_gguf.engines.activity import Activity
+from llama_gguf.engines.watchdogs import (
     FlowWatch,
     IdleWatch,
     LoadReport,

@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.core.launch import engine_argv, engine_environment, extra_args
+from llama_gguf.engines.command import engine_argv, engine_environment, extra_args
 from llama_gguf.errors import UserError
 
 SECRET = "gateway-Zq8vN2xLw5TfR7mB"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llama_gguf.core.engine_address import EngineAddress
+from llama_gguf.engines.address import EngineAddress
 
 SECRET = "gateway-0123456789abcdef"
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.core.engine import EngineState
+from llama_gguf.engines.status import EngineState
 
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r]")
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,7})[ \t]*\r\n", re.IGNORECASE)

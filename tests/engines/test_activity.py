@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.core.activity import GREETING, Activity
+from llama_gguf.engines.activity import GREETING, Activity
 
 counts = st.integers(0, 1 << 50)
 

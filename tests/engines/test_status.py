@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.core.engine import HEALTH_STATUS, MAY_COME, EngineState, EngineStatus
+from llama_gguf.engines.status import HEALTH_STATUS, MAY_COME, EngineState, EngineStatus
 
 S = EngineState
 

@@ -46,9 +46,6 @@ HEALTH_STATUS: Final[Mapping[EngineState, int]] = {
 }
 """What ``HEALTH_MODE=ready`` answers: RunPod reads 204 as initialising, 200 as healthy."""
 
-DEFAULT_SLOTS: Final = 4
-"""Where the engine does not say: llama-server's own choice (-np auto)."""
-
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from llama_gguf.engine.processes import Listener, Process, environ_of, family, listeners, look
+from llama_gguf.engines.processes import Listener, Process, environ_of, family, listeners, look
 
 
 def process(pid: int, parent: int, *argv: str) -> Process:

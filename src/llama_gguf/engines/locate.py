@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Final
 
-from llama_gguf.core.engine_help import read_flags
+from llama_gguf.engines.flags import read_flags
 from llama_gguf.errors import UserError
 
 IMAGE_PATH: Final = "/app/llama-server"

@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import Final
 
-from llama_gguf.engine import cgroup
+from llama_gguf.engines import cgroup
 
 _NVIDIA_SMI_SECONDS: Final = 10.0
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llama_gguf.core.engine_help import complaints, read_flags
+from llama_gguf.engines.flags import complaints, read_flags
 
 # Lines of llama-server's own help.
 HELP = """\

@@ -19,7 +19,7 @@ SOURCE: Final = TESTS.parent / "src" / "llama_gguf"
 TESTED_ELSEWHERE: Final = {
     "files/stamps.py": "access/test_key_store.py",  # notices a new keys file
     "cli/key_views.py": "cli/test_keys.py",  # the tables and sentences that `keys` prints
-    "core/gguf_cursor.py": "core/test_gguf.py",  # reads bytes for core/gguf.py alone
+    "models/gguf_cursor.py": "models/test_gguf.py",  # reads bytes for models/gguf.py alone
 }
 """Modules without a test file of their own, and the file whose tests would miss them."""
 

@@ -7,10 +7,10 @@ import pytest
 
 from llama_gguf.cli.fit import results
 from llama_gguf.cli.results import Level, Result
-from llama_gguf.core.memory import GPU_RESERVE_BYTES, Options
 from llama_gguf.engines.locate import Device
 from llama_gguf.engines.machine import Machine
-from tests.core.test_memory import facts_of
+from llama_gguf.models.memory import GPU_RESERVE_BYTES, Options
+from tests.models.test_memory import facts_of
 
 GIB = 1 << 30
 FACTS = dataclasses.replace(facts_of(), file_bytes=98_362_432)

@@ -8,9 +8,9 @@ import pytest
 from llama_gguf.cli import plan
 from llama_gguf.cli.terminal import download_meter
 from llama_gguf.config.settings import Settings, load, resolve
-from llama_gguf.engine.model import read_model
-from llama_gguf.engine.pull import KNOWN_FILES
 from llama_gguf.errors import UserError
+from llama_gguf.models.model_file import read_model
+from llama_gguf.models.pull import KNOWN_FILES
 from tests.gguf_files import gguf, part
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llama_gguf.cli.main import main
-from llama_gguf.engine.catalogue import CATALOGUE
+from llama_gguf.models.catalogue import CATALOGUE
 from tests.engine.file_server import FileServer
 from tests.gguf_files import gguf
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.core.memory import need, options
-from llama_gguf.engine.model import read_model
 from llama_gguf.engines.command import engine_argv, extra_args
 from llama_gguf.engines.locate import Engine, devices_of, flags_of, locate
+from llama_gguf.models.memory import need, options
+from llama_gguf.models.model_file import read_model
 from tests.e2e.conftest import free_port
 
 pytestmark = pytest.mark.e2e

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from llama_gguf.engine.catalogue import Entry
-from llama_gguf.engine.landing import Meter
+from llama_gguf.models.catalogue import Entry
+from llama_gguf.models.landing import Meter
 from tests.gguf_files import gguf
 
 MODEL = gguf()

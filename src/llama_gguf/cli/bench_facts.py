@@ -20,9 +20,9 @@ from llama_gguf.bench.options import Options
 from llama_gguf.bench.results import Circumstances
 from llama_gguf.bench.server import Server
 from llama_gguf.cli.context import Context
-from llama_gguf.engine.model import read_model
 from llama_gguf.engines import machine
 from llama_gguf.errors import UserError
+from llama_gguf.models.model_file import read_model
 
 KEY_VARIABLES: Final = ("LLAMA_API_KEY", "OPENAI_API_KEY")
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")

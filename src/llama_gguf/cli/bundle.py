@@ -24,8 +24,8 @@ from llama_gguf.cli.context import Context
 from llama_gguf.cli.known_secrets import is_harmless
 from llama_gguf.config import masking
 from llama_gguf.config import settings as settings_module
-from llama_gguf.engine.model import size_text
 from llama_gguf.engines import processes
+from llama_gguf.models.model_file import size_text
 
 COMMAND_SECONDS: Final = 10.0
 TAIL_BYTES: Final = 256 << 10

@@ -25,15 +25,15 @@ from llama_gguf.cli.terminal import print_table, say
 from llama_gguf.config import settings as settings_module
 from llama_gguf.config.masking import mask_urls
 from llama_gguf.config.settings import Settings
-from llama_gguf.core.memory import options
-from llama_gguf.engine.hub_address import PREFIX
-from llama_gguf.engine.model import size_text
 from llama_gguf.engines import locate, machine, processes
 from llama_gguf.engines.command import engine_address, extra_args
 from llama_gguf.engines.flags import complaints
 from llama_gguf.errors import UserError, how_to_install
 from llama_gguf.gateway import tls
 from llama_gguf.gateway.listener import listen
+from llama_gguf.models.hub_address import PREFIX
+from llama_gguf.models.memory import options
+from llama_gguf.models.model_file import size_text
 
 USAGE = "%(prog)s [MODEL] [--json] [--SETTING VALUE ...]"
 

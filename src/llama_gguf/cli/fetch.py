@@ -16,9 +16,9 @@ from typing import Final
 
 from llama_gguf.config import settings as settings_module
 from llama_gguf.config.settings import Settings
-from llama_gguf.engine.landing import Meter, MeterFactory
-from llama_gguf.engine.model import size_text
 from llama_gguf.errors import UserError
+from llama_gguf.models.landing import Meter, MeterFactory
+from llama_gguf.models.model_file import size_text
 from llama_gguf.supervisor.child import spawn
 
 OnProgress = Callable[[str, float | None], None]

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from llama_gguf.cli.results import Level, Result
-from llama_gguf.core import memory
-from llama_gguf.core.gguf import ModelFacts
-from llama_gguf.core.memory import Need, Options, Placed
-from llama_gguf.engine.model import size_text
 from llama_gguf.engines.locate import Device
 from llama_gguf.engines.machine import Machine
+from llama_gguf.models import memory
+from llama_gguf.models.gguf import ModelFacts
+from llama_gguf.models.memory import Need, Options, Placed
+from llama_gguf.models.model_file import size_text
 
 LEAST_CTX: Final = 512
 

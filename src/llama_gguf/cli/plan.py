@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from llama_gguf.access import key_file
 from llama_gguf.access.keys import KeyRing
 from llama_gguf.config.settings import Settings, variable
-from llama_gguf.engine.landing import MeterFactory
-from llama_gguf.engine.model import Model, read_model, resolve, size_text
-from llama_gguf.engine.pull import KNOWN_FILES, find, is_fetchable, pull
 from llama_gguf.errors import UserError
+from llama_gguf.models.landing import MeterFactory
+from llama_gguf.models.model_file import Model, read_model, resolve, size_text
+from llama_gguf.models.pull import KNOWN_FILES, find, is_fetchable, pull
 
 
 def ports(settings: Settings) -> dict[str, int]:

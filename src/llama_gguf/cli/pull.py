@@ -20,11 +20,11 @@ from contextlib import contextmanager
 
 from llama_gguf.cli.context import Context
 from llama_gguf.cli.terminal import Meter, download_meter, print_table, say
-from llama_gguf.engine.catalogue import CATALOGUE
-from llama_gguf.engine.landing import MeterFactory, Pulled
-from llama_gguf.engine.model import size_text
-from llama_gguf.engine.pull import is_there, pull
 from llama_gguf.errors import UserError
+from llama_gguf.models.catalogue import CATALOGUE
+from llama_gguf.models.landing import MeterFactory, Pulled
+from llama_gguf.models.model_file import size_text
+from llama_gguf.models.pull import is_there, pull
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -37,7 +37,6 @@ from llama_gguf.cli.terminal import LoadMeter, download_meter, say
 from llama_gguf.config import settings as settings_module
 from llama_gguf.config.masking import mask_urls
 from llama_gguf.config.settings import Settings
-from llama_gguf.engine.model import Model, size_text
 from llama_gguf.engines import locate, machine
 from llama_gguf.engines.command import (
     engine_address,
@@ -51,6 +50,7 @@ from llama_gguf.events import EventLog
 from llama_gguf.gateway import tls
 from llama_gguf.gateway.listener import listen
 from llama_gguf.health import HealthServer
+from llama_gguf.models.model_file import Model, size_text
 from llama_gguf.supervisor import orphans
 from llama_gguf.supervisor.aside import in_thread
 from llama_gguf.supervisor.boot_log import BootLog

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from llama_gguf.engine.from_url import MAX_BREAKS, fetch
-from llama_gguf.engine.part_file import PartFile
 from llama_gguf.errors import UserError
+from llama_gguf.models.from_url import MAX_BREAKS, fetch
+from llama_gguf.models.part_file import PartFile
 from tests.engine.file_server import FileServer
 from tests.gguf_files import METADATA, Tensor, gguf
 

@@ -9,9 +9,9 @@ from types import ModuleType
 
 import pytest
 
-from llama_gguf.engine import from_hub
-from llama_gguf.engine.from_hub import Hub, Remote, fetch
 from llama_gguf.errors import UserError
+from llama_gguf.models import from_hub
+from llama_gguf.models.from_hub import Hub, Remote, fetch
 from tests.engine.hub_server import COMMIT, REPO, HubServer
 from tests.gguf_files import METADATA, Tensor, gguf, part
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llama_gguf.engine import landing
 from llama_gguf.errors import UserError
+from llama_gguf.models import landing
 from tests.gguf_files import gguf
 
 

@@ -12,14 +12,14 @@ from types import ModuleType
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
-from llama_gguf.engine import from_hub, from_url, from_wheel, hub_address, origins
-from llama_gguf.engine.catalogue import CATALOGUE, Catalogue, Entry
-from llama_gguf.engine.from_hub import Hub
-from llama_gguf.engine.hub_address import Address
-from llama_gguf.engine.landing import MeterFactory, Pulled, make_folder, sha256_of
-from llama_gguf.engine.model import is_whole, part_paths
-from llama_gguf.engine.urls import check_url, shown
 from llama_gguf.errors import UserError
+from llama_gguf.models import from_hub, from_url, from_wheel, hub_address, origins
+from llama_gguf.models.catalogue import CATALOGUE, Catalogue, Entry
+from llama_gguf.models.from_hub import Hub
+from llama_gguf.models.hub_address import Address
+from llama_gguf.models.landing import MeterFactory, Pulled, make_folder, sha256_of
+from llama_gguf.models.model_file import is_whole, part_paths
+from llama_gguf.models.urls import check_url, shown
 
 KNOWN_FILES: Final[Mapping[str, str]] = {name: e.file for name, e in CATALOGUE.items()}
 """The file in MODELS_DIR that each name becomes."""

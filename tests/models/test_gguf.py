@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.core.gguf import ModelFacts, check_start, looks_like, read_facts
-from llama_gguf.core.gguf_cursor import MAX_HEADER_BYTES, GgufError
-from llama_gguf.core.gguf_tables import FILE_TYPES, TENSOR_TYPES
+from llama_gguf.models.gguf import ModelFacts, check_start, looks_like, read_facts
+from llama_gguf.models.gguf_cursor import MAX_HEADER_BYTES, GgufError
+from llama_gguf.models.gguf_tables import FILE_TYPES, TENSOR_TYPES
 from tests.gguf_files import ARRAY, METADATA, STRING, U8, U32, Tensor, Typed, gguf, header, text
 
 

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from llama_gguf.engine.model import MAX_LISTED, SUFFIX, part_paths
 from llama_gguf.errors import UserError
+from llama_gguf.models.model_file import MAX_LISTED, SUFFIX, part_paths
 
 PREFIX: Final = "hf:"
 WANTED: Final = "hf:OWNER/NAME:TAG (such as Q4_K_M) or hf:OWNER/NAME/FILE.gguf"

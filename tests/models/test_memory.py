@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.core.gguf import ModelFacts, read_facts
-from llama_gguf.core.memory import GPU_RESERVE_BYTES, Need, Options, need, options, place
+from llama_gguf.models.gguf import ModelFacts, read_facts
+from llama_gguf.models.memory import GPU_RESERVE_BYTES, Need, Options, need, options, place
 from tests.gguf_files import ARRAY, U32, Typed, gguf
 
 MIB = 1 << 20

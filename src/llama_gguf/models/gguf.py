@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from llama_gguf.core.gguf_cursor import Cursor, GgufError
-from llama_gguf.core.gguf_tables import FILE_TYPES, GUESSED, LOOKS, TENSOR_TYPES
+from llama_gguf.models.gguf_cursor import Cursor, GgufError
+from llama_gguf.models.gguf_tables import FILE_TYPES, GUESSED, LOOKS, TENSOR_TYPES
 
 MAGIC: Final = b"GGUF"
 MAX_KEYS: Final = 1 << 16

@@ -11,12 +11,12 @@ from types import ModuleType
 
 import pytest
 
-from llama_gguf.engine import origins
-from llama_gguf.engine.catalogue import CATALOGUE, Entry
-from llama_gguf.engine.hub_address import Address
-from llama_gguf.engine.landing import Pulled
-from llama_gguf.engine.pull import KNOWN_FILES, find, is_fetchable, pull
 from llama_gguf.errors import UserError
+from llama_gguf.models import origins
+from llama_gguf.models.catalogue import CATALOGUE, Entry
+from llama_gguf.models.hub_address import Address
+from llama_gguf.models.landing import Pulled
+from llama_gguf.models.pull import KNOWN_FILES, find, is_fetchable, pull
 from tests.engine import wheels
 from tests.engine.file_server import FileServer
 from tests.engine.hub_server import REPO, HubServer

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from llama_gguf.engine.hub_address import Address, matching, models_in, parse, pick
 from llama_gguf.errors import UserError
+from llama_gguf.models.hub_address import Address, matching, models_in, parse, pick
 
 FILES = [
     "README.md",

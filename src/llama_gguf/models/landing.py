@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from llama_gguf.core.gguf import read_facts
-from llama_gguf.core.gguf_cursor import GgufError
-from llama_gguf.engine.model import size_text
 from llama_gguf.errors import UserError
+from llama_gguf.models.gguf import read_facts
+from llama_gguf.models.gguf_cursor import GgufError
+from llama_gguf.models.model_file import size_text
 
 Meter = Callable[[int, int | None], None]
 """Takes bytes done, and bytes in all as far as they are known."""

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from llama_gguf.engine.part_file import PartFile, part_bytes
 from llama_gguf.errors import UserError
+from llama_gguf.models.part_file import PartFile, part_bytes
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from llama_gguf.core.gguf import ModelFacts, read_facts
-from llama_gguf.core.gguf_cursor import GgufError
 from llama_gguf.errors import UserError
+from llama_gguf.models.gguf import ModelFacts, read_facts
+from llama_gguf.models.gguf_cursor import GgufError
 
 MAX_LISTED: Final = 20
 SUFFIX: Final = ".gguf"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from llama_gguf.engine.catalogue import Entry
-from llama_gguf.engine.from_wheel import fetch
 from llama_gguf.errors import UserError
+from llama_gguf.models.catalogue import Entry
+from llama_gguf.models.from_wheel import fetch
 from tests.engine import wheels
 
 

@@ -6,8 +6,8 @@ import os
 from contextlib import suppress
 from types import TracebackType
 
-from llama_gguf.engine.landing import put_in_place, take_lock
 from llama_gguf.errors import UserError
+from llama_gguf.models.landing import put_in_place, take_lock
 
 
 def part_bytes(final: str) -> int:

@@ -10,9 +10,9 @@ import os
 from contextlib import suppress
 from typing import Final
 
-from llama_gguf.engine.hub_address import Address, matching, models_in, parse
-from llama_gguf.engine.model import is_whole, part_paths
 from llama_gguf.errors import UserError
+from llama_gguf.models.hub_address import Address, matching, models_in, parse
+from llama_gguf.models.model_file import is_whole, part_paths
 
 FOLDER: Final = ".pulled"
 _MAX_CHARACTERS: Final = 4096

@@ -17,8 +17,9 @@ from types import ModuleType
 from typing import Any, Final
 
 from llama_gguf.config.masking import mask_urls
-from llama_gguf.engine import from_url
-from llama_gguf.engine.landing import (
+from llama_gguf.errors import UserError, how_to_install
+from llama_gguf.models import from_url
+from llama_gguf.models.landing import (
     TEMPORARY,
     Meter,
     check_model,
@@ -26,8 +27,7 @@ from llama_gguf.engine.landing import (
     put_in_place,
     watching,
 )
-from llama_gguf.engine.part_file import part_bytes
-from llama_gguf.errors import UserError, how_to_install
+from llama_gguf.models.part_file import part_bytes
 
 MAX_PLAIN_BYTES: Final = 50_000_000_000
 """Larger files the hub gives out in pieces only, which the library puts together."""

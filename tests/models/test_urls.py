@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from llama_gguf.engine.urls import check_url, shown
 from llama_gguf.errors import UserError
+from llama_gguf.models.urls import check_url, shown
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from llama_gguf.config.settings import DEFAULT_SLOTS, Settings
-from llama_gguf.core.gguf import ModelFacts
-from llama_gguf.core.gguf_tables import TENSOR_TYPES
+from llama_gguf.models.gguf import ModelFacts
+from llama_gguf.models.gguf_tables import TENSOR_TYPES
 
 PAD_TOKENS: Final = 256
 UBATCH: Final = 512

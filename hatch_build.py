@@ -24,10 +24,7 @@ MODULES: Final = [
     f"llama_gguf/{folder}/{name}.py"
     for folder, names in {
         "access": ("authenticator", "keys", "rate_limit"),
-        "core": ("ledger", "metrics", "usage"),
         "gateway": (
-            "access_log",
-            "accounts",
             "client",
             "client_connection",
             "clock",
@@ -61,6 +58,7 @@ MODULES: Final = [
             "stream_member",
         ),
         "scheduling": ("admission", "body_memory", "exchange", "failure_policy", "shares"),
+        "telemetry": ("access_log", "metrics", "recorder", "token_usage", "usage_totals"),
     }.items()
     for name in names
 ]

@@ -27,9 +27,9 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from llama_gguf.gateway.accounts import Accounts
 from llama_gguf.gateway.client_connection import ClientConnection
 from llama_gguf.gateway.upstream import UpstreamConnection
+from llama_gguf.telemetry.recorder import Accounts
 from tests.fakes import BACKEND_KEY, KEY, KEYS_TEXT, OK, STREAM_HEAD, Rig, chunk, request
 
 CEILINGS: Final = {

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from llama_gguf.core.usage import Usage
 from llama_gguf.http1.request import Request, RequestHead
 from llama_gguf.http1.routes import Kind, Route
 from llama_gguf.scheduling.exchange import Exchange
+from llama_gguf.telemetry.token_usage import Usage
 
 STARTED_AT: Final = 1000.0
 

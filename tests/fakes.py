@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.core.ledger import Ledger
-from llama_gguf.core.ring import Ring
 from llama_gguf.engines.status import EngineState, EngineStatus
-from llama_gguf.gateway.accounts import Accounts
 from llama_gguf.gateway.client_connection import ClientConnection
 from llama_gguf.gateway.services import Services
 from llama_gguf.gateway.transport import Endpoint
 from llama_gguf.gateway.upstream import Phase, UpstreamConnection
 from llama_gguf.scheduling.exchange import Exchange
+from llama_gguf.telemetry.recorder import Accounts
+from llama_gguf.telemetry.timeseries import Ring
+from llama_gguf.telemetry.usage_totals import Ledger
 
 KEY: Final = "sk-alice-0123456789"
 OTHER_KEY: Final = "sk-bob-0123456789ab"

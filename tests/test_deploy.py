@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from llama_gguf.config import settings
-from llama_gguf.core.metrics import METRICS
+from llama_gguf.telemetry.metrics import METRICS
 
 ROOT: Final = Path(__file__).parent.parent
 DEPLOY: Final = ROOT / "deploy"

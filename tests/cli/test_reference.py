@@ -11,10 +11,10 @@ from llama_gguf.cli.main import COMMANDS
 from llama_gguf.config import settings as settings_module
 from llama_gguf.config.settings import Settings
 from llama_gguf.core import restart
-from llama_gguf.core.metrics import METRICS
 from llama_gguf.errors import GatewayError
 from llama_gguf.gateway import upstream
 from llama_gguf.scheduling import exchange
+from llama_gguf.telemetry.metrics import METRICS
 
 SOURCE = Path(llama_gguf.__file__).parents[1]
 

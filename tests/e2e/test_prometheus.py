@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pytest
 
-from llama_gguf.core.metrics import METRICS
+from llama_gguf.telemetry.metrics import METRICS
 from tests.e2e.conftest import Served, free_port
 from tests.wire.conftest import eventually
 

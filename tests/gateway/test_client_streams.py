@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from llama_gguf.core.usage import Usage
+from llama_gguf.telemetry.token_usage import Usage
 from tests.fakes import LAST_CHUNK, STREAM_HEAD, FakeClient, Rig, chunk, event, request
 from tests.gateway.conftest import NewRig
 

@@ -16,10 +16,10 @@ import pytest
 
 import llama_gguf
 from llama_gguf.gateway import client_connection
-from llama_gguf.gateway.accounts import MAX_OPEN
+from llama_gguf.telemetry.recorder import MAX_OPEN
 from tests.fakes import OK, STREAM_HEAD, Rig, chunk, event, request
 
-ANSWERS: Final = Path(__file__).parents[1] / "core" / "answers"
+ANSWERS: Final = Path(__file__).parents[1] / "telemetry" / "answers"
 SOURCE: Final = str(Path(llama_gguf.__file__).parent)
 CALLS_PER_REQUEST: Final = 65
 """Of functions, ours and those that ours call. Its share of metrics and log included."""

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from llama_gguf.core.ring import NAMES, STEP_SECONDS
 from llama_gguf.gateway import dashboard
 from llama_gguf.gateway.dashboard import take_reading
+from llama_gguf.telemetry.timeseries import NAMES, STEP_SECONDS
 from tests.fakes import KEY, OK, OTHER_KEY, STREAM_HEAD, Answer, Rig, chunk, request
 from tests.gateway.conftest import NewRig
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from llama_gguf.core.usage import Usage
 from llama_gguf.engines.status import EngineState
+from llama_gguf.telemetry.token_usage import Usage
 from tests.fakes import (
     KEY,
     LAST_CHUNK,

@@ -23,11 +23,11 @@ from llama_gguf import errors
 from llama_gguf.cli.main import COMMANDS, command_parser, top_parser
 from llama_gguf.config import settings
 from llama_gguf.core import restart
-from llama_gguf.core.metrics import METRICS
 from llama_gguf.engines.status import EngineState
 from llama_gguf.errors import GatewayError
 from llama_gguf.gateway import upstream
 from llama_gguf.scheduling import exchange
+from llama_gguf.telemetry.metrics import METRICS
 
 _MADE: Final = "<!-- Generated from code by `make reference`; edit the code instead. -->\n"
 

@@ -13,9 +13,9 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from llama_gguf.core.metrics import Metrics
 from llama_gguf.engines.activity import GREETING, Activity
 from llama_gguf.engines.status import EngineStatus
+from llama_gguf.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.services import Services

@@ -13,11 +13,11 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Final
 
-from llama_gguf.core.metrics import Metrics
-from llama_gguf.core.ring import STEP_SECONDS, Reading
 from llama_gguf.http1 import local_response
 from llama_gguf.http1.local_response import OwnAnswer
 from llama_gguf.http1.routes import OPERATIONS
+from llama_gguf.telemetry.metrics import Metrics
+from llama_gguf.telemetry.timeseries import STEP_SECONDS, Reading
 
 if TYPE_CHECKING:
     from llama_gguf.access.authenticator import Principal

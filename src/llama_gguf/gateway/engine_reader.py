@@ -11,10 +11,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from llama_gguf.core.engine_metrics import parse
-from llama_gguf.core.metrics import EngineMetric
 from llama_gguf.engines.probe import Probe
 from llama_gguf.events import EventLog
+from llama_gguf.telemetry.engine_metrics import parse
+from llama_gguf.telemetry.metrics import EngineMetric
 
 _log: Final = EventLog(__name__)
 

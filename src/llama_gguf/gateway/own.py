@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 from llama_gguf import __version__
 from llama_gguf.access.authenticator import Principal, Principals
 from llama_gguf.config.settings import Settings
-from llama_gguf.core.metrics import EngineMetric, Format, Gauges, Metrics, as_json, wanted_format
 from llama_gguf.engines.status import HEALTH_STATUS, EngineState
 from llama_gguf.gateway import dashboard
 from llama_gguf.http1 import local_response
@@ -20,6 +19,14 @@ from llama_gguf.http1.fields import find
 from llama_gguf.http1.local_response import OwnAnswer
 from llama_gguf.http1.request import Request
 from llama_gguf.http1.routes import Kind
+from llama_gguf.telemetry.metrics import (
+    EngineMetric,
+    Format,
+    Gauges,
+    Metrics,
+    as_json,
+    wanted_format,
+)
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.services import Services
@@ -154,7 +161,7 @@ def _renderer(wanted: Format) -> _Render:
     if wanted is Format.JSON:
         return _as_json
     # Imported at the first scrape: the gateway starts without it.
-    from llama_gguf.gateway.exposition import render  # noqa: PLC0415
+    from llama_gguf.telemetry.exposition import render  # noqa: PLC0415
 
     return render
 

@@ -27,7 +27,6 @@ from llama_gguf.gateway.clock import wall_now
 from llama_gguf.gateway.control import Control
 from llama_gguf.gateway.dashboard import take_reading
 from llama_gguf.gateway.dialer import Dialer
-from llama_gguf.gateway.ledger_file import LedgerFile, path_of
 from llama_gguf.gateway.listener import Listener
 from llama_gguf.gateway.poller import poller
 from llama_gguf.gateway.services import Services
@@ -35,6 +34,7 @@ from llama_gguf.gateway.sockets import places_within_limits
 from llama_gguf.gateway.threads import off_the_loop
 from llama_gguf.gateway.tls import ServerContext
 from llama_gguf.gateway.transport import SocketTransport
+from llama_gguf.telemetry.usage_store import LedgerFile, path_of
 
 _log: Final = EventLog(__name__)
 

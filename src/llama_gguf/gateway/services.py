@@ -9,13 +9,8 @@ from typing import Final
 from llama_gguf.access.authenticator import Principals
 from llama_gguf.access.key_store import Reloads
 from llama_gguf.config.settings import DEFAULT_SLOTS, Settings
-from llama_gguf.core.ledger import Ledger
-from llama_gguf.core.metrics import Format
-from llama_gguf.core.ring import Ring
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Probe
-from llama_gguf.gateway.access_log import AccessLog
-from llama_gguf.gateway.accounts import Accounts
 from llama_gguf.gateway.clock import Clock
 from llama_gguf.gateway.connections import Connections
 from llama_gguf.gateway.dialer import Dial
@@ -29,6 +24,11 @@ from llama_gguf.http1.local_response import OwnAnswer
 from llama_gguf.http1.request_reader import RequestReader
 from llama_gguf.scheduling.admission import Admission
 from llama_gguf.scheduling.body_memory import BodyMemory
+from llama_gguf.telemetry.access_log import AccessLog
+from llama_gguf.telemetry.metrics import Format
+from llama_gguf.telemetry.recorder import Accounts
+from llama_gguf.telemetry.timeseries import Ring
+from llama_gguf.telemetry.usage_totals import Ledger
 
 SIDE_REQUESTS: Final = 4
 """At the engine at once that use no slot: llama-server has four HTTP threads more than slots."""

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Final
 from llama_gguf.errors import IllegalTransition
 
 if TYPE_CHECKING:
-    from llama_gguf.core.usage import Usage
     from llama_gguf.http1.request import Request
     from llama_gguf.http1.stream_member import StreamSearch
     from llama_gguf.scheduling.admission import Admission
+    from llama_gguf.telemetry.token_usage import Usage
 
 
 # IntEnum, since the hash of a plain Enum's member is a Python call: six of them a request.

@@ -10,7 +10,7 @@ import math
 import re
 from typing import Final
 
-from llama_gguf.core.metrics import EngineMetric, Metric
+from llama_gguf.telemetry.metrics import EngineMetric, Metric
 
 PREFIX: Final = "llama_gguf_engine_"
 MAX_METRICS: Final = 64

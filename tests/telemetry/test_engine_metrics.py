@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.core.engine_metrics import MAX_METRICS, PREFIX, parse
+from llama_gguf.telemetry.engine_metrics import MAX_METRICS, PREFIX, parse
 
 TEXT: Final = (Path(__file__).parent / "answers" / "metrics.http").read_bytes()
 

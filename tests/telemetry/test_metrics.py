@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.core.metrics import (
+from llama_gguf.engines.status import EngineState
+from llama_gguf.telemetry.metrics import (
     DURATION_BUCKETS,
     FIRST_BYTE_BUCKETS,
     METRICS,
@@ -22,8 +23,7 @@ from llama_gguf.core.metrics import (
     samples,
     seconds_per_token,
 )
-from llama_gguf.core.usage import Usage
-from llama_gguf.engines.status import EngineState
+from llama_gguf.telemetry.token_usage import Usage
 from tests.exchanges import asked, ended
 
 

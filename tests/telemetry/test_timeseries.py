@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.core.ring import (
+from llama_gguf.telemetry.timeseries import (
     MAX_TIMES,
     NAMES,
     STEP_SECONDS,

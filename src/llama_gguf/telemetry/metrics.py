@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from llama_gguf.core.usage import Usage
 from llama_gguf.scheduling.exchange import Exchange
+from llama_gguf.telemetry.token_usage import Usage
 
 Type = Literal["counter", "gauge", "histogram"]
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.core.ledger import Ledger
-from llama_gguf.gateway import ledger_file
-from llama_gguf.gateway.ledger_file import LedgerFile, path_of
+from llama_gguf.telemetry import usage_store
+from llama_gguf.telemetry.usage_store import LedgerFile, path_of
+from llama_gguf.telemetry.usage_totals import Ledger
 from tests.ends import PATIENCE
 
 NOW = 1_800_000_000.0
@@ -101,7 +101,7 @@ def test_a_file_is_never_seen_half_written(path: Path) -> None:
 
 
 def test_it_is_looked_at_again_and_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_file, "EVERY_SECONDS", 0.001)
+    monkeypatch.setattr(usage_store, "EVERY_SECONDS", 0.001)
     ledger, file, written = used(), file_at(path), []
 
     async def run() -> None:
@@ -374,7 +374,7 @@ def test_a_file_that_has_not_changed_is_left_alone(path: Path) -> None:
 def test_gateways_that_write_at_the_same_time_lose_nothing(path: Path) -> None:
     program = (
         "import asyncio, sys\n"
-        "from llama_gguf.gateway.ledger_file import LedgerFile\n"
+        "from llama_gguf.telemetry.usage_store import LedgerFile\n"
         "file = LedgerFile(sys.argv[1])\n"
         "ledger = file.load(1.8e9)\n"
         "async def run():\n"

@@ -5,11 +5,11 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from llama_gguf.core.engine_metrics import parse
-from llama_gguf.core.metrics import METRICS, Format
 from llama_gguf.engines.status import EngineState
 from llama_gguf.gateway import own
-from llama_gguf.gateway.exposition import render
+from llama_gguf.telemetry.engine_metrics import parse
+from llama_gguf.telemetry.exposition import render
+from llama_gguf.telemetry.metrics import METRICS, Format
 from tests.fakes import LAST_CHUNK, OK, STREAM_HEAD, Rig, event, request
 
 ENGINE = parse(

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from llama_gguf.core import usage
-from llama_gguf.core.ledger import Ledger, counts_of
-from llama_gguf.core.metrics import Metrics
 from llama_gguf.scheduling.exchange import Exchange
+from llama_gguf.telemetry import token_usage
+from llama_gguf.telemetry.metrics import Metrics
+from llama_gguf.telemetry.usage_totals import Ledger, counts_of
 
 MAX_OPEN: Final = 64
 """Exchanges that are settled at once: some 0.2 ms of work, which others wait for."""
@@ -60,7 +60,7 @@ class Accounts:
             for exchange in ended:
                 route = exchange.request.route
                 if exchange.ending and route.operation and exchange.status < 300:
-                    exchange.usage = usage.read(exchange.opening, exchange.ending)
+                    exchange.usage = token_usage.read(exchange.opening, exchange.ending)
             self._metrics.count(ended)
             now = self._wall()
             for key_id, counts in counts_of(ended).items():

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.core.usage import Usage
-from llama_gguf.gateway.access_log import MAX_WAITING_BYTES, AccessLog, as_json, as_text
 from llama_gguf.scheduling.exchange import Exchange
+from llama_gguf.telemetry.access_log import MAX_WAITING_BYTES, AccessLog, as_json, as_text
+from llama_gguf.telemetry.token_usage import Usage
 from tests.exchanges import STARTED_AT, asked, ended
 from tests.fakes import OK, Rig, request
 

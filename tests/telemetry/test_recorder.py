@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from llama_gguf.core.ledger import Ledger
-from llama_gguf.core.metrics import Metrics
-from llama_gguf.core.usage import Usage
-from llama_gguf.gateway.accounts import MAX_OPEN, Accounts
 from llama_gguf.scheduling.exchange import Exchange
+from llama_gguf.telemetry.metrics import Metrics
+from llama_gguf.telemetry.recorder import MAX_OPEN, Accounts
+from llama_gguf.telemetry.token_usage import Usage
+from llama_gguf.telemetry.usage_totals import Ledger
 from tests.exchanges import asked, ended
 
 NOW = 1_800_000_000.0

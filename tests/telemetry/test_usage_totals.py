@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.core import ledger as ledger_module
-from llama_gguf.core.ledger import COUNTS, WINDOWS, Ledger, counts_of
-from llama_gguf.core.usage import Usage
 from llama_gguf.http1.request import Request
 from llama_gguf.http1.routes import Kind, Route
+from llama_gguf.telemetry import usage_totals as ledger_module
+from llama_gguf.telemetry.token_usage import Usage
+from llama_gguf.telemetry.usage_totals import COUNTS, WINDOWS, Ledger, counts_of
 from tests.exchanges import asked, ended
 
 NOW = 1_800_000_000.0

@@ -20,8 +20,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from llama_gguf.core import metrics as core_metrics
-from llama_gguf.core.metrics import METRICS, EngineMetric, Format, Gauges, Histogram, Metrics
+from llama_gguf.telemetry import metrics as metrics_module
+from llama_gguf.telemetry.metrics import METRICS, EngineMetric, Format, Gauges, Histogram, Metrics
 
 
 def render(
@@ -47,7 +47,7 @@ _ACCEPTS: Final[Mapping[Format, str]] = {
 
 class _Snapshot(Collector):
     def __init__(self, metrics: Metrics, gauges: Gauges, engine: Iterable[EngineMetric]) -> None:
-        self._samples = core_metrics.samples(metrics, gauges)
+        self._samples = metrics_module.samples(metrics, gauges)
         self._engine = engine
 
     def collect(self) -> Iterator[Metric]:

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from typing import Final, cast
 
-from llama_gguf.gateway.poller import Poller, poller
-from llama_gguf.gateway.transport import SocketTransport
+from llama_gguf.net.poller import Poller, poller
+from llama_gguf.net.transport import SocketTransport
 
 PATIENCE: Final = 15.0
 """Seconds after which what has not come is taken for never coming."""

@@ -12,7 +12,7 @@ from llama_gguf.access.moments import format_moment, parse_moment
 from llama_gguf.config.settings import Settings
 from llama_gguf.errors import AdminKeyRequired
 from tests.fakes import KEY, KEYS_TEXT, OK, OTHER_KEY, Rig, request
-from tests.gateway.conftest import NewRig
+from tests.support.rigs import NewRig
 
 
 def test_a_key_keeps_its_window_while_its_id_stays(rig: Rig) -> None:

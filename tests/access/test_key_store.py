@@ -23,7 +23,7 @@ from llama_gguf.events import event_of, facts_of
 from llama_gguf.files import stamps
 from tests.ends import PATIENCE
 from tests.fakes import KEY, KEYS_TEXT, OTHER_KEY, Rig, T, code_of, request
-from tests.gateway.conftest import NewRig
+from tests.support.rigs import NewRig
 
 
 def test_loading_keys_says_how_many(rig: Rig) -> None:

@@ -288,7 +288,7 @@ def test_a_part_that_hangs_does_not_keep_the_others_from_coming(
 def test_the_package_need_not_be_whole(tmp_path: Path, environ: dict[str, str]) -> None:
     path = tmp_path / "out.tar.gz"
     code = (
-        "import sys; sys.modules['llama_gguf.gateway.listener'] = None; "
+        "import sys; sys.modules['llama_gguf.net.listener'] = None; "
         "from llama_gguf.cli.main import main; main()"
     )
 

@@ -8,7 +8,7 @@ import uvloop
 
 from llama_gguf.cli.loops import gateway_loop, loop_factory
 from llama_gguf.config.settings import Settings
-from llama_gguf.gateway.loop import TrafficLoop
+from llama_gguf.net.event_loop import TrafficLoop
 
 
 def test_the_fast_loop_is_taken_where_there_is_one() -> None:

@@ -6,9 +6,9 @@ import pytest
 
 from llama_gguf.engines.status import EngineState
 from llama_gguf.gateway.client_connection import MAX_HELD_BYTES
-from llama_gguf.gateway.transport import HIGH_WATER_BYTES, READ_BYTES
+from llama_gguf.net.transport import HIGH_WATER_BYTES, READ_BYTES
 from tests.fakes import KEY, OK, FakeClient, Rig, request
-from tests.gateway.conftest import NewRig
+from tests.support.rigs import NewRig
 
 HEALTH = request("GET", "/health", key=None)
 ENDING_AT_ONCE = {

@@ -8,7 +8,7 @@ import pytest
 
 from llama_gguf.engines.status import EngineState
 from tests.fakes import KEY, OK, OTHER_KEY, FakeClient, Rig, chunk, code_of, request
-from tests.gateway.conftest import NewRig
+from tests.support.rigs import NewRig
 
 CHUNKED = "Transfer-Encoding: chunked"
 EXPECT = "Expect: 100-continue"

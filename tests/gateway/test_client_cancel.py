@@ -17,7 +17,7 @@ from tests.fakes import (
     event,
     request,
 )
-from tests.gateway.conftest import NewRig
+from tests.support.rigs import NewRig
 
 LEAVINGS = pytest.mark.parametrize("leave", [FakeClient.leave, FakeClient.reset])
 Leave = Callable[[FakeClient], None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.fakes import KEY, LAST_CHUNK, OK, STREAM_HEAD, Rig, chunk, code_of, event, request
-from tests.gateway.conftest import NewRig
+from tests.support.rigs import NewRig
 
 GET = request("GET", "/v1/models")
 

@@ -13,7 +13,7 @@ from tests.fakes import (
     event,
     request,
 )
-from tests.gateway.conftest import NewRig
+from tests.support.rigs import NewRig
 
 ORIGIN = "Origin: https://app.example"
 

@@ -17,7 +17,7 @@ from tests.fakes import (
     code_of,
     request,
 )
-from tests.gateway.conftest import NewRig
+from tests.support.rigs import NewRig
 
 
 def test_an_engine_that_refuses_the_connection_is_502(rig: Rig) -> None:

@@ -25,8 +25,8 @@ from tests.fakes import (
     splits,
     without_varying,
 )
-from tests.gateway.conftest import NewRig
 from tests.gateway.test_client_answers import ANSWERS, GET, HEAD, OK_BODY, Case
+from tests.support.rigs import NewRig
 
 
 def test_a_connection_to_the_engine_is_used_again(rig: Rig) -> None:

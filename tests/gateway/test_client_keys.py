@@ -21,7 +21,7 @@ from tests.fakes import (
     request,
     without_varying,
 )
-from tests.gateway.conftest import NewRig
+from tests.support.rigs import NewRig
 
 GET = "GET", "/v1/models"
 

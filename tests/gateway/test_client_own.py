@@ -26,7 +26,7 @@ from tests.fakes import (
     read_answers,
     request,
 )
-from tests.gateway.conftest import NewRig
+from tests.support.rigs import NewRig
 
 
 def get(rig: Rig, target: str, *fields: str, key: str | None = None) -> Answer:

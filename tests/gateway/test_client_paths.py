@@ -10,7 +10,7 @@ from tests.fakes import (
     code_of,
     request,
 )
-from tests.gateway.conftest import NewRig
+from tests.support.rigs import NewRig
 
 AMBIGUOUS_PATHS = [
     "/v1/../slots",

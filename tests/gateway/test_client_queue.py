@@ -19,7 +19,7 @@ from tests.fakes import (
     event,
     request,
 )
-from tests.gateway.conftest import NewRig
+from tests.support.rigs import NewRig
 
 
 def numbered(n: int, key: str = KEY) -> bytes:

@@ -16,7 +16,7 @@ from tests.fakes import (
     splits,
     without_varying,
 )
-from tests.gateway.conftest import NewRig
+from tests.support.rigs import NewRig
 
 AUTH = f"Authorization: Bearer {KEY}"
 BODY = b'{"stream":false}'

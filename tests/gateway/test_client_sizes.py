@@ -10,8 +10,8 @@ from tests.fakes import (
     code_of,
     request,
 )
-from tests.gateway.conftest import NewRig
 from tests.gateway.test_client_requests import CHUNKED
+from tests.support.rigs import NewRig
 
 
 def refused(rig: Rig, raw: bytes) -> Answer:

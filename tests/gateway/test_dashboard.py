@@ -12,7 +12,7 @@ from llama_gguf.gateway import dashboard
 from llama_gguf.gateway.dashboard import take_reading
 from llama_gguf.telemetry.timeseries import NAMES, STEP_SECONDS
 from tests.fakes import KEY, OK, OTHER_KEY, STREAM_HEAD, Answer, Rig, chunk, request
-from tests.gateway.conftest import NewRig
+from tests.support.rigs import NewRig
 
 FILES = ("/dashboard", "/dashboard.css", "/dashboard.js")
 TELLING = (

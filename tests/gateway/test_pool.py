@@ -11,7 +11,7 @@ from llama_gguf.errors import UpstreamError
 from llama_gguf.gateway.pool import IDLE_SECONDS, MAX_IDLE, Dialling, Pool
 from llama_gguf.gateway.upstream import Phase, UpstreamConnection
 from tests.fakes import OK, Clock, Dial, FakeDialer, FakeLoop, FakeTransport, Rig, request
-from tests.gateway.conftest import NewRig
+from tests.support.rigs import NewRig
 
 
 class Place:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.fakes import KEY, OK, STREAM_HEAD, FakeClient, Rig, event, request
-from tests.gateway.conftest import NewRig
+from tests.support.rigs import NewRig
 
 
 def reading(rig: Rig) -> FakeClient:

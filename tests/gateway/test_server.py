@@ -19,9 +19,9 @@ from llama_gguf.config.settings import Settings
 from llama_gguf.engines.activity import GREETING
 from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.gateway.client_connection import ClientConnection
-from llama_gguf.gateway.listener import listen
 from llama_gguf.gateway.server import Gateway, adopt
 from llama_gguf.gateway.services import Services
+from llama_gguf.net.listener import listen
 from tests.certificates import issue, names_in, trusting
 from tests.fakes import KEYS_TEXT, Answer, read_answers
 

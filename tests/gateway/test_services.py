@@ -9,7 +9,7 @@ from llama_gguf.gateway import own
 from llama_gguf.http1.routes import Kind
 from tests.exchanges import asked
 from tests.fakes import BACKEND_KEY, KEY, Rig, request
-from tests.gateway.conftest import NewRig
+from tests.support.rigs import NewRig
 
 # The engine ---------------------------------------------------------------------------------------
 

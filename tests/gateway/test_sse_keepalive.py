@@ -21,7 +21,7 @@ from tests.fakes import (
     request,
     take_answer,
 )
-from tests.gateway.conftest import NewRig
+from tests.support.rigs import NewRig
 
 STREAM = b'{"stream":true}'
 WAITING = b": waiting\n\n"

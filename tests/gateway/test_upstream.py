@@ -13,12 +13,12 @@ from contextlib import closing
 import pytest
 
 from llama_gguf.errors import UpstreamClosedKept, UpstreamError
-from llama_gguf.gateway.poller import Poller
-from llama_gguf.gateway.transport import SocketTransport
 from llama_gguf.gateway.upstream import Phase, UpstreamConnection
 from llama_gguf.http1.fields import Framing
 from llama_gguf.http1.known_head import KnownHead
 from llama_gguf.http1.response import Answer
+from llama_gguf.net.poller import Poller
+from llama_gguf.net.transport import SocketTransport
 from llama_gguf.telemetry.token_usage import ENDING_BYTES, OPENING_BYTES
 from tests.ends import Play, connected, sockets_of
 from tests.fakes import (

@@ -19,7 +19,7 @@ from llama_gguf.access.keys import KeyRing, Problem
 from llama_gguf.errors import ReloadFailed, UserError
 from llama_gguf.events import EventLog
 from llama_gguf.files import stamps
-from llama_gguf.gateway.threads import off_the_loop, pause
+from llama_gguf.net.threads import off_the_loop, pause
 
 _log: Final = EventLog(__name__)
 

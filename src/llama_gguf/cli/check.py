@@ -29,11 +29,11 @@ from llama_gguf.engines import locate, machine, processes
 from llama_gguf.engines.command import engine_address, extra_args
 from llama_gguf.engines.flags import complaints
 from llama_gguf.errors import UserError, how_to_install
-from llama_gguf.gateway import tls
-from llama_gguf.gateway.listener import listen
 from llama_gguf.models.hub_address import PREFIX
 from llama_gguf.models.memory import options
 from llama_gguf.models.model_file import size_text
+from llama_gguf.net import tls
+from llama_gguf.net.listener import listen
 
 USAGE = "%(prog)s [MODEL] [--json] [--SETTING VALUE ...]"
 

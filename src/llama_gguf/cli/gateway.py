@@ -16,8 +16,8 @@ import socket
 from llama_gguf.cli import logs
 from llama_gguf.cli.context import Context
 from llama_gguf.cli.loops import gateway_loop
-from llama_gguf.gateway.listener import listen
 from llama_gguf.gateway.server import Gateway, adopt
+from llama_gguf.net.listener import listen
 
 GARBAGE_OBJECTS = 10_000
 """New ones, before they are looked through; Python's own choice is 700."""

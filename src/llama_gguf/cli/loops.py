@@ -26,6 +26,6 @@ def gateway_loop(settings: Settings) -> Loop | None:
     """
     if sys.platform != "linux" or settings.tls_cert_file:
         return loop_factory()
-    from llama_gguf.gateway.loop import TrafficLoop  # without which other systems do
+    from llama_gguf.net.event_loop import TrafficLoop  # without which other systems do
 
     return TrafficLoop

@@ -47,10 +47,10 @@ from llama_gguf.engines.command import (
 from llama_gguf.engines.status import HEALTH_STATUS, EngineState, EngineStatus
 from llama_gguf.errors import UserError
 from llama_gguf.events import EventLog
-from llama_gguf.gateway import tls
-from llama_gguf.gateway.listener import listen
 from llama_gguf.health import HealthServer
 from llama_gguf.models.model_file import Model, size_text
+from llama_gguf.net import tls
+from llama_gguf.net.listener import listen
 from llama_gguf.supervisor import orphans
 from llama_gguf.supervisor.aside import in_thread
 from llama_gguf.supervisor.boot_log import BootLog

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from llama_gguf.access.authenticator import Principal
 from llama_gguf.access.keys import KeyRing
 from llama_gguf.errors import GatewayError
-from llama_gguf.gateway.transport import Receiver, SocketTransport
 from llama_gguf.http1.request import Request
+from llama_gguf.net.transport import Receiver, SocketTransport
 from llama_gguf.scheduling.exchange import Exchange
 
 

@@ -20,12 +20,10 @@ from llama_gguf.access.authenticator import Principal, Principals
 from llama_gguf.access.rate_limit import network_of
 from llama_gguf.errors import GatewayError, IllegalTransition, QueueFull, RequestTimeout
 from llama_gguf.events import EventLog
-from llama_gguf.gateway import own, sockets
+from llama_gguf.gateway import own
 from llama_gguf.gateway.client import BodyReader, Client
-from llama_gguf.gateway.dialer import Cancellable
 from llama_gguf.gateway.head_cache import Known
 from llama_gguf.gateway.proxied_request import ProxiedRequest
-from llama_gguf.gateway.transport import HIGH_WATER_BYTES, SocketTransport
 from llama_gguf.http1 import local_response
 from llama_gguf.http1.body import IncomingBody
 from llama_gguf.http1.fields import find
@@ -34,6 +32,9 @@ from llama_gguf.http1.local_response import OwnAnswer
 from llama_gguf.http1.parser import HEAD_END, check_request_start, parse_request
 from llama_gguf.http1.request import Request
 from llama_gguf.http1.routes import Kind
+from llama_gguf.net import sockets
+from llama_gguf.net.connector import Cancellable
+from llama_gguf.net.transport import HIGH_WATER_BYTES, SocketTransport
 from llama_gguf.scheduling.exchange import PHASES, Event, Exchange
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ from typing import Final, Protocol
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.errors import UpstreamError, UpstreamRefused
-from llama_gguf.gateway.dialer import Cancellable, Dial
 from llama_gguf.gateway.upstream import Phase, UpstreamConnection
 from llama_gguf.http1.known_head import KnownHead
 from llama_gguf.http1.response import Answer
+from llama_gguf.net.connector import Cancellable, Dial
 
 MAX_IDLE: Final = 64
 """Kept connections; more than any engine has slots, so that slots bound it in practice."""

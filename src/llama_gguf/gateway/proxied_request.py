@@ -30,7 +30,6 @@ from llama_gguf.errors import (
     UpstreamTimeout,
 )
 from llama_gguf.gateway.client import BodyReader, Client
-from llama_gguf.gateway.dialer import Cancellable
 from llama_gguf.gateway.sse_keepalive import EarlyStream
 from llama_gguf.http1 import local_response
 from llama_gguf.http1.chunked import frame
@@ -38,6 +37,7 @@ from llama_gguf.http1.fields import Framing
 from llama_gguf.http1.request import LENGTH_LINES
 from llama_gguf.http1.response import Answer
 from llama_gguf.http1.stream_member import StreamSearch
+from llama_gguf.net.connector import Cancellable
 from llama_gguf.scheduling import failure_policy
 from llama_gguf.scheduling.admission import Admission, Verdict
 from llama_gguf.scheduling.exchange import Event, Exchange, State
@@ -45,8 +45,8 @@ from llama_gguf.scheduling.failure_policy import Action
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.services import Services
-    from llama_gguf.gateway.transport import SocketTransport
     from llama_gguf.gateway.upstream import Asker, UpstreamConnection
+    from llama_gguf.net.transport import SocketTransport
 
 CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
 

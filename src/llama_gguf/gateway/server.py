@@ -23,17 +23,17 @@ from llama_gguf.engines.status import EngineState
 from llama_gguf.errors import ReloadFailed, UserError
 from llama_gguf.events import EventLog
 from llama_gguf.gateway.client_connection import ClientConnection
-from llama_gguf.gateway.clock import wall_now
 from llama_gguf.gateway.control import Control
 from llama_gguf.gateway.dashboard import take_reading
-from llama_gguf.gateway.dialer import Dialer
-from llama_gguf.gateway.listener import Listener
-from llama_gguf.gateway.poller import poller
 from llama_gguf.gateway.services import Services
-from llama_gguf.gateway.sockets import places_within_limits
-from llama_gguf.gateway.threads import off_the_loop
-from llama_gguf.gateway.tls import ServerContext
-from llama_gguf.gateway.transport import SocketTransport
+from llama_gguf.net.clock import wall_now
+from llama_gguf.net.connector import Dialer
+from llama_gguf.net.listener import Listener
+from llama_gguf.net.poller import poller
+from llama_gguf.net.sockets import places_within_limits
+from llama_gguf.net.threads import off_the_loop
+from llama_gguf.net.tls import ServerContext
+from llama_gguf.net.transport import SocketTransport
 from llama_gguf.telemetry.usage_store import LedgerFile, path_of
 
 _log: Final = EventLog(__name__)

@@ -11,9 +11,7 @@ from llama_gguf.access.key_store import Reloads
 from llama_gguf.config.settings import DEFAULT_SLOTS, Settings
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Probe
-from llama_gguf.gateway.clock import Clock
 from llama_gguf.gateway.connections import Connections
-from llama_gguf.gateway.dialer import Dial
 from llama_gguf.gateway.engine_reader import EngineReader
 from llama_gguf.gateway.engine_tracker import EngineTracker
 from llama_gguf.gateway.head_cache import HeadCache
@@ -22,6 +20,8 @@ from llama_gguf.gateway.request_ids import RequestIds
 from llama_gguf.gateway.sse_keepalive import StreamSearches
 from llama_gguf.http1.local_response import OwnAnswer
 from llama_gguf.http1.request_reader import RequestReader
+from llama_gguf.net.clock import Clock
+from llama_gguf.net.connector import Dial
 from llama_gguf.scheduling.admission import Admission
 from llama_gguf.scheduling.body_memory import BodyMemory
 from llama_gguf.telemetry.access_log import AccessLog

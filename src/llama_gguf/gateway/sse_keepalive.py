@@ -15,12 +15,12 @@ from http import HTTPStatus
 from typing import Final, Protocol
 
 from llama_gguf.errors import UpstreamError
-from llama_gguf.gateway.transport import SocketTransport
 from llama_gguf.http1 import local_response
 from llama_gguf.http1.chunked import frame
 from llama_gguf.http1.fields import Framing
 from llama_gguf.http1.response import Answer
 from llama_gguf.http1.stream_member import StreamSearch
+from llama_gguf.net.transport import SocketTransport
 
 MAX_REFUSAL_BYTES: Final = 65536
 """Of an engine's answer that is no stream: some JSON that says why."""

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Final, Protocol, cast
 
 from llama_gguf.errors import UpstreamClosedKept, UpstreamError
-from llama_gguf.gateway.transport import Receiver, SocketTransport
 from llama_gguf.http1.chunked import (
     LAST_CHUNK,
     TAIL_BYTES,
@@ -26,6 +25,7 @@ from llama_gguf.http1.fields import Framing, read_response
 from llama_gguf.http1.known_head import NO_HEAD, KnownHead
 from llama_gguf.http1.parser import HEAD_END, check_response_start, parse_response
 from llama_gguf.http1.response import Answer, ResponseHead
+from llama_gguf.net.transport import Receiver, SocketTransport
 from llama_gguf.telemetry.token_usage import ENDING_BYTES, OPENING_BYTES
 
 MAX_HEAD_BYTES: Final = 65536

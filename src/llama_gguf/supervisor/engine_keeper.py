@@ -28,7 +28,7 @@ from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.engines.watchdogs import FlowWatch, IdleWatch, LoadReport, Patience, StallWatch
 from llama_gguf.errors import UserError
 from llama_gguf.events import EventLog
-from llama_gguf.gateway.clock import wall_now
+from llama_gguf.net.clock import wall_now
 from llama_gguf.supervisor import child as children
 from llama_gguf.supervisor import post_mortem
 from llama_gguf.supervisor.child import Child

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.probe import Finding
-from llama_gguf.gateway.listener import listen
+from llama_gguf.net.listener import listen
 from llama_gguf.supervisor.child import Child
 
 

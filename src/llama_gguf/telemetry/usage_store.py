@@ -24,8 +24,8 @@ from typing import Final
 from llama_gguf.config.settings import Settings
 from llama_gguf.events import EventLog
 from llama_gguf.files import stamps
-from llama_gguf.gateway.clock import wall_now
-from llama_gguf.gateway.threads import off_the_loop, pause
+from llama_gguf.net.clock import wall_now
+from llama_gguf.net.threads import off_the_loop, pause
 from llama_gguf.telemetry.usage_totals import Ledger
 
 _log: Final = EventLog(__name__)

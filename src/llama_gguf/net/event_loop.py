@@ -15,8 +15,8 @@ import socket
 from collections.abc import Callable
 from typing import Any, TypeVarTuple
 
-from llama_gguf.gateway.poller import READABLE, EpollPoller, LoopFiles
-from llama_gguf.gateway.threads import off_the_loop
+from llama_gguf.net.poller import READABLE, EpollPoller, LoopFiles
+from llama_gguf.net.threads import off_the_loop
 
 _Ts = TypeVarTuple("_Ts")
 

@@ -12,9 +12,9 @@ from typing import Any, cast
 import pytest
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.gateway.dialer import RETRY_SECONDS, Cancellable, Dialer
-from llama_gguf.gateway.poller import Poller
-from llama_gguf.gateway.transport import SocketTransport
+from llama_gguf.net.connector import RETRY_SECONDS, Cancellable, Dialer
+from llama_gguf.net.poller import Poller
+from llama_gguf.net.transport import SocketTransport
 from tests.ends import Deaf, Play, watched
 
 

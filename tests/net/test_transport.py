@@ -8,8 +8,8 @@ from contextlib import suppress
 
 import pytest
 
-from llama_gguf.gateway.poller import EpollPoller, Poller
-from llama_gguf.gateway.transport import HIGH_WATER_BYTES, READ_BYTES
+from llama_gguf.net.poller import EpollPoller, Poller
+from llama_gguf.net.transport import HIGH_WATER_BYTES, READ_BYTES
 from tests.ends import MUCH, Play, connected, read, reset, turns
 
 # Reading and writing ------------------------------------------------------------------------------

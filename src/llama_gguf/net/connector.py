@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.gateway.poller import WRITABLE, Poller, Watched
-from llama_gguf.gateway.transport import Endpoint, SocketTransport
+from llama_gguf.net.poller import WRITABLE, Poller, Watched
+from llama_gguf.net.transport import Endpoint, SocketTransport
 
 _Address = tuple[int, Any]
 """A family, and an address as ``connect`` takes it."""

@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from llama_gguf.gateway.threads import off_the_loop
+from llama_gguf.net.threads import off_the_loop
 
 
 def test_work_is_done_elsewhere_and_its_result_comes_back() -> None:
@@ -44,7 +44,7 @@ def test_a_result_that_nobody_waits_for_is_let_go() -> None:
 
 _HANGS: Final = """\
 import asyncio, threading
-from llama_gguf.gateway.threads import off_the_loop
+from llama_gguf.net.threads import off_the_loop
 
 async def main():
     task = asyncio.ensure_future(off_the_loop(threading.Event().wait))

@@ -15,9 +15,9 @@ from typing import Any, Final, cast
 import pytest
 import uvloop
 
-from llama_gguf.gateway import sockets
-from llama_gguf.gateway.poller import poller
-from llama_gguf.gateway.transport import SocketTransport
+from llama_gguf.net import sockets
+from llama_gguf.net.poller import poller
+from llama_gguf.net.transport import SocketTransport
 from tests.ends import PATIENCE, reset
 
 Pair = tuple[socket.socket, socket.socket]
@@ -251,7 +251,7 @@ def test_of_a_unix_socket_nobody_can_tell(closes: bool, run: Run) -> None:
 
 TELL: Final = """
 import resource, sys
-from llama_gguf.gateway.sockets import places_within_limits
+from llama_gguf.net.sockets import places_within_limits
 soft, hard, wanted = map(int, sys.argv[1:])
 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 places = places_within_limits(wanted)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import IO, Any, Final
 
 from llama_gguf.errors import UserError
-from llama_gguf.gateway.poller import READABLE, Poller, Watched
+from llama_gguf.net.poller import READABLE, Poller, Watched
 
 LetIn = Callable[[socket.SocketType, Any], None]
 

@@ -11,9 +11,9 @@ from typing import Any, cast
 import pytest
 
 from llama_gguf.errors import UserError
-from llama_gguf.gateway.listener import Listener, listen
-from llama_gguf.gateway.poller import EpollPoller, Poller
-from llama_gguf.gateway.transport import SocketTransport
+from llama_gguf.net.listener import Listener, listen
+from llama_gguf.net.poller import EpollPoller, Poller
+from llama_gguf.net.transport import SocketTransport
 from tests.ends import Deaf, watched
 
 # The socket ---------------------------------------------------------------------------------------

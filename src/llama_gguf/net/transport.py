@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
-from llama_gguf.gateway.poller import INCOMING, READABLE, WRITABLE, Poller, Watched
+from llama_gguf.net.poller import INCOMING, READABLE, WRITABLE, Poller, Watched
 
 READ_BYTES: Final = 65536
 SMALL_READ_BYTES: Final = 479

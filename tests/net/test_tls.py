@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from llama_gguf.errors import UserError
-from llama_gguf.gateway.tls import ServerContext, load
+from llama_gguf.net.tls import ServerContext, load
 from tests.certificates import CA_PEM, Pair, issue, names_in, trusting
 
 ONE = issue("one.example")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from email.utils import parsedate_to_datetime
 
-from llama_gguf.gateway.clock import Clock
+from llama_gguf.net.clock import Clock
 
 
 def test_the_date_is_that_of_the_last_tick() -> None:

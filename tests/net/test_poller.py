@@ -6,7 +6,7 @@ import select
 
 import pytest
 
-from llama_gguf.gateway.poller import EpollPoller, LoopPoller, Poller, poller
+from llama_gguf.net.poller import EpollPoller, LoopPoller, Poller, poller
 from tests.ends import MUCH, End, Play, connected, reset, turns
 
 

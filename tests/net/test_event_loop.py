@@ -15,8 +15,8 @@ from typing import Final
 
 import pytest
 
-from llama_gguf.gateway.loop import TrafficLoop
-from llama_gguf.gateway.poller import EpollPoller, Poller, poller
+from llama_gguf.net.event_loop import TrafficLoop
+from llama_gguf.net.poller import EpollPoller, Poller, poller
 from tests.ends import PATIENCE, Scene, connected, watched
 
 
@@ -156,7 +156,7 @@ def test_a_name_is_looked_up() -> None:
 
 _HANGS: Final = """\
 import asyncio, socket, threading
-from llama_gguf.gateway.loop import TrafficLoop
+from llama_gguf.net.event_loop import TrafficLoop
 
 has_begun = threading.Event()
 

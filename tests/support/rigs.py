@@ -9,8 +9,8 @@ from typing import Any, Final, Protocol
 import pytest
 import uvloop
 
-from llama_gguf.gateway.loop import TrafficLoop
-from llama_gguf.gateway.poller import EpollPoller, LoopPoller, poller
+from llama_gguf.net.event_loop import TrafficLoop
+from llama_gguf.net.poller import EpollPoller, LoopPoller, poller
 from tests.ends import NewPoller, Play, Scene, watched
 from tests.fakes import Rig
 

@@ -20,7 +20,7 @@ from functools import partial
 from typing import Final, TextIO
 
 from llama_gguf.events import EventLog
-from llama_gguf.writer_thread import WriterThread
+from llama_gguf.files.writer_thread import WriterThread
 
 _log: Final = EventLog(__name__)
 

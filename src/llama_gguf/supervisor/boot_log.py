@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Final, Self
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.logfile import LogFile
-from llama_gguf.supervisor.log_writer import LogWriter, prune, stamped
+from llama_gguf.files.line_writer import LogWriter, prune, stamped
+from llama_gguf.files.log_file import LogFile
 
 LAST_LINES_SECONDS: Final = 2.0
 

@@ -28,6 +28,7 @@ from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.engines.watchdogs import FlowWatch, IdleWatch, LoadReport, Patience, StallWatch
 from llama_gguf.errors import UserError
 from llama_gguf.events import EventLog
+from llama_gguf.files.line_writer import LogWriter
 from llama_gguf.net.clock import wall_now
 from llama_gguf.supervisor import child as children
 from llama_gguf.supervisor import post_mortem
@@ -41,7 +42,6 @@ from llama_gguf.supervisor.launch import (
     check_address,
     remove_socket,
 )
-from llama_gguf.supervisor.log_writer import LogWriter
 
 _log: Final = EventLog(__name__)
 

@@ -8,8 +8,8 @@ import re
 from typing import Final
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.logfile import LogFile
-from llama_gguf.supervisor.log_writer import LogWriter, prune, stamped
+from llama_gguf.files.line_writer import LogWriter, prune, stamped
+from llama_gguf.files.log_file import LogFile
 
 _engine: Final = logging.getLogger("llama-server")  # noqa: TID251 - lines that are not ours
 _LEVEL: Final = re.compile(r"\d+\.\d\d\.\d\d\d\.\d\d\d ([DIWE]) ")

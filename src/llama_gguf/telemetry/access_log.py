@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Final
 
-from llama_gguf.logfile import LogFile
+from llama_gguf.files.log_file import LogFile
+from llama_gguf.files.writer_thread import WriterThread
 from llama_gguf.scheduling.exchange import Exchange
-from llama_gguf.writer_thread import WriterThread
 
 
 def _facts(exchange: Exchange, wall_offset: float) -> dict[str, str | int | float]:

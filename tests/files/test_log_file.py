@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from llama_gguf.logfile import LogFile
+from llama_gguf.files.log_file import LogFile
 
 WHAT: Final = "access log"
 
@@ -172,7 +172,7 @@ def test_trouble_that_comes_back_is_complained_about_again(
 
 _FULL_DISK: Final = """\
 import resource, signal, sys
-from llama_gguf.logfile import LogFile
+from llama_gguf.files.log_file import LogFile
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -14,8 +14,8 @@ from functools import partial
 from typing import Final
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.logfile import LogFile
-from llama_gguf.writer_thread import WriterThread
+from llama_gguf.files.log_file import LogFile
+from llama_gguf.files.writer_thread import WriterThread
 
 MAX_WAITING_BYTES: Final = 4 << 20
 """Handed over and not written: what a disk that hangs may cost in memory."""

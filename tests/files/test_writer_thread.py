@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Callable
 
-from llama_gguf.writer_thread import JOB_BYTES, WriterThread
+from llama_gguf.files.writer_thread import JOB_BYTES, WriterThread
 
 SECONDS = 10.0
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.logfile import LogFile
-from llama_gguf.supervisor import log_writer
-from llama_gguf.supervisor.log_writer import OTHERS_LIVE_SECONDS, LogWriter, prune, stamped
-from llama_gguf.writer_thread import JOB_BYTES
+from llama_gguf.files import line_writer
+from llama_gguf.files.line_writer import OTHERS_LIVE_SECONDS, LogWriter, prune, stamped
+from llama_gguf.files.log_file import LogFile
+from llama_gguf.files.writer_thread import JOB_BYTES
 
 SECONDS = 10.0
 OURS = Settings(instance_id="box", log_backups=2)
@@ -48,7 +48,7 @@ def test_a_file_that_was_moved_away_is_begun_anew(tmp_path: Path) -> None:
 def test_a_disk_that_hangs_costs_bounded_memory_and_lines_that_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(log_writer, "MAX_WAITING_BYTES", 3 * (JOB_BYTES + len("line 0")))
+    monkeypatch.setattr(line_writer, "MAX_WAITING_BYTES", 3 * (JOB_BYTES + len("line 0")))
     begun, goes_on = threading.Event(), threading.Event()
 
     def hang(line: str) -> None:

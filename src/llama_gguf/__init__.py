@@ -7,7 +7,7 @@ The five-minute map:
 - ``gateway/`` is the async proxy in front of llama-server: one Protocol for a
   client's connection, one for the connection to llama-server.
 - ``engine/`` finds llama-server and the model, and fetches models.
-- ``health.py`` answers the platform's health checks on a port of its own.
+- ``supervisor/health_server.py`` answers the platform's health checks on a port of its own.
 - ``engines/probe.py`` asks llama-server how it is.
 - ``supervisor/`` starts all of these, watches them and stops them.
 - ``cli/`` is the command ``llama-gguf``, and the only reader of the environment.

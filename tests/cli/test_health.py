@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from llama_gguf.cli.main import main
-from llama_gguf.health import HealthServer
 from llama_gguf.net.listener import listen
+from llama_gguf.supervisor.health_server import HealthServer
 from tests.blocked import BlockedPipe
 from tests.supervisor.conftest import (
     DEADLINE_SECONDS,

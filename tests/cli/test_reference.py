@@ -10,10 +10,10 @@ from llama_gguf.cli import reference
 from llama_gguf.cli.main import COMMANDS
 from llama_gguf.config import settings as settings_module
 from llama_gguf.config.settings import Settings
-from llama_gguf.core import restart
 from llama_gguf.errors import GatewayError
 from llama_gguf.gateway import upstream
 from llama_gguf.scheduling import exchange
+from llama_gguf.supervisor import restart_policy
 from llama_gguf.telemetry.metrics import METRICS
 
 SOURCE = Path(llama_gguf.__file__).parents[1]
@@ -95,7 +95,7 @@ def test_every_move_of_a_state_machine_is_drawn() -> None:
 
     assert "    READING --> QUEUED: QUEUE" in page
     assert "    LOADING --> READY: SERVES" in page
-    moves = len(restart.TRANSITIONS) + sum(map(len, exchange.TRANSITIONS.values()))
+    moves = len(restart_policy.TRANSITIONS) + sum(map(len, exchange.TRANSITIONS.values()))
     assert page.count(" --> ") == moves + 2  # the two that lead to the first states
     for phase in upstream.Phase:
         assert f"| {phase.name} | " in page

@@ -24,7 +24,7 @@ from typing import Any, Final, Self, TypeVar
 
 import pytest
 
-from llama_gguf.supervisor import tether
+from llama_gguf.supervisor import pdeathsig
 from tests.gguf_files import gguf
 from tests.processes import is_running
 
@@ -76,7 +76,7 @@ def environment_of(pid: int) -> dict[str, str]:
 
 def tethered(*argv: str) -> list[str]:
     """*argv*, to die with the tests when they are killed."""
-    return [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), *argv]
+    return [sys.executable, "-I", "-S", pdeathsig.__file__, str(os.getpid()), *argv]
 
 
 # The client's side --------------------------------------------------------------------------------
@@ -299,7 +299,7 @@ class Serve:
             (
                 pid
                 for pid, command in children(self.pid).items()
-                if mark in command and "tether.py" not in command
+                if mark in command and "pdeathsig.py" not in command
             ),
             0,
         )

@@ -15,8 +15,8 @@ from llama_gguf.cli import logs
 from llama_gguf.cli.context import Context
 from llama_gguf.engines.probe import Finding, Probe, watch
 from llama_gguf.engines.status import HEALTH_STATUS, EngineState
-from llama_gguf.health import HealthServer
 from llama_gguf.net.listener import listen
+from llama_gguf.supervisor.health_server import HealthServer
 
 USAGE = "%(prog)s [--SETTING VALUE ...]"
 

@@ -22,11 +22,11 @@ import llama_gguf
 from llama_gguf import errors
 from llama_gguf.cli.main import COMMANDS, command_parser, top_parser
 from llama_gguf.config import settings
-from llama_gguf.core import restart
 from llama_gguf.engines.status import EngineState
 from llama_gguf.errors import GatewayError
 from llama_gguf.gateway import upstream
 from llama_gguf.scheduling import exchange
+from llama_gguf.supervisor import restart_policy
 from llama_gguf.telemetry.metrics import METRICS
 
 _MADE: Final = "<!-- Generated from code by `make reference`; edit the code instead. -->\n"
@@ -265,7 +265,9 @@ def states_page() -> str:
         for event, moves in exchange.TRANSITIONS.items()
         for state, then in moves.items()
     )
-    of_engine = ((state, event, then) for (state, event), then in restart.TRANSITIONS.items())
+    of_engine = (
+        (state, event, then) for (state, event), then in restart_policy.TRANSITIONS.items()
+    )
     return "\n".join(
         [
             _MADE,
@@ -276,8 +278,8 @@ def states_page() -> str:
             "exchange at a time.\n",
             _diagram(exchange.State.READING, of_exchange),
             "## llama-server\n",
-            "As tracked by the supervisor: `core/restart.py`. A gateway without a supervisor has "
-            "one more state, `unreachable`.\n",
+            "As tracked by the supervisor: `supervisor/restart_policy.py`. A gateway without a "
+            "supervisor has one more state, `unreachable`.\n",
             _diagram(EngineState.STARTING, of_engine),
             "## A connection to llama-server\n",
             "What the connection is used for at the moment: `gateway/upstream.py`.\n",

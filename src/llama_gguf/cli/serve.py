@@ -47,13 +47,13 @@ from llama_gguf.engines.command import (
 from llama_gguf.engines.status import HEALTH_STATUS, EngineState, EngineStatus
 from llama_gguf.errors import UserError
 from llama_gguf.events import EventLog
-from llama_gguf.health import HealthServer
 from llama_gguf.models.model_file import Model, size_text
 from llama_gguf.net import tls
 from llama_gguf.net.listener import listen
-from llama_gguf.supervisor import orphans
+from llama_gguf.supervisor import reaper
 from llama_gguf.supervisor.aside import in_thread
 from llama_gguf.supervisor.boot_log import BootLog
+from llama_gguf.supervisor.health_server import HealthServer
 from llama_gguf.supervisor.launch import Launch, check_address
 from llama_gguf.supervisor.supervisor import Supervisor
 
@@ -125,7 +125,7 @@ def _nobody_left_behind() -> Iterator[None]:
     try:
         yield
     finally:
-        orphans.kill_all()
+        reaper.kill_all()
 
 
 class _Serving:

@@ -1,5 +1,5 @@
 """The parent process: starts, monitors, restarts and stops gateway and llama-server.
 
-``core/restart.py`` decides, ``supervisor.py`` runs what it decides, ``child.py`` is
+``supervisor/restart_policy.py`` decides, ``supervisor.py`` runs what it decides, ``child.py`` is
 the only file that makes processes.
 """

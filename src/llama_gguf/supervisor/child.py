@@ -21,7 +21,7 @@ from llama_gguf.engines.watchdogs import Progress
 LAST_LINES: Final = 40
 """Kept for explaining a death."""
 MAX_LINE_BYTES: Final = 65536
-_TETHER: Final = os.path.join(os.path.dirname(__file__), "tether.py")
+_TETHER: Final = os.path.join(os.path.dirname(__file__), "pdeathsig.py")
 
 
 class Child:

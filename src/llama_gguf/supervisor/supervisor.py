@@ -16,14 +16,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.core.restart import LEAVING
 from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.events import EventLog
-from llama_gguf.supervisor import orphans
+from llama_gguf.supervisor import reaper
 from llama_gguf.supervisor.child import Child
-from llama_gguf.supervisor.engine_keeper import TERM_SECONDS, EngineKeeper
-from llama_gguf.supervisor.gateway_keeper import EXTRA_SECONDS, GatewayKeeper
+from llama_gguf.supervisor.engine_run import TERM_SECONDS, EngineKeeper
+from llama_gguf.supervisor.gateway_run import EXTRA_SECONDS, GatewayKeeper
 from llama_gguf.supervisor.launch import Launch
+from llama_gguf.supervisor.restart_policy import LEAVING
 
 _log: Final = EventLog(__name__)
 
@@ -74,7 +74,7 @@ class Supervisor:
         gateway = loop.create_task(self._gateway.keep(), name="keep the gateway")
         engine = loop.create_task(self.engine.keep(self._prepare), name="keep the engine")
         stopping = loop.create_task(self._stop_asked.wait(), name="await the order to stop")
-        reaping = loop.create_task(orphans.keep_reaping(), name="reap orphans")
+        reaping = loop.create_task(reaper.keep_reaping(), name="reap orphans")
         try:
             done, _ = await asyncio.wait(
                 [gateway, engine, stopping], return_when=asyncio.FIRST_COMPLETED

@@ -1,4 +1,4 @@
-"""Runs another program that dies with its parent: ``tether.py PARENT_PID PROGRAM ARG…``.
+"""Runs another program that dies with its parent: ``pdeathsig.py PARENT_PID PROGRAM ARG…``.
 
 A supervisor that is killed outright must not leave a llama-server behind that
 holds the GPU and the port. Run as a program of its own, between fork and exec,

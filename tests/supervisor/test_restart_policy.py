@@ -5,10 +5,16 @@ from functools import partial
 
 import pytest
 
-from llama_gguf.core.restart import LEAVING, TRANSITIONS, GiveUp, RestartPolicy, SpawnAt
-from llama_gguf.core.restart import Event as E
 from llama_gguf.engines.status import EngineState as S
 from llama_gguf.errors import IllegalTransition
+from llama_gguf.supervisor.restart_policy import (
+    LEAVING,
+    TRANSITIONS,
+    GiveUp,
+    RestartPolicy,
+    SpawnAt,
+)
+from llama_gguf.supervisor.restart_policy import Event as E
 
 
 class At:

@@ -12,7 +12,7 @@ from pathlib import Path
 from llama_gguf.engines.activity import Activity
 from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.net.listener import listen
-from llama_gguf.supervisor.gateway_keeper import GatewayKeeper
+from llama_gguf.supervisor.gateway_run import GatewayKeeper
 
 SECONDS = 30.0
 

@@ -5,7 +5,7 @@ wanted.
 
     STARTING -> LOADING -> READY <-> ASLEEP;  from each of them BACKOFF -> LOADING, or FAILED
 
-What follows from what is in ``core/restart.py``, what counts as hanging and idle in
+What follows from what is in ``supervisor/restart_policy.py``, what counts as hanging and idle in
 ``engines/watchdogs.py``; how it is goes to ``publish`` at each change.
 """
 
@@ -20,7 +20,6 @@ from dataclasses import replace
 from typing import Final
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.core.restart import LEAVING, Event, GiveUp, RestartPolicy, SpawnAt
 from llama_gguf.engines import exit_reasons
 from llama_gguf.engines.activity import Activity
 from llama_gguf.engines.probe import Finding, Probe
@@ -31,7 +30,7 @@ from llama_gguf.events import EventLog
 from llama_gguf.files.line_writer import LogWriter
 from llama_gguf.net.clock import wall_now
 from llama_gguf.supervisor import child as children
-from llama_gguf.supervisor import post_mortem
+from llama_gguf.supervisor import oom
 from llama_gguf.supervisor.child import Child
 from llama_gguf.supervisor.engine_log import open_engine_log
 from llama_gguf.supervisor.launch import (
@@ -42,6 +41,7 @@ from llama_gguf.supervisor.launch import (
     check_address,
     remove_socket,
 )
+from llama_gguf.supervisor.restart_policy import LEAVING, Event, GiveUp, RestartPolicy, SpawnAt
 
 _log: Final = EventLog(__name__)
 
@@ -182,7 +182,7 @@ class EngineKeeper:
         """One life of llama-server, from spawn to reap. Returns its return code."""
         self._ending = Ending.CRASH
         self._was_out_of_memory = False
-        kills_before = post_mortem.oom_kills()
+        kills_before = oom.oom_kills()
         self._move(Event.SPAWNED)
         try:
             child = await self._start(launch)
@@ -211,8 +211,8 @@ class EngineKeeper:
         log.close(LAST_WORDS_SECONDS)
         remove_socket(self._settings.backend_socket)
         self._last_lines = list(child.last_lines)
-        self._was_out_of_memory = post_mortem.oom_kills() > kills_before or (
-            child.returncode == -signal.SIGKILL and post_mortem.kernel_names(child.pid)
+        self._was_out_of_memory = oom.oom_kills() > kills_before or (
+            child.returncode == -signal.SIGKILL and oom.kernel_names(child.pid)
         )
         return child.returncode
 

@@ -10,7 +10,7 @@ from tests.supervisor.conftest import until_gone
 
 PRELUDE = """
 import asyncio, ctypes, os, signal, subprocess
-from llama_gguf.supervisor import orphans
+from llama_gguf.supervisor import reaper as orphans
 
 def become_reaper():
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER

@@ -6,7 +6,12 @@ from contextlib import ExitStack
 
 import pytest
 
-from llama_gguf.health import MAX_CONNECTIONS, MAX_HEAD_BYTES, HealthServer, answer
+from llama_gguf.supervisor.health_server import (
+    MAX_CONNECTIONS,
+    MAX_HEAD_BYTES,
+    HealthServer,
+    answer,
+)
 from tests.fakes import Answer, read_answers
 
 GET = b"GET /ping HTTP/1.1\r\nHost: a\r\n\r\n"

@@ -20,7 +20,7 @@ from llama_gguf.engines.probe import Finding
 from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.engines.watchdogs import Progress
 from llama_gguf.supervisor.child import Child
-from llama_gguf.supervisor.engine_keeper import EngineKeeper
+from llama_gguf.supervisor.engine_run import EngineKeeper
 from llama_gguf.supervisor.launch import Launch
 from tests.bench.virtual_time import run
 from tests.supervisor.conftest import free_ports

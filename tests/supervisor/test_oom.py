@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_gguf.supervisor import post_mortem
+from llama_gguf.supervisor import oom
 
 
 @pytest.mark.parametrize(
@@ -24,25 +24,25 @@ def test_the_kills_of_our_control_group_are_counted(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
 
-    assert post_mortem.oom_kills(str(tmp_path)) == 2
+    assert oom.oom_kills(str(tmp_path)) == 2
 
 
 def test_without_control_groups_there_are_none(tmp_path: Path) -> None:
-    assert post_mortem.oom_kills(str(tmp_path)) == 0
+    assert oom.oom_kills(str(tmp_path)) == 0
 
 
 def test_the_kernels_log_is_asked_for_the_process(tmp_path: Path) -> None:
     kmsg = tmp_path / "kmsg"
     kmsg.write_text("6,1,1,-;Out of memory: Killed process 4711 (llama-server) total-vm:1kB\n")
 
-    assert post_mortem.kernel_names(4711, str(kmsg))
-    assert not post_mortem.kernel_names(471, str(kmsg))
+    assert oom.kernel_names(4711, str(kmsg))
+    assert not oom.kernel_names(471, str(kmsg))
 
 
 def test_a_kernels_log_that_is_not_for_us_says_nothing(tmp_path: Path) -> None:
-    assert not post_mortem.kernel_names(1, str(tmp_path / "nowhere"))
+    assert not oom.kernel_names(1, str(tmp_path / "nowhere"))
 
 
 def test_here_it_does_no_harm() -> None:
-    assert post_mortem.oom_kills() >= 0
-    assert not post_mortem.kernel_names(2**30)
+    assert oom.oom_kills() >= 0
+    assert not oom.kernel_names(2**30)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from llama_gguf.supervisor import tether
+from llama_gguf.supervisor import pdeathsig
 from tests.processes import is_running
 from tests.supervisor.conftest import until_gone
 
-TETHER = Path(tether.__file__)
+TETHER = Path(pdeathsig.__file__)
 
 
 def tethered(program: Sequence[str], *, parent: int | None = None) -> list[str]:

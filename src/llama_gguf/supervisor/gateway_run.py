@@ -10,12 +10,12 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from llama_gguf.core.restart import LEAVING, Event, GiveUp, RestartPolicy
 from llama_gguf.engines import exit_reasons
 from llama_gguf.engines.activity import GREETING, Activity
 from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.events import EventLog
 from llama_gguf.supervisor.child import Child, spawn
+from llama_gguf.supervisor.restart_policy import LEAVING, Event, GiveUp, RestartPolicy
 
 _log: Final = EventLog(__name__)
 

@@ -19,7 +19,7 @@ from llama_gguf.config.settings import Settings
 from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.gateway.client_connection import ClientConnection
 from llama_gguf.gateway.services import Services
-from llama_gguf.gateway.upstream import Phase, UpstreamConnection
+from llama_gguf.gateway.upstream_connection import Phase, UpstreamConnection
 from llama_gguf.net.transport import Endpoint
 from llama_gguf.scheduling.exchange import Exchange
 from llama_gguf.telemetry.recorder import Accounts

@@ -12,7 +12,7 @@ from typing import Any, Final
 import pytest
 
 from llama_gguf.engines.status import EngineState
-from llama_gguf.gateway.upstream import Phase
+from llama_gguf.gateway.upstream_connection import Phase
 from tests.fakes import (
     KEY,
     KEYS_TEXT,

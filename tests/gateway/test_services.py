@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from llama_gguf.engines.status import EngineState, EngineStatus
-from llama_gguf.gateway import own
+from llama_gguf.gateway import endpoints
 from llama_gguf.http1.routes import Kind
 from tests.exchanges import asked
 from tests.fakes import BACKEND_KEY, KEY, Rig, request
@@ -55,7 +55,7 @@ def test_a_drained_gateway_is_idle_when_its_last_exchange_is_over(rig: Rig) -> N
 
 def test_no_secret_is_in_what_can_be_printed(rig: Rig) -> None:
     rig.ask(request(body=b"{}"))
-    metrics = own.answer(Kind.METRICS, asked("GET", "/metrics"), rig.services)
+    metrics = endpoints.answer(Kind.METRICS, asked("GET", "/metrics"), rig.services)
     shown = repr(vars(rig.services).values()) + str(metrics)
 
     for principal in (

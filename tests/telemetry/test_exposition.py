@@ -6,7 +6,7 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from llama_gguf.engines.status import EngineState
-from llama_gguf.gateway import own
+from llama_gguf.gateway import endpoints
 from llama_gguf.telemetry.engine_metrics import parse
 from llama_gguf.telemetry.exposition import render
 from llama_gguf.telemetry.metrics import METRICS, Format
@@ -21,7 +21,7 @@ TEXTS = (Format.PROMETHEUS, Format.OPENMETRICS)
 
 def scrape(rig: Rig, wanted: Format = Format.PROMETHEUS) -> dict[str, Metric]:
     body, content_type = render(
-        rig.services.recorder.metrics, own.gauges(rig.services), ENGINE, wanted
+        rig.services.recorder.metrics, endpoints.gauges(rig.services), ENGINE, wanted
     )
     if content_type.startswith(b"application/openmetrics-text"):
         parse = openmetrics.text_string_to_metric_families

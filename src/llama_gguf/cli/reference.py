@@ -24,7 +24,7 @@ from llama_gguf.cli.main import COMMANDS, command_parser, top_parser
 from llama_gguf.config import settings
 from llama_gguf.engines.status import EngineState
 from llama_gguf.errors import GatewayError
-from llama_gguf.gateway import upstream
+from llama_gguf.gateway import upstream_connection
 from llama_gguf.scheduling import exchange
 from llama_gguf.supervisor import restart_policy
 from llama_gguf.telemetry.metrics import METRICS
@@ -282,9 +282,9 @@ def states_page() -> str:
             "supervisor has one more state, `unreachable`.\n",
             _diagram(EngineState.STARTING, of_engine),
             "## A connection to llama-server\n",
-            "What the connection is used for at the moment: `gateway/upstream.py`.\n",
+            "What the connection is used for at the moment: `gateway/upstream_connection.py`.\n",
             "| phase | meaning |\n|---|---|",
-            *_members(upstream.Phase),
+            *_members(upstream_connection.Phase),
             "",
         ]
     )

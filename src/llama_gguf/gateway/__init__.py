@@ -1,6 +1,6 @@
 """The async proxy in front of llama-server.
 
-``client.py`` and ``upstream.py`` are the two Protocols, joined by plain calls, so
+``client.py`` and ``upstream_connection.py`` are the two Protocols, joined by plain calls, so
 that an event of a stream costs one call from ``upstream.data_received`` to
 ``client.transport.write_now``. What they decide by is in ``core/``; what they share is
 in ``services.py``; ``server.py`` starts, reloads and drains. Sockets are in

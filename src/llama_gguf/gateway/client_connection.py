@@ -2,7 +2,7 @@
 
 Here are the bytes: where a head and a body end, what was sent ahead, backpressure, and whether the
 connection stays open. What becomes of a request is in ``proxied_request.py``, or, for the gateway's
-own paths, in ``own.py``.
+own paths, in ``endpoints.py``.
 
 Rule: ``_state`` decides how incoming bytes are interpreted, and every change of it is in
 ``TRANSITIONS``.
@@ -20,7 +20,7 @@ from llama_gguf.access.authenticator import Principal, Principals
 from llama_gguf.access.rate_limit import network_of
 from llama_gguf.errors import GatewayError, IllegalTransition, QueueFull, RequestTimeout
 from llama_gguf.events import EventLog
-from llama_gguf.gateway import own
+from llama_gguf.gateway import endpoints
 from llama_gguf.gateway.client import BodyReader, Client
 from llama_gguf.gateway.head_cache import Known
 from llama_gguf.gateway.proxied_request import ProxiedRequest
@@ -357,7 +357,7 @@ class ClientConnection(Client):
             return
         services = self._services
         principal = Principals.ANYBODY
-        if own.needs_key(route.kind, services.settings):
+        if endpoints.needs_key(route.kind, services.settings):
             principal = self.authenticate(exchange)
             exchange.key_id = principal.key_id
             exchange.rate_fields = principal.fields_at(exchange.started_at)
@@ -365,7 +365,7 @@ class ClientConnection(Client):
             services.authenticator.check_admin(principal)
             self._start_reload(exchange)
         else:
-            self.respond(exchange, own.answer(route.kind, request, services, principal))
+            self.respond(exchange, endpoints.answer(route.kind, request, services, principal))
 
     def _start_reload(self, exchange: Exchange) -> None:
         self._settle_body(exchange.request)
@@ -382,7 +382,7 @@ class ClientConnection(Client):
             self._refuse(error)
         else:
             self._reload = None
-            self.respond(exchange, own.reloaded(keys))
+            self.respond(exchange, endpoints.reloaded(keys))
 
     def authenticate(self, exchange: Exchange) -> Principal:
         """Find out whose key the request shows. Raises what ``Principals.authenticate`` does."""

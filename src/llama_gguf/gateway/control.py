@@ -19,7 +19,7 @@ from llama_gguf.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.services import Services
-    from llama_gguf.gateway.upstream import UpstreamConnection
+    from llama_gguf.gateway.upstream_connection import UpstreamConnection
 
 MAX_WAITING_BYTES: Final = 65536
 """For a supervisor that does not read: what it has not heard of now, it will be told later."""

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.errors import UpstreamError, UpstreamRefused
-from llama_gguf.gateway.upstream import Phase, UpstreamConnection
+from llama_gguf.gateway.upstream_connection import Phase, UpstreamConnection
 from llama_gguf.http1.known_head import KnownHead
 from llama_gguf.http1.response import Answer
 from llama_gguf.net.connector import Cancellable, Dial

@@ -45,7 +45,7 @@ from llama_gguf.scheduling.failure_policy import Action
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.services import Services
-    from llama_gguf.gateway.upstream import Asker, UpstreamConnection
+    from llama_gguf.gateway.upstream_connection import Asker, UpstreamConnection
     from llama_gguf.net.transport import SocketTransport
 
 CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"

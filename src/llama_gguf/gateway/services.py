@@ -12,9 +12,9 @@ from llama_gguf.config.settings import DEFAULT_SLOTS, Settings
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Probe
 from llama_gguf.gateway.connections import Connections
-from llama_gguf.gateway.engine_reader import EngineReader
 from llama_gguf.gateway.engine_tracker import EngineTracker
 from llama_gguf.gateway.head_cache import HeadCache
+from llama_gguf.gateway.metrics_reader import EngineReader
 from llama_gguf.gateway.pool import IDLE_SECONDS, Pool
 from llama_gguf.gateway.request_ids import RequestIds
 from llama_gguf.gateway.sse_keepalive import StreamSearches

@@ -13,7 +13,7 @@ from contextlib import closing
 import pytest
 
 from llama_gguf.errors import UpstreamClosedKept, UpstreamError
-from llama_gguf.gateway.upstream import Phase, UpstreamConnection
+from llama_gguf.gateway.upstream_connection import Phase, UpstreamConnection
 from llama_gguf.http1.fields import Framing
 from llama_gguf.http1.known_head import KnownHead
 from llama_gguf.http1.response import Answer

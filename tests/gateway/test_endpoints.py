@@ -8,7 +8,7 @@ import pytest
 
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.status import EngineState, EngineStatus
-from llama_gguf.gateway import own
+from llama_gguf.gateway import endpoints
 from llama_gguf.http1.local_response import OwnAnswer
 from llama_gguf.http1.parser import parse_request
 from llama_gguf.http1.request import Request
@@ -26,7 +26,7 @@ def get(rig: Rig, target: str, *fields: str, method: str = "GET") -> Request:
 
 def answer(rig: Rig, target: str, *fields: str, method: str = "GET") -> OwnAnswer:
     found = get(rig, target, *fields, method=method)
-    return own.answer(found.route.kind, found, rig.services)
+    return endpoints.answer(found.route.kind, found, rig.services)
 
 
 # Keys ---------------------------------------------------------------------------------------------
@@ -37,13 +37,13 @@ def test_reload_and_numbers_need_a_key_metrics_if_that_is_set_and_nothing_else(
     guards_metrics: bool,
 ) -> None:
     settings = Settings(metrics_auth_enabled=guards_metrics)
-    guarded = {kind for kind in ANSWERED_HERE if own.needs_key(kind, settings)}
+    guarded = {kind for kind in ANSWERED_HERE if endpoints.needs_key(kind, settings)}
 
     assert guarded == (FOR_KEYS | {Kind.METRICS} if guards_metrics else FOR_KEYS)
 
 
 def test_a_reload_says_how_many_keys_there_are() -> None:
-    assert json.loads(own.reloaded(3).body) == {"status": "ok", "keys_loaded": 3}
+    assert json.loads(endpoints.reloaded(3).body) == {"status": "ok", "keys_loaded": 3}
 
 
 # Health -------------------------------------------------------------------------------------------
@@ -55,7 +55,7 @@ def test_a_ping_has_nothing_to_say(rig: Rig) -> None:
 
 def test_health_has_the_engine_s_sentence(rig: Rig) -> None:
     rig.services.engine.update(EngineStatus(EngineState.FAILED, since=0.0, detail="no memory"))
-    found = own.health(rig.services)
+    found = endpoints.health(rig.services)
 
     assert found.status == 503
     assert json.loads(found.body)["engine"]["detail"] == "no memory"
@@ -63,7 +63,7 @@ def test_health_has_the_engine_s_sentence(rig: Rig) -> None:
 
 def test_health_is_503_while_draining_whatever_the_engine_does(rig: Rig) -> None:
     rig.services.connections.is_draining = True
-    found = own.health(rig.services)
+    found = endpoints.health(rig.services)
 
     assert found.status == 503
     assert json.loads(found.body)["status"] == "draining"
@@ -72,7 +72,7 @@ def test_health_is_503_while_draining_whatever_the_engine_does(rig: Rig) -> None
 def test_health_tells_how_long_the_gateway_has_run(rig: Rig) -> None:
     rig.services.clock.started_at = rig.clock.now - 12.34
 
-    assert json.loads(own.health(rig.services).body)["uptime_seconds"] == 12.3
+    assert json.loads(endpoints.health(rig.services).body)["uptime_seconds"] == 12.3
 
 
 # Metrics ------------------------------------------------------------------------------------------
@@ -81,7 +81,7 @@ def test_health_tells_how_long_the_gateway_has_run(rig: Rig) -> None:
 def test_gauges_show_what_is_under_way(new_rig: NewRig) -> None:
     rig = new_rig(slots=1)
     rig.ask(), rig.ask(), rig.client()
-    gauges = own.gauges(rig.services)
+    gauges = endpoints.gauges(rig.services)
 
     assert (gauges.in_flight, gauges.queue_depth, gauges.slots) == (1, 1, 1)
     assert gauges.connections == 3
@@ -206,17 +206,17 @@ def test_health_tells_what_the_supervisor_knows(rig: Rig) -> None:
         facts={"quantization": "Q4_1", "size_bytes": 98, "engine_version": "b1"},
     )
     rig.services.engine.update(EngineStatus.from_line(status.to_line()))
-    facts = json.loads(own.health(rig.services).body)
+    facts = json.loads(endpoints.health(rig.services).body)
 
     assert facts["model"] == {"name": "m", "quantization": "Q4_1", "size_bytes": 98}
     engine = facts["engine"]
     assert (engine["progress"], engine["load_seconds"], engine["version"]) == (0.25, 3.5, "b1")
     assert (engine["last_exit"], engine["restarts"]) == ("killed by SIGKILL", 3)
-    assert own.gauges(rig.services).restarts == {"crash": 2, "hang": 1}
+    assert endpoints.gauges(rig.services).restarts == {"crash": 2, "hang": 1}
 
 
 def test_a_gateway_on_its_own_tells_what_it_has_found(rig: Rig) -> None:
-    facts = json.loads(own.health(rig.services).body)
+    facts = json.loads(endpoints.health(rig.services).body)
 
     assert facts["model"] == {"name": "m"}
     assert (facts["engine"]["version"], facts["engine"]["restarts"]) == ("", 0)

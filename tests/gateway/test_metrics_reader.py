@@ -7,8 +7,8 @@ import pytest
 
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.probe import Probe
-from llama_gguf.gateway import engine_reader
-from llama_gguf.gateway.engine_reader import EngineReader
+from llama_gguf.gateway import metrics_reader
+from llama_gguf.gateway.metrics_reader import EngineReader
 
 
 class FakeProbe(Probe):
@@ -43,7 +43,7 @@ def test_what_was_read_last_is_served() -> None:
 def test_it_is_read_while_requests_are_in_flight_and_never_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(engine_reader, "EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(metrics_reader, "EVERY_SECONDS", 0.0)
     probe = FakeProbe(b"llamacpp:n 1\n")
     looks: list[bool] = []
     enough = asyncio.Event()
@@ -67,7 +67,7 @@ def test_it_is_read_while_requests_are_in_flight_and_never_else(
 def test_while_nothing_runs_counters_are_served_and_no_gauges(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(engine_reader, "EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(metrics_reader, "EVERY_SECONDS", 0.0)
     probe = FakeProbe(b"# TYPE llamacpp:n_total counter\nllamacpp:n_total 1\nllamacpp:now 2\n")
     seen: list[list[float]] = []
     enough = asyncio.Event()

@@ -15,6 +15,7 @@ import pytest
 
 TESTS: Final = Path(__file__).parent
 SOURCE: Final = TESTS.parent / "src" / "llama_gguf"
+BENCH: Final = SOURCE.with_name("llama_gguf_bench")  # its tests are in tests/bench
 
 TESTED_ELSEWHERE: Final = {
     "files/stamps.py": "access/test_key_store.py",  # notices a new keys file
@@ -41,7 +42,10 @@ def mirrors_of(name: str) -> Iterator[Path]:
 
 
 MODULES: Final = sorted(
-    str(module.relative_to(SOURCE)) for module in SOURCE.rglob("*.py") if has_logic(module)
+    str(folder / module.relative_to(package))
+    for folder, package in ((Path(), SOURCE), (Path("bench"), BENCH))
+    for module in package.rglob("*.py")
+    if has_logic(module)
 )
 
 

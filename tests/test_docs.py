@@ -150,7 +150,7 @@ def test_every_variable_that_looks_like_a_setting_is_one(page: Path) -> None:
 
 # Messages -----------------------------------------------------------------------------------------
 
-SAID_BY_COMMANDS = ("cli/keys.py", "cli/bench", "bench/", "cli/diagnose.py", "cli/terminal.py")
+SAID_BY_COMMANDS = ("cli/keys.py", "cli/bench", "cli/diagnose.py", "cli/terminal.py")
 """Modules of commands that are run by hand, and whose messages say at once what to do."""
 
 

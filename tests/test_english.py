@@ -79,7 +79,7 @@ ALLOWED: Final = frozenset(
     {
         ("benchmarks/load.py", "tell"),  # in the prompt of a chat
         ("docs/benchmark.md", "tell"),  # "cannot tell", a verdict of `bench compare`
-        ("src/llama_gguf/bench/compare.py", "tell"),  # the same
+        ("src/llama_gguf_bench/compare.py", "tell"),  # the same
     }
 )
 """(file, word) where the word is a quotation or the right one."""

@@ -6,12 +6,12 @@ import random
 from array import array
 from typing import Any
 
-from llama_gguf.bench import results
-from llama_gguf.bench.load import Level
-from llama_gguf.bench.options import Load
-from llama_gguf.bench.records import Record
-from llama_gguf.bench.results import Circumstances
-from llama_gguf.bench.summary import summarise
+from llama_gguf_bench import results
+from llama_gguf_bench.load import Level
+from llama_gguf_bench.options import Load
+from llama_gguf_bench.records import Record
+from llama_gguf_bench.results import Circumstances
+from llama_gguf_bench.summary import summarise
 
 CIRCUMSTANCES = Circumstances(
     url="http://127.0.0.1:8000",

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.bench.answers import Answer, error_message
-from llama_gguf.bench.records import Record
+from llama_gguf_bench.answers import Answer, error_message
+from llama_gguf_bench.records import Record
 from tests.bench.engine import sse, text_event
 
 DONE = sse("[DONE]")

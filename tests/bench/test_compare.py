@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from llama_gguf.bench import compare, results
-from llama_gguf.bench.compare import BETTER, NOISE, UNKNOWN, WORSE
-from llama_gguf.bench.estimates import Estimate
-from llama_gguf.bench.results import Run
+from llama_gguf_bench import compare, results
+from llama_gguf_bench.compare import BETTER, NOISE, UNKNOWN, WORSE
+from llama_gguf_bench.estimates import Estimate
+from llama_gguf_bench.results import Run
 from tests.bench.runs import document, level
 
 

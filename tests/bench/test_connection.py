@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llama_gguf.bench.connection import Connection, ConnectionLost, Connections, parse_target
 from llama_gguf.errors import UserError
+from llama_gguf_bench.connection import Connection, ConnectionLost, Connections, parse_target
 from tests.bench.engine import Engine
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

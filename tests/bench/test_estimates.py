@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from llama_gguf.bench.estimates import (
+from llama_gguf_bench.estimates import (
     Estimate,
     batches,
     bootstrap,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from llama_gguf.bench.lag import TICK_SECONDS, Generator, LagMeter
+from llama_gguf_bench.lag import TICK_SECONDS, Generator, LagMeter
 from tests.bench import virtual_time
 
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from llama_gguf.bench.connection import ConnectionLost, Sink, Target, parse_target
-from llama_gguf.bench.load import Asker, Budget, Level, run_level
-from llama_gguf.bench.options import Load, Options
-from llama_gguf.bench.records import INTERRUPTED, Record
+from llama_gguf_bench.connection import ConnectionLost, Sink, Target, parse_target
+from llama_gguf_bench.load import Asker, Budget, Level, run_level
+from llama_gguf_bench.options import Load, Options
+from llama_gguf_bench.records import INTERRUPTED, Record
 from tests.bench import virtual_time
 from tests.bench.engine import sse, text_event
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from llama_gguf.bench.options import (
+from llama_gguf_bench.options import (
     Load,
     Options,
     parse_counts,

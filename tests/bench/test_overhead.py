@@ -8,10 +8,10 @@ from typing import cast
 
 import pytest
 
-from llama_gguf.bench.connection import ConnectionLost
-from llama_gguf.bench.load import Asker
-from llama_gguf.bench.options import Load, Options
-from llama_gguf.bench.overhead import Turns, added, as_json, take_turns
+from llama_gguf_bench.connection import ConnectionLost
+from llama_gguf_bench.load import Asker
+from llama_gguf_bench.options import Load, Options
+from llama_gguf_bench.overhead import Turns, added, as_json, take_turns
 from tests.bench import virtual_time
 from tests.bench.test_load import Clock, Server, bodies
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
-from llama_gguf.bench.page import page
+from llama_gguf_bench.page import page
 from tests.bench.runs import CIRCUMSTANCES
 
 PAGE = page(

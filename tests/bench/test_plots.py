@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from llama_gguf.bench import plots
-from llama_gguf.bench.load import Level
-from llama_gguf.bench.options import Load
-from llama_gguf.bench.overhead import Turns, added
-from llama_gguf.bench.records import Record
-from llama_gguf.bench.summary import Summary, summarise
 from llama_gguf.errors import UserError
+from llama_gguf_bench import plots
+from llama_gguf_bench.load import Level
+from llama_gguf_bench.options import Load
+from llama_gguf_bench.overhead import Turns, added
+from llama_gguf_bench.records import Record
+from llama_gguf_bench.summary import Summary, summarise
 from tests.bench.runs import level
 
 

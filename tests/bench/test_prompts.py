@@ -4,8 +4,8 @@ from itertools import islice
 
 import pytest
 
-from llama_gguf.bench.prompts import CALIBRATION_WORDS, Scale, from_lines, scale_of, synthetic
 from llama_gguf.errors import UserError
+from llama_gguf_bench.prompts import CALIBRATION_WORDS, Scale, from_lines, scale_of, synthetic
 
 SCALE = Scale(template=10, per_word=2)
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llama_gguf.bench.records import Record
+from llama_gguf_bench.records import Record
 from tests.bench.runs import record
 
 

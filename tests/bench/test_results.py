@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from llama_gguf.bench import results
-from llama_gguf.bench.overhead import Turns, added, as_json
-from llama_gguf.bench.records import Record
 from llama_gguf.errors import UserError
+from llama_gguf_bench import results
+from llama_gguf_bench.overhead import Turns, added, as_json
+from llama_gguf_bench.records import Record
 from tests.bench.runs import CIRCUMSTANCES, document, level
 
 

@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from llama_gguf.bench.connection import Connections, parse_target
-from llama_gguf.bench.server import Server, Watch, calibrated, get, look, model_name, queue_wait
+from llama_gguf_bench.connection import Connections, parse_target
+from llama_gguf_bench.server import Server, Watch, calibrated, get, look, model_name, queue_wait
 from tests.bench.engine import Engine
 
 T = TypeVar("T")

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from llama_gguf.bench.connection import Connections, parse_target
-from llama_gguf.bench.load import Level, clock
-from llama_gguf.bench.options import Load, Options
-from llama_gguf.bench.server import Server
-from llama_gguf.bench.session import Prepared, fixed_fields, prepare, run_loads, run_turns
-from llama_gguf.bench.summary import summarise
 from llama_gguf.errors import UserError
+from llama_gguf_bench.connection import Connections, parse_target
+from llama_gguf_bench.load import Level, clock
+from llama_gguf_bench.options import Load, Options
+from llama_gguf_bench.server import Server
+from llama_gguf_bench.session import Prepared, fixed_fields, prepare, run_loads, run_turns
+from llama_gguf_bench.summary import summarise
 from tests.bench.engine import TOKENS, Engine, running
 
 

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from llama_gguf.bench.answers import Answer
-from llama_gguf.bench.load import Level
-from llama_gguf.bench.options import Load
-from llama_gguf.bench.records import INTERRUPTED, Record
-from llama_gguf.bench.summary import as_json, is_within, slices, summarise
+from llama_gguf_bench.answers import Answer
+from llama_gguf_bench.load import Level
+from llama_gguf_bench.options import Load
+from llama_gguf_bench.records import INTERRUPTED, Record
+from llama_gguf_bench.summary import as_json, is_within, slices, summarise
 from tests.bench.engine import sse, text_event
 from tests.bench.runs import level, record
 

@@ -5,14 +5,14 @@ import random
 
 import pytest
 
-from llama_gguf.bench import compare, tables
-from llama_gguf.bench.estimates import Estimate
-from llama_gguf.bench.lag import Generator
-from llama_gguf.bench.load import Level
-from llama_gguf.bench.options import Load
-from llama_gguf.bench.overhead import Pair, Turns, added
-from llama_gguf.bench.records import INTERRUPTED, Record
-from llama_gguf.bench.summary import Summary, summarise
+from llama_gguf_bench import compare, tables
+from llama_gguf_bench.estimates import Estimate
+from llama_gguf_bench.lag import Generator
+from llama_gguf_bench.load import Level
+from llama_gguf_bench.options import Load
+from llama_gguf_bench.overhead import Pair, Turns, added
+from llama_gguf_bench.records import INTERRUPTED, Record
+from llama_gguf_bench.summary import Summary, summarise
 from tests.bench.runs import level
 from tests.bench.test_compare import run
 

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from llama_gguf.access.keys import hashed
-from llama_gguf.bench.connection import parse_target
-from llama_gguf.bench.options import Load, Options
-from llama_gguf.bench.server import Server
 from llama_gguf.cli import bench_facts
 from llama_gguf.cli.context import Context
 from llama_gguf.config import settings as settings_module
 from llama_gguf.errors import UserError
+from llama_gguf_bench.connection import parse_target
+from llama_gguf_bench.options import Load, Options
+from llama_gguf_bench.server import Server
 from tests.gguf_files import gguf
 
 PLAIN = "sk-plain-0123456789"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from llama_gguf.bench import plots, tables
-from llama_gguf.bench.summary import summarise
 from llama_gguf.cli.bench_report import Report, check_outputs, show
 from llama_gguf.errors import UserError
+from llama_gguf_bench import plots, tables
+from llama_gguf_bench.summary import summarise
 from tests.bench.runs import CIRCUMSTANCES, level
 
 FOUND = [(level(seconds=5), summarise(level(seconds=5), {}))]

@@ -25,10 +25,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
-from llama_gguf.bench import compare, overhead, plots, results, session, tables
-from llama_gguf.bench.connection import Target, parse_target
-from llama_gguf.bench.load import Budget, Level, clock
-from llama_gguf.bench.options import (
+from llama_gguf.cli import bench_facts
+from llama_gguf.cli.bench_report import STDOUT, Report, check_outputs, show, write
+from llama_gguf.cli.context import Context
+from llama_gguf.cli.loops import loop_factory
+from llama_gguf.cli.terminal import print_table, progress_meter, say
+from llama_gguf.errors import UserError
+from llama_gguf_bench import compare, overhead, plots, results, session, tables
+from llama_gguf_bench.connection import Target, parse_target
+from llama_gguf_bench.load import Budget, Level, clock
+from llama_gguf_bench.options import (
     SLO_NAMES,
     Load,
     Options,
@@ -37,15 +43,9 @@ from llama_gguf.bench.options import (
     parse_seconds,
     parse_slo,
 )
-from llama_gguf.bench.results import Circumstances
-from llama_gguf.bench.session import Prepared
-from llama_gguf.bench.summary import summarise
-from llama_gguf.cli import bench_facts
-from llama_gguf.cli.bench_report import STDOUT, Report, check_outputs, show, write
-from llama_gguf.cli.context import Context
-from llama_gguf.cli.loops import loop_factory
-from llama_gguf.cli.terminal import print_table, progress_meter, say
-from llama_gguf.errors import UserError
+from llama_gguf_bench.results import Circumstances
+from llama_gguf_bench.session import Prepared
+from llama_gguf_bench.summary import summarise
 
 USAGE = "%(prog)s [URL] [options]\n       %(prog)s compare A.json B.json [--json FILE]"
 COMPARE: Final = "compare"

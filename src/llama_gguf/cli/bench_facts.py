@@ -15,14 +15,14 @@ from urllib.parse import urlsplit
 from llama_gguf import __version__
 from llama_gguf.access import key_file
 from llama_gguf.access.keys import KeyRing
-from llama_gguf.bench.connection import Target
-from llama_gguf.bench.options import Options
-from llama_gguf.bench.results import Circumstances
-from llama_gguf.bench.server import Server
 from llama_gguf.cli.context import Context
 from llama_gguf.engines import machine
 from llama_gguf.errors import UserError
 from llama_gguf.models.model_file import read_model
+from llama_gguf_bench.connection import Target
+from llama_gguf_bench.options import Options
+from llama_gguf_bench.results import Circumstances
+from llama_gguf_bench.server import Server
 
 KEY_VARIABLES: Final = ("LLAMA_API_KEY", "OPENAI_API_KEY")
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from llama_gguf.bench import plots, tables
-from llama_gguf.bench.page import page
-from llama_gguf.bench.results import Circumstances
 from llama_gguf.cli import bench_facts
 from llama_gguf.cli.terminal import print_table, say
 from llama_gguf.errors import UserError
+from llama_gguf_bench import plots, tables
+from llama_gguf_bench.page import page
+from llama_gguf_bench.results import Circumstances
 
 STDOUT: Final = "-"
 

@@ -240,7 +240,10 @@ def modules_page() -> str:
         "only to the right. [architecture.md](architecture.md) describes how they work together.\n",
     ]
     package = Path(llama_gguf.__file__).parent
-    for folder, modules in groupby(_modules(package), lambda module: module.parent):
+    bench = package.with_name("llama_gguf_bench")
+    for folder, modules in groupby(
+        [*_modules(package), *_modules(bench)], lambda module: module.parent
+    ):
         parts.append(f"## {folder.relative_to(package.parent).as_posix()}/\n")
         parts.append("| module | content |\n|---|---|")
         parts += [f"| `{m.name}` | {_cell(_docstring_line(m))} |" for m in modules]

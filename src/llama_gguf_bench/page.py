@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, Final
 
-from llama_gguf.bench.results import Circumstances
+from llama_gguf_bench.results import Circumstances
 
 STYLE: Final = """
 :root { color-scheme: light dark; --ground: #fdfdfc; --ink: #1d2329; --soft: #5b6670;

@@ -11,15 +11,15 @@ from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-from llama_gguf.bench import prompts, server
-from llama_gguf.bench.answers import error_message
-from llama_gguf.bench.connection import ConnectionLost, Connections, Target
-from llama_gguf.bench.load import Asker, Budget, Level, clock, run_level
-from llama_gguf.bench.options import Load, Options
-from llama_gguf.bench.overhead import SIDES, Turns, take_turns
-from llama_gguf.bench.prompts import Body
-from llama_gguf.bench.server import Server, Watch, Whole
 from llama_gguf.errors import UserError
+from llama_gguf_bench import prompts, server
+from llama_gguf_bench.answers import error_message
+from llama_gguf_bench.connection import ConnectionLost, Connections, Target
+from llama_gguf_bench.load import Asker, Budget, Level, clock, run_level
+from llama_gguf_bench.options import Load, Options
+from llama_gguf_bench.overhead import SIDES, Turns, take_turns
+from llama_gguf_bench.prompts import Body
+from llama_gguf_bench.server import Server, Watch, Whole
 
 Progress = Callable[[Load, Budget, Level], None]
 

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
 
-from llama_gguf.bench.connection import Clock
-from llama_gguf.bench.estimates import Estimate, bootstrap
-from llama_gguf.bench.lag import Generator, LagMeter
-from llama_gguf.bench.load import PAUSE_AFTER_ERROR_SECONDS, Asker, clock
-from llama_gguf.bench.options import Options
-from llama_gguf.bench.prompts import Body
-from llama_gguf.bench.records import Record
+from llama_gguf_bench.connection import Clock
+from llama_gguf_bench.estimates import Estimate, bootstrap
+from llama_gguf_bench.lag import Generator, LagMeter
+from llama_gguf_bench.load import PAUSE_AFTER_ERROR_SECONDS, Asker, clock
+from llama_gguf_bench.options import Options
+from llama_gguf_bench.prompts import Body
+from llama_gguf_bench.records import Record
 
 MEASURES: Final[Mapping[str, str]] = {
     "ttft": "time to first token",

@@ -19,12 +19,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, cast
 
-from llama_gguf.bench.answers import Answer
-from llama_gguf.bench.connection import Clock, ConnectionLost, Sink, Target
-from llama_gguf.bench.lag import Generator, LagMeter
-from llama_gguf.bench.options import Load, Options
-from llama_gguf.bench.prompts import Body
-from llama_gguf.bench.records import INTERRUPTED, Record
+from llama_gguf_bench.answers import Answer
+from llama_gguf_bench.connection import Clock, ConnectionLost, Sink, Target
+from llama_gguf_bench.lag import Generator, LagMeter
+from llama_gguf_bench.options import Load, Options
+from llama_gguf_bench.prompts import Body
+from llama_gguf_bench.records import INTERRUPTED, Record
 
 PAUSE_AFTER_ERROR_SECONDS: Final = 0.5
 """A server that refuses at once would otherwise be asked thousands of times a second."""

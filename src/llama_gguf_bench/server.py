@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from llama_gguf.bench.connection import ConnectionLost, Connections
+from llama_gguf_bench.connection import ConnectionLost, Connections
 
 PATIENCE_SECONDS: Final = 10.0
 LOOK_SECONDS: Final = 0.5

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from llama_gguf.bench.records import Record
+from llama_gguf_bench.records import Record
 
 MAX_WHOLE_BYTES: Final = 64 << 20
 CUT: Final = "cut short"

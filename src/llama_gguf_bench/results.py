@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from llama_gguf.bench.estimates import Estimate
-from llama_gguf.bench.load import Level
-from llama_gguf.bench.options import Load
-from llama_gguf.bench.records import Record
-from llama_gguf.bench.summary import Summary
-from llama_gguf.bench.summary import as_json as summary_json
 from llama_gguf.errors import UserError
+from llama_gguf_bench.estimates import Estimate
+from llama_gguf_bench.load import Level
+from llama_gguf_bench.options import Load
+from llama_gguf_bench.records import Record
+from llama_gguf_bench.summary import Summary
+from llama_gguf_bench.summary import as_json as summary_json
 
 FORMAT: Final = "llama-gguf bench 1"
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from llama_gguf.bench.estimates import Estimate, difference
-from llama_gguf.bench.results import Run
-from llama_gguf.bench.summary import RATES
+from llama_gguf_bench.estimates import Estimate, difference
+from llama_gguf_bench.results import Run
+from llama_gguf_bench.summary import RATES
 
 BETTER: Final = "better"
 WORSE: Final = "worse"

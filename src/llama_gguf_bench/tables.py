@@ -7,13 +7,13 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from llama_gguf.bench.compare import Change
-from llama_gguf.bench.estimates import Estimate
-from llama_gguf.bench.load import Level
-from llama_gguf.bench.options import Load
-from llama_gguf.bench.overhead import MEASURES, Added, Turns
-from llama_gguf.bench.records import INTERRUPTED
-from llama_gguf.bench.summary import LATENCIES, QUANTILES, RATES, Summary
+from llama_gguf_bench.compare import Change
+from llama_gguf_bench.estimates import Estimate
+from llama_gguf_bench.load import Level
+from llama_gguf_bench.options import Load
+from llama_gguf_bench.overhead import MEASURES, Added, Turns
+from llama_gguf_bench.records import INTERRUPTED
+from llama_gguf_bench.summary import LATENCIES, QUANTILES, RATES, Summary
 
 Row = tuple[str, ...]
 Results = Sequence[tuple[Level, Summary]]

@@ -15,11 +15,11 @@ from importlib.util import find_spec
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
-from llama_gguf.bench.load import Level
-from llama_gguf.bench.overhead import MEASURES, Added, Turns
-from llama_gguf.bench.records import Record
-from llama_gguf.bench.summary import Span, Summary, slices
 from llama_gguf.errors import UserError, how_to_install
+from llama_gguf_bench.load import Level
+from llama_gguf_bench.overhead import MEASURES, Added, Turns
+from llama_gguf_bench.records import Record
+from llama_gguf_bench.summary import Span, Summary, slices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,15 +13,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from llama_gguf.bench.estimates import (
+from llama_gguf_bench.estimates import (
     BATCHES,
     Estimate,
     mean_estimate,
     quantile_estimates,
     share_estimate,
 )
-from llama_gguf.bench.load import Level
-from llama_gguf.bench.records import Record
+from llama_gguf_bench.load import Level
+from llama_gguf_bench.records import Record
 
 QUANTILES: Final[Mapping[str, float]] = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 Span = tuple[float, float, float]

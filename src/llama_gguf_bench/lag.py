@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from llama_gguf.bench.estimates import quantile
+from llama_gguf_bench.estimates import quantile
 
 TICK_SECONDS: Final = 0.01
 RESOLUTION_SECONDS: Final = 0.001

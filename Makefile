@@ -47,7 +47,7 @@ fuzz: $(VENV)/.dev ## send mutated bytes to the gateway's parsers for SECONDS=60
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 bench: $(VENV)/.run ## compare the gateway with nginx and HAProxy (BENCH='--rounds 1 ours nginx')
-	$(BIN)/python -m benchmarks $(BENCH)
+	$(BIN)/python -m perf $(BENCH)
 
 check: lint types imports docs test ## run all checks that must pass before a commit
 
@@ -103,7 +103,7 @@ lock: | $(VENV)/bin/python ## update the locked versions to the newest that pypr
 	    --group pyproject.toml:clients -o locks/clients.txt
 
 cost: $(VENV)/.dev ## count instructions and system calls per request; needs valgrind and strace
-	$(BIN)/python -m benchmarks.cost
+	$(BIN)/python -m perf.cost
 
 # Excluded are tests that access class internals in ways that compiled classes do not support.
 compiled: $(VENV)/.dev ## compile the hot modules and run their tests against them

@@ -43,7 +43,7 @@ SCANNED: Final = {
     "src/**/*.py": Part.STRINGS,
     "src/**/*.html": Part.TEXT,
     "src/**/*.js": Part.TEXT,
-    "benchmarks/*.py": Part.STRINGS,
+    "perf/*.py": Part.STRINGS,
     ".env.example": Part.TEXT,
     "docs/*.py": PYTHON,
     "scripts/**/*.sh": Part.TEXT,
@@ -77,7 +77,7 @@ INSTEAD: Final = {
 
 ALLOWED: Final = frozenset(
     {
-        ("benchmarks/load.py", "tell"),  # in the prompt of a chat
+        ("perf/load.py", "tell"),  # in the prompt of a chat
         ("docs/benchmark.md", "tell"),  # "cannot tell", a verdict of `bench compare`
         ("src/llama_gguf_bench/compare.py", "tell"),  # the same
     }

@@ -17,7 +17,7 @@ from typing import Final, TypeVar, cast
 
 import httptools
 
-from benchmarks.backend import ANSWER, LAST_EVENT
+from perf.backend import ANSWER, LAST_EVENT
 
 CONNECTIONS: Final = 32
 PATIENCE_SECONDS: Final = 30.0

@@ -25,10 +25,10 @@ from typing import Final
 
 import uvloop
 
-from benchmarks import backend, load, peers
-from benchmarks.load import Answers
-from benchmarks.peers import Peer, PeerFailed, Running
 from llama_gguf.cli.terminal import print_table, say
+from perf import backend, load, peers
+from perf.load import Answers
+from perf.peers import Peer, PeerFailed, Running
 
 MEASURES: Final = {
     "request_cpu_us": "CPU per request, us",
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks",
+        prog="python -m perf",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -6,8 +6,8 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine
 
-from benchmarks import backend, load
-from benchmarks.load import Answers
+from perf import backend, load
+from perf.load import Answers
 
 Asking = Callable[[int], Coroutine[None, None, Answers]]
 

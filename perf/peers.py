@@ -22,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from benchmarks import backend
+from perf import backend
 
 KEY: Final = "sk-benchmarks-0123456789abcdef0123456789"
 START_SECONDS: Final = 30.0

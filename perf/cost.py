@@ -1,6 +1,6 @@
 """What a request and an event cost, in instructions and in system calls: no clock is asked.
 
-usage: python -m benchmarks.cost     (needs valgrind and strace; exit status 1 above a ceiling)
+usage: python -m perf.cost     (needs valgrind and strace; exit status 1 above a ceiling)
 
 Instructions are those of a gateway in one process with transports that do nothing, so they leave
 out the kernel and the event loop. Each is the difference between a long and a short run, so they
@@ -92,7 +92,7 @@ def instructions(requests: int, events: int) -> int:
     done = subprocess.run(
         [
             *("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"),
-            *(sys.executable, "-m", "benchmarks.cost", "work", str(requests), str(events)),
+            *(sys.executable, "-m", "perf.cost", "work", str(requests), str(events)),
         ],
         env={**os.environ, "PYTHONHASHSEED": "0"},
         capture_output=True,

@@ -170,10 +170,10 @@ sbom: $(VENV)/publish/.done dist ## write a CycloneDX SBOM of the package to dis
 	$(VENV)/publish/bin/cyclonedx-py environment --output-reproducible -o dist/sbom.cdx.json build/sbom
 
 release-check: dist ## check whether a release is possible (TAG=v0.1.0 for the planned tag)
-	$(BIN)/python -m tests.release $(TAG)
+	$(BIN)/python -m tests.project.release $(TAG)
 
 release-notes: $(VENV)/.dev ## print the changes of this version
-	@$(BIN)/python -m tests.release --notes
+	@$(BIN)/python -m tests.project.release --notes
 
 conf    = $(shell sed -n 's/^$(1) = "\(.*\)"/\1/p' docs/conf.py)
 DRAWER := build/mermaid/$(call conf,mermaid_version)
@@ -193,7 +193,7 @@ changelog: $(VENV)/.dev ## collect the fragments of changes/ into CHANGELOG.md, 
 	$(BIN)/towncrier build --yes --version $(VERSION)
 
 github-release: $(VENV)/.dev # for the workflow: TAG=v0.1.0; attaches the files in dist/
-	$(BIN)/python -m tests.release --notes > dist/notes.md
+	$(BIN)/python -m tests.project.release --notes > dist/notes.md
 	gh release create $(TAG) --verify-tag --notes-file dist/notes.md dist/*.whl dist/*.tar.gz dist/*.json
 
 clean: ## remove all generated files except ./data

@@ -30,7 +30,7 @@ from rich.table import Table
 from llama_gguf.gateway.client_connection import ClientConnection
 from llama_gguf.gateway.upstream_connection import UpstreamConnection
 from llama_gguf.telemetry.recorder import Accounts
-from tests.fakes import BACKEND_KEY, KEY, KEYS_TEXT, OK, STREAM_HEAD, Rig, chunk, request
+from tests.support.fakes import BACKEND_KEY, KEY, KEYS_TEXT, OK, STREAM_HEAD, Rig, chunk, request
 
 CEILINGS: Final = {
     "instructions a request": 108_500,

@@ -11,7 +11,7 @@ from llama_gguf.access.keys import KeyRing
 from llama_gguf.access.moments import format_moment, parse_moment
 from llama_gguf.config.settings import Settings
 from llama_gguf.errors import AdminKeyRequired
-from tests.fakes import KEY, KEYS_TEXT, OK, OTHER_KEY, Rig, request
+from tests.support.fakes import KEY, KEYS_TEXT, OK, OTHER_KEY, Rig, request
 from tests.support.rigs import NewRig
 
 

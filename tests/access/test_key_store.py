@@ -21,8 +21,8 @@ from llama_gguf.config.settings import Settings
 from llama_gguf.errors import ReloadFailed
 from llama_gguf.events import event_of, facts_of
 from llama_gguf.files import stamps
-from tests.ends import PATIENCE
-from tests.fakes import KEY, KEYS_TEXT, OTHER_KEY, Rig, T, code_of, request
+from tests.support.ends import PATIENCE
+from tests.support.fakes import KEY, KEYS_TEXT, OTHER_KEY, Rig, T, code_of, request
 from tests.support.rigs import NewRig
 
 

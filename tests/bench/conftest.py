@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.bench.engine import Engine, running
+from tests.support.bench_engine import Engine, running
 
 
 @pytest.fixture

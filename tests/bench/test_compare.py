@@ -9,7 +9,7 @@ from llama_gguf_bench import compare, results
 from llama_gguf_bench.compare import BETTER, NOISE, UNKNOWN, WORSE
 from llama_gguf_bench.estimates import Estimate
 from llama_gguf_bench.results import Run
-from tests.bench.runs import document, level
+from tests.support.bench_runs import document, level
 
 
 def run(name: str, **made: Any) -> Run:

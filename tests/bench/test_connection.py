@@ -8,7 +8,7 @@ import pytest
 
 from llama_gguf.errors import UserError
 from llama_gguf_bench.connection import Connection, ConnectionLost, Connections, parse_target
-from tests.bench.engine import Engine
+from tests.support.bench_engine import Engine
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from llama_gguf_bench.lag import TICK_SECONDS, Generator, LagMeter
-from tests.bench import virtual_time
+from tests.support import virtual_time
 
 
 def measured(*, late_by: float, cpu_share: float = 0.1) -> Generator:

@@ -12,8 +12,8 @@ from llama_gguf_bench.connection import ConnectionLost, Sink, Target, parse_targ
 from llama_gguf_bench.load import Asker, Budget, Level, run_level
 from llama_gguf_bench.options import Load, Options
 from llama_gguf_bench.records import INTERRUPTED, Record
-from tests.bench import virtual_time
-from tests.bench.engine import sse, text_event
+from tests.support import virtual_time
+from tests.support.bench_engine import sse, text_event
 
 Clock = Callable[[], float]
 

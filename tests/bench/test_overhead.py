@@ -12,8 +12,8 @@ from llama_gguf_bench.connection import ConnectionLost
 from llama_gguf_bench.load import Asker
 from llama_gguf_bench.options import Load, Options
 from llama_gguf_bench.overhead import Turns, added, as_json, take_turns
-from tests.bench import virtual_time
 from tests.bench.test_load import Clock, Server, bodies
+from tests.support import virtual_time
 
 
 def turns(

@@ -4,7 +4,7 @@ import re
 from html.parser import HTMLParser
 
 from llama_gguf_bench.page import page
-from tests.bench.runs import CIRCUMSTANCES
+from tests.support.bench_runs import CIRCUMSTANCES
 
 PAGE = page(
     CIRCUMSTANCES,

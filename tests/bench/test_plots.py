@@ -16,7 +16,7 @@ from llama_gguf_bench.options import Load
 from llama_gguf_bench.overhead import Turns, added
 from llama_gguf_bench.records import Record
 from llama_gguf_bench.summary import Summary, summarise
-from tests.bench.runs import level
+from tests.support.bench_runs import level
 
 
 def results(*levels: Level) -> list[tuple[Level, Summary]]:

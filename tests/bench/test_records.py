@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from llama_gguf_bench.records import Record
-from tests.bench.runs import record
+from tests.support.bench_runs import record
 
 
 def test_latencies_count_from_when_the_request_should_have_been_sent() -> None:

@@ -8,7 +8,7 @@ from llama_gguf.errors import UserError
 from llama_gguf_bench import results
 from llama_gguf_bench.overhead import Turns, added, as_json
 from llama_gguf_bench.records import Record
-from tests.bench.runs import CIRCUMSTANCES, document, level
+from tests.support.bench_runs import CIRCUMSTANCES, document, level
 
 
 def test_a_file_reads_back_with_every_number() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from llama_gguf_bench.connection import Connections, parse_target
 from llama_gguf_bench.server import Server, Watch, calibrated, get, look, model_name, queue_wait
-from tests.bench.engine import Engine
+from tests.support.bench_engine import Engine
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from llama_gguf_bench.options import Load, Options
 from llama_gguf_bench.server import Server
 from llama_gguf_bench.session import Prepared, fixed_fields, prepare, run_loads, run_turns
 from llama_gguf_bench.summary import summarise
-from tests.bench.engine import TOKENS, Engine, running
+from tests.support.bench_engine import TOKENS, Engine, running
 
 
 def prepared(

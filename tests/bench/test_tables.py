@@ -13,8 +13,8 @@ from llama_gguf_bench.options import Load
 from llama_gguf_bench.overhead import Pair, Turns, added
 from llama_gguf_bench.records import INTERRUPTED, Record
 from llama_gguf_bench.summary import Summary, summarise
-from tests.bench.runs import level
 from tests.bench.test_compare import run
+from tests.support.bench_runs import level
 
 SLO = {"ttft": 1.0}
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llama_gguf.cli.answers import server
-from tests.certificates import issue
 from tests.cli.test_bundle import context
+from tests.support.certificates import issue
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello"
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from llama_gguf.cli.main import main
-from tests.bench.engine import KEY, TOKENS, Engine, running
+from tests.support.bench_engine import KEY, TOKENS, Engine, running
 
 SMALL = ("--prompt-tokens", "40", "--warmup", "0", "--requests", "4", "--concurrency", "1,2")
 

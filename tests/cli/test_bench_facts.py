@@ -12,7 +12,7 @@ from llama_gguf.errors import UserError
 from llama_gguf_bench.connection import parse_target
 from llama_gguf_bench.options import Load, Options
 from llama_gguf_bench.server import Server
-from tests.gguf_files import gguf
+from tests.support.gguf_files import gguf
 
 PLAIN = "sk-plain-0123456789"
 RICH = "sk-rich-01234567890"

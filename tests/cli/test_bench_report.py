@@ -10,7 +10,7 @@ from llama_gguf.cli.bench_report import Report, check_outputs, show
 from llama_gguf.errors import UserError
 from llama_gguf_bench import plots, tables
 from llama_gguf_bench.summary import summarise
-from tests.bench.runs import CIRCUMSTANCES, level
+from tests.support.bench_runs import CIRCUMSTANCES, level
 
 FOUND = [(level(seconds=5), summarise(level(seconds=5), {}))]
 REPORT = Report(

@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 
 from llama_gguf.cli.main import main
-from tests.blocked import BlockedPipe, StoppedTerminal
-from tests.certificates import issue
 from tests.supervisor.conftest import (
     CHAT,
     DEADLINE_SECONDS,
@@ -24,6 +22,8 @@ from tests.supervisor.conftest import (
     tethered,
     until,
 )
+from tests.support.blocked import BlockedPipe, StoppedTerminal
+from tests.support.certificates import issue
 
 
 @contextmanager

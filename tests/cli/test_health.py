@@ -14,7 +14,6 @@ import pytest
 from llama_gguf.cli.main import main
 from llama_gguf.net.listener import listen
 from llama_gguf.supervisor.health_server import HealthServer
-from tests.blocked import BlockedPipe
 from tests.supervisor.conftest import (
     DEADLINE_SECONDS,
     FAKE_LLAMA,
@@ -23,6 +22,7 @@ from tests.supervisor.conftest import (
     tethered,
     until,
 )
+from tests.support.blocked import BlockedPipe
 
 
 class Health:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.blocked import BlockedPipe, StoppedTerminal
+from tests.support.blocked import BlockedPipe, StoppedTerminal
 
 SECONDS = 30.0
 PRELUDE = """

@@ -11,7 +11,7 @@ from llama_gguf.config.settings import Settings, load, resolve
 from llama_gguf.errors import UserError
 from llama_gguf.models.model_file import read_model
 from llama_gguf.models.pull import KNOWN_FILES
-from tests.gguf_files import gguf, part
+from tests.support.gguf_files import gguf, part
 
 
 def settings(data: Path, **variables: str) -> Settings:

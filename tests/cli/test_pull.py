@@ -10,8 +10,8 @@ import pytest
 
 from llama_gguf.cli.main import main
 from llama_gguf.models.catalogue import CATALOGUE
-from tests.engine.file_server import FileServer
-from tests.gguf_files import gguf
+from tests.support.file_server import FileServer
+from tests.support.gguf_files import gguf
 
 CONTENT = gguf()
 SMALL = CATALOGUE["smollm2"]

@@ -23,7 +23,7 @@ from typing import Any, Final
 import pytest
 
 from tests.e2e.conftest import MODEL, ROOT, Served
-from tests.fakes import KEY, request
+from tests.support.fakes import KEY, request
 from tests.wire.conftest import Processes, ScriptedEngine, Visit
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]

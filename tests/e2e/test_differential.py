@@ -15,7 +15,7 @@ from typing import Any, Final
 import pytest
 
 from tests.e2e.conftest import Served
-from tests.fakes import Answer, chunk, read_answers, request
+from tests.support.fakes import Answer, chunk, read_answers, request
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import DEADLINE_SECONDS, MODEL, Served, stop
-from tests.processes import is_running
+from tests.support.processes import is_running
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import COMMAND, Served, free_port, stop
-from tests.engine.hub_server import REPO, HubServer
-from tests.processes import is_running
+from tests.support.hub_server import REPO, HubServer
+from tests.support.processes import is_running
 
 pytestmark = pytest.mark.e2e
 

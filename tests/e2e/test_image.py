@@ -19,9 +19,9 @@ from typing import Any, Final
 import pytest
 
 from llama_gguf import __version__
-from tests import containers
-from tests.containers import Builder
 from tests.e2e.conftest import MODEL, free_port
+from tests.support import containers
+from tests.support.containers import Builder
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(1200)]
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 import pytest
 
 from tests.e2e.conftest import Served
-from tests.fakes import request
+from tests.support.fakes import request
 from tests.wire.conftest import Wire
 
 _log = logging.getLogger(__name__)

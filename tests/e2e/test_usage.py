@@ -9,7 +9,7 @@ from typing import Any, Final
 import pytest
 
 from tests.e2e.conftest import Served, start, stop
-from tests.fakes import Answer
+from tests.support.fakes import Answer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 

@@ -16,7 +16,7 @@ from typing import Final
 from llama_gguf.cli.terminal import say
 from tests.fuzz.cases import RequestCase, ResponseCase, cases
 from tests.fuzz.runner import failures
-from tests.progress import progress
+from tests.support.progress import progress
 
 MAX_FOUND: Final = 10
 PATIENCE: Final = 10

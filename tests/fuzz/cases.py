@@ -1,6 +1,6 @@
 """One input each, and what must hold of it; its ``repr`` is Python, so that it can become a test.
 
-What is expected comes from ``tests.strict``, which reads the same bytes on its own.
+What is expected comes from ``tests.support.strict``, which reads the same bytes on its own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from tests.fakes import (
+from tests.fuzz.mutations import mutated, pieces
+from tests.gateway.test_client_hostile import HOSTILE, MALFORMED_CHUNKS
+from tests.gateway.test_client_requests import BODY, CHUNKED, GOOD
+from tests.support.fakes import (
     BACKEND_KEY,
     LAST_CHUNK,
     OK,
@@ -24,10 +27,7 @@ from tests.fakes import (
     request,
     without_varying,
 )
-from tests.fuzz.mutations import mutated, pieces
-from tests.gateway.test_client_hostile import HOSTILE, MALFORMED_CHUNKS
-from tests.gateway.test_client_requests import BODY, CHUNKED, GOOD
-from tests.strict import (
+from tests.support.strict import (
     End,
     Fields,
     Malformed,

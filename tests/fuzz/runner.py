@@ -8,8 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from tests.fakes import Rig
 from tests.fuzz.cases import SETTINGS, RequestCase, ResponseCase, check
+from tests.support.fakes import Rig
 
 CASES_PER_RIG: Final = 200
 

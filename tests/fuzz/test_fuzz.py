@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes import KEY, OK, Rig
 from tests.fuzz.cases import SETTINGS, RequestCase, cases
 from tests.fuzz.runner import failures
+from tests.support.fakes import KEY, OK, Rig
 
 
 def test_wrong_bytes_get_nowhere_and_leave_nothing_behind(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from llama_gguf.engines.status import EngineState
 from llama_gguf.gateway.client_connection import MAX_HELD_BYTES
 from llama_gguf.net.transport import HIGH_WATER_BYTES, READ_BYTES
-from tests.fakes import KEY, OK, FakeClient, Rig, request
+from tests.support.fakes import KEY, OK, FakeClient, Rig, request
 from tests.support.rigs import NewRig
 
 HEALTH = request("GET", "/health", key=None)

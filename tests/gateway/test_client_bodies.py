@@ -7,7 +7,7 @@ import tracemalloc
 import pytest
 
 from llama_gguf.engines.status import EngineState
-from tests.fakes import KEY, OK, OTHER_KEY, FakeClient, Rig, chunk, code_of, request
+from tests.support.fakes import KEY, OK, OTHER_KEY, FakeClient, Rig, chunk, code_of, request
 from tests.support.rigs import NewRig
 
 CHUNKED = "Transfer-Encoding: chunked"

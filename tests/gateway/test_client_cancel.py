@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from llama_gguf.engines.status import EngineState
-from tests.fakes import (
+from tests.support.fakes import (
     LAST_CHUNK,
     OK,
     OTHER_KEY,

@@ -6,7 +6,7 @@ import pytest
 
 from llama_gguf.errors import IllegalTransition
 from llama_gguf.gateway.client_connection import TRANSITIONS, State
-from tests.fakes import OK, Rig, chunk, event, request
+from tests.support.fakes import OK, Rig, chunk, event, request
 
 GET = request("GET", "/v1/models")
 

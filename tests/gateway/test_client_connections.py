@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from tests.fakes import KEY, LAST_CHUNK, OK, STREAM_HEAD, Rig, chunk, code_of, event, request
+from tests.support.fakes import (
+    KEY,
+    LAST_CHUNK,
+    OK,
+    STREAM_HEAD,
+    Rig,
+    chunk,
+    code_of,
+    event,
+    request,
+)
 from tests.support.rigs import NewRig
 
 GET = request("GET", "/v1/models")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llama_gguf.engines.status import EngineState
-from tests.fakes import (
+from tests.support.fakes import (
     KEY,
     STREAM_HEAD,
     Answer,

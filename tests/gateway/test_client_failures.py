@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from tests.fakes import (
+from tests.support.fakes import (
     KEY,
     OK,
     Rig,

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from tests.fakes import (
+from tests.gateway.test_client_requests import BODY, CHUNKED, LENGTH, post
+from tests.support.fakes import (
     OK,
     Rig,
     bytewise,
@@ -14,7 +15,6 @@ from tests.fakes import (
     code_of,
     request,
 )
-from tests.gateway.test_client_requests import BODY, CHUNKED, LENGTH, post
 
 SMUGGLED = request("GET", "/v1/models")
 

@@ -6,7 +6,8 @@ import pytest
 
 from llama_gguf.access.key_store import REST_SECONDS
 from llama_gguf.engines.status import EngineState
-from tests.fakes import (
+from tests.gateway.test_client_answers import ANSWERS, GET, HEAD, OK_BODY, Case
+from tests.support.fakes import (
     EXPIRED_KEY,
     KEY,
     KEYS_TEXT,
@@ -25,7 +26,6 @@ from tests.fakes import (
     splits,
     without_varying,
 )
-from tests.gateway.test_client_answers import ANSWERS, GET, HEAD, OK_BODY, Case
 from tests.support.rigs import NewRig
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llama_gguf.engines.status import EngineState
-from tests.fakes import (
+from tests.support.fakes import (
     EXPIRED_KEY,
     KEY,
     OK,

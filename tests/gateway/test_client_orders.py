@@ -13,7 +13,7 @@ import pytest
 
 from llama_gguf.engines.status import EngineState
 from llama_gguf.gateway.upstream_connection import Phase
-from tests.fakes import (
+from tests.support.fakes import (
     KEY,
     KEYS_TEXT,
     LAST_CHUNK,

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from llama_gguf.access.key_store import REST_SECONDS
 from llama_gguf.engines.status import EngineState
-from tests.fakes import (
+from tests.support.fakes import (
     BACKEND_KEY,
     KEY,
     KEYS_TEXT,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.fakes import (
+from tests.support.fakes import (
     OK,
     Rig,
     code_of,

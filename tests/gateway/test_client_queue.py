@@ -7,7 +7,7 @@ from typing import Any, Final
 import pytest
 
 from llama_gguf.engines.status import EngineState
-from tests.fakes import (
+from tests.support.fakes import (
     KEY,
     LAST_CHUNK,
     OK,

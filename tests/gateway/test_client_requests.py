@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.fakes import (
+from tests.support.fakes import (
     BACKEND_KEY,
     KEY,
     OK,

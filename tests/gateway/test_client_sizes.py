@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.fakes import (
+from tests.gateway.test_client_requests import CHUNKED
+from tests.support.fakes import (
     Answer,
     Rig,
     bytewise,
@@ -10,7 +11,6 @@ from tests.fakes import (
     code_of,
     request,
 )
-from tests.gateway.test_client_requests import CHUNKED
 from tests.support.rigs import NewRig
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from llama_gguf.telemetry.token_usage import Usage
-from tests.fakes import LAST_CHUNK, STREAM_HEAD, FakeClient, Rig, chunk, event, request
+from tests.support.fakes import LAST_CHUNK, STREAM_HEAD, FakeClient, Rig, chunk, event, request
 from tests.support.rigs import NewRig
 
 LENGTH_HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"

@@ -11,7 +11,7 @@ import pytest
 from llama_gguf.gateway import dashboard
 from llama_gguf.gateway.dashboard import take_reading
 from llama_gguf.telemetry.timeseries import NAMES, STEP_SECONDS
-from tests.fakes import KEY, OK, OTHER_KEY, STREAM_HEAD, Answer, Rig, chunk, request
+from tests.support.fakes import KEY, OK, OTHER_KEY, STREAM_HEAD, Answer, Rig, chunk, request
 from tests.support.rigs import NewRig
 
 FILES = ("/dashboard", "/dashboard.css", "/dashboard.js")

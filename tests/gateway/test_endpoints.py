@@ -13,7 +13,7 @@ from llama_gguf.http1.local_response import OwnAnswer
 from llama_gguf.http1.parser import parse_request
 from llama_gguf.http1.request import Request
 from llama_gguf.http1.routes import Kind
-from tests.fakes import OK, Rig, request
+from tests.support.fakes import OK, Rig, request
 from tests.support.rigs import NewRig
 
 ANSWERED_HERE = [kind for kind in Kind if kind not in (Kind.PROXIED, Kind.REFUSED)]

@@ -8,7 +8,7 @@ import pytest
 from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.errors import BackendUnavailable, ModelLoading
 from llama_gguf.gateway.engine_tracker import NEWS_SECONDS, EngineTracker
-from tests.fakes import Clock, FakeLoop
+from tests.support.fakes import Clock, FakeLoop
 
 
 class Place:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from llama_gguf.http1.known_head import NO_MATCH
-from tests.fakes import OK, OTHER_KEY, Rig, request
+from tests.support.fakes import OK, OTHER_KEY, Rig, request
 
 POST = request(body=b"{}")
 HEAD = POST[:-2]

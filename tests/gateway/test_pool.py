@@ -10,7 +10,7 @@ from llama_gguf.engines.address import EngineAddress
 from llama_gguf.errors import UpstreamError
 from llama_gguf.gateway.pool import IDLE_SECONDS, MAX_IDLE, Dialling, Pool
 from llama_gguf.gateway.upstream_connection import Phase, UpstreamConnection
-from tests.fakes import OK, Clock, Dial, FakeDialer, FakeLoop, FakeTransport, Rig, request
+from tests.support.fakes import OK, Clock, Dial, FakeDialer, FakeLoop, FakeTransport, Rig, request
 from tests.support.rigs import NewRig
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.fakes import KEY, OK, STREAM_HEAD, FakeClient, Rig, event, request
+from tests.support.fakes import KEY, OK, STREAM_HEAD, FakeClient, Rig, event, request
 from tests.support.rigs import NewRig
 
 

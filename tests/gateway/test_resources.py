@@ -23,8 +23,8 @@ from llama_gguf.engines.status import EngineState
 from llama_gguf.gateway.client_connection import MAX_HELD_BYTES, ClientConnection
 from llama_gguf.net.transport import HIGH_WATER_BYTES
 from llama_gguf.scheduling.exchange import State
-from tests.fakes import KEY, OTHER_KEY, FakeClient, Rig, request
 from tests.gateway.test_client_orders import EVENTS, World
+from tests.support.fakes import KEY, OTHER_KEY, FakeClient, Rig, request
 
 CHAT: Final = "/v1/chat/completions"
 BODY_MEMORY: Final = 120

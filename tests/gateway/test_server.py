@@ -22,8 +22,8 @@ from llama_gguf.gateway.client_connection import ClientConnection
 from llama_gguf.gateway.server import Gateway, adopt
 from llama_gguf.gateway.services import Services
 from llama_gguf.net.listener import listen
-from tests.certificates import issue, names_in, trusting
-from tests.fakes import KEYS_TEXT, Answer, read_answers
+from tests.support.certificates import issue, names_in, trusting
+from tests.support.fakes import KEYS_TEXT, Answer, read_answers
 
 READY = EngineStatus(EngineState.READY, since=0.0, slots=3, model="m")
 

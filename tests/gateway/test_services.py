@@ -7,8 +7,8 @@ import pytest
 from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.gateway import endpoints
 from llama_gguf.http1.routes import Kind
-from tests.exchanges import asked
-from tests.fakes import BACKEND_KEY, KEY, Rig, request
+from tests.support.exchanges import asked
+from tests.support.fakes import BACKEND_KEY, KEY, Rig, request
 from tests.support.rigs import NewRig
 
 # The engine ---------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 
 from llama_gguf.engines.status import EngineState
 from llama_gguf.telemetry.token_usage import Usage
-from tests.fakes import (
+from tests.support.fakes import (
     KEY,
     LAST_CHUNK,
     OK,

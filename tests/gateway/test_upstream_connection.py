@@ -20,8 +20,8 @@ from llama_gguf.http1.response import Answer
 from llama_gguf.net.poller import Poller
 from llama_gguf.net.transport import SocketTransport
 from llama_gguf.telemetry.token_usage import ENDING_BYTES, OPENING_BYTES
-from tests.ends import Play, connected, sockets_of
-from tests.fakes import (
+from tests.support.ends import Play, connected, sockets_of
+from tests.support.fakes import (
     LAST_CHUNK,
     OK,
     STREAM_HEAD,

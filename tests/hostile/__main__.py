@@ -15,7 +15,7 @@ from pathlib import Path
 from llama_gguf.cli.terminal import print_table, say
 from tests.hostile.runner import OURS, Outcome, Run
 from tests.hostile.scenarios import SCENARIOS
-from tests.progress import progress
+from tests.support.progress import progress
 
 COLUMNS = ("scenario", "MB above idle", "ms between events", "control", "served", "slowest ms", "")
 

@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from tests.fakes import request
 from tests.soak.client import Client
 from tests.soak.rest import PATIENCE, Connect
+from tests.support.fakes import request
 
 GOOD_KEYS: Final = tuple(f"sk-good-{n}-0123456789" for n in range(3))
 BAD_KEY: Final = "sk-mallory-0123456789"

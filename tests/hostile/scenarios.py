@@ -16,9 +16,9 @@ from functools import partial
 from itertools import count
 from typing import Any, Final
 
-from tests.fakes import request
 from tests.hostile.measures import BAD_KEY, CHAT, GOOD_KEYS, STREAM
 from tests.soak.client import Client
+from tests.support.fakes import request
 
 MB: Final = 1_000_000
 LARGE: Final = 9 * MB

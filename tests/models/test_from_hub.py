@@ -12,8 +12,8 @@ import pytest
 from llama_gguf.errors import UserError
 from llama_gguf.models import from_hub
 from llama_gguf.models.from_hub import Hub, Remote, fetch
-from tests.engine.hub_server import COMMIT, REPO, HubServer
-from tests.gguf_files import METADATA, Tensor, gguf, part
+from tests.support.gguf_files import METADATA, Tensor, gguf, part
+from tests.support.hub_server import COMMIT, REPO, HubServer
 
 CONTENT = gguf(METADATA, [Tensor((20_000,))])
 TOKEN = "hf_" + "t" * 34

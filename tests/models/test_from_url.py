@@ -9,8 +9,8 @@ import pytest
 from llama_gguf.errors import UserError
 from llama_gguf.models.from_url import MAX_BREAKS, fetch
 from llama_gguf.models.part_file import PartFile
-from tests.engine.file_server import FileServer
-from tests.gguf_files import METADATA, Tensor, gguf
+from tests.support.file_server import FileServer
+from tests.support.gguf_files import METADATA, Tensor, gguf
 
 CONTENT = gguf(METADATA, [Tensor((200_000,))])
 OTHER = gguf(METADATA | {"general.name": "Another"}, [Tensor((200_000,))])

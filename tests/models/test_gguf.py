@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from llama_gguf.models.gguf import ModelFacts, check_start, looks_like, read_facts
 from llama_gguf.models.gguf_cursor import MAX_HEADER_BYTES, GgufError
 from llama_gguf.models.gguf_tables import FILE_TYPES, TENSOR_TYPES
-from tests.gguf_files import ARRAY, METADATA, STRING, U8, U32, Tensor, Typed, gguf, header, text
+from tests.support.gguf_files import (
+    ARRAY,
+    METADATA,
+    STRING,
+    U8,
+    U32,
+    Tensor,
+    Typed,
+    gguf,
+    header,
+    text,
+)
 
 
 def facts_of(raw: bytes, file_bytes: int | None = None) -> ModelFacts:

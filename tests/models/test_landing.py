@@ -8,7 +8,7 @@ import pytest
 
 from llama_gguf.errors import UserError
 from llama_gguf.models import landing
-from tests.gguf_files import gguf
+from tests.support.gguf_files import gguf
 
 
 def test_the_models_folder_is_made(tmp_path: Path) -> None:

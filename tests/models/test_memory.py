@@ -10,7 +10,7 @@ import pytest
 from llama_gguf.config.settings import Settings
 from llama_gguf.models.gguf import ModelFacts, read_facts
 from llama_gguf.models.memory import GPU_RESERVE_BYTES, Need, Options, need, options, place
-from tests.gguf_files import ARRAY, U32, Typed, gguf
+from tests.support.gguf_files import ARRAY, U32, Typed, gguf
 
 MIB = 1 << 20
 # SmolLM2-135M, whose engine says: 360.00 MiB for 16384 cells.

@@ -7,7 +7,7 @@ import pytest
 
 from llama_gguf.errors import UserError
 from llama_gguf.models.model_file import BROKEN, NOT_NAMED, Model, listing, read_model, resolve
-from tests.gguf_files import METADATA, gguf, header, part
+from tests.support.gguf_files import METADATA, gguf, header, part
 
 KNOWN = {"small": "Small-1.Q4.gguf"}
 

@@ -7,7 +7,7 @@ import pytest
 from llama_gguf.errors import UserError
 from llama_gguf.models.hub_address import Address
 from llama_gguf.models.origins import FOLDER, find, origin_of, remember
-from tests.gguf_files import gguf, part
+from tests.support.gguf_files import gguf, part
 
 Q4 = Address("o/n", file="q/m-Q4_0.gguf")
 

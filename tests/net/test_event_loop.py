@@ -17,7 +17,7 @@ import pytest
 
 from llama_gguf.net.event_loop import TrafficLoop
 from llama_gguf.net.poller import EpollPoller, Poller, poller
-from tests.ends import PATIENCE, Scene, connected, watched
+from tests.support.ends import PATIENCE, Scene, connected, watched
 
 
 def in_a_flood(trial: Scene, act: Callable[[int], None] = lambda _: None) -> None:

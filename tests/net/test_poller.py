@@ -7,7 +7,7 @@ import select
 import pytest
 
 from llama_gguf.net.poller import EpollPoller, LoopPoller, Poller, poller
-from tests.ends import MUCH, End, Play, connected, reset, turns
+from tests.support.ends import MUCH, End, Play, connected, reset, turns
 
 
 def test_epoll_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

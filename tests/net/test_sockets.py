@@ -18,7 +18,7 @@ import uvloop
 from llama_gguf.net import sockets
 from llama_gguf.net.poller import poller
 from llama_gguf.net.transport import SocketTransport
-from tests.ends import PATIENCE, reset
+from tests.support.ends import PATIENCE, reset
 
 Pair = tuple[socket.socket, socket.socket]
 

@@ -13,7 +13,7 @@ import pytest
 
 from llama_gguf.errors import UserError
 from llama_gguf.net.tls import ServerContext, load
-from tests.certificates import CA_PEM, Pair, issue, names_in, trusting
+from tests.support.certificates import CA_PEM, Pair, issue, names_in, trusting
 
 ONE = issue("one.example")
 OTHER = issue("other.example")

@@ -10,7 +10,7 @@ import pytest
 
 from llama_gguf.net.poller import EpollPoller, Poller
 from llama_gguf.net.transport import HIGH_WATER_BYTES, READ_BYTES
-from tests.ends import MUCH, Play, connected, read, reset, turns
+from tests.support.ends import MUCH, Play, connected, read, reset, turns
 
 # Reading and writing ------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from llama_gguf.errors import IllegalTransition
 from llama_gguf.scheduling.exchange import PHASES, TRANSITIONS, Event, Exchange, State
-from tests.exchanges import STARTED_AT, asked, begun
+from tests.support.exchanges import STARTED_AT, asked, begun
 
 E, S = Event, State
 

@@ -11,7 +11,7 @@ from llama_gguf.errors import (
 )
 from llama_gguf.scheduling.exchange import Event, Exchange
 from llama_gguf.scheduling.failure_policy import Action, decide
-from tests.exchanges import asked
+from tests.support.exchanges import asked
 
 REFUSED = UpstreamRefused("it refused")
 CLOSED = UpstreamClosedKept("it was closed")

@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 
 from llama_gguf.cli.terminal import print_table, say
-from tests.progress import progress
 from tests.soak.soak import Outcome, Size, Soak
+from tests.support.progress import progress
 
 
 def main() -> int:

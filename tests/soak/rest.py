@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tests.fakes import request
 from tests.soak.client import Client
+from tests.support.fakes import request
 from tests.wire.conftest import GatewayProcess
 
 PATIENCE: Final = 15.0

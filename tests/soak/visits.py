@@ -12,12 +12,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from itertools import count
 from typing import Final
 
-from tests.fakes import KEY, request
 from tests.gateway.test_client_hostile import HOSTILE, MALFORMED_CHUNKS
 from tests.soak.client import CHUNKED, SLOWED_KEY, Client, chunked
 from tests.soak.engine import BROKEN, NOISE, REFUSED, WHOLE, Engine, Order, Watch, flooded
 from tests.soak.rest import Wrong
-from tests.strict import End, Response
+from tests.support.fakes import KEY, request
+from tests.support.strict import End, Response
 
 MAX_BODY: Final = 1 << 18
 MAX_BODY_OF_A_VISIT: Final = 1 << 15

@@ -1,4 +1,4 @@
-"""`llama-gguf serve` as a process of its own, with tests/fake_llama.py as its engine.
+"""`llama-gguf serve` as a process of its own, with tests/support/fake_llama.py as its engine.
 
 Nothing here sleeps to wait for something: ``until`` asks for a fact that can be seen
 from outside (a line, an answer, a process) and gives up at a deadline.
@@ -25,12 +25,12 @@ from typing import Any, Final, Self, TypeVar
 import pytest
 
 from llama_gguf.supervisor import pdeathsig
-from tests.gguf_files import gguf
-from tests.processes import is_running
+from tests.support.gguf_files import gguf
+from tests.support.processes import is_running
 
 DEADLINE_SECONDS: Final = 30.0
 LOOK_SECONDS: Final = 0.01
-FAKE_LLAMA: Final = Path(__file__).parent.parent / "fake_llama.py"
+FAKE_LLAMA: Final = Path(__file__).parent.parent / "support/fake_llama.py"
 KEY: Final = "sk-a-key-of-the-tests"
 BACKEND_KEY: Final = "backend-key-that-nobody-may-see"
 CHAT: Final = "/v1/chat/completions"
@@ -312,7 +312,7 @@ class Serve:
     @property
     def engine_pid(self) -> int:
         """0 while there is none."""
-        return self._child("fake_llama.py")
+        return self._child("support/fake_llama.py")
 
     # What a client sees
 

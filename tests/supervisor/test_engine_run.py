@@ -22,8 +22,8 @@ from llama_gguf.engines.watchdogs import Progress
 from llama_gguf.supervisor.child import Child
 from llama_gguf.supervisor.engine_run import EngineKeeper
 from llama_gguf.supervisor.launch import Launch
-from tests.bench.virtual_time import run
 from tests.supervisor.conftest import free_ports
+from tests.support.virtual_time import run
 
 S = EngineState
 UP = Finding(S.READY, 4, "tiny")

@@ -12,7 +12,7 @@ from llama_gguf.supervisor.health_server import (
     HealthServer,
     answer,
 )
-from tests.fakes import Answer, read_answers
+from tests.support.fakes import Answer, read_answers
 
 GET = b"GET /ping HTTP/1.1\r\nHost: a\r\n\r\n"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from llama_gguf.supervisor import pdeathsig
-from tests.processes import is_running
 from tests.supervisor.conftest import until_gone
+from tests.support.processes import is_running
 
 TETHER = Path(pdeathsig.__file__)
 

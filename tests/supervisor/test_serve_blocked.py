@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.blocked import BlockedPipe, StoppedTerminal
-from tests.engine.file_server import FileServer
-from tests.gguf_files import gguf
 from tests.supervisor.conftest import CHAT, Serve, children, quoted, until_gone
+from tests.support.blocked import BlockedPipe, StoppedTerminal
+from tests.support.file_server import FileServer
+from tests.support.gguf_files import gguf
 
 Blocked = BlockedPipe | StoppedTerminal
 

@@ -17,9 +17,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.certificates import issue, trusting
-from tests.engine.file_server import FileServer
-from tests.gguf_files import gguf
 from tests.supervisor.conftest import (
     CHAT,
     DEADLINE_SECONDS,
@@ -28,6 +25,9 @@ from tests.supervisor.conftest import (
     environment_of,
     quoted,
 )
+from tests.support.certificates import issue, trusting
+from tests.support.file_server import FileServer
+from tests.support.gguf_files import gguf
 
 
 @pytest.fixture(scope="module")

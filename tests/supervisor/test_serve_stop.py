@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import is_running
 from tests.supervisor.conftest import CHAT, Serve, children, quoted, until_gone
+from tests.support.processes import is_running
 
 DONE = b"data: [DONE]"
 

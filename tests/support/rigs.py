@@ -11,8 +11,8 @@ import uvloop
 
 from llama_gguf.net.event_loop import TrafficLoop
 from llama_gguf.net.poller import EpollPoller, LoopPoller, poller
-from tests.ends import NewPoller, Play, Scene, watched
-from tests.fakes import Rig
+from tests.support.ends import NewPoller, Play, Scene, watched
+from tests.support.fakes import Rig
 
 
 class NewRig(Protocol):

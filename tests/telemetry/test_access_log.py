@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from llama_gguf.scheduling.exchange import Exchange
 from llama_gguf.telemetry.access_log import MAX_WAITING_BYTES, AccessLog, as_json, as_text
 from llama_gguf.telemetry.token_usage import Usage
-from tests.exchanges import STARTED_AT, asked, ended
-from tests.fakes import OK, Rig, request
+from tests.support.exchanges import STARTED_AT, asked, ended
+from tests.support.fakes import OK, Rig, request
 
 WALL_OFFSET = 1_700_000_000.1234 - STARTED_AT - 1.5
 """Puts the end of ``ENDED`` into 2023."""

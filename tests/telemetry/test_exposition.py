@@ -10,7 +10,7 @@ from llama_gguf.gateway import endpoints
 from llama_gguf.telemetry.engine_metrics import parse
 from llama_gguf.telemetry.exposition import render
 from llama_gguf.telemetry.metrics import METRICS, Format
-from tests.fakes import LAST_CHUNK, OK, STREAM_HEAD, Rig, event, request
+from tests.support.fakes import LAST_CHUNK, OK, STREAM_HEAD, Rig, event, request
 
 ENGINE = parse(
     b"# TYPE llamacpp:n_decode_total counter\nllamacpp:n_decode_total 54\n"

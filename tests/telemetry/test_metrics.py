@@ -24,7 +24,7 @@ from llama_gguf.telemetry.metrics import (
     seconds_per_token,
 )
 from llama_gguf.telemetry.token_usage import Usage
-from tests.exchanges import asked, ended
+from tests.support.exchanges import asked, ended
 
 
 @pytest.fixture

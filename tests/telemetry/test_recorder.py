@@ -9,7 +9,7 @@ from llama_gguf.telemetry.metrics import Metrics
 from llama_gguf.telemetry.recorder import MAX_OPEN, Accounts
 from llama_gguf.telemetry.token_usage import Usage
 from llama_gguf.telemetry.usage_totals import Ledger
-from tests.exchanges import asked, ended
+from tests.support.exchanges import asked, ended
 
 NOW = 1_800_000_000.0
 

@@ -17,7 +17,7 @@ from llama_gguf.config.settings import Settings
 from llama_gguf.telemetry import usage_store
 from llama_gguf.telemetry.usage_store import LedgerFile, path_of
 from llama_gguf.telemetry.usage_totals import Ledger
-from tests.ends import PATIENCE
+from tests.support.ends import PATIENCE
 
 NOW = 1_800_000_000.0
 ONE = (1, 0, 10, 20, 5, 0)

@@ -12,7 +12,7 @@ from llama_gguf.http1.routes import Kind, Route
 from llama_gguf.telemetry import usage_totals as ledger_module
 from llama_gguf.telemetry.token_usage import Usage
 from llama_gguf.telemetry.usage_totals import COUNTS, WINDOWS, Ledger, counts_of
-from tests.exchanges import asked, ended
+from tests.support.exchanges import asked, ended
 
 NOW = 1_800_000_000.0
 ONE = (1, 0, 10, 20, 5, 0)

@@ -25,12 +25,12 @@ from typing import Any, Final, Protocol, Self
 
 import pytest
 
-from tests.certificates import issue, trusting
-from tests.fakes import BACKEND_KEY, KEYS_TEXT, Answer, request, take_answer
+from tests.support.certificates import issue, trusting
+from tests.support.fakes import BACKEND_KEY, KEYS_TEXT, Answer, request, take_answer
 
 PATIENCE: Final = 15.0
 """Seconds after which what has not come is taken for never coming."""
-FAKE_LLAMA: Final = Path(__file__).parents[1] / "fake_llama.py"
+FAKE_LLAMA: Final = Path(__file__).parents[1] / "support/fake_llama.py"
 
 Address = tuple[str, int] | str
 

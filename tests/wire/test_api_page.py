@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 
 from llama_gguf.http1 import local_response, routes
-from tests.fakes import EXPIRED_KEY, KEY, KEYS_TEXT
+from tests.support.fakes import EXPIRED_KEY, KEY, KEYS_TEXT
 from tests.wire.conftest import Processes, ScriptedEngine, Visit, free_port
 
 PAGE: Final = (Path(__file__).parents[2] / "docs" / "api.md").read_text("utf-8")

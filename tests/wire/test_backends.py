@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes import BACKEND_KEY, KEY, Answer, chunk, code_of, request
+from tests.support.fakes import BACKEND_KEY, KEY, Answer, chunk, code_of, request
 from tests.wire.conftest import FakeLlama, GatewayProcess, Processes, Wire, eventually, free_port
 
 POST = request(body=b'{"n":1}')

@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 
-from tests.fakes import KEY, OK, request
+from tests.support.fakes import KEY, OK, request
 from tests.wire.conftest import GatewayProcess, NewGateway, ScriptedEngine
 
 PING: Final = request("GET", "/ping", key=None)

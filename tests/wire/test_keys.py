@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes import KEY, KEYS_TEXT, OTHER_KEY, STREAM_HEAD, request
+from tests.support.fakes import KEY, KEYS_TEXT, OTHER_KEY, STREAM_HEAD, request
 from tests.wire.conftest import GatewayProcess, Processes, eventually
 
 NEW = "sk-new-0123456789abc"

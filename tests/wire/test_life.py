@@ -14,7 +14,17 @@ from pathlib import Path
 import pytest
 
 from llama_gguf.engines.status import EngineState, EngineStatus
-from tests.fakes import KEY, LAST_CHUNK, OK, OTHER_KEY, STREAM_HEAD, Answer, code_of, event, request
+from tests.support.fakes import (
+    KEY,
+    LAST_CHUNK,
+    OK,
+    OTHER_KEY,
+    STREAM_HEAD,
+    Answer,
+    code_of,
+    event,
+    request,
+)
 from tests.wire.conftest import (
     GatewayProcess,
     NewGateway,

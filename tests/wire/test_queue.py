@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from functools import partial
 
-from tests.fakes import LAST_CHUNK, STREAM_HEAD, event, request
+from tests.support.fakes import LAST_CHUNK, STREAM_HEAD, event, request
 from tests.wire.conftest import GatewayProcess, Processes, ScriptedEngine, eventually
 
 ANSWER = STREAM_HEAD + event(1) + LAST_CHUNK

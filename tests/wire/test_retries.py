@@ -12,7 +12,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
-from tests.fakes import KEY, LAST_CHUNK, STREAM_HEAD, chunk, request
+from tests.support.fakes import KEY, LAST_CHUNK, STREAM_HEAD, chunk, request
 from tests.wire.conftest import GatewayProcess, NewGateway, Processes, ScriptedEngine, eventually
 
 SPEED: Final = 20

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.fakes import LAST_CHUNK, OK, STREAM_HEAD, chunk, event, request
+from tests.support.fakes import LAST_CHUNK, OK, STREAM_HEAD, chunk, event, request
 from tests.wire.conftest import (
     GatewayProcess,
     NewGateway,

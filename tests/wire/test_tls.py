@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.certificates import Pair, issue, names_in, trusting
-from tests.fakes import KEY, LAST_CHUNK, OK, STREAM_HEAD, event, request
+from tests.support.certificates import Pair, issue, names_in, trusting
+from tests.support.fakes import KEY, LAST_CHUNK, OK, STREAM_HEAD, event, request
 from tests.wire.conftest import (
     PATIENCE,
     GatewayProcess,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import KEYS_TEXT, request
+from tests.support.fakes import KEYS_TEXT, request
 from tests.wire.conftest import GatewayProcess, Processes, eventually
 
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-ROOT: Final = Path(__file__).parent.parent
+ROOT: Final = Path(__file__).parents[2]
 CACHE: Final = ROOT / ".cache" / "image"
 TAG: Final = "localhost/llama-gguf-inference:test"
 PYTHON: Final = "/opt/llama-gguf/bin/python"

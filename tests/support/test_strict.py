@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.fakes import OK, STREAM_HEAD, event, request
 from tests.gateway.test_client_hostile import HOSTILE, MALFORMED_CHUNKS
 from tests.gateway.test_client_requests import CHUNKED, GOOD
-from tests.strict import End, Malformed, take_request, take_response
+from tests.support.fakes import OK, STREAM_HEAD, event, request
+from tests.support.strict import End, Malformed, take_request, take_response
 
 
 @pytest.mark.parametrize("raw", GOOD.values(), ids=GOOD.keys())

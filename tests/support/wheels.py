@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llama_gguf.models.catalogue import Entry
 from llama_gguf.models.landing import Meter
-from tests.gguf_files import gguf
+from tests.support.gguf_files import gguf
 
 MODEL = gguf()
 FILE = "Tiny.gguf"

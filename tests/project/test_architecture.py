@@ -13,7 +13,7 @@ from typing import Final
 
 import pytest
 
-TESTS: Final = Path(__file__).parent
+TESTS: Final = Path(__file__).parents[1]
 SOURCE: Final = TESTS.parent / "src" / "llama_gguf"
 BENCH: Final = SOURCE.with_name("llama_gguf_bench")  # its tests are in tests/bench
 

@@ -18,7 +18,7 @@ import yaml
 from llama_gguf.config import settings
 from llama_gguf.telemetry.metrics import METRICS
 
-ROOT: Final = Path(__file__).parent.parent
+ROOT: Final = Path(__file__).parents[2]
 DEPLOY: Final = ROOT / "deploy"
 KUBERNETES: Final = DEPLOY / "kubernetes"
 UNIT: Final = DEPLOY / "systemd" / "llama-gguf.service"

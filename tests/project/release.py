@@ -1,4 +1,4 @@
-"""Is what stands in dist/ fit to be released? ``python -m tests.release [--notes] [TAG]``.
+"""Is what stands in dist/ fit to be released? ``python -m tests.project.release [--notes] [TAG]``.
 
 Said are all mistakes at once. With a TAG, version, tag and changelog have to agree, no fragment
 may be left over, and the installed gateway has to pass ``tests/hostile``; without one, what would
@@ -20,7 +20,7 @@ from typing import Final
 
 from llama_gguf import __version__
 
-ROOT: Final = Path(__file__).parent.parent
+ROOT: Final = Path(__file__).parents[2]
 DIST: Final = ROOT / "dist"
 
 

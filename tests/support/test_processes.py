@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.processes import is_running
+from tests.support.processes import is_running
 
 
 def test_a_process_runs_until_it_has_ended_and_a_zombie_has() -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 # As Debian's without python3-venv: folder and links are made, then it fails.
 PYTHON_WITHOUT_ENSUREPIP = f"""#!/bin/sh

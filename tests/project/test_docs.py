@@ -15,9 +15,9 @@ from llama_gguf.cli import reference
 from llama_gguf.cli.main import COMMANDS, command_parser
 from llama_gguf.config import settings as settings_module
 from llama_gguf.engines import exit_reasons
-from tests import messages
+from tests.project import messages
 
-ROOT: Final = Path(__file__).parent.parent
+ROOT: Final = Path(__file__).parents[2]
 SOURCE: Final = ROOT / "src" / "llama_gguf"
 SOURCES: Final = sorted(
     m.relative_to(SOURCE).as_posix() for m in SOURCE.rglob("*.py") if messages.of(m)

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from llama_gguf import __version__
-from tests import release
+from tests.project import release
 
 CHANGELOG = """\
 # Changes

@@ -14,9 +14,9 @@ from typing import Any, Final
 
 import pytest
 
-from tests import certificates
-from tests.containers import ROOT
 from tests.e2e.conftest import free_port
+from tests.support import certificates
+from tests.support.containers import ROOT
 
 HEALTHCHECK: Final = ROOT / "docker" / "healthcheck.py"
 

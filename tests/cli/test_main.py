@@ -252,7 +252,8 @@ def test_the_module_is_the_command() -> None:
 def test_the_gateway_starts_without_what_only_other_commands_need() -> None:
     code = (
         "import sys, llama_gguf.cli.main, llama_gguf.cli.gateway\n"
-        "print(*{'rich', 'urllib.request', 'llama_gguf.engine'} & sys.modules.keys())"
+        "print(*{'rich', 'urllib.request', 'llama_gguf.models', 'llama_gguf_bench'}"
+        " & sys.modules.keys())"
     )
 
     result = subprocess.run(

@@ -2,8 +2,8 @@
 
 tests/e2e/engine_facts.txt has the facts that were looked at; ``test_drift.py`` compares them with
 the engine that is installed. When that says that something changed: look whether we rely on it
-(engines/command.py, http1/routes.py, engines/probe.py, what reads tokens and timings), change what has to be
-changed, and then ``make engine-facts`` writes the file anew.
+(engines/command.py, http1/routes.py, engines/probe.py, what reads tokens and timings), change
+what has to be changed, and then ``make engine-facts`` writes the file anew.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""A module with logic has a test file of its name: ``access/rate_limit.py``, ``access/test_rate_limit.py``.
+"""A module with logic has a test file of its name.
 
-Large ones may be split by topic, as ``core/test_limits_memory.py``. Which module may import
+``access/rate_limit.py`` is tested by ``access/test_rate_limit.py``.
+Large ones may be split by topic, as ``http1/test_fields_framing.py``. Which module may import
 which is checked by import-linter (``make check``), not here.
 """
 

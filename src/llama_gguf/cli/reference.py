@@ -235,8 +235,8 @@ def modules_page() -> str:
         _MADE,
         "# Modules\n",
         "The first line of each module's docstring. Permitted imports: "
-        "`cli → supervisor → gateway, engine, health, bench → probe, key_file, logfile → events → "
-        "core → errors`, "
+        "`cli → supervisor → gateway → scheduling, access, engines, models, telemetry → "
+        "http1, net, files → config, events → errors`, "
         "only to the right. [architecture.md](architecture.md) describes how they work together.\n",
     ]
     package = Path(llama_gguf.__file__).parent

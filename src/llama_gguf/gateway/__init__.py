@@ -1,9 +1,8 @@
 """The async proxy in front of llama-server.
 
-``client.py`` and ``upstream_connection.py`` are the two Protocols, joined by plain calls, so
-that an event of a stream costs one call from ``upstream.data_received`` to
-``client.transport.write_now``. What they decide by is in ``core/``; what they share is
-in ``services.py``; ``server.py`` starts, reloads and drains. Sockets are in
-``net/listener.py`` and ``net/connector.py`` until they are connected, then in ``net/transport.py``;
-``net/poller.py`` watches them, within ``net/event_loop.py``.
+``client_connection.py`` and ``upstream_connection.py`` are the two Protocols. They call each other
+directly, so an event of a stream costs one call from ``UpstreamConnection.data_received`` to the
+client's ``transport.write_now``. ``proxied_request.py`` is the life of one request. Decisions are
+made in ``http1/``, ``access/`` and ``scheduling/``; ``services.py`` has what all connections share;
+``server.py`` starts, reloads and drains.
 """

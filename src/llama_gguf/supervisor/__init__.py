@@ -1,5 +1,5 @@
-"""The parent process: starts, monitors, restarts and stops gateway and llama-server.
+"""The parent of all processes: starts, watches, restarts and stops gateway and llama-server.
 
-``supervisor/restart_policy.py`` decides, ``supervisor.py`` runs what it decides, ``child.py`` is
-the only file that makes processes.
+``restart_policy.py`` decides, ``supervisor.py`` executes its decisions, and only ``child.py``
+creates processes. It does not load the data path.
 """

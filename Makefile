@@ -113,7 +113,7 @@ compiled: $(VENV)/.dev ## compile the hot modules and run their tests against th
 	PYTHONPATH=build/compiled $(BIN)/pytest tests/http1 tests/access tests/scheduling tests/telemetry tests/net \
 	    tests/gateway tests/fuzz \
 	    --ignore tests/access/test_rate_limit.py --ignore tests/http1/test_known_head.py \
-	    --deselect tests/gateway/test_shared.py::test_no_secret_is_in_what_can_be_printed
+	    --deselect tests/gateway/test_services.py::test_no_secret_is_in_what_can_be_printed
 
 engine-facts: $(VENV)/.dev ## record the behaviour of the installed llama-server, after a review of the changes
 	-RECORD_ENGINE_FACTS=1 $(BIN)/pytest -q tests/e2e/test_drift.py

@@ -88,7 +88,7 @@ def test_sigterm_with_a_request_that_it_would_not_leave_for_ends_in_time(
             lambda: own_server.get("/health")[1]["slots"]["used"] == 1, "a request at the engine"
         )
         own_server.process.send_signal(signal.SIGTERM)
-        own_server.until(lambda: "draining" in own_server.output, "the drain")
+        own_server.until(lambda: "Draining:" in own_server.output, "the drain")
 
         assert stop(own_server) == 0
 

@@ -7,6 +7,7 @@ would go through the interpreter for each.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from llama_gguf.access.authenticator import Principal
 from llama_gguf.access.keys import KeyRing
@@ -16,18 +17,16 @@ from llama_gguf.net.transport import Receiver, SocketTransport
 from llama_gguf.scheduling.exchange import Exchange
 
 
-class BodyReader:
-    """The request, while its body arrives."""
-
-    __slots__ = ()
+class BodyReader(Protocol):
+    """The request, while its body arrives. Called once a read, and only for bodies in pieces."""
 
     def on_body_grown(self, size: int) -> None:
         """*size* bytes have arrived. Raises GatewayError where the body is refused."""
-        raise NotImplementedError
+        ...
 
     def on_body(self, body: bytearray) -> None:
         """All of it has arrived."""
-        raise NotImplementedError
+        ...
 
 
 class Client(Receiver):

@@ -29,7 +29,7 @@ from llama_gguf.errors import (
     UpstreamRefused,
     UpstreamTimeout,
 )
-from llama_gguf.gateway.client import BodyReader, Client
+from llama_gguf.gateway.client import Client
 from llama_gguf.gateway.sse_keepalive import EarlyStream
 from llama_gguf.http1 import local_response
 from llama_gguf.http1.chunked import frame
@@ -37,13 +37,13 @@ from llama_gguf.http1.fields import Framing
 from llama_gguf.http1.request import LENGTH_LINES
 from llama_gguf.http1.response import Answer
 from llama_gguf.http1.stream_member import StreamSearch
-from llama_gguf.net.connector import Cancellable
 from llama_gguf.scheduling import failure_policy
 from llama_gguf.scheduling.admission import Admission, Verdict
 from llama_gguf.scheduling.exchange import Event, Exchange, State
 from llama_gguf.scheduling.failure_policy import Action
 
 if TYPE_CHECKING:
+    from llama_gguf.gateway.pool import Dialling
     from llama_gguf.gateway.services import Services
     from llama_gguf.gateway.upstream_connection import Asker, UpstreamConnection
     from llama_gguf.net.transport import SocketTransport
@@ -77,7 +77,7 @@ class RefusedStream(UpstreamError):
         self.event = event
 
 
-class ProxiedRequest(BodyReader):
+class ProxiedRequest:
     """An ``upstream.Asker`` by its methods, and a ``Ticket`` of the queue.
 
     Args:
@@ -91,7 +91,7 @@ class ProxiedRequest(BodyReader):
     _body: bytes | bytearray = b""
     """Held until the engine begins to respond."""
     _upstream: UpstreamConnection | None = None
-    _connecting: Cancellable | None = None
+    _connecting: Dialling | None = None
     _early: EarlyStream | None = None
     _may_insert = False
     """Whether an error event may follow what the client has got, when the response fails."""

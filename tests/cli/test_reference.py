@@ -11,7 +11,7 @@ from llama_gguf.cli.main import COMMANDS
 from llama_gguf.config import settings as settings_module
 from llama_gguf.config.settings import Settings
 from llama_gguf.errors import GatewayError
-from llama_gguf.gateway import upstream_connection
+from llama_gguf.gateway import client_connection, lifecycle, upstream_connection
 from llama_gguf.scheduling import exchange
 from llama_gguf.supervisor import restart_policy
 from llama_gguf.telemetry.metrics import METRICS
@@ -96,7 +96,10 @@ def test_every_move_of_a_state_machine_is_drawn() -> None:
     assert "    READING --> QUEUED: QUEUE" in page
     assert "    LOADING --> READY: SERVES" in page
     moves = len(restart_policy.TRANSITIONS) + sum(map(len, exchange.TRANSITIONS.values()))
-    assert page.count(" --> ") == moves + 2  # the two that lead to the first states
+    moves += len(lifecycle.TRANSITIONS)
+    assert page.count(" --> ") == moves + 3  # the three that lead to the first states
+    for state in client_connection.State:
+        assert f"| {state.name} | " in page
     for phase in upstream_connection.Phase:
         assert f"| {phase.name} | " in page
 

@@ -24,7 +24,7 @@ from llama_gguf.cli.main import COMMANDS, command_parser, top_parser
 from llama_gguf.config import settings
 from llama_gguf.engines.status import EngineState
 from llama_gguf.errors import GatewayError
-from llama_gguf.gateway import upstream_connection
+from llama_gguf.gateway import client_connection, lifecycle, upstream_connection
 from llama_gguf.scheduling import exchange
 from llama_gguf.supervisor import restart_policy
 from llama_gguf.telemetry.metrics import METRICS
@@ -271,6 +271,7 @@ def states_page() -> str:
     of_engine = (
         (state, event, then) for (state, event), then in restart_policy.TRANSITIONS.items()
     )
+    of_gateway = ((state, event, then) for (state, event), then in lifecycle.TRANSITIONS.items())
     return "\n".join(
         [
             _MADE,
@@ -280,6 +281,14 @@ def states_page() -> str:
             "A request and its response: `scheduling/exchange.py`. A client connection has one "
             "exchange at a time.\n",
             _diagram(exchange.State.READING, of_exchange),
+            "## A client connection\n",
+            "How incoming bytes are interpreted: `gateway/client_connection.py`.\n",
+            "| state | meaning | may be followed by |\n|---|---|---|",
+            *_followed(client_connection.State, client_connection.TRANSITIONS),
+            "",
+            "## The gateway\n",
+            "From its start to its end: `gateway/lifecycle.py`.\n",
+            _diagram(lifecycle.State.STARTING, of_gateway),
             "## llama-server\n",
             "As tracked by the supervisor: `supervisor/restart_policy.py`. A gateway without a "
             "supervisor has one more state, `unreachable`.\n",
@@ -291,6 +300,17 @@ def states_page() -> str:
             "",
         ]
     )
+
+
+def _followed(
+    states: type[client_connection.State],
+    transitions: Mapping[client_connection.State, Iterable[client_connection.State]],
+) -> list[str]:
+    """As ``_members``, and which states may follow each."""
+    rows = zip(_members(states), states, strict=True)
+    return [
+        f"{row} {', '.join(s.name for s in sorted(transitions[state]))} |" for row, state in rows
+    ]
 
 
 def _members(states: type[enum.Enum]) -> list[str]:

@@ -1,8 +1,8 @@
 """The gateway's end of the channel to the supervisor.
 
-The supervisor tells how the engine is; we tell how much is asked of it, at each tick
-when that has changed, and at once when it answers a question: a state that we have
-heard of, or a request for an engine that is asleep. Nothing here is on the way of a request.
+The supervisor sends the engine's status. The gateway sends its activity: at each tick if it has
+changed, and at once after a new status and when a request arrives for an engine that is asleep.
+Nothing here is on the path of a request.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from llama_gguf.gateway.upstream_connection import UpstreamConnection
 
 MAX_WAITING_BYTES: Final = 65536
-"""For a supervisor that does not read: what it has not heard of now, it will be told later."""
+"""For a supervisor that does not read: it gets the activity of a later tick instead."""
 
 
 class Control:
-    """Talks to the supervisor over *channel*, from ``follow`` on.
+    """Exchanges lines with the supervisor over *channel*, from ``follow`` on.
 
     Args:
-        services: what is told and heard.
+        services: of the gateway.
         channel: a connected socket, which it closes.
     """
 
@@ -37,13 +37,13 @@ class Control:
         self._services = services
         self._channel = channel
         self._writer: asyncio.StreamWriter | None = None
-        self._told: Activity | None = None
+        self._sent: Activity | None = None
         self._moves = 0
         self._passed: dict[UpstreamConnection, int] = {}
-        """Bytes of each answer under way, at the last tick."""
+        """Bytes of each response that had passed at the last tick, by connection."""
 
     async def follow(self, on_gone: Callable[[], None]) -> None:
-        """Greet, then hear of the engine until the supervisor has gone."""
+        """Send the greeting, then take over each status until the supervisor is gone."""
         services = self._services
         reader, writer = await asyncio.open_unix_connection(sock=self._channel)
         self._writer = writer
@@ -51,23 +51,23 @@ class Control:
         services.engine.is_supervised = True
         services.engine.on_wanted = self._want_engine
         try:
-            with contextlib.suppress(ConnectionError):  # it was killed, with news of ours unread
+            with contextlib.suppress(ConnectionError):  # it was killed, with lines of ours unread
                 while (line := await reader.readline()).endswith(b"\n"):
                     services.engine.update(EngineStatus.from_line(line))
-                    self._tell(self._activity())
+                    self._send(self._activity())
         finally:
             self._writer = None
             writer.close()
             with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()  # else asyncio complains of what nobody has asked for
+                await writer.wait_closed()  # else asyncio logs an error that was not retrieved
         on_gone()
 
     def tick(self) -> None:
         self._note_moves()
-        self._tell(self._activity(wants_engine=self._services.admission.queued > 0))
+        self._send(self._activity(wants_engine=self._services.admission.queued > 0))
 
     def _want_engine(self) -> None:
-        self._tell(self._activity(wants_engine=True))
+        self._send(self._activity(wants_engine=True))
 
     def _activity(self, *, wants_engine: bool = False) -> Activity:
         services = self._services
@@ -80,16 +80,16 @@ class Control:
             wants_engine=wants_engine,
         )
 
-    def _tell(self, activity: Activity) -> None:
+    def _send(self, activity: Activity) -> None:
         writer = self._writer
-        if writer is None or activity == self._told:
+        if writer is None or activity == self._sent:
             return
         if writer.transport.get_write_buffer_size() < MAX_WAITING_BYTES:
             writer.write(activity.to_line())
-            self._told = activity
+            self._sent = activity
 
     def _note_moves(self) -> None:
-        """Look whether anything new has come back from the engine since the last tick."""
+        """Count a move if the engine has sent anything new since the last tick."""
         before, self._passed = self._passed, {}
         has_moved = False
         for connection in self._services.connections:
@@ -103,14 +103,14 @@ class Control:
 
 
 def is_comment(tail: bytes, new_bytes: int) -> bool:
-    """Whether all that is new is llama-server's empty comment; *tail*: how the body ends now.
+    """Whether all that is new is llama-server's empty comment; *tail* is the end of the body.
 
-    It sends one every 30 s from the thread that has the connection, also when those that
-    compute have long stopped moving.
+    llama-server sends one every 30 s from the connection's thread, even if its computing threads
+    hang.
     """
     return new_bytes == len(b"3\r\n:\n\n\r\n") and tail in (b":\n\n", b"\n:\n\n")
 
 
 def answered(metrics: Metrics) -> int:
-    """How many requests the engine has answered."""
+    """How many requests the engine has responded to."""
     return metrics.answered

@@ -41,21 +41,21 @@ _NOT_STORED: Final = (b"Cache-Control: no-store\r\n",)
 
 
 @cache
-def page(path: str, *, asks_for_keys: bool = True) -> OwnAnswer:
+def page(path: str, *, needs_keys: bool = True) -> OwnAnswer:
     """The file at *path*; read once."""
     name = path.removeprefix("/") if "." in path else "dashboard.html"
     body = resources.files(__package__).joinpath("page", name).read_bytes()
-    if not asks_for_keys:
+    if not needs_keys:
         body = body.replace(b'data-keys="needed"', b'data-keys="none"')
     return OwnAnswer(200, body, _TYPES[name], _FIELDS)
 
 
 def data(health: Mapping[str, object], principal: Principal, services: Services) -> OwnAnswer:
-    """What the page draws: how it is, how it was, and what keys have used.
+    """What the page draws: the present state, the last minutes, and the usage of keys.
 
     Args:
-        health: what /health says.
-        principal: who asks.
+        health: the facts of /health.
+        principal: whose key the request shows.
         services: of the gateway.
     """
     facts = {
@@ -69,7 +69,7 @@ def data(health: Mapping[str, object], principal: Principal, services: Services)
 
 
 def usage(principal: Principal, services: Services) -> OwnAnswer:
-    """What *principal* has used; to an administrator, what every key has."""
+    """The usage of *principal*; for an administrator, that of every key."""
     body = json.dumps(_usage(principal, services), indent=1).encode()
     return OwnAnswer(200, body, local_response.JSON, _NOT_STORED)
 

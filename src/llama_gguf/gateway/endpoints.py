@@ -34,11 +34,10 @@ if TYPE_CHECKING:
 
 _FOR_KEYS: Final = frozenset([Kind.RELOAD, Kind.USAGE, Kind.DASHBOARD_DATA])
 
-DEAR_SECONDS: Final = 0.01
+EXPENSIVE_SECONDS: Final = 0.01
 HELD_TIMES: Final = 20
-"""Metrics that took ``DEAR_SECONDS`` or more of CPU to make are told again for so many times as
-long: whoever asks for them, which nobody needs a key for, takes no more than a twentieth of the
-loop's time from the streams."""
+"""Metrics that took ``EXPENSIVE_SECONDS`` or more of CPU to render are sent again for so many times
+as long: scrapes, which need no key, take no more than a twentieth of the loop's time."""
 
 
 def needs_key(kind: Kind, settings: Settings) -> bool:
@@ -48,13 +47,13 @@ def needs_key(kind: Kind, settings: Settings) -> bool:
 def answer(
     kind: Kind, request: Request, services: Services, principal: Principal = Principals.ANYBODY
 ) -> OwnAnswer:
-    """The answer to *request* for one of our own paths, but for /reload, which takes a while.
+    """The response to *request* for one of the gateway's own paths, except /reload, which waits.
 
     Args:
         kind: of its route.
-        request: what is asked.
+        request: its head.
         services: of the gateway.
-        principal: who asks, where that ``needs_key``.
+        principal: whose key it shows, where the path ``needs_key``.
     """
     match kind:
         case Kind.PING:
@@ -66,8 +65,8 @@ def answer(
         case Kind.USAGE:
             return dashboard.usage(principal, services)
         case Kind.DASHBOARD:
-            asks_for_keys = services.settings.auth_enabled
-            return dashboard.page(request.route.label, asks_for_keys=asks_for_keys)
+            needs_keys = services.settings.auth_enabled
+            return dashboard.page(request.route.label, needs_keys=needs_keys)
         case Kind.DASHBOARD_DATA:
             return dashboard.data(_facts(services), principal, services)
         case _:
@@ -76,12 +75,12 @@ def answer(
 
 
 def reloaded(keys: int) -> OwnAnswer:
-    """To POST /reload, when there are that many *keys* now."""
+    """The response to POST /reload; *keys*: how many are loaded now."""
     return OwnAnswer(200, b'{"status":"ok","keys_loaded":%d}' % keys, local_response.JSON)
 
 
 def health(services: Services) -> OwnAnswer:
-    """200 when a request would be served, else 503. Nothing secret."""
+    """200 if a request would be served, else 503. Contains nothing secret."""
     serves = (
         HEALTH_STATUS[services.engine.status.state] == 200 and not services.connections.is_draining
     )
@@ -138,7 +137,7 @@ def gauges(services: Services) -> Gauges:
 
 
 def _metrics(request: Request, services: Services) -> OwnAnswer:
-    """JSON, or what a scraper asks for; the last one again, where making it is dear."""
+    """JSON or Prometheus text; the last one again while rendering is too expensive."""
     head = request.head
     wanted = wanted_format(find(head.fields, b"accept") or b"", head.target.partition(b"?")[2])
     made, until = services.scrapes.get(wanted, (None, 0.0))
@@ -149,7 +148,7 @@ def _metrics(request: Request, services: Services) -> OwnAnswer:
     engine = services.engine_reader.latest
     made = OwnAnswer(200, *render(services.recorder.metrics, gauges(services), engine, wanted))
     seconds = time.thread_time() - begin
-    if seconds >= DEAR_SECONDS:
+    if seconds >= EXPENSIVE_SECONDS:
         services.scrapes[wanted] = made, services.clock.now() + HELD_TIMES * seconds
     return made
 

@@ -1,8 +1,8 @@
 """Reads llama-server's own metrics, so that one scrape returns both.
 
-Only while requests are in flight, since reading them may wake an engine that sleeps; the counters
-that were read last are served otherwise. Nobody's scrape ever asks the engine: its rates start
-anew at each read, so it has one reader.
+Only while requests are in flight, since reading may wake an engine that is asleep; otherwise the
+last counters are served. A scrape never reads the engine: its rates are reset by each read, so it
+has one reader.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from llama_gguf.telemetry.metrics import EngineMetric
 _log: Final = EventLog(__name__)
 
 EVERY_SECONDS: Final = 5.0
-"""More than once a second, and llama-server would notice no departed client any more
+"""If more than once a second, llama-server would no longer notice disconnected clients
 (docs/adr/0010-a-departed-client-and-llama-server.md).
 """
 
@@ -28,33 +28,33 @@ class EngineReader:
     """Of one gateway.
 
     Args:
-        probe: knows where the engine is.
-        is_busy: tells whether the engine is awake, and has requests.
+        probe: reads from the engine.
+        is_busy: whether the engine is awake and has requests.
     """
 
     def __init__(self, probe: Probe, is_busy: Callable[[], bool]) -> None:
         self._probe = probe
         self._is_busy = is_busy
-        self._has_complained = False
+        self._is_logged = False
         self.latest: tuple[EngineMetric, ...] = ()
 
     async def run(self) -> None:
-        """Read again and again."""
+        """Read periodically, until cancelled."""
         while True:
             await asyncio.sleep(EVERY_SECONDS)
             if self._is_busy():
                 await self.read()
             else:
-                # What it was doing then it is not doing now; what it has done, it has.
+                # Gauges no longer hold; counters still do.
                 self.latest = tuple(m for m in self.latest if m.metric.type == "counter")
 
     async def read(self) -> None:
-        """Read once. An engine that does not tell is no fault: another one may have no metrics."""
+        """Read once. An engine without metrics is no fault."""
         text = await self._probe.text("/metrics")
         if text is not None:
             self.latest = parse(text)
-        elif not self._has_complained:
-            self._has_complained = True
+        elif not self._is_logged:
+            self._is_logged = True
             _log.info(
                 "engine_metrics_off",
                 "llama-server does not serve its own metrics; start it with --metrics",

@@ -1,9 +1,6 @@
-"""The life of one gateway: listen, tick, reload, drain.
+"""The life of one gateway: listen, tick, reload, drain. Its states are in ``lifecycle.py``.
 
-    STARTING -> SERVING -> DRAINING -> STOPPED
-
-How the engine is comes over the supervisor's channel, or, for a gateway on its
-own, from a probe.
+The engine's status comes over the supervisor's channel, or, for a gateway on its own, from a probe.
 """
 
 from __future__ import annotations
@@ -25,6 +22,7 @@ from llama_gguf.events import EventLog
 from llama_gguf.gateway.client_connection import ClientConnection
 from llama_gguf.gateway.control import Control
 from llama_gguf.gateway.dashboard import take_reading
+from llama_gguf.gateway.lifecycle import Event, Lifecycle
 from llama_gguf.gateway.services import Services
 from llama_gguf.net.clock import wall_now
 from llama_gguf.net.connector import Dialer
@@ -41,7 +39,7 @@ _log: Final = EventLog(__name__)
 TICK_SECONDS: Final = 0.5
 MOST_SECONDS_BETWEEN_TICKS: Final = 4 * TICK_SECONDS
 LAST_LINES_SECONDS: Final = 2.0
-"""For the access log to be written to its end; a disk that hangs does not keep us longer."""
+"""To write the end of the access log and the usage; a disk that hangs delays the exit no longer."""
 PROBE_READY_SECONDS: Final = 2.0
 PROBE_ELSE_SECONDS: Final = 0.25
 
@@ -50,12 +48,12 @@ class Gateway:
     """One gateway from start to end.
 
     Args:
-        settings: with folders filled in.
+        settings: with directories filled in.
         listener: a listening socket; the gateway closes it.
-        channel: where the supervisor tells how the engine is; None = probe it ourselves.
+        channel: on which the supervisor sends the engine's status; None = probe the engine.
 
     Raises:
-        UserError: the files of TLS cannot be used.
+        UserError: the TLS files cannot be used.
     """
 
     def __init__(
@@ -69,7 +67,8 @@ class Gateway:
         )
         self._certificate_lock = asyncio.Lock()
         self._listener = listener
-        self._stop_asked = asyncio.Event()
+        self.life = Lifecycle()
+        self._stop_requested = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._handshakes: set[asyncio.Task[None]] = set()
         self._ticked_at = 0.0
@@ -94,10 +93,11 @@ class Gateway:
         ledger_file = LedgerFile(path_of(self._settings))
         services.recorder.ledger = ledger_file.load(wall_now())
         self._load_keys_at_start()
-        self._heed_file_limit()
+        self._apply_file_limit()
         for number, handler in self._signal_handlers().items():
             loop.add_signal_handler(number, handler)
         server = self._listen()
+        self.life.on(Event.LISTENS)
         url = f"{self._settings.scheme}://{_address(self._listener)}"
         _log.info("gateway_listens", "The gateway listens on {url}", url=url)
         self._start(self._follow_engine(), "follow the engine")
@@ -108,8 +108,10 @@ class Gateway:
         self._ticked_at = services.clock.now()
         self._ticking = loop.call_later(TICK_SECONDS, self._tick)
         try:
-            await self._stop_asked.wait()
+            await self._stop_requested.wait()
+            self.life.on(Event.STOP)
             await self._drain(server)
+            self.life.on(Event.DRAINED)
         finally:
             services.key_store.watch_no_more()
             self._ticking.cancel()
@@ -121,7 +123,7 @@ class Gateway:
             self._poller.close()
         return int(self._has_failed)
 
-    # Letting in ---------------------------------------------------------------------------------
+    # Connections --------------------------------------------------------------------------------
 
     def _listen(self) -> Listener:
         let_in = self._let_in_plain if self._tls is None else self._let_in_tls
@@ -141,11 +143,11 @@ class Gateway:
         task.add_done_callback(self._handshakes.discard)
 
     async def _shake_hands(self, sock: socket.socket) -> None:
-        """Let a client in by TLS; one with which that fails is gone, and nothing else happens."""
+        """Accept a client by TLS. A failed handshake ends its connection, without a log line."""
         factory = cast("Callable[[], asyncio.Protocol]", lambda: ClientConnection(self.services))
         seconds = self._settings.client_header_timeout
-        # The last bounds how long a slow reader may take over the rest of its answer: as long
-        # as without TLS (ClientConnection._close), since what it has not taken then is lost.
+        # The shutdown timeout limits how long a slow reader may take for the rest of its response:
+        # as long as without TLS (ClientConnection._close), since the rest is lost then.
         with suppress(OSError):  # ssl.SSLError and TimeoutError are two
             await self.services.loop.connect_accepted_socket(
                 factory,
@@ -164,10 +166,10 @@ class Gateway:
         }
 
     def stop(self) -> None:
-        """Drain and leave; a second call cuts what still runs."""
-        if self._stop_asked.is_set():
+        """Drain and exit; a second call cuts the requests that are still open."""
+        if self._stop_requested.is_set():
             self.services.connections.idle.set()
-        self._stop_asked.set()
+        self._stop_requested.set()
 
     def _start(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = self.services.loop.create_task(coroutine, name=name)
@@ -176,7 +178,7 @@ class Gateway:
         return task
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
-        """A task that fails would be missed without a word: the gateway ends, to be restarted."""
+        """A task that fails would be missing unnoticed: the gateway ends, and is restarted."""
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None:
@@ -189,7 +191,7 @@ class Gateway:
             self._has_failed = True
             self.stop()
 
-    def _heed_file_limit(self) -> None:
+    def _apply_file_limit(self) -> None:
         wanted = self._settings.max_connections
         places = places_within_limits(wanted)
         allowed = self.services.connections.limit = places.served
@@ -207,14 +209,14 @@ class Gateway:
     # Keys ---------------------------------------------------------------------------------------
 
     def _load_keys_at_start(self) -> None:
-        """Load the keys; without any, every request is refused, and that is said loudly."""
+        """Load the keys. Without keys every request is refused, which is logged as a warning."""
         if not self._settings.auth_enabled:
             _log.warning(
                 "auth_disabled",
                 "AUTH_ENABLED is false: any client that can reach this port can use the model",
             )
             return
-        with suppress(ReloadFailed):  # which has been said
+        with suppress(ReloadFailed):  # which is logged already
             self.services.key_store.load()
         if not self.services.authenticator.ring:
             _log.warning(
@@ -231,13 +233,13 @@ class Gateway:
             self._start(self._reload_certificate(self._tls), "reload the certificate")
 
     async def _reload_keys(self) -> None:
-        with suppress(ReloadFailed):  # which has been said
+        with suppress(ReloadFailed):  # which is logged already
             await self.services.key_store.reload()
 
     # TLS ----------------------------------------------------------------------------------------
 
     async def _reload_certificate(self, tls: ServerContext) -> None:
-        """Off the loop, as a disk may hang; one at a time, so that what was read last counts."""
+        """In a thread, since a disk may hang; one at a time, so that the last one read is used."""
         async with self._certificate_lock:
             try:
                 await off_the_loop(tls.reload)
@@ -257,12 +259,12 @@ class Gateway:
                 self._on_finding,
                 ready_every=PROBE_READY_SECONDS,
                 else_every=PROBE_ELSE_SECONDS,
-                is_heard=self._is_engine_heard,
+                is_heard=self._has_engine_responded,
             )
         else:
             await self._control.follow(self._on_supervisor_gone)
 
-    def _is_engine_heard(self) -> bool:
+    def _has_engine_responded(self) -> bool:
         return self.services.clock.now() - self.services.engine.responded_at < PROBE_READY_SECONDS
 
     def _on_finding(self, finding: Finding) -> None:
@@ -281,7 +283,7 @@ class Gateway:
     # Time ---------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        """Twice a second: all that is due, then the accounts of it, the log, the supervisor."""
+        """Twice a second: timeouts, then metrics, usage and log, then the supervisor."""
         services = self.services
         self._ticking = services.loop.call_later(TICK_SECONDS, self._tick)
         services.tick(is_late=self._is_late())
@@ -294,7 +296,7 @@ class Gateway:
     def _is_late(self) -> bool:
         """Whether the last tick is so long ago that the gateway did not run meanwhile.
 
-        What has come since then is not read yet, so no time-out is judged: that waits for the
+        Input that arrived since then is not read yet, so no timeout is applied: that waits for the
         next tick, but not for the one after it, which may be late again.
         """
         now = self.services.clock.now()
@@ -305,7 +307,7 @@ class Gateway:
     # The end ------------------------------------------------------------------------------------
 
     async def _drain(self, server: Listener) -> None:
-        """Refuse what is new, let what runs finish within DRAIN_TIMEOUT, then cut it."""
+        """Refuse new requests, let open ones finish within DRAIN_TIMEOUT, then cut them."""
         services = self.services
         _log.info(
             "draining",
@@ -326,9 +328,9 @@ class Gateway:
             ticket.on_refused(services.connections.draining())
         server.close()
         for connection in services.connections:
-            connection.drain()  # one that has answered by now is closed, as TLS wants it, not cut
+            connection.drain()  # an idle one is closed, with a TLS shutdown, and not cut
             connection.abort()
-        # One turn of the loop, so that every connection_lost runs and is accounted for.
+        # Turns of the loop, so that every connection_lost runs and its exchange is recorded.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
 
@@ -339,7 +341,7 @@ def _address(listener: socket.socket) -> str:
 
 
 def adopt(fd: int) -> socket.socket:
-    """The socket that was inherited as *fd*, ready for the loop, and not for our children."""
+    """The socket inherited as *fd*: non-blocking, and not inherited by child processes."""
     inherited = socket.socket(fileno=fd)
     inherited.setblocking(False)
     os.set_inheritable(fd, False)

@@ -7,7 +7,7 @@ import logging
 import signal
 import socket
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +20,7 @@ from llama_gguf.engines.probe import Finding
 from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.engines.watchdogs import Progress
 from llama_gguf.supervisor.child import Child
-from llama_gguf.supervisor.engine_run import EngineKeeper
+from llama_gguf.supervisor.engine_run import EngineManager
 from llama_gguf.supervisor.launch import Launch
 from tests.supervisor.conftest import free_ports
 from tests.support.virtual_time import run
@@ -38,7 +38,7 @@ class FakeChild:
         self.pid = 4711
         self.last_lines: deque[str] = deque()
         self.returncode: int
-        self.heeds_term = True
+        self.was_out_of_memory = False
         self.did = Progress()
         self.term_seconds = 0.0
         self._died = asyncio.get_running_loop().create_future()
@@ -75,25 +75,32 @@ class Rig:
         self.children: list[FakeChild] = []
         self.told: list[EngineStatus] = []
         self.finding = LOADS
-        self.is_leaving = False
+        self.is_stopping = False
         self.spawn_error: OSError | None = None
-        self.keeper = EngineKeeper(
+        self.engine = EngineManager(
             self.settings,
+            prepare=self._prepare,
             publish=self.told.append,
-            is_leaving=lambda: self.is_leaving,
+            is_stopping=lambda: self.is_stopping,
             rng=lambda: 0.0,
             spawn=self._spawn,
             make_probe=lambda settings, timeout: self,
         )
         self.gateway_answers = True
         self.activity = Activity()
-        self.keeping: asyncio.Task[int]
+        self.running: asyncio.Task[int]
 
     async def look(self) -> Finding:
         return self.finding
 
     async def _spawn(
-        self, name: str, argv: list[str], *, environ: Mapping[str, str], reads_output: bool
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        environ: Mapping[str, str],
+        reads_output: bool = False,
+        pass_fds: Sequence[int] = (),
     ) -> Child:
         if self.spawn_error is not None:
             raise self.spawn_error
@@ -108,11 +115,11 @@ class Rig:
     def now(self) -> float:
         return asyncio.get_running_loop().time()
 
-    async def start(self) -> None:
-        async def prepare() -> Launch:
-            return Launch(["llama-server"], {}, model_bytes=100, facts={"context": 2048})
+    async def _prepare(self) -> Launch:
+        return Launch(["llama-server"], {}, model_bytes=100, facts={"context": 2048})
 
-        self.keeping = asyncio.get_running_loop().create_task(self.keeper.keep(prepare))
+    async def start(self) -> None:
+        self.running = asyncio.get_running_loop().create_task(self.engine.run())
         await self.until(S.LOADING)
 
     async def start_ready(self) -> None:
@@ -126,7 +133,7 @@ class Rig:
     async def until(self, state: EngineState) -> None:
         """Let time pass until the engine is in *state*; the gateway tells what it is asked."""
         async with asyncio.timeout(2000):
-            while self.keeper.status.state is not state:
+            while self.engine.status.state is not state:
                 await self.pass_time(0.1)
 
     async def pass_time(self, seconds: float) -> None:
@@ -139,15 +146,15 @@ class Rig:
         """What the gateway says."""
         self.activity = replace(self.activity, **changes)
         if self.gateway_answers:
-            self.keeper.hear(replace(self.activity, heard=self.keeper.status.revision))
+            self.engine.on_activity(replace(self.activity, heard=self.engine.status.revision))
 
     async def end(self) -> None:
-        self.keeper.leave()
-        if self.keeper.child is not None:
+        self.engine.leave()
+        if self.engine.child is not None:
             self.child.die(0)
         else:
-            self.keeping.cancel()
-        await asyncio.gather(self.keeping, return_exceptions=True)
+            self.running.cancel()
+        await asyncio.gather(self.running, return_exceptions=True)
 
     @property
     def states(self) -> list[EngineState]:
@@ -163,7 +170,7 @@ def play(folder: Path, scenario: Scenario, **settings: Any) -> Rig:
     async def whole() -> Rig:
         rig = Rig(folder, **settings)
         await scenario(rig)
-        if not rig.keeping.done():
+        if not rig.running.done():
             await rig.end()
         return rig
 
@@ -178,10 +185,10 @@ def test_a_load_is_published_with_its_progress_and_how_long_it_took(tmp_path: Pa
         await rig.start()
         rig.child.did = Progress(read_bytes=40)
         await rig.pass_time(1.0)
-        assert rig.keeper.status.progress == 0.4
+        assert rig.engine.status.progress == 0.4
         await rig.up()
 
-        status = rig.keeper.status
+        status = rig.engine.status
         assert (status.slots, status.model, status.progress) == (4, "tiny", None)
         assert status.load_seconds == pytest.approx(1.0, abs=0.5)
         assert status.facts == rig.told[0].facts == {"context": 2048}
@@ -193,7 +200,7 @@ def test_a_load_is_published_with_its_progress_and_how_long_it_took(tmp_path: Pa
 def test_what_is_told_of_the_preparation_is_published(tmp_path: Path) -> None:
     async def scenario(rig: Rig) -> None:
         await rig.start()
-        rig.keeper.report("fetching it", 0.5)
+        rig.engine.report("fetching it", 0.5)
         assert (rig.told[-1].detail, rig.told[-1].progress) == ("fetching it", 0.5)
 
     play(tmp_path, scenario)
@@ -202,9 +209,9 @@ def test_what_is_told_of_the_preparation_is_published(tmp_path: Path) -> None:
 def test_a_load_that_does_not_move_is_ended_and_was_the_only_one(tmp_path: Path) -> None:
     async def scenario(rig: Rig) -> None:
         await rig.start()
-        assert await rig.keeping == 1
+        assert await rig.running == 1
         assert rig.now == pytest.approx(300.0, abs=5.0)
-        assert "no visible progress for 300 s" in rig.keeper.status.last_exit
+        assert "no visible progress for 300 s" in rig.engine.status.last_exit
 
     rig = play(tmp_path, scenario)
     assert rig.states == [S.LOADING, S.BACKOFF, S.FAILED]
@@ -238,7 +245,7 @@ def test_a_death_is_published_at_once_then_explained_and_followed_by_a_restart(
         await rig.until(S.LOADING)
 
         assert rig.now - died_at == pytest.approx(1.0, abs=0.2)
-        status = rig.keeper.status
+        status = rig.engine.status
         assert status.last_exit == "exit status 1: The GPU does not have enough free memory."
         assert status.restarts == {"crash": 1}
         await rig.up()
@@ -252,13 +259,13 @@ def test_a_death_is_published_at_once_then_explained_and_followed_by_a_restart(
 def test_a_crash_loop_ends_in_failure_with_the_childs_status(tmp_path: Path) -> None:
     async def scenario(rig: Rig) -> None:
         await rig.start_ready()
-        while not rig.keeping.done():
+        while not rig.running.done():
             rig.child.die(-signal.SIGSEGV)
             await rig.pass_time(30.0)
 
-        assert await rig.keeping == 139
-        assert rig.keeper.status.state is S.FAILED
-        assert "SIGSEGV" in rig.keeper.status.detail
+        assert await rig.running == 139
+        assert rig.engine.status.state is S.FAILED
+        assert "SIGSEGV" in rig.engine.status.detail
 
     rig = play(tmp_path, scenario, max_restarts=3)
     assert len(rig.children) == 4
@@ -273,7 +280,7 @@ def test_one_that_cannot_be_started_again_has_died(tmp_path: Path) -> None:
         rig.spawn_error = None
         await rig.until(S.READY)
 
-        assert rig.keeper.status.restarts == {"crash": 2}
+        assert rig.engine.status.restarts == {"crash": 2}
 
     play(tmp_path, scenario)
 
@@ -284,7 +291,7 @@ def test_a_port_that_somebody_has_taken_meanwhile_is_tried_again(tmp_path: Path)
         with socket.create_server(("127.0.0.1", rig.settings.port_backend)):
             rig.child.die(1)
             await rig.pass_time(2.0)
-            assert "The engine's port is taken." in rig.keeper.status.last_exit
+            assert "The engine's port is taken." in rig.engine.status.last_exit
         await rig.until(S.READY)
 
     play(tmp_path, scenario)
@@ -301,10 +308,10 @@ def test_one_that_does_not_answer_is_ended_and_started_again(tmp_path: Path) -> 
         await rig.until(S.BACKOFF)
 
         assert rig.now - silent_since == pytest.approx(31.0, abs=2.0)
-        assert "It did not respond for 30 s." in rig.keeper.status.detail
+        assert "It did not respond for 30 s." in rig.engine.status.detail
         await rig.until(S.LOADING)
-        assert rig.keeper.status.restarts == {"hang": 1}
-        assert rig.keeper.status.last_exit.endswith("It did not respond for 30 s.")
+        assert rig.engine.status.restarts == {"hang": 1}
+        assert rig.engine.status.last_exit.endswith("It did not respond for 30 s.")
         await rig.up()
 
     rig = play(tmp_path, scenario)
@@ -333,8 +340,8 @@ def test_requests_on_which_nothing_comes_back_end_it_only_when_that_is_asked_for
         rig.tell(busy=2, running=2)
         await rig.pass_time(125.0)
 
-        assert (rig.keeper.status.restarts == {"hang": 1}) == ends
-        assert ("2 requests" in rig.keeper.status.last_exit) == ends
+        assert (rig.engine.status.restarts == {"hang": 1}) == ends
+        assert ("2 requests" in rig.engine.status.last_exit) == ends
 
     play(tmp_path, scenario, watchdog_stall=stall)
 
@@ -346,15 +353,15 @@ def test_one_that_nobody_needs_is_stopped_and_comes_when_it_is_wanted(tmp_path: 
     async def scenario(rig: Rig) -> None:
         await rig.start_ready()
         await rig.until(S.ASLEEP)
-        assert not rig.keeper.status.serves
+        assert not rig.engine.status.serves
         await rig.pass_time(100.0)
-        assert rig.keeper.child is None
+        assert rig.engine.child is None
 
         rig.tell(busy=1, wants_engine=True)
         await rig.until(S.READY)
 
-        assert rig.keeper.status.restarts == {}
-        assert rig.keeper.status.last_exit == ""
+        assert rig.engine.status.restarts == {}
+        assert rig.engine.status.last_exit == ""
 
     rig = play(tmp_path, scenario, idle_stop=60.0)
     assert len(rig.children) == 2
@@ -390,9 +397,9 @@ def test_one_that_dozes_off_by_itself_is_shown_asleep_and_takes_requests(tmp_pat
         await rig.start_ready()
         rig.finding = replace(UP, state=S.ASLEEP)
         await rig.until(S.ASLEEP)
-        assert rig.keeper.status.serves
+        assert rig.engine.status.serves
         await rig.up()
-        assert rig.keeper.status.state is S.READY
+        assert rig.engine.status.state is S.READY
 
     rig = play(tmp_path, scenario)
     assert len(rig.children) == 1
@@ -404,8 +411,8 @@ def test_one_that_dozes_is_stopped_too_when_nobody_needs_it(tmp_path: Path) -> N
         rig.finding = replace(UP, state=S.ASLEEP)
         await rig.until(S.ASLEEP)
         await rig.pass_time(70.0)
-        assert rig.keeper.child is None
-        assert not rig.keeper.status.serves
+        assert rig.engine.child is None
+        assert not rig.engine.status.serves
 
     play(tmp_path, scenario, idle_stop=60.0)
 
@@ -418,7 +425,7 @@ def test_one_that_dies_in_its_own_sleep_is_started_again(tmp_path: Path) -> None
         rig.finding = LOADS
         rig.child.die(-signal.SIGABRT)
         await rig.until(S.LOADING)
-        assert rig.keeper.status.restarts == {"crash": 1}
+        assert rig.engine.status.restarts == {"crash": 1}
 
     play(tmp_path, scenario)
 
@@ -430,21 +437,21 @@ def test_one_that_dies_in_its_own_sleep_is_started_again(tmp_path: Path) -> None
 def test_a_death_while_we_leave_is_the_last(tmp_path: Path, died_of: int) -> None:
     async def scenario(rig: Rig) -> None:
         await rig.start_ready()
-        rig.is_leaving = True
+        rig.is_stopping = True
         rig.child.die(died_of)
-        assert await rig.keeping == 0
+        assert await rig.running == 0
 
     rig = play(tmp_path, scenario)
-    assert rig.keeper.status.state is S.STOPPED
+    assert rig.engine.status.state is S.STOPPED
     assert len(rig.children) == 1
 
 
 def test_nobody_falls_asleep_while_we_leave(tmp_path: Path) -> None:
     async def scenario(rig: Rig) -> None:
         await rig.start_ready()
-        rig.is_leaving = True
+        rig.is_stopping = True
         await rig.pass_time(100.0)
-        assert rig.keeper.status.state is S.READY
+        assert rig.engine.status.state is S.READY
 
     play(tmp_path, scenario, idle_stop=60.0)
 
@@ -454,16 +461,16 @@ def test_leaving_while_it_sleeps_or_waits_for_its_next_try_is_at_once(tmp_path: 
         await rig.start_ready()
         await rig.until(S.ASLEEP)
         await rig.pass_time(1.0)
-        rig.keeper.leave()
-        assert rig.keeper.status.state is S.STOPPED
+        rig.engine.leave()
+        assert rig.engine.status.state is S.STOPPED
 
     async def in_backoff(rig: Rig) -> None:
         await rig.start_ready()
         rig.child.die(1)
         await rig.until(S.BACKOFF)
         await rig.pass_time(0.1)
-        rig.keeper.leave()
-        assert rig.keeper.status.state is S.STOPPED
+        rig.engine.leave()
+        assert rig.engine.status.state is S.STOPPED
 
     play(tmp_path, asleep, idle_stop=60.0)
     play(tmp_path, in_backoff)

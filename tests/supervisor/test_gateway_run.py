@@ -1,4 +1,4 @@
-"""A real gateway that is kept; what it says and is told. Its deaths are in test_supervisor.py."""
+"""A real gateway: messages, signals and restarts. What its deaths cost: test_supervisor.py."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pathlib import Path
 from llama_gguf.engines.activity import Activity
 from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.net.listener import listen
-from llama_gguf.supervisor.gateway_run import GatewayKeeper
+from llama_gguf.supervisor.gateway_run import GatewayManager
 
 SECONDS = 30.0
 
 
-class Kept:
-    def __init__(self, keeper: GatewayKeeper, heard: list[Activity | None]) -> None:
-        self.keeper = keeper
-        self.heard = heard
-        self.keeping: asyncio.Task[int]
+class Running:
+    def __init__(self, manager: GatewayManager, reports: list[Activity | None]) -> None:
+        self.manager = manager
+        self.reports = reports
+        self.task: asyncio.Task[int]
 
     async def until(self, fact: Callable[[], object]) -> None:
         async with asyncio.timeout(SECONDS):
@@ -29,78 +29,78 @@ class Kept:
                 await asyncio.sleep(0.01)
 
     async def until_ready(self) -> None:
-        await self.until(lambda: self.keeper.state is EngineState.READY)
+        await self.until(lambda: self.manager.state is EngineState.READY)
 
     @property
     def pid(self) -> int:
-        assert self.keeper.child is not None
-        return self.keeper.child.pid
+        assert self.manager.child is not None
+        return self.manager.child.pid
 
 
-def run(folder: Path, scenario: Callable[[Kept], Awaitable[None]]) -> None:
+def run(folder: Path, scenario: Callable[[Running], Awaitable[None]]) -> None:
     environ = {"PATH": os.defpath, "DATA_DIR": str(folder), "AUTH_ENABLED": "false"}
 
     async def both() -> None:
-        heard: list[Activity | None] = []
+        reports: list[Activity | None] = []
         with closing(listen("127.0.0.1", 0)) as listener:
-            keeper = GatewayKeeper(environ, listener, hear=heard.append, rng=lambda: 0.0)
-            kept = Kept(keeper, heard)
-            kept.keeping = asyncio.get_running_loop().create_task(keeper.keep())
+            manager = GatewayManager(environ, listener, on_activity=reports.append, rng=lambda: 0.0)
+            running = Running(manager, reports)
+            running.task = asyncio.get_running_loop().create_task(manager.run())
             try:
-                await scenario(kept)
+                await scenario(running)
             finally:
-                keeper.leave()
-                if keeper.child is not None:
-                    await keeper.child.stop(term_seconds=10)
+                manager.leave()
+                if manager.child is not None:
+                    await manager.child.stop(term_seconds=10)
                 async with asyncio.timeout(SECONDS):
-                    assert await kept.keeping == 0
+                    assert await running.task == 0
 
     asyncio.run(both())
 
 
 def test_it_is_told_how_the_engine_is_and_says_so_and_so_does_the_next_one(tmp_path: Path) -> None:
-    async def scenario(kept: Kept) -> None:
+    async def scenario(running: Running) -> None:
         status = EngineStatus(EngineState.LOADING, since=0.0, revision=41)
-        kept.keeper.tell(status)
-        await kept.until_ready()
-        await kept.until(lambda: Activity(heard=41) in kept.heard)
-        kept.keeper.tell(status.moved(EngineState.READY, 1.0))
-        kept.heard.clear()
+        running.manager.send_status(status)
+        await running.until_ready()
+        await running.until(lambda: Activity(heard=41) in running.reports)
+        running.manager.send_status(status.moved(EngineState.READY, 1.0))
+        running.reports.clear()
 
-        os.kill(kept.pid, signal.SIGKILL)
+        os.kill(running.pid, signal.SIGKILL)
 
-        await kept.until(lambda: None in kept.heard)
-        await kept.until_ready()
-        await kept.until(lambda: Activity(heard=41) in kept.heard)
+        await running.until(lambda: None in running.reports)
+        await running.until_ready()
+        await running.until(lambda: Activity(heard=41) in running.reports)
 
     run(tmp_path, scenario)
 
 
-def test_a_signal_that_comes_too_early_is_kept_for_it(tmp_path: Path) -> None:
-    async def scenario(kept: Kept) -> None:
-        await kept.until(lambda: kept.keeper.child)
+def test_a_signal_that_comes_too_early_is_running_for_it(tmp_path: Path) -> None:
+    async def scenario(running: Running) -> None:
+        await running.until(lambda: running.manager.child)
         for _ in range(3):
-            kept.keeper.pass_on(signal.SIGHUP)
-            kept.keeper.pass_on(signal.SIGUSR1)
-        pid = kept.pid
-        await kept.until_ready()
-        await kept.until(lambda: not kept.keeper._waiting_signals)
-        kept.keeper.pass_on(signal.SIGUSR1)
-        kept.keeper.tell(EngineStatus(EngineState.READY, since=0.0, revision=3))
-        await kept.until(lambda: Activity(heard=3) in kept.heard)
-        assert kept.pid == pid
+            running.manager.pass_on(signal.SIGHUP)
+            running.manager.pass_on(signal.SIGUSR1)
+        pid = running.pid
+        await running.until_ready()
+        await running.until(lambda: not running.manager._pending_signals)
+        running.manager.pass_on(signal.SIGUSR1)
+        running.manager.send_status(EngineStatus(EngineState.READY, since=0.0, revision=3))
+        await running.until(lambda: Activity(heard=3) in running.reports)
+        assert running.pid == pid
 
     run(tmp_path, scenario)
 
 
 def test_leaving_between_two_lives_starts_no_other(tmp_path: Path) -> None:
-    async def scenario(kept: Kept) -> None:
-        await kept.until_ready()
-        os.kill(kept.pid, signal.SIGKILL)
-        await kept.until(lambda: kept.keeper.state is EngineState.BACKOFF)
-        kept.keeper.leave()
-        assert kept.keeper.state is EngineState.STOPPED
-        assert await kept.keeping == 0
-        assert kept.keeper.child is None
+    async def scenario(running: Running) -> None:
+        await running.until_ready()
+        os.kill(running.pid, signal.SIGKILL)
+        await running.until(lambda: running.manager.state is EngineState.BACKOFF)
+        running.manager.leave()
+        assert running.manager.state is EngineState.STOPPED
+        assert await running.task == 0
+        assert running.manager.child is None
 
     run(tmp_path, scenario)

@@ -27,6 +27,7 @@ from llama_gguf.errors import GatewayError
 from llama_gguf.gateway import client_connection, lifecycle, upstream_connection
 from llama_gguf.scheduling import exchange
 from llama_gguf.supervisor import restart_policy
+from llama_gguf.supervisor import states as supervisor_states
 from llama_gguf.telemetry.metrics import METRICS
 
 _MADE: Final = "<!-- Generated from code by `make reference`; edit the code instead. -->\n"
@@ -272,6 +273,9 @@ def states_page() -> str:
         (state, event, then) for (state, event), then in restart_policy.TRANSITIONS.items()
     )
     of_gateway = ((state, event, then) for (state, event), then in lifecycle.TRANSITIONS.items())
+    of_supervisor = (
+        (state, event, then) for (state, event), then in supervisor_states.TRANSITIONS.items()
+    )
     return "\n".join(
         [
             _MADE,
@@ -293,6 +297,12 @@ def states_page() -> str:
             "As tracked by the supervisor: `supervisor/restart_policy.py`. A gateway without a "
             "supervisor has one more state, `unreachable`.\n",
             _diagram(EngineState.STARTING, of_engine),
+            "## The supervisor\n",
+            "`llama-gguf serve`: `supervisor/states.py`.\n",
+            _diagram(supervisor_states.SupervisorState.STARTING, of_supervisor),
+            "| state | meaning |\n|---|---|",
+            *_members(supervisor_states.SupervisorState),
+            "",
             "## A connection to llama-server\n",
             "What the connection is used for at the moment: `gateway/upstream_connection.py`.\n",
             "| phase | meaning |\n|---|---|",

@@ -12,10 +12,10 @@ Result = TypeVar("Result")
 
 
 async def in_thread(work: Callable[[], Result]) -> Result:
-    """What *work* returns or raises; when we are cancelled, it is left to itself.
+    """Return what *work* returns, or raise what it raises; cancellation does not end *work*.
 
-    The loop's own executor would be waited for at the end, whatever its work hangs on, such as
-    the tool of a GPU's driver.
+    The loop's default executor is joined at exit, and would block it while its work hangs, for
+    example in a tool of the GPU's driver.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Result] = loop.create_future()
@@ -31,7 +31,7 @@ async def in_thread(work: Callable[[], Result]) -> Result:
     def run() -> None:
         try:
             result, error = work(), None
-        except BaseException as raised:  # whoever waits gets it
+        except BaseException as raised:  # raised where the result is awaited
             result, error = None, raised
         with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
             loop.call_soon_threadsafe(settle, result, error)

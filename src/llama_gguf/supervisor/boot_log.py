@@ -1,6 +1,6 @@
 """A log file for each start of ``serve``, with the supervisor's output from the first line.
 
-``_boot/latest.txt`` names the latest, for people and scripts that look for it.
+``_boot/latest.txt`` names the latest one, for people and scripts.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ LAST_LINES_SECONDS: Final = 2.0
 
 
 class BootLog(logging.Handler):
-    """Writes what is logged, formatted as what goes to standard error is.
+    """Writes log records in the format of standard error.
 
-    The engine's lines are left out: they have a file of their own.
+    The engine's lines are excluded: they have a separate file.
 
     Args:
         settings: LOG_DIR, INSTANCE_ID, LOG_MAX_BYTES, LOG_BACKUPS.
@@ -45,7 +45,9 @@ class BootLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._writer.write(self.format(record))
-        except Exception:  # as every handler of logging: a mistake in a message is not its caller's
+        except (
+            Exception
+        ):  # as in every handler of logging: a faulty message must not raise in its caller
             self.handleError(record)
 
     def reopen(self) -> None:
@@ -66,10 +68,10 @@ class BootLog(logging.Handler):
 
 
 def _name_latest(folder: str, path: str) -> None:
-    """Put *path* into latest.txt; whoever reads it meanwhile finds the old name or the new one."""
+    """Replace the content of latest.txt atomically: a reader finds the old name or the new one."""
     latest = os.path.join(folder, "latest.txt")
     temporary = f"{latest}.{os.getpid()}"
-    # The file's own writer says what is wrong with the folder.
+    # The log file's writer reports what is wrong with the folder.
     with contextlib.suppress(OSError):
         os.makedirs(folder, exist_ok=True)
         with open(temporary, "w", encoding="utf-8") as file:

@@ -1,8 +1,7 @@
 """One child process: spawned in its own session, its output read, its end guaranteed.
 
-The only file that makes processes. A session of its own, so that neither Ctrl-C on
-the terminal nor a container's SIGHUP reaches a child but through us: llama-server
-dies of SIGHUP.
+The only module that creates processes. In a separate session, neither Ctrl-C on the
+terminal nor a container's SIGHUP reaches a child directly: SIGHUP ends llama-server.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Final
 from llama_gguf.engines.watchdogs import Progress
 
 LAST_LINES: Final = 40
-"""Kept for explaining a death."""
+"""Kept to explain a death."""
 MAX_LINE_BYTES: Final = 65536
 _TETHER: Final = os.path.join(os.path.dirname(__file__), "pdeathsig.py")
 
@@ -35,6 +34,8 @@ class Child:
         self._output = None if output is None else os.fdopen(output, "rb", buffering=0)
         self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self.lines_read = 0
+        self.was_out_of_memory = False
+        """Whether the kernel killed it because memory ran out; known after its death."""
 
     @property
     def pid(self) -> int:
@@ -42,26 +43,26 @@ class Child:
 
     @property
     def returncode(self) -> int:
-        """Of a dead child: below zero for a signal."""
+        """Once it is dead: below zero for a signal."""
         assert self._process.returncode is not None
         return self._process.returncode
 
     async def wait(self) -> int:
-        """Its return code, once it is dead: below zero for a signal."""
+        """Wait until it is dead, and return its return code: below zero for a signal."""
         return await self._process.wait()
 
     def signal(self, number: signal.Signals) -> None:
-        """Send *number*; to a dead child nothing happens."""
+        """Send *number*; no effect on a dead child."""
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
 
     def kill_group(self) -> None:
-        """SIGKILL for the child and whatever it has started."""
+        """Send SIGKILL to the child and to its descendants in the group."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 
     async def interrupt(self, *, within_seconds: float) -> None:
-        """SIGINT for the whole group, as Ctrl-C would, then SIGKILL for whoever is left."""
+        """Send SIGINT to the group, as Ctrl-C does, then SIGKILL to the processes that remain."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGINT)
         with contextlib.suppress(TimeoutError):
@@ -71,7 +72,7 @@ class Child:
         await self.wait()
 
     async def stop(self, *, term_seconds: float) -> None:
-        """SIGTERM, then SIGKILL for the child after *term_seconds*, and for what it has started."""
+        """Send SIGTERM; at its death or after *term_seconds*, SIGKILL to the whole group."""
         self.signal(signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(term_seconds):
@@ -80,7 +81,7 @@ class Child:
         await self.wait()
 
     async def read_output(self, on_line: Callable[[str], None]) -> None:
-        """Hand over each line of output until there is no more; keep the last ones."""
+        """Call *on_line* with each line of output until its end; keep the last ones."""
         assert self._output is not None
         reader = asyncio.StreamReader(limit=MAX_LINE_BYTES)
         loop = asyncio.get_running_loop()
@@ -97,13 +98,13 @@ class Child:
             transport.close()
 
     def progress(self) -> Progress:
-        """How far it and what it has started have come, to be compared with an earlier look."""
-        looks = [_look(pid) for pid in _family(self.pid)]
+        """Measure it and its descendants, for a comparison with an earlier measurement."""
+        measured = [_measure(pid) for pid in _family(self.pid)]
         return Progress(
-            cpu_seconds=sum(look.cpu_seconds for look in looks),
-            work=(self.lines_read, *(sum(look.work) for look in looks)),
-            memory_bytes=sum(look.memory_bytes for look in looks),
-            read_bytes=sum(look.read_bytes for look in looks),
+            cpu_seconds=sum(each.cpu_seconds for each in measured),
+            work=(self.lines_read, *(sum(each.work) for each in measured)),
+            memory_bytes=sum(each.memory_bytes for each in measured),
+            read_bytes=sum(each.read_bytes for each in measured),
         )
 
 
@@ -117,8 +118,8 @@ def _family(pid: int) -> list[int]:
     return found
 
 
-def _look(pid: int) -> Progress:
-    """At one process; nothing of what it has done when it is gone."""
+def _measure(pid: int) -> Progress:
+    """Measure one process; all zeros if it is gone."""
     page = os.sysconf("SC_PAGE_SIZE")
     try:
         # proc(5): major faults, which a mapped model causes; utime and stime; rss.
@@ -129,7 +130,7 @@ def _look(pid: int) -> Progress:
     except (OSError, ValueError, IndexError):
         return Progress()
     read = 0
-    with contextlib.suppress(OSError, ValueError, IndexError):  # it may be forbidden
+    with contextlib.suppress(OSError, ValueError, IndexError):  # reading it may be forbidden
         read = int(_read(f"/proc/{pid}/io").split()[1])
     return Progress(cpu_seconds, (faults,), resident, max(read, mapped))
 
@@ -140,7 +141,7 @@ def _read(path: str) -> str:
 
 
 async def _line(reader: asyncio.StreamReader) -> bytes:
-    """The next line, with its end; of one that is over the limit, as much as fits at a time."""
+    """The next line, with its end; a line over the limit is returned in pieces."""
     try:
         return await reader.readuntil(b"\n")
     except asyncio.IncompleteReadError as end:
@@ -157,20 +158,19 @@ async def spawn(
     reads_output: bool = False,
     pass_fds: Sequence[int] = (),
 ) -> Child:
-    """Start *argv*, tied to our own life.
+    """Start *argv*; the process dies with ours.
 
     Args:
-        name: what logs call it.
+        name: for logs.
         argv: program (a full path) and arguments.
         environ: its whole environment.
-        reads_output: whether ``read_output`` will be called; else its output goes where ours does.
+        reads_output: whether ``read_output`` will be called; otherwise it inherits our output.
         pass_fds: file descriptors that it inherits.
 
     Raises:
         OSError: it cannot be started.
     """
-    # A pipe of our own: with asyncio's, Python 3.11 waits for the pipe's end too, which a
-    # grandchild may hold open.
+    # Not asyncio's pipe: Python 3.11 waits for its end, too, and a grandchild may hold it open.
     ours, theirs = os.pipe() if reads_output else (None, None)
     try:
         process = await asyncio.create_subprocess_exec(

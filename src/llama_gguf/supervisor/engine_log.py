@@ -11,9 +11,9 @@ from llama_gguf.config.settings import Settings
 from llama_gguf.files.line_writer import LogWriter, prune, stamped
 from llama_gguf.files.log_file import LogFile
 
-_engine: Final = logging.getLogger("llama-server")  # noqa: TID251 - lines that are not ours
+_engine: Final = logging.getLogger("llama-server")  # noqa: TID251 - lines of another program
 _LEVEL: Final = re.compile(r"\d+\.\d\d\.\d\d\d\.\d\d\d ([DIWE]) ")
-"""As its lines begin: the time since its start, and a letter."""
+"""The start of its lines: the time since its start, and the letter of a level."""
 _LEVELS: Final = {
     "D": logging.DEBUG,
     "I": logging.INFO,
@@ -23,7 +23,7 @@ _LEVELS: Final = {
 
 
 def open_engine_log(settings: Settings) -> LogWriter:
-    """The log of a start that is about to happen; the oldest of earlier ones are removed."""
+    """Open the log of the next start; the oldest logs of earlier starts are removed."""
     name = f"llama-{settings.worker_type}" if settings.worker_type else settings.log_name
     folder = os.path.join(settings.log_dir, name)
     path = stamped(settings, folder, "server")

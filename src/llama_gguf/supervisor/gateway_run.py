@@ -1,4 +1,4 @@
-"""Manages a gateway: starts it, exchanges messages with it, restarts it when it dies."""
+"""The gateway process: its command line, its channel and the signals that are passed on to it."""
 
 from __future__ import annotations
 
@@ -7,33 +7,37 @@ import contextlib
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Final
 
-from llama_gguf.engines import exit_reasons
 from llama_gguf.engines.activity import GREETING, Activity
 from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.events import EventLog
-from llama_gguf.supervisor.child import Child, spawn
-from llama_gguf.supervisor.restart_policy import LEAVING, Event, GiveUp, RestartPolicy
+from llama_gguf.supervisor import child as children
+from llama_gguf.supervisor.child import Child
+from llama_gguf.supervisor.launch import Spawn
+from llama_gguf.supervisor.managed_process import Clock, Life, LoopClock, ManagedProcess
+from llama_gguf.supervisor.restart_policy import LEAVING, Event, RestartPolicy
 
 _log: Final = EventLog(__name__)
 
 EXTRA_SECONDS: Final = 5.0
-"""Beyond DRAIN_TIMEOUT, for the gateway to leave by itself."""
+"""Beyond DRAIN_TIMEOUT, for the gateway to exit by itself."""
 FORGIVING_SECONDS: Final = 10.0
-MAX_WAITING_BYTES: Final = 65536
-"""For a gateway that does not read: what it has not heard of now, it will be told later."""
+MAX_BUFFERED_BYTES: Final = 65536
+"""In the channel to a gateway that does not read: what is skipped, a later status replaces."""
 
 
-class GatewayKeeper:
+class GatewayManager(ManagedProcess):
     """One gateway at a time, all of them on the same listening socket.
 
     Args:
         environ: of the gateway: ours, with the settings made explicit.
         listener: the listening socket that each gateway inherits.
-        hear: called with all that the gateway tells; None when there is none any more.
+        on_activity: called with each report of the gateway; with None after its death.
         rng: for the delays between restarts.
+        spawn: starts a process.
+        clock: for restarts.
     """
 
     def __init__(
@@ -41,137 +45,113 @@ class GatewayKeeper:
         environ: Mapping[str, str],
         listener: socket.socket,
         *,
-        hear: Callable[[Activity | None], None],
+        on_activity: Callable[[Activity | None], None],
         rng: Callable[[], float],
+        spawn: Spawn = children.spawn,
+        clock: Clock | None = None,
     ) -> None:
-        self._environ = environ
-        self._listener = listener
-        self._hear = hear
-        self._policy = RestartPolicy(
+        policy = RestartPolicy(
             first_delay=0.1,
             max_delay=10.0,
             max_first_deaths=0,
             forgiving_after=FORGIVING_SECONDS,
             rng=rng,
         )
+        super().__init__(policy, clock or LoopClock())
+        self._environ = environ
+        self._listener = listener
+        self._on_activity = on_activity
+        self._spawn = spawn
         self._channel: asyncio.StreamWriter | None = None
         self._status = b""
-        self._waiting_signals: set[signal.Signals] = set()
-        self.child: Child | None = None
+        self._pending_signals: set[signal.Signals] = set()
 
-    @property
-    def state(self) -> EngineState:
-        return self._policy.state
+    # Its lives ----------------------------------------------------------------------------------
 
-    def _on(self, event: Event) -> None:
-        self._policy.on(event, asyncio.get_running_loop().time())
-
-    async def keep(self) -> int:
-        """Keep one until it is given up, or we are leaving. Returns its exit status."""
-        loop = asyncio.get_running_loop()
-        while self.state not in LEAVING:
-            status = await self._live()
-            if self.state is EngineState.STOPPING:
-                self._on(Event.GONE)
-                break
-            decision = self._policy.died(status, loop.time())
-            if isinstance(decision, GiveUp):
-                _log.error(
-                    "gateway_given_up",
-                    "Giving up on the gateway; serve exits with status {exit_status}",
-                    exit_status=decision.exit_status,
-                )
-                return decision.exit_status
-            await asyncio.sleep(decision.when - loop.time())
-        return 0
-
-    async def _live(self) -> int:
-        """One life of the gateway, from spawn to reap. Returns what we would leave with for it."""
-        self._on(Event.SPAWNED)
+    @contextlib.asynccontextmanager
+    async def _process(self) -> AsyncIterator[Child]:
         ours, theirs = socket.socketpair()
         fds = (self._listener.fileno(), theirs.fileno())
         argv = [sys.executable, "-m", "llama_gguf", "gateway"]
         argv += ["--listen-fd", str(fds[0]), "--channel-fd", str(fds[1])]
         with ours:
-            try:
-                with theirs:
-                    child = await spawn("gateway", argv, environ=self._environ, pass_fds=fds)
-            except OSError as error:
-                _log.error(
-                    "gateway_not_started",
-                    "The gateway cannot be started: {reason}",
-                    reason=error.strerror,
-                )
-                return 1
-            self.child = child
+            with theirs:
+                child = await self._spawn("gateway", argv, environ=self._environ, pass_fds=fds)
             async with asyncio.TaskGroup() as group:
-                talking = group.create_task(self._talk(ours.dup()))
-                await child.wait()
-                talking.cancel()
-        self.child = None
-        self._hear(None)
-        if self.state is not EngineState.STOPPING:
-            status = exit_reasons.status_text(child.returncode)
-            _log.error("gateway_died", "The gateway died ({status})", status=status)
-        return exit_reasons.exit_status(child.returncode)
+                exchanging = group.create_task(self._exchange_messages(ours.dup()))
+                yield child
+                exchanging.cancel()
+        self._on_activity(None)
+
+    def _on_death(self, life: Life) -> None:
+        if life.pid is None:
+            _log.error(
+                "gateway_not_started",
+                "The gateway cannot be started: {reason}",
+                reason=life.spawn_error,
+            )
+        else:
+            _log.error("gateway_died", "The gateway died ({status})", status=life.status_text)
+
+    def _on_given_up(self, exit_status: int) -> None:
+        _log.error(
+            "gateway_given_up",
+            "Giving up on the gateway; serve exits with status {exit_status}",
+            exit_status=exit_status,
+        )
 
     # The channel --------------------------------------------------------------------------------
 
-    async def _talk(self, channel: socket.socket) -> None:
-        """Tell how the engine is, and hear what the gateway tells, until one of us has gone."""
+    async def _exchange_messages(self, channel: socket.socket) -> None:
+        """Send the engine's status, and receive the gateway's reports, until either end closes."""
         channel.setblocking(False)
         reader, writer = await asyncio.open_unix_connection(sock=channel)
         self._channel = writer
-        self._send_status()
+        self._write_status()
         try:
-            with contextlib.suppress(ConnectionError):  # it died with our news unread
+            with contextlib.suppress(ConnectionError):  # it died before it had read everything
                 # A last line without its end was cut by its death.
                 while (line := await reader.readline()).endswith(b"\n"):
-                    self._take(line)
+                    self._on_line(line)
         finally:
             self._channel = None
             writer.close()
             with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()  # else asyncio complains of what nobody has asked for
+                await writer.wait_closed()  # else asyncio logs an exception that was not retrieved
 
-    def _take(self, line: bytes) -> None:
+    def _on_line(self, line: bytes) -> None:
         if line == GREETING:
             self._on_greeting()
         else:
-            self._hear(Activity.from_line(line))
+            self._on_activity(Activity.from_line(line))
 
     def _on_greeting(self) -> None:
-        """It accepts connections now, and heeds signals."""
+        """It accepts connections now, and has its signal handlers."""
         if self.state is EngineState.LOADING:
-            self._on(Event.SERVES)
-        for number in self._waiting_signals:
-            self.signal(number)
-        self._waiting_signals.clear()
+            self._move(Event.SERVES)
+        for number in self._pending_signals:
+            self._signal(number)
+        self._pending_signals.clear()
 
-    def tell(self, status: EngineStatus) -> None:
-        """Tell the gateway, this one and those to come, how the engine is."""
+    def send_status(self, status: EngineStatus) -> None:
+        """Send the engine's status to this gateway, and to each one after it when it starts."""
         self._status = status.to_line()
-        self._send_status()
+        self._write_status()
 
-    def _send_status(self) -> None:
+    def _write_status(self) -> None:
         writer = self._channel
-        if writer is not None and writer.transport.get_write_buffer_size() < MAX_WAITING_BYTES:
+        if writer is not None and writer.transport.get_write_buffer_size() < MAX_BUFFERED_BYTES:
             writer.write(self._status)
 
-    # From outside -------------------------------------------------------------------------------
+    # Signals ------------------------------------------------------------------------------------
 
     def pass_on(self, number: signal.Signals) -> None:
-        """Send the gateway *number*, as soon as it heeds it: before, it would die of it."""
+        """Send the gateway *number*, once it has a handler: before, the signal would end it."""
         if self.state is EngineState.READY:
-            self.signal(number)
+            self._signal(number)
         elif self.state not in LEAVING:
-            self._waiting_signals.add(number)
+            self._pending_signals.add(number)
 
-    def signal(self, number: signal.Signals) -> None:
+    def _signal(self, number: signal.Signals) -> None:
         if self.child is not None:
             self.child.signal(number)
-
-    def leave(self) -> None:
-        """From now on none is started again, and the one that runs is to be stopped."""
-        if self.state not in LEAVING:
-            self._on(Event.STOP)

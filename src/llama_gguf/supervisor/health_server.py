@@ -1,8 +1,8 @@
 """The health server: a small server on its own port, which platforms poll.
 
-Standard library only, on a thread with a loop of its own, so that it answers from
-the first second on and whatever the rest is busy with. It never asks anybody: what
-it says was put there by the supervisor.
+Standard library only, on a thread with a separate event loop, so that it responds from the
+first second on, however busy the rest is. It sends no requests itself: the supervisor provides
+the status.
 
 RunPod's load balancer reads 200 as healthy, 204 as initialising, anything else as
 unhealthy: https://docs.runpod.io/serverless/load-balancing/overview
@@ -18,7 +18,7 @@ from typing import Final, cast
 
 MAX_HEAD_BYTES: Final = 8192
 TIMEOUT_SECONDS: Final = 5.0
-"""For a peer to send its request and read its answer: a slow one holds nobody else up."""
+"""For a peer to send its request and read the response, so that a slow one occupies no place."""
 MAX_CONNECTIONS: Final = 256
 
 _REASONS: Final = {
@@ -31,7 +31,7 @@ _REASONS: Final = {
 
 
 def answer(head: bytes, status: int) -> bytes:
-    """What a request with *head* gets while our state is *status*. Any path is fine."""
+    """The response to a request with *head* while *status* is ours. The path does not matter."""
     method = head.split(b" ", 1)[0]
     if method not in (b"GET", b"HEAD"):
         status = 405 if method.isalpha() and method.isupper() else 400
@@ -60,7 +60,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._received += data
-        # What begins with no letter, such as a TLS handshake, is no request whatever follows.
+        # Bytes that do not start with a letter, such as a TLS handshake, are no HTTP request.
         is_request = self._received[:1].isalpha()
         if not is_request or b"\r\n\r\n" in self._received or b"\n\n" in self._received:
             self._transport.write(answer(self._received, self._server.status()))
@@ -75,10 +75,10 @@ class _Connection(asyncio.Protocol):
 
 
 class HealthServer:
-    """Answers on *listener* from a thread, until ``stop``.
+    """Responds on *listener* from a thread, until ``stop``.
 
     Args:
-        listener: a listening socket, which it closes.
+        listener: a listening socket; it is closed at the end.
         status: called for every request: 200, 204 or 503.
     """
 
@@ -91,12 +91,12 @@ class HealthServer:
         self._thread = threading.Thread(target=self._run, name="health", daemon=True)
 
     def start(self) -> None:
-        """Begin; when this returns, it answers."""
+        """Start the thread; returns once it accepts connections."""
         self._thread.start()
         self._has_begun.wait()
 
     def stop(self) -> None:
-        """Stop answering, and wait until it has."""
+        """Stop, and wait until the thread has ended."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -107,10 +107,12 @@ class HealthServer:
             server = self._loop.run_until_complete(
                 self._loop.create_server(lambda: _Connection(self), sock=self._listener)
             )
-        finally:  # also when it failed, as `start` waits for this
+        finally:  # also after a failure, as `start` waits for this
             self._has_begun.set()
         self._loop.run_forever()
         server.close()
         for transport in self.open:
             transport.abort()
-        self._loop.run_until_complete(asyncio.sleep(0))  # a turn for what that has called
+        self._loop.run_until_complete(
+            asyncio.sleep(0)
+        )  # lets the scheduled connection_lost calls run

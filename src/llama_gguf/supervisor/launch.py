@@ -1,11 +1,11 @@
-"""How llama-server is launched: the command, its environment and its probes."""
+"""How llama-server is launched: its command line, its environment and its address."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import stat
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,16 +22,22 @@ class Launch:
     argv: list[str]
     environ: Mapping[str, str]
     model_bytes: int = 0
-    """Of its files, to tell how much is loaded; 0 = unknown."""
+    """Of the model's files, to estimate how much is loaded; 0 = unknown."""
     facts: Mapping[str, str | int] = field(default_factory=dict)
-    """What people are told of the model and the engine."""
+    """Facts about model and engine, for people."""
 
 
 class Spawn(Protocol):
     """As ``child.spawn``."""
 
     def __call__(
-        self, name: str, argv: list[str], *, environ: Mapping[str, str], reads_output: bool
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        environ: Mapping[str, str],
+        reads_output: bool = False,
+        pass_fds: Sequence[int] = (),
     ) -> Awaitable[Child]: ...
 
 
@@ -46,7 +52,7 @@ class MakeProbe(Protocol):
 
 
 def check_address(settings: Settings) -> None:
-    """Make sure that nobody else is where the engine will be: we would take it for ours.
+    """Check that the engine's address is free: another server there would be taken for the engine.
 
     Raises:
         UserError: the port is taken.
@@ -58,7 +64,7 @@ def check_address(settings: Settings) -> None:
 
 
 def remove_socket(path: str) -> None:
-    """Remove a socket that an engine has left behind: the next one could not bind to it."""
+    """Remove the socket of an earlier engine: the next one could not bind to its path."""
     if path:
         with contextlib.suppress(OSError):
             if stat.S_ISSOCK(os.stat(path).st_mode):

@@ -1,7 +1,7 @@
 """The kernel's information about a child's death: whether memory ran out.
 
-Everything here is best effort: control groups may not be mounted, and the kernel's log
-may not be for us to read.
+Everything here is best effort: control groups may not be mounted, and the kernel's log may be
+unreadable for us.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _RECORD_BYTES: Final = 8192
 
 
 def oom_kills(root: str = "/") -> int:
-    """How many processes of our control group have been ended for memory so far."""
+    """The number of processes in our control group that were killed for lack of memory."""
     return max((exit_reasons.oom_kills(_read(path)) for path in _event_files(root)), default=0)
 
 
 def _event_files(root: str) -> list[str]:
-    """Where our control group counts, by cgroups(7); in a container, mostly at the top."""
+    """The files with our control group's counters, by cgroups(7); in a container, the root's."""
     found = []
     for line in _read(os.path.join(root, "proc/self/cgroup")).splitlines():
         number, controllers, path = line.split(":", 2)
@@ -35,14 +35,14 @@ def _event_files(root: str) -> list[str]:
 
 
 def kernel_names(pid: int, kmsg: str = "/dev/kmsg") -> bool:
-    """Whether the kernel's log says that *pid* was ended for memory."""
+    """Whether *pid* was killed for lack of memory, according to the kernel's log."""
     try:
         fd = os.open(kmsg, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return False
     records: list[bytes] = []
     try:
-        # One record a read; "no more" is an error of a pipe without a writer.
+        # Each read returns one record; the end is reported as an error (EAGAIN).
         with contextlib.suppress(OSError):
             while len(records) < _MAX_KERNEL_RECORDS and (record := os.read(fd, _RECORD_BYTES)):
                 records.append(record)

@@ -1,7 +1,7 @@
 """Runs another program that dies with its parent: ``pdeathsig.py PARENT_PID PROGRAM ARG…``.
 
-A supervisor that is killed outright must not leave a llama-server behind that
-holds the GPU and the port. Run as a program of its own, between fork and exec,
+A supervisor that is killed with SIGKILL must not leave a llama-server behind that
+holds the GPU and the port. Run as a separate program, between fork and exec,
 since Python code in a forked child of a threaded process can deadlock.
 """
 
@@ -19,7 +19,7 @@ def main() -> None:
     if os.getppid() != parent:  # it died before the line above
         sys.exit(1)
     try:
-        os.execv(program[0], program)  # noqa: S606  # a shell is what it must not be
+        os.execv(program[0], program)  # noqa: S606  # no shell in between
     except OSError as error:
         sys.stderr.write(f"{program[0]} cannot be run: {error.strerror}\n")
         sys.exit(127 if isinstance(error, FileNotFoundError) else 126)

@@ -1,8 +1,8 @@
 """Reaps orphaned processes that the kernel has made our children.
 
-As PID 1 of a container, whatever loses its parent is handed to us, and stays a zombie until
-somebody has asked for its status. Our own children are asked for theirs at once, so a
-zombie that is still there a while later is nobody's.
+As PID 1 of a container, we become the parent of every orphan, and it stays a zombie until we
+wait for it. We wait for the children that we have started at once, so a zombie that is still
+there at the next look is an orphan.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _PR_GET_CHILD_SUBREAPER: Final = 37  # prctl(2)
 
 
 def are_ours() -> bool:
-    """Whether orphans are handed to us: as PID 1, or as a subreaper."""
+    """Whether we become the parent of orphans: as PID 1, or as a subreaper."""
     flag = ctypes.c_int(0)
     ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(flag), 0, 0, 0)
     return os.getpid() == 1 or flag.value != 0
 
 
 async def keep_reaping(every_seconds: float = LOOK_SECONDS) -> None:
-    """Take the status of every zombie that nobody has asked for, where they are ours."""
+    """Wait for every zombie that is an orphan, where we are the parent of orphans."""
     if not are_ours():
         return
     seen: set[tuple[int, str]] = set()
@@ -49,7 +49,7 @@ def _reap(pid: int) -> None:
 
 
 def kill_all() -> None:
-    """SIGKILL for every descendant that is left, such as a tool that hangs. For the very end."""
+    """Send SIGKILL to every remaining descendant, such as a tool that hangs. For the very end."""
     fields = {pid: _stat(pid) for pid in os.listdir("/proc") if pid.isdigit()}
     parents = {int(pid): int(known[1]) for pid, known in fields.items() if known}
     doomed = {os.getpid()}
@@ -61,7 +61,7 @@ def kill_all() -> None:
 
 
 def _children() -> set[tuple[int, str]]:
-    """Our children, each with the time of its birth: a number may be given out again."""
+    """Our children, each with its start time, since the kernel reuses process ids."""
     ours = str(os.getpid())
     found = set()
     for entry in os.listdir("/proc"):
@@ -77,7 +77,7 @@ def _is_zombie(pid: int) -> bool:
 
 
 def _stat(pid: str) -> list[str]:
-    """proc(5)'s stat from the state on; empty when there is no such process."""
+    """The fields of proc(5)'s stat from the state on; empty if there is no such process."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
             return file.read().rpartition(")")[2].split()

@@ -1,8 +1,8 @@
 """When a child is restarted, and when the supervisor gives up on it.
 
-The states are those that ``engines/status.py`` shows to the world; every move
-between them is in ``TRANSITIONS``, and whoever wants to know where a child stands
-asks its policy. No clock, no chance and no process: ``died`` says when.
+The states are those of ``engines/status.py``; every transition between them is in
+``TRANSITIONS``, and the policy holds the child's present state. No clock, no randomness and no
+process: ``died`` returns the time of the restart.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from llama_gguf.errors import IllegalTransition
 
 class Event(enum.Enum):
     SPAWNED = enum.auto()
-    SERVES = enum.auto()  # its probe was answered
-    SLEEPS = enum.auto()  # nobody needs it: it is being stopped, or has dozed off by itself
-    HANGS = enum.auto()  # it does not move any more, and is being ended
+    SERVES = enum.auto()  # its probe succeeded
+    SLEEPS = enum.auto()  # no request needs it: it is being stopped, or has fallen asleep by itself
+    HANGS = enum.auto()  # it makes no progress, and is being ended
     DIED = enum.auto()
     GIVEN_UP = enum.auto()
-    STOP = enum.auto()  # we are asked to leave
-    GONE = enum.auto()  # it died, as asked
+    STOP = enum.auto()  # `serve` is stopping
+    GONE = enum.auto()  # it died after STOP
 
 
 E = Event
@@ -35,15 +35,15 @@ TRANSITIONS: Final[Mapping[tuple[S, Event], S]] = {
     (S.ASLEEP, E.SPAWNED): S.LOADING,
     (S.LOADING, E.SERVES): S.READY,
     (S.READY, E.SLEEPS): S.ASLEEP,
-    (S.ASLEEP, E.SERVES): S.READY,  # it woke by itself, or was asked in the last moment
+    (S.ASLEEP, E.SERVES): S.READY,  # it woke by itself, or a request arrived before it was stopped
     (S.LOADING, E.HANGS): S.BACKOFF,
     (S.READY, E.HANGS): S.BACKOFF,
     (S.ASLEEP, E.HANGS): S.BACKOFF,
-    (S.STARTING, E.DIED): S.BACKOFF,  # it could not even be spawned
+    (S.STARTING, E.DIED): S.BACKOFF,  # it could not be spawned
     (S.LOADING, E.DIED): S.BACKOFF,
     (S.READY, E.DIED): S.BACKOFF,
     (S.ASLEEP, E.DIED): S.BACKOFF,
-    (S.BACKOFF, E.DIED): S.BACKOFF,  # as was known already
+    (S.BACKOFF, E.DIED): S.BACKOFF,  # already on HANGS, or at the death itself
     (S.BACKOFF, E.GIVEN_UP): S.FAILED,
     (S.STARTING, E.STOP): S.STOPPED,
     (S.BACKOFF, E.STOP): S.STOPPED,
@@ -55,18 +55,18 @@ TRANSITIONS: Final[Mapping[tuple[S, Event], S]] = {
 }
 
 LEAVING: Final = frozenset({S.STOPPING, S.STOPPED, S.FAILED})
-"""States that end in no child, for good."""
+"""States after which no child is spawned."""
 
 
 @dataclass(frozen=True, slots=True)
 class SpawnAt:
     when: float
-    """On the clock of ``now``."""
+    """On the same clock as ``now``."""
 
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Leave, with the exit status of the child's last death."""
+    """Exit with the status of the child's last death."""
 
     exit_status: int
 
@@ -74,20 +74,20 @@ class GiveUp:
 class RestartPolicy:
     """Restart with a doubling delay, and give up on a crash loop.
 
-    Earlier deaths are forgiven when it has served for a while, and not at once: what dies of
-    its first request each time would be restarted for ever.
+    Earlier deaths are forgiven after it has served for a while, not as soon as it serves: a child
+    that its first request kills each time would be restarted forever.
 
-    A child that never served *at all* gets fewer chances: a flag it does not know,
-    or a model it cannot load, will not be better the next time.
+    A child that has never served gets fewer chances: an unknown flag, or a model that it cannot
+    load, fails the next time, too.
 
     Args:
         first_delay: seconds before the first restart.
         max_delay: seconds no delay exceeds.
-        max_deaths: deaths in a row, without having served in between, to bear.
+        max_deaths: tolerated deaths in a row, without having served in between.
         max_first_deaths: the same for a child that has never served.
         forgiving_after: seconds of serving that count as having served.
-        rng: gives numbers from 0 to 1 by chance. They shorten delays by up to ``JITTER``, so that
-            the instances of a fleet that died of one cause do not come back in one moment.
+        rng: returns a random number from 0 to 1. It shortens delays by up to ``JITTER``, so that
+            instances that died of one cause do not restart all at the same moment.
     """
 
     JITTER: Final = 0.25
@@ -110,7 +110,8 @@ class RestartPolicy:
         self._rng = rng
         self._deaths = 0
         self._has_served = False
-        self._serves_since: float | None = None
+        self.serves_since: float | None = None
+        """In the present life."""
         self.restarts: Counter[str] = Counter()
         """By reason."""
         self.state = S.STARTING
@@ -125,29 +126,29 @@ class RestartPolicy:
             self.state = TRANSITIONS[self.state, event]
         except KeyError:
             raise IllegalTransition(f"{event.name} while {self.state.name}") from None
-        if event is E.SERVES and self._serves_since is None:
+        if event is E.SERVES and self.serves_since is None:
             self._has_served = True
-            self._serves_since = now
+            self.serves_since = now
         elif event in (E.SPAWNED, E.DIED):
             self._end_life(now)
         return self.state
 
     def _end_life(self, now: float) -> None:
-        """The last one, whose deaths before it are forgiven if it served for long enough."""
-        since, self._serves_since = self._serves_since, None
+        """Forgive earlier deaths if this life has served for long enough."""
+        since, self.serves_since = self.serves_since, None
         if since is not None and now - since >= self._forgiving_after:
             self._deaths = 0
 
     def died(self, exit_status: int, now: float, *, reason: str = "crash") -> SpawnAt | GiveUp:
-        """Decide what follows the child's death at *now*; *reason* is what restarts are counted by.
+        """Decide what follows the child's death at *now*; restarts are counted by *reason*.
 
         Raises:
-            IllegalTransition: it was asked to go.
+            IllegalTransition: it was being stopped.
         """
         self.on(E.DIED, now)
         self._deaths += 1
-        bearable = self._max_deaths if self._has_served else self._max_first_deaths
-        if self._deaths > bearable:
+        tolerated = self._max_deaths if self._has_served else self._max_first_deaths
+        if self._deaths > tolerated:
             self.on(E.GIVEN_UP, now)
             return GiveUp(exit_status)
         self.restarts[reason] += 1

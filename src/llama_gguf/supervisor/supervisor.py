@@ -1,9 +1,9 @@
 """Supervises gateway and llama-server: handles signals, and ends all children.
 
 The listening socket is ours and the gateway inherits it, so that no connection is
-refused while a gateway is replaced. How the engine is goes to the health server
-and, over a socket pair, to the gateway; neither ever asks. What is asked of the
-engine comes back on the same pair.
+refused while a gateway is replaced. The engine's status is sent to the health server
+and, over a socket pair, to the gateway, so that neither has to request it. The gateway
+reports its activity on the same pair.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from typing import Final
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.events import EventLog
-from llama_gguf.supervisor import reaper
+from llama_gguf.supervisor import reaper, states
 from llama_gguf.supervisor.child import Child
-from llama_gguf.supervisor.engine_run import TERM_SECONDS, EngineKeeper
-from llama_gguf.supervisor.gateway_run import EXTRA_SECONDS, GatewayKeeper
+from llama_gguf.supervisor.engine_run import TERM_SECONDS, EngineManager
+from llama_gguf.supervisor.gateway_run import EXTRA_SECONDS, GatewayManager
 from llama_gguf.supervisor.launch import Launch
-from llama_gguf.supervisor.restart_policy import LEAVING
+from llama_gguf.supervisor.states import Event, SupervisorState
 
 _log: Final = EventLog(__name__)
 
 
 class Supervisor:
-    """Owns the children from the first spawn to the last reap.
+    """Owns the children from the first spawn to the last reaping.
 
     Args:
         settings: with folders and BACKEND_API_KEY filled in.
         environ: our own environment; the gateway gets it with the settings made explicit.
         listener: the gateway's listening socket.
-        prepare: finds out how to start llama-server; may take long (a download).
+        prepare: determines how llama-server is started; may take long (a download).
         on_status: called with each new status of the engine.
-        on_reopen: called when log files are to be opened anew.
+        on_reopen: called when log files are to be reopened.
     """
 
     def __init__(
@@ -52,42 +52,56 @@ class Supervisor:
     ) -> None:
         self._settings = settings
         self._listener = listener
-        self._prepare = prepare
         self._on_status = on_status
         self._on_reopen = on_reopen
-        self._stop_asked = asyncio.Event()
-        self._hurry_asked = asyncio.Event()
+        self.state = SupervisorState.STARTING
+        self._stop_requested = asyncio.Event()
+        self._hurry_requested = asyncio.Event()
         rng = random.SystemRandom().random
-        self.engine = EngineKeeper(
-            settings, publish=self._publish, is_leaving=lambda: self.is_leaving, rng=rng
+        self.engine = EngineManager(
+            settings,
+            prepare=prepare,
+            publish=self._publish,
+            is_stopping=lambda: self.is_leaving,
+            rng=rng,
         )
-        self._gateway = GatewayKeeper(environ, listener, hear=self.engine.hear, rng=rng)
-        self._gateway.tell(self.engine.status)
+        self._gateway = GatewayManager(
+            environ, listener, on_activity=self.engine.on_activity, rng=rng
+        )
+        self._gateway.send_status(self.engine.status)
 
     # From outside -------------------------------------------------------------------------------
 
     async def run(self) -> int:
-        """Serve until asked to stop, or until a child is given up. Returns the exit status."""
+        """Serve until a signal, or until a child is given up. Returns the exit status."""
         loop = asyncio.get_running_loop()
+        self._move(Event.STARTED)
         for number, handler in self._signal_handlers().items():
             loop.add_signal_handler(number, handler)
-        gateway = loop.create_task(self._gateway.keep(), name="keep the gateway")
-        engine = loop.create_task(self.engine.keep(self._prepare), name="keep the engine")
-        stopping = loop.create_task(self._stop_asked.wait(), name="await the order to stop")
+        gateway = loop.create_task(self._gateway.run(), name="manage the gateway")
+        engine = loop.create_task(self.engine.run(), name="manage the engine")
+        stopping = loop.create_task(self._stop_requested.wait(), name="await a request to stop")
         reaping = loop.create_task(reaper.keep_reaping(), name="reap orphans")
         try:
             done, _ = await asyncio.wait(
                 [gateway, engine, stopping], return_when=asyncio.FIRST_COMPLETED
             )
         finally:
+            if self.state is SupervisorState.RUNNING:
+                self._move(Event.GIVEN_UP)
             await self._end(gateway, engine)
+            self._move(Event.ENDED)
             stopping.cancel()
             reaping.cancel()
             for number in self._signal_handlers():
                 loop.remove_signal_handler(number)
-                signal.signal(number, signal.SIG_IGN)  # else one more would spoil the exit status
-        # A keeper ends by itself only when its child was given up, or could not be prepared.
-        return max((keeper.result() for keeper in (gateway, engine) if keeper in done), default=0)
+                # Otherwise one more signal would change the exit status.
+                signal.signal(number, signal.SIG_IGN)
+        # A task ends by itself only if its process was given up, or could not be prepared.
+        return max((task.result() for task in (gateway, engine) if task in done), default=0)
+
+    def _move(self, event: Event) -> None:
+        self.state = states.after(self.state, event)
 
     def _signal_handlers(self) -> dict[signal.Signals, Callable[[], None]]:
         return {
@@ -98,24 +112,25 @@ class Supervisor:
         }
 
     def stop(self) -> None:
-        """Drain and leave; a second call hurries."""
-        if self._stop_asked.is_set():
+        """Drain and stop; a second call cuts running requests."""
+        self._move(Event.STOP)
+        if self.state is SupervisorState.HURRYING:
             _log.warning("stop_hurried", "Second signal to stop: running requests are cut")
-            self._hurry_asked.set()
-        self._stop_asked.set()
+            self._hurry_requested.set()
+        self._stop_requested.set()
 
     @property
     def is_leaving(self) -> bool:
-        """Whether we have been asked to leave, or have to."""
-        return self._gateway.state in LEAVING
+        """Whether nothing is started any more."""
+        return self.state in states.STOPPING
 
     @property
     def health_state(self) -> EngineState:
-        """What platforms are told: unready from the moment we are asked to leave."""
+        """The state for platforms: unready as soon as we stop."""
         return EngineState.STOPPING if self.is_leaving else self.engine.status.state
 
     def _publish(self, status: EngineStatus) -> None:
-        self._gateway.tell(status)
+        self._gateway.send_status(status)
         self._on_status(status)
 
     def _reopen_logs(self) -> None:
@@ -126,41 +141,42 @@ class Supervisor:
     # The end ------------------------------------------------------------------------------------
 
     async def _end(self, gateway: asyncio.Task[int], engine: asyncio.Task[int]) -> None:
-        """Unready first, then the gateway drains, then the engine goes."""
+        """First the gateway drains, then the engine is stopped."""
         _log.info("stopping", "Stopping")
         self._gateway.leave()
-        self._listener.close()  # the gateway has its own; ours would take connections for nobody
-        if self.engine.child is None:  # it waits for its next try, or is about to be made
-            await self._end_keeper(engine, None, 0.0)
+        # The gateway has its own copy; no process would accept connections from ours.
+        self._listener.close()
+        if self.engine.child is None:  # it is not spawned yet, waits for its restart, or is asleep
+            await self._end_process(engine, None, 0.0)
             self.engine.leave()
         drain_seconds = self._settings.drain_timeout + EXTRA_SECONDS
-        await self._end_keeper(gateway, self._gateway.child, drain_seconds, gently=True)
+        await self._end_process(gateway, self._gateway.child, drain_seconds, gently=True)
         if self.engine.child is not None:
             self.engine.leave()
-        await self._end_keeper(engine, self.engine.child, TERM_SECONDS)
+        await self._end_process(engine, self.engine.child, TERM_SECONDS)
 
-    async def _end_keeper(
+    async def _end_process(
         self,
-        keeper: asyncio.Task[int],
+        managing: asyncio.Task[int],
         child: Child | None,
         term_seconds: float,
         *,
         gently: bool = False,
     ) -> None:
-        """Stop *child* within *term_seconds*, and wait for its *keeper*.
+        """Stop *child* within *term_seconds*, and wait for the task that manages it.
 
-        When we are asked again, it is killed; *gently*: it gets a second SIGTERM instead.
+        On a second request to stop it is killed; *gently*: it gets a second SIGTERM instead.
         """
         if child is None:
-            keeper.cancel()
+            managing.cancel()
         else:
             hurrying = asyncio.get_running_loop().create_task(self._hurry(child, gently))
             await child.stop(term_seconds=term_seconds)
             hurrying.cancel()
-        await asyncio.wait([keeper])
+        await asyncio.wait([managing])
 
     async def _hurry(self, child: Child, gently: bool) -> None:
-        await self._hurry_asked.wait()
+        await self._hurry_requested.wait()
         if gently:
             child.signal(signal.SIGTERM)
         else:

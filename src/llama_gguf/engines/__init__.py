@@ -1,4 +1,4 @@
-"""llama-server: where it is, its command line, its status, and signs that it hangs or why it died.
+"""llama-server: where it is, its command line, its status, signs of a hang, reasons of an exit.
 
 It runs under ``supervisor/``; requests reach it through ``gateway/``.
 """

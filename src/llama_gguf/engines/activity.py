@@ -1,8 +1,7 @@
 """Reported by the gateway to the supervisor: the requests that need the engine.
 
-The other direction of the channel is ``EngineStatus``. Both are a line of JSON, and
-both say how it is and not what has changed, so that a line that is lost or comes
-late does no harm.
+The other direction of the channel is ``EngineStatus``. Both are a line of JSON with a state,
+not with a change, so that a line that is lost or late does no harm.
 """
 
 from __future__ import annotations
@@ -17,20 +16,20 @@ GREETING: Final = b"\n"
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """A gateway at one moment. The two counters only ever rise, and begin at 0 with it."""
+    """A gateway at one moment. The two counters start at 0 with the gateway and only rise."""
 
     heard: int = 0
-    """The revision of the ``EngineStatus`` that it acts on."""
+    """The revision of the last ``EngineStatus`` that it has received."""
     busy: int = 0
-    """Requests that are coming in, waiting or being answered."""
+    """Requests that are being read, queued or processed."""
     running: int = 0
-    """Of these, the ones that are at the engine and hold a slot."""
+    """Of these, the requests that hold a slot of the engine."""
     answered: int = 0
-    """Counter: requests that the engine has answered."""
+    """Counter: requests that the engine has responded to."""
     moves: int = 0
-    """Counter: looks at which something new had come back from the engine."""
+    """Counter: checks at which the engine had sent something since the last one."""
     wants_engine: bool = False
-    """A request has come for an engine that is asleep."""
+    """A request has arrived while the engine is asleep."""
 
     def to_line(self) -> bytes:
         return json.dumps(asdict(self)).encode() + b"\n"

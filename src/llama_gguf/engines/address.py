@@ -1,4 +1,4 @@
-"""Where an engine is, and what requests to it begin with."""
+"""The address of an engine, and the header lines that requests to it need."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class EngineAddress:
     """One engine, as a peer.
 
     Args:
-        host: its name or address.
+        host: its host name or address.
         port: its TCP port.
-        socket: the path of its unix socket, used in place of both; empty = none.
-        api_key: what it expects as a bearer token; empty = nothing.
+        socket: the path of its unix socket, used instead of both; empty = none.
+        api_key: the bearer token that it expects; empty = none.
     """
 
     host: str
@@ -34,13 +34,13 @@ class EngineAddress:
 
     @property
     def authority(self) -> str:
-        """What the Host field names (RFC 9110 section 7.2)."""
+        """The value of the Host field (RFC 9110 section 7.2)."""
         if self.socket:
             return "localhost"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def header_lines(self) -> bytes:
-        """The lines that are this engine's own in the head of a request."""
+        """The lines in the head of a request that depend on the engine."""
         lines = f"Host: {self.authority}\r\n"
         if self.api_key:
             lines += f"Authorization: Bearer {self.api_key}\r\n"

@@ -1,7 +1,7 @@
 """The limits of memory and CPU that a container or control group sets for its processes.
 
-Of a group, every parent's limit holds, too; in a container only the group itself is to be seen,
-as the root. Both versions of cgroups are read: docs of the kernel, admin-guide/cgroup-v1 and v2.
+The limits of a group's parents apply, too; in a container only the group itself is visible, as
+the root. Both versions of cgroups are read: docs of the kernel, admin-guide/cgroup-v1 and v2.
 """
 
 from __future__ import annotations
@@ -11,37 +11,37 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 _UNLIMITED_BYTES = 1 << 60
-"""Version 1 says "no limit" by a number about as large as there is."""
+"""Version 1 represents "no limit" by a number near the largest of 64 bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """None where there is none."""
+    """The effective limits; None where there is none."""
 
     memory: int | None
-    """Bytes, the tightest of all limits that hold."""
+    """Bytes: the lowest limit that applies."""
     memory_left: int | None
-    """Bytes that may still be taken; what is only cached counts as left."""
+    """Bytes that may still be allocated; cached file pages count as free."""
     cpus: float | None
 
 
 def look(root: str = "/") -> Limits:
-    """Read the limits that hold for this process.
+    """Read the limits that apply to this process.
 
     Args:
-        root: where proc and sys are, for tests.
+        root: the folder with proc and sys, for tests.
     """
     memory = [found for folder in _folders(root, "memory") if (found := _memory(folder))]
     cpus = [share for folder in _folders(root, "cpu") if (share := _cpus(folder))]
     return Limits(
         memory=min((limit for limit, _ in memory), default=None),
-        memory_left=min((left for _, left in memory), default=None),
+        memory_left=min((remaining for _, remaining in memory), default=None),
         cpus=min(cpus, default=None),
     )
 
 
 def _folders(root: str, controller: str) -> Iterator[str]:
-    """The group's folder and those of its parents, as far as they are to be seen."""
+    """The group's folder and those of its parents, as far as they are visible."""
     for line in _text(os.path.join(root, "proc/self/cgroup")).splitlines():
         controllers, _, path = line.partition(":")[2].partition(":")
         if controllers and controller not in controllers.split(","):
@@ -53,7 +53,7 @@ def _folders(root: str, controller: str) -> Iterator[str]:
 
 
 def _memory(folder: str) -> tuple[int, int] | None:
-    """The limit and what is left of it."""
+    """The limit and what remains of it."""
     limit = _number(folder, "memory.max") or _number(folder, "memory.limit_in_bytes")
     used = _number(folder, "memory.current") or _number(folder, "memory.usage_in_bytes")
     if limit is None or limit >= _UNLIMITED_BYTES:

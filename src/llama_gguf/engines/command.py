@@ -1,4 +1,4 @@
-"""How llama-server is started: its argv and environment, made from settings and facts."""
+"""llama-server's command line and environment, made from settings and facts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Final
 from llama_gguf.config.settings import Settings
 from llama_gguf.errors import UserError
 
-# What an image or a platform may have set, and what would open the engine up, move it,
-# or make it serve another model. (Flags win over these variables, but not over all of
-# them: LLAMA_ARG_API_PREFIX or LLAMA_ARG_TOOLS have no flag of ours against them.)
+# Variables that an image or a platform may have set, and that would expose the engine, change
+# its address or make it serve another model. (Flags override some of these variables, but we
+# pass no flag that overrides LLAMA_ARG_API_PREFIX or LLAMA_ARG_TOOLS.)
 _REFUSED: Final = re.compile(
     r"LLAMA_ARG_(?:HOST|PORT|REUSE_PORT|API_PREFIX|API_KEY.*|SSL_.*|CORS_.*|TOOLS.*|AGENT|MCP_.*"
     r"|UI_MCP_PROXY|STATIC_PATH|MEDIA_PATH|ENDPOINT_PROPS|MODEL|MODEL_URL|MODELS_.*|HF_.*|DOCKER_REPO|ALIAS|LOG_FILE)"
@@ -36,7 +36,7 @@ _NOT_EXTRA: Final[Mapping[str, tuple[str, str]]] = {
     "--ssl-cert-file": (_IN_THE_WAY, "Set TLS_CERT_FILE instead."),
     "--ssl-key-file": (_IN_THE_WAY, "Set TLS_KEY_FILE instead."),
 }
-# Ours; the engine has no business with them.
+# The engine does not need them.
 _SECRETS: Final = frozenset({"BACKEND_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})
 
 
@@ -59,7 +59,7 @@ def engine_argv(binary: str, settings: Settings, *, model_path: str, alias: str)
 
 
 def engine_address(settings: Settings) -> list[str]:
-    """Where llama-server is to listen.
+    """The flags with the address on which llama-server listens.
 
     Raises:
         UserError: BACKEND_SOCKET is a name that llama-server would take for a host.
@@ -80,8 +80,8 @@ def extra_args(settings: Settings) -> list[str]:
     """EXTRA_ARGS as a shell would split them.
 
     Raises:
-        UserError: a quote is not closed, a secret would end up in argv, or a flag is there
-            that would part the engine from the gateway or from what we tell of it.
+        UserError: a quote is not closed, a secret would be in argv, or a flag would separate the
+            engine from the gateway or contradict its other settings.
     """
     try:
         words = shlex.split(settings.extra_args)
@@ -91,7 +91,7 @@ def extra_args(settings: Settings) -> list[str]:
             exit_status=2,
         ) from None
     for word in words:
-        # llama-server takes "_" for "-" in the names of flags.
+        # llama-server accepts "_" for "-" in the names of flags.
         flag = word.partition("=")[0].replace("_", "-")
         if flag in _NOT_EXTRA:
             wrong, instead = _NOT_EXTRA[flag]
@@ -102,14 +102,14 @@ def extra_args(settings: Settings) -> list[str]:
 def engine_environment(
     environ: Mapping[str, str], *, api_key: str, changes: Mapping[str, str]
 ) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The environment of llama-server, and the variables that were kept from it.
+    """The environment of llama-server, and the variables that it does not get.
 
-    The key goes in by ``LLAMA_API_KEY``, which, unlike argv, only the same user can read.
+    The key is passed in ``LLAMA_API_KEY``, which, unlike argv, only the same user can read.
 
     Args:
         environ: our own.
-        api_key: what the gateway will show.
-        changes: what the engine needs to find its libraries.
+        api_key: the key that the gateway sends.
+        changes: variables that the engine needs to find its libraries.
     """
     kept_back = tuple(sorted(name for name in environ if _REFUSED.fullmatch(name)))
     passed = {k: v for k, v in environ.items() if k not in kept_back and k not in _SECRETS}

@@ -1,4 +1,4 @@
-"""Why llama-server died, in words that an operator can act on."""
+"""Why llama-server died, and what an operator can do about it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Final
 @dataclass(frozen=True, slots=True)
 class Cause:
     pattern: re.Pattern[str]
-    """Looked for in the last lines of output."""
+    """Searched for in the last lines of output."""
     reason: str
     advice: str
 
@@ -22,13 +22,13 @@ def _cause(pattern: str, reason: str, advice: str) -> Cause:
 
 
 SMALLER: Final = "Lower CTX or PARALLEL, lower NGL, or take a smaller quantisation."
-"""For memory of either kind: on the GPU fewer layers help, in main memory a smaller model."""
+"""For both kinds of memory: on the GPU fewer layers help, in main memory a smaller model."""
 _LESS_MEMORY: Final = (
     "Lower CTX or PARALLEL, take a smaller quantisation, or give the machine or container more "
     "memory."
 )
 
-# The first that fits counts, so the particular ones come first.
+# The first match counts, so specific causes precede general ones.
 CAUSES: Final = (
     _cause(
         r"(?:cuda|hip|rocm|vulkan|metal|device)[^\n]*out ?of ?(?:device ?)?memory"
@@ -124,9 +124,9 @@ def status_text(returncode: int) -> str:
 
 
 def exit_status(returncode: int) -> int:
-    """What we leave with after a child that left with *returncode*; never 0.
+    """Our exit status after a child died with *returncode*; never 0.
 
-    A signal becomes 128 and its number, as in a shell.
+    A signal becomes 128 plus its number, as in a shell.
     """
     return 128 - returncode if returncode < 0 else returncode or 1
 
@@ -134,16 +134,16 @@ def exit_status(returncode: int) -> int:
 def explain(
     returncode: int, last_lines: Sequence[str], *, was_out_of_memory: bool = False
 ) -> tuple[str, str]:
-    """Reason and advice for a death that nobody asked for.
+    """Reason and advice for an unexpected death.
 
-    1. Killed, and the kernel says that it was for memory: that is it.
-    2. What its last lines say.
-    3. What its signal, or its exit status, says.
+    1. It was killed, and the kernel reports lack of memory.
+    2. A known cause in its last lines.
+    3. Its signal, or its exit status.
 
     Args:
         returncode: as ``subprocess`` has it: below zero for a signal.
-        last_lines: what it wrote last.
-        was_out_of_memory: whether the kernel has ended somebody for memory meanwhile.
+        last_lines: of its output.
+        was_out_of_memory: whether the kernel has killed a process for lack of memory meanwhile.
     """
     if was_out_of_memory and returncode in (-signal.SIGKILL, 128 + signal.SIGKILL):  # 1
         return OUT_OF_MEMORY
@@ -167,7 +167,7 @@ def _explain_status(returncode: int) -> tuple[str, str]:
 
 
 def oom_kills(events: str) -> int:
-    """How many processes of a control group were ended for memory.
+    """The number of processes of a control group that were killed for lack of memory.
 
     Args:
         events: the text of cgroup v2's memory.events, or of v1's memory.oom_control.
@@ -177,5 +177,5 @@ def oom_kills(events: str) -> int:
 
 
 def is_oom_of(pid: int, kernel_log: str) -> bool:
-    """Whether the kernel's log says that *pid* was ended for memory."""
+    """Whether *pid* was killed for lack of memory, according to the kernel's log."""
     return re.search(rf"Killed process {pid}\b", kernel_log) is not None

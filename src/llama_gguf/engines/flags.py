@@ -13,8 +13,8 @@ _NAMES: Final = re.compile(r"-{1,2}[A-Za-z][\w-]*(?:, +-{1,2}[A-Za-z][\w-]*)*")
 def read_flags(text: str) -> dict[str, bool]:
     """Every flag in the help *text*, and whether it takes a value.
 
-    A flag's names stand at the start of a line, with commas between them, then what it takes;
-    two spaces or the end of the line end that.
+    A line starts with the flag's names, separated by commas, and then its value, up to two
+    spaces or the end of the line.
     """
     flags: dict[str, bool] = {}
     for line in text.splitlines():
@@ -26,16 +26,16 @@ def read_flags(text: str) -> dict[str, bool]:
 
 
 def complaints(words: Sequence[str], flags: Mapping[str, bool]) -> Iterator[str]:
-    """What is wrong with EXTRA_ARGS, a sentence each.
+    """The mistakes in EXTRA_ARGS, a sentence each.
 
     Args:
         words: EXTRA_ARGS, split.
-        flags: what ``read_flags`` made of the engine's help.
+        flags: the result of ``read_flags`` for the engine's help.
     """
     at = 0
     while at < len(words):
         word = words[at]
-        # llama-server takes "_" for "-" in the names of flags.
+        # llama-server accepts "_" for "-" in the names of flags.
         flag = word.replace("_", "-") if word.startswith("--") else word
         at += 1
         if flag not in flags:
@@ -56,6 +56,6 @@ def _unknown(word: str, flag: str, flags: Mapping[str, bool]) -> str:
 
 
 def question(flag: str, flags: Iterable[str]) -> str:
-    """What to ask of whoever gave *flag*; empty when none of *flags* is like it."""
+    """The most similar of *flags* as a question, for an error message; empty if there is none."""
     near = difflib.get_close_matches(flag, flags, n=1, cutoff=0.7)
     return f"; did you mean {near[0]}?" if near else ""

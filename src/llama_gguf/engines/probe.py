@@ -1,8 +1,8 @@
 """Probes llama-server at fixed intervals, independent of clients' requests.
 
-``/health`` tells loading from ready, ``/props`` the slots, and whether it sleeps (by its own
-``--sleep-idle-seconds``). Neither wakes a sleeping engine; ``/slots``, which does, and
-``/metrics``, which does in some builds, are never asked.
+``/health`` distinguishes loading from ready; ``/props`` has the number of slots, and whether the
+engine sleeps (its ``--sleep-idle-seconds``). Neither wakes a sleeping engine; ``/slots``, which
+does, and ``/metrics``, which does in some builds, are never requested.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ _FAILURES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one look at the engine found; ``slots`` and ``model`` only where it told."""
+    """The result of one probe; ``slots`` and ``model`` only if the engine reports them."""
 
     state: EngineState
     slots: int | None = None
     model: str = ""
     may_sleep: bool = False
-    """It tells whether it sleeps, so that it has to be asked again."""
+    """It reports whether it sleeps, so ``/props`` has to be requested each time."""
 
     @property
     def serves(self) -> bool:
-        """Whether it takes requests: one that sleeps wakes at the next."""
+        """Whether it accepts requests: a sleeping engine wakes at the next one."""
         return self.state in (EngineState.READY, EngineState.ASLEEP)
 
 
 class Probe:
-    """One engine's address, and how to ask there.
+    """Sends probe requests to one engine.
 
     Args:
         settings: BACKEND_SOCKET, or BACKEND_HOST and PORT_BACKEND; BACKEND_API_KEY.
-        timeout: seconds that one look may take.
+        timeout: seconds for one probe.
     """
 
     def __init__(self, settings: Settings, *, timeout: float = 5.0) -> None:
@@ -62,9 +62,9 @@ class Probe:
         self._known: Finding | None = None
 
     async def look(self) -> Finding:
-        """Ask once.
+        """Probe once.
 
-        What ``/props`` says is asked for once per start of an engine that never sleeps.
+        ``/props`` is requested only once per start of an engine that never sleeps.
         """
         try:
             async with asyncio.timeout(self._timeout):
@@ -74,7 +74,7 @@ class Probe:
             return Finding(EngineState.UNREACHABLE)
 
     async def text(self, path: str) -> bytes | None:
-        """What a GET of *path* brings; None when it does not bring anything."""
+        """The body of a GET of *path*; None unless its status is 200."""
         try:
             async with asyncio.timeout(self._timeout):
                 status, body = await self._get(path)
@@ -87,7 +87,7 @@ class Probe:
         if status == 503:
             self._known = None
             return Finding(EngineState.LOADING)
-        # Anything else is an answer of something that serves; other engines have no /health.
+        # Any other response comes from an engine that serves; other engines have no /health.
         if self._known is None or self._known.may_sleep:
             status, body = await self._get("/props")
             self._known = _read_props(body) if status == 200 else Finding(EngineState.READY)
@@ -105,7 +105,7 @@ class Probe:
             writer.write(self._request(path))
             head = await reader.readuntil(b"\r\n\r\n")
             length = _LENGTH.search(head)
-            # Not every peer closes when it is asked to, so its length is believed first.
+            # Not every peer closes as requested, so the length takes precedence.
             body = await (reader.readexactly(int(length[1])) if length else reader.read())
         status = _STATUS.match(head)
         if status is None:
@@ -128,9 +128,11 @@ def _read_props(body: bytes) -> Finding:
         is_sleeping = props.get("is_sleeping")
     except (ValueError, TypeError, AttributeError):
         return Finding(EngineState.READY)
-    tells = isinstance(slots, int) and slots > 0
+    has_slots = isinstance(slots, int) and slots > 0
     state = EngineState.ASLEEP if is_sleeping is True else EngineState.READY
-    return Finding(state, slots if tells else None, model, may_sleep=isinstance(is_sleeping, bool))
+    return Finding(
+        state, slots if has_slots else None, model, may_sleep=isinstance(is_sleeping, bool)
+    )
 
 
 async def watch(
@@ -141,21 +143,21 @@ async def watch(
     else_every: float,
     is_heard: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Look again and again; *report* hears every finding.
+    """Probe periodically; *report* is called with every finding.
 
     Args:
-        probe: what to look with.
-        report: called after each look.
-        ready_every: seconds between looks while the engine serves.
+        probe: of the engine.
+        report: called after each probe.
+        ready_every: seconds between probes while the engine serves.
         else_every: the same while it does not.
-        is_heard: whether the engine has answered somebody else lately, which makes a look needless;
-            up to ``MAX_SPARED`` in a row, since it may be another one by now.
+        is_heard: whether the engine has responded to a request lately, so that a probe is needless.
+            Up to ``MAX_SPARED`` in a row are skipped, since the engine may have been replaced.
     """
     while True:
         finding = await probe.look()
         report(finding)
         await asyncio.sleep(ready_every if finding.serves else else_every)
-        left = MAX_SPARED if finding.state is EngineState.READY else 0
-        while left and is_heard():
-            left -= 1
+        remaining = MAX_SPARED if finding.state is EngineState.READY else 0
+        while remaining and is_heard():
+            remaining -= 1
             await asyncio.sleep(ready_every)

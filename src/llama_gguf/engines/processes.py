@@ -1,4 +1,4 @@
-"""The processes of the machine, from proc(5): their parents and listening sockets."""
+"""The machine's processes, from proc(5): their parents and listening sockets."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class Process:
     state: str
     threads: int
     memory: int
-    """Bytes that are resident."""
+    """Resident bytes."""
     cpu_seconds: float
     argv: tuple[str, ...]
 
     @property
     def is_ours(self) -> bool:
-        """Whether it is a part of what `serve` runs."""
+        """Whether it belongs to `serve`."""
         return any(_OURS.search(word) for word in self.argv[:4])
 
 
 def look(proc: str = "/proc") -> dict[int, Process]:
-    """Every process that is to be seen."""
+    """Every visible process."""
     found = {}
     for name in os.listdir(proc):
         if name.isdecimal():
@@ -62,7 +62,7 @@ def _read(folder: str, pid: int) -> Process:
 
 
 def family(processes: Mapping[int, Process]) -> Iterator[tuple[int, Process]]:
-    """Ours with their ancestors and descendants, each with its depth, as a tree is printed."""
+    """Our processes, their ancestors and descendants, in tree order, each with its depth."""
     kept: set[int] = set()
     for pid, process in processes.items():
         above = list(_ancestors(process, processes))
@@ -89,7 +89,7 @@ def _tree(
 
 
 def environ_of(pid: int, proc: str = "/proc") -> dict[str, str]:
-    """What the process *pid* was started with; empty if that is not ours to see."""
+    """The environment with which *pid* was started; empty if we may not read it."""
     try:
         with open(
             os.path.join(proc, str(pid), "environ"), encoding="utf-8", errors="surrogateescape"
@@ -102,16 +102,16 @@ def environ_of(pid: int, proc: str = "/proc") -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A TCP socket that takes connections."""
+    """A TCP socket that accepts connections."""
 
     address: str
     port: int
     pid: int | None
-    """None where that is not ours to see."""
+    """None if we may not read it."""
 
 
 def listeners(pids: Iterable[int], proc: str = "/proc") -> list[Listener]:
-    """Every TCP socket that takes connections, with its process if it is one of *pids*."""
+    """Every TCP socket that accepts connections, with its process if it is one of *pids*."""
     owners = {inode: pid for pid in pids for inode in _sockets_of(pid, proc)}
     found = []
     for name in ("tcp", "tcp6"):
@@ -132,7 +132,7 @@ def _rows(path: str) -> list[list[str]]:
 
 
 def _address(text: str) -> str:
-    # Words of 32 bits in the machine's own order of bytes.
+    # Words of 32 bits in the machine's byte order.
     raw = bytes.fromhex(text)
     words = struct.unpack(f"={len(raw) // 4}I", raw)
     return socket.inet_ntop(

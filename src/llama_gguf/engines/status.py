@@ -1,8 +1,8 @@
 """The engine's status as one value, and what follows from it.
 
-The supervisor makes an ``EngineStatus`` from its state machine, a gateway on its
-own from its probe. Health, admission and metrics are views of it: no request to
-a health path ever has to ask the engine.
+The supervisor makes an ``EngineStatus`` from its state machine; a gateway without a
+supervisor makes it from its probe. Health, admission and metrics are views of it, so that no
+request to a health path causes a request to the engine.
 """
 
 from __future__ import annotations
@@ -15,17 +15,15 @@ from typing import Final
 
 
 class EngineState(enum.StrEnum):
-    STARTING = "starting"  # nothing runs yet
+    STARTING = "starting"  # no process runs yet
     LOADING = "loading"  # the process runs, and does not serve yet
     READY = "ready"
-    ASLEEP = (
-        "asleep"  # nobody asked for it in a while: it holds no GPU memory, and comes when asked
-    )
+    ASLEEP = "asleep"  # no request needs it: it holds no GPU memory, and wakes at the next request
     BACKOFF = "backoff"  # it died, or is being ended; the next try is due later
     FAILED = "failed"  # it was given up
     STOPPING = "stopping"
     STOPPED = "stopped"
-    UNREACHABLE = "unreachable"  # a gateway on its own cannot connect to it
+    UNREACHABLE = "unreachable"  # a gateway without a supervisor cannot connect to it
 
 
 _S = EngineState
@@ -44,7 +42,7 @@ HEALTH_STATUS: Final[Mapping[EngineState, int]] = {
     _S.STOPPED: 503,
     _S.UNREACHABLE: 503,
 }
-"""What ``HEALTH_MODE=ready`` answers: RunPod reads 204 as initialising, 200 as healthy."""
+"""Responses of ``HEALTH_MODE=ready``: RunPod reads 204 as initialising, 200 as healthy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +50,7 @@ class EngineStatus:
     """What is known of the engine.
 
     ``since`` is POSIX seconds of the last change of state; ``slots`` is None
-    until the engine has told.
+    until the engine has reported it.
     """
 
     state: EngineState
@@ -60,21 +58,21 @@ class EngineStatus:
     slots: int | None = None
     model: str = ""
     detail: str = ""
-    """One plain sentence for people: why it is so."""
+    """One sentence for people: the reason of the state."""
     progress: float | None = None
-    """Of a load or a download, from 0 to 1; None where nobody can tell."""
+    """Of a load or a download, from 0 to 1; None if unknown."""
     wakes_itself: bool = False
-    """It is asleep by its own choice: what is sent to it wakes it."""
+    """It fell asleep by itself, and the next request that is sent to it wakes it."""
     load_seconds: float | None = None
-    """What the last load took."""
+    """The duration of the last load."""
     last_exit: str = ""
-    """Why the engine ended last, in plain words; empty while it never has."""
+    """Why the engine last ended, in words; empty if it never has."""
     restarts: Mapping[str, int] = field(default_factory=dict)
     """Since our start, by reason."""
     facts: Mapping[str, str | int] = field(default_factory=dict)
-    """Of the model's file and the engine, for people; what nobody knows is missing."""
+    """About the model's file and the engine, for people; unknown facts are missing."""
     revision: int = 0
-    """Rises with each change that the supervisor tells; the gateway says which it has heard."""
+    """Rises with each change that the supervisor sends; the gateway acknowledges it."""
 
     @property
     def serves(self) -> bool:
@@ -89,7 +87,7 @@ class EngineStatus:
         )
 
     def to_line(self) -> bytes:
-        """One line of JSON, as the supervisor tells the gateway."""
+        """One line of JSON, as the supervisor sends it to the gateway."""
         return json.dumps(asdict(self)).encode() + b"\n"
 
     @classmethod

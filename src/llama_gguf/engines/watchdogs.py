@@ -1,6 +1,6 @@
 """Detects whether a child makes progress, hangs or is idle, from periodic checks.
 
-No clock and no process: whoever looks says when, and what there was to be seen.
+No clock and no process: the caller passes the time and what it has observed.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from llama_gguf.engines.activity import Activity
 
 
 class Patience:
-    """How long there has been no sign, in time that somebody has watched.
+    """Measures how long there has been no sign of life, while checks were made.
 
-    A machine that was frozen, or a container that was paused, is not held against
-    the child: between two looks, no more than ``MAX_STEP_SECONDS`` count.
+    Time in which the machine was frozen, or the container paused, does not count against the
+    child: between two checks, at most ``MAX_STEP_SECONDS`` count.
 
     Args:
-        seconds: without a sign, before it is over; 0 = never.
+        seconds: without a sign, until it is over; 0 = never.
     """
 
     MAX_STEP_SECONDS: Final = 10.0
@@ -26,42 +26,42 @@ class Patience:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._waited = 0.0
-        self._last_look: float | None = None
+        self._last_check: float | None = None
 
     def is_over(self, *, sign: bool, now: float) -> bool:
-        """Take a look at *now*; *sign*: whether there was one since the last."""
-        step = 0.0 if self._last_look is None else now - self._last_look
-        self._last_look = now
+        """Check at *now*; *sign*: whether there was one since the last check."""
+        step = 0.0 if self._last_check is None else now - self._last_check
+        self._last_check = now
         self._waited = 0.0 if sign else self._waited + min(step, self.MAX_STEP_SECONDS)
         return 0 < self._seconds < self._waited
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a child has done since its birth."""
+    """What a child has done since its start."""
 
     cpu_seconds: float = 0.0
     work: tuple[int, ...] = ()
-    """Numbers that only change when it does something of its own: lines written, major faults."""
+    """Numbers that change only by work of the child itself: lines written, major faults."""
     memory_bytes: int = 0
     read_bytes: int = 0
     """From files, by reading or by mapping them."""
 
     def share_of(self, model_bytes: int) -> float | None:
-        """How much of a model seems to be loaded, below 1; None where it cannot be told."""
+        """The estimated share of the model that is loaded, below 1; None if unknown."""
         if not (model_bytes and self.read_bytes):
             return None
         return min(self.read_bytes / model_bytes, 0.99)
 
 
 class StallWatch:
-    """Whether a loading child still moves.
+    """Detects that a loading child makes no progress.
 
-    A little CPU time, memory or reading is no sign: answering our own probe costs some. It
-    has to be a tenth of a core, or megabytes, or something else has to change.
+    A little CPU time, memory or reading is no sign of progress: our own probe causes some. A sign
+    is a tenth of a core, several megabytes, or a change of ``work``.
 
     Args:
-        seconds: without a sign, before it counts as stalled.
+        seconds: without a sign, until it counts as stalled.
     """
 
     _BUSY: Final = 0.1
@@ -73,7 +73,7 @@ class StallWatch:
         self._last: Progress | None = None
 
     def is_stalled(self, progress: Progress, now: float) -> bool:
-        """Take a look at *now*."""
+        """Check at *now*."""
         sign = self._last is None or self._has_moved(self._last, progress, now - self._moved_at)
         if sign:
             self._moved_at, self._last = now, progress
@@ -87,10 +87,10 @@ class StallWatch:
 
 
 class FlowWatch:
-    """Whether requests are at the engine and nothing comes back on any of them.
+    """Detects that the engine sends nothing on any of its requests.
 
     Args:
-        seconds: of that, before the engine counts as hanging; 0 = never.
+        seconds: of that, until the engine counts as hanging; 0 = never.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -98,18 +98,18 @@ class FlowWatch:
         self._seen: tuple[int, int] | None = None
 
     def is_stuck(self, activity: Activity, now: float) -> bool:
-        """Take a look at *now*."""
-        came = (activity.answered, activity.moves)
-        sign = not activity.running or came != self._seen
-        self._seen = came
+        """Check at *now*."""
+        received = (activity.answered, activity.moves)
+        sign = not activity.running or received != self._seen
+        self._seen = received
         return self._patience.is_over(sign=sign, now=now)
 
 
 class IdleWatch:
-    """Whether nobody has asked for anything in a while.
+    """Detects that there have been no requests for a while.
 
     Args:
-        seconds: of that, before the engine may be stopped; 0 = never.
+        seconds: of that, until the engine may be stopped; 0 = never.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -117,14 +117,14 @@ class IdleWatch:
         self._answered: int | None = None
 
     def is_idle(self, activity: Activity, now: float) -> bool:
-        """Take a look at *now*."""
+        """Check at *now*."""
         sign = activity.busy > 0 or activity.answered != self._answered
         self._answered = activity.answered
         return self._patience.is_over(sign=sign, now=now)
 
 
 class LoadReport:
-    """When to report a load that takes long: at each tenth, and after a while without a report.
+    """Decides when a long load is reported: at each tenth, and after a while without a report.
 
     Args:
         every_seconds: the longest time between two reports.

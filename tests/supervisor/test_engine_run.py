@@ -1,4 +1,4 @@
-"""Histories of an engine, in time that costs nothing: what is published, and what is done."""
+"""Histories of an engine in virtual time: the published statuses, and what is done."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GONE = Finding(S.UNREACHABLE)
 
 
 class FakeChild:
-    """A process that does what the test says."""
+    """A process that the test controls."""
 
     def __init__(self) -> None:
         self.pid = 4711
@@ -67,26 +67,26 @@ class FakeChild:
 
 
 class Rig:
-    """A keeper, with the test as its world."""
+    """An engine manager whose gateway, process and probe are controlled by the test."""
 
     def __init__(self, folder: Path, **overrides: Any) -> None:
         usual = Settings(port_backend=free_ports(1)[0], log_dir=str(folder), instance_id="box")
         self.settings = replace(usual, **overrides)
         self.children: list[FakeChild] = []
-        self.told: list[EngineStatus] = []
+        self.published: list[EngineStatus] = []
         self.finding = LOADS
         self.is_stopping = False
         self.spawn_error: OSError | None = None
         self.engine = EngineManager(
             self.settings,
             prepare=self._prepare,
-            publish=self.told.append,
+            publish=self.published.append,
             is_stopping=lambda: self.is_stopping,
             rng=lambda: 0.0,
             spawn=self._spawn,
             make_probe=lambda settings, timeout: self,
         )
-        self.gateway_answers = True
+        self.gateway_acknowledges = True
         self.activity = Activity()
         self.running: asyncio.Task[int]
 
@@ -131,7 +131,7 @@ class Rig:
         await self.until(S.READY)
 
     async def until(self, state: EngineState) -> None:
-        """Let time pass until the engine is in *state*; the gateway tells what it is asked."""
+        """Let time pass until the engine is in *state*; the gateway acknowledges each status."""
         async with asyncio.timeout(2000):
             while self.engine.status.state is not state:
                 await self.pass_time(0.1)
@@ -140,12 +140,12 @@ class Rig:
         end = self.now + seconds
         while self.now < end:
             await asyncio.sleep(0.1)
-            self.tell()
+            self.report_activity()
 
-    def tell(self, **changes: Any) -> None:
-        """What the gateway says."""
+    def report_activity(self, **changes: Any) -> None:
+        """Report an activity of the gateway with *changes*."""
         self.activity = replace(self.activity, **changes)
-        if self.gateway_answers:
+        if self.gateway_acknowledges:
             self.engine.on_activity(replace(self.activity, heard=self.engine.status.revision))
 
     async def end(self) -> None:
@@ -158,8 +158,8 @@ class Rig:
 
     @property
     def states(self) -> list[EngineState]:
-        """Each once per change."""
-        states = [status.state for status in self.told]
+        """The published states without repetitions."""
+        states = [status.state for status in self.published]
         return [s for n, s in enumerate(states) if n == 0 or s is not states[n - 1]]
 
 
@@ -180,7 +180,7 @@ def play(folder: Path, scenario: Scenario, **settings: Any) -> Rig:
 # Loading ------------------------------------------------------------------------------------------
 
 
-def test_a_load_is_published_with_its_progress_and_how_long_it_took(tmp_path: Path) -> None:
+def test_a_load_is_published_with_its_progress_and_duration(tmp_path: Path) -> None:
     async def scenario(rig: Rig) -> None:
         await rig.start()
         rig.child.did = Progress(read_bytes=40)
@@ -191,22 +191,22 @@ def test_a_load_is_published_with_its_progress_and_how_long_it_took(tmp_path: Pa
         status = rig.engine.status
         assert (status.slots, status.model, status.progress) == (4, "tiny", None)
         assert status.load_seconds == pytest.approx(1.0, abs=0.5)
-        assert status.facts == rig.told[0].facts == {"context": 2048}
+        assert status.facts == rig.published[0].facts == {"context": 2048}
 
     rig = play(tmp_path, scenario)
     assert rig.states == [S.LOADING, S.READY, S.STOPPING, S.STOPPED]
 
 
-def test_what_is_told_of_the_preparation_is_published(tmp_path: Path) -> None:
+def test_the_progress_of_the_preparation_is_published(tmp_path: Path) -> None:
     async def scenario(rig: Rig) -> None:
         await rig.start()
         rig.engine.report("fetching it", 0.5)
-        assert (rig.told[-1].detail, rig.told[-1].progress) == ("fetching it", 0.5)
+        assert (rig.published[-1].detail, rig.published[-1].progress) == ("fetching it", 0.5)
 
     play(tmp_path, scenario)
 
 
-def test_a_load_that_does_not_move_is_ended_and_was_the_only_one(tmp_path: Path) -> None:
+def test_a_first_load_without_progress_is_ended_and_not_repeated(tmp_path: Path) -> None:
     async def scenario(rig: Rig) -> None:
         await rig.start()
         assert await rig.running == 1
@@ -217,7 +217,7 @@ def test_a_load_that_does_not_move_is_ended_and_was_the_only_one(tmp_path: Path)
     assert rig.states == [S.LOADING, S.BACKOFF, S.FAILED]
 
 
-def test_a_load_that_moves_may_take_hours(tmp_path: Path) -> None:
+def test_a_load_with_progress_may_take_hours(tmp_path: Path) -> None:
     async def scenario(rig: Rig) -> None:
         await rig.start()
         for hour in range(1, 6):
@@ -241,7 +241,7 @@ def test_a_death_is_published_at_once_then_explained_and_followed_by_a_restart(
         rig.child.die(1, "cudaMalloc failed: out of memory")
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        assert rig.told[-1].state is S.BACKOFF
+        assert rig.published[-1].state is S.BACKOFF
         await rig.until(S.LOADING)
 
         assert rig.now - died_at == pytest.approx(1.0, abs=0.2)
@@ -271,7 +271,7 @@ def test_a_crash_loop_ends_in_failure_with_the_childs_status(tmp_path: Path) -> 
     assert len(rig.children) == 4
 
 
-def test_one_that_cannot_be_started_again_has_died(tmp_path: Path) -> None:
+def test_an_engine_that_cannot_be_restarted_has_died(tmp_path: Path) -> None:
     async def scenario(rig: Rig) -> None:
         await rig.start_ready()
         rig.spawn_error = OSError(11, "Resource temporarily unavailable")
@@ -285,7 +285,7 @@ def test_one_that_cannot_be_started_again_has_died(tmp_path: Path) -> None:
     play(tmp_path, scenario)
 
 
-def test_a_port_that_somebody_has_taken_meanwhile_is_tried_again(tmp_path: Path) -> None:
+def test_a_port_that_another_process_has_taken_is_tried_again(tmp_path: Path) -> None:
     async def scenario(rig: Rig) -> None:
         await rig.start_ready()
         with socket.create_server(("127.0.0.1", rig.settings.port_backend)):
@@ -300,7 +300,7 @@ def test_a_port_that_somebody_has_taken_meanwhile_is_tried_again(tmp_path: Path)
 # Hanging ------------------------------------------------------------------------------------------
 
 
-def test_one_that_does_not_answer_is_ended_and_started_again(tmp_path: Path) -> None:
+def test_an_engine_that_does_not_respond_is_ended_and_restarted(tmp_path: Path) -> None:
     async def scenario(rig: Rig) -> None:
         await rig.start_ready()
         silent_since = rig.now
@@ -318,7 +318,7 @@ def test_one_that_does_not_answer_is_ended_and_started_again(tmp_path: Path) -> 
     assert len(rig.children) == 2
 
 
-def test_one_that_answers_now_and_then_does_not_hang(tmp_path: Path) -> None:
+def test_an_engine_that_responds_now_and_then_does_not_hang(tmp_path: Path) -> None:
     async def scenario(rig: Rig) -> None:
         await rig.start_ready()
         for _ in range(20):
@@ -332,12 +332,12 @@ def test_one_that_answers_now_and_then_does_not_hang(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("stall", "ends"), [(120.0, True), (0.0, False)])
-def test_requests_on_which_nothing_comes_back_end_it_only_when_that_is_asked_for(
+def test_requests_without_any_response_end_it_only_if_configured(
     tmp_path: Path, stall: float, ends: bool
 ) -> None:
     async def scenario(rig: Rig) -> None:
         await rig.start_ready()
-        rig.tell(busy=2, running=2)
+        rig.report_activity(busy=2, running=2)
         await rig.pass_time(125.0)
 
         assert (rig.engine.status.restarts == {"hang": 1}) == ends
@@ -349,7 +349,7 @@ def test_requests_on_which_nothing_comes_back_end_it_only_when_that_is_asked_for
 # Sleeping -----------------------------------------------------------------------------------------
 
 
-def test_one_that_nobody_needs_is_stopped_and_comes_when_it_is_wanted(tmp_path: Path) -> None:
+def test_an_idle_engine_is_stopped_and_started_by_the_next_request(tmp_path: Path) -> None:
     async def scenario(rig: Rig) -> None:
         await rig.start_ready()
         await rig.until(S.ASLEEP)
@@ -357,7 +357,7 @@ def test_one_that_nobody_needs_is_stopped_and_comes_when_it_is_wanted(tmp_path: 
         await rig.pass_time(100.0)
         assert rig.engine.child is None
 
-        rig.tell(busy=1, wants_engine=True)
+        rig.report_activity(busy=1, wants_engine=True)
         await rig.until(S.READY)
 
         assert rig.engine.status.restarts == {}
@@ -367,13 +367,13 @@ def test_one_that_nobody_needs_is_stopped_and_comes_when_it_is_wanted(tmp_path: 
     assert len(rig.children) == 2
 
 
-def test_a_request_that_came_in_the_last_moment_keeps_it(tmp_path: Path) -> None:
+def test_a_request_at_the_last_moment_keeps_it_running(tmp_path: Path) -> None:
     async def scenario(rig: Rig) -> None:
         await rig.start_ready()
-        rig.gateway_answers = False
+        rig.gateway_acknowledges = False
         await rig.until(S.ASLEEP)
-        rig.gateway_answers = True
-        rig.tell(busy=1)
+        rig.gateway_acknowledges = True
+        rig.report_activity(busy=1)
         await rig.until(S.READY)
 
     rig = play(tmp_path, scenario, idle_stop=60.0)
@@ -381,10 +381,10 @@ def test_a_request_that_came_in_the_last_moment_keeps_it(tmp_path: Path) -> None
     assert len(rig.children) == 1
 
 
-def test_without_a_gateway_that_has_heard_of_it_it_is_not_stopped(tmp_path: Path) -> None:
+def test_without_an_acknowledgement_of_the_gateway_it_is_not_stopped(tmp_path: Path) -> None:
     async def scenario(rig: Rig) -> None:
         await rig.start_ready()
-        rig.gateway_answers = False
+        rig.gateway_acknowledges = False
         await rig.until(S.ASLEEP)
         await rig.until(S.READY)
 
@@ -392,7 +392,9 @@ def test_without_a_gateway_that_has_heard_of_it_it_is_not_stopped(tmp_path: Path
     assert len(rig.children) == 1
 
 
-def test_one_that_dozes_off_by_itself_is_shown_asleep_and_takes_requests(tmp_path: Path) -> None:
+def test_an_engine_that_sleeps_by_itself_is_shown_asleep_and_accepts_requests(
+    tmp_path: Path,
+) -> None:
     async def scenario(rig: Rig) -> None:
         await rig.start_ready()
         rig.finding = replace(UP, state=S.ASLEEP)
@@ -405,7 +407,7 @@ def test_one_that_dozes_off_by_itself_is_shown_asleep_and_takes_requests(tmp_pat
     assert len(rig.children) == 1
 
 
-def test_one_that_dozes_is_stopped_too_when_nobody_needs_it(tmp_path: Path) -> None:
+def test_an_engine_that_sleeps_by_itself_is_stopped_too_when_idle(tmp_path: Path) -> None:
     async def scenario(rig: Rig) -> None:
         await rig.start_ready()
         rig.finding = replace(UP, state=S.ASLEEP)
@@ -417,7 +419,7 @@ def test_one_that_dozes_is_stopped_too_when_nobody_needs_it(tmp_path: Path) -> N
     play(tmp_path, scenario, idle_stop=60.0)
 
 
-def test_one_that_dies_in_its_own_sleep_is_started_again(tmp_path: Path) -> None:
+def test_an_engine_that_dies_in_its_own_sleep_is_restarted(tmp_path: Path) -> None:
     async def scenario(rig: Rig) -> None:
         await rig.start_ready()
         rig.finding = replace(UP, state=S.ASLEEP)
@@ -434,7 +436,7 @@ def test_one_that_dies_in_its_own_sleep_is_started_again(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("died_of", [0, -signal.SIGKILL])
-def test_a_death_while_we_leave_is_the_last(tmp_path: Path, died_of: int) -> None:
+def test_a_death_while_serve_stops_is_the_last(tmp_path: Path, died_of: int) -> None:
     async def scenario(rig: Rig) -> None:
         await rig.start_ready()
         rig.is_stopping = True
@@ -446,7 +448,7 @@ def test_a_death_while_we_leave_is_the_last(tmp_path: Path, died_of: int) -> Non
     assert len(rig.children) == 1
 
 
-def test_nobody_falls_asleep_while_we_leave(tmp_path: Path) -> None:
+def test_an_idle_engine_is_not_put_to_sleep_while_serve_stops(tmp_path: Path) -> None:
     async def scenario(rig: Rig) -> None:
         await rig.start_ready()
         rig.is_stopping = True
@@ -456,7 +458,7 @@ def test_nobody_falls_asleep_while_we_leave(tmp_path: Path) -> None:
     play(tmp_path, scenario, idle_stop=60.0)
 
 
-def test_leaving_while_it_sleeps_or_waits_for_its_next_try_is_at_once(tmp_path: Path) -> None:
+def test_leaving_during_sleep_or_backoff_is_immediate(tmp_path: Path) -> None:
     async def asleep(rig: Rig) -> None:
         await rig.start_ready()
         await rig.until(S.ASLEEP)
@@ -474,3 +476,22 @@ def test_leaving_while_it_sleeps_or_waits_for_its_next_try_is_at_once(tmp_path: 
 
     play(tmp_path, asleep, idle_stop=60.0)
     play(tmp_path, in_backoff)
+
+
+@pytest.mark.parametrize("finding", [UP, GONE, replace(UP, state=S.ASLEEP)], ids=lambda f: f.state)
+def test_a_slow_stop_is_clean_regardless_of_the_probe(tmp_path: Path, finding: Finding) -> None:
+    async def scenario(rig: Rig) -> None:
+        if finding is UP:
+            await rig.start()
+        else:
+            await rig.start_ready()
+        rig.engine.leave()
+        rig.finding = finding
+        await rig.pass_time(100.0)
+        rig.child.die(-signal.SIGKILL)
+
+        assert await rig.running == 0
+        assert rig.engine.status.state is S.STOPPED
+
+    rig = play(tmp_path, scenario)
+    assert rig.states[-2:] == [S.STOPPING, S.STOPPED]

@@ -103,6 +103,7 @@ class ManagedProcess(abc.ABC):
     def __init__(self, policy: RestartPolicy, clock: Clock) -> None:
         self._policy = policy
         self._clock = clock
+        self._watching: asyncio.Task[Verdict | None] | None = None
         self.child: Child | None = None
 
     @property
@@ -136,6 +137,8 @@ class ManagedProcess(abc.ABC):
         """Start no other process; the caller stops the one that runs."""
         if self.state not in LEAVING:
             self._move(Event.STOP)
+        if self._watching is not None:
+            self._watching.cancel()  # a slow stop is neither a hang nor a load
         if self.child is None and self.state is EngineState.STOPPING:
             self._move(Event.GONE)
 
@@ -156,18 +159,19 @@ class ManagedProcess(abc.ABC):
                 )
             self.child = child
             async with asyncio.TaskGroup() as group:
-                watching = group.create_task(self._watch(child))
+                self._watching = watching = group.create_task(self._watch(child))
                 ending = group.create_task(self._end(child, watching))
                 await child.wait()
                 ended_at, ready_since = self._clock.now(), self._policy.serves_since
-                verdict = watching.result() if watching.done() else None
+                is_decided = watching.done() and not watching.cancelled()
+                verdict = watching.result() if is_decided else None
                 is_idle = verdict is not None and verdict.reason is Reason.IDLE
                 # At once, before its output is read to the end: a request sent now is lost.
                 if self.state not in LEAVING and not is_idle:
                     self._move(Event.DIED)
                 watching.cancel()
                 ending.cancel()
-        self.child = None
+        self._watching = self.child = None
         return Life(
             pid=child.pid,
             returncode=child.returncode,
@@ -182,7 +186,7 @@ class ManagedProcess(abc.ABC):
     async def _end(self, child: Child, watching: asyncio.Task[Verdict | None]) -> None:
         """Stop *child* once it is found that it has to be ended."""
         verdict = await watching
-        if verdict is None:
+        if verdict is None or self.state in LEAVING:
             return
         if verdict.reason is not Reason.IDLE:
             self._move(Event.HANGS, detail=verdict.explanation)

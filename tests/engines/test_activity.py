@@ -20,7 +20,7 @@ counts = st.integers(0, 1 << 50)
         wants_engine=st.booleans(),
     )
 )
-def test_an_activity_goes_over_the_wire_as_one_line_and_comes_back_the_same(
+def test_an_activity_is_one_line_and_is_read_back_unchanged(
     activity: Activity,
 ) -> None:
     line = activity.to_line()
@@ -32,6 +32,6 @@ def test_an_activity_goes_over_the_wire_as_one_line_and_comes_back_the_same(
 
 
 @pytest.mark.parametrize("line", [b"", b"[]", b'{"idle": 1}', b"\n"])
-def test_a_line_that_is_no_activity_is_not_taken_for_one(line: bytes) -> None:
+def test_a_line_that_is_no_activity_is_rejected(line: bytes) -> None:
     with pytest.raises((ValueError, TypeError)):
         Activity.from_line(line)

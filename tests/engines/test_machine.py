@@ -9,14 +9,14 @@ from llama_gguf.engines import machine
 
 
 def nvidia_smi(folder: Path, script: str) -> str:
-    """A PATH with an nvidia-smi that is this line of shell."""
+    """A PATH with an nvidia-smi that runs this line of shell."""
     program = folder / "nvidia-smi"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
     return str(folder)
 
 
-def test_system_cpus_and_memory_are_told() -> None:
+def test_system_cpus_and_memory_are_reported() -> None:
     here = machine.look("")
 
     assert here.system.startswith("Linux ")
@@ -29,14 +29,14 @@ def test_system_cpus_and_memory_are_told() -> None:
 # GPUs ---------------------------------------------------------------------------------------------
 
 
-def test_without_nvidia_smi_there_is_no_gpu_and_that_is_said(tmp_path: Path) -> None:
+def test_without_nvidia_smi_no_gpu_is_reported(tmp_path: Path) -> None:
     here = machine.look(str(tmp_path))
 
     assert here.gpus == ()
     assert here.gpu_text == "none found: CPU mode"
 
 
-def test_every_gpu_is_told(tmp_path: Path) -> None:
+def test_every_gpu_is_reported(tmp_path: Path) -> None:
     first, second = "NVIDIA L4, 23034 MiB, 22563 MiB, 550.54", "NVIDIA L4, 23034 MiB, 7 MiB, 550.54"
 
     here = machine.look(nvidia_smi(tmp_path, f"echo '{first}'; echo; echo ' {second} '"))
@@ -45,7 +45,7 @@ def test_every_gpu_is_told(tmp_path: Path) -> None:
     assert here.gpu_text == f"{first}; {second}"
 
 
-def test_nvidia_smi_is_asked_for_facts_and_not_for_a_table(tmp_path: Path) -> None:
+def test_nvidia_smi_is_run_for_csv_and_not_for_its_table(tmp_path: Path) -> None:
     here = machine.look(nvidia_smi(tmp_path, 'echo "$@"'))
 
     assert here.gpus == (
@@ -66,7 +66,7 @@ def test_an_nvidia_smi_that_does_not_work_is_no_gpu(
     assert machine.look(nvidia_smi(tmp_path, script)).gpus == ()
 
 
-def test_an_nvidia_smi_whose_output_is_no_text_is_no_trouble(tmp_path: Path) -> None:
+def test_an_nvidia_smi_whose_output_is_not_text_does_no_harm(tmp_path: Path) -> None:
     machine.look(nvidia_smi(tmp_path, r"printf 'NVIDIA \377\n'"))
 
 
@@ -80,12 +80,12 @@ def test_an_nvidia_smi_that_cannot_be_run_is_no_gpu(tmp_path: Path) -> None:
 # The disk -----------------------------------------------------------------------------------------
 
 
-def test_free_space_is_that_of_the_disk_on_which_the_folder_is(tmp_path: Path) -> None:
+def test_free_space_is_that_of_the_folders_disk(tmp_path: Path) -> None:
     assert (machine.free_disk(str(tmp_path)) or 0) > 0
 
 
 @pytest.mark.parametrize("name", ["new", "new/and/deeper", "file/below"])
-def test_a_folder_that_is_not_there_yet_has_the_space_of_the_nearest_one_that_is(
+def test_a_missing_folder_has_the_space_of_its_nearest_existing_parent(
     tmp_path: Path, name: str
 ) -> None:
     (tmp_path / "file").touch()
@@ -94,5 +94,5 @@ def test_a_folder_that_is_not_there_yet_has_the_space_of_the_nearest_one_that_is
 
 
 @pytest.mark.parametrize("folder", ["", "relative/folder", "/", "/no/such/folder"])
-def test_any_folder_has_an_answer(folder: str) -> None:
+def test_any_folder_has_a_result(folder: str) -> None:
     assert (machine.free_disk(folder) or 0) > 0

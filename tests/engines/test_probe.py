@@ -26,7 +26,7 @@ def props(body: bytes) -> bytes:
 
 
 class Engine:
-    """Answers each path with bytes of the test's choice, and then closes, unless it ``stays``."""
+    """Responds to each path with the test's bytes, and then closes, unless it ``stays``."""
 
     def __init__(self, health: bytes, props: bytes = NOT_FOUND, *, stays: bool = False) -> None:
         self.answers = {b"/health": health, b"/props": props}
@@ -67,7 +67,7 @@ def run(engine: Engine, scenario: Scenario, key: str = "", path: Path | None = N
 
 
 def look(engine: Engine) -> Finding:
-    """What one look at *engine* finds."""
+    """The result of one probe of *engine*."""
     found: list[Finding] = []
 
     async def scenario(probe: Probe) -> None:
@@ -78,7 +78,7 @@ def look(engine: Engine) -> Finding:
 
 
 @pytest.mark.parametrize("stays", [False, True])
-def test_an_engine_that_loads_is_loading(stays: bool) -> None:
+def test_an_engine_that_responds_503_is_loading(stays: bool) -> None:
     engine = Engine(LOADING, stays=stays)
 
     assert look(engine) == Finding(EngineState.LOADING)
@@ -86,7 +86,7 @@ def test_an_engine_that_loads_is_loading(stays: bool) -> None:
 
 
 @pytest.mark.parametrize("stays", [False, True])
-def test_an_engine_that_is_ready_tells_its_slots_and_its_model(stays: bool) -> None:
+def test_a_ready_engine_reports_its_slots_and_its_model(stays: bool) -> None:
     body = b'{"total_slots":3,"model_alias":"tiny","model_path":"/m/x.gguf"}'
 
     assert look(Engine(HEALTHY, props(body), stays=stays)) == Finding(EngineState.READY, 3, "tiny")
@@ -98,11 +98,11 @@ def test_without_an_alias_the_file_is_the_model() -> None:
     assert look(Engine(HEALTHY, props(body))) == Finding(EngineState.READY, 1, "x.gguf")
 
 
-def test_an_answer_without_a_length_ends_with_its_connection() -> None:
+def test_a_response_without_a_length_ends_with_its_connection() -> None:
     health = b'HTTP/1.0 200 OK\r\n\r\n{"status":"ok"}'
-    told = b'HTTP/1.0 200 OK\r\n\r\n{"total_slots":2}'
+    body = b'HTTP/1.0 200 OK\r\n\r\n{"total_slots":2}'
 
-    assert look(Engine(health, told)) == Finding(EngineState.READY, 2)
+    assert look(Engine(health, body)) == Finding(EngineState.READY, 2)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_an_answer_without_a_length_ends_with_its_connection() -> None:
         props(b'{"total_slots":null,"model_alias":null,"model_path":null}'),
     ],
 )
-def test_an_engine_that_does_not_tell_its_properties_is_ready_all_the_same(answer: bytes) -> None:
+def test_an_engine_without_properties_is_ready_nevertheless(answer: bytes) -> None:
     assert look(Engine(HEALTHY, answer)) == READY
 
 
@@ -128,13 +128,13 @@ def test_properties_of_odd_types_do_no_harm(body: bytes) -> None:
     assert look(Engine(HEALTHY, props(body))).state is EngineState.READY
 
 
-def test_a_number_of_slots_that_cannot_be_is_none() -> None:
-    # If it were believed, no request would ever be granted one.
+def test_an_impossible_number_of_slots_is_ignored() -> None:
+    # If it were used, no request would ever be granted a slot.
     assert look(Engine(HEALTHY, props(b'{"total_slots":-1}'))).slots is None
 
 
 @pytest.mark.parametrize("status", [b"404 Not Found", b"200 OK", b"401 X", b"500 X"])
-def test_another_engine_that_answers_at_all_is_ready(status: bytes) -> None:
+def test_another_engine_that_responds_at_all_is_ready(status: bytes) -> None:
     answer = b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n"
 
     assert look(Engine(answer)).state is EngineState.READY
@@ -157,7 +157,7 @@ def test_garbage_is_unreachable(garbage: bytes) -> None:
     assert look(Engine(garbage)) == UNREACHABLE
 
 
-def test_nobody_there_is_unreachable() -> None:
+def test_a_port_without_a_listener_is_unreachable() -> None:
     async def scenario(probe: Probe) -> None:
         del probe
         server = await asyncio.start_server(Engine(HEALTHY).serve, "127.0.0.1", 0)
@@ -169,13 +169,13 @@ def test_nobody_there_is_unreachable() -> None:
     run(Engine(HEALTHY), scenario)
 
 
-def test_no_socket_there_is_unreachable(tmp_path: Path) -> None:
+def test_a_missing_socket_is_unreachable(tmp_path: Path) -> None:
     probe = Probe(Settings(backend_socket=str(tmp_path / "no.sock")))
 
     assert asyncio.run(probe.look()) == UNREACHABLE
 
 
-def test_an_engine_behind_a_unix_socket_is_looked_at_there(tmp_path: Path) -> None:
+def test_an_engine_on_a_unix_socket_is_probed_there(tmp_path: Path) -> None:
     engine = Engine(HEALTHY, props(b'{"total_slots":2}'))
 
     async def scenario(probe: Probe) -> None:
@@ -184,7 +184,7 @@ def test_an_engine_behind_a_unix_socket_is_looked_at_there(tmp_path: Path) -> No
     run(engine, scenario, path=tmp_path / "llama.sock")
 
 
-def test_it_shows_the_key_and_asks_for_the_connection_to_close() -> None:
+def test_a_probe_sends_the_key_and_closes_the_connection() -> None:
     engine = Engine(HEALTHY, props(b"{}"))
 
     async def scenario(probe: Probe) -> None:
@@ -197,7 +197,7 @@ def test_it_shows_the_key_and_asks_for_the_connection_to_close() -> None:
         assert b"\r\nConnection: close\r\n" in request
 
 
-def test_properties_are_asked_for_once_in_each_life_of_the_engine() -> None:
+def test_properties_are_requested_once_in_each_life_of_the_engine() -> None:
     engine = Engine(HEALTHY, props(b'{"total_slots":2}'))
 
     async def scenario(probe: Probe) -> None:
@@ -214,7 +214,7 @@ def test_properties_are_asked_for_once_in_each_life_of_the_engine() -> None:
     run(engine, scenario)
 
 
-def test_it_never_asks_what_would_wake_a_sleeping_engine() -> None:
+def test_a_probe_never_wakes_a_sleeping_engine() -> None:
     engine = Engine(HEALTHY, props(b"{}"))
 
     async def scenario(probe: Probe) -> None:
@@ -226,14 +226,14 @@ def test_it_never_asks_what_would_wake_a_sleeping_engine() -> None:
     assert set(engine.paths) == {b"/health", b"/props"}
 
 
-def test_every_look_ends_its_connections() -> None:
+def test_every_probe_closes_its_connections() -> None:
     engine = Engine(HEALTHY, props(b"{}"), stays=True)
 
     async def scenario(probe: Probe) -> None:
         for _ in range(20):
             await probe.look()
 
-    run(engine, scenario)  # an open connection would be a warning, and so an error
+    run(engine, scenario)  # an open connection would cause a warning, and so an error
 
     assert engine.connections == 21
 
@@ -241,7 +241,7 @@ def test_every_look_ends_its_connections() -> None:
 @pytest.mark.parametrize(
     ("answer", "text"), [(props(b"n 1\n"), b"n 1\n"), (NOT_FOUND, None), (b"garbage\r\n\r\n", None)]
 )
-def test_a_text_is_what_the_engine_says_or_nothing(answer: bytes, text: bytes | None) -> None:
+def test_a_text_is_the_body_of_a_200_or_none(answer: bytes, text: bytes | None) -> None:
     engine = Engine(HEALTHY)
     engine.answers[b"/metrics"] = answer
     found: list[bytes | None] = []
@@ -255,7 +255,7 @@ def test_a_text_is_what_the_engine_says_or_nothing(answer: bytes, text: bytes | 
     assert b"Authorization: Bearer secret\r\n" in engine.requests[0]
 
 
-def test_an_engine_that_is_not_there_says_nothing() -> None:
+def test_an_unreachable_engine_has_no_text() -> None:
     assert asyncio.run(Probe(Settings(backend_socket="/nowhere.sock")).text("/metrics")) is None
 
 
@@ -265,18 +265,18 @@ def looks(
     on_look: Callable[[Finding], None],
     is_heard: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Watch *engine* until *on_look* has heard of *count* looks."""
-    left = count
+    """Watch *engine* until *on_look* has received *count* findings."""
+    remaining = count
 
     async def scenario(probe: Probe) -> None:
         enough = asyncio.Event()
 
         def report(finding: Finding) -> None:
-            nonlocal left
-            if left:
+            nonlocal remaining
+            if remaining:
                 on_look(finding)
-                left -= 1
-            if not left:
+                remaining -= 1
+            if not remaining:
                 enough.set()
 
         watching = asyncio.get_running_loop().create_task(
@@ -289,7 +289,7 @@ def looks(
     run(engine, scenario)
 
 
-def test_a_watch_reports_every_look_until_it_is_cancelled() -> None:
+def test_a_watch_reports_every_probe_until_it_is_cancelled() -> None:
     engine = Engine(LOADING)
     states: list[EngineState] = []
 
@@ -303,39 +303,39 @@ def test_a_watch_reports_every_look_until_it_is_cancelled() -> None:
     assert states[:4] == [EngineState.LOADING] * 2 + [EngineState.READY] * 2
 
 
-class Hearing:
-    """Whether somebody has heard of the engine: as often as is wanted, and then no more."""
+class Heard:
+    """``is_heard``: true for the first *times* calls."""
 
     def __init__(self, times: int) -> None:
         self.left = times
-        self.asked = 0
+        self.calls = 0
 
     def __call__(self) -> bool:
-        self.asked += 1
+        self.calls += 1
         self.left -= 1
         return self.left >= 0
 
 
-def looks_while_heard(engine: Engine, hearing: Hearing, count: int) -> list[int]:
-    """How often *hearing* had been asked at each of so many looks."""
-    asked: list[int] = []
-    looks(engine, count, lambda _: asked.append(hearing.asked), hearing)
-    return asked
+def looks_while_heard(engine: Engine, is_heard: Heard, count: int) -> list[int]:
+    """The number of calls of *is_heard* before each of *count* probes."""
+    calls: list[int] = []
+    looks(engine, count, lambda _: calls.append(is_heard.calls), is_heard)
+    return calls
 
 
-def test_an_engine_that_is_heard_to_answer_others_is_not_asked() -> None:
-    assert looks_while_heard(Engine(HEALTHY), Hearing(3), 3) == [0, 4, 5]
+def test_an_engine_that_responds_to_requests_is_not_probed() -> None:
+    assert looks_while_heard(Engine(HEALTHY), Heard(3), 3) == [0, 4, 5]
 
 
-def test_one_that_goes_on_answering_is_asked_now_and_then() -> None:
-    asked = looks_while_heard(Engine(HEALTHY), Hearing(10**6), 3)
+def test_an_engine_that_keeps_responding_is_probed_now_and_then() -> None:
+    asked = looks_while_heard(Engine(HEALTHY), Heard(10**6), 3)
     assert asked == [0, MAX_SPARED, 2 * MAX_SPARED]
 
 
 @pytest.mark.parametrize(
     "engine", [Engine(LOADING), Engine(HEALTHY, props(b'{"is_sleeping":true,"total_slots":1}'))]
 )
-def test_what_has_become_of_one_that_is_not_ready_is_asked_whatever_is_heard(
+def test_an_engine_that_is_not_ready_is_probed_regardless_of_responses(
     engine: Engine,
 ) -> None:
-    assert looks_while_heard(engine, Hearing(10**6), 3) == [0, 0, 0]
+    assert looks_while_heard(engine, Heard(10**6), 3) == [0, 0, 0]

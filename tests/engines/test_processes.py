@@ -13,7 +13,7 @@ def process(pid: int, parent: int, *argv: str) -> Process:
     return Process(pid, parent, argv[0], "S", 1, 0, 0.0, argv)
 
 
-def test_this_process_is_seen_as_it_is() -> None:
+def test_this_process_is_read_correctly() -> None:
     me = look()[os.getpid()]
 
     assert me.parent == os.getppid()
@@ -29,7 +29,7 @@ def test_a_name_with_brackets_and_spaces_is_read(tmp_path: Path) -> None:
     numbers = " ".join(["0"] * 40)
     (folder / "stat").write_text(f"7 (a ) b (c) S 3 {numbers}")
     (folder / "cmdline").write_bytes(b"")
-    (tmp_path / "8").mkdir()  # it has just ended
+    (tmp_path / "8").mkdir()  # this process has just ended
 
     (only,) = look(str(tmp_path)).values()
 
@@ -37,7 +37,7 @@ def test_a_name_with_brackets_and_spaces_is_read(tmp_path: Path) -> None:
     assert only.argv == ()
 
 
-def test_ours_are_told_with_those_above_and_below() -> None:
+def test_our_processes_are_listed_with_ancestors_and_descendants() -> None:
     processes = {
         p.pid: p
         for p in (
@@ -56,19 +56,19 @@ def test_ours_are_told_with_those_above_and_below() -> None:
     ]
 
 
-def test_the_environment_of_a_process_can_be_had() -> None:
+def test_the_environment_of_a_process_can_be_read() -> None:
     command = [sys.executable, "-c", "print(flush=True); input()"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, env={"A": "1=2"}, stdin=pipe, stdout=pipe) as child:
         assert child.stdout is not None
-        child.stdout.readline()  # it runs by now
+        child.stdout.readline()  # it runs now
         assert environ_of(child.pid) == {"A": "1=2"}
         child.communicate(b"\n")
 
     assert environ_of(1 << 22) == {}
 
 
-def test_whoever_listens_is_told_with_the_process() -> None:
+def test_a_listener_is_listed_with_its_process() -> None:
     with socket.socket() as four, socket.socket(socket.AF_INET6) as six:
         four.bind(("127.0.0.1", 0))
         six.bind(("::1", 0))
@@ -76,13 +76,13 @@ def test_whoever_listens_is_told_with_the_process() -> None:
         six.listen()
         ports = (four.getsockname()[1], six.getsockname()[1])
 
-        told = listeners([os.getpid()])
+        found = listeners([os.getpid()])
         others = listeners([])
 
-    assert Listener("127.0.0.1", ports[0], os.getpid()) in told
-    assert Listener("::1", ports[1], os.getpid()) in told
+    assert Listener("127.0.0.1", ports[0], os.getpid()) in found
+    assert Listener("::1", ports[1], os.getpid()) in found
     assert {one.pid for one in others} <= {None}
 
 
-def test_where_nothing_can_be_seen_nothing_is_told(tmp_path: Path) -> None:
+def test_without_a_readable_proc_nothing_is_listed(tmp_path: Path) -> None:
     assert listeners([1], str(tmp_path)) == []

@@ -25,7 +25,7 @@ statuses = st.builds(
 
 
 @given(status=statuses)
-def test_a_status_goes_over_the_wire_as_one_line_and_comes_back_the_same(
+def test_a_status_is_one_line_and_is_read_back_unchanged(
     status: EngineStatus,
 ) -> None:
     line = status.to_line()
@@ -36,25 +36,25 @@ def test_a_status_goes_over_the_wire_as_one_line_and_comes_back_the_same(
 
 
 @pytest.mark.parametrize("line", [b"", b"{}", b'{"state": "dozing", "since": 1}', b"[]"])
-def test_a_line_that_is_no_status_is_not_taken_for_one(line: bytes) -> None:
+def test_a_line_that_is_no_status_is_rejected(line: bytes) -> None:
     with pytest.raises((ValueError, KeyError, TypeError)):
         EngineStatus.from_line(line)
 
 
-def test_a_change_of_state_begins_now_and_forgets_the_reason_of_the_last() -> None:
+def test_a_change_of_state_begins_now_and_drops_the_last_reason() -> None:
     status = EngineStatus(S.BACKOFF, since=1.0, slots=4, model="m", detail="it died")
 
     assert status.moved(S.LOADING, 5.0) == EngineStatus(S.LOADING, since=5.0, slots=4, model="m")
 
 
-def test_the_same_state_keeps_its_beginning() -> None:
+def test_the_same_state_keeps_its_start_time() -> None:
     status = EngineStatus(S.READY, since=1.0)
 
     assert status.moved(S.READY, 5.0, detail="still").since == 1.0
 
 
 @pytest.mark.parametrize("state", EngineState)
-def test_only_an_engine_that_serves_or_would_is_called_healthy(state: EngineState) -> None:
+def test_only_an_engine_that_serves_or_sleeps_is_healthy(state: EngineState) -> None:
     assert (HEALTH_STATUS[state] == 200) == (state in (S.READY, S.ASLEEP))
 
 
@@ -63,18 +63,18 @@ def test_requests_are_sent_only_to_an_engine_that_serves(state: EngineState) -> 
     assert EngineStatus(state, since=0.0).serves == (state is S.READY)
 
 
-def test_one_that_sleeps_by_its_own_choice_is_woken_by_a_request() -> None:
+def test_an_engine_that_sleeps_by_itself_is_woken_by_a_request() -> None:
     assert EngineStatus(S.ASLEEP, since=0.0, wakes_itself=True).serves
 
 
-def test_a_change_of_state_forgets_the_progress_and_keeps_the_history() -> None:
+def test_a_change_of_state_drops_the_progress_and_keeps_the_history() -> None:
     history = {"load_seconds": 2.0, "last_exit": "it died", "restarts": {"crash": 1}}
     status = EngineStatus(S.LOADING, since=1.0, progress=0.5, **history)  # type: ignore[arg-type]
 
     assert status.moved(S.READY, 5.0) == EngineStatus(S.READY, since=5.0, **history)  # type: ignore[arg-type]
 
 
-def test_a_platform_is_told_of_initialising_only_while_the_first_load_may_still_end_well() -> None:
+def test_204_is_sent_only_while_the_first_load_may_still_succeed() -> None:
     initialising = {state for state, status in HEALTH_STATUS.items() if status == 204}
 
     assert initialising == {S.STARTING, S.LOADING}
@@ -82,10 +82,10 @@ def test_a_platform_is_told_of_initialising_only_while_the_first_load_may_still_
 
 
 @pytest.mark.parametrize("state", [S.FAILED, S.STOPPING, S.STOPPED])
-def test_nobody_waits_for_an_engine_that_will_not_come(state: EngineState) -> None:
+def test_no_request_waits_for_an_engine_that_will_not_be_ready(state: EngineState) -> None:
     assert state not in MAY_COME
 
 
 @pytest.mark.parametrize("state", [S.STARTING, S.LOADING, S.ASLEEP, S.BACKOFF, S.UNREACHABLE])
-def test_requests_are_held_for_an_engine_that_may_come(state: EngineState) -> None:
+def test_requests_wait_for_an_engine_that_may_become_ready(state: EngineState) -> None:
     assert state in MAY_COME

@@ -16,7 +16,7 @@ from llama_gguf.engines.watchdogs import (
 
 
 def first(over: Callable[[float], bool], *, until: float = 1000.0) -> float | None:
-    """The first second at which *over* says so; None when it never does."""
+    """The first second at which *over* is true; None if it never is."""
     now = 0.0
     while now <= until:
         if over(now):
@@ -49,7 +49,7 @@ def test_time_in_which_the_machine_was_frozen_does_not_count() -> None:
     assert not patience.is_over(sign=True, now=3611.0)
 
 
-# Whether a load still moves -----------------------------------------------------------------------
+# Progress of a load -------------------------------------------------------------------------------
 
 AT_FIRST = Progress(1.0, (5,), memory_bytes=1 << 30, read_bytes=1 << 20)
 
@@ -58,13 +58,13 @@ AT_FIRST = Progress(1.0, (5,), memory_bytes=1 << 30, read_bytes=1 << 20)
     "moved",
     [
         Progress(101.0, (5,), 1 << 30, 1 << 20),  # a tenth of a core and more
-        Progress(1.0, (6,), 1 << 30, 1 << 20),  # a line, or a fault
+        Progress(1.0, (6,), 1 << 30, 1 << 20),  # a line, or a major fault
         Progress(1.0, (5,), 2 << 30, 1 << 20),  # memory
         Progress(1.0, (5,), 1 << 30, 100 << 20),  # reading
     ],
     ids=["cpu", "work", "memory", "reading"],
 )
-def test_a_load_that_moves_is_not_stalled_however_long_it_takes(moved: Progress) -> None:
+def test_a_load_with_progress_is_not_stalled_however_long_it_takes(moved: Progress) -> None:
     watch = StallWatch(300.0)
 
     over = first(lambda now: watch.is_stalled(AT_FIRST if now < 250 else moved, now))
@@ -72,7 +72,7 @@ def test_a_load_that_moves_is_not_stalled_however_long_it_takes(moved: Progress)
     assert over == 551.0
 
 
-def test_what_answering_probes_costs_is_no_sign_of_life() -> None:
+def test_the_cost_of_our_probes_is_no_sign_of_progress() -> None:
     watch = StallWatch(300.0)
 
     def spent(second: float) -> Progress:
@@ -86,16 +86,14 @@ def test_what_answering_probes_costs_is_no_sign_of_life() -> None:
     ("read", "model", "share"),
     [(0, 100, None), (50, 0, None), (25, 100, 0.25), (100, 100, 0.99), (300, 100, 0.99)],
 )
-def test_the_share_that_is_loaded_is_a_guess_that_never_says_all(
-    read: int, model: int, share: float | None
-) -> None:
+def test_the_estimated_share_is_always_below_1(read: int, model: int, share: float | None) -> None:
     assert Progress(read_bytes=read).share_of(model) == share
 
 
-# Whether anything comes back ----------------------------------------------------------------------
+# Requests without any response --------------------------------------------------------------------
 
 
-def test_requests_on_which_nothing_comes_back_are_stuck_after_a_while() -> None:
+def test_requests_without_any_response_are_stuck_after_a_while() -> None:
     watch = FlowWatch(60.0)
     stuck = Activity(busy=2, running=2, answered=7, moves=9)
 
@@ -111,16 +109,18 @@ def test_requests_on_which_nothing_comes_back_are_stuck_after_a_while() -> None:
     ],
     ids=["nothing is at the engine", "bytes come", "others are answered"],
 )
-def test_as_long_as_anything_comes_back_nothing_is_stuck(at: Callable[[float], Activity]) -> None:
+def test_as_long_as_the_engine_sends_anything_nothing_is_stuck(
+    at: Callable[[float], Activity],
+) -> None:
     watch = FlowWatch(60.0)
 
     assert first(lambda now: watch.is_stuck(at(now), now)) is None
 
 
-# Whether it is needed -----------------------------------------------------------------------------
+# Idle ---------------------------------------------------------------------------------------------
 
 
-def test_nobody_asking_for_a_while_is_idle() -> None:
+def test_no_requests_for_a_while_is_idle() -> None:
     watch = IdleWatch(600.0)
 
     assert first(lambda now: watch.is_idle(Activity(answered=5), now)) == 601.0
@@ -130,11 +130,11 @@ def test_nobody_asking_for_a_while_is_idle() -> None:
     "at",
     [
         lambda now: Activity(busy=1),
-        lambda now: Activity(answered=int(now) // 500),  # between two looks
+        lambda now: Activity(answered=int(now) // 500),  # between two checks
     ],
     ids=["one is under way", "one was answered"],
 )
-def test_who_is_asked_is_not_idle(at: Callable[[float], Activity]) -> None:
+def test_an_engine_with_requests_is_not_idle(at: Callable[[float], Activity]) -> None:
     watch = IdleWatch(600.0)
 
     assert first(lambda now: watch.is_idle(at(now), now)) is None

@@ -1,7 +1,7 @@
-"""`llama-gguf serve` as a process of its own, with tests/support/fake_llama.py as its engine.
+"""`llama-gguf serve` as a separate process, with tests/support/fake_llama.py as its engine.
 
-Nothing here sleeps to wait for something: ``until`` asks for a fact that can be seen
-from outside (a line, an answer, a process) and gives up at a deadline.
+No fixed sleeps: ``until`` polls a fact that is visible from outside (a line, a response, a
+process), up to a deadline.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ DEADLINE_SECONDS: Final = 30.0
 LOOK_SECONDS: Final = 0.01
 FAKE_LLAMA: Final = Path(__file__).parent.parent / "support/fake_llama.py"
 KEY: Final = "sk-a-key-of-the-tests"
-BACKEND_KEY: Final = "backend-key-that-nobody-may-see"
+BACKEND_KEY: Final = "backend-key-that-stays-secret"
 CHAT: Final = "/v1/chat/completions"
 
 Found = TypeVar("Found")
 
 
-def until(look: Callable[[], Found], told: Callable[[], str] = str) -> Found:
-    """What *look* finds, once that is true; *told* says what there was instead."""
+def until(look: Callable[[], Found], context: Callable[[], str] = str) -> Found:
+    """The result of *look* once it is true; after the deadline, fail with *context*."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     while not (found := look()):
-        assert time.monotonic() < deadline, f"it never came to it\n{told()}"
+        assert time.monotonic() < deadline, f"not within {DEADLINE_SECONDS} s\n{context()}"
         time.sleep(LOOK_SECONDS)
     return found
 
@@ -51,7 +51,7 @@ def until(look: Callable[[], Found], told: Callable[[], str] = str) -> Found:
 
 
 def until_gone(*pids: int) -> None:
-    until(lambda: not any(is_running(pid) for pid in pids), lambda: f"still there: {pids}")
+    until(lambda: not any(is_running(pid) for pid in pids), lambda: f"still running: {pids}")
 
 
 def children(parent: int) -> dict[int, str]:
@@ -69,13 +69,13 @@ def children(parent: int) -> dict[int, str]:
 
 
 def environment_of(pid: int) -> dict[str, str]:
-    """What the process *pid* was started with."""
+    """The environment with which *pid* was started."""
     raw = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
     return dict(pair.split("=", 1) for pair in raw.split("\0") if "=" in pair)
 
 
 def tethered(*argv: str) -> list[str]:
-    """*argv*, to die with the tests when they are killed."""
+    """*argv* as a process that dies with the tests, even if they are killed."""
     return [sys.executable, "-I", "-S", pdeathsig.__file__, str(os.getpid()), *argv]
 
 
@@ -95,7 +95,7 @@ class Answer:
 def ask(
     port: int, path: str, body: bytes | None = None, *, key: str = KEY, **fields: str
 ) -> Answer:
-    """GET *path*, or POST *body* there. Underscores in the names of *fields* are dashes."""
+    """GET *path*, or POST *body* to it. Underscores in the names of *fields* become dashes."""
     connection, response = _send(port, path, body, key=key, fields=fields)
     with contextlib.closing(connection):
         return Answer(response.status, response.read())
@@ -116,7 +116,7 @@ def _send(
 
 
 def status_or_none(port: int, path: str = "/ping") -> int | None:
-    """What is answered at *port*; None while nobody does."""
+    """The status of a response at *port*; None while there is none."""
     try:
         return ask(port, path, key="").status
     except (OSError, http.client.HTTPException):
@@ -124,7 +124,7 @@ def status_or_none(port: int, path: str = "/ping") -> int | None:
 
 
 class Stream:
-    """A stream of events that has begun: the first one is here."""
+    """A stream of events whose first event has been received."""
 
     def __init__(self, port: int, *, end: str) -> None:
         self._connection, self._response = _send(
@@ -134,7 +134,7 @@ class Stream:
         assert self._received == b'data: {"n":0}\n'
 
     def rest(self) -> bytes:
-        """All of it, to its end, whether that is a clean one or a cut."""
+        """The whole stream, to its end or to the point where it was cut."""
         with contextlib.closing(self._connection):
             try:
                 self._received += self._response.read()
@@ -149,7 +149,7 @@ class Stream:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback on which nobody listens."""
+    """Ports of loopback without a listener."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -158,7 +158,7 @@ def free_ports(count: int) -> list[int]:
 
 
 class Serve:
-    """``llama-gguf serve`` with all that it has in *folder*; may be started more than once."""
+    """``llama-gguf serve`` with all its files in *folder*; may be started more than once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -182,13 +182,13 @@ class Serve:
             "HEALTH_MODE": "ready",
         }
         self.stdout: int | None = None
-        """Where its standard output goes instead of into a file."""
+        """A descriptor for its standard output, instead of a file."""
         self.stderr: int | None = None
         """The same for its standard error."""
         self.sockets: list[socket.socket] = []
-        """Connections that a test has made, and that are to be closed at its end."""
+        """Connections of a test, closed at its end."""
         self.is_subreaper = False
-        """Whether orphans are handed to it, as to PID 1 of a container."""
+        """Whether it becomes the parent of orphans, like PID 1 of a container."""
         self._process: subprocess.Popen[bytes] | None = None
         self._starts = 0
 
@@ -205,8 +205,8 @@ class Serve:
         """Start it.
 
         Args:
-            arguments: of the command, besides the model.
-            engine: EXTRA_ARGS, which say how the fake behaves.
+            arguments: of the command, in addition to the model.
+            engine: EXTRA_ARGS, which control the fake engine.
             environ: more variables.
         """
         return self.start_command(
@@ -266,11 +266,11 @@ class Serve:
         return self.process.pid
 
     def until(self, look: Callable[[], Found]) -> Found:
-        """As ``until``, of a command that is to stay alive."""
+        """Like ``until``, for a command that must stay alive."""
 
         def look_while_alive() -> Found:
             found = look()
-            assert found or self.process.poll() is None, f"it has left\n{self.out}\n{self.err}"
+            assert found or self.process.poll() is None, f"it has exited\n{self.out}\n{self.err}"
             return found
 
         return until(look_while_alive, lambda: f"{self.out}\n{self.err}")
@@ -282,11 +282,11 @@ class Serve:
         self.process.send_signal(number)
 
     def left_with(self) -> int:
-        """Its exit status, once it has left."""
+        """Wait for its exit, and return the exit status."""
         try:
             return self.process.wait(DEADLINE_SECONDS)
         except subprocess.TimeoutExpired:
-            pytest.fail(f"it has not left\n{self.out}\n{self.err}")
+            pytest.fail(f"it has not exited\n{self.out}\n{self.err}")
 
     def stop(self) -> int:
         self.signal(signal.SIGTERM)
@@ -320,25 +320,25 @@ class Serve:
         return ask(self.port, path, body, key=key)
 
     def stream(self) -> Stream:
-        """A stream that has no end before ``end_streams``."""
+        """A stream that does not end before ``end_streams``."""
         return Stream(self.port, end=str(self._streams_end))
 
     def end_streams(self) -> None:
         self._streams_end.touch()
 
     def health(self) -> int | None:
-        """What the platform is told; None while nobody answers."""
+        """The status of the health port; None while there is no response."""
         return status_or_none(self.port_health)
 
     def engine_state(self) -> str | None:
-        """What the gateway tells of the engine; None while it does not answer."""
+        """The engine's state in the gateway's ``/health``; None while there is no response."""
         try:
             return str(self.ask("/health", key="").json["engine"]["state"])
         except (OSError, http.client.HTTPException):
             return None
 
     def processes(self) -> dict[int, str]:
-        """Everything alive that was started by this, however far it has got away."""
+        """All running processes that this has started, including detached descendants."""
         found = {}
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
@@ -349,10 +349,10 @@ class Serve:
                         found[int(entry.name)] = command.decode(errors="replace")
         return found
 
-    # What is left
+    # What remains
 
     def logged(self) -> str:
-        """Every line that was written into a log of the engine."""
+        """All lines in the engine's logs."""
         files = sorted((self.data / "logs").glob("llama/*.log"))
         return "".join(f.read_text("utf-8", errors="replace") for f in files)
 
@@ -361,14 +361,14 @@ class Serve:
             self.sockets.pop().close()
 
     def end(self) -> None:
-        """Leave nothing behind, whatever the test has done."""
+        """End all processes and connections."""
         self.hang_up()
         if self._process is None:
             return
-        left = list(children(self.pid)) if self._process.poll() is None else []
+        remaining = list(children(self.pid)) if self._process.poll() is None else []
         self._process.kill()
         self._process.wait()
-        for pid in left:
+        for pid in remaining:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -378,13 +378,13 @@ def _private(path: str, flags: int) -> int:
 
 
 def quoted(*words: str) -> str:
-    """*words* as EXTRA_ARGS has them."""
+    """*words* as a value of EXTRA_ARGS."""
     return shlex.join(words)
 
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
-    """Not started yet; its keys file has KEY."""
+    """Not started yet; its keys file contains KEY."""
     serve = Serve(tmp_path)
     serve.add_key()
     yield serve
@@ -393,7 +393,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 
 @pytest.fixture
 def pool() -> Iterator[ThreadPoolExecutor]:
-    """For clients that wait while the test goes on."""
+    """For clients that wait while the test continues."""
     pool = ThreadPoolExecutor(8)
     yield pool
     pool.shutdown(wait=False, cancel_futures=True)

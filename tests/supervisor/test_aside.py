@@ -8,11 +8,11 @@ import pytest
 from llama_gguf.supervisor.aside import in_thread
 
 
-def test_its_result_is_handed_over() -> None:
+def test_the_result_is_returned() -> None:
     assert asyncio.run(in_thread(lambda: threading.current_thread().name)) == "slow work"
 
 
-def test_its_error_is_raised() -> None:
+def test_the_error_is_raised() -> None:
     def fail() -> None:
         raise ValueError("the reason")
 
@@ -20,7 +20,7 @@ def test_its_error_is_raised() -> None:
         asyncio.run(in_thread(fail))
 
 
-def test_work_that_hangs_is_not_waited_for() -> None:
+def test_work_that_hangs_does_not_block_the_exit() -> None:
     goes_on = threading.Event()
 
     async def main() -> None:
@@ -30,5 +30,5 @@ def test_work_that_hangs_is_not_waited_for() -> None:
         working.cancel()
         await asyncio.gather(working, return_exceptions=True)
 
-    asyncio.run(main())  # with the loop's own executor, this would take a minute
+    asyncio.run(main())  # with the loop's default executor, this would take a minute
     goes_on.set()

@@ -27,7 +27,7 @@ def boot_logs(folder: Path) -> list[Path]:
     return sorted((folder / "_boot").glob("*_boot_box.log"))
 
 
-def test_what_is_said_while_it_is_open_is_in_a_file_that_latest_names(tmp_path: Path) -> None:
+def test_lines_logged_while_it_is_open_are_in_the_file_that_latest_names(tmp_path: Path) -> None:
     _log.info("before")
     with BootLog(settings(tmp_path)):
         _log.info("%d things happen", 2)
@@ -41,7 +41,7 @@ def test_what_is_said_while_it_is_open_is_in_a_file_that_latest_names(tmp_path: 
     assert sorted(p.name for p in (tmp_path / "_boot").iterdir()) == [path.name, "latest.txt"]
 
 
-def test_the_engines_lines_are_left_to_the_engines_log(tmp_path: Path) -> None:
+def test_the_engines_lines_are_only_in_the_engines_log(tmp_path: Path) -> None:
     with BootLog(settings(tmp_path)):
         _engine.info("of the engine")
         _log.info("ours")
@@ -49,7 +49,7 @@ def test_the_engines_lines_are_left_to_the_engines_log(tmp_path: Path) -> None:
     assert "of the engine" not in boot_logs(tmp_path)[0].read_text()
 
 
-def test_a_file_that_was_moved_away_is_begun_anew(tmp_path: Path) -> None:
+def test_a_file_that_was_moved_away_is_created_again(tmp_path: Path) -> None:
     with BootLog(settings(tmp_path)) as boot_log:
         (tmp_path / "_boot").mkdir(exist_ok=True)
         boot_log.reopen()
@@ -59,7 +59,7 @@ def test_a_file_that_was_moved_away_is_begun_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("work", ["prune", "_name_latest"])
-def test_a_disk_that_hangs_does_not_hold_up_a_start(
+def test_a_disk_that_hangs_does_not_delay_a_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: str
 ) -> None:
     looked: list[threading.Thread] = []
@@ -72,7 +72,7 @@ def test_a_disk_that_hangs_does_not_hold_up_a_start(
     assert len(looked) == 1
 
 
-def test_a_folder_that_cannot_be_written_is_said_once_and_does_no_harm(
+def test_a_folder_that_cannot_be_written_is_reported_once_and_does_no_harm(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "_boot").write_text("a file where the folder should be")
@@ -86,7 +86,7 @@ def test_a_folder_that_cannot_be_written_is_said_once_and_does_no_harm(
     assert warnings[0].startswith(f"The boot log {tmp_path}/_boot/")
 
 
-def test_a_message_with_a_mistake_in_it_costs_its_line_alone(
+def test_a_faulty_message_costs_only_its_own_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record = logging.LogRecord("llama_gguf.x", logging.INFO, "", 0, "%d things", ("no",), None)

@@ -1,4 +1,4 @@
-"""Real processes, most of them a line of shell."""
+"""Real processes, most of them one line of shell."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 # Output -------------------------------------------------------------------------------------------
 
 
-def test_output_and_errors_are_handed_over_line_by_line() -> None:
+def test_output_and_errors_are_passed_on_line_by_line() -> None:
     async def test() -> None:
         async with running("echo one; echo two >&2; echo; printf three") as watched:
             assert await watched.child.wait() == 0
@@ -90,7 +90,7 @@ def test_only_the_last_lines_are_kept() -> None:
     run(test)
 
 
-def test_bytes_that_are_no_text_do_no_harm() -> None:
+def test_bytes_that_are_not_text_do_no_harm() -> None:
     async def test() -> None:
         assert await lines_of(r"printf 'a\377b\r\nc\n'") == ["a\N{REPLACEMENT CHARACTER}b", "c"]
 
@@ -123,7 +123,7 @@ def test_a_grandchild_that_holds_the_pipe_does_not_hide_the_death() -> None:
 # What it gets -------------------------------------------------------------------------------------
 
 
-def test_its_environment_is_what_it_is_given_and_nothing_else() -> None:
+def test_the_environment_is_the_one_passed_and_nothing_else() -> None:
     async def test() -> None:
         environ = {"ONLY": "this", "LC_ALL": "C.UTF-8"}
         program = ["/bin/cat", "/proc/self/environ"]
@@ -136,7 +136,7 @@ def test_its_environment_is_what_it_is_given_and_nothing_else() -> None:
     run(test)
 
 
-def test_it_leads_a_session_of_its_own_and_has_nothing_to_read() -> None:
+def test_a_child_leads_a_separate_session_and_has_an_empty_stdin() -> None:
     async def test() -> None:
         async with running("readlink /proc/$$/fd/0; read x; echo $?; " + FOREVER) as watched:
             assert await watched.next_line() == "/dev/null"
@@ -146,7 +146,7 @@ def test_it_leads_a_session_of_its_own_and_has_nothing_to_read() -> None:
     run(test)
 
 
-def test_it_inherits_the_descriptors_that_it_is_passed_and_no_others() -> None:
+def test_a_child_inherits_only_the_descriptors_that_are_passed() -> None:
     async def test() -> None:
         kept, passed = os.pipe(), os.pipe()
         os.set_inheritable(kept[1], True)
@@ -167,7 +167,7 @@ def test_it_inherits_the_descriptors_that_it_is_passed_and_no_others() -> None:
     run(test)
 
 
-def test_a_program_that_is_not_there_is_a_death_with_a_reason() -> None:
+def test_a_missing_program_is_a_death_with_a_reason() -> None:
     async def test() -> None:
         child = await spawn("it", ["/nowhere/llama-server"], environ={}, reads_output=True)
         watched = Watched(child)
@@ -181,7 +181,7 @@ def test_a_program_that_is_not_there_is_a_death_with_a_reason() -> None:
 # The end ------------------------------------------------------------------------------------------
 
 
-def test_a_child_that_heeds_sigterm_leaves_with_its_own_status() -> None:
+def test_a_child_that_handles_sigterm_exits_with_its_own_status() -> None:
     async def test() -> None:
         async with running(f"trap 'exit 3' TERM; echo set; {FOREVER}") as watched:
             await watched.next_line()
@@ -191,7 +191,7 @@ def test_a_child_that_heeds_sigterm_leaves_with_its_own_status() -> None:
     run(test)
 
 
-def test_a_child_that_ignores_sigterm_is_killed_with_what_it_started() -> None:
+def test_a_child_that_ignores_sigterm_is_killed_with_its_descendants() -> None:
     async def test() -> None:
         script = f"trap '' TERM; sleep 60 & echo $!; {FOREVER}"
         async with running(script) as watched:
@@ -203,7 +203,7 @@ def test_a_child_that_ignores_sigterm_is_killed_with_what_it_started() -> None:
     run(test)
 
 
-def test_a_child_that_leaves_on_sigterm_takes_what_it_started_with_it() -> None:
+def test_the_descendants_of_a_child_that_exits_on_sigterm_are_killed() -> None:
     # A LLAMA_SERVER that is a shell script without `exec` is such a child.
     async def test() -> None:
         async with running("sleep 60 & echo $!; wait") as watched:
@@ -262,7 +262,7 @@ def test_work_is_progress() -> None:
     run(test)
 
 
-def test_the_work_of_what_a_script_starts_is_progress() -> None:
+def test_the_work_of_a_scripts_child_is_progress() -> None:
     async def test() -> None:
         async with running("sh -c 'echo begun; while :; do :; done'; true") as watched:
             await watched.next_line()
@@ -293,13 +293,13 @@ def test_waiting_is_no_progress() -> None:
             for _ in range(20):
                 await asyncio.sleep(0.01)
                 seen.add(watched.child.progress())
-            # It may still be on its way into its sleep at the first look.
+            # At the first measurement it may not sleep yet.
             assert len(seen) <= 2
 
     run(test)
 
 
-def test_a_dead_child_makes_no_progress_and_no_trouble() -> None:
+def test_a_dead_child_makes_no_progress_and_raises_nothing() -> None:
     async def test() -> None:
         async with running("exit 0") as watched:
             await watched.child.wait()
@@ -309,9 +309,9 @@ def test_a_dead_child_makes_no_progress_and_no_trouble() -> None:
     run(test)
 
 
-def test_answering_our_own_probes_is_no_progress(tmp_path: Path) -> None:
-    # Else an engine whose load hangs is never given up: it is asked four times a second,
-    # 1200 times within the default STARTUP_STALL_TIMEOUT, and each answer costs it CPU time.
+def test_responding_to_our_own_probes_is_no_progress(tmp_path: Path) -> None:
+    # Otherwise an engine whose load hangs is never given up: it is probed four times a second,
+    # 1200 times within the default STARTUP_STALL_TIMEOUT, and each response costs CPU time.
     socket_path = str(tmp_path / "s")
 
     async def test() -> None:

@@ -48,7 +48,7 @@ def test_the_folder_is_named_by_the_kind_of_worker_or_else_by_log_name(
     assert write(settings(tmp_path, **variables), "x").parent.name == folder
 
 
-def test_two_starts_in_one_second_lose_nothing(tmp_path: Path) -> None:
+def test_two_starts_in_the_same_second_lose_no_lines(tmp_path: Path) -> None:
     write(settings(tmp_path), "first")
     write(settings(tmp_path), "second")
 
@@ -56,7 +56,7 @@ def test_two_starts_in_one_second_lose_nothing(tmp_path: Path) -> None:
     assert "".join(written) == "first\nsecond\n"
 
 
-def test_its_lines_are_in_our_log_too_with_the_level_that_they_say(
+def test_its_lines_are_in_our_log_too_with_their_own_level(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.DEBUG):
@@ -80,7 +80,7 @@ def test_its_lines_are_in_our_log_too_with_the_level_that_they_say(
     assert {r.name for r in caplog.records} == {"llama-server"}
 
 
-def test_a_disk_that_hangs_with_older_logs_does_not_hold_up_a_start(
+def test_a_disk_that_hangs_with_older_logs_does_not_delay_a_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[threading.Thread] = []
@@ -94,7 +94,7 @@ def test_a_disk_that_hangs_with_older_logs_does_not_hold_up_a_start(
     assert len(looked) == 1
 
 
-def test_a_folder_that_cannot_be_made_is_warned_of_once(
+def test_a_folder_that_cannot_be_created_is_reported_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "logs").mkdir()
@@ -106,7 +106,7 @@ def test_a_folder_that_cannot_be_made_is_warned_of_once(
     assert warnings == [f"The engine log {path} cannot be written: File exists"]
 
 
-def test_a_file_that_is_full_is_set_aside_and_the_oldest_go(tmp_path: Path) -> None:
+def test_a_full_file_is_rotated_and_the_oldest_are_removed(tmp_path: Path) -> None:
     chosen = settings(tmp_path, LOG_MAX_BYTES="10", LOG_BACKUPS="2")
 
     path = write(chosen, *(f"line {n}" for n in range(9)))

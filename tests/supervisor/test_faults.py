@@ -1,9 +1,9 @@
-"""The table of faults: what is lost, whether it comes back, what is left. Real processes.
+"""The table of faults: what is lost, whether it recovers, what remains. Real processes.
 
-Every fault strikes a ``serve`` that four clients ask without a pause. What a row promises of
-it is checked for all rows alike: no connection is ever refused, no client loses more than what
-was with the dead part, everybody is answered again, and in the end no process and no
-file is left that was not there before.
+Every fault hits a ``serve`` to which four clients send requests without a pause. The same is
+checked for each row: no connection is ever refused, no client loses more than the requests that
+were in the dead part, every client gets responses again, and in the end no additional process or
+file remains.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ DONE: Final = b"data: [DONE]"
 
 
 class Crowd:
-    """Clients that ask one request after the other, each on a connection of its own."""
+    """Clients that send one request after the other, each on a new connection."""
 
     def __init__(self, serve: Serve, pool: ThreadPoolExecutor) -> None:
         self._serve = serve
@@ -64,15 +64,15 @@ class Crowd:
         finally:
             connection.close()
 
-    def until_all_are_answered(self, times: int = 3) -> None:
-        """Wait until each client has had *times* more answers."""
+    def until_all_have_responses(self, times: int = 3) -> None:
+        """Wait until each client has received *times* more responses."""
         before = [o["200"] for o in self._outcomes]
         self._serve.until(
             lambda: all(o["200"] >= b + times for o, b in zip(self._outcomes, before, strict=True))
         )
 
     def leave(self) -> list[Counter[str]]:
-        """Everybody's outcomes."""
+        """Stop the clients, and return the outcomes of each."""
         self._stop.set()
         for client in self._clients:
             client.result(DEADLINE_SECONDS)
@@ -82,8 +82,8 @@ class Crowd:
 @dataclass(frozen=True)
 class Fault:
     strike: Callable[[Serve], None]
-    said: str
-    """What the log says of it."""
+    logged: str
+    """A part of its line in the log."""
     engine: str = ""
     settings: dict[str, str] = field(default_factory=dict)
     lost: int = 2
@@ -108,7 +108,7 @@ def storm(serve: Serve) -> None:
 
 
 def silence(serve: Serve) -> None:
-    """Take all slots with requests that the engine never answers."""
+    """Take all slots with requests to which the engine never responds."""
     for _ in range(4):
         client = socket.create_connection(("127.0.0.1", serve.port))
         client.sendall(
@@ -150,21 +150,21 @@ def crowd_pool() -> Iterator[ThreadPoolExecutor]:
 
 
 @pytest.mark.parametrize("fault", RECOVERABLE.values(), ids=RECOVERABLE.keys())
-def test_a_fault_costs_no_more_than_what_it_cut_and_is_over_by_itself(
+def test_a_fault_costs_only_the_requests_that_it_cut_and_is_recovered_from(
     serve: Serve, crowd_pool: ThreadPoolExecutor, fault: Fault
 ) -> None:
     usual = {"MAX_REQUESTS_PER_MINUTE": "1000000", "DRAIN_TIMEOUT": "5"}
     serve.start_ready(engine=fault.engine, **usual, **fault.settings)
     engine = serve.engine_pid
     crowd = Crowd(serve, crowd_pool)
-    crowd.until_all_are_answered()
+    crowd.until_all_have_responses()
 
     fault.strike(serve)
-    serve.until_said(fault.said)
+    serve.until_said(fault.logged)
     if not fault.keeps_engine:
         serve.until(lambda: serve.engine_pid not in (0, engine))
     serve.until(lambda: serve.health() == 200)
-    crowd.until_all_are_answered()
+    crowd.until_all_have_responses()
 
     for outcomes in crowd.leave():
         lost = outcomes.total() - outcomes["200"]
@@ -196,7 +196,7 @@ def files(folder: Path) -> list[Path]:
 class End:
     engine: str
     status: int
-    said: str
+    logged: str
     settings: dict[str, str] = field(default_factory=dict)
 
 
@@ -224,14 +224,14 @@ def test_a_first_load_that_fails_is_the_end_with_its_status(serve: Serve, end: E
     serve.start(engine=end.engine, **end.settings)
 
     assert serve.left_with() == end.status
-    assert end.said in serve.err
+    assert end.logged in serve.err
     assert f"Giving up on llama-server; serve exits with status {end.status}" in serve.err
     leaves_nothing(serve)
 
 
-def test_a_slow_load_is_waited_for_and_told(serve: Serve) -> None:
+def test_a_slow_load_is_awaited_and_reported(serve: Serve) -> None:
     loaded = serve.folder / "loaded"
-    # It spends CPU time, as a load does; otherwise nothing is to be seen of it.
+    # It spends CPU time, as a load does, and shows no other progress.
     busy = f"while ! test -e {loaded}; do :; done; touch {serve.folder}/go"
     script = serve.engine.read_text().removeprefix("#!/bin/sh\n")
     serve.write_engine(f'case "$*" in --version) exit;; esac; ({busy}) & {script}')
@@ -263,11 +263,11 @@ def test_a_port_that_is_taken_ends_it_at_once(serve: Serve) -> None:
 # Disks --------------------------------------------------------------------------------------------
 
 
-def test_a_disk_that_is_full_is_said_once_and_nothing_else_happens(serve: Serve) -> None:
+def test_a_full_disk_is_reported_once_and_has_no_other_effect(serve: Serve) -> None:
     logs = serve.data / "logs"
     names = ["api_access.log"]
     now = datetime.now(UTC)
-    for second in range(-5, 60):  # whenever it is started
+    for second in range(-5, 60):  # regardless of the second in which it is started
         stamp = (now + timedelta(seconds=second)).strftime("%Y%m%dT%H%M%SZ")
         names += [f"llama/{stamp}_server_box.log", f"_boot/{stamp}_boot_box.log"]
     for name in names:
@@ -285,7 +285,7 @@ def test_a_disk_that_is_full_is_said_once_and_nothing_else_happens(serve: Serve)
     assert not serve.processes()
 
 
-def test_a_log_folder_that_cannot_be_written_is_said_and_nothing_else_happens(
+def test_a_log_folder_that_cannot_be_written_is_reported_and_has_no_other_effect(
     serve: Serve,
 ) -> None:
     serve.start_ready(LOG_DIR="/proc/nowhere")
@@ -311,10 +311,10 @@ def test_a_killed_supervisor_leaves_nothing(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_being_asked_to_leave_before_anything_runs_is_a_clean_end(
+def test_a_signal_to_stop_before_anything_runs_is_a_clean_end(
     serve: Serve, number: signal.Signals
 ) -> None:
-    # The engine's version is asked for before it is started, by a tool that hangs.
+    # The engine's version is read before it is started, and that hangs here.
     serve.write_engine("sleep 60")
     serve.start()
     serve.until(lambda: any("sleep" in c or "--version" in c for c in serve.processes().values()))
@@ -325,7 +325,7 @@ def test_being_asked_to_leave_before_anything_runs_is_a_clean_end(
     leaves_nothing(serve)
 
 
-def test_being_asked_to_leave_while_it_loads_is_a_clean_end(serve: Serve) -> None:
+def test_a_signal_to_stop_during_a_load_is_a_clean_end(serve: Serve) -> None:
     serve.start(engine=quoted("--load-until", str(serve.folder / "never")))
     serve.until(lambda: serve.engine_state() == "loading")
 
@@ -333,7 +333,7 @@ def test_being_asked_to_leave_while_it_loads_is_a_clean_end(serve: Serve) -> Non
     leaves_nothing(serve)
 
 
-def test_being_asked_to_leave_amid_a_stream_finishes_it(serve: Serve) -> None:
+def test_a_signal_to_stop_during_a_stream_finishes_it(serve: Serve) -> None:
     serve.start_ready()
     stream = serve.stream()
     serve.signal(signal.SIGTERM)
@@ -346,7 +346,9 @@ def test_being_asked_to_leave_amid_a_stream_finishes_it(serve: Serve) -> None:
     leaves_nothing(serve)
 
 
-def test_being_asked_twice_cuts_the_stream_and_the_engine_that_is_deaf(serve: Serve) -> None:
+def test_a_second_signal_cuts_the_stream_and_kills_an_engine_that_ignores_sigterm(
+    serve: Serve,
+) -> None:
     serve.start_ready(engine="--ignore-sigterm")
     gateway = serve.gateway_pid
     stream = serve.stream()
@@ -364,7 +366,7 @@ def test_being_asked_twice_cuts_the_stream_and_the_engine_that_is_deaf(serve: Se
 # As PID 1 -----------------------------------------------------------------------------------------
 
 
-def test_orphans_that_are_handed_to_it_do_not_stay_zombies(serve: Serve) -> None:
+def test_orphans_whose_parent_it_becomes_do_not_stay_zombies(serve: Serve) -> None:
     pid_file = serve.folder / "orphan"
     orphan = f"(setsid sh -c 'echo $$ > {pid_file}; exec sleep 0.2' &)"
     script = serve.engine.read_text().removeprefix("#!/bin/sh\n")
@@ -373,7 +375,7 @@ def test_orphans_that_are_handed_to_it_do_not_stay_zombies(serve: Serve) -> None
     serve.start_ready()
     orphan_pid = int(serve.until(lambda: pid_file.exists() and pid_file.read_text()))
 
-    # Not `is_running`: that its status is taken, so that no zombie stays, is the point here.
+    # Not `is_running`: the point is that it is reaped, so that no zombie stays.
     serve.until(lambda: not Path(f"/proc/{orphan_pid}").exists())
 
     serve.until_said(f"Reaped process {orphan_pid}, whose parent had exited")

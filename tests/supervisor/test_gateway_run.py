@@ -25,7 +25,7 @@ class Running:
 
     async def until(self, fact: Callable[[], object]) -> None:
         async with asyncio.timeout(SECONDS):
-            while not fact():  # noqa: ASYNC110  # of another process
+            while not fact():  # noqa: ASYNC110  # a fact about another process
                 await asyncio.sleep(0.01)
 
     async def until_ready(self) -> None:
@@ -58,7 +58,7 @@ def run(folder: Path, scenario: Callable[[Running], Awaitable[None]]) -> None:
     asyncio.run(both())
 
 
-def test_it_is_told_how_the_engine_is_and_says_so_and_so_does_the_next_one(tmp_path: Path) -> None:
+def test_each_gateway_receives_the_engines_status_and_acknowledges_it(tmp_path: Path) -> None:
     async def scenario(running: Running) -> None:
         status = EngineStatus(EngineState.LOADING, since=0.0, revision=41)
         running.manager.send_status(status)
@@ -76,7 +76,7 @@ def test_it_is_told_how_the_engine_is_and_says_so_and_so_does_the_next_one(tmp_p
     run(tmp_path, scenario)
 
 
-def test_a_signal_that_comes_too_early_is_running_for_it(tmp_path: Path) -> None:
+def test_an_early_signal_is_delivered_once_the_gateway_is_ready(tmp_path: Path) -> None:
     async def scenario(running: Running) -> None:
         await running.until(lambda: running.manager.child)
         for _ in range(3):
@@ -93,7 +93,7 @@ def test_a_signal_that_comes_too_early_is_running_for_it(tmp_path: Path) -> None
     run(tmp_path, scenario)
 
 
-def test_leaving_between_two_lives_starts_no_other(tmp_path: Path) -> None:
+def test_leaving_between_two_lives_starts_no_other_gateway(tmp_path: Path) -> None:
     async def scenario(running: Running) -> None:
         await running.until_ready()
         os.kill(running.pid, signal.SIGKILL)

@@ -18,7 +18,7 @@ GET = b"GET /ping HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 class Health:
-    """A health server that runs, and what it is to say."""
+    """A running health server, and the status that it shows."""
 
     def __init__(self) -> None:
         self.status = 200
@@ -52,7 +52,9 @@ def health() -> Iterator[Health]:
 @pytest.mark.parametrize(
     ("status", "body"), [(200, b"ok\n"), (204, b""), (503, b"service unavailable\n")]
 )
-def test_it_says_what_it_is_told_to(status: int, body: bytes, health: Health) -> None:
+def test_the_status_of_a_response_is_the_one_provided(
+    status: int, body: bytes, health: Health
+) -> None:
     health.status = status
     found = health.ask()
 
@@ -61,19 +63,19 @@ def test_it_says_what_it_is_told_to(status: int, body: bytes, health: Health) ->
     assert found.is_whole
 
 
-def test_it_says_at_once_what_has_changed(health: Health) -> None:
+def test_a_changed_status_is_effective_at_once(health: Health) -> None:
     for status in (204, 200, 503, 200):
         health.status = status
         assert health.ask().status == status
 
 
 @pytest.mark.parametrize("path", ["/", "/ping", "/health", "/any/thing?x=y", "//..//"])
-def test_any_path_is_fine(path: str, health: Health) -> None:
+def test_any_path_is_accepted(path: str, health: Health) -> None:
     assert health.ask(GET.replace(b"/ping", path.encode())).status == 200
 
 
 @pytest.mark.parametrize("status", [200, 204, 503])
-def test_head_is_answered_without_a_body(status: int, health: Health) -> None:
+def test_a_response_to_head_has_no_body(status: int, health: Health) -> None:
     health.status = status
     found = health.ask(GET.replace(b"GET", b"HEAD"), to_head=True)
 
@@ -91,12 +93,14 @@ def test_other_methods_are_405(method: str, health: Health) -> None:
 
 
 @pytest.mark.parametrize("raw", [b"get / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\r\n\r\n", b"\r\n\r\n"])
-def test_nonsense_is_400(raw: bytes, health: Health) -> None:
+def test_a_malformed_request_is_400(raw: bytes, health: Health) -> None:
     assert health.ask(raw).status == 400
 
 
 @pytest.mark.parametrize("raw", [b"\x16\x03\x01\x02\x00\x01", b"\x05\x01\x00", b"\0"])
-def test_what_begins_no_request_is_400_before_any_end_of_it(raw: bytes, health: Health) -> None:
+def test_bytes_that_start_no_request_are_400_without_waiting_for_their_end(
+    raw: bytes, health: Health
+) -> None:
     with health.connect() as sock:
         sock.sendall(raw)
 
@@ -112,18 +116,18 @@ def test_a_request_in_pieces_is_a_request(health: Health) -> None:
         assert read_answers(everything(sock))[0].status == 200
 
 
-def test_bare_line_ends_will_do(health: Health) -> None:
+def test_bare_line_feeds_are_accepted(health: Health) -> None:
     assert health.ask(b"GET / HTTP/1.0\n\n").status == 200
 
 
-def test_a_peer_that_says_nothing_holds_nobody_up(health: Health) -> None:
+def test_a_peer_that_sends_nothing_delays_no_other(health: Health) -> None:
     with health.connect(), health.connect() as half:
         half.sendall(GET[:-1])
         for _ in range(5):
             assert health.ask().status == 200
 
 
-def test_a_peer_that_reads_nothing_holds_nobody_up(health: Health) -> None:
+def test_a_peer_that_reads_nothing_delays_no_other(health: Health) -> None:
     with health.connect() as sock:
         sock.sendall(GET)
         for _ in range(5):
@@ -137,7 +141,7 @@ def test_a_head_without_end_is_cut(health: Health) -> None:
         assert sock.recv(1) == b""
 
 
-def test_as_many_probes_at_once_as_are_allowed_are_answered(health: Health) -> None:
+def test_the_maximum_of_concurrent_connections_is_served(health: Health) -> None:
     with ExitStack() as stack:
         socks = [stack.enter_context(health.connect()) for _ in range(100)]
         for sock in socks:
@@ -146,7 +150,7 @@ def test_as_many_probes_at_once_as_are_allowed_are_answered(health: Health) -> N
             assert read_answers(everything(sock))[0].status == 200
 
 
-def test_more_connections_than_are_allowed_are_cut_and_it_recovers(health: Health) -> None:
+def test_connections_above_the_maximum_are_cut_and_it_recovers(health: Health) -> None:
     with ExitStack() as stack:
         socks = [stack.enter_context(health.connect()) for _ in range(MAX_CONNECTIONS)]
         with health.connect() as one_more:
@@ -158,7 +162,7 @@ def test_more_connections_than_are_allowed_are_cut_and_it_recovers(health: Healt
     assert health.ask().status == 200
 
 
-def test_after_stopping_nobody_listens() -> None:
+def test_after_stopping_nothing_listens() -> None:
     health = Health()
     health.server.stop()
 
@@ -166,7 +170,7 @@ def test_after_stopping_nobody_listens() -> None:
         health.connect()
 
 
-def test_stopping_lets_go_of_those_who_are_connected() -> None:
+def test_stopping_closes_open_connections() -> None:
     health = Health()
     with health.connect() as sock:
         assert health.ask().status == 200  # so that the other connection has been accepted
@@ -177,7 +181,7 @@ def test_stopping_lets_go_of_those_who_are_connected() -> None:
 
 
 @pytest.mark.parametrize("status", [200, 503])
-def test_an_answer_has_the_length_that_it_says(status: int) -> None:
+def test_a_response_has_the_length_that_it_declares(status: int) -> None:
     (found,) = read_answers(answer(GET, status))
 
     assert int(found["content-length"]) == len(found.body) > 0

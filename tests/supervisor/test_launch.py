@@ -11,7 +11,7 @@ from llama_gguf.supervisor.launch import check_address, remove_socket
 from tests.supervisor.conftest import free_ports
 
 
-def test_a_port_that_is_taken_at_the_start_is_for_a_person_to_free() -> None:
+def test_a_port_that_is_taken_at_the_start_is_a_users_error() -> None:
     settings = Settings(port_backend=free_ports(1)[0])
 
     check_address(settings)
@@ -22,7 +22,7 @@ def test_a_port_that_is_taken_at_the_start_is_for_a_person_to_free() -> None:
         check_address(settings)
 
 
-def test_a_socket_that_was_left_behind_is_removed(tmp_path: Path) -> None:
+def test_a_stale_socket_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "engine.sock"
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
@@ -32,7 +32,7 @@ def test_a_socket_that_was_left_behind_is_removed(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_socket_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "engine.sock"
     path.write_text("somebody's")
 

@@ -31,7 +31,7 @@ def test_without_control_groups_there_are_none(tmp_path: Path) -> None:
     assert oom.oom_kills(str(tmp_path)) == 0
 
 
-def test_the_kernels_log_is_asked_for_the_process(tmp_path: Path) -> None:
+def test_the_kernels_log_is_searched_for_the_process(tmp_path: Path) -> None:
     kmsg = tmp_path / "kmsg"
     kmsg.write_text("6,1,1,-;Out of memory: Killed process 4711 (llama-server) total-vm:1kB\n")
 
@@ -39,10 +39,10 @@ def test_the_kernels_log_is_asked_for_the_process(tmp_path: Path) -> None:
     assert not oom.kernel_names(471, str(kmsg))
 
 
-def test_a_kernels_log_that_is_not_for_us_says_nothing(tmp_path: Path) -> None:
+def test_an_unreadable_kernel_log_is_no_evidence(tmp_path: Path) -> None:
     assert not oom.kernel_names(1, str(tmp_path / "nowhere"))
 
 
-def test_here_it_does_no_harm() -> None:
+def test_reading_this_machines_files_raises_nothing() -> None:
     assert oom.oom_kills() >= 0
     assert not oom.kernel_names(2**30)

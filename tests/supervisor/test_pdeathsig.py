@@ -46,7 +46,7 @@ def test_the_programs_exit_status_is_its_own() -> None:
     assert run(["/bin/sh", "-c", "exit 7"]).returncode == 7
 
 
-def test_a_parent_that_is_dead_already_starts_nothing(tmp_path: Path) -> None:
+def test_nothing_is_started_if_the_parent_is_dead_already(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
 
     result = run(["/bin/sh", "-c", f"touch {trace}"], parent=os.getpid() + 1)

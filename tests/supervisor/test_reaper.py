@@ -1,4 +1,4 @@
-"""In a process of its own, since whose child an orphan becomes is a property of one."""
+"""In separate processes, since a process decides for all its descendants who adopts orphans."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def run(script: str) -> str:
     return result.stdout.strip()
 
 
-def test_orphans_are_ours_only_as_a_reaper() -> None:
+def test_orphans_are_ours_only_as_a_subreaper() -> None:
     script = "print(orphans.are_ours()); become_reaper(); print(orphans.are_ours())"
 
     assert run(script).split() == ["False", "True"]
 
 
-def test_a_zombie_that_nobody_asks_for_is_reaped_and_our_own_child_is_not() -> None:
+def test_an_orphaned_zombie_is_reaped_and_our_own_child_is_not() -> None:
     script = """
 become_reaper()
 async def main():
-    # Two processes deep, so that the inner one loses its parent, and is a zombie of ours.
+    # Two processes deep, so that the inner one loses its parent, and becomes our zombie.
     outer = await asyncio.create_subprocess_exec(
         "sh", "-c", "sh -c 'exit 3' & echo $!; exec sleep 0", stdout=subprocess.PIPE)
     orphan = int(await outer.stdout.readline())
@@ -57,7 +57,7 @@ asyncio.run(main())
     assert run(script) == "5"
 
 
-def test_whatever_is_left_in_the_end_is_killed_with_what_it_started() -> None:
+def test_all_remaining_processes_are_killed_with_their_descendants() -> None:
     script = """
 child = subprocess.Popen(["sh", "-c", "setsid sleep 60 & echo $!; wait"], stdout=subprocess.PIPE)
 grandchild = int(child.stdout.readline())

@@ -18,14 +18,14 @@ from llama_gguf.supervisor.restart_policy import Event as E
 
 
 class At:
-    """The time of what follows in a history."""
+    """The time of the next events in a history."""
 
     def __init__(self, now: float) -> None:
         self.now = now
 
 
 class Died:
-    """One death in a history: when, with what, and what has to follow."""
+    """One death in a history: its time and status, and the expected decision."""
 
     def __init__(self, now: float, then: SpawnAt | GiveUp, *, status: int = 1) -> None:
         self.now = now
@@ -35,8 +35,8 @@ class Died:
 
 UP = (E.SPAWNED, E.SERVES)
 HISTORIES: dict[str, tuple[Callable[[], RestartPolicy], list[E | At | Died], S]] = {
-    "it serves and goes on serving": (RestartPolicy, [*UP], S.READY),
-    "it dies once and comes back": (
+    "it serves and continues to serve": (RestartPolicy, [*UP], S.READY),
+    "it dies once and is restarted": (
         RestartPolicy,
         [*UP, Died(100.0, SpawnAt(101.0)), *UP],
         S.READY,
@@ -71,7 +71,7 @@ HISTORIES: dict[str, tuple[Callable[[], RestartPolicy], list[E | At | Died], S]]
         ],
         S.BACKOFF,
     ),
-    "what dies soon after it serves is not forgiven": (
+    "a death soon after it serves is not forgiven": (
         partial(RestartPolicy, max_deaths=2),
         [
             *(*UP, Died(59.9, SpawnAt(60.9))),
@@ -89,18 +89,18 @@ HISTORIES: dict[str, tuple[Callable[[], RestartPolicy], list[E | At | Died], S]]
         ],
         S.BACKOFF,
     ),
-    "it falls asleep, is wanted and comes": (
+    "it falls asleep and is started by a request": (
         RestartPolicy,
         [*UP, E.SLEEPS, E.SPAWNED, E.SERVES],
         S.READY,
     ),
-    "it dozes off and wakes by itself": (RestartPolicy, [*UP, E.SLEEPS, E.SERVES], S.READY),
+    "it falls asleep and wakes by itself": (RestartPolicy, [*UP, E.SLEEPS, E.SERVES], S.READY),
     "it dies in its sleep": (
         RestartPolicy,
         [*UP, E.SLEEPS, Died(5.0, SpawnAt(6.0)), *UP],
         S.READY,
     ),
-    "it hangs, is ended and comes back": (
+    "it hangs, is ended and is restarted": (
         RestartPolicy,
         [*UP, E.HANGS, Died(100.0, SpawnAt(101.0)), *UP],
         S.READY,
@@ -110,13 +110,13 @@ HISTORIES: dict[str, tuple[Callable[[], RestartPolicy], list[E | At | Died], S]]
         [E.SPAWNED, E.HANGS, Died(300.0, GiveUp(143), status=143)],
         S.FAILED,
     ),
-    "chance makes a delay shorter, by a quarter at most": (
+    "randomness shortens a delay by a quarter at most": (
         partial(RestartPolicy, rng=lambda: 1.0),
         [*UP, Died(100.0, SpawnAt(100.75)), E.SPAWNED, Died(101.0, SpawnAt(102.5))],
         S.BACKOFF,
     ),
-    "asked to stop while it sleeps": (RestartPolicy, [*UP, E.SLEEPS, E.STOP, E.GONE], S.STOPPED),
-    "asked to stop when it has been given up": (
+    "stopped while it sleeps": (RestartPolicy, [*UP, E.SLEEPS, E.STOP, E.GONE], S.STOPPED),
+    "stopped after it has been given up": (
         partial(RestartPolicy, max_deaths=0),
         [E.SPAWNED, Died(0.0, GiveUp(1)), E.STOP],
         S.FAILED,
@@ -130,30 +130,30 @@ HISTORIES: dict[str, tuple[Callable[[], RestartPolicy], list[E | At | Died], S]]
         ],
         S.FAILED,
     ),
-    "no death is borne where none may be": (
+    "no death is tolerated if max_deaths is 0": (
         partial(RestartPolicy, max_deaths=0),
         [*UP, Died(0.0, GiveUp(1))],
         S.FAILED,
     ),
-    "what never served is given up at once": (
+    "a child that never served is given up at once": (
         partial(RestartPolicy, max_deaths=5, max_first_deaths=0),
         [E.SPAWNED, Died(7.0, GiveUp(1))],
         S.FAILED,
     ),
-    "what has served gets its chances, also while it comes back": (
+    "a child that has served gets its chances, also during a restart": (
         partial(RestartPolicy, max_deaths=2, max_first_deaths=0),
         [*UP, Died(0.0, SpawnAt(1.0)), E.SPAWNED, Died(2.0, SpawnAt(4.0))],
         S.BACKOFF,
     ),
-    "what cannot even be spawned has died": (
+    "a child that cannot be spawned has died": (
         RestartPolicy,
         [Died(0.0, SpawnAt(1.0)), E.SPAWNED],
         S.LOADING,
     ),
-    "asked to stop while it serves": (RestartPolicy, [*UP, E.STOP, E.GONE], S.STOPPED),
-    "asked to stop while it loads": (RestartPolicy, [E.SPAWNED, E.STOP, E.GONE], S.STOPPED),
-    "asked to stop while nothing runs": (RestartPolicy, [E.STOP], S.STOPPED),
-    "asked to stop between two tries": (
+    "stopped while it serves": (RestartPolicy, [*UP, E.STOP, E.GONE], S.STOPPED),
+    "stopped while it loads": (RestartPolicy, [E.SPAWNED, E.STOP, E.GONE], S.STOPPED),
+    "stopped before the first start": (RestartPolicy, [E.STOP], S.STOPPED),
+    "stopped between two starts": (
         RestartPolicy,
         [*UP, Died(0.0, SpawnAt(1.0)), E.STOP],
         S.STOPPED,
@@ -219,7 +219,7 @@ def test_the_longest_crash_loop_that_a_setting_allows_keeps_its_delay() -> None:
     ],
     ids=lambda value: " ".join(e.name for e in value) if isinstance(value, list) else value.name,
 )
-def test_what_cannot_happen_raises_and_changes_nothing(history: list[E], then: E) -> None:
+def test_an_impossible_event_raises_and_changes_nothing(history: list[E], then: E) -> None:
     policy = RestartPolicy()
     for event in history:
         policy.on(event, 0.0)
@@ -231,7 +231,7 @@ def test_what_cannot_happen_raises_and_changes_nothing(history: list[E], then: E
     assert policy.state is before
 
 
-def test_a_death_that_was_asked_for_is_no_crash() -> None:
+def test_a_death_after_a_stop_is_no_crash() -> None:
     policy = RestartPolicy()
     for event in (*UP, E.STOP):
         policy.on(event, 0.0)
@@ -242,7 +242,7 @@ def test_a_death_that_was_asked_for_is_no_crash() -> None:
     assert not policy.restarts
 
 
-def test_who_is_leaving_never_comes_back() -> None:
+def test_a_leaving_child_is_never_restarted() -> None:
     for (state, _), then in TRANSITIONS.items():
         if state in LEAVING:
             assert then in LEAVING

@@ -1,4 +1,4 @@
-"""A terminal that is stopped, or a pipe that is full: everything goes on but the lines on it."""
+"""A paused terminal, or a full pipe: only the lines on it are delayed or lost."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Blocked = BlockedPipe | StoppedTerminal
 
 @pytest.fixture(params=[BlockedPipe, StoppedTerminal], ids=["pipe", "terminal"])
 def blocked(request: pytest.FixtureRequest, serve: Serve) -> Iterator[Blocked]:
-    """Where ``serve`` prints."""
+    """The terminal or pipe to which ``serve`` prints."""
     with request.param() as blocked:
         serve.stdout = serve.stderr = blocked.fd
-        serve.environ["TERM"] = "xterm"  # which bars are shown on
+        serve.environ["TERM"] = "xterm"  # on which progress bars are shown
         yield blocked
 
 
@@ -47,7 +47,7 @@ def test_it_serves_restarts_and_stops(serve: Serve, blocked: Blocked) -> None:
     until_gone(*ours)
 
 
-def test_a_terminal_that_is_stopped_while_it_serves_shows_all_of_it_afterwards(
+def test_a_terminal_that_was_paused_shows_everything_afterwards(
     serve: Serve,
 ) -> None:
     with StoppedTerminal() as terminal:
@@ -72,9 +72,7 @@ def test_a_terminal_that_is_stopped_while_it_serves_shows_all_of_it_afterwards(
     assert "lost" not in shown
 
 
-def test_an_engine_that_prints_without_end_does_not_stand_still(
-    serve: Serve, blocked: Blocked
-) -> None:
+def test_an_engine_that_prints_endlessly_is_not_blocked(serve: Serve, blocked: Blocked) -> None:
     done = serve.folder / "printed"
     script = serve.engine.read_text().removeprefix("#!/bin/sh\n")
     flood = f"head -c 20000000 /dev/zero | tr '\\0' x | fold -w 100; touch {done}"
@@ -87,7 +85,7 @@ def test_an_engine_that_prints_without_end_does_not_stand_still(
     assert serve.stop() == 0
 
 
-def test_a_model_is_fetched_and_loaded_all_the_same(serve: Serve, blocked: Blocked) -> None:
+def test_a_model_is_fetched_and_loaded_nevertheless(serve: Serve, blocked: Blocked) -> None:
     loaded = serve.folder / "loaded"
     with FileServer(gguf()) as server:
         load_until = quoted("--load-until", str(loaded))

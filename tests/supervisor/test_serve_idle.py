@@ -1,4 +1,4 @@
-"""An engine that nobody needs, and log files that are moved away."""
+"""An engine without requests, and log files that are moved away."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.supervisor.conftest import CHAT, Serve, until_gone
 
 
-def test_an_engine_that_nobody_needs_is_stopped_and_comes_with_the_next_request(
+def test_an_idle_engine_is_stopped_and_restarted_by_the_next_request(
     serve: Serve, pool: ThreadPoolExecutor
 ) -> None:
     serve.start_ready(IDLE_STOP="1")
@@ -18,7 +18,7 @@ def test_an_engine_that_nobody_needs_is_stopped_and_comes_with_the_next_request(
         engine = serve.engine_pid
         serve.until(lambda: serve.engine_state() == "asleep")
 
-        # At once: mostly before it is gone.
+        # At once: usually before the process has ended.
         answers = list(pool.map(lambda n: serve.ask(CHAT, b'{"n": %d}' % n), range(4)))
 
         assert [a.status for a in answers] == [200] * 4
@@ -34,7 +34,7 @@ def test_an_engine_that_nobody_needs_is_stopped_and_comes_with_the_next_request(
     assert serve.out.count("Ready:") == 1
 
 
-def test_a_list_of_models_wakes_it_and_is_told_to_come_again(serve: Serve) -> None:
+def test_a_request_for_the_models_wakes_it_and_gets_503_meanwhile(serve: Serve) -> None:
     serve.start_ready(IDLE_STOP="1")
     serve.until(lambda: serve.engine_state() == "asleep" and not serve.engine_pid)
 

@@ -1,4 +1,4 @@
-"""The key between gateway and engine, and those of the clients, are nobody else's to see."""
+"""The key between gateway and engine, and the clients' keys, are visible nowhere else."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HARMLESS: Final = {"LLAMA_ARG_FLASH_ATTN": "on", "CUDA_VISIBLE_DEVICES": "0"}
 
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    """One that has served, refused and seen its engine die."""
+    """A `serve` that has served and rejected requests, and whose engine has died."""
     serve = Serve(tmp_path_factory.mktemp("secrets"))
     serve.add_key()
     try:
@@ -54,7 +54,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
         serve.end()
 
 
-def test_the_engine_gets_our_key_and_nothing_that_would_move_it_or_open_it_up(
+def test_the_engine_gets_our_key_and_no_variable_that_would_expose_it(
     ready: Serve,
 ) -> None:
     got = environment_of(ready.engine_pid)
@@ -96,7 +96,7 @@ def test_the_settings_in_the_log_are_masked(ready: Serve) -> None:
     assert "BACKEND_API_KEY=********" in ready.err
 
 
-def test_the_public_paths_tell_no_secret_and_no_id_of_a_key(ready: Serve) -> None:
+def test_the_public_paths_show_no_secret_and_no_key_id(ready: Serve) -> None:
     for path in ("/ping", "/health"):
         body = ready.ask(path, key="").body.decode()
         assert BACKEND_KEY not in body

@@ -32,7 +32,7 @@ from tests.support.gguf_files import gguf
 
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    """One that serves, for tests that only look at it."""
+    """A running `serve`, shared by tests that do not change it."""
     serve = Serve(tmp_path_factory.mktemp("ready"))
     try:
         yield serve.start_ready("--create-key", LOG_FORMAT="json")
@@ -41,7 +41,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
 
 
 def created_key(serve: Serve) -> str:
-    """The key that ``--create-key`` has shown."""
+    """The key that ``--create-key`` printed."""
     (key,) = {line.strip() for line in serve.out.splitlines() if line.startswith("    sk-")}
     return key
 
@@ -49,7 +49,7 @@ def created_key(serve: Serve) -> str:
 # While the model loads ----------------------------------------------------------------------------
 
 
-def test_health_and_gateway_answer_while_it_loads_and_a_request_waits_until_it_has(
+def test_health_and_gateway_respond_during_a_load_and_a_request_waits_for_its_end(
     serve: Serve, pool: ThreadPoolExecutor
 ) -> None:
     loaded = serve.folder / "loaded"
@@ -85,7 +85,7 @@ def test_in_live_mode_health_is_200_before_the_model_is_ready(serve: Serve) -> N
 # Ready --------------------------------------------------------------------------------------------
 
 
-def test_the_banner_says_where_and_what(ready: Serve) -> None:
+def test_the_banner_shows_url_and_model(ready: Serve) -> None:
     url = f"http://127.0.0.1:{ready.port}"
 
     assert f"Ready: {url}/v1 serves tiny" in ready.out
@@ -104,7 +104,7 @@ def test_the_curl_of_the_banner_works_as_it_is_pasted(ready: Serve) -> None:
     assert "Hello!" in json.loads(result.stdout)["echo"]
 
 
-def test_logs_go_to_standard_error_and_nothing_but_text_for_people_to_standard_output(
+def test_logs_are_on_standard_error_and_only_text_for_people_on_standard_output(
     ready: Serve,
 ) -> None:
     assert "llama-server started" in ready.err
@@ -112,7 +112,7 @@ def test_logs_go_to_standard_error_and_nothing_but_text_for_people_to_standard_o
     assert '"level"' not in ready.out
 
 
-def test_every_line_on_standard_error_is_json_when_that_is_asked_for(ready: Serve) -> None:
+def test_with_log_format_json_every_line_on_standard_error_is_json(ready: Serve) -> None:
     assert {json.loads(line)["level"] for line in ready.err.splitlines()} == {"info"}
 
 
@@ -127,7 +127,7 @@ def test_an_event_has_its_facts_as_fields(ready: Serve) -> None:
     assert events["other"]["logger"] == "llama-server"
 
 
-def test_the_boot_is_told(ready: Serve) -> None:
+def test_the_boot_is_logged(ready: Serve) -> None:
     messages = [json.loads(line)["message"] for line in ready.err.splitlines()]
 
     assert [m.split()[0] for m in messages[:9]] == [
@@ -136,7 +136,7 @@ def test_the_boot_is_told(ready: Serve) -> None:
     assert any("version 0 (fake)" in m for m in messages)
 
 
-def test_what_the_engine_writes_is_in_a_file_of_its_own(ready: Serve) -> None:
+def test_the_engines_output_is_in_a_separate_file(ready: Serve) -> None:
     assert f"listening on ('127.0.0.1', {ready.port_backend})" in ready.logged()
 
 
@@ -149,7 +149,7 @@ def test_an_exchange_is_in_the_access_log_with_the_id_of_its_key(ready: Serve) -
 
 
 def test_settings_by_flag_reach_gateway_and_engine(serve: Serve) -> None:
-    # A wait that long is written 1e+06 by Python's %g, which is not what a variable may be.
+    # Python's %g formats such a long wait as 1e+06, which no variable accepts.
     flags = ("--max-request-body-size", "10", "--max-queue-wait", "1000000", "--ctx", "512")
 
     serve.start_ready(*flags, "--auth-enabled", "false")
@@ -181,7 +181,7 @@ def test_with_a_certificate_the_gateway_speaks_https_and_the_health_port_http(
 # A model that is not here yet ---------------------------------------------------------------------
 
 
-def test_a_model_that_is_not_here_is_fetched_and_served(serve: Serve) -> None:
+def test_a_missing_model_is_fetched_and_served(serve: Serve) -> None:
     with FileServer(gguf()) as server:
         serve.start_command("serve", server.url("/far.gguf")).until_ready()
 
@@ -208,7 +208,7 @@ def test_a_model_that_cannot_be_fetched_ends_it_with_the_reason(serve: Serve) ->
 # Keys ---------------------------------------------------------------------------------------------
 
 
-def test_create_key_makes_a_private_key_once_and_the_engines_key_is_made_anew(
+def test_create_key_makes_a_private_key_once_and_each_start_a_new_engine_key(
     tmp_path: Path,
 ) -> None:
     serve = Serve(tmp_path)
@@ -235,7 +235,7 @@ def test_create_key_makes_a_private_key_once_and_the_engines_key_is_made_anew(
         serve.end()
 
 
-def test_without_keys_everything_is_refused_and_the_log_says_how_to_make_one(
+def test_without_keys_every_request_is_rejected_and_the_log_shows_how_to_create_one(
     serve: Serve,
 ) -> None:
     serve.keys_file.unlink()
@@ -253,7 +253,7 @@ def test_without_keys_everything_is_refused_and_the_log_says_how_to_make_one(
     serve.until(lambda: serve.ask(CHAT, b"{}").status == 200)
 
 
-def test_create_key_where_none_can_be_written_says_why_and_leaves(serve: Serve) -> None:
+def test_create_key_without_a_writable_file_exits_with_the_reason(serve: Serve) -> None:
     serve.keys_file.unlink()
     nowhere = "/proc/nowhere/api_keys.txt"
 
@@ -267,7 +267,7 @@ def test_create_key_where_none_can_be_written_says_why_and_leaves(serve: Serve) 
 # Where things cannot be written -------------------------------------------------------------------
 
 
-def test_a_log_folder_that_cannot_be_used_is_warned_of_and_serving_goes_on(serve: Serve) -> None:
+def test_a_log_folder_that_cannot_be_used_is_reported_and_serving_continues(serve: Serve) -> None:
     (serve.data / "logs").write_text("a file where the folder should be")
 
     serve.start_ready()
@@ -277,7 +277,9 @@ def test_a_log_folder_that_cannot_be_used_is_warned_of_and_serving_goes_on(serve
     serve.until_said("api_access.log")
 
 
-def test_a_data_folder_that_cannot_be_made_is_warned_of_and_serving_goes_on(serve: Serve) -> None:
+def test_a_data_folder_that_cannot_be_created_is_reported_and_serving_continues(
+    serve: Serve,
+) -> None:
     keys = str(shutil.copy(serve.keys_file, serve.folder / "keys"))
 
     serve.start_ready(DATA_DIR="/proc/nowhere", AUTH_KEYS_FILE=keys)
@@ -286,7 +288,7 @@ def test_a_data_folder_that_cannot_be_made_is_warned_of_and_serving_goes_on(serv
     assert "cannot be written" in serve.err
 
 
-@pytest.mark.parametrize("output", ["a pipe that nobody reads", "a full disk"])
+@pytest.mark.parametrize("output", ["a pipe without a reader", "a full disk"])
 def test_a_banner_that_cannot_be_written_does_not_stop_serving(serve: Serve, output: str) -> None:
     # As with `llama-gguf serve | head -1`.
     if output == "a full disk":

@@ -1,4 +1,4 @@
-"""Signals: what is finished, what is cut, who is left."""
+"""Signals: what is finished, what is cut, which processes remain."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DONE = b"data: [DONE]"
 
 
 def files_in(folder: Path) -> set[str]:
-    """Every file, by its folder and kind; most logs have a time in their names."""
+    """Every file by folder and kind, since most logs have a time in their names."""
     files = [p for p in folder.rglob("*") if p.is_file()]
     return {
         str(p.parent.relative_to(folder) / ("*.log" if p.name[:4].isdigit() else p.name))
@@ -27,7 +27,9 @@ def files_in(folder: Path) -> set[str]:
     }
 
 
-def test_sigterm_finishes_what_runs_refuses_what_is_new_and_leaves_nothing(serve: Serve) -> None:
+def test_sigterm_finishes_running_requests_rejects_new_ones_and_leaves_nothing(
+    serve: Serve,
+) -> None:
     serve.start_ready()
     gateway, engine = serve.gateway_pid, serve.engine_pid
     stream = serve.stream()
@@ -63,7 +65,7 @@ def test_sigint_is_a_clean_end_too(serve: Serve) -> None:
     assert "Traceback" not in serve.err
 
 
-def test_what_still_runs_after_drain_timeout_is_cut(serve: Serve) -> None:
+def test_requests_that_still_run_after_drain_timeout_are_cut(serve: Serve) -> None:
     serve.start_ready(DRAIN_TIMEOUT="0.1")
     stream = serve.stream()
 
@@ -73,7 +75,7 @@ def test_what_still_runs_after_drain_timeout_is_cut(serve: Serve) -> None:
     assert "cut after DRAIN_TIMEOUT" in serve.err
 
 
-def test_sigterm_while_it_loads_is_a_clean_end_and_who_waits_is_told(
+def test_sigterm_during_a_load_is_a_clean_end_and_waiting_requests_get_503(
     serve: Serve, pool: ThreadPoolExecutor
 ) -> None:
     serve.start(engine="--hang-at-load", DRAIN_TIMEOUT="0.3")
@@ -123,7 +125,7 @@ def test_sigterm_between_two_starts_of_the_engine_is_a_clean_end(serve: Serve) -
     assert "Traceback" not in serve.err
 
 
-def test_sighup_reads_the_keys_again_and_restarts_nobody(serve: Serve) -> None:
+def test_sighup_reloads_the_keys_and_restarts_no_process(serve: Serve) -> None:
     serve.start_ready()
     gateway, engine = serve.gateway_pid, serve.engine_pid
     other = "sk-another-key-of-the-tests"
@@ -146,11 +148,11 @@ def test_sighup_while_the_gateway_starts_does_not_end_it(serve: Serve) -> None:
 
     serve.signal(signal.SIGHUP)
 
-    # The gateway has no handler yet, and would die of it.
+    # The gateway has no handler yet: the signal would end it.
     serve.until(lambda: serve.engine_state() == "loading")
 
 
-def test_when_the_gateway_has_left_no_connection_is_taken_any_more(serve: Serve) -> None:
+def test_after_the_gateways_exit_no_connection_is_accepted(serve: Serve) -> None:
     serve.start_ready(engine="--ignore-sigterm")
     gateway, engine = serve.gateway_pid, serve.engine_pid
 
@@ -166,7 +168,7 @@ def test_when_the_gateway_has_left_no_connection_is_taken_any_more(serve: Serve)
 
 
 class _NeverDone(BaseHTTPRequestHandler):
-    """Promises a model and sends its first bytes."""
+    """Announces a model, and sends only its first bytes."""
 
     stop = threading.Event()
 

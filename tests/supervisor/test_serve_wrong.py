@@ -1,4 +1,4 @@
-"""What is wrong before anything runs: a message that helps, an exit status, and no traceback."""
+"""Mistakes found before anything runs: a helpful message, an exit status, no traceback."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Left:
 
 
 class Shop:
-    """Runs `llama-gguf serve` to its early end."""
+    """Runs `llama-gguf serve` until it fails."""
 
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.folder = folder
@@ -49,11 +49,11 @@ class Shop:
         self._capsys = capsys
 
     def serve(self, *arguments: str, **environ: str) -> Left:
-        """In this process: what it raises, here or in its threads, fails the test."""
+        """Run it in this process: an exception, here or in its threads, fails the test."""
         status = main(["serve", *arguments], self.environ | environ)
-        told = self._capsys.readouterr()
-        assert told.out == ""
-        return Left(status, told.err)
+        output = self._capsys.readouterr()
+        assert output.out == ""
+        return Left(status, output.err)
 
     def serve_as_process(self, *arguments: str, **environ: str) -> Left:
         result = subprocess.run(
@@ -90,7 +90,7 @@ def test_no_model_is_named(shop: Shop) -> None:
     assert "  Good.gguf  0.0 MB" in left.err
 
 
-def test_a_model_that_is_not_there(shop: Shop) -> None:
+def test_a_missing_model(shop: Shop) -> None:
     left = shop.serve("Goood.gguf")
 
     assert left.status == USAGE
@@ -98,7 +98,7 @@ def test_a_model_that_is_not_there(shop: Shop) -> None:
     assert "  Good.gguf  0.0 MB" in left.err
 
 
-def test_where_there_is_no_model_at_all_the_first_one_is_offered(shop: Shop) -> None:
+def test_without_any_model_a_first_one_is_suggested(shop: Shop) -> None:
     left = shop.serve("any", MODELS_DIR=str(shop.folder / "none"))
 
     assert left.status == USAGE
@@ -107,7 +107,7 @@ def test_where_there_is_no_model_at_all_the_first_one_is_offered(shop: Shop) -> 
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "reason"),
     [
         (b"", "empty"),
         (gguf()[:300], "cut"),
@@ -117,7 +117,7 @@ def test_where_there_is_no_model_at_all_the_first_one_is_offered(shop: Shop) -> 
     ],
     ids=["empty", "header-cut", "data-cut", "html", "nonsense"],
 )
-def test_a_file_that_is_no_whole_model(shop: Shop, content: bytes, told: str) -> None:
+def test_a_file_that_is_no_complete_model(shop: Shop, content: bytes, reason: str) -> None:
     path = shop.models / "Bad.gguf"
     path.write_bytes(content)
 
@@ -125,7 +125,7 @@ def test_a_file_that_is_no_whole_model(shop: Shop, content: bytes, told: str) ->
 
     assert left.status == BROKEN
     assert f"{path} is " in left.err
-    assert told in left.err
+    assert reason in left.err
     assert "  Good.gguf  0.0 MB" in left.err
 
 
@@ -150,13 +150,13 @@ def test_the_missing_parts_of_a_split_model_are_listed(shop: Shop) -> None:
 # The engine ---------------------------------------------------------------------------------------
 
 
-def test_without_any_engine_the_ways_to_one_are_told(
+def test_without_any_engine_the_ways_to_install_one_are_shown(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if os.path.exists(IMAGE_PATH):
         pytest.skip("this machine has one where the container images have it")
     for wheel in (VULKAN_WHEEL, SOURCE_WHEEL):
-        monkeypatch.setitem(sys.modules, wheel, None)  # which makes its import fail
+        monkeypatch.setitem(sys.modules, wheel, None)  # makes its import fail
 
     left = shop.serve("Good.gguf", PATH="/nowhere", LLAMA_SERVER="")
 
@@ -167,12 +167,10 @@ def test_without_any_engine_the_ways_to_one_are_told(
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "reason"),
     [("nowhere", "does not exist"), ("models", "is a directory"), ("f", "chmod +x")],
 )
-def test_a_wrong_llama_server_is_told_what_is_wrong_with_it(
-    shop: Shop, name: str, told: str
-) -> None:
+def test_the_mistake_in_llama_server_is_shown(shop: Shop, name: str, reason: str) -> None:
     (shop.folder / "f").touch()
     path = str(shop.folder / name)
 
@@ -180,7 +178,7 @@ def test_a_wrong_llama_server_is_told_what_is_wrong_with_it(
 
     assert left.status == USAGE
     assert f"LLAMA_SERVER={path} " in left.err
-    assert told in left.err
+    assert reason in left.err
 
 
 # The settings -------------------------------------------------------------------------------------
@@ -211,7 +209,7 @@ def test_quotes_in_extra_args_that_are_not_closed(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("flag", ["--api-key sk-secret-in-argv", "--api-key=sk-secret-in-argv"])
-def test_a_key_on_the_engines_command_line_is_refused_and_not_repeated(
+def test_a_key_on_the_engines_command_line_is_rejected_and_not_repeated(
     shop: Shop, flag: str
 ) -> None:
     left = shop.serve("Good.gguf", EXTRA_ARGS=f"--jinja {flag}")
@@ -222,7 +220,7 @@ def test_a_key_on_the_engines_command_line_is_refused_and_not_repeated(
     assert "sk-secret" not in left.err
 
 
-def test_a_name_that_the_engine_would_not_take_for_a_socket_is_refused(shop: Shop) -> None:
+def test_a_name_that_the_engine_would_not_treat_as_a_socket_is_rejected(shop: Shop) -> None:
     # llama-server (b1-7e4c0a9, b11434) binds a unix socket only where the name ends in ".sock".
     left = shop.serve_as_process("Good.gguf", BACKEND_SOCKET=str(shop.folder / "engine"))
 
@@ -272,7 +270,7 @@ def test_an_address_that_is_not_ours_is_named(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("host", ["::1%nowhere"])
-def test_a_host_that_means_nothing_is_named(shop: Shop, host: str) -> None:
+def test_a_host_that_cannot_be_resolved_is_named(shop: Shop, host: str) -> None:
     left = shop.serve_as_process("Good.gguf", HOST=host)
 
     assert left.status == BROKEN

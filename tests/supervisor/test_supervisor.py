@@ -1,6 +1,6 @@
-"""Deaths of the gateway and of the engine, at the first load and later, and what is told of them.
+"""Deaths of the gateway and of the engine, at the first load and later, and their reports.
 
-What they cost, and what is left, is in test_faults.py.
+Their cost, and what remains, is in test_faults.py.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DONE = b"data: [DONE]"
 # The gateway --------------------------------------------------------------------------------------
 
 
-def test_a_killed_gateway_comes_back_without_a_refused_connection_and_keeps_the_model(
+def test_a_killed_gateway_is_restarted_without_a_refused_connection_or_a_reload(
     serve: Serve, pool: ThreadPoolExecutor
 ) -> None:
     serve.start_ready(MAX_REQUESTS_PER_MINUTE="1000000")
@@ -44,12 +44,12 @@ def test_a_killed_gateway_comes_back_without_a_refused_connection_and_keeps_the_
     os.kill(gateway, signal.SIGKILL)
 
     until_gone(gateway)
-    waiting = pool.submit(serve.ask, CHAT, b"{}")  # its connection is made while there is none
+    waiting = pool.submit(serve.ask, CHAT, b"{}")  # connects while there is no gateway
     serve.until(lambda: serve.gateway_pid not in (0, gateway))
     assert waiting.result().status == 200
     stop.set()
     for client in clients:
-        statuses = client.result()  # raises when a connection was refused
+        statuses = client.result()  # raises if a connection was refused
         assert set(statuses) <= {200, 503}
         assert 200 in statuses
     assert DONE not in stream.rest()
@@ -58,7 +58,7 @@ def test_a_killed_gateway_comes_back_without_a_refused_connection_and_keeps_the_
 
 
 def answers_until(serve: Serve, stop: threading.Event) -> list[int]:
-    """The statuses of one request after another; those that the death cut do not count."""
+    """The statuses of successive requests, without those that the death cut."""
     statuses = []
     while not stop.is_set():
         connection = http.client.HTTPConnection("127.0.0.1", serve.port, timeout=DEADLINE_SECONDS)
@@ -73,7 +73,7 @@ def answers_until(serve: Serve, stop: threading.Event) -> list[int]:
     return statuses
 
 
-def test_a_gateway_that_is_killed_before_it_listens_is_started_again(serve: Serve) -> None:
+def test_a_gateway_that_is_killed_before_it_listens_is_restarted(serve: Serve) -> None:
     serve.start_ready()
     engine = serve.engine_pid
     killed = [serve.gateway_pid]
@@ -83,7 +83,7 @@ def test_a_gateway_that_is_killed_before_it_listens_is_started_again(serve: Serv
         os.kill(pid, signal.SIGKILL)
         killed.append(pid)
 
-    # What was sent to it and never read makes its end of the channel a ConnectionResetError.
+    # Unread data in the channel makes its end a ConnectionResetError.
     serve.until(lambda: serve.engine_state() == "ready")
 
     assert serve.engine_pid == engine
@@ -93,7 +93,7 @@ def test_a_gateway_that_is_killed_before_it_listens_is_started_again(serve: Serv
 # The engine, after it has served ------------------------------------------------------------------
 
 
-def test_a_killed_engine_comes_back_and_requests_in_between_wait_for_it(
+def test_a_killed_engine_is_restarted_and_requests_in_between_wait_for_it(
     serve: Serve, pool: ThreadPoolExecutor
 ) -> None:
     serve.start_ready()
@@ -132,7 +132,7 @@ def test_a_crash_loop_ends_after_max_restarts_with_the_engines_status(serve: Ser
 
 
 def test_a_helper_that_outlives_the_engine_does_not_hide_its_death(serve: Serve) -> None:
-    # It has the engine's output open, and, in a session of its own, is not of its group.
+    # It keeps the engine's output open and, in a separate session, is not in its group.
     pid_file = serve.folder / "helper"
     script = serve.engine.read_text().removeprefix("#!/bin/sh\n")
     serve.write_engine(
@@ -192,7 +192,7 @@ def test_an_engine_that_dies_at_its_first_load_is_explained_and_its_status_is_ou
     assert "Traceback" not in serve.err
 
 
-def test_the_death_at_load_is_what_a_waiting_client_is_told(
+def test_a_death_during_the_load_is_reported_to_a_waiting_client(
     serve: Serve, pool: ThreadPoolExecutor
 ) -> None:
     switch = serve.folder / "switch"
@@ -223,7 +223,7 @@ class Stranger:
 
 @pytest.fixture
 def stranger() -> Iterator[Stranger]:
-    """Something that answers 200 to everything, and is not our engine."""
+    """Another server, which responds 200 to every request."""
     heads = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -248,7 +248,7 @@ def stranger() -> Iterator[Stranger]:
         thread.join()
 
 
-def test_a_stranger_at_the_engines_port_is_not_taken_for_the_engine(
+def test_another_server_at_the_engines_port_is_not_mistaken_for_the_engine(
     serve: Serve, stranger: Stranger
 ) -> None:
     serve.start(PORT_BACKEND=str(stranger.port), MAX_RESTARTS="1", BACKEND_API_KEY=BACKEND_KEY)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Final
 
 from llama_gguf.access import keys
-from llama_gguf.access.authenticator import Principals
+from llama_gguf.access.authenticator import Authenticator
 from llama_gguf.access.keys import KeyRing
 from llama_gguf.cli.terminal import print_table
 from llama_gguf.config.settings import Settings
@@ -33,14 +33,14 @@ def file_of(size: int, *, hashed: bool) -> str:
     return "".join(f"key-{n}:{stored(secret(n))}:60:2099-01-01T00:00:00Z\n" for n in range(size))
 
 
-def loaded(text: str) -> Principals:
+def loaded(text: str) -> Authenticator:
     """As a gateway has it after a reload."""
-    principals = Principals(Settings(auth_failures_per_minute=0))
+    principals = Authenticator(Settings(auth_failures_per_minute=0))
     principals.take(KeyRing.parse(text), ())
     return principals
 
 
-def asks(principals: Principals, presented: str) -> Callable[[], None]:
+def asks(principals: Authenticator, presented: str) -> Callable[[], None]:
     read = RequestFields()
     read.authorizations.append(b"Bearer " + presented.encode())
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from llama_gguf.access.authenticator import Principal, Principals
+from llama_gguf.access.authenticator import Authenticator, Principal
 from llama_gguf.access.keys import KeyRing
 from llama_gguf.access.moments import format_moment, parse_moment
 from llama_gguf.config.settings import Settings
@@ -130,7 +130,7 @@ def test_to_take_keys_costs_the_same_however_many_there_are() -> None:
 
     def calls(count: int) -> int:
         ring = KeyRing.parse("".join(f"key-{n}:sk-{n:020}\n" for n in range(count)))
-        principals = Principals(Settings())
+        principals = Authenticator(Settings())
         calls = 0
 
         def on_call(*_: object) -> None:
@@ -148,7 +148,7 @@ def test_to_take_keys_costs_the_same_however_many_there_are() -> None:
 
 
 def test_where_nobody_checks_keys_nothing_is_counted_or_told(new_rig: NewRig) -> None:
-    anybody = new_rig(auth_enabled=False).services.authenticator.ANYBODY
+    anybody = new_rig(auth_enabled=False).services.authenticator.ANONYMOUS
 
     assert (anybody.key_id, anybody.window) == ("-", None)
     assert anybody.fields_at(0.0) == b""
@@ -169,13 +169,13 @@ def test_what_counts_for_nothing_is_told_what_there_is_left(new_rig: NewRig) -> 
 # Administrators -----------------------------------------------------------------------------------
 
 
-def with_admins(*key_ids: str) -> Principals:
-    principals = Principals(Settings(admin_key_ids=key_ids))
+def with_admins(*key_ids: str) -> Authenticator:
+    principals = Authenticator(Settings(admin_key_ids=key_ids))
     principals.take(KeyRing.parse(KEYS_TEXT), ())
     return principals
 
 
-def may_operate(principals: Principals, key_id: str) -> bool:
+def may_operate(principals: Authenticator, key_id: str) -> bool:
     principal = principals.named(key_id)
     assert principal is not None
     try:
@@ -206,7 +206,7 @@ def test_an_administrator_without_a_key_is_missed() -> None:
 )
 def test_the_next_key_to_expire_is_known(now: float, left: float | None) -> None:
     lines = [f"k{n}:sk-{n}-0123456789abcdef::{format_moment(n)}" for n in (1000, 100)]
-    principals = Principals(Settings())
+    principals = Authenticator(Settings())
     principals.take(KeyRing.parse("\n".join([*lines, f"alice:{KEY}"])), ())
 
     assert principals.next_expiry(now) == left

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from llama_gguf.access import key_store as key_store_module
-from llama_gguf.access.authenticator import Principals
-from llama_gguf.access.key_store import Reloads
+from llama_gguf.access.authenticator import Authenticator
+from llama_gguf.access.key_store import KeyStore
 from llama_gguf.access.keys import LINES_PER_PAUSE, KeyRing
 from llama_gguf.config.settings import Settings
 from llama_gguf.errors import ReloadFailed
@@ -109,8 +109,8 @@ class Reader:
         self.waiting[-1].set()
 
 
-def reloads_of(path: Path, results: list[str]) -> tuple[Reloads, Reader]:
-    reloads = Reloads(str(path), Principals(Settings()), results.append)
+def reloads_of(path: Path, results: list[str]) -> tuple[KeyStore, Reader]:
+    reloads = KeyStore(str(path), Authenticator(Settings()), results.append)
     reader = Reader()
     reloads.off_the_loop = reader.read
     return reloads, reader
@@ -239,7 +239,7 @@ def test_a_large_file_is_read_with_pauses_for_the_loop(
     monkeypatch.setattr(
         key_store_module, "pause", lambda: reading_threads.append(threading.current_thread().name)
     )
-    reloads = Reloads(str(path), Principals(Settings()), lambda _: None)
+    reloads = KeyStore(str(path), Authenticator(Settings()), lambda _: None)
 
     assert asyncio.run(reloads.reload()) == 1000
     assert reading_threads == ["file work"] * (1000 // LINES_PER_PAUSE)
@@ -248,7 +248,7 @@ def test_a_large_file_is_read_with_pauses_for_the_loop(
 # By itself ----------------------------------------------------------------------------------------
 
 
-def look(reloads: Reloads, path: Path) -> bool:
+def look(reloads: KeyStore, path: Path) -> bool:
     """One look; reads the file when that is due, as ``watch`` does."""
     is_due = reloads.is_due(stamps.stamp(str(path)))
     if is_due:
@@ -258,16 +258,16 @@ def look(reloads: Reloads, path: Path) -> bool:
 
 
 @pytest.fixture
-def watched(tmp_path: Path) -> tuple[Reloads, Path, Principals]:
+def watched(tmp_path: Path) -> tuple[KeyStore, Path, Authenticator]:
     path = tmp_path / "api_keys.txt"
     path.write_text(KEYS_TEXT)
-    principals = Principals(Settings())
-    reloads = Reloads(str(path), principals, lambda _: None)
+    principals = Authenticator(Settings())
+    reloads = KeyStore(str(path), principals, lambda _: None)
     reloads.load()
     return reloads, path, principals
 
 
-Watched = tuple[Reloads, Path, Principals]
+Watched = tuple[KeyStore, Path, Authenticator]
 _sizes = itertools.count(1)
 
 
@@ -304,8 +304,8 @@ def test_a_secret_whose_folder_is_switched_counts_as_another_file(tmp_path: Path
     data, path = tmp_path / "..data", tmp_path / "api_keys.txt"
     data.symlink_to("v1")
     path.symlink_to("..data/api_keys.txt")
-    principals = Principals(Settings())
-    reloads = Reloads(str(path), principals, lambda _: None)
+    principals = Authenticator(Settings())
+    reloads = KeyStore(str(path), principals, lambda _: None)
     reloads.load()
     (tmp_path / "..data_tmp").symlink_to("v2")
     os.replace(tmp_path / "..data_tmp", data)
@@ -362,8 +362,8 @@ def test_a_file_whose_mode_is_mended_is_read(watched: Watched) -> None:
 
 def test_a_file_that_comes_later_is_taken_up(tmp_path: Path) -> None:
     path = tmp_path / "api_keys.txt"
-    principals = Principals(Settings())
-    reloads = Reloads(str(path), principals, lambda _: None)
+    principals = Authenticator(Settings())
+    reloads = KeyStore(str(path), principals, lambda _: None)
     with pytest.raises(ReloadFailed):
         reloads.load()
     assert not look(reloads, path)
@@ -379,11 +379,11 @@ def test_a_change_is_taken_up_without_anybody_asking(
     monkeypatch.setattr(key_store_module, "LOOK_SECONDS", 0.001)
     path = tmp_path / "api_keys.txt"
     path.write_text(KEYS_TEXT)
-    principals = Principals(Settings())
+    principals = Authenticator(Settings())
 
     async def changes() -> None:
         loaded = asyncio.Semaphore(0)
-        reloads = Reloads(str(path), principals, lambda _: loaded.release())
+        reloads = KeyStore(str(path), principals, lambda _: loaded.release())
         reloads.load()
         await loaded.acquire()
         reloads.watch()
@@ -404,7 +404,7 @@ def test_a_loop_that_has_gone_is_told_nothing(
 ) -> None:
     monkeypatch.setattr(key_store_module, "LOOK_SECONDS", 0.001)
     path = tmp_path / "api_keys.txt"
-    reloads = Reloads(str(path), Principals(Settings()), lambda _: None)
+    reloads = KeyStore(str(path), Authenticator(Settings()), lambda _: None)
 
     async def begin() -> None:
         reloads.watch()

@@ -53,14 +53,14 @@ class Principal:
         return local_response.rate_fields(window.limit, remaining, window.reset(now))
 
 
-class Principals:
+class Authenticator:
     """All who may ask.
 
     Args:
         settings: of the gateway.
     """
 
-    ANYBODY: Final = Principal("-", None, None)
+    ANONYMOUS: Final = Principal("-", None, None)
     """Whoever asks, where nobody checks keys."""
 
     def __init__(self, settings: Settings) -> None:
@@ -138,7 +138,7 @@ class Principals:
             Limited: this address has tried too many wrong keys; this one was not looked at.
         """
         if not self._are_checked:
-            return self.ANYBODY
+            return self.ANONYMOUS
         wait = self.failures.retry_after(network, now)
         if wait:
             raise Limited("Too many invalid keys from this address.", retry_after=wait)

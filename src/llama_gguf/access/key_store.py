@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from llama_gguf.access import key_file
-from llama_gguf.access.authenticator import Principals
+from llama_gguf.access.authenticator import Authenticator
 from llama_gguf.access.keys import KeyRing, Problem
 from llama_gguf.errors import ReloadFailed, UserError
 from llama_gguf.events import EventLog
@@ -42,7 +42,7 @@ class _Read:
     exposed_mode: int | None = None
 
 
-class Reloads:
+class KeyStore:
     """Of one gateway.
 
     Args:
@@ -51,7 +51,7 @@ class Reloads:
         count: called with ``success`` or ``failure``, once for each time.
     """
 
-    def __init__(self, path: str, principals: Principals, count: Callable[[str], None]) -> None:
+    def __init__(self, path: str, principals: Authenticator, count: Callable[[str], None]) -> None:
         self._path = path
         self._principals = principals
         self._count = count

@@ -57,7 +57,7 @@ class Client(Receiver):
         """The keys among which ``principal`` was found."""
 
     def authenticate(self, exchange: Exchange) -> Principal:
-        """Find out whose key the request shows. Raises what ``Principals.authenticate`` does."""
+        """Find out whose key the request shows. Raises what ``Authenticator.authenticate`` does."""
         raise NotImplementedError
 
     def expect_body(self, reader: BodyReader, head: Request) -> bytearray | None:

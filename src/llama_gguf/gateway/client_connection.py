@@ -16,7 +16,7 @@ import math
 import re
 from typing import TYPE_CHECKING, Final, cast
 
-from llama_gguf.access.authenticator import Principal, Principals
+from llama_gguf.access.authenticator import Authenticator, Principal
 from llama_gguf.access.rate_limit import network_of
 from llama_gguf.errors import GatewayError, IllegalTransition, QueueFull, RequestTimeout
 from llama_gguf.events import EventLog
@@ -356,7 +356,7 @@ class ClientConnection(Client):
             self._refuse(route.error)
             return
         services = self._services
-        principal = Principals.ANYBODY
+        principal = Authenticator.ANONYMOUS
         if endpoints.needs_key(route.kind, services.settings):
             principal = self.authenticate(exchange)
             exchange.key_id = principal.key_id
@@ -385,7 +385,7 @@ class ClientConnection(Client):
             self.respond(exchange, endpoints.reloaded(keys))
 
     def authenticate(self, exchange: Exchange) -> Principal:
-        """Find out whose key the request shows. Raises what ``Principals.authenticate`` does."""
+        """Find out whose key the request shows. Raises what ``Authenticator.authenticate`` does."""
         services = self._services
         principals = services.authenticator
         request = exchange.request

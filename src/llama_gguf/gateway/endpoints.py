@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from llama_gguf import __version__
-from llama_gguf.access.authenticator import Principal, Principals
+from llama_gguf.access.authenticator import Authenticator, Principal
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.status import HEALTH_STATUS, EngineState
 from llama_gguf.gateway import dashboard
@@ -45,7 +45,7 @@ def needs_key(kind: Kind, settings: Settings) -> bool:
 
 
 def answer(
-    kind: Kind, request: Request, services: Services, principal: Principal = Principals.ANYBODY
+    kind: Kind, request: Request, services: Services, principal: Principal = Authenticator.ANONYMOUS
 ) -> OwnAnswer:
     """The response to *request* for one of the gateway's own paths, except /reload, which waits.
 

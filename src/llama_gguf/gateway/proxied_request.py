@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from llama_gguf.access.authenticator import Principal, Principals
+from llama_gguf.access.authenticator import Authenticator, Principal
 from llama_gguf.errors import (
     ConcurrencyLimited,
     GatewayError,
@@ -253,7 +253,7 @@ class ProxiedRequest:
         if request.route.needs_no_key:
             if request.is_chunked or length:  # memory for bodies is for keys
                 raise PayloadTooLarge("A request to this path must not have a body.", close=True)
-            return Principals.ANYBODY
+            return Authenticator.ANONYMOUS
         return self._client.authenticate(self._exchange)
 
     def _over_rate(self, principal: Principal) -> Limited:

@@ -6,8 +6,8 @@ import asyncio
 import os
 from typing import Final
 
-from llama_gguf.access.authenticator import Principals
-from llama_gguf.access.key_store import Reloads
+from llama_gguf.access.authenticator import Authenticator
+from llama_gguf.access.key_store import KeyStore
 from llama_gguf.config.settings import DEFAULT_SLOTS, Settings
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Probe
@@ -52,8 +52,8 @@ class Services:
         self.head_cache = HeadCache()
         self.request_ids = RequestIds()
         self.connections = Connections(settings.max_connections)
-        self.authenticator = Principals(settings)
-        self.key_store = Reloads(settings.auth_keys_file, self.authenticator, self._count_reload)
+        self.authenticator = Authenticator(settings)
+        self.key_store = KeyStore(settings.auth_keys_file, self.authenticator, self._count_reload)
         are_several = self.authenticator.are_several
         self.admission = Admission(
             slots=0,

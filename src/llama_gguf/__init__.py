@@ -3,13 +3,17 @@
 The five-minute map:
 
 - ``cli/`` is the command ``llama-gguf``, and the only reader of the environment.
-- ``supervisor/`` is the parent of all processes: it starts, watches, restarts and stops them.
-- ``gateway/`` is the async proxy in front of llama-server: a Protocol for a client's connection,
+- ``supervisor/`` is the parent of all processes: it starts, monitors, restarts and stops them.
+- ``gateway/`` is the async proxy in front of llama-server: a Protocol for the client's connection,
   and one for the connection to llama-server.
-- ``scheduling/``, ``access/``, ``engines/``, ``models/`` and ``telemetry/`` are its subjects; they
-  do not import each other.
-- ``http1/`` is HTTP without sockets, ``net/`` is sockets without HTTP, ``files/`` is logs on disk.
+- ``scheduling/`` decides which request runs, ``access/`` who may send requests and how many.
+- ``engines/`` is llama-server: its command line, health and exit. ``models/`` is model files and
+  downloads. ``telemetry/`` is metrics, the access log and token usage.
+- ``http1/`` is HTTP without sockets, ``net/`` is sockets without HTTP, ``files/`` is log files and
+  the detection of changed files.
 - ``config/`` has the settings, ``events.py`` the log events, ``errors.py`` the errors.
+
+A module imports only from layers below its own: docs/architecture.md.
 """
 
 __version__ = "0.1.0.dev0"

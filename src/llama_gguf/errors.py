@@ -4,7 +4,7 @@
 and what to do next, and the command exits with ``exit_status``.
 
 ``GatewayError`` is for the client of the gateway: its type states whose fault it is and
-in which phase, and ``http1/local_response.py`` alone turns it into bytes.
+in which phase. Only ``http1/local_response.py`` serialises it.
 
 ``IllegalTransition`` is a bug, never the fault of a client or an operator.
 """
@@ -19,7 +19,7 @@ class UserError(Exception):
 
     Args:
         message: what is wrong and what to do next; may have several lines.
-        exit_status: of the command. 2 means a bad setting or flag.
+        exit_status: of the command. 2 means an invalid setting or flag, 1 anything else.
     """
 
     def __init__(self, message: str, exit_status: int = 1) -> None:
@@ -33,7 +33,7 @@ def how_to_install(extra: str) -> str:
 
 
 class IllegalTransition(Exception):
-    """A bug of ours: an event that cannot happen in the present state of a state machine."""
+    """A bug: an event that cannot happen in the current state of a state machine."""
 
 
 class GatewayError(Exception):
@@ -41,8 +41,8 @@ class GatewayError(Exception):
 
     Args:
         message: the sentence in the response's envelope.
-        retry_after: seconds until a retry makes sense; None where none does.
-        close: whether the client's connection cannot be used any further.
+        retry_after: seconds until a retry can succeed; None if no retry is suggested.
+        close: whether the client's connection must be closed after the response.
     """
 
     status: ClassVar[int] = 500
@@ -64,7 +64,7 @@ class GatewayError(Exception):
 
 
 class InvalidRequest(GatewayError):
-    """The family of requests that must be changed before they are sent again."""
+    """The base of errors about requests that must be changed before they are sent again."""
 
     status = 400
     type = "invalid_request_error"
@@ -172,7 +172,7 @@ class ConcurrencyLimited(Limited):
     code = "concurrency_limit_exceeded"
 
 
-# Ours or the engine's -----------------------------------------------------------------------
+# The gateway's or the engine's fault --------------------------------------------------------
 
 
 class Shed(GatewayError):
@@ -219,11 +219,11 @@ class UpstreamError(GatewayError):
 
 
 class UpstreamRefused(UpstreamError):
-    """llama-server refused the connection, so it has received nothing of the request."""
+    """llama-server refused the connection; it has received nothing of the request."""
 
 
 class UpstreamClosedKept(UpstreamError):
-    """A kept connection was closed before any byte of a response: llama-server may have left it."""
+    """A kept connection was closed before any byte of a response, possibly while it was idle."""
 
 
 class UpstreamTimeout(GatewayError):

@@ -3,9 +3,9 @@
     _log: Final = EventLog(__name__)
     _log.info("engine_ready", "The model is ready after {seconds:.1f} s", seconds=4.2)
 
-The name and the facts are for programs, and stay (docs/logs.md). The sentence is for people, and
-may be reworded. Both travel in an ordinary record of ``logging``, as those of libraries do, and
-``cli/logs.py`` renders it as text or as JSON. No fact may be a secret.
+The name and the facts are for programs, and stable (docs/logs.md). The sentence is for people, and
+may be reworded. Both are in an ordinary ``logging`` record, like those of libraries, which
+``cli/logs.py`` renders as text or as JSON. No fact may be a secret.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ Fact = str | int | float | Sequence[str] | None
 Facts = Mapping[str, str | int | float | list[str] | None]
 
 OTHER: Final = "other"
-"""The event of a record that is not ours, such as one of asyncio's."""
+"""The event of a record that another library has logged, such as asyncio."""
 
 
 class EventLog:
     """Logs the events of one module.
 
     An event's text is a template, filled with its facts by ``str.format``. Only the fact
-    ``lines`` is no part of the sentence: as text, its items follow below, one a line.
+    ``lines`` is not part of the sentence: text logs show its items below it, one per line.
 
     Args:
-        module: its name, by which ``logging`` knows the logger.
+        module: its name, which is also the logger's name.
     """
 
     def __init__(self, module: str) -> None:
         self._logger = logging.getLogger(module)  # noqa: TID251 - the one place for it
 
     def info(self, event: str, text: str, /, **facts: Fact) -> None:
-        """Something has happened."""
+        """Log normal operation."""
         self._log(logging.INFO, event, text, facts)
 
     def warning(self, event: str, text: str, /, **facts: Fact) -> None:
-        """Something is not as it should be."""
+        """Log a fault that needs no action, or not yet."""
         self._log(logging.WARNING, event, text, facts)
 
     def error(
@@ -52,7 +52,7 @@ class EventLog:
         exc_info: BaseException | bool | None = None,
         **facts: Fact,
     ) -> None:
-        """Somebody has to do something. *exc_info*: as ``logging`` has it, for a traceback."""
+        """Log a fault that needs action. *exc_info* adds a traceback, as in ``logging``."""
         self._log(logging.ERROR, event, text, facts, exc_info)
 
     def _log(
@@ -74,7 +74,10 @@ class EventLog:
 
 
 class _Sentence:
-    """A message that is made when a handler wants it, so that a mistake in it stays in there."""
+    """A message that is formatted by the handler, whose ``handleError`` reports a bad template.
+
+    Formatted earlier, an error in the template would be raised in the code that logs.
+    """
 
     __slots__ = ("_facts", "_text")
 
@@ -87,12 +90,12 @@ class _Sentence:
 
 
 def event_of(record: logging.LogRecord) -> str:
-    """The name of the event that *record* is."""
+    """The event's name in *record*; ``OTHER`` for a library's record."""
     return str(getattr(record, "event", OTHER))
 
 
 def facts_of(record: logging.LogRecord) -> Facts:
-    """The facts of *record*, fit for JSON; none when it is not ours."""
+    """The facts in *record*, as JSON-safe values; empty for a library's record."""
     facts: Facts = getattr(record, "facts", {})
     return facts
 
@@ -100,7 +103,7 @@ def facts_of(record: logging.LogRecord) -> Facts:
 def _json_safe(fact: Fact) -> str | int | float | list[str] | None:
     match fact:
         case str():
-            # A path may have bytes that are no UTF-8: half a surrogate pair, to Python.
+            # Bytes of a path that are not UTF-8 are lone surrogates in Python, which JSON rejects.
             return fact.encode("utf-8", "backslashreplace").decode()
         case float() if not math.isfinite(fact):
             return str(fact)

@@ -1,4 +1,4 @@
-"""Which request runs next, which one waits, and the states of an exchange.
+"""Which request runs, which waits, what follows a failure, and the states of an exchange.
 
-Pure: the time is an argument, and decisions are return values.
+Pure: decisions are return values, and the time is an argument.
 """

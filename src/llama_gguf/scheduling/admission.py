@@ -1,16 +1,21 @@
 """Admission to the engine: which request runs now, which waits, which is rejected.
 
-A request that needs a slot arrives; the decision, in this order:
+``arrive`` decides a request that needs a slot. The first case that applies:
 
-1. its key has as many requests here as it may: it is over its concurrency limit;
-2. a slot is free, and its key may run one more: it is granted;
-3. the queue is full: it is turned away;
-4. its key has its share of the queue, and there are other keys: it is turned away;
-5. it waits. Within a key first come, first served; between keys in turn, so
-   that a key that floods the queue delays another by one request per slot.
+1. KEY_IS_BUSY: the requests of its key, running and waiting, are at the concurrency limit.
+2. GRANTED: a slot is free, the key may run one more request, and no request waits for that slot.
+3. QUEUE_FULL: all places in the queue are taken.
+4. SHARE_IS_FULL: the key has its share of the queue (``shares.py``), and there are other keys.
+5. QUEUED: it waits until ``on_slot`` or ``on_refused`` is called, or until it leaves.
 
-A slot that comes free goes to the key whose turn it is. While the engine cannot
-serve there are no slots, so that everything waits: loading needs no case of its own.
+``grant`` assigns free slots to waiting requests, until slots or requests run out:
+
+1. Keys take turns: the first in the order of ``_waiting`` that may run one more request is next,
+   and then moves to the end. A key that floods the queue delays another by one request per slot.
+2. Within a key, requests are served in the order of their arrival.
+
+While the engine is not ready, the number of slots is zero, so every request waits: a model that
+is loading needs no case of its own.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ from llama_gguf.scheduling.shares import is_within_share
 
 
 class Ticket(Protocol):
-    """What waits: it knows its key, and is told when its turn has come."""
+    """A request that needs a slot. ``on_slot`` is called once, when a queued one gets its slot."""
 
     key_id: str
 
@@ -51,9 +56,10 @@ class Admission:
     Args:
         slots: requests at the engine at once.
         queue_size: requests that may wait.
-        per_key: requests of one key that may run or wait together; 0 = no cap.
-        running_per_key: requests of one key that may run together; 0 = no cap.
-        is_shared: whether there may be other keys, for which some of the queue is kept free.
+        per_key: concurrent requests of one key, running and waiting; 0 = no limit.
+        running_per_key: concurrent running requests of one key; 0 = no limit.
+        is_shared: whether there may be other keys, so that a part of the queue is reserved for
+            them.
     """
 
     __slots__ = (
@@ -89,27 +95,32 @@ class Admission:
         self._is_shared = is_shared
         self._held_by_key: Counter[str] = Counter()
         self._running_by_key: Counter[str] = Counter()
-        # Keys in the order of their turns; a dict keeps the order and lets anyone leave in O(1).
+        # Keys in the order of their turns. The tickets of each are a dict and not a deque: it keeps
+        # the order too, and any ticket can leave in O(1).
         self._waiting: OrderedDict[str, dict[Ticket, None]] = OrderedDict()
 
     def arrive(self, ticket: Ticket) -> Verdict:
-        """Decide a request that needs a slot. GRANTED holds one until ``done``."""
+        """Decide a request that needs a slot; the module's docstring numbers the cases.
+
+        After GRANTED, the caller holds a slot until it calls ``done``. After QUEUED, the ticket
+        waits until it gets its slot or ``leave`` is called. Other verdicts change nothing.
+        """
         key_id = ticket.key_id
         if self._per_key and self._held_by_key[key_id] >= self._per_key:
-            return Verdict.KEY_IS_BUSY
+            return Verdict.KEY_IS_BUSY  # 1
         if self.running < self.slots and (
             self._may_pass(key_id) if self._running_per_key else not self.queued
         ):
-            verdict = Verdict.GRANTED
+            verdict = Verdict.GRANTED  # 2
             self.running += 1
             if self._running_per_key:
                 self._running_by_key[key_id] += 1
         elif self.queued >= self._queue_size:
-            return Verdict.QUEUE_FULL
+            return Verdict.QUEUE_FULL  # 3
         elif self._has_share(key_id):
-            return Verdict.SHARE_IS_FULL
+            return Verdict.SHARE_IS_FULL  # 4
         else:
-            verdict = Verdict.QUEUED
+            verdict = Verdict.QUEUED  # 5
             self._waiting.setdefault(key_id, {})[ticket] = None
             self.queued += 1
         if self._per_key:
@@ -117,42 +128,47 @@ class Admission:
         return verdict
 
     def leave(self, ticket: Ticket) -> None:
-        """Take a waiting *ticket* out of the queue.
+        """Remove a waiting *ticket* from the queue.
 
         Raises:
-            KeyError: it does not wait.
+            KeyError: it is not waiting.
         """
-        self._take_out(ticket.key_id, ticket)
+        self._dequeue(ticket.key_id, ticket)
         if self._per_key:
             self._release(ticket.key_id)
 
     def depart(self, key_id: str) -> None:
-        """Give back the key's place alone: its slot is in use until ``done``."""
+        """Release the key's concurrency only; the slot stays in use until ``done``.
+
+        For a request whose client has left while the engine still works on it.
+        """
         if self._per_key:
             self._release(key_id)
 
     def done(self, key_id: str, *, has_departed: bool = False) -> None:
-        """Give back a slot, and grant it to the next request.
+        """Release a slot, and grant it to the next request.
 
         Args:
-            key_id: of the request that held it.
-            has_departed: its key's place was given back before, by ``depart``.
+            key_id: of the request that held the slot.
+            has_departed: whether ``depart`` has released the key's concurrency already.
         """
         self.running -= 1
         if self._running_per_key:
             _count_down(self._running_by_key, key_id)
         if self._per_key and not has_departed:
             self._release(key_id)
-        if self.queued and not self._is_granting:  # else the loop that is under way sees it
+        # Within `on_slot`, the loop in `grant` continues with the slot: recursion would be as deep
+        # as the queue is long.
+        if self.queued and not self._is_granting:
             self.grant()
 
     def resize(self, slots: int) -> None:
-        """Set the number of slots. Running requests beyond it finish."""
+        """Set the number of slots. Running requests in excess of it finish."""
         self.slots = slots
         self.grant()
 
     def grant(self) -> None:
-        """Hand out what slots are free."""
+        """Assign free slots to waiting requests."""
         self._is_granting = True
         try:
             while self.queued and self.running < self.slots:
@@ -164,12 +180,12 @@ class Admission:
             self._is_granting = False
 
     def _next(self) -> Ticket | None:
-        """The request whose turn it is, out of the queue and with a slot."""
-        key_id = next((key_id for key_id in self._waiting if self._may_run(key_id)), None)
+        """Dequeue the next request and count its slot; None if no waiting key may run one more."""
+        key_id = next((key_id for key_id in self._waiting if self._may_run(key_id)), None)  # 1
         if key_id is None:
             return None
-        ticket = next(iter(self._waiting[key_id]))
-        self._take_out(key_id, ticket)
+        ticket = next(iter(self._waiting[key_id]))  # 2
+        self._dequeue(key_id, ticket)
         if key_id in self._waiting:
             self._waiting.move_to_end(key_id)
         self.running += 1
@@ -178,15 +194,16 @@ class Admission:
         return ticket
 
     def _may_pass(self, key_id: str) -> bool:
-        """Whether *key_id* may run one more, a slot being free.
+        """Whether a free slot may go to *key_id* at once, past requests that wait.
 
-        Requests that wait all the same are of keys that may not.
+        Those belong to keys at ``running_per_key``, which cannot use the slot; except while
+        ``grant`` runs, when it may not have reached them yet.
         """
         return not self._is_granting and key_id not in self._waiting and self._may_run(key_id)
 
     def _may_run(self, key_id: str) -> bool:
-        cap = self._running_per_key
-        return not cap or self._running_by_key[key_id] < cap
+        limit = self._running_per_key
+        return not limit or self._running_by_key[key_id] < limit
 
     def _has_share(self, key_id: str) -> bool:
         """Whether *key_id* has its share of the queue; its first request may always wait."""
@@ -197,10 +214,10 @@ class Admission:
         return not is_within_share(len(waiting) + 1, free=free) and self._is_shared()
 
     def waiting(self) -> list[Ticket]:
-        """Everyone who waits, in no particular order."""
+        """All waiting requests, in no particular order."""
         return [ticket for tickets in self._waiting.values() for ticket in tickets]
 
-    def _take_out(self, key_id: str, ticket: Ticket) -> None:
+    def _dequeue(self, key_id: str, ticket: Ticket) -> None:
         waiting = self._waiting[key_id]
         del waiting[ticket]
         if not waiting:
@@ -212,7 +229,7 @@ class Admission:
 
 
 def _count_down(counter: Counter[str], key_id: str) -> None:
-    """One less; what is zero takes no room."""
+    """Decrement; entries at zero are deleted, so memory is bounded by the keys in use."""
     counter[key_id] -= 1
     if not counter[key_id]:
         del counter[key_id]

@@ -1,9 +1,9 @@
 """The states of one exchange: a request and its response.
 
-Rule 1: every state and every transition is in ``TRANSITIONS``; the protocol
-classes hold buffers and timers, never a second opinion about the state.
+Rule 1: every state and every transition is in ``TRANSITIONS``. The protocol classes hold buffers
+and timers, and no flag that a state already implies.
 
-Rule 2: nothing here knows of sockets. ``on(event)`` either moves or raises.
+Rule 2: no sockets and no clock. ``on(event)`` either changes the state or raises.
 """
 
 from __future__ import annotations
@@ -21,29 +21,30 @@ if TYPE_CHECKING:
     from llama_gguf.telemetry.token_usage import Usage
 
 
-# IntEnum, since the hash of a plain Enum's member is a Python call: six of them a request.
+# IntEnum: the hash of a plain Enum's member is a Python call, and each request makes six look-ups.
 class State(enum.IntEnum):
-    READING = 0  # the head is read; the body is coming in
-    QUEUED = 1  # waits for a slot
-    FORWARDING = 2  # has what it needs; with the upstream, or connecting to it
-    # The two again, of a stream whose head and comments went out before the engine said anything.
+    READING = 0  # the head has been read; the body is being read
+    QUEUED = 1  # waiting for a slot
+    FORWARDING = 2  # with the upstream, or connecting to it; the client has received nothing
+    # The same two for a stream whose head the gateway has sent ahead of the engine's, followed by
+    # comments as keep-alive: its status is final.
     OPEN_QUEUED = 3
     OPEN_FORWARDING = 4
-    STREAMING = 5  # the response head is out: its status is final
+    STREAMING = 5  # the response head has been sent: its status is final
     DONE = 6  # the response is complete; the connection may be reused
-    ABORTED = 7  # somebody left before it was
+    ABORTED = 7  # client or upstream disconnected before that
 
 
 class Event(enum.IntEnum):
     QUEUE = 0  # no slot is free
     FORWARD = 1  # a slot is granted, or none is needed
-    HEAD_SENT = 2
-    RESPONSE_SENT = 3
-    LOST = 4  # the client left, or the upstream did after the head
-    OPEN = 5  # a stream is given its head ahead of the engine's
-    BEGIN = 6  # the engine begins such a stream
-    RESPONDED = 8  # a response is sent whole, at once
-    REQUEUE = 7  # the engine took no connection: it has nothing of the request
+    HEAD_SENT = 2  # the head of the engine's response
+    RESPONSE_SENT = 3  # its last byte
+    LOST = 4  # the client disconnected, or the upstream did after the head
+    OPEN = 5  # the gateway sends a stream's head ahead of the engine's
+    BEGIN = 6  # the engine's response to such a stream begins
+    REQUEUE = 7  # the engine refused the connection: it has received nothing of the request
+    RESPONDED = 8  # a complete response is sent in one piece, head included
 
 
 S, E = State, Event
@@ -59,13 +60,13 @@ TRANSITIONS: Final[dict[Event, dict[State, State]]] = {
     E.HEAD_SENT: {S.FORWARDING: S.STREAMING},
     E.RESPONDED: {
         S.FORWARDING: S.DONE,
-        # A response of the gateway's own (401, 413, 429, 503, 504) may cut in before the engine's.
+        # The gateway's own responses (401, 413, 429, 503, 504) are sent from these states, too.
         S.READING: S.DONE,
         S.QUEUED: S.DONE,
     },
     E.BEGIN: {S.OPEN_FORWARDING: S.STREAMING},
     E.RESPONSE_SENT: {S.STREAMING: S.DONE},
-    # Whoever leaves does so at any time, but an end stays what it was.
+    # A peer can disconnect at any time; a final state stays as it is.
     E.LOST: {
         S.READING: S.ABORTED,
         S.QUEUED: S.ABORTED,
@@ -75,7 +76,7 @@ TRANSITIONS: Final[dict[Event, dict[State, State]]] = {
         S.STREAMING: S.ABORTED,
     },
 }
-"""What happens, and where it leads from where."""
+"""By event, the states in which it can happen, and the state that follows."""
 
 PHASES: Final[Mapping[State, str]] = {
     S.READING: "request",
@@ -85,22 +86,22 @@ PHASES: Final[Mapping[State, str]] = {
     S.OPEN_FORWARDING: "before_first_byte",
     S.STREAMING: "streaming",
 }
-"""What metrics and the access log call the state in which a client left."""
+"""The names, in metrics and the access log, of the state in which a client disconnected."""
 
 
 class Exchange:
-    """Where one exchange stands, what it holds, and what there will be to say of it at its end.
+    """The state of one exchange, the resources that it holds, and the facts for its log entry.
 
-    Times are seconds on the loop's clock; 0.0 means that it did not come to that.
+    Times are seconds on the loop's clock; 0.0 means that it has not happened.
 
     Args:
-        started_at: when its head had come.
+        started_at: when its head was complete.
         request: its head.
-        id_bytes: the request id, as it goes over the wire.
+        id_bytes: the request id, as sent on the wire.
         address: of the client.
     """
 
-    # Most exchanges leave most of these as they are, and on the class they cost nothing.
+    # Defaults on the class: most exchanges leave most of them unchanged, and pay nothing for them.
     key_id = "-"
     outcome = "done"
     status = 0
@@ -110,27 +111,29 @@ class Exchange:
     forwarded_at = 0.0
     first_byte_at = 0.0
     first_token_at = 0.0
-    """Of a stream: llama-server begins to answer long before there is anything to say."""
+    """Of a stream, whose head llama-server sends long before its first token."""
     ended_at = 0.0
-    """Set where it is known before the end is accounted for."""
+    """Set early where the end is known before the exchange is recorded."""
     opening = b""
-    """Of the engine's answer, the first bytes, where they are not in ``ending``."""
+    """The first bytes of the engine's response, where ``ending`` does not contain them."""
     ending = b""
+    """Its last bytes."""
     usage: Usage | None = None
-    """What these two tell, once it is over."""
+    """Token usage, read from these two at the end."""
     rate_fields = b""
-    """Lines for the answer's head: what its key may still do."""
+    """Header lines for the response: the rate limit of its key, and what remains of it."""
     has_retried = False
     is_counted = False
-    """Whether it is in its key's window."""
+    """Whether its key's rate window counts it."""
     stream_search: StreamSearch | None = None
-    """Of its body, once it has waited for SSE_KEEPALIVE; None before."""
-    # What has to be given back.
+    """The search of its body for ``"stream": true``; None until it has waited SSE_KEEPALIVE."""
+    # Resources to release at the end.
     runs_in: Admission | None = None
-    """What granted it a slot."""
+    """Where it holds a slot."""
     waits_in: Admission | None = None
-    """In whose queue it has a place."""
+    """Where it holds a place in the queue."""
     reserved_bytes = 0
+    """In the memory for bodies."""
 
     def __init__(self, started_at: float, request: Request, id_bytes: bytes, address: str) -> None:
         self.state = State.READING
@@ -140,10 +143,10 @@ class Exchange:
         self.address = address
 
     def on(self, event: Event) -> State:
-        """Move on *event* and return the new state.
+        """Apply *event* and return the new state.
 
         Raises:
-            IllegalTransition: *event* cannot happen in the present state.
+            IllegalTransition: *event* cannot happen in the current state.
         """
         try:
             self.state = state = TRANSITIONS[event][self.state]
@@ -155,23 +158,22 @@ class Exchange:
     def may_reply(self) -> bool:
         """Whether a status line can still be sent.
 
-        Once it cannot, the only honest way to report a failure is to cut the
-        connection, so that the client sees a truncated body and not a
-        complete one with an error glued to its end.
+        Once it cannot, a failure is reported by cutting the connection: the client then detects
+        a truncated body. With an error appended to it, the body would look complete.
         """
         return self.state < State.OPEN_QUEUED
 
     @property
     def is_open(self) -> bool:
-        """Whether a stream's head went out, and the engine has not said anything."""
+        """Whether the gateway has sent a stream's head, and the engine has sent nothing yet."""
         return self.state in (State.OPEN_QUEUED, State.OPEN_FORWARDING)
 
     @property
     def waits_since(self) -> float:
-        """When it began to wait: for a slot, or for the engine; 0.0 while it is being read."""
+        """When it began to wait for a slot or for the engine; 0.0 while its body is being read."""
         return self.queued_at or self.forwarded_at
 
-    # What the access log and the metrics say ------------------------------------------------------
+    # For the access log and the metrics -----------------------------------------------------------
 
     @property
     def request_id(self) -> str:
@@ -192,12 +194,12 @@ class Exchange:
 
     @property
     def first_byte(self) -> float:
-        """Seconds from its start to the first byte of the engine's answer."""
+        """Seconds from its start to the first byte of the engine's response."""
         return self.first_byte_at - self.started_at if self.first_byte_at else 0.0
 
     @property
     def first_token(self) -> float:
-        """Seconds from its start to the first event of a stream that says something."""
+        """Seconds from its start to the first event of a stream that contains a token."""
         return self.first_token_at - self.started_at if self.first_token_at else 0.0
 
     @property

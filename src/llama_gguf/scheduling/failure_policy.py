@@ -1,13 +1,16 @@
 """What follows when a request cannot be completed: one decision, its cases numbered.
 
-1. The engine refused the connection, so it has nothing of the request, and it may come back: the
-   request is queued again for the restarted engine. Only a request that uses a slot waits.
-2. A kept connection turned out to be closed before any byte of the response had come, and the
-   request is a GET or HEAD: it is sent once more on a new connection. RFC 9110 section 9.2.2 allows
-   that for idempotent requests only, and section 9.2.1 makes these two safe.
-3. No byte of a response has been sent to the client: it gets an error response.
-4. The head has been sent: the response is broken off. Behind a whole event of a stream, an error
-   event comes first; everywhere else its bytes would be taken for a part of the response.
+The first case that applies:
+
+1. REQUEUE: the engine refused the connection, so it has received nothing of the request, and it
+   is expected to be restarted. The request is queued again. Only requests that use a slot wait.
+2. RETRY: a kept connection was closed before any byte of the response arrived, and the request is
+   a GET or HEAD. It is sent once more, on a new connection. RFC 9110 section 9.2.2 allows that
+   for idempotent requests only; these two are safe (section 9.2.1), and therefore idempotent.
+3. RESPOND: nothing has been sent to the client. It gets an error response.
+4. BREAK_OFF: the head has been sent, so the status is final. The response is cut, so that the
+   client can detect that it is incomplete. If a stream was cut after a complete event, an error
+   event is sent first; elsewhere its bytes would be taken for part of the response.
 """
 
 from __future__ import annotations
@@ -29,9 +32,9 @@ def decide(error: GatewayError, exchange: Exchange, *, may_come_back: bool) -> A
     """Decide what follows *error*.
 
     Args:
-        error: what went wrong.
-        exchange: the request, and how far its response has come.
-        may_come_back: whether this request may wait for the engine.
+        error: why the request cannot be completed.
+        exchange: the request, and the state of its response.
+        may_come_back: whether the engine may be restarted, and this request may wait for it.
     """
     if isinstance(error, UpstreamRefused) and may_come_back:
         return Action.REQUEUE  # 1

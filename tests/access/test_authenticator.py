@@ -1,4 +1,4 @@
-"""Keys as they are loaded, and what each has used; ``test_client_keys`` shows them at the door."""
+"""Loaded keys and their rate windows; ``test_client_keys`` tests them with requests."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_key_keeps_its_window_while_its_id_stays(rig: Rig) -> None:
     assert rig.services.authenticator.holder(KEY.encode()) is None
 
 
-def test_a_key_that_comes_back_begins_anew(rig: Rig) -> None:
+def test_a_key_that_is_removed_and_added_again_gets_a_new_window(rig: Rig) -> None:
     before = rig.services.authenticator.holder(KEY.encode())
     rig.set_keys(f"bob:{OTHER_KEY}\n")
     rig.services.key_store.load()
@@ -40,7 +40,7 @@ def test_a_key_that_comes_back_begins_anew(rig: Rig) -> None:
     assert after.window is not before.window
 
 
-def test_a_key_s_limit_changes_with_the_file_and_what_it_has_used_stays(rig: Rig) -> None:
+def test_a_changed_limit_applies_to_requests_that_are_already_counted(rig: Rig) -> None:
     before = rig.services.authenticator.holder(OTHER_KEY.encode())
     assert before is not None
     assert before.window is not None
@@ -60,27 +60,27 @@ OLD_KEY = "sk-alice-of-old-0123"
 GRACED = f"alice:{KEY}:3\nalice-old-0a1b2c:{OLD_KEY}:1000:2099-01-01\nbob:{OTHER_KEY}\n"
 
 
-def shown_by(rig: Rig, key: str) -> Principal:
+def principal_of(rig: Rig, key: str) -> Principal:
     found = rig.services.authenticator.holder(key.encode())
     assert found is not None
     return found
 
 
 @pytest.mark.parametrize("text", [GRACED, "\n".join(reversed(GRACED.splitlines()))])
-def test_an_old_secret_in_its_grace_is_the_same_key_with_the_same_window(
+def test_an_old_secret_in_its_grace_shares_the_window_of_its_key(
     text: str, new_rig: NewRig
 ) -> None:
     rig = new_rig(keys=text)
-    new, old = shown_by(rig, KEY), shown_by(rig, OLD_KEY)
+    new, old = principal_of(rig, KEY), principal_of(rig, OLD_KEY)
 
     assert (old.key_id, new.key_id) == ("alice", "alice")
     assert old.window is new.window
     assert new.window is not None
-    assert new.window.limit == 3, "that of the key's own line"
-    assert shown_by(rig, OTHER_KEY).window is not new.window
+    assert new.window.limit == 3, "the limit on the key's own line"
+    assert principal_of(rig, OTHER_KEY).window is not new.window
 
 
-def test_an_old_secret_is_no_second_allowance_whatever_is_reloaded(new_rig: NewRig) -> None:
+def test_an_old_secret_gives_no_second_allowance_across_reloads(new_rig: NewRig) -> None:
     rig = new_rig(keys=f"alice:{OLD_KEY}:3\n")
     rig.answer_with(OK)
     asks = [request(body=b"{}", key=key) for key in (OLD_KEY, KEY)]
@@ -101,12 +101,12 @@ def test_both_secrets_of_a_key_share_its_concurrency(new_rig: NewRig) -> None:
     assert rig.ask(request(body=b"{}", key=OLD_KEY)).answer.status == 429
 
 
-def test_a_window_stays_when_only_the_old_secret_is_left(new_rig: NewRig) -> None:
+def test_a_key_keeps_its_window_when_only_its_old_secret_remains(new_rig: NewRig) -> None:
     rig = new_rig(keys=GRACED)
-    before = shown_by(rig, KEY)
+    before = principal_of(rig, KEY)
     rig.set_keys(GRACED.splitlines()[1])
     rig.services.key_store.load()
-    after = shown_by(rig, OLD_KEY)
+    after = principal_of(rig, OLD_KEY)
 
     assert after.window is before.window
     assert after.window is not None
@@ -117,20 +117,20 @@ def test_a_window_stays_when_only_the_old_secret_is_left(new_rig: NewRig) -> Non
 @pytest.mark.parametrize(
     ("own", "old", "ends"), [("", "2098-01-01", "2098-01-01"), ("2097-01-01", "", "2097-01-01")]
 )
-def test_an_old_secret_ends_with_its_grace_and_with_its_key(
+def test_an_old_secret_expires_with_its_grace_and_with_its_key(
     own: str, old: str, ends: str, new_rig: NewRig
 ) -> None:
     rig = new_rig(keys=f"alice:{KEY}::{own}\nalice-old-0a1b2c:{OLD_KEY}::{old}\n")
 
-    assert shown_by(rig, OLD_KEY).expires_at == parse_moment(ends).timestamp()
+    assert principal_of(rig, OLD_KEY).expires_at == parse_moment(ends).timestamp()
 
 
-def test_to_take_keys_costs_the_same_however_many_there_are() -> None:
-    """It happens in the loop, where each key would hold up every stream a little."""
+def test_the_cost_of_replacing_keys_does_not_depend_on_their_number() -> None:
+    """It runs on the event loop, where a step per key would delay all streams."""
 
     def calls(count: int) -> int:
         ring = KeyRing.parse("".join(f"key-{n}:sk-{n:020}\n" for n in range(count)))
-        principals = Authenticator(Settings())
+        authenticator = Authenticator(Settings())
         calls = 0
 
         def on_call(*_: object) -> None:
@@ -139,7 +139,7 @@ def test_to_take_keys_costs_the_same_however_many_there_are() -> None:
 
         sys.setprofile(on_call)
         try:
-            principals.take(ring, ())
+            authenticator.take(ring, ())
         finally:
             sys.setprofile(None)
         return calls
@@ -147,14 +147,16 @@ def test_to_take_keys_costs_the_same_however_many_there_are() -> None:
     assert calls(1000) == calls(10)
 
 
-def test_where_nobody_checks_keys_nothing_is_counted_or_told(new_rig: NewRig) -> None:
-    anybody = new_rig(auth_enabled=False).services.authenticator.ANONYMOUS
+def test_without_authentication_nothing_is_counted_and_no_rate_fields_are_sent(
+    new_rig: NewRig,
+) -> None:
+    anonymous = new_rig(auth_enabled=False).services.authenticator.ANONYMOUS
 
-    assert (anybody.key_id, anybody.window) == ("-", None)
-    assert anybody.fields_at(0.0) == b""
+    assert (anonymous.key_id, anonymous.window) == ("-", None)
+    assert anonymous.fields_at(0.0) == b""
 
 
-def test_what_counts_for_nothing_is_told_what_there_is_left(new_rig: NewRig) -> None:
+def test_a_request_that_is_not_counted_gets_the_current_rate_fields(new_rig: NewRig) -> None:
     alice = new_rig(max_requests_per_minute=3).services.authenticator.named("alice")
     assert alice is not None
     assert alice.window is not None
@@ -170,16 +172,16 @@ def test_what_counts_for_nothing_is_told_what_there_is_left(new_rig: NewRig) -> 
 
 
 def with_admins(*key_ids: str) -> Authenticator:
-    principals = Authenticator(Settings(admin_key_ids=key_ids))
-    principals.take(KeyRing.parse(KEYS_TEXT), ())
-    return principals
+    authenticator = Authenticator(Settings(admin_key_ids=key_ids))
+    authenticator.take(KeyRing.parse(KEYS_TEXT), ())
+    return authenticator
 
 
-def may_operate(principals: Authenticator, key_id: str) -> bool:
-    principal = principals.named(key_id)
+def may_operate(authenticator: Authenticator, key_id: str) -> bool:
+    principal = authenticator.named(key_id)
     assert principal is not None
     try:
-        principals.check_admin(principal)
+        authenticator.check_admin(principal)
     except AdminKeyRequired:
         return False
     return True
@@ -188,13 +190,15 @@ def may_operate(principals: Authenticator, key_id: str) -> bool:
 @pytest.mark.parametrize(
     ("admins", "allowed"), [((), {"alice", "bob"}), (("bob",), {"bob"}), (("nobody",), set())]
 )
-def test_who_may_operate_the_gateway(admins: tuple[str, ...], allowed: set[str]) -> None:
-    principals = with_admins(*admins)
+def test_only_admin_keys_may_operate_the_gateway(
+    admins: tuple[str, ...], allowed: set[str]
+) -> None:
+    authenticator = with_admins(*admins)
 
-    assert {key_id for key_id in ("alice", "bob") if may_operate(principals, key_id)} == allowed
+    assert {key_id for key_id in ("alice", "bob") if may_operate(authenticator, key_id)} == allowed
 
 
-def test_an_administrator_without_a_key_is_missed() -> None:
+def test_an_admin_id_without_a_key_is_reported() -> None:
     assert with_admins("bob", "zoe", "ann").missing_admins() == ["ann", "zoe"]
 
 
@@ -202,11 +206,13 @@ def test_an_administrator_without_a_key_is_missed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("now", "left"), [(0.0, 100.0), (99.5, 0.5), (100.0, 900.0), (1000.0, None)]
+    ("now", "remaining"), [(0.0, 100.0), (99.5, 0.5), (100.0, 900.0), (1000.0, None)]
 )
-def test_the_next_key_to_expire_is_known(now: float, left: float | None) -> None:
+def test_the_next_expiry_is_that_of_the_next_key_to_expire(
+    now: float, remaining: float | None
+) -> None:
     lines = [f"k{n}:sk-{n}-0123456789abcdef::{format_moment(n)}" for n in (1000, 100)]
-    principals = Authenticator(Settings())
-    principals.take(KeyRing.parse("\n".join([*lines, f"alice:{KEY}"])), ())
+    authenticator = Authenticator(Settings())
+    authenticator.take(KeyRing.parse("\n".join([*lines, f"alice:{KEY}"])), ())
 
-    assert principals.next_expiry(now) == left
+    assert authenticator.next_expiry(now) == remaining

@@ -43,13 +43,13 @@ def only_file(path: Path) -> bool:
 # read ---------------------------------------------------------------------------------------------
 
 
-def test_the_text_is_read_with_its_line_ends_as_they_are(path: Path) -> None:
+def test_line_ends_are_preserved(path: Path) -> None:
     path.write_bytes(b"\xef\xbb\xbf# a\r\n\r# b\n")
 
     assert key_file.read(str(path)) == "\ufeff# a\r\n\r# b\n"
 
 
-def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_file_shows_how_to_create_one(tmp_path: Path) -> None:
     path = f"{tmp_path}/no/keys.txt"
 
     with pytest.raises(UserError) as caught:
@@ -62,17 +62,17 @@ def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
     assert caught.value.exit_status == 1
 
 
-def test_a_folder_is_not_read(tmp_path: Path) -> None:
+def test_a_directory_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a directory; specify the keys file in it"):
         key_file.read(str(tmp_path))
 
 
-def test_a_file_that_cannot_be_read_says_why(path: Path) -> None:
+def test_the_error_for_an_unreadable_file_gives_the_reason(path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read the keys file .*: Not a directory\nCheck"):
         key_file.read(f"{path}/below")
 
 
-def test_a_file_that_is_not_utf_8_names_the_line_and_none_of_its_bytes(path: Path) -> None:
+def test_the_error_for_invalid_utf_8_gives_the_line_and_none_of_its_bytes(path: Path) -> None:
     path.write_bytes(OLD.encode() + b"carol:\xff\xfesecret\n")
 
     with pytest.raises(UserError) as caught:
@@ -87,7 +87,7 @@ def test_a_file_that_is_not_utf_8_names_the_line_and_none_of_its_bytes(path: Pat
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o620, 0o602, 0o666])
-def test_a_file_that_others_may_read_or_change_is_warned_about(path: Path, mode: int) -> None:
+def test_a_file_that_other_users_can_access_causes_a_warning(path: Path, mode: int) -> None:
     path.chmod(mode)
 
     assert key_file.warn_if_exposed(str(path)) == (
@@ -96,27 +96,27 @@ def test_a_file_that_others_may_read_or_change_is_warned_about(path: Path, mode:
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o400, 0o700, 0o611])
-def test_a_file_of_its_owner_alone_is_not_warned_about(path: Path, mode: int) -> None:
+def test_a_file_that_only_its_owner_can_access_causes_no_warning(path: Path, mode: int) -> None:
     path.chmod(mode)
 
     assert key_file.warn_if_exposed(str(path)) is None
 
 
-def test_a_missing_file_is_not_warned_about(tmp_path: Path) -> None:
+def test_a_missing_file_causes_no_warning(tmp_path: Path) -> None:
     assert key_file.warn_if_exposed(f"{tmp_path}/none") is None
 
 
 # edit ---------------------------------------------------------------------------------------------
 
 
-def test_an_edit_is_given_the_text_and_writes_what_it_returns(path: Path) -> None:
+def test_an_edit_writes_the_changed_text(path: Path) -> None:
     key_file.edit(str(path), lambda text: f"{text}# \u00e4\r\n")
 
     assert path.read_bytes() == f"{OLD}# \u00e4\r\n".encode()
     assert only_file(path)
 
 
-def test_a_missing_file_counts_as_empty_and_is_made_with_its_folder(tmp_path: Path) -> None:
+def test_a_missing_file_counts_as_empty_and_is_created_with_its_directory(tmp_path: Path) -> None:
     path = tmp_path / "new" / "api_keys.txt"
 
     key_file.edit(str(path), lambda text: f"[{text}]")
@@ -125,7 +125,7 @@ def test_a_missing_file_counts_as_empty_and_is_made_with_its_folder(tmp_path: Pa
     assert (mode_of(path), mode_of(path.parent)) == (0o600, 0o700)
 
 
-def test_an_edited_file_is_closed_to_others(path: Path) -> None:
+def test_an_edited_file_is_not_accessible_to_other_users(path: Path) -> None:
     path.chmod(0o644)
 
     key_file.edit(str(path), to_new)
@@ -133,7 +133,7 @@ def test_an_edited_file_is_closed_to_others(path: Path) -> None:
     assert mode_of(path) == 0o600
 
 
-def test_an_edit_that_changes_nothing_leaves_the_very_file(path: Path) -> None:
+def test_an_edit_without_changes_does_not_replace_the_file(path: Path) -> None:
     before = path.stat()
 
     key_file.edit(str(path), lambda text: text)
@@ -141,8 +141,8 @@ def test_an_edit_that_changes_nothing_leaves_the_very_file(path: Path) -> None:
     assert path.stat() == before
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
-def test_an_edit_by_root_leaves_the_file_with_its_owner(path: Path) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may change the owner")
+def test_an_edit_by_root_keeps_the_owner(path: Path) -> None:
     os.chown(path, 12345, 54321)
 
     key_file.edit(str(path), to_new)
@@ -150,7 +150,7 @@ def test_an_edit_by_root_leaves_the_file_with_its_owner(path: Path) -> None:
     assert (path.stat().st_uid, path.stat().st_gid) == (12345, 54321)
 
 
-def test_a_symlink_stays_and_its_target_is_replaced(path: Path, tmp_path: Path) -> None:
+def test_a_symlink_is_kept_and_its_target_is_replaced(path: Path, tmp_path: Path) -> None:
     (tmp_path / "links").mkdir()
     link = tmp_path / "links" / "keys"
     link.symlink_to("../api_keys.txt")
@@ -162,7 +162,7 @@ def test_a_symlink_stays_and_its_target_is_replaced(path: Path, tmp_path: Path) 
     assert os.listdir(link.parent) == ["keys"]
 
 
-def test_a_symlink_to_nothing_yet_is_followed_too(tmp_path: Path) -> None:
+def test_a_symlink_to_a_missing_file_is_followed(tmp_path: Path) -> None:
     link = tmp_path / "keys"
     link.symlink_to("volume/api_keys.txt")
 
@@ -172,14 +172,14 @@ def test_a_symlink_to_nothing_yet_is_followed_too(tmp_path: Path) -> None:
     assert (tmp_path / "volume" / "api_keys.txt").read_text() == NEW
 
 
-def test_a_reader_that_has_the_old_file_open_keeps_it_whole(path: Path) -> None:
+def test_a_reader_with_the_old_file_open_reads_all_of_it(path: Path) -> None:
     with path.open() as reader:
         key_file.edit(str(path), to_new)
 
         assert reader.read() == OLD
 
 
-def test_a_change_that_raises_leaves_the_file_as_it_was(path: Path) -> None:
+def test_a_change_that_raises_leaves_the_file_unchanged(path: Path) -> None:
     def change(text: str) -> str:
         raise UserError("no")
 
@@ -190,11 +190,11 @@ def test_a_change_that_raises_leaves_the_file_as_it_was(path: Path) -> None:
     assert only_file(path)
 
 
-def test_a_rename_that_fails_leaves_no_file_beside(tmp_path: Path) -> None:
+def test_a_failed_rename_leaves_no_temporary_file(tmp_path: Path) -> None:
     path = tmp_path / "keys"
 
     def change(_: str) -> str:
-        path.mkdir()  # a file cannot be renamed over a folder
+        path.mkdir()  # a file cannot be renamed over a directory
         return NEW
 
     with pytest.raises(UserError, match="cannot write the keys file"):
@@ -205,7 +205,9 @@ def test_a_rename_that_fails_leaves_no_file_beside(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("below", ["", "/below"])
-def test_a_folder_that_cannot_be_made_is_reported_in_plain_words(path: Path, below: str) -> None:
+def test_the_error_for_a_directory_that_cannot_be_created_gives_the_reason(
+    path: Path, below: str
+) -> None:
     with pytest.raises(UserError) as caught:
         key_file.edit(f"{path}{below}/keys", to_new)
 
@@ -215,7 +217,7 @@ def test_a_folder_that_cannot_be_made_is_reported_in_plain_words(path: Path, bel
     )
 
 
-def test_a_file_that_is_mounted_by_itself_is_told_apart() -> None:
+def test_the_error_for_a_bind_mounted_file_suggests_mounting_its_directory() -> None:
     error = OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
     assert "mount its directory instead" in key_file._not_written("/data/api_keys.txt", error)
@@ -231,21 +233,21 @@ def test_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
 
 
-def test_a_pipe_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
+def test_a_pipe_is_rejected_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "keys")
 
     with pytest.raises(UserError, match="is not a regular file"):
         key_file.edit(f"{tmp_path}/keys", to_new)
 
 
-def test_a_folder_is_not_edited(tmp_path: Path) -> None:
+def test_a_directory_cannot_be_edited(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a directory; specify the keys file in it"):
         key_file.edit(str(tmp_path), to_new)
 
 
 # Processes ----------------------------------------------------------------------------------------
 
-# Each says "there" when it is at the point of interest, and waits to be let on or killed.
+# The child prints "there" at the point of interest, and waits for input or a signal.
 CHILD = """
 import sys
 from llama_gguf.access import key_file
@@ -283,16 +285,16 @@ def child_at(path: Path, added: str, where: str) -> Iterator[subprocess.Popen[st
 
 
 @pytest.mark.parametrize(
-    ("where", "left"), [("change", OLD), ("synced", OLD), ("renamed", OLD + "new\n")]
+    ("where", "text"), [("change", OLD), ("synced", OLD), ("renamed", OLD + "new\n")]
 )
-def test_a_process_killed_in_an_edit_leaves_the_old_or_the_new_file_whole(
-    path: Path, where: str, left: str
+def test_a_process_killed_during_an_edit_leaves_the_complete_old_or_new_file(
+    path: Path, where: str, text: str
 ) -> None:
     with child_at(path, "new\n", where) as child:
         child.kill()
         assert child.wait() == -signal.SIGKILL
 
-    assert path.read_text() == left
+    assert path.read_text() == text
     assert all(mode_of(path.parent / name) == 0o600 for name in os.listdir(path.parent))
 
 
@@ -307,7 +309,7 @@ def test_a_killed_process_holds_no_lock(path: Path) -> None:
     assert only_file(path)
 
 
-def test_an_edit_holds_the_lock_while_the_change_is_worked_out(path: Path) -> None:
+def test_an_edit_holds_the_lock_while_it_computes_the_change(path: Path) -> None:
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         with child_at(path, "new\n", "change"), pytest.raises(BlockingIOError):
@@ -317,7 +319,7 @@ def test_an_edit_holds_the_lock_while_the_change_is_worked_out(path: Path) -> No
         os.close(folder)
 
 
-def test_a_second_edit_sees_what_the_first_one_wrote(path: Path) -> None:
+def test_a_concurrent_edit_sees_the_result_of_the_first(path: Path) -> None:
     with child_at(path, "one\n", "change") as first:
         argv = [sys.executable, "-c", CHILD, str(path), "two\n", "nowhere"]
         with subprocess.Popen(argv) as second:
@@ -327,7 +329,7 @@ def test_a_second_edit_sees_what_the_first_one_wrote(path: Path) -> None:
     assert path.read_text() == OLD + "one\ntwo\n"
 
 
-def test_a_full_disk_leaves_the_old_file_and_none_beside(path: Path) -> None:
+def test_a_full_disk_leaves_the_old_file_and_no_temporary_file(path: Path) -> None:
     limited = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
         "import sys; from llama_gguf.access import key_file\n"
@@ -349,7 +351,7 @@ def test_the_module_imports_nothing_heavy() -> None:
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
 
     heavy = {"rich", "tempfile", "asyncio", "argparse", "secrets", "pathlib", "random"}
-    # A virtual environment's own start may bring pathlib and the like.
+    # The start of a virtual environment may import pathlib and other modules.
     blank = subprocess.run(
         [sys.executable, "-c", "import sys; print(*sys.modules)"],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""When the keys are read, and what is kept when they cannot be."""
+"""Loading and reloading the keys file."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from tests.support.fakes import KEY, KEYS_TEXT, OTHER_KEY, Rig, T, code_of, requ
 from tests.support.rigs import NewRig
 
 
-def test_loading_keys_says_how_many(rig: Rig) -> None:
+def test_loading_returns_the_number_of_keys(rig: Rig) -> None:
     assert rig.services.key_store.load() == 3
 
 
-def test_a_bad_line_is_skipped_and_named_without_its_secret(
+def test_an_invalid_line_is_skipped_and_logged_without_its_secret(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
     rig.set_keys(f"alice:{KEY}\nsk-secret-in-the-wrong-place\n")
@@ -43,7 +43,7 @@ def test_a_bad_line_is_skipped_and_named_without_its_secret(
     assert "sk-secret" not in f"{caplog.text} {skipped}"
 
 
-def test_bad_lines_are_named_in_one_line_of_the_log_however_many_there_are(
+def test_any_number_of_invalid_lines_makes_one_bounded_log_entry(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
     rig.set_keys(f"alice:{KEY}\n" + "nonsense\n" * 1000)
@@ -58,7 +58,9 @@ def test_bad_lines_are_named_in_one_line_of_the_log_however_many_there_are(
     assert lines[-1] == "and 990 more"
 
 
-def test_a_file_open_to_others_is_warned_about(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_that_other_users_can_access_causes_a_warning(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
     rig.keys_file.chmod(0o644)
     with caplog.at_level(logging.WARNING):
         rig.services.key_store.load()
@@ -66,7 +68,7 @@ def test_a_file_open_to_others_is_warned_about(rig: Rig, caplog: pytest.LogCaptu
     assert "chmod 600" in caplog.text
 
 
-def test_a_failed_load_keeps_the_old_set(rig: Rig) -> None:
+def test_a_failed_load_keeps_the_previous_keys(rig: Rig) -> None:
     rig.set_keys(None)
     with pytest.raises(ReloadFailed, match="not loaded"):
         rig.services.key_store.load()
@@ -74,14 +76,14 @@ def test_a_failed_load_keeps_the_old_set(rig: Rig) -> None:
     assert rig.services.authenticator.holder(KEY.encode()) is not None
 
 
-def test_an_empty_file_is_a_set_of_no_keys(rig: Rig) -> None:
+def test_an_empty_file_removes_all_keys(rig: Rig) -> None:
     rig.set_keys("")
     assert rig.services.key_store.load() == 0
 
     assert rig.services.authenticator.holder(KEY.encode()) is None
 
 
-def test_an_administrator_without_a_key_is_warned_about(
+def test_an_admin_id_without_a_key_causes_a_warning(
     new_rig: NewRig, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -91,11 +93,11 @@ def test_an_administrator_without_a_key_is_warned_about(
     assert "names alice" not in caplog.text
 
 
-# Asked --------------------------------------------------------------------------------------------
+# On request ---------------------------------------------------------------------------------------
 
 
 class Reader:
-    """Reads when a test says so."""
+    """Replaces the thread: a read continues when the test calls ``go``."""
 
     def __init__(self) -> None:
         self.waiting: list[asyncio.Event] = []
@@ -109,11 +111,11 @@ class Reader:
         self.waiting[-1].set()
 
 
-def reloads_of(path: Path, results: list[str]) -> tuple[KeyStore, Reader]:
-    reloads = KeyStore(str(path), Authenticator(Settings()), results.append)
+def store_of(path: Path, results: list[str]) -> tuple[KeyStore, Reader]:
+    key_store = KeyStore(str(path), Authenticator(Settings()), results.append)
     reader = Reader()
-    reloads.off_the_loop = reader.read
-    return reloads, reader
+    key_store.off_the_loop = reader.read
+    return key_store, reader
 
 
 async def turns() -> None:
@@ -121,7 +123,7 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
-def test_many_who_ask_share_one_read_that_begins_after_they_asked(
+def test_concurrent_reloads_share_one_read_that_starts_after_all_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(key_store_module, "REST_SECONDS", 0.0)
@@ -130,10 +132,10 @@ def test_many_who_ask_share_one_read_that_begins_after_they_asked(
     results: list[str] = []
 
     async def trial() -> tuple[list[int], list[int]]:
-        reloads, reader = reloads_of(path, results)
-        first = [asyncio.ensure_future(reloads.reload()) for _ in range(1)]
-        await turns()  # its read is under way, so the others need one that begins later
-        later = [asyncio.ensure_future(reloads.reload()) for _ in range(20)]
+        key_store, reader = store_of(path, results)
+        first = [asyncio.ensure_future(key_store.reload()) for _ in range(1)]
+        await turns()  # it is reading already, so the others need a later read
+        later = [asyncio.ensure_future(key_store.reload()) for _ in range(20)]
         await turns()
         reader.go()
         await turns()
@@ -145,20 +147,19 @@ def test_many_who_ask_share_one_read_that_begins_after_they_asked(
     assert results == ["success"] * 2
 
 
-def test_reloads_read_once_a_second_and_each_returns_what_was_written_before_it(
+def test_frequent_reloads_read_once_a_second_and_none_returns_older_keys(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """However many ask, and whenever."""
     results: list[tuple[int, int]] = []
 
-    async def ask(known: int) -> None:
+    async def reload(known: int) -> None:
         results.append((known, await rig.services.key_store.reload()))
 
     tasks = []
     with caplog.at_level(logging.INFO):
         for n in range(1, 101):
             rig.set_keys("".join(f"key-{i}:sk-{i:020}\n" for i in range(n)))
-            tasks += [rig.loop.create_task(ask(n)) for _ in range(3)]
+            tasks += [rig.loop.create_task(reload(n)) for _ in range(3)]
             rig.spin()
             rig.advance(0.05)
         rig.advance(key_store_module.REST_SECONDS)
@@ -171,7 +172,7 @@ def test_reloads_read_once_a_second_and_each_returns_what_was_written_before_it(
     )
 
 
-def test_a_reload_after_a_rest_begins_at_once(rig: Rig) -> None:
+def test_a_reload_after_the_minimum_interval_starts_at_once(rig: Rig) -> None:
     reload = request("POST", "/reload")
     assert len(rig.ask(reload).answers) == 1
     rig.advance(key_store_module.REST_SECONDS)
@@ -180,7 +181,7 @@ def test_a_reload_after_a_rest_begins_at_once(rig: Rig) -> None:
     assert rig.ask(reload).answers == []
 
 
-def test_a_failed_reload_is_followed_by_a_rest_too(rig: Rig) -> None:
+def test_the_minimum_interval_applies_after_a_failed_reload_too(rig: Rig) -> None:
     reload = request("POST", "/reload")
     rig.set_keys(None)
     assert code_of(rig.ask(reload).answer) == "reload_failed"
@@ -192,30 +193,30 @@ def test_a_failed_reload_is_followed_by_a_rest_too(rig: Rig) -> None:
     assert second.answer.status == 200
 
 
-def test_who_leaves_while_the_file_is_read_leaves_the_others_their_answer(tmp_path: Path) -> None:
+def test_a_cancelled_reload_does_not_cancel_concurrent_ones(tmp_path: Path) -> None:
     path = tmp_path / "api_keys.txt"
     path.write_text(KEYS_TEXT)
 
     async def trial() -> int:
-        reloads, reader = reloads_of(path, [])
-        leaver, stayer = (asyncio.ensure_future(reloads.reload()) for _ in range(2))
+        key_store, reader = store_of(path, [])
+        cancelled, other = (asyncio.ensure_future(key_store.reload()) for _ in range(2))
         await turns()
-        leaver.cancel()
+        cancelled.cancel()
         await turns()
         reader.go()
-        return await stayer
+        return await other
 
     assert asyncio.run(trial()) == 3
 
 
-def test_a_failure_is_told_to_whoever_asked_and_logged_and_counted_once(
+def test_each_concurrent_reload_raises_a_failure_that_is_logged_and_counted_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     results: list[str] = []
 
     async def trial() -> list[int | BaseException]:
-        reloads, reader = reloads_of(tmp_path / "missing", results)
-        both = [asyncio.ensure_future(reloads.reload()) for _ in range(2)]
+        key_store, reader = store_of(tmp_path / "missing", results)
+        both = [asyncio.ensure_future(key_store.reload()) for _ in range(2)]
         await turns()
         reader.go()
         return await asyncio.gather(*both, return_exceptions=True)
@@ -224,7 +225,9 @@ def test_a_failure_is_told_to_whoever_asked_and_logged_and_counted_once(
         failures = asyncio.run(trial())
 
     assert [type(failure) for failure in failures] == [ReloadFailed] * 2
-    assert failures[0] is not failures[1], "each would add its frames to the other's traceback"
+    assert failures[0] is not failures[1], (
+        "each caller would add its frames to the other's traceback"
+    )
     assert caplog.text.count("there is no keys file") == 1
     assert results == ["failure"]
 
@@ -232,28 +235,28 @@ def test_a_failure_is_told_to_whoever_asked_and_logged_and_counted_once(
 def test_a_large_file_is_read_with_pauses_for_the_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The interpreter runs one thread at a time, and a compiled parser gives way to none."""
+    """Only one thread runs at a time, and compiled code does not yield to others by itself."""
     path = tmp_path / "api_keys.txt"
     path.write_text("".join(f"key-{i}:sk-{i:020}\n" for i in range(1000)))
     reading_threads: list[str] = []
     monkeypatch.setattr(
         key_store_module, "pause", lambda: reading_threads.append(threading.current_thread().name)
     )
-    reloads = KeyStore(str(path), Authenticator(Settings()), lambda _: None)
+    key_store = KeyStore(str(path), Authenticator(Settings()), lambda _: None)
 
-    assert asyncio.run(reloads.reload()) == 1000
+    assert asyncio.run(key_store.reload()) == 1000
     assert reading_threads == ["file work"] * (1000 // LINES_PER_PAUSE)
 
 
-# By itself ----------------------------------------------------------------------------------------
+# After a change -----------------------------------------------------------------------------------
 
 
-def look(reloads: KeyStore, path: Path) -> bool:
-    """One look; reads the file when that is due, as ``watch`` does."""
-    is_due = reloads.is_due(stamps.stamp(str(path)))
+def check(key_store: KeyStore, path: Path) -> bool:
+    """One check of the file, which is loaded if that is due, as by ``watch``."""
+    is_due = key_store.is_due(stamps.stamp(str(path)))
     if is_due:
         with suppress(ReloadFailed):
-            reloads.load()
+            key_store.load()
     return is_due
 
 
@@ -261,10 +264,10 @@ def look(reloads: KeyStore, path: Path) -> bool:
 def watched(tmp_path: Path) -> tuple[KeyStore, Path, Authenticator]:
     path = tmp_path / "api_keys.txt"
     path.write_text(KEYS_TEXT)
-    principals = Authenticator(Settings())
-    reloads = KeyStore(str(path), principals, lambda _: None)
-    reloads.load()
-    return reloads, path, principals
+    authenticator = Authenticator(Settings())
+    key_store = KeyStore(str(path), authenticator, lambda _: None)
+    key_store.load()
+    return key_store, path, authenticator
 
 
 Watched = tuple[KeyStore, Path, Authenticator]
@@ -272,142 +275,142 @@ _sizes = itertools.count(1)
 
 
 def write_in_place(path: Path, text: str) -> None:
-    """As an editor does that keeps the file. Never as long as before: the clock may be coarse."""
+    """As some editors do. The length always differs: the clock of the file system is coarse."""
     path.write_text(text + "#" * next(_sizes) + "\n")
 
 
 def put_in_place(path: Path, text: str) -> None:
-    """As ``llama-gguf keys`` does, and a mounted secret."""
+    """As ``llama-gguf keys`` and mounted secrets do."""
     beside = path.with_name("beside")
     beside.write_text(text)
     os.replace(beside, path)
 
 
-def test_a_file_that_stays_is_not_read_again(watched: Watched) -> None:
-    reloads, path, _ = watched
+def test_an_unchanged_file_is_not_read_again(watched: Watched) -> None:
+    key_store, path, _ = watched
 
-    assert [look(reloads, path) for _ in range(3)] == [False] * 3
+    assert [check(key_store, path) for _ in range(3)] == [False] * 3
 
 
-def test_another_file_in_its_place_is_read_at_once_and_once(watched: Watched) -> None:
-    reloads, path, principals = watched
+def test_a_replaced_file_is_read_at_once_and_only_once(watched: Watched) -> None:
+    key_store, path, authenticator = watched
     put_in_place(path, f"bob:{OTHER_KEY}\n")
 
-    assert [look(reloads, path) for _ in range(3)] == [True, False, False]
-    assert principals.holder(KEY.encode()) is None
+    assert [check(key_store, path) for _ in range(3)] == [True, False, False]
+    assert authenticator.holder(KEY.encode()) is None
 
 
-def test_a_secret_whose_folder_is_switched_counts_as_another_file(tmp_path: Path) -> None:
+def test_a_mounted_secret_whose_directory_is_switched_counts_as_replaced(tmp_path: Path) -> None:
     for name, text in (("v1", KEYS_TEXT), ("v2", f"bob:{OTHER_KEY}\n")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "api_keys.txt").write_text(text)
     data, path = tmp_path / "..data", tmp_path / "api_keys.txt"
     data.symlink_to("v1")
     path.symlink_to("..data/api_keys.txt")
-    principals = Authenticator(Settings())
-    reloads = KeyStore(str(path), principals, lambda _: None)
-    reloads.load()
+    authenticator = Authenticator(Settings())
+    key_store = KeyStore(str(path), authenticator, lambda _: None)
+    key_store.load()
     (tmp_path / "..data_tmp").symlink_to("v2")
     os.replace(tmp_path / "..data_tmp", data)
 
-    assert [look(reloads, path) for _ in range(2)] == [True, False]
-    assert len(principals.ring) == 1
+    assert [check(key_store, path) for _ in range(2)] == [True, False]
+    assert len(authenticator.ring) == 1
 
 
-def test_a_file_that_is_being_written_is_read_when_it_has_come_to_rest(watched: Watched) -> None:
-    reloads, path, principals = watched
-    looks = []
+def test_a_file_written_in_place_is_read_once_it_no_longer_changes(watched: Watched) -> None:
+    key_store, path, authenticator = watched
+    checks = []
     for text in ("", f"alice:{KEY}\n"):
         write_in_place(path, text)
-        looks.append(look(reloads, path))
-    assert len(principals.ring) == 3, "nobody is locked out meanwhile"
-    looks += [look(reloads, path), look(reloads, path)]
+        checks.append(check(key_store, path))
+    assert len(authenticator.ring) == 3, "the previous keys stay valid until then"
+    checks += [check(key_store, path), check(key_store, path)]
 
-    assert looks == [False, False, True, False]
-    assert len(principals.ring) == 1
+    assert checks == [False, False, True, False]
+    assert len(authenticator.ring) == 1
 
 
-def test_a_file_that_is_gone_for_a_moment_locks_nobody_out(watched: Watched) -> None:
-    reloads, path, principals = watched
+def test_a_file_that_is_missing_for_a_moment_removes_no_keys(watched: Watched) -> None:
+    key_store, path, authenticator = watched
     path.unlink()
-    assert not look(reloads, path)
+    assert not check(key_store, path)
     path.write_text(f"bob:{OTHER_KEY}\n")
 
-    # At once, unless it got the number of the old one.
-    assert any([look(reloads, path), look(reloads, path)])
-    assert len(principals.ring) == 1
+    # At once, unless the file system reused the inode number.
+    assert any([check(key_store, path), check(key_store, path)])
+    assert len(authenticator.ring) == 1
 
 
-def test_a_file_that_stays_away_is_complained_about_once(
+def test_a_file_that_stays_missing_is_logged_once(
     watched: Watched, caplog: pytest.LogCaptureFixture
 ) -> None:
-    reloads, path, principals = watched
+    key_store, path, authenticator = watched
     path.unlink()
     with caplog.at_level(logging.ERROR):
-        looks = [look(reloads, path) for _ in range(5)]
+        checks = [check(key_store, path) for _ in range(5)]
 
-    assert looks == [False, True, False, False, False]
+    assert checks == [False, True, False, False, False]
     assert caplog.text.count("there is no keys file") == 1
-    assert len(principals.ring) == 3
+    assert len(authenticator.ring) == 3
 
 
-def test_a_file_whose_mode_is_mended_is_read(watched: Watched) -> None:
-    reloads, path, _ = watched
+def test_a_file_whose_mode_changes_is_read(watched: Watched) -> None:
+    key_store, path, _ = watched
     before = stamps.stamp(str(path))
     path.chmod(0o600)
 
     assert stamps.stamp(str(path)) != before
-    assert [look(reloads, path) for _ in range(3)] == [False, True, False]
+    assert [check(key_store, path) for _ in range(3)] == [False, True, False]
 
 
-def test_a_file_that_comes_later_is_taken_up(tmp_path: Path) -> None:
+def test_a_file_created_after_the_start_is_loaded(tmp_path: Path) -> None:
     path = tmp_path / "api_keys.txt"
-    principals = Authenticator(Settings())
-    reloads = KeyStore(str(path), principals, lambda _: None)
+    authenticator = Authenticator(Settings())
+    key_store = KeyStore(str(path), authenticator, lambda _: None)
     with pytest.raises(ReloadFailed):
-        reloads.load()
-    assert not look(reloads, path)
+        key_store.load()
+    assert not check(key_store, path)
     path.write_text(KEYS_TEXT)
 
-    assert look(reloads, path)
-    assert len(principals.ring) == len(KeyRing.parse(KEYS_TEXT))
+    assert check(key_store, path)
+    assert len(authenticator.ring) == len(KeyRing.parse(KEYS_TEXT))
 
 
-def test_a_change_is_taken_up_without_anybody_asking(
+def test_a_changed_file_is_reloaded_without_a_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(key_store_module, "LOOK_SECONDS", 0.001)
     path = tmp_path / "api_keys.txt"
     path.write_text(KEYS_TEXT)
-    principals = Authenticator(Settings())
+    authenticator = Authenticator(Settings())
 
     async def changes() -> None:
         loaded = asyncio.Semaphore(0)
-        reloads = KeyStore(str(path), principals, lambda _: loaded.release())
-        reloads.load()
+        key_store = KeyStore(str(path), authenticator, lambda _: loaded.release())
+        key_store.load()
         await loaded.acquire()
-        reloads.watch()
+        key_store.watch()
         (watcher,) = (t for t in threading.enumerate() if t.name == "watch the keys")
         for text, count in ((f"bob:{OTHER_KEY}\n", 1), (KEYS_TEXT, 3)):
             put_in_place(path, text)
             await loaded.acquire()
-            assert len(principals.ring) == count
-        reloads.watch_no_more()
+            assert len(authenticator.ring) == count
+        key_store.watch_no_more()
         watcher.join(PATIENCE)
         assert not watcher.is_alive()
 
     asyncio.run(asyncio.wait_for(changes(), PATIENCE))
 
 
-def test_a_loop_that_has_gone_is_told_nothing(
+def test_the_watching_thread_ends_when_the_loop_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(key_store_module, "LOOK_SECONDS", 0.001)
     path = tmp_path / "api_keys.txt"
-    reloads = KeyStore(str(path), Authenticator(Settings()), lambda _: None)
+    key_store = KeyStore(str(path), Authenticator(Settings()), lambda _: None)
 
     async def begin() -> None:
-        reloads.watch()
+        key_store.watch()
 
     asyncio.run(begin())
     (watcher,) = (t for t in threading.enumerate() if t.name == "watch the keys")

@@ -71,7 +71,7 @@ def only_reason(line: str) -> str:
         (":60:20270101", 60, NEW_YEAR),
     ],
 )
-def test_rate_limit_and_expiration_may_each_be_left_out(
+def test_rate_limit_and_expiration_are_each_optional(
     rest: str, rate_limit: int | None, expires_at: float | None
 ) -> None:
     key = only_key(f"alice:{SECRET}{rest}")
@@ -79,14 +79,14 @@ def test_rate_limit_and_expiration_may_each_be_left_out(
     assert (key.rate_limit, key.expires_at) == (rate_limit, expires_at)
 
 
-def test_digits_in_third_place_are_a_rate_limit_even_if_they_look_like_a_date() -> None:
+def test_digits_in_the_third_field_are_a_rate_limit_even_if_they_look_like_a_date() -> None:
     key = only_key(f"alice:{SECRET}:20270101")
 
     assert (key.rate_limit, key.expires_at) == (20270101, None)
 
 
 @pytest.mark.parametrize("line", ["{}\n", "{}\r\n", "  {}\t", "\ufeff{}", "{}"])
-def test_what_surrounds_a_line_is_no_part_of_it(line: str) -> None:
+def test_white_space_around_a_line_is_ignored(line: str) -> None:
     assert only_key(line.format(f"alice:{SECRET}:7")).rate_limit == 7
 
 
@@ -103,7 +103,7 @@ def test_a_digest_in_the_file_means_the_same_secret(digits: str) -> None:
     assert key.digest == plain.digest
 
 
-def test_a_digest_is_no_secret_that_lets_anyone_in() -> None:
+def test_a_digest_from_the_file_is_not_accepted_as_a_secret() -> None:
     ring = KeyRing.parse(f"alice:sha256${HEX}")
 
     assert ring.look_up(f"sha256${HEX}".encode()) is None
@@ -156,14 +156,14 @@ def test_comments_and_blank_lines_are_neither_keys_nor_problems(line: str) -> No
         (f"alice:{SECRET}:60/min:2027-01-01", "the api key may be followed by"),
     ],
 )
-def test_a_bad_line_is_skipped_with_what_would_be_right(line: str, wanted: str) -> None:
+def test_an_invalid_line_is_skipped_with_the_expected_form(line: str, wanted: str) -> None:
     assert only_reason(line).startswith(wanted)
 
 
 # The ring -----------------------------------------------------------------------------------------
 
 
-def test_keys_stay_in_the_order_of_the_file_and_problems_carry_their_line() -> None:
+def test_keys_are_in_the_order_of_the_file_and_problems_have_line_numbers() -> None:
     ring = KeyRing.parse(f"# head\n\nzoe:{SECRET}\nbad\r\n\namy:{OTHER}\n?:{OTHER}")
 
     assert [key.key_id for key in ring.keys] == ["zoe", "amy"]
@@ -171,7 +171,7 @@ def test_keys_stay_in_the_order_of_the_file_and_problems_carry_their_line() -> N
     assert len(ring) == 2
 
 
-def test_a_key_is_found_by_its_secret_and_by_nothing_else() -> None:
+def test_a_key_is_found_only_by_its_secret() -> None:
     ring = KeyRing.parse(f"alice:{SECRET}\nbob:{OTHER}")
 
     assert ring.look_up(SECRET.encode()) == ring.named("alice")
@@ -180,12 +180,12 @@ def test_a_key_is_found_by_its_secret_and_by_nothing_else() -> None:
         assert ring.look_up(presented) is None
 
 
-def test_an_empty_ring_lets_nobody_in() -> None:
+def test_an_empty_ring_accepts_no_key() -> None:
     assert KeyRing().look_up(b"") is None
     assert KeyRing.parse("").named("") is None
 
 
-def test_an_expired_key_is_still_found_so_that_its_client_can_be_told() -> None:
+def test_an_expired_key_is_found_so_that_the_error_can_be_key_expired() -> None:
     key = KeyRing.parse(f"alice:{SECRET}:2027-01-01").look_up(SECRET.encode())
 
     assert key is not None
@@ -197,7 +197,7 @@ def test_a_key_without_expiration_never_expires() -> None:
     assert not only_key(f"alice:{SECRET}").is_expired(1e18)
 
 
-def test_the_first_of_two_lines_with_one_id_wins() -> None:
+def test_the_first_of_two_lines_with_the_same_id_is_used() -> None:
     ring = KeyRing.parse(f"alice:{SECRET}\nalice:{OTHER}")
 
     assert ring.look_up(OTHER.encode()) is None
@@ -209,14 +209,14 @@ def test_the_first_of_two_lines_with_one_id_wins() -> None:
     ("first", "second"),
     [(SECRET, SECRET), (SECRET, f"sha256${HEX}"), (f"sha256${HEX.upper()}", SECRET)],
 )
-def test_the_first_of_two_lines_with_one_secret_wins(first: str, second: str) -> None:
+def test_the_first_of_two_lines_with_the_same_secret_is_used(first: str, second: str) -> None:
     ring = KeyRing.parse(f"\nalice:{first}\nbob:{second}")
 
     assert [key.key_id for key in ring.keys] == ["alice"]
     assert ring.problems == (Problem(3, "the api key is already on line 2, which wins"),)
 
 
-def test_a_line_that_lost_claims_nothing() -> None:
+def test_a_skipped_line_does_not_make_later_lines_duplicates() -> None:
     third = "sk-the-third-secret"
     ring = KeyRing.parse(f"a:{SECRET}\na:{OTHER}\nb:{OTHER}\nc:{SECRET}\nc:{third}")
 
@@ -224,7 +224,7 @@ def test_a_line_that_lost_claims_nothing() -> None:
 
 
 @pytest.mark.parametrize("hidden", ["\u2028", "\u2029", "\x0b", "\x0c", "\x1c", "\x85", "\r"])
-def test_no_key_hides_in_a_comment_behind_an_odd_line_separator(hidden: str) -> None:
+def test_no_key_can_be_hidden_in_a_comment_after_an_unusual_line_separator(hidden: str) -> None:
     assert len(KeyRing.parse(f"# note {hidden}evil:{SECRET}\n")) == 0
 
 
@@ -247,7 +247,7 @@ def test_a_large_file_is_parsed_with_a_pause_every_few_lines() -> None:
     assert (len(ring), len(pauses)) == (10 * keys.LINES_PER_PAUSE, 10)
 
 
-def test_a_ring_knows_which_keys_are_gone_since_the_last_one() -> None:
+def test_a_ring_lists_the_keys_removed_since_the_previous_one() -> None:
     old = KeyRing.parse(f"alice:{SECRET}\nbob:{OTHER}\n")
 
     assert KeyRing.parse(f"bob-old-0a1b2c:{SECRET}\n").gone_since(old) == ["alice"]
@@ -258,7 +258,7 @@ def test_a_ring_knows_which_keys_are_gone_since_the_last_one() -> None:
 # Old secrets --------------------------------------------------------------------------------------
 
 
-def test_an_old_secret_belongs_to_the_key_that_its_id_names() -> None:
+def test_an_old_secret_belongs_to_the_key_in_its_id() -> None:
     ring = KeyRing.parse(f"alice:{SECRET}:60\nalice-old-0a1b2c:{OTHER}:5:2027-01-01")
     old = ring.look_up(OTHER.encode())
 
@@ -269,7 +269,7 @@ def test_an_old_secret_belongs_to_the_key_that_its_id_names() -> None:
     assert len(ring) == 1
 
 
-def test_a_key_that_has_only_an_old_secret_left_is_still_that_key() -> None:
+def test_a_key_with_only_an_old_secret_is_still_that_key() -> None:
     ring = KeyRing.parse(f"alice-old-0a1b2c:{OTHER}::2027-01-01")
 
     assert ring.named("alice") == ring.look_up(OTHER.encode())
@@ -277,7 +277,7 @@ def test_a_key_that_has_only_an_old_secret_left_is_still_that_key() -> None:
 
 
 @pytest.mark.parametrize("first", ["alice", "alice-old-0a1b2c"])
-def test_a_key_s_own_line_counts_wherever_it_stands(first: str) -> None:
+def test_a_key_s_own_line_is_found_at_any_position(first: str) -> None:
     lines = [f"alice:{SECRET}", f"alice-old-0a1b2c:{OTHER}"]
     ring = KeyRing.parse("\n".join(sorted(lines, reverse=first != "alice")))
 
@@ -297,21 +297,21 @@ def test_a_key_s_own_line_counts_wherever_it_stands(first: str) -> None:
         ("-old-0a1b2c", "-old-0a1b2c"),
     ],
 )
-def test_which_ids_stand_for_an_old_secret(line_id: str, key_id: str) -> None:
+def test_an_id_with_the_suffix_is_that_of_an_old_secret(line_id: str, key_id: str) -> None:
     assert only_key(f"{line_id}:{SECRET}").key_id == key_id
 
 
-def test_an_old_secret_s_id_is_no_longer_than_its_key_allows() -> None:
+def test_an_old_secret_of_a_key_with_an_overlong_id_is_skipped() -> None:
     assert only_reason("a" * 65 + f"-old-0a1b2c:{SECRET}").startswith("the key id must be")
 
 
-def test_two_old_secrets_with_one_id_are_one_too_many() -> None:
+def test_a_second_old_secret_with_the_same_id_is_skipped() -> None:
     ring = KeyRing.parse(f"a-old-0a1b2c:{SECRET}\na-old-0a1b2c:{OTHER}")
 
     assert ring.problems == (Problem(2, "the key id is already on line 1, which wins"),)
 
 
-# Secrets stay in ----------------------------------------------------------------------------------
+# Secrets are not revealed -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_two_old_secrets_with_one_id_are_one_too_many() -> None:
 def test_no_repr_and_no_problem_shows_a_secret_or_a_digest(line: str) -> None:
     ring = KeyRing.parse(line)
     shown = f"{ring!r} {ring.problems!r} {[key.digest and repr(key) for key in ring.keys]}"
-    shown = shown.replace(f"key_id={SECRET!r}", "")  # what stands in the id's place is public
+    shown = shown.replace(f"key_id={SECRET!r}", "")  # text in the position of the id is public
 
     assert SECRET not in shown
     assert HEX not in shown
@@ -364,7 +364,7 @@ BAD_LINES = (
 
 
 @given(key_ids, api_keys, rate_limits, expirations, st.booleans())
-def test_what_is_written_reads_back(
+def test_a_formatted_line_parses_to_the_same_key(
     key_id: str, secret: str, rate_limit: int | None, expires_at: float | None, hide: bool
 ) -> None:
     stored = keys.hashed(secret) if hide else secret
@@ -391,7 +391,7 @@ def test_what_is_written_reads_back(
         ("alice", SECRET, keys.MAX_RATE_LIMIT + 1),
     ],
 )
-def test_a_line_that_would_not_read_back_is_not_written(
+def test_a_line_that_would_not_parse_again_is_not_written(
     key_id: str, api_key: str, rate_limit: int | None
 ) -> None:
     with pytest.raises(ValueError, match="must be"):
@@ -409,27 +409,27 @@ def test_a_line_that_would_not_read_back_is_not_written(
         ("\n\n", "\n\nNEW\n"),
     ],
 )
-def test_a_line_is_added_at_the_end_with_the_line_end_of_the_file(before: str, after: str) -> None:
+def test_a_line_is_appended_with_the_line_end_of_the_file(before: str, after: str) -> None:
     assert keys.add_line(before, "NEW") == after
 
 
 FILE = f"# ours\n\nalice:{SECRET}:60\r\nbad line\n  bob:{OTHER}\n# end"
 
 
-def test_removing_a_key_takes_its_line_and_no_other() -> None:
+def test_removing_a_key_removes_only_its_line() -> None:
     after = keys.replace(FILE, "alice")
 
     assert after == f"# ours\n\nbad line\n  bob:{OTHER}\n# end"
 
 
-def test_a_replacement_stands_where_the_old_line_stood() -> None:
+def test_a_replacement_is_at_the_position_of_the_old_line() -> None:
     after = keys.replace(FILE, "bob", "one", "two")
 
     assert after == f"# ours\n\nalice:{SECRET}:60\r\nbad line\none\r\ntwo\r\n# end"
 
 
 @pytest.mark.parametrize("key_id", ["carol", "", "bad line", "# ours"])
-def test_an_id_that_is_not_there_cannot_be_replaced(key_id: str) -> None:
+def test_an_unknown_id_cannot_be_replaced(key_id: str) -> None:
     with pytest.raises(KeyError):
         keys.replace(FILE, key_id)
 
@@ -437,7 +437,7 @@ def test_an_id_that_is_not_there_cannot_be_replaced(key_id: str) -> None:
 @pytest.mark.parametrize(
     "duplicate", [f"bob:{SECRET}", f"bob:sha256${HEX}", f"alice:{OTHER}", f"alice:{SECRET}:60"]
 )
-def test_a_removed_key_does_not_come_back_through_a_duplicate(duplicate: str) -> None:
+def test_a_duplicate_does_not_make_a_removed_key_valid_again(duplicate: str) -> None:
     after = keys.replace(f"alice:{SECRET}:60\n# keep\n{duplicate}\n", "alice")
 
     assert after == "# keep\n"
@@ -447,31 +447,31 @@ OLD = f"alice-old-0a1b2c:{OTHER}::2027-01-01"
 
 
 @pytest.mark.parametrize("lines", [(f"alice:{SECRET}", OLD), (OLD, f"alice:{SECRET}"), (OLD,)])
-def test_a_removed_key_leaves_no_old_secret_behind(lines: tuple[str, ...]) -> None:
+def test_removing_a_key_removes_its_old_secrets(lines: tuple[str, ...]) -> None:
     after = keys.replace("\n".join([*lines, "# keep\n"]), "alice")
 
     assert after == "# keep\n"
 
 
-def test_an_old_secret_can_be_removed_by_itself() -> None:
+def test_an_old_secret_can_be_removed_alone() -> None:
     after = keys.replace(f"alice:{SECRET}\n{OLD}\n", "alice-old-0a1b2c")
 
     assert after == f"alice:{SECRET}\n"
 
 
-def test_a_replacement_ends_old_secrets_and_stands_where_the_key_stood() -> None:
+def test_a_replacement_removes_old_secrets_and_is_at_the_position_of_the_key() -> None:
     after = keys.replace(f"{OLD}\n# keep\nalice:{SECRET}\nbob:{SECRET}x\n", "alice", "new")
 
     assert after == f"# keep\nnew\nbob:{SECRET}x\n"
 
 
-def test_a_removed_key_does_not_come_back_through_a_double_of_an_old_secret() -> None:
+def test_a_duplicate_of_an_old_secret_does_not_make_a_removed_key_valid_again() -> None:
     after = keys.replace(f"alice:{SECRET}\n{OLD}\nbob:{OTHER}\n{OLD}\n# keep\n", "alice")
 
     assert after == "# keep\n"
 
 
-def test_only_old_secrets_whose_grace_has_ended_are_cleaned_up() -> None:
+def test_only_expired_old_secrets_are_cleaned_up() -> None:
     lines = ["# ours", f"alice:{SECRET}::2027-01-01", "nonsense", OLD, f"bob-old-0a1b2c:{OTHER}x"]
     text = "\n".join(lines)
 
@@ -480,7 +480,7 @@ def test_only_old_secrets_whose_grace_has_ended_are_cleaned_up() -> None:
 
 
 @pytest.mark.parametrize("hidden", [f"bob:{OTHER}", f"alice-old-0a1b2c:{SECRET}"])
-def test_a_clean_up_lets_in_no_line_that_was_skipped(hidden: str) -> None:
+def test_a_clean_up_makes_no_skipped_line_valid(hidden: str) -> None:
     text = f"{OLD}\n{hidden}\n"
 
     assert keys.without_ended(text, NEW_YEAR) == text
@@ -518,7 +518,7 @@ def test_removing_a_key_keeps_every_other_key(text: str, data: st.DataObject) ->
 
 
 @given(files, st.data())
-def test_removing_a_key_drops_only_lines_with_its_id_or_its_secret(
+def test_removing_a_key_removes_only_lines_with_its_id_or_its_secret(
     text: str, data: st.DataObject
 ) -> None:
     before = KeyRing.parse(text)

@@ -44,13 +44,13 @@ def test_no_zone_means_utc_and_a_date_alone_means_its_start(text: str, written: 
         "2027-01-31" + "0" * 100,
     ],
 )
-def test_what_is_no_moment_is_refused_without_quoting_it(text: str) -> None:
+def test_an_invalid_moment_is_rejected_without_quoting_it(text: str) -> None:
     with pytest.raises(ValueError, match=r"^ISO 8601, such as 2027-01-31 or 2027-01-31T12:00:00Z$"):
         parse_moment(text)
 
 
 @given(st.text(max_size=40))
-def test_any_text_is_read_or_refused(text: str) -> None:
+def test_any_text_is_parsed_or_rejected(text: str) -> None:
     try:
         moment = parse_moment(text)
     except ValueError:
@@ -59,7 +59,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 
 @given(st.datetimes(timezones=st.just(UTC)))
-def test_what_is_written_reads_back_to_the_second(moment: datetime) -> None:
+def test_a_formatted_moment_parses_to_the_same_second(moment: datetime) -> None:
     whole = moment.replace(microsecond=0)
 
     assert parse_moment(format_moment(whole.timestamp())) == whole
@@ -92,12 +92,12 @@ def test_a_duration_counts_from_now_in_any_zone() -> None:
         *("999999999d", "9" * 5000 + "d"),
     ],
 )
-def test_what_is_no_duration_is_refused_with_what_would_be_right(text: str) -> None:
+def test_an_invalid_duration_is_rejected_with_the_expected_form(text: str) -> None:
     with pytest.raises(ValueError, match=r"^use the form 30d, 24h, 60m, 2027-01-31 or"):
         parse_duration(text, NOW)
 
 
 @pytest.mark.parametrize("text", ["0d", "0m", "2026-05-01", "2020-01-01", "2026-05-01T12:00:00Z"])
-def test_a_moment_that_is_not_ahead_is_refused(text: str) -> None:
+def test_a_moment_that_is_not_in_the_future_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match=r"^it must be in the future"):
         parse_duration(text, NOW)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llama_gguf.access.rate_limit import REFUSED, FailureLimit, SlidingWindow, network_of
 
-# Times are eighths of a second: exact in a float, so that "just before" can be said.
+# Times are eighths of a second: exact in a float, so that a test can use the time just before.
 TICK = 0.125
 gaps = st.integers(0, 240).map(lambda eighths: eighths * TICK)
 
@@ -33,7 +33,7 @@ def test_no_window_ever_holds_more_than_the_limit(gaps: list[float], limit: int)
 
 
 @given(gaps=st.lists(gaps, max_size=60), limit=st.integers(1, 6))
-def test_nobody_is_refused_while_there_is_room(gaps: list[float], limit: int) -> None:
+def test_no_request_is_refused_while_there_is_room(gaps: list[float], limit: int) -> None:
     window = SlidingWindow(limit=limit)
     admitted: list[float] = []
     for now in itertools.accumulate(gaps):
@@ -78,14 +78,14 @@ def test_a_refused_request_does_not_push_the_window() -> None:
     assert window.hit(60.0) == 0
 
 
-def test_asking_for_the_wait_counts_nothing() -> None:
+def test_computing_the_wait_counts_nothing() -> None:
     window = SlidingWindow(limit=1)
 
     assert [window.retry_after(0.0) for _ in range(3)] == [0.0] * 3
     assert window.hit(0.0) == 0
 
 
-def test_what_was_admitted_under_a_higher_limit_counts_against_a_lower_one() -> None:
+def test_requests_admitted_under_a_higher_limit_count_against_a_lower_one() -> None:
     window = SlidingWindow(limit=4)
     for now in (0.0, 1.0, 2.0, 3.0):
         window.hit(now)
@@ -93,11 +93,11 @@ def test_what_was_admitted_under_a_higher_limit_counts_against_a_lower_one() -> 
     window.limit = 2
 
     assert window.hit(10.0) == REFUSED
-    assert window.retry_after(10.0) == 52.0  # when the one at 2.0 has left, one of two is free
+    assert window.retry_after(10.0) == 52.0  # until the request at 2.0 leaves the window
     assert window.hit(62.0) == 0
 
 
-def test_a_raised_limit_counts_at_once() -> None:
+def test_a_raised_limit_applies_at_once() -> None:
     window = SlidingWindow(limit=1)
     window.hit(0.0)
 
@@ -108,7 +108,7 @@ def test_a_raised_limit_counts_at_once() -> None:
 
 
 @given(steps=steps, limit=st.integers(1, 6))
-def test_a_hit_tells_how_many_more_are_admitted_now(
+def test_a_hit_returns_how_many_more_would_be_admitted(
     steps: list[tuple[float, int | None]], limit: int
 ) -> None:
     window = SlidingWindow(limit=limit)
@@ -124,7 +124,7 @@ def test_a_hit_tells_how_many_more_are_admitted_now(
 
 
 @given(gaps=st.lists(gaps, min_size=1, max_size=30), limit=st.integers(1, 6))
-def test_after_the_reset_and_not_before_everything_remains(gaps: list[float], limit: int) -> None:
+def test_the_window_is_empty_at_the_reset_and_not_before(gaps: list[float], limit: int) -> None:
     window = SlidingWindow(limit=limit)
     for now in itertools.accumulate(gaps):
         window.hit(now)
@@ -136,7 +136,7 @@ def test_after_the_reset_and_not_before_everything_remains(gaps: list[float], li
     assert window.reset(clear_at) == 0.0
 
 
-def test_behind_an_admitted_request_the_reset_is_a_whole_window() -> None:
+def test_directly_after_a_hit_the_reset_is_a_whole_window_away() -> None:
     window = SlidingWindow(limit=3)
     assert window.reset(5.0) == 0.0
     window.hit(5.0)
@@ -146,7 +146,9 @@ def test_behind_an_admitted_request_the_reset_is_a_whole_window() -> None:
 
 
 @given(gaps=st.lists(gaps, max_size=20), limit=st.integers(1, 4), wait=gaps)
-def test_what_remains_is_what_would_be_admitted(gaps: list[float], limit: int, wait: float) -> None:
+def test_remaining_is_the_number_that_would_be_admitted(
+    gaps: list[float], limit: int, wait: float
+) -> None:
     window = SlidingWindow(limit=limit)
     now = 0.0
     for now in itertools.accumulate(gaps):
@@ -156,7 +158,7 @@ def test_what_remains_is_what_would_be_admitted(gaps: list[float], limit: int, w
     assert window.remaining(now + wait) == room
 
 
-def test_a_lowered_limit_leaves_nothing_and_no_less() -> None:
+def test_remaining_is_never_negative_after_the_limit_was_lowered() -> None:
     window = SlidingWindow(limit=3)
     for _ in range(3):
         window.hit(0.0)
@@ -169,7 +171,7 @@ def test_a_lowered_limit_leaves_nothing_and_no_less() -> None:
     times=st.lists(gaps, min_size=1, max_size=20).map(lambda g: [*itertools.accumulate(g)]),
     data=st.data(),
 )
-def test_a_hit_that_is_taken_back_was_never_there(times: list[float], data: st.DataObject) -> None:
+def test_a_hit_that_is_taken_back_has_no_effect(times: list[float], data: st.DataObject) -> None:
     taken = data.draw(st.sampled_from(times))
     with_it, without = SlidingWindow(limit=100), SlidingWindow(limit=100)
     for now in times:
@@ -185,7 +187,7 @@ def test_a_hit_that_is_taken_back_was_never_there(times: list[float], data: st.D
     assert with_it.reset(end) == pytest.approx(without.reset(end))
 
 
-def test_a_hit_that_has_left_the_window_cannot_be_taken_back_and_takes_no_other() -> None:
+def test_taking_back_a_hit_that_has_left_the_window_changes_nothing() -> None:
     window = SlidingWindow(limit=2)
     window.hit(0.0)
     window.hit(70.0)
@@ -194,7 +196,7 @@ def test_a_hit_that_has_left_the_window_cannot_be_taken_back_and_takes_no_other(
     assert window.remaining(70.0) == 1
 
 
-def test_a_window_remembers_no_more_than_its_limit_however_often_it_is_hit() -> None:
+def test_the_memory_of_a_window_is_bounded_by_its_limit() -> None:
     window = SlidingWindow(limit=5)
     for tick in range(10_000):
         window.hit(tick * TICK)
@@ -203,19 +205,19 @@ def test_a_window_remembers_no_more_than_its_limit_however_often_it_is_hit() -> 
 
 
 @pytest.mark.parametrize(("limit", "length"), [(0, 60.0), (-1, 60.0), (1, 0.0), (1, -1.0)])
-def test_a_window_that_admits_nothing_cannot_be_made(limit: int, length: float) -> None:
+def test_a_window_that_admits_nothing_cannot_be_created(limit: int, length: float) -> None:
     with pytest.raises(ValueError, match="must be"):
         SlidingWindow(limit=limit, window=length)
 
 
-# Wrong keys ---------------------------------------------------------------------------------------
+# Invalid keys -------------------------------------------------------------------------------------
 
 
 class SmallFailureLimit(FailureLimit):
     MAX_ADDRESSES = 3
 
 
-def test_an_address_may_be_wrong_so_often_and_then_waits() -> None:
+def test_an_address_at_its_failure_limit_has_to_wait() -> None:
     failures = FailureLimit(per_minute=2)
     failures.failed("a", 0.0)
     assert failures.retry_after("a", 1.0) == 0.0
@@ -225,14 +227,14 @@ def test_an_address_may_be_wrong_so_often_and_then_waits() -> None:
     assert failures.retry_after("a", 60.0) == 0.0
 
 
-def test_a_wrong_address_does_not_make_another_wait() -> None:
+def test_failures_of_one_address_do_not_affect_another() -> None:
     failures = FailureLimit(per_minute=1)
     failures.failed("a", 0.0)
 
     assert failures.retry_after("b", 0.0) == 0.0
 
 
-def test_failures_of_an_address_that_waits_do_not_prolong_its_wait() -> None:
+def test_failures_during_the_wait_do_not_prolong_it() -> None:
     failures = FailureLimit(per_minute=1)
     for now in (0.0, 30.0, 59.0):
         failures.failed("a", now)
@@ -240,13 +242,13 @@ def test_failures_of_an_address_that_waits_do_not_prolong_its_wait() -> None:
     assert failures.retry_after("a", 60.0) == 0.0
 
 
-def test_asking_does_not_count_as_a_failure() -> None:
+def test_checking_an_address_does_not_count_as_a_failure() -> None:
     failures = FailureLimit(per_minute=1)
 
     assert [failures.retry_after("a", 0.0) for _ in range(3)] == [0.0] * 3
 
 
-def test_zero_failures_a_minute_means_any_number() -> None:
+def test_zero_failures_per_minute_means_no_limit() -> None:
     failures = FailureLimit(per_minute=0)
     for _ in range(100):
         failures.failed("a", 0.0)
@@ -255,7 +257,7 @@ def test_zero_failures_a_minute_means_any_number() -> None:
     assert not failures.addresses
 
 
-def test_whoever_may_have_to_wait_is_among_the_addresses() -> None:
+def test_only_addresses_with_failures_are_stored() -> None:
     failures = FailureLimit(per_minute=2)
     failures.retry_after("b", 0.0)
     failures.failed("a", 0.0)
@@ -263,7 +265,7 @@ def test_whoever_may_have_to_wait_is_among_the_addresses() -> None:
     assert failures.addresses.keys() == {"a"}
 
 
-def test_a_flood_of_addresses_makes_the_first_one_forgotten_and_takes_no_more_memory() -> None:
+def test_a_flood_of_addresses_evicts_the_oldest_and_memory_is_bounded() -> None:
     failures = SmallFailureLimit(per_minute=1)
     for address in ("a", "b", "c", "d"):
         failures.failed(address, 0.0)
@@ -276,7 +278,7 @@ def test_a_flood_of_addresses_makes_the_first_one_forgotten_and_takes_no_more_me
     assert len(failures.addresses) == 3
 
 
-def test_an_address_whose_failures_are_forgiven_is_forgotten() -> None:
+def test_an_address_is_removed_when_its_failures_no_longer_count() -> None:
     failures = FailureLimit(per_minute=1)
     failures.failed("a", 0.0)
 
@@ -298,5 +300,5 @@ def test_an_address_whose_failures_are_forgiven_is_forgotten() -> None:
         ("::ffff:203.0.113.9", "203.0.113.9"),
     ],
 )
-def test_of_ipv6_a_network_counts_as_one_address(address: str, network: str) -> None:
+def test_an_ipv6_network_counts_as_one_address(address: str, network: str) -> None:
     assert network_of(address) == network

@@ -1,4 +1,4 @@
-"""API keys: their file, who presented which, and how many requests each may send.
+"""API keys: their file, authentication, and rate limits.
 
 Only ``key_file.py`` and ``key_store.py`` do I/O.
 """

@@ -1,6 +1,6 @@
-"""Authentication: the loaded keys, the usage of each, and addresses with invalid keys.
+"""Authentication: the loaded keys, the rate window of each, and addresses that sent invalid keys.
 
-Nothing here reads a file or a clock; ``key_store.py`` brings the keys.
+Nothing here reads a file or a clock: ``key_store.py`` loads the keys, and the time is an argument.
 """
 
 from __future__ import annotations
@@ -17,35 +17,40 @@ from llama_gguf.http1.fields import RequestFields, invalid_key, presented_key
 
 
 class Principal:
-    """Who asks: a secret of a key, with the key's window.
+    """An authenticated client: one secret of a key, with the key's rate window.
 
-    The window stays while the key stays in the file, and is services by all of its secrets.
+    All secrets of a key share its window, which exists as long as the key is in the file.
 
     Args:
         key_id: of the key.
-        expires_at: of the secret, in POSIX seconds; None where it never expires.
-        window: None where nothing is counted.
+        expires_at: of the secret, in POSIX seconds; None if it never expires.
+        window: of the key; None if its requests are not counted.
     """
 
-    __slots__ = ("_after_left", "_before_left", "expires_at", "key_id", "window")
+    __slots__ = ("_after_remaining", "_before_remaining", "expires_at", "key_id", "window")
 
     def __init__(self, key_id: str, expires_at: float | None, window: SlidingWindow | None) -> None:
         self.key_id = key_id
         self.expires_at = expires_at
         self.window = window
-        # What the hot path asks for, one step nearer.
-        self._before_left = self._after_left = b""
+        # Serialised once: only the number differs between the responses to counted requests.
+        self._before_remaining = self._after_remaining = b""
         if window is not None:
-            # After a hit, it takes a whole window until nothing counts any more.
+            # Directly after a hit, the reset is always a whole window away.
             lines = local_response.rate_fields(window.limit, b"#", window.window)
-            self._before_left, _, self._after_left = lines.partition(b"#")
+            self._before_remaining, _, self._after_remaining = lines.partition(b"#")
 
-    def fields_after_hit(self, left: int) -> bytes:
-        """The lines for an answer to what was counted; *left* requests remain."""
-        return b"".join((self._before_left, str(left).encode("ascii"), self._after_left))
+    def fields_after_hit(self, remaining: int) -> bytes:
+        """The rate-limit header lines for the response to a request that was just counted.
+
+        Args:
+            remaining: what ``SlidingWindow.hit`` returned.
+        """
+        number = str(remaining).encode("ascii")
+        return b"".join((self._before_remaining, number, self._after_remaining))
 
     def fields_at(self, now: float) -> bytes:
-        """The lines for an answer to what counts for nothing."""
+        """The rate-limit header lines for the response to a request that is not counted."""
         window = self.window
         if window is None:
             return b""
@@ -54,36 +59,36 @@ class Principal:
 
 
 class Authenticator:
-    """All who may ask.
+    """Maps the key that a request presents to a principal, or rejects the request.
 
     Args:
         settings: of the gateway.
     """
 
     ANONYMOUS: Final = Principal("-", None, None)
-    """Whoever asks, where nobody checks keys."""
+    """The principal of every request while authentication is off."""
 
     def __init__(self, settings: Settings) -> None:
-        self._are_checked = settings.auth_enabled
+        self._is_enabled = settings.auth_enabled
         self._in_authorization = settings.auth_header == "any"
         self._default_limit = settings.max_requests_per_minute
         self._admins = frozenset(settings.admin_key_ids)
         self.failures = FailureLimit(per_minute=settings.auth_failures_per_minute)
         self.ring = KeyRing()
         self._by_digest: dict[bytes, Principal] = {}
-        """Those that have asked since the ring was taken."""
+        """Made when a secret is first presented; emptied when keys are loaded."""
         self._windows: dict[str, SlidingWindow] = {}
-        """Of the keys that have asked, by key id."""
+        """By key id, made when a key is first presented."""
 
     def take(self, ring: KeyRing, gone: Iterable[str]) -> None:
-        """Let in the keys of *ring*, and no others from now on.
+        """Replace all keys by those of *ring*.
 
-        Nothing is done here for each key, since there may be 100,000 and all streams wait
-        meanwhile: principals are made when they ask.
+        This runs on the event loop, and there may be 100,000 keys: a step per key would delay
+        all streams. Principals are therefore made when they are first needed.
 
         Args:
-            ring: the new one.
-            gone: ids of keys that the old ring had.
+            ring: the new keys.
+            gone: ids of keys in the old ring that are not in the new one.
         """
         self.ring = ring
         self._by_digest = {}
@@ -94,7 +99,7 @@ class Authenticator:
         try:
             return self._by_digest[key.digest]
         except KeyError:
-            # Limit and end on the key's own line apply to its old secrets, too.
+            # The rate limit and expiration on the key's own line apply to its old secrets, too.
             own = self.ring.named(key.key_id) or key
             ends = [end for end in (key.expires_at, own.expires_at) if end is not None]
             principal = Principal(key.key_id, min(ends, default=None), self._window(own))
@@ -106,38 +111,39 @@ class Authenticator:
         window = self._windows.get(key.key_id)
         if window is None:
             window = self._windows[key.key_id] = SlidingWindow(limit=limit)
-        window.limit = limit  # what it has admitted still counts
+        window.limit = limit  # requests that it has admitted still count
         return window
 
     def named(self, key_id: str) -> Principal | None:
+        """The principal of the key with this id; None if there is no such key."""
         key = self.ring.named(key_id)
         return None if key is None else self._principal(key)
 
     def are_several(self) -> bool:
-        """Whether what is services is services by more than one key."""
+        """Whether more than one key shares the engine."""
         return len(self.ring) > 1
 
     def holder(self, presented: bytes) -> Principal | None:
-        """Who shows the key *presented*; None when nobody does."""
+        """The principal whose secret is *presented*, expired or not; None if it is unknown."""
         key = self.ring.look_up(presented)
         return None if key is None else self._principal(key)
 
     def authenticate(
         self, read: RequestFields, network: str, *, now: float, wall: float
     ) -> Principal:
-        """Find out who asks.
+        """Return the principal whose key a request presents.
 
         Args:
             read: the fields of the request.
-            network: where it comes from, by ``network_of``.
+            network: the client's address, as returned by ``network_of``.
             now: on the clock of the windows.
-            wall: POSIX seconds.
+            wall: POSIX seconds, for expirations.
 
         Raises:
-            Unauthorized, KeyExpired: nobody who may.
-            Limited: this address has tried too many wrong keys; this one was not looked at.
+            Unauthorized, KeyExpired: the key is missing, malformed or unknown; it has expired.
+            Limited: the address has sent too many invalid keys; this key was not checked.
         """
-        if not self._are_checked:
+        if not self._is_enabled:
             return self.ANONYMOUS
         wait = self.failures.retry_after(network, now)
         if wait:
@@ -145,7 +151,7 @@ class Authenticator:
         presented = presented_key(read, in_authorization=self._in_authorization)
         try:
             return self._known(presented, wall)
-        except Unauthorized:  # to show no key at all is no guess
+        except Unauthorized:  # a missing key, raised above, does not count: it is no guess
             self.failures.failed(network, now)
             raise
 
@@ -158,23 +164,23 @@ class Authenticator:
         return found
 
     def check_admin(self, principal: Principal) -> None:
-        """Make sure that *principal* may operate the gateway.
+        """Check that *principal* may operate the gateway.
 
         Raises:
-            AdminKeyRequired: ADMIN_KEY_IDS names others.
+            AdminKeyRequired: ADMIN_KEY_IDS is set and does not include it.
         """
         if self._admins and principal.key_id not in self._admins:
             raise AdminKeyRequired("This API key is not permitted to do this; see ADMIN_KEY_IDS.")
 
     def is_admin(self, principal: Principal) -> bool:
-        """Whether ADMIN_KEY_IDS names *principal*."""
+        """Whether ADMIN_KEY_IDS includes *principal*."""
         return principal.key_id in self._admins
 
     def next_expiry(self, wall: float) -> float | None:
-        """Seconds until the next key expires; None when none will."""
+        """Seconds until the next key expires; None if none will."""
         ahead = [key.expires_at - wall for key in self.ring.keys if key.expires_at is not None]
         return min((seconds for seconds in ahead if seconds > 0), default=None)
 
     def missing_admins(self) -> list[str]:
-        """Ids that ADMIN_KEY_IDS names, and no key has."""
+        """Ids in ADMIN_KEY_IDS that no key has."""
         return sorted(key_id for key_id in self._admins if self.ring.named(key_id) is None)

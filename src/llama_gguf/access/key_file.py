@@ -1,7 +1,7 @@
 """The keys file on disk, read and replaced as a whole.
 
-A reader sees the old file or the new one and never a part, since a change is written
-beside the file and renamed over it. What the text means is known to ``access.keys`` alone.
+A reader sees the complete old file or the complete new one: a change is written to a temporary
+file in the same directory and renamed over it. Only ``access.keys`` parses the text.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _EXPOSED: Final = stat.S_IRGRP | stat.S_IWGRP | stat.S_IROTH | stat.S_IWOTH
 
 
 def read(path: str) -> str:
-    """The text of the keys file, line ends as they are.
+    """The text of the keys file, with its line ends unchanged.
 
     Raises:
-        UserError: it is missing, a folder, cannot be read, or is not UTF-8.
+        UserError: it is missing, is a directory, cannot be read, or is not UTF-8.
     """
     try:
         with open(path, "rb") as file:
@@ -46,10 +46,10 @@ def read(path: str) -> str:
 
 
 def read_other(path: str) -> str:
-    """The text of a file that keys are taken from.
+    """The text of another file, to import keys from.
 
     Raises:
-        UserError: it is missing, a folder, cannot be read, or is not UTF-8.
+        UserError: it is missing, is a directory, cannot be read, or is not UTF-8.
     """
     if not os.path.exists(path):
         raise UserError(f"there is no file {path}; check the path")
@@ -57,10 +57,10 @@ def read_other(path: str) -> str:
 
 
 def decoded(data: bytes, path: str) -> str:
-    """The text that *data* from *path* is.
+    """*data*, the content of *path*, as text.
 
     Raises:
-        UserError: it is not UTF-8.
+        UserError: it is not UTF-8; the message contains the line number and no content.
     """
     try:
         return data.decode("utf-8")
@@ -72,16 +72,16 @@ def decoded(data: bytes, path: str) -> str:
 
 
 def exposed_mode(path: str) -> int | None:
-    """The file's mode, when users other than its owner can read or change it."""
+    """The file's mode, if users other than its owner can read or change it."""
     try:
         mode = stat.S_IMODE(os.stat(path).st_mode)
     except OSError:
-        return None  # reading it gives the reason
+        return None  # `read` reports the reason
     return mode if mode & _EXPOSED else None
 
 
 def warn_if_exposed(path: str) -> str | None:
-    """A sentence to warn with when users other than the owner can read or change the file."""
+    """The text of a warning, if users other than the owner can read or change the file."""
     mode = exposed_mode(path)
     if mode is None:
         return None
@@ -89,15 +89,15 @@ def warn_if_exposed(path: str) -> str | None:
 
 
 def edit(path: str, change: Callable[[str], str]) -> None:
-    """Replace the file by what *change* makes of its text; a missing file counts as empty.
+    """Apply *change* to the text of the file, and replace the file; a missing one counts as empty.
 
-    Of two edits at the same time one waits for the other, so that neither is lost. When
-    *change* raises, or the machine fails, the file is as it was.
+    Concurrent edits run one after the other, so none is lost. If *change* raises or the machine
+    crashes, the file is unchanged.
 
     Raises:
         UserError: the file cannot be read or replaced.
     """
-    target = os.path.realpath(path)  # a symlink stays, and its target is replaced
+    target = os.path.realpath(path)  # a symlink is kept, and its target is replaced
     try:
         with _locked_folder(os.path.dirname(target)) as folder:
             before = _text_or_nothing(target)
@@ -111,13 +111,13 @@ def edit(path: str, change: Callable[[str], str]) -> None:
 
 @contextmanager
 def _locked_folder(folder: str) -> Iterator[int]:
-    """Hold the lock of *folder*, which is made if it is missing; gives its descriptor.
+    """Hold the lock on *folder*, creating it if missing; yields its descriptor.
 
-    The lock is on the folder, because the file is another one after each edit and a lock
-    file would be left lying about. It ends with the process. On a network file system it
-    holds among the processes of one machine.
+    The lock is on the directory, because each edit replaces the file itself, and a separate lock
+    file would remain afterwards. The kernel releases it when the process ends. On a network file
+    system it may only exclude processes on the same machine.
     """
-    with suppress(FileExistsError):  # should it be no folder, opening it says so better
+    with suppress(FileExistsError):  # if it is not a directory, `open` has the better message
         os.makedirs(folder, mode=_FOLDER_MODE)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -131,19 +131,19 @@ def _text_or_nothing(target: str) -> str:
     if not os.path.exists(target):
         return ""
     if not os.path.isfile(target) and not os.path.isdir(target):
-        # Renaming over /dev/null or a pipe would take it away from everybody else.
+        # Renaming over /dev/null or a pipe would remove it for all other processes.
         raise UserError(f"{target} is not a regular file; specify another one with --file")
     return read(target)
 
 
 def _replace(target: str, data: bytes) -> None:
-    # Not a fixed name: on a network file system two machines could write into one file.
+    # A random name: on a network file system, two machines could write to the same file.
     beside = f"{os.path.dirname(target)}/.{os.path.basename(target)}.{os.urandom(6).hex()}"
     try:
         _write_new(beside, data, like=target)
         os.replace(beside, target)
     finally:
-        with suppress(FileNotFoundError):  # which is what success looks like
+        with suppress(FileNotFoundError):  # it was renamed
             os.unlink(beside)
 
 
@@ -159,7 +159,8 @@ def _write_new(path: str, data: bytes, *, like: str) -> None:
 def _keep_owner(descriptor: int, like: str) -> None:
     """Give the file to the owner of *like*.
 
-    Else root, in a container, would take the file from the user that the gateway runs as.
+    Otherwise an edit by root, in a container, would make the file unreadable for the user that
+    the gateway runs as.
     """
     try:
         old = os.stat(like)
@@ -170,15 +171,15 @@ def _keep_owner(descriptor: int, like: str) -> None:
 
 
 def _settle(folder: int) -> None:
-    """Let the new name outlast a power cut, where the file system can promise that."""
-    with suppress(OSError):  # some network file systems cannot, and the change is done by now
+    """Make the rename durable across a power failure, where the file system supports it."""
+    with suppress(OSError):  # some network file systems do not, and the edit is done already
         os.fsync(folder)
 
 
 def _not_written(path: str, error: OSError) -> str:
     text = f"cannot write the keys file {path}: {error.strerror}\n"
     if error.errno == EBUSY:
-        # Docker mounts a single file so that nothing can be renamed over it.
+        # A single file that Docker has bind-mounted cannot be the target of a rename.
         return (
             text
             + "A file that is mounted by itself cannot be replaced: mount its directory instead."

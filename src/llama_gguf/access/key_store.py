@@ -1,8 +1,8 @@
-"""When the keys are loaded: at the start, on request, and when their file has changed.
+"""Loads the keys: at the start, on request, and when their file has changed.
 
-All or nothing: on any error the keys that were loaded stay, and the error is in the log, in the
-response and in a metric. The file is read off the loop, since a network disk may hang, and with a
-pause every few lines, since the loop stands still while another thread computes.
+All or nothing: on any error, the previous keys stay in force, and the error is logged, counted
+and returned. The file is read on a thread, since a network disk may hang. That thread pauses every
+few lines, since the event loop cannot run while another thread holds the interpreter lock.
 """
 
 from __future__ import annotations
@@ -25,63 +25,67 @@ _log: Final = EventLog(__name__)
 
 LOOK_SECONDS: Final = 1.0
 REST_SECONDS: Final = 1.0
-"""Between the end of one reload and the beginning of the next."""
+"""Minimum time between the end of one reload and the start of the next."""
 MAX_PROBLEMS_LOGGED: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """What a look at the file brought: a ring, or why there is none."""
+    """The result of reading the file: a ring, or the reason why there is none."""
 
     stamp: stamps.Stamp | None
-    """Taken before, so that a change during the read is seen by the next look."""
+    """Taken before the read, so that a change during the read is detected afterwards."""
     ring: KeyRing | None
     gone: Sequence[str] = ()
-    """Ids of keys that are no longer there."""
+    """Ids of keys that have been removed."""
     error: str = ""
     exposed_mode: int | None = None
 
 
 class KeyStore:
-    """Of one gateway.
+    """Loads the keys file into the authenticator, and reloads it.
 
     Args:
         path: the keys file.
-        principals: who gets the keys.
-        count: called with ``success`` or ``failure``, once for each time.
+        authenticator: receives the keys.
+        count: called with ``success`` or ``failure``, once per load.
     """
 
-    def __init__(self, path: str, principals: Authenticator, count: Callable[[str], None]) -> None:
+    def __init__(
+        self, path: str, authenticator: Authenticator, count: Callable[[str], None]
+    ) -> None:
         self._path = path
-        self._principals = principals
+        self._authenticator = authenticator
         self._count = count
         self._stamp: stamps.Stamp | None = None
-        """Of the file as it was read last."""
+        """Of the file when it was last read."""
         self._seen: stamps.Stamp | None = None
+        """Of the file when it was last checked for changes."""
         self._lock = asyncio.Lock()
         self._rests_until = 0.0
         """On the loop's clock."""
         self._is_over = threading.Event()
         self._next: asyncio.Task[int | str] | None = None
-        """A read to come: how many keys there were, or why there are none."""
+        """A reload that has not started to read; its result is as for ``_reload``."""
         self.off_the_loop: Callable[[Callable[[], _Read]], Awaitable[_Read]] = off_the_loop
 
     def load(self) -> int:
-        """Read the file at once, and return how many keys there are.
+        """Read the file, blocking, and return the number of keys.
 
         Raises:
-            ReloadFailed: it cannot be read; nothing has changed.
+            ReloadFailed: it cannot be read; the previous keys stay in force.
         """
-        return self._take(self._read())
+        return self._apply(self._read())
 
     async def reload(self) -> int:
-        """Read the file as it is now or a little later, and return how many keys there are.
+        """Read the file on a thread, and return the number of keys.
 
-        Any number of callers share one read: it begins after they called, and up to
-        ``REST_SECONDS`` after the last one has ended.
+        Concurrent callers share one read. It starts after all of them have called, so that each
+        gets what was in the file at that time or later, and at least ``REST_SECONDS`` after the
+        end of the previous read.
 
         Raises:
-            ReloadFailed: it cannot be read; nothing has changed.
+            ReloadFailed: it cannot be read; the previous keys stay in force.
         """
         outcome = await asyncio.shield(self._begin_reload())
         if isinstance(outcome, str):
@@ -94,9 +98,10 @@ class KeyStore:
         return self._next
 
     async def _reload(self) -> int | str:
-        """Returns the reason of a failure, since each caller raises an error of its own.
+        """Return the number of keys, or the reason of a failure.
 
-        One that they all raise would gather their frames in its traceback.
+        Each caller raises its own error: a shared one would collect the frames of all callers in
+        its traceback.
         """
         loop = asyncio.get_running_loop()
         async with self._lock:
@@ -105,7 +110,7 @@ class KeyStore:
                 await asyncio.sleep(rest)
             self._next = None
             try:
-                return self._take(await self.off_the_loop(lambda: self._read(pause)))
+                return self._apply(await self.off_the_loop(lambda: self._read(pause)))
             except ReloadFailed as error:
                 return error.message
             finally:
@@ -118,10 +123,11 @@ class KeyStore:
             ring = KeyRing.parse(key_file.read(path), pause)
         except UserError as error:
             return _Read(stamp, None, error=str(error))
-        gone = ring.gone_since(self._principals.ring, pause)
+        gone = ring.gone_since(self._authenticator.ring, pause)
         return _Read(stamp, ring, gone, exposed_mode=key_file.exposed_mode(path))
 
-    def _take(self, read: _Read) -> int:
+    def _apply(self, read: _Read) -> int:
+        """Log and count the result of a read; replace the keys if it succeeded."""
         self._stamp = self._seen = read.stamp
         if read.ring is None:
             self._count("failure")
@@ -146,8 +152,8 @@ class KeyStore:
                 file=self._path,
                 mode=f"{read.exposed_mode:04o}",
             )
-        self._principals.take(read.ring, read.gone)
-        for key_id in self._principals.missing_admins():
+        self._authenticator.take(read.ring, read.gone)
+        for key_id in self._authenticator.missing_admins():
             _log.warning(
                 "admin_key_missing",
                 "ADMIN_KEY_IDS names {key_id}, and no key has that id",
@@ -163,16 +169,17 @@ class KeyStore:
         return len(read.ring)
 
     def watch(self) -> None:
-        """Look at the file once a second, from a thread, and take up what has changed."""
+        """Start a thread that checks the file once a second and reloads it after a change."""
         loop = asyncio.get_running_loop()
         threading.Thread(
-            target=self._keep_looking, args=(loop,), name="watch the keys", daemon=True
+            target=self._keep_watching, args=(loop,), name="watch the keys", daemon=True
         ).start()
 
     def watch_no_more(self) -> None:
+        """Stop the thread that ``watch`` has started."""
         self._is_over.set()
 
-    def _keep_looking(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _keep_watching(self, loop: asyncio.AbstractEventLoop) -> None:
         last = self._stamp
         while not self._is_over.wait(LOOK_SECONDS):
             stamp = stamps.stamp(self._path)
@@ -180,7 +187,7 @@ class KeyStore:
                 last = stamp
                 try:
                     loop.call_soon_threadsafe(self._on_look, stamp)
-                except RuntimeError:  # it is closed: nobody wants to know any more
+                except RuntimeError:  # the loop is closed
                     return
 
     def _on_look(self, stamp: stamps.Stamp | None) -> None:
@@ -188,20 +195,22 @@ class KeyStore:
             self._begin_reload()
 
     def is_due(self, stamp: stamps.Stamp | None) -> bool:
-        """Whether the file, as it looks now, has changed and is to be read.
+        """Whether the file, whose current stamp is *stamp*, has changed and should be read.
 
-        Another file under the name is whole. One that was written in place may be written to
-        still, and one that is gone may come back, so these have to look the same twice.
+        1. Unchanged since it was last read: no.
+        2. Replaced by another file, as by a rename: yes, since that file is complete.
+        3. Written in place, or missing: once two checks in a row have the same stamp. A writer
+           may not be finished, and a missing file may be about to be replaced.
         """
         read, seen, self._seen = self._stamp, self._seen, stamp
         if stamp == read:
-            return False
+            return False  # 1
         is_another = stamp is not None and (read is None or stamp.file != read.file)
-        return is_another or stamp == seen
+        return is_another or stamp == seen  # 2, 3
 
 
 def _listed(problems: Sequence[Problem]) -> list[str]:
-    """The first of them and how many more there are, so that no file can fill the log."""
+    """The first problems and the number of further ones: the log entry's size is bounded."""
     first = [f"line {p.line}: {p.reason}" for p in problems[:MAX_PROBLEMS_LOGGED]]
     more = len(problems) - len(first)
     return [*first, f"and {more} more"] if more else first

@@ -5,13 +5,13 @@ A line is ``key_id:api_key[:rate_limit][:expiration]``, a comment that begins wi
 
 Rule 1: a ``Key`` holds a digest and never a secret, so none can reach a log or a repr.
 
-Rule 2: a ``Problem`` quotes nothing of its line. Who mixes up the fields writes the
-secret where the id belongs, and the reason would carry it into the log.
+Rule 2: a ``Problem`` quotes nothing of its line. With the fields mixed up, the secret is where
+the id belongs, and the reason would carry it into the log.
 
-Rule 3: where two lines claim the same id or the same secret, the first one wins.
+Rule 3: if two lines have the same id or the same secret, the first one is used.
 
-Rule 4: an id that ends in ``-old-`` and six hexadecimal digits is no key of its own. Its line
-holds an old secret of the key named before that, which stays valid until its expiration.
+Rule 4: an id that ends in ``-old-`` and six hexadecimal digits is not a separate key. Its line
+holds an old secret of the key named before that suffix, which is valid until its expiration.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ MAX_RATE_LIMIT: Final = 1_000_000_000
 HASH_MARK: Final = "sha256$"
 NEW_FILE: Final = "# key_id:api_key[:rate_limit per minute][:expiration, ISO 8601]\n"
 LINES_PER_PAUSE: Final = 64
-"""Some 0.5 ms of work."""
+"""About 0.5 ms of work."""
 
-# str.splitlines would also end a line at U+2028 and its like, which an editor shows
-# inside a comment: a key could hide there.
+# str.splitlines also splits at U+2028 and other separators, which editors show as part of the
+# line: a key could be hidden in a comment.
 _LINE: Final = re.compile(r"[^\n]+\n?|\n")
 _AROUND: Final = " \t\r\n\ufeff"  # Windows editors put U+FEFF before the first line
 
-# [0-9] and [A-Za-z], not \d and \w: those take digits and letters of every script.
+# [0-9] and [A-Za-z], not \d and \w: those match digits and letters of every script.
 _KEY_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _RETIRED_ID: Final = re.compile(r"([A-Za-z0-9_-]{1,64}?)(?:-old-[0-9a-f]{6})+")
 _SECRET: Final = re.compile(r"[A-Za-z0-9_-]{16,128}")
@@ -61,15 +61,15 @@ _WANTED_REST: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What is known of one secret of a key, which has more than one while it is replaced.
+    """One secret of a key, as one line of the file has it. During a rotation, a key has several.
 
     Args:
         key_id: the public name of the key.
         digest: SHA-256 of the secret.
-        rate_limit: requests a minute; None where the gateway's default holds.
-        expires_at: POSIX seconds, always whole; None where it never expires.
-        hashed: whether the file holds the digest and not the secret.
-        retired_as: the id of its line where this is an old secret; else empty.
+        rate_limit: requests per minute; None for the gateway's default.
+        expires_at: POSIX seconds, always whole; None if it never expires.
+        hashed: whether the file contains only the digest.
+        retired_as: of an old secret, the id of its line; else empty.
     """
 
     key_id: str
@@ -85,50 +85,50 @@ class Key:
 
     @property
     def line_id(self) -> str:
-        """The id that the line begins with."""
+        """The id at the start of the line."""
         return self.retired_as or self.key_id
 
     def is_expired(self, now: float) -> bool:
-        """Whether the key is refused at *now*, in POSIX seconds."""
+        """Whether the secret has expired at *now*, in POSIX seconds."""
         return self.expires_at is not None and now >= self.expires_at
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A line that is skipped: its number, from 1, and what would be right."""
+    """A line that was skipped: its number, from 1, and the expected form."""
 
     line: int
     reason: str
 
 
 class KeyRing:
-    """The keys of one file. Never changed: a reload makes a new one.
+    """The keys of one file. Immutable: a reload makes a new one.
 
-    Its length is the number of keys, however many secrets they have.
+    Its length is the number of keys, not of their secrets.
     """
 
     __slots__ = ("_by_digest", "_by_id", "keys", "problems")
 
     def __init__(self) -> None:
         self.keys: tuple[Key, ...] = ()
-        """Each secret, in the order of the file."""
+        """All secrets, in the order of the file."""
         self.problems: tuple[Problem, ...] = ()
         self._by_digest: dict[bytes, Key] = {}
         self._by_id: dict[str, Key] = {}
 
     @classmethod
     def parse(cls, text: str, pause: Callable[[], None] | None = None) -> Self:
-        """Read the text of a keys file. A bad line is skipped and becomes a problem.
+        """Parse the text of a keys file. An invalid line is skipped and becomes a problem.
 
         Args:
             text: of the file.
-            pause: called once in ``LINES_PER_PAUSE`` lines, where other threads are to get on.
+            pause: called every ``LINES_PER_PAUSE`` lines, to let other threads run.
         """
         ring = cls()
         keys: list[Key] = []
         problems: list[Problem] = []
-        line_of: dict[str | bytes, int] = {}  # ids are text and digests bytes: they cannot meet
-        # Not findall: of a large file, that is one long step.
+        line_of: dict[str | bytes, int] = {}  # ids are str, digests bytes: they cannot collide
+        # finditer and not findall, which would be one long step without pauses.
         for number, found in enumerate(_LINE.finditer(text), 1):
             if pause is not None and not number % LINES_PER_PAUSE:
                 pause()
@@ -157,16 +157,16 @@ class KeyRing:
     def look_up(self, presented: bytes) -> Key | None:
         """The key whose secret is *presented*, expired or not.
 
-        The digest is what is compared, so how long this takes says nothing about the secret.
+        Digests are compared and not secrets, so the duration reveals nothing about a secret.
         """
         return self._by_digest.get(sha256(presented).digest())
 
     def named(self, key_id: str) -> Key | None:
-        """The key with this id: its own secret, or an old one where no other is left."""
+        """The key with this id: its current secret, or an old one if the file has no other."""
         return self._by_id.get(key_id)
 
     def gone_since(self, old: KeyRing, pause: Callable[[], None] | None = None) -> list[str]:
-        """The ids of keys that *old* has and this ring has not; *pause* as for ``parse``."""
+        """The ids of keys that are in *old* and not in this ring; *pause* as for ``parse``."""
         gone: list[str] = []
         for number, key_id in enumerate(old._by_id, 1):
             if pause is not None and not number % LINES_PER_PAUSE:
@@ -176,7 +176,7 @@ class KeyRing:
         return gone
 
     def secrets_of(self, name: str) -> list[Key]:
-        """What *name* stands for: all secrets of a key, its own first, or a single old one."""
+        """All secrets of the key *name*, current first; or the old secret with this line id."""
         found = [key for key in self.keys if name in (key.key_id, key.line_id)]
         return sorted(found, key=lambda key: key.is_retired)
 
@@ -190,11 +190,11 @@ def _claim(key: Key, number: int, line_of: dict[str | bytes, int]) -> None:
     line_of[line_id] = line_of[key.digest] = number
 
 
-# Reading one line: each raises ValueError with what is wanted -------------------------------------
+# Parsing one line: each function raises ValueError with the expected form -------------------------
 
 
 def _read_line(line: str) -> Key | None:
-    """The key on *line*; None for a comment and a blank line."""
+    """The key on *line*; None for a comment or a blank line."""
     line = line.strip(_AROUND)
     if not line or line.startswith("#"):
         return None
@@ -208,7 +208,7 @@ def _read_line(line: str) -> Key | None:
 
 
 def _read_key_id(text: str) -> tuple[str, str]:
-    """The id of the key, and that of the line where it holds an old secret of it."""
+    """The id of the key, and the id of the line if that is one of an old secret."""
     if "-old-" in text and (match := _RETIRED_ID.fullmatch(text)):
         return match[1], text
     if not _KEY_ID.fullmatch(text):
@@ -217,7 +217,7 @@ def _read_key_id(text: str) -> tuple[str, str]:
 
 
 def _read_api_key(text: str) -> tuple[bytes, bool]:
-    """The digest, and whether it is all that *text* holds."""
+    """The digest, and whether *text* contains only the digest."""
     if match := _DIGEST.fullmatch(text):
         return bytes.fromhex(match[1]), True
     if not _SECRET.fullmatch(text):
@@ -226,18 +226,21 @@ def _read_api_key(text: str) -> tuple[bytes, bool]:
 
 
 def _read_rest(text: str) -> tuple[int | None, float | None]:
-    """Rate limit and expiration, of which either may be empty or left out.
+    """Rate limit and expiration; either may be empty or missing.
 
-    An expiration has colons of its own. So digits up to the first colon are a rate limit;
-    nothing up to it leaves the rate limit out; and anything else is all expiration.
+    An expiration contains colons itself. What precedes the first colon decides:
+
+    1. Anything but digits: the whole text is an expiration.
+    2. Digits: they are the rate limit, and an expiration may follow.
+    3. Nothing: there is no rate limit, and an expiration may follow.
     """
     first, _, after = text.partition(":")
     if first and not _DIGITS.fullmatch(first):
         try:
-            return None, parse_moment(text).timestamp()
+            return None, parse_moment(text).timestamp()  # 1
         except ValueError:
             raise ValueError(_WANTED_REST) from None
-    rate_limit = parse_rate_limit(first) if first else None
+    rate_limit = parse_rate_limit(first) if first else None  # 2, 3
     try:
         return rate_limit, parse_moment(after).timestamp() if after else None
     except ValueError as wanted:
@@ -245,12 +248,12 @@ def _read_rest(text: str) -> tuple[int | None, float | None]:
 
 
 def parse_rate_limit(text: str) -> int:
-    """Requests a minute.
+    """Parse a number of requests per minute.
 
     Raises:
-        ValueError: with what would be right.
+        ValueError: its message is the expected form.
     """
-    # int() alone would take "+5", "1_000" and digits of other scripts.
+    # int() alone would accept "+5", "1_000" and digits of other scripts.
     if not _DIGITS.fullmatch(text) or len(text) > 10 or not 1 <= int(text) <= MAX_RATE_LIMIT:
         raise ValueError(_WANTED_RATE)
     return int(text)
@@ -260,7 +263,7 @@ def parse_rate_limit(text: str) -> int:
 
 
 def hashed(secret: str) -> str:
-    """What a file holds in place of *secret* when it is to hold no secret."""
+    """The digest of *secret*, as a file contains it instead of the secret."""
     return stored_digest(sha256(secret.encode()).digest())
 
 
@@ -273,7 +276,7 @@ def retired_id(key_id: str, suffix: str) -> str:
 
     Args:
         key_id: of the key.
-        suffix: six hexadecimal digits, so that there can be several.
+        suffix: six hexadecimal digits, which distinguish several old secrets.
     """
     return f"{key_id}-old-{suffix}"
 
@@ -281,16 +284,16 @@ def retired_id(key_id: str, suffix: str) -> str:
 def format_line(
     key_id: str, api_key: str, *, rate_limit: int | None = None, expires_at: float | None = None
 ) -> str:
-    """One line of the file, without its end.
+    """One line of the file, without its line end.
 
     Args:
-        key_id: the public name, or what ``retired_id`` makes of it.
-        api_key: the secret, or what ``hashed`` makes of it.
-        rate_limit: requests a minute.
+        key_id: the public name, or the result of ``retired_id``.
+        api_key: the secret, or the result of ``hashed``.
+        rate_limit: requests per minute.
         expires_at: POSIX seconds.
 
     Raises:
-        ValueError: a field could not be read back; with what would be right.
+        ValueError: a field could not be parsed again; its message is the expected form.
     """
     _read_key_id(key_id)
     _read_api_key(api_key)
@@ -309,11 +312,12 @@ def add_line(text: str, line: str) -> str:
 
 
 def replace(text: str, name: str, *lines: str) -> str:
-    """*text* with *lines* in place of what *name* stands for; with none, that is removed.
+    """*text* with *lines* instead of the key *name*; without *lines*, the key is removed.
 
-    All secrets of a key go, those in their grace too, or the one old secret that *name* is the
-    id of. Lines with one of these ids or secrets that were skipped go as well: they would let
-    a removed key in again. Every other line stays as it is.
+    All secrets of the key are removed, old ones included; if *name* is the id of an old secret's
+    line, only that one is. Lines that were skipped because they repeat one of these ids or
+    secrets are removed as well: otherwise they would make a removed key valid again. All other
+    lines are unchanged.
 
     Raises:
         KeyError: there is no such key.
@@ -330,14 +334,15 @@ def replace(text: str, name: str, *lines: str) -> str:
             kept.append(line)
         elif key == gone[0]:
             kept += [new + end for new in lines]
-            lines = ()  # the same line again is a duplicate
+            lines = ()  # a second identical line is a duplicate
     return "".join(kept)
 
 
 def without_ended(text: str, now: float) -> str:
-    """*text* without old secrets whose grace has ended at *now*, in POSIX seconds.
+    """*text* without old secrets that have expired at *now*, in POSIX seconds.
 
-    One whose id or secret another line has, too, stays: that line is skipped only for its sake.
+    One whose id or secret another line repeats is kept: that line is skipped only because of this
+    one, and would become valid.
     """
     lines = _LINE.findall(text)
     read = [_read_or_none(line) for line in lines]
@@ -352,9 +357,9 @@ def without_ended(text: str, now: float) -> str:
 
 
 def hash_secrets(text: str) -> tuple[str, int]:
-    """*text* with a digest in place of every secret, and how many there were.
+    """*text* with a digest instead of each secret, and the number of secrets.
 
-    Lines that cannot be read stay as they are.
+    Invalid lines are unchanged.
     """
     lines = _LINE.findall(text)
     bare = [_without_secret(line) for line in lines]
@@ -374,24 +379,25 @@ def _without_secret(line: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """A keys file and another one, together."""
+    """A keys file, with the keys of another file added."""
 
     text: str = field(repr=False)
     added: tuple[Key, ...]
     known: int
-    """Keys of the other that were there before."""
+    """The number of keys in the other file that were in the first one already."""
     problems: tuple[Problem, ...]
-    """Lines of the other that cannot be taken over. Nothing is, if there are any."""
+    """Lines of the other file that cannot be imported. If there are any, nothing is."""
 
 
 def merge(text: str, other: str, *, prefix: str, hashes: bool) -> Merged:
-    """*text* with the keys of *other* behind it.
+    """*text* with the keys of *other* appended.
 
     Args:
         text: of a keys file.
-        other: of another, or of a list of bare keys, one a line, as llama-server reads them.
-        prefix: what the ids of bare keys begin with.
-        hashes: whether digests are added and no secrets.
+        other: of another keys file, or a list of bare keys, one per line, as for llama-server's
+            ``--api-key-file``.
+        prefix: of the ids for bare keys.
+        hashes: whether to add digests instead of secrets.
     """
     ids = {key.key_id for key in KeyRing.parse(text).keys}
     named = _name_bare_keys(other, prefix, ids)
@@ -417,7 +423,7 @@ def merge(text: str, other: str, *, prefix: str, hashes: bool) -> Merged:
 
 
 def _name_bare_keys(text: str, prefix: str, taken: set[str]) -> str:
-    """*text* with an id before every line that is a key and nothing else."""
+    """*text* with an id before each line that is a bare key."""
     names = (name for n in count(1) if (name := f"{prefix}-{n}") not in taken)
     return "".join(
         f"{next(names)}:{line.lstrip(_AROUND)}" if _SECRET.fullmatch(line.strip(_AROUND)) else line

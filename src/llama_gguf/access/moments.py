@@ -1,7 +1,7 @@
 """Points in time as people write them: ISO 8601, or a duration from now.
 
-Every moment here is in UTC and in whole seconds, which a float of POSIX seconds holds
-exactly up to the year 9999: what is written out reads back as the same number.
+Every moment here is in UTC and in whole seconds. A float of POSIX seconds represents those
+exactly up to the year 9999, so a moment that is formatted and parsed again is unchanged.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ _UNITS: Final = {"m": "minutes", "h": "hours", "d": "days"}
 
 
 def parse_moment(text: str) -> datetime:
-    """Read ISO 8601. No zone means UTC; a date alone means the start of that day.
+    """Parse ISO 8601. No zone means UTC; a date alone means the start of that day.
 
     Raises:
-        ValueError: with what would be right, and nothing of *text*.
+        ValueError: its message is the expected form, and contains nothing of *text*, which may be
+            a secret in the wrong place.
     """
     if not _ISO_LETTERS.fullmatch(text):
         raise ValueError(ISO_8601)
@@ -29,24 +30,24 @@ def parse_moment(text: str) -> datetime:
         moment = datetime.fromisoformat(text)
         zoned = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
         return zoned.astimezone(UTC).replace(microsecond=0)
-    except (ValueError, OverflowError):  # the zone may lead out of the years 1 to 9999
+    except (ValueError, OverflowError):  # in UTC, the year may be 0 or 10000
         raise ValueError(ISO_8601) from None
 
 
 def format_moment(seconds: float) -> str:
-    """ISO 8601 of POSIX *seconds*, such as ``2027-01-31T12:00:00Z``."""
+    """Format POSIX *seconds* as ISO 8601, such as ``2027-01-31T12:00:00Z``."""
     return datetime.fromtimestamp(int(seconds), UTC).isoformat().replace("+00:00", "Z")
 
 
 def parse_duration(text: str, now: datetime) -> datetime:
-    """The moment that ``30d``, ``24h``, ``60m`` or an ISO 8601 time stands for.
+    """Parse ``30d``, ``24h``, ``60m`` or an ISO 8601 time in the future.
 
     Args:
-        text: what a person wrote.
-        now: the present, with a zone.
+        text: as a person wrote it.
+        now: the current time, with a zone.
 
     Raises:
-        ValueError: with what would be right; also for a moment that is not ahead.
+        ValueError: its message is the expected form; also for a moment that is not in the future.
     """
     try:
         moment = _moment_after(text, now.astimezone(UTC).replace(microsecond=0))

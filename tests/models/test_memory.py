@@ -13,7 +13,7 @@ from llama_gguf.models.memory import GPU_RESERVE_BYTES, Need, Options, need, opt
 from tests.support.gguf_files import ARRAY, U32, Typed, gguf
 
 MIB = 1 << 20
-# SmolLM2-135M, whose engine says: 360.00 MiB for 16384 cells.
+# SmolLM2-135M; llama-server's log has 360.00 MiB for 16384 cells.
 SMOLLM2 = {
     "general.architecture": "llama",
     "llama.context_length": 8192,
@@ -37,7 +37,7 @@ def wanted(facts: ModelFacts | None = None, **chosen: Any) -> Need:
     return found
 
 
-# Each line was read in llama-server's own log.
+# The numbers are from llama-server's log.
 @pytest.mark.parametrize(
     ("chosen", "cells", "kv_mib"),
     [
@@ -52,7 +52,7 @@ def wanted(facts: ModelFacts | None = None, **chosen: Any) -> Need:
         ({"type_k": "q8_0", "type_v": "q8_0"}, 16384, 191.25),
     ],
 )
-def test_the_kv_cache_is_what_the_engine_makes(
+def test_the_size_of_the_kv_cache_is_that_of_the_engine(
     chosen: dict[str, Any], cells: int, kv_mib: float
 ) -> None:
     found = wanted(**chosen)
@@ -71,19 +71,19 @@ def test_the_kv_cache_is_what_the_engine_makes(
         ({"ctx": 4096, "flash_attn": "off"}, 86.38),
     ],
 )
-def test_the_working_space_is_near_what_the_engine_makes(
+def test_the_size_of_compute_buffers_is_close_to_that_of_the_engine(
     chosen: dict[str, Any], compute_mib: float
 ) -> None:
     assert wanted(**chosen).compute == pytest.approx(compute_mib * MIB, rel=0.04)
 
 
-def test_a_request_has_what_its_slot_has_and_no_more_than_the_model_was_made_for() -> None:
+def test_the_tokens_of_a_request_are_limited_by_its_slot_and_by_the_model() -> None:
     assert wanted(ctx=16384).slot_tokens == 8192
     assert wanted(ctx=16384, parallel=4).slot_tokens == 4096
     assert (wanted().slots, wanted(parallel=2).slots) == (4, 2)
 
 
-def test_a_number_for_each_layer_is_added_up_and_called_a_bound() -> None:
+def test_kv_heads_per_layer_are_summed_and_make_the_estimate_a_bound() -> None:
     heads = Typed(ARRAY, (U32, [3] * 10 + [0] * 20))
 
     found = wanted(facts_of(SMOLLM2 | {"llama.attention.head_count_kv": heads}))
@@ -93,39 +93,41 @@ def test_a_number_for_each_layer_is_added_up_and_called_a_bound() -> None:
     assert not wanted().is_bound
 
 
-def test_a_window_makes_the_sum_a_bound() -> None:
+def test_a_sliding_window_makes_the_estimate_a_bound() -> None:
     assert wanted(facts_of(SMOLLM2 | {"llama.attention.sliding_window": 1024})).is_bound
 
 
-def test_the_length_of_keys_and_values_may_be_said() -> None:
+def test_key_and_value_lengths_in_the_header_are_used() -> None:
     lengths = {"llama.attention.key_length": 192, "llama.attention.value_length": 64}
 
     assert wanted(facts_of(SMOLLM2 | lengths)).kv == 2 * 360 * MIB
 
 
 @pytest.mark.parametrize("name", ["llama.block_count", "llama.attention.head_count"])
-def test_a_header_that_does_not_say_enough_gives_no_sum(name: str) -> None:
+def test_an_incomplete_header_gives_no_estimate(name: str) -> None:
     metadata = {k: v for k, v in SMOLLM2.items() if k != name}
 
     assert need(facts_of(metadata), Options(ctx=1, parallel=0, ngl=0)) is None
 
 
-# What llama-server will be told ---------------------------------------------------------------
+# Options --------------------------------------------------------------------------------------
 
 
-def told(words: str = "", environ: Mapping[str, str] | None = None, **settings: Any) -> Options:
+def options_of(
+    words: str = "", environ: Mapping[str, str] | None = None, **settings: Any
+) -> Options:
     return options(Settings(**settings), words.split(), environ or {})
 
 
-def test_without_more_flags_it_is_what_the_settings_say() -> None:
-    assert told(ctx=512, parallel=2, ngl=3) == Options(ctx=512, parallel=2, ngl=3)
+def test_without_extra_flags_the_settings_apply() -> None:
+    assert options_of(ctx=512, parallel=2, ngl=3) == Options(ctx=512, parallel=2, ngl=3)
 
 
-def test_the_last_word_counts() -> None:
-    assert told("-c 1024 --ctx_size 2048 -ngl all -np 3 -np x", ctx=512) == Options(
+def test_the_last_of_repeated_flags_applies() -> None:
+    assert options_of("-c 1024 --ctx_size 2048 -ngl all -np 3 -np x", ctx=512) == Options(
         ctx=2048, parallel=3, ngl=9999
     )
-    assert told("-ctk Q8_0 --cache-type-v q4_0 -kvu -no-kvu -nkvo -fa off -ub 64") == Options(
+    assert options_of("-ctk Q8_0 --cache-type-v q4_0 -kvu -no-kvu -nkvo -fa off -ub 64") == Options(
         ctx=16384,
         parallel=0,
         ngl=99,
@@ -138,22 +140,22 @@ def test_the_last_word_counts() -> None:
     )
 
 
-def test_variables_of_llama_cpp_count_where_no_flag_beats_them() -> None:
+def test_variables_of_llama_cpp_apply_unless_a_flag_overrides_them() -> None:
     environ = {"LLAMA_ARG_N_PARALLEL": "2", "LLAMA_ARG_CACHE_TYPE_K": "q8_0"}
 
-    assert told(environ=environ) == Options(ctx=16384, parallel=2, ngl=99, type_k="q8_0")
-    assert told("-ctk f32", environ=environ, parallel=8).parallel == 8
-    assert told("-ctk f32", environ=environ).type_k == "f32"
-    assert told(environ={"LLAMA_ARG_CTX_SIZE": "1"}).ctx == 16384
+    assert options_of(environ=environ) == Options(ctx=16384, parallel=2, ngl=99, type_k="q8_0")
+    assert options_of("-ctk f32", environ=environ, parallel=8).parallel == 8
+    assert options_of("-ctk f32", environ=environ).type_k == "f32"
+    assert options_of(environ={"LLAMA_ARG_CTX_SIZE": "1"}).ctx == 16384
 
 
-def test_a_flag_at_the_end_without_its_value_is_left_to_the_engine() -> None:
-    assert told("-c") == Options(ctx=16384, parallel=0, ngl=99)
+def test_a_flag_without_its_value_is_ignored() -> None:
+    assert options_of("-c") == Options(ctx=16384, parallel=0, ngl=99)
 
 
-# Where it goes --------------------------------------------------------------------------------
+# GPU and RAM ----------------------------------------------------------------------------------
 
-# 30 layers of 100 bytes, and tensors of 50 and 60 bytes at the ends.
+# 30 layers of 100 bytes, embeddings of 50 bytes and an output tensor of 60 bytes.
 NEED = Need(
     model=3110, cells=30, cell_bytes=10.0, compute=7, is_bound=False, slots=1, slot_tokens=30
 )
@@ -172,7 +174,7 @@ NEED = Need(
         (99, 1, {"kv_offload": False}, 3000 + 60 + 7, 50 + 300),
     ],
 )
-def test_layers_go_to_the_gpu_with_their_part_of_the_cache(
+def test_layers_are_on_the_gpu_with_their_part_of_the_cache(
     ngl: int, gpus: int, more: dict[str, Any], gpu: int | None, ram: int
 ) -> None:
     facts = dataclasses.replace(facts_of(), layers=30, embedding_bytes=50, output_bytes=60)
@@ -183,7 +185,7 @@ def test_layers_go_to_the_gpu_with_their_part_of_the_cache(
     assert found.gpu == (0 if gpu is None else gpu + gpus * GPU_RESERVE_BYTES)
 
 
-def test_words_that_are_made_by_the_same_tensor_as_they_are_read_are_in_both_places() -> None:
+def test_tied_embeddings_are_in_ram_and_on_the_gpu() -> None:
     facts = dataclasses.replace(facts_of(), layers=30, embedding_bytes=110, output_bytes=0)
 
     found = place(NEED, facts, Options(ctx=1, parallel=1, ngl=99), gpus=1)

@@ -32,7 +32,7 @@ def refusal(models: Path, name: str = "", path: str = "") -> UserError:
 # Which file ----------------------------------------------------------------------------------
 
 
-def test_model_path_wins_over_model_name(models: Path, tmp_path: Path) -> None:
+def test_model_path_overrides_model_name(models: Path, tmp_path: Path) -> None:
     (models / "a.gguf").write_bytes(gguf())
     (tmp_path / "b.gguf").write_bytes(gguf())
 
@@ -40,7 +40,7 @@ def test_model_path_wins_over_model_name(models: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.gguf", "a"])
-def test_a_name_is_a_file_in_the_models_folder(models: Path, name: str) -> None:
+def test_a_name_is_a_file_in_the_models_directory(models: Path, name: str) -> None:
     raw = gguf()
     (models / "a.gguf").write_bytes(raw)
 
@@ -68,7 +68,7 @@ def test_a_name_that_is_a_file_here_is_that_file(
     assert find(models, "b.gguf").path == str(tmp_path / "b.gguf")
 
 
-def test_a_folder_of_the_same_name_does_not_stand_in_the_way(
+def test_a_directory_of_the_same_name_is_ignored(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (models / "a.gguf").write_bytes(gguf())
@@ -79,7 +79,7 @@ def test_a_folder_of_the_same_name_does_not_stand_in_the_way(
     assert find(models, "a").path == str(models / "a.gguf")
 
 
-def test_a_name_that_pull_knows_is_the_file_that_pull_makes(models: Path) -> None:
+def test_a_name_in_the_catalogue_is_the_file_that_pull_creates(models: Path) -> None:
     (models / "Small-1.Q4.gguf").write_bytes(gguf())
 
     assert find(models, "small").path == str(models / "Small-1.Q4.gguf")
@@ -101,7 +101,7 @@ def write_parts(folder: Path, *numbers: int) -> None:
 
 
 @pytest.mark.parametrize("no", [1, 2, 3])
-def test_any_part_stands_for_the_whole_model(models: Path, no: int) -> None:
+def test_any_part_selects_the_whole_model(models: Path, no: int) -> None:
     write_parts(models, 1, 2, 3)
 
     model = find(models, f"big-{no:05}-of-00003")
@@ -124,20 +124,20 @@ def test_missing_parts_are_named(models: Path) -> None:
     assert "  big-00001-of-00003.gguf\n  big-00003-of-00003.gguf" in str(error)
 
 
-def test_missing_parts_are_named_even_if_the_part_that_is_given_is_missing(models: Path) -> None:
+def test_missing_parts_are_named_even_if_the_given_part_is_missing(models: Path) -> None:
     write_parts(models, 2)
 
     assert "  big-00001-of-00003.gguf" in str(refusal(models, "big-00001-of-00003.gguf"))
 
 
-def test_an_empty_part_is_refused(models: Path) -> None:
+def test_an_empty_part_is_rejected(models: Path) -> None:
     write_parts(models, 1, 2, 3)
     (models / "big-00002-of-00003.gguf").write_bytes(b"")
 
     assert "big-00002-of-00003.gguf is empty" in str(refusal(models, "big-00001-of-00003"))
 
 
-def test_a_part_with_another_name_is_refused_since_the_engine_would_not_find_the_rest(
+def test_a_renamed_part_is_rejected_since_the_engine_would_not_find_the_others(
     models: Path,
 ) -> None:
     (models / "renamed.gguf").write_bytes(part(1, 3))
@@ -146,7 +146,7 @@ def test_a_part_with_another_name_is_refused_since_the_engine_would_not_find_the
 
 
 @pytest.mark.parametrize("name", ["x-00000-of-00002.gguf", "x-00003-of-00002.gguf"])
-def test_a_name_that_only_looks_like_a_part_is_a_file_of_its_own(models: Path, name: str) -> None:
+def test_a_name_that_only_resembles_a_part_is_a_single_file(models: Path, name: str) -> None:
     (models / name).write_bytes(gguf())
 
     assert find(models, name).parts == (str(models / name),)
@@ -155,7 +155,7 @@ def test_a_name_that_only_looks_like_a_part_is_a_file_of_its_own(models: Path, n
 # Refusals ------------------------------------------------------------------------------------
 
 
-def test_nothing_given_says_how_to_give_something(models: Path) -> None:
+def test_the_error_without_a_model_shows_how_to_set_one(models: Path) -> None:
     error = refusal(models)
 
     assert error.exit_status == NOT_NAMED
@@ -163,7 +163,7 @@ def test_nothing_given_says_how_to_give_something(models: Path) -> None:
     assert "llama-gguf pull smollm2" in str(error)
 
 
-def test_a_name_that_is_nowhere_is_refused_with_what_there_is(models: Path) -> None:
+def test_an_unknown_name_is_rejected_with_the_available_models(models: Path) -> None:
     (models / "other.gguf").write_bytes(gguf())
 
     error = refusal(models, "wrong")
@@ -173,42 +173,42 @@ def test_a_name_that_is_nowhere_is_refused_with_what_there_is(models: Path) -> N
     assert "  other.gguf  0.0 MB" in str(error)
 
 
-def test_a_model_that_pull_knows_but_has_not_fetched_yet_says_so(models: Path) -> None:
+def test_the_error_for_a_catalogue_model_that_is_missing_suggests_pull(models: Path) -> None:
     assert "`llama-gguf pull small`" in str(refusal(models, "small"))
 
 
-def test_a_models_folder_that_is_not_there_has_no_models(tmp_path: Path) -> None:
+def test_a_missing_models_directory_has_no_models(tmp_path: Path) -> None:
     assert "There are no .gguf files" in str(refusal(tmp_path / "nowhere", "x"))
 
 
-def test_a_folder_is_not_a_model(models: Path) -> None:
+def test_a_directory_is_not_a_model(models: Path) -> None:
     error = refusal(models, path=str(models))
 
     assert error.exit_status == NOT_NAMED
     assert "is a directory" in str(error)
 
 
-def test_a_pipe_is_refused_and_not_waited_for(models: Path) -> None:
+def test_a_pipe_is_rejected_without_blocking(models: Path) -> None:
     os.mkfifo(models / "a.gguf")
 
     assert "not a regular file" in str(refusal(models, "a"))
 
 
-def test_a_link_to_nothing_is_called_that(models: Path) -> None:
+def test_a_dangling_symlink_is_reported_as_such(models: Path) -> None:
     (models / "a.gguf").symlink_to(models / "gone")
 
     assert "a link to a file that does not exist" in str(refusal(models, "a"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read_says_so(models: Path) -> None:
+def test_the_error_for_an_unreadable_file_gives_the_reason(models: Path) -> None:
     (models / "a.gguf").write_bytes(gguf())
     (models / "a.gguf").chmod(0)
 
     assert "cannot be read: Permission denied" in str(refusal(models, "a"))
 
 
-def test_a_file_whose_way_cannot_be_gone_says_so(models: Path) -> None:
+def test_the_error_for_an_unreachable_path_gives_the_reason(models: Path) -> None:
     (models / "a.gguf").symlink_to(models / "a.gguf")
 
     assert refusal(models, "a").exit_status == BROKEN
@@ -223,7 +223,7 @@ def test_a_file_whose_way_cannot_be_gone_says_so(models: Path) -> None:
         (b"<html>", "looks like an HTML page"),
     ],
 )
-def test_a_broken_file_says_what_is_wrong_and_what_to_do(
+def test_the_error_for_a_broken_file_gives_reason_and_remedy(
     models: Path, raw: bytes, word: str
 ) -> None:
     (models / "a.gguf").write_bytes(raw)
@@ -236,7 +236,7 @@ def test_a_broken_file_says_what_is_wrong_and_what_to_do(
     assert f"Models in {models}:" in str(error)
 
 
-# What there is -------------------------------------------------------------------------------
+# Listing -------------------------------------------------------------------------------------
 
 
 def test_the_list_ends_after_twenty(models: Path) -> None:

@@ -18,7 +18,7 @@ def arrive(folder: Path, address: Address, content: bytes | None = None) -> None
     remember(str(folder), address)
 
 
-def test_what_was_pulled_once_is_found_by_its_tag(tmp_path: Path) -> None:
+def test_a_pulled_model_is_found_by_its_tag(tmp_path: Path) -> None:
     arrive(tmp_path, Q4)
     arrive(tmp_path, Address("o/n", file="m-Q8_0.gguf"))
     arrive(tmp_path, Address("o/other", file="x-Q4_0.gguf"))
@@ -26,16 +26,16 @@ def test_what_was_pulled_once_is_found_by_its_tag(tmp_path: Path) -> None:
     assert find(str(tmp_path), Address("o/n", tag="Q4_0")) == Q4
     assert find(str(tmp_path), Q4) == Q4
     assert find(str(tmp_path), Address("o/n", tag="Q5_0")) is None
-    assert find(str(tmp_path), Address("o/n")) is None  # any of two
+    assert find(str(tmp_path), Address("o/n")) is None  # ambiguous
 
 
-def test_a_file_that_is_not_whole_is_not_there(tmp_path: Path) -> None:
+def test_an_incomplete_file_is_not_found(tmp_path: Path) -> None:
     arrive(tmp_path, Q4, gguf()[:-1])
 
     assert find(str(tmp_path), Q4) is None
 
 
-def test_a_split_model_is_there_when_all_its_parts_are(tmp_path: Path) -> None:
+def test_a_split_model_is_found_once_all_its_parts_are_there(tmp_path: Path) -> None:
     first = Address("o/n", file="m-00001-of-00002.gguf")
     arrive(tmp_path, first, part(1, 2))
 
@@ -44,13 +44,13 @@ def test_a_split_model_is_there_when_all_its_parts_are(tmp_path: Path) -> None:
     assert find(str(tmp_path), first) == first
 
 
-def test_a_file_that_somebody_has_put_there_is_taken_for_what_it_is_called(tmp_path: Path) -> None:
+def test_a_file_of_unknown_origin_is_found_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "m-Q4_0.gguf").write_bytes(gguf())
 
     assert find(str(tmp_path), Q4) == Q4
 
 
-def test_another_model_of_that_name_is_not_taken_for_it(tmp_path: Path) -> None:
+def test_a_model_of_another_origin_is_not_found_by_its_name(tmp_path: Path) -> None:
     arrive(tmp_path, Address("someone/else", file="m-Q4_0.gguf"))
 
     with pytest.raises(UserError, match=r"already exists, and is hf:someone/else") as caught:
@@ -60,14 +60,14 @@ def test_another_model_of_that_name_is_not_taken_for_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "hf:o/n/\udcff.gguf", "x" * 10_000])
-def test_a_note_that_cannot_be_read_is_none(tmp_path: Path, text: str) -> None:
+def test_an_invalid_record_is_ignored(tmp_path: Path, text: str) -> None:
     (tmp_path / FOLDER).mkdir()
     (tmp_path / FOLDER / "m.gguf").write_bytes(text.encode(errors="surrogateescape"))
 
     assert origin_of(str(tmp_path), "m.gguf") in {None, Address("o/n", file="\ufffd.gguf")}
 
 
-def test_where_no_note_can_be_written_nothing_is_noted(tmp_path: Path) -> None:
+def test_a_record_that_cannot_be_written_is_skipped(tmp_path: Path) -> None:
     (tmp_path / FOLDER).write_bytes(b"")
 
     arrive(tmp_path, Q4)

@@ -31,7 +31,7 @@ def test_a_part_with_a_tag_is_kept_and_found_again(final: Path) -> None:
         assert (part.size, part.etag) == (3, '"tag"')
 
 
-def test_a_part_without_a_tag_is_of_no_use_and_goes(final: Path) -> None:
+def test_a_part_without_a_tag_is_deleted(final: Path) -> None:
     with PartFile(str(final)) as part:
         part.start_over("")
         part.write(b"abc")
@@ -39,7 +39,7 @@ def test_a_part_without_a_tag_is_of_no_use_and_goes(final: Path) -> None:
     assert list(final.parent.iterdir()) == []
 
 
-def test_starting_over_forgets_the_bytes_and_the_tag(final: Path) -> None:
+def test_starting_over_discards_the_bytes_and_the_tag(final: Path) -> None:
     with PartFile(str(final)) as part:
         part.start_over('"tag"')
         part.write(b"abcdef")
@@ -51,7 +51,7 @@ def test_starting_over_forgets_the_bytes_and_the_tag(final: Path) -> None:
     assert final.with_name("m.gguf.part").read_bytes() == b"xy"
 
 
-def test_a_finished_part_is_the_model_and_nothing_else_is_left(final: Path) -> None:
+def test_a_finished_part_becomes_the_model_and_nothing_else_is_left(final: Path) -> None:
     with PartFile(str(final)) as part:
         part.start_over('"tag"')
         part.write(b"abc")
@@ -61,7 +61,7 @@ def test_a_finished_part_is_the_model_and_nothing_else_is_left(final: Path) -> N
     assert list(final.parent.iterdir()) == [final]
 
 
-def test_a_full_disk_is_called_that(final: Path) -> None:
+def test_a_full_disk_is_reported_as_such(final: Path) -> None:
     part = PartFile(str(final))
     final.with_name("m.gguf.part").symlink_to("/dev/full")
 
@@ -69,7 +69,7 @@ def test_a_full_disk_is_called_that(final: Path) -> None:
         part.write(b"abc")
 
 
-def test_what_is_there_of_it_already_can_be_asked_for(tmp_path: Path) -> None:
+def test_the_size_of_an_existing_part_is_available(tmp_path: Path) -> None:
     final = str(tmp_path / "m.gguf")
     assert part_bytes(final) == 0
 

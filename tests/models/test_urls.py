@@ -16,14 +16,14 @@ from llama_gguf.models.urls import check_url, shown
         ("smollm2", "smollm2"),
     ],
 )
-def test_only_what_is_no_secret_is_shown_of_a_url(url: str, text: str) -> None:
+def test_the_shown_url_contains_no_secrets(url: str, text: str) -> None:
     assert shown(url) == text
 
 
 @pytest.mark.parametrize(
     "url", ["https://", "http:///m.gguf", "https://h:99999/m.gguf", "https://[::1/m.gguf", "x"]
 )
-def test_a_url_that_cannot_be_asked_for_is_refused(url: str) -> None:
+def test_a_url_that_cannot_be_requested_is_rejected(url: str) -> None:
     with pytest.raises(UserError) as caught:
         check_url(url)
 

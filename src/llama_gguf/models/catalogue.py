@@ -19,7 +19,7 @@ class Entry:
     wheel_sha256: str
     wheel_bytes: int
     file: str
-    """The file in the wheel, in whatever folder, and its name in MODELS_DIR."""
+    """The file's name in the wheel, in any directory, and in MODELS_DIR."""
     file_sha256: str
     file_bytes: int
 

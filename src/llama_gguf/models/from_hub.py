@@ -1,9 +1,13 @@
-"""Fetch a model from a model hub, with huggingface_hub.
+"""Downloads a model from a model hub, with huggingface_hub.
 
-The library knows the hub: its address, the login, which files there are, and why it says no.
-The bytes are fetched as those of any URL are, since the library begins anew where it was cut
-off: docs/adr/0013-a-hubs-bytes-are-fetched-by-us.md. It is an extra, and imported only here and
-only when it is asked for.
+Resumes and verifies as ``from_url``, with the SHA-256 that the hub has, except for files over
+``MAX_PLAIN_BYTES``: the library downloads those, restarts them after an interruption, and only the
+GGUF header and the size are verified here. Every failure is a ``UserError``.
+
+The library knows the hub: endpoint, login, list of files, and the reasons of a refusal. The
+content is downloaded like that of any URL, since the library restarts an interrupted download:
+docs/adr/0013-a-hubs-bytes-are-fetched-by-us.md. The library is an extra, imported only here and
+only when a hub is used.
 """
 
 from __future__ import annotations
@@ -30,9 +34,9 @@ from llama_gguf.models.landing import (
 from llama_gguf.models.part_file import part_bytes
 
 MAX_PLAIN_BYTES: Final = 50_000_000_000
-"""Larger files the hub gives out in pieces only, which the library puts together."""
+"""Larger files are only available in chunks, which the library assembles."""
 
-# By name: what the library's errors are made of changed with each of its major versions.
+# By name: the base classes of the library's errors changed with each of its major versions.
 _EXPLAINED: Final[Mapping[str, str]] = {
     "GatedRepoError": "requires you to accept its terms; do so on the hub, and set HF_TOKEN",
     "RepositoryNotFoundError": "does not exist, or is private: for a private one, set HF_TOKEN",
@@ -52,10 +56,10 @@ class Remote:
     repo: str
     file: str
     url: str
-    """Of exactly this version of it."""
+    """Of exactly this version of the file."""
     bytes: int | None
     sha256: str
-    """Empty where the hub does not tell: for files so small that git itself keeps them."""
+    """Empty for small files, which the hub stores in git and without a SHA-256."""
 
 
 class Hub:
@@ -75,10 +79,10 @@ class Hub:
             raise UserError(
                 f"Models on a hub require another package: {how_to_install('hub')}"
             ) from None
-        utils.disable_progress_bars()  # the meter shows it
+        utils.disable_progress_bars()  # the meter reports progress
         self._environ = environ
         self._endpoint = environ.get("HF_ENDPOINT", "").rstrip("/") or None
-        # None lets the library use a login that it has kept.
+        # With None, the library uses a stored login.
         self._token = environ.get("HF_TOKEN", "").strip() or None
         self._login: dict[str, str] = {
             name: value
@@ -87,26 +91,27 @@ class Hub:
         }
 
     def files(self, repo: str) -> list[str]:
-        """Every file of *repo*."""
+        """All files of *repo*; raises as ``fetch`` does."""
         with _Explaining(repo):
             api = self._library.HfApi(endpoint=self._endpoint, token=self._token)
             return list(api.list_repo_files(repo))
 
     def describe(self, repo: str, file: str) -> Remote:
-        """What the hub says of *file*."""
+        """Version, size and hash of *file*; raises as ``fetch`` does."""
         with _Explaining(f"{file} in {repo}"):
             url = self._library.hf_hub_url(repo, file, endpoint=self._endpoint)
-            told = self._library.get_hf_file_metadata(
+            metadata = self._library.get_hf_file_metadata(
                 url, token=self._token, endpoint=self._endpoint
             )
             pinned = self._library.hf_hub_url(
-                repo, file, revision=told.commit_hash, endpoint=self._endpoint
+                repo, file, revision=metadata.commit_hash, endpoint=self._endpoint
             )
-        sha256 = told.etag if re.fullmatch(r"[0-9a-f]{64}", told.etag or "") else ""
-        return Remote(repo, file, url=pinned, bytes=told.size, sha256=sha256)
+        etag = metadata.etag or ""
+        sha256 = etag if re.fullmatch(r"[0-9a-f]{64}", etag) else ""
+        return Remote(repo, file, url=pinned, bytes=metadata.size, sha256=sha256)
 
     def fetch(self, remote: Remote, final: str, meter: Meter) -> None:
-        """Fetch one file and put it at *final*, going on where an earlier try was cut off."""
+        """Download one file to *final*, resuming an earlier attempt; raises as ``fetch`` does."""
         if remote.bytes is not None and remote.bytes > MAX_PLAIN_BYTES:
             self._fetch_in_pieces(remote, final, meter)
         else:
@@ -120,7 +125,7 @@ class Hub:
             )
 
     def _fetch_in_pieces(self, remote: Remote, final: str, meter: Meter) -> None:
-        """By the library, into a folder of its own. It does not go on from what that holds."""
+        """Download with the library, into a temporary directory; it cannot resume."""
         with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=os.path.dirname(final)) as folder:
             with (
                 watching(folder, meter, remote.bytes),
@@ -138,17 +143,21 @@ class Hub:
 
 
 def fetch(hub: Hub, repo: str, targets: Mapping[str, str], *, meter: Meter) -> Sequence[Remote]:
-    """Fetch files of *repo* and return what the hub says of them.
+    """Download files of *repo*, and return their versions, sizes and hashes.
+
+    A file is at its target only when it is complete and verified. Files that are complete when
+    another one fails stay; an incomplete one is resumed by the next call.
 
     Args:
-        hub: where from.
+        hub: the source.
         repo: the repository.
-        targets: where to put each file.
-        meter: told of the bytes of all of them together.
+        targets: the path for each file.
+        meter: called with the bytes of all files together.
 
     Raises:
-        UserError: there is no room for all of them, the hub says no, it was cut off too often,
-            or what comes is not a model.
+        UserError: there is no space for all of them, the hub cannot be reached or refuses the
+            request, the connection broke too often, or the content is not the expected file or
+            not a model.
     """
     remotes = [hub.describe(repo, file) for file in targets]
     total = sum(r.bytes or 0 for r in remotes) if all(r.bytes for r in remotes) else None
@@ -168,7 +177,7 @@ def _shifted(meter: Meter, before: int, total: int | None) -> Meter:
 
 
 class _Explaining:
-    """Turns whatever the library raises into a sentence."""
+    """Turns the library's exceptions into ``UserError``."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -177,7 +186,7 @@ class _Explaining:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        # Whatever is an Exception: the library's errors have no family of their own.
+        # Any Exception: the library's errors have no common base class.
         if isinstance(error, Exception):
             raise UserError(_explained(self._what, error)) from None
 

@@ -1,7 +1,11 @@
-"""Fetch a model from a URL, and resume an interrupted download.
+"""Downloads a model from a URL.
 
-A range is asked for with If-Range (RFC 9110 section 13.1.5): if the file has changed at
-the server, the answer is the whole new file with status 200, and not a piece of it.
+Resumes: after an interruption, within a run (``MAX_BREAKS``) and in the next one, if the server
+sends a strong entity tag. Verifies: the GGUF header and the size that follows from it, and the
+SHA-256 if one is given. Every failure is a ``UserError``.
+
+A range is requested with If-Range (RFC 9110 section 13.1.5): if the file on the server has
+changed, the response is the whole new file with status 200, and not a part of it.
 """
 
 from __future__ import annotations
@@ -37,15 +41,16 @@ from llama_gguf.models.part_file import PartFile
 from llama_gguf.models.urls import shown
 
 SILENCE_SECONDS: Final = 60.0
+"""The connection counts as broken after this time without data."""
 MAX_BREAKS: Final = 10
-"""Connections that may break in one pull, as long as each has brought something."""
+"""Interruptions after which a pull fails; one without any progress is enough to fail at once."""
 _CHUNK_BYTES: Final = 1 << 18
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 _SAFE: Final = "/%!$&'()*+,;=:@~?"
 
 
 class _Cut(OSError):
-    """The answer ended before its length."""
+    """The response ended before its length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,7 @@ class _Source:
         return response
 
     def request(self) -> Request:
-        """A request for all of it; what is secret goes to this host alone."""
+        """A request for the whole file; credentials are sent to this host only."""
         parts = urlsplit(self.url)
         login, _, host = parts.netloc.rpartition("@")
         path = quote(parts.path or "/", safe=_SAFE)
@@ -77,9 +82,12 @@ class _Source:
 
 
 class _Redirects(HTTPRedirectHandler):
-    """A hub sends whoever asks for a repository's old name to the new one: logged in still."""
+    """Keeps the credentials on redirects within a host.
 
-    def redirect_request(  # noqa: PLR0917  # as it is called
+    A hub redirects from the old name of a repository to the new one, which requires the login too.
+    """
+
+    def redirect_request(  # noqa: PLR0917  # the signature of the base class
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> Request | None:
         new = super().redirect_request(req, fp, code, msg, headers, newurl)
@@ -98,18 +106,23 @@ def fetch(
     sha256: str = "",
     headers: Mapping[str, str] = _NO_HEADERS,
 ) -> None:
-    """Fetch *url* and put it at *final* once it is whole.
+    """Download *url* to *final*, which exists only once it is complete and verified.
+
+    After an interruption, the received bytes are kept in ``FINAL.part`` if the download can be
+    resumed, by this call or the next. Bytes with the wrong hash or format are deleted.
 
     Args:
         url: http or https.
-        final: path of the model file to make.
-        meter: told of the bytes.
-        environ: for the proxies.
-        sha256: what the file must have, in lower case; empty to trust the server.
-        headers: a login, say. They go to the host of *url* and no further.
+        final: path of the model file to create.
+        meter: called with the bytes received so far.
+        environ: for proxy variables.
+        sha256: the expected hash, in lower case; empty to accept any.
+        headers: such as credentials; sent only to the host of *url*.
 
     Raises:
-        UserError: no room, no answer, not a model, not the right one, or cut off too often.
+        UserError: there is no space, the server cannot be reached or refuses the request, the
+            connection broke too often, the content is not a model or has another hash, or another
+            pull of the same file is running.
     """
     source = _Source(url, headers, _opener(environ))
     with PartFile(final) as part:
@@ -119,7 +132,7 @@ def fetch(
 
 
 def _receive_all(source: _Source, *, part: PartFile, meter: Meter) -> None:
-    for left in reversed(range(MAX_BREAKS)):
+    for retries in reversed(range(MAX_BREAKS)):
         before = part.size
         try:
             return _receive(source, part=part, meter=meter)
@@ -127,12 +140,12 @@ def _receive_all(source: _Source, *, part: PartFile, meter: Meter) -> None:
             with error:
                 raise UserError(_refused(source.url, error.code)) from None
         except (OSError, HTTPException) as error:
-            if not part.etag or part.size <= before or not left:
+            if not part.etag or part.size <= before or not retries:
                 raise UserError(_broken(source.url, error, part)) from None
 
 
 def _receive(source: _Source, *, part: PartFile, meter: Meter) -> None:
-    response = _ask(source, part)
+    response = _request_rest(source, part)
     if response is None:
         return
     with response:
@@ -149,27 +162,33 @@ def _receive(source: _Source, *, part: PartFile, meter: Meter) -> None:
         raise _Cut(f"it ended after {part.size} of {total} bytes")
 
 
-def _ask(source: _Source, part: PartFile) -> HTTPResponse | None:
-    """Ask for what is missing of *part*; None if nothing is."""
+def _request_rest(source: _Source, part: PartFile) -> HTTPResponse | None:
+    """Request the bytes that *part* lacks; None if it is complete.
+
+    1. There is nothing to resume, or no tag to resume it by: the whole file.
+    2. The range after the bytes in *part*; if the file has changed, the server sends the whole.
+    3. The server has no bytes after them (416), and the file is exactly as long: complete.
+    4. It is not as long: the whole file.
+    """
     request = source.request()
     if not part.size or not part.etag:
-        return source.open(request)
+        return source.open(request)  # 1
     request.add_header("Range", f"bytes={part.size}-")
     request.add_header("If-Range", part.etag)
     try:
-        return source.open(request)
+        return source.open(request)  # 2
     except HTTPError as error:
-        if error.code != 416:  # there is nothing after what we have
+        if error.code != 416:
             raise
         with error:
             if error.headers.get("Content-Range") == f"bytes */{part.size}":
-                return None
+                return None  # 3
         part.start_over("")
-        return source.open(source.request())
+        return source.open(source.request())  # 4
 
 
 def _begin(response: HTTPResponse, part: PartFile) -> int | None:
-    """Make *part* ready for the body of *response*, and return the whole file's size if known."""
+    """Prepare *part* for the body of *response*; return the size of the whole file, if known."""
     if response.status != 206:
         part.start_over(response.headers.get("ETag", ""))
         return response.length  # None with chunked coding
@@ -205,7 +224,7 @@ def _verify(url: str, part: PartFile, *, sha256: str) -> None:
 
 
 def _opener(environ: Mapping[str, str]) -> OpenerDirector:
-    """Make an opener that knows http and https only, wherever a redirect may lead."""
+    """An opener for http and https only, so that no redirect leads to another scheme."""
     proxies = {
         scheme: environ.get(f"{scheme}_proxy") or environ.get(f"{scheme.upper()}_PROXY", "")
         for scheme in ("http", "https")

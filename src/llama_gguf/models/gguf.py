@@ -1,11 +1,11 @@
 """The header of a GGUF file: facts about the model, and whether the file is complete.
 
-Little-endian GGUF of versions 2 and 3, which is all that llama.cpp reads on the machines it
-serves from: big-endian files and version 1 are refused by name.
+Supports little-endian GGUF of versions 2 and 3, like llama.cpp on the supported machines.
+Big-endian files and version 1 are rejected with a specific message.
 
-Nothing here opens a file; the caller hands over ``read`` and the file's size. A hostile file
-costs no more than the bounds in ``gguf_cursor`` and here, and arrays (a vocabulary has 50 000
-to 250 000 strings) are walked over, never kept.
+Nothing here opens a file; the caller passes ``read`` and the file's size. The cost of a hostile
+file is bounded by the limits in ``gguf_cursor`` and here, and arrays (a vocabulary has 50,000 to
+250,000 strings) are skipped, not stored.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAGIC: Final = b"GGUF"
 MAX_KEYS: Final = 1 << 16
 MAX_TENSORS: Final = 1 << 17
 MAX_LAYERS: Final = 1 << 12
-"""Of longer arrays no sum is made."""
+"""Longer arrays are not summed."""
 MAX_DIMENSIONS: Final = 4  # GGML_MAX_DIMS
 DEFAULT_ALIGNMENT: Final = 32
 
@@ -39,7 +39,7 @@ _SCALARS: Final[Mapping[int, struct.Struct]] = {
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """An array in the metadata. Its length is kept, and of a short one of whole numbers the sum."""
+    """An array in the metadata: its length, and the sum if it is a short one of integers."""
 
     length: int
     total: int | None = None
@@ -50,7 +50,7 @@ Value = int | float | bool | str | Array
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What a header says. None where it says nothing, or a different thing for each layer."""
+    """The contents of a header. None means missing, or a different value for each layer."""
 
     name: str
     architecture: str
@@ -63,23 +63,23 @@ class ModelFacts:
     head_count: int | None
     head_count_kv: int | None
     kv_heads: int | None
-    """Of all layers together: what a token's place in the KV cache is made of."""
+    """Of all layers together, which determine the size of a KV cache cell."""
     key_length: int | None
     value_length: int | None
     sliding_window: int | None
-    """Tokens that some of the layers look back; None where all look back over everything."""
+    """Tokens to which the attention of some layers is limited; None if no layer is limited."""
     embedding_bytes: int
-    """Of the tensor that makes numbers of words; 0 if there is none."""
+    """Of the tensor ``token_embd``; 0 if there is none."""
     output_bytes: int
-    """Of the one that makes words of numbers; 0 where the first one does that, too."""
+    """Of the tensor ``output``; 0 if ``token_embd`` is used for both (tied embeddings)."""
     vocabulary: int | None
     has_chat_template: bool
     split_count: int
-    """Files that the model is split into; 1 for a model in one file."""
+    """The number of files of a split model; 1 for a model in one file."""
     split_no: int
     file_bytes: int
     needed_bytes: int
-    """What the file must have at least; less than it has in truth if a tensor's type is unknown."""
+    """The minimum size of a complete file; too low if a tensor's type is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,20 +90,20 @@ class _Tensor:
     offset: int
 
     def size(self) -> int:
-        """Bytes of its data; 0 if its type is unknown."""
+        """Bytes of its data; 0 for an unknown type."""
         kind = TENSOR_TYPES.get(self.kind)
         return 0 if kind is None else -(-self.elements // kind.elements) * kind.size
 
 
 def looks_like(start: bytes) -> str:
-    """Say what a file that begins with *start* seems to be; empty if it is GGUF or unknown.
+    """Describe the format of a file by its first bytes; empty for GGUF and unknown formats.
 
     Args:
-        start: the file's first bytes, 16 or more where it has them.
+        start: the first bytes, at least 16 unless the file is shorter.
     """
     if start.startswith(MAGIC):
         return ""
-    # safetensors: the length of a JSON text as u64, and then that text.
+    # safetensors: the length of a JSON text as u64, followed by the text.
     if start[8:9] == b"{" and start[5:8] == b"\0\0\0":
         return "a safetensors file, which must be converted to GGUF first"
     if start and not start.strip(b"\0"):
@@ -113,10 +113,10 @@ def looks_like(start: bytes) -> str:
 
 
 def check_start(start: bytes) -> None:
-    """Refuse a file by its first bytes.
+    """Check the first bytes of a file.
 
     Raises:
-        GgufError: it is empty or something else than GGUF.
+        GgufError: it is empty or not GGUF.
     """
     if not start:
         raise GgufError("empty")
@@ -129,15 +129,15 @@ def check_start(start: bytes) -> None:
 
 
 def read_facts(read: Callable[[int], bytes], file_bytes: int) -> ModelFacts:
-    """Read the header of a file and hold it against the file's size.
+    """Read the header of a file, and compare it with the file's size.
 
     Args:
-        read: returns the file's next *n* bytes, from its start on; fewer only at its end.
+        read: returns the next *n* bytes, starting at offset 0; fewer only at the end.
         file_bytes: size of the file.
 
     Raises:
-        GgufError: empty, not GGUF, of a kind that is not supported, nonsense, or cut off,
-            be it in the header or in the data.
+        GgufError: the file is empty, not GGUF, of an unsupported kind, damaged, or truncated, in
+            its header or its data.
     """
     header = Cursor(read, file_bytes)
     check_start(header.peek(64))
@@ -186,7 +186,7 @@ def _skip_array(header: Cursor) -> Array:
     elif kind in _WHOLE and length <= MAX_LAYERS:
         return Array(length, sum(header.unpack(_SCALARS[kind])[0] for _ in range(length)))
     else:
-        # An array of arrays ends here: llama.cpp does not read one either.
+        # `_scalar` rejects an array of arrays, which llama.cpp does not support either.
         header.skip(length * _scalar(kind).size)
     return Array(length)
 
@@ -258,13 +258,13 @@ def _facts(
 
 
 def _kv_heads(value: Value | None, layers: int | None) -> int | None:
-    if isinstance(value, Array):  # a number for each layer
+    if isinstance(value, Array):  # one number per layer
         return value.total
     return value * layers if isinstance(value, int) and layers else None
 
 
 def _text(values: Mapping[str, Value], key: str) -> str:
-    """The text of *key*, fit for a terminal: a file from anywhere may hold escape sequences."""
+    """The text of *key* without unprintable characters: it may contain escape sequences."""
     value = values.get(key, "")
     return "".join(c for c in value if c.isprintable()) if isinstance(value, str) else ""
 
@@ -275,7 +275,7 @@ def _whole(values: Mapping[str, Value], key: str) -> int | None:
 
 
 def _quantization(values: Mapping[str, Value], tensors: Iterable[_Tensor]) -> str:
-    """What the file calls itself, else the type that most of its parameters have."""
+    """The file type in the metadata; if missing, the tensor type of most parameters."""
     file_type = _whole(values, "general.file_type")
     if file_type is not None and file_type & ~GUESSED in FILE_TYPES:
         return FILE_TYPES[file_type & ~GUESSED]

@@ -1,7 +1,7 @@
 """A bounded reader of the header of a GGUF file.
 
-Every length is held against the size of the file, and against ``MAX_HEADER_BYTES``, before
-anything of that length is read: a hostile file costs that much reading and a chunk of memory.
+Every length is compared with the size of the file and with ``MAX_HEADER_BYTES`` before anything
+of that length is read, so a hostile file costs at most that much reading, and a chunk of memory.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ MAX_HEADER_BYTES: Final = 256 << 20
 """The largest vocabularies take about 20 MB."""
 
 _CHUNK_BYTES: Final = 1 << 20
-_KEPT_TEXT_BYTES: Final = 1024  # a name fits; a chat template need not
+_KEPT_TEXT_BYTES: Final = 1024  # enough for a name; a chat template is truncated
 _U32: Final = struct.Struct("<I")
 _U64: Final = struct.Struct("<Q")
 
@@ -24,7 +24,7 @@ class GgufError(ValueError):
 
 
 class Cursor:
-    """Reads ahead in chunks and raises GgufError where the file ends too early."""
+    """Reads ahead in chunks, and raises GgufError if the file is too short."""
 
     __slots__ = ("_at", "_buffer", "_file_bytes", "_read", "_read_bytes")
 
@@ -40,7 +40,7 @@ class Cursor:
         return self._read_bytes - len(self._buffer) + self._at
 
     def need(self, size: int) -> None:
-        """Refuse the file if it has not *size* more bytes."""
+        """Raise GgufError if the file, or a valid header, has fewer than *size* more bytes."""
         end = self.position + size
         if end > self._file_bytes:
             raise GgufError(
@@ -75,7 +75,7 @@ class Cursor:
         return int(self.unpack(_U64)[0])
 
     def peek(self, size: int) -> bytes:
-        """Return the next *size* bytes, or as many as there are, and stay."""
+        """Return the next *size* bytes, or fewer at the end, without advancing."""
         self._fill(min(size, self._file_bytes - self.position))
         return self._buffer[self._at : self._at + size]
 
@@ -93,7 +93,7 @@ class Cursor:
             size -= step
 
     def text(self) -> str:
-        """Read a string: what can be shown of its beginning."""
+        """Read a string; only the first ``_KEPT_TEXT_BYTES`` are returned."""
         size = self.u64()
         self.need(size)
         kept = self.take(min(size, _KEPT_TEXT_BYTES)).decode("utf-8", "replace")
@@ -102,8 +102,8 @@ class Cursor:
 
     def skip_strings(self, count: int) -> None:
         self.need(count * _U64.size)
-        # Inlined, since a call for each string of a vocabulary is what the time would go into:
-        # 250 000 strings take 75 ms so, and 330 ms with skip(u64()) alone.
+        # Inlined, since calls for each string of a vocabulary would dominate: 250,000 strings
+        # take 75 ms, and 330 ms with skip(u64()) alone.
         while count:
             buffer, at, last = self._buffer, self._at, len(self._buffer) - _U64.size
             while count and at <= last:

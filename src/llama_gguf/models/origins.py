@@ -1,7 +1,7 @@
-"""The origin of the models in MODELS_DIR: ``.pulled/FILE.gguf`` contains a hub's address.
+"""The origin of the models in MODELS_DIR: ``.pulled/FILE.gguf`` contains a hub address.
 
-By it, a tag that was pulled once is found again without asking the hub, and a model is not
-taken for another of the same file name.
+With it, a tag that was pulled once is found again without a request to the hub, and two models
+with the same file name are not confused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MAX_CHARACTERS: Final = 4096
 
 
 def remember(models_dir: str, address: Address) -> None:
-    """Note that the model of *address* has come; where that cannot be written, it is not known."""
+    """Record *address* as the origin of its model; if it cannot be written, it stays unknown."""
     folder = os.path.join(models_dir, FOLDER)
     with suppress(OSError):
         os.makedirs(folder, exist_ok=True)
@@ -28,7 +28,7 @@ def remember(models_dir: str, address: Address) -> None:
 
 
 def origin_of(models_dir: str, name: str) -> Address | None:
-    """Where the file *name* in *models_dir* came from, if that is known."""
+    """The origin of the file *name* in *models_dir*; None if unknown."""
     try:
         path = os.path.join(models_dir, FOLDER, name)
         with open(path, encoding="utf-8", errors="replace") as file:
@@ -38,10 +38,10 @@ def origin_of(models_dir: str, name: str) -> Address | None:
 
 
 def find(models_dir: str, address: Address) -> Address | None:
-    """The model that *address* means, if it is in *models_dir* and whole; asks nobody.
+    """*address* with its file, if that is in *models_dir* and complete; no network access.
 
     Raises:
-        UserError: another model of that name is there.
+        UserError: the file is there, and has another origin.
     """
     file = address.file or _file_for_tag(models_dir, address)
     if not file or not all(is_whole(path) for path in local_paths(models_dir, file)):
@@ -69,7 +69,7 @@ def _file_for_tag(models_dir: str, address: Address) -> str:
 
 
 def local_paths(models_dir: str, file: str) -> list[str]:
-    """Where the parts of a repository's *file* are, or will be."""
+    """The paths in *models_dir* for all parts of a repository's *file*."""
     return [
         os.path.abspath(os.path.join(models_dir, os.path.basename(part)))
         for part in part_paths(file)

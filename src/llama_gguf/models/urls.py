@@ -9,10 +9,10 @@ from llama_gguf.errors import UserError
 
 
 def check_url(url: str) -> None:
-    """Refuse a URL that cannot be asked for.
+    """Check that *url* can be requested: http or https, with a host.
 
     Raises:
-        UserError: exit status 2.
+        UserError: it cannot; exit status 2.
     """
     try:
         parts = urlsplit(url)
@@ -26,7 +26,7 @@ def check_url(url: str) -> None:
 
 
 def shown(url: str) -> str:
-    """*url* for people and logs: without login, query and fragment, where secrets may be."""
+    """*url* for messages and logs: without login, query and fragment, which may be secret."""
     scheme, separator, rest = url.partition("://")
     host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
     return scheme + separator + host.rpartition("@")[2] + slash + path

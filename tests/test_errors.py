@@ -8,7 +8,7 @@ import pytest
 from llama_gguf import errors
 from llama_gguf.errors import GatewayError, UserError
 
-# design.md section 4: what clients may rely on.
+# Clients rely on these.
 PROMISED = {
     errors.BadRequest: (400, "invalid_request_error", "bad_request"),
     errors.Unauthorized: (401, "authentication_error", "invalid_api_key"),
@@ -32,7 +32,7 @@ PROMISED = {
 
 
 def kinds(family: type[GatewayError]) -> Iterator[type[GatewayError]]:
-    """Every kind of error in *family* that is raised as such, and not only a family."""
+    """All subclasses of *family* that are raised themselves, without mere base classes."""
     for kind in family.__subclasses__():
         if "code" in vars(kind):
             yield kind
@@ -42,14 +42,16 @@ def kinds(family: type[GatewayError]) -> Iterator[type[GatewayError]]:
 @pytest.mark.parametrize(
     ("kind", "promised"), PROMISED.items(), ids=lambda v: getattr(v, "__name__", "")
 )
-def test_clients_get_the_status_type_and_code_they_are_promised(
+def test_status_type_and_code_of_an_error_are_stable(
     kind: type[GatewayError], promised: tuple[int, str, str]
 ) -> None:
     assert (kind.status, kind.type, kind.code) == promised
 
 
 @pytest.mark.parametrize("kind", [*kinds(GatewayError)], ids=lambda kind: kind.__name__)
-def test_every_kind_has_a_status_of_its_fault_and_a_phrase_for_it(kind: type[GatewayError]) -> None:
+def test_errors_of_the_client_are_4xx_and_every_status_has_a_phrase(
+    kind: type[GatewayError],
+) -> None:
     is_the_clients = issubclass(kind, errors.InvalidRequest | errors.Unauthorized)
 
     assert HTTPStatus(kind.status).phrase
@@ -65,25 +67,25 @@ def test_no_two_kinds_share_a_code() -> None:
 
 
 @pytest.mark.parametrize("kind", [errors.BadRequest, errors.ExpectationFailed])
-def test_where_the_next_request_begins_is_unknown_so_the_connection_ends(
+def test_the_connection_is_closed_if_the_start_of_the_next_request_is_unknown(
     kind: type[errors.BadRequest | errors.ExpectationFailed],
 ) -> None:
     assert kind("no").close
 
 
-def test_only_repeated_work_is_forbidden_to_retry() -> None:
+def test_only_a_timeout_of_the_engine_forbids_a_retry() -> None:
     forbidding = {kind for kind in kinds(GatewayError) if kind.should_retry is not None}
 
     assert forbidding == {errors.UpstreamTimeout}
     assert errors.UpstreamTimeout.should_retry is False
 
 
-def test_a_message_is_what_str_says() -> None:
+def test_str_returns_the_message() -> None:
     error = errors.QueueFull("Too many.", retry_after=1.5)
 
     assert (str(error), error.message, error.retry_after) == ("Too many.", "Too many.", 1.5)
 
 
-def test_a_persons_error_leaves_with_1_unless_it_says_otherwise() -> None:
+def test_the_exit_status_of_a_user_error_is_1_by_default() -> None:
     assert UserError("no").exit_status == 1
     assert UserError("no", exit_status=2).exit_status == 2

@@ -16,7 +16,7 @@ from llama_gguf.events import EventLog, Fact, event_of, facts_of
 
 NAME: Final = "llama_gguf.somewhere"
 FIELDS: Final = {"time", "level", "event", "logger", "message", "exception"}
-"""Of a JSON line, whatever the event."""
+"""Those of every JSON line."""
 EVENTS: Final = sorted(
     event
     for module in Path(llama_gguf.__file__).parent.rglob("*.py")
@@ -38,7 +38,7 @@ class Colour(enum.StrEnum):
 # A record -----------------------------------------------------------------------------------------
 
 
-def test_an_event_is_a_record_with_a_name_facts_and_a_sentence(
+def test_an_event_is_a_record_with_name_facts_and_sentence(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     _log.warning("paint_low", "Only {litres:.1f} l of {colour} are left", litres=2, colour="red")
@@ -59,13 +59,15 @@ def test_a_record_of_a_library_has_no_name_and_no_facts(caplog: pytest.LogCaptur
 
 
 @pytest.mark.parametrize("value", ["{value}", "{0}", "{", "%s", "%(name)s"])
-def test_a_fact_is_never_read_as_a_template(value: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fact_is_never_interpreted_as_a_template(
+    value: str, caplog: pytest.LogCaptureFixture
+) -> None:
     _log.info("painted", "It is now {value}", value=value)
 
     assert caplog.records[0].getMessage() == f"It is now {value}"
 
 
-def test_a_list_stands_in_a_sentence_as_words(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_list_is_shown_in_a_sentence_as_words(caplog: pytest.LogCaptureFixture) -> None:
     _log.info("mixed", "Mixed from {colours}", colours=("red", "blue"))
 
     assert caplog.records[0].getMessage() == "Mixed from red blue"
@@ -89,7 +91,7 @@ def strict(constant: str) -> None:
         (0.5, 0.5),
     ],
 )
-def test_every_fact_is_fit_for_json(
+def test_every_fact_is_json_safe(
     fact: Fact, value: object, caplog: pytest.LogCaptureFixture
 ) -> None:
     _log.info("painted", "It is now {fact}", fact=fact)
@@ -99,12 +101,12 @@ def test_every_fact_is_fit_for_json(
     assert str(value) in caplog.records[0].getMessage() or isinstance(value, list)
 
 
-def test_a_mistake_in_a_sentence_does_no_harm_to_what_logs_it(
+def test_a_bad_template_does_not_raise_in_the_code_that_logs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     written = io.StringIO()
     events = EventLog(NAME)
-    events._logger = logging.Logger(NAME)  # pytest's handlers of the others would raise
+    events._logger = logging.Logger(NAME)  # the handlers of pytest would raise
     events._logger.addHandler(logging.StreamHandler(written))
 
     events.info("painted", "It is now {colour:.1f}", colour="red")
@@ -114,7 +116,7 @@ def test_a_mistake_in_a_sentence_does_no_harm_to_what_logs_it(
     assert "--- Logging error ---" in capsys.readouterr().err
 
 
-# Those that are logged ----------------------------------------------------------------------------
+# The events of this package -----------------------------------------------------------------------
 
 
 def names_in(template: str) -> set[str]:
@@ -122,7 +124,7 @@ def names_in(template: str) -> set[str]:
 
 
 @pytest.mark.parametrize("event", EVENTS, ids=lambda event: event.name)
-def test_every_sentence_has_all_facts_of_its_event_and_no_others(event: LoggedEvent) -> None:
+def test_every_sentence_uses_exactly_the_facts_of_its_event(event: LoggedEvent) -> None:
     assert event.level in ("info", "warning", "error")
     assert event.name.replace("_", "").isalpha()
     assert event.name.islower()
@@ -143,12 +145,12 @@ def test_an_event_has_one_level_wherever_it_is_logged() -> None:
         '_log.info("painted")',
     ],
 )
-def test_an_event_that_cannot_be_read_off_its_call_is_a_mistake(call: str) -> None:
+def test_an_event_that_is_not_constant_at_its_call_is_an_error(call: str) -> None:
     with pytest.raises(ValueError, match=r"_log|constant"):
         list(logged_events(call))
 
 
-def test_what_a_call_logs_is_read_off_it() -> None:
+def test_events_are_extracted_from_the_calls_that_log_them() -> None:
     source = """
 if wet:
     _log.error("bug", "It is {colour}" if colour else "It is bare", exc_info=e, colour=colour)

@@ -34,7 +34,7 @@ class Waiter:
         self.then(self)
 
     def on_refused(self, error: GatewayError) -> None:
-        raise AssertionError("admission refuses by its verdict, never by a call")
+        raise AssertionError("admission rejects by its verdict, never by a call")
 
 
 def admission_with(*, slots: int = 1, queue_size: int = 100, per_key: int = 0) -> Admission:
@@ -42,7 +42,7 @@ def admission_with(*, slots: int = 1, queue_size: int = 100, per_key: int = 0) -
 
 
 def order_of_grants(admission: Admission, keys: str) -> str:
-    """The keys in the order in which they are served, one slot after the other."""
+    """The keys of requests in the order in which a single slot serves them."""
     served: list[str] = []
     for key_id in keys:
         admission.arrive(Waiter(key_id, lambda waiter: served.append(waiter.key_id)))
@@ -56,13 +56,13 @@ def order_of_grants(admission: Admission, keys: str) -> str:
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Whatever happens in whatever order, against a model that is only lists."""
+    """Random sequences of events, compared with a model that consists of lists."""
 
     def __init__(self) -> None:
         super().__init__()
         self.running: list[Waiter] = []
         self.waiting: list[Waiter] = []
-        # By key that waits: how often each other key was granted a slot meanwhile.
+        # By waiting key: how often each other key was granted a slot in the meantime.
         self.overtakes: dict[str, Counter[str]] = {}
 
     @initialize(
@@ -122,7 +122,7 @@ class AnyOrder(RuleBasedStateMachine):
                 continue
             overtakes = self.overtakes.setdefault(other, Counter())
             overtakes[waiter.key_id] += 1
-            assert overtakes[waiter.key_id] == 1, "one key went twice while another waited"
+            assert overtakes[waiter.key_id] == 1, "a key was served twice while another waited"
 
     def forget(self, waiter: Waiter) -> None:
         self.waiting.remove(waiter)
@@ -146,7 +146,7 @@ class AnyOrder(RuleBasedStateMachine):
         verdict = self.admission.arrive(waiter)
 
         assert verdict is expected
-        assert waiter.slots == 0  # who is granted at once is told by the verdict alone
+        assert waiter.slots == 0  # the verdict alone reports a slot that is granted at once
         if verdict is Verdict.GRANTED:
             self.running.append(waiter)
         elif verdict is Verdict.QUEUED:
@@ -183,7 +183,8 @@ class AnyOrder(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for waiter in list(self.waiting):
-            self.leave_for_good(waiter)
+            self.forget(waiter)
+            self.admission.leave(waiter)
         for waiter in self.running:
             self.admission.done(waiter.key_id)
         assert (self.admission.running, self.admission.queued) == (0, 0)
@@ -191,18 +192,14 @@ class AnyOrder(RuleBasedStateMachine):
         assert not self.admission._running_by_key
         assert not self.admission._waiting
 
-    def leave_for_good(self, waiter: Waiter) -> None:
-        self.forget(waiter)
-        self.admission.leave(waiter)
 
-
-def test_no_slot_or_place_is_lost_and_no_key_starves_in_any_order_of_events() -> None:
+def test_in_any_order_of_events_no_slot_or_place_is_lost_and_no_key_starves() -> None:
     run_state_machine_as_test(
         AnyOrder, settings=settings(max_examples=100, stateful_step_count=40, deadline=None)
     )
 
 
-def test_a_key_at_its_running_cap_waits_and_lets_another_pass() -> None:
+def test_a_key_at_its_running_limit_waits_and_another_key_is_granted_the_slot() -> None:
     admission = Admission(slots=3, queue_size=9, running_per_key=1)
     first, second = Waiter("a"), Waiter("a")
 
@@ -226,10 +223,10 @@ def test_a_departed_request_keeps_its_slot_until_it_is_done() -> None:
     assert waiter.slots == 1
 
 
-# One case each ------------------------------------------------------------------------------------
+# Single cases, with the numbers of the module's docstring -----------------------------------------
 
 
-def test_a_free_slot_is_granted_at_once() -> None:
+def test_2_a_free_slot_is_granted_at_once() -> None:
     admission = admission_with(slots=2)
 
     assert [admission.arrive(Waiter("a")) for _ in range(3)] == [
@@ -239,7 +236,7 @@ def test_a_free_slot_is_granted_at_once() -> None:
     ]
 
 
-def test_who_comes_when_the_queue_is_full_is_turned_away_and_holds_nothing() -> None:
+def test_3_a_request_rejected_by_a_full_queue_does_not_count_for_its_key() -> None:
     admission = admission_with(slots=1, queue_size=1, per_key=3)
     for _ in range(2):
         admission.arrive(Waiter("a"))
@@ -249,27 +246,27 @@ def test_who_comes_when_the_queue_is_full_is_turned_away_and_holds_nothing() -> 
     assert admission.arrive(Waiter("a")) is Verdict.QUEUED  # two of its three, not three
 
 
-def test_a_queue_of_no_places_still_lets_a_free_slot_be_used() -> None:
+def test_3_without_a_queue_a_free_slot_is_still_granted() -> None:
     admission = admission_with(slots=1, queue_size=0)
 
     assert admission.arrive(Waiter("a")) is Verdict.GRANTED
     assert admission.arrive(Waiter("a")) is Verdict.QUEUE_FULL
 
 
-def test_a_key_that_floods_delays_another_by_one_request() -> None:
+def test_a_key_that_floods_the_queue_delays_another_by_one_request() -> None:
     assert order_of_grants(admission_with(slots=0), "aaaaaaaab") == "abaaaaaaa"
 
 
-def test_keys_take_turns_and_within_a_key_the_first_comes_first() -> None:
+def test_keys_take_turns_and_requests_of_a_key_are_served_in_order() -> None:
     assert order_of_grants(admission_with(slots=0), "aaabbc") == "abcaba"
 
 
-def test_a_key_loses_its_turn_by_leaving_and_coming_back() -> None:
+def test_a_key_that_leaves_and_returns_loses_its_turn() -> None:
     admission = admission_with(slots=0)
-    leaver, other, again = Waiter("a"), Waiter("b"), Waiter("a")
-    admission.arrive(leaver)
+    gone, other, again = Waiter("a"), Waiter("b"), Waiter("a")
+    admission.arrive(gone)
     admission.arrive(other)
-    admission.leave(leaver)
+    admission.leave(gone)
     admission.arrive(again)
 
     admission.resize(1)
@@ -277,7 +274,7 @@ def test_a_key_loses_its_turn_by_leaving_and_coming_back() -> None:
     assert (other.slots, again.slots) == (1, 0)
 
 
-def test_a_key_at_its_cap_is_busy_while_another_is_served() -> None:
+def test_1_a_key_at_its_limit_is_busy_and_another_key_is_served() -> None:
     admission = admission_with(slots=3, per_key=1)
     admission.arrive(Waiter("a"))
 
@@ -285,7 +282,7 @@ def test_a_key_at_its_cap_is_busy_while_another_is_served() -> None:
     assert admission.arrive(Waiter("b")) is Verdict.GRANTED
 
 
-def test_what_waits_counts_towards_the_cap_of_its_key() -> None:
+def test_1_waiting_requests_count_towards_the_limit_of_their_key() -> None:
     admission = admission_with(slots=0, per_key=1)
     waiter = Waiter("a")
     admission.arrive(waiter)
@@ -295,7 +292,7 @@ def test_what_waits_counts_towards_the_cap_of_its_key() -> None:
     assert admission.arrive(Waiter("a")) is Verdict.QUEUED
 
 
-def test_while_there_are_no_slots_everything_waits_and_starts_when_they_come() -> None:
+def test_5_without_slots_all_requests_wait_and_run_when_there_are_some() -> None:
     admission = admission_with(slots=0)
     waiters = [Waiter(key_id) for key_id in "aab"]
     for waiter in waiters:
@@ -307,7 +304,7 @@ def test_while_there_are_no_slots_everything_waits_and_starts_when_they_come() -
     assert (admission.running, admission.queued) == (2, 1)
 
 
-def test_fewer_slots_let_what_runs_finish_and_start_nothing_new() -> None:
+def test_after_a_reduction_of_slots_running_requests_finish_and_none_starts() -> None:
     admission = admission_with(slots=2)
     for _ in range(2):
         admission.arrive(Waiter("a"))
@@ -321,7 +318,7 @@ def test_fewer_slots_let_what_runs_finish_and_start_nothing_new() -> None:
     assert waiter.slots == 1
 
 
-def test_who_does_not_wait_cannot_leave_and_nothing_changes() -> None:
+def test_leaving_without_waiting_raises_and_changes_nothing() -> None:
     admission = admission_with(slots=1, per_key=9)
     running, waiting = Waiter("a"), Waiter("a")
     admission.arrive(running)
@@ -335,7 +332,7 @@ def test_who_does_not_wait_cannot_leave_and_nothing_changes() -> None:
     assert admission.waiting() == [waiting]
 
 
-def test_a_request_that_ends_the_moment_it_gets_its_slot_hands_it_on() -> None:
+def test_a_request_that_ends_as_it_gets_its_slot_passes_it_on() -> None:
     admission = admission_with(slots=1)
     admission.arrive(Waiter("z"))
     order: list[str] = []
@@ -353,19 +350,19 @@ def test_a_request_that_ends_the_moment_it_gets_its_slot_hands_it_on() -> None:
     assert (admission.running, admission.queued) == (0, 0)
 
 
-def test_a_request_may_come_or_leave_while_another_gets_its_slot() -> None:
+def test_requests_may_arrive_and_leave_while_another_gets_its_slot() -> None:
     admission = admission_with(slots=1)
     admission.arrive(Waiter("z"))
-    leaver, late = Waiter("c"), Waiter("d")
+    gone, late = Waiter("c"), Waiter("d")
 
-    def stir(_: Waiter) -> None:
-        admission.leave(leaver)
+    def on_slot(_: Waiter) -> None:
+        admission.leave(gone)
         admission.arrive(late)
 
-    for waiter in (Waiter("a", stir), leaver, Waiter("b")):
+    for waiter in (Waiter("a", on_slot), gone, Waiter("b")):
         admission.arrive(waiter)
 
     admission.resize(4)
 
-    assert (leaver.slots, late.slots) == (0, 1)
+    assert (gone.slots, late.slots) == (0, 1)
     assert (admission.running, admission.queued) == (4, 0)

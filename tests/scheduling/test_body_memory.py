@@ -10,7 +10,7 @@ def shared(limit: int) -> BodyMemory:
     return BodyMemory(limit, lambda: True)
 
 
-def test_a_body_grows_while_there_is_room() -> None:
+def test_2_a_single_body_may_use_all_of_the_memory() -> None:
     memory = shared(100)
 
     assert memory.take("a", 60)
@@ -19,7 +19,7 @@ def test_a_body_grows_while_there_is_room() -> None:
     assert memory.used == 100
 
 
-def test_what_is_refused_is_not_counted() -> None:
+def test_1_rejected_bytes_are_not_counted() -> None:
     memory = shared(100)
     memory.take("a", 60)
 
@@ -27,7 +27,7 @@ def test_what_is_refused_is_not_counted() -> None:
     assert memory.take("b", 40)
 
 
-def test_a_second_body_of_a_key_leaves_some_for_others() -> None:
+def test_3_a_second_body_of_a_key_leaves_a_part_for_other_keys() -> None:
     memory = shared(100)
     memory.take("a", 60)
 
@@ -37,14 +37,14 @@ def test_a_second_body_of_a_key_leaves_some_for_others() -> None:
     assert memory.take("b", 20)
 
 
-def test_where_there_are_no_others_a_key_may_take_all() -> None:
+def test_4_without_other_keys_two_bodies_may_use_all_of_the_memory() -> None:
     memory = BodyMemory(100, lambda: False)
     memory.take("a", 60)
 
     assert memory.take("a", 40)
 
 
-def test_what_is_given_back_can_be_taken_again() -> None:
+def test_released_bytes_are_available_again() -> None:
     memory = shared(100)
     memory.take("a", 100)
     memory.give_back("a", 100)
@@ -57,7 +57,7 @@ def test_what_is_given_back_can_be_taken_again() -> None:
     bodies=st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 40)), max_size=60),
     size=st.integers(1, 100),
 )
-def test_one_key_s_many_bodies_leave_a_fifth_to_others(
+def test_many_bodies_of_one_key_leave_a_fifth_for_other_keys(
     bodies: list[tuple[str, int]], size: int
 ) -> None:
     memory = shared(1000)

@@ -38,33 +38,33 @@ def after(*events: Event) -> Exchange:
     ],
     ids=lambda value: " ".join(e.name for e in value) if isinstance(value, list) else None,
 )
-def test_a_life_goes_its_way(events: list[Event], state: State) -> None:
+def test_a_sequence_of_events_leads_to_its_state(events: list[Event], state: State) -> None:
     assert after(*events).state is state
 
 
 @pytest.mark.parametrize(
     ("events", "then"),
     [
-        ([], E.HEAD_SENT),  # the engine responds to what it was not sent
-        ([E.RESPONDED], E.RESPONDED),  # a second response behind the first
+        ([], E.HEAD_SENT),  # a response of the engine to a request that it was not sent
+        ([E.RESPONDED], E.RESPONDED),  # a second response
         ([E.FORWARD, E.HEAD_SENT], E.RESPONDED),
         ([E.FORWARD, E.HEAD_SENT, E.RESPONSE_SENT], E.HEAD_SENT),
-        ([E.RESPONDED], E.FORWARD),  # answered here, and sent to the engine all the same
-        ([E.FORWARD], E.FORWARD),  # sent to the engine twice
+        ([E.RESPONDED], E.FORWARD),  # forwarded after the gateway has responded
+        ([E.FORWARD], E.FORWARD),  # forwarded twice
         ([E.FORWARD], E.QUEUE),
         ([], E.REQUEUE),
         ([E.FORWARD, E.HEAD_SENT], E.REQUEUE),
         ([E.QUEUE], E.QUEUE),
         ([], E.RESPONSE_SENT),
         ([E.FORWARD], E.RESPONSE_SENT),
-        ([E.RESPONDED], E.LOST),  # its account is closed
+        ([E.RESPONDED], E.LOST),  # a final state
         ([E.LOST], E.LOST),
-        ([E.QUEUE, E.LOST], E.FORWARD),  # a slot for somebody who has left
+        ([E.QUEUE, E.LOST], E.FORWARD),  # a slot for a client that has disconnected
         ([E.LOST], E.HEAD_SENT),
     ],
     ids=lambda value: " ".join(e.name for e in value) if isinstance(value, list) else value.name,
 )
-def test_what_cannot_happen_raises_and_changes_nothing(events: list[Event], then: Event) -> None:
+def test_an_illegal_event_raises_and_changes_nothing(events: list[Event], then: Event) -> None:
     found = after(*events)
     before = found.state
 
@@ -87,7 +87,7 @@ def test_no_order_of_events_sends_two_heads_or_forwards_twice(
         except IllegalTransition:
             continue
         happened.append(event)
-        assert could_reply or not found.may_reply  # a head that is out stays out
+        assert could_reply or not found.may_reply  # a head cannot be unsent
         assert could_reply or event not in (E.HEAD_SENT, E.RESPONDED)
 
     again = happened.count(E.REQUEUE)
@@ -95,7 +95,7 @@ def test_no_order_of_events_sends_two_heads_or_forwards_twice(
     assert all(happened.count(e) <= 1 for e in Event if e not in (E.FORWARD, E.REQUEUE))
 
 
-def test_a_status_can_be_sent_until_the_head_is_out_and_never_again() -> None:
+def test_a_status_can_be_sent_only_before_a_head() -> None:
     assert [s for s in State if at(s).may_reply] == [S.READING, S.QUEUED, S.FORWARDING]
 
 
@@ -105,15 +105,15 @@ def at(state: State) -> Exchange:
     return found
 
 
-def test_whoever_may_leave_leaves_in_a_phase_that_has_a_name() -> None:
+def test_each_state_in_which_a_client_can_disconnect_has_a_phase() -> None:
     may_leave = set(TRANSITIONS[E.LOST])
 
     assert set(PHASES) == may_leave
-    # One that is open already leaves in the same phase as one that is not.
+    # The two open states have the same phases as those without a head.
     assert len(set(PHASES.values())) == len(may_leave) - 2
 
 
-def test_every_event_can_happen_every_state_can_be_reached_and_every_life_can_end() -> None:
+def test_all_events_are_possible_all_states_reachable_and_only_two_are_final() -> None:
     ends = {S.DONE, S.ABORTED}
     moves = [move for moves in TRANSITIONS.values() for move in moves.items()]
 
@@ -121,26 +121,26 @@ def test_every_event_can_happen_every_state_can_be_reached_and_every_life_can_en
     assert {state for _, state in moves} | {S.READING} == set(State)
     assert {state for state, _ in moves} == set(State) - ends
     back = {(state, then) for state, then in moves if then < state}
-    assert back == set(TRANSITIONS[E.REQUEUE].items()), "nothing else goes back"
+    assert back == set(TRANSITIONS[E.REQUEUE].items()), "only REQUEUE leads back"
 
 
-# What is said of it -------------------------------------------------------------------------------
+# Facts for log and metrics ------------------------------------------------------------------------
 
 
-def test_it_is_told_by_what_was_asked() -> None:
+def test_request_id_method_and_path_are_those_of_the_request() -> None:
     found = begun(asked("GET", "/v1/models"), b"req-7")
 
     assert (found.request_id, found.method, found.path) == ("req-7", "GET", "/v1/models")
 
 
-def test_what_it_did_not_come_to_took_no_time() -> None:
+def test_phases_that_were_not_reached_took_no_time() -> None:
     found = begun()
     found.ended_at = STARTED_AT + 3
 
     assert (found.queued, found.first_byte, found.duration) == (0.0, 0.0, 3.0)
 
 
-def test_a_wait_ends_when_it_is_sent_on_or_with_the_exchange() -> None:
+def test_the_time_in_the_queue_ends_with_forwarding_or_with_the_exchange() -> None:
     found = begun()
     found.queued_at = STARTED_AT + 1
     found.ended_at = STARTED_AT + 9
@@ -151,7 +151,7 @@ def test_a_wait_ends_when_it_is_sent_on_or_with_the_exchange() -> None:
     assert (found.queued, found.first_byte, found.duration) == (2.0, 4.0, 9.0)
 
 
-def test_one_exchange_s_numbers_are_not_another_s() -> None:
+def test_exchanges_do_not_share_their_numbers() -> None:
     first, second = begun(), begun()
     first.bytes_in, first.status, first.rate_fields = 5, 200, b"x: y"
 

@@ -13,10 +13,10 @@ from llama_gguf.scheduling.exchange import Event, Exchange
 from llama_gguf.scheduling.failure_policy import Action, decide
 from tests.support.exchanges import asked
 
-REFUSED = UpstreamRefused("it refused")
-CLOSED = UpstreamClosedKept("it was closed")
-NONSENSE = UpstreamError("it is no HTTP")
-LATE = UpstreamTimeout("it was silent")
+REFUSED = UpstreamRefused("connection refused")
+CLOSED = UpstreamClosedKept("connection closed")
+INVALID = UpstreamError("not HTTP")
+LATE = UpstreamTimeout("no data")
 
 
 def sent(method: str = "POST", target: str = "/v1/chat/completions") -> Exchange:
@@ -25,18 +25,18 @@ def sent(method: str = "POST", target: str = "/v1/chat/completions") -> Exchange
     return exchange
 
 
-def test_1_a_refused_request_waits_for_an_engine_that_may_come_back() -> None:
+def test_1_a_refused_request_waits_for_an_engine_that_may_be_restarted() -> None:
     assert decide(REFUSED, sent(), may_come_back=True) is Action.REQUEUE
     assert decide(REFUSED, sent(), may_come_back=False) is Action.RESPOND
 
 
-def test_1_what_may_have_reached_the_engine_is_not_queued_again() -> None:
-    for error in (CLOSED, NONSENSE, LATE):
+def test_1_a_request_that_may_have_reached_the_engine_is_not_queued_again() -> None:
+    for error in (CLOSED, INVALID, LATE):
         assert decide(error, sent(), may_come_back=True) is Action.RESPOND
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_2_a_safe_request_is_sent_once_more_when_a_kept_connection_was_closed(method: str) -> None:
+def test_2_a_safe_request_is_retried_once_after_a_kept_connection_was_closed(method: str) -> None:
     exchange = sent(method, "/v1/models")
     assert decide(CLOSED, exchange, may_come_back=False) is Action.RETRY
 
@@ -44,26 +44,26 @@ def test_2_a_safe_request_is_sent_once_more_when_a_kept_connection_was_closed(me
     assert decide(CLOSED, exchange, may_come_back=False) is Action.RESPOND
 
 
-def test_2_a_post_is_never_sent_again() -> None:
+def test_2_a_post_is_never_retried() -> None:
     assert decide(CLOSED, sent(), may_come_back=False) is Action.RESPOND
 
 
-@pytest.mark.parametrize("error", [REFUSED, CLOSED, NONSENSE, LATE])
-def test_4_behind_a_head_the_response_is_broken_off(error: GatewayError) -> None:
+@pytest.mark.parametrize("error", [REFUSED, CLOSED, INVALID, LATE])
+def test_4_after_the_head_the_response_is_cut(error: GatewayError) -> None:
     exchange = sent()
     exchange.on(Event.HEAD_SENT)
 
     assert decide(error, exchange, may_come_back=False) is Action.BREAK_OFF
 
 
-def test_4_a_stream_whose_head_went_out_early_is_broken_off_too() -> None:
+def test_4_a_stream_whose_head_was_sent_early_is_cut_too() -> None:
     exchange = sent()
     exchange.on(Event.OPEN)
 
-    assert decide(NONSENSE, exchange, may_come_back=False) is Action.BREAK_OFF
+    assert decide(INVALID, exchange, may_come_back=False) is Action.BREAK_OFF
 
 
-def test_1_a_stream_whose_head_went_out_early_may_still_wait() -> None:
+def test_1_a_stream_whose_head_was_sent_early_may_still_wait() -> None:
     exchange = sent()
     exchange.on(Event.OPEN)
 

@@ -1,6 +1,6 @@
-"""Wrong bytes at the gateway, without sockets: whatever comes, nothing goes on that is not one
-well-formed message, and everything is given back.
+"""Malformed bytes at the gateway, without sockets: regardless of its input, the gateway passes on
+only well-formed messages, and releases all resources.
 
-``cases`` says what is held against the gateway, ``mutations`` makes the bytes. ``make fuzz`` goes
-on for a while with new ones; ``test_fuzz`` tries the same few thousand every time.
+``cases`` has the invariants, ``mutations`` makes the input. ``make fuzz`` runs new cases for some
+time; ``test_fuzz`` runs the same few thousand every time.
 """

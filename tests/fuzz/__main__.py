@@ -1,4 +1,4 @@
-"""``make fuzz``: new inputs for a while. Exit status 1 when one finds something."""
+"""``make fuzz``: new inputs for some time. Exit status 1 if one finds a fault."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.progress import progress
 
 MAX_FOUND: Final = 10
 PATIENCE: Final = 10
-"""Seconds for one input, which takes a millisecond."""
+"""Timeout in seconds for one input, which normally takes a millisecond."""
 
 
 def main() -> int:
@@ -43,12 +43,12 @@ def main() -> int:
                 break
     for failure in found:
         say(f"\n{failure}")
-    say(f"{tried:,} inputs, {len(found)} of which found something")
+    say(f"{tried:,} inputs, {len(found)} of which found a fault")
     return bool(found)
 
 
 def with_a_timeout(seed: int) -> Iterator[RequestCase | ResponseCase]:
-    """New cases; one that hangs is ended from within, so that it is found like any other."""
+    """New cases; an alarm interrupts one that hangs, so that it fails like any other."""
     signal.signal(signal.SIGALRM, _on_alarm)
     for case in cases(seed):
         signal.alarm(PATIENCE)
@@ -56,7 +56,7 @@ def with_a_timeout(seed: int) -> Iterator[RequestCase | ResponseCase]:
 
 
 def _on_alarm(_: int, frame: FrameType | None) -> None:
-    raise TimeoutError("it hangs")
+    raise TimeoutError("the input takes too long")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""One input each, and what must hold of it; its ``repr`` is Python, so that it can become a test.
+"""Cases: an input and its invariants. The ``repr`` of a case is Python, which can become a test.
 
-What is expected comes from ``tests.support.strict``, which reads the same bytes on its own.
+The expectation comes from ``tests.support.strict``, an independent parser of the same bytes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from tests.support.strict import (
 )
 
 LONGER_THAN_ANY_DEADLINE: Final = 40.0
-"""One behind the other, for all requests of one input."""
+"""Seconds; longer than all deadlines in turn, for all requests of one input."""
 SETTINGS: Final[dict[str, Any]] = {
     "exposed_routes": "all",
     "max_concurrent_requests": 1,
@@ -48,7 +48,7 @@ SETTINGS: Final[dict[str, Any]] = {
     "cors_origins": ("https://a.example",),
     **dict.fromkeys(("client_header_timeout", "client_body_timeout", "keepalive_timeout"), 2.0),
     "request_timeout": 2.0,
-    "max_queue_wait": 3.0,  # not as long as another: then chance says what is due first
+    "max_queue_wait": 3.0,  # differs from the others, so that which expires first is certain
 }
 OK_BODY: Final = OK.partition(b"\r\n\r\n")[2]
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -58,61 +58,61 @@ HOP_BY_HOP: Final = frozenset(
     b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer "
     b"upgrade http2-settings transfer-encoding content-length".split()
 )
-"""What ends at the gateway, or is written anew there."""
+"""Fields that the gateway drops, or sets itself."""
 OF_THE_GATEWAY: Final = frozenset(
     b"date server x-request-id vary x-ratelimit-limit-requests x-ratelimit-remaining-requests "
     b"x-ratelimit-reset-requests".split()
 )
-"""What it may set in an answer."""
-# A path that is read in one way only, after undoing every escape: no empty segment, no dots.
+"""Fields that the gateway may set in a response."""
+# An unambiguous path, after percent-decoding: no empty segment, no dot segments.
 PLAIN_PATH: Final = re.compile(r"(?!.*//)(?!.*/\.{1,2}(?:/|$))/[^\\\0]*", re.DOTALL)
 
 
-class NotAsItShouldBe(Exception):
-    """The gateway did what it must never do."""
+class Violation(Exception):
+    """The gateway violated an invariant."""
 
 
 def check(condition: object, *what: object) -> None:
     if not condition:
-        raise NotAsItShouldBe(" | ".join(map(str, what)))
+        raise Violation(" | ".join(map(str, what)))
 
 
-def end_to_end(message: Message, also_left_out: frozenset[bytes]) -> Fields:
-    """The fields that go through the gateway."""
+def end_to_end(message: Message, also_dropped: frozenset[bytes]) -> Fields:
+    """The end-to-end fields, which the gateway forwards."""
     named = b",".join(message.all(b"connection")).lower().split(b",")
-    left_out = HOP_BY_HOP | also_left_out | {token.strip() for token in named}
-    return tuple((n, v) for n, v in message.fields if n.lower() not in left_out)
+    dropped = HOP_BY_HOP | also_dropped | {token.strip() for token in named}
+    return tuple((n, v) for n, v in message.fields if n.lower() not in dropped)
 
 
 def fields_of_the_engine(response: Response) -> Fields:
-    """Those that a client has to get as they came."""
+    """Fields that a client must receive unchanged."""
     fields = end_to_end(response, OF_THE_GATEWAY)
     return tuple((n, v) for n, v in fields if not n.lower().startswith(b"access-control-"))
 
 
-def answers_in(data: bytes, asked: list[Request], *, has_ended: bool) -> list[Response]:
-    """Every final answer in *data*, each to the one of *asked* that is in its place."""
-    answers: list[Response] = []
+def responses_in(data: bytes, asked: list[Request], *, has_ended: bool) -> list[Response]:
+    """All final responses in *data*, the first to the first of *asked*, and so on."""
+    responses: list[Response] = []
     while data and data != CONTINUE:
-        to_head = len(answers) < len(asked) and asked[len(answers)].method == b"HEAD"
+        to_head = len(responses) < len(asked) and asked[len(responses)].method == b"HEAD"
         found = take_response(data, to_head=to_head, has_ended=has_ended)
-        check(found, "half a head", data)
+        check(found, "an incomplete head", data)
         assert found is not None
-        answer, data = found
-        answers.append(answer)
-    return answers
+        response, data = found
+        responses.append(response)
+    return responses
 
 
-def check_everything_is_given_back(rig: Rig) -> None:
-    """Every client has gone; so does the engine where it is told to, and nothing is left."""
+def check_everything_is_released(rig: Rig) -> None:
+    """After all clients have left and the engine has closed, check that nothing is in use."""
     for upstream in rig.upstreams:
         if upstream.was_left:
             upstream.hang_up()
     rig.services.pool.retire_idle()
     rig.spin()
-    check(rig.is_at_rest, "slots, queue or memory are held for nobody")
-    check(not rig.services.connections, "a connection is counted that is gone")
-    check(all(u.is_closed for u in rig.upstreams), "a connection to the engine is left open")
+    check(rig.is_at_rest, "slots, places in the queue or memory are still in use")
+    check(not rig.services.connections, "a closed connection is still counted")
+    check(all(u.is_closed for u in rig.upstreams), "a connection to the engine is still open")
     rig.requests.clear()
     rig.records.clear()
     rig.upstreams.clear()
@@ -124,10 +124,10 @@ def check_everything_is_given_back(rig: Rig) -> None:
 
 @dataclass(frozen=True)
 class RequestCase:
-    """A client sends *pieces*, and then does what *ending* says.
+    """A client sends *pieces*, and then leaves or waits, according to *ending*.
 
-    The engine answers everything with *reply*, or not at all. With *is_busy*, the only slot is
-    taken by another client, who leaves last.
+    The engine responds to every request with *reply*, or never. With *is_busy*, another client
+    holds the only slot and leaves last.
     """
 
     pieces: tuple[bytes, ...]
@@ -138,13 +138,15 @@ class RequestCase:
     def check(self, rig: Rig) -> None:
         seen = self._run(rig, self.pieces)
         raw = b"".join(self.pieces)
-        # Whether 100 (Continue) is sent depends on how much of the body has come with the head.
+        # Whether 100 (Continue) is sent depends on how much of the body arrives with the head.
         if len(self.pieces) > 1 and b"100-continue" not in raw.lower():
             whole = self._run(rig, (raw,))
-            check(seen == whole, "it depends on where the network cuts", seen, whole)
+            check(
+                seen == whole, "the result depends on how the network splits the input", seen, whole
+            )
 
     def _run(self, rig: Rig, pieces: tuple[bytes, ...]) -> tuple[bytes, bytes]:
-        """What can be seen of *pieces*, if all is well: what client and engine got."""
+        """Check the invariants for *pieces*, and return what client and engine have received."""
         other = rig.client()
         if self.is_busy:
             rig.reply = None
@@ -157,9 +159,9 @@ class RequestCase:
         other.leave()
         reached = b"".join(rig.requests)
         self._check_what_reached_the_engine(reached)
-        self._check_answers(client, reached)
+        self._check_responses(client, reached)
         seen = without_varying(client.received), without_varying(reached)
-        check_everything_is_given_back(rig)
+        check_everything_is_released(rig)
         return seen
 
     def _end(self, rig: Rig, client: FakeClient) -> None:
@@ -170,37 +172,43 @@ class RequestCase:
                 client.reset()
             case "wait":
                 rig.advance(LONGER_THAN_ANY_DEADLINE)
-                check(client.is_closed, "no deadline ended it")
+                check(client.is_closed, "no deadline has closed the connection")
 
     def _check_what_reached_the_engine(self, reached: bytes) -> None:
         understood, _ = requests_in(b"".join(self.pieces))
-        left = iter(understood)
+        remaining = iter(understood)
         forwarded, rest = requests_in(reached)
-        check(not rest, "the engine got something that is no request", reached)
+        check(not rest, "the engine received something that is not a request", reached)
         for one in forwarded:
             check(
-                any(is_forwarded_as(asked, one) for asked in left),
-                "the engine got a request that no client sent",
+                any(is_forwarded_as(asked, one) for asked in remaining),
+                "the engine received a request that no client sent",
                 one,
                 understood,
             )
 
-    def _check_answers(self, client: FakeClient, reached: bytes) -> None:
+    def _check_responses(self, client: FakeClient, reached: bytes) -> None:
         understood, _ = requests_in(b"".join(self.pieces))
         has_ended = client.is_closed and not client.was_cut
-        answers = answers_in(client.received, understood, has_ended=has_ended)
-        check(len(answers) <= len(understood) + 1, "more answers than requests", answers)
+        responses = responses_in(client.received, understood, has_ended=has_ended)
+        check(len(responses) <= len(understood) + 1, "more responses than requests", responses)
         forwarded, _ = requests_in(reached)
         if self.reply == OK:
-            served = [a for a in answers if a.body == OK_BODY or (a.status == 200 and not a.body)]
-            check(len(served) >= len(forwarded), "an answer is missing", answers)
-        for answer in answers[:-1]:
-            check(answer.end is End.WHOLE, "half an answer, and another behind it", answers)
-        check(not answers or answers[-1].end is not End.BROKEN, "a malformed answer", answers)
+            served = [a for a in responses if a.body == OK_BODY or (a.status == 200 and not a.body)]
+            check(len(served) >= len(forwarded), "a response is missing", responses)
+        for response in responses[:-1]:
+            check(
+                response.end is End.WHOLE,
+                "an incomplete response, followed by another one",
+                responses,
+            )
+        check(
+            not responses or responses[-1].end is not End.BROKEN, "a malformed response", responses
+        )
 
 
 def requests_in(data: bytes) -> tuple[list[Request], bytes]:
-    """Every whole request in *data* up to what is none, and the rest."""
+    """All complete requests at the start of *data*, and the rest."""
     found = []
     try:
         while (taken := take_request(data)) is not None:
@@ -212,7 +220,7 @@ def requests_in(data: bytes) -> tuple[list[Request], bytes]:
 
 
 def is_forwarded_as(asked: Request, forwarded: Request) -> bool:
-    """Whether *forwarded* is what the engine has to get for *asked*."""
+    """Whether *forwarded* is what the engine must receive for *asked*."""
     start = (asked.method, asked.target, asked.body)
     if start != (forwarded.method, forwarded.target, forwarded.body):
         return False
@@ -241,9 +249,9 @@ Ending = Literal["open", "close", "reset"]
 
 @dataclass(frozen=True)
 class ResponseCase:
-    """The engine answers *request* with *pieces*, and then does what *ending* says.
+    """The engine responds to *request* with *pieces*, and then closes or not, as by *ending*.
 
-    Before that, on the same connections, it has answered a GET with *before*.
+    Before that, on the same connections, it has responded to a GET with *before*.
     """
 
     request: bytes
@@ -256,24 +264,24 @@ class ResponseCase:
         if self.before:
             rig.answer_with(self.before)
             client.send(GET)
-        came_before = len(client.received)
-        upstream = self._answer(rig, client)
-        answer = self._only_answer(client, client.received[came_before:])
-        said = self._read()
-        if said is None:
-            waits = self.ending == "open" and answer is None
-            check(waits or (answer and answer.status == 502), "not refused", answer)
+        size_before = len(client.received)
+        upstream = self._respond(rig, client)
+        response = self._only_response(client, client.received[size_before:])
+        parsed = self._parse()
+        if parsed is None:
+            waits = self.ending == "open" and response is None
+            check(waits or (response and response.status == 502), "not an error response", response)
         else:
-            wanted, surplus = said
-            self._check_answer(client, wanted, answer)
-            makes_sense = wanted.end is not End.BROKEN and not surplus
-            check(makes_sense or upstream.is_closed, "a connection is kept that makes no sense")
+            wanted, surplus = parsed
+            self._check_response(client, wanted, response)
+            is_valid = wanted.end is not End.BROKEN and not surplus
+            check(is_valid or upstream.is_closed, "a connection with invalid data is kept")
             if wanted.end is End.WHOLE and not client.is_closed:
                 self._check_the_next(rig, client)
         client.leave()
-        check_everything_is_given_back(rig)
+        check_everything_is_released(rig)
 
-    def _answer(self, rig: Rig, client: FakeClient) -> FakeUpstream:
+    def _respond(self, rig: Rig, client: FakeClient) -> FakeUpstream:
         rig.reply = None
         client.send(self.request)
         upstream = rig.upstream
@@ -284,12 +292,15 @@ class ResponseCase:
             upstream.reset()
         if rig.upstream is not upstream:
             is_get = self.request.startswith((b"GET", b"HEAD"))
-            check(is_get and not self.pieces, "asked twice, and not because nothing came")
+            check(
+                is_get and not self.pieces,
+                "retried, although it is not a GET or a response had begun",
+            )
             rig.upstream.hang_up()
         return upstream
 
-    def _read(self) -> tuple[Response, bytes] | None:
-        """What the engine said, and what is behind it; None without a head, or with none."""
+    def _parse(self) -> tuple[Response, bytes] | None:
+        """The engine's response and the bytes after it; None without a complete, valid head."""
         try:
             return take_response(
                 b"".join(self.pieces),
@@ -299,45 +310,49 @@ class ResponseCase:
         except Malformed:
             return None
 
-    def _only_answer(self, client: FakeClient, data: bytes) -> Response | None:
+    def _only_response(self, client: FakeClient, data: bytes) -> Response | None:
         asked, _ = requests_in(self.request)
         has_ended = client.is_closed and not client.was_cut
-        answers = answers_in(data, asked, has_ended=has_ended)
-        check(len(answers) <= 1, "two answers to one request", answers)
-        return answers[0] if answers else None
+        responses = responses_in(data, asked, has_ended=has_ended)
+        check(len(responses) <= 1, "two responses to one request", responses)
+        return responses[0] if responses else None
 
-    def _check_answer(self, client: FakeClient, wanted: Response, answer: Response | None) -> None:
-        check(answer and answer.status == wanted.status, "another status", wanted, answer)
-        assert answer is not None
-        same = fields_of_the_engine(answer) == fields_of_the_engine(wanted)
-        check(same, "other fields", wanted, answer)
+    def _check_response(
+        self, client: FakeClient, wanted: Response, response: Response | None
+    ) -> None:
+        check(response and response.status == wanted.status, "another status", wanted, response)
+        assert response is not None
+        same = fields_of_the_engine(response) == fields_of_the_engine(wanted)
+        check(same, "other fields", wanted, response)
         if wanted.end is End.WHOLE:
-            check(answer.end is End.WHOLE and not client.was_cut, "not whole", wanted, answer)
-            check(answer.body == wanted.body, "another body", wanted, answer)
+            check(response.end is End.WHOLE and not client.was_cut, "incomplete", wanted, response)
+            check(response.body == wanted.body, "another body", wanted, response)
         else:
-            is_as_broken = wanted.end is End.BROKEN or answer.end is not End.BROKEN
-            check(is_as_broken, "a malformed answer", wanted, answer)
-            self._check_partial(client, wanted, answer)
+            is_as_broken = wanted.end is End.BROKEN or response.end is not End.BROKEN
+            check(is_as_broken, "a malformed response", wanted, response)
+            self._check_partial(client, wanted, response)
 
-    def _check_partial(self, client: FakeClient, wanted: Response, answer: Response) -> None:
-        body, told, _ = answer.body.partition(b'data: {"error": {')
-        check(wanted.body.startswith(body), "bytes that the engine did not send", wanted, answer)
+    def _check_partial(self, client: FakeClient, wanted: Response, response: Response) -> None:
+        body, error_event, _ = response.body.partition(b'data: {"error": {')
+        check(wanted.body.startswith(body), "bytes that the engine did not send", wanted, response)
         if self.ending == "open" and wanted.end is End.OPEN:
-            check(not client.is_closed and body == wanted.body, "held back", wanted, answer)
+            check(not client.is_closed and body == wanted.body, "held back", wanted, response)
             return
-        check(client.is_closed, "the client waits for what will not come", wanted, answer)
-        is_open_end = client.was_cut or answer.end is End.OPEN
-        check(is_open_end or told, "broken off, and it looks whole", wanted, answer)
+        check(
+            client.is_closed, "the client waits for data that will never arrive", wanted, response
+        )
+        is_open_end = client.was_cut or response.end is End.OPEN
+        check(is_open_end or error_event, "cut, and it looks complete", wanted, response)
 
     def _check_the_next(self, rig: Rig, client: FakeClient) -> None:
-        came_before = len(client.received)
+        size_before = len(client.received)
         rig.answer_with(OK)
         client.send(GET)
-        answers = answers_in(client.received[came_before:], [], has_ended=False)
-        check([a.body for a in answers] == [OK_BODY], "the next answer is another", answers)
+        responses = responses_in(client.received[size_before:], [], has_ended=False)
+        check([a.body for a in responses] == [OK_BODY], "the next response is wrong", responses)
 
 
-# Where they come from -----------------------------------------------------------------------------
+# Generation ---------------------------------------------------------------------------------------
 
 REQUESTS: Final = [
     *GOOD.values(),
@@ -366,8 +381,8 @@ RESPONSES: Final = [
     b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\nLink: x\r\n\r\n" + OK,
     OK + OK,
 ]
-# RFC 9112 section 6.3: an interim answer has no body, and RFC 9110 section 8.6 forbids it a length.
-# To refuse one that has one and to take no notice is both right.
+# An interim response has no body (RFC 9112 section 6.3) and must not have a Content-Length
+# (RFC 9110 section 8.6). If it has one, rejecting it and ignoring the field are both correct.
 _FRAMED_INTERIM: Final = re.compile(
     rb"HTTP/1\.[01] 1(?:(?!\r\n\r\n).)*\r\n(?:content-length|transfer-encoding)",
     re.DOTALL | re.IGNORECASE,
@@ -377,7 +392,7 @@ _FRAMED_INTERIM: Final = re.compile(
 def new_request_case(rng: random.Random) -> RequestCase:
     base = rng.choice(REQUESTS)
     raw = mutated(rng, base, REQUESTS)
-    if rng.random() < 0.5:  # behind itself, as what was remembered of it may be wrong here
+    if rng.random() < 0.5:  # after the valid one, whose cached head may be wrong here
         raw = base + raw
     if rng.random() < 0.5:
         raw += rng.choice(REQUESTS)
@@ -406,7 +421,7 @@ NEW_CASES: Final[tuple[Callable[[random.Random], RequestCase | ResponseCase], ..
 
 
 def cases(seed: int) -> Iterator[RequestCase | ResponseCase]:
-    """Without end; the same ones for the same *seed*."""
+    """Cases without end; the same ones for the same *seed*."""
     rng = random.Random(seed)
     while True:
         yield rng.choice(NEW_CASES)(rng)

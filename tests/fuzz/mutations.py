@@ -1,4 +1,4 @@
-"""Bytes that are a little wrong, out of bytes that are right."""
+"""Makes slightly wrong input out of valid input."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ Mutation = Callable[[random.Random, bytes], bytes]
 
 
 def _span(rng: random.Random, raw: bytes) -> tuple[int, int]:
-    """A short piece of *raw*: where it begins and ends."""
+    """Start and end of a short part of *raw*."""
     start = rng.randint(0, len(raw))
     return start, min(len(raw), start + int(rng.expovariate(0.15)))
 
@@ -91,7 +91,7 @@ def change_a_number(rng: random.Random, raw: bytes) -> bytes:
 
 
 def resize(rng: random.Random, raw: bytes) -> bytes:
-    """Another length, and a body that has it."""
+    """Change the length, with a body of that length."""
     match = _LENGTH.search(raw)
     if match is None:
         return raw
@@ -125,7 +125,7 @@ def _move_a_line(rng: random.Random, lines: list[bytes], at: int) -> None:
     lines.insert(rng.randint(0, len(lines) - 1), lines.pop(at))
 
 
-def _end_a_line_otherwise(rng: random.Random, lines: list[bytes], at: int) -> None:
+def _change_the_line_end(rng: random.Random, lines: list[bytes], at: int) -> None:
     lines[at : at + 2] = [rng.choice((b"\n", b"\r", b"\r\r\n", b" \r\n")).join(lines[at : at + 2])]
 
 
@@ -136,12 +136,12 @@ def _change_the_case(_: random.Random, lines: list[bytes], at: int) -> None:
 MUTATIONS: Final[Sequence[Mutation]] = [
     *(flip_a_bit, delete, repeat, insert_a_token, overwrite_with_a_token, change_a_number, resize),
     *map(_on_lines, (_insert_a_line, _insert_a_line, _delete_a_line, _repeat_a_line)),
-    *map(_on_lines, (_move_a_line, _end_a_line_otherwise, _change_the_case)),
+    *map(_on_lines, (_move_a_line, _change_the_line_end, _change_the_case)),
 ]
 
 
 def mutated(rng: random.Random, raw: bytes, others: Sequence[bytes]) -> bytes:
-    """*raw* with one or a few mutations, now and then with the end of one of *others*."""
+    """*raw* with a few mutations, sometimes with the end of one of *others*."""
     for _ in range(rng.choice((0, 1, 1, 1, 2, 3, 5))):
         raw = rng.choice(MUTATIONS)(rng, raw or b"\r\n")
     if rng.random() < 0.1:
@@ -151,7 +151,7 @@ def mutated(rng: random.Random, raw: bytes, others: Sequence[bytes]) -> bytes:
 
 
 def pieces(rng: random.Random, raw: bytes) -> tuple[bytes, ...]:
-    """*raw* as the network may cut it: mostly whole, or in a few pieces, or in many."""
+    """*raw* as the network may split it: usually in one piece, or in a few, or in many."""
     count = rng.choice((0, 0, 1, 1, 2, 5, 40))
     cuts = sorted(rng.randint(0, len(raw)) for _ in range(count))
     found = (raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True))

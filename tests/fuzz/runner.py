@@ -1,4 +1,4 @@
-"""Checks cases, each on a gateway that the ones before have left as it was."""
+"""Checks cases, one after the other on the same gateway, which each must leave unchanged."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.support.fakes import Rig
 CASES_PER_RIG: Final = 200
 
 
-class Complaints(logging.Handler):
-    """What the gateway's log says that is more than a message."""
+class Warnings(logging.Handler):
+    """Collects log entries of the level WARNING and above."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -26,36 +26,36 @@ class Complaints(logging.Handler):
 
 
 @contextmanager
-def listening() -> Iterator[Complaints]:
-    complaints = Complaints()
+def logged_warnings() -> Iterator[Warnings]:
+    warnings = Warnings()
     logger = logging.getLogger("llama_gguf")
-    logger.addHandler(complaints)
+    logger.addHandler(warnings)
     try:
-        yield complaints
+        yield warnings
     finally:
-        logger.removeHandler(complaints)
+        logger.removeHandler(warnings)
 
 
 def failures(folder: Path, cases: Iterable[RequestCase | ResponseCase]) -> Iterator[str | None]:
-    """What is wrong with each of *cases*, with the case; None when nothing is."""
+    """For each of *cases* the failure, with the case as Python; None if it passes."""
     rig = Rig(folder, **SETTINGS)
-    with listening() as complaints:
+    with logged_warnings() as warnings:
         for number, case in enumerate(cases, 1):
-            failure = _failure_of(case, rig, complaints)
+            failure = _failure_of(case, rig, warnings)
             yield failure
             if failure is not None or not number % CASES_PER_RIG:
-                with suppress(Exception):  # what is wrong with it has been said
+                with suppress(Exception):  # the failure has been reported already
                     rig.close()
                 rig = Rig(folder, **SETTINGS)
     rig.close()
 
 
-def _failure_of(case: RequestCase | ResponseCase, rig: Rig, complaints: Complaints) -> str | None:
-    complaints.lines.clear()
+def _failure_of(case: RequestCase | ResponseCase, rig: Rig, warnings: Warnings) -> str | None:
+    warnings.lines.clear()
     try:
         case.check(rig)
-        check(not complaints.lines, *complaints.lines)
-    # Whatever it is: bytes from outside are no reason for any.
+        check(not warnings.lines, *warnings.lines)
+    # Any exception is a failure: no input may cause one.
     except Exception as error:
         return f"{type(error).__name__}: {error}\n{case}"
     return None

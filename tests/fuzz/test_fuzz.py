@@ -11,7 +11,7 @@ from tests.fuzz.runner import failures
 from tests.support.fakes import KEY, OK, Rig
 
 
-def test_wrong_bytes_get_nowhere_and_leave_nothing_behind(tmp_path: Path) -> None:
+def test_malformed_input_is_not_passed_on_and_all_resources_are_released(tmp_path: Path) -> None:
     for failure in failures(tmp_path, islice(cases(seed=1), 4000)):
         assert failure is None, failure
 
@@ -19,16 +19,16 @@ def test_wrong_bytes_get_nowhere_and_leave_nothing_behind(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "lines",
     [
-        # Section 3: the LF ends a request line of HTTP/0.9, and " HTTP/1.1" is the end of a field.
+        # RFC 9112 section 3: the LF ends a request line of HTTP/0.9, and " HTTP/1.1" ends a field.
         b"GET /v1/models\nX: HTTP/1.1\r\nHost: a",
-        # Section 3: one space between the parts.
+        # RFC 9112 section 3: one space between the parts.
         b"GET  /v1/models HTTP/1.1\r\nHost: a",
         b"GET /v1/models  HTTP/1.1\r\nHost: a",
-        # RFC 3986 section 2.1: two hexadecimal digits behind a percent sign.
+        # RFC 3986 section 2.1: two hexadecimal digits after a percent sign.
         b"GET /v1/models HTTP/1.1\r\nHost: a%",
     ],
 )
-def test_a_request_that_is_none_does_not_reach_the_engine(lines: bytes, tmp_path: Path) -> None:
+def test_an_invalid_request_line_does_not_reach_the_engine(lines: bytes, tmp_path: Path) -> None:
     raw = lines + b"\r\nAuthorization: Bearer %b\r\n\r\n" % KEY.encode()
 
     with closing(Rig(tmp_path, **SETTINGS)) as rig:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from tests.soak.client import Client
-from tests.soak.rest import PATIENCE, Connect
+from tests.soak.resources import PATIENCE, Connect
 from tests.support.fakes import request
 
 GOOD_KEYS: Final = tuple(f"sk-good-{n}-0123456789" for n in range(3))
@@ -25,7 +25,7 @@ STREAM: Final = b'{"stream": true}'
 EVENT_MS: Final = 20
 PAUSE_SECONDS: Final = 0.1
 GRACE_SECONDS: Final = 5.0
-"""For the request that is under way at the end of the attack."""
+"""For the request that is running at the end of the attack."""
 
 Gap = tuple[float, float]
 """Start and end, on the monotonic clock."""
@@ -101,7 +101,7 @@ class Requests:
         response = None
         try:
             async with asyncio.timeout(PATIENCE):
-                response = await client.answer()
+                response = await client.read_response()
         except TimeoutError:
             pass
         self.slowest_seconds = max(self.slowest_seconds, time.monotonic() - start)

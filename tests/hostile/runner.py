@@ -15,7 +15,7 @@ from typing import Any, Final
 from tests.hostile.measures import KEYS, EventStream, Requests, worst_excess_ms
 from tests.hostile.scenarios import MB, Scenario, Target
 from tests.soak.client import Client
-from tests.soak.rest import PATIENCE, Connect, Held, Wrong, eventually, in_use
+from tests.soak.resources import PATIENCE, Connect, Held, Wrong, eventually, in_use
 from tests.support.certificates import issue, trusting
 from tests.wire.conftest import GatewayProcess, Processes
 

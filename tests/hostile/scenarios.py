@@ -82,7 +82,7 @@ class Target:
         found = "no response"
         try:
             async with asyncio.timeout(RESPONSE_SECONDS):
-                response = await client.answer()
+                response = await client.read_response()
             found = "a closed connection" if response is None else str(response.status)
         except TimeoutError:
             pass
@@ -231,7 +231,7 @@ async def never_pauses(ask: bytes, target: Target) -> None:
     client = await target.connect()
     while not client.is_closed:
         client.send(ask)
-        response = await client.answer()
+        response = await client.read_response()
         if response is None or response.all(b"connection") == [b"close"]:
             break
         if response.status != 200:
@@ -272,7 +272,7 @@ async def guesses_keys(sources: count[int], target: Target) -> None:
     client = await target.connect(f"127.0.1.{1 + next(sources) % 250}")
     for n in range(40):
         client.send(request("GET", "/v1/models", key=f"sk-wrong-{n}-0123456789"))
-        response = await client.answer()
+        response = await client.read_response()
         if response is None or response.status not in (401, 429):
             target.faults.append(f"a wrong key: {response and response.status}")
             break
@@ -291,7 +291,7 @@ async def fills_the_terminal(target: Target) -> None:
     client = await target.connect()
     while True:
         client.send(request("POST", "/reload", body=b"", key=BAD_KEY))
-        await client.answer()
+        await client.read_response()
         await asyncio.sleep(TRICKLE_SECONDS)
 
 

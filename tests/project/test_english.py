@@ -45,6 +45,16 @@ SCANNED: Final = {
     "src/llama_gguf/supervisor/*.py": PYTHON,
     "tests/engines/*.py": Part.COMMENTS | Part.DOCSTRINGS,
     "tests/supervisor/*.py": Part.COMMENTS | Part.DOCSTRINGS,
+    **dict.fromkeys(
+        (
+            "src/llama_gguf/*.py",
+            *(f"src/llama_gguf/{room}/*.py" for room in ("access", "models", "scheduling")),
+            *(f"tests/{room}/*.py" for room in ("access", "models", "scheduling")),
+            *(f"tests/{room}/*.py" for room in ("fuzz", "hostile", "soak")),
+            "tests/test_*.py",
+        ),
+        PYTHON,
+    ),
     "src/**/*.html": Part.TEXT,
     "src/**/*.js": Part.TEXT,
     "perf/*.py": Part.STRINGS,

@@ -1,6 +1,6 @@
-"""A real gateway under everything that clients and engines do to it, for a long time.
+"""A soak test: a real gateway with all kinds of clients and engine faults, for a long time.
 
-``engine`` is what stands behind it and ``client`` what stands before it, both in this process;
-``visits`` is what clients do, ``soak`` starts it all and looks whether everything is back where
-it began. ``make soak`` is the long form, ``test_soak`` the short one.
+``engine`` and ``client`` are the gateway's peers, both in this process. ``visits`` has what clients
+do; ``soak`` starts everything, and checks that all resources are released at the end. ``make soak``
+is the long form, ``test_soak`` the short one.
 """

@@ -1,4 +1,4 @@
-"""``make soak``: the long form. Exit status 1 when anything is not as it has to be."""
+"""``make soak``: the long form. Exit status 1 if it finds a fault."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def main() -> int:
     for fault in outcome.faults:
         say(f"WRONG: {fault}")
     if outcome.faults:
-        say(f"{len(outcome.faults)} things are not as they have to be; --seed {size.seed}")
+        say(f"{len(outcome.faults)} faults; --seed {size.seed}")
     else:
-        say("Every answer was right, and everything is back where it began.")
+        say("All responses were correct, and all resources are released.")
     return bool(outcome.faults)
 
 

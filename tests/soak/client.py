@@ -1,4 +1,4 @@
-"""One connection of a soak's client: bytes out, answers in, and several ways to leave."""
+"""A client with one connection: sends bytes, parses responses, and closes in several ways."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.fakes import KEY
 from tests.support.strict import End, Response, take_response
 
 _NO_PORT_YET: Final = 24
-"""IP_BIND_ADDRESS_NO_PORT, ip(7): a port is chosen by where the connection goes to."""
+"""IP_BIND_ADDRESS_NO_PORT, ip(7): the port is chosen when connecting, and may be shared."""
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
@@ -23,7 +23,7 @@ class Client:
         self._writer = writer
         self.received = bytearray()
         self.has_ended = False
-        """The other side has closed, and that was no reset."""
+        """The gateway has closed the connection, without a reset."""
         self.was_reset = False
 
     @classmethod
@@ -39,9 +39,9 @@ class Client:
 
         Args:
             port: of the gateway.
-            buffer_bytes: of the kernel's and of ours: what is not read soon stays there.
-            source: the address to come from; empty lets the kernel choose.
-            trust: speaks TLS, and trusts whom this says.
+            buffer_bytes: of the kernel's receive buffer and of the reader's.
+            source: the client's address; empty lets the kernel choose.
+            trust: for TLS; None = plain HTTP.
         """
         sock = socket.socket()
         try:
@@ -63,14 +63,14 @@ class Client:
 
     @property
     def is_closed(self) -> bool:
-        """Nothing more can be sent."""
+        """Whether nothing more can be sent."""
         return self._writer.is_closing()
 
     def send(self, data: bytes) -> None:
         self._writer.write(data)
 
     async def sent(self) -> None:
-        """Wait until most has left, or cannot any more."""
+        """Wait until most data has been sent, or the connection is closed."""
         with suppress(ConnectionError):
             await self._writer.drain()
 
@@ -86,16 +86,16 @@ class Client:
         return bool(data)
 
     async def read_until(self, ending: bytes) -> bool:
-        """Read until *ending* has come; False when the connection ends before it."""
-        looked_through = 0
-        while self.received.find(ending, looked_through) < 0:
-            looked_through = max(0, len(self.received) - len(ending))
+        """Read until *ending* has arrived; False if the connection ends before it."""
+        searched = 0
+        while self.received.find(ending, searched) < 0:
+            searched = max(0, len(self.received) - len(ending))
             if not await self.receive():
                 return False
         return True
 
-    async def answer(self, *, to_head: bool = False) -> Response | None:
-        """The next final answer, open when the connection ends before it; None without a head."""
+    async def read_response(self, *, to_head: bool = False) -> Response | None:
+        """The next final response, possibly incomplete if the connection ends; None without a head."""
         while True:
             found = take_response(bytes(self.received), to_head=to_head, has_ended=self.has_ended)
             is_over = self.has_ended or self.was_reset
@@ -128,7 +128,7 @@ class Client:
         await self.leave()
 
     async def close_half(self) -> None:
-        """Say that nothing more will come; the gateway takes that for leaving."""
+        """Half-close the connection, which the gateway treats as a disconnect."""
         self._writer.write_eof()
         await self.read_rest()
         await self.leave()

@@ -1,7 +1,6 @@
-"""The engine of a soak: fast, told by each request what to do, and strict about what it gets.
+"""A substitute for llama-server: fast, controlled by each request's query, with a strict parser.
 
-It shares a loop with the clients, so that these can await what happens behind the gateway
-instead of guessing when it has.
+It runs on the loop of the clients, so that they can await events at the engine.
 """
 
 from __future__ import annotations
@@ -21,27 +20,27 @@ SLOTS: Final = 8
 NOISE: Final = random.Random(0).randbytes(1 << 17)
 EVENT_SECONDS: Final = 0.001
 FLOOD_EVENT: Final = 1 << 14
-"""Bytes of filling in each event for a slow reader."""
+"""Bytes of random data in each event for a slow reader."""
 SMALL_BUFFER: Final = 1 << 14
 
 WHOLE: Final = ("length", "chunked", "close", "last", "interim", "surplus", "error", "stream")
-"""What gives a whole answer."""
+"""Kinds of complete responses."""
 REFUSED: Final = ("cut_before", "reset_before", "nonsense")
-"""What the gateway answers with 502."""
+"""Kinds of failures for which the gateway responds with 502."""
 BROKEN: Final = ("cut", "cut_chunked", "cut_stream")
-"""What breaks off behind its head."""
+"""Kinds of responses that are cut after the head."""
 CLOSING: Final = ("close", "last", "cut", "cut_chunked", "cut_before", "nonsense")
-"""What ends with its connection."""
+"""Kinds of responses after which the engine closes the connection."""
 
 
 class Order(NamedTuple):
-    """What one request wants of the engine; it travels in the query."""
+    """What the engine has to do for one request; encoded in its query."""
 
     how: str
     number: int
-    """Different for every request."""
+    """Unique to each request."""
     size: int = 0
-    """Bytes of filling, or the number of events."""
+    """Bytes of random data, or the number of events."""
     wait_ms: int = 0
 
     @property
@@ -57,8 +56,8 @@ class Order(NamedTuple):
     def status(self) -> int:
         return 500 if self.how == "error" else 200
 
-    def answer_to(self, body: bytes) -> bytes:
-        """What the answer to a request with *body* has to be, byte for byte."""
+    def response_to(self, body: bytes) -> bytes:
+        """The exact body of the response to a request with *body*."""
         if self.how == "stream":
             return b"".join(self.events()) + b"data: [DONE]\n\n"
         at = self.number % (len(NOISE) - self.size)
@@ -72,20 +71,20 @@ class Order(NamedTuple):
 
 
 class Watch:
-    """What a client wants to know of its request at the engine."""
+    """Events at the engine that concern one request, for its client."""
 
     def __init__(self) -> None:
         self.arrived = asyncio.Event()
         self.paused = asyncio.Event()
-        """The engine was stopped by a reader who does not read."""
+        """Backpressure of a slow reader has stopped the engine."""
         self.gone = asyncio.Event()
         """The connection to the engine is closed."""
         self.events = 0
-        """Sent so far to a slow reader."""
+        """The number sent so far to a slow reader."""
 
 
 class Engine:
-    """Listens, and remembers what it was asked."""
+    """The listener, and what it has received."""
 
     def __init__(self) -> None:
         self.connections: set[EngineConnection] = set()
@@ -147,9 +146,11 @@ class EngineConnection(asyncio.Protocol):
                 return
             request, rest = found
             if rest:
-                raise Malformed(f"{rest!r} behind it")
+                raise Malformed(f"{rest!r} after the request")
         except Malformed as error:
-            self._engine.faults.append(f"the engine got no request: {error}; {self._received!r}")
+            self._engine.faults.append(
+                f"the engine received an invalid request: {error}; {self._received!r}"
+            )
             self._transport.abort()
             return
         self._received = b""
@@ -160,7 +161,7 @@ class EngineConnection(asyncio.Protocol):
         if path in (b"/health", b"/props"):
             self._send_whole(json.dumps({"status": "ok", "total_slots": SLOTS}).encode())
             return
-        if path == b"/metrics":  # read every 5 s, so only where the machine is slow or the run long
+        if path == b"/metrics":  # read every 5 s, so only in long runs or on slow machines
             self._send_whole(b"llamacpp:requests_processing 1\n")
             return
         self._engine.requests += 1
@@ -168,15 +169,15 @@ class EngineConnection(asyncio.Protocol):
         self._watch = self._engine.watches.get(order.number)
         if self._watch is not None:
             self._watch.arrived.set()
-        self._loop.call_later(order.wait_ms / 1000, self._answer, order, request)
+        self._loop.call_later(order.wait_ms / 1000, self._respond, order, request)
 
-    # Answers --------------------------------------------------------------------------------------
+    # Responses ------------------------------------------------------------------------------------
 
-    def _answer(self, order: Order, request: Request) -> None:
+    def _respond(self, order: Order, request: Request) -> None:
         if self._transport.is_closing():
             return
         if request.method == b"HEAD":
-            self._transport.write(_head(order.status, len(order.answer_to(request.body))))
+            self._transport.write(_head(order.status, len(order.response_to(request.body))))
             return
         match order.how:
             case "stream" | "cut_stream":
@@ -189,9 +190,9 @@ class EngineConnection(asyncio.Protocol):
             case "never":
                 pass
             case _:
-                self._answer_at_once(order, order.answer_to(request.body))
+                self._send_at_once(order, order.response_to(request.body))
 
-    def _answer_at_once(self, order: Order, body: bytes) -> None:
+    def _send_at_once(self, order: Order, body: bytes) -> None:
         if order.how == "reset_before":
             self._transport.abort()
             return
@@ -233,7 +234,7 @@ class EngineConnection(asyncio.Protocol):
 
 
 def _written(order: Order, body: bytes) -> bytes:
-    """What is sent in one go, be it whole or not."""
+    """A response that is sent in one piece, complete or not."""
     half = len(body) // 2
     head = _head(order.status, len(body))
     match order.how:
@@ -243,7 +244,7 @@ def _written(order: Order, body: bytes) -> bytes:
             return _head(200, None) + chunk(body[:half]) + chunk(body[half:]) + LAST_CHUNK
         case "interim":
             return b"HTTP/1.1 103 Early\r\nLink: x\r\n\r\n" + head + body
-        case "surplus":  # in one segment, or it could be taken for the next answer
+        case "surplus":  # in one segment, or it might be parsed as the next response
             return head + body + b"surplus"
         case "last":
             return head.replace(b"\r\n", b"\r\nConnection: close\r\n", 1) + body
@@ -260,7 +261,7 @@ def _written(order: Order, body: bytes) -> bytes:
 
 
 def flooded(events: int) -> bytes:
-    """What a slow reader has to get in the end."""
+    """The body that a slow reader must have received at the end."""
     filling = NOISE[:FLOOD_EVENT].hex().encode()
     return b"".join(b"data: %d %b\n\n" % (n, filling) for n in range(events))
 

@@ -1,4 +1,4 @@
-"""Starts engine, gateway and clients, and looks whether everything is back where it began."""
+"""Starts engine, gateway and clients, and checks that all resources are released at the end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from tests.soak.client import KEYS, Client
 from tests.soak.engine import SLOTS, SMALL_BUFFER, Engine
-from tests.soak.rest import PATIENCE, Held, Wrong, eventually, in_use, metrics
+from tests.soak.resources import PATIENCE, Held, Wrong, eventually, in_use, metrics
 from tests.soak.visits import (
     MAX_BODY,
     MENU,
@@ -32,15 +32,15 @@ from tests.wire.conftest import GatewayProcess, Processes
 CLIENTS: Final = 64
 VISITS_OF_A_CONNECTION: Final = 20
 MAX_FAULTS: Final = 20
-"""After as many the soak ends: more of them say nothing new."""
+"""The soak ends after this number: more of them give no new information."""
 MAX_GROWTH_BYTES: Final = 16 << 20
-"""Of resident memory, from a third of the way to the end. A key's window alone holds one float
-for each request of the last minute; losing 200 bytes a request would be twice as much."""
+"""Of resident memory, between the first third and the end. A key's window alone has one float per
+request of the last minute; a leak of 200 bytes per request would be twice as much."""
 MEMORY_IN_BODIES: Final = 2 * CLIENTS * MAX_BODY
 ENOUGH_FOR_ALL: Final = 1000
-"""Requests, for everything to happen at least once."""
+"""Requests, so that each kind of visit occurs at least once."""
 PHASES: Final = frozenset({"request", "queued", "before_first_byte", "streaming"})
-# What the gateway may say on its standard error.
+# What the gateway may log.
 EXPECTED_LINE: Final = re.compile(
     r".* INFO .*(The gateway listens on|API keys loaded|Engine state: ready|Draining: ).*"
 )
@@ -66,7 +66,7 @@ class Outcome:
     tally: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
     disconnects: Mapping[str, int] = field(default_factory=dict)
-    """Clients that left, as the gateway counted them, by phase."""
+    """Clients that disconnected, as the gateway counted them, by phase."""
     held: dict[str, Held] = field(default_factory=dict)
     """By moment: start, third, end."""
     seconds: float = 0.0
@@ -78,7 +78,7 @@ class Soak:
     Args:
         size: how much, and the seed of all choices.
         folder: for the gateway's keys and logs.
-        report: is told how many requests are done.
+        report: called with the number of requests that are done.
     """
 
     def __init__(self, size: Size, folder: Path, report: Callable[[int], None]) -> None:
@@ -87,7 +87,7 @@ class Soak:
         self._report = report
         self._outcome = Outcome()
         self._numbers = count(1)
-        self._left = {False: size.requests, True: size.streams}
+        self._remaining = {False: size.requests, True: size.streams}
         self._visits = count()
         self._rng = random.Random(size.seed)
         self._engine: Engine
@@ -101,28 +101,28 @@ class Soak:
                 self._gateway = await asyncio.to_thread(
                     processes.gateway, ("127.0.0.1", self._engine.port), keys=KEYS, **SETTINGS
                 )
-                await self._visit_and_look()
+                await self._visit_and_check()
         outcome.faults += self._engine.faults
         outcome.tally["connections to the engine"] = self._engine.accepted
         outcome.tally["requests at the engine"] = self._engine.requests
         outcome.seconds = time.monotonic() - began
         return outcome
 
-    async def _visit_and_look(self) -> None:
+    async def _visit_and_check(self) -> None:
         try:
             await eventually(self._is_at_rest, "the gateway is at rest at the start")
             start = self._outcome.held["start"] = await Held.least(self._gateway)
-            await self._be_visited()
-            await self._check_that_all_is_given_back(start)
-        except (Wrong, TimeoutError) as error:  # nothing behind it could be judged
+            await self._run_clients()
+            await self._check_that_all_is_released(start)
+        except (Wrong, TimeoutError) as error:  # nothing after it could be judged
             self._fault(str(error))
         await self._check_end()
 
-    async def _be_visited(self) -> None:
-        """Have all clients come and go.
+    async def _run_clients(self) -> None:
+        """Run all clients.
 
         Raises:
-            Wrong: the gateway is not there any more.
+            Wrong: the gateway no longer accepts connections.
         """
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -131,11 +131,11 @@ class Soak:
         except* Wrong as errors:
             raise errors.exceptions[0] from None
 
-    async def _check_that_all_is_given_back(self, start: Held) -> None:
-        await eventually(self._is_at_rest, "everything is given back")
+    async def _check_that_all_is_released(self, start: Held) -> None:
+        await eventually(self._is_at_rest, "everything is released")
         await self._check_phases()
         await eventually(
-            lambda: self._has_no_more_than(start), "descriptors and threads are given back"
+            lambda: self._has_no_more_than(start), "descriptors and threads are released"
         )
         self._check_growth()
 
@@ -168,12 +168,12 @@ class Soak:
         """Connect to the gateway.
 
         Raises:
-            Wrong: it is not there any more.
+            Wrong: it no longer accepts connections.
         """
         try:
             return await Client.connect(self._gateway.port, buffer_bytes=buffer_bytes)
         except OSError as error:
-            raise Wrong(f"nobody can connect to the gateway: {error}") from None
+            raise Wrong(f"the gateway accepts no connections: {error}") from None
 
     async def _pay(self, visit: Visit, client: Client, rng: random.Random) -> bool:
         visitor = Visitor(
@@ -183,17 +183,17 @@ class Soak:
             return await visit(visitor)
 
     def _next_visit(self) -> Visit | None:
-        """What the next client does, as long as there is something left to do."""
-        left = self._left
-        total = left[False] + left[True]
+        """What the next client does; None at the end."""
+        remaining = self._remaining
+        total = remaining[False] + remaining[True]
         if not total or len(self._outcome.faults) >= MAX_FAULTS:
             return None
-        is_stream = self._rng.randrange(total) < left[True]
+        is_stream = self._rng.randrange(total) < remaining[True]
         menu = STREAM_MENU if is_stream else MENU
         (visit,) = self._rng.choices(list(menu), list(menu.values()))
-        left[is_stream] -= min(REQUESTS_OF.get(visit, 1), left[is_stream])
+        remaining[is_stream] -= min(REQUESTS_OF.get(visit, 1), remaining[is_stream])
         self._outcome.tally[visit.__name__] += 1
-        self._on_progress(self._size.requests + self._size.streams - sum(left.values()))
+        self._on_progress(self._size.requests + self._size.streams - sum(remaining.values()))
         return visit
 
     def _on_progress(self, done: int) -> None:
@@ -205,10 +205,10 @@ class Soak:
     def _fault(self, what: str) -> None:
         self._outcome.faults.append(what)
 
-    # Afterwards -----------------------------------------------------------------------------------
+    # Checks at the end ----------------------------------------------------------------------------
 
     async def _is_at_rest(self) -> bool | str:
-        """True, or what is still held."""
+        """True, or what is still in use."""
         held = await in_use(self._connect)
         held["connections to the engine"] = len(self._engine.connections)
         return not any(held.values()) or str(held)
@@ -220,25 +220,25 @@ class Soak:
     def _check_growth(self) -> None:
         held = self._outcome.held
         if "third" not in held:
-            return  # it ended early: there is enough to say already
+            return  # it ended early, with faults
         growth = held["end"].resident_bytes - held["third"].resident_bytes
         if growth > MAX_GROWTH_BYTES:
             self._fault(f"resident memory has grown by {growth / 1e6:.1f} MB since the first third")
 
     async def _check_phases(self) -> None:
-        """Clients have left in every phase: else the soak has not tried what it is there for."""
+        """Check that clients have disconnected in each phase, so that the soak has covered it."""
         rows = (await metrics(self._connect))["llama_gguf_client_disconnects"]
         self._outcome.disconnects = {row["phase"]: row["value"] for row in rows}
         missing = PHASES - self._outcome.disconnects.keys()
         if missing and self._size.requests >= ENOUGH_FOR_ALL:
-            self._fault(f"no client has left in phase {', '.join(sorted(missing))}")
+            self._fault(f"no client has disconnected in phase {', '.join(sorted(missing))}")
 
     async def _check_end(self) -> None:
-        """It leaves when it is asked to, and has said nothing that it should not."""
+        """Check that the gateway exits on SIGTERM, and has logged nothing unexpected."""
         self._gateway.signal(signal.SIGTERM)
         status = await asyncio.to_thread(self._gateway.wait)
         if status:
-            self._fault(f"the gateway left with status {status}")
+            self._fault(f"the gateway exited with status {status}")
         for line in self._gateway.log.splitlines():
             if not EXPECTED_LINE.fullmatch(line):
-                self._fault(f"the gateway said: {line}")
+                self._fault(f"the gateway logged: {line}")

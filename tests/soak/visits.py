@@ -1,7 +1,7 @@
-"""What clients do on a connection, good and bad: ``MENU`` has all of it, with how often.
+"""What clients do on a connection, valid and invalid; ``MENU`` has all visits with their weights.
 
-Each visit says whether the connection can be used again. Whatever a client cannot know from
-outside, it awaits at the engine; nothing is slept for.
+Each visit returns whether the connection can be used again. A client that needs a state behind
+the gateway awaits it at the engine; none sleeps.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final
 from tests.gateway.test_client_hostile import HOSTILE, MALFORMED_CHUNKS
 from tests.soak.client import CHUNKED, SLOWED_KEY, Client, chunked
 from tests.soak.engine import BROKEN, NOISE, REFUSED, WHOLE, Engine, Order, Watch, flooded
-from tests.soak.rest import Wrong
+from tests.soak.resources import Wrong
 from tests.support.fakes import KEY, request
 from tests.support.strict import End, Response
 
@@ -34,10 +34,10 @@ class Visitor:
 
     Args:
         client: its connection.
-        engine: what stands behind the gateway.
-        rng: of this visit alone, so that its choices do not depend on what others do.
-        numbers: shared by all, so that no two requests have the same.
-        tally: counts what was done.
+        engine: behind the gateway.
+        rng: for this visit only, so that its choices do not depend on other visits.
+        numbers: shared by all visits, so that each request has a unique number.
+        tally: counts what has been done.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Visitor:
         self.tally = tally
         self._numbers = numbers
 
-    # Words ----------------------------------------------------------------------------------------
+    # Building blocks ------------------------------------------------------------------------------
 
     def order(self, how: str, size: int | None = None, *, wait_ms: int | None = None) -> Order:
         rng = self.rng
@@ -83,7 +83,7 @@ class Visitor:
         return request(method, f"{GET_PATH}?{order.query}", version=version)
 
     async def send(self, data: bytes) -> None:
-        """Send *data*, cut somewhere now and then."""
+        """Send *data*, sometimes in two pieces."""
         if self.rng.random() < 0.1:
             at = self.rng.randint(0, len(data))
             self.client.send(data[:at])
@@ -93,42 +93,43 @@ class Visitor:
         await self.client.sent()
 
     async def expect(self, order: Order, body: bytes = b"", *, to_head: bool = False) -> bool:
-        """Read the answer to *order*, which has to be whole and right to the last byte."""
-        answer = await self.client.answer(to_head=to_head)
-        wanted = b"" if to_head else order.answer_to(body)
-        if answer is None or answer.end is not End.WHOLE or answer.status != order.status:
-            raise Wrong(f"{order}: {_shown(answer)}")
-        if answer.body != wanted:
-            raise Wrong(f"{order}: another body than it has to have: {_shown(answer)}")
-        self.tally["whole answers, right to the byte"] += 1
-        self.tally["bytes of answers"] += len(answer.body)
-        return answer.all(b"connection") != [b"close"]
+        """Read the response to *order*, and check that it is complete and correct."""
+        response = await self.client.read_response(to_head=to_head)
+        wanted = b"" if to_head else order.response_to(body)
+        if response is None or response.end is not End.WHOLE or response.status != order.status:
+            raise Wrong(f"{order}: {_shown(response)}")
+        if response.body != wanted:
+            raise Wrong(f"{order}: wrong body: {_shown(response)}")
+        self.tally["complete and correct responses"] += 1
+        self.tally["bytes of responses"] += len(response.body)
+        return response.all(b"connection") != [b"close"]
 
     async def expect_refusal(self, *statuses: int) -> bool:
-        answer = await self.client.answer()
-        if answer is None or answer.end is not End.WHOLE or answer.status not in statuses:
-            raise Wrong(f"not refused with {statuses}: {_shown(answer)}")
-        self.tally["refused as they have to be"] += 1
-        return answer.all(b"connection") != [b"close"]
+        response = await self.client.read_response()
+        if response is None or response.end is not End.WHOLE or response.status not in statuses:
+            raise Wrong(f"not refused with {statuses}: {_shown(response)}")
+        self.tally["refused as expected"] += 1
+        return response.all(b"connection") != [b"close"]
 
     async def go_away(self) -> bool:
-        """Leave in one of three ways."""
+        """Disconnect in one of three ways."""
         leave = self.rng.choice((self.client.leave, self.client.reset, self.client.close_half))
         await leave()
         self.tally["clients that left early"] += 1
         return False
 
     async def go_away_from(self, watch: Watch) -> bool:
-        """Leave, and see that the engine is let go of."""
+        """Disconnect, and check that the gateway closes the connection to the engine."""
         await self.go_away()
         await watch.gone.wait()
         return False
 
 
-def _shown(answer: Response | None) -> str:
-    if answer is None:
-        return "no answer"
-    return f"{answer.status}, {answer.end.value}, {len(answer.body)} bytes: {answer.body[:200]!r}"
+def _shown(response: Response | None) -> str:
+    if response is None:
+        return "no response"
+    body = response.body
+    return f"{response.status}, {response.end.value}, {len(body)} bytes: {body[:200]!r}"
 
 
 # Served -------------------------------------------------------------------------------------------
@@ -147,7 +148,7 @@ async def posts(v: Visitor) -> bool:
 
 
 async def repeats_itself(v: Visitor) -> bool:
-    """The same head again and again, but for the length of its body."""
+    """The same head several times, except for the length of its body."""
     order = v.order("length")
     target = f"{POST_PATH}?{order.query}"
     for _ in range(REPEATED):
@@ -193,27 +194,27 @@ async def pipelines(v: Visitor) -> bool:
 async def asks_the_gateway_itself(v: Visitor) -> bool:
     path = v.rng.choice(("/ping", "/health", "/metrics", "/metrics?format=prometheus"))
     await v.send(request("GET", path, key=None))
-    answer = await v.client.answer()
-    if answer is None or answer.status != 200 or answer.end is not End.WHOLE:
-        raise Wrong(f"{path}: {_shown(answer)}")
+    response = await v.client.read_response()
+    if response is None or response.status != 200 or response.end is not End.WHOLE:
+        raise Wrong(f"{path}: {_shown(response)}")
     return True
 
 
 async def has_a_rate_limit(v: Visitor) -> bool:
     order, body = v.order("length"), v.body()
     await v.send(v.post(order, body, key=SLOWED_KEY))
-    answer = await v.client.answer()
-    if answer is None or answer.end is not End.WHOLE or answer.status not in (200, 429):
-        raise Wrong(f"{order}: {_shown(answer)}")
-    v.tally["over their rate"] += answer.status == 429
-    return answer.all(b"connection") != [b"close"]
+    response = await v.client.read_response()
+    if response is None or response.end is not End.WHOLE or response.status not in (200, 429):
+        raise Wrong(f"{order}: {_shown(response)}")
+    v.tally["over their rate"] += response.status == 429
+    return response.all(b"connection") != [b"close"]
 
 
 # Refused ------------------------------------------------------------------------------------------
 
 
 async def has_a_wrong_key(v: Visitor) -> bool:
-    key = v.rng.choice((None, "sk-nobody-0123456789"))
+    key = v.rng.choice((None, "sk-unknown-0123456789"))
     await v.send(v.post(v.order("length"), v.body(), key=key))
     return await v.expect_refusal(401)
 
@@ -260,10 +261,10 @@ async def meets_an_engine_that_breaks_off(v: Visitor) -> bool:
     order = v.order(v.rng.choice([how for how in BROKEN if how != "cut_stream"]), wait_ms=0)
     version = v.rng.choice(("1.0", "1.1"))
     await v.send(v.get(order, version=version))
-    answer = await v.client.answer()
-    if answer is not None and answer.end is not End.OPEN:
-        raise Wrong(f"{order}: broken off, and it looks whole: {_shown(answer)}")
-    v.tally["broken off, and so they looked"] += 1
+    response = await v.client.read_response()
+    if response is not None and response.end is not End.OPEN:
+        raise Wrong(f"{order}: cut, and it looks complete: {_shown(response)}")
+    v.tally["responses that were visibly cut"] += 1
     return False
 
 
@@ -278,7 +279,7 @@ async def leaves_in_the_middle_of_its_request(v: Visitor) -> bool:
 
 
 async def leaves_behind_its_request(v: Visitor) -> bool:
-    """While it is queued, mostly."""
+    """Usually while it is queued."""
     v.client.send(v.post(v.order(v.rng.choice(WHOLE), wait_ms=LONG_WAIT_MS), v.body()))
     await v.client.sent()
     return await v.go_away()
@@ -299,7 +300,7 @@ async def leaves_in_the_middle_of_an_answer(v: Visitor) -> bool:
 
 
 async def leaves_with_much_sent_ahead(v: Visitor) -> bool:
-    """So much that the gateway reads no more, and is not told that the client has left."""
+    """So much that the gateway stops reading, and gets no event when the client disconnects."""
     order = v.order("never")
     watch = v.engine.watch(order)
     v.client.send(v.get(order) + PING * 2500)
@@ -339,18 +340,18 @@ async def leaves_in_the_middle_of_a_stream(v: Visitor) -> bool:
 async def meets_a_stream_that_breaks_off(v: Visitor) -> bool:
     order = v.order("cut_stream")
     await v.send(v.get(order))
-    answer = await v.client.answer()
-    if answer is not None and answer.end is not End.OPEN:
-        raise Wrong(f"{order}: broken off, and it looks whole: {_shown(answer)}")
-    told = b"" if answer is None else answer.body.partition(b'data: {"error": {')[0]
-    if not b"".join(order.events()).startswith(told):
-        raise Wrong(f"{order}: what the engine did not send: {_shown(answer)}")
-    v.tally["broken off, and so they looked"] += 1
+    response = await v.client.read_response()
+    if response is not None and response.end is not End.OPEN:
+        raise Wrong(f"{order}: cut, and it looks complete: {_shown(response)}")
+    events = b"" if response is None else response.body.partition(b'data: {"error": {')[0]
+    if not b"".join(order.events()).startswith(events):
+        raise Wrong(f"{order}: bytes that the engine did not send: {_shown(response)}")
+    v.tally["responses that were visibly cut"] += 1
     return False
 
 
 async def reads_slowly(v: Visitor) -> bool:
-    """Nothing at all, until that has stopped the engine."""
+    """Read nothing until backpressure has stopped the engine."""
     order = v.order("flood")
     watch = v.engine.watch(order)
     await v.send(v.get(order))
@@ -359,21 +360,21 @@ async def reads_slowly(v: Visitor) -> bool:
     if v.rng.random() < 0.5:
         return await v.go_away_from(watch)
     await v.client.read_until(b"\r\n0\r\n\r\n")
-    answer = await v.client.answer()
-    if answer is None or answer.body != flooded(watch.events) or answer.end is not End.WHOLE:
-        raise Wrong(f"{order}: {_shown(answer)}")
-    v.tally["whole answers, right to the byte"] += 1
-    v.tally["bytes of answers"] += len(answer.body)
+    response = await v.client.read_response()
+    if response is None or response.body != flooded(watch.events) or response.end is not End.WHOLE:
+        raise Wrong(f"{order}: {_shown(response)}")
+    v.tally["complete and correct responses"] += 1
+    v.tally["bytes of responses"] += len(response.body)
     return True
 
 
-# How often ----------------------------------------------------------------------------------------
+# Weights ------------------------------------------------------------------------------------------
 
 Visit = Callable[[Visitor], Awaitable[bool]]
 PIPELINED: Final = 4
 REPEATED: Final = 3
 REQUESTS_OF: Final[Mapping[Visit, int]] = {pipelines: PIPELINED, repeats_itself: REPEATED}
-"""Where it is more than one."""
+"""For visits with more than one request."""
 
 MENU: Final[Mapping[Visit, float]] = {
     gets: 20,

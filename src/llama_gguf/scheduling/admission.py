@@ -14,8 +14,8 @@
    and then moves to the end. A key that floods the queue delays another by one request per slot.
 2. Within a key, requests are served in the order of their arrival.
 
-While the engine is not ready, the number of slots is zero, so every request waits: a model that
-is loading needs no case of its own.
+While the engine is not ready, the number of slots is zero, so every request waits, and a
+model that is loading needs no special case.
 """
 
 from __future__ import annotations

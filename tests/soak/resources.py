@@ -1,4 +1,4 @@
-"""What a gateway holds, seen from outside, and waiting until it holds no more than before."""
+"""The resources that a gateway uses, seen from outside, and waiting until they are released."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tests.support.fakes import request
 from tests.wire.conftest import GatewayProcess
 
 PATIENCE: Final = 15.0
-"""Seconds after which what has not come is taken for never coming."""
+"""Timeout in seconds for everything that must happen."""
 
 Connect = Callable[[], Awaitable[Client]]
 
 
 class Wrong(Exception):
-    """Something is not what it has to be."""
+    """The gateway behaved incorrectly."""
 
 
 @dataclass(frozen=True)
 class Held:
-    """What a process holds, as the kernel counts it."""
+    """A process's resources, as counted by the kernel."""
 
     descriptors: int
     threads: int
@@ -45,17 +45,17 @@ class Held:
 
     @classmethod
     async def least(cls, gateway: GatewayProcess) -> Held:
-        """With its access log open, and at a moment without a probe of the engine."""
+        """The minimum of several samples, with the access log open: a probe opens a connection."""
         log = gateway.folder / "logs" / "api_access.log"
         await eventually(log.exists, "the access log is there")
-        looks = []
+        samples = []
         for _ in range(20):
-            looks.append(cls.by(gateway))
+            samples.append(cls.by(gateway))
             await asyncio.sleep(0.01)
-        return min(looks, key=lambda held: held.descriptors)
+        return min(samples, key=lambda held: held.descriptors)
 
     def has_no_more_than(self, start: Held) -> bool | str:
-        """True, or what is held."""
+        """True, or what is in use."""
         is_back = self.descriptors <= start.descriptors and self.threads <= start.threads
         return is_back or str(self)
 
@@ -64,9 +64,9 @@ async def eventually(condition: Callable[[], Any], what: str) -> None:
     """Poll *condition* until it is true.
 
     Raises:
-        Wrong: it never is.
+        Wrong: it is not, within ``PATIENCE``.
     """
-    last: object = "no answer"
+    last: object = "no response"
     with suppress(TimeoutError):
         async with asyncio.timeout(PATIENCE):
             while True:
@@ -79,20 +79,20 @@ async def eventually(condition: Callable[[], Any], what: str) -> None:
 
 
 async def metrics(connect: Connect) -> dict[str, Any]:
-    """What the gateway counts, asked on a connection of its own."""
+    """The gateway's metrics, read on a separate connection."""
     client = await connect()
     try:
         client.send(request("GET", "/metrics", key=None))
-        answer = await client.answer()
+        response = await client.read_response()
     finally:
         await client.leave()
-    assert answer
-    facts: dict[str, Any] = json.loads(answer.body)
+    assert response
+    facts: dict[str, Any] = json.loads(response.body)
     return facts
 
 
 async def in_use(connect: Connect) -> dict[str, int]:
-    """Slots, places in the queue, bytes of bodies and connections that the gateway counts."""
+    """Slots, queue places, body memory and connections in use, as the gateway counts them."""
     facts = await metrics(connect)
     return {
         "slots used": facts["llama_gguf_requests_in_flight"],

@@ -95,7 +95,7 @@ class Client:
         return True
 
     async def read_response(self, *, to_head: bool = False) -> Response | None:
-        """The next final response, possibly incomplete if the connection ends; None without a head."""
+        """The next final response, incomplete if the connection ends first; None without a head."""
         while True:
             found = take_response(bytes(self.received), to_head=to_head, has_ended=self.has_ended)
             is_over = self.has_ended or self.was_reset

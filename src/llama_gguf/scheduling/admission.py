@@ -140,7 +140,7 @@ class Admission:
     def depart(self, key_id: str) -> None:
         """Release the key's concurrency only; the slot stays in use until ``done``.
 
-        For a request whose client has left while the engine still works on it.
+        For a cancelled request that the engine is still working on.
         """
         if self._per_key:
             self._release(key_id)

@@ -313,13 +313,6 @@ def test_lengths_beyond_counting_do_not_grow_the_memos() -> None:
     assert body.is_done
 
 
-def test_a_size_line_that_is_long_is_not_remembered() -> None:
-    line = b"5;" + b"a" * MAX_LINE_BYTES
-    ChunkedBody().feed(line[: MAX_LINE_BYTES - 2] + b"\r\n")
-
-    assert max(map(len, chunked._SIZES)) <= chunked._MAX_REMEMBERED_BYTES
-
-
 # Limits -------------------------------------------------------------------------------------------
 
 

@@ -167,10 +167,10 @@ def test_a_conversation_s_id_goes_on_only_where_its_routes_are_exposed(
 
 
 def test_hostile_names_do_not_grow_the_memo_and_do_not_loosen_the_rules() -> None:
-    for n in range(module.USUAL_RULES._MAX + 500):
+    for n in range(module.USUAL_RULES.max_entries + 500):
         assert lines_of(read((b"X-Hostile-%d" % n, b"1"))) == [(b"X-Hostile-%d" % n, b"1")]
 
-    assert len(module.USUAL_RULES) <= module.USUAL_RULES._MAX
+    assert len(module.USUAL_RULES) <= module.USUAL_RULES.max_entries
     assert lines_of(read((b"pRoXy-aUtHoRiZaTiOn", b"1"), (b"tRAILEr", b"1"))) == []
     with pytest.raises(BadRequest):
         read((b"cOnTeNt-LeNgTh", b"x"))

@@ -191,8 +191,8 @@ def test_framing_that_is_double_or_malformed_is_a_bad_gateway(
 
 
 def test_many_names_do_not_grow_the_memo_and_do_not_loosen_the_rules() -> None:
-    for n in range(module._RESPONSE_RULES._MAX + 500):
+    for n in range(module._RESPONSE_RULES.max_entries + 500):
         assert lines_of(read((b"X-%d" % n, b"1"))) == [(b"X-%d" % n, b"1")]
 
-    assert len(module._RESPONSE_RULES) <= module._RESPONSE_RULES._MAX
+    assert len(module._RESPONSE_RULES) <= module._RESPONSE_RULES.max_entries
     assert lines_of(read((b"aCCess-Control-Allow-Origin", b"*"), (b"sERVEr", b"x"))) == []

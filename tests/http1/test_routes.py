@@ -392,7 +392,7 @@ def test_what_is_remembered_stays_bounded_and_does_not_change() -> None:
     for n in range(2000):
         router.route(b"GET", b"/v1/%d" % n)
 
-    assert len(router._remembered) <= Router._MAX_REMEMBERED
+    assert len(router._routes) <= router._routes.max_entries
     assert [router.route(m.encode(), p.encode()) for m, p in EXPOSED] == first
 
 

@@ -11,6 +11,8 @@ import enum
 import re
 from typing import Final
 
+from llama_gguf.memo import BoundedMemo
+
 MAX_LINE_BYTES: Final = 1024
 """Of a chunk-size line with its extensions. Their sender is ignored, not obeyed (section 7.1.1)."""
 MAX_TRAILER_BYTES: Final = 8192
@@ -18,8 +20,7 @@ TAIL_BYTES: Final = 4
 """Tell whether an event is whole: it ends with two line ends."""
 
 _MAX_REMEMBERED: Final = 4096
-"""Of size lines, so that no engine can make them grow without end."""
-_MAX_REMEMBERED_BYTES: Final = 16
+"""Size lines, by what they mean and by the length of their chunk."""
 
 _TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _EXTENSION: Final = rb';%b(?:=(?:%b|"[\t\x20!\x23-\x5b\x5d-\x7e]*"))?' % (_TOKEN, _TOKEN)
@@ -150,17 +151,12 @@ def frame(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-class _Sizes(dict[bytes, int]):
-    """Size line -> the size that it means."""
-
-    def __missing__(self, line: bytes) -> int:
-        match = _SIZE_LINE.fullmatch(line)
-        if match is None:
-            raise ChunkedError("a chunk's size is not a hexadecimal number")
-        size = int(match[1], 16)
-        if len(self) < _MAX_REMEMBERED and len(line) <= _MAX_REMEMBERED_BYTES:
-            self[line] = size
-        return size
+def _size(line: bytes) -> int:
+    """The size that the size line *line* means."""
+    match = _SIZE_LINE.fullmatch(line)
+    if match is None:
+        raise ChunkedError("a chunk's size is not a hexadecimal number")
+    return int(match[1], 16)
 
 
 def _size_line(length: int) -> bytes:
@@ -174,7 +170,7 @@ def _size_line(length: int) -> bytes:
     return b"\n" * (length + 1)
 
 
-_SIZES: Final = _Sizes()
+_SIZES: Final = BoundedMemo(_size, max_entries=_MAX_REMEMBERED)
 _SIZE_LINES: Final = [b""] * _MAX_REMEMBERED
 """By the length of a whole chunk, framing included, the size line that it begins with."""
 

@@ -18,6 +18,7 @@ from llama_gguf.errors import (
     UpstreamError,
     UriTooLong,
 )
+from llama_gguf.memo import BoundedMemo
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -74,26 +75,20 @@ _RESPONSE_KINDS: Final = {
 }
 
 
-class Rules(dict[bytes, Kind]):
-    """Exact spelling of a name -> what to do. Full is full: clients choose the spellings."""
-
-    _MAX: Final = 1024
-
-    def __init__(self, kinds: dict[bytes, Kind]) -> None:
-        super().__init__()
-        self._kinds = kinds
-
-    def __missing__(self, name: bytes) -> Kind:
-        low = name.lower()
-        kind = self._kinds.get(low, Kind.FORWARD)
-        if low.startswith(b"access-control-") and self._kinds is _RESPONSE_KINDS:
-            kind = Kind.DROP
-        if len(self) < self._MAX:
-            self[name] = kind
-        return kind
+Rules = BoundedMemo[bytes, Kind]
+"""Exact spelling of a name -> what to do with the field."""
+_MAX_SPELLINGS: Final = 1024
+"""Far more than are in use, so that only odd names fill it."""
 
 
-_RESPONSE_RULES: Final = Rules(_RESPONSE_KINDS)
+def _response_kind(name: bytes) -> Kind:
+    low = name.lower()
+    if low.startswith(b"access-control-"):
+        return Kind.DROP
+    return _RESPONSE_KINDS.get(low, Kind.FORWARD)
+
+
+_RESPONSE_RULES: Final[Rules] = BoundedMemo(_response_kind, max_entries=_MAX_SPELLINGS)
 
 
 def request_rules(*, keep_credentials: bool, keep_conversations: bool) -> Rules:
@@ -110,7 +105,9 @@ def request_rules(*, keep_credentials: bool, keep_conversations: bool) -> Rules:
         kinds |= {b"authorization": Kind.FORWARD, b"x-api-key": Kind.FORWARD}
     if not keep_conversations:
         kinds[b"x-conversation-id"] = Kind.DROP
-    return Rules(kinds)
+    return BoundedMemo(
+        lambda name: kinds.get(name.lower(), Kind.FORWARD), max_entries=_MAX_SPELLINGS
+    )
 
 
 USUAL_RULES: Final = request_rules(keep_credentials=False, keep_conversations=False)

@@ -9,24 +9,18 @@ from __future__ import annotations
 from hmac import compare_digest
 from typing import Final
 
+from llama_gguf.memo import BoundedMemo
+
 _MAX_DIGITS: Final = 18
-_MAX_REMEMBERED: Final = 4096
 
 
-class _Lengths(dict[bytes, int]):
-    """Digits -> the length that they mean; -1 for anything but the one way to write a length."""
-
-    def __missing__(self, digits: bytes) -> int:
-        is_plain = digits.isdigit() and len(digits) <= _MAX_DIGITS
-        length = int(digits) if is_plain and (digits[:1] != b"0" or digits == b"0") else -1
-        if len(self) < _MAX_REMEMBERED:
-            self[digits] = length
-        return length
+def _length(digits: bytes) -> int:
+    """The length that *digits* mean; -1 for anything but the one way to write a length."""
+    is_plain = digits.isdigit() and len(digits) <= _MAX_DIGITS
+    return int(digits) if is_plain and (digits[:1] != b"0" or digits == b"0") else -1
 
 
-_LENGTHS: Final = _Lengths()
-
-
+_LENGTHS: Final = BoundedMemo(_length, max_entries=4096)
 NO_MATCH: Final = -1, 0
 
 

@@ -10,23 +10,18 @@ from typing import Final
 
 from llama_gguf.http1.fields import Fields, RequestFields
 from llama_gguf.http1.routes import Kind, Route
+from llama_gguf.memo import BoundedMemo
 
 _NO_BODY: Final = (b"GET", b"HEAD", b"DELETE", b"OPTIONS")
 """A length of 0 says nothing about these (RFC 9110 section 8.6)."""
-_MAX_REMEMBERED: Final = 4096
 
 
-class _LengthLines(dict[int, bytes]):
-    """Length -> its header line."""
-
-    def __missing__(self, length: int) -> bytes:
-        line = b"Content-Length: %d\r\n" % length
-        if len(self) < _MAX_REMEMBERED:
-            self[length] = line
-        return line
+def _length_line(length: int) -> bytes:
+    return b"Content-Length: %d\r\n" % length
 
 
-LENGTH_LINES: Final = _LengthLines()
+LENGTH_LINES: Final = BoundedMemo(_length_line, max_entries=4096)
+"""Length -> its header line."""
 
 
 @dataclass(slots=True)

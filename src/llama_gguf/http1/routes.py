@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from llama_gguf.errors import BadRequest, GatewayError, MethodNotAllowed, RouteNotExposed
+from llama_gguf.memo import BoundedMemo
 
 
 class Kind(enum.IntEnum):
@@ -163,28 +164,23 @@ class Router:
         web_ui: let the files of llama-server's web UI through, without a key.
     """
 
-    _MAX_REMEMBERED: Final = 512
-
     def __init__(self, *, expose_all: bool, dashboard: bool = True, web_ui: bool = False) -> None:
         self.exposes_all = expose_all
         self._ours = _OURS | _DASHBOARD if dashboard else _OURS
         self._has_web_ui = web_ui
-        self._remembered: dict[tuple[bytes, bytes], Route] = {}
+        self._routes = BoundedMemo(self._decide_or_refuse, max_entries=512)
+        """By method and path."""
 
     def route(self, method: bytes, path: bytes) -> Route:
         """Decide *method* on *path* (without the query)."""
+        return self._routes[method, path]
+
+    def _decide_or_refuse(self, method_and_path: tuple[bytes, bytes]) -> Route:
+        method, path = method_and_path
         try:
-            return self._remembered[method, path]
-        except KeyError:
-            pass
-        try:
-            route = self._decide(method.decode("ascii"), path)
+            return self._decide(method.decode("ascii"), path)
         except GatewayError as error:
-            route = Route(Kind.REFUSED, "refused", error=error.with_traceback(None))
-        if len(self._remembered) >= self._MAX_REMEMBERED:
-            self._remembered.clear()
-        self._remembered[method, path] = route
-        return route
+            return Route(Kind.REFUSED, "refused", error=error.with_traceback(None))
 
     def _decide(self, method: str, path: bytes) -> Route:
         if method in ("TRACE", "CONNECT"):

@@ -13,6 +13,7 @@ from typing import Final
 
 from llama_gguf.files.log_file import LogFile
 from llama_gguf.files.writer_thread import WriterThread
+from llama_gguf.memo import BoundedMemo
 from llama_gguf.scheduling.exchange import Exchange
 
 
@@ -53,7 +54,7 @@ def as_text(exchange: Exchange, wall_offset: float) -> str:
             _milliseconds(ended_at - second),
             "Z request_id=",
             exchange.id_bytes.decode("ascii"),
-            _ASKERS[exchange.key_id, exchange.address, head.method_text, head.path_text],
+            _ORIGINS[exchange.key_id, exchange.address, head.method_text, head.path_text],
             _STATUSES[exchange.status],
             str(exchange.bytes_in),
             " bytes_out=",
@@ -93,17 +94,12 @@ def _told_facts(exchange: Exchange) -> dict[str, int | float]:
     return {name: float(value) if "." in value else int(value) for name, value in pairs}
 
 
-class _Tenths(dict[int, str]):
-    """Tenths of a millisecond, as milliseconds. Remembered up to a second, as most are."""
-
-    def __missing__(self, tenths: int) -> str:
-        text = f"{tenths // 10}.{tenths % 10}"
-        if tenths < 10_000:
-            self[tenths] = text
-        return text
+def _tenths_text(tenths: int) -> str:
+    return f"{tenths // 10}.{tenths % 10}"
 
 
-_TENTHS: Final = _Tenths()
+_TENTHS: Final = BoundedMemo(_tenths_text, max_entries=10_000)
+"""Tenths of a millisecond, in milliseconds. Most durations are below a second."""
 
 
 def _tenths(seconds: float) -> str:
@@ -118,33 +114,21 @@ def _milliseconds(fraction: float) -> str:
     return _MILLISECONDS[int(fraction * 1000)]
 
 
-class _Times(dict[int, str]):
-    """POSIX second, as ISO 8601 has it. Few are remembered, as they do not come back."""
-
-    def __missing__(self, second: int) -> str:
-        if len(self) >= 8:
-            self.clear()
-        text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-        self[second] = text
-        return text
+def _time(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-class _Askers(dict[tuple[str, str, str, str], str]):
-    """Key id, address, method and path, as a line has them."""
-
-    def __missing__(self, who_and_what: tuple[str, str, str, str]) -> str:
-        if len(self) >= 256:
-            self.clear()
-        key_id, address, method, path = who_and_what
-        # All else in a line is ours, or was found sane.
-        text = f" key_id={key_id} client={address} method={method} path={_escaped(path)}"
-        self[who_and_what] = text
-        return text
+def _origin(parts: tuple[str, str, str, str]) -> str:
+    key_id, address, method, path = parts
+    # The other values of a line are the gateway's own, or validated.
+    return f" key_id={key_id} client={address} method={method} path={_escaped(path)}"
 
 
 _STATUSES: Final = tuple(f" status={status} bytes_in=" for status in range(600))
-_TIMES: Final = _Times()
-_ASKERS: Final = _Askers()
+_TIMES: Final = BoundedMemo(_time, max_entries=8)  # a second does not come back
+"""POSIX second, in ISO 8601."""
+_ORIGINS: Final = BoundedMemo(_origin, max_entries=256)
+"""Key id, address, method and path, as they are in a line."""
 
 
 def _escaped(text: str) -> str:

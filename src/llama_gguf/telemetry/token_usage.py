@@ -19,13 +19,14 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+from llama_gguf.memo import BoundedMemo
+
 OPENING_BYTES: Final = 1024
 """Of an answer's beginning, what is looked at."""
 ENDING_BYTES: Final = 4096
 """Of its end. Behind the last object that tells, there is hardly more than ``[DONE]``."""
 _OBJECT_BYTES: Final = 640
 _MAX_DIGITS: Final = 15
-_MAX_REMEMBERED: Final = 4096
 
 # A number is one only with what ends it: one that is cut by the framing of a chunk is none.
 _NUMBER: Final = re.compile(
@@ -75,17 +76,12 @@ class Usage:
     __hash__ = None  # type: ignore[assignment]
 
 
-class _Counts(dict[bytes, int]):
-    """Digits -> the number that they are; -1 for anything else."""
-
-    def __missing__(self, digits: bytes) -> int:
-        count = int(digits) if digits.isdigit() and len(digits) <= _MAX_DIGITS else -1
-        if count >= 0 and len(self) < _MAX_REMEMBERED:
-            self[digits] = count
-        return count
+def _number(digits: bytes) -> int:
+    """The number that *digits* are; -1 for anything else."""
+    return int(digits) if digits.isdigit() and len(digits) <= _MAX_DIGITS else -1
 
 
-_COUNTS: Final = _Counts()
+_COUNTS: Final = BoundedMemo(_number, max_entries=4096)
 
 
 def read(opening: bytes, ending: bytes) -> Usage | None:

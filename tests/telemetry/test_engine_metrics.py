@@ -13,7 +13,7 @@ TEXT: Final = (Path(__file__).parent / "answers" / "metrics.http").read_bytes()
 
 
 def test_llama_server_s_metrics_are_all_there_under_our_names() -> None:
-    values = {found.metric.name: found.value for found in parse(TEXT)}
+    values = {found.name: found.value for found in parse(TEXT)}
 
     assert values == {
         "llama_gguf_engine_prompt_tokens": 43,
@@ -31,7 +31,7 @@ def test_llama_server_s_metrics_are_all_there_under_our_names() -> None:
 
 
 def test_they_keep_their_help_and_are_counters_only_if_their_name_says_so() -> None:
-    found = {f.metric.name: f.metric for f in parse(TEXT)}
+    found = {f.name: f for f in parse(TEXT)}
 
     assert found["llama_gguf_engine_n_decode"].type == "counter"
     assert found["llama_gguf_engine_n_tokens_max"].type == "gauge"
@@ -66,4 +66,4 @@ def test_it_never_grows_beyond_its_bound() -> None:
 @given(text=st.binary(max_size=300), at=st.integers(0, 1600))
 def test_any_bytes_give_metrics_or_none(text: bytes, at: int) -> None:
     for found in parse(TEXT[:at] + text + TEXT[at:]):
-        assert found.metric.name.startswith(PREFIX)
+        assert found.name.startswith(PREFIX)

@@ -46,7 +46,7 @@ class EngineReader:
                 await self.read()
             else:
                 # Gauges no longer hold; counters still do.
-                self.latest = tuple(m for m in self.latest if m.metric.type == "counter")
+                self.latest = tuple(m for m in self.latest if m.type == "counter")
 
     async def read(self) -> None:
         """Read once. An engine without metrics is no fault."""

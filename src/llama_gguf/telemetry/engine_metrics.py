@@ -10,7 +10,7 @@ import math
 import re
 from typing import Final
 
-from llama_gguf.telemetry.metrics import EngineMetric, Metric
+from llama_gguf.telemetry.metrics import EngineMetric
 
 PREFIX: Final = "llama_gguf_engine_"
 MAX_METRICS: Final = 64
@@ -35,8 +35,9 @@ def parse(text: bytes) -> tuple[EngineMetric, ...]:
         elif match := _VALUE.fullmatch(line):
             name, value = match[1], _number(match[2])
             if value is not None and len(found) < MAX_METRICS:
-                metric = _named(name, about.get(("TYPE", name), ""), about.get(("HELP", name), ""))
-                found[metric.name] = EngineMetric(metric, value)
+                kind, help_text = about.get(("TYPE", name), ""), about.get(("HELP", name), "")
+                metric = _metric(name, kind, help_text, value)
+                found[metric.name] = metric
     return tuple(found.values())
 
 
@@ -48,9 +49,11 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _named(name: str, kind: str, about: str) -> Metric:
+def _metric(name: str, kind: str, about: str, value: float) -> EngineMetric:
     # Its n_tokens_max is called a counter, and is none: a counter's name ends in _total.
     is_counter = kind == "counter" and name.endswith("_total")
     ours = PREFIX + _RENAMED.get(name, name)
     help_text = f"llama-server: {about.strip().rstrip('.') or name}."
-    return Metric(ours.removesuffix("_total"), "counter" if is_counter else "gauge", help_text)
+    return EngineMetric(
+        ours.removesuffix("_total"), "counter" if is_counter else "gauge", help_text, value
+    )

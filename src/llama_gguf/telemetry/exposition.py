@@ -20,7 +20,6 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from llama_gguf.telemetry import metrics as metrics_module
 from llama_gguf.telemetry.metrics import METRICS, EngineMetric, Format, Gauges, Histogram, Metrics
 
 
@@ -47,20 +46,21 @@ _ACCEPTS: Final[Mapping[Format, str]] = {
 
 class _Snapshot(Collector):
     def __init__(self, metrics: Metrics, gauges: Gauges, engine: Iterable[EngineMetric]) -> None:
-        self._samples = metrics_module.samples(metrics, gauges)
+        self._metrics = metrics
+        self._gauges = gauges
         self._engine = engine
 
     def collect(self) -> Iterator[Metric]:
         for metric in METRICS:
             family = _KINDS[metric.type](metric.name, metric.help, labels=metric.labels)
-            for values, number in self._samples[metric.name]:
+            for values, number in metric.samples(self._metrics, self._gauges):
                 if isinstance(number, Histogram):
                     _add_histogram(family, values, number)
                 else:
                     family.add_metric(values, number)
             yield family
         for found in self._engine:
-            yield _KINDS[found.metric.type](found.metric.name, found.metric.help, found.value)
+            yield _KINDS[found.type](found.name, found.help, found.value)
 
 
 _KINDS: Final[Mapping[str, Any]] = {

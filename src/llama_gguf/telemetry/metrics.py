@@ -9,9 +9,9 @@ from __future__ import annotations
 import enum
 from bisect import bisect_right
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from llama_gguf.scheduling.exchange import Exchange
 from llama_gguf.telemetry.token_usage import Usage
@@ -39,134 +39,6 @@ def wanted_format(accept: bytes, query: bytes) -> Format:
     is_asked_for = b"format=prometheus" in query.split(b"&")
     return Format.PROMETHEUS if is_text or is_asked_for else Format.JSON
 
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    name: str
-    type: Type
-    help: str
-    labels: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class EngineMetric:
-    """One of the engine's own, as it was read last."""
-
-    metric: Metric
-    value: float
-
-
-METRICS: Final = (
-    Metric(
-        "llama_gguf_requests",
-        "counter",
-        "Finished requests, by route, method and status.",
-        ("route", "method", "status"),
-    ),
-    Metric("llama_gguf_requests_in_flight", "gauge", "Requests at the engine."),
-    Metric("llama_gguf_queue_depth", "gauge", "Requests waiting for a slot."),
-    Metric("llama_gguf_slots", "gauge", "Maximum number of requests at the engine at once."),
-    Metric("llama_gguf_connections", "gauge", "Open client connections."),
-    Metric(
-        "llama_gguf_body_memory_bytes",
-        "gauge",
-        "Request bodies held in memory now, while they arrive or wait.",
-    ),
-    Metric(
-        "llama_gguf_rejections",
-        "counter",
-        "Requests rejected by the gateway, by the code in the response.",
-        ("reason",),
-    ),
-    Metric(
-        "llama_gguf_auth_failures",
-        "counter",
-        "Requests with a missing, invalid or expired key; also counted as rejections.",
-        ("reason",),
-    ),
-    Metric(
-        "llama_gguf_client_disconnects",
-        "counter",
-        "Clients that disconnected before their response was complete, by phase.",
-        ("phase",),
-    ),
-    Metric(
-        "llama_gguf_rate_limited",
-        "counter",
-        "Requests rejected because of a limit of their key.",
-        ("key_id", "limit"),
-    ),
-    Metric(
-        "llama_gguf_backend_failures",
-        "counter",
-        "Responses that llama-server cut, refused or never began, by kind.",
-        ("kind",),
-    ),
-    Metric(
-        "llama_gguf_tokens",
-        "counter",
-        "Tokens as reported in the engine's responses; prompt tokens include the cached ones.",
-        ("key_id", "type"),
-    ),
-    Metric(
-        "llama_gguf_usage_unknown",
-        "counter",
-        "Responses without complete token usage.",
-        ("route",),
-    ),
-    Metric("llama_gguf_received_bytes", "counter", "Bytes of request bodies."),
-    Metric("llama_gguf_sent_bytes", "counter", "Bytes of the engine's responses sent to clients."),
-    Metric("llama_gguf_backend_up", "gauge", "1 if the engine is ready, else 0."),
-    Metric(
-        "llama_gguf_backend_state",
-        "gauge",
-        "1 for the engine's current state, 0 for the others.",
-        ("state",),
-    ),
-    Metric(
-        "llama_gguf_backend_restarts", "counter", "llama-server restarts, by reason.", ("reason",)
-    ),
-    Metric(
-        "llama_gguf_backend_load_seconds",
-        "gauge",
-        "Duration of the latest load of the model; absent before the first.",
-    ),
-    Metric("llama_gguf_keys_loaded", "gauge", "Loaded API keys."),
-    Metric(
-        "llama_gguf_keys_reload", "counter", "Reloads of the keys file, by result.", ("result",)
-    ),
-    Metric(
-        "llama_gguf_keys_next_expiry_seconds",
-        "gauge",
-        "Time until the next valid key expires; absent if none expires.",
-    ),
-    Metric(
-        "llama_gguf_build_info",
-        "gauge",
-        "Always 1; the labels have the versions.",
-        ("version", "python"),
-    ),
-    Metric("llama_gguf_uptime_seconds", "gauge", "Time since the gateway started."),
-    Metric("llama_gguf_queue_wait_seconds", "histogram", "Time a request waited for a slot."),
-    Metric(
-        "gen_ai_server_time_to_first_token_seconds",
-        "histogram",
-        "For streams: time from the request's arrival to the first event with content.",
-        (OPERATION,),
-    ),
-    Metric(
-        "gen_ai_server_time_per_output_token_seconds",
-        "histogram",
-        "Time per token after the first: by the engine's timings, else by the gateway's clock.",
-        (OPERATION,),
-    ),
-    Metric(
-        "gen_ai_server_request_duration_seconds",
-        "histogram",
-        "Time from the request's arrival to the end of the engine's response.",
-        (OPERATION,),
-    ),
-)
 
 # Those of OpenTelemetry's GenAI conventions, continued: prompts on a CPU take longer than theirs,
 # and a small model's tokens less.
@@ -227,24 +99,6 @@ MAX_LATEST: Final = 1024
 
 class Metrics:
     """The numbers of one gateway."""
-
-    __slots__ = (
-        "backend_failures",
-        "client_disconnects",
-        "durations",
-        "first_tokens",
-        "keys_reload",
-        "latest_first_tokens",
-        "output_tokens",
-        "queue_waits",
-        "rate_limited",
-        "received_bytes",
-        "rejections",
-        "requests",
-        "sent_bytes",
-        "tokens",
-        "usage_unknown",
-    )
 
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, str, int]] = Counter()
@@ -337,11 +191,6 @@ def seconds_per_token(exchange: Exchange, usage: Usage) -> float | None:
     return None
 
 
-Number = float | Histogram
-Sample = tuple[tuple[str, ...], Number]
-"""Label values, in the order of the metric's labels, and the value."""
-
-
 @dataclass(frozen=True, slots=True)
 class Gauges:
     """What is read off the gateway at the moment of a scrape."""
@@ -366,65 +215,249 @@ class Gauges:
     uptime: float
 
 
-def samples(metrics: Metrics, gauges: Gauges) -> dict[str, list[Sample]]:
-    """Every metric of ``METRICS`` with its samples."""
-    refused = metrics.rejections
-    return {
-        "llama_gguf_requests": [((r, m, str(s)), n) for (r, m, s), n in metrics.requests.items()],
-        "llama_gguf_requests_in_flight": [((), gauges.in_flight)],
-        "llama_gguf_queue_depth": [((), gauges.queue_depth)],
-        "llama_gguf_slots": [((), gauges.slots)],
-        "llama_gguf_connections": [((), gauges.connections)],
-        "llama_gguf_body_memory_bytes": [((), gauges.body_memory)],
-        "llama_gguf_rejections": _by_one_label(refused),
-        "llama_gguf_auth_failures": [((r,), refused[r]) for r in AUTH_FAILURES],
-        "llama_gguf_client_disconnects": _by_one_label(metrics.client_disconnects),
-        "llama_gguf_rate_limited": list(metrics.rate_limited.items()),
-        "llama_gguf_backend_failures": _by_one_label(metrics.backend_failures),
-        "llama_gguf_tokens": list(metrics.tokens.items()),
-        "llama_gguf_usage_unknown": _by_one_label(metrics.usage_unknown),
-        "llama_gguf_received_bytes": [((), metrics.received_bytes)],
-        "llama_gguf_sent_bytes": [((), metrics.sent_bytes)],
-        "llama_gguf_backend_up": [((), int(gauges.is_ready))],
-        "llama_gguf_backend_state": [((s,), int(s == gauges.state)) for s in gauges.states],
-        "llama_gguf_backend_restarts": _by_one_label(gauges.restarts),
-        "llama_gguf_backend_load_seconds": _if_known(gauges.load_seconds),
-        "llama_gguf_keys_loaded": [((), gauges.keys_loaded)],
-        "llama_gguf_keys_reload": _by_one_label(metrics.keys_reload),
-        "llama_gguf_keys_next_expiry_seconds": _if_known(gauges.next_expiry),
-        "llama_gguf_build_info": [((gauges.version, gauges.python), 1)],
-        "llama_gguf_uptime_seconds": [((), gauges.uptime)],
-        "llama_gguf_queue_wait_seconds": [((), metrics.queue_waits)],
-        "gen_ai_server_time_to_first_token_seconds": _by_one_label(metrics.first_tokens),
-        "gen_ai_server_time_per_output_token_seconds": _by_one_label(metrics.output_tokens),
-        "gen_ai_server_request_duration_seconds": _by_one_label(metrics.durations),
-    }
+Number = float | Histogram
+Value = Number | Mapping[Any, Number] | None
+"""A number; with labels, one number for each value of the label, or tuple of values; None while
+there is nothing to report."""
+Sample = tuple[tuple[str, ...], Number]
+"""Label values, in the order of the metric's labels, and the number."""
 
 
-def _by_one_label(numbers: Mapping[str, Number]) -> list[Sample]:
-    return [((value,), n) for value, n in numbers.items()]
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """The one declaration of a metric."""
+
+    name: str
+    type: Type
+    help: str
+    read: Callable[[Metrics, Gauges], Value]
+    labels: tuple[str, ...] = ()
+
+    def samples(self, metrics: Metrics, gauges: Gauges) -> list[Sample]:
+        value = self.read(metrics, gauges)
+        if value is None:
+            return []
+        if isinstance(value, Mapping):
+            return [(_label_values(key), number) for key, number in value.items()]
+        return [((), value)]
 
 
-def _if_known(number: float | None) -> list[Sample]:
-    return [] if number is None else [((), number)]
+def _label_values(key: object) -> tuple[str, ...]:
+    return tuple(map(str, key)) if isinstance(key, tuple) else (str(key),)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineMetric:
+    """A metric of llama-server, with its latest value."""
+
+    name: str
+    type: Type
+    help: str
+    value: float
+
+
+METRICS: Final = (
+    Metric(
+        "llama_gguf_requests",
+        "counter",
+        "Finished requests, by route, method and status.",
+        lambda m, _: m.requests,
+        ("route", "method", "status"),
+    ),
+    Metric(
+        "llama_gguf_requests_in_flight",
+        "gauge",
+        "Requests at the engine.",
+        lambda _, g: g.in_flight,
+    ),
+    Metric(
+        "llama_gguf_queue_depth",
+        "gauge",
+        "Requests waiting for a slot.",
+        lambda _, g: g.queue_depth,
+    ),
+    Metric(
+        "llama_gguf_slots",
+        "gauge",
+        "Maximum number of requests at the engine at once.",
+        lambda _, g: g.slots,
+    ),
+    Metric(
+        "llama_gguf_connections",
+        "gauge",
+        "Open client connections.",
+        lambda _, g: g.connections,
+    ),
+    Metric(
+        "llama_gguf_body_memory_bytes",
+        "gauge",
+        "Request bodies held in memory now, while they arrive or wait.",
+        lambda _, g: g.body_memory,
+    ),
+    Metric(
+        "llama_gguf_rejections",
+        "counter",
+        "Requests rejected by the gateway, by the code in the response.",
+        lambda m, _: m.rejections,
+        ("reason",),
+    ),
+    Metric(
+        "llama_gguf_auth_failures",
+        "counter",
+        "Requests with a missing, invalid or expired key; also counted as rejections.",
+        lambda m, _: {r: m.rejections[r] for r in AUTH_FAILURES},
+        ("reason",),
+    ),
+    Metric(
+        "llama_gguf_client_disconnects",
+        "counter",
+        "Clients that disconnected before their response was complete, by phase.",
+        lambda m, _: m.client_disconnects,
+        ("phase",),
+    ),
+    Metric(
+        "llama_gguf_rate_limited",
+        "counter",
+        "Requests rejected because of a limit of their key.",
+        lambda m, _: m.rate_limited,
+        ("key_id", "limit"),
+    ),
+    Metric(
+        "llama_gguf_backend_failures",
+        "counter",
+        "Responses that llama-server cut, refused or never began, by kind.",
+        lambda m, _: m.backend_failures,
+        ("kind",),
+    ),
+    Metric(
+        "llama_gguf_tokens",
+        "counter",
+        "Tokens as reported in the engine's responses; prompt tokens include the cached ones.",
+        lambda m, _: m.tokens,
+        ("key_id", "type"),
+    ),
+    Metric(
+        "llama_gguf_usage_unknown",
+        "counter",
+        "Responses without complete token usage.",
+        lambda m, _: m.usage_unknown,
+        ("route",),
+    ),
+    Metric(
+        "llama_gguf_received_bytes",
+        "counter",
+        "Bytes of request bodies.",
+        lambda m, _: m.received_bytes,
+    ),
+    Metric(
+        "llama_gguf_sent_bytes",
+        "counter",
+        "Bytes of the engine's responses sent to clients.",
+        lambda m, _: m.sent_bytes,
+    ),
+    Metric(
+        "llama_gguf_backend_up",
+        "gauge",
+        "1 if the engine is ready, else 0.",
+        lambda _, g: int(g.is_ready),
+    ),
+    Metric(
+        "llama_gguf_backend_state",
+        "gauge",
+        "1 for the engine's current state, 0 for the others.",
+        lambda _, g: {state: int(state == g.state) for state in g.states},
+        ("state",),
+    ),
+    Metric(
+        "llama_gguf_backend_restarts",
+        "counter",
+        "llama-server restarts, by reason.",
+        lambda _, g: g.restarts,
+        ("reason",),
+    ),
+    Metric(
+        "llama_gguf_backend_load_seconds",
+        "gauge",
+        "Duration of the latest load of the model; absent before the first.",
+        lambda _, g: g.load_seconds,
+    ),
+    Metric(
+        "llama_gguf_keys_loaded",
+        "gauge",
+        "Loaded API keys.",
+        lambda _, g: g.keys_loaded,
+    ),
+    Metric(
+        "llama_gguf_keys_reload",
+        "counter",
+        "Reloads of the keys file, by result.",
+        lambda m, _: m.keys_reload,
+        ("result",),
+    ),
+    Metric(
+        "llama_gguf_keys_next_expiry_seconds",
+        "gauge",
+        "Time until the next valid key expires; absent if none expires.",
+        lambda _, g: g.next_expiry,
+    ),
+    Metric(
+        "llama_gguf_build_info",
+        "gauge",
+        "Always 1; the labels have the versions.",
+        lambda _, g: {(g.version, g.python): 1},
+        ("version", "python"),
+    ),
+    Metric(
+        "llama_gguf_uptime_seconds",
+        "gauge",
+        "Time since the gateway started.",
+        lambda _, g: g.uptime,
+    ),
+    Metric(
+        "llama_gguf_queue_wait_seconds",
+        "histogram",
+        "Time a request waited for a slot.",
+        lambda m, _: m.queue_waits,
+    ),
+    Metric(
+        "gen_ai_server_time_to_first_token_seconds",
+        "histogram",
+        "For streams: time from the request's arrival to the first event with content.",
+        lambda m, _: m.first_tokens,
+        (OPERATION,),
+    ),
+    Metric(
+        "gen_ai_server_time_per_output_token_seconds",
+        "histogram",
+        "Time per token after the first: by the engine's timings, else by the gateway's clock.",
+        lambda m, _: m.output_tokens,
+        (OPERATION,),
+    ),
+    Metric(
+        "gen_ai_server_request_duration_seconds",
+        "histogram",
+        "Time from the request's arrival to the end of the engine's response.",
+        lambda m, _: m.durations,
+        (OPERATION,),
+    ),
+)
 
 
 def as_json(
     metrics: Metrics, gauges: Gauges, engine: Iterable[EngineMetric] = ()
 ) -> dict[str, object]:
     """The same for people and scripts: numbers by name, labelled ones as rows."""
-    ours = {name: _plain(name, found) for name, found in samples(metrics, gauges).items()}
-    return ours | {found.metric.name: found.value for found in engine}
+    ours = {metric.name: _plain(metric, metric.samples(metrics, gauges)) for metric in METRICS}
+    return ours | {metric.name: metric.value for metric in engine}
 
 
-_LABELS: Final = {m.name: m.labels for m in METRICS}
-
-
-def _plain(name: str, found: Sequence[Sample]) -> object:
-    labels = _LABELS[name]
-    if not labels:
+def _plain(metric: Metric, found: Sequence[Sample]) -> object:
+    if not metric.labels:
         return _value(found[0][1]) if found else None
-    return [dict(zip(labels, values, strict=True)) | {"value": _value(n)} for values, n in found]
+    return [
+        dict(zip(metric.labels, values, strict=True)) | {"value": _value(number)}
+        for values, number in found
+    ]
 
 
 def _value(number: Number) -> object:

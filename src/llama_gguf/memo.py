@@ -15,7 +15,7 @@ _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 
 MAX_KEY_BYTES: Final = 512
-"""Larger keys are not stored, since clients choose some of them: this bounds the memory of a memo."""
+"""Larger keys are not stored: clients choose some of them, and memory must stay bounded."""
 
 
 class BoundedMemo(dict[_Key, _Value]):

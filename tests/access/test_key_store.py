@@ -245,7 +245,7 @@ def test_a_large_file_is_read_with_pauses_for_the_loop(
     key_store = KeyStore(str(path), Authenticator(Settings()), lambda _: None)
 
     assert asyncio.run(key_store.reload()) == 1000
-    assert reading_threads == ["file work"] * (1000 // LINES_PER_PAUSE)
+    assert reading_threads == ["detached work"] * (1000 // LINES_PER_PAUSE)
 
 
 # After a change -----------------------------------------------------------------------------------

@@ -8,22 +8,38 @@ from typing import Final
 
 import pytest
 
-from llama_gguf.net.threads import off_the_loop
+from llama_gguf.net.threads import run_detached, start_detached
 
 
-def test_work_is_done_elsewhere_and_its_result_comes_back() -> None:
-    assert asyncio.run(off_the_loop(threading.get_ident)) != threading.get_ident()
+def test_work_runs_on_another_thread_and_its_result_is_returned() -> None:
+    assert asyncio.run(run_detached(threading.get_ident)) != threading.get_ident()
 
 
-def test_what_it_raises_comes_back_too() -> None:
+def test_an_error_of_the_work_is_raised() -> None:
     def fail() -> None:
         raise FileNotFoundError("gone")
 
     with pytest.raises(FileNotFoundError, match="gone"):
-        asyncio.run(off_the_loop(fail))
+        asyncio.run(run_detached(fail))
 
 
-def test_a_result_that_nobody_waits_for_is_let_go() -> None:
+def test_an_exit_of_the_work_is_raised_and_the_caller_does_not_wait_forever() -> None:
+    with pytest.raises(SystemExit):
+        asyncio.run(run_detached(sys.exit))
+
+
+def test_work_can_be_awaited_with_a_time_limit_and_without_a_loop() -> None:
+    may_end = threading.Event()
+    outcome = start_detached(may_end.wait)
+    with pytest.raises(TimeoutError):
+        outcome.result(0)
+    assert not outcome.cancel()
+    may_end.set()
+
+    assert outcome.result(30)
+
+
+def test_a_result_is_dropped_if_the_caller_was_cancelled() -> None:
     may_end, ended = threading.Event(), threading.Event()
 
     def work() -> None:
@@ -31,7 +47,7 @@ def test_a_result_that_nobody_waits_for_is_let_go() -> None:
         ended.set()
 
     async def trial() -> None:
-        task = asyncio.ensure_future(off_the_loop(work))
+        task = asyncio.ensure_future(run_detached(work))
         await asyncio.sleep(0)  # it has begun
         task.cancel()
         may_end.set()
@@ -44,10 +60,10 @@ def test_a_result_that_nobody_waits_for_is_let_go() -> None:
 
 _HANGS: Final = """\
 import asyncio, threading
-from llama_gguf.net.threads import off_the_loop
+from llama_gguf.net.threads import run_detached
 
 async def main():
-    task = asyncio.ensure_future(off_the_loop(threading.Event().wait))
+    task = asyncio.ensure_future(run_detached(threading.Event().wait))
     await asyncio.sleep(0)  # it has begun
     task.cancel()
 
@@ -56,7 +72,7 @@ print("left")
 """
 
 
-def test_work_that_hangs_keeps_no_process() -> None:
+def test_work_that_hangs_does_not_keep_the_process_alive() -> None:
     done = subprocess.run(
         [sys.executable, "-c", _HANGS], check=True, capture_output=True, text=True, timeout=60
     )

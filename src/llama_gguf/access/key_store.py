@@ -19,7 +19,7 @@ from llama_gguf.access.keys import KeyRing, Problem
 from llama_gguf.errors import ReloadFailed, UserError
 from llama_gguf.events import EventLog
 from llama_gguf.files import stamps
-from llama_gguf.net.threads import off_the_loop, pause
+from llama_gguf.net.threads import pause, run_detached
 
 _log: Final = EventLog(__name__)
 
@@ -67,7 +67,7 @@ class KeyStore:
         self._is_over = threading.Event()
         self._next: asyncio.Task[int | str] | None = None
         """A reload that has not started to read; its result is as for ``_reload``."""
-        self.off_the_loop: Callable[[Callable[[], _Read]], Awaitable[_Read]] = off_the_loop
+        self.off_the_loop: Callable[[Callable[[], _Read]], Awaitable[_Read]] = run_detached
 
     def load(self) -> int:
         """Read the file, blocking, and return the number of keys.

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
+from concurrent.futures import wait
 from typing import TypeVar
 
 from llama_gguf.errors import UserError
+from llama_gguf.net.threads import start_detached
 
 Found = TypeVar("Found")
 
 
 def within(seconds: float, work: Callable[[], Found]) -> tuple[Found | None, str]:
-    """What *work* returns, or None and why; on a thread, as a dead file system never answers."""
-    found: list[Found] = []
-    troubles: list[str] = []
-
-    def run() -> None:
-        try:
-            found.append(work())
-        except Exception as error:  # whatever it is, it is told, and nothing else ends
-            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-            troubles.append(f"{kind}{error}")
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if found:
-        return found[0], ""
-    return None, troubles[0] if troubles else f"it did not finish within {seconds:g} s"
+    """The result of *work*, or None and the reason; on a thread, as a file system may hang."""
+    outcome = start_detached(work)
+    wait([outcome], seconds)
+    if not outcome.done():
+        return None, f"it did not finish within {seconds:g} s"
+    error = outcome.exception()
+    if error is None:
+        return outcome.result(), ""
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return None, f"{kind}{error}"

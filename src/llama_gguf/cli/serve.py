@@ -50,8 +50,8 @@ from llama_gguf.events import EventLog
 from llama_gguf.models.model_file import Model, size_text
 from llama_gguf.net import tls
 from llama_gguf.net.listener import listen
+from llama_gguf.net.threads import run_detached
 from llama_gguf.supervisor import reaper
-from llama_gguf.supervisor.aside import in_thread
 from llama_gguf.supervisor.boot_log import BootLog
 from llama_gguf.supervisor.health_server import HealthServer
 from llama_gguf.supervisor.launch import Launch, check_address
@@ -214,7 +214,7 @@ class _Serving:
         """Fetch the model if it has to be, and say what there is; off the loop: it is slow."""
         if self._model is None:
             await fetch(self._settings, self._context.environ, self._tell_progress)
-        return await in_thread(self._prepare_slowly)
+        return await run_detached(self._prepare_slowly)
 
     def _prepare_slowly(self) -> Launch:
         settings, environ = self._settings, self._context.environ

@@ -29,7 +29,7 @@ from llama_gguf.net.connector import Dialer
 from llama_gguf.net.listener import Listener
 from llama_gguf.net.poller import poller
 from llama_gguf.net.sockets import places_within_limits
-from llama_gguf.net.threads import off_the_loop
+from llama_gguf.net.threads import run_detached
 from llama_gguf.net.tls import ServerContext
 from llama_gguf.net.transport import SocketTransport
 from llama_gguf.telemetry.usage_store import LedgerFile, path_of
@@ -242,7 +242,7 @@ class Gateway:
         """In a thread, since a disk may hang; one at a time, so that the last one read is used."""
         async with self._certificate_lock:
             try:
-                await off_the_loop(tls.reload)
+                await run_detached(tls.reload)
             except UserError as error:
                 _log.error(
                     "certificate_not_loaded",

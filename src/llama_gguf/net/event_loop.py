@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, TypeVarTuple
 
 from llama_gguf.net.poller import READABLE, EpollPoller, LoopFiles
-from llama_gguf.net.threads import off_the_loop
+from llama_gguf.net.threads import run_detached
 
 _Ts = TypeVarTuple("_Ts")
 
@@ -64,7 +64,7 @@ class TrafficLoop(asyncio.SelectorEventLoop):
 
     async def getaddrinfo(self, host: Any, port: Any, **options: int) -> Any:
         """As asyncio's, but on a thread that no exit waits for: a resolver may take a minute."""
-        return await off_the_loop(lambda: socket.getaddrinfo(host, port, **options))
+        return await run_detached(lambda: socket.getaddrinfo(host, port, **options))
 
     # Whatever is scheduled comes through these two, or wakes the loop up by a file of its own.
 

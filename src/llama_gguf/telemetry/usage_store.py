@@ -18,14 +18,16 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from dataclasses import dataclass
 from typing import Final
 
 from llama_gguf.config.settings import Settings
 from llama_gguf.events import EventLog
 from llama_gguf.files import stamps
+from llama_gguf.files.atomic import replace_file
 from llama_gguf.net.clock import wall_now
-from llama_gguf.net.threads import off_the_loop, pause
+from llama_gguf.net.threads import pause, run_detached, start_detached
 from llama_gguf.telemetry.usage_totals import Ledger
 
 _log: Final = EventLog(__name__)
@@ -100,7 +102,7 @@ class LedgerFile:
         self._lock.acquire()  # which is free: the look before this one has been waited for
         is_due = ledger.has_changed or self._unsaved is not None
         job = _Job(ledger.dump() if is_due else "", ledger.take_unsaved())
-        found = await off_the_loop(lambda: self._do(job))
+        found = await run_detached(lambda: self._do(job))
         if found is not None:
             ledger.rebase(found.ledger, self._wall())
             self._stamp = found.stamp
@@ -113,10 +115,9 @@ class LedgerFile:
             self._lock.acquire()
             self._do(job)
 
-        writer = threading.Thread(target=write, daemon=True)
-        writer.start()
-        writer.join(within_seconds)
-        if writer.is_alive() or self._unsaved is not None:
+        outcome = start_detached(write)
+        wait([outcome], within_seconds)
+        if not outcome.done() or self._unsaved is not None:
             _log.warning(
                 "last_usage_lost",
                 "The usage since the last write of {file} could not be saved and is lost",
@@ -192,11 +193,8 @@ class LedgerFile:
         self._stamp = stamps.stamp(self._path)
 
     def _replace(self, text: str) -> None:
-        new = f"{self._path}.new"
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(new, self._path)
+        # The lock is held, so that a fixed name suffices: a crash leaves one such file at most.
+        replace_file(self._path, text.encode(), temporary=f"{self._path}.new")
 
 
 @contextlib.contextmanager

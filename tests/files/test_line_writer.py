@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.files import line_writer
 from llama_gguf.files.line_writer import OTHERS_LIVE_SECONDS, LogWriter, prune, stamped
 from llama_gguf.files.log_file import LogFile
 from llama_gguf.files.writer_thread import JOB_BYTES
@@ -23,6 +22,7 @@ OURS = Settings(instance_id="box", log_backups=2)
 def test_lines_are_written_in_order_and_echoed(tmp_path: Path) -> None:
     echoed: list[str] = []
     writer = LogWriter(LogFile(str(tmp_path / "log"), "log"), echoed.append)
+    writer.start()
     for n in range(100):
         writer.write(f"line {n}")
     writer.close(SECONDS)
@@ -31,11 +31,12 @@ def test_lines_are_written_in_order_and_echoed(tmp_path: Path) -> None:
     assert echoed == [f"line {n}" for n in range(100)]
 
 
-def test_a_file_that_was_moved_away_is_begun_anew(tmp_path: Path) -> None:
-    told = threading.Event()
-    writer = LogWriter(LogFile(str(tmp_path / "log"), "log"), lambda line: told.set())
+def test_a_file_that_was_moved_away_is_created_again(tmp_path: Path) -> None:
+    is_written = threading.Event()
+    writer = LogWriter(LogFile(str(tmp_path / "log"), "log"), lambda line: is_written.set())
+    writer.start()
     writer.write("before")
-    assert told.wait(SECONDS)
+    assert is_written.wait(SECONDS)
     (tmp_path / "log").rename(tmp_path / "old")
     writer.reopen()
     writer.write("after")
@@ -46,21 +47,22 @@ def test_a_file_that_was_moved_away_is_begun_anew(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_hangs_costs_bounded_memory_and_lines_that_are_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(line_writer, "MAX_WAITING_BYTES", 3 * (JOB_BYTES + len("line 0")))
-    begun, goes_on = threading.Event(), threading.Event()
+    room = 3 * (JOB_BYTES + len("line 0"))
+    begun, may_end = threading.Event(), threading.Event()
 
     def hang(line: str) -> None:
         begun.set()
-        goes_on.wait(SECONDS)
+        may_end.wait(SECONDS)
 
-    writer = LogWriter(LogFile(str(tmp_path / "log"), "log"), hang)
+    writer = LogWriter(LogFile(str(tmp_path / "log"), "log"), hang, max_waiting_bytes=room)
+    writer.start()
     writer.write("first")
     assert begun.wait(SECONDS)
     for n in range(100):
         writer.write(f"line {n}")
-    goes_on.set()
+    may_end.set()
     writer.close(SECONDS)
 
     assert (tmp_path / "log").read_text() == "first\nline 0\nline 1\nline 2\n"

@@ -15,8 +15,8 @@ from errno import EBUSY
 from typing import Final
 
 from llama_gguf.errors import UserError
+from llama_gguf.files.atomic import replace_file
 
-_FILE_MODE: Final = 0o600
 _FOLDER_MODE: Final = 0o700
 _EXPOSED: Final = stat.S_IRGRP | stat.S_IWGRP | stat.S_IROTH | stat.S_IWOTH
 
@@ -140,34 +140,10 @@ def _replace(target: str, data: bytes) -> None:
     # A random name: on a network file system, two machines could write to the same file.
     beside = f"{os.path.dirname(target)}/.{os.path.basename(target)}.{os.urandom(6).hex()}"
     try:
-        _write_new(beside, data, like=target)
-        os.replace(beside, target)
+        replace_file(target, data, temporary=beside, keeps_owner=True, is_synced=True)
     finally:
         with suppress(FileNotFoundError):  # it was renamed
             os.unlink(beside)
-
-
-def _write_new(path: str, data: bytes, *, like: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
-    with open(descriptor, "wb") as file:
-        _keep_owner(descriptor, like)
-        file.write(data)
-        file.flush()
-        os.fsync(descriptor)
-
-
-def _keep_owner(descriptor: int, like: str) -> None:
-    """Give the file to the owner of *like*.
-
-    Otherwise an edit by root, in a container, would make the file unreadable for the user that
-    the gateway runs as.
-    """
-    try:
-        old = os.stat(like)
-    except FileNotFoundError:
-        return
-    if old.st_uid != os.fstat(descriptor).st_uid:
-        os.fchown(descriptor, old.st_uid, old.st_gid)
 
 
 def _settle(folder: int) -> None:

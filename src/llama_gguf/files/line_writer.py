@@ -1,14 +1,14 @@
 """Writes lines to a log file on a separate thread.
 
-The supervisor's loop has signals to heed and children to watch: no disk, slow, full or
-hanging, may hold it up. What a disk cannot take is lost, and that is reported once.
+So that a slow, full or hanging disk never blocks an event loop. Lines that the disk cannot take are
+lost, and their number is reported once.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Final
@@ -18,41 +18,55 @@ from llama_gguf.files.log_file import LogFile
 from llama_gguf.files.writer_thread import WriterThread
 
 MAX_WAITING_BYTES: Final = 4 << 20
-"""Handed over and not written: what a disk that hangs may cost in memory."""
+"""Queued and not written yet: the memory that a hanging disk may cost."""
 OTHERS_LIVE_SECONDS: Final = 86_400.0
-"""A log of another instance in the same folder that is younger than this may be in use."""
+"""A younger log of another instance in the same folder may be in use."""
 
 
 class LogWriter:
-    """Appends lines to *file*, until ``close``.
+    """Appends lines to *file*, from ``start`` to ``close``.
 
     Args:
-        file: used by nobody else.
-        echo: called by the thread with each line, as well.
+        file: not used elsewhere.
+        echo: also called with each line, by the thread.
+        max_waiting_bytes: queued and not written yet; what exceeds this is lost.
     """
 
-    def __init__(self, file: LogFile, echo: Callable[[str], object] = str) -> None:
+    def __init__(
+        self,
+        file: LogFile,
+        echo: Callable[[str], object] = str,
+        *,
+        max_waiting_bytes: int = MAX_WAITING_BYTES,
+    ) -> None:
         self.file = file
         self._echo = echo
         self._thread = WriterThread(
-            "log writer", max_bytes=MAX_WAITING_BYTES, on_lost=file.report_lost
+            "log writer", max_bytes=max_waiting_bytes, on_lost=file.report_lost
         )
+
+    def start(self) -> None:
         self._thread.start()
 
     def write(self, line: str) -> None:
-        """Hand *line* over. Never blocks."""
+        """Queue *line*. Never blocks."""
         self._thread.write(partial(self._write, line), size=len(line), lines=1)
 
+    def write_lines(self, text: Sequence[bytes], lines: int) -> None:
+        """Queue *text*, pieces with *lines* complete lines in all, without echo. Never blocks."""
+        size = sum(map(len, text))
+        self._thread.write(lambda: self.file.write(b"".join(text)), size=size, lines=lines)
+
     def run(self, job: Callable[[], object]) -> None:
-        """Do *job*, which may have to wait for the disk, behind what was handed over before."""
+        """Queue *job*, which may have to wait for the disk."""
         self._thread.run(job)
 
     def reopen(self) -> None:
-        """Have the file opened anew, behind what was handed over before."""
+        """Reopen the file, after what is queued has been written."""
         self._thread.run(self.file.close)
 
     def close(self, within_seconds: float) -> None:
-        """Write what there is, and wait for that, but not for ever."""
+        """Write what is queued, and wait for that, but only for *within_seconds*."""
         self._thread.run(self.file.close)
         self._thread.close(within_seconds)
 
@@ -62,15 +76,15 @@ class LogWriter:
 
 
 def stamped(settings: Settings, folder: str, kind: str) -> str:
-    """The path in *folder* of a log that begins now: its time, its *kind* and the instance."""
+    """The path of a new log in *folder*: the time, its *kind* and the instance."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     return os.path.join(folder, f"{stamp}_{kind}_{settings.instance_id}.log")
 
 
 def prune(settings: Settings, folder: str, kind: str, *, but: str) -> None:
-    """Remove the oldest logs of *kind* in *folder*, so that LOG_BACKUPS are left beside *but*.
+    """Remove the oldest logs of *kind* in *folder*: LOG_BACKUPS remain, in addition to *but*.
 
-    Several instances may share the folder. What another may still write to stays.
+    Several instances may share the folder. Logs that another may still write to are kept.
     """
     with contextlib.suppress(OSError):
         found = [e for e in os.scandir(folder) if f"_{kind}_" in e.name and ".log" in e.name]

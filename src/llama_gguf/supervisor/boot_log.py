@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from llama_gguf.config.settings import Settings
+from llama_gguf.files.atomic import replace_file
 from llama_gguf.files.line_writer import LogWriter, prune, stamped
 from llama_gguf.files.log_file import LogFile
 
@@ -35,6 +36,7 @@ class BootLog(logging.Handler):
         self._writer = LogWriter(
             LogFile(path, "boot log", max_bytes=settings.log_max_bytes, backups=backups)
         )
+        self._writer.start()
         self._writer.run(lambda: prune(settings, folder, "boot", but=path))
         self._writer.run(lambda: _name_latest(folder, path))
         root = logging.root
@@ -74,6 +76,4 @@ def _name_latest(folder: str, path: str) -> None:
     # The log file's writer reports what is wrong with the folder.
     with contextlib.suppress(OSError):
         os.makedirs(folder, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(f"{path}\n")
-        os.replace(temporary, latest)
+        replace_file(latest, f"{path}\n".encode(), temporary=temporary, mode=0o666)

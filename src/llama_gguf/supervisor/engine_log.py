@@ -34,6 +34,7 @@ def open_engine_log(settings: Settings) -> LogWriter:
         backups=settings.log_backups,
     )
     writer = LogWriter(file, _echo)
+    writer.start()
     writer.run(lambda: prune(settings, folder, "server", but=path))
     return writer
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Final
 
+from llama_gguf.files.line_writer import LogWriter
 from llama_gguf.files.log_file import LogFile
-from llama_gguf.files.writer_thread import WriterThread
 from llama_gguf.memo import BoundedMemo
 from llama_gguf.scheduling.exchange import Exchange
 
@@ -157,10 +157,8 @@ class AccessLog:
         self._lines = 0
         self.wall_offset = 0.0
         """What to add to a time of an exchange to get POSIX seconds."""
-        self._file = LogFile(path, "access log", max_bytes=max_bytes, backups=backups)
-        self._writer = WriterThread(
-            "access log", max_bytes=MAX_WAITING_BYTES, on_lost=self._file.report_lost
-        )
+        file = LogFile(path, "access log", max_bytes=max_bytes, backups=backups)
+        self._writer = LogWriter(file, max_waiting_bytes=MAX_WAITING_BYTES)
 
     def add(self, exchanges: Iterable[Exchange]) -> None:
         """Write a line about each of *exchanges* at the next ``flush``.
@@ -178,19 +176,16 @@ class AccessLog:
         self._writer.start()
 
     def flush(self) -> None:
-        """Hand what has gathered to the thread. Never blocks."""
+        """Queue what has gathered for the thread. Never blocks."""
         if self._text:
-            text, lines = self._text, self._lines
+            self._writer.write_lines(self._text, self._lines)
             self._text, self._lines = [], 0
-            size = sum(map(len, text))
-            self._writer.write(lambda: self._file.write(b"".join(text)), size=size, lines=lines)
 
     def reopen(self) -> None:
-        """Have the file opened anew, behind what was handed over before."""
-        self._writer.run(self._file.close)
+        """Reopen the file, after what is queued has been written."""
+        self._writer.reopen()
 
     def stop(self, within_seconds: float) -> None:
-        """Write what there is, and wait for that, but not for ever."""
+        """Write what has gathered, and wait for that, but only for *within_seconds*."""
         self.flush()
-        self._writer.run(self._file.close)
         self._writer.close(within_seconds)

@@ -17,7 +17,7 @@ SECRET = "gateway-Zq8vN2xLw5TfR7mB"
 
 
 def mistake(name: str, text: str) -> str:
-    """What is said of the variable *name* with the value *text*."""
+    """The error message about the variable *name* with the value *text*."""
     with pytest.raises(UserError) as caught:
         load({name: text})
     assert caught.value.exit_status == 2

@@ -1,4 +1,4 @@
-"""What is printed from the table of settings, and what is read back from there."""
+"""What is generated from the table of settings, and that it can be read again."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def test_what_is_written_out_is_read_back_the_same(data: st.DataObject) -> None:
     assert load(written).settings == settings
 
 
-# another number. `serve` hands its gateway the settings this way (_gateway_environment), so
-# MAX_QUEUE_WAIT=2592000 starts a gateway that leaves with "cannot be used" and is given up.
+# Written with an exponent or rounded, a duration would be invalid or another number. `serve` passes
+# the settings to its gateway this way, so MAX_QUEUE_WAIT=2592000 would stop every gateway.
 @pytest.mark.parametrize("text", ["2592000", "1000000", "86400.25", "1234567.5", "999999999"])
 def test_a_long_or_fine_duration_is_read_back_the_same(text: str) -> None:
     assert read_back("max_queue_wait", float(text)) == float(text)

@@ -83,7 +83,7 @@ def test_a_name_has_the_time_the_kind_and_the_instance(tmp_path: Path) -> None:
 
 
 def make(folder: Path, *names: str, age: float = 0.0) -> None:
-    """Files, each a little older than the one before."""
+    """Files, each a little older than the previous one."""
     now = folder.stat().st_mtime - age
     for n, name in enumerate(names):
         (folder / name).touch()

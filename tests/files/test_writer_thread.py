@@ -1,4 +1,4 @@
-"""The queue in front of what may block: a terminal, a disk."""
+"""The queue in front of a terminal or disk that may block."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SECONDS = 10.0
 
 
 class Sink:
-    """What is written to: blocked until ``open`` is set."""
+    """The destination of writes: blocked until ``open`` is set."""
 
     def __init__(self, max_bytes: int = 1 << 20) -> None:
         self.written: list[str] = []
@@ -40,7 +40,7 @@ class Sink:
             self.thread.write(self.job(text), size=len(text), lines=1)
 
     def block(self) -> None:
-        """Return when a first line is being written, and nothing waits behind it."""
+        """Return when a first line is being written, and the queue is empty."""
         self.hand_over("first")
         assert self.is_writing.wait(SECONDS)
 
@@ -120,7 +120,7 @@ def test_the_end_does_not_wait_for_what_is_blocked() -> None:
 
     assert not sink.thread.close(within_seconds=0.0)
 
-    sink.open.set()  # and so the thread goes
+    sink.open.set()  # lets the thread end
     assert sink.thread.close(SECONDS)
 
 

@@ -19,7 +19,7 @@ def split(data: bytes, at: list[int]) -> list[bytes]:
 
 
 def feed(body: IncomingBody, pieces: list[bytes]) -> bytes | None:
-    """What is behind the body, *pieces* that were not fed to it included."""
+    """What follows the body, including *pieces* that were not fed to it."""
     for n, piece in enumerate(pieces):
         behind = body.feed(piece)
         if behind is not None:

@@ -49,7 +49,7 @@ def split(data: bytes, at: list[int]) -> list[bytes]:
 
 
 def follow(pieces: list[bytes]) -> tuple[ChunkedBody, int, bytes]:
-    """The body behind *pieces*, how many bytes of them it took, and the payload."""
+    """The body after *pieces*, the number of bytes that it consumed, and the payload."""
     body, sink = ChunkedBody(), bytearray()
     taken = sum([body.feed(piece, sink) for piece in pieces])
     return body, taken, bytes(sink)
@@ -201,7 +201,7 @@ near_chunks = st.one_of(
 
 
 def is_plain_chunk(data: bytes) -> bool:
-    """What ``feed`` says: whether *data* is one chunk, not too small, as ``frame`` writes it."""
+    """Whether, by ``feed``, *data* is one chunk, not too small, as ``frame`` writes it."""
     try:
         _, _, payload = follow([data])
     except ChunkedError:
@@ -252,7 +252,7 @@ ZEROS = bytes(70_000)
 
 
 def lines_in(length: int) -> set[bytes]:
-    """What a chunk of *length* bytes in all may begin with, and what is nearly that."""
+    """Beginnings of a chunk of *length* bytes in all, valid ones and nearly valid ones."""
     digits = len(b"%x" % length)
     size = max(length - digits - 4, 0)
     line = b"%x\r\n" % size
@@ -275,7 +275,7 @@ def test_for_every_length_there_is_at_most_one_size_line_that_takes_the_short_cu
             body = ChunkedBody()
             is_chunk = False
             with suppress(ChunkedError):
-                # What is collected takes no short cut.
+                # Collected lines do not use the short cut.
                 is_chunk = body.feed(data, bytearray()) == length and body.is_between_chunks
 
             size = length - len(line) - 2

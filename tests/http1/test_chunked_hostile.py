@@ -1,4 +1,4 @@
-"""What the decoder must refuse, and that llhttp never reads a body otherwise than it does."""
+"""What the decoder must reject, and that llhttp never reads a body differently."""
 
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ def test_a_hostile_body_is_refused_behind_a_good_chunk_and_byte_by_byte(wire: by
         follow([bytes([byte]) for byte in behind])
 
 
-# RFC 9110 section 6.5.1: what frames or routes a message must not be sent as a trailer. In an
-# answer of the engine it would go on to the client, where llhttp takes the whole for broken.
+# RFC 9110 section 6.5.1: fields for framing or routing must not be sent in a trailer. In a
+# response of the engine the client would receive them, and llhttp rejects such a message.
 @pytest.mark.parametrize(
     "line", [b"Content-Length: 5", b"transfer-encoding: chunked", b"HOST:a", b"Trailer: x"]
 )
@@ -146,7 +146,7 @@ class Payload:
 
 
 def llhttp_reads(wire: bytes) -> bytes | None:
-    """The payload that llhttp finds in *wire*; None where it is broken or not complete."""
+    """The payload that llhttp finds in *wire*; None if it is invalid or incomplete."""
     payload = Payload()
     parser = httptools.HttpRequestParser(payload)
     parser.feed_data(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -158,7 +158,7 @@ def llhttp_reads(wire: bytes) -> bytes | None:
 
 
 def we_read(pieces: list[bytes]) -> tuple[int, bytes] | None:
-    """How much of *pieces* we take for a body, and the payload; None if it is broken or short."""
+    """The bytes of *pieces* that are the body, and the payload; None if invalid or incomplete."""
     try:
         body, taken, payload = follow(pieces)
     except ChunkedError:
@@ -178,7 +178,7 @@ changes = st.lists(
 
 
 def changed(wire: bytes, by: list[tuple[int, int, bytes]]) -> bytes:
-    """*wire* with some bytes at some places replaced, left out or added."""
+    """*wire* with some bytes at some places replaced, removed or added."""
     for at, length, put in by:
         place = at % len(wire) if wire else 0
         wire = wire[:place] + put + wire[place + length :]
@@ -202,7 +202,7 @@ def test_whatever_we_accept_llhttp_accepts_with_the_same_payload(
 
     ours = we_read(split(wire, cuts))
 
-    assert ours == we_read([wire])  # the split decides nothing
+    assert ours == we_read([wire])  # regardless of the split
     if ours is not None:
         taken, payload = ours
         assert llhttp_reads(wire[:taken]) == payload

@@ -1,4 +1,4 @@
-"""Requests: what of their fields goes on, and what is refused."""
+"""Requests: which of their fields are forwarded, and what is rejected."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read(*fields: tuple[bytes, bytes]) -> RequestFields:
 
 
 def lines_of(read: RequestFields) -> Fields:
-    """What goes on, taken apart again as a peer would."""
+    """The forwarded fields, parsed as a peer would."""
     *lines, last = b"".join(read.forwarded).split(b"\r\n")
     assert last == b""
     pairs = [line.split(b": ", 1) for line in lines]

@@ -81,7 +81,7 @@ def test_a_key_without_its_scheme_is_not_taken(value: bytes) -> None:
     assert key_let_in(ring, (b"Authorization", value)) is None
 
 
-# The digest of nothing gets into a file by `printf %s "$UNSET" | sha256sum`.
+# The digest of an empty string gets into a file by `printf %s "$UNSET" | sha256sum`.
 @pytest.mark.parametrize(
     "field",
     [

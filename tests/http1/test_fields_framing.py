@@ -1,4 +1,4 @@
-"""What decides where a request goes and where it ends: Host, lengths, codings, Expect."""
+"""The fields that decide where a request goes and where it ends: Host, length, coding, Expect."""
 
 from __future__ import annotations
 

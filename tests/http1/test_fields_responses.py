@@ -1,4 +1,4 @@
-"""Answers of the engine: what of their fields goes on, and how their body ends."""
+"""Responses of the engine: which of their fields are forwarded, and how their body ends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def read(*fields: tuple[bytes, bytes], status: int = 200, to_head: bool = False)
 
 
 def lines_of(read: ResponseFields) -> Fields:
-    """What goes on, taken apart again as a peer would."""
+    """The forwarded fields, parsed as a peer would."""
     *lines, last = b"".join(read.forwarded).split(b"\r\n")
     assert last == b""
     pairs = [line.split(b": ", 1) for line in lines]

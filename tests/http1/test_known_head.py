@@ -35,11 +35,11 @@ def request(*lines: bytes, first: bytes = POST) -> Request:
 
 
 Meaning = tuple[object, ...]
-"""All that is found out about a head, but for its length."""
+"""The properties of a head, without its length."""
 
 
 def meaning_of_request(raw: bytes) -> tuple[Meaning, int | None]:
-    """What *raw* says, and its length.
+    """The properties of *raw*, and its length.
 
     Raises:
         GatewayError: it is refused.
@@ -67,7 +67,7 @@ Understand = Callable[[bytes], tuple[Meaning, int | None]]
 
 
 def check(understand: Understand, head: bytes, data: bytes) -> bool:
-    """Whether *data* is taken for *head* again; fails where it must not be."""
+    """Whether *data* matches *head*; fails if it must not match."""
     meaning, length = understand(head)
     known = KnownHead(head, length)
     assert known.length == (length or 0)
@@ -78,7 +78,7 @@ def check(understand: Understand, head: bytes, data: bytes) -> bool:
         assert (end, found) == NO_MATCH
         return False
     assert end == data.find(HEAD_END) + len(HEAD_END), "its end is the first blank line"
-    again, its_length = understand(data[:end])  # which raises where it is refused
+    again, its_length = understand(data[:end])  # raises if it is rejected
     assert again == meaning
     assert found == (its_length or 0)
     return True
@@ -114,7 +114,7 @@ STARTS: dict[Understand, list[bytes]] = {
 
 
 class Head(NamedTuple):
-    """A head around the line of its length."""
+    """A head around its Content-Length line."""
 
     understand: Understand
     start: bytes
@@ -151,7 +151,7 @@ def test_a_head_is_known_by_all_but_its_digits_where_they_are_in_their_usual_pla
     is_known = check(head.understand, known, again + behind)
 
     is_usual = line in USUAL_LINES
-    assert is_known or not is_usual or has_zeros  # whether these make it another head is left open
+    assert is_known or not is_usual or has_zeros  # whether zeros make it another head is undefined
     assert not is_known or is_usual or again == known
 
 
@@ -188,7 +188,7 @@ def test_whichever_byte_is_another_only_digits_may_be_it(understand: Understand)
             assert is_known or found == NO_MATCH
             assert known_head.match_secret(data[: len(known)]) == found
             is_digit = 0 <= place - len(start) < 2 and byte in b"0123456789"
-            # Whether a zero in front makes it another head is left open.
+            # Whether a leading zero makes it another head is undefined.
             is_open = place == len(start) and byte in b"0"
             assert is_open or is_known == (byte == known[place] or is_digit)
             assert not is_known or found[1] == understand(data[: len(known)])[1]

@@ -33,7 +33,7 @@ LINE = re.compile(rb"[A-Za-z-]+: [\x20-\x7e]*\r\n")
 
 
 def fields_of(lines: list[bytes]) -> dict[str, str]:
-    """Header lines, checked and taken apart; the names in lower case."""
+    """Header lines, checked and split; the names in lower case."""
     whole = b"".join(lines)
     assert b"".join(LINE.findall(whole)) == whole
     rows = [line.split(": ", 1) for line in whole.decode().split("\r\n")[:-1]]

@@ -1,4 +1,4 @@
-"""Heads alone; ``test_client_requests`` and ``test_client_answers`` show what follows from them."""
+"""Only heads; ``test_client_requests`` and ``test_client_answers`` test their effects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What heads say, and when that may be said again of another one."""
+"""The properties of heads, and the head that is forwarded."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from llama_gguf.http1.routes import OPERATIONS, Kind, Route, Router
 SLOT = "needs a slot"
 NO_SLOT = "needs no slot"
 
-# What design.md section 5 and llama-server's own list say, path by path.
+# llama-server's own list of paths, and what is exposed of it.
 EXPOSED = {
     ("POST", "/completion"): SLOT,
     ("POST", "/completions"): SLOT,
@@ -233,7 +233,7 @@ def test_a_path_that_could_be_read_in_two_ways_is_a_bad_request(
     assert (error.status, error.code, error.close) == (400, "bad_request", True)
 
 
-# A "#" passes llhttp, and llama-server (cpp-httplib) cuts it off with what is behind it: there,
+# A "#" passes llhttp, and llama-server (cpp-httplib) cuts the target there, so that
 # `DELETE /v1/stream#x` is `DELETE /v1/stream`.
 @pytest.mark.parametrize("path", [b"/v1/stream#x", b"/v1/models#", b"/ping#", b"/v1/#/../slots"])
 def test_a_path_with_a_fragment_is_a_bad_request(path: bytes) -> None:
@@ -278,7 +278,7 @@ def test_no_disguise_opens_a_path_that_is_not_exposed(
 
 
 def is_harmless(method: str, path: str) -> bool:
-    """Whether *path*, as cpp-httplib sees it, may be reached by *method*."""
+    """Whether *method* may reach *path* as cpp-httplib reads it."""
     if path == "/props":
         return method == "GET"
     return not re.match(r"/slots|/v1/streams?(/|$)|/cors-proxy|/props", path)
@@ -315,7 +315,7 @@ def test_operations_are_named_as_opentelemetry_has_them(path: str, operation: st
 
 # llama-server's web UI ----------------------------------------------------------------------------
 
-# Those that llama-server b1-571d0d5 serves, and its predecessors did.
+# The files of llama-server b1-571d0d5 and of its predecessors.
 UI_FILES = (
     *("/", "/index.html", "/_app/immutable/bundle.BFCUc2kz.js", "/_app/version.json", "/sw.js"),
     *("/_app/immutable/assets/bundle.DiMHpwzy.css", "/workbox-b3c04f83.js", "/favicon.ico"),

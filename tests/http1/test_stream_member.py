@@ -104,7 +104,7 @@ def written(draw: st.DrawFn, text: str) -> str:
         f"\\u{ord(letter):04x}" if letter.isalpha() and draw(st.booleans()) else letter
         for letter in json.dumps(text, ensure_ascii=False)[1:-1]
     ]
-    # An escape's own letter cannot be one.
+    # The letter of an escape cannot itself be an escape.
     plain = '"' + "".join(written) + '"'
     return plain if "\\" not in text and '"' not in text else json.dumps(text)
 

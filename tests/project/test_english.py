@@ -49,11 +49,16 @@ SCANNED: Final = {
         (
             "src/llama_gguf/*.py",
             *(f"src/llama_gguf/{room}/*.py" for room in ("access", "models", "scheduling")),
+            *(f"src/llama_gguf/{room}/*.py" for room in ("config", "files", "http1", "telemetry")),
             *(f"tests/{room}/*.py" for room in ("access", "models", "scheduling")),
             *(f"tests/{room}/*.py" for room in ("fuzz", "hostile", "soak")),
             "tests/test_*.py",
         ),
         PYTHON,
+    ),
+    **dict.fromkeys(
+        (f"tests/{room}/*.py" for room in ("config", "files", "http1", "telemetry")),
+        Part.COMMENTS | Part.DOCSTRINGS,
     ),
     "src/**/*.html": Part.TEXT,
     "src/**/*.js": Part.TEXT,

@@ -15,7 +15,7 @@ from tests.support.exchanges import STARTED_AT, asked, ended
 from tests.support.fakes import OK, Rig, request
 
 WALL_OFFSET = 1_700_000_000.1234 - STARTED_AT - 1.5
-"""Puts the end of ``ENDED`` into 2023."""
+"""Moves the end of ``ENDED`` to 2023."""
 ENDED = ended()
 
 
@@ -186,7 +186,7 @@ def test_a_disk_that_hangs_costs_a_bounded_number_of_lines_which_are_counted(
     path = tmp_path / "access.log"
     log = AccessLog(str(path), "text")
     batches = MAX_WAITING_BYTES // batch_bytes + 3
-    for _ in range(batches):  # nothing writes yet, as when a disk hangs
+    for _ in range(batches):  # the thread does not write yet, as if the disk hung
         log.add(batch)
         log.flush()
 

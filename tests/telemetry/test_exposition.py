@@ -32,7 +32,7 @@ def scrape(rig: Rig, wanted: Format = Format.PROMETHEUS) -> dict[str, Metric]:
 
 
 def busy(rig: Rig) -> Rig:
-    """A rig that has seen something of everything."""
+    """A rig with at least one sample of each metric."""
     rig.ask()
     rig.advance(0.3)
     rig.upstream.say(STREAM_HEAD, event(1), LAST_CHUNK)

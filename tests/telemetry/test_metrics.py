@@ -203,9 +203,9 @@ def test_what_asks_the_engine_for_nothing_is_in_no_histogram_but_that_of_waits()
 @pytest.mark.parametrize(
     ("usage", "first_token", "seconds"),
     [
-        (Usage(9, 5, 0, 0.8), None, 0.2),  # the engine's own clock, which begins with the first
+        (Usage(9, 5, 0, 0.8), None, 0.2),  # the engine's timing, which begins with the first
         (Usage(9, 5, 0, 0.8), 0.5, 0.2),
-        (Usage(9, 5, 0), 0.5, 0.25),  # ours, from the first event to the end at 1.5 s
+        (Usage(9, 5, 0), 0.5, 0.25),  # the gateway's, from the first event to the end at 1.5 s
         (Usage(9, 5, 0), None, None),
         (Usage(9, 1, 0, 0.001), 0.5, None),
         (Usage(9, None, None), 0.5, None),

@@ -15,7 +15,7 @@ NOW = 1_800_000_000.0
 
 
 class Log:
-    """Writes down what it is told, and how much was counted by then."""
+    """Records the exchanges, and the number that was counted by then."""
 
     def __init__(self) -> None:
         self.batches: list[list[Exchange]] = []

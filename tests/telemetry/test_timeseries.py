@@ -31,7 +31,7 @@ def reading(
 
 
 def ring_of(*readings: Reading) -> Ring:
-    """A ring that took *readings* in its own rhythm."""
+    """A ring that has taken *readings* at its usual interval."""
     ring = Ring(0.0)
     for n, found in enumerate(readings, 1):
         ring.take(found, n * STEP_SECONDS)

@@ -1,4 +1,4 @@
-"""What answers tell. Those in ``answers/`` came over the wire from llama-server b1-571d0d5."""
+"""The usage in responses. Those in ``answers/`` were recorded from llama-server b1-571d0d5."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOLD: Final = {
     "rerank": Usage(4, None, None),
     "responses": Usage(33, 5, 32),
     "responses_stream": Usage(33, 5, 32, 0.045543),
-    # These say nothing of it.
+    # These have no usage.
     "count": None,
     "error": None,
     "rerank_tei": None,
@@ -37,7 +37,7 @@ TOLD: Final = {
 
 
 def body(name: str) -> bytes:
-    """What llama-server answered, as it came: a stream with the framing of its chunks."""
+    """llama-server's response as received: a stream includes the framing of its chunks."""
     return (ANSWERS / f"{name}.http").read_bytes().partition(b"\r\n\r\n")[2]
 
 
@@ -45,7 +45,7 @@ def ends(answer: bytes) -> tuple[bytes, bytes]:
     return answer[:OPENING_BYTES], answer[-ENDING_BYTES:]
 
 
-# llama-server's answers ---------------------------------------------------------------------------
+# llama-server's responses -------------------------------------------------------------------------
 
 
 def test_there_is_an_expectation_of_every_answer() -> None:
@@ -131,7 +131,7 @@ def test_text_that_looks_like_usage_is_text() -> None:
 
 
 def test_a_tool_s_arguments_do_not_pass_for_usage() -> None:
-    # The one place where llama-server writes what a model said as JSON and not as a string.
+    # The one place where llama-server writes a model's text as JSON and not as a string.
     lie = {"usage": {"prompt_tokens": 1, "completion_tokens": 999}, "cached_tokens": 7}
     answer = {
         "content": [{"type": "tool_use", "input": lie}],
@@ -153,7 +153,7 @@ def test_numbers_beyond_all_bounds_are_none() -> None:
     digits = b"9" * 4000
     answer = b'{"usage":{"prompt_tokens":%b,"completion_tokens":5}}' % digits
 
-    assert read(b"", answer) is None  # the end of the number is beyond what is looked at
+    assert read(b"", answer) is None  # the end of the number is outside the searched part
     assert read(b"", b'{"usage":{"prompt_tokens":-5,"completion_tokens":1e5}}') is None
 
 

@@ -38,7 +38,7 @@ def look(file: LedgerFile, ledger: Ledger) -> None:
 
 
 def requests_in(path: Path) -> int:
-    """Of all keys together, by what the next gateway would load."""
+    """The requests of all keys that the next gateway would load."""
     return requests_of(file_at(path).load(NOW))
 
 
@@ -93,7 +93,7 @@ def test_a_file_is_never_seen_half_written(path: Path) -> None:
     file, ledger = file_at(path), used()
     look(file, ledger)
     before = path.read_text()
-    path.with_name("here.json.new").mkdir()  # so that writing the new one fails
+    path.with_name("here.json.new").mkdir()  # so that the next write fails
     ledger.add("bob", ONE, NOW)
     look(file, ledger)
 
@@ -308,7 +308,7 @@ def test_both_ends_are_in_the_file(two: Two, path: Path) -> None:
 
 
 def test_an_end_that_overtakes_a_sum_keeps_what_the_other_has_counted(two: Two, path: Path) -> None:
-    """The look before has found it, and is cancelled before our ledger has it."""
+    """The previous update has read it, and is cancelled before it is added to our ledger."""
     (file, ledger), (other_file, other) = two
     other.add("bob", ONE, NOW)
     look(other_file, other)

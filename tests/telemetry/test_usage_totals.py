@@ -163,7 +163,7 @@ def test_what_is_dumped_is_loaded_again(uses: list[tuple[str, list[int], int]]) 
     ledger = Ledger(NOW)
     for key_id, counts, later in uses:
         ledger.add(key_id, counts, NOW + later)
-        ledger.dump()  # in between, so that what is remembered of dumps counts too
+        ledger.dump()  # in between, so that stored dumps are covered, too
     again = Ledger.load(ledger.dump())
 
     assert again.since == NOW

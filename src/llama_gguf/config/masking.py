@@ -1,8 +1,8 @@
 """Removes secrets from text that is shown: known secrets, and text that looks like one.
 
-A secret that is known goes wherever it stands, also as a URL, JSON or base64 writes it. What is
-not known goes by its surroundings (a name such as ``token=``, a flag such as ``--api-key``,
-``Bearer``, the login of a URL) or by its shape. Rather too much goes than too little.
+A known secret is masked everywhere, also as encoded in URLs, JSON or base64. An unknown one is
+detected by its context (a name such as ``token=``, a flag such as ``--api-key``, ``Bearer``, the
+login of a URL) or by its form. In doubt, text is masked.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 MASK: Final = "********"
 MIN_SECRET: Final = 4
-"""Characters. Shorter values are masked where their name gives them away, not everywhere."""
+"""Characters. Shorter values are masked only next to a name that marks them as secret."""
 
 SECRET_NAME: Final = re.compile(
     r"KEY|TOKEN|SECRET|PASS|PWD|CREDENTIAL|PRIVATE|SIGNATURE|COOKIE|AUTH", re.IGNORECASE
@@ -34,11 +34,11 @@ _NAME: Final = (
     r"|signature|cookie|authorization)"
 )
 _PLAIN: Final = r"(?!(?:[0-9.]+|true|false|null|none)\b|[/{\[*])"
-"""Not a secret: a number, a truth, a path, an object; nor what is masked already."""
+"""Not a secret: a number, a boolean, a path, an object, or text that is masked already."""
 
 _LOGIN: Final = re.compile(r"(?<=://)[^/\s]{1,500}@")
 _QUERY: Final = re.compile(r"(://[^\s?#\"']{1,500})\?[^\s#\"']*")
-# Each is bounded, or begins at something rare: a line may be as long as a log.
+# Each is bounded, or begins with something rare: a line may be as long as a log.
 _PATTERNS: Final[Sequence[tuple[re.Pattern[str], str]]] = (
     (
         re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*-----|\Z)", re.DOTALL),
@@ -67,7 +67,7 @@ _PATTERNS: Final[Sequence[tuple[re.Pattern[str], str]]] = (
 
 
 class Masker:
-    """Masks *secrets*, and what looks like one."""
+    """Masks *secrets*, and text that looks like one."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
         known = {s.strip() for s in secrets}
@@ -85,7 +85,7 @@ class Masker:
 
 
 def mask_urls(text: str) -> str:
-    """*text* without the logins and the queries of the URLs in it."""
+    """*text* without the logins and queries of its URLs."""
     return _QUERY.sub(r"\1?***", _LOGIN.sub("***@", text))
 
 
@@ -102,11 +102,11 @@ def _spellings(secret: str) -> Iterator[str]:
 def secrets_of(
     environ: Mapping[str, str], is_harmless: Callable[[str, str], bool]
 ) -> Iterator[str]:
-    """The values in *environ* that are secret by their name, and the logins and queries of URLs.
+    """The values in *environ* with names of secrets, and the logins and queries of its URLs.
 
     Args:
         environ: names and values.
-        is_harmless: tells whether a name is known not to name a secret, or a value to be none.
+        is_harmless: returns whether a name, or its value, is known not to be a secret.
     """
     for name, value in environ.items():
         found = [value] if SECRET_NAME.search(name) and not is_harmless(name, value) else []
@@ -119,7 +119,7 @@ def secrets_of(
 def _secrets_of_url(url: str) -> list[str]:
     try:
         parts = urlsplit(url)
-    except ValueError:  # the patterns are left
+    except ValueError:  # the patterns still apply
         return []
     login = parts.netloc.rpartition("@")[0]
     values = [word.partition("=")[2] for word in parts.query.split("&")]
@@ -128,7 +128,7 @@ def _secrets_of_url(url: str) -> list[str]:
 
 
 def secrets_in(words: Sequence[str]) -> Iterator[str]:
-    """The values in a command line that are secret by the flag or the name before them."""
+    """The values in a command line whose flag or name marks them as secret."""
     for word, following in zip(words, [*words, ""][1:], strict=True):
         name, equals, value = word.partition("=")
         if not _SECRET_WORD.search(name):
@@ -140,7 +140,7 @@ def secrets_in(words: Sequence[str]) -> Iterator[str]:
 
 
 def masked_words(words: Sequence[str]) -> list[str]:
-    """A command line without such values, whatever they are."""
+    """A command line with all such values masked."""
     masked = []
     is_secret = False
     for word in words:
@@ -155,5 +155,5 @@ def masked_words(words: Sequence[str]) -> list[str]:
 
 
 def _is_common(value: str) -> bool:
-    """Whether *value* says nothing by itself, and would blot out half of a text."""
+    """Whether *value* is too common to be a secret: masking it would hide half of a text."""
     return _COMMON.fullmatch(value) is not None

@@ -2,7 +2,7 @@
 
 A field of ``Settings`` is an environment variable (its name in capitals) and a
 flag (its name with dashes). ``--help``, ``.env.example``, ``docs/settings.md``
-and ``llama-gguf check`` are printed from this table, so that they cannot differ.
+and ``llama-gguf check`` are generated from this table, so that they cannot differ.
 
 Units: durations are float seconds, sizes are int bytes.
 """
@@ -19,7 +19,7 @@ from llama_gguf.config import masking
 from llama_gguf.errors import UserError
 
 Parser = Callable[[str], object]
-"""Turns the text of a variable into its value; raises ValueError that states what is valid."""
+"""Converts the text of a variable to its value; raises a ValueError that states what is valid."""
 
 
 MASK: Final = masking.MASK
@@ -27,7 +27,7 @@ MASK: Final = masking.MASK
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What is known of a setting in addition to its name, type and default."""
+    """The declaration of a setting, in addition to its name, type and default."""
 
     section: str
     text: str
@@ -83,7 +83,7 @@ def _choice(*options: str) -> Parser:
 
 
 def _api_key(value: str) -> str:
-    # It goes into a header field: RFC 9110 section 5.5 lets nothing invisible in.
+    # It is sent in a header field, which must have no control characters (RFC 9110 section 5.5).
     if re.fullmatch(r"[\x21-\x7e]{1,512}", value):
         return value
     raise ValueError("printable ASCII without spaces, at most 512 characters")
@@ -128,7 +128,7 @@ def _about(
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """One value of every setting. Made once, by ``load``, and handed down."""
+    """A value for every setting. Created once, by ``load``, and passed down."""
 
     # model
     model_name: str = field(
@@ -520,7 +520,7 @@ class Settings:
 
     @property
     def scheme(self) -> str:
-        """Of the gateway's URL."""
+        """The scheme of the gateway's URL."""
         return "https" if self.tls_cert_file else "http"
 
 
@@ -529,7 +529,7 @@ FIELDS: Final[Mapping[str, dataclasses.Field[Any]]] = {
 }
 ABOUT: Final[Mapping[str, About]] = {name: f.metadata["about"] for name, f in FIELDS.items()}
 
-# What each command uses, and so has flags for. `serve` and `check` use everything.
+# The settings that each command uses, and has flags for. `serve` and `check` use all.
 _PLACES: Final = ("data_dir",)
 _GATEWAY: Final = (
     *_PLACES,
@@ -559,11 +559,11 @@ DEFAULT_DATA_DIR: Final = "/data"
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What ``load`` found."""
+    """The result of ``load``."""
 
     settings: Settings
     sources: Mapping[str, str]
-    """Where each value came from: ``flag``, ``environment`` or ``default``."""
+    """The source of each value: ``flag``, ``environment`` or ``default``."""
     warnings: tuple[str, ...]
 
 
@@ -578,7 +578,7 @@ def flag(name: str) -> str:
 
 
 def default_text(name: str) -> str:
-    """The default as documentation prints it; empty when there is none."""
+    """The default as in the documentation; empty if there is none."""
     about = ABOUT[name]
     if about.shown_default is not None:
         return about.shown_default
@@ -586,34 +586,34 @@ def default_text(name: str) -> str:
 
 
 def as_text(value: object) -> str:
-    """*value* as one would write it into the environment."""
+    """*value* in the syntax of its environment variable."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, tuple):
         return ",".join(value)
     if isinstance(value, float):
-        return f"{value:.9f}".rstrip("0").rstrip(".")  # never an exponent, and nothing lost
+        return f"{value:.9f}".rstrip("0").rstrip(".")  # without exponent, and without loss
     return str(value)
 
 
 def masked(name: str, value: object) -> str:
-    """*value* for people to read: nothing of a secret is left."""
+    """*value* for display, without secrets."""
     text = as_text(value)
     return MASK if text and ABOUT[name].secret else masking.mask_urls(text)
 
 
 def load(environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> Loaded:
-    """Read every setting: a flag beats the environment, which beats the default.
+    """Read every setting: a flag overrides the environment, which overrides the default.
 
-    A variable that is there but empty counts as not set, since compose files
-    and templates pass empty variables on.
+    An empty variable counts as not set, since compose files and templates pass variables on
+    even if they are empty.
 
     Args:
         environ: the environment, by variable.
-        flags: what was given on the command line, by field name.
+        flags: the flags on the command line, by field name.
 
     Raises:
-        UserError: with one message that names every value that cannot be used.
+        UserError: its message lists all invalid values.
     """
     loaded, complaint = load_usable(environ, flags)
     if complaint:
@@ -624,7 +624,7 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> 
 def load_usable(
     environ: Mapping[str, str], flags: Mapping[str, str] | None = None
 ) -> tuple[Loaded, str]:
-    """As ``load``, with what can be used of it, and with the complaint about the rest."""
+    """As ``load``, with the defaults for invalid values, and with the error message about them."""
     values: dict[str, Any] = {}
     sources = dict.fromkeys(FIELDS, "default")
     mistakes: list[str] = []
@@ -654,9 +654,9 @@ _NOT_OURS: Final = frozenset({"LOGNAME"})  # login shells set it
 
 
 def _near_misses(environ: Iterable[str]) -> Iterable[str]:
-    """Warn of variables that look like a slip of the pen for one of ours.
+    """Warnings about variables that look like misspelt settings.
 
-    Names under five letters are left out: PORT is one edit from too many words.
+    Names under five letters are ignored: PORT is one edit from too many words.
     """
     ours = [variable(n) for n in FIELDS]
     for name in sorted(environ):
@@ -668,7 +668,7 @@ def _near_misses(environ: Iterable[str]) -> Iterable[str]:
 
 
 def one_edit_apart(a: str, b: str) -> bool:
-    """Whether one letter added, left out, changed or swapped turns *a* into *b*."""
+    """Whether adding, removing, changing or swapping one letter turns *a* into *b*."""
     if abs(len(a) - len(b)) > 1 or a == b:
         return False
     start = next(
@@ -681,12 +681,12 @@ def one_edit_apart(a: str, b: str) -> bool:
 def resolve(settings: Settings, is_dir: Callable[[str], bool], host_name: str) -> Settings:
     """Fill in the defaults that depend on the machine: folders and the instance's name.
 
-    Platform detection changes DATA_DIR and nothing else (RunPod mounts
-    /runpod-volume on serverless workers and /workspace on pods).
+    Platform detection changes only DATA_DIR (RunPod mounts /runpod-volume on serverless workers
+    and /workspace on pods).
 
     Args:
-        settings: what ``load`` read.
-        is_dir: tells whether a folder is there.
+        settings: from ``load``.
+        is_dir: returns whether a folder exists.
         host_name: the machine's name.
     """
     data_dir = settings.data_dir or next(
@@ -709,4 +709,4 @@ def platform_of(settings: Settings) -> str:
 
 
 DEFAULT_SLOTS: Final = 4
-"""Where the engine does not say: llama-server's own choice (-np auto)."""
+"""If the engine does not report its number: llama-server's default (-np auto)."""

@@ -1,7 +1,7 @@
-"""A log file on disk: appends whole lines, rotates, and never fails its caller.
+"""A log file on disk: appends complete lines, rotates, and never raises errors of the disk.
 
-Used by one thread at a time. Several processes may write the same file: each notices when
-another, or logrotate, has put a new one in its place.
+Used by one thread at a time. Several processes may write the same file: each notices when another
+process, or logrotate, has replaced it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _MODE: Final = 0o640
 
 
 class LogFile:
-    """A file that is opened when there is something to write.
+    """A log file, opened at the first write.
 
     Args:
-        path: the file; its folder is made when it is missing.
+        path: of the file; a missing folder is created.
         what: its name in a warning, such as ``access log``.
-        max_bytes: beyond it the file becomes ``PATH.1``, and ``.1`` becomes ``.2``; 0 = never.
-        backups: how many of those are kept.
+        max_bytes: above it the file becomes ``PATH.1``, and ``.1`` becomes ``.2``; 0 = never.
+        backups: number of those that are kept.
     """
 
     def __init__(self, path: str, what: str, *, max_bytes: int = 0, backups: int = 0) -> None:
@@ -36,11 +36,11 @@ class LogFile:
         self._backups = backups
         self._fd: int | None = None
         self._is_torn = False
-        """The last line in the file is not whole."""
+        """The last line in the file is incomplete."""
         self._has_complained = False
 
     def write(self, text: bytes) -> None:
-        """Append *text*, whole lines; a failure is reported once, and loses them."""
+        """Append *text*, complete lines. After an error they are lost, which is logged once."""
         try:
             self._append(text)
             self._has_complained = False
@@ -56,7 +56,7 @@ class LogFile:
             self._has_complained = True
 
     def report_lost(self, lines: int) -> None:
-        """Report that *lines* lines were never handed to ``write``, since the disk hung."""
+        """Log that *lines* lines were dropped before ``write``, since the disk hung."""
         _log.warning(
             "log_lines_lost",
             "The {log} {file} could not be written for a time: {lost} lines are lost",
@@ -66,7 +66,7 @@ class LogFile:
         )
 
     def close(self) -> None:
-        """Let go of the file; the next line goes to whatever has its name then."""
+        """Close the file; the next write opens the file that has its path then."""
         fd, self._fd = self._fd, None
         if fd is not None:
             with contextlib.suppress(OSError):
@@ -82,7 +82,7 @@ class LogFile:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _opened(self, length: int) -> int:
-        """The file that has the name, with room for *length* bytes."""
+        """The descriptor of the file at the path, which has room for *length* bytes."""
         if self._fd is not None and not self._is_in_place(self._fd):
             self.close()
         fd = self._open() if self._fd is None else self._fd
@@ -106,7 +106,7 @@ class LogFile:
         return self._fd
 
     def _set_aside(self) -> None:
-        # Where nothing can be renamed, the file grows on: its lines count for more than its size.
+        # If renaming fails, the file keeps growing: its lines matter more than its size.
         with contextlib.suppress(OSError):
             if not self._backups:
                 os.unlink(self.path)

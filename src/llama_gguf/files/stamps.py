@@ -1,4 +1,4 @@
-"""What a file looks like from outside, to notice that it has changed."""
+"""A file's identity and state, to detect that it has changed."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """How a file looks from outside: another one, or another content, looks different."""
+    """Identity and state of a file; another file, or changed content, has another stamp."""
 
     file: tuple[int, int]
-    """Which it is, behind all links: a Kubernetes secret is changed by another target."""
+    """Device and inode, with links resolved: Kubernetes updates a secret by a new target."""
     state: tuple[int, int, int]
 
 
 def stamp(path: str) -> Stamp | None:
-    """How the file looks now; None when there is none, or it cannot be looked at."""
+    """The stamp of the file at *path*; None if it is missing or inaccessible."""
     try:
         found = os.stat(path)
     except OSError:
         return None
-    # The time of change, not of writing: that one can be set back, and misses a chmod.
+    # ctime, not mtime: mtime can be set back, and does not change with a chmod.
     state = (found.st_ctime_ns, found.st_size, found.st_mode)
     return Stamp((found.st_dev, found.st_ino), state)

@@ -1,7 +1,7 @@
-"""Writing that may block, on a thread: to a disk that hangs, to a terminal that is stopped.
+"""Writing that may block, on a thread: to a hanging disk, to a stopped terminal.
 
-What hands something over never waits for it. What waits to be written is bounded: beyond that
-lines are lost, and counted, and their number is reported once writing goes on.
+Callers never wait. The queue is bounded: lines beyond that are lost, and their number is reported
+once writing resumes.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Final
 _Job = Callable[[], object]
 
 JOB_BYTES: Final = 256
-"""What a job takes up besides what it writes, about: empty lines without end are bounded, too."""
+"""About what a job costs in addition to its text, so that empty lines are bounded, too."""
 
 
 class WriterThread:
-    """Runs jobs that write, in the order in which they are handed over.
+    """Runs jobs that write, in the order in which they are queued.
 
     Args:
         name: of the thread.
-        max_bytes: handed over and not written, about: what a write that hangs may cost in memory.
-        on_lost: called by the thread with a number of lines that were lost, after the gap.
+        max_bytes: queued and not written yet, about: the memory that a hanging write may cost.
+        on_lost: called by the thread with the number of lost lines, after the gap.
     """
 
     def __init__(self, name: str, *, max_bytes: int, on_lost: Callable[[int], object]) -> None:
@@ -37,17 +37,17 @@ class WriterThread:
         self._is_losing = False
         self._lost_lines = 0
         self._is_closing = False
-        # A daemon, so that a write that hangs does not keep the process from leaving.
+        # A daemon, so that a hanging write does not keep the process alive.
         self._thread: Final = threading.Thread(target=self._work, name=name, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def write(self, job: _Job, *, size: int, lines: int) -> None:
-        """Hand over *job*, which writes *lines* lines of *size* bytes in all; or lose it.
+        """Queue *job*, which writes *lines* lines of *size* bytes in all, or drop it.
 
-        Once something is lost, all is, until what waits has been written: one gap in the output,
-        and not many.
+        After a loss, everything is dropped until the queue is empty: one gap in the output,
+        instead of many.
         """
         with self._changed:
             size += JOB_BYTES
@@ -59,12 +59,12 @@ class WriterThread:
                 self._put(job, size)
 
     def run(self, job: _Job) -> None:
-        """Hand over *job*, which is never lost: to open a file again, for example."""
+        """Queue *job*, which is never dropped, for example to reopen a file."""
         with self._changed:
             self._put(job, 0)
 
     def close(self, within_seconds: float) -> bool:
-        """Let the thread end with its last job; returns whether it has, within that time."""
+        """Let the thread end after its last job; returns whether it did within that time."""
         with self._changed:
             self._is_closing = True
             self._changed.notify()
@@ -83,7 +83,7 @@ class WriterThread:
             job()
 
     def _next(self) -> _Job | None:
-        """What is to be done next, once there is something; None at the end."""
+        """The next job, once there is one; None at the end."""
         with self._changed:
             while not self._jobs:
                 if self._is_losing:

@@ -17,16 +17,16 @@ class IncomingBody:
 
     def __init__(self, length: int | None) -> None:
         self._chunked = ChunkedBody() if length is None else None
-        # One object whatever the pieces: a body sent byte by byte must not cost fifty times it.
+        # One buffer, no list of pieces: a body sent byte by byte would take fifty times its size.
         self.data = bytearray()
         self.left = length or 0
-        """Bytes to come; 0 where that is not known."""
+        """Bytes still to arrive; 0 if the body is chunked."""
 
     def feed(self, data: bytes) -> bytes | None:
-        """Take in *data*.
+        """Add *data*.
 
         Returns:
-            What is behind the body, when it is whole; None while more is to come.
+            What follows the body, once it is complete; None before.
 
         Raises:
             BadRequest: it is not in the chunked coding.

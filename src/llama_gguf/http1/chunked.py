@@ -1,8 +1,8 @@
 """The chunked transfer coding (RFC 9112 section 7.1), tracked without copying the body.
 
-Heads are parsed by llhttp. A body only has to be *followed*, so that its end is
-known, and that takes a table of four states. Whatever is not exactly in the
-grammar raises: nothing that two parsers could read in two ways goes on.
+Heads are parsed by llhttp. A body only has to be *followed* until its end, which takes
+five states. Bytes that do not match the grammar exactly raise an error, so that nothing
+ambiguous is forwarded.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Final
 from llama_gguf.memo import BoundedMemo
 
 MAX_LINE_BYTES: Final = 1024
-"""Of a chunk-size line with its extensions. Their sender is ignored, not obeyed (section 7.1.1)."""
+"""Of a chunk-size line with its extensions, which are ignored (section 7.1.1)."""
 MAX_TRAILER_BYTES: Final = 8192
 TAIL_BYTES: Final = 4
-"""Tell whether an event is whole: it ends with two line ends."""
+"""Enough to determine whether an event is complete: it ends with two line ends."""
 
 _MAX_REMEMBERED: Final = 4096
 """Size lines, by what they mean and by the length of their chunk."""
 
 _TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _EXTENSION: Final = rb';%b(?:=(?:%b|"[\t\x20!\x23-\x5b\x5d-\x7e]*"))?' % (_TOKEN, _TOKEN)
-# No sign, no "0x", no underscore: all of which int(..., 16) would take.
+# No sign, "0x" or underscore, all of which int(..., 16) accepts.
 _SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:%b)*\r\n" % _EXTENSION)
-# RFC 9110 section 6.5.1: what frames or routes a message has no business in a trailer.
+# RFC 9110 section 6.5.1: fields for framing or routing are not permitted in a trailer.
 _NO_TRAILER: Final = rb"(?!(?i:content-length|transfer-encoding|host|trailer):)"
 _TRAILER_LINE: Final = re.compile(rb"%b%b:[\t\x20-\x7e\x80-\xff]*\r\n" % (_NO_TRAILER, _TOKEN))
 
@@ -35,19 +35,19 @@ LAST_CHUNK: Final = b"0\r\n\r\n"
 
 
 class ChunkedError(ValueError):
-    """The bytes are not in the chunked coding."""
+    """The bytes are not valid chunked coding."""
 
 
 class _State(enum.IntEnum):
     SIZE = 0  # in a chunk-size line
     DATA = 1  # in a chunk's data
-    DATA_END = 2  # in the CRLF behind it
-    TRAILER = 3  # behind the last chunk
+    DATA_END = 2  # in the CRLF after it
+    TRAILER = 3  # after the last chunk
     DONE = 4
 
 
 class ChunkedBody:
-    """Where one chunked body stands."""
+    """The state of one chunked body."""
 
     __slots__ = ("_left", "_line", "_state", "_trailer_bytes", "tail")
 
@@ -65,18 +65,18 @@ class ChunkedBody:
 
     @property
     def is_between_chunks(self) -> bool:
-        """Whether something of our own may be inserted here."""
+        """Whether the gateway may insert bytes here, such as a comment or an error event."""
         return self._state is _State.SIZE and not self._line
 
     def feed(self, data: bytes, sink: bytearray | None = None) -> int:
-        """Follow *data*, and add the body itself to *sink*.
+        """Process *data*, and add the decoded body to *sink*.
 
         Returns:
             How many bytes of *data* belong to this body; fewer than all only
             when it ended within them.
 
         Raises:
-            ChunkedError: *data* is not in the coding.
+            ChunkedError: *data* is not valid chunked coding.
         """
         if sink is None and self.is_between_chunks:
             chunk = data.removesuffix(LAST_CHUNK)
@@ -91,7 +91,7 @@ class ChunkedBody:
         return at
 
     def _take_whole(self, chunk: bytes, data: bytes) -> int:
-        """What mostly comes at once: a *chunk*, the last one behind it, or only that."""
+        """The usual contents of one read: a *chunk*, the last chunk, or both."""
         if chunk:
             self.tail = chunk[-TAIL_BYTES - 2 : -2]
         if len(chunk) < len(data):
@@ -113,7 +113,7 @@ class ChunkedBody:
         return end
 
     def _through_line(self, data: bytes, at: int) -> int:
-        """Collect a line that may have come in pieces; act on it when it is whole."""
+        """Collect a line, which may arrive in pieces, and process it once it is complete."""
         line_end = data.find(b"\n", at) + 1
         self._line += data[at : line_end or len(data)]
         if len(self._line) > MAX_LINE_BYTES:
@@ -160,9 +160,12 @@ def _size(line: bytes) -> int:
 
 
 def _size_line(length: int) -> bytes:
-    """The only one of a chunk of *length* bytes in all; if there is none, what is too long."""
+    """The size line of a chunk of *length* bytes, framing included.
+
+    If there is none, a line that is longer than the chunk, so that it never matches.
+    """
     digits = len(b"%x" % length)
-    for line_length in (digits + 2, digits + 1):  # the framing may take up a digit's worth
+    for line_length in (digits + 2, digits + 1):  # the framing may cost one digit
         size = length - line_length - 2
         line = b"%x\r\n" % max(size, 0)
         if size >= TAIL_BYTES and len(line) == line_length:
@@ -172,14 +175,14 @@ def _size_line(length: int) -> bytes:
 
 _SIZES: Final = BoundedMemo(_size, max_entries=_MAX_REMEMBERED)
 _SIZE_LINES: Final = [b""] * _MAX_REMEMBERED
-"""By the length of a whole chunk, framing included, the size line that it begins with."""
+"""By the length of a chunk, framing included: the size line that it begins with."""
 
 
 def is_one_chunk(data: bytes) -> bool:
-    """Whether *data* is exactly one whole chunk of some length, as an SSE event mostly is.
+    """Whether *data* is exactly one complete chunk, as an SSE event usually is.
 
-    The streaming path. There is one way to write the size of a chunk of this length in small
-    hex digits without extensions; False for any other, which ``feed`` then looks at.
+    The streaming path. A chunk of this length has only one size line in lower-case digits without
+    extensions. False for all other spellings, which ``feed`` then parses.
     """
     length = len(data)
     if length >= _MAX_REMEMBERED:

@@ -1,7 +1,7 @@
 """Rules for header fields: what is forwarded, dropped, replaced or rejected.
 
-Pure functions on lists of ``(name, value)`` as llhttp hands them over. Decisions
-are taken once per field *name*: a bounded memo of exact names says what to do.
+Pure functions on lists of ``(name, value)`` as parsed by llhttp. The decision depends on the
+field's name alone, and a bounded memo by exact spelling keeps it.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ _RESPONSE_KINDS: Final = {
     b"connection": Kind.CONNECTION,
     b"date": Kind.DATE,
     b"content-type": Kind.CONTENT_TYPE,
-    # Ours to set.
+    # The gateway sets these itself.
     b"server": Kind.DROP,
     b"x-request-id": Kind.DROP,
 }
@@ -95,10 +95,11 @@ def request_rules(*, keep_credentials: bool, keep_conversations: bool) -> Rules:
     """What to do with a request's fields.
 
     Args:
-        keep_credentials: forward the client's credentials, where the gateway checks none and
-            has none of its own.
-        keep_conversations: forward X-Conversation-Id. By it llama-server ends one request's
-            answer for another's sake, whoever they are from, and goes on when a client has left.
+        keep_credentials: forward the client's credentials, where the gateway neither checks any
+            nor has its own for the engine.
+        keep_conversations: forward X-Conversation-Id. With it, llama-server ends the response to
+            an earlier request of the same id, regardless of the client, and does not stop when
+            a client disconnects.
     """
     kinds = dict(_REQUEST_KINDS)
     if keep_credentials:
@@ -116,12 +117,12 @@ USUAL_RULES: Final = request_rules(keep_credentials=False, keep_conversations=Fa
 _SANE_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _REG_NAME: Final = rb"(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*"
 _HOST: Final = re.compile(rb"(?:%b|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?" % _REG_NAME)
-# These end with the connection anyway, and are what clients really send.
+# Options that need no search for nominated fields; clients hardly send others.
 _PLAIN_CONNECTION: Final = frozenset({b"keep-alive", b"close"})
 
 
 class RequestFields:
-    """What the gateway needs to know of a request's fields, and those that go on."""
+    """What the gateway needs from a request's fields, and the fields to forward."""
 
     __slots__ = (
         "api_keys",
@@ -152,7 +153,7 @@ def read_request(fields: Fields, *, version: str, rules: Rules = USUAL_RULES) ->
     """Sort a request's *fields*.
 
     Args:
-        fields: as they came.
+        fields: as received.
         version: the request's HTTP version, "1.0" or "1.1".
         rules: what to do with them.
 
@@ -237,7 +238,7 @@ def _tokens(value: bytes) -> frozenset[bytes]:
 
 
 def _drop_nominated(read: RequestFields, fields: Fields, rules: Rules) -> None:
-    """Forward the fields anew, without those that Connection names."""
+    """Rebuild the forwarded fields without those that Connection nominates."""
     read.forwarded.clear()
     for name, value in fields:
         if rules[name] in (Kind.FORWARD, Kind.ORIGIN) and name.lower() not in read.connection:
@@ -245,14 +246,14 @@ def _drop_nominated(read: RequestFields, fields: Fields, rules: Rules) -> None:
 
 
 def presented_key(read: RequestFields, *, in_authorization: bool = True) -> bytes:
-    """The one key that the client shows, by ``Authorization: Bearer`` or ``x-api-key``.
+    """The one key that the client sent, in ``Authorization: Bearer`` or ``x-api-key``.
 
     Args:
         read: the fields of the request.
-        in_authorization: False where Authorization is for somebody else, and says nothing to us.
+        in_authorization: False where Authorization is for another recipient and has to be ignored.
 
     Raises:
-        Unauthorized: none, several, or two that differ. The message never says which.
+        Unauthorized: no key, several, or two that differ. The message is the same for all.
     """
     keys = {*read.api_keys}
     authorizations = read.authorizations if in_authorization else []
@@ -267,23 +268,23 @@ def presented_key(read: RequestFields, *, in_authorization: bool = True) -> byte
 
 
 def invalid_key() -> Unauthorized:
-    """One message for missing, malformed and unknown keys, so that nothing can be probed."""
+    """One message for missing, malformed and unknown keys, so that they cannot be distinguished."""
     return Unauthorized(
         "Invalid or missing API key. Send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
     )
 
 
 def check_head_size(head: bytes, *, line: int, field: int, total: int) -> None:
-    """Bound what a request's head may be, complete or not.
+    """Enforce the size limits on a request's head, complete or not.
 
     Args:
-        head: what there is of it.
-        line: bytes that the request line may have.
-        field: bytes that a field's line may have.
-        total: bytes that it all may have.
+        head: what has arrived of it.
+        line: most bytes of the request line.
+        field: most bytes of one header line.
+        total: most bytes of the head.
 
     Raises:
-        UriTooLong, HeadTooLarge: it is over a limit.
+        UriTooLong, HeadTooLarge: *head* exceeds a limit.
     """
     if len(head) <= min(line, field):
         return
@@ -295,7 +296,7 @@ def check_head_size(head: bytes, *, line: int, field: int, total: int) -> None:
 
 
 def find(fields: Fields, name: bytes) -> bytes | None:
-    """The value of the first field called *name* (in lower case). For rare paths."""
+    """The value of the first field called *name* (in lower case). A linear search."""
     return next((v for n, v in fields if n.lower() == name), None)
 
 
@@ -337,12 +338,12 @@ class ResponseFields:
 
 
 def read_response(fields: Fields, *, status: int, to_head: bool) -> ResponseFields:
-    """Sort a response's *fields* and find out how its body ends.
+    """Sort a response's *fields* and determine how its body ends.
 
     Args:
-        fields: as they came.
+        fields: as received.
         status: the response's status code.
-        to_head: whether it answers a HEAD.
+        to_head: whether it is the response to a HEAD request.
 
     Raises:
         UpstreamError: the framing is double or malformed.
@@ -394,7 +395,7 @@ def _drop_nominated_response(read: ResponseFields, fields: Fields) -> None:
 def _framing(read: ResponseFields, *, status: int, to_head: bool) -> Framing:
     if read.framing is Framing.CHUNKED and read.length is not None:
         raise UpstreamError("The engine's response has both Content-Length and Transfer-Encoding.")
-    # Whatever they claim, these have no body.
+    # These have no body, regardless of their fields.
     if to_head or status in (204, 304):
         return Framing.NONE
     if read.framing is Framing.CHUNKED:

@@ -1,6 +1,6 @@
-"""Recognises a head that was parsed before, so that it is parsed once.
+"""Recognises a head that was parsed before, so that it need not be parsed again.
 
-A connection mostly repeats its heads, except for the digits of their Content-Length. ``KnownHead``
+The heads on one connection usually differ only in the digits of their Content-Length. ``KnownHead``
 matches the bytes around those digits.
 """
 
@@ -15,7 +15,7 @@ _MAX_DIGITS: Final = 18
 
 
 def _length(digits: bytes) -> int:
-    """The length that *digits* mean; -1 for anything but the one way to write a length."""
+    """The length that *digits* mean; -1 unless they are its canonical form."""
     is_plain = digits.isdigit() and len(digits) <= _MAX_DIGITS
     return int(digits) if is_plain and (digits[:1] != b"0" or digits == b"0") else -1
 
@@ -25,12 +25,12 @@ NO_MATCH: Final = -1, 0
 
 
 class KnownHead:
-    """A head that was parsed: what has to come again for all that was found in it to hold again.
+    """The bytes of a parsed head that another must have for the same result to apply.
 
     Immutable, so that any number of connections may share one.
 
     Args:
-        head: with its blank line; as it came, since nothing else is sure to be parsed alike.
+        head: with its blank line, exactly as received: other bytes could be parsed differently.
         length: its Content-Length.
     """
 
@@ -50,10 +50,10 @@ class KnownHead:
     def match(self, data: bytes) -> tuple[int, int]:
         """Find this head at the beginning of *data*.
 
-        All must be the same but the digits of Content-Length.
+        Everything but the digits of Content-Length must be equal.
 
         Returns:
-            Where the head ends, and its Content-Length; NO_MATCH when it is not there as a whole.
+            The end of the head, and its Content-Length; NO_MATCH if it is not there completely.
         """
         # Slices, since `startswith` costs twice as much.
         at = self._digits_at
@@ -61,8 +61,8 @@ class KnownHead:
             return NO_MATCH
         if not self._after:
             return at, self.length
-        end, after = self._digits_end, self._end  # there mostly are as many digits again
-        # mypyc's slices fail where they would begin behind the end.
+        end, after = self._digits_end, self._end  # the number of digits is usually the same
+        # A slice that begins after the end fails when compiled with mypyc.
         if after > len(data) or data[end:after] != self._after:
             end = data.find(b"\r\n", at, at + _MAX_DIGITS + 2)
             after = end + self._after_bytes
@@ -72,9 +72,9 @@ class KnownHead:
         return (after, length) if length >= 0 else NO_MATCH
 
     def match_secret(self, head: bytes) -> tuple[int, int]:
-        """``match`` for one whole *head*, which may be another client's and hold a key.
+        """``match`` for one complete *head*, possibly of another client and with its key.
 
-        How long it takes does not tell how much of it is the same.
+        Its duration does not depend on how many bytes are equal.
         """
         at = self._digits_at
         end = len(head) - self._after_bytes
@@ -89,7 +89,7 @@ class KnownHead:
 
 
 class _NoHead(KnownHead):
-    """Matches nothing: there was no head, or it must not count."""
+    """Matches nothing: there was no head, or it must not be reused."""
 
     def __init__(self) -> None:
         super().__init__(b"", None)
@@ -103,7 +103,7 @@ NO_HEAD: Final = _NoHead()
 
 
 def _digits(head: bytes) -> tuple[int, int]:
-    """From where to where the digits of Content-Length stand; the end, if they are hard to find."""
+    """Start and end of the digits of Content-Length; twice the end of *head* if not found."""
     at = head.lower().find(b"\r\ncontent-length: ") + 18
     end = head.find(b"\r\n", at)
     found = 18 <= at < end <= at + _MAX_DIGITS and _LENGTHS[head[at:end]] >= 0

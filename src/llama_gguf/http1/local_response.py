@@ -1,7 +1,7 @@
 """The gateway's own responses, as bytes. The only place that turns an error into bytes.
 
 Errors go out in OpenAI's envelope, on ``/v1/messages`` in Anthropic's. CORS fields
-are made here too, since an answer without them is invisible to a browser.
+are made here too, since browsers hide a response without them from a script.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ JSON: Final = b"application/json"
 
 @dataclass(frozen=True, slots=True)
 class OwnAnswer:
-    """An answer of our own, but for what every answer carries."""
+    """One of the gateway's own responses, without the fields that all responses have."""
 
     status: int
     body: bytes = b""
@@ -33,7 +33,7 @@ class OwnAnswer:
 
 _REASONS: Final = {s.value: s.phrase.encode("ascii") for s in HTTPStatus}
 
-# Anthropic's names for what went wrong, by status; they have none for the others.
+# Anthropic's error types by status; there are none for other statuses.
 _ANTHROPIC_TYPES: Final = {
     401: "authentication_error",
     403: "permission_error",
@@ -50,12 +50,12 @@ CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 def head(
     status: int, fields: Iterable[bytes], *, length: int | None, content_type: bytes = b""
 ) -> bytes:
-    """The head of an answer of our own.
+    """The head of one of the gateway's own responses.
 
     Args:
         status: its code.
         fields: whole lines.
-        length: of the body; None where it is not known yet.
+        length: of the body; None while it is unknown.
         content_type: of the body; empty where there is none.
     """
     lines = [b"HTTP/1.1 %d %b\r\n" % (status, _REASONS.get(status, b"")), *fields]
@@ -89,15 +89,15 @@ def envelope(error: GatewayError, *, is_anthropic: bool, request_id: str) -> byt
 
 
 def error_fields(error: GatewayError) -> list[bytes]:
-    """The header lines that go with *error*."""
+    """The header lines for *error*."""
     lines: list[bytes] = []
     if isinstance(error, Unauthorized):
-        # RFC 9110 section 15.5.2: a 401 names a challenge.
+        # RFC 9110 section 15.5.2: a 401 must have a challenge.
         lines.append(b'WWW-Authenticate: Bearer realm="llama-gguf"\r\n')
     if isinstance(error, MethodNotAllowed):
         lines.append(b"Allow: %b\r\n" % error.allow.encode())
     if error.retry_after is not None:
-        # Whole seconds rounded up, or a client that obeys comes back too early.
+        # Rounded up: otherwise a client that complies retries too early.
         lines.append(b"Retry-After: %d\r\n" % max(1, math.ceil(error.retry_after)))
         lines.append(b"retry-after-ms: %d\r\n" % max(1, math.ceil(error.retry_after * 1000)))
     if error.should_retry is not None:
@@ -106,7 +106,7 @@ def error_fields(error: GatewayError) -> list[bytes]:
 
 
 def error_event(error: GatewayError, *, is_anthropic: bool, request_id: str) -> bytes:
-    """*error* as a server-sent event, for a stream whose head has gone out."""
+    """*error* as a server-sent event, for a stream whose head has been sent."""
     data = envelope(error, is_anthropic=is_anthropic, request_id=request_id)
     return _event(data, is_anthropic=is_anthropic)
 
@@ -118,16 +118,16 @@ def _event(data: bytes, *, is_anthropic: bool) -> bytes:
 
 EVENT_STREAM: Final = b"text/event-stream"
 NO_BUFFERING: Final = b"Cache-Control: no-cache\r\nX-Accel-Buffering: no\r\n"
-"""For proxies, so that what is said to keep them patient reaches them."""
+"""So that proxies pass comments on at once, instead of buffering them until they time out."""
 WAITING: Final = b": waiting\n\n"
-"""A comment, which clients of event streams pass over.
+"""A comment, which clients of event streams ignore.
 
 Source: the HTML standard, https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
 
 def refusal_event(body: bytes, *, is_anthropic: bool) -> bytes | None:
-    """An engine's refusal, the JSON of its *body*, as an event; None when it is no such thing."""
+    """The engine's error in *body*, which is JSON, as an event; None if it is no error."""
     try:
         said = json.loads(body)
     except (ValueError, RecursionError):
@@ -157,7 +157,7 @@ class Cors:
         self._origins = frozenset(o.encode() for o in origins)
 
     def fields(self, origin: bytes | None) -> bytes:
-        """The lines that every answer to a request from *origin* carries."""
+        """The header lines of every response to a request from *origin*."""
         if not self.is_on:
             return b""
         if self._any:
@@ -167,7 +167,7 @@ class Cors:
         return b"Access-Control-Allow-Origin: %b\r\nVary: Origin\r\n%b" % (origin, self._EXPOSED)
 
     def preflight(self, fields: Fields, origin: bytes | None) -> list[bytes]:
-        """The lines of the answer to an OPTIONS request."""
+        """The header lines of the response to an OPTIONS request."""
         if not self.is_on or find(fields, b"access-control-request-method") is None:
             return [b"Allow: %b\r\n" % self._METHODS]
         if not self._any and origin not in self._origins:
@@ -177,7 +177,7 @@ class Cors:
             b"Access-Control-Max-Age: 86400\r\n",
             b"Vary: Access-Control-Request-Headers\r\n",
         ]
-        # Echoed, since clients send what they like (x-stainless-*, anthropic-*).
+        # Echoed, since clients send fields of all kinds (x-stainless-*, anthropic-*).
         names = find(fields, b"access-control-request-headers")
         if names and self._SANE_NAMES.fullmatch(names):
             lines.append(b"Access-Control-Allow-Headers: %b\r\n" % names)
@@ -185,12 +185,12 @@ class Cors:
 
 
 def rate_fields(limit: int, remaining: bytes, reset: float) -> bytes:
-    """The lines that tell a key what it may still do in its window, by OpenAI's names.
+    """The header lines with a key's limit, remaining requests and reset, by OpenAI's names.
 
     Args:
-        limit: requests that its window holds.
-        remaining: digits, or what stands for them.
-        reset: seconds until nothing counts any more.
+        limit: requests per window.
+        remaining: digits, or a placeholder for them.
+        reset: seconds until the window is empty.
     """
     return (
         b"x-ratelimit-limit-requests: %d\r\nx-ratelimit-remaining-requests: %b\r\n"

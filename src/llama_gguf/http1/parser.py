@@ -1,9 +1,8 @@
 """Parses heads with llhttp.
 
-The callers cut a head at its blank line and hand it over whole, so that llhttp
-never sees a body and nothing of the next message. It refuses bare CR and LF, NUL,
-folded lines, white space before a colon, and versions other than 1.0 and 1.1; the
-rules that it leaves open (Host, exact codings) are in ``http1/fields.py``.
+Callers cut a complete head at its blank line, so that llhttp never sees a body or the next
+message. llhttp rejects bare CR and LF, NUL, folded lines, and white space before a colon. What it
+does not check (Host, exact codings) is in ``http1/fields.py``.
 """
 
 from __future__ import annotations
@@ -23,19 +22,19 @@ _VERSIONS: Final = {b" HTTP/1.0": "1.0", b" HTTP/1.1": "1.1"}
 # RFC 9112 section 4: a reason is made of tabs, spaces and visible bytes.
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] [0-9]{3}(?: [\t\x20-\x7e\x80-\xff]*)?\r\n")
 _STATUS_LINE_START: Final = b"HTTP/1."
-# RFC 9110 section 9.1: a method is a token. A CR may begin an empty line before it.
+# RFC 9110 section 9.1: a method is a token. A CR may be the start of an empty line before it.
 _REQUEST_START: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]|\r?\Z")
 _TLS_HANDSHAKE: Final = b"\x16"
 """The first byte of a TLS record with a ClientHello (RFC 8446 section 5.1)."""
-# RFC 9112 section 5: white space after a value is no part of it. llhttp takes a space there, but
-# refuses a tab after the coding of a request.
+# RFC 9112 section 5: white space after a value is not part of it. llhttp accepts a space there, but
+# rejects a tab after the coding of a request.
 _SPACE_AFTER_CODING: Final = re.compile(
     rb"(\r\ntransfer-encoding:[ \t]*chunked)[ \t]+(?=\r\n)", re.IGNORECASE
 )
 
 
 class _Collector:
-    """What llhttp calls. Parsing is synchronous, so one serves the whole process."""
+    """The callbacks of llhttp. Parsing is synchronous, so the process needs only one."""
 
     __slots__ = ("fields", "reason", "url")
 
@@ -51,7 +50,7 @@ class _Collector:
         self.reason += reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # llhttp leaves the white space behind a value, which is no part of it (RFC 9112 section 5).
+        # llhttp keeps the white space after a value, which is not part of it (RFC 9112 section 5).
         self.fields.append((name, value.rstrip(b" \t")))
 
 
@@ -61,13 +60,13 @@ _collector: Final = _Collector()
 def _fault(
     parser: httptools.HttpRequestParser | httptools.HttpResponseParser, head: bytes
 ) -> httptools.HttpParserError | None:
-    """Have llhttp parse *head*; what it found wrong, if anything."""
+    """Parse *head* with llhttp, and return its error, if any."""
     try:
         parser.feed_data(head)
     except httptools.HttpParserUpgrade:
-        pass  # an offer that is not taken up (RFC 9110 section 7.8): the head counts as it is
+        pass  # the offer to upgrade is ignored (RFC 9110 section 7.8)
     except httptools.HttpParserCallbackError:
-        raise  # a bug of ours; it is an HttpParserError too, so it has to be caught first
+        raise  # a bug in a callback; a subclass of HttpParserError, so it has to be caught first
     except httptools.HttpParserError as error:
         return error
     return None
@@ -78,14 +77,14 @@ def _has_bare_line_feed(head: bytes, seen: int = 0) -> bool:
 
 
 def check_request_start(head: bytes, seen: int = 0) -> None:
-    """Refuse what cannot become a request, since its blank line may never come.
+    """Reject what cannot become a request, since its blank line may never arrive.
 
     Args:
-        head: as far as it has come, without empty lines before it.
-        seen: how many bytes of it have been checked before.
+        head: what has arrived of it, without empty lines before it.
+        seen: number of bytes that have been checked before.
 
     Raises:
-        BadRequest: whatever follows, *head* begins no request of HTTP/1.0 or 1.1.
+        BadRequest: *head* is not the beginning of an HTTP/1.0 or 1.1 request.
     """
     if head.startswith(_TLS_HANDSHAKE):
         raise BadRequest(
@@ -94,7 +93,7 @@ def check_request_start(head: bytes, seen: int = 0) -> None:
         )
     if not _REQUEST_START.match(head):
         raise BadRequest("A request begins with its method.")
-    # In the order of their places, so that it makes no difference where the network cuts a head.
+    # In the order of the bytes: the result must not depend on where the network cuts a head.
     line_end = head.find(b"\n") - 1
     if (
         line_end >= 0
@@ -107,7 +106,7 @@ def check_request_start(head: bytes, seen: int = 0) -> None:
 
 
 def _refusal(head: bytes, message: str) -> BadRequest:
-    """What refuses *head*: the error of its start, if that is where it is wrong, or *message*."""
+    """The error for *head*: that of its start, if there is one, else *message*."""
     check_request_start(head)
     return BadRequest(message)
 
@@ -116,7 +115,7 @@ def parse_request(head: bytes) -> RequestHead:
     """Parse *head*, which ends with its blank line.
 
     Raises:
-        BadRequest: it is not a request of HTTP/1.0 or 1.1, or could be read in two ways.
+        BadRequest: it is not an HTTP/1.0 or 1.1 request, or is ambiguous.
     """
     collector = _collector
     collector.fields = []
@@ -128,13 +127,13 @@ def parse_request(head: bytes) -> RequestHead:
         if without_space != head:
             return parse_request(without_space)
         raise _refusal(head, f"The request cannot be parsed: {fault}.")
-    # llhttp takes other protocols of the same shape too (ICE, RTSP).
+    # llhttp also accepts other protocols with the same syntax (ICE, RTSP).
     line = head[: head.find(b"\r\n")]
     version = _VERSIONS.get(line[-9:])
     if version is None:
         raise _refusal(head, "Only HTTP/1.0 and HTTP/1.1 are supported.")
     method: bytes = parser.get_method()
-    # It also ends the line of an HTTP/0.9 request at a bare LF, and reads over several spaces.
+    # llhttp also ends the line of an HTTP/0.9 request at a bare LF, and skips repeated spaces.
     if line[:-9] != b"%b %b" % (method, collector.url):
         raise _refusal(head, "The request line is not a method, a target and a version.")
     target = _origin_form(method, collector.url)
@@ -153,10 +152,10 @@ def parse_request(head: bytes) -> RequestHead:
 def _origin_form(method: bytes, target: bytes) -> bytes:
     """*target* as path and query (RFC 9112 section 3.2).
 
-    The authority of an absolute form is dropped with the Host field: the gateway
-    has one backend and never builds anything from either.
+    The authority of an absolute form is dropped, as the Host field is: the gateway has one
+    upstream and uses neither.
     """
-    if b"#" in target:  # the engine would cut it off, with what is behind it
+    if b"#" in target:  # llama-server would cut the target there
         raise BadRequest("The request target must not have a fragment.")
     if target.startswith(b"/"):
         return target
@@ -171,13 +170,13 @@ def _origin_form(method: bytes, target: bytes) -> bytes:
 
 
 def check_response_start(head: bytes) -> None:
-    """Refuse what cannot become a response, since its blank line may never come.
+    """Reject what cannot become a response, since its blank line may never arrive.
 
     Args:
-        head: as far as it has come.
+        head: what has arrived of it.
 
     Raises:
-        UpstreamError: whatever follows, *head* begins no response of HTTP/1.0 or 1.1.
+        UpstreamError: *head* is not the beginning of an HTTP/1.0 or 1.1 response.
     """
     start = head[: len(_STATUS_LINE_START)]
     if not _STATUS_LINE_START.startswith(start):
@@ -192,7 +191,7 @@ def parse_response(head: bytes) -> ResponseHead:
     """Parse *head*, which ends with its blank line.
 
     Raises:
-        UpstreamError: it is not a response of HTTP/1.0 or 1.1.
+        UpstreamError: it is not an HTTP/1.0 or 1.1 response.
     """
     if not _STATUS_LINE.match(head):
         raise UpstreamError("The engine's response is not HTTP.")

@@ -1,6 +1,6 @@
-"""A request's head: what it means, and the head that llama-server receives for it.
+"""A request's head: its properties, and the head that is forwarded to llama-server.
 
-It does not depend on the digits of Content-Length, so that ``known_head.py`` can reuse it.
+Neither depends on the digits of Content-Length, so that ``known_head.py`` can reuse them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from llama_gguf.http1.routes import Kind, Route
 from llama_gguf.memo import BoundedMemo
 
 _NO_BODY: Final = (b"GET", b"HEAD", b"DELETE", b"OPTIONS")
-"""A length of 0 says nothing about these (RFC 9110 section 8.6)."""
+"""Methods that need no Content-Length of 0 (RFC 9110 section 8.6)."""
 
 
 def _length_line(length: int) -> bytes:
@@ -37,14 +37,14 @@ class RequestHead:
 
 
 class Request:
-    """A request, as far as its head tells.
+    """The properties of a request that its head determines.
 
     Args:
         head: parsed.
-        cors: the lines for whoever asks from its origin.
+        cors: header lines of the response, for the request's origin.
         read: its fields, sorted.
-        route: where it goes.
-        via: our pseudonym in ``Via``.
+        route: by its method and path.
+        via: the gateway's pseudonym in ``Via``.
     """
 
     __slots__ = (
@@ -80,28 +80,28 @@ class Request:
         self.request_id = read.request_id
         self.is_chunked = read.is_chunked
         self.is_to_head = head.method == b"HEAD"
-        # RFC 9110 section 9.2.2: of the idempotent methods, those that are sure to change nothing.
+        # RFC 9110 section 9.2.2; of the idempotent methods, only the safe ones.
         self.is_idempotent = head.method in (b"GET", b"HEAD")
         self.reads_chunks = head.version == "1.1"
-        """False for HTTP/1.0: it gets a chunked body decoded."""
+        """False for HTTP/1.0, whose clients get a chunked body decoded."""
         self.may_persist = self.reads_chunks and b"close" not in read.connection
         self.sends_length = (
             self.is_chunked or read.content_length is not None or head.method not in _NO_BODY
         )
-        """Whether the engine is told a length even when there is no body."""
-        # What an engine receives is the line, the lines of its address, the opening, the request
-        # id, the middle, and then a length or nothing.
+        """Whether the engine receives a Content-Length even if there is no body."""
+        # The head for an engine consists of line, header lines of the engine's address, opening,
+        # request id, middle, and Content-Length, if it has one.
         self.line = b"%b %b HTTP/1.1\r\n" % (head.method, head.target)
         self.opening = b"%bx-request-id: " % b"".join(read.forwarded)
         self.middle = b"\r\nVia: %b %b\r\n" % (head.version.encode("ascii"), via)
 
     def serialised(self, address: bytes, request_id: bytes, body: bytes | bytearray) -> bytes:
-        """The request as an engine receives it: parsed, and written again.
+        """The request as forwarded to an engine.
 
         Args:
-            address: the header lines that are the engine's own.
-            request_id: of this one.
-            body: all of it.
+            address: the header lines for this engine.
+            request_id: of this request.
+            body: complete.
         """
         length = LENGTH_LINES[len(body)] if body or self.sends_length else b""
         return b"".join(
@@ -113,5 +113,5 @@ _NO_ROUTE: Final = Route(Kind.REFUSED, "refused")
 
 
 def unread(cors: bytes) -> Request:
-    """What there is to say of a request whose head cannot be parsed."""
+    """Stands for a request whose head cannot be parsed."""
     return Request(RequestHead(b"-", b"-", b"-", "1.1", [], "-", "-"), cors=cors)

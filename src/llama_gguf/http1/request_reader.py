@@ -1,4 +1,4 @@
-"""Reads a request's head once it is whole: its fields, its route, and what is forwarded of it."""
+"""Interprets a complete request head: its fields, its route, and what is forwarded of it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from llama_gguf.http1.request import Request, RequestHead, unread
 from llama_gguf.http1.routes import Router
 
 MAX_HEADER_LINES: Final = 8
-"""A whole head is no longer than its request line and so many header lines of the longest kind."""
+"""The limit of a head: its longest request line and this many of the longest header lines."""
 
 
 class RequestReader:
-    """What the settings make of heads.
+    """Interprets heads by the rules that the settings give.
 
     Args:
         settings: of the gateway.
@@ -25,7 +25,7 @@ class RequestReader:
     def __init__(self, settings: Settings) -> None:
         self.cors = Cors(settings.cors_origins)
         self.unread = unread(self.cors.fields(None))
-        """A request whose head could not be read."""
+        """Stands for a request whose head could not be parsed."""
         self._router = Router(
             expose_all=settings.exposed_routes == "all",
             dashboard=settings.dashboard,
@@ -40,21 +40,21 @@ class RequestReader:
         )
 
     def check_size(self, head: bytes) -> None:
-        """Refuse a head, or the part of one, that is too large.
+        """Reject a head that is too large, complete or not.
 
         Raises:
-            UriTooLong, HeadTooLarge: a line, or all of it, is over its limit.
+            UriTooLong, HeadTooLarge: a line, or the head, exceeds its limit.
         """
         total = self._max_line + MAX_HEADER_LINES * self._max_field
         check_head_size(head, line=self._max_line, field=self._max_field, total=total)
 
     def understand(self, head: RequestHead, cors: bytes) -> Request:
-        """Work out all that *head* means.
+        """Determine the properties of the request with *head*.
 
         Raises:
             HeadTooLarge: it has too many fields.
             BadRequest: framing or Host is missing, double or malformed.
-            ExpectationFailed: it expects something other than 100-continue.
+            ExpectationFailed: it has an expectation other than 100-continue.
         """
         if len(head.fields) > self._max_fields:
             raise HeadTooLarge("The request has too many header fields.", close=True)

@@ -1,6 +1,6 @@
-"""llama-server's response head: what it means, and the head that the client receives for it.
+"""llama-server's response head: its properties, and the head that the client receives.
 
-It does not depend on the digits of Content-Length, so that ``known_head.py`` can reuse it.
+Neither depends on the digits of Content-Length, so that ``known_head.py`` can reuse them.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ class ResponseHead:
 
 
 class Answer:
-    """The engine's answer, as far as its head tells.
+    """The properties of the engine's response that its head determines.
 
     Args:
-        head: parsed; of a final answer, no interim one.
+        head: parsed; of a final response, not an interim one.
         read: its fields, sorted.
     """
 
@@ -42,13 +42,13 @@ class Answer:
         self.has_date = read.has_date
         self.has_length = read.length is not None and head.status != 204
         self.is_event_stream = read.is_event_stream
-        # Never after a stream: llama-server closes then, and does not say so.
+        # Not after a stream: llama-server closes the connection then, without announcing it.
         self.may_persist = (
             read.framing in (Framing.LENGTH, Framing.NONE)
             and head.version == "1.1"
             and b"close" not in read.connection
         )
-        # What the client gets is the opening, and then what it is told by us.
+        # The client receives the opening, then the fields that the gateway adds.
         self.opening = b"HTTP/1.1 %d %b\r\n%b" % (
             head.status,
             head.reason,

@@ -1,8 +1,8 @@
 """Routes by method and path: local, forwarded (with or without a slot), or rejected.
 
-A path is matched after RFC 3986 normalisation and sent as it came. Where the two
-could differ in what they mean (an encoded slash, dot segments, empty segments),
-the request is refused, so that nothing can be read in two ways.
+A path is matched after RFC 3986 normalisation, and forwarded as received. Where the two could
+differ in meaning (an encoded slash, dot segments, empty segments), the path is ambiguous and the
+request is rejected.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ class Kind(enum.IntEnum):
 class Route:
     kind: Kind
     label: str
-    """For metrics: from a bounded set, whatever clients ask for."""
+    """For metrics: from a bounded set, which does not depend on what clients send."""
     needs_slot: bool = False
     may_stream: bool = False
-    """The answer is an event stream when the request asks for one."""
+    """The response is an event stream if the body requests it."""
     operation: str = ""
-    """What a request that needs a slot is for, by OpenTelemetry's names where it has one."""
+    """The kind of work that needs the slot, by OpenTelemetry's name if it has one."""
     needs_no_key: bool = False
     is_anthropic: bool = False
-    """Errors go out in Anthropic's envelope."""
+    """Errors are sent in Anthropic's envelope."""
     error: GatewayError | None = None
-    """Why it is refused. Never raised, since routes are remembered: each raise would add to its
-    traceback, whose frames hold the request that was refused, with its key."""
+    """The reason if it is rejected. Never raised, since routes are stored: each raise would extend
+    its traceback, whose frames refer to the rejected request, with its key."""
 
 
 _OURS: Final = {
@@ -60,7 +60,7 @@ _DASHBOARD: Final = {
     b"/dashboard.js": (Kind.DASHBOARD, "GET, HEAD"),
     b"/dashboard/data": (Kind.DASHBOARD_DATA, "GET, HEAD"),
 }
-# Paths of llama-server that generate or embed, and so hold a slot; and what they are for.
+# Paths of llama-server that generate or embed, and therefore need a slot; with their operation.
 _SLOT: Final = {
     "/completion": "text_completion",
     "/completions": "text_completion",
@@ -82,7 +82,7 @@ _SLOT: Final = {
     "/v1/audio/transcriptions": "transcription",
 }
 OPERATIONS: Final = frozenset([*_SLOT, "other"])
-"""Labels of routes that ask the engine for something, and do not only look."""
+"""Labels of routes that generate or embed, not only query."""
 _STREAM: Final = frozenset(
     [
         "/completion",
@@ -96,8 +96,8 @@ _STREAM: Final = frozenset(
         "/v1/messages",
     ]
 )
-"""Of these, the ones that stream their answer on demand."""
-# Their neighbours that only count or transform text.
+"""Those of them whose response is a stream on demand."""
+# Related paths that only count or transform text.
 _NO_SLOT: Final = frozenset(
     [
         "/tokenize",
@@ -113,11 +113,11 @@ _NO_SLOT: Final = frozenset(
 )
 _GET_ONLY: Final = frozenset(["/models", "/props"])
 _EXPOSED_PREFIXES: Final = ("/v1/", "/audio/", "/chat/completions/", "/responses/")
-# What POST, PUT or DELETE here would do to the engine is not for ordinary keys.
+# These act on more than the client's own request: not for ordinary keys.
 _NEVER: Final = re.compile(
     r"/(?:v1/stream.*|(?:slots|lora-adapters|tools|cors-proxy)(?:/.*)?)", re.DOTALL
 )
-# llama-server's web UI, whose files it serves without a key: names of this year's and last year's.
+# llama-server's web UI, whose files it serves without a key: names of several versions.
 _WEB_UI: Final = re.compile(
     r"/(?:|index\.html|loading\.html|bundle\.(?:js|css)|_app/[A-Za-z0-9._/-]{1,200}"
     r"|sw\.js|workbox-[0-9a-f]{1,40}\.js|build\.json|manifest\.webmanifest"
@@ -135,10 +135,10 @@ _UNRESERVED: Final = frozenset(
 
 
 def normalised(path: bytes) -> str:
-    """*path* with the escapes of unreserved characters undone (RFC 3986 section 6.2.2.2).
+    """*path* with unreserved characters unescaped (RFC 3986 section 6.2.2.2).
 
     Raises:
-        BadRequest: it could be read in two ways.
+        BadRequest: it is ambiguous.
     """
     if not path.startswith(b"/") or _AMBIGUOUS.search(path):
         raise BadRequest(
@@ -156,12 +156,12 @@ def _unescape(match: re.Match[bytes]) -> bytes:
 
 
 class Router:
-    """Decides routes, and remembers what it decided: the paths in use are few.
+    """Decides routes. Each decision is stored, since few paths are in use.
 
     Args:
-        expose_all: let every path of the backend through, with a key.
-        dashboard: answer the dashboard's paths.
-        web_ui: let the files of llama-server's web UI through, without a key.
+        expose_all: forward every path of llama-server, with a key.
+        dashboard: serve the dashboard.
+        web_ui: forward the files of llama-server's web UI, without a key.
     """
 
     def __init__(self, *, expose_all: bool, dashboard: bool = True, web_ui: bool = False) -> None:
@@ -193,7 +193,7 @@ class Router:
         if path in self._ours:
             return _ours(method, path, *self._ours[path])
         if path.decode() != plain and plain.encode() in self._ours:
-            # /%70ing is /ping by RFC 3986, and no public path is reached by a disguise.
+            # /%70ing is /ping by RFC 3986, but the gateway's own paths have only one spelling.
             raise BadRequest("Send this path without percent-encoding.")
         return self._proxied(method, plain)
 

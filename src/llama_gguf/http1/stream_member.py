@@ -1,10 +1,10 @@
 """Detects a request for an event stream: the member ``stream`` of the body's outermost object.
 
-``json.loads`` would find out, but stops every connection until it is done: 10 MB of small values
-take it a second. So the document is only scanned, in steps of bounded effort, and nothing is built.
+``json.loads`` would block all connections meanwhile: 10 MB of small values take it a second. So the
+document is only scanned, in steps of bounded effort, and no objects are created.
 
-The answer for a valid document is that of ``json.loads``: the last of several members counts, and
-names may have escapes. Not every invalid document is recognised, since llama-server refuses them
+For a valid document the result is that of ``json.loads``: the last of several members counts, and
+names may have escapes. Not every invalid document is recognised, since llama-server rejects them
 all: the kinds of brackets, numbers and UTF-8 are not checked.
 """
 
@@ -16,9 +16,9 @@ import re
 from typing import Final
 
 WINDOW_BYTES: Final = 4096
-"""That one step scans at most. A token that is longer takes several."""
+"""That one step scans at most. A longer token takes several steps."""
 STEP_EFFORT: Final = 512
-"""Of one step, besides the bytes that it scans: 1 us, where a byte takes 2 to 10 ns."""
+"""Of one step, in addition to the bytes that it scans: 1 us, where a byte takes 2 to 10 ns."""
 
 # Quantifiers are possessive (`*+`): nothing is scanned again to try another match.
 _SPACE: Final = rb"[ \t\n\r]*+"
@@ -73,7 +73,7 @@ class _Part(enum.IntEnum):
 
 
 class StreamSearch:
-    """How far one body has been scanned.
+    """The state of scanning one body.
 
     Args:
         window_bytes: that one step scans at most; at least 2.
@@ -86,23 +86,23 @@ class StreamSearch:
         self._part = _Part.DOCUMENT
         self._at = 0
         self._depth = 1
-        """Of containers that are open; 1 in the outermost object."""
+        """Number of open containers; 1 in the outermost object."""
         self._name_at = 0
         self._is_stream = False
         """Whether the present member is ``stream``."""
         self._asks = False
         self.answer: bool | None = None
-        """Whether *body* asks for a stream; None until that is known."""
+        """Whether *body* requests a stream; None until that is known."""
 
     def advance(self, body: bytes | bytearray, effort: int) -> int:
-        """Scan on, until the answer is known or *effort* is spent.
+        """Continue until the result is known or *effort* is spent.
 
         Args:
-            body: the same one each time.
+            body: the same object each time.
             effort: in bytes and ``STEP_EFFORT``.
 
         Returns:
-            The effort that it took: a little more than *effort* at most.
+            The effort spent, which exceeds *effort* by one step at most.
         """
         size = len(body)
         spent = 0
@@ -204,7 +204,7 @@ class StreamSearch:
         self._take(part, body, at)
 
     def _take(self, part: _Part, body: bytes | bytearray, at: int) -> None:
-        """Go on by the byte *at* which white space ends."""
+        """Process the byte at *at*, where white space ends."""
         byte = body[at]
         if part is _Part.VALUE:
             self._begin_value(body, at)
@@ -220,7 +220,7 @@ class StreamSearch:
         elif byte == _RIGHT_BRACE and part in (_Part.FIRST_MEMBER, _Part.COMMA):
             self._part = _Part.END
         else:
-            self.answer = False  # this is no object
+            self.answer = False  # not an object
 
     def _begin_value(self, body: bytes | bytearray, at: int) -> None:
         byte = body[at]

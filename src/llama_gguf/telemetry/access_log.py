@@ -1,7 +1,7 @@
 """One line per exchange, written off the event loop.
 
-A tick of the gateway hands the lines that have gathered to a thread, so that neither a
-slow disk nor a full one is ever felt by a request.
+A tick of the gateway passes the gathered lines to a thread, so that no request waits for a slow or
+full disk.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _facts(exchange: Exchange, wall_offset: float) -> dict[str, str | int | floa
         "first_byte_ms": round(exchange.first_byte * 1000, 1),
         "duration_ms": round(exchange.duration * 1000, 1),
         "outcome": exchange.outcome,
-        **_told_facts(exchange),
+        **_token_facts(exchange),
     }
 
 
@@ -43,11 +43,11 @@ def as_json(exchange: Exchange, wall_offset: float) -> str:
 
 
 def as_text(exchange: Exchange, wall_offset: float) -> str:
-    """``time key=value …``: no value has a space in it, so that no field can forge another."""
+    """``time key=value …``: values have no spaces, so that no field can forge another."""
     ended_at = exchange.ended_at + wall_offset
     second = int(ended_at)
     head = exchange.request.head
-    # Joined from pieces, since formatting takes four times as long.
+    # Joined, since formatting takes four times as long.
     return "".join(
         (
             _TIMES[second],
@@ -65,13 +65,13 @@ def as_text(exchange: Exchange, wall_offset: float) -> str:
             _tenths(exchange.duration),
             " outcome=",
             exchange.outcome,
-            _told(exchange) if exchange.usage is not None or exchange.first_token_at else "",
+            _tokens(exchange) if exchange.usage is not None or exchange.first_token_at else "",
         )
     )
 
 
-def _told(exchange: Exchange) -> str:
-    """What only some answers have. An answer that did not tell its tokens has no 0 of them."""
+def _tokens(exchange: Exchange) -> str:
+    """Fields of responses with tokens. Unknown counts are left out, not 0."""
     text = f" first_token_ms={_tenths(exchange.first_token)}" if exchange.first_token_at else ""
     usage = exchange.usage
     if usage is not None:
@@ -88,9 +88,9 @@ def _waited(queued: float) -> str:
     return f" queue_ms={_tenths(queued)} first_byte_ms="
 
 
-def _told_facts(exchange: Exchange) -> dict[str, int | float]:
+def _token_facts(exchange: Exchange) -> dict[str, int | float]:
     """The same for JSON."""
-    pairs = (pair.split("=") for pair in _told(exchange).split())
+    pairs = (pair.split("=") for pair in _tokens(exchange).split())
     return {name: float(value) if "." in value else int(value) for name, value in pairs}
 
 
@@ -138,17 +138,17 @@ def _escaped(text: str) -> str:
 
 
 MAX_WAITING_BYTES: Final = 16 << 20
-"""Handed over and not written: what a disk that hangs may cost in memory."""
+"""Queued and not written yet: the memory that a hanging disk may cost."""
 
 
 class AccessLog:
-    """Gathers lines for a file that a thread of its own writes.
+    """Gathers lines, which a thread writes to a file.
 
     Args:
-        path: the file; its folder is made when it is missing.
+        path: of the file; a missing folder is created.
         log_format: ``text`` or ``json``.
-        max_bytes: of the file, before it is set aside; 0 = never.
-        backups: how many that were set aside are kept.
+        max_bytes: of the file, before it is rotated; 0 = never.
+        backups: rotated files that are kept.
     """
 
     def __init__(self, path: str, log_format: str, *, max_bytes: int = 0, backups: int = 0) -> None:
@@ -156,19 +156,19 @@ class AccessLog:
         self._text: list[bytes] = []
         self._lines = 0
         self.wall_offset = 0.0
-        """What to add to a time of an exchange to get POSIX seconds."""
+        """Added to a time of an exchange, it gives POSIX seconds."""
         file = LogFile(path, "access log", max_bytes=max_bytes, backups=backups)
         self._writer = LogWriter(file, max_waiting_bytes=MAX_WAITING_BYTES)
 
     def add(self, exchanges: Iterable[Exchange]) -> None:
-        """Write a line about each of *exchanges* at the next ``flush``.
+        """Write a line for each of *exchanges* at the next ``flush``.
 
-        They are formatted here and not by the thread: what this core has just worked with costs
+        They are formatted here, not by the thread: their data is in this core's cache, and costs
         another core four times as much to read.
         """
         line, wall_offset = self._line, self.wall_offset
         lines = [line(exchange, wall_offset) for exchange in exchanges]
-        # Whole already, so that the thread holds up nobody with work on thousands of lines.
+        # Encoded here: the thread would hold the interpreter's lock for thousands of lines.
         self._text.append(("\n".join(lines) + "\n").encode())
         self._lines += len(lines)
 

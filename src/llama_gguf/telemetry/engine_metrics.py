@@ -1,7 +1,7 @@
 """llama-server's metrics, parsed from its text format and renamed with our prefix.
 
-Its names have a colon, which Prometheus keeps for recording rules, and no prefix that says whose
-they are among ours. Nothing that it could send grows without a bound.
+Its names have a colon, which Prometheus reserves for recording rules, and another prefix than the
+gateway's. Nothing that it sends can grow without bound.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from llama_gguf.telemetry.metrics import EngineMetric
 PREFIX: Final = "llama_gguf_engine_"
 MAX_METRICS: Final = 64
 MAX_TEXT_BYTES: Final = 65536
-# Gauges that are rates, and whose unit does not say so.
+# Gauges that are rates, although their unit is that of a time.
 _RENAMED: Final = {
     "prompt_tokens_seconds": "prompt_tokens_per_second",
     "predicted_tokens_seconds": "predicted_tokens_per_second",
@@ -25,13 +25,13 @@ _VALUE: Final = re.compile(r"llamacpp:([a-z][a-z0-9_]{0,60}) ([0-9.eE+-]{1,32})"
 
 
 def parse(text: bytes) -> tuple[EngineMetric, ...]:
-    """The metrics in *text*, as llama-server writes them; all other lines are passed over."""
+    """The metrics in *text*, as llama-server writes them; other lines are ignored."""
     about: dict[tuple[str, str], str] = {}
     found: dict[str, EngineMetric] = {}
     for line in text[:MAX_TEXT_BYTES].decode("ascii", "replace").splitlines():
         if match := _ABOUT.fullmatch(line):
-            what, name, said = match.groups()
-            about[what, name] = said
+            keyword, name, declared = match.groups()
+            about[keyword, name] = declared
         elif match := _VALUE.fullmatch(line):
             name, value = match[1], _number(match[2])
             if value is not None and len(found) < MAX_METRICS:
@@ -50,7 +50,7 @@ def _number(text: str) -> float | None:
 
 
 def _metric(name: str, kind: str, about: str, value: float) -> EngineMetric:
-    # Its n_tokens_max is called a counter, and is none: a counter's name ends in _total.
+    # Its n_tokens_max is declared a counter, but is a maximum: names of counters end in _total.
     is_counter = kind == "counter" and name.endswith("_total")
     ours = PREFIX + _RENAMED.get(name, name)
     help_text = f"llama-server: {about.strip().rstrip('.') or name}."

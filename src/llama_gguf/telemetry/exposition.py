@@ -1,7 +1,6 @@
 """The metrics in Prometheus' and OpenMetrics' text formats, with prometheus-client.
 
-Imported at the first scrape that asks for one, and never before: it is not needed
-to start, and the hot path counts plain numbers.
+Imported at the first scrape that requests one, since neither the start nor the hot path needs it.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ def render(
 ) -> tuple[bytes, bytes]:
     """Text of all metrics in the format *wanted*, which is not JSON, and its content type.
 
-    Those of this process (``process_*``) are prometheus-client's own. It never sees what a client
-    accepts: a version that is no number would be an error there, and any other would come back.
+    Those of this process (``process_*``) are prometheus-client's own. It never receives a client's
+    Accept field: it fails on a version that is not a number, and echoes all others.
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Snapshot(metrics, gauges, engine))

@@ -1,7 +1,7 @@
-"""The metrics: counters and histograms, and all names and help texts in one table.
+"""The metrics: counters, histograms, and ``METRICS``, which declares each metric once.
 
-The hot path adds plain numbers. Label values come from bounded sets (routes from
-the table, key ids from the file), so that no client can make them grow.
+The hot path adds plain numbers. Label values come from bounded sets (routes from the table, key
+ids from the file), so that no client can make them grow.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Format(enum.Enum):
 
 
 def wanted_format(accept: bytes, query: bytes) -> Format:
-    """The format of the metrics for whoever accepts *accept* and asks with *query*."""
+    """The format of the metrics for a request with the field *accept* and this *query*."""
     for part in accept.split(b","):
-        # Version 0 of it is a draft: whoever wants no other takes Prometheus' text.
+        # Version 0 of OpenMetrics is a draft: its clients get Prometheus' text.
         if part.strip().startswith(b"application/openmetrics-text") and b"version=0" not in part:
             return Format.OPENMETRICS
     is_text = b"openmetrics" in accept or b"text/plain" in accept
@@ -40,8 +40,8 @@ def wanted_format(accept: bytes, query: bytes) -> Format:
     return Format.PROMETHEUS if is_text or is_asked_for else Format.JSON
 
 
-# Those of OpenTelemetry's GenAI conventions, continued: prompts on a CPU take longer than theirs,
-# and a small model's tokens less.
+# Those of OpenTelemetry's GenAI conventions, extended: prompts on a CPU take longer, and tokens of
+# a small model less.
 FIRST_BYTE_BUCKETS: Final[tuple[float, ...]] = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
     *(20.0, 40.0, 80.0, 160.0, 320.0),
@@ -54,10 +54,10 @@ DURATION_BUCKETS: Final[tuple[float, ...]] = tuple(0.01 * 2**n for n in range(19
 
 
 class Histogram:
-    """Counts per bucket. ``counts[-1]`` is what no bound holds.
+    """Counts per bucket. ``counts[-1]`` is the number of values above all bounds.
 
     Args:
-        bounds: upper bounds in seconds, rising.
+        bounds: upper bounds in seconds, ascending.
     """
 
     __slots__ = ("bounds", "counts", "sum")
@@ -68,7 +68,7 @@ class Histogram:
         self.sum = 0.0
 
     def observe(self, seconds: Sequence[float]) -> None:
-        # Sorted, since looking up each bound costs less than looking up each value.
+        # Sorted, since a search for each bound costs less than one for each value.
         values = sorted(seconds)
         counts = self.counts
         below = 0
@@ -83,7 +83,7 @@ class Histogram:
 
 
 class Histograms(dict[str, Histogram]):
-    """One for each operation that there was."""
+    """By operation; created when it first occurs."""
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ MAX_LATEST: Final = 1024
 
 
 class Metrics:
-    """The numbers of one gateway."""
+    """The counters and histograms of one gateway."""
 
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, str, int]] = Counter()
@@ -116,17 +116,17 @@ class Metrics:
         self.output_tokens = Histograms(TOKEN_BUCKETS)
         self.durations = Histograms(DURATION_BUCKETS)
         self.latest_first_tokens: deque[float] = deque(maxlen=MAX_LATEST)
-        """Seconds, for whoever charts them and takes them out."""
+        """Seconds; the dashboard removes them when it charts them."""
 
     @property
     def answered(self) -> int:
-        """Requests that the engine has answered: each is in a bucket for its wait."""
+        """Requests with a response of the engine: each is in a bucket of the queue wait."""
         return sum(self.queue_waits.counts)
 
     def count(self, ended: Iterable[Exchange]) -> None:
-        """Count exchanges that are over."""
+        """Count finished exchanges."""
         answered = []
-        # Most that end together are alike, and a run of those is counted at once.
+        # Most in a batch are alike, and a run of those is counted at once.
         route, method, status, run = "", "", 0, 0
         received = sent = 0
         for exchange in ended:
@@ -146,7 +146,7 @@ class Metrics:
         self._count_run(route, method, status, run)
         waits = [e.queued for e in answered if e.queued_at]
         self.queue_waits.observe(waits)
-        self.queue_waits.counts[0] += len(answered) - len(waits)  # and most did not wait
+        self.queue_waits.counts[0] += len(answered) - len(waits)  # most did not wait
         for operation in {e.request.route.operation for e in answered}:
             if operation:
                 alike = [e for e in answered if e.request.route.operation == operation]
@@ -172,17 +172,17 @@ class Metrics:
                 self.usage_unknown[exchange.request.route.label] += 1
 
     def count_tokens(self, key_id: str, counts: Sequence[int]) -> None:
-        """Count the tokens in *counts*, numbers in the order of ``ledger.COUNTS``."""
+        """Count the tokens in *counts*, which has the order of ``usage_totals.COUNTS``."""
         for kind, count in zip(("prompt", "completion", "cached"), counts[2:5], strict=True):
             if count:
                 self.tokens[key_id, kind] += count
 
 
 def seconds_per_token(exchange: Exchange, usage: Usage) -> float | None:
-    """Of each token behind the first; None when there is none, or nothing tells."""
+    """Of each token after the first; None if there is none, or the time is unknown."""
     if usage.completion is None or usage.completion < 2:
         return None
-    # The engine's own clock starts with the first token, as ours does.
+    # The engine's timing starts with the first token, as the gateway's does.
     behind_first = usage.completion - 1
     if usage.generating is not None:
         return usage.generating / behind_first
@@ -193,7 +193,7 @@ def seconds_per_token(exchange: Exchange, usage: Usage) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Gauges:
-    """What is read off the gateway at the moment of a scrape."""
+    """Values of the gateway at the time of a scrape."""
 
     in_flight: int
     queue_depth: int
@@ -446,7 +446,7 @@ METRICS: Final = (
 def as_json(
     metrics: Metrics, gauges: Gauges, engine: Iterable[EngineMetric] = ()
 ) -> dict[str, object]:
-    """The same for people and scripts: numbers by name, labelled ones as rows."""
+    """All metrics as JSON: values by name, with one row for each combination of labels."""
     ours = {metric.name: _plain(metric, metric.samples(metrics, gauges)) for metric in METRICS}
     return ours | {metric.name: metric.value for metric in engine}
 

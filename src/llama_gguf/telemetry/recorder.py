@@ -1,7 +1,7 @@
 """Accounting of finished exchanges: metrics, each key's ledger, the access log.
 
-An exchange that ends is put on a list, and that is all its client ever waits for. They are
-counted many at once: a tight loop costs half of what the same lines cost between two reads.
+A finished exchange is appended to a list, which is all that its client waits for. They are counted
+in batches: a tight loop costs half of what the same lines cost between two reads.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from llama_gguf.telemetry.metrics import Metrics
 from llama_gguf.telemetry.usage_totals import Ledger, counts_of
 
 MAX_OPEN: Final = 64
-"""Exchanges that are settled at once: some 0.2 ms of work, which others wait for."""
+"""Exchanges per batch: some 0.2 ms of work, during which no other client is served."""
 
 
 class Accounts:
     """Of one gateway.
 
     Args:
-        log: takes the exchanges that have been counted.
-        ledger: of each key; may be replaced, as by one that was kept.
-        wall: tells POSIX seconds.
+        log: called with the exchanges that have been counted.
+        ledger: usage by key; may be replaced, as by one that was loaded.
+        wall: returns POSIX seconds.
     """
 
     def __init__(
@@ -41,19 +41,19 @@ class Accounts:
         self._open: list[Exchange] = []
 
     def close(self, exchange: Exchange) -> None:
-        """Account for *exchange*, which is over, soon."""
+        """Queue *exchange*, which is finished, for counting."""
         self._open.append(exchange)
         if len(self._open) >= MAX_OPEN:
             self.settle()
 
     @property
     def metrics(self) -> Metrics:
-        """With everything that is over by now."""
+        """Including all exchanges that are finished by now."""
         self.settle()
         return self._metrics
 
     def settle(self) -> None:
-        """Account for all that is over."""
+        """Count all finished exchanges."""
         ended = self._open
         if ended:
             self._open = []

@@ -1,6 +1,6 @@
 """The last 15 minutes in small steps, for charts. New steps replace the oldest.
 
-A step is the difference between two readings of counters that only ever grow.
+A step is the difference between two readings of counters that never decrease.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Final
 STEP_SECONDS: Final = 5.0
 STEPS: Final = 180
 RECENT_STEPS: Final = 12
-"""What is shown as "now": a minute."""
+"""Shown as "now": a minute."""
 MAX_TIMES: Final = 256
-"""Times to a first token that a step keeps: the latest."""
+"""Times to a first token that a step keeps; the latest ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What there was to be read at one moment."""
+    """The values at one moment."""
 
     requests: int
-    """Counters, from the start of the gateway on."""
+    """Counters, since the start of the gateway."""
     prompt_tokens: int
     completion_tokens: int
     errors: Mapping[str, int]
@@ -32,7 +32,7 @@ class Reading:
     running: int
     waiting: int
     first_tokens: Sequence[float]
-    """Seconds to a first token, of the answers that began since the last reading."""
+    """Seconds to the first token of responses that began since the last reading."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Ring:
     """The steps of one gateway.
 
     Args:
-        now: seconds on a clock that never runs backwards.
+        now: seconds on a monotonic clock.
     """
 
     def __init__(self, now: float) -> None:
@@ -63,7 +63,7 @@ class Ring:
         return now >= self._last_at + STEP_SECONDS
 
     def take(self, reading: Reading, now: float) -> None:
-        """Add the step from the last reading to this one."""
+        """Add the step from the previous reading to this one."""
         last = self._last
         errors = {r: n - last.errors.get(r, 0) for r, n in reading.errors.items()}
         self._steps.append(
@@ -81,14 +81,14 @@ class Ring:
         self._last, self._last_at = reading, now
 
     def recent(self) -> dict[str, float | None]:
-        """The numbers of the last minute."""
+        """The rates and quantiles of the last minute."""
         steps = list(self._steps)[-RECENT_STEPS:]
         times = sorted(t for step in steps for t in step.first_tokens)
         seconds = sum(step.seconds for step in steps)
         return _rates(steps, seconds) | _quantiles(times)
 
     def history(self) -> dict[str, list[float | None]]:
-        """Every step, the oldest first, as a list for each number."""
+        """All steps, the oldest first, as one list for each number."""
         rows = [
             _rates([step], step.seconds)
             | _quantiles(sorted(step.first_tokens))
@@ -98,7 +98,7 @@ class Ring:
         return {name: [row[name] for row in rows] for name in NAMES}
 
     def errors(self) -> dict[str, int]:
-        """By reason, those of all steps; the most frequent first."""
+        """Errors of all steps by reason, the most frequent first."""
         total: dict[str, int] = {}
         for step in self._steps:
             for reason, count in step.errors.items():
@@ -129,7 +129,7 @@ def _quantiles(times: Sequence[float]) -> dict[str, float | None]:
 
 
 def quantile(rising: Sequence[float], share: float) -> float | None:
-    """The least value that *share* of the values do not exceed (nearest rank)."""
+    """The smallest value that *share* of the values do not exceed (nearest rank)."""
     if not rising:
         return None
     return round(rising[math.ceil(share * len(rising)) - 1], 4)

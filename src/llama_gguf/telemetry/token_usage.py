@@ -1,16 +1,17 @@
 """Token usage and timings, read from the engine's response.
 
-An answer is never parsed for this. Its first and its last bytes are kept as they pass by, and are
-looked at when it is over:
+A response is never parsed for this. Its first and its last bytes are kept as they pass, and are
+searched at its end for:
 
-1. ``usage`` at the end: OpenAI's and Anthropic's whole answers, streams with ``include_usage``.
-2. ``timings`` at the end: llama-server's own, in the last event of its streams.
+1. ``usage`` at the end: OpenAI's and Anthropic's complete responses, and streams with
+   ``include_usage``.
+2. ``timings`` at the end: llama-server's own object, in the last event of its streams.
 3. ``usage`` at the beginning: embeddings and rankings, whose long part follows; and Anthropic's
-   streams, which tell the prompt's tokens first and the answer's last. llama-server leaves the
-   first out where the first token is but a part of a character: then the prompt stays unknown.
+   streams, which have the prompt's tokens first and the output's last. llama-server omits the
+   first if the first token is only part of a character: then the prompt stays unknown.
 
-Text of the model's or of a client's cannot pass for these: within a JSON string each quote has a
-backslash before it, so ``"usage":`` is not found there.
+Text of the model or of a client cannot be mistaken for these: in a JSON string each quote has a
+backslash before it, so that it never contains ``"usage":``.
 """
 
 from __future__ import annotations
@@ -22,32 +23,32 @@ from typing import Final
 from llama_gguf.memo import BoundedMemo
 
 OPENING_BYTES: Final = 1024
-"""Of an answer's beginning, what is looked at."""
+"""Kept of a response's beginning."""
 ENDING_BYTES: Final = 4096
-"""Of its end. Behind the last object that tells, there is hardly more than ``[DONE]``."""
+"""Kept of its end. After the last object of interest there is hardly more than ``[DONE]``."""
 _OBJECT_BYTES: Final = 640
 _MAX_DIGITS: Final = 15
 
-# A number is one only with what ends it: one that is cut by the framing of a chunk is none.
+# The delimiter is required: without it, a number may be cut by the framing of a chunk.
 _NUMBER: Final = re.compile(
     rb'"([a-z_]{1,32})":\s{0,2}([0-9]{1,15}(?:\.[0-9]{1,18})?)(?=\s{0,2}[,}])'
 )
-_TELLS_PROMPT: Final = frozenset([b"prompt_tokens", b"input_tokens", b"prompt_n"])
-_TELLS_ALL: Final = frozenset([b"total_tokens", b"predicted_n"])
-"""Where these are, no tokens of an answer means that there are none."""
+_PROMPT_NAMES: Final = frozenset([b"prompt_tokens", b"input_tokens", b"prompt_n"])
+_TOTAL_NAMES: Final = frozenset([b"total_tokens", b"predicted_n"])
+"""With one of these, missing output tokens mean that there are none."""
 
 Numbers = Mapping[bytes, bytes]
 
 
 class Usage:
-    """Tokens of one answer; None where it did not tell.
+    """Token counts of one response; None for those that it did not report.
 
     Args:
-        prompt: those of the prompt, with those that were *cached*.
-        completion: those of the answer.
-        cached: those that the engine did not have to read again.
+        prompt: tokens of the prompt, including those that were *cached*.
+        completion: tokens of the output.
+        cached: tokens that the engine did not have to process again.
         generating: seconds that the engine took for *completion*.
-        is_whole: whether it told all of its tokens; of an embedding, the prompt's are all.
+        is_whole: whether all counts were reported; an embedding has only those of the prompt.
     """
 
     __slots__ = ("cached", "completion", "generating", "is_whole", "prompt")
@@ -85,17 +86,17 @@ _COUNTS: Final = BoundedMemo(_number, max_entries=4096)
 
 
 def read(opening: bytes, ending: bytes) -> Usage | None:
-    """What the answer that begins and ends like this tells; None when it tells nothing.
+    """The usage in a response; None if it reports none.
 
     Args:
-        opening: the first bytes of the body; may be empty where *ending* is all of it.
-        ending: the last bytes.
+        opening: the first bytes of the body; may be empty if *ending* is the complete body.
+        ending: the last bytes of the body.
     """
     tail = ending[-ENDING_BYTES:]
-    # What nearly every answer ends with comes first: all else costs many times as much to read.
+    # The usual endings first: all others cost many times as much to read.
     last = tail.rfind(b'":{') + 1
     usage = None
-    if last < 9:  # no name of ours is before it
+    if last < 9:  # too short for either name
         pass
     elif tail[last - 9 : last] == b'"timings"':
         usage = _of_timings(tail[last : last + _OBJECT_BYTES])
@@ -103,29 +104,29 @@ def read(opening: bytes, ending: bytes) -> Usage | None:
         usage = _of_openai(tail[last:])
     if usage is not None:
         return usage
-    # From the end, since that is three times as fast as forwards.
+    # From the end, which is three times as fast as forwards.
     at = tail.rfind(b'"timings":')
     usage_at = tail.rfind(b'"usage":')
     head = (opening or ending)[:OPENING_BYTES]
     if at < 0 and usage_at < 0 and (head is ending or head.rfind(b'"usage":') < 0):
         return None
-    told = _numbers(tail, at)  # 2
-    told |= _numbers(tail, usage_at)  # 1
-    if told.keys().isdisjoint(_TELLS_PROMPT):
-        told = _numbers(head, head.find(b'"usage":')) | told  # 3
-    prompt, completion = _prompt(told), _completion(told)
+    found = _numbers(tail, at)  # 2
+    found |= _numbers(tail, usage_at)  # 1
+    if found.keys().isdisjoint(_PROMPT_NAMES):
+        found = _numbers(head, head.find(b'"usage":')) | found  # 3
+    prompt, completion = _prompt(found), _completion(found)
     if prompt is None and completion is None:
         return None
     is_whole = prompt is not None and (
-        completion is not None or not told.keys().isdisjoint(_TELLS_ALL)
+        completion is not None or not found.keys().isdisjoint(_TOTAL_NAMES)
     )
-    return Usage(prompt, completion, _cached(told), _generating(told), is_whole)
+    return Usage(prompt, completion, _cached(found), _generating(found), is_whole)
 
 
-# Slices of the lengths of what they are compared with: to ask `startswith` takes twice as long.
-def _of_timings(told: bytes) -> Usage | None:
-    """Of what follows ``"timings"``; None when that is not just llama-server's own object."""
-    parts = told.split(b",", 7)
+# Slices are compared, since `startswith` takes twice as long.
+def _of_timings(found: bytes) -> Usage | None:
+    """The usage in what follows ``"timings"``; None unless it has llama-server's exact layout."""
+    parts = found.split(b",", 7)
     if len(parts) < 8:
         return None
     first, second, sixth, seventh = parts[0], parts[1], parts[5], parts[6]
@@ -145,9 +146,9 @@ def _of_timings(told: bytes) -> Usage | None:
     return Usage(cached + prompt, completion, cached, float(milliseconds) / 1000)
 
 
-def _of_openai(told: bytes) -> Usage | None:
-    """Of what follows ``"usage"``; None when that is not just the barest of OpenAI's objects."""
-    parts = told.split(b",", 3)
+def _of_openai(found: bytes) -> Usage | None:
+    """The usage in what follows ``"usage"``; None unless it is OpenAI's object without details."""
+    parts = found.split(b",", 3)
     if len(parts) != 3:
         return None
     first, second, third = parts
@@ -162,12 +163,12 @@ def _of_openai(told: bytes) -> Usage | None:
 
 
 def _numbers(data: bytes, at: int) -> dict[bytes, bytes]:
-    """The numbers by name in the object that begins at *at*; none when that is -1."""
+    """The numbers by name in the object that begins at *at*; empty if *at* is -1."""
     return {} if at < 0 else dict(_NUMBER.findall(data[at : at + _OBJECT_BYTES]))
 
 
-def _count(told: Numbers, name: bytes) -> int | None:
-    digits = told.get(name, b"")
+def _count(found: Numbers, name: bytes) -> int | None:
+    digits = found.get(name, b"")
     return int(digits) if digits.isdigit() else None
 
 
@@ -176,27 +177,28 @@ def _sum(*counts: int | None) -> int | None:
     return sum(known) if known else None
 
 
-def _prompt(told: Numbers) -> int | None:
-    if b"prompt_tokens" in told:
-        return _count(told, b"prompt_tokens")
-    if b"input_tokens" in told:
-        # Anthropic counts what was cached apart; OpenAI's responses, by the same name, do not.
+def _prompt(found: Numbers) -> int | None:
+    if b"prompt_tokens" in found:
+        return _count(found, b"prompt_tokens")
+    if b"input_tokens" in found:
+        # Anthropic counts cached tokens separately; OpenAI's Responses API has the same name
+        # and does not.
         apart = (b"cache_read_input_tokens", b"cache_creation_input_tokens")
-        return _sum(_count(told, b"input_tokens"), *(_count(told, name) for name in apart))
-    return _sum(_count(told, b"prompt_n"), _count(told, b"cache_n"))
+        return _sum(_count(found, b"input_tokens"), *(_count(found, name) for name in apart))
+    return _sum(_count(found, b"prompt_n"), _count(found, b"cache_n"))
 
 
-def _completion(told: Numbers) -> int | None:
+def _completion(found: Numbers) -> int | None:
     names = (b"completion_tokens", b"output_tokens", b"predicted_n")
-    # 0 is what Anthropic's streams begin with: those that break off have not told.
-    return next((_count(told, name) for name in names if name in told), None) or None
+    # Anthropic's streams begin with 0: if they break off, the count is unknown.
+    return next((_count(found, name) for name in names if name in found), None) or None
 
 
-def _cached(told: Numbers) -> int | None:
+def _cached(found: Numbers) -> int | None:
     names = (b"cached_tokens", b"cache_read_input_tokens", b"cache_n")
-    return next((_count(told, name) for name in names if name in told), None)
+    return next((_count(found, name) for name in names if name in found), None)
 
 
-def _generating(told: Numbers) -> float | None:
-    milliseconds = told.get(b"predicted_ms")
-    return float(milliseconds) / 1000 if milliseconds and _completion(told) else None
+def _generating(found: Numbers) -> float | None:
+    milliseconds = found.get(b"predicted_ms")
+    return float(milliseconds) / 1000 if milliseconds and _completion(found) else None

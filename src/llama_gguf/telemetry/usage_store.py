@@ -1,12 +1,12 @@
 """Keeps the ledger across restarts, in a small file that is written off the event loop.
 
-What it loses is what happened since it was written last, a few seconds. It never keeps the gateway
-from serving: a file that cannot be read is set aside, one that cannot be written is warned of once
-and tried again at every look and at the end.
+A crash loses the usage since the last write, a few seconds. Errors never prevent the gateway from
+serving: an unreadable file is renamed; a file that cannot be written causes one warning, and is
+tried again at every interval and at the end.
 
-Several gateways may have one file. Each adds to it what it has counted itself, under a lock, and
-takes over what the others have added. The file is replaced as a whole, so a count is in it once
-or, if the gateway dies before, not at all.
+Several gateways may share one file. Each adds what it has counted itself, under a lock, and loads
+what the others have added. The file is replaced atomically, so that a count is in it once, or not
+at all if the gateway dies before.
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ _UNFIT: Final = re.compile(r"[^A-Za-z0-9._-]")
 
 
 def path_of(settings: Settings) -> str:
-    """Of the file; instances that share DATA_DIR have one each."""
+    """The path of the file; instances that share DATA_DIR have one each."""
     name = _UNFIT.sub("_", settings.instance_id).lstrip(".") or "gateway"
     return os.path.join(settings.data_dir, "usage", f"{name}.json")
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What a look at the file is to write, if anything."""
+    """What one update of the file has to write, if anything."""
 
     text: str
-    """All of our ledger, for a file that has nothing but what we put there; else empty."""
+    """Our whole ledger, for a file that only this process has written; else empty."""
     unsaved: Ledger | None
-    """What our ledger has more than at the last look, for a file that others have changed."""
+    """What was added to our ledger since the last update, for a file that others have changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Sum:
-    """What the file has after a look, where others had changed it."""
+    """The content of the file after an update, if others had changed it."""
 
     ledger: Ledger
     stamp: stamps.Stamp | None
@@ -65,7 +65,7 @@ class LedgerFile:
     """The file of one ledger.
 
     Args:
-        path: its folder is made when it is missing.
+        path: a missing folder is created.
         wall: returns POSIX seconds.
     """
 
@@ -73,33 +73,35 @@ class LedgerFile:
         self._path = path
         self._wall = wall
         self._stamp: stamps.Stamp | None = None
-        """Of the file that our ledger is based on; another one when others have written."""
+        """Of the file that our ledger is based on; it differs if others have written since."""
         self._unsaved: Ledger | None = None
-        """What was taken from our ledger and is not in the file."""
+        """Taken from our ledger, and not yet in the file."""
         self._has_complained = False
         self._lock = threading.Lock()
-        """Held from when a job is made until it is done, so that jobs are done in their order."""
+        """Held from the creation of a job until it is done, so that jobs run in order."""
 
     def load(self, now: float) -> Ledger:
-        """What was kept; a new ledger, begun at *now*, when there is nothing that can be read."""
-        self._stamp = stamps.stamp(self._path)  # first, so that a change meanwhile is not missed
+        """The ledger in the file; a new one that begins at *now*, if there is none to read."""
+        self._stamp = stamps.stamp(
+            self._path
+        )  # first, so that a change during the read is not missed
         try:
             ledger = self._read() or Ledger(now)
         except OSError as error:
             self._set_aside(error)
             ledger = Ledger(now)
-        ledger.open()  # now, while no stream waits for it
+        ledger.open()  # now, while there are no streams to delay
         return ledger
 
     async def keep(self, ledger: Ledger) -> None:
-        """Look at the file again and again."""
+        """Update the file periodically."""
         while True:
             await asyncio.sleep(EVERY_SECONDS)
             await self.look(ledger)
 
     async def look(self, ledger: Ledger) -> None:
-        """Write what is new in *ledger*, take over what is new in the file."""
-        self._lock.acquire()  # which is free: the look before this one has been waited for
+        """Write what is new in *ledger*, and load what is new in the file."""
+        self._lock.acquire()  # does not block: the previous update was awaited
         is_due = ledger.has_changed or self._unsaved is not None
         job = _Job(ledger.dump() if is_due else "", ledger.take_unsaved())
         found = await run_detached(lambda: self._do(job))
@@ -108,7 +110,7 @@ class LedgerFile:
             self._stamp = found.stamp
 
     def write_last(self, ledger: Ledger, within_seconds: float) -> None:
-        """Write what is new in *ledger*, and wait for that, but not for ever: a disk may hang."""
+        """Write what is new in *ledger*; wait at most *within_seconds*, since a disk may hang."""
         job = _Job(ledger.dump(), ledger.take_unsaved())
 
         def write() -> None:
@@ -127,7 +129,7 @@ class LedgerFile:
     # On a thread --------------------------------------------------------------------------------
 
     def _do(self, job: _Job) -> _Sum | None:
-        """Do *job*, and release the lock. Returns the sum where others have written."""
+        """Do *job*, and release the lock. Returns the sum if others have written."""
         try:
             return self._exchange(job)
         except OSError as error:
@@ -155,7 +157,7 @@ class LedgerFile:
             stamp = stamps.stamp(self._path)
             found = self._read() if stamp != self._stamp else None
             if found is None and stamp != self._stamp and self._unsaved is None:
-                self._unsaved = Ledger(self._wall())  # it is gone, and with it what was saved
+                self._unsaved = Ledger(self._wall())  # the file is gone, with what was saved
             if self._unsaved is not None and (found is not None or job.text):
                 if found is not None:
                     found.merge(self._unsaved, self._wall())
@@ -169,7 +171,7 @@ class LedgerFile:
         return None
 
     def _read(self) -> Ledger | None:
-        """What the file has; None where it is missing, or had to be set aside."""
+        """The ledger in the file; None if the file is missing or unreadable."""
         try:
             with open(self._path, encoding="utf-8") as file:
                 return Ledger.load(file.read(MAX_FILE_BYTES), pause)
@@ -199,15 +201,15 @@ class LedgerFile:
 
 @contextlib.contextmanager
 def _locked(path: str) -> Iterator[None]:
-    """Hold the lock of the file at *path*, whose folder is made if it is missing.
+    """Hold the lock of the file at *path*, whose folder is created if it is missing.
 
-    The lock is a file of its own, since *path* is another file after each write, and open for
-    writing, since network file systems lock no other.
+    The lock is a separate file, since *path* is another file after each write, and is open for
+    writing, since network file systems lock no others.
     """
     os.makedirs(os.path.dirname(path), exist_ok=True)
     descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        with contextlib.suppress(OSError):  # there are file systems without locks
+        with contextlib.suppress(OSError):  # some file systems have no locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:

@@ -1,11 +1,11 @@
 """Usage of each key: in total, and in the last minute, hour and day.
 
-Moments are POSIX seconds, since the numbers outlive the process: ``dump`` writes them as text and
-``load`` reads that again. A window is made of spans, and is exact to within one of them. Of keys
-that do not ask nothing grows, and of all together no more than ``MAX_KEYS`` are kept.
+Times are POSIX seconds, since the numbers outlive the process: ``dump`` serialises them, ``load``
+parses them. A window consists of spans, and is accurate to one of them. Memory grows only with keys
+in use, up to ``MAX_KEYS``.
 
-Several processes may count into one file: each knows what it has added since it last wrote
-(``take_unsaved``), adds that to what the file has by then (``merge``), and goes on from the sum
+Several processes may count into one file: each knows what it has added since its last write
+(``take_unsaved``), adds that to the current content (``merge``), and continues from the sum
 (``rebase``).
 """
 
@@ -28,16 +28,16 @@ COUNTS: Final = (
     "cached_tokens",
     "answers_without_usage",
 )
-"""What is counted, in the order in which it is kept."""
+"""What is counted, in the order in which it is stored."""
 WINDOWS: Final[Mapping[str, tuple[float, int]]] = {
     "last_minute": (5.0, 12),
     "last_hour": (300.0, 12),
     "last_day": (3600.0, 24),
 }
-"""By name: seconds of a span, and how many spans."""
+"""By name: seconds per span, and number of spans."""
 MAX_KEYS: Final = 10_000
 MAX_ADDITIONS: Final = 1000
-"""That are kept one by one; to add them up takes 2 ms."""
+"""Kept one by one before they are added up, which takes 2 ms."""
 LINES_PER_PAUSE: Final = 64
 """Some 0.5 ms of work."""
 FORMAT: Final = 1
@@ -47,7 +47,7 @@ Counts = list[int]
 """One number for each of ``COUNTS``."""
 _UNREAD: Final[Counts] = []
 
-# How ``dump`` lays it out, in lines that can be read one by one.
+# The layout of ``dump``: lines that can be read one by one.
 _BEFORE_KEYS: Final = '"keys":{\n'
 _BEHIND_KEYS: Final = "\n}}"
 _COUNT: Final = r"(?:0|[1-9][0-9]{0,17})"
@@ -59,9 +59,10 @@ _LINE: Final = re.compile(rf'"([A-Za-z0-9_-]{{1,64}})":(\{{{_NUMBERS}\}}),?')
 
 
 def counts_of(ended: Iterable[Exchange]) -> dict[str, Counts]:
-    """What exchanges that are over add up to, by key id.
+    """The sums of finished exchanges, by key id.
 
-    Of those of nobody (``-``) only what the engine answered counts: where no keys are asked for.
+    Without a key id (``-``), only exchanges with a response of the engine count: those of a gateway
+    that requires no keys.
     """
     found: dict[str, Counts] = {}
     last, counts = None, _none()
@@ -71,7 +72,7 @@ def counts_of(ended: Iterable[Exchange]) -> dict[str, Counts]:
             continue
         if key_id == "-" and (not exchange.first_byte_at or route.needs_no_key):
             continue
-        if key_id != last:  # mostly it is the same key again
+        if key_id != last:  # usually the key is the same as before
             last, counts = key_id, found.setdefault(key_id, _none())
         counts[0] += 1
         if exchange.status >= 400:
@@ -101,7 +102,7 @@ def _add(into: Counts, counts: Sequence[int]) -> None:
 
 
 class _Window:
-    """What was counted in the last *length* spans of *seconds* each."""
+    """The counts of the last *length* spans of *seconds* each."""
 
     __slots__ = ("_length", "_seconds", "spans")
 
@@ -118,7 +119,7 @@ class _Window:
         _add(self.spans[span], counts)
 
     def _current(self, last: int) -> dict[int, Counts]:
-        # A clock that was set back leaves spans that lie ahead: they are not of the last minute.
+        # After the clock was set back, some spans are in the future: they do not count.
         return {n: c for n, c in self.spans.items() if last - self._length < n <= last}
 
     def merge(self, other: _Window, now: float) -> None:
@@ -134,7 +135,7 @@ class _Window:
 
 
 class _Account:
-    """One key's numbers. Those of a file stay text until they are opened."""
+    """One key's numbers. Those from a file stay text until they are needed."""
 
     __slots__ = ("text", "total", "windows")
 
@@ -142,13 +143,13 @@ class _Account:
         self.total = _UNREAD
         self.windows: dict[str, _Window] = {}
         self.text = text
-        """As it was last dumped; empty when it has changed since."""
+        """Its latest dump; empty if it has changed since."""
         if not text:
             self.total = [0] * len(COUNTS)
             self.windows = {name: _Window(*spans) for name, spans in WINDOWS.items()}
 
     def open(self) -> None:
-        """Read the numbers, where that was not done before."""
+        """Parse the numbers, if that was not done before."""
         if not self.windows:
             opened = _loaded(json.loads(self.text))
             self.total, self.windows = opened.total, opened.windows
@@ -179,11 +180,11 @@ class _Account:
 
 
 class Ledger:
-    """Of one instance.
+    """The usage of one instance, by key.
 
     Args:
-        since: when it was begun.
-        max_keys: beyond so many, those that have asked the longest ago are forgotten.
+        since: when counting began.
+        max_keys: number of keys; above it, the least recently used one is removed.
     """
 
     def __init__(self, since: float, *, max_keys: int = MAX_KEYS) -> None:
@@ -191,18 +192,18 @@ class Ledger:
         self._max_keys = max_keys
         self._accounts: dict[str, _Account] = {}
         self._additions: list[tuple[str, Sequence[int], float]] = []
-        """Since the last ``take_unsaved``, as far as they are not in ``_unsaved``."""
+        """Since the last ``take_unsaved``, unless they are in ``_unsaved``."""
         self._unsaved: Ledger | None = None
 
     def add(self, key_id: str, counts: Sequence[int], now: float) -> None:
-        """Add *counts*, one for each of ``COUNTS``, to what *key_id* has used."""
+        """Add *counts*, one for each of ``COUNTS``, to the usage of *key_id*."""
         self._account(key_id).add(counts, now)
-        self._additions.append((key_id, counts, now))  # to be added up when they are taken
+        self._additions.append((key_id, counts, now))  # added up when they are taken
         if len(self._additions) >= MAX_ADDITIONS:
             self._add_up()
 
     def _account(self, key_id: str) -> _Account:
-        # Put back at the end, so that the first one is who has not asked for the longest time.
+        # Moved to the end, so that the first key is the least recently used.
         account = self._accounts.pop(key_id, None) or _Account()
         self._accounts[key_id] = account
         if not account.windows:
@@ -225,45 +226,45 @@ class Ledger:
         return bool(self._additions) or self._unsaved is not None
 
     def take_unsaved(self) -> Ledger | None:
-        """What was added since the last call, as a ledger of its own; None when nothing was."""
+        """What was added since the last call, as a separate ledger; None if nothing was."""
         self._add_up()
         taken, self._unsaved = self._unsaved, None
         return taken
 
     def merge(self, other: Ledger, now: float) -> None:
-        """Add everything in *other*; that counts as saved."""
+        """Add everything in *other*, which counts as saved."""
         self.since = min(self.since, other.since)
         for key_id, account in other._accounts.items():
             self._account(key_id).merge(account, now)
 
     def rebase(self, saved: Ledger, now: float) -> None:
-        """Go on from *saved*, which has all that was taken and not what was added since."""
+        """Continue from *saved*, which has what was taken, but not what was added since."""
         self._add_up()
         for key_id, account in saved._accounts.items():
             known = self._accounts.get(key_id)
             if known is not None and known.text and known.text == account.text:
-                saved._accounts[key_id] = known  # which may have been opened
+                saved._accounts[key_id] = known  # which may be parsed already
         self.since, self._accounts = saved.since, saved._accounts
         if self._unsaved is not None:
             self.merge(self._unsaved, now)
 
     def open(self) -> None:
-        """Read all numbers now that would be read when they are needed."""
+        """Parse all numbers now, instead of when they are needed."""
         for account in self._accounts.values():
             account.open()
 
     def view(self, key_id: str, now: float) -> dict[str, object]:
-        """The numbers of *key_id* by name, whether it has used anything or not."""
+        """The numbers of *key_id* by name; zeros if it has not used anything."""
         return {"key_id": key_id} | (self._accounts.get(key_id) or _Account()).view(now)
 
     def views(self, now: float) -> list[dict[str, object]]:
-        """Those of every key that has used something, by key id."""
+        """The numbers of every key that has used something, sorted by key id."""
         return [self.view(key_id, now) for key_id in sorted(self._accounts)]
 
     # Across restarts ----------------------------------------------------------------------------
 
     def dump(self) -> str:
-        """All of it, as ``load`` reads it. Keys that have not changed cost little."""
+        """The ledger as text for ``load``. Keys that have not changed cost little."""
         keys = ",\n".join(f"{json.dumps(k)}:{a.dump()}" for k, a in self._accounts.items())
         return f'{{"format":{FORMAT},"since":{self.since!r},"keys":{{\n{keys}\n}}}}\n'
 
@@ -273,10 +274,10 @@ class Ledger:
 
         Args:
             text: what ``dump`` returned.
-            pause: called once in ``LINES_PER_PAUSE`` lines, where other threads are to get on.
+            pause: called every ``LINES_PER_PAUSE`` lines, so that other threads can run.
 
         Raises:
-            ValueError: it is not what ``dump`` writes.
+            ValueError: *text* is not in the format of ``dump``.
         """
         try:
             read, accounts = _read_lines(text, pause) or _read_whole(text)
@@ -292,10 +293,10 @@ class Ledger:
 def _read_lines(
     text: str, pause: Callable[[], None] | None
 ) -> tuple[Any, dict[str, _Account]] | None:
-    """What ``dump`` has written, by its lines; None where it was laid out in another way.
+    """The ledger in *text*, line by line; None if its layout is not that of ``dump``.
 
-    A line is checked and not read: a thread that looks at 10,000 keys again and again would make
-    so much garbage that its collection holds up all threads.
+    Lines are checked, not parsed: parsing 10,000 keys at every update would create so much garbage
+    that its collection blocks all threads.
     """
     head, _, rest = text.partition(_BEFORE_KEYS)
     lines, _, behind = rest.rpartition(_BEHIND_KEYS)

@@ -26,7 +26,7 @@ def found_in(environ: Mapping[str, str]) -> set[str]:
 
 
 @given(secret=st.text(min_size=8, max_size=40).filter(lambda s: s.strip() == s and "*" not in s))
-def test_a_secret_that_is_known_goes_however_it_is_written(secret: str) -> None:
+def test_a_known_secret_is_masked_in_every_encoding(secret: str) -> None:
     masker = Masker([secret])
     spellings = [
         secret,
@@ -82,7 +82,7 @@ def test_a_secret_of_a_few_letters_does_not_blot_out_everything() -> None:
         f"ghp_{KEY}",
     ],
 )
-def test_what_looks_like_a_secret_goes(text: str) -> None:
+def test_text_that_looks_like_a_secret_is_masked(text: str) -> None:
     masked = shown(text)
 
     assert KEY not in masked
@@ -103,7 +103,7 @@ def test_what_looks_like_a_secret_goes(text: str) -> None:
         "https://host.example/path/m.gguf",
     ],
 )
-def test_what_people_need_stays(text: str) -> None:
+def test_harmless_text_is_not_masked(text: str) -> None:
     assert shown(text) == text
 
 
@@ -159,7 +159,7 @@ def test_a_url_that_is_none_is_no_trouble(url: str) -> None:
     assert KEY not in found_in({"X": url})
 
 
-def test_a_command_line_gives_up_what_follows_such_flags() -> None:
+def test_values_after_secret_flags_are_found_in_a_command_line() -> None:
     words = ["llama-server", "--api-key", "abcdef", "-hft", "ghijkl", "--hf-token=mnopqr"]
     words += ["TOKEN=stuvwx", "--auth-keys-file", "/data/api_keys.txt", "--api-key", "--port", "1"]
 

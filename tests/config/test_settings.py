@@ -59,7 +59,7 @@ def test_white_space_around_a_value_is_no_part_of_it() -> None:
     assert (settings.port, settings.model_name) == (9000, "a b.gguf")
 
 
-def test_a_flag_may_empty_what_the_environment_sets() -> None:
+def test_a_flag_may_clear_a_variable() -> None:
     settings = load(
         {"CORS_ORIGINS": "*", "EXTRA_ARGS": "-x"}, {"cors_origins": "", "extra_args": ""}
     )
@@ -74,7 +74,7 @@ def test_a_bad_variable_behind_a_good_flag_does_no_harm() -> None:
 # What cannot be used ------------------------------------------------------------------------------
 
 
-def test_one_message_names_every_bad_value_and_what_is_wanted() -> None:
+def test_one_message_names_every_invalid_value_and_what_is_valid() -> None:
     with pytest.raises(UserError) as caught:
         load(
             {"PORT": "99999", "AUTH_ENABLED": "maybe", "LOG_FORMAT": "xml", "CTX": "4096"},
@@ -141,7 +141,7 @@ ORIGINS = "CORS_ORIGINS"
     ],
     ids=lambda value: ascii(value)[:24],
 )
-def test_a_value_that_is_not_exactly_what_is_wanted_is_refused(name: str, text: str) -> None:
+def test_a_value_that_is_not_exactly_valid_is_rejected(name: str, text: str) -> None:
     assert f"  {name}=" in mistake(name, text)
 
 
@@ -274,7 +274,7 @@ def test_a_data_folder_that_is_set_wins_over_the_platforms() -> None:
     assert (settings.data_dir, settings.models_dir) == ("/srv", "/srv/models")
 
 
-def test_what_is_set_is_left_as_it_is() -> None:
+def test_explicit_settings_are_not_replaced() -> None:
     given = Settings(
         data_dir="/d", models_dir="/m", auth_keys_file="/k", log_dir="/l", instance_id="i"
     )

@@ -54,7 +54,7 @@ def test_a_default_that_is_printed_is_the_one_that_is_used(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["data_dir", "models_dir", "auth_keys_file", "log_dir", "backend_api_key"]
 )
-def test_a_default_that_is_found_out_later_is_told_in_words(name: str) -> None:
+def test_a_default_that_depends_on_the_machine_is_described(name: str) -> None:
     assert default_text(name)
 
 
@@ -80,7 +80,7 @@ CHOICES = {
 
 
 @given(data=st.data())
-def test_what_is_written_out_is_read_back_the_same(data: st.DataObject) -> None:
+def test_a_serialised_value_is_read_back_the_same(data: st.DataObject) -> None:
     texts = {
         variable(name): data.draw(
             st.sampled_from(CHOICES[name]) if name in CHOICES else TEXTS[type(field.default)]
@@ -104,7 +104,7 @@ def test_a_long_or_fine_duration_is_read_back_the_same(text: str) -> None:
 # Masked -------------------------------------------------------------------------------------------
 
 
-def test_nothing_of_a_secret_is_left() -> None:
+def test_no_part_of_a_secret_is_shown() -> None:
     assert masked("backend_api_key", SECRET) == MASK
 
 
@@ -127,11 +127,13 @@ def test_the_login_of_a_url_is_masked_in_any_setting() -> None:
         ("cors_origins", (), ""),
     ],
 )
-def test_what_is_no_secret_is_shown_as_one_would_write_it(name: str, value: Any, text: str) -> None:
+def test_other_values_are_shown_in_the_syntax_of_their_variable(
+    name: str, value: Any, text: str
+) -> None:
     assert masked(name, value) == text
 
 
-def test_whatever_is_called_a_key_or_a_token_is_a_secret() -> None:
+def test_settings_named_key_or_token_are_secret() -> None:
     named = {n for n in FIELDS if n.endswith(("api_key", "_token", "_secret", "password"))}
 
     assert named == {name for name, about in ABOUT.items() if about.secret}
@@ -148,7 +150,7 @@ def test_a_command_has_each_of_its_settings_once_and_only_real_ones(command: str
     assert len(set(used)) == len(used)
 
 
-def test_the_gateway_is_handed_everything_that_guards_it() -> None:
+def test_the_gateway_receives_all_settings_of_its_data_path() -> None:
     guards = {n for n, a in ABOUT.items() if a.section in ("access", "queue", "timeouts", "sizes")}
 
     assert guards | {"host", "port", "backend_api_key", "backend_socket"} <= set(USED_BY["gateway"])

@@ -38,7 +38,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     assert path.read_bytes() == b"old"
 
 
-def test_what_an_interrupted_write_has_left_is_overwritten(tmp_path: Path) -> None:
+def test_the_remains_of_an_interrupted_write_are_overwritten(tmp_path: Path) -> None:
     path, temporary = tmp_path / "file", tmp_path / "file.new"
     temporary.write_bytes(b"longer than the new content")
     replace_file(str(path), b"new", temporary=str(temporary))

@@ -99,7 +99,7 @@ def test_the_oldest_beyond_the_number_of_backups_are_removed(tmp_path: Path) -> 
     assert sorted(os.listdir(tmp_path)) == sorted(names[:3])
 
 
-def test_what_another_instance_may_still_write_to_stays(tmp_path: Path) -> None:
+def test_logs_that_another_instance_may_still_write_to_are_kept(tmp_path: Path) -> None:
     make(tmp_path, *(f"2026112{n}T000000Z_server_other.log" for n in range(5)))
     make(tmp_path, "20261101T000000Z_server_gone.log", age=OTHERS_LIVE_SECONDS + 60)
 
@@ -118,5 +118,5 @@ def test_nothing_else_is_touched(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == sorted(others)
 
 
-def test_a_folder_that_is_not_there_is_nothing_to_prune(tmp_path: Path) -> None:
+def test_a_missing_folder_needs_no_pruning(tmp_path: Path) -> None:
     prune(OURS, str(tmp_path / "nowhere"), "server", but="")

@@ -38,13 +38,13 @@ def test_lines_are_appended_to_a_file_whose_folder_is_made(tmp_path: Path) -> No
     assert path.stat().st_mode & 0o007 == 0, "nothing for others to read"
 
 
-def test_no_file_is_made_before_there_is_something_to_write(path: Path) -> None:
+def test_the_file_is_created_at_the_first_write(path: Path) -> None:
     log_at(path).close()
 
     assert not path.exists()
 
 
-def test_after_closing_lines_go_to_whatever_has_the_name(path: Path, tmp_path: Path) -> None:
+def test_after_closing_lines_go_to_the_file_that_has_the_path(path: Path, tmp_path: Path) -> None:
     log = log_at(path)
     log.write(b"before\n")
     path.rename(tmp_path / "old")
@@ -99,7 +99,7 @@ def test_lines_that_are_longer_than_a_file_may_be_get_one_of_their_own(
     assert texts_in(tmp_path) == {"a.log": "2\n", "a.log.1": "much longer\n", "a.log.2": "1\n"}
 
 
-def test_what_was_there_at_the_start_counts(path: Path, tmp_path: Path) -> None:
+def test_the_size_of_an_existing_file_counts(path: Path, tmp_path: Path) -> None:
     path.write_text("from before\n")
     log = log_at(path, max_bytes=15, backups=1)
     log.write(b"more\n")
@@ -108,7 +108,7 @@ def test_what_was_there_at_the_start_counts(path: Path, tmp_path: Path) -> None:
     assert texts_in(tmp_path) == {"a.log": "more\n", "a.log.1": "from before\n"}
 
 
-def test_without_backups_a_full_file_begins_anew(path: Path, tmp_path: Path) -> None:
+def test_without_backups_a_full_file_starts_empty(path: Path, tmp_path: Path) -> None:
     log = log_at(path, max_bytes=10)
     log.write(b"12345678\n")
     log.write(b"2\n")
@@ -153,9 +153,7 @@ def test_a_file_that_cannot_be_written_is_complained_about_once(
     assert f"{WHAT} {tmp_path}/file/a.log" in caplog.text
 
 
-def test_trouble_that_comes_back_is_complained_about_again(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_new_failure_is_logged_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "a.log"
     log = log_at(path)
     with caplog.at_level(logging.WARNING):

@@ -45,7 +45,7 @@ class Sink:
         assert self.is_writing.wait(SECONDS)
 
 
-def test_what_is_handed_over_is_written_in_order() -> None:
+def test_jobs_are_written_in_order() -> None:
     sink = Sink()
     sink.open.set()
     texts = [f"line {n}" for n in range(1000)]
@@ -56,7 +56,7 @@ def test_what_is_handed_over_is_written_in_order() -> None:
     assert sink.written == texts
 
 
-def test_what_waits_is_bounded_and_the_lost_lines_are_counted_after_the_gap() -> None:
+def test_the_queue_is_bounded_and_lost_lines_are_reported_after_the_gap() -> None:
     sink = Sink(max_bytes=2 * (JOB_BYTES + 4))
     sink.block()
     sink.hand_over("aaaa", "bbbb", "cccc", "dd")  # the third is too much; so one gap begins
@@ -80,7 +80,7 @@ def test_after_a_gap_everything_is_written_again() -> None:
     assert sink.written == ["first", "aaaa", "1 lost", "cccc"]
 
 
-def test_a_job_that_writes_no_line_is_never_lost_and_keeps_its_place() -> None:
+def test_a_job_without_lines_is_never_dropped_and_keeps_its_place() -> None:
     sink = Sink(max_bytes=JOB_BYTES + 4)
     sink.block()
     sink.hand_over("aaaa", "bbbb")
@@ -113,7 +113,7 @@ def test_empty_lines_without_end_are_bounded_too() -> None:
     assert sink.written == ["first", *[""] * 10, "990 lost"]
 
 
-def test_the_end_does_not_wait_for_what_is_blocked() -> None:
+def test_closing_does_not_wait_for_a_blocked_write() -> None:
     sink = Sink()
     sink.block()
     sink.hand_over("never")

@@ -31,7 +31,7 @@ def feed(body: IncomingBody, pieces: list[bytes]) -> bytes | None:
 
 
 @given(content=st.binary(min_size=1, max_size=60), behind=st.binary(max_size=30), cuts=cuts)
-def test_a_body_with_a_length_is_the_same_however_it_is_split(
+def test_a_body_with_a_length_is_the_same_for_every_split(
     content: bytes, behind: bytes, cuts: list[int]
 ) -> None:
     body = IncomingBody(len(content))
@@ -41,7 +41,7 @@ def test_a_body_with_a_length_is_the_same_however_it_is_split(
 
 
 @given(content=st.binary(max_size=60), missing=st.integers(1, 9), cuts=cuts)
-def test_a_body_that_is_not_whole_knows_how_much_is_to_come(
+def test_an_incomplete_body_knows_its_remaining_bytes(
     content: bytes, missing: int, cuts: list[int]
 ) -> None:
     body = IncomingBody(len(content) + missing)
@@ -50,14 +50,14 @@ def test_a_body_that_is_not_whole_knows_how_much_is_to_come(
     assert (bytes(body.data), body.left) == (content, missing)
 
 
-def test_a_body_of_no_bytes_takes_none() -> None:
+def test_an_empty_body_consumes_nothing() -> None:
     body = IncomingBody(0)
 
     assert body.feed(b"GET / HTTP/1.1\r\n") == b"GET / HTTP/1.1\r\n"
     assert (bytes(body.data), body.left) == (b"", 0)
 
 
-def test_a_length_says_nothing_of_what_is_in_the_body() -> None:
+def test_a_body_with_a_length_may_contain_any_bytes() -> None:
     content = b"0\r\n\r\nPOST / HTTP/1.1\r\n\r\n"
     body = IncomingBody(len(content))
 
@@ -71,7 +71,7 @@ payloads = st.lists(st.binary(min_size=1, max_size=30), max_size=4)
 
 
 @given(payloads=payloads, behind=st.binary(max_size=30), cuts=cuts)
-def test_a_chunked_body_is_decoded_however_it_is_split(
+def test_a_chunked_body_is_decoded_the_same_for_every_split(
     payloads: list[bytes], behind: bytes, cuts: list[int]
 ) -> None:
     body = IncomingBody(None)
@@ -82,7 +82,7 @@ def test_a_chunked_body_is_decoded_however_it_is_split(
 
 
 @given(payloads=payloads, missing=st.integers(1, 5), cuts=cuts)
-def test_a_chunked_body_without_its_end_is_not_whole(
+def test_a_chunked_body_without_its_end_is_incomplete(
     payloads: list[bytes], missing: int, cuts: list[int]
 ) -> None:
     body = IncomingBody(None)
@@ -94,7 +94,7 @@ def test_a_chunked_body_without_its_end_is_not_whole(
 
 
 @pytest.mark.parametrize("wire", [b"x\r\n", b"1\r\nab\r\n", b"1\n", b"0\r\nHost: a\r\n\r\n"])
-def test_what_is_not_in_the_coding_is_a_bad_request(wire: bytes) -> None:
+def test_invalid_chunked_coding_is_a_bad_request(wire: bytes) -> None:
     with pytest.raises(BadRequest, match="cannot be read") as raised:
         IncomingBody(None).feed(wire)
 

@@ -59,7 +59,7 @@ def follow(pieces: list[bytes]) -> tuple[ChunkedBody, int, bytes]:
 
 
 @given(wire_and_payload=bodies, cuts=cuts)
-def test_a_body_is_the_same_however_it_is_split(
+def test_a_body_is_the_same_for_every_split(
     wire_and_payload: tuple[bytes, bytes], cuts: list[int]
 ) -> None:
     wire, payload = wire_and_payload
@@ -70,7 +70,7 @@ def test_a_body_is_the_same_however_it_is_split(
 
 
 @given(wire_and_payload=bodies, surplus=st.binary(min_size=1, max_size=20), cuts=cuts)
-def test_what_comes_behind_the_end_is_left_alone(
+def test_bytes_after_the_end_are_not_consumed(
     wire_and_payload: tuple[bytes, bytes], surplus: bytes, cuts: list[int]
 ) -> None:
     wire, payload = wire_and_payload
@@ -81,7 +81,7 @@ def test_what_comes_behind_the_end_is_left_alone(
 
 
 @given(wire_and_payload=bodies, data=st.data())
-def test_a_body_that_is_cut_off_is_not_taken_for_a_whole_one(
+def test_a_truncated_body_is_not_complete(
     wire_and_payload: tuple[bytes, bytes], data: st.DataObject
 ) -> None:
     wire, payload = wire_and_payload
@@ -95,14 +95,14 @@ def test_a_body_that_is_cut_off_is_not_taken_for_a_whole_one(
 
 
 @given(payloads=st.lists(st.binary(min_size=1, max_size=300), max_size=5))
-def test_what_is_framed_here_is_read_back(payloads: list[bytes]) -> None:
+def test_a_framed_chunk_can_be_decoded(payloads: list[bytes]) -> None:
     _, taken, decoded = follow([wire := b"".join(map(frame, payloads))])
 
     assert (taken, decoded) == (len(wire), b"".join(payloads))
 
 
 @given(wire_and_payload=bodies, cuts=cuts)
-def test_the_tail_is_the_end_of_the_payload_however_it_is_split(
+def test_the_tail_is_the_end_of_the_payload_for_every_split(
     wire_and_payload: tuple[bytes, bytes], cuts: list[int]
 ) -> None:
     wire, payload = wire_and_payload
@@ -141,7 +141,7 @@ def test_a_payload_that_looks_like_chunks_is_a_payload() -> None:
     assert body.tail == inner[-TAIL_BYTES:]
 
 
-def test_the_payload_is_not_collected_where_nobody_wants_it() -> None:
+def test_the_payload_is_not_collected_without_a_sink() -> None:
     body = ChunkedBody()
 
     assert body.feed(b"3\r\nabc\r\n0\r\n\r\n") == 13
@@ -210,12 +210,12 @@ def is_plain_chunk(data: bytes) -> bool:
 
 
 @given(data=near_chunks)
-def test_one_plain_chunk_takes_the_short_cut_and_nothing_else_does(data: bytes) -> None:
+def test_only_one_plain_chunk_takes_the_short_cut(data: bytes) -> None:
     assert is_one_chunk(data) == is_plain_chunk(data)
 
 
 @given(data=near_chunks)
-def test_what_takes_the_short_cut_leaves_its_body_between_chunks(data: bytes) -> None:
+def test_after_the_short_cut_the_body_is_between_chunks(data: bytes) -> None:
     if is_one_chunk(data):
         body, taken, _ = follow([data])
 
@@ -268,7 +268,7 @@ def of_length(length: int, line: bytes) -> bytes:
     return b"".join((start, memoryview(ZEROS)[: length - len(start) - 2], b"\r\n"))[-length:]
 
 
-def test_for_every_length_there_is_at_most_one_size_line_that_takes_the_short_cut() -> None:
+def test_every_length_has_at_most_one_size_line_that_takes_the_short_cut() -> None:
     for length in range(1, len(ZEROS) + 1):
         for line in lines_in(length):
             data = of_length(length, line)
@@ -286,7 +286,7 @@ def test_for_every_length_there_is_at_most_one_size_line_that_takes_the_short_cu
 
 @pytest.mark.parametrize("length", [*range(1, 9), 21, 262, 4103, 65544])
 @pytest.mark.parametrize("start", [b"-", b"\n", b"0", b"\r\n", b"", b"f" * 70_000, b"\n" * 70_000])
-def test_where_no_plain_chunk_has_the_length_nothing_takes_the_short_cut(
+def test_a_length_that_no_plain_chunk_has_never_takes_the_short_cut(
     start: bytes, length: int
 ) -> None:
     assert not is_one_chunk(of_length(length, start))
@@ -327,7 +327,7 @@ def test_a_size_line_may_be_so_long_and_no_longer() -> None:
 
 
 @pytest.mark.parametrize("start", [b"", b"1\r\nx", b"0\r\n"], ids=["size", "data end", "trailer"])
-def test_a_line_without_an_end_is_refused_before_it_has_taken_memory(start: bytes) -> None:
+def test_a_line_without_an_end_is_rejected_before_it_costs_memory(start: bytes) -> None:
     body, _, _ = follow([start])
     for _ in range(MAX_LINE_BYTES):
         body.feed(b"1")

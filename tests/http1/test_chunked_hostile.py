@@ -103,13 +103,13 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("wire", HOSTILE)
-def test_a_hostile_body_is_refused(wire: bytes) -> None:
+def test_a_hostile_body_is_rejected(wire: bytes) -> None:
     with pytest.raises(ChunkedError):
         follow([wire])
 
 
 @pytest.mark.parametrize("wire", HOSTILE)
-def test_a_hostile_body_is_refused_behind_a_good_chunk_and_byte_by_byte(wire: bytes) -> None:
+def test_a_hostile_body_is_rejected_after_a_good_chunk_and_byte_by_byte(wire: bytes) -> None:
     behind = b"5\r\nhello\r\n" + wire
 
     with pytest.raises(ChunkedError):
@@ -195,7 +195,7 @@ def test_llhttp_reads_every_good_body_as_we_do(wire_and_payload: tuple[bytes, by
 
 @settings(max_examples=400)
 @given(wire_and_payload=bodies, by=changes, cuts=cuts)
-def test_whatever_we_accept_llhttp_accepts_with_the_same_payload(
+def test_llhttp_accepts_every_accepted_body_with_the_same_payload(
     wire_and_payload: tuple[bytes, bytes], by: list[tuple[int, int, bytes]], cuts: list[int]
 ) -> None:
     wire = changed(wire_and_payload[0], by)

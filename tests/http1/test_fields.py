@@ -54,7 +54,7 @@ dropped_fields = st.sampled_from(
 
 
 @given(fields=st.lists(plain_fields | dropped_fields, max_size=20))
-def test_what_is_not_dropped_goes_on_as_it_came_in_its_order(fields: Fields) -> None:
+def test_other_fields_are_forwarded_unchanged_and_in_order(fields: Fields) -> None:
     dropped = {name.lower() for name in (*HOP_BY_HOP, *REPLACED)}
 
     assert lines_of(read(*fields)) == [f for f in fields if f[0].lower() not in dropped]
@@ -66,13 +66,13 @@ def test_a_repeated_field_stays_repeated_with_its_case_and_order() -> None:
     assert lines_of(read(*fields)) == fields
 
 
-def test_bytes_that_are_no_ascii_go_on_as_they_came() -> None:
+def test_bytes_that_are_not_ascii_are_forwarded_unchanged() -> None:
     assert lines_of(read((b"X-Name", b"\xe4\t\xff"))) == [(b"X-Name", b"\xe4\t\xff")]
 
 
 @pytest.mark.parametrize("name", HOP_BY_HOP + REPLACED, ids=bytes.decode)
 @pytest.mark.parametrize("spelt", [bytes.lower, bytes.upper, bytes.swapcase])
-def test_what_ends_at_us_is_dropped_however_it_is_spelt(
+def test_hop_by_hop_fields_are_dropped_in_every_spelling(
     name: bytes, spelt: Callable[[bytes], bytes]
 ) -> None:
     value = {b"Transfer-Encoding": b"chunked", b"Content-Length": b"0", b"Expect": b"100-continue"}
@@ -82,7 +82,7 @@ def test_what_ends_at_us_is_dropped_however_it_is_spelt(
     assert lines_of(read_request(fields, version="1.1")) == []
 
 
-def test_the_origin_is_known_and_goes_on() -> None:
+def test_the_origin_is_known_and_forwarded() -> None:
     found = read((b"origin", b"https://a.example"))
 
     assert found.origin == b"https://a.example"
@@ -105,7 +105,9 @@ def test_the_origin_is_known_and_goes_on() -> None:
     ids=repr,
 )
 @pytest.mark.parametrize("is_before", [True, False], ids=["before", "behind"])
-def test_what_connection_names_is_dropped(connection: list[bytes], is_before: bool) -> None:
+def test_fields_that_connection_nominates_are_dropped(
+    connection: list[bytes], is_before: bool
+) -> None:
     nominated = [(b"X-Secret", b"1"), (b"x-sEcReT", b"2")]
     naming = [(b"cOnNeCtIoN", value) for value in connection]
     fields = [*naming, *nominated] if is_before else [*nominated, *naming]
@@ -113,21 +115,21 @@ def test_what_connection_names_is_dropped(connection: list[bytes], is_before: bo
     assert lines_of(read(*fields, (b"X-Kept", b"3"))) == [(b"X-Kept", b"3")]
 
 
-def test_connection_cannot_take_away_the_framing_or_the_host() -> None:
+def test_connection_cannot_remove_the_framing_or_the_host() -> None:
     found = read((b"Connection", b"content-length, host"), (b"Content-Length", b"5"))
 
     assert found.content_length == 5
     assert lines_of(found) == []
 
 
-def test_connection_cannot_take_away_the_key_or_bring_back_what_is_dropped() -> None:
+def test_connection_cannot_remove_the_key_or_forward_a_dropped_field() -> None:
     found = read((b"Connection", b"authorization"), (b"Authorization", b"Bearer k"), (b"TE", b"x"))
 
     assert found.authorizations == [b"Bearer k"]
     assert lines_of(found) == []
 
 
-def test_connection_names_are_told_in_lower_case() -> None:
+def test_connection_options_are_in_lower_case() -> None:
     assert read((b"Connection", b"Close , Foo"), (b"connection", b"bar")).connection == {
         *(b"close", b"foo", b"bar")
     }
@@ -154,7 +156,7 @@ def test_a_request_id_that_could_break_a_log_or_a_head_is_not(value: bytes) -> N
 
 
 @pytest.mark.parametrize(("keep", "lines"), [(False, 0), (True, 1)])
-def test_a_conversation_s_id_goes_on_only_where_its_routes_are_exposed(
+def test_a_conversation_id_is_forwarded_only_if_its_routes_are_exposed(
     keep: bool, lines: int
 ) -> None:
     rules = request_rules(keep_credentials=False, keep_conversations=keep)

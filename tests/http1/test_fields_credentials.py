@@ -54,7 +54,7 @@ REFUSED: list[Fields] = [
 
 
 @pytest.mark.parametrize("fields", REFUSED, ids=repr)
-def test_no_key_or_more_than_one_is_refused_and_nothing_tells_why(fields: Fields) -> None:
+def test_no_key_or_several_are_rejected_with_the_same_message(fields: Fields) -> None:
     with pytest.raises(Unauthorized) as caught:
         presented_key(read(*fields))
 
@@ -74,7 +74,7 @@ def key_let_in(ring: KeyRing, *fields: tuple[bytes, bytes]) -> Key | None:
     [KEY, b"Bearer" + KEY, b"Bearer\t" + KEY, b"Token " + KEY, b"Bearer\xa0" + KEY, b" " + KEY],
     ids=repr,
 )
-def test_a_key_without_its_scheme_is_not_taken(value: bytes) -> None:
+def test_a_key_without_its_scheme_is_rejected(value: bytes) -> None:
     ring = KeyRing.parse(f"alice:{KEY.decode()}")
 
     assert key_let_in(ring, (b"Authorization", b"Bearer " + KEY)) is not None
@@ -93,7 +93,9 @@ def test_a_key_without_its_scheme_is_not_taken(value: bytes) -> None:
     ],
     ids=repr,
 )
-def test_an_empty_key_lets_nobody_in_whatever_the_file_says(field: tuple[bytes, bytes]) -> None:
+def test_an_empty_key_is_rejected_even_if_the_file_has_its_digest(
+    field: tuple[bytes, bytes],
+) -> None:
     ring = KeyRing.parse(f"alice:sha256${SHA256_OF_NOTHING}")
 
     assert key_let_in(ring, field) is None
@@ -105,7 +107,7 @@ def test_the_clients_credentials_do_not_reach_the_engine() -> None:
     assert b"".join(found.forwarded) == b"Cookie: a\r\n"
 
 
-def test_where_nobody_checks_them_the_clients_credentials_go_on_untouched() -> None:
+def test_without_key_checks_the_client_s_credentials_are_forwarded_unchanged() -> None:
     fields = [(b"authorization", b"Basic dTpw"), (b"X-API-Key", KEY), (b"x-api-key", OTHER)]
 
     found = read(*fields, keep=True)
@@ -113,14 +115,14 @@ def test_where_nobody_checks_them_the_clients_credentials_go_on_untouched() -> N
     assert b"".join(found.forwarded) == b"".join(b"%b: %b\r\n" % field for field in fields)
 
 
-def test_open_or_not_what_is_hop_by_hop_or_framing_is_dropped() -> None:
+def test_hop_by_hop_and_framing_fields_are_dropped_with_and_without_key_checks() -> None:
     found = read((b"Proxy-Authorization", b"Basic x"), (b"Content-Length", b"1"), keep=True)
 
     assert found.forwarded == []
     assert found.content_length == 1
 
 
-def test_credentials_that_go_on_are_dropped_when_connection_names_them() -> None:
+def test_forwarded_credentials_are_dropped_if_connection_nominates_them() -> None:
     found = read((b"Authorization", b"x"), (b"Connection", b"authorization"), keep=True)
 
     assert found.forwarded == []

@@ -27,7 +27,7 @@ def read(*fields: tuple[bytes, bytes], version: str = "1.1") -> RequestFields:
     ],
     ids=repr,
 )
-def test_a_sound_host_is_taken(value: bytes) -> None:
+def test_a_valid_host_is_accepted(value: bytes) -> None:
     read_request([(b"host", value)], version="1.1")
 
 
@@ -55,7 +55,7 @@ def test_a_malformed_host_is_refused(value: bytes) -> None:
         (2, "1.0", False),
     ],
 )
-def test_there_is_exactly_one_host_but_for_http_1_0(
+def test_there_is_exactly_one_host_except_in_http_1_0(
     hosts: int, version: str, is_fine: bool
 ) -> None:
     fields = [HOST, (b"hOST", HOST[1])][:hosts]

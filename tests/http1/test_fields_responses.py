@@ -41,7 +41,7 @@ VALUES = {b"Transfer-Encoding": b"chunked", b"Content-Length": b"5"}
 
 @pytest.mark.parametrize("name", DROPPED, ids=bytes.decode)
 @pytest.mark.parametrize("spelt", [bytes.lower, bytes.upper, bytes.swapcase])
-def test_what_is_ours_to_set_is_dropped_however_it_is_spelt(
+def test_fields_that_the_gateway_sets_are_dropped_in_every_spelling(
     name: bytes, spelt: Callable[[bytes], bytes]
 ) -> None:
     assert lines_of(read((spelt(name), VALUES.get(name, b"x")))) == []
@@ -65,7 +65,7 @@ def test_what_is_ours_to_set_is_dropped_however_it_is_spelt(
         max_size=12,
     )
 )
-def test_everything_else_goes_on_as_it_came_in_its_order(fields: Fields) -> None:
+def test_all_other_fields_are_forwarded_unchanged_and_in_order(fields: Fields) -> None:
     ours = (b"server", b"access-control-allow-origin")
 
     assert lines_of(read(*fields)) == [f for f in fields if f[0].lower() not in ours]
@@ -74,13 +74,13 @@ def test_everything_else_goes_on_as_it_came_in_its_order(fields: Fields) -> None
 @pytest.mark.parametrize(
     "connection", [[b"X-Secret"], [b"close", b" x-SECRET,"], [b"x-secret, keep-alive"]], ids=repr
 )
-def test_what_connection_names_is_dropped(connection: list[bytes]) -> None:
+def test_fields_that_connection_nominates_are_dropped(connection: list[bytes]) -> None:
     naming = [(b"connection", value) for value in connection]
 
     assert lines_of(read((b"x-Secret", b"1"), *naming, (b"X-Kept", b"2"))) == [(b"X-Kept", b"2")]
 
 
-def test_the_type_and_the_date_go_on_where_connection_names_something_else() -> None:
+def test_type_and_date_are_forwarded_if_connection_nominates_another_field() -> None:
     fields = [(b"Content-Type", b"text/plain"), (b"Date", b"today"), (b"X-A", b"1")]
 
     found = read(*fields, (b"Connection", b"x-a"))
@@ -88,7 +88,7 @@ def test_the_type_and_the_date_go_on_where_connection_names_something_else() -> 
     assert lines_of(found) == fields[:2]
 
 
-def test_connection_cannot_take_away_the_framing() -> None:
+def test_connection_cannot_remove_the_framing() -> None:
     assert read((b"Connection", b"content-length"), LENGTH).length == 5
 
 
@@ -108,7 +108,7 @@ def test_an_event_stream_is_known_by_its_type(value: bytes, is_stream: bool) -> 
     assert read((b"content-type", value)).is_event_stream == is_stream
 
 
-def test_an_answer_without_a_type_is_no_event_stream() -> None:
+def test_a_response_without_a_type_is_not_an_event_stream() -> None:
     assert not read().is_event_stream
 
 

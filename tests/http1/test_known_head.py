@@ -166,7 +166,7 @@ NO_DIGITS = [
 @given(
     nonsense=st.sampled_from(NO_DIGITS), head=heads(), line=length_lines, n=digits, behind=whatever
 )
-def test_whatever_else_stands_for_the_digits_is_no_known_head(
+def test_a_head_with_something_else_for_the_digits_is_not_known(
     nonsense: bytes, head: Head, line: bytes, n: bytes, behind: bytes
 ) -> None:
     known = head.having(line % n)
@@ -175,7 +175,7 @@ def test_whatever_else_stands_for_the_digits_is_no_known_head(
 
 
 @pytest.mark.parametrize("understand", STARTS, ids=["request", "response"])
-def test_whichever_byte_is_another_only_digits_may_be_it(understand: Understand) -> None:
+def test_only_digits_may_differ_in_a_known_head(understand: Understand) -> None:
     start, end = STARTS[understand][0] + b"Content-Length: ", b"\r\nA: b\r\n\r\n"
     known = start + b"15" + end
     known_head = KnownHead(known, 15)
@@ -195,7 +195,7 @@ def test_whichever_byte_is_another_only_digits_may_be_it(understand: Understand)
 
 
 @given(head=heads(), line=length_lines | st.just(b""), second=digits, data=st.data())
-def test_a_head_that_is_not_whole_is_never_known(
+def test_an_incomplete_head_is_never_known(
     head: Head, line: bytes, second: bytes, data: st.DataObject
 ) -> None:
     whole = head.having(line % second if line else b"")
@@ -205,7 +205,7 @@ def test_a_head_that_is_not_whole_is_never_known(
 
 
 @pytest.mark.parametrize("cut", [b"", b"1", b"12", b"123", b"123\r", b"123\r\n", b"123\r\n\r"])
-def test_digits_may_be_cut_anywhere_and_are_never_taken_for_fewer(cut: bytes) -> None:
+def test_digits_may_be_split_anywhere_and_are_never_read_as_fewer(cut: bytes) -> None:
     known = KnownHead(POST + b"Content-Length: 5\r\n\r\n", 5)
 
     assert known.match(POST + b"Content-Length: " + cut) == NO_MATCH
@@ -278,7 +278,7 @@ def test_a_head_without_a_length_is_known_by_every_byte(
 
 
 @given(first=heads(), second=heads(), one=length_lines, two=length_lines, number=digits)
-def test_no_head_is_taken_for_another(
+def test_no_head_is_mistaken_for_another(
     first: Head, second: Head, one: bytes, two: bytes, number: bytes
 ) -> None:
     known, data = first.having(one % number), second.having(two % number)
@@ -297,7 +297,7 @@ def test_the_length_is_that_of_the_head_that_is_there() -> None:
     assert known.length == 5
 
 
-def test_hostile_digits_take_no_memory() -> None:
+def test_hostile_digits_use_bounded_memory() -> None:
     known = KnownHead(POST + b"Content-Length: 5\r\n\r\n", 5)
     start = POST + b"Content-Length: "
     known.match(start + b"6\r\n\r\n")
@@ -313,5 +313,5 @@ def test_hostile_digits_take_no_memory() -> None:
 
 
 @given(data=st.binary(max_size=30))
-def test_never_is_never(data: bytes) -> None:
+def test_the_absent_head_matches_nothing(data: bytes) -> None:
     assert NO_HEAD.match(data) == NO_MATCH

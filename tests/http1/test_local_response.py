@@ -44,14 +44,14 @@ def fields_of(lines: list[bytes]) -> dict[str, str]:
 # Heads --------------------------------------------------------------------------------------------
 
 
-def test_a_head_says_status_type_and_length_and_ends_with_a_blank_line() -> None:
+def test_a_head_has_status_type_and_length_and_ends_with_a_blank_line() -> None:
     assert head(503, [b"X-A: 1\r\n"], length=7, content_type=b"text/plain") == (
         b"HTTP/1.1 503 Service Unavailable\r\nX-A: 1\r\n"
         b"Content-Type: text/plain\r\nContent-Length: 7\r\n\r\n"
     )
 
 
-def test_an_empty_answer_says_that_it_is_empty() -> None:
+def test_an_empty_response_has_a_length_of_0() -> None:
     assert b"\r\nContent-Length: 0\r\n" in head(200, [], length=0)
 
 
@@ -127,7 +127,7 @@ def test_anthropics_envelope_has_their_type_and_the_requests_id(
         (59.5, "60", "59500"),
     ],
 )
-def test_the_wait_is_rounded_up_so_that_nobody_comes_back_too_early(
+def test_the_wait_is_rounded_up_so_that_no_client_retries_too_early(
     wait: float, seconds: str, milliseconds: str
 ) -> None:
     assert fields_of(error_fields(Limited("no", retry_after=wait))) == {
@@ -137,7 +137,7 @@ def test_the_wait_is_rounded_up_so_that_nobody_comes_back_too_early(
 
 
 @given(wait=st.floats(0, 1e6))
-def test_whoever_obeys_waits_long_enough_and_at_most_a_second_too_long(wait: float) -> None:
+def test_a_compliant_client_waits_long_enough_and_at_most_a_second_too_long(wait: float) -> None:
     fields = fields_of(error_fields(QueueFull("no", retry_after=wait)))
 
     assert wait <= int(fields["retry-after"]) <= max(1, wait + 1)
@@ -159,7 +159,7 @@ def test_a_405_names_what_is_allowed() -> None:
     assert fields == {"allow": "GET, HEAD"}
 
 
-def test_a_504_tells_clients_not_to_repeat_the_work() -> None:
+def test_a_504_keeps_clients_from_repeating_the_work() -> None:
     assert fields_of(error_fields(UpstreamTimeout("no"))) == {"x-should-retry": "false"}
 
 
@@ -217,11 +217,11 @@ def test_a_duration_is_written_as_openai_writes_it(seconds: float, text: bytes) 
 
 
 @given(seconds=st.floats(0, 3600))
-def test_a_duration_is_never_told_shorter_than_it_is(seconds: float) -> None:
+def test_a_duration_is_never_shown_shorter_than_it_is(seconds: float) -> None:
     found = re.fullmatch(r"(?:(\d+)m)?(?:(\d+)s)?(?:(\d+)ms)?", duration_text(seconds).decode())
 
     assert found is not None
     minutes, whole, milliseconds = (int(part or 0) for part in found.groups())
-    told = minutes * 60 + whole + milliseconds / 1000
-    assert seconds <= told or math.isclose(seconds, told)
-    assert told < seconds + 1
+    shown = minutes * 60 + whole + milliseconds / 1000
+    assert seconds <= shown or math.isclose(seconds, shown)
+    assert shown < seconds + 1

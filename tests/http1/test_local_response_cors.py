@@ -19,14 +19,14 @@ origins = st.none() | st.sampled_from([ORIGIN, b"null", b"*", b""]) | st.binary(
 
 
 @given(origin=origins)
-def test_with_cors_off_there_is_not_a_byte_of_it(origin: bytes | None) -> None:
+def test_without_cors_there_are_no_cors_fields(origin: bytes | None) -> None:
     cors = Cors(())
 
     assert cors.fields(origin) == b""
     assert list(fields_of(cors.preflight(PREFLIGHT, origin))) == ["allow"]
 
 
-def test_a_listed_origin_is_named_and_may_read_what_retries_need() -> None:
+def test_a_listed_origin_is_named_and_can_read_the_fields_that_retries_need() -> None:
     fields = fields_of([Cors((APP, "https://b.example")).fields(ORIGIN)])
 
     assert fields["access-control-allow-origin"] == APP
@@ -51,7 +51,7 @@ def test_an_unlisted_origin_gets_nothing_but_a_word_to_caches(origin: bytes | No
 
 
 @given(origin=origins)
-def test_a_star_lets_every_origin_in_and_never_with_credentials(origin: bytes | None) -> None:
+def test_a_star_permits_every_origin_but_no_credentials(origin: bytes | None) -> None:
     for cors in (Cors(("*",)), Cors((APP, "*"))):
         fields = fields_of([cors.fields(origin)])
         asked = fields_of(cors.preflight(PREFLIGHT, origin))
@@ -61,7 +61,7 @@ def test_a_star_lets_every_origin_in_and_never_with_credentials(origin: bytes | 
         assert not any("credentials" in name for name in (*fields, *asked))
 
 
-def test_a_preflight_is_granted_what_it_asks_for() -> None:
+def test_a_preflight_is_granted_what_it_requests() -> None:
     fields = fields_of(Cors((APP,)).preflight(PREFLIGHT, ORIGIN))
 
     assert fields["access-control-allow-headers"] == PREFLIGHT[2][1].decode()
@@ -69,7 +69,7 @@ def test_a_preflight_is_granted_what_it_asks_for() -> None:
     assert int(fields["access-control-max-age"]) > 0
 
 
-def test_an_options_request_that_is_no_preflight_is_told_the_methods() -> None:
+def test_an_options_request_that_is_no_preflight_gets_the_methods() -> None:
     fields = fields_of(Cors((APP,)).preflight([(b"Origin", ORIGIN)], ORIGIN))
 
     assert list(fields) == ["allow"]
@@ -77,7 +77,7 @@ def test_an_options_request_that_is_no_preflight_is_told_the_methods() -> None:
 
 
 @given(names=st.binary(max_size=60) | st.text("aZ9-_., \t\r\n\x00:*", max_size=60).map(str.encode))
-def test_whatever_headers_a_preflight_asks_for_the_answers_lines_stay_lines(names: bytes) -> None:
+def test_headers_that_a_preflight_requests_cannot_inject_lines(names: bytes) -> None:
     asked = [
         (b"Access-Control-Request-Method", b"POST"),
         (b"access-control-request-headers", names),

@@ -18,7 +18,7 @@ from llama_gguf.http1.parser import (
 )
 
 
-def test_a_request_is_taken_apart() -> None:
+def test_a_request_is_parsed() -> None:
     head = parse_request(b"POST /a/b?c=d?e HTTP/1.1\r\nHost: h\r\nX-Y: \t z\r\nx-y:\r\n\r\n")
 
     assert head.method == b"POST"
@@ -66,7 +66,7 @@ def test_a_refusal_of_a_whole_head_names_its_cause_too() -> None:
         parse_request(b"GET / HTTP/1.1\r\nHost: a\nX: y\r\n\r\n")
 
 
-def test_no_beginning_of_what_is_understood_is_refused() -> None:
+def test_no_beginning_of_a_valid_head_is_rejected() -> None:
     lines = b"Host: a\r\nX: \xe9 \t\r\nY:\r\n\r\n"
     for line in (b"OPTIONS * HTTP/1.1\r\n", b"GET http://a/b?c HTTP/1.0\r\n"):
         head = line + lines
@@ -113,7 +113,7 @@ def test_a_target_that_is_neither_path_nor_url_is_refused(target: bytes) -> None
         parse_request(b"GET %b HTTP/1.1\r\nHost: h\r\n\r\n" % target)
 
 
-def test_options_may_ask_for_everything() -> None:
+def test_options_may_have_an_asterisk_as_its_target() -> None:
     assert parse_request(b"OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n").target == b"*"
 
 
@@ -135,7 +135,7 @@ def test_one_head_leaves_nothing_behind_for_the_next() -> None:
     assert head.fields == [(b"C", b"d")]
 
 
-def test_an_answer_is_taken_apart() -> None:
+def test_a_response_is_parsed() -> None:
     head = parse_response(b"HTTP/1.1 404 Not Here \r\nX: y\r\nx: \xe9\r\n\r\n")
 
     assert (head.status, head.version) == (404, "1.1")
@@ -143,14 +143,14 @@ def test_an_answer_is_taken_apart() -> None:
     assert head.fields == [(b"X", b"y"), (b"x", b"\xe9")]
 
 
-def test_an_answer_s_framing_is_left_to_others() -> None:
+def test_a_response_s_framing_is_not_checked_by_the_parser() -> None:
     head = parse_response(b"HTTP/1.0 200 OK\r\nContent-Length: 7\r\n\r\n")
 
     assert head.version == "1.0"
     assert head.fields == [(b"Content-Length", b"7")]
 
 
-def test_an_answer_leaves_nothing_behind_for_the_next() -> None:
+def test_a_response_leaves_no_state_for_the_next_one() -> None:
     with pytest.raises(UpstreamError):
         parse_response(b"HTTP/1.1 200 OK\r\nA: b\r\nbad\r\n\r\n")
 
@@ -200,7 +200,7 @@ def test_no_bytes_make_the_parsers_fail_in_any_other_way(pieces: list[bytes]) ->
         max_size=10,
     )
 )
-def test_fields_come_out_as_they_went_in(fields: list[tuple[bytes, bytes]]) -> None:
+def test_fields_are_returned_unchanged(fields: list[tuple[bytes, bytes]]) -> None:
     lines = b"".join(b"%b: %b\r\n" % field for field in fields)
 
     assert parse_request(b"GET / HTTP/1.1\r\n" + lines + b"\r\n").fields == fields

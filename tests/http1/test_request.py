@@ -29,7 +29,7 @@ def request(*lines: bytes, first: bytes = POST) -> Request:
     return understood(b"".join((first, HOST, *lines, b"\r\n")))
 
 
-def test_a_request_is_written_anew_with_what_goes_on_of_it() -> None:
+def test_a_request_is_serialised_with_its_forwarded_fields() -> None:
     found = request(b"X-A: 1\r\n", b"Connection: close, X-Hop\r\n", b"X-Hop: 2\r\n", b"x-b:3\r\n")
 
     assert found.serialised(ADDRESS, b"req-1", b"body") == (
@@ -38,7 +38,7 @@ def test_a_request_is_written_anew_with_what_goes_on_of_it() -> None:
     )
 
 
-def test_a_request_serves_again_with_another_id_and_another_body() -> None:
+def test_a_request_can_be_reused_with_another_id_and_body() -> None:
     found = request(b"Content-Length: 4\r\n")
     first = found.serialised(ADDRESS, b"req-1", b"body")
     second = found.serialised(ADDRESS, b"req-2", bytearray(b"longer body"))
@@ -63,7 +63,7 @@ def test_a_request_serves_again_with_another_id_and_another_body() -> None:
         (b"DELETE", b"Transfer-Encoding: chunked\r\n", True),
     ],
 )
-def test_the_engine_is_told_a_length_of_0_where_that_means_something(
+def test_a_length_of_0_is_sent_for_methods_that_need_it(
     method: bytes, line: bytes, sends_length: bool
 ) -> None:
     found = request(line, first=method + b" /v1/x HTTP/1.1\r\n")
@@ -111,7 +111,7 @@ def test_a_connection_persists_by_its_version_and_the_client_s_word(
         (b"DELETE", False, False),
     ],
 )
-def test_only_what_changes_nothing_for_sure_may_be_sent_twice(
+def test_only_safe_methods_may_be_sent_twice(
     method: bytes, is_to_head: bool, is_idempotent: bool
 ) -> None:
     found = request(first=method + b" / HTTP/1.1\r\n")

@@ -19,7 +19,7 @@ def test_all_that_a_head_means_is_worked_out_at_once() -> None:
     assert presented_key(found.read) == KEY.encode()
 
 
-def test_a_head_may_have_so_many_fields_and_no_more() -> None:
+def test_the_number_of_fields_in_a_head_is_limited() -> None:
     reader = RequestReader(Settings(max_headers=3))
     few = parse_request(request("GET", "/ping", "a: b"))
     assert reader.understand(few, b"").route.kind is Kind.PING
@@ -28,7 +28,7 @@ def test_a_head_may_have_so_many_fields_and_no_more() -> None:
         reader.understand(parse_request(request("GET", "/ping", "a: b", "c: d")), b"")
 
 
-def test_a_whole_head_has_a_limit_of_its_own() -> None:
+def test_the_size_of_a_complete_head_is_limited() -> None:
     reader = RequestReader(Settings())
     line = b"a: " + b"x" * 8000 + b"\r\n"
     reader.check_size(b"GET / HTTP/1.1\r\n" + line * 8)

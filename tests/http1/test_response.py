@@ -7,13 +7,13 @@ from llama_gguf.http1.parser import parse_response
 from llama_gguf.http1.response import Answer
 
 
-def answered(raw: bytes, *, to_head: bool = False) -> Answer:
+def parsed(raw: bytes, *, to_head: bool = False) -> Answer:
     head = parse_response(raw)
     return Answer(head, read_response(head.fields, status=head.status, to_head=to_head))
 
 
-def test_an_answer_begins_with_what_the_engine_said() -> None:
-    found = answered(b"HTTP/1.0 404 Not Here\r\nX-A: 1\r\nServer: x\r\nContent-Length: 3\r\n\r\n")
+def test_a_response_begins_with_the_engine_s_status_and_fields() -> None:
+    found = parsed(b"HTTP/1.0 404 Not Here\r\nX-A: 1\r\nServer: x\r\nContent-Length: 3\r\n\r\n")
 
     assert found.opening == b"HTTP/1.1 404 Not Here\r\nX-A: 1\r\n"
     assert (found.status, found.framing) == (404, Framing.LENGTH)
@@ -37,17 +37,17 @@ def test_an_answer_begins_with_what_the_engine_said() -> None:
         (b"HTTP/1.1 204 Nothing\r\n", Framing.NONE, False, True),
     ],
 )
-def test_an_answer_s_framing_says_whether_its_connection_serves_again(
+def test_a_response_s_framing_determines_whether_its_connection_is_reused(
     head: bytes, framing: Framing, has_length: bool, may_persist: bool
 ) -> None:
-    found = answered(head + b"\r\n")
+    found = parsed(head + b"\r\n")
 
     assert (found.framing, found.has_length) == (framing, has_length)
     assert found.may_persist == may_persist
 
 
-def test_an_answer_to_head_has_a_length_and_no_body() -> None:
-    found = answered(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", to_head=True)
+def test_a_response_to_head_has_a_length_and_no_body() -> None:
+    found = parsed(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", to_head=True)
 
     assert (found.framing, found.has_length, found.may_persist) == (Framing.NONE, True, True)
 
@@ -61,9 +61,9 @@ def test_an_answer_to_head_has_a_length_and_no_body() -> None:
         (b"Content-Type: text/plain\r\n", False, False),
     ],
 )
-def test_an_answer_s_fields_tell_what_else_it_is(
+def test_a_response_s_fields_determine_its_other_properties(
     line: bytes, has_date: bool, is_event_stream: bool
 ) -> None:
-    found = answered(b"HTTP/1.1 200 OK\r\n%b\r\n" % line)
+    found = parsed(b"HTTP/1.1 200 OK\r\n%b\r\n" % line)
 
     assert (found.has_date, found.is_event_stream) == (has_date, is_event_stream)

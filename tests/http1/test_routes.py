@@ -114,7 +114,7 @@ def test_a_path_for_inference_goes_to_the_engine_and_waits_only_if_it_must(
 @pytest.mark.parametrize(
     "asked", [("GET", "/responses/resp_1"), ("GET", "/chat/completions/x")], ids=ids
 )
-def test_what_is_under_an_exposed_path_is_exposed(asked: tuple[str, str]) -> None:
+def test_paths_below_an_exposed_path_are_exposed(asked: tuple[str, str]) -> None:
     assert route(*asked).kind is Kind.PROXIED
 
 
@@ -125,7 +125,7 @@ def test_any_other_path_is_refused(asked: tuple[str, str]) -> None:
     assert (error.status, error.code) == (403, "route_not_exposed")
 
 
-def test_whatever_begins_like_a_stream_of_the_engine_is_refused() -> None:
+def test_paths_that_begin_like_the_engine_s_streams_are_rejected() -> None:
     assert refusal("GET", "/v1/stream_state").status == 403
 
 
@@ -174,7 +174,7 @@ def test_anthropics_paths_are_known_for_their_envelope(path: str, is_anthropic: 
         ("OPTIONS", "/ping", Kind.PREFLIGHT),
     ],
 )
-def test_our_own_paths_never_go_to_the_engine(
+def test_the_gateway_s_own_paths_never_reach_the_engine(
     method: str, path: str, kind: Kind, expose_all: bool
 ) -> None:
     found = route(method, path, expose_all=expose_all)
@@ -194,7 +194,7 @@ def test_our_own_paths_never_go_to_the_engine(
         ("POST", "/dashboard/data", "GET, HEAD"),
     ],
 )
-def test_our_own_paths_refuse_other_methods_and_name_those_they_answer(
+def test_the_gateway_s_own_paths_reject_other_methods_and_name_the_valid_ones(
     method: str, path: str, allow: str
 ) -> None:
     error = refusal(method, path, expose_all=True)
@@ -288,7 +288,7 @@ def is_harmless(method: str, path: str) -> bool:
 
 
 @pytest.mark.parametrize("asked", EXPOSED)
-def test_whatever_takes_a_slot_is_for_something(asked: tuple[str, str]) -> None:
+def test_every_route_that_needs_a_slot_has_an_operation(asked: tuple[str, str]) -> None:
     found = route(*asked)
 
     assert bool(found.operation) == found.needs_slot
@@ -352,7 +352,7 @@ def test_nothing_else_passes_without_a_key_because_of_it(method: str) -> None:
 
 
 @given(name=st.text("abcdefghijklmnopqrstuvwxyz0123456789._-/%", max_size=30))
-def test_a_file_of_the_web_ui_is_never_one_of_the_api(name: str) -> None:
+def test_a_file_of_the_web_ui_is_never_a_path_of_the_api(name: str) -> None:
     found = with_ui("GET", f"/{name}")
 
     if found.needs_no_key:
@@ -370,7 +370,7 @@ def test_the_dashboard_s_paths_can_be_switched_off() -> None:
 # Bounds -------------------------------------------------------------------------------------------
 
 
-def test_labels_do_not_grow_with_what_clients_ask_for() -> None:
+def test_the_number_of_labels_does_not_depend_on_clients() -> None:
     known = {path for _, path in EXPOSED} | {"/ping", "/health", "/metrics", "/reload"}
     router = Router(expose_all=True)
 
@@ -385,7 +385,7 @@ def test_labels_do_not_grow_with_what_clients_ask_for() -> None:
     assert "/v1/something/new" not in labels
 
 
-def test_what_is_remembered_stays_bounded_and_does_not_change() -> None:
+def test_stored_routes_are_bounded_and_do_not_change() -> None:
     router = Router(expose_all=False)
     first = [router.route(method.encode(), path.encode()) for method, path in EXPOSED]
 

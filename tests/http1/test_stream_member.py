@@ -46,7 +46,7 @@ def asks_for_stream(
         (b"{}", False),
     ],
 )
-def test_a_stream_is_asked_for_by_the_outermost_object(body: bytes, does: bool) -> None:
+def test_a_stream_is_requested_by_the_outermost_object(body: bytes, does: bool) -> None:
     for window_bytes in (2, 3, 7, WINDOW_BYTES):
         assert asks_for_stream(body, window_bytes=window_bytes) == does
         assert asks_for_stream(bytearray(body), window_bytes=window_bytes) == does
@@ -80,7 +80,7 @@ def test_a_stream_is_asked_for_by_the_outermost_object(body: bytes, does: bool) 
         '{"stream":true}'.encode("utf-32-le"),
     ],
 )
-def test_what_is_no_object_asks_for_nothing(body: bytes) -> None:
+def test_a_document_that_is_no_object_requests_no_stream(body: bytes) -> None:
     for window_bytes in (2, 3, 7, WINDOW_BYTES):
         assert not asks_for_stream(body, window_bytes=window_bytes)
 
@@ -138,7 +138,7 @@ def by_json(body: str) -> bool:
     window_bytes=st.integers(2, 40) | st.just(WINDOW_BYTES),
     effort=st.integers(1, 4 * STEP_EFFORT),
 )
-def test_every_document_is_read_as_json_reads_it_wherever_the_search_pauses(
+def test_the_result_is_that_of_json_wherever_the_search_pauses(
     before: str, body: str, behind: str, window_bytes: int, effort: int
 ) -> None:
     document = before + body + behind
@@ -148,9 +148,7 @@ def test_every_document_is_read_as_json_reads_it_wherever_the_search_pauses(
 
 
 @given(body=objects(VALUES), cut=st.integers(0), window_bytes=st.integers(2, 40))
-def test_no_object_that_is_cut_off_asks_for_anything(
-    body: str, cut: int, window_bytes: int
-) -> None:
+def test_a_truncated_object_requests_no_stream(body: str, cut: int, window_bytes: int) -> None:
     raw = body.encode()
 
     assert not asks_for_stream(raw[: cut % len(raw)], window_bytes=window_bytes)
@@ -163,7 +161,7 @@ PIECES = st.sampled_from(
 
 
 @given(pieces=st.lists(PIECES | st.binary(max_size=3), max_size=30), window=st.integers(2, 20))
-def test_whatever_the_bytes_are_the_search_ends_and_finds_no_less_than_json(
+def test_the_search_ends_for_all_bytes_and_finds_all_that_json_finds(
     pieces: list[bytes], window: int
 ) -> None:
     body = b"".join(pieces)
@@ -182,7 +180,7 @@ def test_whatever_the_bytes_are_the_search_ends_and_finds_no_less_than_json(
     "filling",
     [b'"a":1,', b'"stream":true,', b'"":[[]],', b'"\\"":"",', b'"a":{"b":{}},'],
 )
-def test_one_turn_ends_when_its_effort_is_spent_however_long_the_body(filling: bytes) -> None:
+def test_one_turn_ends_when_its_effort_is_spent_for_every_body_size(filling: bytes) -> None:
     body = b"{" + filling * 20_000 + b'"stream":true}'
     search = StreamSearch()
     turns = 0
@@ -208,7 +206,7 @@ def test_one_turn_ends_when_its_effort_is_spent_however_long_the_body(filling: b
         (b'{"a":[', b'{"role":"user","content":"Hello \\n world"},'),
     ],
 )
-def test_long_tokens_and_usual_bodies_take_little_more_than_their_bytes(
+def test_long_tokens_and_usual_bodies_cost_little_more_than_their_bytes(
     opening: bytes, filling: bytes
 ) -> None:
     body = opening + filling * (400_000 // len(filling))

@@ -58,7 +58,7 @@ def test_times_are_milliseconds_with_one_decimal(seconds: tuple[int, int, int]) 
     assert fields["duration_ms"] == f"{duration * 1000:.1f}"
 
 
-def test_an_exchange_that_did_not_come_to_it_has_times_of_zero() -> None:
+def test_phases_that_an_exchange_did_not_reach_have_times_of_zero() -> None:
     fields = fields_of(as_text(ended(first_byte=None), WALL_OFFSET))
 
     assert (fields["queue_ms"], fields["first_byte_ms"]) == ("0.0", "0.0")
@@ -124,7 +124,7 @@ def lines_in(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(("log_format", "write"), [("text", as_text), ("json", as_json)])
-def test_lines_are_of_the_format_and_the_time_that_were_asked_for(
+def test_lines_have_the_configured_format_and_the_wall_clock_time(
     log_format: str, write: Callable[[Exchange, float], str], tmp_path: Path
 ) -> None:
     log = AccessLog(str(tmp_path / "access.log"), log_format)
@@ -165,7 +165,7 @@ def test_everything_that_gathered_is_written_by_the_end(tmp_path: Path) -> None:
     assert [fields_of(line)["status"] for line in lines] == ["200", "404", "503"]
 
 
-def test_opening_anew_comes_behind_what_was_handed_over_before(tmp_path: Path) -> None:
+def test_the_file_is_reopened_after_the_queued_lines(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
     log = AccessLog(str(path), "text")
     log.start()
@@ -204,18 +204,18 @@ def test_a_disk_that_hangs_costs_a_bounded_number_of_lines_which_are_counted(
 # Tokens -------------------------------------------------------------------------------------------
 
 
-def test_an_answer_that_told_its_tokens_has_them_in_its_line() -> None:
+def test_known_token_counts_are_in_the_line() -> None:
     exchange = ended(usage=Usage(33, 6, 32), first_token=0.25)
-    told = {"first_token_ms": 250.0, "prompt_tokens": 33, "cached_tokens": 32}
+    known = {"first_token_ms": 250.0, "prompt_tokens": 33, "cached_tokens": 32}
 
     line = as_text(exchange, WALL_OFFSET)
     assert line.endswith(
         "first_token_ms=250.0 prompt_tokens=33 cached_tokens=32 completion_tokens=6"
     )
-    assert told.items() <= json.loads(as_json(exchange, WALL_OFFSET)).items()
+    assert known.items() <= json.loads(as_json(exchange, WALL_OFFSET)).items()
 
 
-def test_what_was_not_told_is_missing_and_not_zero() -> None:
+def test_unknown_token_counts_are_missing_and_not_zero() -> None:
     half = as_text(ended(usage=Usage(3, None, None)), WALL_OFFSET)
     none = json.loads(as_json(ended(), WALL_OFFSET))
 

@@ -57,7 +57,7 @@ def test_other_lines_are_passed_over(line: bytes) -> None:
     assert [f.value for f in parse(line + b"\nllamacpp:y 2\n")] == [2]
 
 
-def test_it_never_grows_beyond_its_bound() -> None:
+def test_the_number_of_metrics_is_bounded() -> None:
     lines = b"".join(b"llamacpp:m%d 1\n" % n for n in range(10 * MAX_METRICS))
 
     assert len(parse(lines)) == MAX_METRICS

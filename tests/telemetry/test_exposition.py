@@ -93,14 +93,14 @@ def test_the_engine_s_own_metrics_are_in_the_same_scrape(rig: Rig) -> None:
     assert value(families, "llama_gguf_engine_requests_deferred") == 3
 
 
-def test_what_the_process_uses_is_there(rig: Rig) -> None:
+def test_the_resources_of_the_process_are_included(rig: Rig) -> None:
     families = scrape(rig)
 
     assert value(families, "process_resident_memory_bytes") > 0
     assert value(families, "process_open_fds") > 0
 
 
-def test_histograms_are_told_apart_by_what_was_asked_for(rig: Rig) -> None:
+def test_histograms_are_labelled_by_operation(rig: Rig) -> None:
     busy(rig)
     rig.ask(request("POST", "/v1/embeddings", body=b"{}"))
     family = scrape(rig)["gen_ai_server_request_duration_seconds"]

@@ -89,7 +89,7 @@ def test_every_sample_has_a_value_for_each_label_and_the_right_kind(
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
-def test_names_and_labels_are_what_prometheus_takes(metric: Metric) -> None:
+def test_names_and_labels_are_valid_in_prometheus(metric: Metric) -> None:
     assert re.fullmatch(r"[a-z][a-z0-9_]*", metric.name)
     assert all(re.fullmatch(r"[a-z][a-z0-9_]*", label) for label in metric.labels)
     assert not metric.name.endswith("_total")  # the exposition adds it
@@ -109,7 +109,9 @@ def test_exactly_the_state_of_the_engine_is_1(metrics: Metrics, gauges: Gauges) 
     assert len(states) == len(EngineState)
 
 
-def test_an_autoscaler_sees_what_waits_and_what_runs(metrics: Metrics, gauges: Gauges) -> None:
+def test_an_autoscaler_can_read_waiting_and_running_requests(
+    metrics: Metrics, gauges: Gauges
+) -> None:
     found = as_json(metrics, gauges)
 
     assert found["llama_gguf_queue_depth"] == 7
@@ -152,7 +154,7 @@ def test_observations_count_alike_together_and_one_by_one(seconds: list[float]) 
 
 
 @pytest.mark.parametrize("bounds", [FIRST_BYTE_BUCKETS, DURATION_BUCKETS, TOKEN_BUCKETS])
-def test_bounds_rise_and_are_told_apart_when_they_are_printed(bounds: tuple[float, ...]) -> None:
+def test_bounds_ascend_and_differ_when_they_are_printed(bounds: tuple[float, ...]) -> None:
     assert list(bounds) == sorted(set(bounds))
     assert len({f"{bound:g}" for bound in bounds}) == len(bounds)
     assert bounds is TOKEN_BUCKETS or bounds[-1] >= 300  # a long prompt on a CPU
@@ -167,7 +169,7 @@ def histogram_of(*seconds: float, bounds: tuple[float, ...] = FIRST_BYTE_BUCKETS
     return histogram.counts
 
 
-def test_an_answer_of_the_engine_is_counted_with_its_times_and_its_bytes() -> None:
+def test_a_response_of_the_engine_is_counted_with_its_times_and_bytes() -> None:
     metrics = Metrics()
     metrics.count([ended(queued=0.5, first_byte=1.0, first_token=2.0, duration=3.0)])
 
@@ -181,7 +183,7 @@ def test_an_answer_of_the_engine_is_counted_with_its_times_and_its_bytes() -> No
     assert list(metrics.latest_first_tokens) == [2.0]
 
 
-def test_an_answer_that_is_no_stream_has_no_first_token() -> None:
+def test_a_response_that_is_no_stream_has_no_first_token() -> None:
     metrics = Metrics()
     metrics.count([ended(), ended(first_token=0.25)])
 
@@ -189,7 +191,7 @@ def test_an_answer_that_is_no_stream_has_no_first_token() -> None:
     assert metrics.first_tokens["chat"].counts == histogram_of(0.25)
 
 
-def test_what_asks_the_engine_for_nothing_is_in_no_histogram_but_that_of_waits() -> None:
+def test_routes_without_an_operation_are_only_in_the_histogram_of_waits() -> None:
     metrics = Metrics()
     metrics.count([ended(asked("GET", "/v1/models", label="/v1/models"))])
 
@@ -222,7 +224,7 @@ def test_time_per_token_is_that_of_those_behind_the_first(
     assert ("chat" in metrics.output_tokens) == (seconds is not None)
 
 
-def test_an_answer_that_does_not_tell_is_unknown_and_a_refusal_is_not() -> None:
+def test_a_response_without_usage_is_unknown_and_an_error_is_not() -> None:
     metrics = Metrics()
     half = ended(usage=Usage(None, 2, None, is_whole=False))
     metrics.count([ended(), ended(status=400), ended(usage=Usage(1, 2, 0)), half])
@@ -244,7 +246,7 @@ def test_tokens_are_counted_by_key_and_kind() -> None:
     }
 
 
-def test_an_answer_of_our_own_has_no_times_and_no_bytes_of_the_engine() -> None:
+def test_a_local_response_has_no_times_or_bytes_of_the_engine() -> None:
     metrics = Metrics()
     metrics.count([ended(status=429, first_byte=None, queued=0.5)])
 
@@ -254,7 +256,7 @@ def test_an_answer_of_our_own_has_no_times_and_no_bytes_of_the_engine() -> None:
     assert (metrics.first_tokens, metrics.durations) == ({}, {})
 
 
-def test_whoever_did_not_wait_counts_as_a_wait_of_no_time() -> None:
+def test_a_request_that_did_not_wait_counts_as_a_wait_of_0() -> None:
     metrics = Metrics()
     metrics.count([ended(), ended(queued=0.5), ended()])
 
@@ -262,7 +264,7 @@ def test_whoever_did_not_wait_counts_as_a_wait_of_no_time() -> None:
     assert metrics.queue_waits.sum == 0.5
 
 
-def test_requests_are_told_apart_by_route_method_and_status() -> None:
+def test_requests_are_counted_by_route_method_and_status() -> None:
     models = asked("GET", "/v1/models?x=1", label="/v1/models")
     metrics = Metrics()
     metrics.count([ended(), ended(models), ended(models), ended(models, status=404), ended()])
@@ -330,7 +332,7 @@ def test_json_has_plain_numbers_by_name_and_labelled_ones_as_rows(
     assert sum(row["value"]["buckets"].values()) == 1
 
 
-def test_what_no_bound_holds_still_counts_in_json(metrics: Metrics, gauges: Gauges) -> None:
+def test_values_above_all_bounds_count_in_json(metrics: Metrics, gauges: Gauges) -> None:
     metrics.queue_waits.observe([1e6])
 
     found = as_json(metrics, gauges)["llama_gguf_queue_wait_seconds"]
@@ -346,7 +348,7 @@ def test_a_gateway_that_has_done_nothing_has_metrics_too(gauges: Gauges) -> None
     assert found["llama_gguf_sent_bytes"] == 0
 
 
-def test_what_nobody_knows_yet_is_null(gauges: Gauges) -> None:
+def test_values_that_are_not_known_yet_are_null(gauges: Gauges) -> None:
     found = as_json(Metrics(), dataclasses.replace(gauges, next_expiry=None, load_seconds=None))
 
     assert found["llama_gguf_keys_next_expiry_seconds"] is None

@@ -51,7 +51,7 @@ def test_settling_counts_and_logs_everything_once_and_in_its_order() -> None:
     assert total(log.accounts.metrics) == 5
 
 
-def test_what_is_logged_has_been_counted() -> None:
+def test_logged_exchanges_have_been_counted() -> None:
     log = Log()
     log.accounts.close(ended())
     log.accounts.close(ended())
@@ -69,7 +69,7 @@ def test_metrics_have_everything_that_is_over() -> None:
     assert len(log.batches) == 1
 
 
-def test_what_else_is_counted_in_the_metrics_stays() -> None:
+def test_other_counters_are_unchanged_by_a_batch() -> None:
     log = Log()
     log.accounts.metrics.rejections["queue_full"] += 1
     log.accounts.close(ended())
@@ -78,7 +78,7 @@ def test_what_else_is_counted_in_the_metrics_stays() -> None:
     assert log.accounts.metrics.rejections == {"queue_full": 1}
 
 
-def test_so_many_are_settled_by_themselves_and_no_more_are_ever_open() -> None:
+def test_a_full_batch_is_counted_at_once() -> None:
     log = Log()
     for n in range(3 * MAX_OPEN + 1):
         log.accounts.close(ended())
@@ -94,7 +94,7 @@ def test_nothing_is_logged_when_nothing_is_over() -> None:
     assert log.batches == []
 
 
-def test_one_that_ends_while_others_are_logged_is_neither_lost_nor_told_twice() -> None:
+def test_an_exchange_that_ends_during_logging_is_counted_exactly_once() -> None:
     late = ended(status=404)
     batches: list[list[Exchange]] = []
 
@@ -121,7 +121,7 @@ def telling(exchange: Exchange) -> Exchange:
     return exchange
 
 
-def test_what_an_answer_told_is_read_before_it_is_counted_and_logged() -> None:
+def test_usage_is_read_before_an_exchange_is_counted_and_logged() -> None:
     log = Log()
     log.accounts.close(telling(ended()))
     log.accounts.settle()
@@ -146,7 +146,7 @@ def test_a_beginning_counts_as_well_as_an_end() -> None:
 @pytest.mark.parametrize(
     "exchange", [telling(ended(status=400)), telling(ended(asked("GET", label="/props")))]
 )
-def test_nothing_else_that_says_usage_is_read(exchange: Exchange) -> None:
+def test_other_occurrences_of_usage_are_ignored(exchange: Exchange) -> None:
     log = Log()
     log.accounts.close(exchange)
     log.accounts.settle()

@@ -69,7 +69,7 @@ def test_gauges_are_as_they_were() -> None:
     assert (history["running"], history["waiting"]) == ([3, 1], [7, 0])
 
 
-def test_a_step_without_an_answer_has_no_time_to_a_first_token() -> None:
+def test_a_step_without_a_response_has_no_time_to_a_first_token() -> None:
     history = ring_of(reading(first_tokens=[3.0, 1.0, 2.0]), reading()).history()
 
     assert history["first_token_p50"] == [2.0, None]
@@ -113,7 +113,7 @@ def test_a_gateway_that_has_just_started_has_numbers_too() -> None:
 
 
 @given(count=st.integers(0, 2 * STEPS), times=st.integers(0, 2 * MAX_TIMES))
-def test_it_never_grows_beyond_its_bounds(count: int, times: int) -> None:
+def test_its_size_is_bounded(count: int, times: int) -> None:
     ring = ring_of(*[reading(first_tokens=[0.5] * times)] * count)
 
     assert {len(steps) for steps in ring.history().values()} == {min(count, STEPS)}

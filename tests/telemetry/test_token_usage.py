@@ -48,36 +48,36 @@ def ends(answer: bytes) -> tuple[bytes, bytes]:
 # llama-server's responses -------------------------------------------------------------------------
 
 
-def test_there_is_an_expectation_of_every_answer() -> None:
+def test_every_recorded_response_is_tested() -> None:
     assert {path.stem for path in ANSWERS.iterdir()} == TOLD.keys()
 
 
 @pytest.mark.parametrize(("name", "usage"), TOLD.items())
-def test_what_llama_server_tells_is_read_whatever_is_asked(name: str, usage: Usage | None) -> None:
+def test_llama_server_s_usage_is_read_on_every_route(name: str, usage: Usage | None) -> None:
     assert read(*ends(body(name))) == usage
 
 
 @pytest.mark.parametrize(("name", "usage"), TOLD.items())
-def test_an_answer_that_is_there_whole_needs_no_beginning(name: str, usage: Usage | None) -> None:
+def test_a_complete_response_needs_no_separate_beginning(name: str, usage: Usage | None) -> None:
     assert read(b"", body(name)) == usage
 
 
 @pytest.mark.parametrize("name", ["chat_stream", "completions_stream", "completion_stream"])
-def test_a_stream_that_breaks_off_has_told_nothing(name: str) -> None:
+def test_a_truncated_stream_has_no_usage(name: str) -> None:
     whole = body(name)
     cut = whole[: whole.index(b'"timings"')].rpartition(b"data: ")[0]
 
     assert read(*ends(cut)) is None
 
 
-def test_an_anthropic_stream_that_breaks_off_has_told_its_prompt() -> None:
+def test_a_truncated_anthropic_stream_has_the_usage_of_its_prompt() -> None:
     whole = body("messages_stream")
     cut = whole[: whole.index(b"event: message_delta")]
 
     assert read(*ends(cut)) == Usage(33, None, 32, is_whole=False)
 
 
-def test_an_anthropic_stream_without_its_start_has_not_told_its_prompt() -> None:
+def test_an_anthropic_stream_without_its_start_has_no_usage_of_its_prompt() -> None:
     whole = body("messages_stream")
     start = whole[: whole.index(b"event: content_block_start")]
 
@@ -88,7 +88,7 @@ def test_an_anthropic_stream_without_its_start_has_not_told_its_prompt() -> None
 
 
 @pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
-def test_openai_s_shape_is_read_however_it_is_written(separators: tuple[str, str]) -> None:
+def test_openai_s_usage_is_read_with_all_kinds_of_white_space(separators: tuple[str, str]) -> None:
     usage = {"prompt_tokens": 12, "completion_tokens": 34, "total_tokens": 46}
     answer = {"choices": [{"message": {"content": "hi"}}], "usage": usage}
 
@@ -110,7 +110,7 @@ def test_timings_of_another_build_are_read_as_well() -> None:
     assert read(b"", b'{"content":"x",' + timings) == Usage(5, 7, 2, 0.0145)
 
 
-def test_an_answer_of_no_tokens_has_told_them() -> None:
+def test_a_response_without_output_tokens_is_complete() -> None:
     timings = (
         b'"timings":{"cache_n":0,"prompt_n":3,"prompt_ms":1.5,"predicted_n":0,"predicted_ms":0.0}}'
     )
@@ -188,12 +188,12 @@ def test_any_bytes_are_usage_or_none(opening: bytes, ending: bytes) -> None:
     put=st.binary(max_size=4),
     taken=st.integers(0, 4),
 )
-def test_a_mutated_answer_is_usage_or_none(name: str, at: int, put: bytes, taken: int) -> None:
+def test_a_mutated_response_gives_usage_or_none(name: str, at: int, put: bytes, taken: int) -> None:
     whole = body(name)
     read(*ends(whole[:at] + put + whole[at + taken :]))
 
 
-def test_a_long_answer_is_not_searched_in_its_middle() -> None:
+def test_a_long_response_is_not_searched_in_its_middle() -> None:
     middle = b'"usage":{"prompt_tokens":7,"completion_tokens":7}' + b'{"' * 2**22
 
     assert read(b"", middle[:60].rjust(OPENING_BYTES * 2) + middle) is None

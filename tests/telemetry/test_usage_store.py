@@ -56,7 +56,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
 
 
-def test_what_is_written_is_loaded_by_the_next_one(path: Path) -> None:
+def test_the_usage_is_loaded_by_the_next_gateway(path: Path) -> None:
     ledger = used()
     look(file_at(path), ledger)
     again = file_at(path).load(NOW + 1)
@@ -67,16 +67,14 @@ def test_what_is_written_is_loaded_by_the_next_one(path: Path) -> None:
     assert sorted(p.name for p in path.parent.iterdir()) == ["here.json", "here.json.lock"]
 
 
-def test_where_there_is_no_file_counting_begins(
-    path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_without_a_file_counting_begins_at_0(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     ledger = LedgerFile(str(path)).load(NOW)
 
     assert (ledger.since, ledger.views(NOW), warnings(caplog)) == (NOW, [], [])
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"format":99}', b"\xff\xfe", b"[]"])
-def test_a_file_that_cannot_be_read_is_set_aside_and_said(
+def test_an_unreadable_file_is_renamed_and_logged(
     content: bytes, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path.parent.mkdir()
@@ -89,7 +87,7 @@ def test_a_file_that_cannot_be_read_is_set_aside_and_said(
     assert path.with_name("here.json.unreadable").read_bytes() == content
 
 
-def test_a_file_is_never_seen_half_written(path: Path) -> None:
+def test_a_file_is_never_read_half_written(path: Path) -> None:
     file, ledger = file_at(path), used()
     look(file, ledger)
     before = path.read_text()
@@ -138,12 +136,12 @@ def test_the_last_numbers_are_written_at_the_end(path: Path) -> None:
 
 def test_the_end_waits_for_a_write_that_is_under_way(path: Path) -> None:
     ledger, file = used(), file_at(path)
-    entered, go_on = threading.Event(), threading.Event()
+    entered, may_go = threading.Event(), threading.Event()
     replace = file._replace
 
     def slow(text: str) -> None:
         entered.set()
-        go_on.wait(PATIENCE)
+        may_go.wait(PATIENCE)
         replace(text)
 
     file._replace = slow  # type: ignore[method-assign]
@@ -153,7 +151,7 @@ def test_the_end_waits_for_a_write_that_is_under_way(path: Path) -> None:
         await asyncio.to_thread(entered.wait, PATIENCE)
         looking.cancel()
         ledger.add("alice", ONE, NOW)
-        threading.Timer(0.01, go_on.set).start()
+        threading.Timer(0.01, may_go.set).start()
         file.write_last(ledger, within_seconds=PATIENCE)
 
     asyncio.run(run())
@@ -161,7 +159,9 @@ def test_the_end_waits_for_a_write_that_is_under_way(path: Path) -> None:
     assert requests_in(path) == 2
 
 
-def test_what_is_lost_at_the_end_is_logged(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_usage_that_is_lost_at_the_end_is_logged(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path.parent.write_text("a file where the folder should be")
     file = file_at(path)
     file.write_last(used(), within_seconds=PATIENCE)
@@ -201,7 +201,7 @@ def no_replacing(path: Path) -> Iterator[None]:
 
 @pytest.mark.parametrize("failing", [no_folder, full_disk, no_replacing])
 @pytest.mark.parametrize("is_last", [False, True])
-def test_what_could_not_be_written_is_written_once_it_can_be(
+def test_usage_is_written_as_soon_as_that_is_possible_again(
     failing: Failing, is_last: bool, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file, ledger = file_at(path), used()
@@ -259,7 +259,7 @@ def test_two_gateways_count_into_one_file(two: Two, path: Path) -> None:
     assert requests_of(file_at(path).load(NOW), "last_minute") == 21
 
 
-def test_each_takes_over_what_the_other_has_counted(two: Two) -> None:
+def test_each_gateway_loads_the_counts_of_the_other(two: Two) -> None:
     (file, ledger), (other_file, other) = two
     other.add("bob", ONE, NOW)
     look(other_file, other)
@@ -268,7 +268,7 @@ def test_each_takes_over_what_the_other_has_counted(two: Two) -> None:
     assert ledger.views(NOW) == other.views(NOW)
 
 
-def test_what_is_counted_while_the_file_is_written_is_counted_once(two: Two, path: Path) -> None:
+def test_usage_during_a_write_is_counted_once(two: Two, path: Path) -> None:
     (file, ledger), (other_file, other) = two
     other.add("alice", ONE, NOW)
     look(other_file, other)
@@ -287,7 +287,9 @@ def test_what_is_counted_while_the_file_is_written_is_counted_once(two: Two, pat
     assert (seen, requests_in(path)) == (4, 4)
 
 
-def test_what_failed_is_added_to_what_the_other_has_written_since(two: Two, path: Path) -> None:
+def test_after_a_failed_write_the_counts_are_added_to_those_of_the_other(
+    two: Two, path: Path
+) -> None:
     (file, ledger), (other_file, other) = two
     with full_disk(path):
         ledger.add("alice", ONE, NOW)
@@ -307,7 +309,7 @@ def test_both_ends_are_in_the_file(two: Two, path: Path) -> None:
     assert requests_in(path) == 3
 
 
-def test_an_end_that_overtakes_a_sum_keeps_what_the_other_has_counted(two: Two, path: Path) -> None:
+def test_a_stop_during_an_update_keeps_the_counts_of_the_other(two: Two, path: Path) -> None:
     """The previous update has read it, and is cancelled before it is added to our ledger."""
     (file, ledger), (other_file, other) = two
     other.add("bob", ONE, NOW)
@@ -358,7 +360,7 @@ def test_a_file_that_goes_missing_or_breaks_is_written_again_though_nothing_is_n
     assert requests_in(path) == 1
 
 
-def test_a_file_that_has_not_changed_is_left_alone(path: Path) -> None:
+def test_an_unchanged_file_is_not_written(path: Path) -> None:
     file, ledger = file_at(path), used()
     look(file, ledger)
     before = path.stat()
@@ -399,7 +401,7 @@ def test_gateways_that_write_at_the_same_time_lose_nothing(path: Path) -> None:
         ("a b/ü", "a_b__.json"),
     ],
 )
-def test_each_instance_has_a_file_of_its_own_in_one_folder(instance: str, name: str) -> None:
+def test_instances_that_share_a_folder_have_separate_files(instance: str, name: str) -> None:
     path = path_of(Settings(data_dir="/data", instance_id=instance))
 
     assert path == f"/data/usage/{name}"

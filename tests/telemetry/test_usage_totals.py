@@ -31,7 +31,7 @@ def ledger() -> Ledger:
 # Counting -----------------------------------------------------------------------------------------
 
 
-def test_what_a_key_uses_is_in_its_total_and_in_every_window(ledger: Ledger) -> None:
+def test_usage_of_a_key_is_in_its_total_and_in_every_window(ledger: Ledger) -> None:
     ledger.add("alice", ONE, NOW)
     ledger.add("alice", (0, 1, 0, 0, 0, 2), NOW)
 
@@ -39,7 +39,7 @@ def test_what_a_key_uses_is_in_its_total_and_in_every_window(ledger: Ledger) -> 
         assert numbers(ledger, "alice", window) == [1, 1, 10, 20, 5, 2]
 
 
-def test_keys_are_told_apart(ledger: Ledger) -> None:
+def test_keys_are_counted_separately(ledger: Ledger) -> None:
     ledger.add("alice", ONE, NOW)
     ledger.add("bob", (2, 0, 0, 0, 0, 0), NOW)
 
@@ -92,7 +92,7 @@ def test_a_clock_that_is_set_back_loses_nothing_but_windows(ledger: Ledger) -> N
     assert numbers(ledger, "alice", "total", NOW)[0] == 2
 
 
-def test_whoever_has_not_asked_for_the_longest_time_is_forgotten_first() -> None:
+def test_the_least_recently_used_key_is_removed_first() -> None:
     ledger = Ledger(NOW, max_keys=2)
     for key_id in ("alice", "bob", "alice", "carol"):
         ledger.add(key_id, ONE, NOW)
@@ -104,28 +104,28 @@ def test_whoever_has_not_asked_for_the_longest_time_is_forgotten_first() -> None
 
 
 def test_exchanges_add_up_by_key() -> None:
-    told = Usage(prompt=10, completion=20, cached=5)
+    usage = Usage(prompt=10, completion=20, cached=5)
     refused = ended(status=429, first_byte=None)
     counts = counts_of(
-        [ended(usage=told), refused, ended(), ended(key_id="bob", usage=told), ended(usage=told)]
+        [ended(usage=usage), refused, ended(), ended(key_id="bob", usage=usage), ended(usage=usage)]
     )
 
     assert counts == {"alice": [4, 1, 20, 40, 10, 1], "bob": [1, 0, 10, 20, 5, 0]}
 
 
-def test_what_an_answer_told_counts_even_where_it_did_not_tell_all() -> None:
+def test_incomplete_usage_counts_as_far_as_it_is_known() -> None:
     half = Usage(None, 20, None, is_whole=False)
 
     assert counts_of([ended(usage=half)]) == {"alice": [1, 0, 0, 20, 0, 1]}
 
 
-def test_a_look_that_asks_for_no_tokens_has_none_that_are_missing() -> None:
+def test_a_route_without_tokens_has_no_unknown_usage() -> None:
     models = ended(asked("GET", "/v1/models", label="/v1/models"))
 
     assert counts_of([models]) == {"alice": [1, 0, 0, 0, 0, 0]}
 
 
-def test_nobody_counts_only_where_the_engine_answers_anybody() -> None:
+def test_without_a_key_id_only_responses_of_the_engine_count() -> None:
     refused = ended(key_id="-", status=401, first_byte=None)
     ui = ended(web_ui(), key_id="-")
 
@@ -133,7 +133,7 @@ def test_nobody_counts_only_where_the_engine_answers_anybody() -> None:
     assert counts_of([ended(key_id="-")]) == {"-": [1, 0, 0, 0, 0, 1]}
 
 
-def test_our_own_answers_are_nobody_s_use() -> None:
+def test_local_responses_are_not_counted() -> None:
     ours = asked("GET", "/usage", label="/usage")
     ours.route = Route(Kind.USAGE, "/usage")
 
@@ -159,7 +159,7 @@ def web_ui() -> Request:
         max_size=30,
     )
 )
-def test_what_is_dumped_is_loaded_again(uses: list[tuple[str, list[int], int]]) -> None:
+def test_a_dump_can_be_loaded(uses: list[tuple[str, list[int], int]]) -> None:
     ledger = Ledger(NOW)
     for key_id, counts, later in uses:
         ledger.add(key_id, counts, NOW + later)
@@ -172,7 +172,7 @@ def test_what_is_dumped_is_loaded_again(uses: list[tuple[str, list[int], int]]) 
     assert again.dump() == ledger.dump()
 
 
-def test_a_dump_is_wanted_until_what_was_added_is_taken(ledger: Ledger) -> None:
+def test_a_ledger_has_changed_until_the_unsaved_usage_is_taken(ledger: Ledger) -> None:
     has_changed = [ledger.has_changed]
     ledger.add("alice", ONE, NOW)
     has_changed.append(ledger.has_changed)
@@ -244,7 +244,7 @@ def test_ledgers_that_are_merged_again_and_again_add_up_to_one(
     assert ledgers[1].views(now) == both.views(now)
 
 
-def test_a_sum_has_what_was_added_since_it_was_made(ledger: Ledger) -> None:
+def test_a_rebased_ledger_has_what_was_added_meanwhile(ledger: Ledger) -> None:
     ledger.add("alice", ONE, NOW)
     saved = Ledger(NOW - 5)
     taken = ledger.take_unsaved()
@@ -297,7 +297,7 @@ WHOLE = json.loads(Ledger(NOW).dump()) | {
         {"keys": {"alice": WHOLE["keys"]["alice"] | {"last_day": [1]}}},
     ],
 )
-def test_what_no_dump_says_is_refused(change: dict[str, Any]) -> None:
+def test_text_that_no_dump_contains_is_rejected(change: dict[str, Any]) -> None:
     Ledger.load(json.dumps(WHOLE))
 
     with pytest.raises(ValueError, match=r"."):

@@ -117,7 +117,7 @@ def test_an_example_gives_what_the_page_shows(
 
 
 def test_every_path_that_is_known_is_named() -> None:
-    paths = {path.decode() for path in routes._OURS} | {*routes._SLOT} | routes._NO_SLOT
+    paths = {path.decode() for path in routes._LOCAL} | {*routes._SLOT} | routes._NO_SLOT
 
     assert {path for path in paths if f"{path}`" not in PAGE} == set()
 

@@ -56,7 +56,7 @@ def _flag(value: str) -> bool:
 
 def _whole(low: int, high: int) -> Parser:
     def parse(value: str) -> int:
-        # int() alone would take "+5", "1_000" and digits of other scripts.
+        # int() alone would accept "+5", "1_000" and digits of other scripts.
         if re.fullmatch(r"-?[0-9]{1,18}", value) and low <= int(value) <= high:
             return int(value)
         raise ValueError(f"a whole number from {low} to {high}")

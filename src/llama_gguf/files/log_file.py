@@ -37,15 +37,15 @@ class LogFile:
         self._fd: int | None = None
         self._is_torn = False
         """The last line in the file is incomplete."""
-        self._has_complained = False
+        self._has_warned = False
 
     def write(self, text: bytes) -> None:
         """Append *text*, complete lines. After an error they are lost, which is logged once."""
         try:
             self._append(text)
-            self._has_complained = False
+            self._has_warned = False
         except OSError as error:
-            if not self._has_complained:
+            if not self._has_warned:
                 _log.warning(
                     "log_not_written",
                     "The {log} {file} cannot be written: {reason}",
@@ -53,7 +53,7 @@ class LogFile:
                     file=self.path,
                     reason=error.strerror,
                 )
-            self._has_complained = True
+            self._has_warned = True
 
     def report_lost(self, lines: int) -> None:
         """Log that *lines* lines were dropped before ``write``, since the disk hung."""
@@ -89,7 +89,7 @@ class LogFile:
         size = os.fstat(fd).st_size
         if not self._max_bytes or not size or size + length <= self._max_bytes:
             return fd
-        self._set_aside()
+        self._rotate()
         return self._open()
 
     def _is_in_place(self, fd: int) -> bool:
@@ -105,7 +105,7 @@ class LogFile:
         self._fd = os.open(self.path, _FLAGS, _MODE)
         return self._fd
 
-    def _set_aside(self) -> None:
+    def _rotate(self) -> None:
         # If renaming fails, the file keeps growing: its lines matter more than its size.
         with contextlib.suppress(OSError):
             if not self._backups:

@@ -34,9 +34,9 @@ class IncomingBody:
         if self._chunked is not None:
             return self._feed_chunked(self._chunked, data)
         self.data += data[: self.left]
-        behind = data[self.left :]
-        self.left -= len(data) - len(behind)
-        return None if self.left else behind
+        rest = data[self.left :]
+        self.left -= len(data) - len(rest)
+        return None if self.left else rest
 
     def _feed_chunked(self, chunked: ChunkedBody, data: bytes) -> bytes | None:
         try:

@@ -20,7 +20,7 @@ TAIL_BYTES: Final = 4
 """Enough to determine whether an event is complete: it ends with two line ends."""
 
 _MAX_REMEMBERED: Final = 4096
-"""Size lines, by what they mean and by the length of their chunk."""
+"""Size lines that are stored, by their text and by the length of their chunk."""
 
 _TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _EXTENSION: Final = rb';%b(?:=(?:%b|"[\t\x20!\x23-\x5b\x5d-\x7e]*"))?' % (_TOKEN, _TOKEN)
@@ -49,11 +49,11 @@ class _State(enum.IntEnum):
 class ChunkedBody:
     """The state of one chunked body."""
 
-    __slots__ = ("_left", "_line", "_state", "_trailer_bytes", "tail")
+    __slots__ = ("_line", "_remaining", "_state", "_trailer_bytes", "tail")
 
     def __init__(self) -> None:
         self._state = _State.SIZE
-        self._left = 0
+        self._remaining = 0
         self._line = b""
         self._trailer_bytes = 0
         self.tail = b""
@@ -81,7 +81,7 @@ class ChunkedBody:
         if sink is None and self.is_between_chunks:
             chunk = data.removesuffix(LAST_CHUNK)
             if not chunk or is_one_chunk(chunk):
-                return self._take_whole(chunk, data)
+                return self._on_complete_chunk(chunk, data)
         at = 0
         while at < len(data) and self._state is not _State.DONE:
             if self._state is _State.DATA:
@@ -90,7 +90,7 @@ class ChunkedBody:
                 at = self._through_line(data, at)
         return at
 
-    def _take_whole(self, chunk: bytes, data: bytes) -> int:
+    def _on_complete_chunk(self, chunk: bytes, data: bytes) -> int:
         """The usual contents of one read: a *chunk*, the last chunk, or both."""
         if chunk:
             self.tail = chunk[-TAIL_BYTES - 2 : -2]
@@ -99,12 +99,12 @@ class ChunkedBody:
         return len(data)
 
     def _data(self, data: bytes, at: int, sink: bytearray | None) -> int:
-        end = min(at + self._left, len(data))
+        end = min(at + self._remaining, len(data))
         if sink is not None:
             sink += data[at:end]
         self.tail = (self.tail + data[max(at, end - TAIL_BYTES) : end])[-TAIL_BYTES:]
-        self._left -= end - at
-        if self._left:
+        self._remaining -= end - at
+        if self._remaining:
             return end
         if data[end : end + 2] == b"\r\n":
             self._state = _State.SIZE
@@ -137,8 +137,8 @@ class ChunkedBody:
             self._on_trailer(line)
 
     def _on_size(self, line: bytes) -> None:
-        self._left = _SIZES[line]
-        self._state = _State.DATA if self._left else _State.TRAILER
+        self._remaining = _SIZES[line]
+        self._state = _State.DATA if self._remaining else _State.TRAILER
 
     def _on_trailer(self, line: bytes) -> None:
         self._trailer_bytes += len(line)

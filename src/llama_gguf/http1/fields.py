@@ -78,7 +78,7 @@ _RESPONSE_KINDS: Final = {
 Rules = BoundedMemo[bytes, Kind]
 """Exact spelling of a name -> what to do with the field."""
 _MAX_SPELLINGS: Final = 1024
-"""Far more than are in use, so that only odd names fill it."""
+"""Far more than clients use, so that only made-up names fill the memo."""
 
 
 def _response_kind(name: bytes) -> Kind:
@@ -221,7 +221,7 @@ def _check_host(value: bytes) -> None:
 
 
 def _read_length(read: RequestFields, value: bytes) -> None:
-    # llhttp refuses signs and several lengths already; int() would take more than digits.
+    # llhttp rejects signs and several lengths already; int() would accept more than digits.
     if read.content_length is not None or not value.isdigit() or len(value) > 18:
         raise BadRequest("Content-Length must be a single number in digits.")
     read.content_length = int(value)

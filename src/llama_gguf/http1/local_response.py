@@ -129,12 +129,12 @@ Source: the HTML standard, https://html.spec.whatwg.org/multipage/server-sent-ev
 def refusal_event(body: bytes, *, is_anthropic: bool) -> bytes | None:
     """The engine's error in *body*, which is JSON, as an event; None if it is no error."""
     try:
-        said = json.loads(body)
+        content = json.loads(body)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(said, dict) or "error" not in said:
+    if not isinstance(content, dict) or "error" not in content:
         return None
-    return _event(json.dumps(said).encode(), is_anthropic=is_anthropic)
+    return _event(json.dumps(content).encode(), is_anthropic=is_anthropic)
 
 
 class Cors:

@@ -47,7 +47,7 @@ class Route:
     its traceback, whose frames refer to the rejected request, with its key."""
 
 
-_OURS: Final = {
+_LOCAL: Final = {
     b"/ping": (Kind.PING, "GET, HEAD"),
     b"/health": (Kind.HEALTH, "GET, HEAD"),
     b"/metrics": (Kind.METRICS, "GET, HEAD"),
@@ -166,7 +166,7 @@ class Router:
 
     def __init__(self, *, expose_all: bool, dashboard: bool = True, web_ui: bool = False) -> None:
         self.exposes_all = expose_all
-        self._ours = _OURS | _DASHBOARD if dashboard else _OURS
+        self._local_paths = _LOCAL | _DASHBOARD if dashboard else _LOCAL
         self._has_web_ui = web_ui
         self._routes = BoundedMemo(self._decide_or_refuse, max_entries=512)
         """By method and path."""
@@ -190,9 +190,9 @@ class Router:
         if method == "OPTIONS":
             return Route(Kind.PREFLIGHT, "preflight")
         plain = normalised(path)
-        if path in self._ours:
-            return _ours(method, path, *self._ours[path])
-        if path.decode() != plain and plain.encode() in self._ours:
+        if path in self._local_paths:
+            return _local(method, path, *self._local_paths[path])
+        if path.decode() != plain and plain.encode() in self._local_paths:
             # /%70ing is /ping by RFC 3986, but the gateway's own paths have only one spelling.
             raise BadRequest("Send this path without percent-encoding.")
         return self._proxied(method, plain)
@@ -225,7 +225,7 @@ class Router:
         raise RouteNotExposed(f"{method} {path} is not exposed; see EXPOSED_ROUTES.")
 
 
-def _ours(method: str, path: bytes, kind: Kind, allow: str) -> Route:
+def _local(method: str, path: bytes, kind: Kind, allow: str) -> Route:
     if method not in allow.split(", "):
         raise MethodNotAllowed(
             f"{path.decode()} supports only {allow.replace(', ', ' and ')}.", allow=allow

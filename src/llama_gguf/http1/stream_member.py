@@ -57,7 +57,7 @@ _LITERAL_STARTS: Final = frozenset(b"-0123456789tfnNI")
 
 
 class _Part(enum.IntEnum):
-    """What comes next. White space may come before it, except in NAME, STRING and LITERAL."""
+    """The next part. White space may precede it, except in NAME, STRING and LITERAL."""
 
     DOCUMENT = 0
     FIRST_MEMBER = 1  # or the end of an empty object
@@ -79,7 +79,16 @@ class StreamSearch:
         window_bytes: that one step scans at most; at least 2.
     """
 
-    __slots__ = ("_asks", "_at", "_depth", "_is_stream", "_name_at", "_part", "_window", "answer")
+    __slots__ = (
+        "_at",
+        "_depth",
+        "_is_stream",
+        "_name_at",
+        "_part",
+        "_requests_stream",
+        "_window",
+        "answer",
+    )
 
     def __init__(self, *, window_bytes: int = WINDOW_BYTES) -> None:
         self._window = window_bytes
@@ -90,7 +99,7 @@ class StreamSearch:
         self._name_at = 0
         self._is_stream = False
         """Whether the present member is ``stream``."""
-        self._asks = False
+        self._requests_stream = False
         self.answer: bool | None = None
         """Whether *body* requests a stream; None until that is known."""
 
@@ -156,13 +165,13 @@ class StreamSearch:
         if at < end and body[at] == _QUOTE:
             self._at = at + 1
             if self._part is _Part.NAME:
-                self._take_name(body, at)
+                self._end_name(body, at)
             else:
                 self._part = _Part.COMMA if self._depth == 1 else _Part.NESTED
         elif end == size or (at < end and not (body[at] == _BACKSLASH and at == end - 1)):
             self.answer = False  # it is cut off, or has a control character
 
-    def _take_name(self, body: bytes | bytearray, end: int) -> None:
+    def _end_name(self, body: bytes | bytearray, end: int) -> None:
         self._part = _Part.COLON
         self._is_stream = False
         if end - self._name_at <= _MAX_NAME_BYTES:
@@ -182,7 +191,7 @@ class StreamSearch:
             self._part = _Part.COMMA
 
     def _scan_member(self, body: bytes | bytearray, end: int, size: int) -> None:
-        """Scan white space in the outermost object, or around it, and the byte that comes next."""
+        """Scan white space in the outermost object, or around it, and the next byte."""
         part = self._part
         at = self._at
         if part is _Part.MEMBER:
@@ -198,12 +207,12 @@ class StreamSearch:
         if at >= end:
             self._at = at
             if end == size:
-                self.answer = self._asks and part is _Part.END
+                self.answer = self._requests_stream and part is _Part.END
             return
         self._at = at + 1
-        self._take(part, body, at)
+        self._on_byte(part, body, at)
 
-    def _take(self, part: _Part, body: bytes | bytearray, at: int) -> None:
+    def _on_byte(self, part: _Part, body: bytes | bytearray, at: int) -> None:
         """Process the byte at *at*, where white space ends."""
         byte = body[at]
         if part is _Part.VALUE:
@@ -225,7 +234,7 @@ class StreamSearch:
     def _begin_value(self, body: bytes | bytearray, at: int) -> None:
         byte = body[at]
         if self._is_stream:
-            self._asks = _TRUE.match(body, at) is not None
+            self._requests_stream = _TRUE.match(body, at) is not None
         if byte == _QUOTE:
             self._part = _Part.STRING
         elif byte in _OPENERS:

@@ -125,7 +125,7 @@ def _origin(parts: tuple[str, str, str, str]) -> str:
 
 
 _STATUSES: Final = tuple(f" status={status} bytes_in=" for status in range(600))
-_TIMES: Final = BoundedMemo(_time, max_entries=8)  # a second does not come back
+_TIMES: Final = BoundedMemo(_time, max_entries=8)  # seconds do not recur
 """POSIX second, in ISO 8601."""
 _ORIGINS: Final = BoundedMemo(_origin, max_entries=256)
 """Key id, address, method and path, as they are in a line."""

@@ -76,19 +76,18 @@ class LedgerFile:
         """Of the file that our ledger is based on; it differs if others have written since."""
         self._unsaved: Ledger | None = None
         """Taken from our ledger, and not yet in the file."""
-        self._has_complained = False
+        self._has_warned = False
         self._lock = threading.Lock()
         """Held from the creation of a job until it is done, so that jobs run in order."""
 
     def load(self, now: float) -> Ledger:
         """The ledger in the file; a new one that begins at *now*, if there is none to read."""
-        self._stamp = stamps.stamp(
-            self._path
-        )  # first, so that a change during the read is not missed
+        # Before the read, so that a change meanwhile is not missed.
+        self._stamp = stamps.stamp(self._path)
         try:
             ledger = self._read() or Ledger(now)
         except OSError as error:
-            self._set_aside(error)
+            self._rename_unreadable(error)
             ledger = Ledger(now)
         ledger.open()  # now, while there are no streams to delay
         return ledger
@@ -133,14 +132,14 @@ class LedgerFile:
         try:
             return self._exchange(job)
         except OSError as error:
-            if not self._has_complained:
+            if not self._has_warned:
                 _log.warning(
                     "usage_not_kept",
                     "The usage cannot be saved in {file}: {reason}",
                     file=self._path,
                     reason=error.strerror,
                 )
-            self._has_complained = True
+            self._has_warned = True
             return None
         finally:
             self._lock.release()
@@ -164,7 +163,7 @@ class LedgerFile:
                 self._replace(job.text if found is None else found.dump())
                 stamp = stamps.stamp(self._path)
                 self._unsaved = None
-                self._has_complained = False
+                self._has_warned = False
         if found is not None:
             return _Sum(found, stamp)
         self._stamp = stamp
@@ -178,10 +177,10 @@ class LedgerFile:
         except FileNotFoundError:
             return None
         except ValueError as error:  # UnicodeDecodeError is one
-            self._set_aside(error)
+            self._rename_unreadable(error)
             return None
 
-    def _set_aside(self, error: Exception) -> None:
+    def _rename_unreadable(self, error: Exception) -> None:
         aside = f"{self._path}.unreadable"
         _log.warning(
             "usage_lost",

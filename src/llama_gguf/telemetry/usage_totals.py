@@ -49,7 +49,7 @@ _UNREAD: Final[Counts] = []
 
 # The layout of ``dump``: lines that can be read one by one.
 _BEFORE_KEYS: Final = '"keys":{\n'
-_BEHIND_KEYS: Final = "\n}}"
+_AFTER_KEYS: Final = "\n}}"
 _COUNT: Final = r"(?:0|[1-9][0-9]{0,17})"
 _COUNTS: Final = rf"\[{_COUNT}(?:,{_COUNT}){{{len(COUNTS) - 1}}}\]"
 _SPAN: Final = rf'"-?[0-9]{{1,12}}":{_COUNTS}'
@@ -299,8 +299,8 @@ def _read_lines(
     that its collection blocks all threads.
     """
     head, _, rest = text.partition(_BEFORE_KEYS)
-    lines, _, behind = rest.rpartition(_BEHIND_KEYS)
-    if behind.strip():
+    lines, _, after = rest.rpartition(_AFTER_KEYS)
+    if after.strip():
         return None
     accounts: dict[str, _Account] = {}
     for number, line in enumerate(lines.split("\n"), 1):

@@ -314,22 +314,25 @@ class ClientConnection(Client):
         head = parse_request(raw)
         # A browser has to be able to read a refusal, too.
         cors = services.reader.cors.fields(find(head.fields, b"origin"))
-        self._begin_exchange(Request(head, cors=cors))  # what is refused now is logged with it
+        self._begin_unserved(Request(head, cors=cors))  # what is refused now is logged with it
         request = self._understood = services.reader.understand(head, cors)
         self._known = KnownHead(raw, request.read.content_length)
         self.principal = None
         self._serve(request, request.read.content_length or 0, self._received)
 
-    def _begin_exchange(self, request: Request) -> Exchange:
+    def _begin_unserved(self, request: Request) -> Exchange:
+        """An exchange for a head that could not be read, or is refused as it is read."""
+        services = self._services
+        request_id = services.request_ids.next()
+        self._exchange = Exchange(services.clock.now(), request, request_id, self.address)
+        return self._exchange
+
+    def _serve(self, request: Request, length: int, rest: bytes) -> None:
+        """The head is whole and understood, *rest* is the input behind it."""
         services = self._services
         request_id = request.request_id or services.request_ids.next()
         exchange = Exchange(services.clock.now(), request, request_id, self.address)
         self._exchange = exchange
-        return exchange
-
-    def _serve(self, request: Request, length: int, rest: bytes) -> None:
-        """The head is whole and understood, *rest* is the input behind it."""
-        exchange = self._begin_exchange(request)
         self.keep_alive = request.may_persist
         body: bytes | None = None
         if length > len(rest) or request.is_chunked:
@@ -343,8 +346,8 @@ class ClientConnection(Client):
             else:
                 self._received = b""
         if request.route.kind is _PROXIED:
-            self._request = ProxiedRequest(self._services, self, exchange)
-            self._request.start(length, body)
+            proxied = self._request = ProxiedRequest(services, self, exchange, length, body)
+            next(proxied.steps, None)
         else:
             self._respond_here(exchange, request)
 
@@ -456,7 +459,7 @@ class ClientConnection(Client):
             self._request.fail(error)
             return
         if exchange is None:
-            exchange = self._begin_exchange(self._services.reader.unread)
+            exchange = self._begin_unserved(self._services.reader.unread)
             self.keep_alive = False
             self._to(_BUSY)
         self.respond_error(exchange, error)

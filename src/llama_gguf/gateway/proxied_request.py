@@ -84,6 +84,8 @@ class ProxiedRequest:
         services: of the gateway.
         client: whose request it is.
         exchange: its head, and what there will be to log.
+        length: of its body; 0 if that is not known.
+        body: None if more of it is to come.
     """
 
     # Most requests leave most of these as they are, and on the class they cost nothing.
@@ -102,11 +104,19 @@ class ProxiedRequest:
     _deadline = math.inf
     _is_over = False
 
-    def __init__(self, services: Services, client: Client, exchange: Exchange) -> None:
+    def __init__(
+        self,
+        services: Services,
+        client: Client,
+        exchange: Exchange,
+        length: int,
+        body: bytes | None,
+    ) -> None:
         self._services = services
         self._client = client
         self._exchange = exchange
-        self._steps: Steps
+        self.steps = self._run(length, body)
+        """The first ``next`` begins; from then on the request resumes itself."""
 
     # What the engine's response is written to ---------------------------------------------------
 
@@ -130,11 +140,6 @@ class ProxiedRequest:
         return self._upstream
 
     # Its life -----------------------------------------------------------------------------------
-
-    def start(self, length: int, body: bytes | None) -> None:
-        """Begin. *length*: of its body, 0 if that is not known; *body*: None if more is to come."""
-        self._steps = self._run(length, body)
-        next(self._steps, None)
 
     def _run(self, length: int, body: bytes | bytearray | None) -> Steps:
         exchange = self._exchange
@@ -169,13 +174,13 @@ class ProxiedRequest:
             self._give_back(exchange)
 
     def _resume(self) -> None:
-        next(self._steps, None)
+        next(self.steps, None)
 
     def _interrupt(self, error: GatewayError | ClientLeft) -> None:
         """Raise *error* where the request waits."""
         if not self._is_over:  # as it is by a bug; then the connection is being cut
             with suppress(StopIteration):
-                self._steps.throw(error)
+                self.steps.throw(error)
 
     # What the client's connection calls ---------------------------------------------------------
 
@@ -482,7 +487,7 @@ class ProxiedRequest:
         exchange.bytes_out = len(message)
         exchange.ending = body
         exchange.ended_at = exchange.first_byte_at
-        next(self._steps, None)
+        next(self.steps, None)
 
     def on_early_response(self) -> None:
         """The engine begins the stream whose head has gone out."""

@@ -48,12 +48,20 @@ MODULES: Final = [
             "request",
             "request_reader",
             "response",
+            "response_body",
             "routes",
             "stream_member",
         ),
         "net": ("clock", "connector", "listener", "poller", "sockets", "transport"),
         "scheduling": ("admission", "body_memory", "exchange", "failure_policy", "shares"),
-        "telemetry": ("access_log", "metrics", "recorder", "token_usage", "usage_totals"),
+        "telemetry": (
+            "access_log",
+            "metrics",
+            "recorder",
+            "response_window",
+            "token_usage",
+            "usage_totals",
+        ),
     }.items()
     for name in names
 ]

@@ -103,6 +103,7 @@ def test_every_move_of_a_state_machine_is_drawn() -> None:
         assert f"| {state.name} | " in page
     for phase in upstream_connection.Phase:
         assert f"| {phase.name} | " in page
+    assert " | IDLE, CLOSED |\n" in page, "of a connection to llama-server that is CLOSED"
 
 
 def kinds_of(family: type[GatewayError]) -> set[type[GatewayError]]:

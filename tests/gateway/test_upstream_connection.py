@@ -12,8 +12,8 @@ from contextlib import closing
 
 import pytest
 
-from llama_gguf.errors import UpstreamClosedKept, UpstreamError
-from llama_gguf.gateway.upstream_connection import Phase, UpstreamConnection
+from llama_gguf.errors import IllegalTransition, UpstreamClosedKept, UpstreamError
+from llama_gguf.gateway.upstream_connection import TRANSITIONS, Phase, UpstreamConnection
 from llama_gguf.http1.fields import Framing
 from llama_gguf.http1.known_head import KnownHead
 from llama_gguf.http1.response import Answer
@@ -314,6 +314,64 @@ def test_a_pause_outlasts_no_exchange(line: Line) -> None:
 
     assert asker.told == ["done"]
     assert line.transport.is_reading()
+
+
+# Phases -------------------------------------------------------------------------------------------
+
+
+def test_every_phase_has_its_row_and_can_be_reached() -> None:
+    assert TRANSITIONS.keys() == set(Phase)
+    assert set().union(*TRANSITIONS.values()) == set(Phase)
+
+
+def test_every_phase_may_end_and_only_a_new_connection_begins() -> None:
+    assert all(Phase.CLOSED in then for then in TRANSITIONS.values())
+    assert {before for before, then in TRANSITIONS.items() if Phase.HEAD in then} == {Phase.IDLE}
+
+
+def test_a_transition_that_is_not_in_the_table_is_a_bug(line: Line) -> None:
+    with pytest.raises(IllegalTransition, match="IDLE to BODY"):
+        line.connection._to(Phase.BODY)
+
+
+@pytest.mark.parametrize("in_between", [[], [STREAM_HEAD], [STREAM_HEAD, event(1)]])
+def test_a_second_request_before_the_response_to_the_first_is_complete_is_a_bug(
+    in_between: list[bytes], line: Line
+) -> None:
+    first = line.ask()
+    line.say(*in_between)
+
+    with pytest.raises(IllegalTransition, match="to HEAD"):
+        line.ask()
+    assert line.transport.written == REQUEST
+    assert first.told == []
+
+
+def test_a_request_on_a_closed_connection_is_a_bug(line: Line) -> None:
+    line.hang_up()
+
+    with pytest.raises(IllegalTransition, match="CLOSED to HEAD"):
+        line.ask()
+
+
+def test_the_phases_of_a_stream(line: Line) -> None:
+    seen = [line.connection.phase]
+    line.ask()
+    seen.append(line.connection.phase)
+    pieces = (STREAM_HEAD, event(1), event(2)[:5], event(2)[5:], LAST_CHUNK)
+    for piece in pieces:
+        line.say(piece)
+        seen.append(line.connection.phase)
+
+    assert seen == [
+        Phase.IDLE,
+        Phase.HEAD,
+        Phase.BODY,
+        Phase.BETWEEN_CHUNKS,
+        Phase.BODY,
+        Phase.BETWEEN_CHUNKS,
+        Phase.CLOSED,
+    ]
 
 
 # Repeated heads -----------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import llama_gguf
 from llama_gguf import errors
@@ -30,6 +30,7 @@ from llama_gguf.supervisor import restart_policy
 from llama_gguf.supervisor import states as supervisor_states
 from llama_gguf.telemetry.metrics import METRICS
 
+_State = TypeVar("_State", bound=enum.IntEnum)
 _MADE: Final = "<!-- Generated from code by `make reference`; edit the code instead. -->\n"
 
 
@@ -305,17 +306,14 @@ def states_page() -> str:
             "",
             "## A connection to llama-server\n",
             "What the connection is used for at the moment: `gateway/upstream_connection.py`.\n",
-            "| phase | meaning |\n|---|---|",
-            *_members(upstream_connection.Phase),
+            "| phase | meaning | may be followed by |\n|---|---|---|",
+            *_followed(upstream_connection.Phase, upstream_connection.TRANSITIONS),
             "",
         ]
     )
 
 
-def _followed(
-    states: type[client_connection.State],
-    transitions: Mapping[client_connection.State, Iterable[client_connection.State]],
-) -> list[str]:
+def _followed(states: type[_State], transitions: Mapping[_State, Iterable[_State]]) -> list[str]:
     """As ``_members``, and which states may follow each."""
     rows = zip(_members(states), states, strict=True)
     return [

@@ -1,8 +1,12 @@
 """One connection to llama-server.
 
-It follows the framing of the answer and hands the bytes on as they came. An
-event of a stream is one whole chunk in one read: it costs a look at its size
-line and one write to the client's transport, nothing else.
+It sends a request and relays the response. An event of a stream is one whole chunk in one read: it
+costs a look at its size line and one write to the client's transport, nothing else. Where a body
+ends is decided in ``http1/response_body.py``, what is kept for counting tokens in
+``telemetry/response_window.py``.
+
+Rule: ``phase`` decides how incoming bytes are interpreted, and every change of it is in
+``TRANSITIONS``.
 """
 
 from __future__ import annotations
@@ -12,24 +16,17 @@ import enum
 from collections.abc import Callable
 from typing import Final, Protocol, cast
 
-from llama_gguf.errors import UpstreamClosedKept, UpstreamError
-from llama_gguf.http1.chunked import (
-    LAST_CHUNK,
-    TAIL_BYTES,
-    ChunkedBody,
-    ChunkedError,
-    frame,
-    is_one_chunk,
-)
+from llama_gguf.errors import IllegalTransition, UpstreamClosedKept, UpstreamError
+from llama_gguf.http1.chunked import TAIL_BYTES, ChunkedError, is_one_chunk
 from llama_gguf.http1.fields import Framing, read_response
 from llama_gguf.http1.known_head import NO_HEAD, KnownHead
 from llama_gguf.http1.parser import HEAD_END, check_response_start, parse_response
 from llama_gguf.http1.response import Answer, ResponseHead
+from llama_gguf.http1.response_body import ResponseBody
 from llama_gguf.net.transport import Receiver, SocketTransport
-from llama_gguf.telemetry.token_usage import ENDING_BYTES, OPENING_BYTES
+from llama_gguf.telemetry.response_window import ResponseWindow
 
 MAX_HEAD_BYTES: Final = 65536
-_EVENT: Final = b"data:"
 _EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")
 
 
@@ -38,35 +35,51 @@ class Phase(enum.IntEnum):
     HEAD = 1  # a request was sent; the response's head is awaited
     BODY = 2  # the response's body is being read
     BETWEEN_CHUNKS = 3  # in a chunked body, at the end of a chunk: the next may be relayed whole
-    LEFT = 4  # the client has disconnected; the connection stays open until the engine notices
+    ABANDONED = 4  # the client has disconnected; the connection stays open until the engine notices
     CLOSED = 5  # not connected yet, or closed
 
 
-_IDLE: Final = Phase.IDLE
-_HEAD: Final = Phase.HEAD
-_BODY: Final = Phase.BODY
-_BETWEEN_CHUNKS: Final = Phase.BETWEEN_CHUNKS
-_LEFT: Final = Phase.LEFT
-_CLOSED: Final = Phase.CLOSED
+P = Phase
+TRANSITIONS: Final[dict[Phase, frozenset[Phase]]] = {
+    P.CLOSED: frozenset({P.IDLE, P.CLOSED}),
+    P.IDLE: frozenset({P.HEAD, P.CLOSED}),
+    # A response in one read is over when its head has been read.
+    P.HEAD: frozenset({P.IDLE, P.BODY, P.ABANDONED, P.CLOSED}),
+    P.BODY: frozenset({P.BETWEEN_CHUNKS, P.IDLE, P.CLOSED}),
+    P.BETWEEN_CHUNKS: frozenset({P.BODY, P.IDLE, P.CLOSED}),
+    P.ABANDONED: frozenset({P.CLOSED}),
+}
+"""From each phase, those that may follow."""
+
+# What the hot path uses: looking up a member of an enum takes a call each time.
+_IDLE: Final = P.IDLE
+_HEAD: Final = P.HEAD
+_BODY: Final = P.BODY
+_BETWEEN_CHUNKS: Final = P.BETWEEN_CHUNKS
+_ABANDONED: Final = P.ABANDONED
+_CLOSED: Final = P.CLOSED
 _LENGTH: Final = Framing.LENGTH
+# Before the first response. Nothing is ever added to them.
+_NO_BODY: Final = ResponseBody(Framing.NONE, 0, reads_chunks=True)
+_NO_WINDOW: Final = ResponseWindow(is_event_stream=False)
 
 
 class Asker(Protocol):
-    """Who asked: the client's side of the exchange."""
+    """The client's side of the exchange."""
 
     @property
     def write(self) -> Callable[[bytes], None]:
-        """What the response's bytes go to."""
+        """Receives the response's bytes."""
         ...
 
     @property
     def sink(self) -> SocketTransport | None:
-        """The transport whose ``write`` that is, if it is one of ours: it gets them at once."""
+        """The transport whose ``write`` that is, if it is one of ours: it sends them at once."""
         ...
 
     @property
     def reads_chunks(self) -> bool:
-        """False for HTTP/1.0: it gets a chunked body decoded."""
+        """False for HTTP/1.0: it receives a chunked body decoded."""
         ...
 
     def on_whole_response(self, answer: Answer, body: bytes) -> None: ...
@@ -77,14 +90,14 @@ class Asker(Protocol):
     def on_cut(self, error: UpstreamError, *, may_insert: bool) -> None: ...
 
 
-class Keeper(Protocol):
-    """The pool: it keeps connections for later."""
+class ConnectionPool(Protocol):
+    """Keeps connections for later requests: ``pool.py``."""
 
     header_lines: bytes
-    """The lines that are the engine's own in the head of each request."""
+    """The engine's lines in the head of each request: Host, and its key."""
 
     last_head: tuple[KnownHead, Answer] | None
-    """The last one that was understood: a new connection mostly begins with it again."""
+    """The last head that was parsed: a new connection mostly begins with the same."""
 
     def give_back(self, connection: UpstreamConnection) -> None: ...
 
@@ -93,40 +106,33 @@ class UpstreamConnection(Receiver):
     """An ``asyncio.Protocol`` by its methods; compiled classes do not inherit from it.
 
     Args:
-        keeper: who gets it back.
-        on_made: is told when it is connected.
+        pool: receives the connection when a response is over.
+        on_made: called once it is connected.
     """
 
     __slots__ = (
         "_answer",
         "_asker",
-        "_before_last",
-        "_chunked",
-        "_framing",
+        "_body",
         "_has_begun",
-        "_keeper",
+        "_is_head_request",
         "_known",
-        "_last_chunk",
-        "_late",
-        "_left",
-        "_may_persist",
         "_on_gone",
         "_on_made",
-        "_reads_chunks",
+        "_pool",
         "_received",
         "_sink",
-        "_to_head",
         "_write",
         "bytes_passed",
         "idle_since",
-        "opening",
         "phase",
         "requests",
         "transport",
+        "window",
     )
 
-    def __init__(self, keeper: Keeper, on_made: Callable[[], None] | None = None) -> None:
-        self._keeper = keeper
+    def __init__(self, pool: ConnectionPool, on_made: Callable[[], None] | None = None) -> None:
+        self._pool = pool
         self._on_made = on_made
         self.transport: asyncio.Transport
         self.phase = _CLOSED
@@ -134,92 +140,93 @@ class UpstreamConnection(Receiver):
         self._write: Callable[[bytes], None]
         self._sink: SocketTransport | None = None
         self._received = b""
-        self._framing = Framing.NONE
-        self._left = 0
-        self._may_persist = False
-        self._reads_chunks = True
-        self._on_gone: Callable[[], None] | None = None
-        self._chunked = ChunkedBody()
+        """Of a head that is not complete."""
         self._has_begun = False
-        self._to_head = False
-        # The engine repeats its heads too: what was found in the last one is kept.
+        """An interim response has arrived."""
+        self._is_head_request = False
+        self._on_gone: Callable[[], None] | None = None
+        # The engine repeats its heads too: the last one is kept with its meaning.
         self._known: KnownHead = NO_HEAD
         self._answer: Answer
-        if keeper.last_head is not None:
-            self._known, self._answer = keeper.last_head
+        if pool.last_head is not None:
+            self._known, self._answer = pool.last_head
+        self._body = _NO_BODY
+        self.window = _NO_WINDOW
         self.bytes_passed = 0
-        """Bytes of the answer that the client got, the head's included."""
-        self._last_chunk = b""
-        """The last of them, if they are a chunk that came in one read."""
-        self._before_last = b""
-        """The chunk before that."""
-        self._late = b""
-        """The last bytes before these two."""
-        self.opening = b""
-        """The first bytes of the body that say something, where it did not come in one read."""
+        """Bytes of the response that the client was sent, its head included."""
         self.requests = 0
         self.idle_since = 0.0
+
+    def _to(self, phase: Phase) -> None:
+        if phase not in TRANSITIONS[self.phase]:
+            raise IllegalTransition(f"{self.phase.name} to {phase.name}")
+        self.phase = phase
 
     # What the client's side calls ---------------------------------------------------------------
 
     @property
     def may_insert_event(self) -> bool:
-        """Whether an event of our own may follow here: behind a whole one, between two chunks."""
+        """Whether an event of the gateway may follow: after a whole event, between two chunks."""
         return (
             self.phase in (_BODY, _BETWEEN_CHUNKS)
-            and self._framing is Framing.CHUNKED
-            and self._chunked.is_between_chunks
+            and self._body.is_between_chunks
             and self._answer.is_event_stream
-            # Behind an event that was not whole, another would become a part of it.
+            # After an event that is not whole, another would become a part of it.
             and self.tail.endswith(_EVENT_ENDS)
         )
 
     @property
     def tail(self) -> bytes:
         """The last bytes of a chunked body."""
-        if self._last_chunk:
-            return self._last_chunk[-TAIL_BYTES - 2 : -2]
-        return self._chunked.tail
+        chunk = self.window.last_chunk
+        return chunk[-TAIL_BYTES - 2 : -2] if chunk else self._body.tail
+
+    @property
+    def opening(self) -> bytes:
+        """As in ``ResponseWindow``."""
+        return self.window.opening
 
     @property
     def ending(self) -> bytes:
-        """The last bytes of the body, as they came: some KB, where there are so many."""
-        return self._late + self._before_last + self._last_chunk
+        """As in ``ResponseWindow``."""
+        return self.window.ending
 
     def ask(self, asker: Asker, request: bytes, *, to_head: bool) -> None:
         """Send *request*, whole, on behalf of *asker*."""
+        if self.phase is not _IDLE:  # as _to, which would cost each request a call
+            raise IllegalTransition(f"{self.phase.name} to HEAD")
         self.phase = _HEAD
         self._asker = asker
-        self._to_head = to_head
+        self._is_head_request = to_head
         self._has_begun = False
         self.bytes_passed = 0
         self.requests += 1
         ours: object = self.transport
         if self.requests == 1 and isinstance(ours, SocketTransport):
-            # In a crowd, the engine begins with the first while the last are still being read.
+            # Of many new connections, the engine begins with the first while others are read.
             ours.write_now(request)
         else:
             self.transport.write(request)
 
     def hand_over(self, asker: Asker) -> None:
-        """Tell *asker* from now on: the answer has not begun."""
+        """Call *asker* from now on: the response has not begun."""
         self._asker = asker
 
     def close(self) -> None:
-        """Let go of the connection; nobody is told."""
-        self.phase = _CLOSED
+        """Close the connection without calling the asker."""
+        self._to(_CLOSED)
         self._asker = None
         self.transport.close()
 
     def abort(self) -> None:
-        """Cut the connection at once, so that the engine notices that nobody listens."""
-        self.phase = _CLOSED
+        """Cut the connection at once, so that the engine stops working on the request."""
+        self._to(_CLOSED)
         self._asker = None
         self.transport.abort()
 
     @property
     def may_leave(self) -> bool:
-        """Whether ``leave`` can be told to the engine: it has the request, and has not begun."""
+        """Whether the engine can notice ``leave``: it has the request, and has not begun."""
         return (
             self.phase is _HEAD
             and self.transport.can_write_eof()
@@ -227,11 +234,11 @@ class UpstreamConnection(Receiver):
         )
 
     def leave(self, on_gone: Callable[[], None]) -> None:
-        """Hang up, and call *on_gone* when the engine has let go of the request as well.
+        """Close our half, and call *on_gone* when the engine has dropped the request as well.
 
-        A cut frees no sooner, but would not tell when: docs/adr/0010.
+        A cut frees the slot no sooner, but would not show when: docs/adr/0010.
         """
-        self.phase = _LEFT
+        self._to(_ABANDONED)
         self._asker = None
         self._on_gone = on_gone
         self.transport.write_eof()
@@ -250,17 +257,18 @@ class UpstreamConnection(Receiver):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are no instances of asyncio.Transport, so this cannot be asserted.
         self.transport = cast("asyncio.Transport", transport)
-        self.phase = _IDLE
+        self._to(_IDLE)
         if self._on_made is not None:
             on_made, self._on_made = self._on_made, None
             on_made()
 
     def data_received(self, data: bytes) -> None:
         if self.phase is _BETWEEN_CHUNKS and is_one_chunk(data):
-            # The streaming path: nobody is asked and nothing is copied.
+            # The streaming path: no callback, no copy.
             self.bytes_passed += len(data)
-            self._before_last = self._last_chunk
-            self._last_chunk = data
+            window = self.window
+            window.before_last = window.last_chunk
+            window.last_chunk = data
             sink = self._sink
             if sink is not None:  # and so called without the interpreter in between
                 sink.write_now(data)
@@ -268,17 +276,17 @@ class UpstreamConnection(Receiver):
                 self._write(data)
             return
         asker = self._asker
-        if self.phase is _LEFT:
+        if self.phase is _ABANDONED:
             pass
         elif asker is None:
-            self.close()  # what nobody asked for is never the answer to the next request
+            self.close()  # bytes without a request are never the response to the next one
         elif self.phase is _HEAD:
             self._read_head(asker, data)
         else:
             self._read_body(asker, data)
 
     def eof_received(self) -> bool:
-        return False  # closing our half, too: whoever has said all has nothing to hear
+        return False  # closes our half, too: llama-server sends nothing more
 
     def pause_writing(self) -> None:
         """Nothing to pause: a request is one write, bounded by MAX_REQUEST_BODY_SIZE."""
@@ -289,7 +297,7 @@ class UpstreamConnection(Receiver):
     def connection_lost(self, exc: Exception | None) -> None:
         asker, phase, may_insert = self._asker, self.phase, self.may_insert_event
         self._asker = None
-        self.phase = _CLOSED
+        self._to(_CLOSED)
         if self._on_gone is not None:
             self._on_gone()
         if asker is None:
@@ -298,20 +306,22 @@ class UpstreamConnection(Receiver):
             is_stale = self.requests > 1 and not self._received and not self._has_begun
             kind = UpstreamClosedKept if is_stale else UpstreamError
             asker.on_upstream_failed(kind("The engine closed the connection before it responded."))
-        elif self._framing is Framing.CLOSE and exc is None:
-            if self._reads_chunks:
-                self._pass_on(LAST_CHUNK)
-            asker.on_response_done()
-        else:
+            return
+        end = self._body.end() if exc is None else None
+        if end is None:
             broken = UpstreamError(
                 "The engine closed the connection before its response was complete."
             )
             asker.on_cut(broken, may_insert=may_insert)
+            return
+        if end:
+            self._pass_on(end)
+        asker.on_response_done()
 
-    # The answer's head --------------------------------------------------------------------------
+    # The response's head ------------------------------------------------------------------------
 
     def _read_head(self, asker: Asker, data: bytes) -> None:
-        if not self._received and not self._to_head:
+        if not self._received and not self._is_head_request:
             end, length = self._known.match(data)
             if end >= 0:
                 self._begin_body(asker, self._answer, length, data[end:])
@@ -328,10 +338,10 @@ class UpstreamConnection(Receiver):
             asker.on_upstream_failed(error)
 
     def _take_head(self) -> tuple[bytes, ResponseHead] | None:
-        """The final head out of what has been received; None when it is not there yet.
+        """The final head of what has been received; None while it is not complete.
 
         Raises:
-            UpstreamError: it is too long, no HTTP, or takes up an upgrade nobody offered.
+            UpstreamError: it is too long, not HTTP, or accepts an upgrade that was not requested.
         """
         while True:
             end = self._received.find(HEAD_END) + len(HEAD_END)
@@ -346,47 +356,42 @@ class UpstreamConnection(Receiver):
                 raise UpstreamError("The engine switched protocols without a request to do so.")
             if head.status >= 200:
                 return raw, head
-            self._has_begun = True  # an interim answer; the final one follows
+            self._has_begun = True  # an interim response; the final one follows
 
     def _understand(self, raw: bytes, head: ResponseHead) -> tuple[Answer, int]:
-        """The answer that *head* begins, and its length; *raw* is kept for its repetition.
+        """The meaning of *head*, and the body's length; *raw* is kept for its repetition.
 
         Raises:
-            UpstreamError: its framing is double or malformed.
+            UpstreamError: its framing is ambiguous or malformed.
         """
-        read = read_response(head.fields, status=head.status, to_head=self._to_head)
+        read = read_response(head.fields, status=head.status, to_head=self._is_head_request)
         answer = Answer(head, read)
-        # What an answer to HEAD means is another thing, and its pattern would not say so.
+        # A response to HEAD means something else by the same bytes, so it is not kept.
         self._known = NO_HEAD
-        if not self._to_head:
+        if not self._is_head_request:
             self._known = KnownHead(raw, read.length)
-            self._keeper.last_head = self._known, answer
+            self._pool.last_head = self._known, answer
         return answer, read.length or 0
 
-    # The answer's body --------------------------------------------------------------------------
+    # The response's body ------------------------------------------------------------------------
 
     def _begin_body(self, asker: Asker, answer: Answer, length: int, rest: bytes) -> None:
         self._answer = answer
         framing = answer.framing
         if framing is _LENGTH and len(rest) == length and answer.may_persist:
-            # All there at once, as most are that are no stream. Whoever is told may ask again
-            # at once, so the connection is kept before.
+            # All of it in one read, as most responses that are not streams. The client may send
+            # the next request at once, so the connection is returned before the client has this.
             self._asker = None
-            self.phase = _IDLE
-            self._keeper.give_back(self)
+            self.phase = _IDLE  # from HEAD, as _to, which would cost each request a call
+            self._pool.give_back(self)
             asker.on_whole_response(answer, rest)
             return
-        self._framing = framing
-        self._may_persist = answer.may_persist
         head = asker.on_response(answer, length)
-        self._reads_chunks = asker.reads_chunks
         sink = self._sink = asker.sink
         self._write = asker.write if sink is None else sink.write_now
-        self.phase = _BODY
-        if framing is Framing.CHUNKED:
-            self._chunked = ChunkedBody()
-        self._left = length
-        self.opening = self._late = self._before_last = b""
+        self._body = ResponseBody(framing, length, reads_chunks=asker.reads_chunks)
+        self.window = ResponseWindow(is_event_stream=answer.is_event_stream)
+        self._to(_BODY)
         self._read_body(asker, rest, head)
 
     def _pass_on(self, data: bytes) -> None:
@@ -394,13 +399,13 @@ class UpstreamConnection(Receiver):
         self._write(data)
 
     def _read_body(self, asker: Asker, data: bytes, head: bytes = b"") -> None:
-        """Pass on what belongs to the answer; *head* goes out before it, in the same write."""
-        if self._last_chunk:
-            self._chunked.tail = self.tail
-            self._add_to_late(self._before_last + self._last_chunk)
-            self._before_last = self._last_chunk = b""
+        """Relay what belongs to the response; *head* is sent before it, in the same write."""
+        body, window = self._body, self.window
+        if window.last_chunk:
+            body.follow_chunks(self.tail)
+            window.join_chunks()
         try:
-            taken, body = self._follow(data)
+            taken, relayed = body.feed(data)
         except ChunkedError:
             if head:
                 self._pass_on(head)
@@ -408,65 +413,24 @@ class UpstreamConnection(Receiver):
             error = UpstreamError("The engine's response has invalid chunked coding.")
             asker.on_cut(error, may_insert=False)
             return
-        if head or body:
-            self._pass_on(head + body)
-        if taken:
-            self._keep(asker, data)
-        if self._is_complete():
+        if head or relayed:
+            self._pass_on(head + relayed)
+        if taken and window.add(data):
+            asker.on_first_event()
+        if body.is_complete:
             self._finish(asker, has_surplus=taken < len(data))
-        elif self._framing is Framing.CHUNKED and self._reads_chunks and self.opening:
-            self.phase = _BETWEEN_CHUNKS if self._chunked.is_between_chunks else _BODY
-
-    def _keep(self, asker: Asker, data: bytes) -> None:
-        """Keep what tells, once all is over, how many tokens there were."""
-        if not self.opening and (not self._answer.is_event_stream or _EVENT in data):
-            # Comments come before: they only say that there is nothing to say yet.
-            self.opening = data[:OPENING_BYTES]
-            if self._answer.is_event_stream:
-                asker.on_first_event()
-        self._add_to_late(data)
-
-    def _add_to_late(self, data: bytes) -> None:
-        """What came before stays: an event that did not come in one read may tell the tokens."""
-        self._late = data if len(data) >= ENDING_BYTES else self._late[-ENDING_BYTES:] + data
-
-    def _follow(self, data: bytes) -> tuple[int, bytes]:
-        """How much of *data* belongs to the answer, and what of it the client gets."""
-        match self._framing:
-            case Framing.CHUNKED if self._reads_chunks:
-                taken = self._chunked.feed(data)
-            case Framing.CHUNKED:
-                body = bytearray()
-                return self._chunked.feed(data, body), bytes(body)
-            case Framing.CLOSE if self._reads_chunks:
-                return len(data), frame(data) if data else b""
-            case Framing.LENGTH:
-                taken = min(self._left, len(data))
-                self._left -= taken
-            case Framing.CLOSE:
-                taken = len(data)
-            case Framing.NONE:
-                taken = 0
-        return taken, data if taken == len(data) else data[:taken]
-
-    def _is_complete(self) -> bool:
-        match self._framing:
-            case Framing.CHUNKED:
-                return self._chunked.is_done
-            case Framing.LENGTH:
-                return self._left == 0
-            case Framing.NONE:
-                return True
-            case Framing.CLOSE:
-                return False
+        elif body.is_relayed and window.opening:
+            phase = _BETWEEN_CHUNKS if body.is_between_chunks else _BODY
+            if phase is not self.phase:
+                self._to(phase)
 
     def _finish(self, asker: Asker, *, has_surplus: bool) -> None:
         self._asker = None
-        if self._may_persist and not has_surplus and not self.transport.is_closing():
-            self.phase = _IDLE
-            # A client that was slow to the end has left the reading paused.
+        if self._answer.may_persist and not has_surplus and not self.transport.is_closing():
+            self._to(_IDLE)
+            # A client that was slow until the end has left reading paused.
             self.transport.resume_reading()
-            self._keeper.give_back(self)
+            self._pool.give_back(self)
         else:
             self.close()
         asker.on_response_done()

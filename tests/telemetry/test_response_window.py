@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+
+from llama_gguf.telemetry.response_window import ResponseWindow
+from llama_gguf.telemetry.token_usage import ENDING_BYTES, OPENING_BYTES
+from tests.support.fakes import bytewise, chunk, event
+
+COMMENT = chunk(b":\n\n")
+
+
+def relay(window: ResponseWindow, data: bytes) -> None:
+    """As ``UpstreamConnection`` does with a whole chunk."""
+    window.before_last, window.last_chunk = window.last_chunk, data
+
+
+def test_a_stream_begins_with_its_first_event_not_with_a_comment() -> None:
+    window = ResponseWindow(is_event_stream=True)
+
+    assert [window.add(data) for data in (COMMENT, event(1), event(2))] == [False, True, False]
+    assert window.opening == event(1)
+
+
+def test_any_other_response_begins_with_its_first_byte_and_has_no_event() -> None:
+    window = ResponseWindow(is_event_stream=False)
+
+    assert not window.add(b'{"data:')
+    assert not window.add(b'"}')
+    assert window.opening == b'{"data:'
+    assert window.ending == b'{"data:"}'
+
+
+@pytest.mark.parametrize("relayed", range(4))
+def test_the_ending_has_all_of_a_short_stream_in_order(relayed: int) -> None:
+    window = ResponseWindow(is_event_stream=True)
+    window.add(event(1))
+    chunks = [event(n) for n in range(2, 2 + relayed)]
+    for data in chunks:
+        relay(window, data)
+    # Of three and more relayed chunks, the last two are kept.
+    kept = event(1) + b"".join(chunks[-2:])
+    assert window.ending == kept
+
+    window.join_chunks()
+    window.add(b"5\r\nda")
+
+    assert window.ending == kept + b"5\r\nda"
+    assert window.last_chunk == window.before_last == b""
+
+
+def test_memory_is_bounded_however_the_bytes_arrive() -> None:
+    window = ResponseWindow(is_event_stream=False)
+    for _ in range(100):
+        window.add(b"x" * 1000)
+        window.add(b"y" * 60_000)
+    assert len(window.opening) <= OPENING_BYTES
+    assert len(window.ending) <= 60_000
+    for byte in bytewise(b"z" * (2 * ENDING_BYTES)):
+        window.add(byte)
+
+    assert ENDING_BYTES <= len(window.ending) <= 2 * ENDING_BYTES
+    assert window.ending.endswith(b"z" * ENDING_BYTES)

@@ -9,7 +9,6 @@ leave out the start, too. Ceilings hold for CPython 3.11, a twentieth above what
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import http.client
 import os
@@ -29,6 +28,7 @@ from rich.table import Table
 
 from llama_gguf.gateway.client_connection import ClientConnection
 from llama_gguf.gateway.upstream_connection import UpstreamConnection
+from llama_gguf.net.transport import Transport
 from llama_gguf.telemetry.recorder import Accounts
 from tests.support.fakes import BACKEND_KEY, KEY, KEYS_TEXT, OK, STREAM_HEAD, Rig, chunk, request
 
@@ -50,13 +50,19 @@ FEW: Final = 300
 MANY: Final = 1300
 
 
-class NoTransport(asyncio.Transport):
+class NoTransport(Transport):
     """Costs next to nothing."""
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
+    def write(self, data: bytes) -> None:
         pass
 
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+    def write_now(self, data: bytes) -> None:
+        pass
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        pass
+
+    def get_extra_info(self, name: str) -> None:
         pass
 
     def is_closing(self) -> bool:

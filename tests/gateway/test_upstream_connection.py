@@ -18,9 +18,9 @@ from llama_gguf.http1.fields import Framing
 from llama_gguf.http1.known_head import KnownHead
 from llama_gguf.http1.response import Answer
 from llama_gguf.net.poller import Poller
-from llama_gguf.net.transport import SocketTransport
+from llama_gguf.net.transport import LoopTransport, SocketTransport, Transport
 from llama_gguf.telemetry.token_usage import ENDING_BYTES, OPENING_BYTES
-from tests.support.ends import Play, connected, sockets_of
+from tests.support.ends import Deaf, Play, connected, sockets_of
 from tests.support.fakes import (
     LAST_CHUNK,
     OK,
@@ -36,18 +36,25 @@ from tests.support.fakes import (
 REQUEST = b"POST / HTTP/1.1\r\n\r\n"
 
 
-class Asker:
-    """Writes down what it is told."""
+class Asker(Deaf):
+    """Records its calls, and what is written to its transport."""
 
     def __init__(self, *, reads_chunks: bool = True) -> None:
         self.reads_chunks = reads_chunks
+        self.transport: Transport
         self.write: Callable[[bytes], None] = self._take
         self.told: list[str] = []
         self.got = b""
-        self.sink: SocketTransport | None = None
+        LoopTransport(self).connection_made(self)
         self.status = 0
         self.length = 0
         self.first_events = 0
+
+    def connection_made(self, transport: Transport) -> None:
+        self.transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None: ...
+    def set_protocol(self, protocol: object) -> None: ...
 
     def _take(self, data: bytes) -> None:
         self.got += data
@@ -503,14 +510,14 @@ def test_a_stream_s_first_event_is_told_once_and_kept(line: Line) -> None:
     line.say(COMMENT, event(1), event(2))
 
     assert (before, asker.first_events) == (0, 1)
-    assert line.connection.opening == event(1)
+    assert line.connection.window.opening == event(1)
 
 
 def test_a_comment_is_no_event_however_it_comes(line: Line) -> None:
     asker = line.ask()
     line.say(STREAM_HEAD + COMMENT, COMMENT[:3], COMMENT[3:], COMMENT)
 
-    assert (asker.first_events, line.connection.opening) == (0, b"")
+    assert (asker.first_events, line.connection.window.opening) == (0, b"")
     assert asker.got == b"HEAD;" + COMMENT * 3
 
 
@@ -523,7 +530,7 @@ def test_the_end_of_a_stream_is_kept_however_it_is_cut(line: Line) -> None:
         other.say(STREAM_HEAD, *events, *end)
 
         assert asker.told == ["done"]
-        assert other.connection.ending.endswith(event(39) + last)
+        assert other.connection.window.ending.endswith(event(39) + last)
 
 
 def test_the_end_that_is_kept_is_bounded(line: Line) -> None:
@@ -532,11 +539,11 @@ def test_the_end_that_is_kept_is_bounded(line: Line) -> None:
     for _ in range(100):
         line.say(b"x" * 1000, b"y" * 60000)
 
-    assert len(line.connection.opening) <= OPENING_BYTES
-    assert len(line.connection.ending) <= 65536
+    assert len(line.connection.window.opening) <= OPENING_BYTES
+    assert len(line.connection.window.ending) <= 65536
     line.say(b"z" * 1000)
-    assert len(line.connection.ending) <= 2 * ENDING_BYTES
-    assert line.connection.ending.endswith(b"y" + b"z" * 1000)
+    assert len(line.connection.window.ending) <= 2 * ENDING_BYTES
+    assert line.connection.window.ending.endswith(b"y" + b"z" * 1000)
 
 
 def test_an_answer_that_is_no_stream_has_no_first_event(line: Line) -> None:
@@ -544,7 +551,7 @@ def test_an_answer_that_is_no_stream_has_no_first_event(line: Line) -> None:
     line.say(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", b'{"data:', b'"}')
 
     assert asker.told == ["done"]
-    assert (asker.first_events, line.connection.ending) == (0, b'{"data:"}')
+    assert (asker.first_events, line.connection.window.ending) == (0, b'{"data:"}')
 
 
 def test_one_answer_s_ends_are_not_those_of_the_one_before(line: Line) -> None:
@@ -553,7 +560,7 @@ def test_one_answer_s_ends_are_not_those_of_the_one_before(line: Line) -> None:
     line.ask()
     line.say(STREAM_HEAD, COMMENT)
 
-    assert (line.connection.opening, line.connection.ending) == (b"", COMMENT)
+    assert (line.connection.window.opening, line.connection.window.ending) == (b"", COMMENT)
 
 
 def test_neither_a_request_nor_a_stream_s_beginning_waits_for_others(play: Play) -> None:
@@ -581,7 +588,7 @@ def test_neither_a_request_nor_a_stream_s_beginning_waits_for_others(play: Play)
 
             end.on_data = ask
             asker.on_first_event = begin  # type: ignore[method-assign]
-            asker.sink = end.transport
+            asker.transport = end.transport
             with closing(engine):
                 SocketTransport(poller, ours, None).attach(connection)
                 client.send(REQUEST)

@@ -1,4 +1,4 @@
-"""Real connections on this machine, and what becomes of those that are not made."""
+"""Real connections on this machine, made and failed."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from llama_gguf.config.settings import Settings
 from llama_gguf.net.connector import RETRY_SECONDS, Cancellable, Dialer
 from llama_gguf.net.poller import Poller
-from llama_gguf.net.transport import SocketTransport
+from llama_gguf.net.transport import Transport
 from tests.support.ends import Deaf, Play, watched
 
 
 class End(Deaf):
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
-        self.made: asyncio.Future[SocketTransport] = loop.create_future()
+        self.made: asyncio.Future[Transport] = loop.create_future()
         self.failed: asyncio.Future[OSError] = loop.create_future()
         self.lost: asyncio.Future[None] = loop.create_future()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.made.set_result(cast("SocketTransport", transport))
+    def connection_made(self, transport: Transport) -> None:
+        self.made.set_result(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
@@ -34,7 +34,7 @@ class End(Deaf):
 
 
 class Phone:
-    """Dials, and sees what comes of it."""
+    """Dials, and keeps the result."""
 
     def __init__(self, watcher: Poller, **settings: Any) -> None:
         self._dialer = Dialer(watcher, Settings(**settings))
@@ -128,7 +128,7 @@ def test_of_several_addresses_the_first_that_accepts_is_taken() -> None:
         runner.run(watched(scene))
 
 
-def test_a_name_that_means_nothing_is_told() -> None:
+def test_a_name_without_an_address_is_an_error() -> None:
     async def scene(watcher: Poller) -> None:
         async def find(*_: Any, **__: Any) -> list[Any]:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -141,7 +141,7 @@ def test_a_name_that_means_nothing_is_told() -> None:
         runner.run(watched(scene))
 
 
-def test_a_refusal_is_told_but_not_from_within_the_call(play: Play) -> None:
+def test_a_refusal_is_reported_but_not_from_within_the_call(play: Play) -> None:
     async def scene(watcher: Poller) -> None:
         phone = Phone(watcher, port_backend=unused_port()).dial()
         assert not phone.end.failed.done()
@@ -150,7 +150,7 @@ def test_a_refusal_is_told_but_not_from_within_the_call(play: Play) -> None:
     play(scene)
 
 
-def test_a_socket_file_that_is_not_there_is_told(play: Play, tmp_path: Path) -> None:
+def test_a_missing_socket_file_is_an_error(play: Play, tmp_path: Path) -> None:
     async def scene(watcher: Poller) -> None:
         phone = Phone(watcher, backend_socket=str(tmp_path / "none.sock")).dial()
         assert isinstance(await phone.end.failed, FileNotFoundError)
@@ -158,7 +158,7 @@ def test_a_socket_file_that_is_not_there_is_told(play: Play, tmp_path: Path) -> 
     play(scene)
 
 
-def test_whoever_has_cancelled_is_told_nothing(play: Play) -> None:
+def test_a_cancelled_attempt_reports_nothing(play: Play) -> None:
     async def scene(watcher: Poller) -> None:
         phones = [
             Phone(watcher, port_backend=unused_port()).dial(),
@@ -167,7 +167,7 @@ def test_whoever_has_cancelled_is_told_nothing(play: Play) -> None:
         for phone in phones:
             assert phone.waits_for is not None
             phone.waits_for.cancel()
-        # What another is told comes behind what they would have been.
+        # A later failure is reported after those that were cancelled would have been.
         await Phone(watcher, backend_host="localhost", port_backend=unused_port()).dial().end.failed
         assert not any(phone.end.failed.done() or phone.end.made.done() for phone in phones)
 

@@ -21,7 +21,7 @@ from tests.support.ends import PATIENCE, Scene, connected, watched
 
 
 def in_a_flood(trial: Scene, act: Callable[[int], None] = lambda _: None) -> None:
-    """Run *trial* while a socket is always ready; *act* hears how many bytes have come of it."""
+    """Run *trial* while a socket is always ready; *act* receives the number of bytes read."""
 
     async def flooded(watcher: Poller) -> None:
         async with connected(watcher, socket.AF_UNIX) as (end, peer):
@@ -80,7 +80,7 @@ def test_the_loop_s_own_files_are_looked_at() -> None:
         in_a_flood(trial)
 
 
-def test_another_thread_is_heard() -> None:
+def test_another_thread_wakes_the_loop() -> None:
     async def trial(watcher: Poller) -> None:
         loop, done = asyncio.get_running_loop(), asyncio.Event()
         caller = threading.Thread(target=lambda: loop.call_soon_threadsafe(done.set))
@@ -91,7 +91,7 @@ def test_another_thread_is_heard() -> None:
     in_a_flood(trial)
 
 
-def test_a_signal_is_heard() -> None:
+def test_a_signal_wakes_the_loop() -> None:
     async def trial(watcher: Poller) -> None:
         loop, done = asyncio.get_running_loop(), asyncio.Event()
         loop.add_signal_handler(signal.SIGUSR2, done.set)

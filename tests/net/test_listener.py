@@ -13,14 +13,14 @@ import pytest
 from llama_gguf.errors import UserError
 from llama_gguf.net.listener import Listener, listen
 from llama_gguf.net.poller import EpollPoller, Poller
-from llama_gguf.net.transport import SocketTransport
+from llama_gguf.net.transport import SocketTransport, Transport
 from tests.support.ends import Deaf, watched
 
 # The socket ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_it_listens_where_it_is_told_to(host: str) -> None:
+def test_it_listens_on_the_given_address(host: str) -> None:
     with closing(listen(host, 0)) as listener:
         address = listener.getsockname()
         assert address[0] == host
@@ -29,14 +29,14 @@ def test_it_listens_where_it_is_told_to(host: str) -> None:
             pass
 
 
-def test_a_port_that_is_taken_is_said_plainly() -> None:
+def test_a_port_in_use_is_a_plain_error() -> None:
     with closing(listen("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1:{port}"):
             listen("127.0.0.1", port)
 
 
-def test_an_address_of_another_machine_is_said_plainly() -> None:
+def test_an_address_of_another_machine_is_a_plain_error() -> None:
     with pytest.raises(UserError, match=r"cannot listen on 203\.0\.113\.1"):
         listen("203.0.113.1", 0)
 
@@ -45,15 +45,14 @@ def test_an_address_of_another_machine_is_said_plainly() -> None:
 
 
 class Guest(Deaf):
-    """Says hello to whoever comes."""
+    """Sends hello to each client."""
 
     def __init__(self, hall: Hall) -> None:
         self._hall = hall
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        ours = cast("SocketTransport", transport)
-        self._hall.transports.append(ours)
-        ours.write(b"hello")
+    def connection_made(self, transport: Transport) -> None:
+        self._hall.transports.append(transport)
+        transport.write(b"hello")
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
@@ -62,7 +61,7 @@ class Guest(Deaf):
 
 class Hall:
     def __init__(self) -> None:
-        self.transports: list[SocketTransport] = []
+        self.transports: list[Transport] = []
         self.gone = asyncio.Semaphore(0)
         self.room = 1000
 
@@ -109,7 +108,7 @@ def play(scene: Scene, disguise: Callable[[socket.socket], object] = lambda sock
 
 
 async def visit(sock: socket.socket) -> bytes:
-    """What a new client hears before the connection ends, or is there for good."""
+    """What a new client receives before its connection ends, or once it is accepted."""
     reader, writer = await asyncio.open_connection(*sock.getsockname())
     heard = await reader.read(5)
     writer.close()
@@ -126,7 +125,7 @@ def test_everybody_is_let_in() -> None:
     play(scene)
 
 
-def test_whoever_is_let_in_is_not_waited_for() -> None:
+def test_an_accepted_socket_neither_blocks_nor_delays_small_writes() -> None:
     async def scene(hall: Hall, sock: socket.socket) -> None:
         reader, writer = await asyncio.open_connection(*sock.getsockname())
         assert await reader.read(5) == b"hello"
@@ -138,7 +137,7 @@ def test_whoever_is_let_in_is_not_waited_for() -> None:
     play(scene)
 
 
-def test_whoever_comes_while_no_file_can_be_opened_is_not_left_waiting() -> None:
+def test_a_client_is_closed_not_left_waiting_while_no_file_can_be_opened() -> None:
     async def scene(hall: Hall, sock: socket.socket) -> None:
         assert await visit(sock) == b""
         assert await visit(sock) == b"hello"
@@ -146,7 +145,7 @@ def test_whoever_comes_while_no_file_can_be_opened_is_not_left_waiting() -> None
     play(scene, lambda sock: NoFiles(sock, 1, errno.EMFILE))
 
 
-def test_if_not_even_that_goes_the_next_look_is_taken_later() -> None:
+def test_without_a_spare_file_accepting_pauses() -> None:
     async def scene(hall: Hall, sock: socket.socket) -> None:
         assert await visit(sock) == b"hello"
 
@@ -154,14 +153,14 @@ def test_if_not_even_that_goes_the_next_look_is_taken_later() -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ECONNABORTED, errno.EPROTO, errno.EPERM])
-def test_a_client_that_was_gone_before_it_was_let_in_is_none(number: int) -> None:
+def test_a_client_that_left_before_it_was_accepted_is_ignored(number: int) -> None:
     async def scene(hall: Hall, sock: socket.socket) -> None:
         assert await visit(sock) == b"hello"
 
     play(scene, lambda sock: NoFiles(sock, 1, number))
 
 
-def test_whoever_comes_when_there_is_no_room_is_closed_unread() -> None:
+def test_a_client_beyond_the_limit_is_closed_unread() -> None:
     async def scene(hall: Hall, sock: socket.socket) -> None:
         hall.room = 1
         assert await visit(sock) == b"hello"
@@ -172,8 +171,8 @@ def test_whoever_comes_when_there_is_no_room_is_closed_unread() -> None:
     play(scene)
 
 
-def test_nobody_is_waited_for_once_it_is_closed() -> None:
-    """Somebody else, as the supervisor, may have the socket still."""
+def test_a_closed_listener_accepts_no_client() -> None:
+    """Another process, such as the supervisor, may still have the socket."""
 
     async def scene() -> None:
         with closing(EpollPoller(asyncio.get_running_loop())) as watcher:

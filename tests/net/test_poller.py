@@ -18,7 +18,7 @@ def test_epoll_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> N
         assert isinstance(poller(loop), LoopPoller)
 
 
-def test_one_that_is_closed_by_another_in_the_same_turn_is_told_nothing_more(play: Play) -> None:
+def test_a_connection_closed_by_another_in_the_same_turn_is_not_called_again(play: Play) -> None:
     async def scene(poller: Poller) -> None:
         async with connected(poller) as (one, its_peer), connected(poller) as (other, others_peer):
             one.on_data = lambda _: other.transport.abort()
@@ -31,7 +31,7 @@ def test_one_that_is_closed_by_another_in_the_same_turn_is_told_nothing_more(pla
     play(scene)
 
 
-def test_one_that_is_paused_by_another_in_the_same_turn_is_told_nothing_more(play: Play) -> None:
+def test_a_connection_paused_by_another_in_the_same_turn_is_not_called_again(play: Play) -> None:
     async def scene(poller: Poller) -> None:
         async with connected(poller) as (one, its_peer), connected(poller) as (other, others_peer):
             heard = asyncio.Event()
@@ -74,8 +74,8 @@ def test_a_bug_in_one_is_logged_and_leaves_the_others_alone(
     ]
 
 
-def test_a_broken_connection_that_nobody_reads_keeps_nobody_awake(play: Play) -> None:
-    """A peer that has gone is told to whoever waits for its bytes, again and again."""
+def test_a_broken_connection_that_is_not_read_does_not_keep_the_loop_awake(play: Play) -> None:
+    """epoll would report a peer that is gone in every turn."""
 
     async def scene(poller: Poller) -> None:
         async with connected(poller) as (end, peer):

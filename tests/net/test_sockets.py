@@ -1,4 +1,4 @@
-"""Real sockets on loopback: what each kind of transport hands out is another."""
+"""Real sockets on loopback: each kind of transport returns another object for its socket."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import uvloop
 
 from llama_gguf.net import sockets
 from llama_gguf.net.poller import poller
-from llama_gguf.net.transport import SocketTransport
-from tests.support.ends import PATIENCE, reset
+from llama_gguf.net.transport import LoopTransport, SocketTransport, Transport
+from tests.support.ends import PATIENCE, Deaf, reset
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -43,31 +43,38 @@ def unix() -> Iterator[Pair]:
         yield ours, peer
 
 
-class Line(asyncio.Protocol):
-    """A connection that knows when it is lost, and keeps nothing of what comes."""
+class Line(Deaf):
+    """A connection that knows its transport and when it is lost."""
 
     def __init__(self) -> None:
-        self.lost = asyncio.get_running_loop().create_future()
+        self.transport: Transport
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: Transport) -> None:
+        self.transport = transport
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
         self.lost.set_result(None)
 
 
-Act = Callable[[asyncio.Transport], None]
+Act = Callable[[Transport], None]
 
 
-Attach = Callable[[socket.socket], Awaitable[tuple[asyncio.Transport, Line]]]
+Attach = Callable[[socket.socket], Awaitable[Line]]
 
 
-async def to_the_loop_s(ours: socket.socket) -> tuple[asyncio.Transport, Line]:
-    return await asyncio.get_running_loop().connect_accepted_socket(Line, ours)
+async def to_the_loop_s(ours: socket.socket) -> Line:
+    line = Line()
+    adapter = cast("asyncio.Protocol", LoopTransport(line))
+    await asyncio.get_running_loop().connect_accepted_socket(lambda: adapter, ours)
+    return line
 
 
-async def to_our_own(ours: socket.socket) -> tuple[asyncio.Transport, Line]:
-    transport, line = SocketTransport(poller(asyncio.get_running_loop()), ours, "peer"), Line()
-    transport.attach(line)
-    return cast("asyncio.Transport", transport), line
+async def to_our_own(ours: socket.socket) -> Line:
+    line = Line()
+    SocketTransport(poller(asyncio.get_running_loop()), ours, "peer").attach(line)
+    return line
 
 
 @dataclass(frozen=True)
@@ -77,12 +84,12 @@ class Run:
     on_loop: Callable[[Coroutine[Any, Any, None]], None]
     attach: Attach
 
-    async def connected(self, ours: socket.socket) -> tuple[asyncio.Transport, Line]:
-        """A transport that reads nothing, as that of a client that has sent too much ahead."""
+    async def connected(self, ours: socket.socket) -> Line:
+        """A connection that reads nothing, as that of a client that has sent too much ahead."""
         ours.setblocking(False)
-        transport, line = await self.attach(ours.dup())
-        transport.pause_reading()
-        return transport, line
+        line = await self.attach(ours.dup())
+        line.transport.pause_reading()
+        return line
 
 
 KINDS: Final = {
@@ -103,22 +110,22 @@ def after(act: Act, ours: socket.socket, run: Run) -> None:
     """Have *act* end the connection of *ours*."""
 
     async def work() -> None:
-        transport, line = await run.connected(ours)
+        line = await run.connected(ours)
         ours.close()  # the transport has its own
-        act(transport)
+        act(line.transport)
         await asyncio.wait_for(line.lost, PATIENCE)
 
     run.on_loop(work())
 
 
 def ask(ours: socket.socket, run: Run) -> bool:
-    """What ``has_left`` says of *ours*."""
+    """The result of ``has_left`` for *ours*."""
     answers = []
 
     async def work() -> None:
-        transport, line = await run.connected(ours)
-        answers.append(sockets.has_left(transport))
-        transport.abort()
+        line = await run.connected(ours)
+        answers.append(sockets.has_left(line.transport))
+        line.transport.abort()
         await asyncio.wait_for(line.lost, PATIENCE)
 
     run.on_loop(work())
@@ -156,7 +163,7 @@ def test_without_it_a_cut_looks_like_a_clean_end(run: Run) -> None:
 
 
 def test_a_reset_comes_instead_of_the_end_of_what_was_written(run: Run) -> None:
-    def write_and_reset(transport: asyncio.Transport) -> None:
+    def write_and_reset(transport: Transport) -> None:
         transport.write(b"HTTP/1.1 200 OK\r\n\r\nhalf of")
         sockets.reset(transport)
 
@@ -174,12 +181,25 @@ def test_on_a_unix_socket_a_reset_is_an_end(run: Run) -> None:
         assert peer.recv(1) == b""
 
 
+class Unused(Deaf):
+    def connection_made(self, transport: Transport) -> None: ...
+    def connection_lost(self, exc: Exception | None) -> None: ...
+
+
 class Sockless(asyncio.Transport):
-    """A transport whose socket is what the test says."""
+    """A transport of a loop with a given socket, or none."""
 
     def __init__(self, sock: object) -> None:
         super().__init__({"socket": sock})
         self.aborted = False
+
+    def set_protocol(self, protocol: object) -> None:
+        pass
+
+    def wrapped(self) -> Transport:
+        transport = LoopTransport(Unused())
+        transport.connection_made(self)
+        return transport
 
     def abort(self) -> None:
         self.aborted = True
@@ -187,20 +207,20 @@ class Sockless(asyncio.Transport):
 
 def test_a_connection_without_a_socket_is_cut_all_the_same() -> None:
     transport = Sockless(None)
-    sockets.reset(transport)
+    sockets.reset(transport.wrapped())
 
     assert transport.aborted
-    assert not sockets.has_left(transport)
+    assert not sockets.has_left(transport.wrapped())
 
 
 def test_a_connection_whose_socket_is_closed_is_cut_all_the_same() -> None:
     with tcp() as (ours, _):
         transport = Sockless(ours)
         ours.close()
-        sockets.reset(transport)
+        sockets.reset(transport.wrapped())
 
         assert transport.aborted
-        assert not sockets.has_left(transport)
+        assert not sockets.has_left(transport.wrapped())
 
 
 # Has it left? -------------------------------------------------------------------------------------
@@ -239,7 +259,7 @@ def test_a_peer_that_reset_has_left(run: Run) -> None:
 
 
 @pytest.mark.parametrize("closes", [False, True])
-def test_of_a_unix_socket_nobody_can_tell(closes: bool, run: Run) -> None:
+def test_of_a_unix_socket_the_state_is_unknown(closes: bool, run: Run) -> None:
     with unix() as (ours, peer):
         if closes:
             peer.close()
@@ -249,7 +269,7 @@ def test_of_a_unix_socket_nobody_can_tell(closes: bool, run: Run) -> None:
 
 # Limits -------------------------------------------------------------------------------------------
 
-TELL: Final = """
+REPORT: Final = """
 import resource, sys
 from llama_gguf.net.sockets import places_within_limits
 soft, hard, wanted = map(int, sys.argv[1:])
@@ -271,7 +291,7 @@ print(places.served, places.open, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 def test_there_are_files_for_two_connections_a_client_and_for_those_that_are_refused(
     soft: int, hard: int, wanted: int, served: int, most_open: int
 ) -> None:
-    argv = [sys.executable, "-c", TELL, str(soft), str(hard), str(wanted)]
+    argv = [sys.executable, "-c", REPORT, str(soft), str(hard), str(wanted)]
     told = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=PATIENCE)
 
     assert told.stdout.split() == [str(served), str(most_open), str(hard)]

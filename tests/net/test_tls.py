@@ -138,7 +138,7 @@ def test_one_that_cannot_be_used_leaves_the_old_one_in_force(
 
 
 def refused(folder: Path, pair: Pair) -> str:
-    """What is said of *pair*."""
+    """The error message for *pair*."""
     with pytest.raises(UserError) as caught:
         serving(folder, pair)
     assert caught.value.exit_status == 2
@@ -171,7 +171,7 @@ NOT_ITS_KEY = "TLS_KEY_FILE=/key.pem cannot be used: it is not the key of the fi
         *("no-key", "two-certificates", "cut-key", "other-key", "issuer-first"),
     ],
 )
-def test_what_is_wrong_with_which_file_is_said(pair: Pair, said: str, tmp_path: Path) -> None:
+def test_an_error_names_the_file_and_the_reason(pair: Pair, said: str, tmp_path: Path) -> None:
     assert refused(tmp_path, pair).startswith(said)
 
 
@@ -193,14 +193,14 @@ def test_a_file_that_cannot_be_read_is_named_with_its_variable(
     assert missing.value.exit_status == 2
 
 
-def test_an_encrypted_key_is_refused_and_no_passphrase_asked_for(tmp_path: Path) -> None:
+def test_an_encrypted_key_is_refused_without_a_prompt_for_its_passphrase(tmp_path: Path) -> None:
     said = refused(tmp_path, Pair(ONE.chain, ONE.encrypted_key))
 
     assert said.startswith("TLS_KEY_FILE=/key.pem cannot be used: it is encrypted")
     assert "openssl pkey -in /key.pem -out" in said
 
 
-def test_nothing_of_a_key_is_said(tmp_path: Path) -> None:
+def test_no_message_has_a_part_of_a_key(tmp_path: Path) -> None:
     said = refused(tmp_path, Pair(OTHER.chain, ONE.key))
     said += refused(tmp_path, Pair(ONE.key, ONE.key))
 

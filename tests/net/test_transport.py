@@ -1,16 +1,17 @@
-"""Real sockets, under both loops and both pollers: whatever watches them, the promises hold."""
+"""Real sockets, with both loops and both pollers: all must keep the same promises."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from contextlib import suppress
+from contextlib import closing, suppress
+from typing import cast
 
 import pytest
 
 from llama_gguf.net.poller import EpollPoller, Poller
-from llama_gguf.net.transport import HIGH_WATER_BYTES, READ_BYTES
-from tests.support.ends import MUCH, Play, connected, read, reset, turns
+from llama_gguf.net.transport import HIGH_WATER_BYTES, READ_BYTES, LoopTransport
+from tests.support.ends import MUCH, End, Play, connected, read, reset, sockets_of, turns
 
 # Reading and writing ------------------------------------------------------------------------------
 
@@ -95,7 +96,7 @@ def test_what_is_read_at_once_is_bounded_and_nothing_is_lost(play: Play) -> None
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
-def test_a_slow_reader_gets_it_all_and_the_writer_is_told_to_pause(family: int, play: Play) -> None:
+def test_a_slow_reader_receives_everything_and_pauses_the_writer(family: int, play: Play) -> None:
     async def scene(poller: Poller) -> None:
         async with connected(poller, family) as (end, peer):
             end.transport.write(MUCH)
@@ -154,7 +155,7 @@ def test_nothing_is_read_while_reading_is_paused(play: Play) -> None:
     play(scene)
 
 
-def test_its_socket_and_its_peer_can_be_asked_for(play: Play) -> None:
+def test_its_socket_and_its_peer_are_known(play: Play) -> None:
     async def scene(poller: Poller) -> None:
         async with connected(poller) as (end, peer):
             assert end.transport.get_extra_info("peername") == ("203.0.113.9", 40000)
@@ -180,7 +181,7 @@ def test_a_peer_that_closes_ends_the_connection(play: Play) -> None:
     play(scene)
 
 
-def test_a_peer_that_resets_the_connection_is_told_apart(play: Play) -> None:
+def test_a_peer_that_resets_the_connection_is_an_error(play: Play) -> None:
     async def scene(poller: Poller) -> None:
         async with connected(poller) as (end, peer):
             reset(peer)
@@ -288,7 +289,7 @@ def test_what_an_abort_in_the_same_turn_takes_back_is_not_sent(play: Play) -> No
     play(scene)
 
 
-def test_the_end_is_told_once_and_never_from_within_the_call(play: Play) -> None:
+def test_the_end_is_reported_once_and_never_from_within_the_call(play: Play) -> None:
     async def scene(poller: Poller) -> None:
         async with connected(poller) as (end, _):
             end.transport.close()
@@ -340,5 +341,48 @@ def test_closing_our_half_of_what_was_reset_ends_it(play: Play) -> None:
             reset(peer)
             end.transport.write_eof()
             assert isinstance(await end.lost, OSError)
+
+    play(scene)
+
+
+# A transport of the loop --------------------------------------------------------------------------
+
+
+def test_a_transport_of_the_loop_serves_the_same_protocols(play: Play) -> None:
+    async def scene(poller: Poller) -> None:
+        del poller
+        ours, peer = sockets_of(socket.AF_INET)
+        ours.setblocking(False)
+        peer.setblocking(False)
+        end = End()
+        adapter = cast("asyncio.Protocol", LoopTransport(end))
+        with closing(peer):
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: adapter, ours)
+            transport = end.transport
+            assert transport.get_extra_info("peername") == peer.getsockname()
+            assert transport.can_write_eof()
+            transport.write(b"to ")
+            transport.write_now(b"you")
+            assert await read(peer, 6) == b"to you"
+
+            transport.pause_reading()
+            peer.send(b"to us")
+            await turns()
+            assert end.received == b""
+            transport.resume_reading()
+            await end.has(b"to us")
+
+            transport.set_write_buffer_limits(high=1)
+            transport.write(MUCH)
+            assert end.told == ["pause"]
+            assert transport.get_write_buffer_size() > 1
+            transport.write_eof()
+            assert await read(peer, len(MUCH) + 1) == MUCH
+            assert end.told == ["pause", "resume"]
+
+            assert not transport.is_closing()
+            transport.close()
+            assert transport.is_closing()
+            assert await end.lost is None
 
     play(scene)

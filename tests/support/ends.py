@@ -7,10 +7,10 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
-from typing import Final, cast
+from typing import Final
 
 from llama_gguf.net.poller import Poller, poller
-from llama_gguf.net.transport import SocketTransport
+from llama_gguf.net.transport import SocketTransport, Transport
 
 PATIENCE: Final = 15.0
 """Seconds after which what has not come is taken for never coming."""
@@ -36,15 +36,15 @@ class End:
     """One that keeps what it is told."""
 
     def __init__(self) -> None:
-        self.transport: SocketTransport
+        self.transport: Transport
         self.received = b""
         self.told: list[str] = []
         self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         self.on_data: Callable[[bytes], None] = lambda _: None
         self._news = asyncio.Event()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("SocketTransport", transport)
+    def connection_made(self, transport: Transport) -> None:
+        self.transport = transport
 
     def data_received(self, data: bytes) -> None:
         self.received += data

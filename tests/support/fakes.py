@@ -20,7 +20,7 @@ from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.gateway.client_connection import ClientConnection
 from llama_gguf.gateway.services import Services
 from llama_gguf.gateway.upstream_connection import Phase, UpstreamConnection
-from llama_gguf.net.transport import Endpoint
+from llama_gguf.net.transport import Endpoint, LoopTransport
 from llama_gguf.scheduling.exchange import Exchange
 from llama_gguf.telemetry.recorder import Accounts
 from llama_gguf.telemetry.timeseries import Ring
@@ -271,8 +271,9 @@ class FakeDialer:
 class FakeTransport(asyncio.Transport):
     """Records what is done to it, and keeps a transport's promises.
 
-    It delivers nothing while reading is paused, calls ``connection_lost`` exactly once and
-    never from within ``close`` or ``abort``, and refuses to write behind ``write_eof``.
+    The gateway uses it as one of TLS, since no class of the tests can extend a compiled one. It
+    delivers nothing while reading is paused, calls ``connection_lost`` exactly once and never from
+    within ``close`` or ``abort``, and refuses to write behind ``write_eof``.
     """
 
     def __init__(self, loop: FakeLoop, peer: object) -> None:
@@ -310,6 +311,9 @@ class FakeTransport(asyncio.Transport):
                 self._writer_is_paused = True
                 self._protocol.pause_writing()
         self.on_write(bytes(data))
+
+    def set_protocol(self, protocol: Any) -> None:
+        self._protocol = protocol
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         self._high = 65536 if high is None else high
@@ -351,8 +355,7 @@ class FakeTransport(asyncio.Transport):
     # What a test does -----------------------------------------------------------------------------
 
     def attach(self, protocol: Endpoint) -> None:
-        self._protocol = protocol
-        protocol.connection_made(self)
+        LoopTransport(protocol).connection_made(self)
 
     @property
     def written(self) -> bytes:

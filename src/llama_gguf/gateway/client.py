@@ -6,14 +6,13 @@ would go through the interpreter for each.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 from llama_gguf.access.authenticator import Principal
 from llama_gguf.access.keys import KeyRing
 from llama_gguf.errors import GatewayError
 from llama_gguf.http1.request import Request
-from llama_gguf.net.transport import Receiver, SocketTransport
+from llama_gguf.net.transport import Receiver, Transport
 from llama_gguf.scheduling.exchange import Exchange
 
 
@@ -38,14 +37,11 @@ class Client(Receiver):
         "network",
         "principal",
         "ring",
-        "sink",
-        "write",
+        "transport",
     )
 
     def __init__(self, ring: KeyRing) -> None:
-        self.write: Callable[[bytes], None]
-        self.sink: SocketTransport | None = None
-        """The transport that ``write`` writes to, if it is one of ours."""
+        self.transport: Transport
         self.network = "-"
         """What counts as one address when it tries wrong keys."""
         self.is_write_paused = False

@@ -10,11 +10,10 @@ Rule: ``_state`` decides how incoming bytes are interpreted, and every change of
 
 from __future__ import annotations
 
-import asyncio
 import enum
 import math
 import re
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from llama_gguf.access.authenticator import Authenticator, Principal
 from llama_gguf.access.rate_limit import network_of
@@ -34,7 +33,7 @@ from llama_gguf.http1.request import Request
 from llama_gguf.http1.routes import Kind
 from llama_gguf.net import sockets
 from llama_gguf.net.connector import Cancellable
-from llama_gguf.net.transport import HIGH_WATER_BYTES, SocketTransport
+from llama_gguf.net.transport import HIGH_WATER_BYTES, Transport
 from llama_gguf.scheduling.exchange import PHASES, Event, Exchange
 
 if TYPE_CHECKING:
@@ -98,7 +97,6 @@ class ClientConnection(Client):
         "_services",
         "_skip",
         "_state",
-        "_transport",
         "_understood",
         "_unread",
         "_unsent",
@@ -110,7 +108,6 @@ class ClientConnection(Client):
         super().__init__(services.authenticator.ring)
         self._services = services
         self._state = _OPENED
-        self._transport: asyncio.Transport
         self.address = "-"
         self._deadline = NO_DEADLINE
         """While no request is open: when something is overdue, on the gateway's clock."""
@@ -136,17 +133,12 @@ class ClientConnection(Client):
 
     # What the loop calls ------------------------------------------------------------------------
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are no instances of asyncio.Transport, so this cannot be asserted.
-        self._transport = cast("asyncio.Transport", transport)
-        self.write = self._transport.write
-        ours: object = transport
-        if isinstance(ours, SocketTransport):
-            self.sink = ours
+    def connection_made(self, transport: Transport) -> None:
+        self.transport = transport
         peer = transport.get_extra_info("peername")
         self.address = str(peer[0]) if isinstance(peer, tuple) else "unix"
         self.network = network_of(self.address)
-        self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+        self.transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
         services = self._services
         self._deadline = services.clock.now() + services.settings.client_header_timeout
         services.connections.add(self)
@@ -193,7 +185,7 @@ class ClientConnection(Client):
 
     def pause_writing(self) -> None:
         self.is_write_paused = True
-        self._unsent = self._transport.get_write_buffer_size()
+        self._unsent = self.transport.get_write_buffer_size()
         if self._request is not None:
             self._request.pause()
         elif self._state is _IDLE or self._state is _OPENED:
@@ -214,7 +206,7 @@ class ClientConnection(Client):
             exc_info=True,
             request_id=self._exchange.request_id if self._exchange else "-",
         )
-        self._transport.abort()
+        self.transport.abort()
 
     def _to(self, state: State) -> None:
         if state not in TRANSITIONS[self._state]:
@@ -226,8 +218,8 @@ class ClientConnection(Client):
     def on_tick(self, now: float) -> None:
         """Twice a second: end what is overdue."""
         try:
-            if self.is_read_paused and sockets.has_left(self._transport):
-                self._transport.abort()
+            if self.is_read_paused and sockets.has_left(self.transport):
+                self.transport.abort()
             elif self._request is not None:
                 self._request.on_tick(now)
             elif now >= self._deadline:
@@ -240,8 +232,8 @@ class ClientConnection(Client):
     def _on_deadline(self, now: float) -> None:
         if self._state is _LINGERING:
             # Over TLS, which has no half-close, the end has not been sent yet.
-            if self._transport.can_write_eof() or self._transport.is_closing():
-                self._transport.abort()
+            if self.transport.can_write_eof() or self.transport.is_closing():
+                self.transport.abort()
             else:
                 self._close()
         elif self.is_write_paused:
@@ -254,7 +246,7 @@ class ClientConnection(Client):
 
     def check_reader(self) -> None:
         """Reset the connection if the client has taken nothing since the last call."""
-        unsent = self._transport.get_write_buffer_size()
+        unsent = self.transport.get_write_buffer_size()
         if unsent >= self._unsent:
             self.reset()
         self._unsent = unsent
@@ -410,7 +402,7 @@ class ClientConnection(Client):
             received, self._received = self._received, b""
             return self._take_body(reader, incoming, received)
         if head.read.expects_continue:
-            self.write(local_response.CONTINUE)
+            self.transport.write(local_response.CONTINUE)
         return None
 
     def _take_body(
@@ -489,7 +481,7 @@ class ClientConnection(Client):
             answer.status, lines, length=len(answer.body), content_type=answer.content_type
         )
         message = head if exchange.request.is_to_head else head + answer.body
-        self.write(message)
+        self.transport.write(message)
         exchange.bytes_out = len(message)
         exchange.on(Event.RESPONDED)
         exchange.status = answer.status
@@ -532,7 +524,7 @@ class ClientConnection(Client):
         if exchange.is_open:
             self._services.recorder.metrics.rejections[error.code] += 1
         if event:
-            self.write(event)
+            self.transport.write(event)
             exchange.bytes_out += len(event)
         exchange.on(Event.LOST)
         exchange.outcome = error.code
@@ -559,12 +551,12 @@ class ClientConnection(Client):
         self._received += data
         if len(self._received) > MAX_HELD_BYTES and not self.is_read_paused:
             self.is_read_paused = True
-            self._transport.pause_reading()
+            self.transport.pause_reading()
 
     def _read_on(self) -> None:
         if self.is_read_paused:
             self.is_read_paused = False
-            self._transport.resume_reading()
+            self.transport.resume_reading()
 
     def _begin_turn(self) -> None:
         """Interpret the held input in a turn of the loop of its own."""
@@ -574,7 +566,7 @@ class ClientConnection(Client):
 
     def _take_turn(self) -> None:
         self._is_turn_due = False
-        if self._state is _HELD and not self.is_write_paused and not self._transport.is_closing():
+        if self._state is _HELD and not self.is_write_paused and not self.transport.is_closing():
             self._to(_IDLE)
             self.data_received(b"")
 
@@ -591,8 +583,8 @@ class ClientConnection(Client):
             return
         self._discard_input()
         self._deadline = self._services.clock.now() + LINGER_SECONDS
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
 
     def _discard_input(self) -> None:
         self._to(_LINGERING)
@@ -604,11 +596,11 @@ class ClientConnection(Client):
         """Close once the client has taken what was written; but do not wait for ever for that."""
         self._discard_input()
         self._deadline = self._services.clock.now() + self._services.settings.client_header_timeout
-        self._transport.close()
+        self.transport.close()
 
     def reset(self) -> None:
         """Cut the connection, so that no client takes what it got for whole."""
-        sockets.reset(self._transport)
+        sockets.reset(self.transport)
 
     # What the gateway asks ----------------------------------------------------------------------
 
@@ -631,7 +623,7 @@ class ClientConnection(Client):
         if self._exchange is not None:
             self.reset()
         elif self._state is not _LINGERING:
-            self._transport.abort()
+            self.transport.abort()
 
 
 _ALL: Final = 1 << 62

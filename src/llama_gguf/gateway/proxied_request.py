@@ -12,7 +12,7 @@ transport.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from llama_gguf.gateway.pool import Dialling
     from llama_gguf.gateway.services import Services
     from llama_gguf.gateway.upstream_connection import Asker, UpstreamConnection
-    from llama_gguf.net.transport import SocketTransport
+    from llama_gguf.net.transport import Transport
 
 CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
 
@@ -121,13 +121,8 @@ class ProxiedRequest:
     # What the engine's response is written to ---------------------------------------------------
 
     @property
-    def write(self) -> Callable[[bytes], None]:
-        return self._client.write
-
-    @property
-    def sink(self) -> SocketTransport | None:
-        """The transport that ``write`` writes to, if it is one of ours."""
-        return self._client.sink
+    def transport(self) -> Transport:
+        return self._client.transport
 
     @property
     def reads_chunks(self) -> bool:
@@ -483,7 +478,7 @@ class ProxiedRequest:
         message = self.on_response(answer, len(body), body, _RESPONDED)
         # First, so that a client that is slow to take it pauses no other client's connection.
         self._upstream = None
-        self._client.write(message)
+        self._client.transport.write(message)
         exchange.bytes_out = len(message)
         exchange.ending = body
         exchange.ended_at = exchange.first_byte_at
@@ -726,8 +721,8 @@ class ProxiedRequest:
         exchange = self._exchange
         exchange.bytes_out = upstream.bytes_passed
         if exchange.first_byte_at:
-            exchange.opening = upstream.opening
-            exchange.ending = upstream.ending
+            exchange.opening = upstream.window.opening
+            exchange.ending = upstream.window.ending
 
 
 def _no_memory() -> GatewayError:

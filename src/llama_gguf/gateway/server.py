@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.probe import Finding, Probe, watch
@@ -31,7 +31,7 @@ from llama_gguf.net.poller import poller
 from llama_gguf.net.sockets import places_within_limits
 from llama_gguf.net.threads import run_detached
 from llama_gguf.net.tls import ServerContext
-from llama_gguf.net.transport import SocketTransport
+from llama_gguf.net.transport import LoopTransport, SocketTransport
 from llama_gguf.telemetry.usage_store import LedgerFile, path_of
 
 _log: Final = EventLog(__name__)
@@ -142,15 +142,17 @@ class Gateway:
         self._handshakes.add(task)
         task.add_done_callback(self._handshakes.discard)
 
+    def _tls_protocol(self) -> Any:  # an asyncio.Protocol by its methods
+        return LoopTransport(ClientConnection(self.services))
+
     async def _shake_hands(self, sock: socket.socket) -> None:
         """Accept a client by TLS. A failed handshake ends its connection, without a log line."""
-        factory = cast("Callable[[], asyncio.Protocol]", lambda: ClientConnection(self.services))
         seconds = self._settings.client_header_timeout
         # The shutdown timeout limits how long a slow reader may take for the rest of its response:
         # as long as without TLS (ClientConnection._close), since the rest is lost then.
         with suppress(OSError):  # ssl.SSLError and TimeoutError are two
             await self.services.loop.connect_accepted_socket(
-                factory,
+                self._tls_protocol,
                 sock,
                 ssl=self._tls,
                 ssl_handshake_timeout=seconds,

@@ -1,16 +1,15 @@
-"""Streams that wait: the sign of life that keeps proxies on the line (SSE_KEEPALIVE).
+"""Streams that wait: comments that keep proxies from closing the connection (SSE_KEEPALIVE).
 
-Proxies at the edge give up a connection that has been silent for a minute or two. So a stream that
-waits longer gets its head, 200, before the engine has responded, and then comments. A status cannot
-be sent any more: what goes wrong from then on comes as an error event.
+Proxies at the edge close a connection that has been silent for a minute or two. So a stream that
+waits longer is sent its head, 200, before the engine has responded, and then comments. A status can
+no longer be sent after that: a failure is sent as an error event.
 
-Which bodies ask for a stream is found out here as well, with a bounded effort per tick.
+The bodies that request a stream are found here as well, with a bounded effort per tick.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final, Protocol
 
@@ -20,32 +19,30 @@ from llama_gguf.http1.chunked import frame
 from llama_gguf.http1.fields import Framing
 from llama_gguf.http1.response import Answer
 from llama_gguf.http1.stream_member import StreamSearch
-from llama_gguf.net.transport import SocketTransport
+from llama_gguf.net.transport import Transport
 
 MAX_REFUSAL_BYTES: Final = 65536
-"""Of an engine's answer that is no stream: some JSON that says why."""
+"""Of an engine's response that is not a stream: some JSON with the reason."""
 EFFORT_PER_TICK: Final = 524_288
 """For all searches together, in the unit of ``http1/stream_member.py``: 1 to 5 ms."""
 EFFORT_PER_TURN: Final = 32_768
-"""For one of them, before the next has its turn: a long body does not delay the short ones."""
+"""For one search, before the next one's turn: a long body does not delay short ones."""
 
 
 class Request(Protocol):
     """The request whose stream waits."""
 
     @property
-    def write(self) -> Callable[[bytes], None]: ...
-    @property
-    def sink(self) -> SocketTransport | None: ...
+    def transport(self) -> Transport: ...
     @property
     def reads_chunks(self) -> bool: ...
 
     def on_early_response(self) -> None:
-        """The engine begins the stream whose head has gone out."""
+        """The engine begins the stream whose head has been sent."""
         ...
 
     def on_engine_refused(self, body: bytes) -> None:
-        """The engine has responded with *body*, and that is no stream."""
+        """The engine has responded with *body*, which is not a stream."""
         ...
 
     def on_first_event(self) -> None: ...
@@ -54,17 +51,32 @@ class Request(Protocol):
     def on_cut(self, error: UpstreamError, *, may_insert: bool) -> None: ...
 
     def search_body(self, search: StreamSearch, effort: int, now: float) -> int:
-        """Search on for ``stream`` in the body. Returns the effort that it took."""
+        """Continue the search for ``stream`` in the body. Returns the effort that it took."""
         ...
 
 
-class EarlyStream:
-    """A stream whose head was sent early: takes the engine's response in the request's place.
+class _Refusal(Transport):
+    """Collects a response that is not a stream, instead of sending it."""
 
-    An ``upstream.Asker`` by its methods.
+    __slots__ = ("data",)
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def write(self, data: bytes) -> None:
+        self.data += data[: MAX_REFUSAL_BYTES - len(self.data)]
+
+    def write_now(self, data: bytes) -> None:
+        self.write(data)
+
+
+class EarlyStream:
+    """A stream whose head was sent early: receives the engine's response for the request.
+
+    An ``upstream_connection.Asker`` by its methods.
 
     Args:
-        request: whose response it is; an HTTP/1.0 client gets no chunked coding.
+        request: the request; a client of HTTP/1.0 receives no chunked coding.
         now: when its head is sent.
     """
 
@@ -75,30 +87,28 @@ class EarlyStream:
         "bytes_sent",
         "reads_chunks",
         "sent_at",
-        "sink",
-        "write",
+        "transport",
     )
 
     def __init__(self, request: Request, now: float) -> None:
         self._request = request
         self._is_chunked = request.reads_chunks
-        self._refusal: bytearray | None = None
-        """Of an answer that is no stream, what has come."""
+        self._refusal: _Refusal | None = None
+        """A response that is not a stream."""
         self.reads_chunks = request.reads_chunks
-        self.write: Callable[[bytes], None] = request.write
-        self.sink = request.sink
+        self.transport = request.transport
         self.sent_at = now
         self.bytes_sent = 0
-        """Those that did not come from the engine."""
+        """Those that are not from the engine."""
 
     def send(self, head: bytes, event: bytes) -> None:
-        """Say *event*, whole, behind *head*."""
+        """Send *event*, whole, after *head*."""
         data = head + (frame(event) if self._is_chunked else event)
         self.bytes_sent += len(data)
-        self._request.write(data)
+        self._request.transport.write(data)
 
     def wait(self, now: float) -> None:
-        """Say that there is nothing to say yet."""
+        """Send a comment: there is no event yet."""
         self.sent_at = now
         self.send(b"", local_response.WAITING)
 
@@ -113,15 +123,9 @@ class EarlyStream:
         ):
             self._request.on_early_response()
         else:
-            self._refusal = bytearray()
-            self.reads_chunks = False  # it is for us to read, without the chunks
-            self.write = self._collect
-            self.sink = None
+            self.transport = self._refusal = _Refusal()
+            self.reads_chunks = False  # the gateway reads it itself, decoded
         return b""
-
-    def _collect(self, data: bytes) -> None:
-        assert self._refusal is not None
-        self._refusal += data[: MAX_REFUSAL_BYTES - len(self._refusal)]
 
     def on_whole_response(self, answer: Answer, body: bytes) -> None:
         del answer
@@ -134,7 +138,7 @@ class EarlyStream:
         if self._refusal is None:
             self._request.on_response_done()
         else:
-            self._request.on_engine_refused(bytes(self._refusal))
+            self._request.on_engine_refused(bytes(self._refusal.data))
 
     def on_upstream_failed(self, error: UpstreamError) -> None:
         self._request.on_upstream_failed(error)
@@ -156,7 +160,7 @@ class StreamSearches:
         self._waiting.append((request, search))
 
     def advance(self, now: float) -> None:
-        """Search on for one tick."""
+        """Continue the searches for one tick."""
         waiting = self._waiting
         effort = EFFORT_PER_TICK
         while waiting and effort > 0:

@@ -11,10 +11,9 @@ Rule: ``phase`` decides how incoming bytes are interpreted, and every change of 
 
 from __future__ import annotations
 
-import asyncio
 import enum
 from collections.abc import Callable
-from typing import Final, Protocol, cast
+from typing import Final, Protocol
 
 from llama_gguf.errors import IllegalTransition, UpstreamClosedKept, UpstreamError
 from llama_gguf.http1.chunked import TAIL_BYTES, ChunkedError, is_one_chunk
@@ -23,7 +22,7 @@ from llama_gguf.http1.known_head import NO_HEAD, KnownHead
 from llama_gguf.http1.parser import HEAD_END, check_response_start, parse_response
 from llama_gguf.http1.response import Answer, ResponseHead
 from llama_gguf.http1.response_body import ResponseBody
-from llama_gguf.net.transport import Receiver, SocketTransport
+from llama_gguf.net.transport import Receiver, Transport
 from llama_gguf.telemetry.response_window import ResponseWindow
 
 MAX_HEAD_BYTES: Final = 65536
@@ -68,13 +67,8 @@ class Asker(Protocol):
     """The client's side of the exchange."""
 
     @property
-    def write(self) -> Callable[[bytes], None]:
+    def transport(self) -> Transport:
         """Receives the response's bytes."""
-        ...
-
-    @property
-    def sink(self) -> SocketTransport | None:
-        """The transport whose ``write`` that is, if it is one of ours: it sends them at once."""
         ...
 
     @property
@@ -114,6 +108,7 @@ class UpstreamConnection(Receiver):
         "_answer",
         "_asker",
         "_body",
+        "_client",
         "_has_begun",
         "_is_head_request",
         "_known",
@@ -121,8 +116,6 @@ class UpstreamConnection(Receiver):
         "_on_made",
         "_pool",
         "_received",
-        "_sink",
-        "_write",
         "bytes_passed",
         "idle_since",
         "phase",
@@ -134,11 +127,11 @@ class UpstreamConnection(Receiver):
     def __init__(self, pool: ConnectionPool, on_made: Callable[[], None] | None = None) -> None:
         self._pool = pool
         self._on_made = on_made
-        self.transport: asyncio.Transport
+        self.transport: Transport
         self.phase = _CLOSED
         self._asker: Asker | None = None
-        self._write: Callable[[bytes], None]
-        self._sink: SocketTransport | None = None
+        self._client: Transport
+        """To which the response is written."""
         self._received = b""
         """Of a head that is not complete."""
         self._has_begun = False
@@ -181,16 +174,6 @@ class UpstreamConnection(Receiver):
         chunk = self.window.last_chunk
         return chunk[-TAIL_BYTES - 2 : -2] if chunk else self._body.tail
 
-    @property
-    def opening(self) -> bytes:
-        """As in ``ResponseWindow``."""
-        return self.window.opening
-
-    @property
-    def ending(self) -> bytes:
-        """As in ``ResponseWindow``."""
-        return self.window.ending
-
     def ask(self, asker: Asker, request: bytes, *, to_head: bool) -> None:
         """Send *request*, whole, on behalf of *asker*."""
         if self.phase is not _IDLE:  # as _to, which would cost each request a call
@@ -201,10 +184,9 @@ class UpstreamConnection(Receiver):
         self._has_begun = False
         self.bytes_passed = 0
         self.requests += 1
-        ours: object = self.transport
-        if self.requests == 1 and isinstance(ours, SocketTransport):
+        if self.requests == 1:
             # Of many new connections, the engine begins with the first while others are read.
-            ours.write_now(request)
+            self.transport.write_now(request)
         else:
             self.transport.write(request)
 
@@ -254,9 +236,8 @@ class UpstreamConnection(Receiver):
 
     # What the loop calls ------------------------------------------------------------------------
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are no instances of asyncio.Transport, so this cannot be asserted.
-        self.transport = cast("asyncio.Transport", transport)
+    def connection_made(self, transport: Transport) -> None:
+        self.transport = transport
         self._to(_IDLE)
         if self._on_made is not None:
             on_made, self._on_made = self._on_made, None
@@ -269,11 +250,7 @@ class UpstreamConnection(Receiver):
             window = self.window
             window.before_last = window.last_chunk
             window.last_chunk = data
-            sink = self._sink
-            if sink is not None:  # and so called without the interpreter in between
-                sink.write_now(data)
-            else:
-                self._write(data)
+            self._client.write_now(data)
             return
         asker = self._asker
         if self.phase is _ABANDONED:
@@ -387,8 +364,7 @@ class UpstreamConnection(Receiver):
             asker.on_whole_response(answer, rest)
             return
         head = asker.on_response(answer, length)
-        sink = self._sink = asker.sink
-        self._write = asker.write if sink is None else sink.write_now
+        self._client = asker.transport
         self._body = ResponseBody(framing, length, reads_chunks=asker.reads_chunks)
         self.window = ResponseWindow(is_event_stream=answer.is_event_stream)
         self._to(_BODY)
@@ -396,7 +372,7 @@ class UpstreamConnection(Receiver):
 
     def _pass_on(self, data: bytes) -> None:
         self.bytes_passed += len(data)
-        self._write(data)
+        self._client.write_now(data)
 
     def _read_body(self, asker: Asker, data: bytes, head: bytes = b"") -> None:
         """Relay what belongs to the response; *head* is sent before it, in the same write."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import resource
 import socket
 import struct
 from dataclasses import dataclass
 from typing import Final
+
+from llama_gguf.net.transport import Transport
 
 # socket(7), SO_LINGER: on, for no time at all.
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
@@ -45,7 +46,7 @@ def places_within_limits(wanted: int) -> Places:
     return Places(wanted, wanted + max(wanted // _SHARE, 1))
 
 
-def reset(transport: asyncio.Transport) -> None:
+def reset(transport: Transport) -> None:
     """Cut with a reset: to a body that ends with its connection, a FIN is a clean end."""
     sock = transport.get_extra_info("socket")
     if sock is not None:
@@ -54,7 +55,7 @@ def reset(transport: asyncio.Transport) -> None:
     transport.abort()
 
 
-def has_left(transport: asyncio.Transport) -> bool:
+def has_left(transport: Transport) -> bool:
     """Whether the peer has closed; asks the kernel, since with reading paused nobody tells us."""
     sock = transport.get_extra_info("socket")
     try:

@@ -1,40 +1,154 @@
-"""A transport for a connected socket: the part of ``asyncio.Transport`` that is used.
+"""The transports of connections: one native base class, for sockets of our own and for TLS.
 
-A loop's transports serve every purpose, which costs a tenth of an event:
-docs/adr/0018-sockets-are-our-own.md.
+``SocketTransport`` does the I/O of a connected socket. It is the part of ``asyncio.Transport`` that
+is used: a loop's transports serve every purpose, which costs a tenth of an event
+(docs/adr/0018-sockets-are-our-own.md). ``LoopTransport`` wraps one of those, for TLS.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 from collections.abc import Callable
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 from llama_gguf.net.poller import INCOMING, READABLE, WRITABLE, Poller, Watched
 
 READ_BYTES: Final = 65536
 SMALL_READ_BYTES: Final = 479
-"""Read at once from a peer that sends less, as a stream does: an object that the interpreter has
-at hand (its own allocator's, up to 512 bytes), where 64 KiB would be cut down each time."""
+"""Read at once from a peer that sends less, as a stream does: an object of the interpreter's own
+allocator (up to 512 bytes), where one of 64 KiB would be allocated and cut down each time."""
 HIGH_WATER_BYTES: Final = 65536
-"""Of an answer that waits for a slow reader; beyond it, the engine is paused."""
+"""Of a response that waits for a slow reader; beyond it, the engine is paused."""
 _LOW_WATER_SHARE: Final = 4
-# Of a socket's methods, what it does not need here, time-outs and flags, costs more than this.
+# The methods of a socket also handle time-outs and flags, which costs more than the call itself.
 _read: Final = os.read
 _write: Final = os.write
 
 
-class Endpoint(Protocol):
-    """``asyncio.Protocol``, by its methods."""
+class Transport(Watched):
+    """What a protocol calls to send, to stop and to end.
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None: ...
+    A native base class, not a ``typing.Protocol``, through which mypyc would call the interpreter
+    for each event. It extends ``Watched``, which only ``SocketTransport`` needs, since a compiled
+    class has one base. Names and meanings are those of ``asyncio.Transport``, except for
+    ``write_now``.
+    """
+
+    __slots__ = ()
+
+    def write(self, data: bytes) -> None:
+        raise NotImplementedError
+
+    def write_now(self, data: bytes) -> None:
+        """``write``, but without waiting for other writes of the same turn of the loop."""
+        raise NotImplementedError
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        raise NotImplementedError
+
+    def get_write_buffer_size(self) -> int:
+        raise NotImplementedError
+
+    def can_write_eof(self) -> bool:
+        raise NotImplementedError
+
+    def write_eof(self) -> None:
+        """Close our half, once everything is sent."""
+        raise NotImplementedError
+
+    def pause_reading(self) -> None:
+        raise NotImplementedError
+
+    def resume_reading(self) -> None:
+        raise NotImplementedError
+
+    def is_closing(self) -> bool:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Stop reading, and close once everything is sent."""
+        raise NotImplementedError
+
+    def abort(self) -> None:
+        """Close at once."""
+        raise NotImplementedError
+
+    def get_extra_info(self, name: str) -> Any:
+        """The value of "socket" or of "peername"; None if it is unknown."""
+        raise NotImplementedError
+
+
+class Endpoint(Protocol):
+    """``asyncio.Protocol``, by its methods, with a ``Transport``."""
+
+    def connection_made(self, transport: Transport) -> None: ...
     def data_received(self, data: bytes) -> None: ...
     def eof_received(self) -> bool | None: ...
     def connection_lost(self, exc: Exception | None) -> None: ...
     def pause_writing(self) -> None: ...
     def resume_writing(self) -> None: ...
+
+
+class LoopTransport(Transport):
+    """A transport of the event loop, as TLS needs one: each call costs one more.
+
+    The loop takes this for its protocol until it is connected; from then on, it calls *endpoint*
+    directly.
+    """
+
+    __slots__ = ("_endpoint", "_transport")
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        # Not typed: those of uvloop are no instances of asyncio.Transport.
+        self._transport: Any
+
+    def connection_made(self, transport: Any) -> None:
+        """What the loop calls."""
+        self._transport = transport
+        transport.set_protocol(self._endpoint)
+        self._endpoint.connection_made(self)
+
+    def write(self, data: bytes) -> None:
+        self._transport.write(data)
+
+    def write_now(self, data: bytes) -> None:
+        self._transport.write(data)
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        self._transport.set_write_buffer_limits(high=high)
+
+    def get_write_buffer_size(self) -> int:
+        size: int = self._transport.get_write_buffer_size()
+        return size
+
+    def can_write_eof(self) -> bool:
+        return bool(self._transport.can_write_eof())
+
+    def write_eof(self) -> None:
+        self._transport.write_eof()
+
+    def pause_reading(self) -> None:
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._transport.resume_reading()
+
+    def is_closing(self) -> bool:
+        return bool(self._transport.is_closing())
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def get_extra_info(self, name: str) -> Any:
+        return self._transport.get_extra_info(name)
+
+
+# Sockets of our own -------------------------------------------------------------------------------
 
 
 class Receiver:
@@ -62,11 +176,11 @@ def _ignore(data: bytes) -> None:
     del data
 
 
-_NOBODY: Final = _Called(_ignore)
-"""Before there is an endpoint, and once it has been told of the end."""
+_NO_RECEIVER: Final = _Called(_ignore)
+"""Before there is an endpoint, and after its ``connection_lost``."""
 
 
-class SocketTransport(Watched):
+class SocketTransport(Transport):
     """Reads and writes one socket, and closes it.
 
     An endpoint whose peer has closed its half is closed, whatever its ``eof_received`` returns.
@@ -74,7 +188,7 @@ class SocketTransport(Watched):
     Args:
         poller: watches the socket.
         sock: connected, and not blocking.
-        peer: its address, as ``accept`` tells it.
+        peer: its address, as ``accept`` returns it.
     """
 
     __slots__ = (
@@ -102,7 +216,7 @@ class SocketTransport(Watched):
         self._peer = peer
         self._fd = sock.fileno()
         self._endpoint: Endpoint | None = None
-        self._receiver: Receiver = _NOBODY
+        self._receiver: Receiver = _NO_RECEIVER
         self._read_bytes = READ_BYTES
         self._queued = b""
         """To be sent at the end of the poller's turn."""
@@ -111,35 +225,35 @@ class SocketTransport(Watched):
         self._high_water = HIGH_WATER_BYTES
         self._is_reading = True
         self._is_full = False
-        """The endpoint was told to pause."""
+        """The endpoint's ``pause_writing`` was called."""
         self._is_eof_due = False
         self._is_closing = False
         self._is_over = False
-        """The socket is used no more."""
+        """The socket is no longer used."""
         self._error: Exception | None = None
-        """Why."""
+        """The reason; None for an end without an error."""
 
     def attach(self, endpoint: Endpoint) -> None:
-        """Begin to read, and tell *endpoint* from now on."""
+        """Begin to read, and call *endpoint* from now on."""
         self._endpoint = endpoint
         one: object = endpoint
         self._receiver = one if isinstance(one, Receiver) else _Called(endpoint.data_received)
         self._poller.watch(self._fd, self, INCOMING)
-        endpoint.connection_made(cast("asyncio.BaseTransport", self))
+        endpoint.connection_made(self)
 
     # What the endpoint calls --------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
-        """Send *data*: with what else is written in this turn of the poller, at the end of it.
+        """Send *data* at the end of this turn of the poller, with all other writes of the turn.
 
-        Readers that are woken one by one go back to sleep one by one, and waking them is most
-        of what sending costs.
+        Readers that are woken one by one go back to sleep one by one, and waking them is most of
+        the cost of sending.
         """
         if self._is_closing:
             return
         if self._unsent is not None:
             self._unsent += data
-            self._heed_fill(self._unsent)
+            self._check_fill(self._unsent)
         elif self._queued:
             self._queued += data
         elif self._poller.is_turning:
@@ -149,7 +263,6 @@ class SocketTransport(Watched):
             self._put(data)
 
     def write_now(self, data: bytes) -> None:
-        """``write``, but do not wait for the end of the turn."""
         if self._queued or self._unsent is not None or self._is_closing:
             self.write(data)
         else:
@@ -165,7 +278,6 @@ class SocketTransport(Watched):
         return True
 
     def write_eof(self) -> None:
-        """Close our half, once all is sent."""
         self._is_eof_due = True
         if self._is_all_sent():
             self._on_all_sent()
@@ -184,7 +296,6 @@ class SocketTransport(Watched):
         return self._is_closing
 
     def close(self) -> None:
-        """Read no more, and close once all is sent."""
         self._is_closing = True
         self._is_reading = False
         if self._is_all_sent():
@@ -193,17 +304,15 @@ class SocketTransport(Watched):
             self._watch()
 
     def abort(self) -> None:
-        """Close at once."""
         self._end(None)
 
     def get_extra_info(self, name: str) -> Any:
-        """Of asyncio's, "socket" and "peername"."""
         return {"socket": self._sock, "peername": self._peer}.get(name)
 
     # What the poller calls ----------------------------------------------------------------------
 
     def on_ready(self, events: int) -> None:
-        # What is neither, a connection that broke, is found out by doing what is to be done.
+        # Any other event is a broken connection, on which reading and writing fail.
         if self._is_reading and events != WRITABLE:
             self._read(events)
         if self._unsent is not None and events != READABLE:
@@ -234,10 +343,10 @@ class SocketTransport(Watched):
             length = len(data)
             self._read_bytes = SMALL_READ_BYTES if length < SMALL_READ_BYTES else READ_BYTES
             if length == size or events != READABLE:
-                self._watch()  # there may be more, or its end
+                self._watch()  # more may follow, or the end
             self._receiver.data_received(data)
             return
-        self._its().eof_received()
+        self._its_endpoint().eof_received()
         if self._is_all_sent():
             self._lose(None)
         else:
@@ -254,12 +363,12 @@ class SocketTransport(Watched):
         if sent < len(data):
             self._unsent = bytearray(memoryview(data)[sent:])
             self._watch()
-            self._heed_fill(self._unsent)
+            self._check_fill(self._unsent)
 
-    def _heed_fill(self, unsent: bytearray) -> None:
+    def _check_fill(self, unsent: bytearray) -> None:
         if len(unsent) > self._high_water and not self._is_full:
             self._is_full = True
-            self._its().pause_writing()
+            self._its_endpoint().pause_writing()
 
     def _send_on(self, unsent: bytearray) -> None:
         try:
@@ -276,7 +385,7 @@ class SocketTransport(Watched):
             self._on_all_sent()
         if self._is_full and len(unsent) <= self._high_water // _LOW_WATER_SHARE:
             self._is_full = False
-            self._its().resume_writing()
+            self._its_endpoint().resume_writing()
 
     def _is_all_sent(self) -> bool:
         return self._unsent is None and not self._queued
@@ -300,15 +409,15 @@ class SocketTransport(Watched):
             events = INCOMING if self._is_reading else 0
         self._poller.watch(self._fd, self, events)
 
-    def _its(self) -> Endpoint:
+    def _its_endpoint(self) -> Endpoint:
         assert self._endpoint is not None
         return self._endpoint
 
     # The end ------------------------------------------------------------------------------------
 
     def _end(self, error: Exception | None) -> None:
-        """Let go of the socket; the endpoint, which may have asked for it, is told later."""
-        if not self._let_go(error):
+        """Stop using the socket; the endpoint, which may be the caller, is called later."""
+        if not self._stop(error):
             return
         if self._poller.is_turning:
             self._poller.due.append(self)
@@ -316,11 +425,11 @@ class SocketTransport(Watched):
             self._poller.loop.call_soon(self._close)
 
     def _lose(self, error: Exception | None) -> None:
-        """The peer has ended it: the endpoint is told before anything else happens."""
-        if self._let_go(error):
+        """The peer has ended it: the endpoint is called before anything else happens."""
+        if self._stop(error):
             self._close()
 
-    def _let_go(self, error: Exception | None) -> bool:
+    def _stop(self, error: Exception | None) -> bool:
         if self._is_over:
             return False
         self._is_over = self._is_closing = True
@@ -336,9 +445,9 @@ class SocketTransport(Watched):
         if endpoint is None:
             return
         self._endpoint = None
-        self._receiver = _NOBODY
+        self._receiver = _NO_RECEIVER
         try:
             endpoint.connection_lost(self._error)
         finally:
-            self._fd = -1  # which may be another's in a moment
+            self._fd = -1  # another file may have this number next
             self._sock.close()

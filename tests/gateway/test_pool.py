@@ -15,7 +15,7 @@ from tests.support.rigs import NewRig
 
 
 class Place:
-    """A pool, and what came of its dials."""
+    """A pool, and the results of its dials."""
 
     def __init__(self, **settings: object) -> None:
         self.clock = Clock()
@@ -104,7 +104,7 @@ def test_a_connection_that_takes_too_long_is_an_error_of_the_engine() -> None:
         assert [e.status for e in place.failed] == [502]
 
 
-def test_a_cancelled_attempt_tells_nobody(place: Place) -> None:
+def test_a_cancelled_attempt_does_not_call_the_waiter(place: Place) -> None:
     place.accepts = False
     dialling = place.connect()
     assert dialling is not None
@@ -151,13 +151,13 @@ def test_a_dead_connection_is_never_given(place: Place) -> None:
 
 def test_a_connection_that_the_engine_is_closing_is_never_given(place: Place) -> None:
     alive, closing = place.idle(), place.idle()
-    closing.transport.close()  # the loop has not told yet that it is lost
+    closing.transport.close()  # the loop has not called connection_lost yet
 
     assert closing.phase is Phase.IDLE
     assert place.pool.take() is alive
 
 
-def test_a_connection_that_said_something_unasked_is_never_given(place: Place) -> None:
+def test_a_connection_with_bytes_before_a_request_is_never_given(place: Place) -> None:
     alive, dubious = place.idle(), place.idle()
     dubious.data_received(OK)
 
@@ -188,7 +188,7 @@ def test_all_can_be_retired_at_once(place: Place) -> None:
     assert place.pool.take() is None
 
 
-def test_it_keeps_only_so_many(place: Place) -> None:
+def test_the_number_of_kept_connections_is_bounded(place: Place) -> None:
     connections = []
     for _ in range(MAX_IDLE + 1):
         place.connect()
@@ -199,7 +199,7 @@ def test_it_keeps_only_so_many(place: Place) -> None:
     assert list(map(is_closed, connections)) == [False] * MAX_IDLE + [True]
 
 
-def test_a_connection_goes_with_the_answer_that_says_so_as_the_engine_s_hundredth_does(
+def test_a_connection_is_closed_after_a_response_with_connection_close_such_as_the_hundredth(
     rig: Rig,
 ) -> None:
     rig.answer_with(OK.replace(b"\r\n", b"\r\nKeep-Alive: timeout=5, max=100\r\n", 1))
@@ -224,7 +224,7 @@ def test_no_more_connections_are_kept_than_were_used_at_once(new_rig: NewRig) ->
     assert len(rig.upstreams) == 1
 
 
-def test_idle_connections_go_within_the_gateway_s_ticks(rig: Rig) -> None:
+def test_idle_connections_are_closed_by_the_gateway_s_ticks(rig: Rig) -> None:
     rig.answer_with(OK)
     rig.ask()
     rig.advance(4)
@@ -238,8 +238,8 @@ def test_its_repr_is_its_health_report(place: Place) -> None:
     place.accepts = False
     place.pool.connect(place)
 
-    assert repr(place.pool) == "<Pool idle=1 connecting=1 left=0>"
+    assert repr(place.pool) == "<Pool idle=1 connecting=1 abandoned=0>"
     place.loop.spin()
     place.dials[-1].refuse()
     place.loop.spin()
-    assert repr(place.pool) == "<Pool idle=1 connecting=0 left=0>"
+    assert repr(place.pool) == "<Pool idle=1 connecting=0 abandoned=0>"

@@ -157,7 +157,7 @@ def what_is_counted_is_what_the_exchanges_hold(rig: Rig) -> None:
 
     for admission in both:
         assert admission.queued == sum(e.waits_in is admission for e in exchanges)
-    in_use = sum(e.runs_in is not None for e in exchanges) + len(services.pool._left)
+    in_use = sum(e.runs_in is not None for e in exchanges) + len(services.pool._abandoned)
     assert sum(admission.running for admission in both) == in_use
     waiting = [e for e in exchanges if e.state in (State.QUEUED, State.OPEN_QUEUED)]
     assert waiting == [e for e in exchanges if e.waits_in is not None]
@@ -188,7 +188,7 @@ ALWAYS: Final = (
 )
 
 
-def check_that_nothing_is_left(rig: Rig) -> None:
+def check_that_nothing_is_abandoned(rig: Rig) -> None:
     services = rig.services
 
     assert rig.is_at_rest
@@ -199,7 +199,7 @@ def check_that_nothing_is_left(rig: Rig) -> None:
     assert not services.body_memory._by_key
     assert not services.connections
     assert not services.pool.connecting
-    assert not services.pool._left
+    assert not services.pool._abandoned
     assert services.connections.idle.is_set() or not services.connections.is_draining
     rig.advance(2 * REST_SECONDS)  # one reload for all may be due, and one after it
     assert not asyncio.all_tasks(rig.loop)
@@ -230,7 +230,7 @@ def test_what_hostile_clients_held_is_released_when_they_leave(
         world.everything_ends()
         world.rig.spin()
 
-        check_that_nothing_is_left(world.rig)
+        check_that_nothing_is_abandoned(world.rig)
 
 
 @given(steps=STEPS, keepalive=st.sampled_from((0.0, 2.0)))
@@ -242,4 +242,4 @@ def test_what_hostile_clients_held_is_released_in_time_when_they_stay(
         world.rig.engine(EngineState.FAILED)
         world.rig.advance(LONGEST_SECONDS)
 
-        check_that_nothing_is_left(world.rig)
+        check_that_nothing_is_abandoned(world.rig)

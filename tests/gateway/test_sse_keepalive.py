@@ -1,4 +1,4 @@
-"""A stream that waits: its head, comments while nothing comes, and then what it waited for."""
+"""A stream that waits: its head, comments while nothing arrives, and then the response."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def ask(rig: Rig, target: str = "/v1/chat/completions", body: bytes = STREAM) ->
 
 
 def so_far(client: FakeClient) -> Answer:
-    """The answer as far as it has come."""
+    """The response so far."""
     answer, rest = take_answer(client.received)
     assert not rest
     return answer
 
 
 def last_event(client: FakeClient) -> dict[str, object]:
-    """What the last event says."""
+    """The content of the last event."""
     lines = so_far(client).chunks[-1].decode().splitlines()
     (data,) = [line for line in lines if line.startswith("data: ")]
     said: dict[str, object] = json.loads(data.removeprefix("data: "))
@@ -63,7 +63,7 @@ def busy(new_rig: NewRig) -> Rig:
 # While it waits -----------------------------------------------------------------------------------
 
 
-def test_a_stream_that_waits_gets_its_head_and_then_comments(busy: Rig) -> None:
+def test_a_stream_that_waits_receives_its_head_and_then_comments(busy: Rig) -> None:
     client = ask(busy)
     busy.advance(9.5)
     assert client.received == b""
@@ -83,7 +83,7 @@ def test_a_stream_that_waits_gets_its_head_and_then_comments(busy: Rig) -> None:
     assert so_far(client).chunks == (WAITING,) * 3
 
 
-def test_without_the_setting_nothing_is_said(new_rig: NewRig) -> None:
+def test_without_the_setting_nothing_is_sent(new_rig: NewRig) -> None:
     rig = new_rig(slots=1, max_queue_wait=1000)
     rig.ask()
     client = ask(rig)
@@ -102,7 +102,9 @@ def test_without_the_setting_nothing_is_said(new_rig: NewRig) -> None:
         ("/v1/rerank", STREAM),
     ],
 )
-def test_what_asks_for_no_stream_waits_in_silence(target: str, body: bytes, busy: Rig) -> None:
+def test_a_request_for_no_stream_waits_without_comments(
+    target: str, body: bytes, busy: Rig
+) -> None:
     client = ask(busy, target, body)
     busy.advance(50)
 
@@ -122,7 +124,7 @@ def test_a_stream_waits_so_while_the_model_loads_and_while_its_prompt_is_read(
     assert so_far(client).chunks == (WAITING,) * 2
 
 
-def test_an_http_1_0_client_gets_comments_without_chunks(busy: Rig) -> None:
+def test_an_http_1_0_client_receives_comments_without_chunks(busy: Rig) -> None:
     client = busy.ask(request(body=STREAM, version="1.0"))
     busy.advance(20)
     busy.upstreams[0].say(OK)
@@ -136,7 +138,7 @@ def test_an_http_1_0_client_gets_comments_without_chunks(busy: Rig) -> None:
     assert client.is_closed
 
 
-def test_a_client_that_reads_nothing_is_told_nothing_more(busy: Rig) -> None:
+def test_a_client_that_reads_nothing_is_sent_no_more_comments(busy: Rig) -> None:
     client = ask(busy)
     busy.advance(10)
     client.stall()
@@ -179,7 +181,9 @@ def test_the_connection_can_be_used_again(busy: Rig) -> None:
     assert [answer.status for answer in client.answers] == [200, 200]
 
 
-def test_a_stream_that_is_opened_while_the_engine_thinks_goes_on_as_well(new_rig: NewRig) -> None:
+def test_a_stream_opened_while_the_engine_has_the_request_continues_as_well(
+    new_rig: NewRig,
+) -> None:
     rig = new_rig(sse_keepalive=10)
     client = ask(rig)
     rig.advance(20)
@@ -190,7 +194,7 @@ def test_a_stream_that_is_opened_while_the_engine_thinks_goes_on_as_well(new_rig
     assert rig.is_at_rest
 
 
-def test_a_stream_that_has_begun_gets_no_comments(new_rig: NewRig) -> None:
+def test_a_stream_that_has_begun_receives_no_comments(new_rig: NewRig) -> None:
     rig = new_rig(sse_keepalive=10)
     client = ask(rig)
     rig.advance(10)
@@ -309,7 +313,7 @@ def test_an_engine_that_cannot_be_reached_ends_it_with_an_error_event(busy: Rig)
     assert busy.is_at_rest
 
 
-def test_an_engine_that_leaves_without_an_answer_ends_it_with_an_error_event(busy: Rig) -> None:
+def test_an_engine_that_closes_without_a_response_ends_it_with_an_error_event(busy: Rig) -> None:
     client = ask(busy)
     busy.advance(10)
     busy.upstreams[0].say(OK)
@@ -357,7 +361,9 @@ def test_a_refusal_that_the_engine_s_connection_ends_becomes_one_too(busy: Rig) 
 
 
 @pytest.mark.parametrize("body", [b'{"ok":true}', b"<html>", b'{"error":' + b"x" * 200_000 + b"}"])
-def test_an_answer_that_is_no_stream_and_no_refusal_is_one_of_ours(body: bytes, busy: Rig) -> None:
+def test_a_response_that_is_neither_a_stream_nor_a_refusal_is_an_error_of_the_gateway(
+    body: bytes, busy: Rig
+) -> None:
     client = ask(busy)
     busy.advance(10)
     busy.upstreams[0].say(OK)
@@ -367,7 +373,7 @@ def test_an_answer_that_is_no_stream_and_no_refusal_is_one_of_ours(body: bytes, 
     assert busy.is_at_rest
 
 
-def test_a_refusal_that_breaks_off_is_one_of_ours(busy: Rig) -> None:
+def test_a_refusal_that_breaks_off_is_an_error_of_the_gateway(busy: Rig) -> None:
     client = ask(busy)
     busy.advance(10)
     busy.upstreams[0].say(OK)
@@ -378,7 +384,7 @@ def test_a_refusal_that_breaks_off_is_one_of_ours(busy: Rig) -> None:
     assert busy.is_at_rest
 
 
-def test_anthropic_s_clients_get_events_of_their_own_kind(busy: Rig) -> None:
+def test_anthropic_s_clients_receive_events_in_their_format(busy: Rig) -> None:
     client = ask(busy, "/v1/messages")
     busy.advance(100)
 
@@ -430,7 +436,7 @@ def test_its_tokens_and_its_first_event_are_the_engine_s(new_rig: NewRig) -> Non
     assert exchange.usage == Usage(9, 3, None)
 
 
-def test_a_refusal_of_the_engine_s_tells_no_tokens(new_rig: NewRig) -> None:
+def test_a_refusal_by_the_engine_has_no_tokens(new_rig: NewRig) -> None:
     rig = new_rig(sse_keepalive=10)
     ask(rig)
     rig.advance(10)

@@ -1,4 +1,4 @@
-"""One connection to the engine, with somebody else than a client asking.
+"""One connection to the engine, with a recorder for its client.
 
 What clients see of it is in ``test_client_answers`` and ``test_client_streams``.
 """
@@ -93,7 +93,7 @@ class Keeper:
 
 
 class Line:
-    """A connection, its transport, and who is at its ends."""
+    """A connection, its transport, and both of its ends."""
 
     def __init__(self, loop: FakeLoop, keeper: Keeper | None = None) -> None:
         self.loop = loop
@@ -135,7 +135,7 @@ def test_a_new_connection_is_usable_and_sends_what_it_is_given(line: Line) -> No
     assert not line.is_idle
 
 
-def test_head_and_body_that_came_together_leave_together(line: Line) -> None:
+def test_head_and_body_that_arrive_together_are_sent_together(line: Line) -> None:
     asker = line.ask()
     line.say(OK)
 
@@ -179,7 +179,7 @@ def test_what_another_connection_has_read_changes_nothing_for_a_new_one(
     assert (asker.status, asker.got, asker.told) == (status, got, ["done"])
 
 
-def test_it_is_given_back_before_its_asker_is_told(line: Line) -> None:
+def test_it_is_given_back_before_its_asker_is_called(line: Line) -> None:
     asker = line.ask()
     asker.on_response_done = lambda: asker.told.append(  # type: ignore[method-assign]
         f"done, {len(line.keeper.kept)} kept"
@@ -200,7 +200,7 @@ def test_a_stream_s_connection_is_closed_and_not_given_back(line: Line) -> None:
     assert not line.is_idle
 
 
-def test_who_reads_no_chunks_gets_what_is_in_them(line: Line) -> None:
+def test_a_client_that_reads_no_chunks_receives_their_content(line: Line) -> None:
     asker = line.ask(reads_chunks=False)
     line.say(STREAM_HEAD + event(1)[:3], event(1)[3:], event(2), LAST_CHUNK)
 
@@ -208,7 +208,7 @@ def test_who_reads_no_chunks_gets_what_is_in_them(line: Line) -> None:
     assert asker.told == ["done"]
 
 
-def test_head_is_answered_without_a_body(line: Line) -> None:
+def test_a_response_to_head_has_no_body(line: Line) -> None:
     asker = line.ask(to_head=True)
     line.say(OK.partition(b"{")[0])
 
@@ -232,7 +232,7 @@ def test_a_later_request_that_fails_without_a_byte_is_stale(line: Line) -> None:
     assert asker.told == ["failed, stale"]
 
 
-def test_a_later_request_that_fails_behind_a_byte_is_not_stale(line: Line) -> None:
+def test_a_later_request_that_fails_after_a_byte_is_not_stale(line: Line) -> None:
     line.ask()
     line.say(OK)
     asker = line.ask()
@@ -261,7 +261,7 @@ BREAKS_OFF = [
 
 
 @pytest.mark.parametrize(("said", "told"), BREAKS_OFF)
-def test_an_answer_that_breaks_off_is_told_as_cut(said: bytes, told: str, line: Line) -> None:
+def test_a_response_that_breaks_off_is_reported_as_cut(said: bytes, told: str, line: Line) -> None:
     asker = line.ask()
     line.say(said)
     line.hang_up()
@@ -278,7 +278,7 @@ def test_a_line_end_in_a_chunk_of_its_own_ends_no_event(line_end: bytes, line: L
     assert asker.told == ["cut"]
 
 
-def test_after_an_abort_nobody_is_told_anything(line: Line) -> None:
+def test_after_an_abort_the_asker_is_not_called(line: Line) -> None:
     asker = line.ask()
     line.say(STREAM_HEAD, event(1))
     line.connection.abort()
@@ -402,7 +402,7 @@ ANSWERS = {
 
 @pytest.mark.parametrize("second", ANSWERS.values(), ids=ANSWERS.keys())
 @pytest.mark.parametrize("first", ANSWERS.values(), ids=ANSWERS.keys())
-def test_no_answer_depends_on_the_one_before_it_or_on_how_it_is_split(
+def test_no_response_depends_on_the_one_before_it_or_on_how_it_is_split(
     first: bytes, second: bytes, line: Line
 ) -> None:
     alone = line.ask()
@@ -423,7 +423,7 @@ def vars_of(asker: Asker) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("before", [OK, OK.partition(b"{")[0]], ids=["to GET", "to HEAD"])
-def test_an_answer_to_head_has_no_body_whatever_came_before(before: bytes, line: Line) -> None:
+def test_a_response_to_head_has_no_body_after_any_other(before: bytes, line: Line) -> None:
     line.ask(to_head=not before.endswith(b"}"))
     line.say(before)
     to_head = line.ask(to_head=True)
@@ -436,7 +436,7 @@ def test_an_answer_to_head_has_no_body_whatever_came_before(before: bytes, line:
     assert (to_head.told, to_get.told) == (["done"], ["done"])
 
 
-def test_a_known_head_behind_the_beginning_of_another_is_no_head(line: Line) -> None:
+def test_a_known_head_after_the_beginning_of_another_is_no_head(line: Line) -> None:
     line.ask()
     line.say(OK)
     asker = line.ask()
@@ -446,7 +446,7 @@ def test_a_known_head_behind_the_beginning_of_another_is_no_head(line: Line) -> 
     assert line.transport.aborted
 
 
-def test_more_than_the_answer_is_no_answer_to_the_next_request(line: Line) -> None:
+def test_surplus_bytes_are_no_response_to_the_next_request(line: Line) -> None:
     line.ask()
     line.say(OK)
     asker = line.ask()
@@ -458,7 +458,9 @@ def test_more_than_the_answer_is_no_answer_to_the_next_request(line: Line) -> No
     assert line.transport.is_closed
 
 
-def test_an_answer_that_ends_its_connection_is_not_kept_though_it_came_at_once(line: Line) -> None:
+def test_a_connection_that_its_response_ends_is_not_kept_even_after_a_single_read(
+    line: Line,
+) -> None:
     asker = line.ask()
     line.say(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
 
@@ -474,7 +476,7 @@ def test_an_answer_that_ends_its_connection_is_not_kept_though_it_came_at_once(l
     "received", [b"5", b"9\r\n", b"9\r\n1\r\nx", b"1\r\nx", b"0\r\n", b"6\r\n", b"b\r\n1\r\nx"]
 )
 @pytest.mark.parametrize("reads_chunks", [True, False])
-def test_within_a_chunk_nothing_is_taken_for_a_chunk_of_its_own(
+def test_within_a_chunk_nothing_is_taken_for_another_chunk(
     received: bytes, reads_chunks: bool, line: Line
 ) -> None:
     rest = [b"1\r\nx\r\n", b"1\r\ny\r\n", b"\r\n", b"2\r\nzz\r\n", LAST_CHUNK]
@@ -498,12 +500,12 @@ def test_the_bytes_of_every_chunk_are_counted(line: Line) -> None:
     assert line.connection.bytes_passed == len(asker.got)
 
 
-# What tells of tokens -----------------------------------------------------------------------------
+# What is kept for counting tokens -----------------------------------------------------------------
 
 COMMENT = chunk(b":\n\n")
 
 
-def test_a_stream_s_first_event_is_told_once_and_kept(line: Line) -> None:
+def test_a_stream_s_first_event_is_reported_once_and_kept(line: Line) -> None:
     asker = line.ask()
     line.say(STREAM_HEAD)
     before = asker.first_events
@@ -513,7 +515,7 @@ def test_a_stream_s_first_event_is_told_once_and_kept(line: Line) -> None:
     assert line.connection.window.opening == event(1)
 
 
-def test_a_comment_is_no_event_however_it_comes(line: Line) -> None:
+def test_a_comment_is_no_event_however_it_arrives(line: Line) -> None:
     asker = line.ask()
     line.say(STREAM_HEAD + COMMENT, COMMENT[:3], COMMENT[3:], COMMENT)
 
@@ -546,7 +548,7 @@ def test_the_end_that_is_kept_is_bounded(line: Line) -> None:
     assert line.connection.window.ending.endswith(b"y" + b"z" * 1000)
 
 
-def test_an_answer_that_is_no_stream_has_no_first_event(line: Line) -> None:
+def test_a_response_that_is_not_a_stream_has_no_first_event(line: Line) -> None:
     asker = line.ask()
     line.say(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", b'{"data:', b'"}')
 
@@ -554,7 +556,7 @@ def test_an_answer_that_is_no_stream_has_no_first_event(line: Line) -> None:
     assert (asker.first_events, line.connection.window.ending) == (0, b'{"data:"}')
 
 
-def test_one_answer_s_ends_are_not_those_of_the_one_before(line: Line) -> None:
+def test_the_windows_have_nothing_of_the_response_before(line: Line) -> None:
     line.ask()
     line.say(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n", b"ab", b"cd")
     line.ask()

@@ -45,14 +45,14 @@ def test_its_poller_is_the_one_that_is_chosen() -> None:
     in_a_flood(trial)
 
 
-def test_time_goes_on() -> None:
+def test_timers_run() -> None:
     async def trial(watcher: Poller) -> None:
         await asyncio.sleep(0.01)
 
     in_a_flood(trial)
 
 
-def test_what_the_traffic_has_scheduled_is_done() -> None:
+def test_what_the_traffic_schedules_is_run() -> None:
     async def trial(watcher: Poller) -> None:
         await soon.wait()
         await later.wait()
@@ -68,7 +68,7 @@ def test_what_the_traffic_has_scheduled_is_done() -> None:
     in_a_flood(trial, act)
 
 
-def test_the_loop_s_own_files_are_looked_at() -> None:
+def test_the_loop_s_own_files_are_watched() -> None:
     async def trial(watcher: Poller) -> None:
         reader, writer = await asyncio.open_connection(sock=ours)
         theirs.send(b"hello")
@@ -178,7 +178,7 @@ print("left")
 """
 
 
-def test_a_resolver_that_hangs_keeps_no_process() -> None:
+def test_a_resolver_that_hangs_does_not_block_exit() -> None:
     done = subprocess.run(
         [sys.executable, "-c", _HANGS], check=True, capture_output=True, text=True, timeout=30
     )

@@ -115,7 +115,7 @@ async def visit(sock: socket.socket) -> bytes:
     return heard
 
 
-def test_everybody_is_let_in() -> None:
+def test_every_client_is_accepted() -> None:
     async def scene(hall: Hall, sock: socket.socket) -> None:
         heard = await asyncio.gather(*(visit(sock) for _ in range(100)))
         assert heard == [b"hello"] * 100

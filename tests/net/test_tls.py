@@ -97,7 +97,7 @@ def test_after_a_reload_the_new_certificate_is_shown(
     assert f"loaded from {tmp_path}/cert.pem, valid until 2098-01-01T00:00:00+00:00" in caplog.text
 
 
-def test_a_connection_that_is_open_outlives_the_certificate_it_came_by(tmp_path: Path) -> None:
+def test_an_open_connection_outlives_its_certificate(tmp_path: Path) -> None:
     server = serving(tmp_path)
     session = Session(server, trusting()).shake_hands()
     OTHER.write(tmp_path)
@@ -123,7 +123,7 @@ def with_half_a_key(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", [without_files, half_way, with_half_a_key])
-def test_one_that_cannot_be_used_leaves_the_old_one_in_force(
+def test_a_certificate_that_cannot_be_used_leaves_the_old_one_in_use(
     broken: Callable[[Path], None], tmp_path: Path
 ) -> None:
     server = serving(tmp_path)
@@ -219,7 +219,7 @@ def test_no_message_has_a_part_of_a_key(tmp_path: Path) -> None:
         (issue(not_before=2098, not_after=2099), "certificate is not yet valid"),
     ],
 )
-def test_a_certificate_out_of_its_time_is_served_and_warned_of(
+def test_a_certificate_out_of_its_time_is_served_with_a_warning(
     pair: Pair, why: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     serving(tmp_path, pair)
@@ -227,7 +227,7 @@ def test_a_certificate_out_of_its_time_is_served_and_warned_of(
     assert f"Clients will reject TLS_CERT_FILE={tmp_path}/cert.pem: {why}" in caplog.text
 
 
-def test_one_that_is_fine_is_not_warned_of(
+def test_a_valid_certificate_causes_no_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):

@@ -1,9 +1,8 @@
 """Connections to llama-server: idle ones are reused, new ones opened when needed.
 
-Facts of llama-server that decide here: it closes an idle connection after 5 s, it closes
-after a stream without saying so, and an idle kept connection holds one of its few HTTP
-threads. So the idle ones are few and young. It also closes after 100 requests, which the last
-answer says.
+Facts of llama-server that decide here: it closes an idle connection after 5 s, it closes after a
+stream without announcing it, and an idle connection occupies one of its few HTTP threads. So idle
+connections are few and young. It also closes after 100 requests, announced in the last response.
 """
 
 from __future__ import annotations
@@ -28,19 +27,19 @@ _IDLE: Final = Phase.IDLE
 
 
 class Waiter(Protocol):
-    """What needs a connection."""
+    """A request that needs a connection."""
 
     def on_connected(self, upstream: UpstreamConnection) -> None: ...
     def on_connect_failed(self, error: UpstreamError) -> None: ...
 
 
 class Pool:
-    """Keeps connections, and has them made.
+    """Keeps connections, and opens new ones.
 
     Args:
-        settings: how long connecting, and an engine that was left, may take.
+        settings: the time limits of connecting, and of connections that a client has abandoned.
         address: of the engine.
-        loop: whose clock counts.
+        loop: its clock is used.
         dial: connects to the engine.
     """
 
@@ -57,20 +56,20 @@ class Pool:
         self._dial = dial
         self.last_head: tuple[KnownHead, Answer] | None = None
         self._now = loop.time()
-        """As of the last tick: idle connections are given their time to half a second."""
+        """As of the last tick: idle times are exact to half a second."""
         self._idle: deque[UpstreamConnection] = deque()
-        self._left: dict[UpstreamConnection, float] = {}
-        """Connections that nobody waits for but the slot that they hold, and until when."""
+        self._abandoned: dict[UpstreamConnection, float] = {}
+        """Connections without a client that still hold a slot, and the time to cut them."""
         self.connecting: set[Dialling] = set()
 
     def __repr__(self) -> str:
         return (
             f"<Pool idle={len(self._idle)} connecting={len(self.connecting)} "
-            f"left={len(self._left)}>"
+            f"abandoned={len(self._abandoned)}>"
         )
 
     def take(self) -> UpstreamConnection | None:
-        """A kept connection, the youngest first, so that the others can grow old and go."""
+        """A kept connection, the youngest first, so that the others can expire."""
         while self._idle:
             connection = self._idle.pop()
             if connection.phase is _IDLE and not connection.transport.is_closing():
@@ -93,19 +92,19 @@ class Pool:
             self._idle.popleft().close()
 
     def leave(self, connection: UpstreamConnection, on_gone: Callable[[], None]) -> None:
-        """Hang up, and call *on_gone* when the engine has let go of the request as well."""
+        """Close our half, and call *on_gone* when the engine has dropped the request as well."""
 
         def gone() -> None:
-            del self._left[connection]
+            del self._abandoned[connection]
             on_gone()
 
-        self._left[connection] = self._loop.time() + self._settings.request_timeout
+        self._abandoned[connection] = self._loop.time() + self._settings.request_timeout
         connection.leave(gone)
 
     def cut_overdue(self) -> None:
-        """Wait no longer for an engine that does not accept, or does not let go, in its time."""
+        """Give up engines that do not accept, or do not drop a request, in time."""
         now = self._loop.time()
-        for connection, until in tuple(self._left.items()):
+        for connection, until in tuple(self._abandoned.items()):
             if now >= until:
                 connection.abort()
         for dialling in tuple(self.connecting):
@@ -123,7 +122,7 @@ class Pool:
 
 
 class Dialling:
-    """A connection that is being made for *waiter*."""
+    """A connection that is being opened for *waiter*."""
 
     __slots__ = ("_attempt", "_connection", "_pool", "_waiter", "until")
 
@@ -134,13 +133,13 @@ class Dialling:
         self._attempt: Cancellable | None = None
 
     def begin(self, dial: Dial) -> bool:
-        """Returns whether there is something to wait for."""
+        """Returns whether the connection takes time."""
         self._connection = UpstreamConnection(self._pool, self._made)
         self._attempt = dial(self._connection, self._failed)
         return self._attempt is not None
 
     def cancel(self) -> None:
-        """Nobody waits any more; nobody is told."""
+        """Stop without calling the waiter."""
         self._pool.connecting.discard(self)
         if self._attempt is not None:
             self._attempt.cancel()

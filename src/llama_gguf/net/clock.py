@@ -1,4 +1,4 @@
-"""What time it is: for durations, for people, and for the Date field of responses."""
+"""The time: for durations, for people, and for the Date field of responses."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 class Clock:
     """One gateway's clocks.
 
-    ``wall`` and ``date`` are those of the last ``tick``: a request may live with what they were
-    half a second ago.
+    ``wall`` and ``date`` are those of the last ``tick``, up to half a second old, which is exact
+    enough for a request.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Clock:
     def tick(self) -> None:
         """Read the wall clock."""
         self.wall = wall_now()
-        # English whatever the locale, since setlocale is never called.
+        # Always in English, since setlocale is never called.
         date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(self.wall))
         self.date = b"Date: %b\r\n" % date.encode("ascii")
 

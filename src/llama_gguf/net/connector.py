@@ -24,7 +24,7 @@ _STREAM: Final = int(socket.SOCK_STREAM) | _NONBLOCK
 _IN_PROGRESS: Final = int(errno.EINPROGRESS)
 _UNDER_WAY: Final = (errno.EINPROGRESS, errno.EALREADY)
 _FULL: Final = int(errno.EAGAIN)
-"""unix(7): the queue of the listening socket is full; with TCP, the kernel tries again itself."""
+"""unix(7): the queue of the listening socket is full; with TCP, the kernel retries by itself."""
 RETRY_SECONDS: Final = 0.02
 _CONNECTED: Final = (0, errno.EISCONN)
 _QUICKACK: Final = int(getattr(socket, "TCP_QUICKACK", 0))
@@ -35,7 +35,7 @@ class Cancellable(Protocol):
 
 
 Dial = Callable[[Endpoint, _OnFailed], Cancellable | None]
-"""Connects an endpoint, or tells why not; None: it is connected by now."""
+"""Connects an endpoint, or calls back with the error; None: it is connected already."""
 
 
 class Dialer:
@@ -62,7 +62,7 @@ class Dialer:
 
 
 def _literal(settings: Settings) -> list[_Address]:
-    """The address, where it is one; a name may mean another tomorrow."""
+    """The address, if the setting has one; a name is resolved for each connection."""
     if settings.backend_socket:
         return [(socket.AF_UNIX, settings.backend_socket)]
     for family in (socket.AF_INET, socket.AF_INET6):
@@ -99,7 +99,7 @@ class Attempt(Watched):
         self._is_over = False
 
     def look_up(self, host: str, port: int) -> None:
-        """Find out what *host* means, and connect to it."""
+        """Resolve *host*, and connect to it."""
         self._search = self._poller.loop.create_task(self._find(host, port), name="resolve")
 
     async def _find(self, host: str, port: int) -> None:
@@ -111,7 +111,7 @@ class Attempt(Watched):
             self.begin([(family, address) for family, _, _, _, address in found])
 
     def begin(self, addresses: list[_Address]) -> bool:
-        """Returns whether it is connected already, as to this machine it is."""
+        """Returns whether it is connected already, as is usual on the same machine."""
         family, address = addresses[0]
         self._address, self._others = address, addresses[1:]
         try:
@@ -127,7 +127,7 @@ class Attempt(Watched):
 
     def _connect(self, sock: socket.SocketType) -> bool:
         status = sock.connect_ex(self._address)
-        if status == _IN_PROGRESS:  # connect(2): asked again, it tells how it stands
+        if status == _IN_PROGRESS:  # connect(2): a second call returns the present state
             status = sock.connect_ex(self._address)
         if status in _CONNECTED:
             self._succeed(sock)
@@ -141,12 +141,12 @@ class Attempt(Watched):
         return False
 
     def _try_again(self) -> None:
-        """Of a unix socket whose queue was full, nothing tells when there is room."""
+        """No event shows that the queue of a unix socket has room again."""
         if not self._is_over and self._sock is not None:
             self._connect(self._sock)
 
     def cancel(self) -> None:
-        """Give it up; nobody is told."""
+        """Give up without calling back."""
         self._is_over = True
         if self._search is not None:
             self._search.cancel()

@@ -1,7 +1,7 @@
 """asyncio's event loop, which waits in the poller of the traffic's sockets.
 
-As long as nothing but traffic comes, the loop stays in ``select``, and a turn costs one system
-call. All else, time, signals, tasks, goes as it always does. Why not uvloop:
+While there is only traffic, the loop stays in ``select``, and a turn costs one system call.
+Timers, signals and tasks work as in any asyncio loop. Why not uvloop:
 docs/adr/0019-the-loop-sleeps-in-our-epoll.md.
 """
 
@@ -22,7 +22,7 @@ _Ts = TypeVarTuple("_Ts")
 
 
 class TrafficSelector(selectors.EpollSelector):
-    """Sleeps in the poller's epoll, in which its own one is one file among the others."""
+    """Sleeps in the poller's epoll, in which its own epoll is one of the files."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class TrafficSelector(selectors.EpollSelector):
         return self._poller
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Serve the traffic until *timeout* is over, or there is something else to do."""
+        """Serve the traffic until *timeout* is over, or the loop has something else to do."""
         poller = self._poller
         if poller is None or poller.is_closed:
             return super().select(timeout)
@@ -47,13 +47,13 @@ class TrafficSelector(selectors.EpollSelector):
         return super().select(0)
 
     def wake(self) -> None:
-        """Something has been scheduled."""
+        """A callback or a timer has been scheduled."""
         if self._poller is not None:
             self._poller.has_news = True
 
 
 class TrafficLoop(asyncio.SelectorEventLoop):
-    """A loop for a gateway; ``new_poller`` makes its poller."""
+    """The loop of a gateway; ``new_poller`` creates its poller."""
 
     def __init__(self) -> None:
         self._traffic = TrafficSelector()
@@ -63,10 +63,10 @@ class TrafficLoop(asyncio.SelectorEventLoop):
         return self._traffic.new_poller(self)
 
     async def getaddrinfo(self, host: Any, port: Any, **options: int) -> Any:
-        """As asyncio's, but on a thread that no exit waits for: a resolver may take a minute."""
+        """As asyncio's, but on a daemon thread, so that a slow resolver cannot block shutdown."""
         return await run_detached(lambda: socket.getaddrinfo(host, port, **options))
 
-    # Whatever is scheduled comes through these two, or wakes the loop up by a file of its own.
+    # All scheduling goes through these two, or wakes the loop by one of its files.
 
     def call_soon(
         self,

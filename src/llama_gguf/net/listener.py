@@ -23,7 +23,7 @@ def listen(host: str, port: int, variable: str = "PORT") -> socket.socket:
     """A listening socket; *variable* is the setting that *port* comes from.
 
     Raises:
-        UserError: the address cannot be had; says why and what to do.
+        UserError: the address cannot be used; the message has the reason and a remedy.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -48,15 +48,15 @@ def listen(host: str, port: int, variable: str = "PORT") -> socket.socket:
 class Listener(Watched):
     """Accepts connections, and closes the listening socket in the end.
 
-    A connection for which there is no room is closed unread. When no file may be opened any more,
-    that is done by means of one that was kept in reserve: none is left waiting, and the loop does
-    not turn in vain.
+    A connection beyond the limit is closed unread. At the limit on open files, a file kept in
+    reserve is closed to accept the connection and close it: so no client is left waiting, and the
+    loop does not spin.
 
     Args:
         poller: watches the sockets.
-        sock: listens, and does not block.
-        let_in: gets what was accepted: a socket that does not block, and the peer's address.
-        has_room: whether there may be another connection.
+        sock: listening and not blocking.
+        let_in: receives each accepted socket, which does not block, and the peer's address.
+        has_room: whether another connection is allowed.
     """
 
     def __init__(
@@ -65,20 +65,20 @@ class Listener(Watched):
         self._poller = poller
         self._sock = sock
         self._family = int(sock.family)
-        # What `socket.accept` calls, and then spends more on its result than this has cost.
+        # `socket.accept` calls this, and wraps the result, which costs more than the call.
         self._accept: Callable[[], tuple[int, Any]] = sock._accept  # type: ignore[attr-defined]
         self._let_in = let_in
         self._has_room = has_room
         self._spare = _spare()
         self._is_closed = False
-        # tcp(7): accepted sockets take it over.
+        # tcp(7): accepted sockets inherit it.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._watch()
 
     def close(self) -> None:
-        """Let nobody in any more."""
+        """Accept no more clients."""
         self._is_closed = True
-        # Not forgotten by closing it: the supervisor has it, too.
+        # Closing does not remove it from epoll, since the supervisor has it open as well.
         self._poller.watch(self._sock.fileno(), self, 0)
         self._sock.close()
         self._spare.close()
@@ -86,10 +86,10 @@ class Listener(Watched):
     # What the poller calls ----------------------------------------------------------------------
 
     def on_ready(self, events: int) -> None:
-        # One at a time: the poller tells of the next one, and to find that there is none is dear.
+        # One at a time: the poller reports the next, and an accept that finds none is expensive.
         try:
             fd, peer = self._accept()
-        except OSError as error:  # it has gone: accept(2)
+        except OSError as error:  # the client has left: accept(2)
             if error.errno in _NO_FILES:
                 self._turn_away()
             return
@@ -101,14 +101,14 @@ class Listener(Watched):
         self._let_in(sock, peer)
 
     def on_bug(self, error: Exception) -> None:
-        """Whoever came last is not let in; the others go on."""
+        """The last client is dropped; others are accepted as before."""
 
     def _watch(self) -> None:
         if not self._is_closed:
             self._poller.watch(self._sock.fileno(), self, READABLE)
 
     def _turn_away(self) -> None:
-        """Close one connection that waits; where not even that goes, look away for a moment."""
+        """Close one waiting connection; if even that fails, stop accepting for a moment."""
         try:
             self._spare.close()
             os.close(self._accept()[0])

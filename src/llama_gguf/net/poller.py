@@ -1,6 +1,6 @@
 """Watches the sockets that carry the traffic, with a separate epoll.
 
-The loop sleeps in it, or watches it as one file. It stays in charge of everything else: time,
+The loop sleeps in it, or watches it as one file. Everything else remains with the loop: time,
 signals, tasks, TLS.
 """
 
@@ -17,54 +17,54 @@ from llama_gguf.events import EventLog
 _log: Final = EventLog(__name__)
 
 READABLE: Final = 1
-"""EPOLLIN. A connection that broke, or that the peer closed, is told as another number."""
+"""EPOLLIN. A connection that broke, or that the peer closed, has another number."""
 INCOMING: Final = READABLE | 0x2000 | 1 << 31
-"""With EPOLLRDHUP and EPOLLET: told once of what has come in, and that the peer has closed its
-half; again when more comes in, or when it is asked for again."""
+"""With EPOLLRDHUP and EPOLLET: reported once when bytes arrive, and when the peer closes its half;
+again when more arrive, or after another ``watch``."""
 WRITABLE: Final = 4
 """EPOLLOUT."""
-_FOR_EVER: Final = -1.0
+_NO_TIMEOUT: Final = -1.0
 _now: Final = time.monotonic
 MAX_READY: Final = 8
-"""Sockets that are read before anything is sent: with more, the first waits longer for the last."""
+"""Sockets that are read before anything is sent: more would delay the first of them."""
 
 
 class Watched:
-    """Whoever has a socket watched."""
+    """The owner of a watched socket."""
 
     __slots__ = ()
 
     def on_ready(self, events: int) -> None:
-        """There is something to do, or nothing any more: the socket itself knows."""
+        """The socket can be read or written, or is broken."""
         raise NotImplementedError
 
     def on_turn_end(self) -> None:
-        """All that were ready have been read: send what is to be sent."""
+        """All ready sockets have been read: send what waits for that."""
         raise NotImplementedError
 
     def on_bug(self, error: Exception) -> None:
-        """One of these raised *error*: end what it was about."""
+        """One of the two above raised *error*: close the socket."""
         raise NotImplementedError
 
 
 class Poller:
-    """What a poller does; ``poller`` chooses one."""
+    """The base class; ``poller`` chooses an implementation."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.is_turning = False
-        """Sockets are being read: whoever adds itself to ``due`` is told when they are."""
+        """Sockets are being read; ``on_turn_end`` of those in ``due`` is called afterwards."""
         self.due: list[Watched] = []
 
     def watch(self, fd: int, watched: Watched, events: int) -> None:
-        """Watch *fd* for *events* and no others, until it is forgotten.
+        """Watch *fd* for *events* and no others, until ``forget``.
 
-        They are told again and again while they last; of INCOMING, only when more has come in.
+        They are reported in every turn while they last; INCOMING, only when more arrives.
         """
         raise NotImplementedError
 
     def forget(self, fd: int) -> None:
-        """Watch *fd* no longer: nobody else has it, and the loop's next turn closes it."""
+        """Stop watching *fd*, which has no other owner and is closed in the loop's next turn."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -72,12 +72,12 @@ class Poller:
 
 
 class EpollPoller(Poller):
-    """One turn of the loop, whatever the number of sockets that are ready.
+    """One turn of the loop for any number of ready sockets.
 
     Args:
-        loop: in charge of everything else.
-        epoll: the one in which the loop sleeps, and has us take our turns; None: one of ours,
-            which the loop watches.
+        loop: handles everything else.
+        epoll: the one in which the loop sleeps, calling ``serve``; None: a new one, which the loop
+            watches.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, epoll: select.epoll | None = None) -> None:
@@ -87,16 +87,16 @@ class EpollPoller(Poller):
         self._poll: Callable[[float, int], list[tuple[int, int]]] = self._epoll.poll
         self._watched: dict[int, Watched] = {}
         self.has_news = False
-        """The loop has something to do besides: ``serve`` ends with the turn."""
+        """The loop has something else to do: ``serve`` ends with the turn."""
         if self._is_watched:
             loop.add_reader(self.fileno(), self.turn)
 
     def fileno(self) -> int:
-        """Ready when a socket is."""
+        """Readable when a socket is ready."""
         return self._epoll.fileno()
 
     def watch(self, fd: int, watched: Watched, events: int) -> None:
-        if not events:  # it would be told when the connection breaks, over and over
+        if not events:  # epoll would report a broken connection in every turn
             if self._watched.pop(fd, None) is not None:
                 self._epoll.unregister(fd)
         elif fd in self._watched:
@@ -107,7 +107,7 @@ class EpollPoller(Poller):
             self._epoll.register(fd, events)
 
     def forget(self, fd: int) -> None:
-        self._watched.pop(fd, None)  # the kernel forgets it as it is closed
+        self._watched.pop(fd, None)  # the kernel removes it from epoll on close
 
     @property
     def is_closed(self) -> bool:
@@ -119,17 +119,17 @@ class EpollPoller(Poller):
         self._epoll.close()
 
     def turn(self, wait: float = 0.0) -> bool:
-        """Tell those that are ready; wait for *wait* seconds until somebody is, below 0 for ever.
+        """Call the owners of ready sockets, after waiting up to *wait* seconds for one.
 
-        Returns whether anybody was.
+        Below 0, it waits without limit. Returns whether a socket was ready.
         """
         watched = self._watched
         ready = self._poll(wait, MAX_READY)
         self.is_turning = True
         for fd, events in ready:
             one = watched.get(fd)
-            if one is not None:  # it may have gone by what was done for one before it
-                _tell(one, events)
+            if one is not None:  # an earlier one of this turn may have closed it
+                _call(one, events)
         self.is_turning = False
         due = self.due
         if due:
@@ -142,9 +142,9 @@ class EpollPoller(Poller):
         return bool(ready)
 
     def serve(self, timeout: float | None) -> None:
-        """Take turns until *timeout* seconds are over, None: for ever, or ``has_news``."""
+        """Take turns until *timeout* seconds are over, None: without limit, or ``has_news``."""
         self.has_news = False
-        wait = _FOR_EVER if timeout is None else max(timeout, 0.0)
+        wait = _NO_TIMEOUT if timeout is None else max(timeout, 0.0)
         until = _now() + wait
         while self.turn(wait) and not self.has_news:
             if timeout is not None:
@@ -154,7 +154,7 @@ class EpollPoller(Poller):
 
 
 class LoopFiles(Watched):
-    """What the loop itself watches, as one file."""
+    """The loop's own epoll, as one file."""
 
     __slots__ = ("_poller", "are_ready")
 
@@ -167,15 +167,15 @@ class LoopFiles(Watched):
 
 
 class LoopPoller(Poller):
-    """Where there is no epoll: the loop watches each socket itself."""
+    """Without epoll, the loop watches each socket."""
 
     def watch(self, fd: int, watched: Watched, events: int) -> None:
         if events & READABLE:
-            self.loop.add_reader(fd, _tell, watched, READABLE)
+            self.loop.add_reader(fd, _call, watched, READABLE)
         else:
             self.loop.remove_reader(fd)
         if events & WRITABLE:
-            self.loop.add_writer(fd, _tell, watched, WRITABLE)
+            self.loop.add_writer(fd, _call, watched, WRITABLE)
         else:
             self.loop.remove_writer(fd)
 
@@ -188,14 +188,14 @@ class LoopPoller(Poller):
 
 
 def poller(loop: asyncio.AbstractEventLoop) -> Poller:
-    """The best there is on this system, and with this loop."""
+    """The best poller for this system and this loop."""
     of_the_loop: Callable[[], Poller] | None = getattr(loop, "new_poller", None)
     if of_the_loop is not None:
         return of_the_loop()
     return EpollPoller(loop) if hasattr(select, "epoll") else LoopPoller(loop)
 
 
-def _tell(watched: Watched, events: int) -> None:
+def _call(watched: Watched, events: int) -> None:
     try:
         watched.on_ready(events)
     except Exception as error:

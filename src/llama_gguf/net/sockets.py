@@ -18,29 +18,29 @@ _TCP_CLOSE: Final = 7
 _TCP_CLOSE_WAIT: Final = 8
 _SHARE: Final = 8
 _OTHER_FILES: Final = 64
-"""That a gateway may have open besides connections: the log, keys, the loop's own."""
+"""Files of a gateway other than connections: the log, keys, the loop's own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """How many connections of clients there may be, of all kinds together."""
+    """The most connections of clients, of all kinds together."""
 
     served: int
-    """Beyond it, a connection is answered 503 and closed."""
+    """Beyond it, a connection receives 503 and is closed."""
     open: int
-    """Those and handshakes included; beyond it, a connection is closed unread."""
+    """With those that receive 503, and handshakes; beyond it, a connection is closed unread."""
 
 
 def places_within_limits(wanted: int) -> Places:
-    """Places for *wanted* clients, or for as many as the limit on open files allows.
+    """Places for *wanted* clients, or fewer where the limit on open files requires it.
 
     Raises the soft limit to the hard one before. A client may need a second connection, to the
-    engine: what is left for those is never given to clients that only hold the first.
+    engine: those files are reserved, and never used for more clients.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard != resource.RLIM_INFINITY:
-        # As many again for the engine, and an eighth of them for those that are refused.
+        # The same number for the engine, and an eighth of it for clients that are refused.
         allowed = (hard - _OTHER_FILES) * _SHARE // (2 * _SHARE + 1)
         wanted = min(wanted, max(allowed, 1))
     return Places(wanted, wanted + max(wanted // _SHARE, 1))
@@ -56,7 +56,7 @@ def reset(transport: Transport) -> None:
 
 
 def has_left(transport: Transport) -> bool:
-    """Whether the peer has closed; asks the kernel, since with reading paused nobody tells us."""
+    """Whether the peer has closed, from the kernel: while reading is paused, no event shows it."""
     sock = transport.get_extra_info("socket")
     try:
         # tcp(7): the first byte of struct tcp_info is the state.

@@ -1,7 +1,7 @@
 """The TLS certificate: loaded, checked and replaced on reload.
 
-A context that connections were let in by is never changed: a reload makes a new one, and
-only when that can be used do later connections get it. Nothing of a key is ever said.
+A context in use is never changed: a reload creates a new one, which later connections get if it
+can be used. No message contains any part of a key.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ _log: Final = EventLog(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """One that can be served, with its key."""
+    """A certificate that can be served, with its key."""
 
     context: ssl.SSLContext
     file: str
     valid_until: datetime | None
     """None when clients will refuse it."""
     refusal: str
-    """Why clients will refuse it, such as that it has expired; mostly empty."""
+    """Why clients will refuse it, such as its expiry; mostly empty."""
 
 
 class ServerContext(ssl.SSLContext):
-    """What a server is handed for all its life: it lets each client in by the newest certificate.
+    """A server's context for its whole life: each connection uses the newest certificate.
 
-    Loading the new certificate into a context that is in use would not do: when the key
-    does not match, the old pair is gone by then.
+    The new certificate is not loaded into the context in use, since a key that does not match it
+    is found only when the old pair is gone.
 
     Args:
         cert_file: TLS_CERT_FILE.
@@ -77,7 +77,7 @@ class ServerContext(ssl.SSLContext):
             )
 
     def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
-        """What asyncio and uvloop call for each connection."""
+        """The loop calls this for each connection."""
         return self._newest.wrap_bio(*args, **options)
 
 
@@ -85,10 +85,10 @@ def load(cert_file: str, key_file: str) -> Certificate:
     """Read a certificate chain and its key.
 
     Raises:
-        UserError: they cannot be used; says which file, why, and what to do.
+        UserError: they cannot be used; the message names the file, the reason and a remedy.
     """
     chain = _read("TLS_CERT_FILE", cert_file).decode("ascii", "ignore")
-    _read("TLS_KEY_FILE", key_file)  # load_cert_chain would not say which file is missing
+    _read("TLS_KEY_FILE", key_file)  # load_cert_chain does not name the missing file
     client = _client(chain, cert_file)
     # Not create_default_context: with SSLKEYLOGFILE set, that writes session keys into a file.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -116,13 +116,13 @@ def _read(variable: str, path: str) -> bytes:
 
 
 def _client(chain: str, cert_file: str) -> ssl.SSLContext:
-    """A client that trusts just this certificate, and so minds only what is wrong in itself."""
+    """A client that trusts just this certificate, and so rejects it only for its own faults."""
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
     client.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
     try:
         client.load_verify_locations(cadata=chain)
-    except (ssl.SSLError, ValueError):  # the second, where there is nothing in it
+    except (ssl.SSLError, ValueError):  # ValueError for an empty file
         raise _unusable(
             "TLS_CERT_FILE",
             cert_file,
@@ -132,7 +132,7 @@ def _client(chain: str, cert_file: str) -> ssl.SSLContext:
 
 
 def _load_pair(context: ssl.SSLContext, cert_file: str, key_file: str) -> None:
-    def no_passphrase() -> NoReturn:  # without this, OpenSSL asks for one on the terminal
+    def no_passphrase() -> NoReturn:  # without this, OpenSSL reads one from the terminal
         raise _unusable(
             "TLS_KEY_FILE",
             key_file,
@@ -142,7 +142,7 @@ def _load_pair(context: ssl.SSLContext, cert_file: str, key_file: str) -> None:
 
     try:
         context.load_cert_chain(cert_file, key_file, password=no_passphrase)
-    except OSError as error:  # most are ssl.SSLError; a file may have gone since it was read
+    except OSError as error:  # most are ssl.SSLError; a file may be missing by now
         match getattr(error, "reason", None):
             case "KEY_VALUES_MISMATCH" | "KEY_TYPE_MISMATCH":
                 why = (
@@ -157,10 +157,10 @@ def _load_pair(context: ssl.SSLContext, cert_file: str, key_file: str) -> None:
 
 
 def _shown(context: ssl.SSLContext, client: ssl.SSLContext) -> dict[str, Any]:
-    """What *client* gets to see of the certificate in a handshake, in memory.
+    """The certificate as *client* receives it in a handshake, in memory.
 
     Raises:
-        ssl.SSLError: it refuses it.
+        ssl.SSLError: the client refuses it.
     """
     to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
     asking = client.wrap_bio(to_client, to_server)

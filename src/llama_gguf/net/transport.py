@@ -1,4 +1,4 @@
-"""The transports of connections: one native base class, for sockets of our own and for TLS.
+"""The transports of connections: one native base class, with and without TLS.
 
 ``SocketTransport`` does the I/O of a connected socket. It is the part of ``asyncio.Transport`` that
 is used: a loop's transports serve every purpose, which costs a tenth of an event
@@ -148,7 +148,7 @@ class LoopTransport(Transport):
         return self._transport.get_extra_info(name)
 
 
-# Sockets of our own -------------------------------------------------------------------------------
+# Without TLS --------------------------------------------------------------------------------------
 
 
 class Receiver:
@@ -183,7 +183,7 @@ _NO_RECEIVER: Final = _Called(_ignore)
 class SocketTransport(Transport):
     """Reads and writes one socket, and closes it.
 
-    An endpoint whose peer has closed its half is closed, whatever its ``eof_received`` returns.
+    When the peer has closed its half, so does this; the result of ``eof_received`` is ignored.
 
     Args:
         poller: watches the socket.

@@ -34,7 +34,7 @@ from tests.support.fakes import BACKEND_KEY, KEY, KEYS_TEXT, OK, STREAM_HEAD, Ri
 
 CEILINGS: Final = {
     "instructions a request": 108_500,
-    "instructions an event": 4_800,
+    "instructions an event": 4_650,
     "system calls a request": 7,
 }
 BODY: Final = b'{"messages":[{"role":"user","content":"' + b"Tell me about llamas. " * 25 + b'"}]}'

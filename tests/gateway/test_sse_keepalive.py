@@ -373,6 +373,19 @@ def test_a_response_that_is_neither_a_stream_nor_a_refusal_is_an_error_of_the_ga
     assert busy.is_at_rest
 
 
+def test_a_refusal_is_kept_only_up_to_its_limit(busy: Rig) -> None:
+    body = REFUSAL.replace(b"long", b"long" * 50_000)
+    client = ask(busy)
+    busy.advance(10)
+    busy.upstreams[0].say(OK)
+    half = len(body) // 2
+    head = b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n" % len(body)
+    busy.upstream.say(head, body[:half], body[half:])
+
+    assert code_in(last_event(client)) == "backend_error"
+    assert len(client.received) < 10_000
+
+
 def test_a_refusal_that_breaks_off_is_an_error_of_the_gateway(busy: Rig) -> None:
     client = ask(busy)
     busy.advance(10)

@@ -1,8 +1,8 @@
-"""Compiles the gateway's hot modules with mypyc, where the build is asked to.
+"""Compiles the gateway's hot modules with mypyc if ``LLAMA_GGUF_COMPILE`` is set.
 
-``LLAMA_GGUF_COMPILE=1 pip install .`` makes a wheel for this machine's Python, with the same
+``LLAMA_GGUF_COMPILE=1 pip install .`` builds a wheel for this machine's Python, with these
 modules as C extensions; it needs a C compiler. Without the variable the wheel is pure Python.
-Either behaves alike: docs/adr/0009-hot-modules-may-be-compiled.md.
+Both behave the same: docs/adr/0009-hot-modules-may-be-compiled.md.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 VARIABLE: Final = "LLAMA_GGUF_COMPILE"
 BUILD_DEPENDENCIES: Final = ["mypy[mypyc]>=2", "setuptools>=78"]
-# What runs for every request or event, and what that touches.
+# The modules that run for every request or event, and those they call.
 MODULES: Final = [
     f"llama_gguf/{folder}/{name}.py"
     for folder, names in {
@@ -77,7 +77,7 @@ setup(name="compiled", packages=[], ext_modules=extensions)
 
 
 class CompileHook(BuildHookInterface[Any]):
-    """What hatchling calls."""
+    """The build hook, called by hatchling."""
 
     @property
     def _is_wanted(self) -> bool:
@@ -105,10 +105,10 @@ def compile_modules(source: Path, folder: Path) -> list[Path]:
     """Compile ``MODULES`` of *source* in the empty *folder*.
 
     Returns:
-        The extensions, at the places in *folder* where they belong.
+        The extensions' paths, in the packages' directories below *folder*.
 
     Raises:
-        SystemExit: they cannot be compiled; what the compiler says is printed.
+        SystemExit: they cannot be compiled; the compiler's output is printed.
     """
     shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.so"))
     script = folder / "setup.py"

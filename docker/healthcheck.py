@@ -1,4 +1,4 @@
-"""The image's HEALTHCHECK: would a request be served now?
+"""The image's HEALTHCHECK: whether a request would be served now.
 
 Requests the gateway's ``GET /health``, which needs no key and sends nothing to the engine. Reads
 the same variables as ``serve``, but not its flags, so set PORT in the environment.
@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Final
 
 TIMEOUT_SECONDS: Final = 4.0
-_ANY: Final = ("", "0.0.0.0", "::")  # noqa: S104  # compared with, not bound to
+_ANY: Final = ("", "0.0.0.0", "::")  # noqa: S104  # compared, not bound to
 
 
 def url(environ: Mapping[str, str]) -> str:

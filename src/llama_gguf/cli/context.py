@@ -11,14 +11,14 @@ from llama_gguf.config.settings import Settings
 @dataclass(frozen=True, slots=True)
 class Context:
     settings: Settings
-    """With folders and instance name filled in."""
+    """Folders and instance name have their effective values."""
     sources: Mapping[str, str]
-    """Where each setting came from: ``flag``, ``environment`` or ``default``."""
+    """The source of each setting: ``flag``, ``environment`` or ``default``."""
     environ: Mapping[str, str]
     complaint: str = ""
-    """What is wrong with settings; only for a command that can do without them."""
+    """Errors in the settings; only for commands that work without valid settings."""
 
 
 def with_model(settings: Settings, model: str | None) -> Settings:
-    """*settings* with the MODEL of the command line, which beats both variables."""
+    """*settings* with MODEL from the command line, which takes precedence over both variables."""
     return settings if model is None else replace(settings, model_name=model, model_path="")

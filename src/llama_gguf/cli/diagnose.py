@@ -34,7 +34,7 @@ from llama_gguf.errors import UserError
 USAGE = "%(prog)s [MODEL] [--output FILE] [--json] [--SETTING VALUE ...]"
 
 DOES_WITHOUT_SETTINGS: Final = True
-"""A setting that cannot be used is one of the things to find out."""
+"""`main` runs this command even with invalid settings, which the bundle then lists."""
 SECTION_SECONDS: Final = 30.0
 MAX_SECTION_CHARACTERS: Final = 4 << 20
 
@@ -44,7 +44,7 @@ class Section:
     name: str
     text: str
     trouble: str
-    """Why there is nothing, or not all; empty when all is well."""
+    """Why the section is empty or incomplete; empty if it is complete."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,7 +117,7 @@ def _first_line(text: str) -> str:
 
 
 def archive(sections: list[Section], now: datetime) -> bytes:
-    """A .tar.gz with a text for each section."""
+    """A .tar.gz with one text file per section."""
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w:gz") as tar:
         for section in sections:

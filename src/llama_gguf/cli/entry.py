@@ -1,11 +1,11 @@
-"""Where the command ``llama-gguf`` begins: what must not wait for imports.
+"""The start of the command ``llama-gguf``: what must not wait for imports.
 
-A server has handlers for signals of its own only after some tenths of a second. Until then it
-is this module that handles them: the kernel discards a signal for PID 1 of a container that has
-no handler, and any other process would be ended by one that only asks for a reload.
+A server installs its signal handlers only after some tenths of a second. Until then, this module
+handles signals: for PID 1 of a container the kernel discards a signal that has no handler, and
+any other process would be terminated by SIGHUP, which only requests a reload.
 """
 
-# Nothing is imported here that takes time; `typing` would double it.
+# Only fast imports here; `typing` would double the time.
 from __future__ import annotations
 
 import os
@@ -20,7 +20,7 @@ _RELOADS = (signal.SIGHUP, signal.SIGUSR1)
 
 
 def main() -> int:
-    """Run the command on the command line, and return its exit status."""
+    """Run the command of the command line and return its exit status."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name in SERVERS:
         _handle_early_signals(has_reloads=name != "health")
@@ -31,20 +31,21 @@ def main() -> int:
 
 def _handle_early_signals(*, has_reloads: bool) -> None:
     for number in _RELOADS if has_reloads else ():
-        signal.signal(number, _pass)  # nothing has been read yet
+        signal.signal(number, _pass)  # no file has been read yet, so there is nothing to reload
     for number in _STOPS:
         signal.signal(number, _leave)
-    # What starts us may have blocked them, so that none is lost before this: scripts/start.sh.
+    # The parent may have blocked them so that none is lost before this: scripts/start.sh.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    """Leave with the status of any other stop; nothing has begun that would have to be ended.
+    """Exit with the status of a normal stop; nothing is running yet that must be stopped first.
 
-    An exception would not do: one that is raised in a callback of an import is printed and lost.
+    An exception would not do: if it is raised in a callback during an import, it is printed and
+    discarded.
     """
     os._exit(0)
 
 
 def _pass(number: int, frame: FrameType | None) -> None:
-    """Go on."""
+    """Ignore the signal, without SIG_IGN, which children would inherit."""

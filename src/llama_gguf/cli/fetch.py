@@ -1,7 +1,7 @@
 """`pull` as a child of `serve`: it can be stopped at any time, and reports its progress.
 
-What it says goes through a pipe of its own, a line ``DONE TOTAL`` in bytes at a time, so that
-its output stays the user's: a bar on a terminal, lines in a log.
+It reports through a separate pipe, in lines ``DONE TOTAL`` (bytes). Its standard output and error
+remain for the user: a progress bar on a terminal, lines in a log.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ async def fetch(settings: Settings, environ: Mapping[str, str], on_progress: OnP
     Args:
         settings: MODEL_NAME and MODELS_DIR.
         environ: for the child.
-        on_progress: told how far it is, in words, and as a share of 1 where that is known.
+        on_progress: called with the progress as text and as a fraction, None if unknown.
 
     Raises:
-        UserError: it failed; the child has said why.
+        UserError: it failed; the child has reported the reason.
     """
     argv = [sys.executable, "-m", "llama_gguf", "pull", "--no-advice"]
     ours, theirs = os.pipe()
@@ -65,7 +65,7 @@ async def fetch(settings: Settings, environ: Mapping[str, str], on_progress: OnP
 
 
 def _environ_of_pull(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
-    """Theirs, and of our settings the two that count. A URL may hold a login: not for argv."""
+    """*environ* with the two settings that matter. A URL may contain a login, so not in argv."""
     ours = {settings_module.variable(name) for name in settings_module.FIELDS}
     return {name: value for name, value in environ.items() if name not in ours} | {
         "MODEL_NAME": settings.model_name,
@@ -86,7 +86,7 @@ async def _listen(descriptor: int, on_progress: OnProgress) -> None:
 
 
 def progress_in(line: bytes) -> tuple[str, float | None]:
-    """What one line of the child's says, in words and as a share."""
+    """The progress in one line of the child's, as text and as a fraction."""
     done, total = map(int, line.split())
     if not total:
         return f"fetching the model: {size_text(done)}", None
@@ -94,7 +94,7 @@ def progress_in(line: bytes) -> tuple[str, float | None]:
 
 
 def telling(descriptor: int, meter_factory: MeterFactory) -> MeterFactory:
-    """*meter_factory* whose meters write to *descriptor*, too."""
+    """*meter_factory*, with meters that also write to *descriptor*."""
 
     @contextmanager
     def factory(label: str) -> Iterator[Meter]:
@@ -107,7 +107,7 @@ def telling(descriptor: int, meter_factory: MeterFactory) -> MeterFactory:
                 now = time.monotonic()
                 if now - told_at >= REPORT_SECONDS or done == total:
                     told_at = now
-                    with suppress(OSError):  # nobody listens any more: the bytes come all the same
+                    with suppress(OSError):  # the reader has exited; the download continues
                         os.write(descriptor, b"%d %d\n" % (done, total or 0))
 
             yield report

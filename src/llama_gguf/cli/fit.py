@@ -20,12 +20,12 @@ LEAST_CTX: Final = 512
 def results(
     facts: ModelFacts, chosen: Options, *, devices: Sequence[Device] | None, here: Machine
 ) -> Iterator[Result]:
-    """What the model wants, and what there is.
+    """Compare the memory that the model needs with the memory that is available.
 
     Args:
-        facts: of the model.
-        chosen: what llama-server will be told.
-        devices: the GPUs that it sees; None where that is unknown, and so what goes where.
+        facts: the model's.
+        chosen: llama-server's options.
+        devices: the GPUs that it can use; None if unknown, and then so is what runs on them.
         here: the machine.
     """
     wanted = memory.need(facts, chosen)
@@ -108,7 +108,7 @@ def _told(subject: str, what: str, fits: bool, advice: Callable[[], str]) -> Res
 def _context_that_fits(
     facts: ModelFacts, chosen: Options, gpus: int, fits: Callable[[Placed], bool]
 ) -> str:
-    """Half of CTX, or of that, and so on: advice must be right, not the last token."""
+    """The largest context of CTX, CTX / 2, CTX / 4 ... that fits; it need not be the maximum."""
     ctx = (chosen.ctx or facts.context_length or 0) // 2
     while ctx >= LEAST_CTX:
         less = dataclasses.replace(chosen, ctx=ctx)

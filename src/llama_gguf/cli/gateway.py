@@ -20,12 +20,12 @@ from llama_gguf.gateway.server import Gateway, adopt
 from llama_gguf.net.listener import listen
 
 GARBAGE_OBJECTS = 10_000
-"""New ones, before they are looked through; Python's own choice is 700."""
+"""New container objects that trigger a collection of the youngest; Python's default is 700."""
 USAGE = "%(prog)s [--SETTING VALUE ...]"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    # Given by `serve`, which owns the socket and knows how the engine is.
+    # Passed by `serve`, which owns the socket and knows the engine's status.
     parser.add_argument("--listen-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--channel-fd", type=int, help=argparse.SUPPRESS)
 
@@ -39,8 +39,8 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
         listener = adopt(arguments.listen_fd)
     channel = None if arguments.channel_fd is None else adopt(arguments.channel_fd)
 
-    # What is loaded by now stays, and requests leave hardly any cycles: both need to be looked
-    # through for garbage only now and then, and not whenever a few dozen clients come.
+    # Objects loaded by now are permanent, and requests leave hardly any cycles. So the former are
+    # exempt from garbage collection, and the latter need it only rarely.
     gc.freeze()
     gc.set_threshold(GARBAGE_OBJECTS)
 

@@ -21,13 +21,13 @@ def print_new_key(key: Key, secret: str, *, path: str, now: datetime) -> None:
 def print_new_key_as_json(
     key: Key, secret: str, *, path: str, now: datetime, ended: int | None
 ) -> None:
-    """*ended* is the number of old secrets that ended; None where there was no key before."""
+    """*ended* is the number of old secrets that were invalidated; None for a new key."""
     more = {} if ended is None else {"ended": ended}
     say(json.dumps({**_facts(key, now), "key": secret, "file": path, **more}))
 
 
 def fate_of_old(kept: Sequence[Key], ended: int) -> str:
-    """What became of the old secrets of a key: those that are *kept*, or how many *ended*."""
+    """The fate of a key's old secrets: those *kept*, and the number that *ended*."""
     if not kept:
         return f"{_count(ended, 'old secret')} ended.\n"
     return "".join(f"{key.line_id}, an old secret, stays valid {_until(key)}.\n" for key in kept)
@@ -125,13 +125,14 @@ def _row(key: Key, now: datetime) -> tuple[str, str, str, str]:
 def _expiry(key: Key, now: datetime) -> str:
     if key.expires_at is None:
         return "never"
-    left = key.expires_at - int(now.timestamp())  # the file has whole seconds: 30d is not 29 days
-    distance = f"in {_span(left)}" if left > 0 else f"expired {_span(-left)} ago"
+    # Whole seconds, as in the file: 30d is not 29 days.
+    remaining = key.expires_at - int(now.timestamp())
+    distance = f"in {_span(remaining)}" if remaining > 0 else f"expired {_span(-remaining)} ago"
     return f"{format_moment(key.expires_at)} ({distance})"
 
 
 def _span(seconds: float) -> str:
-    """A length of time in its largest whole unit, such as ``29 days``."""
+    """A duration in its largest whole unit, such as ``29 days``."""
     unit, size = next((s for s in _SPANS if seconds >= s[1]), _SPANS[-1])
     count = max(1, int(seconds // size))
     return f"{count} {unit}{'s' if count > 1 else ''}"

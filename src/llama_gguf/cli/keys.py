@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     return 0
 
 
-# What the actions do ------------------------------------------------------------------------------
+# Actions ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,17 +122,17 @@ def create_key(
     expires_at: float | None = None,
     hashed: bool = False,
 ) -> str:
-    """Make a key, add it to the file at *path*, and return its secret.
+    """Create a key, add it to the file at *path*, and return its secret.
 
     Args:
-        path: the keys file; made if it is missing.
+        path: the keys file; created if it is missing.
         name: the key's id.
         rate_limit: requests a minute; None for the gateway's default.
         expires_at: POSIX seconds; None for never.
-        hashed: store only the digest, so that nothing but the return value has the secret.
+        hashed: store only the digest, so that the secret exists only in the return value.
 
     Raises:
-        UserError: the name cannot be used or is taken, or the file cannot be written.
+        UserError: the name is invalid or in use, or the file cannot be written.
     """
     new = _new_key(name, rate_limit=rate_limit, expires_at=expires_at, hashed=hashed)
     _store(path, new)
@@ -289,12 +289,12 @@ def _valid(secrets_of_key: list[Key], now: float) -> int:
 
 
 def _retired_line(old: Key, grace_ends: float) -> str:
-    """The line that keeps an old secret valid for a while, by its digest."""
+    """The line that keeps an old secret valid during its grace period, by its digest."""
     if old.is_retired:
         line_id, ends = old.retired_as, old.expires_at
     else:
         line_id = keys.retired_id(old.key_id, secrets.token_hex(3))
-        # No grace outlives the key's own expiration.
+        # A grace period ends with the key's own expiration at the latest.
         ends = grace_ends if old.expires_at is None else min(grace_ends, old.expires_at)
     digest = keys.stored_digest(old.digest)
     return keys.format_line(line_id, digest, rate_limit=old.rate_limit, expires_at=ends)
@@ -327,7 +327,7 @@ def _import(arguments: argparse.Namespace, path: str) -> None:
 def _hash(arguments: argparse.Namespace, path: str) -> None:
     from llama_gguf.cli import key_views
 
-    key_file.read(path)  # a file that is not there has nothing to hide, but a wrong name has
+    key_file.read(path)  # a missing file is an error here: the path may be mistyped
     done: list[int] = []
 
     def without_secrets(text: str) -> str:

@@ -1,6 +1,6 @@
 """Every secret that `diagnose` can find, so that its bundle contains none of them.
 
-What cannot be read gives none, and is told: then only what looks like a secret is taken out.
+A source that cannot be read is reported; of its secrets only those that look like one are masked.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LOOK_SECONDS: Final = 30.0
 
 
 def gather(context: Context) -> tuple[set[str], list[str]]:
-    """The secrets, and what could not be looked through for more of them."""
+    """The secrets, and the sources that could not be searched."""
     found: set[str] = set()
     troubles: list[str] = []
     for what, look in (
@@ -39,7 +39,7 @@ def gather(context: Context) -> tuple[set[str], list[str]]:
 def _add(
     found: set[str], troubles: list[str], what: str, look: Callable[[], Iterable[str]]
 ) -> None:
-    # A dead file system must not keep the bundle from coming.
+    # A file system that hangs must not prevent the bundle.
     secrets, trouble = within(LOOK_SECONDS, lambda: list(look()))
     found.update(secrets or [])
     if trouble:
@@ -47,7 +47,7 @@ def _add(
 
 
 def is_harmless(name: str, value: str) -> bool:
-    """Whether a variable that is called like a secret is none: one of ours, or a path."""
+    """Whether a variable named like a secret contains none: one of our settings, or a path."""
     ours = _SETTINGS.get(name)
     if ours is not None:
         return not settings_module.ABOUT[ours].secret
@@ -57,13 +57,13 @@ def is_harmless(name: str, value: str) -> bool:
 def _of_environment(context: Context) -> Iterator[str]:
     yield context.settings.backend_api_key
     yield from masking.secrets_of(context.environ, is_harmless)
-    # What was given as a flag is not in the environment.
+    # Values given as flags are not in the environment.
     for text in (context.settings.extra_args, context.settings.model_name):
         yield from masking.secrets_of({"": text}, is_harmless)
 
 
 def _of_keys_file(path: str) -> Iterator[str]:
-    """Every key in the file; of a line that is none, or a comment, whatever could be one."""
+    """Every key in the file, and all possible keys in comments and invalid lines."""
     lines = _text(path).splitlines()
     for line in lines:
         words = [word for word in re.split(r"[:\s#,;=]+", line) if len(word) >= 8]
@@ -84,7 +84,7 @@ def _of_hub_login(context: Context) -> Iterator[str]:
 
 
 def _text(path: str) -> str:
-    """What is in a file; nothing when there is none."""
+    """The content of a file; empty if it does not exist."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()
@@ -93,7 +93,7 @@ def _text(path: str) -> str:
 
 
 def _of_processes() -> Iterator[str]:
-    """Out of arguments, and out of the environments of ours: the engine's key is in one."""
+    """From all arguments, and from our processes' environments, which have the engine's key."""
     running = processes.look()
     for process in running.values():
         yield from masking.secrets_of({"": " ".join(process.argv)}, is_harmless)

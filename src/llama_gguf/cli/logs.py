@@ -15,13 +15,13 @@ _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tup
 
 
 class _Text(logging.Formatter):
-    """A line for each record. What belongs to it besides follows, indented.
+    """One line per record; its further lines follow, indented.
 
-    So whatever a fact or a library's message holds, no other line can be forged with it.
+    Therefore no content of a fact or a library's message can forge another record.
     """
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        # Whose line it is, where it is not ours: llama-server's.
+        # The logger's name if it is not ours, such as llama-server's.
         name = "" if record.name.startswith("llama_gguf") else f"{record.name}: "
         head = f"{_time(record)} {record.levelname:<7} {name}{_printable(record.message)}"
         lines = facts_of(record).get("lines")
@@ -48,7 +48,7 @@ class _Json(logging.Formatter):
 
 
 def _printable(text: str) -> str:
-    """*text* with an escape for each control character, but for tabs."""
+    """*text* with all control characters except tabs escaped."""
     if text.isprintable():
         return text
     return "".join(
@@ -57,7 +57,7 @@ def _printable(text: str) -> str:
 
 
 class _ToStderr(logging.StreamHandler[TextIO]):
-    """To what is standard error at that moment: a progress bar puts itself in its place."""
+    """Writes to the current ``sys.stderr``, which a progress bar replaces temporarily."""
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
@@ -72,7 +72,7 @@ def _time(record: logging.LogRecord) -> str:
 
 
 def configure(log_format: str) -> None:
-    """Send everything at INFO and above to standard error."""
+    """Send all records at INFO and above to standard error."""
     handler = _ToStderr()
     handler.setFormatter(_Json() if log_format == "json" else _Text())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

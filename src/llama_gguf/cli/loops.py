@@ -11,7 +11,7 @@ Loop = type[asyncio.AbstractEventLoop]
 
 
 def loop_factory() -> Loop | None:
-    """The fast loop where there is one; the same code runs on asyncio's own, only slower."""
+    """The loop of uvloop if it is installed; the same code runs on asyncio's loop, only slower."""
     try:
         import uvloop
     except ImportError:
@@ -20,12 +20,12 @@ def loop_factory() -> Loop | None:
 
 
 def gateway_loop(settings: Settings) -> Loop | None:
-    """The loop of a gateway: it sleeps where the traffic comes in.
+    """The gateway's loop, which waits in the poller of the traffic's sockets.
 
-    With TLS, whose clients are the loop's own affair, the fast one; and without epoll.
+    With TLS, where the loop handles the client sockets itself, or without epoll: uvloop.
     """
     if sys.platform != "linux" or settings.tls_cert_file:
         return loop_factory()
-    from llama_gguf.net.event_loop import TrafficLoop  # without which other systems do
+    from llama_gguf.net.event_loop import TrafficLoop  # needs epoll: Linux only
 
     return TrafficLoop

@@ -3,7 +3,7 @@
 The only reader of ``os.environ``. A command's module is imported
 only when that command runs, so that ``gateway`` starts without what ``pull`` needs.
 
-Exit status: 0 done, 1 it did not work (the message says why), 2 a bad setting or
+Exit status: 0 success, 1 failure (the message states the reason), 2 an invalid setting or
 flag, 130 interrupted.
 """
 
@@ -52,19 +52,19 @@ _FLAG: Final = re.compile(r"--[a-z][a-z0-9-]*")
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
     """Run the command in *argv* and return its exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    environ = os.environ if environ is None else environ  # noqa: TID251  # the one place
+    environ = os.environ if environ is None else environ  # noqa: TID251  # the only place
     try:
         try:
             return _run(argv, environ)
         finally:
-            flush()  # here, where a reader that has left is expected
+            flush()  # here, where BrokenPipeError is handled
     except UserError as error:
         sys.stderr.write(f"llama-gguf: {error}\n")
         return error.exit_status
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        return 1  # the reader (`| head`) has left: nothing to say, and nobody to say it to
+        return 1  # the reader (`| head`) has exited, so a message could not be shown either
 
 
 def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -74,16 +74,16 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         return 0
     name = argv[0]
     if name not in COMMANDS:
-        parser.parse_args(argv)  # --help, --version, or the error that names the commands
+        parser.parse_args(argv)  # --help, --version, or the error that lists the commands
         return 2
     command = importlib.import_module(f"llama_gguf.cli.{name}")
-    told = argparse.Namespace(argv=tuple(argv))  # for a report that says how it was made
+    told = argparse.Namespace(argv=tuple(argv))  # for a report that names its command
     parser = command_parser(name)
     arguments, surplus = parser.parse_known_args(list(_joined(argv[1:])), told)
     if surplus:
         parser.error(_complaint(surplus[0], parser.format_help()))
     if name in SERVERS:
-        output.take_over()  # before the first warning: nothing of a server waits for its terminal
+        output.take_over()  # before the first warning: a server never waits for its terminal
     context = _context(arguments, environ)
     if context.complaint and not hasattr(command, "DOES_WITHOUT_SETTINGS"):
         raise UserError(context.complaint, exit_status=2)
@@ -91,9 +91,9 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 
 def _joined(words: Sequence[str]) -> Iterator[str]:
-    """*words*, with EXTRA_ARGS in one with its flag.
+    """*words*, with the flag of EXTRA_ARGS and its value joined by `=`.
 
-    argparse takes a value such as `--no-mmap` for a flag of its own; `--flag=VALUE` it does not.
+    argparse would interpret a separate value such as `--no-mmap` as a flag.
     """
     rest = iter(words)
     for word in rest:
@@ -103,8 +103,8 @@ def _joined(words: Sequence[str]) -> Iterator[str]:
 
 
 def _complaint(word: str, help_text: str) -> str:
-    """Why *word* is one too many. A value is not repeated: it may be a secret."""
-    from llama_gguf.engines.flags import question  # for a mistake only
+    """The error message for the unexpected *word*, without its value, which may be a secret."""
+    from llama_gguf.engines.flags import question  # only for errors
 
     flag = word.partition("=")[0]
     if not flag.startswith("-"):
@@ -117,7 +117,7 @@ def _complaint(word: str, help_text: str) -> str:
 
 
 def command_parser(name: str) -> argparse.ArgumentParser:
-    """The parser of the command *name*: its own arguments, and a flag for each setting it uses."""
+    """The parser of the command *name*: its arguments, and a flag for each setting it uses."""
     command = importlib.import_module(f"llama_gguf.cli.{name}")
     parser = argparse.ArgumentParser(
         prog=f"llama-gguf {name}",
@@ -125,7 +125,7 @@ def command_parser(name: str) -> argparse.ArgumentParser:
         description=command.__doc__,
         formatter_class=_help_formatter,
     )
-    # A command with actions has parsers for them: its settings may stand before and behind one.
+    # Each action of a command has its own parser; settings may precede or follow the action.
     actions = command.add_arguments(parser) or []
     for each in (parser, *actions):
         _add_settings(each, settings_module.USED_BY[name])
@@ -151,12 +151,12 @@ def top_parser() -> argparse.ArgumentParser:
 
 
 def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-    """Give *parser* a flag for each setting. Values stay text: ``config.settings`` parses them."""
+    """Add a flag for each setting to *parser*. ``config.settings`` parses the values."""
     groups: dict[str, argparse._ArgumentGroup] = {}
     for name in names:
         about = settings_module.ABOUT[name]
         if about.secret:
-            continue  # whoever can list processes reads their flags: by the environment only
+            continue  # environment only: flags are visible in the process list
         if about.section not in groups:
             groups[about.section] = parser.add_argument_group(f"settings: {about.section}")
         default = settings_module.default_text(name)
@@ -165,7 +165,7 @@ def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None
             settings_module.flag(name),
             dest=f"setting_{name}",
             metavar=settings_module.variable(name),
-            default=argparse.SUPPRESS,  # or that of an action would undo what stands before it
+            default=argparse.SUPPRESS,  # an action's default would overwrite a flag before it
             help=text.replace("%", "%%"),
         )
 

@@ -1,8 +1,8 @@
 """Standard output and standard error of a command that serves, written by a thread.
 
-A terminal may be stopped (Ctrl-S), and a pipe may have a reader that does not read: a write
-would wait for as long as that lasts, and with it an event loop. So everything goes through a
-bounded queue: logs, what is printed for people, progress bars, tracebacks.
+A terminal may be stopped (Ctrl-S), and the reader of a pipe may stop reading. A write would then
+block, and the event loop with it. Therefore all output goes through a bounded queue: logs,
+messages for people, progress bars, tracebacks.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from llama_gguf.files.writer_thread import WriterThread
 _log: Final = EventLog(__name__)
 
 MAX_WAITING_BYTES: Final = 4 << 20
-"""Handed over and not written: what a terminal that is not read may cost in memory."""
+"""Bound on queued bytes: the memory that a blocked terminal may use."""
 EXIT_SECONDS: Final = 1.0
-"""For the last lines to be written at exit, where nothing reads them."""
+"""The time at exit for writing the last lines to a blocked terminal."""
 _NAMES: Final = {"stderr": "standard error", "stdout": "standard output"}
 
 
 def take_over() -> None:
-    """Have a thread write what this process prints from now on, until it exits.
+    """Let a thread write all output of this process from now until it exits.
 
-    Streams that are not the process's own, such as those of a test that captures output, stay.
+    Replaced streams, such as those of a test that captures output, are left unchanged.
     """
     originals: dict[str, TextIO] = {}
     threads: dict[str, WriterThread] = {}
@@ -46,16 +46,16 @@ def take_over() -> None:
             threads[name] = _thread_for(name, originals, threads)
             setattr(sys, name, _Stream(stream, threads[name]))
     if originals:
-        # Later than any traceback that the interpreter prints.
+        # This runs after the interpreter has printed any traceback.
         atexit.register(_end, originals, threads)
 
 
 def _thread_for(
     name: str, originals: Mapping[str, TextIO], threads: Mapping[str, WriterThread]
 ) -> WriterThread:
-    """A thread of its own for each file: one that is blocked must not hold up the other.
+    """One thread per file, so that a blocked one does not delay the other.
 
-    Both streams are mostly the same terminal or pipe, where they have to keep their order.
+    Usually both streams are the same terminal or pipe, where they must keep their order.
     """
     here = os.fstat(originals[name].fileno())
     for other, thread in threads.items():
@@ -79,7 +79,7 @@ def _report_lost(name: str, lines: int) -> None:
 
 
 class _Stream(io.TextIOBase):
-    """Stands in for *original*, which it never writes to itself."""
+    """Replaces *original*, and never writes to it directly."""
 
     def __init__(self, original: TextIO, thread: WriterThread) -> None:
         self._original: Final = original
@@ -87,7 +87,7 @@ class _Stream(io.TextIOBase):
         self._fd: Final = original.fileno()
 
     @property
-    def encoding(self) -> str:  # type: ignore[override]  # read-only, as that of sys.stdout is
+    def encoding(self) -> str:  # type: ignore[override]  # read-only, as in sys.stdout
         return self._original.encoding
 
     @property
@@ -111,7 +111,7 @@ class _Stream(io.TextIOBase):
 
 
 def _write(fd: int, data: bytes) -> None:
-    """Write *data*, however long that takes; what cannot be written is lost, as on a full disk."""
+    """Write *data*, without a time limit; on an error, such as a full disk, it is lost."""
     with contextlib.suppress(OSError):
         while data:
             try:
@@ -125,10 +125,10 @@ def _write(fd: int, data: bytes) -> None:
 def _end(originals: Mapping[str, TextIO], threads: Mapping[str, WriterThread]) -> None:
     """Write the last lines, but do not wait for a blocked terminal."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # else one more would spoil the exit status
+        signal.signal(number, signal.SIG_IGN)  # a further signal would change the exit status
     deadline = time.monotonic() + EXIT_SECONDS
     are_done = [t.close(max(0.0, deadline - time.monotonic())) for t in {*threads.values()}]
     if all(are_done):
-        # What the interpreter itself may still have to report.
+        # For messages that the interpreter itself may still print.
         for name, stream in originals.items():
             setattr(sys, name, stream)

@@ -16,10 +16,10 @@ from llama_gguf.models.pull import KNOWN_FILES, find, is_fetchable, pull
 
 
 def ports(settings: Settings) -> dict[str, int]:
-    """The ports that `serve` listens on or has listened on, by their setting's name.
+    """The ports on which `serve` or its engine listens, by the setting's name.
 
     Raises:
-        UserError: two are the same.
+        UserError: two are equal.
     """
     names = ["port", "port_health"] + ([] if settings.backend_socket else ["port_backend"])
     found: dict[str, int] = {name: getattr(settings, name) for name in names}
@@ -31,10 +31,10 @@ def ports(settings: Settings) -> dict[str, int]:
 
 
 def must_be_fetched(settings: Settings) -> bool:
-    """Whether MODEL_NAME is something that `pull` fetches, and that is not here yet.
+    """Whether MODEL_NAME must be fetched by `pull` because it is not present yet.
 
     Raises:
-        UserError: it names nothing that could be fetched, or another model is in its place.
+        UserError: it cannot be fetched, or the path of its file has another model.
     """
     name = settings.model_name
     if settings.model_path or not is_fetchable(name):
@@ -46,7 +46,7 @@ def find_model(settings: Settings) -> Model:
     """The model that the settings name, its files checked.
 
     Raises:
-        UserError: there is none, or it cannot be served; says what there is.
+        UserError: there is none, or it cannot be served; the message lists the models present.
     """
     path, name = settings.model_path, settings.model_name
     if not path and is_fetchable(name):
@@ -62,10 +62,10 @@ def find_model(settings: Settings) -> Model:
 def fetch_model(
     settings: Settings, environ: Mapping[str, str], meter_factory: MeterFactory
 ) -> Model:
-    """Fetch MODEL_NAME, and check what came.
+    """Fetch MODEL_NAME, and check the file.
 
     Raises:
-        UserError: it cannot be had.
+        UserError: it cannot be fetched.
     """
     pulled = pull(
         settings.model_name, settings.models_dir, meter_factory=meter_factory, environ=environ
@@ -74,13 +74,13 @@ def fetch_model(
 
 
 def alias_of(model: Model) -> str:
-    """The name that clients see: the file's, without its ending and part number."""
+    """The name that clients see: the file's, without extension and part number."""
     name = os.path.basename(model.path).removesuffix(".gguf")
     return re.sub(r"-00001-of-[0-9]{5}$", "", name)
 
 
 def model_text(model: Model) -> str:
-    """The model in one line."""
+    """A description of the model, in one line."""
     facts = model.facts
     parts = [
         facts.architecture,
@@ -93,7 +93,7 @@ def model_text(model: Model) -> str:
 
 
 def facts_of(model: Model, settings: Settings, *, engine_version: str) -> dict[str, str | int]:
-    """What /health tells of model and engine. Nothing secret, and no path."""
+    """The facts about model and engine in /health: no secret, no path."""
     facts = model.facts
     known = {
         "architecture": facts.architecture,
@@ -108,9 +108,9 @@ def facts_of(model: Model, settings: Settings, *, engine_version: str) -> dict[s
 
 
 def keys_in(path: str) -> KeyRing:
-    """The keys in the file at *path*; none when there is no file.
+    """The keys in the file at *path*; none if the file does not exist.
 
     Raises:
-        UserError: it is there and cannot be read.
+        UserError: it exists and cannot be read.
     """
     return KeyRing.parse(key_file.read(path) if os.path.lexists(path) else "")

@@ -36,14 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--name", default="", metavar="FILE.gguf", help="name for a URL's file")
     parser.add_argument("--quiet", action="store_true", help="print only the path")
-    # `serve` fetches with this command, and is doing already what the advice would be.
+    # For `serve`, which fetches with this command; the advice would be to run `serve`.
     parser.add_argument("--no-advice", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--progress-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(arguments: argparse.Namespace, context: Context) -> int:
-    """Fetch what *arguments* name, or list the names."""
+    """Fetch the model that *arguments* name, or list the known names."""
     if arguments.list:
         _list(context.settings.models_dir, as_json=arguments.json)
         return 0
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
         from llama_gguf.cli import output
         from llama_gguf.cli.fetch import telling
 
-        output.take_over()  # as for `serve`, whose start waits for the model
+        output.take_over()  # as in `serve`, whose start waits for the model
         meter_factory = telling(arguments.progress_fd, meter_factory)
     pulled = pull(
         wanted,
@@ -117,7 +117,7 @@ def _fields(pulled: Pulled) -> dict[str, str | int]:
 
 def _tell(pulled: Pulled, wanted: str, *, context: Context, advises: bool) -> None:
     name = wanted if wanted in CATALOGUE else os.path.basename(pulled.path)
-    # The same folder must be named to `serve`, unless the environment or the default says it.
+    # `serve` needs the same folder, as a flag unless the environment or the default has it.
     folder = "".join(
         f" --{setting.replace('_', '-')} {shlex.quote(getattr(context.settings, setting))}"
         for setting in ("data_dir", "models_dir")

@@ -64,7 +64,7 @@ def _cell(text: str) -> str:
 
 
 def env_example() -> str:
-    """A file to copy to ``.env``: every variable, commented out, at its default."""
+    """A template of ``.env``: every variable, commented out, with its default."""
     lines = [
         "# All settings with their defaults. Copy this file to .env, and remove the # before each",
         "# setting that you change. Compose reads .env by default, `docker run` with --env-file.",
@@ -133,7 +133,7 @@ class LoggedEvent:
     name: str
     level: str
     texts: tuple[str, ...]
-    """Templates, of which one is filled in."""
+    """The possible messages; each call logs one of them."""
     facts: tuple[str, ...]
 
 
@@ -141,7 +141,7 @@ def logged_events(source: str) -> Iterator[LoggedEvent]:
     """The events that *source*, a module, logs.
 
     Raises:
-        ValueError: a call whose event cannot be read off it, so that no page could have it.
+        ValueError: the event of a call cannot be determined, so no page could list it.
     """
     for node in ast.walk(ast.parse(source)):
         match node:
@@ -171,7 +171,7 @@ def _texts(node: ast.expr) -> Iterator[str]:
 
 
 def logs_page() -> str:
-    """Every event of our own log."""
+    """Every event of our log."""
     package = Path(llama_gguf.__file__).parent
     sources = [module.read_text("utf-8") for module in _modules(package)]
     events = {event for source in sources for event in logged_events(source)}
@@ -202,7 +202,7 @@ def _event_row(event: LoggedEvent) -> str:
 
 
 def errors_page() -> str:
-    """Every error of the gateway's own."""
+    """Every error of the gateway."""
     rows = [
         f"| {kind.status} | `{kind.code}` | `{kind.type}` | {_cell(_first_line(kind))} |"
         for kind in sorted(_kinds(), key=lambda k: (k.status, k.code))
@@ -222,7 +222,7 @@ def errors_page() -> str:
 
 
 def _kinds() -> list[type[GatewayError]]:
-    """Every kind with a code of its own."""
+    """Every class that defines a code."""
     found = [e for e in vars(errors).values() if isinstance(e, type)]
     return [e for e in found if issubclass(e, GatewayError) and "code" in vars(e)]
 
@@ -264,7 +264,7 @@ def _docstring_line(module: Path) -> str:
 
 
 def states_page() -> str:
-    """The state machines, drawn from their tables."""
+    """The state machines, as diagrams of their tables."""
     of_exchange = (
         (state, event, then)
         for event, moves in exchange.TRANSITIONS.items()
@@ -322,7 +322,7 @@ def _followed(states: type[_State], transitions: Mapping[_State, Iterable[_State
 
 
 def _members(states: type[enum.Enum]) -> list[str]:
-    """A row each, with the comment that stands beside it."""
+    """One row per constant, with the comment beside it."""
     lines = inspect.getsource(states).splitlines()
     named = [line.split() for line in lines if line.strip().partition(" ")[0] in states.__members__]
     return [f"| {words[0]} | {_cell(' '.join(words[4:]))} |" for words in named]
@@ -348,7 +348,7 @@ PAGES: Final[Mapping[str, Callable[[], str]]] = {
 
 
 def out_of_date(root: Path) -> list[str]:
-    """The pages under *root* that are not what the code says."""
+    """The pages under *root* that differ from the code."""
     return [
         name
         for name, page in PAGES.items()
@@ -357,7 +357,7 @@ def out_of_date(root: Path) -> list[str]:
 
 
 def _differ(page: str, printed: str) -> bool:
-    # Pythons break the lines of a usage at different places.
+    # Python versions wrap the lines of a usage message differently.
     return page.split() != printed.split()
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 class Level(enum.StrEnum):
     OK = "ok"
-    NOTE = "note"  # `serve` works, and something may surprise
-    WRONG = "wrong"  # `serve` would not work
+    NOTE = "note"  # `serve` works, but the result may be unexpected
+    WRONG = "wrong"  # `serve` would fail
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     logs.configure(settings.log_format)
     if settings.debug_shell:
         return _hold(context.environ)
-    extra_args(settings)  # a slip in these is reported before anything starts
+    extra_args(settings)  # mistakes in these are reported before anything starts
     engine_address(settings)
     plan.ports(settings)
     if settings.tls_cert_file:
@@ -98,10 +98,10 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
 
 @contextlib.contextmanager
 def _early_stops() -> Iterator[Callable[[], bool]]:
-    """Leave at SIGTERM and SIGINT until the supervisor has handlers, and tidy up on the way.
+    """Exit at SIGTERM and SIGINT, with cleanup, until the supervisor handles them.
 
-    Yields whether one has come: its exception is lost where it is raised in a callback of an
-    import.
+    Yields whether one has arrived: Python discards its exception if it is raised in a callback
+    during an import.
     """
     is_asked = False
 
@@ -121,7 +121,7 @@ def _early_stops() -> Iterator[Callable[[], bool]]:
 
 @contextlib.contextmanager
 def _nobody_left_behind() -> Iterator[None]:
-    """End what still runs at the end, such as a tool of the GPU's driver that hangs."""
+    """End the remaining children at exit, such as a tool of the GPU's driver that hangs."""
     try:
         yield
     finally:
@@ -157,7 +157,7 @@ class _Serving:
         health.start()
         try:
             check_address(settings)
-            # What can be known at once is checked at once, before anything is started.
+            # All that can be checked now is checked before any process is started.
             if not plan.must_be_fetched(settings):
                 self._model = plan.find_model(settings)
             self._engine = self._locate()
@@ -192,7 +192,7 @@ class _Serving:
         )
 
     def _gateway_environment(self) -> dict[str, str]:
-        """Ours, with the gateway's settings spelt out: flags of ours are no flags of its."""
+        """Our environment with explicit settings, since the gateway does not get our flags."""
         settings = self._settings
         spelt_out = {
             settings_module.variable(name): settings_module.as_text(getattr(settings, name))
@@ -208,17 +208,17 @@ class _Serving:
             self._new_key = create_key(path, name="default")
             say(f"A new API key, shown only once and stored in {path}:\n\n    {self._new_key}\n")
 
-    # On the way to a served model ---------------------------------------------------------------
+    # Until the model is served --------------------------------------------------------------------
 
     async def _prepare(self) -> Launch:
-        """Fetch the model if it has to be, and say what there is; off the loop: it is slow."""
+        """Fetch the model if necessary, and log what is served; slow, so off the event loop."""
         if self._model is None:
             await fetch(self._settings, self._context.environ, self._tell_progress)
         return await run_detached(self._prepare_slowly)
 
     def _prepare_slowly(self) -> Launch:
         settings, environ = self._settings, self._context.environ
-        if self._model is None:  # it has just been fetched, so nothing is fetched here
+        if self._model is None:  # the fetch child is done, so this only finds the file
             self._model = plan.fetch_model(settings, environ, download_meter)
         version = locate.version(self._engine, environ) or "unknown"
         self._log_boot(self._model, version)
@@ -270,7 +270,7 @@ class _Serving:
         )
 
     def _on_status(self, status: EngineStatus) -> None:
-        """Show people how it is: a bar while it loads, and once what to try first."""
+        """Show people the state: a bar while the model loads, then the first commands to try."""
         assert self._supervisor is not None
         if status.state is EngineState.LOADING:
             self._meter.show(f"loading {self._model_name()}", status.progress)
@@ -279,7 +279,7 @@ class _Serving:
         is_first = status.state is EngineState.READY and not self._has_told_ready
         if is_first and not self._supervisor.is_leaving:
             self._has_told_ready = True
-            # Beside the loop: it looks into the keys file, whose disk may hang.
+            # Off the loop: it reads the keys file, whose disk may hang.
             threading.Thread(target=self._tell_ready, name="ready", daemon=True).start()
 
     def _tell_progress(self, detail: str, share: float | None) -> None:
@@ -287,7 +287,7 @@ class _Serving:
             self._supervisor.engine.report(detail, share)
 
     def _tell_ready(self) -> None:
-        # Whoever read our output may have left (`serve | head`); the model is served all the same.
+        # The reader of our output may have exited (`serve | head`); the model is still served.
         with contextlib.suppress(BrokenPipeError, UserError):
             say(ready_text(self._settings, model=self._model_name(), new_key=self._new_key))
 
@@ -306,12 +306,12 @@ _TLS_ADVICE: Final = """
 
 
 def ready_text(settings: Settings, *, model: str, new_key: str) -> str:
-    """What to try first, ready to be pasted.
+    """The first commands to try, ready to paste.
 
     Args:
-        settings: where it listens.
-        model: the name that clients give.
-        new_key: a key that was just made; else the commands read one out of the file.
+        settings: the address on which it listens.
+        model: the name that clients use.
+        new_key: a key that was just created; without one, the commands read one from the file.
     """
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
     url = f"{settings.scheme}://{f'[{host}]' if ':' in host else host}:{settings.port}"
@@ -320,7 +320,7 @@ def ready_text(settings: Settings, *, model: str, new_key: str) -> str:
     imports = "import os\n" if export else ""
     python_key = 'os.environ["API_KEY"]' if export else json.dumps(key)
     question = {"model": model, "messages": [{"role": "user", "content": "Hello!"}]}
-    # Nothing is indented: a here-document that is would not end when it is pasted.
+    # Not indented, since the end of a pasted here-document must begin its line.
     return f"""
 Ready: {url}/v1 serves {model}
 {_TLS_ADVICE if settings.tls_cert_file else ""}
@@ -346,14 +346,14 @@ END
 
 
 def _key_command(path: str) -> str:
-    """A piece of shell that reads a key out of the file, so that none is shown again.
+    """A shell expression that reads a key from the file, so that no key is shown again.
 
-    It is pasted into another terminal, which is most likely in another folder.
+    It is likely to be pasted into a terminal in another directory.
     """
     now = datetime.now(UTC).timestamp()
     try:
         lines = key_file.read(path).split("\n")
-    except UserError:  # the gateway has said what is wrong with it
+    except UserError:  # the gateway has reported the error
         lines = []
     for number, line in enumerate(lines, start=1):
         for key in KeyRing.parse(line).keys:
@@ -364,7 +364,7 @@ def _key_command(path: str) -> str:
 
 
 def _hold(environ: Mapping[str, str]) -> int:
-    """DEBUG_SHELL: show the environment without secrets, stay for a look around, leave."""
+    """DEBUG_SHELL: show the environment without secrets, keep the container running, exit."""
     for name in sorted(environ):
         hidden = _SECRET_NAME.search(name)
         say(f"{name}={settings_module.MASK if hidden else mask_urls(environ[name])}")

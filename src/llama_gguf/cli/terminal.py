@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Meter(Protocol):
-    """What long work reports to: bytes done, and bytes in all as far as they are known."""
+    """Progress of long work: bytes done, and bytes in total if known."""
 
     def __call__(self, done: int, total: int | None) -> None: ...
 
@@ -28,12 +28,12 @@ def say(text: str) -> None:
 
 
 def flush() -> None:
-    """Write out what was said.
+    """Flush standard output.
 
-    When that fails, all that is said later goes nowhere, so that it fails once only.
+    If that fails, later output is discarded, so that it fails only once.
 
     Raises:
-        BrokenPipeError: the reader has left.
+        BrokenPipeError: the reader has exited.
         UserError: it cannot be written for another reason, such as a full disk.
     """
     try:
@@ -46,7 +46,7 @@ def flush() -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table that fits the terminal; in a pipe nothing is cut or folded."""
+    """Print a table that fits the terminal; in a pipe nothing is truncated or wrapped."""
     if not sys.stdout.isatty():
         _print_plain([columns, *rows])
         return
@@ -70,7 +70,7 @@ def _print_plain(rows: Sequence[Sequence[str]]) -> None:
 
 @contextmanager
 def download_meter(label: str) -> Iterator[Meter]:
-    """Show the progress of a download: a bar on a terminal, a line every tenth elsewhere."""
+    """Show the progress of a download: a bar on a terminal, elsewhere a line every 10 %."""
     if not sys.stderr.isatty():
         yield _LineMeter(label)
         return
@@ -102,7 +102,7 @@ def download_meter(label: str) -> Iterator[Meter]:
 
 @contextmanager
 def progress_meter() -> Iterator[Callable[[str, float], None]]:
-    """Show how far work has come, 0 to 1: a bar on a terminal, a line a label elsewhere."""
+    """Show progress from 0 to 1: a bar on a terminal, elsewhere a line per label."""
     if not sys.stderr.isatty():
         yield _LabelMeter()
         return
@@ -121,7 +121,7 @@ def progress_meter() -> Iterator[Callable[[str, float], None]]:
 
 
 class _LabelMeter:
-    """For logs: a line whenever what comes before the label's colon changes."""
+    """For logs: a line whenever the part of the label before its colon changes."""
 
     def __init__(self) -> None:
         self._last = ""
@@ -134,10 +134,10 @@ class _LabelMeter:
 
 
 class LoadMeter:
-    """A bar on a terminal while a model loads; elsewhere the log has to do.
+    """A bar on a terminal while a model loads; elsewhere the log shows it.
 
     Args:
-        after_seconds: a load that is over by then shows none.
+        after_seconds: a load that finishes earlier shows no bar.
     """
 
     def __init__(self, after_seconds: float = 2.0) -> None:
@@ -146,7 +146,7 @@ class LoadMeter:
         self._timer: threading.Timer | None = None
 
     def show(self, label: str, share: float | None) -> None:
-        """Show *share*, from 0 to 1; None where it is not known."""
+        """Show *share*, from 0 to 1; None if unknown."""
         if not sys.stderr.isatty():
             return
         if self._progress is None:
@@ -161,7 +161,7 @@ class LoadMeter:
         progress, self._progress = self._progress, None
         if self._timer is not None:
             self._timer.cancel()
-            self._timer.join()  # it may be about to show it
+            self._timer.join()  # it may be about to show the bar
         if progress is not None:
             progress.stop()
 

@@ -51,7 +51,9 @@ def main(argv: Sequence[str]) -> int:
     if arguments.json and not arguments.json.parent.is_dir():
         parser.error(f"--json: there is no directory {arguments.json.parent}")
     wanted = _installed(arguments.peers)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing is left running
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # like Ctrl-C, so that no process remains
     try:
         rounds, problems = _run(wanted, arguments.rounds, arguments.seconds)
     except KeyboardInterrupt:
@@ -111,9 +113,9 @@ def _installed(wanted: Sequence[Peer]) -> list[Peer]:
 def _run(
     wanted: Sequence[Peer], rounds: int, seconds: float
 ) -> tuple[dict[str, list[Values]], list[str]]:
-    """Returns what was measured in each round, by peer, and what went wrong."""
+    """Return the measurements of each round, by peer, and the failures."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # what is started inherits it
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # the peers inherit it
     found: dict[str, list[Values]] = {peer.name: [] for peer in wanted}
     problems: list[str] = []
     stand_in = Peer(
@@ -133,11 +135,11 @@ def _run(
 
 
 def _measure(peer: Running, seconds: float) -> Values:
-    """Raises PeerFailed when an answer was wrong: its figures would mean nothing."""
+    """Raises PeerFailed if a response was wrong, since the measurements would be meaningless."""
     start_seconds = peer.wait_until_ready()
     if peer.status_of("POST", "/v1/chat/completions", "not-the-key-0123456789") != 401:
         raise PeerFailed("it accepts an invalid key")
-    _whole(load.requests(peer.port, peers.KEY, seconds=min(seconds, 1)))  # to warm up
+    _whole(load.requests(peer.port, peers.KEY, seconds=min(seconds, 1)))  # warm-up
 
     before = peer.cpu_ns()
     requests = _whole(load.requests(peer.port, peers.KEY, seconds=seconds))
@@ -175,7 +177,7 @@ def _whole(asking: Coroutine[None, None, Answers]) -> Answers:
     return answers
 
 
-# Telling ------------------------------------------------------------------------------------------
+# Output -------------------------------------------------------------------------------------------
 
 
 def _medians(rounds: Sequence[Values]) -> Values:

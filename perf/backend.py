@@ -1,8 +1,8 @@
-"""Stands in for llama-server: fast, so that the gateway in front of it is what is measured.
+"""A fast substitute for llama-server, so that the gateway in front of it is the bottleneck.
 
-A request gets fixed JSON. One with ``"stream": true`` in its body gets server-sent events: as
-many as ``events`` says, ``tick_ms`` apart, each with its time of birth. Without the backend's
-own key it gets 401: a gateway has to replace the client's credentials.
+The response is fixed JSON. A request with ``"stream": true`` in its body gets server-sent events:
+their number is ``events``, their interval ``tick_ms``, and each contains the time at which it was
+sent. Without the backend's key the status is 401: a gateway must replace the client's credentials.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _chunk(data: bytes) -> bytes:
 
 
 class Backend(asyncio.Protocol):
-    """One connection, kept for as long as the gateway likes."""
+    """One connection, which only the gateway closes."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -72,7 +72,7 @@ class Backend(asyncio.Protocol):
         if self._next_event:
             self._next_event.cancel()
 
-    # What httptools calls -----------------------------------------------------------------------
+    # Callbacks of httptools ---------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
         self._is_authorized = False
@@ -86,7 +86,7 @@ class Backend(asyncio.Protocol):
         self._body += data
 
     def on_message_complete(self) -> None:
-        # To parse the JSON of every question would cost as much as all the rest.
+        # Parsing the JSON of every request would cost as much as all the rest.
         asked = json.loads(self._body) if b'"stream"' in self._body else {}
         if not self._is_authorized:
             self._transport.write(_UNAUTHORIZED)

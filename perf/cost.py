@@ -1,10 +1,10 @@
-"""What a request and an event cost, in instructions and in system calls: no clock is asked.
+"""Counts the instructions and system calls per request and per event, without a clock.
 
 usage: python -m perf.cost     (needs valgrind and strace; exit status 1 above a ceiling)
 
-Instructions are those of a gateway in one process with transports that do nothing, so they leave
-out the kernel and the event loop. Each is the difference between a long and a short run, so they
-leave out the start, too. Ceilings hold for CPython 3.11, a twentieth above what was measured.
+Instructions are those of a gateway in one process with transports that do nothing: without the
+kernel and the event loop. Each is the difference between a long and a short run: without the
+start. The ceilings are for CPython 3.11, 5 % above the measured values.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ MANY: Final = 1300
 
 
 class NoTransport(Transport):
-    """Costs next to nothing."""
+    """A transport whose own cost is negligible."""
 
     def write(self, data: bytes) -> None:
         pass
@@ -70,7 +70,7 @@ class NoTransport(Transport):
 
 
 def work(requests: int, events: int) -> None:
-    """What valgrind looks at: one client and one connection to the engine."""
+    """The program that valgrind runs: one client and one connection to the engine."""
     with tempfile.TemporaryDirectory() as folder:
         services = Rig(Path(folder), max_requests_per_minute=10**9).services
         services.recorder = Accounts(
@@ -85,7 +85,7 @@ def work(requests: int, events: int) -> None:
         services.pool.give_back(engine)
         message = request(body=BODY)
         for _ in range(requests):
-            engine.requests = 0  # or the pool would retire it
+            engine.requests = 0  # otherwise the pool would retire it
             client.data_received(message)
             engine.data_received(ANSWER)
         client.data_received(message)
@@ -122,7 +122,7 @@ def measured_instructions() -> dict[str, float]:
 
 
 def answer_all(listener: socket.socket) -> None:
-    """An engine: 200 to everything, on one connection after the other."""
+    """A substitute for the engine: 200 to every request, one connection at a time."""
     with contextlib.suppress(OSError):
         while True:
             connection = listener.accept()[0]
@@ -143,7 +143,7 @@ def measured_system_calls() -> dict[str, float]:
 
 
 def system_calls(folder: Path, engine_port: int, requests: int) -> int:
-    """How many a gateway makes that serves *requests* on one connection, from start to end."""
+    """The system calls of a gateway that serves *requests* on one connection, from start to end."""
     keys = folder / "api_keys.txt"
     keys.write_text(KEYS_TEXT)
     keys.chmod(0o600)

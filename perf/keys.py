@@ -1,6 +1,6 @@
-"""What it costs to load keys and to look one up: with one key, and with ten thousand.
+"""Measures the cost of loading keys and of finding one, with one key and with ten thousand.
 
-Exit status: 0 done.
+usage: python -m perf.keys
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def file_of(size: int, *, hashed: bool) -> str:
 
 
 def loaded(text: str) -> Authenticator:
-    """As a gateway has it after a reload."""
+    """An authenticator as in a gateway after a reload."""
     principals = Authenticator(Settings(auth_failures_per_minute=0))
     principals.take(KeyRing.parse(text), ())
     return principals
@@ -52,7 +52,7 @@ def asks(principals: Authenticator, presented: str) -> Callable[[], None]:
 
 
 def best(work: Callable[[], object], number: int) -> float:
-    """Seconds that *work* takes when nothing disturbs it."""
+    """The shortest duration of *work* in seconds, which is the least disturbed one."""
     return min(timeit.repeat(work, number=number, repeat=REPEATS)) / number
 
 

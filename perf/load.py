@@ -1,7 +1,7 @@
-"""Clients that ask a gateway, and check that they get what the backend says.
+"""Clients that send requests to a gateway, and compare the responses with the backend's.
 
-They run in one process beside the gateway's, and do little per answer, so that the gateway is
-busy all the time.
+They run in a separate process and do little work per response, so that the gateway is always
+busy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from perf.backend import ANSWER, LAST_EVENT
 
 CONNECTIONS: Final = 32
 PATIENCE_SECONDS: Final = 30.0
-"""What a client grants beyond the time that its answers take."""
+"""The margin of a client's timeout beyond the duration of its responses."""
 QUESTION: Final = json.dumps(
     {
         "model": "m",
@@ -38,13 +38,13 @@ _BIRTH: Final = re.compile(rb'"born":([0-9]+)')
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What came back within *seconds*; ``wrong`` counts each way in which a connection failed."""
+    """The responses within *seconds*; ``wrong`` counts failed connections by reason."""
 
     whole: int
     seconds: float
     wrong: Counter[str]
     latencies_ns: Sequence[int] = ()
-    """How long each event was on its way, in order of size."""
+    """The latency of each event, sorted."""
 
 
 def _request(key: str, body: bytes) -> bytes:
@@ -56,7 +56,7 @@ def _request(key: str, body: bytes) -> bytes:
 
 
 class _Client(asyncio.Protocol):
-    """One connection. ``over`` is done when it has all it asked for, or will not get it."""
+    """One connection. ``over`` is done when all responses have arrived, or one has failed."""
 
     def __init__(self, request: bytes) -> None:
         self._request = request
@@ -104,7 +104,7 @@ C = TypeVar("C", bound=_Client)
 
 
 class _Repeating(_Client):
-    """Asks again as soon as it is answered, until a time."""
+    """Sends the next request as soon as a response is complete, until a deadline."""
 
     def __init__(self, request: bytes, until: float) -> None:
         super().__init__(request)
@@ -123,7 +123,7 @@ class _Repeating(_Client):
 
 
 class _Stream(_Client):
-    """Reads one stream; tells when its second event is there, which is when it has settled."""
+    """Reads one stream; it is settled, and reports that, when its second event arrives."""
 
     def __init__(self, request: bytes, events: int, on_settled: Callable[[], None]) -> None:
         super().__init__(request)
@@ -148,7 +148,7 @@ class _Stream(_Client):
 
 
 async def requests(port: int, key: str, *, seconds: float) -> Answers:
-    """Ask over and over, on 32 kept connections, for *seconds*; each asks at least once."""
+    """Send requests on 32 kept connections for *seconds*, at least one on each."""
     now = asyncio.get_running_loop().time
     begin = now()
     request = _request(key, QUESTION)
@@ -167,7 +167,7 @@ async def streams(
     tick_ms: float,
     on_settled: Callable[[], None] = lambda: None,
 ) -> Answers:
-    """Read *count* streams at once. *on_settled* is called when all have their second event."""
+    """Read *count* concurrent streams. *on_settled* is called when all have their second event."""
     now = asyncio.get_running_loop().time
     begin = now()
     settled = 0
@@ -188,7 +188,7 @@ async def streams(
 
 
 async def _run(port: int, make: Callable[[], C], *, count: int, seconds: float) -> list[C]:
-    """Have *count* clients ask; they may take *seconds*, and some more."""
+    """Run *count* clients; they time out after *seconds* and a margin."""
     loop = asyncio.get_running_loop()
     clients = [(await loop.create_connection(make, "127.0.0.1", port))[1] for _ in range(count)]
     await asyncio.wait([c.over for c in clients], timeout=seconds + PATIENCE_SECONDS)

@@ -1,8 +1,8 @@
-"""What is compared: how each is started, and what it has used.
+"""The compared programs: how each is started, and its use of CPU and memory.
 
-All do the same work with one thread: check the client's key, count it against a rate limit, put
-the backend's key in its place, write an access log, keep connections on both sides, pass
-events on as they come.
+All do the same work with one thread: check the client's key, count the request against a rate
+limit, replace the key by the backend's, write an access log, keep connections on both sides,
+forward events as they arrive.
 """
 
 from __future__ import annotations
@@ -99,22 +99,22 @@ backend engine
 
 
 class PeerFailed(Exception):
-    """It did not start, or did not do its work. The message says which."""
+    """A peer did not start, or did not do its work; the message states which."""
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One that is compared. ``@NAME@`` is filled in when it is started."""
+    """A program to compare. ``@NAME@`` is replaced at its start."""
 
     name: str
     command: Sequence[str]
     config: str = ""
-    """What is in the file ``@FOLDER@/config``."""
+    """The content of the file ``@FOLDER@/config``."""
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
 UNIX: Final = "-unix"
-"""The end of a peer's name that asks the backend over its unix socket."""
+"""The suffix of a peer's name that connects to the backend over its unix socket."""
 _NGINX: Final = ("nginx", "-e", "stderr", "-p", "@FOLDER@", "-c", "@FOLDER@/config")
 NGINX: Final = Peer("nginx", _NGINX, _NGINX_CONF)
 NGINX_UNIX: Final = Peer(
@@ -126,7 +126,7 @@ HAPROXY: Final = Peer("haproxy", ("haproxy", "-db", "-f", "@FOLDER@/config"), _H
 
 
 def gateway(name: str, command: str) -> Peer:
-    """Ours, run by *command*: ``llama-gguf`` of this or another installation."""
+    """Our gateway, run by *command*: ``llama-gguf`` of this or another installation."""
     settings = {
         "HOST": "127.0.0.1",
         "PORT": "@PORT@",
@@ -143,7 +143,7 @@ def gateway(name: str, command: str) -> Peer:
 
 
 class Running:
-    """A process that was started at *begin*, and what it started."""
+    """A process that was started at *begin*, with its children."""
 
     def __init__(
         self, process: subprocess.Popen[bytes], begin: float, *, port: int, folder: Path
@@ -153,13 +153,13 @@ class Running:
         self._output = folder / OUTPUT
         self.port = port
         self.socket_path = folder / SOCKET
-        """Of the backend; there is none of the others."""
+        """The backend's socket; empty for the others."""
 
     def wait_until_ready(self) -> float:
-        """Wait for a 200 on /ping; returns the seconds that it took from the start.
+        """Wait for a 200 on /ping; return the seconds since the start.
 
         Raises:
-            PeerFailed: it ended, or does not answer.
+            PeerFailed: it exited, or does not respond.
         """
         while (seconds := time.perf_counter() - self._begin) < START_SECONDS:
             if self._process.poll() is not None:
@@ -179,7 +179,7 @@ class Running:
 
     def cpu_ns(self) -> int:
         """CPU time of all threads, in user and kernel mode."""
-        # proc(5): the first number is the time on the CPU, finer than the ticks of `stat`.
+        # proc(5): the first number is the time on the CPU, more precise than the ticks of `stat`.
         threads = [t for pid in self._tree() for t in Path(f"/proc/{pid}/task").iterdir()]
         return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads)
 
@@ -198,9 +198,9 @@ class Running:
 
 @contextlib.contextmanager
 def started(peer: Peer, behind: Running | None = None) -> Iterator[Running]:
-    """Run *peer* on a free port in front of the backend *behind*, and end it with the block.
+    """Run *peer* on a free port in front of the backend *behind*, until the block ends.
 
-    Nothing of our environment is in its own.
+    It inherits no variable of our environment.
     """
     with TemporaryDirectory(prefix="benchmarks-") as folder:
         port = _free_port()
@@ -224,7 +224,7 @@ def started(peer: Peer, behind: Running | None = None) -> Iterator[Running]:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for us; then these are ended, one by one
+                start_new_session=True,  # Ctrl-C is for this process, which then ends the peers
             )
             try:
                 yield Running(process, begin, port=port, folder=Path(folder))

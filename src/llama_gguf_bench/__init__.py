@@ -1,9 +1,9 @@
 """`llama-gguf bench`: measures an OpenAI-compatible endpoint under load.
 
-- ``options``: what is asked for. ``prompts``: what is sent.
-- ``connection``: one HTTP connection. ``answers``: what an answer says. ``records``: what is kept.
-- ``load``: closed and open loop. ``lag``: whether the generator itself was late. ``server``: what
-  the other side tells. ``session``: one run of all that. ``overhead``: two sides in turn.
-- ``estimates``: numbers with their noise. ``summary``: from records to numbers.
-- ``results``: the file of a run. ``compare``: two of them. ``tables``, ``plots``, ``page``: shown.
+- ``options``: the parameters of a run. ``prompts``: the prompts that it sends.
+- ``connection``: HTTP connections. ``answers``: reads responses. ``records``: one per request.
+- ``load``: closed and open loop. ``lag``: the load generator's own delays. ``server``: facts about
+  the server. ``session``: one run. ``overhead``: two endpoints in turn.
+- ``estimates``: confidence intervals. ``summary``: computes the numbers of a level from records.
+- ``results``: the result file. ``compare``: two runs. ``tables``, ``plots``, ``page``: the output.
 """

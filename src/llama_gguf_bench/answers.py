@@ -1,7 +1,7 @@
 """Reads a response as it arrives: tokens, usage, timings, errors. No sockets here.
 
-Tokens are taken from the server's ``usage`` or llama.cpp's ``timings``; only where it tells
-neither, every event with text counts as one.
+The number of tokens is the server's ``usage`` or llama.cpp's ``timings``; if it sends neither,
+each event with text counts as one token.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ NONSENSE: Final = "not a completion"
 
 
 class Answer:
-    """Reads the body of one answer into *record*.
+    """Reads the body of one response into *record*.
 
     Args:
-        record: what to note it in.
-        streamed: whether server-sent events were asked for.
+        record: receives the values.
+        streamed: whether server-sent events were requested.
     """
 
     __slots__ = ("_events", "_rest", "_status", "done", "record", "streamed")
@@ -36,11 +36,11 @@ class Answer:
         self._events = 0
 
     def begin(self, status: int) -> None:
-        """The head is there."""
+        """Called when the head is complete."""
         self._status = status
 
     def feed(self, data: bytes, now: float) -> None:
-        """Take what came at *now*, cut anywhere."""
+        """Process *data*, received at *now*; it may begin and end anywhere in the body."""
         if not self.streamed or self._status != 200:
             self._rest += data[: MAX_WHOLE_BYTES - len(self._rest)]
             return
@@ -62,7 +62,7 @@ class Answer:
         self._note_counts(said)
 
     def end(self, now: float) -> None:
-        """The body is complete."""
+        """Called when the body is complete."""
         record = self.record
         record.ended = now
         if self._status != 200:
@@ -74,7 +74,7 @@ class Answer:
         self.count_events()
 
     def count_events(self) -> None:
-        """Where the server has not counted the tokens, take the number of events."""
+        """Count events as tokens if the server has sent no token count."""
         if not self.record.counted_by and self._events:
             self.record.counted_by, self.record.output_tokens = "events", self._events
 
@@ -111,7 +111,7 @@ def _note_timings(record: Record, timings: Mapping[str, Any]) -> None:
 
 
 def _has_text(said: Mapping[str, Any]) -> bool:
-    """Whether this event carries something the model wrote: text, reasoning or a tool call."""
+    """Whether this event contains output of the model: text, reasoning or a tool call."""
     choices = said.get("choices")
     if not isinstance(choices, list):
         return False
@@ -143,7 +143,7 @@ def _error_code(said: Mapping[str, Any]) -> str:
 
 
 def error_message(body: bytes) -> str:
-    """The sentence in an error's envelope; empty where there is none."""
+    """The message in an error's envelope; empty if there is none."""
     error = _object(body).get("error")
     return str(error.get("message") or "") if isinstance(error, dict) else ""
 

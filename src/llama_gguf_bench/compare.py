@@ -1,7 +1,7 @@
 """Compares two runs: the differences, and whether they exceed the noise.
 
-The noise is that within each run. Two runs of one and the same thing may also differ by what
-no run sees, such as a machine that is a little slower today: where it matters, run A, B, A, B.
+The noise is the variation within each run. Two runs of the same server may also differ for
+reasons that vary only between runs, such as the machine's temperature: if in doubt, run A, B, A, B.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CIRCUMSTANCES: Final = ("settings", "model", "machine", "server", "versions")
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One number in both runs."""
+    """One metric in both runs."""
 
     load: str
     metric: str
@@ -36,12 +36,12 @@ class Change:
 
     @property
     def share(self) -> float | None:
-        """The difference as a share of A."""
+        """The difference as a fraction of A."""
         return self.difference.value / self.a.value if self.a.value else None
 
 
 def changes(a: Run, b: Run) -> Iterator[Change]:
-    """Every number that both runs have, load by load."""
+    """Every metric that both runs have, by load."""
     for load, metrics in a.levels.items():
         others = b.levels.get(load, {})
         for metric, first in metrics.items():
@@ -55,7 +55,7 @@ def _change(load: str, metric: str, a: Estimate, b: Estimate) -> Change:
 
 
 def verdict(metric: str, found: Estimate) -> str:
-    """1. Without bounds nothing can be told. 2. Zero within them: noise. 3. Else its direction."""
+    """1. Without bounds: unknown. 2. Zero within the bounds: noise. 3. Else the direction."""
     if found.low is None or found.high is None:
         return UNKNOWN
     if found.low <= 0 <= found.high:
@@ -64,21 +64,21 @@ def verdict(metric: str, found: Estimate) -> str:
 
 
 def missing(a: Run, b: Run) -> list[str]:
-    """Loads that only one of them has."""
+    """Loads that only one of the runs has."""
     return [f"{load}: only in {a.name}" for load in a.levels if load not in b.levels] + [
         f"{load}: only in {b.name}" for load in b.levels if load not in a.levels
     ]
 
 
 def circumstances(a: Run, b: Run) -> list[str]:
-    """What else is different: a change of these may explain a change of the numbers."""
+    """The other differences, which may explain a change of the metrics."""
     found = []
     for part in _CIRCUMSTANCES:
         first, second = _flat(a.said.get(part)), _flat(b.said.get(part))
-        # Another seed is other prompts of the same length: it explains nothing.
+        # Another seed gives other prompts of the same length, which explains no change.
         for name in sorted((first.keys() | second.keys()) - {"seed"}):
             if (was := first.get(name)) != (now := second.get(name)):
-                found.append(f"{part} {name}: {_text(was)} -> {_text(now)}")  # noqa: PERF401  # reads better
+                found.append(f"{part} {name}: {_text(was)} -> {_text(now)}")  # noqa: PERF401  # more readable
     return found
 
 

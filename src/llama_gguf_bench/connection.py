@@ -1,11 +1,11 @@
 """HTTP connections of the load generator, with as little work per event as possible.
 
-An asyncio Protocol with llhttp, as in the gateway; the time is taken before anything is parsed.
+An asyncio Protocol with llhttp, as in the gateway; the clock is read before anything is parsed.
 
-llama-server closes the connection behind a stream without saying so before. A connection is
-therefore asked again only after ``SETTLE_SECONDS`` of quiet; until then others, or a new one,
-are taken. A request that finds its kept connection closed all the same, before any byte of
-an answer, is sent once more on a new one.
+llama-server closes the connection after a stream without announcing it. A connection is therefore
+reused only after ``SETTLE_SECONDS`` of silence; until then, another or a new one is used. A
+request whose kept connection is closed nevertheless, before any byte of a response, is sent once
+more on a new one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Clock = Callable[[], float]
 
 
 class Sink(Protocol):
-    """Who is told of an answer."""
+    """Receives a response."""
 
     def begin(self, status: int) -> None: ...
     def feed(self, data: bytes, now: float) -> None: ...
@@ -38,12 +38,12 @@ class Sink(Protocol):
 
 
 class ConnectionLost(Exception):
-    """The peer has left before its answer was complete."""
+    """The peer closed the connection before its response was complete."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where requests go."""
+    """The endpoint that receives the requests."""
 
     url: str
     host: str = ""
@@ -55,10 +55,10 @@ class Target:
     key_hint: str = (
         "Set LLAMA_API_KEY to a key of the endpoint; a new key is valid after three seconds."
     )
-    """What to do when it refuses the key."""
+    """The advice if it rejects the key."""
 
     def request(self, method: str, path: str, body: bytes = b"") -> bytes:
-        """The bytes of a request."""
+        """A request as bytes."""
         credentials = f"Authorization: Bearer {self.key}\r\n" if self.key else ""
         host = f"[{self.host}]" if ":" in self.host else self.host or "localhost"
         content = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
@@ -73,7 +73,7 @@ def parse_target(url: str, *, key: str = "", ca_file: str = "") -> Target:
     """Read ``http(s)://HOST[:PORT][/v1]`` or ``unix:PATH``.
 
     Raises:
-        UserError: it is neither, or the file of certificates cannot be read.
+        UserError: it is neither, or the certificate file cannot be read.
     """
     if url.startswith("unix:"):
         return Target(url, socket=url.removeprefix("unix:"), key=key)
@@ -106,7 +106,7 @@ def _context(ca_file: str) -> ssl.SSLContext:
 
 
 class Connection(asyncio.Protocol):
-    """One connection; one exchange at a time."""
+    """One connection, with one exchange at a time."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -120,14 +120,16 @@ class Connection(asyncio.Protocol):
         self.fields: Mapping[bytes, bytes] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's are no instances of it
+        self._transport = cast(
+            asyncio.Transport, transport
+        )  # uvloop's transports are not subclasses
         self._is_open = True
 
     async def exchange(self, request: bytes, sink: Sink) -> None:
-        """Send *request* and wait until *sink* has had the whole answer.
+        """Send *request* and wait until *sink* has received the complete response.
 
         Raises:
-            ConnectionLost: there will be no (more) answer.
+            ConnectionLost: the response is missing or incomplete.
         """
         if not self._is_open:
             raise ConnectionLost("connection lost")
@@ -149,7 +151,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def has_answered(self) -> bool:
-        """Whether any byte of an answer to the last request has come."""
+        """Whether any byte of the response to the last request has arrived."""
         return self._has_answered
 
     def close(self) -> None:
@@ -157,18 +159,18 @@ class Connection(asyncio.Protocol):
             self._is_open = False
             self._transport.abort()
 
-    # What the transport says ----------------------------------------------------------------------
+    # Callbacks of the transport -------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
         self._now = self._clock()
         self._has_answered = True
         if self._sink is None:
-            self.close()  # nobody has asked for this
+            self.close()  # no request is pending
             return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError:
-            raise  # a bug of ours, which is no fault of the peer
+            raise  # our bug, not the peer's
         except httptools.HttpParserError:
             self._fail("no HTTP")
 
@@ -180,7 +182,7 @@ class Connection(asyncio.Protocol):
         self._fail("connection lost")
 
     def _ends_by_closing(self) -> bool:
-        """An answer with neither a length nor chunks ends when the connection does."""
+        """A response without Content-Length and chunks ends when the connection is closed."""
         framed = b"content-length" in self._fields or b"transfer-encoding" in self._fields
         return self.fields is self._fields and not framed
 
@@ -188,7 +190,7 @@ class Connection(asyncio.Protocol):
         if self._over is not None and not self._over.done():
             self._over.set_exception(ConnectionLost(why))
 
-    # What the parser says -------------------------------------------------------------------------
+    # Callbacks of the parser ----------------------------------------------------------------------
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._fields[name.lower()] = value
@@ -202,9 +204,9 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         if self._parser.get_status_code() < 200 or self._over is None or self._over.done():
-            return  # 100 Continue and the like: the answer is still to come
+            return  # 100 Continue and the like: the final response follows
         cast(Sink, self._sink).end(self._now)
-        # Asked here, as llhttp has forgotten it when this returns.
+        # Read here, since llhttp resets it when this callback returns.
         self._is_reusable = self._is_open and bool(self._parser.should_keep_alive())
         self._over.set_result(None)
 
@@ -213,10 +215,10 @@ class Connections:
     """All connections to one target.
 
     Args:
-        target: where they go.
-        clock: the seconds that sinks are told.
-        keeps: whether they are used again.
-        settle: seconds of quiet before they are.
+        target: the endpoint.
+        clock: the source of the seconds that sinks receive.
+        keeps: whether connections are reused.
+        settle: seconds of silence before a connection is reused.
     """
 
     def __init__(
@@ -229,16 +231,16 @@ class Connections:
         self._idle: list[Connection] = []
         self._open: set[Connection] = set()
         self.sent_again = 0
-        """Requests that found their kept connection closed, and went out once more."""
+        """Requests whose kept connection was closed, and which were sent once more."""
 
     async def exchange(
         self, request: bytes, sink: Sink, on_connected: Callable[[float], None] = lambda now: None
     ) -> None:
-        """Have *request* answered on some connection.
+        """Send *request* on any connection and wait for the response.
 
         Raises:
-            ConnectionLost: it broke off.
-            OSError: there is no connection to be had.
+            ConnectionLost: the response is missing or incomplete.
+            OSError: no connection could be opened.
         """
         kept = self._take()
         if kept is not None:

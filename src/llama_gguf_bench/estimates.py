@@ -1,9 +1,8 @@
 """Estimates with confidence intervals. Pure arithmetic: no clock, random numbers are passed in.
 
-Requests that follow one another are alike (the machine throttles, the cache fills), so the
-noise is taken from the differences between runs of consecutive requests and not from single
-ones. All intervals are 99 %: a comparison looks at some forty of them at once, and 95 % would
-call two of them changed when nothing is.
+Consecutive requests are correlated (the machine throttles, the cache fills). Therefore the noise
+is estimated from batches of consecutive requests, not from single ones. All intervals are 99 %:
+a comparison has about forty of them, and with 95 % two would show a change by chance.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from typing import Any, Final
 CONFIDENCE: Final = 0.99
 BATCHES: Final = 20
 MIN_BATCHES: Final = 5
-"""Fewer say too little about how much they vary."""
+"""Fewer batches are too few to estimate their variance."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number, and where the true one lies at 99 %; None where too little was seen to say."""
+    """A number with its 99 % confidence interval; None as bounds if there are too few values."""
 
     value: float
     low: float | None = None
@@ -35,14 +34,14 @@ class Estimate:
         return {"value": self.value, "low": self.low, "high": self.high}
 
     @classmethod
-    def from_json(cls, said: Any) -> Estimate:
-        """Raises KeyError or TypeError when *said* is none."""
-        low, high = (None if said[n] is None else float(said[n]) for n in ("low", "high"))
-        return cls(float(said["value"]), low, high)
+    def from_json(cls, document: Any) -> Estimate:
+        """Raises KeyError or TypeError if *document* is not an estimate."""
+        low, high = (None if document[n] is None else float(document[n]) for n in ("low", "high"))
+        return cls(float(document["value"]), low, high)
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """The *share* quantile of sorted values, between two of them where need be."""
+    """The *share* quantile of sorted values, with linear interpolation."""
     place = share * (len(ordered) - 1)
     below = math.floor(place)
     above = min(below + 1, len(ordered) - 1)
@@ -50,7 +49,7 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 
 
 def batches(items: Sequence[Sequence[float]], count: int = BATCHES) -> list[list[float]]:
-    """Join consecutive *items* into at most *count* batches of about the same number of items."""
+    """Join consecutive *items* into at most *count* batches of about equal numbers of items."""
     count = min(count, len(items))
     cuts = [round(i * len(items) / count) for i in range(count + 1)] if count else []
     return [[value for item in items[a:b] for value in item] for a, b in pairwise(cuts)]
@@ -61,11 +60,11 @@ def quantile_estimates(
 ) -> list[Estimate] | None:
     """Quantiles of all values, with bounds that hold for any distribution; None without values.
 
-    The share of values below a quantile is itself uncertain, by as much as it varies
-    between batches; the quantiles at both ends of that range are the bounds (Woodruff 1952).
+    The share of values below a quantile is itself uncertain, by its variation between batches;
+    the quantiles at both ends of that range are the bounds (Woodruff 1952).
 
     Args:
-        items: the values of one request each, requests in order of time.
+        items: the values of one request each, requests in chronological order.
         shares: 0.5 for the median.
     """
     ordered = sorted(value for item in items for value in item)
@@ -91,7 +90,7 @@ def _quantile_estimate(
 
 
 def mean_estimate(values: Iterable[float]) -> Estimate | None:
-    """The mean of values of about equal weight, in order of time (such as one per slice of it)."""
+    """The mean of values of about equal weight in chronological order, such as one per slice."""
     row = list(values)
     if not row:
         return None
@@ -103,7 +102,7 @@ def mean_estimate(values: Iterable[float]) -> Estimate | None:
 
 
 def share_estimate(flags: Sequence[bool]) -> Estimate | None:
-    """The share of true ones, in order of time."""
+    """The share of true values; they are in chronological order."""
     if not flags:
         return None
     share = sum(flags) / len(flags)
@@ -112,14 +111,14 @@ def share_estimate(flags: Sequence[bool]) -> Estimate | None:
     if error is None:
         return Estimate(share)
     if share in (0.0, 1.0):
-        error = 1 - (1 - CONFIDENCE) ** (1 / len(flags))  # as many in a row as that tell this much
+        error = 1 - (1 - CONFIDENCE) ** (1 / len(flags))  # the bound from n equal outcomes
     return Estimate(share, max(0.0, share - error), min(1.0, share + error))
 
 
 def _share_error(parts: Sequence[tuple[float, int]], share: float) -> float | None:
-    """How far *share* may be off, given (hits, values) of each batch; None if that says too little.
+    """The error of *share*, given (hits, values) of each batch; None if the batches are too few.
 
-    At least what independent values would have.
+    It is at least the error of independent values.
     """
     count, total = len(parts), sum(n for _, n in parts)
     if count < MIN_BATCHES:
@@ -129,7 +128,7 @@ def _share_error(parts: Sequence[tuple[float, int]], share: float) -> float | No
 
 
 def _inflation(row: Sequence[float]) -> float:
-    """How much larger the variance of the mean is when neighbours are alike (first order)."""
+    """The factor by which autocorrelation (first order) increases the variance of the mean."""
     mean = statistics.fmean(row)
     spread = sum((v - mean) ** 2 for v in row)
     if not spread:
@@ -140,7 +139,7 @@ def _inflation(row: Sequence[float]) -> float:
 
 
 def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
-    """The two-sided quantile of Student's t: the normal one, corrected for few values.
+    """The two-sided quantile of Student's t: the normal quantile, corrected for few values.
 
     The first four terms of its expansion in 1 / *freedom* (Abramowitz and Stegun 26.7.5).
     """
@@ -156,10 +155,7 @@ def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
 
 
 def difference(a: Estimate, b: Estimate) -> Estimate:
-    """How much more *b* is than *a*, bounded by how far each may be off towards the other.
-
-    (MOVER: Zou and Donner 2008.)
-    """
+    """*b* - *a*, with bounds from the bounds of both (MOVER: Zou and Donner 2008)."""
     change = b.value - a.value
     if a.low is None or a.high is None or b.low is None or b.high is None:
         return Estimate(change)
@@ -176,7 +172,7 @@ def bootstrap(
     confidence: float = 0.95,
     rounds: int = 2000,
 ) -> Estimate:
-    """*statistic* of *values*, and where it falls when they are drawn anew (percentiles)."""
+    """*statistic* of *values*, with the percentile interval of resampling."""
     value = statistic(values)
     if len(values) < MIN_BATCHES:
         return Estimate(value)

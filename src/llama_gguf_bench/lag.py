@@ -13,27 +13,27 @@ from llama_gguf_bench.estimates import quantile
 
 TICK_SECONDS: Final = 0.01
 RESOLUTION_SECONDS: Final = 0.001
-"""Timers of an event loop are kept to a millisecond: lateness below that is no lag."""
+"""An event loop's timers have a resolution of 1 ms: a smaller delay is no lag."""
 TOLERATED_SHARE: Final = 0.1
-"""Lag may be this much of the smallest figure before it is said to distort."""
+"""The tolerated lag, as a share of the smallest reported latency."""
 BUSY_SHARE: Final = 0.8
 
 
 @dataclass(frozen=True, slots=True)
 class Generator:
-    """How the load generator itself was, over one level."""
+    """The state of the load generator itself during one level."""
 
     lag_p50: float = 0.0
     lag_p99: float = 0.0
     lag_max: float = 0.0
     cpu_share: float = 0.0
-    """Of one CPU; near 1 it is the generator that is measured."""
+    """Of one CPU; near 1, the generator is the bottleneck."""
 
     def complaint(self, smallest: float | None) -> str:
-        """What to tell whoever reads the figures; empty when they can be trusted.
+        """The warning for the reader of the numbers; empty if they are reliable.
 
         Args:
-            smallest: the smallest latency that is reported, in seconds.
+            smallest: the smallest reported latency, in seconds.
         """
         if self.cpu_share > BUSY_SHARE:
             return (

@@ -1,11 +1,11 @@
 """Sends the load: concurrent streams (closed loop) or random arrivals (open loop).
 
-A request of the open loop has a moment when it should be sent, drawn beforehand, and its
-latencies count from that moment: a server that stalls cannot make the load wait for it and
-so hide the stall (coordinated omission).
+In the open loop, each request has an intended time, drawn in advance, and its latencies count
+from that time. Therefore a stalled server cannot delay the load and so hide the stall
+(coordinated omission).
 
-A level has a warm-up, then a window. Requests that were begun before the window warm up; what
-they still do in the window counts as throughput, not as latency.
+A level has a warm-up, then a window. Requests that begin before the window are warm-up; their
+work within the window counts as throughput, not as latency.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from llama_gguf_bench.prompts import Body
 from llama_gguf_bench.records import INTERRUPTED, Record
 
 PAUSE_AFTER_ERROR_SECONDS: Final = 0.5
-"""A server that refuses at once would otherwise be asked thousands of times a second."""
+"""Otherwise a server that rejects immediately would get thousands of requests a second."""
 
 clock: Final[Clock] = time.perf_counter
 
 
 class Exchanging(Protocol):
-    """What a load is sent through: ``Connections``."""
+    """Sends requests: ``Connections``, or a substitute in tests."""
 
     sent_again: int
 
@@ -47,33 +47,33 @@ class Exchanging(Protocol):
 
 @dataclass(slots=True)
 class Level:
-    """What one level of load gave. Moments count from its beginning."""
+    """The records of one level of load. Times count from its beginning."""
 
     load: Load
     records: list[Record] = field(default_factory=list)
     begin: float = 0.0
     end: float = 0.0
-    """The window: what is begun in it is counted."""
+    """The end of the window: requests that begin within it are counted."""
     interrupted: bool = False
     generator: Generator = field(default_factory=Generator)
     sent_again: int = 0
     server: dict[str, Any] = field(default_factory=dict)
-    """What the server told about itself meanwhile."""
+    """Facts that the server reported during the level."""
 
     @property
     def counted(self) -> list[Record]:
-        """Requests of the window, in order of time. Those cut off by Ctrl-C are not among them."""
+        """The window's requests in chronological order, without those interrupted by Ctrl-C."""
         return [r for r in self.records if r.intended >= self.begin and r.error != INTERRUPTED]
 
 
 class Asker:
-    """Sends one request after another and writes down what became of each.
+    """Sends requests and records the result of each.
 
     Args:
-        connections: where to.
-        options: what every request has alike.
-        fixed: fields of every body: model, max_tokens and so on.
-        now: the clock that intended moments are on, and the connections'.
+        connections: to the server.
+        options: the parameters of all requests.
+        fixed: members of every body: model, max_tokens and so on.
+        now: the clock of the intended times and of the connections.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Asker:
         self._fixed = fixed
 
     async def ask(self, body: Body, records: list[Record], *, intended: float) -> Record:
-        """Send *body*; the record is in *records* however it ends."""
+        """Send *body*; *records* gets its record in any case."""
         options = self._options
         request = self._connections.target.request(
             "POST", options.path, json.dumps({**self._fixed, **body}).encode()
@@ -127,9 +127,9 @@ class Budget:
     """Decides whether another request may begin.
 
     1. In the warm-up: yes.
-    2. With a number of requests: until so many were begun after it.
-    3. Else until the duration is over, but at least *minimum* requests: where an answer takes
-       longer than the whole duration, every stream still has one that counts.
+    2. With a number of requests: until this number has begun after the warm-up.
+    3. Else until the duration is over, but at least *minimum* requests: if a response takes
+       longer than the duration, each stream still has one request that counts.
     """
 
     def __init__(self, options: Options, begin: float, *, minimum: int) -> None:
@@ -150,7 +150,7 @@ class Budget:
         return may
 
     def done_share(self, now: float) -> float:
-        """How much of the level is over, 0 to 1."""
+        """The progress of the level, 0 to 1."""
         if self._wanted is not None:
             return min(1.0, self.begun / self._wanted)
         whole = self.window_end - self.window_begin
@@ -160,7 +160,7 @@ class Budget:
 async def closed_loop(
     asker: Asker, bodies: Iterator[Body], budget: Budget, *, streams: int, records: list[Record]
 ) -> None:
-    """Keep *streams* requests under way until *budget* is used up."""
+    """Keep *streams* requests active until *budget* is used up."""
 
     async def stream() -> None:
         while budget.may_begin(now := asker.now()):
@@ -182,7 +182,7 @@ async def open_loop(
     rng: random.Random,
     records: list[Record],
 ) -> None:
-    """Send requests at random moments, *rate* a second on average, whatever became of the last."""
+    """Send requests at random times, *rate* a second on average, regardless of earlier ones."""
     due = asker.now()
     async with asyncio.TaskGroup() as group:
         while budget.may_begin(due := due + rng.expovariate(rate)):
@@ -201,7 +201,7 @@ async def run_level(
     rng: random.Random,
     now: Clock = clock,
 ) -> Level:
-    """Put one level of load on the server. When cancelled, it ends and tells what there is."""
+    """Send one level of load. When cancelled, it ends and returns the results so far."""
     level = Level(load)
     asker = Asker(connections, options, fixed, now=now)
     meter = LagMeter(now)
@@ -219,7 +219,9 @@ async def run_level(
                 await closed_loop(asker, bodies, budget, streams=streams, records=level.records)
     except asyncio.CancelledError:
         level.interrupted = True
-        cast(asyncio.Task[Any], asyncio.current_task()).uncancel()  # what there is gets reported
+        cast(
+            asyncio.Task[Any], asyncio.current_task()
+        ).uncancel()  # the results so far are reported
     level.generator = meter.stop()
     level.sent_again = connections.sent_again - sent_again
     _close(level, budget, began, now(), counts=options.requests is not None)
@@ -227,7 +229,7 @@ async def run_level(
 
 
 def _close(level: Level, budget: Budget, began: float, ended: float, *, counts: bool) -> None:
-    """Count moments from the beginning, and say where the window was."""
+    """Convert times to seconds since the beginning, and set the window."""
     for record in level.records:
         record.shift(began)
     level.records.sort(key=lambda r: r.intended)
@@ -242,7 +244,7 @@ def _close(level: Level, budget: Budget, began: float, ended: float, *, counts: 
 
 @asynccontextmanager
 async def _telling(tell: Callable[[], None]) -> AsyncIterator[None]:
-    """Call *tell* five times a second."""
+    """Call *tell*, which shows the progress, five times a second."""
 
     async def repeat() -> None:
         while True:

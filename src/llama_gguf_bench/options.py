@@ -19,7 +19,7 @@ _UNITS: Final = {"ms": 0.001, "s": 1.0}
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One level of load: so many streams at once, or so many arrivals a second."""
+    """One level of load: a number of concurrent streams, or of arrivals per second."""
 
     streams: int | None = None
     rate: float | None = None
@@ -33,7 +33,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """All that decides what a run sends. Durations in seconds."""
+    """All parameters of the requests of a run. Durations are in seconds."""
 
     loads: tuple[Load, ...]
     model: str = ""
@@ -46,7 +46,7 @@ class Options:
     body: Mapping[str, Any] = field(default_factory=dict)
     duration: float = 20.0
     requests: int | None = None
-    """So many requests a level instead of the duration."""
+    """The number of requests per level, instead of the duration."""
     warmup: float = 2.0
     timeout: float = 600.0
     keeps_connections: bool = True
@@ -62,7 +62,7 @@ class Options:
 
 
 def parse_counts(text: str) -> tuple[int, ...]:
-    """Whole numbers above zero, with commas between. Raises ValueError."""
+    """Comma-separated whole numbers above zero. Raises ValueError."""
     return tuple(_count(part) for part in text.split(","))
 
 
@@ -73,7 +73,7 @@ def _count(text: str) -> int:
 
 
 def parse_rates(text: str) -> tuple[float, ...]:
-    """Numbers above zero, with commas between. Raises ValueError."""
+    """Comma-separated numbers above zero. Raises ValueError."""
     return tuple(_rate(part.strip()) for part in text.split(","))
 
 

@@ -1,8 +1,8 @@
 """Measures what a gateway adds: the same load directly to the backend and through it, in turn.
 
-A block is one burst of requests to each of the two, in an order drawn by lot; what is looked
-at is the difference within a block. What changes slowly on the machine (heat, other work)
-meets both alike and is gone from it; the lot keeps the second place from being a disadvantage.
+A block is one burst of requests to each of the two, in random order; the difference within a
+block is evaluated. Slow changes of the machine (heat, other work) affect both equally and cancel
+out; the random order prevents a systematic disadvantage of the second.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ SIDES: Final = ("direct", "gateway")
 CONFIDENCE: Final = 0.95
 
 Pair = Mapping[str, Mapping[str, float]]
-"""Of one block: by side, the mean of each measure in seconds."""
+"""One block: the mean of each measure in seconds, by side."""
 
 
 @dataclass(slots=True)
 class Turns:
-    """What the blocks of one number of streams gave."""
+    """The results of all blocks with one number of streams."""
 
     streams: int
     pairs: list[Pair] = field(default_factory=list)
     failed: int = 0
-    """Requests that failed; their blocks are left out."""
+    """Failed requests; their blocks are excluded."""
     errors: list[str] = field(default_factory=list)
     interrupted: bool = False
     generator: Generator = field(default_factory=Generator)
@@ -70,7 +70,7 @@ async def take_turns(
 ) -> Turns:
     """Blocks of *streams* requests to each side, for the duration or a number of blocks.
 
-    The first block warms up. When cancelled, it ends and tells what there is.
+    The first block is warm-up. When cancelled, it ends and returns the results so far.
     """
     turns, meter = Turns(streams), LagMeter(now)
     meter.start()
@@ -84,7 +84,7 @@ async def take_turns(
     except asyncio.CancelledError:
         turns.interrupted = True
         if task := asyncio.current_task():
-            task.uncancel()  # what there is gets reported
+            task.uncancel()  # the results so far are reported
     turns.generator = meter.stop()
     return turns
 
@@ -110,7 +110,7 @@ async def _block(
 
 
 def _note(turns: Turns, block: Mapping[str, list[Record]]) -> bool:
-    """Note the block; returns whether it is a good one."""
+    """Add the block; return whether all of its requests succeeded."""
     wrong = [f"{side}: {r.error}" for side, records in block.items() for r in records if r.error]
     if wrong:
         turns.failed += len(wrong)
@@ -130,7 +130,7 @@ def _means(records: Sequence[Record]) -> dict[str, float]:
 
 
 def added(pairs: Sequence[Pair], rng: random.Random) -> dict[str, Added]:
-    """What the gateway added, by measure; of blocks that have it on both sides."""
+    """The latency that the gateway added, by measure, from blocks that have it on both sides."""
     found = {}
     for name in MEASURES:
         both = [

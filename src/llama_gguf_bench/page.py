@@ -45,13 +45,13 @@ def page(
     notes: Sequence[str],
     plots: Mapping[str, str],
 ) -> str:
-    """The whole file.
+    """The content of the file.
 
     Args:
-        circumstances: what was run where.
-        columns: heads of the table.
+        circumstances: the environment of the run.
+        columns: the table's header row.
         rows: its rows.
-        notes: what has to be said beside them.
+        notes: remarks on the numbers.
         plots: ``<svg>`` elements by title.
     """
     title = f"llama-gguf bench: {circumstances.url}"

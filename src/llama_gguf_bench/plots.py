@@ -1,8 +1,8 @@
 """The plots, made with matplotlib: one image file, or SVG for the HTML page.
 
-Imports matplotlib only when something is drawn; the extra ``[bench]`` installs it. In the
-SVG the ink is ``currentColor`` and the ground is clear, so that the page around it decides
-about light and dark. The colours are told apart by people who are colour-blind, on both.
+Imports matplotlib only when something is drawn; the extra ``[bench]`` installs it. In the SVG,
+text and axes are ``currentColor`` and the background is transparent, so that the page decides
+between light and dark. Colour-blind people can distinguish the colours on both.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS: Final = ("#3b82c4", "#d9791f", "#2f9e6e", "#b45bb0", "#c7574a", "#8a8d29", "#4fa8b8")
-"""Contrast of 3 and more on white and on near black."""
+"""Their contrast is at least 3, on white and on near black."""
 INK: Final = "#010203"
-"""Stands for the page's ink until the SVG is written."""
+"""A placeholder for ``currentColor``, replaced when the SVG is written."""
 SIZE: Final = (6.4, 3.6)
 _TIMELINE_SLICES: Final = 60
 _SETTINGS: Final[Mapping[str, Any]] = {
@@ -56,13 +56,13 @@ Draw = Callable[["Axes"], None]
 
 
 def require() -> None:
-    """Raises UserError when matplotlib is not there: better before a run than after it."""
+    """Raises UserError if matplotlib is missing: better before a run than after it."""
     if find_spec("matplotlib") is None:
         raise UserError(f"--html and --plot require matplotlib: {how_to_install('bench')}", 2)
 
 
 def plots_of(results: Results) -> dict[str, Draw]:
-    """What can be drawn of *results*, by title."""
+    """The possible plots of *results*, by title."""
     drawn: dict[str, Draw] = {}
     if not any(summary.counted for _, summary in results):
         return drawn
@@ -95,7 +95,7 @@ def plots_of_added(found: Sequence[tuple[Turns, Mapping[str, Added]]]) -> dict[s
     }
 
 
-# Each of them -------------------------------------------------------------------------------------
+# Plots --------------------------------------------------------------------------------------------
 
 
 def _over_load(results: Results, name: str) -> Draw:
@@ -159,7 +159,7 @@ def _cdf(results: Results, values: Callable[[Level], list[float]]) -> Draw:
         for colour, (level, _) in _coloured(results):
             found = thinned(sorted(values(level)))
             shares = [100 * i / max(1, len(found) - 1) for i in range(len(found))]
-            # Events that came in one read have no time between them: a share, and no place here.
+            # Events of one read have a gap of zero, which a logarithmic axis cannot show.
             points = [(v * 1e3, share) for v, share in zip(found, shares, strict=True) if v > 0]
             if points:
                 axes.plot(*zip(*points, strict=True), color=colour, label=level.load.text)
@@ -175,7 +175,7 @@ def _cdf(results: Results, values: Callable[[Level], list[float]]) -> Draw:
 
 
 def _plain_numbers(axes: Axes) -> None:
-    """On the axis across: 5, 20 and 100 instead of powers, as a span is often under a decade."""
+    """Labels 5, 20 and 100 instead of powers of ten, as the range is often under a decade."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter  # noqa: PLC0415
 
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
@@ -201,7 +201,7 @@ def _timeline(results: Results) -> Draw:
 
 
 def _token_spans(record: Record) -> list[Span]:
-    """Tokens when they came; of an answer in one piece, spread over the time it took."""
+    """Tokens at their arrival; those of a response in one piece are spread over its duration."""
     if record.first is None:
         end = record.ended
         return [] if end is None else [(float(record.output_tokens), record.started, end)]
@@ -251,19 +251,19 @@ def _coloured(results: Results) -> Iterator[tuple[str, tuple[Level, Summary]]]:
 
 
 def thinned(ordered: Sequence[float], most: int = 400) -> Sequence[float]:
-    """So many of the sorted values, evenly picked, with both ends: a curve shows no more."""
+    """*count* of the sorted values, evenly spaced and with both ends: enough for a curve."""
     if len(ordered) <= most:
         return ordered
     return [ordered[round(i * (len(ordered) - 1) / (most - 1))] for i in range(most)]
 
 
-# On paper -----------------------------------------------------------------------------------------
+# Output -------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _figure(ink: str, **size: Any) -> Iterator[Figure]:
     from matplotlib import rc_context  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415  # without pyplot: no windows, no state
+    from matplotlib.figure import Figure  # noqa: PLC0415  # no pyplot: no windows, no global state
 
     settings: Any = {**_SETTINGS, **dict.fromkeys(_COLOURED, ink)}
     with rc_context(settings):
@@ -271,7 +271,7 @@ def _figure(ink: str, **size: Any) -> Iterator[Figure]:
 
 
 def as_svg(draw: Draw, title: str) -> str:
-    """One plot as an ``<svg>`` element that takes its ink from the page."""
+    """One plot as an ``<svg>`` element that uses the page's text colour."""
     with _figure(INK, figsize=SIZE) as figure:
         draw(figure.add_subplot())
         figure.patch.set_alpha(0)
@@ -283,7 +283,7 @@ def as_svg(draw: Draw, title: str) -> str:
 
 
 def _for_page(svg: str, title: str) -> str:
-    """Only the element: no XML head, no links; ids that differ from those of other plots."""
+    """Only the element: no XML declaration, no links; its ids differ from those of other plots."""
     element = svg[svg.index("<svg") :]
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
     prefix = re.sub(r"\W+", "-", title.lower())
@@ -297,10 +297,10 @@ def _for_page(svg: str, title: str) -> str:
 
 
 def write_image(drawn: Mapping[str, Draw], path: str) -> None:
-    """All plots in one picture.
+    """All plots in one image file.
 
     Raises:
-        UserError: it cannot be written, or as what its name ends in.
+        UserError: it cannot be written, or its extension names no known format.
     """
     rows = -(-len(drawn) // 2)
     with _figure("#222222", figsize=(2 * SIZE[0], rows * SIZE[1])) as figure:

@@ -1,8 +1,8 @@
 """The prompts: of a given length, or from a JSONL file, with an optional shared prefix.
 
-A synthetic prompt is a row of everyday words, drawn by a seed, so that no two are alike and
-the engine's prompt cache cannot answer for it. How many tokens the server makes of its words
-(and of its chat template) is found out by asking: two prompts, two counts, one line.
+A synthetic prompt is a series of common words, drawn with a seed, so that no two are equal and
+the engine's prompt cache does not contain it. The number of tokens per word (and of the chat
+template) is measured: two prompts, two token counts, one line through them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any, Final
 from llama_gguf.errors import UserError
 
 CALIBRATION_WORDS: Final = (8, 64)
-"""Few enough for a small context."""
+"""The lengths of the two prompts, which fit into a small context."""
 MIN_WORDS: Final = 4
-"""That many words are hardly ever drawn twice, and a cache cannot know them."""
+"""With this number of words, two equal prompts are very unlikely."""
 _EVERYDAY: Final = (
     "time year people way day man thing woman life child world school state family "
     "student group country problem hand part place case week company system program "
@@ -34,7 +34,7 @@ _EVERYDAY: Final = (
 _WORDS: Final = _EVERYDAY.split()
 
 Body = Mapping[str, Any]
-"""The JSON of a request, without what every request of a run has alike."""
+"""The JSON of a request, without the members that all requests of a run share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Scale:
     per_word: float = 1.0
 
     def words(self, tokens: int) -> int:
-        """Words that make *tokens* tokens.
+        """The number of words for *tokens* tokens.
 
         Raises:
             UserError: the template leaves no room for prompts that differ.
@@ -62,7 +62,7 @@ def scale_of(counts: Sequence[int | None]) -> Scale:
     few, many = CALIBRATION_WORDS
     low, high = counts
     if low is None or high is None or high <= low:
-        return Scale()  # the server does not count: a word is taken for a token
+        return Scale()  # the server reports no counts: one token per word
     per_word = (high - low) / (many - few)
     return Scale(low - per_word * few, per_word)
 
@@ -78,12 +78,12 @@ def as_body(text: str, *, chat: bool) -> dict[str, Any]:
 def synthetic(
     tokens: Sequence[int], *, scale: Scale, shared_prefix: int, chat: bool, seed: int
 ) -> Iterator[Body]:
-    """Prompts without end, of each of the lengths *tokens* in turn.
+    """An endless series of prompts, with the lengths *tokens* in turn.
 
     Args:
-        tokens: lengths of what differs, in tokens, with the chat template.
-        scale: how many words that is.
-        shared_prefix: tokens in front of each that are always the same.
+        tokens: lengths without the prefix, with the chat template, in tokens.
+        scale: converts tokens to words.
+        shared_prefix: the length of a common prefix, in tokens.
         chat: whether they become chat messages.
         seed: the same seed gives the same prompts.
     """
@@ -97,10 +97,10 @@ def synthetic(
 def from_lines(lines: Iterable[str], *, chat: bool) -> list[Body]:
     """Read a JSONL file: each line a string, or an object with ``prompt`` or ``messages``.
 
-    Whatever else is in an object goes into the request as it is.
+    Other members of an object are copied into the request.
 
     Raises:
-        UserError: a line cannot be used; the message has its number.
+        UserError: a line is invalid; the message has its number.
     """
     bodies = [
         _from_line(line, number, chat=chat)

@@ -1,8 +1,8 @@
 """The record of one request: times, tokens, and its result.
 
-Moments are seconds on one monotonic clock, counted from the beginning of the load. Every
-gap between tokens is kept as it was measured, 8 bytes each: a day of 64 streams of 30
-tokens a second is 1.3 GB, an hour 55 MB. Nothing is rounded into buckets.
+Times are seconds of one monotonic clock, from the beginning of the load. Every gap between
+tokens is stored as measured, with 8 bytes: a day of 64 streams with 30 tokens a second needs
+1.3 GB, an hour 55 MB. Nothing is rounded into buckets.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ class Record:
 
     intended: float
     started: float
-    """When it was sent in truth. Later than intended when the generator was late."""
+    """When it was actually sent; later than intended if the generator was late."""
     streamed: bool = True
     connected: float | None = None
-    """When the new connection for it stood; None on a kept one."""
+    """When its new connection was established; None on a kept one."""
     first: float | None = None
-    """First token; like ``last`` and ``gaps`` only known of a stream."""
+    """The first token's time; like ``last`` and ``gaps``, known only for a stream."""
     last: float | None = None
     gaps: array[float] = field(default_factory=lambda: array("d"))
     ended: float | None = None
@@ -35,11 +35,11 @@ class Record:
     cached_tokens: int | None = None
     output_tokens: int = 0
     counted_by: str = ""
-    """Who counted the tokens: the server's ``usage``, its ``timings``, or our ``events``."""
+    """The source of the token count: the server's ``usage``, its ``timings``, or our ``events``."""
     engine_prompt_seconds: float | None = None
     engine_output_seconds: float | None = None
     error: str = ""
-    """The kind of failure; empty when the answer came whole."""
+    """The kind of failure; empty if the response was complete."""
 
     @property
     def ok(self) -> bool:
@@ -47,7 +47,7 @@ class Record:
 
     @property
     def latency(self) -> float | None:
-        """Seconds from when it should have been sent to the end of the answer."""
+        """Seconds from the intended time to the end of the response."""
         return None if self.ended is None else self.ended - self.intended
 
     @property
@@ -63,7 +63,7 @@ class Record:
         return (self.last - self.first) / (self.output_tokens - 1)
 
     def token(self, now: float) -> None:
-        """Note an event with text in it."""
+        """Record an event with text."""
         if self.last is None:
             self.first = now
         else:
@@ -71,7 +71,7 @@ class Record:
         self.last = now
 
     def shift(self, origin: float) -> None:
-        """Count all moments from *origin*."""
+        """Convert all times to seconds since *origin*."""
         self.intended -= origin
         self.started -= origin
         for name in ("connected", "first", "last", "ended"):
@@ -80,7 +80,7 @@ class Record:
                 setattr(self, name, moment - origin)
 
     def as_json(self) -> dict[str, Any]:
-        """Without what is empty; to the microsecond, which is less than the noise of any clock."""
+        """Without empty members; rounded to the microsecond, which is below the noise."""
         row: dict[str, Any] = {
             name: round(value, 6) if isinstance(value, float) else value
             for name in self.__slots__
@@ -92,7 +92,7 @@ class Record:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Record:
-        """Raises TypeError when *row* is no record."""
+        """Raises TypeError if *row* is not a record."""
         fields = dict(row)
         gaps = array("d", (gap / _US for gap in fields.pop("gaps_us", ())))
         return cls(gaps=gaps, **fields)

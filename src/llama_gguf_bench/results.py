@@ -1,6 +1,7 @@
 """The result file of a run: its numbers, and the information needed to repeat it.
 
-Durations are seconds. ``format`` changes when a reader of the old one would misread the new.
+Durations are in seconds. ``format`` changes if a reader of the old format would misinterpret the
+new one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ FORMAT: Final = "llama-gguf bench 1"
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
-    """What has to be known to repeat a run."""
+    """The information needed to repeat a run."""
 
     url: str
     backend_url: str
@@ -70,31 +71,31 @@ def level_json(level: Level, summary: Summary) -> dict[str, Any]:
 
 
 def lateness(records: Sequence[Record]) -> float:
-    """How much later than intended requests were sent: the 99th percentile, in seconds."""
+    """The delay of requests against their intended times: the 99th percentile, in seconds."""
     late = sorted(r.started - r.intended for r in records)
     return late[int(0.99 * (len(late) - 1))] if late else 0.0
 
 
-# Reading one ------------------------------------------------------------------------------------
+# Reading ----------------------------------------------------------------------------------------
 
 Metrics = dict[str, Estimate]
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What a comparison needs of a file."""
+    """The part of a result file that a comparison needs."""
 
     name: str
     said: Mapping[str, Any]
     levels: Mapping[str, Metrics]
-    """Numbers by metric, by load: ``4 streams``, ``2/s``."""
+    """Estimates by metric, by load such as ``4 streams`` or ``2/s``."""
 
 
 def read(name: str, text: str) -> Run:
-    """Read a file that ``--json`` has written.
+    """Read a result file, as written by ``--json``.
 
     Raises:
-        UserError: it is none, or of a format that this version does not know.
+        UserError: it is not a result file, or its format is unknown to this version.
     """
     try:
         said = json.loads(text)

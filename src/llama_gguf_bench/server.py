@@ -1,7 +1,7 @@
 """Facts that the server reports about itself: model, engine, slots, queue. All are optional.
 
-Asked are ``/v1/models`` (every OpenAI-compatible server), llama.cpp's ``/props``, and our
-gateway's ``/health`` and ``/metrics``. Never ``/slots``: it wakes a sleeping engine.
+Sources are ``/v1/models`` (every OpenAI-compatible server), llama.cpp's ``/props``, and our
+gateway's ``/health`` and ``/metrics``. Never ``/slots``, which wakes a sleeping engine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _QUEUE_WAIT: Final = "llama_gguf_queue_wait_seconds"
 
 
 class Whole:
-    """A sink that keeps status and body."""
+    """A sink that stores status and body."""
 
     def __init__(self) -> None:
         self.status = 0
@@ -38,23 +38,23 @@ class Whole:
 
 @dataclass(slots=True)
 class Server:
-    """What is known of it; empty where it did not tell."""
+    """Facts about the server; empty where it did not report them."""
 
     models: tuple[str, ...] = ()
     engine: str = ""
     """llama.cpp's build."""
     gateway: str = ""
-    """Our gateway's version, when one stands in front."""
+    """The version of our gateway, if there is one."""
     slots: int | None = None
     context: int | None = None
-    """Tokens that a slot has room for."""
+    """The size of a slot's context, in tokens."""
     model_path: str = ""
     is_llama_cpp: bool = False
     model: dict[str, Any] = field(default_factory=dict)
-    """Facts of the model, as the server or the file's header tell them."""
+    """Facts about the model, from the server or the file's header."""
 
     def as_json(self) -> dict[str, Any]:
-        # The path may tell of the server's machine more than a report should: its name will do.
+        # Only the file's name: its path may contain private facts about the server's machine.
         return {
             "models": list(self.models),
             "engine": self.engine,
@@ -65,7 +65,7 @@ class Server:
 
 
 async def get(connections: Connections, path: str) -> Mapping[str, Any]:
-    """The JSON object at *path*; empty when there is none, whatever the reason."""
+    """The JSON object at *path*; empty if there is none, for any reason."""
     sink = Whole()
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -77,7 +77,7 @@ async def get(connections: Connections, path: str) -> Mapping[str, Any]:
 
 
 async def look(connections: Connections) -> Server:
-    """Ask everything that does not change in a run."""
+    """Request all facts that do not change during a run."""
     models, props, health = [
         await get(connections, path) for path in ("/v1/models", "/props", "/health")
     ]
@@ -111,7 +111,7 @@ def _read_props(server: Server, said: Mapping[str, Any]) -> None:
 
 
 def _slots(health: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """Slots in use and in all, as our gateway's /health says."""
+    """Slots in use and in total, from our gateway's /health."""
     said = health.get("slots")
     if not isinstance(said, dict):
         return None, None
@@ -119,15 +119,15 @@ def _slots(health: Mapping[str, Any]) -> tuple[int | None, int | None]:
     return used if isinstance(used, int) else None, total if isinstance(total, int) else None
 
 
-# While it is under load --------------------------------------------------------------------------
+# During a load ------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
 class Watch:
-    """Looks at our gateway's slots and queue twice a second; the engine is not asked.
+    """Reads our gateway's slots and queue twice a second, without a request to the engine.
 
     Args:
-        connections: to the gateway; apart from those of the load.
+        connections: to the gateway; separate from those of the load.
     """
 
     connections: Connections
@@ -149,7 +149,7 @@ class Watch:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def end(self) -> dict[str, Any]:
-        """What was seen since the beginning."""
+        """The values since the beginning."""
         after = await get(self.connections, "/metrics")
         found: dict[str, Any] = {}
         if self.used:
@@ -160,7 +160,7 @@ class Watch:
 
 
 def queue_wait(before: Any, after: Any) -> dict[str, float]:
-    """The mean wait in the gateway's queue between two readings of its histogram, in seconds."""
+    """The mean time in the gateway's queue between two readings of its histogram, in seconds."""
     try:
         count = after["count"] - before["count"]
         total = after["sum"] - before["sum"]
@@ -170,12 +170,12 @@ def queue_wait(before: Any, after: Any) -> dict[str, float]:
 
 
 def model_name(server: Server, wanted: str) -> str:
-    """What ``model`` of a request says: what was asked for, else the first that the server has."""
+    """The ``model`` of requests: the option's value, or else the server's first model."""
     return wanted or next(iter(server.models), "default")
 
 
 def calibrated(answers: Sequence[Mapping[str, Any]]) -> list[int | None]:
-    """The prompt's tokens in each answer, where the server counts them."""
+    """The number of prompt tokens in each response, if the server reports it."""
     found: list[int | None] = []
     for answer in answers:
         usage = answer.get("usage")

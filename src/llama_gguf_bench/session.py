@@ -32,7 +32,7 @@ _HINTS: Final[Mapping[int, str]] = {
 
 @dataclass(slots=True)
 class Prepared:
-    """What a load needs to know of the server."""
+    """The facts about the server that a load needs."""
 
     server: Server
     fixed: dict[str, Any]
@@ -42,15 +42,15 @@ class Prepared:
 async def prepare(
     connections: Connections, options: Options, lines: Sequence[str] | None
 ) -> Prepared:
-    """Look at the server, and have it answer once or twice.
+    """Identify the server, and send it one or two requests.
 
     Args:
         connections: to the server.
-        options: what will be asked of it.
+        options: of the run.
         lines: of the prompts file, if there is one.
 
     Raises:
-        UserError: it does not answer as it should; the message says what to do.
+        UserError: it does not respond as expected; the message states what to do.
     """
     found = await server.look(connections)
     fixed = fixed_fields(options, found)
@@ -70,7 +70,7 @@ async def prepare(
 
 
 def fixed_fields(options: Options, found: Server) -> dict[str, Any]:
-    """What the body of every request has alike."""
+    """The members that the bodies of all requests share."""
     fields: dict[str, Any] = {
         "model": server.model_name(found, options.model),
         "max_tokens": options.output_tokens,
@@ -80,7 +80,7 @@ def fixed_fields(options: Options, found: Server) -> dict[str, Any]:
     if options.streamed:
         fields["stream_options"] = {"include_usage": True}
     if found.is_llama_cpp:
-        fields["ignore_eos"] = True  # every answer has the length that was asked for
+        fields["ignore_eos"] = True  # so every response has the requested length
     return fields | dict(options.body)
 
 
@@ -102,7 +102,7 @@ async def _calibrate(
 async def _ask_once(
     connections: Connections, options: Options, body: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """One small answer, not streamed.
+    """The response to one small request, not streamed.
 
     Raises:
         UserError: there is none.
@@ -139,10 +139,10 @@ def _reason(error: Exception) -> str:
 async def run_loads(
     target: Target, options: Options, lines: Sequence[str] | None, *, progress: Progress
 ) -> tuple[Prepared, list[Level]]:
-    """Put every load on the server in turn. Ctrl-C ends it with what there is by then.
+    """Send every load in turn. Ctrl-C ends it with the results so far.
 
     Raises:
-        UserError: the server does not answer as it should.
+        UserError: the server does not respond as expected.
     """
     rng = random.Random(options.seed)  # noqa: S311  # load, not secrets
     levels: list[Level] = []
@@ -172,12 +172,12 @@ def _bound(progress: Progress, load: Load) -> Callable[[Budget, Level], None]:
 
 @asynccontextmanager
 async def _watched(target: Target, *, is_ours: bool) -> AsyncIterator[dict[str, Any]]:
-    """Watch the gateway's queue, where there is a gateway; what was seen is there at the end."""
+    """Observe the gateway's queue, if there is a gateway; the values are complete at the end."""
     told: dict[str, Any] = {}
     if not is_ours:
         yield told
         return
-    with closing(Connections(target, clock)) as connections:  # apart from those of the load
+    with closing(Connections(target, clock)) as connections:  # separate from those of the load
         watch = Watch(connections)
         await watch.begin()
         loop = asyncio.get_running_loop()
@@ -198,18 +198,18 @@ async def run_turns(
     *,
     progress: Callable[[Turns, float], None],
 ) -> tuple[Prepared, list[Turns]]:
-    """Have both sides take turns, at every number of streams.
+    """Send the load to both endpoints in turn, for each number of streams.
 
     Args:
         targets: by side, ``direct`` and ``gateway``.
-        options: what is asked of both.
+        options: of the run, for both.
         lines: of the prompts file, if there is one.
-        progress: called before each block with how much is over.
+        progress: called before each block with the completed fraction.
 
     Raises:
-        UserError: one of them does not answer as it should.
+        UserError: one of them does not respond as expected.
     """
-    rng = random.Random(options.seed)  # noqa: S311  # which of two goes first
+    rng = random.Random(options.seed)  # noqa: S311  # the order of two sides
     found: list[Turns] = []
     with ExitStack() as stack:
         askers = {}

@@ -1,9 +1,8 @@
 """The numbers of a level, computed from its records, each with its confidence interval.
 
-Throughput is counted in the window alone: a request's work is spread evenly over the time it
-took (output tokens from the first token to the last, prompt tokens before the first), and
-what of it falls into the window counts. So a long request at either end neither adds nor
-hides anything.
+Throughput counts only work in the window: a request's work is spread evenly over its duration
+(output tokens from the first token to the last, prompt tokens before the first), and the part
+within the window counts. So a long request at either end distorts nothing.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ from llama_gguf_bench.records import Record
 
 QUANTILES: Final[Mapping[str, float]] = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 Span = tuple[float, float, float]
-"""An amount, and from when to when it was done."""
+"""An amount of work, with its beginning and end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """What is reported, and how: ``ms`` and ``/s`` are units for people; files have seconds."""
+    """A reported metric. The units ``ms`` and ``/s`` are for people; files have seconds."""
 
     name: str
     title: str
@@ -65,20 +64,20 @@ class Summary:
     """The numbers of one level."""
 
     metrics: Mapping[str, Estimate]
-    """Those of LATENCIES with ``.p50`` to ``.max`` behind the name, those of RATES as they are."""
+    """LATENCIES with the suffixes ``.p50`` to ``.max``, and RATES."""
     counted: int
     errors: Mapping[str, int]
     counted_by: Mapping[str, int]
     tokens: Mapping[str, int]
     engine_ratio: float | None
-    """Our tokens a second of one stream as a share of what llama.cpp's own timings say.
+    """Measured tokens per second of one stream, divided by those of llama.cpp's timings.
 
-    Both count the tokens after the first; its own ``predicted_per_second`` counts that one too.
+    Both count the tokens after the first, unlike its ``predicted_per_second``.
     """
 
 
 def summarise(level: Level, slo: Mapping[str, float]) -> Summary:
-    """Work out everything that is reported of *level*."""
+    """Compute all reported numbers of *level*."""
     counted = level.counted
     good = [record for record in counted if record.ok]
     metrics: dict[str, Estimate | None] = {}
@@ -159,7 +158,7 @@ def _rate(spans: Iterable[Span], level: Level) -> Estimate | None:
 
 
 def slices(spans: Iterable[Span], *, begin: float, end: float, count: int) -> list[float]:
-    """What is done in each of *count* equal parts of the time from *begin* to *end*."""
+    """The work in each of *count* equal parts of the time from *begin* to *end*."""
     found = [0.0] * count
     length = (end - begin) / count
     for amount, first, last in spans:
@@ -178,7 +177,7 @@ def slices(spans: Iterable[Span], *, begin: float, end: float, count: int) -> li
 
 
 def _per_stream(good: Sequence[Record]) -> dict[str, Estimate | None]:
-    """Medians: what one client sees."""
+    """Medians of single streams, as one client sees them."""
     output = [[1 / tpot] for r in good if (tpot := r.tpot)]
     prompt = [[r.prompt_tokens / t] for r in good if (t := r.ttft) and r.prompt_tokens is not None]
     found: dict[str, Estimate | None] = {}
@@ -188,11 +187,11 @@ def _per_stream(good: Sequence[Record]) -> dict[str, Estimate | None]:
     return found
 
 
-# SLO, tokens, the engine's word -----------------------------------------------------------------
+# SLO, tokens, the engine's timings --------------------------------------------------------------
 
 
 def is_within(record: Record, slo: Mapping[str, float]) -> bool:
-    """Whether *record* succeeded and kept every bound. One that cannot be told is not kept."""
+    """Whether *record* succeeded within every bound. An unknown value is not within."""
     return record.ok and all(
         (value := getattr(record, name)) is not None and value <= bound
         for name, bound in slo.items()
@@ -219,7 +218,7 @@ def _tokens(good: Sequence[Record]) -> dict[str, int]:
 
 
 def _engine_ratio(good: Sequence[Record]) -> float | None:
-    """Seconds that llama.cpp says it took for the output, over the seconds that we saw it take."""
+    """The seconds for the output in llama.cpp's timings, divided by the measured seconds."""
     pairs = [
         (r.engine_output_seconds, r.last - r.first)
         for r in good

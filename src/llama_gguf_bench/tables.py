@@ -27,7 +27,7 @@ _ADDED_TITLES: Final = {f"added_{name}_seconds": f"added to {t}" for name, t in 
 
 
 def number(value: float) -> str:
-    """Three digits that count, and never an exponent."""
+    """A number with three significant digits and without an exponent."""
     size = abs(value)
     for bound, digits in ((100, 0), (10, 1), (1, 2)):
         if size >= bound:
@@ -36,7 +36,7 @@ def number(value: float) -> str:
 
 
 def scaled(value: float, unit: str) -> float:
-    """From what files hold to what people read: seconds to ms, shares to per cent."""
+    """The factor from a file's unit to the displayed one: seconds to ms, shares to per cent."""
     return value * {"ms": 1e3, "%": 1e2}.get(unit, 1.0)
 
 
@@ -52,7 +52,7 @@ def columns(results: Results) -> Row:
 
 
 def rows(results: Results) -> list[Row]:
-    """One row a number, one column a load; rows that would be empty are left out."""
+    """One row per metric, one column per load, without empty rows."""
     return [row for row in _rows(results) if any(cell != NOTHING for cell in row[1:])]
 
 
@@ -95,7 +95,7 @@ def _engine(summary: Summary) -> str:
 
 
 def notes(results: Results) -> list[str]:
-    """What has to be said beside the numbers."""
+    """Remarks on the numbers."""
     found = []
     for level, summary in results:
         where = level.load.text
@@ -134,7 +134,7 @@ def smallest_latency(summary: Summary) -> float | None:
     return min(medians, default=None)
 
 
-# What a gateway adds ------------------------------------------------------------------------------
+# Overhead -----------------------------------------------------------------------------------------
 
 ADDED_COLUMNS: Final = (
     *("", "STREAMS", "BLOCKS", "DIRECT", "GATEWAY", "ADDED (MEDIAN)", "ADDED (MEAN)"),
@@ -142,7 +142,7 @@ ADDED_COLUMNS: Final = (
 
 
 def added_rows(found: Sequence[tuple[Turns, Mapping[str, Added]]]) -> list[Row]:
-    """One row a measure and number of streams; milliseconds, with 95 % intervals."""
+    """One row per measure and number of streams; milliseconds, with 95 % intervals."""
     return [
         (
             f"{MEASURES[name]} ms",
@@ -167,7 +167,7 @@ def with_bounds(estimate: Estimate) -> str:
 
 
 def added_notes(found: Sequence[tuple[Turns, Mapping[str, Added]]]) -> list[str]:
-    """What has to be said beside them."""
+    """Remarks on the differences."""
     notes = []
     for turns, measures in found:
         where = Load(streams=turns.streams).text
@@ -227,7 +227,7 @@ _CSV_COLUMNS: Final = ("streams", "rate", "metric", "value", "low", "high")
 
 
 def as_csv(results: Results) -> str:
-    """One line a number; seconds and shares, as in the JSON file."""
+    """One line per number; seconds and shares, as in the JSON file."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(_CSV_COLUMNS)
@@ -242,7 +242,7 @@ def as_csv(results: Results) -> str:
 
 
 def added_csv(found: Sequence[tuple[Turns, Mapping[str, Added]]]) -> str:
-    """The same for what a gateway adds: one line a measure and statistic."""
+    """The CSV of a gateway's overhead: one line per measure and statistic."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(_CSV_COLUMNS)

@@ -18,7 +18,7 @@ STREAMS  ?= 2000
 SECONDS  ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test soak hostile fuzz bench cost compiled check format lint types imports docs lock reference clean
+.PHONY: help setup run test test-fast soak hostile fuzz bench cost compiled check format lint types imports docs lock reference clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ run: $(VENV)/.run ## serve the demo model (or MODEL=... DATA_DIR=... HOST=...)
 
 test: $(VENV)/.dev ## run every test, with the real engine and the real demo model
 	$(BIN)/pytest
+
+test-fast: $(VENV)/.dev ## run the tests that start no processes, in less than a minute
+	$(BIN)/pytest -m 'not image and not processes'
 
 test-image: $(VENV)/.dev ## build the CPU image and run it, with Docker or with buildah, which it installs
 	@docker info >/dev/null 2>&1 || { command -v buildah && command -v debootstrap; } >/dev/null \

@@ -87,29 +87,29 @@ class Backend(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         # Parsing the JSON of every request would cost as much as all the rest.
-        asked = json.loads(self._body) if b'"stream"' in self._body else {}
+        options = json.loads(self._body) if b'"stream"' in self._body else {}
         if not self._is_authorized:
             self._transport.write(_UNAUTHORIZED)
-        elif asked.get("stream"):
-            self._begin_stream(asked)
+        elif options.get("stream"):
+            self._begin_stream(options)
         else:
             self._transport.write(_OK)
 
     # Streams ------------------------------------------------------------------------------------
 
-    def _begin_stream(self, asked: dict[str, Any]) -> None:
-        self._events_left = int(asked["events"])
-        self._tick_seconds = asked["tick_ms"] / 1000
+    def _begin_stream(self, options: dict[str, Any]) -> None:
+        self._remaining_events = int(options["events"])
+        self._tick_seconds = options["tick_ms"] / 1000
         self._due_at = self._loop.time()
         self._transport.write(_STREAM_HEAD)
         self._on_tick()
 
     def _on_tick(self) -> None:
-        if not self._events_left:
+        if not self._remaining_events:
             self._transport.write(_chunk(LAST_EVENT) + b"0\r\n\r\n")
             return
         self._transport.write(_chunk(_EVENT % time.monotonic_ns()))
-        self._events_left -= 1
+        self._remaining_events -= 1
         self._due_at += self._tick_seconds
         self._next_event = self._loop.call_at(self._due_at, self._on_tick)
 

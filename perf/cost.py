@@ -121,15 +121,15 @@ def measured_instructions() -> dict[str, float]:
 # System calls -------------------------------------------------------------------------------------
 
 
-def answer_all(listener: socket.socket) -> None:
+def respond_to_all(listener: socket.socket) -> None:
     """A substitute for the engine: 200 to every request, one connection at a time."""
     with contextlib.suppress(OSError):
         while True:
             connection = listener.accept()[0]
-            threading.Thread(target=_answer, args=(connection,), daemon=True).start()
+            threading.Thread(target=_respond, args=(connection,), daemon=True).start()
 
 
-def _answer(connection: socket.socket) -> None:
+def _respond(connection: socket.socket) -> None:
     with connection, contextlib.suppress(OSError):
         while connection.recv(65536):
             connection.sendall(ANSWER)
@@ -137,7 +137,7 @@ def _answer(connection: socket.socket) -> None:
 
 def measured_system_calls() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as engine:
-        threading.Thread(target=answer_all, args=(engine,), daemon=True).start()
+        threading.Thread(target=respond_to_all, args=(engine,), daemon=True).start()
         counts = [system_calls(Path(folder), engine.getsockname()[1], n) for n in (FEW, MANY)]
     return {"system calls a request": (counts[1] - counts[0]) / (MANY - FEW)}
 

@@ -40,15 +40,15 @@ def loaded(text: str) -> Authenticator:
     return principals
 
 
-def asks(principals: Authenticator, presented: str) -> Callable[[], None]:
+def finder(principals: Authenticator, presented: str) -> Callable[[], None]:
     read = RequestFields()
     read.authorizations.append(b"Bearer " + presented.encode())
 
-    def ask() -> None:
+    def find() -> None:
         with suppress(Unauthorized):
             principals.authenticate(read, "192.0.2.1", now=0.0, wall=0.0)
 
-    return ask
+    return find
 
 
 def best(work: Callable[[], object], number: int) -> float:
@@ -63,8 +63,8 @@ def row(size: int) -> list[str]:
         f"{size:,}",
         f"{best(lambda: loaded(plain), 1) * 1e3:.2f}",
         f"{best(lambda: loaded(digests), 1) * 1e3:.2f}",
-        f"{best(asks(principals, secret(size - 1)), LOOK_UPS) * 1e6:.2f}",
-        f"{best(asks(principals, secret(size)), LOOK_UPS) * 1e6:.2f}",
+        f"{best(finder(principals, secret(size - 1)), LOOK_UPS) * 1e6:.2f}",
+        f"{best(finder(principals, secret(size)), LOOK_UPS) * 1e6:.2f}",
     ]
 
 

@@ -178,8 +178,8 @@ async def streams(
         if settled == count:
             on_settled()
 
-    asked = {"model": "m", "stream": True, "events": events, "tick_ms": tick_ms}
-    request = _request(key, json.dumps(asked).encode())
+    options = {"model": "m", "stream": True, "events": events, "tick_ms": tick_ms}
+    request = _request(key, json.dumps(options).encode())
     clients = await _run(
         port, lambda: _Stream(request, events, settle), count=count, seconds=events * tick_ms / 1000
     )

@@ -153,7 +153,7 @@ class Running:
         self._output = folder / OUTPUT
         self.port = port
         self.socket_path = folder / SOCKET
-        """The backend's socket; empty for the others."""
+        """The socket of the backend; other peers have none."""
 
     def wait_until_ready(self) -> float:
         """Wait for a 200 on /ping; return the seconds since the start.
@@ -188,12 +188,12 @@ class Running:
         return sum(int(rollup.partition("\nRss:")[2].split()[0]) for rollup in rollups)
 
     def _tree(self) -> Iterator[int]:
-        left = [self._process.pid]
-        while left:
-            pid = left.pop()
+        remaining = [self._process.pid]
+        while remaining:
+            pid = remaining.pop()
             yield pid
             for thread in Path(f"/proc/{pid}/task").iterdir():
-                left += map(int, (thread / "children").read_text().split())
+                remaining += map(int, (thread / "children").read_text().split())
 
 
 @contextlib.contextmanager

@@ -9,7 +9,10 @@ from hypothesis import settings
 settings.register_profile("deterministic", derandomize=True, deadline=None)
 settings.load_profile("deterministic")
 
-pytest_plugins = ["tests.support.rigs"]  # the fixtures new_rig, rig and play
+pytest_plugins = [
+    "tests.support.rigs",  # the fixtures new_rig, rig and play
+    "tests.support.process_guard",
+]
 
 # `make check &` of a script leaves SIGINT ignored, which every process of a test would inherit:
 # none would heed a Ctrl-C.

@@ -74,7 +74,7 @@ def circumstances(a: Run, b: Run) -> list[str]:
     """The other differences, which may explain a change of the metrics."""
     found = []
     for part in _CIRCUMSTANCES:
-        first, second = _flat(a.said.get(part)), _flat(b.said.get(part))
+        first, second = _flat(a.document.get(part)), _flat(b.document.get(part))
         # Another seed gives other prompts of the same length, which explains no change.
         for name in sorted((first.keys() | second.keys()) - {"seed"}):
             if (was := first.get(name)) != (now := second.get(name)):
@@ -82,8 +82,8 @@ def circumstances(a: Run, b: Run) -> list[str]:
     return found
 
 
-def _flat(said: Any) -> Mapping[str, Any]:
-    return said if isinstance(said, dict) else {}
+def _flat(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _text(value: object) -> str:

@@ -19,12 +19,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, cast
 
-from llama_gguf_bench.answers import Answer
 from llama_gguf_bench.connection import Clock, ConnectionLost, Sink, Target
 from llama_gguf_bench.lag import Generator, LagMeter
 from llama_gguf_bench.options import Load, Options
 from llama_gguf_bench.prompts import Body
 from llama_gguf_bench.records import INTERRUPTED, Record
+from llama_gguf_bench.responses import Response
 
 PAUSE_AFTER_ERROR_SECONDS: Final = 0.5
 """Otherwise a server that rejects immediately would get thousands of requests a second."""
@@ -66,7 +66,7 @@ class Level:
         return [r for r in self.records if r.intended >= self.begin and r.error != INTERRUPTED]
 
 
-class Asker:
+class Sender:
     """Sends requests and records the result of each.
 
     Args:
@@ -89,17 +89,17 @@ class Asker:
         self._options = options
         self._fixed = fixed
 
-    async def ask(self, body: Body, records: list[Record], *, intended: float) -> Record:
+    async def send(self, body: Body, records: list[Record], *, intended: float) -> Record:
         """Send *body*; *records* gets its record in any case."""
         options = self._options
         request = self._connections.target.request(
             "POST", options.path, json.dumps({**self._fixed, **body}).encode()
         )
         record = Record(intended, self.now(), streamed=options.streamed)
-        answer = Answer(record, streamed=options.streamed)
+        response = Response(record, streamed=options.streamed)
         try:
             async with asyncio.timeout(options.timeout):
-                await self._connections.exchange(request, answer, _noting(record))
+                await self._connections.exchange(request, response, _noting(record))
         except TimeoutError:
             record.error = "timeout"
         except ConnectionLost as error:
@@ -110,8 +110,8 @@ class Asker:
             record.error = INTERRUPTED
             raise
         finally:
-            if not answer.done:
-                answer.count_events()
+            if not response.done:
+                response.count_events()
             records.append(record)
         return record
 
@@ -158,13 +158,13 @@ class Budget:
 
 
 async def closed_loop(
-    asker: Asker, bodies: Iterator[Body], budget: Budget, *, streams: int, records: list[Record]
+    sender: Sender, bodies: Iterator[Body], budget: Budget, *, streams: int, records: list[Record]
 ) -> None:
     """Keep *streams* requests active until *budget* is used up."""
 
     async def stream() -> None:
-        while budget.may_begin(now := asker.now()):
-            record = await asker.ask(next(bodies), records, intended=now)
+        while budget.may_begin(now := sender.now()):
+            record = await sender.send(next(bodies), records, intended=now)
             if record.error:
                 await asyncio.sleep(PAUSE_AFTER_ERROR_SECONDS)
 
@@ -174,7 +174,7 @@ async def closed_loop(
 
 
 async def open_loop(
-    asker: Asker,
+    sender: Sender,
     bodies: Iterator[Body],
     budget: Budget,
     *,
@@ -183,11 +183,11 @@ async def open_loop(
     records: list[Record],
 ) -> None:
     """Send requests at random times, *rate* a second on average, regardless of earlier ones."""
-    due = asker.now()
+    due = sender.now()
     async with asyncio.TaskGroup() as group:
         while budget.may_begin(due := due + rng.expovariate(rate)):
-            await asyncio.sleep(due - asker.now())
-            group.create_task(asker.ask(next(bodies), records, intended=due))
+            await asyncio.sleep(due - sender.now())
+            group.create_task(sender.send(next(bodies), records, intended=due))
 
 
 async def run_level(
@@ -203,20 +203,20 @@ async def run_level(
 ) -> Level:
     """Send one level of load. When cancelled, it ends and returns the results so far."""
     level = Level(load)
-    asker = Asker(connections, options, fixed, now=now)
+    sender = Sender(connections, options, fixed, now=now)
     meter = LagMeter(now)
     began, sent_again = now(), connections.sent_again
     budget = Budget(options, began, minimum=load.streams or 1)
     meter.start()
     try:
-        async with _telling(lambda: progress(budget, level)):
+        async with _reporting(lambda: progress(budget, level)):
             if load.rate is not None:
                 await open_loop(
-                    asker, bodies, budget, rate=load.rate, rng=rng, records=level.records
+                    sender, bodies, budget, rate=load.rate, rng=rng, records=level.records
                 )
             else:
                 streams = load.streams or 1
-                await closed_loop(asker, bodies, budget, streams=streams, records=level.records)
+                await closed_loop(sender, bodies, budget, streams=streams, records=level.records)
     except asyncio.CancelledError:
         level.interrupted = True
         cast(
@@ -243,12 +243,12 @@ def _close(level: Level, budget: Budget, began: float, ended: float, *, counts: 
 
 
 @asynccontextmanager
-async def _telling(tell: Callable[[], None]) -> AsyncIterator[None]:
-    """Call *tell*, which shows the progress, five times a second."""
+async def _reporting(report: Callable[[], None]) -> AsyncIterator[None]:
+    """Call *report*, which shows the progress, five times a second."""
 
     async def repeat() -> None:
         while True:
-            tell()
+            report()
             await asyncio.sleep(0.2)
 
     async with asyncio.TaskGroup() as group:

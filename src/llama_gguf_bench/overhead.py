@@ -18,7 +18,7 @@ from typing import Any, Final
 from llama_gguf_bench.connection import Clock
 from llama_gguf_bench.estimates import Estimate, bootstrap
 from llama_gguf_bench.lag import Generator, LagMeter
-from llama_gguf_bench.load import PAUSE_AFTER_ERROR_SECONDS, Asker, clock
+from llama_gguf_bench.load import PAUSE_AFTER_ERROR_SECONDS, Sender, clock
 from llama_gguf_bench.options import Options
 from llama_gguf_bench.prompts import Body
 from llama_gguf_bench.records import Record
@@ -61,7 +61,7 @@ class Added:
 async def take_turns(
     streams: int,
     options: Options,
-    askers: Mapping[str, Asker],
+    senders: Mapping[str, Sender],
     bodies: Iterator[Body],
     *,
     rng: random.Random,
@@ -75,11 +75,11 @@ async def take_turns(
     turns, meter = Turns(streams), LagMeter(now)
     meter.start()
     try:
-        await _block(streams, askers, bodies, rng=rng)
+        await _block(streams, senders, bodies, rng=rng)
         begin = now()
         while (share := _share_done(turns, options, now() - begin)) < 1:
             progress(turns, share)
-            if not _note(turns, await _block(streams, askers, bodies, rng=rng)):
+            if not _note(turns, await _block(streams, senders, bodies, rng=rng)):
                 await asyncio.sleep(PAUSE_AFTER_ERROR_SECONDS)
     except asyncio.CancelledError:
         turns.interrupted = True
@@ -96,16 +96,16 @@ def _share_done(turns: Turns, options: Options, elapsed: float) -> float:
 
 
 async def _block(
-    streams: int, askers: Mapping[str, Asker], bodies: Iterator[Body], *, rng: random.Random
+    streams: int, senders: Mapping[str, Sender], bodies: Iterator[Body], *, rng: random.Random
 ) -> Mapping[str, list[Record]]:
     found: dict[str, list[Record]] = {}
     for side in rng.sample(SIDES, k=len(SIDES)):
         records: list[Record] = []
         found[side] = records
-        asker = askers[side]
+        sender = senders[side]
         async with asyncio.TaskGroup() as group:
             for body in islice(bodies, streams):
-                group.create_task(asker.ask(body, records, intended=asker.now()))
+                group.create_task(sender.send(body, records, intended=sender.now()))
     return found
 
 

@@ -114,15 +114,15 @@ def from_lines(lines: Iterable[str], *, chat: bool) -> list[Body]:
 
 def _from_line(line: str, number: int, *, chat: bool) -> Body:
     try:
-        said = json.loads(line)
+        value = json.loads(line)
     except ValueError:
         raise UserError(f"--prompts: line {number} is not JSON", 2) from None
-    if isinstance(said, str):
-        return as_body(said, chat=chat)
-    if isinstance(said, dict) and isinstance(said.get("prompt"), str):
-        rest = {name: value for name, value in said.items() if name != "prompt"}
-        return as_body(said["prompt"], chat=chat) | rest
-    if chat and isinstance(said, dict) and isinstance(said.get("messages"), list):
-        return said
+    if isinstance(value, str):
+        return as_body(value, chat=chat)
+    if isinstance(value, dict) and isinstance(value.get("prompt"), str):
+        rest = {name: v for name, v in value.items() if name != "prompt"}
+        return as_body(value["prompt"], chat=chat) | rest
+    if chat and isinstance(value, dict) and isinstance(value.get("messages"), list):
+        return value
     wanted = '"prompt" or "messages"' if chat else '"prompt"'
     raise UserError(f"--prompts: line {number} is neither a string nor an object with {wanted}", 2)

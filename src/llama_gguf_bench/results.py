@@ -86,7 +86,7 @@ class Run:
     """The part of a result file that a comparison needs."""
 
     name: str
-    said: Mapping[str, Any]
+    document: Mapping[str, Any]
     levels: Mapping[str, Metrics]
     """Estimates by metric, by load such as ``4 streams`` or ``2/s``."""
 
@@ -98,16 +98,18 @@ def read(name: str, text: str) -> Run:
         UserError: it is not a result file, or its format is unknown to this version.
     """
     try:
-        said = json.loads(text)
-        if said["format"] != FORMAT:
-            raise UserError(f"{name} has the format {said['format']!r}, not {FORMAT!r}.", 2)
-        levels = {_load_text(level["load"]): _metrics(level) for level in said.get("levels", [])}
+        document = json.loads(text)
+        if document["format"] != FORMAT:
+            raise UserError(f"{name} has the format {document['format']!r}, not {FORMAT!r}.", 2)
+        levels = {
+            _load_text(level["load"]): _metrics(level) for level in document.get("levels", [])
+        }
         levels |= {
-            f"added at {turns['streams']}": _added(turns) for turns in said.get("overhead", [])
+            f"added at {turns['streams']}": _added(turns) for turns in document.get("overhead", [])
         }
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{name} is not a file written by `llama-gguf bench --json`.", 2) from None
-    return Run(name, said, levels)
+    return Run(name, document, levels)
 
 
 def _load_text(load: Mapping[str, Any]) -> str:

@@ -70,10 +70,10 @@ async def get(connections: Connections, path: str) -> Mapping[str, Any]:
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):
             await connections.exchange(connections.target.request("GET", path), sink)
-        said = json.loads(sink.body) if sink.status in (200, 503) else {}
+        document = json.loads(sink.body) if sink.status in (200, 503) else {}
     except (OSError, TimeoutError, ConnectionLost, ValueError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return document if isinstance(document, dict) else {}
 
 
 async def look(connections: Connections) -> Server:
@@ -90,8 +90,8 @@ async def look(connections: Connections) -> Server:
     return server
 
 
-def _read_models(server: Server, said: Mapping[str, Any]) -> None:
-    rows = said.get("data")
+def _read_models(server: Server, document: Mapping[str, Any]) -> None:
+    rows = document.get("data")
     found = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     server.models = tuple(str(row["id"]) for row in found if row.get("id"))
     if found:
@@ -100,11 +100,11 @@ def _read_models(server: Server, said: Mapping[str, Any]) -> None:
         server.model = dict(meta) if isinstance(meta, dict) else {}
 
 
-def _read_props(server: Server, said: Mapping[str, Any]) -> None:
-    server.engine = str(said.get("build_info") or "")
+def _read_props(server: Server, document: Mapping[str, Any]) -> None:
+    server.engine = str(document.get("build_info") or "")
     server.is_llama_cpp = server.is_llama_cpp or bool(server.engine)
-    server.model_path = str(said.get("model_path") or "")
-    slots, defaults = said.get("total_slots"), said.get("default_generation_settings")
+    server.model_path = str(document.get("model_path") or "")
+    slots, defaults = document.get("total_slots"), document.get("default_generation_settings")
     server.slots = slots if isinstance(slots, int) else None
     context = defaults.get("n_ctx") if isinstance(defaults, dict) else None
     server.context = context if isinstance(context, int) else None
@@ -112,10 +112,10 @@ def _read_props(server: Server, said: Mapping[str, Any]) -> None:
 
 def _slots(health: Mapping[str, Any]) -> tuple[int | None, int | None]:
     """Slots in use and in total, from our gateway's /health."""
-    said = health.get("slots")
-    if not isinstance(said, dict):
+    document = health.get("slots")
+    if not isinstance(document, dict):
         return None, None
-    used, total = said.get("used"), said.get("total")
+    used, total = document.get("used"), document.get("total")
     return used if isinstance(used, int) else None, total if isinstance(total, int) else None
 
 
@@ -174,11 +174,11 @@ def model_name(server: Server, wanted: str) -> str:
     return wanted or next(iter(server.models), "default")
 
 
-def calibrated(answers: Sequence[Mapping[str, Any]]) -> list[int | None]:
+def calibrated(responses: Sequence[Mapping[str, Any]]) -> list[int | None]:
     """The number of prompt tokens in each response, if the server reports it."""
     found: list[int | None] = []
-    for answer in answers:
-        usage = answer.get("usage")
+    for response in responses:
+        usage = response.get("usage")
         count = usage.get("prompt_tokens") if isinstance(usage, dict) else None
         found.append(count if isinstance(count, int) else None)
     return found

@@ -13,12 +13,12 @@ from typing import Any, Final
 
 from llama_gguf.errors import UserError
 from llama_gguf_bench import prompts, server
-from llama_gguf_bench.answers import error_message
 from llama_gguf_bench.connection import ConnectionLost, Connections, Target
-from llama_gguf_bench.load import Asker, Budget, Level, clock, run_level
+from llama_gguf_bench.load import Budget, Level, Sender, clock, run_level
 from llama_gguf_bench.options import Load, Options
 from llama_gguf_bench.overhead import SIDES, Turns, take_turns
 from llama_gguf_bench.prompts import Body
+from llama_gguf_bench.responses import error_message
 from llama_gguf_bench.server import Server, Watch, Whole
 
 Progress = Callable[[Load, Budget, Level], None]
@@ -56,7 +56,7 @@ async def prepare(
     fixed = fixed_fields(options, found)
     if lines is not None:
         chosen = prompts.from_lines(lines, chat=options.chat)
-        await _ask_once(connections, options, {**fixed, **chosen[0]})
+        await _send_once(connections, options, {**fixed, **chosen[0]})
         return Prepared(found, fixed, itertools.cycle(chosen))
     scale = await _calibrate(connections, options, fixed)
     bodies = prompts.synthetic(
@@ -88,18 +88,18 @@ async def _calibrate(
     connections: Connections, options: Options, fixed: Mapping[str, Any]
 ) -> prompts.Scale:
     rng = random.Random(options.seed)  # noqa: S311  # load, not secrets
-    said = [
-        await _ask_once(
+    counted = [
+        await _send_once(
             connections,
             options,
             {**fixed, **prompts.as_body(prompts.text_of(words, rng), chat=options.chat)},
         )
         for words in prompts.CALIBRATION_WORDS
     ]
-    return prompts.scale_of(server.calibrated(said))
+    return prompts.scale_of(server.calibrated(counted))
 
 
-async def _ask_once(
+async def _send_once(
     connections: Connections, options: Options, body: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     """The response to one small request, not streamed.
@@ -122,13 +122,13 @@ async def _ask_once(
             f"{target.url} cannot be reached: {_reason(error)}. Check that it runs."
         ) from None
     if sink.status != 200:
-        said = error_message(sink.body) or "no reason given"
+        reason = error_message(sink.body) or "no reason given"
         hint = f" {target.key_hint}" if sink.status in (401, 403) else _HINTS.get(sink.status, "")
-        raise UserError(f"{target.url} returned status {sink.status}: {said.rstrip('.')}.{hint}")
+        raise UserError(f"{target.url} returned status {sink.status}: {reason.rstrip('.')}.{hint}")
     with suppress(ValueError):
-        answer = json.loads(sink.body)
-        if isinstance(answer, dict) and answer.get("choices"):
-            return answer
+        response = json.loads(sink.body)
+        if isinstance(response, dict) and response.get("choices"):
+            return response
     raise UserError(f"{target.url} responded, but not like an OpenAI-compatible endpoint.")
 
 
@@ -149,7 +149,7 @@ async def run_loads(
     with closing(Connections(target, clock, keeps=options.keeps_connections)) as connections:
         prepared = await prepare(connections, options, lines)
         for load in options.loads:
-            async with _watched(target, is_ours=bool(prepared.server.gateway)) as told:
+            async with _watched(target, is_ours=bool(prepared.server.gateway)) as observed:
                 level = await run_level(
                     load,
                     options,
@@ -159,7 +159,7 @@ async def run_loads(
                     progress=_bound(progress, load),
                     rng=rng,
                 )
-            level.server = told
+            level.server = observed
             levels.append(level)
             if level.interrupted:
                 break
@@ -173,9 +173,9 @@ def _bound(progress: Progress, load: Load) -> Callable[[Budget, Level], None]:
 @asynccontextmanager
 async def _watched(target: Target, *, is_ours: bool) -> AsyncIterator[dict[str, Any]]:
     """Observe the gateway's queue, if there is a gateway; the values are complete at the end."""
-    told: dict[str, Any] = {}
+    observed: dict[str, Any] = {}
     if not is_ours:
-        yield told
+        yield observed
         return
     with closing(Connections(target, clock)) as connections:  # separate from those of the load
         watch = Watch(connections)
@@ -183,12 +183,12 @@ async def _watched(target: Target, *, is_ours: bool) -> AsyncIterator[dict[str, 
         loop = asyncio.get_running_loop()
         watching = loop.create_task(watch.run())
         try:
-            yield told
+            yield observed
         finally:
             watching.cancel()
         with suppress(asyncio.CancelledError):
             await watching
-        told |= await watch.end()
+        observed |= await watch.end()
 
 
 async def run_turns(
@@ -212,16 +212,16 @@ async def run_turns(
     rng = random.Random(options.seed)  # noqa: S311  # the order of two sides
     found: list[Turns] = []
     with ExitStack() as stack:
-        askers = {}
+        senders = {}
         for side in SIDES:
             connections = Connections(targets[side], clock, keeps=options.keeps_connections)
             stack.enter_context(closing(connections))
             prepared = await prepare(connections, options, lines)
-            askers[side] = Asker(connections, options, prepared.fixed)
+            senders[side] = Sender(connections, options, prepared.fixed)
         for load in options.loads:
             found.append(
                 await take_turns(
-                    load.streams or 1, options, askers, prepared.bodies, rng=rng, progress=progress
+                    load.streams or 1, options, senders, prepared.bodies, rng=rng, progress=progress
                 )
             )
             if found[-1].interrupted:

@@ -65,11 +65,11 @@ def _rows(results: Results) -> Iterator[Row]:
             name = f"{measure.title} {q} {measure.unit}"
             yield (name, *_cells(results, f"{measure.name}.{q}", measure.unit))
     yield ("cached prompt tokens %", *(_cached(s) for _, s in results))
-    yield ("slots used, mean", *(_told(level, "slots_used_mean") for level, _ in results))
-    yield ("queue length, maximum", *(_told(level, "queue_max") for level, _ in results))
+    yield ("slots used, mean", *(_fact(level, "slots_used_mean") for level, _ in results))
+    yield ("queue length, maximum", *(_fact(level, "queue_max") for level, _ in results))
     yield (
         "wait in queue, mean ms",
-        *(_told(level, "queue_wait_mean_seconds", 1e3) for level, _ in results),
+        *(_fact(level, "queue_wait_mean_seconds", 1e3) for level, _ in results),
     )
     yield ("tokens/s, % of llama.cpp's value", *(_engine(s) for _, s in results))
 
@@ -83,7 +83,7 @@ def _cached(summary: Summary) -> str:
     return number(100 * summary.tokens["cached"] / prompt) if prompt else NOTHING
 
 
-def _told(level: Level, name: str, factor: float = 1) -> str:
+def _fact(level: Level, name: str, factor: float = 1) -> str:
     if name not in level.server:
         return NOTHING
     value = level.server[name] * factor
@@ -100,10 +100,10 @@ def notes(results: Results) -> list[str]:
     for level, summary in results:
         where = level.load.text
         if level.interrupted:
-            left = sum(r.error == INTERRUPTED for r in level.records)
+            unfinished = sum(r.error == INTERRUPTED for r in level.records)
             found.append(
                 f"{where}: interrupted after {level.end:.1f} s, "
-                f"{left} unfinished requests excluded."
+                f"{unfinished} unfinished requests excluded."
             )
         if not summary.counted:
             found.append(f"{where}: no request was counted; use a longer --duration.")
@@ -119,12 +119,12 @@ def notes(results: Results) -> list[str]:
 
 def _counting(results: Results) -> list[str]:
     sources = {source for _, summary in results for source in summary.counted_by}
-    told = {
+    counted_from = {
         "usage": "the server's usage",
         "timings": "llama.cpp's timings",
         "events": "events with text, as one token each, because the server reports no count",
     }
-    return [f"Tokens are counted from: {told[source]}." for source in sorted(sources)]
+    return [f"Tokens are counted from: {counted_from[source]}." for source in sorted(sources)]
 
 
 def smallest_latency(summary: Summary) -> float | None:

@@ -284,6 +284,7 @@ def child_at(path: Path, added: str, where: str) -> Iterator[subprocess.Popen[st
             child.kill()
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("where", "text"), [("change", OLD), ("synced", OLD), ("renamed", OLD + "new\n")]
 )
@@ -298,6 +299,7 @@ def test_a_process_killed_during_an_edit_leaves_the_complete_old_or_new_file(
     assert all(mode_of(path.parent / name) == 0o600 for name in os.listdir(path.parent))
 
 
+@pytest.mark.processes
 def test_a_killed_process_holds_no_lock(path: Path) -> None:
     with child_at(path, "new\n", "change") as child:
         child.kill()
@@ -309,6 +311,7 @@ def test_a_killed_process_holds_no_lock(path: Path) -> None:
     assert only_file(path)
 
 
+@pytest.mark.processes
 def test_an_edit_holds_the_lock_while_it_computes_the_change(path: Path) -> None:
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -319,6 +322,7 @@ def test_an_edit_holds_the_lock_while_it_computes_the_change(path: Path) -> None
         os.close(folder)
 
 
+@pytest.mark.processes
 def test_a_concurrent_edit_sees_the_result_of_the_first(path: Path) -> None:
     with child_at(path, "one\n", "change") as first:
         argv = [sys.executable, "-c", CHILD, str(path), "two\n", "nowhere"]
@@ -329,6 +333,7 @@ def test_a_concurrent_edit_sees_the_result_of_the_first(path: Path) -> None:
     assert path.read_text() == OLD + "one\ntwo\n"
 
 
+@pytest.mark.processes
 def test_a_full_disk_leaves_the_old_file_and_no_temporary_file(path: Path) -> None:
     limited = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
@@ -344,6 +349,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_temporary_file(path: Path) -> No
     assert only_file(path)
 
 
+@pytest.mark.processes
 def test_the_module_imports_nothing_heavy() -> None:
     listing = "import sys, llama_gguf.access.key_file; print(*sys.modules)"
     argv = [sys.executable, "-c", listing]

@@ -43,7 +43,7 @@ def test_a_faster_run_is_better() -> None:
     assert (found["latency_seconds.p50"], found["requests_per_second"]) == (BETTER, BETTER)
 
 
-def test_the_largest_value_says_nothing_about_the_next_run() -> None:
+def test_the_maximum_is_not_compared() -> None:
     assert verdicts(run("a"), run("b", slower=2.0))["ttft_seconds.max"] == UNKNOWN
 
 
@@ -62,7 +62,7 @@ def test_the_verdict_follows_the_bounds(metric: str, found: Estimate, expected: 
     assert compare.verdict(metric, found) == expected
 
 
-def test_loads_that_only_one_run_has_are_named() -> None:
+def test_loads_of_only_one_run_are_named() -> None:
     a, b = run("a", streams=1), run("b", streams=2)
 
     assert list(compare.changes(a, b)) == []
@@ -70,7 +70,7 @@ def test_loads_that_only_one_run_has_are_named() -> None:
     assert "nothing to compare" in compare.verdict_sentence([])
 
 
-def test_what_else_was_different_is_told() -> None:
+def test_other_differences_are_listed() -> None:
     a = results.read("a", json.dumps(document(level())))
     b = results.read("b", json.dumps(document(level(), machine={"cpu": "b CPU", "cpus": 2})))
 
@@ -81,7 +81,7 @@ def test_what_else_was_different_is_told() -> None:
     ]
 
 
-def test_another_seed_is_no_other_circumstance() -> None:
+def test_another_seed_is_not_listed_as_a_difference() -> None:
     one, other = (
         results.read("x", json.dumps(document(level(), settings={"seed": seed, "chat": True})))
         for seed in (1, 2)

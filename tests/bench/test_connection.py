@@ -15,7 +15,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\
 
 
 class Kept:
-    """A sink that keeps everything."""
+    """A sink that stores everything."""
 
     def __init__(self) -> None:
         self.statuses: list[int] = []
@@ -33,7 +33,7 @@ class Kept:
 
 
 class Wire(asyncio.Transport):
-    """What a connection writes, and whether it was cut."""
+    """A transport that records writes and aborts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Wire(asyncio.Transport):
 
 
 def exchange(*parts: bytes | None) -> tuple[Kept, Connection, Wire]:
-    """One exchange whose answer comes in *parts*; None is the end of the connection."""
+    """One exchange whose response arrives in *parts*; None is the end of the connection."""
     sink, wire = Kept(), Wire()
 
     async def scenario() -> Connection:
@@ -67,7 +67,7 @@ def exchange(*parts: bytes | None) -> tuple[Kept, Connection, Wire]:
 
 
 @pytest.mark.parametrize("answer", [ANSWER, CHUNKED])
-def test_an_answer_is_told_and_the_connection_can_be_used_again(answer: bytes) -> None:
+def test_a_response_is_passed_on_and_the_connection_is_reusable(answer: bytes) -> None:
     sink, connection, wire = exchange(answer)
 
     assert (sink.statuses, sink.body, sink.ended) == ([200], b"ok", True)
@@ -76,27 +76,27 @@ def test_an_answer_is_told_and_the_connection_can_be_used_again(answer: bytes) -
     assert wire.written.startswith(b"GET /")
 
 
-def test_an_answer_may_come_byte_by_byte() -> None:
+def test_a_response_can_arrive_byte_by_byte() -> None:
     sink, _, _ = exchange(*(bytes([byte]) for byte in CHUNKED))
 
     assert (sink.body, sink.ended) == (b"ok", True)
 
 
-def test_an_answer_without_a_length_ends_with_the_connection() -> None:
+def test_a_response_without_a_length_ends_with_the_connection() -> None:
     sink, connection, _ = exchange(b"HTTP/1.0 200 OK\r\n\r\nok", None)
 
     assert (sink.body, sink.ended) == (b"ok", True)
     assert not connection.is_open
 
 
-def test_an_informational_answer_is_not_the_answer() -> None:
+def test_an_informational_response_is_not_the_final_one() -> None:
     sink, _, _ = exchange(b"HTTP/1.1 100 Continue\r\n\r\n" + ANSWER)
 
     assert sink.statuses[-1] == 200
     assert sink.body == b"ok"
 
 
-def test_a_connection_that_is_announced_to_close_is_not_used_again() -> None:
+def test_a_connection_with_connection_close_is_not_reused() -> None:
     _, connection, wire = exchange(
         b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
     )
@@ -108,17 +108,17 @@ def test_a_connection_that_is_announced_to_close_is_not_used_again() -> None:
 @pytest.mark.parametrize(
     "parts", [(None,), (CHUNKED[:-5], None), (ANSWER[:-1], None), (b"HTTP/1.1 20", None)]
 )
-def test_an_answer_that_breaks_off_is_lost(parts: tuple[bytes | None, ...]) -> None:
+def test_a_truncated_response_is_an_error(parts: tuple[bytes | None, ...]) -> None:
     with pytest.raises(ConnectionLost, match="connection lost"):
         exchange(*parts)
 
 
-def test_what_is_no_http_is_said_to_be_none() -> None:
+def test_an_invalid_http_response_is_an_error() -> None:
     with pytest.raises(ConnectionLost, match="no HTTP"):
         exchange(b"SSH-2.0-OpenSSH_9.2\r\n")
 
 
-# Many of them -------------------------------------------------------------------------------------
+# The pool of connections --------------------------------------------------------------------------
 
 
 def with_connections(
@@ -137,7 +137,7 @@ def with_connections(
 
 
 async def get(connections: Connections) -> bool:
-    """Whether a new connection was made for it."""
+    """Whether a new connection was opened for the request."""
     opened: list[float] = []
     request = connections.target.request("GET", "/v1/models")
     await connections.exchange(request, Kept(), opened.append)
@@ -146,7 +146,7 @@ async def get(connections: Connections) -> bool:
     return bool(opened)
 
 
-def test_a_kept_connection_is_used_again(engine: Engine) -> None:
+def test_a_kept_connection_is_reused(engine: Engine) -> None:
     async def scenario(connections: Connections) -> None:
         assert await get(connections)
         assert not await get(connections)
@@ -154,7 +154,7 @@ def test_a_kept_connection_is_used_again(engine: Engine) -> None:
     with_connections(engine, scenario)
 
 
-def test_without_keeping_every_request_has_a_connection_of_its_own(engine: Engine) -> None:
+def test_without_keep_alive_every_request_uses_a_new_connection(engine: Engine) -> None:
     async def scenario(connections: Connections) -> None:
         assert await get(connections)
         assert await get(connections)
@@ -162,7 +162,7 @@ def test_without_keeping_every_request_has_a_connection_of_its_own(engine: Engin
     with_connections(engine, scenario, keeps=False)
 
 
-def test_a_request_that_finds_its_kept_connection_closed_goes_out_once_more() -> None:
+def test_a_request_on_a_closed_kept_connection_is_sent_once_more() -> None:
     async def scenario() -> int:
         served = 0
 
@@ -172,7 +172,7 @@ def test_a_request_that_finds_its_kept_connection_closed_goes_out_once_more() ->
             served += 1
             writer.write(ANSWER)
             if served == 1:
-                await reader.readuntil(b"\r\n\r\n")  # the second one is left without an answer
+                await reader.readuntil(b"\r\n\r\n")  # the second request gets no response
             writer.close()
             await writer.wait_closed()
 
@@ -189,7 +189,7 @@ def test_a_request_that_finds_its_kept_connection_closed_goes_out_once_more() ->
     assert asyncio.run(scenario()) == 1
 
 
-def test_nobody_listening_is_an_os_error() -> None:
+def test_a_refused_connection_is_an_os_error() -> None:
     async def scenario() -> None:
         with pytest.raises(OSError, match=r"\w"):
             await get(Connections(parse_target("http://127.0.0.1:1"), lambda: 1.0))
@@ -226,7 +226,7 @@ def test_a_unix_socket_is_a_target() -> None:
     ["", "localhost:8000", "ftp://h", "http://", "http://h:x", "http://h:99999", "http://h/?a=1",
      "http://user:secret@h", "http://\u00e4"],
 )  # fmt: skip
-def test_anything_else_is_refused_without_telling_a_password(url: str) -> None:
+def test_an_invalid_url_is_rejected_without_showing_its_password(url: str) -> None:
     with pytest.raises(UserError, match="is not the URL of an endpoint") as refused:
         parse_target(url)
 
@@ -234,7 +234,7 @@ def test_anything_else_is_refused_without_telling_a_password(url: str) -> None:
     assert "secret" not in str(refused.value)
 
 
-def test_a_file_of_certificates_that_is_not_there_is_named() -> None:
+def test_a_missing_certificate_file_is_named() -> None:
     with pytest.raises(UserError, match="--ca-file /nowhere: No such file"):
         parse_target("https://h", ca_file="/nowhere")
 
@@ -250,7 +250,7 @@ def test_the_key_is_sent_and_never_shown() -> None:
     assert "secret" not in repr(target)
 
 
-def test_a_unix_socket_is_asked_like_any_other(tmp_path: Path) -> None:
+def test_a_unix_socket_is_used_like_a_port(tmp_path: Path) -> None:
     async def scenario() -> bytes:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.readuntil(b"\r\n\r\n")

@@ -50,7 +50,7 @@ def test_batches_are_consecutive_and_lose_nothing() -> None:
     assert batches([]) == []
 
 
-def test_the_median_of_many_values_has_narrow_bounds_around_the_true_one() -> None:
+def test_the_median_of_many_values_has_narrow_bounds_around_the_true_median() -> None:
     rng = random.Random(1)
     found = median_of([[rng.gauss(10, 1)] for _ in range(2000)])
 
@@ -61,7 +61,7 @@ def test_the_median_of_many_values_has_narrow_bounds_around_the_true_one() -> No
 
 
 def test_the_bounds_hold_nearly_always() -> None:
-    """99 % of the time in the long run; of 300 tries, three misses are expected."""
+    """The bounds hold in 99 % of cases; three misses are expected in 300 trials."""
     rng = random.Random(2)
     missed = 0
     for _ in range(300):
@@ -73,8 +73,8 @@ def test_the_bounds_hold_nearly_always() -> None:
     assert missed <= 9
 
 
-def test_values_that_are_alike_within_a_request_count_for_little() -> None:
-    """A thousand gaps of ten requests are ten values rather than a thousand."""
+def test_correlated_values_within_a_request_count_little() -> None:
+    """A thousand gaps of ten requests carry the information of ten values."""
     rng = random.Random(3)
     paces = [rng.uniform(1, 2) for _ in range(20)]
     within = median_of([[pace] * 100 for pace in paces])
@@ -84,7 +84,7 @@ def test_values_that_are_alike_within_a_request_count_for_little() -> None:
     assert within.high is None or apart.high is None or within.high > apart.high
 
 
-def test_few_requests_say_nothing_about_a_high_quantile() -> None:
+def test_few_requests_give_no_bounds_for_a_high_quantile() -> None:
     found = quantile_estimates([[float(i)] for i in range(50)], (0.5, 0.99))
 
     assert found is not None
@@ -99,7 +99,7 @@ def test_too_few_values_have_no_bounds() -> None:
     assert mean_estimate([]) is None
 
 
-def test_neighbours_that_are_alike_widen_the_bounds_of_a_mean() -> None:
+def test_correlated_neighbours_widen_the_bounds_of_a_mean() -> None:
     wave = mean_estimate([1.0] * 10 + [2.0] * 10)
     mixed = mean_estimate([1.0, 2.0] * 10)
 
@@ -115,7 +115,7 @@ def test_a_steady_mean_has_no_noise() -> None:
     assert mean_estimate([3.0] * 20) == Estimate(3.0, 3.0, 3.0)
 
 
-def test_no_failure_seen_does_not_mean_that_there_are_none() -> None:
+def test_no_observed_failure_does_not_exclude_failures() -> None:
     few, many = share_estimate([False] * 20), share_estimate([False] * 2000)
 
     assert few is not None

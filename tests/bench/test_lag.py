@@ -15,7 +15,9 @@ def measured(*, late_by: float, cpu_share: float = 0.1) -> Generator:
     async def scenario(now: Callable[[], float]) -> Generator:
         calls = 0
 
-        def clock() -> float:  # two readings a tick: when it fires, and when the next is set
+        def clock() -> (
+            float
+        ):  # two readings per tick: when the timer fires, and when the next one is set
             nonlocal calls
             calls += 1
             return now() + (late_by if calls > 2 and calls % 20 == 1 else 0)
@@ -28,21 +30,21 @@ def measured(*, late_by: float, cpu_share: float = 0.1) -> Generator:
     return virtual_time.run(scenario)
 
 
-def test_a_loop_in_time_has_no_lag() -> None:
+def test_a_punctual_loop_has_no_lag() -> None:
     found = measured(late_by=0.0)
 
     assert (found.lag_p99, found.lag_max) == (0.0, 0.0)
     assert found.cpu_share == pytest.approx(0.1)
 
 
-def test_lateness_beyond_the_resolution_of_timers_is_lag() -> None:
+def test_a_delay_beyond_the_timers_resolution_is_lag() -> None:
     found = measured(late_by=0.021)
 
     assert found.lag_p50 == 0.0
     assert found.lag_max == pytest.approx(0.020)
 
 
-def test_lag_is_complained_of_when_it_matters_beside_what_is_measured() -> None:
+def test_lag_causes_a_warning_if_it_is_large_against_the_latencies() -> None:
     late = Generator(lag_p99=0.005)
 
     assert "late by up to 5.0 ms" in late.complaint(0.010)
@@ -50,9 +52,9 @@ def test_lag_is_complained_of_when_it_matters_beside_what_is_measured() -> None:
     assert late.complaint(None) == ""
 
 
-def test_a_generator_without_cpu_to_spare_is_complained_of() -> None:
+def test_a_generator_at_its_cpu_limit_causes_a_warning() -> None:
     assert "95% of a CPU" in Generator(cpu_share=0.95).complaint(1.0)
 
 
-def test_what_was_measured_goes_into_the_file() -> None:
+def test_the_measurements_are_in_the_file() -> None:
     assert Generator(lag_p99=0.0123456789).as_json()["lag_p99_seconds"] == 0.012346

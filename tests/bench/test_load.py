@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from llama_gguf_bench.connection import ConnectionLost, Sink, Target, parse_target
-from llama_gguf_bench.load import Asker, Budget, Level, run_level
+from llama_gguf_bench.load import Budget, Level, Sender, run_level
 from llama_gguf_bench.options import Load, Options
 from llama_gguf_bench.records import INTERRUPTED, Record
 from tests.support import virtual_time
@@ -19,13 +19,13 @@ Clock = Callable[[], float]
 
 
 class Server:
-    """Answers in virtual time: the first token after *ttft*, two more after *gap* each.
+    """Responds in virtual time: the first token after *ttft*, two more after *gap* each.
 
     Args:
         now: the virtual clock.
-        slots: how many it answers at once; the others wait.
-        stall: from when to when it does nothing at all.
-        fails: what happens to every request instead.
+        slots: the number of concurrent responses; other requests wait.
+        stall: the beginning and end of a time without any progress.
+        fails: the error of every request, instead of a response.
     """
 
     sent_again = 0
@@ -79,7 +79,7 @@ def bodies() -> Iterator[dict[str, object]]:
 def run(
     load: Load, make: Callable[[Clock], Server] = Server, *, stop_at: float = 0, **asked: object
 ) -> tuple[Level, Server]:
-    """One level in virtual time; *stop_at* is when Ctrl-C comes."""
+    """One level in virtual time; *stop_at* is the time of Ctrl-C."""
     options = Options(loads=(load,), **{"warmup": 0.0, **asked})  # type: ignore[arg-type]
 
     async def scenario(now: Clock) -> tuple[Level, Server]:
@@ -97,7 +97,7 @@ def run(
     return virtual_time.run(scenario)
 
 
-def test_so_many_streams_are_always_under_way() -> None:
+def test_the_number_of_concurrent_streams_is_constant() -> None:
     level, server = run(Load(streams=3), duration=10.0)
 
     assert server.most == 3
@@ -105,14 +105,14 @@ def test_so_many_streams_are_always_under_way() -> None:
     assert (level.begin, level.end) == (0.0, 10.0)
 
 
-def test_every_request_has_a_prompt_of_its_own_and_what_all_have() -> None:
+def test_every_request_has_its_own_prompt_and_the_common_members() -> None:
     _, server = run(Load(streams=2), requests=4)
 
     assert [body["prompt"] for body in server.bodies] == ["0", "1", "2", "3"]
     assert {body["model"] for body in server.bodies} == {"m"}
 
 
-def test_a_record_has_the_moments_of_the_answer() -> None:
+def test_a_record_has_the_times_of_the_response() -> None:
     level, _ = run(Load(streams=1), requests=2)
 
     second = level.records[1]
@@ -121,7 +121,7 @@ def test_a_record_has_the_moments_of_the_answer() -> None:
     assert second.connected == 1.0
 
 
-def test_requests_begun_in_the_warm_up_do_not_count() -> None:
+def test_requests_that_begin_in_the_warm_up_do_not_count() -> None:
     level, _ = run(Load(streams=1), warmup=2.5, duration=5.0)
 
     assert [record.intended for record in level.counted] == [3.0, 4.0, 5.0, 6.0, 7.0]
@@ -136,22 +136,22 @@ def test_a_number_of_requests_is_counted_after_the_warm_up() -> None:
     assert level.end == 5.0
 
 
-def test_answers_longer_than_the_duration_still_count_once_a_stream() -> None:
+def test_responses_longer_than_the_duration_count_once_per_stream() -> None:
     level, _ = run(Load(streams=2), lambda now: Server(now, ttft=100), warmup=1.0, duration=10.0)
 
     assert len(level.counted) == 2
     assert level.end == 100.5
 
 
-def test_arrivals_come_at_the_rate_however_slow_the_server_is() -> None:
+def test_arrivals_keep_their_rate_with_a_server_of_any_speed() -> None:
     level, server = run(Load(rate=5), lambda now: Server(now, ttft=30), warmup=0.0, duration=100.0)
 
     assert len(level.records) == pytest.approx(500, rel=0.15)
     assert server.most > 100
 
 
-def test_a_stall_cannot_hide_behind_the_load_that_waits_for_it() -> None:
-    """One slot, and ten seconds in which nothing happens: all that came then say so."""
+def test_a_stall_is_visible_in_the_latencies_of_an_open_loop() -> None:
+    """One slot and a stall of ten seconds: all requests that arrive then have high latencies."""
     level, _ = run(
         Load(rate=1),
         lambda now: Server(now, ttft=0.1, gap=0.0, slots=1, stall=(20, 30)),
@@ -166,18 +166,18 @@ def test_a_stall_cannot_hide_behind_the_load_that_waits_for_it() -> None:
         assert record.latency >= 30 - record.intended
 
 
-def test_latency_counts_from_the_intended_moment_when_the_generator_is_late() -> None:
+def test_latency_counts_from_the_intended_time_if_the_generator_is_late() -> None:
     async def scenario(now: Clock) -> Record:
-        asker = Asker(Server(now), Options(loads=()), {}, now=now)
+        sender = Sender(Server(now), Options(loads=()), {}, now=now)
         await asyncio.sleep(2.0)
-        return await asker.ask({}, [], intended=1.0)
+        return await sender.send({}, [], intended=1.0)
 
     record = virtual_time.run(scenario)
 
     assert (record.started, record.ttft, record.latency) == (2.0, 1.5, 2.0)
 
 
-def test_the_moments_of_arrivals_are_the_seeds() -> None:
+def test_the_seed_determines_the_arrival_times() -> None:
     first, _ = run(Load(rate=2), duration=20.0)
     second, _ = run(Load(rate=2), duration=20.0)
 
@@ -191,7 +191,7 @@ def test_the_moments_of_arrivals_are_the_seeds() -> None:
         (ConnectionRefusedError(), "no connection: ConnectionRefusedError"),
     ],
 )
-def test_failures_are_recorded_by_kind_and_never_hammer_the_server(
+def test_failures_are_recorded_by_kind_and_followed_by_a_pause(
     failure: Exception, kind: str
 ) -> None:
     level, _ = run(Load(streams=1), lambda now: Server(now, fails=failure), duration=5.0)
@@ -200,7 +200,7 @@ def test_failures_are_recorded_by_kind_and_never_hammer_the_server(
     assert len(level.records) == 10
 
 
-def test_an_answer_that_does_not_come_in_time_is_a_timeout() -> None:
+def test_a_late_response_is_a_timeout() -> None:
     level, server = run(Load(streams=1), lambda now: Server(now, ttft=100), requests=1, timeout=5.0)
 
     assert [record.error for record in level.records] == ["timeout"]
@@ -208,7 +208,7 @@ def test_an_answer_that_does_not_come_in_time_is_a_timeout() -> None:
 
 
 @pytest.mark.parametrize("load", [Load(streams=2), Load(rate=4)])
-def test_an_interrupted_level_tells_what_there_is(load: Load) -> None:
+def test_an_interrupted_level_returns_its_results_so_far(load: Load) -> None:
     level, _ = run(load, stop_at=4.6, duration=60.0)
 
     assert level.interrupted
@@ -219,7 +219,7 @@ def test_an_interrupted_level_tells_what_there_is(load: Load) -> None:
     assert not set(map(id, cut)) & set(map(id, level.counted))
 
 
-def test_progress_goes_from_nothing_to_all() -> None:
+def test_progress_goes_from_0_to_1() -> None:
     budget = Budget(Options(loads=(), duration=10.0, warmup=2.0), 100.0, minimum=1)
 
     assert [budget.done_share(now) for now in (100, 102, 107, 112, 120)] == [0, 0, 0.5, 1, 1]

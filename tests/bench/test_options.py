@@ -14,7 +14,7 @@ from llama_gguf_bench.options import (
 )
 
 
-def test_numbers_come_with_commas() -> None:
+def test_numbers_are_separated_by_commas() -> None:
     assert parse_counts("1,2, 64") == (1, 2, 64)
     assert parse_rates("0.5,2") == (0.5, 2.0)
 
@@ -26,7 +26,7 @@ def test_durations_have_a_unit_or_are_seconds(text: str, seconds: float) -> None
     assert parse_seconds(text) == seconds
 
 
-def test_an_slo_is_bounds_by_name() -> None:
+def test_an_slo_has_bounds_by_name() -> None:
     assert parse_slo("ttft=500ms, tpot=50ms,latency=30") == {
         "ttft": 0.5,
         "tpot": 0.05,
@@ -52,12 +52,12 @@ def test_an_slo_is_bounds_by_name() -> None:
         (parse_slo, "ttft=quick"),
     ],
 )
-def test_anything_else_is_refused(parse: Callable[[str], object], text: str) -> None:
+def test_other_texts_are_rejected(parse: Callable[[str], object], text: str) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         parse(text)
 
 
-def test_a_load_is_told_in_words() -> None:
+def test_a_load_is_described_in_words() -> None:
     assert [Load(streams=1).text, Load(streams=8).text, Load(rate=0.5).text] == [
         "1 stream",
         "8 streams",
@@ -65,12 +65,12 @@ def test_a_load_is_told_in_words() -> None:
     ]
 
 
-def test_the_path_is_that_of_chat_or_completions() -> None:
+def test_the_path_is_chat_or_completions() -> None:
     assert Options(loads=()).path == "/v1/chat/completions"
     assert Options(loads=(), chat=False).path == "/v1/completions"
 
 
-def test_options_are_kept_with_the_results() -> None:
+def test_options_are_part_of_the_results() -> None:
     said = Options(loads=(Load(streams=2),), seed=7).as_json()
 
     assert said["loads"] == ({"streams": 2, "rate": None},)

@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 
 from llama_gguf_bench.connection import ConnectionLost
-from llama_gguf_bench.load import Asker
+from llama_gguf_bench.load import Sender
 from llama_gguf_bench.options import Load, Options
 from llama_gguf_bench.overhead import Turns, added, as_json, take_turns
 from tests.bench.test_load import Clock, Server, bodies
@@ -23,16 +23,16 @@ def turns(
     stop_at: float = 0,
     requests: int | None = None,
 ) -> tuple[Turns, dict[str, Server]]:
-    """Turns between a server that takes half a second and *gateway*, in virtual time."""
+    """Blocks with a server that takes half a second, and with *gateway*, in virtual time."""
     options = Options(loads=(Load(streams=streams),), duration=30.0, requests=requests)
 
     async def scenario(now: Clock) -> tuple[Turns, dict[str, Server]]:
         servers = {"direct": Server(now), "gateway": gateway(now)}
-        askers = {side: Asker(s, options, {}, now=now) for side, s in servers.items()}
+        senders = {side: Sender(s, options, {}, now=now) for side, s in servers.items()}
         if stop_at:
             task = cast(asyncio.Task[None], asyncio.current_task())
             asyncio.get_running_loop().call_later(stop_at, task.cancel)
-        found = await take_turns(streams, options, askers, bodies(), rng=random.Random(1), now=now)
+        found = await take_turns(streams, options, senders, bodies(), rng=random.Random(1), now=now)
         return found, servers
 
     return virtual_time.run(scenario)
@@ -58,14 +58,14 @@ def test_both_sides_get_the_same_number_of_requests_and_never_at_once() -> None:
     assert servers["direct"].most == servers["gateway"].most == 3
 
 
-def test_no_prompt_is_sent_to_both() -> None:
+def test_no_prompt_is_sent_to_both_sides() -> None:
     _, servers = turns(Server, requests=5)
 
     sent = [body["prompt"] for server in servers.values() for body in server.bodies]
     assert len(set(sent)) == len(sent)
 
 
-def test_who_goes_first_is_drawn_by_lot() -> None:
+def test_the_order_within_a_block_is_random() -> None:
     _, servers = turns(Server, streams=1, requests=20)
 
     firsts = [
@@ -75,8 +75,8 @@ def test_who_goes_first_is_drawn_by_lot() -> None:
     assert 5 < sum(firsts) < 16
 
 
-def test_what_drifts_meets_both_sides_and_is_gone_from_the_difference() -> None:
-    """A machine that gets slower by the second, and a gateway that adds 10 ms."""
+def test_drift_affects_both_sides_and_cancels_out() -> None:
+    """A machine that becomes slower every second, and a gateway that adds 10 ms."""
 
     class Drifting(Server):
         async def exchange(self, *arguments: object) -> None:
@@ -91,11 +91,11 @@ def test_what_drifts_meets_both_sides_and_is_gone_from_the_difference() -> None:
     options = Options(loads=(), requests=60)
 
     async def scenario(now: Clock) -> Turns:
-        askers = {
-            "direct": Asker(Drifting(now), options, {}, now=now),
-            "gateway": Asker(Slower(now), options, {}, now=now),
+        senders = {
+            "direct": Sender(Drifting(now), options, {}, now=now),
+            "gateway": Sender(Slower(now), options, {}, now=now),
         }
-        return await take_turns(1, options, askers, bodies(), rng=random.Random(1), now=now)
+        return await take_turns(1, options, senders, bodies(), rng=random.Random(1), now=now)
 
     measure = added(virtual_time.run(scenario).pairs, random.Random(1))["ttft"]
 
@@ -104,7 +104,7 @@ def test_what_drifts_meets_both_sides_and_is_gone_from_the_difference() -> None:
     assert measure.mean.low < 0.010 < measure.mean.high
 
 
-def test_blocks_with_a_failure_are_left_out_and_told() -> None:
+def test_blocks_with_a_failure_are_excluded_and_reported() -> None:
     found, _ = turns(lambda now: Server(now, fails=ConnectionLost("connection lost")), requests=3)
 
     assert found.pairs == []
@@ -113,13 +113,13 @@ def test_blocks_with_a_failure_are_left_out_and_told() -> None:
     assert added(found.pairs, random.Random(1)) == {}
 
 
-def test_a_side_that_refuses_at_once_is_not_hammered() -> None:
+def test_a_failed_request_is_followed_by_a_pause() -> None:
     found, _ = turns(lambda now: Server(now, fails=ConnectionLost("connection lost")))
 
     assert found.failed == 2 * 30 / (1.0 + 0.5)  # a second for the other side, and the pause
 
 
-def test_interrupted_turns_tell_what_there_is() -> None:
+def test_interrupted_turns_return_their_results_so_far() -> None:
     found, _ = turns(Server, stop_at=7.1)
 
     assert found.interrupted

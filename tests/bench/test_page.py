@@ -16,7 +16,7 @@ PAGE = page(
 
 
 class Tags(HTMLParser):
-    """Every tag, and whether each is closed."""
+    """Records all tags, and whether each is closed."""
 
     VOID = ("meta", "link", "br", "img")
 
@@ -34,7 +34,7 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_whole() -> None:
+def test_every_element_of_the_page_is_closed() -> None:
     tags = Tags()
     tags.feed(PAGE)
 
@@ -42,7 +42,7 @@ def test_the_page_is_whole() -> None:
     assert {"html", "style", "table", "figure", "svg", "pre"} <= tags.seen
 
 
-def test_the_page_asks_for_nothing_else() -> None:
+def test_the_page_loads_nothing_else() -> None:
     tags = Tags()
     tags.feed(PAGE)
 
@@ -50,19 +50,19 @@ def test_the_page_asks_for_nothing_else() -> None:
     assert not re.search(r"@import|url\(|src=", PAGE)
 
 
-def test_the_page_has_a_light_and_a_dark_side() -> None:
+def test_the_page_has_a_light_and_a_dark_theme() -> None:
     assert "prefers-color-scheme: dark" in PAGE
     assert "color-scheme: light dark" in PAGE
 
 
-def test_what_is_told_is_text_and_never_markup() -> None:
+def test_values_are_text_and_never_markup() -> None:
     assert "<script>" not in PAGE
     assert "&lt;script&gt;" in PAGE
     assert "Tiny &lt;1B&gt;" in PAGE
     assert "<figcaption>A &amp; B</figcaption>" in PAGE
 
 
-def test_the_page_says_how_to_repeat_the_run() -> None:
+def test_the_page_shows_how_to_repeat_the_run() -> None:
     assert "<pre>llama-gguf bench --concurrency 2</pre>" in PAGE
     assert "<td>machine cpu</td><td>a CPU</td>" in PAGE
     assert "<td>settings prompt_tokens</td><td>[64]</td>" in PAGE

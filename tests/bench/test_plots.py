@@ -39,7 +39,7 @@ def test_there_are_plots_of_latency_over_load_distributions_and_time() -> None:
     ]
 
 
-def test_answers_in_one_piece_have_no_plots_of_tokens() -> None:
+def test_responses_in_one_piece_have_no_plots_of_tokens() -> None:
     whole = Record(1.0, 1.0, streamed=False, ended=2.0, output_tokens=5)
 
     drawn = plots.plots_of(results(Level(Load(streams=1), [whole], begin=0.0, end=3.0)))
@@ -53,7 +53,7 @@ def test_answers_in_one_piece_have_no_plots_of_tokens() -> None:
 
 
 @pytest.mark.parametrize("gaps", [[0.0, 0.0], [0.0, 0.01]])
-def test_tokens_that_came_in_one_read_have_no_time_between_them(gaps: list[float]) -> None:
+def test_tokens_of_one_read_have_no_gap_to_plot(gaps: list[float]) -> None:
     stream = Record(1.0, 1.0, first=1.5, last=1.6, gaps=array("d", gaps), ended=2.0)
     drawn = plots.plots_of(results(Level(Load(streams=1), [stream], begin=0.0, end=3.0)))
 
@@ -61,15 +61,17 @@ def test_tokens_that_came_in_one_read_have_no_time_between_them(gaps: list[float
         assert plots.as_svg(draw, title).startswith("<svg")
 
 
-def test_nothing_counted_draws_nothing() -> None:
+def test_without_counted_requests_nothing_is_drawn() -> None:
     assert plots.plots_of(results(Level(Load(streams=1), []))) == {}
 
 
 @pytest.mark.parametrize(("title", "draw"), plots.plots_of(RESULTS).items())
-def test_an_svg_stands_alone_and_takes_its_ink_from_the_page(title: str, draw: plots.Draw) -> None:
+def test_an_svg_is_self_contained_and_uses_the_pages_text_colour(
+    title: str, draw: plots.Draw
+) -> None:
     svg = plots.as_svg(draw, title)
 
-    root = ET.fromstring(svg)  # noqa: S314  # made here
+    root = ET.fromstring(svg)  # noqa: S314  # our own output
     assert root.tag.endswith("svg")
     assert "viewBox" in root.attrib
     assert "width" not in root.attrib
@@ -80,7 +82,7 @@ def test_an_svg_stands_alone_and_takes_its_ink_from_the_page(title: str, draw: p
         assert f'id="{reference}"' in svg
 
 
-def test_ids_of_two_plots_are_never_the_same() -> None:
+def test_ids_of_two_plots_differ() -> None:
     ids = [
         set(re.findall(r'\bid="([^"]+)"', plots.as_svg(draw, title)))
         for title, draw in plots.plots_of(RESULTS).items()
@@ -89,24 +91,24 @@ def test_ids_of_two_plots_are_never_the_same() -> None:
     assert sum(map(len, ids)) == len(set().union(*ids))
 
 
-def test_the_same_run_gives_the_same_picture() -> None:
+def test_the_same_run_gives_the_same_image() -> None:
     title, draw = next(iter(plots.plots_of(RESULTS).items()))
 
     assert plots.as_svg(draw, title) == plots.as_svg(draw, title)
 
 
-def test_all_plots_go_into_one_picture(tmp_path: Path) -> None:
+def test_all_plots_are_in_one_image(tmp_path: Path) -> None:
     plots.write_image(plots.plots_of(RESULTS), str(tmp_path / "x.png"))
 
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_picture_of_an_unknown_kind_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_image_format_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--plot .*x\.doc"):
         plots.write_image(plots.plots_of(RESULTS), str(tmp_path / "x.doc"))
 
 
-def test_what_a_gateway_adds_is_drawn_for_each_measure() -> None:
+def test_overhead_is_drawn_for_each_measure() -> None:
     pair = {"direct": {"ttft": 0.1, "tpot": 0.01}, "gateway": {"ttft": 0.2, "tpot": 0.01}}
     found = [(Turns(n), added([pair] * 9, random.Random(1))) for n in (1, 8)]
 
@@ -127,13 +129,15 @@ def test_long_curves_are_thinned_and_keep_their_ends() -> None:
     assert plots.thinned([1.0, 2.0]) == [1.0, 2.0]
 
 
-def test_without_matplotlib_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_the_error_names_the_package_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(plots, "find_spec", lambda name: None)
 
     with pytest.raises(UserError, match=r"pip install 'llama-gguf-inference\[bench\]'"):
         plots.require()
 
 
-def test_with_matplotlib_there_is_nothing_to_say() -> None:
+def test_with_matplotlib_there_is_no_error() -> None:
     assert util.find_spec("matplotlib") is not None
     plots.require()

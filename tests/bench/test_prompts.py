@@ -17,30 +17,30 @@ def texts(
     return [body["prompt"] for body in islice(bodies, count)]
 
 
-def test_two_counts_say_how_many_tokens_a_word_has() -> None:
+def test_two_counts_determine_the_tokens_per_word() -> None:
     few, many = CALIBRATION_WORDS
 
     assert scale_of([10 + 2 * few, 10 + 2 * many]) == SCALE
 
 
 @pytest.mark.parametrize("counts", [[None, None], [5, None], [9, 9]])
-def test_a_server_that_does_not_count_is_taken_to_count_words(counts: list[int | None]) -> None:
+def test_without_token_counts_a_word_is_one_token(counts: list[int | None]) -> None:
     assert scale_of(counts) == Scale(0, 1)
 
 
-def test_prompts_have_the_lengths_that_were_asked_for_in_turn() -> None:
+def test_prompts_have_the_requested_lengths_in_turn() -> None:
     lengths = [10 + 2 * len(text.split()) for text in texts(4, tokens=(50, 110))]
 
     assert lengths == [50, 110, 50, 110]
 
 
-def test_no_two_prompts_are_alike_and_the_seed_decides_them_all() -> None:
+def test_all_prompts_differ_and_are_determined_by_the_seed() -> None:
     assert len(set(texts(50))) == 50
     assert texts(5) == texts(5)
     assert texts(5) != texts(5, seed=1)
 
 
-def test_a_shared_prefix_stands_in_front_of_every_prompt() -> None:
+def test_every_prompt_begins_with_the_shared_prefix() -> None:
     first, second = (text.split() for text in texts(2, prefix=40))
 
     assert first[:20] == second[:20]
@@ -48,7 +48,7 @@ def test_a_shared_prefix_stands_in_front_of_every_prompt() -> None:
     assert len(first) == 20 + 20
 
 
-def test_a_length_that_the_template_fills_is_refused_with_the_least_that_works() -> None:
+def test_a_length_below_the_templates_is_rejected_with_the_minimum() -> None:
     with pytest.raises(UserError, match="--prompt-tokens 12: the minimum for this server is 18"):
         synthetic((12,), scale=SCALE, shared_prefix=0, chat=True, seed=0)
 
@@ -78,16 +78,16 @@ def test_lines_are_strings_prompts_or_messages() -> None:
         ('{"text": "x"}', "line 2 is neither"),
     ],
 )
-def test_a_line_that_cannot_be_used_is_named(line: str, complaint: str) -> None:
+def test_an_invalid_line_is_named(line: str, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         from_lines(['"fine"', line], chat=True)
 
 
-def test_messages_are_no_prompt_for_completions() -> None:
+def test_messages_are_rejected_for_completions() -> None:
     with pytest.raises(UserError, match='neither a string nor an object with "prompt"'):
         from_lines(['{"messages": []}'], chat=False)
 
 
-def test_an_empty_file_is_refused() -> None:
+def test_an_empty_file_is_rejected() -> None:
     with pytest.raises(UserError, match="the file is empty"):
         from_lines(["", "  "], chat=True)

@@ -6,14 +6,14 @@ from llama_gguf_bench.records import Record
 from tests.support.bench_runs import record
 
 
-def test_latencies_count_from_when_the_request_should_have_been_sent() -> None:
+def test_latencies_count_from_the_intended_time() -> None:
     late = Record(intended=1.0, started=4.0, first=5.0, ended=6.0)
 
     assert late.ttft == 4.0
     assert late.latency == 5.0
 
 
-def test_time_per_output_token_leaves_out_the_first() -> None:
+def test_time_per_output_token_excludes_the_first() -> None:
     assert record(0.0, ttft=9.0, gap=0.05, tokens=5).tpot == pytest.approx(0.05)
 
 
@@ -21,7 +21,7 @@ def test_one_token_has_no_time_per_token() -> None:
     assert record(0.0, tokens=1).tpot is None
 
 
-def test_tokens_leave_first_last_and_every_gap() -> None:
+def test_a_record_has_first_last_and_every_gap() -> None:
     made = Record(intended=0.0, started=0.0)
 
     for moment in (1.0, 1.5, 1.75):
@@ -30,13 +30,13 @@ def test_tokens_leave_first_last_and_every_gap() -> None:
     assert (made.first, made.last, list(made.gaps)) == (1.0, 1.75, [0.5, 0.25])
 
 
-def test_an_answer_that_failed_or_never_ended_is_not_ok() -> None:
+def test_a_failed_or_incomplete_response_is_not_ok() -> None:
     assert record(0.0).ok
     assert not Record(0.0, 0.0).ok
     assert not Record(0.0, 0.0, ended=1.0, error="cut short").ok
 
 
-def test_moments_are_moved_together() -> None:
+def test_times_are_shifted_together() -> None:
     moved = record(100.0)
 
     moved.shift(100.0)
@@ -46,7 +46,7 @@ def test_moments_are_moved_together() -> None:
     assert moved.connected is None
 
 
-def test_what_is_written_reads_back_to_the_microsecond() -> None:
+def test_a_written_record_reads_back_to_the_microsecond() -> None:
     made = record(1.0000004)
 
     again = Record.from_json(made.as_json())
@@ -56,6 +56,6 @@ def test_what_is_written_reads_back_to_the_microsecond() -> None:
     assert again.output_tokens == 5
 
 
-def test_a_row_that_is_no_record_is_refused() -> None:
+def test_an_invalid_row_is_rejected() -> None:
     with pytest.raises(TypeError):
         Record.from_json({"intended": 0.0, "colour": "red"})

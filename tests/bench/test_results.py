@@ -18,7 +18,7 @@ def test_a_file_reads_back_with_every_number() -> None:
     assert run.levels["4 streams"]["ttft_seconds.p50"].value == pytest.approx(0.2, rel=0.1)
 
 
-def test_a_file_says_how_to_repeat_the_run() -> None:
+def test_a_file_contains_what_a_repetition_needs() -> None:
     said = document(level())
 
     assert said["command"] == "llama-gguf bench --concurrency 2"
@@ -26,7 +26,7 @@ def test_a_file_says_how_to_repeat_the_run() -> None:
     assert len(said["levels"][0]["records"]) == len(level().records)
 
 
-def test_what_a_gateway_adds_reads_back_too() -> None:
+def test_a_file_of_overhead_reads_back_too() -> None:
     import random  # noqa: PLC0415
 
     pair = {"direct": {"ttft": 0.1}, "gateway": {"ttft": 0.2}}
@@ -43,7 +43,7 @@ def test_what_a_gateway_adds_reads_back_too() -> None:
     ["", "[]", "3", "{}", '{"format": "llama-gguf bench 1", "levels": 3}',
      '{"format": "llama-gguf bench 1", "levels": [{"load": {}}]}'],
 )  # fmt: skip
-def test_another_file_is_refused(text: str) -> None:
+def test_a_file_of_another_kind_is_rejected(text: str) -> None:
     with pytest.raises(
         UserError, match=r"a\.json is not a file written by `llama-gguf bench --json`"
     ):
@@ -55,7 +55,7 @@ def test_another_format_is_named() -> None:
         results.read("a.json", '{"format": "llama-gguf bench 9"}')
 
 
-def test_lateness_is_how_much_later_than_intended_requests_went_out() -> None:
+def test_lateness_is_the_delay_against_the_intended_time() -> None:
     records = [Record(intended=1.0, started=1.0 + n / 1000) for n in range(101)]
 
     assert results.lateness(records) == pytest.approx(0.099)

@@ -33,7 +33,7 @@ def with_engine(engine: Engine, work: Callable[[Connections], Awaitable[T]]) -> 
     return asyncio.run(run())
 
 
-def test_llama_server_tells_model_build_slots_and_context(engine: Engine) -> None:
+def test_llama_server_reports_model_build_slots_and_context(engine: Engine) -> None:
     engine.gets = {"/v1/models": MODELS, "/props": PROPS, "/health": {"status": "ok"}}
 
     found = with_engine(engine, look)
@@ -46,7 +46,7 @@ def test_llama_server_tells_model_build_slots_and_context(engine: Engine) -> Non
     assert found.model == {"n_params": 7}
 
 
-def test_our_gateway_tells_its_version_and_the_slots_it_lets_through_to(engine: Engine) -> None:
+def test_our_gateway_reports_its_version_and_slots(engine: Engine) -> None:
     engine.gets = {"/v1/models": MODELS, "/props": PROPS, "/health": HEALTH}
 
     found = with_engine(engine, look)
@@ -54,7 +54,7 @@ def test_our_gateway_tells_its_version_and_the_slots_it_lets_through_to(engine: 
     assert (found.gateway, found.slots) == ("1.2", 8)
 
 
-def test_another_server_need_not_tell_anything(engine: Engine) -> None:
+def test_another_server_may_report_nothing(engine: Engine) -> None:
     engine.gets = {}
 
     assert with_engine(engine, look) == Server()
@@ -70,21 +70,21 @@ def test_another_server_need_not_tell_anything(engine: Engine) -> None:
         {"/health": {"version": "1", "slots": 3}},
     ],
 )
-def test_what_it_tells_may_have_any_shape(engine: Engine, said: dict[str, Any]) -> None:
+def test_facts_of_any_shape_are_tolerated(engine: Engine, said: dict[str, Any]) -> None:
     engine.gets = said
 
     assert with_engine(engine, look).slots is None
 
 
-def test_the_report_names_no_folders_of_the_server() -> None:
+def test_the_report_contains_no_folder_of_the_server() -> None:
     assert "path" not in str(Server(model_path="/home/alice/tiny.gguf").as_json())
 
 
-def test_a_path_that_is_not_there_says_nothing(engine: Engine) -> None:
+def test_a_missing_path_gives_no_facts(engine: Engine) -> None:
     assert with_engine(engine, lambda c: get(c, "/nothing")) == {}
 
 
-def test_slots_and_queue_are_watched_and_the_wait_is_told(engine: Engine) -> None:
+def test_slots_and_queue_are_observed_and_the_wait_reported(engine: Engine) -> None:
     waits = {"count": 10, "sum": 1.0}
     engine.gets = {"/health": HEALTH, "/metrics": {"llama_gguf_queue_wait_seconds": waits}}
 
@@ -92,7 +92,7 @@ def test_slots_and_queue_are_watched_and_the_wait_is_told(engine: Engine) -> Non
         watch = Watch(connections)
         await watch.begin()
         watching = asyncio.get_running_loop().create_task(watch.run())
-        while not watch.used:  # noqa: ASYNC110  # it tells nobody that it has looked
+        while not watch.used:  # noqa: ASYNC110  # there is no event to wait for
             await asyncio.sleep(0)
         watching.cancel()
         engine.gets["/metrics"] = {"llama_gguf_queue_wait_seconds": {"count": 14, "sum": 3.0}}
@@ -106,15 +106,15 @@ def test_slots_and_queue_are_watched_and_the_wait_is_told(engine: Engine) -> Non
 
 
 @pytest.mark.parametrize("pair", [(None, None), ({}, {}), ({"count": 1, "sum": 1.0},) * 2])
-def test_without_two_readings_that_differ_there_is_no_wait(pair: tuple[Any, Any]) -> None:
+def test_without_two_different_readings_there_is_no_wait(pair: tuple[Any, Any]) -> None:
     assert queue_wait(*pair) == {}
 
 
-def test_the_model_is_the_one_asked_for_else_the_servers_first() -> None:
+def test_the_model_is_the_requested_one_or_the_servers_first() -> None:
     assert model_name(Server(models=("a", "b")), "c") == "c"
     assert model_name(Server(models=("a", "b")), "") == "a"
     assert model_name(Server(), "") == "default"
 
 
-def test_prompt_tokens_are_taken_from_usage() -> None:
+def test_prompt_tokens_are_read_from_usage() -> None:
     assert calibrated([{"usage": {"prompt_tokens": 7}}, {"usage": 3}, {}]) == [7, None, None]

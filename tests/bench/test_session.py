@@ -20,22 +20,22 @@ from tests.support.bench_engine import TOKENS, Engine, running
 def prepared(
     url: str, lines: Sequence[str] | None = None, **asked: Any
 ) -> tuple[Prepared, list[Level]]:
-    """What was found out, and the levels where loads are asked for."""
+    """The facts about the server, and the levels if there are loads."""
     options = Options(**{"loads": (), "warmup": 0.0, "prompt_tokens": (40,), **asked})
 
     target = parse_target(url)
     return asyncio.run(run_loads(target, options, lines, progress=lambda *_: None))
 
 
-def test_made_up_prompts_have_their_length_in_the_servers_own_tokens(engine: Engine) -> None:
+def test_synthetic_prompts_have_their_length_in_the_servers_tokens(engine: Engine) -> None:
     prepared(engine.url, loads=(Load(streams=2),), requests=4)
 
-    asked = engine.asked[2:]  # behind two that find out how long words are
+    asked = engine.asked[2:]  # after two that measure the tokens per word
     assert [len(b["messages"][0]["content"].split()) for b in asked] == [15] * 4
     assert all(b["stream"] and b["stream_options"]["include_usage"] for b in asked)
 
 
-def test_a_run_counts_what_the_server_has_answered(engine: Engine) -> None:
+def test_a_run_counts_the_servers_responses(engine: Engine) -> None:
     _, levels = prepared(engine.url, loads=(Load(streams=1), Load(streams=3)), requests=6)
 
     found = [summarise(level, {}) for level in levels]
@@ -44,7 +44,7 @@ def test_a_run_counts_what_the_server_has_answered(engine: Engine) -> None:
     assert all(summary.counted_by == {"usage": 6} for summary in found)
 
 
-def test_a_server_that_leaves_behind_every_stream_costs_no_request(engine: Engine) -> None:
+def test_a_server_that_closes_after_every_stream_costs_no_request(engine: Engine) -> None:
     engine.leaves = True
 
     _, (level,) = prepared(engine.url, loads=(Load(streams=2),), requests=20)
@@ -52,7 +52,7 @@ def test_a_server_that_leaves_behind_every_stream_costs_no_request(engine: Engin
     assert not [record.error for record in level.records if record.error]
 
 
-def test_lines_are_sent_in_turn_and_their_own_fields_win(engine: Engine) -> None:
+def test_lines_are_sent_in_turn_and_their_members_take_precedence(engine: Engine) -> None:
     lines = ['"one"', '{"prompt": "two", "max_tokens": 9}']
 
     prepared(engine.url, lines, loads=(Load(streams=1),), requests=3, chat=False)
@@ -62,14 +62,14 @@ def test_lines_are_sent_in_turn_and_their_own_fields_win(engine: Engine) -> None
     assert [b["max_tokens"] for b in asked] == [64, 9, 64]
 
 
-def test_whole_answers_are_asked_for_where_no_stream_is_wanted(engine: Engine) -> None:
+def test_without_streaming_responses_in_one_piece_are_requested(engine: Engine) -> None:
     _, (level,) = prepared(engine.url, loads=(Load(streams=1),), requests=2, streamed=False)
 
     assert not any(b["stream"] for b in engine.asked)
     assert [record.ok for record in level.records] == [True, True]
 
 
-def test_the_gateways_slots_are_told_with_the_level(engine: Engine) -> None:
+def test_the_gateways_slots_are_reported_with_the_level(engine: Engine) -> None:
     engine.gets["/health"] = {
         "version": "1", "slots": {"used": 1, "total": 4}, "queue": {"length": 0},
     }  # fmt: skip
@@ -89,7 +89,7 @@ def test_the_gateways_slots_are_told_with_the_level(engine: Engine) -> None:
         (418, "returned status 418: no.$"),
     ],
 )
-def test_a_server_that_refuses_ends_it_with_advice(
+def test_an_error_response_ends_the_run_with_advice(
     engine: Engine, status: int, advice: str
 ) -> None:
     engine.status = status
@@ -98,12 +98,12 @@ def test_a_server_that_refuses_ends_it_with_advice(
         prepared(engine.url)
 
 
-def test_nobody_there_ends_it_with_a_question() -> None:
+def test_a_refused_connection_ends_the_run_with_a_question() -> None:
     with pytest.raises(UserError, match=r"cannot be reached: .* Check that it runs"):
         prepared("http://127.0.0.1:1")
 
 
-def test_something_else_than_an_endpoint_is_told_apart() -> None:
+def test_a_server_without_the_api_is_recognised() -> None:
     async def scenario() -> None:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.readuntil(b"\r\n\r\n")
@@ -123,7 +123,7 @@ def test_something_else_than_an_endpoint_is_told_apart() -> None:
     asyncio.run(scenario())
 
 
-def test_llama_cpp_is_asked_for_answers_of_the_full_length() -> None:
+def test_llama_cpp_is_requested_to_ignore_the_end_token() -> None:
     options = Options(loads=(), body={"temperature": 1, "top_p": 0.5})
 
     fields = fixed_fields(options, Server(is_llama_cpp=True))
@@ -133,7 +133,7 @@ def test_llama_cpp_is_asked_for_answers_of_the_full_length() -> None:
     assert "ignore_eos" not in fixed_fields(options, Server())
 
 
-def test_the_two_sides_of_a_gateway_take_turns(engine: Engine) -> None:
+def test_the_two_sides_of_a_gateway_alternate(engine: Engine) -> None:
     with running() as backend:
         targets = {"direct": parse_target(backend.url), "gateway": parse_target(engine.url)}
         options = Options(loads=(Load(streams=2), Load(streams=1)), requests=3)

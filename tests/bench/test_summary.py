@@ -4,16 +4,16 @@ import json
 
 import pytest
 
-from llama_gguf_bench.answers import Answer
 from llama_gguf_bench.load import Level
 from llama_gguf_bench.options import Load
 from llama_gguf_bench.records import INTERRUPTED, Record
+from llama_gguf_bench.responses import Response
 from llama_gguf_bench.summary import as_json, is_within, slices, summarise
 from tests.support.bench_engine import sse, text_event
 from tests.support.bench_runs import level, record
 
 
-def test_work_falls_into_the_slices_it_was_done_in() -> None:
+def test_work_counts_in_the_slices_in_which_it_was_done() -> None:
     spans = [(10.0, 0.0, 10.0), (4.0, 9.0, 11.0), (1.0, 3.0, 3.0), (7.0, 20.0, 30.0)]
 
     assert slices(spans, begin=0, end=10, count=2) == pytest.approx([5 + 1, 5 + 2])
@@ -28,7 +28,7 @@ def test_slices_lose_nothing_of_the_window(begin: float, end: float) -> None:
     assert sum(slices(spans, begin=begin, end=end, count=20)) == pytest.approx(inside)
 
 
-def test_latencies_and_rates_are_those_of_the_streams() -> None:
+def test_latencies_and_rates_are_computed_from_the_streams() -> None:
     found = summarise(level(streams=2), {}).metrics
 
     assert found["ttft_seconds.p50"].value == pytest.approx(0.2, rel=0.05)
@@ -43,8 +43,8 @@ def test_latencies_and_rates_are_those_of_the_streams() -> None:
     assert found["error_share"].value == 0.0
 
 
-def test_a_request_longer_than_the_window_adds_what_falls_into_it() -> None:
-    """100 tokens over 100 s, of which the window sees ten."""
+def test_a_request_longer_than_the_window_counts_within_it_only() -> None:
+    """100 tokens in 100 s, ten of them in the window."""
     long = record(0.0, ttft=0.0, gap=1.0, tokens=101)
     long.output_tokens = 100
     found = summarise(Level(Load(streams=1), [long], begin=40.0, end=50.0), {})
@@ -64,7 +64,7 @@ def test_failures_have_kinds_and_no_latencies() -> None:
     assert found.metrics["latency_seconds.p50"].value > 0.1
 
 
-def test_requests_cut_by_ctrl_c_are_neither_failures_nor_successes() -> None:
+def test_requests_interrupted_by_ctrl_c_are_neither_failures_nor_successes() -> None:
     cut = Record(5.0, 5.0, first=5.1, last=5.2, output_tokens=2, error=INTERRUPTED)
     made = level(streams=1)
     before = summarise(made, {}).counted
@@ -74,14 +74,14 @@ def test_requests_cut_by_ctrl_c_are_neither_failures_nor_successes() -> None:
     assert not summarise(made, {}).errors
 
 
-def test_a_level_without_answers_has_no_numbers_but_its_failures() -> None:
+def test_a_level_without_responses_has_only_failures() -> None:
     found = summarise(Level(Load(rate=1.0), [], begin=0.0, end=0.0), {"ttft": 1.0})
 
     assert found.counted == 0
     assert not found.metrics
 
 
-def test_an_slo_is_kept_only_when_every_bound_is() -> None:
+def test_an_slo_is_met_only_if_every_bound_is() -> None:
     fast, slow = record(0.0, ttft=0.2, gap=0.05), record(0.0, ttft=0.2, gap=0.5)
 
     assert is_within(fast, {"ttft": 0.3, "tpot": 0.06})
@@ -89,7 +89,7 @@ def test_an_slo_is_kept_only_when_every_bound_is() -> None:
     assert not is_within(fast, {"latency": 0.1})
 
 
-def test_what_cannot_be_told_does_not_keep_an_slo() -> None:
+def test_an_unknown_value_does_not_meet_an_slo() -> None:
     whole = Record(0.0, 0.0, ended=0.1, output_tokens=5)
 
     assert is_within(whole, {"latency": 1.0})
@@ -106,18 +106,18 @@ def test_goodput_is_the_rate_of_requests_within_the_slo() -> None:
     assert nothing["goodput_per_second"].value == 0.0
 
 
-def test_tokens_are_summed_and_it_is_told_who_counted_them() -> None:
+def test_tokens_are_summed_with_the_source_of_the_counts() -> None:
     found = summarise(Level(Load(streams=1), [record(0.0), record(1.0)], begin=0.0, end=2.0), {})
 
     assert found.tokens == {"prompt": 20, "cached": 4, "output": 10}
     assert found.counted_by == {"usage": 2}
 
 
-def test_tokens_a_second_of_one_stream_are_those_of_llama_cpps_timings() -> None:
-    """An engine that writes a token every 10 ms, and whose events take 1 ms to get here."""
+def test_tokens_per_second_of_one_stream_match_llama_cpps_timings() -> None:
+    """An engine that writes a token every 10 ms, with events that arrive 1 ms later."""
     count = 128
     made = Record(0.0, 0.0)
-    answer = Answer(made, streamed=True)
+    answer = Response(made, streamed=True)
     answer.begin(200)
     for n in range(count):
         answer.feed(text_event("x"), 0.5 + 0.010 * n + 0.001)

@@ -32,11 +32,11 @@ def table(*levels: Level) -> dict[str, list[str]]:
     [(1234.5, "1234"), (123.4, "123"), (12.34, "12.3"), (1.234, "1.23"), (0.1234, "0.123"),
      (0, "0"), (-12.34, "-12.3")],
 )  # fmt: skip
-def test_numbers_have_three_digits_that_count(value: float, text: str) -> None:
+def test_numbers_have_three_significant_digits(value: float, text: str) -> None:
     assert tables.number(value) == text
 
 
-def test_a_column_a_load_and_a_row_a_number() -> None:
+def test_the_table_has_one_column_per_load_and_one_row_per_metric() -> None:
     made = results(level(streams=1), level(streams=4))
 
     assert tables.columns(made) == ("", "1 stream", "4 streams")
@@ -47,12 +47,12 @@ def test_a_column_a_load_and_a_row_a_number() -> None:
     assert rows["cached prompt tokens %"] == ["20.0", "20.0"]
 
 
-def test_rows_without_any_number_are_left_out() -> None:
+def test_rows_without_numbers_are_omitted() -> None:
     assert "queue length, maximum" not in table(level())
     assert "tokens/s, % of llama.cpp's value" not in table(level())
 
 
-def test_what_the_server_told_has_rows() -> None:
+def test_the_servers_facts_have_rows() -> None:
     made = level()
     made.server = {"slots_used_mean": 3.5, "queue_max": 8, "queue_wait_mean_seconds": 0.25}
 
@@ -63,7 +63,7 @@ def test_what_the_server_told_has_rows() -> None:
     assert rows["slots used, mean"] == ["3.50"]
 
 
-def test_notes_tell_what_the_numbers_do_not() -> None:
+def test_notes_explain_the_numbers() -> None:
     made = level()
     made.records.append(Record(5.0, 5.0, error="status 429 rate_limit_exceeded"))
     made.records.append(Record(6.0, 6.0, error=INTERRUPTED))
@@ -83,13 +83,13 @@ def test_notes_tell_what_the_numbers_do_not() -> None:
     ]
 
 
-def test_a_level_in_which_nothing_was_counted_says_so() -> None:
+def test_a_level_without_counted_requests_has_a_note() -> None:
     assert tables.notes(results(Level(Load(streams=1), []))) == [
         "1 stream: no request was counted; use a longer --duration."
     ]
 
 
-def test_csv_has_a_line_a_number_in_seconds() -> None:
+def test_csv_has_one_line_per_number_in_seconds() -> None:
     lines = list(csv.DictReader(tables.as_csv(results(level())).splitlines()))
 
     ttft = next(line for line in lines if line["metric"] == "ttft_seconds.p50")
@@ -98,7 +98,7 @@ def test_csv_has_a_line_a_number_in_seconds() -> None:
     assert (ttft["streams"], ttft["rate"]) == ("2", "")
 
 
-def test_what_a_gateway_adds_is_told_with_its_interval() -> None:
+def test_overhead_is_shown_with_its_interval() -> None:
     rng = random.Random(1)
     pairs: list[Pair] = [
         {"direct": {"ttft": 0.1}, "gateway": {"ttft": 0.1002 + rng.gauss(0, 0.00002)}}
@@ -119,7 +119,7 @@ def test_few_pairs_have_no_interval() -> None:
     assert tables.with_bounds(Estimate(0.001)) == "+1.00"
 
 
-def test_interrupted_and_late_turns_say_so() -> None:
+def test_interrupted_and_late_turns_have_notes() -> None:
     turns = Turns(1, interrupted=True, generator=Generator(cpu_share=0.9))
 
     notes = tables.added_notes([(turns, {})])
@@ -140,7 +140,7 @@ def test_a_comparison_has_values_change_bounds_and_verdict() -> None:
     assert row[6] == "worse"
 
 
-def test_metrics_have_names_for_people() -> None:
+def test_metrics_have_readable_names() -> None:
     assert tables.titled("ttft_seconds.p99") == ("time to first token p99", "ms")
     assert tables.titled("added_tpot_seconds") == ("added to time per output token", "ms")
     assert tables.titled("error_share") == ("failed requests", "%")

@@ -35,7 +35,7 @@ def rows_of(told: str) -> list[list[str]]:
     return [line.split() for line in told.splitlines()]
 
 
-def test_a_run_prints_a_table_with_a_column_a_load(
+def test_a_run_prints_a_table_with_one_column_per_load(
     engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert bench(engine.url, *SMALL, tmp_path=tmp_path) == 0
@@ -48,7 +48,7 @@ def test_a_run_prints_a_table_with_a_column_a_load(
     assert "Tokens are counted from: the server's usage." in told.out
 
 
-def test_every_form_of_the_results_can_be_had_at_once(engine: Engine, tmp_path: Path) -> None:
+def test_all_output_formats_can_be_combined(engine: Engine, tmp_path: Path) -> None:
     files = {kind: tmp_path / f"x.{kind}" for kind in ("json", "csv", "html", "png")}
 
     flags = [f"--{kind}={files[kind]}" for kind in ("json", "csv", "html")]
@@ -65,7 +65,7 @@ def test_every_form_of_the_results_can_be_had_at_once(engine: Engine, tmp_path: 
     assert files["png"].read_bytes().startswith(b"\x89PNG")
 
 
-def test_json_on_standard_output_is_alone_there(
+def test_json_on_standard_output_excludes_the_table(
     engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert bench(engine.url, *SMALL, "--json", "-", "--quiet", tmp_path=tmp_path) == 0
@@ -75,7 +75,7 @@ def test_json_on_standard_output_is_alone_there(
     assert told.err == ""
 
 
-def test_csv_on_standard_output_is_alone_there(
+def test_csv_on_standard_output_excludes_the_table(
     engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert bench(engine.url, *SMALL, "--csv", "-", tmp_path=tmp_path) == 0
@@ -84,7 +84,7 @@ def test_csv_on_standard_output_is_alone_there(
     assert {row["streams"] for row in rows} == {"1", "2"}
 
 
-def test_an_slo_and_an_open_loop(
+def test_an_slo_is_applied_in_an_open_loop(
     engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ("--rate", "200", "--requests", "5", "--warmup", "0", "--slo", "latency=60s")
@@ -97,9 +97,7 @@ def test_an_slo_and_an_open_loop(
     assert "time to first token" not in told
 
 
-def test_a_run_asks_what_no_earlier_one_has_asked_unless_its_seed_is_given(
-    engine: Engine, tmp_path: Path
-) -> None:
+def test_a_run_sends_new_prompts_unless_its_seed_is_given(engine: Engine, tmp_path: Path) -> None:
     def prompts(*flags: str) -> list[str]:
         engine.asked.clear()
         assert (
@@ -114,7 +112,7 @@ def test_a_run_asks_what_no_earlier_one_has_asked_unless_its_seed_is_given(
     assert prompts("--seed", str(seed)) == first
 
 
-def test_prompts_come_from_a_file(engine: Engine, tmp_path: Path) -> None:
+def test_prompts_can_be_read_from_a_file(engine: Engine, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('"one"\n{"prompt": "two"}\n')
 
     flags = ("--prompts", str(tmp_path / "p.jsonl"), "--body", '{"top_p": 0.5}')
@@ -125,7 +123,7 @@ def test_prompts_come_from_a_file(engine: Engine, tmp_path: Path) -> None:
     assert all(body["top_p"] == 0.5 for body in engine.asked)
 
 
-def test_the_key_of_the_environment_is_sent_and_never_told(
+def test_the_key_of_the_environment_is_sent_and_never_shown(
     engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = (*SMALL, "--html", str(tmp_path / "x.html"), "--json", str(tmp_path / "x.json"))
@@ -138,7 +136,7 @@ def test_the_key_of_the_environment_is_sent_and_never_told(
     assert KEY not in told.out + told.err + files
 
 
-def test_requests_that_fail_are_told_by_kind_and_the_rest_counts(
+def test_failed_requests_are_reported_by_kind_and_the_others_count(
     engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine.status, engine.good = 429, 2 + 3
@@ -152,7 +150,7 @@ def test_requests_that_fail_are_told_by_kind_and_the_rest_counts(
     assert ["failed", "requests", "%", "25.0"] in rows_of(told)
 
 
-def test_a_run_in_which_everything_failed_has_not_worked(
+def test_a_run_without_any_successful_request_fails(
     engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine.status, engine.good = 500, 2
@@ -163,8 +161,9 @@ def test_a_run_in_which_everything_failed_has_not_worked(
     assert "1 x status 500 some_code" in capsys.readouterr().out
 
 
-def test_ctrl_c_still_reports(engine: Engine, tmp_path: Path) -> None:
-    """After ten answers, while the next two hang."""
+@pytest.mark.processes
+def test_ctrl_c_reports_the_results_so_far(engine: Engine, tmp_path: Path) -> None:
+    """After ten responses, while the next two requests hang."""
     engine.holds_behind = 10
     process = subprocess.Popen(
         [sys.executable, "-m", "llama_gguf", "bench", engine.url, "--duration", "600",
@@ -191,7 +190,7 @@ def test_ctrl_c_still_reports(engine: Engine, tmp_path: Path) -> None:
 # Overhead -----------------------------------------------------------------------------------------
 
 
-def test_overhead_takes_turns_and_tells_the_difference(
+def test_overhead_alternates_and_reports_the_difference(
     engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with running() as backend:
@@ -211,7 +210,7 @@ def test_overhead_takes_turns_and_tells_the_difference(
     assert (tmp_path / "x.html").read_text().count("<svg") == 3
 
 
-def test_a_backend_that_refuses_its_key_is_not_asked_for_that_of_the_gateway(
+def test_the_backend_never_receives_the_gateways_key(
     engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with running() as backend:
@@ -224,7 +223,7 @@ def test_a_backend_that_refuses_its_key_is_not_asked_for_that_of_the_gateway(
     assert "LLAMA_API_KEY" not in told
 
 
-def test_overhead_without_a_single_good_block_has_not_worked(
+def test_overhead_without_a_successful_block_fails(
     engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine.status, engine.good = 500, 2
@@ -246,7 +245,7 @@ def two_runs(engine: Engine, tmp_path: Path) -> list[str]:
     return paths
 
 
-def test_two_runs_are_compared_number_by_number(
+def test_two_runs_are_compared_by_metric(
     two_runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
@@ -259,7 +258,7 @@ def test_two_runs_are_compared_number_by_number(
     assert " numbers: " in told.splitlines()[-1]
 
 
-def test_a_comparison_can_be_had_as_json(
+def test_a_comparison_can_be_printed_as_json(
     two_runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
@@ -270,7 +269,7 @@ def test_a_comparison_can_be_had_as_json(
     assert {c["load"] for c in changes} == {"1 stream", "2 streams"}
 
 
-# Wrong ways ---------------------------------------------------------------------------------------
+# Mistakes -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -288,7 +287,7 @@ def test_a_comparison_can_be_had_as_json(
         (("compare", "/nowhere", "/nowhere"), "/nowhere cannot be read"),
     ],
 )
-def test_what_cannot_work_is_said_before_anything_is_sent(
+def test_impossible_options_are_rejected_before_a_request_is_sent(
     arguments: tuple[str, ...], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert bench(*arguments, tmp_path=tmp_path) == 2
@@ -306,7 +305,7 @@ def test_what_cannot_work_is_said_before_anything_is_sent(
         (("--body", "[1]"), "is not a JSON object"),
     ],
 )
-def test_a_flag_that_cannot_be_read_says_what_would_be_right(
+def test_an_invalid_flag_is_rejected_with_the_expected_format(
     arguments: tuple[str, ...], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as left:
@@ -316,7 +315,7 @@ def test_a_flag_that_cannot_be_read_says_what_would_be_right(
     assert complaint in capsys.readouterr().err
 
 
-def test_without_a_url_it_is_the_gateway_on_this_machine(
+def test_the_default_url_is_the_gateway_on_this_machine(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert bench("--port", "1", tmp_path=tmp_path) == 1
@@ -324,7 +323,7 @@ def test_without_a_url_it_is_the_gateway_on_this_machine(
     assert "http://127.0.0.1:1 cannot be reached: " in capsys.readouterr().err
 
 
-def test_a_binary_file_of_prompts_is_refused(
+def test_a_binary_prompts_file_is_rejected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "p").write_bytes(b"\xff\xfe")

@@ -36,7 +36,7 @@ def context(tmp_path: Path, **environ: str) -> Context:
     return Context(settings=resolved, sources=loaded.sources, environ=environ)
 
 
-def test_the_key_of_the_environment_wins(tmp_path: Path) -> None:
+def test_the_key_of_the_environment_takes_precedence(tmp_path: Path) -> None:
     given = {"LLAMA_API_KEY": "sk-first", "OPENAI_API_KEY": "sk-second"}
 
     assert bench_facts.endpoint_key("https://far", context(tmp_path, **given)) == "sk-first"
@@ -44,24 +44,24 @@ def test_the_key_of_the_environment_wins(tmp_path: Path) -> None:
     assert bench_facts.endpoint_key(HERE, context(tmp_path, **given)) == "sk-second"
 
 
-def test_here_the_key_that_may_ask_most_is_taken_from_the_keys_file(tmp_path: Path) -> None:
+def test_on_this_machine_the_key_with_the_highest_limit_is_used(tmp_path: Path) -> None:
     assert bench_facts.endpoint_key(HERE, context(tmp_path)) == RICH
     assert bench_facts.endpoint_key("unix:/run/x.sock", context(tmp_path)) == RICH
 
 
 @pytest.mark.parametrize("url", ["https://far", "http://127.0.0.1.far", "http://[", "x"])
-def test_a_key_of_this_machine_never_goes_to_another(url: str, tmp_path: Path) -> None:
+def test_a_key_of_this_machine_is_never_sent_to_another(url: str, tmp_path: Path) -> None:
     assert bench_facts.endpoint_key(url, context(tmp_path)) == ""
 
 
-def test_without_a_keys_file_there_is_no_key(tmp_path: Path) -> None:
+def test_without_a_keys_file_no_key_is_sent(tmp_path: Path) -> None:
     made = context(tmp_path)
     (tmp_path / "keys.txt").unlink()
 
     assert bench_facts.endpoint_key(HERE, made) == ""
 
 
-def test_a_key_with_a_line_end_inside_is_refused(tmp_path: Path) -> None:
+def test_a_key_that_contains_a_line_break_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match="LLAMA_API_KEY contains characters that a key cannot have"
     ) as refused:
@@ -70,7 +70,7 @@ def test_a_key_with_a_line_end_inside_is_refused(tmp_path: Path) -> None:
     assert "sk-a" not in str(refused.value)
 
 
-def test_the_models_header_is_read_where_its_file_is_here(tmp_path: Path) -> None:
+def test_the_models_header_is_read_if_its_file_is_on_this_machine(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(gguf())
     server = Server(models=("m",), model_path=str(tmp_path / "m.gguf"), model={"n_params": 7})
 
@@ -86,7 +86,7 @@ def test_the_models_header_is_read_where_its_file_is_here(tmp_path: Path) -> Non
     assert model(HERE) == server.model
 
 
-def test_circumstances_tell_what_a_repetition_needs(tmp_path: Path) -> None:
+def test_circumstances_contain_what_a_repetition_needs(tmp_path: Path) -> None:
     target = parse_target(HERE, key="sk-secret")
     options = Options(loads=(Load(streams=1),), shared_prefix=100)
 
@@ -110,14 +110,15 @@ def test_circumstances_tell_what_a_repetition_needs(tmp_path: Path) -> None:
     )
 
 
-def test_the_cpu_is_called_what_the_kernel_calls_it(tmp_path: Path) -> None:
+@pytest.mark.processes
+def test_the_cpus_name_is_the_kernels(tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text("processor : 0\nmodel name\t: A fine CPU\n")
 
     assert bench_facts.cpu_name(str(tmp_path / "cpuinfo")) == "A fine CPU"
     assert isinstance(bench_facts.cpu_name("/nowhere"), str)
 
 
-def test_as_many_files_may_be_open_as_the_system_allows() -> None:
+def test_the_limit_on_open_files_is_raised_to_the_hard_limit() -> None:
     import resource  # noqa: PLC0415
 
     bench_facts.raise_open_files()

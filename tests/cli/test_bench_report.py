@@ -28,7 +28,7 @@ def flags(**given: str | None) -> argparse.Namespace:
     return argparse.Namespace(**{"json": None, "csv": None, "html": None, "plot": None, **given})
 
 
-def test_a_report_is_a_heading_a_table_and_notes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_has_a_heading_a_table_and_notes(capsys: pytest.CaptureFixture[str]) -> None:
     show(flags(), REPORT)
 
     heading, table, notes = capsys.readouterr().out.split("\n\n")
@@ -37,7 +37,7 @@ def test_a_report_is_a_heading_a_table_and_notes(capsys: pytest.CaptureFixture[s
     assert notes == "a note\n"
 
 
-def test_nothing_is_drawn_where_nothing_was_counted(tmp_path: Path) -> None:
+def test_nothing_is_drawn_without_counted_requests(tmp_path: Path) -> None:
     empty = dataclasses.replace(REPORT, drawn={})
 
     show(flags(plot=str(tmp_path / "x.png"), html=str(tmp_path / "x.html")), empty)
@@ -51,7 +51,7 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         show(flags(json=str(tmp_path)), REPORT)
 
 
-def test_a_folder_that_is_missing_is_found_before_the_run(tmp_path: Path) -> None:
+def test_a_missing_output_folder_is_reported_before_the_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no directory /nowhere"):
         check_outputs(flags(csv="/nowhere/x.csv"))
 

@@ -3,6 +3,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from llama_gguf.cli import bundle
 from llama_gguf.cli.context import Context
 from llama_gguf.config.settings import load, resolve
@@ -29,7 +31,7 @@ def log(folder: Path, name: str, *, age: int, text: str = "x\n") -> str:
     return str(path)
 
 
-def test_the_newest_logs_of_each_folder_are_taken(tmp_path: Path) -> None:
+def test_the_newest_logs_of_each_folder_are_included(tmp_path: Path) -> None:
     kept = [log(tmp_path, f"llama/{age}.log", age=age) for age in range(3)]
     log(tmp_path, "llama/3.log", age=3)
     log(tmp_path, "llama/0.log.gz", age=0)
@@ -38,7 +40,7 @@ def test_the_newest_logs_of_each_folder_are_taken(tmp_path: Path) -> None:
     assert list(bundle.logs(context(tmp_path))) == kept
 
 
-def test_where_there_are_no_logs_there_are_none(tmp_path: Path) -> None:
+def test_a_missing_log_folder_has_no_logs(tmp_path: Path) -> None:
     assert list(bundle.logs(context(tmp_path))) == []
 
 
@@ -62,7 +64,7 @@ def test_a_line_longer_than_the_tail_is_left_out(tmp_path: Path) -> None:
 # The machine --------------------------------------------------------------------------------------
 
 
-def test_variables_are_named_and_few_are_shown(tmp_path: Path) -> None:
+def test_all_variables_are_named_and_few_values_shown(tmp_path: Path) -> None:
     told = bundle.environment(
         context(tmp_path, CUDA_VISIBLE_DEVICES="0", LLAMA_API_KEY="x", EDITOR="vi", LOG_NAME="y")
     ).splitlines()
@@ -72,7 +74,8 @@ def test_variables_are_named_and_few_are_shown(tmp_path: Path) -> None:
         assert f"{name} is set" in told
 
 
-def test_a_command_that_fails_is_told_with_its_status(tmp_path: Path) -> None:
+@pytest.mark.processes
+def test_a_failed_command_is_reported_with_its_status(tmp_path: Path) -> None:
     smi = tmp_path / "nvidia-smi"
     smi.write_text("#!/bin/sh\necho no driver >&2\nexit 9\n")
     smi.chmod(0o755)
@@ -82,7 +85,7 @@ def test_a_command_that_fails_is_told_with_its_status(tmp_path: Path) -> None:
     assert "$ nvidia-smi (status 9)\nno driver\n" in told
 
 
-def test_folders_are_told_with_their_space_and_files_with_their_modes(tmp_path: Path) -> None:
+def test_folders_are_listed_with_free_space_and_files_with_modes(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "m.gguf").write_bytes(b"12345")
     (tmp_path / "api_keys.txt").touch(mode=0o640)

@@ -19,12 +19,14 @@ from tests.supervisor.conftest import free_ports
 from tests.support.certificates import Pair, issue
 from tests.support.gguf_files import gguf
 
+pytestmark = pytest.mark.processes
+
 KEY = "sk-Zq8vN2xLw5TfR7mB"
 
 
 @dataclass
 class Machine:
-    """One on which nothing stands in the way of `serve`, until a test changes that."""
+    """A machine on which `serve` can start, until a test changes that."""
 
     folder: Path
     environ: dict[str, str]
@@ -62,7 +64,7 @@ Check = Callable[..., tuple[int, dict[str, Any]]]
 
 @pytest.fixture
 def check(machine: Machine, capsys: pytest.CaptureFixture[str]) -> Check:
-    """Runs ``check --json`` with more variables; gives status and checks by subject."""
+    """Runs ``check --json`` with additional variables; returns status and findings by subject."""
 
     def check(*argv: str, **environ: str) -> tuple[int, dict[str, Any]]:
         status = main(["check", "--json", *argv], machine.environ | environ)
@@ -77,10 +79,10 @@ def wrong(checks: dict[str, Any]) -> dict[str, str]:
     return {subject: c["text"] for subject, c in checks.items() if not c["ok"]}
 
 
-# All is well --------------------------------------------------------------------------------------
+# No problems --------------------------------------------------------------------------------------
 
 
-def test_when_all_is_well_that_is_said(
+def test_without_problems_success_is_reported(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["check"], machine.environ) == 0
@@ -91,7 +93,7 @@ def test_when_all_is_well_that_is_said(
     assert told.err == ""
 
 
-def test_model_engine_ports_and_keys_are_told(machine: Machine, check: Check) -> None:
+def test_model_engine_ports_and_keys_are_shown(machine: Machine, check: Check) -> None:
     status, checks = check()
 
     assert status == 0
@@ -103,7 +105,7 @@ def test_model_engine_ports_and_keys_are_told(machine: Machine, check: Check) ->
     assert {"machine", "gpu", "memory", "disk", "PORT_HEALTH", "PORT_BACKEND"} <= checks.keys()
 
 
-def test_nothing_is_made_or_changed(machine: Machine, check: Check) -> None:
+def test_nothing_is_created_or_changed(machine: Machine, check: Check) -> None:
     before = sorted(machine.folder.rglob("*"))
 
     check()
@@ -131,7 +133,7 @@ def test_without_authentication_keys_are_not_missing(machine: Machine, check: Ch
 # Settings -----------------------------------------------------------------------------------------
 
 
-def test_every_setting_has_its_value_and_where_it_came_from(
+def test_every_setting_is_shown_with_value_and_source(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["check", "--max-queue-size", "3"], machine.environ | {"CORS_ORIGINS": "*"})
@@ -143,7 +145,7 @@ def test_every_setting_has_its_value_and_where_it_came_from(
     assert ["REQUEST_TIMEOUT", "300", "default"] in rows
 
 
-def test_the_model_of_the_command_line_is_not_called_a_default(
+def test_the_model_of_the_command_line_is_not_shown_as_a_default(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     del machine.environ["MODEL_NAME"]
@@ -167,7 +169,7 @@ def test_secrets_are_masked(
     assert "********" in told
 
 
-def test_a_value_of_any_length_is_shown_whole_in_a_pipe(
+def test_a_value_of_any_length_is_complete_in_a_pipe(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = "--override-kv " + "x" * 250
@@ -177,10 +179,10 @@ def test_a_value_of_any_length_is_shown_whole_in_a_pipe(
     assert words in capsys.readouterr().out
 
 
-# What is wrong ------------------------------------------------------------------------------------
+# Problems -----------------------------------------------------------------------------------------
 
 
-def test_a_setting_that_cannot_be_used_leaves_with_2(
+def test_an_invalid_setting_exits_with_2(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["check"], machine.environ | {"PORT": "0"}) == 2
@@ -188,7 +190,7 @@ def test_a_setting_that_cannot_be_used_leaves_with_2(
     assert "PORT='0' is invalid" in capsys.readouterr().err
 
 
-def test_all_that_is_wrong_is_listed_at_the_end(
+def test_all_problems_are_listed_at_the_end(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine.keys_file.unlink()
@@ -204,7 +206,7 @@ def test_all_that_is_wrong_is_listed_at_the_end(
     assert told.err == ""
 
 
-def test_a_model_that_is_broken(machine: Machine, check: Check) -> None:
+def test_a_corrupt_model_is_a_problem(machine: Machine, check: Check) -> None:
     (machine.folder / "models" / "m.gguf").write_bytes(gguf()[:-8])
 
     status, checks = check()
@@ -213,14 +215,14 @@ def test_a_model_that_is_broken(machine: Machine, check: Check) -> None:
     assert wrong(checks).keys() == {"model"}
 
 
-def test_an_engine_that_is_not_there(check: Check) -> None:
+def test_a_missing_engine_is_a_problem(check: Check) -> None:
     status, checks = check(LLAMA_SERVER="/nowhere/llama-server")
 
     assert status == 1
     assert "LLAMA_SERVER=/nowhere/llama-server does not exist" in wrong(checks)["engine"]
 
 
-def test_an_engine_that_does_not_run(machine: Machine, check: Check) -> None:
+def test_an_engine_that_does_not_run_is_a_problem(machine: Machine, check: Check) -> None:
     Path(machine.environ["LLAMA_SERVER"]).write_text("#!/bin/sh\nexit 1\n")
 
     status, checks = check()
@@ -230,7 +232,7 @@ def test_an_engine_that_does_not_run(machine: Machine, check: Check) -> None:
 
 
 @pytest.mark.parametrize("variable", ["PORT", "PORT_HEALTH", "PORT_BACKEND"])
-def test_a_port_that_is_taken(machine: Machine, check: Check, variable: str) -> None:
+def test_a_port_in_use_is_a_problem(machine: Machine, check: Check, variable: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", int(machine.environ[variable])))
         taken.listen()
@@ -243,7 +245,7 @@ def test_a_port_that_is_taken(machine: Machine, check: Check, variable: str) -> 
     assert f"Process {os.getpid()} uses the port: " in wrong(checks)[variable]
 
 
-def test_a_port_of_a_serve_that_runs_is_told_as_one(machine: Machine, check: Check) -> None:
+def test_a_port_of_a_running_serve_is_reported_as_such(machine: Machine, check: Check) -> None:
     port = machine.environ["PORT"]
     code = (
         "import socket, sys; s = socket.create_server(('127.0.0.1', int(sys.argv[3]))); "
@@ -264,7 +266,9 @@ def test_a_port_of_a_serve_that_runs_is_told_as_one(machine: Machine, check: Che
     ("one", "other"),
     [("PORT", "PORT_HEALTH"), ("PORT", "PORT_BACKEND"), ("PORT_HEALTH", "PORT_BACKEND")],
 )
-def test_one_port_for_two_purposes(machine: Machine, check: Check, one: str, other: str) -> None:
+def test_one_port_for_two_purposes_is_a_problem(
+    machine: Machine, check: Check, one: str, other: str
+) -> None:
     status, checks = check(**{other: machine.environ[one]})
 
     assert status == 1
@@ -292,7 +296,7 @@ HELP = "flags:\\n-c,    --ctx-size N      size\\n--metrics    more\\n"
 
 
 def engine_with(machine: Machine, *devices: str) -> None:
-    """An engine that knows a few flags, and sees these GPUs."""
+    """An engine that knows a few flags and can use the given GPUs."""
     listed = "".join(f"  {device}\\n" for device in devices)
     Path(machine.environ["LLAMA_SERVER"]).write_text(
         "#!/bin/sh\ncase $1 in\n"
@@ -303,14 +307,14 @@ def engine_with(machine: Machine, *devices: str) -> None:
     )
 
 
-def test_the_memory_that_is_needed_is_told_with_the_sum(check: Check) -> None:
+def test_the_required_memory_is_shown_with_its_calculation(check: Check) -> None:
     checks = check()[1]
 
     assert checks["memory needed"]["text"].startswith("18.2 MB: model 0.0 MB + KV cache 1.0 MB (16")
     assert checks["RAM"]["ok"]
 
 
-def test_a_model_that_does_not_fit_onto_the_gpu_is_wrong(machine: Machine, check: Check) -> None:
+def test_a_model_that_exceeds_the_gpus_memory_is_a_problem(machine: Machine, check: Check) -> None:
     engine_with(machine, "CUDA0: Small card (600 MiB, 500 MiB free)")
 
     status, checks = check()
@@ -321,7 +325,7 @@ def test_a_model_that_does_not_fit_onto_the_gpu_is_wrong(machine: Machine, check
     assert check(NGL="0")[0] == 0
 
 
-def test_a_gpu_that_the_engine_does_not_see_is_told(
+def test_a_gpu_that_the_engine_cannot_use_is_reported(
     machine: Machine, check: Check, tmp_path: Path
 ) -> None:
     engine_with(machine)
@@ -343,7 +347,7 @@ def test_a_gpu_that_the_engine_does_not_see_is_told(
     assert "RAM" not in unknown
 
 
-def test_flags_that_the_engine_does_not_have_are_wrong(machine: Machine, check: Check) -> None:
+def test_unknown_engine_flags_are_a_problem(machine: Machine, check: Check) -> None:
     engine_with(machine)
 
     status, checks = check(EXTRA_ARGS="--ctx-siz 5 --metrics")
@@ -355,7 +359,7 @@ def test_flags_that_the_engine_does_not_have_are_wrong(machine: Machine, check: 
     assert check(EXTRA_ARGS="-c 512 --metrics")[0] == 0
 
 
-def test_flags_of_extra_args_change_the_sum(machine: Machine, check: Check) -> None:
+def test_flags_in_extra_args_change_the_required_memory(machine: Machine, check: Check) -> None:
     engine_with(machine)
 
     checks = check(EXTRA_ARGS="--ctx-size 512")[1]
@@ -363,7 +367,7 @@ def test_flags_of_extra_args_change_the_sum(machine: Machine, check: Check) -> N
     assert checks["context"]["text"].startswith("4 slots share 512 tokens; ")
 
 
-def test_fewer_cpus_than_cores_are_told(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fewer_cpus_than_cores_are_reported(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     here = look(os.defpath)
     monkeypatch.setattr(
         "llama_gguf.engines.machine.look",
@@ -378,7 +382,7 @@ def test_fewer_cpus_than_cores_are_told(check: Check, monkeypatch: pytest.Monkey
     assert "threads" not in check(THREADS="2")[1]
 
 
-def test_a_model_that_could_not_be_put_anywhere_is_wrong(machine: Machine, check: Check) -> None:
+def test_an_unwritable_models_directory_is_a_problem(machine: Machine, check: Check) -> None:
     (machine.folder / "file").touch()
 
     status, checks = check("smollm2", MODELS_DIR=str(machine.folder / "file" / "models"))
@@ -390,7 +394,7 @@ def test_a_model_that_could_not_be_put_anywhere_is_wrong(machine: Machine, check
     )
 
 
-def test_logs_that_could_not_be_kept_are_noted(machine: Machine, check: Check) -> None:
+def test_an_unwritable_log_directory_is_noted(machine: Machine, check: Check) -> None:
     (machine.folder / "file").touch()
 
     status, checks = check(LOG_DIR=str(machine.folder / "file" / "logs"))
@@ -400,7 +404,7 @@ def test_logs_that_could_not_be_kept_are_noted(machine: Machine, check: Check) -
     assert checks["logs"]["text"].endswith(f"{machine.folder}/file is not writable")
 
 
-def test_a_hubs_model_without_what_fetches_it_is_wrong(
+def test_a_hub_model_without_huggingface_hub_is_a_problem(
     check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert check("hf:owner/name:Q4_0")[0] == 0
@@ -412,7 +416,7 @@ def test_a_hubs_model_without_what_fetches_it_is_wrong(
     assert "pip install 'llama-gguf-inference[hub]'" in wrong(checks)["model"]
 
 
-def test_a_url_of_a_model_is_told_without_its_login(check: Check) -> None:
+def test_a_models_url_is_shown_without_its_credentials(check: Check) -> None:
     checks = check(MODEL_NAME="https://me:secret@host.example/x.gguf?sig=secret")[1]
 
     assert checks["model"]["text"].startswith("https://***@host.example/x.gguf?*** will be")
@@ -422,7 +426,7 @@ def test_a_url_of_a_model_is_told_without_its_login(check: Check) -> None:
 
 
 @pytest.mark.parametrize("text", [None, "", "# nothing but a comment\n", "alice:short\n"])
-def test_no_usable_key_is_wrong(machine: Machine, check: Check, text: str | None) -> None:
+def test_no_usable_key_is_a_problem(machine: Machine, check: Check, text: str | None) -> None:
     machine.keys_file.unlink()
     if text is not None:
         machine.keys_file.write_text(text)
@@ -433,7 +437,7 @@ def test_no_usable_key_is_wrong(machine: Machine, check: Check, text: str | None
     assert wrong(checks)["keys"].startswith(f"no keys in {machine.keys_file}: create one with")
 
 
-def test_a_keys_file_that_cannot_be_read_is_wrong(machine: Machine, check: Check) -> None:
+def test_an_unreadable_keys_file_is_a_problem(machine: Machine, check: Check) -> None:
     machine.keys_file.unlink()
     machine.keys_file.mkdir()
 
@@ -443,7 +447,7 @@ def test_a_keys_file_that_cannot_be_read_is_wrong(machine: Machine, check: Check
     assert "is a directory" in wrong(checks)["keys"]
 
 
-def test_lines_that_are_skipped_are_told_by_number_and_without_their_content(
+def test_skipped_lines_are_reported_by_number_without_content(
     machine: Machine, check: Check
 ) -> None:
     machine.keys_file.write_text(f"alice:{KEY}\n{KEY}x:bob\n")
@@ -455,7 +459,7 @@ def test_lines_that_are_skipped_are_told_by_number_and_without_their_content(
     assert KEY not in checks["keys"]["text"]
 
 
-def test_a_keys_file_that_others_can_read_is_told(machine: Machine, check: Check) -> None:
+def test_a_keys_file_readable_by_others_is_reported(machine: Machine, check: Check) -> None:
     machine.keys_file.chmod(0o644)
 
     status, checks = check()
@@ -467,7 +471,7 @@ def test_a_keys_file_that_others_can_read_is_told(machine: Machine, check: Check
 # TLS ----------------------------------------------------------------------------------------------
 
 
-def test_a_certificate_is_told_with_its_end(machine: Machine, check: Check) -> None:
+def test_a_certificate_is_shown_with_its_expiry(machine: Machine, check: Check) -> None:
     assert check()[1]["TLS"]["text"] == "off: PORT serves plain HTTP"
 
     status, checks = check(**issue(not_after=2099).write(machine.folder))
@@ -485,7 +489,7 @@ def test_a_certificate_is_told_with_its_end(machine: Machine, check: Check) -> N
     ],
     ids=["expired", "mismatched", "empty"],
 )
-def test_a_certificate_that_clients_refuse_or_nobody_can_read_is_wrong(
+def test_an_expired_or_unreadable_certificate_is_a_problem(
     pair: Pair, told: str, machine: Machine, check: Check
 ) -> None:
     status, checks = check(**pair.write(machine.folder))

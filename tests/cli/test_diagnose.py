@@ -19,9 +19,11 @@ from llama_gguf.cli.main import main
 from tests.supervisor.conftest import free_ports
 from tests.support.gguf_files import METADATA, gguf
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parents[2]
 
-# Every secret of this machine, by where it is. None looks like another, or like a known shape.
+# All secrets of this machine, by location. None resembles another or has a known format.
 SECRETS = {
     "a key of the keys file": "Zq8vN2xLw5TfR7mB",
     "a key of the keys file that has expired": "Yp7uM1wKv4SeQ6lA",
@@ -45,7 +47,7 @@ S = SECRETS
 
 
 class Talker(BaseHTTPRequestHandler):
-    """A server that says every secret there is."""
+    """A server whose responses contain all secrets."""
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -59,7 +61,7 @@ class Talker(BaseHTTPRequestHandler):
 
 
 def everything() -> str:
-    """A log in which every secret stands, the known ones without a hint that they are one."""
+    """A log that contains all secrets, the known ones without any hint that they are secret."""
     known = [s for what, s in SECRETS.items() if not what.endswith("in a log")]
     lines = [f"{number} said {secret} and went on" for number, secret in enumerate(known)]
     lines += [json.dumps({"message": f"said {secret}"}) for secret in known]
@@ -101,7 +103,7 @@ def environ(tmp_path: Path) -> dict[str, str]:
 
 
 def read(raw: bytes) -> dict[str, str]:
-    """The texts of a bundle, by name."""
+    """The files of a bundle, by name."""
     texts = {}
     with tarfile.open(fileobj=io.BytesIO(raw)) as tar:
         for member in tar.getmembers():
@@ -145,7 +147,7 @@ def engine() -> Iterator[int]:
     pipe = subprocess.PIPE
     with subprocess.Popen(argv, env=environ, stdin=pipe, stdout=pipe) as child:
         assert child.stdout is not None
-        child.stdout.readline()  # it runs by now
+        child.stdout.readline()  # it is running
         yield child.pid
         child.communicate(b"\n")
 
@@ -163,7 +165,7 @@ def test_no_secret_is_in_any_byte_of_the_bundle(
     logs = tmp_path / "logs"
     (logs / "llama").mkdir(parents=True)
     (logs / "api_access.log").write_text("alice asked\n" + everything())
-    # A tail that would begin in the middle of a secret, and a name that is one.
+    # A tail that would begin in the middle of a secret, and a file name that is a secret.
     head = f"said {S['a key that is commented out']} first\n"
     rest = everything()
     rest += "x" * (bundle.TAIL_BYTES + len("said Wn5s") - len(head) - len(rest) - 1) + "\n"
@@ -178,16 +180,16 @@ def test_no_secret_is_in_any_byte_of_the_bundle(
         for what, secret in SECRETS.items():
             for form in (secret, json.dumps(secret)[1:-1]):
                 assert form not in text, f"{what} is in {name}"
-                # Nor a half of it.
+                # Nor half of it.
                 assert form[: len(form) // 2 + 2] not in text, f"half of {what} is in {name}"
     for word in ("alice asked", "said ********", "models.example/m.gguf", str(engine)):
         assert any(word in text for text in texts.values()), word
 
 
-# What is in it ------------------------------------------------------------------------------------
+# Content ------------------------------------------------------------------------------------------
 
 
-def test_what_is_known_of_a_machine_that_serves_is_in_it(
+def test_the_bundle_describes_a_machine_that_serves(
     tmp_path: Path, environ: dict[str, str], talkers: None, engine: int
 ) -> None:
     (tmp_path / "models").mkdir()
@@ -221,7 +223,7 @@ def test_what_is_known_of_a_machine_that_serves_is_in_it(
     assert "memory needed" in texts["checks.txt"]
 
 
-def test_all_of_it_is_told_as_json(
+def test_the_bundle_can_be_printed_as_json(
     tmp_path: Path, environ: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     diagnose(tmp_path, environ, "--json")
@@ -232,10 +234,10 @@ def test_all_of_it_is_told_as_json(
     assert {s["name"]: s["ok"] for s in told["sections"]}["mounts"] is True
 
 
-# When all is broken -------------------------------------------------------------------------------
+# Failures -----------------------------------------------------------------------------------------
 
 
-def test_with_everything_broken_there_is_a_bundle_that_says_what(
+def test_with_everything_broken_the_bundle_lists_the_failures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "keys").mkdir()
@@ -262,7 +264,7 @@ def test_with_everything_broken_there_is_a_bundle_that_says_what(
     assert "- model is incomplete: There is no model /nowhere/m.gguf." in capsys.readouterr().out
 
 
-def test_the_model_may_be_named_as_it_is_for_serve(tmp_path: Path, environ: dict[str, str]) -> None:
+def test_the_model_can_be_named_as_for_serve(tmp_path: Path, environ: dict[str, str]) -> None:
     (tmp_path / "mine.gguf").write_bytes(gguf())
 
     texts = diagnose(tmp_path, environ, str(tmp_path / "mine.gguf"))
@@ -270,7 +272,7 @@ def test_the_model_may_be_named_as_it_is_for_serve(tmp_path: Path, environ: dict
     assert texts["model.txt"].startswith(str(tmp_path / "mine.gguf"))
 
 
-def test_a_part_that_hangs_does_not_keep_the_others_from_coming(
+def test_a_section_that_hangs_does_not_delay_the_others_forever(
     tmp_path: Path, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for_ever = threading.Event()
@@ -285,14 +287,16 @@ def test_a_part_that_hangs_does_not_keep_the_others_from_coming(
     assert "versions: collected" in texts["summary.txt"]
 
 
-def test_the_package_need_not_be_whole(tmp_path: Path, environ: dict[str, str]) -> None:
+def test_an_incomplete_installation_still_yields_a_bundle(
+    tmp_path: Path, environ: dict[str, str]
+) -> None:
     path = tmp_path / "out.tar.gz"
     code = (
         "import sys; sys.modules['llama_gguf.net.listener'] = None; "
         "from llama_gguf.cli.main import main; main()"
     )
 
-    # In a process of its own: what this one has imported is imported.
+    # In a separate process, since this one has already imported the modules.
     subprocess.run(
         [sys.executable, "-c", code, "diagnose", "--output", str(path)],
         env=environ,
@@ -306,10 +310,10 @@ def test_the_package_need_not_be_whole(tmp_path: Path, environ: dict[str, str]) 
     assert "settings: collected" in texts["summary.txt"]
 
 
-# Where it goes ------------------------------------------------------------------------------------
+# Output -------------------------------------------------------------------------------------------
 
 
-def test_it_is_for_its_owner_alone_and_lies_where_one_stands(
+def test_the_bundle_is_private_and_in_the_working_directory(
     tmp_path: Path, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -321,7 +325,7 @@ def test_it_is_for_its_owner_alone_and_lies_where_one_stands(
     assert "summary.txt" in read(path.read_bytes())
 
 
-def test_it_can_go_through_a_pipe(
+def test_the_bundle_can_be_written_to_a_pipe(
     environ: dict[str, str], capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     assert main(["diagnose", "--output", "-"], environ) == 0
@@ -329,7 +333,7 @@ def test_it_can_go_through_a_pipe(
     assert "summary.txt" in read(capfdbinary.readouterr().out)
 
 
-def test_a_place_that_cannot_be_written_is_told_with_others(
+def test_an_unwritable_output_is_rejected_with_alternatives(
     environ: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["diagnose", "--output", "/nowhere/x.tar.gz"], environ) == 1
@@ -337,7 +341,7 @@ def test_a_place_that_cannot_be_written_is_told_with_others(
     assert "--output -" in capsys.readouterr().err
 
 
-def test_the_script_does_the_same(tmp_path: Path) -> None:
+def test_the_script_runs_the_same_command(tmp_path: Path) -> None:
     script = tmp_path / "scripts" / "diagnostics" / "collect.sh"
     script.parent.mkdir(parents=True)
     shutil.copy(ROOT / "scripts" / "diagnostics" / "collect.sh", script)

@@ -1,4 +1,4 @@
-"""Signals that come before anything of ours has begun."""
+"""Signals that arrive while the imports are still running."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ import pytest
 
 from tests.supervisor.conftest import DEADLINE_SECONDS, Serve, children, tethered, until
 
+pytestmark = pytest.mark.processes
+
 ROOT: Final = Path(__file__).parents[2]
 STOPS: Final = (signal.SIGTERM, signal.SIGINT)
 EARLY_SECONDS: Final = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5)
-"""From the start of the process on: one after the other, until it serves."""
+"""The signals, one after the other, from the process's start until it serves."""
 
 
 @pytest.fixture
@@ -44,11 +46,11 @@ def signals(pid: int, kind: str) -> set[int]:
 
 
 def status_of(process: subprocess.Popen[bytes]) -> int:
-    """Its exit status, once it has left."""
+    """Its exit status, when it has exited."""
     return process.wait(DEADLINE_SECONDS)
 
 
-def test_nothing_that_takes_time_is_imported_before_signals_are_handled() -> None:
+def test_signals_are_handled_before_slow_imports() -> None:
     code = (
         f"import sys; sys.path[:0] = {sys.path!r}\n"
         "import os, signal; before = set(sys.modules); import llama_gguf.cli.entry\n"
@@ -56,7 +58,7 @@ def test_nothing_that_takes_time_is_imported_before_signals_are_handled() -> Non
     )
 
     done = subprocess.run(
-        # Without `site`, which may have imported more.
+        # Without `site`, which may import more.
         [sys.executable, "-I", "-S", "-c", code],
         capture_output=True,
         text=True,
@@ -68,18 +70,18 @@ def test_nothing_that_takes_time_is_imported_before_signals_are_handled() -> Non
     assert set(done.stdout.split()) == {"__future__", *ours}
 
 
-def test_the_command_begins_here() -> None:
+def test_the_command_starts_in_this_module() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
     assert project["scripts"] == {"llama-gguf": "llama_gguf.cli.entry:main"}
 
 
 @pytest.mark.parametrize("number", STOPS)
-def test_a_server_that_is_stopped_while_it_starts_leaves_with_status_0(
+def test_a_server_stopped_during_its_start_exits_with_0(
     serve: Serve, number: signal.Signals
 ) -> None:
     serve.start()
-    # SIGINT has a handler of Python's own before it has ours.
+    # SIGINT has Python's handler before it has ours, so SIGTERM shows that ours are set.
     serve.until(lambda: signal.SIGTERM in signals(serve.pid, "SigCgt"))
 
     serve.signal(number)
@@ -89,9 +91,7 @@ def test_a_server_that_is_stopped_while_it_starts_leaves_with_status_0(
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
-def test_an_early_order_to_read_files_again_ends_nothing(
-    serve: Serve, number: signal.Signals
-) -> None:
+def test_an_early_reload_signal_ends_nothing(serve: Serve, number: signal.Signals) -> None:
     serve.start()
     serve.until(lambda: signal.SIGTERM in signals(serve.pid, "SigCgt"))
 
@@ -100,7 +100,7 @@ def test_an_early_order_to_read_files_again_ends_nothing(
     serve.until_ready()
 
 
-def test_other_commands_keep_the_signals_of_any_program() -> None:
+def test_other_commands_keep_the_default_signal_handling() -> None:
     argv = [sys.executable, "-m", "llama_gguf", "keys", "add", "--help"]
     code = (
         f"import sys; sys.argv = {argv[2:]!r}\n"
@@ -121,7 +121,7 @@ def test_other_commands_keep_the_signals_of_any_program() -> None:
 
 @functools.cache
 def new_pid_namespace() -> Sequence[str]:
-    """A command that runs another as PID 1; empty where that is not allowed."""
+    """A command that runs another as PID 1; empty if that is not permitted."""
     program = shutil.which("unshare") or "unshare"
     for rights in ((), ("--user", "--map-root-user")):
         argv = (program, *rights, "--pid", "--fork", "--kill-child", "--mount-proc")
@@ -137,9 +137,9 @@ def new_pid_namespace() -> Sequence[str]:
 def as_pid_1(
     serve: Serve, *argv: str, blocks: bool = False
 ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """*argv* as PID 1 of a namespace: what starts it, whose status is its own, and its pid.
+    """*argv* as PID 1 of a namespace: its parent, which returns its status, and its pid.
 
-    *blocks*: what starts it has blocked SIGTERM and SIGINT.
+    *blocks*: whether the parent has blocked SIGTERM and SIGINT.
     """
     if not new_pid_namespace():
         pytest.skip("no namespace for processes can be made here")
@@ -166,31 +166,35 @@ def command(name: str, serve: Serve) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["serve", "gateway", "health"])
-def test_as_pid_1_no_stop_is_lost_once_there_is_a_handler(serve: Serve, name: str) -> None:
-    # The first handler comes long before all that is imported.
+def test_as_pid_1_no_stop_signal_is_lost_after_the_first_handler(serve: Serve, name: str) -> None:
+    # The first handler is set long before the imports end.
     for seconds in (0.0, 0.01, 0.05, 0.1, 0.2):
         with as_pid_1(serve, *command(name, serve)) as (process, pid):
             until(lambda pid=pid: signal.SIGTERM in signals(pid, "SigCgt"))  # type: ignore[misc]
-            time.sleep(seconds)  # not for something: each is a moment of its own
+            time.sleep(
+                seconds
+            )  # waits for nothing: each duration is a different phase of the start
             os.kill(pid, signal.SIGTERM)
 
             assert status_of(process) == 0, seconds
 
 
 @pytest.mark.parametrize("number", STOPS)
-def test_as_pid_1_no_stop_is_lost_at_all_where_what_starts_it_has_blocked_it(
+def test_as_pid_1_no_stop_signal_is_lost_if_the_parent_blocked_it(
     serve: Serve, number: signal.Signals
 ) -> None:
     for seconds in EARLY_SECONDS:
         with as_pid_1(serve, *command("serve", serve), blocks=True) as (process, pid):
-            time.sleep(seconds)  # not for something: each is a moment of its own
+            time.sleep(
+                seconds
+            )  # waits for nothing: each duration is a different phase of the start
             os.kill(pid, number)
 
             assert status_of(process) == 0, seconds
 
 
-def test_the_entrypoint_of_the_image_blocks_them(serve: Serve) -> None:
-    # As it is installed in the image.
+def test_the_images_entrypoint_blocks_stop_signals(serve: Serve) -> None:
+    # As installed in the image.
     program = serve.folder / "llama-gguf"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m llama_gguf "$@"\n')
     program.chmod(0o755)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_gguf.cli.fetch import fetch, progress_in, telling
+from llama_gguf.cli.fetch import fetch, progress_in, reporting
 from llama_gguf.config.settings import Settings, load, resolve
 from llama_gguf.errors import UserError
 from llama_gguf.models.landing import Meter
@@ -37,14 +37,16 @@ def get(folder: Path, model: str, **environ: str) -> list[str]:
     return told
 
 
-def test_the_model_comes_and_how_far_it_is_is_told(tmp_path: Path, server: FileServer) -> None:
+@pytest.mark.processes
+def test_the_model_is_fetched_and_progress_reported(tmp_path: Path, server: FileServer) -> None:
     told = get(tmp_path, server.url())
 
     assert (tmp_path / "models" / "m.gguf").read_bytes() == CONTENT
     assert told[-1] == "fetching the model: 100 % of 1.2 MB"
 
 
-def test_a_failure_is_told_by_the_child_and_has_a_name(
+@pytest.mark.processes
+def test_a_failure_is_reported_by_the_child_and_raised(
     tmp_path: Path, server: FileServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     server.behaviour.status = 404
@@ -55,7 +57,8 @@ def test_a_failure_is_told_by_the_child_and_has_a_name(
     assert "does not exist (status 404)" in capfd.readouterr().err
 
 
-def test_a_login_in_the_url_is_not_in_the_childs_arguments(
+@pytest.mark.processes
+def test_credentials_in_the_url_are_not_in_the_childs_arguments(
     tmp_path: Path, server: FileServer
 ) -> None:
     seen: list[bytes] = []
@@ -64,7 +67,7 @@ def test_a_login_in_the_url_is_not_in_the_childs_arguments(
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             try:
                 seen.append(path.read_bytes())
-            except OSError:  # it has just ended
+            except OSError:  # it has just exited
                 continue
 
     wanted = settings(tmp_path, f"http://me:s3cret@{server.address}/m.gguf")
@@ -75,15 +78,15 @@ def test_a_login_in_the_url_is_not_in_the_childs_arguments(
     assert server.seen[0].authorization is not None
 
 
-def test_settings_that_a_flag_has_beaten_do_not_reach_the_child(
-    tmp_path: Path, server: FileServer
-) -> None:
+@pytest.mark.processes
+def test_overridden_settings_do_not_reach_the_child(tmp_path: Path, server: FileServer) -> None:
     get(tmp_path, server.url(), PORT="nonsense", MODEL_NAME="another", MODELS_DIR="/nowhere")
 
     assert (tmp_path / "models" / "m.gguf").exists()
 
 
-def test_when_it_is_called_off_the_child_ends_and_what_has_come_stays(
+@pytest.mark.processes
+def test_on_cancellation_the_child_ends_and_the_part_file_remains(
     tmp_path: Path, server: FileServer
 ) -> None:
     part = tmp_path / "models" / "m.gguf.part"
@@ -113,11 +116,11 @@ def test_when_it_is_called_off_the_child_ends_and_what_has_come_stays(
         (b"1500000 0\n", ("fetching the model: 1.5 MB", None)),
     ],
 )
-def test_bytes_become_words_and_a_share(line: bytes, told: tuple[str, float | None]) -> None:
+def test_bytes_become_text_and_a_fraction(line: bytes, told: tuple[str, float | None]) -> None:
     assert progress_in(line) == told
 
 
-def test_a_listener_that_has_left_stops_nothing() -> None:
+def test_a_closed_progress_pipe_does_not_stop_the_download() -> None:
     shown = []
 
     @contextmanager
@@ -126,7 +129,7 @@ def test_a_listener_that_has_left_stops_nothing() -> None:
 
     ours, theirs = os.pipe()
     os.close(ours)
-    with telling(theirs, meter)("m") as report:
+    with reporting(theirs, meter)("m") as report:
         report(1, 2)
         report(2, 2)
     os.close(theirs)

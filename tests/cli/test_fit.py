@@ -28,7 +28,7 @@ def found(
     return {r.subject: r for r in results(FACTS, chosen, devices=devices, here=here)}
 
 
-def test_the_sum_is_shown_with_its_parts() -> None:
+def test_the_required_memory_is_shown_with_its_parts() -> None:
     told = found()
 
     assert told["memory needed"].text == (
@@ -47,29 +47,29 @@ def test_the_sum_is_shown_with_its_parts() -> None:
         (4, "4 slots divide 16384 tokens; a request may use 4096 of them"),
     ],
 )
-def test_what_a_request_may_have_depends_on_the_slots(parallel: int, text: str) -> None:
+def test_the_context_of_a_request_depends_on_the_slots(parallel: int, text: str) -> None:
     assert found(dataclasses.replace(CHOSEN, parallel=parallel))["context"].text == text
 
 
 @pytest.mark.parametrize(("available", "level"), [(NEEDED, Level.OK), (NEEDED - 1, Level.WRONG)])
-def test_what_does_not_fit_into_ram_is_wrong(available: int, level: Level) -> None:
+def test_a_model_that_exceeds_ram_is_a_problem(available: int, level: Level) -> None:
     assert found(available=available)["RAM"].level is level
 
 
-def test_a_context_that_would_fit_is_named() -> None:
+def test_a_context_that_fits_is_suggested() -> None:
     assert "it does not fit. Set CTX to 8192, use" in found(available=NEEDED - 1)["RAM"].text
     assert "No CTX is small enough" in found(available=98_362_432)["RAM"].text
 
 
-def test_where_memory_is_unknown_nothing_is_claimed_of_it() -> None:
+def test_unknown_memory_gives_no_verdict() -> None:
     assert found(available=None).keys() == {"context", "memory needed"}
 
 
-def test_where_the_gpus_are_unknown_nothing_is_claimed_of_what_goes_where() -> None:
+def test_unknown_gpus_give_no_verdict() -> None:
     assert found(devices=None, available=1).keys() == {"context", "memory needed"}
 
 
-def test_a_header_that_says_too_little_gives_no_sum() -> None:
+def test_an_incomplete_header_gives_no_estimate() -> None:
     here = Machine("Linux", 2, None, None, None, ())
     facts = dataclasses.replace(FACTS, kv_heads=None)
 
@@ -79,14 +79,14 @@ def test_a_header_that_says_too_little_gives_no_sum() -> None:
     assert told.text.startswith("unknown")
 
 
-def test_a_gpu_takes_all_of_it_and_something_for_itself() -> None:
+def test_a_gpu_holds_the_model_and_needs_some_memory_itself() -> None:
     told = found(devices=[Device("CUDA0 (L4)", 24 * GIB, NEEDED + GPU_RESERVE_BYTES)])
 
     assert told["VRAM"] == Result("VRAM", "1.0 GB of 1.0 GB free on CUDA0 (L4)")
     assert told["RAM"].text.startswith("0.0 MB of")
 
 
-def test_what_does_not_fit_onto_the_gpus_is_wrong() -> None:
+def test_a_model_that_exceeds_the_gpus_is_a_problem() -> None:
     free = NEEDED // 2 + GPU_RESERVE_BYTES - 1
 
     told = found(devices=[Device("CUDA0", GIB, free), Device("CUDA1", GIB, free)])["VRAM"]
@@ -95,7 +95,7 @@ def test_what_does_not_fit_onto_the_gpus_is_wrong() -> None:
     assert "free on 2 GPUs: it does not fit. Set CTX to 8192, lower NGL (now 99)" in told.text
 
 
-def test_old_prompts_that_may_fill_the_ram_are_told_of() -> None:
+def test_a_prompt_cache_that_may_fill_the_ram_is_reported() -> None:
     told = found(available=NEEDED + (4 << 30))["prompt cache"]
 
     assert told.level is Level.NOTE
@@ -104,7 +104,7 @@ def test_old_prompts_that_may_fill_the_ram_are_told_of() -> None:
 
 
 @pytest.mark.parametrize(("mib", "is_told"), [(4096, False), (4097, True), (0, False), (-1, True)])
-def test_a_bound_on_them_is_believed(mib: int, is_told: bool) -> None:
+def test_a_bound_on_the_prompt_cache_is_respected(mib: int, is_told: bool) -> None:
     told = found(dataclasses.replace(CHOSEN, cache_ram_mib=mib), available=NEEDED + (4 << 30))
 
     assert ("prompt cache" in told) == is_told

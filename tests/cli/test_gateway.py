@@ -38,7 +38,7 @@ def running(
         process.wait()
 
 
-def test_how_serve_hands_its_sockets_over_is_nothing_for_people(
+def test_internal_flags_are_not_in_the_help(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit):
@@ -48,7 +48,8 @@ def test_how_serve_hands_its_sockets_over_is_nothing_for_people(
     assert "fd" not in shown.replace("fdatasync", "")
 
 
-def test_alone_it_stands_in_front_of_an_engine_that_comes_later(tmp_path: Path) -> None:
+@pytest.mark.processes
+def test_it_can_start_before_its_engine(tmp_path: Path) -> None:
     port, port_backend = free_ports(2)
     (tmp_path / "api_keys.txt").write_text(f"tester:{KEY}\n")
     environ = {
@@ -72,8 +73,9 @@ def test_alone_it_stands_in_front_of_an_engine_that_comes_later(tmp_path: Path) 
             assert gateway.wait(DEADLINE_SECONDS) == 0
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("kind", [BlockedPipe, StoppedTerminal])
-def test_a_terminal_that_nothing_reads_from_stops_nothing(
+def test_a_blocked_terminal_does_not_block_the_gateway(
     tmp_path: Path, kind: type[BlockedPipe | StoppedTerminal]
 ) -> None:
     port, port_backend = free_ports(2)
@@ -85,7 +87,7 @@ def test_a_terminal_that_nothing_reads_from_stops_nothing(
         "PORT": str(port),
         "PORT_BACKEND": str(port_backend),
         "BACKEND_API_KEY": "x",
-        "MAX_QUEU_SIZE": "5",  # which is warned of
+        "MAX_QUEU_SIZE": "5",  # causes a warning
     }
     argv = ("-m", "llama_gguf", "gateway")
     with (
@@ -97,7 +99,7 @@ def test_a_terminal_that_nothing_reads_from_stops_nothing(
         until(lambda: ask(port, "/health", key="").status == 200)
         assert ask(port, CHAT, b'{"a": 1}').status == 200
         (tmp_path / "api_keys.txt").write_text(f"other:{KEY}2\n")
-        gateway.send_signal(signal.SIGHUP)  # it reports that it has read the keys
+        gateway.send_signal(signal.SIGHUP)  # it then logs that it has read the keys
         until(lambda: ask(port, CHAT, b"{}").status == 401)
 
         gateway.send_signal(signal.SIGTERM)
@@ -105,7 +107,7 @@ def test_a_terminal_that_nothing_reads_from_stops_nothing(
         assert gateway.wait(DEADLINE_SECONDS) == 0
 
 
-def test_a_port_that_is_taken_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -117,7 +119,7 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path, capsys: pytest.CaptureFix
     assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
 
 
-def test_a_certificate_that_cannot_be_used_stops_the_start(
+def test_an_invalid_certificate_prevents_the_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (port,) = free_ports(1)

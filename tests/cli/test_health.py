@@ -26,7 +26,7 @@ from tests.support.blocked import BlockedPipe
 
 
 class Health:
-    """`llama-gguf health`, and the engine it follows."""
+    """`llama-gguf health`, and the engine that it polls."""
 
     def __init__(self) -> None:
         self.port, self.port_backend = free_ports(2)
@@ -79,7 +79,8 @@ def health() -> Iterator[Health]:
     health.end()
 
 
-def test_in_live_mode_any_path_is_200_without_any_engine(health: Health) -> None:
+@pytest.mark.processes
+def test_in_live_mode_every_path_is_200_without_an_engine(health: Health) -> None:
     process = health.start()
 
     assert health.answer("GET", "/ping") == (200, b"ok\n")
@@ -91,6 +92,7 @@ def test_in_live_mode_any_path_is_200_without_any_engine(health: Health) -> None
     assert process.wait(DEADLINE_SECONDS) == 0
 
 
+@pytest.mark.processes
 def test_in_ready_mode_it_follows_the_engine(health: Health, tmp_path: Path) -> None:
     loaded = tmp_path / "loaded"
     health.start(HEALTH_MODE="ready")
@@ -106,7 +108,8 @@ def test_in_ready_mode_it_follows_the_engine(health: Health, tmp_path: Path) -> 
     until(lambda: health.status() == 503)
 
 
-def test_a_peer_that_says_nothing_holds_nobody_up(health: Health) -> None:
+@pytest.mark.processes
+def test_a_silent_peer_does_not_block_others(health: Health) -> None:
     health.start()
 
     with (
@@ -120,18 +123,19 @@ def test_a_peer_that_says_nothing_holds_nobody_up(health: Health) -> None:
         del silent
 
 
-def test_a_terminal_that_nothing_reads_from_stops_nothing(health: Health) -> None:
+@pytest.mark.processes
+def test_a_blocked_terminal_does_not_block_the_server(health: Health) -> None:
     with BlockedPipe() as blocked:
         health.output = blocked.fd
 
-        process = health.start(MAX_QUEU_SIZE="5")  # which is warned of
+        process = health.start(MAX_QUEU_SIZE="5")  # causes a warning
 
         assert health.answer("GET") == (200, b"ok\n")
         process.send_signal(signal.SIGTERM)
         assert process.wait(DEADLINE_SECONDS) == 0
 
 
-def test_a_port_that_is_taken_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -142,8 +146,8 @@ def test_a_port_that_is_taken_is_named(capsys: pytest.CaptureFixture[str]) -> No
     assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
 
 
-def test_it_can_be_stopped_as_soon_as_it_was_started() -> None:
-    # As `serve` does when the model is not there.
+def test_it_can_be_stopped_immediately_after_its_start() -> None:
+    # As `serve` does if the model is missing.
     for _ in range(50):
         server = HealthServer(listen("127.0.0.1", 0), lambda: 200)
         server.start()

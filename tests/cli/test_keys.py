@@ -34,7 +34,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs ``llama-gguf keys ...`` on *path*: the exit status, and what it wrote."""
+    """Runs ``llama-gguf keys ...`` on *path*: the exit status, and the output."""
 
     def run(*argv: str) -> tuple[int, str, str]:
         status = main(["keys", *argv], environ={"AUTH_KEYS_FILE": str(path)})
@@ -61,7 +61,7 @@ def days_left(key: Key) -> float:
 # generate -----------------------------------------------------------------------------------------
 
 
-def test_a_generated_key_is_shown_once_on_a_line_of_its_own_and_lets_in(
+def test_a_generated_key_is_shown_once_on_a_separate_line_and_is_valid(
     run: Run, path: Path
 ) -> None:
     status, out, err = run("generate", "--name", "alice")
@@ -81,7 +81,7 @@ def test_a_new_file_begins_with_the_format_and_is_private(run: Run, path: Path) 
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_a_key_without_a_name_is_given_one(run: Run, path: Path) -> None:
+def test_a_key_without_a_name_gets_one(run: Run, path: Path) -> None:
     run("generate")
     run("generate")
 
@@ -90,7 +90,7 @@ def test_a_key_without_a_name_is_given_one(run: Run, path: Path) -> None:
     assert all(len(name) == 10 and name.startswith("key-") for name in names)
 
 
-def test_a_key_is_made_with_its_limit_and_its_expiration(run: Run, path: Path) -> None:
+def test_a_key_is_created_with_limit_and_expiration(run: Run, path: Path) -> None:
     _, out, _ = run("generate", "--name", "a", "--rate-limit", "60", "--expires", "30d")
 
     (key,) = ring_of(path).keys
@@ -106,7 +106,7 @@ def test_an_expiration_may_be_a_date(run: Run, path: Path) -> None:
     assert ring_of(path).keys[0].expires_at == NEVER
 
 
-def test_a_hashed_key_lets_in_and_its_secret_is_not_in_the_file(run: Run, path: Path) -> None:
+def test_a_hashed_key_is_valid_and_its_secret_is_not_in_the_file(run: Run, path: Path) -> None:
     _, out, _ = run("generate", "--hashed")
 
     (secret,) = [line for line in out.splitlines() if line.startswith("sk-")]
@@ -116,7 +116,7 @@ def test_a_hashed_key_lets_in_and_its_secret_is_not_in_the_file(run: Run, path: 
 
 
 @pytest.mark.parametrize("action", ["generate", "rotate"])
-def test_quiet_prints_the_key_alone(run: Run, path: Path, action: str) -> None:
+def test_quiet_prints_only_the_key(run: Run, path: Path, action: str) -> None:
     path.write_text(f"alice:{SECRET}\n")
 
     status, out, err = run(action, "--quiet", *(["alice"] if action == "rotate" else []))
@@ -143,7 +143,7 @@ def test_json_has_the_key_and_its_settings(run: Run, path: Path) -> None:
     assert err == TAKEN_UP
 
 
-def test_a_key_is_added_below_what_is_there(run: Run, path: Path) -> None:
+def test_a_key_is_appended_to_the_file(run: Run, path: Path) -> None:
     before = f"# ours\r\n\r\nalice:{SECRET}\r\nnonsense\r\n# end"
     path.write_bytes(before.encode())
 
@@ -154,7 +154,9 @@ def test_a_key_is_added_below_what_is_there(run: Run, path: Path) -> None:
     assert added.endswith("\r\n")
 
 
-def test_the_file_flag_wins_over_the_setting(run: Run, path: Path, tmp_path: Path) -> None:
+def test_the_file_flag_takes_precedence_over_the_setting(
+    run: Run, path: Path, tmp_path: Path
+) -> None:
     other = tmp_path / "other"
 
     run("generate", "--file", str(other))
@@ -163,13 +165,13 @@ def test_the_file_flag_wins_over_the_setting(run: Run, path: Path, tmp_path: Pat
     assert not path.exists()
 
 
-def test_without_a_file_named_it_is_the_one_in_the_data_dir(tmp_path: Path) -> None:
+def test_the_default_file_is_in_the_data_dir(tmp_path: Path) -> None:
     main(["keys", "--data-dir", str(tmp_path), "generate", "--name", "alice"], environ={})
 
     assert ring_of(tmp_path / "api_keys.txt").named("alice")
 
 
-def test_a_name_that_is_taken_is_refused(run: Run, path: Path) -> None:
+def test_a_name_in_use_is_rejected(run: Run, path: Path) -> None:
     path.write_text(f"alice:{SECRET}\n")
 
     status, out, err = run("generate", "--name", "alice")
@@ -198,7 +200,7 @@ def test_a_name_that_is_taken_is_refused(run: Run, path: Path) -> None:
         (("--expires", "2001-01-01"), "is invalid: it must be in the future"),
     ],
 )
-def test_a_bad_argument_is_refused_with_status_2_and_what_would_be_right(
+def test_an_invalid_argument_exits_with_2_and_the_expected_format(
     run: Run, path: Path, argv: tuple[str, ...], why: str
 ) -> None:
     status, out, err = run("generate", *argv)
@@ -212,14 +214,14 @@ def test_a_bad_argument_is_refused_with_status_2_and_what_would_be_right(
 @pytest.mark.parametrize(
     "argv", [[], ["burn"], ["remove"], ["rotate"], ["generate", "--quiet", "--json"]]
 )
-def test_an_unfinished_command_shows_the_usage(run: Run, argv: list[str]) -> None:
+def test_an_incomplete_command_shows_the_usage(run: Run, argv: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         run(*argv)
 
     assert caught.value.code == 2
 
 
-def test_a_file_that_cannot_be_written_is_no_traceback(run: Run, path: Path) -> None:
+def test_an_unwritable_file_is_an_error_without_traceback(run: Run, path: Path) -> None:
     path.write_text("")
 
     status, out, err = run("generate", "--file", f"{path}/below")
@@ -239,7 +241,7 @@ def listed(run: Run) -> dict[str, Any]:
     return content
 
 
-def test_the_list_says_of_each_key_what_is_known_and_never_the_secret(run: Run, path: Path) -> None:
+def test_the_list_shows_all_facts_about_a_key_except_its_secret(run: Run, path: Path) -> None:
     soon = format_moment((datetime.now(UTC) + timedelta(hours=3, minutes=30)).timestamp())
     path.write_text(
         f"# ours\nalice:{SECRET}:60:{soon}\nbob:{keys.hashed(OTHER)}\n"
@@ -259,7 +261,7 @@ def test_the_list_says_of_each_key_what_is_known_and_never_the_secret(run: Run, 
         assert secret not in out
 
 
-def test_the_list_as_json(run: Run, path: Path) -> None:
+def test_the_list_can_be_printed_as_json(run: Run, path: Path) -> None:
     path.write_text(f"alice:{SECRET}:60:2001-01-01\nbob:{keys.hashed(OTHER)}\nbad line\n")
 
     assert listed(run) == {
@@ -288,7 +290,7 @@ def test_the_list_as_json(run: Run, path: Path) -> None:
     }
 
 
-def test_an_old_secret_is_listed_with_its_key_and_its_end(run: Run, path: Path) -> None:
+def test_an_old_secret_is_listed_with_its_key_and_expiry(run: Run, path: Path) -> None:
     path.write_text(f"alice:{SECRET}\nalice-old-0a1b2c:{keys.hashed(OTHER)}:60:9999-12-31\n")
 
     (_, old) = listed(run)["keys"]
@@ -300,7 +302,7 @@ def test_an_old_secret_is_listed_with_its_key_and_its_end(run: Run, path: Path) 
     assert row.endswith("digest, old secret of alice")
 
 
-def test_an_empty_list_says_how_to_make_a_key(run: Run, path: Path) -> None:
+def test_an_empty_list_shows_how_to_create_a_key(run: Run, path: Path) -> None:
     path.write_text("# none yet\n")
 
     status, out, _ = run("list")
@@ -311,14 +313,14 @@ def test_an_empty_list_says_how_to_make_a_key(run: Run, path: Path) -> None:
     )
 
 
-def test_a_missing_file_is_status_1(run: Run, path: Path) -> None:
+def test_a_missing_file_exits_with_1(run: Run, path: Path) -> None:
     status, out, err = run("list")
 
     assert (status, out) == (1, "")
     assert err.startswith(f"llama-gguf: there is no keys file {path}; ")
 
 
-def test_the_list_warns_of_a_file_that_others_can_read(run: Run, path: Path) -> None:
+def test_the_list_warns_of_a_file_readable_by_others(run: Run, path: Path) -> None:
     path.write_text(f"alice:{SECRET}\n")
     path.chmod(0o644)
 
@@ -342,9 +344,7 @@ def test_the_list_warns_of_a_file_that_others_can_read(run: Run, path: Path) -> 
         (-3 * 3600, "expired 3 hours ago"),
     ],
 )
-def test_how_long_an_expiration_is_away_is_said_in_the_largest_unit(
-    seconds: float, said: str
-) -> None:
+def test_the_remaining_time_is_shown_in_the_largest_unit(seconds: float, said: str) -> None:
     now = datetime(2026, 5, 1, tzinfo=UTC)
     key = Key("a", b"", expires_at=now.timestamp() + seconds)
 
@@ -354,7 +354,7 @@ def test_how_long_an_expiration_is_away_is_said_in_the_largest_unit(
 # remove -------------------------------------------------------------------------------------------
 
 
-def test_a_removed_key_no_longer_lets_in(run: Run, path: Path) -> None:
+def test_a_removed_key_is_invalid(run: Run, path: Path) -> None:
     path.write_text(f"# ours\nalice:{SECRET}\nbob:{OTHER}\n# end")
 
     status, out, err = run("remove", "alice")
@@ -364,7 +364,7 @@ def test_a_removed_key_no_longer_lets_in(run: Run, path: Path) -> None:
 
 
 def graced(path: Path, run: Run) -> list[str]:
-    """Secrets of alice: two in their grace, and the new one last. Bob has one, too."""
+    """Secrets of alice: two in their grace period, then the new one. Bob also has one."""
     path.write_text(f"# ours\nalice:{SECRET}:60\nbob:{OTHER}\n")
     made = [run("rotate", "alice", "--grace", "24h", "--quiet")[1].strip() for _ in range(2)]
     assert [key_of(path, secret).key_id for secret in (SECRET, *made)] == ["alice"] * 3
@@ -375,7 +375,7 @@ def let_in(path: Path, secrets: list[str]) -> list[str]:
     return [secret for secret in secrets if ring_of(path).look_up(secret.encode())]
 
 
-def test_a_removed_key_s_old_secrets_end_with_it(run: Run, path: Path) -> None:
+def test_removing_a_key_invalidates_its_old_secrets(run: Run, path: Path) -> None:
     secrets = graced(path, run)
     status, out, _ = run("remove", "alice")
 
@@ -384,14 +384,14 @@ def test_a_removed_key_s_old_secrets_end_with_it(run: Run, path: Path) -> None:
     assert path.read_text() == f"# ours\nbob:{OTHER}\n"
 
 
-def test_a_removal_as_json_says_how_many_secrets_ended(run: Run, path: Path) -> None:
+def test_a_removal_as_json_has_the_number_of_invalidated_secrets(run: Run, path: Path) -> None:
     graced(path, run)
     _, out, _ = run("remove", "alice", "--json")
 
     assert json.loads(out) == {"file": str(path), "removed": "alice", "ended": 3}
 
 
-def test_an_old_secret_can_be_ended_by_itself(run: Run, path: Path) -> None:
+def test_an_old_secret_can_be_removed_alone(run: Run, path: Path) -> None:
     secrets = graced(path, run)
     name = key_of(path, secrets[0]).line_id
     status, out, _ = run("remove", name)
@@ -400,7 +400,7 @@ def test_an_old_secret_can_be_ended_by_itself(run: Run, path: Path) -> None:
     assert let_in(path, secrets) == secrets[1:]
 
 
-def test_a_key_of_which_only_an_old_secret_is_left_can_be_removed(run: Run, path: Path) -> None:
+def test_a_key_with_only_an_old_secret_can_be_removed(run: Run, path: Path) -> None:
     path.write_text(f"alice-old-0a1b2c:{keys.hashed(SECRET)}::9999-12-31\n")
     status, out, _ = run("remove", "alice")
 
@@ -408,7 +408,7 @@ def test_a_key_of_which_only_an_old_secret_is_left_can_be_removed(run: Run, path
     assert path.read_text() == ""
 
 
-def test_secrets_that_have_expired_are_not_counted_as_ended(run: Run, path: Path) -> None:
+def test_expired_secrets_are_not_counted_as_invalidated(run: Run, path: Path) -> None:
     path.write_text(f"alice:{SECRET}::2001-01-01\nalice-old-0a1b2c:{OTHER}::2001-01-01\n")
     _, out, _ = run("remove", "alice", "--json")
 
@@ -419,7 +419,7 @@ def test_secrets_that_have_expired_are_not_counted_as_ended(run: Run, path: Path
 @pytest.mark.parametrize(
     "argv", [("remove", "bob"), ("rotate", "bob"), ("generate",), ("import", "OTHER")]
 )
-def test_a_change_cleans_up_old_secrets_whose_grace_has_ended(
+def test_a_change_removes_old_secrets_after_their_grace_period(
     argv: tuple[str, ...], run: Run, path: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "other").write_text("carol:sk-carol-0123456789\n")
@@ -433,7 +433,7 @@ def test_a_change_cleans_up_old_secrets_whose_grace_has_ended(
     assert f"old:{SECRET}x:2001-01-01\n" in path.read_text(), "a key of its own stays"
 
 
-def test_a_name_is_taken_while_an_old_secret_of_it_is_valid(run: Run, path: Path) -> None:
+def test_a_name_is_in_use_while_an_old_secret_is_valid(run: Run, path: Path) -> None:
     path.write_text(f"alice-old-0a1b2c:{keys.hashed(SECRET)}::9999-12-31\n")
     refused = run("generate", "--name", "alice")
     path.write_text(f"alice-old-0a1b2c:{keys.hashed(SECRET)}::2001-01-01\n")
@@ -443,7 +443,7 @@ def test_a_name_is_taken_while_an_old_secret_of_it_is_valid(run: Run, path: Path
     assert "already has a key alice" in refused[2]
 
 
-def test_no_key_can_be_made_under_the_id_of_an_old_secret(run: Run, path: Path) -> None:
+def test_no_key_can_be_created_with_the_id_of_an_old_secret(run: Run, path: Path) -> None:
     path.write_text(f"bob:{OTHER}\n")
     status, out, err = run("generate", "--name", "bob-old-0a1b2c")
 
@@ -453,7 +453,9 @@ def test_no_key_can_be_made_under_the_id_of_an_old_secret(run: Run, path: Path) 
 
 
 @pytest.mark.parametrize("action", ["remove", "rotate"])
-def test_an_unknown_id_is_refused_and_nothing_is_written(run: Run, path: Path, action: str) -> None:
+def test_an_unknown_id_is_rejected_and_nothing_is_written(
+    run: Run, path: Path, action: str
+) -> None:
     path.write_text(f"alice:{SECRET}\n")
 
     status, out, err = run(action, "bob")
@@ -466,7 +468,7 @@ def test_an_unknown_id_is_refused_and_nothing_is_written(run: Run, path: Path, a
     assert path.read_text() == f"alice:{SECRET}\n"
 
 
-def test_removing_from_a_missing_file_makes_no_file(run: Run, path: Path) -> None:
+def test_removing_from_a_missing_file_creates_no_file(run: Run, path: Path) -> None:
     status, _, _ = run("remove", "alice")
 
     assert status == 1
@@ -476,7 +478,7 @@ def test_removing_from_a_missing_file_makes_no_file(run: Run, path: Path) -> Non
 # rotate -------------------------------------------------------------------------------------------
 
 
-def test_a_rotated_key_keeps_its_settings_and_its_place(run: Run, path: Path) -> None:
+def test_a_rotated_key_keeps_its_settings_and_position(run: Run, path: Path) -> None:
     path.write_text(f"# ours\nalice:{SECRET}:60:9999-12-31\nbob:{OTHER}\n")
 
     status, out, err = run("rotate", "alice", "--json")
@@ -500,7 +502,7 @@ def test_a_rotated_key_is_stored_as_it_was(run: Run, path: Path, stored: str) ->
     assert key_of(path, out.strip()).hashed is (stored != SECRET)
 
 
-def test_with_a_grace_the_old_secret_lets_in_for_that_long(run: Run, path: Path) -> None:
+def test_during_the_grace_period_the_old_secret_is_valid(run: Run, path: Path) -> None:
     path.write_text(f"alice:{SECRET}:60\nbob:{OTHER}\n")
 
     _, out, err = run("rotate", "alice", "--grace", "24h", "--json")
@@ -520,7 +522,7 @@ def test_with_a_grace_the_old_secret_lets_in_for_that_long(run: Run, path: Path)
     assert err == f"{old.line_id}, an old secret, stays valid until {until}.\n{TAKEN_UP}"
 
 
-def test_a_grace_does_not_outlive_the_key(run: Run, path: Path) -> None:
+def test_a_grace_period_ends_with_the_key(run: Run, path: Path) -> None:
     path.write_text(f"alice:{SECRET}:9999-12-30\n")
 
     run("rotate", "alice", "--grace", "9999-12-31")
@@ -528,7 +530,9 @@ def test_a_grace_does_not_outlive_the_key(run: Run, path: Path) -> None:
     assert key_of(path, SECRET).expires_at == NEVER - 86400
 
 
-def test_an_old_secret_s_key_is_known_however_long_its_id_is(run: Run, path: Path) -> None:
+def test_an_old_secret_is_attributed_to_a_key_with_an_id_of_any_length(
+    run: Run, path: Path
+) -> None:
     path.write_text(f"{'a' * 64}:{SECRET}\n")
 
     run("rotate", "a" * 64, "--grace", "60m")
@@ -539,7 +543,7 @@ def test_an_old_secret_s_key_is_known_however_long_its_id_is(run: Run, path: Pat
     assert len(ring_of(path)) == 0
 
 
-def test_a_key_can_be_rotated_again_within_its_grace(run: Run, path: Path) -> None:
+def test_a_key_can_be_rotated_again_within_its_grace_period(run: Run, path: Path) -> None:
     path.write_text(f"alice:{SECRET}\n")
 
     run("rotate", "alice", "--grace", "24h")
@@ -550,7 +554,7 @@ def test_a_key_can_be_rotated_again_within_its_grace(run: Run, path: Path) -> No
     assert key_of(path, SECRET) == first, "its grace neither ends nor grows"
 
 
-def test_to_rotate_without_a_grace_ends_the_secrets_in_theirs(run: Run, path: Path) -> None:
+def test_rotating_without_grace_invalidates_all_old_secrets(run: Run, path: Path) -> None:
     secrets = graced(path, run)
     status, out, err = run("rotate", "alice", "--json")
 
@@ -562,10 +566,10 @@ def test_to_rotate_without_a_grace_ends_the_secrets_in_theirs(run: Run, path: Pa
 
 
 @pytest.mark.parametrize("grace", [(), ("--grace", "24h")])
-def test_a_key_of_which_only_an_old_secret_is_left_can_be_rotated(
+def test_a_key_with_only_an_old_secret_can_be_rotated(
     grace: tuple[str, ...], run: Run, path: Path
 ) -> None:
-    """It keeps the end that it has: what the key's own was is not known."""
+    """It keeps its expiration, since that of the key itself is unknown."""
     path.write_text(f"alice-old-0a1b2c:{keys.hashed(SECRET)}:60:9999-12-31\nbob:{OTHER}\n")
     status, out, _ = run("rotate", "alice", "--quiet", *grace)
 
@@ -597,7 +601,7 @@ def test_an_expired_key_is_not_rotated(run: Run, path: Path) -> None:
     assert path.read_text() == before
 
 
-def test_a_grace_that_cannot_be_read_is_refused(run: Run, path: Path) -> None:
+def test_an_invalid_grace_period_is_rejected(run: Run, path: Path) -> None:
     path.write_text(f"alice:{SECRET}\n")
 
     status, _, err = run("rotate", "alice", "--grace", "a while")
@@ -616,7 +620,7 @@ def other(tmp_path: Path) -> Path:
     return path
 
 
-def test_imported_keys_keep_their_settings_and_let_in(run: Run, path: Path, other: Path) -> None:
+def test_imported_keys_keep_their_settings_and_are_valid(run: Run, path: Path, other: Path) -> None:
     path.write_text(f"# mine\nalice:{SECRET}\n")
     status, out, err = run("import", str(other))
 
@@ -631,7 +635,7 @@ def test_imported_keys_can_be_stored_as_digests(run: Run, path: Path, other: Pat
     assert key_of(path, OTHER).rate_limit == 60
 
 
-def test_bare_keys_as_llama_server_has_them_get_names(run: Run, path: Path, other: Path) -> None:
+def test_bare_keys_of_llama_server_get_names(run: Run, path: Path, other: Path) -> None:
     path.write_text(f"imported-1:{SECRET}\n")
     other.write_text(f"{OTHER}\n\n  {OTHER}-2 \r\n")
     status, out, _ = run("import", str(other))
@@ -647,9 +651,7 @@ def test_the_names_of_bare_keys_can_be_chosen(run: Run, path: Path, other: Path)
     assert key_of(path, OTHER).key_id == "team-1"
 
 
-def test_keys_that_are_there_already_are_not_imported_again(
-    run: Run, path: Path, other: Path
-) -> None:
+def test_existing_keys_are_not_imported_again(run: Run, path: Path, other: Path) -> None:
     run("import", str(other))
     before = path.read_text()
     status, out, _ = run("import", str(other))
@@ -658,7 +660,7 @@ def test_keys_that_are_there_already_are_not_imported_again(
     assert path.read_text() == before
 
 
-def test_of_a_file_with_a_bad_line_nothing_is_imported_and_no_secret_is_told(
+def test_nothing_of_a_file_with_an_invalid_line_is_imported_or_shown(
     run: Run, path: Path, other: Path
 ) -> None:
     other.write_text(f"bob:{OTHER}\nsecret\ncarol:{OTHER}-2:many\n")
@@ -673,9 +675,7 @@ def test_of_a_file_with_a_bad_line_nothing_is_imported_and_no_secret_is_told(
     assert not path.exists()
 
 
-def test_old_secrets_are_imported_with_their_key_and_never_for_one_that_is_there(
-    run: Run, path: Path, other: Path
-) -> None:
+def test_old_secrets_are_imported_only_with_their_key(run: Run, path: Path, other: Path) -> None:
     old = f"bob-old-0a1b2c:{keys.hashed(SECRET)}::9999-12-31\n"
     other.write_text(f"bob:{OTHER}\n{old}")
     _, out, _ = run("import", str(other))
@@ -688,9 +688,7 @@ def test_old_secrets_are_imported_with_their_key_and_never_for_one_that_is_there
     assert ring_of(path).look_up(SECRET.encode()) is None
 
 
-def test_an_id_that_is_taken_by_another_key_is_not_imported(
-    run: Run, path: Path, other: Path
-) -> None:
+def test_an_id_in_use_by_another_key_is_not_imported(run: Run, path: Path, other: Path) -> None:
     path.write_text(f"bob:{SECRET}\n")
     status, _, err = run("import", str(other))
 
@@ -699,6 +697,7 @@ def test_an_id_that_is_taken_by_another_key_is_not_imported(
     assert path.read_text() == f"bob:{SECRET}\n"
 
 
+@pytest.mark.processes
 def test_keys_can_be_imported_from_standard_input(path: Path) -> None:
     argv = [sys.executable, "-m", "llama_gguf", "keys", "import", "-", "--file", str(path)]
     subprocess.run(argv, input=f"bob:{OTHER}\n", text=True, check=True, timeout=60)
@@ -710,7 +709,7 @@ def test_keys_can_be_imported_from_standard_input(path: Path) -> None:
     assert b"Traceback" not in done.stderr
 
 
-def test_a_file_to_import_that_is_missing_is_named(run: Run, tmp_path: Path) -> None:
+def test_a_missing_import_file_is_named(run: Run, tmp_path: Path) -> None:
     status, _, err = run("import", str(tmp_path / "none"))
 
     assert (status, err) == (
@@ -719,7 +718,7 @@ def test_a_file_to_import_that_is_missing_is_named(run: Run, tmp_path: Path) -> 
     )
 
 
-def test_an_import_as_json(run: Run, path: Path, other: Path) -> None:
+def test_an_import_can_be_printed_as_json(run: Run, path: Path, other: Path) -> None:
     _, out, _ = run("import", str(other), "--json")
 
     assert json.loads(out) == {"file": str(path), "imported": ["bob"], "known": 0}
@@ -728,7 +727,7 @@ def test_an_import_as_json(run: Run, path: Path, other: Path) -> None:
 # hash ---------------------------------------------------------------------------------------------
 
 
-def test_hashing_takes_every_secret_out_and_changes_nothing_else(run: Run, path: Path) -> None:
+def test_hashing_removes_all_secrets_and_changes_nothing_else(run: Run, path: Path) -> None:
     text = f"# a\n\n alice:{SECRET}:60:2099-01-01T00:00:00Z \nbob:{OTHER}\r\nnonsense\n#end"
     path.write_text(text, newline="")
     before = ring_of(path).keys
@@ -756,16 +755,14 @@ def test_hashing_again_changes_nothing(run: Run, path: Path) -> None:
     assert path.read_text() == before
 
 
-def test_a_secret_on_a_line_that_is_skipped_as_double_is_taken_out_too(
-    run: Run, path: Path
-) -> None:
+def test_hashing_includes_lines_that_are_skipped_as_duplicates(run: Run, path: Path) -> None:
     path.write_text(f"alice:{SECRET}\nalice:{OTHER}\n")
     run("hash")
 
     assert OTHER not in path.read_text()
 
 
-def test_hashing_a_file_that_is_not_there_says_so(run: Run, path: Path) -> None:
+def test_hashing_a_missing_file_is_an_error(run: Run, path: Path) -> None:
     status, _, err = run("hash")
 
     assert status == 1
@@ -784,7 +781,7 @@ def test_hashing_a_file_that_is_not_there_says_so(run: Run, path: Path) -> None:
         ["--data-dir", "/nowhere", "list", "--json", "--data-dir", "HERE"],
     ],
 )
-def test_a_setting_may_stand_before_the_action_or_behind_it(
+def test_a_setting_can_precede_or_follow_the_action(
     argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "api_keys.txt").write_text(f"alice:{SECRET}\n")
@@ -794,7 +791,7 @@ def test_a_setting_may_stand_before_the_action_or_behind_it(
     assert json.loads(capsys.readouterr().out)["keys"][0]["id"] == "alice"
 
 
-# create_key, and many at once ---------------------------------------------------------------------
+# create_key, and concurrent changes ---------------------------------------------------------------
 
 
 def test_create_key_returns_the_secret_of_the_key_it_adds(path: Path) -> None:
@@ -804,14 +801,15 @@ def test_create_key_returns_the_secret_of_the_key_it_adds(path: Path) -> None:
     assert (key.key_id, key.rate_limit, key.expires_at, key.hashed) == ("first", 5, NEVER, True)
 
 
-def test_create_key_refuses_a_name_that_is_taken(path: Path) -> None:
+def test_create_key_rejects_a_name_in_use(path: Path) -> None:
     create_key(str(path), name="first")
 
     with pytest.raises(UserError, match="already has a key first"):
         create_key(str(path), name="first")
 
 
-def test_eight_commands_at_once_lose_nothing(path: Path) -> None:
+@pytest.mark.processes
+def test_eight_concurrent_commands_lose_no_change(path: Path) -> None:
     path.write_text(f"# ours\nalice:{SECRET}\n")
     argv = [sys.executable, "-m", "llama_gguf", "keys", "generate", "--quiet"]
     running = [

@@ -20,7 +20,9 @@ def found(folder: Path, environ: dict[str, str], **flags: str) -> tuple[set[str]
 
 
 @pytest.mark.parametrize("line", ["alice:{}", "al:{}:10", "alice:{}:10:2020-01-01", "{}", "{}:x:y"])
-def test_whatever_could_be_a_key_in_the_keys_file_is_one(tmp_path: Path, line: str) -> None:
+def test_everything_in_the_keys_file_that_could_be_a_key_is_a_secret(
+    tmp_path: Path, line: str
+) -> None:
     (tmp_path / "api_keys.txt").write_text(f"# a comment\n{line.format('Zq8vN2xLw5TfR7mB')}\n")
 
     secrets, troubles = found(tmp_path, {})
@@ -36,7 +38,7 @@ def test_a_keys_long_name_is_not_a_secret(tmp_path: Path) -> None:
     assert "customer-of-the-year" not in found(tmp_path, {})[0]
 
 
-def test_what_was_given_by_flags_is_looked_through_too(tmp_path: Path) -> None:
+def test_values_given_as_flags_are_searched_too(tmp_path: Path) -> None:
     secrets, _ = found(
         tmp_path, {}, model_name="https://me:sesame@h/m.gguf", extra_args="--x-key y7y7"
     )
@@ -45,7 +47,7 @@ def test_what_was_given_by_flags_is_looked_through_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["HF_TOKEN_PATH", "HF_HOME", "XDG_CACHE_HOME", "HOME"])
-def test_a_login_that_the_hub_has_kept_is_found(tmp_path: Path, where: str) -> None:
+def test_a_token_stored_by_the_hub_is_found(tmp_path: Path, where: str) -> None:
     path = {
         "HF_TOKEN_PATH": tmp_path / "a-file",
         "HF_HOME": tmp_path / "token",
@@ -59,7 +61,8 @@ def test_a_login_that_the_hub_has_kept_is_found(tmp_path: Path, where: str) -> N
     assert "the-login" in found(tmp_path, {where: str(value)})[0]
 
 
-def test_the_arguments_and_environments_of_processes_are_looked_through(tmp_path: Path) -> None:
+@pytest.mark.processes
+def test_arguments_and_environments_of_processes_are_searched(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-c",
@@ -72,14 +75,14 @@ def test_the_arguments_and_environments_of_processes_are_looked_through(tmp_path
     pipe = subprocess.PIPE
     with subprocess.Popen(command, env=environ, stdin=pipe, stdout=pipe) as child:
         assert child.stdout is not None
-        child.stdout.readline()  # it runs by now
+        child.stdout.readline()  # it is running
         secrets, _ = found(tmp_path, {})
         child.communicate(b"\n")
 
     assert {"in-arguments", "in-environment"} <= secrets
 
 
-def test_what_cannot_be_looked_through_is_told(tmp_path: Path) -> None:
+def test_sources_that_cannot_be_searched_are_reported(tmp_path: Path) -> None:
     secrets, troubles = found(tmp_path, {"AUTH_KEYS_FILE": str(tmp_path), "HF_TOKEN": "a-token"})
 
     assert "a-token" in secrets
@@ -98,7 +101,7 @@ def test_what_cannot_be_looked_through_is_told(tmp_path: Path) -> None:
         ("SOME_KEY", "/not/a/path+of=this/machine", False),
     ],
 )
-def test_not_everything_that_is_called_so_is_a_secret(
+def test_not_every_variable_named_like_a_secret_contains_one(
     name: str, value: str, harmless: bool
 ) -> None:
     assert is_harmless(name, value) == harmless

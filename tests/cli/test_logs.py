@@ -15,7 +15,7 @@ from llama_gguf.events import EventLog
 _log: Final = EventLog("llama_gguf.somewhere")
 _library: Final = logging.getLogger("library")
 ENDS: Final = ["\n", "\r\n", "\r", "\u2028", "\x0b", "\x0c", "\x1c", "\x85", "\x00", "\x1b[2K"]
-"""What ends a line, or moves a cursor, somewhere."""
+"""Characters that end a line or move the cursor in some terminal or viewer."""
 FORGED: Final = "2026-01-01T00:00:00.000+00:00 ERROR   forged"
 
 
@@ -46,7 +46,7 @@ def test_a_text_line_has_time_level_and_message(capsys: pytest.CaptureFixture[st
     assert rest == "WARNING 2 colours are missing\n"
 
 
-def test_a_line_that_is_not_ours_has_the_name_of_its_logger(
+def test_a_record_of_another_logger_has_its_name(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     logs.configure("text")
@@ -64,7 +64,7 @@ def test_the_lines_of_an_event_follow_it_indented(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_no_value_forges_a_text_line_or_hides_one(
+def test_no_value_can_forge_or_hide_a_text_line(
     end: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logs.configure("text")
@@ -123,7 +123,7 @@ def test_a_json_line_of_a_library_has_the_same_fields_and_no_facts(
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_no_value_forges_a_json_line(end: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_value_can_forge_a_json_line(end: str, capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("json")
     forged = f'an ending{end}{{"level": "error", "message": "forged"}}'
     _log.info("painted", "It is {colour}", colour=forged)
@@ -158,7 +158,7 @@ def test_an_exception_is_logged_with_its_traceback(
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
 @pytest.mark.parametrize("secret", ['sk"quoted"', "sk-\\back", "sk-ä-umlaut", "sk-plain"])
-def test_a_secret_that_got_into_a_fact_can_be_masked(
+def test_a_secret_in_a_fact_can_be_masked(
     log_format: str, secret: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logs.configure(log_format)
@@ -168,14 +168,14 @@ def test_a_secret_that_got_into_a_fact_can_be_masked(
     assert masked.count("x ******** y") == (2 if log_format == "text" else 3)
 
 
-def test_what_is_less_than_info_is_not_logged(capsys: pytest.CaptureFixture[str]) -> None:
+def test_records_below_info_are_not_logged(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("text")
     _library.debug("a detail")
 
     assert capsys.readouterr().err == ""
 
 
-def test_to_configure_it_twice_does_not_say_everything_twice(
+def test_configuring_twice_does_not_duplicate_records(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     logs.configure("json")

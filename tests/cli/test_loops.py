@@ -11,18 +11,18 @@ from llama_gguf.config.settings import Settings
 from llama_gguf.net.event_loop import TrafficLoop
 
 
-def test_the_fast_loop_is_taken_where_there_is_one() -> None:
+def test_uvloop_is_used_if_installed() -> None:
     assert loop_factory() is uvloop.Loop
 
 
-def test_without_it_asyncio_s_own_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_uvloop_asyncios_loop_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvloop", None)
 
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         assert isinstance(runner.get_loop(), asyncio.BaseEventLoop)
 
 
-def test_a_gateway_s_loop_sleeps_where_the_traffic_comes_in(
+def test_a_gateways_loop_waits_in_the_poller_of_its_traffic(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert gateway_loop(Settings()) is TrafficLoop

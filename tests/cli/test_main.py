@@ -18,7 +18,7 @@ SECRETS = [name for name, about in settings_module.ABOUT.items() if about.secret
 
 
 def left_with(*argv: str, environ: Mapping[str, str] | None = None) -> object:
-    """The status that argparse leaves with."""
+    """The status with which argparse exits."""
     with pytest.raises(SystemExit) as left:
         main(argv, environ or {})
     return left.value.code
@@ -41,7 +41,7 @@ def test_every_command_has_a_help_with_a_flag_for_each_setting_it_uses(
         assert (flag in shown) == (setting not in SECRETS)
 
 
-def test_the_command_alone_shows_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_arguments_the_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([], {}) == 0
 
     shown = capsys.readouterr().out
@@ -51,13 +51,13 @@ def test_the_command_alone_shows_what_there_is(capsys: pytest.CaptureFixture[str
     assert "llama-gguf pull smollm2" in shown
 
 
-def test_help_is_no_command_but_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_is_a_flag_and_not_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert left_with("--help") == 0
 
     assert capsys.readouterr().out.startswith("usage: llama-gguf")
 
 
-def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert left_with("--version") == 0
 
     assert capsys.readouterr().out == f"llama-gguf {__version__}\n"
@@ -67,7 +67,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("argv", [["serv"], [""], ["--flag"], ["SERVE"], ["../serve"], ["main"]])
-def test_an_unknown_command_is_a_mistake(
+def test_an_unknown_command_exits_with_2(
     argv: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert left_with(*argv) == 2
@@ -77,7 +77,7 @@ def test_an_unknown_command_is_a_mistake(
     assert told.err.startswith("usage: llama-gguf")
 
 
-def test_an_unknown_command_is_answered_with_those_there_are(
+def test_an_unknown_command_lists_the_commands(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert left_with("serv") == 2
@@ -88,7 +88,7 @@ def test_an_unknown_command_is_answered_with_those_there_are(
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_an_unknown_flag_is_a_mistake(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_flag_exits_with_2(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["list"] if name == "keys" else []
 
     assert left_with(name, *words, "--no-such-flag") == 2
@@ -96,8 +96,9 @@ def test_an_unknown_flag_is_a_mistake(name: str, capsys: pytest.CaptureFixture[s
     assert "--no-such-flag" in capsys.readouterr().err
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("flags", ["--no-mmap", "--no-mmap --mlock", "-fa on"])
-def test_the_flags_for_the_engine_may_follow_theirs(
+def test_the_value_of_extra_args_can_be_a_separate_word(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: str
 ) -> None:
     for words in (["--extra-args", flags], [f"--extra-args={flags}"]):
@@ -107,14 +108,14 @@ def test_the_flags_for_the_engine_may_follow_theirs(
         assert told["settings"]["EXTRA_ARGS"]["value"] == flags
 
 
-def test_the_flag_for_the_engines_flags_needs_some(capsys: pytest.CaptureFixture[str]) -> None:
+def test_extra_args_needs_a_value(capsys: pytest.CaptureFixture[str]) -> None:
     assert left_with("check", "--extra-args") == 2
 
     assert "--extra-args: expected one argument" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", [n for n in COMMANDS if n != "keys"])
-def test_no_secret_can_be_given_by_flag(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_secret_can_be_given_as_a_flag(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     for secret in SECRETS:
         for words in (
             [settings_module.flag(secret), "hidden"],
@@ -136,7 +137,7 @@ def test_no_secret_can_be_given_by_flag(name: str, capsys: pytest.CaptureFixture
         (["serve", "one.gguf", "two.gguf"], "too many arguments"),
     ],
 )
-def test_a_flag_that_there_is_not_is_told_with_the_one_that_is_meant(
+def test_an_unknown_flag_is_reported_with_the_closest_one(
     words: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert left_with(*words) == 2
@@ -144,7 +145,7 @@ def test_a_flag_that_there_is_not_is_told_with_the_one_that_is_meant(
     assert told in capsys.readouterr().err
 
 
-def test_a_setting_that_cannot_be_used_is_a_mistake_of_any_command(
+def test_an_invalid_setting_exits_with_2_in_every_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     environ = {"DATA_DIR": str(tmp_path), "PORT": "http"}
@@ -156,7 +157,7 @@ def test_a_setting_that_cannot_be_used_is_a_mistake_of_any_command(
     assert told.err.startswith("llama-gguf: These settings are invalid:\n  PORT='http'")
 
 
-def test_an_interrupt_leaves_with_130_and_no_traceback(
+def test_an_interrupt_exits_with_130_without_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*_: object) -> int:
@@ -168,10 +169,10 @@ def test_an_interrupt_leaves_with_130_and_no_traceback(
     assert capsys.readouterr() == ("", "")
 
 
-# Variables that look like ours --------------------------------------------------------------------
+# Mistyped variables -------------------------------------------------------------------------------
 
 
-def test_a_variable_one_letter_off_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistyped_variable_causes_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pull", "--list"], {"MAX_QUEU_SIZE": "5", "DATADIR": "/x"}) == 0
 
     assert capsys.readouterr().err == (
@@ -180,8 +181,10 @@ def test_a_variable_one_letter_off_is_warned_of(capsys: pytest.CaptureFixture[st
     )
 
 
-def test_a_login_shell_is_warned_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    # POSIX, XBD chapter 8, and what sudo, ssh, Docker and RunPod set besides.
+def test_the_variables_of_a_login_shell_cause_no_warning(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # POSIX, XBD chapter 8, and the variables that sudo, ssh, Docker and RunPod set.
     posix = ("HOME", "LOGNAME", "MAIL", "PATH", "PWD", "OLDPWD", "SHELL", "TERM", "USER", "LANG")
     others = ("HOSTNAME", "HOSTTYPE", "SUDO_USER", "SSH_TTY", "DISPLAY", "EDITOR", "PORTS")
     runpod = ("RUNPOD_POD_ID", "RUNPOD_API_KEY", "RUNPOD_TCP_PORT_22", "PUBLIC_KEY")
@@ -191,10 +194,11 @@ def test_a_login_shell_is_warned_of_nothing(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().err == ""
 
 
-# Where a value comes from -------------------------------------------------------------------------
+# Precedence ---------------------------------------------------------------------------------------
 
 
-def test_a_flag_beats_the_environment_which_beats_the_default(
+@pytest.mark.processes
+def test_a_flag_precedes_the_environment_which_precedes_the_default(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     environ = {"DATA_DIR": str(tmp_path), "CTX": "2048", "NGL": "7", "THREADS": ""}
@@ -222,6 +226,7 @@ def run(*argv: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProces
     )
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     "argv",
     [
@@ -232,7 +237,7 @@ def run(*argv: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProces
         ["serve", "--help"],
     ],
 )
-def test_a_reader_that_has_left_is_no_error(argv: list[str]) -> None:
+def test_a_closed_pipe_is_no_error(argv: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     try:
@@ -243,13 +248,15 @@ def test_a_reader_that_has_left_is_no_error(argv: list[str]) -> None:
     assert result.stderr == ""
 
 
+@pytest.mark.processes
 def test_the_module_is_the_command() -> None:
     result = run("--version")
 
     assert (result.returncode, result.stdout) == (0, f"llama-gguf {__version__}\n")
 
 
-def test_the_gateway_starts_without_what_only_other_commands_need() -> None:
+@pytest.mark.processes
+def test_the_gateway_imports_nothing_that_only_other_commands_need() -> None:
     code = (
         "import sys, llama_gguf.cli.main, llama_gguf.cli.gateway\n"
         "print(*{'rich', 'urllib.request', 'llama_gguf.models', 'llama_gguf_bench'}"

@@ -1,4 +1,4 @@
-"""What a process prints through a thread: whole and in order, but never waited for."""
+"""Output through a thread: complete and in order, but the process never waits for it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import pytest
 
 from tests.support.blocked import BlockedPipe, StoppedTerminal
 
+pytestmark = pytest.mark.processes
+
 SECONDS = 30.0
 PRELUDE = """
 import logging, os, signal, sys, threading, time
@@ -24,7 +26,7 @@ log = logging.getLogger("llama_gguf.test")
 
 
 def run(script: str, *, stdout: int, stderr: int) -> int:
-    """The exit status of *script*, behind the prelude."""
+    """The exit status of *script*, run after the prelude."""
     environ = {"PATH": os.defpath, "TERM": "xterm"}
     argv = [sys.executable, "-c", PRELUDE + script]
     return subprocess.run(
@@ -33,7 +35,7 @@ def run(script: str, *, stdout: int, stderr: int) -> int:
 
 
 def read_both(script: str) -> tuple[int, str]:
-    """The exit status of *script*, and what it printed where both streams are one pipe."""
+    """The exit status of *script*, and its output, with one pipe for both streams."""
     done = subprocess.run(
         [sys.executable, "-c", PRELUDE + script],
         stdout=subprocess.PIPE,
@@ -45,7 +47,7 @@ def read_both(script: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-# Where it is read ---------------------------------------------------------------------------------
+# With a reader ------------------------------------------------------------------------------------
 
 
 def test_everything_up_to_the_last_line_is_printed_in_order() -> None:
@@ -62,7 +64,7 @@ for n in range(5000):
 @pytest.mark.parametrize(
     ("end", "status"), [("sys.exit(3)", 3), ("raise ValueError('the reason')", 1)]
 )
-def test_the_last_words_of_an_end_are_printed(end: str, status: int) -> None:
+def test_output_at_exit_is_printed(end: str, status: int) -> None:
     left, shown = read_both(f"log.error('the last line'); {end}")
 
     assert left == status
@@ -70,8 +72,8 @@ def test_the_last_words_of_an_end_are_printed(end: str, status: int) -> None:
     assert ("ValueError: the reason" in shown) == (status == 1)
 
 
-def test_a_line_is_out_before_a_signal_ends_the_process_a_moment_later() -> None:
-    # Nothing is held back until there is more of it, or until the end.
+def test_a_line_is_written_at_once_and_not_only_at_exit() -> None:
+    # Output is not buffered until there is more, or until the exit.
     script = "log.info('alive'); threading.Event().wait()"
     process = subprocess.Popen(
         [sys.executable, "-c", PRELUDE + script], stderr=subprocess.PIPE, text=True
@@ -82,20 +84,20 @@ def test_a_line_is_out_before_a_signal_ends_the_process_a_moment_later() -> None
         process.send_signal(signal.SIGKILL)
 
 
-def test_text_that_its_encoding_does_not_have_is_printed_as_before() -> None:
+def test_unencodable_text_is_printed_as_before() -> None:
     status, shown = read_both("sys.stderr.write('\\udc80 \\u00e4\\n')")
 
     assert (status, shown.rstrip()) == (0, "\\udc80 \u00e4")
 
 
-def test_a_terminal_is_still_one() -> None:
+def test_a_terminal_is_still_recognised() -> None:
     with StoppedTerminal(is_stopped=False) as terminal:
         script = "say(f'{sys.stdout.isatty()} {sys.stderr.isatty()} {sys.stderr.fileno()}')"
         assert run(script, stdout=terminal.fd, stderr=terminal.fd) == 0
         assert "True True 2" in terminal.read_until("2")
 
 
-# Where it is not ----------------------------------------------------------------------------------
+# Blocked ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=[BlockedPipe, StoppedTerminal], ids=["pipe", "terminal"])
@@ -104,7 +106,7 @@ def blocked(request: pytest.FixtureRequest) -> Iterator[BlockedPipe | StoppedTer
         yield blocked
 
 
-def test_nothing_waits_for_what_is_blocked_not_even_the_end(
+def test_a_blocked_output_delays_neither_work_nor_exit(
     blocked: BlockedPipe | StoppedTerminal,
 ) -> None:
     script = "for n in range(50_000): log.error('%100d', n)\nsay('the end'); sys.exit(3)"
@@ -112,7 +114,9 @@ def test_nothing_waits_for_what_is_blocked_not_even_the_end(
     assert run(script, stdout=blocked.fd, stderr=blocked.fd) == 3
 
 
-def test_a_bar_does_not_wait_either(blocked: BlockedPipe | StoppedTerminal) -> None:
+def test_a_blocked_output_does_not_delay_a_progress_bar(
+    blocked: BlockedPipe | StoppedTerminal,
+) -> None:
     script = """
 from llama_gguf.cli.terminal import LoadMeter, download_meter
 with download_meter("m.gguf") as report:
@@ -127,7 +131,7 @@ meter.hide()
     assert run(script, stdout=blocked.fd, stderr=blocked.fd) == 0
 
 
-def test_one_that_is_blocked_does_not_hold_up_the_other(
+def test_a_blocked_output_does_not_delay_the_other(
     blocked: BlockedPipe | StoppedTerminal,
 ) -> None:
     reading, writing = os.pipe()
@@ -138,8 +142,8 @@ def test_one_that_is_blocked_does_not_hold_up_the_other(
         assert (status, file.read()) == (0, "here\n")
 
 
-def test_lines_that_are_lost_are_counted_and_reported_once_it_is_read_again() -> None:
-    # Each line has 1,000 bytes: a good 3,000 of them wait, the others are lost.
+def test_lost_lines_are_counted_and_reported_when_reading_resumes() -> None:
+    # Each line has 1,000 bytes: somewhat more than 3,000 are queued, the others are lost.
     script = """
 for n in range(10_000):
     sys.stderr.write(f"line {n}".ljust(999) + "\\n")
@@ -173,10 +177,10 @@ log.warning("after it")
     assert lines[-1][-2:] == ["after", "it"]
 
 
-# Where it cannot be written -----------------------------------------------------------------------
+# Write errors -------------------------------------------------------------------------------------
 
 
-def test_a_reader_that_has_left_ends_nothing() -> None:
+def test_a_closed_pipe_does_not_end_the_process() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     try:

@@ -25,17 +25,17 @@ def model_at(path: Path, content: bytes) -> Path:
     return path
 
 
-# What has to be fetched ---------------------------------------------------------------------------
+# Whether a model must be fetched ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "name", ["hf:owner/name/file.gguf", "https://host.example/m.gguf", "HTTP://HOST/m.gguf"]
 )
-def test_an_address_is_fetched(tmp_path: Path, name: str) -> None:
+def test_a_hub_address_must_be_fetched(tmp_path: Path, name: str) -> None:
     assert plan.must_be_fetched(settings(tmp_path, MODEL_NAME=name))
 
 
-def test_an_address_that_was_fetched_is_found_under_its_files_name(tmp_path: Path) -> None:
+def test_a_fetched_address_is_found_by_its_files_name(tmp_path: Path) -> None:
     wanted = settings(tmp_path, MODEL_NAME="hf:owner/name/q/m.gguf")
     path = model_at(tmp_path / "models" / "m.gguf", gguf())
 
@@ -44,7 +44,7 @@ def test_an_address_that_was_fetched_is_found_under_its_files_name(tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["hf:owner", "https://host.example/x"])
-def test_an_address_that_cannot_be_one_is_told_at_once(tmp_path: Path, name: str) -> None:
+def test_an_invalid_address_is_reported_at_once(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError) as error:
         plan.must_be_fetched(settings(tmp_path, MODEL_NAME=name))
 
@@ -56,7 +56,7 @@ def test_a_file_is_not_fetched(tmp_path: Path, name: str) -> None:
     assert not plan.must_be_fetched(settings(tmp_path, MODEL_NAME=name))
 
 
-def test_a_name_that_pull_knows_is_fetched_once(tmp_path: Path) -> None:
+def test_a_known_name_is_fetched_once(tmp_path: Path) -> None:
     wanted = settings(tmp_path, MODEL_NAME="smollm2")
 
     assert plan.must_be_fetched(wanted)
@@ -64,13 +64,13 @@ def test_a_name_that_pull_knows_is_fetched_once(tmp_path: Path) -> None:
     assert not plan.must_be_fetched(wanted)
 
 
-def test_a_path_wins_over_a_name_and_is_never_fetched(tmp_path: Path) -> None:
+def test_a_path_takes_precedence_over_a_name_and_is_never_fetched(tmp_path: Path) -> None:
     assert not plan.must_be_fetched(
         settings(tmp_path, MODEL_NAME="smollm2", MODEL_PATH="/somewhere/m.gguf")
     )
 
 
-def test_what_was_fetched_is_read_again_before_it_is_served(
+def test_a_fetched_file_is_checked_before_it_is_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = model_at(tmp_path / "models" / "m.gguf", gguf())
@@ -89,7 +89,7 @@ def test_what_was_fetched_is_read_again_before_it_is_served(
     assert asked == [("smollm2", f"{tmp_path}/models")]
 
 
-# The model that is there --------------------------------------------------------------------------
+# Models that are present --------------------------------------------------------------------------
 
 
 def test_a_model_is_found_by_name_or_by_path(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_without_a_name_there_is_no_model(tmp_path: Path) -> None:
     ("name", "alias"),
     [("Qwen3-8B-Q4_K_M.gguf", "Qwen3-8B-Q4_K_M"), ("v1.5.gguf", "v1.5"), ("noending", "noending")],
 )
-def test_clients_see_the_files_name_without_its_ending(
+def test_clients_see_the_files_name_without_its_extension(
     tmp_path: Path, name: str, alias: str
 ) -> None:
     model = read_model(str(model_at(tmp_path / name, gguf())))
@@ -118,14 +118,14 @@ def test_clients_see_the_files_name_without_its_ending(
     assert plan.alias_of(model) == alias
 
 
-def test_clients_do_not_see_the_number_of_a_part(tmp_path: Path) -> None:
+def test_clients_do_not_see_a_part_number(tmp_path: Path) -> None:
     for number in (1, 2):
         path = model_at(tmp_path / f"Big-{number:05}-of-00002.gguf", part(number, 2))
 
     assert plan.alias_of(read_model(str(path))) == "Big"
 
 
-def test_a_model_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_model_is_described_in_one_line(tmp_path: Path) -> None:
     path = model_at(tmp_path / "m.gguf", gguf())
 
     text = plan.model_text(read_model(str(path)))
@@ -136,21 +136,21 @@ def test_a_model_is_told_in_one_line(tmp_path: Path) -> None:
 # Keys ---------------------------------------------------------------------------------------------
 
 
-def test_no_keys_file_is_no_keys(tmp_path: Path) -> None:
+def test_a_missing_keys_file_has_no_keys(tmp_path: Path) -> None:
     assert len(plan.keys_in(str(tmp_path / "api_keys.txt"))) == 0
 
 
-def test_a_link_to_nothing_is_not_the_same_as_no_file(tmp_path: Path) -> None:
+def test_a_dangling_link_is_not_a_missing_file(tmp_path: Path) -> None:
     (tmp_path / "api_keys.txt").symlink_to(tmp_path / "gone")
 
     with pytest.raises(UserError):
         plan.keys_in(str(tmp_path / "api_keys.txt"))
 
 
-# What people are told of it -----------------------------------------------------------------------
+# Facts --------------------------------------------------------------------------------------------
 
 
-def test_facts_are_what_the_file_says_and_hold_no_path(tmp_path: Path) -> None:
+def test_facts_come_from_the_file_and_contain_no_path(tmp_path: Path) -> None:
     model = read_model(str(model_at(tmp_path / "m.gguf", gguf())))
     facts = plan.facts_of(model, settings(tmp_path, CTX="2048"), engine_version="b1")
 

@@ -34,7 +34,7 @@ def pull(tmp_path: Path, *arguments: str) -> int:
     return main(["pull", *arguments], {"DATA_DIR": str(tmp_path)})
 
 
-def test_a_fetched_model_is_told_with_the_command_that_serves_it(
+def test_a_fetched_model_is_shown_with_the_command_that_serves_it(
     tmp_path: Path, models: Path, server: FileServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert pull(tmp_path, server.url()) == 0
@@ -46,7 +46,7 @@ def test_a_fetched_model_is_told_with_the_command_that_serves_it(
     assert "m.gguf  100 % of 0.0 MB" in told.err
 
 
-def test_a_folder_given_as_a_flag_is_named_to_serve_too(
+def test_a_folder_given_as_a_flag_is_part_of_the_suggested_command(
     tmp_path: Path, server: FileServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = str(tmp_path / "else where")
@@ -56,7 +56,7 @@ def test_a_folder_given_as_a_flag_is_named_to_serve_too(
     assert f"serve m.gguf --models-dir '{folder}'\n" in capsys.readouterr().out
 
 
-def test_quiet_prints_the_path_alone(
+def test_quiet_prints_only_the_path(
     tmp_path: Path, models: Path, server: FileServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert pull(tmp_path, server.url(), "--quiet") == 0
@@ -64,7 +64,7 @@ def test_quiet_prints_the_path_alone(
     assert capsys.readouterr() == (f"{models / 'm.gguf'}\n", "")
 
 
-def test_json_tells_path_bytes_and_what_was_verified(
+def test_json_has_path_bytes_and_verification(
     tmp_path: Path, models: Path, server: FileServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     digest = hashlib.sha256(CONTENT).hexdigest()
@@ -80,7 +80,7 @@ def test_json_tells_path_bytes_and_what_was_verified(
     }
 
 
-def test_a_model_that_is_there_is_told_so(
+def test_a_model_that_is_present_is_reported_as_such(
     tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (models / SMALL.file).touch()
@@ -94,7 +94,7 @@ def test_a_model_that_is_there_is_told_so(
     assert told.err == ""
 
 
-def test_the_list_says_what_is_known_and_what_is_there(
+def test_the_list_shows_known_and_present_models(
     tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert pull(tmp_path, "--list") == 0
@@ -111,7 +111,9 @@ def test_the_list_says_what_is_known_and_what_is_there(
     assert after.split()[-1] == "yes"
 
 
-def test_the_list_is_to_be_had_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_can_be_printed_as_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert pull(tmp_path, "--list", "--json") == 0
 
     assert json.loads(capsys.readouterr().out)[0] == {
@@ -122,7 +124,7 @@ def test_the_list_is_to_be_had_as_json(tmp_path: Path, capsys: pytest.CaptureFix
     }
 
 
-def test_without_a_model_it_is_the_one_that_would_be_served(
+def test_the_default_model_is_the_one_that_would_be_served(
     tmp_path: Path, models: Path, server: FileServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["pull", "--quiet"], {"DATA_DIR": str(tmp_path), "MODEL_NAME": server.url()}) == 0
@@ -130,7 +132,7 @@ def test_without_a_model_it_is_the_one_that_would_be_served(
     assert capsys.readouterr().out == f"{models / 'm.gguf'}\n"
 
 
-def test_how_far_it_is_can_be_had_by_a_program(tmp_path: Path, server: FileServer) -> None:
+def test_progress_can_be_read_by_a_program(tmp_path: Path, server: FileServer) -> None:
     ours, theirs = os.pipe()
 
     assert pull(tmp_path, server.url(), "--quiet", "--progress-fd", str(theirs)) == 0
@@ -140,23 +142,19 @@ def test_how_far_it_is_can_be_had_by_a_program(tmp_path: Path, server: FileServe
         assert lines.read().splitlines() == [f"0 {len(CONTENT)}", f"{len(CONTENT)} {len(CONTENT)}"]
 
 
-def test_nothing_to_fetch_is_a_mistake_in_the_command(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_model_to_fetch_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert pull(tmp_path) == 2
 
     assert "llama-gguf pull smollm2" in capsys.readouterr().err
 
 
-def test_an_unknown_name_is_a_mistake_in_the_command(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unknown_name_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert pull(tmp_path, "smolm2") == 2
 
     assert "smolm2 is not a known name (smollm2)" in capsys.readouterr().err
 
 
-def test_a_download_that_fails_leaves_with_1(
+def test_a_failed_download_exits_with_1(
     tmp_path: Path, server: FileServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.behaviour.status = 404

@@ -21,7 +21,7 @@ SOURCE = Path(llama_gguf.__file__).parents[1]
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project without any page, to stand in."""
+    """A project without pages, as the working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -31,7 +31,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *argv: str) -> int:
     return reference.main()
 
 
-# What the pages say -------------------------------------------------------------------------------
+# Content of the pages -----------------------------------------------------------------------------
 
 
 def test_every_setting_has_a_row_with_its_default() -> None:
@@ -43,7 +43,7 @@ def test_every_setting_has_a_row_with_its_default() -> None:
         assert found[settings_module.variable(name)] == (default or "(empty)")
 
 
-def test_the_example_is_the_defaults() -> None:
+def test_the_example_has_the_defaults() -> None:
     lines = reference.env_example().splitlines()
     values = [line[1:].split("=", 1) for line in lines if line[:1] == "#" and line[1:2] != " "]
 
@@ -53,7 +53,7 @@ def test_the_example_is_the_defaults() -> None:
     assert settings_module.load(dict(values)).settings == Settings()
 
 
-def test_nothing_in_the_example_is_in_force() -> None:
+def test_every_line_of_the_example_is_commented_out() -> None:
     assert all(line.startswith("#") for line in reference.env_example().splitlines() if line)
 
 
@@ -72,7 +72,7 @@ def test_every_metric_is_on_its_page() -> None:
     assert page.count("\n| `") == len(METRICS)
 
 
-def test_every_error_with_a_code_of_its_own_is_on_its_page() -> None:
+def test_every_error_with_its_own_code_is_on_its_page() -> None:
     kinds = kinds_of(GatewayError) | {GatewayError}
 
     page = reference.errors_page()
@@ -82,7 +82,7 @@ def test_every_error_with_a_code_of_its_own_is_on_its_page() -> None:
     assert page.count("\n| ") == len(kinds) + 1
 
 
-def test_every_module_is_on_its_page_with_what_it_says_of_itself() -> None:
+def test_every_module_is_on_its_page_with_its_docstring() -> None:
     page = reference.modules_page()
 
     for module in reference._modules(Path(llama_gguf.__file__).parent):
@@ -90,7 +90,7 @@ def test_every_module_is_on_its_page_with_what_it_says_of_itself() -> None:
         assert f"| `{module.name}` | {reference._docstring_line(module)}" in page
 
 
-def test_every_move_of_a_state_machine_is_drawn() -> None:
+def test_every_transition_of_a_state_machine_is_drawn() -> None:
     page = reference.states_page()
 
     assert "    READING --> QUEUED: QUEUE" in page
@@ -98,7 +98,7 @@ def test_every_move_of_a_state_machine_is_drawn() -> None:
     assert "    STOPPING --> HURRYING: STOP" in page
     moves = len(restart_policy.TRANSITIONS) + len(states.TRANSITIONS) + len(lifecycle.TRANSITIONS)
     moves += sum(map(len, exchange.TRANSITIONS.values()))
-    assert page.count(" --> ") == moves + 4  # those that lead to the first states
+    assert page.count(" --> ") == moves + 4  # the arrows to the initial states
     for state in client_connection.State:
         assert f"| {state.name} | " in page
     for phase in upstream_connection.Phase:
@@ -107,7 +107,7 @@ def test_every_move_of_a_state_machine_is_drawn() -> None:
 
 
 def kinds_of(family: type[GatewayError]) -> set[type[GatewayError]]:
-    """All below *family* that have a code of their own."""
+    """All subclasses of *family* that define a code."""
     found = {kind for kind in family.__subclasses__() if "code" in vars(kind)}
     for kind in family.__subclasses__():
         found |= kinds_of(kind)
@@ -126,10 +126,10 @@ def test_no_cell_breaks_its_table() -> None:
         assert len(columns) == 1
 
 
-# Printing and checking them -----------------------------------------------------------------------
+# Writing and checking -----------------------------------------------------------------------------
 
 
-def test_what_is_missing_is_written_and_then_nothing_is_out_of_date(
+def test_missing_pages_are_written_and_then_up_to_date(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert reference.out_of_date(root) == list(reference.PAGES)
@@ -142,7 +142,7 @@ def test_what_is_missing_is_written_and_then_nothing_is_out_of_date(
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_page_that_was_changed_by_hand_is_named_and_not_touched_by_a_check(
+def test_a_check_names_an_edited_page_and_does_not_change_it(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(monkeypatch)
@@ -160,7 +160,7 @@ def test_a_page_that_was_changed_by_hand_is_named_and_not_touched_by_a_check(
     assert capsys.readouterr().out == "written: docs/cli.md\n"
 
 
-def test_another_python_that_breaks_a_usage_elsewhere_says_the_same(
+def test_line_breaks_of_usages_do_not_count_as_differences(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(monkeypatch)

@@ -38,7 +38,7 @@ def settings(**values: object) -> Settings:
 
 
 class Desk:
-    """A shell with a curl and an `openai` that only write down what they are asked for."""
+    """A shell with a curl and an `openai` that only record their arguments."""
 
     def __init__(self, folder: Path) -> None:
         self._asked = folder / "asked"
@@ -55,7 +55,7 @@ class Desk:
         }
 
     def paste(self, shell: str, text: str) -> str:
-        """Run *text* as it stands; what the client was asked for, and what was printed."""
+        """Run *text* unchanged; return the client's arguments and the output."""
         subprocess.run([shell], input=text, env=self._environ, text=True, timeout=30, check=True)
         return self._asked.read_text("utf-8")
 
@@ -98,10 +98,11 @@ def pasted(desk: Desk, text: str, *, shell: str = "sh") -> tuple[str, str, dict[
     return words[0], fields["Authorization"].removeprefix("Bearer "), body
 
 
-# What is printed when the model is ready ----------------------------------------------------------
+# The banner ---------------------------------------------------------------------------------------
 
 
-def test_a_new_key_is_in_the_commands(desk: Desk) -> None:
+@pytest.mark.processes
+def test_the_commands_contain_a_new_key(desk: Desk) -> None:
     text = ready_text(settings(), model="tiny", new_key=SECRET)
 
     assert pasted(desk, text) == (
@@ -112,7 +113,8 @@ def test_a_new_key_is_in_the_commands(desk: Desk) -> None:
     assert "awk" not in text
 
 
-def test_the_python_of_the_banner_runs_as_it_is_pasted(desk: Desk) -> None:
+@pytest.mark.processes
+def test_the_banners_python_runs_when_pasted(desk: Desk) -> None:
     text = ready_text(settings(), model="tiny", new_key=SECRET)
 
     assert json.loads(desk.paste("sh", python_of(text))) == {
@@ -124,6 +126,7 @@ def test_the_python_of_the_banner_runs_as_it_is_pasted(desk: Desk) -> None:
     }
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("shell", ["sh", "bash"])
 @pytest.mark.parametrize(
     "content",
@@ -138,7 +141,7 @@ def test_the_python_of_the_banner_runs_as_it_is_pasted(desk: Desk) -> None:
     ],
     ids=["one", "comments", "no-newline", "tab", "crlf", "bad-line", "short-key"],
 )
-def test_the_key_comes_out_of_the_file_in_a_real_shell(
+def test_a_shell_reads_the_key_from_the_file(
     desk: Desk, tmp_path: Path, content: str, shell: str
 ) -> None:
     keys = tmp_path / "api_keys.txt"
@@ -151,7 +154,8 @@ def test_the_key_comes_out_of_the_file_in_a_real_shell(
     assert json.loads(desk.paste(shell, python_of(text)))["api_key"] == SECRET
 
 
-def test_a_file_of_digests_is_not_shown_as_one_of_keys(desk: Desk, tmp_path: Path) -> None:
+@pytest.mark.processes
+def test_a_digest_is_not_shown_as_a_key(desk: Desk, tmp_path: Path) -> None:
     keys = tmp_path / "api_keys.txt"
     keys.write_text(f"hashed:sha256${'ab' * 32}\nplain:{SECRET}\n")
 
@@ -160,6 +164,7 @@ def test_a_file_of_digests_is_not_shown_as_one_of_keys(desk: Desk, tmp_path: Pat
     assert pasted(desk, text)[1] == SECRET
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", ["my keys", "it's mine", "a$b", 'a"b', "a`b"])
 def test_any_path_of_the_keys_file_can_be_pasted(desk: Desk, tmp_path: Path, name: str) -> None:
     keys = tmp_path / name
@@ -170,7 +175,8 @@ def test_any_path_of_the_keys_file_can_be_pasted(desk: Desk, tmp_path: Path, nam
     assert pasted(desk, text)[1] == SECRET
 
 
-def test_what_is_pasted_works_in_a_terminal_that_is_in_another_folder(
+@pytest.mark.processes
+def test_pasted_commands_work_in_another_directory(
     desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -182,14 +188,16 @@ def test_what_is_pasted_works_in_a_terminal_that_is_in_another_folder(
     assert pasted(desk, text)[1] == SECRET
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("model", ["Qwen3-8B", "it's", 'a"b', "a$b", "a b"])
-def test_any_name_of_a_model_can_be_pasted(desk: Desk, model: str) -> None:
+def test_any_model_name_can_be_pasted(desk: Desk, model: str) -> None:
     text = ready_text(settings(), model=model, new_key=SECRET)
 
     assert pasted(desk, text)[2]["model"] == model
     assert json.loads(desk.paste("sh", python_of(text)))["model"] == model
 
 
+@pytest.mark.processes
 def test_without_authentication_no_file_is_read(desk: Desk) -> None:
     text = ready_text(settings(auth_enabled=False), model="tiny", new_key="")
 
@@ -207,7 +215,7 @@ def test_without_authentication_no_file_is_read(desk: Desk) -> None:
         ("gpu.example", "http://gpu.example:8000/v1"),
     ],
 )
-def test_the_url_is_one_that_a_client_can_use(host: str, url: str) -> None:
+def test_the_url_is_usable_for_clients(host: str, url: str) -> None:
     text = ready_text(settings(host=host), model="tiny", new_key=SECRET)
 
     assert text.startswith(f"\nReady: {url} serves tiny\n")
@@ -215,6 +223,7 @@ def test_the_url_is_one_that_a_client_can_use(host: str, url: str) -> None:
     assert f'base_url="{url}"' in text
 
 
+@pytest.mark.processes
 def test_with_a_certificate_the_url_is_https(desk: Desk) -> None:
     values = settings(tls_cert_file="/cert.pem", tls_key_file="/key.pem")
     text = ready_text(values, model="tiny", new_key=SECRET)
@@ -227,7 +236,7 @@ def test_with_a_certificate_the_url_is_https(desk: Desk) -> None:
     assert "curl --cacert FILE" in text
 
 
-# What the gateway is told -------------------------------------------------------------------------
+# The gateway's settings ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -242,7 +251,7 @@ def test_with_a_certificate_the_url_is_https(desk: Desk) -> None:
     ],
     ids=["defaults", "some", "limits", "long", "exact", "short"],
 )
-def test_the_gateway_reads_what_serve_has_read(values: dict[str, object]) -> None:
+def test_the_gateway_gets_the_settings_of_serve(values: dict[str, object]) -> None:
     ours = settings(data_dir="/data", log_dir="/data/logs", **values)
     context = Context(settings=ours, sources={}, environ={"PATH": "/bin", "PORT": "1"})
 
@@ -255,7 +264,7 @@ def test_the_gateway_reads_what_serve_has_read(values: dict[str, object]) -> Non
         assert getattr(theirs, name) == getattr(ours, name), name
 
 
-# Stops before there is a supervisor ---------------------------------------------------------------
+# Stops before the supervisor runs -----------------------------------------------------------------
 
 
 @pytest.fixture
@@ -268,7 +277,7 @@ def _handlers_as_they_were() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_handlers_as_they_were")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_early_stop_whose_exception_is_lost_in_a_callback_is_remembered(
+def test_an_early_stop_is_remembered_if_its_exception_is_lost_in_a_callback(
     number: signal.Signals,
 ) -> None:
     with serve._early_stops() as is_stop_asked:
@@ -278,7 +287,7 @@ def test_an_early_stop_whose_exception_is_lost_in_a_callback_is_remembered(
         assert is_stop_asked()
 
 
-def test_such_a_stop_comes_before_anything_is_started(
+def test_after_an_early_stop_nothing_is_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     port, port_health, port_backend = free_ports(3)
@@ -301,7 +310,7 @@ def test_such_a_stop_comes_before_anything_is_started(
 # Ready --------------------------------------------------------------------------------------------
 
 
-def test_a_keys_file_on_a_disk_that_hangs_does_not_hold_up_the_loop(
+def test_a_keys_file_on_a_hanging_disk_does_not_block_the_loop(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     begun, goes_on, said = threading.Event(), threading.Event(), threading.Event()
@@ -312,7 +321,7 @@ def test_a_keys_file_on_a_disk_that_hangs_does_not_hold_up_the_loop(
         return ""
 
     def say(text: str) -> None:
-        print(text)  # noqa: T201  # what it stands in for
+        print(text)  # noqa: T201  # as the original does
         said.set()
 
     monkeypatch.setattr(key_file, "read", hang)
@@ -340,7 +349,7 @@ def test_a_keys_file_on_a_disk_that_hangs_does_not_hold_up_the_loop(
 
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long it would have held."""
+    """The durations for which it would have slept."""
     held: list[float] = []
     monkeypatch.setattr(time, "sleep", held.append)
     return held
@@ -395,7 +404,7 @@ def test_the_debug_shell_shows_no_password_in_an_address(
 # Flags --------------------------------------------------------------------------------------------
 
 
-def test_a_model_is_no_must() -> None:
+def test_the_model_argument_is_optional() -> None:
     parser = argparse.ArgumentParser()
     serve.add_arguments(parser)
 

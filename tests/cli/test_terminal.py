@@ -12,7 +12,7 @@ import pytest
 from llama_gguf.cli.terminal import LoadMeter, download_meter, print_table, progress_meter, say
 
 
-def test_what_is_said_is_on_standard_output_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_is_on_standard_output_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     say("two\nlines")
 
     assert capsys.readouterr() == ("two\nlines\n", "")
@@ -21,7 +21,7 @@ def test_what_is_said_is_on_standard_output_at_once(capsys: pytest.CaptureFixtur
 # Tables -------------------------------------------------------------------------------------------
 
 
-def test_a_table_in_a_pipe_has_a_row_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_in_a_pipe_has_one_line_per_row(capsys: pytest.CaptureFixture[str]) -> None:
     long = "x" * 120
 
     print_table(("NAME", "VALUE"), [("a", long), ("b", "short")])
@@ -30,7 +30,7 @@ def test_a_table_in_a_pipe_has_a_row_a_line(capsys: pytest.CaptureFixture[str]) 
     assert rows == [["NAME", "VALUE"], ["a", long], ["b", "short"]]
 
 
-def test_a_table_in_a_pipe_cuts_nothing_however_long(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_in_a_pipe_truncates_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     long = "x" * 1000
 
     print_table(("NAME", "VALUE"), [("a", long)])
@@ -39,10 +39,10 @@ def test_a_table_in_a_pipe_cuts_nothing_however_long(capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("text", ["[bold]x[/bold]", "a:key:b", "[/]", "{x}", "http://h:80/[1]"])
-def test_a_table_takes_nothing_for_markup(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_interprets_no_markup(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     print_table(("VALUE",), [(text,)])
 
-    # Rich would make pictures of names between colons, such as :key:
+    # Rich would replace names between colons, such as :key:, by emoji.
     assert capsys.readouterr().out.splitlines()[1].rstrip() == text
 
 
@@ -52,6 +52,7 @@ def test_a_table_in_a_pipe_has_no_colours(capsys: pytest.CaptureFixture[str]) ->
     assert "\x1b" not in capsys.readouterr().out
 
 
+@pytest.mark.processes
 def test_a_table_fits_the_terminal() -> None:
     shown = on_a_terminal("print_table(('A', 'B'), [('a', 'x' * 90)])", columns=60)
 
@@ -62,7 +63,7 @@ def test_a_table_fits_the_terminal() -> None:
 # Meters -------------------------------------------------------------------------------------------
 
 
-def test_a_download_into_a_log_says_at_most_eleven_lines(
+def test_a_download_logs_at_most_eleven_lines(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with download_meter("m.gguf") as report:
@@ -75,7 +76,7 @@ def test_a_download_into_a_log_says_at_most_eleven_lines(
     assert len(lines) == 11
 
 
-def test_a_download_that_is_over_at_once_says_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fast_download_logs_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with download_meter("m.gguf") as report:
         report(5, 5)
         report(5, 5)
@@ -83,7 +84,7 @@ def test_a_download_that_is_over_at_once_says_one_line(capsys: pytest.CaptureFix
     assert capsys.readouterr().err == "m.gguf  100 % of 0.0 MB\n"
 
 
-def test_a_download_of_unknown_size_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_download_of_unknown_size_logs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with download_meter("m.gguf") as report:
         report(1, None)
         report(10, 0)
@@ -91,7 +92,8 @@ def test_a_download_of_unknown_size_says_nothing(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr() == ("", "")
 
 
-def test_on_a_terminal_there_is_a_bar() -> None:
+@pytest.mark.processes
+def test_a_terminal_shows_a_bar() -> None:
     code = "with download_meter('m.gguf') as report: report(1, None); report(98, 98)"
 
     shown = without_colours(on_a_terminal(code, columns=100))
@@ -100,7 +102,7 @@ def test_on_a_terminal_there_is_a_bar() -> None:
     assert "98/98" in shown
 
 
-def test_progress_into_a_log_says_a_line_for_each_label(
+def test_progress_logs_one_line_per_label(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with progress_meter() as report:
@@ -110,6 +112,7 @@ def test_progress_into_a_log_says_a_line_for_each_label(
     assert capsys.readouterr() == ("", "1 stream ...\n2 streams ...\n")
 
 
+@pytest.mark.processes
 def test_progress_on_a_terminal_is_a_bar_with_its_label() -> None:
     code = "with progress_meter() as report: report('[x] 2 answers', 0.5)"
 
@@ -120,7 +123,7 @@ def test_progress_on_a_terminal_is_a_bar_with_its_label() -> None:
 
 
 def on_a_terminal(code: str, *, columns: int) -> str:
-    """What *code* writes where standard output and error are a terminal."""
+    """The output of *code* with a terminal as standard output and error."""
     leader, follower = pty.openpty()
     with open(leader, "rb", buffering=0) as terminal:
         process = subprocess.Popen(
@@ -131,7 +134,7 @@ def on_a_terminal(code: str, *, columns: int) -> str:
         )
         os.close(follower)
         shown = b""
-        with contextlib.suppress(OSError):  # EIO: the last writer has left
+        with contextlib.suppress(OSError):  # EIO: the last writer has closed it
             while some := terminal.read(4096):
                 shown += some
         assert process.wait(30) == 0
@@ -142,7 +145,8 @@ def without_colours(shown: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
 
 
-def test_a_load_on_a_terminal_has_a_bar_that_goes_when_it_is_over() -> None:
+@pytest.mark.processes
+def test_a_terminal_shows_a_bar_during_a_load() -> None:
     shown = on_a_terminal(
         "m = LoadMeter(after_seconds=0.0); m.show('loading it', None); m.show('loading it', 0.42); "
         "m._timer.join(); m._progress.refresh(); m.hide(); print('over')",
@@ -154,6 +158,7 @@ def test_a_load_on_a_terminal_has_a_bar_that_goes_when_it_is_over() -> None:
     assert without_colours(shown).splitlines()[-1].endswith("over")
 
 
+@pytest.mark.processes
 def test_a_short_load_on_a_terminal_shows_nothing() -> None:
     shown = on_a_terminal(
         "m = LoadMeter(after_seconds=60.0); m.show('loading it', 0.42); m.hide(); print('over')",
@@ -163,7 +168,7 @@ def test_a_short_load_on_a_terminal_shows_nothing() -> None:
     assert "loading it" not in shown
 
 
-def test_a_load_elsewhere_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_a_load_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     meter = LoadMeter(after_seconds=0.0)
     meter.show("loading it", 0.42)
     meter.hide()

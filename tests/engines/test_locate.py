@@ -160,6 +160,7 @@ def test_a_wrong_setting_is_an_error_even_if_there_is_another_engine(
 # Its version ---------------------------------------------------------------------------------
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("stream", [1, 2])
 def test_the_version_is_read_from_either_stream(tmp_path: Path, stream: int) -> None:
     script = f"(echo ggml_vulkan: none; echo 'version: 6123 (abc1234) '; echo built) >&{stream}"
@@ -168,12 +169,14 @@ def test_the_version_is_read_from_either_stream(tmp_path: Path, stream: int) -> 
     assert version(engine, {}) == "6123 (abc1234)"
 
 
+@pytest.mark.processes
 def test_the_engine_is_run_in_its_own_environment(tmp_path: Path) -> None:
     server = program(tmp_path / "server", 'echo "version: $MINE $ITS"')
 
     assert version(Engine(str(server), {"ITS": "2"}, "PATH"), {"MINE": "1", "ITS": "0"}) == "1 2"
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     "script", ["kill -ILL $$", "echo version: 1; exit 1", "echo hello", "exec sleep 30"]
 )
@@ -185,6 +188,7 @@ def test_an_engine_that_dies_hangs_or_prints_nothing_has_no_version(
     assert version(engine, {"PATH": "/usr/bin:/bin"}, timeout=0.5) is None
 
 
+@pytest.mark.processes
 def test_an_engine_that_is_gone_has_no_version(tmp_path: Path) -> None:
     assert version(Engine(str(tmp_path / "gone"), {}, "PATH"), {}) is None
 
@@ -197,6 +201,7 @@ def engine_that_says(tmp_path: Path, text: str, status: int = 0) -> Engine:
     return Engine(str(program(tmp_path / "llama-server", script)), {}, "PATH")
 
 
+@pytest.mark.processes
 def test_its_flags_are_those_of_its_help(tmp_path: Path) -> None:
     engine = engine_that_says(tmp_path, "-c,    --ctx-size N     size\n--metrics       more")
 
@@ -204,6 +209,7 @@ def test_its_flags_are_those_of_its_help(tmp_path: Path) -> None:
     assert flags_of(engine_that_says(tmp_path, "-c, --ctx-size N", status=1), ENVIRON) == {}
 
 
+@pytest.mark.processes
 def test_its_gpus_are_listed_with_their_memory(tmp_path: Path) -> None:
     output = """\
 ggml_cuda_init: found 2 CUDA devices:
@@ -217,6 +223,7 @@ Available devices:
     )
 
 
+@pytest.mark.processes
 def test_no_gpus_differs_from_unknown(tmp_path: Path) -> None:
     assert devices_of(engine_that_says(tmp_path, "Available devices:"), ENVIRON) == ()
     assert devices_of(engine_that_says(tmp_path, "error: invalid argument"), ENVIRON) is None

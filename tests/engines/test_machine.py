@@ -36,6 +36,7 @@ def test_without_nvidia_smi_no_gpu_is_reported(tmp_path: Path) -> None:
     assert here.gpu_text == "none found: CPU mode"
 
 
+@pytest.mark.processes
 def test_every_gpu_is_reported(tmp_path: Path) -> None:
     first, second = "NVIDIA L4, 23034 MiB, 22563 MiB, 550.54", "NVIDIA L4, 23034 MiB, 7 MiB, 550.54"
 
@@ -45,6 +46,7 @@ def test_every_gpu_is_reported(tmp_path: Path) -> None:
     assert here.gpu_text == f"{first}; {second}"
 
 
+@pytest.mark.processes
 def test_nvidia_smi_is_run_for_csv_and_not_for_its_table(tmp_path: Path) -> None:
     here = machine.look(nvidia_smi(tmp_path, 'echo "$@"'))
 
@@ -53,6 +55,7 @@ def test_nvidia_smi_is_run_for_csv_and_not_for_its_table(tmp_path: Path) -> None
     )
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     "script",
     ["echo 'NVIDIA-SMI has failed: no driver'; exit 9", "kill -SEGV $$", "exit 0", "exec sleep 60"],
@@ -66,10 +69,12 @@ def test_an_nvidia_smi_that_does_not_work_is_no_gpu(
     assert machine.look(nvidia_smi(tmp_path, script)).gpus == ()
 
 
+@pytest.mark.processes
 def test_an_nvidia_smi_whose_output_is_not_text_does_no_harm(tmp_path: Path) -> None:
     machine.look(nvidia_smi(tmp_path, r"printf 'NVIDIA \377\n'"))
 
 
+@pytest.mark.processes
 def test_an_nvidia_smi_that_cannot_be_run_is_no_gpu(tmp_path: Path) -> None:
     (tmp_path / "nvidia-smi").write_text("no program")
     (tmp_path / "nvidia-smi").chmod(0o755)

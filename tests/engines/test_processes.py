@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from llama_gguf.engines.processes import Listener, Process, environ_of, family, listeners, look
 
 
@@ -56,6 +58,7 @@ def test_our_processes_are_listed_with_ancestors_and_descendants() -> None:
     ]
 
 
+@pytest.mark.processes
 def test_the_environment_of_a_process_can_be_read() -> None:
     command = [sys.executable, "-c", "print(flush=True); input()"]
     pipe = subprocess.PIPE

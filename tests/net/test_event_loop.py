@@ -178,6 +178,7 @@ print("left")
 """
 
 
+@pytest.mark.processes
 def test_a_resolver_that_hangs_does_not_block_exit() -> None:
     done = subprocess.run(
         [sys.executable, "-c", _HANGS], check=True, capture_output=True, text=True, timeout=30

@@ -279,6 +279,7 @@ print(places.served, places.open, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 """
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("soft", "hard", "wanted", "served", "most_open"),
     [

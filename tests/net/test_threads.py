@@ -72,6 +72,7 @@ print("left")
 """
 
 
+@pytest.mark.processes
 def test_work_that_hangs_does_not_keep_the_process_alive() -> None:
     done = subprocess.run(
         [sys.executable, "-c", _HANGS], check=True, capture_output=True, text=True, timeout=60

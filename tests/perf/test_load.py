@@ -1,4 +1,4 @@
-"""What `make bench` measures with: its backend and its clients, without a gateway in between."""
+"""The backend and the clients of `make bench`, without a gateway between them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def answers(
 
 
 class LeavesAtTheSecond(backend.Backend):
-    """Answers one request of a connection."""
+    """Responds to one request per connection."""
 
     has_answered = False
 
@@ -38,7 +38,7 @@ class LeavesAtTheSecond(backend.Backend):
 
 
 class Babbler(asyncio.Protocol):
-    """Answers everything with the same bytes, and closes."""
+    """Responds to everything with the same bytes, and closes."""
 
     said = b""
 
@@ -63,26 +63,26 @@ def three_streams(port: int) -> Coroutine[None, None, Answers]:
     return load.streams(port, backend.KEY, count=3, events=5, tick_ms=0)
 
 
-def test_every_connection_gets_an_answer_and_none_is_wrong() -> None:
+def test_every_connection_gets_a_correct_response() -> None:
     got = answers(once)
 
     assert got.whole == load.CONNECTIONS
     assert not got.wrong
 
 
-def test_a_connection_asks_again_when_it_is_answered() -> None:
+def test_a_connection_sends_the_next_request_after_a_response() -> None:
     got = answers(lambda port: load.requests(port, backend.KEY, seconds=30), LeavesAtTheSecond)
 
     assert got.whole == load.CONNECTIONS
     assert got.wrong == Counter({"the connection was lost: closed": load.CONNECTIONS})
 
 
-def test_question_and_answer_have_the_sizes_that_are_told() -> None:
+def test_request_and_response_have_the_stated_sizes() -> None:
     assert 550 < len(load.QUESTION) < 650
     assert 650 < len(backend.ANSWER) < 750
 
 
-def test_streams_are_whole_and_every_event_tells_how_long_it_was_on_its_way() -> None:
+def test_streams_are_complete_and_every_event_has_a_latency() -> None:
     got = answers(three_streams)
 
     assert got.whole == 3
@@ -92,7 +92,7 @@ def test_streams_are_whole_and_every_event_tells_how_long_it_was_on_its_way() ->
     assert got.latencies_ns[0] > 0
 
 
-def test_streams_tell_once_when_all_are_under_way() -> None:
+def test_the_start_of_all_streams_is_reported_once() -> None:
     told: list[str] = []
 
     answers(
@@ -109,14 +109,14 @@ def test_streams_tell_once_when_all_are_under_way() -> None:
     assert told == ["settled"]
 
 
-def test_credentials_that_were_not_replaced_are_refused_and_counted() -> None:
+def test_credentials_that_were_not_replaced_are_rejected_and_counted() -> None:
     got = answers(lambda port: load.requests(port, "the-client-s-own", seconds=0))
 
     assert got.whole == 0
     assert got.wrong == Counter({"status 401": load.CONNECTIONS})
 
 
-def test_another_answer_than_the_backends_is_wrong() -> None:
+def test_a_response_that_differs_from_the_backends_is_wrong() -> None:
     kind = babbler(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
 
     assert answers(once, kind).wrong == Counter(
@@ -124,7 +124,7 @@ def test_another_answer_than_the_backends_is_wrong() -> None:
     )
 
 
-def test_a_stream_that_breaks_off_is_wrong() -> None:
+def test_a_truncated_stream_is_wrong() -> None:
     kind = babbler(
         b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n12\r\ndata: {"born":1}\n\n\r\n'
     )

@@ -1,4 +1,4 @@
-"""The messages that the program can print, read out of its source."""
+"""The messages that the program can print, read from its source."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Final
 
 ANYTHING: Final = "…"
-"""What stands for what is only known when it is printed."""
+"""The placeholder for values that are known only at run time."""
 ENOUGH_LETTERS: Final = 6
-"""In a row, to tell one message from another."""
+"""The number of consecutive words that identify a message."""
 
 
 class Messages:
-    """Those of one module: errors for people, warnings and errors in the log."""
+    """The messages of one module: errors for people, warnings and errors in the log."""
 
     def __init__(self, source: str) -> None:
         self._tree = ast.parse(source)
-        self._named: dict[str, list[ast.expr]] = {}  # whatever the scope
+        self._named: dict[str, list[ast.expr]] = {}  # of any scope
         for node in ast.walk(self._tree):
             if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
                 for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
@@ -30,12 +30,14 @@ class Messages:
         }
 
     def __iter__(self) -> Iterator[str]:
-        """The first line of each, with … for what is filled in."""
+        """The first line of each, with … for inserted values."""
         for node in ast.walk(self._tree):
             if isinstance(node, ast.Call) and (printed := _printed(node)) is not None:
                 for text in self._texts(printed):
                     line = text.partition("\n")[0]
-                    if any(map(is_telling, line.split(ANYTHING))):  # else it hands another on
+                    if any(
+                        map(is_telling, line.split(ANYTHING))
+                    ):  # else it passes on another's message
                         yield line
 
     def _texts(self, node: ast.expr) -> Iterator[str]:
@@ -63,7 +65,7 @@ def _piece(value: ast.expr) -> str:
 
 
 def _printed(call: ast.Call) -> ast.expr | None:
-    """What *call* prints: a message, or an event's text, which stands behind its name."""
+    """The text that *call* prints: a message, or an event's text, which follows its name."""
     match call:
         case ast.Call(func=ast.Name(id="UserError"), args=[message, *_]):
             return message
@@ -75,7 +77,7 @@ def _printed(call: ast.Call) -> ast.expr | None:
 
 
 def anchor(message: str) -> str:
-    """What it can be looked up by: the first sentence in it that is always the same."""
+    """The text to search for: the first constant sentence of the message."""
     sentences = [s for piece in message.split(ANYTHING) for s in re.split(r"(?<=[.:?]) ", piece)]
     return next(s.strip(" :.,") for s in sentences if is_telling(s))
 

@@ -1,8 +1,8 @@
-"""Is what stands in dist/ fit to be released? ``python -m tests.project.release [--notes] [TAG]``.
+"""Checks whether dist/ can be released: ``python -m tests.project.release [--notes] [TAG]``.
 
-Said are all mistakes at once. With a TAG, version, tag and changelog have to agree, no fragment
-may be left over, and the installed gateway has to pass ``tests/hostile``; without one, what would
-stand in the way of a release is not a mistake yet.
+All mistakes are reported together. With a TAG, version, tag and changelog must agree, no fragment
+may remain, and the installed gateway must pass ``tests/hostile``. Without one, conditions that
+only a release must meet are not checked.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DIST: Final = ROOT / "dist"
 
 
 def section(changelog: str, version: str) -> str:
-    """What *changelog* says of *version*; empty when it says nothing."""
+    """The section of *version* in *changelog*; empty if there is none."""
     found = re.search(
         rf"^## {re.escape(version)} \([^)]*\)\n(.*?)(?=^## |\Z)",
         changelog,
@@ -37,7 +37,7 @@ def section(changelog: str, version: str) -> str:
 def mistakes_of_version(
     version: str, *, tag: str, changelog: str, fragments: Sequence[str]
 ) -> Iterator[str]:
-    """What does not agree."""
+    """The inconsistencies between tag, version, changelog and fragments."""
     told = section(changelog, version)
     if told and fragments:
         yield f"CHANGELOG.md has {version}, and changes/ has more: {' '.join(fragments)}"
@@ -52,7 +52,7 @@ def mistakes_of_version(
 
 
 def mistakes_of_files(names: Sequence[str], version: str) -> Iterator[str]:
-    """What is in dist/ and should not be, or the other way round."""
+    """Missing and unexpected files in dist/."""
     base = f"llama_gguf_inference-{version}"
     wanted = {f"{base}.tar.gz", f"{base}-py3-none-any.whl"}
     if set(names) != wanted:
@@ -60,7 +60,7 @@ def mistakes_of_files(names: Sequence[str], version: str) -> Iterator[str]:
 
 
 def mistakes_of_sdist(archived: Sequence[str], tracked: Sequence[str]) -> Iterator[str]:
-    """Files in the sdist that are not of the repository: leftovers, or secrets."""
+    """Files in the sdist that are not in the repository: remnants, or secrets."""
     ours = {name.partition("/")[2] for name in archived} - {"PKG-INFO", ""}
     strangers = sorted(ours - set(tracked))
     if strangers:
@@ -68,13 +68,13 @@ def mistakes_of_sdist(archived: Sequence[str], tracked: Sequence[str]) -> Iterat
 
 
 def mistakes_under_attack(outcomes: str) -> Iterator[str]:
-    """The bounds that hostile clients broke, from the JSON of ``tests.hostile``."""
+    """The bounds broken by hostile clients, from the JSON of ``tests.hostile``."""
     for outcome in json.loads(outcomes):
         yield from (f"hostile clients, {outcome['name']}: {what}" for what in outcome["broken"])
 
 
 def mistakes_once_installed(wheel: Path, *, is_attacked: bool) -> Iterator[str]:
-    """Install *wheel*, with what is locked for it, in an empty environment, and ask it."""
+    """Install *wheel* and its locked dependencies in an empty environment, and run it."""
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)
         python = f"{folder}/bin/python"
@@ -99,7 +99,7 @@ def _attack(program: str) -> str:
 
 
 def _run(*argv: str) -> str:
-    # In /, so that nothing of the clone is imported.
+    # In /, so that no module of the clone is imported.
     done = subprocess.run(argv, cwd="/", capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(argv)} failed:\n{done.stdout}{done.stderr}")
@@ -124,7 +124,7 @@ def mistakes(tag: str) -> Iterator[str]:
 
 
 def notes() -> str:
-    """What changed in this version, as CHANGELOG.md has it, or else the fragments."""
+    """The changes of this version, from CHANGELOG.md or else from the fragments."""
     told = section((ROOT / "CHANGELOG.md").read_text(), __version__)
     if told:
         return told

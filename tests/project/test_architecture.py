@@ -1,8 +1,8 @@
 """A module with logic has a test file of its name.
 
-``access/rate_limit.py`` is tested by ``access/test_rate_limit.py``.
-Large ones may be split by topic, as ``http1/test_fields_framing.py``. Which module may import
-which is checked by import-linter (``make check``), not here.
+``access/rate_limit.py`` is tested by ``access/test_rate_limit.py``. Large test files may be split
+by topic, as ``http1/test_fields_framing.py``. Permitted imports are checked by import-linter
+(``make imports``), not here.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ SOURCE: Final = TESTS.parent / "src" / "llama_gguf"
 BENCH: Final = SOURCE.with_name("llama_gguf_bench")  # its tests are in tests/bench
 
 TESTED_ELSEWHERE: Final = {
-    "files/stamps.py": "access/test_key_store.py",  # notices a new keys file
-    "cli/key_views.py": "cli/test_keys.py",  # the tables and sentences that `keys` prints
+    "files/stamps.py": "access/test_key_store.py",  # detects a new keys file
+    "cli/key_views.py": "cli/test_keys.py",  # the output of `keys`
     "models/gguf_cursor.py": "models/test_gguf.py",  # reads bytes for models/gguf.py alone
 }
-"""Modules without a test file of their own, and the file whose tests would miss them."""
+"""Modules without a test file of their name, and the file whose tests cover them."""
 
 
 def has_logic(module: Path) -> bool:
-    """Whether there is a function in it: tables, values and errors alone need no test file."""
+    """Whether it contains a function: tables, values and errors alone need no test file."""
     return any(
         isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         for node in ast.walk(ast.parse(module.read_text()))
@@ -56,7 +56,7 @@ def test_every_module_with_logic_has_a_test_file_of_its_name(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "elsewhere"), TESTED_ELSEWHERE.items())
-def test_a_module_that_is_tested_elsewhere_is_there_and_has_no_file_of_its_own(
+def test_a_module_tested_elsewhere_exists_and_has_no_test_file_of_its_name(
     name: str, elsewhere: str
 ) -> None:
     assert (SOURCE / name).is_file()

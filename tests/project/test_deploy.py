@@ -23,7 +23,7 @@ DEPLOY: Final = ROOT / "deploy"
 KUBERNETES: Final = DEPLOY / "kubernetes"
 UNIT: Final = DEPLOY / "systemd" / "llama-gguf.service"
 KUBERNETES_VERSION: Final = "1.37"
-# How open a service may be that has a GPU and a port: 0 is closed, 10 is open.
+# The permitted exposure of a service with a GPU and a port: 0 is closed, 10 is open.
 MAX_EXPOSURE: Final = 1.7
 
 
@@ -36,7 +36,7 @@ def compose(name: str = "compose.yaml") -> dict[str, Any]:
     return document
 
 
-# Settings that templates give ---------------------------------------------------------------------
+# Settings in templates ----------------------------------------------------------------------------
 
 
 def environments() -> Iterator[tuple[str, Mapping[str, str]]]:
@@ -58,7 +58,7 @@ def environments() -> Iterator[tuple[str, Mapping[str, str]]]:
 @pytest.mark.parametrize(
     "environ", [e for _, e in environments()], ids=[name for name, _ in environments()]
 )
-def test_a_template_gives_settings_that_exist_and_are_taken(environ: Mapping[str, str]) -> None:
+def test_a_template_uses_existing_settings_with_valid_values(environ: Mapping[str, str]) -> None:
     known = {settings.variable(name) for name in settings.FIELDS}
 
     assert environ
@@ -72,12 +72,12 @@ def test_a_template_gives_settings_that_exist_and_are_taken(environ: Mapping[str
 @pytest.mark.parametrize(
     "name", ["deployment", "service", "storage", "budget", "secret.example"], ids=str
 )
-def test_a_manifest_is_valid_by_the_schema_of_kubernetes(name: str) -> None:
+def test_a_manifest_is_valid_by_kubernetes_schema(name: str) -> None:
     for document in documents(KUBERNETES / f"{name}.yaml"):
         kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
 
 
-def test_everything_is_applied_but_the_example_of_a_secret() -> None:
+def test_every_manifest_but_the_example_secret_is_applied() -> None:
     (kustomization,) = documents(KUBERNETES / "kustomization.yaml")
     files = {p.name for p in KUBERNETES.glob("*.yaml")}
 
@@ -90,7 +90,7 @@ def pod() -> dict[str, Any]:
     return dict(deployment["spec"]["template"])
 
 
-def test_what_the_manifests_call_each_other_is_there(pod: dict[str, Any]) -> None:
+def test_references_between_manifests_resolve(pod: dict[str, Any]) -> None:
     labels = pod["metadata"]["labels"].items()
     ports = {port["name"] for port in pod["spec"]["containers"][0]["ports"]}
     (service,) = documents(KUBERNETES / "service.yaml")
@@ -106,7 +106,7 @@ def test_what_the_manifests_call_each_other_is_there(pod: dict[str, Any]) -> Non
     assert volumes["data"]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
     assert volumes["keys"]["secret"]["secretName"] == secret["metadata"]["name"]
     assert "api_keys.txt" in secret["stringData"]
-    # Its schema is the Prometheus operator's, so what it uses is looked at here.
+    # Its schema is the Prometheus operator's, so the test checks the names that it uses.
     assert (monitor["apiVersion"], monitor["kind"]) == (
         "monitoring.coreos.com/v1",
         "ServiceMonitor",
@@ -130,7 +130,7 @@ def test_a_pod_has_time_to_drain(pod: dict[str, Any]) -> None:
     assert pod["spec"]["terminationGracePeriodSeconds"] >= needed + 10
 
 
-def test_a_pod_may_as_little_as_the_image_needs(pod: dict[str, Any]) -> None:
+def test_a_pod_has_minimal_privileges(pod: dict[str, Any]) -> None:
     (container,) = pod["spec"]["containers"]
     may = container["securityContext"]
 
@@ -141,7 +141,7 @@ def test_a_pod_may_as_little_as_the_image_needs(pod: dict[str, Any]) -> None:
     assert written == {"/data", "/tmp"}  # noqa: S108  # the container's
 
 
-def test_no_probe_kills_a_pod_that_loads_or_drains(pod: dict[str, Any]) -> None:
+def test_no_probe_ends_a_pod_that_loads_or_drains(pod: dict[str, Any]) -> None:
     (container,) = pod["spec"]["containers"]
 
     assert "tcpSocket" in container["livenessProbe"]
@@ -153,7 +153,7 @@ def test_no_probe_kills_a_pod_that_loads_or_drains(pod: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
-def test_a_service_of_compose_is_closed_and_has_time_to_drain(name: str) -> None:
+def test_a_compose_service_has_minimal_privileges_and_time_to_drain(name: str) -> None:
     service = compose()["services"][name]
 
     assert service["read_only"]
@@ -162,7 +162,7 @@ def test_a_service_of_compose_is_closed_and_has_time_to_drain(name: str) -> None
     assert int(service["stop_grace_period"].removesuffix("s")) >= drain + 10
 
 
-def test_what_compose_mounts_and_reads_is_there() -> None:
+def test_the_files_that_compose_mounts_and_reads_exist() -> None:
     monitoring = compose("compose.monitoring.yaml")
     for service in monitoring["services"].values():
         for mount in service["volumes"]:
@@ -173,7 +173,7 @@ def test_what_compose_mounts_and_reads_is_there() -> None:
                 assert source in monitoring["volumes"]
 
 
-def test_prometheus_asks_the_services_of_compose() -> None:
+def test_prometheus_scrapes_the_services_of_compose() -> None:
     (config,) = documents(DEPLOY / "prometheus" / "prometheus.yml")
     (job,) = config["scrape_configs"]
     (lookup,) = job["dns_sd_configs"]
@@ -193,7 +193,7 @@ def test_the_metric_to_scale_on_exists() -> None:
 # RunPod, Vast.ai, Lambda --------------------------------------------------------------------------
 
 
-def test_runpod_is_told_the_ports_that_it_would_take_80_for() -> None:
+def test_runpods_template_sets_the_ports_explicitly() -> None:
     template = json.loads((DEPLOY / "runpod" / "serverless.template.json").read_text())
     environ = template["env"]
 
@@ -204,7 +204,8 @@ def test_runpod_is_told_the_ports_that_it_would_take_80_for() -> None:
     assert 0 < float(environ["SSE_KEEPALIVE"]) < 100
 
 
-def test_the_script_for_vast_rents_an_offer_with_the_image_s_own_entrypoint(tmp_path: Path) -> None:
+@pytest.mark.processes
+def test_the_script_for_vast_rents_an_offer_with_the_images_entrypoint(tmp_path: Path) -> None:
     stand_in = tmp_path / "vastai"
     stand_in.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     stand_in.chmod(0o755)
@@ -220,7 +221,7 @@ def test_the_script_for_vast_rents_an_offer_with_the_image_s_own_entrypoint(tmp_
     assert words[-2:] == ["--args", "--create-key"]
 
 
-def test_the_container_of_lambda_is_as_closed_as_that_of_compose() -> None:
+def test_the_lambda_container_has_the_restrictions_of_compose() -> None:
     (cloud_init,) = documents(DEPLOY / "lambda" / "cloud-init.yaml")
     words = shlex.split(cloud_init["runcmd"][-1])
 
@@ -235,7 +236,7 @@ def test_the_container_of_lambda_is_as_closed_as_that_of_compose() -> None:
 
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
-    """The unit, with a command that is on every machine."""
+    """The unit, with a command that exists on every machine."""
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze comes with systemd, which is not on this machine")
     text, count = re.subn(
@@ -253,14 +254,16 @@ def analyze(*argv: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_systemd_takes_every_line_of_the_unit(unit: Path) -> None:
+@pytest.mark.processes
+def test_systemd_accepts_every_line_of_the_unit(unit: Path) -> None:
     done = analyze("verify", unit)
 
     assert done.returncode == 0
     assert unit.name not in done.stdout + done.stderr
 
 
-def test_the_unit_is_closed_but_for_network_and_gpu(unit: Path) -> None:
+@pytest.mark.processes
+def test_the_unit_has_access_to_network_and_gpu_only(unit: Path) -> None:
     told = analyze("security", "--offline=true", unit).stdout
 
     exposure = re.search(r"exposure level for \S+: ([\d.]+)", told)

@@ -1,4 +1,4 @@
-"""What the pages say is so: pages printed from code, commands, flags, variables and links."""
+"""The pages agree with the code: generated pages, commands, flags, variables and links."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def name_of(page: Path) -> str:
 
 
 def code_in(text: str) -> Iterator[str]:
-    """Every line of a code block, and every span of code in a line."""
+    """Every line of a code block, and every code span in a line."""
     for block in re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
         for line in block.splitlines():
             yield line.partition("#")[0].strip()
@@ -48,10 +48,10 @@ def make_targets() -> set[str]:
     return set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE))
 
 
-# Printed from code --------------------------------------------------------------------------------
+# Generated pages ----------------------------------------------------------------------------------
 
 
-def test_the_printed_pages_are_what_the_code_says() -> None:
+def test_the_generated_pages_are_up_to_date() -> None:
     assert reference.out_of_date(ROOT) == [], "`make reference` prints them anew"
 
 
@@ -71,7 +71,7 @@ def test_the_readme_is_short() -> None:
 
 
 @pytest.mark.parametrize("what", ["CPU per request", "CPU per event"])
-def test_the_figures_of_the_readme_are_those_that_were_measured(what: str) -> None:
+def test_the_numbers_in_the_readme_are_the_measured_ones(what: str) -> None:
     readme, performance = (
         next(line for line in page.read_text("utf-8").splitlines() if line.startswith(f"| {what}"))
         for page in (ROOT / "README.md", ROOT / "docs" / "performance.md")
@@ -82,7 +82,7 @@ def test_the_figures_of_the_readme_are_those_that_were_measured(what: str) -> No
     assert figures <= set(re.findall(r"\((\d\.\d)\)", performance))
 
 
-def test_the_licence_is_there() -> None:
+def test_the_licence_exists() -> None:
     assert "MIT" in (ROOT / "README.md").read_text("utf-8")
     assert (ROOT / "LICENSE").read_text("utf-8").startswith("MIT License")
 
@@ -91,7 +91,7 @@ def test_the_licence_is_there() -> None:
 
 
 @pytest.mark.parametrize("page", WRITTEN, ids=name_of)
-def test_every_make_target_that_is_named_exists(page: Path) -> None:
+def test_every_mentioned_make_target_exists(page: Path) -> None:
     named = {
         target
         for code in code_in(page.read_text("utf-8"))
@@ -103,7 +103,7 @@ def test_every_make_target_that_is_named_exists(page: Path) -> None:
     assert named <= make_targets()
 
 
-def test_every_target_that_stands_for_no_file_is_said_to() -> None:
+def test_every_target_without_a_file_is_phony() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     phony = re.findall(r"^\.PHONY: (.*)", makefile, re.MULTILINE)
 
@@ -111,7 +111,7 @@ def test_every_target_that_stands_for_no_file_is_said_to() -> None:
 
 
 @pytest.mark.parametrize("page", WRITTEN, ids=name_of)
-def test_every_command_that_is_named_exists_and_has_the_flags_it_is_given(page: Path) -> None:
+def test_every_mentioned_command_and_flag_exists(page: Path) -> None:
     for code in code_in(page.read_text("utf-8")):
         words = code.split()
         if words[:1] != ["llama-gguf"] or len(words) == 1 or words[1].startswith("-"):
@@ -124,7 +124,7 @@ def test_every_command_that_is_named_exists_and_has_the_flags_it_is_given(page: 
 
 
 def _actions_help(words: list[str]) -> str:
-    """The help of `keys ACTION`, where *words* are that."""
+    """The help of `keys ACTION` if *words* are such a command."""
     if words[1] != "keys" or len(words) < 3:
         return ""
     parser = command_parser("keys")
@@ -134,7 +134,7 @@ def _actions_help(words: list[str]) -> str:
 
 
 @pytest.mark.parametrize("page", WRITTEN, ids=name_of)
-def test_every_variable_that_looks_like_a_setting_is_one(page: Path) -> None:
+def test_every_mentioned_variable_is_a_setting(page: Path) -> None:
     settings = {settings_module.variable(name) for name in settings_module.FIELDS}
     sections = {name.split("_")[0] for name in settings}
     others = {"LLAMA_API_KEY", "HF_TOKEN", "AUTH_FAILURES_PER_MINUTE", "LLAMA_GGUF_COMPILE"}
@@ -151,11 +151,11 @@ def test_every_variable_that_looks_like_a_setting_is_one(page: Path) -> None:
 # Messages -----------------------------------------------------------------------------------------
 
 SAID_BY_COMMANDS = ("cli/keys.py", "cli/bench", "cli/diagnose.py", "cli/terminal.py")
-"""Modules of commands that are run by hand, and whose messages say at once what to do."""
+"""Modules of commands that people run interactively, whose messages state what to do."""
 
 
 @pytest.mark.parametrize("module", [m for m in SOURCES if not m.startswith(SAID_BY_COMMANDS)])
-def test_every_message_of_a_start_is_under_troubleshooting(module: str) -> None:
+def test_every_message_of_a_start_is_in_troubleshooting(module: str) -> None:
     page = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
     pieces = [messages.anchor(text) for text in messages.of(SOURCE / module)]
 
@@ -166,7 +166,7 @@ def _without_code(text: str) -> str:
     return text.replace("`", "")
 
 
-def test_every_cause_of_death_is_under_troubleshooting() -> None:
+def test_every_exit_reason_is_in_troubleshooting() -> None:
     page = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
     by_status = [exit_reasons.explain(status, []) for status in (-signal.SIGRTMAX, 0, 1)]
     told = [*exit_reasons._SIGNALS.values(), *by_status]
@@ -175,7 +175,7 @@ def test_every_cause_of_death_is_under_troubleshooting() -> None:
     assert {reason for reason in reasons if reason not in page} == set()
 
 
-def test_messages_are_found_however_they_are_made() -> None:
+def test_messages_are_found_in_every_form_of_code() -> None:
     source = """
 GONE: Final = "it is gone for good\\nlook elsewhere"
 def f():
@@ -201,7 +201,7 @@ def _told(x):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_link_leads_to_a_file_and_its_heading(page: Path) -> None:
+def test_every_link_has_an_existing_target(page: Path) -> None:
     prose = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
     prose = re.sub(r"`[^`\n]*`", "", prose)
     inline = re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", prose)
@@ -216,19 +216,19 @@ def test_every_link_leads_to_a_file_and_its_heading(page: Path) -> None:
 
 
 def headings(page: Path) -> set[str]:
-    """The anchors that a page's headings have, as GitHub makes them."""
+    """The anchors of a page's headings, as GitHub generates them."""
     titles = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles}
 
 
-def test_every_file_that_code_refers_to_in_docs_exists() -> None:
+def test_every_page_that_code_refers_to_exists() -> None:
     for source in [*ROOT.glob("src/**/*.py"), ROOT / "pyproject.toml"]:
         for path in re.findall(r"docs/[\w/.-]+\.md", source.read_text("utf-8")):
             assert (ROOT / path).is_file(), f"{source}: {path}"
 
 
 @pytest.mark.parametrize("page", WRITTEN, ids=name_of)
-def test_every_file_of_ours_that_is_named_exists(page: Path) -> None:
+def test_every_mentioned_file_exists(page: Path) -> None:
     places = (ROOT, SOURCE, SOURCE.parent, ROOT / "tests", ROOT / "docs", page.parent)
     named = {
         path
@@ -264,7 +264,7 @@ def test_decisions_are_numbered_without_gaps() -> None:
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs" / "adr").glob("[0-9]*.md")), ids=name_of)
-def test_a_decision_says_context_decision_and_consequences(page: Path) -> None:
+def test_a_decision_has_context_decision_and_consequences(page: Path) -> None:
     text = page.read_text("utf-8")
 
     for part in ("Context", "Decision", "Consequences"):
@@ -285,7 +285,7 @@ def test_a_decision_begins_with_its_status(page: Path) -> None:
 # Changes ------------------------------------------------------------------------------------------
 
 
-def test_every_fragment_of_the_changelog_is_of_a_kind_that_is_collected() -> None:
+def test_every_changelog_fragment_is_of_a_collected_kind() -> None:
     kinds = ("added", "changed", "fixed", "security")
     for fragment in (ROOT / "changes").glob("*.md"):
         if fragment.name != "README.md":
@@ -293,7 +293,8 @@ def test_every_fragment_of_the_changelog_is_of_a_kind_that_is_collected() -> Non
             assert fragment.read_text("utf-8").strip()
 
 
-def test_what_holds_secrets_or_models_is_never_committed() -> None:
+@pytest.mark.processes
+def test_files_with_secrets_or_models_are_never_committed() -> None:
     for path in ("api_keys.txt", "data/api_keys.txt", ".env", "m.gguf", "data/models/m.gguf"):
         result = subprocess.run(
             ["git", "check-ignore", "-q", path], cwd=ROOT, timeout=30, check=False

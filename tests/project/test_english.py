@@ -1,4 +1,4 @@
-"""What users read is plain, standard English: some words are rejected, with the usual term."""
+"""Docs, messages and sources are plain, standard English: some words are rejected."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ ROOT: Final = Path(__file__).parents[2]
 
 
 class Part(enum.Flag):
-    """Which text of a file is read."""
+    """The text of a file that is checked."""
 
     PROSE = enum.auto()  # Markdown without its code
-    TEXT = enum.auto()  # all of it: configuration with comments
-    COMMENTS = enum.auto()  # of Python
+    TEXT = enum.auto()  # the whole file: configuration with comments
+    COMMENTS = enum.auto()  # of Python, like the following
     DOCSTRINGS = enum.auto()
     STRINGS = enum.auto()
+    TEST_NAMES = enum.auto()
 
 
 PYTHON: Final = Part.COMMENTS | Part.DOCSTRINGS | Part.STRINGS
+TESTS: Final = Part.COMMENTS | Part.DOCSTRINGS | Part.TEST_NAMES
 
 SCANNED: Final = {
     "*.md": Part.PROSE,
     "docs/**/*.md": Part.PROSE,
-    "docs/cli.md": Part.TEXT,  # help texts are in blocks of code
+    "docs/cli.md": Part.TEXT,  # help texts are in code blocks
     "changes/*.md": Part.PROSE,
     ".github/*.md": Part.PROSE,
     ".github/ISSUE_TEMPLATE/*.yml": Part.TEXT,
@@ -40,9 +42,12 @@ SCANNED: Final = {
     "docker/Dockerfile": Part.TEXT,
     "docker/*.yaml": Part.TEXT,
     "docker/*.py": PYTHON,
+    "hatch_build.py": PYTHON,
     "src/**/*.py": Part.STRINGS,
+    "src/llama_gguf/cli/*.py": PYTHON,
     "src/llama_gguf/engines/*.py": PYTHON,
     "src/llama_gguf/supervisor/*.py": PYTHON,
+    "src/llama_gguf_bench/*.py": PYTHON,
     "tests/engines/*.py": Part.COMMENTS | Part.DOCSTRINGS,
     "tests/supervisor/*.py": Part.COMMENTS | Part.DOCSTRINGS,
     **dict.fromkeys(
@@ -67,14 +72,18 @@ SCANNED: Final = {
     "tests/net/*.py": Part.COMMENTS | Part.DOCSTRINGS,
     "src/**/*.html": Part.TEXT,
     "src/**/*.js": Part.TEXT,
-    "perf/*.py": Part.STRINGS,
+    "perf/*.py": PYTHON,
+    "tests/bench/*.py": TESTS,
+    "tests/cli/*.py": TESTS,
+    "tests/perf/*.py": TESTS,
+    "tests/project/*.py": TESTS,
     ".env.example": Part.TEXT,
     "docs/*.py": PYTHON,
     "scripts/**/*.sh": Part.TEXT,
     "api_keys.txt.example": Part.TEXT,
     "Makefile": Part.TEXT,
 }
-"""Globs, and the text that is read; of a file that several match, by the last."""
+"""Globs, and the text that is checked; for a file that several match, the last one applies."""
 
 INSTEAD: Final = {
     r"tell(?:s|ing)?|told": "report, show, return, determine, distinguish",
@@ -97,16 +106,16 @@ INSTEAD: Final = {
     r"borne": "tolerated",
     r"in place of": "instead of",
 }
-"""Patterns of words, and what a reader expects in their place."""
+"""Patterns of words, and the words that a reader expects."""
 
 ALLOWED: Final = frozenset(
     {
-        ("perf/load.py", "tell"),  # in the prompt of a chat
-        ("docs/benchmark.md", "tell"),  # "cannot tell", a verdict of `bench compare`
+        ("perf/load.py", "tell"),  # in a chat prompt
+        ("docs/benchmark.md", "tell"),  # a verdict of `bench compare`
         ("src/llama_gguf_bench/compare.py", "tell"),  # the same
     }
 )
-"""(file, word) where the word is a quotation or the right one."""
+"""(file, word) where the word is a quotation or the correct term."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +129,7 @@ class Finding:
 
 
 def findings(text: str, first_line: int = 1) -> Iterator[Finding]:
-    """The words in *text* that have a plainer replacement."""
+    """The words in *text* that have a usual term."""
     for words, instead in INSTEAD.items():
         pattern = words.replace(" ", r"\s+")  # a line may end between them
         for match in re.finditer(rf"\b(?:{pattern})\b", text, re.IGNORECASE):
@@ -129,7 +138,7 @@ def findings(text: str, first_line: int = 1) -> Iterator[Finding]:
 
 
 def without_code(text: str) -> str:
-    """*text* without fenced blocks, spans of code and link targets; lines keep their numbers."""
+    """*text* without code blocks, code spans and link targets; lines keep their numbers."""
     code = r"^```.*?^```|(`+)(?:(?!\n\n).)*?\1|(?<=\])\([^)\s]*\)|^\[[^\]]*\]: .*?$"
     return re.sub(code, _blank, text, flags=re.DOTALL | re.MULTILINE)
 
@@ -139,12 +148,16 @@ def _blank(match: re.Match[str]) -> str:
 
 
 def python_texts(source: str, parts: Part) -> Iterator[tuple[int, str]]:
-    """The first line and the text of each comment, docstring or string among *parts*."""
+    """The first line and the text of each element of *parts*."""
     if Part.COMMENTS in parts:
         for token in tokenize.generate_tokens(io.StringIO(source).readline):
             if token.type == tokenize.COMMENT:
                 yield token.start[0], token.string
     nodes = list(ast.walk(ast.parse(source)))
+    if Part.TEST_NAMES in parts:
+        for node in nodes:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                yield node.lineno, node.name.replace("_", " ")
     docstrings = {id(n.value) for n in nodes if isinstance(n, ast.Expr)}
     for node in nodes:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -157,7 +170,7 @@ def python_texts(source: str, parts: Part) -> Iterator[tuple[int, str]]:
 
 def read(path: Path, parts: Part) -> Iterator[Finding]:
     source = path.read_text("utf-8")
-    if parts & PYTHON:
+    if parts & (PYTHON | TESTS):
         for line, text in python_texts(source, parts):
             yield from findings(without_code(text), line)
     else:
@@ -197,10 +210,16 @@ def test_prose_is_read_without_its_code() -> None:
 
 @pytest.mark.parametrize(
     ("part", "lines"),
-    [(Part.COMMENTS, [2]), (Part.DOCSTRINGS, [1, 3]), (Part.STRINGS, [4]), (PYTHON, [2, 1, 3, 4])],
+    [
+        (Part.COMMENTS, [2]),
+        (Part.DOCSTRINGS, [1, 3]),
+        (Part.STRINGS, [4]),
+        (Part.TEST_NAMES, [2]),
+        (PYTHON, [2, 1, 3, 4]),
+    ],
 )
 def test_python_is_read_by_part(part: Part, lines: list[int]) -> None:
-    source = '"""anew"""\ndef anew(): # anew\n    """anew"""\n    return f"anew {anew} anew`"\n'
+    source = '"""anew"""\ndef test_anew(): # anew\n    """anew"""\n    return f"anew {anew}"\n'
     source += 'NAMES = ("anew",)\n'
 
     found = [f.line for line, text in python_texts(source, part) for f in findings(text, line)]

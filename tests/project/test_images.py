@@ -25,7 +25,7 @@ HEALTHCHECK: Final = ROOT / "docker" / "healthcheck.py"
 
 
 class Gateway(BaseHTTPRequestHandler):
-    """Says what `GET /health` of a gateway says."""
+    """Responds like `GET /health` of a gateway."""
 
     status = 200
 
@@ -34,7 +34,7 @@ class Gateway(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b'{"status": "..."}')
 
-    def log_message(self, format: str, *args: Any) -> None:  # its name there
+    def log_message(self, format: str, *args: Any) -> None:  # the name in http.server
         pass
 
 
@@ -68,8 +68,9 @@ def healthcheck(**environ: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("status", "exit_status"), [(200, 0), (503, 1)])
-def test_the_health_check_says_whether_a_request_would_be_served(
+def test_the_health_check_reports_whether_a_request_would_be_served(
     status: int, exit_status: int
 ) -> None:
     with gateway(status) as port:
@@ -79,14 +80,16 @@ def test_the_health_check_says_whether_a_request_would_be_served(
     assert checked.stdout == '{"status": "..."}\n'
 
 
-def test_the_health_check_speaks_tls_where_the_gateway_does(tmp_path: Path) -> None:
+@pytest.mark.processes
+def test_the_health_check_uses_tls_if_the_gateway_does(tmp_path: Path) -> None:
     with gateway(200, certificates.issue("api.example"), tmp_path) as port:
         checked = healthcheck(PORT=str(port), TLS_CERT_FILE=str(tmp_path / "cert.pem"))
 
     assert checked.returncode == 0
 
 
-def test_the_health_check_of_a_gateway_that_is_not_there_says_so_without_a_traceback() -> None:
+@pytest.mark.processes
+def test_the_health_check_reports_a_missing_gateway_without_traceback() -> None:
     checked = healthcheck(PORT=str(free_port()))
 
     assert checked.returncode == 1
@@ -94,10 +97,10 @@ def test_the_health_check_of_a_gateway_that_is_not_there_says_so_without_a_trace
     assert checked.stderr == ""
 
 
-# What the build is given --------------------------------------------------------------------------
+# The build ----------------------------------------------------------------------------------------
 
 
-def test_what_the_build_copies_is_let_through_by_dockerignore() -> None:
+def test_dockerignore_includes_all_files_that_the_build_copies() -> None:
     dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     copied = {
@@ -139,7 +142,8 @@ def test_the_image_has_the_versions_that_a_clone_has() -> None:
     assert {"httptools", "uvloop", "huggingface-hub"} <= image.keys()
 
 
-def test_the_entrypoint_becomes_serve_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+@pytest.mark.processes
+def test_the_entrypoint_is_replaced_by_serve(tmp_path: Path) -> None:
     stand_in = tmp_path / "llama-gguf"
     stand_in.write_text('#!/bin/sh\necho "$$" "$@"\n')
     stand_in.chmod(0o755)

@@ -1,4 +1,4 @@
-"""What `make` does for somebody whose machine lacks something."""
+"""The behaviour of `make` on a machine that lacks a prerequisite."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parents[2]
 
-# As Debian's without python3-venv: folder and links are made, then it fails.
+# Like Debian's without python3-venv: it creates the directory and the links, then fails.
 PYTHON_WITHOUT_ENSUREPIP = f"""#!/bin/sh
 if [ "$2" = venv ]; then
     {sys.executable} -m venv --without-pip "$3"
@@ -33,7 +37,7 @@ def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_an_environment_that_could_not_be_made_is_made_at_the_next_try(tmp_path: Path) -> None:
+def test_a_failed_environment_is_created_by_the_next_run(tmp_path: Path) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path)
     poor = tmp_path / "poor-python"
     poor.write_text(PYTHON_WITHOUT_ENSUREPIP)

@@ -1,4 +1,4 @@
-"""What `make release-check` would complain of."""
+"""The mistakes that `make release-check` reports."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def test_the_notes_of_a_release_are_its_section_of_the_changelog() -> None:
     assert release.section(CHANGELOG, "1.0") == ""
 
 
-def test_the_notes_before_a_release_are_what_the_fragments_say() -> None:
+@pytest.mark.processes
+def test_the_notes_before_a_release_are_made_of_the_fragments() -> None:
     notes = release.notes()
 
     assert re.search(r"^### Added$", notes, re.MULTILINE)
@@ -50,7 +51,7 @@ def test_a_release_whose_tag_version_and_changelog_agree_has_no_mistakes() -> No
     assert mistakes("1.1.0", tag="v1.1.0") == []
 
 
-def test_between_releases_fragments_are_no_mistake() -> None:
+def test_between_releases_fragments_are_permitted() -> None:
     assert mistakes("1.2.0.dev0", fragments=("new.added.md",)) == []
 
 
@@ -64,7 +65,7 @@ def test_between_releases_fragments_are_no_mistake() -> None:
         ("1.1.0", "", ("left.added.md",), "left.added.md"),
     ],
 )
-def test_a_release_that_does_not_agree_with_itself_is_told_why(
+def test_an_inconsistent_release_is_rejected_with_reasons(
     version: str, tag: str, fragments: tuple[str, ...], told: str
 ) -> None:
     assert told in "\n".join(mistakes(version, tag=tag, fragments=fragments))
@@ -77,7 +78,7 @@ def test_a_leftover_in_dist_or_in_the_sdist_is_found() -> None:
     assert "data/api_keys.txt" in "".join(release.mistakes_of_sdist(archived, ["src/a.py"]))
 
 
-def test_a_bound_that_hostile_clients_break_is_a_mistake() -> None:
+def test_a_bound_broken_by_hostile_clients_is_a_mistake() -> None:
     outcomes = [{"name": "storm", "broken": []}, {"name": "leavers", "broken": ["ms: 200"]}]
 
     assert list(release.mistakes_under_attack(json.dumps(outcomes))) == [
@@ -85,7 +86,7 @@ def test_a_bound_that_hostile_clients_break_is_a_mistake() -> None:
     ]
 
 
-def test_the_version_is_one_that_the_image_and_the_makefile_can_read() -> None:
+def test_image_and_makefile_can_read_the_version() -> None:
     init = (release.ROOT / "src" / "llama_gguf" / "__init__.py").read_text()
 
     assert f'\n__version__ = "{__version__}"\n' in init

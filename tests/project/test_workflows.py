@@ -1,4 +1,4 @@
-"""The workflows: they use what is pinned, run what is in the Makefile, and may little."""
+"""The workflows: pinned actions, only targets of the Makefile, minimal permissions."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ def steps(workflow: Path) -> Iterator[dict[str, Any]]:
         yield from job["steps"]
 
 
-def test_there_are_the_workflows_that_a_project_needs() -> None:
+def test_the_required_workflows_exist() -> None:
     assert {name_of(w) for w in WORKFLOWS} == {"ci", "cd", "release", "docs"}
 
 
-def test_what_is_not_python_is_clean() -> None:
-    """By shellcheck, hadolint, zizmor and the schemas of workflows and Compose."""
+@pytest.mark.processes
+def test_files_other_than_python_pass_their_linters() -> None:
+    """The linters are shellcheck, hadolint, zizmor and the schemas of workflows and Compose."""
     done = subprocess.run(
         ["make", "-s", "lint-files", f"VENV={sys.prefix}"],
         cwd=ROOT,
@@ -52,20 +53,20 @@ def test_what_is_not_python_is_clean() -> None:
 
 
 @each
-def test_every_action_is_pinned_by_a_commit_and_says_which_version_that_is(workflow: Path) -> None:
+def test_every_action_is_pinned_by_commit_with_its_version(workflow: Path) -> None:
     for line in workflow.read_text().splitlines():
         if "uses:" in line:
             assert re.search(r"uses: [\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+$", line), line
 
 
-def test_an_action_is_of_one_version_everywhere() -> None:
+def test_an_action_has_one_version_in_all_workflows() -> None:
     used = {line for w in WORKFLOWS for line in re.findall(r"uses: (.*)", w.read_text())}
 
     assert len(used) == len({line.partition("@")[0] for line in used}), sorted(used)
 
 
 @each
-def test_workflows_run_make_targets_and_nothing_else(workflow: Path) -> None:
+def test_workflows_run_only_make_targets(workflow: Path) -> None:
     targets = set(re.findall(r"^([a-z][a-z-]*):", MAKEFILE, re.MULTILINE))
     for step in steps(workflow):
         if "run" in step:
@@ -77,7 +78,7 @@ def test_workflows_run_make_targets_and_nothing_else(workflow: Path) -> None:
 
 
 @each
-def test_a_workflow_may_nothing_and_a_job_only_what_it_says_why(workflow: Path) -> None:
+def test_a_workflow_has_no_permissions_and_a_job_only_explained_ones(workflow: Path) -> None:
     text = workflow.read_text()
 
     assert yaml.safe_load(text)["permissions"] == {}
@@ -88,7 +89,7 @@ def test_a_workflow_may_nothing_and_a_job_only_what_it_says_why(workflow: Path) 
         assert re.search(r" # \w+", line), line
 
 
-def test_the_tests_run_on_every_python_that_the_package_is_said_to_run_on() -> None:
+def test_the_tests_run_on_every_declared_python() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     said = {c.rpartition(" ")[2] for c in project["classifiers"] if re.search(r":: 3\.\d+$", c)}
 
@@ -104,7 +105,8 @@ def dry(*argv: str) -> str:
     return done.stdout.replace("\\\n", "")
 
 
-def test_images_are_pushed_with_their_labels_sbom_and_provenance_in_small_letters() -> None:
+@pytest.mark.processes
+def test_images_are_pushed_with_labels_sbom_and_provenance_in_lower_case() -> None:
     said = dry(
         "image-push", "IMAGE=ghcr.io/Owner/Name", "TAGS=cpu-amd64 v1-cpu-amd64", "REVISION=r"
     )
@@ -114,7 +116,8 @@ def test_images_are_pushed_with_their_labels_sbom_and_provenance_in_small_letter
         assert part in said
 
 
-def test_an_index_is_made_of_the_images_of_all_architectures() -> None:
+@pytest.mark.processes
+def test_an_index_has_the_images_of_all_architectures() -> None:
     said = " ".join(dry("image-index", "IMAGE=i", "TAGS=cpu v1-cpu").split())
 
     assert "create -t i:cpu i:cpu-amd64 i:cpu-arm64 &&" in said

@@ -11,9 +11,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+
 from llama_gguf.engines.watchdogs import Progress, StallWatch
 from llama_gguf.supervisor.child import LAST_LINES, MAX_LINE_BYTES, Child, spawn
 from tests.supervisor.conftest import FAKE_LLAMA, until, until_gone
+
+pytestmark = pytest.mark.processes
 
 FOREVER = "while :; do sleep 0.05; done"
 

@@ -34,6 +34,8 @@ from tests.supervisor.conftest import (
     until_gone,
 )
 
+pytestmark = pytest.mark.processes
+
 CLIENTS: Final = 4
 DONE: Final = b"data: [DONE]"
 

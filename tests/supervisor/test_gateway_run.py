@@ -9,10 +9,14 @@ from collections.abc import Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
 from llama_gguf.engines.activity import Activity
 from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.net.listener import listen
 from llama_gguf.supervisor.gateway_run import GatewayManager
+
+pytestmark = pytest.mark.processes
 
 SECONDS = 30.0
 

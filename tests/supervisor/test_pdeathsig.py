@@ -13,6 +13,8 @@ from llama_gguf.supervisor import pdeathsig
 from tests.supervisor.conftest import until_gone
 from tests.support.processes import is_running
 
+pytestmark = pytest.mark.processes
+
 TETHER = Path(pdeathsig.__file__)
 
 

@@ -6,7 +6,11 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
 from tests.supervisor.conftest import until_gone
+
+pytestmark = pytest.mark.processes
 
 PRELUDE = """
 import asyncio, ctypes, os, signal, subprocess

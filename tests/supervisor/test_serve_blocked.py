@@ -13,6 +13,8 @@ from tests.support.blocked import BlockedPipe, StoppedTerminal
 from tests.support.file_server import FileServer
 from tests.support.gguf_files import gguf
 
+pytestmark = pytest.mark.processes
+
 Blocked = BlockedPipe | StoppedTerminal
 
 

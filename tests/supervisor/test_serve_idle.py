@@ -6,7 +6,11 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from tests.supervisor.conftest import CHAT, Serve, until_gone
+
+pytestmark = pytest.mark.processes
 
 
 def test_an_idle_engine_is_stopped_and_restarted_by_the_next_request(

@@ -18,6 +18,8 @@ from tests.supervisor.conftest import (
     quoted,
 )
 
+pytestmark = pytest.mark.processes
+
 HARMFUL: Final = {
     "LLAMA_ARG_HOST": "0.0.0.0",  # noqa: S104  # as llama.cpp's own image has it
     "LLAMA_ARG_PORT": "1",

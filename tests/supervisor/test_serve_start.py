@@ -29,6 +29,8 @@ from tests.support.certificates import issue, trusting
 from tests.support.file_server import FileServer
 from tests.support.gguf_files import gguf
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:

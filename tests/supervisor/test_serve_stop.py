@@ -15,6 +15,8 @@ import pytest
 from tests.supervisor.conftest import CHAT, Serve, children, quoted, until_gone
 from tests.support.processes import is_running
 
+pytestmark = pytest.mark.processes
+
 DONE = b"data: [DONE]"
 
 

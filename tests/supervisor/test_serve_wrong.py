@@ -82,6 +82,7 @@ def shop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Shop]:
 # The model ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.processes
 def test_no_model_is_named(shop: Shop) -> None:
     left = shop.serve_as_process()
 
@@ -220,6 +221,7 @@ def test_a_key_on_the_engines_command_line_is_rejected_and_not_repeated(
     assert "sk-secret" not in left.err
 
 
+@pytest.mark.processes
 def test_a_name_that_the_engine_would_not_treat_as_a_socket_is_rejected(shop: Shop) -> None:
     # llama-server (b1-7e4c0a9, b11434) binds a unix socket only where the name ends in ".sock".
     left = shop.serve_as_process("Good.gguf", BACKEND_SOCKET=str(shop.folder / "engine"))
@@ -229,6 +231,7 @@ def test_a_name_that_the_engine_would_not_treat_as_a_socket_is_rejected(shop: Sh
     assert ".sock" in left.err
 
 
+@pytest.mark.processes
 def test_a_certificate_that_cannot_be_used_is_named_before_anything_starts(shop: Shop) -> None:
     files = Pair(issue().chain, issue().encrypted_key).write(shop.folder)
 
@@ -249,6 +252,7 @@ def test_one_port_for_two_is_a_bad_setting(shop: Shop) -> None:
     assert "PORT and PORT_HEALTH have the same port, 18001" in left.err
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("variable", ["PORT", "PORT_HEALTH"])
 def test_a_port_that_is_taken_is_named(shop: Shop, variable: str) -> None:
     with socket.socket() as taken:
@@ -262,6 +266,7 @@ def test_a_port_that_is_taken_is_named(shop: Shop, variable: str) -> None:
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in left.err
 
 
+@pytest.mark.processes
 def test_an_address_that_is_not_ours_is_named(shop: Shop) -> None:
     left = shop.serve_as_process("Good.gguf", HOST="192.0.2.1")
 
@@ -269,6 +274,7 @@ def test_an_address_that_is_not_ours_is_named(shop: Shop) -> None:
     assert "cannot listen on 192.0.2.1:" in left.err
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("host", ["::1%nowhere"])
 def test_a_host_that_cannot_be_resolved_is_named(shop: Shop, host: str) -> None:
     left = shop.serve_as_process("Good.gguf", HOST=host)

@@ -26,6 +26,8 @@ from tests.supervisor.conftest import (
     until_gone,
 )
 
+pytestmark = pytest.mark.processes
+
 DONE = b"data: [DONE]"
 
 

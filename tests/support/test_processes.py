@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.processes import is_running
+
+pytestmark = pytest.mark.processes
 
 
 def test_a_process_runs_until_it_has_ended_and_a_zombie_has() -> None:

@@ -373,6 +373,7 @@ def test_an_unchanged_file_is_not_written(path: Path) -> None:
     assert not path.with_name("other.json").exists()
 
 
+@pytest.mark.processes
 def test_gateways_that_write_at_the_same_time_lose_nothing(path: Path) -> None:
     program = (
         "import asyncio, sys\n"

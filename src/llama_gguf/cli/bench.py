@@ -199,12 +199,12 @@ def _one_count(text: str) -> int:
 
 def _json_object(text: str) -> Mapping[str, Any]:
     try:
-        said = json.loads(text)
+        value = json.loads(text)
     except ValueError:
-        said = None
-    if not isinstance(said, dict):
+        value = None
+    if not isinstance(value, dict):
         raise ValueError(f"{text!r} is not a JSON object such as " + '{"top_p": 0.9}')
-    return said
+    return value
 
 
 def run(arguments: argparse.Namespace, context: Context) -> int:
@@ -291,7 +291,7 @@ def _read(path: str) -> str:
 def _run_load(job: Job) -> int:
     with _meter(job) as meter:
         prepared, levels = _in_loop(
-            session.run_loads(job.target, job.options, job.lines, progress=_told(meter))
+            session.run_loads(job.target, job.options, job.lines, progress=_reporter(meter))
         )
     found = [(level, summarise(level, job.options.slo)) for level in levels]
     facts = _facts(job, prepared)
@@ -382,15 +382,15 @@ def _meter(job: Job) -> Iterator[Callable[[str, float], None]]:
         yield meter
 
 
-def _told(meter: Callable[[str, float], None]) -> session.Progress:
-    def tell(load: Load, budget: Budget, level: Level) -> None:
+def _reporter(meter: Callable[[str, float], None]) -> session.Progress:
+    def report_progress(load: Load, budget: Budget, level: Level) -> None:
         failed = sum(bool(record.error) for record in level.records)
         label = f"{load.text}: {len(level.records)} responses" + (
             f", {failed} failed" if failed else ""
         )
         meter(label, budget.done_share(clock()))
 
-    return tell
+    return report_progress
 
 
 # Comparing ----------------------------------------------------------------------------------------

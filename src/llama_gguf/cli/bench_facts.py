@@ -148,8 +148,8 @@ def _model(server: Server, *, is_servers: bool) -> Mapping[str, Any]:
         except UserError:
             return server.model
         wanted = ("name", "architecture", "parameters", "quantization", "context_length")
-        said = dataclasses.asdict(facts)
-        return {name: said[name] for name in (*wanted, "file_bytes")}
+        found = dataclasses.asdict(facts)
+        return {name: found[name] for name in (*wanted, "file_bytes")}
     return server.model
 
 
@@ -168,13 +168,13 @@ def heading(facts: Circumstances) -> list[str]:
     prompt = settings["prompts_file"] or f"{_numbers(settings['prompt_tokens'])} prompt tokens"
     if settings["shared_prefix"]:
         prompt += f" after {settings['shared_prefix']} shared ones"
-    asked = [
+    details = [
         prompt,
         f"{settings['output_tokens']} output tokens",
         "streamed" if settings["streamed"] else "not streamed",
         f"{facts.machine['cpu']}, {facts.machine['cpus']} CPUs, GPU {facts.machine['gpu']}",
     ]
-    return [" · ".join(filter(None, parts)), " · ".join(filter(None, asked))]
+    return [" · ".join(filter(None, parts)), " · ".join(filter(None, details))]
 
 
 def _numbers(values: Sequence[int]) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from llama_gguf import __version__
-from llama_gguf.cli import answers
+from llama_gguf.cli import server_state
 from llama_gguf.cli.context import Context
 from llama_gguf.cli.known_secrets import is_harmless
 from llama_gguf.config import masking
@@ -115,8 +115,10 @@ def engine(context: Context) -> str:
     path = context.environ.get("PATH", os.defpath)
     found = locate.locate(context.settings.llama_server, path, environ=context.environ)
     environ = {**context.environ, **found.environment_changes}
-    told = [_output([found.path, flag], environ, path) for flag in ("--version", "--list-devices")]
-    return "\n\n".join([f"{found.path} ({found.source})", *told])
+    outputs = [
+        _output([found.path, flag], environ, path) for flag in ("--version", "--list-devices")
+    ]
+    return "\n\n".join([f"{found.path} ({found.source})", *outputs])
 
 
 def memory(context: Context) -> str:
@@ -132,10 +134,10 @@ def memory(context: Context) -> str:
 
 def kernel(context: Context) -> str:
     """The kernel's messages about exhausted memory and failures of GPUs and disks."""
-    told = _output(["dmesg"], context.environ, context.environ.get("PATH", os.defpath))
+    messages = _output(["dmesg"], context.environ, context.environ.get("PATH", os.defpath))
     words = ("oom", "out of memory", "killed process", "nvrm", "xid", "amdgpu", "i/o error")
-    lines = [line for line in told.splitlines() if any(w in line.lower() for w in words)]
-    return "\n".join([told.splitlines()[0], *lines[-_MAX_LISTED:]]) if told else ""
+    lines = [line for line in messages.splitlines() if any(w in line.lower() for w in words)]
+    return "\n".join([messages.splitlines()[0], *lines[-_MAX_LISTED:]]) if messages else ""
 
 
 def disk(context: Context) -> str:
@@ -209,7 +211,7 @@ SECTIONS: Final[Mapping[str, Callable[[Context], str]]] = {
     "mounts": mounts,
     "ports": ports,
     "processes": tree,
-    "server": answers.server,
+    "server": server_state.server,
 }
 
 

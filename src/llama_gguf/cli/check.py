@@ -171,8 +171,8 @@ def _unknown_flags(
     flags = locate.flags_of(engine, environ)
     with contextlib.suppress(UserError):  # already reported
         words = extra_args(settings)
-        if flags and (told := list(complaints(words, flags))):
-            yield Result("EXTRA_ARGS", "; ".join(told), Level.WRONG)
+        if flags and (found_complaints := list(complaints(words, flags))):
+            yield Result("EXTRA_ARGS", "; ".join(found_complaints), Level.WRONG)
 
 
 def _devices(

@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     if arguments.json:
         say(json.dumps(_fields(path, raw, sections)))
     else:
-        _tell(path, raw, sections)
+        _show(path, raw, sections)
     return 0
 
 
@@ -153,7 +153,7 @@ def _fields(path: str, raw: bytes, sections: list[Section]) -> dict[str, object]
     return {"path": os.path.abspath(path), "bytes": len(raw), "sections": parts}
 
 
-def _tell(path: str, raw: bytes, sections: list[Section]) -> None:
+def _show(path: str, raw: bytes, sections: list[Section]) -> None:
     say(f"{path} ({len(raw)} bytes): {len(sections)} sections, without secrets.")
     for section in sections:
         if section.trouble:

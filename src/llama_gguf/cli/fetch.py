@@ -93,20 +93,20 @@ def progress_in(line: bytes) -> tuple[str, float | None]:
     return f"fetching the model: {100 * done // total} % of {size_text(total)}", done / total
 
 
-def telling(descriptor: int, meter_factory: MeterFactory) -> MeterFactory:
+def reporting(descriptor: int, meter_factory: MeterFactory) -> MeterFactory:
     """*meter_factory*, with meters that also write to *descriptor*."""
 
     @contextmanager
     def factory(label: str) -> Iterator[Meter]:
         with meter_factory(label) as shown:
-            told_at = -REPORT_SECONDS
+            reported_at = -REPORT_SECONDS
 
             def report(done: int, total: int | None) -> None:
-                nonlocal told_at
+                nonlocal reported_at
                 shown(done, total)
                 now = time.monotonic()
-                if now - told_at >= REPORT_SECONDS or done == total:
-                    told_at = now
+                if now - reported_at >= REPORT_SECONDS or done == total:
+                    reported_at = now
                     with suppress(OSError):  # the reader has exited; the download continues
                         os.write(descriptor, b"%d %d\n" % (done, total or 0))
 

@@ -57,7 +57,7 @@ def _places(
     if placed.gpu:
         free = sum(device.free for device in devices)
         on = f"{len(devices)} GPUs" if len(devices) > 1 else devices[0].name
-        yield _told(
+        yield _result(
             "VRAM",
             f"{size_text(placed.gpu)} of {size_text(free)} free on {on}",
             placed.gpu <= free,
@@ -68,7 +68,7 @@ def _places(
         )
     available = here.memory_available
     if available is not None:
-        yield _told(
+        yield _result(
             "RAM",
             f"{size_text(placed.ram)} of {size_text(available)} available",
             placed.ram <= available,
@@ -99,7 +99,7 @@ def _sum_text(wanted: Need, facts: ModelFacts, chosen: Options) -> str:
     )
 
 
-def _told(subject: str, what: str, fits: bool, advice: Callable[[], str]) -> Result:
+def _result(subject: str, what: str, fits: bool, advice: Callable[[], str]) -> Result:
     if fits:
         return Result(subject, what)
     return Result(subject, f"{what}: it does not fit. {advice()}.", Level.WRONG)
@@ -119,14 +119,14 @@ def _context_that_fits(
     return "No CTX is small enough"
 
 
-def _prompt_cache(chosen: Options, left: int) -> Iterator[Result]:
+def _prompt_cache(chosen: Options, remaining: int) -> Iterator[Result]:
     size = chosen.cache_ram_mib << 20
-    if 0 <= size <= left:
+    if 0 <= size <= remaining:
         return
     most = f"up to {size_text(size)}" if size >= 0 else "without a limit"
     yield Result(
         "prompt cache",
-        f"llama-server caches old prompts in RAM, {most}, but {size_text(left)} will be free: "
-        f"limit it (in MiB) with EXTRA_ARGS='--cache-ram {left // 2 >> 20}'",
+        f"llama-server caches old prompts in RAM, {most}, but {size_text(remaining)} will be free: "
+        f"limit it (in MiB) with EXTRA_ARGS='--cache-ram {remaining // 2 >> 20}'",
         Level.NOTE,
     )

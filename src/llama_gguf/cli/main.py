@@ -77,9 +77,9 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         parser.parse_args(argv)  # --help, --version, or the error that lists the commands
         return 2
     command = importlib.import_module(f"llama_gguf.cli.{name}")
-    told = argparse.Namespace(argv=tuple(argv))  # for a report that names its command
+    namespace = argparse.Namespace(argv=tuple(argv))  # for a report that names its command
     parser = command_parser(name)
-    arguments, surplus = parser.parse_known_args(list(_joined(argv[1:])), told)
+    arguments, surplus = parser.parse_known_args(list(_joined(argv[1:])), namespace)
     if surplus:
         parser.error(_complaint(surplus[0], parser.format_help()))
     if name in SERVERS:

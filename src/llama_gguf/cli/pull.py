@@ -53,10 +53,10 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     meter_factory: MeterFactory = _no_meter if arguments.quiet else download_meter
     if arguments.progress_fd is not None:
         from llama_gguf.cli import output
-        from llama_gguf.cli.fetch import telling
+        from llama_gguf.cli.fetch import reporting
 
         output.take_over()  # as in `serve`, whose start waits for the model
-        meter_factory = telling(arguments.progress_fd, meter_factory)
+        meter_factory = reporting(arguments.progress_fd, meter_factory)
     pulled = pull(
         wanted,
         context.settings.models_dir,
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     elif arguments.quiet:
         say(pulled.path)
     else:
-        _tell(pulled, wanted, context=context, advises=not arguments.no_advice)
+        _show(pulled, wanted, context=context, advises=not arguments.no_advice)
     return 0
 
 
@@ -115,7 +115,7 @@ def _fields(pulled: Pulled) -> dict[str, str | int]:
     return fields | ({"sha256": pulled.sha256} if pulled.sha256 else {})
 
 
-def _tell(pulled: Pulled, wanted: str, *, context: Context, advises: bool) -> None:
+def _show(pulled: Pulled, wanted: str, *, context: Context, advises: bool) -> None:
     name = wanted if wanted in CATALOGUE else os.path.basename(pulled.path)
     # `serve` needs the same folder, as a flag unless the environment or the default has it.
     folder = "".join(

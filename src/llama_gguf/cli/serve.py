@@ -86,13 +86,13 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
         tls.load(settings.tls_cert_file, settings.tls_key_file)
     if not settings.backend_api_key:
         settings = replace(settings, backend_api_key=f"gateway-{secrets.token_urlsafe(32)}")
-    with _early_stops() as is_stop_asked, BootLog(settings) as boot_log:
+    with _early_stops() as is_stop_requested, BootLog(settings) as boot_log:
         return _Serving(
             settings,
             context,
             creates_key=arguments.create_key,
             on_reopen=boot_log.reopen,
-            is_stop_asked=is_stop_asked,
+            is_stop_requested=is_stop_requested,
         ).run()
 
 
@@ -103,16 +103,16 @@ def _early_stops() -> Iterator[Callable[[], bool]]:
     Yields whether one has arrived: Python discards its exception if it is raised in a callback
     during an import.
     """
-    is_asked = False
+    is_requested = False
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
-        nonlocal is_asked
-        is_asked = True
+        nonlocal is_requested
+        is_requested = True
         sys.exit(0)
 
     before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield lambda: is_asked
+        yield lambda: is_requested
     except UserError:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -120,7 +120,7 @@ def _early_stops() -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
-def _nobody_left_behind() -> Iterator[None]:
+def _no_children_left() -> Iterator[None]:
     """End the remaining children at exit, such as a tool of the GPU's driver that hangs."""
     try:
         yield
@@ -136,13 +136,13 @@ class _Serving:
         *,
         creates_key: bool,
         on_reopen: Callable[[], None],
-        is_stop_asked: Callable[[], bool] = lambda: False,
+        is_stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
         self._settings = settings
-        self._is_stop_asked = is_stop_asked
+        self._is_stop_requested = is_stop_requested
         self._on_reopen = on_reopen
         self._meter = LoadMeter()
-        self._has_told_ready = False
+        self._has_shown_ready = False
         self._context = context
         self._creates_key = creates_key
         self._new_key = ""
@@ -163,7 +163,7 @@ class _Serving:
             self._engine = self._locate()
             if self._creates_key and settings.auth_enabled:
                 self._create_key()
-            with _nobody_left_behind(), asyncio.Runner() as runner:
+            with _no_children_left(), asyncio.Runner() as runner:
                 self._supervisor = Supervisor(
                     settings,
                     environ=self._gateway_environment(),
@@ -172,7 +172,7 @@ class _Serving:
                     on_status=self._on_status,
                     on_reopen=self._on_reopen,
                 )
-                if self._is_stop_asked():
+                if self._is_stop_requested():
                     return 0
                 return runner.run(self._supervisor.run())
         finally:
@@ -213,7 +213,7 @@ class _Serving:
     async def _prepare(self) -> Launch:
         """Fetch the model if necessary, and log what is served; slow, so off the event loop."""
         if self._model is None:
-            await fetch(self._settings, self._context.environ, self._tell_progress)
+            await fetch(self._settings, self._context.environ, self._show_progress)
         return await run_detached(self._prepare_slowly)
 
     def _prepare_slowly(self) -> Launch:
@@ -276,17 +276,17 @@ class _Serving:
             self._meter.show(f"loading {self._model_name()}", status.progress)
             return
         self._meter.hide()
-        is_first = status.state is EngineState.READY and not self._has_told_ready
+        is_first = status.state is EngineState.READY and not self._has_shown_ready
         if is_first and not self._supervisor.is_leaving:
-            self._has_told_ready = True
+            self._has_shown_ready = True
             # Off the loop: it reads the keys file, whose disk may hang.
-            threading.Thread(target=self._tell_ready, name="ready", daemon=True).start()
+            threading.Thread(target=self._show_ready, name="ready", daemon=True).start()
 
-    def _tell_progress(self, detail: str, share: float | None) -> None:
+    def _show_progress(self, detail: str, share: float | None) -> None:
         if self._supervisor is not None:
             self._supervisor.engine.report(detail, share)
 
-    def _tell_ready(self) -> None:
+    def _show_ready(self) -> None:
         # The reader of our output may have exited (`serve | head`); the model is still served.
         with contextlib.suppress(BrokenPipeError, UserError):
             say(ready_text(self._settings, model=self._model_name(), new_key=self._new_key))

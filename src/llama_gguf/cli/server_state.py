@@ -16,15 +16,15 @@ MAX_ANSWER_BYTES: Final = 1 << 20
 def server(context: Context) -> str:
     """What a running server reports about itself: each request with its response or its error."""
     chosen = context.settings
-    questions = [
+    requests = [
         (_Connection(chosen.host, chosen.port, tls=bool(chosen.tls_cert_file)), path)
         for path in ("/ping", "/health", "/metrics", "/metrics?format=prometheus")
     ]
-    questions.append((_Connection(chosen.host, chosen.port_health), "/"))
+    requests.append((_Connection(chosen.host, chosen.port_health), "/"))
     # /slots, and in older builds /metrics, would wake a sleeping engine.
     backend = _Connection(chosen.backend_host, chosen.port_backend, path=chosen.backend_socket)
-    questions.append((backend, "/health"))
-    return "\n\n".join(_ask(connection, path) for connection, path in questions)
+    requests.append((backend, "/health"))
+    return "\n\n".join(_get(connection, path) for connection, path in requests)
 
 
 class _Connection(http.client.HTTPConnection):
@@ -53,14 +53,14 @@ class _Connection(http.client.HTTPConnection):
             self.sock = context.wrap_socket(self.sock)
 
 
-def _ask(connection: _Connection, path: str) -> str:
-    question = f"GET {path} on {connection.name}"
+def _get(connection: _Connection, path: str) -> str:
+    request = f"GET {path} on {connection.name}"
     try:
         connection.request("GET", path)
         response = connection.getresponse()
         body = response.read(MAX_ANSWER_BYTES).decode("utf-8", "replace")
     except (OSError, http.client.HTTPException) as error:
-        return f"{question}: {type(error).__name__} {error}"
+        return f"{request}: {type(error).__name__} {error}"
     finally:
         connection.close()
-    return f"{question}: {response.status} {response.reason}\n{body}"
+    return f"{request}: {response.status} {response.reason}\n{body}"

@@ -17,7 +17,7 @@ CUT: Final = "cut short"
 NONSENSE: Final = "not a completion"
 
 
-class Answer:
+class Response:
     """Reads the body of one response into *record*.
 
     Args:
@@ -53,13 +53,13 @@ class Answer:
         if payload == b"[DONE]":
             self.done = True
             return
-        said = _object(payload)
-        if "error" in said:
-            self.record.error = f"error in the stream: {_error_code(said)}"
-        if _has_text(said):
+        document = _object(payload)
+        if "error" in document:
+            self.record.error = f"error in the stream: {_error_code(document)}"
+        if _has_text(document):
             self._events += 1
             self.record.token(now)
-        self._note_counts(said)
+        self._read_counts(document)
 
     def end(self, now: float) -> None:
         """Called when the body is complete."""
@@ -79,15 +79,15 @@ class Answer:
             self.record.counted_by, self.record.output_tokens = "events", self._events
 
     def _read_whole(self) -> None:
-        said = _object(self._rest)
-        self._note_counts(said)
-        if not said.get("choices"):
+        document = _object(self._rest)
+        self._read_counts(document)
+        if not document.get("choices"):
             self.record.error = NONSENSE
 
-    def _note_counts(self, said: Mapping[str, Any]) -> None:
-        if isinstance(timings := said.get("timings"), dict):
+    def _read_counts(self, document: Mapping[str, Any]) -> None:
+        if isinstance(timings := document.get("timings"), dict):
             _note_timings(self.record, timings)
-        if isinstance(usage := said.get("usage"), dict) and "completion_tokens" in usage:
+        if isinstance(usage := document.get("usage"), dict) and "completion_tokens" in usage:
             _note_usage(self.record, usage)
 
 
@@ -110,9 +110,9 @@ def _note_timings(record: Record, timings: Mapping[str, Any]) -> None:
     record.engine_output_seconds = _seconds(timings.get("predicted_ms"))
 
 
-def _has_text(said: Mapping[str, Any]) -> bool:
+def _has_text(document: Mapping[str, Any]) -> bool:
     """Whether this event contains output of the model: text, reasoning or a tool call."""
-    choices = said.get("choices")
+    choices = document.get("choices")
     if not isinstance(choices, list):
         return False
     for choice in choices:
@@ -129,14 +129,14 @@ def _has_text(said: Mapping[str, Any]) -> bool:
 
 def _object(payload: bytes) -> Mapping[str, Any]:
     try:
-        said = json.loads(payload)
+        document = json.loads(payload)
     except ValueError:
         return {}
-    return said if isinstance(said, dict) else {}
+    return document if isinstance(document, dict) else {}
 
 
-def _error_code(said: Mapping[str, Any]) -> str:
-    error = said.get("error")
+def _error_code(document: Mapping[str, Any]) -> str:
+    error = document.get("error")
     if not isinstance(error, dict):
         return ""
     return str(error.get("code") or error.get("type") or "")[:60]

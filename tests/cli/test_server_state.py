@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llama_gguf.cli.answers import server
+from llama_gguf.cli.server_state import server
 from tests.cli.test_bundle import context
 from tests.support.certificates import issue
 
@@ -16,7 +16,7 @@ ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhell
 
 @contextmanager
 def answering(listener: socket.socket, times: int) -> Iterator[None]:
-    """Answers so many connections."""
+    """Serves a fixed number of connections."""
 
     def answer() -> None:
         for _ in range(times):
@@ -32,7 +32,7 @@ def answering(listener: socket.socket, times: int) -> Iterator[None]:
         thread.join()
 
 
-def test_a_gateway_with_tls_is_asked_whoever_its_certificate_is_from(tmp_path: Path) -> None:
+def test_a_gateway_with_tls_is_queried_with_any_certificate(tmp_path: Path) -> None:
     pair = issue(not_before=2001, not_after=2002).write(tmp_path)
     shows = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     shows.load_cert_chain(pair["TLS_CERT_FILE"], pair["TLS_KEY_FILE"])
@@ -45,7 +45,7 @@ def test_a_gateway_with_tls_is_asked_whoever_its_certificate_is_from(tmp_path: P
     assert told.count(f"on 127.0.0.1:{port}: 200 OK\nhello") == 4
 
 
-def test_an_engine_behind_a_unix_socket_is_asked_there(tmp_path: Path) -> None:
+def test_an_engine_behind_a_unix_socket_is_queried_there(tmp_path: Path) -> None:
     path = str(tmp_path / "engine.sock")
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
@@ -57,13 +57,13 @@ def test_an_engine_behind_a_unix_socket_is_asked_there(tmp_path: Path) -> None:
     assert f"GET /health on {path}: 200 OK\nhello" in told
 
 
-def test_an_address_that_stands_for_all_is_asked_on_loopback(tmp_path: Path) -> None:
-    told = server(context(tmp_path, HOST="0.0.0.0", PORT="1"))  # noqa: S104  # asked, not bound
+def test_a_wildcard_address_is_queried_on_loopback(tmp_path: Path) -> None:
+    told = server(context(tmp_path, HOST="0.0.0.0", PORT="1"))  # noqa: S104  # queried, not bound
 
     assert "GET /ping on 127.0.0.1:1: ConnectionRefusedError" in told
 
 
-def test_an_answer_that_is_none_is_told_as_that(tmp_path: Path) -> None:
+def test_an_invalid_response_is_reported(tmp_path: Path) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     port = str(listener.getsockname()[1])
 

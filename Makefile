@@ -29,11 +29,11 @@ setup: $(VENV)/.dev ## install all development dependencies, and the pre-commit 
 run: $(VENV)/.run ## serve the demo model (or MODEL=... DATA_DIR=... HOST=...)
 	@HOST='$(HOST)' DATA_DIR='$(DATA_DIR)' exec $(BIN)/llama-gguf serve $(MODEL) --create-key
 
-test: $(VENV)/.dev ## run every test, with the real engine and the real demo model
-	$(BIN)/pytest
+test: $(VENV)/.dev ## run every test, with the real engine and the real demo model (PYTEST='--durations=25')
+	$(BIN)/pytest $(PYTEST)
 
 test-fast: $(VENV)/.dev ## run the tests that start no processes, in less than a minute
-	$(BIN)/pytest -m 'not image and not processes'
+	$(BIN)/pytest -m 'not processes' $(PYTEST)
 
 test-image: $(VENV)/.dev ## build the CPU image and run it, with Docker or with buildah, which it installs
 	@docker info >/dev/null 2>&1 || { command -v buildah && command -v debootstrap; } >/dev/null \

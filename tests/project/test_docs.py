@@ -241,6 +241,19 @@ def test_every_mentioned_file_exists(page: Path) -> None:
     assert {path for path in named if not any((place / path).exists() for place in places)} == set()
 
 
+@pytest.mark.parametrize("name", ["Makefile", "pyproject.toml", ".ci/run", "hatch_build.py"])
+def test_every_file_that_the_build_mentions_exists(name: str) -> None:
+    text = (ROOT / name).read_text("utf-8")
+    paths = set(
+        re.findall(r"(?<![\w/])(?:docker|docs|locks|perf|scripts|src|tests)/[\w/.-]*\w", text)
+    )
+    tests = set(re.findall(r"(tests/[\w/]+\.py)::(\w+)", text))
+
+    assert {path for path in paths if not (ROOT / path).exists()} == set()
+    for path, test in tests:
+        assert f"def {test}(" in (ROOT / path).read_text("utf-8")
+
+
 # Decisions ----------------------------------------------------------------------------------------
 
 

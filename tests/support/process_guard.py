@@ -35,6 +35,7 @@ guard: Final = Guard()
 sys.addaudithook(guard)
 
 
+@pytest.hookimpl(tryfirst=True)  # before the marks select
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(TESTS).parts[0] in ROOMS:

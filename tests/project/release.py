@@ -38,17 +38,17 @@ def mistakes_of_version(
     version: str, *, tag: str, changelog: str, fragments: Sequence[str]
 ) -> Iterator[str]:
     """The inconsistencies between tag, version, changelog and fragments."""
-    told = section(changelog, version)
-    if told and fragments:
-        yield f"CHANGELOG.md has {version}, and changes/ has more: {' '.join(fragments)}"
+    described = section(changelog, version)
+    if described and fragments:
+        yield f"CHANGELOG.md has {version}, but changes/ still has {' '.join(fragments)}"
     if not tag:
         return
     if tag != f"v{version}":
-        yield f"the tag is {tag}, the version {version}: it has to be v{version}"
+        yield f"the tag is {tag} but the version {version}: the tag must be v{version}"
     if not re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", version):
-        yield f"the version {version} is none for a release; say another in __init__.py"
-    if not told:
-        yield f"CHANGELOG.md has no section for {version}: `make changelog` gathers the fragments"
+        yield f"{version} is not a release version; change it in src/llama_gguf/__init__.py"
+    if not described:
+        yield f"CHANGELOG.md has no section for {version}: `make changelog` collects the fragments"
 
 
 def mistakes_of_files(names: Sequence[str], version: str) -> Iterator[str]:
@@ -56,7 +56,7 @@ def mistakes_of_files(names: Sequence[str], version: str) -> Iterator[str]:
     base = f"llama_gguf_inference-{version}"
     wanted = {f"{base}.tar.gz", f"{base}-py3-none-any.whl"}
     if set(names) != wanted:
-        yield f"dist/ has {' '.join(sorted(names))} and not {' '.join(sorted(wanted))}"
+        yield f"dist/ has {' '.join(sorted(names))} instead of {' '.join(sorted(wanted))}"
 
 
 def mistakes_of_sdist(archived: Sequence[str], tracked: Sequence[str]) -> Iterator[str]:
@@ -64,7 +64,7 @@ def mistakes_of_sdist(archived: Sequence[str], tracked: Sequence[str]) -> Iterat
     ours = {name.partition("/")[2] for name in archived} - {"PKG-INFO", ""}
     strangers = sorted(ours - set(tracked))
     if strangers:
-        yield f"the sdist has what is not in git: {' '.join(strangers)}"
+        yield f"the sdist has files that are not in git: {' '.join(strangers)}"
 
 
 def mistakes_under_attack(outcomes: str) -> Iterator[str]:
@@ -82,12 +82,12 @@ def mistakes_once_installed(wheel: Path, *, is_attacked: bool) -> Iterator[str]:
         _run(*pip, "--require-hashes", "-r", str(ROOT / "locks" / "image.txt"))
         _run(*pip, "--no-deps", str(wheel))
         _run(python, "-m", "pip", "check")
-        said = _run(f"{folder}/bin/llama-gguf", "--version").strip()
+        shown = _run(f"{folder}/bin/llama-gguf", "--version").strip()
         _run(f"{folder}/bin/llama-gguf", "serve", "--help")
         if is_attacked:
             yield from mistakes_under_attack(_attack(f"{folder}/bin/llama-gguf"))
-    if __version__ not in said.split():
-        yield f"the installed wheel says it is {said!r}, and not {__version__}"
+    if __version__ not in shown.split():
+        yield f"the installed wheel reports {shown!r} instead of {__version__}"
 
 
 def _attack(program: str) -> str:
@@ -125,17 +125,17 @@ def mistakes(tag: str) -> Iterator[str]:
 
 def notes() -> str:
     """The changes of this version, from CHANGELOG.md or else from the fragments."""
-    told = section((ROOT / "CHANGELOG.md").read_text(), __version__)
-    if told:
-        return told
+    described = section((ROOT / "CHANGELOG.md").read_text(), __version__)
+    if described:
+        return described
     towncrier = (sys.executable, "-m", "towncrier", "build", "--draft", "--dir", str(ROOT))
     return section(_run(*towncrier, "--version", __version__), __version__)
 
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--notes", action="store_true", help="only print what changed")
-    parser.add_argument("tag", nargs="?", default="", help="the tag that the release will have")
+    parser.add_argument("--notes", action="store_true", help="only print the release notes")
+    parser.add_argument("tag", nargs="?", default="", help="the planned tag of the release")
     arguments = parser.parse_args(argv)
     if arguments.notes:
         sys.stdout.write(notes() + "\n")
@@ -145,7 +145,7 @@ def main(argv: Sequence[str]) -> int:
         sys.stderr.write(f"- {mistake}\n")
     if not found:
         sys.stdout.write(
-            f"{__version__} could be released{' as ' * bool(arguments.tag)}{arguments.tag}.\n"
+            f"{__version__} can be released{' as ' * bool(arguments.tag)}{arguments.tag}.\n"
         )
     return 1 if found else 0
 

@@ -77,6 +77,7 @@ SCANNED: Final = {
     "tests/cli/*.py": TESTS,
     "tests/perf/*.py": TESTS,
     "tests/project/*.py": TESTS,
+    "tests/project/release.py": PYTHON,
     ".env.example": Part.TEXT,
     "docs/*.py": PYTHON,
     "scripts/**/*.sh": Part.TEXT,

@@ -56,19 +56,19 @@ def test_between_releases_fragments_are_permitted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "tag", "fragments", "told"),
+    ("version", "tag", "fragments", "reason"),
     [
         ("1.1.0", "v1.0.0", (), "the tag is v1.0.0"),
-        ("1.2.0.dev0", "v1.2.0.dev0", (), "none for a release"),
+        ("1.2.0.dev0", "v1.2.0.dev0", (), "not a release version"),
         ("1.2.0", "v1.2.0", (), "no section for 1.2.0"),
         ("1.1.0", "v1.1.0", ("left.added.md",), "left.added.md"),
         ("1.1.0", "", ("left.added.md",), "left.added.md"),
     ],
 )
 def test_an_inconsistent_release_is_rejected_with_reasons(
-    version: str, tag: str, fragments: tuple[str, ...], told: str
+    version: str, tag: str, fragments: tuple[str, ...], reason: str
 ) -> None:
-    assert told in "\n".join(mistakes(version, tag=tag, fragments=fragments))
+    assert reason in "\n".join(mistakes(version, tag=tag, fragments=fragments))
 
 
 def test_a_leftover_in_dist_or_in_the_sdist_is_found() -> None:

@@ -33,7 +33,7 @@ test: $(VENV)/.dev ## run every test, with the real engine and the real demo mod
 	$(BIN)/pytest $(PYTEST)
 
 test-fast: $(VENV)/.dev ## run the tests that start no processes, in less than a minute
-	$(BIN)/pytest -m 'not processes' $(PYTEST)
+	$(BIN)/pytest -m 'not processes' $(addprefix --ignore=tests/,e2e hostile soak wire) $(PYTEST)
 
 test-image: $(VENV)/.dev ## build the CPU image and run it, with Docker or with buildah, which it installs
 	@docker info >/dev/null 2>&1 || { command -v buildah && command -v debootstrap; } >/dev/null \

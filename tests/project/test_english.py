@@ -9,6 +9,7 @@ import re
 import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -169,13 +170,18 @@ def python_texts(source: str, parts: Part) -> Iterator[tuple[int, str]]:
                 yield node.lineno, node.value
 
 
-def read(path: Path, parts: Part) -> Iterator[Finding]:
+def _read(path: Path, parts: Part) -> Iterator[Finding]:
     source = path.read_text("utf-8")
     if parts & (PYTHON | TESTS):
         for line, text in python_texts(source, parts):
             yield from findings(without_code(text), line)
     else:
         yield from findings(source if Part.TEXT in parts else without_code(source))
+
+
+@cache
+def read(path: Path, parts: Part) -> tuple[Finding, ...]:
+    return tuple(_read(path, parts))
 
 
 def name_of(path: Path) -> str:

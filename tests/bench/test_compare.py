@@ -93,6 +93,6 @@ def test_another_seed_is_not_listed_as_a_difference() -> None:
 def test_the_outcome_is_plain_json_and_a_sentence() -> None:
     found = list(compare.changes(run("a"), run("b", slower=1.5)))
 
-    said = json.loads(json.dumps(compare.as_json(found, ["x"])))
-    assert said["changes"][0].keys() == {"load", "metric", "a", "b", "difference", "verdict"}
+    result = json.loads(json.dumps(compare.as_json(found, ["x"])))
+    assert result["changes"][0].keys() == {"load", "metric", "a", "b", "difference", "verdict"}
     assert " worse" in compare.verdict_sentence(found)

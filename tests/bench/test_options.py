@@ -71,7 +71,7 @@ def test_the_path_is_chat_or_completions() -> None:
 
 
 def test_options_are_part_of_the_results() -> None:
-    said = Options(loads=(Load(streams=2),), seed=7).as_json()
+    document = Options(loads=(Load(streams=2),), seed=7).as_json()
 
-    assert said["loads"] == ({"streams": 2, "rate": None},)
-    assert said["seed"] == 7
+    assert document["loads"] == ({"streams": 2, "rate": None},)
+    assert document["seed"] == 7

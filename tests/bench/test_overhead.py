@@ -129,7 +129,7 @@ def test_interrupted_turns_return_their_results_so_far() -> None:
 def test_the_file_has_every_pair_and_both_intervals() -> None:
     found, _ = turns(lambda now: Server(now, ttft=0.6), requests=8)
 
-    said = json.loads(json.dumps(as_json(found, added(found.pairs, random.Random(1)))))
+    document = json.loads(json.dumps(as_json(found, added(found.pairs, random.Random(1)))))
 
-    assert said["blocks"] == len(said["pairs"]) == 8
-    assert said["added"]["ttft_seconds"]["median_difference"]["low"] == pytest.approx(0.1)
+    assert document["blocks"] == len(document["pairs"]) == 8
+    assert document["added"]["ttft_seconds"]["median_difference"]["low"] == pytest.approx(0.1)

@@ -101,9 +101,9 @@ def test_an_error_response_without_an_envelope_is_named_by_status() -> None:
 
 
 def test_a_response_in_one_piece_has_usage_and_no_first_token() -> None:
-    said = {"choices": [{}], "usage": {"completion_tokens": 7, "prompt_tokens": 20}}
+    document = {"choices": [{}], "usage": {"completion_tokens": 7, "prompt_tokens": 20}}
 
-    record = read(json.dumps(said).encode(), streamed=False)
+    record = read(json.dumps(document).encode(), streamed=False)
 
     assert record.ok
     assert (record.output_tokens, record.first, record.latency) == (7, None, 1.0)

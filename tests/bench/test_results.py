@@ -19,11 +19,11 @@ def test_a_file_reads_back_with_every_number() -> None:
 
 
 def test_a_file_contains_what_a_repetition_needs() -> None:
-    said = document(level())
+    result = document(level())
 
-    assert said["command"] == "llama-gguf bench --concurrency 2"
-    assert said.keys() >= {"date", "versions", "machine", "server", "model", "settings"}
-    assert len(said["levels"][0]["records"]) == len(level().records)
+    assert result["command"] == "llama-gguf bench --concurrency 2"
+    assert result.keys() >= {"date", "versions", "machine", "server", "model", "settings"}
+    assert len(result["levels"][0]["records"]) == len(level().records)
 
 
 def test_a_file_of_overhead_reads_back_too() -> None:

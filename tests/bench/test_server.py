@@ -61,7 +61,7 @@ def test_another_server_may_report_nothing(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "document",
     [
         {"/v1/models": {"data": 3}},
         {"/v1/models": {"data": [3, {}]}},
@@ -70,8 +70,8 @@ def test_another_server_may_report_nothing(engine: Engine) -> None:
         {"/health": {"version": "1", "slots": 3}},
     ],
 )
-def test_facts_of_any_shape_are_tolerated(engine: Engine, said: dict[str, Any]) -> None:
-    engine.gets = said
+def test_facts_of_any_shape_are_tolerated(engine: Engine, document: dict[str, Any]) -> None:
+    engine.gets = document
 
     assert with_engine(engine, look).slots is None
 

@@ -133,6 +133,9 @@ def test_tokens_per_second_of_one_stream_match_llama_cpps_timings() -> None:
 
 
 def test_a_summary_is_plain_json() -> None:
-    said = json.loads(json.dumps(as_json(summarise(level(), {"ttft": 1.0}))))
+    document = json.loads(json.dumps(as_json(summarise(level(), {"ttft": 1.0}))))
 
-    assert said["metrics"]["ttft_seconds.p50"]["low"] < said["metrics"]["ttft_seconds.p50"]["high"]
+    assert (
+        document["metrics"]["ttft_seconds.p50"]["low"]
+        < document["metrics"]["ttft_seconds.p50"]["high"]
+    )

@@ -31,8 +31,8 @@ def bench(*arguments: str, tmp_path: Path, **environ: str) -> int:
     return main(["bench", *arguments], {"DATA_DIR": str(tmp_path), **environ})
 
 
-def rows_of(told: str) -> list[list[str]]:
-    return [line.split() for line in told.splitlines()]
+def rows_of(printed: str) -> list[list[str]]:
+    return [line.split() for line in printed.splitlines()]
 
 
 def test_a_run_prints_a_table_with_one_column_per_load(
@@ -40,12 +40,12 @@ def test_a_run_prints_a_table_with_one_column_per_load(
 ) -> None:
     assert bench(engine.url, *SMALL, tmp_path=tmp_path) == 0
 
-    told = capsys.readouterr()
-    assert told.err == "1 stream ...\n2 streams ...\n"
-    assert engine.url in told.out.splitlines()[0]
-    assert ["requests", "counted", "4", "4"] in rows_of(told.out)
-    assert "time to first token p50 ms" in told.out
-    assert "Tokens are counted from: the server's usage." in told.out
+    printed = capsys.readouterr()
+    assert printed.err == "1 stream ...\n2 streams ...\n"
+    assert engine.url in printed.out.splitlines()[0]
+    assert ["requests", "counted", "4", "4"] in rows_of(printed.out)
+    assert "time to first token p50 ms" in printed.out
+    assert "Tokens are counted from: the server's usage." in printed.out
 
 
 def test_all_output_formats_can_be_combined(engine: Engine, tmp_path: Path) -> None:
@@ -54,12 +54,12 @@ def test_all_output_formats_can_be_combined(engine: Engine, tmp_path: Path) -> N
     flags = [f"--{kind}={files[kind]}" for kind in ("json", "csv", "html")]
     assert bench(engine.url, *SMALL, *flags, f"--plot={files['png']}", tmp_path=tmp_path) == 0
 
-    said = json.loads(files["json"].read_text())
-    assert said["command"].startswith(f"llama-gguf bench {engine.url} --prompt-tokens 40")
-    assert [level["counted"] for level in said["levels"]] == [4, 4]
-    assert said["levels"][0]["tokens"]["output"] == 4 * TOKENS
-    assert said["versions"]["llama-gguf"]
-    assert said["machine"]["cpus"] > 0
+    document = json.loads(files["json"].read_text())
+    assert document["command"].startswith(f"llama-gguf bench {engine.url} --prompt-tokens 40")
+    assert [level["counted"] for level in document["levels"]] == [4, 4]
+    assert document["levels"][0]["tokens"]["output"] == 4 * TOKENS
+    assert document["versions"]["llama-gguf"]
+    assert document["machine"]["cpus"] > 0
     assert "1,,ttft_seconds.p50,0." in files["csv"].read_text()
     assert files["html"].read_text().count("<svg") == 8
     assert files["png"].read_bytes().startswith(b"\x89PNG")
@@ -70,9 +70,9 @@ def test_json_on_standard_output_excludes_the_table(
 ) -> None:
     assert bench(engine.url, *SMALL, "--json", "-", "--quiet", tmp_path=tmp_path) == 0
 
-    told = capsys.readouterr()
-    assert json.loads(told.out)["format"] == "llama-gguf bench 1"
-    assert told.err == ""
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["format"] == "llama-gguf bench 1"
+    assert printed.err == ""
 
 
 def test_csv_on_standard_output_excludes_the_table(
@@ -91,10 +91,10 @@ def test_an_slo_is_applied_in_an_open_loop(
 
     assert bench(engine.url, *flags, "--no-stream", "--completions", tmp_path=tmp_path) == 0
 
-    told = capsys.readouterr().out
-    assert "200/s" in told
-    assert ["requests", "within", "SLO", "%", "100"] in rows_of(told)
-    assert "time to first token" not in told
+    printed = capsys.readouterr().out
+    assert "200/s" in printed
+    assert ["requests", "within", "SLO", "%", "100"] in rows_of(printed)
+    assert "time to first token" not in printed
 
 
 def test_a_run_sends_new_prompts_unless_its_seed_is_given(engine: Engine, tmp_path: Path) -> None:
@@ -131,9 +131,9 @@ def test_the_key_of_the_environment_is_sent_and_never_shown(
     assert bench(engine.url, *flags, tmp_path=tmp_path, LLAMA_API_KEY=KEY) == 0
 
     assert set(engine.keys) == {f"Bearer {KEY}"}
-    told = capsys.readouterr()
+    printed = capsys.readouterr()
     files = (tmp_path / "x.html").read_text() + (tmp_path / "x.json").read_text()
-    assert KEY not in told.out + told.err + files
+    assert KEY not in printed.out + printed.err + files
 
 
 def test_failed_requests_are_reported_by_kind_and_the_others_count(
@@ -144,10 +144,10 @@ def test_failed_requests_are_reported_by_kind_and_the_others_count(
     flags = ("--requests", "4", "--concurrency", "1", "--warmup", "0")
     assert bench(engine.url, *flags, tmp_path=tmp_path) == 0
 
-    told = capsys.readouterr().out
-    assert "1 stream: 1 x status 429 some_code" in told
-    assert "llama-gguf keys generate --rate-limit 1000000" in told
-    assert ["failed", "requests", "%", "25.0"] in rows_of(told)
+    printed = capsys.readouterr().out
+    assert "1 stream: 1 x status 429 some_code" in printed
+    assert "llama-gguf keys generate --rate-limit 1000000" in printed
+    assert ["failed", "requests", "%", "25.0"] in rows_of(printed)
 
 
 def test_a_run_without_any_successful_request_fails(
@@ -182,9 +182,9 @@ def test_ctrl_c_reports_the_results_so_far(engine: Engine, tmp_path: Path) -> No
     assert "interrupted after" in out
     assert "time to first token p50 ms" in out
     assert "Traceback" not in err
-    said = json.loads((tmp_path / "x.json").read_text())
-    assert said["levels"][0]["interrupted"]
-    assert said["levels"][0]["counted"] == 10
+    document = json.loads((tmp_path / "x.json").read_text())
+    assert document["levels"][0]["interrupted"]
+    assert document["levels"][0]["counted"] == 10
 
 
 # Overhead -----------------------------------------------------------------------------------------
@@ -202,11 +202,11 @@ def test_overhead_alternates_and_reports_the_difference(
     assert len(backend.asked) == len(engine.asked) == 2 + 2 * (6 + 1)
     assert set(backend.keys) == {"Bearer backend-key-0123456789"}
     assert set(engine.keys) == {f"Bearer {KEY}"}
-    told = capsys.readouterr().out
-    assert f"{engine.url} against {backend.url}" in told
-    assert "ADDED (MEDIAN)" in told
-    said = json.loads((tmp_path / "x.json").read_text())
-    assert len(said["overhead"][0]["pairs"]) == 6
+    printed = capsys.readouterr().out
+    assert f"{engine.url} against {backend.url}" in printed
+    assert "ADDED (MEDIAN)" in printed
+    document = json.loads((tmp_path / "x.json").read_text())
+    assert len(document["overhead"][0]["pairs"]) == 6
     assert (tmp_path / "x.html").read_text().count("<svg") == 3
 
 
@@ -217,10 +217,10 @@ def test_the_backend_never_receives_the_gateways_key(
         backend.status = 401
         assert bench(engine.url, "--overhead", backend.url, tmp_path=tmp_path) == 1
 
-    told = capsys.readouterr().err
-    assert f"{backend.url} returned status 401" in told
-    assert "BACKEND_API_KEY" in told
-    assert "LLAMA_API_KEY" not in told
+    printed = capsys.readouterr().err
+    assert f"{backend.url} returned status 401" in printed
+    assert "BACKEND_API_KEY" in printed
+    assert "LLAMA_API_KEY" not in printed
 
 
 def test_overhead_without_a_successful_block_fails(
@@ -252,10 +252,10 @@ def test_two_runs_are_compared_by_metric(
 
     assert bench("compare", *two_runs, tmp_path=tmp_path) == 0
 
-    told = capsys.readouterr().out
-    assert told.splitlines()[0].split() == ["LOAD", "A", "B", "CHANGE", "99", "%", "IS"]
-    assert "1 stream   time to first token p50 ms" in told
-    assert " numbers: " in told.splitlines()[-1]
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[0].split() == ["LOAD", "A", "B", "CHANGE", "99", "%", "IS"]
+    assert "1 stream   time to first token p50 ms" in printed
+    assert " numbers: " in printed.splitlines()[-1]
 
 
 def test_a_comparison_can_be_printed_as_json(

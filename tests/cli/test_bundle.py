@@ -47,31 +47,31 @@ def test_a_missing_log_folder_has_no_logs(tmp_path: Path) -> None:
 def test_the_tail_of_a_log_begins_with_a_whole_line(tmp_path: Path) -> None:
     lines = [f"line {number:06}\n" for number in range(bundle.TAIL_BYTES // 10)]
 
-    told = bundle.tail(log(tmp_path, "a.log", age=0, text="".join(lines)))
+    output = bundle.tail(log(tmp_path, "a.log", age=0, text="".join(lines)))
 
-    body = told.partition("\n\n")[2]
+    body = output.partition("\n\n")[2]
     assert body.endswith(lines[-1])
     assert body.splitlines(keepends=True)[0] in lines
     assert bundle.TAIL_BYTES - 20 < len(body) <= bundle.TAIL_BYTES
 
 
 def test_a_line_longer_than_the_tail_is_left_out(tmp_path: Path) -> None:
-    told = bundle.tail(log(tmp_path, "a.log", age=0, text="x" * (bundle.TAIL_BYTES + 1)))
+    output = bundle.tail(log(tmp_path, "a.log", age=0, text="x" * (bundle.TAIL_BYTES + 1)))
 
-    assert told.endswith("bytes\n\n")
+    assert output.endswith("bytes\n\n")
 
 
 # The machine --------------------------------------------------------------------------------------
 
 
 def test_all_variables_are_named_and_few_values_shown(tmp_path: Path) -> None:
-    told = bundle.environment(
+    output = bundle.environment(
         context(tmp_path, CUDA_VISIBLE_DEVICES="0", LLAMA_API_KEY="x", EDITOR="vi", LOG_NAME="y")
     ).splitlines()
 
-    assert "CUDA_VISIBLE_DEVICES=0" in told
+    assert "CUDA_VISIBLE_DEVICES=0" in output
     for name in ("LLAMA_API_KEY", "EDITOR", "LOG_NAME", "DATA_DIR"):
-        assert f"{name} is set" in told
+        assert f"{name} is set" in output
 
 
 @pytest.mark.processes
@@ -80,9 +80,9 @@ def test_a_failed_command_is_reported_with_its_status(tmp_path: Path) -> None:
     smi.write_text("#!/bin/sh\necho no driver >&2\nexit 9\n")
     smi.chmod(0o755)
 
-    told = bundle.gpu(context(tmp_path, PATH=f"{tmp_path}:{os.defpath}"))
+    output = bundle.gpu(context(tmp_path, PATH=f"{tmp_path}:{os.defpath}"))
 
-    assert "$ nvidia-smi (status 9)\nno driver\n" in told
+    assert "$ nvidia-smi (status 9)\nno driver\n" in output
 
 
 def test_folders_are_listed_with_free_space_and_files_with_modes(tmp_path: Path) -> None:
@@ -90,10 +90,10 @@ def test_folders_are_listed_with_free_space_and_files_with_modes(tmp_path: Path)
     (tmp_path / "models" / "m.gguf").write_bytes(b"12345")
     (tmp_path / "api_keys.txt").touch(mode=0o640)
 
-    told = bundle.disk(context(tmp_path))
+    output = bundle.disk(context(tmp_path))
 
-    assert f"{tmp_path}: " in told
-    assert " free, " in told
-    assert "m.gguf" in told
-    assert "-rw-r-----" in told
-    assert f"{tmp_path}/logs: No such file or directory" in told
+    assert f"{tmp_path}: " in output
+    assert " free, " in output
+    assert "m.gguf" in output
+    assert "-rw-r-----" in output
+    assert f"{tmp_path}/logs: No such file or directory" in output

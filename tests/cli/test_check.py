@@ -68,9 +68,9 @@ def check(machine: Machine, capsys: pytest.CaptureFixture[str]) -> Check:
 
     def check(*argv: str, **environ: str) -> tuple[int, dict[str, Any]]:
         status = main(["check", "--json", *argv], machine.environ | environ)
-        told = json.loads(capsys.readouterr().out)
-        assert told["ok"] == (status == 0)
-        return status, {c["subject"]: c for c in told["checks"]}
+        output = json.loads(capsys.readouterr().out)
+        assert output["ok"] == (status == 0)
+        return status, {c["subject"]: c for c in output["checks"]}
 
     return check
 
@@ -87,10 +87,10 @@ def test_without_problems_success_is_reported(
 ) -> None:
     assert main(["check"], machine.environ) == 0
 
-    told = capsys.readouterr()
-    assert told.out.endswith("No problems found: `llama-gguf serve` can start.\n")
-    assert "wrong" not in told.out
-    assert told.err == ""
+    output = capsys.readouterr()
+    assert output.out.endswith("No problems found: `llama-gguf serve` can start.\n")
+    assert "wrong" not in output.out
+    assert output.err == ""
 
 
 def test_model_engine_ports_and_keys_are_shown(machine: Machine, check: Check) -> None:
@@ -152,9 +152,9 @@ def test_the_model_of_the_command_line_is_not_shown_as_a_default(
 
     assert main(["check", "m.gguf", "--json"], machine.environ) == 0
 
-    told = json.loads(capsys.readouterr().out)["settings"]["MODEL_NAME"]
-    assert told["value"] == "m.gguf"
-    assert told["source"] != "default"
+    output = json.loads(capsys.readouterr().out)["settings"]["MODEL_NAME"]
+    assert output["value"] == "m.gguf"
+    assert output["source"] != "default"
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])
@@ -163,10 +163,10 @@ def test_secrets_are_masked(
 ) -> None:
     main(["check", *flags], machine.environ | {"BACKEND_API_KEY": "very-secret"})
 
-    told = "".join(capsys.readouterr())
-    assert "very-secret" not in told
-    assert KEY not in told
-    assert "********" in told
+    output = "".join(capsys.readouterr())
+    assert "very-secret" not in output
+    assert KEY not in output
+    assert "********" in output
 
 
 def test_a_value_of_any_length_is_complete_in_a_pipe(
@@ -197,13 +197,13 @@ def test_all_problems_are_listed_at_the_end(
 
     assert main(["check", "no-such.gguf"], machine.environ | {"EXTRA_ARGS": "'"}) == 1
 
-    told = capsys.readouterr()
-    last = told.out.partition("3 problems to fix:\n")[2]
+    output = capsys.readouterr()
+    last = output.out.partition("3 problems to fix:\n")[2]
     assert last.startswith("- extra args: EXTRA_ARGS cannot be split")
     assert "\n- model: There is no model no-such.gguf." in last
     assert "  m.gguf  0.0 MB\n" in last
     assert f"\n- keys: no keys in {machine.keys_file}: create one with `llama-gguf keys" in last
-    assert told.err == ""
+    assert output.err == ""
 
 
 def test_a_corrupt_model_is_a_problem(machine: Machine, check: Check) -> None:
@@ -481,7 +481,7 @@ def test_a_certificate_is_shown_with_its_expiry(machine: Machine, check: Check) 
 
 
 @pytest.mark.parametrize(
-    ("pair", "told"),
+    ("pair", "output"),
     [
         (issue(not_before=2001, not_after=2002), "certificate has expired"),
         (Pair(issue().chain, issue().key), "it is not the key of the first certificate"),
@@ -490,10 +490,10 @@ def test_a_certificate_is_shown_with_its_expiry(machine: Machine, check: Check) 
     ids=["expired", "mismatched", "empty"],
 )
 def test_an_expired_or_unreadable_certificate_is_a_problem(
-    pair: Pair, told: str, machine: Machine, check: Check
+    pair: Pair, output: str, machine: Machine, check: Check
 ) -> None:
     status, checks = check(**pair.write(machine.folder))
 
     assert status == 1
     assert wrong(checks).keys() == {"TLS"}
-    assert told in wrong(checks)["TLS"]
+    assert output in wrong(checks)["TLS"]

@@ -174,9 +174,9 @@ def test_no_secret_is_in_any_byte_of_the_bundle(
 
     texts = diagnose(tmp_path, environ, "--json")
 
-    told = "".join(capfd.readouterr())
+    printed = "".join(capfd.readouterr())
     assert len([name for name in texts if name.startswith("logs/")]) == 3
-    for name, text in [*texts.items(), ("output", told), ("names", "\n".join(texts))]:
+    for name, text in [*texts.items(), ("output", printed), ("names", "\n".join(texts))]:
         for what, secret in SECRETS.items():
             for form in (secret, json.dumps(secret)[1:-1]):
                 assert form not in text, f"{what} is in {name}"
@@ -228,10 +228,10 @@ def test_the_bundle_can_be_printed_as_json(
 ) -> None:
     diagnose(tmp_path, environ, "--json")
 
-    told = json.loads(capsys.readouterr().out)
-    assert told["path"] == str(tmp_path / "out.tar.gz")
-    assert told["bytes"] == (tmp_path / "out.tar.gz").stat().st_size
-    assert {s["name"]: s["ok"] for s in told["sections"]}["mounts"] is True
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["path"] == str(tmp_path / "out.tar.gz")
+    assert printed["bytes"] == (tmp_path / "out.tar.gz").stat().st_size
+    assert {s["name"]: s["ok"] for s in printed["sections"]}["mounts"] is True
 
 
 # Failures -----------------------------------------------------------------------------------------
@@ -350,8 +350,8 @@ def test_the_script_runs_the_same_command(tmp_path: Path) -> None:
     command.write_text('#!/bin/sh\necho "$@"\n')
     command.chmod(0o755)
 
-    told = subprocess.run(
+    printed = subprocess.run(
         [script, "--output", "a b"], capture_output=True, text=True, timeout=30, check=True
     )
 
-    assert told.stdout == "diagnose --output a b\n"
+    assert printed.stdout == "diagnose --output a b\n"

@@ -31,18 +31,20 @@ def settings(folder: Path, model: str) -> Settings:
 
 
 def get(folder: Path, model: str, **environ: str) -> list[str]:
-    told: list[str] = []
+    output: list[str] = []
     usual = {"PATH": os.defpath}
-    asyncio.run(fetch(settings(folder, model), usual | environ, lambda text, _: told.append(text)))
-    return told
+    asyncio.run(
+        fetch(settings(folder, model), usual | environ, lambda text, _: output.append(text))
+    )
+    return output
 
 
 @pytest.mark.processes
 def test_the_model_is_fetched_and_progress_reported(tmp_path: Path, server: FileServer) -> None:
-    told = get(tmp_path, server.url())
+    output = get(tmp_path, server.url())
 
     assert (tmp_path / "models" / "m.gguf").read_bytes() == CONTENT
-    assert told[-1] == "fetching the model: 100 % of 1.2 MB"
+    assert output[-1] == "fetching the model: 100 % of 1.2 MB"
 
 
 @pytest.mark.processes
@@ -109,15 +111,15 @@ def test_on_cancellation_the_child_ends_and_the_part_file_remains(
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "output"),
     [
         (b"0 2000000\n", ("fetching the model: 0 % of 2.0 MB", 0.0)),
         (b"1999999 2000000\n", ("fetching the model: 99 % of 2.0 MB", 0.9999995)),
         (b"1500000 0\n", ("fetching the model: 1.5 MB", None)),
     ],
 )
-def test_bytes_become_text_and_a_fraction(line: bytes, told: tuple[str, float | None]) -> None:
-    assert progress_in(line) == told
+def test_bytes_become_text_and_a_fraction(line: bytes, output: tuple[str, float | None]) -> None:
+    assert progress_in(line) == output
 
 
 def test_a_closed_progress_pipe_does_not_stop_the_download() -> None:

@@ -29,15 +29,15 @@ def found(
 
 
 def test_the_required_memory_is_shown_with_its_parts() -> None:
-    told = found()
+    output = found()
 
-    assert told["memory needed"].text == (
+    assert output["memory needed"].text == (
         "506.8 MB: model 98.4 MB + KV cache 377.5 MB (16384 tokens x 90 KV heads"
         " x (64 x 2 + 64 x 2) bytes) + working space about 30.9 MB"
     )
-    assert told["context"].text == "4 slots share 16384 tokens; a request may use 8192 of them"
-    assert told["RAM"] == Result("RAM", "506.8 MB of 68.7 GB available")
-    assert told.keys() == {"context", "memory needed", "RAM"}
+    assert output["context"].text == "4 slots share 16384 tokens; a request may use 8192 of them"
+    assert output["RAM"] == Result("RAM", "506.8 MB of 68.7 GB available")
+    assert output.keys() == {"context", "memory needed", "RAM"}
 
 
 @pytest.mark.parametrize(
@@ -73,38 +73,38 @@ def test_an_incomplete_header_gives_no_estimate() -> None:
     here = Machine("Linux", 2, None, None, None, ())
     facts = dataclasses.replace(FACTS, kv_heads=None)
 
-    (told,) = results(facts, CHOSEN, devices=[], here=here)
+    (output,) = results(facts, CHOSEN, devices=[], here=here)
 
-    assert told.level is Level.OK
-    assert told.text.startswith("unknown")
+    assert output.level is Level.OK
+    assert output.text.startswith("unknown")
 
 
 def test_a_gpu_holds_the_model_and_needs_some_memory_itself() -> None:
-    told = found(devices=[Device("CUDA0 (L4)", 24 * GIB, NEEDED + GPU_RESERVE_BYTES)])
+    output = found(devices=[Device("CUDA0 (L4)", 24 * GIB, NEEDED + GPU_RESERVE_BYTES)])
 
-    assert told["VRAM"] == Result("VRAM", "1.0 GB of 1.0 GB free on CUDA0 (L4)")
-    assert told["RAM"].text.startswith("0.0 MB of")
+    assert output["VRAM"] == Result("VRAM", "1.0 GB of 1.0 GB free on CUDA0 (L4)")
+    assert output["RAM"].text.startswith("0.0 MB of")
 
 
 def test_a_model_that_exceeds_the_gpus_is_a_problem() -> None:
     free = NEEDED // 2 + GPU_RESERVE_BYTES - 1
 
-    told = found(devices=[Device("CUDA0", GIB, free), Device("CUDA1", GIB, free)])["VRAM"]
+    output = found(devices=[Device("CUDA0", GIB, free), Device("CUDA1", GIB, free)])["VRAM"]
 
-    assert told.level is Level.WRONG
-    assert "free on 2 GPUs: it does not fit. Set CTX to 8192, lower NGL (now 99)" in told.text
+    assert output.level is Level.WRONG
+    assert "free on 2 GPUs: it does not fit. Set CTX to 8192, lower NGL (now 99)" in output.text
 
 
 def test_a_prompt_cache_that_may_fill_the_ram_is_reported() -> None:
-    told = found(available=NEEDED + (4 << 30))["prompt cache"]
+    output = found(available=NEEDED + (4 << 30))["prompt cache"]
 
-    assert told.level is Level.NOTE
-    assert "up to 8.6 GB, but 4.3 GB will be free" in told.text
-    assert "--cache-ram 2048'" in told.text
+    assert output.level is Level.NOTE
+    assert "up to 8.6 GB, but 4.3 GB will be free" in output.text
+    assert "--cache-ram 2048'" in output.text
 
 
 @pytest.mark.parametrize(("mib", "is_told"), [(4096, False), (4097, True), (0, False), (-1, True)])
 def test_a_bound_on_the_prompt_cache_is_respected(mib: int, is_told: bool) -> None:
-    told = found(dataclasses.replace(CHOSEN, cache_ram_mib=mib), available=NEEDED + (4 << 30))
+    output = found(dataclasses.replace(CHOSEN, cache_ram_mib=mib), available=NEEDED + (4 << 30))
 
-    assert ("prompt cache" in told) == is_told
+    assert ("prompt cache" in output) == is_told

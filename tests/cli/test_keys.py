@@ -330,7 +330,7 @@ def test_the_list_warns_of_a_file_readable_by_others(run: Run, path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "text"),
     [
         (0.2, "in 1 second"),
         (59, "in 59 seconds"),
@@ -344,11 +344,11 @@ def test_the_list_warns_of_a_file_readable_by_others(run: Run, path: Path) -> No
         (-3 * 3600, "expired 3 hours ago"),
     ],
 )
-def test_the_remaining_time_is_shown_in_the_largest_unit(seconds: float, said: str) -> None:
+def test_the_remaining_time_is_shown_in_the_largest_unit(seconds: float, text: str) -> None:
     now = datetime(2026, 5, 1, tzinfo=UTC)
     key = Key("a", b"", expires_at=now.timestamp() + seconds)
 
-    assert key_views._expiry(key, now).endswith(f"({said})")
+    assert key_views._expiry(key, now).endswith(f"({text})")
 
 
 # remove -------------------------------------------------------------------------------------------

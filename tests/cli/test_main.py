@@ -72,9 +72,9 @@ def test_an_unknown_command_exits_with_2(
 ) -> None:
     assert left_with(*argv) == 2
 
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err.startswith("usage: llama-gguf")
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("usage: llama-gguf")
 
 
 def test_an_unknown_command_lists_the_commands(
@@ -82,9 +82,9 @@ def test_an_unknown_command_lists_the_commands(
 ) -> None:
     assert left_with("serv") == 2
 
-    told = capsys.readouterr().err
-    assert "serv" in told.splitlines()[-1]
-    assert all(name in told for name in COMMANDS)
+    output = capsys.readouterr().err
+    assert "serv" in output.splitlines()[-1]
+    assert all(name in output for name in COMMANDS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -104,8 +104,8 @@ def test_the_value_of_extra_args_can_be_a_separate_word(
     for words in (["--extra-args", flags], [f"--extra-args={flags}"]):
         main(["check", *words, "--json"], {"DATA_DIR": str(tmp_path)})
 
-        told = json.loads(capsys.readouterr().out)
-        assert told["settings"]["EXTRA_ARGS"]["value"] == flags
+        output = json.loads(capsys.readouterr().out)
+        assert output["settings"]["EXTRA_ARGS"]["value"] == flags
 
 
 def test_extra_args_needs_a_value(capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,13 +122,15 @@ def test_no_secret_can_be_given_as_a_flag(name: str, capsys: pytest.CaptureFixtu
             [f"{settings_module.flag(secret)}=hidden"],
         ):
             assert left_with(name, *words) == 2
-            told = capsys.readouterr().err
-            assert f"{settings_module.variable(secret)} can only be set in the environment" in told
-            assert "hidden" not in told
+            output = capsys.readouterr().err
+            assert (
+                f"{settings_module.variable(secret)} can only be set in the environment" in output
+            )
+            assert "hidden" not in output
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "output"),
     [
         (["serve", "--prot", "8000"], "unknown flag --prot; did you mean --port?"),
         (["serve", "--prot=8000"], "unknown flag --prot; did you mean --port?"),
@@ -138,11 +140,11 @@ def test_no_secret_can_be_given_as_a_flag(name: str, capsys: pytest.CaptureFixtu
     ],
 )
 def test_an_unknown_flag_is_reported_with_the_closest_one(
-    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    words: list[str], output: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert left_with(*words) == 2
 
-    assert told in capsys.readouterr().err
+    assert output in capsys.readouterr().err
 
 
 def test_an_invalid_setting_exits_with_2_in_every_command(
@@ -152,9 +154,9 @@ def test_an_invalid_setting_exits_with_2_in_every_command(
 
     assert main(["pull", "--list"], environ) == 2
 
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err.startswith("llama-gguf: These settings are invalid:\n  PORT='http'")
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("llama-gguf: These settings are invalid:\n  PORT='http'")
 
 
 def test_an_interrupt_exits_with_130_without_traceback(
@@ -205,10 +207,10 @@ def test_a_flag_precedes_the_environment_which_precedes_the_default(
 
     main(["check", "--json", "--ctx", "512"], environ)
 
-    told = json.loads(capsys.readouterr().out)["settings"]
-    assert told["CTX"] == {"value": "512", "source": "flag"}
-    assert told["NGL"] == {"value": "7", "source": "environment"}
-    assert told["THREADS"] == {"value": "0", "source": "default"}
+    output = json.loads(capsys.readouterr().out)["settings"]
+    assert output["CTX"] == {"value": "512", "source": "flag"}
+    assert output["NGL"] == {"value": "7", "source": "environment"}
+    assert output["THREADS"] == {"value": "0", "source": "default"}
 
 
 # As a process -------------------------------------------------------------------------------------

@@ -39,11 +39,11 @@ def test_a_fetched_model_is_shown_with_the_command_that_serves_it(
 ) -> None:
     assert pull(tmp_path, server.url()) == 0
 
-    told = capsys.readouterr()
-    assert told.out == (
+    output = capsys.readouterr()
+    assert output.out == (
         f"{models / 'm.gguf'} (0.0 MB): fetched and checked.\nServe it: llama-gguf serve m.gguf\n"
     )
-    assert "m.gguf  100 % of 0.0 MB" in told.err
+    assert "m.gguf  100 % of 0.0 MB" in output.err
 
 
 def test_a_folder_given_as_a_flag_is_part_of_the_suggested_command(
@@ -88,10 +88,10 @@ def test_a_model_that_is_present_is_reported_as_such(
 
     assert pull(tmp_path, "smollm2") == 0
 
-    told = capsys.readouterr()
-    assert "already present" in told.out
-    assert "Serve it: llama-gguf serve smollm2\n" in told.out
-    assert told.err == ""
+    output = capsys.readouterr()
+    assert "already present" in output.out
+    assert "Serve it: llama-gguf serve smollm2\n" in output.out
+    assert output.err == ""
 
 
 def test_the_list_shows_known_and_present_models(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,15 @@ from llama_gguf.telemetry.metrics import METRICS
 SOURCE = Path(llama_gguf.__file__).parents[1]
 
 
+CACHED = {name: cache(page) for name, page in reference.PAGES.items()}
+"""Each page is generated once: some read all modules."""
+
+
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project without pages, as the working directory."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reference, "PAGES", CACHED)
     return tmp_path
 
 

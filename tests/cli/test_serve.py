@@ -255,11 +255,11 @@ def test_the_gateway_gets_the_settings_of_serve(values: dict[str, object]) -> No
     ours = settings(data_dir="/data", log_dir="/data/logs", **values)
     context = Context(settings=ours, sources={}, environ={"PATH": "/bin", "PORT": "1"})
 
-    told = serve._Serving(
+    shown = serve._Serving(
         ours, context, creates_key=False, on_reopen=lambda: None
     )._gateway_environment()
 
-    theirs = settings_module.load(told).settings
+    theirs = settings_module.load(shown).settings
     for name in settings_module.USED_BY["gateway"]:
         assert getattr(theirs, name) == getattr(ours, name), name
 
@@ -313,16 +313,16 @@ def test_after_an_early_stop_nothing_is_started(
 def test_a_keys_file_on_a_hanging_disk_does_not_block_the_loop(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    begun, goes_on, said = threading.Event(), threading.Event(), threading.Event()
+    begun, may_continue, is_shown = threading.Event(), threading.Event(), threading.Event()
 
     def hang(path: str) -> str:
         begun.set()
-        goes_on.wait(30)
+        may_continue.wait(30)
         return ""
 
     def say(text: str) -> None:
         print(text)  # noqa: T201  # as the original does
-        said.set()
+        is_shown.set()
 
     monkeypatch.setattr(key_file, "read", hang)
     monkeypatch.setattr(serve, "say", say)
@@ -339,8 +339,8 @@ def test_a_keys_file_on_a_hanging_disk_does_not_block_the_loop(
 
     assert begun.wait(30)
     assert capsys.readouterr().out == ""
-    goes_on.set()
-    assert said.wait(30)
+    may_continue.set()
+    assert is_shown.wait(30)
     assert "\nReady: http://127.0.0.1:8000/v1 serves" in capsys.readouterr().out
 
 

@@ -40,9 +40,9 @@ def test_a_gateway_with_tls_is_queried_with_any_certificate(tmp_path: Path) -> N
     port = str(listener.getsockname()[1])
 
     with answering(listener, 4):
-        told = server(context(tmp_path, PORT=port, **pair))
+        output = server(context(tmp_path, PORT=port, **pair))
 
-    assert told.count(f"on 127.0.0.1:{port}: 200 OK\nhello") == 4
+    assert output.count(f"on 127.0.0.1:{port}: 200 OK\nhello") == 4
 
 
 def test_an_engine_behind_a_unix_socket_is_queried_there(tmp_path: Path) -> None:
@@ -52,15 +52,15 @@ def test_an_engine_behind_a_unix_socket_is_queried_there(tmp_path: Path) -> None
     listener.listen()
 
     with answering(listener, 1):
-        told = server(context(tmp_path, BACKEND_SOCKET=path))
+        output = server(context(tmp_path, BACKEND_SOCKET=path))
 
-    assert f"GET /health on {path}: 200 OK\nhello" in told
+    assert f"GET /health on {path}: 200 OK\nhello" in output
 
 
 def test_a_wildcard_address_is_queried_on_loopback(tmp_path: Path) -> None:
-    told = server(context(tmp_path, HOST="0.0.0.0", PORT="1"))  # noqa: S104  # queried, not bound
+    output = server(context(tmp_path, HOST="0.0.0.0", PORT="1"))  # noqa: S104  # queried, not bound
 
-    assert "GET /ping on 127.0.0.1:1: ConnectionRefusedError" in told
+    assert "GET /ping on 127.0.0.1:1: ConnectionRefusedError" in output
 
 
 def test_an_invalid_response_is_reported(tmp_path: Path) -> None:
@@ -74,10 +74,10 @@ def test_an_invalid_response_is_reported(tmp_path: Path) -> None:
     thread = threading.Thread(target=hang_up)
     thread.start()
     with listener:
-        told = server(context(tmp_path, PORT_HEALTH=port))
+        output = server(context(tmp_path, PORT_HEALTH=port))
         thread.join()
 
     assert any(
         line.startswith(f"GET / on 127.0.0.1:{port}: ") and line[-1] != ":"
-        for line in told.splitlines()
+        for line in output.splitlines()
     )

@@ -40,19 +40,19 @@ class LeavesAtTheSecond(backend.Backend):
 class Babbler(asyncio.Protocol):
     """Responds to everything with the same bytes, and closes."""
 
-    said = b""
+    reply = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
-        self.transport.write(self.said)
+        self.transport.write(self.reply)
         self.transport.close()
 
 
-def babbler(said: bytes) -> type[Babbler]:
-    return type("Babbler", (Babbler,), {"said": said})
+def babbler(reply: bytes) -> type[Babbler]:
+    return type("Babbler", (Babbler,), {"reply": reply})
 
 
 def once(port: int) -> Coroutine[None, None, Answers]:
@@ -93,7 +93,7 @@ def test_streams_are_complete_and_every_event_has_a_latency() -> None:
 
 
 def test_the_start_of_all_streams_is_reported_once() -> None:
-    told: list[str] = []
+    reported: list[str] = []
 
     answers(
         lambda port: load.streams(
@@ -102,11 +102,11 @@ def test_the_start_of_all_streams_is_reported_once() -> None:
             count=3,
             events=3,
             tick_ms=0,
-            on_settled=lambda: told.append("settled"),
+            on_settled=lambda: reported.append("settled"),
         )
     )
 
-    assert told == ["settled"]
+    assert reported == ["settled"]
 
 
 def test_credentials_that_were_not_replaced_are_rejected_and_counted() -> None:

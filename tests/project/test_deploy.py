@@ -212,9 +212,9 @@ def test_the_script_for_vast_rents_an_offer_with_the_images_entrypoint(tmp_path:
 
     argv = [str(DEPLOY / "vast" / "create.sh"), "123", "image:cuda", "smollm2"]
     environ = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
-    said = subprocess.run(argv, env=environ, capture_output=True, text=True, check=True).stdout
+    result = subprocess.run(argv, env=environ, capture_output=True, text=True, check=True).stdout
 
-    words = said.splitlines()
+    words = result.splitlines()
     assert words[:3] == ["create", "instance", "123"]
     assert words[words.index("--image") + 1] == "image:cuda"
     assert "-e MODEL_NAME=smollm2" in words[words.index("--env") + 1]
@@ -264,11 +264,11 @@ def test_systemd_accepts_every_line_of_the_unit(unit: Path) -> None:
 
 @pytest.mark.processes
 def test_the_unit_has_access_to_network_and_gpu_only(unit: Path) -> None:
-    told = analyze("security", "--offline=true", unit).stdout
+    output = analyze("security", "--offline=true", unit).stdout
 
-    exposure = re.search(r"exposure level for \S+: ([\d.]+)", told)
+    exposure = re.search(r"exposure level for \S+: ([\d.]+)", output)
     assert exposure
-    assert float(exposure[1]) <= MAX_EXPOSURE, told
+    assert float(exposure[1]) <= MAX_EXPOSURE, output
 
 
 def test_the_unit_has_time_to_drain() -> None:

@@ -169,8 +169,8 @@ def _without_code(text: str) -> str:
 def test_every_exit_reason_is_in_troubleshooting() -> None:
     page = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
     by_status = [exit_reasons.explain(status, []) for status in (-signal.SIGRTMAX, 0, 1)]
-    told = [*exit_reasons._SIGNALS.values(), *by_status]
-    reasons = {c.reason for c in exit_reasons.CAUSES} | {reason for reason, _ in told}
+    explained = [*exit_reasons._SIGNALS.values(), *by_status]
+    reasons = {c.reason for c in exit_reasons.CAUSES} | {reason for reason, _ in explained}
 
     assert {reason for reason in reasons if reason not in page} == set()
 

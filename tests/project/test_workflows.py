@@ -91,11 +91,11 @@ def test_a_workflow_has_no_permissions_and_a_job_only_explained_ones(workflow: P
 
 def test_the_tests_run_on_every_declared_python() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    said = {c.rpartition(" ")[2] for c in project["classifiers"] if re.search(r":: 3\.\d+$", c)}
+    declared = {c.rpartition(" ")[2] for c in project["classifiers"] if re.search(r":: 3\.\d+$", c)}
 
     ci = jobs(ROOT / ".github" / "workflows" / "ci.yml")
 
-    assert set(ci["test"]["strategy"]["matrix"]["python"]) == said
+    assert set(ci["test"]["strategy"]["matrix"]["python"]) == declared
 
 
 def dry(*argv: str) -> str:
@@ -107,18 +107,18 @@ def dry(*argv: str) -> str:
 
 @pytest.mark.processes
 def test_images_are_pushed_with_labels_sbom_and_provenance_in_lower_case() -> None:
-    said = dry(
+    output = dry(
         "image-push", "IMAGE=ghcr.io/Owner/Name", "TAGS=cpu-amd64 v1-cpu-amd64", "REVISION=r"
     )
 
-    assert "-t ghcr.io/owner/name:cpu-amd64 -t ghcr.io/owner/name:v1-cpu-amd64" in said
+    assert "-t ghcr.io/owner/name:cpu-amd64 -t ghcr.io/owner/name:v1-cpu-amd64" in output
     for part in ("--sbom=true", "--provenance=mode=max", "--build-arg REVISION=r", "VERSION=0."):
-        assert part in said
+        assert part in output
 
 
 @pytest.mark.processes
 def test_an_index_has_the_images_of_all_architectures() -> None:
-    said = " ".join(dry("image-index", "IMAGE=i", "TAGS=cpu v1-cpu").split())
+    output = " ".join(dry("image-index", "IMAGE=i", "TAGS=cpu v1-cpu").split())
 
-    assert "create -t i:cpu i:cpu-amd64 i:cpu-arm64 &&" in said
-    assert "create -t i:v1-cpu i:v1-cpu-amd64 i:v1-cpu-arm64 &&" in said
+    assert "create -t i:cpu i:cpu-amd64 i:cpu-arm64 &&" in output
+    assert "create -t i:v1-cpu i:v1-cpu-amd64 i:v1-cpu-arm64 &&" in output

@@ -9,7 +9,7 @@ from hypothesis import settings
 settings.register_profile("deterministic", derandomize=True, deadline=None)
 settings.load_profile("deterministic")
 
-pytest_plugins = ["tests.support.rigs"]  # the fixtures new_rig, rig and play
+pytest_plugins = ["tests.support.fakes", "tests.support.endpoints"]  # new_rig, rig and play
 
 # `make check &` of a script leaves SIGINT ignored, which every process of a test would inherit:
 # none would heed a Ctrl-C.

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.bench_engine import Engine, running
+from tests.support.engines import ChatEngine, running
 
 
 @pytest.fixture
-def engine() -> Iterator[Engine]:
+def engine() -> Iterator[ChatEngine]:
     with running() as started:
         yield started

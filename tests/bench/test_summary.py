@@ -9,8 +9,8 @@ from llama_gguf_bench.load import Level
 from llama_gguf_bench.options import Load
 from llama_gguf_bench.records import INTERRUPTED, Record
 from llama_gguf_bench.summary import as_json, is_within, slices, summarise
-from tests.support.bench_engine import sse, text_event
 from tests.support.bench_runs import level, record
+from tests.support.engines import sse, text_event
 
 
 def test_work_falls_into_the_slices_it_was_done_in() -> None:

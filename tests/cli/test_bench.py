@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 
 from llama_gguf.cli.main import main
-from tests.support.bench_engine import KEY, TOKENS, Engine, running
+from tests.support.engines import TOKENS, ChatEngine, running
+from tests.support.keys import KEY
 
 SMALL = ("--prompt-tokens", "40", "--warmup", "0", "--requests", "4", "--concurrency", "1,2")
 
 
 @pytest.fixture
-def engine() -> Iterator[Engine]:
+def engine() -> Iterator[ChatEngine]:
     with running() as started:
         yield started
 
@@ -36,7 +37,7 @@ def rows_of(told: str) -> list[list[str]]:
 
 
 def test_a_run_prints_a_table_with_a_column_a_load(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engine: ChatEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert bench(engine.url, *SMALL, tmp_path=tmp_path) == 0
 
@@ -48,7 +49,7 @@ def test_a_run_prints_a_table_with_a_column_a_load(
     assert "Tokens are counted from: the server's usage." in told.out
 
 
-def test_every_form_of_the_results_can_be_had_at_once(engine: Engine, tmp_path: Path) -> None:
+def test_every_form_of_the_results_can_be_had_at_once(engine: ChatEngine, tmp_path: Path) -> None:
     files = {kind: tmp_path / f"x.{kind}" for kind in ("json", "csv", "html", "png")}
 
     flags = [f"--{kind}={files[kind]}" for kind in ("json", "csv", "html")]
@@ -66,7 +67,7 @@ def test_every_form_of_the_results_can_be_had_at_once(engine: Engine, tmp_path: 
 
 
 def test_json_on_standard_output_is_alone_there(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engine: ChatEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert bench(engine.url, *SMALL, "--json", "-", "--quiet", tmp_path=tmp_path) == 0
 
@@ -76,7 +77,7 @@ def test_json_on_standard_output_is_alone_there(
 
 
 def test_csv_on_standard_output_is_alone_there(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engine: ChatEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert bench(engine.url, *SMALL, "--csv", "-", tmp_path=tmp_path) == 0
 
@@ -85,7 +86,7 @@ def test_csv_on_standard_output_is_alone_there(
 
 
 def test_an_slo_and_an_open_loop(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engine: ChatEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ("--rate", "200", "--requests", "5", "--warmup", "0", "--slo", "latency=60s")
 
@@ -98,14 +99,14 @@ def test_an_slo_and_an_open_loop(
 
 
 def test_a_run_asks_what_no_earlier_one_has_asked_unless_its_seed_is_given(
-    engine: Engine, tmp_path: Path
+    engine: ChatEngine, tmp_path: Path
 ) -> None:
     def prompts(*flags: str) -> list[str]:
-        engine.asked.clear()
+        engine.requests.clear()
         assert (
             bench(engine.url, *SMALL, "--json", str(tmp_path / "x"), *flags, tmp_path=tmp_path) == 0
         )
-        return sorted(body["messages"][0]["content"] for body in engine.asked)
+        return sorted(body["messages"][0]["content"] for body in engine.requests)
 
     first = prompts()
     seed = json.loads((tmp_path / "x").read_text())["settings"]["seed"]
@@ -114,19 +115,19 @@ def test_a_run_asks_what_no_earlier_one_has_asked_unless_its_seed_is_given(
     assert prompts("--seed", str(seed)) == first
 
 
-def test_prompts_come_from_a_file(engine: Engine, tmp_path: Path) -> None:
+def test_prompts_come_from_a_file(engine: ChatEngine, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('"one"\n{"prompt": "two"}\n')
 
     flags = ("--prompts", str(tmp_path / "p.jsonl"), "--body", '{"top_p": 0.5}')
     assert bench(engine.url, *SMALL, *flags, tmp_path=tmp_path) == 0
 
-    texts = {body["messages"][0]["content"] for body in engine.asked}
+    texts = {body["messages"][0]["content"] for body in engine.requests}
     assert texts == {"one", "two"}
-    assert all(body["top_p"] == 0.5 for body in engine.asked)
+    assert all(body["top_p"] == 0.5 for body in engine.requests)
 
 
 def test_the_key_of_the_environment_is_sent_and_never_told(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engine: ChatEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = (*SMALL, "--html", str(tmp_path / "x.html"), "--json", str(tmp_path / "x.json"))
 
@@ -139,7 +140,7 @@ def test_the_key_of_the_environment_is_sent_and_never_told(
 
 
 def test_requests_that_fail_are_told_by_kind_and_the_rest_counts(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engine: ChatEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine.status, engine.good = 429, 2 + 3
 
@@ -153,7 +154,7 @@ def test_requests_that_fail_are_told_by_kind_and_the_rest_counts(
 
 
 def test_a_run_in_which_everything_failed_has_not_worked(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engine: ChatEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine.status, engine.good = 500, 2
 
@@ -163,9 +164,9 @@ def test_a_run_in_which_everything_failed_has_not_worked(
     assert "1 x status 500 some_code" in capsys.readouterr().out
 
 
-def test_ctrl_c_still_reports(engine: Engine, tmp_path: Path) -> None:
+def test_ctrl_c_still_reports(engine: ChatEngine, tmp_path: Path) -> None:
     """After ten answers, while the next two hang."""
-    engine.holds_behind = 10
+    engine.holds_after = 10
     process = subprocess.Popen(
         [sys.executable, "-m", "llama_gguf", "bench", engine.url, "--duration", "600",
          "--warmup", "0", "--concurrency", "2", "--json", str(tmp_path / "x.json")],
@@ -175,7 +176,7 @@ def test_ctrl_c_still_reports(engine: Engine, tmp_path: Path) -> None:
         text=True,
     )  # fmt: skip
     for _ in range(10 + 2):
-        assert engine.under_way.acquire(timeout=30)
+        assert engine.text_sent.acquire(timeout=30)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
 
@@ -192,7 +193,7 @@ def test_ctrl_c_still_reports(engine: Engine, tmp_path: Path) -> None:
 
 
 def test_overhead_takes_turns_and_tells_the_difference(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engine: ChatEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with running() as backend:
         flags = ("--overhead", backend.url, "--concurrency", "2", "--requests", "6")
@@ -200,7 +201,7 @@ def test_overhead_takes_turns_and_tells_the_difference(
         keys = {"LLAMA_API_KEY": KEY, "BACKEND_API_KEY": "backend-key-0123456789"}
         assert bench(engine.url, *flags, *files, tmp_path=tmp_path, **keys) == 0
 
-    assert len(backend.asked) == len(engine.asked) == 2 + 2 * (6 + 1)
+    assert len(backend.requests) == len(engine.requests) == 2 + 2 * (6 + 1)
     assert set(backend.keys) == {"Bearer backend-key-0123456789"}
     assert set(engine.keys) == {f"Bearer {KEY}"}
     told = capsys.readouterr().out
@@ -212,7 +213,7 @@ def test_overhead_takes_turns_and_tells_the_difference(
 
 
 def test_a_backend_that_refuses_its_key_is_not_asked_for_that_of_the_gateway(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engine: ChatEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with running() as backend:
         backend.status = 401
@@ -225,7 +226,7 @@ def test_a_backend_that_refuses_its_key_is_not_asked_for_that_of_the_gateway(
 
 
 def test_overhead_without_a_single_good_block_has_not_worked(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engine: ChatEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine.status, engine.good = 500, 2
     with running() as backend:
@@ -239,7 +240,7 @@ def test_overhead_without_a_single_good_block_has_not_worked(
 
 
 @pytest.fixture
-def two_runs(engine: Engine, tmp_path: Path) -> list[str]:
+def two_runs(engine: ChatEngine, tmp_path: Path) -> list[str]:
     paths = [str(tmp_path / "a.json"), str(tmp_path / "b.json")]
     for path in paths:
         assert bench(engine.url, *SMALL, "--json", path, "--quiet", tmp_path=tmp_path) == 0

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.wire.conftest import Address, Wire, connected
+from tests.support.clients import Address, Wire, connected
 
 ROOT = Path(__file__).parents[2]
 MODELS_DIR = ROOT / ".cache" / "models"
@@ -90,7 +90,7 @@ class Served:
                 b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\n"
                 b"Content-Length: %d\r\n\r\n%b" % (self.key.encode(), len(body), body)
             )
-            assert wire.answer().status == 200
+            assert wire.response().status == 200
 
     def get(self, path: str, *, backend: bool = False) -> tuple[int, Any]:
         """Status and JSON of a GET, with the key that belongs there; (0, None) when refused."""

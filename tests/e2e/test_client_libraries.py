@@ -23,8 +23,10 @@ from typing import Any, Final
 import pytest
 
 from tests.e2e.conftest import MODEL, ROOT, Served
-from tests.support.fakes import KEY, request
-from tests.wire.conftest import Processes, ScriptedEngine, Visit
+from tests.support.engines import ScriptedEngine, Visit
+from tests.support.gateways import Processes
+from tests.support.keys import KEY
+from tests.support.messages import request
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -179,7 +181,7 @@ def add_limited_keys(served: Served) -> None:
     path.write_text(lines + path.read_text())
     with served.wire() as wire:
         wire.send(request("POST", "/reload", key=served.key))
-        assert wire.answer().status == 200
+        assert wire.response().status == 200
 
 
 TryClient = Callable[[str], Tried]

@@ -15,7 +15,7 @@ from typing import Any, Final
 import pytest
 
 from tests.e2e.conftest import Served
-from tests.support.fakes import Answer, chunk, read_answers, request
+from tests.support.messages import Response, chunk, read_responses, request
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -66,15 +66,15 @@ def chunked(target: str, *chunks: bytes, trailer: bytes = b"") -> bytes:
     return head + b"".join(chunks) + b"0\r\n" + trailer + b"\r\n"
 
 
-def answers(served: Served, raw: bytes, *, backend: bool) -> list[Answer]:
+def answers(served: Served, raw: bytes, *, backend: bool) -> list[Response]:
     """Every answer until the connection ends, interim ones too."""
     key = served.backend_key if backend else served.key
     with served.wire(backend=backend) as wire:
         wire.send(raw.replace(KEY.encode(), key.encode()))
-        return read_answers(wire.read_rest(), to_head=raw.startswith(b"HEAD "))
+        return read_responses(wire.read_rest(), to_head=raw.startswith(b"HEAD "))
 
 
-def both(served: Served, raw: bytes) -> tuple[Answer, Answer]:
+def both(served: Served, raw: bytes) -> tuple[Response, Response]:
     """The gateway's answer and the engine's, each the last and whole."""
     ours, engines = (answers(served, raw, backend=backend)[-1] for backend in (False, True))
     assert ours.is_whole
@@ -82,7 +82,7 @@ def both(served: Served, raw: bytes) -> tuple[Answer, Answer]:
     return ours, engines
 
 
-def fields(answer: Answer, *without: str) -> list[tuple[str, str]]:
+def fields(answer: Response, *without: str) -> list[tuple[str, str]]:
     """In one order: the engine keeps its own in a hash table."""
     kept = ((n, v) for n, v in answer.fields if not OURS.fullmatch(n.lower()))
     return sorted((n, v) for n, v in kept if n.lower() not in without)
@@ -95,7 +95,7 @@ def lasting(value: Any) -> Any:
     return [lasting(v) for v in value] if isinstance(value, list) else value
 
 
-def events(answer: Answer) -> Iterator[tuple[str, Any]]:
+def events(answer: Response) -> Iterator[tuple[str, Any]]:
     """What comes before an event's data, and the data without what is volatile."""
     assert answer.body.endswith(b"\n\n")
     for event in answer.body.decode().removesuffix("\n\n").split("\n\n"):
@@ -103,9 +103,9 @@ def events(answer: Answer) -> Iterator[tuple[str, Any]]:
         yield name, data if data == "[DONE]" else lasting(json.loads(data))
 
 
-def agree(ours: Answer, engines: Answer) -> None:
+def agree(ours: Response, engines: Response) -> None:
     """To the byte: status line, fields, body, and how its length is told."""
-    assert ours.head.split(b"\r\n")[0] == engines.head.split(b"\r\n")[0]
+    assert ours.status_line == engines.status_line
     assert fields(ours) == fields(engines)
     assert ours.all("transfer-encoding") == engines.all("transfer-encoding")
     assert ours.body == engines.body
@@ -195,7 +195,7 @@ def test_both_say_100_continue_first(served: Served) -> None:
             wire.send(head.replace(KEY.encode(), key.encode()) + b"\r\n\r\n")
             assert wire.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 100 Continue\r\n")
             wire.send(TOKENIZE)
-            assert wire.answer().status == 200
+            assert wire.response().status == 200
 
 
 def test_both_answer_many_on_one_connection(served: Served) -> None:
@@ -206,7 +206,7 @@ def test_both_answer_many_on_one_connection(served: Served) -> None:
         with served.wire(backend=backend) as wire:
             for word in words:
                 wire.send(request("POST", "/tokenize", key=key, body=word))
-                seen.append(wire.answer())
+                seen.append(wire.response())
 
     ours, engines = seen[: len(words)], seen[len(words) :]
     assert len({answer.body for answer in ours}) == len(words)

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator, Mapping
 import pytest
 
 from tests.e2e.conftest import Served
-from tests.support.fakes import request
-from tests.wire.conftest import Wire
+from tests.support.clients import Wire
+from tests.support.messages import request
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ WHOLE = {**STREAM, "stream": False}
 BOTH = pytest.mark.parametrize("body", [STREAM, WHOLE], ids=["stream", "whole"])
 
 WAYS: Mapping[str, Callable[[Wire], None]] = {
-    "close": Wire.leave,
+    "close": Wire.close,
     "reset": Wire.reset,
     "half-close": lambda wire: wire.sock.shutdown(socket.SHUT_WR),
 }
@@ -149,30 +149,30 @@ def test_a_prompt_whose_client_leaves_is_answered_no_further(
     prompt = "Once upon a time there was a llama. " * 120
     with ask(served, {**body, "prompt": prompt}) as wire:
         served.until(lambda: len(engine.running()) == 1, "a task at the engine")
-        wire.leave()
+        wire.close()
 
         engine.until_idle()
 
 
 def test_one_who_leaves_a_stream_does_not_disturb_another(served: Served, engine: Engine) -> None:
     with begin(served, engine, STREAM) as stays, begin(served, engine, STREAM) as leaves:
-        leaves.leave()
+        leaves.close()
         served.until(lambda: len(engine.running()) == 1, "an end of the one")
 
         for _ in range(20):
             stays.read_until(b"data: ")
-        stays.leave()
+        stays.close()
 
 
 def test_a_whole_answer_nobody_waits_for_ends_with_the_streams_beside_it_at_the_latest(
     served: Served, engine: Engine
 ) -> None:
     with begin(served, engine, STREAM) as stream, begin(served, engine, WHOLE) as whole:
-        whole.leave()
+        whole.close()
         # The engine may not notice while it streams to somebody: docs/adr/0010.
         for _ in range(20):
             stream.read_until(b"data: ")
-        stream.leave()
+        stream.close()
 
         engine.until_idle()
 
@@ -185,12 +185,12 @@ def test_a_queued_request_whose_client_leaves_never_reaches_the_engine(
         with ask(served, body):
             served.until(lambda: gateway(served) == (2, 1), "a place in the queue")
         served.until(lambda: gateway(served) == (2, 0), "a place given back")
-        one.leave()
-        other.leave()
+        one.close()
+        other.close()
         served.until(lambda: gateway(served) == (0, 0), "slots given back")
         # Behind whatever the gateway has sent.
         with ask(served, {**WHOLE, "n_predict": 1}, backend=True) as last:
-            assert last.answer().status == 200
+            assert last.response().status == 200
 
     engine.until_idle()
     assert len(engine.begun()) == 3
@@ -208,7 +208,7 @@ def conversations(served: Served, engine: Engine) -> Iterator[None]:
     yield
     with served.wire(backend=True) as wire:
         wire.send(request("DELETE", "/v1/stream/conversation", key=served.backend_key))
-        assert wire.answer().status == 204
+        assert wire.response().status == 204
 
 
 @pytest.mark.usefixtures("conversations")
@@ -216,7 +216,7 @@ def test_no_field_of_a_client_keeps_the_engine_busy_after_it_left(
     served: Served, engine: Engine
 ) -> None:
     with begin(served, engine, STREAM, *CONVERSATION) as wire:
-        wire.leave()
+        wire.close()
 
         engine.until_idle()
 

@@ -15,7 +15,7 @@ import pytest
 
 from llama_gguf.telemetry.metrics import METRICS
 from tests.e2e.conftest import Served, free_port
-from tests.wire.conftest import eventually
+from tests.support.processes import until
 
 pytestmark = [
     pytest.mark.e2e,
@@ -108,11 +108,11 @@ def test_promtool_has_nothing_to_say_of_the_metrics(served: Served) -> None:
 def test_prometheus_scrapes_it_and_sees_what_was_asked(
     prometheus: Prometheus, served: Served
 ) -> None:
-    eventually(lambda: prometheus.value("up") == 1, "a scrape")
+    until(lambda: prometheus.value("up") == 1, "a scrape")
     count = "gen_ai_server_time_to_first_token_seconds_count"
     before = prometheus.value(f"sum({count})") or 0.0
     served.chat()
-    eventually(lambda: (prometheus.value(f"sum({count})") or 0) > before, "a first token")
+    until(lambda: (prometheus.value(f"sum({count})") or 0) > before, "a first token")
 
     assert prometheus.value("llama_gguf_backend_up") == 1
     assert (prometheus.value('llama_gguf_tokens_total{type="completion"}') or 0) > 0
@@ -131,11 +131,11 @@ def test_the_alert_rules_are_sound_and_taken(prometheus: Prometheus) -> None:
         rules = [rule for group in groups for rule in group["rules"]]
         return bool(rules) and all(rule["health"] == "ok" for rule in rules)
 
-    eventually(are_evaluated, "every rule is evaluated")
+    until(are_evaluated, "every rule is evaluated")
 
 
 def test_every_query_of_the_grafana_dashboard_is_one(prometheus: Prometheus) -> None:
-    eventually(lambda: prometheus.value("up") == 1, "a scrape")
+    until(lambda: prometheus.value("up") == 1, "a scrape")
     board = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text())
     queries = [target["expr"] for panel in board["panels"] for target in panel.get("targets", [])]
 

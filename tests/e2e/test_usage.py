@@ -9,7 +9,7 @@ from typing import Any, Final
 import pytest
 
 from tests.e2e.conftest import Served, start, stop
-from tests.support.fakes import Answer
+from tests.support.messages import Response
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
@@ -23,7 +23,7 @@ ASKED: Final[Mapping[str, tuple[str, dict[str, Any]]]] = {
 }
 
 
-def ask(served: Served, path: str, body: Mapping[str, Any]) -> Answer:
+def ask(served: Served, path: str, body: Mapping[str, Any]) -> Response:
     data = json.dumps(body).encode()
     with served.wire() as wire:
         wire.send(
@@ -31,7 +31,7 @@ def ask(served: Served, path: str, body: Mapping[str, Any]) -> Answer:
             % (path.encode(), served.key.encode(), len(data))
             + data
         )
-        answer = wire.answer()
+        answer = wire.response()
     assert answer.status == 200, answer.body
     return answer
 

@@ -17,7 +17,8 @@ import pytest
 import llama_gguf
 from llama_gguf.gateway import client_connection
 from llama_gguf.telemetry.recorder import MAX_OPEN
-from tests.support.fakes import OK, STREAM_HEAD, Rig, chunk, event, request
+from tests.support.fakes import Rig
+from tests.support.messages import OK, STREAM_HEAD, chunk, event, request
 
 ANSWERS: Final = Path(__file__).parents[1] / "telemetry" / "answers"
 SOURCE: Final = str(Path(llama_gguf.__file__).parent)

@@ -24,7 +24,9 @@ from llama_gguf.gateway.client_connection import MAX_HELD_BYTES, ClientConnectio
 from llama_gguf.net.transport import HIGH_WATER_BYTES
 from llama_gguf.scheduling.exchange import State
 from tests.gateway.test_client_orders import EVENTS, World
-from tests.support.fakes import KEY, OTHER_KEY, FakeClient, Rig, request
+from tests.support.fakes import FakeClient, Rig
+from tests.support.keys import KEY, OTHER_KEY
+from tests.support.messages import request
 
 CHAT: Final = "/v1/chat/completions"
 BODY_MEMORY: Final = 120

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 
-from tests.supervisor.conftest import until_gone
+from tests.support.processes import until_gone
 
 PRELUDE = """
 import asyncio, ctypes, os, signal, subprocess

@@ -6,7 +6,8 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.supervisor.conftest import CHAT, Serve, until_gone
+from tests.support.processes import until_gone
+from tests.support.serve import CHAT, Serve
 
 
 def test_an_idle_engine_is_stopped_and_restarted_by_the_next_request(

@@ -8,12 +8,13 @@ to the engine becomes a ``FakeUpstream``. Tests speak in bytes and look at bytes
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
+
+import pytest
 
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.status import EngineState, EngineStatus
@@ -25,138 +26,11 @@ from llama_gguf.scheduling.exchange import Exchange
 from llama_gguf.telemetry.recorder import Accounts
 from llama_gguf.telemetry.timeseries import Ring
 from llama_gguf.telemetry.usage_totals import Ledger
+from tests.support.keys import BACKEND_KEY, KEYS_TEXT
+from tests.support.messages import Response, read_responses, request
 
-KEY: Final = "sk-alice-0123456789"
-OTHER_KEY: Final = "sk-bob-0123456789ab"
-EXPIRED_KEY: Final = "sk-carol-0123456789"
-KEYS_TEXT: Final = f"alice:{KEY}\nbob:{OTHER_KEY}:1000\ncarol:{EXPIRED_KEY}::2001-01-01T00:00:00Z\n"
-BACKEND_KEY: Final = "gateway-secret-of-the-engine"
 TICK_SECONDS: Final = 0.5
 T = TypeVar("T")
-
-OK: Final = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nServer: llama.cpp\r\n"
-    b'Content-Length: 11\r\n\r\n{"ok":true}'
-)
-STREAM_HEAD: Final = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-)
-LAST_CHUNK: Final = b"0\r\n\r\n"
-
-
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-def event(n: int) -> bytes:
-    """One whole server-sent event in one chunk."""
-    return chunk(b'data: {"n":%d}\n\n' % n)
-
-
-def request(
-    method: str = "POST",
-    target: str = "/v1/chat/completions",
-    *fields: str,
-    body: bytes | None = None,
-    key: str | None = KEY,
-    version: str = "1.1",
-) -> bytes:
-    """A request as a decent client sends it. *body* brings its Content-Length."""
-    lines = [f"{method} {target} HTTP/{version}", "Host: gateway.example"]
-    if key is not None:
-        lines.append(f"Authorization: Bearer {key}")
-    lines += fields
-    if body is not None:
-        lines.append(f"Content-Length: {len(body)}")
-    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + (body or b"")
-
-
-# Answers, read strictly ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    head: bytes
-    fields: tuple[tuple[str, str], ...]
-    body: bytes
-    chunks: tuple[bytes, ...] = ()
-    is_whole: bool = True
-    """False: the connection ended, or the bytes do so far, before the answer did."""
-
-    def all(self, name: str) -> list[str]:
-        return [v for n, v in self.fields if n.lower() == name.lower()]
-
-    def __getitem__(self, name: str) -> str:
-        values = self.all(name)
-        assert len(values) == 1, f"{name}: {values}"
-        return values[0]
-
-    def __contains__(self, name: str) -> bool:
-        return bool(self.all(name))
-
-
-_STATUS_LINE: Final = re.compile(rb"HTTP/1\.1 ([1-5][0-9]{2}) [\t\x20-\x7e]*")
-_FIELD: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+): ([\t\x20-\x7e\x80-\xff]*)")
-
-
-def read_answers(data: bytes, *, to_head: bool = False) -> list[Answer]:
-    """Every answer in *data*; raises AssertionError at what is not one."""
-    answers = []
-    while data:
-        answer, data = take_answer(data, to_head=to_head)
-        answers.append(answer)
-    return answers
-
-
-def take_answer(data: bytes, *, to_head: bool = False) -> tuple[Answer, bytes]:
-    """The first answer in *data*, and what is behind it."""
-    head, separator, rest = data.partition(b"\r\n\r\n")
-    assert separator, f"no whole head: {data[:200]!r}"
-    status_line, *lines = head.split(b"\r\n")
-    match = _STATUS_LINE.fullmatch(status_line)
-    assert match, status_line
-    status = int(match[1])
-    fields = []
-    for line in lines:
-        field = _FIELD.fullmatch(line)
-        assert field, line
-        fields.append((field[1].decode(), field[2].decode("latin-1")))
-    by_name = {n.lower(): v for n, v in fields}
-    assert not ({"content-length", "transfer-encoding"} <= by_name.keys()), head
-    chunks: tuple[bytes, ...] = ()
-    is_whole = True
-    if to_head or status < 200 or status in (204, 304):
-        body = b""
-    elif "transfer-encoding" in by_name:
-        chunks, rest, is_whole = _read_chunks(rest)
-        body = b"".join(chunks)
-    elif "content-length" in by_name:
-        length = int(by_name["content-length"])
-        body, rest = rest[:length], rest[length:]
-        is_whole = len(body) == length
-    else:
-        body, rest = rest, b""
-    return Answer(status, head, tuple(fields), body, chunks, is_whole), rest
-
-
-def _read_chunks(data: bytes) -> tuple[tuple[bytes, ...], bytes, bool]:
-    chunks: list[bytes] = []
-    while True:
-        line, separator, rest = data.partition(b"\r\n")
-        if not separator:
-            return tuple(chunks), b"", False
-        size = int(line.partition(b";")[0], 16)
-        if not size:
-            trailers, separator, rest = rest.partition(b"\r\n")
-            while separator and trailers:
-                trailers, separator, rest = rest.partition(b"\r\n")
-            return tuple(chunks), rest, bool(separator)
-        if len(rest) < size + 2:
-            return (*chunks, rest[:size]), b"", False
-        assert rest[size : size + 2] == b"\r\n", rest
-        chunks.append(rest[:size])
-        data = rest[size + 2 :]
 
 
 # Clock, loop, transport ---------------------------------------------------------------------------
@@ -494,11 +368,11 @@ class FakeClient:
         return self.transport.written
 
     @property
-    def answers(self) -> list[Answer]:
-        return read_answers(self.received)
+    def answers(self) -> list[Response]:
+        return read_responses(self.received)
 
     @property
-    def answer(self) -> Answer:
+    def answer(self) -> Response:
         """The only answer so far."""
         answers = self.answers
         assert len(answers) == 1, answers
@@ -658,31 +532,18 @@ class Rig:
         return not any(held) and not services.connections.busy()
 
 
-def code_of(answer: Answer) -> str:
-    """The ``code`` in an answer of the gateway's own; fails where it is not one."""
-    match = re.search(rb'"code": "([a-z_]+)"', answer.body)
-    assert match, answer.body
-    assert answer["content-type"] == "application/json"
-    return match[1].decode()
+class NewRig(Protocol):
+    def __call__(self, **settings: Any) -> Rig: ...
 
 
-_VARYING: Final = re.compile(
-    rb"req-[0-9a-f]{12}-[0-9a-f]{8}|Date: [A-Za-z0-9,: ]+ GMT|remaining-requests: [0-9]+"
-    rb"|reset-requests: [0-9ms]+"
-)
+@pytest.fixture
+def new_rig(tmp_path: Path) -> Iterator[NewRig]:
+    """Creates a ``Rig``, with other settings if given."""
+    with ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(closing(Rig(tmp_path, **settings)))
 
 
-def without_varying(data: bytes) -> bytes:
-    """*data* with request ids, dates and counts taken out, so that two runs can be compared."""
-    return _VARYING.sub(b"*", data)
-
-
-def bytewise(data: bytes) -> tuple[bytes, ...]:
-    return tuple(data[i : i + 1] for i in range(len(data)))
-
-
-def splits(data: bytes) -> Iterable[tuple[bytes, ...]]:
-    """*data* in two pieces, cut at every byte, and byte by byte."""
-    for at in range(1, len(data)):
-        yield data[:at], data[at:]
-    yield bytewise(data)
+@pytest.fixture
+def rig(new_rig: NewRig) -> Rig:
+    """A gateway with three keys; its engine is ready and has four slots."""
+    return new_rig()

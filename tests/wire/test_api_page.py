@@ -13,8 +13,10 @@ from typing import Final
 import pytest
 
 from llama_gguf.http1 import local_response, routes
-from tests.support.fakes import EXPIRED_KEY, KEY, KEYS_TEXT
-from tests.wire.conftest import Processes, ScriptedEngine, Visit, free_port
+from tests.support.engines import ScriptedEngine, Visit
+from tests.support.gateways import Processes
+from tests.support.keys import EXPIRED_KEY, KEY, KEYS_TEXT
+from tests.support.processes import free_port
 
 PAGE: Final = (Path(__file__).parents[2] / "docs" / "api.md").read_text("utf-8")
 EXAMPLES: Final = re.findall(

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.fakes import BACKEND_KEY, KEY, Answer, chunk, code_of, request
-from tests.wire.conftest import FakeLlama, GatewayProcess, Processes, Wire, eventually, free_port
+from tests.support.clients import Wire
+from tests.support.gateways import FakeLlama, GatewayProcess, Processes
+from tests.support.keys import BACKEND_KEY, KEY
+from tests.support.messages import Response, chunk, code_of, request
+from tests.support.processes import free_port, until
 
 POST = request(body=b'{"n":1}')
 
@@ -28,7 +31,7 @@ def test_an_engine_behind_a_unix_socket(processes: Processes, tmp_path: Path) ->
 
 def test_an_engine_that_is_not_there(processes: Processes) -> None:
     gateway = processes.gateway(("127.0.0.1", free_port()), wait_for=503, MAX_QUEUE_WAIT=0.5)
-    eventually(lambda: gateway.health()["engine"]["state"] == "unreachable")
+    until(lambda: gateway.health()["engine"]["state"] == "unreachable")
 
     assert gateway.ask(request("GET", "/ping", key=None)).status == 200
     assert gateway.ask(request("GET", "/health", key=None)).status == 503
@@ -42,13 +45,13 @@ def test_a_request_is_held_until_the_model_has_loaded(processes: Processes, tmp_
     loaded = tmp_path / "loaded"
     llama = processes.fake_llama("--load-until", str(loaded))
     gateway = processes.gateway(llama.address, wait_for=503)
-    eventually(lambda: gateway.health()["status"] == "loading")
+    until(lambda: gateway.health()["status"] == "loading")
     with gateway.connect() as wire:
         wire.send(POST)
-        eventually(lambda: gateway.health()["queue"]["length"] == 1)
+        until(lambda: gateway.health()["queue"]["length"] == 1)
         loaded.touch()
 
-        assert wire.answer().status == 200
+        assert wire.response().status == 200
 
 
 def test_an_engine_that_dies_is_noticed_and_its_successor_is_used(
@@ -60,13 +63,13 @@ def test_an_engine_that_dies_is_noticed_and_its_successor_is_used(
     assert gateway.ask(POST).status == 200
     first.process.kill()
     first.process.wait()
-    eventually(lambda: gateway.health()["status"] == "unreachable")
+    until(lambda: gateway.health()["status"] == "unreachable")
     with gateway.connect() as wire:
         wire.send(POST)
-        eventually(lambda: gateway.health()["queue"]["length"] == 1)
+        until(lambda: gateway.health()["queue"]["length"] == 1)
         second = processes.fake_llama(socket_path=path)
 
-        assert wire.answer().status == 200
+        assert wire.response().status == 200
     assert len(second.seen()) == 1
 
 
@@ -99,10 +102,10 @@ SAME = {
 }
 
 
-def answer_of(address: tuple[str, int], raw: bytes) -> Answer:
+def answer_of(address: tuple[str, int], raw: bytes) -> Response:
     with Wire(address) as wire:
         wire.send(raw)
-        return wire.answer()
+        return wire.response()
 
 
 @pytest.mark.parametrize("raw", SAME.values(), ids=SAME.keys())
@@ -145,7 +148,7 @@ def test_a_chunked_upload_arrives_with_its_length(
         for piece in (b"one ", b"two"):
             wire.send(chunk(piece))
         wire.send(b"0\r\n\r\n")
-        assert wire.answer().body == b'{"echo": "one two"}'
+        assert wire.response().body == b'{"echo": "one two"}'
 
     assert ["Content-Length", "7"] in llama.seen("/v1/reranking")[-1]["fields"]
 
@@ -168,7 +171,7 @@ def test_a_stream_that_is_cut_never_looks_whole(fault: str, in_front: GatewayPro
     with in_front.connect() as wire:
         wire.send(request("POST", "/v1/completions", f"x-fault: {fault}", body=b"{}"))
         try:
-            assert not wire.answer().is_whole
+            assert not wire.response().is_whole
         except ConnectionResetError:
             assert fault == "cut-mid-event"
 
@@ -177,10 +180,10 @@ def test_requests_one_after_the_other_and_sent_ahead(in_front: GatewayProcess) -
     with in_front.connect() as wire:
         for n in range(5):
             wire.send(request(body=b"%d" % n))
-            assert wire.answer().body == b'{"echo": "%d"}' % n
+            assert wire.response().body == b'{"echo": "%d"}' % n
         wire.send(b"".join(request(body=b"%d" % n) for n in range(20)))
         for n in range(20):
-            assert wire.answer().body == b'{"echo": "%d"}' % n
+            assert wire.response().body == b'{"echo": "%d"}' % n
 
 
 def test_a_hundred_requests_outlast_the_engine_s_kept_connections(
@@ -189,4 +192,4 @@ def test_a_hundred_requests_outlast_the_engine_s_kept_connections(
     with in_front.connect() as wire:
         for _ in range(250):
             wire.send(request("GET", "/v1/models"))
-            assert wire.answer().status == 200
+            assert wire.response().status == 200

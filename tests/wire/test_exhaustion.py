@@ -11,8 +11,11 @@ from typing import Final
 
 import pytest
 
-from tests.support.fakes import KEY, OK, request
-from tests.wire.conftest import GatewayProcess, NewGateway, ScriptedEngine
+from tests.support.engines import ScriptedEngine
+from tests.support.gateways import GatewayProcess
+from tests.support.keys import KEY
+from tests.support.messages import OK, request
+from tests.wire.conftest import NewGateway
 
 PING: Final = request("GET", "/ping", key=None)
 PATIENCE: Final = 20.0
@@ -33,13 +36,13 @@ def test_open_connections_go_on_and_new_ones_are_let_in_when_others_have_gone(
     resource.prlimit(gateway.process.pid, resource.RLIMIT_NOFILE, (40, 40))
     with gateway.connect() as first:
         first.send(PING)
-        assert first.answer().status == 200
+        assert first.response().status == 200
         with ExitStack() as crowd:
             for _ in range(60):
                 crowd.enter_context(gateway.connect())
             assert not is_pinged(gateway)
             first.send(PING)
-            assert first.answer().status == 200
+            assert first.response().status == 200
         end = time.monotonic() + PATIENCE
         while not is_pinged(gateway):
             assert time.monotonic() < end, "nobody is let in any more"
@@ -73,7 +76,7 @@ def test_strangers_leave_files_for_the_engine(
     """They connect and send nothing, not even what a handshake begins with."""
     with small_gateway.connect() as wire:
         wire.send(PING)
-        assert wire.answer().status == 200
+        assert wire.response().status == 200
         with ExitStack() as crowd:
             for _ in range(STRANGERS):
                 address = ("127.0.0.1", small_gateway.port)
@@ -81,4 +84,4 @@ def test_strangers_leave_files_for_the_engine(
             for _ in range(3):
                 wire.send(request(body=b"{}", key=KEY))
                 engine.visit().finish(CLOSING)
-                assert wire.answer().status == 200
+                assert wire.response().status == 200

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.fakes import KEY, KEYS_TEXT, OTHER_KEY, STREAM_HEAD, request
-from tests.wire.conftest import GatewayProcess, Processes, eventually
+from tests.support.gateways import GatewayProcess, Processes
+from tests.support.keys import KEY, KEYS_TEXT, OTHER_KEY
+from tests.support.messages import STREAM_HEAD, request
+from tests.support.processes import until
 
 NEW = "sk-new-0123456789abc"
 MODELS = ("GET", "/v1/models")
@@ -22,7 +24,7 @@ def status(gateway: GatewayProcess, key: str) -> int:
 
 def until_loaded(gateway: GatewayProcess) -> None:
     """Wait until the file with one key is read. Nobody tries keys meanwhile: that is limited."""
-    eventually(lambda: " 1 API keys loaded" in gateway.log, "the new file is read")
+    until(lambda: " 1 API keys loaded" in gateway.log, "the new file is read")
 
 
 def put_in_place(path: Path, text: str) -> None:
@@ -75,7 +77,7 @@ def test_a_secret_of_kubernetes_is_taken_up_when_its_folder_is_switched(
 def test_a_file_that_is_gone_locks_nobody_out_and_is_said(gateway: GatewayProcess) -> None:
     gateway.keys_file.unlink()
 
-    eventually(lambda: "there is no keys file" in gateway.log, "it is said")
+    until(lambda: "there is no keys file" in gateway.log, "it is said")
     assert status(gateway, KEY) == 200
 
 
@@ -87,7 +89,7 @@ def test_reloads_under_load_drop_nothing(gateway: GatewayProcess) -> None:
         with gateway.connect() as wire:
             for _ in range(150):
                 wire.send(request(body=b"{}"))
-                statuses.append(wire.answer().status)
+                statuses.append(wire.response().status)
 
     with gateway.connect() as stream:
         stream.send(request("POST", "/v1/completions", "x-events: 200", "x-tick-ms: 5",
@@ -105,7 +107,7 @@ def test_reloads_under_load_drop_nothing(gateway: GatewayProcess) -> None:
         for thread in threads:
             thread.join()
         stream.buffer = STREAM_HEAD + stream.buffer
-        whole = stream.answer()
+        whole = stream.response()
 
     assert statuses == [200] * 600
     assert len(whole.chunks) == 201, "200 events and [DONE]"

@@ -12,8 +12,12 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
-from tests.support.fakes import KEY, LAST_CHUNK, STREAM_HEAD, chunk, request
-from tests.wire.conftest import GatewayProcess, NewGateway, Processes, ScriptedEngine, eventually
+from tests.support.engines import ScriptedEngine
+from tests.support.gateways import GatewayProcess, Processes
+from tests.support.keys import KEY
+from tests.support.messages import LAST_CHUNK, STREAM_HEAD, chunk, request
+from tests.support.processes import until
+from tests.wire.conftest import NewGateway
 
 SPEED: Final = 20
 """Of the gateway's clock and of this client's patience: a minute takes three seconds."""
@@ -123,8 +127,8 @@ def test_a_client_passes_over_the_comments_and_gets_its_stream(
         raw_waiter.send(request(body=b'{"stream":true}'))
         raw_waiter.read_until(chunk(b": waiting\n\n"))
         listener = listen()
-        eventually(lambda: patient.health()["queue"]["length"] == 2)
-        raw_waiter.leave()
+        until(lambda: patient.health()["queue"]["length"] == 2)
+        raw_waiter.close()
         first.finish(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
         answer = engine.visit()
         answer.finish(STREAM_HEAD + chunk(DELTA) + chunk(b"data: [DONE]\n\n") + LAST_CHUNK)

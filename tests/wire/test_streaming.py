@@ -11,14 +11,12 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support.fakes import LAST_CHUNK, OK, STREAM_HEAD, chunk, event, request
-from tests.wire.conftest import (
-    GatewayProcess,
-    NewGateway,
-    ScriptedEngine,
-    Wire,
-    eventually,
-)
+from tests.support.clients import Wire
+from tests.support.engines import ScriptedEngine
+from tests.support.gateways import GatewayProcess
+from tests.support.messages import LAST_CHUNK, OK, STREAM_HEAD, chunk, event, request
+from tests.support.processes import until
+from tests.wire.conftest import NewGateway
 
 STREAM = request(body=b'{"stream":true}')
 
@@ -49,7 +47,7 @@ def test_events_arrive_one_by_one_while_the_stream_runs(
         assert wire.read_until(LAST_CHUNK) == LAST_CHUNK
 
         wire.send(request("GET", "/ping", key=None))
-        assert wire.answer().status == 200, "the client's connection is kept"
+        assert wire.response().status == 200, "the client's connection is kept"
 
 
 def test_a_slow_reader_stops_the_engine_and_not_our_memory(
@@ -89,7 +87,7 @@ def test_a_slow_reader_stops_the_engine_and_not_our_memory(
         assert got == whole
 
 
-@pytest.mark.parametrize("leave", [Wire.leave, Wire.reset, Wire.say_goodbye])
+@pytest.mark.parametrize("leave", [Wire.close, Wire.reset, Wire.close_half])
 @pytest.mark.parametrize("said", [b"", STREAM_HEAD, STREAM_HEAD + event(1)])
 def test_a_client_that_leaves_takes_its_request_from_the_engine(
     leave: Callable[[Wire], None], said: bytes, gateway: GatewayProcess, engine: ScriptedEngine
@@ -103,7 +101,7 @@ def test_a_client_that_leaves_takes_its_request_from_the_engine(
     leave(wire)
 
     visit.wait_until_cut()
-    eventually(lambda: gateway.health()["slots"]["used"] == 0)
+    until(lambda: gateway.health()["slots"]["used"] == 0)
 
 
 def test_a_client_that_leaves_while_it_sends_never_reaches_the_engine(
@@ -111,10 +109,10 @@ def test_a_client_that_leaves_while_it_sends_never_reaches_the_engine(
 ) -> None:
     with gateway.connect() as wire:
         wire.send(STREAM[:-3])
-        wire.leave()
+        wire.close()
     text = request("GET", "/metrics?format=prometheus", key=None)
     left = b'llama_gguf_client_disconnects_total{phase="request"} 1.0'
-    eventually(lambda: left in gateway.ask(text).body)
+    until(lambda: left in gateway.ask(text).body)
 
     assert not engine.has_visit
 
@@ -129,7 +127,7 @@ def test_a_client_that_sent_a_lot_ahead_and_left_is_noticed(
     # buffer besides: were that full, the end of the connection could not reach us at all.
     ping = request("GET", "/ping", key=None)
     wire.send(ping * (100_000 // len(ping)))
-    wire.leave()
+    wire.close()
 
     visit.wait_until_cut()
 
@@ -205,7 +203,7 @@ def test_a_401_to_a_large_body_can_be_read_by_who_sends_all_of_it_first(
 ) -> None:
     with gateway.connect() as wire:
         wire.send(request(body=b"x" * (4 << 20), key=None))
-        answer = wire.answer()
+        answer = wire.response()
 
     assert answer.status == 401
     assert answer["connection"] == "close"
@@ -219,4 +217,4 @@ def test_a_body_of_megabytes_arrives_whole(gateway: GatewayProcess, engine: Scri
         assert visit.body == body
         visit.send(OK)
 
-        assert wire.answer().status == 200
+        assert wire.response().status == 200

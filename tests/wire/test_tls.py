@@ -13,15 +13,13 @@ from pathlib import Path
 import pytest
 
 from tests.support.certificates import Pair, issue, names_in, trusting
-from tests.support.fakes import KEY, LAST_CHUNK, OK, STREAM_HEAD, event, request
-from tests.wire.conftest import (
-    PATIENCE,
-    GatewayProcess,
-    NewGateway,
-    ScriptedEngine,
-    connected,
-    eventually,
-)
+from tests.support.clients import connected
+from tests.support.engines import ScriptedEngine
+from tests.support.gateways import GatewayProcess
+from tests.support.keys import KEY
+from tests.support.messages import LAST_CHUNK, OK, STREAM_HEAD, event, request
+from tests.support.processes import DEADLINE_SECONDS, until
+from tests.wire.conftest import NewGateway
 
 PING = request("GET", "/ping", key=None)
 STREAM = request(body=b'{"stream":true}')
@@ -51,9 +49,9 @@ def test_a_request_and_its_answer_arrive_whole(
         assert visit.body == body
         visit.send(OK.replace(b"11", b"%d" % len(body)).replace(b'{"ok":true}', body))
 
-        assert wire.answer().body == body
+        assert wire.response().body == body
         wire.send(PING)
-        assert wire.answer().status == 200, "the connection is kept"
+        assert wire.response().status == 200, "the connection is kept"
     assert f"The gateway listens on https://127.0.0.1:{gateway.port}\n" in gateway.log
 
 
@@ -64,7 +62,9 @@ def everyday_client(gateway: GatewayProcess) -> http.client.HTTPSConnection:
     """
     trust = trusting()
     trust.options |= ssl.OP_IGNORE_UNEXPECTED_EOF
-    client = http.client.HTTPSConnection("127.0.0.1", gateway.port, timeout=PATIENCE, context=trust)
+    client = http.client.HTTPSConnection(
+        "127.0.0.1", gateway.port, timeout=DEADLINE_SECONDS, context=trust
+    )
     client.request("POST", "/v1/completions", b"{}", {"Authorization": f"Bearer {KEY}"})
     return client
 
@@ -109,7 +109,7 @@ def test_an_answer_that_only_its_end_ends_is_seen_to_break_off(
 def test_who_is_refused_while_it_sends_gets_an_end_by_tls_s_rules(gateway: GatewayProcess) -> None:
     with gateway.connect() as wire:
         wire.send(request(body=b"x" * (4 << 20), key=None)[: 1 << 20])
-        assert wire.answer().status == 401
+        assert wire.response().status == 401
         assert wire.read_rest() == b""
 
 
@@ -128,12 +128,12 @@ def test_sighup_changes_the_certificate_and_cuts_nobody(
         issue("new.example").write(tmp_path)
         assert names_shown_by(gateway) == {"old.example"}
         gateway.signal(signal.SIGHUP)
-        eventually(lambda: names_shown_by(gateway) == {"new.example"})
+        until(lambda: names_shown_by(gateway) == {"new.example"})
 
         visit.finish(event(2) + LAST_CHUNK)
         wire.read_until(event(2) + LAST_CHUNK)
         wire.send(PING)
-        assert wire.answer().status == 200
+        assert wire.response().status == 200
 
 
 def test_a_certificate_that_cannot_be_used_leaves_the_old_one_and_is_logged(
@@ -143,12 +143,12 @@ def test_a_certificate_that_cannot_be_used_leaves_the_old_one_and_is_logged(
     new = issue("new.example")
     Pair(new.chain, new.key[:60]).write(tmp_path)
     gateway.signal(signal.SIGHUP)
-    eventually(lambda: "The TLS certificate was not reloaded: TLS_KEY_FILE=" in gateway.log)
+    until(lambda: "The TLS certificate was not reloaded: TLS_KEY_FILE=" in gateway.log)
 
     assert names_shown_by(gateway) == {"old.example"}
     new.write(tmp_path)
     gateway.signal(signal.SIGHUP)
-    eventually(lambda: names_shown_by(gateway) == {"new.example"})
+    until(lambda: names_shown_by(gateway) == {"new.example"})
     assert "Traceback" not in gateway.log
 
 
@@ -159,7 +159,7 @@ def test_a_disk_that_hangs_with_the_certificate_holds_nothing_up(
     (tmp_path / "cert.pem").unlink()
     os.mkfifo(tmp_path / "cert.pem")  # to open it waits for what writes into it
     gateway.signal(signal.SIGHUP)
-    eventually(lambda: gateway.log.count("API keys loaded") == 2)
+    until(lambda: gateway.log.count("API keys loaded") == 2)
 
     assert gateway.ask(PING).status == 200
     gateway.signal(signal.SIGTERM)
@@ -216,7 +216,7 @@ def test_a_drain_closes_idle_connections_and_lets_streams_end(
 ) -> None:
     with gateway.connect() as idle, gateway.connect() as streaming:
         idle.send(PING)
-        idle.answer()
+        idle.response()
         streaming.send(STREAM)
         visit = engine.visit()
         visit.send(STREAM_HEAD + event(1))

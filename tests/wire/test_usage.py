@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.fakes import KEYS_TEXT, request
-from tests.wire.conftest import GatewayProcess, Processes, eventually
+from tests.support.gateways import GatewayProcess, Processes
+from tests.support.keys import KEYS_TEXT
+from tests.support.messages import request
+from tests.support.processes import until
 
 
 def requests_of(gateway: GatewayProcess) -> int:
@@ -24,7 +26,7 @@ def ask(gateway: GatewayProcess, times: int) -> None:
     with gateway.connect() as wire:
         for _ in range(times):
             wire.send(request(body=b"{}"))
-            assert wire.answer().status == 200
+            assert wire.response().status == 200
 
 
 def stop(gateway: GatewayProcess) -> None:
@@ -60,7 +62,7 @@ def test_usage_that_a_disk_did_not_take_is_kept_once_it_does(start: Start, tmp_p
     folder.write_text("a file where the folder should be")
     gateway = start()
     ask(gateway, 3)
-    eventually(lambda: "The usage cannot be saved" in gateway.log, "a write fails")
+    until(lambda: "The usage cannot be saved" in gateway.log, "a write fails")
     folder.unlink()
     stop(gateway)
 

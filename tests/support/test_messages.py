@@ -4,8 +4,16 @@ import pytest
 
 from tests.gateway.test_client_hostile import HOSTILE, MALFORMED_CHUNKS
 from tests.gateway.test_client_requests import CHUNKED, GOOD
-from tests.support.fakes import OK, STREAM_HEAD, event, request
-from tests.support.strict import End, Malformed, take_request, take_response
+from tests.support.messages import (
+    OK,
+    STREAM_HEAD,
+    End,
+    Malformed,
+    event,
+    request,
+    take_request,
+    take_response,
+)
 
 
 @pytest.mark.parametrize("raw", GOOD.values(), ids=GOOD.keys())

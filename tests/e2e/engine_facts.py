@@ -8,18 +8,19 @@ what has to be changed, and then ``make engine-facts`` writes the file anew.
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines import command, locate
+from tests.support.clients import Wire
+from tests.support.messages import Response, request
 
 RECORDED: Final = Path(__file__).with_suffix(".txt")
 RENEW: Final = "if all is well with that, `make engine-facts` records it"
@@ -48,57 +49,43 @@ _ORIGIN: Final = "https://browser.example"
 
 
 @dataclass(frozen=True)
-class Answer:
-    status: int
-    fields: Mapping[str, str]
-    body: bytes
+class Observed(Response):
     is_kept: bool
-    """Whether the connection took another request."""
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
+    """Whether the connection accepted another request."""
 
     @property
     def events(self) -> list[Any]:
-        """The data of an event stream, but for [DONE]."""
+        """The data of an event stream, without [DONE]."""
         data = re.findall(rb"^data: (.*)$", self.body, re.MULTILINE)
         return [json.loads(event) for event in data if event != b"[DONE]"]
 
 
 class Engine:
-    """A llama-server that serves on *port*."""
+    """A client of a running llama-server."""
 
     def __init__(self, port: int, key: str) -> None:
-        self._port = port
+        self._address = ("127.0.0.1", port)
         self._key = key
 
-    def ask(
+    def request(
         self, method: str, path: str, body: bytes | None = None, *, key: str | None = None
-    ) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
-        fields = {"Authorization": f"Bearer {self._key if key is None else key}"}
-        fields |= {"Content-Type": "application/json", "Origin": _ORIGIN}
-        try:
-            connection.request(method, path, body, fields)
-            answer = connection.getresponse()
-            read = answer.read()
-            told = {name.lower(): value for name, value in answer.getheaders()}
-            return Answer(answer.status, told, read, _is_kept(connection))
-        finally:
-            connection.close()
+    ) -> Observed:
+        fields = ("Content-Type: application/json", f"Origin: {_ORIGIN}")
+        key = self._key if key is None else key
+        with Wire(self._address, seconds=60) as wire:
+            wire.send(request(method, path, *fields, body=body, key=key))
+            response = wire.response()
+            return Observed(**vars(response), is_kept=_is_kept(wire))
 
-    def post(self, path: str, question: Any) -> Answer:
-        return self.ask("POST", path, json.dumps(question).encode())
+    def post(self, path: str, question: Any) -> Observed:
+        return self.request("POST", path, json.dumps(question).encode())
 
 
-def _is_kept(connection: http.client.HTTPConnection) -> bool:
-    if connection.sock is None:  # it was announced
-        return False
+def _is_kept(wire: Wire) -> bool:
     try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
-    except (http.client.HTTPException, OSError):
+        wire.send(request("GET", "/health"))
+        return wire.response().status == 200
+    except OSError:
         return False
 
 
@@ -141,10 +128,10 @@ def _variables(told: str) -> Iterator[str]:
 def _routes(engine: Engine) -> Iterator[str]:
     for path in _GET:
         # A stream of events would not end.
-        status = 404 if path == "/models/sse" else engine.ask("GET", path).status
+        status = 404 if path == "/models/sse" else engine.request("GET", path).status
         yield f"GET {path} {status}"
     for path in _POST:
-        yield f"POST {path} {engine.ask('POST', path, b'{}').status}"
+        yield f"POST {path} {engine.request('POST', path, b'{}').status}"
 
 
 def _named_routes(folder: Path) -> Iterator[str]:
@@ -162,15 +149,15 @@ def _errors(engine: Engine) -> Iterator[str]:
     chat = "/v1/chat/completions"
     long = {**_QUESTION, "messages": [{"role": "user", "content": "word " * 4000}]}
     cases = {
-        "no key": engine.ask("POST", chat, b"{}", key=""),
-        "wrong key": engine.ask("POST", chat, b"{}", key="wrong"),
-        "no such path": engine.ask("GET", "/nothing"),
-        "no such method": engine.ask("PATCH", chat, b"{}"),
-        "no JSON": engine.ask("POST", chat, b"{"),
-        "no messages": engine.ask("POST", chat, b"{}"),
+        "no key": engine.request("POST", chat, b"{}", key=""),
+        "wrong key": engine.request("POST", chat, b"{}", key="wrong"),
+        "no such path": engine.request("GET", "/nothing"),
+        "no such method": engine.request("PATCH", chat, b"{}"),
+        "no JSON": engine.request("POST", chat, b"{"),
+        "no messages": engine.request("POST", chat, b"{}"),
         "prompt longer than the context": engine.post(chat, long),
         "embeddings of a model that has none": engine.post("/v1/embeddings", {"input": "Hi"}),
-        "no messages, Anthropic": engine.ask("POST", "/v1/messages", b"{}"),
+        "no messages, Anthropic": engine.request("POST", "/v1/messages", b"{}"),
     }
     for case, answer in cases.items():
         yield f"{case}: {answer.status}"
@@ -179,7 +166,7 @@ def _errors(engine: Engine) -> Iterator[str]:
         )
 
 
-def _json_or_text(answer: Answer) -> Any:
+def _json_or_text(answer: Observed) -> Any:
     try:
         return answer.json
     except ValueError:
@@ -204,11 +191,11 @@ def _answers(engine: Engine) -> Iterator[str]:
         "messages": engine.post("/v1/messages", _QUESTION).json,
         "messages, last events": {e["type"]: e for e in anthropic.events[-2:]},
         "responses": engine.post("/v1/responses", {"input": "Hi", "max_output_tokens": 2}).json,
-        "health": engine.ask("GET", "/health").json,
-        "models": engine.ask("GET", "/v1/models").json,
+        "health": engine.request("GET", "/health").json,
+        "models": engine.request("GET", "/v1/models").json,
         "props": {
             name: value
-            for name, value in engine.ask("GET", "/props").json.items()
+            for name, value in engine.request("GET", "/props").json.items()
             if name in ("total_slots", "is_sleeping", "model_path", "build_info")
         },
     }
@@ -247,14 +234,14 @@ def _connections(engine: Engine) -> Iterator[str]:
         "a stream": engine.post("/v1/chat/completions", {**_QUESTION, "stream": True}),
     }
     for what, answer in answers.items():
-        for name, value in sorted(answer.fields.items()):
+        for name, value in sorted({n.lower(): v for n, v in answer.fields}.items()):
             shown = "a number" if name == "content-length" else value
             yield f"{what}: {name}: {shown}"
         yield f"{what}: the connection is {'kept' if answer.is_kept else 'closed'} afterwards"
 
 
 def _metrics(engine: Engine) -> Iterator[str]:
-    text = engine.ask("GET", "/metrics").body.decode()
+    text = engine.request("GET", "/metrics").body.decode()
     yield from sorted(re.findall(r"^# TYPE (\S+ \w+)", text, re.MULTILINE))
 
 

@@ -15,7 +15,8 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
-from tests.e2e.conftest import MODEL, ROOT, Served, command_line
+from tests.e2e.conftest import MODEL, ROOT, Served
+from tests.support.processes import command_line
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.browser import Browser, needs_browser
 from tests.e2e.conftest import Served
-from tests.support.browser import Browser, needs_browser
 
 pytestmark = [pytest.mark.e2e, needs_browser]
 

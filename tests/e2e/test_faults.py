@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import signal
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import DEADLINE_SECONDS, MODEL, Served, stop
+from tests.support import clients
 from tests.support.processes import is_running
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -29,17 +28,14 @@ def settings(request: pytest.FixtureRequest) -> Mapping[str, str]:
 def ask(served: Served, prompt: str = "Once upon a", tokens: int = 4) -> int:
     """The status of a completion; 0 when it was cut."""
     question = {"model": MODEL, "prompt": prompt, "max_tokens": tokens, "ignore_eos": True}
-    fields = {"Authorization": f"Bearer {served.key}", "Content-Type": "application/json"}
-    address = ("127.0.0.1", served.port)
-    connection = http.client.HTTPConnection(*address, timeout=DEADLINE_SECONDS)
-    with closing(connection):
-        try:
-            connection.request("POST", "/v1/completions", json.dumps(question), fields)
-            answer = connection.getresponse()
-            answer.read()
-        except (ConnectionError, http.client.HTTPException):
-            return 0
-        return answer.status
+    body = json.dumps(question).encode()
+    try:
+        response = clients.ask(
+            served.port, "/v1/completions", body, key=served.key, seconds=DEADLINE_SECONDS
+        )
+    except ConnectionError:
+        return 0
+    return response.status if response.is_whole else 0
 
 
 def state_of(served: Served) -> str:
@@ -132,9 +128,7 @@ def test_its_own_sleep_is_shown_and_not_disturbed_and_the_next_request_ends_it(
 
 
 def health_port(served: Served) -> int:
-    with closing(http.client.HTTPConnection("127.0.0.1", served.port_health)) as connection:
-        connection.request("GET", "/")
-        return connection.getresponse().status
+    return clients.ask(served.port_health, "/", key="").status
 
 
 def seconds_asleep(served: Served) -> float:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import COMMAND, Served, free_port, stop
+from tests.e2e.conftest import COMMAND, Served, stop
 from tests.support.hub_server import REPO, HubServer
-from tests.support.processes import is_running
+from tests.support.processes import free_ports, is_running
 
 pytestmark = pytest.mark.e2e
 
@@ -31,7 +31,8 @@ def hub(model_file: Path) -> Iterator[HubServer]:
 
 
 def start(data_dir: Path, endpoint: str) -> Served:
-    served = Served(None, data_dir, free_port(), free_port(), free_port(), "")  # type: ignore[arg-type]
+    port, port_health, port_backend = free_ports(3)
+    served = Served(None, data_dir, port, port_health, port_backend, "")  # type: ignore[arg-type]
     environ = {
         **os.environ,
         "DATA_DIR": str(data_dir),

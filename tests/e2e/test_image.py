@@ -5,13 +5,10 @@ It takes minutes, so it is marked ``image`` and runs by `make test-image`.
 
 from __future__ import annotations
 
-import http.client
 import json
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,13 +16,14 @@ from typing import Any, Final
 import pytest
 
 from llama_gguf import __version__
-from tests.e2e.conftest import MODEL, free_port
-from tests.support import containers
+from tests.e2e.conftest import MODEL
+from tests.support import clients, containers
 from tests.support.containers import Builder
+from tests.support.keys import KEY
+from tests.support.processes import free_ports, until
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(1200)]
 
-KEY: Final = "sk-a-key-of-the-tests"
 DEADLINE_SECONDS: Final = 120.0
 MAX_ADDED_BYTES: Final = 135_000_000
 
@@ -51,12 +49,9 @@ class Container:
 
     def ask(self, path: str, question: Any = None) -> tuple[int, Any]:
         """Status and JSON of a GET, or of a POST of *question*."""
-        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
-            headers = {"Authorization": f"Bearer {KEY}"} if question else {}
-            body = None if question is None else json.dumps(question)
-            connection.request("POST" if question else "GET", path, body, headers)
-            answer = connection.getresponse()
-            return answer.status, json.loads(answer.read())
+        body = None if question is None else json.dumps(question).encode()
+        response = clients.ask(self.port, path, body, key=KEY if question else "", seconds=60)
+        return response.status, response.json
 
     def is_ready(self) -> bool:
         try:
@@ -65,12 +60,15 @@ class Container:
             return False
 
     def until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while not condition():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                self.process.kill()
-                pytest.fail(f"it never came to it:\n{self.process.communicate()[0]}")
-            time.sleep(0.1)
+        def end() -> str:
+            self.process.kill()
+            return f"{self.process.communicate()[0]}"
+
+        def look() -> bool:
+            assert self.process.poll() is None, end()
+            return condition()
+
+        until(look, end, seconds=DEADLINE_SECONDS)
 
     def first_process(self) -> dict[str, str]:
         """The status of ``serve``, as proc(5) has it, from outside."""
@@ -93,12 +91,12 @@ def container(image: Builder, model_file: Path, tmp_path: Path) -> Iterator[Cont
     (tmp_path / "api_keys.txt").write_text(f"tests:{KEY}\n")
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(0o777 if folder == tmp_path else 0o755)
-    port = free_port()
+    port, port_health, port_backend = free_ports(3)
     environ = {
         "HOST": "127.0.0.1",
         "PORT": str(port),
-        "PORT_HEALTH": str(free_port()),
-        "PORT_BACKEND": str(free_port()),
+        "PORT_HEALTH": str(port_health),
+        "PORT_BACKEND": str(port_backend),
         "CTX": "2048",
         "THREADS": "1",
     }

@@ -10,7 +10,8 @@ from pathlib import Path
 import openai
 import pytest
 
-from tests.e2e.conftest import MODEL, Served, command_line, stop
+from tests.e2e.conftest import MODEL, Served, stop
+from tests.support.processes import command_line
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 

@@ -15,7 +15,7 @@ from llama_gguf.engines.command import engine_argv, extra_args
 from llama_gguf.engines.locate import Engine, devices_of, flags_of, locate
 from llama_gguf.models.memory import need, options
 from llama_gguf.models.model_file import read_model
-from tests.e2e.conftest import free_port
+from tests.support.processes import free_port
 
 pytestmark = pytest.mark.e2e
 

@@ -14,8 +14,8 @@ from typing import Any, Final
 import pytest
 
 from llama_gguf.telemetry.metrics import METRICS
-from tests.e2e.conftest import Served, free_port
-from tests.support.processes import until
+from tests.e2e.conftest import Served
+from tests.support.processes import free_port, until
 
 pytestmark = [
     pytest.mark.e2e,

@@ -1,4 +1,4 @@
-"""For all tests: hypothesis tries the same examples every time, and takes the time it needs."""
+"""For all tests: hypothesis tries the same examples in each run, without a deadline."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ settings.load_profile("deterministic")
 
 pytest_plugins = ["tests.support.fakes", "tests.support.endpoints"]  # new_rig, rig and play
 
-# `make check &` of a script leaves SIGINT ignored, which every process of a test would inherit:
-# none would heed a Ctrl-C.
+# `make check &` in a script ignores SIGINT, and every process of a test would inherit that:
+# none would react to Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,6 +1,6 @@
 """Clients over real sockets, which block.
 
-``ask`` sends one request on a connection of its own; ``Wire`` is a connection whose bytes a test
+``ask`` sends one request on a new connection; ``Wire`` is a connection whose bytes a test
 writes and reads itself. Their asynchronous counterpart for hundreds of connections is
 ``tests.soak.client``; in front of a gateway without sockets, there is ``fakes.FakeClient``.
 """

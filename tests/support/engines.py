@@ -6,7 +6,7 @@ Which one to use:
   starts, stops and restarts an engine, and wherever the engine must be another process.
 - ``ScriptedEngine`` is in the process of the tests. Each request waits until the test sends the
   response, byte by byte if it likes: for tests whose outcome depends on the order of events.
-- ``ChatEngine`` answers completions by itself, with token counts: for clients, such as the bench.
+- ``ChatEngine`` responds to completions on its own, with token counts: for tests of the bench.
 - ``fakes.FakeUpstream`` has no sockets: for a gateway in the process of the tests, as in ``Rig``.
 
 An engine that only one room needs is in that room: ``soak/engine.py`` checks thousands of requests
@@ -167,7 +167,7 @@ def usage(body: dict[str, Any]) -> dict[str, int]:
 
 
 class ChatEngine(ThreadingHTTPServer):
-    """Answers completions, records them, and has some faults; start it with ``running``."""
+    """Responds to completions, records them, and has some faults; start it with ``running``."""
 
     daemon_threads = False
     request_queue_size = 64

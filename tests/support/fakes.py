@@ -1,8 +1,9 @@
-"""The gateway without sockets, sleeping or threads: everything happens when a test says so.
+"""The gateway without sockets, sleeping or threads: every step is a call of the test.
 
-``Rig`` is a gateway's ``Services`` on a loop that runs only by hand. ``rig.client()`` is one
-client with a real ``ClientConnection`` behind it, and every connection that the real pool makes
-to the engine becomes a ``FakeUpstream``. Tests speak in bytes and look at bytes.
+``Rig`` is a gateway's ``Services`` on a loop that runs only in ``spin``. ``rig.client()`` is a
+client with a real ``ClientConnection``, and each connection that the real pool opens to the engine
+becomes a ``FakeUpstream``. Tests send bytes and check bytes. For a gateway on real sockets, see
+``tests.support.gateways``.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ T = TypeVar("T")
 
 
 class Clock:
-    """Time stands still but for ``advance``."""
+    """A clock whose time the test sets."""
 
     def __init__(self, now: float = 1000.0) -> None:
         self.now = now
@@ -58,7 +59,7 @@ class _NothingHappens:
 
 
 class FakeLoop(asyncio.BaseEventLoop):
-    """A real loop, so that tasks and time-outs are real, but it runs only in ``spin``."""
+    """A real loop, with real tasks and timeouts, that runs only in ``spin``."""
 
     _ready: deque[asyncio.Handle]  # asyncio's own
 
@@ -83,7 +84,7 @@ class FakeLoop(asyncio.BaseEventLoop):
         return bool(self._ready)
 
     def spin(self) -> None:
-        """Run what is ready, and what that makes ready, and so on."""
+        """Run all callbacks that are ready, until none is."""
         while True:
             self.call_soon(self.stop)
             self.run_forever()
@@ -93,7 +94,7 @@ class FakeLoop(asyncio.BaseEventLoop):
 
 
 class Dial:
-    """The gateway wants a connection to the engine; what it gets to cancel."""
+    """An attempt of the gateway to connect to the engine, which it can cancel."""
 
     def __init__(
         self, loop: FakeLoop, endpoint: Endpoint, on_failed: Callable[[OSError], None]
@@ -106,7 +107,7 @@ class Dial:
         self.on_open: Callable[[FakeTransport], None] = lambda _: None
 
     def accept_at_once(self) -> None:
-        """As on loopback, where connecting takes no time."""
+        """Connect during the call, as on loopback."""
         if not self.is_over:
             self.is_over = True
             transport = FakeTransport(self._loop, ("127.0.0.1", 8080))
@@ -130,7 +131,7 @@ class Dial:
 
 
 class FakeDialer:
-    """Every dial is shown to *on_dial*."""
+    """Calls *on_dial* with each ``Dial``."""
 
     def __init__(self, loop: FakeLoop, on_dial: Callable[[Dial], None]) -> None:
         self._loop = loop
@@ -143,7 +144,7 @@ class FakeDialer:
 
 
 class FakeTransport(asyncio.Transport):
-    """Records what is done to it, and keeps a transport's promises.
+    """Records its calls, and behaves as asyncio documents it for transports.
 
     The gateway uses it as one of TLS, since no class of the tests can extend a compiled one. It
     delivers nothing while reading is paused, calls ``connection_lost`` exactly once and never from
@@ -162,13 +163,13 @@ class FakeTransport(asyncio.Transport):
         self._high = 65536
         self._writer_is_paused = False
         self.unsent = 0
-        """Bytes that the peer did not take, while ``is_stalled``."""
+        """Bytes that the peer has not read, while ``is_stalled``."""
         self.is_stalled = False
         self.writes: list[bytes] = []
         self.aborted = False
         self.has_written_eof = False
         self.pauses = 0
-        """How often reading was paused."""
+        """The number of times that reading was paused."""
         self.on_write: Callable[[bytes], None] = lambda _: None
 
     # What the gateway calls -----------------------------------------------------------------------
@@ -237,28 +238,28 @@ class FakeTransport(asyncio.Transport):
 
     @property
     def is_closed(self) -> bool:
-        """Closed or cut; whether the last bytes have left is not asked."""
+        """Closed or aborted, even if bytes have not been sent yet."""
         return self._is_closing
 
     def receive(self, data: bytes) -> None:
-        """The peer has sent *data*."""
+        """Receive *data* from the peer."""
         self._inbox.append(data)
         self._deliver()
 
     def receive_eof(self) -> None:
-        """The peer has closed its half."""
+        """Receive the end of the peer's stream."""
         self._eof_waits = True
         self._deliver()
 
     def lose(self, exc: Exception | None = None) -> None:
-        """The connection is gone."""
+        """Lose the connection."""
         if not self._is_lost:
             self._is_lost = self._is_closing = True
             self.unsent = 0
             self._protocol.connection_lost(exc)
 
     def take_unsent(self) -> None:
-        """The peer reads again."""
+        """The peer reads all of it, and continues to read."""
         self.is_stalled = False
         self.unsent = 0
         if self._writer_is_paused:
@@ -280,7 +281,7 @@ class FakeTransport(asyncio.Transport):
 
 
 class FakeUpstream:
-    """One connection, as the engine sees it."""
+    """One connection of the gateway, from the engine's side."""
 
     def __init__(self, rig: Rig, transport: FakeTransport) -> None:
         self._rig = rig
@@ -303,7 +304,7 @@ class FakeUpstream:
 
     @property
     def was_left(self) -> bool:
-        """Told that nobody wants the answer, and not cut: it may say when it is through."""
+        """Half-closed by the gateway, not cut: the engine may still finish its response."""
         return self.transport.has_written_eof and not self.transport.aborted
 
     @property
@@ -331,7 +332,7 @@ class FakeUpstream:
 
 
 class FakeClient:
-    """One client: what it sends and gets."""
+    """One client: the bytes that it sends and receives."""
 
     def __init__(self, rig: Rig, peer: object) -> None:
         self._rig = rig
@@ -347,7 +348,7 @@ class FakeClient:
         self._rig.spin()
 
     def leave(self) -> None:
-        """Close the connection, as a client does that has lost interest."""
+        """Close the connection."""
         self.transport.receive_eof()
         self._rig.spin()
 
@@ -356,7 +357,7 @@ class FakeClient:
         self._rig.spin()
 
     def stall(self) -> None:
-        """Read nothing from now on."""
+        """Stop reading."""
         self.transport.is_stalled = True
 
     def read_on(self) -> None:
@@ -373,14 +374,14 @@ class FakeClient:
 
     @property
     def answer(self) -> Response:
-        """The only answer so far."""
+        """The only response so far."""
         answers = self.answers
         assert len(answers) == 1, answers
         return answers[0]
 
     @property
     def is_closed(self) -> bool:
-        """Whether the gateway is done with the connection, be it that it lingers for a moment."""
+        """Whether the gateway has closed the connection, or only still discards what arrives."""
         return self.transport.is_closed or self.transport.has_written_eof
 
     @property
@@ -389,19 +390,19 @@ class FakeClient:
 
 
 async def at_once(work: Callable[[], T]) -> T:
-    """In place of a thread."""
+    """A substitute for ``off_the_loop`` without a thread."""
     return work()
 
 
 class Rig:
-    """One gateway. Settings are given as overrides of decent ones.
+    """One gateway, its clients and its engine.
 
     Args:
         folder: for the keys file.
-        keys: its text; None = there is no such file.
+        keys: its text; None for no file.
         state: of the engine.
         slots: of the engine.
-        overrides: of settings.
+        overrides: settings, over the usual ones.
     """
 
     def __init__(
@@ -440,12 +441,12 @@ class Rig:
         self.clients: list[FakeClient] = []
         self.upstreams: list[FakeUpstream] = []
         self.requests: list[bytes] = []
-        """Each as the engine got it."""
+        """Each as the engine received it."""
         self.dials: list[Dial] = []
         self.accepts = True
         """False: dials wait for ``accept`` or ``refuse``."""
         self.reply: Callable[[bytes], bytes] | None = None
-        """What the engine says to a request by itself."""
+        """Computes the engine's response to each request; None: the test sends it."""
         self.engine(state, slots=slots)
 
     def close(self) -> None:
@@ -471,12 +472,12 @@ class Rig:
             dial.accept_at_once()
 
     def answer_with(self, *replies: bytes) -> None:
-        """Let the engine answer each request by itself, the last of *replies* again and again."""
-        left = list(replies)
-        self.reply = lambda _: left.pop(0) if len(left) > 1 else left[0]
+        """Let the engine send one of *replies* to each request, and repeat the last."""
+        remaining = list(replies)
+        self.reply = lambda _: remaining.pop(0) if len(remaining) > 1 else remaining[0]
 
     def engine(self, state: EngineState, *, slots: int | None = None) -> None:
-        """The engine's state changes."""
+        """Change the engine's state."""
         slots = self.services.engine.status.slots if slots is None else slots
         self.services.engine.update(EngineStatus(state, since=0.0, slots=slots, model="m"))
         self.spin()
@@ -500,12 +501,12 @@ class Rig:
         self.loop.spin()
 
     def spin_if_needed(self) -> None:
-        """Spin unless nothing is ready: what hundreds of bytes in a row are fed with."""
+        """Spin unless nothing is ready; cheaper for hundreds of bytes in a row."""
         if self.loop.has_work:
             self.loop.spin()
 
     def advance(self, seconds: float) -> None:
-        """Let time pass, with all that the gateway does twice a second."""
+        """Advance the clock, with the gateway's tick twice a second."""
         end = self.clock.now + seconds
         while self.clock.now < end:
             self.clock.now = min(self.clock.now + TICK_SECONDS, end)
@@ -513,17 +514,17 @@ class Rig:
             self.services.tick()
             self.spin()
 
-    # What can be said of it afterwards ------------------------------------------------------------
+    # What it has recorded and holds ---------------------------------------------------------------
 
     @property
     def records(self) -> list[Exchange]:
-        """What the access log will say."""
+        """The exchanges for the access log."""
         self.services.recorder.settle()
         return self._records
 
     @property
     def is_at_rest(self) -> bool:
-        """Whether every slot, place in the queue and byte has been given back."""
+        """Whether every slot, queue place and byte of body memory has been released."""
         services = self.services
         held = (
             *(services.admission.running, services.admission.queued, services.body_memory.used),

@@ -1,4 +1,4 @@
-"""A server of one file on a port of its own, with every fault that a test wants."""
+"""An HTTP server of one file, with the faults of downloads."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Behaviour:
     etag: str = '"one"'
     """Empty to send none."""
     cuts: list[int] = field(default_factory=list)
-    """Bytes after which the next answers break off, one an answer; the rest are whole."""
+    """The bytes after which each of the next responses is cut; later ones are complete."""
     stops_after: int = 0
-    """Bytes after which answers stand still for as long as the server runs; 0 for never."""
+    """The bytes after which each response stalls until the server ends; 0 for never."""
     status: int = 0
-    """What to answer with in place of the file."""
+    """A status to send instead of the file; 0 for the file."""
     headers: Mapping[str, str] = field(default_factory=dict)
-    """More fields, or other values of the usual ones."""
+    """Fields to add or replace."""
     ignores_if_range: bool = False
     chunked: bool = False
     redirects: dict[str, str] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class Seen:
 
 
 class FileServer:
-    """Serves from ``with`` to its end; ``seen`` is every request so far."""
+    """Serves during a ``with`` block; ``seen`` has all requests."""
 
     def __init__(self, content: bytes) -> None:
         self.behaviour = Behaviour(content)
@@ -112,7 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
         )
         self._head(200 if start is None else 206, fields | dict(does.headers))
         if does.stops_after:
-            with suppress(ConnectionError):  # it was called off
+            with suppress(ConnectionError):  # the client was cancelled
                 self.wfile.write(body[: does.stops_after])
             self.server_owner.ends.wait()
             return

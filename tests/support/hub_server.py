@@ -1,6 +1,6 @@
-"""A model hub on loopback, for the real huggingface_hub: what it answers, and where the bytes are.
+"""A model hub on loopback, for the real huggingface_hub.
 
-As the real one, it sends whoever asks for a large file to another host, whose bytes need no login.
+As the real one, it redirects requests for a large file to another host, which needs no login.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ class Asked:
 @dataclass
 class Behaviour:
     token: str = ""
-    """Who does not show it gets 401."""
+    """Requests without it get 401."""
     gated: bool = False
     status: int = 0
-    """What every path answers with."""
+    """Of all responses, unless 0."""
     cuts: list[int] = field(default_factory=list)
-    """Bytes after which the next files break off, one an answer; the rest are whole."""
+    """The bytes after which each of the next files is cut; later ones are complete."""
     sizes: dict[str, int] = field(default_factory=dict)
-    """Sizes to claim in place of the true ones."""
+    """Sizes to report instead of the true ones."""
     pause_at: int = 0
-    """Bytes after which a file waits for ``goes_on``; 0 for no such wait."""
+    """The bytes after which a file waits for ``goes_on``; 0 for no wait."""
     damage: bool = False
-    """Send other bytes than the hub has told the hash of."""
+    """Send bytes that do not match the hash."""
 
 
 class HubServer:
-    """Serves the files of one repository from ``with`` to its end."""
+    """Serves the files of one repository during a ``with`` block."""
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         self.files = dict(files)
@@ -124,7 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[:pause_at])
             self.hub.goes_on.wait()
             body = body[pause_at:]
-        with suppress(ConnectionError):  # whoever asked has been stopped
+        with suppress(ConnectionError):  # the client was stopped
             self.wfile.write(body)
 
 

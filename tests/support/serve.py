@@ -1,4 +1,4 @@
-"""``llama-gguf serve`` as a process of its own, with ``fake_llama.py`` as its engine."""
+"""``llama-gguf serve`` as a process, with ``fake_llama.py`` as its engine."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Serve:
         """Start it.
 
         Args:
-            arguments: of the command, besides the model.
+            arguments: of the command, after the model.
             engine: EXTRA_ARGS, which determine how ``fake_llama.py`` behaves.
             environ: more variables.
         """
@@ -278,5 +278,5 @@ def _private(path: str, flags: int) -> int:
 
 
 def quoted(*words: str) -> str:
-    """*words* as EXTRA_ARGS has them."""
+    """*words* as a value of EXTRA_ARGS."""
     return shlex.join(words)

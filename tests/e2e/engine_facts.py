@@ -1,9 +1,9 @@
-"""What we rely on in llama-server, as it is seen from outside: one line a fact.
+"""The behaviour of llama-server that we rely on, seen from outside: one fact per line.
 
-tests/e2e/engine_facts.txt has the facts that were looked at; ``test_drift.py`` compares them with
-the engine that is installed. When that says that something changed: look whether we rely on it
-(engines/command.py, http1/routes.py, engines/probe.py, what reads tokens and timings), change
-what has to be changed, and then ``make engine-facts`` writes the file anew.
+tests/e2e/engine_facts.txt has the reviewed facts; ``test_drift.py`` compares them with the
+installed engine. If it reports a change: check whether we rely on the fact (engines/command.py,
+http1/routes.py, engines/probe.py, what reads tokens and timings), change our code if necessary, and
+record the facts with ``make engine-facts``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RENEW: Final = "if all is well with that, `make engine-facts` records it"
 Facts = dict[str, list[str]]
 """By heading."""
 
-# Every route that llama.cpp's server is known to have, ours to expose and ours to hide.
+# All known routes of llama.cpp's server, exposed and hidden.
 _GET: Final = (
     *("/health", "/v1/health", "/metrics", "/props", "/models", "/v1/models", "/slots"),
     *("/lora-adapters", "/v1/stream", "/tools", "/cors-proxy", "/models/sse"),
@@ -90,15 +90,15 @@ def _is_kept(wire: Wire) -> bool:
 
 
 def observe(engine: Engine) -> Facts:
-    """Everything, of the installed llama-server, which *engine* is a running one of."""
+    """All facts about the installed llama-server; *engine* is a client of a running one."""
     found = locate.locate("", os.environ.get("PATH", ""), environ=os.environ)
     environ = {**os.environ, **found.environment_changes}
-    told = subprocess.run(
+    help_text = subprocess.run(
         [found.path, "--help"], env=environ, capture_output=True, text=True, check=True, timeout=60
     ).stdout
     return {
-        "flags that we give": list(_flags(found.path, told)),
-        "variables": list(_variables(told)),
+        "flags that we give": list(_flags(found.path, help_text)),
+        "variables": list(_variables(help_text)),
         "routes": list(_routes(engine)),
         "routes that its files name": list(_named_routes(Path(found.path).parent)),
         "errors": list(_errors(engine)),
@@ -108,18 +108,18 @@ def observe(engine: Engine) -> Facts:
     }
 
 
-def _flags(path: str, told: str) -> Iterator[str]:
-    """Of those that engines/command.py gives, the ones that --help has."""
+def _flags(path: str, help_text: str) -> Iterator[str]:
+    """The flags that engines/command.py passes, and whether --help has them."""
     everything = Settings(threads=1, parallel=1)
     argv = command.engine_argv(path, everything, model_path="m.gguf", alias="m")
-    known = set(re.findall(r"(?<!\S)(--?[a-z][\w-]*)", told))
+    known = set(re.findall(r"(?<!\S)(--?[a-z][\w-]*)", help_text))
     for flag in argv:
         if flag.startswith("--"):
             yield f"{flag}{'' if flag in known else ' IS UNKNOWN'}"
 
 
-def _variables(told: str) -> Iterator[str]:
-    names = set(re.findall(r"\benv: (\w+)", told))
+def _variables(help_text: str) -> Iterator[str]:
+    names = set(re.findall(r"\benv: (\w+)", help_text))
     passed, _ = command.engine_environment(dict.fromkeys(names, "a"), api_key="ours", changes={})
     for name in sorted(names):
         yield f"{name} {'passes' if passed.get(name) == 'a' else 'is kept from it'}"
@@ -127,7 +127,7 @@ def _variables(told: str) -> Iterator[str]:
 
 def _routes(engine: Engine) -> Iterator[str]:
     for path in _GET:
-        # A stream of events would not end.
+        # An endless stream of events.
         status = 404 if path == "/models/sse" else engine.request("GET", path).status
         yield f"GET {path} {status}"
     for path in _POST:
@@ -135,7 +135,7 @@ def _routes(engine: Engine) -> Iterator[str]:
 
 
 def _named_routes(folder: Path) -> Iterator[str]:
-    """Found in the libraries; the compiler hides the shortest. It is for the new ones."""
+    """Found in the libraries, except the shortest, which are inlined. It reveals new routes."""
     pattern = re.compile(rb"\0(/(?:v1|models?|slots|props|tools?|chat|responses)[\w/:-]*)\0")
     found: set[str] = set()
     for library in folder.glob("llama-server*"):
@@ -162,15 +162,15 @@ def _errors(engine: Engine) -> Iterator[str]:
     for case, answer in cases.items():
         yield f"{case}: {answer.status}"
         yield from (
-            f"{case}: {line}" for line in shape(_json_or_text(answer), told=("type", "code"))
+            f"{case}: {line}" for line in shape(_json_or_text(answer), shown=("type", "code"))
         )
 
 
-def _json_or_text(answer: Observed) -> Any:
+def _json_or_text(response: Observed) -> Any:
     try:
-        return answer.json
+        return response.json
     except ValueError:
-        return {"not JSON": answer.body.decode(errors="replace")[:80]}
+        return {"not JSON": response.body.decode(errors="replace")[:80]}
 
 
 def _answers(engine: Engine) -> Iterator[str]:
@@ -200,21 +200,21 @@ def _answers(engine: Engine) -> Iterator[str]:
         },
     }
     yield f"chat: a stream ends with {stream.body.split()[-1].decode()}"
-    for case, told in cases.items():
-        yield from (f"{case}: {line}" for line in shape(told))
+    for case, value in cases.items():
+        yield from (f"{case}: {line}" for line in shape(value))
 
 
-def shape(value: Any, path: str = "", told: Sequence[str] = ()) -> Iterator[str]:
-    """The places in a piece of JSON and what kind of value is there.
+def shape(value: Any, path: str = "", shown: Sequence[str] = ()) -> Iterator[str]:
+    """The paths in a JSON value, each with the kind of its value.
 
-    Of a list the first element stands for all. Values of the names in *told* are told.
+    The first element of a list represents all. The values of the names in *shown* are included.
     """
     if isinstance(value, dict) and value:
         for name in sorted(value):
-            yield from shape(value[name], f"{path}.{name}" if path else name, told)
+            yield from shape(value[name], f"{path}.{name}" if path else name, shown)
     elif isinstance(value, list) and value:
-        yield from shape(value[0], f"{path}[]", told)
-    elif path.rpartition(".")[2] in told:
+        yield from shape(value[0], f"{path}[]", shown)
+    elif path.rpartition(".")[2] in shown:
         yield f"{path} = {value}"
     else:
         yield f"{path} {_kind(value)}"
@@ -259,6 +259,6 @@ def recorded() -> Facts:
 
 
 def changes(before: Sequence[str], now: Sequence[str]) -> list[str]:
-    """What is gone and what is new, a line each."""
+    """The missing and the new facts, a line each."""
     gone = [f"gone: {line}" for line in before if line not in now]
     return gone + [f"new: {line}" for line in now if line not in before]

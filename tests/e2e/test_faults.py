@@ -1,4 +1,4 @@
-"""Faults of the real engine: what is lost, what is said, and that it comes back."""
+"""Faults of the real engine: what is lost, what is reported, and that it restarts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def settings(request: pytest.FixtureRequest) -> Mapping[str, str]:
 
 
 def ask(served: Served, prompt: str = "Once upon a", tokens: int = 4) -> int:
-    """The status of a completion; 0 when it was cut."""
+    """The status of a completion; 0 if it was cut."""
     question = {"model": MODEL, "prompt": prompt, "max_tokens": tokens, "ignore_eos": True}
     body = json.dumps(question).encode()
     try:
@@ -48,12 +48,12 @@ def state_of(served: Served) -> str:
     [
         (signal.SIGKILL, "signal SIGKILL"),
         (signal.SIGSEGV, "It crashed"),
-        (signal.SIGHUP, "signal SIGHUP"),  # it dies of it, however idle it is
+        (signal.SIGHUP, "signal SIGHUP"),  # which ends it, even if it is idle
         (signal.SIGSTOP, "It did not respond for 2 s."),
     ],
     ids=lambda value: value.name if isinstance(value, signal.Signals) else "",
 )
-def test_whatever_ends_it_costs_what_was_in_it_and_the_next_request_waits(
+def test_a_death_loses_the_requests_at_the_engine_and_the_next_one_waits(
     own_server: Served, number: signal.Signals, said: str
 ) -> None:
     engine = own_server.child("llama-server")
@@ -73,10 +73,10 @@ def test_whatever_ends_it_costs_what_was_in_it_and_the_next_request_waits(
     assert not is_running(engine)
 
 
-def test_sigterm_with_a_request_that_it_would_not_leave_for_ends_in_time(
+def test_sigterm_ends_in_time_although_the_engine_ignores_it_during_a_request(
     model_file: Path, own_server: Served
 ) -> None:
-    # llama-server itself ignores SIGTERM while it computes an answer that is not streamed.
+    # llama-server itself ignores SIGTERM while it computes a response that is not streamed.
     children = own_server.children()
     with ThreadPoolExecutor(1) as pool:
         long = pool.submit(ask, own_server, tokens=2000)
@@ -107,7 +107,7 @@ def test_it_is_stopped_when_idle_and_started_by_the_next_request(own_server: Ser
 @pytest.mark.parametrize(
     "settings", [{"EXTRA_ARGS": "--sleep-idle-seconds 2"}], indirect=True, ids=["2 s"]
 )
-def test_its_own_sleep_is_shown_and_not_disturbed_and_the_next_request_ends_it(
+def test_the_engines_own_sleep_is_shown_and_only_a_request_ends_it(
     own_server: Served,
 ) -> None:
     def woken() -> int:
@@ -132,6 +132,6 @@ def health_port(served: Served) -> int:
 
 
 def seconds_asleep(served: Served) -> float:
-    """There is a look at it in each."""
+    """The engine is probed in each of them."""
     since = datetime.fromisoformat(served.get("/health")[1]["engine"]["since"])
     return (datetime.now(UTC) - since).total_seconds()

@@ -30,7 +30,7 @@ MAX_ADDED_BYTES: Final = 135_000_000
 
 @pytest.fixture(scope="module")
 def image() -> Iterator[Builder]:
-    """The image, built; it takes some minutes the first time."""
+    """The built image; the first build takes some minutes."""
     builder = containers.find_builder()
     if isinstance(builder, str):
         pytest.skip(builder)
@@ -85,7 +85,7 @@ class Container:
 
 @pytest.fixture
 def container(image: Builder, model_file: Path, tmp_path: Path) -> Iterator[Container]:
-    """The image, serving the demo model out of a volume that anybody may write to."""
+    """The image, serving the demo model from a volume that every user may write to."""
     (tmp_path / "models").mkdir()
     shutil.copy(model_file, tmp_path / "models")
     (tmp_path / "api_keys.txt").write_text(f"tests:{KEY}\n")
@@ -129,7 +129,7 @@ def test_the_image_serves_a_chat_as_pid_1_with_no_rights_on_a_read_only_root(
     assert container.process.returncode == 0, said
 
 
-def test_the_image_says_what_it_is_and_overrides_what_its_base_would_open(image: Builder) -> None:
+def test_the_image_has_labels_and_overrides_the_open_defaults_of_its_base(image: Builder) -> None:
     config = image.config()
 
     environ = dict(pair.split("=", 1) for pair in config["Env"])
@@ -144,7 +144,7 @@ def test_the_image_says_what_it_is_and_overrides_what_its_base_would_open(image:
     assert labels["source"] == "https://example.invalid/source"
 
 
-def test_the_image_is_compiled_and_has_nothing_left_to_compile_with(image: Builder) -> None:
+def test_the_image_is_compiled_and_contains_no_compiler(image: Builder) -> None:
     look = (
         "import llama_gguf.gateway.client_connection as c, importlib.util as i, shutil; "
         "print(c.__file__, [m for m in ('mypy', 'hatchling', 'setuptools') if i.find_spec(m)], "

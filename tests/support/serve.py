@@ -45,8 +45,15 @@ class Stream:
 
     def __init__(self, port: int, *, end: str) -> None:
         self._wire = Wire(("127.0.0.1", port))
-        self._wire.send(request("POST", CHAT, f"x-until: {end}", body=b'{"stream": true}'))
-        self._wire.buffer = self._wire.read_until(event(0)) + self._wire.buffer
+        try:
+            self._wire.send(request("POST", CHAT, f"x-until: {end}", body=b'{"stream": true}'))
+            self._wire.buffer = self._wire.read_until(event(0)) + self._wire.buffer
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._wire.close()
 
     def rest(self) -> bytes:
         """All events of it, to its end, whether that is a clean one or a cut."""
@@ -90,6 +97,7 @@ class Serve:
         """Connections of a test that are closed at its end."""
         self.is_subreaper = False
         """Whether it becomes the parent of orphans, as PID 1 of a container does."""
+        self._streams: list[Stream] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._starts = 0
 
@@ -222,7 +230,9 @@ class Serve:
 
     def stream(self) -> Stream:
         """A stream that lasts until ``end_streams``."""
-        return Stream(self.port, end=str(self._streams_end))
+        stream = Stream(self.port, end=str(self._streams_end))
+        self._streams.append(stream)
+        return stream
 
     def end_streams(self) -> None:
         self._streams_end.touch()
@@ -263,6 +273,8 @@ class Serve:
     def end(self) -> None:
         """Close its connections, and kill it and its children."""
         self.hang_up()
+        for stream in self._streams:
+            stream.close()
         if self._process is None:
             return
         remaining = list(children(self.pid)) if self._process.poll() is None else []

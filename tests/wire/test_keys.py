@@ -1,4 +1,4 @@
-"""Keys that change while a gateway runs."""
+"""Changes of the keys file while a gateway runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def status(gateway: GatewayProcess, key: str) -> int:
 
 
 def until_loaded(gateway: GatewayProcess) -> None:
-    """Wait until the file with one key is read. Nobody tries keys meanwhile: that is limited."""
+    """Wait until the file with one key is read; failed attempts are limited, so none is made."""
     until(lambda: " 1 API keys loaded" in gateway.log, "the new file is read")
 
 
@@ -38,7 +38,7 @@ def gateway(processes: Processes) -> GatewayProcess:
     return processes.gateway(processes.fake_llama().address)
 
 
-def test_a_changed_file_is_taken_up_by_itself(gateway: GatewayProcess) -> None:
+def test_a_changed_file_is_reloaded_automatically(gateway: GatewayProcess) -> None:
     put_in_place(gateway.keys_file, f"new:{NEW}\n")
 
     until_loaded(gateway)
@@ -46,14 +46,14 @@ def test_a_changed_file_is_taken_up_by_itself(gateway: GatewayProcess) -> None:
     assert status(gateway, KEY) == 401
 
 
-def test_a_file_that_is_written_in_place_is_taken_up_by_itself(gateway: GatewayProcess) -> None:
+def test_a_file_that_is_written_in_place_is_reloaded_automatically(gateway: GatewayProcess) -> None:
     gateway.keys_file.write_text(f"new:{NEW}\n")
 
     until_loaded(gateway)
     assert status(gateway, NEW) == 200
 
 
-def test_a_secret_of_kubernetes_is_taken_up_when_its_folder_is_switched(
+def test_a_secret_of_kubernetes_is_reloaded_when_its_folder_is_replaced(
     processes: Processes, tmp_path: Path
 ) -> None:
     mount = tmp_path / "mount"
@@ -74,7 +74,9 @@ def test_a_secret_of_kubernetes_is_taken_up_when_its_folder_is_switched(
     assert status(gateway, KEY) == 401
 
 
-def test_a_file_that_is_gone_locks_nobody_out_and_is_said(gateway: GatewayProcess) -> None:
+def test_the_keys_of_a_deleted_file_stay_valid_and_its_absence_is_logged(
+    gateway: GatewayProcess,
+) -> None:
     gateway.keys_file.unlink()
 
     until(lambda: "there is no keys file" in gateway.log, "it is said")
@@ -82,7 +84,7 @@ def test_a_file_that_is_gone_locks_nobody_out_and_is_said(gateway: GatewayProces
 
 
 def test_reloads_under_load_drop_nothing(gateway: GatewayProcess) -> None:
-    """Every way to reload at once, while alice asks and bob listens to a stream."""
+    """All ways to reload at once, while alice sends requests and bob reads a stream."""
     statuses: list[int] = []
 
     def ask() -> None:

@@ -1,4 +1,4 @@
-"""The gateway as a process: signals, keys that come and go, draining, its log."""
+"""The gateway as a process: signals, reloads of keys, draining, its log."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def in_front_of_llama(shared_processes: Processes) -> GatewayProcess:
 # Keys ---------------------------------------------------------------------------------------------
 
 
-def test_sighup_loads_new_keys_and_drops_removed_ones(processes: Processes) -> None:
+def test_sighup_loads_new_keys_and_revokes_removed_ones(processes: Processes) -> None:
     gateway = processes.gateway(processes.fake_llama().address)
     assert models(gateway).status == 200
     gateway.keys_file.write_text("new:sk-new-0123456789abc\n")
@@ -71,7 +71,7 @@ def test_reload_loads_new_keys_and_a_broken_file_changes_nothing(processes: Proc
 
 
 def drain(gateway: GatewayProcess) -> None:
-    """Send SIGTERM and wait until it has been understood."""
+    """Send SIGTERM and wait until the drain has begun."""
     gateway.signal(signal.SIGTERM)
     until(lambda: gateway.health()["status"] == "draining")
 
@@ -98,7 +98,7 @@ def test_sigterm_drains_a_running_stream_to_its_end(
     assert gateway.wait() == 0
 
 
-def test_a_second_sigterm_does_not_wait_for_what_runs(
+def test_a_second_sigterm_cuts_running_streams(
     gateway: GatewayProcess, engine: ScriptedEngine
 ) -> None:
     with gateway.connect() as wire:
@@ -116,7 +116,7 @@ def test_a_second_sigterm_does_not_wait_for_what_runs(
 
 
 def test_a_cut_at_the_end_is_a_reset(gateway: GatewayProcess, engine: ScriptedEngine) -> None:
-    # A FIN would be the clean end of the answer to HTTP/1.0.
+    # A FIN would be the clean end of a response to HTTP/1.0.
     with gateway.connect() as wire:
         wire.send(request(body=b'{"stream":true}', version="1.0"))
         visit = engine.visit()
@@ -129,7 +129,7 @@ def test_a_cut_at_the_end_is_a_reset(gateway: GatewayProcess, engine: ScriptedEn
         assert gateway.wait() == 0
 
 
-def test_what_does_not_end_within_the_drain_timeout_is_cut(
+def test_a_stream_that_outlasts_the_drain_timeout_is_cut(
     new_gateway: NewGateway, engine: ScriptedEngine
 ) -> None:
     gateway = new_gateway(DRAIN_TIMEOUT=0.2)
@@ -146,7 +146,7 @@ def test_what_does_not_end_within_the_drain_timeout_is_cut(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_idle_gateway_goes_at_once(number: signal.Signals, gateway: GatewayProcess) -> None:
+def test_an_idle_gateway_exits_at_once(number: signal.Signals, gateway: GatewayProcess) -> None:
     with gateway.connect() as wire:
         wire.send(PING)
         assert wire.response().status == 200
@@ -164,7 +164,7 @@ def is_in(gateway: GatewayProcess, state: EngineState) -> bool:
     return bool(gateway.health()["engine"]["state"] == state)
 
 
-def test_our_own_paths_never_open_a_connection_to_the_engine(processes: Processes) -> None:
+def test_the_gateways_own_paths_never_open_a_connection_to_the_engine(processes: Processes) -> None:
     ours, theirs = socket.socketpair()
     with (
         closing(ours),
@@ -172,7 +172,7 @@ def test_our_own_paths_never_open_a_connection_to_the_engine(processes: Processe
         socket.create_server(("127.0.0.1", 0)) as counter,
     ):
         counter.setblocking(False)
-        # Told by a supervisor, it has no probe of its own: any connection is one too many.
+        # With a supervisor, the gateway does not probe: no connection at all is expected.
         gateway = processes.gateway(
             counter.getsockname(),
             flags=("--channel-fd", str(theirs.fileno())),
@@ -227,7 +227,9 @@ def test_sighup_reopens_the_access_log(processes: Processes) -> None:
     until(lambda: path.exists() and " path=/ping " in path.read_text())
 
 
-def test_a_log_that_cannot_be_written_stops_nothing(processes: Processes, tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_written_does_not_affect_requests(
+    processes: Processes, tmp_path: Path
+) -> None:
     in_the_way = tmp_path / "a file"
     in_the_way.write_text("")
     gateway = processes.gateway(processes.fake_llama().address, LOG_DIR=in_the_way)
@@ -238,7 +240,7 @@ def test_a_log_that_cannot_be_written_stops_nothing(processes: Processes, tmp_pa
 
 @pytest.fixture
 def hanging(processes: Processes, tmp_path: Path) -> Iterator[GatewayProcess]:
-    """A gateway whose disk hangs: opening a FIFO for writing blocks until somebody reads."""
+    """A gateway whose disk hangs: opening a FIFO for writing blocks until it has a reader."""
     fifo = tmp_path / "api_access.log"
     os.mkfifo(fifo)
     gateway = processes.gateway(
@@ -251,13 +253,13 @@ def hanging(processes: Processes, tmp_path: Path) -> Iterator[GatewayProcess]:
     gateway.signal(signal.SIGKILL)
 
 
-def test_a_log_that_hangs_does_not_stop_the_clock(hanging: GatewayProcess) -> None:
+def test_a_log_that_hangs_does_not_delay_timers(hanging: GatewayProcess) -> None:
     with hanging.connect() as wire:
         wire.send(b"GET /v1/models HTTP/1.1\r\n")
         assert wire.response().status == 408
 
 
-def test_a_log_that_hangs_does_not_hold_up_the_end(hanging: GatewayProcess) -> None:
+def test_a_log_that_hangs_does_not_delay_the_exit(hanging: GatewayProcess) -> None:
     with hanging.connect() as wire:
         wire.send(b"GET /v1/models HTTP/1.1\r\n")
         wire.response()  # a tick has passed by then

@@ -1,4 +1,4 @@
-"""The queue over real sockets: slots are the engine's, and whoever left does not wait in it."""
+"""The queue over real sockets: the engine's slots, and clients that leave the queue."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def have_arrived(gateway: GatewayProcess, number: int) -> bool:
 
 
 def places(gateway: GatewayProcess) -> tuple[int, int]:
-    """How many run, and how many wait."""
+    """The numbers of running and of queued requests."""
     facts = gateway.health()
     return facts["slots"]["used"], facts["queue"]["length"]
 
@@ -70,7 +70,7 @@ def test_a_request_whose_client_left_the_queue_never_reaches_the_engine(
         assert not engine.has_visit
 
 
-def test_many_streams_at_once_are_all_served_whole(processes: Processes) -> None:
+def test_many_concurrent_streams_are_all_served_completely(processes: Processes) -> None:
     llama = processes.fake_llama()
     gateway = processes.gateway(llama.address)
     raw = request("POST", "/v1/chat/completions", "x-events: 20", body=b'{"stream": true}')

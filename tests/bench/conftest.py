@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.engines import ChatEngine, running
+from tests.support.engines import ChatEngine
 
 
 @pytest.fixture
 def engine() -> Iterator[ChatEngine]:
-    with running() as started:
+    with ChatEngine() as started:
         yield started

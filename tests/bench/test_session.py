@@ -14,7 +14,7 @@ from llama_gguf_bench.options import Load, Options
 from llama_gguf_bench.server import Server
 from llama_gguf_bench.session import Prepared, fixed_fields, prepare, run_loads, run_turns
 from llama_gguf_bench.summary import summarise
-from tests.support.engines import TOKENS, ChatEngine, running
+from tests.support.engines import TOKENS, ChatEngine
 
 
 def prepared(
@@ -134,8 +134,11 @@ def test_llama_cpp_is_asked_for_answers_of_the_full_length() -> None:
 
 
 def test_the_two_sides_of_a_gateway_take_turns(engine: ChatEngine) -> None:
-    with running() as backend:
-        targets = {"direct": parse_target(backend.url), "gateway": parse_target(engine.url)}
+    with ChatEngine() as backend:
+        targets = {
+            "direct": parse_target(backend.url),
+            "gateway": parse_target(engine.url),
+        }
         options = Options(loads=(Load(streams=2), Load(streams=1)), requests=3)
         _, turns = asyncio.run(run_turns(targets, options, None, progress=lambda *_: None))
 

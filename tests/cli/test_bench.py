@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from llama_gguf.cli.main import main
-from tests.support.engines import TOKENS, ChatEngine, running
+from tests.support.engines import TOKENS, ChatEngine
 from tests.support.keys import KEY
 
 SMALL = ("--prompt-tokens", "40", "--warmup", "0", "--requests", "4", "--concurrency", "1,2")
@@ -24,7 +24,7 @@ SMALL = ("--prompt-tokens", "40", "--warmup", "0", "--requests", "4", "--concurr
 
 @pytest.fixture
 def engine() -> Iterator[ChatEngine]:
-    with running() as started:
+    with ChatEngine() as started:
         yield started
 
 
@@ -195,7 +195,7 @@ def test_ctrl_c_still_reports(engine: ChatEngine, tmp_path: Path) -> None:
 def test_overhead_takes_turns_and_tells_the_difference(
     engine: ChatEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with running() as backend:
+    with ChatEngine() as backend:
         flags = ("--overhead", backend.url, "--concurrency", "2", "--requests", "6")
         files = ("--json", str(tmp_path / "x.json"), "--html", str(tmp_path / "x.html"))
         keys = {"LLAMA_API_KEY": KEY, "BACKEND_API_KEY": "backend-key-0123456789"}
@@ -215,7 +215,7 @@ def test_overhead_takes_turns_and_tells_the_difference(
 def test_a_backend_that_refuses_its_key_is_not_asked_for_that_of_the_gateway(
     engine: ChatEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with running() as backend:
+    with ChatEngine() as backend:
         backend.status = 401
         assert bench(engine.url, "--overhead", backend.url, tmp_path=tmp_path) == 1
 
@@ -229,7 +229,7 @@ def test_overhead_without_a_single_good_block_has_not_worked(
     engine: ChatEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine.status, engine.good = 500, 2
-    with running() as backend:
+    with ChatEngine() as backend:
         flags = ("--overhead", backend.url, "--concurrency", "1", "--requests", "1")
         assert bench(engine.url, *flags, tmp_path=tmp_path) == 1
 

@@ -20,9 +20,7 @@ import json
 import queue
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -30,6 +28,7 @@ from typing import Any, Final, Self
 from tests.support.clients import RESET_ON_CLOSE
 from tests.support.messages import LAST_CHUNK, chunk
 from tests.support.processes import DEADLINE_SECONDS
+from tests.support.servers import Handler, Server
 
 FAKE_LLAMA: Final = Path(__file__).with_name("fake_llama.py")
 
@@ -166,14 +165,13 @@ def usage(body: dict[str, Any]) -> dict[str, int]:
     return {"prompt_tokens": 10 + 2 * len(text.split()), "completion_tokens": TOKENS}
 
 
-class ChatEngine(ThreadingHTTPServer):
-    """Responds to completions, records them, and has some faults; start it with ``running``."""
+class ChatEngine(Server):
+    """Responds to completions during a ``with`` block, records them, and has some faults."""
 
     daemon_threads = False
-    request_queue_size = 64
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _ChatHandler)
+        super().__init__(_ChatHandler)
         self.requests: list[dict[str, Any]] = []
         """The bodies of all POSTs."""
         self.keys: list[str] = []
@@ -192,20 +190,25 @@ class ChatEngine(ThreadingHTTPServer):
         """Released each time the text of a stream has been sent."""
         self._streams = itertools.count(1)
 
+    @property
+    def url(self) -> str:
+        return self.base_url
+
     def holds_next(self) -> bool:
         return self.holds_after is not None and next(self._streams) > self.holds_after
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.resume.set()
+        super().__exit__(kind, error, trace)
 
 
-class _ChatHandler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _ChatHandler(Handler):
     server: ChatEngine
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
     def do_GET(self) -> None:
         found = self.server.gets.get(self.path)
@@ -246,18 +249,3 @@ class _ChatHandler(BaseHTTPRequestHandler):
         self.wfile.write(chunk(sse("[DONE]")) + LAST_CHUNK)
         if self.server.closes:
             self.close_connection = True
-
-
-@contextmanager
-def running() -> Iterator[ChatEngine]:
-    """A ``ChatEngine`` on a thread, until the end of the ``with`` block."""
-    engine = ChatEngine()
-    thread = threading.Thread(target=engine.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield engine
-    finally:
-        engine.resume.set()
-        engine.shutdown()
-        thread.join()
-        engine.server_close()

@@ -98,6 +98,7 @@ class Serve:
         self.is_subreaper = False
         """Whether it becomes the parent of orphans, as PID 1 of a container does."""
         self._streams: list[Stream] = []
+        self._has_ended = False
         self._process: subprocess.Popen[bytes] | None = None
         self._starts = 0
 
@@ -232,6 +233,8 @@ class Serve:
         """A stream that lasts until ``end_streams``."""
         stream = Stream(self.port, end=str(self._streams_end))
         self._streams.append(stream)
+        if self._has_ended:  # meanwhile, if this runs in another thread
+            stream.close()
         return stream
 
     def end_streams(self) -> None:
@@ -273,6 +276,7 @@ class Serve:
     def end(self) -> None:
         """Close its connections, and kill it and its children."""
         self.hang_up()
+        self._has_ended = True
         for stream in self._streams:
             stream.close()
         if self._process is None:

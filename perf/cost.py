@@ -30,7 +30,9 @@ from llama_gguf.gateway.client_connection import ClientConnection
 from llama_gguf.gateway.upstream_connection import UpstreamConnection
 from llama_gguf.net.transport import Transport
 from llama_gguf.telemetry.recorder import Accounts
-from tests.support.fakes import BACKEND_KEY, KEY, KEYS_TEXT, OK, STREAM_HEAD, Rig, chunk, request
+from tests.support.fakes import Rig
+from tests.support.keys import BACKEND_KEY, KEY, KEYS_TEXT
+from tests.support.messages import OK, STREAM_HEAD, chunk, request
 
 CEILINGS: Final = {
     "instructions a request": 108_500,

@@ -1,4 +1,4 @@
-"""For all tests: hypothesis tries the same examples every time, and takes the time it needs."""
+"""For all tests: hypothesis tries the same examples in each run, without a deadline."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ settings.register_profile("deterministic", derandomize=True, deadline=None)
 settings.load_profile("deterministic")
 
 pytest_plugins = [
-    "tests.support.rigs",  # the fixtures new_rig, rig and play
+    "tests.support.fakes",  # the fixtures new_rig and rig
+    "tests.support.endpoints",  # the fixture play
     "tests.support.process_guard",
 ]
 
-# `make check &` of a script leaves SIGINT ignored, which every process of a test would inherit:
-# none would heed a Ctrl-C.
+# `make check &` in a script ignores SIGINT, and every process of a test would inherit that:
+# none would react to Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

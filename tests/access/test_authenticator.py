@@ -11,8 +11,9 @@ from llama_gguf.access.keys import KeyRing
 from llama_gguf.access.moments import format_moment, parse_moment
 from llama_gguf.config.settings import Settings
 from llama_gguf.errors import AdminKeyRequired
-from tests.support.fakes import KEY, KEYS_TEXT, OK, OTHER_KEY, Rig, request
-from tests.support.rigs import NewRig
+from tests.support.fakes import NewRig, Rig
+from tests.support.keys import KEY, KEYS_TEXT, OTHER_KEY
+from tests.support.messages import OK, request
 
 
 def test_a_key_keeps_its_window_while_its_id_stays(rig: Rig) -> None:

@@ -21,9 +21,10 @@ from llama_gguf.config.settings import Settings
 from llama_gguf.errors import ReloadFailed
 from llama_gguf.events import event_of, facts_of
 from llama_gguf.files import stamps
-from tests.support.ends import PATIENCE
-from tests.support.fakes import KEY, KEYS_TEXT, OTHER_KEY, Rig, T, code_of, request
-from tests.support.rigs import NewRig
+from tests.support.fakes import NewRig, Rig, T
+from tests.support.keys import KEY, KEYS_TEXT, OTHER_KEY
+from tests.support.messages import code_of, request
+from tests.support.processes import DEADLINE_SECONDS
 
 
 def test_loading_returns_the_number_of_keys(rig: Rig) -> None:
@@ -396,10 +397,10 @@ def test_a_changed_file_is_reloaded_without_a_request(
             await loaded.acquire()
             assert len(authenticator.ring) == count
         key_store.watch_no_more()
-        watcher.join(PATIENCE)
+        watcher.join(DEADLINE_SECONDS)
         assert not watcher.is_alive()
 
-    asyncio.run(asyncio.wait_for(changes(), PATIENCE))
+    asyncio.run(asyncio.wait_for(changes(), DEADLINE_SECONDS))
 
 
 def test_the_watching_thread_ends_when_the_loop_is_closed(
@@ -415,5 +416,5 @@ def test_the_watching_thread_ends_when_the_loop_is_closed(
     asyncio.run(begin())
     (watcher,) = (t for t in threading.enumerate() if t.name == "watch the keys")
     path.write_text(KEYS_TEXT)
-    watcher.join(PATIENCE)
+    watcher.join(DEADLINE_SECONDS)
     assert not watcher.is_alive()

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_gguf.access.rate_limit import REFUSED, FailureLimit, SlidingWindow, network_of
+from tests.support.memory import allocated_bytes
 
 # Times are eighths of a second: exact in a float, so that a test can use the time just before.
 TICK = 0.125
@@ -198,10 +199,12 @@ def test_taking_back_a_hit_that_has_left_the_window_changes_nothing() -> None:
 
 def test_the_memory_of_a_window_is_bounded_by_its_limit() -> None:
     window = SlidingWindow(limit=5)
-    for tick in range(10_000):
-        window.hit(tick * TICK)
 
-    assert len(window._admitted) <= 5
+    def hit_often() -> None:
+        for tick in range(10_000):
+            window.hit(tick * TICK)
+
+    assert allocated_bytes(hit_often) < 10_000
 
 
 @pytest.mark.parametrize(("limit", "length"), [(0, 60.0), (-1, 60.0), (1, 0.0), (1, -1.0)])

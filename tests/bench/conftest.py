@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.bench_engine import Engine, running
+from tests.support.engines import ChatEngine
 
 
 @pytest.fixture
-def engine() -> Iterator[Engine]:
-    with running() as started:
+def engine() -> Iterator[ChatEngine]:
+    with ChatEngine() as started:
         yield started

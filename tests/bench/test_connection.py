@@ -8,7 +8,7 @@ import pytest
 
 from llama_gguf.errors import UserError
 from llama_gguf_bench.connection import Connection, ConnectionLost, Connections, parse_target
-from tests.support.bench_engine import Engine
+from tests.support.engines import ChatEngine
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"
@@ -122,7 +122,7 @@ def test_an_invalid_http_response_is_an_error() -> None:
 
 
 def with_connections(
-    engine: Engine, scenario: Callable[[Connections], Awaitable[None]], *, keeps: bool = True
+    engine: ChatEngine, scenario: Callable[[Connections], Awaitable[None]], *, keeps: bool = True
 ) -> Connections:
     async def run() -> Connections:
         target = parse_target(engine.url)
@@ -146,7 +146,7 @@ async def get(connections: Connections) -> bool:
     return bool(opened)
 
 
-def test_a_kept_connection_is_reused(engine: Engine) -> None:
+def test_a_kept_connection_is_reused(engine: ChatEngine) -> None:
     async def scenario(connections: Connections) -> None:
         assert await get(connections)
         assert not await get(connections)
@@ -154,7 +154,7 @@ def test_a_kept_connection_is_reused(engine: Engine) -> None:
     with_connections(engine, scenario)
 
 
-def test_without_keep_alive_every_request_uses_a_new_connection(engine: Engine) -> None:
+def test_without_keep_alive_every_request_uses_a_new_connection(engine: ChatEngine) -> None:
     async def scenario(connections: Connections) -> None:
         assert await get(connections)
         assert await get(connections)

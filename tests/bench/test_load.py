@@ -13,7 +13,7 @@ from llama_gguf_bench.load import Budget, Level, Sender, run_level
 from llama_gguf_bench.options import Load, Options
 from llama_gguf_bench.records import INTERRUPTED, Record
 from tests.support import virtual_time
-from tests.support.bench_engine import sse, text_event
+from tests.support.engines import sse, text_event
 
 Clock = Callable[[], float]
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llama_gguf_bench.records import Record
 from llama_gguf_bench.responses import Response, error_message
-from tests.support.bench_engine import sse, text_event
+from tests.support.engines import sse, text_event
 
 DONE = sse("[DONE]")
 ROLE = sse({"choices": [{"delta": {"role": "assistant", "content": None}}]})

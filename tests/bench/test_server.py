@@ -8,7 +8,7 @@ import pytest
 
 from llama_gguf_bench.connection import Connections, parse_target
 from llama_gguf_bench.server import Server, Watch, calibrated, get, look, model_name, queue_wait
-from tests.support.bench_engine import Engine
+from tests.support.engines import ChatEngine
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ PROPS = {
 HEALTH = {"version": "1.2", "slots": {"used": 3, "total": 8}, "queue": {"length": 5, "size": 256}}
 
 
-def with_engine(engine: Engine, work: Callable[[Connections], Awaitable[T]]) -> T:
+def with_engine(engine: ChatEngine, work: Callable[[Connections], Awaitable[T]]) -> T:
     async def run() -> T:
         connections = Connections(parse_target(engine.url), lambda: 0.0)
         try:
@@ -33,7 +33,7 @@ def with_engine(engine: Engine, work: Callable[[Connections], Awaitable[T]]) -> 
     return asyncio.run(run())
 
 
-def test_llama_server_reports_model_build_slots_and_context(engine: Engine) -> None:
+def test_llama_server_reports_model_build_slots_and_context(engine: ChatEngine) -> None:
     engine.gets = {"/v1/models": MODELS, "/props": PROPS, "/health": {"status": "ok"}}
 
     found = with_engine(engine, look)
@@ -46,7 +46,7 @@ def test_llama_server_reports_model_build_slots_and_context(engine: Engine) -> N
     assert found.model == {"n_params": 7}
 
 
-def test_our_gateway_reports_its_version_and_slots(engine: Engine) -> None:
+def test_our_gateway_reports_its_version_and_slots(engine: ChatEngine) -> None:
     engine.gets = {"/v1/models": MODELS, "/props": PROPS, "/health": HEALTH}
 
     found = with_engine(engine, look)
@@ -54,7 +54,7 @@ def test_our_gateway_reports_its_version_and_slots(engine: Engine) -> None:
     assert (found.gateway, found.slots) == ("1.2", 8)
 
 
-def test_another_server_may_report_nothing(engine: Engine) -> None:
+def test_another_server_may_report_nothing(engine: ChatEngine) -> None:
     engine.gets = {}
 
     assert with_engine(engine, look) == Server()
@@ -70,7 +70,7 @@ def test_another_server_may_report_nothing(engine: Engine) -> None:
         {"/health": {"version": "1", "slots": 3}},
     ],
 )
-def test_facts_of_any_shape_are_tolerated(engine: Engine, document: dict[str, Any]) -> None:
+def test_facts_of_any_shape_are_tolerated(engine: ChatEngine, document: dict[str, Any]) -> None:
     engine.gets = document
 
     assert with_engine(engine, look).slots is None
@@ -80,11 +80,11 @@ def test_the_report_contains_no_folder_of_the_server() -> None:
     assert "path" not in str(Server(model_path="/home/alice/tiny.gguf").as_json())
 
 
-def test_a_missing_path_gives_no_facts(engine: Engine) -> None:
+def test_a_missing_path_gives_no_facts(engine: ChatEngine) -> None:
     assert with_engine(engine, lambda c: get(c, "/nothing")) == {}
 
 
-def test_slots_and_queue_are_observed_and_the_wait_reported(engine: Engine) -> None:
+def test_slots_and_queue_are_observed_and_the_wait_reported(engine: ChatEngine) -> None:
     waits = {"count": 10, "sum": 1.0}
     engine.gets = {"/health": HEALTH, "/metrics": {"llama_gguf_queue_wait_seconds": waits}}
 

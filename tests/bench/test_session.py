@@ -14,7 +14,7 @@ from llama_gguf_bench.options import Load, Options
 from llama_gguf_bench.server import Server
 from llama_gguf_bench.session import Prepared, fixed_fields, prepare, run_loads, run_turns
 from llama_gguf_bench.summary import summarise
-from tests.support.bench_engine import TOKENS, Engine, running
+from tests.support.engines import TOKENS, ChatEngine
 
 
 def prepared(
@@ -27,15 +27,15 @@ def prepared(
     return asyncio.run(run_loads(target, options, lines, progress=lambda *_: None))
 
 
-def test_synthetic_prompts_have_their_length_in_the_servers_tokens(engine: Engine) -> None:
+def test_synthetic_prompts_have_their_length_in_the_servers_tokens(engine: ChatEngine) -> None:
     prepared(engine.url, loads=(Load(streams=2),), requests=4)
 
-    asked = engine.asked[2:]  # after two that measure the tokens per word
+    asked = engine.requests[2:]  # after two that measure the tokens per word
     assert [len(b["messages"][0]["content"].split()) for b in asked] == [15] * 4
     assert all(b["stream"] and b["stream_options"]["include_usage"] for b in asked)
 
 
-def test_a_run_counts_the_servers_responses(engine: Engine) -> None:
+def test_a_run_counts_the_servers_responses(engine: ChatEngine) -> None:
     _, levels = prepared(engine.url, loads=(Load(streams=1), Load(streams=3)), requests=6)
 
     found = [summarise(level, {}) for level in levels]
@@ -44,32 +44,32 @@ def test_a_run_counts_the_servers_responses(engine: Engine) -> None:
     assert all(summary.counted_by == {"usage": 6} for summary in found)
 
 
-def test_a_server_that_closes_after_every_stream_costs_no_request(engine: Engine) -> None:
-    engine.leaves = True
+def test_a_server_that_closes_after_every_stream_costs_no_request(engine: ChatEngine) -> None:
+    engine.closes = True
 
     _, (level,) = prepared(engine.url, loads=(Load(streams=2),), requests=20)
 
     assert not [record.error for record in level.records if record.error]
 
 
-def test_lines_are_sent_in_turn_and_their_members_take_precedence(engine: Engine) -> None:
+def test_lines_are_sent_in_turn_and_their_members_take_precedence(engine: ChatEngine) -> None:
     lines = ['"one"', '{"prompt": "two", "max_tokens": 9}']
 
     prepared(engine.url, lines, loads=(Load(streams=1),), requests=3, chat=False)
 
-    asked = engine.asked[1:]
+    asked = engine.requests[1:]
     assert [b["prompt"] for b in asked] == ["one", "two", "one"]
     assert [b["max_tokens"] for b in asked] == [64, 9, 64]
 
 
-def test_without_streaming_responses_in_one_piece_are_requested(engine: Engine) -> None:
+def test_without_streaming_responses_in_one_piece_are_requested(engine: ChatEngine) -> None:
     _, (level,) = prepared(engine.url, loads=(Load(streams=1),), requests=2, streamed=False)
 
-    assert not any(b["stream"] for b in engine.asked)
+    assert not any(b["stream"] for b in engine.requests)
     assert [record.ok for record in level.records] == [True, True]
 
 
-def test_the_gateways_slots_are_reported_with_the_level(engine: Engine) -> None:
+def test_the_gateways_slots_are_reported_with_the_level(engine: ChatEngine) -> None:
     engine.gets["/health"] = {
         "version": "1", "slots": {"used": 1, "total": 4}, "queue": {"length": 0},
     }  # fmt: skip
@@ -90,7 +90,7 @@ def test_the_gateways_slots_are_reported_with_the_level(engine: Engine) -> None:
     ],
 )
 def test_an_error_response_ends_the_run_with_advice(
-    engine: Engine, status: int, advice: str
+    engine: ChatEngine, status: int, advice: str
 ) -> None:
     engine.status = status
 
@@ -133,11 +133,11 @@ def test_llama_cpp_is_requested_to_ignore_the_end_token() -> None:
     assert "ignore_eos" not in fixed_fields(options, Server())
 
 
-def test_the_two_sides_of_a_gateway_alternate(engine: Engine) -> None:
-    with running() as backend:
+def test_the_two_sides_of_a_gateway_alternate(engine: ChatEngine) -> None:
+    with ChatEngine() as backend:
         targets = {"direct": parse_target(backend.url), "gateway": parse_target(engine.url)}
         options = Options(loads=(Load(streams=2), Load(streams=1)), requests=3)
         _, turns = asyncio.run(run_turns(targets, options, None, progress=lambda *_: None))
 
     assert [(each.streams, len(each.pairs)) for each in turns] == [(2, 3), (1, 3)]
-    assert len(engine.asked) == len(backend.asked)
+    assert len(engine.requests) == len(backend.requests)

@@ -9,8 +9,8 @@ from llama_gguf_bench.options import Load
 from llama_gguf_bench.records import INTERRUPTED, Record
 from llama_gguf_bench.responses import Response
 from llama_gguf_bench.summary import as_json, is_within, slices, summarise
-from tests.support.bench_engine import sse, text_event
 from tests.support.bench_runs import level, record
+from tests.support.engines import sse, text_event
 
 
 def test_work_counts_in_the_slices_in_which_it_was_done() -> None:

@@ -16,14 +16,15 @@ from typing import Any
 import pytest
 
 from llama_gguf.cli.main import main
-from tests.support.bench_engine import KEY, TOKENS, Engine, running
+from tests.support.engines import TOKENS, ChatEngine
+from tests.support.keys import KEY
 
 SMALL = ("--prompt-tokens", "40", "--warmup", "0", "--requests", "4", "--concurrency", "1,2")
 
 
 @pytest.fixture
-def engine() -> Iterator[Engine]:
-    with running() as started:
+def engine() -> Iterator[ChatEngine]:
+    with ChatEngine() as started:
         yield started
 
 
@@ -36,7 +37,7 @@ def rows_of(printed: str) -> list[list[str]]:
 
 
 def test_a_run_prints_a_table_with_one_column_per_load(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engine: ChatEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert bench(engine.url, *SMALL, tmp_path=tmp_path) == 0
 
@@ -48,7 +49,7 @@ def test_a_run_prints_a_table_with_one_column_per_load(
     assert "Tokens are counted from: the server's usage." in printed.out
 
 
-def test_all_output_formats_can_be_combined(engine: Engine, tmp_path: Path) -> None:
+def test_all_output_formats_can_be_combined(engine: ChatEngine, tmp_path: Path) -> None:
     files = {kind: tmp_path / f"x.{kind}" for kind in ("json", "csv", "html", "png")}
 
     flags = [f"--{kind}={files[kind]}" for kind in ("json", "csv", "html")]
@@ -66,7 +67,7 @@ def test_all_output_formats_can_be_combined(engine: Engine, tmp_path: Path) -> N
 
 
 def test_json_on_standard_output_excludes_the_table(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engine: ChatEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert bench(engine.url, *SMALL, "--json", "-", "--quiet", tmp_path=tmp_path) == 0
 
@@ -76,7 +77,7 @@ def test_json_on_standard_output_excludes_the_table(
 
 
 def test_csv_on_standard_output_excludes_the_table(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engine: ChatEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert bench(engine.url, *SMALL, "--csv", "-", tmp_path=tmp_path) == 0
 
@@ -85,7 +86,7 @@ def test_csv_on_standard_output_excludes_the_table(
 
 
 def test_an_slo_is_applied_in_an_open_loop(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engine: ChatEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ("--rate", "200", "--requests", "5", "--warmup", "0", "--slo", "latency=60s")
 
@@ -97,13 +98,15 @@ def test_an_slo_is_applied_in_an_open_loop(
     assert "time to first token" not in printed
 
 
-def test_a_run_sends_new_prompts_unless_its_seed_is_given(engine: Engine, tmp_path: Path) -> None:
+def test_a_run_sends_new_prompts_unless_its_seed_is_given(
+    engine: ChatEngine, tmp_path: Path
+) -> None:
     def prompts(*flags: str) -> list[str]:
-        engine.asked.clear()
+        engine.requests.clear()
         assert (
             bench(engine.url, *SMALL, "--json", str(tmp_path / "x"), *flags, tmp_path=tmp_path) == 0
         )
-        return sorted(body["messages"][0]["content"] for body in engine.asked)
+        return sorted(body["messages"][0]["content"] for body in engine.requests)
 
     first = prompts()
     seed = json.loads((tmp_path / "x").read_text())["settings"]["seed"]
@@ -112,19 +115,19 @@ def test_a_run_sends_new_prompts_unless_its_seed_is_given(engine: Engine, tmp_pa
     assert prompts("--seed", str(seed)) == first
 
 
-def test_prompts_can_be_read_from_a_file(engine: Engine, tmp_path: Path) -> None:
+def test_prompts_can_be_read_from_a_file(engine: ChatEngine, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('"one"\n{"prompt": "two"}\n')
 
     flags = ("--prompts", str(tmp_path / "p.jsonl"), "--body", '{"top_p": 0.5}')
     assert bench(engine.url, *SMALL, *flags, tmp_path=tmp_path) == 0
 
-    texts = {body["messages"][0]["content"] for body in engine.asked}
+    texts = {body["messages"][0]["content"] for body in engine.requests}
     assert texts == {"one", "two"}
-    assert all(body["top_p"] == 0.5 for body in engine.asked)
+    assert all(body["top_p"] == 0.5 for body in engine.requests)
 
 
 def test_the_key_of_the_environment_is_sent_and_never_shown(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engine: ChatEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = (*SMALL, "--html", str(tmp_path / "x.html"), "--json", str(tmp_path / "x.json"))
 
@@ -137,7 +140,7 @@ def test_the_key_of_the_environment_is_sent_and_never_shown(
 
 
 def test_failed_requests_are_reported_by_kind_and_the_others_count(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engine: ChatEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine.status, engine.good = 429, 2 + 3
 
@@ -151,7 +154,7 @@ def test_failed_requests_are_reported_by_kind_and_the_others_count(
 
 
 def test_a_run_without_any_successful_request_fails(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engine: ChatEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine.status, engine.good = 500, 2
 
@@ -162,9 +165,9 @@ def test_a_run_without_any_successful_request_fails(
 
 
 @pytest.mark.processes
-def test_ctrl_c_reports_the_results_so_far(engine: Engine, tmp_path: Path) -> None:
+def test_ctrl_c_reports_the_results_so_far(engine: ChatEngine, tmp_path: Path) -> None:
     """After ten responses, while the next two requests hang."""
-    engine.holds_behind = 10
+    engine.holds_after = 10
     process = subprocess.Popen(
         [sys.executable, "-m", "llama_gguf", "bench", engine.url, "--duration", "600",
          "--warmup", "0", "--concurrency", "2", "--json", str(tmp_path / "x.json")],
@@ -174,7 +177,7 @@ def test_ctrl_c_reports_the_results_so_far(engine: Engine, tmp_path: Path) -> No
         text=True,
     )  # fmt: skip
     for _ in range(10 + 2):
-        assert engine.under_way.acquire(timeout=30)
+        assert engine.text_sent.acquire(timeout=30)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
 
@@ -191,15 +194,15 @@ def test_ctrl_c_reports_the_results_so_far(engine: Engine, tmp_path: Path) -> No
 
 
 def test_overhead_alternates_and_reports_the_difference(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engine: ChatEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with running() as backend:
+    with ChatEngine() as backend:
         flags = ("--overhead", backend.url, "--concurrency", "2", "--requests", "6")
         files = ("--json", str(tmp_path / "x.json"), "--html", str(tmp_path / "x.html"))
         keys = {"LLAMA_API_KEY": KEY, "BACKEND_API_KEY": "backend-key-0123456789"}
         assert bench(engine.url, *flags, *files, tmp_path=tmp_path, **keys) == 0
 
-    assert len(backend.asked) == len(engine.asked) == 2 + 2 * (6 + 1)
+    assert len(backend.requests) == len(engine.requests) == 2 + 2 * (6 + 1)
     assert set(backend.keys) == {"Bearer backend-key-0123456789"}
     assert set(engine.keys) == {f"Bearer {KEY}"}
     printed = capsys.readouterr().out
@@ -211,9 +214,9 @@ def test_overhead_alternates_and_reports_the_difference(
 
 
 def test_the_backend_never_receives_the_gateways_key(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engine: ChatEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with running() as backend:
+    with ChatEngine() as backend:
         backend.status = 401
         assert bench(engine.url, "--overhead", backend.url, tmp_path=tmp_path) == 1
 
@@ -224,10 +227,10 @@ def test_the_backend_never_receives_the_gateways_key(
 
 
 def test_overhead_without_a_successful_block_fails(
-    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    engine: ChatEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine.status, engine.good = 500, 2
-    with running() as backend:
+    with ChatEngine() as backend:
         flags = ("--overhead", backend.url, "--concurrency", "1", "--requests", "1")
         assert bench(engine.url, *flags, tmp_path=tmp_path) == 1
 
@@ -238,7 +241,7 @@ def test_overhead_without_a_successful_block_fails(
 
 
 @pytest.fixture
-def two_runs(engine: Engine, tmp_path: Path) -> list[str]:
+def two_runs(engine: ChatEngine, tmp_path: Path) -> list[str]:
     paths = [str(tmp_path / "a.json"), str(tmp_path / "b.json")]
     for path in paths:
         assert bench(engine.url, *SMALL, "--json", path, "--quiet", tmp_path=tmp_path) == 0

@@ -8,7 +8,7 @@ import pytest
 from llama_gguf.cli import bundle
 from llama_gguf.cli.context import Context
 from llama_gguf.config.settings import load, resolve
-from tests.supervisor.conftest import free_ports
+from tests.support.processes import free_ports
 
 
 def context(folder: Path, **environ: str) -> Context:

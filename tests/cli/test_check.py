@@ -15,9 +15,9 @@ import pytest
 
 from llama_gguf.cli.main import main
 from llama_gguf.engines.machine import look
-from tests.supervisor.conftest import free_ports
 from tests.support.certificates import Pair, issue
 from tests.support.gguf_files import gguf
+from tests.support.processes import free_ports
 
 pytestmark = pytest.mark.processes
 

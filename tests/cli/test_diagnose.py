@@ -16,8 +16,8 @@ import pytest
 
 from llama_gguf.cli import bundle
 from llama_gguf.cli.main import main
-from tests.supervisor.conftest import free_ports
 from tests.support.gguf_files import METADATA, gguf
+from tests.support.processes import free_ports
 
 pytestmark = pytest.mark.processes
 

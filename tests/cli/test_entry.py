@@ -17,7 +17,8 @@ from typing import Final
 
 import pytest
 
-from tests.supervisor.conftest import DEADLINE_SECONDS, Serve, children, tethered, until
+from tests.support.processes import DEADLINE_SECONDS, children, tethered, until
+from tests.support.serve import Serve
 
 pytestmark = pytest.mark.processes
 

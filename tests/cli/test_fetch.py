@@ -12,9 +12,9 @@ from llama_gguf.cli.fetch import fetch, progress_in, reporting
 from llama_gguf.config.settings import Settings, load, resolve
 from llama_gguf.errors import UserError
 from llama_gguf.models.landing import Meter
-from tests.supervisor.conftest import until
 from tests.support.file_server import FileServer
 from tests.support.gguf_files import METADATA, Tensor, gguf
+from tests.support.processes import until
 
 CONTENT = gguf(METADATA, [Tensor((300_000,))])
 

@@ -11,19 +11,13 @@ from pathlib import Path
 import pytest
 
 from llama_gguf.cli.main import main
-from tests.supervisor.conftest import (
-    CHAT,
-    DEADLINE_SECONDS,
-    FAKE_LLAMA,
-    KEY,
-    ask,
-    free_ports,
-    status_or_none,
-    tethered,
-    until,
-)
 from tests.support.blocked import BlockedPipe, StoppedTerminal
 from tests.support.certificates import issue
+from tests.support.clients import ask, status_or_none
+from tests.support.engines import FAKE_LLAMA
+from tests.support.keys import KEY
+from tests.support.processes import DEADLINE_SECONDS, free_ports, tethered, until
+from tests.support.serve import CHAT
 
 
 @contextmanager

@@ -14,15 +14,10 @@ import pytest
 from llama_gguf.cli.main import main
 from llama_gguf.net.listener import listen
 from llama_gguf.supervisor.health_server import HealthServer
-from tests.supervisor.conftest import (
-    DEADLINE_SECONDS,
-    FAKE_LLAMA,
-    free_ports,
-    status_or_none,
-    tethered,
-    until,
-)
 from tests.support.blocked import BlockedPipe
+from tests.support.clients import status_or_none
+from tests.support.engines import FAKE_LLAMA
+from tests.support.processes import DEADLINE_SECONDS, free_ports, tethered, until
 
 
 class Health:

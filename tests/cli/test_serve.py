@@ -25,8 +25,8 @@ from llama_gguf.cli.serve import ready_text
 from llama_gguf.config import settings as settings_module
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.status import EngineState, EngineStatus
-from tests.supervisor.conftest import free_ports
 from tests.support.gguf_files import gguf
+from tests.support.processes import free_ports
 
 SECRET = "sk-Zq8vN2xLw5TfR7mB"
 OTHER = "sk-another-secret-0"

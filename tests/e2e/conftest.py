@@ -1,18 +1,15 @@
-"""The real llama-server and the real demo model, through the whole of ``serve``.
+"""The real llama-server and the real demo model, run by ``llama-gguf serve``.
 
-The model is fetched once, by ``llama-gguf pull``, into .cache/models.
+The model is downloaded once, by ``llama-gguf pull``, into .cache/models.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,21 +17,16 @@ from typing import Any
 
 import pytest
 
-from tests.wire.conftest import Address, Wire, connected
+from tests.support import processes
+from tests.support.clients import Address, Wire, ask
+from tests.support.processes import free_ports
 
 ROOT = Path(__file__).parents[2]
 MODELS_DIR = ROOT / ".cache" / "models"
 MODEL = "SmolLM2-135M-Instruct.Q4_1"
 COMMAND = [sys.executable, "-m", "llama_gguf"]
-# On a machine that builds something else at the same time, loading may take its time.
+# Loading takes long on a machine that compiles something at the same time.
 DEADLINE_SECONDS = 90.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @dataclass
@@ -63,7 +55,7 @@ class Served:
 
     @property
     def key(self) -> str:
-        """The key that --create-key made; empty until it has."""
+        """The key that --create-key created; empty before that."""
         path = self.data_dir / "api_keys.txt"
         return path.read_text().splitlines()[-1].split(":")[1] if path.exists() else ""
 
@@ -77,10 +69,9 @@ class Served:
         return "".join(log.read_text(errors="replace") for log in logs)
 
     def wire(self, *, backend: bool = False) -> Wire:
-        """A connection for raw bytes, patient enough for a model on a busy machine."""
-        wire = Wire(self.backend_address if backend else self.address)
-        wire.sock.settimeout(DEADLINE_SECONDS)
-        return wire
+        """A connection for raw bytes, with a timeout for a model on a busy machine."""
+        address = self.backend_address if backend else self.address
+        return Wire(address, seconds=DEADLINE_SECONDS)
 
     def chat(self) -> None:
         """A short chat, streamed."""
@@ -90,64 +81,40 @@ class Served:
                 b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\n"
                 b"Content-Length: %d\r\n\r\n%b" % (self.key.encode(), len(body), body)
             )
-            assert wire.answer().status == 200
+            assert wire.response().status == 200
 
     def get(self, path: str, *, backend: bool = False) -> tuple[int, Any]:
-        """Status and JSON of a GET, with the key that belongs there; (0, None) when refused."""
+        """Status and JSON of a GET, with the matching key; (0, None) without a response."""
         key = self.backend_key if backend else self.key
-        connection = _Connection(self.backend_address if backend else self.address)
         try:
-            connection.request("GET", path, headers={"Authorization": f"Bearer {key}"})
-            answer = connection.getresponse()
-            return answer.status, json.loads(answer.read() or b"null")
+            response = ask(self.backend_address if backend else self.address, path, key=key)
         except OSError:
             return 0, None
-        finally:
-            connection.close()
+        return response.status, json.loads(response.body or b"null")
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
-        """Look every 50 ms whether *condition* holds; fail after a long time."""
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while not condition():
-            if self.process.poll() is not None:
-                pytest.fail(f"serve left while waiting for {what}:\n{self.output}")
-            if time.monotonic() > deadline:
-                pytest.fail(f"no sign of {what}:\n{self.output}")
-            time.sleep(0.05)
+        """As ``processes.until``; fails at once if the process ends."""
+
+        def look() -> bool:
+            assert self.process.poll() is None, f"serve ended before {what}:\n{self.output}"
+            return condition()
+
+        processes.until(look, lambda: f"{what}:\n{self.output}", seconds=DEADLINE_SECONDS)
 
     def until_ready(self) -> None:
         self.until(lambda: self.get("/health")[0] == 200, "a ready model")
 
+    def children(self) -> dict[int, str]:
+        return processes.children(self.process.pid)
+
     def child(self, word: str) -> int:
-        """The pid of the child whose command line has *word* in it; 0 when there is none."""
-        return next((pid for pid in self.children() if word in command_line(pid)), 0)
-
-    def children(self) -> list[int]:
-        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return [int(pid) for pid in path.read_text().split()]
-
-
-class _Connection(http.client.HTTPConnection):
-    """To a port or a unix socket."""
-
-    def __init__(self, address: Address) -> None:
-        super().__init__("localhost", timeout=30)
-        self._address = address
-
-    def connect(self) -> None:
-        self.sock = connected(self._address)
-
-
-def command_line(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except OSError:
-        return ""
+        """The pid of the child whose command line contains *word*; 0 if there is none."""
+        return next((pid for pid, line in self.children().items() if word in line), 0)
 
 
 @pytest.fixture(scope="session")
 def model_file() -> Path:
-    """The demo model; fetched by the command that users fetch it with."""
+    """The demo model, downloaded by the command that users run."""
     subprocess.run(
         [*COMMAND, "pull", "smollm2", "--models-dir", str(MODELS_DIR)], check=True, timeout=600
     )
@@ -155,12 +122,13 @@ def model_file() -> Path:
 
 
 def start(data_dir: Path, settings: Mapping[str, str]) -> Served:
+    port, port_health, port_backend = free_ports(3)
     served = Served(
-        process=None,  # type: ignore[arg-type]  # started below, with these ports
-        data_dir=data_dir,
-        port=free_port(),
-        port_health=free_port(),
-        port_backend=free_port(),
+        None,  # type: ignore[arg-type]  # started below, with these ports
+        data_dir,
+        port,
+        port_health,
+        port_backend,
         backend_key="gateway-" + "e" * 43,
         backend_socket=settings.get("BACKEND_SOCKET", ""),
     )
@@ -178,7 +146,7 @@ def start(data_dir: Path, settings: Mapping[str, str]) -> Served:
         "THREADS": "1",  # threads that spin on busy cores make it slower, not faster
         "MAX_REQUESTS_PER_MINUTE": "10000",
         **settings,
-        # Chance may begin an answer with half an emoji, where llama-server's streams are odd.
+        # A sampled response may begin with half an emoji, and llama-server then omits an event.
         "EXTRA_ARGS": f"--temp 0 {settings.get('EXTRA_ARGS', '')}",
     }
     with (data_dir / "output.txt").open("wb") as output:
@@ -204,7 +172,7 @@ def stop(served: Served) -> int:
 
 @pytest.fixture(scope="module")
 def settings() -> Mapping[str, str]:
-    """What the servers of a module have beside the usual; a module says it with its own."""
+    """Settings over the usual ones; a module overrides this fixture."""
     return {}
 
 
@@ -212,7 +180,7 @@ def settings() -> Mapping[str, str]:
 def served(
     model_file: Path, tmp_path_factory: pytest.TempPathFactory, settings: Mapping[str, str]
 ) -> Iterator[Served]:
-    """One server for the tests of a module that leave it as it was."""
+    """One server for the tests of a module that do not change its state."""
     assert model_file.is_file()
     served = start(tmp_path_factory.mktemp("data"), settings)
     try:
@@ -224,7 +192,7 @@ def served(
 
 @pytest.fixture
 def own_server(model_file: Path, tmp_path: Path, settings: Mapping[str, str]) -> Iterator[Served]:
-    """A server for a test that treats it badly."""
+    """A server for one test, which may break it."""
     assert model_file.is_file()
     served = start(tmp_path, settings)
     try:

@@ -1,25 +1,26 @@
-"""What we rely on in llama-server, as it is seen from outside: one line a fact.
+"""The behaviour of llama-server that we rely on, seen from outside: one fact per line.
 
-tests/e2e/engine_facts.txt has the facts that were looked at; ``test_drift.py`` compares them with
-the engine that is installed. When that says that something changed: look whether we rely on it
-(engines/command.py, http1/routes.py, engines/probe.py, what reads tokens and timings), change
-what has to be changed, and then ``make engine-facts`` writes the file anew.
+tests/e2e/engine_facts.txt has the reviewed facts; ``test_drift.py`` compares them with the
+installed engine. If it reports a change: check whether we rely on the fact (engines/command.py,
+http1/routes.py, engines/probe.py, what reads tokens and timings), change our code if necessary, and
+record the facts with ``make engine-facts``.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines import command, locate
+from tests.support.clients import Wire
+from tests.support.messages import Response, request
 
 RECORDED: Final = Path(__file__).with_suffix(".txt")
 RENEW: Final = "if all is well with that, `make engine-facts` records it"
@@ -27,7 +28,7 @@ RENEW: Final = "if all is well with that, `make engine-facts` records it"
 Facts = dict[str, list[str]]
 """By heading."""
 
-# Every route that llama.cpp's server is known to have, ours to expose and ours to hide.
+# All known routes of llama.cpp's server, exposed and hidden.
 _GET: Final = (
     *("/health", "/v1/health", "/metrics", "/props", "/models", "/v1/models", "/slots"),
     *("/lora-adapters", "/v1/stream", "/tools", "/cors-proxy", "/models/sse"),
@@ -48,70 +49,56 @@ _ORIGIN: Final = "https://browser.example"
 
 
 @dataclass(frozen=True)
-class Answer:
-    status: int
-    fields: Mapping[str, str]
-    body: bytes
+class Observed(Response):
     is_kept: bool
-    """Whether the connection took another request."""
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
+    """Whether the connection accepted another request."""
 
     @property
     def events(self) -> list[Any]:
-        """The data of an event stream, but for [DONE]."""
+        """The data of an event stream, without [DONE]."""
         data = re.findall(rb"^data: (.*)$", self.body, re.MULTILINE)
         return [json.loads(event) for event in data if event != b"[DONE]"]
 
 
 class Engine:
-    """A llama-server that serves on *port*."""
+    """A client of a running llama-server."""
 
     def __init__(self, port: int, key: str) -> None:
-        self._port = port
+        self._address = ("127.0.0.1", port)
         self._key = key
 
-    def ask(
+    def request(
         self, method: str, path: str, body: bytes | None = None, *, key: str | None = None
-    ) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
-        fields = {"Authorization": f"Bearer {self._key if key is None else key}"}
-        fields |= {"Content-Type": "application/json", "Origin": _ORIGIN}
-        try:
-            connection.request(method, path, body, fields)
-            answer = connection.getresponse()
-            read = answer.read()
-            told = {name.lower(): value for name, value in answer.getheaders()}
-            return Answer(answer.status, told, read, _is_kept(connection))
-        finally:
-            connection.close()
+    ) -> Observed:
+        fields = ("Content-Type: application/json", f"Origin: {_ORIGIN}")
+        key = self._key if key is None else key
+        with Wire(self._address, seconds=60) as wire:
+            wire.send(request(method, path, *fields, body=body, key=key))
+            response = wire.response()
+            return Observed(**vars(response), is_kept=_is_kept(wire))
 
-    def post(self, path: str, question: Any) -> Answer:
-        return self.ask("POST", path, json.dumps(question).encode())
+    def post(self, path: str, question: Any) -> Observed:
+        return self.request("POST", path, json.dumps(question).encode())
 
 
-def _is_kept(connection: http.client.HTTPConnection) -> bool:
-    if connection.sock is None:  # it was announced
-        return False
+def _is_kept(wire: Wire) -> bool:
     try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
-    except (http.client.HTTPException, OSError):
+        wire.send(request("GET", "/health"))
+        return wire.response().status == 200
+    except OSError:
         return False
 
 
 def observe(engine: Engine) -> Facts:
-    """Everything, of the installed llama-server, which *engine* is a running one of."""
+    """All facts about the installed llama-server; *engine* is a client of a running one."""
     found = locate.locate("", os.environ.get("PATH", ""), environ=os.environ)
     environ = {**os.environ, **found.environment_changes}
-    told = subprocess.run(
+    help_text = subprocess.run(
         [found.path, "--help"], env=environ, capture_output=True, text=True, check=True, timeout=60
     ).stdout
     return {
-        "flags that we give": list(_flags(found.path, told)),
-        "variables": list(_variables(told)),
+        "flags that we give": list(_flags(found.path, help_text)),
+        "variables": list(_variables(help_text)),
         "routes": list(_routes(engine)),
         "routes that its files name": list(_named_routes(Path(found.path).parent)),
         "errors": list(_errors(engine)),
@@ -121,18 +108,18 @@ def observe(engine: Engine) -> Facts:
     }
 
 
-def _flags(path: str, told: str) -> Iterator[str]:
-    """Of those that engines/command.py gives, the ones that --help has."""
+def _flags(path: str, help_text: str) -> Iterator[str]:
+    """The flags that engines/command.py passes, and whether --help has them."""
     everything = Settings(threads=1, parallel=1)
     argv = command.engine_argv(path, everything, model_path="m.gguf", alias="m")
-    known = set(re.findall(r"(?<!\S)(--?[a-z][\w-]*)", told))
+    known = set(re.findall(r"(?<!\S)(--?[a-z][\w-]*)", help_text))
     for flag in argv:
         if flag.startswith("--"):
             yield f"{flag}{'' if flag in known else ' IS UNKNOWN'}"
 
 
-def _variables(told: str) -> Iterator[str]:
-    names = set(re.findall(r"\benv: (\w+)", told))
+def _variables(help_text: str) -> Iterator[str]:
+    names = set(re.findall(r"\benv: (\w+)", help_text))
     passed, _ = command.engine_environment(dict.fromkeys(names, "a"), api_key="ours", changes={})
     for name in sorted(names):
         yield f"{name} {'passes' if passed.get(name) == 'a' else 'is kept from it'}"
@@ -140,15 +127,15 @@ def _variables(told: str) -> Iterator[str]:
 
 def _routes(engine: Engine) -> Iterator[str]:
     for path in _GET:
-        # A stream of events would not end.
-        status = 404 if path == "/models/sse" else engine.ask("GET", path).status
+        # An endless stream of events.
+        status = 404 if path == "/models/sse" else engine.request("GET", path).status
         yield f"GET {path} {status}"
     for path in _POST:
-        yield f"POST {path} {engine.ask('POST', path, b'{}').status}"
+        yield f"POST {path} {engine.request('POST', path, b'{}').status}"
 
 
 def _named_routes(folder: Path) -> Iterator[str]:
-    """Found in the libraries; the compiler hides the shortest. It is for the new ones."""
+    """Found in the libraries, except the shortest, which are inlined. It reveals new routes."""
     pattern = re.compile(rb"\0(/(?:v1|models?|slots|props|tools?|chat|responses)[\w/:-]*)\0")
     found: set[str] = set()
     for library in folder.glob("llama-server*"):
@@ -162,28 +149,28 @@ def _errors(engine: Engine) -> Iterator[str]:
     chat = "/v1/chat/completions"
     long = {**_QUESTION, "messages": [{"role": "user", "content": "word " * 4000}]}
     cases = {
-        "no key": engine.ask("POST", chat, b"{}", key=""),
-        "wrong key": engine.ask("POST", chat, b"{}", key="wrong"),
-        "no such path": engine.ask("GET", "/nothing"),
-        "no such method": engine.ask("PATCH", chat, b"{}"),
-        "no JSON": engine.ask("POST", chat, b"{"),
-        "no messages": engine.ask("POST", chat, b"{}"),
+        "no key": engine.request("POST", chat, b"{}", key=""),
+        "wrong key": engine.request("POST", chat, b"{}", key="wrong"),
+        "no such path": engine.request("GET", "/nothing"),
+        "no such method": engine.request("PATCH", chat, b"{}"),
+        "no JSON": engine.request("POST", chat, b"{"),
+        "no messages": engine.request("POST", chat, b"{}"),
         "prompt longer than the context": engine.post(chat, long),
         "embeddings of a model that has none": engine.post("/v1/embeddings", {"input": "Hi"}),
-        "no messages, Anthropic": engine.ask("POST", "/v1/messages", b"{}"),
+        "no messages, Anthropic": engine.request("POST", "/v1/messages", b"{}"),
     }
     for case, answer in cases.items():
         yield f"{case}: {answer.status}"
         yield from (
-            f"{case}: {line}" for line in shape(_json_or_text(answer), told=("type", "code"))
+            f"{case}: {line}" for line in shape(_json_or_text(answer), shown=("type", "code"))
         )
 
 
-def _json_or_text(answer: Answer) -> Any:
+def _json_or_text(response: Observed) -> Any:
     try:
-        return answer.json
+        return response.json
     except ValueError:
-        return {"not JSON": answer.body.decode(errors="replace")[:80]}
+        return {"not JSON": response.body.decode(errors="replace")[:80]}
 
 
 def _answers(engine: Engine) -> Iterator[str]:
@@ -204,30 +191,30 @@ def _answers(engine: Engine) -> Iterator[str]:
         "messages": engine.post("/v1/messages", _QUESTION).json,
         "messages, last events": {e["type"]: e for e in anthropic.events[-2:]},
         "responses": engine.post("/v1/responses", {"input": "Hi", "max_output_tokens": 2}).json,
-        "health": engine.ask("GET", "/health").json,
-        "models": engine.ask("GET", "/v1/models").json,
+        "health": engine.request("GET", "/health").json,
+        "models": engine.request("GET", "/v1/models").json,
         "props": {
             name: value
-            for name, value in engine.ask("GET", "/props").json.items()
+            for name, value in engine.request("GET", "/props").json.items()
             if name in ("total_slots", "is_sleeping", "model_path", "build_info")
         },
     }
     yield f"chat: a stream ends with {stream.body.split()[-1].decode()}"
-    for case, told in cases.items():
-        yield from (f"{case}: {line}" for line in shape(told))
+    for case, value in cases.items():
+        yield from (f"{case}: {line}" for line in shape(value))
 
 
-def shape(value: Any, path: str = "", told: Sequence[str] = ()) -> Iterator[str]:
-    """The places in a piece of JSON and what kind of value is there.
+def shape(value: Any, path: str = "", shown: Sequence[str] = ()) -> Iterator[str]:
+    """The paths in a JSON value, each with the kind of its value.
 
-    Of a list the first element stands for all. Values of the names in *told* are told.
+    The first element of a list represents all. The values of the names in *shown* are included.
     """
     if isinstance(value, dict) and value:
         for name in sorted(value):
-            yield from shape(value[name], f"{path}.{name}" if path else name, told)
+            yield from shape(value[name], f"{path}.{name}" if path else name, shown)
     elif isinstance(value, list) and value:
-        yield from shape(value[0], f"{path}[]", told)
-    elif path.rpartition(".")[2] in told:
+        yield from shape(value[0], f"{path}[]", shown)
+    elif path.rpartition(".")[2] in shown:
         yield f"{path} = {value}"
     else:
         yield f"{path} {_kind(value)}"
@@ -247,14 +234,14 @@ def _connections(engine: Engine) -> Iterator[str]:
         "a stream": engine.post("/v1/chat/completions", {**_QUESTION, "stream": True}),
     }
     for what, answer in answers.items():
-        for name, value in sorted(answer.fields.items()):
+        for name, value in sorted({n.lower(): v for n, v in answer.fields}.items()):
             shown = "a number" if name == "content-length" else value
             yield f"{what}: {name}: {shown}"
         yield f"{what}: the connection is {'kept' if answer.is_kept else 'closed'} afterwards"
 
 
 def _metrics(engine: Engine) -> Iterator[str]:
-    text = engine.ask("GET", "/metrics").body.decode()
+    text = engine.request("GET", "/metrics").body.decode()
     yield from sorted(re.findall(r"^# TYPE (\S+ \w+)", text, re.MULTILINE))
 
 
@@ -272,6 +259,6 @@ def recorded() -> Facts:
 
 
 def changes(before: Sequence[str], now: Sequence[str]) -> list[str]:
-    """What is gone and what is new, a line each."""
+    """The missing and the new facts, a line each."""
     gone = [f"gone: {line}" for line in before if line not in now]
     return gone + [f"new: {line}" for line in now if line not in before]

@@ -1,4 +1,4 @@
-"""`bench` against the real engine behind the real gateway: what it counts is what was asked for."""
+"""`bench` against the real engine behind the real gateway: it counts the requested tokens."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def bench(served: Served, tmp_path: Path, *arguments: str) -> dict[str, Any]:
     return said
 
 
-def test_a_run_through_the_gateway_counts_the_tokens_that_were_asked_for(
+def test_a_run_through_the_gateway_counts_the_requested_tokens(
     served: Served, tmp_path: Path
 ) -> None:
     said = bench(served, tmp_path, "--concurrency", "2")
@@ -53,7 +53,7 @@ def test_a_run_through_the_gateway_counts_the_tokens_that_were_asked_for(
     assert said["model"]["architecture"] == "llama"
 
 
-def test_what_the_gateway_adds_can_be_measured(served: Served, tmp_path: Path) -> None:
+def test_the_overhead_of_the_gateway_can_be_measured(served: Served, tmp_path: Path) -> None:
     backend = f"http://127.0.0.1:{served.port_backend}"
 
     said = bench(served, tmp_path, "--concurrency", "1", "--overhead", backend)

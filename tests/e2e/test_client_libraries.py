@@ -1,9 +1,9 @@
-"""The clients that users bring, each with the real engine behind the gateway.
+"""The client libraries of users, each with the real engine behind the gateway.
 
-What a client makes of an answer is its own affair, and what a user sees: the error that says
-"wrong key" in that library, a stream that was cut and is not taken for whole. Each client is a
-program of ``tests/e2e/clients`` that tries everything once; they live in an environment of their
-own, made once in .cache from ``locks/clients.txt`` and ``clients/node/package-lock.json``.
+They determine what a user sees: the error for a wrong key in that library, and whether a cut stream
+is noticed. Each client is a program in ``tests/e2e/clients`` that tries everything once; they have
+a separate environment, created once in .cache from ``locks/clients.txt`` and
+``clients/node/package-lock.json``.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from typing import Any, Final
 import pytest
 
 from tests.e2e.conftest import MODEL, ROOT, Served
-from tests.support.fakes import KEY, request
-from tests.wire.conftest import Processes, ScriptedEngine, Visit
+from tests.support.engines import ScriptedEngine, Visit
+from tests.support.gateways import Processes
+from tests.support.keys import KEY
+from tests.support.messages import request
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -42,14 +44,14 @@ WRONG_KEY: Final = {
     "llm_command": "LlmError: Error: Error code: 401",
     "curl": "CurlError: curl: (22) The requested URL returned error: 401",
 }
-"""How what each client says of a wrong key begins."""
+"""The beginning of each client's error for a wrong key."""
 CLIENTS: Final = list(WRONG_KEY)
 OVER_LIMIT: Final = {
     name: text.replace("Authentication", "RateLimit").replace("401", "429")
     for name, text in WRONG_KEY.items()
-    if name != "llm_command"  # it waits as long as it is told to, and asks again
+    if name != "llm_command"  # it waits for the stated delay, and retries
 }
-"""How what each client says of a key that is over its rate begins."""
+"""The beginning of each client's error for a key over its rate limit."""
 
 Tried = Mapping[str, Any]
 
@@ -58,7 +60,7 @@ Tried = Mapping[str, Any]
 
 
 def installed(folder: Path, lock: Path, install: Callable[[], None]) -> None:
-    """Run *install* unless *folder* was made from *lock* as it stands."""
+    """Run *install* unless *folder* was created from the current *lock*."""
     stamp = folder / ".lock"
     digest = hashlib.sha256(lock.read_bytes()).hexdigest()
     if stamp.is_file() and stamp.read_text() == digest:
@@ -82,7 +84,7 @@ def python_of_clients() -> Path:
 
 
 def node_program() -> Path:
-    """The program for Node, beside the package that it needs."""
+    """The program for Node, next to the package that it needs."""
     folder, lock = CACHE / "node", NODE_FILES / "package-lock.json"
 
     def install() -> None:
@@ -156,7 +158,7 @@ def break_every_stream(engine: ScriptedEngine, is_over: threading.Event) -> None
 
 @pytest.fixture(scope="module")
 def broken_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A gateway whose engine dies while it answers."""
+    """A gateway whose engine dies during its response."""
     is_over = threading.Event()
     processes = Processes(tmp_path_factory.mktemp("broken"))
     with ScriptedEngine() as engine:
@@ -173,13 +175,13 @@ def broken_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def add_limited_keys(served: Served) -> None:
-    """A key for each client that admits one request a minute."""
+    """A key for each client, with a limit of one request per minute."""
     path = served.data_dir / "api_keys.txt"
     lines = "".join(f"limited-{name}:{LIMITED}{name}:1\n" for name in CLIENTS)
     path.write_text(lines + path.read_text())
     with served.wire() as wire:
         wire.send(request("POST", "/reload", key=served.key))
-        assert wire.answer().status == 200
+        assert wire.response().status == 200
 
 
 TryClient = Callable[[str], Tried]
@@ -189,14 +191,14 @@ TryClient = Callable[[str], Tried]
 def try_client(
     served: Served, broken_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> TryClient:
-    """Runs a program once, and says what came of it."""
+    """Runs a program once, and returns its outcome."""
     add_limited_keys(served)
     home = tmp_path_factory.mktemp("home")
     environ = {
         "PATH": os.environ["PATH"],
         "HOME": str(home),
         "LLM_USER_PATH": str(home),
-        "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # else it asks the internet when it is imported
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # otherwise its import connects to the internet
         "MODEL": MODEL,
         "BASE_URL": f"http://127.0.0.1:{served.port}",
         "KEY": served.key,
@@ -234,7 +236,7 @@ def command_of(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", CLIENTS)
-def test_a_chat_is_answered(try_client: TryClient, name: str) -> None:
+def test_a_chat_gets_a_response(try_client: TryClient, name: str) -> None:
     (answer,) = try_client(name)["chat"]["pieces"]
 
     assert answer.strip()
@@ -249,14 +251,14 @@ def test_a_stream_comes_in_pieces_and_ends(try_client: TryClient, name: str) -> 
 
 
 @pytest.mark.parametrize("name", CLIENTS)
-def test_a_wrong_key_is_what_the_client_calls_so(try_client: TryClient, name: str) -> None:
+def test_a_wrong_key_is_reported_as_such(try_client: TryClient, name: str) -> None:
     refused = try_client(name)["wrong_key"]
 
     assert f"{refused['error']}: {refused['message']}".startswith(WRONG_KEY[name])
 
 
 @pytest.mark.parametrize("name", OVER_LIMIT)
-def test_a_key_over_its_rate_is_what_the_client_calls_so(try_client: TryClient, name: str) -> None:
+def test_a_key_over_its_rate_limit_is_reported_as_such(try_client: TryClient, name: str) -> None:
     tried = try_client(name)
 
     assert tried["within_limit"]["error"] is None
@@ -266,7 +268,7 @@ def test_a_key_over_its_rate_is_what_the_client_calls_so(try_client: TryClient, 
 
 @pytest.mark.parametrize("how", ["cut_between_events", "cut_within_an_event"])
 @pytest.mark.parametrize("name", CLIENTS)
-def test_a_stream_that_was_cut_is_not_taken_for_whole(
+def test_a_cut_stream_is_not_mistaken_for_a_complete_one(
     try_client: TryClient, name: str, how: str
 ) -> None:
     cut = try_client(name)[how]

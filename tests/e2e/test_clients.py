@@ -1,4 +1,4 @@
-"""What a user's OpenAI client sees, with the real engine and the real model behind it."""
+"""OpenAI's client with the gateway, the real engine and the real model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
-from tests.e2e.conftest import MODEL, ROOT, Served, command_line
+from tests.e2e.conftest import MODEL, ROOT, Served
+from tests.support.processes import command_line
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -28,7 +29,7 @@ def client(served: Served) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def test_chat_is_answered(client: openai.OpenAI) -> None:
+def test_a_chat_gets_a_response(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=16)
 
     assert answer.choices[0].message.content
@@ -61,13 +62,13 @@ def test_the_async_client_streams_too(served: Served) -> None:
     assert asyncio.run(stream()) > 1
 
 
-def test_completions_are_answered(client: openai.OpenAI) -> None:
+def test_a_completion_gets_a_response(client: openai.OpenAI) -> None:
     answer = client.completions.create(model=MODEL, prompt="Once upon a time", max_tokens=8)
 
     assert answer.choices[0].text
 
 
-def test_models_are_listed_by_a_name_and_not_a_path(client: openai.OpenAI) -> None:
+def test_models_are_listed_by_name_not_by_path(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == [MODEL]
 
 
@@ -81,11 +82,11 @@ def test_a_wrong_key_is_an_authentication_error(served: Served) -> None:
     assert caught.value.code == "invalid_api_key"
 
 
-def test_an_error_of_the_engine_passes_as_it_is(client: openai.OpenAI) -> None:
+def test_an_error_of_the_engine_passes_unchanged(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.completions.create(model=MODEL, prompt="word " * 5000, max_tokens=1)
 
-    # The engine's own envelope, with what agents read to shorten their prompt.
+    # The engine's envelope, with the numbers that agents use to shorten their prompt.
     assert caught.value.type == "exceed_context_size_error"
     assert isinstance(caught.value.body, dict)
     assert caught.value.body["n_ctx"] == 2048
@@ -120,7 +121,7 @@ def test_every_chunk_of_a_stream_holds_whole_events_and_the_last_is_done(served:
 @pytest.mark.parametrize(
     ("first", "last"), [("curl http", "}'"), ("python3 - <<", "END")], ids=["curl", "python"]
 )
-def test_what_was_printed_works_as_it_stands(served: Served, first: str, last: str) -> None:
+def test_the_printed_examples_work_unchanged(served: Served, first: str, last: str) -> None:
     served.until(lambda: "Ctrl-C" in served.output, "the examples")
     printed = re.search(
         rf"^{re.escape(first)}.*?{re.escape(last)}$", served.output, re.MULTILINE | re.DOTALL
@@ -140,7 +141,7 @@ def test_what_was_printed_works_as_it_stands(served: Served, first: str, last: s
 
 
 @pytest.mark.parametrize(("language", "program"), [("bash", "bash"), ("python", sys.executable)])
-def test_what_getting_started_says_to_ask_works(
+def test_the_first_requests_of_getting_started_work(
     served: Served, language: str, program: str
 ) -> None:
     page = (ROOT / "docs" / "getting-started.md").read_text("utf-8")

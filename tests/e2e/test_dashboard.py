@@ -1,4 +1,4 @@
-"""The dashboard as a person has it: in a real browser, by keyboard, on a desk and on a phone."""
+"""The dashboard in a real browser: with the keyboard, on a desktop and on a phone."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.browser import Browser, needs_browser
 from tests.e2e.conftest import Served
-from tests.support.browser import Browser, needs_browser
 
 pytestmark = [pytest.mark.e2e, needs_browser]
 
 IS_SHOWN = "!document.getElementById('numbers').hidden && !!document.querySelector('#keys tr')"
 UNWANTED = "the server responded with a status of 401"
-"""What the browser says of a key that is wrong; nothing else may be in its console."""
+"""The browser's message for a wrong key; nothing else may be in its console."""
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_a_key_shows_the_numbers_and_a_wrong_one_does_not(browser: Browser, serv
     assert served.key not in browser.evaluate("document.documentElement.outerHTML")
 
 
-def test_what_is_asked_is_on_the_page_a_moment_later(browser: Browser, served: Served) -> None:
+def test_a_request_is_shown_on_the_page_a_moment_later(browser: Browser, served: Served) -> None:
     sign_in(browser, served.key)
     browser.until(IS_SHOWN)
     served.chat()
@@ -61,7 +61,7 @@ def test_what_is_asked_is_on_the_page_a_moment_later(browser: Browser, served: S
     assert browser.evaluate(f"{cells}[0]") == "default"
 
 
-def test_everything_it_fetches_is_its_own(browser: Browser, served: Served) -> None:
+def test_the_page_requests_nothing_from_other_hosts(browser: Browser, served: Served) -> None:
     sign_in(browser, served.key)
     browser.until(IS_SHOWN)
     base = f"http://127.0.0.1:{served.port}/dashboard"
@@ -85,7 +85,7 @@ def test_a_key_is_kept_for_the_session_until_it_is_forgotten(
     assert browser.evaluate("document.getElementById('numbers').hidden")
 
 
-def test_all_of_it_can_be_reached_by_the_keyboard(browser: Browser, served: Served) -> None:
+def test_all_elements_can_be_reached_with_the_keyboard(browser: Browser, served: Served) -> None:
     sign_in(browser, served.key)
     browser.until(IS_SHOWN)
     browser.until("document.querySelectorAll('#charts path.line').length >= 4")
@@ -101,7 +101,7 @@ def test_all_of_it_can_be_reached_by_the_keyboard(browser: Browser, served: Serv
     assert reached == [*charts, period, table, link, "sign-out"]
 
 
-def test_a_chart_tells_its_numbers_to_the_arrow_keys(browser: Browser, served: Served) -> None:
+def test_the_arrow_keys_show_the_numbers_of_a_chart(browser: Browser, served: Served) -> None:
     sign_in(browser, served.key)
     browser.until(IS_SHOWN)
     # The first step comes five seconds after the gateway's start.
@@ -133,7 +133,7 @@ def test_it_fits_the_screen_by_day_and_by_night(
     assert struct.unpack(">I", image[16:20]) == (width,)
 
 
-def test_what_it_shows_passes_a_contrast_of_4_5(browser: Browser, served: Served) -> None:
+def test_all_texts_have_a_contrast_of_4_5(browser: Browser, served: Served) -> None:
     sign_in(browser, served.key)
     browser.until(IS_SHOWN)
     for dark in (False, True):
@@ -142,7 +142,7 @@ def test_what_it_shows_passes_a_contrast_of_4_5(browser: Browser, served: Served
         assert browser.evaluate(FAINT) == []
 
 
-# Texts whose colour is too near to that of what they stand on (WCAG 2.2, 1.4.3).
+# Texts with too little contrast to their background (WCAG 2.2, 1.4.3).
 FAINT = """(() => {
   const channels = (c) => c.match(/[\\d.]+/g).map(Number);
   const light = (c) => channels(c).slice(0, 3)

@@ -1,8 +1,8 @@
-"""The same bytes to the gateway and straight to the real engine: the answers have to agree.
+"""The same bytes to the gateway and directly to the real engine: the responses have to agree.
 
-Only the key is changed on the way. What may differ is said here once: in ``OURS`` for header
-fields, in ``VOLATILE`` for what no two answers of the engine have in common, and, where the
-gateway answers itself, in the tests at the end.
+Only the key differs. The permitted differences are in ``OURS`` for header fields, in ``VOLATILE``
+for what differs between any two responses of the engine, and in the tests at the end for responses
+of the gateway itself.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import Any, Final
 import pytest
 
 from tests.e2e.conftest import Served
-from tests.support.fakes import Answer, chunk, read_answers, request
+from tests.support.messages import Response, chunk, read_responses, request
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 KEY: Final = "{key}"
-"""Stands for the key of whoever is asked."""
+"""Replaced by the key of the gateway or of the engine."""
 ORIGIN: Final = "https://app.example"
 
-# Hop-by-hop (RFC 9110 section 7.6.1), or the gateway's to set.
+# Hop-by-hop (RFC 9110 section 7.6.1), or set by the gateway.
 OURS: Final = re.compile(
     "connection|date|keep-alive|server|transfer-encoding|vary|x-request-id"
     "|x-ratelimit-.*|access-control-.*"
 )
-# Ids (also of the items of /v1/responses), clocks, and how fast it went.
+# Ids (also of the items of /v1/responses), times and durations.
 VOLATILE: Final = re.compile("(item_|response_)?id|(created|completed)(_at)?|time_ms|timings")
 
 MESSAGES: Final = [
@@ -43,7 +43,7 @@ TOKENIZE: Final = b'{"content":"Once upon a time"}'
 
 @pytest.fixture(scope="module")
 def settings() -> Mapping[str, str]:
-    """What is computed is computed alike: nothing from before, nothing at the same time."""
+    """For reproducible results: no prompt cache, and one request at a time."""
     return {"PARALLEL": "1", "EXTRA_ARGS": "--no-cache-prompt", "CORS_ORIGINS": ORIGIN}
 
 
@@ -66,46 +66,46 @@ def chunked(target: str, *chunks: bytes, trailer: bytes = b"") -> bytes:
     return head + b"".join(chunks) + b"0\r\n" + trailer + b"\r\n"
 
 
-def answers(served: Served, raw: bytes, *, backend: bool) -> list[Answer]:
-    """Every answer until the connection ends, interim ones too."""
+def answers(served: Served, raw: bytes, *, backend: bool) -> list[Response]:
+    """All responses until the connection ends, interim ones too."""
     key = served.backend_key if backend else served.key
     with served.wire(backend=backend) as wire:
         wire.send(raw.replace(KEY.encode(), key.encode()))
-        return read_answers(wire.read_rest(), to_head=raw.startswith(b"HEAD "))
+        return read_responses(wire.read_rest(), to_head=raw.startswith(b"HEAD "))
 
 
-def both(served: Served, raw: bytes) -> tuple[Answer, Answer]:
-    """The gateway's answer and the engine's, each the last and whole."""
+def both(served: Served, raw: bytes) -> tuple[Response, Response]:
+    """The last, complete response of the gateway and of the engine."""
     ours, engines = (answers(served, raw, backend=backend)[-1] for backend in (False, True))
     assert ours.is_whole
     assert engines.is_whole
     return ours, engines
 
 
-def fields(answer: Answer, *without: str) -> list[tuple[str, str]]:
-    """In one order: the engine keeps its own in a hash table."""
+def fields(answer: Response, *without: str) -> list[tuple[str, str]]:
+    """In a fixed order: the engine has its own in a hash table."""
     kept = ((n, v) for n, v in answer.fields if not OURS.fullmatch(n.lower()))
     return sorted((n, v) for n, v in kept if n.lower() not in without)
 
 
 def lasting(value: Any) -> Any:
-    """*value* without what no two answers have in common."""
+    """*value* without what differs between any two responses."""
     if isinstance(value, dict):
         return {k: lasting(v) for k, v in value.items() if not VOLATILE.fullmatch(k)}
     return [lasting(v) for v in value] if isinstance(value, list) else value
 
 
-def events(answer: Answer) -> Iterator[tuple[str, Any]]:
-    """What comes before an event's data, and the data without what is volatile."""
+def events(answer: Response) -> Iterator[tuple[str, Any]]:
+    """The lines before an event's data, and the data without volatile values."""
     assert answer.body.endswith(b"\n\n")
     for event in answer.body.decode().removesuffix("\n\n").split("\n\n"):
         name, _, data = event.rpartition("data: ")
         yield name, data if data == "[DONE]" else lasting(json.loads(data))
 
 
-def agree(ours: Answer, engines: Answer) -> None:
-    """To the byte: status line, fields, body, and how its length is told."""
-    assert ours.head.split(b"\r\n")[0] == engines.head.split(b"\r\n")[0]
+def agree(ours: Response, engines: Response) -> None:
+    """To the byte: status line, fields, body and its framing."""
+    assert ours.status_line == engines.status_line
     assert fields(ours) == fields(engines)
     assert ours.all("transfer-encoding") == engines.all("transfer-encoding")
     assert ours.body == engines.body
@@ -122,7 +122,7 @@ AS_THEY_ARE: Final = {
     "count, chat": post("/v1/chat/completions/input_tokens", {"messages": MESSAGES}),
     "count, messages": post("/v1/messages/count_tokens", {"messages": MESSAGES[1:]}),
     "health, under /v1": plain("GET", "/v1/health"),
-    # The engine's own errors, which clients tell apart by their text.
+    # The engine's own errors, which clients distinguish by their text.
     "no JSON": post("/v1/chat/completions", b'{"messages": [}'),
     "no UTF-8": post("/v1/chat/completions", b'{"messages": "\xff"}'),
     "no object": post("/v1/chat/completions", b"[]"),
@@ -181,11 +181,11 @@ AS_THEY_ARE: Final = {
 
 
 @pytest.mark.parametrize("raw", AS_THEY_ARE.values(), ids=AS_THEY_ARE.keys())
-def test_both_say_the_same(served: Served, raw: bytes) -> None:
+def test_both_respond_with_the_same_bytes(served: Served, raw: bytes) -> None:
     agree(*both(served, raw))
 
 
-def test_both_say_100_continue_first(served: Served) -> None:
+def test_both_send_100_continue_first(served: Served) -> None:
     raw = post("/tokenize", TOKENIZE, "Expect: 100-continue")
     head, _, _ = raw.partition(b"\r\n\r\n")
 
@@ -195,10 +195,10 @@ def test_both_say_100_continue_first(served: Served) -> None:
             wire.send(head.replace(KEY.encode(), key.encode()) + b"\r\n\r\n")
             assert wire.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 100 Continue\r\n")
             wire.send(TOKENIZE)
-            assert wire.answer().status == 200
+            assert wire.response().status == 200
 
 
-def test_both_answer_many_on_one_connection(served: Served) -> None:
+def test_both_serve_many_requests_on_one_connection(served: Served) -> None:
     words = [json.dumps({"content": word}).encode() for word in ("Once", "upon", "a", "time")]
     seen = []
     for backend in (False, True):
@@ -206,7 +206,7 @@ def test_both_answer_many_on_one_connection(served: Served) -> None:
         with served.wire(backend=backend) as wire:
             for word in words:
                 wire.send(request("POST", "/tokenize", key=key, body=word))
-                seen.append(wire.answer())
+                seen.append(wire.response())
 
     ours, engines = seen[: len(words)], seen[len(words) :]
     assert len({answer.body for answer in ours}) == len(words)
@@ -214,7 +214,7 @@ def test_both_answer_many_on_one_connection(served: Served) -> None:
         agree(our, engine)
 
 
-# All but what changes from answer to answer -------------------------------------------------------
+# Without what changes between responses -----------------------------------------------------------
 
 SCHEMA: Final = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 TOOL: Final = {"type": "function", "function": {"name": "go", "parameters": SCHEMA}}
@@ -251,17 +251,17 @@ GENERATED: Final = {
 
 
 @pytest.mark.parametrize("raw", GENERATED.values(), ids=GENERATED.keys())
-def test_both_answer_the_same(served: Served, raw: bytes) -> None:
+def test_both_send_the_same_response(served: Served, raw: bytes) -> None:
     ours, engines = both(served, raw)
 
     assert ours.status == engines.status == 200
     assert lasting(json.loads(ours.body)) == lasting(json.loads(engines.body))
-    # The numbers in it that differ may differ in length.
+    # Its volatile numbers can differ in length.
     assert fields(ours, "content-length") == fields(engines, "content-length")
     assert int(ours["content-length"]) == len(ours.body)
 
 
-def test_both_answer_head_the_same(served: Served) -> None:
+def test_both_respond_to_head_alike(served: Served) -> None:
     ours, engines = both(served, plain("HEAD", "/v1/models"))
 
     agree(ours, engines)
@@ -307,11 +307,11 @@ def test_both_stream_the_same_events(served: Served, raw: bytes) -> None:
 # Where they differ, and have to -------------------------------------------------------------------
 
 
-def test_the_length_of_a_stream_to_http_1_0_is_told_by_its_end(served: Served) -> None:
+def test_a_stream_to_http_1_0_ends_with_its_connection(served: Served) -> None:
     raw = post("/v1/completions", {**TEXT, "stream": True}).replace(b"HTTP/1.1", b"HTTP/1.0")
     ours, engines = both(served, raw)
 
-    # RFC 9112 section 7.1: HTTP/1.0 has no chunked coding, whatever the engine does.
+    # RFC 9112 section 7.1: HTTP/1.0 has no chunked coding, though the engine uses it.
     assert engines["transfer-encoding"] == "chunked"
     assert "transfer-encoding" not in ours
     assert ours["connection"] == "close"
@@ -326,8 +326,8 @@ def test_the_gateway_understands_the_absolute_form(served: Served) -> None:
     agree(ours, engines)
 
 
-def test_the_gateway_answers_what_is_sent_ahead(served: Served) -> None:
-    # RFC 9112 section 9.3.2; the engine loses what it has read behind a request.
+def test_the_gateway_serves_pipelined_requests(served: Served) -> None:
+    # RFC 9112 section 9.3.2; the engine discards bytes that it has read after a request.
     first = request("POST", "/tokenize", key=KEY, body=b'{"content":"upon"}')
     ours = answers(served, first + post("/tokenize", TOKENIZE), backend=False)
 
@@ -367,7 +367,7 @@ OWN: Final = {
 
 
 @pytest.mark.parametrize(("raw", "status", "code"), OWN.values(), ids=OWN.keys())
-def test_the_gateway_refuses_in_words_of_its_own(
+def test_the_gateway_rejects_with_its_own_errors(
     served: Served, raw: bytes, status: int, code: str
 ) -> None:
     [ours] = answers(served, raw, backend=False)
@@ -384,7 +384,7 @@ def test_health_and_metrics_are_the_gateways(served: Served) -> None:
         assert ours.body != engines.body
 
 
-def test_the_engine_takes_any_origin_and_the_gateway_those_it_was_told(served: Served) -> None:
+def test_the_engine_allows_any_origin_and_the_gateway_those_of_its_settings(served: Served) -> None:
     for origin, allowed in ((ORIGIN, [ORIGIN]), ("https://evil.example", [])):
         for raw in (
             post("/tokenize", TOKENIZE, f"Origin: {origin}"),

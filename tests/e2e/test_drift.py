@@ -1,4 +1,4 @@
-"""Is the installed llama-server still the one that we know? Names what changed, if not."""
+"""The installed llama-server behaves as recorded; otherwise the changes are listed."""
 
 from __future__ import annotations
 
@@ -21,15 +21,13 @@ def observed(served: Served) -> Facts:
 
 
 @pytest.mark.parametrize("heading", engine_facts.recorded())
-def test_the_engine_is_what_it_was_when_it_was_last_looked_at(
-    observed: Facts, heading: str
-) -> None:
+def test_the_engine_behaves_as_recorded(observed: Facts, heading: str) -> None:
     changed = engine_facts.changes(engine_facts.recorded()[heading], observed[heading])
 
     assert not changed, "\n".join([f"{heading}:", *changed, engine_facts.RENEW])
 
 
-def test_nothing_is_observed_that_is_not_compared(observed: Facts) -> None:
+def test_all_observed_facts_are_compared(observed: Facts) -> None:
     assert list(observed) == list(engine_facts.recorded())
 
 
@@ -39,10 +37,10 @@ def test_a_change_is_named() -> None:
     assert engine_facts.changes(before, now) == ["gone: GET /slots 200", "new: GET /slots 501"]
 
 
-def test_a_shape_tells_places_and_kinds_and_no_content() -> None:
+def test_a_shape_has_paths_and_kinds_and_no_content() -> None:
     told = {"a": [{"b": "secret", "code": 400}], "c": None}
 
-    assert list(engine_facts.shape(told, told=["code"])) == [
+    assert list(engine_facts.shape(told, shown=["code"])) == [
         "a[].b str",
         "a[].code = 400",
         "c null",

@@ -1,20 +1,19 @@
-"""Faults of the real engine: what is lost, what is said, and that it comes back."""
+"""Faults of the real engine: what is lost, what is reported, and that it restarts."""
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import signal
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import DEADLINE_SECONDS, MODEL, Served, stop
+from tests.support import clients
 from tests.support.processes import is_running
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -27,19 +26,16 @@ def settings(request: pytest.FixtureRequest) -> Mapping[str, str]:
 
 
 def ask(served: Served, prompt: str = "Once upon a", tokens: int = 4) -> int:
-    """The status of a completion; 0 when it was cut."""
+    """The status of a completion; 0 if it was cut."""
     question = {"model": MODEL, "prompt": prompt, "max_tokens": tokens, "ignore_eos": True}
-    fields = {"Authorization": f"Bearer {served.key}", "Content-Type": "application/json"}
-    address = ("127.0.0.1", served.port)
-    connection = http.client.HTTPConnection(*address, timeout=DEADLINE_SECONDS)
-    with closing(connection):
-        try:
-            connection.request("POST", "/v1/completions", json.dumps(question), fields)
-            answer = connection.getresponse()
-            answer.read()
-        except (ConnectionError, http.client.HTTPException):
-            return 0
-        return answer.status
+    body = json.dumps(question).encode()
+    try:
+        response = clients.ask(
+            served.port, "/v1/completions", body, key=served.key, seconds=DEADLINE_SECONDS
+        )
+    except ConnectionError:
+        return 0
+    return response.status if response.is_whole else 0
 
 
 def state_of(served: Served) -> str:
@@ -52,12 +48,12 @@ def state_of(served: Served) -> str:
     [
         (signal.SIGKILL, "signal SIGKILL"),
         (signal.SIGSEGV, "It crashed"),
-        (signal.SIGHUP, "signal SIGHUP"),  # it dies of it, however idle it is
+        (signal.SIGHUP, "signal SIGHUP"),  # which ends it, even if it is idle
         (signal.SIGSTOP, "It did not respond for 2 s."),
     ],
     ids=lambda value: value.name if isinstance(value, signal.Signals) else "",
 )
-def test_whatever_ends_it_costs_what_was_in_it_and_the_next_request_waits(
+def test_a_death_loses_the_requests_at_the_engine_and_the_next_one_waits(
     own_server: Served, number: signal.Signals, said: str
 ) -> None:
     engine = own_server.child("llama-server")
@@ -77,10 +73,10 @@ def test_whatever_ends_it_costs_what_was_in_it_and_the_next_request_waits(
     assert not is_running(engine)
 
 
-def test_sigterm_with_a_request_that_it_would_not_leave_for_ends_in_time(
+def test_sigterm_ends_in_time_although_the_engine_ignores_it_during_a_request(
     model_file: Path, own_server: Served
 ) -> None:
-    # llama-server itself ignores SIGTERM while it computes an answer that is not streamed.
+    # llama-server itself ignores SIGTERM while it computes a response that is not streamed.
     children = own_server.children()
     with ThreadPoolExecutor(1) as pool:
         long = pool.submit(ask, own_server, tokens=2000)
@@ -111,7 +107,7 @@ def test_it_is_stopped_when_idle_and_started_by_the_next_request(own_server: Ser
 @pytest.mark.parametrize(
     "settings", [{"EXTRA_ARGS": "--sleep-idle-seconds 2"}], indirect=True, ids=["2 s"]
 )
-def test_its_own_sleep_is_shown_and_not_disturbed_and_the_next_request_ends_it(
+def test_the_engines_own_sleep_is_shown_and_only_a_request_ends_it(
     own_server: Served,
 ) -> None:
     def woken() -> int:
@@ -132,12 +128,10 @@ def test_its_own_sleep_is_shown_and_not_disturbed_and_the_next_request_ends_it(
 
 
 def health_port(served: Served) -> int:
-    with closing(http.client.HTTPConnection("127.0.0.1", served.port_health)) as connection:
-        connection.request("GET", "/")
-        return connection.getresponse().status
+    return clients.ask(served.port_health, "/", key="").status
 
 
 def seconds_asleep(served: Served) -> float:
-    """There is a look at it in each."""
+    """The engine is probed in each of them."""
     since = datetime.fromisoformat(served.get("/health")[1]["engine"]["since"])
     return (datetime.now(UTC) - since).total_seconds()

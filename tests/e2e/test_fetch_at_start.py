@@ -1,4 +1,4 @@
-"""``serve`` with a hub's address for a model: fetched at the start, gone on with, kept."""
+"""``serve`` with a model on a hub: downloaded at the start, resumed, kept."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import COMMAND, Served, free_port, stop
+from tests.e2e.conftest import COMMAND, Served, stop
 from tests.support.hub_server import REPO, HubServer
-from tests.support.processes import is_running
+from tests.support.processes import free_ports, is_running
 
 pytestmark = pytest.mark.e2e
 
@@ -25,13 +25,14 @@ def hub(model_file: Path) -> Iterator[HubServer]:
     content = model_file.read_bytes()
     with HubServer({"q/Tiny-Q4_1.gguf": content, "Tiny-Q8_0.gguf": content}) as running:
         running.does.token = TOKEN
-        # A whole number of what is read at a time.
+        # A multiple of the size of one read.
         running.does.pause_at = len(content) // 2 >> 20 << 20
         yield running
 
 
 def start(data_dir: Path, endpoint: str) -> Served:
-    served = Served(None, data_dir, free_port(), free_port(), free_port(), "")  # type: ignore[arg-type]
+    port, port_health, port_backend = free_ports(3)
+    served = Served(None, data_dir, port, port_health, port_backend, "")  # type: ignore[arg-type]
     environ = {
         **os.environ,
         "DATA_DIR": str(data_dir),
@@ -56,7 +57,7 @@ def start(data_dir: Path, endpoint: str) -> Served:
     return served
 
 
-def engine_told(served: Served) -> Any:
+def engine_detail(served: Served) -> Any:
     return (served.get("/health")[1] or {}).get("engine", {}).get("detail", "")
 
 
@@ -64,17 +65,17 @@ def size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def test_a_model_is_fetched_once_however_often_the_server_dies(
+def test_a_model_is_downloaded_once_even_if_the_server_dies_repeatedly(
     hub: HubServer, tmp_path: Path
 ) -> None:
     half = hub.does.pause_at
     part = tmp_path / "models" / "Tiny-Q4_1.gguf.part"
 
-    # Killed outright in the middle of it: what has come stays, and nobody goes on writing.
+    # Killed during the download: the part stays, and no process continues to write.
     first = start(tmp_path, hub.endpoint)
     try:
         first.until(lambda: size(part) == half, "half of the model")
-        first.until(lambda: "fetching the model: " in engine_told(first), "how far it is")
+        first.until(lambda: "fetching the model: " in engine_detail(first), "how far it is")
         pull = first.child(" pull ")
         assert pull
         first.process.send_signal(signal.SIGKILL)
@@ -89,14 +90,14 @@ def test_a_model_is_fetched_once_however_often_the_server_dies(
     try:
         second.until_ready()
         assert second.get("/health")[1]["model"]["name"] == "Tiny-Q4_1"
-        assert engine_told(second) == ""
+        assert engine_detail(second) == ""
     finally:
         assert stop(second) == 0
     assert [a.range for a in hub.asked_for("Signature")] == [f"bytes={half}-"]
     assert not is_running(pull)
     hub.asked.clear()
 
-    # Now it is here, and nobody is asked: there might be no network.
+    # Now it is complete, and no server is contacted: there may be no network.
     third = start(tmp_path, "http://127.0.0.1:1")
     try:
         third.until_ready()

@@ -5,13 +5,10 @@ It takes minutes, so it is marked ``image`` and runs by `make test-image`.
 
 from __future__ import annotations
 
-import http.client
 import json
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,20 +16,21 @@ from typing import Any, Final
 import pytest
 
 from llama_gguf import __version__
-from tests.e2e.conftest import MODEL, free_port
-from tests.support import containers
+from tests.e2e.conftest import MODEL
+from tests.support import clients, containers
 from tests.support.containers import Builder
+from tests.support.keys import KEY
+from tests.support.processes import free_ports, until
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(1200)]
 
-KEY: Final = "sk-a-key-of-the-tests"
 DEADLINE_SECONDS: Final = 120.0
 MAX_ADDED_BYTES: Final = 135_000_000
 
 
 @pytest.fixture(scope="module")
 def image() -> Iterator[Builder]:
-    """The image, built; it takes some minutes the first time."""
+    """The built image; the first build takes some minutes."""
     builder = containers.find_builder()
     if isinstance(builder, str):
         pytest.skip(builder)
@@ -51,12 +49,9 @@ class Container:
 
     def ask(self, path: str, question: Any = None) -> tuple[int, Any]:
         """Status and JSON of a GET, or of a POST of *question*."""
-        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
-            headers = {"Authorization": f"Bearer {KEY}"} if question else {}
-            body = None if question is None else json.dumps(question)
-            connection.request("POST" if question else "GET", path, body, headers)
-            answer = connection.getresponse()
-            return answer.status, json.loads(answer.read())
+        body = None if question is None else json.dumps(question).encode()
+        response = clients.ask(self.port, path, body, key=KEY if question else "", seconds=60)
+        return response.status, response.json
 
     def is_ready(self) -> bool:
         try:
@@ -65,12 +60,15 @@ class Container:
             return False
 
     def until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while not condition():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                self.process.kill()
-                pytest.fail(f"it never came to it:\n{self.process.communicate()[0]}")
-            time.sleep(0.1)
+        def end() -> str:
+            self.process.kill()
+            return f"{self.process.communicate()[0]}"
+
+        def look() -> bool:
+            assert self.process.poll() is None, end()
+            return condition()
+
+        until(look, end, seconds=DEADLINE_SECONDS)
 
     def first_process(self) -> dict[str, str]:
         """The status of ``serve``, as proc(5) has it, from outside."""
@@ -87,18 +85,18 @@ class Container:
 
 @pytest.fixture
 def container(image: Builder, model_file: Path, tmp_path: Path) -> Iterator[Container]:
-    """The image, serving the demo model out of a volume that anybody may write to."""
+    """The image, serving the demo model from a volume that every user may write to."""
     (tmp_path / "models").mkdir()
     shutil.copy(model_file, tmp_path / "models")
     (tmp_path / "api_keys.txt").write_text(f"tests:{KEY}\n")
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(0o777 if folder == tmp_path else 0o755)
-    port = free_port()
+    port, port_health, port_backend = free_ports(3)
     environ = {
         "HOST": "127.0.0.1",
         "PORT": str(port),
-        "PORT_HEALTH": str(free_port()),
-        "PORT_BACKEND": str(free_port()),
+        "PORT_HEALTH": str(port_health),
+        "PORT_BACKEND": str(port_backend),
         "CTX": "2048",
         "THREADS": "1",
     }
@@ -131,7 +129,7 @@ def test_the_image_serves_a_chat_as_pid_1_with_no_rights_on_a_read_only_root(
     assert container.process.returncode == 0, said
 
 
-def test_the_image_says_what_it_is_and_overrides_what_its_base_would_open(image: Builder) -> None:
+def test_the_image_has_labels_and_overrides_the_open_defaults_of_its_base(image: Builder) -> None:
     config = image.config()
 
     environ = dict(pair.split("=", 1) for pair in config["Env"])
@@ -146,7 +144,7 @@ def test_the_image_says_what_it_is_and_overrides_what_its_base_would_open(image:
     assert labels["source"] == "https://example.invalid/source"
 
 
-def test_the_image_is_compiled_and_has_nothing_left_to_compile_with(image: Builder) -> None:
+def test_the_image_is_compiled_and_contains_no_compiler(image: Builder) -> None:
     look = (
         "import llama_gguf.gateway.client_connection as c, importlib.util as i, shutil; "
         "print(c.__file__, [m for m in ('mypy', 'hatchling', 'setuptools') if i.find_spec(m)], "

@@ -1,8 +1,8 @@
-"""Clients that leave, and what the real engine then still does for them.
+"""Clients that leave, and what the real engine still computes for them.
 
-Whether the engine works is read off its log. Not off ``/slots``: an engine that is asked for it
-more often than once a second does not notice that anybody left, see docs/adr/0010. So
-``/slots`` is asked once, at the end.
+The engine's log shows whether it is busy. Not ``/slots``: an engine that gets this request more
+often than once per second does not notice that a client left, see docs/adr/0010. Therefore
+``/slots`` is requested once, at the end.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from collections.abc import Callable, Iterator, Mapping
 import pytest
 
 from tests.e2e.conftest import Served
-from tests.support.fakes import request
-from tests.wire.conftest import Wire
+from tests.support.clients import Wire
+from tests.support.messages import request
 
 _log = logging.getLogger(__name__)
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 DEADLINE_SECONDS = 10.0
-"""Generous: nothing below ends by itself in a hundred times that."""
+"""No response below would end in a hundred times that."""
 
 STREAM = {
     "prompt": "Once",
@@ -38,7 +38,7 @@ WHOLE = {**STREAM, "stream": False}
 BOTH = pytest.mark.parametrize("body", [STREAM, WHOLE], ids=["stream", "whole"])
 
 WAYS: Mapping[str, Callable[[Wire], None]] = {
-    "close": Wire.leave,
+    "close": Wire.close,
     "reset": Wire.reset,
     "half-close": lambda wire: wire.sock.shutdown(socket.SHUT_WR),
 }
@@ -52,9 +52,9 @@ _ENDED = re.compile(r"release: .*?task (\d+) \| stop processing")
 def settings(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Mapping[str, str]:
-    """One slot more than the gateway uses; an answer ends when its client leaves, or never.
+    """One slot more than the gateway uses; a response ends when its client leaves, or never.
 
-    What the engine has begun to compute at once, it computes to the end: small batches.
+    The engine completes each batch that it has begun, so batches are small.
     """
     settings = {
         "PARALLEL": "3",
@@ -67,29 +67,29 @@ def settings(
     return settings
 
 
-class Engine:
-    """What the engine's log says of its tasks, from now on."""
+class EngineTasks:
+    """The engine's tasks, from its log, from now on."""
 
     def __init__(self, served: Served) -> None:
         self._served = served
         self._before = len(served.engine_log)
 
     def begun(self) -> set[str]:
-        return set(_BEGUN.findall(self._news()))
+        return set(_BEGUN.findall(self._new_lines()))
 
     def running(self) -> set[str]:
-        news = self._news()
-        return set(_BEGUN.findall(news)) - set(_ENDED.findall(news))
+        lines = self._new_lines()
+        return set(_BEGUN.findall(lines)) - set(_ENDED.findall(lines))
 
-    def _news(self) -> str:
+    def _new_lines(self) -> str:
         return self._served.engine_log[self._before :]
 
     def until_idle(self) -> None:
-        """Wait until nobody's answer is generated any more, and nobody's slot is held."""
+        """Wait until no response is being generated and no slot is in use."""
         began = time.monotonic()
         while self.running():
             taken = time.monotonic() - began
-            assert taken < DEADLINE_SECONDS, f"still running: {self.running()}\n{self._news()}"
+            assert taken < DEADLINE_SECONDS, f"still running: {self.running()}\n{self._new_lines()}"
             time.sleep(0.02)
         _log.info("idle after %.2f s", time.monotonic() - began)
         _, slots = self._served.get("/slots", backend=True)
@@ -98,22 +98,22 @@ class Engine:
 
 
 @pytest.fixture
-def engine(served: Served) -> Iterator[Engine]:
+def engine(served: Served) -> Iterator[EngineTasks]:
     served.until_ready()
-    engine = Engine(served)
+    engine = EngineTasks(served)
     assert not engine.running()
     yield engine
     engine.until_idle()
 
 
 def gateway(served: Served) -> tuple[int, int]:
-    """How many requests are at the engine, and how many wait, by the gateway's account."""
+    """The numbers of requests at the engine and in the queue, from the gateway."""
     _, health = served.get("/health")
     return health["slots"]["used"], health["queue"]["length"]
 
 
 def ask(served: Served, body: Mapping[str, object], *fields: str, backend: bool = False) -> Wire:
-    """Send *body* for a completion, and let its answer be."""
+    """Request a completion with *body*, without reading the response."""
     key = served.backend_key if backend else served.key
     raw = json.dumps(body).encode()
     wire = served.wire(backend=backend)
@@ -121,8 +121,8 @@ def ask(served: Served, body: Mapping[str, object], *fields: str, backend: bool 
     return wire
 
 
-def begin(served: Served, engine: Engine, body: Mapping[str, object], *fields: str) -> Wire:
-    """As ``ask``; returns when the engine generates the answer."""
+def begin(served: Served, engine: EngineTasks, body: Mapping[str, object], *fields: str) -> Wire:
+    """As ``ask``; returns when the engine generates the response."""
     before = engine.begun()
     wire = ask(served, body, *fields)
     served.until(lambda: engine.begun() > before, "a task at the engine")
@@ -133,8 +133,8 @@ def begin(served: Served, engine: Engine, body: Mapping[str, object], *fields: s
 
 @WAY
 @BOTH
-def test_an_answer_whose_client_leaves_is_generated_no_further(
-    served: Served, engine: Engine, body: Mapping[str, object], leave: Callable[[Wire], None]
+def test_a_response_whose_client_leaves_is_no_longer_generated(
+    served: Served, engine: EngineTasks, body: Mapping[str, object], leave: Callable[[Wire], None]
 ) -> None:
     with begin(served, engine, body) as wire:
         leave(wire)
@@ -143,86 +143,90 @@ def test_an_answer_whose_client_leaves_is_generated_no_further(
 
 
 @BOTH
-def test_a_prompt_whose_client_leaves_is_answered_no_further(
-    served: Served, engine: Engine, body: Mapping[str, object]
+def test_a_prompt_whose_client_leaves_is_no_longer_processed(
+    served: Served, engine: EngineTasks, body: Mapping[str, object]
 ) -> None:
     prompt = "Once upon a time there was a llama. " * 120
     with ask(served, {**body, "prompt": prompt}) as wire:
         served.until(lambda: len(engine.running()) == 1, "a task at the engine")
-        wire.leave()
+        wire.close()
 
         engine.until_idle()
 
 
-def test_one_who_leaves_a_stream_does_not_disturb_another(served: Served, engine: Engine) -> None:
+def test_a_client_that_leaves_a_stream_does_not_affect_another(
+    served: Served, engine: EngineTasks
+) -> None:
     with begin(served, engine, STREAM) as stays, begin(served, engine, STREAM) as leaves:
-        leaves.leave()
+        leaves.close()
         served.until(lambda: len(engine.running()) == 1, "an end of the one")
 
         for _ in range(20):
             stays.read_until(b"data: ")
-        stays.leave()
+        stays.close()
 
 
-def test_a_whole_answer_nobody_waits_for_ends_with_the_streams_beside_it_at_the_latest(
-    served: Served, engine: Engine
+def test_an_abandoned_response_ends_at_the_latest_with_the_concurrent_streams(
+    served: Served, engine: EngineTasks
 ) -> None:
     with begin(served, engine, STREAM) as stream, begin(served, engine, WHOLE) as whole:
-        whole.leave()
-        # The engine may not notice while it streams to somebody: docs/adr/0010.
+        whole.close()
+        # The engine may not notice while it sends a stream: docs/adr/0010.
         for _ in range(20):
             stream.read_until(b"data: ")
-        stream.leave()
+        stream.close()
 
         engine.until_idle()
 
 
 @BOTH
 def test_a_queued_request_whose_client_leaves_never_reaches_the_engine(
-    served: Served, engine: Engine, body: Mapping[str, object]
+    served: Served, engine: EngineTasks, body: Mapping[str, object]
 ) -> None:
     with begin(served, engine, STREAM) as one, begin(served, engine, STREAM) as other:
         with ask(served, body):
             served.until(lambda: gateway(served) == (2, 1), "a place in the queue")
         served.until(lambda: gateway(served) == (2, 0), "a place given back")
-        one.leave()
-        other.leave()
+        one.close()
+        other.close()
         served.until(lambda: gateway(served) == (0, 0), "slots given back")
-        # Behind whatever the gateway has sent.
+        # After everything that the gateway has sent.
         with ask(served, {**WHOLE, "n_predict": 1}, backend=True) as last:
-            assert last.answer().status == 200
+            assert last.response().status == 200
 
     engine.until_idle()
     assert len(engine.begun()) == 3
 
 
-# llama-server keeps an answer for later, and goes on generating it for nobody, when its
-# request names a conversation.
+# llama-server stores a response, and continues to generate it without a client, if its request
+# names a conversation.
 CONVERSATION = ("Connection: close", "X-Conversation-Id: conversation")
 
 
 @pytest.fixture
-def conversations(served: Served, engine: Engine) -> Iterator[None]:
-    """End what was left generating, lest it does so in the other tests."""
+def conversations(served: Served, engine: EngineTasks) -> Iterator[None]:
+    """End the responses that are still generated, for the other tests."""
     assert not engine.running()
     yield
     with served.wire(backend=True) as wire:
         wire.send(request("DELETE", "/v1/stream/conversation", key=served.backend_key))
-        assert wire.answer().status == 204
+        assert wire.response().status == 204
 
 
 @pytest.mark.usefixtures("conversations")
 def test_no_field_of_a_client_keeps_the_engine_busy_after_it_left(
-    served: Served, engine: Engine
+    served: Served, engine: EngineTasks
 ) -> None:
     with begin(served, engine, STREAM, *CONVERSATION) as wire:
-        wire.leave()
+        wire.close()
 
         engine.until_idle()
 
 
 @pytest.mark.usefixtures("conversations")
-def test_no_field_of_a_client_ends_the_answer_of_another(served: Served, engine: Engine) -> None:
+def test_no_field_of_a_client_ends_the_response_of_another(
+    served: Served, engine: EngineTasks
+) -> None:
     with (
         begin(served, engine, STREAM, *CONVERSATION) as one,
         begin(served, engine, STREAM, *CONVERSATION) as other,

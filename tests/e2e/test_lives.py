@@ -1,4 +1,4 @@
-"""Deaths and endings, with the real engine."""
+"""Restarts and the end, with the real engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 import openai
 import pytest
 
-from tests.e2e.conftest import MODEL, Served, command_line, stop
+from tests.e2e.conftest import MODEL, Served, stop
+from tests.support.processes import command_line
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -21,18 +22,18 @@ def ask(served: Served) -> str:
         return answer.choices[0].text
 
 
-def test_a_killed_gateway_comes_back_and_the_model_stays_loaded(own_server: Served) -> None:
+def test_a_killed_gateway_is_restarted_and_the_model_stays_loaded(own_server: Served) -> None:
     engine = own_server.child("llama-server")
     gateway = own_server.child("--listen-fd")
 
     os.kill(gateway, signal.SIGKILL)
     own_server.until(lambda: own_server.child("--listen-fd") not in (0, gateway), "a new gateway")
 
-    assert ask(own_server)  # waits in the listening socket until it is accepted
+    assert ask(own_server)  # it waits in the listening socket until it is accepted
     assert own_server.child("llama-server") == engine
 
 
-def test_a_killed_engine_comes_back_and_requests_wait_for_it(own_server: Served) -> None:
+def test_a_killed_engine_is_restarted_and_requests_wait_for_it(own_server: Served) -> None:
     engine = own_server.child("llama-server")
 
     os.kill(engine, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What `check` says a model wants, held against what the real llama-server says it takes."""
+"""The memory need that `check` computes, compared with what the real llama-server reports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llama_gguf.engines.command import engine_argv, extra_args
 from llama_gguf.engines.locate import Engine, devices_of, flags_of, locate
 from llama_gguf.models.memory import need, options
 from llama_gguf.models.model_file import read_model
-from tests.e2e.conftest import free_port
+from tests.support.processes import free_port
 
 pytestmark = pytest.mark.e2e
 
@@ -27,8 +27,8 @@ def engine() -> Engine:
     return locate("", "", environ=os.environ)
 
 
-def told_by(engine: Engine, settings: Settings, model_file: Path) -> tuple[float, float]:
-    """MiB of the KV cache, and of everything; it says so before it loads anything."""
+def reported_by(engine: Engine, settings: Settings, model_file: Path) -> tuple[float, float]:
+    """MiB of the KV cache, and in total; it reports them before it loads the model."""
     argv = engine_argv(engine.path, settings, model_path=str(model_file), alias="m")
     process = subprocess.Popen(
         [*argv, "-lv", "5"],
@@ -65,11 +65,11 @@ def told_by(engine: Engine, settings: Settings, model_file: Path) -> tuple[float
     ],
     ids=str,
 )
-def test_the_sum_is_what_the_engine_takes(
+def test_the_computed_need_matches_the_engines(
     engine: Engine, model_file: Path, chosen: dict[str, Any]
 ) -> None:
     settings = Settings(port_backend=free_port(), **chosen)
-    cache, everything = told_by(engine, settings, model_file)
+    cache, everything = reported_by(engine, settings, model_file)
 
     wanted = need(
         read_model(str(model_file)).facts, options(settings, extra_args(settings), os.environ)
@@ -90,5 +90,5 @@ def test_the_engines_flags_are_read(engine: Engine) -> None:
         assert not flags[flag], flag
 
 
-def test_the_engine_says_which_gpus_it_sees(engine: Engine) -> None:
+def test_the_engine_reports_its_gpus(engine: Engine) -> None:
     assert devices_of(engine, os.environ) is not None

@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes the gateway and takes the rules of ``deploy/``."""
+"""A real Prometheus scrapes the gateway and loads the rules of ``deploy/``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any, Final
 import pytest
 
 from llama_gguf.telemetry.metrics import METRICS
-from tests.e2e.conftest import Served, free_port
-from tests.wire.conftest import eventually
+from tests.e2e.conftest import Served
+from tests.support.processes import free_port, until
 
 pytestmark = [
     pytest.mark.e2e,
@@ -37,7 +37,7 @@ scrape_configs:
 
 
 class Prometheus:
-    """A running one that scrapes *served*."""
+    """A running Prometheus that scrapes *served*."""
 
     def __init__(self, folder: Path, served: Served) -> None:
         self._port = free_port()
@@ -60,7 +60,7 @@ class Prometheus:
         self._log.close()
 
     def get(self, path: str, **query: str) -> Any:
-        """The data of an answer of its API; None while there is none."""
+        """The data of a response of its API; None if there is none."""
         url = f"http://127.0.0.1:{self._port}/api/v1/{path}?{urllib.parse.urlencode(query)}"
         try:
             with urllib.request.urlopen(url, timeout=10) as answer:
@@ -69,7 +69,7 @@ class Prometheus:
             return None
 
     def value(self, query: str) -> float | None:
-        """The one number that *query* gives; None when it gives none."""
+        """The only number in the result of *query*; None if there is none."""
         found = self.get("query", query=query)
         result = found["result"] if found else []
         return float(result[0]["value"][1]) if len(result) == 1 else None
@@ -95,7 +95,7 @@ def promtool(*arguments: str, text: bytes = b"") -> str:
     return result.stdout.decode()
 
 
-def test_promtool_has_nothing_to_say_of_the_metrics(served: Served) -> None:
+def test_promtool_accepts_the_metrics(served: Served) -> None:
     served.chat()
     url = f"http://127.0.0.1:{served.port}/metrics?format=prometheus"
     with urllib.request.urlopen(url, timeout=30) as answer:
@@ -105,24 +105,24 @@ def test_promtool_has_nothing_to_say_of_the_metrics(served: Served) -> None:
     assert promtool("check", "metrics", text=text) == ""
 
 
-def test_prometheus_scrapes_it_and_sees_what_was_asked(
+def test_prometheus_scrapes_the_gateway_and_counts_requests(
     prometheus: Prometheus, served: Served
 ) -> None:
-    eventually(lambda: prometheus.value("up") == 1, "a scrape")
+    until(lambda: prometheus.value("up") == 1, "a scrape")
     count = "gen_ai_server_time_to_first_token_seconds_count"
     before = prometheus.value(f"sum({count})") or 0.0
     served.chat()
-    eventually(lambda: (prometheus.value(f"sum({count})") or 0) > before, "a first token")
+    until(lambda: (prometheus.value(f"sum({count})") or 0) > before, "a first token")
 
     assert prometheus.value("llama_gguf_backend_up") == 1
     assert (prometheus.value('llama_gguf_tokens_total{type="completion"}') or 0) > 0
     metadata = prometheus.get("metadata")
     for metric in METRICS:
-        about = metadata[metric.name]  # it asks for OpenMetrics, whose counters are named so
+        about = metadata[metric.name]  # it requests OpenMetrics, which names counters so
         assert (about[0]["type"], about[0]["help"]) == (metric.type, metric.help)
 
 
-def test_the_alert_rules_are_sound_and_taken(prometheus: Prometheus) -> None:
+def test_the_alert_rules_are_valid_and_loaded(prometheus: Prometheus) -> None:
     said = promtool("check", "rules", str(RULES))
     assert "SUCCESS" in said
 
@@ -131,11 +131,11 @@ def test_the_alert_rules_are_sound_and_taken(prometheus: Prometheus) -> None:
         rules = [rule for group in groups for rule in group["rules"]]
         return bool(rules) and all(rule["health"] == "ok" for rule in rules)
 
-    eventually(are_evaluated, "every rule is evaluated")
+    until(are_evaluated, "every rule is evaluated")
 
 
-def test_every_query_of_the_grafana_dashboard_is_one(prometheus: Prometheus) -> None:
-    eventually(lambda: prometheus.value("up") == 1, "a scrape")
+def test_every_query_of_the_grafana_dashboard_is_valid(prometheus: Prometheus) -> None:
+    until(lambda: prometheus.value("up") == 1, "a scrape")
     board = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text())
     queries = [target["expr"] for panel in board["panels"] for target in panel.get("targets", [])]
 

@@ -1,4 +1,4 @@
-"""What llama-server tells of its tokens, in each of its shapes, and what is made of it."""
+"""The tokens in llama-server's responses, in each of its formats, and what is counted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 import pytest
 
 from tests.e2e.conftest import Served, start, stop
-from tests.support.fakes import Answer
+from tests.support.messages import Response
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(180)]
 
@@ -23,7 +23,7 @@ ASKED: Final[Mapping[str, tuple[str, dict[str, Any]]]] = {
 }
 
 
-def ask(served: Served, path: str, body: Mapping[str, Any]) -> Answer:
+def ask(served: Served, path: str, body: Mapping[str, Any]) -> Response:
     data = json.dumps(body).encode()
     with served.wire() as wire:
         wire.send(
@@ -31,7 +31,7 @@ def ask(served: Served, path: str, body: Mapping[str, Any]) -> Answer:
             % (path.encode(), served.key.encode(), len(data))
             + data
         )
-        answer = wire.answer()
+        answer = wire.response()
     assert answer.status == 200, answer.body
     return answer
 
@@ -45,7 +45,7 @@ def totals(served: Served) -> dict[str, int]:
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("shape", ASKED)
-def test_the_tokens_of_every_shape_are_counted(shape: str, stream: bool, served: Served) -> None:
+def test_the_tokens_of_every_format_are_counted(shape: str, stream: bool, served: Served) -> None:
     path, body = ASKED[shape]
     before = totals(served)
     for limit in ("max_tokens", "max_output_tokens", "n_predict"):
@@ -54,13 +54,13 @@ def test_the_tokens_of_every_shape_are_counted(shape: str, stream: bool, served:
     grown = {name: count - before[name] for name, count in totals(served).items()}
 
     assert (grown["requests"], grown["errors"], grown["answers_without_usage"]) == (1, 0, 0)
-    # The two that are told, by /tokenize and by the limit; `ignore_eos` is no word of OpenAI's.
+    # Known from /tokenize and from the limit; `ignore_eos` is not in OpenAI's API.
     assert grown["completion_tokens"] == 7
     assert 4 <= grown["prompt_tokens"] <= 40
     assert grown["cached_tokens"] < grown["prompt_tokens"]
 
 
-def test_the_access_log_has_what_the_answer_told(served: Served) -> None:
+def test_the_access_log_has_the_tokens_of_the_response(served: Served) -> None:
     path, body = ASKED["chat"]
     answer = ask(served, path, body | {"max_tokens": 5})
     told = json.loads(answer.body)["usage"]
@@ -76,7 +76,7 @@ def test_the_access_log_has_what_the_answer_told(served: Served) -> None:
     assert line.endswith(f" completion_tokens={told['completion_tokens']}")
 
 
-def test_the_engine_s_own_metrics_come_while_it_works(served: Served) -> None:
+def test_the_engines_metrics_are_shown_while_it_is_busy(served: Served) -> None:
     name = "llama_gguf_engine_n_decode"
     path, body = ASKED["native"]
     for _ in range(20):

@@ -1,4 +1,4 @@
-"""llama-server's own web UI through the gateway: its files for anybody, its answers for keys."""
+"""llama-server's own web UI through the gateway: its files need no key, its requests do."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.browser import Browser, needs_browser
 from tests.e2e.conftest import Served
-from tests.support.browser import Browser, needs_browser
 
 pytestmark = [pytest.mark.e2e, needs_browser]
 
@@ -26,7 +26,7 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
     browser.close()
 
 
-def test_a_chat_in_the_browser_works_from_end_to_end(browser: Browser, served: Served) -> None:
+def test_a_chat_in_the_browser_works(browser: Browser, served: Served) -> None:
     url = f"http://127.0.0.1:{served.port}/"
     browser.go(f"{url}#/settings")
     browser.until("!!document.querySelector('#apiKey')")
@@ -47,7 +47,7 @@ def test_a_chat_in_the_browser_works_from_end_to_end(browser: Browser, served: S
 
 
 def has_asked(browser: Browser) -> bool:
-    """Ask, unless it is done: a page that still builds itself may lose what is typed."""
+    """Send the message unless it was sent; a page that is still loading may lose typed text."""
     if browser.evaluate("document.querySelector('textarea')?.value") == "Say hello.":
         browser.press("Enter")
     elif not browser.evaluate("document.body.innerText.includes('Say hello.')"):
@@ -64,7 +64,7 @@ def tokens_of(served: Served) -> int:
     return tokens
 
 
-def test_what_the_page_asks_needs_a_key(browser: Browser, served: Served) -> None:
+def test_the_requests_of_the_page_need_a_key(browser: Browser, served: Served) -> None:
     browser.go(f"http://127.0.0.1:{served.port}/")
     browser.until("document.body?.innerText.includes('Type a message')")
     paths = ["/props", "/v1/models", "/usage", "/v1/chat/completions"]

@@ -1,6 +1,6 @@
 """Cases: an input and its invariants. The ``repr`` of a case is Python, which can become a test.
 
-The expectation comes from ``tests.support.strict``, an independent parser of the same bytes.
+The expectation comes from ``tests.support.messages``, an independent parser of the same bytes.
 """
 
 from __future__ import annotations
@@ -14,28 +14,24 @@ from typing import Any, Final, Literal
 from tests.fuzz.mutations import mutated, pieces
 from tests.gateway.test_client_hostile import HOSTILE, MALFORMED_CHUNKS
 from tests.gateway.test_client_requests import BODY, CHUNKED, GOOD
-from tests.support.fakes import (
-    BACKEND_KEY,
+from tests.support.fakes import FakeClient, FakeUpstream, Rig
+from tests.support.keys import BACKEND_KEY
+from tests.support.messages import (
     LAST_CHUNK,
     OK,
     STREAM_HEAD,
-    FakeClient,
-    FakeUpstream,
-    Rig,
-    chunk,
-    event,
-    request,
-    without_varying,
-)
-from tests.support.strict import (
     End,
     Fields,
     Malformed,
     Message,
     Request,
     Response,
+    chunk,
+    event,
+    request,
     take_request,
     take_response,
+    without_varying,
 )
 
 LONGER_THAN_ANY_DEADLINE: Final = 40.0
@@ -55,13 +51,31 @@ CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 GET: Final = request("GET", "/v1/models")
 
 HOP_BY_HOP: Final = frozenset(
-    b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer "
-    b"upgrade http2-settings transfer-encoding content-length".split()
+    [
+        "connection",
+        "keep-alive",
+        "proxy-connection",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "te",
+        "trailer",
+        "upgrade",
+        "http2-settings",
+        "transfer-encoding",
+        "content-length",
+    ]
 )
 """Fields that the gateway drops, or sets itself."""
 OF_THE_GATEWAY: Final = frozenset(
-    b"date server x-request-id vary x-ratelimit-limit-requests x-ratelimit-remaining-requests "
-    b"x-ratelimit-reset-requests".split()
+    [
+        "date",
+        "server",
+        "x-request-id",
+        "vary",
+        "x-ratelimit-limit-requests",
+        "x-ratelimit-remaining-requests",
+        "x-ratelimit-reset-requests",
+    ]
 )
 """Fields that the gateway may set in a response."""
 # An unambiguous path, after percent-decoding: no empty segment, no dot segments.
@@ -77,9 +91,9 @@ def check(condition: object, *what: object) -> None:
         raise Violation(" | ".join(map(str, what)))
 
 
-def end_to_end(message: Message, also_dropped: frozenset[bytes]) -> Fields:
+def end_to_end(message: Message, also_dropped: frozenset[str]) -> Fields:
     """The end-to-end fields, which the gateway forwards."""
-    named = b",".join(message.all(b"connection")).lower().split(b",")
+    named = ",".join(message.all("connection")).lower().split(",")
     dropped = HOP_BY_HOP | also_dropped | {token.strip() for token in named}
     return tuple((n, v) for n, v in message.fields if n.lower() not in dropped)
 
@@ -87,7 +101,7 @@ def end_to_end(message: Message, also_dropped: frozenset[bytes]) -> Fields:
 def fields_of_the_engine(response: Response) -> Fields:
     """Fields that a client must receive unchanged."""
     fields = end_to_end(response, OF_THE_GATEWAY)
-    return tuple((n, v) for n, v in fields if not n.lower().startswith(b"access-control-"))
+    return tuple((n, v) for n, v in fields if not n.lower().startswith("access-control-"))
 
 
 def responses_in(data: bytes, asked: list[Request], *, has_ended: bool) -> list[Response]:
@@ -227,16 +241,16 @@ def is_forwarded_as(asked: Request, forwarded: Request) -> bool:
     path = re.sub(rb"%([0-9A-Fa-f]{2})", lambda m: bytes.fromhex(m[1].decode()), asked.target)
     if not PLAIN_PATH.fullmatch(path.partition(b"?")[0].decode("latin-1")):
         return False
-    ours = frozenset((b"host", b"authorization", b"x-api-key", b"expect", b"x-request-id"))
-    ids = forwarded.all(b"x-request-id")
+    ours = frozenset(("host", "authorization", "x-api-key", "expect", "x-request-id"))
+    ids = forwarded.all("x-request-id")
     expected = (
-        (b"Host", b"127.0.0.1:8080"),
-        (b"Authorization", b"Bearer " + BACKEND_KEY.encode()),
+        ("Host", "127.0.0.1:8080"),
+        ("Authorization", f"Bearer {BACKEND_KEY}"),
         *end_to_end(asked, ours),
-        (b"x-request-id", ids[0] if ids else b""),
-        (b"Via", asked.version + b" llama-gguf"),
+        ("x-request-id", ids[0] if ids else ""),
+        ("Via", f"{asked.version.decode()} llama-gguf"),
     )
-    length = (b"Content-Length", b"%d" % len(asked.body))
+    length = ("Content-Length", str(len(asked.body)))
     if asked.body:
         return forwarded.fields == (*expected, length)
     return forwarded.fields in (expected, (*expected, length))

@@ -8,7 +8,9 @@ import pytest
 
 from tests.fuzz.cases import SETTINGS, RequestCase, cases
 from tests.fuzz.runner import failures
-from tests.support.fakes import KEY, OK, Rig
+from tests.support.fakes import Rig
+from tests.support.keys import KEY
+from tests.support.messages import OK
 
 
 def test_malformed_input_is_not_passed_on_and_all_resources_are_released(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ import pytest
 from llama_gguf.engines.status import EngineState
 from llama_gguf.gateway.client_connection import MAX_HELD_BYTES
 from llama_gguf.net.transport import HIGH_WATER_BYTES, READ_BYTES
-from tests.support.fakes import KEY, OK, FakeClient, Rig, request
-from tests.support.rigs import NewRig
+from tests.support.fakes import FakeClient, NewRig, Rig
+from tests.support.keys import KEY
+from tests.support.messages import OK, request
 
 HEALTH = request("GET", "/health", key=None)
 ENDING_AT_ONCE = {

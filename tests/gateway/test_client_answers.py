@@ -6,15 +6,14 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.support.fakes import (
+from tests.support.fakes import FakeClient, Rig
+from tests.support.messages import (
     LAST_CHUNK,
     OK,
     STREAM_HEAD,
-    FakeClient,
-    Rig,
     chunk,
     event,
-    read_answers,
+    read_responses,
     request,
     splits,
     without_varying,
@@ -253,7 +252,7 @@ def test_an_answer_to_head_has_no_body(answer: bytes, rig: Rig) -> None:
     rig.upstream.say(answer)
 
     assert rig.requests[0].startswith(b"HEAD ")
-    first, second = read_answers(client.received, to_head=True)
+    first, second = read_responses(client.received, to_head=True)
     assert first.status == 200
     assert first["content-length"] == "11"
     assert "transfer-encoding" not in second
@@ -264,7 +263,7 @@ def test_our_own_answer_to_head_has_no_body_but_its_length(rig: Rig) -> None:
     client = rig.ask(
         request("HEAD", "/v1/models", key=None), b"HEAD /health HTTP/1.1\r\nHost: a\r\n\r\n"
     )
-    refused, health = read_answers(client.received, to_head=True)
+    refused, health = read_responses(client.received, to_head=True)
 
     assert refused.status == 401
     assert int(refused["content-length"]) > 0

@@ -7,8 +7,9 @@ import tracemalloc
 import pytest
 
 from llama_gguf.engines.status import EngineState
-from tests.support.fakes import KEY, OK, OTHER_KEY, FakeClient, Rig, chunk, code_of, request
-from tests.support.rigs import NewRig
+from tests.support.fakes import FakeClient, NewRig, Rig
+from tests.support.keys import KEY, OTHER_KEY
+from tests.support.messages import OK, chunk, code_of, request
 
 CHUNKED = "Transfer-Encoding: chunked"
 EXPECT = "Expect: 100-continue"

@@ -7,17 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from llama_gguf.engines.status import EngineState
-from tests.support.fakes import (
-    LAST_CHUNK,
-    OK,
-    OTHER_KEY,
-    STREAM_HEAD,
-    FakeClient,
-    Rig,
-    event,
-    request,
-)
-from tests.support.rigs import NewRig
+from tests.support.fakes import FakeClient, NewRig, Rig
+from tests.support.keys import OTHER_KEY
+from tests.support.messages import LAST_CHUNK, OK, STREAM_HEAD, event, request
 
 LEAVINGS = pytest.mark.parametrize("leave", [FakeClient.leave, FakeClient.reset])
 Leave = Callable[[FakeClient], None]

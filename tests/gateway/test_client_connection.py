@@ -6,7 +6,8 @@ import pytest
 
 from llama_gguf.errors import IllegalTransition
 from llama_gguf.gateway.client_connection import TRANSITIONS, State
-from tests.support.fakes import OK, Rig, chunk, event, request
+from tests.support.fakes import Rig
+from tests.support.messages import OK, chunk, event, request
 
 GET = request("GET", "/v1/models")
 

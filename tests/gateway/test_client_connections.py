@@ -4,18 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.fakes import (
-    KEY,
-    LAST_CHUNK,
-    OK,
-    STREAM_HEAD,
-    Rig,
-    chunk,
-    code_of,
-    event,
-    request,
-)
-from tests.support.rigs import NewRig
+from tests.support.fakes import NewRig, Rig
+from tests.support.keys import KEY
+from tests.support.messages import LAST_CHUNK, OK, STREAM_HEAD, chunk, code_of, event, request
 
 GET = request("GET", "/v1/models")
 

@@ -5,24 +5,18 @@ from __future__ import annotations
 import pytest
 
 from llama_gguf.engines.status import EngineState
-from tests.support.fakes import (
-    KEY,
-    STREAM_HEAD,
-    Answer,
-    Rig,
-    event,
-    request,
-)
-from tests.support.rigs import NewRig
+from tests.support.fakes import NewRig, Rig
+from tests.support.keys import KEY
+from tests.support.messages import STREAM_HEAD, Response, event, request
 
 ORIGIN = "Origin: https://app.example"
 
 
-def get(rig: Rig, target: str, *fields: str, key: str | None = None) -> Answer:
+def get(rig: Rig, target: str, *fields: str, key: str | None = None) -> Response:
     return rig.ask(request("GET", target, *fields, key=key)).answer
 
 
-def cors_of(answer: Answer) -> dict[str, str]:
+def cors_of(answer: Response) -> dict[str, str]:
     return {n: v for n, v in answer.fields if n.lower().startswith("access-control-")}
 
 
@@ -111,7 +105,7 @@ def test_a_stream_has_its_cors_fields_in_its_head(new_rig: NewRig) -> None:
     assert client.answer["access-control-allow-origin"] == "*"
 
 
-def preflight(rig: Rig, *fields: str, target: str = "/v1/chat/completions") -> Answer:
+def preflight(rig: Rig, *fields: str, target: str = "/v1/chat/completions") -> Response:
     return rig.ask(request("OPTIONS", target, *fields, key=None)).answer
 
 

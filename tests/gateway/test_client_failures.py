@@ -9,15 +9,9 @@ from typing import Any, NoReturn
 
 import pytest
 
-from tests.support.fakes import (
-    KEY,
-    OK,
-    Rig,
-    bytewise,
-    code_of,
-    request,
-)
-from tests.support.rigs import NewRig
+from tests.support.fakes import NewRig, Rig
+from tests.support.keys import KEY
+from tests.support.messages import OK, bytewise, code_of, request
 
 
 def test_an_engine_that_refuses_the_connection_is_502(rig: Rig) -> None:

@@ -7,14 +7,8 @@ import json
 import pytest
 
 from tests.gateway.test_client_requests import BODY, CHUNKED, LENGTH, post
-from tests.support.fakes import (
-    OK,
-    Rig,
-    bytewise,
-    chunk,
-    code_of,
-    request,
-)
+from tests.support.fakes import Rig
+from tests.support.messages import OK, bytewise, chunk, code_of, request
 
 SMUGGLED = request("GET", "/v1/models")
 

@@ -7,26 +7,21 @@ import pytest
 from llama_gguf.access.key_store import REST_SECONDS
 from llama_gguf.engines.status import EngineState
 from tests.gateway.test_client_answers import ANSWERS, GET, HEAD, OK_BODY, Case
-from tests.support.fakes import (
-    EXPIRED_KEY,
-    KEY,
-    KEYS_TEXT,
+from tests.support.fakes import FakeClient, NewRig, Rig
+from tests.support.keys import EXPIRED_KEY, KEY, KEYS_TEXT, OTHER_KEY
+from tests.support.messages import (
     LAST_CHUNK,
     OK,
-    OTHER_KEY,
     STREAM_HEAD,
-    FakeClient,
-    Rig,
     bytewise,
     chunk,
     code_of,
     event,
-    read_answers,
+    read_responses,
     request,
     splits,
     without_varying,
 )
-from tests.support.rigs import NewRig
 
 
 def test_a_connection_to_the_engine_is_used_again(rig: Rig) -> None:
@@ -175,7 +170,7 @@ def test_a_head_and_a_get_on_one_connection_are_not_confused(raw: bytes, rig: Ri
     for method in (raw, other, raw, other):
         client = rig.ask(method)
         rig.upstream.say(OK if method is GET else OK.partition(b"{")[0])
-        (answer,) = read_answers(client.received, to_head=method is HEAD)
+        (answer,) = read_responses(client.received, to_head=method is HEAD)
         assert answer["content-length"] == "11"
 
     assert len(rig.upstreams) == 1
@@ -522,7 +517,7 @@ def test_head_and_get_in_turn_are_each_answered_as_what_they_are(
     for raw in order:
         before = len(client.received)
         client.send(raw)
-        (answer,) = read_answers(client.received[before:], to_head=raw is HEAD)
+        (answer,) = read_responses(client.received[before:], to_head=raw is HEAD)
 
         assert answer["content-length"] == "11"
         assert answer.body == (b"" if raw is HEAD else OK_BODY)

@@ -9,24 +9,14 @@ from typing import Any
 import pytest
 
 from llama_gguf.engines.status import EngineState
-from tests.support.fakes import (
-    EXPIRED_KEY,
-    KEY,
-    OK,
-    OTHER_KEY,
-    TICK_SECONDS,
-    Answer,
-    Rig,
-    code_of,
-    request,
-    without_varying,
-)
-from tests.support.rigs import NewRig
+from tests.support.fakes import TICK_SECONDS, NewRig, Rig
+from tests.support.keys import EXPIRED_KEY, KEY, OTHER_KEY
+from tests.support.messages import OK, Response, code_of, request, without_varying
 
 GET = "GET", "/v1/models"
 
 
-def ask(rig: Rig, *fields: str, peer: str = "203.0.113.9") -> Answer:
+def ask(rig: Rig, *fields: str, peer: str = "203.0.113.9") -> Response:
     """The answer to a GET with these credentials."""
     rig.answer_with(OK)
     client = rig.client((peer, 40000))
@@ -304,7 +294,7 @@ def test_without_keys_nobody_is_limited(new_rig: NewRig) -> None:
 # Rates --------------------------------------------------------------------------------------------
 
 
-def post(rig: Rig, key: str = KEY) -> Answer:
+def post(rig: Rig, key: str = KEY) -> Response:
     rig.answer_with(OK)
     return rig.ask(request(body=b"{}", key=key)).answer
 

@@ -13,18 +13,9 @@ import pytest
 
 from llama_gguf.engines.status import EngineState
 from llama_gguf.gateway.upstream_connection import Phase
-from tests.support.fakes import (
-    KEY,
-    KEYS_TEXT,
-    LAST_CHUNK,
-    OK,
-    OTHER_KEY,
-    STREAM_HEAD,
-    FakeUpstream,
-    Rig,
-    event,
-    request,
-)
+from tests.support.fakes import FakeUpstream, Rig
+from tests.support.keys import KEY, KEYS_TEXT, OTHER_KEY
+from tests.support.messages import LAST_CHUNK, OK, STREAM_HEAD, event, request
 
 BODIES: Final = (b"{}", b'{"stream":true}')
 STATES: Final = (

@@ -11,25 +11,20 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from llama_gguf.access.key_store import REST_SECONDS
 from llama_gguf.engines.status import EngineState
-from tests.support.fakes import (
-    BACKEND_KEY,
-    KEY,
-    KEYS_TEXT,
+from tests.support.fakes import NewRig, Rig, T
+from tests.support.keys import BACKEND_KEY, KEY, KEYS_TEXT, OTHER_KEY
+from tests.support.messages import (
     OK,
-    OTHER_KEY,
     STREAM_HEAD,
-    Answer,
-    Rig,
-    T,
+    Response,
     code_of,
     event,
-    read_answers,
+    read_responses,
     request,
 )
-from tests.support.rigs import NewRig
 
 
-def get(rig: Rig, target: str, *fields: str, key: str | None = None) -> Answer:
+def get(rig: Rig, target: str, *fields: str, key: str | None = None) -> Response:
     return rig.ask(request("GET", target, *fields, key=key)).answer
 
 
@@ -313,7 +308,7 @@ def test_our_own_answers_are_recorded_and_counted_too(rig: Rig) -> None:
     assert (nonsense.status, nonsense.outcome) == (400, "bad_request")
     assert rig.services.recorder.metrics.rejections == {"invalid_api_key": 1, "bad_request": 1}
     assert sum(rig.services.recorder.metrics.requests.values()) == 2
-    assert len(read_answers(client.received)) == 2
+    assert len(read_responses(client.received)) == 2
 
 
 def test_the_bytes_of_our_own_answers_are_recorded(rig: Rig) -> None:

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.fakes import (
-    OK,
-    Rig,
-    code_of,
-    request,
-)
-from tests.support.rigs import NewRig
+from tests.support.fakes import NewRig, Rig
+from tests.support.messages import OK, code_of, request
 
 AMBIGUOUS_PATHS = [
     "/v1/../slots",

@@ -7,19 +7,9 @@ from typing import Any, Final
 import pytest
 
 from llama_gguf.engines.status import EngineState
-from tests.support.fakes import (
-    KEY,
-    LAST_CHUNK,
-    OK,
-    OTHER_KEY,
-    STREAM_HEAD,
-    FakeClient,
-    Rig,
-    code_of,
-    event,
-    request,
-)
-from tests.support.rigs import NewRig
+from tests.support.fakes import FakeClient, NewRig, Rig
+from tests.support.keys import KEY, OTHER_KEY
+from tests.support.messages import LAST_CHUNK, OK, STREAM_HEAD, code_of, event, request
 
 
 def numbered(n: int, key: str = KEY) -> bytes:

@@ -6,17 +6,9 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.support.fakes import (
-    BACKEND_KEY,
-    KEY,
-    OK,
-    Rig,
-    chunk,
-    request,
-    splits,
-    without_varying,
-)
-from tests.support.rigs import NewRig
+from tests.support.fakes import NewRig, Rig
+from tests.support.keys import BACKEND_KEY, KEY
+from tests.support.messages import OK, chunk, request, splits, without_varying
 
 AUTH = f"Authorization: Bearer {KEY}"
 BODY = b'{"stream":false}'

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 from tests.gateway.test_client_requests import CHUNKED
-from tests.support.fakes import (
-    Answer,
-    Rig,
-    bytewise,
-    chunk,
-    code_of,
-    request,
-)
-from tests.support.rigs import NewRig
+from tests.support.fakes import NewRig, Rig
+from tests.support.messages import Response, bytewise, chunk, code_of, request
 
 
-def refused(rig: Rig, raw: bytes) -> Answer:
+def refused(rig: Rig, raw: bytes) -> Response:
     """The answer to *raw*; checks that it is the end of the connection, however it is cut."""
     client = rig.ask(raw)
     assert client.is_closed

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from llama_gguf.telemetry.token_usage import Usage
-from tests.support.fakes import LAST_CHUNK, STREAM_HEAD, FakeClient, Rig, chunk, event, request
-from tests.support.rigs import NewRig
+from tests.support.fakes import FakeClient, NewRig, Rig
+from tests.support.messages import LAST_CHUNK, STREAM_HEAD, chunk, event, request
 
 LENGTH_HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"
 TEXT_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from tests.support.fakes import OK, Rig, request
+from tests.support.fakes import Rig
+from tests.support.messages import OK, request
 
 
 def test_draining_closes_what_is_silent_and_waits_for_the_rest(rig: Rig) -> None:

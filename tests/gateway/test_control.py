@@ -14,8 +14,8 @@ from llama_gguf.engines.activity import GREETING, Activity
 from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.gateway.control import Control, answered, is_comment
 from llama_gguf.gateway.services import Services
-from tests.support.fakes import request
-from tests.support.rigs import NewRig
+from tests.support.fakes import NewRig
+from tests.support.messages import request
 
 READY = EngineStatus(EngineState.READY, since=0.0, slots=3, revision=7)
 

@@ -11,8 +11,9 @@ import pytest
 from llama_gguf.gateway import dashboard
 from llama_gguf.gateway.dashboard import take_reading
 from llama_gguf.telemetry.timeseries import NAMES, STEP_SECONDS
-from tests.support.fakes import KEY, OK, OTHER_KEY, STREAM_HEAD, Answer, Rig, chunk, request
-from tests.support.rigs import NewRig
+from tests.support.fakes import NewRig, Rig
+from tests.support.keys import KEY, OTHER_KEY
+from tests.support.messages import OK, STREAM_HEAD, Response, chunk, request
 
 FILES = ("/dashboard", "/dashboard.css", "/dashboard.js")
 TELLING = (
@@ -22,7 +23,7 @@ TELLING = (
 )
 
 
-def get(rig: Rig, path: str, key: str | None = KEY) -> Answer:
+def get(rig: Rig, path: str, key: str | None = KEY) -> Response:
     (answer,) = rig.ask(request("GET", path, key=key)).answers
     return answer
 

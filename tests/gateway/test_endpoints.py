@@ -13,8 +13,8 @@ from llama_gguf.http1.local_response import OwnAnswer
 from llama_gguf.http1.parser import parse_request
 from llama_gguf.http1.request import Request
 from llama_gguf.http1.routes import Kind
-from tests.support.fakes import OK, Rig, request
-from tests.support.rigs import NewRig
+from tests.support.fakes import NewRig, Rig
+from tests.support.messages import OK, request
 
 ANSWERED_HERE = [kind for kind in Kind if kind not in (Kind.PROXIED, Kind.REFUSED)]
 FOR_KEYS = {Kind.RELOAD, Kind.USAGE, Kind.DASHBOARD_DATA}

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 from llama_gguf.http1.known_head import NO_MATCH
-from tests.support.fakes import OK, OTHER_KEY, Rig, request
+from tests.support.fakes import Rig
+from tests.support.keys import OTHER_KEY
+from tests.support.messages import OK, request
 
 POST = request(body=b"{}")
 HEAD = POST[:-2]

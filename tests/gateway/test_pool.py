@@ -10,8 +10,8 @@ from llama_gguf.engines.address import EngineAddress
 from llama_gguf.errors import UpstreamError
 from llama_gguf.gateway.pool import IDLE_SECONDS, MAX_IDLE, Dialling, Pool
 from llama_gguf.gateway.upstream_connection import Phase, UpstreamConnection
-from tests.support.fakes import OK, Clock, Dial, FakeDialer, FakeLoop, FakeTransport, Rig, request
-from tests.support.rigs import NewRig
+from tests.support.fakes import Clock, Dial, FakeDialer, FakeLoop, FakeTransport, NewRig, Rig
+from tests.support.messages import OK, request
 
 
 class Place:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support.fakes import KEY, OK, STREAM_HEAD, FakeClient, Rig, event, request
-from tests.support.rigs import NewRig
+from tests.support.fakes import FakeClient, NewRig, Rig
+from tests.support.keys import KEY
+from tests.support.messages import OK, STREAM_HEAD, event, request
 
 
 def reading(rig: Rig) -> FakeClient:

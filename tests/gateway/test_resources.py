@@ -24,7 +24,9 @@ from llama_gguf.gateway.client_connection import MAX_HELD_BYTES, ClientConnectio
 from llama_gguf.net.transport import HIGH_WATER_BYTES
 from llama_gguf.scheduling.exchange import State
 from tests.gateway.test_client_orders import EVENTS, World
-from tests.support.fakes import KEY, OTHER_KEY, FakeClient, Rig, request
+from tests.support.fakes import FakeClient, Rig
+from tests.support.keys import KEY, OTHER_KEY
+from tests.support.messages import request
 
 CHAT: Final = "/v1/chat/completions"
 BODY_MEMORY: Final = 120
@@ -161,13 +163,13 @@ def what_is_counted_is_what_the_exchanges_hold(rig: Rig) -> None:
     assert sum(admission.running for admission in both) == in_use
     waiting = [e for e in exchanges if e.state in (State.QUEUED, State.OPEN_QUEUED)]
     assert waiting == [e for e in exchanges if e.waits_in is not None]
-    assert services.body_memory._by_key == +by_key
     assert services.body_memory.used == by_key.total()
 
 
 def bodies_are_within_their_memory_and_need_a_key(rig: Rig) -> None:
     assert rig.services.body_memory.used <= BODY_MEMORY
-    assert "-" not in rig.services.body_memory._by_key
+    without_key = [c._exchange for c in open_ones(rig) if c._exchange and c._exchange.key_id == "-"]
+    assert not any(exchange.reserved_bytes for exchange in without_key)
 
 
 def what_is_sent_ahead_is_bounded(rig: Rig) -> None:
@@ -193,10 +195,7 @@ def check_that_nothing_is_abandoned(rig: Rig) -> None:
 
     assert rig.is_at_rest
     for admission in (services.admission, services.side_admission):
-        assert not admission._waiting
-        assert not admission._held_by_key
-        assert not admission._running_by_key
-    assert not services.body_memory._by_key
+        assert not list(admission.waiting())
     assert not services.connections
     assert not services.pool.connecting
     assert not services.pool._abandoned

@@ -23,7 +23,8 @@ from llama_gguf.gateway.server import Gateway, adopt
 from llama_gguf.gateway.services import Services
 from llama_gguf.net.listener import listen
 from tests.support.certificates import issue, names_in, trusting
-from tests.support.fakes import KEYS_TEXT, Answer, read_answers
+from tests.support.keys import KEYS_TEXT
+from tests.support.messages import Response, read_responses
 
 READY = EngineStatus(EngineState.READY, since=0.0, slots=3, model="m")
 
@@ -56,13 +57,13 @@ class Told:
     def tell(self, status: EngineStatus) -> None:
         self.writer.write(status.to_line())
 
-    async def get(self, path: str) -> Answer:
+    async def get(self, path: str) -> Response:
         reader, writer = await asyncio.open_connection(*self.address)
         writer.write(b"GET %b HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" % path.encode())
         data = await reader.read()
         writer.close()
         await writer.wait_closed()
-        return read_answers(data)[0]
+        return read_responses(data)[0]
 
     async def until(self, state: EngineState) -> None:
         while json.loads((await self.get("/health")).body)["engine"]["state"] != state:

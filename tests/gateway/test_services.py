@@ -8,8 +8,9 @@ from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.gateway import endpoints
 from llama_gguf.http1.routes import Kind
 from tests.support.exchanges import asked
-from tests.support.fakes import BACKEND_KEY, KEY, Rig, request
-from tests.support.rigs import NewRig
+from tests.support.fakes import NewRig, Rig
+from tests.support.keys import BACKEND_KEY, KEY
+from tests.support.messages import request
 
 # The engine ---------------------------------------------------------------------------------------
 

@@ -8,20 +8,18 @@ import pytest
 
 from llama_gguf.engines.status import EngineState
 from llama_gguf.telemetry.token_usage import Usage
-from tests.support.fakes import (
-    KEY,
+from tests.support.fakes import FakeClient, NewRig, Rig
+from tests.support.keys import KEY
+from tests.support.messages import (
     LAST_CHUNK,
     OK,
     STREAM_HEAD,
-    Answer,
-    FakeClient,
-    Rig,
+    Response,
     chunk,
     event,
+    read_responses,
     request,
-    take_answer,
 )
-from tests.support.rigs import NewRig
 
 STREAM = b'{"stream":true}'
 WAITING = b": waiting\n\n"
@@ -31,10 +29,9 @@ def ask(rig: Rig, target: str = "/v1/chat/completions", body: bytes = STREAM) ->
     return rig.ask(request("POST", target, body=body))
 
 
-def so_far(client: FakeClient) -> Answer:
+def so_far(client: FakeClient) -> Response:
     """The response so far."""
-    answer, rest = take_answer(client.received)
-    assert not rest
+    (answer,) = read_responses(client.received)
     return answer
 
 

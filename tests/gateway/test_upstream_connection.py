@@ -20,18 +20,9 @@ from llama_gguf.http1.response import Answer
 from llama_gguf.net.poller import Poller
 from llama_gguf.net.transport import LoopTransport, SocketTransport, Transport
 from llama_gguf.telemetry.token_usage import ENDING_BYTES, OPENING_BYTES
-from tests.support.ends import Deaf, Play, connected, sockets_of
-from tests.support.fakes import (
-    LAST_CHUNK,
-    OK,
-    STREAM_HEAD,
-    Clock,
-    FakeLoop,
-    FakeTransport,
-    chunk,
-    event,
-    splits,
-)
+from tests.support.endpoints import Deaf, Play, connected, sockets_of
+from tests.support.fakes import Clock, FakeLoop, FakeTransport
+from tests.support.messages import LAST_CHUNK, OK, STREAM_HEAD, chunk, event, splits
 
 REQUEST = b"POST / HTTP/1.1\r\n\r\n"
 

@@ -15,7 +15,7 @@ from typing import Final
 
 from tests.soak.client import Client
 from tests.soak.resources import PATIENCE, Connect
-from tests.support.fakes import request
+from tests.support.messages import request
 
 GOOD_KEYS: Final = tuple(f"sk-good-{n}-0123456789" for n in range(3))
 BAD_KEY: Final = "sk-mallory-0123456789"

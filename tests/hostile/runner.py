@@ -17,7 +17,7 @@ from tests.hostile.scenarios import MB, Scenario, Target
 from tests.soak.client import Client
 from tests.soak.resources import PATIENCE, Connect, Held, Wrong, eventually, in_use
 from tests.support.certificates import issue, trusting
-from tests.wire.conftest import GatewayProcess, Processes
+from tests.support.gateways import GatewayProcess, Processes
 
 OURS: Final = (sys.executable, "-m", "llama_gguf")
 BODY_MEMORY: Final = 40 << 20

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from tests.hostile.measures import BAD_KEY, CHAT, GOOD_KEYS, STREAM
 from tests.soak.client import Client
-from tests.support.fakes import request
+from tests.support.messages import request
 
 MB: Final = 1_000_000
 LARGE: Final = 9 * MB
@@ -232,7 +232,7 @@ async def never_pauses(ask: bytes, target: Target) -> None:
     while not client.is_closed:
         client.send(ask)
         response = await client.read_response()
-        if response is None or response.all(b"connection") == [b"close"]:
+        if response is None or response.all("connection") == ["close"]:
             break
         if response.status != 200:
             await asyncio.sleep(RETRY_SECONDS)

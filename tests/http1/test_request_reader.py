@@ -8,7 +8,8 @@ from llama_gguf.http1.fields import presented_key
 from llama_gguf.http1.parser import parse_request
 from llama_gguf.http1.request_reader import RequestReader
 from llama_gguf.http1.routes import Kind
-from tests.support.fakes import KEY, request
+from tests.support.keys import KEY
+from tests.support.messages import request
 
 
 def test_all_that_a_head_means_is_worked_out_at_once() -> None:

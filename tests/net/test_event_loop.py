@@ -17,7 +17,8 @@ import pytest
 
 from llama_gguf.net.event_loop import TrafficLoop
 from llama_gguf.net.poller import EpollPoller, Poller, poller
-from tests.support.ends import PATIENCE, Scene, connected, watched
+from tests.support.endpoints import Scene, connected, watched
+from tests.support.processes import DEADLINE_SECONDS
 
 
 def in_a_flood(trial: Scene, act: Callable[[int], None] = lambda _: None) -> None:
@@ -116,7 +117,7 @@ def test_without_a_poller_it_is_a_loop_like_any_other(has_had_one: bool) -> None
             writer.close()
 
     with asyncio.Runner(loop_factory=TrafficLoop) as runner:
-        runner.run(asyncio.wait_for(trial(), PATIENCE))
+        runner.run(asyncio.wait_for(trial(), DEADLINE_SECONDS))
 
 
 def test_it_sleeps_while_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

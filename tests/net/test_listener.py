@@ -14,7 +14,7 @@ from llama_gguf.errors import UserError
 from llama_gguf.net.listener import Listener, listen
 from llama_gguf.net.poller import EpollPoller, Poller
 from llama_gguf.net.transport import SocketTransport, Transport
-from tests.support.ends import Deaf, watched
+from tests.support.endpoints import Deaf, watched
 
 # The socket ---------------------------------------------------------------------------------------
 

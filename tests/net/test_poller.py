@@ -7,7 +7,8 @@ import select
 import pytest
 
 from llama_gguf.net.poller import EpollPoller, LoopPoller, Poller, poller
-from tests.support.ends import MUCH, End, Play, connected, reset, turns
+from tests.support.clients import reset
+from tests.support.endpoints import MUCH, End, Play, connected, turns
 
 
 def test_epoll_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,9 @@ import uvloop
 from llama_gguf.net import sockets
 from llama_gguf.net.poller import poller
 from llama_gguf.net.transport import LoopTransport, SocketTransport, Transport
-from tests.support.ends import PATIENCE, Deaf, reset
+from tests.support.clients import reset
+from tests.support.endpoints import Deaf
+from tests.support.processes import DEADLINE_SECONDS
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -28,7 +30,7 @@ def tcp() -> Iterator[Pair]:
     """Ours and the peer's."""
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
-        socket.create_connection(listener.getsockname(), timeout=PATIENCE) as peer,
+        socket.create_connection(listener.getsockname(), timeout=DEADLINE_SECONDS) as peer,
     ):
         ours, _ = listener.accept()
         with closing(ours):
@@ -38,7 +40,7 @@ def tcp() -> Iterator[Pair]:
 @contextmanager
 def unix() -> Iterator[Pair]:
     ours, peer = socket.socketpair()
-    peer.settimeout(PATIENCE)
+    peer.settimeout(DEADLINE_SECONDS)
     with closing(ours), closing(peer):
         yield ours, peer
 
@@ -113,7 +115,7 @@ def after(act: Act, ours: socket.socket, run: Run) -> None:
         line = await run.connected(ours)
         ours.close()  # the transport has its own
         act(line.transport)
-        await asyncio.wait_for(line.lost, PATIENCE)
+        await asyncio.wait_for(line.lost, DEADLINE_SECONDS)
 
     run.on_loop(work())
 
@@ -126,7 +128,7 @@ def ask(ours: socket.socket, run: Run) -> bool:
         line = await run.connected(ours)
         answers.append(sockets.has_left(line.transport))
         line.transport.abort()
-        await asyncio.wait_for(line.lost, PATIENCE)
+        await asyncio.wait_for(line.lost, DEADLINE_SECONDS)
 
     run.on_loop(work())
     return answers[0]
@@ -136,7 +138,7 @@ def wait_for_end(ours: socket.socket) -> None:
     """Until the kernel has got the peer's end; nothing is read."""
     poll = select.poll()
     poll.register(ours, select.POLLRDHUP)
-    assert poll.poll(PATIENCE * 1000)
+    assert poll.poll(DEADLINE_SECONDS * 1000)
 
 
 def read_to_the_end(sock: socket.socket) -> None:
@@ -293,6 +295,8 @@ def test_there_are_files_for_two_connections_a_client_and_for_those_that_are_ref
     soft: int, hard: int, wanted: int, served: int, most_open: int
 ) -> None:
     argv = [sys.executable, "-c", REPORT, str(soft), str(hard), str(wanted)]
-    told = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=PATIENCE)
+    told = subprocess.run(
+        argv, capture_output=True, text=True, check=True, timeout=DEADLINE_SECONDS
+    )
 
     assert told.stdout.split() == [str(served), str(most_open), str(hard)]

@@ -11,7 +11,8 @@ import pytest
 
 from llama_gguf.net.poller import EpollPoller, Poller
 from llama_gguf.net.transport import HIGH_WATER_BYTES, READ_BYTES, LoopTransport
-from tests.support.ends import MUCH, End, Play, connected, read, reset, sockets_of, turns
+from tests.support.clients import reset
+from tests.support.endpoints import MUCH, End, Play, connected, read, sockets_of, turns
 
 # Reading and writing ------------------------------------------------------------------------------
 

@@ -14,9 +14,9 @@ from typing import Any, Final
 
 import pytest
 
-from tests.e2e.conftest import free_port
 from tests.support import certificates
 from tests.support.containers import ROOT
+from tests.support.processes import free_port
 
 HEALTHCHECK: Final = ROOT / "docker" / "healthcheck.py"
 

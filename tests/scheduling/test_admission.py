@@ -188,9 +188,7 @@ class AnyOrder(RuleBasedStateMachine):
         for waiter in self.running:
             self.admission.done(waiter.key_id)
         assert (self.admission.running, self.admission.queued) == (0, 0)
-        assert not self.admission._held_by_key
-        assert not self.admission._running_by_key
-        assert not self.admission._waiting
+        assert not list(self.admission.waiting())
 
 
 def test_in_any_order_of_events_no_slot_or_place_is_lost_and_no_key_starves() -> None:

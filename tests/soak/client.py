@@ -9,8 +9,8 @@ import struct
 from contextlib import suppress
 from typing import Final, Self
 
-from tests.support.fakes import KEY
-from tests.support.strict import End, Response, take_response
+from tests.support.keys import KEY
+from tests.support.messages import End, Response, take_response
 
 _NO_PORT_YET: Final = 24
 """IP_BIND_ADDRESS_NO_PORT, ip(7): the port is chosen when connecting, and may be shared."""

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple, Self, cast
 from urllib.parse import parse_qsl, urlencode
 
-from tests.support.fakes import LAST_CHUNK, STREAM_HEAD, chunk
-from tests.support.strict import Malformed, Request, take_request
+from tests.support.messages import LAST_CHUNK, STREAM_HEAD, Malformed, Request, chunk, take_request
 
 SLOTS: Final = 8
 NOISE: Final = random.Random(0).randbytes(1 << 17)

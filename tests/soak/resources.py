@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.soak.client import Client
-from tests.support.fakes import request
-from tests.wire.conftest import GatewayProcess
+from tests.support.gateways import GatewayProcess
+from tests.support.messages import request
 
 PATIENCE: Final = 15.0
 """Timeout in seconds for everything that must happen."""

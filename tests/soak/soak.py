@@ -27,7 +27,7 @@ from tests.soak.visits import (
     Visitor,
     reads_slowly,
 )
-from tests.wire.conftest import GatewayProcess, Processes
+from tests.support.gateways import GatewayProcess, Processes
 
 CLIENTS: Final = 64
 VISITS_OF_A_CONNECTION: Final = 20

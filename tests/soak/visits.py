@@ -16,8 +16,8 @@ from tests.gateway.test_client_hostile import HOSTILE, MALFORMED_CHUNKS
 from tests.soak.client import CHUNKED, SLOWED_KEY, Client, chunked
 from tests.soak.engine import BROKEN, NOISE, REFUSED, WHOLE, Engine, Order, Watch, flooded
 from tests.soak.resources import Wrong
-from tests.support.fakes import KEY, request
-from tests.support.strict import End, Response
+from tests.support.keys import KEY
+from tests.support.messages import End, Response, request
 
 MAX_BODY: Final = 1 << 18
 MAX_BODY_OF_A_VISIT: Final = 1 << 15
@@ -102,14 +102,14 @@ class Visitor:
             raise Wrong(f"{order}: wrong body: {_shown(response)}")
         self.tally["complete and correct responses"] += 1
         self.tally["bytes of responses"] += len(response.body)
-        return response.all(b"connection") != [b"close"]
+        return response.all("connection") != ["close"]
 
     async def expect_refusal(self, *statuses: int) -> bool:
         response = await self.client.read_response()
         if response is None or response.end is not End.WHOLE or response.status not in statuses:
             raise Wrong(f"not refused with {statuses}: {_shown(response)}")
         self.tally["refused as expected"] += 1
-        return response.all(b"connection") != [b"close"]
+        return response.all("connection") != ["close"]
 
     async def go_away(self) -> bool:
         """Disconnect in one of three ways."""
@@ -207,7 +207,7 @@ async def has_a_rate_limit(v: Visitor) -> bool:
     if response is None or response.end is not End.WHOLE or response.status not in (200, 429):
         raise Wrong(f"{order}: {_shown(response)}")
     v.tally["over their rate"] += response.status == 429
-    return response.all(b"connection") != [b"close"]
+    return response.all("connection") != ["close"]
 
 
 # Refused ------------------------------------------------------------------------------------------

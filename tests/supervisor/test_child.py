@@ -15,7 +15,8 @@ import pytest
 
 from llama_gguf.engines.watchdogs import Progress, StallWatch
 from llama_gguf.supervisor.child import LAST_LINES, MAX_LINE_BYTES, Child, spawn
-from tests.supervisor.conftest import FAKE_LLAMA, until, until_gone
+from tests.support.engines import FAKE_LLAMA
+from tests.support.processes import until, until_gone
 
 pytestmark = pytest.mark.processes
 

@@ -22,7 +22,7 @@ from llama_gguf.engines.watchdogs import Progress
 from llama_gguf.supervisor.child import Child
 from llama_gguf.supervisor.engine_run import EngineManager
 from llama_gguf.supervisor.launch import Launch
-from tests.supervisor.conftest import free_ports
+from tests.support.processes import free_ports
 from tests.support.virtual_time import run
 
 S = EngineState

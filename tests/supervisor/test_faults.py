@@ -23,16 +23,9 @@ from typing import Final
 
 import pytest
 
-from tests.supervisor.conftest import (
-    CHAT,
-    DEADLINE_SECONDS,
-    KEY,
-    Serve,
-    children,
-    quoted,
-    until,
-    until_gone,
-)
+from tests.support.keys import KEY
+from tests.support.processes import DEADLINE_SECONDS, children, until, until_gone
+from tests.support.serve import CHAT, Serve, quoted
 
 pytestmark = pytest.mark.processes
 

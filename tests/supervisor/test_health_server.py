@@ -12,7 +12,7 @@ from llama_gguf.supervisor.health_server import (
     HealthServer,
     answer,
 )
-from tests.support.fakes import Answer, read_answers
+from tests.support.messages import Response, read_responses
 
 GET = b"GET /ping HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -31,10 +31,10 @@ class Health:
     def connect(self) -> socket.socket:
         return socket.create_connection(self.address, timeout=10)
 
-    def ask(self, raw: bytes = GET, *, to_head: bool = False) -> Answer:
+    def ask(self, raw: bytes = GET, *, to_head: bool = False) -> Response:
         with self.connect() as sock:
             sock.sendall(raw)
-            (found,) = read_answers(everything(sock), to_head=to_head)
+            (found,) = read_responses(everything(sock), to_head=to_head)
             return found
 
 
@@ -104,7 +104,7 @@ def test_bytes_that_start_no_request_are_400_without_waiting_for_their_end(
     with health.connect() as sock:
         sock.sendall(raw)
 
-        assert read_answers(everything(sock))[0].status == 400
+        assert read_responses(everything(sock))[0].status == 400
 
 
 def test_a_request_in_pieces_is_a_request(health: Health) -> None:
@@ -113,7 +113,7 @@ def test_a_request_in_pieces_is_a_request(health: Health) -> None:
         for i in range(len(GET)):
             sock.sendall(GET[i : i + 1])
 
-        assert read_answers(everything(sock))[0].status == 200
+        assert read_responses(everything(sock))[0].status == 200
 
 
 def test_bare_line_feeds_are_accepted(health: Health) -> None:
@@ -147,7 +147,7 @@ def test_the_maximum_of_concurrent_connections_is_served(health: Health) -> None
         for sock in socks:
             sock.sendall(GET)
         for sock in socks:
-            assert read_answers(everything(sock))[0].status == 200
+            assert read_responses(everything(sock))[0].status == 200
 
 
 def test_connections_above_the_maximum_are_cut_and_it_recovers(health: Health) -> None:
@@ -157,7 +157,7 @@ def test_connections_above_the_maximum_are_cut_and_it_recovers(health: Health) -
             assert one_more.recv(1) == b""
         for sock in socks:
             sock.sendall(GET)
-            assert read_answers(everything(sock))[0].status == 200
+            assert read_responses(everything(sock))[0].status == 200
 
     assert health.ask().status == 200
 
@@ -182,6 +182,6 @@ def test_stopping_closes_open_connections() -> None:
 
 @pytest.mark.parametrize("status", [200, 503])
 def test_a_response_has_the_length_that_it_declares(status: int) -> None:
-    (found,) = read_answers(answer(GET, status))
+    (found,) = read_responses(answer(GET, status))
 
     assert int(found["content-length"]) == len(found.body) > 0

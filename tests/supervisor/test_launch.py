@@ -8,7 +8,7 @@ import pytest
 from llama_gguf.config.settings import Settings
 from llama_gguf.errors import UserError
 from llama_gguf.supervisor.launch import check_address, remove_socket
-from tests.supervisor.conftest import free_ports
+from tests.support.processes import free_ports
 
 
 def test_a_port_that_is_taken_at_the_start_is_a_users_error() -> None:

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from llama_gguf.supervisor import pdeathsig
-from tests.supervisor.conftest import until_gone
-from tests.support.processes import is_running
+from tests.support.processes import is_running, until_gone
 
 pytestmark = pytest.mark.processes
 

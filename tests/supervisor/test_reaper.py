@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.supervisor.conftest import until_gone
+from tests.support.processes import until_gone
 
 pytestmark = pytest.mark.processes
 

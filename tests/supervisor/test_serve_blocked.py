@@ -8,10 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.supervisor.conftest import CHAT, Serve, children, quoted, until_gone
 from tests.support.blocked import BlockedPipe, StoppedTerminal
 from tests.support.file_server import FileServer
 from tests.support.gguf_files import gguf
+from tests.support.processes import children, until_gone
+from tests.support.serve import CHAT, Serve, quoted
 
 pytestmark = pytest.mark.processes
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.supervisor.conftest import CHAT, Serve, until_gone
+from tests.support.processes import until_gone
+from tests.support.serve import CHAT, Serve
 
 pytestmark = pytest.mark.processes
 

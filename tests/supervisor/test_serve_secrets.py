@@ -8,15 +8,9 @@ from typing import Final
 
 import pytest
 
-from tests.supervisor.conftest import (
-    BACKEND_KEY,
-    CHAT,
-    KEY,
-    Serve,
-    children,
-    environment_of,
-    quoted,
-)
+from tests.support.keys import BACKEND_KEY, KEY
+from tests.support.processes import children, environment_of
+from tests.support.serve import CHAT, Serve, quoted
 
 pytestmark = pytest.mark.processes
 

@@ -17,17 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.supervisor.conftest import (
-    CHAT,
-    DEADLINE_SECONDS,
-    KEY,
-    Serve,
-    environment_of,
-    quoted,
-)
 from tests.support.certificates import issue, trusting
 from tests.support.file_server import FileServer
 from tests.support.gguf_files import gguf
+from tests.support.keys import KEY
+from tests.support.processes import DEADLINE_SECONDS, environment_of
+from tests.support.serve import CHAT, Serve, quoted
 
 pytestmark = pytest.mark.processes
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.supervisor.conftest import CHAT, Serve, children, quoted, until_gone
-from tests.support.processes import is_running
+from tests.support.processes import children, is_running, until_gone
+from tests.support.serve import CHAT, Serve, quoted
 
 pytestmark = pytest.mark.processes
 

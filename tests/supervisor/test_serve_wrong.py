@@ -15,9 +15,10 @@ import pytest
 
 from llama_gguf.cli.main import main
 from llama_gguf.engines.locate import IMAGE_PATH, SOURCE_WHEEL, VULKAN_WHEEL
-from tests.supervisor.conftest import DEADLINE_SECONDS, Serve, free_ports
 from tests.support.certificates import Pair, issue
 from tests.support.gguf_files import gguf, part
+from tests.support.processes import DEADLINE_SECONDS, free_ports
+from tests.support.serve import Serve
 
 USAGE, BROKEN = 2, 1
 

@@ -16,15 +16,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from tests.supervisor.conftest import (
-    BACKEND_KEY,
-    CHAT,
-    DEADLINE_SECONDS,
-    KEY,
-    Serve,
-    quoted,
-    until_gone,
-)
+from tests.support.keys import BACKEND_KEY, KEY
+from tests.support.processes import DEADLINE_SECONDS, until_gone
+from tests.support.serve import CHAT, Serve, quoted
 
 pytestmark = pytest.mark.processes
 

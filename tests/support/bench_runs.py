@@ -1,4 +1,4 @@
-"""Records, levels and files as runs leave them, made by arithmetic."""
+"""Records, levels and files of benchmark runs, computed instead of measured."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CIRCUMSTANCES = Circumstances(
 
 
 def record(begin: float, *, ttft: float = 0.2, gap: float = 0.05, tokens: int = 5) -> Record:
-    """A stream of so many tokens at an even pace, with one event a token."""
+    """A stream of *tokens* tokens at an even pace, with one event per token."""
     last = begin + ttft + gap * (tokens - 1)
     return Record(
         begin,
@@ -45,7 +45,7 @@ def record(begin: float, *, ttft: float = 0.2, gap: float = 0.05, tokens: int = 
 
 
 def level(*, streams: int = 2, seconds: float = 20.0, slower: float = 1.0, seed: int = 0) -> Level:
-    """So many streams, one request after the other, with times that vary by a tenth."""
+    """*streams* streams of consecutive requests, with times that vary by a tenth."""
     rng = random.Random(seed)
     records = []
     for _ in range(streams):

@@ -1,4 +1,4 @@
-"""Outputs that are not read: a full pipe, a terminal after Ctrl-S."""
+"""Outputs that block a process: a full pipe, a terminal after Ctrl-S."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _FILLING: Final = b"\0"
 
 
 class _Blocked:
-    """A descriptor to write to, and another to read what came through it."""
+    """A descriptor for the output of a process, and one to read that output."""
 
     def __init__(self, reading: int, writing: int) -> None:
         self._reading: Final = reading
         self.fd: Final = writing
-        """What a process gets as its standard output or error."""
+        """For the standard output or error of a process."""
         self._is_open = True
 
     def __enter__(self) -> Self:
@@ -28,13 +28,13 @@ class _Blocked:
         os.close(self._reading)
 
     def close_writer(self) -> None:
-        """Let go of our own ``fd``, so that an end can be seen when the processes have gone."""
+        """Close our own ``fd``, so that reading reaches an end when the processes have ended."""
         if self._is_open:
             self._is_open = False
             os.close(self.fd)
 
     def read_until(self, text: str) -> str:
-        """What has come, up to *text* at least."""
+        """The output up to *text*, or more."""
         shown = b""
         while text.encode() not in shown:
             some = self._read()
@@ -43,7 +43,7 @@ class _Blocked:
         return _text(shown)
 
     def read_rest(self) -> str:
-        """What has come, up to the end."""
+        """The output up to its end."""
         return _text(b"".join(iter(self._read, b"")))
 
     def _read(self) -> bytes:
@@ -58,7 +58,7 @@ def _text(shown: bytes) -> str:
 
 
 class BlockedPipe(_Blocked):
-    """A pipe that is filled to the brim."""
+    """A pipe that is full."""
 
     def __init__(self) -> None:
         super().__init__(*os.pipe())
@@ -66,7 +66,7 @@ class BlockedPipe(_Blocked):
         with contextlib.suppress(BlockingIOError):
             while True:
                 os.write(self.fd, _FILLING * 4096)
-        # What is left of it, a byte at a time.
+        # The rest, byte by byte.
         with contextlib.suppress(BlockingIOError):
             while True:
                 os.write(self.fd, _FILLING)

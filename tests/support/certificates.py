@@ -1,4 +1,4 @@
-"""Certificates, made when a test wants one, and clients that trust them."""
+"""Certificates, issued on demand, and contexts of clients that trust them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Pair:
     key: bytes
 
     def write(self, folder: Path) -> dict[str, str]:
-        """Put it into *folder*, over what is there; the settings that name it."""
+        """Write it into *folder*, over an earlier one; returns the settings for it."""
         (folder / "cert.pem").write_bytes(self.chain)
         (folder / "key.pem").write_bytes(self.key)
         return {
@@ -54,13 +54,13 @@ def _new_year(year: int | None) -> datetime | None:
 
 
 def names_in(certificate: Mapping[str, Any] | None) -> set[str]:
-    """The names besides 127.0.0.1 that *certificate*, as ``getpeercert`` gives it, is for."""
+    """The names in *certificate*, from ``getpeercert``, without 127.0.0.1."""
     assert certificate is not None
     return {name for _, name in certificate["subjectAltName"]} - {"127.0.0.1"}
 
 
 def trusting() -> ssl.SSLContext:
-    """A client that trusts what is issued here, and takes no end for clean but a clean one."""
+    """A client that trusts these certificates, and rejects an end without a close_notify."""
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.load_verify_locations(cadata=CA_PEM.decode())
     client.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF

@@ -1,7 +1,7 @@
-"""Builds and runs the image: with Docker where it answers, else with buildah.
+"""Builds and runs the image: with Docker if its daemon responds, otherwise with buildah.
 
-Buildah needs no daemon and no kernel privileges beyond root's. There the base is made anew: a
-minimal Debian, with the llama-server of the wheel at /app, where llama.cpp's images have theirs.
+Buildah needs no daemon and no kernel privileges beyond root's. With it, the base is a
+minimal Debian with the llama-server of the wheel in /app, as in llama.cpp's images.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ CACHE: Final = ROOT / ".cache" / "image"
 TAG: Final = "localhost/llama-gguf-inference:test"
 PYTHON: Final = "/opt/llama-gguf/bin/python"
 _BASE: Final = "localhost/llama-base"
-# The configuration that llama.cpp's images have, with what of it we have to override.
+# The configuration of llama.cpp's images, with the parts that ours has to override.
 _BASE_CONFIG: Final = (
     *("--env", "LLAMA_ARG_HOST=0.0.0.0", "--env", "LD_LIBRARY_PATH=/app"),
     *("--healthcheck", "CMD curl -f http://localhost:8080/health", "--workingdir", "/app"),
     *("--entrypoint", '["/app/llama-server"]'),
 )
-# What is run in a new mount and PID namespace: root, volume, user, argv.
+# Run in a new mount and PID namespace. Arguments: root, volume, user, argv.
 _CHROOT: Final = """
 root=$1 volume=$2 user=$3
 shift 3
@@ -42,7 +42,7 @@ exec chroot --userspec="$user" "$root" "$@"
 
 
 class Builder(Protocol):
-    """What the tests ask of Docker and of buildah alike."""
+    """What the tests use of both Docker and buildah."""
 
     def build(self, **arguments: str) -> None: ...
 
@@ -50,7 +50,7 @@ class Builder(Protocol):
         """The configuration of the image, as Docker writes it."""
 
     def added_bytes(self) -> int:
-        """How much larger the image is than its base."""
+        """The size of the image minus that of its base."""
 
     def run(
         self, *argv: str, volume: Path | None = None, environ: Mapping[str, str] | None = None
@@ -203,7 +203,7 @@ class Buildah:
     def _run(
         self, argv: Sequence[str], volume: Path | None, environ: Mapping[str, str]
     ) -> subprocess.Popen[str]:
-        # `buildah run` has no read-only root, and no PID namespace without cgroups to its liking.
+        # `buildah run` has no read-only root, and no PID namespace without suitable cgroups.
         config = self.config()
         root = _read(*self._buildah, "mount", _read(*self._buildah, "from", TAG))
         isolated = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-euc", _CHROOT)
@@ -225,7 +225,7 @@ class Buildah:
 
 
 def _bytes(text: str) -> int:
-    """What ``484 MB`` says."""
+    """The number of bytes in a text such as ``484 MB``."""
     number, unit = text.split()
     return int(float(number) * {"KB": 1e3, "MB": 1e6, "GB": 1e9}[unit])
 

@@ -1,4 +1,4 @@
-"""Exchanges that are over, without a gateway that they went through."""
+"""Exchanges that have ended, for tests of what records them."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ def ended(
     duration: float = 1.5,
     queued: float = 0.0,
 ) -> Exchange:
-    """One of alice's that the engine answered; with *first_byte* None, one that it did not.
+    """An exchange of alice that has ended; without *first_byte*, the engine did not respond.
 
     Args:
-        request: what was asked.
-        status: of the answer.
-        key_id: whose it is.
-        usage: what the answer told.
-        first_byte: seconds until the first byte of the engine's answer.
+        request: of the client.
+        status: of the response.
+        key_id: of the client.
+        usage: the tokens in the response.
+        first_byte: seconds until the first byte of the engine's response.
         first_token: the same of the first event, in a stream.
-        duration: seconds in all.
-        queued: seconds that it waited for a slot.
+        duration: seconds in total.
+        queued: seconds of waiting for a slot.
     """
     exchange = begun(request)
     exchange.key_id = key_id

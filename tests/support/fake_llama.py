@@ -1,26 +1,25 @@
-"""A runnable stand-in for llama-server that can be told to behave badly.
+"""A substitute for llama-server as a program, with faults on demand.
 
-It understands llama-server's --host and --port (a path is a unix socket) and takes no
-notice of its other flags. How it behaves is said by flags of its own, which go into EXTRA_ARGS:
+It understands llama-server's --host and --port (a path is a unix socket) and ignores its other
+flags. Its own flags, which tests put into EXTRA_ARGS, determine its behaviour:
 
-  --load-seconds N     answer 503 that long
-  --load-until FILE    answer 503 until this file is there
-  --exit-at-load N     leave with this status instead of loading
+  --load-seconds N     respond with 503 that long
+  --load-until FILE    respond with 503 until this file exists
+  --exit-at-load N     exit with this status instead of loading
   --die-at-load NAME   send itself this signal (SIGILL, ...) instead of loading
-  --hang-at-load       do nothing instead of loading, for ever
-  --keep-stale-socket  as llama-server: a socket file that is there already stops it from binding
-  --say TEXT           write this line first
-  --sleep-idle-seconds N  as llama-server: say in /props that it sleeps, until it has work to do
+  --hang-at-load       do nothing instead of loading, forever
+  --keep-stale-socket  as llama-server: fail if the socket file exists already
+  --say TEXT           print this line first
+  --sleep-idle-seconds N  as llama-server: report in /props that it sleeps, until a request
   --ignore-sigterm     as llama-server does with a request in flight
-  --die-on PATH        SIGKILL itself when this path is asked for
-  --pid-file FILE      write the process id there
-  --at-once N          serve N requests at once, whatever they ask; the others wait
+  --die-on PATH        SIGKILL itself at a request for this path
+  --pid-file FILE      write the process id to it
+  --at-once N          serve N requests concurrently; the others wait
   --seen FILE          append a line of JSON per request: method, path, fields, body
 
-What it answers is said by the request: the body {"stream": true} gets server-sent
-events, the fields x-events and x-tick-ms say how many and how fast, x-until names a file
-that has to be there before the last one; x-work-ms says how long it works first; x-fault says what
-goes wrong: silence, cut, cut-mid-event, nonsense, close-delimited, early-head.
+The request determines the response. The body {"stream": true} requests server-sent events: x-events
+is their number, x-tick-ms the time between them, and x-until a file that has to exist before the
+last one. x-work-ms is a delay before the response, and x-fault one of the faults of ``fault``.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_known_args()[0]
 
 
-def answer(status: int, body: bytes, content_type: str = "application/json") -> bytes:
+def response(status: int, body: bytes, content_type: str = "application/json") -> bytes:
     return (
         f"HTTP/1.1 {status} X\r\nContent-Type: {content_type}\r\nServer: llama.cpp\r\n"
         f"Access-Control-Allow-Origin: http://evil.example\r\nKeep-Alive: timeout=5, max=100\r\n"
@@ -92,7 +91,7 @@ class Server:
             writer.close()
 
     async def exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Answer one request; returns whether the connection goes on."""
+        """Respond to one request; returns whether the connection is kept."""
         raw = await reader.readuntil(b"\r\n\r\n")
         request_line, *lines = raw.decode("latin-1").rstrip("\r\n").split("\r\n")
         method, path, _ = request_line.split(" ")
@@ -126,21 +125,21 @@ class Server:
         key = os.environ.get("LLAMA_API_KEY")
         has_loaded = asyncio.get_running_loop().time() >= self.ready_at
         if not (has_loaded and os.path.exists(OPTIONS.load_until)):
-            writer.write(answer(503, b'{"error":{"message":"Loading model","code":503}}'))
+            writer.write(response(503, b'{"error":{"message":"Loading model","code":503}}'))
         elif path == "/health":
-            writer.write(answer(200, b'{"status":"ok"}'))
+            writer.write(response(200, b'{"status":"ok"}'))
         elif key and by_name.get("authorization") != f"Bearer {key}":
-            writer.write(answer(401, b'{"error":{"message":"Invalid API Key","code":401}}'))
+            writer.write(response(401, b'{"error":{"message":"Invalid API Key","code":401}}'))
         elif path == "/props":
             idle = asyncio.get_running_loop().time() - self.worked_at
             sleeps = 0 < OPTIONS.sleep_idle_seconds <= idle
             props = {"total_slots": SLOTS, "model_alias": "fake", "is_sleeping": sleeps}
-            writer.write(answer(200, json.dumps(props).encode()))
+            writer.write(response(200, json.dumps(props).encode()))
         elif method == "GET" and path in ("/v1/models", "/metrics"):
-            writer.write(answer(200, b"{}"))
+            writer.write(response(200, b"{}"))
         elif method == "GET":
             self.worked_at = asyncio.get_running_loop().time()
-            writer.write(answer(200, json.dumps({"path": path}).encode()))
+            writer.write(response(200, json.dumps({"path": path}).encode()))
         elif "x-fault" in by_name:
             return await self.fault(writer, by_name["x-fault"])
         elif b'"stream":' in body.replace(b'"stream": ', b'"stream":') and b"true" in body:
@@ -148,7 +147,7 @@ class Server:
         else:
             self.worked_at = asyncio.get_running_loop().time()
             echo: dict[str, Any] = {"echo": body.decode("latin-1")}
-            writer.write(answer(200, json.dumps(echo).encode()))
+            writer.write(response(200, json.dumps(echo).encode()))
         await writer.drain()
         return True
 
@@ -162,7 +161,7 @@ class Server:
             await asyncio.sleep(0.01)
         writer.write(chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
         await writer.drain()
-        return False  # as llama-server: closed after a stream, and not announced
+        return False  # as llama-server: closed after a stream without an announcement
 
     async def fault(self, writer: asyncio.StreamWriter, fault: str) -> bool:
         event = b'data: {"n":0}\n\n'
@@ -184,7 +183,9 @@ class Server:
             case "close-delimited":
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nuntil the end")
             case "early-head":
-                writer.write(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + answer(200, b"{}"))
+                writer.write(
+                    b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + response(200, b"{}")
+                )
             case "no-content":
                 writer.write(b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n")
             case "gone":
@@ -197,7 +198,7 @@ class Server:
 
 async def main() -> None:
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(lambda loop, context: None)  # of connections that our end cuts
+    loop.set_exception_handler(lambda loop, context: None)  # of connections that the gateway cuts
     stopped = asyncio.Event()
     if OPTIONS.ignore_sigterm:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -205,7 +206,7 @@ async def main() -> None:
         loop.add_signal_handler(signal.SIGTERM, stopped.set)
     server = Server()
     if OPTIONS.host.startswith("/") and OPTIONS.keep_stale_socket:
-        unlike_asyncio = socket.socket(socket.AF_UNIX)  # which removes what is there
+        unlike_asyncio = socket.socket(socket.AF_UNIX)  # which would remove the file
         try:
             unlike_asyncio.bind(OPTIONS.host)
         except OSError:
@@ -224,7 +225,7 @@ async def main() -> None:
     sys.stdout.write(f"listening on {port}\n")
     sys.stdout.flush()
     await stopped.wait()
-    os._exit(0)  # closing the loop would complain of the connections that come meanwhile
+    os._exit(0)  # closing the loop would log new connections
 
 
 if __name__ == "__main__":

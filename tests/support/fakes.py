@@ -1,19 +1,21 @@
-"""The gateway without sockets, sleeping or threads: everything happens when a test says so.
+"""The gateway without sockets, sleeping or threads: every step is a call of the test.
 
-``Rig`` is a gateway's ``Services`` on a loop that runs only by hand. ``rig.client()`` is one
-client with a real ``ClientConnection`` behind it, and every connection that the real pool makes
-to the engine becomes a ``FakeUpstream``. Tests speak in bytes and look at bytes.
+``Rig`` is a gateway's ``Services`` on a loop that runs only in ``spin``. ``rig.client()`` is a
+client with a real ``ClientConnection``, and each connection that the real pool opens to the engine
+becomes a ``FakeUpstream``. Tests send bytes and check bytes. For a gateway on real sockets, see
+``tests.support.gateways``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
+
+import pytest
 
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.status import EngineState, EngineStatus
@@ -25,145 +27,18 @@ from llama_gguf.scheduling.exchange import Exchange
 from llama_gguf.telemetry.recorder import Accounts
 from llama_gguf.telemetry.timeseries import Ring
 from llama_gguf.telemetry.usage_totals import Ledger
+from tests.support.keys import BACKEND_KEY, KEYS_TEXT
+from tests.support.messages import Response, read_responses, request
 
-KEY: Final = "sk-alice-0123456789"
-OTHER_KEY: Final = "sk-bob-0123456789ab"
-EXPIRED_KEY: Final = "sk-carol-0123456789"
-KEYS_TEXT: Final = f"alice:{KEY}\nbob:{OTHER_KEY}:1000\ncarol:{EXPIRED_KEY}::2001-01-01T00:00:00Z\n"
-BACKEND_KEY: Final = "gateway-secret-of-the-engine"
 TICK_SECONDS: Final = 0.5
 T = TypeVar("T")
-
-OK: Final = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nServer: llama.cpp\r\n"
-    b'Content-Length: 11\r\n\r\n{"ok":true}'
-)
-STREAM_HEAD: Final = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-)
-LAST_CHUNK: Final = b"0\r\n\r\n"
-
-
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-def event(n: int) -> bytes:
-    """One whole server-sent event in one chunk."""
-    return chunk(b'data: {"n":%d}\n\n' % n)
-
-
-def request(
-    method: str = "POST",
-    target: str = "/v1/chat/completions",
-    *fields: str,
-    body: bytes | None = None,
-    key: str | None = KEY,
-    version: str = "1.1",
-) -> bytes:
-    """A request as a decent client sends it. *body* brings its Content-Length."""
-    lines = [f"{method} {target} HTTP/{version}", "Host: gateway.example"]
-    if key is not None:
-        lines.append(f"Authorization: Bearer {key}")
-    lines += fields
-    if body is not None:
-        lines.append(f"Content-Length: {len(body)}")
-    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + (body or b"")
-
-
-# Answers, read strictly ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    head: bytes
-    fields: tuple[tuple[str, str], ...]
-    body: bytes
-    chunks: tuple[bytes, ...] = ()
-    is_whole: bool = True
-    """False: the connection ended, or the bytes do so far, before the answer did."""
-
-    def all(self, name: str) -> list[str]:
-        return [v for n, v in self.fields if n.lower() == name.lower()]
-
-    def __getitem__(self, name: str) -> str:
-        values = self.all(name)
-        assert len(values) == 1, f"{name}: {values}"
-        return values[0]
-
-    def __contains__(self, name: str) -> bool:
-        return bool(self.all(name))
-
-
-_STATUS_LINE: Final = re.compile(rb"HTTP/1\.1 ([1-5][0-9]{2}) [\t\x20-\x7e]*")
-_FIELD: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+): ([\t\x20-\x7e\x80-\xff]*)")
-
-
-def read_answers(data: bytes, *, to_head: bool = False) -> list[Answer]:
-    """Every answer in *data*; raises AssertionError at what is not one."""
-    answers = []
-    while data:
-        answer, data = take_answer(data, to_head=to_head)
-        answers.append(answer)
-    return answers
-
-
-def take_answer(data: bytes, *, to_head: bool = False) -> tuple[Answer, bytes]:
-    """The first answer in *data*, and what is behind it."""
-    head, separator, rest = data.partition(b"\r\n\r\n")
-    assert separator, f"no whole head: {data[:200]!r}"
-    status_line, *lines = head.split(b"\r\n")
-    match = _STATUS_LINE.fullmatch(status_line)
-    assert match, status_line
-    status = int(match[1])
-    fields = []
-    for line in lines:
-        field = _FIELD.fullmatch(line)
-        assert field, line
-        fields.append((field[1].decode(), field[2].decode("latin-1")))
-    by_name = {n.lower(): v for n, v in fields}
-    assert not ({"content-length", "transfer-encoding"} <= by_name.keys()), head
-    chunks: tuple[bytes, ...] = ()
-    is_whole = True
-    if to_head or status < 200 or status in (204, 304):
-        body = b""
-    elif "transfer-encoding" in by_name:
-        chunks, rest, is_whole = _read_chunks(rest)
-        body = b"".join(chunks)
-    elif "content-length" in by_name:
-        length = int(by_name["content-length"])
-        body, rest = rest[:length], rest[length:]
-        is_whole = len(body) == length
-    else:
-        body, rest = rest, b""
-    return Answer(status, head, tuple(fields), body, chunks, is_whole), rest
-
-
-def _read_chunks(data: bytes) -> tuple[tuple[bytes, ...], bytes, bool]:
-    chunks: list[bytes] = []
-    while True:
-        line, separator, rest = data.partition(b"\r\n")
-        if not separator:
-            return tuple(chunks), b"", False
-        size = int(line.partition(b";")[0], 16)
-        if not size:
-            trailers, separator, rest = rest.partition(b"\r\n")
-            while separator and trailers:
-                trailers, separator, rest = rest.partition(b"\r\n")
-            return tuple(chunks), rest, bool(separator)
-        if len(rest) < size + 2:
-            return (*chunks, rest[:size]), b"", False
-        assert rest[size : size + 2] == b"\r\n", rest
-        chunks.append(rest[:size])
-        data = rest[size + 2 :]
 
 
 # Clock, loop, transport ---------------------------------------------------------------------------
 
 
 class Clock:
-    """Time stands still but for ``advance``."""
+    """A clock whose time the test sets."""
 
     def __init__(self, now: float = 1000.0) -> None:
         self.now = now
@@ -184,7 +59,7 @@ class _NothingHappens:
 
 
 class FakeLoop(asyncio.BaseEventLoop):
-    """A real loop, so that tasks and time-outs are real, but it runs only in ``spin``."""
+    """A real loop, with real tasks and timeouts, that runs only in ``spin``."""
 
     _ready: deque[asyncio.Handle]  # asyncio's own
 
@@ -209,7 +84,7 @@ class FakeLoop(asyncio.BaseEventLoop):
         return bool(self._ready)
 
     def spin(self) -> None:
-        """Run what is ready, and what that makes ready, and so on."""
+        """Run all callbacks that are ready, until none is."""
         while True:
             self.call_soon(self.stop)
             self.run_forever()
@@ -219,7 +94,7 @@ class FakeLoop(asyncio.BaseEventLoop):
 
 
 class Dial:
-    """The gateway wants a connection to the engine; what it gets to cancel."""
+    """An attempt of the gateway to connect to the engine, which it can cancel."""
 
     def __init__(
         self, loop: FakeLoop, endpoint: Endpoint, on_failed: Callable[[OSError], None]
@@ -232,7 +107,7 @@ class Dial:
         self.on_open: Callable[[FakeTransport], None] = lambda _: None
 
     def accept_at_once(self) -> None:
-        """As on loopback, where connecting takes no time."""
+        """Connect during the call, as on loopback."""
         if not self.is_over:
             self.is_over = True
             transport = FakeTransport(self._loop, ("127.0.0.1", 8080))
@@ -256,7 +131,7 @@ class Dial:
 
 
 class FakeDialer:
-    """Every dial is shown to *on_dial*."""
+    """Calls *on_dial* with each ``Dial``."""
 
     def __init__(self, loop: FakeLoop, on_dial: Callable[[Dial], None]) -> None:
         self._loop = loop
@@ -269,7 +144,7 @@ class FakeDialer:
 
 
 class FakeTransport(asyncio.Transport):
-    """Records what is done to it, and keeps a transport's promises.
+    """Records its calls, and behaves as asyncio documents it for transports.
 
     The gateway uses it as one of TLS, since no class of the tests can extend a compiled one. It
     delivers nothing while reading is paused, calls ``connection_lost`` exactly once and never from
@@ -288,13 +163,13 @@ class FakeTransport(asyncio.Transport):
         self._high = 65536
         self._writer_is_paused = False
         self.unsent = 0
-        """Bytes that the peer did not take, while ``is_stalled``."""
+        """Bytes that the peer has not read, while ``is_stalled``."""
         self.is_stalled = False
         self.writes: list[bytes] = []
         self.aborted = False
         self.has_written_eof = False
         self.pauses = 0
-        """How often reading was paused."""
+        """The number of times that reading was paused."""
         self.on_write: Callable[[bytes], None] = lambda _: None
 
     # What the gateway calls -----------------------------------------------------------------------
@@ -363,28 +238,28 @@ class FakeTransport(asyncio.Transport):
 
     @property
     def is_closed(self) -> bool:
-        """Closed or cut; whether the last bytes have left is not asked."""
+        """Closed or aborted, even if bytes have not been sent yet."""
         return self._is_closing
 
     def receive(self, data: bytes) -> None:
-        """The peer has sent *data*."""
+        """Receive *data* from the peer."""
         self._inbox.append(data)
         self._deliver()
 
     def receive_eof(self) -> None:
-        """The peer has closed its half."""
+        """Receive the end of the peer's stream."""
         self._eof_waits = True
         self._deliver()
 
     def lose(self, exc: Exception | None = None) -> None:
-        """The connection is gone."""
+        """Lose the connection."""
         if not self._is_lost:
             self._is_lost = self._is_closing = True
             self.unsent = 0
             self._protocol.connection_lost(exc)
 
     def take_unsent(self) -> None:
-        """The peer reads again."""
+        """The peer reads all of it, and continues to read."""
         self.is_stalled = False
         self.unsent = 0
         if self._writer_is_paused:
@@ -406,7 +281,7 @@ class FakeTransport(asyncio.Transport):
 
 
 class FakeUpstream:
-    """One connection, as the engine sees it."""
+    """One connection of the gateway, from the engine's side."""
 
     def __init__(self, rig: Rig, transport: FakeTransport) -> None:
         self._rig = rig
@@ -429,7 +304,7 @@ class FakeUpstream:
 
     @property
     def was_left(self) -> bool:
-        """Told that nobody wants the answer, and not cut: it may say when it is through."""
+        """Half-closed by the gateway, not cut: the engine may still finish its response."""
         return self.transport.has_written_eof and not self.transport.aborted
 
     @property
@@ -457,7 +332,7 @@ class FakeUpstream:
 
 
 class FakeClient:
-    """One client: what it sends and gets."""
+    """One client: the bytes that it sends and receives."""
 
     def __init__(self, rig: Rig, peer: object) -> None:
         self._rig = rig
@@ -473,7 +348,7 @@ class FakeClient:
         self._rig.spin()
 
     def leave(self) -> None:
-        """Close the connection, as a client does that has lost interest."""
+        """Close the connection."""
         self.transport.receive_eof()
         self._rig.spin()
 
@@ -482,7 +357,7 @@ class FakeClient:
         self._rig.spin()
 
     def stall(self) -> None:
-        """Read nothing from now on."""
+        """Stop reading."""
         self.transport.is_stalled = True
 
     def read_on(self) -> None:
@@ -494,19 +369,19 @@ class FakeClient:
         return self.transport.written
 
     @property
-    def answers(self) -> list[Answer]:
-        return read_answers(self.received)
+    def answers(self) -> list[Response]:
+        return read_responses(self.received)
 
     @property
-    def answer(self) -> Answer:
-        """The only answer so far."""
+    def answer(self) -> Response:
+        """The only response so far."""
         answers = self.answers
         assert len(answers) == 1, answers
         return answers[0]
 
     @property
     def is_closed(self) -> bool:
-        """Whether the gateway is done with the connection, be it that it lingers for a moment."""
+        """Whether the gateway has closed the connection, or only still discards what arrives."""
         return self.transport.is_closed or self.transport.has_written_eof
 
     @property
@@ -515,19 +390,19 @@ class FakeClient:
 
 
 async def at_once(work: Callable[[], T]) -> T:
-    """In place of a thread."""
+    """A substitute for ``off_the_loop`` without a thread."""
     return work()
 
 
 class Rig:
-    """One gateway. Settings are given as overrides of decent ones.
+    """One gateway, its clients and its engine.
 
     Args:
         folder: for the keys file.
-        keys: its text; None = there is no such file.
+        keys: its text; None for no file.
         state: of the engine.
         slots: of the engine.
-        overrides: of settings.
+        overrides: settings, over the usual ones.
     """
 
     def __init__(
@@ -566,12 +441,12 @@ class Rig:
         self.clients: list[FakeClient] = []
         self.upstreams: list[FakeUpstream] = []
         self.requests: list[bytes] = []
-        """Each as the engine got it."""
+        """Each as the engine received it."""
         self.dials: list[Dial] = []
         self.accepts = True
         """False: dials wait for ``accept`` or ``refuse``."""
         self.reply: Callable[[bytes], bytes] | None = None
-        """What the engine says to a request by itself."""
+        """Computes the engine's response to each request; None: the test sends it."""
         self.engine(state, slots=slots)
 
     def close(self) -> None:
@@ -597,12 +472,12 @@ class Rig:
             dial.accept_at_once()
 
     def answer_with(self, *replies: bytes) -> None:
-        """Let the engine answer each request by itself, the last of *replies* again and again."""
-        left = list(replies)
-        self.reply = lambda _: left.pop(0) if len(left) > 1 else left[0]
+        """Let the engine send one of *replies* to each request, and repeat the last."""
+        remaining = list(replies)
+        self.reply = lambda _: remaining.pop(0) if len(remaining) > 1 else remaining[0]
 
     def engine(self, state: EngineState, *, slots: int | None = None) -> None:
-        """The engine's state changes."""
+        """Change the engine's state."""
         slots = self.services.engine.status.slots if slots is None else slots
         self.services.engine.update(EngineStatus(state, since=0.0, slots=slots, model="m"))
         self.spin()
@@ -626,12 +501,12 @@ class Rig:
         self.loop.spin()
 
     def spin_if_needed(self) -> None:
-        """Spin unless nothing is ready: what hundreds of bytes in a row are fed with."""
+        """Spin unless nothing is ready; cheaper for hundreds of bytes in a row."""
         if self.loop.has_work:
             self.loop.spin()
 
     def advance(self, seconds: float) -> None:
-        """Let time pass, with all that the gateway does twice a second."""
+        """Advance the clock, with the gateway's tick twice a second."""
         end = self.clock.now + seconds
         while self.clock.now < end:
             self.clock.now = min(self.clock.now + TICK_SECONDS, end)
@@ -639,17 +514,17 @@ class Rig:
             self.services.tick()
             self.spin()
 
-    # What can be said of it afterwards ------------------------------------------------------------
+    # What it has recorded and holds ---------------------------------------------------------------
 
     @property
     def records(self) -> list[Exchange]:
-        """What the access log will say."""
+        """The exchanges for the access log."""
         self.services.recorder.settle()
         return self._records
 
     @property
     def is_at_rest(self) -> bool:
-        """Whether every slot, place in the queue and byte has been given back."""
+        """Whether every slot, queue place and byte of body memory has been released."""
         services = self.services
         held = (
             *(services.admission.running, services.admission.queued, services.body_memory.used),
@@ -658,31 +533,18 @@ class Rig:
         return not any(held) and not services.connections.busy()
 
 
-def code_of(answer: Answer) -> str:
-    """The ``code`` in an answer of the gateway's own; fails where it is not one."""
-    match = re.search(rb'"code": "([a-z_]+)"', answer.body)
-    assert match, answer.body
-    assert answer["content-type"] == "application/json"
-    return match[1].decode()
+class NewRig(Protocol):
+    def __call__(self, **settings: Any) -> Rig: ...
 
 
-_VARYING: Final = re.compile(
-    rb"req-[0-9a-f]{12}-[0-9a-f]{8}|Date: [A-Za-z0-9,: ]+ GMT|remaining-requests: [0-9]+"
-    rb"|reset-requests: [0-9ms]+"
-)
+@pytest.fixture
+def new_rig(tmp_path: Path) -> Iterator[NewRig]:
+    """Creates a ``Rig``, with other settings if given."""
+    with ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(closing(Rig(tmp_path, **settings)))
 
 
-def without_varying(data: bytes) -> bytes:
-    """*data* with request ids, dates and counts taken out, so that two runs can be compared."""
-    return _VARYING.sub(b"*", data)
-
-
-def bytewise(data: bytes) -> tuple[bytes, ...]:
-    return tuple(data[i : i + 1] for i in range(len(data)))
-
-
-def splits(data: bytes) -> Iterable[tuple[bytes, ...]]:
-    """*data* in two pieces, cut at every byte, and byte by byte."""
-    for at in range(1, len(data)):
-        yield data[:at], data[at:]
-    yield bytewise(data)
+@pytest.fixture
+def rig(new_rig: NewRig) -> Rig:
+    """A gateway with three keys; its engine is ready and has four slots."""
+    return new_rig()

@@ -1,13 +1,12 @@
-"""A server of one file on a port of its own, with every fault that a test wants."""
+"""An HTTP server of one file, with the faults of downloads."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
+
+from tests.support.servers import Handler, Server
 
 
 @dataclass
@@ -16,13 +15,13 @@ class Behaviour:
     etag: str = '"one"'
     """Empty to send none."""
     cuts: list[int] = field(default_factory=list)
-    """Bytes after which the next answers break off, one an answer; the rest are whole."""
+    """The bytes after which each of the next responses is cut; later ones are complete."""
     stops_after: int = 0
-    """Bytes after which answers stand still for as long as the server runs; 0 for never."""
+    """The bytes after which each response stalls until the server ends; 0 for never."""
     status: int = 0
-    """What to answer with in place of the file."""
+    """A status to send instead of the file; 0 for the file."""
     headers: Mapping[str, str] = field(default_factory=dict)
-    """More fields, or other values of the usual ones."""
+    """Fields to add or replace."""
     ignores_if_range: bool = False
     chunked: bool = False
     redirects: dict[str, str] = field(default_factory=dict)
@@ -36,58 +35,33 @@ class Seen:
     authorization: str | None
 
 
-class FileServer:
-    """Serves from ``with`` to its end; ``seen`` is every request so far."""
+class FileServer(Server):
+    """Serves during a ``with`` block; ``seen`` has all requests."""
+
+    daemon_threads = True
 
     def __init__(self, content: bytes) -> None:
+        super().__init__(_Handler)
         self.behaviour = Behaviour(content)
         self.seen: list[Seen] = []
-        self.ends = threading.Event()
-        owner = self
-
-        class Handler(_Handler):
-            server_owner = owner
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self._server.server_address[1]}"
+        return f"127.0.0.1:{self.server_port}"
 
     def url(self, path: str = "/m.gguf") -> str:
-        return f"http://{self.address}{path}"
-
-    def __enter__(self) -> FileServer:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.ends.set()
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        return f"{self.base_url}{path}"
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server_owner: FileServer
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+class _Handler(Handler):
+    server: FileServer
 
     def do_GET(self) -> None:
         fields = self.headers
-        self.server_owner.seen.append(
+        self.server.seen.append(
             Seen(self.path, fields["Range"], fields["If-Range"], fields["Authorization"])
         )
-        does = self.server_owner.behaviour
+        does = self.server.behaviour
         self.close_connection = True
         if self.path in does.redirects:
             self._head(302, {"Location": does.redirects[self.path], "Content-Length": "0"})
@@ -99,7 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, does: Behaviour) -> None:
         size = len(does.content)
-        start = self._start(does)
+        start = self.requested_start(does.etag, ignores_if_range=does.ignores_if_range)
         if start is not None and start >= size:
             self._head(416, {"Content-Range": f"bytes */{size}", "Content-Length": "0"})
             return
@@ -112,19 +86,11 @@ class _Handler(BaseHTTPRequestHandler):
         )
         self._head(200 if start is None else 206, fields | dict(does.headers))
         if does.stops_after:
-            with suppress(ConnectionError):  # it was called off
+            with suppress(ConnectionError):  # the client was cancelled
                 self.wfile.write(body[: does.stops_after])
-            self.server_owner.ends.wait()
+            self.server.ends.wait()
             return
         self._body(body[: does.cuts.pop(0)] if does.cuts else body, chunked=does.chunked)
-
-    def _start(self, does: Behaviour) -> int | None:
-        wanted = self.headers["Range"]
-        if wanted is None:
-            return None
-        if self.headers["If-Range"] != does.etag and not does.ignores_if_range:
-            return None
-        return int(wanted.removeprefix("bytes=").removesuffix("-"))
 
     def _head(self, status: int, fields: Mapping[str, str]) -> None:
         self.send_response(status)

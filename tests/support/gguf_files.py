@@ -1,4 +1,4 @@
-"""A small writer of GGUF files, for tests of what reads them."""
+"""A small writer of GGUF files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CODES = {U8: "<B", BOOL: "<?", U16: "<H", U32: "<I", F32: "<f", U64: "<Q"}
 
 @dataclass(frozen=True)
 class Typed:
-    """A metadata value of a GGUF type that Python's own types do not tell."""
+    """A metadata value of a GGUF type that does not follow from its Python type."""
 
     kind: int
     value: Any
@@ -25,9 +25,9 @@ class Tensor:
     dims: tuple[int, ...]
     kind: int = 0  # F32
     size: int = 0
-    """Bytes of its data; 0 for as many as F32 needs."""
+    """Bytes of its data; 0 for the size of F32."""
     name: str = ""
-    """Empty for one that tells nothing."""
+    """Empty for a generated name."""
 
 
 METADATA: dict[str, object] = {

@@ -1,6 +1,6 @@
-"""A model hub on loopback, for the real huggingface_hub: what it answers, and where the bytes are.
+"""A model hub on loopback, for the real huggingface_hub.
 
-As the real one, it sends whoever asks for a large file to another host, whose bytes need no login.
+As the real one, it redirects requests for a large file to another host, which needs no login.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
+from typing import Self
 from urllib.parse import unquote, urlsplit
+
+from tests.support.servers import Handler, Server
 
 COMMIT = "c0ffee" + "0" * 34
 REPO = "owner/name"
@@ -31,78 +32,66 @@ class Asked:
 @dataclass
 class Behaviour:
     token: str = ""
-    """Who does not show it gets 401."""
+    """Requests without it get 401."""
     gated: bool = False
     status: int = 0
-    """What every path answers with."""
+    """Of all responses, unless 0."""
     cuts: list[int] = field(default_factory=list)
-    """Bytes after which the next files break off, one an answer; the rest are whole."""
+    """The bytes after which each of the next files is cut; later ones are complete."""
     sizes: dict[str, int] = field(default_factory=dict)
-    """Sizes to claim in place of the true ones."""
+    """Sizes to report instead of the true ones."""
     pause_at: int = 0
-    """Bytes after which a file waits for ``goes_on``; 0 for no such wait."""
+    """The bytes after which a file waits for ``goes_on``; 0 for no wait."""
     damage: bool = False
-    """Send other bytes than the hub has told the hash of."""
+    """Send bytes that do not match the hash."""
 
 
 class HubServer:
-    """Serves the files of one repository from ``with`` to its end."""
+    """Serves the files of one repository during a ``with`` block."""
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         self.files = dict(files)
         self.does = Behaviour()
         self.asked: list[Asked] = []
         self.goes_on = threading.Event()
-        owner = self
-
-        class Hub(_Hub):
-            hub = owner
-
-        class Store(_Store):
-            hub = owner
-
-        self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), kind) for kind in (Hub, Store)]
-        self._threads = [
-            threading.Thread(target=server.serve_forever, args=(0.01,)) for server in self._servers
-        ]
-        for server in self._servers:
-            server.daemon_threads = True
+        self._hub, self._store = _Server(_Hub, self), _Server(_Store, self)
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self._servers[0].server_address[1]}"
+        return self._hub.base_url
 
     @property
     def store(self) -> str:
-        return f"http://127.0.0.1:{self._servers[1].server_address[1]}"
+        return self._store.base_url
 
     def asked_for(self, word: str) -> list[Asked]:
         return [a for a in self.asked if word in a.path]
 
-    def __enter__(self) -> HubServer:
-        for thread in self._threads:
-            thread.start()
+    def __enter__(self) -> Self:
+        self._hub.__enter__()
+        self._store.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.goes_on.set()
-        for server, thread in zip(self._servers, self._threads, strict=True):
-            server.shutdown()
-            thread.join()
-            server.server_close()
+        self._store.__exit__(None, None, None)
+        self._hub.__exit__(None, None, None)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    hub: HubServer
+class _Server(Server):
+    daemon_threads = True
 
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+    def __init__(self, handler: type[_Handler], hub: HubServer) -> None:
+        super().__init__(handler)
+        self.hub = hub
+
+
+class _Handler(Handler):
+    server: _Server
+
+    @property
+    def hub(self) -> HubServer:
+        return self.server.hub
 
     def note(self) -> None:
         fields = self.headers
@@ -110,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
             Asked(self.command, self.path, fields["Authorization"], fields["Range"])
         )
 
-    def answer(self, status: int, fields: Mapping[str, str], body: bytes = b"") -> None:
+    def respond(self, status: int, fields: Mapping[str, str], body: bytes = b"") -> None:
         self.send_response(status)
         for name, value in ({"Content-Length": str(len(body))} | dict(fields)).items():
             self.send_header(name, value)
@@ -124,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[:pause_at])
             self.hub.goes_on.wait()
             body = body[pause_at:]
-        with suppress(ConnectionError):  # whoever asked has been stopped
+        with suppress(ConnectionError):  # the client was stopped
             self.wfile.write(body)
 
 
@@ -137,13 +126,13 @@ class _Hub(_Handler):
         does = self.hub.does
         path = unquote(urlsplit(self.path).path)
         if does.status:
-            self.answer(does.status, {})
+            self.respond(does.status, {})
         elif does.gated:
-            self.answer(403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access restricted"})
+            self.respond(403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access restricted"})
         elif not path.removeprefix("/api/models").startswith(f"/{REPO}/") or (
             does.token and self.headers["Authorization"] != f"Bearer {does.token}"
         ):
-            self.answer(401, {"X-Error-Code": "RepoNotFound"})
+            self.respond(401, {"X-Error-Code": "RepoNotFound"})
         elif path.startswith("/api/"):
             self._tree()
         else:
@@ -154,15 +143,15 @@ class _Hub(_Handler):
             {"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
             for name, content in self.hub.files.items()
         ]
-        self.answer(200, {"Content-Type": "application/json"}, json.dumps(tree).encode())
+        self.respond(200, {"Content-Type": "application/json"}, json.dumps(tree).encode())
 
     def _resolve(self, name: str) -> None:
         content = self.hub.files.get(name)
         if content is None:
-            self.answer(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+            self.respond(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
             return
         size = self.hub.does.sizes.get(name, len(content))
-        self.answer(
+        self.respond(
             302,
             {
                 "X-Repo-Commit": COMMIT,
@@ -179,13 +168,12 @@ class _Store(_Handler):
         content = self.hub.files[unquote(urlsplit(self.path).path)[1:]]
         etag = f'"{hashlib.md5(content, usedforsecurity=False).hexdigest()}"'
         fields = {"ETag": etag}
-        start = 0
-        if self.headers["Range"] and self.headers["If-Range"] == etag:
-            start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+        start = self.requested_start(etag) or 0
+        if start:
             fields["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         body = content[start:]
         fields["Content-Length"] = str(len(body))
         if self.hub.does.damage:
             body = body[:-1] + bytes([body[-1] ^ 1])
         cuts = self.hub.does.cuts
-        self.answer(206 if start else 200, fields, body[: cuts.pop(0)] if cuts else body)
+        self.respond(206 if start else 200, fields, body[: cuts.pop(0)] if cuts else body)

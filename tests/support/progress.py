@@ -1,4 +1,4 @@
-"""How far long work has come: a bar on a terminal, a line every tenth elsewhere."""
+"""Progress of long runs: a bar on a terminal, otherwise a line per tenth."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yields what is to be told how much of *total* is done."""
+    """Yields a function, to be called with the part of *total* that is done."""
     if not sys.stderr.isatty():
         yield _Lines(label, total)
         return

@@ -14,7 +14,7 @@ from tests.support.processes import is_running
 pytestmark = pytest.mark.processes
 
 
-def test_a_process_runs_until_it_has_ended_and_a_zombie_has() -> None:
+def test_a_zombie_is_not_a_running_process() -> None:
     waits = [sys.executable, "-c", "input()"]
     with subprocess.Popen(waits, stdin=subprocess.PIPE) as child:
         assert is_running(child.pid)
@@ -28,7 +28,7 @@ def test_a_process_runs_until_it_has_ended_and_a_zombie_has() -> None:
     assert not is_running(child.pid)
 
 
-def test_brackets_in_the_name_of_a_program_do_not_matter(tmp_path: Path) -> None:
+def test_parentheses_in_the_name_of_a_program_do_not_matter(tmp_path: Path) -> None:
     odd = tmp_path / "a) Z (b"
     odd.symlink_to("/bin/sleep")
     with subprocess.Popen([odd, "60"]) as child:

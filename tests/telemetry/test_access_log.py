@@ -12,7 +12,8 @@ from llama_gguf.scheduling.exchange import Exchange
 from llama_gguf.telemetry.access_log import MAX_WAITING_BYTES, AccessLog, as_json, as_text
 from llama_gguf.telemetry.token_usage import Usage
 from tests.support.exchanges import STARTED_AT, asked, ended
-from tests.support.fakes import OK, Rig, request
+from tests.support.fakes import Rig
+from tests.support.messages import OK, request
 
 WALL_OFFSET = 1_700_000_000.1234 - STARTED_AT - 1.5
 """Moves the end of ``ENDED`` to 2023."""

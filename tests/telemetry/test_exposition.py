@@ -10,7 +10,8 @@ from llama_gguf.gateway import endpoints
 from llama_gguf.telemetry.engine_metrics import parse
 from llama_gguf.telemetry.exposition import render
 from llama_gguf.telemetry.metrics import METRICS, Format
-from tests.support.fakes import LAST_CHUNK, OK, STREAM_HEAD, Rig, event, request
+from tests.support.fakes import Rig
+from tests.support.messages import LAST_CHUNK, OK, STREAM_HEAD, event, request
 
 ENGINE = parse(
     b"# TYPE llamacpp:n_decode_total counter\nllamacpp:n_decode_total 54\n"

@@ -4,7 +4,7 @@ import pytest
 
 from llama_gguf.telemetry.response_window import ResponseWindow
 from llama_gguf.telemetry.token_usage import ENDING_BYTES, OPENING_BYTES
-from tests.support.fakes import bytewise, chunk, event
+from tests.support.messages import bytewise, chunk, event
 
 COMMENT = chunk(b":\n\n")
 

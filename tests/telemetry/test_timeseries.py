@@ -15,6 +15,7 @@ from llama_gguf.telemetry.timeseries import (
     Ring,
     quantile,
 )
+from tests.support.memory import allocated_bytes
 
 
 def reading(
@@ -117,7 +118,13 @@ def test_its_size_is_bounded(count: int, times: int) -> None:
     ring = ring_of(*[reading(first_tokens=[0.5] * times)] * count)
 
     assert {len(steps) for steps in ring.history().values()} == {min(count, STEPS)}
-    assert all(len(step.first_tokens) <= MAX_TIMES for step in ring._steps)
+
+
+def test_a_step_keeps_a_bounded_number_of_times() -> None:
+    def of(times: int) -> int:
+        return allocated_bytes(lambda: ring_of(*[reading(first_tokens=[0.5] * times)] * STEPS))
+
+    assert of(20 * MAX_TIMES) < 2 * of(MAX_TIMES)
 
 
 @given(values=st.lists(st.floats(0, 100), min_size=1), share=st.floats(0.01, 1))

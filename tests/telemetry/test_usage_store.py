@@ -17,7 +17,7 @@ from llama_gguf.config.settings import Settings
 from llama_gguf.telemetry import usage_store
 from llama_gguf.telemetry.usage_store import LedgerFile, path_of
 from llama_gguf.telemetry.usage_totals import Ledger
-from tests.support.ends import PATIENCE
+from tests.support.processes import DEADLINE_SECONDS
 
 NOW = 1_800_000_000.0
 ONE = (1, 0, 10, 20, 5, 0)
@@ -34,7 +34,7 @@ def file_at(path: Path) -> LedgerFile:
 
 
 def look(file: LedgerFile, ledger: Ledger) -> None:
-    asyncio.run(asyncio.wait_for(file.look(ledger), PATIENCE))
+    asyncio.run(asyncio.wait_for(file.look(ledger), DEADLINE_SECONDS))
 
 
 def requests_in(path: Path) -> int:
@@ -119,7 +119,7 @@ def test_it_is_looked_at_again_and_again(path: Path, monkeypatch: pytest.MonkeyP
         await looked.wait()
         keeping.cancel()
 
-    asyncio.run(asyncio.wait_for(run(), PATIENCE))
+    asyncio.run(asyncio.wait_for(run(), DEADLINE_SECONDS))
 
     assert (written[0], written[-1]) == (1, 2)
 
@@ -129,7 +129,7 @@ def test_it_is_looked_at_again_and_again(path: Path, monkeypatch: pytest.MonkeyP
 
 def test_the_last_numbers_are_written_at_the_end(path: Path) -> None:
     ledger, file = used(), file_at(path)
-    file.write_last(ledger, within_seconds=PATIENCE)
+    file.write_last(ledger, within_seconds=DEADLINE_SECONDS)
 
     assert file_at(path).load(NOW).views(NOW) == ledger.views(NOW)
 
@@ -141,18 +141,18 @@ def test_the_end_waits_for_a_write_that_is_under_way(path: Path) -> None:
 
     def slow(text: str) -> None:
         entered.set()
-        may_go.wait(PATIENCE)
+        may_go.wait(DEADLINE_SECONDS)
         replace(text)
 
     file._replace = slow  # type: ignore[method-assign]
 
     async def run() -> None:
         looking = asyncio.ensure_future(file.look(ledger))
-        await asyncio.to_thread(entered.wait, PATIENCE)
+        await asyncio.to_thread(entered.wait, DEADLINE_SECONDS)
         looking.cancel()
         ledger.add("alice", ONE, NOW)
         threading.Timer(0.01, may_go.set).start()
-        file.write_last(ledger, within_seconds=PATIENCE)
+        file.write_last(ledger, within_seconds=DEADLINE_SECONDS)
 
     asyncio.run(run())
 
@@ -164,7 +164,7 @@ def test_usage_that_is_lost_at_the_end_is_logged(
 ) -> None:
     path.parent.write_text("a file where the folder should be")
     file = file_at(path)
-    file.write_last(used(), within_seconds=PATIENCE)
+    file.write_last(used(), within_seconds=DEADLINE_SECONDS)
 
     assert [str(path) in warning for warning in warnings(caplog)] == [True, True]
     assert "is lost" in warnings(caplog)[1]
@@ -211,7 +211,7 @@ def test_usage_is_written_as_soon_as_that_is_possible_again(
         look(file, ledger)
         look(file, ledger)
     if is_last:
-        file.write_last(ledger, within_seconds=PATIENCE)
+        file.write_last(ledger, within_seconds=DEADLINE_SECONDS)
     else:
         look(file, ledger)
 
@@ -304,7 +304,7 @@ def test_after_a_failed_write_the_counts_are_added_to_those_of_the_other(
 def test_both_ends_are_in_the_file(two: Two, path: Path) -> None:
     for file, ledger in two:
         ledger.add("alice", ONE, NOW)
-        file.write_last(ledger, within_seconds=PATIENCE)
+        file.write_last(ledger, within_seconds=DEADLINE_SECONDS)
 
     assert requests_in(path) == 3
 
@@ -321,7 +321,7 @@ def test_a_stop_during_an_update_keeps_the_counts_of_the_other(two: Two, path: P
         await asyncio.sleep(0)
         looking.cancel()
         ledger.add("alice", ONE, NOW)
-        file.write_last(ledger, within_seconds=PATIENCE)
+        file.write_last(ledger, within_seconds=DEADLINE_SECONDS)
 
     asyncio.run(run())
 
@@ -352,7 +352,7 @@ def test_a_file_that_goes_missing_or_breaks_is_written_again_though_nothing_is_n
     if content is not None:
         path.write_text(content)
     if is_last:
-        file.write_last(ledger, within_seconds=PATIENCE)
+        file.write_last(ledger, within_seconds=DEADLINE_SECONDS)
     else:
         look(file, ledger)
         look(file, ledger)
@@ -365,9 +365,9 @@ def test_an_unchanged_file_is_not_written(path: Path) -> None:
     look(file, ledger)
     before = path.stat()
     look(file, ledger)
-    file.write_last(ledger, within_seconds=PATIENCE)
+    file.write_last(ledger, within_seconds=DEADLINE_SECONDS)
     fresh = file_at(path.with_name("other.json"))
-    fresh.write_last(Ledger(NOW), within_seconds=PATIENCE)
+    fresh.write_last(Ledger(NOW), within_seconds=DEADLINE_SECONDS)
 
     assert path.stat() == before
     assert not path.with_name("other.json").exists()
@@ -388,7 +388,7 @@ def test_gateways_that_write_at_the_same_time_lose_nothing(path: Path) -> None:
     )
     running = [subprocess.Popen([sys.executable, "-c", program, str(path)]) for _ in range(3)]
 
-    assert [process.wait(PATIENCE) for process in running] == [0] * 3
+    assert [process.wait(DEADLINE_SECONDS) for process in running] == [0] * 3
     assert requests_in(path) == 150
 
 

@@ -1,4 +1,4 @@
-"""docs/api.md: its examples are run as they stand, and it names every path and field."""
+"""The examples of docs/api.md are run unchanged, and the page names every path and field."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from typing import Final
 import pytest
 
 from llama_gguf.http1 import local_response, routes
-from tests.support.fakes import EXPIRED_KEY, KEY, KEYS_TEXT
-from tests.wire.conftest import Processes, ScriptedEngine, Visit, free_port
+from tests.support.engines import ScriptedEngine, Visit
+from tests.support.gateways import Processes
+from tests.support.keys import EXPIRED_KEY, KEY, KEYS_TEXT
+from tests.support.processes import free_port
 
 PAGE: Final = (Path(__file__).parents[2] / "docs" / "api.md").read_text("utf-8")
 EXAMPLES: Final = re.findall(
@@ -41,7 +43,7 @@ def chunk(data: bytes) -> bytes:
 
 
 def serve(visit: Visit) -> None:
-    """Answer as llama-server would."""
+    """Respond as llama-server does."""
     if b"break off" in visit.body:
         visit.finish(STREAM_HEAD + chunk(b'data: {"content":"Hel"}\n\n'))
     elif b'"stream": true' in visit.body:
@@ -59,7 +61,7 @@ def serve_all(engine: ScriptedEngine, is_over: threading.Event) -> None:
 
 @pytest.fixture(scope="module")
 def variables(shared_processes: Processes) -> Iterator[Mapping[str, str]]:
-    """What the examples stand on."""
+    """The servers that the examples need."""
     keys = KEYS_TEXT.replace("bob:", "# bob:") + f"dora:{SLOW_KEY}:1\n"
     is_over = threading.Event()
     with ScriptedEngine() as engine:
@@ -81,12 +83,12 @@ def variables(shared_processes: Processes) -> Iterator[Mapping[str, str]]:
 
 
 def shown(text: str) -> re.Pattern[str]:
-    """What the page shows of something, where … stands for anything."""
+    """A pattern from an example, in which … matches anything."""
     return re.compile(".*".join(map(re.escape, text.strip().split("…"))), re.DOTALL)
 
 
 def parted(text: str) -> tuple[list[str], str]:
-    """The lines of a head, if there is one, and the rest."""
+    """The lines of a head, if there is one, and what follows it."""
     if not text.startswith("HTTP/1.1 "):
         return [], text
     head, _, body = text.partition("\n\n")
@@ -116,13 +118,13 @@ def test_an_example_gives_what_the_page_shows(
         assert shown(wanted_body).fullmatch(body.strip()), body
 
 
-def test_every_path_that_is_known_is_named() -> None:
+def test_every_known_path_is_named() -> None:
     paths = {path.decode() for path in routes._LOCAL} | {*routes._SLOT} | routes._NO_SLOT
 
     assert {path for path in paths if f"{path}`" not in PAGE} == set()
 
 
-def test_every_field_of_our_own_answers_is_named() -> None:
+def test_every_field_of_local_responses_is_named() -> None:
     source = Path(local_response.__file__).read_text("utf-8").replace(r"\r\n", "\n")
     lines = re.findall(r'(?m)(?:b"|^|\n)([A-Za-z-]+): %', source)
     fields = {field for field in lines if "Access-Control" not in field}

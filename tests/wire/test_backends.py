@@ -1,4 +1,4 @@
-"""Engines that are elsewhere, late, or not there; and that answers are the engine's own."""
+"""Engines on unix sockets, slow, absent or dying; and responses that pass unchanged."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.fakes import BACKEND_KEY, KEY, Answer, chunk, code_of, request
-from tests.wire.conftest import FakeLlama, GatewayProcess, Processes, Wire, eventually, free_port
+from tests.support.clients import Wire
+from tests.support.gateways import FakeLlama, GatewayProcess, Processes
+from tests.support.keys import BACKEND_KEY, KEY
+from tests.support.messages import Response, chunk, code_of, request
+from tests.support.processes import free_port, until
 
 POST = request(body=b'{"n":1}')
 
 
-def test_an_engine_behind_a_unix_socket(processes: Processes, tmp_path: Path) -> None:
+def test_requests_reach_an_engine_on_a_unix_socket(processes: Processes, tmp_path: Path) -> None:
     path = tmp_path / "llama.sock"
     llama = processes.fake_llama(socket_path=path)
     gateway = processes.gateway(llama.address)
@@ -26,9 +29,9 @@ def test_an_engine_behind_a_unix_socket(processes: Processes, tmp_path: Path) ->
     assert fields["authorization"] == f"Bearer {BACKEND_KEY}"
 
 
-def test_an_engine_that_is_not_there(processes: Processes) -> None:
+def test_without_an_engine_requests_wait_and_are_rejected(processes: Processes) -> None:
     gateway = processes.gateway(("127.0.0.1", free_port()), wait_for=503, MAX_QUEUE_WAIT=0.5)
-    eventually(lambda: gateway.health()["engine"]["state"] == "unreachable")
+    until(lambda: gateway.health()["engine"]["state"] == "unreachable")
 
     assert gateway.ask(request("GET", "/ping", key=None)).status == 200
     assert gateway.ask(request("GET", "/health", key=None)).status == 503
@@ -42,16 +45,16 @@ def test_a_request_is_held_until_the_model_has_loaded(processes: Processes, tmp_
     loaded = tmp_path / "loaded"
     llama = processes.fake_llama("--load-until", str(loaded))
     gateway = processes.gateway(llama.address, wait_for=503)
-    eventually(lambda: gateway.health()["status"] == "loading")
+    until(lambda: gateway.health()["status"] == "loading")
     with gateway.connect() as wire:
         wire.send(POST)
-        eventually(lambda: gateway.health()["queue"]["length"] == 1)
+        until(lambda: gateway.health()["queue"]["length"] == 1)
         loaded.touch()
 
-        assert wire.answer().status == 200
+        assert wire.response().status == 200
 
 
-def test_an_engine_that_dies_is_noticed_and_its_successor_is_used(
+def test_the_death_of_an_engine_is_noticed_and_its_successor_is_used(
     processes: Processes, tmp_path: Path
 ) -> None:
     path = tmp_path / "llama.sock"
@@ -60,13 +63,13 @@ def test_an_engine_that_dies_is_noticed_and_its_successor_is_used(
     assert gateway.ask(POST).status == 200
     first.process.kill()
     first.process.wait()
-    eventually(lambda: gateway.health()["status"] == "unreachable")
+    until(lambda: gateway.health()["status"] == "unreachable")
     with gateway.connect() as wire:
         wire.send(POST)
-        eventually(lambda: gateway.health()["queue"]["length"] == 1)
+        until(lambda: gateway.health()["queue"]["length"] == 1)
         second = processes.fake_llama(socket_path=path)
 
-        assert wire.answer().status == 200
+        assert wire.response().status == 200
     assert len(second.seen()) == 1
 
 
@@ -99,14 +102,14 @@ SAME = {
 }
 
 
-def answer_of(address: tuple[str, int], raw: bytes) -> Answer:
+def answer_of(address: tuple[str, int], raw: bytes) -> Response:
     with Wire(address) as wire:
         wire.send(raw)
-        return wire.answer()
+        return wire.response()
 
 
 @pytest.mark.parametrize("raw", SAME.values(), ids=SAME.keys())
-def test_an_answer_is_the_same_through_the_gateway(
+def test_a_response_passes_the_gateway_unchanged(
     raw: bytes, in_front: GatewayProcess, llama: FakeLlama
 ) -> None:
     assert isinstance(llama.address, tuple)
@@ -115,7 +118,7 @@ def test_an_answer_is_the_same_through_the_gateway(
 
     assert through.status == straight.status
     assert through.body == straight.body
-    if raw is not SAME["until the end"]:  # which goes out chunked, so that a cut would show
+    if raw is not SAME["until the end"]:  # which is sent chunked, so that a cut is visible
         assert through.chunks == straight.chunks
     assert through.is_whole
     assert through.all("content-type") == straight.all("content-type")
@@ -123,9 +126,7 @@ def test_an_answer_is_the_same_through_the_gateway(
     assert "access-control-allow-origin" not in through
 
 
-def test_a_request_is_the_same_through_the_gateway(
-    in_front: GatewayProcess, llama: FakeLlama
-) -> None:
+def test_a_request_passes_the_gateway_unchanged(in_front: GatewayProcess, llama: FakeLlama) -> None:
     fields = ("X-One: 1", "x-one: 2", "Accept: a, b;q=0.5", "User-Agent: me/1 (x)", "Cookie: a=b")
     in_front.ask(request("POST", "/v1/rerank?q=%20", *fields, body=b"same"))
     seen = llama.seen("/v1/rerank?q=%20")[-1]
@@ -145,7 +146,7 @@ def test_a_chunked_upload_arrives_with_its_length(
         for piece in (b"one ", b"two"):
             wire.send(chunk(piece))
         wire.send(b"0\r\n\r\n")
-        assert wire.answer().body == b'{"echo": "one two"}'
+        assert wire.response().body == b'{"echo": "one two"}'
 
     assert ["Content-Length", "7"] in llama.seen("/v1/reranking")[-1]["fields"]
 
@@ -153,7 +154,7 @@ def test_a_chunked_upload_arrives_with_its_length(
 @pytest.mark.parametrize(
     ("fault", "status"), [("nonsense", 502), ("gone", 502), ("long-head", 502)]
 )
-def test_an_engine_that_misbehaves_is_502(
+def test_a_malformed_response_of_the_engine_becomes_502(
     fault: str, status: int, in_front: GatewayProcess
 ) -> None:
     raw = request("POST", "/v1/completions", f"x-fault: {fault}", body=b"{}")
@@ -164,23 +165,23 @@ def test_an_engine_that_misbehaves_is_502(
 
 
 @pytest.mark.parametrize("fault", ["cut", "cut-mid-event"])
-def test_a_stream_that_is_cut_never_looks_whole(fault: str, in_front: GatewayProcess) -> None:
+def test_a_cut_stream_never_looks_complete(fault: str, in_front: GatewayProcess) -> None:
     with in_front.connect() as wire:
         wire.send(request("POST", "/v1/completions", f"x-fault: {fault}", body=b"{}"))
         try:
-            assert not wire.answer().is_whole
+            assert not wire.response().is_whole
         except ConnectionResetError:
             assert fault == "cut-mid-event"
 
 
-def test_requests_one_after_the_other_and_sent_ahead(in_front: GatewayProcess) -> None:
+def test_consecutive_and_pipelined_requests_are_served(in_front: GatewayProcess) -> None:
     with in_front.connect() as wire:
         for n in range(5):
             wire.send(request(body=b"%d" % n))
-            assert wire.answer().body == b'{"echo": "%d"}' % n
+            assert wire.response().body == b'{"echo": "%d"}' % n
         wire.send(b"".join(request(body=b"%d" % n) for n in range(20)))
         for n in range(20):
-            assert wire.answer().body == b'{"echo": "%d"}' % n
+            assert wire.response().body == b'{"echo": "%d"}' % n
 
 
 def test_a_hundred_requests_outlast_the_engine_s_kept_connections(
@@ -189,4 +190,4 @@ def test_a_hundred_requests_outlast_the_engine_s_kept_connections(
     with in_front.connect() as wire:
         for _ in range(250):
             wire.send(request("GET", "/v1/models"))
-            assert wire.answer().status == 200
+            assert wire.response().status == 200

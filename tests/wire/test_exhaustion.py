@@ -1,4 +1,4 @@
-"""A gateway that may open no file any more."""
+"""A gateway that has used up its file descriptors."""
 
 from __future__ import annotations
 
@@ -11,35 +11,38 @@ from typing import Final
 
 import pytest
 
-from tests.support.fakes import KEY, OK, request
-from tests.wire.conftest import GatewayProcess, NewGateway, ScriptedEngine
+from tests.support.engines import ScriptedEngine
+from tests.support.gateways import GatewayProcess
+from tests.support.keys import KEY
+from tests.support.messages import OK, request
+from tests.wire.conftest import NewGateway
 
 PING: Final = request("GET", "/ping", key=None)
 PATIENCE: Final = 20.0
-"""Seconds after which what has not come is taken for never coming."""
+"""Seconds until an event is considered to never occur."""
 
 
 def is_pinged(gateway: GatewayProcess) -> bool:
-    """Whether a new connection is let in and answered."""
+    """Whether a new connection is accepted and gets a response."""
     try:
         return gateway.ask(PING).status == 200
     except (OSError, AssertionError):  # closed as soon as it was accepted
         return False
 
 
-def test_open_connections_go_on_and_new_ones_are_let_in_when_others_have_gone(
+def test_open_connections_continue_and_new_ones_are_accepted_when_others_have_closed(
     gateway: GatewayProcess,
 ) -> None:
     resource.prlimit(gateway.process.pid, resource.RLIMIT_NOFILE, (40, 40))
     with gateway.connect() as first:
         first.send(PING)
-        assert first.answer().status == 200
+        assert first.response().status == 200
         with ExitStack() as crowd:
             for _ in range(60):
                 crowd.enter_context(gateway.connect())
             assert not is_pinged(gateway)
             first.send(PING)
-            assert first.answer().status == 200
+            assert first.response().status == 200
         end = time.monotonic() + PATIENCE
         while not is_pinged(gateway):
             assert time.monotonic() < end, "nobody is let in any more"
@@ -54,7 +57,7 @@ CLOSING: Final = OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
 def small_gateway(
     request: pytest.FixtureRequest, new_gateway: NewGateway, new_tls_gateway: NewGateway
 ) -> GatewayProcess:
-    """One that may open few files, as the hard limit was when it started."""
+    """One that may open few files, because of the hard limit at its start."""
     new = new_gateway if request.param == "plain" else new_tls_gateway
     return new(program=(sys.executable, "-c", FEW_FILES))
 
@@ -67,13 +70,13 @@ runpy.run_module("llama_gguf", run_name="__main__", alter_sys=True)
 """
 
 
-def test_strangers_leave_files_for_the_engine(
+def test_idle_connections_leave_file_descriptors_for_the_engine(
     small_gateway: GatewayProcess, engine: ScriptedEngine
 ) -> None:
-    """They connect and send nothing, not even what a handshake begins with."""
+    """Idle connections, without even the first bytes of a handshake."""
     with small_gateway.connect() as wire:
         wire.send(PING)
-        assert wire.answer().status == 200
+        assert wire.response().status == 200
         with ExitStack() as crowd:
             for _ in range(STRANGERS):
                 address = ("127.0.0.1", small_gateway.port)
@@ -81,4 +84,4 @@ def test_strangers_leave_files_for_the_engine(
             for _ in range(3):
                 wire.send(request(body=b"{}", key=KEY))
                 engine.visit().finish(CLOSING)
-                assert wire.answer().status == 200
+                assert wire.response().status == 200

@@ -1,4 +1,4 @@
-"""Keys that change while a gateway runs."""
+"""Changes of the keys file while a gateway runs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.fakes import KEY, KEYS_TEXT, OTHER_KEY, STREAM_HEAD, request
-from tests.wire.conftest import GatewayProcess, Processes, eventually
+from tests.support.gateways import GatewayProcess, Processes
+from tests.support.keys import KEY, KEYS_TEXT, OTHER_KEY
+from tests.support.messages import STREAM_HEAD, request
+from tests.support.processes import until
 
 NEW = "sk-new-0123456789abc"
 MODELS = ("GET", "/v1/models")
@@ -21,8 +23,8 @@ def status(gateway: GatewayProcess, key: str) -> int:
 
 
 def until_loaded(gateway: GatewayProcess) -> None:
-    """Wait until the file with one key is read. Nobody tries keys meanwhile: that is limited."""
-    eventually(lambda: " 1 API keys loaded" in gateway.log, "the new file is read")
+    """Wait until the file with one key is read; failed attempts are limited, so none is made."""
+    until(lambda: " 1 API keys loaded" in gateway.log, "the new file is read")
 
 
 def put_in_place(path: Path, text: str) -> None:
@@ -36,7 +38,7 @@ def gateway(processes: Processes) -> GatewayProcess:
     return processes.gateway(processes.fake_llama().address)
 
 
-def test_a_changed_file_is_taken_up_by_itself(gateway: GatewayProcess) -> None:
+def test_a_changed_file_is_reloaded_automatically(gateway: GatewayProcess) -> None:
     put_in_place(gateway.keys_file, f"new:{NEW}\n")
 
     until_loaded(gateway)
@@ -44,14 +46,14 @@ def test_a_changed_file_is_taken_up_by_itself(gateway: GatewayProcess) -> None:
     assert status(gateway, KEY) == 401
 
 
-def test_a_file_that_is_written_in_place_is_taken_up_by_itself(gateway: GatewayProcess) -> None:
+def test_a_file_that_is_written_in_place_is_reloaded_automatically(gateway: GatewayProcess) -> None:
     gateway.keys_file.write_text(f"new:{NEW}\n")
 
     until_loaded(gateway)
     assert status(gateway, NEW) == 200
 
 
-def test_a_secret_of_kubernetes_is_taken_up_when_its_folder_is_switched(
+def test_a_secret_of_kubernetes_is_reloaded_when_its_folder_is_replaced(
     processes: Processes, tmp_path: Path
 ) -> None:
     mount = tmp_path / "mount"
@@ -72,22 +74,24 @@ def test_a_secret_of_kubernetes_is_taken_up_when_its_folder_is_switched(
     assert status(gateway, KEY) == 401
 
 
-def test_a_file_that_is_gone_locks_nobody_out_and_is_said(gateway: GatewayProcess) -> None:
+def test_the_keys_of_a_deleted_file_stay_valid_and_its_absence_is_logged(
+    gateway: GatewayProcess,
+) -> None:
     gateway.keys_file.unlink()
 
-    eventually(lambda: "there is no keys file" in gateway.log, "it is said")
+    until(lambda: "there is no keys file" in gateway.log, "it is said")
     assert status(gateway, KEY) == 200
 
 
 def test_reloads_under_load_drop_nothing(gateway: GatewayProcess) -> None:
-    """Every way to reload at once, while alice asks and bob listens to a stream."""
+    """All ways to reload at once, while alice sends requests and bob reads a stream."""
     statuses: list[int] = []
 
     def ask() -> None:
         with gateway.connect() as wire:
             for _ in range(150):
                 wire.send(request(body=b"{}"))
-                statuses.append(wire.answer().status)
+                statuses.append(wire.response().status)
 
     with gateway.connect() as stream:
         stream.send(request("POST", "/v1/completions", "x-events: 200", "x-tick-ms: 5",
@@ -105,7 +109,7 @@ def test_reloads_under_load_drop_nothing(gateway: GatewayProcess) -> None:
         for thread in threads:
             thread.join()
         stream.buffer = STREAM_HEAD + stream.buffer
-        whole = stream.answer()
+        whole = stream.response()
 
     assert statuses == [200] * 600
     assert len(whole.chunks) == 201, "200 events and [DONE]"

@@ -1,4 +1,4 @@
-"""The gateway as a process: signals, keys that come and go, draining, its log."""
+"""The gateway as a process: signals, reloads of keys, draining, its log."""
 
 from __future__ import annotations
 
@@ -14,29 +14,17 @@ from pathlib import Path
 import pytest
 
 from llama_gguf.engines.status import EngineState, EngineStatus
-from tests.support.fakes import (
-    KEY,
-    LAST_CHUNK,
-    OK,
-    OTHER_KEY,
-    STREAM_HEAD,
-    Answer,
-    code_of,
-    event,
-    request,
-)
-from tests.wire.conftest import (
-    GatewayProcess,
-    NewGateway,
-    Processes,
-    ScriptedEngine,
-    eventually,
-)
+from tests.support.engines import ScriptedEngine
+from tests.support.gateways import GatewayProcess, Processes
+from tests.support.keys import KEY, OTHER_KEY
+from tests.support.messages import LAST_CHUNK, OK, STREAM_HEAD, Response, code_of, event, request
+from tests.support.processes import until
+from tests.wire.conftest import NewGateway
 
 PING = request("GET", "/ping", key=None)
 
 
-def models(gateway: GatewayProcess, key: str = KEY) -> Answer:
+def models(gateway: GatewayProcess, key: str = KEY) -> Response:
     return gateway.ask(request("GET", "/v1/models", key=key))
 
 
@@ -48,13 +36,13 @@ def in_front_of_llama(shared_processes: Processes) -> GatewayProcess:
 # Keys ---------------------------------------------------------------------------------------------
 
 
-def test_sighup_loads_new_keys_and_drops_removed_ones(processes: Processes) -> None:
+def test_sighup_loads_new_keys_and_revokes_removed_ones(processes: Processes) -> None:
     gateway = processes.gateway(processes.fake_llama().address)
     assert models(gateway).status == 200
     gateway.keys_file.write_text("new:sk-new-0123456789abc\n")
     gateway.signal(signal.SIGHUP)
 
-    eventually(lambda: models(gateway).status == 401, "the removed key is refused")
+    until(lambda: models(gateway).status == 401, "the removed key is refused")
     assert models(gateway, "sk-new-0123456789abc").status == 200
     assert models(gateway, OTHER_KEY).status == 401
 
@@ -70,7 +58,7 @@ def test_reload_loads_new_keys_and_a_broken_file_changes_nothing(processes: Proc
     gateway.keys_file.write_bytes(b"\xff\xfe\n")
     assert code_of(gateway.ask(reload)) == "reload_failed"
     gateway.signal(signal.SIGHUP)
-    eventually(lambda: gateway.log.count("not UTF-8") == 1, "SIGHUP said so in the log")
+    until(lambda: gateway.log.count("not UTF-8") == 1, "SIGHUP said so in the log")
     gateway.keys_file.unlink()
     assert code_of(gateway.ask(reload)) == "reload_failed"
 
@@ -83,9 +71,9 @@ def test_reload_loads_new_keys_and_a_broken_file_changes_nothing(processes: Proc
 
 
 def drain(gateway: GatewayProcess) -> None:
-    """Send SIGTERM and wait until it has been understood."""
+    """Send SIGTERM and wait until the drain has begun."""
     gateway.signal(signal.SIGTERM)
-    eventually(lambda: gateway.health()["status"] == "draining")
+    until(lambda: gateway.health()["status"] == "draining")
 
 
 def test_sigterm_drains_a_running_stream_to_its_end(
@@ -110,7 +98,7 @@ def test_sigterm_drains_a_running_stream_to_its_end(
     assert gateway.wait() == 0
 
 
-def test_a_second_sigterm_does_not_wait_for_what_runs(
+def test_a_second_sigterm_cuts_running_streams(
     gateway: GatewayProcess, engine: ScriptedEngine
 ) -> None:
     with gateway.connect() as wire:
@@ -128,7 +116,7 @@ def test_a_second_sigterm_does_not_wait_for_what_runs(
 
 
 def test_a_cut_at_the_end_is_a_reset(gateway: GatewayProcess, engine: ScriptedEngine) -> None:
-    # A FIN would be the clean end of the answer to HTTP/1.0.
+    # A FIN would be the clean end of a response to HTTP/1.0.
     with gateway.connect() as wire:
         wire.send(request(body=b'{"stream":true}', version="1.0"))
         visit = engine.visit()
@@ -141,7 +129,7 @@ def test_a_cut_at_the_end_is_a_reset(gateway: GatewayProcess, engine: ScriptedEn
         assert gateway.wait() == 0
 
 
-def test_what_does_not_end_within_the_drain_timeout_is_cut(
+def test_a_stream_that_outlasts_the_drain_timeout_is_cut(
     new_gateway: NewGateway, engine: ScriptedEngine
 ) -> None:
     gateway = new_gateway(DRAIN_TIMEOUT=0.2)
@@ -158,10 +146,10 @@ def test_what_does_not_end_within_the_drain_timeout_is_cut(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_idle_gateway_goes_at_once(number: signal.Signals, gateway: GatewayProcess) -> None:
+def test_an_idle_gateway_exits_at_once(number: signal.Signals, gateway: GatewayProcess) -> None:
     with gateway.connect() as wire:
         wire.send(PING)
-        assert wire.answer().status == 200
+        assert wire.response().status == 200
         gateway.signal(number)
 
         assert wire.read_rest() == b""
@@ -176,7 +164,7 @@ def is_in(gateway: GatewayProcess, state: EngineState) -> bool:
     return bool(gateway.health()["engine"]["state"] == state)
 
 
-def test_our_own_paths_never_open_a_connection_to_the_engine(processes: Processes) -> None:
+def test_the_gateways_own_paths_never_open_a_connection_to_the_engine(processes: Processes) -> None:
     ours, theirs = socket.socketpair()
     with (
         closing(ours),
@@ -184,7 +172,7 @@ def test_our_own_paths_never_open_a_connection_to_the_engine(processes: Processe
         socket.create_server(("127.0.0.1", 0)) as counter,
     ):
         counter.setblocking(False)
-        # Told by a supervisor, it has no probe of its own: any connection is one too many.
+        # With a supervisor, the gateway does not probe: no connection at all is expected.
         gateway = processes.gateway(
             counter.getsockname(),
             flags=("--channel-fd", str(theirs.fileno())),
@@ -193,7 +181,7 @@ def test_our_own_paths_never_open_a_connection_to_the_engine(processes: Processe
         )
         for state in EngineState:
             ours.sendall(EngineStatus(state, since=0.0, slots=1).to_line())
-            eventually(partial(is_in, gateway, state))
+            until(partial(is_in, gateway, state))
             assert gateway.ask(PING).status == 200
             assert gateway.ask(request("OPTIONS", "/v1/models", key=None)).status == 204
             for target in ("/health", "/metrics", "/metrics?format=prometheus", "/reload"):
@@ -219,7 +207,7 @@ def test_every_request_has_its_line_in_the_access_log(processes: Processes) -> N
         facts = [json.loads(line) for line in text.splitlines()]
         return {f["request_id"]: f for f in facts if f["path"] != "/health"}
 
-    eventually(lambda: len(lines()) == 3, "three lines are written")
+    until(lambda: len(lines()) == 3, "three lines are written")
     one, two = lines()["one"], lines()["two"]
     assert (one["status"], one["key_id"], one["outcome"]) == (200, "alice", "done")
     assert (two["status"], two["key_id"], two["path"]) == (401, "-", "/v1/models")
@@ -230,27 +218,29 @@ def test_every_request_has_its_line_in_the_access_log(processes: Processes) -> N
 def test_sighup_reopens_the_access_log(processes: Processes) -> None:
     gateway = processes.gateway(processes.fake_llama().address)
     path = gateway.folder / "logs" / "api_access.log"
-    eventually(lambda: path.exists() and path.read_text())
+    until(lambda: path.exists() and path.read_text())
     path.rename(path.with_suffix(".old"))
     gateway.signal(signal.SIGHUP)
-    eventually(lambda: gateway.log.count("API keys loaded") == 2)
+    until(lambda: gateway.log.count("API keys loaded") == 2)
     gateway.ask(PING)
 
-    eventually(lambda: path.exists() and " path=/ping " in path.read_text())
+    until(lambda: path.exists() and " path=/ping " in path.read_text())
 
 
-def test_a_log_that_cannot_be_written_stops_nothing(processes: Processes, tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_written_does_not_affect_requests(
+    processes: Processes, tmp_path: Path
+) -> None:
     in_the_way = tmp_path / "a file"
     in_the_way.write_text("")
     gateway = processes.gateway(processes.fake_llama().address, LOG_DIR=in_the_way)
 
-    eventually(lambda: "cannot be written" in gateway.log)
+    until(lambda: "cannot be written" in gateway.log)
     assert models(gateway).status == 200
 
 
 @pytest.fixture
 def hanging(processes: Processes, tmp_path: Path) -> Iterator[GatewayProcess]:
-    """A gateway whose disk hangs: opening a FIFO for writing blocks until somebody reads."""
+    """A gateway whose disk hangs: opening a FIFO for writing blocks until it has a reader."""
     fifo = tmp_path / "api_access.log"
     os.mkfifo(fifo)
     gateway = processes.gateway(
@@ -258,21 +248,21 @@ def hanging(processes: Processes, tmp_path: Path) -> Iterator[GatewayProcess]:
     )
     with gateway.connect() as wire:
         wire.send(PING)
-        wire.answer()
+        wire.response()
     yield gateway
     gateway.signal(signal.SIGKILL)
 
 
-def test_a_log_that_hangs_does_not_stop_the_clock(hanging: GatewayProcess) -> None:
+def test_a_log_that_hangs_does_not_delay_timers(hanging: GatewayProcess) -> None:
     with hanging.connect() as wire:
         wire.send(b"GET /v1/models HTTP/1.1\r\n")
-        assert wire.answer().status == 408
+        assert wire.response().status == 408
 
 
-def test_a_log_that_hangs_does_not_hold_up_the_end(hanging: GatewayProcess) -> None:
+def test_a_log_that_hangs_does_not_delay_the_exit(hanging: GatewayProcess) -> None:
     with hanging.connect() as wire:
         wire.send(b"GET /v1/models HTTP/1.1\r\n")
-        wire.answer()  # a tick has passed by then
+        wire.response()  # a tick has passed by then
     hanging.signal(signal.SIGTERM)
 
     assert hanging.process.wait(5) == 0
@@ -305,13 +295,13 @@ def test_deadlines_are_kept(processes: Processes) -> None:
         silence.send(silent)
         streaming.send(stream)
 
-        assert head.answer().status == 408
-        assert body.answer().status == 408
-        assert idle.answer().status == 200
+        assert head.response().status == 408
+        assert body.response().status == 408
+        assert idle.response().status == 200
         assert idle.read_rest() == b""
         assert nothing.read_rest() == b""
-        assert code_of(silence.answer()) == "backend_timeout"
-        assert b'"code": "backend_timeout"' in streaming.answer().chunks[-1]
+        assert code_of(silence.response()) == "backend_timeout"
+        assert b'"code": "backend_timeout"' in streaming.response().chunks[-1]
 
 
 def test_two_clients_do_not_wait_for_each_other(
@@ -322,9 +312,9 @@ def test_two_clients_do_not_wait_for_each_other(
         visit = engine.visit()
         quick.send(request(body=b'{"quick":1}'))
         engine.visit().send(OK)
-        assert quick.answer().status == 200
+        assert quick.response().status == 200
         visit.send(OK)
-        assert slow.answer().status == 200
+        assert slow.response().status == 200
 
 
 def test_the_metrics_parse_as_prometheus_text(in_front_of_llama: GatewayProcess) -> None:

@@ -1,12 +1,14 @@
-"""The queue over real sockets: slots are the engine's, and whoever left does not wait in it."""
+"""The queue over real sockets: the engine's slots, and clients that leave the queue."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import partial
 
-from tests.support.fakes import LAST_CHUNK, STREAM_HEAD, event, request
-from tests.wire.conftest import GatewayProcess, Processes, ScriptedEngine, eventually
+from tests.support.engines import ScriptedEngine
+from tests.support.gateways import GatewayProcess, Processes
+from tests.support.messages import LAST_CHUNK, STREAM_HEAD, event, request
+from tests.support.processes import until
 
 ANSWER = STREAM_HEAD + event(1) + LAST_CHUNK
 
@@ -22,7 +24,7 @@ def test_with_four_slots_and_six_streams_two_wait_and_are_then_served(
         wires = [stack.enter_context(gateway.connect()) for _ in range(6)]
         for n, wire in enumerate(wires):
             wire.send(numbered(n))
-            eventually(partial(have_arrived, gateway, n + 1))
+            until(partial(have_arrived, gateway, n + 1))
         visits = [engine.visit() for _ in range(4)]
         assert places(gateway) == (4, 2)
         assert not engine.has_visit
@@ -35,7 +37,7 @@ def test_with_four_slots_and_six_streams_two_wait_and_are_then_served(
         assert places(gateway) == (4, 0)
         last.finish(ANSWER)
 
-        assert wires[5].answer().is_whole
+        assert wires[5].response().is_whole
 
 
 def have_arrived(gateway: GatewayProcess, number: int) -> bool:
@@ -43,7 +45,7 @@ def have_arrived(gateway: GatewayProcess, number: int) -> bool:
 
 
 def places(gateway: GatewayProcess) -> tuple[int, int]:
-    """How many run, and how many wait."""
+    """The numbers of running and of queued requests."""
     facts = gateway.health()
     return facts["slots"]["used"], facts["queue"]["length"]
 
@@ -57,18 +59,18 @@ def test_a_request_whose_client_left_the_queue_never_reaches_the_engine(
         visit = engine.visit()
         second = gateway.connect()
         second.send(numbered(2))
-        eventually(lambda: places(gateway) == (1, 1))
+        until(lambda: places(gateway) == (1, 1))
         third.send(numbered(3))
-        eventually(lambda: places(gateway) == (1, 2))
-        second.leave()
-        eventually(lambda: places(gateway) == (1, 1))
+        until(lambda: places(gateway) == (1, 2))
+        second.close()
+        until(lambda: places(gateway) == (1, 1))
         visit.finish(ANSWER)
 
         assert engine.visit().body.endswith(b'"n":3}')
         assert not engine.has_visit
 
 
-def test_many_streams_at_once_are_all_served_whole(processes: Processes) -> None:
+def test_many_concurrent_streams_are_all_served_completely(processes: Processes) -> None:
     llama = processes.fake_llama()
     gateway = processes.gateway(llama.address)
     raw = request("POST", "/v1/chat/completions", "x-events: 20", body=b'{"stream": true}')
@@ -77,9 +79,9 @@ def test_many_streams_at_once_are_all_served_whole(processes: Processes) -> None
         for wire in wires:
             wire.send(raw)
         for wire in wires:
-            answer = wire.answer()
+            answer = wire.response()
             assert answer.is_whole
             assert len(answer.chunks) == 21
 
     assert len(llama.seen("/v1/chat/completions")) == 30
-    eventually(lambda: places(gateway) == (0, 0))
+    until(lambda: places(gateway) == (0, 0))

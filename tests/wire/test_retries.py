@@ -1,4 +1,4 @@
-"""What OpenAI's client does with our refusals and our waiting, on a clock that runs faster."""
+"""OpenAI's client with rejected and waiting requests, on a clock that runs faster."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
-from tests.support.fakes import KEY, LAST_CHUNK, STREAM_HEAD, chunk, request
-from tests.wire.conftest import GatewayProcess, NewGateway, Processes, ScriptedEngine, eventually
+from tests.support.engines import ScriptedEngine
+from tests.support.gateways import GatewayProcess, Processes
+from tests.support.keys import KEY
+from tests.support.messages import LAST_CHUNK, STREAM_HEAD, chunk, request
+from tests.support.processes import until
+from tests.wire.conftest import NewGateway
 
 SPEED: Final = 20
-"""Of the gateway's clock and of this client's patience: a minute takes three seconds."""
+"""Of the gateway's clock and the client's delays: a minute takes three seconds."""
 FAST_GATEWAY: Final = f"""\
 import sys, time
 real = time.monotonic
@@ -29,12 +33,12 @@ QUESTION: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Say h
 
 @pytest.fixture
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long the client slept before it asked again, in seconds of the fast clock."""
+    """The client's delays before its retries, in seconds of the fast clock."""
     slept: list[float] = []
     really_sleep = time.sleep
 
     def sleep(seconds: float) -> None:
-        if seconds >= 1:  # else it is this test that waits for something
+        if seconds >= 1:  # otherwise it is a wait of this test
             slept.append(seconds)
             seconds /= SPEED
         really_sleep(seconds)
@@ -49,7 +53,7 @@ def client_of(gateway: GatewayProcess, retries: int = 0) -> openai.OpenAI:
     )
 
 
-def test_a_client_that_is_over_its_rate_comes_back_when_it_was_told_and_is_served(
+def test_a_client_over_its_rate_limit_retries_after_the_stated_delay_and_is_served(
     processes: Processes, slept: list[float]
 ) -> None:
     gateway = processes.gateway(
@@ -79,7 +83,7 @@ def patient(new_gateway: NewGateway) -> GatewayProcess:
 
 
 class Listener:
-    """A client that listens to a stream, on a thread of its own."""
+    """A client that reads a stream in a separate thread."""
 
     def __init__(self, gateway: GatewayProcess) -> None:
         self.said: list[str | None] = []
@@ -113,7 +117,7 @@ def is_waiting(gateway: GatewayProcess) -> bool:
     return bool(gateway.health()["queue"]["length"])
 
 
-def test_a_client_passes_over_the_comments_and_gets_its_stream(
+def test_a_client_ignores_the_comments_and_gets_its_stream(
     patient: GatewayProcess, engine: ScriptedEngine, listen: Callable[[], Listener]
 ) -> None:
     with patient.connect() as raw:
@@ -123,8 +127,8 @@ def test_a_client_passes_over_the_comments_and_gets_its_stream(
         raw_waiter.send(request(body=b'{"stream":true}'))
         raw_waiter.read_until(chunk(b": waiting\n\n"))
         listener = listen()
-        eventually(lambda: patient.health()["queue"]["length"] == 2)
-        raw_waiter.leave()
+        until(lambda: patient.health()["queue"]["length"] == 2)
+        raw_waiter.close()
         first.finish(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
         answer = engine.visit()
         answer.finish(STREAM_HEAD + chunk(DELTA) + chunk(b"data: [DONE]\n\n") + LAST_CHUNK)
@@ -134,7 +138,7 @@ def test_a_client_passes_over_the_comments_and_gets_its_stream(
     assert listener.said == ["hello"]
 
 
-def test_a_client_whose_wait_was_too_long_gets_an_error_and_no_clean_end(
+def test_a_client_whose_wait_exceeds_the_limit_gets_an_error_and_no_clean_end(
     patient: GatewayProcess, engine: ScriptedEngine, listen: Callable[[], Listener]
 ) -> None:
     with patient.connect() as raw:

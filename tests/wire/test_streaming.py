@@ -1,6 +1,6 @@
-"""Streams over real sockets: prompt, bounded, and cut when their client has left.
+"""Streams over real sockets: without delay, in bounded memory, and cut when the client leaves.
 
-All of it without TLS and with it.
+All tests run without TLS and with it.
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support.fakes import LAST_CHUNK, OK, STREAM_HEAD, chunk, event, request
-from tests.wire.conftest import (
-    GatewayProcess,
-    NewGateway,
-    ScriptedEngine,
-    Wire,
-    eventually,
-)
+from tests.support.clients import Wire
+from tests.support.engines import ScriptedEngine
+from tests.support.gateways import GatewayProcess
+from tests.support.messages import LAST_CHUNK, OK, STREAM_HEAD, chunk, event, request
+from tests.support.processes import until
+from tests.wire.conftest import NewGateway
 
 STREAM = request(body=b'{"stream":true}')
 
@@ -49,10 +47,10 @@ def test_events_arrive_one_by_one_while_the_stream_runs(
         assert wire.read_until(LAST_CHUNK) == LAST_CHUNK
 
         wire.send(request("GET", "/ping", key=None))
-        assert wire.answer().status == 200, "the client's connection is kept"
+        assert wire.response().status == 200, "the client's connection is kept"
 
 
-def test_a_slow_reader_stops_the_engine_and_not_our_memory(
+def test_a_slow_reader_pauses_the_engine_and_memory_stays_bounded(
     gateway: GatewayProcess, engine: ScriptedEngine
 ) -> None:
     piece = chunk(b"data: " + b"x" * 65000 + b"\n\n")
@@ -67,8 +65,8 @@ def test_a_slow_reader_stops_the_engine_and_not_our_memory(
 
         visit.sock.setblocking(False)
         sent = 0
-        # Not writable for a while means that nobody takes it: too slow a machine makes this
-        # pass for the wrong reason, and never fail.
+        # Not writable for a while means that the gateway does not read: a machine that is too slow
+        # makes this pass for the wrong reason, and never fail.
         while sent < total and select.select([], [visit.sock], [], 0.5)[1]:
             sent += visit.sock.send((piece * 2)[sent % len(piece) :][: len(piece)])
         assert sent < total, "the engine was never held up"
@@ -89,9 +87,9 @@ def test_a_slow_reader_stops_the_engine_and_not_our_memory(
         assert got == whole
 
 
-@pytest.mark.parametrize("leave", [Wire.leave, Wire.reset, Wire.say_goodbye])
+@pytest.mark.parametrize("leave", [Wire.close, Wire.reset, Wire.close_half])
 @pytest.mark.parametrize("said", [b"", STREAM_HEAD, STREAM_HEAD + event(1)])
-def test_a_client_that_leaves_takes_its_request_from_the_engine(
+def test_the_request_of_a_client_that_leaves_is_cancelled_at_the_engine(
     leave: Callable[[Wire], None], said: bytes, gateway: GatewayProcess, engine: ScriptedEngine
 ) -> None:
     wire = gateway.connect()
@@ -103,39 +101,39 @@ def test_a_client_that_leaves_takes_its_request_from_the_engine(
     leave(wire)
 
     visit.wait_until_cut()
-    eventually(lambda: gateway.health()["slots"]["used"] == 0)
+    until(lambda: gateway.health()["slots"]["used"] == 0)
 
 
-def test_a_client_that_leaves_while_it_sends_never_reaches_the_engine(
+def test_a_request_whose_client_leaves_during_its_body_never_reaches_the_engine(
     gateway: GatewayProcess, engine: ScriptedEngine
 ) -> None:
     with gateway.connect() as wire:
         wire.send(STREAM[:-3])
-        wire.leave()
+        wire.close()
     text = request("GET", "/metrics?format=prometheus", key=None)
     left = b'llama_gguf_client_disconnects_total{phase="request"} 1.0'
-    eventually(lambda: left in gateway.ask(text).body)
+    until(lambda: left in gateway.ask(text).body)
 
     assert not engine.has_visit
 
 
-def test_a_client_that_sent_a_lot_ahead_and_left_is_noticed(
+def test_the_end_of_a_client_that_pipelined_many_requests_is_noticed(
     gateway: GatewayProcess, engine: ScriptedEngine
 ) -> None:
     wire = gateway.connect()
     wire.send(STREAM)
     visit = engine.visit()
-    # More than is held back, so that reading is paused, and less than fits into the kernel's
-    # buffer besides: were that full, the end of the connection could not reach us at all.
+    # More than the gateway holds, so that it pauses reading, and less than also fills the
+    # kernel's buffer: if that were full, the end of the connection could not arrive at all.
     ping = request("GET", "/ping", key=None)
     wire.send(ping * (100_000 // len(ping)))
-    wire.leave()
+    wire.close()
 
     visit.wait_until_cut()
 
 
 @pytest.mark.parametrize("how", ["finish", "reset"])
-def test_a_stream_that_the_engine_breaks_off_never_looks_whole(
+def test_a_stream_that_the_engine_cuts_never_looks_complete(
     how: str, gateway: GatewayProcess, engine: ScriptedEngine
 ) -> None:
     with gateway.connect() as wire:
@@ -150,7 +148,7 @@ def test_a_stream_that_the_engine_breaks_off_never_looks_whole(
     assert not rest.endswith(LAST_CHUNK)
 
 
-def test_an_answer_with_a_length_that_breaks_off_stays_short(
+def test_a_cut_response_with_a_length_stays_short(
     gateway: GatewayProcess, engine: ScriptedEngine
 ) -> None:
     with gateway.connect() as wire:
@@ -172,7 +170,7 @@ def test_an_answer_with_a_length_that_breaks_off_stays_short(
         (request(body=b"{}", version="1.0"), STREAM_HEAD + chunk(b"until ")),
     ],
 )
-def test_where_only_the_end_of_the_connection_tells_the_end_a_cut_is_a_reset(
+def test_a_cut_is_a_reset_for_a_response_that_ends_with_its_connection(
     raw: bytes, said: bytes, gateway: GatewayProcess, engine: ScriptedEngine
 ) -> None:
     with gateway.connect() as wire:
@@ -185,10 +183,10 @@ def test_where_only_the_end_of_the_connection_tells_the_end_a_cut_is_a_reset(
         assert wire.was_reset()
 
 
-def test_a_client_that_did_not_read_on_in_time_sees_that_it_missed_something(
+def test_a_client_that_did_not_read_in_time_can_see_that_its_response_is_incomplete(
     any_gateway: NewGateway, engine: ScriptedEngine
 ) -> None:
-    # What it had not read is dropped, and a FIN behind that would be a clean end to HTTP/1.0.
+    # Unread bytes are dropped, and a FIN after that would be a clean end for HTTP/1.0.
     gateway = any_gateway(REQUEST_TIMEOUT=1)
     with gateway.connect() as wire:
         wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
@@ -200,18 +198,20 @@ def test_a_client_that_did_not_read_on_in_time_sees_that_it_missed_something(
         assert wire.was_reset()
 
 
-def test_a_401_to_a_large_body_can_be_read_by_who_sends_all_of_it_first(
+def test_a_401_can_be_read_after_sending_all_of_a_large_body(
     gateway: GatewayProcess,
 ) -> None:
     with gateway.connect() as wire:
         wire.send(request(body=b"x" * (4 << 20), key=None))
-        answer = wire.answer()
+        answer = wire.response()
 
     assert answer.status == 401
     assert answer["connection"] == "close"
 
 
-def test_a_body_of_megabytes_arrives_whole(gateway: GatewayProcess, engine: ScriptedEngine) -> None:
+def test_a_body_of_megabytes_arrives_completely(
+    gateway: GatewayProcess, engine: ScriptedEngine
+) -> None:
     body = bytes(range(256)) * 20_000
     with gateway.connect() as wire:
         wire.send(request(body=body))
@@ -219,4 +219,4 @@ def test_a_body_of_megabytes_arrives_whole(gateway: GatewayProcess, engine: Scri
         assert visit.body == body
         visit.send(OK)
 
-        assert wire.answer().status == 200
+        assert wire.response().status == 200

@@ -13,15 +13,13 @@ from pathlib import Path
 import pytest
 
 from tests.support.certificates import Pair, issue, names_in, trusting
-from tests.support.fakes import KEY, LAST_CHUNK, OK, STREAM_HEAD, event, request
-from tests.wire.conftest import (
-    PATIENCE,
-    GatewayProcess,
-    NewGateway,
-    ScriptedEngine,
-    connected,
-    eventually,
-)
+from tests.support.clients import connected
+from tests.support.engines import ScriptedEngine
+from tests.support.gateways import GatewayProcess
+from tests.support.keys import KEY
+from tests.support.messages import LAST_CHUNK, OK, STREAM_HEAD, event, request
+from tests.support.processes import DEADLINE_SECONDS, until
+from tests.wire.conftest import NewGateway
 
 PING = request("GET", "/ping", key=None)
 STREAM = request(body=b'{"stream":true}')
@@ -41,7 +39,7 @@ def names_shown_by(gateway: GatewayProcess) -> set[str]:
 # Requests -----------------------------------------------------------------------------------------
 
 
-def test_a_request_and_its_answer_arrive_whole(
+def test_a_request_and_its_response_arrive_completely(
     gateway: GatewayProcess, engine: ScriptedEngine
 ) -> None:
     body = bytes(range(256)) * 10_000
@@ -51,20 +49,22 @@ def test_a_request_and_its_answer_arrive_whole(
         assert visit.body == body
         visit.send(OK.replace(b"11", b"%d" % len(body)).replace(b'{"ok":true}', body))
 
-        assert wire.answer().body == body
+        assert wire.response().body == body
         wire.send(PING)
-        assert wire.answer().status == 200, "the connection is kept"
+        assert wire.response().status == 200, "the connection is kept"
     assert f"The gateway listens on https://127.0.0.1:{gateway.port}\n" in gateway.log
 
 
-def everyday_client(gateway: GatewayProcess) -> http.client.HTTPSConnection:
-    """One that has asked for something.
+def plain_client(gateway: GatewayProcess) -> http.client.HTTPSConnection:
+    """A client that has sent a request, and relies on a response's framing alone.
 
-    The end of its connection means nothing to it, clean or cut: only an answer's framing tells.
+    It ignores whether the connection ended with a close_notify.
     """
     trust = trusting()
     trust.options |= ssl.OP_IGNORE_UNEXPECTED_EOF
-    client = http.client.HTTPSConnection("127.0.0.1", gateway.port, timeout=PATIENCE, context=trust)
+    client = http.client.HTTPSConnection(
+        "127.0.0.1", gateway.port, timeout=DEADLINE_SECONDS, context=trust
+    )
     client.request("POST", "/v1/completions", b"{}", {"Authorization": f"Bearer {KEY}"})
     return client
 
@@ -81,23 +81,23 @@ def everyday_client(gateway: GatewayProcess) -> http.client.HTTPSConnection:
     ids=["length", "between-chunks", "in-a-chunk", "between-events", "in-an-event"],
 )
 @pytest.mark.parametrize("how", ["finish", "reset"])
-def test_an_answer_that_breaks_off_is_an_error_to_every_client(
+def test_a_cut_response_is_an_error_for_every_client(
     half: bytes, how: str, gateway: GatewayProcess, engine: ScriptedEngine
 ) -> None:
-    with closing(everyday_client(gateway)) as client:
+    with closing(plain_client(gateway)) as client:
         visit = engine.visit()
         visit.send(half)
         answer = client.getresponse()
         getattr(visit, how)()
-        # Which of them it is, is a matter of the client's Python.
+        # Which of the two depends on the version of Python.
         with pytest.raises((http.client.IncompleteRead, ConnectionResetError)):
             answer.read()
 
 
-def test_an_answer_that_only_its_end_ends_is_seen_to_break_off(
+def test_a_cut_response_that_would_end_with_its_connection_is_an_error(
     gateway: GatewayProcess, engine: ScriptedEngine
 ) -> None:
-    with closing(everyday_client(gateway)) as client:
+    with closing(plain_client(gateway)) as client:
         visit = engine.visit()
         visit.send(b"HTTP/1.1 200 OK\r\n\r\nuntil ")
         answer = client.getresponse()
@@ -106,17 +106,17 @@ def test_an_answer_that_only_its_end_ends_is_seen_to_break_off(
             answer.read()
 
 
-def test_who_is_refused_while_it_sends_gets_an_end_by_tls_s_rules(gateway: GatewayProcess) -> None:
+def test_a_rejection_during_the_body_ends_with_a_close_notify(gateway: GatewayProcess) -> None:
     with gateway.connect() as wire:
         wire.send(request(body=b"x" * (4 << 20), key=None)[: 1 << 20])
-        assert wire.answer().status == 401
+        assert wire.response().status == 401
         assert wire.read_rest() == b""
 
 
 # The certificate ----------------------------------------------------------------------------------
 
 
-def test_sighup_changes_the_certificate_and_cuts_nobody(
+def test_sighup_changes_the_certificate_without_cutting_connections(
     new_tls_gateway: NewGateway, engine: ScriptedEngine, tmp_path: Path
 ) -> None:
     gateway = new_tls_gateway(**issue("old.example").write(tmp_path))
@@ -128,45 +128,47 @@ def test_sighup_changes_the_certificate_and_cuts_nobody(
         issue("new.example").write(tmp_path)
         assert names_shown_by(gateway) == {"old.example"}
         gateway.signal(signal.SIGHUP)
-        eventually(lambda: names_shown_by(gateway) == {"new.example"})
+        until(lambda: names_shown_by(gateway) == {"new.example"})
 
         visit.finish(event(2) + LAST_CHUNK)
         wire.read_until(event(2) + LAST_CHUNK)
         wire.send(PING)
-        assert wire.answer().status == 200
+        assert wire.response().status == 200
 
 
-def test_a_certificate_that_cannot_be_used_leaves_the_old_one_and_is_logged(
+def test_an_invalid_certificate_is_logged_and_the_old_one_stays(
     new_tls_gateway: NewGateway, tmp_path: Path
 ) -> None:
     gateway = new_tls_gateway(**issue("old.example").write(tmp_path))
     new = issue("new.example")
     Pair(new.chain, new.key[:60]).write(tmp_path)
     gateway.signal(signal.SIGHUP)
-    eventually(lambda: "The TLS certificate was not reloaded: TLS_KEY_FILE=" in gateway.log)
+    until(lambda: "The TLS certificate was not reloaded: TLS_KEY_FILE=" in gateway.log)
 
     assert names_shown_by(gateway) == {"old.example"}
     new.write(tmp_path)
     gateway.signal(signal.SIGHUP)
-    eventually(lambda: names_shown_by(gateway) == {"new.example"})
+    until(lambda: names_shown_by(gateway) == {"new.example"})
     assert "Traceback" not in gateway.log
 
 
-def test_a_disk_that_hangs_with_the_certificate_holds_nothing_up(
+def test_a_disk_that_hangs_during_the_reload_does_not_delay_requests(
     new_tls_gateway: NewGateway, tmp_path: Path
 ) -> None:
     gateway = new_tls_gateway(**issue("old.example").write(tmp_path))
     (tmp_path / "cert.pem").unlink()
-    os.mkfifo(tmp_path / "cert.pem")  # to open it waits for what writes into it
+    os.mkfifo(tmp_path / "cert.pem")  # opening it blocks until it is opened for writing
     gateway.signal(signal.SIGHUP)
-    eventually(lambda: gateway.log.count("API keys loaded") == 2)
+    until(lambda: gateway.log.count("API keys loaded") == 2)
 
     assert gateway.ask(PING).status == 200
     gateway.signal(signal.SIGTERM)
     assert gateway.wait() == 0
 
 
-def test_session_keys_are_written_nowhere(new_tls_gateway: NewGateway, tmp_path: Path) -> None:
+def test_session_keys_are_not_written_to_a_file(
+    new_tls_gateway: NewGateway, tmp_path: Path
+) -> None:
     gateway = new_tls_gateway(SSLKEYLOGFILE=tmp_path / "session-keys")
 
     assert gateway.ask(PING).status == 200
@@ -176,7 +178,7 @@ def test_session_keys_are_written_nowhere(new_tls_gateway: NewGateway, tmp_path:
 # Clients that do not speak it ---------------------------------------------------------------------
 
 
-def test_a_client_that_fails_the_handshake_harms_nobody(gateway: GatewayProcess) -> None:
+def test_a_failed_handshake_does_not_affect_other_clients(gateway: GatewayProcess) -> None:
     address = ("127.0.0.1", gateway.port)
     logged = gateway.log
     distrusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -198,7 +200,7 @@ def read_to_the_end(sock: socket.socket) -> None:
             pass
 
 
-def test_a_client_that_does_not_begin_the_handshake_is_let_go(
+def test_a_client_that_does_not_begin_the_handshake_is_disconnected(
     new_tls_gateway: NewGateway,
 ) -> None:
     gateway = new_tls_gateway(CLIENT_HEADER_TIMEOUT=0.5)
@@ -216,7 +218,7 @@ def test_a_drain_closes_idle_connections_and_lets_streams_end(
 ) -> None:
     with gateway.connect() as idle, gateway.connect() as streaming:
         idle.send(PING)
-        idle.answer()
+        idle.response()
         streaming.send(STREAM)
         visit = engine.visit()
         visit.send(STREAM_HEAD + event(1))
@@ -230,7 +232,7 @@ def test_a_drain_closes_idle_connections_and_lets_streams_end(
     assert "Traceback" not in gateway.log
 
 
-def test_what_still_runs_when_a_drain_is_over_is_cut(
+def test_a_stream_that_outlasts_the_drain_is_cut(
     new_tls_gateway: NewGateway, engine: ScriptedEngine
 ) -> None:
     gateway = new_tls_gateway(DRAIN_TIMEOUT=0.2)

@@ -1,4 +1,4 @@
-"""What keys have used, across gateways that share a file and disks that fail."""
+"""The usage of keys, with gateways that share a file, and with failing disks."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.fakes import KEYS_TEXT, request
-from tests.wire.conftest import GatewayProcess, Processes, eventually
+from tests.support.gateways import GatewayProcess, Processes
+from tests.support.keys import KEYS_TEXT
+from tests.support.messages import request
+from tests.support.processes import until
 
 
 def requests_of(gateway: GatewayProcess) -> int:
@@ -24,7 +26,7 @@ def ask(gateway: GatewayProcess, times: int) -> None:
     with gateway.connect() as wire:
         for _ in range(times):
             wire.send(request(body=b"{}"))
-            assert wire.answer().status == 200
+            assert wire.response().status == 200
 
 
 def stop(gateway: GatewayProcess) -> None:
@@ -45,7 +47,7 @@ def start(processes: Processes, tmp_path: Path) -> Callable[[], GatewayProcess]:
 Start = Callable[[], GatewayProcess]
 
 
-def test_two_gateways_with_one_folder_count_together(start: Start) -> None:
+def test_the_counts_of_two_gateways_with_one_folder_are_added(start: Start) -> None:
     gateways = start(), start()
     for gateway in gateways:
         ask(gateway, 10)
@@ -55,12 +57,12 @@ def test_two_gateways_with_one_folder_count_together(start: Start) -> None:
     assert requests_of(start()) == 20
 
 
-def test_usage_that_a_disk_did_not_take_is_kept_once_it_does(start: Start, tmp_path: Path) -> None:
+def test_usage_that_could_not_be_written_is_written_later(start: Start, tmp_path: Path) -> None:
     folder = tmp_path / "data" / "usage"
     folder.write_text("a file where the folder should be")
     gateway = start()
     ask(gateway, 3)
-    eventually(lambda: "The usage cannot be saved" in gateway.log, "a write fails")
+    until(lambda: "The usage cannot be saved" in gateway.log, "a write fails")
     folder.unlink()
     stop(gateway)
 

@@ -1,1 +1,1 @@
-"""Programs that are each a user of one client library: see ``test_client_libraries.py``."""
+"""One program per client library: see ``test_client_libraries.py``."""

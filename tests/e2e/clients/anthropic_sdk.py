@@ -1,4 +1,4 @@
-"""Anthropic's client, on /v1/messages: its key comes as x-api-key."""
+"""Anthropic's client, on /v1/messages: its key is in x-api-key."""
 
 from __future__ import annotations
 

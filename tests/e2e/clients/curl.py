@@ -1,4 +1,4 @@
-"""curl, whose errors are numbers: 22 for a status of 400 or more, 18 for a cut answer."""
+"""curl, whose errors are numbers: 22 for a status of 400 or more, 18 for a cut response."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.e2e.clients.outcomes import MODEL, QUESTION, Place, report
 
 
 class CurlError(Exception):
-    """What it printed, when it did not leave with 0."""
+    """Its output, if its exit status is not 0."""
 
 
 def ask(place: Place, *, stream: bool) -> Iterator[str]:

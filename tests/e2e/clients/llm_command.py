@@ -1,4 +1,4 @@
-"""The command ``llm``, set up as its documentation says: a file of models, and a key."""
+"""The command ``llm``, configured as in its documentation: a file of models, and a key."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tests.e2e.clients.outcomes import MODEL, Place, report
 
 
 class LlmError(Exception):
-    """What it printed, when it did not leave with 0."""
+    """Its output, if its exit status is not 0."""
 
 
 def ask(place: Place, *flags: str) -> Iterator[str]:
     home = Path(os.environ["LLM_USER_PATH"])
     model = {"model_id": "mine", "model_name": MODEL, "api_base": f"{place.url}/v1"}
-    model["api_key_name"] = "mine"  # else it sends none, whatever --key says
+    model["api_key_name"] = "mine"  # without it, none is sent, even with --key
     # JSON is YAML too.
     (home / "extra-openai-models.yaml").write_text(json.dumps([model]))
     llm = str(Path(sys.executable).with_name("llm"))

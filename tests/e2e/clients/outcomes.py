@@ -1,7 +1,7 @@
-"""What the programs beside this one have in common.
+"""The common part of the programs in this directory.
 
-Each asks for the same things and says on standard output, as JSON, what its client made of
-them: the pieces that came, and the name of the error that ended them, if one did.
+Each sends the same requests and prints, as JSON, what its client returned: the received pieces,
+and the name of the error that ended them, if any.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ QUESTION: Final = [{"role": "user", "content": "Say hello."}]
 
 
 class Place(NamedTuple):
-    """Where to ask, and with which key."""
+    """A URL and a key for it."""
 
     url: str
     """Without /v1."""
@@ -25,18 +25,18 @@ class Place(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Where a program finds what it tries."""
+    """The environment variables of a program."""
 
     usual: Place
     wrong_key: Place
     limited: Place
-    """Admits one request a minute."""
+    """Limited to one request per minute."""
     broken: Place
-    """Its first stream breaks off between two events, its second within one."""
+    """Its first stream is cut between two events, its second within one."""
 
     @classmethod
     def given(cls) -> Places:
-        """Those that the environment names."""
+        """The places in the environment."""
         url, broken = os.environ["BASE_URL"], os.environ["BROKEN_URL"]
         return cls(
             usual=Place(url, os.environ["KEY"]),
@@ -54,7 +54,7 @@ def outcome(pieces: Iterator[str]) -> Mapping[str, Any]:
     try:
         for piece in pieces:
             got.append(piece)  # noqa: PERF402  # what came before the error counts
-    except Exception as error:  # its name is what is asked for
+    except Exception as error:  # the test compares its name
         return {"pieces": got, "error": type(error).__name__, "message": str(error)}
     return {"pieces": got, "error": None}
 
@@ -63,9 +63,9 @@ def report(chat: Ask, stream: Ask, *, retries: bool = False) -> None:
     """Try everything with *chat*, which yields one piece, and *stream*, which yields many.
 
     Args:
-        chat: one answer.
-        stream: the same in pieces.
-        retries: the client cannot be told not to: it would wait until a limit lets it in.
+        chat: one response.
+        stream: the same, in pieces.
+        retries: the client always does, and would wait until a limit admits it.
     """
     places = Places.given()
     tried: dict[str, Callable[[], Iterator[str]]] = {

@@ -1,26 +1,30 @@
-"""Ends of real connections, whatever watches their sockets."""
+"""Endpoints of our transports on real sockets, with each poller and event loop.
+
+For tests of ``llama_gguf.net`` and what is built directly on it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from typing import Final
 
-from llama_gguf.net.poller import Poller, poller
-from llama_gguf.net.transport import SocketTransport, Transport
+import pytest
+import uvloop
 
-PATIENCE: Final = 15.0
-"""Seconds after which what has not come is taken for never coming."""
+from llama_gguf.net.event_loop import TrafficLoop
+from llama_gguf.net.poller import EpollPoller, LoopPoller, Poller, poller
+from llama_gguf.net.transport import SocketTransport, Transport
+from tests.support.processes import DEADLINE_SECONDS
+
 MUCH: Final = bytes(range(256)) * 20_000
-"""More than a kernel holds for a reader who does not read."""
-RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+"""More than the kernel buffers for a peer that does not read."""
 
 
 class Deaf:
-    """Half of an endpoint, to which nothing is to be said."""
+    """Part of an endpoint that must not receive anything."""
 
     def data_received(self, data: bytes) -> None:
         raise AssertionError(data)
@@ -33,7 +37,7 @@ class Deaf:
 
 
 class End:
-    """One that keeps what it is told."""
+    """An endpoint that records its calls."""
 
     def __init__(self) -> None:
         self.transport: Transport
@@ -78,9 +82,9 @@ NewPoller = Callable[[asyncio.AbstractEventLoop], Poller]
 
 
 async def watched(scene: Scene, new_poller: NewPoller = poller) -> None:
-    """Play *scene* with a poller of the loop that runs."""
+    """Run *scene* with a poller of the running loop."""
     with closing(new_poller(asyncio.get_running_loop())) as watcher:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             await scene(watcher)
 
 
@@ -88,7 +92,7 @@ def sockets_of(family: int) -> tuple[socket.socket, socket.socket]:
     if family == socket.AF_UNIX:
         return socket.socketpair()
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        peer = socket.create_connection(listener.getsockname(), timeout=PATIENCE)
+        peer = socket.create_connection(listener.getsockname(), timeout=DEADLINE_SECONDS)
         return listener.accept()[0], peer
 
 
@@ -111,7 +115,7 @@ async def connected(
 
 
 async def read(peer: socket.socket, size: int) -> bytes:
-    """*size* bytes, or what comes until the end."""
+    """*size* bytes, or fewer if the connection ends before."""
     data = b""
     while len(data) < size:
         more = await asyncio.get_running_loop().sock_recv(peer, size - len(data))
@@ -126,7 +130,28 @@ async def turns(count: int = 3) -> None:
         await asyncio.sleep(0)
 
 
-def reset(peer: socket.socket) -> None:
-    """End it as a peer does that has died."""
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-    peer.close()
+Way = tuple[NewPoller, Callable[[], asyncio.AbstractEventLoop]]
+WAYS: Final[dict[str, Way]] = {
+    "within": (poller, TrafficLoop),
+    **{
+        f"{kind.__name__}-{name}": (kind, new_loop)
+        for kind in (EpollPoller, LoopPoller)
+        for name, new_loop in (
+            ("asyncio", asyncio.new_event_loop),
+            ("uvloop", uvloop.new_event_loop),
+        )
+    },
+}
+"""Each poller with each event loop that it can be used in."""
+
+
+@pytest.fixture(params=WAYS)
+def play(request: pytest.FixtureRequest) -> Play:
+    """Runs a scene, once in each of ``WAYS``."""
+    new_poller, new_loop = WAYS[request.param]
+
+    def run(scene: Scene) -> None:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            runner.run(watched(scene, new_poller))
+
+    return run

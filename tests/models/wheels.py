@@ -1,4 +1,4 @@
-"""A wheel with a model in it, and the catalogue entry that names it."""
+"""A wheel that contains a model, and its catalogue entry."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FILE = "Tiny.gguf"
 
 
 def build(folder: Path, *, content: bytes = MODEL, file: str = FILE) -> Entry:
-    """Write a wheel into *folder* and return the entry of a model that is whole."""
+    """Write a wheel into *folder*, and return the entry of its model."""
     folder.mkdir(exist_ok=True)
     path = folder / "demo_tiny-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -45,7 +45,7 @@ def build(folder: Path, *, content: bytes = MODEL, file: str = FILE) -> Entry:
 
 
 def pip_environ(folder: Path) -> dict[str, str]:
-    """An environment in which pip knows no index but *folder*, whatever the user has set."""
+    """An environment in which *folder* is the only index of pip, in any setup."""
     return {
         "PATH": "/usr/bin:/bin",
         "PIP_CONFIG_FILE": "/dev/null",
@@ -56,7 +56,7 @@ def pip_environ(folder: Path) -> dict[str, str]:
 
 @dataclass
 class Meters:
-    """A meter factory that remembers."""
+    """A factory of meters that records their calls."""
 
     labels: list[str]
     ticks: list[tuple[int, int | None]]

@@ -4,12 +4,20 @@ import pytest
 
 from tests.gateway.test_client_hostile import HOSTILE, MALFORMED_CHUNKS
 from tests.gateway.test_client_requests import CHUNKED, GOOD
-from tests.support.fakes import OK, STREAM_HEAD, event, request
-from tests.support.strict import End, Malformed, take_request, take_response
+from tests.support.messages import (
+    OK,
+    STREAM_HEAD,
+    End,
+    Malformed,
+    event,
+    request,
+    take_request,
+    take_response,
+)
 
 
 @pytest.mark.parametrize("raw", GOOD.values(), ids=GOOD.keys())
-def test_it_reads_every_good_request_to_its_end(raw: bytes) -> None:
+def test_every_valid_request_is_read_to_its_end(raw: bytes) -> None:
     rest = raw
     while rest:
         found = take_request(rest)
@@ -17,22 +25,22 @@ def test_it_reads_every_good_request_to_its_end(raw: bytes) -> None:
         rest = found[1]
 
 
-REFUSED_FOR_ANOTHER_REASON = {
+REJECTED_FOR_ANOTHER_REASON = {
     *("a method in small letters", "a method nobody knows", "HTTP/2's preface", "ICE"),
     *("TRACE", "TRACE with a Max-Forwards", "CONNECT with a path"),
     *("an expectation nobody knows", "two expectations"),
 }
-AMBIGUOUS = {n: raw for n, (_, raw) in HOSTILE.items() if n not in REFUSED_FOR_ANOTHER_REASON}
+AMBIGUOUS = {n: raw for n, (_, raw) in HOSTILE.items() if n not in REJECTED_FOR_ANOTHER_REASON}
 
 
 @pytest.mark.parametrize("raw", AMBIGUOUS.values(), ids=AMBIGUOUS.keys())
-def test_it_refuses_what_could_be_read_in_two_ways(raw: bytes) -> None:
+def test_an_ambiguous_request_is_malformed(raw: bytes) -> None:
     with pytest.raises(Malformed):
         take_request(raw)
 
 
 @pytest.mark.parametrize("body", MALFORMED_CHUNKS.values(), ids=MALFORMED_CHUNKS.keys())
-def test_it_finds_no_request_in_malformed_chunks(body: bytes) -> None:
+def test_malformed_chunks_contain_no_request(body: bytes) -> None:
     try:
         found = take_request(request("POST", "/v1/embeddings", CHUNKED) + body)
     except Malformed:
@@ -41,7 +49,7 @@ def test_it_finds_no_request_in_malformed_chunks(body: bytes) -> None:
     assert found is None
 
 
-def test_it_tells_a_whole_response_from_one_that_is_not() -> None:
+def test_a_response_is_whole_after_its_last_byte() -> None:
     for size in range(len(OK)):
         found = take_response(OK[:size])
         assert found is None or found[0].end is End.OPEN
@@ -59,7 +67,7 @@ def test_a_response_that_ends_with_its_connection_is_open_until_then() -> None:
         assert (found[0].body, found[0].end) == (b"abc", end)
 
 
-def test_a_chunk_that_is_longer_than_it_says_breaks_the_response() -> None:
+def test_a_chunk_longer_than_its_size_breaks_the_response() -> None:
     found = take_response(STREAM_HEAD + event(1) + b"2\r\nabc\r\n")
 
     assert found is not None

@@ -1,7 +1,7 @@
-"""A real browser for tests: headless Chromium, spoken to over a pair of pipes.
+"""A real browser for tests: headless Chromium, controlled over a pair of pipes.
 
-It is the Debian package ``chromium``, or whatever of these names is on PATH; tests that need it are
-skipped, with a reason, where there is none. No package of Python's is needed for it.
+It is the Debian package ``chromium``, or one of the other names on PATH; without it, the tests that
+need it are skipped, with a reason. It needs no Python package.
 
 Source: the DevTools protocol, https://chromedevtools.github.io/devtools-protocol/
 """
@@ -22,9 +22,9 @@ from typing import Any, Final
 import pytest
 
 PATIENCE: Final = 45.0
-"""Seconds after which what has not come is taken for never coming."""
+"""Seconds until an event is considered to never occur."""
 NAMES: Final = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-# Chromium wants its pipes under two numbers that Popen cannot hand it.
+# Chromium needs its pipes as two descriptors that Popen cannot pass.
 _EXEC: Final = (
     "import fcntl, os, sys; r, w = (fcntl.fcntl(int(n), fcntl.F_DUPFD, 64) for n in sys.argv[1:3]);"
     "os.dup2(r, 3); os.dup2(w, 4); os.execv(sys.argv[3], sys.argv[3:])"
@@ -54,7 +54,7 @@ class Browser:
             *("--headless", "--disable-gpu", "--no-sandbox", "--remote-debugging-pipe"),
             *("--no-first-run", "--disable-background-networking", "--disable-sync"),
             *("--hide-scrollbars", "--disable-dev-shm-usage", f"--user-data-dir={folder}"),
-            # A page that reaches out to anything else fails, and a test sees it.
+            # A request of the page to any other host fails, and thus the test.
             "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
         ]
         argv = [sys.executable, "-c", _EXEC, str(theirs_in), str(theirs_out), found(), *flags]
@@ -73,9 +73,9 @@ class Browser:
         self._last_id = 0
         self._session = ""
         self.requested: list[str] = []
-        """Every URL that the page asked for."""
+        """Every URL that the page requested."""
         self.complaints: list[str] = []
-        """What the page's console has to complain about."""
+        """Warnings and errors in the page's console."""
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
         attached = self._call("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
@@ -134,7 +134,7 @@ class Browser:
     # The page -----------------------------------------------------------------------------------
 
     def look_like(self, *, width: int, height: int, dark: bool = False) -> None:
-        """Be a screen of that size, in points, as a phone or a desktop has them."""
+        """Set the size of the screen, in CSS pixels."""
         self._call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -154,13 +154,13 @@ class Browser:
         )
 
     def evaluate(self, expression: str) -> Any:
-        """The value of *expression*, JavaScript, in the page."""
+        """The value of the JavaScript *expression* in the page."""
         answer = self._evaluate(expression)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
     def until(self, expression: str) -> None:
-        """Look again and again until *expression* is true, which it is not on half a page."""
+        """Poll *expression* until it is true; while the page loads, it is not."""
         deadline = time.monotonic() + PATIENCE
         while self._evaluate(f"!!({expression})")["result"].get("value") is not True:
             assert time.monotonic() < deadline, f"it never came true: {expression}\n{self.text}"
@@ -168,11 +168,11 @@ class Browser:
 
     @property
     def text(self) -> str:
-        """What a person reads on the page."""
+        """The visible text of the page."""
         return str(self.evaluate("document.body?.innerText"))
 
     def type(self, text: str) -> None:
-        """Type *text* where the focus is."""
+        """Type *text* into the focused element."""
         self._call("Input.insertText", text=text)
 
     def press(self, key: str) -> None:
@@ -184,6 +184,6 @@ class Browser:
         self._call("Input.dispatchKeyEvent", type="keyUp", **about)
 
     def screenshot(self, path: Path) -> None:
-        """The whole page, however long, as a PNG at *path*."""
+        """Save the whole page as a PNG at *path*."""
         shot = self._call("Page.captureScreenshot", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(shot["data"]))

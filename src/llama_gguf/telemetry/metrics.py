@@ -125,7 +125,9 @@ class Metrics:
 
     def count(self, ended: Iterable[Exchange]) -> None:
         """Count finished exchanges."""
-        answered = []
+        answered: list[Exchange] = []
+        by_operation: dict[str, list[Exchange]] = {}
+        alike = answered  # those of the run's operation
         # Most in a batch are alike, and a run of those is counted at once.
         route, method, status, run = "", "", 0, 0
         received = sent = 0
@@ -136,10 +138,12 @@ class Metrics:
                 self._count_run(route, method, status, run)
                 route, method = request.route.label, request.head.method_text
                 status, run = exchange.status, 0
+                alike = by_operation.setdefault(request.route.operation, [])
             run += 1
             received += exchange.bytes_in
             if exchange.first_byte_at:
                 answered.append(exchange)
+                alike.append(exchange)
                 sent += exchange.bytes_out
         self.received_bytes += received
         self.sent_bytes += sent
@@ -147,9 +151,8 @@ class Metrics:
         waits = [e.queued for e in answered if e.queued_at]
         self.queue_waits.observe(waits)
         self.queue_waits.counts[0] += len(answered) - len(waits)  # most did not wait
-        for operation in {e.request.route.operation for e in answered}:
-            if operation:
-                alike = [e for e in answered if e.request.route.operation == operation]
+        for operation, alike in by_operation.items():
+            if operation and alike:
                 self._count_generated(operation, alike)
 
     def _count_run(self, route: str, method: str, status: int, run: int) -> None:
@@ -162,14 +165,19 @@ class Metrics:
         if waits:
             self.first_tokens[operation].observe(waits)
             self.latest_first_tokens.extend(waits)
-        paces = [seconds_per_token(e, e.usage) for e in answered if e.usage is not None]
-        known = [pace for pace in paces if pace is not None]
-        if known:
-            self.output_tokens[operation].observe(known)
+        paces = []
         for exchange in answered:
             usage = exchange.usage
-            if (usage is None or not usage.is_whole) and exchange.status < 300:
+            if usage is not None:
+                pace = seconds_per_token(exchange, usage)
+                if pace is not None:
+                    paces.append(pace)
+                if usage.is_whole:
+                    continue
+            if exchange.status < 300:
                 self.usage_unknown[exchange.request.route.label] += 1
+        if paces:
+            self.output_tokens[operation].observe(paces)
 
     def count_tokens(self, key_id: str, counts: Sequence[int]) -> None:
         """Count the tokens in *counts*, which has the order of ``usage_totals.COUNTS``."""

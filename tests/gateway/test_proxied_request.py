@@ -93,4 +93,4 @@ def test_one_request_after_the_other_leaves_nothing_behind(rig: Rig) -> None:
 
     assert [answer.status for answer in client.answers] == [200] * 9
     assert rig.is_at_rest
-    assert client.connection.request is None
+    assert not client.connection.is_busy

@@ -23,6 +23,7 @@ from llama_gguf.gateway import endpoints
 from llama_gguf.gateway.client import BodyReader, Client
 from llama_gguf.gateway.head_cache import Known
 from llama_gguf.gateway.proxied_request import ProxiedRequest
+from llama_gguf.gateway.upstream_connection import UpstreamConnection
 from llama_gguf.http1 import local_response
 from llama_gguf.http1.body import IncomingBody
 from llama_gguf.http1.fields import find
@@ -605,9 +606,9 @@ class ClientConnection(Client):
     # What the gateway asks ----------------------------------------------------------------------
 
     @property
-    def request(self) -> ProxiedRequest | None:
-        """The request to the engine that is open."""
-        return self._request
+    def upstream(self) -> UpstreamConnection | None:
+        """The engine's connection, while the open request uses one."""
+        return None if self._request is None else self._request.upstream
 
     @property
     def is_busy(self) -> bool:

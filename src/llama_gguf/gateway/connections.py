@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final, Protocol
 
 from llama_gguf.errors import Draining, GatewayError
-from llama_gguf.gateway.proxied_request import ProxiedRequest
+from llama_gguf.gateway.upstream_connection import UpstreamConnection
 
 DRAINING_RETRY_SECONDS: Final = 2.0
 
@@ -21,8 +21,8 @@ class Connection(Protocol):
         ...
 
     @property
-    def request(self) -> ProxiedRequest | None:
-        """The request to the engine that is open."""
+    def upstream(self) -> UpstreamConnection | None:
+        """The engine's connection, while its request uses one."""
         ...
 
     def on_tick(self, now: float) -> None: ...

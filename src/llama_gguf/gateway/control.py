@@ -93,8 +93,7 @@ class Control:
         before, self._passed = self._passed, {}
         has_moved = False
         for connection in self._services.connections:
-            request = connection.request
-            upstream = None if request is None else request.upstream
+            upstream = connection.upstream
             if upstream is not None:
                 self._passed[upstream] = upstream.bytes_passed
                 new = upstream.bytes_passed - before.get(upstream, 0)

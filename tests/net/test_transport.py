@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import weakref
 from contextlib import closing, suppress
 from typing import cast
 
 import pytest
 
 from llama_gguf.net.poller import EpollPoller, Poller
-from llama_gguf.net.transport import HIGH_WATER_BYTES, READ_BYTES, LoopTransport
+from llama_gguf.net.transport import HIGH_WATER_BYTES, READ_BYTES, LoopTransport, Transport
 from tests.support.clients import reset
-from tests.support.endpoints import MUCH, End, Play, connected, read, sockets_of, turns
+from tests.support.endpoints import MUCH, Deaf, End, Play, connected, read, sockets_of, turns
 
 # Reading and writing ------------------------------------------------------------------------------
 
@@ -387,3 +388,27 @@ def test_a_transport_of_the_loop_serves_the_same_protocols(play: Play) -> None:
             assert await end.lost is None
 
     play(scene)
+
+
+class _Loops:
+    """A transport of a loop, as far as it is called here."""
+
+    def set_protocol(self, protocol: object) -> None:
+        pass
+
+
+def test_a_closed_tls_connection_is_freed_without_the_garbage_collector() -> None:
+    class Keeper(Deaf):
+        def connection_made(self, transport: Transport) -> None:
+            self.transport = transport
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            pass
+
+    keeper = Keeper()
+    LoopTransport(keeper).connection_made(_Loops())
+    remembered = weakref.ref(keeper)
+
+    del keeper
+
+    assert remembered() is None

@@ -100,15 +100,17 @@ class LoopTransport(Transport):
     __slots__ = ("_endpoint", "_transport")
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
+        self._endpoint: Endpoint | None = endpoint
         # Not typed: those of uvloop are no instances of asyncio.Transport.
         self._transport: Any
 
     def connection_made(self, transport: Any) -> None:
         """What the loop calls."""
+        endpoint, self._endpoint = self._endpoint, None  # else the two would keep each other alive
+        assert endpoint is not None
         self._transport = transport
-        transport.set_protocol(self._endpoint)
-        self._endpoint.connection_made(self)
+        transport.set_protocol(endpoint)
+        endpoint.connection_made(self)
 
     def write(self, data: bytes) -> None:
         self._transport.write(data)

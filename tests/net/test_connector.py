@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -207,24 +207,33 @@ def test_an_event_is_not_acknowledged_by_a_packet_of_its_own(play: Play) -> None
     play(scene)
 
 
+@contextmanager
+def full_queue(path: str) -> Iterator[socket.socket]:
+    """A socket file that listens, and whose queue another connection fills."""
+    with (
+        closing(socket.socket(socket.AF_UNIX)) as engine,
+        closing(socket.socket(socket.AF_UNIX)) as other,
+    ):
+        engine.bind(path)
+        engine.listen(0)
+        other.connect(path)
+        yield engine
+
+
 def test_a_socket_file_whose_queue_is_full_is_tried_until_there_is_room(
     play: Play, tmp_path: Path
 ) -> None:
     path = str(tmp_path / "llama.sock")
 
     async def scene(watcher: Poller) -> None:
-        with closing(socket.socket(socket.AF_UNIX)) as engine:
-            engine.bind(path)
-            engine.listen(0)
-            with closing(socket.socket(socket.AF_UNIX)) as other:
-                other.connect(path)
-                phone = Phone(watcher, backend_socket=path).dial()
-                assert phone.waits_for is not None
-                for _ in range(3):  # what would have failed has failed by then
-                    await asyncio.sleep(0)
-                assert not phone.end.failed.done()
-                engine.accept()[0].close()
-                await phone.hang_up()
+        with full_queue(path) as engine:
+            phone = Phone(watcher, backend_socket=path).dial()
+            assert phone.waits_for is not None
+            for _ in range(3):  # what would have failed has failed by then
+                await asyncio.sleep(0)
+            assert not phone.end.failed.done()
+            engine.accept()[0].close()
+            await phone.hang_up()
 
     play(scene)
 
@@ -233,17 +242,13 @@ def test_a_socket_file_whose_queue_is_full_can_be_given_up(play: Play, tmp_path:
     path = str(tmp_path / "llama.sock")
 
     async def scene(watcher: Poller) -> None:
-        with closing(socket.socket(socket.AF_UNIX)) as engine:
-            engine.bind(path)
-            engine.listen(0)
-            with closing(socket.socket(socket.AF_UNIX)) as other:
-                other.connect(path)
-                phone = Phone(watcher, backend_socket=path).dial()
-                assert phone.waits_for is not None
-                phone.waits_for.cancel()
-                await asyncio.sleep(2 * RETRY_SECONDS)
-                engine.accept()[0].close()
-                assert not phone.end.made.done()
-                assert not phone.end.failed.done()
+        with full_queue(path) as engine:
+            phone = Phone(watcher, backend_socket=path).dial()
+            assert phone.waits_for is not None
+            phone.waits_for.cancel()
+            await asyncio.sleep(2 * RETRY_SECONDS)
+            engine.accept()[0].close()
+            assert not phone.end.made.done()
+            assert not phone.end.failed.done()
 
     play(scene)

@@ -347,8 +347,8 @@ class ProxiedRequest:
 
     def _forward(self, exchange: Exchange, admission: Admission, now: float) -> None:
         """It has a slot from *now* on."""
+        exchange.runs_in = admission  # first, so that it is given back in any case
         exchange.on(_FORWARD)
-        exchange.runs_in = admission
         exchange.forwarded_at = now
         self._deadline = now + self._services.settings.request_timeout
 
@@ -377,9 +377,7 @@ class ProxiedRequest:
         try:
             self._forward(exchange, admission, self._services.clock.now())
             self._resume()
-        except (
-            Exception
-        ):  # a bug in the gateway; the slot is given back when the connection is lost
+        except Exception:  # a bug in the gateway; the slot is given back as the request ends
             self._client.on_bug()
 
     def on_refused(self, error: GatewayError) -> None:

@@ -15,7 +15,7 @@ from llama_gguf.access import keys
 from llama_gguf.access.authenticator import Authenticator
 from llama_gguf.access.keys import KeyRing
 from llama_gguf.cli.terminal import print_table
-from llama_gguf.config.settings import Settings
+from llama_gguf.config.schema import AuthSettings
 from llama_gguf.errors import Unauthorized
 from llama_gguf.http1.fields import RequestFields
 
@@ -35,7 +35,7 @@ def file_of(size: int, *, hashed: bool) -> str:
 
 def loaded(text: str) -> Authenticator:
     """An authenticator as in a gateway after a reload."""
-    principals = Authenticator(Settings(auth_failures_per_minute=0))
+    principals = Authenticator(AuthSettings(auth_failures_per_minute=0))
     principals.take(KeyRing.parse(text), ())
     return principals
 

@@ -9,7 +9,7 @@ import pytest
 from llama_gguf.access.authenticator import Authenticator, Principal
 from llama_gguf.access.keys import KeyRing
 from llama_gguf.access.moments import format_moment, parse_moment
-from llama_gguf.config.settings import Settings
+from llama_gguf.config.schema import AuthSettings
 from llama_gguf.errors import AdminKeyRequired
 from tests.support.fakes import NewRig, Rig
 from tests.support.keys import KEY, KEYS_TEXT, OTHER_KEY
@@ -131,7 +131,7 @@ def test_the_cost_of_replacing_keys_does_not_depend_on_their_number() -> None:
 
     def calls(count: int) -> int:
         ring = KeyRing.parse("".join(f"key-{n}:sk-{n:020}\n" for n in range(count)))
-        authenticator = Authenticator(Settings())
+        authenticator = Authenticator(AuthSettings())
         calls = 0
 
         def on_call(*_: object) -> None:
@@ -173,7 +173,7 @@ def test_a_request_that_is_not_counted_gets_the_current_rate_fields(new_rig: New
 
 
 def with_admins(*key_ids: str) -> Authenticator:
-    authenticator = Authenticator(Settings(admin_key_ids=key_ids))
+    authenticator = Authenticator(AuthSettings(admin_key_ids=key_ids))
     authenticator.take(KeyRing.parse(KEYS_TEXT), ())
     return authenticator
 
@@ -213,7 +213,7 @@ def test_the_next_expiry_is_that_of_the_next_key_to_expire(
     now: float, remaining: float | None
 ) -> None:
     lines = [f"k{n}:sk-{n}-0123456789abcdef::{format_moment(n)}" for n in (1000, 100)]
-    authenticator = Authenticator(Settings())
+    authenticator = Authenticator(AuthSettings())
     authenticator.take(KeyRing.parse("\n".join([*lines, f"alice:{KEY}"])), ())
 
     assert authenticator.next_expiry(now) == remaining

@@ -17,7 +17,7 @@ from llama_gguf.access import key_store as key_store_module
 from llama_gguf.access.authenticator import Authenticator
 from llama_gguf.access.key_store import KeyStore
 from llama_gguf.access.keys import LINES_PER_PAUSE, KeyRing
-from llama_gguf.config.settings import Settings
+from llama_gguf.config.schema import AuthSettings
 from llama_gguf.errors import ReloadFailed
 from llama_gguf.events import event_of, facts_of
 from llama_gguf.files import stamps
@@ -113,7 +113,7 @@ class Reader:
 
 
 def store_of(path: Path, results: list[str]) -> tuple[KeyStore, Reader]:
-    key_store = KeyStore(str(path), Authenticator(Settings()), results.append)
+    key_store = KeyStore(str(path), Authenticator(AuthSettings()), results.append)
     reader = Reader()
     key_store.off_the_loop = reader.read
     return key_store, reader
@@ -243,7 +243,7 @@ def test_a_large_file_is_read_with_pauses_for_the_loop(
     monkeypatch.setattr(
         key_store_module, "pause", lambda: reading_threads.append(threading.current_thread().name)
     )
-    key_store = KeyStore(str(path), Authenticator(Settings()), lambda _: None)
+    key_store = KeyStore(str(path), Authenticator(AuthSettings()), lambda _: None)
 
     assert asyncio.run(key_store.reload()) == 1000
     assert reading_threads == ["detached work"] * (1000 // LINES_PER_PAUSE)
@@ -265,7 +265,7 @@ def check(key_store: KeyStore, path: Path) -> bool:
 def watched(tmp_path: Path) -> tuple[KeyStore, Path, Authenticator]:
     path = tmp_path / "api_keys.txt"
     path.write_text(KEYS_TEXT)
-    authenticator = Authenticator(Settings())
+    authenticator = Authenticator(AuthSettings())
     key_store = KeyStore(str(path), authenticator, lambda _: None)
     key_store.load()
     return key_store, path, authenticator
@@ -308,7 +308,7 @@ def test_a_mounted_secret_whose_directory_is_switched_counts_as_replaced(tmp_pat
     data, path = tmp_path / "..data", tmp_path / "api_keys.txt"
     data.symlink_to("v1")
     path.symlink_to("..data/api_keys.txt")
-    authenticator = Authenticator(Settings())
+    authenticator = Authenticator(AuthSettings())
     key_store = KeyStore(str(path), authenticator, lambda _: None)
     key_store.load()
     (tmp_path / "..data_tmp").symlink_to("v2")
@@ -366,7 +366,7 @@ def test_a_file_whose_mode_changes_is_read(watched: Watched) -> None:
 
 def test_a_file_created_after_the_start_is_loaded(tmp_path: Path) -> None:
     path = tmp_path / "api_keys.txt"
-    authenticator = Authenticator(Settings())
+    authenticator = Authenticator(AuthSettings())
     key_store = KeyStore(str(path), authenticator, lambda _: None)
     with pytest.raises(ReloadFailed):
         key_store.load()
@@ -383,7 +383,7 @@ def test_a_changed_file_is_reloaded_without_a_request(
     monkeypatch.setattr(key_store_module, "LOOK_SECONDS", 0.001)
     path = tmp_path / "api_keys.txt"
     path.write_text(KEYS_TEXT)
-    authenticator = Authenticator(Settings())
+    authenticator = Authenticator(AuthSettings())
 
     async def changes() -> None:
         loaded = asyncio.Semaphore(0)
@@ -408,7 +408,7 @@ def test_the_watching_thread_ends_when_the_loop_is_closed(
 ) -> None:
     monkeypatch.setattr(key_store_module, "LOOK_SECONDS", 0.001)
     path = tmp_path / "api_keys.txt"
-    key_store = KeyStore(str(path), Authenticator(Settings()), lambda _: None)
+    key_store = KeyStore(str(path), Authenticator(AuthSettings()), lambda _: None)
 
     async def begin() -> None:
         key_store.watch()

@@ -7,7 +7,8 @@ import pytest
 from llama_gguf.access.keys import hashed
 from llama_gguf.cli import bench_facts
 from llama_gguf.cli.context import Context
-from llama_gguf.config import settings as settings_module
+from llama_gguf.config.load import load
+from llama_gguf.config.platform import resolve
 from llama_gguf.errors import UserError
 from llama_gguf_bench.connection import parse_target
 from llama_gguf_bench.options import Load, Options
@@ -31,8 +32,8 @@ def context(tmp_path: Path, **environ: str) -> Context:
     path = tmp_path / "keys.txt"
     path.write_text(KEYS)
     path.chmod(0o600)
-    loaded = settings_module.load({"AUTH_KEYS_FILE": str(path), "DATA_DIR": str(tmp_path)})
-    resolved = settings_module.resolve(loaded.settings, lambda path: True, "host")
+    loaded = load({"AUTH_KEYS_FILE": str(path), "DATA_DIR": str(tmp_path)})
+    resolved = resolve(loaded.settings, lambda path: True, "host")
     return Context(settings=resolved, sources=loaded.sources, environ=environ)
 
 

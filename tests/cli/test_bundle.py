@@ -7,7 +7,8 @@ import pytest
 
 from llama_gguf.cli import bundle
 from llama_gguf.cli.context import Context
-from llama_gguf.config.settings import load, resolve
+from llama_gguf.config.load import load
+from llama_gguf.config.platform import resolve
 from tests.support.processes import free_ports
 
 

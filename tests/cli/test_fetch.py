@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from llama_gguf.cli.fetch import fetch, progress_in, reporting
-from llama_gguf.config.settings import Settings, load, resolve
+from llama_gguf.config.load import load
+from llama_gguf.config.platform import resolve
+from llama_gguf.config.schema import ModelSettings
 from llama_gguf.errors import UserError
 from llama_gguf.models.landing import Meter
 from tests.support.file_server import FileServer
@@ -25,9 +27,9 @@ def server() -> Iterator[FileServer]:
         yield running
 
 
-def settings(folder: Path, model: str) -> Settings:
+def settings(folder: Path, model: str) -> ModelSettings:
     loaded = load({"DATA_DIR": str(folder), "MODEL_NAME": model})
-    return resolve(loaded.settings, lambda path: False, "host")
+    return resolve(loaded.settings, lambda path: False, "host").model
 
 
 def get(folder: Path, model: str, **environ: str) -> list[str]:

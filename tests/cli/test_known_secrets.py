@@ -9,7 +9,8 @@ import pytest
 
 from llama_gguf.cli.context import Context
 from llama_gguf.cli.known_secrets import gather, is_harmless
-from llama_gguf.config.settings import load, resolve
+from llama_gguf.config.load import load
+from llama_gguf.config.platform import resolve
 
 
 def found(folder: Path, environ: dict[str, str], **flags: str) -> tuple[set[str], list[str]]:

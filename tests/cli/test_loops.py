@@ -7,7 +7,7 @@ import pytest
 import uvloop
 
 from llama_gguf.cli.loops import gateway_loop, loop_factory
-from llama_gguf.config.settings import Settings
+from llama_gguf.config.schema import TlsSettings
 from llama_gguf.net.event_loop import TrafficLoop
 
 
@@ -25,7 +25,7 @@ def test_without_uvloop_asyncios_loop_is_used(monkeypatch: pytest.MonkeyPatch) -
 def test_a_gateways_loop_waits_in_the_poller_of_its_traffic(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert gateway_loop(Settings()) is TrafficLoop
-    assert gateway_loop(Settings(tls_cert_file="cert", tls_key_file="key")) is uvloop.Loop
+    assert gateway_loop(TlsSettings()) is TrafficLoop
+    assert gateway_loop(TlsSettings(tls_cert_file="cert", tls_key_file="key")) is uvloop.Loop
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert gateway_loop(Settings()) is uvloop.Loop
+    assert gateway_loop(TlsSettings()) is uvloop.Loop

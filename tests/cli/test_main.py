@@ -14,7 +14,7 @@ from llama_gguf.cli import pull
 from llama_gguf.cli.main import COMMANDS, main
 from llama_gguf.config import settings as settings_module
 
-SECRETS = [name for name, about in settings_module.ABOUT.items() if about.secret]
+SECRETS = [name for name, about in settings_module.SETTINGS.items() if about.secret]
 
 
 def left_with(*argv: str, environ: Mapping[str, str] | None = None) -> object:

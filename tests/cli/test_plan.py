@@ -7,16 +7,18 @@ import pytest
 
 from llama_gguf.cli import plan
 from llama_gguf.cli.terminal import download_meter
-from llama_gguf.config.settings import Settings, load, resolve
+from llama_gguf.config.load import load
+from llama_gguf.config.platform import resolve
+from llama_gguf.config.schema import ModelSettings
 from llama_gguf.errors import UserError
 from llama_gguf.models.model_file import read_model
 from llama_gguf.models.pull import KNOWN_FILES
 from tests.support.gguf_files import gguf, part
 
 
-def settings(data: Path, **variables: str) -> Settings:
+def settings(data: Path, **variables: str) -> ModelSettings:
     loaded = load({"DATA_DIR": str(data), **variables})
-    return resolve(loaded.settings, lambda path: False, "host")
+    return resolve(loaded.settings, lambda path: False, "host").model
 
 
 def model_at(path: Path, content: bytes) -> Path:
@@ -152,7 +154,7 @@ def test_a_dangling_link_is_not_a_missing_file(tmp_path: Path) -> None:
 
 def test_facts_come_from_the_file_and_contain_no_path(tmp_path: Path) -> None:
     model = read_model(str(model_at(tmp_path / "m.gguf", gguf())))
-    facts = plan.facts_of(model, settings(tmp_path, CTX="2048"), engine_version="b1")
+    facts = plan.facts_of(model, ctx=2048, engine_version="b1")
 
     assert facts["size_bytes"] == model.bytes
     assert facts["architecture"] == model.facts.architecture

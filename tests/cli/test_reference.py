@@ -10,6 +10,7 @@ import llama_gguf
 from llama_gguf.cli import reference
 from llama_gguf.cli.main import COMMANDS
 from llama_gguf.config import settings as settings_module
+from llama_gguf.config.load import load
 from llama_gguf.config.settings import Settings
 from llama_gguf.errors import GatewayError
 from llama_gguf.gateway import client_connection, lifecycle, upstream_connection
@@ -44,7 +45,7 @@ def test_every_setting_has_a_row_with_its_default() -> None:
     rows = [line.split(" | ") for line in reference.settings_page().splitlines()]
     found = {row[0].strip("| `"): row[1].strip("`") for row in rows if len(row) == 3}
 
-    for name in settings_module.FIELDS:
+    for name in settings_module.SETTINGS:
         default = settings_module.default_text(name)
         assert found[settings_module.variable(name)] == (default or "(empty)")
 
@@ -54,9 +55,9 @@ def test_the_example_has_the_defaults() -> None:
     values = [line[1:].split("=", 1) for line in lines if line[:1] == "#" and line[1:2] != " "]
 
     assert [name for name, _ in values] == [
-        settings_module.variable(n) for n in settings_module.FIELDS
+        settings_module.variable(n) for n in settings_module.SETTINGS
     ]
-    assert settings_module.load(dict(values)).settings == Settings()
+    assert load(dict(values)).settings == Settings.of()
 
 
 def test_every_line_of_the_example_is_commented_out() -> None:

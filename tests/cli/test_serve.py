@@ -12,7 +12,6 @@ import time
 import types
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from llama_gguf.cli.context import Context
 from llama_gguf.cli.main import main
 from llama_gguf.cli.serve import ready_text
 from llama_gguf.config import settings as settings_module
+from llama_gguf.config.load import load
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.status import EngineState, EngineStatus
 from tests.support.gguf_files import gguf
@@ -34,7 +34,7 @@ OTHER = "sk-another-secret-0"
 
 def settings(**values: object) -> Settings:
     chosen = {"host": "127.0.0.1", "auth_keys_file": "/data/api_keys.txt", **values}
-    return replace(Settings(), **chosen)  # type: ignore[arg-type]
+    return Settings.of(**chosen)
 
 
 class Desk:
@@ -259,7 +259,7 @@ def test_the_gateway_gets_the_settings_of_serve(values: dict[str, object]) -> No
         ours, context, creates_key=False, on_reopen=lambda: None
     )._gateway_environment()
 
-    theirs = settings_module.load(shown).settings
+    theirs = load(shown).settings
     for name in settings_module.USED_BY["gateway"]:
         assert getattr(theirs, name) == getattr(ours, name), name
 

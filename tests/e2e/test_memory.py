@@ -29,7 +29,13 @@ def engine() -> Engine:
 
 def reported_by(engine: Engine, settings: Settings, model_file: Path) -> tuple[float, float]:
     """MiB of the KV cache, and in total; it reports them before it loads the model."""
-    argv = engine_argv(engine.path, settings, model_path=str(model_file), alias="m")
+    argv = engine_argv(
+        engine.path,
+        settings.engine,
+        upstream=settings.upstream,
+        model_path=str(model_file),
+        alias="m",
+    )
     process = subprocess.Popen(
         [*argv, "-lv", "5"],
         env={**os.environ, **engine.environment_changes},
@@ -68,12 +74,11 @@ def reported_by(engine: Engine, settings: Settings, model_file: Path) -> tuple[f
 def test_the_computed_need_matches_the_engines(
     engine: Engine, model_file: Path, chosen: dict[str, Any]
 ) -> None:
-    settings = Settings(port_backend=free_port(), **chosen)
+    settings = Settings.of(port_backend=free_port(), **chosen)
     cache, everything = reported_by(engine, settings, model_file)
 
-    wanted = need(
-        read_model(str(model_file)).facts, options(settings, extra_args(settings), os.environ)
-    )
+    chosen_options = options(settings.engine, extra_args(settings.engine), os.environ)
+    wanted = need(read_model(str(model_file)).facts, chosen_options)
 
     assert wanted is not None
     assert wanted.kv / MIB == pytest.approx(cache, abs=0.01)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from llama_gguf.config.schema import EngineSettings
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.command import engine_argv, engine_environment, extra_args
 from llama_gguf.errors import UserError
@@ -13,8 +14,15 @@ from llama_gguf.errors import UserError
 SECRET = "gateway-Zq8vN2xLw5TfR7mB"
 
 
-def argv(settings: Settings) -> list[str]:
-    return engine_argv("/app/llama-server", settings, model_path="/m/a b.gguf", alias="a b")
+def argv(**values: object) -> list[str]:
+    settings = Settings.of(**values)
+    return engine_argv(
+        "/app/llama-server",
+        settings.engine,
+        upstream=settings.upstream,
+        model_path="/m/a b.gguf",
+        alias="a b",
+    )
 
 
 def value_of(flag: str, words: list[str]) -> str:
@@ -25,7 +33,7 @@ def value_of(flag: str, words: list[str]) -> str:
 
 
 def test_the_defaults_make_a_complete_command_line() -> None:
-    assert argv(Settings()) == [
+    assert argv() == [
         *("/app/llama-server", "--model", "/m/a b.gguf", "--alias", "a b"),
         *("--host", "127.0.0.1", "--port", "8080"),
         *("--ctx-size", "16384", "--n-gpu-layers", "99", "--metrics"),
@@ -33,41 +41,41 @@ def test_the_defaults_make_a_complete_command_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "flag", "value"),
+    ("values", "flag", "value"),
     [
-        (Settings(ctx=0), "--ctx-size", "0"),
-        (Settings(ngl=0), "--n-gpu-layers", "0"),
-        (Settings(threads=6), "--threads", "6"),
-        (Settings(parallel=8), "--parallel", "8"),
-        (Settings(port_backend=9931), "--port", "9931"),
-        (Settings(backend_host="::1"), "--host", "::1"),
+        ({"ctx": 0}, "--ctx-size", "0"),
+        ({"ngl": 0}, "--n-gpu-layers", "0"),
+        ({"threads": 6}, "--threads", "6"),
+        ({"parallel": 8}, "--parallel", "8"),
+        ({"port_backend": 9931}, "--port", "9931"),
+        ({"backend_host": "::1"}, "--host", "::1"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_setting_becomes_its_flag(settings: Settings, flag: str, value: str) -> None:
-    assert value_of(flag, argv(settings)) == value
+def test_a_setting_becomes_its_flag(values: dict[str, object], flag: str, value: str) -> None:
+    assert value_of(flag, argv(**values)) == value
 
 
 @pytest.mark.parametrize("flag", ["--threads", "--parallel"])
 def test_a_default_of_llama_server_has_no_flag(flag: str) -> None:
-    assert flag not in argv(Settings(threads=0, parallel=0))
+    assert flag not in argv(threads=0, parallel=0)
 
 
 def test_with_a_unix_socket_there_is_no_tcp_port() -> None:
-    words = argv(Settings(backend_socket="/run/llama.sock"))
+    words = argv(backend_socket="/run/llama.sock")
 
     assert value_of("--host", words) == "/run/llama.sock"
     assert "--port" not in words
 
 
 def test_extra_args_come_last_so_that_they_override() -> None:
-    words = argv(Settings(ctx=1024, extra_args="--ctx-size 2048 --flash-attn on"))
+    words = argv(ctx=1024, extra_args="--ctx-size 2048 --flash-attn on")
 
     assert words[-4:] == ["--ctx-size", "2048", "--flash-attn", "on"]
 
 
 def test_the_key_of_the_engine_is_never_in_argv() -> None:
-    assert not any(SECRET in word for word in argv(Settings(backend_api_key=SECRET)))
+    assert not any(SECRET in word for word in argv(backend_api_key=SECRET))
 
 
 # EXTRA_ARGS ---------------------------------------------------------------------------------------
@@ -91,13 +99,13 @@ def test_the_key_of_the_engine_is_never_in_argv() -> None:
 def test_extra_args_are_split_as_in_a_shell_and_nothing_is_executed(
     text: str, words: list[str]
 ) -> None:
-    assert extra_args(Settings(extra_args=text)) == words
+    assert extra_args(EngineSettings(extra_args=text)) == words
 
 
 @given(words=st.lists(st.text(st.characters(exclude_characters="\x00"), max_size=10)))
 def test_quoted_words_are_split_into_the_original_words(words: list[str]) -> None:
     assume(not any("-" in word for word in words))  # some flags are rejected
-    quoted = Settings(extra_args=shlex.join(["x", *words]))
+    quoted = EngineSettings(extra_args=shlex.join(["x", *words]))
 
     assert extra_args(quoted) == ["x", *words]
 
@@ -105,7 +113,7 @@ def test_quoted_words_are_split_into_the_original_words(words: list[str]) -> Non
 @pytest.mark.parametrize("text", ["--alias 'a", '--alias "a', "--alias a\\"])
 def test_an_unclosed_quote_is_a_bad_setting(text: str) -> None:
     with pytest.raises(UserError, match="EXTRA_ARGS") as caught:
-        extra_args(Settings(extra_args=text))
+        extra_args(EngineSettings(extra_args=text))
 
     assert caught.value.exit_status == 2
 
@@ -124,7 +132,7 @@ def test_an_unclosed_quote_is_a_bad_setting(text: str) -> None:
 )
 def test_a_secret_in_extra_args_is_rejected_and_not_repeated(text: str) -> None:
     with pytest.raises(UserError) as caught:
-        argv(Settings(extra_args=text))
+        argv(extra_args=text)
 
     assert caught.value.exit_status == 2
     assert SECRET not in str(caught.value)
@@ -143,7 +151,7 @@ def test_a_secret_in_extra_args_is_rejected_and_not_repeated(text: str) -> None:
 )
 def test_a_flag_that_would_separate_engine_and_gateway_is_rejected(text: str, instead: str) -> None:
     with pytest.raises(UserError, match=instead) as caught:
-        extra_args(Settings(extra_args=text))
+        extra_args(EngineSettings(extra_args=text))
 
     assert caught.value.exit_status == 2
 

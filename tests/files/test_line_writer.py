@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from llama_gguf.config.settings import Settings
+from llama_gguf.config.schema import LogSettings
 from llama_gguf.files.line_writer import OTHERS_LIVE_SECONDS, LogWriter, prune, stamped
 from llama_gguf.files.log_file import LogFile
 from llama_gguf.files.writer_thread import JOB_BYTES
 
 SECONDS = 10.0
-OURS = Settings(instance_id="box", log_backups=2)
+OURS = LogSettings(instance_id="box", log_backups=2)
 
 
 # Writing ------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from llama_gguf.config.settings import Settings
+from llama_gguf.config.schema import RouteSettings
 from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.gateway import endpoints
 from llama_gguf.http1.local_response import OwnAnswer
@@ -36,7 +36,7 @@ def answer(rig: Rig, target: str, *fields: str, method: str = "GET") -> OwnAnswe
 def test_reload_and_numbers_need_a_key_metrics_if_that_is_set_and_nothing_else(
     guards_metrics: bool,
 ) -> None:
-    settings = Settings(metrics_auth_enabled=guards_metrics)
+    settings = RouteSettings(metrics_auth_enabled=guards_metrics)
     guarded = {kind for kind in ANSWERED_HERE if endpoints.needs_key(kind, settings)}
 
     assert guarded == (FOR_KEYS | {Kind.METRICS} if guards_metrics else FOR_KEYS)

@@ -21,8 +21,9 @@ class Place:
         self.clock = Clock()
         self.loop = FakeLoop(self.clock)
         dialer = FakeDialer(self.loop, self._on_dial)
-        usual = Settings(**settings)  # type: ignore[arg-type]
-        self.pool = Pool(usual, EngineAddress.of(usual), self.loop, dialer.dial)
+        chosen = Settings.of(**settings)
+        address = EngineAddress.of(chosen.upstream)
+        self.pool = Pool(chosen.timeouts, address, self.loop, dialer.dial)
         self.dials: list[Dial] = []
         self.accepts = True
         self.connected: list[UpstreamConnection] = []

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llama_gguf.config.settings import Settings
+from llama_gguf.config.schema import ClientLimits, RouteSettings
 from llama_gguf.errors import HeadTooLarge, UriTooLong
 from llama_gguf.http1.fields import presented_key
 from llama_gguf.http1.parser import parse_request
@@ -12,8 +12,12 @@ from tests.support.keys import KEY
 from tests.support.messages import request
 
 
+def reader(limits: ClientLimits | None = None) -> RequestReader:
+    return RequestReader(limits or ClientLimits(), RouteSettings(), keep_credentials=False)
+
+
 def test_all_that_a_head_means_is_worked_out_at_once() -> None:
-    found = RequestReader(Settings()).understand(parse_request(request(body=b"")), b"")
+    found = reader().understand(parse_request(request(body=b"")), b"")
 
     assert found.route.label == "/v1/chat/completions"
     assert found.route.needs_slot
@@ -21,23 +25,22 @@ def test_all_that_a_head_means_is_worked_out_at_once() -> None:
 
 
 def test_the_number_of_fields_in_a_head_is_limited() -> None:
-    reader = RequestReader(Settings(max_headers=3))
+    limited = reader(ClientLimits(max_headers=3))
     few = parse_request(request("GET", "/ping", "a: b"))
-    assert reader.understand(few, b"").route.kind is Kind.PING
+    assert limited.understand(few, b"").route.kind is Kind.PING
 
     with pytest.raises(HeadTooLarge):
-        reader.understand(parse_request(request("GET", "/ping", "a: b", "c: d")), b"")
+        limited.understand(parse_request(request("GET", "/ping", "a: b", "c: d")), b"")
 
 
 def test_the_size_of_a_complete_head_is_limited() -> None:
-    reader = RequestReader(Settings())
     line = b"a: " + b"x" * 8000 + b"\r\n"
-    reader.check_size(b"GET / HTTP/1.1\r\n" + line * 8)
+    reader().check_size(b"GET / HTTP/1.1\r\n" + line * 8)
 
     with pytest.raises(HeadTooLarge):
-        reader.check_size(b"GET / HTTP/1.1\r\n" + line * 10)
+        reader().check_size(b"GET / HTTP/1.1\r\n" + line * 10)
 
 
 def test_a_request_line_has_one_as_well() -> None:
     with pytest.raises(UriTooLong):
-        RequestReader(Settings()).check_size(b"GET /" + b"x" * 9000)
+        reader().check_size(b"GET /" + b"x" * 9000)

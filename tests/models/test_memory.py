@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llama_gguf.config.settings import Settings
+from llama_gguf.config.schema import EngineSettings
 from llama_gguf.models.gguf import ModelFacts, read_facts
 from llama_gguf.models.memory import GPU_RESERVE_BYTES, Need, Options, need, options, place
 from tests.support.gguf_files import ARRAY, U32, Typed, gguf
@@ -116,7 +116,7 @@ def test_an_incomplete_header_gives_no_estimate(name: str) -> None:
 def options_of(
     words: str = "", environ: Mapping[str, str] | None = None, **settings: Any
 ) -> Options:
-    return options(Settings(**settings), words.split(), environ or {})
+    return options(EngineSettings(**settings), words.split(), environ or {})
 
 
 def test_without_extra_flags_the_settings_apply() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from llama_gguf.config.settings import Settings
+from llama_gguf.config.schema import UpstreamSettings
 from llama_gguf.net.connector import RETRY_SECONDS, Cancellable, Dialer
 from llama_gguf.net.poller import Poller
 from llama_gguf.net.transport import Transport
@@ -37,7 +37,7 @@ class Phone:
     """Dials, and keeps the result."""
 
     def __init__(self, watcher: Poller, **settings: Any) -> None:
-        self._dialer = Dialer(watcher, Settings(**settings))
+        self._dialer = Dialer(watcher, UpstreamSettings(**settings))
         self.end = End()
         self.waits_for: Cancellable | None = None
 

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from llama_gguf.config import settings
+from llama_gguf.config.load import load
 from llama_gguf.telemetry.metrics import METRICS
 
 ROOT: Final = Path(__file__).parents[2]
@@ -59,11 +60,11 @@ def environments() -> Iterator[tuple[str, Mapping[str, str]]]:
     "environ", [e for _, e in environments()], ids=[name for name, _ in environments()]
 )
 def test_a_template_uses_existing_settings_with_valid_values(environ: Mapping[str, str]) -> None:
-    known = {settings.variable(name) for name in settings.FIELDS}
+    known = {settings.variable(name) for name in settings.SETTINGS}
 
     assert environ
     assert set(environ) <= known
-    settings.load(environ)
+    load(environ)
 
 
 # Kubernetes ---------------------------------------------------------------------------------------
@@ -158,7 +159,7 @@ def test_a_compose_service_has_minimal_privileges_and_time_to_drain(name: str) -
 
     assert service["read_only"]
     assert service["cap_drop"] == ["ALL"]
-    drain = settings.Settings().drain_timeout
+    drain = settings.Settings.of().process.drain_timeout
     assert int(service["stop_grace_period"].removesuffix("s")) >= drain + 10
 
 
@@ -179,7 +180,7 @@ def test_prometheus_scrapes_the_services_of_compose() -> None:
     (lookup,) = job["dns_sd_configs"]
 
     assert set(lookup["names"]) == set(compose()["services"])
-    assert lookup["port"] == settings.Settings().port
+    assert lookup["port"] == settings.Settings.of().listen.port
 
 
 def test_the_metric_to_scale_on_exists() -> None:
@@ -275,4 +276,4 @@ def test_the_unit_has_time_to_drain() -> None:
     limit = re.search(r"^TimeoutStopSec=(\d+)$", UNIT.read_text(), re.MULTILINE)
 
     assert limit
-    assert int(limit[1]) >= settings.Settings().drain_timeout + 10
+    assert int(limit[1]) >= settings.Settings.of().process.drain_timeout + 10

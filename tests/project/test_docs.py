@@ -135,7 +135,7 @@ def _actions_help(words: list[str]) -> str:
 
 @pytest.mark.parametrize("page", WRITTEN, ids=name_of)
 def test_every_mentioned_variable_is_a_setting(page: Path) -> None:
-    settings = {settings_module.variable(name) for name in settings_module.FIELDS}
+    settings = {settings_module.variable(name) for name in settings_module.SETTINGS}
     sections = {name.split("_")[0] for name in settings}
     others = {"LLAMA_API_KEY", "HF_TOKEN", "AUTH_FAILURES_PER_MINUTE", "LLAMA_GGUF_COMPILE"}
     named = {

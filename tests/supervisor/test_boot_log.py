@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_gguf.config.settings import Settings
+from llama_gguf.config.schema import LogSettings
 from llama_gguf.supervisor import boot_log
 from llama_gguf.supervisor.boot_log import BootLog
 
@@ -19,8 +19,8 @@ def _everything_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
 
 
-def settings(folder: Path, **chosen: object) -> Settings:
-    return Settings(log_dir=str(folder), instance_id="box", **chosen)  # type: ignore[arg-type]
+def settings(folder: Path, **chosen: object) -> LogSettings:
+    return LogSettings(log_dir=str(folder), instance_id="box", **chosen)  # type: ignore[arg-type]
 
 
 def boot_logs(folder: Path) -> list[Path]:

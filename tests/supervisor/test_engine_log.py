@@ -6,19 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from llama_gguf.config.settings import Settings, load, resolve
+from llama_gguf.config.load import load
+from llama_gguf.config.platform import resolve
+from llama_gguf.config.schema import LogSettings
 from llama_gguf.supervisor import engine_log
 from llama_gguf.supervisor.engine_log import open_engine_log
 
 SECONDS = 10.0
 
 
-def settings(data: Path, **variables: str) -> Settings:
+def settings(data: Path, **variables: str) -> LogSettings:
     loaded = load({"DATA_DIR": str(data), "INSTANCE_ID": "box-7", **variables})
-    return resolve(loaded.settings, lambda path: False, "unused")
+    return resolve(loaded.settings, lambda path: False, "unused").logs
 
 
-def write(chosen: Settings, *lines: str) -> Path:
+def write(chosen: LogSettings, *lines: str) -> Path:
     log = open_engine_log(chosen)
     for line in lines:
         log.write(line)

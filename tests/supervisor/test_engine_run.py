@@ -70,8 +70,8 @@ class Rig:
     """An engine manager whose gateway, process and probe are controlled by the test."""
 
     def __init__(self, folder: Path, **overrides: Any) -> None:
-        usual = Settings(port_backend=free_ports(1)[0], log_dir=str(folder), instance_id="box")
-        self.settings = replace(usual, **overrides)
+        usual = {"port_backend": free_ports(1)[0], "log_dir": str(folder), "instance_id": "box"}
+        self.settings = Settings.of(**{**usual, **overrides})
         self.children: list[FakeChild] = []
         self.published: list[EngineStatus] = []
         self.finding = LOADS
@@ -288,7 +288,7 @@ def test_an_engine_that_cannot_be_restarted_has_died(tmp_path: Path) -> None:
 def test_a_port_that_another_process_has_taken_is_tried_again(tmp_path: Path) -> None:
     async def scenario(rig: Rig) -> None:
         await rig.start_ready()
-        with socket.create_server(("127.0.0.1", rig.settings.port_backend)):
+        with socket.create_server(("127.0.0.1", rig.settings.upstream.port_backend)):
             rig.child.die(1)
             await rig.pass_time(2.0)
             assert "The engine's port is taken." in rig.engine.status.last_exit

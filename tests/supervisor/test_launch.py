@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from llama_gguf.config.settings import Settings
+from llama_gguf.config.schema import UpstreamSettings
 from llama_gguf.errors import UserError
 from llama_gguf.supervisor.launch import check_address, remove_socket
 from tests.support.processes import free_ports
 
 
 def test_a_port_that_is_taken_at_the_start_is_a_users_error() -> None:
-    settings = Settings(port_backend=free_ports(1)[0])
+    settings = UpstreamSettings(port_backend=free_ports(1)[0])
 
     check_address(settings)
     with (
@@ -27,7 +27,7 @@ def test_a_stale_socket_is_removed(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
 
-    check_address(Settings(backend_socket=str(path)))
+    check_address(UpstreamSettings(backend_socket=str(path)))
 
     assert not path.exists()
 

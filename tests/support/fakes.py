@@ -425,7 +425,7 @@ class Rig:
         self.clock = Clock()
         self.loop = FakeLoop(self.clock)
         dialer = FakeDialer(self.loop, self._on_dial)
-        self.services = Services(Settings(**{**usual, **overrides}), self.loop, dialer.dial)
+        self.services = Services(Settings.of(**{**usual, **overrides}), self.loop, dialer.dial)
         self.services.clock.now = self.clock
         self.services.history = Ring(self.clock.now)
         self._records: list[Exchange] = []

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from llama_gguf.config.settings import Settings
 from llama_gguf.telemetry import usage_store
 from llama_gguf.telemetry.usage_store import LedgerFile, path_of
 from llama_gguf.telemetry.usage_totals import Ledger
@@ -403,6 +402,6 @@ def test_gateways_that_write_at_the_same_time_lose_nothing(path: Path) -> None:
     ],
 )
 def test_instances_that_share_a_folder_have_separate_files(instance: str, name: str) -> None:
-    path = path_of(Settings(data_dir="/data", instance_id=instance))
+    path = path_of("/data", instance)
 
     assert path == f"/data/usage/{name}"

@@ -10,7 +10,7 @@ from typing import Final
 
 from llama_gguf.access.keys import Key, KeyRing
 from llama_gguf.access.rate_limit import FailureLimit, SlidingWindow
-from llama_gguf.config.settings import Settings
+from llama_gguf.config.schema import AuthSettings
 from llama_gguf.errors import AdminKeyRequired, KeyExpired, Limited, Unauthorized
 from llama_gguf.http1 import local_response
 from llama_gguf.http1.fields import RequestFields, invalid_key, presented_key
@@ -62,13 +62,13 @@ class Authenticator:
     """Maps the key that a request presents to a principal, or rejects the request.
 
     Args:
-        settings: of the gateway.
+        settings: which keys there are, and what each may do.
     """
 
     ANONYMOUS: Final = Principal("-", None, None)
     """The principal of every request while authentication is off."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: AuthSettings) -> None:
         self._is_enabled = settings.auth_enabled
         self._in_authorization = settings.auth_header == "any"
         self._default_limit = settings.max_requests_per_minute

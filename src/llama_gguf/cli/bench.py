@@ -239,7 +239,7 @@ class Job:
 
 def _own_url(context: Context) -> str:
     settings = context.settings
-    return f"{settings.scheme}://127.0.0.1:{settings.port}"
+    return f"{settings.tls.scheme}://127.0.0.1:{settings.listen.port}"
 
 
 def _options(arguments: argparse.Namespace) -> Options:
@@ -336,7 +336,7 @@ def _run_overhead(job: Job) -> int:
 
 
 def _backend(job: Job) -> Target:
-    key = job.context.settings.backend_api_key
+    key = job.context.settings.upstream.backend_api_key
     backend = parse_target(job.arguments.overhead, key=key, ca_file=job.arguments.ca_file)
     hint = "Set BACKEND_API_KEY to llama-server's key, both here and for `serve`."
     return replace(backend, key_hint=hint)

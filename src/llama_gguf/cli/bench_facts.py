@@ -39,7 +39,7 @@ def endpoint_key(url: str, context: Context) -> str:
     if not is_here(url):
         return ""
     try:
-        text = key_file.read(context.settings.auth_keys_file)
+        text = key_file.read(context.settings.auth.auth_keys_file)
     except UserError:
         return ""
     return key_in(text, now=datetime.now(UTC).timestamp())

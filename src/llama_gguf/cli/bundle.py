@@ -64,14 +64,14 @@ def versions(context: Context) -> str:
 def settings(context: Context) -> str:
     rows = [context.complaint] if context.complaint else []
     for name, source in context.sources.items():
-        value = settings_module.masked(name, getattr(context.settings, name))
+        value = settings_module.masked(name, context.settings.value(name))
         rows.append(f"{settings_module.variable(name)}={value}  ({source})")
     return "\n".join(rows)
 
 
 def environment(context: Context) -> str:
     """The names of all variables, and the values of those that describe the machine."""
-    ours = {settings_module.variable(name) for name in settings_module.FIELDS}
+    ours = {settings_module.variable(name) for name in settings_module.SETTINGS}
     lines = []
     for name in sorted(context.environ):
         value = context.environ[name]
@@ -92,7 +92,7 @@ def checks(context: Context) -> str:
 def model(context: Context) -> str:
     from llama_gguf.cli import plan
 
-    found = plan.find_model(context.settings)
+    found = plan.find_model(context.settings.model)
     facts = found.facts
     rows = {name: getattr(facts, name) for name in facts.__slots__}
     return "\n".join([*found.parts, *(f"{name}: {value}" for name, value in rows.items())])
@@ -113,7 +113,7 @@ def engine(context: Context) -> str:
     from llama_gguf.engines import locate
 
     path = context.environ.get("PATH", os.defpath)
-    found = locate.locate(context.settings.llama_server, path, environ=context.environ)
+    found = locate.locate(context.settings.engine.llama_server, path, environ=context.environ)
     environ = {**context.environ, **found.environment_changes}
     outputs = [
         _output([found.path, flag], environ, path) for flag in ("--version", "--list-devices")
@@ -142,15 +142,16 @@ def kernel(context: Context) -> str:
 
 def disk(context: Context) -> str:
     chosen = context.settings
+    models, logs = chosen.model.models_dir, chosen.logs.log_dir
     parts = []
     for folder in dict.fromkeys(
-        (chosen.data_dir, chosen.models_dir, chosen.log_dir, "/tmp", "/", "/dev/shm")  # noqa: S108  # only inspected
+        (chosen.model.data_dir, models, logs, "/tmp", "/", "/dev/shm")  # noqa: S108  # only inspected
     ):
         parts += [f"{folder}: {_space(folder)}"]
-    for path in (chosen.auth_keys_file, chosen.tls_cert_file, chosen.tls_key_file):
+    for path in (chosen.auth.auth_keys_file, chosen.tls.tls_cert_file, chosen.tls.tls_key_file):
         parts += [_listed(path)] if path else []
-    parts += [f"\n{chosen.models_dir}:", *_listing(chosen.models_dir)]
-    parts += [f"\n{chosen.log_dir}:", *_listing(chosen.log_dir)]
+    parts += [f"\n{models}:", *_listing(models)]
+    parts += [f"\n{logs}:", *_listing(logs)]
     return "\n".join(parts)
 
 
@@ -159,9 +160,9 @@ def mounts(context: Context) -> str:
 
 
 def ports(context: Context) -> str:
-    chosen = context.settings
-    ours = {chosen.port: "PORT", chosen.port_health: "PORT_HEALTH"}
-    ours |= {} if chosen.backend_socket else {chosen.port_backend: "PORT_BACKEND"}
+    listen, upstream = context.settings.listen, context.settings.upstream
+    ours = {listen.port: "PORT", listen.port_health: "PORT_HEALTH"}
+    ours |= {} if upstream.backend_socket else {upstream.port_backend: "PORT_BACKEND"}
     running = processes.look()
     found = processes.listeners(running)
     lines = []
@@ -171,8 +172,8 @@ def ports(context: Context) -> str:
         lines.append(f"{one.address} {one.port}: {who} {ours.get(one.port, '')}".rstrip())
     free = ours.keys() - {one.port for one in found}
     lines += [f"{port}: not in use {ours[port]}" for port in sorted(free)]
-    if chosen.backend_socket:
-        lines.append(_listed(chosen.backend_socket))
+    if upstream.backend_socket:
+        lines.append(_listed(upstream.backend_socket))
     return "\n".join(lines)
 
 
@@ -221,7 +222,7 @@ SECTIONS: Final[Mapping[str, Callable[[Context], str]]] = {
 def logs(context: Context) -> Iterator[str]:
     """The paths of the newest logs of each folder, newest first."""
     newest: list[tuple[float, str]] = []
-    for folder, _, names in os.walk(context.settings.log_dir):
+    for folder, _, names in os.walk(context.settings.logs.log_dir):
         paths = [os.path.join(folder, name) for name in names if not name.endswith(".gz")]
         dated = [(os.stat(p).st_mtime, p) for p in paths if os.path.isfile(p)]
         newest += sorted(dated, reverse=True)[:MAX_LOGS_OF_FOLDER]

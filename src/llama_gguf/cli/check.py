@@ -24,6 +24,15 @@ from llama_gguf.cli.results import Level, Result
 from llama_gguf.cli.terminal import print_table, say
 from llama_gguf.config import settings as settings_module
 from llama_gguf.config.masking import mask_urls
+from llama_gguf.config.schema import (
+    AuthSettings,
+    EngineSettings,
+    ListenSettings,
+    LogSettings,
+    ModelSettings,
+    TlsSettings,
+    UpstreamSettings,
+)
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines import locate, machine, processes
 from llama_gguf.engines.command import engine_address, extra_args
@@ -56,7 +65,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     rows = [
         (
             settings_module.variable(name),
-            settings_module.masked(name, getattr(settings, name)),
+            settings_module.masked(name, settings.value(name)),
             source,
         )
         for name, source in sources.items()
@@ -104,19 +113,21 @@ def _row(result: Result) -> tuple[str, str, str]:
 
 def _results(settings: Settings, context: Context) -> Iterator[Result]:
     yield from facts(settings, context)
-    yield from _ports(settings)
+    yield from _ports(settings.listen, settings.upstream)
 
 
 def facts(settings: Settings, context: Context) -> Iterator[Result]:
     """The findings that do not disturb a running server."""
     path = context.environ.get("PATH", os.defpath)
     here = machine.look(path)
-    yield from _machine(here, settings)
-    yield _try("extra args", lambda: " ".join(extra_args(settings)) or "none")
-    yield _try("engine address", lambda: " ".join(engine_address(settings)))
-    yield from _engine(settings, context, here)
-    yield _try("TLS", lambda: _certificate(settings))
-    yield _keys(settings)
+    yield from _machine(here, settings.engine)
+    yield _disk(settings.model)
+    yield _logs(settings.logs)
+    yield _try("extra args", lambda: " ".join(extra_args(settings.engine)) or "none")
+    yield _try("engine address", lambda: " ".join(engine_address(settings.upstream)))
+    yield from _engine(settings.engine, settings.model, context=context, here=here)
+    yield _try("TLS", lambda: _certificate(settings.tls))
+    yield _keys(settings.auth)
 
 
 def _try(subject: str, check: Callable[[], str]) -> Result:
@@ -126,7 +137,7 @@ def _try(subject: str, check: Callable[[], str]) -> Result:
         return Result(subject, str(error), Level.WRONG)
 
 
-def _machine(here: machine.Machine, settings: Settings) -> Iterator[Result]:
+def _machine(here: machine.Machine, settings: EngineSettings) -> Iterator[Result]:
     yield Result("machine", f"{here.system}, {here.cpus} CPUs")
     limit = here.cpu_limit
     if limit is not None and limit < here.cpus and not settings.threads:
@@ -139,12 +150,16 @@ def _machine(here: machine.Machine, settings: Settings) -> Iterator[Result]:
     yield Result("gpu", "; ".join(here.gpus) or "none reported by nvidia-smi")
     memory = here.memory_available
     yield Result("memory", "unknown" if memory is None else f"{size_text(memory)} available")
+
+
+def _disk(settings: ModelSettings) -> Result:
     free = machine.free_disk(settings.data_dir)
-    yield Result("disk", "unknown" if free is None else f"{size_text(free)} free")
-    yield _logs(settings)
+    return Result("disk", "unknown" if free is None else f"{size_text(free)} free")
 
 
-def _engine(settings: Settings, context: Context, here: machine.Machine) -> Iterator[Result]:
+def _engine(
+    settings: EngineSettings, model: ModelSettings, *, context: Context, here: machine.Machine
+) -> Iterator[Result]:
     """The engine, whether it accepts EXTRA_ARGS, and whether the model fits into memory."""
     environ = context.environ
     devices: Sequence[locate.Device] | None = None
@@ -162,11 +177,11 @@ def _engine(settings: Settings, context: Context, here: machine.Machine) -> Iter
         yield from _unknown_flags(settings, engine, environ)
         devices = locate.devices_of(engine, environ)
         yield _devices(settings, devices, here)
-    yield from _model(settings, environ, devices=devices, here=here)
+    yield from _model(model, settings, environ=environ, devices=devices, here=here)
 
 
 def _unknown_flags(
-    settings: Settings, engine: locate.Engine, environ: Mapping[str, str]
+    settings: EngineSettings, engine: locate.Engine, environ: Mapping[str, str]
 ) -> Iterator[Result]:
     flags = locate.flags_of(engine, environ)
     with contextlib.suppress(UserError):  # already reported
@@ -176,7 +191,7 @@ def _unknown_flags(
 
 
 def _devices(
-    settings: Settings, devices: Sequence[locate.Device] | None, here: machine.Machine
+    settings: EngineSettings, devices: Sequence[locate.Device] | None, here: machine.Machine
 ) -> Result:
     if devices:
         return Result("engine's GPUs", ", ".join(device.name for device in devices))
@@ -189,9 +204,10 @@ def _devices(
 
 
 def _model(
-    settings: Settings,
-    environ: Mapping[str, str],
+    settings: ModelSettings,
+    engine: EngineSettings,
     *,
+    environ: Mapping[str, str],
     devices: Sequence[locate.Device] | None,
     here: machine.Machine,
 ) -> Iterator[Result]:
@@ -205,13 +221,13 @@ def _model(
         return
     yield Result("model", plan.model_text(model))
     with contextlib.suppress(UserError):  # EXTRA_ARGS cannot be split: already reported
-        chosen = options(settings, extra_args(settings), environ)
+        chosen = options(engine, extra_args(engine), environ)
         if devices is None and not here.gpus:
             devices = ()
         yield from fit.results(model.facts, chosen, devices=devices, here=here)
 
 
-def _fetching(settings: Settings) -> Result:
+def _fetching(settings: ModelSettings) -> Result:
     name, folder = mask_urls(settings.model_name), settings.models_dir
     wrong = _unwritable(folder)
     if wrong:
@@ -222,7 +238,7 @@ def _fetching(settings: Settings) -> Result:
     return Result("model", f"{text}, but {wrong}", Level.WRONG) if wrong else Result("model", text)
 
 
-def _logs(settings: Settings) -> Result:
+def _logs(settings: LogSettings) -> Result:
     wrong = _unwritable(settings.log_dir)
     if wrong:
         return Result("logs", f"not written: {wrong}", Level.NOTE)
@@ -238,14 +254,14 @@ def _unwritable(folder: str) -> str:
     return f"{folder or '.'} is not writable"
 
 
-def _ports(settings: Settings) -> Iterator[Result]:
+def _ports(listen_at: ListenSettings, upstream: UpstreamSettings) -> Iterator[Result]:
     try:
-        ports = plan.ports(settings)
+        ports = plan.ports(listen_at, upstream)
     except UserError as error:
         yield Result("ports", str(error), Level.WRONG)
         return
     for name, port in ports.items():
-        host = settings.backend_host if name == "port_backend" else settings.host
+        host = upstream.backend_host if name == "port_backend" else listen_at.host
         subject = settings_module.variable(name)
         yield _try(subject, functools.partial(_free, host, port, subject))
 
@@ -270,7 +286,7 @@ def _holder(port: int) -> str:
     return ""
 
 
-def _certificate(settings: Settings) -> str:
+def _certificate(settings: TlsSettings) -> str:
     if not settings.tls_cert_file:
         return "off: PORT serves plain HTTP"
     certificate = tls.load(settings.tls_cert_file, settings.tls_key_file)
@@ -281,7 +297,7 @@ def _certificate(settings: Settings) -> str:
     return f"{certificate.file}, valid until {certificate.valid_until:%Y-%m-%d %H:%M} UTC"
 
 
-def _keys(settings: Settings) -> Result:
+def _keys(settings: AuthSettings) -> Result:
     if not settings.auth_enabled:
         return Result(
             "keys", "AUTH_ENABLED is false: any client that can reach the port can use the model"

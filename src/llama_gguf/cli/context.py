@@ -21,4 +21,6 @@ class Context:
 
 def with_model(settings: Settings, model: str | None) -> Settings:
     """*settings* with MODEL from the command line, which takes precedence over both variables."""
-    return settings if model is None else replace(settings, model_name=model, model_path="")
+    if model is None:
+        return settings
+    return replace(settings, model=replace(settings.model, model_name=model, model_path=""))

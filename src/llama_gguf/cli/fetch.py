@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 from llama_gguf.config import settings as settings_module
-from llama_gguf.config.settings import Settings
+from llama_gguf.config.schema import ModelSettings
 from llama_gguf.errors import UserError
 from llama_gguf.models.landing import Meter, MeterFactory
 from llama_gguf.models.model_file import size_text
@@ -28,7 +28,9 @@ REPORT_SECONDS: Final = 0.5
 LAST_WORDS_SECONDS: Final = 1.0
 
 
-async def fetch(settings: Settings, environ: Mapping[str, str], on_progress: OnProgress) -> None:
+async def fetch(
+    settings: ModelSettings, environ: Mapping[str, str], on_progress: OnProgress
+) -> None:
     """Run `pull` for MODEL_NAME.
 
     Args:
@@ -64,9 +66,9 @@ async def fetch(settings: Settings, environ: Mapping[str, str], on_progress: OnP
         raise UserError("the model could not be fetched; see the reason above.")
 
 
-def _environ_of_pull(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
+def _environ_of_pull(settings: ModelSettings, environ: Mapping[str, str]) -> dict[str, str]:
     """*environ* with the two settings that matter. A URL may contain a login, so not in argv."""
-    ours = {settings_module.variable(name) for name in settings_module.FIELDS}
+    ours = {settings_module.variable(name) for name in settings_module.SETTINGS}
     return {name: value for name, value in environ.items() if name not in ours} | {
         "MODEL_NAME": settings.model_name,
         "MODELS_DIR": settings.models_dir,

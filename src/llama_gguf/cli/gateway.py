@@ -32,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, context: Context) -> int:
     settings = context.settings
-    logs.configure(settings.log_format)
+    logs.configure(settings.logs.log_format)
     if arguments.listen_fd is None:
-        listener = listen(settings.host, settings.port)
+        listener = listen(settings.listen.host, settings.listen.port)
     else:
         listener = adopt(arguments.listen_fd)
     channel = None if arguments.channel_fd is None else adopt(arguments.channel_fd)
@@ -47,5 +47,5 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     async def serve(listener: socket.socket) -> int:
         return await Gateway(settings, listener, channel).run()
 
-    with asyncio.Runner(loop_factory=gateway_loop(settings)) as runner, listener:
+    with asyncio.Runner(loop_factory=gateway_loop(settings.tls)) as runner, listener:
         return runner.run(serve(listener))

@@ -30,11 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, context: Context) -> int:
     del arguments
     settings = context.settings
-    logs.configure(settings.log_format)
+    logs.configure(settings.logs.log_format)
     state = EngineState.STARTING
 
     def status() -> int:
-        return 200 if settings.health_mode == "live" else HEALTH_STATUS[state]
+        return 200 if settings.listen.health_mode == "live" else HEALTH_STATUS[state]
 
     def take(finding: Finding) -> None:
         nonlocal state
@@ -46,15 +46,17 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         watching = None
-        if settings.health_mode == "ready":
+        if settings.listen.health_mode == "ready":
+            probe = Probe(settings.upstream)
             watching = loop.create_task(
-                watch(Probe(settings), take, ready_every=PROBE_SECONDS, else_every=PROBE_SECONDS)
+                watch(probe, take, ready_every=PROBE_SECONDS, else_every=PROBE_SECONDS)
             )
         await stop.wait()
         if watching is not None:
             watching.cancel()
 
-    server = HealthServer(listen(settings.host, settings.port_health, "PORT_HEALTH"), status)
+    host, port = settings.listen.host, settings.listen.port_health
+    server = HealthServer(listen(host, port, "PORT_HEALTH"), status)
     server.start()
     try:
         asyncio.run(serve())

@@ -100,7 +100,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, context: Context) -> int:
-    arguments.action(arguments, arguments.file or context.settings.auth_keys_file)
+    arguments.action(arguments, arguments.file or context.settings.auth.auth_keys_file)
     return 0
 
 

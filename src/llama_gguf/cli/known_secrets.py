@@ -17,7 +17,7 @@ from llama_gguf.config import masking
 from llama_gguf.config import settings as settings_module
 from llama_gguf.engines import processes
 
-_SETTINGS: Final = {settings_module.variable(name): name for name in settings_module.FIELDS}
+_SETTINGS: Final = {settings_module.variable(name): name for name in settings_module.SETTINGS}
 _FOLDERS: Final = frozenset({"PWD", "OLDPWD"})
 LOOK_SECONDS: Final = 30.0
 
@@ -28,7 +28,7 @@ def gather(context: Context) -> tuple[set[str], list[str]]:
     troubles: list[str] = []
     for what, look in (
         ("the environment", lambda: _of_environment(context)),
-        ("the keys file", lambda: _of_keys_file(context.settings.auth_keys_file)),
+        ("the keys file", lambda: _of_keys_file(context.settings.auth.auth_keys_file)),
         ("the stored login of huggingface_hub", lambda: _of_hub_login(context)),
         ("the processes", _of_processes),
     ):
@@ -50,15 +50,15 @@ def is_harmless(name: str, value: str) -> bool:
     """Whether a variable named like a secret contains none: one of our settings, or a path."""
     ours = _SETTINGS.get(name)
     if ours is not None:
-        return not settings_module.ABOUT[ours].secret
+        return not settings_module.SETTINGS[ours].secret
     return name in _FOLDERS or (value.startswith("/") and os.path.exists(value))
 
 
 def _of_environment(context: Context) -> Iterator[str]:
-    yield context.settings.backend_api_key
+    yield context.settings.upstream.backend_api_key
     yield from masking.secrets_of(context.environ, is_harmless)
     # Values given as flags are not in the environment.
-    for text in (context.settings.extra_args, context.settings.model_name):
+    for text in (context.settings.engine.extra_args, context.settings.model.model_name):
         yield from masking.secrets_of({"": text}, is_harmless)
 
 

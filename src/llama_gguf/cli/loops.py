@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from llama_gguf.config.settings import Settings
+from llama_gguf.config.schema import TlsSettings
 
 Loop = type[asyncio.AbstractEventLoop]
 
@@ -19,7 +19,7 @@ def loop_factory() -> Loop | None:
     return uvloop.Loop
 
 
-def gateway_loop(settings: Settings) -> Loop | None:
+def gateway_loop(settings: TlsSettings) -> Loop | None:
     """The gateway's loop, which waits in the poller of the traffic's sockets.
 
     With TLS, where the loop handles the client sockets itself, or without epoll: uvloop.

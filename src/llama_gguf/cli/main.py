@@ -25,6 +25,8 @@ from llama_gguf.cli.context import Context
 from llama_gguf.cli.entry import SERVERS
 from llama_gguf.cli.terminal import flush
 from llama_gguf.config import settings as settings_module
+from llama_gguf.config.load import load_usable
+from llama_gguf.config.platform import resolve
 from llama_gguf.errors import UserError
 
 COMMANDS: Final[Mapping[str, str]] = {
@@ -109,7 +111,7 @@ def _complaint(word: str, help_text: str) -> str:
     flag = word.partition("=")[0]
     if not flag.startswith("-"):
         return "too many arguments; see --help"
-    for name, about in settings_module.ABOUT.items():
+    for name, about in settings_module.SETTINGS.items():
         if about.secret and flag == settings_module.flag(name):
             variable = settings_module.variable(name)
             return f"{variable} can only be set in the environment: other users can read flags"
@@ -151,10 +153,10 @@ def top_parser() -> argparse.ArgumentParser:
 
 
 def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-    """Add a flag for each setting to *parser*. ``config.settings`` parses the values."""
+    """Add a flag for each setting to *parser*. ``config.load`` parses the values."""
     groups: dict[str, argparse._ArgumentGroup] = {}
     for name in names:
-        about = settings_module.ABOUT[name]
+        about = settings_module.SETTINGS[name]
         if about.secret:
             continue  # environment only: flags are visible in the process list
         if about.section not in groups:
@@ -176,8 +178,8 @@ def _context(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Conte
         for dest, value in vars(arguments).items()
         if dest.startswith("setting_") and value is not None
     }
-    loaded, complaint = settings_module.load_usable(environ, flags)
+    loaded, complaint = load_usable(environ, flags)
     for warning in loaded.warnings:
         sys.stderr.write(f"llama-gguf: warning: {warning}\n")
-    resolved = settings_module.resolve(loaded.settings, os.path.isdir, socket.gethostname())
+    resolved = resolve(loaded.settings, os.path.isdir, socket.gethostname())
     return Context(settings=resolved, sources=loaded.sources, environ=environ, complaint=complaint)

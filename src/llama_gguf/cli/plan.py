@@ -8,29 +8,31 @@ from collections.abc import Mapping
 
 from llama_gguf.access import key_file
 from llama_gguf.access.keys import KeyRing
-from llama_gguf.config.settings import Settings, variable
+from llama_gguf.config.schema import ListenSettings, ModelSettings, UpstreamSettings
+from llama_gguf.config.settings import variable
 from llama_gguf.errors import UserError
 from llama_gguf.models.landing import MeterFactory
 from llama_gguf.models.model_file import Model, read_model, resolve, size_text
 from llama_gguf.models.pull import KNOWN_FILES, find, is_fetchable, pull
 
 
-def ports(settings: Settings) -> dict[str, int]:
+def ports(listen: ListenSettings, upstream: UpstreamSettings) -> dict[str, int]:
     """The ports on which `serve` or its engine listens, by the setting's name.
 
     Raises:
         UserError: two are equal.
     """
-    names = ["port", "port_health"] + ([] if settings.backend_socket else ["port_backend"])
-    found: dict[str, int] = {name: getattr(settings, name) for name in names}
+    found = {"port": listen.port, "port_health": listen.port_health}
+    if not upstream.backend_socket:
+        found["port_backend"] = upstream.port_backend
     for port in found.values():
-        same = [variable(name) for name in names if found[name] == port]
+        same = [variable(name) for name, other in found.items() if other == port]
         if len(same) > 1:
             raise UserError(f"{' and '.join(same)} have the same port, {port}: choose another.", 2)
     return found
 
 
-def must_be_fetched(settings: Settings) -> bool:
+def must_be_fetched(settings: ModelSettings) -> bool:
     """Whether MODEL_NAME must be fetched by `pull` because it is not present yet.
 
     Raises:
@@ -42,7 +44,7 @@ def must_be_fetched(settings: Settings) -> bool:
     return find(name, settings.models_dir) is None
 
 
-def find_model(settings: Settings) -> Model:
+def find_model(settings: ModelSettings) -> Model:
     """The model that the settings name, its files checked.
 
     Raises:
@@ -60,7 +62,7 @@ def find_model(settings: Settings) -> Model:
 
 
 def fetch_model(
-    settings: Settings, environ: Mapping[str, str], meter_factory: MeterFactory
+    settings: ModelSettings, environ: Mapping[str, str], meter_factory: MeterFactory
 ) -> Model:
     """Fetch MODEL_NAME, and check the file.
 
@@ -92,7 +94,7 @@ def model_text(model: Model) -> str:
     return f"{model.path} ({', '.join(part for part in parts if part)})"
 
 
-def facts_of(model: Model, settings: Settings, *, engine_version: str) -> dict[str, str | int]:
+def facts_of(model: Model, *, ctx: int, engine_version: str) -> dict[str, str | int]:
     """The facts about model and engine in /health: no secret, no path."""
     facts = model.facts
     known = {
@@ -101,7 +103,7 @@ def facts_of(model: Model, settings: Settings, *, engine_version: str) -> dict[s
         "quantization": facts.quantization,
         "size_bytes": model.bytes,
         "trained_context": facts.context_length,
-        "context": settings.ctx,
+        "context": ctx,
         "engine_version": engine_version,
     }
     return {name: value for name, value in known.items() if value}

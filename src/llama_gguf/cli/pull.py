@@ -45,9 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, context: Context) -> int:
     """Fetch the model that *arguments* name, or list the known names."""
     if arguments.list:
-        _list(context.settings.models_dir, as_json=arguments.json)
+        _list(context.settings.model.models_dir, as_json=arguments.json)
         return 0
-    wanted = arguments.model or context.settings.model_name
+    wanted = arguments.model or context.settings.model.model_name
     if not wanted:
         raise UserError("Specify a model, as in `llama-gguf pull smollm2`, or use --list.", 2)
     meter_factory: MeterFactory = _no_meter if arguments.quiet else download_meter
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
         meter_factory = reporting(arguments.progress_fd, meter_factory)
     pulled = pull(
         wanted,
-        context.settings.models_dir,
+        context.settings.model.models_dir,
         meter_factory=meter_factory,
         environ=context.environ,
         name=arguments.name,
@@ -119,7 +119,7 @@ def _show(pulled: Pulled, wanted: str, *, context: Context, advises: bool) -> No
     name = wanted if wanted in CATALOGUE else os.path.basename(pulled.path)
     # `serve` needs the same folder, as a flag unless the environment or the default has it.
     folder = "".join(
-        f" --{setting.replace('_', '-')} {shlex.quote(getattr(context.settings, setting))}"
+        f" --{setting.replace('_', '-')} {shlex.quote(str(context.settings.value(setting)))}"
         for setting in ("data_dir", "models_dir")
         if context.sources[setting] == "flag"
     )

@@ -44,7 +44,7 @@ def settings_page() -> str:
         "overrides the default. An empty variable counts as not set. Durations are in seconds, "
         "sizes in bytes. `llama-gguf check` shows the effective values and their sources.\n",
     ]
-    for section, names in groupby(settings.FIELDS, lambda n: settings.ABOUT[n].section):
+    for section, names in groupby(settings.SETTINGS, lambda n: settings.SETTINGS[n].section):
         parts.append(f"## {section.capitalize()}\n")
         parts.append("| variable | default | meaning |\n|---|---|---|")
         parts += [_settings_row(name) for name in names]
@@ -54,9 +54,9 @@ def settings_page() -> str:
 
 def _settings_row(name: str) -> str:
     default = settings.default_text(name)
-    is_code = settings.ABOUT[name].shown_default is None and default
+    is_code = settings.SETTINGS[name].shown_default is None and default
     shown = f"`{default}`" if is_code else default or "(empty)"
-    return f"| `{settings.variable(name)}` | {shown} | {_cell(settings.ABOUT[name].text)} |"
+    return f"| `{settings.variable(name)}` | {shown} | {_cell(settings.SETTINGS[name].text)} |"
 
 
 def _cell(text: str) -> str:
@@ -71,10 +71,10 @@ def env_example() -> str:
         "# For `llama-gguf` itself, load it in a shell: `set -a; . ./.env; set +a`, with quotes",
         "# around values that contain spaces. Generated from code by `make reference`.",
     ]
-    for section, names in groupby(settings.FIELDS, lambda n: settings.ABOUT[n].section):
+    for section, names in groupby(settings.SETTINGS, lambda n: settings.SETTINGS[n].section):
         lines += ["", f"# --- {section}"]
         for name in names:
-            about = settings.ABOUT[name]
+            about = settings.SETTINGS[name]
             note = f" (default: {about.shown_default})" if about.shown_default else ""
             value = "" if about.shown_default else settings.default_text(name)
             lines += [f"# {about.text}{note}", f"#{settings.variable(name)}={value}"]

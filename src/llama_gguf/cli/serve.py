@@ -35,7 +35,9 @@ from llama_gguf.cli.context import Context, with_model
 from llama_gguf.cli.fetch import fetch
 from llama_gguf.cli.terminal import LoadMeter, download_meter, say
 from llama_gguf.config import settings as settings_module
-from llama_gguf.config.masking import mask_urls
+from llama_gguf.config.masking import MASK, mask_urls
+from llama_gguf.config.parsers import as_text
+from llama_gguf.config.platform import platform_of
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines import locate, machine
 from llama_gguf.engines.command import (
@@ -76,17 +78,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, context: Context) -> int:
     settings = with_model(context.settings, arguments.model)
-    logs.configure(settings.log_format)
-    if settings.debug_shell:
+    logs.configure(settings.logs.log_format)
+    if settings.process.debug_shell:
         return _hold(context.environ)
-    extra_args(settings)  # mistakes in these are reported before anything starts
-    engine_address(settings)
-    plan.ports(settings)
-    if settings.tls_cert_file:
-        tls.load(settings.tls_cert_file, settings.tls_key_file)
-    if not settings.backend_api_key:
-        settings = replace(settings, backend_api_key=f"gateway-{secrets.token_urlsafe(32)}")
-    with _early_stops() as is_stop_requested, BootLog(settings) as boot_log:
+    extra_args(settings.engine)  # mistakes in these are reported before anything starts
+    engine_address(settings.upstream)
+    plan.ports(settings.listen, settings.upstream)
+    if settings.tls.tls_cert_file:
+        tls.load(settings.tls.tls_cert_file, settings.tls.tls_key_file)
+    if not settings.upstream.backend_api_key:
+        key = f"gateway-{secrets.token_urlsafe(32)}"
+        settings = replace(settings, upstream=replace(settings.upstream, backend_api_key=key))
+    with _early_stops() as is_stop_requested, BootLog(settings.logs) as boot_log:
         return _Serving(
             settings,
             context,
@@ -151,17 +154,17 @@ class _Serving:
 
     def run(self) -> int:
         settings = self._settings
-        listener = listen(settings.host, settings.port)
-        health_listener = listen(settings.host, settings.port_health, "PORT_HEALTH")
+        listener = listen(settings.listen.host, settings.listen.port)
+        health_listener = listen(settings.listen.host, settings.listen.port_health, "PORT_HEALTH")
         health = HealthServer(health_listener, self._health_status)
         health.start()
         try:
-            check_address(settings)
+            check_address(settings.upstream)
             # All that can be checked now is checked before any process is started.
-            if not plan.must_be_fetched(settings):
-                self._model = plan.find_model(settings)
+            if not plan.must_be_fetched(settings.model):
+                self._model = plan.find_model(settings.model)
             self._engine = self._locate()
-            if self._creates_key and settings.auth_enabled:
+            if self._creates_key and settings.auth.auth_enabled:
                 self._create_key()
             with _no_children_left(), asyncio.Runner() as runner:
                 self._supervisor = Supervisor(
@@ -181,21 +184,21 @@ class _Serving:
             health.stop()
 
     def _health_status(self) -> int:
-        if self._settings.health_mode == "live":
+        if self._settings.listen.health_mode == "live":
             return 200
         return 204 if self._supervisor is None else HEALTH_STATUS[self._supervisor.health_state]
 
     def _locate(self) -> locate.Engine:
         environ = self._context.environ
         return locate.locate(
-            self._settings.llama_server, environ.get("PATH", os.defpath), environ=environ
+            self._settings.engine.llama_server, environ.get("PATH", os.defpath), environ=environ
         )
 
     def _gateway_environment(self) -> dict[str, str]:
         """Our environment with explicit settings, since the gateway does not get our flags."""
         settings = self._settings
         spelt_out = {
-            settings_module.variable(name): settings_module.as_text(getattr(settings, name))
+            settings_module.variable(name): as_text(settings.value(name))
             for name in settings_module.USED_BY["gateway"]
         }
         return {**self._context.environ, **spelt_out}
@@ -203,7 +206,7 @@ class _Serving:
     def _create_key(self) -> None:
         from llama_gguf.cli.keys import create_key
 
-        path = self._settings.auth_keys_file
+        path = self._settings.auth.auth_keys_file
         if not len(plan.keys_in(path)):
             self._new_key = create_key(path, name="default")
             say(f"A new API key, shown only once and stored in {path}:\n\n    {self._new_key}\n")
@@ -213,20 +216,26 @@ class _Serving:
     async def _prepare(self) -> Launch:
         """Fetch the model if necessary, and log what is served; slow, so off the event loop."""
         if self._model is None:
-            await fetch(self._settings, self._context.environ, self._show_progress)
+            await fetch(self._settings.model, self._context.environ, self._show_progress)
         return await run_detached(self._prepare_slowly)
 
     def _prepare_slowly(self) -> Launch:
         settings, environ = self._settings, self._context.environ
         if self._model is None:  # the fetch child is done, so this only finds the file
-            self._model = plan.fetch_model(settings, environ, download_meter)
+            self._model = plan.fetch_model(settings.model, environ, download_meter)
         version = locate.version(self._engine, environ) or "unknown"
         self._log_boot(self._model, version)
         alias = plan.alias_of(self._model)
-        argv = engine_argv(self._engine.path, settings, model_path=self._model.path, alias=alias)
+        argv = engine_argv(
+            self._engine.path,
+            settings.engine,
+            upstream=settings.upstream,
+            model_path=self._model.path,
+            alias=alias,
+        )
         child_environ, kept_back = engine_environment(
             environ,
-            api_key=settings.backend_api_key,
+            api_key=settings.upstream.backend_api_key,
             changes=self._engine.environment_changes,
         )
         if kept_back:
@@ -240,16 +249,16 @@ class _Serving:
             "Starting llama-server: {command}",
             command=mask_urls(shlex.join(argv)),
         )
-        facts = plan.facts_of(self._model, settings, engine_version=version)
+        facts = plan.facts_of(self._model, ctx=settings.engine.ctx, engine_version=version)
         return Launch(argv, child_environ, self._model.bytes, facts)
 
     def _log_boot(self, model: Model, version: str) -> None:
-        settings, environ = self._settings, self._context.environ
+        data_dir, environ = self._settings.model.data_dir, self._context.environ
         here = machine.look(environ.get("PATH", os.defpath))
-        disk = machine.free_disk(settings.data_dir)
+        disk = machine.free_disk(data_dir)
         rows = {
             "version": f"llama-gguf {__version__}, {here.system}",
-            "platform": f"{settings_module.platform_of(settings)}; DATA_DIR={settings.data_dir}",
+            "platform": f"{platform_of(data_dir)}; DATA_DIR={data_dir}",
             "engine": f"{self._engine.path} ({self._engine.source}), version {version}",
             "model": plan.model_text(model),
             "gpu": here.gpu_text,
@@ -264,7 +273,7 @@ class _Serving:
     def _chosen_settings(self) -> str:
         return " ".join(
             f"{settings_module.variable(name)}="
-            f"{settings_module.masked(name, getattr(self._settings, name))}"
+            f"{settings_module.masked(name, self._settings.value(name))}"
             for name, source in self._context.sources.items()
             if source != "default"
         )
@@ -313,9 +322,12 @@ def ready_text(settings: Settings, *, model: str, new_key: str) -> str:
         model: the name that clients use.
         new_key: a key that was just created; without one, the commands read one from the file.
     """
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
-    url = f"{settings.scheme}://{f'[{host}]' if ':' in host else host}:{settings.port}"
-    key = new_key or (_key_command(settings.auth_keys_file) if settings.auth_enabled else "none")
+    host, port = settings.listen.host, settings.listen.port
+    host = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104
+    url = f"{settings.tls.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+    key = new_key or (
+        _key_command(settings.auth.auth_keys_file) if settings.auth.auth_enabled else "none"
+    )
     export = f'export API_KEY="{key}"\n' if key.startswith("$") else ""
     imports = "import os\n" if export else ""
     python_key = 'os.environ["API_KEY"]' if export else json.dumps(key)
@@ -323,7 +335,7 @@ def ready_text(settings: Settings, *, model: str, new_key: str) -> str:
     # Not indented, since the end of a pasted here-document must begin its line.
     return f"""
 Ready: {url}/v1 serves {model}
-{_TLS_ADVICE if settings.tls_cert_file else ""}
+{_TLS_ADVICE if settings.tls.tls_cert_file else ""}
 # Try it with curl:
 
 curl {url}/v1/chat/completions \\
@@ -367,7 +379,7 @@ def _hold(environ: Mapping[str, str]) -> int:
     """DEBUG_SHELL: show the environment without secrets, keep the container running, exit."""
     for name in sorted(environ):
         hidden = _SECRET_NAME.search(name)
-        say(f"{name}={settings_module.MASK if hidden else mask_urls(environ[name])}")
+        say(f"{name}={MASK if hidden else mask_urls(environ[name])}")
     say(f"DEBUG_SHELL: waiting for {DEBUG_SHELL_SECONDS} s.")
     time.sleep(DEBUG_SHELL_SECONDS)
     return 0

@@ -15,14 +15,17 @@ MAX_ANSWER_BYTES: Final = 1 << 20
 
 def server(context: Context) -> str:
     """What a running server reports about itself: each request with its response or its error."""
-    chosen = context.settings
+    listen, upstream = context.settings.listen, context.settings.upstream
+    has_tls = bool(context.settings.tls.tls_cert_file)
     requests = [
-        (_Connection(chosen.host, chosen.port, tls=bool(chosen.tls_cert_file)), path)
+        (_Connection(listen.host, listen.port, tls=has_tls), path)
         for path in ("/ping", "/health", "/metrics", "/metrics?format=prometheus")
     ]
-    requests.append((_Connection(chosen.host, chosen.port_health), "/"))
+    requests.append((_Connection(listen.host, listen.port_health), "/"))
     # /slots, and in older builds /metrics, would wake a sleeping engine.
-    backend = _Connection(chosen.backend_host, chosen.port_backend, path=chosen.backend_socket)
+    backend = _Connection(
+        upstream.backend_host, upstream.port_backend, path=upstream.backend_socket
+    )
     requests.append((backend, "/health"))
     return "\n\n".join(_get(connection, path) for connection, path in requests)
 

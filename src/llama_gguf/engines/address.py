@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llama_gguf.config.settings import Settings
+from llama_gguf.config.schema import UpstreamSettings
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -24,7 +24,7 @@ class EngineAddress:
     api_key: str = ""
 
     @classmethod
-    def of(cls, settings: Settings) -> EngineAddress:
+    def of(cls, settings: UpstreamSettings) -> EngineAddress:
         return cls(
             settings.backend_host,
             settings.port_backend,

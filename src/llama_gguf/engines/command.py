@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Final
 
-from llama_gguf.config.settings import Settings
+from llama_gguf.config.schema import EngineSettings, UpstreamSettings
 from llama_gguf.errors import UserError
 
 # Variables that an image or a platform may have set, and that would expose the engine, change
@@ -40,16 +40,24 @@ _NOT_EXTRA: Final[Mapping[str, tuple[str, str]]] = {
 _SECRETS: Final = frozenset({"BACKEND_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})
 
 
-def engine_argv(binary: str, settings: Settings, *, model_path: str, alias: str) -> list[str]:
+def engine_argv(
+    binary: str,
+    settings: EngineSettings,
+    *,
+    upstream: UpstreamSettings,
+    model_path: str,
+    alias: str,
+) -> list[str]:
     """The command line of llama-server. No secret is ever in it.
 
     Args:
         binary: path of llama-server.
         settings: NGL, CTX, and so on.
+        upstream: the address on which it listens.
         model_path: the GGUF file, or the first of its parts.
         alias: the name that ``/v1/models`` shows instead of a path.
     """
-    argv = [binary, "--model", model_path, "--alias", alias, *engine_address(settings)]
+    argv = [binary, "--model", model_path, "--alias", alias, *engine_address(upstream)]
     argv += ["--ctx-size", str(settings.ctx), "--n-gpu-layers", str(settings.ngl)]
     if settings.threads:
         argv += ["--threads", str(settings.threads)]
@@ -58,7 +66,7 @@ def engine_argv(binary: str, settings: Settings, *, model_path: str, alias: str)
     return [*argv, "--metrics", *extra_args(settings)]
 
 
-def engine_address(settings: Settings) -> list[str]:
+def engine_address(settings: UpstreamSettings) -> list[str]:
     """The flags with the address on which llama-server listens.
 
     Raises:
@@ -76,7 +84,7 @@ def engine_address(settings: Settings) -> list[str]:
     return ["--host", path]
 
 
-def extra_args(settings: Settings) -> list[str]:
+def extra_args(settings: EngineSettings) -> list[str]:
     """EXTRA_ARGS as a shell would split them.
 
     Raises:

@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Final
 
-from llama_gguf.config.settings import Settings
+from llama_gguf.config.schema import UpstreamSettings
 from llama_gguf.engines.status import EngineState
 
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r]")
@@ -56,7 +56,7 @@ class Probe:
         timeout: seconds for one probe.
     """
 
-    def __init__(self, settings: Settings, *, timeout: float = 5.0) -> None:
+    def __init__(self, settings: UpstreamSettings, *, timeout: float = 5.0) -> None:
         self._settings = settings
         self._timeout = timeout
         self._known: Finding | None = None

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
-from llama_gguf.config.settings import Settings
+from llama_gguf.config.schema import LogSettings
 from llama_gguf.files.log_file import LogFile
 from llama_gguf.files.writer_thread import WriterThread
 
@@ -75,13 +75,13 @@ class LogWriter:
         self._echo(line)
 
 
-def stamped(settings: Settings, folder: str, kind: str) -> str:
+def stamped(settings: LogSettings, folder: str, kind: str) -> str:
     """The path of a new log in *folder*: the time, its *kind* and the instance."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     return os.path.join(folder, f"{stamp}_{kind}_{settings.instance_id}.log")
 
 
-def prune(settings: Settings, folder: str, kind: str, *, but: str) -> None:
+def prune(settings: LogSettings, folder: str, kind: str, *, but: str) -> None:
     """Remove the oldest logs of *kind* in *folder*: LOG_BACKUPS remain, in addition to *but*.
 
     Several instances may share the folder. Logs that another may still write to are kept.
@@ -94,7 +94,7 @@ def prune(settings: Settings, folder: str, kind: str, *, but: str) -> None:
 
 
 def _surplus(
-    found: Iterable[os.DirEntry[str]], settings: Settings, kind: str, but: str
+    found: Iterable[os.DirEntry[str]], settings: LogSettings, kind: str, but: str
 ) -> list[os.DirEntry[str]]:
     old = [e for e in found if e.path != but]
     old.sort(key=lambda e: e.stat().st_mtime, reverse=True)

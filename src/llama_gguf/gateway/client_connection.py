@@ -141,7 +141,7 @@ class ClientConnection(Client):
         self.network = network_of(self.address)
         self.transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
         services = self._services
-        self._deadline = services.clock.now() + services.settings.client_header_timeout
+        self._deadline = services.clock.now() + services.limits.client_header_timeout
         services.connections.add(self)
         if len(services.connections) > services.connections.limit:
             self._refuse(QueueFull("Too many connections.", retry_after=1.0, close=True))
@@ -238,7 +238,7 @@ class ClientConnection(Client):
             else:
                 self._close()
         elif self.is_write_paused:
-            self._deadline = now + self._services.settings.keepalive_timeout
+            self._deadline = now + self._services.limits.keepalive_timeout
             self.check_reader()
         elif self._received:
             self._refuse(RequestTimeout("The request head did not arrive in time.", close=True))
@@ -287,7 +287,7 @@ class ClientConnection(Client):
         if received and self._state is _IDLE:
             self._to(_OPENED)
             self._deadline = (
-                self._services.clock.now() + self._services.settings.client_header_timeout
+                self._services.clock.now() + self._services.limits.client_header_timeout
             )
 
     def _without_skipped(self, received: bytes) -> bytes:
@@ -353,7 +353,7 @@ class ClientConnection(Client):
             return
         services = self._services
         principal = Authenticator.ANONYMOUS
-        if endpoints.needs_key(route.kind, services.settings):
+        if endpoints.needs_key(route.kind, services.routes):
             principal = self.authenticate(exchange)
             exchange.key_id = principal.key_id
             exchange.rate_fields = principal.fields_at(exchange.started_at)
@@ -507,7 +507,7 @@ class ClientConnection(Client):
         if not self.keep_alive:
             self._part()
             return
-        self._deadline = exchange.ended_at + self._services.settings.keepalive_timeout
+        self._deadline = exchange.ended_at + self._services.limits.keepalive_timeout
         if self._received or self.is_write_paused:
             self._to(_HELD)
             if not self.is_write_paused:
@@ -596,7 +596,7 @@ class ClientConnection(Client):
     def _close(self) -> None:
         """Close once the client has taken what was written; but do not wait for ever for that."""
         self._discard_input()
-        self._deadline = self._services.clock.now() + self._services.settings.client_header_timeout
+        self._deadline = self._services.clock.now() + self._services.limits.client_header_timeout
         self.transport.close()
 
     def reset(self) -> None:

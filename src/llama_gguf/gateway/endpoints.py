@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from llama_gguf import __version__
 from llama_gguf.access.authenticator import Authenticator, Principal
-from llama_gguf.config.settings import Settings
+from llama_gguf.config.schema import RouteSettings
 from llama_gguf.engines.status import HEALTH_STATUS, EngineState
 from llama_gguf.gateway import dashboard
 from llama_gguf.http1 import local_response
@@ -40,7 +40,7 @@ HELD_TIMES: Final = 20
 as long: scrapes, which need no key, take no more than a twentieth of the loop's time."""
 
 
-def needs_key(kind: Kind, settings: Settings) -> bool:
+def needs_key(kind: Kind, settings: RouteSettings) -> bool:
     return kind in _FOR_KEYS or (kind is Kind.METRICS and settings.metrics_auth_enabled)
 
 
@@ -65,7 +65,7 @@ def answer(
         case Kind.USAGE:
             return dashboard.usage(principal, services)
         case Kind.DASHBOARD:
-            needs_keys = services.settings.auth_enabled
+            needs_keys = services.auth.auth_enabled
             return dashboard.page(request.route.label, needs_keys=needs_keys)
         case Kind.DASHBOARD_DATA:
             return dashboard.data(_facts(services), principal, services)
@@ -106,7 +106,7 @@ def _facts(services: Services) -> dict[str, object]:
         },
         "model": {"name": engine.model, **facts},
         "slots": {"used": services.admission.running, "total": services.admission.slots},
-        "queue": {"length": services.admission.queued, "size": services.settings.max_queue_size},
+        "queue": {"length": services.admission.queued, "size": services.queue.max_queue_size},
         "version": __version__,
         "uptime_seconds": round(services.clock.now() - services.clock.started_at, 1),
     }

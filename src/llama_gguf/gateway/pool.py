@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from llama_gguf.config.settings import Settings
+from llama_gguf.config.schema import TimeoutSettings
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.errors import UpstreamError, UpstreamRefused
 from llama_gguf.gateway.upstream_connection import Phase, UpstreamConnection
@@ -45,7 +45,7 @@ class Pool:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: TimeoutSettings,
         address: EngineAddress,
         loop: asyncio.AbstractEventLoop,
         dial: Dial,

@@ -245,7 +245,7 @@ class ProxiedRequest:
                 exchange.rate_fields = principal.fields_at(exchange.started_at)
         if services.connections.is_draining:
             raise services.connections.draining()
-        if length > services.settings.max_request_body_size:
+        if length > services.limits.max_request_body_size:
             self._check_size(length)
 
     def _authenticate(self, length: int) -> Principal:
@@ -289,10 +289,10 @@ class ProxiedRequest:
         return self._body
 
     def _set_body_deadline(self) -> None:
-        self._deadline = self._services.clock.now() + self._services.settings.client_body_timeout
+        self._deadline = self._services.clock.now() + self._services.limits.client_body_timeout
 
     def _check_size(self, size: int) -> None:
-        largest = self._services.settings.max_request_body_size
+        largest = self._services.limits.max_request_body_size
         if size > largest:
             raise PayloadTooLarge(f"The request body is larger than {largest} bytes.", close=True)
 
@@ -341,7 +341,7 @@ class ProxiedRequest:
         if exchange.state is State.READING:
             exchange.on(Event.QUEUE)
         exchange.queued_at = exchange.queued_at or now
-        self._deadline = now + services.settings.max_queue_wait
+        self._deadline = now + services.queue.max_queue_wait
         self._reserve(exchange.bytes_in)
         return False
 
@@ -350,7 +350,7 @@ class ProxiedRequest:
         exchange.runs_in = admission  # first, so that it is given back in any case
         exchange.on(_FORWARD)
         exchange.forwarded_at = now
-        self._deadline = now + self._services.settings.request_timeout
+        self._deadline = now + self._services.timeouts.request_timeout
 
     def _not_admitted(self, verdict: Verdict) -> GatewayError:
         services = self._services
@@ -527,17 +527,17 @@ class ProxiedRequest:
         if upstream is not None and upstream.bytes_passed != self._seen:
             self._seen = upstream.bytes_passed
             services.engine.responded_at = now
-            self._deadline = now + services.settings.request_timeout
-        limit, forwarded_at = services.settings.max_request_duration, self._exchange.forwarded_at
+            self._deadline = now + services.timeouts.request_timeout
+        limit, forwarded_at = services.timeouts.max_request_duration, self._exchange.forwarded_at
         if limit and forwarded_at and now >= forwarded_at + limit:
             self._give_up(UpstreamTimeout("The response took longer than MAX_REQUEST_DURATION."))
         elif now >= self._deadline:
             self._on_deadline(now)
-        elif services.settings.sse_keepalive:
+        elif services.timeouts.sse_keepalive:
             self._keep_alive(now)
 
     def _on_deadline(self, now: float) -> None:
-        timeout = self._services.settings.request_timeout
+        timeout = self._services.timeouts.request_timeout
         match self._exchange.state:
             case State.READING:
                 self._interrupt(
@@ -571,7 +571,7 @@ class ProxiedRequest:
     def _keep_alive(self, now: float) -> None:
         """Send a sign of life on a stream that has been silent for SSE_KEEPALIVE."""
         exchange, early = self._exchange, self._early
-        horizon = now - self._services.settings.sse_keepalive
+        horizon = now - self._services.timeouts.sse_keepalive
         if early is not None:
             if exchange.is_open and early.sent_at <= horizon and not self._client.is_write_paused:
                 early.wait(now)

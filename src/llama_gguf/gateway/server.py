@@ -61,8 +61,8 @@ class Gateway:
     ) -> None:
         self._settings = settings
         self._tls = (
-            ServerContext(settings.tls_cert_file, settings.tls_key_file)
-            if settings.tls_cert_file
+            ServerContext(settings.tls.tls_cert_file, settings.tls.tls_key_file)
+            if settings.tls.tls_cert_file
             else None
         )
         self._certificate_lock = asyncio.Lock()
@@ -78,7 +78,7 @@ class Gateway:
         self._has_failed = False
         loop = asyncio.get_running_loop()
         self._poller = poller(loop)
-        self.services = Services(settings, loop, Dialer(self._poller, settings).dial)
+        self.services = Services(settings, loop, Dialer(self._poller, settings.upstream).dial)
         self._control = None if channel is None else Control(self.services, channel)
 
     async def run(self) -> int:
@@ -87,10 +87,10 @@ class Gateway:
         Returns:
             The exit status: 1 when a task of the gateway's own has failed, else 0.
         """
-        services = self.services
+        settings, services = self._settings, self.services
         loop = services.loop
         services.access_log.start()
-        ledger_file = LedgerFile(path_of(self._settings))
+        ledger_file = LedgerFile(path_of(settings.model.data_dir, settings.logs.instance_id))
         services.recorder.ledger = ledger_file.load(wall_now())
         self._load_keys_at_start()
         self._apply_file_limit()
@@ -98,12 +98,12 @@ class Gateway:
             loop.add_signal_handler(number, handler)
         server = self._listen()
         self.life.on(Event.LISTENS)
-        url = f"{self._settings.scheme}://{_address(self._listener)}"
+        url = f"{self._settings.tls.scheme}://{_address(self._listener)}"
         _log.info("gateway_listens", "The gateway listens on {url}", url=url)
         self._start(self._follow_engine(), "follow the engine")
         self._start(services.engine_reader.run(), "read the engine's metrics")
         self._start(ledger_file.keep(services.recorder.ledger), "keep the usage")
-        if self._settings.auth_enabled:
+        if self._settings.auth.auth_enabled:
             services.key_store.watch()
         self._ticked_at = services.clock.now()
         self._ticking = loop.call_later(TICK_SECONDS, self._tick)
@@ -147,7 +147,7 @@ class Gateway:
 
     async def _shake_hands(self, sock: socket.socket) -> None:
         """Accept a client by TLS. A failed handshake ends its connection, without a log line."""
-        seconds = self._settings.client_header_timeout
+        seconds = self._settings.limits.client_header_timeout
         # The shutdown timeout limits how long a slow reader may take for the rest of its response:
         # as long as without TLS (ClientConnection._close), since the rest is lost then.
         with suppress(OSError):  # ssl.SSLError and TimeoutError are two
@@ -194,7 +194,7 @@ class Gateway:
             self.stop()
 
     def _apply_file_limit(self) -> None:
-        wanted = self._settings.max_connections
+        wanted = self._settings.limits.max_connections
         places = places_within_limits(wanted)
         allowed = self.services.connections.limit = places.served
         self._most_open = places.open
@@ -212,7 +212,7 @@ class Gateway:
 
     def _load_keys_at_start(self) -> None:
         """Load the keys. Without keys every request is refused, which is logged as a warning."""
-        if not self._settings.auth_enabled:
+        if not self._settings.auth.auth_enabled:
             _log.warning(
                 "auth_disabled",
                 "AUTH_ENABLED is false: any client that can reach this port can use the model",
@@ -225,7 +225,7 @@ class Gateway:
                 "keys_missing",
                 "No API keys: every request will be rejected. Create one with "
                 "`llama-gguf keys generate --file {file}`",
-                file=self._settings.auth_keys_file,
+                file=self._settings.auth.auth_keys_file,
             )
 
     def _reload(self) -> None:
@@ -257,7 +257,7 @@ class Gateway:
     async def _follow_engine(self) -> None:
         if self._control is None:
             await watch(
-                Probe(self._settings),
+                Probe(self._settings.upstream),
                 self._on_finding,
                 ready_every=PROBE_READY_SECONDS,
                 else_every=PROBE_ELSE_SECONDS,
@@ -318,7 +318,7 @@ class Gateway:
         )
         services.connections.drain()
         try:
-            async with asyncio.timeout(self._settings.drain_timeout):
+            async with asyncio.timeout(self._settings.process.drain_timeout):
                 await services.connections.idle.wait()
         except TimeoutError:
             _log.warning(

@@ -8,7 +8,8 @@ from typing import Final
 
 from llama_gguf.access.authenticator import Authenticator
 from llama_gguf.access.key_store import KeyStore
-from llama_gguf.config.settings import DEFAULT_SLOTS, Settings
+from llama_gguf.config.schema import DEFAULT_SLOTS
+from llama_gguf.config.settings import Settings
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Probe
 from llama_gguf.gateway.connections import Connections
@@ -45,44 +46,54 @@ class Services:
     """
 
     def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop, dial: Dial) -> None:
-        self.settings = settings
+        self.auth = settings.auth
+        self.routes = settings.routes
+        self.queue = settings.queue
+        self.timeouts = settings.timeouts
+        self.limits = settings.limits
         self.loop = loop
         self.clock = Clock()
-        self.reader = RequestReader(settings)
+        self.reader = RequestReader(
+            settings.limits,
+            settings.routes,
+            keep_credentials=not (settings.auth.auth_enabled or settings.upstream.backend_api_key),
+        )
         self.head_cache = HeadCache()
         self.request_ids = RequestIds()
-        self.connections = Connections(settings.max_connections)
-        self.authenticator = Authenticator(settings)
-        self.key_store = KeyStore(settings.auth_keys_file, self.authenticator, self._count_reload)
+        self.connections = Connections(settings.limits.max_connections)
+        self.authenticator = Authenticator(settings.auth)
+        self.key_store = KeyStore(
+            settings.auth.auth_keys_file, self.authenticator, self._count_reload
+        )
         are_several = self.authenticator.are_several
         self.admission = Admission(
             slots=0,
-            queue_size=settings.max_queue_size,
-            per_key=settings.max_concurrent_per_key,
+            queue_size=settings.queue.max_queue_size,
+            per_key=settings.queue.max_concurrent_per_key,
             is_shared=are_several,
         )
         self.side_admission = Admission(
             slots=SIDE_REQUESTS,
-            queue_size=settings.max_queue_size,
+            queue_size=settings.queue.max_queue_size,
             running_per_key=SIDE_REQUESTS_PER_KEY,
             is_shared=are_several,
         )
         """For requests that use no slot: they take threads and time of the engine all the same."""
-        self.body_memory = BodyMemory(settings.max_body_memory, are_several)
+        self.body_memory = BodyMemory(settings.limits.max_body_memory, are_several)
         self.engine = EngineTracker(loop, self.clock.wall, self._on_engine_change)
-        self.pool = Pool(settings, EngineAddress.of(settings), loop, dial)
+        self.pool = Pool(settings.timeouts, EngineAddress.of(settings.upstream), loop, dial)
         self.stream_searches = StreamSearches()
         self.access_log = AccessLog(
-            os.path.join(settings.log_dir, "api_access.log"),
-            settings.log_format,
-            max_bytes=settings.log_max_bytes,
-            backups=settings.log_backups,
+            os.path.join(settings.logs.log_dir, "api_access.log"),
+            settings.logs.log_format,
+            max_bytes=settings.logs.log_max_bytes,
+            backups=settings.logs.log_backups,
         )
         self.recorder = Accounts(
             self.access_log.add, ledger=Ledger(self.clock.wall), wall=lambda: self.clock.wall
         )
         self.history = Ring(self.clock.now())
-        self.engine_reader = EngineReader(Probe(settings), self._is_engine_busy)
+        self.engine_reader = EngineReader(Probe(settings.upstream), self._is_engine_busy)
         self.scrapes: dict[Format, tuple[OwnAnswer, float]] = {}
         """Metrics that were expensive to render, and until when they are sent again."""
         self._note_wall_clock()
@@ -122,7 +133,7 @@ class Services:
                 ticket.on_refused(engine.unavailable())
 
     def _slots(self) -> int:
-        return self.settings.max_concurrent_requests or self.engine.status.slots or DEFAULT_SLOTS
+        return self.queue.max_concurrent_requests or self.engine.status.slots or DEFAULT_SLOTS
 
     def _is_engine_busy(self) -> bool:
         return self.engine.is_ready and self.admission.running > 0

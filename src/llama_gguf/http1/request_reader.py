@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from llama_gguf.config.settings import Settings
+from llama_gguf.config.schema import ClientLimits, RouteSettings
 from llama_gguf.errors import HeadTooLarge
 from llama_gguf.http1.fields import VIA_PSEUDONYM, check_head_size, read_request, request_rules
 from llama_gguf.http1.local_response import Cors
@@ -16,26 +16,30 @@ MAX_HEADER_LINES: Final = 8
 
 
 class RequestReader:
-    """Interprets heads by the rules that the settings give.
+    """Interprets heads by the rules that its arguments give.
 
     Args:
-        settings: of the gateway.
+        limits: on the size of a head.
+        routes: which paths are served, and to which origins.
+        keep_credentials: whether the client's credentials are forwarded to the engine.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self.cors = Cors(settings.cors_origins)
+    def __init__(
+        self, limits: ClientLimits, routes: RouteSettings, *, keep_credentials: bool
+    ) -> None:
+        self.cors = Cors(routes.cors_origins)
         self.unread = unread(self.cors.fields(None))
         """Stands for a request whose head could not be parsed."""
         self._router = Router(
-            expose_all=settings.exposed_routes == "all",
-            dashboard=settings.dashboard,
-            web_ui=settings.web_ui,
+            expose_all=routes.exposed_routes == "all",
+            dashboard=routes.dashboard,
+            web_ui=routes.web_ui,
         )
-        self._max_fields = settings.max_headers
-        self._max_line = settings.max_request_line_size
-        self._max_field = settings.max_header_line_size
+        self._max_fields = limits.max_headers
+        self._max_line = limits.max_request_line_size
+        self._max_field = limits.max_header_line_size
         self._rules = request_rules(
-            keep_credentials=not settings.auth_enabled and not settings.backend_api_key,
+            keep_credentials=keep_credentials,
             keep_conversations=self._router.exposes_all,
         )
 

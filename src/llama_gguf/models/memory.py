@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from llama_gguf.config.settings import DEFAULT_SLOTS, Settings
+from llama_gguf.config.schema import DEFAULT_SLOTS, EngineSettings
 from llama_gguf.models.gguf import ModelFacts
 from llama_gguf.models.gguf_tables import TENSOR_TYPES
 
@@ -92,7 +92,7 @@ class Options:
         return self.parallel <= 0 if self.unified is None else self.unified
 
 
-def options(settings: Settings, words: Sequence[str], environ: Mapping[str, str]) -> Options:
+def options(settings: EngineSettings, words: Sequence[str], environ: Mapping[str, str]) -> Options:
     """The options that result from the settings, EXTRA_ARGS and llama.cpp's own variables.
 
     Invalid values are ignored here: llama-server reports them.

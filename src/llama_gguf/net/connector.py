@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from llama_gguf.config.settings import Settings
+from llama_gguf.config.schema import UpstreamSettings
 from llama_gguf.net.poller import WRITABLE, Poller, Watched
 from llama_gguf.net.transport import Endpoint, SocketTransport
 
@@ -46,7 +46,7 @@ class Dialer:
         settings: BACKEND_SOCKET, or BACKEND_HOST and PORT_BACKEND.
     """
 
-    def __init__(self, poller: Poller, settings: Settings) -> None:
+    def __init__(self, poller: Poller, settings: UpstreamSettings) -> None:
         self._poller = poller
         self._host, self._port = settings.backend_host, settings.port_backend
         self._addresses = _literal(settings)
@@ -61,7 +61,7 @@ class Dialer:
         return attempt
 
 
-def _literal(settings: Settings) -> list[_Address]:
+def _literal(settings: UpstreamSettings) -> list[_Address]:
     """The address, if the setting has one; a name is resolved for each connection."""
     if settings.backend_socket:
         return [(socket.AF_UNIX, settings.backend_socket)]

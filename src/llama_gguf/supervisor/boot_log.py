@@ -11,7 +11,7 @@ import os
 from types import TracebackType
 from typing import Final, Self
 
-from llama_gguf.config.settings import Settings
+from llama_gguf.config.schema import LogSettings
 from llama_gguf.files.atomic import replace_file
 from llama_gguf.files.line_writer import LogWriter, prune, stamped
 from llama_gguf.files.log_file import LogFile
@@ -28,7 +28,7 @@ class BootLog(logging.Handler):
         settings: LOG_DIR, INSTANCE_ID, LOG_MAX_BYTES, LOG_BACKUPS.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: LogSettings) -> None:
         super().__init__()
         folder = os.path.join(settings.log_dir, "_boot")
         path = stamped(settings, folder, "boot")

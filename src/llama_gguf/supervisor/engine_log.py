@@ -7,7 +7,7 @@ import os
 import re
 from typing import Final
 
-from llama_gguf.config.settings import Settings
+from llama_gguf.config.schema import LogSettings
 from llama_gguf.files.line_writer import LogWriter, prune, stamped
 from llama_gguf.files.log_file import LogFile
 
@@ -22,7 +22,7 @@ _LEVELS: Final = {
 }
 
 
-def open_engine_log(settings: Settings) -> LogWriter:
+def open_engine_log(settings: LogSettings) -> LogWriter:
     """Open the log of the next start; the oldest logs of earlier starts are removed."""
     name = f"llama-{settings.worker_type}" if settings.worker_type else settings.log_name
     folder = os.path.join(settings.log_dir, name)

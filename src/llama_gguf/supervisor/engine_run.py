@@ -88,7 +88,9 @@ class EngineManager(ManagedProcess):
         clock: Clock | None = None,
     ) -> None:
         # A model that cannot be loaded the first time cannot be loaded the second time either.
-        policy = RestartPolicy(max_deaths=settings.max_restarts, max_first_deaths=0, rng=rng)
+        policy = RestartPolicy(
+            max_deaths=settings.supervision.max_restarts, max_first_deaths=0, rng=rng
+        )
         super().__init__(policy, clock or LoopClock())
         self._settings = settings
         self._prepare = prepare
@@ -142,7 +144,7 @@ class EngineManager(ManagedProcess):
     async def _process(self) -> AsyncIterator[Child]:
         kills_before = oom.oom_kills()
         child = await self._start()
-        self._log = log = open_engine_log(self._settings)
+        self._log = log = open_engine_log(self._settings.logs)
         _log.info(
             "engine_started",
             "llama-server started as process {pid}; its output is in {file}",
@@ -158,7 +160,7 @@ class EngineManager(ManagedProcess):
             reading.cancel()
         self._log = None
         log.close(LAST_LINES_SECONDS)
-        remove_socket(self._settings.backend_socket)
+        remove_socket(self._settings.upstream.backend_socket)
         child.was_out_of_memory = oom.oom_kills() > kills_before or (
             child.returncode == -signal.SIGKILL and oom.kernel_names(child.pid)
         )
@@ -171,7 +173,7 @@ class EngineManager(ManagedProcess):
             OSError: it cannot be started now.
         """
         try:
-            check_address(self._settings)
+            check_address(self._settings.upstream)
         except UserError as error:
             if self.status.load_seconds is None:
                 raise
@@ -210,7 +212,7 @@ class EngineManager(ManagedProcess):
             life.returncode, _last_lines(life), was_out_of_memory=life.was_out_of_memory
         )
         if "CTX" in advice:
-            settings = self._settings
+            settings = self._settings.engine
             facts = f"CTX={settings.ctx}, PARALLEL={settings.parallel}, NGL={settings.ngl}"
             advice += f" Current settings: {facts}."
         return reason, advice
@@ -236,13 +238,13 @@ class EngineManager(ManagedProcess):
         return await self._watch_load(child, probe) or await self._watch_service(probe)
 
     def _new_probe(self) -> Looker:
-        patience = self._settings.watchdog_health
-        return self._make_probe(self._settings, timeout=min(5.0, patience / 3 or 5.0))
+        patience = self._settings.supervision.watchdog_health
+        return self._make_probe(self._settings.upstream, timeout=min(5.0, patience / 3 or 5.0))
 
     async def _watch_load(self, child: Child, probe: Looker) -> Verdict | None:
         """Wait until it is ready, as long as it makes progress."""
         began_at = self._clock.now()
-        stall = StallWatch(self._settings.startup_stall_timeout)
+        stall = StallWatch(self._settings.supervision.startup_stall_timeout)
         report = LoadReport()
         while not (finding := await probe.look()).serves:
             now, progress = self._clock.now(), child.progress()
@@ -265,10 +267,11 @@ class EngineManager(ManagedProcess):
         return None
 
     def _stalled(self) -> Verdict:
+        seconds = self._settings.supervision.startup_stall_timeout
         return Verdict(
             Reason.STALL,
             HANG_TERM_SECONDS,
-            f"It made no visible progress for {self._settings.startup_stall_timeout:g} s.",
+            f"It made no visible progress for {seconds:g} s.",
             "See STARTUP_STALL_TIMEOUT, and its last lines.",
         )
 
@@ -281,7 +284,7 @@ class EngineManager(ManagedProcess):
 
     async def _watch_service(self, probe: Looker) -> Verdict:
         """Probe it periodically, until it has to be ended."""
-        settings = self._settings
+        settings = self._settings.supervision
         health = Patience(settings.watchdog_health)
         flow = FlowWatch(settings.watchdog_stall)
         idle = IdleWatch(settings.idle_stop)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from llama_gguf.config.settings import Settings
+from llama_gguf.config.schema import UpstreamSettings
 from llama_gguf.engines.probe import Finding
 from llama_gguf.net.listener import listen
 from llama_gguf.supervisor.child import Child
@@ -48,10 +48,10 @@ class Looker(Protocol):
 
 
 class MakeProbe(Protocol):
-    def __call__(self, settings: Settings, *, timeout: float) -> Looker: ...
+    def __call__(self, settings: UpstreamSettings, *, timeout: float) -> Looker: ...
 
 
-def check_address(settings: Settings) -> None:
+def check_address(settings: UpstreamSettings) -> None:
     """Check that the engine's address is free: another server there would be taken for the engine.
 
     Raises:

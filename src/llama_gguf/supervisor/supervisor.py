@@ -149,7 +149,7 @@ class Supervisor:
         if self.engine.child is None:  # it is not spawned yet, waits for its restart, or is asleep
             await self._end_process(engine, None, 0.0)
             self.engine.leave()
-        drain_seconds = self._settings.drain_timeout + EXTRA_SECONDS
+        drain_seconds = self._settings.process.drain_timeout + EXTRA_SECONDS
         await self._end_process(gateway, self._gateway.child, drain_seconds, gently=True)
         if self.engine.child is not None:
             self.engine.leave()

@@ -22,7 +22,6 @@ from concurrent.futures import wait
 from dataclasses import dataclass
 from typing import Final
 
-from llama_gguf.config.settings import Settings
 from llama_gguf.events import EventLog
 from llama_gguf.files import stamps
 from llama_gguf.files.atomic import replace_file
@@ -37,10 +36,10 @@ MAX_FILE_BYTES: Final = 64 << 20
 _UNFIT: Final = re.compile(r"[^A-Za-z0-9._-]")
 
 
-def path_of(settings: Settings) -> str:
+def path_of(data_dir: str, instance_id: str) -> str:
     """The path of the file; instances that share DATA_DIR have one each."""
-    name = _UNFIT.sub("_", settings.instance_id).lstrip(".") or "gateway"
-    return os.path.join(settings.data_dir, "usage", f"{name}.json")
+    name = _UNFIT.sub("_", instance_id).lstrip(".") or "gateway"
+    return os.path.join(data_dir, "usage", f"{name}.json")
 
 
 @dataclass(frozen=True, slots=True)

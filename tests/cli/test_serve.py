@@ -261,7 +261,7 @@ def test_the_gateway_gets_the_settings_of_serve(values: dict[str, object]) -> No
 
     theirs = load(shown).settings
     for name in settings_module.USED_BY["gateway"]:
-        assert getattr(theirs, name) == getattr(ours, name), name
+        assert theirs.value(name) == ours.value(name), name
 
 
 # Stops before the supervisor runs -----------------------------------------------------------------

@@ -61,7 +61,7 @@ def _setting(
         default: its value unless it is set.
         parse: converts the text of its variable or flag.
         meaning: for people, in one sentence.
-        shown_default: in place of the default, on the pages.
+        shown_default: shown on the pages instead of the default.
         secret: never shown, and only set in the environment.
     """
     about = {

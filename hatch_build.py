@@ -21,49 +21,52 @@ VARIABLE: Final = "LLAMA_GGUF_COMPILE"
 BUILD_DEPENDENCIES: Final = ["mypy[mypyc]>=2", "setuptools>=78"]
 # The modules that run for every request or event, and those they call.
 MODULES: Final = [
-    f"llama_gguf/{folder}/{name}.py"
-    for folder, names in {
-        "access": ("authenticator", "keys", "rate_limit"),
-        "gateway": (
-            "client",
-            "client_connection",
-            "connections",
-            "endpoints",
-            "engine_tracker",
-            "head_cache",
-            "pool",
-            "proxied_request",
-            "request_ids",
-            "services",
-            "sse_keepalive",
-            "upstream_connection",
-        ),
-        "http1": (
-            "body",
-            "chunked",
-            "fields",
-            "known_head",
-            "local_response",
-            "parser",
-            "request",
-            "request_reader",
-            "response",
-            "response_body",
-            "routes",
-            "stream_member",
-        ),
-        "net": ("clock", "connector", "listener", "poller", "sockets", "transport"),
-        "scheduling": ("admission", "body_memory", "exchange", "failure_policy", "shares"),
-        "telemetry": (
-            "access_log",
-            "metrics",
-            "recorder",
-            "response_window",
-            "token_usage",
-            "usage_totals",
-        ),
-    }.items()
-    for name in names
+    "llama_gguf/memo.py",
+    *(
+        f"llama_gguf/{folder}/{name}.py"
+        for folder, names in {
+            "access": ("authenticator", "keys", "rate_limit"),
+            "gateway": (
+                "client",
+                "client_connection",
+                "connections",
+                "endpoints",
+                "engine_tracker",
+                "head_cache",
+                "pool",
+                "proxied_request",
+                "request_ids",
+                "services",
+                "sse_keepalive",
+                "upstream_connection",
+            ),
+            "http1": (
+                "body",
+                "chunked",
+                "fields",
+                "known_head",
+                "local_response",
+                "parser",
+                "request",
+                "request_reader",
+                "response",
+                "response_body",
+                "routes",
+                "stream_member",
+            ),
+            "net": ("clock", "connector", "listener", "poller", "sockets", "transport"),
+            "scheduling": ("admission", "body_memory", "exchange", "failure_policy", "shares"),
+            "telemetry": (
+                "access_log",
+                "metrics",
+                "recorder",
+                "response_window",
+                "token_usage",
+                "usage_totals",
+            ),
+        }.items()
+        for name in names
+    ),
 ]
 _SETUP: Final = """
 from mypyc.build import mypycify

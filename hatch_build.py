@@ -35,6 +35,7 @@ MODULES: Final = [
                 "head_cache",
                 "pool",
                 "proxied_request",
+                "replica",
                 "request_ids",
                 "services",
                 "sse_keepalive",
@@ -55,7 +56,14 @@ MODULES: Final = [
                 "stream_member",
             ),
             "net": ("clock", "connector", "listener", "poller", "sockets", "transport"),
-            "scheduling": ("admission", "body_memory", "exchange", "failure_policy", "shares"),
+            "scheduling": (
+                "admission",
+                "balancer",
+                "body_memory",
+                "exchange",
+                "failure_policy",
+                "shares",
+            ),
             "telemetry": (
                 "access_log",
                 "metrics",

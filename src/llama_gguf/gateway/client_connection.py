@@ -340,7 +340,7 @@ class ClientConnection(Client):
                 self._received = b""
         if request.route.kind is _PROXIED:
             proxied = self._request = ProxiedRequest(services, self, exchange, length, body)
-            next(proxied.steps, None)
+            proxied.resume()
         else:
             self._respond_here(exchange, request)
 

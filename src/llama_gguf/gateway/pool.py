@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from llama_gguf.config.schema import TimeoutSettings
-from llama_gguf.engines.address import EngineAddress
 from llama_gguf.errors import UpstreamError, UpstreamRefused
 from llama_gguf.gateway.upstream_connection import Phase, UpstreamConnection
 from llama_gguf.http1.known_head import KnownHead
@@ -33,12 +32,11 @@ class Waiter(Protocol):
     def on_connect_failed(self, error: UpstreamError) -> None: ...
 
 
-class Pool:
+class ConnectionPool:
     """Keeps connections, and opens new ones.
 
     Args:
         settings: the time limits of connecting, and of connections that a client has abandoned.
-        address: of the engine.
         loop: its clock is used.
         dial: connects to the engine.
     """
@@ -46,12 +44,10 @@ class Pool:
     def __init__(
         self,
         settings: TimeoutSettings,
-        address: EngineAddress,
         loop: asyncio.AbstractEventLoop,
         dial: Dial,
     ) -> None:
         self._settings = settings
-        self.header_lines = address.header_lines()
         self._loop = loop
         self._dial = dial
         self.last_head: tuple[KnownHead, Answer] | None = None
@@ -60,11 +56,11 @@ class Pool:
         self._idle: deque[UpstreamConnection] = deque()
         self._abandoned: dict[UpstreamConnection, float] = {}
         """Connections without a client that still hold a slot, and the time to cut them."""
-        self.connecting: set[Dialling] = set()
+        self.connecting: set[ConnectAttempt] = set()
 
     def __repr__(self) -> str:
         return (
-            f"<Pool idle={len(self._idle)} connecting={len(self.connecting)} "
+            f"<ConnectionPool idle={len(self._idle)} connecting={len(self.connecting)} "
             f"abandoned={len(self._abandoned)}>"
         )
 
@@ -107,26 +103,26 @@ class Pool:
         for connection, until in tuple(self._abandoned.items()):
             if now >= until:
                 connection.abort()
-        for dialling in tuple(self.connecting):
-            if now >= dialling.until:
-                dialling.give_up()
+        for attempt in tuple(self.connecting):
+            if now >= attempt.until:
+                attempt.give_up()
 
-    def connect(self, waiter: Waiter) -> Dialling | None:
+    def connect(self, waiter: Waiter) -> ConnectAttempt | None:
         """Connect for *waiter*. None: it has its connection already."""
-        dialling = Dialling(self, waiter)
-        if not dialling.begin(self._dial):
+        attempt = ConnectAttempt(self, waiter)
+        if not attempt.begin(self._dial):
             return None
-        dialling.until = self._loop.time() + self._settings.backend_connect_timeout
-        self.connecting.add(dialling)
-        return dialling
+        attempt.until = self._loop.time() + self._settings.backend_connect_timeout
+        self.connecting.add(attempt)
+        return attempt
 
 
-class Dialling:
+class ConnectAttempt:
     """A connection that is being opened for *waiter*."""
 
     __slots__ = ("_attempt", "_connection", "_pool", "_waiter", "until")
 
-    def __init__(self, pool: Pool, waiter: Waiter) -> None:
+    def __init__(self, pool: ConnectionPool, waiter: Waiter) -> None:
         self._pool = pool
         self.until: float
         self._waiter = waiter

@@ -1,7 +1,7 @@
 """One request to the engine, from its key to the last byte of its response.
 
 ``_run`` is its life, and reads from top to bottom. It is a generator, not a task: each ``yield``
-waits for one thing, and what it waited for calls ``_resume``, or ``_interrupt`` with what went
+waits for one thing, and what it waited for calls ``resume``, or ``_interrupt`` with what went
 wrong. So nothing is scheduled on the way, and ``finally`` gives back all that the request held,
 whatever ended it.
 
@@ -38,12 +38,13 @@ from llama_gguf.http1.request import LENGTH_LINES
 from llama_gguf.http1.response import Answer
 from llama_gguf.http1.stream_member import StreamSearch
 from llama_gguf.scheduling import failure_policy
-from llama_gguf.scheduling.admission import Admission, Verdict
+from llama_gguf.scheduling.admission import Admission, SlotLease, Verdict
 from llama_gguf.scheduling.exchange import Event, Exchange, State
 from llama_gguf.scheduling.failure_policy import Action
 
 if TYPE_CHECKING:
-    from llama_gguf.gateway.pool import Dialling
+    from llama_gguf.gateway.pool import ConnectAttempt
+    from llama_gguf.gateway.replica import Replica
     from llama_gguf.gateway.services import Services
     from llama_gguf.gateway.upstream_connection import Asker, UpstreamConnection
     from llama_gguf.net.transport import Transport
@@ -90,10 +91,14 @@ class ProxiedRequest:
 
     # Most requests leave most of these as they are, and on the class they cost nothing.
     key_id = "-"
+    _lease: SlotLease[Replica] | None = None
+    """Its slot at an engine."""
+    _queue: Admission[Replica] | None = None
+    """In which it waits for one."""
     _body: bytes | bytearray = b""
     """Held until the engine begins to respond."""
     _upstream: UpstreamConnection | None = None
-    _connecting: Dialling | None = None
+    _connecting: ConnectAttempt | None = None
     _early: EarlyStream | None = None
     _may_insert = False
     """Whether an error event may follow what the client has got, when the response fails."""
@@ -115,8 +120,7 @@ class ProxiedRequest:
         self._services = services
         self._client = client
         self._exchange = exchange
-        self.steps = self._run(length, body)
-        """The first ``next`` begins; from then on the request resumes itself."""
+        self._steps = self._run(length, body)
 
     # What the engine's response is written to ---------------------------------------------------
 
@@ -147,7 +151,7 @@ class ProxiedRequest:
             self._body = body
             exchange.bytes_in = len(body)
             while True:
-                if exchange.runs_in is None and not self._admit(exchange, now):
+                if self._lease is None and not self._admit(exchange, now):
                     yield  # until a slot is granted
                 try:
                     if not self._connect(exchange):
@@ -168,14 +172,16 @@ class ProxiedRequest:
         finally:
             self._give_back(exchange)
 
-    def _resume(self) -> None:
-        next(self.steps, None)
+    def resume(self) -> None:
+        """Go on, from the start or from where the request waits, to where it waits next."""
+        for _ in self._steps:  # costs less than `next(…, None)` when compiled
+            return
 
     def _interrupt(self, error: GatewayError | ClientLeft) -> None:
         """Raise *error* where the request waits."""
         if not self._is_over:  # as it is by a bug; then the connection is being cut
             with suppress(StopIteration):
-                self.steps.throw(error)
+                self._steps.throw(error)
 
     # What the client's connection calls ---------------------------------------------------------
 
@@ -193,7 +199,7 @@ class ProxiedRequest:
     def on_body(self, body: bytearray) -> None:
         """The body is whole."""
         self._body = body
-        self._resume()
+        self.resume()
 
     def fail(self, error: GatewayError) -> None:
         """Refuse the request, or break off its response."""
@@ -331,13 +337,13 @@ class ProxiedRequest:
         if not services.engine.is_ready:
             services.engine.require(may_wait=needs_slot)
         admission = services.admission if needs_slot else services.side_admission
-        verdict = admission.arrive(self)
-        if not verdict:
-            self._forward(exchange, admission, now)
+        granted = admission.arrive(self, self.key_id)
+        if isinstance(granted, SlotLease):
+            self._forward(exchange, granted, now)
             return True
-        if verdict is not Verdict.QUEUED:
-            raise self._not_admitted(verdict)
-        exchange.waits_in = admission
+        if granted is not Verdict.QUEUED:
+            raise self._not_admitted(granted)
+        self._queue = admission
         if exchange.state is State.READING:
             exchange.on(Event.QUEUE)
         exchange.queued_at = exchange.queued_at or now
@@ -345,9 +351,9 @@ class ProxiedRequest:
         self._reserve(exchange.bytes_in)
         return False
 
-    def _forward(self, exchange: Exchange, admission: Admission, now: float) -> None:
+    def _forward(self, exchange: Exchange, lease: SlotLease[Replica], now: float) -> None:
         """It has a slot from *now* on."""
-        exchange.runs_in = admission  # first, so that it is given back in any case
+        self._lease = lease  # first, so that it is given back in any case
         exchange.on(_FORWARD)
         exchange.forwarded_at = now
         self._deadline = now + self._services.timeouts.request_timeout
@@ -369,14 +375,12 @@ class ProxiedRequest:
             )
         return QueueFull("The queue is full.", retry_after=1.0)
 
-    def on_slot(self) -> None:
+    def on_slot(self, lease: SlotLease[Replica]) -> None:
         """The queue grants a slot. Nothing is raised: the others' turn comes after this one."""
-        exchange = self._exchange
-        admission, exchange.waits_in = exchange.waits_in, None
-        assert admission is not None
+        self._queue = None
         try:
-            self._forward(exchange, admission, self._services.clock.now())
-            self._resume()
+            self._forward(self._exchange, lease, self._services.clock.now())
+            self.resume()
         except Exception:  # a bug in the gateway; the slot is given back as the request ends
             self._client.on_bug()
 
@@ -391,7 +395,8 @@ class ProxiedRequest:
 
     def _connect(self, exchange: Exchange) -> bool:
         """Whether there is a connection by now."""
-        pool = self._services.pool
+        assert self._lease is not None
+        pool = self._lease.engine.pool
         if not exchange.has_retried:
             self._upstream = pool.take()
             if self._upstream is not None:
@@ -404,7 +409,7 @@ class ProxiedRequest:
         self._upstream = upstream
         if self._connecting is not None:
             self._connecting = None
-            self._resume()
+            self.resume()
 
     def on_connect_failed(self, error: UpstreamError) -> None:
         """The pool could not make a connection."""
@@ -414,15 +419,14 @@ class ProxiedRequest:
         self._interrupt(error)
 
     def _send(self, exchange: Exchange) -> None:
-        upstream = self._upstream
+        upstream, lease = self._upstream, self._lease
         assert upstream is not None
+        assert lease is not None
         request = exchange.request
         if self._client.is_write_paused:
             upstream.pause_reading()
         asker: Asker = self if self._early is None else self._early
-        message = request.serialised(
-            self._services.pool.header_lines, exchange.id_bytes, self._body
-        )
+        message = request.serialised(lease.engine.header_lines, exchange.id_bytes, self._body)
         upstream.ask(asker, message, to_head=request.is_to_head)
 
     # The engine's response ----------------------------------------------------------------------
@@ -480,7 +484,7 @@ class ProxiedRequest:
         exchange.bytes_out = len(message)
         exchange.ending = body
         exchange.ended_at = exchange.first_byte_at
-        next(self.steps, None)
+        self.resume()
 
     def on_early_response(self) -> None:
         """The engine begins the stream whose head has gone out."""
@@ -496,7 +500,7 @@ class ProxiedRequest:
     def on_response_done(self) -> None:
         self._exchange.on(Event.RESPONSE_SENT)
         self._release_upstream()
-        self._resume()
+        self.resume()
 
     def on_upstream_failed(self, error: UpstreamError) -> None:
         """The engine's connection is gone before a head came."""
@@ -632,9 +636,7 @@ class ProxiedRequest:
         match failure_policy.decide(error, exchange, may_come_back=may_come_back):
             case Action.REQUEUE:
                 exchange.on(Event.REQUEUE)
-                assert exchange.runs_in is not None
-                exchange.runs_in.done(self.key_id)
-                exchange.runs_in = None
+                self._release_slot()
                 self._seen = 0
             case Action.RETRY:
                 exchange.has_retried = True
@@ -680,10 +682,15 @@ class ProxiedRequest:
             self._let_go()
         if exchange.reserved_bytes:
             self._free_body()
-        if exchange.runs_in is not None:
-            exchange.runs_in.done(self.key_id)
-        elif exchange.waits_in is not None:
-            exchange.waits_in.leave(self)
+        if self._lease is not None:
+            self._release_slot()
+        elif self._queue is not None:
+            self._queue.leave(self)
+
+    def _release_slot(self) -> None:
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.release()
 
     def _let_go(self) -> None:
         """Stop the work that the engine does for this request."""
@@ -699,17 +706,15 @@ class ProxiedRequest:
             self._early = None
 
     def _stop(self, upstream: UpstreamConnection) -> None:
-        exchange = self._exchange
-        admission = exchange.runs_in
-        if admission is None or not upstream.may_leave:
+        lease = self._lease
+        if lease is None or not upstream.may_leave:
             upstream.abort()
             return
         # The slot is given back when the engine has noticed, which may take it a while. Sooner,
         # the next request would wait inside the engine, where a departure goes unseen.
-        exchange.runs_in = None
-        key_id = self.key_id
-        admission.depart(key_id)
-        self._services.pool.leave(upstream, lambda: admission.done(key_id, has_departed=True))
+        self._lease = None
+        lease.depart()
+        lease.engine.pool.leave(upstream, lease.release)
 
     def _release_upstream(self) -> None:
         """The engine's connection is done with this request: keep what is to be logged."""

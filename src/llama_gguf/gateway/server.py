@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from llama_gguf.config.settings import Settings
+from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Finding, Probe, watch
 from llama_gguf.engines.status import EngineState
 from llama_gguf.errors import ReloadFailed, UserError
@@ -25,7 +26,7 @@ from llama_gguf.gateway.dashboard import take_reading
 from llama_gguf.gateway.lifecycle import Event, Lifecycle
 from llama_gguf.gateway.services import Services
 from llama_gguf.net.clock import wall_now
-from llama_gguf.net.connector import Dialer
+from llama_gguf.net.connector import Dial, Dialer
 from llama_gguf.net.listener import Listener
 from llama_gguf.net.poller import poller
 from llama_gguf.net.sockets import places_within_limits
@@ -78,7 +79,7 @@ class Gateway:
         self._has_failed = False
         loop = asyncio.get_running_loop()
         self._poller = poller(loop)
-        self.services = Services(settings, loop, Dialer(self._poller, settings.upstream).dial)
+        self.services = Services(settings, loop, self._dial_to)
         self._control = None if channel is None else Control(self.services, channel)
 
     async def run(self) -> int:
@@ -124,6 +125,9 @@ class Gateway:
         return int(self._has_failed)
 
     # Connections --------------------------------------------------------------------------------
+
+    def _dial_to(self, engine: EngineAddress) -> Dial:
+        return Dialer(self._poller, engine.host, engine.port, engine.socket).dial
 
     def _listen(self) -> Listener:
         let_in = self._let_in_plain if self._tls is None else self._let_in_tls

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from typing import Final
 
 from llama_gguf.access.authenticator import Authenticator
@@ -12,11 +13,13 @@ from llama_gguf.config.schema import DEFAULT_SLOTS
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Probe
+from llama_gguf.engines.source import EngineSource, StaticSource
 from llama_gguf.gateway.connections import Connections
 from llama_gguf.gateway.engine_tracker import EngineTracker
 from llama_gguf.gateway.head_cache import HeadCache
 from llama_gguf.gateway.metrics_reader import EngineReader
-from llama_gguf.gateway.pool import IDLE_SECONDS, Pool
+from llama_gguf.gateway.pool import IDLE_SECONDS, ConnectionPool
+from llama_gguf.gateway.replica import Replica
 from llama_gguf.gateway.request_ids import RequestIds
 from llama_gguf.gateway.sse_keepalive import StreamSearches
 from llama_gguf.http1.local_response import OwnAnswer
@@ -24,6 +27,7 @@ from llama_gguf.http1.request_reader import RequestReader
 from llama_gguf.net.clock import Clock
 from llama_gguf.net.connector import Dial
 from llama_gguf.scheduling.admission import Admission
+from llama_gguf.scheduling.balancer import OneEngine
 from llama_gguf.scheduling.body_memory import BodyMemory
 from llama_gguf.telemetry.access_log import AccessLog
 from llama_gguf.telemetry.metrics import Format
@@ -42,10 +46,15 @@ class Services:
     Args:
         settings: with directories filled in.
         loop: of the gateway.
-        dial: connects to the engine.
+        dial_to: makes what connects to an engine.
     """
 
-    def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop, dial: Dial) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        loop: asyncio.AbstractEventLoop,
+        dial_to: Callable[[EngineAddress], Dial],
+    ) -> None:
         self.auth = settings.auth
         self.routes = settings.routes
         self.queue = settings.queue
@@ -65,23 +74,26 @@ class Services:
         self.key_store = KeyStore(
             settings.auth.auth_keys_file, self.authenticator, self._count_reload
         )
+        self._dial_to = dial_to
+        self.engines: EngineSource = StaticSource(EngineAddress.of(settings.upstream))
+        self.replica = self._new_replica(self.engines.addresses[0])
+        """The only engine so far: the balancers choose it, and no other part assumes it."""
+        self.engine = self.replica.tracker
         are_several = self.authenticator.are_several
         self.admission = Admission(
-            slots=0,
+            OneEngine(self.replica.slots),
             queue_size=settings.queue.max_queue_size,
             per_key=settings.queue.max_concurrent_per_key,
             is_shared=are_several,
         )
         self.side_admission = Admission(
-            slots=SIDE_REQUESTS,
+            OneEngine(self.replica.side_slots),
             queue_size=settings.queue.max_queue_size,
             running_per_key=SIDE_REQUESTS_PER_KEY,
             is_shared=are_several,
         )
-        """For requests that use no slot: they take threads and time of the engine all the same."""
+        """Of requests that use no slot."""
         self.body_memory = BodyMemory(settings.limits.max_body_memory, are_several)
-        self.engine = EngineTracker(loop, self.clock.wall, self._on_engine_change)
-        self.pool = Pool(settings.timeouts, EngineAddress.of(settings.upstream), loop, dial)
         self.stream_searches = StreamSearches()
         self.access_log = AccessLog(
             os.path.join(settings.logs.log_dir, "api_access.log"),
@@ -103,10 +115,11 @@ class Services:
         self.clock.tick()
         self._note_wall_clock()
         self.head_cache.forget()
-        self.pool.retire_idle(IDLE_SECONDS)
+        pool = self.replica.pool
+        pool.retire_idle(IDLE_SECONDS)
         if is_late:
             return
-        self.pool.cut_overdue()
+        pool.cut_overdue()
         now = self.clock.now()
         for connection in self.connections:
             connection.on_tick(now)
@@ -120,14 +133,24 @@ class Services:
 
     # The engine ---------------------------------------------------------------------------------
 
+    def _new_replica(self, address: EngineAddress) -> Replica:
+        replica = Replica(
+            address,
+            EngineTracker(self.loop, self.clock.wall, self._on_engine_change),
+            ConnectionPool(self.timeouts, self.loop, self._dial_to(address)),
+        )
+        replica.side_slots.total = SIDE_REQUESTS
+        return replica
+
     def _on_engine_change(self) -> None:
         """Slots come and go with the engine."""
         engine = self.engine
         if not engine.is_ready:
-            self.pool.retire_idle()
+            self.replica.pool.retire_idle()
             for ticket in self.side_admission.waiting():
                 ticket.on_refused(engine.unavailable())
-        self.admission.resize(self._slots() if engine.is_ready else 0)
+        self.replica.slots.total = self._slots() if engine.is_ready else 0
+        self.admission.grant()
         if not engine.may_come:
             for ticket in self.admission.waiting():
                 ticket.on_refused(engine.unavailable())

@@ -84,11 +84,8 @@ class Asker(Protocol):
     def on_cut(self, error: UpstreamError, *, may_insert: bool) -> None: ...
 
 
-class ConnectionPool(Protocol):
+class Owner(Protocol):
     """Keeps connections for later requests: ``pool.py``."""
-
-    header_lines: bytes
-    """The engine's lines in the head of each request: Host, and its key."""
 
     last_head: tuple[KnownHead, Answer] | None
     """The last head that was parsed: a new connection mostly begins with the same."""
@@ -124,7 +121,7 @@ class UpstreamConnection(Receiver):
         "window",
     )
 
-    def __init__(self, pool: ConnectionPool, on_made: Callable[[], None] | None = None) -> None:
+    def __init__(self, pool: Owner, on_made: Callable[[], None] | None = None) -> None:
         self._pool = pool
         self._on_made = on_made
         self.transport: Transport

@@ -9,7 +9,6 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from llama_gguf.config.schema import UpstreamSettings
 from llama_gguf.net.poller import WRITABLE, Poller, Watched
 from llama_gguf.net.transport import Endpoint, SocketTransport
 
@@ -39,17 +38,19 @@ Dial = Callable[[Endpoint, _OnFailed], Cancellable | None]
 
 
 class Dialer:
-    """Connects to the engine's address.
+    """Connects to one engine.
 
     Args:
         poller: watches the sockets.
-        settings: BACKEND_SOCKET, or BACKEND_HOST and PORT_BACKEND.
+        host: a name or an address.
+        port: of TCP.
+        path: of a unix socket, used instead of both; empty = none.
     """
 
-    def __init__(self, poller: Poller, settings: UpstreamSettings) -> None:
+    def __init__(self, poller: Poller, host: str, port: int, path: str = "") -> None:
         self._poller = poller
-        self._host, self._port = settings.backend_host, settings.port_backend
-        self._addresses = _literal(settings)
+        self._host, self._port = host, port
+        self._addresses = _literal(host, port, path)
 
     def dial(self, endpoint: Endpoint, on_failed: _OnFailed) -> Cancellable | None:
         """A ``Dial``."""
@@ -61,16 +62,16 @@ class Dialer:
         return attempt
 
 
-def _literal(settings: UpstreamSettings) -> list[_Address]:
-    """The address, if the setting has one; a name is resolved for each connection."""
-    if settings.backend_socket:
-        return [(socket.AF_UNIX, settings.backend_socket)]
+def _literal(host: str, port: int, path: str) -> list[_Address]:
+    """The address, if there is one; a name is resolved for each connection."""
+    if path:
+        return [(socket.AF_UNIX, path)]
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
-            socket.inet_pton(family, settings.backend_host)
+            socket.inet_pton(family, host)
         except OSError:
             continue
-        return [(family, (settings.backend_host, settings.port_backend))]
+        return [(family, (host, port))]
     return []
 
 

@@ -8,6 +8,8 @@
 4. SHARE_IS_FULL: the key has its share of the queue (``shares.py``), and there are other keys.
 5. QUEUED: it waits until ``on_slot`` or ``on_refused`` is called, or until it leaves.
 
+A granted slot is a ``SlotLease``, which its holder releases once.
+
 ``grant`` assigns free slots to waiting requests, until slots or requests run out:
 
 1. Keys take turns: the first in the order of ``_waiting`` that may run one more request is next,
@@ -23,38 +25,74 @@ from __future__ import annotations
 import enum
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from typing import Protocol
+from typing import Generic, Protocol
 
 from llama_gguf.errors import GatewayError
+from llama_gguf.scheduling.balancer import Balancer, E, Slots
 from llama_gguf.scheduling.shares import is_within_share
 
 
-class Ticket(Protocol):
+class Ticket(Protocol[E]):
     """A request that needs a slot. ``on_slot`` is called once, when a queued one gets its slot."""
 
     key_id: str
 
-    def on_slot(self) -> None: ...
+    def on_slot(self, lease: SlotLease[E]) -> None: ...
     def on_refused(self, error: GatewayError) -> None: ...
 
 
 class Verdict(enum.IntEnum):
-    GRANTED = 0
-    QUEUED = 1
-    QUEUE_FULL = 2
-    KEY_IS_BUSY = 3
-    SHARE_IS_FULL = 4
+    """Of a request that is not granted a slot at once."""
+
+    QUEUED = 0
+    QUEUE_FULL = 1
+    KEY_IS_BUSY = 2
+    SHARE_IS_FULL = 3
+
+
+class SlotLease(Generic[E]):
+    """The slot of one request, from its grant to its release."""
+
+    __slots__ = ("_admission", "_has_departed", "_is_released", "_slots", "key_id")
+
+    def __init__(self, admission: Admission[E], slots: Slots[E], key_id: str) -> None:
+        self._admission = admission
+        self._slots = slots
+        self.key_id = key_id
+        self._has_departed = False
+        self._is_released = False
+
+    @property
+    def engine(self) -> E:
+        """The engine that works on the request."""
+        return self._slots.engine
+
+    def depart(self) -> None:
+        """Release the key's concurrency only; the slot stays in use until ``release``.
+
+        For a cancelled request that the engine is still working on.
+        """
+        if not self._has_departed:
+            self._has_departed = True
+            self._admission.depart(self.key_id)
+
+    def release(self) -> None:
+        """Give the slot back, and grant it to the next request. Further calls do nothing."""
+        if not self._is_released:
+            self._is_released = True
+            self.depart()
+            self._admission.release(self._slots, self.key_id)
 
 
 def _never() -> bool:
     return False
 
 
-class Admission:
+class Admission(Generic[E]):
     """Slots and a bounded, fair queue.
 
     Args:
-        slots: requests at the engine at once.
+        balancer: chooses the engine, among those with a free slot.
         queue_size: requests that may wait.
         per_key: concurrent requests of one key, running and waiting; 0 = no limit.
         running_per_key: concurrent running requests of one key; 0 = no limit.
@@ -63,6 +101,7 @@ class Admission:
     """
 
     __slots__ = (
+        "_balancer",
         "_held_by_key",
         "_is_granting",
         "_is_shared",
@@ -73,19 +112,18 @@ class Admission:
         "_waiting",
         "queued",
         "running",
-        "slots",
     )
 
     def __init__(
         self,
+        balancer: Balancer[E],
         *,
-        slots: int,
         queue_size: int,
         per_key: int = 0,
         running_per_key: int = 0,
         is_shared: Callable[[], bool] = _never,
     ) -> None:
-        self.slots = slots
+        self._balancer = balancer
         self.running = 0
         self.queued = 0
         self._is_granting = False
@@ -97,37 +135,45 @@ class Admission:
         self._running_by_key: Counter[str] = Counter()
         # Keys in the order of their turns. The tickets of each are a dict and not a deque: it keeps
         # the order too, and any ticket can leave in O(1).
-        self._waiting: OrderedDict[str, dict[Ticket, None]] = OrderedDict()
+        self._waiting: OrderedDict[str, dict[Ticket[E], None]] = OrderedDict()
 
-    def arrive(self, ticket: Ticket) -> Verdict:
+    @property
+    def slots(self) -> int:
+        """Requests that may run at once."""
+        return self._balancer.total
+
+    def arrive(self, ticket: Ticket[E], key_id: str) -> SlotLease[E] | Verdict:
         """Decide a request that needs a slot; the module's docstring numbers the cases.
 
-        After GRANTED, the caller holds a slot until it calls ``done``. After QUEUED, the ticket
-        waits until it gets its slot or ``leave`` is called. Other verdicts change nothing.
+        After QUEUED, the ticket waits until it gets its slot or ``leave`` is called. Other verdicts
+        change nothing.
         """
-        key_id = ticket.key_id
         if self._per_key and self._held_by_key[key_id] >= self._per_key:
             return Verdict.KEY_IS_BUSY  # 1
-        if self.running < self.slots and (
-            self._may_pass(key_id) if self._running_per_key else not self.queued
-        ):
-            verdict = Verdict.GRANTED  # 2
-            self.running += 1
-            if self._running_per_key:
-                self._running_by_key[key_id] += 1
-        elif self.queued >= self._queue_size:
+        if self._may_pass(key_id) if self._running_per_key else not self.queued:
+            slots = self._balancer.choose()
+            if slots is not None:
+                if self._per_key:
+                    self._held_by_key[key_id] += 1
+                return self._lease(slots, key_id)  # 2
+        if self.queued >= self._queue_size:
             return Verdict.QUEUE_FULL  # 3
-        elif self._has_share(key_id):
+        if self._has_share(key_id):
             return Verdict.SHARE_IS_FULL  # 4
-        else:
-            verdict = Verdict.QUEUED  # 5
-            self._waiting.setdefault(key_id, {})[ticket] = None
-            self.queued += 1
+        self._waiting.setdefault(key_id, {})[ticket] = None
+        self.queued += 1
         if self._per_key:
             self._held_by_key[key_id] += 1
-        return verdict
+        return Verdict.QUEUED  # 5
 
-    def leave(self, ticket: Ticket) -> None:
+    def _lease(self, slots: Slots[E], key_id: str) -> SlotLease[E]:
+        slots.in_use += 1
+        self.running += 1
+        if self._running_per_key:
+            self._running_by_key[key_id] += 1
+        return SlotLease(self, slots, key_id)
+
+    def leave(self, ticket: Ticket[E]) -> None:
         """Remove a waiting *ticket* from the queue.
 
         Raises:
@@ -138,49 +184,36 @@ class Admission:
             self._release(ticket.key_id)
 
     def depart(self, key_id: str) -> None:
-        """Release the key's concurrency only; the slot stays in use until ``done``.
-
-        For a cancelled request that the engine is still working on.
-        """
+        """Release the concurrency of a key: see ``SlotLease.depart``."""
         if self._per_key:
             self._release(key_id)
 
-    def done(self, key_id: str, *, has_departed: bool = False) -> None:
-        """Release a slot, and grant it to the next request.
-
-        Args:
-            key_id: of the request that held the slot.
-            has_departed: whether ``depart`` has released the key's concurrency already.
-        """
+    def release(self, slots: Slots[E], key_id: str) -> None:
+        """One of *slots* is free: see ``SlotLease.release``."""
+        slots.in_use -= 1
         self.running -= 1
         if self._running_per_key:
             _count_down(self._running_by_key, key_id)
-        if self._per_key and not has_departed:
-            self._release(key_id)
         # Within `on_slot`, the loop in `grant` continues with the slot: recursion would be as deep
         # as the queue is long.
         if self.queued and not self._is_granting:
             self.grant()
 
-    def resize(self, slots: int) -> None:
-        """Set the number of slots. Running requests in excess of it finish."""
-        self.slots = slots
-        self.grant()
-
     def grant(self) -> None:
-        """Assign free slots to waiting requests."""
+        """Assign free slots to waiting requests; to be called when an engine has more of them."""
         self._is_granting = True
         try:
-            while self.queued and self.running < self.slots:
-                ticket = self._next()
-                if ticket is None:
+            while self.queued:
+                slots = self._balancer.choose()
+                ticket = None if slots is None else self._next()
+                if slots is None or ticket is None:
                     break
-                ticket.on_slot()
+                ticket.on_slot(self._lease(slots, ticket.key_id))
         finally:
             self._is_granting = False
 
-    def _next(self) -> Ticket | None:
-        """Dequeue the next request and count its slot; None if no waiting key may run one more."""
+    def _next(self) -> Ticket[E] | None:
+        """Dequeue the next request; None if no waiting key may run one more."""
         key_id = next((key_id for key_id in self._waiting if self._may_run(key_id)), None)  # 1
         if key_id is None:
             return None
@@ -188,9 +221,6 @@ class Admission:
         self._dequeue(key_id, ticket)
         if key_id in self._waiting:
             self._waiting.move_to_end(key_id)
-        self.running += 1
-        if self._running_per_key:
-            self._running_by_key[key_id] += 1
         return ticket
 
     def _may_pass(self, key_id: str) -> bool:
@@ -213,11 +243,11 @@ class Admission:
         free = self._queue_size - self.queued - 1
         return not is_within_share(len(waiting) + 1, free=free) and self._is_shared()
 
-    def waiting(self) -> list[Ticket]:
+    def waiting(self) -> list[Ticket[E]]:
         """All waiting requests, in no particular order."""
         return [ticket for tickets in self._waiting.values() for ticket in tickets]
 
-    def _dequeue(self, key_id: str, ticket: Ticket) -> None:
+    def _dequeue(self, key_id: str, ticket: Ticket[E]) -> None:
         waiting = self._waiting[key_id]
         del waiting[ticket]
         if not waiting:

@@ -17,7 +17,6 @@ from llama_gguf.errors import IllegalTransition
 if TYPE_CHECKING:
     from llama_gguf.http1.request import Request
     from llama_gguf.http1.stream_member import StreamSearch
-    from llama_gguf.scheduling.admission import Admission
     from llama_gguf.telemetry.token_usage import Usage
 
 
@@ -127,11 +126,6 @@ class Exchange:
     """Whether its key's rate window counts it."""
     stream_search: StreamSearch | None = None
     """The search of its body for ``"stream": true``; None until it has waited SSE_KEEPALIVE."""
-    # Resources to release at the end.
-    runs_in: Admission | None = None
-    """Where it holds a slot."""
-    waits_in: Admission | None = None
-    """Where it holds a place in the queue."""
     reserved_bytes = 0
     """In the memory for bodies."""
 

@@ -82,9 +82,9 @@ def work(requests: int, events: int) -> None:
         )
         client = ClientConnection(services)
         client.connection_made(NoTransport())
-        engine = UpstreamConnection(services.pool)
+        engine = UpstreamConnection(services.replica.pool)
         engine.connection_made(NoTransport())
-        services.pool.give_back(engine)
+        services.replica.pool.give_back(engine)
         message = request(body=BODY)
         for _ in range(requests):
             engine.requests = 0  # otherwise the pool would retire it

@@ -90,7 +90,7 @@ def run(rig: Rig, pieces: tuple[bytes, ...]) -> Seen:
     )
     assert rig.is_at_rest
     client.leave()
-    rig.services.pool.retire_idle()
+    rig.services.replica.pool.retire_idle()
     rig.records.clear()
     rig.requests.clear()
     return seen

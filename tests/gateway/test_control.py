@@ -44,7 +44,9 @@ def run(folder: Path, scenario: Callable[[Supervisor], Awaitable[None]]) -> bool
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         services = Services(
-            Settings.of(log_dir=str(folder)), asyncio.get_running_loop(), lambda *_: None
+            Settings.of(log_dir=str(folder)),
+            asyncio.get_running_loop(),
+            lambda _address: lambda *_: None,
         )
         control = Control(services, theirs)
         supervisor = Supervisor(services, control)

@@ -6,9 +6,8 @@ from contextlib import closing
 import pytest
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.engines.address import EngineAddress
 from llama_gguf.errors import UpstreamError
-from llama_gguf.gateway.pool import IDLE_SECONDS, MAX_IDLE, Dialling, Pool
+from llama_gguf.gateway.pool import IDLE_SECONDS, MAX_IDLE, ConnectAttempt, ConnectionPool
 from llama_gguf.gateway.upstream_connection import Phase, UpstreamConnection
 from tests.support.fakes import Clock, Dial, FakeDialer, FakeLoop, FakeTransport, NewRig, Rig
 from tests.support.messages import OK, request
@@ -22,8 +21,7 @@ class Place:
         self.loop = FakeLoop(self.clock)
         dialer = FakeDialer(self.loop, self._on_dial)
         chosen = Settings.of(**settings)
-        address = EngineAddress.of(chosen.upstream)
-        self.pool = Pool(chosen.timeouts, address, self.loop, dialer.dial)
+        self.pool = ConnectionPool(chosen.timeouts, self.loop, dialer.dial)
         self.dials: list[Dial] = []
         self.accepts = True
         self.connected: list[UpstreamConnection] = []
@@ -40,7 +38,7 @@ class Place:
         if self.accepts:
             dial.accept_at_once()
 
-    def connect(self) -> Dialling | None:
+    def connect(self) -> ConnectAttempt | None:
         dialling = self.pool.connect(self)
         self.loop.spin()
         return dialling
@@ -239,8 +237,8 @@ def test_its_repr_is_its_health_report(place: Place) -> None:
     place.accepts = False
     place.pool.connect(place)
 
-    assert repr(place.pool) == "<Pool idle=1 connecting=1 abandoned=0>"
+    assert repr(place.pool) == "<ConnectionPool idle=1 connecting=1 abandoned=0>"
     place.loop.spin()
     place.dials[-1].refuse()
     place.loop.spin()
-    assert repr(place.pool) == "<Pool idle=1 connecting=0 abandoned=0>"
+    assert repr(place.pool) == "<ConnectionPool idle=1 connecting=0 abandoned=0>"

@@ -152,17 +152,18 @@ def open_ones(rig: Rig) -> list[ClientConnection]:
 def what_is_counted_is_what_the_exchanges_hold(rig: Rig) -> None:
     services = rig.services
     exchanges = [c._exchange for c in open_ones(rig) if c._exchange is not None]
+    proxied = [c._request for c in open_ones(rig) if c._request is not None]
     both = (services.admission, services.side_admission)
     by_key: Counter[str] = Counter()
     for exchange in exchanges:
         by_key[exchange.key_id] += exchange.reserved_bytes
 
     for admission in both:
-        assert admission.queued == sum(e.waits_in is admission for e in exchanges)
-    in_use = sum(e.runs_in is not None for e in exchanges) + len(services.pool._abandoned)
+        assert admission.queued == sum(p._queue is admission for p in proxied)
+    in_use = sum(p._lease is not None for p in proxied) + len(services.replica.pool._abandoned)
     assert sum(admission.running for admission in both) == in_use
-    waiting = [e for e in exchanges if e.state in (State.QUEUED, State.OPEN_QUEUED)]
-    assert waiting == [e for e in exchanges if e.waits_in is not None]
+    waiting = [p for p in proxied if p._exchange.state in (State.QUEUED, State.OPEN_QUEUED)]
+    assert waiting == [p for p in proxied if p._queue is not None]
     assert services.body_memory.used == by_key.total()
 
 
@@ -197,8 +198,8 @@ def check_that_nothing_is_abandoned(rig: Rig) -> None:
     for admission in (services.admission, services.side_admission):
         assert not list(admission.waiting())
     assert not services.connections
-    assert not services.pool.connecting
-    assert not services.pool._abandoned
+    assert not services.replica.pool.connecting
+    assert not services.replica.pool._abandoned
     assert services.connections.idle.is_set() or not services.connections.is_draining
     rig.advance(2 * REST_SECONDS)  # one reload for all may be due, and one after it
     assert not asyncio.all_tasks(rig.loop)

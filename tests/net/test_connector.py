@@ -37,7 +37,10 @@ class Phone:
     """Dials, and keeps the result."""
 
     def __init__(self, watcher: Poller, **settings: Any) -> None:
-        self._dialer = Dialer(watcher, UpstreamSettings(**settings))
+        upstream = UpstreamSettings(**settings)
+        self._dialer = Dialer(
+            watcher, upstream.backend_host, upstream.port_backend, upstream.backend_socket
+        )
         self.end = End()
         self.waits_for: Cancellable | None = None
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -16,7 +17,8 @@ from hypothesis.stateful import (
 )
 
 from llama_gguf.errors import GatewayError
-from llama_gguf.scheduling.admission import Admission, Verdict
+from llama_gguf.scheduling.admission import Admission, SlotLease, Verdict
+from llama_gguf.scheduling.balancer import OneEngine, Slots
 from llama_gguf.scheduling.shares import FREE_SHARES
 
 
@@ -24,32 +26,48 @@ class Waiter:
     def __init__(self, key_id: str, then: Callable[[Waiter], None] = lambda _: None) -> None:
         self.key_id = key_id
         self.then = then
-        self.slots = 0
+        self.leases: list[SlotLease[str]] = []
 
     def __repr__(self) -> str:
         return f"<{self.key_id}>"
 
-    def on_slot(self) -> None:
-        self.slots += 1
+    def on_slot(self, lease: SlotLease[str]) -> None:
+        self.leases.append(lease)
         self.then(self)
 
     def on_refused(self, error: GatewayError) -> None:
         raise AssertionError("admission rejects by its verdict, never by a call")
 
 
-def admission_with(*, slots: int = 1, queue_size: int = 100, per_key: int = 0) -> Admission:
-    return Admission(slots=slots, queue_size=queue_size, per_key=per_key)
+class Queue:
+    """An admission to one engine, whose slots the test sets."""
+
+    def __init__(self, *, slots: int = 1, queue_size: int = 100, **limits: Any) -> None:
+        self.slots = Slots("engine", slots)
+        self.admission = Admission(OneEngine(self.slots), queue_size=queue_size, **limits)
+
+    def arrive(self, waiter: Waiter) -> Verdict | None:
+        """The verdict; None: the slot is granted at once, and ``waiter.leases`` has it."""
+        verdict = self.admission.arrive(waiter, waiter.key_id)
+        if isinstance(verdict, SlotLease):
+            waiter.leases.append(verdict)
+            return None
+        return verdict
+
+    def resize(self, slots: int) -> None:
+        self.slots.total = slots
+        self.admission.grant()
 
 
-def order_of_grants(admission: Admission, keys: str) -> str:
+def order_of_grants(queue: Queue, keys: str) -> str:
     """The keys of requests in the order in which a single slot serves them."""
-    served: list[str] = []
+    served: list[Waiter] = []
     for key_id in keys:
-        admission.arrive(Waiter(key_id, lambda waiter: served.append(waiter.key_id)))
-    admission.resize(1)
-    while admission.running:
-        admission.done(served[-1])
-    return "".join(served)
+        queue.arrive(Waiter(key_id, served.append))
+    queue.resize(1)
+    while queue.admission.running:
+        served[-1].leases[0].release()
+    return "".join(waiter.key_id for waiter in served)
 
 
 # Any order of events ------------------------------------------------------------------------------
@@ -79,13 +97,14 @@ class AnyOrder(RuleBasedStateMachine):
         self.per_key = per_key
         self.running_per_key = running_per_key
         self.is_shared = is_shared
-        self.admission = Admission(
+        self.queue = Queue(
             slots=slots,
             queue_size=queue_size,
             per_key=per_key,
             running_per_key=running_per_key,
             is_shared=lambda: is_shared,
         )
+        self.admission = self.queue.admission
 
     def held_by(self, key_id: str) -> int:
         return sum(waiter.key_id == key_id for waiter in self.running + self.waiting)
@@ -112,7 +131,7 @@ class AnyOrder(RuleBasedStateMachine):
     def was_granted(self, waiter: Waiter) -> None:
         first_of_its_key = next(w for w in self.waiting if w.key_id == waiter.key_id)
         assert waiter is first_of_its_key
-        assert waiter.slots == 1
+        assert len(waiter.leases) == 1
         assert self.admission.running == len(self.running) + 1 <= self.admission.slots
         self.forget(waiter)
         self.running.append(waiter)
@@ -133,9 +152,9 @@ class AnyOrder(RuleBasedStateMachine):
     def arrive(self, key_id: str) -> None:
         waiter = Waiter(key_id, self.was_granted)
         if self.per_key and self.held_by(key_id) >= self.per_key:
-            expected = Verdict.KEY_IS_BUSY
+            expected: Verdict | None = Verdict.KEY_IS_BUSY
         elif self.is_granted_at_once(key_id):
-            expected = Verdict.GRANTED
+            expected = None
         elif len(self.waiting) >= self.queue_size:
             expected = Verdict.QUEUE_FULL
         elif self.has_its_share(key_id):
@@ -143,11 +162,10 @@ class AnyOrder(RuleBasedStateMachine):
         else:
             expected = Verdict.QUEUED
 
-        verdict = self.admission.arrive(waiter)
+        verdict = self.queue.arrive(waiter)
 
         assert verdict is expected
-        assert waiter.slots == 0  # the verdict alone reports a slot that is granted at once
-        if verdict is Verdict.GRANTED:
+        if verdict is None:
             self.running.append(waiter)
         elif verdict is Verdict.QUEUED:
             self.waiting.append(waiter)
@@ -164,11 +182,11 @@ class AnyOrder(RuleBasedStateMachine):
     def done(self, data: st.DataObject) -> None:
         waiter = data.draw(st.sampled_from(self.running))
         self.running.remove(waiter)
-        self.admission.done(waiter.key_id)
+        waiter.leases[0].release()
 
     @rule(slots=st.integers(0, 3))
     def resize(self, slots: int) -> None:
-        self.admission.resize(slots)
+        self.queue.resize(slots)
 
     @invariant()
     def counts_are_right(self) -> None:
@@ -186,7 +204,7 @@ class AnyOrder(RuleBasedStateMachine):
             self.forget(waiter)
             self.admission.leave(waiter)
         for waiter in self.running:
-            self.admission.done(waiter.key_id)
+            waiter.leases[0].release()
         assert (self.admission.running, self.admission.queued) == (0, 0)
         assert not list(self.admission.waiting())
 
@@ -198,169 +216,186 @@ def test_in_any_order_of_events_no_slot_or_place_is_lost_and_no_key_starves() ->
 
 
 def test_a_key_at_its_running_limit_waits_and_another_key_is_granted_the_slot() -> None:
-    admission = Admission(slots=3, queue_size=9, running_per_key=1)
+    queue = Queue(slots=3, running_per_key=1)
     first, second = Waiter("a"), Waiter("a")
 
-    assert admission.arrive(first) is Verdict.GRANTED
-    assert admission.arrive(second) is Verdict.QUEUED
-    assert admission.arrive(Waiter("b")) is Verdict.GRANTED
-    admission.done("a")
+    assert queue.arrive(first) is None
+    assert queue.arrive(second) is Verdict.QUEUED
+    assert queue.arrive(Waiter("b")) is None
+    first.leases[0].release()
 
-    assert second.slots == 1
+    assert len(second.leases) == 1
+
+
+def test_a_slot_is_given_back_once_however_often_its_lease_is_released() -> None:
+    queue = Queue(slots=1, per_key=2)
+    running, second, third = Waiter("a"), Waiter("a"), Waiter("a")
+    queue.arrive(running)
+    queue.arrive(second)
+    running.leases[0].release()
+    running.leases[0].release()
+
+    assert queue.arrive(third) is Verdict.QUEUED
+    assert len(second.leases) == 1
+    assert queue.admission.running == 1
 
 
 def test_a_departed_request_keeps_its_slot_until_it_is_done() -> None:
-    admission = Admission(slots=2, queue_size=9, per_key=1, running_per_key=1)
-    admission.arrive(Waiter("a"))
-    admission.depart("a")
+    queue = Queue(slots=2, per_key=1, running_per_key=1)
+    departed = Waiter("a")
+    queue.arrive(departed)
+    departed.leases[0].depart()
     waiter = Waiter("a")
 
-    assert admission.arrive(waiter) is Verdict.QUEUED
-    admission.done("a", has_departed=True)
+    assert queue.arrive(waiter) is Verdict.QUEUED
+    departed.leases[0].release()
 
-    assert waiter.slots == 1
+    assert len(waiter.leases) == 1
 
 
 # Single cases, with the numbers of the module's docstring -----------------------------------------
 
 
 def test_2_a_free_slot_is_granted_at_once() -> None:
-    admission = admission_with(slots=2)
+    queue = Queue(slots=2)
 
-    assert [admission.arrive(Waiter("a")) for _ in range(3)] == [
-        Verdict.GRANTED,
-        Verdict.GRANTED,
+    assert [queue.arrive(Waiter("a")) for _ in range(3)] == [
+        None,
+        None,
         Verdict.QUEUED,
     ]
 
 
 def test_3_a_request_rejected_by_a_full_queue_does_not_count_for_its_key() -> None:
-    admission = admission_with(slots=1, queue_size=1, per_key=3)
-    for _ in range(2):
-        admission.arrive(Waiter("a"))
+    queue = Queue(slots=1, queue_size=1, per_key=3)
+    running = Waiter("a")
+    queue.arrive(running)
+    queue.arrive(Waiter("a"))
 
-    assert admission.arrive(Waiter("a")) is Verdict.QUEUE_FULL
-    admission.done("a")
-    assert admission.arrive(Waiter("a")) is Verdict.QUEUED  # two of its three, not three
+    assert queue.arrive(Waiter("a")) is Verdict.QUEUE_FULL
+    running.leases[0].release()
+    assert queue.arrive(Waiter("a")) is Verdict.QUEUED  # two of its three, not three
 
 
 def test_3_without_a_queue_a_free_slot_is_still_granted() -> None:
-    admission = admission_with(slots=1, queue_size=0)
+    queue = Queue(slots=1, queue_size=0)
 
-    assert admission.arrive(Waiter("a")) is Verdict.GRANTED
-    assert admission.arrive(Waiter("a")) is Verdict.QUEUE_FULL
+    assert queue.arrive(Waiter("a")) is None
+    assert queue.arrive(Waiter("a")) is Verdict.QUEUE_FULL
 
 
 def test_a_key_that_floods_the_queue_delays_another_by_one_request() -> None:
-    assert order_of_grants(admission_with(slots=0), "aaaaaaaab") == "abaaaaaaa"
+    assert order_of_grants(Queue(slots=0), "aaaaaaaab") == "abaaaaaaa"
 
 
 def test_keys_take_turns_and_requests_of_a_key_are_served_in_order() -> None:
-    assert order_of_grants(admission_with(slots=0), "aaabbc") == "abcaba"
+    assert order_of_grants(Queue(slots=0), "aaabbc") == "abcaba"
 
 
 def test_a_key_that_leaves_and_returns_loses_its_turn() -> None:
-    admission = admission_with(slots=0)
+    queue = Queue(slots=0)
     gone, other, again = Waiter("a"), Waiter("b"), Waiter("a")
-    admission.arrive(gone)
-    admission.arrive(other)
-    admission.leave(gone)
-    admission.arrive(again)
+    queue.arrive(gone)
+    queue.arrive(other)
+    queue.admission.leave(gone)
+    queue.arrive(again)
 
-    admission.resize(1)
+    queue.resize(1)
 
-    assert (other.slots, again.slots) == (1, 0)
+    assert (len(other.leases), len(again.leases)) == (1, 0)
 
 
 def test_1_a_key_at_its_limit_is_busy_and_another_key_is_served() -> None:
-    admission = admission_with(slots=3, per_key=1)
-    admission.arrive(Waiter("a"))
+    queue = Queue(slots=3, per_key=1)
+    queue.arrive(Waiter("a"))
 
-    assert admission.arrive(Waiter("a")) is Verdict.KEY_IS_BUSY
-    assert admission.arrive(Waiter("b")) is Verdict.GRANTED
+    assert queue.arrive(Waiter("a")) is Verdict.KEY_IS_BUSY
+    assert queue.arrive(Waiter("b")) is None
 
 
 def test_1_waiting_requests_count_towards_the_limit_of_their_key() -> None:
-    admission = admission_with(slots=0, per_key=1)
+    queue = Queue(slots=0, per_key=1)
     waiter = Waiter("a")
-    admission.arrive(waiter)
+    queue.arrive(waiter)
 
-    assert admission.arrive(Waiter("a")) is Verdict.KEY_IS_BUSY
-    admission.leave(waiter)
-    assert admission.arrive(Waiter("a")) is Verdict.QUEUED
+    assert queue.arrive(Waiter("a")) is Verdict.KEY_IS_BUSY
+    queue.admission.leave(waiter)
+    assert queue.arrive(Waiter("a")) is Verdict.QUEUED
 
 
 def test_5_without_slots_all_requests_wait_and_run_when_there_are_some() -> None:
-    admission = admission_with(slots=0)
+    queue = Queue(slots=0)
     waiters = [Waiter(key_id) for key_id in "aab"]
     for waiter in waiters:
-        assert admission.arrive(waiter) is Verdict.QUEUED
+        assert queue.arrive(waiter) is Verdict.QUEUED
 
-    admission.resize(2)
+    queue.resize(2)
 
-    assert [waiter.slots for waiter in waiters] == [1, 0, 1]
-    assert (admission.running, admission.queued) == (2, 1)
+    assert [len(waiter.leases) for waiter in waiters] == [1, 0, 1]
+    assert (queue.admission.running, queue.admission.queued) == (2, 1)
 
 
 def test_after_a_reduction_of_slots_running_requests_finish_and_none_starts() -> None:
-    admission = admission_with(slots=2)
-    for _ in range(2):
-        admission.arrive(Waiter("a"))
+    queue = Queue(slots=2)
+    running = [Waiter("a"), Waiter("a")]
+    for one in running:
+        queue.arrive(one)
     waiter = Waiter("a")
-    admission.arrive(waiter)
+    queue.arrive(waiter)
 
-    admission.resize(1)
-    admission.done("a")
-    assert waiter.slots == 0
-    admission.done("a")
-    assert waiter.slots == 1
+    queue.resize(1)
+    running[0].leases[0].release()
+    assert len(waiter.leases) == 0
+    running[1].leases[0].release()
+    assert len(waiter.leases) == 1
 
 
 def test_leaving_without_waiting_raises_and_changes_nothing() -> None:
-    admission = admission_with(slots=1, per_key=9)
+    queue = Queue(slots=1, per_key=9)
     running, waiting = Waiter("a"), Waiter("a")
-    admission.arrive(running)
-    admission.arrive(waiting)
+    queue.arrive(running)
+    queue.arrive(waiting)
 
     for stranger in (running, Waiter("a"), Waiter("z")):
         with pytest.raises(KeyError):
-            admission.leave(stranger)
+            queue.admission.leave(stranger)
 
-    assert (admission.running, admission.queued) == (1, 1)
-    assert admission.waiting() == [waiting]
+    assert (queue.admission.running, queue.admission.queued) == (1, 1)
+    assert queue.admission.waiting() == [waiting]
 
 
 def test_a_request_that_ends_as_it_gets_its_slot_passes_it_on() -> None:
-    admission = admission_with(slots=1)
-    admission.arrive(Waiter("z"))
+    queue = Queue(slots=1)
+    first = Waiter("z")
+    queue.arrive(first)
     order: list[str] = []
 
     def end_at_once(waiter: Waiter) -> None:
         order.append(waiter.key_id)
-        admission.done(waiter.key_id)
+        waiter.leases[0].release()
 
     for key_id in "aabb" * 15:
-        admission.arrive(Waiter(key_id, end_at_once))
+        queue.arrive(Waiter(key_id, end_at_once))
 
-    admission.done("z")
+    first.leases[0].release()
 
     assert "".join(order) == "ab" * 30
-    assert (admission.running, admission.queued) == (0, 0)
+    assert (queue.admission.running, queue.admission.queued) == (0, 0)
 
 
 def test_requests_may_arrive_and_leave_while_another_gets_its_slot() -> None:
-    admission = admission_with(slots=1)
-    admission.arrive(Waiter("z"))
+    queue = Queue(slots=1)
+    queue.arrive(Waiter("z"))
     gone, late = Waiter("c"), Waiter("d")
 
     def on_slot(_: Waiter) -> None:
-        admission.leave(gone)
-        admission.arrive(late)
+        queue.admission.leave(gone)
+        queue.arrive(late)
 
     for waiter in (Waiter("a", on_slot), gone, Waiter("b")):
-        admission.arrive(waiter)
+        queue.arrive(waiter)
 
-    admission.resize(4)
+    queue.resize(4)
 
-    assert (gone.slots, late.slots) == (0, 1)
-    assert (admission.running, admission.queued) == (4, 0)
+    assert (len(gone.leases), len(late.leases)) == (0, 1)
+    assert (queue.admission.running, queue.admission.queued) == (4, 0)

@@ -424,8 +424,10 @@ class Rig:
         }
         self.clock = Clock()
         self.loop = FakeLoop(self.clock)
-        dialer = FakeDialer(self.loop, self._on_dial)
-        self.services = Services(Settings.of(**{**usual, **overrides}), self.loop, dialer.dial)
+        self._dialer = FakeDialer(self.loop, self._on_dial)
+        self.services = Services(
+            Settings.of(**{**usual, **overrides}), self.loop, lambda _: self._dialer.dial
+        )
         self.services.clock.now = self.clock
         self.services.history = Ring(self.clock.now)
         self._records: list[Exchange] = []
@@ -452,7 +454,7 @@ class Rig:
     def close(self) -> None:
         for client in self.clients:
             client.transport.lose()
-        self.services.pool.retire_idle()
+        self.services.replica.pool.retire_idle()
         for dial in self.dials:
             dial.cancel()
         self.spin()

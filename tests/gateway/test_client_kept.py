@@ -6,7 +6,7 @@ import pytest
 
 from llama_gguf.access.key_store import REST_SECONDS
 from llama_gguf.engines.status import EngineState
-from tests.gateway.test_client_answers import ANSWERS, GET, HEAD, OK_BODY, Case
+from tests.gateway.test_client_responses import ANSWERS, GET, HEAD, OK_BODY, Case
 from tests.support.fakes import FakeClient, NewRig, Rig
 from tests.support.keys import EXPIRED_KEY, KEY, KEYS_TEXT, OTHER_KEY
 from tests.support.messages import (

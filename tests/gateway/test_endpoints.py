@@ -9,7 +9,7 @@ import pytest
 from llama_gguf.config.schema import RouteSettings
 from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.gateway import endpoints
-from llama_gguf.http1.local_response import OwnAnswer
+from llama_gguf.http1.local_response import LocalResponse
 from llama_gguf.http1.parser import parse_request
 from llama_gguf.http1.request import Request
 from llama_gguf.http1.routes import Kind
@@ -24,9 +24,9 @@ def get(rig: Rig, target: str, *fields: str, method: str = "GET") -> Request:
     return rig.services.reader.understand(parse_request(request(method, target, *fields)), cors=b"")
 
 
-def answer(rig: Rig, target: str, *fields: str, method: str = "GET") -> OwnAnswer:
+def answer(rig: Rig, target: str, *fields: str, method: str = "GET") -> LocalResponse:
     found = get(rig, target, *fields, method=method)
-    return endpoints.answer(found.route.kind, found, rig.services)
+    return endpoints.respond(found.route.kind, found, rig.services)
 
 
 # Keys ---------------------------------------------------------------------------------------------
@@ -50,7 +50,7 @@ def test_a_reload_says_how_many_keys_there_are() -> None:
 
 
 def test_a_ping_has_nothing_to_say(rig: Rig) -> None:
-    assert answer(rig, "/ping") == OwnAnswer(200)
+    assert answer(rig, "/ping") == LocalResponse(200)
 
 
 def test_health_has_the_engine_s_sentence(rig: Rig) -> None:

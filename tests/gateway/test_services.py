@@ -56,7 +56,7 @@ def test_a_drained_gateway_is_idle_when_its_last_exchange_is_over(rig: Rig) -> N
 
 def test_no_secret_is_in_what_can_be_printed(rig: Rig) -> None:
     rig.ask(request(body=b"{}"))
-    metrics = endpoints.answer(Kind.METRICS, asked("GET", "/metrics"), rig.services)
+    metrics = endpoints.respond(Kind.METRICS, asked("GET", "/metrics"), rig.services)
     shown = repr(vars(rig.services).values()) + str(metrics)
 
     for principal in (

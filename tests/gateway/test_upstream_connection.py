@@ -1,6 +1,6 @@
 """One connection to the engine, with a recorder for its client.
 
-What clients see of it is in ``test_client_answers`` and ``test_client_streams``.
+What clients see of it is in ``test_client_responses`` and ``test_client_streams``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llama_gguf.errors import IllegalTransition, UpstreamClosedKept, UpstreamErr
 from llama_gguf.gateway.upstream_connection import TRANSITIONS, Phase, UpstreamConnection
 from llama_gguf.http1.fields import Framing
 from llama_gguf.http1.known_head import KnownHead
-from llama_gguf.http1.response import Answer
+from llama_gguf.http1.response import Response
 from llama_gguf.net.poller import Poller
 from llama_gguf.net.transport import LoopTransport, SocketTransport, Transport
 from llama_gguf.telemetry.token_usage import ENDING_BYTES, OPENING_BYTES
@@ -27,7 +27,7 @@ from tests.support.messages import LAST_CHUNK, OK, STREAM_HEAD, chunk, event, sp
 REQUEST = b"POST / HTTP/1.1\r\n\r\n"
 
 
-class Asker(Deaf):
+class Receiver(Deaf):
     """Records its calls, and what is written to its transport."""
 
     def __init__(self, *, reads_chunks: bool = True) -> None:
@@ -50,13 +50,13 @@ class Asker(Deaf):
     def _take(self, data: bytes) -> None:
         self.got += data
 
-    def on_whole_response(self, answer: Answer, body: bytes) -> None:
-        assert answer.framing is Framing.LENGTH
-        self._take(self.on_response(answer, len(body)) + body)
+    def on_whole_response(self, response: Response, body: bytes) -> None:
+        assert response.framing is Framing.LENGTH
+        self._take(self.on_response(response, len(body)) + body)
         self.on_response_done()
 
-    def on_response(self, answer: Answer, length: int) -> bytes:
-        self.status, self.length = answer.status, length
+    def on_response(self, response: Response, length: int) -> bytes:
+        self.status, self.length = response.status, length
         return b"HEAD;"
 
     def on_first_event(self) -> None:
@@ -77,7 +77,7 @@ class Keeper:
     def __init__(self) -> None:
         self.kept: list[UpstreamConnection] = []
         self.header_lines = b"Host: engine\r\n"
-        self.last_head: tuple[KnownHead, Answer] | None = None
+        self.last_head: tuple[KnownHead, Response] | None = None
 
     def give_back(self, connection: UpstreamConnection) -> None:
         self.kept.append(connection)
@@ -93,10 +93,10 @@ class Line:
         self.transport = FakeTransport(loop, ("127.0.0.1", 8080))
         self.transport.attach(self.connection)
 
-    def ask(self, *, to_head: bool = False, reads_chunks: bool = True) -> Asker:
-        asker = Asker(reads_chunks=reads_chunks)
-        self.connection.ask(asker, REQUEST, to_head=to_head)
-        return asker
+    def send(self, *, to_head: bool = False, reads_chunks: bool = True) -> Receiver:
+        receiver = Receiver(reads_chunks=reads_chunks)
+        self.connection.send(receiver, REQUEST, to_head=to_head)
+        return receiver
 
     def say(self, *pieces: bytes) -> None:
         for piece in pieces:
@@ -120,28 +120,28 @@ def line() -> Iterator[Line]:
 
 def test_a_new_connection_is_usable_and_sends_what_it_is_given(line: Line) -> None:
     assert line.is_idle
-    line.ask()
+    line.send()
 
     assert line.transport.written == REQUEST
     assert not line.is_idle
 
 
 def test_head_and_body_that_arrive_together_are_sent_together(line: Line) -> None:
-    asker = line.ask()
+    receiver = line.send()
     line.say(OK)
 
-    assert asker.got == b'HEAD;{"ok":true}'
-    assert asker.status == 200
-    assert asker.told == ["done"]
+    assert receiver.got == b'HEAD;{"ok":true}'
+    assert receiver.status == 200
+    assert receiver.told == ["done"]
 
 
 def test_a_finished_connection_is_given_back_and_serves_again(line: Line) -> None:
-    line.ask()
+    line.send()
     line.say(OK)
     assert line.keeper.kept == [line.connection]
     assert line.is_idle
 
-    second = line.ask()
+    second = line.send()
     line.say(OK)
 
     assert second.told == ["done"]
@@ -160,77 +160,77 @@ def test_a_finished_connection_is_given_back_and_serves_again(line: Line) -> Non
 def test_what_another_connection_has_read_changes_nothing_for_a_new_one(
     line: Line, *, to_head: bool, answer: bytes, status: int, got: bytes
 ) -> None:
-    line.ask(to_head=to_head)
+    line.send(to_head=to_head)
     line.say(OK.partition(b"{")[0] if to_head else OK)
 
     new = Line(line.loop, line.keeper)
-    asker = new.ask()
+    receiver = new.send()
     new.say(answer)
 
-    assert (asker.status, asker.got, asker.told) == (status, got, ["done"])
+    assert (receiver.status, receiver.got, receiver.told) == (status, got, ["done"])
 
 
 def test_it_is_given_back_before_its_asker_is_called(line: Line) -> None:
-    asker = line.ask()
-    asker.on_response_done = lambda: asker.told.append(  # type: ignore[method-assign]
+    receiver = line.send()
+    receiver.on_response_done = lambda: receiver.told.append(  # type: ignore[method-assign]
         f"done, {len(line.keeper.kept)} kept"
     )
     line.say(OK)
 
-    assert asker.told == ["done, 1 kept"]
+    assert receiver.told == ["done, 1 kept"]
 
 
 def test_a_stream_s_connection_is_closed_and_not_given_back(line: Line) -> None:
-    asker = line.ask()
+    receiver = line.send()
     line.say(STREAM_HEAD, event(1), event(2) + LAST_CHUNK)
 
-    assert asker.got == b"HEAD;" + event(1) + event(2) + LAST_CHUNK
-    assert asker.told == ["done"]
+    assert receiver.got == b"HEAD;" + event(1) + event(2) + LAST_CHUNK
+    assert receiver.told == ["done"]
     assert line.keeper.kept == []
     assert line.transport.is_closed
     assert not line.is_idle
 
 
 def test_a_client_that_reads_no_chunks_receives_their_content(line: Line) -> None:
-    asker = line.ask(reads_chunks=False)
+    receiver = line.send(reads_chunks=False)
     line.say(STREAM_HEAD + event(1)[:3], event(1)[3:], event(2), LAST_CHUNK)
 
-    assert asker.got == b'HEAD;data: {"n":1}\n\ndata: {"n":2}\n\n'
-    assert asker.told == ["done"]
+    assert receiver.got == b'HEAD;data: {"n":1}\n\ndata: {"n":2}\n\n'
+    assert receiver.told == ["done"]
 
 
 def test_a_response_to_head_has_no_body(line: Line) -> None:
-    asker = line.ask(to_head=True)
+    receiver = line.send(to_head=True)
     line.say(OK.partition(b"{")[0])
 
-    assert asker.told == ["done"]
+    assert receiver.told == ["done"]
     assert line.is_idle
 
 
 def test_a_first_request_that_fails_is_not_stale(line: Line) -> None:
-    asker = line.ask()
+    receiver = line.send()
     line.hang_up()
 
-    assert asker.told == ["failed"]
+    assert receiver.told == ["failed"]
 
 
 def test_a_later_request_that_fails_without_a_byte_is_stale(line: Line) -> None:
-    line.ask()
+    line.send()
     line.say(OK)
-    asker = line.ask()
+    receiver = line.send()
     line.hang_up()
 
-    assert asker.told == ["failed, stale"]
+    assert receiver.told == ["failed, stale"]
 
 
 def test_a_later_request_that_fails_after_a_byte_is_not_stale(line: Line) -> None:
-    line.ask()
+    line.send()
     line.say(OK)
-    asker = line.ask()
+    receiver = line.send()
     line.say(b"H")
     line.hang_up()
 
-    assert asker.told == ["failed"]
+    assert receiver.told == ["failed"]
 
 
 TEXT_HEAD = STREAM_HEAD.replace(b"text/event-stream", b"text/plain")
@@ -253,31 +253,31 @@ BREAKS_OFF = [
 
 @pytest.mark.parametrize(("said", "told"), BREAKS_OFF)
 def test_a_response_that_breaks_off_is_reported_as_cut(said: bytes, told: str, line: Line) -> None:
-    asker = line.ask()
+    receiver = line.send()
     line.say(said)
     line.hang_up()
 
-    assert asker.told == [told]
+    assert receiver.told == [told]
 
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n"])
 def test_a_line_end_in_a_chunk_of_its_own_ends_no_event(line_end: bytes, line: Line) -> None:
-    asker = line.ask()
+    receiver = line.send()
     line.say(STREAM_HEAD + chunk(b"data: x") + chunk(line_end))
     line.hang_up()
 
-    assert asker.told == ["cut"]
+    assert receiver.told == ["cut"]
 
 
 def test_after_an_abort_the_asker_is_not_called(line: Line) -> None:
-    asker = line.ask()
+    receiver = line.send()
     line.say(STREAM_HEAD, event(1))
     line.connection.abort()
     line.say(event(2))
 
     assert line.transport.aborted
-    assert asker.told == []
-    assert asker.got == b"HEAD;" + event(1)
+    assert receiver.told == []
+    assert receiver.got == b"HEAD;" + event(1)
 
 
 def test_bytes_on_an_idle_connection_close_it(line: Line) -> None:
@@ -294,7 +294,7 @@ def test_an_idle_connection_that_the_engine_closes_is_not_usable(line: Line) -> 
 
 
 def test_pausing_a_connection_that_is_gone_does_no_harm(line: Line) -> None:
-    line.ask()
+    line.send()
     line.connection.abort()
     line.connection.pause_reading()
     line.connection.resume_reading()
@@ -303,14 +303,14 @@ def test_pausing_a_connection_that_is_gone_does_no_harm(line: Line) -> None:
 
 
 def test_a_pause_outlasts_no_exchange(line: Line) -> None:
-    asker = line.ask()
-    asker.write = lambda _: line.connection.pause_reading()  # a client that is slow to the end
+    receiver = line.send()
+    receiver.write = lambda _: line.connection.pause_reading()  # a client that is slow to the end
     line.say(OK[:-3])
     assert not line.transport.is_reading()
     line.connection.resume_reading()
     line.say(OK[-3:])
 
-    assert asker.told == ["done"]
+    assert receiver.told == ["done"]
     assert line.transport.is_reading()
 
 
@@ -336,11 +336,11 @@ def test_a_transition_that_is_not_in_the_table_is_a_bug(line: Line) -> None:
 def test_a_second_request_before_the_response_to_the_first_is_complete_is_a_bug(
     in_between: list[bytes], line: Line
 ) -> None:
-    first = line.ask()
+    first = line.send()
     line.say(*in_between)
 
     with pytest.raises(IllegalTransition, match="to HEAD"):
-        line.ask()
+        line.send()
     assert line.transport.written == REQUEST
     assert first.told == []
 
@@ -349,12 +349,12 @@ def test_a_request_on_a_closed_connection_is_a_bug(line: Line) -> None:
     line.hang_up()
 
     with pytest.raises(IllegalTransition, match="CLOSED to HEAD"):
-        line.ask()
+        line.send()
 
 
 def test_the_phases_of_a_stream(line: Line) -> None:
     seen = [line.connection.phase]
-    line.ask()
+    line.send()
     seen.append(line.connection.phase)
     pieces = (STREAM_HEAD, event(1), event(2)[:5], event(2)[5:], LAST_CHUNK)
     for piece in pieces:
@@ -396,31 +396,31 @@ ANSWERS = {
 def test_no_response_depends_on_the_one_before_it_or_on_how_it_is_split(
     first: bytes, second: bytes, line: Line
 ) -> None:
-    alone = line.ask()
+    alone = line.send()
     line.say(second)
     for pieces in splits(second):
         line.connection.requests = 1  # so that the connection does not grow old
-        line.ask()
+        line.send()
         line.say(first)
-        asker = line.ask()
+        receiver = line.send()
         line.say(*pieces)
 
-        assert vars_of(asker) == vars_of(alone)
+        assert vars_of(receiver) == vars_of(alone)
         assert line.is_idle
 
 
-def vars_of(asker: Asker) -> tuple[object, ...]:
-    return asker.told, asker.got, asker.status, asker.length
+def vars_of(receiver: Receiver) -> tuple[object, ...]:
+    return receiver.told, receiver.got, receiver.status, receiver.length
 
 
 @pytest.mark.parametrize("before", [OK, OK.partition(b"{")[0]], ids=["to GET", "to HEAD"])
 def test_a_response_to_head_has_no_body_after_any_other(before: bytes, line: Line) -> None:
-    line.ask(to_head=not before.endswith(b"}"))
+    line.send(to_head=not before.endswith(b"}"))
     line.say(before)
-    to_head = line.ask(to_head=True)
+    to_head = line.send(to_head=True)
     line.say(OK.partition(b"{")[0])
     assert to_head.got == b"HEAD;"
-    to_get = line.ask()
+    to_get = line.send()
     line.say(OK)
 
     assert to_get.got == b'HEAD;{"ok":true}'
@@ -428,23 +428,23 @@ def test_a_response_to_head_has_no_body_after_any_other(before: bytes, line: Lin
 
 
 def test_a_known_head_after_the_beginning_of_another_is_no_head(line: Line) -> None:
-    line.ask()
+    line.send()
     line.say(OK)
-    asker = line.ask()
+    receiver = line.send()
     line.say(b"H", OK)
 
-    assert asker.told == ["failed"]
+    assert receiver.told == ["failed"]
     assert line.transport.aborted
 
 
 def test_surplus_bytes_are_no_response_to_the_next_request(line: Line) -> None:
-    line.ask()
+    line.send()
     line.say(OK)
-    asker = line.ask()
+    receiver = line.send()
     line.say(OK + OK)
 
-    assert asker.got == b'HEAD;{"ok":true}'
-    assert asker.told == ["done"]
+    assert receiver.got == b'HEAD;{"ok":true}'
+    assert receiver.told == ["done"]
     assert line.keeper.kept == [line.connection], "after the first, and not again"
     assert line.transport.is_closed
 
@@ -452,10 +452,10 @@ def test_surplus_bytes_are_no_response_to_the_next_request(line: Line) -> None:
 def test_a_connection_that_its_response_ends_is_not_kept_even_after_a_single_read(
     line: Line,
 ) -> None:
-    asker = line.ask()
+    receiver = line.send()
     line.say(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
 
-    assert asker.told == ["done"]
+    assert receiver.told == ["done"]
     assert line.keeper.kept == []
     assert line.transport.is_closed
 
@@ -471,10 +471,10 @@ def test_within_a_chunk_nothing_is_taken_for_another_chunk(
     received: bytes, reads_chunks: bool, line: Line
 ) -> None:
     rest = [b"1\r\nx\r\n", b"1\r\ny\r\n", b"\r\n", b"2\r\nzz\r\n", LAST_CHUNK]
-    in_pieces = line.ask(reads_chunks=reads_chunks)
+    in_pieces = line.send(reads_chunks=reads_chunks)
     line.say(STREAM_HEAD, received, *rest)
     other = Line(line.loop)
-    bytewise = other.ask(reads_chunks=reads_chunks)
+    bytewise = other.send(reads_chunks=reads_chunks)
     stream = b"".join((received, *rest))
     other.say(STREAM_HEAD, *(stream[i : i + 1] for i in range(len(stream))))
 
@@ -485,10 +485,10 @@ def test_within_a_chunk_nothing_is_taken_for_another_chunk(
 
 
 def test_the_bytes_of_every_chunk_are_counted(line: Line) -> None:
-    asker = line.ask()
+    receiver = line.send()
     line.say(STREAM_HEAD, event(1), event(2)[:4], event(2)[4:], event(3) + event(4))
 
-    assert line.connection.bytes_passed == len(asker.got)
+    assert line.connection.bytes_passed == len(receiver.got)
 
 
 # What is kept for counting tokens -----------------------------------------------------------------
@@ -497,21 +497,21 @@ COMMENT = chunk(b":\n\n")
 
 
 def test_a_stream_s_first_event_is_reported_once_and_kept(line: Line) -> None:
-    asker = line.ask()
+    receiver = line.send()
     line.say(STREAM_HEAD)
-    before = asker.first_events
+    before = receiver.first_events
     line.say(COMMENT, event(1), event(2))
 
-    assert (before, asker.first_events) == (0, 1)
+    assert (before, receiver.first_events) == (0, 1)
     assert line.connection.window.opening == event(1)
 
 
 def test_a_comment_is_no_event_however_it_arrives(line: Line) -> None:
-    asker = line.ask()
+    receiver = line.send()
     line.say(STREAM_HEAD + COMMENT, COMMENT[:3], COMMENT[3:], COMMENT)
 
-    assert (asker.first_events, line.connection.window.opening) == (0, b"")
-    assert asker.got == b"HEAD;" + COMMENT * 3
+    assert (receiver.first_events, line.connection.window.opening) == (0, b"")
+    assert receiver.got == b"HEAD;" + COMMENT * 3
 
 
 def test_the_end_of_a_stream_is_kept_however_it_is_cut(line: Line) -> None:
@@ -519,15 +519,15 @@ def test_the_end_of_a_stream_is_kept_however_it_is_cut(line: Line) -> None:
     last = chunk(b'data: {"timings":{}}\n\n') + chunk(b"data: [DONE]\n\n") + LAST_CHUNK
     for end in splits(last):
         other = Line(line.loop)
-        asker = other.ask()
+        receiver = other.send()
         other.say(STREAM_HEAD, *events, *end)
 
-        assert asker.told == ["done"]
+        assert receiver.told == ["done"]
         assert other.connection.window.ending.endswith(event(39) + last)
 
 
 def test_the_end_that_is_kept_is_bounded(line: Line) -> None:
-    line.ask()
+    line.send()
     line.say(b"HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n")
     for _ in range(100):
         line.say(b"x" * 1000, b"y" * 60000)
@@ -540,17 +540,17 @@ def test_the_end_that_is_kept_is_bounded(line: Line) -> None:
 
 
 def test_a_response_that_is_not_a_stream_has_no_first_event(line: Line) -> None:
-    asker = line.ask()
+    receiver = line.send()
     line.say(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", b'{"data:', b'"}')
 
-    assert asker.told == ["done"]
-    assert (asker.first_events, line.connection.window.ending) == (0, b'{"data:"}')
+    assert receiver.told == ["done"]
+    assert (receiver.first_events, line.connection.window.ending) == (0, b'{"data:"}')
 
 
 def test_the_windows_have_nothing_of_the_response_before(line: Line) -> None:
-    line.ask()
+    line.send()
     line.say(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n", b"ab", b"cd")
-    line.ask()
+    line.send()
     line.say(STREAM_HEAD, COMMENT)
 
     assert (line.connection.window.opening, line.connection.window.ending) == (b"", COMMENT)
@@ -569,19 +569,23 @@ def test_neither_a_request_nor_a_stream_s_beginning_waits_for_others(play: Play)
         engine.setblocking(False)
         async with connected(poller) as (end, client):
             got: list[bytes] = []
-            connection, asker, is_begun = UpstreamConnection(Keeper()), Asker(), asyncio.Event()
+            connection, receiver, is_begun = (
+                UpstreamConnection(Keeper()),
+                Receiver(),
+                asyncio.Event(),
+            )
 
-            def ask(data: bytes) -> None:
-                connection.ask(asker, data, to_head=False)
+            def send(data: bytes) -> None:
+                connection.send(receiver, data, to_head=False)
                 got.append(came_to(engine))
 
             def begin() -> None:
                 got.append(came_to(client))
                 is_begun.set()
 
-            end.on_data = ask
-            asker.on_first_event = begin  # type: ignore[method-assign]
-            asker.transport = end.transport
+            end.on_data = send
+            receiver.on_first_event = begin  # type: ignore[method-assign]
+            receiver.transport = end.transport
             with closing(engine):
                 SocketTransport(poller, ours, None).attach(connection)
                 client.send(REQUEST)

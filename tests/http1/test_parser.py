@@ -1,4 +1,4 @@
-"""Only heads; ``test_client_requests`` and ``test_client_answers`` test their effects."""
+"""Only heads; ``test_client_requests`` and ``test_client_responses`` test their effects."""
 
 from __future__ import annotations
 

@@ -4,12 +4,12 @@ import pytest
 
 from llama_gguf.http1.fields import Framing, read_response
 from llama_gguf.http1.parser import parse_response
-from llama_gguf.http1.response import Answer
+from llama_gguf.http1.response import Response
 
 
-def parsed(raw: bytes, *, to_head: bool = False) -> Answer:
+def parsed(raw: bytes, *, to_head: bool = False) -> Response:
     head = parse_response(raw)
-    return Answer(head, read_response(head.fields, status=head.status, to_head=to_head))
+    return Response(head, read_response(head.fields, status=head.status, to_head=to_head))
 
 
 def test_a_response_begins_with_the_engine_s_status_and_fields() -> None:

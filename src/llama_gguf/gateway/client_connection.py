@@ -28,7 +28,7 @@ from llama_gguf.http1 import local_response
 from llama_gguf.http1.body import IncomingBody
 from llama_gguf.http1.fields import find
 from llama_gguf.http1.known_head import NO_HEAD, KnownHead
-from llama_gguf.http1.local_response import OwnAnswer
+from llama_gguf.http1.local_response import LocalResponse
 from llama_gguf.http1.parser import HEAD_END, check_request_start, parse_request
 from llama_gguf.http1.request import Request
 from llama_gguf.http1.routes import Kind
@@ -361,7 +361,7 @@ class ClientConnection(Client):
             services.authenticator.check_admin(principal)
             self._start_reload(exchange)
         else:
-            self.respond(exchange, endpoints.answer(route.kind, request, services, principal))
+            self.respond(exchange, endpoints.respond(route.kind, request, services, principal))
 
     def _start_reload(self, exchange: Exchange) -> None:
         self._settle_body(exchange.request)
@@ -471,21 +471,23 @@ class ClientConnection(Client):
         )
         self.respond(
             exchange,
-            OwnAnswer(error.status, body, local_response.JSON, local_response.error_fields(error)),
+            LocalResponse(
+                error.status, body, local_response.JSON, local_response.error_fields(error)
+            ),
         )
 
-    def respond(self, exchange: Exchange, answer: OwnAnswer) -> None:
+    def respond(self, exchange: Exchange, response: LocalResponse) -> None:
         """Send a response of the gateway's own."""
         self._settle_body(exchange.request)
-        lines = [*answer.fields, *self.common_lines(exchange)]
+        lines = [*response.fields, *self.common_lines(exchange)]
         head = local_response.head(
-            answer.status, lines, length=len(answer.body), content_type=answer.content_type
+            response.status, lines, length=len(response.body), content_type=response.content_type
         )
-        message = head if exchange.request.is_to_head else head + answer.body
+        message = head if exchange.request.is_to_head else head + response.body
         self.transport.write(message)
         exchange.bytes_out = len(message)
         exchange.on(Event.RESPONDED)
-        exchange.status = answer.status
+        exchange.status = response.status
         self.finish(exchange)
 
     def common_lines(self, exchange: Exchange) -> list[bytes]:

@@ -14,7 +14,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Final
 
 from llama_gguf.http1 import local_response
-from llama_gguf.http1.local_response import OwnAnswer
+from llama_gguf.http1.local_response import LocalResponse
 from llama_gguf.http1.routes import OPERATIONS
 from llama_gguf.telemetry.metrics import Metrics
 from llama_gguf.telemetry.timeseries import STEP_SECONDS, Reading
@@ -41,16 +41,16 @@ _NOT_STORED: Final = (b"Cache-Control: no-store\r\n",)
 
 
 @cache
-def page(path: str, *, needs_keys: bool = True) -> OwnAnswer:
+def page(path: str, *, needs_keys: bool = True) -> LocalResponse:
     """The file at *path*; read once."""
     name = path.removeprefix("/") if "." in path else "dashboard.html"
     body = resources.files(__package__).joinpath("page", name).read_bytes()
     if not needs_keys:
         body = body.replace(b'data-keys="needed"', b'data-keys="none"')
-    return OwnAnswer(200, body, _TYPES[name], _FIELDS)
+    return LocalResponse(200, body, _TYPES[name], _FIELDS)
 
 
-def data(health: Mapping[str, object], principal: Principal, services: Services) -> OwnAnswer:
+def data(health: Mapping[str, object], principal: Principal, services: Services) -> LocalResponse:
     """What the page draws: the present state, the last minutes, and the usage of keys.
 
     Args:
@@ -65,13 +65,13 @@ def data(health: Mapping[str, object], principal: Principal, services: Services)
         "errors": services.history.errors(),
         **_usage(principal, services),
     }
-    return OwnAnswer(200, json.dumps(facts).encode(), local_response.JSON, _NOT_STORED)
+    return LocalResponse(200, json.dumps(facts).encode(), local_response.JSON, _NOT_STORED)
 
 
-def usage(principal: Principal, services: Services) -> OwnAnswer:
+def usage(principal: Principal, services: Services) -> LocalResponse:
     """The usage of *principal*; for an administrator, that of every key."""
     body = json.dumps(_usage(principal, services), indent=1).encode()
-    return OwnAnswer(200, body, local_response.JSON, _NOT_STORED)
+    return LocalResponse(200, body, local_response.JSON, _NOT_STORED)
 
 
 def _usage(principal: Principal, services: Services) -> dict[str, object]:

@@ -16,7 +16,7 @@ from llama_gguf.engines.status import HEALTH_STATUS, EngineState
 from llama_gguf.gateway import dashboard
 from llama_gguf.http1 import local_response
 from llama_gguf.http1.fields import find
-from llama_gguf.http1.local_response import OwnAnswer
+from llama_gguf.http1.local_response import LocalResponse
 from llama_gguf.http1.request import Request
 from llama_gguf.http1.routes import Kind
 from llama_gguf.telemetry.metrics import (
@@ -44,9 +44,9 @@ def needs_key(kind: Kind, settings: RouteSettings) -> bool:
     return kind in _FOR_KEYS or (kind is Kind.METRICS and settings.metrics_auth_enabled)
 
 
-def answer(
+def respond(
     kind: Kind, request: Request, services: Services, principal: Principal = Authenticator.ANONYMOUS
-) -> OwnAnswer:
+) -> LocalResponse:
     """The response to *request* for one of the gateway's own paths, except /reload, which waits.
 
     Args:
@@ -57,7 +57,7 @@ def answer(
     """
     match kind:
         case Kind.PING:
-            return OwnAnswer(200)
+            return LocalResponse(200)
         case Kind.HEALTH:
             return health(services)
         case Kind.METRICS:
@@ -71,20 +71,20 @@ def answer(
             return dashboard.data(_facts(services), principal, services)
         case _:
             lines = services.reader.cors.preflight(request.head.fields, request.read.origin)
-            return OwnAnswer(204, fields=lines)
+            return LocalResponse(204, fields=lines)
 
 
-def reloaded(keys: int) -> OwnAnswer:
+def reloaded(keys: int) -> LocalResponse:
     """The response to POST /reload; *keys*: how many are loaded now."""
-    return OwnAnswer(200, b'{"status":"ok","keys_loaded":%d}' % keys, local_response.JSON)
+    return LocalResponse(200, b'{"status":"ok","keys_loaded":%d}' % keys, local_response.JSON)
 
 
-def health(services: Services) -> OwnAnswer:
+def health(services: Services) -> LocalResponse:
     """200 if a request would be served, else 503. Contains nothing secret."""
     serves = (
         HEALTH_STATUS[services.engine.status.state] == 200 and not services.connections.is_draining
     )
-    return OwnAnswer(
+    return LocalResponse(
         200 if serves else 503, json.dumps(_facts(services)).encode(), local_response.JSON
     )
 
@@ -136,7 +136,7 @@ def gauges(services: Services) -> Gauges:
     )
 
 
-def _metrics(request: Request, services: Services) -> OwnAnswer:
+def _metrics(request: Request, services: Services) -> LocalResponse:
     """JSON or Prometheus text; the last one again while rendering is too expensive."""
     head = request.head
     wanted = wanted_format(find(head.fields, b"accept") or b"", head.target.partition(b"?")[2])
@@ -146,7 +146,7 @@ def _metrics(request: Request, services: Services) -> OwnAnswer:
     render = _renderer(wanted)
     begin = time.thread_time()
     engine = services.engine_reader.latest
-    made = OwnAnswer(200, *render(services.recorder.metrics, gauges(services), engine, wanted))
+    made = LocalResponse(200, *render(services.recorder.metrics, gauges(services), engine, wanted))
     seconds = time.thread_time() - begin
     if seconds >= EXPENSIVE_SECONDS:
         services.scrapes[wanted] = made, services.clock.now() + HELD_TIMES * seconds

@@ -16,7 +16,7 @@ from llama_gguf.config.schema import TimeoutSettings
 from llama_gguf.errors import UpstreamError, UpstreamRefused
 from llama_gguf.gateway.upstream_connection import Phase, UpstreamConnection
 from llama_gguf.http1.known_head import KnownHead
-from llama_gguf.http1.response import Answer
+from llama_gguf.http1.response import Response
 from llama_gguf.net.connector import Cancellable, Dial
 
 MAX_IDLE: Final = 64
@@ -50,7 +50,7 @@ class ConnectionPool:
         self._settings = settings
         self._loop = loop
         self._dial = dial
-        self.last_head: tuple[KnownHead, Answer] | None = None
+        self.last_head: tuple[KnownHead, Response] | None = None
         self._now = loop.time()
         """As of the last tick: idle times are exact to half a second."""
         self._idle: deque[UpstreamConnection] = deque()

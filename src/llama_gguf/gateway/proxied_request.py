@@ -35,7 +35,7 @@ from llama_gguf.http1 import local_response
 from llama_gguf.http1.chunked import frame
 from llama_gguf.http1.fields import Framing
 from llama_gguf.http1.request import LENGTH_LINES
-from llama_gguf.http1.response import Answer
+from llama_gguf.http1.response import Response
 from llama_gguf.http1.stream_member import StreamSearch
 from llama_gguf.scheduling import failure_policy
 from llama_gguf.scheduling.admission import Admission, SlotLease, Verdict
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from llama_gguf.gateway.pool import ConnectAttempt
     from llama_gguf.gateway.replica import Replica
     from llama_gguf.gateway.services import Services
-    from llama_gguf.gateway.upstream_connection import Asker, UpstreamConnection
+    from llama_gguf.gateway.upstream_connection import ResponseReceiver, UpstreamConnection
     from llama_gguf.net.transport import Transport
 
 CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
@@ -79,7 +79,7 @@ class RefusedStream(UpstreamError):
 
 
 class ProxiedRequest:
-    """An ``upstream.Asker`` by its methods, and a ``Ticket`` of the queue.
+    """An ``upstream.ResponseReceiver`` by its methods, and a ``Ticket`` of the queue.
 
     Args:
         services: of the gateway.
@@ -425,14 +425,14 @@ class ProxiedRequest:
         request = exchange.request
         if self._client.is_write_paused:
             upstream.pause_reading()
-        asker: Asker = self if self._early is None else self._early
+        receiver: ResponseReceiver = self if self._early is None else self._early
         message = request.serialised(lease.engine.header_lines, exchange.id_bytes, self._body)
-        upstream.ask(asker, message, to_head=request.is_to_head)
+        upstream.send(receiver, message, to_head=request.is_to_head)
 
     # The engine's response ----------------------------------------------------------------------
 
     def on_response(
-        self, answer: Answer, length: int, body: bytes = b"", event: Event = _HEAD_SENT
+        self, response: Response, length: int, body: bytes = b"", event: Event = _HEAD_SENT
     ) -> bytes:
         """The head of the engine's response is there; return what the client gets for it.
 
@@ -440,9 +440,9 @@ class ProxiedRequest:
         """
         exchange, services, client = self._exchange, self._services, self._client
         exchange.on(event)
-        exchange.status = answer.status
+        exchange.status = response.status
         exchange.first_byte_at = services.clock.now()
-        if answer.status < 500:
+        if response.status < 500:
             services.engine.responded_at = exchange.first_byte_at
         self._body = b""
         if exchange.reserved_bytes:
@@ -451,33 +451,33 @@ class ProxiedRequest:
             client.keep_alive = False
         return b"".join(
             (
-                answer.opening,
+                response.opening,
                 LENGTH_LINES[length]
-                if answer.framing is _LENGTH
-                else self._framing_field(answer, length),
+                if response.framing is _LENGTH
+                else self._framing_field(response, length),
                 b"x-request-id: ",
                 exchange.id_bytes,
                 b"\r\n",
                 exchange.rate_fields,
                 exchange.request.cors,
-                b"" if answer.has_date else services.clock.date,
+                b"" if response.has_date else services.clock.date,
                 b"\r\n" if client.keep_alive else b"Connection: close\r\n\r\n",
                 body,
             )
         )
 
-    def _framing_field(self, answer: Answer, length: int) -> bytes:
-        if answer.framing is Framing.NONE:
-            return LENGTH_LINES[length] if answer.has_length else b""
+    def _framing_field(self, response: Response, length: int) -> bytes:
+        if response.framing is Framing.NONE:
+            return LENGTH_LINES[length] if response.has_length else b""
         if self.reads_chunks:
             return CHUNKED
         self._client.keep_alive = False  # only the end of the connection marks the end
         return b""
 
-    def on_whole_response(self, answer: Answer, body: bytes) -> None:
+    def on_whole_response(self, response: Response, body: bytes) -> None:
         """A response that came in one read, and ends with its length."""
         exchange = self._exchange
-        message = self.on_response(answer, len(body), body, _RESPONDED)
+        message = self.on_response(response, len(body), body, _RESPONDED)
         # First, so that a client that is slow to take it pauses no other client's connection.
         self._upstream = None
         self._client.transport.write(message)

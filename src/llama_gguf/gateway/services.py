@@ -22,7 +22,7 @@ from llama_gguf.gateway.pool import IDLE_SECONDS, ConnectionPool
 from llama_gguf.gateway.replica import Replica
 from llama_gguf.gateway.request_ids import RequestIds
 from llama_gguf.gateway.sse_keepalive import StreamSearches
-from llama_gguf.http1.local_response import OwnAnswer
+from llama_gguf.http1.local_response import LocalResponse
 from llama_gguf.http1.request_reader import RequestReader
 from llama_gguf.net.clock import Clock
 from llama_gguf.net.connector import Dial
@@ -106,7 +106,7 @@ class Services:
         )
         self.history = Ring(self.clock.now())
         self.engine_reader = EngineReader(Probe(settings.upstream), self._is_engine_busy)
-        self.scrapes: dict[Format, tuple[OwnAnswer, float]] = {}
+        self.scrapes: dict[Format, tuple[LocalResponse, float]] = {}
         """Metrics that were expensive to render, and until when they are sent again."""
         self._note_wall_clock()
 

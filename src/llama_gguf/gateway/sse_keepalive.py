@@ -17,7 +17,7 @@ from llama_gguf.errors import UpstreamError
 from llama_gguf.http1 import local_response
 from llama_gguf.http1.chunked import frame
 from llama_gguf.http1.fields import Framing
-from llama_gguf.http1.response import Answer
+from llama_gguf.http1.response import Response
 from llama_gguf.http1.stream_member import StreamSearch
 from llama_gguf.net.transport import Transport
 
@@ -73,7 +73,7 @@ class _Refusal(Transport):
 class EarlyStream:
     """A stream whose head was sent early: receives the engine's response for the request.
 
-    An ``upstream_connection.Asker`` by its methods.
+    An ``upstream_connection.ResponseReceiver`` by its methods.
 
     Args:
         request: the request; a client of HTTP/1.0 receives no chunked coding.
@@ -114,12 +114,12 @@ class EarlyStream:
 
     # What the engine's connection calls ---------------------------------------------------------
 
-    def on_response(self, answer: Answer, length: int) -> bytes:
+    def on_response(self, response: Response, length: int) -> bytes:
         del length
         if (
-            answer.status == HTTPStatus.OK
-            and answer.is_event_stream
-            and answer.framing in (Framing.CHUNKED, Framing.CLOSE)
+            response.status == HTTPStatus.OK
+            and response.is_event_stream
+            and response.framing in (Framing.CHUNKED, Framing.CLOSE)
         ):
             self._request.on_early_response()
         else:
@@ -127,8 +127,8 @@ class EarlyStream:
             self.reads_chunks = False  # the gateway reads it itself, decoded
         return b""
 
-    def on_whole_response(self, answer: Answer, body: bytes) -> None:
-        del answer
+    def on_whole_response(self, response: Response, body: bytes) -> None:
+        del response
         self._request.on_engine_refused(body)
 
     def on_first_event(self) -> None:

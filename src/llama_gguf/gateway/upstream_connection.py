@@ -20,7 +20,7 @@ from llama_gguf.http1.chunked import TAIL_BYTES, ChunkedError, is_one_chunk
 from llama_gguf.http1.fields import Framing, read_response
 from llama_gguf.http1.known_head import NO_HEAD, KnownHead
 from llama_gguf.http1.parser import HEAD_END, check_response_start, parse_response
-from llama_gguf.http1.response import Answer, ResponseHead
+from llama_gguf.http1.response import Response, ResponseHead
 from llama_gguf.http1.response_body import ResponseBody
 from llama_gguf.net.transport import Receiver, Transport
 from llama_gguf.telemetry.response_window import ResponseWindow
@@ -63,7 +63,7 @@ _NO_BODY: Final = ResponseBody(Framing.NONE, 0, reads_chunks=True)
 _NO_WINDOW: Final = ResponseWindow(is_event_stream=False)
 
 
-class Asker(Protocol):
+class ResponseReceiver(Protocol):
     """The client's side of the exchange."""
 
     @property
@@ -76,8 +76,8 @@ class Asker(Protocol):
         """False for HTTP/1.0: it receives a chunked body decoded."""
         ...
 
-    def on_whole_response(self, answer: Answer, body: bytes) -> None: ...
-    def on_response(self, answer: Answer, length: int) -> bytes: ...
+    def on_whole_response(self, response: Response, body: bytes) -> None: ...
+    def on_response(self, response: Response, length: int) -> bytes: ...
     def on_first_event(self) -> None: ...
     def on_response_done(self) -> None: ...
     def on_upstream_failed(self, error: UpstreamError) -> None: ...
@@ -87,7 +87,7 @@ class Asker(Protocol):
 class Owner(Protocol):
     """Keeps connections for later requests: ``pool.py``."""
 
-    last_head: tuple[KnownHead, Answer] | None
+    last_head: tuple[KnownHead, Response] | None
     """The last head that was parsed: a new connection mostly begins with the same."""
 
     def give_back(self, connection: UpstreamConnection) -> None: ...
@@ -102,8 +102,6 @@ class UpstreamConnection(Receiver):
     """
 
     __slots__ = (
-        "_answer",
-        "_asker",
         "_body",
         "_client",
         "_has_begun",
@@ -113,6 +111,8 @@ class UpstreamConnection(Receiver):
         "_on_made",
         "_pool",
         "_received",
+        "_receiver",
+        "_response",
         "bytes_passed",
         "idle_since",
         "phase",
@@ -126,7 +126,7 @@ class UpstreamConnection(Receiver):
         self._on_made = on_made
         self.transport: Transport
         self.phase = _CLOSED
-        self._asker: Asker | None = None
+        self._receiver: ResponseReceiver | None = None
         self._client: Transport
         """To which the response is written."""
         self._received = b""
@@ -137,9 +137,9 @@ class UpstreamConnection(Receiver):
         self._on_gone: Callable[[], None] | None = None
         # The engine repeats its heads too: the last one is kept with its meaning.
         self._known: KnownHead = NO_HEAD
-        self._answer: Answer
+        self._response: Response
         if pool.last_head is not None:
-            self._known, self._answer = pool.last_head
+            self._known, self._response = pool.last_head
         self._body = _NO_BODY
         self.window = _NO_WINDOW
         self.bytes_passed = 0
@@ -160,7 +160,7 @@ class UpstreamConnection(Receiver):
         return (
             self.phase in (_BODY, _BETWEEN_CHUNKS)
             and self._body.is_between_chunks
-            and self._answer.is_event_stream
+            and self._response.is_event_stream
             # After an event that is not whole, another would become a part of it.
             and self.tail.endswith(_EVENT_ENDS)
         )
@@ -171,12 +171,12 @@ class UpstreamConnection(Receiver):
         chunk = self.window.last_chunk
         return chunk[-TAIL_BYTES - 2 : -2] if chunk else self._body.tail
 
-    def ask(self, asker: Asker, request: bytes, *, to_head: bool) -> None:
-        """Send *request*, whole, on behalf of *asker*."""
+    def send(self, receiver: ResponseReceiver, request: bytes, *, to_head: bool) -> None:
+        """Send *request*, whole, on behalf of *receiver*."""
         if self.phase is not _IDLE:  # as _to, which would cost each request a call
             raise IllegalTransition(f"{self.phase.name} to HEAD")
         self.phase = _HEAD
-        self._asker = asker
+        self._receiver = receiver
         self._is_head_request = to_head
         self._has_begun = False
         self.bytes_passed = 0
@@ -187,20 +187,20 @@ class UpstreamConnection(Receiver):
         else:
             self.transport.write(request)
 
-    def hand_over(self, asker: Asker) -> None:
-        """Call *asker* from now on: the response has not begun."""
-        self._asker = asker
+    def hand_over(self, receiver: ResponseReceiver) -> None:
+        """Call *receiver* from now on: the response has not begun."""
+        self._receiver = receiver
 
     def close(self) -> None:
-        """Close the connection without calling the asker."""
+        """Close the connection without calling the receiver."""
         self._to(_CLOSED)
-        self._asker = None
+        self._receiver = None
         self.transport.close()
 
     def abort(self) -> None:
         """Cut the connection at once, so that the engine stops working on the request."""
         self._to(_CLOSED)
-        self._asker = None
+        self._receiver = None
         self.transport.abort()
 
     @property
@@ -218,7 +218,7 @@ class UpstreamConnection(Receiver):
         A cut frees the slot no sooner, but would not show when: docs/adr/0010.
         """
         self._to(_ABANDONED)
-        self._asker = None
+        self._receiver = None
         self._on_gone = on_gone
         self.transport.write_eof()
         self.resume_reading()
@@ -249,15 +249,15 @@ class UpstreamConnection(Receiver):
             window.last_chunk = data
             self._client.write_now(data)
             return
-        asker = self._asker
+        receiver = self._receiver
         if self.phase is _ABANDONED:
             pass
-        elif asker is None:
+        elif receiver is None:
             self.close()  # bytes without a request are never the response to the next one
         elif self.phase is _HEAD:
-            self._read_head(asker, data)
+            self._read_head(receiver, data)
         else:
-            self._read_body(asker, data)
+            self._read_body(receiver, data)
 
     def eof_received(self) -> bool:
         return False  # closes our half, too: llama-server sends nothing more
@@ -269,47 +269,49 @@ class UpstreamConnection(Receiver):
         pass
 
     def connection_lost(self, exc: Exception | None) -> None:
-        asker, phase, may_insert = self._asker, self.phase, self.may_insert_event
-        self._asker = None
+        receiver, phase, may_insert = self._receiver, self.phase, self.may_insert_event
+        self._receiver = None
         self._to(_CLOSED)
         if self._on_gone is not None:
             self._on_gone()
-        if asker is None:
+        if receiver is None:
             return
         if phase is _HEAD:
             is_stale = self.requests > 1 and not self._received and not self._has_begun
             kind = UpstreamClosedKept if is_stale else UpstreamError
-            asker.on_upstream_failed(kind("The engine closed the connection before it responded."))
+            receiver.on_upstream_failed(
+                kind("The engine closed the connection before it responded.")
+            )
             return
         end = self._body.end() if exc is None else None
         if end is None:
             broken = UpstreamError(
                 "The engine closed the connection before its response was complete."
             )
-            asker.on_cut(broken, may_insert=may_insert)
+            receiver.on_cut(broken, may_insert=may_insert)
             return
         if end:
             self._pass_on(end)
-        asker.on_response_done()
+        receiver.on_response_done()
 
     # The response's head ------------------------------------------------------------------------
 
-    def _read_head(self, asker: Asker, data: bytes) -> None:
+    def _read_head(self, receiver: ResponseReceiver, data: bytes) -> None:
         if not self._received and not self._is_head_request:
             end, length = self._known.match(data)
             if end >= 0:
-                self._begin_body(asker, self._answer, length, data[end:])
+                self._begin_body(receiver, self._response, length, data[end:])
                 return
         self._received += data
         try:
             found = self._take_head()
             if found:
-                answer, length = self._understand(*found)
+                response, length = self._understand(*found)
                 rest, self._received = self._received, b""
-                self._begin_body(asker, answer, length, rest)
+                self._begin_body(receiver, response, length, rest)
         except UpstreamError as error:
             self.abort()
-            asker.on_upstream_failed(error)
+            receiver.on_upstream_failed(error)
 
     def _take_head(self) -> tuple[bytes, ResponseHead] | None:
         """The final head of what has been received; None while it is not complete.
@@ -332,46 +334,48 @@ class UpstreamConnection(Receiver):
                 return raw, head
             self._has_begun = True  # an interim response; the final one follows
 
-    def _understand(self, raw: bytes, head: ResponseHead) -> tuple[Answer, int]:
+    def _understand(self, raw: bytes, head: ResponseHead) -> tuple[Response, int]:
         """The meaning of *head*, and the body's length; *raw* is kept for its repetition.
 
         Raises:
             UpstreamError: its framing is ambiguous or malformed.
         """
         read = read_response(head.fields, status=head.status, to_head=self._is_head_request)
-        answer = Answer(head, read)
+        response = Response(head, read)
         # A response to HEAD means something else by the same bytes, so it is not kept.
         self._known = NO_HEAD
         if not self._is_head_request:
             self._known = KnownHead(raw, read.length)
-            self._pool.last_head = self._known, answer
-        return answer, read.length or 0
+            self._pool.last_head = self._known, response
+        return response, read.length or 0
 
     # The response's body ------------------------------------------------------------------------
 
-    def _begin_body(self, asker: Asker, answer: Answer, length: int, rest: bytes) -> None:
-        self._answer = answer
-        framing = answer.framing
-        if framing is _LENGTH and len(rest) == length and answer.may_persist:
+    def _begin_body(
+        self, receiver: ResponseReceiver, response: Response, length: int, rest: bytes
+    ) -> None:
+        self._response = response
+        framing = response.framing
+        if framing is _LENGTH and len(rest) == length and response.may_persist:
             # All of it in one read, as most responses that are not streams. The client may send
             # the next request at once, so the connection is returned before the client has this.
-            self._asker = None
+            self._receiver = None
             self.phase = _IDLE  # from HEAD, as _to, which would cost each request a call
             self._pool.give_back(self)
-            asker.on_whole_response(answer, rest)
+            receiver.on_whole_response(response, rest)
             return
-        head = asker.on_response(answer, length)
-        self._client = asker.transport
-        self._body = ResponseBody(framing, length, reads_chunks=asker.reads_chunks)
-        self.window = ResponseWindow(is_event_stream=answer.is_event_stream)
+        head = receiver.on_response(response, length)
+        self._client = receiver.transport
+        self._body = ResponseBody(framing, length, reads_chunks=receiver.reads_chunks)
+        self.window = ResponseWindow(is_event_stream=response.is_event_stream)
         self._to(_BODY)
-        self._read_body(asker, rest, head)
+        self._read_body(receiver, rest, head)
 
     def _pass_on(self, data: bytes) -> None:
         self.bytes_passed += len(data)
         self._client.write_now(data)
 
-    def _read_body(self, asker: Asker, data: bytes, head: bytes = b"") -> None:
+    def _read_body(self, receiver: ResponseReceiver, data: bytes, head: bytes = b"") -> None:
         """Relay what belongs to the response; *head* is sent before it, in the same write."""
         body, window = self._body, self.window
         if window.last_chunk:
@@ -384,26 +388,26 @@ class UpstreamConnection(Receiver):
                 self._pass_on(head)
             self.abort()
             error = UpstreamError("The engine's response has invalid chunked coding.")
-            asker.on_cut(error, may_insert=False)
+            receiver.on_cut(error, may_insert=False)
             return
         if head or relayed:
             self._pass_on(head + relayed)
         if taken and window.add(data):
-            asker.on_first_event()
+            receiver.on_first_event()
         if body.is_complete:
-            self._finish(asker, has_surplus=taken < len(data))
+            self._finish(receiver, has_surplus=taken < len(data))
         elif body.is_relayed and window.opening:
             phase = _BETWEEN_CHUNKS if body.is_between_chunks else _BODY
             if phase is not self.phase:
                 self._to(phase)
 
-    def _finish(self, asker: Asker, *, has_surplus: bool) -> None:
-        self._asker = None
-        if self._answer.may_persist and not has_surplus and not self.transport.is_closing():
+    def _finish(self, receiver: ResponseReceiver, *, has_surplus: bool) -> None:
+        self._receiver = None
+        if self._response.may_persist and not has_surplus and not self.transport.is_closing():
             self._to(_IDLE)
             # A client that was slow until the end has left reading paused.
             self.transport.resume_reading()
             self._pool.give_back(self)
         else:
             self.close()
-        asker.on_response_done()
+        receiver.on_response_done()

@@ -21,7 +21,7 @@ JSON: Final = b"application/json"
 
 
 @dataclass(frozen=True, slots=True)
-class OwnAnswer:
+class LocalResponse:
     """One of the gateway's own responses, without the fields that all responses have."""
 
     status: int

@@ -18,7 +18,7 @@ class ResponseHead:
     fields: Fields
 
 
-class Answer:
+class Response:
     """The properties of the engine's response that its head determines.
 
     Args:

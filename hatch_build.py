@@ -27,6 +27,7 @@ MODULES: Final = [
         for folder, names in {
             "access": ("authenticator", "keys", "rate_limit"),
             "gateway": (
+                "authorisation",
                 "client",
                 "client_connection",
                 "connections",
@@ -53,6 +54,7 @@ MODULES: Final = [
                 "response",
                 "response_body",
                 "routes",
+                "sse",
                 "stream_member",
             ),
             "net": ("clock", "connector", "listener", "poller", "sockets", "transport"),
@@ -60,8 +62,10 @@ MODULES: Final = [
                 "admission",
                 "balancer",
                 "body_memory",
+                "crash_memory",
                 "exchange",
                 "failure_policy",
+                "replay_order",
                 "shares",
             ),
             "telemetry": (

@@ -222,8 +222,20 @@ class UpstreamRefused(UpstreamError):
     """llama-server refused the connection; it has received nothing of the request."""
 
 
-class UpstreamClosedKept(UpstreamError):
+class UpstreamLost(UpstreamError):
+    """The connection to llama-server was lost before its response was complete."""
+
+
+class UpstreamClosedKept(UpstreamLost):
     """A kept connection was closed before any byte of a response, possibly while it was idle."""
+
+
+class EngineCrashed(GatewayError):
+    """Two engines have died while they worked on the request."""
+
+    status = 502
+    code = "engine_crashed"
+    should_retry = False
 
 
 class UpstreamTimeout(GatewayError):

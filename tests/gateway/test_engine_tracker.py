@@ -43,10 +43,10 @@ def test_requests_may_be_sent_while_it_is_ready(place: Place) -> None:
     assert place.changes == 2
 
 
-def test_a_suspect_gets_nothing_until_there_is_news(place: Place) -> None:
+def test_an_engine_that_refuses_gets_nothing_until_there_is_news(place: Place) -> None:
     place.is_in(EngineState.READY)
 
-    assert place.tracker.suspect()
+    place.tracker.on_connect_failed()
     assert not place.tracker.is_ready
     place.clock.now += NEWS_SECONDS
     place.loop.spin()
@@ -54,12 +54,26 @@ def test_a_suspect_gets_nothing_until_there_is_news(place: Place) -> None:
     assert place.tracker.is_ready
 
 
-def test_without_a_supervisor_nothing_is_suspected(place: Place) -> None:
+def test_without_a_supervisor_an_engine_that_refuses_waits_for_the_next_probe(place: Place) -> None:
     place.tracker.is_supervised = False
     place.is_in(EngineState.READY)
 
-    assert not place.tracker.suspect()
-    assert place.tracker.is_ready
+    place.tracker.on_connect_failed()
+
+    assert place.tracker.status.state is EngineState.UNREACHABLE
+    assert place.tracker.may_come
+    assert not place.tracker.is_ready
+
+
+def test_a_death_is_counted_once_and_sleep_or_a_stop_is_none(place: Place) -> None:
+    for state in (
+        *(EngineState.READY, EngineState.BACKOFF, EngineState.LOADING),
+        *(EngineState.READY, EngineState.ASLEEP, EngineState.LOADING),
+        *(EngineState.READY, EngineState.STOPPING),
+    ):
+        place.is_in(state)
+
+    assert place.tracker.deaths == 1
 
 
 @pytest.mark.parametrize("state", [EngineState.STARTING, EngineState.LOADING, EngineState.BACKOFF])

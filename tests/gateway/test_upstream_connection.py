@@ -39,7 +39,7 @@ class Receiver(Deaf):
         LoopTransport(self).connection_made(self)
         self.status = 0
         self.length = 0
-        self.first_events = 0
+        self.beginnings = 0
 
     def connection_made(self, transport: Transport) -> None:
         self.transport = transport
@@ -59,8 +59,8 @@ class Receiver(Deaf):
         self.status, self.length = response.status, length
         return b"HEAD;"
 
-    def on_first_event(self) -> None:
-        self.first_events += 1
+    def on_body_begun(self) -> None:
+        self.beginnings += 1
 
     def on_response_done(self) -> None:
         self.told.append("done")
@@ -68,8 +68,9 @@ class Receiver(Deaf):
     def on_upstream_failed(self, error: UpstreamError) -> None:
         self.told.append("failed, stale" if isinstance(error, UpstreamClosedKept) else "failed")
 
-    def on_cut(self, error: UpstreamError, *, may_insert: bool) -> None:
+    def on_cut(self, error: UpstreamError, *, may_insert: bool, has_begun: bool) -> None:
         del error
+        self.has_begun = has_begun
         self.told.append("cut behind an event" if may_insert else "cut")
 
 
@@ -499,10 +500,10 @@ COMMENT = chunk(b":\n\n")
 def test_a_stream_s_first_event_is_reported_once_and_kept(line: Line) -> None:
     receiver = line.send()
     line.say(STREAM_HEAD)
-    before = receiver.first_events
+    before = receiver.beginnings
     line.say(COMMENT, event(1), event(2))
 
-    assert (before, receiver.first_events) == (0, 1)
+    assert (before, receiver.beginnings) == (0, 1)
     assert line.connection.window.opening == event(1)
 
 
@@ -510,7 +511,7 @@ def test_a_comment_is_no_event_however_it_arrives(line: Line) -> None:
     receiver = line.send()
     line.say(STREAM_HEAD + COMMENT, COMMENT[:3], COMMENT[3:], COMMENT)
 
-    assert (receiver.first_events, line.connection.window.opening) == (0, b"")
+    assert (receiver.beginnings, line.connection.window.opening) == (0, b"")
     assert receiver.got == b"HEAD;" + COMMENT * 3
 
 
@@ -544,7 +545,7 @@ def test_a_response_that_is_not_a_stream_has_no_first_event(line: Line) -> None:
     line.say(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", b'{"data:', b'"}')
 
     assert receiver.told == ["done"]
-    assert (receiver.first_events, line.connection.window.ending) == (0, b'{"data:"}')
+    assert (receiver.beginnings, line.connection.window.ending) == (0, b'{"data:"}')
 
 
 def test_the_windows_have_nothing_of_the_response_before(line: Line) -> None:
@@ -584,7 +585,7 @@ def test_neither_a_request_nor_a_stream_s_beginning_waits_for_others(play: Play)
                 is_begun.set()
 
             end.on_data = send
-            receiver.on_first_event = begin  # type: ignore[method-assign]
+            receiver.on_body_begun = begin  # type: ignore[method-assign]
             receiver.transport = end.transport
             with closing(engine):
                 SocketTransport(poller, ours, None).attach(connection)

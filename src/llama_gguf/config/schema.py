@@ -271,6 +271,11 @@ class QueueSettings:
     max_queue_wait: float = _queue(
         300.0, seconds(0), "seconds a request may wait for a slot, also while the model loads"
     )
+    max_replays: int = _queue(
+        1,
+        whole(0, 10),
+        "times a request is sent again whose engine failed before its response began; 0 = never",
+    )
 
 
 @dataclass(frozen=True, slots=True)

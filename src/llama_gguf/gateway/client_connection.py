@@ -172,8 +172,12 @@ class ClientConnection(Client):
         exchange = self._exchange
         if exchange is None:
             return
-        phase = PHASES[exchange.state]
-        self._services.recorder.metrics.client_disconnects[phase] += 1
+        if self._request is not None and self._request.is_delivered:
+            outcome = "done"  # the client closes before the last chunk, as some do after [DONE]
+        else:
+            phase = PHASES[exchange.state]
+            self._services.recorder.metrics.client_disconnects[phase] += 1
+            outcome = f"client_left:{phase}"
         if not exchange.status:
             exchange.status = 499  # nginx's status for it, known to log readers
         if self._reload is not None:
@@ -181,7 +185,7 @@ class ClientConnection(Client):
         if self._request is not None:
             self._request.abandon()
         exchange.on(Event.LOST)
-        exchange.outcome = f"client_left:{phase}"
+        exchange.outcome = outcome
         self._end_exchange(exchange)
 
     def pause_writing(self) -> None:
@@ -509,7 +513,7 @@ class ClientConnection(Client):
         if not self.keep_alive:
             self._part()
             return
-        self._deadline = exchange.ended_at + self._services.limits.keepalive_timeout
+        self._deadline = exchange.ended_at + self._services.keepalive_timeout
         if self._received or self.is_write_paused:
             self._to(_HELD)
             if not self.is_write_paused:

@@ -10,6 +10,7 @@ from typing import Final
 from llama_gguf.engines.status import MAY_COME, EngineState, EngineStatus
 from llama_gguf.errors import BackendUnavailable, GatewayError, ModelLoading
 from llama_gguf.events import EventLog
+from llama_gguf.net.clock import wall_now
 
 _log: Final = EventLog(__name__)
 
@@ -17,6 +18,8 @@ MODEL_LOADING_RETRY_SECONDS: Final = 5.0
 BACKEND_RETRY_SECONDS: Final = 2.0
 NEWS_SECONDS: Final = 0.5
 """Within which a supervisor reports that the engine has died."""
+_ENDED: Final = MAY_COME - {EngineState.ASLEEP} | {EngineState.FAILED}
+"""States that follow the death of an engine that served."""
 
 
 class EngineTracker:
@@ -38,6 +41,8 @@ class EngineTracker:
         """Whether requests may be sent to it now."""
         self.responded_at = -math.inf
         """When it was last seen to respond, on the gateway's clock."""
+        self.deaths = 0
+        """How often it ended, or could not be reached any more, while it served."""
         self.is_supervised = False
         """Whether a supervisor reports its status."""
         self.on_wanted: Callable[[], None] = _ignore
@@ -52,21 +57,26 @@ class EngineTracker:
                 state=status.state,
                 detail=status.detail,
             )
+        if self.status.serves and status.state in _ENDED:
+            self.deaths += 1
         self.status = status
         self.is_ready = status.serves
         self._on_change()
 
-    def suspect(self) -> bool:
-        """It refused a connection, or broke off a response. Whether requests may wait for it.
+    def on_connect_failed(self) -> None:
+        """It did not accept a connection, so no more requests are sent to it until there is news.
 
-        It is dying, most likely, and its supervisor reports that in a moment. Until then, or until
-        it is clear that there is nothing to report, no more is sent: it would be lost.
+        It is dying, most likely, and its supervisor reports that in a moment, or reports nothing.
+        Without a supervisor, the next probe finds out.
         """
-        if self.is_supervised and self.is_ready:
+        if not self.is_ready:
+            return
+        if self.is_supervised:
             self.is_ready = False
             self._on_change()
             self._loop.call_later(NEWS_SECONDS, lambda: self.update(self.status))
-        return self.is_supervised and self.may_come
+        else:
+            self.update(self.status.moved(EngineState.UNREACHABLE, wall_now()))
 
     @property
     def may_come(self) -> bool:

@@ -11,24 +11,23 @@ transport.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Generator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from llama_gguf.access.authenticator import Authenticator, Principal
 from llama_gguf.errors import (
     ConcurrencyLimited,
+    EngineCrashed,
     GatewayError,
-    Limited,
-    PayloadTooLarge,
     QueueFull,
     QueueTimeout,
     RequestTimeout,
     UpstreamError,
-    UpstreamRefused,
     UpstreamTimeout,
 )
+from llama_gguf.gateway.authorisation import authorise, take_back, too_large
 from llama_gguf.gateway.client import Client
 from llama_gguf.gateway.sse_keepalive import EarlyStream
 from llama_gguf.http1 import local_response
@@ -36,13 +35,16 @@ from llama_gguf.http1.chunked import frame
 from llama_gguf.http1.fields import Framing
 from llama_gguf.http1.request import LENGTH_LINES
 from llama_gguf.http1.response import Response
+from llama_gguf.http1.sse import has_final_event, outcome_of
 from llama_gguf.http1.stream_member import StreamSearch
 from llama_gguf.scheduling import failure_policy
 from llama_gguf.scheduling.admission import Admission, SlotLease, Verdict
 from llama_gguf.scheduling.exchange import Event, Exchange, State
-from llama_gguf.scheduling.failure_policy import Action
+from llama_gguf.scheduling.failure_policy import Action, Failure
+from llama_gguf.scheduling.replay_order import MARGIN_SECONDS
 
 if TYPE_CHECKING:
+    from llama_gguf.gateway.engine_tracker import EngineTracker
     from llama_gguf.gateway.pool import ConnectAttempt
     from llama_gguf.gateway.replica import Replica
     from llama_gguf.gateway.services import Services
@@ -104,6 +106,21 @@ class ProxiedRequest:
     """Whether an error event may follow what the client has got, when the response fails."""
     _failure = ""
     """In which phase the engine failed, as the metrics have it."""
+    _was_sent = False
+    """Whether an engine may have received anything of it."""
+    _has_begun = False
+    """Whether the client has received anything of a response that was cut."""
+    _is_again = False
+    """Whether it had a slot before, and is to be sent again."""
+    _failed_by: EngineTracker | None = None
+    """The engine that failed it last."""
+    _deaths_before = 0
+    """How often that engine had died when the request was sent to it."""
+    _deaths = 0
+    """Engines that are known to have died while they worked on the request."""
+    _queue_deadline = math.inf
+    _ran_for = 0.0
+    """Seconds that it had run when an engine failed it last."""
     _seen = 0
     """Bytes of the response that had passed at the last tick."""
     _deadline = math.inf
@@ -138,18 +155,26 @@ class ProxiedRequest:
         """The engine's connection, while the request uses one."""
         return self._upstream
 
+    @property
+    def is_delivered(self) -> bool:
+        """Whether the client has received the last event of a stream."""
+        exchange = self._exchange
+        ending = exchange.ending if self._upstream is None else self._upstream.window.ending
+        return exchange.state is State.STREAMING and has_final_event(ending)
+
     # Its life -----------------------------------------------------------------------------------
 
     def _run(self, length: int, body: bytes | bytearray | None) -> Steps:
         exchange = self._exchange
         now = exchange.started_at
         try:
-            self._authorise(exchange, length)
+            self.key_id = authorise(self._services, self._client, exchange, length)
             if body is None:
                 body = yield from self._read_body(exchange, length)
                 now = self._services.clock.now()
             self._body = body
             exchange.bytes_in = len(body)
+            self._check_crash_memory(exchange)
             while True:
                 if self._lease is None and not self._admit(exchange, now):
                     yield  # until a slot is granted
@@ -160,8 +185,10 @@ class ProxiedRequest:
                     yield  # until the response is whole
                     break
                 except UpstreamError as error:
-                    self._prepare_to_send_again(exchange, error)
-                    now = self._services.clock.now()
+                    is_its_turn = self._prepare_to_send_again(exchange, error)
+                if not is_its_turn:
+                    yield  # until it is its turn to be sent again
+                now = self._services.clock.now()
             if self._early is not None:
                 self._let_go()
             self._client.finish(exchange)
@@ -192,7 +219,8 @@ class ProxiedRequest:
             PayloadTooLarge: they are too many.
             QueueFull: there is no memory for them.
         """
-        self._check_size(size)
+        if size > self._services.max_body_size:
+            raise too_large(self._services.max_body_size)
         self._reserve(size)
         self._set_body_deadline()
 
@@ -219,61 +247,6 @@ class ProxiedRequest:
         if self._upstream is not None:
             self._upstream.resume_reading()
 
-    # Authorise ----------------------------------------------------------------------------------
-
-    def _authorise(self, exchange: Exchange, length: int) -> None:
-        """Find out whose request it is, and count it.
-
-        Raises:
-            Unauthorized, KeyExpired: its key is none, or no longer one.
-            Limited: its key is over its rate, or its address has tried too many wrong keys.
-            PayloadTooLarge, Draining: it is not served, whoever sends it.
-        """
-        services, client = self._services, self._client
-        principal = client.principal
-        principals = services.authenticator
-        if (
-            principal is None
-            or client.ring is not principals.ring
-            or client.network in principals.failures.addresses
-        ):
-            principal = self._authenticate(length)
-        self.key_id = exchange.key_id = principal.key_id
-        window = principal.window
-        if window is not None:
-            if exchange.request.route.needs_slot:
-                left = window.hit(exchange.started_at)
-                if left < 0:
-                    raise self._over_rate(principal)
-                exchange.is_counted = True
-                exchange.rate_fields = principal.fields_after_hit(left)
-            else:
-                exchange.rate_fields = principal.fields_at(exchange.started_at)
-        if services.connections.is_draining:
-            raise services.connections.draining()
-        if length > services.limits.max_request_body_size:
-            self._check_size(length)
-
-    def _authenticate(self, length: int) -> Principal:
-        request = self._exchange.request
-        if request.route.needs_no_key:
-            if request.is_chunked or length:  # memory for bodies is for keys
-                raise PayloadTooLarge("A request to this path must not have a body.", close=True)
-            return Authenticator.ANONYMOUS
-        return self._client.authenticate(self._exchange)
-
-    def _over_rate(self, principal: Principal) -> Limited:
-        exchange = self._exchange
-        now = exchange.started_at
-        exchange.rate_fields = principal.fields_at(now)
-        self._services.recorder.metrics.rate_limited[exchange.key_id, "requests"] += 1
-        window = principal.window
-        assert window is not None
-        return Limited(
-            f"Rate limit reached for this API key: {window.limit} per 60 seconds.",
-            retry_after=window.retry_after(now),
-        )
-
     # Its body -----------------------------------------------------------------------------------
 
     def _read_body(
@@ -296,11 +269,6 @@ class ProxiedRequest:
 
     def _set_body_deadline(self) -> None:
         self._deadline = self._services.clock.now() + self._services.limits.client_body_timeout
-
-    def _check_size(self, size: int) -> None:
-        largest = self._services.limits.max_request_body_size
-        if size > largest:
-            raise PayloadTooLarge(f"The request body is larger than {largest} bytes.", close=True)
 
     def _reserve(self, size: int) -> None:
         """Count all *size* bytes that have arrived of its body.
@@ -337,6 +305,8 @@ class ProxiedRequest:
         if not services.engine.is_ready:
             services.engine.require(may_wait=needs_slot)
         admission = services.admission if needs_slot else services.side_admission
+        if self._is_again:
+            return self._queue_again(exchange, now)
         granted = admission.arrive(self, self.key_id)
         if isinstance(granted, SlotLease):
             self._forward(exchange, granted, now)
@@ -344,11 +314,20 @@ class ProxiedRequest:
         if granted is not Verdict.QUEUED:
             raise self._not_admitted(granted)
         self._queue = admission
-        if exchange.state is State.READING:
-            exchange.on(Event.QUEUE)
-        exchange.queued_at = exchange.queued_at or now
-        self._deadline = now + services.queue.max_queue_wait
+        exchange.on(Event.QUEUE)
+        exchange.queued_at = now
+        self._deadline = self._queue_deadline = now + services.queue.max_queue_wait
         self._reserve(exchange.bytes_in)
+        return False
+
+    def _queue_again(self, exchange: Exchange, now: float) -> bool:
+        """As ``_admit``, for a request that had a slot."""
+        admission = self._services.admission
+        lease = admission.queue_again(self, self.key_id)
+        if lease is not None:
+            self._forward(exchange, lease, now)
+            return True
+        self._queue = admission
         return False
 
     def _forward(self, exchange: Exchange, lease: SlotLease[Replica], now: float) -> None:
@@ -356,7 +335,7 @@ class ProxiedRequest:
         self._lease = lease  # first, so that it is given back in any case
         exchange.on(_FORWARD)
         exchange.forwarded_at = now
-        self._deadline = now + self._services.timeouts.request_timeout
+        self._deadline = now + self._services.request_timeout
 
     def _not_admitted(self, verdict: Verdict) -> GatewayError:
         services = self._services
@@ -415,7 +394,6 @@ class ProxiedRequest:
         """The pool could not make a connection."""
         self._connecting = None
         self._failure = _CONNECT
-        self._exchange.forwarded_at = 0.0  # nothing of it was sent
         self._interrupt(error)
 
     def _send(self, exchange: Exchange) -> None:
@@ -423,6 +401,12 @@ class ProxiedRequest:
         assert upstream is not None
         assert lease is not None
         request = exchange.request
+        tracker = lease.engine.tracker
+        if self._failed_by is not None:
+            self._deaths += self._failed_by.deaths > self._deaths_before
+            self._failed_by = None
+        self._deaths_before = tracker.deaths
+        self._was_sent = True
         if self._client.is_write_paused:
             upstream.pause_reading()
         receiver: ResponseReceiver = self if self._early is None else self._early
@@ -444,9 +428,6 @@ class ProxiedRequest:
         exchange.first_byte_at = services.clock.now()
         if response.status < 500:
             services.engine.responded_at = exchange.first_byte_at
-        self._body = b""
-        if exchange.reserved_bytes:
-            self._free_body()
         if services.connections.is_draining:
             client.keep_alive = False
         return b"".join(
@@ -491,14 +472,20 @@ class ProxiedRequest:
         exchange = self._exchange
         exchange.on(Event.BEGIN)
         exchange.first_byte_at = self._services.clock.now()
-        self._free_body()
 
-    def on_first_event(self) -> None:
-        """The engine's stream has its first event with content."""
-        self._exchange.first_token_at = self._services.clock.now()
+    def on_body_begun(self) -> None:
+        """The client receives the first content: from now on, the request is not sent again."""
+        self._free_body()
+        if self._is_again:
+            self._services.replay_order.leave(self)
+        if self._upstream is not None and self._upstream.window.is_event_stream:
+            self._exchange.first_token_at = self._services.clock.now()
 
     def on_response_done(self) -> None:
-        self._exchange.on(Event.RESPONSE_SENT)
+        exchange = self._exchange
+        exchange.on(Event.RESPONSE_SENT)
+        if self._upstream is not None and self._upstream.window.is_event_stream:
+            exchange.outcome = outcome_of(self._upstream.window.ending)
         self._release_upstream()
         self.resume()
 
@@ -508,18 +495,20 @@ class ProxiedRequest:
         self._failure = "no_answer"
         self._interrupt(error)
 
-    def on_cut(self, error: GatewayError, *, may_insert: bool) -> None:
+    def on_cut(self, error: GatewayError, *, may_insert: bool, has_begun: bool) -> None:
         """The response broke off after its head."""
         self._release_upstream()
         self._may_insert = may_insert
+        self._has_begun = has_begun
         self._failure = "broken_off"
         self._interrupt(error)
 
     def on_engine_refused(self, body: bytes) -> None:
         """The engine has responded with *body* where a stream was to come."""
-        self._release_upstream()
         exchange = self._exchange
-        exchange.bytes_out = 0
+        before = exchange.bytes_out
+        self._release_upstream()
+        exchange.bytes_out = before  # the client has received none of it
         event = local_response.refusal_event(body, is_anthropic=exchange.request.route.is_anthropic)
         self._interrupt(RefusedStream(event or b""))
 
@@ -531,8 +520,10 @@ class ProxiedRequest:
         if upstream is not None and upstream.bytes_passed != self._seen:
             self._seen = upstream.bytes_passed
             services.engine.responded_at = now
-            self._deadline = now + services.timeouts.request_timeout
+            self._deadline = now + services.request_timeout
         limit, forwarded_at = services.timeouts.max_request_duration, self._exchange.forwarded_at
+        if self._is_again and forwarded_at and now > forwarded_at + self._ran_for + MARGIN_SECONDS:
+            services.replay_order.leave(self)
         if limit and forwarded_at and now >= forwarded_at + limit:
             self._give_up(UpstreamTimeout("The response took longer than MAX_REQUEST_DURATION."))
         elif now >= self._deadline:
@@ -541,7 +532,7 @@ class ProxiedRequest:
             self._keep_alive(now)
 
     def _on_deadline(self, now: float) -> None:
-        timeout = self._services.timeouts.request_timeout
+        timeout = self._services.request_timeout
         match self._exchange.state:
             case State.READING:
                 self._interrupt(
@@ -564,8 +555,6 @@ class ProxiedRequest:
 
     def _give_up(self, error: UpstreamTimeout) -> None:
         """The engine is too slow."""
-        if self._connecting is not None:
-            self._exchange.forwarded_at = 0.0  # it was not connected: nothing was sent
         self._may_insert = self._upstream is not None and self._upstream.may_insert_event
         self._services.recorder.metrics.backend_failures["timeout"] += 1
         self._interrupt(error)
@@ -623,40 +612,107 @@ class ProxiedRequest:
 
     # Failures -----------------------------------------------------------------------------------
 
-    def _prepare_to_send_again(self, exchange: Exchange, error: UpstreamError) -> None:
-        """Raises *error* where the client is to learn of it."""
+    def _prepare_to_send_again(self, exchange: Exchange, error: UpstreamError) -> bool:
+        """Whether it can be sent again now, and not only later; raises what ends it otherwise."""
         if isinstance(error, RefusedStream):  # the engine did respond
             raise error
-        services = self._services
-        may_come_back = (
-            isinstance(error, UpstreamRefused)
-            and exchange.request.route.needs_slot
-            and services.engine.suspect()
+        services, lease = self._services, self._lease
+        assert lease is not None
+        tracker = lease.engine.tracker
+        if self._failure is _CONNECT:
+            tracker.on_connect_failed()
+        failure = Failure(
+            error,
+            was_sent=self._was_sent,
+            has_begun=self._has_begun,
+            may_wait=tracker.may_come,
+            deaths=self._deaths,
         )
-        match failure_policy.decide(error, exchange, may_come_back=may_come_back):
+        action = failure_policy.decide(failure, exchange, max_replays=services.queue.max_replays)
+        if action is Action.RETRY:
+            exchange.has_retried = True
+            return True
+        if action is not Action.REQUEUE:
+            services.recorder.metrics.backend_failures[self._failure] += 1
+        match action:
             case Action.REQUEUE:
-                exchange.on(Event.REQUEUE)
-                self._release_slot()
-                self._seen = 0
-            case Action.RETRY:
-                exchange.has_retried = True
+                self._leave_engine(exchange)
+                return True
+            case Action.REPLAY:
+                exchange.replays += 1
+                self._failed_by = tracker
+                self._leave_engine(exchange)
+                return services.replay_order.enter(self, self._on_turn)
+            case Action.REFUSE:
+                services.crash_memory.add(self._digest(exchange), services.clock.now())
+                raise EngineCrashed(
+                    "Two engines have stopped while they worked on this request, so it is refused."
+                )
             case _:
-                services.recorder.metrics.backend_failures[self._failure] += 1
-                if self._failure is not _CONNECT:
-                    services.engine.suspect()
                 raise error
+
+    def _leave_engine(self, exchange: Exchange) -> None:
+        """Give the slot back, to be queued again.
+
+        Raises:
+            QueueFull: there is no memory for the request's body while it waits.
+        """
+        now = self._services.clock.now()
+        if exchange.state is not State.FORWARDING:  # the client has the head of a stream
+            self._end_early_stream()
+            self._early = EarlyStream(self, now)
+        if self._was_sent or not self._is_again:
+            self._queue_deadline = now + self._services.queue.max_queue_wait
+        self._deadline = self._queue_deadline
+        self._ran_for = now - exchange.forwarded_at
+        exchange.queued_at = now - exchange.queued  # so that all its waiting counts, and no run
+        exchange.forwarded_at = 0.0
+        exchange.on(Event.REQUEUE)
+        self._release_slot()
+        self._was_sent = self._has_begun = False
+        self._is_again = True
+        self._seen = 0
+        self._reserve(exchange.bytes_in)
+
+    def _on_turn(self) -> None:
+        self._services.loop.call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        if not self._is_over:
+            try:
+                self.resume()
+            except Exception:  # as in on_slot
+                self._client.on_bug()
+
+    def _check_crash_memory(self, exchange: Exchange) -> None:
+        """Raises EngineCrashed if two engines died during the same request not long ago."""
+        memory = self._services.crash_memory
+        if not memory.is_in_use:
+            return
+        remaining = memory.remaining(self._digest(exchange), self._services.clock.now())
+        if remaining:
+            raise EngineCrashed(
+                "Two engines have stopped while they worked on the same request, so it is refused "
+                f"for another {remaining:.0f} seconds."
+            )
+
+    def _digest(self, exchange: Exchange) -> bytes:
+        """Identifies the request, whichever key sends it."""
+        body = hashlib.blake2b(self._body, digest_size=16)
+        body.update(exchange.request.head.path)
+        return body.digest()
 
     def _end_with(self, error: GatewayError) -> None:
         """Respond with *error*, or break off the response that has begun."""
         self._let_go()
         exchange, client = self._exchange, self._client
-        if exchange.is_counted and not exchange.forwarded_at:
-            self._take_back()
+        if exchange.is_counted and not self._was_sent and not exchange.replays:
+            take_back(self._services, exchange)
         if exchange.may_reply:
             client.respond_error(exchange, error)
             return
         event = error.event if isinstance(error, RefusedStream) else b""
-        if not event and (self._may_insert or exchange.is_open):
+        if not event and (self._may_insert or exchange.is_open) and not self.is_delivered:
             event = local_response.error_event(
                 error,
                 is_anthropic=exchange.request.route.is_anthropic,
@@ -664,20 +720,13 @@ class ProxiedRequest:
             )
         client.break_off(exchange, error, frame(event) if event and self.reads_chunks else event)
 
-    def _take_back(self) -> None:
-        """A request that is refused costs its key nothing."""
-        exchange = self._exchange
-        exchange.is_counted = False
-        principal = self._services.authenticator.named(exchange.key_id)
-        if principal is not None and principal.window is not None:
-            principal.window.take_back(exchange.started_at)
-            exchange.rate_fields = principal.fields_at(self._services.clock.now())
-
     # The end ------------------------------------------------------------------------------------
 
     def _give_back(self, exchange: Exchange) -> None:
         """Give back all that the request holds, whatever ended it."""
         self._is_over = True
+        if self._is_again:
+            self._services.replay_order.leave(self)
         if self._upstream is not None or self._connecting is not None:
             self._let_go()
         if exchange.reserved_bytes:
@@ -701,6 +750,9 @@ class ProxiedRequest:
         if upstream is not None:
             self._release_upstream()
             self._stop(upstream)
+        self._end_early_stream()
+
+    def _end_early_stream(self) -> None:
         if self._early is not None:
             self._exchange.bytes_out += self._early.bytes_sent
             self._early = None
@@ -722,7 +774,7 @@ class ProxiedRequest:
         if upstream is None:
             return
         exchange = self._exchange
-        exchange.bytes_out = upstream.bytes_passed
+        exchange.bytes_out += upstream.bytes_passed
         if exchange.first_byte_at:
             exchange.opening = upstream.window.opening
             exchange.ending = upstream.window.ending

@@ -29,6 +29,8 @@ from llama_gguf.net.connector import Dial
 from llama_gguf.scheduling.admission import Admission
 from llama_gguf.scheduling.balancer import OneEngine
 from llama_gguf.scheduling.body_memory import BodyMemory
+from llama_gguf.scheduling.crash_memory import CrashMemory
+from llama_gguf.scheduling.replay_order import ReplayOrder
 from llama_gguf.telemetry.access_log import AccessLog
 from llama_gguf.telemetry.metrics import Format
 from llama_gguf.telemetry.recorder import Accounts
@@ -60,6 +62,10 @@ class Services:
         self.queue = settings.queue
         self.timeouts = settings.timeouts
         self.limits = settings.limits
+        # What each request reads: an attribute of a compiled class costs a tenth.
+        self.max_body_size = settings.limits.max_request_body_size
+        self.request_timeout = settings.timeouts.request_timeout
+        self.keepalive_timeout = settings.limits.keepalive_timeout
         self.loop = loop
         self.clock = Clock()
         self.reader = RequestReader(
@@ -94,6 +100,8 @@ class Services:
         )
         """Of requests that use no slot."""
         self.body_memory = BodyMemory(settings.limits.max_body_memory, are_several)
+        self.replay_order = ReplayOrder()
+        self.crash_memory = CrashMemory()
         self.stream_searches = StreamSearches()
         self.access_log = AccessLog(
             os.path.join(settings.logs.log_dir, "api_access.log"),
@@ -121,6 +129,7 @@ class Services:
             return
         pool.cut_overdue()
         now = self.clock.now()
+        self.crash_memory.forget(now)
         for connection in self.connections:
             connection.on_tick(now)
         self.stream_searches.advance(now)

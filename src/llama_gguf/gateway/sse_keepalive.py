@@ -45,10 +45,10 @@ class Request(Protocol):
         """The engine has responded with *body*, which is not a stream."""
         ...
 
-    def on_first_event(self) -> None: ...
+    def on_body_begun(self) -> None: ...
     def on_response_done(self) -> None: ...
     def on_upstream_failed(self, error: UpstreamError) -> None: ...
-    def on_cut(self, error: UpstreamError, *, may_insert: bool) -> None: ...
+    def on_cut(self, error: UpstreamError, *, may_insert: bool, has_begun: bool) -> None: ...
 
     def search_body(self, search: StreamSearch, effort: int, now: float) -> int:
         """Continue the search for ``stream`` in the body. Returns the effort that it took."""
@@ -71,13 +71,15 @@ class _Refusal(Transport):
 
 
 class EarlyStream:
-    """A stream whose head was sent early: receives the engine's response for the request.
+    """A stream whose head has been sent: receives the response of an engine without its head.
+
+    The gateway has sent the head, or an engine that failed before its first event.
 
     An ``upstream_connection.ResponseReceiver`` by its methods.
 
     Args:
         request: the request; a client of HTTP/1.0 receives no chunked coding.
-        now: when its head is sent.
+        now: when the client was last sent something.
     """
 
     __slots__ = (
@@ -131,8 +133,9 @@ class EarlyStream:
         del response
         self._request.on_engine_refused(body)
 
-    def on_first_event(self) -> None:
-        self._request.on_first_event()
+    def on_body_begun(self) -> None:
+        if self._refusal is None:
+            self._request.on_body_begun()
 
     def on_response_done(self) -> None:
         if self._refusal is None:
@@ -143,8 +146,11 @@ class EarlyStream:
     def on_upstream_failed(self, error: UpstreamError) -> None:
         self._request.on_upstream_failed(error)
 
-    def on_cut(self, error: UpstreamError, *, may_insert: bool) -> None:
-        self._request.on_cut(error, may_insert=may_insert or self._refusal is not None)
+    def on_cut(self, error: UpstreamError, *, may_insert: bool, has_begun: bool) -> None:
+        is_refusal = self._refusal is not None  # of which the client has nothing
+        self._request.on_cut(
+            error, may_insert=may_insert or is_refusal, has_begun=has_begun and not is_refusal
+        )
 
 
 class StreamSearches:

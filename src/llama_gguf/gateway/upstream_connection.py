@@ -12,10 +12,16 @@ Rule: ``phase`` decides how incoming bytes are interpreted, and every change of 
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from llama_gguf.errors import IllegalTransition, UpstreamClosedKept, UpstreamError
+from llama_gguf.errors import (
+    IllegalTransition,
+    UpstreamClosedKept,
+    UpstreamError,
+    UpstreamLost,
+)
 from llama_gguf.http1.chunked import TAIL_BYTES, ChunkedError, is_one_chunk
 from llama_gguf.http1.fields import Framing, read_response
 from llama_gguf.http1.known_head import NO_HEAD, KnownHead
@@ -27,6 +33,8 @@ from llama_gguf.telemetry.response_window import ResponseWindow
 
 MAX_HEAD_BYTES: Final = 65536
 _EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")
+_COMMENTS: Final = re.compile(rb"(?:(?:[0-9a-fA-F]+\r\n)?(?::[^\n]*\n\n)+(?:\r\n)?)*")
+"""Comments of a stream alone, each whole, with or without the lines of the chunked coding."""
 
 
 class Phase(enum.IntEnum):
@@ -58,6 +66,7 @@ _BETWEEN_CHUNKS: Final = P.BETWEEN_CHUNKS
 _ABANDONED: Final = P.ABANDONED
 _CLOSED: Final = P.CLOSED
 _LENGTH: Final = Framing.LENGTH
+_CHUNKED: Final = Framing.CHUNKED
 # Before the first response. Nothing is ever added to them.
 _NO_BODY: Final = ResponseBody(Framing.NONE, 0, reads_chunks=True)
 _NO_WINDOW: Final = ResponseWindow(is_event_stream=False)
@@ -78,10 +87,10 @@ class ResponseReceiver(Protocol):
 
     def on_whole_response(self, response: Response, body: bytes) -> None: ...
     def on_response(self, response: Response, length: int) -> bytes: ...
-    def on_first_event(self) -> None: ...
+    def on_body_begun(self) -> None: ...
     def on_response_done(self) -> None: ...
     def on_upstream_failed(self, error: UpstreamError) -> None: ...
-    def on_cut(self, error: UpstreamError, *, may_insert: bool) -> None: ...
+    def on_cut(self, error: UpstreamError, *, may_insert: bool, has_begun: bool) -> None: ...
 
 
 class Owner(Protocol):
@@ -156,14 +165,20 @@ class UpstreamConnection(Receiver):
 
     @property
     def may_insert_event(self) -> bool:
-        """Whether an event of the gateway may follow: after a whole event, between two chunks."""
+        """Whether an event of the gateway may follow: between chunks, after no partial event."""
+        tail = self.tail
         return (
             self.phase in (_BODY, _BETWEEN_CHUNKS)
             and self._body.is_between_chunks
             and self._response.is_event_stream
             # After an event that is not whole, another would become a part of it.
-            and self.tail.endswith(_EVENT_ENDS)
+            and (not tail or tail.endswith(_EVENT_ENDS))
         )
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the client has received any of the body; comments of a stream do not count."""
+        return bool(self.window.opening) or _COMMENTS.fullmatch(self.window.ending) is None
 
     @property
     def tail(self) -> bytes:
@@ -270,6 +285,7 @@ class UpstreamConnection(Receiver):
 
     def connection_lost(self, exc: Exception | None) -> None:
         receiver, phase, may_insert = self._receiver, self.phase, self.may_insert_event
+        has_begun = self.has_begun
         self._receiver = None
         self._to(_CLOSED)
         if self._on_gone is not None:
@@ -278,17 +294,17 @@ class UpstreamConnection(Receiver):
             return
         if phase is _HEAD:
             is_stale = self.requests > 1 and not self._received and not self._has_begun
-            kind = UpstreamClosedKept if is_stale else UpstreamError
+            kind = UpstreamClosedKept if is_stale else UpstreamLost
             receiver.on_upstream_failed(
                 kind("The engine closed the connection before it responded.")
             )
             return
         end = self._body.end() if exc is None else None
         if end is None:
-            broken = UpstreamError(
+            broken = UpstreamLost(
                 "The engine closed the connection before its response was complete."
             )
-            receiver.on_cut(broken, may_insert=may_insert)
+            receiver.on_cut(broken, may_insert=may_insert, has_begun=has_begun)
             return
         if end:
             self._pass_on(end)
@@ -299,19 +315,31 @@ class UpstreamConnection(Receiver):
     def _read_head(self, receiver: ResponseReceiver, data: bytes) -> None:
         if not self._received and not self._is_head_request:
             end, length = self._known.match(data)
-            if end >= 0:
+            if end >= 0 and (len(data) > end or not self._awaits_body(self._response, length)):
                 self._begin_body(receiver, self._response, length, data[end:])
                 return
         self._received += data
         try:
             found = self._take_head()
-            if found:
-                response, length = self._understand(*found)
-                rest, self._received = self._received, b""
-                self._begin_body(receiver, response, length, rest)
+            if found is None:
+                return
+            response, length = self._understand(*found)
+            if not self._received and self._awaits_body(response, length):
+                self._received = found[0]
+                return
+            rest, self._received = self._received, b""
+            self._begin_body(receiver, response, length, rest)
         except UpstreamError as error:
             self.abort()
             receiver.on_upstream_failed(error)
+
+    def _awaits_body(self, response: Response, length: int) -> bool:
+        """Whether the head is passed on with the first bytes of its body, and not before.
+
+        Until then, another engine can still respond. The head of a stream is passed on at once:
+        llama-server sends it long before its first event.
+        """
+        return not response.is_event_stream and (length > 0 or response.framing is _CHUNKED)
 
     def _take_head(self) -> tuple[bytes, ResponseHead] | None:
         """The final head of what has been received; None while it is not complete.
@@ -388,12 +416,12 @@ class UpstreamConnection(Receiver):
                 self._pass_on(head)
             self.abort()
             error = UpstreamError("The engine's response has invalid chunked coding.")
-            receiver.on_cut(error, may_insert=False)
+            receiver.on_cut(error, may_insert=False, has_begun=self.has_begun)
             return
         if head or relayed:
             self._pass_on(head + relayed)
         if taken and window.add(data):
-            receiver.on_first_event()
+            receiver.on_body_begun()
         if body.is_complete:
             self._finish(receiver, has_surplus=taken < len(data))
         elif body.is_relayed and window.opening:

@@ -8,6 +8,8 @@
 4. SHARE_IS_FULL: the key has its share of the queue (``shares.py``), and there are other keys.
 5. QUEUED: it waits until ``on_slot`` or ``on_refused`` is called, or until it leaves.
 
+A request that had a slot, and is to be sent again, waits in any case (``queue_again``).
+
 A granted slot is a ``SlotLease``, which its holder releases once.
 
 ``grant`` assigns free slots to waiting requests, until slots or requests run out:
@@ -165,6 +167,20 @@ class Admission(Generic[E]):
         if self._per_key:
             self._held_by_key[key_id] += 1
         return Verdict.QUEUED  # 5
+
+    def queue_again(self, ticket: Ticket[E], key_id: str) -> SlotLease[E] | None:
+        """Queue a request again that had a slot, before all others of its key.
+
+        It has been admitted, so no limit applies. Returns its slot if one is free.
+        """
+        if self._per_key:
+            self._held_by_key[key_id] += 1
+        slots = None if self.queued or not self._may_run(key_id) else self._balancer.choose()
+        if slots is not None:
+            return self._lease(slots, key_id)
+        self._waiting[key_id] = {ticket: None, **self._waiting.get(key_id, {})}
+        self.queued += 1
+        return None
 
     def _lease(self, slots: Slots[E], key_id: str) -> SlotLease[E]:
         slots.in_use += 1

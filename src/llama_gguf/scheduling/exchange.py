@@ -25,8 +25,8 @@ class State(enum.IntEnum):
     READING = 0  # the head has been read; the body is being read
     QUEUED = 1  # waiting for a slot
     FORWARDING = 2  # with the upstream, or connecting to it; the client has received nothing
-    # The same two for a stream whose head the gateway has sent ahead of the engine's, followed by
-    # comments as keep-alive: its status is final.
+    # The same two for a stream whose head has been sent ahead of the engine's, by the gateway or by
+    # an engine that failed, followed by comments as keep-alive: its status is final.
     OPEN_QUEUED = 3
     OPEN_FORWARDING = 4
     STREAMING = 5  # the response head has been sent: its status is final
@@ -42,14 +42,19 @@ class Event(enum.IntEnum):
     LOST = 4  # the client disconnected, or the upstream did after the head
     OPEN = 5  # the gateway sends a stream's head ahead of the engine's
     BEGIN = 6  # the engine's response to such a stream begins
-    REQUEUE = 7  # the engine refused the connection: it has received nothing of the request
+    REQUEUE = 7  # the engine failed, and the client has received nothing of the response's body
     RESPONDED = 8  # a complete response is sent in one piece, head included
 
 
 S, E = State, Event
 TRANSITIONS: Final[dict[Event, dict[State, State]]] = {
     E.QUEUE: {S.READING: S.QUEUED},
-    E.REQUEUE: {S.FORWARDING: S.QUEUED, S.OPEN_FORWARDING: S.OPEN_QUEUED},
+    E.REQUEUE: {
+        S.FORWARDING: S.QUEUED,
+        S.OPEN_FORWARDING: S.OPEN_QUEUED,
+        # The head of a stream has been sent. The next engine's head is checked, and not sent.
+        S.STREAMING: S.OPEN_QUEUED,
+    },
     E.FORWARD: {
         S.READING: S.FORWARDING,
         S.QUEUED: S.FORWARDING,
@@ -122,6 +127,8 @@ class Exchange:
     rate_fields = b""
     """Header lines for the response: the rate limit of its key, and what remains of it."""
     has_retried = False
+    replays = 0
+    """How often it was sent again after an engine had failed it."""
     is_counted = False
     """Whether its key's rate window counts it."""
     stream_search: StreamSearch | None = None
@@ -159,7 +166,7 @@ class Exchange:
 
     @property
     def is_open(self) -> bool:
-        """Whether the gateway has sent a stream's head, and the engine has sent nothing yet."""
+        """Whether a stream's head has been sent, and no engine has begun the stream."""
         return self.state in (State.OPEN_QUEUED, State.OPEN_FORWARDING)
 
     @property

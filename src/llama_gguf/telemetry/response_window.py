@@ -21,10 +21,10 @@ class ResponseWindow:
     it calls ``join_chunks`` and ``add``.
     """
 
-    __slots__ = ("_earlier", "_is_event_stream", "before_last", "last_chunk", "opening")
+    __slots__ = ("_earlier", "before_last", "is_event_stream", "last_chunk", "opening")
 
     def __init__(self, *, is_event_stream: bool) -> None:
-        self._is_event_stream = is_event_stream
+        self.is_event_stream = is_event_stream
         self.opening = b""
         """The first bytes with content."""
         self.last_chunk = b""
@@ -46,14 +46,12 @@ class ResponseWindow:
             self.before_last = self.last_chunk = b""
 
     def add(self, data: bytes) -> bool:
-        """Keep *data*. Returns whether it has the first event of a stream."""
-        is_first = False
-        if not self.opening and (not self._is_event_stream or _EVENT in data):
-            # llama-server sends comments before: they have no content.
+        """Keep *data*. Returns whether the content begins with it."""
+        begins = not self.opening and (not self.is_event_stream or _EVENT in data)
+        if begins:  # llama-server sends comments before: they have no content
             self.opening = data[:OPENING_BYTES]
-            is_first = self._is_event_stream
         self._add_last(data)
-        return is_first
+        return begins
 
     def _add_last(self, data: bytes) -> None:
         # Earlier bytes stay: an event that arrived in two reads may have the token counts.

@@ -1,0 +1,94 @@
+"""Whose request it is, and whether its key may send it now.
+
+``authorise`` counts a request towards the rate of its key; ``take_back`` undoes that for a request
+that is refused later, without an engine having worked on it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llama_gguf.access.authenticator import Authenticator, Principal
+from llama_gguf.errors import Limited, PayloadTooLarge
+from llama_gguf.gateway.client import Client
+from llama_gguf.scheduling.exchange import Exchange
+
+if TYPE_CHECKING:
+    from llama_gguf.gateway.services import Services
+
+
+def authorise(services: Services, client: Client, exchange: Exchange, length: int) -> str:
+    """Find out whose request it is, and count it.
+
+    Args:
+        services: of the gateway.
+        client: that sent it.
+        exchange: of the request.
+        length: of its body; 0 if that is not known.
+
+    Returns:
+        The key's id.
+
+    Raises:
+        Unauthorized, KeyExpired: its key is none, or no longer one.
+        Limited: its key is over its rate, or its address has tried too many wrong keys.
+        PayloadTooLarge, Draining: it is not served, whatever its key.
+    """
+    principal = client.principal
+    authenticator = services.authenticator
+    if (
+        principal is None
+        or client.ring is not authenticator.ring
+        or client.network in authenticator.failures.addresses
+    ):
+        principal = _authenticate(client, exchange, length)
+    exchange.key_id = principal.key_id
+    window = principal.window
+    if window is not None:
+        if exchange.request.route.needs_slot:
+            remaining = window.hit(exchange.started_at)
+            if remaining < 0:
+                raise _over_rate(services, exchange, principal)
+            exchange.is_counted = True
+            exchange.rate_fields = principal.fields_after_hit(remaining)
+        else:
+            exchange.rate_fields = principal.fields_at(exchange.started_at)
+    if services.connections.is_draining:
+        raise services.connections.draining()
+    if length > services.max_body_size:
+        raise too_large(services.max_body_size)
+    return principal.key_id
+
+
+def too_large(largest: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"The request body is larger than {largest} bytes.", close=True)
+
+
+def _authenticate(client: Client, exchange: Exchange, length: int) -> Principal:
+    request = exchange.request
+    if request.route.needs_no_key:
+        if request.is_chunked or length:  # memory for bodies is for keys
+            raise PayloadTooLarge("A request to this path must not have a body.", close=True)
+        return Authenticator.ANONYMOUS
+    return client.authenticate(exchange)
+
+
+def _over_rate(services: Services, exchange: Exchange, principal: Principal) -> Limited:
+    now = exchange.started_at
+    exchange.rate_fields = principal.fields_at(now)
+    services.recorder.metrics.rate_limited[exchange.key_id, "requests"] += 1
+    window = principal.window
+    assert window is not None
+    return Limited(
+        f"Rate limit reached for this API key: {window.limit} per 60 seconds.",
+        retry_after=window.retry_after(now),
+    )
+
+
+def take_back(services: Services, exchange: Exchange) -> None:
+    """A request that is refused costs its key nothing."""
+    exchange.is_counted = False
+    principal = services.authenticator.named(exchange.key_id)
+    if principal is not None and principal.window is not None:
+        principal.window.take_back(exchange.started_at)
+        exchange.rate_fields = principal.fields_at(services.clock.now())

@@ -1,0 +1,42 @@
+"""Requests that are not sent to an engine again, because two engines died while they ran.
+
+Only digests are kept, of a bounded number of requests, for a limited time.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Final
+
+SECONDS: Final = 600.0
+MAX_ENTRIES: Final = 1024
+"""About 100 KB. Beyond it, the oldest is forgotten."""
+
+
+class CrashMemory:
+    """Digests of requests, and until when each is refused."""
+
+    __slots__ = ("_until",)
+
+    def __init__(self) -> None:
+        self._until: OrderedDict[bytes, float] = OrderedDict()
+
+    @property
+    def is_in_use(self) -> bool:
+        return bool(self._until)
+
+    def add(self, digest: bytes, now: float) -> None:
+        """Refuse the request with *digest* from now on, for ``SECONDS``."""
+        self._until[digest] = now + SECONDS
+        self._until.move_to_end(digest)
+        if len(self._until) > MAX_ENTRIES:
+            self._until.popitem(last=False)
+
+    def remaining(self, digest: bytes, now: float) -> float:
+        """For how many seconds the request is still refused; 0.0 if it is not."""
+        return max(0.0, self._until.get(digest, now) - now)
+
+    def forget(self, now: float) -> None:
+        """Drop entries whose time is over, the oldest first."""
+        while self._until and next(iter(self._until.values())) <= now:
+            self._until.popitem(last=False)

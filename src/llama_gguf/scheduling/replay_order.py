@@ -1,0 +1,43 @@
+"""The order in which requests are sent again after an engine has failed them: one at a time.
+
+If one of them ends the next engine too, it is known which, and the others lose nothing. A request
+holds up the next one until its response begins, until it ends, or until it has run for as long as
+it had when the engine failed: later it is unlikely to do harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+MARGIN_SECONDS: Final = 1.0
+
+
+class ReplayOrder:
+    """The requests that are to be sent again, in the order in which they failed."""
+
+    __slots__ = ("_first", "_waiting")
+
+    def __init__(self) -> None:
+        self._first: object = None
+        self._waiting: dict[object, Callable[[], None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def enter(self, request: object, on_turn: Callable[[], None]) -> bool:
+        """Whether it is the turn of *request* now; else *on_turn* is called later."""
+        if self._first is None:
+            self._first = request
+            return True
+        self._waiting[request] = on_turn
+        return False
+
+    def leave(self, request: object) -> None:
+        """It need not, or cannot, hold up the others any longer."""
+        if request is not self._first:
+            self._waiting.pop(request, None)
+            return
+        self._first = next(iter(self._waiting), None)
+        if self._first is not None:
+            self._waiting.pop(self._first)()

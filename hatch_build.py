@@ -41,6 +41,7 @@ MODULES: Final = [
         "http1": (
             "body",
             "chunked",
+            "exchange_record",
             "fields",
             "known_head",
             "local_response",

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from llama_gguf.telemetry.token_usage import Usage
+from llama_gguf.http1.exchange_record import Usage
 from tests.support.fakes import FakeClient, NewRig, Rig
 from tests.support.messages import LAST_CHUNK, STREAM_HEAD, chunk, event, request
 

@@ -22,8 +22,8 @@ from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.gateway.client_connection import ClientConnection
 from llama_gguf.gateway.services import Services
 from llama_gguf.gateway.upstream_connection import Phase, UpstreamConnection
+from llama_gguf.http1.exchange_record import ExchangeRecord
 from llama_gguf.net.transport import Endpoint, LoopTransport
-from llama_gguf.scheduling.exchange import Exchange
 from llama_gguf.telemetry.recorder import Accounts
 from llama_gguf.telemetry.timeseries import Ring
 from llama_gguf.telemetry.usage_totals import Ledger
@@ -428,7 +428,7 @@ class Rig:
         self.services = Services(Settings.of(**{**usual, **overrides}), self.loop, dialer.dial)
         self.services.clock.now = self.clock
         self.services.history = Ring(self.clock.now)
-        self._records: list[Exchange] = []
+        self._records: list[ExchangeRecord] = []
         self.services.recorder = Accounts(
             self._records.extend,
             ledger=Ledger(self.clock.now),
@@ -517,7 +517,7 @@ class Rig:
     # What it has recorded and holds ---------------------------------------------------------------
 
     @property
-    def records(self) -> list[Exchange]:
+    def records(self) -> list[ExchangeRecord]:
         """The exchanges for the access log."""
         self.services.recorder.settle()
         return self._records

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.scheduling.exchange import Exchange
+from llama_gguf.http1.exchange_record import ExchangeRecord, Usage
 from llama_gguf.telemetry.access_log import MAX_WAITING_BYTES, AccessLog, as_json, as_text
-from llama_gguf.telemetry.token_usage import Usage
 from tests.support.exchanges import STARTED_AT, asked, ended
 from tests.support.fakes import Rig
 from tests.support.messages import OK, request
@@ -126,7 +125,7 @@ def lines_in(path: Path) -> list[str]:
 
 @pytest.mark.parametrize(("log_format", "write"), [("text", as_text), ("json", as_json)])
 def test_lines_have_the_configured_format_and_the_wall_clock_time(
-    log_format: str, write: Callable[[Exchange, float], str], tmp_path: Path
+    log_format: str, write: Callable[[ExchangeRecord, float], str], tmp_path: Path
 ) -> None:
     log = AccessLog(str(tmp_path / "access.log"), log_format)
     log.wall_offset = WALL_OFFSET

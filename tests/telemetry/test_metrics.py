@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_gguf.engines.status import EngineState
+from llama_gguf.http1.exchange_record import Usage
 from llama_gguf.telemetry.metrics import (
     DURATION_BUCKETS,
     FIRST_BYTE_BUCKETS,
@@ -22,7 +23,6 @@ from llama_gguf.telemetry.metrics import (
     as_json,
     seconds_per_token,
 )
-from llama_gguf.telemetry.token_usage import Usage
 from tests.support.exchanges import asked, ended
 
 

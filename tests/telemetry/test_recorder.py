@@ -4,10 +4,9 @@ from typing import Any
 
 import pytest
 
-from llama_gguf.scheduling.exchange import Exchange
+from llama_gguf.http1.exchange_record import ExchangeRecord, Usage
 from llama_gguf.telemetry.metrics import Metrics
 from llama_gguf.telemetry.recorder import MAX_OPEN, Accounts
-from llama_gguf.telemetry.token_usage import Usage
 from llama_gguf.telemetry.usage_totals import Ledger
 from tests.support.exchanges import asked, ended
 
@@ -18,12 +17,12 @@ class Log:
     """Records the exchanges, and the number that was counted by then."""
 
     def __init__(self) -> None:
-        self.batches: list[list[Exchange]] = []
+        self.batches: list[list[ExchangeRecord]] = []
         self.ledger = Ledger(NOW)
         self.accounts = Accounts(self.take, ledger=self.ledger, wall=lambda: NOW)
         self.counted: list[int] = []
 
-    def take(self, exchanges: list[Exchange]) -> None:
+    def take(self, exchanges: list[ExchangeRecord]) -> None:
         self.batches.append(exchanges)
         self.counted.append(total(self.accounts.metrics))
 
@@ -96,9 +95,9 @@ def test_nothing_is_logged_when_nothing_is_over() -> None:
 
 def test_an_exchange_that_ends_during_logging_is_counted_exactly_once() -> None:
     late = ended(status=404)
-    batches: list[list[Exchange]] = []
+    batches: list[list[ExchangeRecord]] = []
 
-    def take(exchanges: list[Exchange]) -> None:
+    def take(exchanges: list[ExchangeRecord]) -> None:
         if not batches:
             accounts.close(late)
         batches.append(list(exchanges))
@@ -116,7 +115,7 @@ def test_an_exchange_that_ends_during_logging_is_counted_exactly_once() -> None:
 # Tokens -------------------------------------------------------------------------------------------
 
 
-def telling(exchange: Exchange) -> Exchange:
+def telling(exchange: ExchangeRecord) -> ExchangeRecord:
     exchange.ending = b'{"usage":{"prompt_tokens":33,"completion_tokens":6}}'
     return exchange
 
@@ -146,7 +145,7 @@ def test_a_beginning_counts_as_well_as_an_end() -> None:
 @pytest.mark.parametrize(
     "exchange", [telling(ended(status=400)), telling(ended(asked("GET", label="/props")))]
 )
-def test_other_occurrences_of_usage_are_ignored(exchange: Exchange) -> None:
+def test_other_occurrences_of_usage_are_ignored(exchange: ExchangeRecord) -> None:
     log = Log()
     log.accounts.close(exchange)
     log.accounts.settle()

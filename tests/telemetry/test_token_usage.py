@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.telemetry.token_usage import ENDING_BYTES, OPENING_BYTES, Usage, read
+from llama_gguf.http1.exchange_record import Usage
+from llama_gguf.telemetry.token_usage import ENDING_BYTES, OPENING_BYTES, read
 
 ANSWERS: Final = Path(__file__).parent / "answers"
 

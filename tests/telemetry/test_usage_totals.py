@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llama_gguf.http1.exchange_record import Usage
 from llama_gguf.http1.request import Request
 from llama_gguf.http1.routes import Kind, Route
 from llama_gguf.telemetry import usage_totals as ledger_module
-from llama_gguf.telemetry.token_usage import Usage
 from llama_gguf.telemetry.usage_totals import COUNTS, WINDOWS, Ledger, counts_of
 from tests.support.exchanges import asked, ended
 

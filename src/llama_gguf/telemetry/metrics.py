@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from llama_gguf.scheduling.exchange import Exchange
-from llama_gguf.telemetry.token_usage import Usage
+from llama_gguf.http1.exchange_record import ExchangeRecord, Usage
 
 Type = Literal["counter", "gauge", "histogram"]
 
@@ -123,10 +122,10 @@ class Metrics:
         """Requests with a response of the engine: each is in a bucket of the queue wait."""
         return sum(self.queue_waits.counts)
 
-    def count(self, ended: Iterable[Exchange]) -> None:
+    def count(self, ended: Iterable[ExchangeRecord]) -> None:
         """Count finished exchanges."""
-        answered: list[Exchange] = []
-        by_operation: dict[str, list[Exchange]] = {}
+        answered: list[ExchangeRecord] = []
+        by_operation: dict[str, list[ExchangeRecord]] = {}
         alike = answered  # those of the run's operation
         # Most in a batch are alike, and a run of those is counted at once.
         route, method, status, run = "", "", 0, 0
@@ -159,7 +158,7 @@ class Metrics:
         if run:
             self.requests[route, method, status] += run
 
-    def _count_generated(self, operation: str, answered: Sequence[Exchange]) -> None:
+    def _count_generated(self, operation: str, answered: Sequence[ExchangeRecord]) -> None:
         self.durations[operation].observe([e.ended_at - e.started_at for e in answered])
         waits = [e.first_token_at - e.started_at for e in answered if e.first_token_at]
         if waits:
@@ -186,7 +185,7 @@ class Metrics:
                 self.tokens[key_id, kind] += count
 
 
-def seconds_per_token(exchange: Exchange, usage: Usage) -> float | None:
+def seconds_per_token(exchange: ExchangeRecord, usage: Usage) -> float | None:
     """Of each token after the first; None if there is none, or the time is unknown."""
     if usage.completion is None or usage.completion < 2:
         return None

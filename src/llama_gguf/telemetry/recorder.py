@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from llama_gguf.scheduling.exchange import Exchange
+from llama_gguf.http1.exchange_record import ExchangeRecord
 from llama_gguf.telemetry import token_usage
 from llama_gguf.telemetry.metrics import Metrics
 from llama_gguf.telemetry.usage_totals import Ledger, counts_of
@@ -29,7 +29,7 @@ class Accounts:
 
     def __init__(
         self,
-        log: Callable[[list[Exchange]], None],
+        log: Callable[[list[ExchangeRecord]], None],
         *,
         ledger: Ledger,
         wall: Callable[[], float],
@@ -38,9 +38,9 @@ class Accounts:
         self._wall = wall
         self.ledger = ledger
         self._metrics = Metrics()
-        self._open: list[Exchange] = []
+        self._open: list[ExchangeRecord] = []
 
-    def close(self, exchange: Exchange) -> None:
+    def close(self, exchange: ExchangeRecord) -> None:
         """Queue *exchange*, which is finished, for counting."""
         self._open.append(exchange)
         if len(self._open) >= MAX_OPEN:

@@ -17,8 +17,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from llama_gguf.http1.exchange_record import ExchangeRecord
 from llama_gguf.http1.routes import Kind
-from llama_gguf.scheduling.exchange import Exchange
 
 COUNTS: Final = (
     "requests",
@@ -58,7 +58,7 @@ _NUMBERS: Final = ",".join([f'"total":{_COUNTS}', *(f'"{name}":{_SPANS}' for nam
 _LINE: Final = re.compile(rf'"([A-Za-z0-9_-]{{1,64}})":(\{{{_NUMBERS}\}}),?')
 
 
-def counts_of(ended: Iterable[Exchange]) -> dict[str, Counts]:
+def counts_of(ended: Iterable[ExchangeRecord]) -> dict[str, Counts]:
     """The sums of finished exchanges, by key id.
 
     Without a key id (``-``), only exchanges with a response of the engine count: those of a gateway

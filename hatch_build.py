@@ -57,6 +57,7 @@ MODULES: Final = [
         "scheduling": ("admission", "body_memory", "exchange", "failure_policy", "shares"),
         "telemetry": (
             "access_log",
+            "batch",
             "metrics",
             "recorder",
             "response_window",

@@ -168,9 +168,7 @@ def test_frequent_reloads_read_once_a_second_and_none_returns_older_keys(
     assert len(results) == 300
     assert all(loaded >= known for known, loaded in results)
     assert caplog.text.count("API keys loaded") <= 100 * 0.05 / key_store_module.REST_SECONDS + 2
-    assert rig.services.recorder.metrics.keys_reload["success"] == 1 + caplog.text.count(
-        "API keys loaded"
-    )
+    assert rig.metrics.keys_reload["success"] == 1 + caplog.text.count("API keys loaded")
 
 
 def test_a_reload_after_the_minimum_interval_starts_at_once(rig: Rig) -> None:

@@ -134,7 +134,7 @@ def test_the_paths_of_strangers_make_no_metric_of_their_own(new_rig: NewRig) -> 
         rig.ask(request("GET", f"/nothing/{n}"))
         rig.ask(request("GET", f"/v1/{n}", key=None))
 
-    assert len(rig.services.recorder.metrics.requests) <= 3
+    assert len(rig.metrics.requests) <= 3
 
 
 # Reload -------------------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ def test_a_file_that_cannot_be_read_changes_nothing_and_says_so(
     assert answer.status == 500
     assert code_of(answer) == "reload_failed"
     assert get(rig, "/v1/models", key=KEY).status == 200
-    assert rig.services.recorder.metrics.keys_reload == {"success": 1, "failure": 1}
+    assert rig.metrics.keys_reload == {"success": 1, "failure": 1}
 
 
 @pytest.mark.parametrize("key", [None, "sk-nobody-0123456789"])
@@ -306,8 +306,8 @@ def test_our_own_answers_are_recorded_and_counted_too(rig: Rig) -> None:
 
     assert (refused.status, refused.outcome) == (401, "invalid_api_key")
     assert (nonsense.status, nonsense.outcome) == (400, "bad_request")
-    assert rig.services.recorder.metrics.rejections == {"invalid_api_key": 1, "bad_request": 1}
-    assert sum(rig.services.recorder.metrics.requests.values()) == 2
+    assert rig.metrics.rejections == {"invalid_api_key": 1, "bad_request": 1}
+    assert sum(rig.metrics.requests.values()) == 2
     assert len(read_responses(client.received)) == 2
 
 

@@ -21,9 +21,7 @@ TEXTS = (Format.PROMETHEUS, Format.OPENMETRICS)
 
 
 def scrape(rig: Rig, wanted: Format = Format.PROMETHEUS) -> dict[str, Metric]:
-    body, content_type = render(
-        rig.services.recorder.metrics, endpoints.gauges(rig.services), ENGINE, wanted
-    )
+    body, content_type = render(rig.metrics, endpoints.gauges(rig.services), ENGINE, wanted)
     if content_type.startswith(b"application/openmetrics-text"):
         parse = openmetrics.text_string_to_metric_families
         families = parse(body.decode())  # type: ignore[no-untyped-call]

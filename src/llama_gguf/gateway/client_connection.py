@@ -173,7 +173,7 @@ class ClientConnection(Client):
         if exchange is None:
             return
         phase = PHASES[exchange.state]
-        self._services.recorder.metrics.client_disconnects[phase] += 1
+        self._services.metrics.client_disconnects[phase] += 1
         if not exchange.status:
             exchange.status = 499  # nginx's status for it, known to log readers
         if self._reload is not None:
@@ -462,7 +462,7 @@ class ClientConnection(Client):
         if error.close:
             self.keep_alive = False
             self._skip = _ALL
-        self._services.recorder.metrics.rejections[error.code] += 1
+        self._services.metrics.rejections[error.code] += 1
         exchange.outcome = error.code
         body = local_response.envelope(
             error,
@@ -523,7 +523,7 @@ class ClientConnection(Client):
         The last chunk is never sent: a client must not take the response for whole.
         """
         if exchange.is_open:
-            self._services.recorder.metrics.rejections[error.code] += 1
+            self._services.metrics.rejections[error.code] += 1
         if event:
             self.transport.write(event)
             exchange.bytes_out += len(event)

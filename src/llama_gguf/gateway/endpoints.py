@@ -145,8 +145,9 @@ def _metrics(request: Request, services: Services) -> OwnAnswer:
         return made
     render = _renderer(wanted)
     begin = time.thread_time()
+    services.recorder.settle()
     engine = services.engine_reader.latest
-    made = OwnAnswer(200, *render(services.recorder.metrics, gauges(services), engine, wanted))
+    made = OwnAnswer(200, *render(services.metrics, gauges(services), engine, wanted))
     seconds = time.thread_time() - begin
     if seconds >= EXPENSIVE_SECONDS:
         services.scrapes[wanted] = made, services.clock.now() + HELD_TIMES * seconds

@@ -260,7 +260,7 @@ class ProxiedRequest:
         exchange = self._exchange
         now = exchange.started_at
         exchange.rate_fields = principal.fields_at(now)
-        self._services.recorder.metrics.rate_limited[exchange.key_id, "requests"] += 1
+        self._services.metrics.rate_limited[exchange.key_id, "requests"] += 1
         window = principal.window
         assert window is not None
         return Limited(
@@ -355,7 +355,7 @@ class ProxiedRequest:
     def _not_admitted(self, verdict: Verdict) -> GatewayError:
         services = self._services
         if verdict is Verdict.KEY_IS_BUSY:
-            services.recorder.metrics.rate_limited[self.key_id, "concurrency"] += 1
+            services.metrics.rate_limited[self.key_id, "concurrency"] += 1
             return ConcurrencyLimited(
                 "Concurrent request limit reached for this API key.", retry_after=1.0
             )
@@ -563,7 +563,7 @@ class ProxiedRequest:
         if self._connecting is not None:
             self._exchange.forwarded_at = 0.0  # it was not connected: nothing was sent
         self._may_insert = self._upstream is not None and self._upstream.may_insert_event
-        self._services.recorder.metrics.backend_failures["timeout"] += 1
+        self._services.metrics.backend_failures["timeout"] += 1
         self._interrupt(error)
 
     # A stream that waits ------------------------------------------------------------------------
@@ -639,7 +639,7 @@ class ProxiedRequest:
             case Action.RETRY:
                 exchange.has_retried = True
             case _:
-                services.recorder.metrics.backend_failures[self._failure] += 1
+                services.metrics.backend_failures[self._failure] += 1
                 if self._failure is not _CONNECT:
                     services.engine.suspect()
                 raise error

@@ -26,10 +26,10 @@ from llama_gguf.net.connector import Dial
 from llama_gguf.scheduling.admission import Admission
 from llama_gguf.scheduling.body_memory import BodyMemory
 from llama_gguf.telemetry.access_log import AccessLog
-from llama_gguf.telemetry.metrics import Format
-from llama_gguf.telemetry.recorder import Accounts
-from llama_gguf.telemetry.timeseries import Ring
-from llama_gguf.telemetry.usage_totals import Ledger
+from llama_gguf.telemetry.metrics import Format, Metrics
+from llama_gguf.telemetry.recorder import Recorder
+from llama_gguf.telemetry.timeseries import History
+from llama_gguf.telemetry.usage_totals import UsageTotals
 
 SIDE_REQUESTS: Final = 4
 """At the engine at once that use no slot: llama-server has four HTTP threads more than slots."""
@@ -61,6 +61,8 @@ class Services:
         self.head_cache = HeadCache()
         self.request_ids = RequestIds()
         self.connections = Connections(settings.limits.max_connections)
+        self.metrics = Metrics()
+        """Of finished exchanges, those that ``recorder`` has passed on."""
         self.authenticator = Authenticator(settings.auth)
         self.key_store = KeyStore(
             settings.auth.auth_keys_file, self.authenticator, self._count_reload
@@ -89,10 +91,11 @@ class Services:
             max_bytes=settings.logs.log_max_bytes,
             backups=settings.logs.log_backups,
         )
-        self.recorder = Accounts(
-            self.access_log.add, ledger=Ledger(self.clock.wall), wall=lambda: self.clock.wall
+        self.usage = UsageTotals(self.clock.wall)
+        self.recorder = Recorder(
+            [self.metrics, self.usage, self.access_log], wall=lambda: self.clock.wall
         )
-        self.history = Ring(self.clock.now())
+        self.history = History(self.clock.now())
         self.engine_reader = EngineReader(Probe(settings.upstream), self._is_engine_busy)
         self.scrapes: dict[Format, tuple[OwnAnswer, float]] = {}
         """Metrics that were expensive to render, and until when they are sent again."""
@@ -116,7 +119,7 @@ class Services:
         self.access_log.wall_offset = self.clock.wall - self.clock.now()
 
     def _count_reload(self, result: str) -> None:
-        self.recorder.metrics.keys_reload[result] += 1
+        self.metrics.keys_reload[result] += 1
 
     # The engine ---------------------------------------------------------------------------------
 

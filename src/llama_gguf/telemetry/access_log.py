@@ -7,7 +7,6 @@ full disk.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Final
 
@@ -15,6 +14,7 @@ from llama_gguf.files.line_writer import LogWriter
 from llama_gguf.files.log_file import LogFile
 from llama_gguf.http1.exchange_record import ExchangeRecord
 from llama_gguf.memo import BoundedMemo
+from llama_gguf.telemetry.batch import Batch
 
 
 def _facts(exchange: ExchangeRecord, wall_offset: float) -> dict[str, str | int | float]:
@@ -160,14 +160,14 @@ class AccessLog:
         file = LogFile(path, "access log", max_bytes=max_bytes, backups=backups)
         self._writer = LogWriter(file, max_waiting_bytes=MAX_WAITING_BYTES)
 
-    def add(self, exchanges: Iterable[ExchangeRecord]) -> None:
-        """Write a line for each of *exchanges* at the next ``flush``.
+    def take(self, batch: Batch) -> None:
+        """Write a line for each exchange of *batch* at the next ``flush``.
 
         They are formatted here, not by the thread: their data is in this core's cache, and costs
         another core four times as much to read.
         """
         line, wall_offset = self._line, self.wall_offset
-        lines = [line(exchange, wall_offset) for exchange in exchanges]
+        lines = [line(exchange, wall_offset) for exchange in batch.records]
         # Encoded here: the thread would hold the interpreter's lock for thousands of lines.
         self._text.append(("\n".join(lines) + "\n").encode())
         self._lines += len(lines)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from llama_gguf.http1.exchange_record import ExchangeRecord, Usage
+from llama_gguf.telemetry.batch import Batch
 
 Type = Literal["counter", "gauge", "histogram"]
 
@@ -122,6 +123,12 @@ class Metrics:
         """Requests with a response of the engine: each is in a bucket of the queue wait."""
         return sum(self.queue_waits.counts)
 
+    def take(self, batch: Batch) -> None:
+        """Count the exchanges of *batch*, and their tokens."""
+        self.count(batch.records)
+        for key_id, counts in batch.counts.items():
+            self.count_tokens(key_id, counts)
+
     def count(self, ended: Iterable[ExchangeRecord]) -> None:
         """Count finished exchanges."""
         answered: list[ExchangeRecord] = []
@@ -179,7 +186,7 @@ class Metrics:
             self.output_tokens[operation].observe(paces)
 
     def count_tokens(self, key_id: str, counts: Sequence[int]) -> None:
-        """Count the tokens in *counts*, which has the order of ``usage_totals.COUNTS``."""
+        """Count the tokens in *counts*, which has the order of ``batch.COUNTS``."""
         for kind, count in zip(("prompt", "completion", "cached"), counts[2:5], strict=True):
             if count:
                 self.tokens[key_id, kind] += count

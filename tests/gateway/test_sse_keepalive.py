@@ -420,12 +420,12 @@ def test_a_client_that_leaves_gives_back_what_it_held(has_slot: bool, busy: Rig)
 def test_a_refused_wait_costs_the_key_nothing(busy: Rig) -> None:
     ask(busy)
     busy.advance(50)
-    window = busy.services.authenticator.holder(KEY.encode())
+    principal = busy.services.authenticator.holder(KEY.encode())
     busy.engine(EngineState.FAILED)
 
-    assert window is not None
-    assert window.window is not None
-    assert window.window.remaining(busy.clock.now) == 999
+    assert principal is not None
+    assert principal.limiter is not None
+    assert principal.limiter.remaining(busy.clock.now) == 999
 
 
 # Tokens -------------------------------------------------------------------------------------------

@@ -383,14 +383,14 @@ class ClientConnection(Client):
     def authenticate(self, exchange: Exchange) -> Principal:
         """Find out whose key the request shows. Raises what ``Authenticator.authenticate`` does."""
         services = self._services
-        principals = services.authenticator
+        authenticator = services.authenticator
         request = exchange.request
-        principal = principals.authenticate(
+        principal = authenticator.authenticate(
             request.read, self.network, now=exchange.started_at, wall=services.clock.wall
         )
         if principal.expires_at is None:  # then it is good until the keys are read again
-            self.principal, self.ring = principal, principals.ring
-            services.head_cache.remember(Known(self._known, request, principal, principals.ring))
+            self.principal, self.ring = principal, authenticator.ring
+            services.head_cache.remember(Known(self._known, request, principal, authenticator.ring))
         return principal
 
     # A request's body ---------------------------------------------------------------------------

@@ -225,18 +225,18 @@ class ProxiedRequest:
         """
         services, client = self._services, self._client
         principal = client.principal
-        principals = services.authenticator
+        authenticator = services.authenticator
         if (
             principal is None
-            or client.ring is not principals.ring
-            or client.network in principals.failures.addresses
+            or client.ring is not authenticator.ring
+            or client.network in authenticator.failures.addresses
         ):
             principal = self._authenticate(length)
         self.key_id = exchange.key_id = principal.key_id
-        window = principal.window
-        if window is not None:
+        limiter = principal.limiter
+        if limiter is not None:
             if exchange.request.route.needs_slot:
-                left = window.hit(exchange.started_at)
+                left = limiter.hit(exchange.started_at)
                 if left < 0:
                     raise self._over_rate(principal)
                 exchange.is_counted = True
@@ -261,11 +261,11 @@ class ProxiedRequest:
         now = exchange.started_at
         exchange.rate_fields = principal.fields_at(now)
         self._services.metrics.rate_limited[exchange.key_id, "requests"] += 1
-        window = principal.window
-        assert window is not None
+        limiter = principal.limiter
+        assert limiter is not None
         return Limited(
-            f"Rate limit reached for this API key: {window.limit} per 60 seconds.",
-            retry_after=window.retry_after(now),
+            f"Rate limit reached for this API key: {limiter.limit} per 60 seconds.",
+            retry_after=limiter.retry_after(now),
         )
 
     # Its body -----------------------------------------------------------------------------------
@@ -667,8 +667,8 @@ class ProxiedRequest:
         exchange = self._exchange
         exchange.is_counted = False
         principal = self._services.authenticator.named(exchange.key_id)
-        if principal is not None and principal.window is not None:
-            principal.window.take_back(exchange.started_at)
+        if principal is not None and principal.limiter is not None:
+            principal.limiter.take_back(exchange.started_at)
             exchange.rate_fields = principal.fields_at(self._services.clock.now())
 
     # The end ------------------------------------------------------------------------------------

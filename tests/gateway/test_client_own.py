@@ -167,6 +167,21 @@ def test_a_file_that_cannot_be_read_changes_nothing_and_says_so(
     assert code_of(answer) == "reload_failed"
     assert get(rig, "/v1/models", key=KEY).status == 200
     assert rig.metrics.keys_reload == {"success": 1, "failure": 1}
+    assert rig.metrics.last_reload_successful == 0
+
+
+def test_a_reload_after_a_failed_one_is_successful(rig: Rig) -> None:
+    rig.set_keys(None)
+    rig.ask(request("POST", "/reload"))
+    rig.set_keys(KEYS_TEXT)
+    rig.advance(REST_SECONDS)
+
+    assert rig.ask(request("POST", "/reload")).answer.status == 200
+    assert rig.metrics.last_reload_successful == 1
+
+
+def test_without_authentication_no_reload_is_reported(new_rig: NewRig) -> None:
+    assert new_rig(auth_enabled=False, keys=None).metrics.last_reload_successful is None
 
 
 @pytest.mark.parametrize("key", [None, "sk-nobody-0123456789"])
@@ -306,7 +321,7 @@ def test_our_own_answers_are_recorded_and_counted_too(rig: Rig) -> None:
 
     assert (refused.status, refused.outcome) == (401, "invalid_api_key")
     assert (nonsense.status, nonsense.outcome) == (400, "bad_request")
-    assert rig.metrics.rejections == {"invalid_api_key": 1, "bad_request": 1}
+    assert +rig.metrics.rejections == {"invalid_api_key": 1, "bad_request": 1}
     assert sum(rig.metrics.requests.values()) == 2
     assert len(read_responses(client.received)) == 2
 

@@ -293,7 +293,7 @@ def test_silence_of_the_engine_ends_it_with_an_error_event(new_rig: NewRig) -> N
 
     assert so_far(client).chunks[:-1] == (WAITING,) * 2
     assert code_in(last_event(client)) == "backend_timeout"
-    assert rig.metrics.backend_failures == {"timeout": 1}
+    assert +rig.metrics.backend_failures == {"timeout": 1}
     rig.upstream.hang_up()
     assert rig.is_at_rest
 
@@ -414,7 +414,7 @@ def test_a_client_that_leaves_gives_back_what_it_held(has_slot: bool, busy: Rig)
 
     assert busy.is_at_rest
     phase = "before_first_byte" if has_slot else "queued"
-    assert busy.metrics.client_disconnects == {phase: 1}
+    assert +busy.metrics.client_disconnects == {phase: 1}
 
 
 def test_a_refused_wait_costs_the_key_nothing(busy: Rig) -> None:

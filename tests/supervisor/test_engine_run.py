@@ -29,6 +29,8 @@ S = EngineState
 UP = Finding(S.READY, 4, "tiny")
 LOADS = Finding(S.LOADING)
 GONE = Finding(S.UNREACHABLE)
+NO_RESTARTS = {"crash": 0, "stall": 0, "hang": 0}
+"""Every reason is known from the start, so that the counters of a scrape begin at 0."""
 
 
 class FakeChild:
@@ -247,7 +249,7 @@ def test_a_death_is_published_at_once_then_explained_and_followed_by_a_restart(
         assert rig.now - died_at == pytest.approx(1.0, abs=0.2)
         status = rig.engine.status
         assert status.last_exit == "exit status 1: The GPU does not have enough free memory."
-        assert status.restarts == {"crash": 1}
+        assert status.restarts == NO_RESTARTS | {"crash": 1}
         await rig.up()
 
     with caplog.at_level(logging.INFO):
@@ -280,7 +282,7 @@ def test_an_engine_that_cannot_be_restarted_has_died(tmp_path: Path) -> None:
         rig.spawn_error = None
         await rig.until(S.READY)
 
-        assert rig.engine.status.restarts == {"crash": 2}
+        assert rig.engine.status.restarts == NO_RESTARTS | {"crash": 2}
 
     play(tmp_path, scenario)
 
@@ -310,7 +312,7 @@ def test_an_engine_that_does_not_respond_is_ended_and_restarted(tmp_path: Path) 
         assert rig.now - silent_since == pytest.approx(31.0, abs=2.0)
         assert "It did not respond for 30 s." in rig.engine.status.detail
         await rig.until(S.LOADING)
-        assert rig.engine.status.restarts == {"hang": 1}
+        assert rig.engine.status.restarts == NO_RESTARTS | {"hang": 1}
         assert rig.engine.status.last_exit.endswith("It did not respond for 30 s.")
         await rig.up()
 
@@ -340,7 +342,7 @@ def test_requests_without_any_response_end_it_only_if_configured(
         rig.report_activity(busy=2, running=2)
         await rig.pass_time(125.0)
 
-        assert (rig.engine.status.restarts == {"hang": 1}) == ends
+        assert (rig.engine.status.restarts == NO_RESTARTS | {"hang": 1}) == ends
         assert ("2 requests" in rig.engine.status.last_exit) == ends
 
     play(tmp_path, scenario, watchdog_stall=stall)
@@ -360,7 +362,7 @@ def test_an_idle_engine_is_stopped_and_started_by_the_next_request(tmp_path: Pat
         rig.report_activity(busy=1, wants_engine=True)
         await rig.until(S.READY)
 
-        assert rig.engine.status.restarts == {}
+        assert rig.engine.status.restarts == NO_RESTARTS
         assert rig.engine.status.last_exit == ""
 
     rig = play(tmp_path, scenario, idle_stop=60.0)
@@ -427,7 +429,7 @@ def test_an_engine_that_dies_in_its_own_sleep_is_restarted(tmp_path: Path) -> No
         rig.finding = LOADS
         rig.child.die(-signal.SIGABRT)
         await rig.until(S.LOADING)
-        assert rig.engine.status.restarts == {"crash": 1}
+        assert rig.engine.status.restarts == NO_RESTARTS | {"crash": 1}
 
     play(tmp_path, scenario)
 

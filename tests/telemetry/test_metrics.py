@@ -3,13 +3,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_gguf.engines.status import EngineState
+from llama_gguf.errors import GatewayError
 from llama_gguf.http1.exchange_record import Usage
+from llama_gguf.scheduling.exchange import PHASES
 from llama_gguf.telemetry.metrics import (
     DURATION_BUCKETS,
     FIRST_BYTE_BUCKETS,
@@ -55,7 +58,7 @@ def metrics() -> Metrics:
     found.client_disconnects["queued"] += 2
     found.rate_limited["alice", "requests"] += 3
     found.backend_failures["connect"] += 4
-    found.keys_reload["success"] += 1
+    found.count_reload(True)
     found.received_bytes = 10
     found.sent_bytes = 20
     found.tokens["alice", "prompt"] += 6
@@ -64,6 +67,13 @@ def metrics() -> Metrics:
     found.output_tokens["chat"].observe([0.02])
     found.durations["chat"].observe([0.5])
     return found
+
+
+def error_kinds(kind: type[GatewayError]) -> Iterator[type[GatewayError]]:
+    """*kind* and all of its subclasses."""
+    yield kind
+    for narrower in kind.__subclasses__():
+        yield from error_kinds(narrower)
 
 
 # The table ----------------------------------------------------------------------------------------
@@ -95,6 +105,36 @@ def test_names_and_labels_are_valid_in_prometheus(metric: Metric) -> None:
     assert not metric.name.endswith("_total")  # the exposition adds it
     assert metric.help.endswith(".")
     assert metric.type != "histogram" or metric.name.endswith("_seconds")
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "values"),
+    [
+        ("rejections", "reason", {kind.code for kind in error_kinds(GatewayError)}),
+        ("client_disconnects", "phase", set(PHASES.values())),
+        ("backend_failures", "kind", {"connect", "no_answer", "broken_off", "timeout"}),
+        ("keys_reload", "result", {"success", "failure"}),
+        ("auth_failures", "reason", {"invalid_api_key", "key_expired"}),
+    ],
+)
+def test_a_counter_of_known_labels_has_all_of_them_from_the_start(
+    name: str, label: str, values: set[str], gauges: Gauges
+) -> None:
+    """``increase`` in Prometheus misses the first event of a series that begins with it."""
+    found = as_json(Metrics(), gauges)[f"llama_gguf_{name}"]
+
+    assert isinstance(found, list)
+    assert {row[label]: row["value"] for row in found} == dict.fromkeys(values, 0)
+
+
+def test_whether_the_last_reload_succeeded_is_a_gauge_once_there_was_one(gauges: Gauges) -> None:
+    metrics, name = Metrics(), "llama_gguf_keys_last_reload_successful"
+    seen = [as_json(metrics, gauges)[name]]
+    for succeeded in (True, False, True):
+        metrics.count_reload(succeeded)
+        seen.append(as_json(metrics, gauges)[name])
+
+    assert seen == [None, 1, 0, 1]
 
 
 # Gauges -------------------------------------------------------------------------------------------

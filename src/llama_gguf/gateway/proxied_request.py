@@ -41,6 +41,7 @@ from llama_gguf.scheduling import failure_policy
 from llama_gguf.scheduling.admission import Admission, Verdict
 from llama_gguf.scheduling.exchange import Event, Exchange, State
 from llama_gguf.scheduling.failure_policy import Action
+from llama_gguf.telemetry.metrics import Failure
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.pool import Dialling
@@ -58,7 +59,7 @@ _LENGTH: Final = Framing.LENGTH
 Steps = Generator[None, None, None]
 
 
-_CONNECT: Final = "connect"
+_CONNECT: Final[Failure] = "connect"
 
 
 class ClientLeft(Exception):
@@ -97,7 +98,7 @@ class ProxiedRequest:
     _early: EarlyStream | None = None
     _may_insert = False
     """Whether an error event may follow what the client has got, when the response fails."""
-    _failure = ""
+    _failure: Failure = "no_answer"
     """In which phase the engine failed, as the metrics have it."""
     _seen = 0
     """Bytes of the response that had passed at the last tick."""

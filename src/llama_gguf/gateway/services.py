@@ -65,7 +65,7 @@ class Services:
         """Of finished exchanges, those that ``recorder`` has passed on."""
         self.authenticator = Authenticator(settings.auth)
         self.key_store = KeyStore(
-            settings.auth.auth_keys_file, self.authenticator, self._count_reload
+            settings.auth.auth_keys_file, self.authenticator, self.metrics.count_reload
         )
         are_several = self.authenticator.are_several
         self.admission = Admission(
@@ -117,9 +117,6 @@ class Services:
 
     def _note_wall_clock(self) -> None:
         self.access_log.wall_offset = self.clock.wall - self.clock.now()
-
-    def _count_reload(self, result: str) -> None:
-        self.metrics.keys_reload[result] += 1
 
     # The engine ---------------------------------------------------------------------------------
 

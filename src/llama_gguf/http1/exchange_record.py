@@ -6,10 +6,13 @@ and logs the record. Neither imports the other.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from llama_gguf.http1.request import Request
+
+Phase = Literal["request", "queued", "before_first_byte", "streaming"]
+"""Of an exchange whose client disconnects, in metrics and the access log."""
 
 
 class Usage:

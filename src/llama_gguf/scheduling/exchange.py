@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from llama_gguf.errors import IllegalTransition
-from llama_gguf.http1.exchange_record import ExchangeRecord
+from llama_gguf.http1.exchange_record import ExchangeRecord, Phase
 
 if TYPE_CHECKING:
     from llama_gguf.http1.stream_member import StreamSearch
@@ -77,7 +77,7 @@ TRANSITIONS: Final[dict[Event, dict[State, State]]] = {
 }
 """By event, the states in which it can happen, and the state that follows."""
 
-PHASES: Final[Mapping[State, str]] = {
+PHASES: Final[Mapping[State, Phase]] = {
     S.READING: "request",
     S.QUEUED: "queued",
     S.FORWARDING: "before_first_byte",
@@ -85,7 +85,7 @@ PHASES: Final[Mapping[State, str]] = {
     S.OPEN_FORWARDING: "before_first_byte",
     S.STREAMING: "streaming",
 }
-"""The names, in metrics and the access log, of the state in which a client disconnected."""
+"""Of the states in which a client can disconnect."""
 
 
 class Exchange(ExchangeRecord):

@@ -59,6 +59,8 @@ HANG_TERM_SECONDS: Final = 3.0
 ACKNOWLEDGE_SECONDS: Final = 5.0
 """For the gateway to acknowledge a status."""
 SHOWN_LINES: Final = 12
+_NO_RESTARTS: Final = {reason.value: 0 for reason in Reason if reason is not Reason.IDLE}
+"""An engine that was idle is not restarted, but started when a request needs it."""
 
 
 class EngineManager(ManagedProcess):
@@ -103,7 +105,7 @@ class EngineManager(ManagedProcess):
         self._has_activity = asyncio.Event()
         self._wanted = asyncio.Event()
         self._log: LogWriter | None = None
-        self.status = EngineStatus(EngineState.STARTING, since=wall_now())
+        self.status = EngineStatus(EngineState.STARTING, since=wall_now(), restarts=_NO_RESTARTS)
 
     # From outside -------------------------------------------------------------------------------
 
@@ -202,7 +204,8 @@ class EngineManager(ManagedProcess):
         )
         text = f"{life.status_text}: {reason}"
         status = self.status.moved(self.state, wall_now(), detail=text)
-        self._set_status(replace(status, last_exit=text, restarts=dict(self._policy.restarts)))
+        restarts = _NO_RESTARTS | self._policy.restarts
+        self._set_status(replace(status, last_exit=text, restarts=restarts))
 
     def _explain(self, life: Life) -> tuple[str, str]:
         """Reason and advice."""

@@ -11,13 +11,17 @@ from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar, get_args
 
-from llama_gguf.http1.exchange_record import ExchangeRecord, Usage
+from llama_gguf.errors import CODES
+from llama_gguf.http1.exchange_record import ExchangeRecord, Phase, Usage
 from llama_gguf.telemetry.batch import Batch
 
 Type = Literal["counter", "gauge", "histogram"]
-
+Failure = Literal["connect", "no_answer", "broken_off", "timeout"]
+"""How the engine failed a request."""
+Result = Literal["success", "failure"]
+Label = TypeVar("Label", bound=str)
 
 OPERATION: Final = "gen_ai_operation_name"
 AUTH_FAILURES: Final = ("invalid_api_key", "key_expired")
@@ -97,16 +101,26 @@ class Histograms(dict[str, Histogram]):
 MAX_LATEST: Final = 1024
 
 
+def _zeros(labels: Iterable[Label]) -> Counter[Label]:
+    """A counter with all of its labels.
+
+    Prometheus' ``increase`` misses the first event of a series that begins with it.
+    """
+    return Counter(dict.fromkeys(labels, 0))
+
+
 class Metrics:
     """The counters and histograms of one gateway."""
 
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, str, int]] = Counter()
-        self.rejections: Counter[str] = Counter()
-        self.client_disconnects: Counter[str] = Counter()
+        self.rejections: Counter[str] = _zeros(sorted(CODES))
+        self.client_disconnects: Counter[Phase] = _zeros(get_args(Phase))
         self.rate_limited: Counter[tuple[str, str]] = Counter()
-        self.backend_failures: Counter[str] = Counter()
-        self.keys_reload: Counter[str] = Counter()
+        self.backend_failures: Counter[Failure] = _zeros(get_args(Failure))
+        self.keys_reload: Counter[Result] = _zeros(get_args(Result))
+        self.last_reload_successful: int | None = None
+        """1 or 0; None before the first."""
         self.tokens: Counter[tuple[str, str]] = Counter()
         self.usage_unknown: Counter[str] = Counter()
         self.received_bytes = 0
@@ -184,6 +198,11 @@ class Metrics:
                 self.usage_unknown[exchange.request.route.label] += 1
         if paces:
             self.output_tokens[operation].observe(paces)
+
+    def count_reload(self, succeeded: bool) -> None:
+        """Count a load of the keys file."""
+        self.keys_reload["success" if succeeded else "failure"] += 1
+        self.last_reload_successful = int(succeeded)
 
     def count_tokens(self, key_id: str, counts: Sequence[int]) -> None:
         """Count the tokens in *counts*, which has the order of ``batch.COUNTS``."""
@@ -407,6 +426,12 @@ METRICS: Final = (
         "Reloads of the keys file, by result.",
         lambda m, _: m.keys_reload,
         ("result",),
+    ),
+    Metric(
+        "llama_gguf_keys_last_reload_successful",
+        "gauge",
+        "1 if the last reload of the keys file succeeded, else 0; absent without authentication.",
+        lambda m, _: m.last_reload_successful,
     ),
     Metric(
         "llama_gguf_keys_next_expiry_seconds",

@@ -183,7 +183,7 @@ class UsageTotals:
         return bool(self._additions) or self._unsaved is not None
 
     def take_unsaved(self) -> UsageTotals | None:
-        """What was added since the last call, as totals of its own; None if nothing was."""
+        """What was added since the last call, as separate totals; None if nothing was."""
         self._add_up()
         taken, self._unsaved = self._unsaved, None
         return taken

@@ -58,6 +58,7 @@ MODULES: Final = [
         "telemetry": (
             "access_log",
             "batch",
+            "histogram",
             "metrics",
             "recorder",
             "response_window",

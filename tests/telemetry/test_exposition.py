@@ -9,7 +9,8 @@ from llama_gguf.engines.status import EngineState
 from llama_gguf.gateway import endpoints
 from llama_gguf.telemetry.engine_metrics import parse
 from llama_gguf.telemetry.exposition import render
-from llama_gguf.telemetry.metrics import METRICS, Format
+from llama_gguf.telemetry.formats import Format
+from llama_gguf.telemetry.metrics import METRICS
 from tests.support.fakes import Rig
 from tests.support.messages import LAST_CHUNK, OK, STREAM_HEAD, event, request
 

@@ -118,9 +118,10 @@ def metrics_page() -> str:
             "also has the usual `process_*`, and llama-server's metrics as `llama_gguf_engine_*` "
             "([observability.md](observability.md)).\n\nIn JSON, the names of counters have no "
             "`_total`, and each bucket of a histogram counts only its own range; in the text "
-            "format, buckets are cumulative.\n\nCounters by `reason`, `phase`, `kind` or `result` have "
-            "all of their series from the start, at 0, so that Prometheus' `increase` includes the "
-            "first event. Series by key, route or operation begin with their first event.\n",
+            "format, buckets are cumulative.\n\nCounters by `reason`, `phase`, `kind` or `result` "
+            "have all of their series from the start, at 0, so that Prometheus' `increase` "
+            "includes the first event. Series by key, route or operation begin with their first "
+            "event.\n",
             "| name | type | labels | meaning |\n|---|---|---|---|",
             *rows,
             "",

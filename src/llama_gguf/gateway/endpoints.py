@@ -19,14 +19,8 @@ from llama_gguf.http1.fields import find
 from llama_gguf.http1.local_response import OwnAnswer
 from llama_gguf.http1.request import Request
 from llama_gguf.http1.routes import Kind
-from llama_gguf.telemetry.metrics import (
-    EngineMetric,
-    Format,
-    Gauges,
-    Metrics,
-    as_json,
-    wanted_format,
-)
+from llama_gguf.telemetry.formats import Format, as_json, wanted_format
+from llama_gguf.telemetry.metrics import EngineMetric, Gauges, Metrics
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.services import Services

@@ -26,7 +26,8 @@ from llama_gguf.net.connector import Dial
 from llama_gguf.scheduling.admission import Admission
 from llama_gguf.scheduling.body_memory import BodyMemory
 from llama_gguf.telemetry.access_log import AccessLog
-from llama_gguf.telemetry.metrics import Format, Metrics
+from llama_gguf.telemetry.formats import Format
+from llama_gguf.telemetry.metrics import Metrics
 from llama_gguf.telemetry.recorder import Recorder
 from llama_gguf.telemetry.timeseries import History
 from llama_gguf.telemetry.usage_totals import UsageTotals

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import Final, Protocol
 
 from llama_gguf.http1.exchange_record import ExchangeRecord
@@ -27,13 +26,13 @@ class Batch:
     """Finished exchanges, with the sums that more than one sink needs.
 
     Args:
-        records: in the order in which the exchanges ended.
+        records: in the order in which the exchanges ended; a list, which mypyc reads fastest.
         now: POSIX seconds.
     """
 
     __slots__ = ("counts", "now", "records")
 
-    def __init__(self, records: Sequence[ExchangeRecord], now: float) -> None:
+    def __init__(self, records: list[ExchangeRecord], now: float) -> None:
         self.records = records
         self.now = now
         self.counts = counts_of(records)
@@ -47,7 +46,7 @@ class ExchangeSink(Protocol):
         """Each finished exchange is in exactly one batch."""
 
 
-def counts_of(ended: Iterable[ExchangeRecord]) -> dict[str, Counts]:
+def counts_of(ended: list[ExchangeRecord]) -> dict[str, Counts]:
     """The sums of finished exchanges, by key id.
 
     Without a key id (``-``), only exchanges with a response of the engine count: those of a gateway

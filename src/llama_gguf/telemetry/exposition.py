@@ -19,7 +19,9 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from llama_gguf.telemetry.metrics import METRICS, EngineMetric, Format, Gauges, Histogram, Metrics
+from llama_gguf.telemetry.formats import Format
+from llama_gguf.telemetry.histogram import Histogram
+from llama_gguf.telemetry.metrics import METRICS, EngineMetric, Gauges, Metrics
 
 
 def render(

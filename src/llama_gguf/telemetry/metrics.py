@@ -6,8 +6,6 @@ ids from the file), so that no client can make them grow.
 
 from __future__ import annotations
 
-import enum
-from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,13 @@ from typing import Any, Final, Literal, TypeVar, get_args
 from llama_gguf.errors import CODES
 from llama_gguf.http1.exchange_record import ExchangeRecord, Phase, Usage
 from llama_gguf.telemetry.batch import Batch
+from llama_gguf.telemetry.histogram import (
+    DURATION_BUCKETS,
+    FIRST_BYTE_BUCKETS,
+    TOKEN_BUCKETS,
+    Histogram,
+    Histograms,
+)
 
 Type = Literal["counter", "gauge", "histogram"]
 Failure = Literal["connect", "no_answer", "broken_off", "timeout"]
@@ -25,77 +30,6 @@ Label = TypeVar("Label", bound=str)
 
 OPERATION: Final = "gen_ai_operation_name"
 AUTH_FAILURES: Final = ("invalid_api_key", "key_expired")
-
-
-class Format(enum.Enum):
-    JSON = "json"
-    PROMETHEUS = "prometheus"
-    OPENMETRICS = "openmetrics"
-
-
-def wanted_format(accept: bytes, query: bytes) -> Format:
-    """The format of the metrics for a request with the field *accept* and this *query*."""
-    for part in accept.split(b","):
-        # Version 0 of OpenMetrics is a draft: its clients get Prometheus' text.
-        if part.strip().startswith(b"application/openmetrics-text") and b"version=0" not in part:
-            return Format.OPENMETRICS
-    is_text = b"openmetrics" in accept or b"text/plain" in accept
-    is_asked_for = b"format=prometheus" in query.split(b"&")
-    return Format.PROMETHEUS if is_text or is_asked_for else Format.JSON
-
-
-# Those of OpenTelemetry's GenAI conventions, extended: prompts on a CPU take longer, and tokens of
-# a small model less.
-FIRST_BYTE_BUCKETS: Final[tuple[float, ...]] = (
-    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
-    *(20.0, 40.0, 80.0, 160.0, 320.0),
-)
-TOKEN_BUCKETS: Final[tuple[float, ...]] = (
-    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0),
-    *(2.5, 5.0, 10.0),
-)
-DURATION_BUCKETS: Final[tuple[float, ...]] = tuple(0.01 * 2**n for n in range(19))
-
-
-class Histogram:
-    """Counts per bucket. ``counts[-1]`` is the number of values above all bounds.
-
-    Args:
-        bounds: upper bounds in seconds, ascending.
-    """
-
-    __slots__ = ("bounds", "counts", "sum")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
-
-    def observe(self, seconds: Sequence[float]) -> None:
-        # Sorted, since a search for each bound costs less than one for each value.
-        values = sorted(seconds)
-        counts = self.counts
-        below = 0
-        for bucket, bound in enumerate(self.bounds):
-            up_to = bisect_right(values, bound)
-            counts[bucket] += up_to - below
-            below = up_to
-            if below == len(values):
-                break
-        counts[-1] += len(values) - below
-        self.sum += sum(values)
-
-
-class Histograms(dict[str, Histogram]):
-    """By operation; created when it first occurs."""
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        super().__init__()
-        self._bounds = bounds
-
-    def __missing__(self, operation: str) -> Histogram:
-        histogram = self[operation] = Histogram(self._bounds)
-        return histogram
 
 
 MAX_LATEST: Final = 1024
@@ -143,7 +77,7 @@ class Metrics:
         for key_id, counts in batch.counts.items():
             self.count_tokens(key_id, counts)
 
-    def count(self, ended: Iterable[ExchangeRecord]) -> None:
+    def count(self, ended: list[ExchangeRecord]) -> None:
         """Count finished exchanges."""
         answered: list[ExchangeRecord] = []
         by_operation: dict[str, list[ExchangeRecord]] = {}
@@ -480,27 +414,3 @@ METRICS: Final = (
         (OPERATION,),
     ),
 )
-
-
-def as_json(
-    metrics: Metrics, gauges: Gauges, engine: Iterable[EngineMetric] = ()
-) -> dict[str, object]:
-    """All metrics as JSON: values by name, with one row for each combination of labels."""
-    ours = {metric.name: _plain(metric, metric.samples(metrics, gauges)) for metric in METRICS}
-    return ours | {metric.name: metric.value for metric in engine}
-
-
-def _plain(metric: Metric, found: Sequence[Sample]) -> object:
-    if not metric.labels:
-        return _value(found[0][1]) if found else None
-    return [
-        dict(zip(metric.labels, values, strict=True)) | {"value": _value(number)}
-        for values, number in found
-    ]
-
-
-def _value(number: Number) -> object:
-    if not isinstance(number, Histogram):
-        return number
-    buckets = dict(zip([f"{b:g}" for b in number.bounds], number.counts, strict=False))
-    return {"count": sum(number.counts), "sum": number.sum, "buckets": buckets}

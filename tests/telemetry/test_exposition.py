@@ -114,7 +114,7 @@ def test_histograms_are_labelled_by_operation(rig: Rig) -> None:
     assert counts == {"chat": 2, "embeddings": 1}
 
 
-def test_gauges_show_the_moment(rig: Rig) -> None:
+def test_gauges_have_the_current_values(rig: Rig) -> None:
     rig.ask()
     families = scrape(rig)
 

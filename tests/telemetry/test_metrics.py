@@ -143,7 +143,7 @@ def test_routes_without_an_operation_are_only_in_the_histogram_of_waits() -> Non
     metrics.count([ended(asked("GET", "/v1/models", label="/v1/models"))])
 
     assert (metrics.durations, metrics.first_tokens, metrics.usage_unknown) == ({}, {}, {})
-    assert metrics.answered == 1
+    assert metrics.responses == 1
 
 
 # Tokens -------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def test_a_step_that_came_late_is_spread_over_its_time() -> None:
     assert history.series()["requests_per_second"] == [1.0]
 
 
-def test_gauges_are_as_they_were() -> None:
+def test_a_step_has_the_gauges_of_its_reading() -> None:
     history = history_of(reading(running=3, waiting=7), reading(running=1)).series()
 
     assert (history["running"], history["waiting"]) == ([3, 1], [7, 0])
@@ -77,7 +77,7 @@ def test_a_step_without_a_response_has_no_time_to_a_first_token() -> None:
     assert history["first_token_p95"] == [3.0, None]
 
 
-def test_now_is_the_last_minute() -> None:
+def test_recent_values_cover_the_last_minute() -> None:
     slow = reading(600, completion=60, first_tokens=[9.0])
     fast = reading(600, completion=60, first_tokens=[0.1, 0.2, 0.3])
     recent = history_of(slow, *[fast] * 11).recent()
@@ -99,7 +99,7 @@ def test_errors_are_those_of_the_quarter_of_an_hour_the_most_frequent_first() ->
     assert history_of(*steps).errors() == {"key_expired": 3, "queue_full": 2}
 
 
-def test_a_gateway_that_has_just_started_has_numbers_too() -> None:
+def test_a_history_without_steps_has_rates_of_zero() -> None:
     history = History(0.0)
 
     assert history.recent() == {
@@ -114,7 +114,7 @@ def test_a_gateway_that_has_just_started_has_numbers_too() -> None:
 
 
 @given(count=st.integers(0, 2 * STEPS), times=st.integers(0, 2 * MAX_TIMES))
-def test_its_size_is_bounded(count: int, times: int) -> None:
+def test_the_memory_of_a_history_is_bounded(count: int, times: int) -> None:
     history = history_of(*[reading(first_tokens=[0.5] * times)] * count)
 
     assert {len(steps) for steps in history.series().values()} == {min(count, STEPS)}

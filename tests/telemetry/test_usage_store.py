@@ -32,8 +32,8 @@ def store_at(path: Path) -> UsageStore:
     return UsageStore(str(path), lambda: NOW)
 
 
-def look(store: UsageStore, totals: UsageTotals) -> None:
-    asyncio.run(asyncio.wait_for(store.look(totals), DEADLINE_SECONDS))
+def update(store: UsageStore, totals: UsageTotals) -> None:
+    asyncio.run(asyncio.wait_for(store.update(totals), DEADLINE_SECONDS))
 
 
 def requests_in(path: Path) -> int:
@@ -57,7 +57,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 def test_the_usage_is_loaded_by_the_next_gateway(path: Path) -> None:
     totals = used()
-    look(store_at(path), totals)
+    update(store_at(path), totals)
     again = store_at(path).load(NOW + 1)
 
     assert again.views(NOW + 1) == totals.views(NOW + 1)
@@ -88,29 +88,29 @@ def test_an_unreadable_file_is_renamed_and_logged(
 
 def test_a_file_is_never_read_half_written(path: Path) -> None:
     store, totals = store_at(path), used()
-    look(store, totals)
+    update(store, totals)
     before = path.read_text()
     path.with_name("here.json.new").mkdir()  # so that the next write fails
     totals.add("bob", ONE, NOW)
-    look(store, totals)
+    update(store, totals)
 
     assert path.read_text() == before
 
 
-def test_it_is_looked_at_again_and_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_is_updated_periodically(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(usage_store, "EVERY_SECONDS", 0.001)
     totals, store, written = used(), store_at(path), []
 
     async def run() -> None:
-        look_once = store.look
+        update_once = store.update
         looked = asyncio.Event()
 
-        async def look(totals: UsageTotals) -> None:
-            await look_once(totals)
+        async def update(totals: UsageTotals) -> None:
+            await update_once(totals)
             written.append(requests_in(path))
             looked.set()
 
-        monkeypatch.setattr(store, "look", look)
+        monkeypatch.setattr(store, "update", update)
         keeping = asyncio.get_running_loop().create_task(store.keep(totals))
         await looked.wait()
         totals.add("bob", ONE, NOW)
@@ -146,7 +146,7 @@ def test_the_end_waits_for_a_write_that_is_under_way(path: Path) -> None:
     store._replace = slow  # type: ignore[method-assign]
 
     async def run() -> None:
-        looking = asyncio.ensure_future(store.look(totals))
+        looking = asyncio.ensure_future(store.update(totals))
         await asyncio.to_thread(entered.wait, DEADLINE_SECONDS)
         looking.cancel()
         totals.add("alice", ONE, NOW)
@@ -204,15 +204,15 @@ def test_usage_is_written_as_soon_as_that_is_possible_again(
     failing: Failing, is_last: bool, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store, totals = store_at(path), used()
-    look(store, totals)
+    update(store, totals)
     with failing(path):
         totals.add("alice", ONE, NOW)
-        look(store, totals)
-        look(store, totals)
+        update(store, totals)
+        update(store, totals)
     if is_last:
         store.write_last(totals, within_seconds=DEADLINE_SECONDS)
     else:
-        look(store, totals)
+        update(store, totals)
 
     assert requests_in(path) == 2
     (warning,) = warnings(caplog)
@@ -223,12 +223,12 @@ def test_each_failure_after_a_success_is_logged(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store, totals = store_at(path), used()
-    look(store, totals)
+    update(store, totals)
     for _ in range(2):
         with full_disk(path):
             totals.add("alice", ONE, NOW)
-            look(store, totals)
-        look(store, totals)
+            update(store, totals)
+        update(store, totals)
 
     assert len(warnings(caplog)) == 2
 
@@ -239,7 +239,7 @@ def test_each_failure_after_a_success_is_logged(
 @pytest.fixture
 def two(path: Path) -> tuple[tuple[UsageStore, UsageTotals], tuple[UsageStore, UsageTotals]]:
     """Two gateways that were started with one file, which has a request of alice's."""
-    look(store_at(path), used())
+    update(store_at(path), used())
     one, other = store_at(path), store_at(path)
     return (one, one.load(NOW)), (other, other.load(NOW))
 
@@ -252,7 +252,7 @@ def test_two_gateways_count_into_one_file(two: Two, path: Path) -> None:
         store, totals = two[n % 2]
         totals.add("alice", ONE, NOW)
         totals.add(f"key-{n}", ONE, NOW)
-        look(store, totals)
+        update(store, totals)
 
     assert requests_in(path) == 21
     assert requests_of(store_at(path).load(NOW), "last_minute") == 21
@@ -261,8 +261,8 @@ def test_two_gateways_count_into_one_file(two: Two, path: Path) -> None:
 def test_each_gateway_loads_the_counts_of_the_other(two: Two) -> None:
     (store, totals), (other_store, other) = two
     other.add("bob", ONE, NOW)
-    look(other_store, other)
-    look(store, totals)
+    update(other_store, other)
+    update(store, totals)
 
     assert totals.views(NOW) == other.views(NOW)
 
@@ -270,18 +270,18 @@ def test_each_gateway_loads_the_counts_of_the_other(two: Two) -> None:
 def test_usage_during_a_write_is_counted_once(two: Two, path: Path) -> None:
     (store, totals), (other_store, other) = two
     other.add("alice", ONE, NOW)
-    look(other_store, other)
+    update(other_store, other)
     totals.add("alice", ONE, NOW)
 
     async def run() -> None:
-        looking = asyncio.ensure_future(store.look(totals))
+        looking = asyncio.ensure_future(store.update(totals))
         await asyncio.sleep(0)
         totals.add("alice", ONE, NOW)
         await looking
 
     asyncio.run(run())
     seen = requests_of(totals)
-    look(store, totals)
+    update(store, totals)
 
     assert (seen, requests_in(path)) == (4, 4)
 
@@ -292,15 +292,15 @@ def test_after_a_failed_write_the_counts_are_added_to_those_of_the_other(
     (store, totals), (other_store, other) = two
     with full_disk(path):
         totals.add("alice", ONE, NOW)
-        look(store, totals)
+        update(store, totals)
     other.add("alice", ONE, NOW)
-    look(other_store, other)
-    look(store, totals)
+    update(other_store, other)
+    update(store, totals)
 
     assert requests_in(path) == 3
 
 
-def test_both_ends_are_in_the_file(two: Two, path: Path) -> None:
+def test_two_gateways_that_stop_both_write_their_counts(two: Two, path: Path) -> None:
     for store, totals in two:
         totals.add("alice", ONE, NOW)
         store.write_last(totals, within_seconds=DEADLINE_SECONDS)
@@ -312,11 +312,11 @@ def test_a_stop_during_an_update_keeps_the_counts_of_the_other(two: Two, path: P
     """The previous update has read it, and is cancelled before it is added to our totals."""
     (store, totals), (other_store, other) = two
     other.add("bob", ONE, NOW)
-    look(other_store, other)
+    update(other_store, other)
     totals.add("alice", ONE, NOW)
 
     async def run() -> None:
-        looking = asyncio.ensure_future(store.look(totals))
+        looking = asyncio.ensure_future(store.update(totals))
         await asyncio.sleep(0)
         looking.cancel()
         totals.add("alice", ONE, NOW)
@@ -334,7 +334,7 @@ def test_a_file_that_breaks_while_two_count_is_written_again_by_one(
     path.write_text("{")
     for number, (f, kept) in enumerate([(store, totals), (other_store, other)]):
         kept.add(f"key-{number}", ONE, NOW)
-        look(f, kept)
+        update(f, kept)
 
     assert requests_in(path) == 3
     assert len(warnings(caplog)) == 1
@@ -346,24 +346,24 @@ def test_a_file_that_goes_missing_or_breaks_is_written_again_though_nothing_is_n
     content: str | None, is_last: bool, path: Path
 ) -> None:
     store, totals = store_at(path), used()
-    look(store, totals)
+    update(store, totals)
     path.unlink()
     if content is not None:
         path.write_text(content)
     if is_last:
         store.write_last(totals, within_seconds=DEADLINE_SECONDS)
     else:
-        look(store, totals)
-        look(store, totals)
+        update(store, totals)
+        update(store, totals)
 
     assert requests_in(path) == 1
 
 
 def test_an_unchanged_file_is_not_written(path: Path) -> None:
     store, totals = store_at(path), used()
-    look(store, totals)
+    update(store, totals)
     before = path.stat()
-    look(store, totals)
+    update(store, totals)
     store.write_last(totals, within_seconds=DEADLINE_SECONDS)
     fresh = store_at(path.with_name("other.json"))
     fresh.write_last(UsageTotals(NOW), within_seconds=DEADLINE_SECONDS)
@@ -382,7 +382,7 @@ def test_gateways_that_write_at_the_same_time_lose_nothing(path: Path) -> None:
         "async def run():\n"
         "    for n in range(50):\n"
         "        totals.add('alice', (1, 0, 10, 20, 5, 0), 1.8e9)\n"
-        "        await store.look(totals)\n"
+        "        await store.update(totals)\n"
         "asyncio.run(run())\n"
     )
     running = [subprocess.Popen([sys.executable, "-c", program, str(path)]) for _ in range(3)]

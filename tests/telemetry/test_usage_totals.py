@@ -55,7 +55,7 @@ def test_the_usage_of_a_batch_is_added_at_its_time(totals: UsageTotals) -> None:
     assert numbers(totals, "bob", "total") == [1, 0, 0, 0, 0, 1]
 
 
-def test_a_key_that_has_used_nothing_has_numbers_too(totals: UsageTotals) -> None:
+def test_a_key_without_usage_has_zeros(totals: UsageTotals) -> None:
     assert numbers(totals, "carol", "last_day") == [0] * len(COUNTS)
     assert totals.views(NOW) == []
 

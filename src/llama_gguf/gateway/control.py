@@ -113,4 +113,4 @@ def is_comment(tail: bytes, new_bytes: int) -> bool:
 
 def answered(metrics: Metrics) -> int:
     """How many requests the engine has responded to."""
-    return metrics.answered
+    return metrics.responses

@@ -19,7 +19,7 @@ from llama_gguf.http1.fields import find
 from llama_gguf.http1.local_response import OwnAnswer
 from llama_gguf.http1.request import Request
 from llama_gguf.http1.routes import Kind
-from llama_gguf.telemetry.formats import Format, as_json, wanted_format
+from llama_gguf.telemetry.formats import Format, as_json, negotiated_format
 from llama_gguf.telemetry.metrics import EngineMetric, Gauges, Metrics
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def gauges(services: Services) -> Gauges:
 def _metrics(request: Request, services: Services) -> OwnAnswer:
     """JSON or Prometheus text; the last one again while rendering is too expensive."""
     head = request.head
-    wanted = wanted_format(find(head.fields, b"accept") or b"", head.target.partition(b"?")[2])
+    wanted = negotiated_format(find(head.fields, b"accept") or b"", head.target.partition(b"?")[2])
     made, until = services.scrapes.get(wanted, (None, 0.0))
     if made is not None and services.clock.now() < until:
         return made

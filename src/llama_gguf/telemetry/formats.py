@@ -26,15 +26,15 @@ class Format(enum.Enum):
     OPENMETRICS = "openmetrics"
 
 
-def wanted_format(accept: bytes, query: bytes) -> Format:
+def negotiated_format(accept: bytes, query: bytes) -> Format:
     """The format of the metrics for a request with the field *accept* and this *query*."""
     for part in accept.split(b","):
         # Version 0 of OpenMetrics is a draft: its clients get Prometheus' text.
         if part.strip().startswith(b"application/openmetrics-text") and b"version=0" not in part:
             return Format.OPENMETRICS
     is_text = b"openmetrics" in accept or b"text/plain" in accept
-    is_asked_for = b"format=prometheus" in query.split(b"&")
-    return Format.PROMETHEUS if is_text or is_asked_for else Format.JSON
+    is_requested = b"format=prometheus" in query.split(b"&")
+    return Format.PROMETHEUS if is_text or is_requested else Format.JSON
 
 
 def as_json(

@@ -67,8 +67,8 @@ class Metrics:
         """Seconds; the dashboard removes them when it charts them."""
 
     @property
-    def answered(self) -> int:
-        """Requests with a response of the engine: each is in a bucket of the queue wait."""
+    def responses(self) -> int:
+        """Responses of the engine: each is in a bucket of the queue wait."""
         return sum(self.queue_waits.counts)
 
     def take(self, batch: Batch) -> None:
@@ -79,9 +79,9 @@ class Metrics:
 
     def count(self, ended: list[ExchangeRecord]) -> None:
         """Count finished exchanges."""
-        answered: list[ExchangeRecord] = []
+        served: list[ExchangeRecord] = []
         by_operation: dict[str, list[ExchangeRecord]] = {}
-        alike = answered  # those of the run's operation
+        alike = served  # those of the run's operation
         # Most in a batch are alike, and a run of those is counted at once.
         route, method, status, run = "", "", 0, 0
         received = sent = 0
@@ -96,15 +96,15 @@ class Metrics:
             run += 1
             received += exchange.bytes_in
             if exchange.first_byte_at:
-                answered.append(exchange)
+                served.append(exchange)
                 alike.append(exchange)
                 sent += exchange.bytes_out
         self.received_bytes += received
         self.sent_bytes += sent
         self._count_run(route, method, status, run)
-        waits = [e.queued for e in answered if e.queued_at]
+        waits = [e.queued for e in served if e.queued_at]
         self.queue_waits.observe(waits)
-        self.queue_waits.counts[0] += len(answered) - len(waits)  # most did not wait
+        self.queue_waits.counts[0] += len(served) - len(waits)  # most did not wait
         for operation, alike in by_operation.items():
             if operation and alike:
                 self._count_generated(operation, alike)
@@ -113,14 +113,14 @@ class Metrics:
         if run:
             self.requests[route, method, status] += run
 
-    def _count_generated(self, operation: str, answered: Sequence[ExchangeRecord]) -> None:
-        self.durations[operation].observe([e.ended_at - e.started_at for e in answered])
-        waits = [e.first_token_at - e.started_at for e in answered if e.first_token_at]
+    def _count_generated(self, operation: str, served: Sequence[ExchangeRecord]) -> None:
+        self.durations[operation].observe([e.ended_at - e.started_at for e in served])
+        waits = [e.first_token_at - e.started_at for e in served if e.first_token_at]
         if waits:
             self.first_tokens[operation].observe(waits)
             self.latest_first_tokens.extend(waits)
         paces = []
-        for exchange in answered:
+        for exchange in served:
             usage = exchange.usage
             if usage is not None:
                 pace = seconds_per_token(exchange, usage)

@@ -47,7 +47,7 @@ class _Job:
     """What one update of the file has to write, if anything."""
 
     text: str
-    """Our whole totals, for a file that only this process has written; else empty."""
+    """All of our totals, for a file that only this process has written; else empty."""
     unsaved: UsageTotals | None
     """What was added to our totals since the last update, for a file that others have changed."""
 
@@ -61,7 +61,7 @@ class _Sum:
 
 
 class UsageStore:
-    """The file of one totals.
+    """The file with the usage of one instance.
 
     Args:
         path: a missing folder is created.
@@ -72,7 +72,7 @@ class UsageStore:
         self._path = path
         self._wall = wall
         self._stamp: stamps.Stamp | None = None
-        """Of the file that our totals is based on; it differs if others have written since."""
+        """Of the file that our totals are based on; it differs if others have written since."""
         self._unsaved: UsageTotals | None = None
         """Taken from our totals, and not yet in the file."""
         self._has_warned = False
@@ -80,7 +80,7 @@ class UsageStore:
         """Held from the creation of a job until it is done, so that jobs run in order."""
 
     def load(self, now: float) -> UsageTotals:
-        """The totals in the file; a new one that begins at *now*, if there is none to read."""
+        """The totals in the file; new ones that begin at *now*, if there are none to read."""
         # Before the read, so that a change meanwhile is not missed.
         self._stamp = stamps.stamp(self._path)
         try:
@@ -95,9 +95,9 @@ class UsageStore:
         """Update the file periodically."""
         while True:
             await asyncio.sleep(EVERY_SECONDS)
-            await self.look(totals)
+            await self.update(totals)
 
-    async def look(self, totals: UsageTotals) -> None:
+    async def update(self, totals: UsageTotals) -> None:
         """Write what is new in *totals*, and load what is new in the file."""
         self._lock.acquire()  # does not block: the previous update was awaited
         is_due = totals.has_changed or self._unsaved is not None

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from tests.support.exchanges import STARTED_AT, asked, record
+from tests.support.exchanges import STARTED_AT, request_for, record
 
 
 def test_request_id_method_and_path_are_those_of_the_request() -> None:
-    found = record(asked("GET", "/v1/models"), b"req-7")
+    found = record(request_for("GET", "/v1/models"), b"req-7")
 
     assert (found.request_id, found.method, found.path) == ("req-7", "GET", "/v1/models")
 

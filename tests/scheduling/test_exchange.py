@@ -6,13 +6,13 @@ from hypothesis import strategies as st
 
 from llama_gguf.errors import IllegalTransition
 from llama_gguf.scheduling.exchange import PHASES, TRANSITIONS, Event, Exchange, State
-from tests.support.exchanges import begun
+from tests.support.exchanges import new_exchange
 
 E, S = Event, State
 
 
 def after(*events: Event) -> Exchange:
-    found = begun()
+    found = new_exchange()
     for event in events:
         found.on(event)
     return found
@@ -78,7 +78,7 @@ def test_an_illegal_event_raises_and_changes_nothing(events: list[Event], then: 
 def test_no_order_of_events_sends_two_heads_or_forwards_twice(
     events: list[Event],
 ) -> None:
-    found = begun()
+    found = new_exchange()
     happened: list[Event] = []
     for event in events:
         could_reply = found.may_reply
@@ -100,7 +100,7 @@ def test_a_status_can_be_sent_only_before_a_head() -> None:
 
 
 def at(state: State) -> Exchange:
-    found = begun()
+    found = new_exchange()
     found.state = state
     return found
 
@@ -125,7 +125,7 @@ def test_all_events_are_possible_all_states_reachable_and_only_two_are_final() -
 
 
 def test_exchanges_do_not_share_their_numbers() -> None:
-    first, second = begun(), begun()
+    first, second = new_exchange(), new_exchange()
     first.bytes_in, first.status, first.rate_fields = 5, 200, b"x: y"
 
     assert (second.bytes_in, second.status, second.rate_fields) == (0, 0, b"")

@@ -12,7 +12,7 @@ from llama_gguf.scheduling.exchange import Exchange
 STARTED_AT: Final = 1000.0
 
 
-def asked(
+def request_for(
     method: str = "POST", path: str = "/v1/chat/completions", *, label: str = "/v1/chat/completions"
 ) -> Request:
     """A request for *path*, counted as one for *label*."""
@@ -23,15 +23,15 @@ def asked(
     return Request(head, cors=b"", route=route)
 
 
-def begun() -> Exchange:
-    return Exchange(STARTED_AT, asked(), b"req-1", "203.0.113.9")
+def new_exchange() -> Exchange:
+    return Exchange(STARTED_AT, request_for(), b"req-1", "203.0.113.9")
 
 
 def record(request: Request | None = None, id_bytes: bytes = b"req-1") -> ExchangeRecord:
-    return ExchangeRecord(STARTED_AT, request or asked(), id_bytes, "203.0.113.9")
+    return ExchangeRecord(STARTED_AT, request or request_for(), id_bytes, "203.0.113.9")
 
 
-def ended(
+def finished_exchange(
     request: Request | None = None,
     *,
     status: int = 200,

@@ -5,7 +5,7 @@ import pytest
 from llama_gguf.http1.exchange_record import ExchangeRecord, Usage
 from llama_gguf.telemetry.batch import Batch
 from llama_gguf.telemetry.recorder import MAX_BATCH, Recorder
-from tests.support.exchanges import asked, ended
+from tests.support.exchanges import request_for, finished_exchange
 
 NOW = 1_800_000_000.0
 
@@ -35,13 +35,13 @@ def recorder(sink: Sink) -> Recorder:
 
 
 def test_a_finished_exchange_waits_for_the_batch(recorder: Recorder, sink: Sink) -> None:
-    recorder.close(ended())
+    recorder.close(finished_exchange())
 
     assert sink.batches == []
 
 
 def test_settling_passes_on_everything_once_and_in_order(recorder: Recorder, sink: Sink) -> None:
-    exchanges = [ended(status=200 + n) for n in range(5)]
+    exchanges = [finished_exchange(status=200 + n) for n in range(5)]
     for exchange in exchanges:
         recorder.close(exchange)
     recorder.settle()
@@ -66,7 +66,7 @@ def test_every_sink_gets_the_same_batches_in_the_order_of_the_sinks() -> None:
     metrics, log = Named("metrics"), Named("log")
     recorder = Recorder([metrics, log], wall=lambda: NOW)
     for _ in range(2):
-        recorder.close(ended())
+        recorder.close(finished_exchange())
         recorder.settle()
 
     assert order == ["metrics", "log"] * 2
@@ -75,7 +75,7 @@ def test_every_sink_gets_the_same_batches_in_the_order_of_the_sinks() -> None:
 
 def test_a_full_batch_is_passed_on_at_once(recorder: Recorder, sink: Sink) -> None:
     for n in range(3 * MAX_BATCH + 1):
-        recorder.close(ended())
+        recorder.close(finished_exchange())
         assert n + 1 - sum(map(len, sink.records)) < MAX_BATCH
 
     assert [len(records) for records in sink.records] == [MAX_BATCH] * 3
@@ -88,7 +88,7 @@ def test_there_is_no_empty_batch(recorder: Recorder, sink: Sink) -> None:
 
 
 def test_an_exchange_that_ends_while_a_batch_is_taken_is_in_exactly_one() -> None:
-    first, late = ended(), ended(status=404)
+    first, late = finished_exchange(), finished_exchange(status=404)
 
     class Reentrant(Sink):
         def take(self, batch: Batch) -> None:
@@ -114,7 +114,7 @@ def with_usage(exchange: ExchangeRecord) -> ExchangeRecord:
 
 
 def test_usage_is_read_before_the_batch_is_passed_on(recorder: Recorder, sink: Sink) -> None:
-    recorder.close(with_usage(ended()))
+    recorder.close(with_usage(finished_exchange()))
     recorder.settle()
 
     batch = sink.batches[0]
@@ -123,7 +123,7 @@ def test_usage_is_read_before_the_batch_is_passed_on(recorder: Recorder, sink: S
 
 
 def test_usage_may_be_at_the_beginning_of_a_response(recorder: Recorder) -> None:
-    exchange = ended()
+    exchange = finished_exchange()
     exchange.opening = b'{"usage":{"prompt_tokens":3},"data":['
     exchange.ending = b"0.1,0.2]}"
     recorder.close(exchange)
@@ -134,7 +134,10 @@ def test_usage_may_be_at_the_beginning_of_a_response(recorder: Recorder) -> None
 
 @pytest.mark.parametrize(
     "exchange",
-    [with_usage(ended(status=400)), with_usage(ended(asked("GET", label="/props")))],
+    [
+        with_usage(finished_exchange(status=400)),
+        with_usage(finished_exchange(request_for("GET", label="/props"))),
+    ],
 )
 def test_other_occurrences_of_usage_are_ignored(
     exchange: ExchangeRecord, recorder: Recorder

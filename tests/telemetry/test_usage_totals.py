@@ -11,7 +11,7 @@ from llama_gguf.http1.exchange_record import Usage
 from llama_gguf.telemetry import usage_totals
 from llama_gguf.telemetry.batch import COUNTS, Batch
 from llama_gguf.telemetry.usage_totals import WINDOWS, UsageTotals
-from tests.support.exchanges import ended
+from tests.support.exchanges import finished_exchange
 
 NOW = 1_800_000_000.0
 ONE = (1, 0, 10, 20, 5, 0)
@@ -48,7 +48,11 @@ def test_keys_are_counted_separately(totals: UsageTotals) -> None:
 
 
 def test_the_usage_of_a_batch_is_added_at_its_time(totals: UsageTotals) -> None:
-    totals.take(Batch([ended(usage=Usage(10, 20, 5)), ended(key_id="bob")], NOW - 100))
+    totals.take(
+        Batch(
+            [finished_exchange(usage=Usage(10, 20, 5)), finished_exchange(key_id="bob")], NOW - 100
+        )
+    )
 
     assert numbers(totals, "alice", "last_hour") == [1, 0, 10, 20, 5, 0]
     assert numbers(totals, "alice", "last_minute") == [0] * len(COUNTS)

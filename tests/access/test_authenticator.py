@@ -83,13 +83,13 @@ def test_an_old_secret_in_its_grace_shares_the_window_of_its_key(
 
 def test_an_old_secret_gives_no_second_allowance_across_reloads(new_rig: NewRig) -> None:
     rig = new_rig(keys=f"alice:{OLD_KEY}:3\n")
-    rig.answer_with(OK)
-    asks = [request(body=b"{}", key=key) for key in (OLD_KEY, KEY)]
-    statuses = [rig.ask(asks[0]).answer.status]
+    rig.respond_with(OK)
+    requests = [request(body=b"{}", key=key) for key in (OLD_KEY, KEY)]
+    statuses = [rig.send_request(requests[0]).response.status]
     for text in (GRACED, GRACED.replace("1000", "5000"), GRACED):
         rig.set_keys(text)
         rig.services.key_store.load()
-        statuses += [rig.ask(ask).answer.status for ask in asks]
+        statuses += [rig.send_request(raw).response.status for raw in requests]
 
     assert statuses == [200, 200, 200, 429, 429, 429, 429]
     assert {record.key_id for record in rig.records} == {"alice"}
@@ -97,9 +97,9 @@ def test_an_old_secret_gives_no_second_allowance_across_reloads(new_rig: NewRig)
 
 def test_both_secrets_of_a_key_share_its_concurrency(new_rig: NewRig) -> None:
     rig = new_rig(keys=GRACED, max_concurrent_per_key=1)
-    rig.ask(request(body=b"{}", key=KEY))
+    rig.send_request(request(body=b"{}", key=KEY))
 
-    assert rig.ask(request(body=b"{}", key=OLD_KEY)).answer.status == 429
+    assert rig.send_request(request(body=b"{}", key=OLD_KEY)).response.status == 429
 
 
 def test_a_key_keeps_its_window_when_only_its_old_secret_remains(new_rig: NewRig) -> None:

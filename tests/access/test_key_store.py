@@ -175,23 +175,23 @@ def test_frequent_reloads_read_once_a_second_and_none_returns_older_keys(
 
 def test_a_reload_after_the_minimum_interval_starts_at_once(rig: Rig) -> None:
     reload = request("POST", "/reload")
-    assert len(rig.ask(reload).answers) == 1
+    assert len(rig.send_request(reload).responses) == 1
     rig.advance(key_store_module.REST_SECONDS)
 
-    assert len(rig.ask(reload).answers) == 1
-    assert rig.ask(reload).answers == []
+    assert len(rig.send_request(reload).responses) == 1
+    assert rig.send_request(reload).responses == []
 
 
 def test_the_minimum_interval_applies_after_a_failed_reload_too(rig: Rig) -> None:
     reload = request("POST", "/reload")
     rig.set_keys(None)
-    assert code_of(rig.ask(reload).answer) == "reload_failed"
+    assert code_of(rig.send_request(reload).response) == "reload_failed"
     rig.set_keys(KEYS_TEXT)
-    second = rig.ask(reload)
-    assert second.answers == []
+    second = rig.send_request(reload)
+    assert second.responses == []
     rig.advance(key_store_module.REST_SECONDS)
 
-    assert second.answer.status == 200
+    assert second.response.status == 200
 
 
 def test_a_cancelled_reload_does_not_cancel_concurrent_ones(tmp_path: Path) -> None:

@@ -66,9 +66,9 @@ def exchange(*parts: bytes | None) -> tuple[Kept, Connection, Wire]:
     return sink, asyncio.run(scenario()), wire
 
 
-@pytest.mark.parametrize("answer", [ANSWER, CHUNKED])
-def test_a_response_is_passed_on_and_the_connection_is_reusable(answer: bytes) -> None:
-    sink, connection, wire = exchange(answer)
+@pytest.mark.parametrize("response", [ANSWER, CHUNKED])
+def test_a_response_is_passed_on_and_the_connection_is_reusable(response: bytes) -> None:
+    sink, connection, wire = exchange(response)
 
     assert (sink.statuses, sink.body, sink.ended) == ([200], b"ok", True)
     assert connection.is_open

@@ -19,12 +19,12 @@ TIMINGS = {"cache_n": 4, "prompt_n": 6, "prompt_ms": 50.0, "predicted_n": 3, "pr
 
 def read(*parts: bytes, streamed: bool = True, status: int = 200) -> Record:
     """The record of a response whose parts arrived one second apart."""
-    answer = Response(Record(0.0, 0.0), streamed=streamed)
-    answer.begin(status)
+    response = Response(Record(0.0, 0.0), streamed=streamed)
+    response.begin(status)
     for second, part in enumerate(parts, start=1):
-        answer.feed(part, float(second))
-    answer.end(float(len(parts)))
-    return answer.record
+        response.feed(part, float(second))
+    response.end(float(len(parts)))
+    return response.record
 
 
 def test_the_first_token_is_the_first_event_with_text() -> None:

@@ -117,14 +117,14 @@ def test_tokens_per_second_of_one_stream_match_llama_cpps_timings() -> None:
     """An engine that writes a token every 10 ms, with events that arrive 1 ms later."""
     count = 128
     made = Record(0.0, 0.0)
-    answer = Response(made, streamed=True)
-    answer.begin(200)
+    response = Response(made, streamed=True)
+    response.begin(200)
     for n in range(count):
-        answer.feed(text_event("x"), 0.5 + 0.010 * n + 0.001)
+        response.feed(text_event("x"), 0.5 + 0.010 * n + 0.001)
     timings = {"predicted_n": count, "predicted_ms": 10.0 * (count - 1), "prompt_n": 8}
     end = 0.5 + 0.010 * (count - 1) + 0.001
-    answer.feed(sse({"timings": timings}) + sse("[DONE]"), end)
-    answer.end(end)
+    response.feed(sse({"timings": timings}) + sse("[DONE]"), end)
+    response.end(end)
     found = summarise(Level(Load(streams=1), [made], begin=0.0, end=end), {})
 
     assert found.engine_ratio == pytest.approx(1.0)

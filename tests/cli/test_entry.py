@@ -87,7 +87,7 @@ def test_a_server_stopped_during_its_start_exits_with_0(
 
     serve.signal(number)
 
-    assert serve.left_with() == 0
+    assert serve.wait() == 0
     assert serve.err == ""
 
 

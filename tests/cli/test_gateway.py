@@ -13,7 +13,7 @@ import pytest
 from llama_gguf.cli.main import main
 from tests.support.blocked import BlockedPipe, StoppedTerminal
 from tests.support.certificates import issue
-from tests.support.clients import ask, status_or_none
+from tests.support.clients import send_request, status_or_none
 from tests.support.engines import FAKE_LLAMA
 from tests.support.keys import KEY
 from tests.support.processes import DEADLINE_SECONDS, free_ports, tethered, until
@@ -55,12 +55,12 @@ def test_it_can_start_before_its_engine(tmp_path: Path) -> None:
     }
     with running("-m", "llama_gguf", "gateway", environ=environ) as gateway:
         until(lambda: status_or_none(port) == 200)
-        assert ask(port, "/health", key="").status == 503
+        assert send_request(port, "/health", key="").status == 503
         engine = (str(FAKE_LLAMA), "--port", str(port_backend))
         with running(*engine, environ={"LLAMA_API_KEY": "the-engine's-own"}):
-            until(lambda: ask(port, "/health", key="").status == 200)
-            assert ask(port, CHAT, b'{"a": 1}').json == {"echo": '{"a": 1}'}
-            assert ask(port, CHAT, b"{}", key="").status == 401
+            until(lambda: send_request(port, "/health", key="").status == 200)
+            assert send_request(port, CHAT, b'{"a": 1}').json == {"echo": '{"a": 1}'}
+            assert send_request(port, CHAT, b"{}", key="").status == 401
 
             gateway.send_signal(signal.SIGTERM)
 
@@ -90,11 +90,11 @@ def test_a_blocked_terminal_does_not_block_the_gateway(
         running(*argv, environ=environ, stderr=blocked.fd) as gateway,
     ):
         until(lambda: status_or_none(port) == 200)
-        until(lambda: ask(port, "/health", key="").status == 200)
-        assert ask(port, CHAT, b'{"a": 1}').status == 200
+        until(lambda: send_request(port, "/health", key="").status == 200)
+        assert send_request(port, CHAT, b'{"a": 1}').status == 200
         (tmp_path / "api_keys.txt").write_text(f"other:{KEY}2\n")
         gateway.send_signal(signal.SIGHUP)  # it then logs that it has read the keys
-        until(lambda: ask(port, CHAT, b"{}").status == 401)
+        until(lambda: send_request(port, CHAT, b"{}").status == 401)
 
         gateway.send_signal(signal.SIGTERM)
 

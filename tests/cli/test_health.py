@@ -54,7 +54,7 @@ class Health:
     def status(self) -> int | None:
         return status_or_none(self.port)
 
-    def answer(self, method: str, path: str = "/") -> tuple[int, bytes]:
+    def response(self, method: str, path: str = "/") -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_SECONDS)
         with closing(connection):
             connection.request(method, path)
@@ -78,10 +78,10 @@ def health() -> Iterator[Health]:
 def test_in_live_mode_every_path_is_200_without_an_engine(health: Health) -> None:
     process = health.start()
 
-    assert health.answer("GET", "/ping") == (200, b"ok\n")
-    assert health.answer("GET", "/any/path?x=1") == (200, b"ok\n")
-    assert health.answer("HEAD") == (200, b"")
-    assert health.answer("POST")[0] == 405
+    assert health.response("GET", "/ping") == (200, b"ok\n")
+    assert health.response("GET", "/any/path?x=1") == (200, b"ok\n")
+    assert health.response("HEAD") == (200, b"")
+    assert health.response("POST")[0] == 405
 
     process.send_signal(signal.SIGTERM)
     assert process.wait(DEADLINE_SECONDS) == 0
@@ -97,7 +97,7 @@ def test_in_ready_mode_it_follows_the_engine(health: Health, tmp_path: Path) -> 
     until(lambda: health.status() == 204)
     loaded.touch()
     until(lambda: health.status() == 200)
-    assert health.answer("GET") == (200, b"ok\n")
+    assert health.response("GET") == (200, b"ok\n")
 
     engine.kill()
     until(lambda: health.status() == 503)
@@ -112,7 +112,7 @@ def test_a_silent_peer_does_not_block_others(health: Health) -> None:
         socket.create_connection(("127.0.0.1", health.port), DEADLINE_SECONDS) as slow,
     ):
         slow.sendall(b"GET / HT")
-        assert health.answer("GET") == (200, b"ok\n")
+        assert health.response("GET") == (200, b"ok\n")
         slow.sendall(b"TP/1.0\r\n\r\n")
         assert slow.recv(100).startswith(b"HTTP/1.1 200 OK\r\n")
         del silent
@@ -125,7 +125,7 @@ def test_a_blocked_terminal_does_not_block_the_server(health: Health) -> None:
 
         process = health.start(MAX_QUEU_SIZE="5")  # causes a warning
 
-        assert health.answer("GET") == (200, b"ok\n")
+        assert health.response("GET") == (200, b"ok\n")
         process.send_signal(signal.SIGTERM)
         assert process.wait(DEADLINE_SECONDS) == 0
 

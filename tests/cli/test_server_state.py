@@ -18,14 +18,14 @@ ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhell
 def answering(listener: socket.socket, times: int) -> Iterator[None]:
     """Serves a fixed number of connections."""
 
-    def answer() -> None:
+    def respond() -> None:
         for _ in range(times):
             peer, _ = listener.accept()
             with peer:
                 peer.recv(4096)
                 peer.sendall(ANSWER)
 
-    thread = threading.Thread(target=answer)
+    thread = threading.Thread(target=respond)
     thread.start()
     with listener:
         yield

@@ -96,12 +96,12 @@ class Browser:
         if self._session:
             message["sessionId"] = self._session
         os.write(self._out, json.dumps(message).encode() + b"\0")
-        for answer in self._messages():
-            if answer.get("id") == self._last_id:
-                assert "error" not in answer, answer
-                result: dict[str, Any] = answer["result"]
+        for response in self._messages():
+            if response.get("id") == self._last_id:
+                assert "error" not in response, response
+                result: dict[str, Any] = response["result"]
                 return result
-            self._note(answer)
+            self._note(response)
         raise AssertionError(f"the browser did not answer {method}")
 
     def _messages(self) -> Iterator[dict[str, Any]]:
@@ -155,9 +155,9 @@ class Browser:
 
     def evaluate(self, expression: str) -> Any:
         """The value of the JavaScript *expression* in the page."""
-        answer = self._evaluate(expression)
-        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
-        return answer["result"].get("value")
+        response = self._evaluate(expression)
+        assert "exceptionDetails" not in response, response["exceptionDetails"]
+        return response["result"].get("value")
 
     def until(self, expression: str) -> None:
         """Poll *expression* until it is true; while the page loads, it is not."""

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.support import processes
-from tests.support.clients import Address, Wire, ask
+from tests.support.clients import Address, Wire, send_request
 from tests.support.processes import free_ports
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +87,9 @@ class Served:
         """Status and JSON of a GET, with the matching key; (0, None) without a response."""
         key = self.backend_key if backend else self.key
         try:
-            response = ask(self.backend_address if backend else self.address, path, key=key)
+            response = send_request(
+                self.backend_address if backend else self.address, path, key=key
+            )
         except OSError:
             return 0, None
         return response.status, json.loads(response.body or b"null")

@@ -231,11 +231,11 @@ def _kind(value: Any) -> str:
 
 
 def _connections(engine: Engine) -> Iterator[str]:
-    answers = {
+    responses = {
         "an answer": engine.post("/v1/chat/completions", _QUESTION),
         "a stream": engine.post("/v1/chat/completions", {**_QUESTION, "stream": True}),
     }
-    for what, answer in answers.items():
+    for what, answer in responses.items():
         for name, value in sorted({n.lower(): v for n, v in answer.fields}.items()):
             shown = "a number" if name == "content-length" else value
             yield f"{what}: {name}: {shown}"

@@ -237,9 +237,9 @@ def command_of(name: str) -> list[str]:
 
 @pytest.mark.parametrize("name", CLIENTS)
 def test_a_chat_gets_a_response(try_client: TryClient, name: str) -> None:
-    (answer,) = try_client(name)["chat"]["pieces"]
+    (response,) = try_client(name)["chat"]["pieces"]
 
-    assert answer.strip()
+    assert response.strip()
 
 
 @pytest.mark.parametrize("name", CLIENTS)

@@ -30,11 +30,11 @@ def client(served: Served) -> Iterator[openai.OpenAI]:
 
 
 def test_a_chat_gets_a_response(client: openai.OpenAI) -> None:
-    answer = client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=16)
+    response = client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=16)
 
-    assert answer.choices[0].message.content
-    assert answer.usage is not None
-    assert answer.usage.completion_tokens > 0
+    assert response.choices[0].message.content
+    assert response.usage is not None
+    assert response.usage.completion_tokens > 0
 
 
 def test_streamed_chat_comes_in_pieces(client: openai.OpenAI) -> None:
@@ -63,9 +63,9 @@ def test_the_async_client_streams_too(served: Served) -> None:
 
 
 def test_a_completion_gets_a_response(client: openai.OpenAI) -> None:
-    answer = client.completions.create(model=MODEL, prompt="Once upon a time", max_tokens=8)
+    response = client.completions.create(model=MODEL, prompt="Once upon a time", max_tokens=8)
 
-    assert answer.choices[0].text
+    assert response.choices[0].text
 
 
 def test_models_are_listed_by_name_not_by_path(client: openai.OpenAI) -> None:
@@ -98,11 +98,11 @@ def test_every_chunk_of_a_stream_holds_whole_events_and_the_last_is_done(served:
     connection.request(
         "POST", "/v1/chat/completions", body, {"Authorization": f"Bearer {served.key}"}
     )
-    answer = connection.getresponse()
-    assert answer.getheader("Transfer-Encoding") == "chunked"
+    response = connection.getresponse()
+    assert response.getheader("Transfer-Encoding") == "chunked"
     raw = b""
     while not raw.endswith(b"0\r\n\r\n"):  # past the decoder: sizes, data, line ends
-        raw += answer.fp.readline()
+        raw += response.fp.readline()
     connection.close()
 
     chunks = []

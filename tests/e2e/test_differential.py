@@ -66,7 +66,7 @@ def chunked(target: str, *chunks: bytes, trailer: bytes = b"") -> bytes:
     return head + b"".join(chunks) + b"0\r\n" + trailer + b"\r\n"
 
 
-def answers(served: Served, raw: bytes, *, backend: bool) -> list[Response]:
+def responses(served: Served, raw: bytes, *, backend: bool) -> list[Response]:
     """All responses until the connection ends, interim ones too."""
     key = served.backend_key if backend else served.key
     with served.wire(backend=backend) as wire:
@@ -76,15 +76,15 @@ def answers(served: Served, raw: bytes, *, backend: bool) -> list[Response]:
 
 def both(served: Served, raw: bytes) -> tuple[Response, Response]:
     """The last, complete response of the gateway and of the engine."""
-    ours, engines = (answers(served, raw, backend=backend)[-1] for backend in (False, True))
+    ours, engines = (responses(served, raw, backend=backend)[-1] for backend in (False, True))
     assert ours.is_whole
     assert engines.is_whole
     return ours, engines
 
 
-def fields(answer: Response, *without: str) -> list[tuple[str, str]]:
+def fields(response: Response, *without: str) -> list[tuple[str, str]]:
     """In a fixed order: the engine has its own in a hash table."""
-    kept = ((n, v) for n, v in answer.fields if not OURS.fullmatch(n.lower()))
+    kept = ((n, v) for n, v in response.fields if not OURS.fullmatch(n.lower()))
     return sorted((n, v) for n, v in kept if n.lower() not in without)
 
 
@@ -95,10 +95,10 @@ def lasting(value: Any) -> Any:
     return [lasting(v) for v in value] if isinstance(value, list) else value
 
 
-def events(answer: Response) -> Iterator[tuple[str, Any]]:
+def events(response: Response) -> Iterator[tuple[str, Any]]:
     """The lines before an event's data, and the data without volatile values."""
-    assert answer.body.endswith(b"\n\n")
-    for event in answer.body.decode().removesuffix("\n\n").split("\n\n"):
+    assert response.body.endswith(b"\n\n")
+    for event in response.body.decode().removesuffix("\n\n").split("\n\n"):
         name, _, data = event.rpartition("data: ")
         yield name, data if data == "[DONE]" else lasting(json.loads(data))
 
@@ -209,7 +209,7 @@ def test_both_serve_many_requests_on_one_connection(served: Served) -> None:
                 seen.append(wire.response())
 
     ours, engines = seen[: len(words)], seen[len(words) :]
-    assert len({answer.body for answer in ours}) == len(words)
+    assert len({response.body for response in ours}) == len(words)
     for our, engine in zip(ours, engines, strict=True):
         agree(our, engine)
 
@@ -320,8 +320,8 @@ def test_a_stream_to_http_1_0_ends_with_its_connection(served: Served) -> None:
 
 def test_the_gateway_understands_the_absolute_form(served: Served) -> None:
     # RFC 9112 section 3.2.2: a server MUST accept it; the engine has no such path.
-    [ours] = answers(served, post("http://gateway.example/tokenize", TOKENIZE), backend=False)
-    [engines] = answers(served, post("/tokenize", TOKENIZE), backend=True)
+    [ours] = responses(served, post("http://gateway.example/tokenize", TOKENIZE), backend=False)
+    [engines] = responses(served, post("/tokenize", TOKENIZE), backend=True)
 
     agree(ours, engines)
 
@@ -329,7 +329,7 @@ def test_the_gateway_understands_the_absolute_form(served: Served) -> None:
 def test_the_gateway_serves_pipelined_requests(served: Served) -> None:
     # RFC 9112 section 9.3.2; the engine discards bytes that it has read after a request.
     first = request("POST", "/tokenize", key=KEY, body=b'{"content":"upon"}')
-    ours = answers(served, first + post("/tokenize", TOKENIZE), backend=False)
+    ours = responses(served, first + post("/tokenize", TOKENIZE), backend=False)
 
     agree(ours[0], both(served, post("/tokenize", {"content": "upon"}))[1])
     agree(ours[1], both(served, post("/tokenize", TOKENIZE))[1])
@@ -370,7 +370,7 @@ OWN: Final = {
 def test_the_gateway_rejects_with_its_own_errors(
     served: Served, raw: bytes, status: int, code: str
 ) -> None:
-    [ours] = answers(served, raw, backend=False)
+    [ours] = responses(served, raw, backend=False)
 
     assert (ours.status, json.loads(ours.body)["error"]["code"]) == (status, code)
 

@@ -25,12 +25,12 @@ def settings(request: pytest.FixtureRequest) -> Mapping[str, str]:
     return chosen
 
 
-def ask(served: Served, prompt: str = "Once upon a", tokens: int = 4) -> int:
+def send_request(served: Served, prompt: str = "Once upon a", tokens: int = 4) -> int:
     """The status of a completion; 0 if it was cut."""
     question = {"model": MODEL, "prompt": prompt, "max_tokens": tokens, "ignore_eos": True}
     body = json.dumps(question).encode()
     try:
-        response = clients.ask(
+        response = clients.send_request(
             served.port, "/v1/completions", body, key=served.key, seconds=DEADLINE_SECONDS
         )
     except ConnectionError:
@@ -58,7 +58,7 @@ def test_a_death_loses_the_requests_at_the_engine_and_the_next_one_waits(
 ) -> None:
     engine = own_server.child("llama-server")
     with ThreadPoolExecutor(1) as pool:
-        long = pool.submit(ask, own_server, tokens=2000)
+        long = pool.submit(send_request, own_server, tokens=2000)
         own_server.until(
             lambda: own_server.get("/health")[1]["slots"]["used"] == 1, "a request at the engine"
         )
@@ -66,7 +66,7 @@ def test_a_death_loses_the_requests_at_the_engine_and_the_next_one_waits(
         os.kill(engine, number)
 
         assert long.result(DEADLINE_SECONDS) in (0, 502)
-    assert ask(own_server) == 200
+    assert send_request(own_server) == 200
     assert own_server.child("llama-server") not in (0, engine)
     assert said in own_server.output
     assert stop(own_server) == 0
@@ -79,7 +79,7 @@ def test_sigterm_ends_in_time_although_the_engine_ignores_it_during_a_request(
     # llama-server itself ignores SIGTERM while it computes a response that is not streamed.
     children = own_server.children()
     with ThreadPoolExecutor(1) as pool:
-        long = pool.submit(ask, own_server, tokens=2000)
+        long = pool.submit(send_request, own_server, tokens=2000)
         own_server.until(
             lambda: own_server.get("/health")[1]["slots"]["used"] == 1, "a request at the engine"
         )
@@ -99,7 +99,7 @@ def test_it_is_stopped_when_idle_and_started_by_the_next_request(own_server: Ser
     assert own_server.get("/health")[0] == 200
     assert health_port(own_server) == 200
 
-    assert ask(own_server) == 200
+    assert send_request(own_server) == 200
 
     assert "died" not in own_server.output
 
@@ -121,14 +121,14 @@ def test_the_engines_own_sleep_is_shown_and_only_a_request_ends_it(
     own_server.until(lambda: seconds_asleep(own_server) > 3, "looks at the sleeping engine")
     assert (state_of(own_server), woken()) == ("asleep", 0)
 
-    assert ask(own_server) == 200
+    assert send_request(own_server) == 200
 
     own_server.until(lambda: woken() > 0, "its own word of it")
     assert own_server.child("llama-server") == engine
 
 
 def health_port(served: Served) -> int:
-    return clients.ask(served.port_health, "/", key="").status
+    return clients.send_request(served.port_health, "/", key="").status
 
 
 def seconds_asleep(served: Served) -> float:

@@ -84,7 +84,7 @@ def test_a_model_is_downloaded_once_even_if_the_server_dies_repeatedly(
         stop(first)
     assert size(part) == half
     hub.does.pause_at = 0
-    hub.asked.clear()
+    hub.requests.clear()
 
     second = start(tmp_path, hub.endpoint)
     try:
@@ -93,9 +93,9 @@ def test_a_model_is_downloaded_once_even_if_the_server_dies_repeatedly(
         assert engine_detail(second) == ""
     finally:
         assert stop(second) == 0
-    assert [a.range for a in hub.asked_for("Signature")] == [f"bytes={half}-"]
+    assert [a.range for a in hub.requests_for("Signature")] == [f"bytes={half}-"]
     assert not is_running(pull)
-    hub.asked.clear()
+    hub.requests.clear()
 
     # Now it is complete, and no server is contacted: there may be no network.
     third = start(tmp_path, "http://127.0.0.1:1")
@@ -103,5 +103,5 @@ def test_a_model_is_downloaded_once_even_if_the_server_dies_repeatedly(
         third.until_ready()
     finally:
         assert stop(third) == 0
-    assert hub.asked == []
+    assert hub.requests == []
     assert TOKEN not in third.output

@@ -47,15 +47,17 @@ class Container:
     process: subprocess.Popen[str]
     port: int
 
-    def ask(self, path: str, question: Any = None) -> tuple[int, Any]:
+    def send_request(self, path: str, question: Any = None) -> tuple[int, Any]:
         """Status and JSON of a GET, or of a POST of *question*."""
         body = None if question is None else json.dumps(question).encode()
-        response = clients.ask(self.port, path, body, key=KEY if question else "", seconds=60)
+        response = clients.send_request(
+            self.port, path, body, key=KEY if question else "", seconds=60
+        )
         return response.status, response.json
 
     def is_ready(self) -> bool:
         try:
-            return self.ask("/health")[0] == 200
+            return self.send_request("/health")[0] == 200
         except OSError:
             return False
 
@@ -116,7 +118,7 @@ def test_the_image_serves_a_chat_as_pid_1_with_no_rights_on_a_read_only_root(
     container.until(container.is_ready)
     question = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8}
 
-    status, answer = container.ask("/v1/chat/completions", question)
+    status, answer = container.send_request("/v1/chat/completions", question)
 
     assert status == 200
     assert answer["choices"][0]["message"]["content"]

@@ -112,7 +112,9 @@ def gateway(served: Served) -> tuple[int, int]:
     return health["slots"]["used"], health["queue"]["length"]
 
 
-def ask(served: Served, body: Mapping[str, object], *fields: str, backend: bool = False) -> Wire:
+def send_request(
+    served: Served, body: Mapping[str, object], *fields: str, backend: bool = False
+) -> Wire:
     """Request a completion with *body*, without reading the response."""
     key = served.backend_key if backend else served.key
     raw = json.dumps(body).encode()
@@ -122,9 +124,9 @@ def ask(served: Served, body: Mapping[str, object], *fields: str, backend: bool 
 
 
 def begin(served: Served, engine: EngineTasks, body: Mapping[str, object], *fields: str) -> Wire:
-    """As ``ask``; returns when the engine generates the response."""
+    """As ``send_request``; returns when the engine generates the response."""
     before = engine.begun()
-    wire = ask(served, body, *fields)
+    wire = send_request(served, body, *fields)
     served.until(lambda: engine.begun() > before, "a task at the engine")
     if body["stream"]:
         wire.read_until(b"data: ")
@@ -147,7 +149,7 @@ def test_a_prompt_whose_client_leaves_is_no_longer_processed(
     served: Served, engine: EngineTasks, body: Mapping[str, object]
 ) -> None:
     prompt = "Once upon a time there was a llama. " * 120
-    with ask(served, {**body, "prompt": prompt}) as wire:
+    with send_request(served, {**body, "prompt": prompt}) as wire:
         served.until(lambda: len(engine.running()) == 1, "a task at the engine")
         wire.close()
 
@@ -184,14 +186,14 @@ def test_a_queued_request_whose_client_leaves_never_reaches_the_engine(
     served: Served, engine: EngineTasks, body: Mapping[str, object]
 ) -> None:
     with begin(served, engine, STREAM) as one, begin(served, engine, STREAM) as other:
-        with ask(served, body):
+        with send_request(served, body):
             served.until(lambda: gateway(served) == (2, 1), "a place in the queue")
         served.until(lambda: gateway(served) == (2, 0), "a place given back")
         one.close()
         other.close()
         served.until(lambda: gateway(served) == (0, 0), "slots given back")
         # After everything that the gateway has sent.
-        with ask(served, {**WHOLE, "n_predict": 1}, backend=True) as last:
+        with send_request(served, {**WHOLE, "n_predict": 1}, backend=True) as last:
             assert last.response().status == 200
 
     engine.until_idle()

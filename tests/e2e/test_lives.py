@@ -16,10 +16,10 @@ from tests.support.processes import command_line
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 
-def ask(served: Served) -> str:
+def send_request(served: Served) -> str:
     with openai.OpenAI(base_url=served.base_url, api_key=served.key, max_retries=0) as client:
-        answer = client.completions.create(model=MODEL, prompt="Once upon a", max_tokens=4)
-        return answer.choices[0].text
+        response = client.completions.create(model=MODEL, prompt="Once upon a", max_tokens=4)
+        return response.choices[0].text
 
 
 def test_a_killed_gateway_is_restarted_and_the_model_stays_loaded(own_server: Served) -> None:
@@ -29,7 +29,7 @@ def test_a_killed_gateway_is_restarted_and_the_model_stays_loaded(own_server: Se
     os.kill(gateway, signal.SIGKILL)
     own_server.until(lambda: own_server.child("--listen-fd") not in (0, gateway), "a new gateway")
 
-    assert ask(own_server)  # it waits in the listening socket until it is accepted
+    assert send_request(own_server)  # it waits in the listening socket until it is accepted
     assert own_server.child("llama-server") == engine
 
 
@@ -39,7 +39,7 @@ def test_a_killed_engine_is_restarted_and_requests_wait_for_it(own_server: Serve
     os.kill(engine, signal.SIGKILL)
     own_server.until(lambda: own_server.get("/health")[0] == 503, "the news of its death")
 
-    assert ask(own_server)
+    assert send_request(own_server)
     assert own_server.child("llama-server") not in (0, engine)
     assert "signal SIGKILL" in own_server.output
 
@@ -48,7 +48,7 @@ def test_sigterm_leaves_no_process_and_no_temporary_file(own_server: Served) -> 
     before = set(os.listdir(tempfile.gettempdir()))
     children = own_server.children()
     assert len(children) == 2
-    assert ask(own_server)
+    assert send_request(own_server)
 
     assert stop(own_server) == 0
 

@@ -63,8 +63,8 @@ class Prometheus:
         """The data of a response of its API; None if there is none."""
         url = f"http://127.0.0.1:{self._port}/api/v1/{path}?{urllib.parse.urlencode(query)}"
         try:
-            with urllib.request.urlopen(url, timeout=10) as answer:
-                return json.load(answer)["data"]
+            with urllib.request.urlopen(url, timeout=10) as response:
+                return json.load(response)["data"]
         except OSError:
             return None
 
@@ -98,8 +98,8 @@ def promtool(*arguments: str, text: bytes = b"") -> str:
 def test_promtool_accepts_the_metrics(served: Served) -> None:
     served.chat()
     url = f"http://127.0.0.1:{served.port}/metrics?format=prometheus"
-    with urllib.request.urlopen(url, timeout=30) as answer:
-        text = answer.read()
+    with urllib.request.urlopen(url, timeout=30) as response:
+        text = response.read()
 
     assert b"gen_ai_server_time_to_first_token_seconds_bucket" in text
     assert promtool("check", "metrics", text=text) == ""

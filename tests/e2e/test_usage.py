@@ -23,7 +23,7 @@ ASKED: Final[Mapping[str, tuple[str, dict[str, Any]]]] = {
 }
 
 
-def ask(served: Served, path: str, body: Mapping[str, Any]) -> Response:
+def send_request(served: Served, path: str, body: Mapping[str, Any]) -> Response:
     data = json.dumps(body).encode()
     with served.wire() as wire:
         wire.send(
@@ -31,9 +31,9 @@ def ask(served: Served, path: str, body: Mapping[str, Any]) -> Response:
             % (path.encode(), served.key.encode(), len(data))
             + data
         )
-        answer = wire.response()
-    assert answer.status == 200, answer.body
-    return answer
+        response = wire.response()
+    assert response.status == 200, response.body
+    return response
 
 
 def totals(served: Served) -> dict[str, int]:
@@ -50,7 +50,7 @@ def test_the_tokens_of_every_format_are_counted(shape: str, stream: bool, served
     before = totals(served)
     for limit in ("max_tokens", "max_output_tokens", "n_predict"):
         body = body | {limit: 7}
-    ask(served, path, body | {"stream": stream, "ignore_eos": True})
+    send_request(served, path, body | {"stream": stream, "ignore_eos": True})
     grown = {name: count - before[name] for name, count in totals(served).items()}
 
     assert (grown["requests"], grown["errors"], grown["answers_without_usage"]) == (1, 0, 0)
@@ -62,9 +62,9 @@ def test_the_tokens_of_every_format_are_counted(shape: str, stream: bool, served
 
 def test_the_access_log_has_the_tokens_of_the_response(served: Served) -> None:
     path, body = ASKED["chat"]
-    answer = ask(served, path, body | {"max_tokens": 5})
-    told = json.loads(answer.body)["usage"]
-    its = f" request_id={answer['x-request-id']} "
+    response = send_request(served, path, body | {"max_tokens": 5})
+    told = json.loads(response.body)["usage"]
+    its = f" request_id={response['x-request-id']} "
     log = served.data_dir / "logs" / "api_access.log"
 
     def lines() -> list[str]:
@@ -80,7 +80,7 @@ def test_the_engines_metrics_are_shown_while_it_is_busy(served: Served) -> None:
     name = "llama_gguf_engine_n_decode"
     path, body = ASKED["native"]
     for _ in range(20):
-        ask(served, path, body | {"n_predict": 400, "ignore_eos": True})
+        send_request(served, path, body | {"n_predict": 400, "ignore_eos": True})
         if (served.get("/metrics")[1].get(name) or 0) > 0:
             return
     pytest.fail("they never came")
@@ -88,7 +88,7 @@ def test_the_engines_metrics_are_shown_while_it_is_busy(served: Served) -> None:
 
 def test_numbers_survive_a_restart(own_server: Served) -> None:
     path, body = ASKED["chat"]
-    ask(own_server, path, body | {"max_tokens": 5})
+    send_request(own_server, path, body | {"max_tokens": 5})
     before = totals(own_server)
     assert stop(own_server) == 0
     again = start(own_server.data_dir, {})

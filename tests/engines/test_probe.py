@@ -29,7 +29,7 @@ class Engine:
     """Responds to each path with the test's bytes, and then closes, unless it ``stays``."""
 
     def __init__(self, health: bytes, props: bytes = NOT_FOUND, *, stays: bool = False) -> None:
-        self.answers = {b"/health": health, b"/props": props}
+        self.responses = {b"/health": health, b"/props": props}
         self.stays = stays
         self.requests: list[bytes] = []
         self.connections = 0
@@ -39,7 +39,7 @@ class Engine:
         with closing(writer):
             request = await reader.readuntil(b"\r\n\r\n")
             self.requests.append(request)
-            writer.write(self.answers[request.split(b" ")[1]])
+            writer.write(self.responses[request.split(b" ")[1]])
             if self.stays:
                 await reader.read()  # until the other side closes
 
@@ -106,7 +106,7 @@ def test_a_response_without_a_length_ends_with_its_connection() -> None:
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [
         NOT_FOUND,
         b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n",
@@ -119,8 +119,8 @@ def test_a_response_without_a_length_ends_with_its_connection() -> None:
         props(b'{"total_slots":null,"model_alias":null,"model_path":null}'),
     ],
 )
-def test_an_engine_without_properties_is_ready_nevertheless(answer: bytes) -> None:
-    assert look(Engine(HEALTHY, answer)) == READY
+def test_an_engine_without_properties_is_ready_nevertheless(response: bytes) -> None:
+    assert look(Engine(HEALTHY, response)) == READY
 
 
 @pytest.mark.parametrize("body", [b'{"model_path":5}', b'{"model_path":["a"]}'])
@@ -135,9 +135,9 @@ def test_an_impossible_number_of_slots_is_ignored() -> None:
 
 @pytest.mark.parametrize("status", [b"404 Not Found", b"200 OK", b"401 X", b"500 X"])
 def test_another_engine_that_responds_at_all_is_ready(status: bytes) -> None:
-    answer = b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n"
+    response = b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n"
 
-    assert look(Engine(answer)).state is EngineState.READY
+    assert look(Engine(response)).state is EngineState.READY
 
 
 @pytest.mark.parametrize(
@@ -205,9 +205,9 @@ def test_properties_are_requested_once_in_each_life_of_the_engine() -> None:
             assert (await probe.look()).slots == 2
         assert engine.paths.count(b"/props") == 1
 
-        engine.answers[b"/health"] = LOADING
+        engine.responses[b"/health"] = LOADING
         assert (await probe.look()).state is EngineState.LOADING
-        engine.answers |= {b"/health": HEALTHY, b"/props": props(b'{"total_slots":8}')}
+        engine.responses |= {b"/health": HEALTHY, b"/props": props(b'{"total_slots":8}')}
         assert (await probe.look()).slots == 8
         assert engine.paths.count(b"/props") == 2
 
@@ -239,11 +239,12 @@ def test_every_probe_closes_its_connections() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "text"), [(props(b"n 1\n"), b"n 1\n"), (NOT_FOUND, None), (b"garbage\r\n\r\n", None)]
+    ("response", "text"),
+    [(props(b"n 1\n"), b"n 1\n"), (NOT_FOUND, None), (b"garbage\r\n\r\n", None)],
 )
-def test_a_text_is_the_body_of_a_200_or_none(answer: bytes, text: bytes | None) -> None:
+def test_a_text_is_the_body_of_a_200_or_none(response: bytes, text: bytes | None) -> None:
     engine = Engine(HEALTHY)
-    engine.answers[b"/metrics"] = answer
+    engine.responses[b"/metrics"] = response
     found: list[bytes | None] = []
 
     async def scenario(probe: Probe) -> None:
@@ -299,7 +300,7 @@ def test_a_watch_reports_every_probe_until_it_is_cancelled() -> None:
     def on_look(finding: Finding) -> None:
         states.append(finding.state)
         if len(states) == 2:
-            engine.answers[b"/health"] = HEALTHY
+            engine.responses[b"/health"] = HEALTHY
 
     looks(engine, 4, on_look)
 

@@ -120,8 +120,8 @@ def responses_in(data: bytes, asked: list[Request], *, has_ended: bool) -> list[
 def check_everything_is_released(rig: Rig) -> None:
     """After all clients have left and the engine has closed, check that nothing is in use."""
     for upstream in rig.upstreams:
-        if upstream.was_left:
-            upstream.hang_up()
+        if upstream.was_half_closed:
+            upstream.close()
     rig.services.pool.retire_idle()
     rig.spin()
     check(rig.is_at_rest, "slots, places in the queue or memory are still in use")
@@ -146,7 +146,7 @@ class RequestCase:
 
     pieces: tuple[bytes, ...]
     reply: bytes | None
-    ending: Literal["leave", "reset", "wait"]
+    ending: Literal["disconnect", "reset", "wait"]
     is_busy: bool = False
 
     def check(self, rig: Rig) -> None:
@@ -163,14 +163,14 @@ class RequestCase:
         """Check the invariants for *pieces*, and return what client and engine have received."""
         other = rig.client()
         if self.is_busy:
-            rig.reply = None
+            rig.respond = None
             other.send(request(body=b"{}"))
             rig.requests.clear()
-        rig.reply = None if self.reply is None else lambda _: self.reply or b""
+        rig.respond = None if self.reply is None else lambda _: self.reply or b""
         client = rig.client()
         client.send(*pieces)
         self._end(rig, client)
-        other.leave()
+        other.disconnect()
         reached = b"".join(rig.requests)
         self._check_what_reached_the_engine(reached)
         self._check_responses(client, reached)
@@ -180,8 +180,8 @@ class RequestCase:
 
     def _end(self, rig: Rig, client: FakeClient) -> None:
         match self.ending:
-            case "leave":
-                client.leave()
+            case "disconnect":
+                client.disconnect()
             case "reset":
                 client.reset()
             case "wait":
@@ -276,7 +276,7 @@ class ResponseCase:
     def check(self, rig: Rig) -> None:
         client = rig.client()
         if self.before:
-            rig.answer_with(self.before)
+            rig.respond_with(self.before)
             client.send(GET)
         size_before = len(client.received)
         upstream = self._respond(rig, client)
@@ -292,16 +292,16 @@ class ResponseCase:
             check(is_valid or upstream.is_closed, "a connection with invalid data is kept")
             if wanted.end is End.WHOLE and not client.is_closed:
                 self._check_the_next(rig, client)
-        client.leave()
+        client.disconnect()
         check_everything_is_released(rig)
 
     def _respond(self, rig: Rig, client: FakeClient) -> FakeUpstream:
-        rig.reply = None
+        rig.respond = None
         client.send(self.request)
         upstream = rig.upstream
-        upstream.say(*self.pieces)
+        upstream.send(*self.pieces)
         if self.ending == "close":
-            upstream.hang_up()
+            upstream.close()
         elif self.ending == "reset":
             upstream.reset()
         if rig.upstream is not upstream:
@@ -310,7 +310,7 @@ class ResponseCase:
                 is_get and not self.pieces,
                 "retried, although it is not a GET or a response had begun",
             )
-            rig.upstream.hang_up()
+            rig.upstream.close()
         return upstream
 
     def _parse(self) -> tuple[Response, bytes] | None:
@@ -360,7 +360,7 @@ class ResponseCase:
 
     def _check_the_next(self, rig: Rig, client: FakeClient) -> None:
         size_before = len(client.received)
-        rig.answer_with(OK)
+        rig.respond_with(OK)
         client.send(GET)
         responses = responses_in(client.received[size_before:], [], has_ended=False)
         check([a.body for a in responses] == [OK_BODY], "the next response is wrong", responses)
@@ -411,7 +411,7 @@ def new_request_case(rng: random.Random) -> RequestCase:
     if rng.random() < 0.5:
         raw += rng.choice(REQUESTS)
     reply = rng.choice((OK, OK, OK, STREAM_HEAD + event(1) + LAST_CHUNK, None))
-    ending: Literal["leave", "reset", "wait"] = rng.choice(("leave", "reset", "wait"))
+    ending: Literal["disconnect", "reset", "wait"] = rng.choice(("disconnect", "reset", "wait"))
     return RequestCase(pieces(rng, raw), reply, ending, is_busy=rng.random() < 0.2)
 
 

@@ -34,4 +34,4 @@ def test_an_invalid_request_line_does_not_reach_the_engine(lines: bytes, tmp_pat
     raw = lines + b"\r\nAuthorization: Bearer %b\r\n\r\n" % KEY.encode()
 
     with closing(Rig(tmp_path, **SETTINGS)) as rig:
-        RequestCase((raw,), OK, "leave").check(rig)
+        RequestCase((raw,), OK, "disconnect").check(rig)

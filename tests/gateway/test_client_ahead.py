@@ -47,7 +47,7 @@ def test_a_client_that_reads_nothing_gets_no_more_than_the_high_water_mark(
     name: str, new_rig: NewRig
 ) -> None:
     rig = new_rig(**SETTINGS.get(name, {}))
-    rig.reply = lambda _: OK
+    rig.respond = lambda _: OK
     client = stalled(rig)
 
     flood(client, ENDING_AT_ONCE[name], 4_000_000)
@@ -62,13 +62,13 @@ def test_every_request_sent_ahead_is_answered_once_the_client_reads(rig: Rig) ->
     client = stalled(rig)
     flood(client, HEALTH, 300_000)
     while client.transport.unsent:
-        client.read_on()
+        client.resume_reading()
         client.stall()
 
-    client.read_on()
+    client.resume_reading()
 
-    assert {answer.status for answer in client.answers} == {200}
-    assert len(client.answers) == 300_000 // len(HEALTH)
+    assert {response.status for response in client.responses} == {200}
+    assert len(client.responses) == 300_000 // len(HEALTH)
     assert client.transport.is_reading()
 
 
@@ -82,9 +82,9 @@ def test_reading_stays_paused_until_what_is_held_has_been_used(rig: Rig) -> None
         0 if client.transport.is_reading() else len(client.connection._received)
     )
 
-    rig.upstream.say(OK)
+    rig.upstream.send(OK)
 
-    assert len(client.answers) == 1 + 2 * (READ_BYTES // len(HEALTH))
+    assert len(client.responses) == 1 + 2 * (READ_BYTES // len(HEALTH))
     assert 0 not in held[:-1]
     assert client.transport.is_reading()
 
@@ -107,7 +107,7 @@ def test_what_is_sent_ahead_has_one_turn_at_a_time(rig: Rig) -> None:
     client.transport.on_write = receive_more
     client.send(HEALTH * 40)
 
-    assert len(client.answers) == 40
+    assert len(client.responses) == 40
     assert turns >= 40
 
 
@@ -141,7 +141,7 @@ def test_a_client_that_takes_nothing_of_the_engine_s_response_is_reset(new_rig: 
     rig = new_rig(request_timeout=20, keepalive_timeout=20)
     client = stalled(rig)
     client.send(request(body=b"{}"))
-    rig.upstream.say(b"HTTP/1.1 200 OK\r\nContent-Length: 900000\r\n\r\n" + b"x" * 200_000)
+    rig.upstream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 900000\r\n\r\n" + b"x" * 200_000)
 
     rig.advance(41)
 
@@ -156,9 +156,9 @@ def test_what_comes_from_a_client_that_is_refused_is_read_over_though_reading_wa
     client.send(request(body=b"1"), b"G" * (MAX_HELD_BYTES + 1))
     assert not client.transport.is_reading()
 
-    rig.upstream.say(OK)
+    rig.upstream.send(OK)
 
-    assert [answer.status for answer in client.answers] == [200, 414]
+    assert [response.status for response in client.responses] == [200, 414]
     assert client.transport.has_written_eof
     assert client.transport.is_reading()  # unread bytes would turn the close into a reset
 
@@ -166,7 +166,7 @@ def test_what_comes_from_a_client_that_is_refused_is_read_over_though_reading_wa
 def test_a_key_is_not_charged_for_what_is_not_begun(new_rig: NewRig) -> None:
     rig = new_rig(max_requests_per_minute=1000)
     client = stalled(rig)
-    rig.reply = lambda _: b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n" + b"x" * 9000
+    rig.respond = lambda _: b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n" + b"x" * 9000
     client.send(request(body=b"{}") * 100)
 
     assert len(rig.requests) < 10

@@ -30,8 +30,8 @@ def lines(client: FakeClient) -> list[str]:
 
 
 def test_an_answer_passes_with_its_fields_and_its_body(rig: Rig) -> None:
-    client = rig.ask(request("GET", "/v1/models", "x-request-id: r1"))
-    rig.upstream.say(
+    client = rig.send_request(request("GET", "/v1/models", "x-request-id: r1"))
+    rig.upstream.send(
         b"HTTP/1.1 418 Any Reason\r\nX-A: 1\r\ncontent-type: text/x\r\nx-a: 2\r\nX-Empty:\r\n"
         b"Set-Cookie: a=b\r\nContent-Length: 4\r\nETag: \xe9\r\n\r\n\x00\r\n\xff"
     )
@@ -50,13 +50,13 @@ def test_an_answer_passes_with_its_fields_and_its_body(rig: Rig) -> None:
         "x-ratelimit-remaining-requests: 1000",
         "x-ratelimit-reset-requests: 0ms",
     ]
-    assert client.answer.body == b"\x00\r\n\xff"
-    assert client.answer["date"].endswith(" GMT")
+    assert client.response.body == b"\x00\r\n\xff"
+    assert client.response["date"].endswith(" GMT")
 
 
 def test_fields_of_the_engine_s_connection_and_those_that_are_ours_end_here(rig: Rig) -> None:
-    client = rig.ask(GET)
-    rig.upstream.say(
+    client = rig.send_request(GET)
+    rig.upstream.send(
         b"HTTP/1.1 200 OK\r\nServer: llama.cpp\r\nKeep-Alive: timeout=5, max=100\r\n"
         b"Connection: keep-alive, X-Hop\r\nX-Hop: 1\r\nX-Stays: 2\r\nx-request-id: theirs\r\n"
         b"Access-Control-Allow-Origin: http://evil.example\r\nTrailer: a\r\nUpgrade: h2c\r\n"
@@ -64,25 +64,25 @@ def test_fields_of_the_engine_s_connection_and_those_that_are_ours_end_here(rig:
         b"Date: Thu, 01 Jan 2026 00:00:00 GMT\r\nContent-Length: 0\r\n\r\n"
     )
 
-    names = sorted(n.lower() for n, _ in client.answer.fields)
+    names = sorted(n.lower() for n, _ in client.response.fields)
     ours = [n for n in names if n.startswith("x-ratelimit-")]
     assert names == ["content-length", "date", *ours, "x-request-id", "x-stays"]
-    assert client.answer["date"] == "Thu, 01 Jan 2026 00:00:00 GMT"
-    assert client.answer["x-request-id"] != "theirs"
+    assert client.response["date"] == "Thu, 01 Jan 2026 00:00:00 GMT"
+    assert client.response["x-request-id"] != "theirs"
 
 
 def test_the_engine_s_own_errors_pass_untouched(rig: Rig) -> None:
     body = b'{"error":{"code":400,"message":"too long","type":"exceed_context_size_error"}}'
-    client = rig.ask()
-    rig.upstream.say(b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n" % len(body), body)
+    client = rig.send_request()
+    rig.upstream.send(b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n" % len(body), body)
 
-    assert client.answer.status == 400
-    assert client.answer.body == body
+    assert client.response.status == 400
+    assert client.response.body == body
     assert not client.is_closed
 
 
 class Case(NamedTuple):
-    answer: bytes
+    response: bytes
     """As the engine sends it."""
     body: bytes
     """As the client has to see it."""
@@ -138,98 +138,98 @@ ANSWERS = {
 @pytest.mark.parametrize("case", ANSWERS.values(), ids=ANSWERS.keys())
 def test_an_answer_is_the_same_wherever_the_network_cuts_it(case: Case, rig: Rig) -> None:
     whole = b""
-    for pieces in ((case.answer,), *splits(case.answer)):
-        client = rig.ask(case.raw)
+    for pieces in ((case.response,), *splits(case.response)):
+        client = rig.send_request(case.raw)
         upstream = rig.upstream
-        upstream.say(*pieces)
+        upstream.send(*pieces)
         whole = whole or without_varying(client.received)
 
         assert without_varying(client.received) == whole
-        assert client.answer.is_whole
-        assert client.answer.body == case.body
+        assert client.response.is_whole
+        assert client.response.body == case.body
         assert upstream.is_closed is not case.keeps_upstream
         assert client.is_closed is not case.keeps_client
         assert not client.was_cut
         assert rig.is_at_rest
         assert rig.records[-1].outcome == "done"
-        client.leave()
+        client.disconnect()
         rig.services.pool.retire_idle()
 
 
 @pytest.mark.parametrize("space", [" ", "\t", " \t "])
 def test_the_engine_s_framing_may_have_space_around_it(space: str, rig: Rig) -> None:
-    client = rig.ask(GET)
-    rig.upstream.say(
+    client = rig.send_request(GET)
+    rig.upstream.send(
         f"HTTP/1.1 200 OK\r\nTransfer-Encoding:{space}chunked{space}\r\n\r\n".encode()
         + event(1)
         + LAST_CHUNK
     )
-    other = rig.ask(GET)
-    rig.upstream.say(f"HTTP/1.1 200 OK\r\nContent-Length:{space}2{space}\r\n\r\nab".encode())
+    other = rig.send_request(GET)
+    rig.upstream.send(f"HTTP/1.1 200 OK\r\nContent-Length:{space}2{space}\r\n\r\nab".encode())
 
-    assert client.answer.is_whole
-    assert client.answer["transfer-encoding"] == "chunked"
-    assert other.answer.body == b"ab"
-    assert other.answer["content-length"] == "2"
+    assert client.response.is_whole
+    assert client.response["transfer-encoding"] == "chunked"
+    assert other.response.body == b"ab"
+    assert other.response["content-length"] == "2"
 
 
 def test_the_boundaries_of_chunks_are_kept(rig: Rig) -> None:
     body = chunk(b"a") + chunk(b"bc" * 500) + b'001;x="y"\r\nd\r\n' + LAST_CHUNK
-    client = rig.ask(GET)
-    rig.upstream.say(STREAM_HEAD + body)
+    client = rig.send_request(GET)
+    rig.upstream.send(STREAM_HEAD + body)
 
     assert client.received.endswith(b"\r\n\r\n" + body)
-    assert client.answer.chunks == (b"a", b"bc" * 500, b"d")
+    assert client.response.chunks == (b"a", b"bc" * 500, b"d")
 
 
 def test_each_piece_of_an_answer_leaves_when_it_comes(rig: Rig) -> None:
-    client = rig.ask(GET)
-    rig.upstream.say(STREAM_HEAD)
+    client = rig.send_request(GET)
+    rig.upstream.send(STREAM_HEAD)
     assert client.received.endswith(b"\r\n\r\n")
     for n in range(3):
-        rig.upstream.say(event(n))
+        rig.upstream.send(event(n))
         assert client.transport.writes[-1] == event(n)
 
 
 def test_half_a_chunk_leaves_when_it_comes_too(rig: Rig) -> None:
-    client = rig.ask(GET)
-    rig.upstream.say(STREAM_HEAD, event(1)[:9])
+    client = rig.send_request(GET)
+    rig.upstream.send(STREAM_HEAD, event(1)[:9])
     assert client.received.endswith(event(1)[:9])
 
-    rig.upstream.say(event(1)[9:] + LAST_CHUNK)
-    assert client.answer.is_whole
+    rig.upstream.send(event(1)[9:] + LAST_CHUNK)
+    assert client.response.is_whole
 
 
 def test_an_answer_that_ends_with_its_connection_goes_out_chunked(rig: Rig) -> None:
-    client = rig.ask(GET)
-    rig.upstream.say(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nuntil ", b"the end")
-    so_far = client.answer
+    client = rig.send_request(GET)
+    rig.upstream.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nuntil ", b"the end")
+    so_far = client.response
     assert not so_far.is_whole
-    rig.upstream.hang_up()
+    rig.upstream.close()
 
-    answer = client.answer
-    assert answer.is_whole
-    assert answer.body == b"until the end"
-    assert "connection" not in answer
+    response = client.response
+    assert response.is_whole
+    assert response.body == b"until the end"
+    assert "connection" not in response
     assert not client.is_closed
     assert rig.is_at_rest
 
 
 def test_to_a_client_of_http_1_0_it_ends_with_the_client_s_connection(rig: Rig) -> None:
-    client = rig.ask(request("GET", "/v1/models", version="1.0"))
-    rig.upstream.say(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nuntil ", b"the end")
+    client = rig.send_request(request("GET", "/v1/models", version="1.0"))
+    rig.upstream.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nuntil ", b"the end")
     assert not client.is_closed
-    rig.upstream.hang_up()
+    rig.upstream.close()
 
-    assert client.answer.body == b"until the end"
-    assert client.answer["connection"] == "close"
+    assert client.response.body == b"until the end"
+    assert client.response["connection"] == "close"
     assert client.transport.is_closed
     assert not client.was_cut
 
 
 def test_an_answer_that_ends_with_its_connection_is_cut_when_that_is_reset(rig: Rig) -> None:
-    client = rig.ask(GET)
-    rig.upstream.say(b"HTTP/1.1 200 OK\r\n\r\nuntil ")
+    client = rig.send_request(GET)
+    rig.upstream.send(b"HTTP/1.1 200 OK\r\n\r\nuntil ")
     rig.upstream.reset()
 
     assert client.was_cut
@@ -237,19 +237,19 @@ def test_an_answer_that_ends_with_its_connection_is_cut_when_that_is_reset(rig: 
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [
         OK.partition(b"{")[0],
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"HTTP/1.1 404 Not Found\r\nContent-Length: 99\r\nConnection: close\r\n\r\n",
     ],
 )
-def test_an_answer_to_head_has_no_body(answer: bytes, rig: Rig) -> None:
-    rig.answer_with(OK)
-    client = rig.ask(HEAD)
-    rig.reply = None
+def test_an_answer_to_head_has_no_body(response: bytes, rig: Rig) -> None:
+    rig.respond_with(OK)
+    client = rig.send_request(HEAD)
+    rig.respond = None
     client.send(HEAD)
-    rig.upstream.say(answer)
+    rig.upstream.send(response)
 
     assert rig.requests[0].startswith(b"HEAD ")
     first, second = read_responses(client.received, to_head=True)
@@ -260,7 +260,7 @@ def test_an_answer_to_head_has_no_body(answer: bytes, rig: Rig) -> None:
 
 
 def test_our_own_answer_to_head_has_no_body_but_its_length(rig: Rig) -> None:
-    client = rig.ask(
+    client = rig.send_request(
         request("HEAD", "/v1/models", key=None), b"HEAD /health HTTP/1.1\r\nHost: a\r\n\r\n"
     )
     refused, health = read_responses(client.received, to_head=True)

@@ -11,7 +11,7 @@ from tests.support.fakes import FakeClient, NewRig, Rig
 from tests.support.keys import OTHER_KEY
 from tests.support.messages import LAST_CHUNK, OK, STREAM_HEAD, event, request
 
-LEAVINGS = pytest.mark.parametrize("leave", [FakeClient.leave, FakeClient.reset])
+LEAVINGS = pytest.mark.parametrize("leave", [FakeClient.disconnect, FakeClient.reset])
 Leave = Callable[[FakeClient], None]
 
 
@@ -24,7 +24,7 @@ def left(rig: Rig, phase: str, *, status: int = 499) -> None:
 
 @LEAVINGS
 def test_while_it_sends_its_body(leave: Leave, rig: Rig) -> None:
-    client = rig.ask(request("POST", "/v1/embeddings", "Content-Length: 10") + b"12")
+    client = rig.send_request(request("POST", "/v1/embeddings", "Content-Length: 10") + b"12")
     leave(client)
 
     left(rig, "request")
@@ -34,7 +34,7 @@ def test_while_it_sends_its_body(leave: Leave, rig: Rig) -> None:
 
 @LEAVINGS
 def test_while_it_sends_its_head_it_has_not_asked_for_anything(leave: Leave, rig: Rig) -> None:
-    client = rig.ask(b"POST /v1/embeddings HT")
+    client = rig.send_request(b"POST /v1/embeddings HT")
     leave(client)
 
     assert rig.records == []
@@ -44,24 +44,24 @@ def test_while_it_sends_its_head_it_has_not_asked_for_anything(leave: Leave, rig
 @LEAVINGS
 def test_while_it_waits_for_a_slot(leave: Leave, new_rig: NewRig) -> None:
     rig = new_rig(slots=1)
-    rig.ask()
-    client = rig.ask(request(body=b"gone"))
-    other = rig.ask(request(body=b"other"))
+    rig.send_request()
+    client = rig.send_request(request(body=b"gone"))
+    other = rig.send_request(request(body=b"other"))
     leave(client)
 
     left(rig, "queued")
     assert rig.services.admission.queued == 1
-    rig.upstream.say(OK)
+    rig.upstream.send(OK)
     assert [r[-5:] for r in rig.requests[1:]] == [b"other"]
-    rig.upstream.say(OK)
-    assert other.answer.status == 200
+    rig.upstream.send(OK)
+    assert other.response.status == 200
     assert rig.is_at_rest
 
 
 @LEAVINGS
 def test_while_it_waits_for_the_model(leave: Leave, new_rig: NewRig) -> None:
     rig = new_rig(state=EngineState.LOADING)
-    client = rig.ask()
+    client = rig.send_request()
     leave(client)
     rig.engine(EngineState.READY)
 
@@ -73,7 +73,7 @@ def test_while_it_waits_for_the_model(leave: Leave, new_rig: NewRig) -> None:
 @LEAVINGS
 def test_while_the_engine_is_connected_to(leave: Leave, rig: Rig) -> None:
     rig.accepts = False
-    client = rig.ask()
+    client = rig.send_request()
     assert len(rig.dials) == 1
     leave(client)
 
@@ -86,36 +86,36 @@ def test_while_the_engine_is_connected_to(leave: Leave, rig: Rig) -> None:
 @LEAVINGS
 def test_in_the_very_moment_in_which_the_engine_accepts(leave: Leave, rig: Rig) -> None:
     rig.accepts = False
-    client = rig.ask()
+    client = rig.send_request()
     rig.dials[0].accept()  # the loop has not run since
     leave(client)
 
     for upstream in rig.upstreams:
-        upstream.hang_up()
+        upstream.close()
     assert rig.is_at_rest
 
 
 @LEAVINGS
 def test_before_the_first_byte(leave: Leave, rig: Rig) -> None:
-    client = rig.ask()
+    client = rig.send_request()
     leave(client)
 
     left(rig, "before_first_byte")
-    assert rig.upstream.was_left
-    rig.upstream.hang_up()
+    assert rig.upstream.was_half_closed
+    rig.upstream.close()
     assert rig.is_at_rest
 
 
 @LEAVINGS
 def test_its_slot_is_free_when_the_engine_has_noticed(leave: Leave, new_rig: NewRig) -> None:
     rig = new_rig(slots=1)
-    client = rig.ask(request(body=b"first"))
-    rig.ask(request(body=b"other", key=OTHER_KEY))
+    client = rig.send_request(request(body=b"first"))
+    rig.send_request(request(body=b"other", key=OTHER_KEY))
     leave(client)
     first = rig.upstream
-    first.say(OK)  # for nobody
+    first.send(OK)  # for nobody
     assert len(rig.requests) == 1
-    first.hang_up()
+    first.close()
 
     assert rig.requests[1].endswith(b"other")
     assert client.received == b""
@@ -123,10 +123,10 @@ def test_its_slot_is_free_when_the_engine_has_noticed(leave: Leave, new_rig: New
 
 @LEAVINGS
 def test_an_engine_that_never_notices_is_cut_in_the_end(leave: Leave, rig: Rig) -> None:
-    client = rig.ask()
+    client = rig.send_request()
     leave(client)
     rig.advance(299)
-    assert rig.upstream.was_left
+    assert rig.upstream.was_half_closed
     rig.advance(2)
 
     assert rig.upstream.was_cut
@@ -137,7 +137,7 @@ def test_an_engine_that_never_notices_is_cut_in_the_end(leave: Leave, rig: Rig) 
 def test_a_request_that_the_engine_has_not_taken_is_cut(leave: Leave, rig: Rig) -> None:
     client = rig.client()
     client.send(request("GET", "/v1/models"))
-    rig.upstream.say(OK)
+    rig.upstream.send(OK)
     rig.upstream.transport.is_stalled = True
     client.send(request(body=b"x" * 1000))
     leave(client)
@@ -150,12 +150,12 @@ def test_a_request_that_the_engine_has_not_taken_is_cut(leave: Leave, rig: Rig) 
 def test_a_request_without_a_slot_keeps_its_place_until_the_engine_lets_go(
     leave: Leave, rig: Rig
 ) -> None:
-    client = rig.ask(request("GET", "/v1/models"))
+    client = rig.send_request(request("GET", "/v1/models"))
     leave(client)
-    assert rig.upstream.was_left
+    assert rig.upstream.was_half_closed
     assert rig.services.side_admission.running == 1
 
-    rig.upstream.hang_up()
+    rig.upstream.close()
 
     assert rig.services.side_admission.running == 0
     assert rig.is_at_rest
@@ -163,11 +163,11 @@ def test_a_request_without_a_slot_keeps_its_place_until_the_engine_lets_go(
 
 @LEAVINGS
 def test_while_a_get_is_sent_once_more(leave: Leave, rig: Rig) -> None:
-    rig.ask(request("GET", "/v1/models"))
-    rig.upstream.say(OK)
-    client = rig.ask(request("GET", "/v1/models"))
+    rig.send_request(request("GET", "/v1/models"))
+    rig.upstream.send(OK)
+    client = rig.send_request(request("GET", "/v1/models"))
     rig.accepts = False
-    rig.upstream.hang_up()
+    rig.upstream.close()
     assert len(rig.dials) == 2
     leave(client)
 
@@ -177,12 +177,12 @@ def test_while_a_get_is_sent_once_more(leave: Leave, rig: Rig) -> None:
 
 @LEAVINGS
 def test_while_half_a_head_is_there(leave: Leave, rig: Rig) -> None:
-    client = rig.ask()
-    rig.upstream.say(b"HTTP/1.1 200 OK\r\n")
+    client = rig.send_request()
+    rig.upstream.send(b"HTTP/1.1 200 OK\r\n")
     leave(client)
 
     left(rig, "before_first_byte")
-    assert rig.upstream.was_left
+    assert rig.upstream.was_half_closed
 
 
 @LEAVINGS
@@ -197,8 +197,8 @@ def test_while_half_a_head_is_there(leave: Leave, rig: Rig) -> None:
     ],
 )
 def test_while_its_answer_comes(leave: Leave, said: bytes, rig: Rig) -> None:
-    client = rig.ask()
-    rig.upstream.say(said)
+    client = rig.send_request()
+    rig.upstream.send(said)
     leave(client)
 
     left(rig, "streaming", status=200)
@@ -211,7 +211,7 @@ def test_while_it_reads_nothing(leave: Leave, rig: Rig) -> None:
     client = rig.client()
     client.stall()
     client.send(request(body=b"{}"))
-    rig.upstream.say(STREAM_HEAD, *[event(n) for n in range(10)])
+    rig.upstream.send(STREAM_HEAD, *[event(n) for n in range(10)])
     client.transport.unsent = 0
     leave(client)
 
@@ -222,9 +222,9 @@ def test_while_it_reads_nothing(leave: Leave, rig: Rig) -> None:
 @LEAVINGS
 def test_its_slot_goes_to_who_is_next(leave: Leave, new_rig: NewRig) -> None:
     rig = new_rig(slots=1)
-    client = rig.ask(request(body=b"first"))
-    rig.ask(request(body=b"other", key=OTHER_KEY))
-    rig.upstream.say(STREAM_HEAD, event(1))
+    client = rig.send_request(request(body=b"first"))
+    rig.send_request(request(body=b"other", key=OTHER_KEY))
+    rig.upstream.send(STREAM_HEAD, event(1))
     leave(client)
 
     assert rig.upstreams[0].was_cut
@@ -234,8 +234,8 @@ def test_its_slot_goes_to_who_is_next(leave: Leave, new_rig: NewRig) -> None:
 
 @LEAVINGS
 def test_between_its_requests_nothing_is_counted(leave: Leave, rig: Rig) -> None:
-    rig.answer_with(OK)
-    client = rig.ask()
+    rig.respond_with(OK)
+    client = rig.send_request()
     leave(client)
 
     assert len(rig.records) == 1
@@ -244,12 +244,12 @@ def test_between_its_requests_nothing_is_counted(leave: Leave, rig: Rig) -> None
 
 
 def test_what_the_engine_says_afterwards_goes_nowhere(rig: Rig) -> None:
-    client = rig.ask()
+    client = rig.send_request()
     upstream = rig.upstream
-    upstream.say(STREAM_HEAD, event(1))
-    client.leave()
-    upstream.say(event(2), LAST_CHUNK)
-    upstream.hang_up()
+    upstream.send(STREAM_HEAD, event(1))
+    client.disconnect()
+    upstream.send(event(2), LAST_CHUNK)
+    upstream.close()
 
     assert len(rig.records) == 1
     assert event(2) not in client.received
@@ -257,17 +257,17 @@ def test_what_the_engine_says_afterwards_goes_nowhere(rig: Rig) -> None:
 
 
 def test_a_client_that_closes_only_its_half_has_left(rig: Rig) -> None:
-    client = rig.ask()
+    client = rig.send_request()
     client.transport.receive_eof()
     rig.spin()
 
-    assert rig.upstream.was_left
+    assert rig.upstream.was_half_closed
     assert client.transport.is_closed
 
 
 def test_requests_that_were_sent_ahead_are_gone_with_their_client(rig: Rig) -> None:
-    client = rig.ask(request(body=b"1") + request(body=b"2"))
-    client.leave()
+    client = rig.send_request(request(body=b"1") + request(body=b"2"))
+    client.disconnect()
     rig.advance(1)
 
     assert len(rig.requests) == 1

@@ -40,15 +40,15 @@ def test_the_way_of_a_request_with_a_body_in_two_pieces(rig: Rig) -> None:
     for piece in (whole[:10], whole[10:-1], whole[-1:]):
         client.send(piece)
         seen.append(state_of(rig))
-    rig.upstream.say(OK)
+    rig.upstream.send(OK)
     seen.append(state_of(rig))
 
     assert seen == [State.OPENED, State.OPENED, State.BODY, State.BUSY, State.IDLE]
 
 
 def test_a_part_of_the_next_head_opens_it_again(rig: Rig) -> None:
-    client = rig.ask(GET)
-    rig.upstream.say(OK)
+    client = rig.send_request(GET)
+    rig.upstream.send(OK)
     client.send(GET[:10])
 
     assert state_of(rig) is State.OPENED
@@ -58,10 +58,10 @@ def test_a_client_that_does_not_read_is_held(rig: Rig) -> None:
     client = rig.client()
     client.stall()
     client.send(GET)
-    rig.upstream.say(b"HTTP/1.1 200 OK\r\nContent-Length: 90000\r\n\r\n" + b"x" * 90_000)
+    rig.upstream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 90000\r\n\r\n" + b"x" * 90_000)
     assert state_of(rig) is State.HELD
 
-    client.read_on()
+    client.resume_reading()
 
     assert state_of(rig) is State.IDLE
 
@@ -73,8 +73,8 @@ def test_a_refusal_that_ends_the_connection_lingers(rig: Rig) -> None:
 
 
 def test_a_response_that_breaks_off_lingers(rig: Rig) -> None:
-    client = rig.ask()
-    rig.upstream.say(
+    client = rig.send_request()
+    rig.upstream.send(
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", event(1), chunk(b"x")[:-1]
     )
     rig.upstream.reset()

@@ -13,11 +13,11 @@ ORIGIN = "Origin: https://app.example"
 
 
 def get(rig: Rig, target: str, *fields: str, key: str | None = None) -> Response:
-    return rig.ask(request("GET", target, *fields, key=key)).answer
+    return rig.send_request(request("GET", target, *fields, key=key)).response
 
 
-def cors_of(answer: Response) -> dict[str, str]:
-    return {n: v for n, v in answer.fields if n.lower().startswith("access-control-")}
+def cors_of(response: Response) -> dict[str, str]:
+    return {n: v for n, v in response.fields if n.lower().startswith("access-control-")}
 
 
 EVIL = (
@@ -27,7 +27,7 @@ EVIL = (
 
 
 def test_without_cors_no_answer_has_its_fields(rig: Rig) -> None:
-    rig.answer_with(EVIL)
+    rig.respond_with(EVIL)
 
     for key in (KEY, None):
         assert cors_of(get(rig, "/v1/models", ORIGIN, key=key)) == {}
@@ -36,14 +36,14 @@ def test_without_cors_no_answer_has_its_fields(rig: Rig) -> None:
 @pytest.mark.parametrize("key", [KEY, None])
 def test_an_allowed_origin_is_told_so_on_every_answer(key: str | None, new_rig: NewRig) -> None:
     rig = new_rig(cors_origins=("https://app.example", "https://b.example"))
-    rig.answer_with(EVIL)
-    answer = get(rig, "/v1/models", ORIGIN, key=key)
+    rig.respond_with(EVIL)
+    response = get(rig, "/v1/models", ORIGIN, key=key)
 
-    assert answer["access-control-allow-origin"] == "https://app.example"
-    assert answer["vary"] == "Origin"
-    assert "retry-after" in answer["access-control-expose-headers"]
-    assert "x-request-id" in answer["access-control-expose-headers"]
-    assert "access-control-allow-credentials" not in answer
+    assert response["access-control-allow-origin"] == "https://app.example"
+    assert response["vary"] == "Origin"
+    assert "retry-after" in response["access-control-expose-headers"]
+    assert "x-request-id" in response["access-control-expose-headers"]
+    assert "access-control-allow-credentials" not in response
 
 
 @pytest.mark.parametrize(
@@ -51,16 +51,16 @@ def test_an_allowed_origin_is_told_so_on_every_answer(key: str | None, new_rig: 
 )
 def test_another_origin_is_told_nothing(origin: str, new_rig: NewRig) -> None:
     rig = new_rig(cors_origins=("https://app.example",))
-    rig.answer_with(EVIL)
-    answer = get(rig, "/v1/models", f"Origin: {origin}", key=KEY)
+    rig.respond_with(EVIL)
+    response = get(rig, "/v1/models", f"Origin: {origin}", key=KEY)
 
-    assert cors_of(answer) == {}
-    assert answer["vary"] == "Origin"
+    assert cors_of(response) == {}
+    assert response["vary"] == "Origin"
 
 
 def test_a_star_is_for_everybody(new_rig: NewRig) -> None:
     rig = new_rig(cors_origins=("*",))
-    rig.answer_with(EVIL)
+    rig.respond_with(EVIL)
 
     assert get(rig, "/v1/models", ORIGIN, key=KEY)["access-control-allow-origin"] == "*"
     assert get(rig, "/ping")["access-control-allow-origin"] == "*"
@@ -78,84 +78,84 @@ REFUSED = {
 
 @pytest.mark.parametrize(("status", "raw"), REFUSED.items())
 def test_a_browser_can_read_what_is_refused(status: int, raw: bytes, new_rig: NewRig) -> None:
-    answer = new_rig(cors_origins=("https://app.example",)).ask(raw).answer
+    response = new_rig(cors_origins=("https://app.example",)).send_request(raw).response
 
-    assert answer.status == status
-    assert answer["access-control-allow-origin"] == "https://app.example"
+    assert response.status == status
+    assert response["access-control-allow-origin"] == "https://app.example"
 
 
 def test_a_browser_can_read_what_the_engine_made_fail(new_rig: NewRig) -> None:
     rig = new_rig(cors_origins=("*",), max_requests_per_minute=2)
-    dead = rig.ask(request("POST", "/v1/embeddings", ORIGIN, body=b"{}"))
-    rig.upstream.hang_up()
-    slow = rig.ask(request("POST", "/v1/embeddings", ORIGIN, body=b"{}"))
-    limited = rig.ask(request("POST", "/v1/embeddings", ORIGIN, body=b"{}"))
+    dead = rig.send_request(request("POST", "/v1/embeddings", ORIGIN, body=b"{}"))
+    rig.upstream.close()
+    slow = rig.send_request(request("POST", "/v1/embeddings", ORIGIN, body=b"{}"))
+    limited = rig.send_request(request("POST", "/v1/embeddings", ORIGIN, body=b"{}"))
     rig.advance(301)
 
     for client, status in ((dead, 502), (slow, 504), (limited, 429)):
-        assert client.answer.status == status
-        assert client.answer["access-control-allow-origin"] == "*"
+        assert client.response.status == status
+        assert client.response["access-control-allow-origin"] == "*"
 
 
 def test_a_stream_has_its_cors_fields_in_its_head(new_rig: NewRig) -> None:
     rig = new_rig(cors_origins=("*",))
-    client = rig.ask()
-    rig.upstream.say(STREAM_HEAD, event(1))
+    client = rig.send_request()
+    rig.upstream.send(STREAM_HEAD, event(1))
 
-    assert client.answer["access-control-allow-origin"] == "*"
+    assert client.response["access-control-allow-origin"] == "*"
 
 
 def preflight(rig: Rig, *fields: str, target: str = "/v1/chat/completions") -> Response:
-    return rig.ask(request("OPTIONS", target, *fields, key=None)).answer
+    return rig.send_request(request("OPTIONS", target, *fields, key=None)).response
 
 
 def test_a_preflight_needs_no_key_and_no_engine_and_echoes_what_is_asked(new_rig: NewRig) -> None:
     rig = new_rig(cors_origins=("https://app.example",), state=EngineState.FAILED)
     names = "authorization, x-stainless-os, anthropic-version, x-api-key"
-    answer = preflight(
+    response = preflight(
         rig,
         ORIGIN,
         "Access-Control-Request-Method: POST",
         f"Access-Control-Request-Headers: {names}",
     )
 
-    assert answer.status == 204
-    assert answer["access-control-allow-origin"] == "https://app.example"
-    assert answer["access-control-allow-headers"] == names
-    assert "POST" in answer["access-control-allow-methods"]
-    assert int(answer["access-control-max-age"]) > 0
-    assert "content-length" not in answer
+    assert response.status == 204
+    assert response["access-control-allow-origin"] == "https://app.example"
+    assert response["access-control-allow-headers"] == names
+    assert "POST" in response["access-control-allow-methods"]
+    assert int(response["access-control-max-age"]) > 0
+    assert "content-length" not in response
     assert rig.dials == []
 
 
 def test_a_preflight_of_another_origin_is_granted_nothing(new_rig: NewRig) -> None:
     rig = new_rig(cors_origins=("https://app.example",))
-    answer = preflight(rig, "Origin: https://evil.example", "Access-Control-Request-Method: POST")
+    response = preflight(rig, "Origin: https://evil.example", "Access-Control-Request-Method: POST")
 
-    assert answer.status == 204
-    assert cors_of(answer) == {}
+    assert response.status == 204
+    assert cors_of(response) == {}
 
 
 def test_a_preflight_without_cors_is_granted_nothing(rig: Rig) -> None:
-    answer = preflight(rig, ORIGIN, "Access-Control-Request-Method: POST")
+    response = preflight(rig, ORIGIN, "Access-Control-Request-Method: POST")
 
-    assert answer.status == 204
-    assert cors_of(answer) == {}
+    assert response.status == 204
+    assert cors_of(response) == {}
 
 
 def test_names_in_a_preflight_are_not_echoed_when_they_are_odd(new_rig: NewRig) -> None:
     rig = new_rig(cors_origins=("*",))
     odd = 'Access-Control-Request-Headers: a"; b=<c>'
-    answer = preflight(rig, ORIGIN, "Access-Control-Request-Method: POST", odd)
+    response = preflight(rig, ORIGIN, "Access-Control-Request-Method: POST", odd)
 
-    assert "access-control-allow-headers" not in answer
+    assert "access-control-allow-headers" not in response
 
 
 @pytest.mark.parametrize("target", ["*", "/slots", "/ping", "/v1/../x"])
 def test_options_never_reaches_the_engine(target: str, new_rig: NewRig) -> None:
     rig = new_rig(exposed_routes="all")
-    answer = preflight(rig, target=target)
+    response = preflight(rig, target=target)
 
-    assert answer.status == 204
-    assert "POST" in answer["allow"]
+    assert response.status == 204
+    assert "POST" in response["allow"]
     assert rig.dials == []

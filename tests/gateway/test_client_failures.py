@@ -16,12 +16,12 @@ from tests.support.messages import OK, bytewise, code_of, request
 
 def test_an_engine_that_refuses_the_connection_is_502(rig: Rig) -> None:
     rig.accepts = False
-    client = rig.ask()
+    client = rig.send_request()
     rig.dials[0].refuse()
     rig.spin()
 
-    assert client.answer.status == 502
-    assert code_of(client.answer) == "backend_error"
+    assert client.response.status == 502
+    assert code_of(client.response) == "backend_error"
     assert not client.is_closed
     assert rig.is_at_rest
     assert rig.services.recorder.metrics.backend_failures["connect"] == 1
@@ -29,27 +29,27 @@ def test_an_engine_that_refuses_the_connection_is_502(rig: Rig) -> None:
 
 def test_an_engine_that_does_not_take_the_connection_in_time_is_502(rig: Rig) -> None:
     rig.accepts = False
-    client = rig.ask()
+    client = rig.send_request()
     rig.advance(9)
     assert client.received == b""
 
     rig.advance(2)
 
-    assert client.answer.status == 502
+    assert client.response.status == 502
     assert rig.dials[0].was_cancelled
     assert rig.is_at_rest
 
 
 @pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\nContent-Le"])
-@pytest.mark.parametrize("how", ["hang_up", "reset"])
+@pytest.mark.parametrize("how", ["close", "reset"])
 def test_an_engine_that_goes_before_its_head_is_502(said: bytes, how: str, rig: Rig) -> None:
-    client = rig.ask()
+    client = rig.send_request()
     if said:
-        rig.upstream.say(said)
+        rig.upstream.send(said)
     getattr(rig.upstream, how)()
 
-    assert client.answer.status == 502
-    assert json.loads(client.answer.body)["error"]["type"] == "server_error"
+    assert client.response.status == 502
+    assert json.loads(client.response.body)["error"]["type"] == "server_error"
     assert not client.is_closed
     assert rig.is_at_rest
     assert rig.records[0].outcome == "backend_error"
@@ -99,14 +99,14 @@ NONSENSE = {
 }
 
 
-@pytest.mark.parametrize("answer", NONSENSE.values(), ids=NONSENSE.keys())
-def test_nonsense_in_place_of_an_answer_is_502(answer: bytes, rig: Rig) -> None:
-    client = rig.ask()
+@pytest.mark.parametrize("response", NONSENSE.values(), ids=NONSENSE.keys())
+def test_nonsense_in_place_of_an_answer_is_502(response: bytes, rig: Rig) -> None:
+    client = rig.send_request()
     upstream = rig.upstream
-    upstream.say(answer)
+    upstream.send(response)
 
-    assert client.answer.status == 502
-    assert code_of(client.answer) == "backend_error"
+    assert client.response.status == 502
+    assert code_of(client.response) == "backend_error"
     assert upstream.was_cut
     assert not client.is_closed
     assert rig.is_at_rest
@@ -126,109 +126,109 @@ HOPELESS = {
 }
 
 
-@pytest.mark.parametrize("answer", HOPELESS.values(), ids=HOPELESS.keys())
+@pytest.mark.parametrize("response", HOPELESS.values(), ids=HOPELESS.keys())
 def test_what_cannot_become_an_answer_is_502_without_waiting_for_its_end(
-    answer: bytes, rig: Rig
+    response: bytes, rig: Rig
 ) -> None:
-    for pieces in ((answer,), bytewise(answer)):
-        client = rig.ask()
+    for pieces in ((response,), bytewise(response)):
+        client = rig.send_request()
         upstream = rig.upstream
-        upstream.say(*pieces)
+        upstream.send(*pieces)
 
-        assert client.answer.status == 502, pieces
-        assert code_of(client.answer) == "backend_error"
+        assert client.response.status == 502, pieces
+        assert code_of(client.response) == "backend_error"
         assert upstream.was_cut
         assert rig.is_at_rest
 
 
 def test_a_head_in_pieces_may_not_be_over_64_kib_either(rig: Rig) -> None:
-    client = rig.ask()
+    client = rig.send_request()
     upstream = rig.upstream
-    upstream.say(b"HTTP/1.1 200 OK\r\n")
+    upstream.send(b"HTTP/1.1 200 OK\r\n")
     for _ in range(70):
-        upstream.say(b"X: " + b"x" * 1000 + b"\r\n")
+        upstream.send(b"X: " + b"x" * 1000 + b"\r\n")
 
-    assert client.answer.status == 502
+    assert client.response.status == 502
     assert upstream.was_cut
 
 
 def test_thousands_of_interim_answers_in_one_read_do_no_harm(rig: Rig) -> None:
-    client = rig.ask()
-    rig.upstream.say(b"HTTP/1.1 103 X\r\n\r\n" * 3000 + OK)
+    client = rig.send_request()
+    rig.upstream.send(b"HTTP/1.1 103 X\r\n\r\n" * 3000 + OK)
 
-    assert client.answer.status == 200
+    assert client.response.status == 200
 
 
 def test_an_engine_that_says_nothing_but_interim_answers_is_504(rig: Rig) -> None:
-    client = rig.ask()
+    client = rig.send_request()
     for _ in range(31):
-        rig.upstream.say(b"HTTP/1.1 102 Processing\r\n\r\n")
+        rig.upstream.send(b"HTTP/1.1 102 Processing\r\n\r\n")
         rig.advance(10)
 
-    assert client.answer.status == 504
+    assert client.response.status == 504
 
 
 def test_a_silent_engine_is_504_and_its_clients_are_told_not_to_retry(rig: Rig) -> None:
-    client = rig.ask()
+    client = rig.send_request()
     upstream = rig.upstream
     rig.advance(299)
     assert client.received == b""
 
     rig.advance(2)
 
-    assert client.answer.status == 504
-    assert code_of(client.answer) == "backend_timeout"
-    assert client.answer["x-should-retry"] == "false"
-    assert upstream.was_left
+    assert client.response.status == 504
+    assert code_of(client.response) == "backend_timeout"
+    assert client.response["x-should-retry"] == "false"
+    assert upstream.was_half_closed
     assert not client.is_closed
-    upstream.hang_up()
+    upstream.close()
     assert rig.is_at_rest
     assert rig.services.recorder.metrics.backend_failures["timeout"] == 1
     assert rig.records[0].outcome == "backend_timeout"
 
 
 def test_half_a_head_does_not_keep_an_engine_from_being_silent(rig: Rig) -> None:
-    client = rig.ask()
-    rig.upstream.say(b"HTTP/1.1 200 OK\r\n")
+    client = rig.send_request()
+    rig.upstream.send(b"HTTP/1.1 200 OK\r\n")
     rig.advance(301)
 
-    assert client.answer.status == 504
+    assert client.response.status == 504
 
 
 def test_the_cap_on_a_whole_answer_is_504_before_its_head(new_rig: NewRig) -> None:
     rig = new_rig(max_request_duration=30.0)
-    client = rig.ask()
+    client = rig.send_request()
     rig.advance(31)
 
-    assert client.answer.status == 504
-    assert rig.upstreams[0].was_left
-    rig.upstreams[0].hang_up()
+    assert client.response.status == 504
+    assert rig.upstreams[0].was_half_closed
+    rig.upstreams[0].close()
     assert rig.is_at_rest
 
 
 def test_the_cap_holds_while_connecting_too(new_rig: NewRig) -> None:
     rig = new_rig(max_request_duration=5.0)
     rig.accepts = False
-    client = rig.ask()
+    client = rig.send_request()
     rig.advance(6)
 
-    assert client.answer.status == 504
+    assert client.response.status == 504
     assert rig.dials[0].was_cancelled
 
 
 def test_the_cap_of_one_request_is_not_the_next_one_s(new_rig: NewRig) -> None:
     rig = new_rig(max_request_duration=30.0)
-    client = rig.ask()
+    client = rig.send_request()
     rig.advance(20)
-    rig.upstream.say(OK)
+    rig.upstream.send(OK)
     rig.advance(15)
     assert not client.is_closed
     client.send(request(body=b"{}"))
     rig.advance(20)
-    assert len(client.answers) == 1
-    rig.upstream.say(OK)
+    assert len(client.responses) == 1
+    rig.upstream.send(OK)
 
-    assert [a.status for a in client.answers] == [200, 200]
+    assert [a.status for a in client.responses] == [200, 200]
 
 
 def test_a_bug_of_ours_cuts_its_request_names_it_and_takes_nobody_else_down(
@@ -238,15 +238,15 @@ def test_a_bug_of_ours_cuts_its_request_names_it_and_takes_nobody_else_down(
         coroutine.close()
         raise ZeroDivisionError
 
-    other = rig.ask()
+    other = rig.send_request()
     with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
         patch.setattr(rig.loop, "create_task", break_down)
-        client = rig.ask(request("POST", "/reload", "x-request-id: named-by-me"))
+        client = rig.send_request(request("POST", "/reload", "x-request-id: named-by-me"))
 
     assert client.was_cut
     assert "Request named-by-me was cut because of a bug; please report it" in caplog.text
     assert "ZeroDivisionError" in caplog.text
     assert KEY not in caplog.text
-    rig.upstream.say(OK)
-    assert other.answer.status == 200
+    rig.upstream.send(OK)
+    assert other.response.status == 200
     assert rig.is_at_rest

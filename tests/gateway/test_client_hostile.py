@@ -117,12 +117,12 @@ HOSTILE = {
 
 @pytest.mark.parametrize(("status", "raw"), HOSTILE.values(), ids=HOSTILE.keys())
 def test_it_is_refused_behind_a_good_request_as_well(status: int, raw: bytes, rig: Rig) -> None:
-    rig.answer_with(OK)
+    rig.respond_with(OK)
     for before in (post(LENGTH), post(body=b""), post(CHUNKED, body=chunk(BODY) + b"0\r\n\r\n")):
         rig.requests.clear()
-        client = rig.ask(before, raw + SMUGGLED)
+        client = rig.send_request(before, raw + SMUGGLED)
 
-        assert [a.status for a in client.answers][1:] == [status]
+        assert [a.status for a in client.responses][1:] == [status]
         assert client.is_closed
         assert len(rig.requests) == 1
 
@@ -132,11 +132,11 @@ def test_what_could_be_read_in_two_ways_is_refused_and_ends_the_connection(
     status: int, raw: bytes, rig: Rig
 ) -> None:
     for pieces in ((raw + SMUGGLED,), (raw, SMUGGLED), bytewise(raw + SMUGGLED)):
-        client = rig.ask(*pieces)
+        client = rig.send_request(*pieces)
 
-        assert client.answer.status == status, pieces
-        assert code_of(client.answer)
-        assert client.answer["connection"] == "close"
+        assert client.response.status == status, pieces
+        assert code_of(client.response)
+        assert client.response["connection"] == "close"
         assert client.is_closed
         assert rig.requests == []
         assert rig.is_at_rest
@@ -164,11 +164,11 @@ def test_what_cannot_become_a_request_is_400_without_waiting_for_its_end(
     raw: bytes, names: str, rig: Rig
 ) -> None:
     for pieces in ((raw,), bytewise(raw)):
-        client = rig.ask(*pieces)
+        client = rig.send_request(*pieces)
 
-        assert client.answer.status == 400, pieces
-        assert names in json.loads(client.answer.body)["error"]["message"]
-        assert client.answer["connection"] == "close"
+        assert client.response.status == 400, pieces
+        assert names in json.loads(client.response.body)["error"]["message"]
+        assert client.response["connection"] == "close"
         assert client.is_closed
         assert rig.is_at_rest
 
@@ -176,12 +176,12 @@ def test_what_cannot_become_a_request_is_400_without_waiting_for_its_end(
 @pytest.mark.parametrize(("raw", "names"), HOPELESS.values(), ids=HOPELESS.keys())
 def test_the_same_holds_behind_a_request_that_was_good(raw: bytes, names: str, rig: Rig) -> None:
     del names
-    rig.answer_with(OK)
+    rig.respond_with(OK)
     good = request("GET", "/v1/models")
     for pieces in ((good, raw), (good + raw,), bytewise(good + raw)):
-        client = rig.ask(*pieces)
+        client = rig.send_request(*pieces)
 
-        assert [answer.status for answer in client.answers] == [200, 400], pieces
+        assert [response.status for response in client.responses] == [200, 400], pieces
         assert client.is_closed
 
 
@@ -219,9 +219,9 @@ MALFORMED_CHUNKS = {
 def test_a_malformed_chunked_body_is_400_and_ends_the_connection(body: bytes, rig: Rig) -> None:
     raw = request("POST", "/v1/embeddings", CHUNKED) + body
     for pieces in ((raw,), (raw + SMUGGLED,), bytewise(raw)):
-        client = rig.ask(*pieces)
+        client = rig.send_request(*pieces)
 
-        assert client.answer.status == 400, pieces
+        assert client.response.status == 400, pieces
         assert client.is_closed
         assert rig.requests == []
         assert rig.is_at_rest

@@ -25,61 +25,61 @@ from tests.support.messages import (
 
 
 def test_a_connection_to_the_engine_is_used_again(rig: Rig) -> None:
-    rig.answer_with(OK)
+    rig.respond_with(OK)
     for _ in range(3):
-        rig.ask()
+        rig.send_request()
 
     assert len(rig.upstreams) == 1
     assert len(rig.requests) == 3
 
 
 def test_a_connection_is_not_used_again_behind_a_stream(rig: Rig) -> None:
-    rig.ask()
-    rig.upstream.say(STREAM_HEAD + event(1) + LAST_CHUNK)
-    rig.ask()
+    rig.send_request()
+    rig.upstream.send(STREAM_HEAD + event(1) + LAST_CHUNK)
+    rig.send_request()
 
     assert len(rig.upstreams) == 2
     assert rig.upstreams[0].is_closed
 
 
 def test_what_an_idle_connection_says_is_never_the_next_answer(rig: Rig) -> None:
-    first = rig.ask()
-    rig.upstream.say(OK)
-    rig.upstream.say(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison")
-    second = rig.ask()
+    first = rig.send_request()
+    rig.upstream.send(OK)
+    rig.upstream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison")
+    second = rig.send_request()
 
     assert rig.upstreams[0].is_closed
     assert len(rig.upstreams) == 2
-    assert len(first.answers) == 1
+    assert len(first.responses) == 1
     assert second.received == b""
 
 
 def test_what_comes_behind_an_answer_is_never_the_next_answer(rig: Rig) -> None:
-    client = rig.ask(GET + GET)
-    rig.upstream.say(OK + b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison")
+    client = rig.send_request(GET + GET)
+    rig.upstream.send(OK + b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison")
     assert b"poison" not in client.received
-    rig.upstream.say(OK)
+    rig.upstream.send(OK)
 
     assert len(rig.upstreams) == 2
-    assert [a.body for a in client.answers] == [b'{"ok":true}'] * 2
+    assert [a.body for a in client.responses] == [b'{"ok":true}'] * 2
 
 
 def test_a_kept_connection_that_the_engine_closes_is_forgotten(rig: Rig) -> None:
-    rig.ask()
-    rig.upstream.say(OK)
-    rig.upstream.hang_up()
-    rig.ask()
+    rig.send_request()
+    rig.upstream.send(OK)
+    rig.upstream.close()
+    rig.send_request()
 
     assert len(rig.upstreams) == 2
 
 
 def stale(rig: Rig, raw: bytes) -> FakeClient:
     """A client whose request goes out on a kept connection that is dead already."""
-    rig.ask(GET)
-    rig.upstream.say(OK)
-    client = rig.ask(raw)
+    rig.send_request(GET)
+    rig.upstream.send(OK)
+    client = rig.send_request(raw)
     assert len(rig.upstreams) == 1
-    rig.upstreams[0].hang_up()
+    rig.upstreams[0].close()
     return client
 
 
@@ -88,7 +88,7 @@ def test_a_get_on_a_stale_connection_is_sent_once_more_on_a_new_one(raw: bytes, 
     client = stale(rig, raw)
     assert client.received == b""
     assert rig.requests[1] == rig.requests[2]
-    rig.upstreams[1].say(OK)
+    rig.upstreams[1].send(OK)
 
     assert client.received.startswith(b"HTTP/1.1 200 OK")
     assert rig.records[-1].outcome == "done"
@@ -96,37 +96,37 @@ def test_a_get_on_a_stale_connection_is_sent_once_more_on_a_new_one(raw: bytes, 
 
 def test_it_is_sent_once_more_and_not_twice(rig: Rig) -> None:
     client = stale(rig, GET)
-    rig.upstreams[1].hang_up()
+    rig.upstreams[1].close()
 
-    assert client.answer.status == 502
+    assert client.response.status == 502
     assert len(rig.requests) == 3
 
 
 def test_a_post_on_a_stale_connection_is_never_sent_again(rig: Rig) -> None:
     client = stale(rig, request(body=b"{}"))
 
-    assert client.answer.status == 502
-    assert code_of(client.answer) == "backend_error"
+    assert client.response.status == 502
+    assert code_of(client.response) == "backend_error"
     assert len(rig.requests) == 2
     assert rig.is_at_rest
 
 
 def test_a_get_whose_answer_had_begun_is_not_sent_again(rig: Rig) -> None:
-    rig.ask(GET)
-    rig.upstream.say(OK)
-    client = rig.ask(GET)
-    rig.upstream.say(b"HTTP/1.1 2")
-    rig.upstream.hang_up()
+    rig.send_request(GET)
+    rig.upstream.send(OK)
+    client = rig.send_request(GET)
+    rig.upstream.send(b"HTTP/1.1 2")
+    rig.upstream.close()
 
-    assert client.answer.status == 502
+    assert client.response.status == 502
     assert len(rig.requests) == 2
 
 
 def test_a_get_on_a_new_connection_is_not_sent_again(rig: Rig) -> None:
-    client = rig.ask(GET)
-    rig.upstream.hang_up()
+    client = rig.send_request(GET)
+    rig.upstream.close()
 
-    assert client.answer.status == 502
+    assert client.response.status == 502
     assert len(rig.requests) == 1
 
 
@@ -136,12 +136,12 @@ OTHER_LENGTHS = [b"", b" ", b"+11", b"-1", b"11, 11", b"0x11", b"1e1", b"11 11",
 
 @pytest.mark.parametrize("length", OTHER_LENGTHS)
 def test_nonsense_is_502_behind_a_good_answer_as_well(length: bytes, rig: Rig) -> None:
-    rig.ask()
-    rig.upstream.say(OK)
-    client = rig.ask()
-    rig.upstream.say(OK.replace(b": 11\r\n", b": " + length + b"\r\n"))
+    rig.send_request()
+    rig.upstream.send(OK)
+    client = rig.send_request()
+    rig.upstream.send(OK.replace(b": 11\r\n", b": " + length + b"\r\n"))
 
-    assert client.answer.status == 502
+    assert client.response.status == 502
     assert rig.upstream.was_cut
     assert len(rig.upstreams) == 1
 
@@ -149,8 +149,8 @@ def test_nonsense_is_502_behind_a_good_answer_as_well(length: bytes, rig: Rig) -
 @pytest.mark.parametrize("first", ANSWERS.values(), ids=ANSWERS.keys())
 def test_no_answer_depends_on_what_came_before_it_on_its_connection(first: Case, rig: Rig) -> None:
     def answered(case: Case) -> bytes:
-        client = rig.ask(case.raw)
-        rig.upstream.say(case.answer)
+        client = rig.send_request(case.raw)
+        rig.upstream.send(case.response)
         return without_varying(client.received)
 
     for second in ANSWERS.values():
@@ -168,10 +168,10 @@ def test_no_answer_depends_on_what_came_before_it_on_its_connection(first: Case,
 def test_a_head_and_a_get_on_one_connection_are_not_confused(raw: bytes, rig: Rig) -> None:
     other = GET if raw is HEAD else HEAD
     for method in (raw, other, raw, other):
-        client = rig.ask(method)
-        rig.upstream.say(OK if method is GET else OK.partition(b"{")[0])
-        (answer,) = read_responses(client.received, to_head=method is HEAD)
-        assert answer["content-length"] == "11"
+        client = rig.send_request(method)
+        rig.upstream.send(OK if method is GET else OK.partition(b"{")[0])
+        (response,) = read_responses(client.received, to_head=method is HEAD)
+        assert response["content-length"] == "11"
 
     assert len(rig.upstreams) == 1
     assert len(rig.records) == 4
@@ -180,12 +180,12 @@ def test_a_head_and_a_get_on_one_connection_are_not_confused(raw: bytes, rig: Ri
 @pytest.mark.parametrize("length", [0, 1, 10, 12, 100])
 def test_the_same_head_with_another_length_has_another_body(length: int, rig: Rig) -> None:
     body = b"x" * length
-    answers = (OK, OK.partition(b"{")[0].replace(b"11", b"%d" % length) + body, OK)
-    for answer, expected in zip(answers, (OK_BODY, body, OK_BODY), strict=True):
-        client = rig.ask()
-        rig.upstream.say(answer)
-        assert client.answer.is_whole
-        assert client.answer.body == expected
+    responses = (OK, OK.partition(b"{")[0].replace(b"11", b"%d" % length) + body, OK)
+    for response, expected in zip(responses, (OK_BODY, body, OK_BODY), strict=True):
+        client = rig.send_request()
+        rig.upstream.send(response)
+        assert client.response.is_whole
+        assert client.response.body == expected
 
     assert len(rig.upstreams) == 1
 
@@ -197,12 +197,12 @@ def test_a_client_that_is_slow_to_take_its_answer_pauses_nobody_else_s(rig: Rig)
     slow = rig.client()
     slow.stall()
     slow.send(GET)
-    rig.upstream.say(LARGE)
-    other = rig.ask(GET)
-    rig.upstream.say(OK)
-    slow.leave()
+    rig.upstream.send(LARGE)
+    other = rig.send_request(GET)
+    rig.upstream.send(OK)
+    slow.disconnect()
 
-    assert other.answer.body == OK_BODY
+    assert other.response.body == OK_BODY
     assert len(rig.upstreams) == 1
     assert not rig.upstream.is_closed
 
@@ -211,16 +211,16 @@ def test_a_client_that_is_slow_to_take_its_answer_leaves_no_connection_paused(ri
     slow = rig.client()
     slow.stall()
     slow.send(GET + GET)
-    rig.upstream.say(LARGE[:90_000])
+    rig.upstream.send(LARGE[:90_000])
     assert not rig.upstream.transport.is_reading()
     rig.upstream.transport.receive(LARGE[90_000:])  # waits for the client
-    slow.read_on()
-    rig.upstream.say(OK)
-    rig.ask(GET)
-    rig.upstream.say(OK)
+    slow.resume_reading()
+    rig.upstream.send(OK)
+    rig.send_request(GET)
+    rig.upstream.send(OK)
 
-    assert [len(a.body) for a in slow.answers] == [100_000, 11]
-    assert rig.clients[-1].answer.status == 200
+    assert [len(a.body) for a in slow.responses] == [100_000, 11]
+    assert rig.clients[-1].response.status == 200
     assert len(rig.upstreams) == 1
 
 
@@ -233,14 +233,14 @@ NO_BODY = OK.partition(b"{")[0]
 
 def served(rig: Rig, *pieces: bytes) -> FakeClient:
     """A client that has sent *pieces* to an engine that answers everything."""
-    rig.reply = lambda data: NO_BODY if data.startswith(b"HEAD ") else OK
+    rig.respond = lambda data: NO_BODY if data.startswith(b"HEAD ") else OK
     client = rig.client()
     client.send(*pieces)
     return client
 
 
 def statuses(client: FakeClient) -> list[int]:
-    return [answer.status for answer in client.answers]
+    return [response.status for response in client.responses]
 
 
 CHUNKS = chunk(b'{"a"') + chunk(b":1}") + LAST_CHUNK
@@ -333,7 +333,7 @@ def test_repeats_that_were_sent_ahead_are_told_apart_by_their_lengths(
     assert [
         b"Content-Length: %d\r\n" % len(b) in r for b, r in zip(bodies, rig.requests, strict=True)
     ]
-    assert len({a["x-request-id"] for a in client.answers}) == len(bodies)
+    assert len({a["x-request-id"] for a in client.responses}) == len(bodies)
 
 
 @pytest.mark.parametrize("pieces", [*splits(POST)], ids=lambda pieces: str(len(pieces[0])))
@@ -396,7 +396,7 @@ def test_a_key_expires_between_two_equal_requests(new_rig: NewRig) -> None:
     client.send(POST)
 
     assert statuses(client) == [200, 200, 401]
-    assert code_of(client.answers[-1]) == "key_expired"
+    assert code_of(client.responses[-1]) == "key_expired"
 
 
 def test_wrong_keys_on_another_connection_make_the_whole_address_wait(new_rig: NewRig) -> None:
@@ -405,7 +405,7 @@ def test_wrong_keys_on_another_connection_make_the_whole_address_wait(new_rig: N
     elsewhere = rig.client(("203.0.113.10", 40000))
     elsewhere.send(POST)
     for _ in range(2):
-        rig.ask(request(body=b"{}", key="sk-nobody-0123456789"))
+        rig.send_request(request(body=b"{}", key="sk-nobody-0123456789"))
     client.send(POST)
     elsewhere.send(POST)
     rig.advance(60)
@@ -435,9 +435,9 @@ def test_every_repeat_counts_against_its_key(new_rig: NewRig) -> None:
     client.send(POST)
 
     assert statuses(rig.clients[0]) == [200, 200, 200, 429]
-    remaining = [a["x-ratelimit-remaining-requests"] for a in rig.clients[0].answers]
+    remaining = [a["x-ratelimit-remaining-requests"] for a in rig.clients[0].responses]
     assert remaining == ["2", "1", "0", "0"]
-    assert [a["x-ratelimit-remaining-requests"] for a in client.answers] == ["2", "1"]
+    assert [a["x-ratelimit-remaining-requests"] for a in client.responses] == ["2", "1"]
 
 
 def test_a_guarded_path_of_our_own_asks_for_the_key_each_time(new_rig: NewRig) -> None:
@@ -467,7 +467,7 @@ def test_a_reload_that_removes_its_own_key_is_the_last_with_it(rig: Rig) -> None
 def test_a_client_s_own_id_is_every_repeat_s_and_nobody_else_s(rig: Rig) -> None:
     mine = request(*TARGET, "x-request-id: mine", body=b"{}")
     client = served(rig, mine, mine, POST, POST, mine)
-    ids = [a["x-request-id"] for a in client.answers]
+    ids = [a["x-request-id"] for a in client.responses]
 
     assert ids[:2] == ["mine", "mine"] == [ids[4], "mine"]
     assert len(set(ids)) == 3
@@ -517,17 +517,17 @@ def test_head_and_get_in_turn_are_each_answered_as_what_they_are(
     for raw in order:
         before = len(client.received)
         client.send(raw)
-        (answer,) = read_responses(client.received[before:], to_head=raw is HEAD)
+        (response,) = read_responses(client.received[before:], to_head=raw is HEAD)
 
-        assert answer["content-length"] == "11"
-        assert answer.body == (b"" if raw is HEAD else OK_BODY)
+        assert response["content-length"] == "11"
+        assert response.body == (b"" if raw is HEAD else OK_BODY)
 
 
 def test_our_own_paths_are_answered_here_whatever_came_before(rig: Rig) -> None:
     ping = request("GET", "/ping")
     client = served(rig, POST, ping, ping, POST, ping)
 
-    assert [a.body for a in client.answers] == [OK_BODY, b"", b"", OK_BODY, b""]
+    assert [a.body for a in client.responses] == [OK_BODY, b"", b"", OK_BODY, b""]
     assert len(rig.requests) == 2
 
 
@@ -537,17 +537,17 @@ def test_draining_that_begins_between_two_equal_requests_refuses_the_second(rig:
     client.send(POST)
 
     assert statuses(client) == [200, 503]
-    assert code_of(client.answers[1]) == "draining"
+    assert code_of(client.responses[1]) == "draining"
     assert client.is_closed
     assert len(rig.requests) == 1
 
 
 def test_draining_that_begins_while_a_repeat_waits_ends_with_the_first(rig: Rig) -> None:
-    client = rig.ask(POST, POST)
+    client = rig.send_request(POST, POST)
     rig.services.connections.is_draining = True
-    rig.upstream.say(OK)
+    rig.upstream.send(OK)
 
-    assert client.answer["connection"] == "close"
+    assert client.response["connection"] == "close"
     assert client.is_closed
     assert len(rig.requests) == 1
     assert rig.is_at_rest
@@ -569,7 +569,7 @@ def test_every_origin_is_told_its_own_rules(new_rig: NewRig) -> None:
     client = served(rig, *(request(*TARGET, f"Origin: http://{o}.example") for o in origins))
     client.send(POST)
 
-    told = [a.all("access-control-allow-origin") for a in client.answers]
+    told = [a.all("access-control-allow-origin") for a in client.responses]
     assert told == [[f"http://{o}.example"] if o != "c" else [] for o in origins] + [[]]
 
 
@@ -648,11 +648,11 @@ def test_behind_a_refusal_that_closes_a_repeat_is_not_read(new_rig: NewRig) -> N
 def test_behind_a_head_that_is_refused_nothing_is_read_though_the_last_one_was_kept(
     rig: Rig,
 ) -> None:
-    rig.answer_with(OK)
-    client = rig.ask()
+    rig.respond_with(OK)
+    client = rig.send_request()
     smuggled = request("GET", "/v1/models")
     client.send(request("POST", "/v1/chat/completions", "Expect: the-worst", body=smuggled))
 
-    assert [answer.status for answer in client.answers] == [200, 417]
+    assert [response.status for response in client.responses] == [200, 417]
     assert client.is_closed
     assert len(rig.requests) == 1

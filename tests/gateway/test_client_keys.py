@@ -16,12 +16,12 @@ from tests.support.messages import OK, Response, code_of, request, without_varyi
 GET = "GET", "/v1/models"
 
 
-def ask(rig: Rig, *fields: str, peer: str = "203.0.113.9") -> Response:
+def send_request(rig: Rig, *fields: str, peer: str = "203.0.113.9") -> Response:
     """The answer to a GET with these credentials."""
-    rig.answer_with(OK)
+    rig.respond_with(OK)
     client = rig.client((peer, 40000))
     client.send(request(*GET, *fields, key=None))
-    return client.answer
+    return client.response
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def ask(rig: Rig, *fields: str, peer: str = "203.0.113.9") -> Response:
     ],
 )
 def test_a_key_is_taken_however_it_is_shown(fields: tuple[str, ...], rig: Rig) -> None:
-    assert ask(rig, *fields).status == 200
+    assert send_request(rig, *fields).status == 200
     assert KEY.encode() not in rig.upstream.received
     assert b"x-api-key" not in rig.upstream.received.lower()
 
@@ -47,11 +47,11 @@ def test_where_authorization_is_the_platform_s_only_the_other_field_counts(
     rig = new_rig(auth_header="x-api-key")
     platform = "Authorization: Bearer a-key-of-the-platform"
 
-    assert ask(rig, platform, f"x-api-key: {KEY}").status == 200
+    assert send_request(rig, platform, f"x-api-key: {KEY}").status == 200
     assert b"a-key-of-the-platform" not in rig.upstream.received
-    assert ask(rig, f"Authorization: Bearer {KEY}").status == 401
-    assert ask(rig, platform).status == 401
-    assert ask(rig, platform, "x-api-key: sk-nobody-0123456789").status == 401
+    assert send_request(rig, f"Authorization: Bearer {KEY}").status == 401
+    assert send_request(rig, platform).status == 401
+    assert send_request(rig, platform, "x-api-key: sk-nobody-0123456789").status == 401
 
 
 BAD_CREDENTIALS = {
@@ -83,12 +83,12 @@ def test_missing_malformed_and_unknown_keys_get_the_same_401(
 ) -> None:
     client = rig.client()
     client.send(request(*GET, *fields, key=None))
-    other = rig.ask(request(*GET, key=None))
+    other = rig.send_request(request(*GET, key=None))
 
-    assert client.answer.status == 401
-    assert client.answer["www-authenticate"].startswith("Bearer")
+    assert client.response.status == 401
+    assert client.response["www-authenticate"].startswith("Bearer")
     assert without_varying(client.received) == without_varying(other.received)
-    error = json.loads(client.answer.body)["error"]
+    error = json.loads(client.response.body)["error"]
     assert error["type"] == "authentication_error"
     assert error["code"] == "invalid_api_key"
     assert error["message"]
@@ -98,50 +98,50 @@ def test_missing_malformed_and_unknown_keys_get_the_same_401(
 
 
 def test_an_expired_key_says_so(rig: Rig) -> None:
-    answer = ask(rig, f"Authorization: Bearer {EXPIRED_KEY}")
+    response = send_request(rig, f"Authorization: Bearer {EXPIRED_KEY}")
 
-    assert answer.status == 401
-    assert code_of(answer) == "key_expired"
-    assert "www-authenticate" in answer
+    assert response.status == 401
+    assert code_of(response) == "key_expired"
+    assert "www-authenticate" in response
 
 
 def test_a_key_expires_at_its_moment_without_a_reload(new_rig: NewRig) -> None:
     rig = new_rig(keys=f"dora:{KEY}::2030-01-01T00:00:00Z\n")
     moment = 1893456000.0
     rig.services.clock.wall = moment - 1
-    assert ask(rig, f"x-api-key: {KEY}").status == 200
+    assert send_request(rig, f"x-api-key: {KEY}").status == 200
 
     rig.services.clock.wall = moment
 
-    assert code_of(ask(rig, f"x-api-key: {KEY}")) == "key_expired"
+    assert code_of(send_request(rig, f"x-api-key: {KEY}")) == "key_expired"
 
 
 def test_no_key_in_the_file_refuses_everybody(new_rig: NewRig) -> None:
-    assert ask(new_rig(keys=None), f"x-api-key: {KEY}").status == 401
-    assert ask(new_rig(keys="# nothing\n"), f"x-api-key: {KEY}").status == 401
+    assert send_request(new_rig(keys=None), f"x-api-key: {KEY}").status == 401
+    assert send_request(new_rig(keys="# nothing\n"), f"x-api-key: {KEY}").status == 401
 
 
 def test_a_hashed_key_is_found_by_its_secret_and_not_by_its_hash(new_rig: NewRig) -> None:
     hashed = f"sha256${sha256(KEY.encode()).hexdigest()}"
     rig = new_rig(keys=f"eve:{hashed}\n")
 
-    assert ask(rig, f"x-api-key: {KEY}").status == 200
-    assert ask(rig, f"x-api-key: {hashed}").status == 401
+    assert send_request(rig, f"x-api-key: {KEY}").status == 200
+    assert send_request(rig, f"x-api-key: {hashed}").status == 401
 
 
 def test_anthropic_clients_get_anthropic_s_envelope(rig: Rig) -> None:
-    client = rig.ask(request("POST", "/v1/messages", key=None, body=b"{}"))
-    error = json.loads(client.answer.body)
+    client = rig.send_request(request("POST", "/v1/messages", key=None, body=b"{}"))
+    error = json.loads(client.response.body)
 
-    assert client.answer.status == 401
+    assert client.response.status == 401
     assert error["type"] == "error"
     assert error["error"]["type"] == "authentication_error"
-    assert error["request_id"] == client.answer["x-request-id"]
+    assert error["request_id"] == client.response["x-request-id"]
 
 
 def test_a_secret_is_in_no_answer_and_no_record(rig: Rig) -> None:
     wrong = "sk-wrong-0123456789"
-    client = rig.ask(request(*GET, key=wrong), request(*GET, f"x-api-key: {KEY}"))
+    client = rig.send_request(request(*GET, key=wrong), request(*GET, f"x-api-key: {KEY}"))
 
     assert wrong.encode() not in client.received
     assert KEY.encode() not in client.received
@@ -154,100 +154,100 @@ def test_a_secret_is_in_no_answer_and_no_record(rig: Rig) -> None:
 def test_an_address_that_tries_too_many_wrong_keys_has_to_wait(new_rig: NewRig) -> None:
     rig = new_rig(auth_failures_per_minute=3)
     wrong = "x-api-key: sk-nobody-0123456789"
-    assert [ask(rig, wrong).status for _ in range(4)] == [401, 401, 401, 429]
+    assert [send_request(rig, wrong).status for _ in range(4)] == [401, 401, 401, 429]
 
-    good = ask(rig, f"x-api-key: {KEY}")
+    good = send_request(rig, f"x-api-key: {KEY}")
     assert good.status == 429
     assert good["retry-after"] == "60"
     assert code_of(good) == "rate_limit_exceeded"
-    assert ask(rig, f"x-api-key: {KEY}", peer="203.0.113.10").status == 200
+    assert send_request(rig, f"x-api-key: {KEY}", peer="203.0.113.10").status == 200
 
     rig.advance(60)
-    assert ask(rig, f"x-api-key: {KEY}").status == 200
+    assert send_request(rig, f"x-api-key: {KEY}").status == 200
 
 
 def test_addresses_of_one_ipv6_network_count_as_one(new_rig: NewRig) -> None:
     rig = new_rig(auth_failures_per_minute=2)
     wrong = "x-api-key: sk-nobody-0123456789"
-    statuses = [ask(rig, wrong, peer=f"2001:db8:0:1::{n}").status for n in range(1, 4)]
+    statuses = [send_request(rig, wrong, peer=f"2001:db8:0:1::{n}").status for n in range(1, 4)]
 
     assert statuses == [401, 401, 429]
-    assert ask(rig, f"x-api-key: {KEY}", peer="2001:db8:0:1:ffff::9").status == 429
-    assert ask(rig, f"x-api-key: {KEY}", peer="2001:db8:0:2::1").status == 200
+    assert send_request(rig, f"x-api-key: {KEY}", peer="2001:db8:0:1:ffff::9").status == 429
+    assert send_request(rig, f"x-api-key: {KEY}", peer="2001:db8:0:2::1").status == 200
 
 
 def test_expired_keys_count_as_wrong_ones(new_rig: NewRig) -> None:
     rig = new_rig(auth_failures_per_minute=1)
-    ask(rig, f"x-api-key: {EXPIRED_KEY}")
+    send_request(rig, f"x-api-key: {EXPIRED_KEY}")
 
-    assert ask(rig, f"x-api-key: {KEY}").status == 429
+    assert send_request(rig, f"x-api-key: {KEY}").status == 429
 
 
 def test_to_show_no_key_is_no_guess_as_of_a_check_that_only_looks_whether_we_are_there(
     new_rig: NewRig,
 ) -> None:
     rig = new_rig(auth_failures_per_minute=1)
-    assert {ask(rig).status for _ in range(5)} == {401}
+    assert {send_request(rig).status for _ in range(5)} == {401}
 
-    assert ask(rig, f"x-api-key: {KEY}").status == 200
+    assert send_request(rig, f"x-api-key: {KEY}").status == 200
 
 
 def test_right_keys_do_not_count_as_wrong_ones(new_rig: NewRig) -> None:
     rig = new_rig(auth_failures_per_minute=1)
 
-    assert {ask(rig, f"x-api-key: {KEY}").status for _ in range(5)} == {200}
+    assert {send_request(rig, f"x-api-key: {KEY}").status for _ in range(5)} == {200}
 
 
 def test_wrong_keys_may_be_left_uncounted(new_rig: NewRig) -> None:
     rig = new_rig(auth_failures_per_minute=0)
 
-    assert {ask(rig, "x-api-key: wrong").status for _ in range(100)} == {401}
+    assert {send_request(rig, "x-api-key: wrong").status for _ in range(100)} == {401}
 
 
 # Crowds: what one connection has said, another one may say ----------------------------------------
 
 
 def test_new_connections_that_say_the_same_are_served_each_for_itself(rig: Rig) -> None:
-    rig.answer_with(OK)
+    rig.respond_with(OK)
     bodies = [b"first", b"2nd", b"third", b"no. 4, which is longer", b"fifth"]
     clients = [rig.client(("203.0.113.9", 40000 + n)) for n in range(len(bodies))]
     for client, body in zip(clients, bodies, strict=True):
         client.send(request(body=body))
 
-    assert [client.answer.status for client in clients] == [200] * len(bodies)
-    assert len({client.answer["x-request-id"] for client in clients}) == len(bodies)
+    assert [client.response.status for client in clients] == [200] * len(bodies)
+    assert len({client.response["x-request-id"] for client in clients}) == len(bodies)
     assert [sent.partition(b"\r\n\r\n")[2] for sent in rig.requests] == bodies
     assert [record.key_id for record in rig.records] == ["alice"] * len(bodies)
-    left = [client.answer["x-ratelimit-remaining-requests"] for client in clients]
+    left = [client.response["x-ratelimit-remaining-requests"] for client in clients]
     assert left == ["999", "998", "997", "996", "995"]
 
 
 def test_a_key_that_is_another_in_one_byte_is_another(rig: Rig) -> None:
-    assert ask(rig, f"x-api-key: {KEY}").status == 200
+    assert send_request(rig, f"x-api-key: {KEY}").status == 200
     for place in range(len(KEY)):
         guess = KEY[:place] + ("x" if KEY[place] != "x" else "y") + KEY[place + 1 :]
-        assert ask(rig, f"x-api-key: {guess}", peer=f"203.0.113.{place}").status == 401
+        assert send_request(rig, f"x-api-key: {guess}", peer=f"203.0.113.{place}").status == 401
 
 
 def test_whoever_says_the_same_after_its_key_was_removed_is_refused(rig: Rig) -> None:
-    assert ask(rig, f"x-api-key: {KEY}").status == 200
+    assert send_request(rig, f"x-api-key: {KEY}").status == 200
     rig.set_keys(f"bob:{OTHER_KEY}\n")
     rig.services.key_store.load()
 
-    assert ask(rig, f"x-api-key: {KEY}").status == 401
+    assert send_request(rig, f"x-api-key: {KEY}").status == 401
 
 
 def test_whoever_says_the_same_from_an_address_that_guesses_has_to_wait(new_rig: NewRig) -> None:
     rig = new_rig(auth_failures_per_minute=1)
-    assert ask(rig, f"x-api-key: {KEY}", peer="203.0.113.10").status == 200
-    assert ask(rig, "x-api-key: sk-nobody-0123456789").status == 401
+    assert send_request(rig, f"x-api-key: {KEY}", peer="203.0.113.10").status == 200
+    assert send_request(rig, "x-api-key: sk-nobody-0123456789").status == 401
 
-    assert ask(rig, f"x-api-key: {KEY}", peer="203.0.113.10").status == 200
-    assert ask(rig, f"x-api-key: {KEY}").status == 429
+    assert send_request(rig, f"x-api-key: {KEY}", peer="203.0.113.10").status == 200
+    assert send_request(rig, f"x-api-key: {KEY}").status == 429
 
 
 def test_a_key_is_not_kept_in_memory_when_its_connections_are_gone(rig: Rig) -> None:
-    assert ask(rig, f"x-api-key: {KEY}").status == 200
+    assert send_request(rig, f"x-api-key: {KEY}").status == 200
     assert rig.services.head_cache.known is not None
     rig.advance(TICK_SECONDS)
 
@@ -260,7 +260,7 @@ def test_a_key_is_not_kept_in_memory_when_its_connections_are_gone(rig: Rig) -> 
 def test_without_keys_everybody_is_served_and_the_engine_gets_our_key(new_rig: NewRig) -> None:
     rig = new_rig(auth_enabled=False)
 
-    assert ask(rig, "Authorization: Bearer whatever", "x-api-key: this").status == 200
+    assert send_request(rig, "Authorization: Bearer whatever", "x-api-key: this").status == 200
     assert b"whatever" not in rig.upstream.received
     assert b"x-api-key" not in rig.upstream.received
     assert b"Authorization: Bearer gateway-secret-of-the-engine" in rig.upstream.received
@@ -268,7 +268,7 @@ def test_without_keys_everybody_is_served_and_the_engine_gets_our_key(new_rig: N
 
 def test_without_keys_and_without_our_own_the_client_s_credentials_pass(new_rig: NewRig) -> None:
     rig = new_rig(auth_enabled=False, backend_api_key="")
-    ask(rig, "Authorization: Basic Zm9v", "X-Api-Key: this")
+    send_request(rig, "Authorization: Basic Zm9v", "X-Api-Key: this")
 
     assert b"\r\nAuthorization: Basic Zm9v\r\n" in rig.upstream.received
     assert b"\r\nX-Api-Key: this\r\n" in rig.upstream.received
@@ -277,26 +277,26 @@ def test_without_keys_and_without_our_own_the_client_s_credentials_pass(new_rig:
 
 def test_with_keys_and_without_our_own_no_credentials_reach_the_engine(new_rig: NewRig) -> None:
     rig = new_rig(backend_api_key="")
-    ask(rig, f"Authorization: Bearer {KEY}")
+    send_request(rig, f"Authorization: Bearer {KEY}")
 
     assert b"uthorization" not in rig.upstream.received
 
 
 def test_without_keys_nobody_is_limited(new_rig: NewRig) -> None:
     rig = new_rig(auth_enabled=False, max_requests_per_minute=1)
-    rig.answer_with(OK)
-    client = rig.ask(request(body=b"{}") * 3)
+    rig.respond_with(OK)
+    client = rig.send_request(request(body=b"{}") * 3)
 
-    assert [a.status for a in client.answers] == [200, 200, 200]
-    assert "x-ratelimit-limit-requests" not in client.answers[0]
+    assert [a.status for a in client.responses] == [200, 200, 200]
+    assert "x-ratelimit-limit-requests" not in client.responses[0]
 
 
 # Rates --------------------------------------------------------------------------------------------
 
 
 def post(rig: Rig, key: str = KEY) -> Response:
-    rig.answer_with(OK)
-    return rig.ask(request(body=b"{}", key=key)).answer
+    rig.respond_with(OK)
+    return rig.send_request(request(body=b"{}", key=key)).response
 
 
 def test_the_answers_tell_what_is_left(new_rig: NewRig) -> None:
@@ -317,14 +317,14 @@ def test_a_key_over_its_rate_is_told_when_it_would_be_admitted(new_rig: NewRig) 
     rig.advance(10.25)
     post(rig)
     rig.advance(10)
-    answer = post(rig)
+    response = post(rig)
 
-    assert answer.status == 429
-    assert code_of(answer) == "rate_limit_exceeded"
-    assert answer["retry-after"] == "40"
-    assert answer["retry-after-ms"] == "39750"
-    assert answer["x-ratelimit-remaining-requests"] == "0"
-    assert answer["x-ratelimit-reset-requests"] == "50s"
+    assert response.status == 429
+    assert code_of(response) == "rate_limit_exceeded"
+    assert response["retry-after"] == "40"
+    assert response["retry-after-ms"] == "39750"
+    assert response["x-ratelimit-remaining-requests"] == "0"
+    assert response["x-ratelimit-reset-requests"] == "50s"
     assert rig.services.recorder.metrics.rate_limited["alice", "requests"] == 1
     assert len(rig.requests) == 2
 
@@ -362,9 +362,9 @@ def test_a_key_s_own_rate_wins(new_rig: NewRig) -> None:
 )
 def test_what_uses_no_slot_is_not_counted(method: str, target: str, new_rig: NewRig) -> None:
     rig = new_rig(max_requests_per_minute=1)
-    rig.answer_with(OK)
+    rig.respond_with(OK)
     for _ in range(3):
-        assert rig.ask(request(method, target, body=b"{}")).answer.status == 200
+        assert rig.send_request(request(method, target, body=b"{}")).response.status == 200
 
     assert post(rig).status == 200
 
@@ -376,16 +376,16 @@ def test_what_is_not_counted_is_told_what_is_left_too(
     rig = new_rig(max_requests_per_minute=3)
     post(rig)
     rig.advance(20)
-    answer = rig.ask(request(method, target)).answer
+    response = rig.send_request(request(method, target)).response
 
-    assert answer.status == 200
-    assert answer["x-ratelimit-limit-requests"] == "3"
-    assert answer["x-ratelimit-remaining-requests"] == "2"
-    assert answer["x-ratelimit-reset-requests"] == "40s"
+    assert response.status == 200
+    assert response["x-ratelimit-limit-requests"] == "3"
+    assert response["x-ratelimit-remaining-requests"] == "2"
+    assert response["x-ratelimit-reset-requests"] == "40s"
 
 
 def test_who_shows_no_key_is_told_nothing_of_limits(rig: Rig) -> None:
-    assert "x-ratelimit-limit-requests" not in rig.ask(request(key=None)).answer
+    assert "x-ratelimit-limit-requests" not in rig.send_request(request(key=None)).response
 
 
 REFUSED = {
@@ -399,34 +399,34 @@ REFUSED = {
 @pytest.mark.parametrize(("settings", "code"), REFUSED.values(), ids=REFUSED.keys())
 def test_what_we_refuse_costs_nothing(settings: dict[str, Any], code: str, new_rig: NewRig) -> None:
     rig = new_rig(max_requests_per_minute=5, **settings)
-    rig.ask(request(body=b"{}", key=OTHER_KEY))
-    answer = rig.ask(request(body=b"1234")).answer
+    rig.send_request(request(body=b"{}", key=OTHER_KEY))
+    response = rig.send_request(request(body=b"1234")).response
 
-    assert code_of(answer) == code
-    assert answer["x-ratelimit-remaining-requests"] == "5"
+    assert code_of(response) == code
+    assert response["x-ratelimit-remaining-requests"] == "5"
 
 
 def test_a_request_too_many_at_once_costs_nothing(new_rig: NewRig) -> None:
     rig = new_rig(max_requests_per_minute=5, max_concurrent_per_key=1)
-    rig.ask()
+    rig.send_request()
 
-    assert rig.ask().answer["x-ratelimit-remaining-requests"] == "4"
+    assert rig.send_request().response["x-ratelimit-remaining-requests"] == "4"
 
 
 def test_a_wait_that_was_too_long_costs_nothing(new_rig: NewRig) -> None:
     rig = new_rig(max_requests_per_minute=1, slots=1, max_queue_wait=10)
-    rig.ask(request(body=b"{}", key=OTHER_KEY))
-    waiting = rig.ask()
+    rig.send_request(request(body=b"{}", key=OTHER_KEY))
+    waiting = rig.send_request()
     rig.advance(10)
 
-    assert code_of(waiting.answer) == "queue_timeout"
-    assert waiting.answer["x-ratelimit-remaining-requests"] == "1"
+    assert code_of(waiting.response) == "queue_timeout"
+    assert waiting.response["x-ratelimit-remaining-requests"] == "1"
 
 
 def test_a_request_that_was_sent_on_counts_whatever_became_of_it(new_rig: NewRig) -> None:
     rig = new_rig(max_requests_per_minute=1)
-    rig.ask()
-    rig.upstream.hang_up()
+    rig.send_request()
+    rig.upstream.close()
 
     assert post(rig).status == 429
 
@@ -435,21 +435,21 @@ def test_a_request_refused_after_its_key_was_removed_is_refused_and_no_more(
     new_rig: NewRig,
 ) -> None:
     rig = new_rig(slots=1, max_queue_wait=10)
-    rig.ask()
-    waiting = rig.ask()
+    rig.send_request()
+    waiting = rig.send_request()
     rig.set_keys(f"bob:{OTHER_KEY}\n")
     rig.services.key_store.load()
     rig.advance(10)
 
-    assert code_of(waiting.answer) == "queue_timeout"
+    assert code_of(waiting.response) == "queue_timeout"
 
 
 def test_a_refused_request_with_a_small_body_leaves_the_connection(new_rig: NewRig) -> None:
     rig = new_rig(max_requests_per_minute=1)
-    rig.answer_with(OK)
-    client = rig.ask(request(body=b"{}") * 2 + request("GET", "/v1/models"))
+    rig.respond_with(OK)
+    client = rig.send_request(request(body=b"{}") * 2 + request("GET", "/v1/models"))
 
-    assert [a.status for a in client.answers] == [200, 429, 200]
+    assert [a.status for a in client.responses] == [200, 429, 200]
 
 
 # One key at once ----------------------------------------------------------------------------------
@@ -457,34 +457,34 @@ def test_a_refused_request_with_a_small_body_leaves_the_connection(new_rig: NewR
 
 def test_a_key_may_have_only_so_many_requests_here_at_once(new_rig: NewRig) -> None:
     rig = new_rig(max_concurrent_per_key=1)
-    first = rig.ask()
-    second = rig.ask()
-    other = rig.ask(request(body=b"{}", key=OTHER_KEY))
+    first = rig.send_request()
+    second = rig.send_request()
+    other = rig.send_request(request(body=b"{}", key=OTHER_KEY))
 
-    assert second.answer.status == 429
-    assert code_of(second.answer) == "concurrency_limit_exceeded"
-    assert "retry-after" in second.answer
+    assert second.response.status == 429
+    assert code_of(second.response) == "concurrency_limit_exceeded"
+    assert "retry-after" in second.response
     assert other.received == b""
     assert rig.services.recorder.metrics.rate_limited["alice", "concurrency"] == 1
 
-    rig.upstreams[0].say(OK)
-    assert first.answer.status == 200
-    assert rig.ask().received == b""
+    rig.upstreams[0].send(OK)
+    assert first.response.status == 200
+    assert rig.send_request().received == b""
     assert len(rig.requests) == 3
 
 
 def test_waiting_counts_as_being_here(new_rig: NewRig) -> None:
     rig = new_rig(max_concurrent_per_key=2, slots=1)
-    rig.ask(), rig.ask()
+    rig.send_request(), rig.send_request()
 
-    assert rig.ask().answer.status == 429
+    assert rig.send_request().response.status == 429
 
 
 @pytest.mark.parametrize("leaver", [0, 1], ids=["that runs", "that waits"])
 def test_a_request_whose_client_left_no_longer_counts(leaver: int, new_rig: NewRig) -> None:
     rig = new_rig(max_concurrent_per_key=2, slots=1)
-    clients = [rig.ask(), rig.ask()]
-    clients[leaver].leave()
+    clients = [rig.send_request(), rig.send_request()]
+    clients[leaver].disconnect()
 
-    assert rig.ask().received == b""
-    assert rig.ask().answer.status == 429
+    assert rig.send_request().received == b""
+    assert rig.send_request().response.status == 429

@@ -48,10 +48,10 @@ class World:
         body = BODIES[which % 2]
         key = (KEY, OTHER_KEY)[which // 2 % 2]
         target = TARGETS[which // 4 % len(TARGETS)]
-        self.rig.ask(request("POST", target, body=body, key=key))
+        self.rig.send_request(request("POST", target, body=body, key=key))
 
     def a_client_sends_half_a_request(self, which: int) -> None:
-        self.rig.ask(request(body=b"x" * 15)[: -1 - which % 15])
+        self.rig.send_request(request(body=b"x" * 15)[: -1 - which % 15])
 
     def a_client_asks_again(self, which: int) -> None:
         client = self.rig.clients[which % len(self.rig.clients)] if self.rig.clients else None
@@ -60,7 +60,7 @@ class World:
 
     def a_client_leaves(self, which: int) -> None:
         if self.rig.clients:
-            self.rig.clients[which % len(self.rig.clients)].leave()
+            self.rig.clients[which % len(self.rig.clients)].disconnect()
 
     def a_client_stops_reading(self, which: int) -> None:
         if self.rig.clients:
@@ -68,12 +68,12 @@ class World:
 
     def a_client_reads_on(self, which: int) -> None:
         if self.rig.clients:
-            self.rig.clients[which % len(self.rig.clients)].read_on()
+            self.rig.clients[which % len(self.rig.clients)].resume_reading()
 
     def _say(self, which: int, *pieces: bytes) -> None:
         upstream = self._upstream(which)
         if upstream is not None:
-            upstream.say(*pieces)
+            upstream.send(*pieces)
 
     def _upstream(self, which: int) -> FakeUpstream | None:
         there = [u for u in self.rig.upstreams if not u.is_closed]
@@ -100,7 +100,7 @@ class World:
     def the_engine_hangs_up(self, which: int) -> None:
         upstream = self._upstream(which)
         if upstream is not None:
-            upstream.hang_up()
+            upstream.close()
 
     def the_engine_cuts(self, which: int) -> None:
         upstream = self._upstream(which)
@@ -124,8 +124,8 @@ class World:
     def everything_ends(self) -> None:
         """Clients and engine leave; what they held has to be there again."""
         for client in self.rig.clients:
-            client.read_on()
-            client.leave()
+            client.resume_reading()
+            client.disconnect()
         for dial in self.rig.dials:
             dial.cancel()
         self.rig.spin()

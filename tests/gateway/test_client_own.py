@@ -25,7 +25,7 @@ from tests.support.messages import (
 
 
 def get(rig: Rig, target: str, *fields: str, key: str | None = None) -> Response:
-    return rig.ask(request("GET", target, *fields, key=key)).answer
+    return rig.send_request(request("GET", target, *fields, key=key)).response
 
 
 # Health -------------------------------------------------------------------------------------------
@@ -34,9 +34,9 @@ def get(rig: Rig, target: str, *fields: str, key: str | None = None) -> Response
 @pytest.mark.parametrize("state", EngineState)
 def test_ping_is_200_and_empty_in_every_state(state: EngineState, new_rig: NewRig) -> None:
     rig = new_rig(state=state, keys=None)
-    answer = get(rig, "/ping")
+    response = get(rig, "/ping")
 
-    assert (answer.status, answer.body) == (200, b"")
+    assert (response.status, response.body) == (200, b"")
     assert rig.dials == []
 
 
@@ -45,12 +45,12 @@ def test_health_is_200_only_when_a_request_would_be_served(
     state: EngineState, new_rig: NewRig
 ) -> None:
     rig = new_rig(state=state)
-    answer = get(rig, "/health")
-    facts = json.loads(answer.body)
+    response = get(rig, "/health")
+    facts = json.loads(response.body)
 
     would_serve = state in (EngineState.READY, EngineState.ASLEEP)
-    assert answer.status == (200 if would_serve else 503)
-    assert answer["content-type"] == "application/json"
+    assert response.status == (200 if would_serve else 503)
+    assert response["content-type"] == "application/json"
     assert facts["status"] == ("ok" if state is EngineState.READY else state)
     assert facts["engine"]["state"] == state
     assert rig.dials == []
@@ -58,16 +58,16 @@ def test_health_is_200_only_when_a_request_would_be_served(
 
 def test_health_tells_slots_and_queue_and_nothing_of_keys(new_rig: NewRig) -> None:
     rig = new_rig(slots=1, max_queue_size=7)
-    rig.ask(), rig.ask(), rig.ask()
-    answer = get(rig, "/health")
-    facts = json.loads(answer.body)
+    rig.send_request(), rig.send_request(), rig.send_request()
+    response = get(rig, "/health")
+    facts = json.loads(response.body)
 
     assert facts["slots"] == {"used": 1, "total": 1}
     assert facts["queue"] == {"length": 2, "size": 7}
     assert facts["engine"]["since"].startswith("1970-01-01T00:00:00")
     assert facts["version"]
     for secret in (KEY, BACKEND_KEY, "alice", "key"):
-        assert secret.encode() not in answer.body
+        assert secret.encode() not in response.body
 
 
 def test_no_query_and_no_disguise_makes_another_path_of_them(rig: Rig) -> None:
@@ -81,12 +81,12 @@ def test_no_query_and_no_disguise_makes_another_path_of_them(rig: Rig) -> None:
 
 
 def test_metrics_are_json_by_default(rig: Rig) -> None:
-    rig.answer_with(OK)
-    rig.ask()
-    answer = get(rig, "/metrics", "Accept: */*")
-    metrics = json.loads(answer.body)
+    rig.respond_with(OK)
+    rig.send_request()
+    response = get(rig, "/metrics", "Accept: */*")
+    metrics = json.loads(response.body)
 
-    assert answer["content-type"] == "application/json"
+    assert response["content-type"] == "application/json"
     assert metrics["llama_gguf_requests"] == [
         {"route": "/v1/chat/completions", "method": "POST", "status": "200", "value": 1}
     ]
@@ -103,20 +103,20 @@ def test_metrics_are_json_by_default(rig: Rig) -> None:
     ],
 )
 def test_prometheus_gets_its_text(target: str, accept: str, rig: Rig) -> None:
-    answer = get(rig, target, f"Accept: {accept}")
+    response = get(rig, target, f"Accept: {accept}")
 
-    assert answer["content-type"].startswith("text/plain")
-    families = text_string_to_metric_families(answer.body.decode())
+    assert response["content-type"].startswith("text/plain")
+    families = text_string_to_metric_families(response.body.decode())
     names = {family.name for family in families}
     assert "llama_gguf_backend_up" in names
 
 
 def test_openmetrics_gets_its_text(rig: Rig) -> None:
-    answer = get(rig, "/metrics", "Accept: application/openmetrics-text;version=1.0.0")
+    response = get(rig, "/metrics", "Accept: application/openmetrics-text;version=1.0.0")
 
-    assert answer["content-type"].startswith("application/openmetrics-text")
+    assert response["content-type"].startswith("application/openmetrics-text")
     parse = openmetrics.text_string_to_metric_families
-    assert list(parse(answer.body.decode()))  # type: ignore[no-untyped-call]
+    assert list(parse(response.body.decode()))  # type: ignore[no-untyped-call]
 
 
 def test_metrics_need_a_key_only_when_that_is_set(new_rig: NewRig) -> None:
@@ -128,11 +128,11 @@ def test_metrics_need_a_key_only_when_that_is_set(new_rig: NewRig) -> None:
 
 def test_the_paths_of_strangers_make_no_metric_of_their_own(new_rig: NewRig) -> None:
     rig = new_rig(auth_failures_per_minute=0)
-    rig.answer_with(OK)
+    rig.respond_with(OK)
     for n in range(50):
-        rig.ask(request("GET", f"/v1/models/{n}"))
-        rig.ask(request("GET", f"/nothing/{n}"))
-        rig.ask(request("GET", f"/v1/{n}", key=None))
+        rig.send_request(request("GET", f"/v1/models/{n}"))
+        rig.send_request(request("GET", f"/nothing/{n}"))
+        rig.send_request(request("GET", f"/v1/{n}", key=None))
 
     assert len(rig.services.recorder.metrics.requests) <= 3
 
@@ -141,12 +141,12 @@ def test_the_paths_of_strangers_make_no_metric_of_their_own(new_rig: NewRig) -> 
 
 
 def test_reload_takes_new_keys_and_drops_removed_ones(rig: Rig) -> None:
-    rig.answer_with(OK)
+    rig.respond_with(OK)
     rig.set_keys(f"bob:{OTHER_KEY}\nnew:sk-new-0123456789abc\n")
-    answer = rig.ask(request("POST", "/reload")).answer
+    response = rig.send_request(request("POST", "/reload")).response
 
-    assert answer.status == 200
-    assert json.loads(answer.body) == {"status": "ok", "keys_loaded": 2}
+    assert response.status == 200
+    assert json.loads(response.body) == {"status": "ok", "keys_loaded": 2}
     assert get(rig, "/v1/models", key=KEY).status == 401
     assert get(rig, "/v1/models", key=OTHER_KEY).status == 200
     assert get(rig, "/v1/models", key="sk-new-0123456789abc").status == 200
@@ -156,15 +156,15 @@ def test_reload_takes_new_keys_and_drops_removed_ones(rig: Rig) -> None:
 def test_a_file_that_cannot_be_read_changes_nothing_and_says_so(
     text: bytes | None, rig: Rig
 ) -> None:
-    rig.answer_with(OK)
+    rig.respond_with(OK)
     if text is None:
         rig.set_keys(None)
     else:
         rig.keys_file.write_bytes(text)
-    answer = rig.ask(request("POST", "/reload")).answer
+    response = rig.send_request(request("POST", "/reload")).response
 
-    assert answer.status == 500
-    assert code_of(answer) == "reload_failed"
+    assert response.status == 500
+    assert code_of(response) == "reload_failed"
     assert get(rig, "/v1/models", key=KEY).status == 200
     assert rig.services.recorder.metrics.keys_reload == {"success": 1, "failure": 1}
 
@@ -173,17 +173,17 @@ def test_a_file_that_cannot_be_read_changes_nothing_and_says_so(
 def test_reload_needs_a_key(key: str | None, rig: Rig) -> None:
     rig.set_keys("")
 
-    assert rig.ask(request("POST", "/reload", key=key)).answer.status == 401
+    assert rig.send_request(request("POST", "/reload", key=key)).response.status == 401
     assert len(rig.services.authenticator.ring) == 3
 
 
 def test_reload_is_for_administrators_where_there_are_any(new_rig: NewRig) -> None:
     rig = new_rig(admin_key_ids=("bob",))
-    refused = rig.ask(request("POST", "/reload", key=KEY)).answer
-    answer = rig.ask(request("POST", "/reload", key=OTHER_KEY)).answer
+    refused = rig.send_request(request("POST", "/reload", key=KEY)).response
+    response = rig.send_request(request("POST", "/reload", key=OTHER_KEY)).response
 
     assert (refused.status, code_of(refused)) == (403, "admin_key_required")
-    assert answer.status == 200
+    assert response.status == 200
 
 
 class Disk:
@@ -198,7 +198,7 @@ class Disk:
         await self._done
         return work()
 
-    def answer(self) -> None:
+    def response(self) -> None:
         self._done.set_result(None)
         self._rig.spin()
 
@@ -207,12 +207,12 @@ class Disk:
 def test_what_is_sent_behind_a_slow_reload_is_another_request(length: int, rig: Rig) -> None:
     disk = Disk(rig)
     body = request("GET", "/ping", key=None)[:length]
-    client = rig.ask(request("POST", "/reload", body=body))
+    client = rig.send_request(request("POST", "/reload", body=body))
     client.send(request("GET", "/ping", key=None))
     assert client.received == b""
-    disk.answer()
+    disk.response()
 
-    assert [answer.status for answer in client.answers] == [200, 200]
+    assert [response.status for response in client.responses] == [200, 200]
     assert [record.path for record in rig.records] == ["/reload", "/ping"]
 
 
@@ -220,9 +220,9 @@ def test_the_rest_of_a_body_that_comes_during_a_reload_is_no_request(rig: Rig) -
     disk = Disk(rig)
     body = request("GET", "/ping", key=None)
     whole = request("POST", "/reload", body=body)
-    client = rig.ask(whole[:-20])
+    client = rig.send_request(whole[:-20])
     client.send(whole[-20:])
-    disk.answer()
+    disk.response()
     client.send(request("GET", "/health", key=None))
 
     assert [record.path for record in rig.records] == ["/reload", "/health"]
@@ -231,51 +231,51 @@ def test_the_rest_of_a_body_that_comes_during_a_reload_is_no_request(rig: Rig) -
 def test_a_client_that_leaves_during_a_reload_disturbs_nobody(rig: Rig) -> None:
     disk = Disk(rig)
     rig.set_keys(f"bob:{OTHER_KEY}\n")
-    client = rig.ask(request("POST", "/reload"))
-    other = rig.ask(request("POST", "/reload"))
-    client.leave()
-    disk.answer()
+    client = rig.send_request(request("POST", "/reload"))
+    other = rig.send_request(request("POST", "/reload"))
+    client.disconnect()
+    disk.response()
     rig.advance(REST_SECONDS)
 
-    assert other.answer.status == 200
+    assert other.response.status == 200
     assert len(rig.services.authenticator.ring) == 1
     assert rig.is_at_rest
 
 
 def test_a_reload_keeps_what_a_key_has_used_of_its_rate(new_rig: NewRig) -> None:
     rig = new_rig(max_requests_per_minute=2)
-    rig.answer_with(OK)
-    rig.ask()
-    rig.ask(request("POST", "/reload"))
-    rig.ask()
+    rig.respond_with(OK)
+    rig.send_request()
+    rig.send_request(request("POST", "/reload"))
+    rig.send_request()
 
-    assert rig.ask().answer.status == 429
+    assert rig.send_request().response.status == 429
 
 
 def test_a_reload_changes_rates_at_once(new_rig: NewRig) -> None:
     rig = new_rig(max_requests_per_minute=1)
-    rig.answer_with(OK)
-    rig.ask()
+    rig.respond_with(OK)
+    rig.send_request()
     rig.set_keys(f"alice:{KEY}:5\n")
-    rig.ask(request("POST", "/reload"))
+    rig.send_request(request("POST", "/reload"))
 
-    assert rig.ask().answer["x-ratelimit-remaining-requests"] == "3"
+    assert rig.send_request().response["x-ratelimit-remaining-requests"] == "3"
 
 
 def test_a_removed_key_s_running_request_finishes(rig: Rig) -> None:
-    client = rig.ask()
+    client = rig.send_request()
     rig.set_keys(f"bob:{OTHER_KEY}\n")
-    rig.ask(request("POST", "/reload", key=OTHER_KEY))
-    rig.upstream.say(OK)
+    rig.send_request(request("POST", "/reload", key=OTHER_KEY))
+    rig.upstream.send(OK)
 
-    assert client.answer.status == 200
+    assert client.response.status == 200
     assert rig.is_at_rest
 
 
 def test_keys_are_not_read_again_for_a_request(rig: Rig) -> None:
-    rig.answer_with(OK)
+    rig.respond_with(OK)
     rig.set_keys(KEYS_TEXT.replace("alice", "mallory"))
-    rig.ask()
+    rig.send_request()
 
     assert rig.records[0].key_id == "alice"
 
@@ -287,9 +287,9 @@ def test_an_exchange_is_recorded_with_what_happened(rig: Rig) -> None:
     client = rig.client(("2001:db8::7", 5, 0, 0))
     client.send(request("POST", "/v1/chat/completions?secret", "x-request-id: r-1", body=b"12345"))
     rig.advance(2)
-    rig.upstream.say(STREAM_HEAD)
+    rig.upstream.send(STREAM_HEAD)
     rig.advance(3)
-    rig.upstream.say(event(1), b"0\r\n\r\n")
+    rig.upstream.send(event(1), b"0\r\n\r\n")
     (record,) = rig.records
 
     assert (record.request_id, record.key_id, record.address) == ("r-1", "alice", "2001:db8::7")
@@ -301,7 +301,7 @@ def test_an_exchange_is_recorded_with_what_happened(rig: Rig) -> None:
 
 
 def test_our_own_answers_are_recorded_and_counted_too(rig: Rig) -> None:
-    client = rig.ask(request("GET", "/v1/models", key=None), b"nonsense\r\n\r\n")
+    client = rig.send_request(request("GET", "/v1/models", key=None), b"nonsense\r\n\r\n")
     refused, nonsense = rig.records
 
     assert (refused.status, refused.outcome) == (401, "invalid_api_key")
@@ -312,7 +312,7 @@ def test_our_own_answers_are_recorded_and_counted_too(rig: Rig) -> None:
 
 
 def test_the_bytes_of_our_own_answers_are_recorded(rig: Rig) -> None:
-    client = rig.ask(request("GET", "/v1/models", key=None))
+    client = rig.send_request(request("GET", "/v1/models", key=None))
 
     assert rig.records[0].bytes_out == len(client.received)
 

@@ -42,21 +42,21 @@ def test_a_path_that_two_could_read_differently_is_refused(
     method: str, target: str, routes: str, new_rig: NewRig
 ) -> None:
     rig = new_rig(exposed_routes=routes)
-    client = rig.ask(request(method, target, body=b""))
+    client = rig.send_request(request(method, target, body=b""))
 
-    assert client.answer.status == 400
-    assert code_of(client.answer) == "bad_request"
+    assert client.response.status == 400
+    assert code_of(client.response) == "bad_request"
     assert rig.requests == []
 
 
 def test_the_path_goes_on_as_it_came(rig: Rig) -> None:
-    rig.ask(request("GET", "/v1/mo%64els/%C3%A9?q=/../&%2f"))
+    rig.send_request(request("GET", "/v1/mo%64els/%C3%A9?q=/../&%2f"))
 
     assert rig.upstream.received.startswith(b"GET /v1/mo%64els/%C3%A9?q=/../&%2f HTTP/1.1\r\n")
 
 
 def test_the_authority_of_a_target_is_not_believed(rig: Rig) -> None:
-    rig.ask(request("GET", "http://evil.example/v1/models"))
+    rig.send_request(request("GET", "http://evil.example/v1/models"))
 
     assert rig.upstream.received.startswith(b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n")
     assert b"evil" not in rig.upstream.received
@@ -73,17 +73,17 @@ def test_the_authority_of_a_target_is_not_believed(rig: Rig) -> None:
     ],
 )
 def test_a_path_that_is_not_exposed_is_403(method: str, target: str, rig: Rig) -> None:
-    client = rig.ask(request(method, target))
+    client = rig.send_request(request(method, target))
 
-    assert client.answer.status == 403
-    assert code_of(client.answer) == "route_not_exposed"
+    assert client.response.status == 403
+    assert code_of(client.response) == "route_not_exposed"
     assert rig.requests == []
     assert not client.is_closed
 
 
 def test_a_path_that_is_refused_again_and_again_keeps_nothing_of_its_requests(rig: Rig) -> None:
     for _ in range(3):
-        rig.ask(request("GET", "/slots"), request("GET", "/slots"))
+        rig.send_request(request("GET", "/slots"), request("GET", "/slots"))
     error = rig.services.reader._router.route(b"GET", b"/slots").error
 
     assert error is not None
@@ -101,11 +101,11 @@ def test_a_path_that_is_refused_again_and_again_keeps_nothing_of_its_requests(ri
 def test_our_own_paths_answer_their_methods_only(
     method: str, path: str, allow: str, rig: Rig
 ) -> None:
-    client = rig.ask(request(method, path))
+    client = rig.send_request(request(method, path))
 
-    assert client.answer.status == 405
-    assert code_of(client.answer) == "method_not_allowed"
-    assert client.answer["allow"] == allow
+    assert client.response.status == 405
+    assert code_of(client.response) == "method_not_allowed"
+    assert client.response["allow"] == allow
 
 
 # The web UI ---------------------------------------------------------------------------------------
@@ -113,19 +113,22 @@ def test_our_own_paths_answer_their_methods_only(
 
 def test_files_of_the_web_ui_need_no_key_and_the_engine_s_paths_still_do(new_rig: NewRig) -> None:
     rig = new_rig(web_ui=True)
-    rig.answer_with(OK)
+    rig.respond_with(OK)
 
-    assert rig.ask(request("GET", "/", key=None)).answer.status == 200
-    assert rig.ask(request("GET", "/v1/models", key=None)).answer.status == 401
-    assert rig.ask(request("POST", "/", key=None, body=b"{}")).answer.status in {401, 403}
+    assert rig.send_request(request("GET", "/", key=None)).response.status == 200
+    assert rig.send_request(request("GET", "/v1/models", key=None)).response.status == 401
+    assert rig.send_request(request("POST", "/", key=None, body=b"{}")).response.status in {
+        401,
+        403,
+    }
 
 
 @pytest.mark.parametrize("framing", ["Content-Length: 4", "Transfer-Encoding: chunked"])
 def test_nobody_without_a_key_takes_up_room_for_a_body(framing: str, new_rig: NewRig) -> None:
     rig = new_rig(web_ui=True)
-    client = rig.ask(request("GET", "/", framing, key=None))
+    client = rig.send_request(request("GET", "/", framing, key=None))
 
-    assert client.answer.status == 413
+    assert client.response.status == 413
     assert client.is_closed
     assert rig.services.body_memory.used == 0
     assert rig.requests == []
@@ -135,11 +138,11 @@ def test_nobody_without_a_key_takes_up_room_by_repeating_a_head_with_another_len
     new_rig: NewRig,
 ) -> None:
     rig = new_rig(web_ui=True)
-    rig.answer_with(OK)
+    rig.respond_with(OK)
     without = request("GET", "/", "Content-Length: 0", key=None)
-    client = rig.ask(without)
+    client = rig.send_request(without)
 
     client.send(request("GET", "/", "Content-Length: 9", key=None))
 
-    assert [answer.status for answer in client.answers] == [200, 413]
+    assert [response.status for response in client.responses] == [200, 413]
     assert rig.services.body_memory.used == 0

@@ -23,21 +23,21 @@ def served(rig: Rig) -> list[bytes]:
 
 def test_no_more_requests_reach_the_engine_than_it_has_slots(new_rig: NewRig) -> None:
     rig = new_rig(slots=2)
-    clients = [rig.ask(numbered(n)) for n in range(4)]
+    clients = [rig.send_request(numbered(n)) for n in range(4)]
     assert served(rig) == [b'{"n":0}', b'{"n":1}']
     assert rig.services.admission.queued == 2
 
-    rig.upstreams[0].say(OK)
+    rig.upstreams[0].send(OK)
     assert served(rig)[2:] == [b'{"n":2}']
-    assert clients[0].answer.status == 200
+    assert clients[0].response.status == 200
 
-    rig.upstreams[1].say(OK)
+    rig.upstreams[1].send(OK)
     assert served(rig)[3:] == [b'{"n":3}']
 
 
 def test_max_concurrent_requests_wins_over_the_engine_s_slots(new_rig: NewRig) -> None:
     rig = new_rig(slots=4, max_concurrent_requests=1)
-    rig.ask(), rig.ask()
+    rig.send_request(), rig.send_request()
 
     assert len(rig.requests) == 1
 
@@ -45,7 +45,7 @@ def test_max_concurrent_requests_wins_over_the_engine_s_slots(new_rig: NewRig) -
 def test_an_engine_that_does_not_tell_its_slots_has_four(new_rig: NewRig) -> None:
     rig = new_rig(slots=0)
     for _ in range(5):
-        rig.ask()
+        rig.send_request()
 
     assert len(rig.requests) == 4
 
@@ -53,10 +53,10 @@ def test_an_engine_that_does_not_tell_its_slots_has_four(new_rig: NewRig) -> Non
 def test_keys_take_turns(new_rig: NewRig) -> None:
     rig = new_rig(slots=1)
     for n in range(4):
-        rig.ask(numbered(n))
-    rig.ask(numbered(9, OTHER_KEY))
+        rig.send_request(numbered(n))
+    rig.send_request(numbered(9, OTHER_KEY))
     for _ in range(5):
-        rig.upstream.say(OK)
+        rig.upstream.send(OK)
 
     assert served(rig) == [b'{"n":%d}' % n for n in (0, 1, 9, 2, 3)]
 
@@ -67,8 +67,8 @@ def test_keys_take_turns(new_rig: NewRig) -> None:
 )
 def test_what_uses_no_slot_does_not_wait(method: str, target: str, new_rig: NewRig) -> None:
     rig = new_rig(slots=1)
-    rig.ask(), rig.ask()
-    rig.ask(request(method, target, body=b"{}"))
+    rig.send_request(), rig.send_request()
+    rig.send_request(request(method, target, body=b"{}"))
 
     assert len(rig.requests) == 2
     assert target.encode() in rig.requests[1]
@@ -76,25 +76,25 @@ def test_what_uses_no_slot_does_not_wait(method: str, target: str, new_rig: NewR
 
 def test_a_slot_is_given_back_when_a_stream_ends(new_rig: NewRig) -> None:
     rig = new_rig(slots=1)
-    rig.ask()
-    rig.ask()
-    rig.upstream.say(STREAM_HEAD, event(1))
+    rig.send_request()
+    rig.send_request()
+    rig.upstream.send(STREAM_HEAD, event(1))
     assert len(rig.requests) == 1
 
-    rig.upstream.say(LAST_CHUNK)
+    rig.upstream.send(LAST_CHUNK)
 
     assert len(rig.requests) == 2
 
 
 def test_a_full_queue_is_503(new_rig: NewRig) -> None:
     rig = new_rig(slots=1, max_queue_size=1)
-    rig.ask(), rig.ask()
-    client = rig.ask()
+    rig.send_request(), rig.send_request()
+    client = rig.send_request()
 
-    assert client.answer.status == 503
-    assert code_of(client.answer) == "queue_full"
-    assert client.answer["retry-after"] == "1"
-    assert client.answer["retry-after-ms"] == "1000"
+    assert client.response.status == 503
+    assert code_of(client.response) == "queue_full"
+    assert client.response["retry-after"] == "1"
+    assert client.response["retry-after-ms"] == "1000"
     assert not client.is_closed
     assert rig.services.recorder.metrics.rejections["queue_full"] == 1
     assert rig.records[-1].outcome == "queue_full"
@@ -102,48 +102,48 @@ def test_a_full_queue_is_503(new_rig: NewRig) -> None:
 
 def test_without_a_queue_what_finds_no_slot_is_503(new_rig: NewRig) -> None:
     rig = new_rig(slots=1, max_queue_size=0)
-    rig.ask()
+    rig.send_request()
 
-    assert rig.ask().answer.status == 503
+    assert rig.send_request().response.status == 503
 
 
 def test_a_request_waits_only_so_long(new_rig: NewRig) -> None:
     rig = new_rig(slots=1, max_queue_wait=20.0)
-    rig.ask()
-    client = rig.ask()
+    rig.send_request()
+    client = rig.send_request()
     rig.advance(19)
     assert client.received == b""
 
     rig.advance(2)
 
-    assert client.answer.status == 503
-    assert code_of(client.answer) == "queue_timeout"
-    assert "retry-after" in client.answer
+    assert client.response.status == 503
+    assert code_of(client.response) == "queue_timeout"
+    assert "retry-after" in client.response
     assert not client.is_closed
     assert rig.services.admission.queued == 0
-    rig.upstream.say(OK)
+    rig.upstream.send(OK)
     assert len(rig.requests) == 1, "who has given up waiting is not served any more"
 
 
 def test_a_client_whose_wait_was_over_may_ask_again(new_rig: NewRig) -> None:
     rig = new_rig(slots=1, max_queue_wait=5.0)
-    rig.ask()
-    client = rig.ask(numbered(1) + numbered(2))
+    rig.send_request()
+    client = rig.send_request(numbered(1) + numbered(2))
     rig.advance(6)
-    rig.upstream.say(OK)
-    rig.upstream.say(OK)
+    rig.upstream.send(OK)
+    rig.upstream.send(OK)
 
-    assert [a.status for a in client.answers] == [503, 200]
+    assert [a.status for a in client.responses] == [503, 200]
     assert served(rig)[1:] == [b'{"n":2}']
 
 
 def test_the_wait_is_counted(new_rig: NewRig) -> None:
     rig = new_rig(slots=1)
-    rig.ask()
-    rig.ask()
+    rig.send_request()
+    rig.send_request()
     rig.advance(7)
-    rig.upstream.say(OK)
-    rig.upstream.say(OK)
+    rig.upstream.send(OK)
+    rig.upstream.send(OK)
 
     assert [r.queued for r in rig.records] == [0.0, 7.0]
     assert rig.services.recorder.metrics.queue_waits.sum == pytest.approx(7.0)
@@ -151,16 +151,16 @@ def test_the_wait_is_counted(new_rig: NewRig) -> None:
 
 def test_silence_is_counted_from_the_slot_on(new_rig: NewRig) -> None:
     rig = new_rig(slots=1, request_timeout=50.0)
-    rig.ask()
-    client = rig.ask()
+    rig.send_request()
+    client = rig.send_request()
     rig.advance(40)
-    rig.upstream.say(OK)
+    rig.upstream.send(OK)
     rig.advance(40)
     assert client.received == b""
 
-    rig.upstream.say(OK)
+    rig.upstream.send(OK)
 
-    assert client.answer.status == 200
+    assert client.response.status == 200
 
 
 # While the engine does not serve ------------------------------------------------------------------
@@ -177,15 +177,15 @@ IS_GONE = [EngineState.FAILED, EngineState.STOPPING, EngineState.STOPPED]
 @pytest.mark.parametrize("state", MAY_COME)
 def test_a_request_is_held_until_the_engine_serves(state: EngineState, new_rig: NewRig) -> None:
     rig = new_rig(state=state)
-    client = rig.ask()
+    client = rig.send_request()
     rig.advance(100)
     assert client.received == b""
     assert rig.dials == []
 
     rig.engine(EngineState.READY, slots=1)
-    rig.upstream.say(OK)
+    rig.upstream.send(OK)
 
-    assert client.answer.status == 200
+    assert client.response.status == 200
 
 
 @pytest.mark.parametrize(
@@ -199,21 +199,21 @@ def test_a_request_is_held_until_the_engine_serves(state: EngineState, new_rig: 
 )
 def test_a_request_is_held_only_so_long(state: EngineState, code: str, new_rig: NewRig) -> None:
     rig = new_rig(state=state, max_queue_wait=20.0)
-    client = rig.ask()
+    client = rig.send_request()
     rig.advance(21)
 
-    assert client.answer.status == 503
-    assert code_of(client.answer) == code
-    assert int(client.answer["retry-after"]) > 0
+    assert client.response.status == 503
+    assert code_of(client.response) == code
+    assert int(client.response["retry-after"]) > 0
     assert rig.is_at_rest
 
 
 @pytest.mark.parametrize("state", [*MAY_COME, *IS_GONE])
 def test_what_uses_no_slot_is_not_held(state: EngineState, new_rig: NewRig) -> None:
-    client = new_rig(state=state).ask(request("GET", "/v1/models"))
+    client = new_rig(state=state).send_request(request("GET", "/v1/models"))
 
-    assert client.answer.status == 503
-    assert code_of(client.answer) in ("model_loading", "backend_unavailable")
+    assert client.response.status == 503
+    assert code_of(client.response) in ("model_loading", "backend_unavailable")
     assert not client.is_closed
 
 
@@ -222,11 +222,11 @@ def test_nothing_is_held_for_an_engine_that_will_not_come(
     state: EngineState, new_rig: NewRig
 ) -> None:
     rig = new_rig(state=state)
-    client = rig.ask()
+    client = rig.send_request()
 
-    assert client.answer.status == 503
-    assert code_of(client.answer) == "backend_unavailable"
-    assert "retry-after" in client.answer
+    assert client.response.status == 503
+    assert code_of(client.response) == "backend_unavailable"
+    assert "retry-after" in client.response
     assert rig.is_at_rest
 
 
@@ -235,36 +235,36 @@ def test_what_waits_is_told_when_the_engine_is_given_up(
     state: EngineState, new_rig: NewRig
 ) -> None:
     rig = new_rig(state=EngineState.LOADING)
-    clients = [rig.ask(), rig.ask(numbered(1, OTHER_KEY))]
+    clients = [rig.send_request(), rig.send_request(numbered(1, OTHER_KEY))]
     rig.engine(state)
 
     for client in clients:
-        assert client.answer.status == 503
-        assert code_of(client.answer) == "backend_unavailable"
+        assert client.response.status == 503
+        assert code_of(client.response) == "backend_unavailable"
         assert not client.is_closed
     assert rig.is_at_rest
 
 
 def test_a_queue_that_is_full_while_loading_says_that_it_is_loading(new_rig: NewRig) -> None:
     rig = new_rig(state=EngineState.LOADING, max_queue_size=1)
-    rig.ask()
-    client = rig.ask()
+    rig.send_request()
+    client = rig.send_request()
 
-    assert client.answer.status == 503
-    assert code_of(client.answer) == "model_loading"
+    assert client.response.status == 503
+    assert code_of(client.response) == "model_loading"
 
 
 def test_a_wrong_key_is_told_while_the_model_loads(new_rig: NewRig) -> None:
-    client = new_rig(state=EngineState.LOADING).ask(request(body=b"{}", key=None))
+    client = new_rig(state=EngineState.LOADING).send_request(request(body=b"{}", key=None))
 
-    assert client.answer.status == 401
+    assert client.response.status == 401
 
 
 def test_the_slots_of_an_engine_that_comes_back_are_its_new_ones(new_rig: NewRig) -> None:
     rig = new_rig(slots=4)
     rig.engine(EngineState.BACKOFF)
     for _ in range(3):
-        rig.ask()
+        rig.send_request()
     assert rig.requests == []
 
     rig.engine(EngineState.READY, slots=2)
@@ -273,11 +273,11 @@ def test_the_slots_of_an_engine_that_comes_back_are_its_new_ones(new_rig: NewRig
 
 
 def test_connections_of_an_engine_that_died_are_not_used_again(rig: Rig) -> None:
-    rig.ask()
-    rig.upstream.say(OK)
+    rig.send_request()
+    rig.upstream.send(OK)
     rig.engine(EngineState.BACKOFF)
     rig.engine(EngineState.READY)
-    rig.ask()
+    rig.send_request()
 
     assert len(rig.upstreams) == 2
     assert rig.upstreams[0].is_closed
@@ -285,12 +285,12 @@ def test_connections_of_an_engine_that_died_are_not_used_again(rig: Rig) -> None
 
 def test_running_requests_beyond_fewer_slots_finish(new_rig: NewRig) -> None:
     rig = new_rig(slots=2)
-    clients = [rig.ask(), rig.ask(), rig.ask()]
+    clients = [rig.send_request(), rig.send_request(), rig.send_request()]
     rig.engine(EngineState.READY, slots=1)
-    rig.upstreams[0].say(OK)
+    rig.upstreams[0].send(OK)
     assert len(rig.requests) == 2
 
-    rig.upstreams[1].say(OK)
+    rig.upstreams[1].send(OK)
 
     assert len(rig.requests) == 3
     assert [len(c.received) > 0 for c in clients] == [True, True, False]
@@ -302,7 +302,7 @@ def test_running_requests_beyond_fewer_slots_finish(new_rig: NewRig) -> None:
 def refused(rig: Rig) -> FakeClient:
     """A client whose request was granted a slot, and whose connection the engine has refused."""
     rig.accepts = False
-    client = rig.ask()
+    client = rig.send_request()
     rig.dials[-1].refuse()
     rig.spin()
     return client
@@ -312,15 +312,15 @@ def test_a_request_that_the_engine_refused_waits_for_its_next_life(new_rig: NewR
     rig = new_rig(slots=1)
     rig.services.engine.is_supervised = True
     client = refused(rig)
-    assert client.answers == []
+    assert client.responses == []
     assert (rig.services.admission.running, rig.services.admission.queued) == (0, 1)
 
     rig.engine(EngineState.BACKOFF)
     rig.accepts = True
-    rig.answer_with(OK)
+    rig.respond_with(OK)
     rig.engine(EngineState.READY, slots=1)
 
-    assert client.answer.status == 200
+    assert client.response.status == 200
     assert (rig.services.admission.running, rig.services.admission.queued) == (0, 0)
 
 
@@ -330,29 +330,29 @@ def test_after_an_answer_that_broke_off_nothing_is_sent_until_there_is_news(
 ) -> None:
     rig = new_rig(slots=4)
     rig.services.engine.is_supervised = True
-    rig.ask()
+    rig.send_request()
     if said:
-        rig.upstreams[0].say(said)
+        rig.upstreams[0].send(said)
     rig.upstreams[0].reset()
 
-    later = rig.ask()
-    assert later.answers == []
+    later = rig.send_request()
+    assert later.responses == []
     assert len(rig.requests) == 1
 
     rig.engine(EngineState.BACKOFF)
-    rig.answer_with(OK)
+    rig.respond_with(OK)
     rig.engine(EngineState.READY, slots=1)
-    assert later.answer.status == 200
+    assert later.response.status == 200
 
 
 def test_an_answer_that_takes_too_long_is_no_sign_of_death(new_rig: NewRig) -> None:
     rig = new_rig(slots=4, request_timeout=5.0)
     rig.services.engine.is_supervised = True
-    slow = rig.ask()
+    slow = rig.send_request()
     rig.advance(6.0)
-    assert slow.answer.status == 504
+    assert slow.response.status == 504
 
-    rig.ask()
+    rig.send_request()
 
     assert len(rig.requests) == 2
 
@@ -363,10 +363,10 @@ def test_others_wait_with_it_and_nothing_more_is_sent(new_rig: NewRig) -> None:
     first = refused(rig)
     dials = len(rig.dials)
 
-    second = rig.ask()
+    second = rig.send_request()
 
     assert len(rig.dials) == dials
-    assert (first.answers, second.answers) == ([], [])
+    assert (first.responses, second.responses) == ([], [])
     assert rig.services.admission.queued == 2
 
 
@@ -375,11 +375,11 @@ def test_when_the_supervisor_says_nothing_it_is_tried_again(new_rig: NewRig) -> 
     rig.services.engine.is_supervised = True
     client = refused(rig)
     rig.accepts = True
-    rig.answer_with(OK)
+    rig.respond_with(OK)
 
     rig.advance(1.0)
 
-    assert client.answer.status == 200
+    assert client.response.status == 200
 
 
 def test_it_is_told_when_the_engine_is_given_up(new_rig: NewRig) -> None:
@@ -389,20 +389,20 @@ def test_it_is_told_when_the_engine_is_given_up(new_rig: NewRig) -> None:
 
     rig.engine(EngineState.FAILED)
 
-    assert (client.answer.status, code_of(client.answer)) == (503, "backend_unavailable")
+    assert (client.response.status, code_of(client.response)) == (503, "backend_unavailable")
 
 
 def test_where_nobody_tells_of_the_engine_a_refusal_is_an_answer(new_rig: NewRig) -> None:
     client = refused(new_rig(slots=1))
 
-    assert client.answer.status == 502
+    assert client.response.status == 502
 
 
 def test_when_the_queue_is_full_a_refusal_is_an_answer(new_rig: NewRig) -> None:
     rig = new_rig(slots=1, max_queue_size=0)
     rig.services.engine.is_supervised = True
 
-    assert refused(rig).answer.status == 503
+    assert refused(rig).response.status == 503
 
 
 # An engine that is asleep -------------------------------------------------------------------------
@@ -416,11 +416,11 @@ def test_a_request_for_an_engine_that_is_asleep_wakes_it(
     woken: list[int] = []
     rig.services.engine.on_wanted = lambda: woken.append(rig.services.admission.queued)
 
-    client = rig.ask(request(body=b"{}") if body else request("GET", "/v1/models"))
+    client = rig.send_request(request(body=b"{}") if body else request("GET", "/v1/models"))
     rig.spin()
 
     assert woken == [1 if body else 0]
-    assert [code_of(a) for a in client.answers] == ([] if body else ["model_loading"])
+    assert [code_of(a) for a in client.responses] == ([] if body else ["model_loading"])
 
 
 def test_what_is_answered_here_wakes_nobody(new_rig: NewRig) -> None:
@@ -428,8 +428,8 @@ def test_what_is_answered_here_wakes_nobody(new_rig: NewRig) -> None:
     rig.services.engine.on_wanted = lambda: pytest.fail("it was woken")
 
     for target in ("/ping", "/health", "/metrics"):
-        assert rig.ask(request("GET", target, key=None)).answer.status == 200
-    assert rig.ask(request(body=b"{}", key=None)).answer.status == 401
+        assert rig.send_request(request("GET", target, key=None)).response.status == 200
+    assert rig.send_request(request(body=b"{}", key=None)).response.status == 401
     rig.spin()
 
 
@@ -449,33 +449,33 @@ def test_the_longest_duration_counts_from_when_a_request_is_sent_again(new_rig: 
     rig, client = waiting_again(new_rig, max_request_duration=10)
 
     rig.advance(60)
-    assert client.answers == []
+    assert client.responses == []
     rig.accepts = True
     rig.engine(EngineState.READY, slots=1)
     rig.advance(9)
-    rig.upstream.say(OK)
+    rig.upstream.send(OK)
 
-    assert client.answer.status == 200
+    assert client.response.status == 200
 
 
 def test_a_request_that_waits_again_and_is_refused_has_left_the_queue(new_rig: NewRig) -> None:
     rig, client = waiting_again(new_rig, max_queue_wait=30)
 
     rig.advance(31)
-    assert client.answer.status == 503
+    assert client.response.status == 503
     assert rig.is_at_rest
     rig.accepts = True
-    rig.answer_with(OK)
+    rig.respond_with(OK)
     rig.engine(EngineState.READY, slots=1)
 
-    assert rig.ask().answer.status == 200
+    assert rig.send_request().response.status == 200
     assert rig.is_at_rest
 
 
 def test_a_client_that_waits_again_and_leaves_has_left_the_queue(new_rig: NewRig) -> None:
     rig, client = waiting_again(new_rig)
 
-    client.leave()
+    client.disconnect()
 
     assert rig.is_at_rest
 
@@ -488,15 +488,15 @@ def test_a_bug_in_one_request_s_turn_does_not_stop_the_others(
     new_rig: NewRig, caplog: pytest.LogCaptureFixture
 ) -> None:
     rig = new_rig(slots=1)
-    first, broken, third = rig.ask(), rig.ask(), rig.ask()
+    first, broken, third = rig.send_request(), rig.send_request(), rig.send_request()
     rig.upstream.transport.on_write = fail  # what the next request is sent on
-    rig.upstream.say(OK)
-    rig.upstream.hang_up()  # the engine has let go of the broken one
-    rig.upstreams[-1].say(OK)
+    rig.upstream.send(OK)
+    rig.upstream.close()  # the engine has let go of the broken one
+    rig.upstreams[-1].send(OK)
 
-    assert first.answer.status == 200
+    assert first.response.status == 200
     assert broken.was_cut
-    assert third.answer.status == 200
+    assert third.response.status == 200
     assert rig.is_at_rest
     assert "a bug" in caplog.text
 
@@ -505,33 +505,33 @@ def test_a_bug_in_one_request_s_time_out_does_not_stop_the_others(
     new_rig: NewRig, caplog: pytest.LogCaptureFixture
 ) -> None:
     rig = new_rig(slots=1, max_queue_wait=10)
-    rig.ask()
-    broken, fine = rig.ask(), rig.ask()
+    rig.send_request()
+    broken, fine = rig.send_request(), rig.send_request()
     broken.transport.on_write = fail
 
     rig.advance(11)
 
     assert broken.was_cut
-    assert code_of(fine.answer) == "queue_timeout"
+    assert code_of(fine.response) == "queue_timeout"
     assert "a bug" in caplog.text
 
 
 def test_a_connection_that_the_engine_refused_costs_its_key_nothing(new_rig: NewRig) -> None:
     client = refused(new_rig(slots=1, max_requests_per_minute=7))
 
-    assert client.answer.status == 502
-    assert client.answer["x-ratelimit-remaining-requests"] == "7"
+    assert client.response.status == 502
+    assert client.response["x-ratelimit-remaining-requests"] == "7"
 
 
 def test_a_connection_that_is_not_made_in_time_costs_its_key_nothing(new_rig: NewRig) -> None:
     rig = new_rig(max_requests_per_minute=7, request_timeout=5, backend_connect_timeout=60)
     rig.accepts = False
-    client = rig.ask()
+    client = rig.send_request()
 
     rig.advance(6)
 
-    assert client.answer.status == 504
-    assert client.answer["x-ratelimit-remaining-requests"] == "7"
+    assert client.response.status == 504
+    assert client.response["x-ratelimit-remaining-requests"] == "7"
 
 
 # One key and the others ---------------------------------------------------------------------------
@@ -539,21 +539,21 @@ def test_a_connection_that_is_not_made_in_time_costs_its_key_nothing(new_rig: Ne
 
 def test_one_key_cannot_fill_the_queue_for_all(new_rig: NewRig) -> None:
     rig = new_rig(slots=1, max_queue_size=20)
-    waiting = [rig.ask() for _ in range(30)]
-    refusals = [client for client in waiting if client.answers]
+    waiting = [rig.send_request() for _ in range(30)]
+    refusals = [client for client in waiting if client.responses]
 
-    other = rig.ask(request(body=b"{}", key=OTHER_KEY))
+    other = rig.send_request(request(body=b"{}", key=OTHER_KEY))
 
-    assert other.answers == []
+    assert other.responses == []
     assert rig.services.admission.queued == 17
-    assert {code_of(client.answer) for client in refusals} == {"queue_full"}
-    assert b"reserved for other keys" in refusals[0].answer.body
+    assert {code_of(client.response) for client in refusals} == {"queue_full"}
+    assert b"reserved for other keys" in refusals[0].response.body
 
 
 def test_the_only_key_may_fill_the_queue(new_rig: NewRig) -> None:
     rig = new_rig(keys=f"alice:{KEY}\n", slots=1, max_queue_size=20)
     for _ in range(30):
-        rig.ask()
+        rig.send_request()
 
     assert rig.services.admission.queued == 20
 
@@ -564,32 +564,32 @@ TOKENIZE: Final = request("POST", "/tokenize", body=b'{"content":"x"}')
 def test_one_key_s_token_counts_are_at_the_engine_two_at_a_time(new_rig: NewRig) -> None:
     rig = new_rig(slots=1)
     for _ in range(32):
-        rig.ask(TOKENIZE)
+        rig.send_request(TOKENIZE)
     assert len(rig.requests) == 2
 
-    other = rig.ask(request("POST", "/tokenize", body=b"{}", key=OTHER_KEY))
-    chat = rig.ask(request(body=b"{}", key=OTHER_KEY))
+    other = rig.send_request(request("POST", "/tokenize", body=b"{}", key=OTHER_KEY))
+    chat = rig.send_request(request(body=b"{}", key=OTHER_KEY))
     assert len(rig.requests) == 4
-    rig.upstreams[2].say(OK)
-    rig.upstreams[3].say(OK)
+    rig.upstreams[2].send(OK)
+    rig.upstreams[3].send(OK)
 
-    assert (other.answer.status, chat.answer.status) == (200, 200)
+    assert (other.response.status, chat.response.status) == (200, 200)
 
 
 def test_every_token_count_has_its_turn(new_rig: NewRig) -> None:
     rig = new_rig(slots=1)
-    rig.answer_with(OK)
-    counting = [rig.ask(TOKENIZE) for _ in range(32)]
+    rig.respond_with(OK)
+    counting = [rig.send_request(TOKENIZE) for _ in range(32)]
 
-    assert [client.answer.status for client in counting] == [200] * 32
+    assert [client.response.status for client in counting] == [200] * 32
     assert rig.is_at_rest
 
 
 def test_token_counts_that_wait_are_refused_when_the_engine_dies(new_rig: NewRig) -> None:
     rig = new_rig(slots=1)
-    counting = [rig.ask(TOKENIZE) for _ in range(4)]
+    counting = [rig.send_request(TOKENIZE) for _ in range(4)]
 
     rig.engine(EngineState.BACKOFF)
 
-    assert [len(client.answers) for client in counting] == [0, 0, 1, 1]
+    assert [len(client.responses) for client in counting] == [0, 0, 1, 1]
     assert rig.services.side_admission.queued == 0

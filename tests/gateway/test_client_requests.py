@@ -70,7 +70,7 @@ GOOD = {
 class Seen(NamedTuple):
     """What can be seen from outside."""
 
-    answers: bytes
+    responses: bytes
     requests: list[bytes]
     records: list[tuple[object, ...]]
     is_closed: bool
@@ -89,7 +89,7 @@ def run(rig: Rig, pieces: tuple[bytes, ...]) -> Seen:
         client.was_cut,
     )
     assert rig.is_at_rest
-    client.leave()
+    client.disconnect()
     rig.services.pool.retire_idle()
     rig.records.clear()
     rig.requests.clear()
@@ -101,7 +101,7 @@ def test_it_makes_no_difference_where_the_network_cuts_a_request(
     raw: bytes, new_rig: NewRig
 ) -> None:
     rig = new_rig(max_requests_per_minute=1_000_000, auth_failures_per_minute=0)
-    rig.answer_with(OK)
+    rig.respond_with(OK)
     whole = run(rig, (raw,))
 
     for pieces in splits(raw):
@@ -116,37 +116,39 @@ def test_no_request_depends_on_what_came_before_it_on_its_connection(
     first: bytes, new_rig: NewRig
 ) -> None:
     rig = new_rig(max_requests_per_minute=1_000_000, auth_failures_per_minute=0)
-    rig.answer_with(OK)
+    rig.respond_with(OK)
     alone = run(rig, (first,))
     for raw in KEPT:
         then = run(rig, (raw,))
         both = run(rig, (first, raw))
 
-        assert both.answers == alone.answers + then.answers
+        assert both.responses == alone.responses + then.responses
         assert both.requests == alone.requests + then.requests
         assert both.records == alone.records + then.records
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 9, 10, 16, 1000])
 def test_the_same_head_with_another_length_has_another_body(length: int, rig: Rig) -> None:
-    rig.answer_with(OK)
+    rig.respond_with(OK)
     body = b"x" * length
-    client = rig.ask(post(LENGTH), post(f"Content-Length: {length}", body=body), post(LENGTH))
+    client = rig.send_request(
+        post(LENGTH), post(f"Content-Length: {length}", body=body), post(LENGTH)
+    )
 
-    assert [a.status for a in client.answers] == [200, 200, 200]
+    assert [a.status for a in client.responses] == [200, 200, 200]
     assert [r.partition(b"\r\n\r\n")[2] for r in rig.requests] == [BODY, body, BODY]
     assert b"\r\nContent-Length: %d\r\n" % length in rig.requests[1]
     assert [r.bytes_in for r in rig.records] == [len(BODY), length, len(BODY)]
 
 
 def test_a_key_that_is_removed_is_refused_on_a_connection_that_used_it(rig: Rig) -> None:
-    rig.answer_with(OK)
-    client = rig.ask(post(LENGTH))
+    rig.respond_with(OK)
+    client = rig.send_request(post(LENGTH))
     rig.set_keys("")
     rig.services.key_store.load()
     client.send(post(LENGTH))
 
-    assert [a.status for a in client.answers] == [200, 401]
+    assert [a.status for a in client.responses] == [200, 401]
 
 
 def first_line_and_fields(raw: bytes) -> tuple[str, list[str], bytes]:
@@ -156,7 +158,7 @@ def first_line_and_fields(raw: bytes) -> tuple[str, list[str], bytes]:
 
 
 def test_a_request_reaches_the_engine_with_our_credentials_and_its_own_fields(rig: Rig) -> None:
-    rig.ask(
+    rig.send_request(
         request(
             *("POST", "/v1/chat/completions?a=%20b", "X-Custom: one", "x-custom: two"),
             *("Accept-Encoding: gzip", "X-Request-Id: mine-1", "TE: trailers", "Keep-Alive: 5"),
@@ -191,7 +193,7 @@ def test_a_request_reaches_the_engine_with_our_credentials_and_its_own_fields(ri
     ],
 )
 def test_a_length_may_have_space_around_it(field: str, rig: Rig) -> None:
-    rig.ask(post(field))
+    rig.send_request(post(field))
 
     assert rig.upstream.received.endswith(BODY)
 
@@ -199,12 +201,12 @@ def test_a_length_may_have_space_around_it(field: str, rig: Rig) -> None:
 @pytest.mark.parametrize("space", [" ", "\t", " \t ", "\t\t"])
 def test_chunked_may_have_space_around_it(space: str, rig: Rig) -> None:
     wire = chunk(BODY) + b"0\r\n\r\n"
-    rig.answer_with(OK)
+    rig.respond_with(OK)
     client = rig.client()
     for _ in range(2):  # the second is one that was seen before
         client.send(post(f"Transfer-Encoding:{space}chunked{space}", body=wire))
 
-    assert [answer.status for answer in client.answers] == [200, 200]
+    assert [response.status for response in client.responses] == [200, 200]
     for received in rig.requests:
         _, fields, body = first_line_and_fields(received)
         assert body == BODY
@@ -214,7 +216,7 @@ def test_chunked_may_have_space_around_it(space: str, rig: Rig) -> None:
 
 @pytest.mark.parametrize("space", [" ", "\t", " \t"])
 def test_expect_and_connection_may_have_space_around_them(space: str, rig: Rig) -> None:
-    rig.answer_with(OK)
+    rig.respond_with(OK)
     client = rig.client()
     fields = (LENGTH, f"Expect:{space}100-continue{space}", f"Connection:{space}close{space}")
     client.send(post(*fields, body=b""))
@@ -230,20 +232,20 @@ def test_expect_and_connection_may_have_space_around_them(space: str, rig: Rig) 
     ["", "a", "a.example:80", "a:", "127.0.0.1:8000", "[::1]:8000", "a_b-c.d", "a ", "\ta \t"],
 )
 def test_a_decent_host_is_served(host: str, rig: Rig) -> None:
-    rig.ask(post(LENGTH, host=f"Host: {host}"))
+    rig.send_request(post(LENGTH, host=f"Host: {host}"))
 
     assert len(rig.requests) == 1
 
 
 def test_via_tells_the_version_that_the_client_spoke(rig: Rig) -> None:
-    rig.ask(request(body=BODY, version="1.0"))
+    rig.send_request(request(body=BODY, version="1.0"))
 
     assert b"\r\nVia: 1.0 llama-gguf\r\n" in rig.upstream.received
     assert b" HTTP/1.1\r\n" in rig.upstream.received
 
 
 def test_fields_that_connection_names_end_here(rig: Rig) -> None:
-    rig.ask(
+    rig.send_request(
         request(
             *("GET", "/v1/models", "X-Hop: 1", "X-Stays: 2", "Connection: keep-alive, x-hop ,,"),
             "Connection: X-Other",
@@ -259,14 +261,14 @@ def test_fields_that_connection_names_end_here(rig: Rig) -> None:
 
 @pytest.mark.parametrize("name", ["Authorization", "Host", "Content-Length", "x-request-id"])
 def test_connection_cannot_take_away_what_the_gateway_adds(name: str, rig: Rig) -> None:
-    rig.ask(request("POST", "/v1/embeddings", f"Connection: {name}", body=BODY))
+    rig.send_request(request("POST", "/v1/embeddings", f"Connection: {name}", body=BODY))
 
     assert f"\r\n{name}: ".encode() in rig.upstream.received
     assert rig.upstream.received.endswith(BODY)
 
 
 def test_a_chunked_body_goes_on_with_its_length(rig: Rig) -> None:
-    rig.ask(GOOD["chunks with extensions and a trailer"])
+    rig.send_request(GOOD["chunks with extensions and a trailer"])
 
     _, fields, body = first_line_and_fields(rig.upstream.received)
     assert body == BODY
@@ -281,32 +283,32 @@ def test_only_methods_that_have_a_body_get_a_length_without_one(
     method: str, has_length: bool, new_rig: NewRig
 ) -> None:
     rig = new_rig(exposed_routes="all")
-    rig.ask(request(method, "/anything"))
+    rig.send_request(request(method, "/anything"))
 
     assert (b"Content-Length: 0" in rig.upstream.received) is has_length
 
 
 @pytest.mark.parametrize("sane", ["mine", "a.b:c_d-E9", "x" * 128])
 def test_a_sane_request_id_of_the_client_is_kept(sane: str, rig: Rig) -> None:
-    rig.answer_with(OK)
-    client = rig.ask(request("GET", "/v1/models", f"X-Request-ID: {sane}"))
+    rig.respond_with(OK)
+    client = rig.send_request(request("GET", "/v1/models", f"X-Request-ID: {sane}"))
 
-    assert client.answer["x-request-id"] == sane
+    assert client.response["x-request-id"] == sane
     assert rig.records[0].request_id == sane
     assert f"x-request-id: {sane}\r\n".encode() in rig.upstream.received
 
 
 @pytest.mark.parametrize("odd", ["", "a b", "x" * 129, "a\tb", 'a"b', "a\x80", "a=b", "a,b"])
 def test_an_odd_request_id_is_replaced(odd: str, rig: Rig) -> None:
-    rig.answer_with(OK)
-    client = rig.ask(request("GET", "/v1/models", f"X-Request-ID: {odd}"))
+    rig.respond_with(OK)
+    client = rig.send_request(request("GET", "/v1/models", f"X-Request-ID: {odd}"))
 
-    assert client.answer["x-request-id"].startswith("req-")
+    assert client.response["x-request-id"].startswith("req-")
     assert rig.upstream.received.lower().count(b"x-request-id") == 1
 
 
 def test_request_ids_differ(rig: Rig) -> None:
-    rig.answer_with(OK)
-    client = rig.ask(request("GET", "/v1/models") * 3)
+    rig.respond_with(OK)
+    client = rig.send_request(request("GET", "/v1/models") * 3)
 
-    assert len({a["x-request-id"] for a in client.answers}) == 3
+    assert len({a["x-request-id"] for a in client.responses}) == 3

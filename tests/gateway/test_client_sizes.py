@@ -9,17 +9,17 @@ from tests.support.messages import Response, bytewise, chunk, code_of, request
 
 def refused(rig: Rig, raw: bytes) -> Response:
     """The answer to *raw*; checks that it is the end of the connection, however it is cut."""
-    client = rig.ask(raw)
+    client = rig.send_request(raw)
     assert client.is_closed
     assert rig.requests == []
-    assert rig.ask(*bytewise(raw)).answer.status == client.answer.status
-    return client.answer
+    assert rig.send_request(*bytewise(raw)).response.status == client.response.status
+    return client.response
 
 
 def test_a_request_line_up_to_its_limit_is_served(new_rig: NewRig) -> None:
     rig = new_rig(max_request_line_size=200)
     line = len("GET /v1/models? HTTP/1.1")
-    client = rig.ask(request("GET", "/v1/models?" + "x" * (200 - line)))
+    client = rig.send_request(request("GET", "/v1/models?" + "x" * (200 - line)))
 
     assert len(rig.requests) == 1
     assert client.received == b""
@@ -28,76 +28,76 @@ def test_a_request_line_up_to_its_limit_is_served(new_rig: NewRig) -> None:
 def test_a_request_line_over_its_limit_is_414(new_rig: NewRig) -> None:
     rig = new_rig(max_request_line_size=200)
     line = len("GET /v1/models? HTTP/1.1")
-    answer = refused(rig, request("GET", "/v1/models?" + "x" * (201 - line)))
+    response = refused(rig, request("GET", "/v1/models?" + "x" * (201 - line)))
 
-    assert answer.status == 414
-    assert code_of(answer) == "uri_too_long"
+    assert response.status == 414
+    assert code_of(response) == "uri_too_long"
 
 
 def test_a_request_line_without_end_is_414(new_rig: NewRig) -> None:
-    answer = refused(new_rig(max_request_line_size=200), b"GET /" + b"x" * 300)
+    response = refused(new_rig(max_request_line_size=200), b"GET /" + b"x" * 300)
 
-    assert answer.status == 414
+    assert response.status == 414
 
 
 def test_a_field_line_up_to_its_limit_is_served(new_rig: NewRig) -> None:
     rig = new_rig(max_header_line_size=200)
-    rig.ask(request("GET", "/v1/models", "X: " + "x" * 197))
+    rig.send_request(request("GET", "/v1/models", "X: " + "x" * 197))
 
     assert len(rig.requests) == 1
 
 
 def test_a_field_line_over_its_limit_is_431(new_rig: NewRig) -> None:
     rig = new_rig(max_header_line_size=200)
-    answer = refused(rig, request("GET", "/v1/models", "X: " + "x" * 198))
+    response = refused(rig, request("GET", "/v1/models", "X: " + "x" * 198))
 
-    assert answer.status == 431
-    assert code_of(answer) == "request_header_fields_too_large"
+    assert response.status == 431
+    assert code_of(response) == "request_header_fields_too_large"
 
 
 def test_a_field_line_without_end_is_431(new_rig: NewRig) -> None:
     rig = new_rig(max_header_line_size=200)
-    answer = refused(rig, b"GET /v1/models HTTP/1.1\r\nX: " + b"x" * 300)
+    response = refused(rig, b"GET /v1/models HTTP/1.1\r\nX: " + b"x" * 300)
 
-    assert answer.status == 431
+    assert response.status == 431
 
 
 def test_fields_without_end_are_431(rig: Rig) -> None:
     line = b"X: " + b"x" * 8000 + b"\r\n"
-    client = rig.ask(b"GET /v1/models HTTP/1.1\r\n", *[line] * 20)
+    client = rig.send_request(b"GET /v1/models HTTP/1.1\r\n", *[line] * 20)
 
-    assert client.answer.status == 431
+    assert client.response.status == 431
     assert client.is_closed
 
 
 def test_as_many_fields_as_are_allowed_are_served(new_rig: NewRig) -> None:
     rig = new_rig(max_headers=10)
-    rig.ask(request("GET", "/v1/models", *(f"X-{n}: 1" for n in range(8))))
+    rig.send_request(request("GET", "/v1/models", *(f"X-{n}: 1" for n in range(8))))
 
     assert len(rig.requests) == 1
 
 
 def test_one_field_more_than_allowed_is_431(new_rig: NewRig) -> None:
     rig = new_rig(max_headers=10)
-    answer = refused(rig, request("GET", "/v1/models", *(f"X-{n}: 1" for n in range(9))))
+    response = refused(rig, request("GET", "/v1/models", *(f"X-{n}: 1" for n in range(9))))
 
-    assert answer.status == 431
-    assert code_of(answer) == "request_header_fields_too_large"
+    assert response.status == 431
+    assert code_of(response) == "request_header_fields_too_large"
 
 
 def test_a_body_over_its_limit_is_413_before_it_is_read(new_rig: NewRig) -> None:
     rig = new_rig(max_request_body_size=100)
-    answer = refused(rig, request(body=b"x" * 101))
+    response = refused(rig, request(body=b"x" * 101))
 
-    assert answer.status == 413
-    assert code_of(answer) == "payload_too_large"
+    assert response.status == 413
+    assert code_of(response) == "payload_too_large"
     assert rig.services.body_memory.used == 0
 
 
 def test_a_body_up_to_its_limit_is_served(new_rig: NewRig) -> None:
     rig = new_rig(max_request_body_size=100)
-    rig.ask(request(body=b"x" * 100))
-    rig.ask(
+    rig.send_request(request(body=b"x" * 100))
+    rig.send_request(
         request("POST", "/v1/embeddings", CHUNKED) + chunk(b"x" * 60) * 1 + chunk(b"x" * 40),
         b"0\r\n\r\n",
     )
@@ -107,17 +107,17 @@ def test_a_body_up_to_its_limit_is_served(new_rig: NewRig) -> None:
 
 def test_a_chunked_body_is_413_as_soon_as_it_is_over_its_limit(new_rig: NewRig) -> None:
     rig = new_rig(max_request_body_size=100)
-    answer = refused(rig, request("POST", "/v1/embeddings", CHUNKED) + chunk(b"x" * 60) * 2)
+    response = refused(rig, request("POST", "/v1/embeddings", CHUNKED) + chunk(b"x" * 60) * 2)
 
-    assert answer.status == 413
+    assert response.status == 413
     assert rig.services.body_memory.used == 0
 
 
 def test_a_chunk_that_claims_more_than_all_memory_is_413_when_it_comes(new_rig: NewRig) -> None:
     rig = new_rig(max_request_body_size=100)
-    client = rig.ask(request("POST", "/v1/embeddings", CHUNKED) + b"fffffffffffffff\r\n")
+    client = rig.send_request(request("POST", "/v1/embeddings", CHUNKED) + b"fffffffffffffff\r\n")
     assert client.received == b""
 
     client.send(b"x" * 101)
 
-    assert client.answer.status == 413
+    assert client.response.status == 413

@@ -41,17 +41,17 @@ CUT_SHORT = {
 
 
 @pytest.mark.parametrize("said", CUT_SHORT.values(), ids=CUT_SHORT.keys())
-@pytest.mark.parametrize("how", ["hang_up", "reset"])
+@pytest.mark.parametrize("how", ["close", "reset"])
 def test_an_answer_that_breaks_off_is_cut_and_never_looks_whole(
     how: str, said: bytes, rig: Rig
 ) -> None:
-    client = rig.ask()
-    rig.upstream.say(said)
+    client = rig.send_request()
+    rig.upstream.send(said)
     getattr(rig.upstream, how)()
 
     assert client.was_cut, "a FIN could be taken for the end"
-    assert not client.answer.is_whole
-    assert len(client.answers) == 1, "no second answer behind the first"
+    assert not client.response.is_whole
+    assert len(client.responses) == 1, "no second answer behind the first"
     assert client.received.endswith(said.partition(b"\r\n\r\n")[2])
     assert rig.is_at_rest
     assert rig.records[0].outcome == "backend_error"
@@ -59,17 +59,17 @@ def test_an_answer_that_breaks_off_is_cut_and_never_looks_whole(
     assert rig.services.recorder.metrics.backend_failures["broken_off"] == 1
 
 
-@pytest.mark.parametrize("how", ["hang_up", "reset"])
+@pytest.mark.parametrize("how", ["close", "reset"])
 def test_a_stream_that_breaks_off_behind_a_whole_event_says_so_and_is_not_ended(
     how: str, rig: Rig
 ) -> None:
-    client = rig.ask()
-    rig.upstream.say(STREAM_HEAD, event(1))
+    client = rig.send_request()
+    rig.upstream.send(STREAM_HEAD, event(1))
     getattr(rig.upstream, how)()
 
-    assert client.answer.chunks[0] == b'data: {"n":1}\n\n'
-    assert error_in(client.answer.chunks[1])["code"] == "backend_error"
-    assert not client.answer.is_whole, "the last chunk must not come"
+    assert client.response.chunks[0] == b'data: {"n":1}\n\n'
+    assert error_in(client.response.chunks[1])["code"] == "backend_error"
+    assert not client.response.is_whole, "the last chunk must not come"
     assert client.transport.is_closed
     assert not client.was_cut, "a reset could take the event with it"
     assert b"[DONE]" not in client.received
@@ -78,36 +78,36 @@ def test_a_stream_that_breaks_off_behind_a_whole_event_says_so_and_is_not_ended(
 
 @pytest.mark.parametrize("at", range(1, len(event(1))))
 def test_where_the_network_cut_the_last_event_makes_no_difference(at: int, rig: Rig) -> None:
-    client = rig.ask()
-    rig.upstream.say(STREAM_HEAD, event(1)[:at], event(1)[at:])
-    rig.upstream.hang_up()
+    client = rig.send_request()
+    rig.upstream.send(STREAM_HEAD, event(1)[:at], event(1)[at:])
+    rig.upstream.close()
 
-    assert error_in(client.answer.chunks[-1])["code"] == "backend_error"
+    assert error_in(client.response.chunks[-1])["code"] == "backend_error"
 
 
 def test_the_event_of_an_anthropic_stream_is_anthropic_s(rig: Rig) -> None:
-    client = rig.ask(request("POST", "/v1/messages", body=b"{}"))
-    rig.upstream.say(STREAM_HEAD, event(1))
-    rig.upstream.hang_up()
+    client = rig.send_request(request("POST", "/v1/messages", body=b"{}"))
+    rig.upstream.send(STREAM_HEAD, event(1))
+    rig.upstream.close()
 
-    last = client.answer.chunks[-1]
+    last = client.response.chunks[-1]
     assert last.startswith(b'event: error\ndata: {"type": "error", "error": {"type": "api_error"')
 
 
 def test_http_1_0_gets_the_event_without_chunks(rig: Rig) -> None:
-    client = rig.ask(request(body=b"{}", version="1.0"))
-    rig.upstream.say(STREAM_HEAD, event(1))
-    rig.upstream.hang_up()
+    client = rig.send_request(request(body=b"{}", version="1.0"))
+    rig.upstream.send(STREAM_HEAD, event(1))
+    rig.upstream.close()
 
-    first, separator, rest = client.answer.body.partition(b"\n\n")
+    first, separator, rest = client.response.body.partition(b"\n\n")
     assert first + separator == b'data: {"n":1}\n\n'
     assert error_in(rest)["code"] == "backend_error"
 
 
 def test_a_stream_in_broken_chunks_is_cut(rig: Rig) -> None:
-    client = rig.ask()
+    client = rig.send_request()
     upstream = rig.upstream
-    upstream.say(STREAM_HEAD, event(1), b"nonsense\r\n")
+    upstream.send(STREAM_HEAD, event(1), b"nonsense\r\n")
 
     assert client.was_cut
     assert b"nonsense" not in client.received
@@ -116,17 +116,17 @@ def test_a_stream_in_broken_chunks_is_cut(rig: Rig) -> None:
 
 
 def test_broken_chunks_right_behind_the_head_are_cut_too(rig: Rig) -> None:
-    client = rig.ask()
-    rig.upstream.say(STREAM_HEAD + b"nonsense\r\n")
+    client = rig.send_request()
+    rig.upstream.send(STREAM_HEAD + b"nonsense\r\n")
 
     assert client.was_cut
     assert rig.is_at_rest
 
 
 def test_what_a_client_sends_behind_a_cut_stream_is_not_served(rig: Rig) -> None:
-    rig.ask(request(body=b"{}") * 2)
-    rig.upstream.say(STREAM_HEAD, event(1))
-    rig.upstream.hang_up()
+    rig.send_request(request(body=b"{}") * 2)
+    rig.upstream.send(STREAM_HEAD, event(1))
+    rig.upstream.close()
     rig.advance(1)
 
     assert len(rig.requests) == 1
@@ -136,28 +136,28 @@ def test_what_a_client_sends_behind_a_cut_stream_is_not_served(rig: Rig) -> None
 
 
 def test_a_stream_may_take_as_long_as_it_likes_while_it_moves(rig: Rig) -> None:
-    client = rig.ask()
-    rig.upstream.say(STREAM_HEAD)
+    client = rig.send_request()
+    rig.upstream.send(STREAM_HEAD)
     for n in range(20):
         rig.advance(250)
-        rig.upstream.say(event(n))
-    rig.upstream.say(LAST_CHUNK)
+        rig.upstream.send(event(n))
+    rig.upstream.send(LAST_CHUNK)
 
-    assert client.answer.is_whole
-    assert len(client.answer.chunks) == 20
+    assert client.response.is_whole
+    assert len(client.response.chunks) == 20
 
 
 def test_a_stream_that_falls_silent_gets_an_event_and_no_end(rig: Rig) -> None:
-    client = rig.ask()
+    client = rig.send_request()
     upstream = rig.upstream
-    upstream.say(STREAM_HEAD, event(1))
+    upstream.send(STREAM_HEAD, event(1))
     rig.advance(299)
     assert not client.is_closed
 
     rig.advance(2)
 
-    assert error_in(client.answer.chunks[-1])["code"] == "backend_timeout"
-    assert not client.answer.is_whole
+    assert error_in(client.response.chunks[-1])["code"] == "backend_timeout"
+    assert not client.response.is_whole
     assert client.transport.is_closed
     assert upstream.was_cut
     assert rig.is_at_rest
@@ -165,8 +165,8 @@ def test_a_stream_that_falls_silent_gets_an_event_and_no_end(rig: Rig) -> None:
 
 
 def test_a_stream_that_falls_silent_within_an_event_is_cut(rig: Rig) -> None:
-    client = rig.ask()
-    rig.upstream.say(STREAM_HEAD, event(1), event(2)[:9])
+    client = rig.send_request()
+    rig.upstream.send(STREAM_HEAD, event(1), event(2)[:9])
     rig.advance(301)
 
     assert client.was_cut
@@ -174,28 +174,28 @@ def test_a_stream_that_falls_silent_within_an_event_is_cut(rig: Rig) -> None:
 
 
 def test_a_comment_counts_as_a_sign_of_life(rig: Rig) -> None:
-    client = rig.ask()
-    rig.upstream.say(STREAM_HEAD)
+    client = rig.send_request()
+    rig.upstream.send(STREAM_HEAD)
     for _ in range(4):
         rig.advance(200)
-        rig.upstream.say(chunk(b":\n\n"))
+        rig.upstream.send(chunk(b":\n\n"))
 
     assert not client.is_closed
 
 
 def test_the_cap_on_a_whole_answer_ends_a_stream_that_moves(new_rig: NewRig) -> None:
     rig = new_rig(max_request_duration=30.0)
-    client = rig.ask()
+    client = rig.send_request()
     upstream = rig.upstream
-    upstream.say(STREAM_HEAD)
+    upstream.send(STREAM_HEAD)
     for n in range(28):
         rig.advance(1)
-        upstream.say(event(n))
+        upstream.send(event(n))
     assert not client.is_closed
 
     rig.advance(3)
 
-    assert error_in(client.answer.chunks[-1])["code"] == "backend_timeout"
+    assert error_in(client.response.chunks[-1])["code"] == "backend_timeout"
     assert upstream.was_cut
     assert rig.is_at_rest
 
@@ -210,55 +210,55 @@ def fill(rig: Rig, client: FakeClient) -> int:
     big = chunk(b"data: " + b"x" * 4000 + b"\n\n")
     events = 0
     while upstream.transport.is_reading():
-        upstream.say(big)
+        upstream.send(big)
         events += 1
         assert events < 1000, "nothing stops the engine"
     return events
 
 
 def test_a_slow_client_pauses_the_engine_and_reading_on_resumes_it(rig: Rig) -> None:
-    client = rig.ask()
-    rig.upstream.say(STREAM_HEAD)
+    client = rig.send_request()
+    rig.upstream.send(STREAM_HEAD)
     events = fill(rig, client)
     assert client.transport.unsent < 200_000
-    rig.upstream.say(event(1))
+    rig.upstream.send(event(1))
     assert event(1) not in client.received
 
-    client.read_on()
+    client.resume_reading()
 
     assert rig.upstream.transport.is_reading()
-    rig.upstream.say(LAST_CHUNK)
-    assert len(client.answer.chunks) == events + 1
-    assert client.answer.is_whole
+    rig.upstream.send(LAST_CHUNK)
+    assert len(client.response.chunks) == events + 1
+    assert client.response.is_whole
 
 
 def test_a_slow_client_does_not_hold_up_another(rig: Rig) -> None:
-    slow = rig.ask()
-    rig.upstream.say(STREAM_HEAD)
+    slow = rig.send_request()
+    rig.upstream.send(STREAM_HEAD)
     fill(rig, slow)
-    quick = rig.ask()
-    rig.upstream.say(STREAM_HEAD, event(1))
+    quick = rig.send_request()
+    rig.upstream.send(STREAM_HEAD, event(1))
 
     assert quick.received.endswith(event(1))
 
 
 def test_a_client_that_reads_on_in_time_is_not_taken_for_a_silent_engine(rig: Rig) -> None:
-    client = rig.ask()
-    rig.upstream.say(STREAM_HEAD)
+    client = rig.send_request()
+    rig.upstream.send(STREAM_HEAD)
     fill(rig, client)
     rig.advance(250)
-    client.read_on()
+    client.resume_reading()
     rig.advance(250)
-    rig.upstream.say(LAST_CHUNK)
+    rig.upstream.send(LAST_CHUNK)
 
-    assert client.answer.is_whole
+    assert client.response.is_whole
     assert not client.was_cut
 
 
 def test_a_client_that_reads_nothing_at_all_is_cut_in_the_end(rig: Rig) -> None:
-    client = rig.ask()
+    client = rig.send_request()
     upstream = rig.upstream
-    upstream.say(STREAM_HEAD)
+    upstream.send(STREAM_HEAD)
     fill(rig, client)
     rig.advance(301)
 
@@ -273,12 +273,12 @@ def test_a_connection_paused_by_one_client_is_not_paused_for_the_next(rig: Rig) 
     slow.stall()
     slow.send(request(body=b"{}"))
     body = b"x" * 100_000
-    rig.upstream.say(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + body)
-    other = rig.ask()
+    rig.upstream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + body)
+    other = rig.send_request()
 
     assert len(rig.upstreams) == 1
-    rig.upstream.say(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-    assert other.answer.status == 200
+    rig.upstream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    assert other.response.status == 200
 
 
 def test_the_next_request_waits_for_a_client_that_has_not_read_the_last_response(rig: Rig) -> None:
@@ -286,10 +286,10 @@ def test_the_next_request_waits_for_a_client_that_has_not_read_the_last_response
     client.stall()
     client.send(request(body=b"1") + request(body=b"2"))
     body = b"x" * 100_000
-    rig.upstream.say(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + body)
+    rig.upstream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + body)
     assert len(rig.requests) == 1
 
-    client.read_on()
+    client.resume_reading()
 
     assert len(rig.requests) == 2
     assert rig.upstream.transport.is_reading()
@@ -307,12 +307,12 @@ ENDING = chunk(TIMINGS) + chunk(b"data: [DONE]\n\n") + LAST_CHUNK
 
 def test_a_stream_s_first_token_is_its_first_event_and_not_its_head(rig: Rig) -> None:
     # llama-server sends the head when it begins with the prompt, which may take minutes.
-    rig.ask()
-    rig.upstream.say(STREAM_HEAD)
+    rig.send_request()
+    rig.upstream.send(STREAM_HEAD)
     rig.advance(40.0)
-    rig.upstream.say(chunk(b":\n\n"))
+    rig.upstream.send(chunk(b":\n\n"))
     rig.advance(10.0)
-    rig.upstream.say(event(1), ENDING)
+    rig.upstream.send(event(1), ENDING)
     (exchange,) = rig.records
 
     assert (exchange.first_byte, exchange.first_token) == (0.0, 50.0)
@@ -322,19 +322,19 @@ def test_a_stream_s_first_token_is_its_first_event_and_not_its_head(rig: Rig) ->
 
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
 def test_what_a_stream_told_at_its_end_is_known(version: str, rig: Rig) -> None:
-    client = rig.ask(request(body=b"{}", version=version))
-    rig.upstream.say(STREAM_HEAD + event(0), *(event(n) for n in range(20)), ENDING)
-    rig.upstream.hang_up()
+    client = rig.send_request(request(body=b"{}", version=version))
+    rig.upstream.send(STREAM_HEAD + event(0), *(event(n) for n in range(20)), ENDING)
+    rig.upstream.close()
     (exchange,) = rig.records
 
     assert exchange.usage == Usage(33, 4, 32, 0.045)
-    assert client.answers[0].body.endswith(b"data: [DONE]\n\n")
+    assert client.responses[0].body.endswith(b"data: [DONE]\n\n")
 
 
 def test_a_client_that_leaves_has_tokens_that_nobody_told(rig: Rig) -> None:
-    client = rig.ask()
-    rig.upstream.say(STREAM_HEAD, event(1), event(2))
-    client.leave()
+    client = rig.send_request()
+    rig.upstream.send(STREAM_HEAD, event(1), event(2))
+    client.disconnect()
     (exchange,) = rig.records
 
     assert exchange.usage is None
@@ -346,15 +346,15 @@ def test_a_client_that_leaves_has_tokens_that_nobody_told(rig: Rig) -> None:
 
 def test_an_engine_that_sends_is_heard(rig: Rig) -> None:
     began = rig.clock.now
-    rig.ask()
+    rig.send_request()
     assert rig.services.engine.responded_at < began
 
     rig.advance(5.0)
-    rig.upstream.say(STREAM_HEAD)
+    rig.upstream.send(STREAM_HEAD)
     assert rig.services.engine.responded_at == began + 5.0
 
     rig.advance(5.0)
-    rig.upstream.say(event(1))
+    rig.upstream.send(event(1))
     rig.advance(0.5)
     assert rig.services.engine.responded_at == began + 10.5
 
@@ -364,10 +364,10 @@ def test_an_engine_that_sends_is_heard(rig: Rig) -> None:
 
 def test_one_that_fails_is_to_be_asked_how_it_is(rig: Rig) -> None:
     began = rig.clock.now
-    client = rig.ask()
-    rig.upstream.say(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+    client = rig.send_request()
+    rig.upstream.send(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
 
-    assert client.answer.status == 503
+    assert client.response.status == 503
     assert rig.services.engine.responded_at < began
 
 
@@ -382,9 +382,9 @@ def test_the_tokens_are_read_wherever_the_network_cut_the_event_that_tells(
     done = chunk(b"data: [DONE]\n\n")
     behind = [done, LAST_CHUNK] if apart == "each" else [done + LAST_CHUNK]
     for at in range(1, len(tells)):
-        rig.ask()
-        rig.upstream.say(STREAM_HEAD + event(1))
+        rig.send_request()
+        rig.upstream.send(STREAM_HEAD + event(1))
         for piece in (event(2), event(3), tells[:at], tells[at:], *behind):
-            rig.upstream.say(piece)
+            rig.upstream.send(piece)
 
     assert [record.usage for record in rig.records] == [Usage(33, 6, None)] * (len(tells) - 1)

@@ -5,8 +5,8 @@ from tests.support.messages import OK, request
 
 
 def test_draining_closes_what_is_silent_and_waits_for_the_rest(rig: Rig) -> None:
-    silent = rig.ask(request("GET", "/ping"))
-    busy = rig.ask()
+    silent = rig.send_request(request("GET", "/ping"))
+    busy = rig.send_request()
     connections = rig.services.connections
 
     connections.drain()
@@ -14,7 +14,7 @@ def test_draining_closes_what_is_silent_and_waits_for_the_rest(rig: Rig) -> None
     assert silent.is_closed
     assert not busy.is_closed
     assert (connections.busy(), connections.idle.is_set()) == (1, False)
-    rig.upstream.say(OK)
+    rig.upstream.send(OK)
 
     assert connections.idle.is_set()
 

@@ -118,11 +118,11 @@ def test_bytes_of_an_answer_are_a_move_and_silence_or_comments_are_none(new_rig:
 
         def moves_after(data: bytes) -> int:
             if data:
-                rig.upstreams[0].say(data)
+                rig.upstreams[0].send(data)
             control.tick()
             return control._activity().moves
 
-        rig.ask(request(body=b'{"stream":true}'))
+        rig.send_request(request(body=b'{"stream":true}'))
         before = moves_after(b"")
         head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
         assert moves_after(head + b"Transfer-Encoding: chunked\r\n\r\n") == before + 1
@@ -153,8 +153,8 @@ def test_only_a_comment_and_nothing_else_is_no_news(
 
 def test_answers_are_counted(new_rig: NewRig) -> None:
     rig = new_rig()
-    rig.answer_with(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+    rig.respond_with(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
     for _ in range(3):
-        assert rig.ask().answer.status == 200
+        assert rig.send_request().response.status == 200
 
     assert answered(rig.services.recorder.metrics) == 3

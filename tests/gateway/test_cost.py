@@ -64,8 +64,8 @@ def calls_per_request(client: FakeClient, *, new_heads: bool = False) -> float:
 
 @pytest.fixture
 def client(rig: Rig) -> FakeClient:
-    rig.answer_with(OK)
-    return rig.ask()
+    rig.respond_with(OK)
+    return rig.send_request()
 
 
 def test_a_request_with_the_head_of_the_last_one_costs_less_than_half_of_another(
@@ -90,16 +90,16 @@ def test_a_new_connection_with_a_known_head_costs_less_than_half_of_a_new_head(
 def test_the_tokens_in_a_response_add_less_than_a_fifth(rig: Rig, client: FakeClient) -> None:
     without = calls_per_request(client)
     body = RESPONSES.joinpath("chat.http").read_bytes().partition(b"\r\n\r\n")[2]
-    rig.answer_with(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+    rig.respond_with(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
 
     assert calls_per_request(client) < 1.2 * without
     assert rig.services.recorder.metrics.tokens["alice", "completion"] > 0
 
 
 def test_an_event_costs_less_than_an_eighth_of_a_request(rig: Rig, client: FakeClient) -> None:
-    rig.reply = None
-    rig.ask()
-    rig.upstream.say(STREAM_HEAD, event(1))
+    rig.respond = None
+    rig.send_request()
+    rig.upstream.send(STREAM_HEAD, event(1))
     engine = rig.upstream.transport
     events = [chunk(b'data: {"token":"%d"}\n\n' % 10**n) for n in range(1, 65)]
 
@@ -110,8 +110,8 @@ def test_an_event_costs_less_than_an_eighth_of_a_request(rig: Rig, client: FakeC
     work()  # once, since the size line of each length is computed once
 
     per_event = calls_of(work) / len(events)
-    rig.upstream.say(LAST_CHUNK)
-    rig.answer_with(OK)
+    rig.upstream.send(LAST_CHUNK)
+    rig.respond_with(OK)
     assert per_event < calls_per_request(client) / 8
 
 

@@ -24,20 +24,20 @@ TELLING = (
 
 
 def get(rig: Rig, path: str, key: str | None = KEY) -> Response:
-    (answer,) = rig.ask(request("GET", path, key=key)).answers
-    return answer
+    (response,) = rig.send_request(request("GET", path, key=key)).responses
+    return response
 
 
 def data(rig: Rig, path: str = "/dashboard/data", key: str | None = KEY) -> Any:
-    answer = get(rig, path, key)
-    assert answer.status == 200
-    return json.loads(answer.body)
+    response = get(rig, path, key)
+    assert response.status == 200
+    return json.loads(response.body)
 
 
 def stream(rig: Rig, key: str = KEY) -> None:
-    rig.ask(request(body=b"{}", key=key))
+    rig.send_request(request(body=b"{}", key=key))
     rig.advance(0.5)
-    rig.upstream.say(STREAM_HEAD, chunk(b'data: {"x":1}\n\n'), chunk(TELLING), b"0\r\n\r\n")
+    rig.upstream.send(STREAM_HEAD, chunk(b'data: {"x":1}\n\n'), chunk(TELLING), b"0\r\n\r\n")
 
 
 # The page -----------------------------------------------------------------------------------------
@@ -45,14 +45,14 @@ def stream(rig: Rig, key: str = KEY) -> None:
 
 @pytest.mark.parametrize("path", FILES)
 def test_the_page_needs_no_key_no_engine_and_lets_nothing_else_in(path: str, rig: Rig) -> None:
-    answer = get(rig, path, key=None)
+    response = get(rig, path, key=None)
 
-    assert answer.status == 200
-    assert answer.body
-    policy = answer["Content-Security-Policy"]
+    assert response.status == 200
+    assert response.body
+    policy = response["Content-Security-Policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
-    assert answer["X-Content-Type-Options"] == "nosniff"
+    assert response["X-Content-Type-Options"] == "nosniff"
     assert rig.dials == []
 
 
@@ -95,14 +95,14 @@ def test_the_page_can_be_switched_off(new_rig: NewRig) -> None:
 
 def test_numbers_need_a_key(rig: Rig) -> None:
     for path in ("/dashboard/data", "/usage"):
-        answer = get(rig, path, key=None)
-        assert answer.status == 401
-        assert answer["WWW-Authenticate"].startswith("Bearer")
+        response = get(rig, path, key=None)
+        assert response.status == 401
+        assert response["WWW-Authenticate"].startswith("Bearer")
 
 
 def test_numbers_have_what_health_says_and_what_the_page_draws(rig: Rig) -> None:
     stream(rig)
-    rig.ask(request("POST", "/nowhere"))
+    rig.send_request(request("POST", "/nowhere"))
     rig.services.recorder.settle()
     take_reading(rig.services, rig.clock.now + STEP_SECONDS)
     found = data(rig)
@@ -127,7 +127,7 @@ def test_a_step_is_taken_when_it_is_due_and_its_times_are_its_own(rig: Rig) -> N
 
 
 def test_looks_at_the_gateway_itself_are_no_requests_on_the_chart(rig: Rig) -> None:
-    rig.answer_with(OK)
+    rig.respond_with(OK)
     for path in ("/health", "/metrics", "/dashboard/data", "/v1/models"):
         get(rig, path)
     take_reading(rig.services, rig.clock.now + STEP_SECONDS)

@@ -24,7 +24,7 @@ def get(rig: Rig, target: str, *fields: str, method: str = "GET") -> Request:
     return rig.services.reader.understand(parse_request(request(method, target, *fields)), cors=b"")
 
 
-def answer(rig: Rig, target: str, *fields: str, method: str = "GET") -> OwnAnswer:
+def response(rig: Rig, target: str, *fields: str, method: str = "GET") -> OwnAnswer:
     found = get(rig, target, *fields, method=method)
     return endpoints.answer(found.route.kind, found, rig.services)
 
@@ -50,7 +50,7 @@ def test_a_reload_says_how_many_keys_there_are() -> None:
 
 
 def test_a_ping_has_nothing_to_say(rig: Rig) -> None:
-    assert answer(rig, "/ping") == OwnAnswer(200)
+    assert response(rig, "/ping") == OwnAnswer(200)
 
 
 def test_health_has_the_engine_s_sentence(rig: Rig) -> None:
@@ -80,7 +80,7 @@ def test_health_tells_how_long_the_gateway_has_run(rig: Rig) -> None:
 
 def test_gauges_show_what_is_under_way(new_rig: NewRig) -> None:
     rig = new_rig(slots=1)
-    rig.ask(), rig.ask(), rig.client()
+    rig.send_request(), rig.send_request(), rig.client()
     gauges = endpoints.gauges(rig.services)
 
     assert (gauges.in_flight, gauges.queue_depth, gauges.slots) == (1, 1, 1)
@@ -105,7 +105,7 @@ def test_gauges_show_what_is_under_way(new_rig: NewRig) -> None:
 def test_metrics_are_json_unless_a_scraper_asks(
     target: str, accept: str, content_type: bytes, rig: Rig
 ) -> None:
-    found = answer(rig, target, f"Accept: {accept}")
+    found = response(rig, target, f"Accept: {accept}")
 
     assert found.status == 200
     assert found.content_type.startswith(content_type)
@@ -132,7 +132,7 @@ PROMETHEUS_3 = (
 def test_what_a_scraper_accepts_chooses_the_format_and_never_comes_back(
     accept: str, is_open: bool, rig: Rig
 ) -> None:
-    found = answer(rig, "/metrics", f"Accept: {accept}")
+    found = response(rig, "/metrics", f"Accept: {accept}")
 
     assert found.content_type.startswith(OPENMETRICS.encode() if is_open else b"text/plain; v")
     assert found.body.endswith(b"# EOF\n") == is_open
@@ -142,7 +142,7 @@ def test_what_a_scraper_accepts_chooses_the_format_and_never_comes_back(
 @pytest.mark.parametrize("accept", ["application/json", "text/plain", OPENMETRICS])
 def test_metrics_that_are_dear_are_not_made_for_everybody_who_asks(accept: str, rig: Rig) -> None:
     def asked() -> bytes:
-        return answer(rig, "/metrics", f"Accept: {accept}").body
+        return response(rig, "/metrics", f"Accept: {accept}").body
 
     for number in range(10_000):
         rig.services.recorder.metrics.count_tokens(f"key{number}", [1, 0, 5, 6, 7, 0])
@@ -156,10 +156,10 @@ def test_metrics_that_are_dear_are_not_made_for_everybody_who_asks(accept: str, 
 
 
 def test_metrics_hold_everything_that_is_over_by_now(rig: Rig) -> None:
-    rig.answer_with(OK)
+    rig.respond_with(OK)
     for _ in range(3):
-        rig.ask()
-    found = json.loads(answer(rig, "/metrics").body)
+        rig.send_request()
+    found = json.loads(response(rig, "/metrics").body)
 
     assert [row["value"] for row in found["llama_gguf_requests"]] == [3]
     assert found["llama_gguf_received_bytes"] == 6
@@ -176,7 +176,7 @@ def test_a_preflight_is_answered_by_its_own_origin(
 ) -> None:
     rig = new_rig(cors_origins=("http://app.example",))
     asks = "Access-Control-Request-Method: POST"
-    found = answer(rig, "/v1/models", f"Origin: {origin}", asks, method="OPTIONS")
+    found = response(rig, "/v1/models", f"Origin: {origin}", asks, method="OPTIONS")
 
     assert (found.status, found.body) == (204, b"")
     assert (b"Access-Control-Max-Age: 86400\r\n" in found.fields) == is_told
@@ -184,9 +184,9 @@ def test_a_preflight_is_answered_by_its_own_origin(
 
 def test_nothing_here_asks_the_engine(rig: Rig) -> None:
     for target in ("/ping", "/health", "/metrics"):
-        answer(rig, target)
-    answer(rig, "/reload", method="POST")
-    answer(rig, "/v1/models", method="OPTIONS")
+        response(rig, target)
+    response(rig, "/reload", method="POST")
+    response(rig, "/v1/models", method="OPTIONS")
 
     assert rig.dials == []
 

@@ -10,8 +10,8 @@ HEAD = POST[:-2]
 
 
 def test_the_head_of_a_known_client_is_matched_by_any_connection(rig: Rig) -> None:
-    rig.answer_with(OK)
-    rig.ask(POST)
+    rig.respond_with(OK)
+    rig.send_request(POST)
     cache = rig.services.head_cache
 
     assert cache.match(HEAD) == (len(HEAD), 2)
@@ -20,8 +20,8 @@ def test_the_head_of_a_known_client_is_matched_by_any_connection(rig: Rig) -> No
 
 
 def test_it_is_forgotten_with_the_next_tick_since_it_holds_a_key(rig: Rig) -> None:
-    rig.answer_with(OK)
-    rig.ask(POST)
+    rig.respond_with(OK)
+    rig.send_request(POST)
 
     rig.services.tick()
 
@@ -30,7 +30,7 @@ def test_it_is_forgotten_with_the_next_tick_since_it_holds_a_key(rig: Rig) -> No
 
 
 def test_what_it_holds_is_in_no_repr(rig: Rig) -> None:
-    rig.answer_with(OK)
-    rig.ask(POST)
+    rig.respond_with(OK)
+    rig.send_request(POST)
 
     assert "sk-" not in repr(rig.services.head_cache.known)

@@ -203,14 +203,14 @@ def test_the_number_of_kept_connections_is_bounded(place: Place) -> None:
 def test_a_connection_is_closed_after_a_response_with_connection_close_such_as_the_hundredth(
     rig: Rig,
 ) -> None:
-    rig.answer_with(OK.replace(b"\r\n", b"\r\nKeep-Alive: timeout=5, max=100\r\n", 1))
+    rig.respond_with(OK.replace(b"\r\n", b"\r\nKeep-Alive: timeout=5, max=100\r\n", 1))
     for _ in range(99):
-        rig.ask(request("GET", "/v1/models"))
-    rig.answer_with(OK.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
-    rig.ask(request("GET", "/v1/models"))
+        rig.send_request(request("GET", "/v1/models"))
+    rig.respond_with(OK.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
+    rig.send_request(request("GET", "/v1/models"))
     assert len(rig.upstreams) == 1
 
-    rig.ask(request("GET", "/v1/models"))
+    rig.send_request(request("GET", "/v1/models"))
 
     assert len(rig.upstreams) == 2
     assert rig.upstreams[0].is_closed
@@ -218,16 +218,16 @@ def test_a_connection_is_closed_after_a_response_with_connection_close_such_as_t
 
 def test_no_more_connections_are_kept_than_were_used_at_once(new_rig: NewRig) -> None:
     rig = new_rig(slots=2)
-    rig.answer_with(OK)
+    rig.respond_with(OK)
     for _ in range(10):
-        rig.ask()
+        rig.send_request()
 
     assert len(rig.upstreams) == 1
 
 
 def test_idle_connections_are_closed_by_the_gateway_s_ticks(rig: Rig) -> None:
-    rig.answer_with(OK)
-    rig.ask()
+    rig.respond_with(OK)
+    rig.send_request()
     rig.advance(4)
 
     assert rig.upstream.is_closed

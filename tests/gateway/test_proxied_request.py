@@ -12,27 +12,27 @@ from tests.support.messages import OK, STREAM_HEAD, event, request
 
 
 def reading(rig: Rig) -> FakeClient:
-    return rig.ask(request(body=b"x" * 100)[:-10])
+    return rig.send_request(request(body=b"x" * 100)[:-10])
 
 
 def queued(rig: Rig) -> FakeClient:
     for _ in range(4):
-        rig.ask()
-    return rig.ask()
+        rig.send_request()
+    return rig.send_request()
 
 
 def connecting(rig: Rig) -> FakeClient:
     rig.accepts = False
-    return rig.ask()
+    return rig.send_request()
 
 
 def sent(rig: Rig) -> FakeClient:
-    return rig.ask()
+    return rig.send_request()
 
 
 def streaming(rig: Rig) -> FakeClient:
-    client = rig.ask()
-    rig.upstream.say(STREAM_HEAD, event(1))
+    client = rig.send_request()
+    rig.upstream.send(STREAM_HEAD, event(1))
     return client
 
 
@@ -42,14 +42,14 @@ PHASES = [reading, queued, connecting, sent, streaming]
 def end_the_others(rig: Rig) -> None:
     for upstream in rig.upstreams:
         if not upstream.is_closed:
-            upstream.hang_up()
+            upstream.close()
 
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_client_that_leaves_frees_everything(
     phase: Callable[[Rig], FakeClient], rig: Rig
 ) -> None:
-    phase(rig).leave()
+    phase(rig).disconnect()
     end_the_others(rig)
 
     assert rig.is_at_rest
@@ -86,11 +86,11 @@ def test_a_bug_frees_everything(
 
 
 def test_one_request_after_the_other_leaves_nothing_behind(rig: Rig) -> None:
-    rig.answer_with(OK)
+    rig.respond_with(OK)
     client = rig.client()
     for _ in range(3):
         client.send(request(body=b"{}"), request("GET", "/v1/models"), request(body=b"[]", key=KEY))
 
-    assert [answer.status for answer in client.answers] == [200] * 9
+    assert [response.status for response in client.responses] == [200] * 9
     assert rig.is_at_rest
     assert not client.connection.is_busy

@@ -127,15 +127,15 @@ def test_it_knows_of_the_engine_what_its_supervisor_tells(tmp_path: Path) -> Non
         assert (await told.get("/health")).status == 503
         told.tell(READY)
         await told.until(EngineState.READY)
-        answer = await told.get("/health")
-        assert answer.status == 200
-        assert json.loads(answer.body)["slots"] == {"used": 0, "total": 3}
+        response = await told.get("/health")
+        assert response.status == 200
+        assert json.loads(response.body)["slots"] == {"used": 0, "total": 3}
 
         told.tell(READY.moved(EngineState.BACKOFF, 5.0, detail="it died"))
         await told.until(EngineState.BACKOFF)
-        answer = await told.get("/health")
-        assert answer.status == 503
-        assert json.loads(answer.body)["engine"]["detail"] == "it died"
+        response = await told.get("/health")
+        assert response.status == 503
+        assert json.loads(response.body)["engine"]["detail"] == "it died"
 
     run(tmp_path, scenario)
 

@@ -7,7 +7,7 @@ import pytest
 from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.gateway import endpoints
 from llama_gguf.http1.routes import Kind
-from tests.support.exchanges import asked
+from tests.support.exchanges import request_for
 from tests.support.fakes import NewRig, Rig
 from tests.support.keys import BACKEND_KEY, KEY
 from tests.support.messages import request
@@ -44,19 +44,19 @@ def test_the_access_log_is_told_the_wall_clock(rig: Rig) -> None:
 
 
 def test_a_drained_gateway_is_idle_when_its_last_exchange_is_over(rig: Rig) -> None:
-    client = rig.ask()
+    client = rig.send_request()
     rig.services.connections.is_draining = True
     rig.services.connections.notice_idle()
     assert not rig.services.connections.idle.is_set()
 
-    client.leave()
+    client.disconnect()
 
     assert rig.services.connections.idle.is_set()
 
 
 def test_no_secret_is_in_what_can_be_printed(rig: Rig) -> None:
-    rig.ask(request(body=b"{}"))
-    metrics = endpoints.answer(Kind.METRICS, asked("GET", "/metrics"), rig.services)
+    rig.send_request(request(body=b"{}"))
+    metrics = endpoints.answer(Kind.METRICS, request_for("GET", "/metrics"), rig.services)
     shown = repr(vars(rig.services).values()) + str(metrics)
 
     for principal in (
@@ -70,8 +70,8 @@ def test_no_secret_is_in_what_can_be_printed(rig: Rig) -> None:
 def test_the_engine_s_key_is_not_logged(new_rig: NewRig, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
         rig = new_rig()
-        rig.ask()
-        rig.upstream.hang_up()
+        rig.send_request()
+        rig.upstream.close()
 
     assert BACKEND_KEY not in caplog.text
     assert KEY not in caplog.text

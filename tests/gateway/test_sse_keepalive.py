@@ -25,14 +25,16 @@ STREAM = b'{"stream":true}'
 WAITING = b": waiting\n\n"
 
 
-def ask(rig: Rig, target: str = "/v1/chat/completions", body: bytes = STREAM) -> FakeClient:
-    return rig.ask(request("POST", target, body=body))
+def send_request(
+    rig: Rig, target: str = "/v1/chat/completions", body: bytes = STREAM
+) -> FakeClient:
+    return rig.send_request(request("POST", target, body=body))
 
 
 def so_far(client: FakeClient) -> Response:
     """The response so far."""
-    (answer,) = read_responses(client.received)
-    return answer
+    (response,) = read_responses(client.received)
+    return response
 
 
 def last_event(client: FakeClient) -> dict[str, object]:
@@ -53,7 +55,7 @@ def code_in(said: dict[str, object]) -> object:
 def busy(new_rig: NewRig) -> Rig:
     """A gateway whose only slot is taken."""
     rig = new_rig(slots=1, sse_keepalive=10, max_queue_wait=100, cors_origins=("*",))
-    rig.ask()
+    rig.send_request()
     return rig
 
 
@@ -61,20 +63,20 @@ def busy(new_rig: NewRig) -> Rig:
 
 
 def test_a_stream_that_waits_receives_its_head_and_then_comments(busy: Rig) -> None:
-    client = ask(busy)
+    client = send_request(busy)
     busy.advance(9.5)
     assert client.received == b""
 
     busy.advance(0.5)
-    answer = so_far(client)
-    assert answer.status == 200
-    assert answer["content-type"] == "text/event-stream"
-    assert answer["cache-control"] == "no-cache"
-    assert answer["x-accel-buffering"] == "no"
-    assert answer["access-control-allow-origin"] == "*"
-    assert answer["x-ratelimit-remaining-requests"] == "998"
-    assert answer["x-request-id"].startswith("req-")
-    assert answer.chunks == (WAITING,)
+    response = so_far(client)
+    assert response.status == 200
+    assert response["content-type"] == "text/event-stream"
+    assert response["cache-control"] == "no-cache"
+    assert response["x-accel-buffering"] == "no"
+    assert response["access-control-allow-origin"] == "*"
+    assert response["x-ratelimit-remaining-requests"] == "998"
+    assert response["x-request-id"].startswith("req-")
+    assert response.chunks == (WAITING,)
 
     busy.advance(25)
     assert so_far(client).chunks == (WAITING,) * 3
@@ -82,8 +84,8 @@ def test_a_stream_that_waits_receives_its_head_and_then_comments(busy: Rig) -> N
 
 def test_without_the_setting_nothing_is_sent(new_rig: NewRig) -> None:
     rig = new_rig(slots=1, max_queue_wait=1000)
-    rig.ask()
-    client = ask(rig)
+    rig.send_request()
+    client = send_request(rig)
     rig.advance(200)
 
     assert client.received == b""
@@ -102,7 +104,7 @@ def test_without_the_setting_nothing_is_sent(new_rig: NewRig) -> None:
 def test_a_request_for_no_stream_waits_without_comments(
     target: str, body: bytes, busy: Rig
 ) -> None:
-    client = ask(busy, target, body)
+    client = send_request(busy, target, body)
     busy.advance(50)
 
     assert client.received == b""
@@ -112,7 +114,7 @@ def test_a_stream_waits_so_while_the_model_loads_and_while_its_prompt_is_read(
     new_rig: NewRig,
 ) -> None:
     rig = new_rig(sse_keepalive=10, state=EngineState.LOADING)
-    client = ask(rig)
+    client = send_request(rig)
     rig.advance(10)
     rig.engine(EngineState.READY)
     rig.advance(10)
@@ -122,21 +124,21 @@ def test_a_stream_waits_so_while_the_model_loads_and_while_its_prompt_is_read(
 
 
 def test_an_http_1_0_client_receives_comments_without_chunks(busy: Rig) -> None:
-    client = busy.ask(request(body=STREAM, version="1.0"))
+    client = busy.send_request(request(body=STREAM, version="1.0"))
     busy.advance(20)
-    busy.upstreams[0].say(OK)
-    busy.upstream.say(STREAM_HEAD, event(1) + LAST_CHUNK)
-    busy.upstream.hang_up()
+    busy.upstreams[0].send(OK)
+    busy.upstream.send(STREAM_HEAD, event(1) + LAST_CHUNK)
+    busy.upstream.close()
 
-    answer = so_far(client)
-    assert "transfer-encoding" not in answer
-    assert answer["connection"] == "close"
-    assert answer.body == WAITING * 2 + b'data: {"n":1}\n\n'
+    response = so_far(client)
+    assert "transfer-encoding" not in response
+    assert response["connection"] == "close"
+    assert response.body == WAITING * 2 + b'data: {"n":1}\n\n'
     assert client.is_closed
 
 
 def test_a_client_that_reads_nothing_is_sent_no_more_comments(busy: Rig) -> None:
-    client = ask(busy)
+    client = send_request(busy)
     busy.advance(10)
     client.stall()
     client.transport._protocol.pause_writing()
@@ -151,16 +153,16 @@ def test_a_client_that_reads_nothing_is_sent_no_more_comments(busy: Rig) -> None
 
 @pytest.mark.parametrize("seconds", [10, 40])
 def test_the_stream_follows_byte_for_byte(seconds: int, busy: Rig) -> None:
-    client = ask(busy)
+    client = send_request(busy)
     busy.advance(seconds)
     waited = so_far(client).chunks
-    busy.upstreams[0].say(OK)
-    busy.upstream.say(STREAM_HEAD, event(1), event(2), LAST_CHUNK)
-    busy.upstream.hang_up()
+    busy.upstreams[0].send(OK)
+    busy.upstream.send(STREAM_HEAD, event(1), event(2), LAST_CHUNK)
+    busy.upstream.close()
 
-    answer = so_far(client)
-    assert answer.is_whole
-    assert answer.chunks == (*waited, b'data: {"n":1}\n\n', b'data: {"n":2}\n\n')
+    response = so_far(client)
+    assert response.is_whole
+    assert response.chunks == (*waited, b'data: {"n":1}\n\n', b'data: {"n":2}\n\n')
     assert busy.is_at_rest
     (_, record) = busy.records
     assert (record.status, record.outcome) == (200, "done")
@@ -169,22 +171,22 @@ def test_the_stream_follows_byte_for_byte(seconds: int, busy: Rig) -> None:
 
 
 def test_the_connection_can_be_used_again(busy: Rig) -> None:
-    client = ask(busy)
+    client = send_request(busy)
     busy.advance(10)
-    busy.upstreams[0].say(OK)
-    busy.upstream.say(STREAM_HEAD + LAST_CHUNK)
+    busy.upstreams[0].send(OK)
+    busy.upstream.send(STREAM_HEAD + LAST_CHUNK)
     client.send(request("GET", "/ping", key=None))
 
-    assert [answer.status for answer in client.answers] == [200, 200]
+    assert [response.status for response in client.responses] == [200, 200]
 
 
 def test_a_stream_opened_while_the_engine_has_the_request_continues_as_well(
     new_rig: NewRig,
 ) -> None:
     rig = new_rig(sse_keepalive=10)
-    client = ask(rig)
+    client = send_request(rig)
     rig.advance(20)
-    rig.upstream.say(STREAM_HEAD, event(1) + LAST_CHUNK)
+    rig.upstream.send(STREAM_HEAD, event(1) + LAST_CHUNK)
 
     assert so_far(client).chunks == (WAITING, WAITING, b'data: {"n":1}\n\n')
     assert so_far(client).is_whole
@@ -193,9 +195,9 @@ def test_a_stream_opened_while_the_engine_has_the_request_continues_as_well(
 
 def test_a_stream_that_has_begun_receives_no_comments(new_rig: NewRig) -> None:
     rig = new_rig(sse_keepalive=10)
-    client = ask(rig)
+    client = send_request(rig)
     rig.advance(10)
-    rig.upstream.say(STREAM_HEAD, event(1))
+    rig.upstream.send(STREAM_HEAD, event(1))
     rig.advance(100)
 
     assert so_far(client).chunks == (WAITING, b'data: {"n":1}\n\n')
@@ -208,7 +210,7 @@ DENSE = b"{" + b'"":[[]],' * 2000 + b'"stream":true}'
 
 
 def test_a_body_that_takes_long_to_search_waits_a_few_ticks_more(busy: Rig) -> None:
-    client = ask(busy, body=DENSE)
+    client = send_request(busy, body=DENSE)
     busy.advance(10)
     assert client.received == b"", "all of it in one tick would hold up every other stream"
 
@@ -217,8 +219,8 @@ def test_a_body_that_takes_long_to_search_waits_a_few_ticks_more(busy: Rig) -> N
 
 
 def test_no_short_body_waits_until_long_ones_are_searched(busy: Rig) -> None:
-    long = [ask(busy, body=DENSE) for _ in range(8)]
-    short = ask(busy)
+    long = [send_request(busy, body=DENSE) for _ in range(8)]
+    short = send_request(busy)
     busy.advance(10)
 
     assert so_far(short).chunks == (WAITING,)
@@ -227,7 +229,7 @@ def test_no_short_body_waits_until_long_ones_are_searched(busy: Rig) -> None:
 
 def test_many_bodies_share_the_effort_of_one_tick(busy: Rig) -> None:
     body = b'{"prompt":"%b","stream":true}' % (b"x" * 200_000)
-    clients = [ask(busy, body=body) for _ in range(8)]
+    clients = [send_request(busy, body=body) for _ in range(8)]
     busy.advance(10)
     assert sum(bool(client.received) for client in clients) < 4
 
@@ -241,7 +243,7 @@ def test_a_bug_in_one_search_does_not_stop_the_others(
     def fail(_: bytes) -> None:
         raise ValueError("as a bug would")
 
-    broken, fine = ask(busy), ask(busy)
+    broken, fine = send_request(busy), send_request(busy)
     broken.transport.on_write = fail
     busy.advance(10)
 
@@ -252,20 +254,20 @@ def test_a_bug_in_one_search_does_not_stop_the_others(
 
 def test_a_search_ends_with_the_exchange_that_it_was_for(new_rig: NewRig) -> None:
     rig = new_rig(sse_keepalive=10)
-    client = ask(rig, body=DENSE)
+    client = send_request(rig, body=DENSE)
     rig.advance(10)
-    rig.upstream.say(OK)
+    rig.upstream.send(OK)
     client.send(request("POST", "/v1/embeddings", body=DENSE))
     rig.advance(60)
 
-    assert len(client.answers) == 1, "embeddings are no stream, whatever their body"
+    assert len(client.responses) == 1, "embeddings are no stream, whatever their body"
 
 
 # What goes wrong then -----------------------------------------------------------------------------
 
 
 def test_a_wait_that_is_too_long_ends_with_an_error_event(busy: Rig) -> None:
-    client = ask(busy)
+    client = send_request(busy)
     busy.advance(100)
 
     assert code_in(last_event(client)) == "queue_timeout"
@@ -278,7 +280,7 @@ def test_a_wait_that_is_too_long_ends_with_an_error_event(busy: Rig) -> None:
 
 
 def test_an_engine_that_is_given_up_ends_it_with_an_error_event(busy: Rig) -> None:
-    client = ask(busy)
+    client = send_request(busy)
     busy.advance(10)
     busy.engine(EngineState.FAILED)
 
@@ -288,21 +290,21 @@ def test_an_engine_that_is_given_up_ends_it_with_an_error_event(busy: Rig) -> No
 
 def test_silence_of_the_engine_ends_it_with_an_error_event(new_rig: NewRig) -> None:
     rig = new_rig(sse_keepalive=10, request_timeout=30)
-    client = ask(rig)
+    client = send_request(rig)
     rig.advance(30)
 
     assert so_far(client).chunks[:-1] == (WAITING,) * 2
     assert code_in(last_event(client)) == "backend_timeout"
     assert rig.services.recorder.metrics.backend_failures == {"timeout": 1}
-    rig.upstream.hang_up()
+    rig.upstream.close()
     assert rig.is_at_rest
 
 
 def test_an_engine_that_cannot_be_reached_ends_it_with_an_error_event(busy: Rig) -> None:
-    client = ask(busy)
+    client = send_request(busy)
     busy.advance(10)
     busy.accepts = False
-    busy.upstreams[0].hang_up()
+    busy.upstreams[0].close()
     busy.dials[-1].refuse()
     busy.spin()
 
@@ -311,10 +313,10 @@ def test_an_engine_that_cannot_be_reached_ends_it_with_an_error_event(busy: Rig)
 
 
 def test_an_engine_that_closes_without_a_response_ends_it_with_an_error_event(busy: Rig) -> None:
-    client = ask(busy)
+    client = send_request(busy)
     busy.advance(10)
-    busy.upstreams[0].say(OK)
-    busy.upstream.hang_up()
+    busy.upstreams[0].send(OK)
+    busy.upstream.close()
 
     assert code_in(last_event(client)) == "backend_error"
     assert busy.is_at_rest
@@ -334,10 +336,10 @@ REFUSALS = {
 
 @pytest.mark.parametrize("pieces", REFUSALS.values(), ids=REFUSALS.keys())
 def test_a_refusal_by_the_engine_becomes_an_error_event(pieces: list[bytes], busy: Rig) -> None:
-    client = ask(busy)
+    client = send_request(busy)
     busy.advance(10)
-    busy.upstreams[0].say(OK)
-    busy.upstream.say(b"HTTP/1.1 400 Bad Request\r\n" + pieces[0], *pieces[1:])
+    busy.upstreams[0].send(OK)
+    busy.upstream.send(b"HTTP/1.1 400 Bad Request\r\n" + pieces[0], *pieces[1:])
 
     assert last_event(client) == json.loads(REFUSAL)
     assert not so_far(client).is_whole
@@ -347,11 +349,11 @@ def test_a_refusal_by_the_engine_becomes_an_error_event(pieces: list[bytes], bus
 
 
 def test_a_refusal_that_the_engine_s_connection_ends_becomes_one_too(busy: Rig) -> None:
-    client = ask(busy)
+    client = send_request(busy)
     busy.advance(10)
-    busy.upstreams[0].say(OK)
-    busy.upstream.say(b"HTTP/1.1 400 Bad Request\r\n\r\n" + REFUSAL)
-    busy.upstream.hang_up()
+    busy.upstreams[0].send(OK)
+    busy.upstream.send(b"HTTP/1.1 400 Bad Request\r\n\r\n" + REFUSAL)
+    busy.upstream.close()
 
     assert last_event(client) == json.loads(REFUSAL)
     assert busy.is_at_rest
@@ -361,10 +363,10 @@ def test_a_refusal_that_the_engine_s_connection_ends_becomes_one_too(busy: Rig) 
 def test_a_response_that_is_neither_a_stream_nor_a_refusal_is_an_error_of_the_gateway(
     body: bytes, busy: Rig
 ) -> None:
-    client = ask(busy)
+    client = send_request(busy)
     busy.advance(10)
-    busy.upstreams[0].say(OK)
-    busy.upstream.say(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body), body)
+    busy.upstreams[0].send(OK)
+    busy.upstream.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body), body)
 
     assert code_in(last_event(client)) == "backend_error"
     assert busy.is_at_rest
@@ -372,30 +374,30 @@ def test_a_response_that_is_neither_a_stream_nor_a_refusal_is_an_error_of_the_ga
 
 def test_a_refusal_is_kept_only_up_to_its_limit(busy: Rig) -> None:
     body = REFUSAL.replace(b"long", b"long" * 50_000)
-    client = ask(busy)
+    client = send_request(busy)
     busy.advance(10)
-    busy.upstreams[0].say(OK)
+    busy.upstreams[0].send(OK)
     half = len(body) // 2
     head = b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n" % len(body)
-    busy.upstream.say(head, body[:half], body[half:])
+    busy.upstream.send(head, body[:half], body[half:])
 
     assert code_in(last_event(client)) == "backend_error"
     assert len(client.received) < 10_000
 
 
 def test_a_refusal_that_breaks_off_is_an_error_of_the_gateway(busy: Rig) -> None:
-    client = ask(busy)
+    client = send_request(busy)
     busy.advance(10)
-    busy.upstreams[0].say(OK)
-    busy.upstream.say(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 999\r\n\r\n", REFUSAL)
-    busy.upstream.hang_up()
+    busy.upstreams[0].send(OK)
+    busy.upstream.send(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 999\r\n\r\n", REFUSAL)
+    busy.upstream.close()
 
     assert code_in(last_event(client)) == "backend_error"
     assert busy.is_at_rest
 
 
 def test_anthropic_s_clients_receive_events_in_their_format(busy: Rig) -> None:
-    client = ask(busy, "/v1/messages")
+    client = send_request(busy, "/v1/messages")
     busy.advance(100)
 
     assert so_far(client).chunks[-1].startswith(b"event: error\ndata: ")
@@ -404,13 +406,13 @@ def test_anthropic_s_clients_receive_events_in_their_format(busy: Rig) -> None:
 
 @pytest.mark.parametrize("has_slot", [False, True])
 def test_a_client_that_leaves_gives_back_what_it_held(has_slot: bool, busy: Rig) -> None:
-    client = ask(busy)
+    client = send_request(busy)
     busy.advance(10)
     if has_slot:
-        busy.upstreams[0].say(OK)
-    client.leave()
-    busy.upstreams[0].say(OK)
-    busy.upstream.hang_up()
+        busy.upstreams[0].send(OK)
+    client.disconnect()
+    busy.upstreams[0].send(OK)
+    busy.upstream.close()
 
     assert busy.is_at_rest
     phase = "before_first_byte" if has_slot else "queued"
@@ -418,7 +420,7 @@ def test_a_client_that_leaves_gives_back_what_it_held(has_slot: bool, busy: Rig)
 
 
 def test_a_refused_wait_costs_the_key_nothing(busy: Rig) -> None:
-    ask(busy)
+    send_request(busy)
     busy.advance(50)
     window = busy.services.authenticator.holder(KEY.encode())
     busy.engine(EngineState.FAILED)
@@ -433,13 +435,13 @@ def test_a_refused_wait_costs_the_key_nothing(busy: Rig) -> None:
 
 def test_its_tokens_and_its_first_event_are_the_engine_s(new_rig: NewRig) -> None:
     rig = new_rig(sse_keepalive=10)
-    client = ask(rig)
+    client = send_request(rig)
     rig.advance(10)
     assert so_far(client).chunks == (WAITING,)
-    rig.upstream.say(STREAM_HEAD)
+    rig.upstream.send(STREAM_HEAD)
     rig.advance(20)
     told = b'data: {"usage":{"prompt_tokens":9,"completion_tokens":3}}\n\n'
-    rig.upstream.say(event(1), chunk(told), LAST_CHUNK)
+    rig.upstream.send(event(1), chunk(told), LAST_CHUNK)
     (exchange,) = rig.records
 
     assert exchange.first_token == 30
@@ -448,9 +450,9 @@ def test_its_tokens_and_its_first_event_are_the_engine_s(new_rig: NewRig) -> Non
 
 def test_a_refusal_by_the_engine_has_no_tokens(new_rig: NewRig) -> None:
     rig = new_rig(sse_keepalive=10)
-    ask(rig)
+    send_request(rig)
     rig.advance(10)
-    rig.upstream.say(OK.replace(b"200 OK", b"400 Bad Request"))
+    rig.upstream.send(OK.replace(b"200 OK", b"400 Bad Request"))
     (exchange,) = rig.records
 
     assert (exchange.first_token, exchange.usage) == (0.0, None)

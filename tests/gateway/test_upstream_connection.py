@@ -20,21 +20,21 @@ from llama_gguf.http1.response import Answer
 from llama_gguf.net.poller import Poller
 from llama_gguf.net.transport import LoopTransport, SocketTransport, Transport
 from llama_gguf.telemetry.token_usage import ENDING_BYTES, OPENING_BYTES
-from tests.support.endpoints import Deaf, Play, connected, sockets_of
+from tests.support.endpoints import NoDataExpected, Play, connected, sockets_of
 from tests.support.fakes import Clock, FakeLoop, FakeTransport
 from tests.support.messages import LAST_CHUNK, OK, STREAM_HEAD, chunk, event, splits
 
 REQUEST = b"POST / HTTP/1.1\r\n\r\n"
 
 
-class Asker(Deaf):
+class Asker(NoDataExpected):
     """Records its calls, and what is written to its transport."""
 
     def __init__(self, *, reads_chunks: bool = True) -> None:
         self.reads_chunks = reads_chunks
         self.transport: Transport
         self.write: Callable[[bytes], None] = self._take
-        self.told: list[str] = []
+        self.calls: list[str] = []
         self.got = b""
         LoopTransport(self).connection_made(self)
         self.status = 0
@@ -50,27 +50,27 @@ class Asker(Deaf):
     def _take(self, data: bytes) -> None:
         self.got += data
 
-    def on_whole_response(self, answer: Answer, body: bytes) -> None:
-        assert answer.framing is Framing.LENGTH
-        self._take(self.on_response(answer, len(body)) + body)
+    def on_whole_response(self, response: Answer, body: bytes) -> None:
+        assert response.framing is Framing.LENGTH
+        self._take(self.on_response(response, len(body)) + body)
         self.on_response_done()
 
-    def on_response(self, answer: Answer, length: int) -> bytes:
-        self.status, self.length = answer.status, length
+    def on_response(self, response: Answer, length: int) -> bytes:
+        self.status, self.length = response.status, length
         return b"HEAD;"
 
     def on_first_event(self) -> None:
         self.first_events += 1
 
     def on_response_done(self) -> None:
-        self.told.append("done")
+        self.calls.append("done")
 
     def on_upstream_failed(self, error: UpstreamError) -> None:
-        self.told.append("failed, stale" if isinstance(error, UpstreamClosedKept) else "failed")
+        self.calls.append("failed, stale" if isinstance(error, UpstreamClosedKept) else "failed")
 
     def on_cut(self, error: UpstreamError, *, may_insert: bool) -> None:
         del error
-        self.told.append("cut behind an event" if may_insert else "cut")
+        self.calls.append("cut behind an event" if may_insert else "cut")
 
 
 class Keeper:
@@ -93,17 +93,17 @@ class Line:
         self.transport = FakeTransport(loop, ("127.0.0.1", 8080))
         self.transport.attach(self.connection)
 
-    def ask(self, *, to_head: bool = False, reads_chunks: bool = True) -> Asker:
+    def send_request(self, *, to_head: bool = False, reads_chunks: bool = True) -> Asker:
         asker = Asker(reads_chunks=reads_chunks)
         self.connection.ask(asker, REQUEST, to_head=to_head)
         return asker
 
-    def say(self, *pieces: bytes) -> None:
+    def send(self, *pieces: bytes) -> None:
         for piece in pieces:
             self.transport.receive(piece)
         self.loop.spin()
 
-    def hang_up(self) -> None:
+    def close(self) -> None:
         self.transport.receive_eof()
         self.loop.spin()
 
@@ -120,37 +120,37 @@ def line() -> Iterator[Line]:
 
 def test_a_new_connection_is_usable_and_sends_what_it_is_given(line: Line) -> None:
     assert line.is_idle
-    line.ask()
+    line.send_request()
 
     assert line.transport.written == REQUEST
     assert not line.is_idle
 
 
 def test_head_and_body_that_arrive_together_are_sent_together(line: Line) -> None:
-    asker = line.ask()
-    line.say(OK)
+    asker = line.send_request()
+    line.send(OK)
 
     assert asker.got == b'HEAD;{"ok":true}'
     assert asker.status == 200
-    assert asker.told == ["done"]
+    assert asker.calls == ["done"]
 
 
 def test_a_finished_connection_is_given_back_and_serves_again(line: Line) -> None:
-    line.ask()
-    line.say(OK)
+    line.send_request()
+    line.send(OK)
     assert line.keeper.kept == [line.connection]
     assert line.is_idle
 
-    second = line.ask()
-    line.say(OK)
+    second = line.send_request()
+    line.send(OK)
 
-    assert second.told == ["done"]
+    assert second.calls == ["done"]
     assert line.connection.requests == 2
 
 
 @pytest.mark.parametrize("to_head", [False, True])
 @pytest.mark.parametrize(
-    ("answer", "status", "got"),
+    ("response", "status", "got"),
     [
         (OK, 200, b'HEAD;{"ok":true}'),
         (OK.replace(b"11", b"4").replace(b'{"ok":true}', b"more"), 200, b"HEAD;more"),
@@ -158,79 +158,79 @@ def test_a_finished_connection_is_given_back_and_serves_again(line: Line) -> Non
     ],
 )
 def test_what_another_connection_has_read_changes_nothing_for_a_new_one(
-    line: Line, *, to_head: bool, answer: bytes, status: int, got: bytes
+    line: Line, *, to_head: bool, response: bytes, status: int, got: bytes
 ) -> None:
-    line.ask(to_head=to_head)
-    line.say(OK.partition(b"{")[0] if to_head else OK)
+    line.send_request(to_head=to_head)
+    line.send(OK.partition(b"{")[0] if to_head else OK)
 
     new = Line(line.loop, line.keeper)
-    asker = new.ask()
-    new.say(answer)
+    asker = new.send_request()
+    new.send(response)
 
-    assert (asker.status, asker.got, asker.told) == (status, got, ["done"])
+    assert (asker.status, asker.got, asker.calls) == (status, got, ["done"])
 
 
 def test_it_is_given_back_before_its_asker_is_called(line: Line) -> None:
-    asker = line.ask()
-    asker.on_response_done = lambda: asker.told.append(  # type: ignore[method-assign]
+    asker = line.send_request()
+    asker.on_response_done = lambda: asker.calls.append(  # type: ignore[method-assign]
         f"done, {len(line.keeper.kept)} kept"
     )
-    line.say(OK)
+    line.send(OK)
 
-    assert asker.told == ["done, 1 kept"]
+    assert asker.calls == ["done, 1 kept"]
 
 
 def test_a_stream_s_connection_is_closed_and_not_given_back(line: Line) -> None:
-    asker = line.ask()
-    line.say(STREAM_HEAD, event(1), event(2) + LAST_CHUNK)
+    asker = line.send_request()
+    line.send(STREAM_HEAD, event(1), event(2) + LAST_CHUNK)
 
     assert asker.got == b"HEAD;" + event(1) + event(2) + LAST_CHUNK
-    assert asker.told == ["done"]
+    assert asker.calls == ["done"]
     assert line.keeper.kept == []
     assert line.transport.is_closed
     assert not line.is_idle
 
 
 def test_a_client_that_reads_no_chunks_receives_their_content(line: Line) -> None:
-    asker = line.ask(reads_chunks=False)
-    line.say(STREAM_HEAD + event(1)[:3], event(1)[3:], event(2), LAST_CHUNK)
+    asker = line.send_request(reads_chunks=False)
+    line.send(STREAM_HEAD + event(1)[:3], event(1)[3:], event(2), LAST_CHUNK)
 
     assert asker.got == b'HEAD;data: {"n":1}\n\ndata: {"n":2}\n\n'
-    assert asker.told == ["done"]
+    assert asker.calls == ["done"]
 
 
 def test_a_response_to_head_has_no_body(line: Line) -> None:
-    asker = line.ask(to_head=True)
-    line.say(OK.partition(b"{")[0])
+    asker = line.send_request(to_head=True)
+    line.send(OK.partition(b"{")[0])
 
-    assert asker.told == ["done"]
+    assert asker.calls == ["done"]
     assert line.is_idle
 
 
 def test_a_first_request_that_fails_is_not_stale(line: Line) -> None:
-    asker = line.ask()
-    line.hang_up()
+    asker = line.send_request()
+    line.close()
 
-    assert asker.told == ["failed"]
+    assert asker.calls == ["failed"]
 
 
 def test_a_later_request_that_fails_without_a_byte_is_stale(line: Line) -> None:
-    line.ask()
-    line.say(OK)
-    asker = line.ask()
-    line.hang_up()
+    line.send_request()
+    line.send(OK)
+    asker = line.send_request()
+    line.close()
 
-    assert asker.told == ["failed, stale"]
+    assert asker.calls == ["failed, stale"]
 
 
 def test_a_later_request_that_fails_after_a_byte_is_not_stale(line: Line) -> None:
-    line.ask()
-    line.say(OK)
-    asker = line.ask()
-    line.say(b"H")
-    line.hang_up()
+    line.send_request()
+    line.send(OK)
+    asker = line.send_request()
+    line.send(b"H")
+    line.close()
 
-    assert asker.told == ["failed"]
+    assert asker.calls == ["failed"]
 
 
 TEXT_HEAD = STREAM_HEAD.replace(b"text/event-stream", b"text/plain")
@@ -253,48 +253,48 @@ BREAKS_OFF = [
 
 @pytest.mark.parametrize(("said", "told"), BREAKS_OFF)
 def test_a_response_that_breaks_off_is_reported_as_cut(said: bytes, told: str, line: Line) -> None:
-    asker = line.ask()
-    line.say(said)
-    line.hang_up()
+    asker = line.send_request()
+    line.send(said)
+    line.close()
 
-    assert asker.told == [told]
+    assert asker.calls == [told]
 
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n"])
 def test_a_line_end_in_a_chunk_of_its_own_ends_no_event(line_end: bytes, line: Line) -> None:
-    asker = line.ask()
-    line.say(STREAM_HEAD + chunk(b"data: x") + chunk(line_end))
-    line.hang_up()
+    asker = line.send_request()
+    line.send(STREAM_HEAD + chunk(b"data: x") + chunk(line_end))
+    line.close()
 
-    assert asker.told == ["cut"]
+    assert asker.calls == ["cut"]
 
 
 def test_after_an_abort_the_asker_is_not_called(line: Line) -> None:
-    asker = line.ask()
-    line.say(STREAM_HEAD, event(1))
+    asker = line.send_request()
+    line.send(STREAM_HEAD, event(1))
     line.connection.abort()
-    line.say(event(2))
+    line.send(event(2))
 
     assert line.transport.aborted
-    assert asker.told == []
+    assert asker.calls == []
     assert asker.got == b"HEAD;" + event(1)
 
 
 def test_bytes_on_an_idle_connection_close_it(line: Line) -> None:
-    line.say(OK)
+    line.send(OK)
 
     assert line.transport.is_closed
     assert not line.is_idle
 
 
 def test_an_idle_connection_that_the_engine_closes_is_not_usable(line: Line) -> None:
-    line.hang_up()
+    line.close()
 
     assert not line.is_idle
 
 
 def test_pausing_a_connection_that_is_gone_does_no_harm(line: Line) -> None:
-    line.ask()
+    line.send_request()
     line.connection.abort()
     line.connection.pause_reading()
     line.connection.resume_reading()
@@ -303,14 +303,14 @@ def test_pausing_a_connection_that_is_gone_does_no_harm(line: Line) -> None:
 
 
 def test_a_pause_outlasts_no_exchange(line: Line) -> None:
-    asker = line.ask()
+    asker = line.send_request()
     asker.write = lambda _: line.connection.pause_reading()  # a client that is slow to the end
-    line.say(OK[:-3])
+    line.send(OK[:-3])
     assert not line.transport.is_reading()
     line.connection.resume_reading()
-    line.say(OK[-3:])
+    line.send(OK[-3:])
 
-    assert asker.told == ["done"]
+    assert asker.calls == ["done"]
     assert line.transport.is_reading()
 
 
@@ -336,29 +336,29 @@ def test_a_transition_that_is_not_in_the_table_is_a_bug(line: Line) -> None:
 def test_a_second_request_before_the_response_to_the_first_is_complete_is_a_bug(
     in_between: list[bytes], line: Line
 ) -> None:
-    first = line.ask()
-    line.say(*in_between)
+    first = line.send_request()
+    line.send(*in_between)
 
     with pytest.raises(IllegalTransition, match="to HEAD"):
-        line.ask()
+        line.send_request()
     assert line.transport.written == REQUEST
-    assert first.told == []
+    assert first.calls == []
 
 
 def test_a_request_on_a_closed_connection_is_a_bug(line: Line) -> None:
-    line.hang_up()
+    line.close()
 
     with pytest.raises(IllegalTransition, match="CLOSED to HEAD"):
-        line.ask()
+        line.send_request()
 
 
 def test_the_phases_of_a_stream(line: Line) -> None:
     seen = [line.connection.phase]
-    line.ask()
+    line.send_request()
     seen.append(line.connection.phase)
     pieces = (STREAM_HEAD, event(1), event(2)[:5], event(2)[5:], LAST_CHUNK)
     for piece in pieces:
-        line.say(piece)
+        line.send(piece)
         seen.append(line.connection.phase)
 
     assert seen == [
@@ -396,55 +396,55 @@ ANSWERS = {
 def test_no_response_depends_on_the_one_before_it_or_on_how_it_is_split(
     first: bytes, second: bytes, line: Line
 ) -> None:
-    alone = line.ask()
-    line.say(second)
+    alone = line.send_request()
+    line.send(second)
     for pieces in splits(second):
         line.connection.requests = 1  # so that the connection does not grow old
-        line.ask()
-        line.say(first)
-        asker = line.ask()
-        line.say(*pieces)
+        line.send_request()
+        line.send(first)
+        asker = line.send_request()
+        line.send(*pieces)
 
         assert vars_of(asker) == vars_of(alone)
         assert line.is_idle
 
 
 def vars_of(asker: Asker) -> tuple[object, ...]:
-    return asker.told, asker.got, asker.status, asker.length
+    return asker.calls, asker.got, asker.status, asker.length
 
 
 @pytest.mark.parametrize("before", [OK, OK.partition(b"{")[0]], ids=["to GET", "to HEAD"])
 def test_a_response_to_head_has_no_body_after_any_other(before: bytes, line: Line) -> None:
-    line.ask(to_head=not before.endswith(b"}"))
-    line.say(before)
-    to_head = line.ask(to_head=True)
-    line.say(OK.partition(b"{")[0])
+    line.send_request(to_head=not before.endswith(b"}"))
+    line.send(before)
+    to_head = line.send_request(to_head=True)
+    line.send(OK.partition(b"{")[0])
     assert to_head.got == b"HEAD;"
-    to_get = line.ask()
-    line.say(OK)
+    to_get = line.send_request()
+    line.send(OK)
 
     assert to_get.got == b'HEAD;{"ok":true}'
-    assert (to_head.told, to_get.told) == (["done"], ["done"])
+    assert (to_head.calls, to_get.calls) == (["done"], ["done"])
 
 
 def test_a_known_head_after_the_beginning_of_another_is_no_head(line: Line) -> None:
-    line.ask()
-    line.say(OK)
-    asker = line.ask()
-    line.say(b"H", OK)
+    line.send_request()
+    line.send(OK)
+    asker = line.send_request()
+    line.send(b"H", OK)
 
-    assert asker.told == ["failed"]
+    assert asker.calls == ["failed"]
     assert line.transport.aborted
 
 
 def test_surplus_bytes_are_no_response_to_the_next_request(line: Line) -> None:
-    line.ask()
-    line.say(OK)
-    asker = line.ask()
-    line.say(OK + OK)
+    line.send_request()
+    line.send(OK)
+    asker = line.send_request()
+    line.send(OK + OK)
 
     assert asker.got == b'HEAD;{"ok":true}'
-    assert asker.told == ["done"]
+    assert asker.calls == ["done"]
     assert line.keeper.kept == [line.connection], "after the first, and not again"
     assert line.transport.is_closed
 
@@ -452,10 +452,10 @@ def test_surplus_bytes_are_no_response_to_the_next_request(line: Line) -> None:
 def test_a_connection_that_its_response_ends_is_not_kept_even_after_a_single_read(
     line: Line,
 ) -> None:
-    asker = line.ask()
-    line.say(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+    asker = line.send_request()
+    line.send(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
 
-    assert asker.told == ["done"]
+    assert asker.calls == ["done"]
     assert line.keeper.kept == []
     assert line.transport.is_closed
 
@@ -471,22 +471,22 @@ def test_within_a_chunk_nothing_is_taken_for_another_chunk(
     received: bytes, reads_chunks: bool, line: Line
 ) -> None:
     rest = [b"1\r\nx\r\n", b"1\r\ny\r\n", b"\r\n", b"2\r\nzz\r\n", LAST_CHUNK]
-    in_pieces = line.ask(reads_chunks=reads_chunks)
-    line.say(STREAM_HEAD, received, *rest)
+    in_pieces = line.send_request(reads_chunks=reads_chunks)
+    line.send(STREAM_HEAD, received, *rest)
     other = Line(line.loop)
-    bytewise = other.ask(reads_chunks=reads_chunks)
+    bytewise = other.send_request(reads_chunks=reads_chunks)
     stream = b"".join((received, *rest))
-    other.say(STREAM_HEAD, *(stream[i : i + 1] for i in range(len(stream))))
+    other.send(STREAM_HEAD, *(stream[i : i + 1] for i in range(len(stream))))
 
-    assert in_pieces.told == bytewise.told
-    if in_pieces.told == ["done"]:
+    assert in_pieces.calls == bytewise.calls
+    if in_pieces.calls == ["done"]:
         assert in_pieces.got == bytewise.got
     assert line.transport.is_closed == other.transport.is_closed
 
 
 def test_the_bytes_of_every_chunk_are_counted(line: Line) -> None:
-    asker = line.ask()
-    line.say(STREAM_HEAD, event(1), event(2)[:4], event(2)[4:], event(3) + event(4))
+    asker = line.send_request()
+    line.send(STREAM_HEAD, event(1), event(2)[:4], event(2)[4:], event(3) + event(4))
 
     assert line.connection.bytes_passed == len(asker.got)
 
@@ -497,18 +497,18 @@ COMMENT = chunk(b":\n\n")
 
 
 def test_a_stream_s_first_event_is_reported_once_and_kept(line: Line) -> None:
-    asker = line.ask()
-    line.say(STREAM_HEAD)
+    asker = line.send_request()
+    line.send(STREAM_HEAD)
     before = asker.first_events
-    line.say(COMMENT, event(1), event(2))
+    line.send(COMMENT, event(1), event(2))
 
     assert (before, asker.first_events) == (0, 1)
     assert line.connection.window.opening == event(1)
 
 
 def test_a_comment_is_no_event_however_it_arrives(line: Line) -> None:
-    asker = line.ask()
-    line.say(STREAM_HEAD + COMMENT, COMMENT[:3], COMMENT[3:], COMMENT)
+    asker = line.send_request()
+    line.send(STREAM_HEAD + COMMENT, COMMENT[:3], COMMENT[3:], COMMENT)
 
     assert (asker.first_events, line.connection.window.opening) == (0, b"")
     assert asker.got == b"HEAD;" + COMMENT * 3
@@ -519,39 +519,39 @@ def test_the_end_of_a_stream_is_kept_however_it_is_cut(line: Line) -> None:
     last = chunk(b'data: {"timings":{}}\n\n') + chunk(b"data: [DONE]\n\n") + LAST_CHUNK
     for end in splits(last):
         other = Line(line.loop)
-        asker = other.ask()
-        other.say(STREAM_HEAD, *events, *end)
+        asker = other.send_request()
+        other.send(STREAM_HEAD, *events, *end)
 
-        assert asker.told == ["done"]
+        assert asker.calls == ["done"]
         assert other.connection.window.ending.endswith(event(39) + last)
 
 
 def test_the_end_that_is_kept_is_bounded(line: Line) -> None:
-    line.ask()
-    line.say(b"HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n")
+    line.send_request()
+    line.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n")
     for _ in range(100):
-        line.say(b"x" * 1000, b"y" * 60000)
+        line.send(b"x" * 1000, b"y" * 60000)
 
     assert len(line.connection.window.opening) <= OPENING_BYTES
     assert len(line.connection.window.ending) <= 65536
-    line.say(b"z" * 1000)
+    line.send(b"z" * 1000)
     assert len(line.connection.window.ending) <= 2 * ENDING_BYTES
     assert line.connection.window.ending.endswith(b"y" + b"z" * 1000)
 
 
 def test_a_response_that_is_not_a_stream_has_no_first_event(line: Line) -> None:
-    asker = line.ask()
-    line.say(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", b'{"data:', b'"}')
+    asker = line.send_request()
+    line.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", b'{"data:', b'"}')
 
-    assert asker.told == ["done"]
+    assert asker.calls == ["done"]
     assert (asker.first_events, line.connection.window.ending) == (0, b'{"data:"}')
 
 
 def test_the_windows_have_nothing_of_the_response_before(line: Line) -> None:
-    line.ask()
-    line.say(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n", b"ab", b"cd")
-    line.ask()
-    line.say(STREAM_HEAD, COMMENT)
+    line.send_request()
+    line.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n", b"ab", b"cd")
+    line.send_request()
+    line.send(STREAM_HEAD, COMMENT)
 
     assert (line.connection.window.opening, line.connection.window.ending) == (b"", COMMENT)
 
@@ -571,7 +571,7 @@ def test_neither_a_request_nor_a_stream_s_beginning_waits_for_others(play: Play)
             got: list[bytes] = []
             connection, asker, is_begun = UpstreamConnection(Keeper()), Asker(), asyncio.Event()
 
-            def ask(data: bytes) -> None:
+            def send_request(data: bytes) -> None:
                 connection.ask(asker, data, to_head=False)
                 got.append(came_to(engine))
 
@@ -579,7 +579,7 @@ def test_neither_a_request_nor_a_stream_s_beginning_waits_for_others(play: Play)
                 got.append(came_to(client))
                 is_begun.set()
 
-            end.on_data = ask
+            end.on_data = send_request
             asker.on_first_event = begin  # type: ignore[method-assign]
             asker.transport = end.transport
             with closing(engine):

@@ -86,18 +86,18 @@ class Requests:
         key = GOOD_KEYS[1]
         stream = request("POST", CHAT, "x-events: 1", body=STREAM, key=key)
         client = await self._connect()
-        for ask in itertools.cycle([stream, request("GET", "/v1/models", key=key)]):
+        for raw in itertools.cycle([stream, request("GET", "/v1/models", key=key)]):
             if self._is_over:
                 break
             if client.has_ended or client.was_reset:
                 client = await self._connect()
-            await self._ask(client, ask)
+            await self._ask(client, raw)
             await asyncio.sleep(PAUSE_SECONDS)
         await client.reset()
 
-    async def _ask(self, client: Client, ask: bytes) -> None:
+    async def _ask(self, client: Client, raw: bytes) -> None:
         start = time.monotonic()
-        client.send(ask)
+        client.send(raw)
         response = None
         try:
             async with asyncio.timeout(PATIENCE):

@@ -162,9 +162,9 @@ async def repeatedly(attack: Attack, target: Target) -> None:
 # Pipelined requests whose responses are not read --------------------------------------------------
 
 
-async def never_reads(ask: bytes, target: Target) -> None:
+async def never_reads(raw: bytes, target: Target) -> None:
     client = await target.connect()
-    batch = ask * (65536 // len(ask))
+    batch = raw * (65536 // len(raw))
     for _ in range(MAX_SENT_AHEAD // len(batch)):
         client.send(batch)
         try:
@@ -226,11 +226,11 @@ async def reads_slowly(target: Target) -> None:
 # Slots and queue ----------------------------------------------------------------------------------
 
 
-async def never_pauses(ask: bytes, target: Target) -> None:
+async def never_pauses(raw: bytes, target: Target) -> None:
     """One request after the other on one connection."""
     client = await target.connect()
     while not client.is_closed:
-        client.send(ask)
+        client.send(raw)
         response = await client.read_response()
         if response is None or response.all("connection") == ["close"]:
             break
@@ -265,7 +265,7 @@ async def leaves_in_the_middle(points: Sequence[bytes], target: Target) -> None:
             await client.sent()
         async with target.visit() as client:
             client.send(begun)
-            await (client.leave() if target.trust else client.close_half())
+            await (client.disconnect() if target.trust else client.close_half())
 
 
 async def guesses_keys(sources: count[int], target: Target) -> None:
@@ -276,7 +276,7 @@ async def guesses_keys(sources: count[int], target: Target) -> None:
         if response is None or response.status not in (401, 429):
             target.faults.append(f"a wrong key: {response and response.status}")
             break
-    await client.leave()
+    await client.disconnect()
 
 
 # The terminal -------------------------------------------------------------------------------------
@@ -314,8 +314,8 @@ _POINTS: Final = (
 )
 
 
-def _unread(ask: bytes, **more: Any) -> Scenario:
-    return Scenario(partial(together, 2, partial(never_reads, ask)), **more)
+def _unread(raw: bytes, **more: Any) -> Scenario:
+    return Scenario(partial(together, 2, partial(never_reads, raw)), **more)
 
 
 def _many(number: int, attack: Attack, **more: Any) -> Scenario:

@@ -31,9 +31,9 @@ def test_a_request_is_parsed() -> None:
 def test_white_space_behind_a_value_is_no_part_of_it() -> None:
     # llhttp leaves it to its caller (RFC 9112 section 5.1).
     request = parse_request(b"GET / HTTP/1.1\r\nX: y \t\r\n\r\n")
-    answer = parse_response(b"HTTP/1.1 200 OK\r\nX: y \t\r\n\r\n")
+    response = parse_response(b"HTTP/1.1 200 OK\r\nX: y \t\r\n\r\n")
 
-    assert request.fields == answer.fields == [(b"X", b"y")]
+    assert request.fields == response.fields == [(b"X", b"y")]
 
 
 @pytest.mark.parametrize("before", [b"", b" ", b"\t", b" \t "])
@@ -74,10 +74,10 @@ def test_no_beginning_of_a_valid_head_is_rejected() -> None:
         for seen, end in itertools.combinations(range(len(head)), 2):
             check_request_start(head[:end], seen)
     for line in (b"HTTP/1.1 200 OK\r\n", b"HTTP/1.0 204\r\n", b"HTTP/1.1 200 \xe9 \r\n"):
-        answer = line + lines
-        parse_response(answer)
-        for end in range(len(answer)):
-            check_response_start(answer[:end])
+        response = line + lines
+        parse_response(response)
+        for end in range(len(response)):
+            check_response_start(response[:end])
 
 
 @pytest.mark.parametrize("method", [b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE"])
@@ -178,11 +178,11 @@ def test_no_bytes_make_the_parsers_fail_in_any_other_way(pieces: list[bytes]) ->
         assert request.target.startswith(b"/") or request.target == b"*"
         assert not any(c in v for _, v in request.fields for c in b"\r\n\0")
     try:
-        answer = parse_response(text)
+        response = parse_response(text)
     except UpstreamError:
         pass
     else:
-        assert 100 <= answer.status <= 599
+        assert 100 <= response.status <= 599
 
 
 @settings(max_examples=30)

@@ -118,8 +118,8 @@ def test_credentials_are_sent_to_the_hub_only(server: HubServer, tmp_path: Path)
     get(server, tmp_path, "m.gguf")
 
     assert (tmp_path / "m.gguf").read_bytes() == CONTENT
-    assert {a.authorization for a in server.asked_for("/resolve/")} == {f"Bearer {TOKEN}"}
-    assert [a.authorization for a in server.asked_for("Signature")] == [None]
+    assert {a.authorization for a in server.requests_for("/resolve/")} == {f"Bearer {TOKEN}"}
+    assert [a.authorization for a in server.requests_for("Signature")] == [None]
 
 
 def test_an_interrupted_download_is_resumed_by_the_next_one(
@@ -128,11 +128,11 @@ def test_an_interrupted_download_is_resumed_by_the_next_one(
     server.does.cuts = [len(CONTENT) // 2, 0]
     assert "the same command resumes the download" in refusal(server, tmp_path)
     assert names(tmp_path) == ["m.gguf.part", "m.gguf.part.etag"]
-    server.asked.clear()
+    server.requests.clear()
 
     ticks = get(server, tmp_path, "m.gguf")
 
-    assert [a.range for a in server.asked_for("Signature")] == [f"bytes={len(CONTENT) // 2}-"]
+    assert [a.range for a in server.requests_for("Signature")] == [f"bytes={len(CONTENT) // 2}-"]
     assert ticks[0] == (len(CONTENT) // 2, len(CONTENT))
     assert names(tmp_path) == ["m.gguf"]
     assert (tmp_path / "m.gguf").read_bytes() == CONTENT
@@ -167,7 +167,7 @@ def test_the_space_for_all_parts_is_checked_before_the_first_download(
     with pytest.raises(UserError, match=r"1125899\.9 GB are needed"):
         get(server, tmp_path, *PARTS)
 
-    assert server.asked_for("Signature") == []
+    assert server.requests_for("Signature") == []
     assert names(tmp_path) == []
 
 

@@ -243,7 +243,7 @@ def test_only_missing_parts_are_downloaded(models: Path, hub: HubServer) -> None
     (models / "big-Q4_0-00001-of-00002.gguf").write_bytes(part(1, 2))
 
     assert get(f"hf:{REPO}:Q4_0", models, hub=hub).fetched
-    assert [a.path for a in hub.asked_for("Signature")] == [
+    assert [a.path for a in hub.requests_for("Signature")] == [
         "/q/big-Q4_0-00002-of-00002.gguf?Signature=signed-secret"
     ]
 
@@ -257,13 +257,13 @@ def test_the_result_of_a_hub_download_has_its_hash(models: Path, hub: HubServer)
 
 def test_an_existing_hub_model_needs_neither_library_nor_hub(models: Path, hub: HubServer) -> None:
     get(f"hf:{REPO}:Q8_0", models, hub=hub)
-    hub.asked.clear()
+    hub.requests.clear()
 
     for wanted in (f"hf:{REPO}:Q8_0", f"hf:{REPO}/m-Q8_0.gguf"):
         assert get(wanted, models) == Pulled(
             str(models / "m-Q8_0.gguf"), len(CONTENT), None, fetched=False
         )
-    assert hub.asked == []
+    assert hub.requests == []
 
 
 def test_a_model_of_another_origin_is_replaced_only_with_force(

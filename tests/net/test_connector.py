@@ -15,10 +15,10 @@ from llama_gguf.config.schema import UpstreamSettings
 from llama_gguf.net.connector import RETRY_SECONDS, Cancellable, Dialer
 from llama_gguf.net.poller import Poller
 from llama_gguf.net.transport import Transport
-from tests.support.endpoints import Deaf, Play, watched
+from tests.support.endpoints import NoDataExpected, Play, watched
 
 
-class End(Deaf):
+class End(NoDataExpected):
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         self.made: asyncio.Future[Transport] = loop.create_future()
@@ -45,7 +45,7 @@ class Phone:
         self.waits_for = self._dialer.dial(self.end, self.end.failed.set_result)
         return self
 
-    async def hang_up(self) -> None:
+    async def close(self) -> None:
         (await self.end.made).abort()
         await self.end.lost
 
@@ -54,7 +54,7 @@ class Phone:
 async def calling(watcher: Poller, **settings: Any) -> AsyncIterator[Phone]:
     phone = Phone(watcher, **settings).dial()
     yield phone
-    await phone.hang_up()
+    await phone.close()
 
 
 def unused_port() -> int:
@@ -188,7 +188,7 @@ def test_an_engine_with_a_full_backlog_is_waited_for(play: Play) -> None:
             accepted = [engine.accept()[0] for _ in phones[:-1]]  # the kernel tries again in 1 s
             await phones[-1].end.made
             for phone in phones:
-                await phone.hang_up()
+                await phone.close()
             assert not given_up.end.made.done()
             for sock in accepted:
                 sock.close()
@@ -233,7 +233,7 @@ def test_a_socket_file_whose_queue_is_full_is_tried_until_there_is_room(
                 await asyncio.sleep(0)
             assert not phone.end.failed.done()
             engine.accept()[0].close()
-            await phone.hang_up()
+            await phone.close()
 
     play(scene)
 

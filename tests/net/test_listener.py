@@ -14,7 +14,7 @@ from llama_gguf.errors import UserError
 from llama_gguf.net.listener import Listener, listen
 from llama_gguf.net.poller import EpollPoller, Poller
 from llama_gguf.net.transport import SocketTransport, Transport
-from tests.support.endpoints import Deaf, watched
+from tests.support.endpoints import NoDataExpected, watched
 
 # The socket ---------------------------------------------------------------------------------------
 
@@ -44,7 +44,7 @@ def test_an_address_of_another_machine_is_a_plain_error() -> None:
 # Letting in ---------------------------------------------------------------------------------------
 
 
-class Guest(Deaf):
+class Guest(NoDataExpected):
     """Sends hello to each client."""
 
     def __init__(self, hall: Hall) -> None:

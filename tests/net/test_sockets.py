@@ -19,7 +19,7 @@ from llama_gguf.net import sockets
 from llama_gguf.net.poller import poller
 from llama_gguf.net.transport import LoopTransport, SocketTransport, Transport
 from tests.support.clients import reset
-from tests.support.endpoints import Deaf
+from tests.support.endpoints import NoDataExpected
 from tests.support.processes import DEADLINE_SECONDS
 
 Pair = tuple[socket.socket, socket.socket]
@@ -45,7 +45,7 @@ def unix() -> Iterator[Pair]:
         yield ours, peer
 
 
-class Line(Deaf):
+class Line(NoDataExpected):
     """A connection that knows its transport and when it is lost."""
 
     def __init__(self) -> None:
@@ -120,18 +120,18 @@ def after(act: Act, ours: socket.socket, run: Run) -> None:
     run.on_loop(work())
 
 
-def ask(ours: socket.socket, run: Run) -> bool:
+def send_request(ours: socket.socket, run: Run) -> bool:
     """The result of ``has_left`` for *ours*."""
-    answers = []
+    responses = []
 
     async def work() -> None:
         line = await run.connected(ours)
-        answers.append(sockets.has_left(line.transport))
+        responses.append(sockets.has_left(line.transport))
         line.transport.abort()
         await asyncio.wait_for(line.lost, DEADLINE_SECONDS)
 
     run.on_loop(work())
-    return answers[0]
+    return responses[0]
 
 
 def wait_for_end(ours: socket.socket) -> None:
@@ -183,7 +183,7 @@ def test_on_a_unix_socket_a_reset_is_an_end(run: Run) -> None:
         assert peer.recv(1) == b""
 
 
-class Unused(Deaf):
+class Unused(NoDataExpected):
     def connection_made(self, transport: Transport) -> None: ...
     def connection_lost(self, exc: Exception | None) -> None: ...
 
@@ -232,7 +232,7 @@ def test_a_peer_that_is_there_has_not_left(run: Run) -> None:
     with tcp() as (ours, peer):
         peer.sendall(b"not read")
 
-        assert not ask(ours, run)
+        assert not send_request(ours, run)
 
 
 def test_a_peer_that_closed_has_left_though_what_it_sent_is_not_read(run: Run) -> None:
@@ -241,7 +241,7 @@ def test_a_peer_that_closed_has_left_though_what_it_sent_is_not_read(run: Run) -
         peer.close()
         wait_for_end(ours)
 
-        assert ask(ours, run)
+        assert send_request(ours, run)
 
 
 def test_a_peer_that_closed_its_half_has_left(run: Run) -> None:
@@ -249,7 +249,7 @@ def test_a_peer_that_closed_its_half_has_left(run: Run) -> None:
         peer.shutdown(socket.SHUT_WR)
         wait_for_end(ours)
 
-        assert ask(ours, run)
+        assert send_request(ours, run)
 
 
 def test_a_peer_that_reset_has_left(run: Run) -> None:
@@ -257,7 +257,7 @@ def test_a_peer_that_reset_has_left(run: Run) -> None:
         reset(peer)
         wait_for_end(ours)
 
-        assert ask(ours, run)
+        assert send_request(ours, run)
 
 
 @pytest.mark.parametrize("closes", [False, True])
@@ -266,7 +266,7 @@ def test_of_a_unix_socket_the_state_is_unknown(closes: bool, run: Run) -> None:
         if closes:
             peer.close()
 
-        assert not ask(ours, run)
+        assert not send_request(ours, run)
 
 
 # Limits -------------------------------------------------------------------------------------------

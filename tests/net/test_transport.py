@@ -13,7 +13,16 @@ import pytest
 from llama_gguf.net.poller import EpollPoller, Poller
 from llama_gguf.net.transport import HIGH_WATER_BYTES, READ_BYTES, LoopTransport, Transport
 from tests.support.clients import reset
-from tests.support.endpoints import MUCH, Deaf, End, Play, connected, read, sockets_of, turns
+from tests.support.endpoints import (
+    MUCH,
+    End,
+    NoDataExpected,
+    Play,
+    connected,
+    read,
+    sockets_of,
+    turns,
+)
 
 # Reading and writing ------------------------------------------------------------------------------
 
@@ -34,11 +43,11 @@ def test_what_is_written_while_reading_arrives_in_its_order(play: Play) -> None:
     async def scene(poller: Poller) -> None:
         async with connected(poller) as (end, peer):
 
-            def answer(data: bytes) -> None:
+            def respond(data: bytes) -> None:
                 for piece in (b"head ", b"body ", data):
                     end.transport.write(piece)
 
-            end.on_data = answer
+            end.on_data = respond
             peer.send(b"end")
             assert await read(peer, 13) == b"head body end"
 
@@ -66,13 +75,13 @@ def test_what_is_written_now_stays_behind_what_was_written_before(play: Play) ->
     async def scene(poller: Poller) -> None:
         async with connected(poller) as (end, peer):
 
-            def answer(data: bytes) -> None:
+            def respond(data: bytes) -> None:
                 end.transport.write(b"head ")
                 end.transport.write_now(data)
                 end.transport.write(MUCH)
                 end.transport.write_now(b"end")
 
-            end.on_data = answer
+            end.on_data = respond
             peer.send(b"body ")
             whole = b"head body " + MUCH + b"end"
             assert await read(peer, len(whole)) == whole
@@ -102,13 +111,13 @@ def test_a_slow_reader_receives_everything_and_pauses_the_writer(family: int, pl
     async def scene(poller: Poller) -> None:
         async with connected(poller, family) as (end, peer):
             end.transport.write(MUCH)
-            assert end.told == ["pause"]
+            assert end.calls == ["pause"]
             assert end.transport.get_write_buffer_size() > HIGH_WATER_BYTES
             end.transport.write(b"behind it")
-            assert end.told == ["pause"]
+            assert end.calls == ["pause"]
 
             assert await read(peer, len(MUCH) + 9) == MUCH + b"behind it"
-            assert end.told == ["pause", "resume"]
+            assert end.calls == ["pause", "resume"]
             assert end.transport.get_write_buffer_size() == 0
             end.transport.write(b"again")
             assert await read(peer, 5) == b"again"
@@ -135,7 +144,7 @@ def test_its_high_water_mark_can_be_set(play: Play) -> None:
         async with connected(poller) as (end, _):
             end.transport.set_write_buffer_limits(high=10 * len(MUCH))
             end.transport.write(MUCH)
-            assert end.told == []
+            assert end.calls == []
 
     play(scene)
 
@@ -177,7 +186,7 @@ def test_a_peer_that_closes_ends_the_connection(play: Play) -> None:
             peer.close()
             assert await end.lost is None
             assert end.received == b"last words"
-            assert end.told == ["eof"]
+            assert end.calls == ["eof"]
             assert end.transport.is_closing()
 
     play(scene)
@@ -188,7 +197,7 @@ def test_a_peer_that_resets_the_connection_is_an_error(play: Play) -> None:
         async with connected(poller) as (end, peer):
             reset(peer)
             assert isinstance(await end.lost, ConnectionResetError)
-            assert end.told == []
+            assert end.calls == []
 
     play(scene)
 
@@ -376,11 +385,11 @@ def test_a_transport_of_the_loop_serves_the_same_protocols(play: Play) -> None:
 
             transport.set_write_buffer_limits(high=1)
             transport.write(MUCH)
-            assert end.told == ["pause"]
+            assert end.calls == ["pause"]
             assert transport.get_write_buffer_size() > 1
             transport.write_eof()
             assert await read(peer, len(MUCH) + 1) == MUCH
-            assert end.told == ["pause", "resume"]
+            assert end.calls == ["pause", "resume"]
 
             assert not transport.is_closing()
             transport.close()
@@ -398,7 +407,7 @@ class _Loops:
 
 
 def test_a_closed_tls_connection_is_freed_without_the_garbage_collector() -> None:
-    class Keeper(Deaf):
+    class Keeper(NoDataExpected):
         def connection_made(self, transport: Transport) -> None:
             self.transport = transport
 

@@ -12,7 +12,7 @@ from perf.load import Answers
 Asking = Callable[[int], Coroutine[None, None, Answers]]
 
 
-def answers(
+def responses(
     asking: Asking, backend_kind: Callable[[], asyncio.Protocol] = backend.Backend
 ) -> Answers:
     async def scenario() -> Answers:
@@ -64,14 +64,14 @@ def three_streams(port: int) -> Coroutine[None, None, Answers]:
 
 
 def test_every_connection_gets_a_correct_response() -> None:
-    got = answers(once)
+    got = responses(once)
 
     assert got.whole == load.CONNECTIONS
     assert not got.wrong
 
 
 def test_a_connection_sends_the_next_request_after_a_response() -> None:
-    got = answers(lambda port: load.requests(port, backend.KEY, seconds=30), LeavesAtTheSecond)
+    got = responses(lambda port: load.requests(port, backend.KEY, seconds=30), LeavesAtTheSecond)
 
     assert got.whole == load.CONNECTIONS
     assert got.wrong == Counter({"the connection was lost: closed": load.CONNECTIONS})
@@ -83,7 +83,7 @@ def test_request_and_response_have_the_stated_sizes() -> None:
 
 
 def test_streams_are_complete_and_every_event_has_a_latency() -> None:
-    got = answers(three_streams)
+    got = responses(three_streams)
 
     assert got.whole == 3
     assert not got.wrong
@@ -95,7 +95,7 @@ def test_streams_are_complete_and_every_event_has_a_latency() -> None:
 def test_the_start_of_all_streams_is_reported_once() -> None:
     reported: list[str] = []
 
-    answers(
+    responses(
         lambda port: load.streams(
             port,
             backend.KEY,
@@ -110,7 +110,7 @@ def test_the_start_of_all_streams_is_reported_once() -> None:
 
 
 def test_credentials_that_were_not_replaced_are_rejected_and_counted() -> None:
-    got = answers(lambda port: load.requests(port, "the-client-s-own", seconds=0))
+    got = responses(lambda port: load.requests(port, "the-client-s-own", seconds=0))
 
     assert got.whole == 0
     assert got.wrong == Counter({"status 401": load.CONNECTIONS})
@@ -119,7 +119,7 @@ def test_credentials_that_were_not_replaced_are_rejected_and_counted() -> None:
 def test_a_response_that_differs_from_the_backends_is_wrong() -> None:
     kind = babbler(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
 
-    assert answers(once, kind).wrong == Counter(
+    assert responses(once, kind).wrong == Counter(
         {"a response that is not the backend's": load.CONNECTIONS}
     )
 
@@ -129,7 +129,7 @@ def test_a_truncated_stream_is_wrong() -> None:
         b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n12\r\ndata: {"born":1}\n\n\r\n'
     )
 
-    assert answers(three_streams, kind).wrong == Counter({"the connection was lost: closed": 3})
+    assert responses(three_streams, kind).wrong == Counter({"the connection was lost: closed": 3})
 
 
 def test_a_stream_that_ends_before_its_last_event_is_wrong() -> None:
@@ -138,4 +138,4 @@ def test_a_stream_that_ends_before_its_last_event_is_wrong() -> None:
         b'12\r\ndata: {"born":1}\n\n\r\n0\r\n\r\n'
     )
 
-    assert answers(three_streams, kind).wrong == Counter({"a stream with events missing": 3})
+    assert responses(three_streams, kind).wrong == Counter({"a stream with events missing": 3})

@@ -6,13 +6,13 @@ from hypothesis import strategies as st
 
 from llama_gguf.errors import IllegalTransition
 from llama_gguf.scheduling.exchange import PHASES, TRANSITIONS, Event, Exchange, State
-from tests.support.exchanges import STARTED_AT, asked, begun
+from tests.support.exchanges import STARTED_AT, new_exchange, request_for
 
 E, S = Event, State
 
 
 def after(*events: Event) -> Exchange:
-    found = begun()
+    found = new_exchange()
     for event in events:
         found.on(event)
     return found
@@ -78,7 +78,7 @@ def test_an_illegal_event_raises_and_changes_nothing(events: list[Event], then: 
 def test_no_order_of_events_sends_two_heads_or_forwards_twice(
     events: list[Event],
 ) -> None:
-    found = begun()
+    found = new_exchange()
     happened: list[Event] = []
     for event in events:
         could_reply = found.may_reply
@@ -100,7 +100,7 @@ def test_a_status_can_be_sent_only_before_a_head() -> None:
 
 
 def at(state: State) -> Exchange:
-    found = begun()
+    found = new_exchange()
     found.state = state
     return found
 
@@ -128,20 +128,20 @@ def test_all_events_are_possible_all_states_reachable_and_only_two_are_final() -
 
 
 def test_request_id_method_and_path_are_those_of_the_request() -> None:
-    found = begun(asked("GET", "/v1/models"), b"req-7")
+    found = new_exchange(request_for("GET", "/v1/models"), b"req-7")
 
     assert (found.request_id, found.method, found.path) == ("req-7", "GET", "/v1/models")
 
 
 def test_phases_that_were_not_reached_took_no_time() -> None:
-    found = begun()
+    found = new_exchange()
     found.ended_at = STARTED_AT + 3
 
     assert (found.queued, found.first_byte, found.duration) == (0.0, 0.0, 3.0)
 
 
 def test_the_time_in_the_queue_ends_with_forwarding_or_with_the_exchange() -> None:
-    found = begun()
+    found = new_exchange()
     found.queued_at = STARTED_AT + 1
     found.ended_at = STARTED_AT + 9
     assert found.queued == 8.0
@@ -152,7 +152,7 @@ def test_the_time_in_the_queue_ends_with_forwarding_or_with_the_exchange() -> No
 
 
 def test_exchanges_do_not_share_their_numbers() -> None:
-    first, second = begun(), begun()
+    first, second = new_exchange(), new_exchange()
     first.bytes_in, first.status, first.rate_fields = 5, 200, b"x: y"
 
     assert (second.bytes_in, second.status, second.rate_fields) == (0, 0, b"")

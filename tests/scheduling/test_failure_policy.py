@@ -11,7 +11,7 @@ from llama_gguf.errors import (
 )
 from llama_gguf.scheduling.exchange import Event, Exchange
 from llama_gguf.scheduling.failure_policy import Action, decide
-from tests.support.exchanges import asked
+from tests.support.exchanges import request_for
 
 REFUSED = UpstreamRefused("connection refused")
 CLOSED = UpstreamClosedKept("connection closed")
@@ -20,7 +20,7 @@ LATE = UpstreamTimeout("no data")
 
 
 def sent(method: str = "POST", target: str = "/v1/chat/completions") -> Exchange:
-    exchange = Exchange(0.0, asked(method, target), b"r1", "127.0.0.1")
+    exchange = Exchange(0.0, request_for(method, target), b"r1", "127.0.0.1")
     exchange.on(Event.FORWARD)
     return exchange
 

@@ -111,7 +111,7 @@ class Client:
         while await self.receive():
             pass
 
-    async def leave(self) -> None:
+    async def disconnect(self) -> None:
         self._writer.close()
         with suppress(ConnectionError):
             await self._writer.wait_closed()
@@ -125,13 +125,13 @@ class Client:
 
     async def reset(self) -> None:
         self.abort()
-        await self.leave()
+        await self.disconnect()
 
     async def close_half(self) -> None:
         """Half-close the connection, which the gateway treats as a disconnect."""
         self._writer.write_eof()
         await self.read_rest()
-        await self.leave()
+        await self.disconnect()
 
 
 def chunked(body: bytes, size: int) -> bytes:

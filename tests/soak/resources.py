@@ -85,7 +85,7 @@ async def metrics(connect: Connect) -> dict[str, Any]:
         client.send(request("GET", "/metrics", key=None))
         response = await client.read_response()
     finally:
-        await client.leave()
+        await client.disconnect()
     assert response
     facts: dict[str, Any] = json.loads(response.body)
     return facts

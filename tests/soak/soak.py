@@ -148,7 +148,7 @@ class Soak:
             rng = random.Random(f"{self._size.seed} {number}")
             is_slow = visit is reads_slowly
             if client is not None and is_slow:
-                await client.leave()
+                await client.disconnect()
                 client = None
             if client is None:
                 client = await self._connect(SMALL_BUFFER if is_slow else 1 << 16)
@@ -159,10 +159,10 @@ class Soak:
                 is_usable = False
                 await client.reset()
             if not is_usable or is_slow or not rng.randrange(VISITS_OF_A_CONNECTION):
-                await client.leave()
+                await client.disconnect()
                 client = None
         if client is not None:
-            await client.leave()
+            await client.disconnect()
 
     async def _connect(self, buffer_bytes: int = 1 << 16) -> Client:
         """Connect to the gateway.

@@ -113,7 +113,7 @@ class Visitor:
 
     async def go_away(self) -> bool:
         """Disconnect in one of three ways."""
-        leave = self.rng.choice((self.client.leave, self.client.reset, self.client.close_half))
+        leave = self.rng.choice((self.client.disconnect, self.client.reset, self.client.close_half))
         await leave()
         self.tally["clients that left early"] += 1
         return False
@@ -305,7 +305,7 @@ async def leaves_with_much_sent_ahead(v: Visitor) -> bool:
     watch = v.engine.watch(order)
     v.client.send(v.get(order) + PING * 2500)
     await watch.arrived.wait()
-    leave = v.rng.choice((v.client.leave, v.client.reset))
+    leave = v.rng.choice((v.client.disconnect, v.client.reset))
     await leave()
     v.tally["clients that left early"] += 1
     await watch.gone.wait()

@@ -155,7 +155,7 @@ def test_a_fault_costs_only_the_requests_that_it_cut_and_is_recovered_from(
     crowd.until_all_have_responses()
 
     fault.strike(serve)
-    serve.until_said(fault.logged)
+    serve.until_printed(fault.logged)
     if not fault.keeps_engine:
         serve.until(lambda: serve.engine_pid not in (0, engine))
     serve.until(lambda: serve.health() == 200)
@@ -166,7 +166,7 @@ def test_a_fault_costs_only_the_requests_that_it_cut_and_is_recovered_from(
         assert set(outcomes) <= {"200", "502", "cut"}, outcomes
         assert lost <= fault.lost, outcomes
     assert (serve.engine_pid == engine) == fault.keeps_engine
-    serve.hang_up()
+    serve.close()
     assert serve.stop() == 0
     leaves_nothing(serve)
 
@@ -218,7 +218,7 @@ ENDS: Final = {
 def test_a_first_load_that_fails_is_the_end_with_its_status(serve: Serve, end: End) -> None:
     serve.start(engine=end.engine, **end.settings)
 
-    assert serve.left_with() == end.status
+    assert serve.wait() == end.status
     assert end.logged in serve.err
     assert f"Giving up on llama-server; serve exits with status {end.status}" in serve.err
     leaves_nothing(serve)
@@ -238,7 +238,7 @@ def test_a_slow_load_is_awaited_and_reported(serve: Serve) -> None:
     loaded.touch()
 
     serve.until_ready()
-    assert serve.ask(CHAT, b"{}").status == 200
+    assert serve.send_request(CHAT, b"{}").status == 200
     assert serve.stop() == 0
     leaves_nothing(serve)
 
@@ -250,7 +250,7 @@ def test_a_port_that_is_taken_ends_it_at_once(serve: Serve) -> None:
 
         serve.start()
 
-        assert serve.left_with() == 1
+        assert serve.wait() == 1
     assert "To use another port, set PORT_BACKEND" in serve.err
     leaves_nothing(serve)
 
@@ -271,11 +271,11 @@ def test_a_full_disk_is_reported_once_and_has_no_other_effect(serve: Serve) -> N
 
     serve.start_ready(INSTANCE_ID="box", LOG_BACKUPS="1000")
 
-    assert serve.ask(CHAT, b"{}").status == 200
+    assert serve.send_request(CHAT, b"{}").status == 200
     for what in ("The engine log", "The boot log", "The access log"):
-        serve.until_said(what)
+        serve.until_printed(what)
         assert serve.err.count(f"WARNING {what}") == 1
-    serve.until_said("No space left on device")
+    serve.until_printed("No space left on device")
     assert serve.stop() == 0
     assert not serve.processes()
 
@@ -285,8 +285,8 @@ def test_a_log_folder_that_cannot_be_written_is_reported_and_has_no_other_effect
 ) -> None:
     serve.start_ready(LOG_DIR="/proc/nowhere")
 
-    assert serve.ask(CHAT, b"{}").status == 200
-    serve.until_said("The engine log /proc/nowhere/")
+    assert serve.send_request(CHAT, b"{}").status == 200
+    serve.until_printed("The engine log /proc/nowhere/")
     assert serve.stop() == 0
     leaves_nothing(serve)
 
@@ -300,7 +300,7 @@ def test_a_killed_supervisor_leaves_nothing(serve: Serve) -> None:
 
     serve.signal(signal.SIGKILL)
 
-    assert serve.left_with() == -signal.SIGKILL
+    assert serve.wait() == -signal.SIGKILL
     assert DONE not in stream.rest()
     leaves_nothing(serve)
 
@@ -332,12 +332,12 @@ def test_a_signal_to_stop_during_a_stream_finishes_it(serve: Serve) -> None:
     serve.start_ready()
     stream = serve.stream()
     serve.signal(signal.SIGTERM)
-    serve.until_said("Draining")
+    serve.until_printed("Draining")
 
     serve.end_streams()
 
     assert DONE in stream.rest()
-    assert serve.left_with() == 0
+    assert serve.wait() == 0
     leaves_nothing(serve)
 
 
@@ -348,7 +348,7 @@ def test_a_second_signal_cuts_the_stream_and_kills_an_engine_that_ignores_sigter
     gateway = serve.gateway_pid
     stream = serve.stream()
     serve.signal(signal.SIGTERM)
-    serve.until_said("Draining")
+    serve.until_printed("Draining")
 
     serve.signal(signal.SIGTERM)
 
@@ -373,7 +373,7 @@ def test_orphans_whose_parent_it_becomes_do_not_stay_zombies(serve: Serve) -> No
     # Not `is_running`: the point is that it is reaped, so that no zombie stays.
     serve.until(lambda: not Path(f"/proc/{orphan_pid}").exists())
 
-    serve.until_said(f"Reaped process {orphan_pid}, whose parent had exited")
+    serve.until_printed(f"Reaped process {orphan_pid}, whose parent had exited")
     assert len(children(serve.pid)) == 2
     assert serve.stop() == 0
     leaves_nothing(serve)

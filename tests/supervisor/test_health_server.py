@@ -31,7 +31,7 @@ class Health:
     def connect(self) -> socket.socket:
         return socket.create_connection(self.address, timeout=10)
 
-    def ask(self, raw: bytes = GET, *, to_head: bool = False) -> Response:
+    def send_request(self, raw: bytes = GET, *, to_head: bool = False) -> Response:
         with self.connect() as sock:
             sock.sendall(raw)
             (found,) = read_responses(everything(sock), to_head=to_head)
@@ -56,7 +56,7 @@ def test_the_status_of_a_response_is_the_one_provided(
     status: int, body: bytes, health: Health
 ) -> None:
     health.status = status
-    found = health.ask()
+    found = health.send_request()
 
     assert (found.status, found.body) == (status, body)
     assert found["connection"] == "close"
@@ -66,18 +66,18 @@ def test_the_status_of_a_response_is_the_one_provided(
 def test_a_changed_status_is_effective_at_once(health: Health) -> None:
     for status in (204, 200, 503, 200):
         health.status = status
-        assert health.ask().status == status
+        assert health.send_request().status == status
 
 
 @pytest.mark.parametrize("path", ["/", "/ping", "/health", "/any/thing?x=y", "//..//"])
 def test_any_path_is_accepted(path: str, health: Health) -> None:
-    assert health.ask(GET.replace(b"/ping", path.encode())).status == 200
+    assert health.send_request(GET.replace(b"/ping", path.encode())).status == 200
 
 
 @pytest.mark.parametrize("status", [200, 204, 503])
 def test_a_response_to_head_has_no_body(status: int, health: Health) -> None:
     health.status = status
-    found = health.ask(GET.replace(b"GET", b"HEAD"), to_head=True)
+    found = health.send_request(GET.replace(b"GET", b"HEAD"), to_head=True)
 
     assert found.status == status
     assert found.body == b""
@@ -86,7 +86,7 @@ def test_a_response_to_head_has_no_body(status: int, health: Health) -> None:
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "TRACE"])
 def test_other_methods_are_405(method: str, health: Health) -> None:
-    found = health.ask(GET.replace(b"GET", method.encode()))
+    found = health.send_request(GET.replace(b"GET", method.encode()))
 
     assert found.status == 405
     assert found["allow"] == "GET, HEAD"
@@ -94,7 +94,7 @@ def test_other_methods_are_405(method: str, health: Health) -> None:
 
 @pytest.mark.parametrize("raw", [b"get / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\r\n\r\n", b"\r\n\r\n"])
 def test_a_malformed_request_is_400(raw: bytes, health: Health) -> None:
-    assert health.ask(raw).status == 400
+    assert health.send_request(raw).status == 400
 
 
 @pytest.mark.parametrize("raw", [b"\x16\x03\x01\x02\x00\x01", b"\x05\x01\x00", b"\0"])
@@ -117,21 +117,21 @@ def test_a_request_in_pieces_is_a_request(health: Health) -> None:
 
 
 def test_bare_line_feeds_are_accepted(health: Health) -> None:
-    assert health.ask(b"GET / HTTP/1.0\n\n").status == 200
+    assert health.send_request(b"GET / HTTP/1.0\n\n").status == 200
 
 
 def test_a_peer_that_sends_nothing_delays_no_other(health: Health) -> None:
     with health.connect(), health.connect() as half:
         half.sendall(GET[:-1])
         for _ in range(5):
-            assert health.ask().status == 200
+            assert health.send_request().status == 200
 
 
 def test_a_peer_that_reads_nothing_delays_no_other(health: Health) -> None:
     with health.connect() as sock:
         sock.sendall(GET)
         for _ in range(5):
-            assert health.ask().status == 200
+            assert health.send_request().status == 200
 
 
 def test_a_head_without_end_is_cut(health: Health) -> None:
@@ -159,7 +159,7 @@ def test_connections_above_the_maximum_are_cut_and_it_recovers(health: Health) -
             sock.sendall(GET)
             assert read_responses(everything(sock))[0].status == 200
 
-    assert health.ask().status == 200
+    assert health.send_request().status == 200
 
 
 def test_after_stopping_nothing_listens() -> None:
@@ -173,7 +173,7 @@ def test_after_stopping_nothing_listens() -> None:
 def test_stopping_closes_open_connections() -> None:
     health = Health()
     with health.connect() as sock:
-        assert health.ask().status == 200  # so that the other connection has been accepted
+        assert health.send_request().status == 200  # so that the other connection has been accepted
         health.server.stop()
 
         sock.settimeout(2)

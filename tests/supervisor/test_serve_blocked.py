@@ -43,8 +43,8 @@ def test_it_serves_restarts_and_stops(serve: Serve, blocked: Blocked) -> None:
     os.kill(gateway, signal.SIGKILL)
     serve.until(lambda: serve.gateway_pid not in (0, gateway))
 
-    assert serve.ask("/ping", key="").status == 200
-    assert serve.ask(CHAT, b"{}").status == 200
+    assert serve.send_request("/ping", key="").status == 200
+    assert serve.send_request(CHAT, b"{}").status == 200
     ours = (serve.gateway_pid, serve.engine_pid)
     assert serve.stop() == 0
     until_gone(*ours)

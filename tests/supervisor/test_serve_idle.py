@@ -24,13 +24,13 @@ def test_an_idle_engine_is_stopped_and_restarted_by_the_next_request(
         serve.until(lambda: serve.engine_state() == "asleep")
 
         # At once: usually before the process has ended.
-        answers = list(pool.map(lambda n: serve.ask(CHAT, b'{"n": %d}' % n), range(4)))
+        responses = list(pool.map(lambda n: serve.send_request(CHAT, b'{"n": %d}' % n), range(4)))
 
-        assert [a.status for a in answers] == [200] * 4
+        assert [a.status for a in responses] == [200] * 4
         until_gone(engine)
     serve.until(lambda: serve.engine_state() == "asleep" and not serve.engine_pid)
     assert serve.health() == 200
-    health = serve.ask("/health", key="")
+    health = serve.send_request("/health", key="")
     assert (health.status, health.json["status"]) == (200, "asleep")
     assert serve.stop() == 0
     until_gone(gateway)
@@ -43,10 +43,10 @@ def test_a_request_for_the_models_wakes_it_and_gets_503_meanwhile(serve: Serve) 
     serve.start_ready(IDLE_STOP="1")
     serve.until(lambda: serve.engine_state() == "asleep" and not serve.engine_pid)
 
-    answer = serve.ask("/v1/models")
+    response = serve.send_request("/v1/models")
 
-    assert (answer.status, answer.json["error"]["code"]) == (503, "model_loading")
-    serve.until(lambda: serve.ask("/v1/models").status == 200)
+    assert (response.status, response.json["error"]["code"]) == (503, "model_loading")
+    serve.until(lambda: serve.send_request("/v1/models").status == 200)
 
 
 def test_its_own_sleep_is_shown_and_ends_with_the_next_request(serve: Serve) -> None:
@@ -54,10 +54,10 @@ def test_its_own_sleep_is_shown_and_ends_with_the_next_request(serve: Serve) -> 
     engine = serve.engine_pid
     serve.until(lambda: serve.engine_state() == "asleep")
     assert serve.health() == 200
-    assert serve.ask("/v1/models").status == 200
+    assert serve.send_request("/v1/models").status == 200
     assert serve.engine_state() == "asleep"
 
-    assert serve.ask(CHAT, b"{}").status == 200
+    assert serve.send_request(CHAT, b"{}").status == 200
 
     serve.until(lambda: serve.engine_state() == "ready")
     assert serve.engine_pid == engine
@@ -67,13 +67,13 @@ def test_sigusr1_opens_the_log_files_again_and_reads_nothing(serve: Serve) -> No
     serve.start_ready()
     gateway, engine = serve.gateway_pid, serve.engine_pid
     logs = serve.data / "logs"
-    serve.ask("/ping", key="")
+    serve.send_request("/ping", key="")
     serve.until((logs / "api_access.log").exists)
     for path in logs.rglob("*.log"):
         path.rename(path.with_suffix(".moved"))
 
     serve.signal(signal.SIGUSR1)
-    serve.ask(CHAT, b"{}")
+    serve.send_request(CHAT, b"{}")
 
     serve.until((logs / "api_access.log").exists)
     serve.signal(signal.SIGHUP)

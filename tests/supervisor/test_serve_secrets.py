@@ -34,16 +34,16 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     serve.add_key()
     try:
         serve.start_ready(
-            engine=quoted("--die-on", "/v1/die", "--say", "hello", "--mmproj-url", URL),
+            engine=quoted("--die-on", "/v1/die", "--print", "hello", "--mmproj-url", URL),
             BACKEND_API_KEY=BACKEND_KEY,
             HF_TOKEN="hf_a-token-of-somebody",
             **HARMFUL,
             **HARMLESS,
         )
-        assert serve.ask(CHAT, b"{}").status == 200
-        assert serve.ask(CHAT, b"{}", key=f"{KEY}-wrong").status == 401
-        assert serve.ask("/v1/die").status == 502
-        serve.until_said("llama-server died")
+        assert serve.send_request(CHAT, b"{}").status == 200
+        assert serve.send_request(CHAT, b"{}", key=f"{KEY}-wrong").status == 401
+        assert serve.send_request("/v1/die").status == 502
+        serve.until_printed("llama-server died")
         serve.until(lambda: serve.err.count("The model is ready") == 2)
         yield serve
     finally:
@@ -94,6 +94,6 @@ def test_the_settings_in_the_log_are_masked(ready: Serve) -> None:
 
 def test_the_public_paths_show_no_secret_and_no_key_id(ready: Serve) -> None:
     for path in ("/ping", "/health"):
-        body = ready.ask(path, key="").body.decode()
+        body = ready.send_request(path, key="").body.decode()
         assert BACKEND_KEY not in body
         assert "tester" not in body

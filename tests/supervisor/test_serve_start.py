@@ -54,20 +54,20 @@ def test_health_and_gateway_respond_during_a_load_and_a_request_waits_for_its_en
     serve.until(lambda: serve.engine_state() == "loading")
 
     assert serve.health() == 204
-    assert serve.ask("/ping", key="").status == 200
-    health = serve.ask("/health", key="")
+    assert serve.send_request("/ping", key="").status == 200
+    health = serve.send_request("/health", key="")
     assert (health.status, health.json["status"]) == (503, "loading")
-    waiting = pool.submit(serve.ask, CHAT, b'{"first": 1}')
-    serve.until(lambda: serve.ask("/health", key="").json["queue"]["length"] == 1)
+    waiting = pool.submit(serve.send_request, CHAT, b'{"first": 1}')
+    serve.until(lambda: serve.send_request("/health", key="").json["queue"]["length"] == 1)
     assert "Ready:" not in serve.out
 
     loaded.touch()
 
-    answer = waiting.result()
-    assert (answer.status, answer.json) == (200, {"echo": '{"first": 1}'})
+    response = waiting.result()
+    assert (response.status, response.json) == (200, {"echo": '{"first": 1}'})
     serve.until_ready()
     assert serve.health() == 200
-    assert serve.ask("/health", key="").json["status"] == "ok"
+    assert serve.send_request("/health", key="").json["status"] == "ok"
 
 
 def test_in_live_mode_health_is_200_before_the_model_is_ready(serve: Serve) -> None:
@@ -76,7 +76,7 @@ def test_in_live_mode_health_is_200_before_the_model_is_ready(serve: Serve) -> N
     serve.until(lambda: serve.engine_state() == "loading")
 
     assert serve.health() == 200
-    assert serve.ask("/ping", key="").status == 200
+    assert serve.send_request("/ping", key="").status == 200
 
 
 # Ready --------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def test_the_engines_output_is_in_a_separate_file(ready: Serve) -> None:
 
 
 def test_an_exchange_is_in_the_access_log_with_the_id_of_its_key(ready: Serve) -> None:
-    assert ready.ask(CHAT, b'{"logged": 1}', key=created_key(ready)).status == 200
+    assert ready.send_request(CHAT, b'{"logged": 1}', key=created_key(ready)).status == 200
     logs = ready.data / "logs"
 
     written = ready.until(lambda: "".join(f.read_text() for f in logs.glob("api_access.log")))
@@ -151,7 +151,7 @@ def test_settings_by_flag_reach_gateway_and_engine(serve: Serve) -> None:
 
     serve.start_ready(*flags, "--auth-enabled", "false")
 
-    assert serve.ask(CHAT, b"x" * 11, key="").status == 413
+    assert serve.send_request(CHAT, b"x" * 11, key="").status == 413
     assert "--ctx-size 512 " in serve.err
 
 
@@ -182,7 +182,7 @@ def test_a_missing_model_is_fetched_and_served(serve: Serve) -> None:
     with FileServer(gguf()) as server:
         serve.start_command("serve", server.url("/far.gguf")).until_ready()
 
-        assert serve.ask(CHAT, b"{}").status == 200
+        assert serve.send_request(CHAT, b"{}").status == 200
         assert (serve.data / "models" / "far.gguf").read_bytes() == gguf()
         assert "/v1 serves far\n" in serve.out
         assert "Serve it:" not in serve.out
@@ -197,7 +197,7 @@ def test_a_model_that_cannot_be_fetched_ends_it_with_the_reason(serve: Serve) ->
 
         serve.start_command("serve", server.url("/far.gguf"))
 
-        assert serve.left_with() == 1
+        assert serve.wait() == 1
     assert "does not exist (status 404)" in serve.err
     assert "Traceback" not in serve.err
 
@@ -213,7 +213,7 @@ def test_create_key_makes_a_private_key_once_and_each_start_a_new_engine_key(
         serve.start_ready("--create-key")
         key = created_key(serve)
         assert stat.S_IMODE(serve.keys_file.stat().st_mode) == 0o600
-        assert serve.ask(CHAT, b"{}", key=key).status == 200
+        assert serve.send_request(CHAT, b"{}", key=key).status == 200
         first = environment_of(serve.engine_pid)["LLAMA_API_KEY"]
         assert serve.stop() == 0
         stored = serve.keys_file.read_bytes()
@@ -223,7 +223,7 @@ def test_create_key_makes_a_private_key_once_and_each_start_a_new_engine_key(
         assert "A new API key" not in serve.out
         assert key not in serve.out
         assert serve.keys_file.read_bytes() == stored
-        assert serve.ask(CHAT, b"{}", key=key).status == 200
+        assert serve.send_request(CHAT, b"{}", key=key).status == 200
         second = environment_of(serve.engine_pid)["LLAMA_API_KEY"]
         assert first != second
         assert first.startswith("gateway-")
@@ -239,15 +239,15 @@ def test_without_keys_every_request_is_rejected_and_the_log_shows_how_to_create_
 
     serve.start_ready()
 
-    assert serve.ask(CHAT, b"{}").status == 401
-    assert serve.ask("/v1/models").status == 401
-    assert serve.ask("/ping", key="").status == 200
+    assert serve.send_request(CHAT, b"{}").status == 401
+    assert serve.send_request("/v1/models").status == 401
+    assert serve.send_request("/ping", key="").status == 200
     assert f"llama-gguf keys generate --file {serve.keys_file}" in serve.err
 
     serve.add_key()
     serve.signal(signal.SIGHUP)
 
-    serve.until(lambda: serve.ask(CHAT, b"{}").status == 200)
+    serve.until(lambda: serve.send_request(CHAT, b"{}").status == 200)
 
 
 def test_create_key_without_a_writable_file_exits_with_the_reason(serve: Serve) -> None:
@@ -256,7 +256,7 @@ def test_create_key_without_a_writable_file_exits_with_the_reason(serve: Serve) 
 
     serve.start("--create-key", AUTH_KEYS_FILE=nowhere)
 
-    assert serve.left_with() == 1
+    assert serve.wait() == 1
     assert f"cannot write the keys file {nowhere}" in serve.err
     assert "Traceback" not in serve.err
 
@@ -269,9 +269,9 @@ def test_a_log_folder_that_cannot_be_used_is_reported_and_serving_continues(serv
 
     serve.start_ready()
 
-    assert serve.ask(CHAT, b"{}").status == 200
+    assert serve.send_request(CHAT, b"{}").status == 200
     assert f"The engine log {serve.data}/logs/llama/" in serve.err
-    serve.until_said("api_access.log")
+    serve.until_printed("api_access.log")
 
 
 def test_a_data_folder_that_cannot_be_created_is_reported_and_serving_continues(
@@ -281,7 +281,7 @@ def test_a_data_folder_that_cannot_be_created_is_reported_and_serving_continues(
 
     serve.start_ready(DATA_DIR="/proc/nowhere", AUTH_KEYS_FILE=keys)
 
-    assert serve.ask(CHAT, b"{}").status == 200
+    assert serve.send_request(CHAT, b"{}").status == 200
     assert "cannot be written" in serve.err
 
 
@@ -300,7 +300,7 @@ def test_a_banner_that_cannot_be_written_does_not_stop_serving(serve: Serve, out
 
     serve.until(lambda: serve.health() == 200)
 
-    assert serve.ask(CHAT, b"{}").status == 200
+    assert serve.send_request(CHAT, b"{}").status == 200
     assert serve.stop() == 0
     assert "Traceback" not in serve.err
 
@@ -310,7 +310,7 @@ def test_a_keys_file_that_cannot_be_read_does_not_stop_serving(serve: Serve) -> 
 
     serve.start_ready()
 
-    assert serve.ask(CHAT, b"{}").status == 401
+    assert serve.send_request(CHAT, b"{}").status == 401
     assert "is not UTF-8 text" in serve.err
 
 
@@ -321,9 +321,9 @@ def test_a_unix_socket_serves_and_does_not_stop_the_next_start(serve: Serve) -> 
     socket_path = serve.folder / "engine.sock"
     engine = "--keep-stale-socket"  # as llama-server does, after SIGTERM and after SIGKILL
     serve.start_ready(engine=engine, BACKEND_SOCKET=str(socket_path))
-    assert serve.ask(CHAT, b'{"over": "a socket"}').status == 200
+    assert serve.send_request(CHAT, b'{"over": "a socket"}').status == 200
     assert serve.stop() == 0
 
     serve.start_ready(engine=engine, BACKEND_SOCKET=str(socket_path))
 
-    assert serve.ask(CHAT, b"{}").status == 200
+    assert serve.send_request(CHAT, b"{}").status == 200

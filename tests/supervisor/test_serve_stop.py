@@ -37,15 +37,15 @@ def test_sigterm_finishes_running_requests_rejects_new_ones_and_leaves_nothing(
     stream = serve.stream()
 
     serve.signal(signal.SIGTERM)
-    serve.until_said("Draining")
+    serve.until_printed("Draining")
 
     assert serve.health() == 503
-    refused = serve.ask(CHAT, b"{}")
+    refused = serve.send_request(CHAT, b"{}")
     assert (refused.status, refused.json["error"]["code"]) == (503, "draining")
     assert is_running(engine)
     serve.end_streams()
     assert DONE in stream.rest()
-    assert serve.left_with() == 0
+    assert serve.wait() == 0
     assert not is_running(gateway)
     assert not is_running(engine)
     usage = f"usage/{socket.gethostname()}.json"
@@ -62,7 +62,7 @@ def test_sigint_is_a_clean_end_too(serve: Serve) -> None:
 
     serve.signal(signal.SIGINT)
 
-    assert serve.left_with() == 0
+    assert serve.wait() == 0
     until_gone(gateway, engine)
     assert "Traceback" not in serve.err
 
@@ -83,14 +83,14 @@ def test_sigterm_during_a_load_is_a_clean_end_and_waiting_requests_get_503(
     serve.start(engine="--hang-at-load", DRAIN_TIMEOUT="0.3")
     serve.until(lambda: serve.engine_state() == "loading")
     gateway, engine = serve.gateway_pid, serve.until(lambda: serve.engine_pid)
-    waiting = pool.submit(serve.ask, CHAT, b"{}")
-    serve.until(lambda: serve.ask("/health", key="").json["queue"]["length"] == 1)
+    waiting = pool.submit(serve.send_request, CHAT, b"{}")
+    serve.until(lambda: serve.send_request("/health", key="").json["queue"]["length"] == 1)
 
     serve.signal(signal.SIGTERM)
 
-    answer = waiting.result()
-    assert (answer.status, answer.json["error"]["code"]) == (503, "draining")
-    assert serve.left_with() == 0
+    response = waiting.result()
+    assert (response.status, response.json["error"]["code"]) == (503, "draining")
+    assert serve.wait() == 0
     until_gone(gateway, engine)
     assert "died" not in serve.err
     assert "Traceback" not in serve.err
@@ -103,13 +103,13 @@ def test_health_stays_unready_when_the_load_ends_after_sigterm(
     serve.start(engine=quoted("--load-until", str(loaded)))
     serve.until(lambda: serve.engine_state() == "loading")
     pool.submit(serve.stream)
-    serve.until(lambda: serve.ask("/health", key="").json["queue"]["length"] == 1)
+    serve.until(lambda: serve.send_request("/health", key="").json["queue"]["length"] == 1)
     serve.signal(signal.SIGTERM)
-    serve.until_said("Draining")
+    serve.until_printed("Draining")
     serve.until(lambda: serve.health() == 503)
 
     loaded.touch()
-    serve.until_said("The model is ready")
+    serve.until_printed("The model is ready")
 
     assert serve.health() == 503
     assert "Ready:" not in serve.out
@@ -118,8 +118,8 @@ def test_health_stays_unready_when_the_load_ends_after_sigterm(
 def test_sigterm_between_two_starts_of_the_engine_is_a_clean_end(serve: Serve) -> None:
     serve.start_ready(engine="--die-on /v1/die")
     gateway = serve.gateway_pid
-    assert serve.ask("/v1/die").status == 502
-    serve.until_said("llama-server will be restarted in")
+    assert serve.send_request("/v1/die").status == 502
+    serve.until_printed("llama-server will be restarted in")
 
     assert serve.stop() == 0
 
@@ -131,14 +131,14 @@ def test_sighup_reloads_the_keys_and_restarts_no_process(serve: Serve) -> None:
     serve.start_ready()
     gateway, engine = serve.gateway_pid, serve.engine_pid
     other = "sk-another-key-of-the-tests"
-    assert serve.ask(CHAT, b"{}", key=other).status == 401
+    assert serve.send_request(CHAT, b"{}", key=other).status == 401
     stream = serve.stream()
 
     serve.keys_file.write_text(f"other:{other}\n")
     serve.signal(signal.SIGHUP)
 
-    serve.until(lambda: serve.ask(CHAT, b"{}", key=other).status == 200)
-    assert serve.ask(CHAT, b"{}").status == 401
+    serve.until(lambda: serve.send_request(CHAT, b"{}", key=other).status == 200)
+    assert serve.send_request(CHAT, b"{}").status == 401
     serve.end_streams()
     assert DONE in stream.rest()
     assert (serve.gateway_pid, serve.engine_pid) == (gateway, engine)
@@ -209,5 +209,5 @@ def test_sigterm_while_the_model_is_fetched_ends_the_fetching(serve: Serve, slow
 
     serve.signal(signal.SIGTERM)
 
-    assert serve.left_with() == 0
+    assert serve.wait() == 0
     until_gone(*fetching)

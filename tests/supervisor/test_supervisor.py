@@ -40,7 +40,7 @@ def test_a_killed_gateway_is_restarted_without_a_refused_connection_or_a_reload(
     os.kill(gateway, signal.SIGKILL)
 
     until_gone(gateway)
-    waiting = pool.submit(serve.ask, CHAT, b"{}")  # connects while there is no gateway
+    waiting = pool.submit(serve.send_request, CHAT, b"{}")  # connects while there is no gateway
     serve.until(lambda: serve.gateway_pid not in (0, gateway))
     assert waiting.result().status == 200
     stop.set()
@@ -83,7 +83,7 @@ def test_a_gateway_that_is_killed_before_it_listens_is_restarted(serve: Serve) -
     serve.until(lambda: serve.engine_state() == "ready")
 
     assert serve.engine_pid == engine
-    assert serve.ask(CHAT, b"{}").status == 200
+    assert serve.send_request(CHAT, b"{}").status == 200
 
 
 # The engine, after it has served ------------------------------------------------------------------
@@ -102,7 +102,7 @@ def test_a_killed_engine_is_restarted_and_requests_in_between_wait_for_it(
     assert DONE not in received
     serve.until(lambda: serve.engine_state() in ("backoff", "loading"))
     assert serve.health() in (503, 204)
-    waiting = [pool.submit(serve.ask, CHAT, b'{"n": %d}' % n) for n in range(4)]
+    waiting = [pool.submit(serve.send_request, CHAT, b'{"n": %d}' % n) for n in range(4)]
     assert [w.result().json for w in waiting] == [{"echo": f'{{"n": {n}}}'} for n in range(4)]
     assert serve.engine_pid not in (0, engine)
     assert serve.gateway_pid == gateway
@@ -121,7 +121,7 @@ def test_a_crash_loop_ends_after_max_restarts_with_the_engines_status(serve: Ser
     broken.touch()
     os.kill(serve.engine_pid, signal.SIGKILL)
 
-    assert serve.left_with() == 9
+    assert serve.wait() == 9
     until_gone(gateway)
     assert serve.err.count("llama-server died") == 2
     assert "Giving up on llama-server; serve exits with status" in serve.err
@@ -148,7 +148,7 @@ def test_an_engine_that_a_script_starts_without_exec_is_not_left_behind(serve: S
     serve.write_engine(serve.engine.read_text().partition("exec ")[2])
     serve.start_ready(engine=quoted("--pid-file", str(pid_file)))
     engine = int(pid_file.read_text())
-    assert serve.ask(CHAT, b"{}").status == 200
+    assert serve.send_request(CHAT, b"{}").status == 200
 
     assert serve.stop() == 0
 
@@ -162,13 +162,13 @@ def test_an_engine_that_a_script_starts_without_exec_is_not_left_behind(serve: S
     ("engine", "status", "reasons"),
     [
         (
-            "--say 'the tokenizer is broken' --exit-at-load 7",
+            "--print 'the tokenizer is broken' --exit-at-load 7",
             7,
             ["exit status 7", "It exited with an error.", "    the tokenizer is broken\n"],
         ),
         ("--die-at-load SIGILL", 132, ["signal SIGILL", "instructions that this CPU does not"]),
         (
-            "--say 'error: invalid argument: --nope' --exit-at-load 1",
+            "--print 'error: invalid argument: --nope' --exit-at-load 1",
             1,
             ["rejected one of its flags", "Check EXTRA_ARGS", "invalid argument: --nope"],
         ),
@@ -180,7 +180,7 @@ def test_an_engine_that_dies_at_its_first_load_is_explained_and_its_status_is_ou
 ) -> None:
     serve.start(engine=engine)
 
-    assert serve.left_with() == status
+    assert serve.wait() == status
     for reason in reasons:
         assert reason in serve.err
     assert serve.err.count("llama-server died") == 1
@@ -196,15 +196,15 @@ def test_a_death_during_the_load_is_reported_to_a_waiting_client(
     serve.write_engine(f'case "$*" in --version) exit;; esac; cat {switch}; exit 7')
     serve.start()
     serve.until(lambda: serve.engine_state() == "loading")
-    waiting = pool.submit(serve.ask, CHAT, b"{}")
-    serve.until(lambda: serve.ask("/health", key="").json["queue"]["length"] == 1)
+    waiting = pool.submit(serve.send_request, CHAT, b"{}")
+    serve.until(lambda: serve.send_request("/health", key="").json["queue"]["length"] == 1)
 
     switch.write_text("the end\n")
 
-    answer = waiting.result()
-    assert answer.status == 503
-    assert answer.json["error"]["code"] == "backend_unavailable"
-    assert serve.left_with() == 7
+    response = waiting.result()
+    assert response.status == 503
+    assert response.json["error"]["code"] == "backend_unavailable"
+    assert serve.wait() == 7
     assert "    the end\n" in serve.err
 
 
@@ -249,7 +249,7 @@ def test_another_server_at_the_engines_port_is_not_mistaken_for_the_engine(
 ) -> None:
     serve.start(PORT_BACKEND=str(stranger.port), MAX_RESTARTS="1", BACKEND_API_KEY=BACKEND_KEY)
 
-    assert serve.left_with() == 1
+    assert serve.wait() == 1
     assert BACKEND_KEY not in "".join(stranger.heads)
     assert "Ready:" not in serve.out
     assert "To use another port, set PORT_BACKEND" in serve.err

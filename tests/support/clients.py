@@ -1,6 +1,6 @@
 """Clients over real sockets, which block.
 
-``ask`` sends one request on a new connection; ``Wire`` is a connection whose bytes a test
+``send_request`` sends one request on a new connection; ``Wire`` is a connection whose bytes a test
 writes and reads itself. Their asynchronous counterpart for hundreds of connections is
 ``tests.soak.client``; in front of a gateway without sockets, there is ``fakes.FakeClient``.
 """
@@ -144,7 +144,7 @@ class Wire:
             self.receive()
 
 
-def ask(
+def send_request(
     where: Address | int,
     path: str,
     body: bytes | None = None,
@@ -176,6 +176,6 @@ def ask(
 def status_or_none(where: Address | int, path: str = "/ping") -> int | None:
     """The status of the response to a GET; None if there is no response."""
     try:
-        return ask(where, path, key="").status
+        return send_request(where, path, key="").status
     except OSError:
         return None

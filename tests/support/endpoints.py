@@ -23,7 +23,7 @@ MUCH: Final = bytes(range(256)) * 20_000
 """More than the kernel buffers for a peer that does not read."""
 
 
-class Deaf:
+class NoDataExpected:
     """Part of an endpoint that must not receive anything."""
 
     def data_received(self, data: bytes) -> None:
@@ -42,7 +42,7 @@ class End:
     def __init__(self) -> None:
         self.transport: Transport
         self.received = b""
-        self.told: list[str] = []
+        self.calls: list[str] = []
         self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         self.on_data: Callable[[bytes], None] = lambda _: None
         self._news = asyncio.Event()
@@ -56,14 +56,14 @@ class End:
         self.on_data(data)
 
     def eof_received(self) -> bool:
-        self.told.append("eof")
+        self.calls.append("eof")
         return False
 
     def pause_writing(self) -> None:
-        self.told.append("pause")
+        self.calls.append("pause")
 
     def resume_writing(self) -> None:
-        self.told.append("resume")
+        self.calls.append("resume")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost.set_result(exc)

@@ -12,7 +12,7 @@ from llama_gguf.telemetry.token_usage import Usage
 STARTED_AT: Final = 1000.0
 
 
-def asked(
+def request_for(
     method: str = "POST", path: str = "/v1/chat/completions", *, label: str = "/v1/chat/completions"
 ) -> Request:
     """A request for *path*, counted as one for *label*."""
@@ -23,11 +23,11 @@ def asked(
     return Request(head, cors=b"", route=route)
 
 
-def begun(request: Request | None = None, id_bytes: bytes = b"req-1") -> Exchange:
-    return Exchange(STARTED_AT, request or asked(), id_bytes, "203.0.113.9")
+def new_exchange(request: Request | None = None, id_bytes: bytes = b"req-1") -> Exchange:
+    return Exchange(STARTED_AT, request or request_for(), id_bytes, "203.0.113.9")
 
 
-def ended(
+def finished_exchange(
     request: Request | None = None,
     *,
     status: int = 200,
@@ -50,7 +50,7 @@ def ended(
         duration: seconds in total.
         queued: seconds of waiting for a slot.
     """
-    exchange = begun(request)
+    exchange = new_exchange(request)
     exchange.key_id = key_id
     exchange.usage = usage
     exchange.status = status

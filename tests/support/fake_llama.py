@@ -9,7 +9,7 @@ flags. Its own flags, which tests put into EXTRA_ARGS, determine its behaviour:
   --die-at-load NAME   send itself this signal (SIGILL, ...) instead of loading
   --hang-at-load       do nothing instead of loading, forever
   --keep-stale-socket  as llama-server: fail if the socket file exists already
-  --say TEXT           print this line first
+  --print TEXT         print this line first
   --sleep-idle-seconds N  as llama-server: report in /props that it sleeps, until a request
   --ignore-sigterm     as llama-server does with a request in flight
   --die-on PATH        SIGKILL itself at a request for this path
@@ -47,7 +47,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--die-at-load")
     parser.add_argument("--hang-at-load", action="store_true")
     parser.add_argument("--keep-stale-socket", action="store_true")
-    parser.add_argument("--say")
+    parser.add_argument("--print")
     parser.add_argument("--sleep-idle-seconds", type=float, default=-1.0)
     parser.add_argument("--ignore-sigterm", action="store_true")
     parser.add_argument("--die-on")
@@ -233,8 +233,8 @@ if __name__ == "__main__":
     if OPTIONS.version:
         sys.stdout.write("version: 0 (fake)\n")
         sys.exit(0)
-    if OPTIONS.say:
-        sys.stdout.write(OPTIONS.say + "\n")
+    if OPTIONS.print:
+        sys.stdout.write(OPTIONS.print + "\n")
         sys.stdout.flush()
     if OPTIONS.exit_at_load is not None:
         sys.exit(OPTIONS.exit_at_load)

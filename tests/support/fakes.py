@@ -290,7 +290,7 @@ class FakeUpstream:
 
     def _on_request(self, data: bytes) -> None:
         self._rig.requests.append(data)
-        reply = self._rig.reply
+        reply = self._rig.respond
         if reply is not None:
             self._rig.loop.call_soon(self.transport.receive, reply(data))
 
@@ -303,7 +303,7 @@ class FakeUpstream:
         return self.transport.aborted
 
     @property
-    def was_left(self) -> bool:
+    def was_half_closed(self) -> bool:
         """Half-closed by the gateway, not cut: the engine may still finish its response."""
         return self.transport.has_written_eof and not self.transport.aborted
 
@@ -317,12 +317,12 @@ class FakeUpstream:
         assert isinstance(connection, UpstreamConnection)
         return connection.phase
 
-    def say(self, *pieces: bytes) -> None:
+    def send(self, *pieces: bytes) -> None:
         for piece in pieces:
             self.transport.receive(piece)
             self._rig.spin()
 
-    def hang_up(self) -> None:
+    def close(self) -> None:
         self.transport.receive_eof()
         self._rig.spin()
 
@@ -347,7 +347,7 @@ class FakeClient:
             self._rig.spin_if_needed()
         self._rig.spin()
 
-    def leave(self) -> None:
+    def disconnect(self) -> None:
         """Close the connection."""
         self.transport.receive_eof()
         self._rig.spin()
@@ -360,7 +360,7 @@ class FakeClient:
         """Stop reading."""
         self.transport.is_stalled = True
 
-    def read_on(self) -> None:
+    def resume_reading(self) -> None:
         self.transport.take_unsent()
         self._rig.spin()
 
@@ -369,15 +369,15 @@ class FakeClient:
         return self.transport.written
 
     @property
-    def answers(self) -> list[Response]:
+    def responses(self) -> list[Response]:
         return read_responses(self.received)
 
     @property
-    def answer(self) -> Response:
+    def response(self) -> Response:
         """The only response so far."""
-        answers = self.answers
-        assert len(answers) == 1, answers
-        return answers[0]
+        responses = self.responses
+        assert len(responses) == 1, responses
+        return responses[0]
 
     @property
     def is_closed(self) -> bool:
@@ -445,7 +445,7 @@ class Rig:
         self.dials: list[Dial] = []
         self.accepts = True
         """False: dials wait for ``accept`` or ``refuse``."""
-        self.reply: Callable[[bytes], bytes] | None = None
+        self.respond: Callable[[bytes], bytes] | None = None
         """Computes the engine's response to each request; None: the test sends it."""
         self.engine(state, slots=slots)
 
@@ -471,10 +471,10 @@ class Rig:
         if self.accepts:
             dial.accept_at_once()
 
-    def answer_with(self, *replies: bytes) -> None:
+    def respond_with(self, *replies: bytes) -> None:
         """Let the engine send one of *replies* to each request, and repeat the last."""
         remaining = list(replies)
-        self.reply = lambda _: remaining.pop(0) if len(remaining) > 1 else remaining[0]
+        self.respond = lambda _: remaining.pop(0) if len(remaining) > 1 else remaining[0]
 
     def engine(self, state: EngineState, *, slots: int | None = None) -> None:
         """Change the engine's state."""
@@ -486,7 +486,7 @@ class Rig:
         self.clients.append(FakeClient(self, peer))
         return self.clients[-1]
 
-    def ask(self, *pieces: bytes) -> FakeClient:
+    def send_request(self, *pieces: bytes) -> FakeClient:
         """A new client that sends *pieces* (by default, a small POST)."""
         client = self.client()
         client.send(*(pieces or (request(body=b"{}"),)))

@@ -68,14 +68,14 @@ class GatewayProcess:
         self._wires.append(wire)
         return wire
 
-    def ask(self, raw: bytes) -> Response:
+    def send_request(self, raw: bytes) -> Response:
         """The response to *raw*, sent on a new connection."""
         with self.connect() as wire:
             wire.send(raw)
             return wire.response()
 
     def health(self) -> dict[str, Any]:
-        facts: dict[str, Any] = self.ask(request("GET", "/health", key=None)).json
+        facts: dict[str, Any] = self.send_request(request("GET", "/health", key=None)).json
         return facts
 
     def signal(self, number: signal.Signals) -> None:
@@ -188,7 +188,7 @@ class Processes:
 def _is_up(gateway: GatewayProcess, status: int | None) -> bool:
     assert gateway.process.poll() is None, gateway.log
     try:
-        response = gateway.ask(request("GET", "/health", key=None))
+        response = gateway.send_request(request("GET", "/health", key=None))
     except ConnectionRefusedError:
         return False
     return status is None or response.status == status

@@ -22,7 +22,7 @@ REPO = "owner/name"
 
 
 @dataclass(frozen=True)
-class Asked:
+class RecordedRequest:
     method: str
     path: str
     authorization: str | None
@@ -52,7 +52,7 @@ class HubServer:
     def __init__(self, files: Mapping[str, bytes]) -> None:
         self.files = dict(files)
         self.does = Behaviour()
-        self.asked: list[Asked] = []
+        self.requests: list[RecordedRequest] = []
         self.goes_on = threading.Event()
         self._hub, self._store = _Server(_Hub, self), _Server(_Store, self)
 
@@ -64,8 +64,8 @@ class HubServer:
     def store(self) -> str:
         return self._store.base_url
 
-    def asked_for(self, word: str) -> list[Asked]:
-        return [a for a in self.asked if word in a.path]
+    def requests_for(self, word: str) -> list[RecordedRequest]:
+        return [a for a in self.requests if word in a.path]
 
     def __enter__(self) -> Self:
         self._hub.__enter__()
@@ -95,8 +95,8 @@ class _Handler(Handler):
 
     def note(self) -> None:
         fields = self.headers
-        self.hub.asked.append(
-            Asked(self.command, self.path, fields["Authorization"], fields["Range"])
+        self.hub.requests.append(
+            RecordedRequest(self.command, self.path, fields["Authorization"], fields["Range"])
         )
 
     def respond(self, status: int, fields: Mapping[str, str], body: bytes = b"") -> None:

@@ -185,13 +185,13 @@ class Serve:
 
         return until(look_while_alive, lambda: f"{self.out}\n{self.err}")
 
-    def until_said(self, text: str) -> None:
+    def until_printed(self, text: str) -> None:
         self.until(lambda: text in self.err)
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
-    def left_with(self) -> int:
+    def wait(self) -> int:
         """Wait until it has ended; its exit status."""
         try:
             return self.process.wait(DEADLINE_SECONDS)
@@ -200,7 +200,7 @@ class Serve:
 
     def stop(self) -> int:
         self.signal(signal.SIGTERM)
-        return self.left_with()
+        return self.wait()
 
     # Its children
 
@@ -226,8 +226,8 @@ class Serve:
 
     # What a client sees
 
-    def ask(self, path: str, body: bytes | None = None, *, key: str = KEY) -> Response:
-        return clients.ask(self.port, path, body, key=key)
+    def send_request(self, path: str, body: bytes | None = None, *, key: str = KEY) -> Response:
+        return clients.send_request(self.port, path, body, key=key)
 
     def stream(self) -> Stream:
         """A stream that lasts until ``end_streams``."""
@@ -247,7 +247,7 @@ class Serve:
     def engine_state(self) -> str | None:
         """The engine's state in ``/health``; None if the gateway does not respond."""
         try:
-            return str(self.ask("/health", key="").json["engine"]["state"])
+            return str(self.send_request("/health", key="").json["engine"]["state"])
         except OSError:
             return None
 
@@ -269,13 +269,13 @@ class Serve:
         files = sorted((self.data / "logs").glob("llama/*.log"))
         return "".join(f.read_text("utf-8", errors="replace") for f in files)
 
-    def hang_up(self) -> None:
+    def close(self) -> None:
         while self.sockets:
             self.sockets.pop().close()
 
     def end(self) -> None:
         """Close its connections, and kill it and its children."""
-        self.hang_up()
+        self.close()
         self._has_ended = True
         for stream in self._streams:
             stream.close()

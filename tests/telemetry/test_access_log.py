@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from llama_gguf.scheduling.exchange import Exchange
 from llama_gguf.telemetry.access_log import MAX_WAITING_BYTES, AccessLog, as_json, as_text
 from llama_gguf.telemetry.token_usage import Usage
-from tests.support.exchanges import STARTED_AT, asked, ended
+from tests.support.exchanges import STARTED_AT, finished_exchange, request_for
 from tests.support.fakes import Rig
 from tests.support.messages import OK, request
 
 WALL_OFFSET = 1_700_000_000.1234 - STARTED_AT - 1.5
 """Moves the end of ``ENDED`` to 2023."""
-ENDED = ended()
+ENDED = finished_exchange()
 
 
 def fields_of(line: str) -> dict[str, str]:
@@ -41,7 +41,7 @@ def test_a_line_of_json_has_the_same_facts() -> None:
 
 @pytest.mark.parametrize("seconds", [0.01239, 0.00009, 59.99999])
 def test_times_are_the_same_in_text_and_json(seconds: float) -> None:
-    exchange = ended(first_byte=seconds, duration=seconds, queued=seconds)
+    exchange = finished_exchange(first_byte=seconds, duration=seconds, queued=seconds)
     facts = json.loads(as_json(exchange, 0.0))
 
     assert {k: str(v) for k, v in facts.items()} == fields_of(as_text(exchange, 0.0))
@@ -50,7 +50,7 @@ def test_times_are_the_same_in_text_and_json(seconds: float) -> None:
 @given(seconds=st.tuples(st.integers(0, 200_000), st.integers(0, 200_000), st.integers(0, 200_000)))
 def test_times_are_milliseconds_with_one_decimal(seconds: tuple[int, int, int]) -> None:
     queued, first_byte, duration = (eighths / 8 for eighths in seconds)  # exact in a float
-    exchange = ended(first_byte=first_byte, duration=duration, queued=queued)
+    exchange = finished_exchange(first_byte=first_byte, duration=duration, queued=queued)
 
     fields = fields_of(as_text(exchange, 0.0))
 
@@ -60,13 +60,13 @@ def test_times_are_milliseconds_with_one_decimal(seconds: tuple[int, int, int]) 
 
 
 def test_phases_that_an_exchange_did_not_reach_have_times_of_zero() -> None:
-    fields = fields_of(as_text(ended(first_byte=None), WALL_OFFSET))
+    fields = fields_of(as_text(finished_exchange(first_byte=None), WALL_OFFSET))
 
     assert (fields["queue_ms"], fields["first_byte_ms"]) == ("0.0", "0.0")
 
 
 def test_exchanges_side_by_side_do_not_mix_up_their_lines() -> None:
-    bob = ended(asked("GET", "/v1/models"), status=404)
+    bob = finished_exchange(request_for("GET", "/v1/models"), status=404)
     bob.key_id, bob.address, bob.id_bytes = "bob", "unix", b"req-2"
     lines = [fields_of(as_text(e, WALL_OFFSET)) for e in (ENDED, bob, ENDED, bob)]
 
@@ -84,7 +84,7 @@ def test_exchanges_side_by_side_do_not_mix_up_their_lines() -> None:
 
 @given(st.text(alphabet=st.characters(max_codepoint=0xFF)))
 def test_no_path_can_forge_a_field_or_a_line(path: str) -> None:
-    exchange = ended(asked(path=path))
+    exchange = finished_exchange(request_for(path=path))
 
     text, json_line = as_text(exchange, WALL_OFFSET), as_json(exchange, WALL_OFFSET)
     assert len(text.splitlines()) == 1
@@ -109,8 +109,8 @@ def test_no_path_can_forge_a_field_or_a_line(path: str) -> None:
     ],
 )
 def test_nothing_that_a_client_sends_forges_a_line(raw: bytes, rig: Rig) -> None:
-    rig.answer_with(OK)
-    rig.ask(raw)
+    rig.respond_with(OK)
+    rig.send_request(raw)
     (record,) = rig.records
     line = as_text(record, WALL_OFFSET)
 
@@ -131,17 +131,17 @@ def test_lines_have_the_configured_format_and_the_wall_clock_time(
     log = AccessLog(str(tmp_path / "access.log"), log_format)
     log.wall_offset = WALL_OFFSET
     log.start()
-    log.add([ENDED, ended(status=404)])
+    log.add([ENDED, finished_exchange(status=404)])
 
     log.stop(within_seconds=30)
 
-    expected = [write(ENDED, WALL_OFFSET), write(ended(status=404), WALL_OFFSET)]
+    expected = [write(ENDED, WALL_OFFSET), write(finished_exchange(status=404), WALL_OFFSET)]
     assert lines_in(tmp_path / "access.log") == expected
 
 
 def test_a_line_is_written_when_its_exchange_is_added_and_not_later(tmp_path: Path) -> None:
     log = AccessLog(str(tmp_path / "access.log"), "text")
-    exchange = ended()
+    exchange = finished_exchange()
     log.add([exchange])
     exchange.status = 500
     log.wall_offset = WALL_OFFSET
@@ -156,9 +156,9 @@ def test_everything_that_gathered_is_written_by_the_end(tmp_path: Path) -> None:
     log = AccessLog(str(tmp_path / "access.log"), "text")
     log.start()
     for status in (200, 404):
-        log.add([ended(status=status)])
+        log.add([finished_exchange(status=status)])
         log.flush()
-    log.add([ended(status=503)])
+    log.add([finished_exchange(status=503)])
 
     log.stop(within_seconds=30)
 
@@ -206,7 +206,7 @@ def test_a_disk_that_hangs_costs_a_bounded_number_of_lines_which_are_counted(
 
 
 def test_known_token_counts_are_in_the_line() -> None:
-    exchange = ended(usage=Usage(33, 6, 32), first_token=0.25)
+    exchange = finished_exchange(usage=Usage(33, 6, 32), first_token=0.25)
     known = {"first_token_ms": 250.0, "prompt_tokens": 33, "cached_tokens": 32}
 
     line = as_text(exchange, WALL_OFFSET)
@@ -217,8 +217,8 @@ def test_known_token_counts_are_in_the_line() -> None:
 
 
 def test_unknown_token_counts_are_missing_and_not_zero() -> None:
-    half = as_text(ended(usage=Usage(3, None, None)), WALL_OFFSET)
-    none = json.loads(as_json(ended(), WALL_OFFSET))
+    half = as_text(finished_exchange(usage=Usage(3, None, None)), WALL_OFFSET)
+    none = json.loads(as_json(finished_exchange(), WALL_OFFSET))
 
     assert half.endswith("outcome=done prompt_tokens=3")
     assert not any("token" in name for name in none)

@@ -34,15 +34,15 @@ def scrape(rig: Rig, wanted: Format = Format.PROMETHEUS) -> dict[str, Metric]:
 
 def busy(rig: Rig) -> Rig:
     """A rig with at least one sample of each metric."""
-    rig.ask()
+    rig.send_request()
     rig.advance(0.3)
-    rig.upstream.say(STREAM_HEAD, event(1), LAST_CHUNK)
-    rig.ask(request("GET", "/v1/models", key=None))
-    rig.ask().leave()
-    rig.ask()
-    rig.upstream.hang_up()
-    rig.answer_with(OK)
-    rig.ask()
+    rig.upstream.send(STREAM_HEAD, event(1), LAST_CHUNK)
+    rig.send_request(request("GET", "/v1/models", key=None))
+    rig.send_request().disconnect()
+    rig.send_request()
+    rig.upstream.close()
+    rig.respond_with(OK)
+    rig.send_request()
     return rig
 
 
@@ -103,7 +103,7 @@ def test_the_resources_of_the_process_are_included(rig: Rig) -> None:
 
 def test_histograms_are_labelled_by_operation(rig: Rig) -> None:
     busy(rig)
-    rig.ask(request("POST", "/v1/embeddings", body=b"{}"))
+    rig.send_request(request("POST", "/v1/embeddings", body=b"{}"))
     family = scrape(rig)["gen_ai_server_request_duration_seconds"]
 
     counts = {
@@ -115,7 +115,7 @@ def test_histograms_are_labelled_by_operation(rig: Rig) -> None:
 
 
 def test_gauges_show_the_moment(rig: Rig) -> None:
-    rig.ask()
+    rig.send_request()
     families = scrape(rig)
 
     assert value(families, "llama_gguf_requests_in_flight") == 1

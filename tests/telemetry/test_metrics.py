@@ -23,7 +23,7 @@ from llama_gguf.telemetry.metrics import (
     seconds_per_token,
 )
 from llama_gguf.telemetry.token_usage import Usage
-from tests.support.exchanges import asked, ended
+from tests.support.exchanges import finished_exchange, request_for
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def histogram_of(*seconds: float, bounds: tuple[float, ...] = FIRST_BYTE_BUCKETS
 
 def test_a_response_of_the_engine_is_counted_with_its_times_and_bytes() -> None:
     metrics = Metrics()
-    metrics.count([ended(queued=0.5, first_byte=1.0, first_token=2.0, duration=3.0)])
+    metrics.count([finished_exchange(queued=0.5, first_byte=1.0, first_token=2.0, duration=3.0)])
 
     assert metrics.requests == {("/v1/chat/completions", "POST", 200): 1}
     assert (metrics.received_bytes, metrics.sent_bytes) == (12, 345)
@@ -185,7 +185,7 @@ def test_a_response_of_the_engine_is_counted_with_its_times_and_bytes() -> None:
 
 def test_a_response_that_is_no_stream_has_no_first_token() -> None:
     metrics = Metrics()
-    metrics.count([ended(), ended(first_token=0.25)])
+    metrics.count([finished_exchange(), finished_exchange(first_token=0.25)])
 
     assert sum(metrics.durations["chat"].counts) == 2
     assert metrics.first_tokens["chat"].counts == histogram_of(0.25)
@@ -193,7 +193,7 @@ def test_a_response_that_is_no_stream_has_no_first_token() -> None:
 
 def test_routes_without_an_operation_are_only_in_the_histogram_of_waits() -> None:
     metrics = Metrics()
-    metrics.count([ended(asked("GET", "/v1/models", label="/v1/models"))])
+    metrics.count([finished_exchange(request_for("GET", "/v1/models", label="/v1/models"))])
 
     assert (metrics.durations, metrics.first_tokens, metrics.usage_unknown) == ({}, {}, {})
     assert metrics.answered == 1
@@ -216,7 +216,7 @@ def test_routes_without_an_operation_are_only_in_the_histogram_of_waits() -> Non
 def test_time_per_token_is_that_of_those_behind_the_first(
     usage: Usage, first_token: float | None, seconds: float | None
 ) -> None:
-    exchange = ended(usage=usage, first_token=first_token, duration=1.5)
+    exchange = finished_exchange(usage=usage, first_token=first_token, duration=1.5)
     metrics = Metrics()
     metrics.count([exchange])
 
@@ -226,8 +226,15 @@ def test_time_per_token_is_that_of_those_behind_the_first(
 
 def test_a_response_without_usage_is_unknown_and_an_error_is_not() -> None:
     metrics = Metrics()
-    half = ended(usage=Usage(None, 2, None, is_whole=False))
-    metrics.count([ended(), ended(status=400), ended(usage=Usage(1, 2, 0)), half])
+    half = finished_exchange(usage=Usage(None, 2, None, is_whole=False))
+    metrics.count(
+        [
+            finished_exchange(),
+            finished_exchange(status=400),
+            finished_exchange(usage=Usage(1, 2, 0)),
+            half,
+        ]
+    )
 
     assert metrics.usage_unknown == {"/v1/chat/completions": 2}
 
@@ -248,7 +255,7 @@ def test_tokens_are_counted_by_key_and_kind() -> None:
 
 def test_a_local_response_has_no_times_or_bytes_of_the_engine() -> None:
     metrics = Metrics()
-    metrics.count([ended(status=429, first_byte=None, queued=0.5)])
+    metrics.count([finished_exchange(status=429, first_byte=None, queued=0.5)])
 
     assert metrics.requests == {("/v1/chat/completions", "POST", 429): 1}
     assert (metrics.received_bytes, metrics.sent_bytes) == (12, 0)
@@ -258,16 +265,24 @@ def test_a_local_response_has_no_times_or_bytes_of_the_engine() -> None:
 
 def test_a_request_that_did_not_wait_counts_as_a_wait_of_0() -> None:
     metrics = Metrics()
-    metrics.count([ended(), ended(queued=0.5), ended()])
+    metrics.count([finished_exchange(), finished_exchange(queued=0.5), finished_exchange()])
 
     assert metrics.queue_waits.counts == histogram_of(0.0, 0.5, 0.0)
     assert metrics.queue_waits.sum == 0.5
 
 
 def test_requests_are_counted_by_route_method_and_status() -> None:
-    models = asked("GET", "/v1/models?x=1", label="/v1/models")
+    models = request_for("GET", "/v1/models?x=1", label="/v1/models")
     metrics = Metrics()
-    metrics.count([ended(), ended(models), ended(models), ended(models, status=404), ended()])
+    metrics.count(
+        [
+            finished_exchange(),
+            finished_exchange(models),
+            finished_exchange(models),
+            finished_exchange(models, status=404),
+            finished_exchange(),
+        ]
+    )
 
     assert metrics.requests == {
         ("/v1/chat/completions", "POST", 200): 2,
@@ -284,7 +299,7 @@ def test_it_makes_no_difference_how_many_are_counted_at_once(
     sizes: list[int], kinds: list[tuple[bool, bool]]
 ) -> None:
     exchanges = [
-        ended(
+        finished_exchange(
             first_byte=0.25 if is_answered else None,
             first_token=0.25 if is_answered else None,
             queued=0.125 if waited else 0.0,

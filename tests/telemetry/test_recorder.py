@@ -9,7 +9,7 @@ from llama_gguf.telemetry.metrics import Metrics
 from llama_gguf.telemetry.recorder import MAX_OPEN, Accounts
 from llama_gguf.telemetry.token_usage import Usage
 from llama_gguf.telemetry.usage_totals import Ledger
-from tests.support.exchanges import asked, ended
+from tests.support.exchanges import finished_exchange, request_for
 
 NOW = 1_800_000_000.0
 
@@ -34,14 +34,14 @@ def total(metrics: Metrics) -> int:
 
 def test_an_exchange_that_is_over_is_only_put_on_a_list() -> None:
     log = Log()
-    log.accounts.close(ended())
+    log.accounts.close(finished_exchange())
 
     assert log.batches == []
 
 
 def test_settling_counts_and_logs_everything_once_and_in_its_order() -> None:
     log = Log()
-    exchanges = [ended(status=200 + n) for n in range(5)]
+    exchanges = [finished_exchange(status=200 + n) for n in range(5)]
     for exchange in exchanges:
         log.accounts.close(exchange)
     log.accounts.settle()
@@ -53,8 +53,8 @@ def test_settling_counts_and_logs_everything_once_and_in_its_order() -> None:
 
 def test_logged_exchanges_have_been_counted() -> None:
     log = Log()
-    log.accounts.close(ended())
-    log.accounts.close(ended())
+    log.accounts.close(finished_exchange())
+    log.accounts.close(finished_exchange())
     log.accounts.settle()
 
     assert log.counted == [2]
@@ -63,7 +63,7 @@ def test_logged_exchanges_have_been_counted() -> None:
 def test_metrics_have_everything_that_is_over() -> None:
     log = Log()
     assert total(log.accounts.metrics) == 0
-    log.accounts.close(ended())
+    log.accounts.close(finished_exchange())
 
     assert total(log.accounts.metrics) == 1
     assert len(log.batches) == 1
@@ -72,7 +72,7 @@ def test_metrics_have_everything_that_is_over() -> None:
 def test_other_counters_are_unchanged_by_a_batch() -> None:
     log = Log()
     log.accounts.metrics.rejections["queue_full"] += 1
-    log.accounts.close(ended())
+    log.accounts.close(finished_exchange())
     log.accounts.settle()
 
     assert log.accounts.metrics.rejections == {"queue_full": 1}
@@ -81,7 +81,7 @@ def test_other_counters_are_unchanged_by_a_batch() -> None:
 def test_a_full_batch_is_counted_at_once() -> None:
     log = Log()
     for n in range(3 * MAX_OPEN + 1):
-        log.accounts.close(ended())
+        log.accounts.close(finished_exchange())
         assert n + 1 - sum(map(len, log.batches)) < MAX_OPEN
 
     assert [len(batch) for batch in log.batches] == [MAX_OPEN] * 3
@@ -95,7 +95,7 @@ def test_nothing_is_logged_when_nothing_is_over() -> None:
 
 
 def test_an_exchange_that_ends_during_logging_is_counted_exactly_once() -> None:
-    late = ended(status=404)
+    late = finished_exchange(status=404)
     batches: list[list[Exchange]] = []
 
     def take(exchanges: list[Exchange]) -> None:
@@ -104,7 +104,7 @@ def test_an_exchange_that_ends_during_logging_is_counted_exactly_once() -> None:
         batches.append(list(exchanges))
 
     accounts = Accounts(take, ledger=Ledger(NOW), wall=lambda: NOW)
-    first = ended()
+    first = finished_exchange()
     accounts.close(first)
     accounts.settle()
     accounts.settle()
@@ -123,7 +123,7 @@ def telling(exchange: Exchange) -> Exchange:
 
 def test_usage_is_read_before_an_exchange_is_counted_and_logged() -> None:
     log = Log()
-    log.accounts.close(telling(ended()))
+    log.accounts.close(telling(finished_exchange()))
     log.accounts.settle()
 
     assert [exchange.usage for exchange in log.batches[0]] == [Usage(33, 6, None)]
@@ -134,7 +134,7 @@ def test_usage_is_read_before_an_exchange_is_counted_and_logged() -> None:
 
 def test_a_beginning_counts_as_well_as_an_end() -> None:
     log = Log()
-    exchange = ended()
+    exchange = finished_exchange()
     exchange.opening = b'{"usage":{"prompt_tokens":3},"data":['
     exchange.ending = b"0.1,0.2]}"
     log.accounts.close(exchange)
@@ -144,7 +144,11 @@ def test_a_beginning_counts_as_well_as_an_end() -> None:
 
 
 @pytest.mark.parametrize(
-    "exchange", [telling(ended(status=400)), telling(ended(asked("GET", label="/props")))]
+    "exchange",
+    [
+        telling(finished_exchange(status=400)),
+        telling(finished_exchange(request_for("GET", label="/props"))),
+    ],
 )
 def test_other_occurrences_of_usage_are_ignored(exchange: Exchange) -> None:
     log = Log()

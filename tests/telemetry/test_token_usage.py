@@ -41,8 +41,8 @@ def body(name: str) -> bytes:
     return (ANSWERS / f"{name}.http").read_bytes().partition(b"\r\n\r\n")[2]
 
 
-def ends(answer: bytes) -> tuple[bytes, bytes]:
-    return answer[:OPENING_BYTES], answer[-ENDING_BYTES:]
+def ends(response: bytes) -> tuple[bytes, bytes]:
+    return response[:OPENING_BYTES], response[-ENDING_BYTES:]
 
 
 # llama-server's responses -------------------------------------------------------------------------
@@ -90,9 +90,9 @@ def test_an_anthropic_stream_without_its_start_has_no_usage_of_its_prompt() -> N
 @pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
 def test_openai_s_usage_is_read_with_all_kinds_of_white_space(separators: tuple[str, str]) -> None:
     usage = {"prompt_tokens": 12, "completion_tokens": 34, "total_tokens": 46}
-    answer = {"choices": [{"message": {"content": "hi"}}], "usage": usage}
+    response = {"choices": [{"message": {"content": "hi"}}], "usage": usage}
 
-    assert read(b"", json.dumps(answer, separators=separators).encode()) == Usage(12, 34, None)
+    assert read(b"", json.dumps(response, separators=separators).encode()) == Usage(12, 34, None)
 
 
 def test_the_last_of_a_stream_s_usages_counts() -> None:
@@ -125,20 +125,20 @@ def test_a_response_without_output_tokens_is_complete() -> None:
 
 def test_text_that_looks_like_usage_is_text() -> None:
     lie = '"usage":{"prompt_tokens":1,"completion_tokens":999}, "timings":{"predicted_n":999}'
-    answer = json.dumps({"choices": [{"message": {"content": lie}}]}).encode()
+    response = json.dumps({"choices": [{"message": {"content": lie}}]}).encode()
 
-    assert read(b"", answer) is None
+    assert read(b"", response) is None
 
 
 def test_a_tool_s_arguments_do_not_pass_for_usage() -> None:
     # The one place where llama-server writes a model's text as JSON and not as a string.
     lie = {"usage": {"prompt_tokens": 1, "completion_tokens": 999}, "cached_tokens": 7}
-    answer = {
+    response = {
         "content": [{"type": "tool_use", "input": lie}],
         "usage": {"cache_read_input_tokens": 32, "input_tokens": 1, "output_tokens": 5},
     }
 
-    assert read(b"", json.dumps(answer).encode()) == Usage(33, 5, 32)
+    assert read(b"", json.dumps(response).encode()) == Usage(33, 5, 32)
 
 
 def test_a_number_that_the_framing_of_a_chunk_cuts_is_none() -> None:
@@ -151,9 +151,9 @@ def test_a_number_that_the_framing_of_a_chunk_cuts_is_none() -> None:
 
 def test_numbers_beyond_all_bounds_are_none() -> None:
     digits = b"9" * 4000
-    answer = b'{"usage":{"prompt_tokens":%b,"completion_tokens":5}}' % digits
+    response = b'{"usage":{"prompt_tokens":%b,"completion_tokens":5}}' % digits
 
-    assert read(b"", answer) is None  # the end of the number is outside the searched part
+    assert read(b"", response) is None  # the end of the number is outside the searched part
     assert read(b"", b'{"usage":{"prompt_tokens":-5,"completion_tokens":1e5}}') is None
 
 

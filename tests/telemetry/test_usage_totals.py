@@ -12,7 +12,7 @@ from llama_gguf.http1.routes import Kind, Route
 from llama_gguf.telemetry import usage_totals as ledger_module
 from llama_gguf.telemetry.token_usage import Usage
 from llama_gguf.telemetry.usage_totals import COUNTS, WINDOWS, Ledger, counts_of
-from tests.support.exchanges import asked, ended
+from tests.support.exchanges import finished_exchange, request_for
 
 NOW = 1_800_000_000.0
 ONE = (1, 0, 10, 20, 5, 0)
@@ -105,9 +105,15 @@ def test_the_least_recently_used_key_is_removed_first() -> None:
 
 def test_exchanges_add_up_by_key() -> None:
     usage = Usage(prompt=10, completion=20, cached=5)
-    refused = ended(status=429, first_byte=None)
+    refused = finished_exchange(status=429, first_byte=None)
     counts = counts_of(
-        [ended(usage=usage), refused, ended(), ended(key_id="bob", usage=usage), ended(usage=usage)]
+        [
+            finished_exchange(usage=usage),
+            refused,
+            finished_exchange(),
+            finished_exchange(key_id="bob", usage=usage),
+            finished_exchange(usage=usage),
+        ]
     )
 
     assert counts == {"alice": [4, 1, 20, 40, 10, 1], "bob": [1, 0, 10, 20, 5, 0]}
@@ -116,32 +122,32 @@ def test_exchanges_add_up_by_key() -> None:
 def test_incomplete_usage_counts_as_far_as_it_is_known() -> None:
     half = Usage(None, 20, None, is_whole=False)
 
-    assert counts_of([ended(usage=half)]) == {"alice": [1, 0, 0, 20, 0, 1]}
+    assert counts_of([finished_exchange(usage=half)]) == {"alice": [1, 0, 0, 20, 0, 1]}
 
 
 def test_a_route_without_tokens_has_no_unknown_usage() -> None:
-    models = ended(asked("GET", "/v1/models", label="/v1/models"))
+    models = finished_exchange(request_for("GET", "/v1/models", label="/v1/models"))
 
     assert counts_of([models]) == {"alice": [1, 0, 0, 0, 0, 0]}
 
 
 def test_without_a_key_id_only_responses_of_the_engine_count() -> None:
-    refused = ended(key_id="-", status=401, first_byte=None)
-    ui = ended(web_ui(), key_id="-")
+    refused = finished_exchange(key_id="-", status=401, first_byte=None)
+    ui = finished_exchange(web_ui(), key_id="-")
 
     assert counts_of([refused, ui]) == {}
-    assert counts_of([ended(key_id="-")]) == {"-": [1, 0, 0, 0, 0, 1]}
+    assert counts_of([finished_exchange(key_id="-")]) == {"-": [1, 0, 0, 0, 0, 1]}
 
 
 def test_local_responses_are_not_counted() -> None:
-    ours = asked("GET", "/usage", label="/usage")
+    ours = request_for("GET", "/usage", label="/usage")
     ours.route = Route(Kind.USAGE, "/usage")
 
-    assert counts_of([ended(ours)]) == {}
+    assert counts_of([finished_exchange(ours)]) == {}
 
 
 def web_ui() -> Request:
-    request = asked("GET", "/", label="web_ui")
+    request = request_for("GET", "/", label="web_ui")
     request.route = Route(Kind.PROXIED, "web_ui", needs_no_key=True)
     return request
 

@@ -96,10 +96,10 @@ def parted(text: str) -> tuple[list[str], str]:
 
 
 @pytest.mark.parametrize(
-    ("command", "answer"), EXAMPLES, ids=[re.sub(r"\W+", "-", c[:60]) for c, _ in EXAMPLES]
+    ("command", "response"), EXAMPLES, ids=[re.sub(r"\W+", "-", c[:60]) for c, _ in EXAMPLES]
 )
 def test_an_example_gives_what_the_page_shows(
-    variables: Mapping[str, str], command: str, answer: str
+    variables: Mapping[str, str], command: str, response: str
 ) -> None:
     done = subprocess.run(
         ["bash", "-c", command],
@@ -111,7 +111,7 @@ def test_an_example_gives_what_the_page_shows(
 
     got = done.stdout.decode().replace("\r\n", "\n").removeprefix("HTTP/1.1 100 Continue\n\n")
     lines, body = parted(got)
-    wanted_lines, wanted_body = parted(answer)
+    wanted_lines, wanted_body = parted(response)
     for wanted in wanted_lines:
         assert any(shown(wanted).fullmatch(line) for line in lines), (wanted, got)
     if wanted_body.strip():

@@ -19,10 +19,10 @@ def test_requests_reach_an_engine_on_a_unix_socket(processes: Processes, tmp_pat
     path = tmp_path / "llama.sock"
     llama = processes.fake_llama(socket_path=path)
     gateway = processes.gateway(llama.address)
-    answer = gateway.ask(POST)
+    response = gateway.send_request(POST)
 
-    assert answer.status == 200
-    assert answer.body == b'{"echo": "{\\"n\\":1}"}'
+    assert response.status == 200
+    assert response.body == b'{"echo": "{\\"n\\":1}"}'
     (seen,) = llama.seen()
     fields = {name.lower(): value for name, value in seen["fields"]}
     assert fields["host"] == "localhost"
@@ -33,12 +33,12 @@ def test_without_an_engine_requests_wait_and_are_rejected(processes: Processes) 
     gateway = processes.gateway(("127.0.0.1", free_port()), wait_for=503, MAX_QUEUE_WAIT=0.5)
     until(lambda: gateway.health()["engine"]["state"] == "unreachable")
 
-    assert gateway.ask(request("GET", "/ping", key=None)).status == 200
-    assert gateway.ask(request("GET", "/health", key=None)).status == 503
-    answer = gateway.ask(POST)
-    assert answer.status == 503
-    assert code_of(answer) == "backend_unavailable"
-    assert "retry-after" in answer
+    assert gateway.send_request(request("GET", "/ping", key=None)).status == 200
+    assert gateway.send_request(request("GET", "/health", key=None)).status == 503
+    response = gateway.send_request(POST)
+    assert response.status == 503
+    assert code_of(response) == "backend_unavailable"
+    assert "retry-after" in response
 
 
 def test_a_request_is_held_until_the_model_has_loaded(processes: Processes, tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_the_death_of_an_engine_is_noticed_and_its_successor_is_used(
     path = tmp_path / "llama.sock"
     first = processes.fake_llama(socket_path=path)
     gateway = processes.gateway(first.address)
-    assert gateway.ask(POST).status == 200
+    assert gateway.send_request(POST).status == 200
     first.process.kill()
     first.process.wait()
     until(lambda: gateway.health()["status"] == "unreachable")
@@ -114,7 +114,7 @@ def test_a_response_passes_the_gateway_unchanged(
 ) -> None:
     assert isinstance(llama.address, tuple)
     straight = answer_of(llama.address, raw)
-    through = in_front.ask(raw)
+    through = in_front.send_request(raw)
 
     assert through.status == straight.status
     assert through.body == straight.body
@@ -128,7 +128,7 @@ def test_a_response_passes_the_gateway_unchanged(
 
 def test_a_request_passes_the_gateway_unchanged(in_front: GatewayProcess, llama: FakeLlama) -> None:
     fields = ("X-One: 1", "x-one: 2", "Accept: a, b;q=0.5", "User-Agent: me/1 (x)", "Cookie: a=b")
-    in_front.ask(request("POST", "/v1/rerank?q=%20", *fields, body=b"same"))
+    in_front.send_request(request("POST", "/v1/rerank?q=%20", *fields, body=b"same"))
     seen = llama.seen("/v1/rerank?q=%20")[-1]
 
     assert seen["method"] == "POST"
@@ -158,10 +158,10 @@ def test_a_malformed_response_of_the_engine_becomes_502(
     fault: str, status: int, in_front: GatewayProcess
 ) -> None:
     raw = request("POST", "/v1/completions", f"x-fault: {fault}", body=b"{}")
-    answer = in_front.ask(raw)
+    response = in_front.send_request(raw)
 
-    assert answer.status == status
-    assert code_of(answer) == "backend_error"
+    assert response.status == status
+    assert code_of(response) == "backend_error"
 
 
 @pytest.mark.parametrize("fault", ["cut", "cut-mid-event"])

@@ -25,7 +25,7 @@ PATIENCE: Final = 20.0
 def is_pinged(gateway: GatewayProcess) -> bool:
     """Whether a new connection is accepted and gets a response."""
     try:
-        return gateway.ask(PING).status == 200
+        return gateway.send_request(PING).status == 200
     except (OSError, AssertionError):  # closed as soon as it was accepted
         return False
 

@@ -19,7 +19,7 @@ MODELS = ("GET", "/v1/models")
 
 
 def status(gateway: GatewayProcess, key: str) -> int:
-    return gateway.ask(request(*MODELS, key=key)).status
+    return gateway.send_request(request(*MODELS, key=key)).status
 
 
 def until_loaded(gateway: GatewayProcess) -> None:
@@ -87,7 +87,7 @@ def test_reloads_under_load_drop_nothing(gateway: GatewayProcess) -> None:
     """All ways to reload at once, while alice sends requests and bob reads a stream."""
     statuses: list[int] = []
 
-    def ask() -> None:
+    def send_request() -> None:
         with gateway.connect() as wire:
             for _ in range(150):
                 wire.send(request(body=b"{}"))
@@ -97,7 +97,7 @@ def test_reloads_under_load_drop_nothing(gateway: GatewayProcess) -> None:
         stream.send(request("POST", "/v1/completions", "x-events: 200", "x-tick-ms: 5",
                             body=b'{"stream":true}', key=OTHER_KEY))  # fmt: skip
         stream.read_until(b"\r\n\r\n")
-        threads = [threading.Thread(target=ask) for _ in range(4)]
+        threads = [threading.Thread(target=send_request) for _ in range(4)]
         for thread in threads:
             thread.start()
         changes = 0
@@ -105,7 +105,7 @@ def test_reloads_under_load_drop_nothing(gateway: GatewayProcess) -> None:
             changes += 1
             put_in_place(gateway.keys_file, KEYS_TEXT + f"more-{changes}:{NEW}\n")
             gateway.signal(signal.SIGHUP)
-            assert gateway.ask(request("POST", "/reload")).status == 200
+            assert gateway.send_request(request("POST", "/reload")).status == 200
         for thread in threads:
             thread.join()
         stream.buffer = STREAM_HEAD + stream.buffer

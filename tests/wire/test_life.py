@@ -25,7 +25,7 @@ PING = request("GET", "/ping", key=None)
 
 
 def models(gateway: GatewayProcess, key: str = KEY) -> Response:
-    return gateway.ask(request("GET", "/v1/models", key=key))
+    return gateway.send_request(request("GET", "/v1/models", key=key))
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +51,16 @@ def test_reload_loads_new_keys_and_a_broken_file_changes_nothing(processes: Proc
     gateway = processes.gateway(processes.fake_llama().address)
     reload = request("POST", "/reload", key=OTHER_KEY)
     gateway.keys_file.write_text(f"bob:{OTHER_KEY}\n")
-    answer = gateway.ask(reload)
-    assert json.loads(answer.body) == {"status": "ok", "keys_loaded": 1}
+    response = gateway.send_request(reload)
+    assert json.loads(response.body) == {"status": "ok", "keys_loaded": 1}
     assert models(gateway).status == 401
 
     gateway.keys_file.write_bytes(b"\xff\xfe\n")
-    assert code_of(gateway.ask(reload)) == "reload_failed"
+    assert code_of(gateway.send_request(reload)) == "reload_failed"
     gateway.signal(signal.SIGHUP)
     until(lambda: gateway.log.count("not UTF-8") == 1, "SIGHUP said so in the log")
     gateway.keys_file.unlink()
-    assert code_of(gateway.ask(reload)) == "reload_failed"
+    assert code_of(gateway.send_request(reload)) == "reload_failed"
 
     assert models(gateway, OTHER_KEY).status == 200
     for secret in (KEY, OTHER_KEY):
@@ -85,7 +85,7 @@ def test_sigterm_drains_a_running_stream_to_its_end(
         visit.send(STREAM_HEAD + event(1))
         wire.read_until(event(1))
         drain(gateway)
-        refused = gateway.ask(request(body=b"{}"))
+        refused = gateway.send_request(request(body=b"{}"))
         assert refused.status == 503
         assert code_of(refused) == "draining"
         assert "retry-after" in refused
@@ -182,11 +182,11 @@ def test_the_gateways_own_paths_never_open_a_connection_to_the_engine(processes:
         for state in EngineState:
             ours.sendall(EngineStatus(state, since=0.0, slots=1).to_line())
             until(partial(is_in, gateway, state))
-            assert gateway.ask(PING).status == 200
-            assert gateway.ask(request("OPTIONS", "/v1/models", key=None)).status == 204
+            assert gateway.send_request(PING).status == 200
+            assert gateway.send_request(request("OPTIONS", "/v1/models", key=None)).status == 204
             for target in ("/health", "/metrics", "/metrics?format=prometheus", "/reload"):
-                gateway.ask(request("GET", target, key=None))
-        gateway.ask(request("POST", "/reload"))
+                gateway.send_request(request("GET", target, key=None))
+        gateway.send_request(request("POST", "/reload"))
 
         with pytest.raises(BlockingIOError):
             counter.accept()
@@ -197,9 +197,9 @@ def test_the_gateways_own_paths_never_open_a_connection_to_the_engine(processes:
 
 def test_every_request_has_its_line_in_the_access_log(processes: Processes) -> None:
     gateway = processes.gateway(processes.fake_llama().address, LOG_FORMAT="json")
-    gateway.ask(request("POST", "/v1/chat/completions", "x-request-id: one", body=b"{}"))
-    gateway.ask(request("GET", "/v1/models?secret", "x-request-id: two", key=None))
-    gateway.ask(b"nonsense\r\n\r\n")
+    gateway.send_request(request("POST", "/v1/chat/completions", "x-request-id: one", body=b"{}"))
+    gateway.send_request(request("GET", "/v1/models?secret", "x-request-id: two", key=None))
+    gateway.send_request(b"nonsense\r\n\r\n")
     path = gateway.folder / "logs" / "api_access.log"
 
     def lines() -> dict[str, dict[str, object]]:
@@ -222,7 +222,7 @@ def test_sighup_reopens_the_access_log(processes: Processes) -> None:
     path.rename(path.with_suffix(".old"))
     gateway.signal(signal.SIGHUP)
     until(lambda: gateway.log.count("API keys loaded") == 2)
-    gateway.ask(PING)
+    gateway.send_request(PING)
 
     until(lambda: path.exists() and " path=/ping " in path.read_text())
 
@@ -321,8 +321,10 @@ def test_the_metrics_parse_as_prometheus_text(in_front_of_llama: GatewayProcess)
     from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415
 
     models(in_front_of_llama)
-    answer = in_front_of_llama.ask(request("GET", "/metrics", "Accept: text/plain", key=None))
-    families = {f.name: f for f in text_string_to_metric_families(answer.body.decode())}
+    response = in_front_of_llama.send_request(
+        request("GET", "/metrics", "Accept: text/plain", key=None)
+    )
+    families = {f.name: f for f in text_string_to_metric_families(response.body.decode())}
 
     assert families["llama_gguf_backend_up"].samples[0].value == 1
     assert any(

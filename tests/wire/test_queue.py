@@ -79,9 +79,9 @@ def test_many_concurrent_streams_are_all_served_completely(processes: Processes)
         for wire in wires:
             wire.send(raw)
         for wire in wires:
-            answer = wire.response()
-            assert answer.is_whole
-            assert len(answer.chunks) == 21
+            response = wire.response()
+            assert response.is_whole
+            assert len(response.chunks) == 21
 
     assert len(llama.seen("/v1/chat/completions")) == 30
     until(lambda: places(gateway) == (0, 0))

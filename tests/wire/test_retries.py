@@ -130,8 +130,8 @@ def test_a_client_ignores_the_comments_and_gets_its_stream(
         until(lambda: patient.health()["queue"]["length"] == 2)
         raw_waiter.close()
         first.finish(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
-        answer = engine.visit()
-        answer.finish(STREAM_HEAD + chunk(DELTA) + chunk(b"data: [DONE]\n\n") + LAST_CHUNK)
+        response = engine.visit()
+        response.finish(STREAM_HEAD + chunk(DELTA) + chunk(b"data: [DONE]\n\n") + LAST_CHUNK)
         listener.thread.join()
 
     assert listener.error is None

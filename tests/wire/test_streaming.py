@@ -112,7 +112,7 @@ def test_a_request_whose_client_leaves_during_its_body_never_reaches_the_engine(
         wire.close()
     text = request("GET", "/metrics?format=prometheus", key=None)
     left = b'llama_gguf_client_disconnects_total{phase="request"} 1.0'
-    until(lambda: left in gateway.ask(text).body)
+    until(lambda: left in gateway.send_request(text).body)
 
     assert not engine.has_visit
 
@@ -203,10 +203,10 @@ def test_a_401_can_be_read_after_sending_all_of_a_large_body(
 ) -> None:
     with gateway.connect() as wire:
         wire.send(request(body=b"x" * (4 << 20), key=None))
-        answer = wire.response()
+        response = wire.response()
 
-    assert answer.status == 401
-    assert answer["connection"] == "close"
+    assert response.status == 401
+    assert response["connection"] == "close"
 
 
 def test_a_body_of_megabytes_arrives_completely(

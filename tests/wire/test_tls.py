@@ -87,11 +87,11 @@ def test_a_cut_response_is_an_error_for_every_client(
     with closing(plain_client(gateway)) as client:
         visit = engine.visit()
         visit.send(half)
-        answer = client.getresponse()
+        response = client.getresponse()
         getattr(visit, how)()
         # Which of the two depends on the version of Python.
         with pytest.raises((http.client.IncompleteRead, ConnectionResetError)):
-            answer.read()
+            response.read()
 
 
 def test_a_cut_response_that_would_end_with_its_connection_is_an_error(
@@ -100,10 +100,10 @@ def test_a_cut_response_that_would_end_with_its_connection_is_an_error(
     with closing(plain_client(gateway)) as client:
         visit = engine.visit()
         visit.send(b"HTTP/1.1 200 OK\r\n\r\nuntil ")
-        answer = client.getresponse()
+        response = client.getresponse()
         visit.reset()
         with pytest.raises((http.client.IncompleteRead, OSError)):
-            answer.read()
+            response.read()
 
 
 def test_a_rejection_during_the_body_ends_with_a_close_notify(gateway: GatewayProcess) -> None:
@@ -161,7 +161,7 @@ def test_a_disk_that_hangs_during_the_reload_does_not_delay_requests(
     gateway.signal(signal.SIGHUP)
     until(lambda: gateway.log.count("API keys loaded") == 2)
 
-    assert gateway.ask(PING).status == 200
+    assert gateway.send_request(PING).status == 200
     gateway.signal(signal.SIGTERM)
     assert gateway.wait() == 0
 
@@ -171,7 +171,7 @@ def test_session_keys_are_not_written_to_a_file(
 ) -> None:
     gateway = new_tls_gateway(SSLKEYLOGFILE=tmp_path / "session-keys")
 
-    assert gateway.ask(PING).status == 200
+    assert gateway.send_request(PING).status == 200
     assert not (tmp_path / "session-keys").exists()
 
 
@@ -190,7 +190,7 @@ def test_a_failed_handshake_does_not_affect_other_clients(gateway: GatewayProces
     with connected(address) as sock, pytest.raises(ssl.SSLCertVerificationError):
         distrusting.wrap_socket(sock, server_hostname="127.0.0.1")
 
-    assert gateway.ask(PING).status == 200
+    assert gateway.send_request(PING).status == 200
     assert gateway.log == logged
 
 

@@ -17,12 +17,12 @@ from tests.support.processes import until
 
 
 def requests_of(gateway: GatewayProcess) -> int:
-    usage: dict[str, Any] = json.loads(gateway.ask(request("GET", "/usage")).body)
+    usage: dict[str, Any] = json.loads(gateway.send_request(request("GET", "/usage")).body)
     total: dict[str, int] = usage["keys"][0]["total"]
     return total["requests"]
 
 
-def ask(gateway: GatewayProcess, times: int) -> None:
+def send_request(gateway: GatewayProcess, times: int) -> None:
     with gateway.connect() as wire:
         for _ in range(times):
             wire.send(request(body=b"{}"))
@@ -50,7 +50,7 @@ Start = Callable[[], GatewayProcess]
 def test_the_counts_of_two_gateways_with_one_folder_are_added(start: Start) -> None:
     gateways = start(), start()
     for gateway in gateways:
-        ask(gateway, 10)
+        send_request(gateway, 10)
     for gateway in gateways:
         stop(gateway)
 
@@ -61,7 +61,7 @@ def test_usage_that_could_not_be_written_is_written_later(start: Start, tmp_path
     folder = tmp_path / "data" / "usage"
     folder.write_text("a file where the folder should be")
     gateway = start()
-    ask(gateway, 3)
+    send_request(gateway, 3)
     until(lambda: "The usage cannot be saved" in gateway.log, "a write fails")
     folder.unlink()
     stop(gateway)

@@ -14,13 +14,13 @@ def client(place: Place) -> anthropic.Anthropic:
 
 
 def chat(place: Place) -> Iterator[str]:
-    answer = client(place).messages.create(model=MODEL, messages=QUESTION, max_tokens=8)
-    yield answer.content[0].text
+    response = client(place).messages.create(model=MODEL, messages=QUESTION, max_tokens=8)
+    yield response.content[0].text
 
 
 def stream(place: Place) -> Iterator[str]:
-    with client(place).messages.stream(model=MODEL, messages=QUESTION, max_tokens=8) as answer:
-        yield from answer.text_stream
+    with client(place).messages.stream(model=MODEL, messages=QUESTION, max_tokens=8) as response:
+        yield from response.text_stream
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ class CurlError(Exception):
     """Its output, if its exit status is not 0."""
 
 
-def ask(place: Place, *, stream: bool) -> Iterator[str]:
+def send_request(place: Place, *, stream: bool) -> Iterator[str]:
     body = {"model": MODEL, "messages": QUESTION, "max_tokens": 8, "stream": stream}
     url = f"{place.url}/v1/chat/completions"
     fields = [f"Authorization: Bearer {place.key}", "Content-Type: application/json"]
@@ -34,12 +34,12 @@ def ask(place: Place, *, stream: bool) -> Iterator[str]:
 
 
 def chat(place: Place) -> Iterator[str]:
-    text = "".join(ask(place, stream=False))
+    text = "".join(send_request(place, stream=False))
     yield json.loads(text)["choices"][0]["message"]["content"]
 
 
 def stream(place: Place) -> Iterator[str]:
-    yield from ask(place, stream=True)
+    yield from send_request(place, stream=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ class LlmError(Exception):
     """Its output, if its exit status is not 0."""
 
 
-def ask(place: Place, *flags: str) -> Iterator[str]:
+def send_request(place: Place, *flags: str) -> Iterator[str]:
     home = Path(os.environ["LLM_USER_PATH"])
     model = {"model_id": "mine", "model_name": MODEL, "api_base": f"{place.url}/v1"}
     model["api_key_name"] = "mine"  # without it, none is sent, even with --key
@@ -40,8 +40,8 @@ def ask(place: Place, *flags: str) -> Iterator[str]:
 
 
 def chat(place: Place) -> Iterator[str]:
-    yield "".join(ask(place, "--no-stream"))
+    yield "".join(send_request(place, "--no-stream"))
 
 
 if __name__ == "__main__":
-    report(chat, ask, retries=True)
+    report(chat, send_request, retries=True)

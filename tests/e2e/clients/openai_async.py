@@ -11,19 +11,19 @@ import openai
 from tests.e2e.clients.outcomes import MODEL, QUESTION, Place, report
 
 
-def ask(place: Place, **more: Any) -> Awaitable[Any]:
+def send_request(place: Place, **more: Any) -> Awaitable[Any]:
     client = openai.AsyncOpenAI(base_url=f"{place.url}/v1", api_key=place.key, max_retries=0)
     create: Any = client.chat.completions.create
-    answer: Awaitable[Any] = create(model=MODEL, messages=QUESTION, max_tokens=8, **more)
-    return answer
+    response: Awaitable[Any] = create(model=MODEL, messages=QUESTION, max_tokens=8, **more)
+    return response
 
 
 async def chat(place: Place) -> AsyncIterator[str]:
-    yield (await ask(place)).choices[0].message.content
+    yield (await send_request(place)).choices[0].message.content
 
 
 async def stream(place: Place) -> AsyncIterator[str]:
-    async for chunk in await ask(place, stream=True):
+    async for chunk in await send_request(place, stream=True):
         if chunk.choices and chunk.choices[0].delta.content:
             yield chunk.choices[0].delta.content
 

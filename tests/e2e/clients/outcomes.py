@@ -79,4 +79,4 @@ def report(chat: Ask, stream: Ask, *, retries: bool = False) -> None:
     }
     if retries:
         del tried["over_limit"]
-    sys.stdout.write(json.dumps({name: outcome(ask()) for name, ask in tried.items()}))
+    sys.stdout.write(json.dumps({name: outcome(try_it()) for name, try_it in tried.items()}))

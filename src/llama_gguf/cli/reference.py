@@ -238,7 +238,7 @@ def modules_page() -> str:
         "# Modules\n",
         "The first line of each module's docstring. Permitted imports: "
         "`cli → supervisor → gateway → scheduling, access, engines, models, telemetry → "
-        "http1, net, files → config, events → errors`, "
+        "http1, net, files → config, events, memo, transitions → errors`, "
         "only to the right. [architecture.md](architecture.md) describes how they work together.\n",
     ]
     package = Path(llama_gguf.__file__).parent

@@ -24,6 +24,7 @@ from llama_gguf.supervisor.engine_run import TERM_SECONDS, EngineManager
 from llama_gguf.supervisor.gateway_run import EXTRA_SECONDS, GatewayManager
 from llama_gguf.supervisor.launch import Launch
 from llama_gguf.supervisor.states import Event, SupervisorState
+from llama_gguf.transitions import after
 
 _log: Final = EventLog(__name__)
 
@@ -101,7 +102,7 @@ class Supervisor:
         return max((task.result() for task in (gateway, engine) if task in done), default=0)
 
     def _move(self, event: Event) -> None:
-        self.state = states.after(self.state, event)
+        self.state = after(states.TRANSITIONS, self.state, event)
 
     def _signal_handlers(self) -> dict[signal.Signals, Callable[[], None]]:
         return {

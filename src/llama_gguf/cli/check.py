@@ -17,8 +17,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
-from llama_gguf.access import key_file
-from llama_gguf.cli import fit, plan
+from llama_gguf.access import key_admin, key_file
+from llama_gguf.cli import fit
 from llama_gguf.cli.context import Context, with_model
 from llama_gguf.cli.results import Level, Result
 from llama_gguf.cli.terminal import print_table, say
@@ -43,6 +43,7 @@ from llama_gguf.models.memory import options
 from llama_gguf.models.model_file import size_text
 from llama_gguf.net import tls
 from llama_gguf.net.listener import listen
+from llama_gguf.supervisor import plan
 
 USAGE = "%(prog)s [MODEL] [--json] [--SETTING VALUE ...]"
 
@@ -304,7 +305,7 @@ def _keys(settings: AuthSettings) -> Result:
         )
     path = settings.auth_keys_file
     try:
-        ring = plan.keys_in(path)
+        ring = key_admin.keys_in(path)
     except UserError as error:
         return Result("keys", str(error), Level.WRONG)
     if not len(ring):

@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     meter_factory: MeterFactory = _no_meter if arguments.quiet else download_meter
     if arguments.progress_fd is not None:
         from llama_gguf.cli import output
-        from llama_gguf.cli.fetch import reporting
+        from llama_gguf.supervisor.fetch import reporting
 
         output.take_over()  # as in `serve`, whose start waits for the model
         meter_factory = reporting(arguments.progress_fd, meter_factory)

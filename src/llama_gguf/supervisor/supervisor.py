@@ -16,10 +16,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from llama_gguf.config.settings import Settings
+from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.events import EventLog
 from llama_gguf.supervisor import reaper, states
 from llama_gguf.supervisor.child import Child
+from llama_gguf.supervisor.engine_log import open_engine_log
 from llama_gguf.supervisor.engine_run import TERM_SECONDS, EngineManager
 from llama_gguf.supervisor.gateway_run import EXTRA_SECONDS, GatewayManager
 from llama_gguf.supervisor.launch import Launch
@@ -60,8 +62,11 @@ class Supervisor:
         self._hurry_requested = asyncio.Event()
         rng = random.SystemRandom().random
         self.engine = EngineManager(
-            settings,
+            "llama-server",
+            EngineAddress.of(settings.upstream),
+            settings=settings.supervision,
             prepare=prepare,
+            open_log=lambda: open_engine_log(settings.logs),
             publish=self._publish,
             is_stopping=lambda: self.is_leaving,
             rng=rng,
@@ -129,6 +134,10 @@ class Supervisor:
     def health_state(self) -> EngineState:
         """The state for platforms: unready as soon as we stop."""
         return EngineState.STOPPING if self.is_leaving else self.engine.status.state
+
+    def report_preparation(self, detail: str, progress: float | None) -> None:
+        """Publish how far the preparation of the first start is."""
+        self.engine.report(detail, progress)
 
     def _publish(self, status: EngineStatus) -> None:
         self._gateway.send_status(status)

@@ -29,23 +29,23 @@ class Desk:
     """A shell with a curl and an `openai` that only record their arguments."""
 
     def __init__(self, folder: Path) -> None:
-        self._asked = folder / "asked"
+        self._recorded = folder / "recorded"
         (folder / "bin").mkdir()
         (folder / "bin" / "python3").symlink_to(sys.executable)
         (folder / "openai.py").write_text(_OPENAI)
         curl = folder / "bin" / "curl"
-        curl.write_text('#!/bin/sh\nprintf "%s\\0" "$@" > "$ASKED"\n')
+        curl.write_text('#!/bin/sh\nprintf "%s\\0" "$@" > "$RECORDED"\n')
         curl.chmod(0o755)
         self._environ = {
             "PATH": f"{folder}/bin:{os.defpath}",
             "PYTHONPATH": str(folder),
-            "ASKED": str(self._asked),
+            "RECORDED": str(self._recorded),
         }
 
     def paste(self, shell: str, text: str) -> str:
         """Run *text* unchanged; return the client's arguments and the output."""
         subprocess.run([shell], input=text, env=self._environ, text=True, timeout=30, check=True)
-        return self._asked.read_text("utf-8")
+        return self._recorded.read_text("utf-8")
 
 
 _OPENAI = """
@@ -55,7 +55,7 @@ class OpenAI:
         self.client = client
         self.chat = self.completions = self
     def create(self, **request):
-        with open(os.environ["ASKED"], "w") as f:
+        with open(os.environ["RECORDED"], "w") as f:
             json.dump({**self.client, **request}, f)
         return []
 """
@@ -218,8 +218,8 @@ def test_with_a_certificate_the_url_is_https(desk: Desk) -> None:
 
     assert text.startswith("\nReady: https://127.0.0.1:8000/v1 serves tiny\n")
     assert pasted(desk, text)[0] == "https://127.0.0.1:8000/v1/chat/completions"
-    asked = json.loads(desk.paste("sh", python_of(text)))
-    assert asked["base_url"] == "https://127.0.0.1:8000/v1"
+    recorded = json.loads(desk.paste("sh", python_of(text)))
+    assert recorded["base_url"] == "https://127.0.0.1:8000/v1"
     assert "http://" not in text
     assert "curl --cacert FILE" in text
 

@@ -34,9 +34,9 @@ def test_a_stale_socket_is_removed(tmp_path: Path) -> None:
 
 def test_a_file_that_is_not_a_socket_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "engine.sock"
-    path.write_text("somebody's")
+    path.write_text("another program's")
 
     remove_socket(str(path))
     remove_socket(str(tmp_path / "nowhere.sock"))
 
-    assert path.read_text() == "somebody's"
+    assert path.read_text() == "another program's"

@@ -76,10 +76,10 @@ def test_a_fetched_file_is_checked_before_it_is_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = model_at(tmp_path / "models" / "m.gguf", gguf())
-    asked = []
+    pulled = []
 
     def pull(name: str, folder: str, **_: object) -> SimpleNamespace:
-        asked.append((name, folder))
+        pulled.append((name, folder))
         return SimpleNamespace(path=str(path))
 
     monkeypatch.setattr(plan, "pull", pull)
@@ -88,7 +88,7 @@ def test_a_fetched_file_is_checked_before_it_is_served(
     model = plan.fetch_model(wanted, {}, download_meter)
 
     assert model.path == str(path)
-    assert asked == [("smollm2", f"{tmp_path}/models")]
+    assert pulled == [("smollm2", f"{tmp_path}/models")]
 
 
 # Models that are present --------------------------------------------------------------------------

@@ -290,9 +290,9 @@ class FakeUpstream:
 
     def _on_request(self, data: bytes) -> None:
         self._rig.requests.append(data)
-        reply = self._rig.respond
-        if reply is not None:
-            self._rig.loop.call_soon(self.transport.receive, reply(data))
+        respond = self._rig.respond
+        if respond is not None:
+            self._rig.loop.call_soon(self.transport.receive, respond(data))
 
     @property
     def received(self) -> bytes:
@@ -471,9 +471,9 @@ class Rig:
         if self.accepts:
             dial.accept_at_once()
 
-    def respond_with(self, *replies: bytes) -> None:
-        """Let the engine send one of *replies* to each request, and repeat the last."""
-        remaining = list(replies)
+    def respond_with(self, *responses: bytes) -> None:
+        """Let the engine send one of *responses* to each request, and repeat the last."""
+        remaining = list(responses)
         self.respond = lambda _: remaining.pop(0) if len(remaining) > 1 else remaining[0]
 
     def engine(self, state: EngineState, *, slots: int | None = None) -> None:

@@ -28,7 +28,7 @@ from llama_gguf.access.moments import parse_duration
 from llama_gguf.cli.context import Context
 from llama_gguf.errors import UserError
 
-_TAKEN_UP: Final = "A running gateway applies this within three seconds.\n"
+_APPLIED_SOON: Final = "A running gateway applies this within three seconds.\n"
 _WHEN: Final = "30d, 24h, 60m, or a time such as 2027-01-31T12:00:00Z"
 
 _Value = TypeVar("_Value")
@@ -125,14 +125,14 @@ def _show(
     *,
     path: str,
     now: datetime,
-    then: str = _TAKEN_UP,
+    then: str = _APPLIED_SOON,
     ended: int | None = None,
 ) -> None:
     from llama_gguf.cli import key_views
-    from llama_gguf.cli.terminal import say
+    from llama_gguf.cli.terminal import echo
 
     if arguments.quiet:
-        say(new.secret)
+        echo(new.secret)
         return
     if arguments.json:
         key_views.print_new_key_as_json(new.key, new.secret, path=path, now=now, ended=ended)
@@ -157,7 +157,7 @@ def _remove(arguments: argparse.Namespace, path: str) -> None:
 
     ended = key_admin.remove(path, arguments.name)
     key_views.print_removed(arguments.name, ended, path, as_json=arguments.json)
-    sys.stderr.write(_TAKEN_UP)
+    sys.stderr.write(_APPLIED_SOON)
 
 
 def _rotate(arguments: argparse.Namespace, path: str) -> None:
@@ -166,7 +166,7 @@ def _rotate(arguments: argparse.Namespace, path: str) -> None:
     now = datetime.now(UTC)
     grace_ends = _read_when("--grace", arguments.grace, now)
     done = key_admin.rotate(path, arguments.name, grace_ends=grace_ends)
-    then = key_views.fate_of_old(done.kept, done.ended) + _TAKEN_UP
+    then = key_views.fate_of_old(done.kept, done.ended) + _APPLIED_SOON
     _show(done.new, arguments, path=path, now=now, then=then, ended=done.ended)
 
 
@@ -182,7 +182,7 @@ def _import(arguments: argparse.Namespace, path: str) -> None:
         path, other, source=source, prefix=arguments.prefix, hashes=arguments.hashed
     )
     key_views.print_import(merged, path, as_json=arguments.json)
-    sys.stderr.write(_TAKEN_UP)
+    sys.stderr.write(_APPLIED_SOON)
 
 
 def _hash(arguments: argparse.Namespace, path: str) -> None:

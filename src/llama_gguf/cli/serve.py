@@ -25,7 +25,7 @@ from llama_gguf.access import key_admin, key_file
 from llama_gguf.access.keys import KeyRing
 from llama_gguf.cli import logs
 from llama_gguf.cli.context import Context, with_model
-from llama_gguf.cli.terminal import LoadMeter, Meter, download_meter, say
+from llama_gguf.cli.terminal import LoadMeter, Meter, download_meter, echo
 from llama_gguf.config.masking import MASK, mask_urls
 from llama_gguf.config.settings import Settings
 from llama_gguf.errors import UserError
@@ -79,7 +79,7 @@ class Terminal:
         if not self._creates_key or not auth.auth_enabled or len(key_admin.keys_in(path)):
             return
         self._new_key = key_admin.create(path, name="default").secret
-        say(f"A new API key, shown only once and stored in {path}:\n\n    {self._new_key}\n")
+        echo(f"A new API key, shown only once and stored in {path}:\n\n    {self._new_key}\n")
 
     def download_meter(self, label: str) -> AbstractContextManager[Meter]:
         return download_meter(label)
@@ -93,7 +93,7 @@ class Terminal:
     def show_ready(self, model: str) -> None:
         # The reader of our output may have exited (`serve | head`); the model is still served.
         with contextlib.suppress(BrokenPipeError, UserError):
-            say(ready_text(self._settings, model=model, new_key=self._new_key))
+            echo(ready_text(self._settings, model=model, new_key=self._new_key))
 
 
 _TLS_ADVICE: Final = """
@@ -167,7 +167,7 @@ def _hold(environ: Mapping[str, str]) -> int:
     """DEBUG_SHELL: show the environment without secrets, keep the container running, exit."""
     for name in sorted(environ):
         hidden = _SECRET_NAME.search(name)
-        say(f"{name}={MASK if hidden else mask_urls(environ[name])}")
-    say(f"DEBUG_SHELL: waiting for {DEBUG_SHELL_SECONDS} s.")
+        echo(f"{name}={MASK if hidden else mask_urls(environ[name])}")
+    echo(f"DEBUG_SHELL: waiting for {DEBUG_SHELL_SECONDS} s.")
     time.sleep(DEBUG_SHELL_SECONDS)
     return 0

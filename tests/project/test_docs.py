@@ -11,7 +11,7 @@ from typing import Final
 
 import pytest
 
-from llama_gguf.cli import reference
+from docs import reference
 from llama_gguf.cli.main import COMMANDS, command_parser
 from llama_gguf.config import settings as settings_module
 from llama_gguf.engines import exit_reasons

@@ -1,4 +1,4 @@
-"""Generates the reference pages from code: ``python -m llama_gguf.cli.reference [--check]``.
+"""Generates the reference pages from code: ``python -m docs.reference [--check]``.
 
 Settings, flags, metrics and error codes are each declared in one place, in code. These
 pages are generated from it, and ``--check`` lists those that are out of date.

@@ -61,7 +61,7 @@ class Supervisor:
         self._stop_requested = asyncio.Event()
         self._hurry_requested = asyncio.Event()
         rng = random.SystemRandom().random
-        self.engine = EngineManager(
+        self._engine = EngineManager(
             "llama-server",
             EngineAddress.of(settings.upstream),
             settings=settings.supervision,
@@ -72,9 +72,9 @@ class Supervisor:
             rng=rng,
         )
         self._gateway = GatewayManager(
-            environ, listener, on_activity=self.engine.on_activity, rng=rng
+            environ, listener, on_activity=self._engine.on_activity, rng=rng
         )
-        self._gateway.send_status(self.engine.status)
+        self._gateway.send_status(self._engine.status)
 
     # From outside -------------------------------------------------------------------------------
 
@@ -85,7 +85,7 @@ class Supervisor:
         for number, handler in self._signal_handlers().items():
             loop.add_signal_handler(number, handler)
         gateway = loop.create_task(self._gateway.run(), name="manage the gateway")
-        engine = loop.create_task(self.engine.run(), name="manage the engine")
+        engine = loop.create_task(self._engine.run(), name="manage the engine")
         stopping = loop.create_task(self._stop_requested.wait(), name="await a request to stop")
         reaping = loop.create_task(reaper.keep_reaping(), name="reap orphans")
         try:
@@ -133,11 +133,11 @@ class Supervisor:
     @property
     def health_state(self) -> EngineState:
         """The state for platforms: unready as soon as we stop."""
-        return EngineState.STOPPING if self.is_leaving else self.engine.status.state
+        return EngineState.STOPPING if self.is_leaving else self._engine.status.state
 
     def report_preparation(self, detail: str, progress: float | None) -> None:
         """Publish how far the preparation of the first start is."""
-        self.engine.report(detail, progress)
+        self._engine.report(detail, progress)
 
     def _publish(self, status: EngineStatus) -> None:
         self._gateway.send_status(status)
@@ -145,7 +145,7 @@ class Supervisor:
 
     def _reopen_logs(self) -> None:
         self._gateway.pass_on(signal.SIGUSR1)
-        self.engine.reopen_log()
+        self._engine.reopen_log()
         self._on_reopen()
 
     # The end ------------------------------------------------------------------------------------
@@ -156,14 +156,14 @@ class Supervisor:
         self._gateway.leave()
         # The gateway has its own copy; no process would accept connections from ours.
         self._listener.close()
-        if self.engine.child is None:  # it is not spawned yet, waits for its restart, or is asleep
+        if self._engine.child is None:  # it is not spawned yet, waits for its restart, or is asleep
             await self._end_process(engine, None, 0.0)
-            self.engine.leave()
+            self._engine.leave()
         drain_seconds = self._settings.process.drain_timeout + EXTRA_SECONDS
         await self._end_process(gateway, self._gateway.child, drain_seconds, gently=True)
-        if self.engine.child is not None:
-            self.engine.leave()
-        await self._end_process(engine, self.engine.child, TERM_SECONDS)
+        if self._engine.child is not None:
+            self._engine.leave()
+        await self._end_process(engine, self._engine.child, TERM_SECONDS)
 
     async def _end_process(
         self,

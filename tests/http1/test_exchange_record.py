@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from tests.support.exchanges import STARTED_AT, request_for, record
+from tests.support.exchanges import STARTED_AT, record, request_for
 
 
 def test_request_id_method_and_path_are_those_of_the_request() -> None:

@@ -16,10 +16,12 @@ import pytest
 
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.activity import Activity
+from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Finding
 from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.engines.watchdogs import Progress
 from llama_gguf.supervisor.child import Child
+from llama_gguf.supervisor.engine_log import open_engine_log
 from llama_gguf.supervisor.engine_run import EngineManager
 from llama_gguf.supervisor.launch import Launch
 from tests.support.processes import free_ports
@@ -71,26 +73,36 @@ class FakeChild:
 class Rig:
     """An engine manager whose gateway, process and probe are controlled by the test."""
 
-    def __init__(self, folder: Path, **overrides: Any) -> None:
+    def __init__(self, folder: Path, *, name: str = "llama-server", **overrides: Any) -> None:
         usual = {"port_backend": free_ports(1)[0], "log_dir": str(folder), "instance_id": "box"}
         self.settings = Settings.of(**{**usual, **overrides})
+        self.name = name
+        self.spawned: list[tuple[str, Sequence[str]]] = []
+        self.probed: list[EngineAddress] = []
         self.children: list[FakeChild] = []
         self.published: list[EngineStatus] = []
         self.finding = LOADS
         self.is_stopping = False
         self.spawn_error: OSError | None = None
         self.engine = EngineManager(
-            self.settings,
+            name,
+            EngineAddress.of(self.settings.upstream),
+            settings=self.settings.supervision,
             prepare=self._prepare,
+            open_log=lambda: open_engine_log(self.settings.logs),
             publish=self.published.append,
             is_stopping=lambda: self.is_stopping,
             rng=lambda: 0.0,
             spawn=self._spawn,
-            make_probe=lambda settings, timeout: self,
+            make_probe=self._make_probe,
         )
         self.gateway_acknowledges = True
         self.activity = Activity()
         self.running: asyncio.Task[int]
+
+    def _make_probe(self, address: EngineAddress, *, timeout: float) -> Rig:
+        self.probed.append(address)
+        return self
 
     async def look(self) -> Finding:
         return self.finding
@@ -106,6 +118,7 @@ class Rig:
     ) -> Child:
         if self.spawn_error is not None:
             raise self.spawn_error
+        self.spawned.append((name, argv))
         self.children.append(FakeChild())
         return cast("Child", self.children[-1])
 
@@ -118,7 +131,13 @@ class Rig:
         return asyncio.get_running_loop().time()
 
     async def _prepare(self) -> Launch:
-        return Launch(["llama-server"], {}, model_bytes=100, facts={"context": 2048})
+        return Launch(
+            [self.name, "--verbose"],
+            {},
+            model_bytes=100,
+            facts={"context": 2048},
+            sizes="CTX=16384, PARALLEL=0, NGL=99",
+        )
 
     async def start(self) -> None:
         self.running = asyncio.get_running_loop().create_task(self.engine.run())
@@ -497,3 +516,26 @@ def test_a_slow_stop_is_clean_regardless_of_the_probe(tmp_path: Path, finding: F
 
     rig = play(tmp_path, scenario)
     assert rig.states[-2:] == [S.STOPPING, S.STOPPED]
+
+
+# Several engines ----------------------------------------------------------------------------------
+
+
+def test_two_engines_of_one_supervisor_share_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        first = Rig(tmp_path / "first", name="llama-server 0", max_restarts=0)
+        second = Rig(tmp_path / "second", name="llama-server 1", max_restarts=5)
+        for rig in (first, second):
+            await rig.start_ready()
+        first.child.die(3)
+
+        assert await first.running == 3
+        assert second.states == [S.LOADING, S.READY]
+        assert [e.spawned for e in (first, second)] == [
+            [("llama-server 0", ["llama-server 0", "--verbose"])],
+            [("llama-server 1", ["llama-server 1", "--verbose"])],
+        ]
+        assert first.probed[0] != second.probed[0]
+        await second.end()
+
+    run(lambda now: scenario())

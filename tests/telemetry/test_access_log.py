@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from llama_gguf.http1.exchange_record import ExchangeRecord, Usage
 from llama_gguf.telemetry.access_log import MAX_WAITING_BYTES, AccessLog, as_json, as_text
 from llama_gguf.telemetry.batch import Batch
-from tests.support.exchanges import STARTED_AT, request_for, finished_exchange
+from tests.support.exchanges import STARTED_AT, finished_exchange, request_for
 from tests.support.fakes import Rig
 from tests.support.messages import OK, request
 

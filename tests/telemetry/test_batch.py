@@ -4,7 +4,7 @@ from llama_gguf.http1.exchange_record import Usage
 from llama_gguf.http1.request import Request
 from llama_gguf.http1.routes import Kind, Route
 from llama_gguf.telemetry.batch import counts_of
-from tests.support.exchanges import request_for, finished_exchange
+from tests.support.exchanges import finished_exchange, request_for
 
 
 def test_exchanges_add_up_by_key() -> None:

@@ -14,7 +14,7 @@ from llama_gguf.scheduling.exchange import PHASES
 from llama_gguf.telemetry.formats import as_json
 from llama_gguf.telemetry.histogram import DURATION_BUCKETS, FIRST_BYTE_BUCKETS, Histogram
 from llama_gguf.telemetry.metrics import METRICS, Gauges, Metric, Metrics, seconds_per_token
-from tests.support.exchanges import request_for, finished_exchange
+from tests.support.exchanges import finished_exchange, request_for
 
 
 def error_kinds(kind: type[GatewayError]) -> Iterator[type[GatewayError]]:

@@ -5,7 +5,7 @@ import pytest
 from llama_gguf.http1.exchange_record import ExchangeRecord, Usage
 from llama_gguf.telemetry.batch import Batch
 from llama_gguf.telemetry.recorder import MAX_BATCH, Recorder
-from tests.support.exchanges import request_for, finished_exchange
+from tests.support.exchanges import finished_exchange, request_for
 
 NOW = 1_800_000_000.0
 

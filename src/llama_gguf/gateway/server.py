@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from llama_gguf.config.settings import Settings
+from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Finding, Probe, watch
 from llama_gguf.engines.status import EngineState
 from llama_gguf.errors import ReloadFailed, UserError
@@ -257,7 +258,7 @@ class Gateway:
     async def _follow_engine(self) -> None:
         if self._control is None:
             await watch(
-                Probe(self._settings.upstream),
+                Probe(EngineAddress.of(self._settings.upstream)),
                 self._on_finding,
                 ready_every=PROBE_READY_SECONDS,
                 else_every=PROBE_ELSE_SECONDS,

@@ -84,7 +84,8 @@ class Services:
         """For requests that use no slot: they take threads and time of the engine all the same."""
         self.body_memory = BodyMemory(settings.limits.max_body_memory, are_several)
         self.engine = EngineTracker(loop, self.clock.wall, self._on_engine_change)
-        self.pool = Pool(settings.timeouts, EngineAddress.of(settings.upstream), loop, dial)
+        address = EngineAddress.of(settings.upstream)
+        self.pool = Pool(settings.timeouts, address, loop, dial)
         self.stream_searches = StreamSearches()
         self.access_log = AccessLog(
             os.path.join(settings.logs.log_dir, "api_access.log"),
@@ -97,7 +98,7 @@ class Services:
             [self.metrics, self.usage, self.access_log], wall=lambda: self.clock.wall
         )
         self.history = History(self.clock.now())
-        self.engine_reader = EngineReader(Probe(settings.upstream), self._is_engine_busy)
+        self.engine_reader = EngineReader(Probe(address), self._is_engine_busy)
         self.scrapes: dict[Format, tuple[OwnAnswer, float]] = {}
         """Metrics that were expensive to render, and until when they are sent again."""
         self._note_wall_clock()

@@ -1,4 +1,4 @@
-"""Generates the reference pages from code: ``python -m llama_gguf.cli.reference [--check]``.
+"""Generates the reference pages from code: ``python -m docs.reference [--check]``.
 
 Settings, flags, metrics and error codes are each declared in one place, in code. These
 pages are generated from it, and ``--check`` lists those that are out of date.
@@ -241,7 +241,7 @@ def modules_page() -> str:
         "# Modules\n",
         "The first line of each module's docstring. Permitted imports: "
         "`cli → supervisor → gateway → scheduling, access, engines, models, telemetry → "
-        "http1, net, files → config, events → errors`, "
+        "http1, net, files → config, events, memo, transitions → errors`, "
         "only to the right. [architecture.md](architecture.md) describes how they work together.\n",
     ]
     package = Path(llama_gguf.__file__).parent

@@ -79,10 +79,10 @@ imports: $(VENV)/.dev
 	$(BIN)/lint-imports --no-cache
 
 docs: $(VENV)/.dev site ## check that generated pages are up to date, and build the site
-	$(BIN)/python -m llama_gguf.cli.reference --check
+	$(BIN)/python -m docs.reference --check
 
 reference: $(VENV)/.dev ## regenerate docs/settings.md, docs/cli.md and other pages from code
-	$(BIN)/python -m llama_gguf.cli.reference
+	$(BIN)/python -m docs.reference
 
 lock: | $(VENV)/bin/python ## update the locked versions to the newest that pyproject.toml allows
 	$(PIP) uv

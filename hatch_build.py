@@ -45,6 +45,7 @@ MODULES: Final = [
             "http1": (
                 "body",
                 "chunked",
+                "exchange_record",
                 "fields",
                 "known_head",
                 "local_response",
@@ -70,6 +71,8 @@ MODULES: Final = [
             ),
             "telemetry": (
                 "access_log",
+                "batch",
+                "histogram",
                 "metrics",
                 "recorder",
                 "response_window",

@@ -25,7 +25,7 @@ from typing import Final
 
 import uvloop
 
-from llama_gguf.cli.terminal import print_table, say
+from llama_gguf.cli.terminal import echo, print_table
 from perf import backend, load, peers
 from perf.load import Answers
 from perf.peers import Peer, PeerFailed, Running
@@ -185,9 +185,9 @@ def _medians(rounds: Sequence[Values]) -> Values:
 
 
 def _print(medians: Mapping[str, Values]) -> None:
-    say(", ".join(f"{name} {value}" for name, value in _machine().items()))
+    echo(", ".join(f"{name} {value}" for name, value in _machine().items()))
     if REFERENCE in medians:
-        say(f"in brackets: relative to {REFERENCE}")
+        echo(f"in brackets: relative to {REFERENCE}")
     rows = [[label, *_cells(measure, medians)] for measure, label in MEASURES.items()]
     print_table(["median of the rounds", *(f"{name:>8}" for name in medians)], rows)
 

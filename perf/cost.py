@@ -29,7 +29,7 @@ from rich.table import Table
 from llama_gguf.gateway.client_connection import ClientConnection
 from llama_gguf.gateway.upstream_connection import UpstreamConnection
 from llama_gguf.net.transport import Transport
-from llama_gguf.telemetry.recorder import Accounts
+from llama_gguf.telemetry.recorder import Recorder
 from tests.support.fakes import Rig
 from tests.support.keys import BACKEND_KEY, KEY, KEYS_TEXT
 from tests.support.messages import OK, STREAM_HEAD, chunk, request
@@ -75,9 +75,8 @@ def work(requests: int, events: int) -> None:
     """The program that valgrind runs: one client and one connection to the engine."""
     with tempfile.TemporaryDirectory() as folder:
         services = Rig(Path(folder), max_requests_per_minute=10**9).services
-        services.recorder = Accounts(
-            services.access_log.add,
-            ledger=services.recorder.ledger,
+        services.recorder = Recorder(
+            [services.metrics, services.usage, services.access_log],
             wall=lambda: services.clock.wall,
         )
         client = ClientConnection(services)

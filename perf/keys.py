@@ -35,18 +35,18 @@ def file_of(size: int, *, hashed: bool) -> str:
 
 def loaded(text: str) -> Authenticator:
     """An authenticator as in a gateway after a reload."""
-    principals = Authenticator(AuthSettings(auth_failures_per_minute=0))
-    principals.take(KeyRing.parse(text), ())
-    return principals
+    authenticator = Authenticator(AuthSettings(auth_failures_per_minute=0))
+    authenticator.take(KeyRing.parse(text), ())
+    return authenticator
 
 
-def finder(principals: Authenticator, presented: str) -> Callable[[], None]:
+def finder(authenticator: Authenticator, presented: str) -> Callable[[], None]:
     read = RequestFields()
     read.authorizations.append(b"Bearer " + presented.encode())
 
     def find() -> None:
         with suppress(Unauthorized):
-            principals.authenticate(read, "192.0.2.1", now=0.0, wall=0.0)
+            authenticator.authenticate(read, "192.0.2.1", now=0.0, wall=0.0)
 
     return find
 
@@ -58,13 +58,13 @@ def best(work: Callable[[], object], number: int) -> float:
 
 def row(size: int) -> list[str]:
     plain, digests = (file_of(size, hashed=hashed) for hashed in (False, True))
-    principals = loaded(plain)
+    authenticator = loaded(plain)
     return [
         f"{size:,}",
         f"{best(lambda: loaded(plain), 1) * 1e3:.2f}",
         f"{best(lambda: loaded(digests), 1) * 1e3:.2f}",
-        f"{best(finder(principals, secret(size - 1)), LOOK_UPS) * 1e6:.2f}",
-        f"{best(finder(principals, secret(size)), LOOK_UPS) * 1e6:.2f}",
+        f"{best(finder(authenticator, secret(size - 1)), LOOK_UPS) * 1e6:.2f}",
+        f"{best(finder(authenticator, secret(size)), LOOK_UPS) * 1e6:.2f}",
     ]
 
 

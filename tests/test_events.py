@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 import llama_gguf
-from llama_gguf.cli.reference import LoggedEvent, logged_events
+from docs.reference import LoggedEvent, logged_events
 from llama_gguf.events import EventLog, Fact, event_of, facts_of
 
 NAME: Final = "llama_gguf.somewhere"

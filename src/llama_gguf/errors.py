@@ -11,7 +11,7 @@ in which phase. Only ``http1/local_response.py`` serialises it.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 class UserError(Exception):
@@ -251,3 +251,11 @@ class ReloadFailed(GatewayError):
     """The keys file cannot be read; the keys that were loaded stay in force."""
 
     code = "reload_failed"
+
+
+CODES: Final = frozenset(
+    kind.code
+    for kind in list(globals().values())
+    if isinstance(kind, type) and issubclass(kind, GatewayError)
+)
+"""Of all error responses of the gateway."""

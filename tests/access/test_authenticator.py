@@ -9,6 +9,7 @@ import pytest
 from llama_gguf.access.authenticator import Authenticator, Principal
 from llama_gguf.access.keys import KeyRing
 from llama_gguf.access.moments import format_moment, parse_moment
+from llama_gguf.access.rate_limit import RateLimiter, local_limiter
 from llama_gguf.config.schema import AuthSettings
 from llama_gguf.errors import AdminKeyRequired
 from tests.support.fakes import NewRig, Rig
@@ -24,7 +25,7 @@ def test_a_key_keeps_its_window_while_its_id_stays(rig: Rig) -> None:
 
     assert before is not None
     assert after is not None
-    assert after.window is before.window
+    assert after.limiter is before.limiter
     assert rig.services.authenticator.holder(KEY.encode()) is None
 
 
@@ -38,23 +39,40 @@ def test_a_key_that_is_removed_and_added_again_gets_a_new_window(rig: Rig) -> No
 
     assert before is not None
     assert after is not None
-    assert after.window is not before.window
+    assert after.limiter is not before.limiter
 
 
 def test_a_changed_limit_applies_to_requests_that_are_already_counted(rig: Rig) -> None:
     before = rig.services.authenticator.holder(OTHER_KEY.encode())
     assert before is not None
-    assert before.window is not None
-    before.window.hit(0.0)
+    assert before.limiter is not None
+    before.limiter.hit(0.0)
     rig.set_keys(KEYS_TEXT.replace(f"{OTHER_KEY}:1000", f"{OTHER_KEY}:7"))
     rig.services.key_store.load()
     after = rig.services.authenticator.holder(OTHER_KEY.encode())
 
     assert after is not None
-    assert after.window is before.window
-    assert after.window.limit == 7
-    assert after.window.hit(1.0) == 5
+    assert after.limiter is before.limiter
+    assert after.limiter.limit == 7
+    assert after.limiter.hit(1.0) == 5
     assert b"x-ratelimit-limit-requests: 7\r\n" in after.fields_after_hit(5)
+
+
+def test_each_key_in_use_gets_one_limiter_with_its_own_limit_or_the_default() -> None:
+    made: list[tuple[str, int]] = []
+
+    def new_limiter(key_id: str, limit: int) -> RateLimiter:
+        made.append((key_id, limit))
+        return local_limiter(key_id, limit)
+
+    authenticator = Authenticator(AuthSettings(max_requests_per_minute=60), new_limiter)
+    ring = KeyRing.parse(f"alice:{KEY}:7\nbob:{OTHER_KEY}\nidle:sk-never-used-0123456789\n")
+    for _ in range(2):
+        authenticator.take(ring, ())
+        for key in (KEY, OTHER_KEY, KEY):
+            authenticator.holder(key.encode())
+
+    assert made == [("alice", 7), ("bob", 60)]
 
 
 OLD_KEY = "sk-alice-of-old-0123"
@@ -75,10 +93,10 @@ def test_an_old_secret_in_its_grace_shares_the_window_of_its_key(
     new, old = principal_of(rig, KEY), principal_of(rig, OLD_KEY)
 
     assert (old.key_id, new.key_id) == ("alice", "alice")
-    assert old.window is new.window
-    assert new.window is not None
-    assert new.window.limit == 3, "the limit on the key's own line"
-    assert principal_of(rig, OTHER_KEY).window is not new.window
+    assert old.limiter is new.limiter
+    assert new.limiter is not None
+    assert new.limiter.limit == 3, "the limit on the key's own line"
+    assert principal_of(rig, OTHER_KEY).limiter is not new.limiter
 
 
 def test_an_old_secret_gives_no_second_allowance_across_reloads(new_rig: NewRig) -> None:
@@ -109,9 +127,9 @@ def test_a_key_keeps_its_window_when_only_its_old_secret_remains(new_rig: NewRig
     rig.services.key_store.load()
     after = principal_of(rig, OLD_KEY)
 
-    assert after.window is before.window
-    assert after.window is not None
-    assert after.window.limit == 1000
+    assert after.limiter is before.limiter
+    assert after.limiter is not None
+    assert after.limiter.limit == 1000
     assert rig.services.authenticator.named("alice") is after
 
 
@@ -153,15 +171,15 @@ def test_without_authentication_nothing_is_counted_and_no_rate_fields_are_sent(
 ) -> None:
     anonymous = new_rig(auth_enabled=False).services.authenticator.ANONYMOUS
 
-    assert (anonymous.key_id, anonymous.window) == ("-", None)
+    assert (anonymous.key_id, anonymous.limiter) == ("-", None)
     assert anonymous.fields_at(0.0) == b""
 
 
 def test_a_request_that_is_not_counted_gets_the_current_rate_fields(new_rig: NewRig) -> None:
     alice = new_rig(max_requests_per_minute=3).services.authenticator.named("alice")
     assert alice is not None
-    assert alice.window is not None
-    alice.window.hit(10.0)
+    assert alice.limiter is not None
+    alice.limiter.hit(10.0)
 
     assert alice.fields_at(20.0) == (
         b"x-ratelimit-limit-requests: 3\r\nx-ratelimit-remaining-requests: 2\r\n"

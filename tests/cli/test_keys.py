@@ -15,9 +15,7 @@ from llama_gguf.access import keys
 from llama_gguf.access.keys import Key, KeyRing
 from llama_gguf.access.moments import format_moment
 from llama_gguf.cli import key_views
-from llama_gguf.cli.keys import create_key
 from llama_gguf.cli.main import main
-from llama_gguf.errors import UserError
 
 SECRET = "sk-Zq8vN2xLw5TfR7mB"
 OTHER = "sk-another-secret-0"
@@ -791,21 +789,7 @@ def test_a_setting_can_precede_or_follow_the_action(
     assert json.loads(capsys.readouterr().out)["keys"][0]["id"] == "alice"
 
 
-# create_key, and concurrent changes ---------------------------------------------------------------
-
-
-def test_create_key_returns_the_secret_of_the_key_it_adds(path: Path) -> None:
-    secret = create_key(str(path), name="first", rate_limit=5, expires_at=NEVER, hashed=True)
-
-    key = key_of(path, secret)
-    assert (key.key_id, key.rate_limit, key.expires_at, key.hashed) == ("first", 5, NEVER, True)
-
-
-def test_create_key_rejects_a_name_in_use(path: Path) -> None:
-    create_key(str(path), name="first")
-
-    with pytest.raises(UserError, match="already has a key first"):
-        create_key(str(path), name="first")
+# Concurrent changes -------------------------------------------------------------------------------
 
 
 @pytest.mark.processes

@@ -18,7 +18,7 @@ SECONDS = 30.0
 PRELUDE = """
 import logging, os, signal, sys, threading, time
 from llama_gguf.cli import logs, output
-from llama_gguf.cli.terminal import say
+from llama_gguf.cli.terminal import echo
 output.take_over()
 logs.configure("text")
 log = logging.getLogger("llama_gguf.test")
@@ -53,7 +53,7 @@ def read_both(script: str) -> tuple[int, str]:
 def test_everything_up_to_the_last_line_is_printed_in_order() -> None:
     script = """
 for n in range(5000):
-    (say if n % 2 else sys.stderr.write)(f"line {n}" + ("" if n % 2 else "\\n"))
+    (echo if n % 2 else sys.stderr.write)(f"line {n}" + ("" if n % 2 else "\\n"))
 """
     status, shown = read_both(script)
 
@@ -92,7 +92,7 @@ def test_unencodable_text_is_printed_as_before() -> None:
 
 def test_a_terminal_is_still_recognised() -> None:
     with StoppedTerminal(is_stopped=False) as terminal:
-        script = "say(f'{sys.stdout.isatty()} {sys.stderr.isatty()} {sys.stderr.fileno()}')"
+        script = "echo(f'{sys.stdout.isatty()} {sys.stderr.isatty()} {sys.stderr.fileno()}')"
         assert run(script, stdout=terminal.fd, stderr=terminal.fd) == 0
         assert "True True 2" in terminal.read_until("2")
 
@@ -109,7 +109,7 @@ def blocked(request: pytest.FixtureRequest) -> Iterator[BlockedPipe | StoppedTer
 def test_a_blocked_output_delays_neither_work_nor_exit(
     blocked: BlockedPipe | StoppedTerminal,
 ) -> None:
-    script = "for n in range(50_000): log.error('%100d', n)\nsay('the end'); sys.exit(3)"
+    script = "for n in range(50_000): log.error('%100d', n)\necho('the end'); sys.exit(3)"
 
     assert run(script, stdout=blocked.fd, stderr=blocked.fd) == 3
 
@@ -136,7 +136,7 @@ def test_a_blocked_output_does_not_delay_the_other(
 ) -> None:
     reading, writing = os.pipe()
     with os.fdopen(reading) as file:
-        status = run("log.error('x'); say('here')", stdout=writing, stderr=blocked.fd)
+        status = run("log.error('x'); echo('here')", stdout=writing, stderr=blocked.fd)
         os.close(writing)
 
         assert (status, file.read()) == (0, "here\n")
@@ -147,7 +147,7 @@ def test_lost_lines_are_counted_and_reported_when_reading_resumes() -> None:
     script = """
 for n in range(10_000):
     sys.stderr.write(f"line {n}".ljust(999) + "\\n")
-say("handed over")
+echo("handed over")
 sys.stdin.readline()
 log.warning("after it")
 """
@@ -184,7 +184,7 @@ def test_a_closed_pipe_does_not_end_the_process() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        assert run("log.error('x'); say('y'); sys.exit(3)", stdout=writing, stderr=writing) == 3
+        assert run("log.error('x'); echo('y'); sys.exit(3)", stdout=writing, stderr=writing) == 3
     finally:
         os.close(writing)
 

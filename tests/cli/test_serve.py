@@ -4,29 +4,17 @@ import argparse
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
-import threading
 import time
-import types
-from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from llama_gguf.access import key_file
 from llama_gguf.cli import serve
-from llama_gguf.cli.context import Context
 from llama_gguf.cli.main import main
 from llama_gguf.cli.serve import ready_text
-from llama_gguf.config import settings as settings_module
-from llama_gguf.config.load import load
 from llama_gguf.config.settings import Settings
-from llama_gguf.engines.status import EngineState, EngineStatus
-from tests.support.gguf_files import gguf
-from tests.support.processes import free_ports
 
 SECRET = "sk-Zq8vN2xLw5TfR7mB"
 OTHER = "sk-another-secret-0"
@@ -41,23 +29,23 @@ class Desk:
     """A shell with a curl and an `openai` that only record their arguments."""
 
     def __init__(self, folder: Path) -> None:
-        self._asked = folder / "asked"
+        self._recorded = folder / "recorded"
         (folder / "bin").mkdir()
         (folder / "bin" / "python3").symlink_to(sys.executable)
         (folder / "openai.py").write_text(_OPENAI)
         curl = folder / "bin" / "curl"
-        curl.write_text('#!/bin/sh\nprintf "%s\\0" "$@" > "$ASKED"\n')
+        curl.write_text('#!/bin/sh\nprintf "%s\\0" "$@" > "$RECORDED"\n')
         curl.chmod(0o755)
         self._environ = {
             "PATH": f"{folder}/bin:{os.defpath}",
             "PYTHONPATH": str(folder),
-            "ASKED": str(self._asked),
+            "RECORDED": str(self._recorded),
         }
 
     def paste(self, shell: str, text: str) -> str:
         """Run *text* unchanged; return the client's arguments and the output."""
         subprocess.run([shell], input=text, env=self._environ, text=True, timeout=30, check=True)
-        return self._asked.read_text("utf-8")
+        return self._recorded.read_text("utf-8")
 
 
 _OPENAI = """
@@ -67,7 +55,7 @@ class OpenAI:
         self.client = client
         self.chat = self.completions = self
     def create(self, **request):
-        with open(os.environ["ASKED"], "w") as f:
+        with open(os.environ["RECORDED"], "w") as f:
             json.dump({**self.client, **request}, f)
         return []
 """
@@ -230,118 +218,10 @@ def test_with_a_certificate_the_url_is_https(desk: Desk) -> None:
 
     assert text.startswith("\nReady: https://127.0.0.1:8000/v1 serves tiny\n")
     assert pasted(desk, text)[0] == "https://127.0.0.1:8000/v1/chat/completions"
-    asked = json.loads(desk.paste("sh", python_of(text)))
-    assert asked["base_url"] == "https://127.0.0.1:8000/v1"
+    recorded = json.loads(desk.paste("sh", python_of(text)))
+    assert recorded["base_url"] == "https://127.0.0.1:8000/v1"
     assert "http://" not in text
     assert "curl --cacert FILE" in text
-
-
-# The gateway's settings ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {},
-        {"max_queue_wait": 2.5, "cors_origins": ("https://a.example", "https://b.example")},
-        {"auth_enabled": False, "max_requests_per_minute": 1_000_000_000},
-        {"max_queue_wait": 1_000_000.0},
-        {"request_timeout": 86400.125},
-        {"drain_timeout": 0.00001},
-    ],
-    ids=["defaults", "some", "limits", "long", "exact", "short"],
-)
-def test_the_gateway_gets_the_settings_of_serve(values: dict[str, object]) -> None:
-    ours = settings(data_dir="/data", log_dir="/data/logs", **values)
-    context = Context(settings=ours, sources={}, environ={"PATH": "/bin", "PORT": "1"})
-
-    shown = serve._Serving(
-        ours, context, creates_key=False, on_reopen=lambda: None
-    )._gateway_environment()
-
-    theirs = load(shown).settings
-    for name in settings_module.USED_BY["gateway"]:
-        assert theirs.value(name) == ours.value(name), name
-
-
-# Stops before the supervisor runs -----------------------------------------------------------------
-
-
-@pytest.fixture
-def _handlers_as_they_were() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.usefixtures("_handlers_as_they_were")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_early_stop_is_remembered_if_its_exception_is_lost_in_a_callback(
-    number: signal.Signals,
-) -> None:
-    with serve._early_stops() as is_stop_asked:
-        assert not is_stop_asked()
-        with pytest.raises(SystemExit):
-            os.kill(os.getpid(), number)
-        assert is_stop_asked()
-
-
-def test_after_an_early_stop_nothing_is_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    port, port_health, port_backend = free_ports(3)
-    (tmp_path / "m.gguf").write_bytes(gguf())
-    chosen = {
-        "DATA_DIR": str(tmp_path),
-        "LLAMA_SERVER": "/bin/true",
-        "HOST": "127.0.0.1",
-        "PORT": str(port),
-        "PORT_HEALTH": str(port_health),
-        "PORT_BACKEND": str(port_backend),
-    }
-    monkeypatch.setattr(serve, "_early_stops", lambda: nullcontext(lambda: True))
-
-    assert main(["serve", str(tmp_path / "m.gguf")], chosen) == 0
-
-    assert capsys.readouterr() == ("", "")
-
-
-# Ready --------------------------------------------------------------------------------------------
-
-
-def test_a_keys_file_on_a_hanging_disk_does_not_block_the_loop(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    begun, may_continue, is_shown = threading.Event(), threading.Event(), threading.Event()
-
-    def hang(path: str) -> str:
-        begun.set()
-        may_continue.wait(30)
-        return ""
-
-    def say(text: str) -> None:
-        print(text)  # noqa: T201  # as the original does
-        is_shown.set()
-
-    monkeypatch.setattr(key_file, "read", hang)
-    monkeypatch.setattr(serve, "say", say)
-    ours = settings()
-    serving = serve._Serving(
-        ours,
-        Context(settings=ours, sources={}, environ={}),
-        creates_key=False,
-        on_reopen=lambda: None,
-    )
-    serving._supervisor = types.SimpleNamespace(is_leaving=False)  # type: ignore[assignment]
-
-    serving._on_status(EngineStatus(EngineState.READY, since=0.0))
-
-    assert begun.wait(30)
-    assert capsys.readouterr().out == ""
-    may_continue.set()
-    assert is_shown.wait(30)
-    assert "\nReady: http://127.0.0.1:8000/v1 serves" in capsys.readouterr().out
 
 
 # DEBUG_SHELL --------------------------------------------------------------------------------------

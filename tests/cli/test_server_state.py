@@ -11,11 +11,11 @@ from llama_gguf.cli.server_state import server
 from tests.cli.test_bundle import context
 from tests.support.certificates import issue
 
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello"
+RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello"
 
 
 @contextmanager
-def answering(listener: socket.socket, times: int) -> Iterator[None]:
+def responding(listener: socket.socket, times: int) -> Iterator[None]:
     """Serves a fixed number of connections."""
 
     def respond() -> None:
@@ -23,7 +23,7 @@ def answering(listener: socket.socket, times: int) -> Iterator[None]:
             peer, _ = listener.accept()
             with peer:
                 peer.recv(4096)
-                peer.sendall(ANSWER)
+                peer.sendall(RESPONSE)
 
     thread = threading.Thread(target=respond)
     thread.start()
@@ -39,7 +39,7 @@ def test_a_gateway_with_tls_is_queried_with_any_certificate(tmp_path: Path) -> N
     listener = shows.wrap_socket(socket.create_server(("127.0.0.1", 0)), server_side=True)
     port = str(listener.getsockname()[1])
 
-    with answering(listener, 4):
+    with responding(listener, 4):
         output = server(context(tmp_path, PORT=port, **pair))
 
     assert output.count(f"on 127.0.0.1:{port}: 200 OK\nhello") == 4
@@ -51,7 +51,7 @@ def test_an_engine_behind_a_unix_socket_is_queried_there(tmp_path: Path) -> None
     listener.bind(path)
     listener.listen()
 
-    with answering(listener, 1):
+    with responding(listener, 1):
         output = server(context(tmp_path, BACKEND_SOCKET=path))
 
     assert f"GET /health on {path}: 200 OK\nhello" in output

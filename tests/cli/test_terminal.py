@@ -9,11 +9,11 @@ import sys
 
 import pytest
 
-from llama_gguf.cli.terminal import LoadMeter, download_meter, print_table, progress_meter, say
+from llama_gguf.cli.terminal import LoadMeter, download_meter, echo, print_table, progress_meter
 
 
 def test_text_is_on_standard_output_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    say("two\nlines")
+    echo("two\nlines")
 
     assert capsys.readouterr() == ("two\nlines\n", "")
 

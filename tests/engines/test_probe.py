@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_gguf.config.schema import UpstreamSettings
+from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import MAX_SPARED, Finding, Probe, watch
 from llama_gguf.engines.status import EngineState
 
@@ -56,12 +56,12 @@ def run(engine: Engine, scenario: Scenario, key: str = "", path: Path | None = N
         if path is None:
             server = await asyncio.start_server(engine.serve, "127.0.0.1", 0)
             port = server.sockets[0].getsockname()[1]
-            settings = UpstreamSettings(port_backend=port, backend_api_key=key)
+            address = EngineAddress("127.0.0.1", port, api_key=key)
         else:
             server = await asyncio.start_unix_server(engine.serve, path)
-            settings = UpstreamSettings(backend_socket=str(path), backend_api_key=key)
+            address = EngineAddress("", 0, str(path), key)
         async with server, asyncio.timeout(20):
-            await scenario(Probe(settings))
+            await scenario(Probe(address))
 
     asyncio.run(both())
 
@@ -164,13 +164,13 @@ def test_a_port_without_a_listener_is_unreachable() -> None:
         port = server.sockets[0].getsockname()[1]
         server.close()
         await server.wait_closed()
-        assert await Probe(UpstreamSettings(port_backend=port)).look() == UNREACHABLE
+        assert await Probe(EngineAddress("127.0.0.1", port)).look() == UNREACHABLE
 
     run(Engine(HEALTHY), scenario)
 
 
 def test_a_missing_socket_is_unreachable(tmp_path: Path) -> None:
-    probe = Probe(UpstreamSettings(backend_socket=str(tmp_path / "no.sock")))
+    probe = Probe(EngineAddress("", 0, str(tmp_path / "no.sock")))
 
     assert asyncio.run(probe.look()) == UNREACHABLE
 
@@ -257,10 +257,7 @@ def test_a_text_is_the_body_of_a_200_or_none(response: bytes, text: bytes | None
 
 
 def test_an_unreachable_engine_has_no_text() -> None:
-    assert (
-        asyncio.run(Probe(UpstreamSettings(backend_socket="/nowhere.sock")).text("/metrics"))
-        is None
-    )
+    assert asyncio.run(Probe(EngineAddress("", 0, "/nowhere.sock")).text("/metrics")) is None
 
 
 def looks(

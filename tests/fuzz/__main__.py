@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from llama_gguf.cli.terminal import say
+from llama_gguf.cli.terminal import echo
 from tests.fuzz.cases import RequestCase, ResponseCase, cases
 from tests.fuzz.runner import failures
 from tests.support.progress import progress
@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     options = parser.parse_args()
-    say(f"{options.seconds} seconds, --seed {options.seed}")
+    echo(f"{options.seconds} seconds, --seed {options.seed}")
     began = time.monotonic()
     tried = 0
     found: list[str] = []
@@ -42,8 +42,8 @@ def main() -> int:
             if passed >= options.seconds or len(found) >= MAX_FOUND:
                 break
     for failure in found:
-        say(f"\n{failure}")
-    say(f"{tried:,} inputs, {len(found)} of which found a fault")
+        echo(f"\n{failure}")
+    echo(f"{tried:,} inputs, {len(found)} of which found a fault")
     return bool(found)
 
 

@@ -172,5 +172,5 @@ def test_a_key_is_not_charged_for_what_is_not_begun(new_rig: NewRig) -> None:
     assert len(rig.requests) < 10
     principal = rig.services.authenticator.holder(KEY.encode())
     assert principal is not None
-    assert principal.window is not None
-    assert principal.window.remaining(rig.clock.now) == 1000 - len(rig.requests)
+    assert principal.limiter is not None
+    assert principal.limiter.remaining(rig.clock.now) == 1000 - len(rig.requests)

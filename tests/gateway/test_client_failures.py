@@ -24,7 +24,7 @@ def test_an_engine_that_refuses_the_connection_is_502(rig: Rig) -> None:
     assert code_of(client.response) == "backend_error"
     assert not client.is_closed
     assert rig.is_at_rest
-    assert rig.services.recorder.metrics.backend_failures["connect"] == 1
+    assert rig.metrics.backend_failures["connect"] == 1
 
 
 def test_an_engine_that_does_not_take_the_connection_in_time_is_502(rig: Rig) -> None:
@@ -183,7 +183,7 @@ def test_a_silent_engine_is_504_and_its_clients_are_told_not_to_retry(rig: Rig) 
     assert not client.is_closed
     upstream.close()
     assert rig.is_at_rest
-    assert rig.services.recorder.metrics.backend_failures["timeout"] == 1
+    assert rig.metrics.backend_failures["timeout"] == 1
     assert rig.records[0].outcome == "backend_timeout"
 
 

@@ -96,7 +96,7 @@ HOSTILE = {
     "a Host with a bad port": (400, post(LENGTH, host="Host: a:b")),
     "two Hosts in one field": (400, post(LENGTH, host="Host: a:1:2")),
     "a method in small letters": (400, b"get /v1/models HTTP/1.1\r\nHost: a\r\n\r\n"),
-    "a method nobody knows": (400, b"BREW /v1/models HTTP/1.1\r\nHost: a\r\n\r\n"),
+    "an unknown method": (400, b"BREW /v1/models HTTP/1.1\r\nHost: a\r\n\r\n"),
     "CONNECT": (405, b"CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\n\r\n"),
     "CONNECT with a path": (405, b"CONNECT /v1/models HTTP/1.1\r\nHost: a\r\n\r\n"),
     "TRACE": (405, request("TRACE", "/v1/models")),
@@ -108,7 +108,7 @@ HOSTILE = {
     "a target without authority": (400, request("GET", "http:///v1/models")),
     "obs-text in the target": (400, request("GET", "/v1/mod\xe9ls")),
     "obs-text in the query": (400, request("GET", "/v1/models?\xe9")),
-    "an expectation nobody knows": (417, post(LENGTH, "Expect: the-best")),
+    "an unknown expectation": (417, post(LENGTH, "Expect: the-best")),
     "two expectations": (417, post(LENGTH, "Expect: 100-continue, x")),
     # RTSP and ICE are other protocols that llhttp happens to know.
     "ICE": (400, b"SOURCE /v1/models ICE/1.0\r\nHost: a\r\n\r\n"),

@@ -325,7 +325,7 @@ def test_a_key_over_its_rate_is_told_when_it_would_be_admitted(new_rig: NewRig) 
     assert response["retry-after-ms"] == "39750"
     assert response["x-ratelimit-remaining-requests"] == "0"
     assert response["x-ratelimit-reset-requests"] == "50s"
-    assert rig.services.recorder.metrics.rate_limited["alice", "requests"] == 1
+    assert rig.metrics.rate_limited["alice", "requests"] == 1
     assert len(rig.requests) == 2
 
 
@@ -465,7 +465,7 @@ def test_a_key_may_have_only_so_many_requests_here_at_once(new_rig: NewRig) -> N
     assert code_of(second.response) == "concurrency_limit_exceeded"
     assert "retry-after" in second.response
     assert other.received == b""
-    assert rig.services.recorder.metrics.rate_limited["alice", "concurrency"] == 1
+    assert rig.metrics.rate_limited["alice", "concurrency"] == 1
 
     rig.upstreams[0].send(OK)
     assert first.response.status == 200

@@ -139,8 +139,8 @@ EVENTS: Final = [name for name in vars(World) if re.match("(a|the|keys|time)_", 
 def used_by(rig: Rig, key_id: str) -> int:
     principal = rig.services.authenticator.named(key_id)
     assert principal is not None
-    assert principal.window is not None
-    return principal.window.limit - principal.window.remaining(rig.clock.now)
+    assert principal.limiter is not None
+    return principal.limiter.limit - principal.limiter.remaining(rig.clock.now)
 
 
 def owed_by(rig: Rig, key_id: str) -> int:

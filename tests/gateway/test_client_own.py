@@ -134,7 +134,7 @@ def test_the_paths_of_strangers_make_no_metric_of_their_own(new_rig: NewRig) -> 
         rig.send_request(request("GET", f"/nothing/{n}"))
         rig.send_request(request("GET", f"/v1/{n}", key=None))
 
-    assert len(rig.services.recorder.metrics.requests) <= 3
+    assert len(rig.metrics.requests) <= 3
 
 
 # Reload -------------------------------------------------------------------------------------------
@@ -166,7 +166,22 @@ def test_a_file_that_cannot_be_read_changes_nothing_and_says_so(
     assert response.status == 500
     assert code_of(response) == "reload_failed"
     assert get(rig, "/v1/models", key=KEY).status == 200
-    assert rig.services.recorder.metrics.keys_reload == {"success": 1, "failure": 1}
+    assert rig.metrics.keys_reload == {"success": 1, "failure": 1}
+    assert rig.metrics.last_reload_successful == 0
+
+
+def test_a_reload_after_a_failed_one_is_successful(rig: Rig) -> None:
+    rig.set_keys(None)
+    rig.send_request(request("POST", "/reload"))
+    rig.set_keys(KEYS_TEXT)
+    rig.advance(REST_SECONDS)
+
+    assert rig.send_request(request("POST", "/reload")).response.status == 200
+    assert rig.metrics.last_reload_successful == 1
+
+
+def test_without_authentication_no_reload_is_reported(new_rig: NewRig) -> None:
+    assert new_rig(auth_enabled=False, keys=None).metrics.last_reload_successful is None
 
 
 @pytest.mark.parametrize("key", [None, "sk-nobody-0123456789"])
@@ -306,8 +321,8 @@ def test_our_own_answers_are_recorded_and_counted_too(rig: Rig) -> None:
 
     assert (refused.status, refused.outcome) == (401, "invalid_api_key")
     assert (nonsense.status, nonsense.outcome) == (400, "bad_request")
-    assert rig.services.recorder.metrics.rejections == {"invalid_api_key": 1, "bad_request": 1}
-    assert sum(rig.services.recorder.metrics.requests.values()) == 2
+    assert +rig.metrics.rejections == {"invalid_api_key": 1, "bad_request": 1}
+    assert sum(rig.metrics.requests.values()) == 2
     assert len(read_responses(client.received)) == 2
 
 

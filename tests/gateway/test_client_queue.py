@@ -96,7 +96,7 @@ def test_a_full_queue_is_503(new_rig: NewRig) -> None:
     assert client.response["retry-after"] == "1"
     assert client.response["retry-after-ms"] == "1000"
     assert not client.is_closed
-    assert rig.services.recorder.metrics.rejections["queue_full"] == 1
+    assert rig.metrics.rejections["queue_full"] == 1
     assert rig.records[-1].outcome == "queue_full"
 
 
@@ -146,7 +146,7 @@ def test_the_wait_is_counted(new_rig: NewRig) -> None:
     rig.upstream.send(OK)
 
     assert [r.queued for r in rig.records] == [0.0, 7.0]
-    assert rig.services.recorder.metrics.queue_waits.sum == pytest.approx(7.0)
+    assert rig.metrics.queue_waits.sum == pytest.approx(7.0)
 
 
 def test_silence_is_counted_from_the_slot_on(new_rig: NewRig) -> None:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from llama_gguf.telemetry.token_usage import Usage
+from llama_gguf.http1.exchange_record import Usage
 from tests.support.fakes import FakeClient, NewRig, Rig
 from tests.support.messages import LAST_CHUNK, STREAM_HEAD, chunk, event, request
 
@@ -56,7 +56,7 @@ def test_an_answer_that_breaks_off_is_cut_and_never_looks_whole(
     assert rig.is_at_rest
     assert rig.records[0].outcome == "backend_error"
     assert rig.records[0].status == 200
-    assert rig.services.recorder.metrics.backend_failures["broken_off"] == 1
+    assert rig.metrics.backend_failures["broken_off"] == 1
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
@@ -265,7 +265,7 @@ def test_a_client_that_reads_nothing_at_all_is_cut_in_the_end(rig: Rig) -> None:
     assert client.was_cut
     assert upstream.was_cut
     assert rig.is_at_rest
-    assert rig.services.recorder.metrics.client_disconnects["streaming"] == 1
+    assert rig.metrics.client_disconnects["streaming"] == 1
 
 
 def test_a_connection_paused_by_one_client_is_not_paused_for_the_next(rig: Rig) -> None:
@@ -316,7 +316,7 @@ def test_a_stream_s_first_token_is_its_first_event_and_not_its_head(rig: Rig) ->
     (exchange,) = rig.records
 
     assert (exchange.first_byte, exchange.first_token) == (0.0, 50.0)
-    histogram = rig.services.recorder.metrics.first_tokens["chat"]
+    histogram = rig.metrics.first_tokens["chat"]
     assert (sum(histogram.counts), histogram.sum) == (1, 50.0)
 
 
@@ -338,7 +338,7 @@ def test_a_client_that_leaves_has_tokens_that_nobody_told(rig: Rig) -> None:
     (exchange,) = rig.records
 
     assert exchange.usage is None
-    assert rig.services.recorder.metrics.usage_unknown == {"/v1/chat/completions": 1}
+    assert rig.metrics.usage_unknown == {"/v1/chat/completions": 1}
 
 
 # What the engine is known to do -------------------------------------------------------------------

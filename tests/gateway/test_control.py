@@ -78,7 +78,7 @@ def test_a_tick_on_which_nothing_has_changed_says_nothing(tmp_path: Path) -> Non
         await supervisor.heard()
         for _ in range(10):
             supervisor.control.tick()
-        supervisor.services.recorder.metrics.queue_waits.observe([0.1, 0.2])
+        supervisor.services.metrics.queue_waits.observe([0.1, 0.2])
         supervisor.control.tick()
         assert await supervisor.heard() == Activity(heard=7, answered=2)
 
@@ -99,7 +99,7 @@ def test_a_supervisor_that_does_not_listen_is_not_talked_to_for_ever(tmp_path: P
     async def scenario(supervisor: Supervisor) -> None:
         supervisor.reader._transport.pause_reading()  # type: ignore[attr-defined]
         for _ in range(20_000):
-            supervisor.services.recorder.metrics.queue_waits.observe([0.1])
+            supervisor.services.metrics.queue_waits.observe([0.1])
             supervisor.control.tick()
         writer = supervisor.control._writer
         assert writer is not None
@@ -159,4 +159,4 @@ def test_answers_are_counted(new_rig: NewRig) -> None:
     for _ in range(3):
         assert rig.send_request().response.status == 200
 
-    assert answered(rig.services.recorder.metrics) == 3
+    assert answered(rig.metrics) == 3

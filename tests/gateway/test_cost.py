@@ -16,7 +16,7 @@ import pytest
 
 import llama_gguf
 from llama_gguf.gateway import client_connection
-from llama_gguf.telemetry.recorder import MAX_OPEN
+from llama_gguf.telemetry.recorder import MAX_BATCH
 from tests.support.fakes import FakeClient, Rig
 from tests.support.messages import LAST_CHUNK, OK, STREAM_HEAD, chunk, event, request
 
@@ -53,13 +53,13 @@ def calls_per_request(client: FakeClient, *, new_heads: bool = False) -> float:
     """Its metrics and its line in the access log included."""
 
     def work() -> None:
-        for n in range(MAX_OPEN):  # bodies differ in length, as those of real requests do
+        for n in range(MAX_BATCH):  # bodies differ in length, as those of real requests do
             field = (f"X-N: {n}",) if new_heads else ()
             target = "/v1/chat/completions"
             client.send(request("POST", target, *field, body=b"x" * (n + 1)))
 
     work()  # once, so that nothing is new in the measured run, except new heads
-    return calls_of(work) / MAX_OPEN
+    return calls_of(work) / MAX_BATCH
 
 
 @pytest.fixture
@@ -77,13 +77,13 @@ def test_a_request_with_the_head_of_the_last_one_costs_less_than_half_of_another
 def test_a_new_connection_with_a_known_head_costs_less_than_half_of_a_new_head(
     rig: Rig, client: FakeClient
 ) -> None:
-    clients = [rig.client() for _ in range(MAX_OPEN)]
+    clients = [rig.client() for _ in range(MAX_BATCH)]
 
     def work() -> None:
         for other in clients:
             other.send(request(body=b"{}"))
 
-    assert calls_of(work) / MAX_OPEN < calls_per_request(client, new_heads=True) / 2
+    assert calls_of(work) / MAX_BATCH < calls_per_request(client, new_heads=True) / 2
     assert rig.records[-1].key_id == "alice"
 
 
@@ -93,7 +93,7 @@ def test_the_tokens_in_a_response_add_less_than_a_fifth(rig: Rig, client: FakeCl
     rig.respond_with(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
 
     assert calls_per_request(client) < 1.2 * without
-    assert rig.services.recorder.metrics.tokens["alice", "completion"] > 0
+    assert rig.metrics.tokens["alice", "completion"] > 0
 
 
 def test_an_event_costs_less_than_an_eighth_of_a_request(rig: Rig, client: FakeClient) -> None:

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from llama_gguf.config.schema import UpstreamSettings
+from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Probe
 from llama_gguf.gateway import metrics_reader
 from llama_gguf.gateway.metrics_reader import EngineReader
@@ -15,7 +15,7 @@ class FakeProbe(Probe):
     """An engine that tells what the test says, and who was asked for what."""
 
     def __init__(self, *texts: bytes | None) -> None:
-        super().__init__(UpstreamSettings())
+        super().__init__(EngineAddress("127.0.0.1", 0))
         self.texts = list(texts)
         self.asked: list[str] = []
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from llama_gguf.engines.status import EngineState
-from llama_gguf.telemetry.token_usage import Usage
+from llama_gguf.http1.exchange_record import Usage
 from tests.support.fakes import FakeClient, NewRig, Rig
 from tests.support.keys import KEY
 from tests.support.messages import (
@@ -273,7 +273,7 @@ def test_a_wait_that_is_too_long_ends_with_an_error_event(busy: Rig) -> None:
     assert code_in(last_event(client)) == "queue_timeout"
     assert not so_far(client).is_whole, "never a clean end"
     assert client.is_closed
-    assert busy.services.recorder.metrics.rejections["queue_timeout"] == 1
+    assert busy.metrics.rejections["queue_timeout"] == 1
     assert busy.services.admission.queued == 0
     assert busy.records[-1].outcome == "queue_timeout"
     assert busy.records[-1].bytes_out == len(client.received)
@@ -295,7 +295,7 @@ def test_silence_of_the_engine_ends_it_with_an_error_event(new_rig: NewRig) -> N
 
     assert so_far(client).chunks[:-1] == (WAITING,) * 2
     assert code_in(last_event(client)) == "backend_timeout"
-    assert rig.services.recorder.metrics.backend_failures == {"timeout": 1}
+    assert +rig.metrics.backend_failures == {"timeout": 1}
     rig.upstream.close()
     assert rig.is_at_rest
 
@@ -416,18 +416,18 @@ def test_a_client_that_leaves_gives_back_what_it_held(has_slot: bool, busy: Rig)
 
     assert busy.is_at_rest
     phase = "before_first_byte" if has_slot else "queued"
-    assert busy.services.recorder.metrics.client_disconnects == {phase: 1}
+    assert +busy.metrics.client_disconnects == {phase: 1}
 
 
 def test_a_refused_wait_costs_the_key_nothing(busy: Rig) -> None:
     send_request(busy)
     busy.advance(50)
-    window = busy.services.authenticator.holder(KEY.encode())
+    principal = busy.services.authenticator.holder(KEY.encode())
     busy.engine(EngineState.FAILED)
 
-    assert window is not None
-    assert window.window is not None
-    assert window.window.remaining(busy.clock.now) == 999
+    assert principal is not None
+    assert principal.limiter is not None
+    assert principal.limiter.remaining(busy.clock.now) == 999
 
 
 # Tokens -------------------------------------------------------------------------------------------
@@ -456,4 +456,4 @@ def test_a_refusal_by_the_engine_has_no_tokens(new_rig: NewRig) -> None:
     (exchange,) = rig.records
 
     assert (exchange.first_token, exchange.usage) == (0.0, None)
-    assert rig.services.recorder.metrics.tokens == {}
+    assert rig.metrics.tokens == {}

@@ -94,7 +94,7 @@ class Line:
         self.transport = FakeTransport(loop, ("127.0.0.1", 8080))
         self.transport.attach(self.connection)
 
-    def send(self, *, to_head: bool = False, reads_chunks: bool = True) -> Receiver:
+    def send_request(self, *, to_head: bool = False, reads_chunks: bool = True) -> Receiver:
         receiver = Receiver(reads_chunks=reads_chunks)
         self.connection.send(receiver, REQUEST, to_head=to_head)
         return receiver
@@ -121,14 +121,14 @@ def line() -> Iterator[Line]:
 
 def test_a_new_connection_is_usable_and_sends_what_it_is_given(line: Line) -> None:
     assert line.is_idle
-    line.send()
+    line.send_request()
 
     assert line.transport.written == REQUEST
     assert not line.is_idle
 
 
 def test_head_and_body_that_arrive_together_are_sent_together(line: Line) -> None:
-    receiver = line.send()
+    receiver = line.send_request()
     line.send(OK)
 
     assert receiver.got == b'HEAD;{"ok":true}'
@@ -137,12 +137,12 @@ def test_head_and_body_that_arrive_together_are_sent_together(line: Line) -> Non
 
 
 def test_a_finished_connection_is_given_back_and_serves_again(line: Line) -> None:
-    line.send()
+    line.send_request()
     line.send(OK)
     assert line.keeper.kept == [line.connection]
     assert line.is_idle
 
-    second = line.send()
+    second = line.send_request()
     line.send(OK)
 
     assert second.calls == ["done"]
@@ -151,7 +151,7 @@ def test_a_finished_connection_is_given_back_and_serves_again(line: Line) -> Non
 
 @pytest.mark.parametrize("to_head", [False, True])
 @pytest.mark.parametrize(
-    ("answer", "status", "got"),
+    ("response", "status", "got"),
     [
         (OK, 200, b'HEAD;{"ok":true}'),
         (OK.replace(b"11", b"4").replace(b'{"ok":true}', b"more"), 200, b"HEAD;more"),
@@ -159,20 +159,20 @@ def test_a_finished_connection_is_given_back_and_serves_again(line: Line) -> Non
     ],
 )
 def test_what_another_connection_has_read_changes_nothing_for_a_new_one(
-    line: Line, *, to_head: bool, answer: bytes, status: int, got: bytes
+    line: Line, *, to_head: bool, response: bytes, status: int, got: bytes
 ) -> None:
-    line.send(to_head=to_head)
+    line.send_request(to_head=to_head)
     line.send(OK.partition(b"{")[0] if to_head else OK)
 
     new = Line(line.loop, line.keeper)
-    receiver = new.send()
-    new.send(answer)
+    receiver = new.send_request()
+    new.send(response)
 
     assert (receiver.status, receiver.got, receiver.calls) == (status, got, ["done"])
 
 
 def test_it_is_given_back_before_its_asker_is_called(line: Line) -> None:
-    receiver = line.send()
+    receiver = line.send_request()
     receiver.on_response_done = lambda: receiver.calls.append(  # type: ignore[method-assign]
         f"done, {len(line.keeper.kept)} kept"
     )
@@ -182,7 +182,7 @@ def test_it_is_given_back_before_its_asker_is_called(line: Line) -> None:
 
 
 def test_a_stream_s_connection_is_closed_and_not_given_back(line: Line) -> None:
-    receiver = line.send()
+    receiver = line.send_request()
     line.send(STREAM_HEAD, event(1), event(2) + LAST_CHUNK)
 
     assert receiver.got == b"HEAD;" + event(1) + event(2) + LAST_CHUNK
@@ -193,7 +193,7 @@ def test_a_stream_s_connection_is_closed_and_not_given_back(line: Line) -> None:
 
 
 def test_a_client_that_reads_no_chunks_receives_their_content(line: Line) -> None:
-    receiver = line.send(reads_chunks=False)
+    receiver = line.send_request(reads_chunks=False)
     line.send(STREAM_HEAD + event(1)[:3], event(1)[3:], event(2), LAST_CHUNK)
 
     assert receiver.got == b'HEAD;data: {"n":1}\n\ndata: {"n":2}\n\n'
@@ -201,7 +201,7 @@ def test_a_client_that_reads_no_chunks_receives_their_content(line: Line) -> Non
 
 
 def test_a_response_to_head_has_no_body(line: Line) -> None:
-    receiver = line.send(to_head=True)
+    receiver = line.send_request(to_head=True)
     line.send(OK.partition(b"{")[0])
 
     assert receiver.calls == ["done"]
@@ -209,25 +209,25 @@ def test_a_response_to_head_has_no_body(line: Line) -> None:
 
 
 def test_a_first_request_that_fails_is_not_stale(line: Line) -> None:
-    receiver = line.send()
+    receiver = line.send_request()
     line.close()
 
     assert receiver.calls == ["failed"]
 
 
 def test_a_later_request_that_fails_without_a_byte_is_stale(line: Line) -> None:
-    line.send()
+    line.send_request()
     line.send(OK)
-    receiver = line.send()
+    receiver = line.send_request()
     line.close()
 
     assert receiver.calls == ["failed, stale"]
 
 
 def test_a_later_request_that_fails_after_a_byte_is_not_stale(line: Line) -> None:
-    line.send()
+    line.send_request()
     line.send(OK)
-    receiver = line.send()
+    receiver = line.send_request()
     line.send(b"H")
     line.close()
 
@@ -254,7 +254,7 @@ BREAKS_OFF = [
 
 @pytest.mark.parametrize(("said", "told"), BREAKS_OFF)
 def test_a_response_that_breaks_off_is_reported_as_cut(said: bytes, told: str, line: Line) -> None:
-    receiver = line.send()
+    receiver = line.send_request()
     line.send(said)
     line.close()
 
@@ -263,7 +263,7 @@ def test_a_response_that_breaks_off_is_reported_as_cut(said: bytes, told: str, l
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n"])
 def test_a_line_end_in_a_chunk_of_its_own_ends_no_event(line_end: bytes, line: Line) -> None:
-    receiver = line.send()
+    receiver = line.send_request()
     line.send(STREAM_HEAD + chunk(b"data: x") + chunk(line_end))
     line.close()
 
@@ -271,7 +271,7 @@ def test_a_line_end_in_a_chunk_of_its_own_ends_no_event(line_end: bytes, line: L
 
 
 def test_after_an_abort_the_asker_is_not_called(line: Line) -> None:
-    receiver = line.send()
+    receiver = line.send_request()
     line.send(STREAM_HEAD, event(1))
     line.connection.abort()
     line.send(event(2))
@@ -295,7 +295,7 @@ def test_an_idle_connection_that_the_engine_closes_is_not_usable(line: Line) -> 
 
 
 def test_pausing_a_connection_that_is_gone_does_no_harm(line: Line) -> None:
-    line.send()
+    line.send_request()
     line.connection.abort()
     line.connection.pause_reading()
     line.connection.resume_reading()
@@ -304,7 +304,7 @@ def test_pausing_a_connection_that_is_gone_does_no_harm(line: Line) -> None:
 
 
 def test_a_pause_outlasts_no_exchange(line: Line) -> None:
-    receiver = line.send()
+    receiver = line.send_request()
     receiver.write = lambda _: line.connection.pause_reading()  # a client that is slow to the end
     line.send(OK[:-3])
     assert not line.transport.is_reading()
@@ -337,11 +337,11 @@ def test_a_transition_that_is_not_in_the_table_is_a_bug(line: Line) -> None:
 def test_a_second_request_before_the_response_to_the_first_is_complete_is_a_bug(
     in_between: list[bytes], line: Line
 ) -> None:
-    first = line.send()
+    first = line.send_request()
     line.send(*in_between)
 
     with pytest.raises(IllegalTransition, match="to HEAD"):
-        line.send()
+        line.send_request()
     assert line.transport.written == REQUEST
     assert first.calls == []
 
@@ -350,12 +350,12 @@ def test_a_request_on_a_closed_connection_is_a_bug(line: Line) -> None:
     line.close()
 
     with pytest.raises(IllegalTransition, match="CLOSED to HEAD"):
-        line.send()
+        line.send_request()
 
 
 def test_the_phases_of_a_stream(line: Line) -> None:
     seen = [line.connection.phase]
-    line.send()
+    line.send_request()
     seen.append(line.connection.phase)
     pieces = (STREAM_HEAD, event(1), event(2)[:5], event(2)[5:], LAST_CHUNK)
     for piece in pieces:
@@ -397,13 +397,13 @@ ANSWERS = {
 def test_no_response_depends_on_the_one_before_it_or_on_how_it_is_split(
     first: bytes, second: bytes, line: Line
 ) -> None:
-    alone = line.send()
+    alone = line.send_request()
     line.send(second)
     for pieces in splits(second):
         line.connection.requests = 1  # so that the connection does not grow old
-        line.send()
+        line.send_request()
         line.send(first)
-        receiver = line.send()
+        receiver = line.send_request()
         line.send(*pieces)
 
         assert vars_of(receiver) == vars_of(alone)
@@ -416,12 +416,12 @@ def vars_of(receiver: Receiver) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("before", [OK, OK.partition(b"{")[0]], ids=["to GET", "to HEAD"])
 def test_a_response_to_head_has_no_body_after_any_other(before: bytes, line: Line) -> None:
-    line.send(to_head=not before.endswith(b"}"))
+    line.send_request(to_head=not before.endswith(b"}"))
     line.send(before)
-    to_head = line.send(to_head=True)
+    to_head = line.send_request(to_head=True)
     line.send(OK.partition(b"{")[0])
     assert to_head.got == b"HEAD;"
-    to_get = line.send()
+    to_get = line.send_request()
     line.send(OK)
 
     assert to_get.got == b'HEAD;{"ok":true}'
@@ -429,9 +429,9 @@ def test_a_response_to_head_has_no_body_after_any_other(before: bytes, line: Lin
 
 
 def test_a_known_head_after_the_beginning_of_another_is_no_head(line: Line) -> None:
-    line.send()
+    line.send_request()
     line.send(OK)
-    receiver = line.send()
+    receiver = line.send_request()
     line.send(b"H", OK)
 
     assert receiver.calls == ["failed"]
@@ -439,9 +439,9 @@ def test_a_known_head_after_the_beginning_of_another_is_no_head(line: Line) -> N
 
 
 def test_surplus_bytes_are_no_response_to_the_next_request(line: Line) -> None:
-    line.send()
+    line.send_request()
     line.send(OK)
-    receiver = line.send()
+    receiver = line.send_request()
     line.send(OK + OK)
 
     assert receiver.got == b'HEAD;{"ok":true}'
@@ -453,7 +453,7 @@ def test_surplus_bytes_are_no_response_to_the_next_request(line: Line) -> None:
 def test_a_connection_that_its_response_ends_is_not_kept_even_after_a_single_read(
     line: Line,
 ) -> None:
-    receiver = line.send()
+    receiver = line.send_request()
     line.send(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
 
     assert receiver.calls == ["done"]
@@ -472,10 +472,10 @@ def test_within_a_chunk_nothing_is_taken_for_another_chunk(
     received: bytes, reads_chunks: bool, line: Line
 ) -> None:
     rest = [b"1\r\nx\r\n", b"1\r\ny\r\n", b"\r\n", b"2\r\nzz\r\n", LAST_CHUNK]
-    in_pieces = line.send(reads_chunks=reads_chunks)
+    in_pieces = line.send_request(reads_chunks=reads_chunks)
     line.send(STREAM_HEAD, received, *rest)
     other = Line(line.loop)
-    bytewise = other.send(reads_chunks=reads_chunks)
+    bytewise = other.send_request(reads_chunks=reads_chunks)
     stream = b"".join((received, *rest))
     other.send(STREAM_HEAD, *(stream[i : i + 1] for i in range(len(stream))))
 
@@ -486,7 +486,7 @@ def test_within_a_chunk_nothing_is_taken_for_another_chunk(
 
 
 def test_the_bytes_of_every_chunk_are_counted(line: Line) -> None:
-    receiver = line.send()
+    receiver = line.send_request()
     line.send(STREAM_HEAD, event(1), event(2)[:4], event(2)[4:], event(3) + event(4))
 
     assert line.connection.bytes_passed == len(receiver.got)
@@ -498,7 +498,7 @@ COMMENT = chunk(b":\n\n")
 
 
 def test_a_stream_s_first_event_is_reported_once_and_kept(line: Line) -> None:
-    receiver = line.send()
+    receiver = line.send_request()
     line.send(STREAM_HEAD)
     before = receiver.beginnings
     line.send(COMMENT, event(1), event(2))
@@ -508,7 +508,7 @@ def test_a_stream_s_first_event_is_reported_once_and_kept(line: Line) -> None:
 
 
 def test_a_comment_is_no_event_however_it_arrives(line: Line) -> None:
-    receiver = line.send()
+    receiver = line.send_request()
     line.send(STREAM_HEAD + COMMENT, COMMENT[:3], COMMENT[3:], COMMENT)
 
     assert (receiver.beginnings, line.connection.window.opening) == (0, b"")
@@ -520,7 +520,7 @@ def test_the_end_of_a_stream_is_kept_however_it_is_cut(line: Line) -> None:
     last = chunk(b'data: {"timings":{}}\n\n') + chunk(b"data: [DONE]\n\n") + LAST_CHUNK
     for end in splits(last):
         other = Line(line.loop)
-        receiver = other.send()
+        receiver = other.send_request()
         other.send(STREAM_HEAD, *events, *end)
 
         assert receiver.calls == ["done"]
@@ -528,7 +528,7 @@ def test_the_end_of_a_stream_is_kept_however_it_is_cut(line: Line) -> None:
 
 
 def test_the_end_that_is_kept_is_bounded(line: Line) -> None:
-    line.send()
+    line.send_request()
     line.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n")
     for _ in range(100):
         line.send(b"x" * 1000, b"y" * 60000)
@@ -541,7 +541,7 @@ def test_the_end_that_is_kept_is_bounded(line: Line) -> None:
 
 
 def test_a_response_that_is_not_a_stream_has_no_first_event(line: Line) -> None:
-    receiver = line.send()
+    receiver = line.send_request()
     line.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", b'{"data:', b'"}')
 
     assert receiver.calls == ["done"]
@@ -549,9 +549,9 @@ def test_a_response_that_is_not_a_stream_has_no_first_event(line: Line) -> None:
 
 
 def test_the_windows_have_nothing_of_the_response_before(line: Line) -> None:
-    line.send()
+    line.send_request()
     line.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n", b"ab", b"cd")
-    line.send()
+    line.send_request()
     line.send(STREAM_HEAD, COMMENT)
 
     assert (line.connection.window.opening, line.connection.window.ending) == (b"", COMMENT)
@@ -576,7 +576,7 @@ def test_neither_a_request_nor_a_stream_s_beginning_waits_for_others(play: Play)
                 asyncio.Event(),
             )
 
-            def send(data: bytes) -> None:
+            def send_request(data: bytes) -> None:
                 connection.send(receiver, data, to_head=False)
                 got.append(came_to(engine))
 
@@ -584,7 +584,7 @@ def test_neither_a_request_nor_a_stream_s_beginning_waits_for_others(play: Play)
                 got.append(came_to(client))
                 is_begun.set()
 
-            end.on_data = send
+            end.on_data = send_request
             receiver.on_body_begun = begin  # type: ignore[method-assign]
             receiver.transport = end.transport
             with closing(engine):

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from fnmatch import fnmatch
 from pathlib import Path
 
-from llama_gguf.cli.terminal import print_table, say
+from llama_gguf.cli.terminal import echo, print_table
 from tests.hostile.runner import OURS, Outcome, Run
 from tests.hostile.scenarios import SCENARIOS
 from tests.support.progress import progress
@@ -37,7 +37,7 @@ def main() -> int:
             outcomes.append(run(name, options.seconds, program))
             report(done)
     if options.json:
-        say(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
+        echo(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
     else:
         show(outcomes)
     return any(outcome.broken for outcome in outcomes)
@@ -67,12 +67,12 @@ def show(outcomes: Sequence[Outcome]) -> None:
             )
         )
     print_table(COLUMNS, rows)
-    say("")
+    echo("")
     for o in outcomes:
         for what in o.broken:
-            say(f"BROKEN: {o.name}: {what}")
+            echo(f"BROKEN: {o.name}: {what}")
     if not any(o.broken for o in outcomes):
-        say("All bounds hold, and everything was released.")
+        echo("All bounds hold, and everything was released.")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from llama_gguf.net.transport import HIGH_WATER_BYTES, READ_BYTES, LoopTransport
 from tests.support.clients import reset
 from tests.support.endpoints import (
     MUCH,
-    NoDataExpected,
     End,
+    NoDataExpected,
     Play,
     connected,
     read,

@@ -50,7 +50,7 @@ SCANNED: Final = {
     "src/llama_gguf/supervisor/*.py": PYTHON,
     "src/llama_gguf_bench/*.py": PYTHON,
     "tests/engines/*.py": Part.COMMENTS | Part.DOCSTRINGS,
-    "tests/supervisor/*.py": Part.COMMENTS | Part.DOCSTRINGS,
+    "tests/supervisor/*.py": TESTS,
     **dict.fromkeys(
         (
             "src/llama_gguf/*.py",
@@ -80,8 +80,8 @@ SCANNED: Final = {
     "tests/project/*.py": TESTS,
     "tests/project/release.py": PYTHON,
     "tests/conftest.py": Part.COMMENTS | Part.DOCSTRINGS,
-    "tests/support/**/*.py": Part.COMMENTS | Part.DOCSTRINGS,
-    "tests/wire/**/*.py": Part.COMMENTS | Part.DOCSTRINGS,
+    "tests/support/**/*.py": TESTS,
+    "tests/wire/**/*.py": TESTS,
     "tests/e2e/**/*.py": Part.COMMENTS | Part.DOCSTRINGS,
     ".env.example": Part.TEXT,
     "docs/*.py": PYTHON,

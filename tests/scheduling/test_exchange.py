@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from llama_gguf.errors import IllegalTransition
 from llama_gguf.scheduling.exchange import PHASES, TRANSITIONS, Event, Exchange, State
-from tests.support.exchanges import STARTED_AT, request_for, new_exchange
+from tests.support.exchanges import new_exchange
 
 E, S = Event, State
 
@@ -122,33 +122,6 @@ def test_all_events_are_possible_all_states_reachable_and_only_two_are_final() -
     assert {state for state, _ in moves} == set(State) - ends
     back = {(state, then) for state, then in moves if then < state}
     assert back == set(TRANSITIONS[E.REQUEUE].items()), "only REQUEUE leads back"
-
-
-# Facts for log and metrics ------------------------------------------------------------------------
-
-
-def test_request_id_method_and_path_are_those_of_the_request() -> None:
-    found = new_exchange(request_for("GET", "/v1/models"), b"req-7")
-
-    assert (found.request_id, found.method, found.path) == ("req-7", "GET", "/v1/models")
-
-
-def test_phases_that_were_not_reached_took_no_time() -> None:
-    found = new_exchange()
-    found.ended_at = STARTED_AT + 3
-
-    assert (found.queued, found.first_byte, found.duration) == (0.0, 0.0, 3.0)
-
-
-def test_the_time_in_the_queue_ends_with_forwarding_or_with_the_exchange() -> None:
-    found = new_exchange()
-    found.queued_at = STARTED_AT + 1
-    found.ended_at = STARTED_AT + 9
-    assert found.queued == 8.0
-    found.forwarded_at = STARTED_AT + 3
-    found.first_byte_at = STARTED_AT + 4
-
-    assert (found.queued, found.first_byte, found.duration) == (2.0, 4.0, 9.0)
 
 
 def test_exchanges_do_not_share_their_numbers() -> None:

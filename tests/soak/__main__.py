@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from llama_gguf.cli.terminal import print_table, say
+from llama_gguf.cli.terminal import echo, print_table
 from tests.soak.soak import Outcome, Size, Soak
 from tests.support.progress import progress
 
@@ -20,7 +20,7 @@ def main() -> int:
     parser.add_argument("--streams", type=int, default=2_000)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     size = Size(**vars(parser.parse_args()))
-    say(f"{size.requests} requests and {size.streams} streams, --seed {size.seed}")
+    echo(f"{size.requests} requests and {size.streams} streams, --seed {size.seed}")
     with (
         tempfile.TemporaryDirectory() as folder,
         progress("soak", size.requests + size.streams) as report,
@@ -28,11 +28,11 @@ def main() -> int:
         outcome = asyncio.run(Soak(size, Path(folder), report).run())
     show(outcome)
     for fault in outcome.faults:
-        say(f"WRONG: {fault}")
+        echo(f"WRONG: {fault}")
     if outcome.faults:
-        say(f"{len(outcome.faults)} faults; --seed {size.seed}")
+        echo(f"{len(outcome.faults)} faults; --seed {size.seed}")
     else:
-        say("All responses were correct, and all resources are released.")
+        echo("All responses were correct, and all resources are released.")
     return bool(outcome.faults)
 
 
@@ -40,7 +40,7 @@ def show(outcome: Outcome) -> None:
     figures = sorted(outcome.tally.items())
     figures += [(f"clients that left: {p}", n) for p, n in sorted(outcome.disconnects.items())]
     print_table(("what", "how many"), [(name, f"{number:,}") for name, number in figures])
-    say("")
+    echo("")
     print_table(
         ("the gateway holds", "descriptors", "threads", "resident MB"),
         [
@@ -48,7 +48,7 @@ def show(outcome: Outcome) -> None:
             for when, held in outcome.held.items()
         ],
     )
-    say(f"\n{outcome.seconds:.0f} seconds")
+    echo(f"\n{outcome.seconds:.0f} seconds")
 
 
 if __name__ == "__main__":

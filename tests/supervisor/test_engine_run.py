@@ -16,10 +16,12 @@ import pytest
 
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.activity import Activity
+from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Finding
 from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.engines.watchdogs import Progress
 from llama_gguf.supervisor.child import Child
+from llama_gguf.supervisor.engine_log import open_engine_log
 from llama_gguf.supervisor.engine_run import EngineManager
 from llama_gguf.supervisor.launch import Launch
 from tests.support.processes import free_ports
@@ -29,6 +31,8 @@ S = EngineState
 UP = Finding(S.READY, 4, "tiny")
 LOADS = Finding(S.LOADING)
 GONE = Finding(S.UNREACHABLE)
+NO_RESTARTS = {"crash": 0, "stall": 0, "hang": 0}
+"""Every reason is known from the start, so that the counters of a scrape begin at 0."""
 
 
 class FakeChild:
@@ -69,26 +73,36 @@ class FakeChild:
 class Rig:
     """An engine manager whose gateway, process and probe are controlled by the test."""
 
-    def __init__(self, folder: Path, **overrides: Any) -> None:
+    def __init__(self, folder: Path, *, name: str = "llama-server", **overrides: Any) -> None:
         usual = {"port_backend": free_ports(1)[0], "log_dir": str(folder), "instance_id": "box"}
         self.settings = Settings.of(**{**usual, **overrides})
+        self.name = name
+        self.spawned: list[tuple[str, Sequence[str]]] = []
+        self.probed: list[EngineAddress] = []
         self.children: list[FakeChild] = []
         self.published: list[EngineStatus] = []
         self.finding = LOADS
         self.is_stopping = False
         self.spawn_error: OSError | None = None
         self.engine = EngineManager(
-            self.settings,
+            name,
+            EngineAddress.of(self.settings.upstream),
+            settings=self.settings.supervision,
             prepare=self._prepare,
+            open_log=lambda: open_engine_log(self.settings.logs),
             publish=self.published.append,
             is_stopping=lambda: self.is_stopping,
             rng=lambda: 0.0,
             spawn=self._spawn,
-            make_probe=lambda settings, timeout: self,
+            make_probe=self._make_probe,
         )
         self.gateway_acknowledges = True
         self.activity = Activity()
         self.running: asyncio.Task[int]
+
+    def _make_probe(self, address: EngineAddress, *, timeout: float) -> Rig:
+        self.probed.append(address)
+        return self
 
     async def look(self) -> Finding:
         return self.finding
@@ -104,6 +118,7 @@ class Rig:
     ) -> Child:
         if self.spawn_error is not None:
             raise self.spawn_error
+        self.spawned.append((name, argv))
         self.children.append(FakeChild())
         return cast("Child", self.children[-1])
 
@@ -116,7 +131,13 @@ class Rig:
         return asyncio.get_running_loop().time()
 
     async def _prepare(self) -> Launch:
-        return Launch(["llama-server"], {}, model_bytes=100, facts={"context": 2048})
+        return Launch(
+            [self.name, "--verbose"],
+            {},
+            model_bytes=100,
+            facts={"context": 2048},
+            sizes="CTX=16384, PARALLEL=0, NGL=99",
+        )
 
     async def start(self) -> None:
         self.running = asyncio.get_running_loop().create_task(self.engine.run())
@@ -247,7 +268,7 @@ def test_a_death_is_published_at_once_then_explained_and_followed_by_a_restart(
         assert rig.now - died_at == pytest.approx(1.0, abs=0.2)
         status = rig.engine.status
         assert status.last_exit == "exit status 1: The GPU does not have enough free memory."
-        assert status.restarts == {"crash": 1}
+        assert status.restarts == NO_RESTARTS | {"crash": 1}
         await rig.up()
 
     with caplog.at_level(logging.INFO):
@@ -280,7 +301,7 @@ def test_an_engine_that_cannot_be_restarted_has_died(tmp_path: Path) -> None:
         rig.spawn_error = None
         await rig.until(S.READY)
 
-        assert rig.engine.status.restarts == {"crash": 2}
+        assert rig.engine.status.restarts == NO_RESTARTS | {"crash": 2}
 
     play(tmp_path, scenario)
 
@@ -310,7 +331,7 @@ def test_an_engine_that_does_not_respond_is_ended_and_restarted(tmp_path: Path) 
         assert rig.now - silent_since == pytest.approx(31.0, abs=2.0)
         assert "It did not respond for 30 s." in rig.engine.status.detail
         await rig.until(S.LOADING)
-        assert rig.engine.status.restarts == {"hang": 1}
+        assert rig.engine.status.restarts == NO_RESTARTS | {"hang": 1}
         assert rig.engine.status.last_exit.endswith("It did not respond for 30 s.")
         await rig.up()
 
@@ -340,7 +361,7 @@ def test_requests_without_any_response_end_it_only_if_configured(
         rig.report_activity(busy=2, running=2)
         await rig.pass_time(125.0)
 
-        assert (rig.engine.status.restarts == {"hang": 1}) == ends
+        assert (rig.engine.status.restarts == NO_RESTARTS | {"hang": 1}) == ends
         assert ("2 requests" in rig.engine.status.last_exit) == ends
 
     play(tmp_path, scenario, watchdog_stall=stall)
@@ -360,7 +381,7 @@ def test_an_idle_engine_is_stopped_and_started_by_the_next_request(tmp_path: Pat
         rig.report_activity(busy=1, wants_engine=True)
         await rig.until(S.READY)
 
-        assert rig.engine.status.restarts == {}
+        assert rig.engine.status.restarts == NO_RESTARTS
         assert rig.engine.status.last_exit == ""
 
     rig = play(tmp_path, scenario, idle_stop=60.0)
@@ -427,7 +448,7 @@ def test_an_engine_that_dies_in_its_own_sleep_is_restarted(tmp_path: Path) -> No
         rig.finding = LOADS
         rig.child.die(-signal.SIGABRT)
         await rig.until(S.LOADING)
-        assert rig.engine.status.restarts == {"crash": 1}
+        assert rig.engine.status.restarts == NO_RESTARTS | {"crash": 1}
 
     play(tmp_path, scenario)
 
@@ -495,3 +516,26 @@ def test_a_slow_stop_is_clean_regardless_of_the_probe(tmp_path: Path, finding: F
 
     rig = play(tmp_path, scenario)
     assert rig.states[-2:] == [S.STOPPING, S.STOPPED]
+
+
+# Several engines ----------------------------------------------------------------------------------
+
+
+def test_two_engines_of_one_supervisor_share_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        first = Rig(tmp_path / "first", name="llama-server 0", max_restarts=0)
+        second = Rig(tmp_path / "second", name="llama-server 1", max_restarts=5)
+        for rig in (first, second):
+            await rig.start_ready()
+        first.child.die(3)
+
+        assert await first.running == 3
+        assert second.states == [S.LOADING, S.READY]
+        assert [e.spawned for e in (first, second)] == [
+            [("llama-server 0", ["llama-server 0", "--verbose"])],
+            [("llama-server 1", ["llama-server 1", "--verbose"])],
+        ]
+        assert first.probed[0] != second.probed[0]
+        await second.end()
+
+    run(lambda now: scenario())

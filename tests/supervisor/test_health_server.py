@@ -10,7 +10,7 @@ from llama_gguf.supervisor.health_server import (
     MAX_CONNECTIONS,
     MAX_HEAD_BYTES,
     HealthServer,
-    answer,
+    response_to,
 )
 from tests.support.messages import Response, read_responses
 
@@ -182,6 +182,6 @@ def test_stopping_closes_open_connections() -> None:
 
 @pytest.mark.parametrize("status", [200, 503])
 def test_a_response_has_the_length_that_it_declares(status: int) -> None:
-    (found,) = read_responses(answer(GET, status))
+    (found,) = read_responses(response_to(GET, status))
 
     assert int(found["content-length"]) == len(found.body) > 0

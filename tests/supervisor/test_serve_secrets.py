@@ -20,7 +20,7 @@ HARMFUL: Final = {
     "LLAMA_ARG_API_PREFIX": "/hidden",
     "LLAMA_ARG_TOOLS": "all",
     "LLAMA_ARG_SSL_KEY_FILE": "/k",
-    "LLAMA_API_KEY": "somebody's",
+    "LLAMA_API_KEY": "another program's",
     "AIP_MODE": "PREDICTION",
 }
 URL: Final = "https://user:url-password@127.0.0.1/m.gguf?signature=url-signature"
@@ -36,7 +36,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
         serve.start_ready(
             engine=quoted("--die-on", "/v1/die", "--print", "hello", "--mmproj-url", URL),
             BACKEND_API_KEY=BACKEND_KEY,
-            HF_TOKEN="hf_a-token-of-somebody",
+            HF_TOKEN="hf_another-token",
             **HARMFUL,
             **HARMLESS,
         )

@@ -6,12 +6,13 @@ from llama_gguf.errors import IllegalTransition
 from llama_gguf.supervisor import states
 from llama_gguf.supervisor.states import Event as E
 from llama_gguf.supervisor.states import SupervisorState as S
+from llama_gguf.transitions import after as follow
 
 
 def after(*events: E) -> S:
     state = S.STARTING
     for event in events:
-        state = states.after(state, event)
+        state = follow(states.TRANSITIONS, state, event)
     return state
 
 
@@ -43,7 +44,7 @@ def test_every_other_transition_raises() -> None:
     for state in S:
         for event in set(E) - {event for of, event in states.TRANSITIONS if of is state}:
             with pytest.raises(IllegalTransition, match=f"{event.name} while {state.name}"):
-                states.after(state, event)
+                follow(states.TRANSITIONS, state, event)
 
 
 def test_a_supervisor_that_is_stopping_never_runs_again() -> None:

@@ -71,7 +71,7 @@ def find_builder() -> Builder | str:
     if shutil.which("docker") and _succeeds("docker", "info"):
         return Docker()
     if os.geteuid() != 0:
-        return "no Docker engine answers, and buildah is used as root only"
+        return "no Docker engine responds, and buildah is used as root only"
     missing = [name for name in ("buildah", "debootstrap") if shutil.which(name) is None]
     if missing:
         return f"neither Docker nor {' and '.join(missing)}: `make test-image` installs the latter"
@@ -83,7 +83,7 @@ def _succeeds(*argv: str) -> bool:
 
 
 def _do(*argv: str | Path) -> None:
-    """Run *argv*, which has much to say that is of interest only when it fails."""
+    """Run *argv*, whose output is of interest only when it fails."""
     log = CACHE / "build.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:

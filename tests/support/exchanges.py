@@ -1,13 +1,13 @@
-"""Exchanges that have ended, for tests of what records them."""
+"""Exchanges, and records of those that have ended."""
 
 from __future__ import annotations
 
 from typing import Final
 
+from llama_gguf.http1.exchange_record import ExchangeRecord, Usage
 from llama_gguf.http1.request import Request, RequestHead
 from llama_gguf.http1.routes import Kind, Route
 from llama_gguf.scheduling.exchange import Exchange
-from llama_gguf.telemetry.token_usage import Usage
 
 STARTED_AT: Final = 1000.0
 
@@ -23,8 +23,12 @@ def request_for(
     return Request(head, cors=b"", route=route)
 
 
-def new_exchange(request: Request | None = None, id_bytes: bytes = b"req-1") -> Exchange:
-    return Exchange(STARTED_AT, request or request_for(), id_bytes, "203.0.113.9")
+def new_exchange() -> Exchange:
+    return Exchange(STARTED_AT, request_for(), b"req-1", "203.0.113.9")
+
+
+def record(request: Request | None = None, id_bytes: bytes = b"req-1") -> ExchangeRecord:
+    return ExchangeRecord(STARTED_AT, request or request_for(), id_bytes, "203.0.113.9")
 
 
 def finished_exchange(
@@ -37,7 +41,7 @@ def finished_exchange(
     first_token: float | None = None,
     duration: float = 1.5,
     queued: float = 0.0,
-) -> Exchange:
+) -> ExchangeRecord:
     """An exchange of alice that has ended; without *first_byte*, the engine did not respond.
 
     Args:
@@ -50,7 +54,7 @@ def finished_exchange(
         duration: seconds in total.
         queued: seconds of waiting for a slot.
     """
-    exchange = new_exchange(request)
+    exchange = record(request)
     exchange.key_id = key_id
     exchange.usage = usage
     exchange.status = status

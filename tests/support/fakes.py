@@ -22,11 +22,13 @@ from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.gateway.client_connection import ClientConnection
 from llama_gguf.gateway.services import Services
 from llama_gguf.gateway.upstream_connection import Phase, UpstreamConnection
+from llama_gguf.http1.exchange_record import ExchangeRecord
 from llama_gguf.net.transport import Endpoint, LoopTransport
-from llama_gguf.scheduling.exchange import Exchange
-from llama_gguf.telemetry.recorder import Accounts
-from llama_gguf.telemetry.timeseries import Ring
-from llama_gguf.telemetry.usage_totals import Ledger
+from llama_gguf.telemetry.batch import Batch
+from llama_gguf.telemetry.metrics import Metrics
+from llama_gguf.telemetry.recorder import Recorder
+from llama_gguf.telemetry.timeseries import History
+from llama_gguf.telemetry.usage_totals import UsageTotals
 from tests.support.keys import BACKEND_KEY, KEYS_TEXT
 from tests.support.messages import Response, read_responses, request
 
@@ -394,6 +396,16 @@ async def at_once(work: Callable[[], T]) -> T:
     return work()
 
 
+class RecordingSink:
+    """An ``ExchangeSink`` that keeps the records of all exchanges."""
+
+    def __init__(self) -> None:
+        self.records: list[ExchangeRecord] = []
+
+    def take(self, batch: Batch) -> None:
+        self.records.extend(batch.records)
+
+
 class Rig:
     """One gateway, its clients and its engine.
 
@@ -429,11 +441,11 @@ class Rig:
             Settings.of(**{**usual, **overrides}), self.loop, lambda _: self._dialer.dial
         )
         self.services.clock.now = self.clock
-        self.services.history = Ring(self.clock.now)
-        self._records: list[Exchange] = []
-        self.services.recorder = Accounts(
-            self._records.extend,
-            ledger=Ledger(self.clock.now),
+        self.services.history = History(self.clock.now)
+        self.services.usage = UsageTotals(self.clock.now)
+        self._recorded = RecordingSink()
+        self.services.recorder = Recorder(
+            [self.services.metrics, self.services.usage, self._recorded],
             wall=lambda: self.services.clock.wall,
         )
         self.services.clock.tick()
@@ -519,10 +531,16 @@ class Rig:
     # What it has recorded and holds ---------------------------------------------------------------
 
     @property
-    def records(self) -> list[Exchange]:
-        """The exchanges for the access log."""
+    def records(self) -> list[ExchangeRecord]:
+        """The exchanges that have ended."""
         self.services.recorder.settle()
-        return self._records
+        return self._recorded.records
+
+    @property
+    def metrics(self) -> Metrics:
+        """With all exchanges that have ended."""
+        self.services.recorder.settle()
+        return self.services.metrics
 
     @property
     def is_at_rest(self) -> bool:

@@ -26,9 +26,9 @@ def test_every_valid_request_is_read_to_its_end(raw: bytes) -> None:
 
 
 REJECTED_FOR_ANOTHER_REASON = {
-    *("a method in small letters", "a method nobody knows", "HTTP/2's preface", "ICE"),
+    *("a method in small letters", "an unknown method", "HTTP/2's preface", "ICE"),
     *("TRACE", "TRACE with a Max-Forwards", "CONNECT with a path"),
-    *("an expectation nobody knows", "two expectations"),
+    *("an unknown expectation", "two expectations"),
 }
 AMBIGUOUS = {n: raw for n, (_, raw) in HOSTILE.items() if n not in REJECTED_FOR_ANOTHER_REASON}
 

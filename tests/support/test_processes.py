@@ -1,4 +1,4 @@
-"""The helper that other tests ask whether a process runs."""
+"""The helper with which other tests check whether a process runs."""
 
 from __future__ import annotations
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.scheduling.exchange import Exchange
+from llama_gguf.http1.exchange_record import ExchangeRecord, Usage
 from llama_gguf.telemetry.access_log import MAX_WAITING_BYTES, AccessLog, as_json, as_text
-from llama_gguf.telemetry.token_usage import Usage
-from tests.support.exchanges import STARTED_AT, request_for, finished_exchange
+from llama_gguf.telemetry.batch import Batch
+from tests.support.exchanges import STARTED_AT, finished_exchange, request_for
 from tests.support.fakes import Rig
 from tests.support.messages import OK, request
 
@@ -126,12 +126,12 @@ def lines_in(path: Path) -> list[str]:
 
 @pytest.mark.parametrize(("log_format", "write"), [("text", as_text), ("json", as_json)])
 def test_lines_have_the_configured_format_and_the_wall_clock_time(
-    log_format: str, write: Callable[[Exchange, float], str], tmp_path: Path
+    log_format: str, write: Callable[[ExchangeRecord, float], str], tmp_path: Path
 ) -> None:
     log = AccessLog(str(tmp_path / "access.log"), log_format)
     log.wall_offset = WALL_OFFSET
     log.start()
-    log.add([ENDED, finished_exchange(status=404)])
+    log.take(Batch([ENDED, finished_exchange(status=404)], 0.0))
 
     log.stop(within_seconds=30)
 
@@ -139,10 +139,10 @@ def test_lines_have_the_configured_format_and_the_wall_clock_time(
     assert lines_in(tmp_path / "access.log") == expected
 
 
-def test_a_line_is_written_when_its_exchange_is_added_and_not_later(tmp_path: Path) -> None:
+def test_a_line_is_written_when_its_exchange_is_taken_and_not_later(tmp_path: Path) -> None:
     log = AccessLog(str(tmp_path / "access.log"), "text")
     exchange = finished_exchange()
-    log.add([exchange])
+    log.take(Batch([exchange], 0.0))
     exchange.status = 500
     log.wall_offset = WALL_OFFSET
     log.start()
@@ -156,9 +156,9 @@ def test_everything_that_gathered_is_written_by_the_end(tmp_path: Path) -> None:
     log = AccessLog(str(tmp_path / "access.log"), "text")
     log.start()
     for status in (200, 404):
-        log.add([finished_exchange(status=status)])
+        log.take(Batch([finished_exchange(status=status)], 0.0))
         log.flush()
-    log.add([finished_exchange(status=503)])
+    log.take(Batch([finished_exchange(status=503)], 0.0))
 
     log.stop(within_seconds=30)
 
@@ -170,7 +170,7 @@ def test_the_file_is_reopened_after_the_queued_lines(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
     log = AccessLog(str(path), "text")
     log.start()
-    log.add([ENDED])
+    log.take(Batch([ENDED], 0.0))
     log.flush()
     log.reopen()
 
@@ -188,7 +188,7 @@ def test_a_disk_that_hangs_costs_a_bounded_number_of_lines_which_are_counted(
     log = AccessLog(str(path), "text")
     batches = MAX_WAITING_BYTES // batch_bytes + 3
     for _ in range(batches):  # the thread does not write yet, as if the disk hung
-        log.add(batch)
+        log.take(Batch(batch, 0.0))
         log.flush()
 
     log.start()

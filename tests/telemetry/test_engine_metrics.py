@@ -12,7 +12,7 @@ from llama_gguf.telemetry.engine_metrics import MAX_METRICS, PREFIX, parse
 TEXT: Final = (Path(__file__).parent / "answers" / "metrics.http").read_bytes()
 
 
-def test_llama_server_s_metrics_are_all_there_under_our_names() -> None:
+def test_all_of_llama_server_s_metrics_get_our_prefix() -> None:
     values = {found.name: found.value for found in parse(TEXT)}
 
     assert values == {
@@ -30,7 +30,7 @@ def test_llama_server_s_metrics_are_all_there_under_our_names() -> None:
     }
 
 
-def test_they_keep_their_help_and_are_counters_only_if_their_name_says_so() -> None:
+def test_metrics_keep_their_help_and_are_counters_only_if_their_name_ends_in_total() -> None:
     found = {f.name: f for f in parse(TEXT)}
 
     assert found["llama_gguf_engine_n_decode"].type == "counter"
@@ -53,7 +53,7 @@ def test_they_keep_their_help_and_are_counters_only_if_their_name_says_so() -> N
         b"llamacpp:x\xff 1",
     ],
 )
-def test_other_lines_are_passed_over(line: bytes) -> None:
+def test_other_lines_are_ignored(line: bytes) -> None:
     assert [f.value for f in parse(line + b"\nllamacpp:y 2\n")] == [2]
 
 

@@ -9,7 +9,8 @@ from llama_gguf.engines.status import EngineState
 from llama_gguf.gateway import endpoints
 from llama_gguf.telemetry.engine_metrics import parse
 from llama_gguf.telemetry.exposition import render
-from llama_gguf.telemetry.metrics import METRICS, Format
+from llama_gguf.telemetry.formats import Format
+from llama_gguf.telemetry.metrics import METRICS
 from tests.support.fakes import Rig
 from tests.support.messages import LAST_CHUNK, OK, STREAM_HEAD, event, request
 
@@ -21,9 +22,7 @@ TEXTS = (Format.PROMETHEUS, Format.OPENMETRICS)
 
 
 def scrape(rig: Rig, wanted: Format = Format.PROMETHEUS) -> dict[str, Metric]:
-    body, content_type = render(
-        rig.services.recorder.metrics, endpoints.gauges(rig.services), ENGINE, wanted
-    )
+    body, content_type = render(rig.metrics, endpoints.gauges(rig.services), ENGINE, wanted)
     if content_type.startswith(b"application/openmetrics-text"):
         parse = openmetrics.text_string_to_metric_families
         families = parse(body.decode())  # type: ignore[no-untyped-call]
@@ -83,6 +82,7 @@ def test_counters_count_what_happened(rig: Rig) -> None:
     left = "llama_gguf_client_disconnects_total"
     assert value(families, left, phase="before_first_byte") == 1
     assert value(families, "llama_gguf_backend_failures_total", kind="no_answer") == 1
+    assert value(families, "llama_gguf_rejections_total", reason="queue_full") == 0
     assert value(families, "llama_gguf_received_bytes_total") == 8
     assert value(families, "llama_gguf_sent_bytes_total") > 0
 
@@ -114,7 +114,7 @@ def test_histograms_are_labelled_by_operation(rig: Rig) -> None:
     assert counts == {"chat": 2, "embeddings": 1}
 
 
-def test_gauges_show_the_moment(rig: Rig) -> None:
+def test_gauges_have_the_current_values(rig: Rig) -> None:
     rig.send_request()
     families = scrape(rig)
 

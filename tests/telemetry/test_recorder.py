@@ -1,144 +1,133 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from llama_gguf.scheduling.exchange import Exchange
-from llama_gguf.telemetry.metrics import Metrics
-from llama_gguf.telemetry.recorder import MAX_OPEN, Accounts
-from llama_gguf.telemetry.token_usage import Usage
-from llama_gguf.telemetry.usage_totals import Ledger
-from tests.support.exchanges import request_for, finished_exchange
+from llama_gguf.http1.exchange_record import ExchangeRecord, Usage
+from llama_gguf.telemetry.batch import Batch
+from llama_gguf.telemetry.recorder import MAX_BATCH, Recorder
+from tests.support.exchanges import finished_exchange, request_for
 
 NOW = 1_800_000_000.0
 
 
-class Log:
-    """Records the exchanges, and the number that was counted by then."""
+class Sink:
+    """Keeps each batch."""
 
     def __init__(self) -> None:
-        self.batches: list[list[Exchange]] = []
-        self.ledger = Ledger(NOW)
-        self.accounts = Accounts(self.take, ledger=self.ledger, wall=lambda: NOW)
-        self.counted: list[int] = []
+        self.batches: list[Batch] = []
 
-    def take(self, exchanges: list[Exchange]) -> None:
-        self.batches.append(exchanges)
-        self.counted.append(total(self.accounts.metrics))
+    @property
+    def records(self) -> list[list[ExchangeRecord]]:
+        return [list(batch.records) for batch in self.batches]
 
-
-def total(metrics: Metrics) -> int:
-    return sum(metrics.requests.values())
+    def take(self, batch: Batch) -> None:
+        self.batches.append(batch)
 
 
-def test_an_exchange_that_is_over_is_only_put_on_a_list() -> None:
-    log = Log()
-    log.accounts.close(finished_exchange())
-
-    assert log.batches == []
+@pytest.fixture
+def sink() -> Sink:
+    return Sink()
 
 
-def test_settling_counts_and_logs_everything_once_and_in_its_order() -> None:
-    log = Log()
+@pytest.fixture
+def recorder(sink: Sink) -> Recorder:
+    return Recorder([sink], wall=lambda: NOW)
+
+
+def test_a_finished_exchange_waits_for_the_batch(recorder: Recorder, sink: Sink) -> None:
+    recorder.close(finished_exchange())
+
+    assert sink.batches == []
+
+
+def test_settling_passes_on_everything_once_and_in_order(recorder: Recorder, sink: Sink) -> None:
     exchanges = [finished_exchange(status=200 + n) for n in range(5)]
     for exchange in exchanges:
-        log.accounts.close(exchange)
-    log.accounts.settle()
-    log.accounts.settle()
+        recorder.close(exchange)
+    recorder.settle()
+    recorder.settle()
 
-    assert log.batches == [exchanges]
-    assert total(log.accounts.metrics) == 5
-
-
-def test_logged_exchanges_have_been_counted() -> None:
-    log = Log()
-    log.accounts.close(finished_exchange())
-    log.accounts.close(finished_exchange())
-    log.accounts.settle()
-
-    assert log.counted == [2]
+    assert sink.records == [exchanges]
+    assert sink.batches[0].now == NOW
 
 
-def test_metrics_have_everything_that_is_over() -> None:
-    log = Log()
-    assert total(log.accounts.metrics) == 0
-    log.accounts.close(finished_exchange())
+def test_every_sink_gets_the_same_batches_in_the_order_of_the_sinks() -> None:
+    order: list[str] = []
 
-    assert total(log.accounts.metrics) == 1
-    assert len(log.batches) == 1
+    class Named(Sink):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self._name = name
 
+        def take(self, batch: Batch) -> None:
+            super().take(batch)
+            order.append(self._name)
 
-def test_other_counters_are_unchanged_by_a_batch() -> None:
-    log = Log()
-    log.accounts.metrics.rejections["queue_full"] += 1
-    log.accounts.close(finished_exchange())
-    log.accounts.settle()
+    metrics, log = Named("metrics"), Named("log")
+    recorder = Recorder([metrics, log], wall=lambda: NOW)
+    for _ in range(2):
+        recorder.close(finished_exchange())
+        recorder.settle()
 
-    assert log.accounts.metrics.rejections == {"queue_full": 1}
-
-
-def test_a_full_batch_is_counted_at_once() -> None:
-    log = Log()
-    for n in range(3 * MAX_OPEN + 1):
-        log.accounts.close(finished_exchange())
-        assert n + 1 - sum(map(len, log.batches)) < MAX_OPEN
-
-    assert [len(batch) for batch in log.batches] == [MAX_OPEN] * 3
+    assert order == ["metrics", "log"] * 2
+    assert metrics.batches == log.batches
 
 
-def test_nothing_is_logged_when_nothing_is_over() -> None:
-    log = Log()
-    log.accounts.settle()
+def test_a_full_batch_is_passed_on_at_once(recorder: Recorder, sink: Sink) -> None:
+    for n in range(3 * MAX_BATCH + 1):
+        recorder.close(finished_exchange())
+        assert n + 1 - sum(map(len, sink.records)) < MAX_BATCH
 
-    assert log.batches == []
+    assert [len(records) for records in sink.records] == [MAX_BATCH] * 3
 
 
-def test_an_exchange_that_ends_during_logging_is_counted_exactly_once() -> None:
-    late = finished_exchange(status=404)
-    batches: list[list[Exchange]] = []
+def test_there_is_no_empty_batch(recorder: Recorder, sink: Sink) -> None:
+    recorder.settle()
 
-    def take(exchanges: list[Exchange]) -> None:
-        if not batches:
-            accounts.close(late)
-        batches.append(list(exchanges))
+    assert sink.batches == []
 
-    accounts = Accounts(take, ledger=Ledger(NOW), wall=lambda: NOW)
-    first = finished_exchange()
-    accounts.close(first)
-    accounts.settle()
-    accounts.settle()
 
-    assert batches == [[first], [late]]
-    assert total(accounts.metrics) == 2
+def test_an_exchange_that_ends_while_a_batch_is_taken_is_in_exactly_one() -> None:
+    first, late = finished_exchange(), finished_exchange(status=404)
+
+    class Reentrant(Sink):
+        def take(self, batch: Batch) -> None:
+            if not self.batches:
+                reentered.close(late)
+            super().take(batch)
+
+    sink = Reentrant()
+    reentered = Recorder([sink], wall=lambda: NOW)
+    reentered.close(first)
+    reentered.settle()
+    reentered.settle()
+
+    assert sink.records == [[first], [late]]
 
 
 # Tokens -------------------------------------------------------------------------------------------
 
 
-def telling(exchange: Exchange) -> Exchange:
+def with_usage(exchange: ExchangeRecord) -> ExchangeRecord:
     exchange.ending = b'{"usage":{"prompt_tokens":33,"completion_tokens":6}}'
     return exchange
 
 
-def test_usage_is_read_before_an_exchange_is_counted_and_logged() -> None:
-    log = Log()
-    log.accounts.close(telling(finished_exchange()))
-    log.accounts.settle()
+def test_usage_is_read_before_the_batch_is_passed_on(recorder: Recorder, sink: Sink) -> None:
+    recorder.close(with_usage(finished_exchange()))
+    recorder.settle()
 
-    assert [exchange.usage for exchange in log.batches[0]] == [Usage(33, 6, None)]
-    assert log.accounts.metrics.tokens == {("alice", "prompt"): 33, ("alice", "completion"): 6}
-    view: Any = log.ledger.view("alice", NOW)
-    assert view["last_minute"]["completion_tokens"] == 6
+    batch = sink.batches[0]
+    assert [exchange.usage for exchange in batch.records] == [Usage(33, 6, None)]
+    assert batch.counts == {"alice": [1, 0, 33, 6, 0, 0]}
 
 
-def test_a_beginning_counts_as_well_as_an_end() -> None:
-    log = Log()
+def test_usage_may_be_at_the_beginning_of_a_response(recorder: Recorder) -> None:
     exchange = finished_exchange()
     exchange.opening = b'{"usage":{"prompt_tokens":3},"data":['
     exchange.ending = b"0.1,0.2]}"
-    log.accounts.close(exchange)
-    log.accounts.settle()
+    recorder.close(exchange)
+    recorder.settle()
 
     assert exchange.usage == Usage(3, None, None, is_whole=False)
 
@@ -146,13 +135,14 @@ def test_a_beginning_counts_as_well_as_an_end() -> None:
 @pytest.mark.parametrize(
     "exchange",
     [
-        telling(finished_exchange(status=400)),
-        telling(finished_exchange(request_for("GET", label="/props"))),
+        with_usage(finished_exchange(status=400)),
+        with_usage(finished_exchange(request_for("GET", label="/props"))),
     ],
 )
-def test_other_occurrences_of_usage_are_ignored(exchange: Exchange) -> None:
-    log = Log()
-    log.accounts.close(exchange)
-    log.accounts.settle()
+def test_other_occurrences_of_usage_are_ignored(
+    exchange: ExchangeRecord, recorder: Recorder
+) -> None:
+    recorder.close(exchange)
+    recorder.settle()
 
     assert exchange.usage is None

@@ -11,8 +11,8 @@ from llama_gguf.telemetry.timeseries import (
     NAMES,
     STEP_SECONDS,
     STEPS,
+    History,
     Reading,
-    Ring,
     quantile,
 )
 from tests.support.memory import allocated_bytes
@@ -31,26 +31,26 @@ def reading(
     return Reading(requests, prompt, completion, errors or {}, running, waiting, first_tokens)
 
 
-def ring_of(*readings: Reading) -> Ring:
-    """A ring that has taken *readings* at its usual interval."""
-    ring = Ring(0.0)
+def history_of(*readings: Reading) -> History:
+    """A history that has taken *readings* at its usual interval."""
+    history = History(0.0)
     for n, found in enumerate(readings, 1):
-        ring.take(found, n * STEP_SECONDS)
-    return ring
+        history.take(found, n * STEP_SECONDS)
+    return history
 
 
 def test_a_step_is_due_after_its_time() -> None:
-    ring = Ring(100.0)
-    due = [ring.is_due(100.0 + STEP_SECONDS / 2), ring.is_due(100.0 + STEP_SECONDS)]
-    ring.take(reading(), 100.0 + STEP_SECONDS)
+    history = History(100.0)
+    due = [history.is_due(100.0 + STEP_SECONDS / 2), history.is_due(100.0 + STEP_SECONDS)]
+    history.take(reading(), 100.0 + STEP_SECONDS)
 
-    assert [*due, ring.is_due(101.0 + STEP_SECONDS)] == [False, True, False]
+    assert [*due, history.is_due(101.0 + STEP_SECONDS)] == [False, True, False]
 
 
 def test_counters_become_rates() -> None:
-    history = ring_of(
+    history = history_of(
         reading(10, prompt=50, completion=100), reading(15, prompt=50, completion=350)
-    ).history()
+    ).series()
 
     assert history["requests_per_second"] == [2.0, 1.0]
     assert history["prompt_tokens_per_second"] == [10.0, 0.0]
@@ -58,30 +58,30 @@ def test_counters_become_rates() -> None:
 
 
 def test_a_step_that_came_late_is_spread_over_its_time() -> None:
-    ring = Ring(0.0)
-    ring.take(reading(10), 2 * STEP_SECONDS)
+    history = History(0.0)
+    history.take(reading(10), 2 * STEP_SECONDS)
 
-    assert ring.history()["requests_per_second"] == [1.0]
+    assert history.series()["requests_per_second"] == [1.0]
 
 
-def test_gauges_are_as_they_were() -> None:
-    history = ring_of(reading(running=3, waiting=7), reading(running=1)).history()
+def test_a_step_has_the_gauges_of_its_reading() -> None:
+    history = history_of(reading(running=3, waiting=7), reading(running=1)).series()
 
     assert (history["running"], history["waiting"]) == ([3, 1], [7, 0])
 
 
 def test_a_step_without_a_response_has_no_time_to_a_first_token() -> None:
-    history = ring_of(reading(first_tokens=[3.0, 1.0, 2.0]), reading()).history()
+    history = history_of(reading(first_tokens=[3.0, 1.0, 2.0]), reading()).series()
 
     assert history["first_token_p50"] == [2.0, None]
     assert history["first_token_p95"] == [3.0, None]
 
 
-def test_now_is_the_last_minute() -> None:
+def test_recent_values_cover_the_last_minute() -> None:
     slow = reading(600, completion=60, first_tokens=[9.0])
     fast = reading(600, completion=60, first_tokens=[0.1, 0.2, 0.3])
-    recent = ring_of(slow, *[fast] * 11).recent()
-    later = ring_of(slow, *[fast] * 12).recent()
+    recent = history_of(slow, *[fast] * 11).recent()
+    later = history_of(slow, *[fast] * 12).recent()
 
     assert recent["requests_per_second"] == 10.0
     assert recent["first_token_p50"] == 0.2
@@ -95,34 +95,34 @@ def test_errors_are_those_of_the_quarter_of_an_hour_the_most_frequent_first() ->
         reading(errors=before | {"queue_full": 7, "key_expired": 3})
     ] * STEPS
 
-    assert ring_of(*steps[:3]).errors() == {"old": 9, "queue_full": 7, "key_expired": 3}
-    assert ring_of(*steps).errors() == {"key_expired": 3, "queue_full": 2}
+    assert history_of(*steps[:3]).errors() == {"old": 9, "queue_full": 7, "key_expired": 3}
+    assert history_of(*steps).errors() == {"key_expired": 3, "queue_full": 2}
 
 
-def test_a_gateway_that_has_just_started_has_numbers_too() -> None:
-    ring = Ring(0.0)
+def test_a_history_without_steps_has_rates_of_zero() -> None:
+    history = History(0.0)
 
-    assert ring.recent() == {
+    assert history.recent() == {
         "requests_per_second": 0.0,
         "prompt_tokens_per_second": 0.0,
         "completion_tokens_per_second": 0.0,
         "first_token_p50": None,
         "first_token_p95": None,
     }
-    assert ring.history() == {name: [] for name in NAMES}
-    assert ring.errors() == {}
+    assert history.series() == {name: [] for name in NAMES}
+    assert history.errors() == {}
 
 
 @given(count=st.integers(0, 2 * STEPS), times=st.integers(0, 2 * MAX_TIMES))
-def test_its_size_is_bounded(count: int, times: int) -> None:
-    ring = ring_of(*[reading(first_tokens=[0.5] * times)] * count)
+def test_the_memory_of_a_history_is_bounded(count: int, times: int) -> None:
+    history = history_of(*[reading(first_tokens=[0.5] * times)] * count)
 
-    assert {len(steps) for steps in ring.history().values()} == {min(count, STEPS)}
+    assert {len(steps) for steps in history.series().values()} == {min(count, STEPS)}
 
 
 def test_a_step_keeps_a_bounded_number_of_times() -> None:
     def of(times: int) -> int:
-        return allocated_bytes(lambda: ring_of(*[reading(first_tokens=[0.5] * times)] * STEPS))
+        return allocated_bytes(lambda: history_of(*[reading(first_tokens=[0.5] * times)] * STEPS))
 
     assert of(20 * MAX_TIMES) < 2 * of(MAX_TIMES)
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.telemetry.token_usage import ENDING_BYTES, OPENING_BYTES, Usage, read
+from llama_gguf.http1.exchange_record import Usage
+from llama_gguf.telemetry.token_usage import ENDING_BYTES, OPENING_BYTES, read
 
 ANSWERS: Final = Path(__file__).parent / "answers"
 
@@ -141,7 +142,7 @@ def test_a_tool_s_arguments_do_not_pass_for_usage() -> None:
     assert read(b"", json.dumps(response).encode()) == Usage(33, 5, 32)
 
 
-def test_a_number_that_the_framing_of_a_chunk_cuts_is_none() -> None:
+def test_a_number_cut_by_the_framing_of_a_chunk_is_ignored() -> None:
     whole = b'{"usage":{"completion_tokens":12'
     rest = b'34,"prompt_tokens":5}}'
     stream = b"%x\r\n%b\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(whole), whole, len(rest), rest)
@@ -149,7 +150,7 @@ def test_a_number_that_the_framing_of_a_chunk_cuts_is_none() -> None:
     assert read(*ends(stream)) == Usage(5, None, None, is_whole=False)
 
 
-def test_numbers_beyond_all_bounds_are_none() -> None:
+def test_numbers_with_too_many_digits_are_ignored() -> None:
     digits = b"9" * 4000
     response = b'{"usage":{"prompt_tokens":%b,"completion_tokens":5}}' % digits
 

@@ -14,35 +14,35 @@ from typing import Any
 import pytest
 
 from llama_gguf.telemetry import usage_store
-from llama_gguf.telemetry.usage_store import LedgerFile, path_of
-from llama_gguf.telemetry.usage_totals import Ledger
+from llama_gguf.telemetry.usage_store import UsageStore, path_of
+from llama_gguf.telemetry.usage_totals import UsageTotals
 from tests.support.processes import DEADLINE_SECONDS
 
 NOW = 1_800_000_000.0
 ONE = (1, 0, 10, 20, 5, 0)
 
 
-def used(now: float = NOW) -> Ledger:
-    ledger = Ledger(now)
-    ledger.add("alice", ONE, now)
-    return ledger
+def used(now: float = NOW) -> UsageTotals:
+    totals = UsageTotals(now)
+    totals.add("alice", ONE, now)
+    return totals
 
 
-def file_at(path: Path) -> LedgerFile:
-    return LedgerFile(str(path), lambda: NOW)
+def store_at(path: Path) -> UsageStore:
+    return UsageStore(str(path), lambda: NOW)
 
 
-def look(file: LedgerFile, ledger: Ledger) -> None:
-    asyncio.run(asyncio.wait_for(file.look(ledger), DEADLINE_SECONDS))
+def update(store: UsageStore, totals: UsageTotals) -> None:
+    asyncio.run(asyncio.wait_for(store.update(totals), DEADLINE_SECONDS))
 
 
 def requests_in(path: Path) -> int:
     """The requests of all keys that the next gateway would load."""
-    return requests_of(file_at(path).load(NOW))
+    return requests_of(store_at(path).load(NOW))
 
 
-def requests_of(ledger: Ledger, window: str = "total") -> int:
-    views: list[Any] = ledger.views(NOW)
+def requests_of(totals: UsageTotals, window: str = "total") -> int:
+    views: list[Any] = totals.views(NOW)
     return sum(view[window]["requests"] for view in views)
 
 
@@ -56,20 +56,20 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_the_usage_is_loaded_by_the_next_gateway(path: Path) -> None:
-    ledger = used()
-    look(file_at(path), ledger)
-    again = file_at(path).load(NOW + 1)
+    totals = used()
+    update(store_at(path), totals)
+    again = store_at(path).load(NOW + 1)
 
-    assert again.views(NOW + 1) == ledger.views(NOW + 1)
+    assert again.views(NOW + 1) == totals.views(NOW + 1)
     assert again.since == NOW
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert sorted(p.name for p in path.parent.iterdir()) == ["here.json", "here.json.lock"]
 
 
 def test_without_a_file_counting_begins_at_0(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    ledger = LedgerFile(str(path)).load(NOW)
+    totals = UsageStore(str(path)).load(NOW)
 
-    assert (ledger.since, ledger.views(NOW), warnings(caplog)) == (NOW, [], [])
+    assert (totals.since, totals.views(NOW), warnings(caplog)) == (NOW, [], [])
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"format":99}', b"\xff\xfe", b"[]"])
@@ -78,42 +78,42 @@ def test_an_unreadable_file_is_renamed_and_logged(
 ) -> None:
     path.parent.mkdir()
     path.write_bytes(content)
-    ledger = LedgerFile(str(path)).load(NOW)
+    totals = UsageStore(str(path)).load(NOW)
 
-    assert ledger.views(NOW) == []
+    assert totals.views(NOW) == []
     (warning,) = warnings(caplog)
     assert str(path) in warning
     assert path.with_name("here.json.unreadable").read_bytes() == content
 
 
 def test_a_file_is_never_read_half_written(path: Path) -> None:
-    file, ledger = file_at(path), used()
-    look(file, ledger)
+    store, totals = store_at(path), used()
+    update(store, totals)
     before = path.read_text()
     path.with_name("here.json.new").mkdir()  # so that the next write fails
-    ledger.add("bob", ONE, NOW)
-    look(file, ledger)
+    totals.add("bob", ONE, NOW)
+    update(store, totals)
 
     assert path.read_text() == before
 
 
-def test_it_is_looked_at_again_and_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_is_updated_periodically(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(usage_store, "EVERY_SECONDS", 0.001)
-    ledger, file, written = used(), file_at(path), []
+    totals, store, written = used(), store_at(path), []
 
     async def run() -> None:
-        look_once = file.look
+        update_once = store.update
         looked = asyncio.Event()
 
-        async def look(ledger: Ledger) -> None:
-            await look_once(ledger)
+        async def update(totals: UsageTotals) -> None:
+            await update_once(totals)
             written.append(requests_in(path))
             looked.set()
 
-        monkeypatch.setattr(file, "look", look)
-        keeping = asyncio.get_running_loop().create_task(file.keep(ledger))
+        monkeypatch.setattr(store, "update", update)
+        keeping = asyncio.get_running_loop().create_task(store.keep(totals))
         await looked.wait()
-        ledger.add("bob", ONE, NOW)
+        totals.add("bob", ONE, NOW)
         looked.clear()
         await looked.wait()
         keeping.cancel()
@@ -127,31 +127,31 @@ def test_it_is_looked_at_again_and_again(path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_last_numbers_are_written_at_the_end(path: Path) -> None:
-    ledger, file = used(), file_at(path)
-    file.write_last(ledger, within_seconds=DEADLINE_SECONDS)
+    totals, store = used(), store_at(path)
+    store.write_last(totals, within_seconds=DEADLINE_SECONDS)
 
-    assert file_at(path).load(NOW).views(NOW) == ledger.views(NOW)
+    assert store_at(path).load(NOW).views(NOW) == totals.views(NOW)
 
 
 def test_the_end_waits_for_a_write_that_is_under_way(path: Path) -> None:
-    ledger, file = used(), file_at(path)
+    totals, store = used(), store_at(path)
     entered, may_go = threading.Event(), threading.Event()
-    replace = file._replace
+    replace = store._replace
 
     def slow(text: str) -> None:
         entered.set()
         may_go.wait(DEADLINE_SECONDS)
         replace(text)
 
-    file._replace = slow  # type: ignore[method-assign]
+    store._replace = slow  # type: ignore[method-assign]
 
     async def run() -> None:
-        looking = asyncio.ensure_future(file.look(ledger))
+        looking = asyncio.ensure_future(store.update(totals))
         await asyncio.to_thread(entered.wait, DEADLINE_SECONDS)
         looking.cancel()
-        ledger.add("alice", ONE, NOW)
+        totals.add("alice", ONE, NOW)
         threading.Timer(0.01, may_go.set).start()
-        file.write_last(ledger, within_seconds=DEADLINE_SECONDS)
+        store.write_last(totals, within_seconds=DEADLINE_SECONDS)
 
     asyncio.run(run())
 
@@ -162,8 +162,8 @@ def test_usage_that_is_lost_at_the_end_is_logged(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path.parent.write_text("a file where the folder should be")
-    file = file_at(path)
-    file.write_last(used(), within_seconds=DEADLINE_SECONDS)
+    store = store_at(path)
+    store.write_last(used(), within_seconds=DEADLINE_SECONDS)
 
     assert [str(path) in warning for warning in warnings(caplog)] == [True, True]
     assert "is lost" in warnings(caplog)[1]
@@ -203,16 +203,16 @@ def no_replacing(path: Path) -> Iterator[None]:
 def test_usage_is_written_as_soon_as_that_is_possible_again(
     failing: Failing, is_last: bool, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    file, ledger = file_at(path), used()
-    look(file, ledger)
+    store, totals = store_at(path), used()
+    update(store, totals)
     with failing(path):
-        ledger.add("alice", ONE, NOW)
-        look(file, ledger)
-        look(file, ledger)
+        totals.add("alice", ONE, NOW)
+        update(store, totals)
+        update(store, totals)
     if is_last:
-        file.write_last(ledger, within_seconds=DEADLINE_SECONDS)
+        store.write_last(totals, within_seconds=DEADLINE_SECONDS)
     else:
-        look(file, ledger)
+        update(store, totals)
 
     assert requests_in(path) == 2
     (warning,) = warnings(caplog)
@@ -222,13 +222,13 @@ def test_usage_is_written_as_soon_as_that_is_possible_again(
 def test_each_failure_after_a_success_is_logged(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    file, ledger = file_at(path), used()
-    look(file, ledger)
+    store, totals = store_at(path), used()
+    update(store, totals)
     for _ in range(2):
         with full_disk(path):
-            ledger.add("alice", ONE, NOW)
-            look(file, ledger)
-        look(file, ledger)
+            totals.add("alice", ONE, NOW)
+            update(store, totals)
+        update(store, totals)
 
     assert len(warnings(caplog)) == 2
 
@@ -237,51 +237,51 @@ def test_each_failure_after_a_success_is_logged(
 
 
 @pytest.fixture
-def two(path: Path) -> tuple[tuple[LedgerFile, Ledger], tuple[LedgerFile, Ledger]]:
+def two(path: Path) -> tuple[tuple[UsageStore, UsageTotals], tuple[UsageStore, UsageTotals]]:
     """Two gateways that were started with one file, which has a request of alice's."""
-    look(file_at(path), used())
-    one, other = file_at(path), file_at(path)
+    update(store_at(path), used())
+    one, other = store_at(path), store_at(path)
     return (one, one.load(NOW)), (other, other.load(NOW))
 
 
-Two = tuple[tuple[LedgerFile, Ledger], tuple[LedgerFile, Ledger]]
+Two = tuple[tuple[UsageStore, UsageTotals], tuple[UsageStore, UsageTotals]]
 
 
 def test_two_gateways_count_into_one_file(two: Two, path: Path) -> None:
     for n in range(10):
-        file, ledger = two[n % 2]
-        ledger.add("alice", ONE, NOW)
-        ledger.add(f"key-{n}", ONE, NOW)
-        look(file, ledger)
+        store, totals = two[n % 2]
+        totals.add("alice", ONE, NOW)
+        totals.add(f"key-{n}", ONE, NOW)
+        update(store, totals)
 
     assert requests_in(path) == 21
-    assert requests_of(file_at(path).load(NOW), "last_minute") == 21
+    assert requests_of(store_at(path).load(NOW), "last_minute") == 21
 
 
 def test_each_gateway_loads_the_counts_of_the_other(two: Two) -> None:
-    (file, ledger), (other_file, other) = two
+    (store, totals), (other_store, other) = two
     other.add("bob", ONE, NOW)
-    look(other_file, other)
-    look(file, ledger)
+    update(other_store, other)
+    update(store, totals)
 
-    assert ledger.views(NOW) == other.views(NOW)
+    assert totals.views(NOW) == other.views(NOW)
 
 
 def test_usage_during_a_write_is_counted_once(two: Two, path: Path) -> None:
-    (file, ledger), (other_file, other) = two
+    (store, totals), (other_store, other) = two
     other.add("alice", ONE, NOW)
-    look(other_file, other)
-    ledger.add("alice", ONE, NOW)
+    update(other_store, other)
+    totals.add("alice", ONE, NOW)
 
     async def run() -> None:
-        looking = asyncio.ensure_future(file.look(ledger))
+        looking = asyncio.ensure_future(store.update(totals))
         await asyncio.sleep(0)
-        ledger.add("alice", ONE, NOW)
+        totals.add("alice", ONE, NOW)
         await looking
 
     asyncio.run(run())
-    seen = requests_of(ledger)
-    look(file, ledger)
+    seen = requests_of(totals)
+    update(store, totals)
 
     assert (seen, requests_in(path)) == (4, 4)
 
@@ -289,38 +289,38 @@ def test_usage_during_a_write_is_counted_once(two: Two, path: Path) -> None:
 def test_after_a_failed_write_the_counts_are_added_to_those_of_the_other(
     two: Two, path: Path
 ) -> None:
-    (file, ledger), (other_file, other) = two
+    (store, totals), (other_store, other) = two
     with full_disk(path):
-        ledger.add("alice", ONE, NOW)
-        look(file, ledger)
+        totals.add("alice", ONE, NOW)
+        update(store, totals)
     other.add("alice", ONE, NOW)
-    look(other_file, other)
-    look(file, ledger)
+    update(other_store, other)
+    update(store, totals)
 
     assert requests_in(path) == 3
 
 
-def test_both_ends_are_in_the_file(two: Two, path: Path) -> None:
-    for file, ledger in two:
-        ledger.add("alice", ONE, NOW)
-        file.write_last(ledger, within_seconds=DEADLINE_SECONDS)
+def test_two_gateways_that_stop_both_write_their_counts(two: Two, path: Path) -> None:
+    for store, totals in two:
+        totals.add("alice", ONE, NOW)
+        store.write_last(totals, within_seconds=DEADLINE_SECONDS)
 
     assert requests_in(path) == 3
 
 
 def test_a_stop_during_an_update_keeps_the_counts_of_the_other(two: Two, path: Path) -> None:
-    """The previous update has read it, and is cancelled before it is added to our ledger."""
-    (file, ledger), (other_file, other) = two
+    """The previous update has read it, and is cancelled before it is added to our totals."""
+    (store, totals), (other_store, other) = two
     other.add("bob", ONE, NOW)
-    look(other_file, other)
-    ledger.add("alice", ONE, NOW)
+    update(other_store, other)
+    totals.add("alice", ONE, NOW)
 
     async def run() -> None:
-        looking = asyncio.ensure_future(file.look(ledger))
+        looking = asyncio.ensure_future(store.update(totals))
         await asyncio.sleep(0)
         looking.cancel()
-        ledger.add("alice", ONE, NOW)
-        file.write_last(ledger, within_seconds=DEADLINE_SECONDS)
+        totals.add("alice", ONE, NOW)
+        store.write_last(totals, within_seconds=DEADLINE_SECONDS)
 
     asyncio.run(run())
 
@@ -330,11 +330,11 @@ def test_a_stop_during_an_update_keeps_the_counts_of_the_other(two: Two, path: P
 def test_a_file_that_breaks_while_two_count_is_written_again_by_one(
     two: Two, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (file, ledger), (other_file, other) = two
+    (store, totals), (other_store, other) = two
     path.write_text("{")
-    for number, (f, kept) in enumerate([(file, ledger), (other_file, other)]):
+    for number, (f, kept) in enumerate([(store, totals), (other_store, other)]):
         kept.add(f"key-{number}", ONE, NOW)
-        look(f, kept)
+        update(f, kept)
 
     assert requests_in(path) == 3
     assert len(warnings(caplog)) == 1
@@ -345,28 +345,28 @@ def test_a_file_that_breaks_while_two_count_is_written_again_by_one(
 def test_a_file_that_goes_missing_or_breaks_is_written_again_though_nothing_is_new(
     content: str | None, is_last: bool, path: Path
 ) -> None:
-    file, ledger = file_at(path), used()
-    look(file, ledger)
+    store, totals = store_at(path), used()
+    update(store, totals)
     path.unlink()
     if content is not None:
         path.write_text(content)
     if is_last:
-        file.write_last(ledger, within_seconds=DEADLINE_SECONDS)
+        store.write_last(totals, within_seconds=DEADLINE_SECONDS)
     else:
-        look(file, ledger)
-        look(file, ledger)
+        update(store, totals)
+        update(store, totals)
 
     assert requests_in(path) == 1
 
 
 def test_an_unchanged_file_is_not_written(path: Path) -> None:
-    file, ledger = file_at(path), used()
-    look(file, ledger)
+    store, totals = store_at(path), used()
+    update(store, totals)
     before = path.stat()
-    look(file, ledger)
-    file.write_last(ledger, within_seconds=DEADLINE_SECONDS)
-    fresh = file_at(path.with_name("other.json"))
-    fresh.write_last(Ledger(NOW), within_seconds=DEADLINE_SECONDS)
+    update(store, totals)
+    store.write_last(totals, within_seconds=DEADLINE_SECONDS)
+    fresh = store_at(path.with_name("other.json"))
+    fresh.write_last(UsageTotals(NOW), within_seconds=DEADLINE_SECONDS)
 
     assert path.stat() == before
     assert not path.with_name("other.json").exists()
@@ -376,13 +376,13 @@ def test_an_unchanged_file_is_not_written(path: Path) -> None:
 def test_gateways_that_write_at_the_same_time_lose_nothing(path: Path) -> None:
     program = (
         "import asyncio, sys\n"
-        "from llama_gguf.telemetry.usage_store import LedgerFile\n"
-        "file = LedgerFile(sys.argv[1])\n"
-        "ledger = file.load(1.8e9)\n"
+        "from llama_gguf.telemetry.usage_store import UsageStore\n"
+        "store = UsageStore(sys.argv[1])\n"
+        "totals = store.load(1.8e9)\n"
         "async def run():\n"
         "    for n in range(50):\n"
-        "        ledger.add('alice', (1, 0, 10, 20, 5, 0), 1.8e9)\n"
-        "        await file.look(ledger)\n"
+        "        totals.add('alice', (1, 0, 10, 20, 5, 0), 1.8e9)\n"
+        "        await store.update(totals)\n"
         "asyncio.run(run())\n"
     )
     running = [subprocess.Popen([sys.executable, "-c", program, str(path)]) for _ in range(3)]

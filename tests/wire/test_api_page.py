@@ -24,7 +24,7 @@ EXAMPLES: Final = re.findall(
 )
 SLOW_KEY: Final = "sk-dora-admits-one-a-minute"
 
-ANSWER: Final = (
+RESPONSE: Final = (
     b'{"choices":[{"index":0,"message":{"role":"assistant","content":"Hello!"},'
     b'"finish_reason":"stop"}],"object":"chat.completion","created":1}'
 )
@@ -50,7 +50,7 @@ def serve(visit: Visit) -> None:
         visit.finish(STREAM_HEAD + b"".join(map(chunk, EVENTS)) + b"0\r\n\r\n")
     else:
         head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-        visit.finish(head % len(ANSWER) + ANSWER)
+        visit.finish(head % len(RESPONSE) + RESPONSE)
 
 
 def serve_all(engine: ScriptedEngine, is_over: threading.Event) -> None:

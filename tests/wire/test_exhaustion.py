@@ -45,7 +45,7 @@ def test_open_connections_continue_and_new_ones_are_accepted_when_others_have_cl
             assert first.response().status == 200
         end = time.monotonic() + PATIENCE
         while not is_pinged(gateway):
-            assert time.monotonic() < end, "nobody is let in any more"
+            assert time.monotonic() < end, "no connection is accepted any more"
 
 
 STRANGERS: Final = 260

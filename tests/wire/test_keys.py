@@ -79,7 +79,7 @@ def test_the_keys_of_a_deleted_file_stay_valid_and_its_absence_is_logged(
 ) -> None:
     gateway.keys_file.unlink()
 
-    until(lambda: "there is no keys file" in gateway.log, "it is said")
+    until(lambda: "there is no keys file" in gateway.log, "it is logged")
     assert status(gateway, KEY) == 200
 
 

@@ -10,7 +10,7 @@ from tests.support.gateways import GatewayProcess, Processes
 from tests.support.messages import LAST_CHUNK, STREAM_HEAD, event, request
 from tests.support.processes import until
 
-ANSWER = STREAM_HEAD + event(1) + LAST_CHUNK
+RESPONSE = STREAM_HEAD + event(1) + LAST_CHUNK
 
 
 def numbered(n: int) -> bytes:
@@ -29,13 +29,13 @@ def test_with_four_slots_and_six_streams_two_wait_and_are_then_served(
         assert places(gateway) == (4, 2)
         assert not engine.has_visit
 
-        visits[2].finish(ANSWER)
+        visits[2].finish(RESPONSE)
         assert engine.visit().body.endswith(b'"n":4}')
-        visits[0].finish(ANSWER)
+        visits[0].finish(RESPONSE)
         last = engine.visit()
         assert last.body.endswith(b'"n":5}')
         assert places(gateway) == (4, 0)
-        last.finish(ANSWER)
+        last.finish(RESPONSE)
 
         assert wires[5].response().is_whole
 
@@ -64,7 +64,7 @@ def test_a_request_whose_client_left_the_queue_never_reaches_the_engine(
         until(lambda: places(gateway) == (1, 2))
         second.close()
         until(lambda: places(gateway) == (1, 1))
-        visit.finish(ANSWER)
+        visit.finish(RESPONSE)
 
         assert engine.visit().body.endswith(b'"n":3}')
         assert not engine.has_visit

@@ -86,7 +86,7 @@ class Listener:
     """A client that reads a stream in a separate thread."""
 
     def __init__(self, gateway: GatewayProcess) -> None:
-        self.said: list[str | None] = []
+        self.pieces: list[str | None] = []
         self.error: openai.APIError | None = None
         self.thread = threading.Thread(target=self._listen, args=(gateway,))
         self.thread.start()
@@ -95,7 +95,7 @@ class Listener:
         try:
             with client_of(gateway) as client:
                 stream = client.chat.completions.create(model="m", messages=QUESTION, stream=True)
-                self.said += [piece.choices[0].delta.content for piece in stream]
+                self.pieces += [piece.choices[0].delta.content for piece in stream]
         except openai.APIError as error:
             self.error = error
 
@@ -135,7 +135,7 @@ def test_a_client_ignores_the_comments_and_gets_its_stream(
         listener.thread.join()
 
     assert listener.error is None
-    assert listener.said == ["hello"]
+    assert listener.pieces == ["hello"]
 
 
 def test_a_client_whose_wait_exceeds_the_limit_gets_an_error_and_no_clean_end(
@@ -147,6 +147,6 @@ def test_a_client_whose_wait_exceeds_the_limit_gets_an_error_and_no_clean_end(
         listener = listen()
         listener.thread.join()
 
-    assert listener.said == []
+    assert listener.pieces == []
     assert listener.error is not None
     assert listener.error.code == "queue_timeout"

@@ -88,16 +88,16 @@ def test_a_slow_reader_pauses_the_engine_and_memory_stays_bounded(
 
 
 @pytest.mark.parametrize("leave", [Wire.close, Wire.reset, Wire.close_half])
-@pytest.mark.parametrize("said", [b"", STREAM_HEAD, STREAM_HEAD + event(1)])
+@pytest.mark.parametrize("sent", [b"", STREAM_HEAD, STREAM_HEAD + event(1)])
 def test_the_request_of_a_client_that_leaves_is_cancelled_at_the_engine(
-    leave: Callable[[Wire], None], said: bytes, gateway: GatewayProcess, engine: ScriptedEngine
+    leave: Callable[[Wire], None], sent: bytes, gateway: GatewayProcess, engine: ScriptedEngine
 ) -> None:
     wire = gateway.connect()
     wire.send(STREAM)
     visit = engine.visit()
-    if said:
-        visit.send(said)
-        wire.read_until(said.partition(b"\r\n\r\n")[2] or b"\r\n\r\n")
+    if sent:
+        visit.send(sent)
+        wire.read_until(sent.partition(b"\r\n\r\n")[2] or b"\r\n\r\n")
     leave(wire)
 
     visit.wait_until_cut()
@@ -163,7 +163,7 @@ def test_a_cut_response_with_a_length_stays_short(
 
 
 @pytest.mark.parametrize(
-    ("raw", "said"),
+    ("raw", "sent"),
     [
         (STREAM, b"HTTP/1.1 200 OK\r\n\r\nuntil "),
         (request(body=b"{}", version="1.0"), b"HTTP/1.1 200 OK\r\n\r\nuntil "),
@@ -171,12 +171,12 @@ def test_a_cut_response_with_a_length_stays_short(
     ],
 )
 def test_a_cut_is_a_reset_for_a_response_that_ends_with_its_connection(
-    raw: bytes, said: bytes, gateway: GatewayProcess, engine: ScriptedEngine
+    raw: bytes, sent: bytes, gateway: GatewayProcess, engine: ScriptedEngine
 ) -> None:
     with gateway.connect() as wire:
         wire.send(raw)
         visit = engine.visit()
-        visit.send(said)
+        visit.send(sent)
         wire.read_until(b"until ")
         visit.reset()
 

@@ -182,9 +182,9 @@ def test_a_failed_handshake_does_not_affect_other_clients(gateway: GatewayProces
     address = ("127.0.0.1", gateway.port)
     logged = gateway.log
     distrusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    for said in (PING, b"\x16\x03\x01\xff\xff" + bytes(70000), b"\x16\x03", b""):
+    for sent in (PING, b"\x16\x03\x01\xff\xff" + bytes(70000), b"\x16\x03", b""):
         with connected(address) as sock:
-            sock.sendall(said)
+            sock.sendall(sent)
             sock.shutdown(socket.SHUT_WR)
             read_to_the_end(sock)
     with connected(address) as sock, pytest.raises(ssl.SSLCertVerificationError):

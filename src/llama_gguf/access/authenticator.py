@@ -1,4 +1,4 @@
-"""Authentication: the loaded keys, the rate window of each, and addresses that sent invalid keys.
+"""Authentication: the loaded keys, the rate limiter of each, and addresses that sent invalid keys.
 
 Nothing here reads a file or a clock: ``key_store.py`` loads the keys, and the time is an argument.
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from llama_gguf.access.keys import Key, KeyRing
-from llama_gguf.access.rate_limit import FailureLimit, SlidingWindow
+from llama_gguf.access.rate_limit import FailureLimit, NewLimiter, RateLimiter, local_limiter
 from llama_gguf.config.schema import AuthSettings
 from llama_gguf.errors import AdminKeyRequired, KeyExpired, Limited, Unauthorized
 from llama_gguf.http1 import local_response
@@ -17,45 +17,45 @@ from llama_gguf.http1.fields import RequestFields, invalid_key, presented_key
 
 
 class Principal:
-    """An authenticated client: one secret of a key, with the key's rate window.
+    """An authenticated client: one secret of a key, with the key's rate limiter.
 
-    All secrets of a key share its window, which exists as long as the key is in the file.
+    All secrets of a key share its limiter, which exists as long as the key is in the file.
 
     Args:
         key_id: of the key.
         expires_at: of the secret, in POSIX seconds; None if it never expires.
-        window: of the key; None if its requests are not counted.
+        limiter: of the key; None if its requests are not counted.
     """
 
-    __slots__ = ("_after_remaining", "_before_remaining", "expires_at", "key_id", "window")
+    __slots__ = ("_after_remaining", "_before_remaining", "expires_at", "key_id", "limiter")
 
-    def __init__(self, key_id: str, expires_at: float | None, window: SlidingWindow | None) -> None:
+    def __init__(self, key_id: str, expires_at: float | None, limiter: RateLimiter | None) -> None:
         self.key_id = key_id
         self.expires_at = expires_at
-        self.window = window
+        self.limiter = limiter
         # Serialised once: only the number differs between the responses to counted requests.
         self._before_remaining = self._after_remaining = b""
-        if window is not None:
+        if limiter is not None:
             # Directly after a hit, the reset is always a whole window away.
-            lines = local_response.rate_fields(window.limit, b"#", window.window)
+            lines = local_response.rate_fields(limiter.limit, b"#", limiter.window)
             self._before_remaining, _, self._after_remaining = lines.partition(b"#")
 
     def fields_after_hit(self, remaining: int) -> bytes:
         """The rate-limit header lines for the response to a request that was just counted.
 
         Args:
-            remaining: what ``SlidingWindow.hit`` returned.
+            remaining: what ``RateLimiter.hit`` returned.
         """
         number = str(remaining).encode("ascii")
         return b"".join((self._before_remaining, number, self._after_remaining))
 
     def fields_at(self, now: float) -> bytes:
         """The rate-limit header lines for the response to a request that is not counted."""
-        window = self.window
-        if window is None:
+        limiter = self.limiter
+        if limiter is None:
             return b""
-        remaining = b"%d" % window.remaining(now)
-        return local_response.rate_fields(window.limit, remaining, window.reset(now))
+        remaining = b"%d" % limiter.remaining(now)
+        return local_response.rate_fields(limiter.limit, remaining, limiter.reset(now))
 
 
 class Authenticator:
@@ -63,12 +63,13 @@ class Authenticator:
 
     Args:
         settings: which keys there are, and what each may do.
+        new_limiter: called once for each key in use.
     """
 
     ANONYMOUS: Final = Principal("-", None, None)
     """The principal of every request while authentication is off."""
 
-    def __init__(self, settings: AuthSettings) -> None:
+    def __init__(self, settings: AuthSettings, new_limiter: NewLimiter = local_limiter) -> None:
         self._is_enabled = settings.auth_enabled
         self._in_authorization = settings.auth_header == "any"
         self._default_limit = settings.max_requests_per_minute
@@ -77,7 +78,8 @@ class Authenticator:
         self.ring = KeyRing()
         self._by_digest: dict[bytes, Principal] = {}
         """Made when a secret is first presented; emptied when keys are loaded."""
-        self._windows: dict[str, SlidingWindow] = {}
+        self._new_limiter = new_limiter
+        self._limiters: dict[str, RateLimiter] = {}
         """By key id, made when a key is first presented."""
 
     def take(self, ring: KeyRing, gone: Iterable[str]) -> None:
@@ -93,7 +95,7 @@ class Authenticator:
         self.ring = ring
         self._by_digest = {}
         for key_id in gone:
-            self._windows.pop(key_id, None)
+            self._limiters.pop(key_id, None)
 
     def _principal(self, key: Key) -> Principal:
         try:
@@ -102,17 +104,17 @@ class Authenticator:
             # The rate limit and expiration on the key's own line apply to its old secrets, too.
             own = self.ring.named(key.key_id) or key
             ends = [end for end in (key.expires_at, own.expires_at) if end is not None]
-            principal = Principal(key.key_id, min(ends, default=None), self._window(own))
+            principal = Principal(key.key_id, min(ends, default=None), self._limiter(own))
             self._by_digest[key.digest] = principal
             return principal
 
-    def _window(self, key: Key) -> SlidingWindow:
+    def _limiter(self, key: Key) -> RateLimiter:
         limit = key.rate_limit or self._default_limit
-        window = self._windows.get(key.key_id)
-        if window is None:
-            window = self._windows[key.key_id] = SlidingWindow(limit=limit)
-        window.limit = limit  # requests that it has admitted still count
-        return window
+        limiter = self._limiters.get(key.key_id)
+        if limiter is None:
+            limiter = self._limiters[key.key_id] = self._new_limiter(key.key_id, limit)
+        limiter.limit = limit  # requests that it has admitted still count
+        return limiter
 
     def named(self, key_id: str) -> Principal | None:
         """The principal of the key with this id; None if there is no such key."""
@@ -136,7 +138,7 @@ class Authenticator:
         Args:
             read: the fields of the request.
             network: the client's address, as returned by ``network_of``.
-            now: on the clock of the windows.
+            now: on the clock of the limiters.
             wall: POSIX seconds, for expirations.
 
         Raises:

@@ -48,11 +48,14 @@ class KeyStore:
     Args:
         path: the keys file.
         authenticator: receives the keys.
-        count: called with ``success`` or ``failure``, once per load.
+        count: called once per load, with whether it succeeded.
     """
 
     def __init__(
-        self, path: str, authenticator: Authenticator, count: Callable[[str], None]
+        self,
+        path: str,
+        authenticator: Authenticator,
+        count: Callable[[bool], None],
     ) -> None:
         self._path = path
         self._authenticator = authenticator
@@ -130,7 +133,7 @@ class KeyStore:
         """Log and count the result of a read; replace the keys if it succeeded."""
         self._stamp = self._seen = read.stamp
         if read.ring is None:
-            self._count("failure")
+            self._count(False)
             _log.error(
                 "keys_not_loaded",
                 "The keys were not loaded: {reason}",
@@ -159,7 +162,7 @@ class KeyStore:
                 "ADMIN_KEY_IDS names {key_id}, and no key has that id",
                 key_id=key_id,
             )
-        self._count("success")
+        self._count(True)
         _log.info(
             "keys_loaded",
             "{keys} API keys loaded from {file}",

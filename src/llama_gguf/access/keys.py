@@ -138,8 +138,8 @@ class KeyRing:
                     _claim(key, number, line_of)
                     keys.append(key)
                     ring._enter(key)
-            except ValueError as wanted:
-                problems.append(Problem(number, str(wanted)))
+            except ValueError as expected:
+                problems.append(Problem(number, str(expected)))
         ring.keys, ring.problems = tuple(keys), tuple(problems)
         return ring
 
@@ -243,8 +243,8 @@ def _read_rest(text: str) -> tuple[int | None, float | None]:
     rate_limit = parse_rate_limit(first) if first else None  # 2, 3
     try:
         return rate_limit, parse_moment(after).timestamp() if after else None
-    except ValueError as wanted:
-        raise ValueError(f"the expiration must be {wanted}") from None
+    except ValueError as expected:
+        raise ValueError(f"the expiration must be {expected}") from None
 
 
 def parse_rate_limit(text: str) -> int:

@@ -1,4 +1,4 @@
-"""Sliding-window rate limits.
+"""Rate limits: the interface ``RateLimiter``, and sliding windows that count in this process.
 
 Nothing here reads a clock or sleeps: the caller passes ``now``, in seconds on
 a monotonic clock (``loop.time()``, never ``time.time()``).
@@ -7,6 +7,7 @@ a monotonic clock (``loop.time()``, never ``time.time()``).
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from ipaddress import IPv6Address, IPv6Network
 from typing import Final
@@ -14,8 +15,56 @@ from typing import Final
 REFUSED: Final = -1
 
 
-class SlidingWindow:
-    """Admit at most *limit* requests in any *window* seconds.
+class RateLimiter:
+    """Admits at most *limit* requests of one key in any *window* seconds.
+
+    No call waits: a limiter whose counts several gateways share decides by what it has leased, and
+    renews its lease at another time. This is a base class, not a ``typing.Protocol``, through which
+    mypyc would call the interpreter for each request.
+
+    Args:
+        limit: may be changed at any time; requests that were admitted before still count.
+        window: seconds.
+    """
+
+    __slots__ = ("limit", "window")
+
+    def __init__(self, limit: int, window: float) -> None:
+        self.limit = limit
+        self.window = window
+
+    def hit(self, now: float) -> int:
+        """Decide one request that arrived at *now*, and count it if it is admitted.
+
+        Returns:
+            How many more would be admitted; REFUSED if this one is not. A
+            number and not an object, since this runs once per request.
+        """
+        raise NotImplementedError
+
+    def take_back(self, hit_at: float) -> None:
+        """Undo the hit at *hit_at*, of a request that was rejected for another reason."""
+        raise NotImplementedError
+
+    def remaining(self, now: float) -> int:
+        """How many requests would be admitted at *now*."""
+        raise NotImplementedError
+
+    def reset(self, now: float) -> float:
+        """Seconds until no request counts any more; the whole window directly after a hit."""
+        raise NotImplementedError
+
+    def retry_after(self, now: float) -> float:
+        """Seconds until a request would be admitted: 0.0 if one would be at *now*."""
+        raise NotImplementedError
+
+
+NewLimiter = Callable[[str, int], RateLimiter]
+"""Makes the limiter of a key, from its id and its limit per minute."""
+
+
+class SlidingWindow(RateLimiter):
+    """Counts in this process.
 
     Exact, at the cost of one float per admitted request: memory is bounded by
     *limit*, and a call's work by the number of requests that have left the window.
@@ -24,26 +73,21 @@ class SlidingWindow:
         ValueError: *limit* is below 1, or *window* is not above 0.
     """
 
-    __slots__ = ("_admitted", "limit", "window")
+    __slots__ = ("_admitted",)
 
     def __init__(self, *, limit: int, window: float = 60.0) -> None:
         if limit < 1:
             raise ValueError(f"limit must be at least 1, not {limit}")
         if window <= 0:
             raise ValueError(f"window must be above 0 seconds, not {window}")
-        self.limit = limit
-        self.window = window
+        super().__init__(limit, window)
         self._admitted: deque[float] = deque()
 
     def hit(self, now: float) -> int:
-        """Decide one request that arrived at *now*.
+        """As ``RateLimiter.hit``.
 
         A refused request is not counted, so a client that keeps retrying is
         admitted as soon as its oldest admitted request leaves the window.
-
-        Returns:
-            How many more would be admitted; REFUSED if this one is not. A
-            number and not an object, since this runs once per request.
         """
         admitted = self._admitted
         horizon = now - self.window
@@ -56,7 +100,6 @@ class SlidingWindow:
         return remaining
 
     def retry_after(self, now: float) -> float:
-        """Seconds until a request would be admitted: 0.0 if one would be at *now*."""
         admitted = self._admitted
         horizon = now - self.window
         self._forget(horizon)
@@ -67,12 +110,10 @@ class SlidingWindow:
         return max(admitted[len(admitted) - self.limit] - horizon, 1e-9)
 
     def remaining(self, now: float) -> int:
-        """How many requests would be admitted at *now*."""
         self._forget(now - self.window)
         return max(self.limit - len(self._admitted), 0)
 
     def take_back(self, hit_at: float) -> None:
-        """Undo the hit at *hit_at*, of a request that was rejected for another reason."""
         with suppress(ValueError):  # it has left the window already
             self._admitted.remove(hit_at)
 
@@ -82,8 +123,12 @@ class SlidingWindow:
             admitted.popleft()
 
     def reset(self, now: float) -> float:
-        """Seconds until the window is empty."""
         return max(self._admitted[-1] + self.window - now, 0.0) if self._admitted else 0.0
+
+
+def local_limiter(_key_id: str, limit: int) -> RateLimiter:
+    """A limiter that counts the requests to this gateway alone."""
+    return SlidingWindow(limit=limit)
 
 
 def network_of(address: str) -> str:

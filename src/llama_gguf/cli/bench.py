@@ -29,7 +29,7 @@ from llama_gguf.cli import bench_facts
 from llama_gguf.cli.bench_report import STDOUT, Report, check_outputs, show, write
 from llama_gguf.cli.context import Context
 from llama_gguf.cli.loops import loop_factory
-from llama_gguf.cli.terminal import print_table, progress_meter, say
+from llama_gguf.cli.terminal import echo, print_table, progress_meter
 from llama_gguf.errors import UserError
 from llama_gguf_bench import compare, overhead, plots, results, session, tables
 from llama_gguf_bench.connection import Target, parse_target
@@ -406,5 +406,5 @@ def _compare(paths: Sequence[str], arguments: argparse.Namespace) -> int:
         write(arguments.json, json.dumps(compare.as_json(found, notes), indent=1))
     if arguments.json != STDOUT:
         print_table(tables.CHANGE_COLUMNS, tables.change_rows(found))
-        say("\n" + "\n".join([*notes, compare.verdict_sentence(found)]))
+        echo("\n" + "\n".join([*notes, compare.verdict_sentence(found)]))
     return 0 if found else 1

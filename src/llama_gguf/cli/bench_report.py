@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from llama_gguf.cli import bench_facts
-from llama_gguf.cli.terminal import print_table, say
+from llama_gguf.cli.terminal import echo, print_table
 from llama_gguf.errors import UserError
 from llama_gguf_bench import plots, tables
 from llama_gguf_bench.page import page
@@ -50,15 +50,15 @@ def show(arguments: argparse.Namespace, report: Report) -> None:
 
 
 def _print(report: Report) -> None:
-    say("\n".join(bench_facts.heading(report.facts)) + "\n")
+    echo("\n".join(bench_facts.heading(report.facts)) + "\n")
     print_table(report.columns, report.rows)
     if report.notes:
-        say("\n" + "\n".join(report.notes))
+        echo("\n" + "\n".join(report.notes))
 
 
 def write(path: str, text: str) -> None:
     if path == STDOUT:
-        say(text.rstrip("\n"))
+        echo(text.rstrip("\n"))
         return
     try:
         with open(path, "w", encoding="utf-8") as file:

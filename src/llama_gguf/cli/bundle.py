@@ -90,7 +90,7 @@ def checks(context: Context) -> str:
 
 
 def model(context: Context) -> str:
-    from llama_gguf.cli import plan
+    from llama_gguf.supervisor import plan
 
     found = plan.find_model(context.settings.model)
     facts = found.facts

@@ -17,11 +17,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
-from llama_gguf.access import key_file
-from llama_gguf.cli import fit, plan
+from llama_gguf.access import key_admin, key_file
+from llama_gguf.cli import fit
 from llama_gguf.cli.context import Context, with_model
 from llama_gguf.cli.results import Level, Result
-from llama_gguf.cli.terminal import print_table, say
+from llama_gguf.cli.terminal import echo, print_table
 from llama_gguf.config import settings as settings_module
 from llama_gguf.config.masking import mask_urls
 from llama_gguf.config.schema import (
@@ -43,6 +43,7 @@ from llama_gguf.models.memory import options
 from llama_gguf.models.model_file import size_text
 from llama_gguf.net import tls
 from llama_gguf.net.listener import listen
+from llama_gguf.supervisor import plan
 
 USAGE = "%(prog)s [MODEL] [--json] [--SETTING VALUE ...]"
 
@@ -71,7 +72,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
         for name, source in sources.items()
     ]
     if arguments.json:
-        say(_as_json(rows, results))
+        echo(_as_json(rows, results))
     else:
         _print(rows, results, wrong)
     return 1 if wrong else 0
@@ -97,14 +98,14 @@ def _is_well(result: Result) -> bool:
 
 def _print(rows: list[tuple[str, str, str]], results: list[Result], wrong: list[Result]) -> None:
     print_table(("SETTING", "VALUE", "FROM"), rows)
-    say("")
+    echo("")
     print_table(("CHECK", "", "FOUND"), [_row(r) for r in results])
     if wrong:
-        say(f"\n{len(wrong)} {'problem' if len(wrong) == 1 else 'problems'} to fix:")
+        echo(f"\n{len(wrong)} {'problem' if len(wrong) == 1 else 'problems'} to fix:")
         for result in wrong:
-            say(f"- {result.subject}: {result.text}")
+            echo(f"- {result.subject}: {result.text}")
     else:
-        say("\nNo problems found: `llama-gguf serve` can start.")
+        echo("\nNo problems found: `llama-gguf serve` can start.")
 
 
 def _row(result: Result) -> tuple[str, str, str]:
@@ -304,7 +305,7 @@ def _keys(settings: AuthSettings) -> Result:
         )
     path = settings.auth_keys_file
     try:
-        ring = plan.keys_in(path)
+        ring = key_admin.keys_in(path)
     except UserError as error:
         return Result("keys", str(error), Level.WRONG)
     if not len(ring):

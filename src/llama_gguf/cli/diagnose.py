@@ -27,7 +27,7 @@ from llama_gguf import __version__
 from llama_gguf.cli import bundle, known_secrets
 from llama_gguf.cli.context import Context, with_model
 from llama_gguf.cli.guard import within
-from llama_gguf.cli.terminal import say
+from llama_gguf.cli.terminal import echo
 from llama_gguf.config.masking import Masker
 from llama_gguf.errors import UserError
 
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     path = arguments.output or f"llama-gguf-{now:%Y%m%dT%H%M%SZ}.tar.gz"
     _write(path, raw)
     if arguments.json:
-        say(json.dumps(_fields(path, raw, sections)))
+        echo(json.dumps(_fields(path, raw, sections)))
     else:
         _show(path, raw, sections)
     return 0
@@ -154,8 +154,8 @@ def _fields(path: str, raw: bytes, sections: list[Section]) -> dict[str, object]
 
 
 def _show(path: str, raw: bytes, sections: list[Section]) -> None:
-    say(f"{path} ({len(raw)} bytes): {len(sections)} sections, without secrets.")
+    echo(f"{path} ({len(raw)} bytes): {len(sections)} sections, without secrets.")
     for section in sections:
         if section.trouble:
-            say(f"- {section.name} is incomplete: {_first_line(section.trouble)}")
-    say("Review it before you send it: logs may contain data that clients sent.")
+            echo(f"- {section.name} is incomplete: {_first_line(section.trouble)}")
+    echo("Review it before you send it: logs may contain data that clients sent.")

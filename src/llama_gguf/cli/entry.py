@@ -13,8 +13,8 @@ import signal
 import sys
 from types import FrameType
 
-SERVERS = ("serve", "gateway", "health")
-"""The commands that run until they are stopped."""
+from llama_gguf.cli import SERVERS
+
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 _RELOADS = (signal.SIGHUP, signal.SIGUSR1)
 

@@ -13,6 +13,7 @@ import signal
 
 from llama_gguf.cli import logs
 from llama_gguf.cli.context import Context
+from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Finding, Probe, watch
 from llama_gguf.engines.status import HEALTH_STATUS, EngineState
 from llama_gguf.net.listener import listen
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
             loop.add_signal_handler(number, stop.set)
         watching = None
         if settings.listen.health_mode == "ready":
-            probe = Probe(settings.upstream)
+            probe = Probe(EngineAddress.of(settings.upstream))
             watching = loop.create_task(
                 watch(probe, take, ready_every=PROBE_SECONDS, else_every=PROBE_SECONDS)
             )

@@ -9,13 +9,13 @@ from typing import Final
 
 from llama_gguf.access.keys import Key, KeyRing, Merged
 from llama_gguf.access.moments import format_moment
-from llama_gguf.cli.terminal import print_table, say
+from llama_gguf.cli.terminal import echo, print_table
 
 _SPANS: Final = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
 
 
 def print_new_key(key: Key, secret: str, *, path: str, now: datetime) -> None:
-    say(f"{_sentence(key, now)}\n\n{secret}\n\n{_whereabouts(key, path)}")
+    echo(f"{_sentence(key, now)}\n\n{secret}\n\n{_whereabouts(key, path)}")
 
 
 def print_new_key_as_json(
@@ -23,7 +23,7 @@ def print_new_key_as_json(
 ) -> None:
     """*ended* is the number of old secrets that were invalidated; None for a new key."""
     more = {} if ended is None else {"ended": ended}
-    say(json.dumps({**_facts(key, now), "key": secret, "file": path, **more}))
+    echo(json.dumps({**_facts(key, now), "key": secret, "file": path, **more}))
 
 
 def fate_of_old(kept: Sequence[Key], ended: int) -> str:
@@ -39,9 +39,9 @@ def _until(key: Key) -> str:
 
 def print_removed(name: str, ended: int, path: str, *, as_json: bool) -> None:
     if as_json:
-        say(json.dumps({"file": path, "removed": name, "ended": ended}))
+        echo(json.dumps({"file": path, "removed": name, "ended": ended}))
     else:
-        say(f"Removed {name} from {path}: {_count(ended, 'secret')} ended.")
+        echo(f"Removed {name} from {path}: {_count(ended, 'secret')} ended.")
 
 
 def _sentence(key: Key, now: datetime) -> str:
@@ -59,26 +59,26 @@ def _whereabouts(key: Key, path: str) -> str:
 def print_keys_as_json(ring: KeyRing, path: str, now: datetime) -> None:
     listed = [_facts(key, now) for key in ring.keys]
     problems = [{"line": p.line, "reason": p.reason} for p in ring.problems]
-    say(json.dumps({"file": path, "keys": listed, "problems": problems}, indent=2))
+    echo(json.dumps({"file": path, "keys": listed, "problems": problems}, indent=2))
 
 
 def print_import(merged: Merged, path: str, *, as_json: bool) -> None:
     ids = [key.line_id for key in merged.added]
     if as_json:
-        say(json.dumps({"file": path, "imported": ids, "known": merged.known}))
+        echo(json.dumps({"file": path, "imported": ids, "known": merged.known}))
         return
     known = f" ({merged.known} already present)" if merged.known else ""
     imported = _count(len(ids), "key")
-    say(f"Imported {imported} into {path}{known}{': ' if ids else '.'}{', '.join(ids)}")
+    echo(f"Imported {imported} into {path}{known}{': ' if ids else '.'}{', '.join(ids)}")
 
 
 def print_hashed(changed: int, ring: KeyRing, path: str, as_json: bool) -> None:
     if as_json:
         problems = [{"line": p.line, "reason": p.reason} for p in ring.problems]
-        say(json.dumps({"file": path, "hashed": changed, "problems": problems}))
+        echo(json.dumps({"file": path, "hashed": changed, "problems": problems}))
         return
     keys = _count(changed, "key")
-    say(f"Replaced the secrets of {keys} in {path} with digests. The keys still work.")
+    echo(f"Replaced the secrets of {keys} in {path} with digests. The keys still work.")
     _print_problems(ring, path)
 
 
@@ -88,8 +88,8 @@ def _count(number: int, noun: str) -> str:
 
 def _print_problems(ring: KeyRing, path: str) -> None:
     if ring.problems:
-        say(f"\nThese lines of {path} are skipped:")
-        say("\n".join(f"  line {problem.line}: {problem.reason}" for problem in ring.problems))
+        echo(f"\nThese lines of {path} are skipped:")
+        echo("\n".join(f"  line {problem.line}: {problem.reason}" for problem in ring.problems))
 
 
 def _facts(key: Key, now: datetime) -> dict[str, object]:
@@ -110,7 +110,9 @@ def print_keys(ring: KeyRing, path: str, now: datetime) -> None:
             ("ID", "PER MINUTE", "EXPIRES", "STORED"), [_row(key, now) for key in ring.keys]
         )
     else:
-        say(f"There are no keys in {path}. Create one with: llama-gguf keys generate --file {path}")
+        echo(
+            f"There are no keys in {path}. Create one with: llama-gguf keys generate --file {path}"
+        )
     _print_problems(ring, path)
 
 

@@ -18,17 +18,17 @@ import argparse
 import secrets
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, TypeVar
 
-from llama_gguf.access import key_file, keys
-from llama_gguf.access.keys import Key, KeyRing, Merged
+from llama_gguf.access import key_admin, key_file, keys
+from llama_gguf.access.key_admin import NewKey
+from llama_gguf.access.keys import KeyRing
 from llama_gguf.access.moments import parse_duration
 from llama_gguf.cli.context import Context
 from llama_gguf.errors import UserError
 
-_TAKEN_UP: Final = "A running gateway applies this within three seconds.\n"
+_APPLIED_SOON: Final = "A running gateway applies this within three seconds.\n"
 _WHEN: Final = "30d, 24h, 60m, or a time such as 2027-01-31T12:00:00Z"
 
 _Value = TypeVar("_Value")
@@ -107,103 +107,32 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
 # Actions ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _NewKey:
-    key: Key
-    secret: str = field(repr=False)
-    line: str = field(repr=False)
-
-
-def create_key(
-    path: str,
-    *,
-    name: str,
-    rate_limit: int | None = None,
-    expires_at: float | None = None,
-    hashed: bool = False,
-) -> str:
-    """Create a key, add it to the file at *path*, and return its secret.
-
-    Args:
-        path: the keys file; created if it is missing.
-        name: the key's id.
-        rate_limit: requests a minute; None for the gateway's default.
-        expires_at: POSIX seconds; None for never.
-        hashed: store only the digest, so that the secret exists only in the return value.
-
-    Raises:
-        UserError: the name is invalid or in use, or the file cannot be written.
-    """
-    new = _new_key(name, rate_limit=rate_limit, expires_at=expires_at, hashed=hashed)
-    _store(path, new)
-    return new.secret
-
-
-def _new_key(
-    name: str, *, rate_limit: int | None, expires_at: float | None, hashed: bool
-) -> _NewKey:
-    secret = "sk-" + secrets.token_urlsafe(32)
-    try:
-        line = keys.format_line(
-            name,
-            keys.hashed(secret) if hashed else secret,
-            rate_limit=rate_limit,
-            expires_at=expires_at,
-        )
-    except ValueError as wanted:
-        raise UserError(f"cannot create the key {name!a}: {wanted}", exit_status=2) from None
-    (key,) = KeyRing.parse(line).keys
-    if key.is_retired:
-        raise UserError(
-            f"cannot create the key {name!a}: an id that ends in -old- and six hexadecimal digits "
-            f"is reserved for old secrets of {key.key_id}",
-            exit_status=2,
-        )
-    return _NewKey(key, secret, line)
-
-
-def _store(path: str, new: _NewKey) -> None:
-    name = new.key.key_id
-
-    def add(text: str) -> str:
-        text = keys.without_ended(text, datetime.now(UTC).timestamp())
-        if KeyRing.parse(text).named(name):
-            raise UserError(
-                f"{path} already has a key {name}; use another --name, "
-                f"or replace its secret with: llama-gguf keys rotate {name}"
-            )
-        return keys.add_line(text or keys.NEW_FILE, new.line)
-
-    key_file.edit(path, add)
-
-
 def _generate(arguments: argparse.Namespace, path: str) -> None:
     now = datetime.now(UTC)
-    name = arguments.name if arguments.name is not None else f"key-{secrets.token_hex(3)}"
-    new = _new_key(
-        name,
+    new = key_admin.create(
+        path,
+        name=arguments.name if arguments.name is not None else f"key-{secrets.token_hex(3)}",
         rate_limit=_read("--rate-limit", arguments.rate_limit, keys.parse_rate_limit),
         expires_at=_read_when("--expires", arguments.expires, now),
         hashed=arguments.hashed,
     )
-    _store(path, new)
     _show(new, arguments, path=path, now=now)
 
 
 def _show(
-    new: _NewKey,
+    new: NewKey,
     arguments: argparse.Namespace,
     *,
     path: str,
     now: datetime,
-    then: str = _TAKEN_UP,
+    then: str = _APPLIED_SOON,
     ended: int | None = None,
 ) -> None:
     from llama_gguf.cli import key_views
-    from llama_gguf.cli.terminal import say
+    from llama_gguf.cli.terminal import echo
 
     if arguments.quiet:
-        say(new.secret)
+        echo(new.secret)
         return
     if arguments.json:
         key_views.print_new_key_as_json(new.key, new.secret, path=path, now=now, ended=ended)
@@ -226,18 +155,9 @@ def _list(arguments: argparse.Namespace, path: str) -> None:
 def _remove(arguments: argparse.Namespace, path: str) -> None:
     from llama_gguf.cli import key_views
 
-    now = datetime.now(UTC).timestamp()
-    name: str = arguments.name
-    gone: list[Key] = []
-
-    def remove(text: str) -> str:
-        text = keys.without_ended(text, now)
-        gone[:] = _secrets_of(text, name, path)
-        return keys.replace(text, name)
-
-    key_file.edit(path, remove)
-    key_views.print_removed(name, _valid(gone, now), path, as_json=arguments.json)
-    sys.stderr.write(_TAKEN_UP)
+    ended = key_admin.remove(path, arguments.name)
+    key_views.print_removed(arguments.name, ended, path, as_json=arguments.json)
+    sys.stderr.write(_APPLIED_SOON)
 
 
 def _rotate(arguments: argparse.Namespace, path: str) -> None:
@@ -245,59 +165,9 @@ def _rotate(arguments: argparse.Namespace, path: str) -> None:
 
     now = datetime.now(UTC)
     grace_ends = _read_when("--grace", arguments.grace, now)
-    made: list[_NewKey] = []
-    old: list[Key] = []
-    kept: list[Key] = []
-
-    def rotate(text: str) -> str:
-        text = keys.without_ended(text, now.timestamp())
-        old[:] = _secrets_of(text, arguments.name, path)
-        latest = old[0]
-        _check_can_be_rotated(latest, arguments.name, now)
-        new = _new_key(
-            latest.key_id,
-            rate_limit=latest.rate_limit,
-            expires_at=latest.expires_at,
-            hashed=latest.hashed,
-        )
-        made.append(new)
-        retired = [] if grace_ends is None else [_retired_line(key, grace_ends) for key in old]
-        kept[:] = KeyRing.parse("\n".join(retired)).keys
-        return keys.replace(text, latest.key_id, new.line, *retired)
-
-    key_file.edit(path, rotate)
-    ended = 0 if kept else _valid(old, now.timestamp())
-    then = key_views.fate_of_old(kept, ended) + _TAKEN_UP
-    _show(made[-1], arguments, path=path, now=now, then=then, ended=ended)
-
-
-def _check_can_be_rotated(key: Key, name: str, now: datetime) -> None:
-    if name != key.key_id:
-        raise UserError(
-            f"{name} is an old secret of {key.key_id}: "
-            f"rotate {key.key_id}, or remove {name} to end it"
-        )
-    if key.is_expired(now.timestamp()):
-        raise UserError(
-            f"{key.key_id} has expired, and a new secret would expire with it; "
-            f"remove it and generate a new key"
-        )
-
-
-def _valid(secrets_of_key: list[Key], now: float) -> int:
-    return sum(not key.is_expired(now) for key in secrets_of_key)
-
-
-def _retired_line(old: Key, grace_ends: float) -> str:
-    """The line that keeps an old secret valid during its grace period, by its digest."""
-    if old.is_retired:
-        line_id, ends = old.retired_as, old.expires_at
-    else:
-        line_id = keys.retired_id(old.key_id, secrets.token_hex(3))
-        # A grace period ends with the key's own expiration at the latest.
-        ends = grace_ends if old.expires_at is None else min(grace_ends, old.expires_at)
-    digest = keys.stored_digest(old.digest)
-    return keys.format_line(line_id, digest, rate_limit=old.rate_limit, expires_at=ends)
+    done = key_admin.rotate(path, arguments.name, grace_ends=grace_ends)
+    then = key_views.fate_of_old(done.kept, done.ended) + _APPLIED_SOON
+    _show(done.new, arguments, path=path, now=now, then=then, ended=done.ended)
 
 
 def _import(arguments: argparse.Namespace, path: str) -> None:
@@ -308,45 +178,18 @@ def _import(arguments: argparse.Namespace, path: str) -> None:
         other = key_file.decoded(sys.stdin.buffer.read(), "on standard input")
     else:
         other = key_file.read_other(source)
-    done: list[Merged] = []
-
-    def merge(text: str) -> str:
-        text = keys.without_ended(text, datetime.now(UTC).timestamp())
-        merged = keys.merge(text, other, prefix=arguments.prefix, hashes=arguments.hashed)
-        if merged.problems:
-            lines = "".join(f"\n  line {p.line}: {p.reason}" for p in merged.problems)
-            raise UserError(f"nothing was imported, because of these lines of {source}:{lines}")
-        done.append(merged)
-        return merged.text if merged.added else text
-
-    key_file.edit(path, merge)
-    key_views.print_import(done[-1], path, as_json=arguments.json)
-    sys.stderr.write(_TAKEN_UP)
+    merged = key_admin.import_keys(
+        path, other, source=source, prefix=arguments.prefix, hashes=arguments.hashed
+    )
+    key_views.print_import(merged, path, as_json=arguments.json)
+    sys.stderr.write(_APPLIED_SOON)
 
 
 def _hash(arguments: argparse.Namespace, path: str) -> None:
     from llama_gguf.cli import key_views
 
-    key_file.read(path)  # a missing file is an error here: the path may be mistyped
-    done: list[int] = []
-
-    def without_secrets(text: str) -> str:
-        text, changed = keys.hash_secrets(text)
-        done.append(changed)
-        return text
-
-    key_file.edit(path, without_secrets)
-    key_views.print_hashed(done[-1], KeyRing.parse(key_file.read(path)), path, arguments.json)
-
-
-def _secrets_of(text: str, name: str, path: str) -> list[Key]:
-    found = KeyRing.parse(text).secrets_of(name)
-    if not found:
-        raise UserError(
-            f"there is no key {name!a} in {path}; "
-            f"list its keys with: llama-gguf keys list --file {path}"
-        )
-    return found
+    changed = key_admin.hash_secrets(path)
+    key_views.print_hashed(changed, KeyRing.parse(key_file.read(path)), path, arguments.json)
 
 
 def _read(flag: str, text: str | None, parse: Callable[[str], _Value]) -> _Value | None:

@@ -20,9 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from llama_gguf import __version__
-from llama_gguf.cli import output
+from llama_gguf.cli import SERVERS, output
 from llama_gguf.cli.context import Context
-from llama_gguf.cli.entry import SERVERS
 from llama_gguf.cli.terminal import flush
 from llama_gguf.config import settings as settings_module
 from llama_gguf.config.load import load_usable

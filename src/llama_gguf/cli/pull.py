@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from llama_gguf.cli.context import Context
-from llama_gguf.cli.terminal import Meter, download_meter, print_table, say
+from llama_gguf.cli.terminal import Meter, download_meter, echo, print_table
 from llama_gguf.errors import UserError
 from llama_gguf.models.catalogue import CATALOGUE
 from llama_gguf.models.landing import MeterFactory, Pulled
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     meter_factory: MeterFactory = _no_meter if arguments.quiet else download_meter
     if arguments.progress_fd is not None:
         from llama_gguf.cli import output
-        from llama_gguf.cli.fetch import reporting
+        from llama_gguf.supervisor.fetch import reporting
 
         output.take_over()  # as in `serve`, whose start waits for the model
         meter_factory = reporting(arguments.progress_fd, meter_factory)
@@ -67,9 +67,9 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
         force=arguments.force,
     )
     if arguments.json:
-        say(json.dumps(_fields(pulled)))
+        echo(json.dumps(_fields(pulled)))
     elif arguments.quiet:
-        say(pulled.path)
+        echo(pulled.path)
     else:
         _show(pulled, wanted, context=context, advises=not arguments.no_advice)
     return 0
@@ -82,7 +82,7 @@ def _no_meter(_label: str) -> Iterator[Meter]:
 
 def _list(models_dir: str, *, as_json: bool) -> None:
     if as_json:
-        say(
+        echo(
             json.dumps(
                 [
                     {"name": e.name, "file": e.file, "bytes": e.file_bytes, "licence": e.licence}
@@ -124,6 +124,6 @@ def _show(pulled: Pulled, wanted: str, *, context: Context, advises: bool) -> No
         if context.sources[setting] == "flag"
     )
     there = "fetched and checked" if pulled.fetched else "already present; --force fetches it again"
-    say(f"{pulled.path} ({size_text(pulled.bytes)}): {there}.")
+    echo(f"{pulled.path} ({size_text(pulled.bytes)}): {there}.")
     if advises:
-        say(f"Serve it: llama-gguf serve {shlex.quote(name)}{folder}")
+        echo(f"Serve it: llama-gguf serve {shlex.quote(name)}{folder}")

@@ -9,8 +9,8 @@ from typing import Final
 
 from llama_gguf.cli.context import Context
 
-ANSWER_SECONDS: Final = 3.0
-MAX_ANSWER_BYTES: Final = 1 << 20
+RESPONSE_SECONDS: Final = 3.0
+MAX_RESPONSE_BYTES: Final = 1 << 20
 
 
 def server(context: Context) -> str:
@@ -35,7 +35,7 @@ class _Connection(http.client.HTTPConnection):
 
     def __init__(self, host: str, port: int, *, tls: bool = False, path: str = "") -> None:
         loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # not bound to
-        super().__init__(loopback.get(host, host), port, timeout=ANSWER_SECONDS)
+        super().__init__(loopback.get(host, host), port, timeout=RESPONSE_SECONDS)
         self._tls = tls
         self._path = path
 
@@ -46,7 +46,7 @@ class _Connection(http.client.HTTPConnection):
     def connect(self) -> None:
         if self._path:
             self.sock = socket.socket(socket.AF_UNIX)
-            self.sock.settimeout(ANSWER_SECONDS)
+            self.sock.settimeout(RESPONSE_SECONDS)
             self.sock.connect(self._path)
             return
         super().connect()
@@ -61,7 +61,7 @@ def _get(connection: _Connection, path: str) -> str:
     try:
         connection.request("GET", path)
         response = connection.getresponse()
-        body = response.read(MAX_ANSWER_BYTES).decode("utf-8", "replace")
+        body = response.read(MAX_RESPONSE_BYTES).decode("utf-8", "replace")
     except (OSError, http.client.HTTPException) as error:
         return f"{request}: {type(error).__name__} {error}"
     finally:

@@ -21,7 +21,7 @@ class Meter(Protocol):
     def __call__(self, done: int, total: int | None) -> None: ...
 
 
-def say(text: str) -> None:
+def echo(text: str) -> None:
     """Write one line (or several) to standard output."""
     sys.stdout.write(text + "\n")
     flush()
@@ -65,7 +65,7 @@ def _print_plain(rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        say("  ".join(cells).rstrip())
+        echo("  ".join(cells).rstrip())
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Final
 
-from llama_gguf.config.schema import UpstreamSettings
+from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.status import EngineState
 
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r]")
@@ -52,12 +52,12 @@ class Probe:
     """Sends probe requests to one engine.
 
     Args:
-        settings: BACKEND_SOCKET, or BACKEND_HOST and PORT_BACKEND; BACKEND_API_KEY.
+        address: of the engine.
         timeout: seconds for one probe.
     """
 
-    def __init__(self, settings: UpstreamSettings, *, timeout: float = 5.0) -> None:
-        self._settings = settings
+    def __init__(self, address: EngineAddress, *, timeout: float = 5.0) -> None:
+        self._address = address
         self._timeout = timeout
         self._known: Finding | None = None
 
@@ -94,13 +94,11 @@ class Probe:
         return self._known
 
     async def _get(self, path: str) -> tuple[int, bytes]:
-        settings = self._settings
-        if settings.backend_socket:
-            reader, writer = await asyncio.open_unix_connection(settings.backend_socket)
+        address = self._address
+        if address.socket:
+            reader, writer = await asyncio.open_unix_connection(address.socket)
         else:
-            reader, writer = await asyncio.open_connection(
-                settings.backend_host, settings.port_backend
-            )
+            reader, writer = await asyncio.open_connection(address.host, address.port)
         with closing(writer):
             writer.write(self._request(path))
             head = await reader.readuntil(b"\r\n\r\n")
@@ -113,7 +111,7 @@ class Probe:
         return int(status[1]), body
 
     def _request(self, path: str) -> bytes:
-        key = self._settings.backend_api_key
+        key = self._address.api_key
         credentials = f"Authorization: Bearer {key}\r\n" if key else ""
         return (
             f"GET {path} HTTP/1.0\r\nHost: localhost\r\n{credentials}Connection: close\r\n\r\n"

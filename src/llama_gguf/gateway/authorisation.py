@@ -43,10 +43,10 @@ def authorise(services: Services, client: Client, exchange: Exchange, length: in
     ):
         principal = _authenticate(client, exchange, length)
     exchange.key_id = principal.key_id
-    window = principal.window
-    if window is not None:
+    limiter = principal.limiter
+    if limiter is not None:
         if exchange.request.route.needs_slot:
-            remaining = window.hit(exchange.started_at)
+            remaining = limiter.hit(exchange.started_at)
             if remaining < 0:
                 raise _over_rate(services, exchange, principal)
             exchange.is_counted = True
@@ -76,12 +76,12 @@ def _authenticate(client: Client, exchange: Exchange, length: int) -> Principal:
 def _over_rate(services: Services, exchange: Exchange, principal: Principal) -> Limited:
     now = exchange.started_at
     exchange.rate_fields = principal.fields_at(now)
-    services.recorder.metrics.rate_limited[exchange.key_id, "requests"] += 1
-    window = principal.window
-    assert window is not None
+    services.metrics.rate_limited[exchange.key_id, "requests"] += 1
+    limiter = principal.limiter
+    assert limiter is not None
     return Limited(
-        f"Rate limit reached for this API key: {window.limit} per 60 seconds.",
-        retry_after=window.retry_after(now),
+        f"Rate limit reached for this API key: {limiter.limit} per 60 seconds.",
+        retry_after=limiter.retry_after(now),
     )
 
 
@@ -89,6 +89,6 @@ def take_back(services: Services, exchange: Exchange) -> None:
     """A request that is refused costs its key nothing."""
     exchange.is_counted = False
     principal = services.authenticator.named(exchange.key_id)
-    if principal is not None and principal.window is not None:
-        principal.window.take_back(exchange.started_at)
+    if principal is not None and principal.limiter is not None:
+        principal.limiter.take_back(exchange.started_at)
         exchange.rate_fields = principal.fields_at(services.clock.now())

@@ -176,7 +176,7 @@ class ClientConnection(Client):
             outcome = "done"  # the client closes before the last chunk, as some do after [DONE]
         else:
             phase = PHASES[exchange.state]
-            self._services.recorder.metrics.client_disconnects[phase] += 1
+            self._services.metrics.client_disconnects[phase] += 1
             outcome = f"client_left:{phase}"
         if not exchange.status:
             exchange.status = 499  # nginx's status for it, known to log readers
@@ -387,14 +387,14 @@ class ClientConnection(Client):
     def authenticate(self, exchange: Exchange) -> Principal:
         """Find out whose key the request shows. Raises what ``Authenticator.authenticate`` does."""
         services = self._services
-        principals = services.authenticator
+        authenticator = services.authenticator
         request = exchange.request
-        principal = principals.authenticate(
+        principal = authenticator.authenticate(
             request.read, self.network, now=exchange.started_at, wall=services.clock.wall
         )
         if principal.expires_at is None:  # then it is good until the keys are read again
-            self.principal, self.ring = principal, principals.ring
-            services.head_cache.remember(Known(self._known, request, principal, principals.ring))
+            self.principal, self.ring = principal, authenticator.ring
+            services.head_cache.remember(Known(self._known, request, principal, authenticator.ring))
         return principal
 
     # A request's body ---------------------------------------------------------------------------
@@ -466,7 +466,7 @@ class ClientConnection(Client):
         if error.close:
             self.keep_alive = False
             self._skip = _ALL
-        self._services.recorder.metrics.rejections[error.code] += 1
+        self._services.metrics.rejections[error.code] += 1
         exchange.outcome = error.code
         body = local_response.envelope(
             error,
@@ -529,7 +529,7 @@ class ClientConnection(Client):
         The last chunk is never sent: a client must not take the response for whole.
         """
         if exchange.is_open:
-            self._services.recorder.metrics.rejections[error.code] += 1
+            self._services.metrics.rejections[error.code] += 1
         if event:
             self.transport.write(event)
             exchange.bytes_out += len(event)

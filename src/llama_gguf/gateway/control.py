@@ -71,11 +71,12 @@ class Control:
 
     def _activity(self, *, wants_engine: bool = False) -> Activity:
         services = self._services
+        services.recorder.settle()
         return Activity(
             heard=services.engine.status.revision,
             busy=services.connections.busy(),
             running=services.admission.running,
-            answered=answered(services.recorder.metrics),
+            answered=answered(services.metrics),
             moves=self._moves,
             wants_engine=wants_engine,
         )
@@ -112,4 +113,4 @@ def is_comment(tail: bytes, new_bytes: int) -> bool:
 
 def answered(metrics: Metrics) -> int:
     """How many requests the engine has responded to."""
-    return metrics.answered
+    return metrics.responses

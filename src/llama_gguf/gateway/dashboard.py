@@ -61,7 +61,7 @@ def data(health: Mapping[str, object], principal: Principal, services: Services)
     facts = {
         **health,
         "recent": services.history.recent(),
-        "history": {"step_seconds": STEP_SECONDS, **services.history.history()},
+        "history": {"step_seconds": STEP_SECONDS, **services.history.series()},
         "errors": services.history.errors(),
         **_usage(principal, services),
     }
@@ -76,13 +76,13 @@ def usage(principal: Principal, services: Services) -> LocalResponse:
 
 def _usage(principal: Principal, services: Services) -> dict[str, object]:
     services.recorder.settle()
-    ledger, sees_all = services.recorder.ledger, services.authenticator.is_admin(principal)
-    own = ledger.view(principal.key_id, services.clock.wall)
-    views = ledger.views(services.clock.wall) if sees_all else []
+    totals, sees_all = services.usage, services.authenticator.is_admin(principal)
+    own = totals.view(principal.key_id, services.clock.wall)
+    views = totals.views(services.clock.wall) if sees_all else []
     return {
         "key_id": principal.key_id,
         "sees_all": sees_all,
-        "usage_since": datetime.fromtimestamp(ledger.since, UTC).isoformat(timespec="seconds"),
+        "usage_since": datetime.fromtimestamp(totals.since, UTC).isoformat(timespec="seconds"),
         "keys": views if any(v["key_id"] == principal.key_id for v in views) else [own, *views],
     }
 
@@ -90,7 +90,8 @@ def _usage(principal: Principal, services: Services) -> dict[str, object]:
 def take_reading(services: Services, now: float) -> None:
     """Add a step to the history, when one is due."""
     if services.history.is_due(now):
-        metrics = services.recorder.metrics
+        services.recorder.settle()
+        metrics = services.metrics
         services.history.take(
             _reading(
                 metrics, running=services.admission.running, waiting=services.admission.queued

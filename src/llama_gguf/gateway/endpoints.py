@@ -19,14 +19,8 @@ from llama_gguf.http1.fields import find
 from llama_gguf.http1.local_response import LocalResponse
 from llama_gguf.http1.request import Request
 from llama_gguf.http1.routes import Kind
-from llama_gguf.telemetry.metrics import (
-    EngineMetric,
-    Format,
-    Gauges,
-    Metrics,
-    as_json,
-    wanted_format,
-)
+from llama_gguf.telemetry.formats import Format, as_json, negotiated_format
+from llama_gguf.telemetry.metrics import EngineMetric, Gauges, Metrics
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.services import Services
@@ -139,14 +133,15 @@ def gauges(services: Services) -> Gauges:
 def _metrics(request: Request, services: Services) -> LocalResponse:
     """JSON or Prometheus text; the last one again while rendering is too expensive."""
     head = request.head
-    wanted = wanted_format(find(head.fields, b"accept") or b"", head.target.partition(b"?")[2])
+    wanted = negotiated_format(find(head.fields, b"accept") or b"", head.target.partition(b"?")[2])
     made, until = services.scrapes.get(wanted, (None, 0.0))
     if made is not None and services.clock.now() < until:
         return made
     render = _renderer(wanted)
     begin = time.thread_time()
+    services.recorder.settle()
     engine = services.engine_reader.latest
-    made = LocalResponse(200, *render(services.recorder.metrics, gauges(services), engine, wanted))
+    made = LocalResponse(200, *render(services.metrics, gauges(services), engine, wanted))
     seconds = time.thread_time() - begin
     if seconds >= EXPENSIVE_SECONDS:
         services.scrapes[wanted] = made, services.clock.now() + HELD_TIMES * seconds

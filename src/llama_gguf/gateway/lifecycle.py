@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from typing import Final
 
-from llama_gguf.errors import IllegalTransition
+from llama_gguf.transitions import after
 
 
 class State(enum.StrEnum):
@@ -42,7 +42,4 @@ class Lifecycle:
         Raises:
             IllegalTransition: *event* cannot happen in the present state.
         """
-        try:
-            self.state = TRANSITIONS[self.state, event]
-        except KeyError:
-            raise IllegalTransition(f"{event.name} while {self.state.name}") from None
+        self.state = after(TRANSITIONS, self.state, event)

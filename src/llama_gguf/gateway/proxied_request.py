@@ -42,6 +42,7 @@ from llama_gguf.scheduling.admission import Admission, SlotLease, Verdict
 from llama_gguf.scheduling.exchange import Event, Exchange, State
 from llama_gguf.scheduling.failure_policy import Action, Failure
 from llama_gguf.scheduling.replay_order import MARGIN_SECONDS
+from llama_gguf.telemetry.metrics import Failure as FailureKind
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.engine_tracker import EngineTracker
@@ -61,7 +62,7 @@ _LENGTH: Final = Framing.LENGTH
 Steps = Generator[None, None, None]
 
 
-_CONNECT: Final = "connect"
+_CONNECT: Final[FailureKind] = "connect"
 
 
 class ClientLeft(Exception):
@@ -104,7 +105,7 @@ class ProxiedRequest:
     _early: EarlyStream | None = None
     _may_insert = False
     """Whether an error event may follow what the client has got, when the response fails."""
-    _failure = ""
+    _failure: FailureKind = "no_answer"
     """In which phase the engine failed, as the metrics have it."""
     _was_sent = False
     """Whether an engine may have received anything of it."""
@@ -340,7 +341,7 @@ class ProxiedRequest:
     def _not_admitted(self, verdict: Verdict) -> GatewayError:
         services = self._services
         if verdict is Verdict.KEY_IS_BUSY:
-            services.recorder.metrics.rate_limited[self.key_id, "concurrency"] += 1
+            services.metrics.rate_limited[self.key_id, "concurrency"] += 1
             return ConcurrencyLimited(
                 "Concurrent request limit reached for this API key.", retry_after=1.0
             )
@@ -556,7 +557,7 @@ class ProxiedRequest:
     def _give_up(self, error: UpstreamTimeout) -> None:
         """The engine is too slow."""
         self._may_insert = self._upstream is not None and self._upstream.may_insert_event
-        self._services.recorder.metrics.backend_failures["timeout"] += 1
+        self._services.metrics.backend_failures["timeout"] += 1
         self._interrupt(error)
 
     # A stream that waits ------------------------------------------------------------------------
@@ -633,7 +634,7 @@ class ProxiedRequest:
             exchange.has_retried = True
             return True
         if action is not Action.REQUEUE:
-            services.recorder.metrics.backend_failures[self._failure] += 1
+            services.metrics.backend_failures[self._failure] += 1
         match action:
             case Action.REQUEUE:
                 self._leave_engine(exchange)

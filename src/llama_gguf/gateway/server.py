@@ -33,7 +33,7 @@ from llama_gguf.net.sockets import places_within_limits
 from llama_gguf.net.threads import run_detached
 from llama_gguf.net.tls import ServerContext
 from llama_gguf.net.transport import LoopTransport, SocketTransport
-from llama_gguf.telemetry.usage_store import LedgerFile, path_of
+from llama_gguf.telemetry.usage_store import UsageStore, path_of
 
 _log: Final = EventLog(__name__)
 
@@ -91,8 +91,8 @@ class Gateway:
         settings, services = self._settings, self.services
         loop = services.loop
         services.access_log.start()
-        ledger_file = LedgerFile(path_of(settings.model.data_dir, settings.logs.instance_id))
-        services.recorder.ledger = ledger_file.load(wall_now())
+        usage_store = UsageStore(path_of(settings.model.data_dir, settings.logs.instance_id))
+        services.usage.rebase(usage_store.load(wall_now()), wall_now())
         self._load_keys_at_start()
         self._apply_file_limit()
         for number, handler in self._signal_handlers().items():
@@ -103,7 +103,7 @@ class Gateway:
         _log.info("gateway_listens", "The gateway listens on {url}", url=url)
         self._start(self._follow_engine(), "follow the engine")
         self._start(services.engine_reader.run(), "read the engine's metrics")
-        self._start(ledger_file.keep(services.recorder.ledger), "keep the usage")
+        self._start(usage_store.keep(services.usage), "keep the usage")
         if self._settings.auth.auth_enabled:
             services.key_store.watch()
         self._ticked_at = services.clock.now()
@@ -119,7 +119,7 @@ class Gateway:
             for task in (*self._tasks, *self._handshakes):
                 task.cancel()
             services.recorder.settle()
-            ledger_file.write_last(services.recorder.ledger, within_seconds=LAST_LINES_SECONDS)
+            usage_store.write_last(services.usage, within_seconds=LAST_LINES_SECONDS)
             services.access_log.stop(within_seconds=LAST_LINES_SECONDS)
             self._poller.close()
         return int(self._has_failed)
@@ -261,7 +261,7 @@ class Gateway:
     async def _follow_engine(self) -> None:
         if self._control is None:
             await watch(
-                Probe(self._settings.upstream),
+                Probe(EngineAddress.of(self._settings.upstream)),
                 self._on_finding,
                 ready_every=PROBE_READY_SECONDS,
                 else_every=PROBE_ELSE_SECONDS,

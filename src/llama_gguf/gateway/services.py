@@ -32,10 +32,11 @@ from llama_gguf.scheduling.body_memory import BodyMemory
 from llama_gguf.scheduling.crash_memory import CrashMemory
 from llama_gguf.scheduling.replay_order import ReplayOrder
 from llama_gguf.telemetry.access_log import AccessLog
-from llama_gguf.telemetry.metrics import Format
-from llama_gguf.telemetry.recorder import Accounts
-from llama_gguf.telemetry.timeseries import Ring
-from llama_gguf.telemetry.usage_totals import Ledger
+from llama_gguf.telemetry.formats import Format
+from llama_gguf.telemetry.metrics import Metrics
+from llama_gguf.telemetry.recorder import Recorder
+from llama_gguf.telemetry.timeseries import History
+from llama_gguf.telemetry.usage_totals import UsageTotals
 
 SIDE_REQUESTS: Final = 4
 """At the engine at once that use no slot: llama-server has four HTTP threads more than slots."""
@@ -76,9 +77,11 @@ class Services:
         self.head_cache = HeadCache()
         self.request_ids = RequestIds()
         self.connections = Connections(settings.limits.max_connections)
+        self.metrics = Metrics()
+        """Of finished exchanges, those that ``recorder`` has passed on."""
         self.authenticator = Authenticator(settings.auth)
         self.key_store = KeyStore(
-            settings.auth.auth_keys_file, self.authenticator, self._count_reload
+            settings.auth.auth_keys_file, self.authenticator, self.metrics.count_reload
         )
         self._dial_to = dial_to
         self.engines: EngineSource = StaticSource(EngineAddress.of(settings.upstream))
@@ -109,11 +112,12 @@ class Services:
             max_bytes=settings.logs.log_max_bytes,
             backups=settings.logs.log_backups,
         )
-        self.recorder = Accounts(
-            self.access_log.add, ledger=Ledger(self.clock.wall), wall=lambda: self.clock.wall
+        self.usage = UsageTotals(self.clock.wall)
+        self.recorder = Recorder(
+            [self.metrics, self.usage, self.access_log], wall=lambda: self.clock.wall
         )
-        self.history = Ring(self.clock.now())
-        self.engine_reader = EngineReader(Probe(settings.upstream), self._is_engine_busy)
+        self.history = History(self.clock.now())
+        self.engine_reader = EngineReader(Probe(self.replica.address), self._is_engine_busy)
         self.scrapes: dict[Format, tuple[LocalResponse, float]] = {}
         """Metrics that were expensive to render, and until when they are sent again."""
         self._note_wall_clock()
@@ -136,9 +140,6 @@ class Services:
 
     def _note_wall_clock(self) -> None:
         self.access_log.wall_offset = self.clock.wall - self.clock.now()
-
-    def _count_reload(self, result: str) -> None:
-        self.recorder.metrics.keys_reload[result] += 1
 
     # The engine ---------------------------------------------------------------------------------
 

@@ -339,7 +339,9 @@ class UpstreamConnection(Receiver):
         Until then, another engine can still respond. The head of a stream is passed on at once:
         llama-server sends it long before its first event.
         """
-        return not response.is_event_stream and (length > 0 or response.framing is _CHUNKED)
+        if response.is_event_stream:
+            return False
+        return response.framing is _CHUNKED or (response.framing is _LENGTH and length > 0)
 
     def _take_head(self) -> tuple[bytes, ResponseHead] | None:
         """The final head of what has been received; None while it is not complete.

@@ -13,11 +13,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from llama_gguf.errors import IllegalTransition
+from llama_gguf.http1.exchange_record import ExchangeRecord, Phase
 
 if TYPE_CHECKING:
-    from llama_gguf.http1.request import Request
     from llama_gguf.http1.stream_member import StreamSearch
-    from llama_gguf.telemetry.token_usage import Usage
 
 
 # IntEnum: the hash of a plain Enum's member is a Python call, and each request makes six look-ups.
@@ -82,7 +81,7 @@ TRANSITIONS: Final[dict[Event, dict[State, State]]] = {
 }
 """By event, the states in which it can happen, and the state that follows."""
 
-PHASES: Final[Mapping[State, str]] = {
+PHASES: Final[Mapping[State, Phase]] = {
     S.READING: "request",
     S.QUEUED: "queued",
     S.FORWARDING: "before_first_byte",
@@ -90,40 +89,14 @@ PHASES: Final[Mapping[State, str]] = {
     S.OPEN_FORWARDING: "before_first_byte",
     S.STREAMING: "streaming",
 }
-"""The names, in metrics and the access log, of the state in which a client disconnected."""
+"""Of the states in which a client can disconnect."""
 
 
-class Exchange:
-    """The state of one exchange, the resources that it holds, and the facts for its log entry.
+class Exchange(ExchangeRecord):
+    """The state of one exchange, and the resources that it holds, beside its record."""
 
-    Times are seconds on the loop's clock; 0.0 means that it has not happened.
-
-    Args:
-        started_at: when its head was complete.
-        request: its head.
-        id_bytes: the request id, as sent on the wire.
-        address: of the client.
-    """
-
-    # Defaults on the class: most exchanges leave most of them unchanged, and pay nothing for them.
-    key_id = "-"
-    outcome = "done"
-    status = 0
-    bytes_in = 0
-    bytes_out = 0
-    queued_at = 0.0
-    forwarded_at = 0.0
-    first_byte_at = 0.0
-    first_token_at = 0.0
-    """Of a stream, whose head llama-server sends long before its first token."""
-    ended_at = 0.0
-    """Set early where the end is known before the exchange is recorded."""
-    opening = b""
-    """The first bytes of the engine's response, where ``ending`` does not contain them."""
-    ending = b""
-    """Its last bytes."""
-    usage: Usage | None = None
-    """Token usage, read from these two at the end."""
+    # Defaults on the class, as in ExchangeRecord.
+    state = State.READING
     rate_fields = b""
     """Header lines for the response: the rate limit of its key, and what remains of it."""
     has_retried = False
@@ -135,13 +108,6 @@ class Exchange:
     """The search of its body for ``"stream": true``; None until it has waited SSE_KEEPALIVE."""
     reserved_bytes = 0
     """In the memory for bodies."""
-
-    def __init__(self, started_at: float, request: Request, id_bytes: bytes, address: str) -> None:
-        self.state = State.READING
-        self.started_at = started_at
-        self.request = request
-        self.id_bytes = id_bytes
-        self.address = address
 
     def on(self, event: Event) -> State:
         """Apply *event* and return the new state.
@@ -173,36 +139,3 @@ class Exchange:
     def waits_since(self) -> float:
         """When it began to wait for a slot or for the engine; 0.0 while its body is being read."""
         return self.queued_at or self.forwarded_at
-
-    # For the access log and the metrics -----------------------------------------------------------
-
-    @property
-    def request_id(self) -> str:
-        return self.id_bytes.decode("ascii")
-
-    @property
-    def method(self) -> str:
-        return self.request.head.method_text
-
-    @property
-    def path(self) -> str:
-        return self.request.head.path_text
-
-    @property
-    def queued(self) -> float:
-        """Seconds it waited for a slot."""
-        return (self.forwarded_at or self.ended_at) - self.queued_at if self.queued_at else 0.0
-
-    @property
-    def first_byte(self) -> float:
-        """Seconds from its start to the first byte of the engine's response."""
-        return self.first_byte_at - self.started_at if self.first_byte_at else 0.0
-
-    @property
-    def first_token(self) -> float:
-        """Seconds from its start to the first event of a stream that contains a token."""
-        return self.first_token_at - self.started_at if self.first_token_at else 0.0
-
-    @property
-    def duration(self) -> float:
-        return self.ended_at - self.started_at

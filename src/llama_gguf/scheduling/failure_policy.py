@@ -10,8 +10,9 @@ The first case that applies:
 3. REFUSE: an engine has died while it worked on the request, and now the next one has. It is not
    sent to a third one.
 4. REPLAY: the connection was lost, nothing of the response's body has reached the client, and the
-   request was sent again fewer than MAX_REPLAYS times. It is queued and sent again. RFC 9110 section 9.2.2
-   allows that where a request is known to have no side effects, as those that use a slot.
+   request was sent again fewer than MAX_REPLAYS times. It is queued and sent again. RFC 9110
+   section 9.2.2 allows that for requests that are known to have no side effects: those that use a
+   slot.
 5. RESPOND: nothing has been sent to the client. It gets an error response.
 6. BREAK_OFF: the head has been sent, so the status is final. The response is cut, so that the
    client can detect that it is incomplete. In a stream, an error event is sent first, unless an

@@ -15,9 +15,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Final
 
-from llama_gguf.config.settings import Settings
+from llama_gguf.config.schema import SupervisionSettings
 from llama_gguf.engines import exit_reasons
 from llama_gguf.engines.activity import Activity
+from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Finding, Probe
 from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.engines.watchdogs import FlowWatch, IdleWatch, LoadReport, Patience, StallWatch
@@ -28,7 +29,6 @@ from llama_gguf.net.clock import wall_now
 from llama_gguf.supervisor import child as children
 from llama_gguf.supervisor import oom
 from llama_gguf.supervisor.child import Child
-from llama_gguf.supervisor.engine_log import open_engine_log
 from llama_gguf.supervisor.launch import (
     Launch,
     Looker,
@@ -59,14 +59,21 @@ HANG_TERM_SECONDS: Final = 3.0
 ACKNOWLEDGE_SECONDS: Final = 5.0
 """For the gateway to acknowledge a status."""
 SHOWN_LINES: Final = 12
+_NO_RESTARTS: Final = {reason.value: 0 for reason in Reason if reason is not Reason.IDLE}
+"""An engine that was idle is not restarted, but started when a request needs it."""
 
 
 class EngineManager(ManagedProcess):
     """One llama-server at a time.
 
+    Several may run in one supervisor: all that is particular to this one is an argument.
+
     Args:
-        settings: with folders and BACKEND_API_KEY filled in.
+        name: of its process, for logs.
+        address: where it listens; no other process may.
+        settings: MAX_RESTARTS and the watchdogs, which all engines share.
         prepare: determines how llama-server is started; may take long (a download).
+        open_log: opens the log of its next start.
         publish: called with each new status.
         is_stopping: whether `serve` is stopping, so that nothing is started again.
         rng: for the delays between restarts.
@@ -77,9 +84,12 @@ class EngineManager(ManagedProcess):
 
     def __init__(
         self,
-        settings: Settings,
+        name: str,
+        address: EngineAddress,
         *,
+        settings: SupervisionSettings,
         prepare: Callable[[], Awaitable[Launch]],
+        open_log: Callable[[], LogWriter],
         publish: Callable[[EngineStatus], None],
         is_stopping: Callable[[], bool],
         rng: Callable[[], float],
@@ -88,12 +98,13 @@ class EngineManager(ManagedProcess):
         clock: Clock | None = None,
     ) -> None:
         # A model that cannot be loaded the first time cannot be loaded the second time either.
-        policy = RestartPolicy(
-            max_deaths=settings.supervision.max_restarts, max_first_deaths=0, rng=rng
-        )
+        policy = RestartPolicy(max_deaths=settings.max_restarts, max_first_deaths=0, rng=rng)
         super().__init__(policy, clock or LoopClock())
+        self._name = name
+        self._address = address
         self._settings = settings
         self._prepare = prepare
+        self._open_log = open_log
         self._publish = publish
         self._is_serve_stopping = is_stopping
         self._spawn = spawn
@@ -103,7 +114,7 @@ class EngineManager(ManagedProcess):
         self._has_activity = asyncio.Event()
         self._wanted = asyncio.Event()
         self._log: LogWriter | None = None
-        self.status = EngineStatus(EngineState.STARTING, since=wall_now())
+        self.status = EngineStatus(EngineState.STARTING, since=wall_now(), restarts=_NO_RESTARTS)
 
     # From outside -------------------------------------------------------------------------------
 
@@ -144,7 +155,7 @@ class EngineManager(ManagedProcess):
     async def _process(self) -> AsyncIterator[Child]:
         kills_before = oom.oom_kills()
         child = await self._start()
-        self._log = log = open_engine_log(self._settings.logs)
+        self._log = log = self._open_log()
         _log.info(
             "engine_started",
             "llama-server started as process {pid}; its output is in {file}",
@@ -160,7 +171,7 @@ class EngineManager(ManagedProcess):
             reading.cancel()
         self._log = None
         log.close(LAST_LINES_SECONDS)
-        remove_socket(self._settings.upstream.backend_socket)
+        remove_socket(self._address.socket)
         child.was_out_of_memory = oom.oom_kills() > kills_before or (
             child.returncode == -signal.SIGKILL and oom.kernel_names(child.pid)
         )
@@ -173,15 +184,13 @@ class EngineManager(ManagedProcess):
             OSError: it cannot be started now.
         """
         try:
-            check_address(self._settings.upstream)
+            check_address(self._address)
         except UserError as error:
             if self.status.load_seconds is None:
                 raise
             raise OSError(str(error)) from None
         launch = self._launch
-        return await self._spawn(
-            "llama-server", launch.argv, environ=launch.environ, reads_output=True
-        )
+        return await self._spawn(self._name, launch.argv, environ=launch.environ, reads_output=True)
 
     def _is_stopping(self) -> bool:
         return self._is_serve_stopping()
@@ -202,7 +211,8 @@ class EngineManager(ManagedProcess):
         )
         text = f"{life.status_text}: {reason}"
         status = self.status.moved(self.state, wall_now(), detail=text)
-        self._set_status(replace(status, last_exit=text, restarts=dict(self._policy.restarts)))
+        restarts = _NO_RESTARTS | self._policy.restarts
+        self._set_status(replace(status, last_exit=text, restarts=restarts))
 
     def _explain(self, life: Life) -> tuple[str, str]:
         """Reason and advice."""
@@ -211,10 +221,8 @@ class EngineManager(ManagedProcess):
         reason, advice = exit_reasons.explain(
             life.returncode, _last_lines(life), was_out_of_memory=life.was_out_of_memory
         )
-        if "CTX" in advice:
-            settings = self._settings.engine
-            facts = f"CTX={settings.ctx}, PARALLEL={settings.parallel}, NGL={settings.ngl}"
-            advice += f" Current settings: {facts}."
+        if "CTX" in advice and self._launch.sizes:
+            advice += f" Current settings: {self._launch.sizes}."
         return reason, advice
 
     def _on_restart_due(self, seconds: float) -> None:
@@ -238,13 +246,13 @@ class EngineManager(ManagedProcess):
         return await self._watch_load(child, probe) or await self._watch_service(probe)
 
     def _new_probe(self) -> Looker:
-        patience = self._settings.supervision.watchdog_health
-        return self._make_probe(self._settings.upstream, timeout=min(5.0, patience / 3 or 5.0))
+        patience = self._settings.watchdog_health
+        return self._make_probe(self._address, timeout=min(5.0, patience / 3 or 5.0))
 
     async def _watch_load(self, child: Child, probe: Looker) -> Verdict | None:
         """Wait until it is ready, as long as it makes progress."""
         began_at = self._clock.now()
-        stall = StallWatch(self._settings.supervision.startup_stall_timeout)
+        stall = StallWatch(self._settings.startup_stall_timeout)
         report = LoadReport()
         while not (finding := await probe.look()).serves:
             now, progress = self._clock.now(), child.progress()
@@ -267,7 +275,7 @@ class EngineManager(ManagedProcess):
         return None
 
     def _stalled(self) -> Verdict:
-        seconds = self._settings.supervision.startup_stall_timeout
+        seconds = self._settings.startup_stall_timeout
         return Verdict(
             Reason.STALL,
             HANG_TERM_SECONDS,
@@ -284,7 +292,7 @@ class EngineManager(ManagedProcess):
 
     async def _watch_service(self, probe: Looker) -> Verdict:
         """Probe it periodically, until it has to be ended."""
-        settings = self._settings.supervision
+        settings = self._settings
         health = Patience(settings.watchdog_health)
         flow = FlowWatch(settings.watchdog_stall)
         idle = IdleWatch(settings.idle_stop)

@@ -30,7 +30,7 @@ _REASONS: Final = {
 }
 
 
-def answer(head: bytes, status: int) -> bytes:
+def response_to(head: bytes, status: int) -> bytes:
     """The response to a request with *head* while *status* is ours. The path does not matter."""
     method = head.split(b" ", 1)[0]
     if method not in (b"GET", b"HEAD"):
@@ -63,7 +63,7 @@ class _Connection(asyncio.Protocol):
         # Bytes that do not start with a letter, such as a TLS handshake, are no HTTP request.
         is_request = self._received[:1].isalpha()
         if not is_request or b"\r\n\r\n" in self._received or b"\n\n" in self._received:
-            self._transport.write(answer(self._received, self._server.status()))
+            self._transport.write(response_to(self._received, self._server.status()))
             self._transport.close()
         elif len(self._received) > MAX_HEAD_BYTES:
             self._transport.abort()

@@ -1,4 +1,4 @@
-"""How llama-server is launched: its command line, its environment and its address."""
+"""What one llama-server is started with: command line, environment, address."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from llama_gguf.config.schema import UpstreamSettings
+from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Finding
 from llama_gguf.net.listener import listen
 from llama_gguf.supervisor.child import Child
@@ -25,6 +25,8 @@ class Launch:
     """Of the model's files, to estimate how much is loaded; 0 = unknown."""
     facts: Mapping[str, str | int] = field(default_factory=dict)
     """Facts about model and engine, for people."""
+    sizes: str = ""
+    """The settings that decide how much memory it needs, for the advice after a death."""
 
 
 class Spawn(Protocol):
@@ -48,19 +50,19 @@ class Looker(Protocol):
 
 
 class MakeProbe(Protocol):
-    def __call__(self, settings: UpstreamSettings, *, timeout: float) -> Looker: ...
+    def __call__(self, address: EngineAddress, *, timeout: float) -> Looker: ...
 
 
-def check_address(settings: UpstreamSettings) -> None:
+def check_address(address: EngineAddress) -> None:
     """Check that the engine's address is free: another server there would be taken for the engine.
 
     Raises:
         UserError: the port is taken.
     """
-    if settings.backend_socket:
-        remove_socket(settings.backend_socket)
+    if address.socket:
+        remove_socket(address.socket)
     else:
-        listen(settings.backend_host, settings.port_backend, "PORT_BACKEND").close()
+        listen(address.host, address.port, "PORT_BACKEND").close()
 
 
 def remove_socket(path: str) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from llama_gguf.engines.status import EngineState as S
-from llama_gguf.errors import IllegalTransition
+from llama_gguf.transitions import after
 
 
 class Event(enum.Enum):
@@ -122,10 +122,7 @@ class RestartPolicy:
         Raises:
             IllegalTransition: *event* cannot happen in the present state.
         """
-        try:
-            self.state = TRANSITIONS[self.state, event]
-        except KeyError:
-            raise IllegalTransition(f"{event.name} while {self.state.name}") from None
+        self.state = after(TRANSITIONS, self.state, event)
         if event is E.SERVES and self.serves_since is None:
             self._has_served = True
             self.serves_since = now

@@ -9,8 +9,6 @@ import enum
 from collections.abc import Mapping
 from typing import Final
 
-from llama_gguf.errors import IllegalTransition
-
 
 class SupervisorState(enum.Enum):
     STARTING = "starting"  # no process has been started
@@ -44,15 +42,3 @@ TRANSITIONS: Final[Mapping[tuple[SupervisorState, Event], SupervisorState]] = {
 
 STOPPING: Final = frozenset({S.FAILING, S.STOPPING, S.HURRYING, S.STOPPED})
 """States in which no process is started."""
-
-
-def after(state: SupervisorState, event: Event) -> SupervisorState:
-    """The state that follows *state* on *event*.
-
-    Raises:
-        IllegalTransition: *event* cannot happen in *state*.
-    """
-    try:
-        return TRANSITIONS[state, event]
-    except KeyError:
-        raise IllegalTransition(f"{event.name} while {state.name}") from None

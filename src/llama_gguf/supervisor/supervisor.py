@@ -16,14 +16,17 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from llama_gguf.config.settings import Settings
+from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.events import EventLog
 from llama_gguf.supervisor import reaper, states
 from llama_gguf.supervisor.child import Child
+from llama_gguf.supervisor.engine_log import open_engine_log
 from llama_gguf.supervisor.engine_run import TERM_SECONDS, EngineManager
 from llama_gguf.supervisor.gateway_run import EXTRA_SECONDS, GatewayManager
 from llama_gguf.supervisor.launch import Launch
 from llama_gguf.supervisor.states import Event, SupervisorState
+from llama_gguf.transitions import after
 
 _log: Final = EventLog(__name__)
 
@@ -58,17 +61,20 @@ class Supervisor:
         self._stop_requested = asyncio.Event()
         self._hurry_requested = asyncio.Event()
         rng = random.SystemRandom().random
-        self.engine = EngineManager(
-            settings,
+        self._engine = EngineManager(
+            "llama-server",
+            EngineAddress.of(settings.upstream),
+            settings=settings.supervision,
             prepare=prepare,
+            open_log=lambda: open_engine_log(settings.logs),
             publish=self._publish,
             is_stopping=lambda: self.is_leaving,
             rng=rng,
         )
         self._gateway = GatewayManager(
-            environ, listener, on_activity=self.engine.on_activity, rng=rng
+            environ, listener, on_activity=self._engine.on_activity, rng=rng
         )
-        self._gateway.send_status(self.engine.status)
+        self._gateway.send_status(self._engine.status)
 
     # From outside -------------------------------------------------------------------------------
 
@@ -79,7 +85,7 @@ class Supervisor:
         for number, handler in self._signal_handlers().items():
             loop.add_signal_handler(number, handler)
         gateway = loop.create_task(self._gateway.run(), name="manage the gateway")
-        engine = loop.create_task(self.engine.run(), name="manage the engine")
+        engine = loop.create_task(self._engine.run(), name="manage the engine")
         stopping = loop.create_task(self._stop_requested.wait(), name="await a request to stop")
         reaping = loop.create_task(reaper.keep_reaping(), name="reap orphans")
         try:
@@ -101,7 +107,7 @@ class Supervisor:
         return max((task.result() for task in (gateway, engine) if task in done), default=0)
 
     def _move(self, event: Event) -> None:
-        self.state = states.after(self.state, event)
+        self.state = after(states.TRANSITIONS, self.state, event)
 
     def _signal_handlers(self) -> dict[signal.Signals, Callable[[], None]]:
         return {
@@ -127,7 +133,11 @@ class Supervisor:
     @property
     def health_state(self) -> EngineState:
         """The state for platforms: unready as soon as we stop."""
-        return EngineState.STOPPING if self.is_leaving else self.engine.status.state
+        return EngineState.STOPPING if self.is_leaving else self._engine.status.state
+
+    def report_preparation(self, detail: str, progress: float | None) -> None:
+        """Publish how far the preparation of the first start is."""
+        self._engine.report(detail, progress)
 
     def _publish(self, status: EngineStatus) -> None:
         self._gateway.send_status(status)
@@ -135,7 +145,7 @@ class Supervisor:
 
     def _reopen_logs(self) -> None:
         self._gateway.pass_on(signal.SIGUSR1)
-        self.engine.reopen_log()
+        self._engine.reopen_log()
         self._on_reopen()
 
     # The end ------------------------------------------------------------------------------------
@@ -146,14 +156,14 @@ class Supervisor:
         self._gateway.leave()
         # The gateway has its own copy; no process would accept connections from ours.
         self._listener.close()
-        if self.engine.child is None:  # it is not spawned yet, waits for its restart, or is asleep
+        if self._engine.child is None:  # it is not spawned yet, waits for its restart, or is asleep
             await self._end_process(engine, None, 0.0)
-            self.engine.leave()
+            self._engine.leave()
         drain_seconds = self._settings.process.drain_timeout + EXTRA_SECONDS
         await self._end_process(gateway, self._gateway.child, drain_seconds, gently=True)
-        if self.engine.child is not None:
-            self.engine.leave()
-        await self._end_process(engine, self.engine.child, TERM_SECONDS)
+        if self._engine.child is not None:
+            self._engine.leave()
+        await self._end_process(engine, self._engine.child, TERM_SECONDS)
 
     async def _end_process(
         self,

@@ -7,17 +7,17 @@ full disk.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Final
 
 from llama_gguf.files.line_writer import LogWriter
 from llama_gguf.files.log_file import LogFile
+from llama_gguf.http1.exchange_record import ExchangeRecord
 from llama_gguf.memo import BoundedMemo
-from llama_gguf.scheduling.exchange import Exchange
+from llama_gguf.telemetry.batch import Batch
 
 
-def _facts(exchange: Exchange, wall_offset: float) -> dict[str, str | int | float]:
+def _facts(exchange: ExchangeRecord, wall_offset: float) -> dict[str, str | int | float]:
     ended_at = exchange.ended_at + wall_offset
     return {
         "time": f"{_TIMES[int(ended_at)]}{_milliseconds(ended_at % 1)}Z",
@@ -37,12 +37,12 @@ def _facts(exchange: Exchange, wall_offset: float) -> dict[str, str | int | floa
     }
 
 
-def as_json(exchange: Exchange, wall_offset: float) -> str:
+def as_json(exchange: ExchangeRecord, wall_offset: float) -> str:
     """One line. *wall_offset*: what to add to a time of *exchange* to get POSIX seconds."""
     return json.dumps(_facts(exchange, wall_offset))
 
 
-def as_text(exchange: Exchange, wall_offset: float) -> str:
+def as_text(exchange: ExchangeRecord, wall_offset: float) -> str:
     """``time key=value …``: values have no spaces, so that no field can forge another."""
     ended_at = exchange.ended_at + wall_offset
     second = int(ended_at)
@@ -70,7 +70,7 @@ def as_text(exchange: Exchange, wall_offset: float) -> str:
     )
 
 
-def _tokens(exchange: Exchange) -> str:
+def _tokens(exchange: ExchangeRecord) -> str:
     """Fields of responses with tokens. Unknown counts are left out, not 0."""
     text = f" first_token_ms={_tenths(exchange.first_token)}" if exchange.first_token_at else ""
     usage = exchange.usage
@@ -88,7 +88,7 @@ def _waited(queued: float) -> str:
     return f" queue_ms={_tenths(queued)} first_byte_ms="
 
 
-def _token_facts(exchange: Exchange) -> dict[str, int | float]:
+def _token_facts(exchange: ExchangeRecord) -> dict[str, int | float]:
     """The same for JSON."""
     pairs = (pair.split("=") for pair in _tokens(exchange).split())
     return {name: float(value) if "." in value else int(value) for name, value in pairs}
@@ -160,14 +160,14 @@ class AccessLog:
         file = LogFile(path, "access log", max_bytes=max_bytes, backups=backups)
         self._writer = LogWriter(file, max_waiting_bytes=MAX_WAITING_BYTES)
 
-    def add(self, exchanges: Iterable[Exchange]) -> None:
-        """Write a line for each of *exchanges* at the next ``flush``.
+    def take(self, batch: Batch) -> None:
+        """Write a line for each exchange of *batch* at the next ``flush``.
 
         They are formatted here, not by the thread: their data is in this core's cache, and costs
         another core four times as much to read.
         """
         line, wall_offset = self._line, self.wall_offset
-        lines = [line(exchange, wall_offset) for exchange in exchanges]
+        lines = [line(exchange, wall_offset) for exchange in batch.records]
         # Encoded here: the thread would hold the interpreter's lock for thousands of lines.
         self._text.append(("\n".join(lines) + "\n").encode())
         self._lines += len(lines)

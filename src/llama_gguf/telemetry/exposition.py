@@ -19,13 +19,15 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from llama_gguf.telemetry.metrics import METRICS, EngineMetric, Format, Gauges, Histogram, Metrics
+from llama_gguf.telemetry.formats import Format
+from llama_gguf.telemetry.histogram import Histogram
+from llama_gguf.telemetry.metrics import METRICS, EngineMetric, Gauges, Metrics
 
 
 def render(
-    metrics: Metrics, gauges: Gauges, engine: Iterable[EngineMetric], wanted: Format
+    metrics: Metrics, gauges: Gauges, engine: Iterable[EngineMetric], text_format: Format
 ) -> tuple[bytes, bytes]:
-    """Text of all metrics in the format *wanted*, which is not JSON, and its content type.
+    """Text of all metrics in the format *text_format*, which is not JSON, and its content type.
 
     Those of this process (``process_*``) are prometheus-client's own. It never receives a client's
     Accept field: it fails on a version that is not a number, and echoes all others.
@@ -33,7 +35,7 @@ def render(
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Snapshot(metrics, gauges, engine))
     ProcessCollector(registry=registry)
-    encode, content_type = choose_encoder(_ACCEPTS[wanted])
+    encode, content_type = choose_encoder(_ACCEPTS[text_format])
     return encode(registry), content_type.encode()
 
 

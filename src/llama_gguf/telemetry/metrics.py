@@ -6,95 +6,41 @@ ids from the file), so that no client can make them grow.
 
 from __future__ import annotations
 
-import enum
-from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar, get_args
 
-from llama_gguf.scheduling.exchange import Exchange
-from llama_gguf.telemetry.token_usage import Usage
+from llama_gguf.errors import CODES
+from llama_gguf.http1.exchange_record import ExchangeRecord, Phase, Usage
+from llama_gguf.telemetry.batch import Batch
+from llama_gguf.telemetry.histogram import (
+    DURATION_BUCKETS,
+    FIRST_BYTE_BUCKETS,
+    TOKEN_BUCKETS,
+    Histogram,
+    Histograms,
+)
 
 Type = Literal["counter", "gauge", "histogram"]
-
+Failure = Literal["connect", "no_answer", "broken_off", "timeout"]
+"""How the engine failed a request."""
+Result = Literal["success", "failure"]
+Label = TypeVar("Label", bound=str)
 
 OPERATION: Final = "gen_ai_operation_name"
 AUTH_FAILURES: Final = ("invalid_api_key", "key_expired")
 
 
-class Format(enum.Enum):
-    JSON = "json"
-    PROMETHEUS = "prometheus"
-    OPENMETRICS = "openmetrics"
-
-
-def wanted_format(accept: bytes, query: bytes) -> Format:
-    """The format of the metrics for a request with the field *accept* and this *query*."""
-    for part in accept.split(b","):
-        # Version 0 of OpenMetrics is a draft: its clients get Prometheus' text.
-        if part.strip().startswith(b"application/openmetrics-text") and b"version=0" not in part:
-            return Format.OPENMETRICS
-    is_text = b"openmetrics" in accept or b"text/plain" in accept
-    is_asked_for = b"format=prometheus" in query.split(b"&")
-    return Format.PROMETHEUS if is_text or is_asked_for else Format.JSON
-
-
-# Those of OpenTelemetry's GenAI conventions, extended: prompts on a CPU take longer, and tokens of
-# a small model less.
-FIRST_BYTE_BUCKETS: Final[tuple[float, ...]] = (
-    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
-    *(20.0, 40.0, 80.0, 160.0, 320.0),
-)
-TOKEN_BUCKETS: Final[tuple[float, ...]] = (
-    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0),
-    *(2.5, 5.0, 10.0),
-)
-DURATION_BUCKETS: Final[tuple[float, ...]] = tuple(0.01 * 2**n for n in range(19))
-
-
-class Histogram:
-    """Counts per bucket. ``counts[-1]`` is the number of values above all bounds.
-
-    Args:
-        bounds: upper bounds in seconds, ascending.
-    """
-
-    __slots__ = ("bounds", "counts", "sum")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
-
-    def observe(self, seconds: Sequence[float]) -> None:
-        # Sorted, since a search for each bound costs less than one for each value.
-        values = sorted(seconds)
-        counts = self.counts
-        below = 0
-        for bucket, bound in enumerate(self.bounds):
-            up_to = bisect_right(values, bound)
-            counts[bucket] += up_to - below
-            below = up_to
-            if below == len(values):
-                break
-        counts[-1] += len(values) - below
-        self.sum += sum(values)
-
-
-class Histograms(dict[str, Histogram]):
-    """By operation; created when it first occurs."""
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        super().__init__()
-        self._bounds = bounds
-
-    def __missing__(self, operation: str) -> Histogram:
-        histogram = self[operation] = Histogram(self._bounds)
-        return histogram
-
-
 MAX_LATEST: Final = 1024
+
+
+def _zeros(labels: Iterable[Label]) -> Counter[Label]:
+    """A counter with all of its labels.
+
+    Prometheus' ``increase`` misses the first event of a series that begins with it.
+    """
+    return Counter(dict.fromkeys(labels, 0))
 
 
 class Metrics:
@@ -102,11 +48,13 @@ class Metrics:
 
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, str, int]] = Counter()
-        self.rejections: Counter[str] = Counter()
-        self.client_disconnects: Counter[str] = Counter()
+        self.rejections: Counter[str] = _zeros(sorted(CODES))
+        self.client_disconnects: Counter[Phase] = _zeros(get_args(Phase))
         self.rate_limited: Counter[tuple[str, str]] = Counter()
-        self.backend_failures: Counter[str] = Counter()
-        self.keys_reload: Counter[str] = Counter()
+        self.backend_failures: Counter[Failure] = _zeros(get_args(Failure))
+        self.keys_reload: Counter[Result] = _zeros(get_args(Result))
+        self.last_reload_successful: int | None = None
+        """1 or 0; None before the first."""
         self.tokens: Counter[tuple[str, str]] = Counter()
         self.usage_unknown: Counter[str] = Counter()
         self.received_bytes = 0
@@ -119,15 +67,21 @@ class Metrics:
         """Seconds; the dashboard removes them when it charts them."""
 
     @property
-    def answered(self) -> int:
-        """Requests with a response of the engine: each is in a bucket of the queue wait."""
+    def responses(self) -> int:
+        """Responses of the engine: each is in a bucket of the queue wait."""
         return sum(self.queue_waits.counts)
 
-    def count(self, ended: Iterable[Exchange]) -> None:
+    def take(self, batch: Batch) -> None:
+        """Count the exchanges of *batch*, and their tokens."""
+        self.count(batch.records)
+        for key_id, counts in batch.counts.items():
+            self.count_tokens(key_id, counts)
+
+    def count(self, ended: list[ExchangeRecord]) -> None:
         """Count finished exchanges."""
-        answered: list[Exchange] = []
-        by_operation: dict[str, list[Exchange]] = {}
-        alike = answered  # those of the run's operation
+        served: list[ExchangeRecord] = []
+        by_operation: dict[str, list[ExchangeRecord]] = {}
+        alike = served  # those of the run's operation
         # Most in a batch are alike, and a run of those is counted at once.
         route, method, status, run = "", "", 0, 0
         received = sent = 0
@@ -142,15 +96,15 @@ class Metrics:
             run += 1
             received += exchange.bytes_in
             if exchange.first_byte_at:
-                answered.append(exchange)
+                served.append(exchange)
                 alike.append(exchange)
                 sent += exchange.bytes_out
         self.received_bytes += received
         self.sent_bytes += sent
         self._count_run(route, method, status, run)
-        waits = [e.queued for e in answered if e.queued_at]
+        waits = [e.queued for e in served if e.queued_at]
         self.queue_waits.observe(waits)
-        self.queue_waits.counts[0] += len(answered) - len(waits)  # most did not wait
+        self.queue_waits.counts[0] += len(served) - len(waits)  # most did not wait
         for operation, alike in by_operation.items():
             if operation and alike:
                 self._count_generated(operation, alike)
@@ -159,14 +113,14 @@ class Metrics:
         if run:
             self.requests[route, method, status] += run
 
-    def _count_generated(self, operation: str, answered: Sequence[Exchange]) -> None:
-        self.durations[operation].observe([e.ended_at - e.started_at for e in answered])
-        waits = [e.first_token_at - e.started_at for e in answered if e.first_token_at]
+    def _count_generated(self, operation: str, served: Sequence[ExchangeRecord]) -> None:
+        self.durations[operation].observe([e.ended_at - e.started_at for e in served])
+        waits = [e.first_token_at - e.started_at for e in served if e.first_token_at]
         if waits:
             self.first_tokens[operation].observe(waits)
             self.latest_first_tokens.extend(waits)
         paces = []
-        for exchange in answered:
+        for exchange in served:
             usage = exchange.usage
             if usage is not None:
                 pace = seconds_per_token(exchange, usage)
@@ -179,14 +133,19 @@ class Metrics:
         if paces:
             self.output_tokens[operation].observe(paces)
 
+    def count_reload(self, succeeded: bool) -> None:
+        """Count a load of the keys file."""
+        self.keys_reload["success" if succeeded else "failure"] += 1
+        self.last_reload_successful = int(succeeded)
+
     def count_tokens(self, key_id: str, counts: Sequence[int]) -> None:
-        """Count the tokens in *counts*, which has the order of ``usage_totals.COUNTS``."""
+        """Count the tokens in *counts*, which has the order of ``batch.COUNTS``."""
         for kind, count in zip(("prompt", "completion", "cached"), counts[2:5], strict=True):
             if count:
                 self.tokens[key_id, kind] += count
 
 
-def seconds_per_token(exchange: Exchange, usage: Usage) -> float | None:
+def seconds_per_token(exchange: ExchangeRecord, usage: Usage) -> float | None:
     """Of each token after the first; None if there is none, or the time is unknown."""
     if usage.completion is None or usage.completion < 2:
         return None
@@ -403,6 +362,12 @@ METRICS: Final = (
         ("result",),
     ),
     Metric(
+        "llama_gguf_keys_last_reload_successful",
+        "gauge",
+        "1 if the last reload of the keys file succeeded, else 0; absent without authentication.",
+        lambda m, _: m.last_reload_successful,
+    ),
+    Metric(
         "llama_gguf_keys_next_expiry_seconds",
         "gauge",
         "Time until the next valid key expires; absent if none expires.",
@@ -449,27 +414,3 @@ METRICS: Final = (
         (OPERATION,),
     ),
 )
-
-
-def as_json(
-    metrics: Metrics, gauges: Gauges, engine: Iterable[EngineMetric] = ()
-) -> dict[str, object]:
-    """All metrics as JSON: values by name, with one row for each combination of labels."""
-    ours = {metric.name: _plain(metric, metric.samples(metrics, gauges)) for metric in METRICS}
-    return ours | {metric.name: metric.value for metric in engine}
-
-
-def _plain(metric: Metric, found: Sequence[Sample]) -> object:
-    if not metric.labels:
-        return _value(found[0][1]) if found else None
-    return [
-        dict(zip(metric.labels, values, strict=True)) | {"value": _value(number)}
-        for values, number in found
-    ]
-
-
-def _value(number: Number) -> object:
-    if not isinstance(number, Histogram):
-        return number
-    buckets = dict(zip([f"{b:g}" for b in number.bounds], number.counts, strict=False))
-    return {"count": sum(number.counts), "sum": number.sum, "buckets": buckets}

@@ -47,7 +47,7 @@ class _Step:
     first_tokens: Sequence[float]
 
 
-class Ring:
+class History:
     """The steps of one gateway.
 
     Args:
@@ -87,7 +87,7 @@ class Ring:
         seconds = sum(step.seconds for step in steps)
         return _rates(steps, seconds) | _quantiles(times)
 
-    def history(self) -> dict[str, list[float | None]]:
+    def series(self) -> dict[str, list[float | None]]:
         """All steps, the oldest first, as one list for each number."""
         rows = [
             _rates([step], step.seconds)

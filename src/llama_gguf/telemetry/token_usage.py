@@ -20,6 +20,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+from llama_gguf.http1.exchange_record import Usage
 from llama_gguf.memo import BoundedMemo
 
 OPENING_BYTES: Final = 1024
@@ -38,43 +39,6 @@ _TOTAL_NAMES: Final = frozenset([b"total_tokens", b"predicted_n"])
 """With one of these, missing output tokens mean that there are none."""
 
 Numbers = Mapping[bytes, bytes]
-
-
-class Usage:
-    """Token counts of one response; None for those that it did not report.
-
-    Args:
-        prompt: tokens of the prompt, including those that were *cached*.
-        completion: tokens of the output.
-        cached: tokens that the engine did not have to process again.
-        generating: seconds that the engine took for *completion*.
-        is_whole: whether all counts were reported; an embedding has only those of the prompt.
-    """
-
-    __slots__ = ("cached", "completion", "generating", "is_whole", "prompt")
-
-    def __init__(
-        self,
-        prompt: int | None,
-        completion: int | None,
-        cached: int | None,
-        generating: float | None = None,
-        is_whole: bool = True,
-    ) -> None:
-        self.prompt = prompt
-        self.completion = completion
-        self.cached = cached
-        self.generating = generating
-        self.is_whole = is_whole
-
-    def __repr__(self) -> str:
-        what = (self.prompt, self.completion, self.cached, self.generating, self.is_whole)
-        return f"Usage{what}"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Usage) and repr(self) == repr(other)
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 def _number(digits: bytes) -> int:

@@ -1,4 +1,4 @@
-"""Keeps the ledger across restarts, in a small file that is written off the event loop.
+"""Keeps the usage totals across restarts, in a small file that is written off the event loop.
 
 A crash loses the usage since the last write, a few seconds. Errors never prevent the gateway from
 serving: an unreadable file is renamed; a file that cannot be written causes one warning, and is
@@ -27,7 +27,7 @@ from llama_gguf.files import stamps
 from llama_gguf.files.atomic import replace_file
 from llama_gguf.net.clock import wall_now
 from llama_gguf.net.threads import pause, run_detached, start_detached
-from llama_gguf.telemetry.usage_totals import Ledger
+from llama_gguf.telemetry.usage_totals import UsageTotals
 
 _log: Final = EventLog(__name__)
 
@@ -47,21 +47,21 @@ class _Job:
     """What one update of the file has to write, if anything."""
 
     text: str
-    """Our whole ledger, for a file that only this process has written; else empty."""
-    unsaved: Ledger | None
-    """What was added to our ledger since the last update, for a file that others have changed."""
+    """All of our totals, for a file that only this process has written; else empty."""
+    unsaved: UsageTotals | None
+    """What was added to our totals since the last update, for a file that others have changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Sum:
     """The content of the file after an update, if others had changed it."""
 
-    ledger: Ledger
+    totals: UsageTotals
     stamp: stamps.Stamp | None
 
 
-class LedgerFile:
-    """The file of one ledger.
+class UsageStore:
+    """The file with the usage of one instance.
 
     Args:
         path: a missing folder is created.
@@ -72,44 +72,44 @@ class LedgerFile:
         self._path = path
         self._wall = wall
         self._stamp: stamps.Stamp | None = None
-        """Of the file that our ledger is based on; it differs if others have written since."""
-        self._unsaved: Ledger | None = None
-        """Taken from our ledger, and not yet in the file."""
+        """Of the file that our totals are based on; it differs if others have written since."""
+        self._unsaved: UsageTotals | None = None
+        """Taken from our totals, and not yet in the file."""
         self._has_warned = False
         self._lock = threading.Lock()
         """Held from the creation of a job until it is done, so that jobs run in order."""
 
-    def load(self, now: float) -> Ledger:
-        """The ledger in the file; a new one that begins at *now*, if there is none to read."""
+    def load(self, now: float) -> UsageTotals:
+        """The totals in the file; new ones that begin at *now*, if there are none to read."""
         # Before the read, so that a change meanwhile is not missed.
         self._stamp = stamps.stamp(self._path)
         try:
-            ledger = self._read() or Ledger(now)
+            totals = self._read() or UsageTotals(now)
         except OSError as error:
             self._rename_unreadable(error)
-            ledger = Ledger(now)
-        ledger.open()  # now, while there are no streams to delay
-        return ledger
+            totals = UsageTotals(now)
+        totals.open()  # now, while there are no streams to delay
+        return totals
 
-    async def keep(self, ledger: Ledger) -> None:
+    async def keep(self, totals: UsageTotals) -> None:
         """Update the file periodically."""
         while True:
             await asyncio.sleep(EVERY_SECONDS)
-            await self.look(ledger)
+            await self.update(totals)
 
-    async def look(self, ledger: Ledger) -> None:
-        """Write what is new in *ledger*, and load what is new in the file."""
+    async def update(self, totals: UsageTotals) -> None:
+        """Write what is new in *totals*, and load what is new in the file."""
         self._lock.acquire()  # does not block: the previous update was awaited
-        is_due = ledger.has_changed or self._unsaved is not None
-        job = _Job(ledger.dump() if is_due else "", ledger.take_unsaved())
+        is_due = totals.has_changed or self._unsaved is not None
+        job = _Job(totals.dump() if is_due else "", totals.take_unsaved())
         found = await run_detached(lambda: self._do(job))
         if found is not None:
-            ledger.rebase(found.ledger, self._wall())
+            totals.rebase(found.totals, self._wall())
             self._stamp = found.stamp
 
-    def write_last(self, ledger: Ledger, within_seconds: float) -> None:
-        """Write what is new in *ledger*; wait at most *within_seconds*, since a disk may hang."""
-        job = _Job(ledger.dump(), ledger.take_unsaved())
+    def write_last(self, totals: UsageTotals, within_seconds: float) -> None:
+        """Write what is new in *totals*; wait at most *within_seconds*, since a disk may hang."""
+        job = _Job(totals.dump(), totals.take_unsaved())
 
         def write() -> None:
             self._lock.acquire()
@@ -155,7 +155,7 @@ class LedgerFile:
             stamp = stamps.stamp(self._path)
             found = self._read() if stamp != self._stamp else None
             if found is None and stamp != self._stamp and self._unsaved is None:
-                self._unsaved = Ledger(self._wall())  # the file is gone, with what was saved
+                self._unsaved = UsageTotals(self._wall())  # the file is gone, with what was saved
             if self._unsaved is not None and (found is not None or job.text):
                 if found is not None:
                     found.merge(self._unsaved, self._wall())
@@ -168,11 +168,11 @@ class LedgerFile:
         self._stamp = stamp
         return None
 
-    def _read(self) -> Ledger | None:
-        """The ledger in the file; None if the file is missing or unreadable."""
+    def _read(self) -> UsageTotals | None:
+        """The totals in the file; None if the file is missing or unreadable."""
         try:
             with open(self._path, encoding="utf-8") as file:
-                return Ledger.load(file.read(MAX_FILE_BYTES), pause)
+                return UsageTotals.load(file.read(MAX_FILE_BYTES), pause)
         except FileNotFoundError:
             return None
         except ValueError as error:  # UnicodeDecodeError is one

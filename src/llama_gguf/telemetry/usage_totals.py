@@ -14,21 +14,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from llama_gguf.http1.routes import Kind
-from llama_gguf.scheduling.exchange import Exchange
+from llama_gguf.telemetry.batch import COUNTS, Batch, Counts
 
-COUNTS: Final = (
-    "requests",
-    "errors",
-    "prompt_tokens",
-    "completion_tokens",
-    "cached_tokens",
-    "answers_without_usage",
-)
-"""What is counted, in the order in which it is stored."""
 WINDOWS: Final[Mapping[str, tuple[float, int]]] = {
     "last_minute": (5.0, 12),
     "last_hour": (300.0, 12),
@@ -41,10 +31,6 @@ MAX_ADDITIONS: Final = 1000
 LINES_PER_PAUSE: Final = 64
 """Some 0.5 ms of work."""
 FORMAT: Final = 1
-_PROXIED: Final = Kind.PROXIED
-
-Counts = list[int]
-"""One number for each of ``COUNTS``."""
 _UNREAD: Final[Counts] = []
 
 # The layout of ``dump``: lines that can be read one by one.
@@ -56,40 +42,6 @@ _SPAN: Final = rf'"-?[0-9]{{1,12}}":{_COUNTS}'
 _SPANS: Final = rf"\{{(?:{_SPAN}(?:,{_SPAN})*)?\}}"
 _NUMBERS: Final = ",".join([f'"total":{_COUNTS}', *(f'"{name}":{_SPANS}' for name in WINDOWS)])
 _LINE: Final = re.compile(rf'"([A-Za-z0-9_-]{{1,64}})":(\{{{_NUMBERS}\}}),?')
-
-
-def counts_of(ended: Iterable[Exchange]) -> dict[str, Counts]:
-    """The sums of finished exchanges, by key id.
-
-    Without a key id (``-``), only exchanges with a response of the engine count: those of a gateway
-    that requires no keys.
-    """
-    found: dict[str, Counts] = {}
-    last, counts = None, _none()
-    for exchange in ended:
-        route, key_id = exchange.request.route, exchange.key_id
-        if route.kind is not _PROXIED:
-            continue
-        if key_id == "-" and (not exchange.first_byte_at or route.needs_no_key):
-            continue
-        if key_id != last:  # usually the key is the same as before
-            last, counts = key_id, found.setdefault(key_id, _none())
-        counts[0] += 1
-        if exchange.status >= 400:
-            counts[1] += 1
-            continue
-        usage = exchange.usage
-        if usage is not None:
-            counts[2] += usage.prompt or 0
-            counts[3] += usage.completion or 0
-            counts[4] += usage.cached or 0
-        if route.operation and (usage is None or not usage.is_whole):
-            counts[5] += 1
-    return found
-
-
-def _none() -> Counts:
-    return [0] * len(COUNTS)
 
 
 def _named(counts: Sequence[int]) -> dict[str, int]:
@@ -134,7 +86,7 @@ class _Window:
         return total
 
 
-class _Account:
+class _KeyUsage:
     """One key's numbers. Those from a file stay text until they are needed."""
 
     __slots__ = ("text", "total", "windows")
@@ -160,7 +112,7 @@ class _Account:
             window.add(counts, now)
         self.text = ""
 
-    def merge(self, other: _Account, now: float) -> None:
+    def merge(self, other: _KeyUsage, now: float) -> None:
         other.open()
         _add(self.total, other.total)
         for name, window in self.windows.items():
@@ -179,7 +131,7 @@ class _Account:
         return {"total": _named(self.total), **windows}
 
 
-class Ledger:
+class UsageTotals:
     """The usage of one instance, by key.
 
     Args:
@@ -190,34 +142,39 @@ class Ledger:
     def __init__(self, since: float, *, max_keys: int = MAX_KEYS) -> None:
         self.since = since
         self._max_keys = max_keys
-        self._accounts: dict[str, _Account] = {}
+        self._by_key: dict[str, _KeyUsage] = {}
         self._additions: list[tuple[str, Sequence[int], float]] = []
         """Since the last ``take_unsaved``, unless they are in ``_unsaved``."""
-        self._unsaved: Ledger | None = None
+        self._unsaved: UsageTotals | None = None
+
+    def take(self, batch: Batch) -> None:
+        """Add the usage in *batch*."""
+        for key_id, counts in batch.counts.items():
+            self.add(key_id, counts, batch.now)
 
     def add(self, key_id: str, counts: Sequence[int], now: float) -> None:
         """Add *counts*, one for each of ``COUNTS``, to the usage of *key_id*."""
-        self._account(key_id).add(counts, now)
+        self._of(key_id).add(counts, now)
         self._additions.append((key_id, counts, now))  # added up when they are taken
         if len(self._additions) >= MAX_ADDITIONS:
             self._add_up()
 
-    def _account(self, key_id: str) -> _Account:
+    def _of(self, key_id: str) -> _KeyUsage:
         # Moved to the end, so that the first key is the least recently used.
-        account = self._accounts.pop(key_id, None) or _Account()
-        self._accounts[key_id] = account
-        if not account.windows:
-            account.open()
-        if len(self._accounts) > self._max_keys:
-            del self._accounts[next(iter(self._accounts))]
-        return account
+        usage = self._by_key.pop(key_id, None) or _KeyUsage()
+        self._by_key[key_id] = usage
+        if not usage.windows:
+            usage.open()
+        if len(self._by_key) > self._max_keys:
+            del self._by_key[next(iter(self._by_key))]
+        return usage
 
     def _add_up(self) -> None:
         if not self._additions:
             return
-        unsaved = self._unsaved or Ledger(self.since, max_keys=self._max_keys)
+        unsaved = self._unsaved or UsageTotals(self.since, max_keys=self._max_keys)
         for key_id, counts, now in self._additions:
-            unsaved._account(key_id).add(counts, now)
+            unsaved._of(key_id).add(counts, now)
         self._additions, self._unsaved = [], unsaved
 
     @property
@@ -225,51 +182,51 @@ class Ledger:
         """Since the last ``take_unsaved``."""
         return bool(self._additions) or self._unsaved is not None
 
-    def take_unsaved(self) -> Ledger | None:
-        """What was added since the last call, as a separate ledger; None if nothing was."""
+    def take_unsaved(self) -> UsageTotals | None:
+        """What was added since the last call, as separate totals; None if nothing was."""
         self._add_up()
         taken, self._unsaved = self._unsaved, None
         return taken
 
-    def merge(self, other: Ledger, now: float) -> None:
+    def merge(self, other: UsageTotals, now: float) -> None:
         """Add everything in *other*, which counts as saved."""
         self.since = min(self.since, other.since)
-        for key_id, account in other._accounts.items():
-            self._account(key_id).merge(account, now)
+        for key_id, usage in other._by_key.items():
+            self._of(key_id).merge(usage, now)
 
-    def rebase(self, saved: Ledger, now: float) -> None:
+    def rebase(self, saved: UsageTotals, now: float) -> None:
         """Continue from *saved*, which has what was taken, but not what was added since."""
         self._add_up()
-        for key_id, account in saved._accounts.items():
-            known = self._accounts.get(key_id)
-            if known is not None and known.text and known.text == account.text:
-                saved._accounts[key_id] = known  # which may be parsed already
-        self.since, self._accounts = saved.since, saved._accounts
+        for key_id, usage in saved._by_key.items():
+            known = self._by_key.get(key_id)
+            if known is not None and known.text and known.text == usage.text:
+                saved._by_key[key_id] = known  # which may be parsed already
+        self.since, self._by_key = saved.since, saved._by_key
         if self._unsaved is not None:
             self.merge(self._unsaved, now)
 
     def open(self) -> None:
         """Parse all numbers now, instead of when they are needed."""
-        for account in self._accounts.values():
-            account.open()
+        for usage in self._by_key.values():
+            usage.open()
 
     def view(self, key_id: str, now: float) -> dict[str, object]:
         """The numbers of *key_id* by name; zeros if it has not used anything."""
-        return {"key_id": key_id} | (self._accounts.get(key_id) or _Account()).view(now)
+        return {"key_id": key_id} | (self._by_key.get(key_id) or _KeyUsage()).view(now)
 
     def views(self, now: float) -> list[dict[str, object]]:
         """The numbers of every key that has used something, sorted by key id."""
-        return [self.view(key_id, now) for key_id in sorted(self._accounts)]
+        return [self.view(key_id, now) for key_id in sorted(self._by_key)]
 
     # Across restarts ----------------------------------------------------------------------------
 
     def dump(self) -> str:
-        """The ledger as text for ``load``. Keys that have not changed cost little."""
-        keys = ",\n".join(f"{json.dumps(k)}:{a.dump()}" for k, a in self._accounts.items())
+        """The totals as text for ``load``. Keys that have not changed cost little."""
+        keys = ",\n".join(f"{json.dumps(k)}:{a.dump()}" for k, a in self._by_key.items())
         return f'{{"format":{FORMAT},"since":{self.since!r},"keys":{{\n{keys}\n}}}}\n'
 
     @classmethod
-    def load(cls, text: str, pause: Callable[[], None] | None = None) -> Ledger:
+    def load(cls, text: str, pause: Callable[[], None] | None = None) -> UsageTotals:
         """Undo ``dump``.
 
         Args:
@@ -280,20 +237,20 @@ class Ledger:
             ValueError: *text* is not in the format of ``dump``.
         """
         try:
-            read, accounts = _read_lines(text, pause) or _read_whole(text)
+            read, by_key = _read_lines(text, pause) or _read_whole(text)
             if read["format"] != FORMAT:
                 raise ValueError("its format is that of another version")
-            ledger = cls(_moment(read["since"]))
-            ledger._accounts = accounts
+            totals = cls(_moment(read["since"]))
+            totals._by_key = by_key
         except (KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise ValueError(f"it is incomplete: {error!r}") from None
-        return ledger
+        return totals
 
 
 def _read_lines(
     text: str, pause: Callable[[], None] | None
-) -> tuple[Any, dict[str, _Account]] | None:
-    """The ledger in *text*, line by line; None if its layout is not that of ``dump``.
+) -> tuple[Any, dict[str, _KeyUsage]] | None:
+    """The totals in *text*, line by line; None if its layout is not that of ``dump``.
 
     Lines are checked, not parsed: parsing 10,000 keys at every update would create so much garbage
     that its collection blocks all threads.
@@ -302,18 +259,18 @@ def _read_lines(
     lines, _, after = rest.rpartition(_AFTER_KEYS)
     if after.strip():
         return None
-    accounts: dict[str, _Account] = {}
+    by_key: dict[str, _KeyUsage] = {}
     for number, line in enumerate(lines.split("\n"), 1):
         if pause is not None and not number % LINES_PER_PAUSE:
             pause()
         match = _LINE.fullmatch(line)
         if match is None:
             return None
-        accounts[match[1]] = _Account(match[2])
-    return json.loads(f"{head}{_BEFORE_KEYS}}}}}"), accounts
+        by_key[match[1]] = _KeyUsage(match[2])
+    return json.loads(f"{head}{_BEFORE_KEYS}}}}}"), by_key
 
 
-def _read_whole(text: str) -> tuple[Any, dict[str, _Account]]:
+def _read_whole(text: str) -> tuple[Any, dict[str, _KeyUsage]]:
     read: Any = json.loads(text)
     return read, {key_id: _loaded(numbers) for key_id, numbers in read["keys"].items()}
 
@@ -324,12 +281,12 @@ def _moment(value: object) -> float:
     raise ValueError("its start time is invalid")
 
 
-def _loaded(read: Mapping[str, Any]) -> _Account:
-    account = _Account()
-    account.total = _counts(read["total"])
-    for name, window in account.windows.items():
+def _loaded(read: Mapping[str, Any]) -> _KeyUsage:
+    usage = _KeyUsage()
+    usage.total = _counts(read["total"])
+    for name, window in usage.windows.items():
         window.spans = {int(span): _counts(counts) for span, counts in read[name].items()}
-    return account
+    return usage
 
 
 def _counts(values: object) -> Counts:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import llama_gguf
-from llama_gguf.cli import reference
+from docs import reference
 from llama_gguf.cli.main import COMMANDS
 from llama_gguf.config import settings as settings_module
 from llama_gguf.config.load import load

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from llama_gguf.cli import plan
 from llama_gguf.cli.terminal import download_meter
 from llama_gguf.config.load import load
 from llama_gguf.config.platform import resolve
@@ -13,6 +12,7 @@ from llama_gguf.config.schema import ModelSettings
 from llama_gguf.errors import UserError
 from llama_gguf.models.model_file import read_model
 from llama_gguf.models.pull import KNOWN_FILES
+from llama_gguf.supervisor import plan
 from tests.support.gguf_files import gguf, part
 
 
@@ -76,10 +76,10 @@ def test_a_fetched_file_is_checked_before_it_is_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = model_at(tmp_path / "models" / "m.gguf", gguf())
-    asked = []
+    pulled = []
 
     def pull(name: str, folder: str, **_: object) -> SimpleNamespace:
-        asked.append((name, folder))
+        pulled.append((name, folder))
         return SimpleNamespace(path=str(path))
 
     monkeypatch.setattr(plan, "pull", pull)
@@ -88,7 +88,7 @@ def test_a_fetched_file_is_checked_before_it_is_served(
     model = plan.fetch_model(wanted, {}, download_meter)
 
     assert model.path == str(path)
-    assert asked == [("smollm2", f"{tmp_path}/models")]
+    assert pulled == [("smollm2", f"{tmp_path}/models")]
 
 
 # Models that are present --------------------------------------------------------------------------
@@ -133,20 +133,6 @@ def test_a_model_is_described_in_one_line(tmp_path: Path) -> None:
     text = plan.model_text(read_model(str(path)))
 
     assert text == f"{path} (llama, 0M parameters, F32, context 128, 0.0 MB)"
-
-
-# Keys ---------------------------------------------------------------------------------------------
-
-
-def test_a_missing_keys_file_has_no_keys(tmp_path: Path) -> None:
-    assert len(plan.keys_in(str(tmp_path / "api_keys.txt"))) == 0
-
-
-def test_a_dangling_link_is_not_a_missing_file(tmp_path: Path) -> None:
-    (tmp_path / "api_keys.txt").symlink_to(tmp_path / "gone")
-
-    with pytest.raises(UserError):
-        plan.keys_in(str(tmp_path / "api_keys.txt"))
 
 
 # Facts --------------------------------------------------------------------------------------------

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from llama_gguf.cli.fetch import fetch, progress_in, reporting
 from llama_gguf.config.load import load
 from llama_gguf.config.platform import resolve
 from llama_gguf.config.schema import ModelSettings
 from llama_gguf.errors import UserError
 from llama_gguf.models.landing import Meter
+from llama_gguf.supervisor.fetch import fetch, progress_in, reporting
 from tests.support.file_server import FileServer
 from tests.support.gguf_files import METADATA, Tensor, gguf
 from tests.support.processes import until

@@ -1,4 +1,4 @@
-"""Generates the reference pages from code: ``python -m llama_gguf.cli.reference [--check]``.
+"""Generates the reference pages from code: ``python -m docs.reference [--check]``.
 
 Settings, flags, metrics and error codes are each declared in one place, in code. These
 pages are generated from it, and ``--check`` lists those that are out of date.
@@ -118,7 +118,10 @@ def metrics_page() -> str:
             "also has the usual `process_*`, and llama-server's metrics as `llama_gguf_engine_*` "
             "([observability.md](observability.md)).\n\nIn JSON, the names of counters have no "
             "`_total`, and each bucket of a histogram counts only its own range; in the text "
-            "format, buckets are cumulative.\n",
+            "format, buckets are cumulative.\n\nCounters by `reason`, `phase`, `kind` or `result` "
+            "have all of their series from the start, at 0, so that Prometheus' `increase` "
+            "includes the first event. Series by key, route or operation begin with their first "
+            "event.\n",
             "| name | type | labels | meaning |\n|---|---|---|---|",
             *rows,
             "",
@@ -238,7 +241,7 @@ def modules_page() -> str:
         "# Modules\n",
         "The first line of each module's docstring. Permitted imports: "
         "`cli → supervisor → gateway → scheduling, access, engines, models, telemetry → "
-        "http1, net, files → config, events → errors`, "
+        "http1, net, files → config, events, memo, transitions → errors`, "
         "only to the right. [architecture.md](architecture.md) describes how they work together.\n",
     ]
     package = Path(llama_gguf.__file__).parent

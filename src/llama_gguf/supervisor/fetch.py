@@ -25,7 +25,7 @@ OnProgress = Callable[[str, float | None], None]
 
 END_SECONDS: Final = 5.0
 REPORT_SECONDS: Final = 0.5
-LAST_WORDS_SECONDS: Final = 1.0
+LAST_LINES_SECONDS: Final = 1.0
 
 
 async def fetch(
@@ -53,15 +53,15 @@ async def fetch(
         raise
     finally:
         os.close(theirs)
-    listening = asyncio.get_running_loop().create_task(_listen(ours, on_progress))
+    reading = asyncio.get_running_loop().create_task(_read_progress(ours, on_progress))
     try:
         status = await child.wait()
     except asyncio.CancelledError:
         await child.interrupt(within_seconds=END_SECONDS)
         raise
     finally:
-        await asyncio.wait([listening], timeout=LAST_WORDS_SECONDS)
-        listening.cancel()
+        await asyncio.wait([reading], timeout=LAST_LINES_SECONDS)
+        reading.cancel()
     if status:
         raise UserError("the model could not be fetched; see the reason above.")
 
@@ -75,7 +75,7 @@ def _environ_of_pull(settings: ModelSettings, environ: Mapping[str, str]) -> dic
     }
 
 
-async def _listen(descriptor: int, on_progress: OnProgress) -> None:
+async def _read_progress(descriptor: int, on_progress: OnProgress) -> None:
     reader = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb", buffering=0)

@@ -1,4 +1,4 @@
-"""Decisions of a start, shared by `serve` and `check`: ports, model, keys."""
+"""Decisions of a start, shared by `serve` and `check`: ports and model."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import os
 import re
 from collections.abc import Mapping
 
-from llama_gguf.access import key_file
-from llama_gguf.access.keys import KeyRing
 from llama_gguf.config.schema import ListenSettings, ModelSettings, UpstreamSettings
 from llama_gguf.config.settings import variable
 from llama_gguf.errors import UserError
@@ -107,12 +105,3 @@ def facts_of(model: Model, *, ctx: int, engine_version: str) -> dict[str, str | 
         "engine_version": engine_version,
     }
     return {name: value for name, value in known.items() if value}
-
-
-def keys_in(path: str) -> KeyRing:
-    """The keys in the file at *path*; none if the file does not exist.
-
-    Raises:
-        UserError: it exists and cannot be read.
-    """
-    return KeyRing.parse(key_file.read(path) if os.path.lexists(path) else "")

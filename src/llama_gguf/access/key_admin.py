@@ -1,0 +1,245 @@
+"""Changes of the keys file: keys are created, revoked, rotated, imported, and reduced to digests.
+
+Each change is one edit of the file, so that concurrent ones lose nothing. Secrets are returned to
+the caller and never logged. ``key_file.py`` has the I/O, ``keys.py`` the format.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from llama_gguf.access import key_file, keys
+from llama_gguf.access.keys import Key, KeyRing, Merged
+from llama_gguf.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    key: Key
+    secret: str = field(repr=False)
+    line: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Rotated:
+    """A key with a new secret, and the fate of its old ones."""
+
+    new: NewKey
+    kept: tuple[Key, ...]
+    """Old secrets that stay valid during the grace period."""
+    ended: int
+    """The number of old secrets that were invalidated."""
+
+
+def keys_in(path: str) -> KeyRing:
+    """The keys in the file at *path*; none if the file does not exist.
+
+    Raises:
+        UserError: it exists and cannot be read.
+    """
+    return KeyRing.parse(key_file.read(path) if os.path.lexists(path) else "")
+
+
+def create(
+    path: str,
+    *,
+    name: str,
+    rate_limit: int | None = None,
+    expires_at: float | None = None,
+    hashed: bool = False,
+) -> NewKey:
+    """Create a key and add it to the file at *path*.
+
+    Args:
+        path: the keys file; created if it is missing.
+        name: the key's id.
+        rate_limit: requests a minute; None for the gateway's default.
+        expires_at: POSIX seconds; None for never.
+        hashed: store only the digest, so that the secret exists only in the return value.
+
+    Raises:
+        UserError: the name is invalid or in use, or the file cannot be written.
+    """
+    new = _new_key(name, rate_limit=rate_limit, expires_at=expires_at, hashed=hashed)
+
+    def add(text: str) -> str:
+        text = keys.without_ended(text, _now())
+        if KeyRing.parse(text).named(new.key.key_id):
+            raise UserError(
+                f"{path} already has a key {name}; use another --name, "
+                f"or replace its secret with: llama-gguf keys rotate {name}"
+            )
+        return keys.add_line(text or keys.NEW_FILE, new.line)
+
+    key_file.edit(path, add)
+    return new
+
+
+def remove(path: str, name: str) -> int:
+    """Revoke the key *name*, or the old secret of that id. Returns how many secrets ended.
+
+    Raises:
+        UserError: there is none, or the file cannot be written.
+    """
+    now = _now()
+    removed: list[Key] = []
+
+    def without(text: str) -> str:
+        text = keys.without_ended(text, now)
+        removed[:] = _secrets_of(text, name, path)
+        return keys.replace(text, name)
+
+    key_file.edit(path, without)
+    return _count_valid(removed, now)
+
+
+def rotate(path: str, name: str, *, grace_ends: float | None) -> Rotated:
+    """Replace the secret of the key *name*.
+
+    Args:
+        path: the keys file.
+        name: the key's id.
+        grace_ends: POSIX seconds until which its old secrets stay valid; None to end them now.
+
+    Raises:
+        UserError: there is no such key, it has expired, or the file cannot be written.
+    """
+    now = _now()
+    done: list[Rotated] = []
+
+    def with_new_secret(text: str) -> str:
+        text = keys.without_ended(text, now)
+        old = _secrets_of(text, name, path)
+        latest = old[0]
+        _check_can_be_rotated(latest, name, now)
+        new = _new_key(
+            latest.key_id,
+            rate_limit=latest.rate_limit,
+            expires_at=latest.expires_at,
+            hashed=latest.hashed,
+        )
+        retired = [] if grace_ends is None else [_retired_line(key, grace_ends) for key in old]
+        kept = tuple(KeyRing.parse("\n".join(retired)).keys)
+        done.append(Rotated(new, kept, ended=0 if kept else _count_valid(old, now)))
+        return keys.replace(text, latest.key_id, new.line, *retired)
+
+    key_file.edit(path, with_new_secret)
+    return done[-1]
+
+
+def import_keys(path: str, other: str, *, source: str, prefix: str, hashes: bool) -> Merged:
+    """Add the keys of *other*, the text of another file.
+
+    Args:
+        path: the keys file; created if it is missing.
+        other: a keys file, or a list of bare keys.
+        source: its name, for errors.
+        prefix: of ids for bare keys.
+        hashes: store only digests.
+
+    Raises:
+        UserError: a line of *other* is invalid, or the file cannot be written.
+    """
+    done: list[Merged] = []
+
+    def merge(text: str) -> str:
+        text = keys.without_ended(text, _now())
+        merged = keys.merge(text, other, prefix=prefix, hashes=hashes)
+        if merged.problems:
+            lines = "".join(f"\n  line {p.line}: {p.reason}" for p in merged.problems)
+            raise UserError(f"nothing was imported, because of these lines of {source}:{lines}")
+        done.append(merged)
+        return merged.text if merged.added else text
+
+    key_file.edit(path, merge)
+    return done[-1]
+
+
+def hash_secrets(path: str) -> int:
+    """Replace all secrets in the file by their digests. Returns how many were replaced.
+
+    Raises:
+        UserError: the file is missing (the path may be mistyped), or cannot be written.
+    """
+    key_file.read(path)
+    done: list[int] = []
+
+    def without_secrets(text: str) -> str:
+        text, changed = keys.hash_secrets(text)
+        done.append(changed)
+        return text
+
+    key_file.edit(path, without_secrets)
+    return done[-1]
+
+
+# Pieces -------------------------------------------------------------------------------------------
+
+
+def _now() -> float:
+    return datetime.now(UTC).timestamp()
+
+
+def _new_key(
+    name: str, *, rate_limit: int | None, expires_at: float | None, hashed: bool
+) -> NewKey:
+    secret = "sk-" + secrets.token_urlsafe(32)
+    try:
+        line = keys.format_line(
+            name,
+            keys.hashed(secret) if hashed else secret,
+            rate_limit=rate_limit,
+            expires_at=expires_at,
+        )
+    except ValueError as wanted:
+        raise UserError(f"cannot create the key {name!a}: {wanted}", exit_status=2) from None
+    (key,) = KeyRing.parse(line).keys
+    if key.is_retired:
+        raise UserError(
+            f"cannot create the key {name!a}: an id that ends in -old- and six hexadecimal digits "
+            f"is reserved for old secrets of {key.key_id}",
+            exit_status=2,
+        )
+    return NewKey(key, secret, line)
+
+
+def _secrets_of(text: str, name: str, path: str) -> list[Key]:
+    found = KeyRing.parse(text).secrets_of(name)
+    if not found:
+        raise UserError(
+            f"there is no key {name!a} in {path}; "
+            f"list its keys with: llama-gguf keys list --file {path}"
+        )
+    return found
+
+
+def _check_can_be_rotated(key: Key, name: str, now: float) -> None:
+    if name != key.key_id:
+        raise UserError(
+            f"{name} is an old secret of {key.key_id}: "
+            f"rotate {key.key_id}, or remove {name} to end it"
+        )
+    if key.is_expired(now):
+        raise UserError(
+            f"{key.key_id} has expired, and a new secret would expire with it; "
+            f"remove it and generate a new key"
+        )
+
+
+def _retired_line(old: Key, grace_ends: float) -> str:
+    """The line that keeps an old secret valid during its grace period, by its digest."""
+    if old.is_retired:
+        line_id, ends = old.retired_as, old.expires_at
+    else:
+        line_id = keys.retired_id(old.key_id, secrets.token_hex(3))
+        # A grace period ends with the key's own expiration at the latest.
+        ends = grace_ends if old.expires_at is None else min(grace_ends, old.expires_at)
+    digest = keys.stored_digest(old.digest)
+    return keys.format_line(line_id, digest, rate_limit=old.rate_limit, expires_at=ends)
+
+
+def _count_valid(secrets_of_key: list[Key], now: float) -> int:
+    return sum(not key.is_expired(now) for key in secrets_of_key)

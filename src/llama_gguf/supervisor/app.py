@@ -1,0 +1,222 @@
+"""Composes `serve`: listeners, health server, preparation, supervisor.
+
+The command parses and prints; what people see meanwhile goes to its ``Display``. The order here is
+part of the behaviour: all that can be checked is checked before any process is started, and the
+health server responds before that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from types import FrameType
+from typing import NoReturn, Protocol
+
+from llama_gguf.config import settings as settings_module
+from llama_gguf.config.parsers import as_text
+from llama_gguf.config.settings import Settings
+from llama_gguf.engines.address import EngineAddress
+from llama_gguf.engines.command import engine_address, extra_args
+from llama_gguf.engines.status import HEALTH_STATUS, EngineState, EngineStatus
+from llama_gguf.errors import UserError
+from llama_gguf.models.landing import Meter
+from llama_gguf.net import tls
+from llama_gguf.net.listener import listen
+from llama_gguf.supervisor import plan, reaper
+from llama_gguf.supervisor.boot_log import BootLog
+from llama_gguf.supervisor.health_server import HealthServer
+from llama_gguf.supervisor.launch import Launch, check_address
+from llama_gguf.supervisor.preparation import Preparation
+from llama_gguf.supervisor.supervisor import Supervisor
+
+
+class Display(Protocol):
+    """What people see of `serve`."""
+
+    def on_checked(self) -> None:
+        """All checks have passed, and nothing has been started yet."""
+
+    def download_meter(self, label: str) -> AbstractContextManager[Meter]:
+        """Show the progress of a download."""
+
+    def show_load(self, model: str, share: float | None) -> None:
+        """Show that *model* is loading: *share* of it, from 0 to 1, or None if unknown."""
+
+    def hide_load(self) -> None: ...
+
+    def show_ready(self, model: str) -> None:
+        """*model* is served for the first time. Called on a thread, as it may read files."""
+
+
+def serve(
+    settings: Settings,
+    *,
+    environ: Mapping[str, str],
+    sources: Mapping[str, str],
+    display: Display,
+) -> int:
+    """Serve until a signal, or until a process is given up. Returns the exit status.
+
+    Args:
+        settings: with folders filled in.
+        environ: our own environment.
+        sources: the source of each setting, for the log.
+        display: what people see.
+
+    Raises:
+        UserError: a setting is invalid, an address is taken, or model or engine is missing.
+    """
+    extra_args(settings.engine)  # mistakes in these are reported before anything starts
+    engine_address(settings.upstream)
+    plan.ports(settings.listen, settings.upstream)
+    if settings.tls.tls_cert_file:
+        tls.load(settings.tls.tls_cert_file, settings.tls.tls_key_file)
+    if not settings.upstream.backend_api_key:
+        key = f"gateway-{secrets.token_urlsafe(32)}"
+        settings = replace(settings, upstream=replace(settings.upstream, backend_api_key=key))
+    with early_stops() as is_stop_requested, BootLog(settings.logs) as boot_log:
+        return App(
+            settings,
+            environ=environ,
+            sources=sources,
+            display=display,
+            on_reopen=boot_log.reopen,
+            is_stop_requested=is_stop_requested,
+        ).run()
+
+
+@contextlib.contextmanager
+def early_stops() -> Iterator[Callable[[], bool]]:
+    """Exit at SIGTERM and SIGINT, with cleanup, until the supervisor handles them.
+
+    Yields whether one has arrived: Python discards its exception if it is raised in a callback
+    during an import.
+    """
+    is_requested = False
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        nonlocal is_requested
+        is_requested = True
+        sys.exit(0)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: is_requested
+    except UserError:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        raise
+
+
+@contextlib.contextmanager
+def _no_children_left() -> Iterator[None]:
+    """End the remaining children at exit, such as a tool of the GPU's driver that hangs."""
+    try:
+        yield
+    finally:
+        reaper.kill_all()
+
+
+class App:
+    """One run of `serve`.
+
+    Args:
+        settings: with folders and BACKEND_API_KEY filled in.
+        environ: our own environment.
+        sources: the source of each setting, for the log.
+        display: what people see.
+        on_reopen: called when log files are to be reopened.
+        is_stop_requested: whether a signal has already requested the end.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        environ: Mapping[str, str],
+        sources: Mapping[str, str],
+        display: Display,
+        on_reopen: Callable[[], None],
+        is_stop_requested: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._settings = settings
+        self._environ = environ
+        self._display = display
+        self._on_reopen = on_reopen
+        self._is_stop_requested = is_stop_requested
+        self._has_shown_ready = False
+        self._supervisor: Supervisor | None = None
+        self._preparation = Preparation(
+            settings,
+            environ=environ,
+            sources=sources,
+            download_meter=display.download_meter,
+        )
+
+    def run(self) -> int:
+        settings = self._settings
+        listener = listen(settings.listen.host, settings.listen.port)
+        health_listener = listen(settings.listen.host, settings.listen.port_health, "PORT_HEALTH")
+        health = HealthServer(health_listener, self._health_status)
+        health.start()
+        try:
+            check_address(EngineAddress.of(settings.upstream))
+            self._preparation.check()
+            self._display.on_checked()
+            with _no_children_left(), asyncio.Runner() as runner:
+                self._supervisor = Supervisor(
+                    settings,
+                    environ=gateway_environment(settings, self._environ),
+                    listener=listener,
+                    prepare=self._prepare,
+                    on_status=self._on_status,
+                    on_reopen=self._on_reopen,
+                )
+                if self._is_stop_requested():
+                    return 0
+                return runner.run(self._supervisor.run())
+        finally:
+            self._display.hide_load()
+            listener.close()
+            health.stop()
+
+    def _health_status(self) -> int:
+        if self._settings.listen.health_mode == "live":
+            return 200
+        return 204 if self._supervisor is None else HEALTH_STATUS[self._supervisor.health_state]
+
+    async def _prepare(self) -> Launch:
+        assert self._supervisor is not None
+        return await self._preparation.prepare(self._supervisor.report_preparation)
+
+    def _on_status(self, status: EngineStatus) -> None:
+        """Show people the state: a bar while the model loads, then the first commands to try."""
+        assert self._supervisor is not None
+        model = self._preparation.model_name
+        if status.state is EngineState.LOADING:
+            self._display.show_load(model, status.progress)
+            return
+        self._display.hide_load()
+        is_first = status.state is EngineState.READY and not self._has_shown_ready
+        if is_first and not self._supervisor.is_leaving:
+            self._has_shown_ready = True
+            # Off the loop: it reads the keys file, whose disk may hang.
+            threading.Thread(
+                target=self._display.show_ready, args=(model,), name="ready", daemon=True
+            ).start()
+
+
+def gateway_environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
+    """Our environment with explicit settings, since the gateway does not get our flags."""
+    spelt_out = {
+        settings_module.variable(name): as_text(settings.value(name))
+        for name in settings_module.USED_BY["gateway"]
+    }
+    return {**environ, **spelt_out}

@@ -1,0 +1,157 @@
+"""What is found out before llama-server can start: its program, the model, the command line.
+
+What needs no download and no process is found by ``check``, before anything is started; the rest
+by ``prepare``, which may take long.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from llama_gguf import __version__
+from llama_gguf.config import settings as settings_module
+from llama_gguf.config.masking import mask_urls
+from llama_gguf.config.platform import platform_of
+from llama_gguf.config.schema import EngineSettings
+from llama_gguf.config.settings import Settings
+from llama_gguf.engines import locate, machine
+from llama_gguf.engines.command import engine_argv, engine_environment
+from llama_gguf.events import EventLog
+from llama_gguf.models.landing import MeterFactory
+from llama_gguf.models.model_file import Model, size_text
+from llama_gguf.net.threads import run_detached
+from llama_gguf.supervisor import plan
+from llama_gguf.supervisor.fetch import fetch
+from llama_gguf.supervisor.launch import Launch
+
+_log: Final = EventLog(__name__)
+
+
+class Preparation:
+    """The preparation of one ``serve``.
+
+    Args:
+        settings: with folders and BACKEND_API_KEY filled in.
+        environ: our own environment.
+        sources: the source of each setting, for the log.
+        download_meter: shows the progress of a download that needs no child.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        environ: Mapping[str, str],
+        sources: Mapping[str, str],
+        download_meter: MeterFactory,
+    ) -> None:
+        self._settings = settings
+        self._environ = environ
+        self._sources = sources
+        self._download_meter = download_meter
+        self._engine: locate.Engine
+        self._model: Model | None = None
+
+    @property
+    def model_name(self) -> str:
+        """The name that clients use; empty until the model is found."""
+        return plan.alias_of(self._model) if self._model else ""
+
+    def check(self) -> None:
+        """Find llama-server, and the model if it is present.
+
+        Raises:
+            UserError: one of them is missing or cannot be used.
+        """
+        if not plan.must_be_fetched(self._settings.model):
+            self._model = plan.find_model(self._settings.model)
+        self._engine = locate.locate(
+            self._settings.engine.llama_server,
+            self._environ.get("PATH", os.defpath),
+            environ=self._environ,
+        )
+
+    async def prepare(self, on_progress: Callable[[str, float | None], None]) -> Launch:
+        """Fetch the model if necessary, and log what is served; slow, so off the event loop.
+
+        Raises:
+            UserError: the model cannot be fetched.
+        """
+        if self._model is None:
+            await fetch(self._settings.model, self._environ, on_progress)
+        return await run_detached(self._launch)
+
+    def _launch(self) -> Launch:
+        settings, environ = self._settings, self._environ
+        if self._model is None:  # the fetch child is done, so this only finds the file
+            self._model = plan.fetch_model(settings.model, environ, self._download_meter)
+        version = locate.version(self._engine, environ) or "unknown"
+        self._log_boot(self._model, version)
+        alias = plan.alias_of(self._model)
+        argv = engine_argv(
+            self._engine.path,
+            settings.engine,
+            upstream=settings.upstream,
+            model_path=self._model.path,
+            alias=alias,
+        )
+        child_environ, kept_back = engine_environment(
+            environ,
+            api_key=settings.upstream.backend_api_key,
+            changes=self._engine.environment_changes,
+        )
+        if kept_back:
+            _log.info(
+                "environment_kept_back",
+                "Variables not passed to llama-server: {variables}",
+                variables=kept_back,
+            )
+        _log.info(
+            "engine_command",
+            "Starting llama-server: {command}",
+            command=mask_urls(shlex.join(argv)),
+        )
+        return Launch(
+            argv,
+            child_environ,
+            model_bytes=self._model.bytes,
+            facts=plan.facts_of(self._model, ctx=settings.engine.ctx, engine_version=version),
+            sizes=_sizes(settings.engine),
+        )
+
+    def _log_boot(self, model: Model, version: str) -> None:
+        data_dir = self._settings.model.data_dir
+        here = machine.look(self._environ.get("PATH", os.defpath))
+        disk = machine.free_disk(data_dir)
+        rows = {
+            "version": f"llama-gguf {__version__}, {here.system}",
+            "platform": f"{platform_of(data_dir)}; DATA_DIR={data_dir}",
+            "engine": f"{self._engine.path} ({self._engine.source}), version {version}",
+            "model": plan.model_text(model),
+            "gpu": here.gpu_text,
+            "cpus": str(here.cpus),
+            "memory": f"{_size(here.memory_available)} of {_size(here.memory_total)} available",
+            "disk": f"{_size(disk)} free",
+            "settings": self._chosen_settings() or "all at defaults",
+        }
+        for label, text in rows.items():
+            _log.info("boot_fact", "{name:<9} {value}", name=label, value=text)
+
+    def _chosen_settings(self) -> str:
+        return " ".join(
+            f"{settings_module.variable(name)}="
+            f"{settings_module.masked(name, self._settings.value(name))}"
+            for name, source in self._sources.items()
+            if source != "default"
+        )
+
+
+def _sizes(settings: EngineSettings) -> str:
+    return f"CTX={settings.ctx}, PARALLEL={settings.parallel}, NGL={settings.ngl}"
+
+
+def _size(size: int | None) -> str:
+    return "unknown" if size is None else size_text(size)

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import types
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import pytest
+
+from llama_gguf.config import settings as settings_module
+from llama_gguf.config.load import load
+from llama_gguf.config.settings import Settings
+from llama_gguf.engines.status import EngineState, EngineStatus
+from llama_gguf.errors import UserError
+from llama_gguf.models.landing import Meter
+from llama_gguf.supervisor import app
+from llama_gguf.supervisor.app import App
+from tests.support.gguf_files import gguf
+from tests.support.processes import free_ports
+
+
+def settings(**values: object) -> Settings:
+    return Settings.of(**{"host": "127.0.0.1", **values})
+
+
+class FakeDisplay:
+    """Records what is shown; ``show_ready`` waits for ``may_show``, as on a hanging disk."""
+
+    def __init__(self) -> None:
+        self.calls: list[object] = []
+        self.may_show = threading.Event()
+        self.is_shown = threading.Event()
+
+    def on_checked(self) -> None:
+        self.calls.append("checked")
+
+    def download_meter(self, label: str) -> AbstractContextManager[Meter]:
+        raise NotImplementedError
+
+    def show_load(self, model: str, share: float | None) -> None:
+        self.calls.append(share)
+
+    def hide_load(self) -> None:
+        self.calls.append("hidden")
+
+    def show_ready(self, model: str) -> None:
+        self.may_show.wait(30)
+        self.calls.append("ready")
+        self.is_shown.set()
+
+
+@pytest.fixture
+def display() -> FakeDisplay:
+    return FakeDisplay()
+
+
+def serve(chosen: Settings, display: FakeDisplay) -> int:
+    return app.serve(chosen, environ={"PATH": os.defpath}, sources={}, display=display)
+
+
+# The gateway's settings ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"max_queue_wait": 2.5, "cors_origins": ("https://a.example", "https://b.example")},
+        {"auth_enabled": False, "max_requests_per_minute": 1_000_000_000},
+        {"max_queue_wait": 1_000_000.0},
+        {"request_timeout": 86400.125},
+        {"drain_timeout": 0.00001},
+    ],
+    ids=["defaults", "some", "limits", "long", "exact", "short"],
+)
+def test_the_gateway_gets_the_settings_of_serve(values: dict[str, object]) -> None:
+    ours = settings(data_dir="/data", log_dir="/data/logs", **values)
+
+    environ = app.gateway_environment(ours, {"PATH": "/bin", "PORT": "1"})
+
+    assert environ["PATH"] == "/bin"
+    theirs = load(environ).settings
+    for name in settings_module.USED_BY["gateway"]:
+        assert theirs.value(name) == ours.value(name), name
+
+
+# Before the supervisor runs -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def _handlers_as_they_were() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_handlers_as_they_were")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_early_stop_is_remembered_if_its_exception_is_lost_in_a_callback(
+    number: signal.Signals,
+) -> None:
+    with app.early_stops() as is_stop_requested:
+        assert not is_stop_requested()
+        with pytest.raises(SystemExit):
+            os.kill(os.getpid(), number)
+        assert is_stop_requested()
+
+
+@pytest.fixture
+def startable(tmp_path: Path) -> dict[str, object]:
+    """Settings with which it could start."""
+    port, port_health, port_backend = free_ports(3)
+    model = tmp_path / "m.gguf"
+    model.write_bytes(gguf())
+    return {
+        "data_dir": str(tmp_path),
+        "log_dir": str(tmp_path / "logs"),
+        "model_path": str(model),
+        "llama_server": "/bin/true",
+        "port": port,
+        "port_health": port_health,
+        "port_backend": port_backend,
+    }
+
+
+def test_after_an_early_stop_nothing_is_started(
+    startable: dict[str, object],
+    display: FakeDisplay,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(app, "early_stops", lambda: nullcontext(lambda: True))
+
+    assert serve(settings(**startable), display) == 0
+
+    assert display.calls == ["checked", "hidden"]
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ({"model_path": "/nowhere.gguf"}, "nowhere.gguf"),
+        ({"llama_server": "/nowhere"}, "/nowhere"),
+        ({"extra_args": "--port 1"}, "--port"),
+        ({"port_backend": 1, "port": 1}, "same port"),
+    ],
+)
+def test_a_fault_is_reported_before_anything_is_done_for_a_start(
+    fault: dict[str, object], message: str, startable: dict[str, object], display: FakeDisplay
+) -> None:
+    with pytest.raises(UserError, match=message):
+        serve(settings(**startable | fault), display)
+
+    assert "checked" not in display.calls
+
+
+# What people see ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def running(display: FakeDisplay) -> App:
+    made = App(settings(), environ={}, sources={}, display=display, on_reopen=lambda: None)
+    supervisor = types.SimpleNamespace(is_leaving=False)
+    made._supervisor = supervisor  # type: ignore[assignment]
+    return made
+
+
+def test_a_display_that_waits_for_a_disk_does_not_block_the_loop(
+    running: App, display: FakeDisplay
+) -> None:
+    running._on_status(EngineStatus(EngineState.READY, since=0.0))
+
+    assert display.calls == ["hidden"]
+    display.may_show.set()
+    assert display.is_shown.wait(30)
+
+
+def test_a_load_is_shown_with_its_progress_and_readiness_only_once(
+    running: App, display: FakeDisplay
+) -> None:
+    display.may_show.set()
+    for state, progress in (
+        (EngineState.LOADING, 0.5),
+        (EngineState.READY, None),
+        (EngineState.ASLEEP, None),
+        (EngineState.READY, None),
+    ):
+        running._on_status(EngineStatus(state, since=0.0, progress=progress))
+        if state is EngineState.READY:
+            assert display.is_shown.wait(30)
+
+    assert display.calls == [0.5, "hidden", "ready", "hidden", "hidden"]
+
+
+def test_a_server_that_is_stopping_is_not_shown_as_ready(
+    running: App, display: FakeDisplay
+) -> None:
+    running._supervisor = types.SimpleNamespace(is_leaving=True)  # type: ignore[assignment]
+
+    running._on_status(EngineStatus(EngineState.READY, since=0.0))
+
+    assert not running._has_shown_ready

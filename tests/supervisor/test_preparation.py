@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from llama_gguf.config.settings import Settings
+from llama_gguf.errors import UserError
+from llama_gguf.models.landing import Meter
+from llama_gguf.supervisor.preparation import Preparation
+from tests.support.gguf_files import gguf
+
+KEY = "sk-0123456789abcdef"
+
+
+@contextmanager
+def no_meter(label: str) -> Iterator[Meter]:
+    yield lambda done, total: None
+
+
+@pytest.fixture
+def chosen(tmp_path: Path) -> dict[str, object]:
+    model = tmp_path / "tiny.gguf"
+    model.write_bytes(gguf())
+    engine = tmp_path / "llama-server"
+    engine.write_text("#!/bin/sh\necho 'version: 7 (abc)' >&2\n")
+    engine.chmod(0o755)
+    return {
+        "data_dir": str(tmp_path),
+        "models_dir": str(tmp_path),
+        "model_path": str(model),
+        "llama_server": str(engine),
+        "backend_api_key": KEY,
+        "ctx": 512,
+        "parallel": 2,
+        "ngl": 3,
+    }
+
+
+def preparation(chosen: dict[str, object], **environ: str) -> Preparation:
+    return Preparation(
+        Settings.of(**chosen),
+        environ={"PATH": os.defpath, **environ},
+        sources={"ctx": "flag", "backend_api_key": "environment", "ngl": "default"},
+        download_meter=no_meter,
+    )
+
+
+@pytest.mark.processes
+def test_a_launch_has_all_that_one_engine_needs(chosen: dict[str, object]) -> None:
+    prepared = preparation(chosen, HF_TOKEN="hf_x", LLAMA_ARG_HOST="0.0.0.0")  # noqa: S104
+    prepared.check()
+    launch = asyncio.run(prepared.prepare(lambda text, share: None))
+
+    assert launch.argv[:3] == [chosen["llama_server"], "--model", chosen["model_path"]]
+    assert launch.environ["LLAMA_API_KEY"] == KEY
+    assert not {"HF_TOKEN", "LLAMA_ARG_HOST"} & launch.environ.keys()
+    assert launch.model_bytes == os.path.getsize(str(chosen["model_path"]))
+    assert launch.sizes == "CTX=512, PARALLEL=2, NGL=3"
+    assert launch.facts["context"] == 512
+    assert prepared.model_name == "tiny"
+
+
+@pytest.mark.processes
+def test_the_log_has_the_settings_that_were_chosen_and_no_secret(
+    chosen: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    prepared = preparation(chosen)
+    prepared.check()
+    with caplog.at_level(logging.INFO):
+        asyncio.run(prepared.prepare(lambda text, share: None))
+
+    lines = [record.getMessage() for record in caplog.records]
+    assert "settings  CTX=512 BACKEND_API_KEY=********" in lines
+    assert KEY not in caplog.text
+
+
+def test_a_missing_model_is_an_error_before_a_start(chosen: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.gguf"):
+        preparation(chosen | {"model_path": "/nowhere.gguf"}).check()
+
+
+def test_a_missing_engine_is_an_error_before_a_start(chosen: dict[str, object]) -> None:
+    with pytest.raises(UserError, match="/nowhere"):
+        preparation(chosen | {"llama_server": "/nowhere"}).check()
+
+
+def test_a_model_that_has_to_be_fetched_has_no_name_yet(chosen: dict[str, object]) -> None:
+    prepared = preparation(chosen | {"model_path": "", "model_name": "hf:owner/name/m.gguf"})
+    prepared.check()
+
+    assert prepared.model_name == ""

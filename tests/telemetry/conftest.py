@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+
+from llama_gguf.engines.status import EngineState
+from llama_gguf.telemetry.metrics import Gauges, Metrics
+
+
+@pytest.fixture
+def gauges() -> Gauges:
+    return Gauges(
+        in_flight=2,
+        queue_depth=7,
+        body_memory=4096,
+        slots=4,
+        connections=9,
+        state=EngineState.LOADING,
+        states=tuple(EngineState),
+        is_ready=False,
+        restarts={"crash": 2},
+        load_seconds=3.5,
+        keys_loaded=3,
+        next_expiry=3600.5,
+        version="1.2.3",
+        python="3.11.2",
+        uptime=12.5,
+    )
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    found = Metrics()
+    found.requests["/v1/models", "GET", 200] += 5
+    found.rejections["queue_full"] += 1
+    found.client_disconnects["queued"] += 2
+    found.rate_limited["alice", "requests"] += 3
+    found.backend_failures["connect"] += 4
+    found.count_reload(True)
+    found.received_bytes = 10
+    found.sent_bytes = 20
+    found.tokens["alice", "prompt"] += 6
+    found.usage_unknown["/v1/rerank"] += 1
+    found.first_tokens["chat"].observe([0.3])
+    found.output_tokens["chat"].observe([0.02])
+    found.durations["chat"].observe([0.5])
+    return found

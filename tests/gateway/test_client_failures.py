@@ -13,10 +13,12 @@ from tests.support.fakes import NewRig, Rig
 from tests.support.keys import KEY
 from tests.support.messages import OK, bytewise, code_of, request
 
+GET = request("GET", "/v1/models")
 
-def test_an_engine_that_refuses_the_connection_is_502(rig: Rig) -> None:
+
+def test_an_engine_that_refuses_the_connection_is_502_for_what_does_not_wait(rig: Rig) -> None:
     rig.accepts = False
-    client = rig.send_request()
+    client = rig.send_request(GET)
     rig.dials[0].refuse()
     rig.spin()
 
@@ -29,7 +31,7 @@ def test_an_engine_that_refuses_the_connection_is_502(rig: Rig) -> None:
 
 def test_an_engine_that_does_not_take_the_connection_in_time_is_502(rig: Rig) -> None:
     rig.accepts = False
-    client = rig.send_request()
+    client = rig.send_request(GET)
     rig.advance(9)
     assert client.received == b""
 
@@ -42,7 +44,8 @@ def test_an_engine_that_does_not_take_the_connection_in_time_is_502(rig: Rig) ->
 
 @pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\nContent-Le"])
 @pytest.mark.parametrize("how", ["close", "reset"])
-def test_an_engine_that_goes_before_its_head_is_502(said: bytes, how: str, rig: Rig) -> None:
+def test_an_engine_that_goes_before_its_head_is_502(said: bytes, how: str, new_rig: NewRig) -> None:
+    rig = new_rig(max_replays=0)
     client = rig.send_request()
     if said:
         rig.upstream.send(said)

@@ -102,7 +102,18 @@ def test_it_is_sent_once_more_and_not_twice(rig: Rig) -> None:
     assert len(rig.requests) == 3
 
 
-def test_a_post_on_a_stale_connection_is_never_sent_again(rig: Rig) -> None:
+def test_a_post_on_a_stale_connection_is_sent_again_where_replays_are_allowed(
+    rig: Rig,
+) -> None:
+    client = stale(rig, request(body=b"{}"))
+    rig.upstreams[1].send(OK)
+
+    assert client.response.status == 200
+    assert rig.is_at_rest
+
+
+def test_a_post_on_a_stale_connection_is_not_sent_again_without_replays(new_rig: NewRig) -> None:
+    rig = new_rig(max_replays=0)
     client = stale(rig, request(body=b"{}"))
 
     assert client.response.status == 502

@@ -133,6 +133,7 @@ class World:
             upstream.reset()
 
 
+MOST_SLOTS: Final = 4
 EVENTS: Final = [name for name in vars(World) if re.match("(a|the|keys|time)_", name)]
 
 
@@ -148,7 +149,11 @@ def owed_by(rig: Rig, key_id: str) -> int:
     return sum(
         record.key_id == key_id
         and record.request.route.needs_slot
-        and (record.forwarded_at > 0 or record.outcome.startswith("client_left"))
+        and (
+            record.forwarded_at > 0
+            or record.replays > 0
+            or record.outcome.startswith("client_left")
+        )
         for record in rig.records
     )
 
@@ -167,7 +172,7 @@ def test_nothing_leaks_in_any_order_of_events(seed: int, keepalive: float, tmp_p
         for _ in range(200):
             happen: Callable[[int], None] = getattr(world, choose.choice(USUAL + CALM + EVENTS))
             happen(choose.randrange(32))
-            assert admission.queued <= 3
+            assert admission.queued <= 3 + MOST_SLOTS, "what had a slot may wait in any case"
             assert rig.services.body_memory.used <= 120
         world.everything_ends()
 
@@ -187,7 +192,8 @@ def test_a_key_pays_for_what_was_sent_to_the_engine_and_for_nothing_else(
             for _ in range(10):
                 happen: Callable[[int], None] = getattr(world, choose.choice(USUAL + CALM))
                 happen(choose.randrange(32))
-                assert rig.services.admission.running <= rig.services.admission.slots
+                slots = rig.services.admission.slots
+                assert rig.services.admission.running <= slots or not rig.services.engine.is_ready
             rig.advance(choose.choice((0.5, 3, 9)))
         world.everything_ends()
 

@@ -324,25 +324,17 @@ def test_a_request_that_the_engine_refused_waits_for_its_next_life(new_rig: NewR
     assert (rig.services.admission.running, rig.services.admission.queued) == (0, 0)
 
 
-@pytest.mark.parametrize("said", [b"", STREAM_HEAD], ids=["before the head", "after it"])
-def test_after_an_answer_that_broke_off_nothing_is_sent_until_there_is_news(
-    said: bytes, new_rig: NewRig
-) -> None:
+@pytest.mark.parametrize("sent", [b"", STREAM_HEAD], ids=["before the head", "after it"])
+def test_a_connection_that_is_lost_delays_no_other_request(sent: bytes, new_rig: NewRig) -> None:
     rig = new_rig(slots=4)
     rig.services.engine.is_supervised = True
     rig.send_request()
-    if said:
-        rig.upstreams[0].send(said)
+    if sent:
+        rig.upstreams[0].send(sent)
     rig.upstreams[0].reset()
-
-    later = rig.send_request()
-    assert later.responses == []
-    assert len(rig.requests) == 1
-
-    rig.engine(EngineState.BACKOFF)
     rig.respond_with(OK)
-    rig.engine(EngineState.READY, slots=1)
-    assert later.response.status == 200
+
+    assert rig.send_request().response.status == 200
 
 
 def test_an_answer_that_takes_too_long_is_no_sign_of_death(new_rig: NewRig) -> None:
@@ -392,17 +384,30 @@ def test_it_is_told_when_the_engine_is_given_up(new_rig: NewRig) -> None:
     assert (client.response.status, code_of(client.response)) == (503, "backend_unavailable")
 
 
-def test_where_nobody_tells_of_the_engine_a_refusal_is_an_answer(new_rig: NewRig) -> None:
-    client = refused(new_rig(slots=1))
+def test_without_a_supervisor_a_refused_request_waits_for_the_probe_s_finding(
+    new_rig: NewRig,
+) -> None:
+    rig = new_rig(slots=1)
+    client = refused(rig)
+    assert client.responses == []
+    assert rig.services.engine.status.state is EngineState.UNREACHABLE
 
-    assert client.response.status == 502
+    rig.accepts = True
+    rig.respond_with(OK)
+    rig.engine(EngineState.READY, slots=1)
+
+    assert client.response.status == 200
 
 
-def test_when_the_queue_is_full_a_refusal_is_an_answer(new_rig: NewRig) -> None:
+def test_a_refused_request_waits_even_when_the_queue_is_full(new_rig: NewRig) -> None:
     rig = new_rig(slots=1, max_queue_size=0)
-    rig.services.engine.is_supervised = True
+    client = refused(rig)
+    rig.accepts = True
+    rig.respond_with(OK)
+    rig.engine(EngineState.READY, slots=1)
 
-    assert refused(rig).response.status == 503
+    assert client.response.status == 200
+    assert rig.is_at_rest
 
 
 # An engine that is asleep -------------------------------------------------------------------------
@@ -517,9 +522,11 @@ def test_a_bug_in_one_request_s_time_out_does_not_stop_the_others(
 
 
 def test_a_connection_that_the_engine_refused_costs_its_key_nothing(new_rig: NewRig) -> None:
-    client = refused(new_rig(slots=1, max_requests_per_minute=7))
+    rig = new_rig(slots=1, max_requests_per_minute=7)
+    client = refused(rig)
+    rig.engine(EngineState.FAILED)
 
-    assert client.response.status == 502
+    assert client.response.status == 503
     assert client.response["x-ratelimit-remaining-requests"] == "7"
 
 

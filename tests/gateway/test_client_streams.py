@@ -28,8 +28,6 @@ def error_in(data: bytes) -> dict[str, object]:
 # What came of the answer, where no event may be added.
 CUT_SHORT = {
     "a length": LENGTH_HEAD + b"only this",
-    "a length, and nothing": LENGTH_HEAD,
-    "a stream without an event": STREAM_HEAD,
     "in an event": STREAM_HEAD + event(1) + event(2)[:8],
     "in a chunk's size": STREAM_HEAD + event(1) + b"1",
     "behind a chunk with half an event": STREAM_HEAD + event(1) + chunk(b"data: {"),

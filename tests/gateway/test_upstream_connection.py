@@ -236,7 +236,7 @@ def test_a_later_request_that_fails_after_a_byte_is_not_stale(line: Line) -> Non
 
 TEXT_HEAD = STREAM_HEAD.replace(b"text/event-stream", b"text/plain")
 BREAKS_OFF = [
-    (STREAM_HEAD, "cut"),
+    (STREAM_HEAD, "cut behind an event"),  # none has begun
     (STREAM_HEAD + event(1), "cut behind an event"),
     (STREAM_HEAD + event(1) + event(2), "cut behind an event"),
     (STREAM_HEAD + chunk(b"data: x\r\n\r\n"), "cut behind an event"),
@@ -540,12 +540,12 @@ def test_the_end_that_is_kept_is_bounded(line: Line) -> None:
     assert line.connection.window.ending.endswith(b"y" + b"z" * 1000)
 
 
-def test_a_response_that_is_not_a_stream_has_no_first_event(line: Line) -> None:
+def test_a_response_that_is_not_a_stream_begins_with_its_first_byte(line: Line) -> None:
     receiver = line.send_request()
     line.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", b'{"data:', b'"}')
 
     assert receiver.calls == ["done"]
-    assert (receiver.beginnings, line.connection.window.ending) == (0, b'{"data:"}')
+    assert (receiver.beginnings, line.connection.window.ending) == (1, b'{"data:"}')
 
 
 def test_the_windows_have_nothing_of_the_response_before(line: Line) -> None:

@@ -53,7 +53,7 @@ def test_a_sequence_of_events_leads_to_its_state(events: list[Event], state: Sta
         ([E.FORWARD], E.FORWARD),  # forwarded twice
         ([E.FORWARD], E.QUEUE),
         ([], E.REQUEUE),
-        ([E.FORWARD, E.HEAD_SENT], E.REQUEUE),
+        ([E.FORWARD, E.RESPONDED], E.REQUEUE),
         ([E.QUEUE], E.QUEUE),
         ([], E.RESPONSE_SENT),
         ([E.FORWARD], E.RESPONSE_SENT),

@@ -39,7 +39,7 @@ def busy(rig: Rig) -> Rig:
     rig.send_request(request("GET", "/v1/models", key=None))
     rig.send_request().disconnect()
     rig.send_request()
-    rig.upstream.close()
+    rig.upstream.send(b"this is not HTTP\r\n\r\n")
     rig.respond_with(OK)
     rig.send_request()
     return rig

@@ -21,10 +21,10 @@ def test_a_stream_begins_with_its_first_event_not_with_a_comment() -> None:
     assert window.opening == event(1)
 
 
-def test_any_other_response_begins_with_its_first_byte_and_has_no_event() -> None:
+def test_any_other_response_begins_with_its_first_byte() -> None:
     window = ResponseWindow(is_event_stream=False)
 
-    assert not window.add(b'{"data:')
+    assert window.add(b'{"data:')
     assert not window.add(b'"}')
     assert window.opening == b'{"data:'
     assert window.ending == b'{"data:"}'

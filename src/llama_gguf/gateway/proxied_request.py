@@ -175,7 +175,6 @@ class ProxiedRequest:
                 now = self._services.clock.now()
             self._body = body
             exchange.bytes_in = len(body)
-            self._check_crash_memory(exchange)
             while True:
                 if self._lease is None and not self._admit(exchange, now):
                     yield  # until a slot is granted
@@ -300,6 +299,7 @@ class ProxiedRequest:
 
         Raises:
             ConcurrencyLimited, QueueFull, ModelLoading, BackendUnavailable: it may not wait.
+            EngineCrashed: it is not sent to an engine again.
         """
         services = self._services
         needs_slot = exchange.request.route.needs_slot
@@ -308,6 +308,8 @@ class ProxiedRequest:
         admission = services.admission if needs_slot else services.side_admission
         if self._is_again:
             return self._queue_again(exchange, now)
+        if services.crash_memory.is_in_use and needs_slot:
+            self._check_crash_memory(exchange)
         granted = admission.arrive(self, self.key_id)
         if isinstance(granted, SlotLease):
             self._forward(exchange, granted, now)
@@ -395,6 +397,7 @@ class ProxiedRequest:
         """The pool could not make a connection."""
         self._connecting = None
         self._failure = _CONNECT
+        self._exchange.forwarded_at = 0.0  # nothing of it was sent
         self._interrupt(error)
 
     def _send(self, exchange: Exchange) -> None:
@@ -556,6 +559,8 @@ class ProxiedRequest:
 
     def _give_up(self, error: UpstreamTimeout) -> None:
         """The engine is too slow."""
+        if self._connecting is not None:
+            self._exchange.forwarded_at = 0.0  # nothing of it was sent
         self._may_insert = self._upstream is not None and self._upstream.may_insert_event
         self._services.metrics.backend_failures["timeout"] += 1
         self._interrupt(error)
@@ -662,11 +667,14 @@ class ProxiedRequest:
         if exchange.state is not State.FORWARDING:  # the client has the head of a stream
             self._end_early_stream()
             self._early = EarlyStream(self, now)
+        if self._was_sent:
+            self._ran_for = now - exchange.forwarded_at
+            exchange.queued_at = now - exchange.queued  # so that all its waiting counts, and no run
+        else:
+            exchange.queued_at = exchange.queued_at or now
         if self._was_sent or not self._is_again:
             self._queue_deadline = now + self._services.queue.max_queue_wait
         self._deadline = self._queue_deadline
-        self._ran_for = now - exchange.forwarded_at
-        exchange.queued_at = now - exchange.queued  # so that all its waiting counts, and no run
         exchange.forwarded_at = 0.0
         exchange.on(Event.REQUEUE)
         self._release_slot()
@@ -687,10 +695,8 @@ class ProxiedRequest:
 
     def _check_crash_memory(self, exchange: Exchange) -> None:
         """Raises EngineCrashed if two engines died during the same request not long ago."""
-        memory = self._services.crash_memory
-        if not memory.is_in_use:
-            return
-        remaining = memory.remaining(self._digest(exchange), self._services.clock.now())
+        services = self._services
+        remaining = services.crash_memory.remaining(self._digest(exchange), services.clock.now())
         if remaining:
             raise EngineCrashed(
                 "Two engines have stopped while they worked on the same request, so it is refused "
@@ -707,7 +713,7 @@ class ProxiedRequest:
         """Respond with *error*, or break off the response that has begun."""
         self._let_go()
         exchange, client = self._exchange, self._client
-        if exchange.is_counted and not self._was_sent and not exchange.replays:
+        if exchange.is_counted and not exchange.forwarded_at and not exchange.replays:
             take_back(self._services, exchange)
         if exchange.may_reply:
             client.respond_error(exchange, error)

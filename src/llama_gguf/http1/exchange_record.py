@@ -76,6 +76,8 @@ class ExchangeRecord:
     first_byte_at = 0.0
     first_token_at = 0.0
     """Of a stream, whose head llama-server sends long before its first token."""
+    replays = 0
+    """How often it was sent again after an engine had failed it."""
     ended_at = 0.0
     """Set early where the end is known before the exchange is recorded."""
     opening = b""

@@ -16,14 +16,12 @@ MAX_ENTRIES: Final = 1024
 class CrashMemory:
     """Digests of requests, and until when each is refused."""
 
-    __slots__ = ("_until",)
+    __slots__ = ("_until", "is_in_use")
 
     def __init__(self) -> None:
         self._until: OrderedDict[bytes, float] = OrderedDict()
-
-    @property
-    def is_in_use(self) -> bool:
-        return bool(self._until)
+        self.is_in_use = False
+        """Whether there are any: an attribute, since each request reads it."""
 
     def add(self, digest: bytes, now: float) -> None:
         """Refuse the request with *digest* from now on, for ``SECONDS``."""
@@ -31,6 +29,7 @@ class CrashMemory:
         self._until.move_to_end(digest)
         if len(self._until) > MAX_ENTRIES:
             self._until.popitem(last=False)
+        self.is_in_use = True
 
     def remaining(self, digest: bytes, now: float) -> float:
         """For how many seconds the request is still refused; 0.0 if it is not."""
@@ -40,3 +39,4 @@ class CrashMemory:
         """Drop entries whose time is over, the oldest first."""
         while self._until and next(iter(self._until.values())) <= now:
             self._until.popitem(last=False)
+        self.is_in_use = bool(self._until)

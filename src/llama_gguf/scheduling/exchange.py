@@ -100,8 +100,6 @@ class Exchange(ExchangeRecord):
     rate_fields = b""
     """Header lines for the response: the rate limit of its key, and what remains of it."""
     has_retried = False
-    replays = 0
-    """How often it was sent again after an engine had failed it."""
     is_counted = False
     """Whether its key's rate window counts it."""
     stream_search: StreamSearch | None = None

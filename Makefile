@@ -70,7 +70,7 @@ lint-files: # files other than Python: scripts, image, workflows, compose files
 	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
-	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker/*.yaml
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec compose*.yaml
 
 types: $(VENV)/.dev
 	$(BIN)/mypy

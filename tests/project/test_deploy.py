@@ -1,4 +1,4 @@
-"""The templates in deploy/ and docker/: valid, and in agreement with settings and each other."""
+"""The templates in deploy/: valid, and in agreement with settings and each other."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import yaml
 from llama_gguf.config import settings
 from llama_gguf.config.load import load
 from llama_gguf.telemetry.metrics import METRICS
+from tests.support import compose
 
 ROOT: Final = Path(__file__).parents[2]
 DEPLOY: Final = ROOT / "deploy"
@@ -32,16 +33,11 @@ def documents(path: Path) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all(path.read_text()))
 
 
-def compose(name: str = "compose.yaml") -> dict[str, Any]:
-    (document,) = documents(ROOT / "docker" / name)
-    return document
-
-
 # Settings in templates ----------------------------------------------------------------------------
 
 
 def environments() -> Iterator[tuple[str, Mapping[str, str]]]:
-    yield "compose", {k: v or "m" for k, v in compose()["services"]["cpu"]["environment"].items()}
+    yield "compose", compose.environment(ROOT / "compose.yaml", "cpu", {"MODEL_NAME": "m"})
     (deployment,) = documents(KUBERNETES / "deployment.yaml")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     yield "kubernetes", {e["name"]: e.get("value", "a") for e in container["env"]}
@@ -150,37 +146,7 @@ def test_no_probe_ends_a_pod_that_loads_or_drains(pod: dict[str, Any]) -> None:
     assert container["readinessProbe"]["httpGet"] == {"path": "/health", "port": "http"}
 
 
-# Compose, Prometheus ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["cpu", "gpu"])
-def test_a_compose_service_has_minimal_privileges_and_time_to_drain(name: str) -> None:
-    service = compose()["services"][name]
-
-    assert service["read_only"]
-    assert service["cap_drop"] == ["ALL"]
-    drain = settings.Settings.of().process.drain_timeout
-    assert int(service["stop_grace_period"].removesuffix("s")) >= drain + 10
-
-
-def test_the_files_that_compose_mounts_and_reads_exist() -> None:
-    monitoring = compose("compose.monitoring.yaml")
-    for service in monitoring["services"].values():
-        for mount in service["volumes"]:
-            source = mount.split(":")[0]
-            if source.startswith("."):
-                assert (ROOT / "docker" / source).exists(), source
-            else:
-                assert source in monitoring["volumes"]
-
-
-def test_prometheus_scrapes_the_services_of_compose() -> None:
-    (config,) = documents(DEPLOY / "prometheus" / "prometheus.yml")
-    (job,) = config["scrape_configs"]
-    (lookup,) = job["dns_sd_configs"]
-
-    assert set(lookup["names"]) == set(compose()["services"])
-    assert lookup["port"] == settings.Settings.of().listen.port
+# Prometheus ---------------------------------------------------------------------------------------
 
 
 def test_the_metric_to_scale_on_exists() -> None:

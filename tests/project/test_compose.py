@@ -129,7 +129,7 @@ def test_the_server_of_the_readmes_steps_serves_the_model_of_env(clone: Path, se
     assert serve.ask("/health").json["queue"]["size"] == 7
 
 
-# Privileges, logs, files ---------------------------------------------------------------------------
+# Privileges, logs, files --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SERVER)

@@ -39,7 +39,7 @@ def configured(compose_file: Path, shell: Mapping[str, str]) -> dict[str, Any]:
     ours = ("PATH", "HOME", "DOCKER_CONFIG")  # where its plugins are
     done = subprocess.run(
         [*command(), "-f", compose_file, "--profile", "*", "config", "--format", "json"],
-        env={name: os.environ[name] for name in ours if name in os.environ} | shell,
+        env={name: os.environ[name] for name in ours if name in os.environ} | dict(shell),
         cwd="/",
         capture_output=True,
         text=True,

@@ -24,7 +24,7 @@ PER_MINUTE: Final = 4
 PROBES: Final = 'route="/health", method="GET"'
 CHAT: Final = 'route="/v1/chat/completions", method="POST"'
 
-Series = Mapping[str, str]
+Series = dict[str, str]
 
 
 def target(name: str, values: str, labels: str = "", *, instance: str = "a") -> dict[str, str]:

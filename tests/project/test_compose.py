@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,15 +39,6 @@ def clone(tmp_path: Path) -> Path:
 def real_compose() -> None:
     if not compose.command():
         pytest.skip("there is no Docker Compose 2.24 or later on this machine")
-
-
-@pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Serve]:
-    folder = tmp_path / "serve"
-    folder.mkdir()
-    serve = Serve(folder)
-    yield serve
-    serve.end()
 
 
 def write_env(clone: Path, **changed: str) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ from llama_gguf.config import settings
 from llama_gguf.config.load import load
 from llama_gguf.telemetry.metrics import METRICS
 from tests.support import compose
+from tests.support.clients import ask
+from tests.support.serve import Serve
 
 ROOT: Final = Path(__file__).parents[2]
 DEPLOY: Final = ROOT / "deploy"
@@ -138,12 +141,64 @@ def test_a_pod_has_minimal_privileges(pod: dict[str, Any]) -> None:
     assert written == {"/data", "/tmp"}  # noqa: S108  # the container's
 
 
-def test_no_probe_ends_a_pod_that_loads_or_drains(pod: dict[str, Any]) -> None:
+def test_the_probes_distinguish_running_from_serving(pod: dict[str, Any]) -> None:
     (container,) = pod["spec"]["containers"]
 
-    assert "tcpSocket" in container["livenessProbe"]
-    assert container["startupProbe"]["httpGet"]["port"] == "health"  # 204 while it loads
+    assert container["startupProbe"]["httpGet"]["port"] == "health"
+    assert container["livenessProbe"]["httpGet"]["port"] == "health"
     assert container["readinessProbe"]["httpGet"] == {"path": "/health", "port": "http"}
+
+
+def succeeds(probe: Mapping[str, Any], ports: Mapping[str, int], seconds: float = 30) -> bool:
+    """Apply *probe* once, as the kubelet does, with this timeout."""
+    wanted = probe["httpGet"]
+    address = ("127.0.0.1", ports[wanted["port"]])
+    try:
+        response = ask(address, wanted["path"], key="", seconds=seconds)
+    except OSError:
+        return False
+    return 200 <= response.status < 400
+
+
+@pytest.mark.processes
+def test_the_liveness_probe_fails_only_if_the_supervisor_is_frozen(
+    pod: dict[str, Any], serve: Serve, tmp_path: Path
+) -> None:
+    (container,) = pod["spec"]["containers"]
+    (mode,) = (e["value"] for e in container["env"] if e["name"] == "HEALTH_MODE")
+    probe = container["livenessProbe"]
+    ports = {"health": serve.port_health, "http": serve.port}
+    serve.start(engine=f"--load-until {tmp_path / 'loaded'}", HEALTH_MODE=mode)
+
+    serve.until(lambda: serve.engine_state() == "loading")
+    assert succeeds(probe, ports)
+    assert not succeeds(container["readinessProbe"], ports)
+    (tmp_path / "loaded").touch()
+    serve.until_ready()
+    assert succeeds(probe, ports)
+    assert succeeds(container["readinessProbe"], ports)
+    serve.signal(signal.SIGSTOP)
+    assert not succeeds(probe, ports, seconds=1)
+    serve.signal(signal.SIGCONT)
+    assert succeeds(probe, ports)
+
+
+def test_an_update_waits_for_the_gpu_and_the_model() -> None:
+    (deployment,) = documents(KUBERNETES / "deployment.yaml")
+    spec = deployment["spec"]
+
+    assert spec["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+    assert spec["progressDeadlineSeconds"] > 20 * 60
+    (toleration,) = spec["template"]["spec"]["tolerations"]
+    (container,) = spec["template"]["spec"]["containers"]
+    assert toleration["key"] in container["resources"]["limits"]
+
+
+def test_a_new_pod_continues_the_usage_of_the_old_one(pod: dict[str, Any]) -> None:
+    (container,) = pod["spec"]["containers"]
+    (instance,) = (e for e in container["env"] if e["name"] == "INSTANCE_ID")
+
+    assert instance["value"], "a name that differs between pods starts from zero"
 
 
 # Prometheus ---------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def test_a_container_gets_the_settings_of_env_and_the_model_of_the_shell(
     assert variables.get("MODEL_NAME") == model
     assert variables.get("MODEL_PATH") == env.get("MODEL_PATH")
     loaded = load(variables).settings
-    assert (loaded.ctx, loaded.port, loaded.data_dir) == (4096, 8000, "/data")
+    assert (loaded.engine.ctx, loaded.listen.port, loaded.model.data_dir) == (4096, 8000, "/data")
 
 
 @pytest.mark.usefixtures("real_compose")

@@ -293,8 +293,30 @@ def test_the_unit_has_access_to_network_and_gpu_only(unit: Path) -> None:
     assert float(exposure[1]) <= MAX_EXPOSURE, output
 
 
-def test_the_unit_has_time_to_drain() -> None:
-    limit = re.search(r"^TimeoutStopSec=(\d+)$", UNIT.read_text(), re.MULTILINE)
+def directive(name: str) -> list[str]:
+    """The words of all lines that set *name* in the unit."""
+    lines = re.findall(rf"^{name}=(.*)$", UNIT.read_text(), re.MULTILINE)
+    return [word for line in lines for word in line.split()]
 
-    assert limit
-    assert int(limit[1]) >= settings.Settings.of().process.drain_timeout + 10
+
+def test_the_unit_survives_the_death_of_llama_server_for_its_memory() -> None:
+    assert directive("OOMPolicy") == ["continue"]
+    assert directive("KillMode") == ["mixed"]
+
+
+def test_a_crash_writes_no_prompts_and_keys_to_the_disk() -> None:
+    assert directive("LimitCORE") == ["0"]
+
+
+def test_the_driver_is_loaded_before_its_devices_are_allowed() -> None:
+    drivers = {"modprobe@nvidia_uvm.service", "nvidia-persistenced.service"}
+
+    assert "char-nvidia-uvm" in directive("DeviceAllow")
+    assert drivers <= set(directive("After"))
+    assert drivers <= set(directive("Wants"))
+
+
+def test_the_unit_has_time_to_drain() -> None:
+    (limit,) = directive("TimeoutStopSec")
+
+    assert int(limit) >= settings.Settings.of().process.drain_timeout + 10

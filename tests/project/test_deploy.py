@@ -215,15 +215,38 @@ def test_the_metric_to_scale_on_exists() -> None:
 # RunPod, Vast.ai, Lambda --------------------------------------------------------------------------
 
 
-def test_runpods_template_sets_the_ports_explicitly() -> None:
-    template = json.loads((DEPLOY / "runpod" / "serverless.template.json").read_text())
+def runpod(kind: str) -> dict[str, Any]:
+    return dict(json.loads((DEPLOY / "runpod" / f"{kind}.template.json").read_text()))
+
+
+def test_runpods_workers_have_explicit_ports_and_end_a_request_before_runpod() -> None:
+    template = runpod("serverless")
     environ = template["env"]
 
     assert template["isServerless"]
     assert environ["HEALTH_MODE"] == "ready"
     assert template["ports"] == [f"{environ['PORT']}/http", f"{environ['PORT_HEALTH']}/http"]
-    assert float(environ["MAX_REQUEST_DURATION"]) < 5.5 * 60
+    longest = float(environ["MAX_QUEUE_WAIT"]) + float(environ["MAX_REQUEST_DURATION"])
+    assert longest + 15 < 5.5 * 60  # and the time until its body has arrived
     assert 0 < float(environ["SSE_KEEPALIVE"]) < 100
+
+
+def test_runpods_pods_respond_within_the_time_of_their_proxy() -> None:
+    environ = runpod("pod")["env"]
+
+    assert float(environ["MAX_QUEUE_WAIT"]) < 100
+    assert 0 < float(environ["SSE_KEEPALIVE"]) < 100
+
+
+@pytest.mark.parametrize("kind", ["serverless", "pod"])
+def test_runpods_containers_may_write_to_volumes_of_root(kind: str) -> None:
+    assert re.search(r":v[\d.]+-cuda-root$", runpod(kind)["imageName"])
+
+
+def test_every_template_names_a_version_of_the_image() -> None:
+    for path in (p for p in DEPLOY.rglob("*") if p.is_file()):
+        for tag in re.findall(r"(?:inference:|newTag: )(\S+?)\"?,?(?:\s|$)", path.read_text()):
+            assert re.fullmatch(r"v\d+\.\d+\.\d+\w*-(cpu|cuda|cuda-root)", tag), (path, tag)
 
 
 @pytest.mark.processes
@@ -250,6 +273,7 @@ def test_the_lambda_container_has_the_restrictions_of_compose() -> None:
     assert (DEPLOY / "lambda" / "cloud-init.yaml").read_text().startswith("#cloud-config\n")
     assert words[:2] == ["docker", "run"]
     assert {"--read-only", "no-new-privileges", "ALL"} <= set(words)
+    assert words[words.index("--log-driver") + 1] == "local"
     assert cloud_init["write_files"][0]["path"] in words
 
 

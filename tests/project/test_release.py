@@ -78,6 +78,14 @@ def test_a_leftover_in_dist_or_in_the_sdist_is_found() -> None:
     assert "data/api_keys.txt" in "".join(release.mistakes_of_sdist(archived, ["src/a.py"]))
 
 
+def test_a_template_with_an_image_of_another_version_is_found() -> None:
+    templates = {"old": "image: x:v1.0.0-cuda-root", "new": "newTag: v1.1.0rc1-cuda", "none": "x"}
+
+    found = list(release.mistakes_of_templates("v1.1.0rc1", templates))
+
+    assert found == ["old has an image of v1.0.0; `make changelog` sets it"]
+
+
 def test_a_bound_broken_by_hostile_clients_is_a_mistake() -> None:
     outcomes = [{"name": "storm", "broken": []}, {"name": "leavers", "broken": ["ms: 200"]}]
 

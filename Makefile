@@ -18,7 +18,7 @@ STREAMS  ?= 2000
 SECONDS  ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast soak hostile fuzz bench cost compiled check format lint types imports docs lock reference clean
+.PHONY: help setup run test test-tools test-fast soak hostile fuzz bench cost compiled check format lint types imports docs lock reference clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,13 @@ run: $(VENV)/.run ## serve the demo model (or MODEL=... DATA_DIR=... HOST=...)
 
 test: $(VENV)/.dev ## run every test, with the real engine and the real demo model (PYTEST='--durations=25')
 	$(BIN)/pytest $(PYTEST)
+
+# Ubuntu's Chromium is a snap, but GitHub's machines have a browser. Debian 12's Compose is too old.
+BROWSER = $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+test-tools: ## install programs without which tests are skipped: Prometheus, a browser, Compose (Debian, as root)
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	    prometheus $(if $(BROWSER),,chromium) $$(apt-cache madison docker-compose | grep -q '| 2\.' && echo docker-compose)
 
 test-fast: $(VENV)/.dev ## run the tests that start no processes, in less than a minute
 	$(BIN)/pytest -m 'not processes' $(addprefix --ignore=tests/,e2e hostile soak wire) $(PYTEST)

@@ -60,11 +60,12 @@ def mistakes_of_files(names: Sequence[str], version: str) -> Iterator[str]:
 
 
 def mistakes_of_sdist(archived: Sequence[str], tracked: Sequence[str]) -> Iterator[str]:
-    """Files in the sdist that are not in the repository: remnants, or secrets."""
+    """Files in the sdist that are not in the repository (remnants, secrets), and the opposite."""
     ours = {name.partition("/")[2] for name in archived} - {"PKG-INFO", ""}
-    strangers = sorted(ours - set(tracked))
-    if strangers:
+    if strangers := sorted(ours - set(tracked)):
         yield f"the sdist has files that are not in git: {' '.join(strangers)}"
+    if missing := sorted(set(tracked) - ours):
+        yield f"the sdist lacks files that its tests may read: {' '.join(missing)}"
 
 
 def mistakes_of_templates(tag: str, templates: Mapping[str, str]) -> Iterator[str]:

@@ -71,7 +71,7 @@ def test_workflows_run_only_make_targets(workflow: Path) -> None:
     targets = set(re.findall(r"^([a-z][a-z-]*):", MAKEFILE, re.MULTILINE))
     for step in steps(workflow):
         if "run" in step:
-            command, *words = step["run"].split()
+            command, *words = step["run"].removeprefix("sudo ").split()
             assert command == "make", step["run"]
             plain = re.sub(r'\w+=("[^"]*"|\S+)', "", " ".join(words)).split()
             assert plain
@@ -88,6 +88,16 @@ def test_a_workflow_has_no_permissions_and_a_job_only_explained_ones(workflow: P
         assert job["timeout-minutes"] <= 90, name
     for line in re.findall(r"^ {6}[a-z-]+: (?:read|write).*", text, re.MULTILINE):
         assert re.search(r" # \w+", line), line
+
+
+def test_ci_skips_no_test_for_a_missing_program() -> None:
+    ci = jobs(ROOT / ".github" / "workflows" / "ci.yml")
+    runs = [step["run"] for step in ci["test"]["steps"] if "run" in step]
+
+    assert runs == ["sudo make test-tools", "make test PYTHON=python"]
+    assert "make -s test-tools" in (ROOT / ".ci" / "run").read_text()
+    installs = MAKEFILE.partition("\ntest-tools:")[2].partition("\n\n")[0]
+    assert {"prometheus", "chromium"} <= set(re.findall(r"\w+", installs))
 
 
 def test_the_tests_run_on_every_declared_python() -> None:

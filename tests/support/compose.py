@@ -23,7 +23,8 @@ MONITORING: Final = "compose.monitoring.yaml"
 @functools.cache
 def command() -> tuple[str, ...]:
     """The command of a Compose that can read our files; empty if there is none."""
-    for argv in (("docker", "compose"), ("docker-compose",)):
+    debian = "/usr/libexec/docker/cli-plugins/docker-compose"  # which works without Docker
+    for argv in (("docker", "compose"), ("docker-compose",), (debian,)):
         if shutil.which(argv[0]):
             done = subprocess.run(
                 [*argv, "version", "--short"], capture_output=True, text=True, check=False

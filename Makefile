@@ -34,10 +34,10 @@ test: $(VENV)/.dev ## run every test, with the real engine and the real demo mod
 
 # Ubuntu's Chromium is a snap, but GitHub's machines have a browser. Debian 12's Compose is too old.
 BROWSER = $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
-test-tools: ## install programs without which tests are skipped: Prometheus, a browser, Compose (Debian, as root)
+test-tools: ## install programs without which tests are skipped: Prometheus, a browser and others (Debian, as root)
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-	    prometheus $(if $(BROWSER),,chromium) $$(apt-cache madison docker-compose | grep -q '| 2\.' && echo docker-compose)
+	    prometheus systemd $(if $(BROWSER),,chromium) $$(apt-cache madison docker-compose | grep -q '| 2\.' && echo docker-compose)
 
 test-fast: $(VENV)/.dev ## run the tests that start no processes, in less than a minute
 	$(BIN)/pytest -m 'not processes' $(addprefix --ignore=tests/,e2e hostile soak wire) $(PYTEST)

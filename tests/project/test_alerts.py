@@ -237,6 +237,18 @@ def test_these_alerts_fire_and_no_others(tmp_path: Path, name: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.processes
+def test_promtool_accepts_the_configuration_and_its_rules() -> None:
+    if shutil.which("promtool") is None:
+        pytest.skip("there is no promtool on PATH: apt-get install prometheus")
+    argv = ["promtool", "check", "config", str(RULES.with_name("prometheus.yml"))]
+
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert f"{len(rules())} rules found" in done.stdout
+
+
 def rules() -> list[dict[str, str]]:
     (group,) = yaml.safe_load(RULES.read_text())["groups"]
     return list(group["rules"])

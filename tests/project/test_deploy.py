@@ -43,7 +43,7 @@ def environments() -> Iterator[tuple[str, Mapping[str, str]]]:
     yield "compose", compose.environment(ROOT / "compose.yaml", "cpu", {"MODEL_NAME": "m"})
     (deployment,) = documents(KUBERNETES / "deployment.yaml")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
-    yield "kubernetes", {e["name"]: e.get("value", "a") for e in container["env"]}
+    yield "kubernetes", {e["name"]: e["value"] for e in container["env"]}
     for template in sorted((DEPLOY / "runpod").glob("*.json")):
         yield template.name, json.loads(template.read_text())["env"]
     given = re.findall(r"-e (\w+)=(\S+?)[\s\"]", (DEPLOY / "vast" / "create.sh").read_text())
@@ -64,6 +64,18 @@ def test_a_template_uses_existing_settings_with_valid_values(environ: Mapping[st
     assert environ
     assert set(environ) <= known
     load(environ)
+
+
+def test_a_container_that_replaces_another_continues_its_usage_of_keys() -> None:
+    """INSTANCE_ID names the file, and its default is the host name: a container's id."""
+    environs = dict(environments())
+    lambda_command = (DEPLOY / "lambda" / "cloud-init.yaml").read_text()
+    server = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["cpu"]
+
+    assert server["hostname"]
+    assert " --hostname llama-gguf " in lambda_command
+    for name in ("kubernetes", "pod.template.json"):
+        assert environs[name]["INSTANCE_ID"] == "llama-gguf"
 
 
 # Kubernetes ---------------------------------------------------------------------------------------
@@ -192,13 +204,6 @@ def test_an_update_waits_for_the_gpu_and_the_model() -> None:
     (toleration,) = spec["template"]["spec"]["tolerations"]
     (container,) = spec["template"]["spec"]["containers"]
     assert toleration["key"] in container["resources"]["limits"]
-
-
-def test_a_new_pod_continues_the_usage_of_the_old_one(pod: dict[str, Any]) -> None:
-    (container,) = pod["spec"]["containers"]
-    (instance,) = (e for e in container["env"] if e["name"] == "INSTANCE_ID")
-
-    assert instance["value"], "a name that differs between pods starts from zero"
 
 
 # Prometheus ---------------------------------------------------------------------------------------

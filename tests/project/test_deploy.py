@@ -89,6 +89,21 @@ def test_a_manifest_is_valid_by_kubernetes_schema(name: str) -> None:
         kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
 
 
+@pytest.mark.processes
+def test_what_kustomize_renders_is_valid_and_has_the_image_of_a_version() -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("there is no kubectl on PATH")
+    argv = ["kubectl", "kustomize", str(KUBERNETES)]
+    rendered = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+
+    by_kind = {document["kind"]: document for document in yaml.safe_load_all(rendered)}
+    for kind, document in by_kind.items():
+        if kind != "ServiceMonitor":  # its schema is the Prometheus operator's
+            kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
+    (container,) = by_kind["Deployment"]["spec"]["template"]["spec"]["containers"]
+    assert re.search(r"/llama-gguf-inference:v[\d.]+\w*-cuda$", container["image"])
+
+
 def test_every_manifest_but_the_example_secret_is_applied() -> None:
     (kustomization,) = documents(KUBERNETES / "kustomization.yaml")
     files = {p.name for p in KUBERNETES.glob("*.yaml")}

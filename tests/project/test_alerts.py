@@ -41,7 +41,7 @@ def counters(values: str) -> dict[str, str]:
     """Every counter that an alert uses."""
     return {
         **target("llama_gguf_backend_restarts_total", values, 'reason="crash"'),
-        **target("llama_gguf_backend_failures_total", values, 'kind="cut"'),
+        **target("llama_gguf_backend_failures_total", values, 'kind="broken_off"'),
         **target("llama_gguf_requests_total", values, f'{CHAT}, status="200"'),
         **target("llama_gguf_requests_total", values, f'{CHAT}, status="502"'),
         **target("llama_gguf_requests_total", values, f'{PROBES}, status="503"'),
@@ -70,6 +70,7 @@ HEALTHY: Final[Series] = {
     **counters("0x480"),
     **target("llama_gguf_queue_depth", "0x480"),
     **target("llama_gguf_slots", "4x480"),
+    **target("llama_gguf_keys_last_reload_successful", "1x480"),
     **target("llama_gguf_keys_loaded", "1x480"),
     **target("llama_gguf_keys_next_expiry_seconds", "864000x480"),
 }
@@ -126,6 +127,9 @@ CASES: Final[Mapping[str, Case]] = {
         | target("llama_gguf_requests_total", "0+1x480", f'{CHAT}, status="200"')
     ),
     "a replaced instance": quiet(_REPLACED),
+    "a reload that fails once": quiet(
+        HEALTHY | target("llama_gguf_keys_last_reload_successful", "1x40 0 1x439")
+    ),
     # the process
     "a target that cannot be scraped": Case(
         target("up", "1x20 0x60"), {6: (), 8: ("LlamaGgufGone",)}
@@ -156,7 +160,7 @@ CASES: Final[Mapping[str, Case]] = {
         {10: (), 11: ("LlamaGgufEngineRestarts",), 42: ()},
     ),
     "six failures of the engine": Case(
-        HEALTHY | target("llama_gguf_backend_failures_total", "0x40 6x439", 'kind="cut"'),
+        HEALTHY | target("llama_gguf_backend_failures_total", "0x40 6x439", 'kind="broken_off"'),
         {10: (), 11: ("LlamaGgufAnswersBreakOff",), 22: ()},
     ),
     # requests
@@ -182,8 +186,8 @@ CASES: Final[Mapping[str, Case]] = {
     ),
     # keys
     "a keys file that cannot be reloaded": Case(
-        HEALTHY | target("llama_gguf_keys_reload_total", "0x40 1x440", 'result="failure"'),
-        {10: (), 11: ("LlamaGgufKeysNotReloaded",)},
+        HEALTHY | target("llama_gguf_keys_last_reload_successful", "1x40 0x440"),
+        {10: (), 12: ("LlamaGgufKeysNotReloaded",), 45: ("LlamaGgufKeysNotReloaded",)},
     ),
     "no keys, and a client with one": Case(
         HEALTHY

@@ -117,7 +117,7 @@ def test_the_server_of_the_readmes_steps_serves_the_model_of_env(clone: Path, se
     serve.start_command("serve", **(variables | ours)).until_ready()
 
     assert f"serves {serve.model.stem}" in serve.out
-    assert serve.ask("/health").json["queue"]["size"] == 7
+    assert serve.send_request("/health").json["queue"]["size"] == 7
 
 
 # Privileges, logs, files --------------------------------------------------------------------------

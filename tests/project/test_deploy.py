@@ -20,7 +20,7 @@ from llama_gguf.config import settings
 from llama_gguf.config.load import load
 from llama_gguf.telemetry.metrics import METRICS
 from tests.support import compose
-from tests.support.clients import ask
+from tests.support.clients import send_request
 from tests.support.serve import Serve
 
 ROOT: Final = Path(__file__).parents[2]
@@ -181,7 +181,7 @@ def succeeds(probe: Mapping[str, Any], ports: Mapping[str, int], seconds: float 
     wanted = probe["httpGet"]
     address = ("127.0.0.1", ports[wanted["port"]])
     try:
-        response = ask(address, wanted["path"], key="", seconds=seconds)
+        response = send_request(address, wanted["path"], key="", seconds=seconds)
     except OSError:
         return False
     return 200 <= response.status < 400

@@ -18,7 +18,7 @@ STREAMS  ?= 2000
 SECONDS  ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast soak hostile fuzz bench cost compiled check format lint types imports docs lock reference clean
+.PHONY: help setup run test test-tools test-fast soak hostile fuzz bench cost compiled check format lint types imports docs lock reference clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,13 @@ run: $(VENV)/.run ## serve the demo model (or MODEL=... DATA_DIR=... HOST=...)
 
 test: $(VENV)/.dev ## run every test, with the real engine and the real demo model (PYTEST='--durations=25')
 	$(BIN)/pytest $(PYTEST)
+
+# Ubuntu's Chromium is a snap, but GitHub's machines have a browser. Debian 12's Compose is too old.
+BROWSER = $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+test-tools: ## install programs without which tests are skipped: Prometheus, a browser and others (Debian, as root)
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	    prometheus systemd $(if $(BROWSER),,chromium) $$(apt-cache madison docker-compose | grep -q '| 2\.' && echo docker-compose)
 
 test-fast: $(VENV)/.dev ## run the tests that start no processes, in less than a minute
 	$(BIN)/pytest -m 'not processes' $(addprefix --ignore=tests/,e2e hostile soak wire) $(PYTEST)
@@ -70,7 +77,7 @@ lint-files: # files other than Python: scripts, image, workflows, compose files
 	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
-	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker/*.yaml
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec compose*.yaml
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
@@ -137,24 +144,28 @@ ENGINE   ?= server
 ARCHES   ?= amd64 arm64
 BASE     ?= ghcr.io/ggml-org/llama.cpp:$(ENGINE)
 LABELS    = --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) --build-arg SOURCE=$(SOURCE)
-DOCKER_BUILD = docker buildx build -f docker/Dockerfile --build-arg BASE=$(BASE) $(LABELS)
+DOCKER_BUILD = docker buildx build -f docker/Dockerfile --build-arg BASE=$(BASE) $(LABELS) \
+    $(if $(IMAGE_UID),--build-arg UID=$(IMAGE_UID))
+# A release's image has the tags v1.2.3-cpu and cpu; a prerelease (v1.2.3rc1) leaves the latter alone.
+IS_PRERELEASE = $(shell printf %s '$(TAG)' | grep -E '[0-9](a|b|rc)[0-9]+$$')
+TAGS ?= $(TAG)-$(KIND) $(if $(IS_PRERELEASE),,$(KIND))
 
 image: ## build the image for CPUs (IMAGE=name; BASE=... for another llama.cpp image)
 	$(DOCKER_BUILD) --load -t $(NAME):cpu .
 
 image-cuda: ENGINE = server-cuda
-image-cuda: ## build the image for NVIDIA GPUs
+image-cuda: ## build the image for NVIDIA GPUs (IMAGE_UID=0 runs it as root, for volumes that belong to root)
 	$(DOCKER_BUILD) --load -t $(NAME):cuda .
 
 registry-login: # with REGISTRY_USER and REGISTRY_TOKEN from the environment
 	@printenv REGISTRY_TOKEN | docker login ghcr.io --username "$$REGISTRY_USER" --password-stdin
 
-# For the workflows, once per architecture: TAGS="cpu-amd64 0.1.0-cpu-amd64", with SBOM and provenance.
+# For the workflows, once per architecture, with SBOM and provenance: TAG=v1.2.3 KIND=cpu, or TAGS=...
 image-push:
 	docker buildx create --use --driver docker-container
-	$(DOCKER_BUILD) --push --sbom=true --provenance=mode=max $(foreach tag,$(TAGS),-t $(NAME):$(tag)) .
+	$(DOCKER_BUILD) --push --sbom=true --provenance=mode=max $(foreach tag,$(TAGS),-t $(NAME):$(tag)$(if $(ARCH),-$(ARCH))) .
 
-# One name for both architectures: TAGS="cpu 0.1.0-cpu", from images pushed as TAG-amd64 and TAG-arm64.
+# One name for both architectures, from images that were pushed with ARCH=amd64 and ARCH=arm64.
 image-index:
 	$(foreach tag,$(TAGS),docker buildx imagetools create -t $(NAME):$(tag) \
 	    $(foreach arch,$(ARCHES),$(NAME):$(tag)-$(arch)) &&) true
@@ -193,12 +204,13 @@ $(DRAWER):
 	cd $(@D) && tar -xzf mermaid-$(@F).tgz --exclude='*.map' package/dist/mermaid.esm.min.mjs package/dist/chunks/mermaid.esm.min
 	cd $(@D) && rm mermaid-$(@F).tgz && mv package/dist $(@F) && rmdir package
 
-changelog: $(VENV)/.dev ## collect the fragments of changes/ into CHANGELOG.md, for the version in __init__.py
+changelog: $(VENV)/.dev ## collect changes/ into CHANGELOG.md and set the image tags in deploy/, for the version in __init__.py
 	$(BIN)/towncrier build --yes --version $(VERSION)
+	sed -i -E 's/v[0-9.]+[a-z0-9]*-cuda/v$(VERSION)-cuda/' $$(git grep -lE 'v[0-9.]+[a-z0-9]*-cuda' deploy)
 
 github-release: $(VENV)/.dev # for the workflow: TAG=v0.1.0; attaches the files in dist/
 	$(BIN)/python -m tests.project.release --notes > dist/notes.md
-	gh release create $(TAG) --verify-tag --notes-file dist/notes.md dist/*.whl dist/*.tar.gz dist/*.json
+	gh release create $(TAG) $(if $(IS_PRERELEASE),--prerelease) --verify-tag --notes-file dist/notes.md dist/*.whl dist/*.tar.gz dist/*.json
 
 clean: ## remove all generated files except ./data
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis dist build

@@ -102,6 +102,22 @@ def test_a_file_that_only_its_owner_can_access_causes_no_warning(path: Path, mod
     assert key_file.warn_if_exposed(str(path)) is None
 
 
+@pytest.mark.parametrize(
+    ("mode", "owner", "reader", "is_exposed"),
+    [
+        (0o440, 0, 10001, False),  # a Secret, mounted by Kubernetes with defaultMode 0440
+        (0o444, 0, 10001, True),
+        (0o460, 0, 10001, True),
+        (0o440, 0, 0, True),
+        (0o440, 10001, 10001, True),
+    ],
+)
+def test_a_file_of_root_may_be_readable_by_the_group_of_its_reader(
+    mode: int, owner: int, reader: int, *, is_exposed: bool
+) -> None:
+    assert key_file.is_exposed(mode, owner=owner, reader=reader) is is_exposed
+
+
 def test_a_missing_file_causes_no_warning(tmp_path: Path) -> None:
     assert key_file.warn_if_exposed(f"{tmp_path}/none") is None
 

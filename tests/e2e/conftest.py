@@ -123,8 +123,11 @@ def model_file() -> Path:
     return MODELS_DIR / f"{MODEL}.gguf"
 
 
-def start(data_dir: Path, settings: Mapping[str, str]) -> Served:
-    port, port_health, port_backend = free_ports(3)
+def start(
+    data_dir: Path, settings: Mapping[str, str], ports: tuple[int, int, int] | None = None
+) -> Served:
+    """Start it, on *ports* (of the gateway, for health, of the engine) or on free ones."""
+    port, port_health, port_backend = ports or free_ports(3)
     served = Served(
         None,  # type: ignore[arg-type]  # started below, with these ports
         data_dir,

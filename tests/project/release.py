@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import venv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -60,11 +60,20 @@ def mistakes_of_files(names: Sequence[str], version: str) -> Iterator[str]:
 
 
 def mistakes_of_sdist(archived: Sequence[str], tracked: Sequence[str]) -> Iterator[str]:
-    """Files in the sdist that are not in the repository: remnants, or secrets."""
+    """Files in the sdist that are not in the repository (remnants, secrets), and the opposite."""
     ours = {name.partition("/")[2] for name in archived} - {"PKG-INFO", ""}
-    strangers = sorted(ours - set(tracked))
-    if strangers:
+    if strangers := sorted(ours - set(tracked)):
         yield f"the sdist has files that are not in git: {' '.join(strangers)}"
+    if missing := sorted(set(tracked) - ours):
+        yield f"the sdist lacks files that its tests may read: {' '.join(missing)}"
+
+
+def mistakes_of_templates(tag: str, templates: Mapping[str, str]) -> Iterator[str]:
+    """Images of other versions than *tag* in the templates, which are given by name."""
+    for name, text in templates.items():
+        named = set(re.findall(r"\b(v\d+\.\d+\.\d+\w*)-(?:cpu|cuda)", text))
+        if others := named - {tag}:
+            yield f"{name} has an image of {' '.join(sorted(others))}; `make changelog` sets it"
 
 
 def mistakes_under_attack(outcomes: str) -> Iterator[str]:
@@ -110,6 +119,10 @@ def mistakes(tag: str) -> Iterator[str]:
     changelog = (ROOT / "CHANGELOG.md").read_text()
     fragments = sorted(p.name for p in (ROOT / "changes").glob("*.md") if p.name != "README.md")
     yield from mistakes_of_version(__version__, tag=tag, changelog=changelog, fragments=fragments)
+    if tag:
+        templates = [path for path in (ROOT / "deploy").rglob("*") if path.is_file()]
+        texts = {str(path.relative_to(ROOT)): path.read_text() for path in templates}
+        yield from mistakes_of_templates(tag, texts)
     built = sorted(p.name for p in DIST.glob("llama_gguf*"))
     yield from mistakes_of_files(built, __version__)
     for name in built:

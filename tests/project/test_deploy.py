@@ -1,4 +1,4 @@
-"""The templates in deploy/ and docker/: valid, and in agreement with settings and each other."""
+"""The templates in deploy/: valid, and in agreement with settings and each other."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,9 @@ import yaml
 from llama_gguf.config import settings
 from llama_gguf.config.load import load
 from llama_gguf.telemetry.metrics import METRICS
+from tests.support import compose
+from tests.support.clients import send_request
+from tests.support.serve import Serve
 
 ROOT: Final = Path(__file__).parents[2]
 DEPLOY: Final = ROOT / "deploy"
@@ -32,19 +36,14 @@ def documents(path: Path) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all(path.read_text()))
 
 
-def compose(name: str = "compose.yaml") -> dict[str, Any]:
-    (document,) = documents(ROOT / "docker" / name)
-    return document
-
-
 # Settings in templates ----------------------------------------------------------------------------
 
 
 def environments() -> Iterator[tuple[str, Mapping[str, str]]]:
-    yield "compose", {k: v or "m" for k, v in compose()["services"]["cpu"]["environment"].items()}
+    yield "compose", compose.environment(ROOT / "compose.yaml", "cpu", {"MODEL_NAME": "m"})
     (deployment,) = documents(KUBERNETES / "deployment.yaml")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
-    yield "kubernetes", {e["name"]: e.get("value", "a") for e in container["env"]}
+    yield "kubernetes", {e["name"]: e["value"] for e in container["env"]}
     for template in sorted((DEPLOY / "runpod").glob("*.json")):
         yield template.name, json.loads(template.read_text())["env"]
     given = re.findall(r"-e (\w+)=(\S+?)[\s\"]", (DEPLOY / "vast" / "create.sh").read_text())
@@ -67,6 +66,18 @@ def test_a_template_uses_existing_settings_with_valid_values(environ: Mapping[st
     load(environ)
 
 
+def test_a_container_that_replaces_another_continues_its_usage_of_keys() -> None:
+    """INSTANCE_ID names the file, and its default is the host name: a container's id."""
+    environs = dict(environments())
+    lambda_command = (DEPLOY / "lambda" / "cloud-init.yaml").read_text()
+    server = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["cpu"]
+
+    assert server["hostname"]
+    assert " --hostname llama-gguf " in lambda_command
+    for name in ("kubernetes", "pod.template.json"):
+        assert environs[name]["INSTANCE_ID"] == "llama-gguf"
+
+
 # Kubernetes ---------------------------------------------------------------------------------------
 
 
@@ -76,6 +87,21 @@ def test_a_template_uses_existing_settings_with_valid_values(environ: Mapping[st
 def test_a_manifest_is_valid_by_kubernetes_schema(name: str) -> None:
     for document in documents(KUBERNETES / f"{name}.yaml"):
         kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
+
+
+@pytest.mark.processes
+def test_what_kustomize_renders_is_valid_and_has_the_image_of_a_version() -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("there is no kubectl on PATH")
+    argv = ["kubectl", "kustomize", str(KUBERNETES)]
+    rendered = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+
+    by_kind = {document["kind"]: document for document in yaml.safe_load_all(rendered)}
+    for kind, document in by_kind.items():
+        if kind != "ServiceMonitor":  # its schema is the Prometheus operator's
+            kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
+    (container,) = by_kind["Deployment"]["spec"]["template"]["spec"]["containers"]
+    assert re.search(r"/llama-gguf-inference:v[\d.]+\w*-cuda$", container["image"])
 
 
 def test_every_manifest_but_the_example_secret_is_applied() -> None:
@@ -142,45 +168,60 @@ def test_a_pod_has_minimal_privileges(pod: dict[str, Any]) -> None:
     assert written == {"/data", "/tmp"}  # noqa: S108  # the container's
 
 
-def test_no_probe_ends_a_pod_that_loads_or_drains(pod: dict[str, Any]) -> None:
+def test_the_probes_distinguish_running_from_serving(pod: dict[str, Any]) -> None:
     (container,) = pod["spec"]["containers"]
 
-    assert "tcpSocket" in container["livenessProbe"]
-    assert container["startupProbe"]["httpGet"]["port"] == "health"  # 204 while it loads
+    assert container["startupProbe"]["httpGet"]["port"] == "health"
+    assert container["livenessProbe"]["httpGet"]["port"] == "health"
     assert container["readinessProbe"]["httpGet"] == {"path": "/health", "port": "http"}
 
 
-# Compose, Prometheus ------------------------------------------------------------------------------
+def succeeds(probe: Mapping[str, Any], ports: Mapping[str, int], seconds: float = 30) -> bool:
+    """Apply *probe* once, as the kubelet does, with this timeout."""
+    wanted = probe["httpGet"]
+    address = ("127.0.0.1", ports[wanted["port"]])
+    try:
+        response = send_request(address, wanted["path"], key="", seconds=seconds)
+    except OSError:
+        return False
+    return 200 <= response.status < 400
 
 
-@pytest.mark.parametrize("name", ["cpu", "gpu"])
-def test_a_compose_service_has_minimal_privileges_and_time_to_drain(name: str) -> None:
-    service = compose()["services"][name]
+@pytest.mark.processes
+def test_the_liveness_probe_fails_only_if_the_supervisor_is_frozen(
+    pod: dict[str, Any], serve: Serve, tmp_path: Path
+) -> None:
+    (container,) = pod["spec"]["containers"]
+    (mode,) = (e["value"] for e in container["env"] if e["name"] == "HEALTH_MODE")
+    probe = container["livenessProbe"]
+    ports = {"health": serve.port_health, "http": serve.port}
+    serve.start(engine=f"--load-until {tmp_path / 'loaded'}", HEALTH_MODE=mode)
 
-    assert service["read_only"]
-    assert service["cap_drop"] == ["ALL"]
-    drain = settings.Settings.of().process.drain_timeout
-    assert int(service["stop_grace_period"].removesuffix("s")) >= drain + 10
+    serve.until(lambda: serve.engine_state() == "loading")
+    assert succeeds(probe, ports)
+    assert not succeeds(container["readinessProbe"], ports)
+    (tmp_path / "loaded").touch()
+    serve.until_ready()
+    assert succeeds(probe, ports)
+    assert succeeds(container["readinessProbe"], ports)
+    serve.signal(signal.SIGSTOP)
+    assert not succeeds(probe, ports, seconds=1)
+    serve.signal(signal.SIGCONT)
+    assert succeeds(probe, ports)
 
 
-def test_the_files_that_compose_mounts_and_reads_exist() -> None:
-    monitoring = compose("compose.monitoring.yaml")
-    for service in monitoring["services"].values():
-        for mount in service["volumes"]:
-            source = mount.split(":")[0]
-            if source.startswith("."):
-                assert (ROOT / "docker" / source).exists(), source
-            else:
-                assert source in monitoring["volumes"]
+def test_an_update_waits_for_the_gpu_and_the_model() -> None:
+    (deployment,) = documents(KUBERNETES / "deployment.yaml")
+    spec = deployment["spec"]
+
+    assert spec["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+    assert spec["progressDeadlineSeconds"] > 20 * 60
+    (toleration,) = spec["template"]["spec"]["tolerations"]
+    (container,) = spec["template"]["spec"]["containers"]
+    assert toleration["key"] in container["resources"]["limits"]
 
 
-def test_prometheus_scrapes_the_services_of_compose() -> None:
-    (config,) = documents(DEPLOY / "prometheus" / "prometheus.yml")
-    (job,) = config["scrape_configs"]
-    (lookup,) = job["dns_sd_configs"]
-
-    assert set(lookup["names"]) == set(compose()["services"])
-    assert lookup["port"] == settings.Settings.of().listen.port
+# Prometheus ---------------------------------------------------------------------------------------
 
 
 def test_the_metric_to_scale_on_exists() -> None:
@@ -194,15 +235,38 @@ def test_the_metric_to_scale_on_exists() -> None:
 # RunPod, Vast.ai, Lambda --------------------------------------------------------------------------
 
 
-def test_runpods_template_sets_the_ports_explicitly() -> None:
-    template = json.loads((DEPLOY / "runpod" / "serverless.template.json").read_text())
+def runpod(kind: str) -> dict[str, Any]:
+    return dict(json.loads((DEPLOY / "runpod" / f"{kind}.template.json").read_text()))
+
+
+def test_runpods_workers_have_explicit_ports_and_end_a_request_before_runpod() -> None:
+    template = runpod("serverless")
     environ = template["env"]
 
     assert template["isServerless"]
     assert environ["HEALTH_MODE"] == "ready"
     assert template["ports"] == [f"{environ['PORT']}/http", f"{environ['PORT_HEALTH']}/http"]
-    assert float(environ["MAX_REQUEST_DURATION"]) < 5.5 * 60
+    longest = float(environ["MAX_QUEUE_WAIT"]) + float(environ["MAX_REQUEST_DURATION"])
+    assert longest + 15 < 5.5 * 60  # and the time until its body has arrived
     assert 0 < float(environ["SSE_KEEPALIVE"]) < 100
+
+
+def test_runpods_pods_respond_within_the_time_of_their_proxy() -> None:
+    environ = runpod("pod")["env"]
+
+    assert float(environ["MAX_QUEUE_WAIT"]) < 100
+    assert 0 < float(environ["SSE_KEEPALIVE"]) < 100
+
+
+@pytest.mark.parametrize("kind", ["serverless", "pod"])
+def test_runpods_containers_may_write_to_volumes_of_root(kind: str) -> None:
+    assert re.search(r":v[\d.]+-cuda-root$", runpod(kind)["imageName"])
+
+
+def test_every_template_names_a_version_of_the_image() -> None:
+    for path in (p for p in DEPLOY.rglob("*") if p.is_file()):
+        for tag in re.findall(r"(?:inference:|newTag: )(\S+?)\"?,?(?:\s|$)", path.read_text()):
+            assert re.fullmatch(r"v\d+\.\d+\.\d+\w*-(cpu|cuda|cuda-root)", tag), (path, tag)
 
 
 @pytest.mark.processes
@@ -229,6 +293,7 @@ def test_the_lambda_container_has_the_restrictions_of_compose() -> None:
     assert (DEPLOY / "lambda" / "cloud-init.yaml").read_text().startswith("#cloud-config\n")
     assert words[:2] == ["docker", "run"]
     assert {"--read-only", "no-new-privileges", "ALL"} <= set(words)
+    assert words[words.index("--log-driver") + 1] == "local"
     assert cloud_init["write_files"][0]["path"] in words
 
 
@@ -272,8 +337,30 @@ def test_the_unit_has_access_to_network_and_gpu_only(unit: Path) -> None:
     assert float(exposure[1]) <= MAX_EXPOSURE, output
 
 
-def test_the_unit_has_time_to_drain() -> None:
-    limit = re.search(r"^TimeoutStopSec=(\d+)$", UNIT.read_text(), re.MULTILINE)
+def directive(name: str) -> list[str]:
+    """The words of all lines that set *name* in the unit."""
+    lines = re.findall(rf"^{name}=(.*)$", UNIT.read_text(), re.MULTILINE)
+    return [word for line in lines for word in line.split()]
 
-    assert limit
-    assert int(limit[1]) >= settings.Settings.of().process.drain_timeout + 10
+
+def test_the_unit_survives_the_death_of_llama_server_for_its_memory() -> None:
+    assert directive("OOMPolicy") == ["continue"]
+    assert directive("KillMode") == ["mixed"]
+
+
+def test_a_crash_writes_no_prompts_and_keys_to_the_disk() -> None:
+    assert directive("LimitCORE") == ["0"]
+
+
+def test_the_driver_is_loaded_before_its_devices_are_allowed() -> None:
+    drivers = {"modprobe@nvidia_uvm.service", "nvidia-persistenced.service"}
+
+    assert "char-nvidia-uvm" in directive("DeviceAllow")
+    assert drivers <= set(directive("After"))
+    assert drivers <= set(directive("Wants"))
+
+
+def test_the_unit_has_time_to_drain() -> None:
+    (limit,) = directive("TimeoutStopSec")
+
+    assert int(limit) >= settings.Settings.of().process.drain_timeout + 10

@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+from hatchling.builders.sdist import SdistBuilder
 
 from llama_gguf import __version__
 from tests.project import release
@@ -76,6 +77,29 @@ def test_a_leftover_in_dist_or_in_the_sdist_is_found() -> None:
     assert "1.0.tar.gz" in "".join(release.mistakes_of_files(names, "1.1"))
     archived = ["p-1/PKG-INFO", "p-1/src/a.py", "p-1/data/api_keys.txt"]
     assert "data/api_keys.txt" in "".join(release.mistakes_of_sdist(archived, ["src/a.py"]))
+
+
+def test_a_file_that_the_sdist_lacks_is_found() -> None:
+    found = list(release.mistakes_of_sdist(["p-1/PKG-INFO", "p-1/a.py"], ["a.py", ".ci/run"]))
+
+    assert found == ["the sdist lacks files that its tests may read: .ci/run"]
+
+
+def test_the_sdist_has_what_its_tests_read() -> None:
+    builder = SdistBuilder(str(release.ROOT))
+    included = {file.relative_path for file in builder.recurse_included_files()}
+
+    for name in (".ci/run", ".env.example", ".github/workflows/ci.yml", "compose.yaml", "Makefile"):
+        assert name in included
+    assert not {name for name in included if name.startswith((".venv/", ".cache/", "data/"))}
+
+
+def test_a_template_with_an_image_of_another_version_is_found() -> None:
+    templates = {"old": "image: x:v1.0.0-cuda-root", "new": "newTag: v1.1.0rc1-cuda", "none": "x"}
+
+    found = list(release.mistakes_of_templates("v1.1.0rc1", templates))
+
+    assert found == ["old has an image of v1.0.0; `make changelog` sets it"]
 
 
 def test_a_bound_broken_by_hostile_clients_is_a_mistake() -> None:

@@ -72,12 +72,20 @@ def decoded(data: bytes, path: str) -> str:
 
 
 def exposed_mode(path: str) -> int | None:
-    """The file's mode, if users other than its owner can read or change it."""
+    """The file's mode, if users other than its owner and us can read or change it."""
     try:
-        mode = stat.S_IMODE(os.stat(path).st_mode)
+        found = os.stat(path)
     except OSError:
         return None  # `read` reports the reason
-    return mode if mode & _EXPOSED else None
+    mode = stat.S_IMODE(found.st_mode)
+    return mode if is_exposed(mode, owner=found.st_uid, reader=os.geteuid()) else None
+
+
+def is_exposed(mode: int, *, owner: int, reader: int) -> bool:
+    """Whether a file of *owner* is accessible to more users than necessary for *reader*."""
+    # Kubernetes mounts a Secret as a file of root, which its readers can access as a group only.
+    is_given_by_root = owner == 0 and reader != 0
+    return bool(mode & (_EXPOSED & ~stat.S_IRGRP if is_given_by_root else _EXPOSED))
 
 
 def warn_if_exposed(path: str) -> str | None:

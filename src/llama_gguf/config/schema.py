@@ -292,7 +292,9 @@ class TimeoutSettings:
         300.0, seconds(0.1), "seconds without data from llama-server after which a request fails"
     )
     max_request_duration: float = _timeouts(
-        0.0, seconds(0), "seconds a whole response may take; 0 = no limit"
+        0.0,
+        seconds(0),
+        "seconds a whole response may take, without its wait for a slot; 0 = no limit",
     )
     backend_connect_timeout: float = _timeouts(
         10.0, seconds(0.1), "seconds to connect to llama-server"

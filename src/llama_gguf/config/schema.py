@@ -273,7 +273,7 @@ class QueueSettings:
     )
     max_replays: int = _queue(
         1,
-        whole(0, 10),
+        whole(0, 1_000_000),
         "times a request is sent again whose engine failed before its response began; 0 = never",
     )
 

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_gguf.scheduling.replay_order import ReplayOrder
+
+
+class Replays:
+    """Requests by number, and those whose turn has come."""
+
+    def __init__(self) -> None:
+        self.order = ReplayOrder()
+        self.turns: list[int] = []
+
+    def enter(self, request: int) -> None:
+        if self.order.enter(request, lambda: self.turns.append(request)):
+            self.turns.append(request)
+
+
+def test_one_at_a_time_in_the_order_of_their_failures() -> None:
+    replays = Replays()
+    for request in (1, 2, 3):
+        replays.enter(request)
+    assert replays.turns == [1]
+
+    replays.order.leave(1)
+    assert replays.turns == [1, 2]
+    replays.order.leave(1)  # as it does again when it ends
+    assert replays.turns == [1, 2]
+
+
+def test_one_that_leaves_before_its_turn_is_passed_over() -> None:
+    replays = Replays()
+    for request in (1, 2, 3):
+        replays.enter(request)
+    replays.order.leave(2)
+    replays.order.leave(1)
+
+    assert replays.turns == [1, 3]
+
+
+@given(events=st.lists(st.tuples(st.booleans(), st.integers(0, 5)), max_size=40))
+def test_every_request_that_stays_has_its_turn_once(events: list[tuple[bool, int]]) -> None:
+    replays = Replays()
+    present: list[int] = []
+    for arrives, request in events:
+        if arrives and request not in present:
+            present.append(request)
+            replays.turns = [turn for turn in replays.turns if turn != request]
+            replays.enter(request)
+        elif not arrives:
+            replays.order.leave(request)
+            present = [other for other in present if other != request]
+        assert [turn for turn in replays.turns if turn in present] == present[:1]
+    while present:
+        assert replays.turns[-1] == present[0]
+        replays.order.leave(present.pop(0))
+    assert len(replays.order) == 0

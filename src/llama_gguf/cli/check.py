@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from llama_gguf.access import key_admin, key_file
-from llama_gguf.cli import fit
+from llama_gguf.cli import extra_files, fit
 from llama_gguf.cli.context import Context, with_model
 from llama_gguf.cli.results import Level, Result
 from llama_gguf.cli.terminal import echo, print_table
@@ -38,8 +38,8 @@ from llama_gguf.engines import locate, machine, processes
 from llama_gguf.engines.command import engine_address, extra_args
 from llama_gguf.engines.flags import complaints
 from llama_gguf.errors import UserError, how_to_install
+from llama_gguf.models.engine_options import options
 from llama_gguf.models.hub_address import PREFIX
-from llama_gguf.models.memory import options
 from llama_gguf.models.model_file import size_text
 from llama_gguf.net import tls
 from llama_gguf.net.listener import listen
@@ -187,6 +187,7 @@ def _unknown_flags(
     flags = locate.flags_of(engine, environ)
     with contextlib.suppress(UserError):  # already reported
         words = extra_args(settings)
+        yield from extra_files.results(words)
         if flags and (found_complaints := list(complaints(words, flags))):
             yield Result("EXTRA_ARGS", "; ".join(found_complaints), Level.WRONG)
 
@@ -225,7 +226,13 @@ def _model(
         chosen = options(engine, extra_args(engine), environ)
         if devices is None and not here.gpus:
             devices = ()
-        yield from fit.results(model.facts, chosen, devices=devices, here=here)
+        yield from fit.results(
+            model.facts,
+            chosen,
+            devices=devices,
+            here=here,
+            companions=list(extra_files.companions(chosen)),
+        )
 
 
 def _fetching(settings: ModelSettings) -> Result:

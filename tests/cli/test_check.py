@@ -310,12 +310,14 @@ def engine_with(machine: Machine, *devices: str) -> None:
 def test_the_required_memory_is_shown_with_its_calculation(check: Check) -> None:
     checks = check()[1]
 
-    assert checks["memory needed"]["text"].startswith("18.2 MB: model 0.0 MB + KV cache 1.0 MB (16")
+    assert checks["memory needed"]["text"].startswith(
+        "18.2 MB: model 0.0 MB + KV cache 1.0 MB (2 layers x 16384 tokens)"
+    )
     assert checks["RAM"]["ok"]
 
 
 def test_a_model_that_exceeds_the_gpus_memory_is_a_problem(machine: Machine, check: Check) -> None:
-    engine_with(machine, "CUDA0: Small card (600 MiB, 500 MiB free)")
+    engine_with(machine, "CUDA0: Small card (600 MiB, 1 MiB free)")
 
     status, checks = check()
 

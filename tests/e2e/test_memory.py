@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from llama_gguf.engines.locate import Engine, devices_of, flags_of, locate
 from llama_gguf.models.engine_options import options
 from llama_gguf.models.memory import Need, need
 from llama_gguf.models.model_file import read_file
+from llama_gguf.models.placement import Gpu, chosen_gpus, place
 from tests.support import tiny_models
+from tests.support.rpc import rpc_servers
 
 pytestmark = pytest.mark.e2e
 
@@ -110,6 +113,74 @@ def test_the_cache_of_each_architecture_is_that_of_the_engine(
     assert (wanted.cache - wanted.state) / MIB == pytest.approx(found.cache, abs=0.02)
     assert wanted.state / MIB == pytest.approx(found.state, abs=0.01)
     assert wanted.is_exact
+
+
+# Several devices ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def devices() -> Iterator[list[str]]:
+    with rpc_servers(2) as addresses:
+        yield addresses
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "",
+        "-ngl 20 -ts 3,1",
+        "-ngl 7 -ts 1,1",
+        "-ngl 1 -ts 1,3",
+        "-ts 0,1 -nkvo",
+        "-dev RPC1",
+        "-dev RPC1,RPC0 -ts 1,2",
+        "-sm none -mg 1",
+        "-ts 1,1 -ot attn=CPU",
+        "-dev none",
+    ],
+)
+@pytest.mark.parametrize("architecture", ["", "qwen3moe", "gemma3", "qwen35"])
+def test_each_device_has_what_is_calculated_for_it(
+    devices: list[str], model_file: Path, tmp_path: Path, architecture: str, flags: str
+) -> None:
+    model = tmp_path / "m.gguf"
+    if architecture:
+        tiny_models.write(architecture, model)
+    else:
+        model.symlink_to(model_file)
+    assert_placed(devices, model, flags)
+
+
+@pytest.mark.parametrize("flags", ["--cpu-moe -ts 1,1", "--n-cpu-moe 2 -ts 1,1"])
+def test_experts_may_stay_in_ram(devices: list[str], tmp_path: Path, flags: str) -> None:
+    tiny_models.write("qwen3moe", tmp_path / "m.gguf")
+
+    assert_placed(devices, tmp_path / "m.gguf", flags)
+
+
+def assert_placed(devices: list[str], model: Path, flags: str) -> None:
+    settings = EngineSettings(ctx=2048, parallel=1, extra_args=flags)
+    chosen = options(settings, extra_args(settings), {})
+    facts = read_file(str(model))
+    wanted = need(facts, chosen)
+    assert wanted is not None
+    names = {f"RPC{number}": address for number, address in enumerate(devices)}
+    free = 1 << 30  # the same on both, as here
+    gpus = chosen_gpus([Gpu(name, free) for name in names], chosen)
+
+    rpc = ["--rpc", ",".join(devices), "--no-warmup", "-fit", "off"]
+    output = tiny_models.report(
+        model,
+        *(*rpc, "-ngl", "99", "-c", "2048", "-np", "1", *flags.split()),
+        until=r"sched_reserve: reserv|slot   load_model",
+    )
+
+    for gpu, part in zip(gpus, place(wanted, facts, chosen, gpus).gpus, strict=False):
+        address = re.escape(names[gpu.name])
+        weights = _sum(rf"\[{address}\] model buffer size = +([0-9.]+) MiB", output)
+        cache = _sum(rf"\[{address}\] (?:KV|RS) buffer size = +([0-9.]+) MiB", output)
+        assert part.weights / MIB == pytest.approx(weights, rel=0.001, abs=0.02), gpu
+        assert part.cache / MIB == pytest.approx(cache, abs=0.02), gpu
 
 
 def test_the_engines_flags_are_read(engine: Engine) -> None:

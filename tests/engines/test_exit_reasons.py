@@ -92,6 +92,14 @@ LAST_LINES = {
         ["gguf_init_from_file_impl: invalid magic characters: 'abcd'", *LOAD_FAILED],
         ["cannot load the model", "last lines"],
     ),
+    "a variable whose value it rejects": (
+        ['error while handling environment variable "LLAMA_ARG_N_PARALLEL": stoi'],
+        ["rejected", "variable LLAMA_ARG_N_PARALLEL", "unset"],
+    ),
+    "an RPC server that is gone": (
+        ["ggml-rpc.cpp:498: Remote RPC server crashed or returned malformed response"],
+        ["connection", "--rpc", "ggml-rpc-server"],
+    ),
     "an unknown line": (["something new"], ["error", "last lines"]),
     "no words at all": ([], ["error"]),
 }

@@ -345,8 +345,14 @@ def discover(architecture: str) -> dict[str, Sequence[int]]:
             raise RuntimeError(f"{architecture}: {output[-600:]}")
 
 
-def report(model: Path, *arguments: str) -> str:
-    """What the engine logs before it loads *model*: the sizes of everything."""
+def report(model: Path, *arguments: str, until: str = "projected to use") -> str:
+    """What the engine logs before it loads *model*: the sizes of everything.
+
+    Args:
+        model: the file.
+        arguments: further flags.
+        until: the expression for its last line that is needed.
+    """
     engine = locate("", "", environ=os.environ)
     lines: list[str] = []
     # The path of a socket is short; pytest's directories are not.
@@ -363,7 +369,7 @@ def report(model: Path, *arguments: str) -> str:
         try:
             for line in process.stdout:
                 lines.append(line)
-                if re.search(r"projected to use|error loading model|failed to fit params", line):
+                if re.search(rf"{until}|error loading model|failed to fit params", line):
                     break
         finally:
             process.kill()

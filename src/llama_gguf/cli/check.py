@@ -35,7 +35,7 @@ from llama_gguf.config.schema import (
 )
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines import locate, machine, processes
-from llama_gguf.engines.command import engine_address, extra_args
+from llama_gguf.engines.command import engine_address, engine_environment, extra_args
 from llama_gguf.engines.flags import complaints
 from llama_gguf.errors import UserError, how_to_install
 from llama_gguf.models.engine_options import options
@@ -176,8 +176,11 @@ def _engine(
     else:
         yield Result("engine", f"{engine.path} ({engine.source}), version {version}")
         yield from _unknown_flags(settings, engine, environ)
-        devices = locate.devices_of(engine, environ)
+        yield from _variables(engine, environ)
+        rpc = _rpc_addresses(settings, environ)
+        devices = locate.devices_of(engine, environ, rpc=rpc)
         yield _devices(settings, devices, here)
+        yield from _missing_rpc(rpc, devices)
     yield from _model(model, settings, environ=environ, devices=devices, here=here)
 
 
@@ -190,6 +193,34 @@ def _unknown_flags(
         yield from extra_files.results(words)
         if flags and (found_complaints := list(complaints(words, flags))):
             yield Result("EXTRA_ARGS", "; ".join(found_complaints), Level.WRONG)
+
+
+def _variables(engine: locate.Engine, environ: Mapping[str, str]) -> Iterator[Result]:
+    passed, _ = engine_environment(environ, api_key="", changes=engine.environment_changes)
+    if wrong := locate.rejected_variable(engine, passed):
+        yield Result(
+            "environment",
+            f"llama-server rejects the {wrong}. Correct or unset it.",
+            Level.WRONG,
+        )
+
+
+def _rpc_addresses(settings: EngineSettings, environ: Mapping[str, str]) -> str:
+    with contextlib.suppress(UserError):  # already reported
+        return options(settings, extra_args(settings), environ).rpc
+    return ""
+
+
+def _missing_rpc(rpc: str, devices: Sequence[locate.Device] | None) -> Iterator[Result]:
+    names = " ".join(device.name for device in devices or ())
+    missing = [address for address in rpc.split(",") if address not in names]
+    if missing:
+        yield Result(
+            "RPC servers",
+            f"no response from {', '.join(missing)}: llama-server will start without them, and "
+            "needs the memory for their part",
+            Level.NOTE,
+        )
 
 
 def _devices(

@@ -61,7 +61,7 @@ CAUSES: Final = (
     ),
     _cause(
         r"cache type (?P<type>\w+) with block size \d+ does not divide n_embd_head_(?P<of>[kv])",
-        "The type {type} of the KV cache does not suit this model: its blocks do not divide a head.",
+        "The type {type} of the KV cache does not suit this model: a block does not divide a head.",
         "Use another type, such as f16, for --cache-type-{of} in EXTRA_ARGS.",
     ),
     _cause(

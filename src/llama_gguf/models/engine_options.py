@@ -42,6 +42,8 @@ class Options:
     fit: bool = True
     devices: tuple[str, ...] | None = None
     """The names of the GPUs to use; None for all, empty for none."""
+    rpc: str = ""
+    """Addresses of RPC servers, separated by commas: each one is a GPU to the engine."""
     split_mode: str = "layer"
     tensor_split: tuple[float, ...] = ()
     main_gpu: int = 0
@@ -135,6 +137,7 @@ _VALUES: Final[Mapping[str, _Reading]] = {
         ("-fa --flash-attn", "flash_attn", str.lower),
         ("-fit --fit", "fit", lambda value: value not in _OFF),
         ("-dev --device", "devices", _names),
+        ("--rpc", "rpc", str),
         ("-sm --split-mode", "split_mode", str),
         ("-ts --tensor-split", "tensor_split", _shares),
         ("-mg --main-gpu", "main_gpu", _number),
@@ -185,6 +188,7 @@ _VARIABLES: Final[Mapping[str, str]] = {
     "FLASH_ATTN": "-fa",
     "FIT": "-fit",
     "DEVICE": "-dev",
+    "RPC": "--rpc",
     "SPLIT_MODE": "-sm",
     "TENSOR_SPLIT": "-ts",
     "MAIN_GPU": "-mg",

@@ -213,7 +213,7 @@ def _rpc_addresses(settings: EngineSettings, environ: Mapping[str, str]) -> str:
 
 def _missing_rpc(rpc: str, devices: Sequence[locate.Device] | None) -> Iterator[Result]:
     names = " ".join(device.name for device in devices or ())
-    missing = [address for address in rpc.split(",") if address not in names]
+    missing = [address for address in filter(None, rpc.split(",")) if f"({address})" not in names]
     if missing:
         yield Result(
             "RPC servers",

@@ -82,7 +82,7 @@ def test_the_sizes_of_companions_are_those_of_their_files(tmp_path: Path) -> Non
     ) == [Companion("projector", 100, on_gpu=True), Companion("adapters", 60, on_gpu=True)]
 
 
-def test_a_draft_model_has_a_cache_of_its_own(tmp_path: Path) -> None:
+def test_a_draft_model_has_its_own_cache(tmp_path: Path) -> None:
     raw = gguf(SMOLLM2)
     (tmp_path / "d").write_bytes(raw)
 

@@ -228,7 +228,7 @@ def write(architecture: str, path: Path) -> None:
 
 
 def _required(architecture: str) -> dict[str, object]:
-    """What the engine requires of some architectures, whatever it is."""
+    """Further values that the engine requires for some architectures."""
     required: dict[str, dict[str, object]] = {
         "llama4": {"rope.dimension_count": 32},
         "arwkv7": {"rescale_every_n_layers": 6},

@@ -155,7 +155,7 @@ def flags_of(engine: Engine, environ: Mapping[str, str]) -> dict[str, bool]:
 
 
 def rejected_variable(engine: Engine, environ: Mapping[str, str]) -> str:
-    """What *engine* says about a variable that it does not accept; empty if it accepts all.
+    """The error of *engine* about a variable that it rejects; empty if it accepts all.
 
     Args:
         engine: the program to run.

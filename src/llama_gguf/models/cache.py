@@ -4,10 +4,10 @@ Most layers keep a key and a value per KV head and token. The exceptions depend 
 and on values in the header:
 
 - A layer with a sliding window keeps only as many tokens as the window has.
-- A recurrent layer keeps one state of fixed size per slot, whatever the length of the context.
+- A recurrent layer keeps one state of fixed size per slot.
 - Multi-head latent attention (MLA) keeps one compressed key per token, and no value.
 - Some of the last layers use the cache of earlier ones (gemma3n, gemma4), or belong to a
-  predictor of further tokens that has no cache of its own here.
+  predictor of further tokens that has no cache here.
 - Encoders and diffusion models keep nothing.
 
 The rules were read in llama.cpp, and compared with what llama-server logs for a small model of
@@ -55,7 +55,7 @@ class _Window(NamedTuple):
     is_listed: bool = False
     """Whether the header has one value per layer instead."""
     tokens: int = 0
-    """The size of the window, whatever the header has; 0 if the header has it."""
+    """The size of the window, even if the header has another; 0 if the header has it."""
 
 
 _WINDOWS: Final[Mapping[str, _Window]] = {
@@ -261,7 +261,7 @@ def _recurrent(header: _Header) -> frozenset[int]:
 
 
 def _cached_layers(header: _Header) -> int:
-    """The number of layers, from the first, that have a cache of their own."""
+    """The number of layers, from the first, that do not use the cache of others."""
     if header.architecture == "gemma3n":
         return _GEMMA3N_OWN_LAYERS
     if header.architecture == "gemma4":

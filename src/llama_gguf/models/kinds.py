@@ -1,4 +1,4 @@
-"""Says what a GGUF file is that is not a model which llama-server can serve."""
+"""Names the GGUF files that are not models which llama-server can serve."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def read_model(path: str) -> Model:
 
 
 def _check_parts(parts: Sequence[str], facts: Sequence[ModelFacts]) -> None:
-    """Check that each part is what its name says.
+    """Check that the number of each part is that in its name.
 
     Raises:
         UserError: exit status ``BROKEN``.

@@ -17,7 +17,7 @@ from llama_gguf.models.placement import GPU_RESERVE_BYTES
 from tests.models.test_memory import facts_of
 
 GIB = 1 << 30
-WEIGHTS, CACHE, WORK = 98_362_432, 377_487_360, 30_932_992
+WEIGHTS, CACHE, WORK = 98_362_432, 377_487_360, 31_916_032
 FACTS = dataclasses.replace(
     facts_of(), file_bytes=WEIGHTS, tensors=(Tensor("output.weight", WEIGHTS),)
 )
@@ -44,11 +44,11 @@ def test_the_required_memory_is_shown_with_its_parts() -> None:
     output = found()
 
     assert output["memory needed"].text == (
-        "506.8 MB: model 98.4 MB + KV cache 377.5 MB (30 layers x 16384 tokens)"
-        " + working space about 30.9 MB"
+        "507.8 MB: model 98.4 MB + KV cache 377.5 MB (30 layers x 16384 tokens)"
+        " + working space about 31.9 MB"
     )
     assert output["context"].text == "4 slots share 16384 tokens; a request may use 8192 of them"
-    assert output["RAM"] == Result("RAM", "506.8 MB of 68.7 GB available")
+    assert output["RAM"] == Result("RAM", "507.8 MB of 68.7 GB available")
     assert output.keys() == {"context", "memory needed", "RAM"}
 
 
@@ -202,7 +202,7 @@ def test_without_devices_the_model_is_in_ram() -> None:
     )
 
     assert "VRAM" not in output
-    assert output["RAM"].text.startswith("506.8 MB of")
+    assert output["RAM"].text.startswith("507.8 MB of")
 
 
 def test_a_prompt_cache_that_may_fill_the_ram_is_reported() -> None:

@@ -118,8 +118,9 @@ def test_the_cache_of_each_architecture_is_that_of_the_engine(
 # Several devices ---------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def devices() -> Iterator[list[str]]:
+    # New ones for each test: they may die when the engine is killed while it sends them a tensor.
     with rpc_servers(2) as addresses:
         yield addresses
 

@@ -63,6 +63,7 @@ def test_a_header_contains_the_facts_about_the_model() -> None:
         key_length=4,
         value_length=4,
         cache=Cache((Layer(key=8, value=8),) * 2, is_exact=True),
+        widest=0,
         tensors=(
             gguf_module.Tensor("blk.0.weight", 16 * 8 * 4),
             gguf_module.Tensor("blk.1.weight", 16 * 4),

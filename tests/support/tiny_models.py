@@ -223,8 +223,14 @@ METADATA: Mapping[str, Mapping[str, object]] = {
 
 def write(architecture: str, path: Path) -> None:
     """Write the tiny model of *architecture*, a file of zeros after its header."""
+    metadata, shapes = content(architecture)
+    _write(path, metadata, shapes)
+
+
+def content(architecture: str) -> tuple[dict[str, object], dict[str, list[int]]]:
+    """Metadata and tensor shapes of the tiny model of *architecture*."""
     shapes = json.loads(_TENSORS_FILE.read_text())[architecture]
-    _write(path, _metadata(architecture, _required(architecture)), dict(_expanded(shapes)))
+    return _metadata(architecture, _required(architecture)), dict(_expanded(shapes))
 
 
 def _required(architecture: str) -> dict[str, object]:
@@ -256,7 +262,11 @@ def _metadata(architecture: str, more: Mapping[str, object]) -> dict[str, object
 
 
 def _write(path: Path, metadata: Mapping[str, object], shapes: Mapping[str, Sequence[int]]) -> None:
-    tensors = [Tensor(tuple(dims), name=name) for name, dims in shapes.items()]
+    write_file(path, metadata, [Tensor(tuple(dims), name=name) for name, dims in shapes.items()])
+
+
+def write_file(path: Path, metadata: Mapping[str, object], tensors: Sequence[Tensor]) -> None:
+    """Write a file of zeros after its header."""
     head = header(metadata, tensors)
     with path.open("wb") as file:
         file.write(head)

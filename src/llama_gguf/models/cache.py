@@ -180,6 +180,19 @@ def cache_of(architecture: str, values: Mapping[str, Value]) -> Cache | None:
     )
 
 
+def widest_of(architecture: str, values: Mapping[str, Value]) -> int:
+    """Elements per token of the largest intermediate result of a layer, of which two exist.
+
+    It is that of the feed-forward network, of the experts that are used for a token, or of the
+    recurrent part; the buffers for computing are reused from layer to layer.
+    """
+    header = _Header(architecture, values)
+    networks = header.each("feed_forward_length") if 0 < header.layers <= MAX_LAYERS else None
+    used, width = header.number("expert_used_count"), header.number("embedding_length")
+    experts = 2 * header.number("expert_feed_forward_length") + width
+    return max(2 * max(networks or (0,)), used * experts, 3 * header.number("ssm.inner_size"))
+
+
 def _layer(
     architecture: str, layer: Layer, *, number: int, is_recurrent: bool, state: int
 ) -> Layer:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from llama_gguf.models.cache import Cache, cache_of
+from llama_gguf.models.cache import Cache, cache_of, widest_of
 from llama_gguf.models.gguf_cursor import Cursor, GgufError
 from llama_gguf.models.gguf_tables import FILE_TYPES, GUESSED, LOOKS, TENSOR_TYPES
 from llama_gguf.models.gguf_values import Array, Value, text, whole
@@ -64,6 +64,8 @@ class ModelFacts:
     value_length: int | None
     cache: Cache | None
     """What the engine keeps of a context; None if the header lacks what determines it."""
+    widest: int
+    """Elements per token of the largest intermediate result of a layer."""
     tensors: tuple[Tensor, ...]
     kind: Kind | None
     """What the file is if it is not a model."""
@@ -306,6 +308,7 @@ def _facts(
         key_length=whole(values, f"{architecture}.attention.key_length") or per_head,
         value_length=whole(values, f"{architecture}.attention.value_length") or per_head,
         cache=cache_of(architecture, values),
+        widest=widest_of(architecture, values),
         tensors=tuple(Tensor(t.name, t.size()) for t in tensors),
         kind=kind_of(values),
         vocabulary=tokens.length if isinstance(tokens, Array) else None,

@@ -311,7 +311,7 @@ def test_the_required_memory_is_shown_with_its_calculation(check: Check) -> None
     checks = check()[1]
 
     assert checks["memory needed"]["text"].startswith(
-        "18.2 MB: model 0.0 MB + KV cache 1.0 MB (2 layers x 16384 tokens)"
+        "18.1 MB: model 0.0 MB + KV cache 1.0 MB (2 layers x 16384 tokens)"
     )
     assert checks["RAM"]["ok"]
 

@@ -39,7 +39,10 @@ ORIGINS = "CORS_ORIGINS"
         *((ORIGINS, text) for text in ("http://[::1", "http://[1::2::3]", "https://a:")),
         ("MODEL_PATH", "/a\x00b"),
         ("EXTRA_ARGS", "a\nb"),
-        ("HOST", "a\r\nb"),
+        *(
+            ("HOST", text)
+            for text in ("a\r\nb", "0.0.0.0:8000", "http://a", "[::1]:80", "a b", "[a]")
+        ),
     ],
     ids=lambda value: ascii(value)[:24],
 )
@@ -72,6 +75,10 @@ def test_a_value_that_is_not_exactly_valid_is_rejected(name: str, text: str) -> 
             "https://a.example, http://localhost:3000,",
             (*("https://a.example", "http://localhost:3000"),),
         ),
+        ("HOST", "[::]", "::"),
+        ("HOST", "::1", "::1"),
+        ("HOST", "my-host.example", "my-host.example"),
+        ("BACKEND_HOST", "[2001:db8::1]", "2001:db8::1"),
         # As browsers send them: lower case, without default ports.
         ("CORS_ORIGINS", "HTTPS://App.Example:443", ("https://app.example",)),
         ("CORS_ORIGINS", "http://a:80,http://a:443", ("http://a", "http://a:443")),

@@ -31,6 +31,13 @@ LAST_LINES = {
         ],
         ["port is taken", "PORT_BACKEND"],
     ),
+    "a unix socket that it cannot create": (
+        [
+            "start: couldn't bind HTTP server socket, hostname: /missing/e.sock, port: 8080",
+            "main: exiting due to HTTP server error",
+        ],
+        ["unix socket", "BACKEND_SOCKET"],
+    ),
     "a file that was cut off": (
         [
             "llama_model_load: error loading model: tensor 'token_embd.weight' data is not within"

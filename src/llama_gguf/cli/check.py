@@ -42,7 +42,7 @@ from llama_gguf.models.engine_options import options
 from llama_gguf.models.hub_address import PREFIX
 from llama_gguf.models.model_file import size_text
 from llama_gguf.net import tls
-from llama_gguf.net.listener import listen
+from llama_gguf.net.listener import check_socket_path, listen
 from llama_gguf.supervisor import plan
 
 USAGE = "%(prog)s [MODEL] [--json] [--SETTING VALUE ...]"
@@ -300,14 +300,22 @@ def _ports(listen_at: ListenSettings, upstream: UpstreamSettings) -> Iterator[Re
         yield Result("ports", str(error), Level.WRONG)
         return
     for name, port in ports.items():
-        host = upstream.backend_host if name == "port_backend" else listen_at.host
-        subject = settings_module.variable(name)
-        yield _try(subject, functools.partial(_free, host, port, subject))
+        is_engines = name == "port_backend"
+        host = upstream.backend_host if is_engines else listen_at.host
+        subject, address = settings_module.variable(name), "BACKEND_HOST" if is_engines else "HOST"
+        yield _try(subject, functools.partial(_free, host, port, subject, address=address))
+    if upstream.backend_socket:
+        yield _try("BACKEND_SOCKET", functools.partial(_socket, upstream.backend_socket))
 
 
-def _free(host: str, port: int, variable: str) -> str:
+def _socket(path: str) -> str:
+    check_socket_path(path, "BACKEND_SOCKET")
+    return f"{path} can be created"
+
+
+def _free(host: str, port: int, variable: str, *, address: str) -> str:
     try:
-        listen(host, port, variable).close()
+        listen(host, port, variable, address).close()
     except UserError as error:
         raise UserError(f"{error}{_holder(port)}") from None
     return f"{host}:{port} is free"

@@ -19,6 +19,19 @@ def text(value: str) -> str:
     return value
 
 
+def host_name(value: str) -> str:
+    """An address, or a name of one; IPv6 may be in brackets, as in a URL."""
+    address = value[1:-1] if re.fullmatch(r"\[.*:.*\]", value) else value
+    if ":" in address:
+        try:
+            return str(IPv6Address(address))
+        except ValueError:
+            raise ValueError("an address or a name, without a port: PORT is separate") from None
+    if not address or re.fullmatch(r"[^\s/\[\]\x00-\x1f\x7f]+", address) is None:
+        raise ValueError("an address or the name of a host")
+    return address
+
+
 def boolean(value: str) -> bool:
     low = value.lower()
     if low in ("true", "1", "yes", "on"):

@@ -92,6 +92,11 @@ CAUSES: Final = (
         "Check EXTRA_ARGS against `llama-server --help` of this build.",
     ),
     _cause(
+        r"couldn't bind[^\n]*hostname: \S*\.sock\b",
+        "llama-server cannot create its unix socket.",
+        "Check that the directory of BACKEND_SOCKET exists and is writable.",
+    ),
+    _cause(
         r"couldn't bind|address already in use",
         "The engine's port is taken.",
         "Set PORT_BACKEND to a free port, or stop the process that listens there.",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from llama_gguf.errors import UserError
+from llama_gguf.files.remedies import remedy
 from llama_gguf.models.gguf import ModelFacts, read_facts, read_kind
 from llama_gguf.models.gguf_cursor import GgufError
 from llama_gguf.models.kinds import VOCABULARY, Kind
@@ -179,7 +180,7 @@ def read_file(path: str) -> ModelFacts:
             return read_facts(file.read, status.st_size)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read: {error.strerror}. Check its owner and mode.", BROKEN
+            f"{path} cannot be read: {error.strerror}. {remedy(error, path)}", BROKEN
         ) from None
     except GgufError as error:
         raise UserError(

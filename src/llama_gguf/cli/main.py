@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     """Run the command in *argv* and return its exit status."""
     argv = sys.argv[1:] if argv is None else argv
     environ = os.environ if environ is None else environ  # noqa: TID251  # the only place
+    output.accept_all_text()
     try:
         try:
             return _run(argv, environ)

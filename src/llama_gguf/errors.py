@@ -20,11 +20,16 @@ class UserError(Exception):
     Args:
         message: what is wrong and what to do next; may have several lines.
         exit_status: of the command. 2 means an invalid setting or flag, 1 anything else.
+        settings: names of the settings whose values are the cause: the command adds where these
+            came from.
     """
 
-    def __init__(self, message: str, exit_status: int = 1) -> None:
+    def __init__(
+        self, message: str, exit_status: int = 1, *, settings: tuple[str, ...] = ()
+    ) -> None:
         super().__init__(message)
         self.exit_status = exit_status
+        self.settings = settings
 
 
 def how_to_install(extra: str) -> str:

@@ -68,7 +68,9 @@ def test_a_directory_is_rejected(tmp_path: Path) -> None:
 
 
 def test_the_error_for_an_unreadable_file_gives_the_reason(path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot read the keys file .*: Not a directory\nCheck"):
+    with pytest.raises(
+        UserError, match=r"cannot read the keys file .*: Not a directory\nA part of"
+    ):
         key_file.read(f"{path}/below")
 
 
@@ -229,7 +231,8 @@ def test_the_error_for_a_directory_that_cannot_be_created_gives_the_reason(
 
     assert str(caught.value) == (
         f"cannot write the keys file {path}{below}/keys: Not a directory\n"
-        "Check the owner of its directory, or use another file: --file, AUTH_KEYS_FILE, DATA_DIR"
+        "A part of the path is a file and not a directory: check the path. "
+        "To use another file: --file, AUTH_KEYS_FILE, DATA_DIR"
     )
 
 

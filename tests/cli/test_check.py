@@ -299,10 +299,10 @@ def engine_with(machine: Machine, *devices: str) -> None:
     """An engine that knows a few flags and can use the given GPUs."""
     listed = "".join(f"  {device}\\n" for device in devices)
     Path(machine.environ["LLAMA_SERVER"]).write_text(
-        "#!/bin/sh\ncase $1 in\n"
+        '#!/bin/sh\ncase "$*" in\n'
         "--version) echo 'version: 4711 (abc)';;\n"
         f"--help) printf '{HELP}';;\n"
-        f"--list-devices) printf 'Available devices:\\n{listed}';;\n"
+        f"*--list-devices) printf 'Available devices:\\n{listed}';;\n"
         "esac\n"
     )
 
@@ -310,12 +310,51 @@ def engine_with(machine: Machine, *devices: str) -> None:
 def test_the_required_memory_is_shown_with_its_calculation(check: Check) -> None:
     checks = check()[1]
 
-    assert checks["memory needed"]["text"].startswith("18.2 MB: model 0.0 MB + KV cache 1.0 MB (16")
+    assert checks["memory needed"]["text"].startswith(
+        "18.1 MB: model 0.0 MB + KV cache 1.0 MB (2 layers x 16384 tokens)"
+    )
     assert checks["RAM"]["ok"]
 
 
+def test_a_variable_that_the_engine_rejects_is_a_problem(machine: Machine, check: Check) -> None:
+    Path(machine.environ["LLAMA_SERVER"]).write_text(
+        "#!/bin/sh\n"
+        'test -z "${LLAMA_ARG_N_PARALLEL-}" || { echo '
+        "'error while handling environment variable \"LLAMA_ARG_N_PARALLEL\": stoi'; exit 1; }\n"
+        "echo 'version: 4711 (abc)'\n"
+    )
+
+    assert wrong(check(LLAMA_ARG_N_PARALLEL="many")[1]) == {
+        "environment": 'llama-server rejects the environment variable "LLAMA_ARG_N_PARALLEL": '
+        "stoi. Correct or unset it."
+    }
+    assert check(LLAMA_ARG_N_PARALLEL="")[0] == 0
+
+
+def test_an_rpc_server_that_does_not_respond_is_noted(machine: Machine, check: Check) -> None:
+    engine_with(machine, "RPC0: 10.0.0.1:50052 (600 MiB, 600 MiB free)")
+
+    checks = check(LLAMA_ARG_RPC="10.0.0.1:50052,10.0.0.2:50052")[1]
+
+    assert checks["RPC servers"]["level"] == "note"
+    assert checks["RPC servers"]["text"].startswith("no response from 10.0.0.2:50052: ")
+    assert "RPC servers" not in check(LLAMA_ARG_RPC="10.0.0.1:50052")[1]
+
+
+def test_a_missing_file_in_extra_args_is_a_problem(check: Check) -> None:
+    assert wrong(check(EXTRA_ARGS="--lora /missing.gguf")[1]) == {
+        "EXTRA_ARGS": "--lora /missing.gguf: there is no such file"
+    }
+
+
+def test_a_file_that_is_no_model_is_a_problem(machine: Machine, check: Check) -> None:
+    (machine.folder / "models" / "p.gguf").write_bytes(gguf({"general.architecture": "clip"}))
+
+    assert " is a multimodal projector, " in wrong(check("p")[1])["model"]
+
+
 def test_a_model_that_exceeds_the_gpus_memory_is_a_problem(machine: Machine, check: Check) -> None:
-    engine_with(machine, "CUDA0: Small card (600 MiB, 500 MiB free)")
+    engine_with(machine, "CUDA0: Small card (600 MiB, 1 MiB free)")
 
     status, checks = check()
 

@@ -17,7 +17,8 @@ from typing import Final
 
 import pytest
 
-from tests.support.processes import DEADLINE_SECONDS, children, tethered, until
+from tests.support.clients import status_or_none
+from tests.support.processes import DEADLINE_SECONDS, children, free_port, tethered, until
 from tests.support.serve import Serve
 
 pytestmark = pytest.mark.processes
@@ -209,3 +210,28 @@ def test_the_images_entrypoint_blocks_stop_signals(serve: Serve) -> None:
 
             assert status_of(process) == 0, number
             reached.unlink()
+
+
+# Standard streams that are closed -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_server_starts_with_closed_standard_streams(tmp_path: Path, closed: str) -> None:
+    port = free_port()
+    environ = {"HOST": "127.0.0.1", "PORT_HEALTH": str(port), "DATA_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "llama_gguf", "health"]
+    process = subprocess.Popen(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *tethered(*command)],
+        env=environ,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        until(lambda: status_or_none(port) == 200)
+        # No socket has one of their numbers.
+        assert {os.readlink(f"/proc/{process.pid}/fd/{number}") for number in range(3)} == {
+            os.devnull
+        }
+    finally:
+        process.terminate()
+        assert status_of(process) == 0

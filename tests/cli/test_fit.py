@@ -2,20 +2,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
-from llama_gguf.cli.fit import results
+from llama_gguf.cli.fit import Companion, results
 from llama_gguf.cli.results import Level, Result
 from llama_gguf.engines.locate import Device
 from llama_gguf.engines.machine import Machine
-from llama_gguf.models.memory import GPU_RESERVE_BYTES, Options
+from llama_gguf.models.cache import Cache, Layer
+from llama_gguf.models.engine_options import AUTO, Options
+from llama_gguf.models.gguf import ModelFacts, Tensor
+from llama_gguf.models.placement import GPU_RESERVE_BYTES
 from tests.models.test_memory import facts_of
 
 GIB = 1 << 30
-FACTS = dataclasses.replace(facts_of(), file_bytes=98_362_432)
+WEIGHTS, CACHE, WORK = 98_362_432, 377_487_360, 31_916_032
+FACTS = dataclasses.replace(
+    facts_of(), file_bytes=WEIGHTS, tensors=(Tensor("output.weight", WEIGHTS),)
+)
 CHOSEN = Options(ctx=16384, parallel=0, ngl=99)
-NEEDED = 98_362_432 + 377_487_360 + 30_932_992
+NEEDED = WEIGHTS + CACHE + WORK
 
 
 def found(
@@ -23,20 +30,25 @@ def found(
     *,
     available: int | None = 64 * GIB,
     devices: Sequence[Device] | None = (),
+    facts: ModelFacts = FACTS,
+    companions: Sequence[Companion] = (),
 ) -> dict[str, Result]:
     here = Machine("Linux", 2, None, 64 * GIB, available, ())
-    return {r.subject: r for r in results(FACTS, chosen, devices=devices, here=here)}
+    return {
+        r.subject: r
+        for r in results(facts, chosen, devices=devices, here=here, companions=companions)
+    }
 
 
 def test_the_required_memory_is_shown_with_its_parts() -> None:
     output = found()
 
     assert output["memory needed"].text == (
-        "506.8 MB: model 98.4 MB + KV cache 377.5 MB (16384 tokens x 90 KV heads"
-        " x (64 x 2 + 64 x 2) bytes) + working space about 30.9 MB"
+        "507.8 MB: model 98.4 MB + KV cache 377.5 MB (30 layers x 16384 tokens)"
+        " + working space about 31.9 MB"
     )
     assert output["context"].text == "4 slots share 16384 tokens; a request may use 8192 of them"
-    assert output["RAM"] == Result("RAM", "506.8 MB of 68.7 GB available")
+    assert output["RAM"] == Result("RAM", "507.8 MB of 68.7 GB available")
     assert output.keys() == {"context", "memory needed", "RAM"}
 
 
@@ -51,14 +63,67 @@ def test_the_context_of_a_request_depends_on_the_slots(parallel: int, text: str)
     assert found(dataclasses.replace(CHOSEN, parallel=parallel))["context"].text == text
 
 
-@pytest.mark.parametrize(("available", "level"), [(NEEDED, Level.OK), (NEEDED - 1, Level.WRONG)])
-def test_a_model_that_exceeds_ram_is_a_problem(available: int, level: Level) -> None:
-    assert found(available=available)["RAM"].level is level
+def test_windows_states_and_types_are_shown() -> None:
+    layers = (Layer(64, 64), *[Layer(64, 64, window=128)] * 2, Layer(state=1000))
+    facts = dataclasses.replace(FACTS, cache=Cache(layers, is_exact=True))
+
+    text = found(dataclasses.replace(CHOSEN, parallel=1, type_k="q8_0"), facts=facts)[
+        "memory needed"
+    ].text
+
+    assert "(1 layers x 16384 tokens, 2 layers x 768 tokens, of type q8_0 and f16)" in text
+    assert " + states 0.0 MB + " in text
+
+
+def test_the_estimate_for_an_unknown_architecture_is_called_one() -> None:
+    facts = dataclasses.replace(FACTS, cache=Cache((Layer(10**9, 0),), is_exact=False))
+
+    output = found(facts=facts, available=GIB)
+
+    assert output["memory needed"].text.startswith("about ")
+    assert output["RAM"].level is Level.NOTE
+
+
+# A model that is mapped from its file can be served with less memory than the model has.
+@pytest.mark.parametrize(
+    ("available", "more", "level"),
+    [
+        (NEEDED, {}, Level.OK),
+        (NEEDED - 1, {}, Level.NOTE),
+        (CACHE, {}, Level.NOTE),
+        (CACHE - 1, {}, Level.WRONG),
+        (CACHE + WEIGHTS, {"mmap": False}, Level.NOTE),
+        (CACHE + WEIGHTS - 1, {"mmap": False}, Level.WRONG),
+        (CACHE + WEIGHTS - 1, {"mlock": True}, Level.WRONG),
+    ],
+)
+def test_only_a_model_that_certainly_exceeds_ram_is_a_problem(
+    available: int, more: dict[str, Any], level: Level
+) -> None:
+    assert found(dataclasses.replace(CHOSEN, **more), available=available)["RAM"].level is level
 
 
 def test_a_context_that_fits_is_suggested() -> None:
-    assert "it does not fit. Set CTX to 8192, use" in found(available=NEEDED - 1)["RAM"].text
-    assert "No CTX is small enough" in found(available=98_362_432)["RAM"].text
+    assert "is slow. Set CTX to 8192, use" in found(available=NEEDED - 1)["RAM"].text
+    assert "it does not fit. Set CTX to 8192, use" in found(available=CACHE - 1)["RAM"].text
+    assert "No CTX is small enough" in found(available=WEIGHTS)["RAM"].text
+
+
+def test_a_wrong_type_of_the_cache_is_a_problem() -> None:
+    facts = dataclasses.replace(FACTS, key_length=80)
+
+    output = found(dataclasses.replace(CHOSEN, type_k="q8_0"), facts=facts)["cache type"]
+
+    assert output.level is Level.WRONG
+    assert "a head of this model has 80" in output.text
+
+
+def test_what_is_loaded_with_the_model_is_added() -> None:
+    output = found(companions=[Companion("projector", GIB, on_gpu=True)])
+
+    assert output["memory needed"].text.endswith(" + projector at least 1.1 GB")
+    assert output["memory needed"].text.startswith("1.6 GB: ")
+    assert output["RAM"].text.startswith("1.6 GB of")
 
 
 def test_unknown_memory_gives_no_verdict() -> None:
@@ -71,7 +136,7 @@ def test_unknown_gpus_give_no_verdict() -> None:
 
 def test_an_incomplete_header_gives_no_estimate() -> None:
     here = Machine("Linux", 2, None, None, None, ())
-    facts = dataclasses.replace(FACTS, kv_heads=None)
+    facts = dataclasses.replace(FACTS, cache=None)
 
     (output,) = results(facts, CHOSEN, devices=[], here=here)
 
@@ -79,20 +144,65 @@ def test_an_incomplete_header_gives_no_estimate() -> None:
     assert output.text.startswith("unknown")
 
 
-def test_a_gpu_holds_the_model_and_needs_some_memory_itself() -> None:
-    output = found(devices=[Device("CUDA0 (L4)", 24 * GIB, NEEDED + GPU_RESERVE_BYTES)])
+GPU_NEEDED = NEEDED + GPU_RESERVE_BYTES
 
-    assert output["VRAM"] == Result("VRAM", "1.0 GB of 1.0 GB free on CUDA0 (L4)")
+
+def test_a_gpu_holds_the_model_and_needs_some_memory_itself() -> None:
+    output = found(devices=[Device("CUDA0 (L4)", 24 * GIB, GPU_NEEDED)])
+
+    assert output["VRAM"] == Result("VRAM", "1.0 GB of 1.0 GB free on CUDA0")
     assert output["RAM"].text.startswith("0.0 MB of")
 
 
-def test_a_model_that_exceeds_the_gpus_is_a_problem() -> None:
-    free = NEEDED // 2 + GPU_RESERVE_BYTES - 1
+@pytest.mark.parametrize(
+    ("free", "more", "level"),
+    [
+        (GPU_NEEDED, {}, Level.OK),
+        (GPU_NEEDED - 1, {}, Level.NOTE),
+        (WEIGHTS + CACHE, {}, Level.NOTE),
+        (WEIGHTS + CACHE - 1, {}, Level.WRONG),
+        (WEIGHTS + CACHE - 1, {"ngl": AUTO}, Level.NOTE),
+        (WEIGHTS + CACHE - 1, {"ngl": AUTO, "fit": False}, Level.NOTE),
+        (WEIGHTS + CACHE - 1, {"split_mode": "row"}, Level.NOTE),
+    ],
+)
+def test_only_a_model_that_certainly_exceeds_a_gpu_is_a_problem(
+    free: int, more: dict[str, Any], level: Level
+) -> None:
+    devices = [Device("CUDA0 (L4)", 24 * GIB, free)]
 
-    output = found(devices=[Device("CUDA0", GIB, free), Device("CUDA1", GIB, free)])["VRAM"]
+    assert found(dataclasses.replace(CHOSEN, **more), devices=devices)["VRAM"].level is level
+
+
+def test_each_of_several_gpus_must_have_enough_memory() -> None:
+    devices = [Device("CUDA0 (a)", 4 * GIB, 4 * GIB), Device("CUDA1 (b)", GIB, WEIGHTS)]
+
+    output = found(dataclasses.replace(CHOSEN, tensor_split=(1.0, 1.0)), devices=devices)["VRAM"]
 
     assert output.level is Level.WRONG
-    assert "free on 2 GPUs: it does not fit. Set CTX to 8192, lower NGL (now 99)" in output.text
+    assert " free on CUDA0, " in output.text
+    assert "98.4 MB free on CUDA1: it does not fit. Set CTX to" not in output.text
+    assert (
+        "98.4 MB free on CUDA1: it does not fit. No CTX is small enough, lower NGL" in output.text
+    )
+
+
+def test_a_projector_is_counted_on_the_first_gpu() -> None:
+    projector = [Companion("projector", GIB, on_gpu=True)]
+
+    output = found(devices=[Device("CUDA0 (L4)", GIB, GPU_NEEDED)], companions=projector)
+
+    assert output["VRAM"].level is Level.NOTE
+    assert output["RAM"].text.startswith("0.0 MB of")
+
+
+def test_without_devices_the_model_is_in_ram() -> None:
+    output = found(
+        dataclasses.replace(CHOSEN, devices=()), devices=[Device("CUDA0 (L4)", 24 * GIB, GIB)]
+    )
+
+    assert "VRAM" not in output
+    assert output["RAM"].text.startswith("507.8 MB of")
 
 
 def test_a_prompt_cache_that_may_fill_the_ram_is_reported() -> None:

@@ -42,6 +42,23 @@ def test_internal_flags_are_not_in_the_help(
     assert "fd" not in shown.replace("fdatasync", "")
 
 
+@pytest.mark.parametrize(
+    ("host", "backend_host"), [("::", "127.0.0.1"), ("localhost", "::1"), ("10.0.0.1",) * 2]
+)
+def test_it_does_not_forward_requests_to_itself(
+    capsys: pytest.CaptureFixture[str], host: str, backend_host: str
+) -> None:
+    environ = {"HOST": host, "BACKEND_HOST": backend_host, "PORT": "18080"}
+
+    assert main(["gateway", "--port-backend", "18080"], environ) == 2
+
+    assert capsys.readouterr().err == (
+        "llama-gguf: PORT and PORT_BACKEND are both 18080, on this machine: the gateway would "
+        "forward requests to itself. Set PORT_BACKEND to the port of llama-server.\n"
+        "PORT is set in the environment.\nPORT_BACKEND is set by a flag.\n"
+    )
+
+
 @pytest.mark.processes
 def test_it_can_start_before_its_engine(tmp_path: Path) -> None:
     port, port_backend = free_ports(2)

@@ -270,3 +270,15 @@ def test_the_gateway_imports_nothing_that_only_other_commands_need() -> None:
     )
 
     assert result.stdout == "\n"
+
+
+def test_an_error_about_settings_shows_where_they_came_from(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    environ = {"AUTH_ENABLED": "false", "HOST": "203.0.113.1"}
+
+    assert main(["gateway"], environ) == 1
+    assert "\nHOST is set in the environment.\n" in capsys.readouterr().err
+
+    assert main(["gateway", "--host", "203.0.113.1"], environ) == 1
+    assert "\nHOST is set by a flag.\n" in capsys.readouterr().err

@@ -198,3 +198,37 @@ def test_a_terminal_that_another_process_made_non_blocking_loses_nothing() -> No
     with process, os.fdopen(reading, "rb") as file:
         assert len(file.read()) == 3_000_000
     assert process.returncode == 0
+
+
+# Any text -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("encoding", "expected"),
+    [
+        ("ascii:strict", b"caf\\xe9 caf\xe9\n"),
+        ("utf-8:strict", b"caf\xc3\xa9 caf\xe9\n"),
+        ("latin-1:strict", b"caf\xe9 caf\xe9\n"),
+    ],
+)
+@pytest.mark.parametrize("is_taken_over", [False, True])
+def test_text_that_the_terminal_cannot_show_is_escaped(
+    encoding: str, expected: bytes, is_taken_over: bool
+) -> None:
+    code = (
+        f"import sys; sys.path[:0] = {sys.path!r}\n"
+        "from llama_gguf.cli import output\n"
+        "output.accept_all_text()\n"
+        f"if {is_taken_over}: output.take_over()\n"
+        "sys.stdout.write('caf\\xe9 caf\\udce9\\n')"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=True,
+    )
+
+    assert done.stdout == expected
+    assert done.stderr == b""

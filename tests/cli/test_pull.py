@@ -80,6 +80,21 @@ def test_json_has_path_bytes_and_verification(
     }
 
 
+def test_a_file_that_is_no_model_is_fetched_and_named(
+    tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    projector = gguf({"general.type": "mmproj", "general.architecture": "clip"})
+    with FileServer(projector) as server:
+        assert pull(tmp_path, server.url()) == 0
+
+    path = models / "m.gguf"
+    assert capsys.readouterr().out == (
+        f"{path} (0.0 MB): fetched and checked.\n{path} is a multimodal projector, a part of a "
+        "model.\nServe the model that it belongs to, with "
+        f"EXTRA_ARGS='--mmproj {path}'.\n"
+    )
+
+
 def test_a_model_that_is_present_is_reported_as_such(
     tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -102,6 +102,91 @@ def test_certificate_and_key_are_both_set_or_neither(name: str) -> None:
     assert load({"TLS_CERT_FILE": "/a", "TLS_KEY_FILE": "/b"}).settings.tls.tls_key_file == "/b"
 
 
+@pytest.mark.parametrize(
+    ("environ", "text"),
+    [
+        (
+            {"MAX_BODY_MEMORY": "1000"},
+            "MAX_BODY_MEMORY=1000 must be at least MAX_REQUEST_BODY_SIZE=10485760: ",
+        ),
+        ({"MAX_REQUEST_BODY_SIZE": "1000", "MAX_BODY_MEMORY": "999"}, "MAX_BODY_MEMORY=999 must"),
+        ({"AUTH_ENABLED": "false", "ADMIN_KEY_IDS": "a"}, "ADMIN_KEY_IDS needs AUTH_ENABLED=true"),
+        ({"AUTH_ENABLED": "false", "METRICS_AUTH_ENABLED": "1"}, "METRICS_AUTH_ENABLED=true needs"),
+        (
+            {"MAX_CONCURRENT_REQUESTS": "101", "MAX_CONNECTIONS": "100"},
+            "MAX_CONCURRENT_REQUESTS=101 must not exceed MAX_CONNECTIONS=100",
+        ),
+        (
+            {"SSE_KEEPALIVE": "61", "MAX_QUEUE_WAIT": "0", "REQUEST_TIMEOUT": "60"},
+            "SSE_KEEPALIVE=61 must not exceed MAX_QUEUE_WAIT + REQUEST_TIMEOUT = 60",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_are_rejected(
+    environ: dict[str, str], text: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        load(environ)
+
+    assert f"\n  {text}" in str(caught.value)
+
+
+def test_settings_at_the_limit_of_each_other_are_accepted() -> None:
+    load({"MAX_REQUEST_BODY_SIZE": "1000", "MAX_BODY_MEMORY": "1000"})
+    load({"MAX_CONCURRENT_REQUESTS": "100", "MAX_CONNECTIONS": "100"})
+    load({"SSE_KEEPALIVE": "600"})
+
+
+# The environment of others ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ['"/x y"', "'/x y'", ' "/x y" ', """'"/x y"'"""])
+def test_quotes_that_an_env_file_has_left_are_removed_with_a_warning(text: str) -> None:
+    loaded = load({"DATA_DIR": text})
+
+    assert loaded.settings.model.data_dir == "/x y"
+    assert loaded.sources["data_dir"] == "environment"
+    assert loaded.warnings == ("DATA_DIR is used without the quotes around its value",)
+
+
+def test_quotes_alone_are_an_empty_value() -> None:
+    assert load({"DATA_DIR": '""'}).sources["data_dir"] == "default"
+
+
+@pytest.mark.parametrize("text", ['"', "'a' 'b'", "a'", '"a\' "b"', "--x 'y'"])
+def test_quotes_within_a_value_stay(text: str) -> None:
+    loaded = load({"EXTRA_ARGS": text})
+
+    assert loaded.settings.engine.extra_args == text
+    assert not loaded.warnings
+
+
+def test_the_quotes_of_a_flag_stay() -> None:
+    assert load({}, {"data_dir": '"/x"'}).settings.model.data_dir == '"/x"'
+
+
+def test_a_secret_in_quotes_is_not_shown() -> None:
+    loaded = load({"BACKEND_API_KEY": f'"{SECRET}"'})
+
+    assert loaded.settings.upstream.backend_api_key == SECRET
+    assert SECRET not in loaded.warnings[0]
+
+
+@pytest.mark.parametrize("host", ["x86_64-conda-linux-gnu", "aarch64-conda_cos7-linux-gnu"])
+def test_the_compiler_target_of_conda_is_no_address(host: str) -> None:
+    loaded = load({"HOST": host})
+
+    assert loaded.settings == Settings.of()
+    assert loaded.sources["host"] == "default"
+    (warning,) = loaded.warnings
+    assert f"HOST={host} is not used" in warning
+
+
+@pytest.mark.parametrize("host", ["my-host", "conda", "x86-64-conda.example.org", "::", "10.0.0.1"])
+def test_other_hosts_are_used(host: str) -> None:
+    assert load({"HOST": host}).settings.listen.host == host
+
+
 # Slips of the pen ---------------------------------------------------------------------------------
 
 

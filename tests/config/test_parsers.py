@@ -33,10 +33,16 @@ ORIGINS = "CORS_ORIGINS"
         ("HEALTH_MODE", "live,ready"),
         *((KEY, text) for text in ("a b", "a\tb", "a\r\nX: y", "k\u00e9y", "a\x00", "a" * 513)),
         *((ORIGINS, text) for text in ("app.example", "https://", "https://a/b", "https://a b")),
-        *((ORIGINS, text) for text in ("HTTPS://a", "*, a", "https://a\r\nX: y", "null")),
+        *((ORIGINS, text) for text in ("*, a", "https://a\r\nX: y", "null", "https://*.a.example")),
+        *((ORIGINS, text) for text in ("http://localhost:*", "https://a:0", "https://a:70000")),
+        *((ORIGINS, text) for text in ("https://u@a", "https://a?b", "https://\u00e4.example")),
+        *((ORIGINS, text) for text in ("http://[::1", "http://[1::2::3]", "https://a:")),
         ("MODEL_PATH", "/a\x00b"),
         ("EXTRA_ARGS", "a\nb"),
-        ("HOST", "a\r\nb"),
+        *(
+            ("HOST", text)
+            for text in ("a\r\nb", "0.0.0.0:8000", "http://a", "[::1]:80", "a b", "[a]")
+        ),
     ],
     ids=lambda value: ascii(value)[:24],
 )
@@ -69,6 +75,16 @@ def test_a_value_that_is_not_exactly_valid_is_rejected(name: str, text: str) -> 
             "https://a.example, http://localhost:3000,",
             (*("https://a.example", "http://localhost:3000"),),
         ),
+        ("HOST", "[::]", "::"),
+        ("HOST", "::1", "::1"),
+        ("HOST", "my-host.example", "my-host.example"),
+        ("BACKEND_HOST", "[2001:db8::1]", "2001:db8::1"),
+        # As browsers send them: lower case, without default ports.
+        ("CORS_ORIGINS", "HTTPS://App.Example:443", ("https://app.example",)),
+        ("CORS_ORIGINS", "http://a:80,http://a:443", ("http://a", "http://a:443")),
+        ("CORS_ORIGINS", "http://localhost:3000", ("http://localhost:3000",)),
+        ("CORS_ORIGINS", "http://[0:0::1]:8080", ("http://[::1]:8080",)),
+        ("CORS_ORIGINS", "vscode-webview://0aB", ("vscode-webview://0aB",)),
         ("CORS_ORIGINS", "chrome-extension://abc", ("chrome-extension://abc",)),
         ("MODEL_PATH", "/m/\u00e4 b.gguf", "/m/\u00e4 b.gguf"),
     ],

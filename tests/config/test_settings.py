@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.config.load import load
+from llama_gguf.config.load import load, load_usable
 from llama_gguf.config.masking import MASK
 from llama_gguf.config.parsers import as_text
 from llama_gguf.config.settings import (
@@ -87,11 +87,12 @@ def test_a_serialised_value_is_read_back_the_same(data: st.DataObject) -> None:
         )
         for name, field in SETTINGS.items()
     }
-    settings = load(texts).settings
+    # Some of them contradict each other, which is no matter here.
+    settings = load_usable(texts)[0].settings
 
     written = {variable(name): as_text(settings.value(name)) for name in SETTINGS}
 
-    assert load(written).settings == settings
+    assert load_usable(written)[0].settings == settings
 
 
 # Written with an exponent or rounded, a duration would be invalid or another number. `serve` passes

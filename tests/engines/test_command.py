@@ -193,6 +193,16 @@ def test_a_variable_that_only_tunes_the_engine_passes(name: str) -> None:
     assert kept_back == ()
 
 
+@pytest.mark.parametrize("text", ["", " ", "\n"])
+def test_an_empty_variable_of_the_engine_counts_as_not_set(text: str) -> None:
+    passed, kept_back = engine_environment(
+        {"LLAMA_ARG_N_PARALLEL": text, "CUDA_VISIBLE_DEVICES": ""}, api_key=SECRET, changes={}
+    )
+
+    assert passed == {"CUDA_VISIBLE_DEVICES": "", "LLAMA_API_KEY": SECRET}
+    assert kept_back == ()
+
+
 def test_the_key_in_the_environment_replaces_an_earlier_one() -> None:
     passed, kept_back = engine_environment(
         {"LLAMA_API_KEY": "other"}, api_key=SECRET, changes={"LLAMA_API_KEY": "third"}

@@ -31,6 +31,13 @@ LAST_LINES = {
         ],
         ["port is taken", "PORT_BACKEND"],
     ),
+    "a unix socket that it cannot create": (
+        [
+            "start: couldn't bind HTTP server socket, hostname: /missing/e.sock, port: 8080",
+            "main: exiting due to HTTP server error",
+        ],
+        ["unix socket", "BACKEND_SOCKET"],
+    ),
     "a file that was cut off": (
         [
             "llama_model_load: error loading model: tensor 'token_embd.weight' data is not within"
@@ -91,6 +98,14 @@ LAST_LINES = {
     "a model that does not load for another reason": (
         ["gguf_init_from_file_impl: invalid magic characters: 'abcd'", *LOAD_FAILED],
         ["cannot load the model", "last lines"],
+    ),
+    "a variable whose value it rejects": (
+        ['error while handling environment variable "LLAMA_ARG_N_PARALLEL": stoi'],
+        ["rejected", "variable LLAMA_ARG_N_PARALLEL", "unset"],
+    ),
+    "an RPC server that is gone": (
+        ["ggml-rpc.cpp:498: Remote RPC server crashed or returned malformed response"],
+        ["connection", "--rpc", "ggml-rpc-server"],
     ),
     "an unknown line": (["something new"], ["error", "last lines"]),
     "no words at all": ([], ["error"]),

@@ -15,6 +15,7 @@ from llama_gguf.engines.locate import (
     devices_of,
     flags_of,
     locate,
+    rejected_variable,
     version,
 )
 from llama_gguf.errors import UserError
@@ -228,3 +229,41 @@ def test_no_gpus_differs_from_unknown(tmp_path: Path) -> None:
     assert devices_of(engine_that_says(tmp_path, "Available devices:"), ENVIRON) == ()
     assert devices_of(engine_that_says(tmp_path, "error: invalid argument"), ENVIRON) is None
     assert devices_of(engine_that_says(tmp_path, "Available devices:", 1), ENVIRON) is None
+
+
+@pytest.mark.processes
+def test_rpc_servers_are_among_the_gpus(tmp_path: Path) -> None:
+    script = 'echo "Available devices:"; echo "  RPC0: $1 $2 $3 (2 MiB, 1 MiB free)"'
+    engine = Engine(str(program(tmp_path / "llama-server", script)), {}, "PATH")
+
+    assert devices_of(engine, ENVIRON, rpc="a:1,b:2") == (
+        Device("RPC0 (--rpc a:1,b:2 --list-devices)", 2 << 20, 1 << 20),
+    )
+
+
+# Variables that it reads as flags -----------------------------------------------------------------
+
+
+REJECTS = (
+    'test -z "${LLAMA_ARG_X-}" || '
+    "{ echo 'error while handling environment variable \"LLAMA_ARG_X\": stoi'; exit 1; }; "
+    "echo version: 1"
+)
+
+
+@pytest.mark.processes
+def test_a_variable_that_it_rejects_does_not_hide_its_version(tmp_path: Path) -> None:
+    engine = Engine(str(program(tmp_path / "llama-server", REJECTS)), {}, "PATH")
+
+    assert version(engine, {**ENVIRON, "LLAMA_ARG_X": "many"}) == "1"
+
+
+@pytest.mark.processes
+def test_a_variable_that_it_rejects_is_named(tmp_path: Path) -> None:
+    engine = Engine(str(program(tmp_path / "llama-server", REJECTS)), {}, "PATH")
+
+    assert rejected_variable(engine, {**ENVIRON, "LLAMA_ARG_X": "many"}) == (
+        'environment variable "LLAMA_ARG_X": stoi'
+    )
+    assert not rejected_variable(engine, ENVIRON)
+    assert not rejected_variable(Engine("/missing", {}, "PATH"), ENVIRON)

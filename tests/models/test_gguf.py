@@ -8,9 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.models.gguf import ModelFacts, check_start, looks_like, read_facts
+from llama_gguf.models import gguf as gguf_module
+from llama_gguf.models.cache import Cache, Layer
+from llama_gguf.models.gguf import ModelFacts, check_start, looks_like, read_facts, read_kind
 from llama_gguf.models.gguf_cursor import MAX_HEADER_BYTES, GgufError
 from llama_gguf.models.gguf_tables import FILE_TYPES, TENSOR_TYPES
+from llama_gguf.models.kinds import ADAPTER, PROJECTOR, Kind
 from tests.support.gguf_files import (
     ARRAY,
     METADATA,
@@ -57,12 +60,15 @@ def test_a_header_contains_the_facts_about_the_model() -> None:
         embedding_length=16,
         head_count=4,
         head_count_kv=2,
-        kv_heads=4,
         key_length=4,
         value_length=4,
-        sliding_window=None,
-        embedding_bytes=0,
-        output_bytes=0,
+        cache=Cache((Layer(key=8, value=8),) * 2, is_exact=True),
+        widest=0,
+        tensors=(
+            gguf_module.Tensor("blk.0.weight", 16 * 8 * 4),
+            gguf_module.Tensor("blk.1.weight", 16 * 4),
+        ),
+        kind=None,
         vocabulary=3,
         has_chat_template=True,
         split_count=1,
@@ -288,18 +294,64 @@ def test_no_name_occurs_twice() -> None:
     assert len(set(FILE_TYPES.values())) == len(FILE_TYPES)
 
 
-def test_a_short_array_of_integers_is_summed() -> None:
+def test_a_short_array_of_integers_or_flags_is_kept() -> None:
     heads = Typed(ARRAY, (U32, [2, 0]))
 
     facts = facts_of(gguf(METADATA | {"llama.attention.head_count_kv": heads}))
 
     assert facts.head_count_kv is None
-    assert facts.kv_heads == 2
+    assert facts.cache == Cache((Layer(key=8, value=8), Layer()), is_exact=True)
 
 
-def test_the_sizes_of_the_embedding_and_output_tensors_are_known() -> None:
-    ends = [Tensor((16, 8), name="token_embd.weight"), Tensor((16, 4), name="output.weight")]
+# What llama.cpp rejects --------------------------------------------------------------------------
 
-    facts = facts_of(gguf(METADATA, [*ends, Tensor((16,))]))
 
-    assert (facts.embedding_bytes, facts.output_bytes) == (16 * 8 * 4, 16 * 4 * 4)
+def test_a_key_that_occurs_twice_is_rejected() -> None:
+    raw = struct.pack("<4sIQQ", b"GGUF", 3, 0, 2) + 2 * (text("a.key") + struct.pack("<II", 4, 1))
+
+    assert mistake_of(raw) == "damaged: its header has the key a.key twice"
+
+
+def test_a_tensor_that_occurs_twice_is_rejected() -> None:
+    raw = gguf(METADATA, [Tensor((8,), name="same"), Tensor((8,), name="same")])
+
+    assert mistake_of(raw) == "damaged: its header has the tensor same twice"
+
+
+def test_data_in_another_order_than_the_header_is_rejected() -> None:
+    raw = gguf(METADATA, [Tensor((8,), name="a", offset=32), Tensor((8,), name="b", offset=0)])
+
+    assert mistake_of(raw) == "damaged: the data of the tensor a is at 32, but should be at 0"
+
+
+def test_the_name_of_a_tensor_in_a_message_has_no_escape_sequences() -> None:
+    raw = gguf(METADATA, 2 * [Tensor((8,), name="evil\x1b[2J" + "x" * 500)])
+
+    assert mistake_of(raw) == f"damaged: its header has the tensor evil[2J{'x' * 56} twice"
+
+
+def test_behind_a_tensor_of_unknown_size_the_order_is_not_checked() -> None:
+    strange = Tensor((16,), kind=99, size=320, name="strange")
+
+    assert facts_of(gguf(METADATA, [strange, Tensor((8,), name="next")])).tensors[1].bytes == 32
+
+
+# What a file is ----------------------------------------------------------------------------------
+
+
+def kind_by_first_keys(raw: bytes) -> Kind | None:
+    return read_kind(io.BytesIO(raw).read, len(raw))
+
+
+def test_the_first_keys_show_what_a_file_is() -> None:
+    adapter = gguf({"general.type": "adapter", **METADATA})
+
+    assert kind_by_first_keys(adapter) is ADAPTER
+    assert facts_of(adapter).kind is ADAPTER
+    assert kind_by_first_keys(gguf()) is None
+
+
+def test_a_kind_is_read_without_the_rest_of_the_header() -> None:
+    raw = gguf({"general.type": "mmproj", **METADATA})
+
+    assert kind_by_first_keys(raw[: raw.index(b"llama.context_length") + 30]) is PROJECTOR

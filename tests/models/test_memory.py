@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from llama_gguf.config.schema import EngineSettings
+from llama_gguf.models.engine_options import Options
 from llama_gguf.models.gguf import ModelFacts, read_facts
-from llama_gguf.models.memory import GPU_RESERVE_BYTES, Need, Options, need, options, place
+from llama_gguf.models.memory import Need, need, type_mistakes
 from tests.support.gguf_files import ARRAY, U32, Typed, gguf
 
 MIB = 1 << 20
@@ -19,6 +19,7 @@ SMOLLM2 = {
     "llama.context_length": 8192,
     "llama.block_count": 30,
     "llama.embedding_length": 576,
+    "llama.feed_forward_length": 1536,
     "llama.attention.head_count": 9,
     "llama.attention.head_count_kv": 3,
 }
@@ -58,7 +59,7 @@ def test_the_size_of_the_kv_cache_is_that_of_the_engine(
     found = wanted(**chosen)
 
     assert found.cells == cells
-    assert found.kv == kv_mib * MIB
+    assert found.cache == kv_mib * MIB
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_the_size_of_the_kv_cache_is_that_of_the_engine(
 def test_the_size_of_compute_buffers_is_close_to_that_of_the_engine(
     chosen: dict[str, Any], compute_mib: float
 ) -> None:
-    assert wanted(**chosen).compute == pytest.approx(compute_mib * MIB, rel=0.04)
+    assert wanted(**chosen).compute == pytest.approx(compute_mib * MIB, rel=0.08)
 
 
 def test_the_tokens_of_a_request_are_limited_by_its_slot_and_by_the_model() -> None:
@@ -83,24 +84,69 @@ def test_the_tokens_of_a_request_are_limited_by_its_slot_and_by_the_model() -> N
     assert (wanted().slots, wanted(parallel=2).slots) == (4, 2)
 
 
-def test_kv_heads_per_layer_are_summed_and_make_the_estimate_a_bound() -> None:
+def test_kv_heads_may_differ_per_layer() -> None:
     heads = Typed(ARRAY, (U32, [3] * 10 + [0] * 20))
 
     found = wanted(facts_of(SMOLLM2 | {"llama.attention.head_count_kv": heads}))
 
-    assert found.kv == 120 * MIB
-    assert found.is_bound
-    assert not wanted().is_bound
-
-
-def test_a_sliding_window_makes_the_estimate_a_bound() -> None:
-    assert wanted(facts_of(SMOLLM2 | {"llama.attention.sliding_window": 1024})).is_bound
+    assert found.cache == 120 * MIB
+    assert found.layers[9] == 12 * MIB
+    assert found.layers[10] == 0
 
 
 def test_key_and_value_lengths_in_the_header_are_used() -> None:
     lengths = {"llama.attention.key_length": 192, "llama.attention.value_length": 64}
 
-    assert wanted(facts_of(SMOLLM2 | lengths)).kv == 2 * 360 * MIB
+    assert wanted(facts_of(SMOLLM2 | lengths)).cache == 2 * 360 * MIB
+
+
+# From llama-server's log: a layer with a window of 128 has 768 cells for one slot.
+@pytest.mark.parametrize(
+    ("chosen", "windows"),
+    [
+        ({"parallel": 1}, 768),
+        ({"parallel": 0}, 1024),
+        ({"parallel": 4}, 4 * 768),
+        ({"parallel": 4, "unified": True}, 1024),
+        ({"parallel": 1, "ubatch": 1024}, 1280),
+        ({"parallel": 1, "ubatch": 1024, "batch": 256}, 512),
+        ({"parallel": 1, "ctx": 512}, 512),
+        ({"parallel": 1, "swa_full": True}, 16384),
+    ],
+)
+def test_a_sliding_window_bounds_what_a_layer_keeps(chosen: dict[str, Any], windows: int) -> None:
+    gemma = {k.replace("llama", "gemma2"): v for k, v in SMOLLM2.items()}
+    gemma |= {"general.architecture": "gemma2", "gemma2.attention.sliding_window": 128}
+
+    found = wanted(facts_of(gemma), **chosen)
+
+    assert found.windows == windows
+    assert found.cache == 15 * 768 * (found.cells + windows)
+
+
+def test_a_state_is_kept_once_per_slot_and_has_its_own_type() -> None:
+    rwkv = {
+        "general.architecture": "rwkv6",
+        "rwkv6.context_length": 8192,
+        "rwkv6.block_count": 2,
+        "rwkv6.embedding_length": 64,
+        "rwkv6.wkv.head_size": 16,
+    }
+
+    found = wanted(facts_of(rwkv), ctx=0, type_k="q8_0")
+
+    assert found.state == found.cache == 2 * 4 * 4 * (2 * 64 + 64 * 16)
+    assert wanted(facts_of(rwkv), ctx=0, parallel=1).cache * 4 == found.cache
+
+
+def test_the_estimate_for_an_unknown_architecture_is_called_one() -> None:
+    unknown = {k.replace("llama", "newest"): v for k, v in SMOLLM2.items()}
+
+    found = wanted(facts_of(unknown | {"general.architecture": "newest"}))
+
+    assert not found.is_exact
+    assert found.cache == 360 * MIB
+    assert wanted().is_exact
 
 
 @pytest.mark.parametrize("name", ["llama.block_count", "llama.attention.head_count"])
@@ -110,85 +156,26 @@ def test_an_incomplete_header_gives_no_estimate(name: str) -> None:
     assert need(facts_of(metadata), Options(ctx=1, parallel=0, ngl=0)) is None
 
 
-# Options --------------------------------------------------------------------------------------
+# Types of the cache -------------------------------------------------------------------------------
 
 
-def options_of(
-    words: str = "", environ: Mapping[str, str] | None = None, **settings: Any
-) -> Options:
-    return options(EngineSettings(**settings), words.split(), environ or {})
+def mistakes(facts: ModelFacts, **chosen: Any) -> list[str]:
+    return list(type_mistakes(facts, Options(ctx=512, parallel=1, ngl=0, **chosen)))
 
 
-def test_without_extra_flags_the_settings_apply() -> None:
-    assert options_of(ctx=512, parallel=2, ngl=3) == Options(ctx=512, parallel=2, ngl=3)
+def test_a_type_whose_blocks_do_not_divide_a_head_is_a_mistake() -> None:
+    facts = dataclasses.replace(facts_of(), key_length=80, value_length=96)
+
+    assert mistakes(facts, type_k="q8_0", type_v="q4_0") == [
+        "--cache-type-k q8_0 stores blocks of 32 values, but a head of this model has 80: "
+        "use f16 or bf16"
+    ]
+    assert not mistakes(facts, type_k="bf16", type_v="f32")
 
 
-def test_the_last_of_repeated_flags_applies() -> None:
-    assert options_of("-c 1024 --ctx_size 2048 -ngl all -np 3 -np x", ctx=512) == Options(
-        ctx=2048, parallel=3, ngl=9999
-    )
-    assert options_of("-ctk Q8_0 --cache-type-v q4_0 -kvu -no-kvu -nkvo -fa off -ub 64") == Options(
-        ctx=16384,
-        parallel=0,
-        ngl=99,
-        ubatch=64,
-        type_k="q8_0",
-        type_v="q4_0",
-        unified=False,
-        kv_offload=False,
-        flash_attn="off",
-    )
-
-
-def test_variables_of_llama_cpp_apply_unless_a_flag_overrides_them() -> None:
-    environ = {"LLAMA_ARG_N_PARALLEL": "2", "LLAMA_ARG_CACHE_TYPE_K": "q8_0"}
-
-    assert options_of(environ=environ) == Options(ctx=16384, parallel=2, ngl=99, type_k="q8_0")
-    assert options_of("-ctk f32", environ=environ, parallel=8).parallel == 8
-    assert options_of("-ctk f32", environ=environ).type_k == "f32"
-    assert options_of(environ={"LLAMA_ARG_CTX_SIZE": "1"}).ctx == 16384
-
-
-def test_a_flag_without_its_value_is_ignored() -> None:
-    assert options_of("-c") == Options(ctx=16384, parallel=0, ngl=99)
-
-
-# GPU and RAM ----------------------------------------------------------------------------------
-
-# 30 layers of 100 bytes, embeddings of 50 bytes and an output tensor of 60 bytes.
-NEED = Need(
-    model=3110, cells=30, cell_bytes=10.0, compute=7, is_bound=False, slots=1, slot_tokens=30
-)
-
-
-@pytest.mark.parametrize(
-    ("ngl", "gpus", "more", "gpu", "ram"),
-    [
-        (99, 0, {}, None, 3417),
-        (0, 1, {}, None, 3417),
-        (99, 1, {}, 3000 + 60 + 300 + 7, 50),
-        (-1, 2, {}, 3000 + 60 + 300 + 7, 50),
-        (31, 1, {}, 3000 + 60 + 300 + 7, 50),
-        (10, 1, {}, 900 + 60 + 90 + 7, 50 + 2100 + 210),
-        (1, 1, {}, 60 + 7, 50 + 3000 + 300),
-        (99, 1, {"kv_offload": False}, 3000 + 60 + 7, 50 + 300),
-    ],
-)
-def test_layers_are_on_the_gpu_with_their_part_of_the_cache(
-    ngl: int, gpus: int, more: dict[str, Any], gpu: int | None, ram: int
-) -> None:
-    facts = dataclasses.replace(facts_of(), layers=30, embedding_bytes=50, output_bytes=60)
-
-    found = place(NEED, facts, Options(ctx=1, parallel=1, ngl=ngl, **more), gpus=gpus)
-
-    assert found.ram == ram
-    assert found.gpu == (0 if gpu is None else gpu + gpus * GPU_RESERVE_BYTES)
-
-
-def test_tied_embeddings_are_in_ram_and_on_the_gpu() -> None:
-    facts = dataclasses.replace(facts_of(), layers=30, embedding_bytes=110, output_bytes=0)
-
-    found = place(NEED, facts, Options(ctx=1, parallel=1, ngl=99), gpus=1)
-
-    assert found.ram == 110
-    assert found.gpu == 3000 + 110 + 300 + 7 + GPU_RESERVE_BYTES
+def test_a_quantised_value_cache_without_flash_attention_is_a_mistake() -> None:
+    assert mistakes(facts_of(), type_v="q8_0", flash_attn="off") == [
+        "--cache-type-v q8_0 needs flash attention: remove --flash-attn off, or use f16"
+    ]
+    assert not mistakes(facts_of(), type_k="q8_0", flash_attn="off")
+    assert not mistakes(facts_of(), type_v="q8_0")

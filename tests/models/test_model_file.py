@@ -7,7 +7,7 @@ import pytest
 
 from llama_gguf.errors import UserError
 from llama_gguf.models.model_file import BROKEN, NOT_NAMED, Model, listing, read_model, resolve
-from tests.support.gguf_files import METADATA, gguf, header, part
+from tests.support.gguf_files import METADATA, U16, Typed, gguf, header, part
 
 KNOWN = {"small": "Small-1.Q4.gguf"}
 
@@ -236,6 +236,70 @@ def test_the_error_for_a_broken_file_gives_reason_and_remedy(
     assert f"Models in {models}:" in str(error)
 
 
+# Files that are no models -------------------------------------------------------------------------
+
+
+def typed(kind: str, **more: object) -> dict[str, object]:
+    return {"general.type": kind} | METADATA | {k.replace("_", "."): v for k, v in more.items()}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "what"),
+    [
+        (typed("mmproj"), "a multimodal projector"),
+        ({"general.architecture": "clip"}, "a multimodal projector"),
+        (typed("adapter", adapter_type="lora"), "a LoRA adapter"),
+        ({"general.architecture": "controlvector"}, "a control vector"),
+        ({"general.type": "imatrix"}, "an importance matrix"),
+        (typed("vocab"), "only a vocabulary"),
+        ({"general.architecture": "llada"}, "a diffusion language model"),
+        ({"general.architecture": "flux"}, "a model that makes images"),
+        ({"general.architecture": "eagle3"}, "a draft model"),
+        ({"general.name": "x"}, "not a model: its header does not name an architecture"),
+        ({"general.architecture": 7}, "not a model: its header does not name an architecture"),
+    ],
+)
+def test_a_file_that_is_no_model_is_rejected_as_what_it_is(
+    models: Path, metadata: dict[str, object], what: str
+) -> None:
+    (models / "a.gguf").write_bytes(gguf(metadata))
+
+    error = refusal(models, "a")
+
+    assert error.exit_status == BROKEN
+    assert str(error).startswith(f"{models}/a.gguf is {what}")
+    assert f"  a.gguf  0.0 MB  ({what}" in str(error)
+
+
+def test_the_advice_names_the_file(models: Path) -> None:
+    (models / "p.gguf").write_bytes(gguf(typed("mmproj")))
+
+    assert f"EXTRA_ARGS='--mmproj {models}/p.gguf'" in str(refusal(models, "p"))
+
+
+def test_a_model_without_tensors_is_only_a_vocabulary(models: Path) -> None:
+    (models / "a.gguf").write_bytes(gguf(METADATA, []))
+
+    assert "is only a vocabulary" in str(refusal(models, "a"))
+
+
+def test_the_first_part_of_a_split_model_may_be_without_tensors(models: Path) -> None:
+    metadata = METADATA | {"split.no": Typed(U16, 0), "split.count": Typed(U16, 2)}
+    (models / "a-00001-of-00002.gguf").write_bytes(gguf(metadata, []))
+    (models / "a-00002-of-00002.gguf").write_bytes(part(2, 2))
+
+    assert len(find(models, "a-00001-of-00002").facts.tensors) == 1
+
+
+def test_parts_with_swapped_names_are_rejected(models: Path) -> None:
+    (models / "a-00001-of-00002.gguf").write_bytes(part(2, 2))
+    (models / "a-00002-of-00002.gguf").write_bytes(part(1, 2))
+
+    assert "a-00001-of-00002.gguf is, according to its header, part 2 of 2." in str(
+        refusal(models, "a-00001-of-00002")
+    )
+
+
 # Listing -------------------------------------------------------------------------------------
 
 
@@ -251,7 +315,7 @@ def test_the_list_ends_after_twenty(models: Path) -> None:
 
 def test_a_split_model_is_listed_once_with_the_size_of_all_its_parts(models: Path) -> None:
     for no in (1, 2):
-        (models / f"big-{no:05}-of-00002.gguf").write_bytes(bytes(2_000_000))
+        (models / f"big-{no:05}-of-00002.gguf").write_bytes(part(no, 2).ljust(2_000_000))
 
     assert listing(str(models)).splitlines()[1:] == ["  big-00001-of-00002.gguf  4.0 MB"]
 

@@ -78,3 +78,10 @@ def test_the_size_of_an_existing_part_is_available(tmp_path: Path) -> None:
         part.write(b"12345")
 
     assert part_bytes(final) == 5
+
+
+def test_an_error_of_the_disk_names_the_file_and_not_the_source(final: Path) -> None:
+    final.with_name("m.gguf.part.etag").mkdir()
+
+    with pytest.raises(UserError, match=r"m\.gguf\.part cannot be written: Is a directory"):
+        PartFile(str(final)).__enter__().start_over('"tag"')

@@ -22,6 +22,16 @@ def test_a_port_that_is_taken_at_the_start_is_a_users_error() -> None:
         check_address(address)
 
 
+def test_a_socket_in_a_missing_directory_is_a_users_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"BACKEND_SOCKET=.* there is no directory"):
+        check_address(EngineAddress("", 0, str(tmp_path / "missing" / "e.sock")))
+
+
+def test_an_address_of_another_machine_names_the_engines_setting() -> None:
+    with pytest.raises(UserError, match="set BACKEND_HOST to an address of this machine"):
+        check_address(EngineAddress("203.0.113.1", 0))
+
+
 def test_a_stale_socket_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "engine.sock"
     with socket.socket(socket.AF_UNIX) as left:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -118,6 +119,12 @@ def test_clients_see_the_files_name_without_its_extension(
     model = read_model(str(model_at(tmp_path / name, gguf())))
 
     assert plan.alias_of(model) == alias
+
+
+def test_a_name_that_is_no_text_becomes_one(tmp_path: Path) -> None:
+    path = model_at(tmp_path / os.fsdecode(b"caf\xe9.gguf"), gguf())
+
+    assert plan.alias_of(read_model(str(path))) == "caf\ufffd"
 
 
 def test_clients_do_not_see_a_part_number(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ class Tensor:
     """Bytes of its data; 0 for the size of F32."""
     name: str = ""
     """Empty for a generated name."""
+    offset: int | None = None
+    """Of its data; None for the place behind the data of the tensor before."""
 
 
 METADATA: dict[str, object] = {
@@ -87,7 +89,11 @@ def header(
     for number, tensor in enumerate(tensors):
         raw += text(tensor.name or f"blk.{number}.weight")
         raw += struct.pack(
-            f"<I{len(tensor.dims)}QIQ", len(tensor.dims), *tensor.dims, tensor.kind, offset
+            f"<I{len(tensor.dims)}QIQ",
+            len(tensor.dims),
+            *tensor.dims,
+            tensor.kind,
+            offset if tensor.offset is None else tensor.offset,
         )
         offset = _padded(offset + _size(tensor), alignment)
     return raw + bytes(_padded(len(raw), alignment) - len(raw))

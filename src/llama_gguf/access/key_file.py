@@ -11,11 +11,12 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from errno import EBUSY
+from errno import EACCES, EBUSY
 from typing import Final
 
 from llama_gguf.errors import UserError
 from llama_gguf.files.atomic import replace_file
+from llama_gguf.files.remedies import remedy
 
 _FOLDER_MODE: Final = 0o700
 _EXPOSED: Final = stat.S_IRGRP | stat.S_IWGRP | stat.S_IROTH | stat.S_IWOTH
@@ -39,8 +40,7 @@ def read(path: str) -> str:
         raise UserError(f"{path} is a directory; specify the keys file in it") from None
     except OSError as error:
         raise UserError(
-            f"cannot read the keys file {path}: {error.strerror}\n"
-            f"Check its owner and mode with: ls -l {path}"
+            f"cannot read the keys file {path}: {error.strerror}\n{remedy(error, path)}"
         ) from None
     return decoded(data, path)
 
@@ -168,7 +168,8 @@ def _not_written(path: str, error: OSError) -> str:
             text
             + "A file that is mounted by itself cannot be replaced: mount its directory instead."
         )
-    return (
-        text
-        + "Check the owner of its directory, or use another file: --file, AUTH_KEYS_FILE, DATA_DIR"
-    )
+    if error.errno == EACCES:
+        what = "Check the owner of its directory."
+    else:
+        what = remedy(error, os.path.dirname(os.path.abspath(path)))
+    return text + what + " To use another file: --file, AUTH_KEYS_FILE, DATA_DIR"

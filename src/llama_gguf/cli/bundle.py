@@ -94,7 +94,7 @@ def model(context: Context) -> str:
 
     found = plan.find_model(context.settings.model)
     facts = found.facts
-    rows = {name: getattr(facts, name) for name in facts.__slots__}
+    rows = {name: getattr(facts, name) for name in facts.__slots__ if name != "tensors"}
     return "\n".join([*found.parts, *(f"{name}: {value}" for name, value in rows.items())])
 
 

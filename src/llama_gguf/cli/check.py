@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from llama_gguf.access import key_admin, key_file
-from llama_gguf.cli import fit
+from llama_gguf.cli import extra_files, fit
 from llama_gguf.cli.context import Context, with_model
 from llama_gguf.cli.results import Level, Result
 from llama_gguf.cli.terminal import echo, print_table
@@ -35,14 +35,14 @@ from llama_gguf.config.schema import (
 )
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines import locate, machine, processes
-from llama_gguf.engines.command import engine_address, extra_args
+from llama_gguf.engines.command import engine_address, engine_environment, extra_args
 from llama_gguf.engines.flags import complaints
 from llama_gguf.errors import UserError, how_to_install
+from llama_gguf.models.engine_options import options
 from llama_gguf.models.hub_address import PREFIX
-from llama_gguf.models.memory import options
 from llama_gguf.models.model_file import size_text
 from llama_gguf.net import tls
-from llama_gguf.net.listener import listen
+from llama_gguf.net.listener import check_socket_path, listen
 from llama_gguf.supervisor import plan
 
 USAGE = "%(prog)s [MODEL] [--json] [--SETTING VALUE ...]"
@@ -176,8 +176,11 @@ def _engine(
     else:
         yield Result("engine", f"{engine.path} ({engine.source}), version {version}")
         yield from _unknown_flags(settings, engine, environ)
-        devices = locate.devices_of(engine, environ)
+        yield from _variables(engine, environ)
+        rpc = _rpc_addresses(settings, environ)
+        devices = locate.devices_of(engine, environ, rpc=rpc)
         yield _devices(settings, devices, here)
+        yield from _missing_rpc(rpc, devices)
     yield from _model(model, settings, environ=environ, devices=devices, here=here)
 
 
@@ -187,8 +190,37 @@ def _unknown_flags(
     flags = locate.flags_of(engine, environ)
     with contextlib.suppress(UserError):  # already reported
         words = extra_args(settings)
+        yield from extra_files.results(words)
         if flags and (found_complaints := list(complaints(words, flags))):
             yield Result("EXTRA_ARGS", "; ".join(found_complaints), Level.WRONG)
+
+
+def _variables(engine: locate.Engine, environ: Mapping[str, str]) -> Iterator[Result]:
+    passed, _ = engine_environment(environ, api_key="", changes=engine.environment_changes)
+    if wrong := locate.rejected_variable(engine, passed):
+        yield Result(
+            "environment",
+            f"llama-server rejects the {wrong}. Correct or unset it.",
+            Level.WRONG,
+        )
+
+
+def _rpc_addresses(settings: EngineSettings, environ: Mapping[str, str]) -> str:
+    with contextlib.suppress(UserError):  # already reported
+        return options(settings, extra_args(settings), environ).rpc
+    return ""
+
+
+def _missing_rpc(rpc: str, devices: Sequence[locate.Device] | None) -> Iterator[Result]:
+    names = " ".join(device.name for device in devices or ())
+    missing = [address for address in filter(None, rpc.split(",")) if f"({address})" not in names]
+    if missing:
+        yield Result(
+            "RPC servers",
+            f"no response from {', '.join(missing)}: llama-server will start without them, and "
+            "needs the memory for their part",
+            Level.NOTE,
+        )
 
 
 def _devices(
@@ -225,7 +257,13 @@ def _model(
         chosen = options(engine, extra_args(engine), environ)
         if devices is None and not here.gpus:
             devices = ()
-        yield from fit.results(model.facts, chosen, devices=devices, here=here)
+        yield from fit.results(
+            model.facts,
+            chosen,
+            devices=devices,
+            here=here,
+            companions=list(extra_files.companions(chosen)),
+        )
 
 
 def _fetching(settings: ModelSettings) -> Result:
@@ -262,14 +300,22 @@ def _ports(listen_at: ListenSettings, upstream: UpstreamSettings) -> Iterator[Re
         yield Result("ports", str(error), Level.WRONG)
         return
     for name, port in ports.items():
-        host = upstream.backend_host if name == "port_backend" else listen_at.host
-        subject = settings_module.variable(name)
-        yield _try(subject, functools.partial(_free, host, port, subject))
+        is_engines = name == "port_backend"
+        host = upstream.backend_host if is_engines else listen_at.host
+        subject, address = settings_module.variable(name), "BACKEND_HOST" if is_engines else "HOST"
+        yield _try(subject, functools.partial(_free, host, port, subject, address=address))
+    if upstream.backend_socket:
+        yield _try("BACKEND_SOCKET", functools.partial(_socket, upstream.backend_socket))
 
 
-def _free(host: str, port: int, variable: str) -> str:
+def _socket(path: str) -> str:
+    check_socket_path(path, "BACKEND_SOCKET")
+    return f"{path} can be created"
+
+
+def _free(host: str, port: int, variable: str, *, address: str) -> str:
     try:
-        listen(host, port, variable).close()
+        listen(host, port, variable, address).close()
     except UserError as error:
         raise UserError(f"{error}{_holder(port)}") from None
     return f"{host}:{port} is free"

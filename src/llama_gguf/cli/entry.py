@@ -21,12 +21,32 @@ _RELOADS = (signal.SIGHUP, signal.SIGUSR1)
 
 def main() -> int:
     """Run the command of the command line and return its exit status."""
+    _open_standard_streams()
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name in SERVERS:
         _handle_early_signals(has_reloads=name != "health")
     from llama_gguf.cli import main as command
 
     return command.main()
+
+
+def _open_standard_streams() -> None:
+    """Open those that the parent has closed: else a socket would get their number, and our output.
+
+    Python has None for a stream that was closed at its start.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+            os.set_inheritable(number, True)
+    if sys.stdin is None:
+        sys.stdin = os.fdopen(0)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w")
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w")
 
 
 def _handle_early_signals(*, has_reloads: bool) -> None:

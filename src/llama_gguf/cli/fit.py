@@ -1,24 +1,47 @@
-"""Whether the model fits into memory, with the calculation, which docs/models.md explains."""
+"""Whether the model fits into memory, with the calculation, which docs/models.md explains.
+
+Only what is certain is a problem. The sizes of weights and cache are known; those of compute
+buffers are estimated, and weights in RAM are mapped from the file, so that the kernel can read
+them again when memory is short.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from llama_gguf.cli.results import Level, Result
 from llama_gguf.engines.locate import Device
 from llama_gguf.engines.machine import Machine
 from llama_gguf.models import memory
+from llama_gguf.models.engine_options import AUTO, Options
 from llama_gguf.models.gguf import ModelFacts
-from llama_gguf.models.memory import Need, Options, Placed
+from llama_gguf.models.memory import Need
 from llama_gguf.models.model_file import size_text
+from llama_gguf.models.placement import Gpu, Part, Placed, chosen_gpus, place
 
 LEAST_CTX: Final = 512
 
 
+@dataclass(frozen=True, slots=True)
+class Companion:
+    """A further file that llama-server loads with the model: a projector, a draft model."""
+
+    what: str
+    bytes: int
+    on_gpu: bool
+
+
 def results(
-    facts: ModelFacts, chosen: Options, *, devices: Sequence[Device] | None, here: Machine
+    facts: ModelFacts,
+    chosen: Options,
+    *,
+    devices: Sequence[Device] | None,
+    here: Machine,
+    companions: Sequence[Companion] = (),
 ) -> Iterator[Result]:
     """Compare the memory that the model needs with the memory that is available.
 
@@ -27,7 +50,10 @@ def results(
         chosen: llama-server's options.
         devices: the GPUs that it can use; None if unknown, and then so is what runs on them.
         here: the machine.
+        companions: what is loaded with the model.
     """
+    for mistake in memory.type_mistakes(facts, chosen):
+        yield Result("cache type", mistake, Level.WRONG)
     wanted = memory.need(facts, chosen)
     if wanted is None:
         yield Result(
@@ -36,49 +62,101 @@ def results(
         )
         return
     yield Result("context", _context_text(wanted, chosen))
-    yield Result("memory needed", _sum_text(wanted, facts, chosen))
+    yield Result("memory needed", _sum_text(wanted, facts, chosen, companions))
     if devices is not None:
-        yield from _places(wanted, facts, chosen, devices=devices, here=here)
+        gpus = [Gpu(device.name.split(" ")[0], device.free) for device in devices]
+        machine = _Places(facts, chosen, chosen_gpus(gpus, chosen), here, companions)
+        yield from machine.results(wanted)
 
 
-def _places(
-    wanted: Need,
-    facts: ModelFacts,
-    chosen: Options,
-    *,
-    devices: Sequence[Device],
-    here: Machine,
-) -> Iterator[Result]:
-    placed = memory.place(wanted, facts, chosen, gpus=len(devices))
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """The GPUs and the RAM, for one model."""
 
-    def smaller(fits: Callable[[Placed], bool]) -> str:
-        return _context_that_fits(facts, chosen, len(devices), fits)
+    facts: ModelFacts
+    chosen: Options
+    gpus: Sequence[Gpu]
+    here: Machine
+    companions: Sequence[Companion]
 
-    if placed.gpu:
-        free = sum(device.free for device in devices)
-        on = f"{len(devices)} GPUs" if len(devices) > 1 else devices[0].name
-        yield _result(
-            "VRAM",
-            f"{size_text(placed.gpu)} of {size_text(free)} free on {on}",
-            placed.gpu <= free,
-            lambda: (
-                f"{smaller(lambda less: less.gpu <= free)}, lower NGL (now {chosen.ngl}), "
-                "or use a smaller quantisation"
-            ),
+    def results(self, wanted: Need) -> Iterator[Result]:
+        placed = place(wanted, self.facts, self.chosen, self.gpus)
+        if any(part.total for part in placed.gpus):
+            yield self._vram(wanted, placed)
+        available = self.here.memory_available
+        if available is not None:
+            yield self._ram(wanted, placed.ram, available)
+            remaining = available - self._ram_bytes(placed.ram)
+            if remaining >= 0:
+                yield from _prompt_cache(self.chosen, remaining)
+
+    def _vram(self, wanted: Need, placed: Placed) -> Result:
+        needed = self._vram_bytes(placed)
+        text = ", ".join(
+            f"{size_text(size)} of {size_text(gpu.free)} free on {gpu.name}"
+            for size, gpu in zip(needed, self.gpus, strict=True)
         )
-    available = here.memory_available
-    if available is not None:
-        yield _result(
-            "RAM",
-            f"{size_text(placed.ram)} of {size_text(available)} available",
-            placed.ram <= available,
-            lambda: (
-                f"{smaller(lambda less: less.ram <= available)}, use a smaller quantisation, "
-                "or add memory"
-            ),
+        if self._fits_gpus(placed):
+            return Result("VRAM", text)
+        if self.chosen.ngl == AUTO and self.chosen.fit:
+            text += ": llama-server will put fewer layers there, since NGL leaves it to it"
+            return Result("VRAM", text, Level.NOTE)
+        advice = (
+            f"{self._smaller(self._fits_gpus)}, lower NGL (now {self.chosen.ngl}), "
+            "or use a smaller quantisation"
         )
-        if placed.ram <= available:
-            yield from _prompt_cache(chosen, available - placed.ram)
+        is_certain = wanted.is_exact and placed.is_exact
+        if is_certain and any(
+            part.certain > gpu.free for part, gpu in zip(placed.gpus, self.gpus, strict=True)
+        ):
+            return Result("VRAM", f"{text}: it does not fit. {advice}.", Level.WRONG)
+        return Result("VRAM", f"{text}: it may not fit. {advice}.", Level.NOTE)
+
+    def _ram(self, wanted: Need, ram: Part, available: int) -> Result:
+        needed = self._ram_bytes(ram)
+        text = f"{size_text(needed)} of {size_text(available)} available"
+        if needed <= available:
+            return Result("RAM", text)
+
+        def fits(placed: Placed) -> bool:
+            return self._ram_bytes(placed.ram) <= available
+
+        advice = f"{self._smaller(fits)}, use a smaller quantisation, or add memory"
+        is_mapped = self.chosen.mmap and not self.chosen.mlock
+        certain = ram.cache if is_mapped else ram.certain
+        if wanted.is_exact and certain > available:
+            return Result("RAM", f"{text}: it does not fit. {advice}.", Level.WRONG)
+        if is_mapped and ram.cache + ram.compute <= available:
+            slow = "parts of the model will be read from its file again and again, which is slow"
+            return Result("RAM", f"{text}: {slow}. {advice}.", Level.NOTE)
+        return Result("RAM", f"{text}: it may not fit. {advice}.", Level.NOTE)
+
+    def _vram_bytes(self, placed: Placed) -> list[int]:
+        """By GPU. Which of several has a companion is not known: it is counted on the first."""
+        extra = sum(each.bytes for each in self.companions if each.on_gpu)
+        return [
+            part.total + (extra if number == 0 else 0) for number, part in enumerate(placed.gpus)
+        ]
+
+    def _ram_bytes(self, ram: Part) -> int:
+        return ram.total + sum(
+            each.bytes for each in self.companions if not (each.on_gpu and self.gpus)
+        )
+
+    def _fits_gpus(self, placed: Placed) -> bool:
+        needed = self._vram_bytes(placed)
+        return all(size <= gpu.free for size, gpu in zip(needed, self.gpus, strict=False))
+
+    def _smaller(self, fits: Callable[[Placed], bool]) -> str:
+        """The largest context of CTX, CTX / 2 ... that fits; it need not be the maximum."""
+        ctx = (self.chosen.ctx or self.facts.context_length or 0) // 2
+        while ctx >= LEAST_CTX:
+            less = dataclasses.replace(self.chosen, ctx=ctx)
+            wanted = memory.need(self.facts, less)
+            if wanted and fits(place(wanted, self.facts, less, self.gpus)):
+                return f"Set CTX to {ctx}"
+            ctx //= 2
+        return "No CTX is small enough"
 
 
 def _context_text(wanted: Need, chosen: Options) -> str:
@@ -87,36 +165,34 @@ def _context_text(wanted: Need, chosen: Options) -> str:
     return f"{slots} {wanted.cells} tokens; a request may use {wanted.slot_tokens} of them"
 
 
-def _sum_text(wanted: Need, facts: ModelFacts, chosen: Options) -> str:
-    key, value = (memory.type_bytes(kind) for kind in (chosen.type_k, chosen.type_v))
-    most = "at most " if wanted.is_bound else ""
-    return (
-        f"{most}{size_text(wanted.total)}: model {size_text(wanted.model)}"
-        f" + KV cache {most}{size_text(wanted.kv)}"
-        f" ({wanted.cells} tokens x {facts.kv_heads} KV heads"
-        f" x ({facts.key_length} x {key:g} + {facts.value_length} x {value:g}) bytes)"
-        f" + working space about {size_text(wanted.compute)}"
-    )
-
-
-def _result(subject: str, what: str, fits: bool, advice: Callable[[], str]) -> Result:
-    if fits:
-        return Result(subject, what)
-    return Result(subject, f"{what}: it does not fit. {advice()}.", Level.WRONG)
-
-
-def _context_that_fits(
-    facts: ModelFacts, chosen: Options, gpus: int, fits: Callable[[Placed], bool]
+def _sum_text(
+    wanted: Need, facts: ModelFacts, chosen: Options, companions: Sequence[Companion]
 ) -> str:
-    """The largest context of CTX, CTX / 2, CTX / 4 ... that fits; it need not be the maximum."""
-    ctx = (chosen.ctx or facts.context_length or 0) // 2
-    while ctx >= LEAST_CTX:
-        less = dataclasses.replace(chosen, ctx=ctx)
-        wanted = memory.need(facts, less)
-        if wanted and fits(memory.place(wanted, facts, less, gpus=gpus)):
-            return f"Set CTX to {ctx}"
-        ctx //= 2
-    return "No CTX is small enough"
+    about = "" if wanted.is_exact else "about "
+    parts = [f"model {size_text(wanted.model)}"]
+    if kept := wanted.cache - wanted.state:
+        parts.append(f"KV cache {about}{size_text(kept)} ({_cache_text(wanted, facts, chosen)})")
+    if wanted.state:
+        parts.append(f"states {about}{size_text(wanted.state)}")
+    parts.append(f"working space about {size_text(wanted.compute)}")
+    parts += [f"{each.what} at least {size_text(each.bytes)}" for each in companions]
+    total = wanted.total + sum(each.bytes for each in companions)
+    return f"{about}{size_text(total)}: {' + '.join(parts)}"
+
+
+def _cache_text(wanted: Need, facts: ModelFacts, chosen: Options) -> str:
+    """Such as "4 layers x 32768 tokens, 20 layers x 1024 tokens, of type q8_0"."""
+    assert facts.cache is not None
+    kept = Counter(bool(layer.window) for layer in facts.cache.layers if layer.key)
+    parts = [
+        f"{kept[is_limited]} layers x {tokens} tokens"
+        for is_limited, tokens in ((False, wanted.cells), (True, wanted.windows))
+        if kept[is_limited]
+    ]
+    types = dict.fromkeys((chosen.type_k, chosen.type_v))
+    if list(types) != ["f16"]:
+        parts.append(f"of type {' and '.join(types)}")
+    return ", ".join(parts)
 
 
 def _prompt_cache(chosen: Options, remaining: int) -> Iterator[Result]:

@@ -12,10 +12,13 @@ import argparse
 import asyncio
 import gc
 import socket
+from typing import Final
 
 from llama_gguf.cli import logs
 from llama_gguf.cli.context import Context
 from llama_gguf.cli.loops import gateway_loop
+from llama_gguf.config.schema import ListenSettings, UpstreamSettings
+from llama_gguf.errors import UserError
 from llama_gguf.gateway.server import Gateway, adopt
 from llama_gguf.net.listener import listen
 
@@ -30,10 +33,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--channel-fd", type=int, help=argparse.SUPPRESS)
 
 
+_LOCAL: Final = frozenset(("localhost", "127.0.0.1", "::1", "0.0.0.0", "::"))  # noqa: S104
+
+
+def _check_upstream(at: ListenSettings, upstream: UpstreamSettings) -> None:
+    """Check that the gateway would not forward requests to itself.
+
+    Raises:
+        UserError: it would.
+    """
+    # A gateway on one address and llama-server on another may have the same port.
+    is_same_host = upstream.backend_host == at.host or (
+        at.host in _LOCAL and upstream.backend_host in _LOCAL
+    )
+    if not upstream.backend_socket and at.port == upstream.port_backend and is_same_host:
+        raise UserError(
+            f"PORT and PORT_BACKEND are both {at.port}, on this machine: the gateway would forward "
+            "requests to itself. Set PORT_BACKEND to the port of llama-server.",
+            exit_status=2,
+            settings=("port", "port_backend"),
+        )
+
+
 def run(arguments: argparse.Namespace, context: Context) -> int:
     settings = context.settings
     logs.configure(settings.logs.log_format)
     if arguments.listen_fd is None:
+        _check_upstream(settings.listen, settings.upstream)
         listener = listen(settings.listen.host, settings.listen.port)
     else:
         listener = adopt(arguments.listen_fd)

@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     """Run the command in *argv* and return its exit status."""
     argv = sys.argv[1:] if argv is None else argv
     environ = os.environ if environ is None else environ  # noqa: TID251  # the only place
+    output.accept_all_text()
     try:
         try:
             return _run(argv, environ)
@@ -88,7 +89,22 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     context = _context(arguments, environ)
     if context.complaint and not hasattr(command, "DOES_WITHOUT_SETTINGS"):
         raise UserError(context.complaint, exit_status=2)
-    return int(command.run(arguments, context))
+    try:
+        return int(command.run(arguments, context))
+    except UserError as error:
+        raise UserError(f"{error}{_origins(error, context)}", error.exit_status) from None
+
+
+def _origins(error: UserError, context: Context) -> str:
+    """Where the settings came from that *error* is about, unless they have their defaults."""
+    origins = [
+        f"{settings_module.variable(name)} is set by a flag."
+        if context.sources[name] == "flag"
+        else f"{settings_module.variable(name)} is set in the environment."
+        for name in error.settings
+        if context.sources[name] != "default"
+    ]
+    return "".join(f"\n{origin}" for origin in origins)
 
 
 def _joined(words: Sequence[str]) -> Iterator[str]:

@@ -23,7 +23,7 @@ from llama_gguf.cli.terminal import Meter, download_meter, echo, print_table
 from llama_gguf.errors import UserError
 from llama_gguf.models.catalogue import CATALOGUE
 from llama_gguf.models.landing import MeterFactory, Pulled
-from llama_gguf.models.model_file import size_text
+from llama_gguf.models.model_file import kind_at, not_a_model, size_text
 from llama_gguf.models.pull import is_there, pull
 
 
@@ -125,5 +125,8 @@ def _show(pulled: Pulled, wanted: str, *, context: Context, advises: bool) -> No
     )
     there = "fetched and checked" if pulled.fetched else "already present; --force fetches it again"
     echo(f"{pulled.path} ({size_text(pulled.bytes)}): {there}.")
-    if advises:
+    kind = kind_at(pulled.path)
+    if kind is not None:
+        echo(not_a_model(pulled.path, kind))
+    elif advises:
         echo(f"Serve it: llama-gguf serve {shlex.quote(name)}{folder}")

@@ -5,6 +5,7 @@ All mistakes are reported together, and names one edit away from a setting's are
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -28,7 +29,8 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> 
     """Read every setting.
 
     An empty variable counts as not set, since compose files and templates pass variables on
-    even if they are empty.
+    even if they are empty. Quotes around a variable's whole value are removed: `docker run
+    --env-file` and others keep those of the file, in which a shell would remove them.
 
     Args:
         environ: the environment, by variable.
@@ -50,10 +52,11 @@ def load_usable(
     values: dict[str, Any] = {}
     sources = dict.fromkeys(SETTINGS, "default")
     mistakes: list[str] = []
+    environ, warnings = _cleaned(environ)
     for name, setting in SETTINGS.items():
         for source, text in (
             ("flag", (flags or {}).get(name)),
-            ("environment", environ.get(variable(name), "").strip() or None),
+            ("environment", environ.get(variable(name)) or None),
         ):
             if text is None:
                 continue
@@ -65,11 +68,66 @@ def load_usable(
                 shown = MASK if setting.secret else ascii(text)
                 mistakes.append(f"  {label}={shown} is invalid; must be {wanted}")
             break
-    if bool(values.get("tls_cert_file")) != bool(values.get("tls_key_file")):
-        mistakes.append("  TLS_CERT_FILE and TLS_KEY_FILE must be set together")
+    settings = Settings.of(**values)
+    mistakes += [f"  {text}" for text in contradictions(settings)]
     lines = ["These settings are invalid:", *mistakes, "See docs/settings.md."]
     complaint = "\n".join(lines) if mistakes else ""
-    return Loaded(Settings.of(**values), sources, tuple(_near_misses(environ))), complaint
+    return Loaded(settings, sources, (*warnings, *_near_misses(environ))), complaint
+
+
+def _cleaned(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """The settings in *environ* without what is no part of a value, and warnings about it."""
+    cleaned = dict(environ)
+    warnings: list[str] = []
+    for name in map(variable, SETTINGS):
+        text = environ.get(name, "").strip()
+        cleaned[name] = _unquoted(text)
+        if cleaned[name] != text:
+            warnings.append(f"{name} is used without the quotes around its value")
+    if _TARGET.fullmatch(cleaned["HOST"]):
+        warnings.append(
+            f"HOST={cleaned['HOST']} is not used: it is the target of conda's compilers, and not "
+            "an address; set one with --host"
+        )
+        cleaned["HOST"] = ""
+    return cleaned, warnings
+
+
+def _unquoted(text: str) -> str:
+    while len(text) > 1 and text[0] in "\"'" and text.find(text[0], 1) == len(text) - 1:
+        text = text[1:-1].strip()
+    return text
+
+
+# Activating an environment with compilers of conda sets it.
+_TARGET: Final = re.compile(r"\w+-(?:conda|conda_\w+|apple|pc|unknown)-[\w.-]+")
+
+
+def contradictions(settings: Settings) -> Iterable[str]:
+    """Pairs of settings that cannot both be meant, a sentence each."""
+    tls, auth, limits = settings.tls, settings.auth, settings.limits
+    if bool(tls.tls_cert_file) != bool(tls.tls_key_file):
+        yield "TLS_CERT_FILE and TLS_KEY_FILE must be set together"
+    if limits.max_request_body_size > limits.max_body_memory:
+        yield (
+            f"MAX_BODY_MEMORY={limits.max_body_memory} must be at least MAX_REQUEST_BODY_SIZE"
+            f"={limits.max_request_body_size}: a larger body would never be accepted"
+        )
+    if not auth.auth_enabled and auth.admin_key_ids:
+        yield "ADMIN_KEY_IDS needs AUTH_ENABLED=true: without it, requests have no key"
+    if not auth.auth_enabled and settings.routes.metrics_auth_enabled:
+        yield "METRICS_AUTH_ENABLED=true needs AUTH_ENABLED=true: without it, no key is checked"
+    if settings.queue.max_concurrent_requests > limits.max_connections:
+        yield (
+            f"MAX_CONCURRENT_REQUESTS={settings.queue.max_concurrent_requests} must not exceed "
+            f"MAX_CONNECTIONS={limits.max_connections}: a connection has one request at a time"
+        )
+    longest = settings.queue.max_queue_wait + settings.timeouts.request_timeout
+    if settings.timeouts.sse_keepalive > longest:
+        yield (
+            f"SSE_KEEPALIVE={settings.timeouts.sse_keepalive:g} must not exceed MAX_QUEUE_WAIT + "
+            f"REQUEST_TIMEOUT = {longest:g}: a silent stream ends before"
+        )
 
 
 _NOT_OURS: Final = frozenset({"LOGNAME"})  # login shells set it

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from ipaddress import IPv6Address
+from typing import Final
 
 Parser = Callable[[str], object]
 
@@ -15,6 +17,19 @@ def text(value: str) -> str:
     if any(ord(c) < 0x20 or ord(c) == 0x7F for c in value):
         raise ValueError("text without control characters")
     return value
+
+
+def host_name(value: str) -> str:
+    """An address, or a name of one; IPv6 may be in brackets, as in a URL."""
+    address = value[1:-1] if re.fullmatch(r"\[.*:.*\]", value) else value
+    if ":" in address:
+        try:
+            return str(IPv6Address(address))
+        except ValueError:
+            raise ValueError("an address or a name, without a port: PORT is separate") from None
+    if not address or re.fullmatch(r"[^\s/\[\]\x00-\x1f\x7f]+", address) is None:
+        raise ValueError("an address or the name of a host")
+    return address
 
 
 def boolean(value: str) -> bool:
@@ -69,14 +84,44 @@ def key_ids(value: str) -> tuple[str, ...]:
 
 
 def origins(value: str) -> tuple[str, ...]:
-    found = tuple(o.strip() for o in value.split(",") if o.strip())
-    for origin in found:
-        if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s,]+", origin):
-            raise ValueError(
-                "origins as a browser sends them (https://app.example.com), "
-                "separated by commas, or *"
-            )
-    return found
+    return tuple(_origin(o.strip()) for o in value.split(",") if o.strip())
+
+
+# The schemes whose hosts and default ports browsers normalise (https://url.spec.whatwg.org/).
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443, "ftp": 21}
+_ORIGIN: Final = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>\[[0-9a-f:.]+\]|[^/\s:@?#*\[\]]+)(?::(?P<port>[0-9]{1,5}))?",
+    re.IGNORECASE,
+)
+
+
+def _origin(value: str) -> str:
+    """*value* as a browser sends it, since a field is compared byte for byte."""
+    if value == "*":
+        return value
+    match = _ORIGIN.fullmatch(value)
+    if match is None or not value.isascii():
+        raise ValueError(
+            "origins as a browser sends them (https://app.example.com), without a path and "
+            "without * in them, separated by commas, or * alone"
+        )
+    scheme, host = match["scheme"].lower(), match["host"]
+    if scheme not in _DEFAULT_PORTS:
+        return f"{scheme}://{value.partition('://')[2]}"
+    port = int(match["port"]) if match["port"] else _DEFAULT_PORTS[scheme]
+    if not 0 < port < 1 << 16:
+        raise ValueError("origins with a port from 1 to 65535")
+    end = "" if port == _DEFAULT_PORTS[scheme] else f":{port}"
+    return f"{scheme}://{_host(host)}{end}"
+
+
+def _host(host: str) -> str:
+    if host.startswith("["):
+        try:
+            return f"[{IPv6Address(host[1:-1]).compressed}]"
+        except ValueError:
+            raise ValueError("origins with a valid IPv6 address") from None
+    return host.lower()
 
 
 def as_text(value: object) -> str:

@@ -18,6 +18,7 @@ from llama_gguf.config.parsers import (
     api_key,
     boolean,
     choice,
+    host_name,
     key_ids,
     origins,
     seconds,
@@ -158,7 +159,7 @@ class ListenSettings:
 
     host: str = _network(
         "0.0.0.0",  # noqa: S104  # a server is for others to reach; keys guard it
-        text,
+        host_name,
         "listening address of gateway and health server",
     )
     port: int = _network(8000, _port_number, "port of the gateway")
@@ -176,7 +177,7 @@ class UpstreamSettings:
     """The address of the engine, as a peer, and its API key."""
 
     port_backend: int = _network(8080, _port_number, "port of llama-server")
-    backend_host: str = _network("127.0.0.1", text, "address of llama-server")
+    backend_host: str = _network("127.0.0.1", host_name, "address of llama-server")
     backend_socket: str = _network(
         "", text, "unix socket of llama-server, instead of a TCP port", shown_default=""
     )

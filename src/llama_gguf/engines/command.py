@@ -18,6 +18,8 @@ _REFUSED: Final = re.compile(
     r"|UI_MCP_PROXY|STATIC_PATH|MEDIA_PATH|ENDPOINT_PROPS|MODEL|MODEL_URL|MODELS_.*|HF_.*|DOCKER_REPO|ALIAS|LOG_FILE)"
     r"|LLAMA_API_KEY|AIP_.*"
 )
+OPTION_PREFIX: Final = "LLAMA_ARG_"
+"""Of the variables that llama-server reads as flags."""
 _SEEN: Final = "whose value other users of the machine could read"
 _OURS: Final = "which `serve` sets itself"
 _IN_THE_WAY: Final = "which would prevent the gateway from reaching the engine"
@@ -107,10 +109,17 @@ def extra_args(settings: EngineSettings) -> list[str]:
     return words
 
 
+def _is_empty_option(name: str, value: str) -> bool:
+    """Whether llama-server would exit for it: Compose passes empty variables on."""
+    return name.startswith(OPTION_PREFIX) and not value.strip()
+
+
 def engine_environment(
     environ: Mapping[str, str], *, api_key: str, changes: Mapping[str, str]
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """The environment of llama-server, and the variables that it does not get.
+
+    An empty LLAMA_ARG_* counts as not set, as everywhere here.
 
     The key is passed in ``LLAMA_API_KEY``, which, unlike argv, only the same user can read.
 
@@ -120,5 +129,9 @@ def engine_environment(
         changes: variables that the engine needs to find its libraries.
     """
     kept_back = tuple(sorted(name for name in environ if _REFUSED.fullmatch(name)))
-    passed = {k: v for k, v in environ.items() if k not in kept_back and k not in _SECRETS}
+    passed = {
+        name: value
+        for name, value in environ.items()
+        if name not in kept_back and name not in _SECRETS and not _is_empty_option(name, value)
+    }
     return {**passed, **changes, "LLAMA_API_KEY": api_key}, kept_back

@@ -14,6 +14,7 @@ class Cause:
     pattern: re.Pattern[str]
     """Searched for in the last lines of output."""
     reason: str
+    """``{name}`` is replaced by the group of that name of the pattern."""
     advice: str
 
 
@@ -37,9 +38,63 @@ CAUSES: Final = (
         SMALLER,
     ),
     _cause(
+        r"Remote RPC server crashed|failed to connect to (?:RPC server|endpoint)",
+        "The connection to a machine that computes a part of the model (--rpc) was lost.",
+        "Start ggml-rpc-server there again, or remove its address from --rpc. If it does not come "
+        "back, llama-server starts without it, and needs the memory for its part.",
+    ),
+    _cause(
+        r"failed to (?:apply|load) lora adapter",
+        "llama-server cannot load a LoRA adapter.",
+        "Check --lora in EXTRA_ARGS: the file must exist, and be an adapter for this model.",
+    ),
+    _cause(
+        r"failed to load CLIP model|failed to load multimodal model",
+        "llama-server cannot load the multimodal projector.",
+        "Check --mmproj in EXTRA_ARGS: the file must exist, and belong to this model.",
+    ),
+    _cause(
+        r"failed to load draft model",
+        "llama-server cannot load the draft model.",
+        "Check --model-draft in EXTRA_ARGS: the file must exist, and be a model that this "
+        "llama-server knows.",
+    ),
+    _cause(
+        r"cache type (?P<type>\w+) with block size \d+ does not divide n_embd_head_(?P<of>[kv])",
+        "The type {type} of the KV cache does not suit this model: a block does not divide a head.",
+        "Use another type, such as f16, for --cache-type-{of} in EXTRA_ARGS.",
+    ),
+    _cause(
+        r"V cache quantization requires flash_attn",
+        "A quantised V cache needs flash attention, which is off.",
+        "Remove --flash-attn off from EXTRA_ARGS, or use --cache-type-v f16.",
+    ),
+    _cause(
+        r"error while handling environment variable \"(?P<variable>\w+)\"",
+        "llama-server rejected the value of the environment variable {variable}.",
+        "Correct or unset {variable}: llama-server reads it itself.",
+    ),
+    _cause(
+        r"invalid device: (?P<device>[\w.:-]+)",
+        "There is no device {device} for llama-server.",
+        "Correct --device in EXTRA_ARGS: `llama-server --list-devices` lists the devices. One "
+        "called RPC is missing while ggml-rpc-server does not run at its address.",
+    ),
+    _cause(
+        r"error while handling argument \"(?P<flag>[\w-]+)\": (?:error: )?"
+        r"(?:failed to open file|not a directory)",
+        "A file or directory that {flag} names does not exist.",
+        "Correct {flag} in EXTRA_ARGS.",
+    ),
+    _cause(
         r"invalid argument: |unknown argument|error while handling argument",
         "llama-server rejected one of its flags, or the value of one.",
         "Check EXTRA_ARGS against `llama-server --help` of this build.",
+    ),
+    _cause(
+        r"couldn't bind[^\n]*hostname: \S*\.sock\b",
+        "llama-server cannot create its unix socket.",
+        "Check that the directory of BACKEND_SOCKET exists and is writable.",
     ),
     _cause(
         r"couldn't bind|address already in use",
@@ -81,6 +136,11 @@ CAUSES: Final = (
         r"error while loading shared libraries",
         "llama-server needs a library that is not installed.",
         "Install the library, or use another build: set LLAMA_SERVER to its llama-server.",
+    ),
+    _cause(
+        r"failed to create (?:llama_)?context",
+        "llama-server cannot create the model's context.",
+        "See its last lines. Often a flag in EXTRA_ARGS does not suit the model.",
     ),
     _cause(
         r"failed to load model|error loading model",
@@ -149,8 +209,9 @@ def explain(
         return OUT_OF_MEMORY
     output = "\n".join(last_lines)
     for cause in CAUSES:  # 2
-        if cause.pattern.search(output):
-            return cause.reason, cause.advice
+        if match := cause.pattern.search(output):
+            words = match.groupdict()
+            return cause.reason.format(**words), cause.advice.format(**words)
     return _explain_status(returncode)  # 3
 
 

@@ -7,11 +7,12 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Final
 
+from llama_gguf.engines.command import OPTION_PREFIX
 from llama_gguf.engines.flags import read_flags
 from llama_gguf.errors import UserError
 
@@ -143,19 +144,40 @@ def version(engine: Engine, environ: Mapping[str, str], *, timeout: float = 10.0
         timeout: seconds to wait.
     """
     # A GPU backend may write other lines before.
-    output = _output(engine, "--version", environ, timeout=timeout) or ""
+    output = _output(engine, "--version", environ=environ, timeout=timeout) or ""
     match = re.search(r"^version: *(\S.*?)\s*$", output, re.MULTILINE)
     return match[1] if match else None
 
 
 def flags_of(engine: Engine, environ: Mapping[str, str]) -> dict[str, bool]:
     """The flags of *engine*, and whether each takes a value; empty if it shows none."""
-    return read_flags(_output(engine, "--help", environ) or "")
+    return read_flags(_output(engine, "--help", environ=environ) or "")
 
 
-def devices_of(engine: Engine, environ: Mapping[str, str]) -> tuple[Device, ...] | None:
-    """The GPUs that *engine* sees; None if it does not list them."""
-    output = _output(engine, "--list-devices", environ)
+def rejected_variable(engine: Engine, environ: Mapping[str, str]) -> str:
+    """The error of *engine* about a variable that it rejects; empty if it accepts all.
+
+    Args:
+        engine: the program to run.
+        environ: the environment that it will get.
+    """
+    output = _run(engine, ["--version"], environ)
+    match = re.search(r'environment variable "\w+": .*', output[1]) if output else None
+    return match[0] if match else ""
+
+
+def devices_of(
+    engine: Engine, environ: Mapping[str, str], *, rpc: str = ""
+) -> tuple[Device, ...] | None:
+    """The GPUs that *engine* sees; None if it does not list them.
+
+    Args:
+        engine: the program to run.
+        environ: the environment to run it in, without the engine's own changes.
+        rpc: addresses of RPC servers, separated by commas; each one is a device.
+    """
+    before = ["--rpc", rpc] if rpc else []
+    output = _output(engine, *before, "--list-devices", environ=environ)
     if output is None or "Available devices:" not in output:
         return None
     return tuple(
@@ -167,19 +189,29 @@ def devices_of(engine: Engine, environ: Mapping[str, str]) -> tuple[Device, ...]
 
 
 def _output(
-    engine: Engine, flag: str, environ: Mapping[str, str], *, timeout: float = 10.0
+    engine: Engine, *flags: str, environ: Mapping[str, str], timeout: float = 10.0
 ) -> str | None:
-    """The output of *engine* with *flag*, without a model; None if it fails."""
+    """The output of *engine* with *flags*, without a model; None if it fails."""
+    # Without the variables that it reads as flags: it exits if one of them is invalid.
+    fewer = {name: v for name, v in environ.items() if not name.startswith(OPTION_PREFIX)}
+    done = _run(engine, flags, fewer, timeout=timeout)
+    return None if done is None or done[0] else done[1]
+
+
+def _run(
+    engine: Engine, flags: Sequence[str], environ: Mapping[str, str], *, timeout: float = 10.0
+) -> tuple[int, str] | None:
+    """Exit status and output of *engine*; None if it does not run."""
     try:
         done = subprocess.run(
-            [engine.path, flag],
+            [engine.path, *flags],
             env={**environ, **engine.environment_changes},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,  # llama-server writes a part of it there
             timeout=timeout,
-            check=True,
+            check=False,
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.decode(errors="replace")
+    return done.returncode, done.stdout.decode(errors="replace")

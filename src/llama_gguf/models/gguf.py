@@ -17,35 +17,33 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from llama_gguf.models.cache import Cache, cache_of, widest_of
 from llama_gguf.models.gguf_cursor import Cursor, GgufError
 from llama_gguf.models.gguf_tables import FILE_TYPES, GUESSED, LOOKS, TENSOR_TYPES
+from llama_gguf.models.gguf_values import Array, Value, text, whole
+from llama_gguf.models.kinds import Kind, kind_of
 
 MAGIC: Final = b"GGUF"
 MAX_KEYS: Final = 1 << 16
 MAX_TENSORS: Final = 1 << 17
-MAX_LAYERS: Final = 1 << 12
-"""Longer arrays are not summed."""
+MAX_ITEMS: Final = 1 << 12
+"""Longer arrays are not stored."""
 MAX_DIMENSIONS: Final = 4  # GGML_MAX_DIMS
 DEFAULT_ALIGNMENT: Final = 32
 
-_EDGES: Final = frozenset({"token_embd.weight", "output.weight"})
 _STRING: Final = 8
 _ARRAY: Final = 9
-_WHOLE: Final = frozenset({0, 1, 2, 3, 4, 5, 10, 11})
+_WHOLE: Final = frozenset({0, 1, 2, 3, 4, 5, 7, 10, 11})
 _SCALARS: Final[Mapping[int, struct.Struct]] = {
     number: struct.Struct("<" + code) for number, code in enumerate("BbHhIif?")
 } | {number: struct.Struct("<" + code) for number, code in enumerate("Qqd", start=10)}
 
 
 @dataclass(frozen=True, slots=True)
-class Array:
-    """An array in the metadata: its length, and the sum if it is a short one of integers."""
-
-    length: int
-    total: int | None = None
-
-
-Value = int | float | bool | str | Array
+class Tensor:
+    name: str
+    bytes: int
+    """Of its data; 0 for an unknown type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +60,15 @@ class ModelFacts:
     embedding_length: int | None
     head_count: int | None
     head_count_kv: int | None
-    kv_heads: int | None
-    """Of all layers together, which determine the size of a KV cache cell."""
     key_length: int | None
     value_length: int | None
-    sliding_window: int | None
-    """Tokens to which the attention of some layers is limited; None if no layer is limited."""
-    embedding_bytes: int
-    """Of the tensor ``token_embd``; 0 if there is none."""
-    output_bytes: int
-    """Of the tensor ``output``; 0 if ``token_embd`` is used for both (tied embeddings)."""
+    cache: Cache | None
+    """What the engine keeps of a context; None if the header lacks what determines it."""
+    widest: int
+    """Elements per token of the largest intermediate result of a layer."""
+    tensors: tuple[Tensor, ...]
+    kind: Kind | None
+    """What the file is if it is not a model."""
     vocabulary: int | None
     has_chat_template: bool
     split_count: int
@@ -83,7 +80,9 @@ class ModelFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class _Tensor:
+class _Entry:
+    """A tensor in the header."""
+
     name: str
     elements: int
     kind: int
@@ -108,8 +107,8 @@ def looks_like(start: bytes) -> str:
         return "a safetensors file, which must be converted to GGUF first"
     if start and not start.strip(b"\0"):
         return "only zeros, as an interrupted download leaves behind"
-    text = start.lstrip().lower()
-    return next((what for begin, what in LOOKS if text.startswith(begin)), "")
+    beginning = start.lstrip().lower()
+    return next((what for begin, what in LOOKS if beginning.startswith(begin)), "")
 
 
 def check_start(start: bytes) -> None:
@@ -140,17 +139,80 @@ def read_facts(read: Callable[[int], bytes], file_bytes: int) -> ModelFacts:
             its header or its data.
     """
     header = Cursor(read, file_bytes)
-    check_start(header.peek(64))
-    header.skip(len(MAGIC))
-    _check_version(header.u32())
-    tensor_count = _at_most(MAX_TENSORS, header.u64(), "tensors")
-    key_count = _at_most(MAX_KEYS, header.u64(), "metadata keys")
-    values = {header.text(): _read_value(header) for _ in range(key_count)}
-    tensors = [_read_tensor(header) for _ in range(tensor_count)]
-    needed = _needed_bytes(header.position, tensors, _alignment(values))
+    tensor_count, key_count = _read_counts(header)
+    values = _read_values(header, key_count)
+    tensors = [_read_entry(header) for _ in range(tensor_count)]
+    alignment = _alignment(values)
+    _check_tensors(tensors, alignment)
+    needed = _needed_bytes(header.position, tensors, alignment)
     if needed > file_bytes:
         raise GgufError(f"cut off: it has {file_bytes} bytes, but needs at least {needed}")
     return _facts(values, tensors, file_bytes=file_bytes, needed_bytes=needed)
+
+
+def read_kind(read: Callable[[int], bytes], file_bytes: int) -> Kind | None:
+    """What a file is, by the first keys of its header alone; None for a model.
+
+    Writers begin with the general keys, so this is much cheaper than ``read_facts``.
+
+    Raises:
+        GgufError: it is not GGUF, or damaged.
+    """
+    header = Cursor(read, file_bytes)
+    _, key_count = _read_counts(header)
+    values: dict[str, Value] = {}
+    for _ in range(key_count):
+        key = header.text()
+        if not key.startswith(("general.", "adapter.")):
+            break
+        values[key] = _read_value(header)
+    return kind_of(values)
+
+
+def _read_counts(header: Cursor) -> tuple[int, int]:
+    """The numbers of tensors and keys of the file."""
+    check_start(header.peek(64))
+    header.skip(len(MAGIC))
+    _check_version(header.u32())
+    tensors = _at_most(MAX_TENSORS, header.u64(), "tensors")
+    return tensors, _at_most(MAX_KEYS, header.u64(), "metadata keys")
+
+
+def _read_values(header: Cursor, count: int) -> dict[str, Value]:
+    values: dict[str, Value] = {}
+    for _ in range(count):
+        key = header.text()
+        if key in values:
+            raise GgufError(f"damaged: its header has the key {shown(key)} twice")
+        values[key] = _read_value(header)
+    return values
+
+
+def _check_tensors(tensors: Sequence[_Entry], alignment: int) -> None:
+    """Check what llama.cpp checks: unique names, and data in the order of the header.
+
+    Raises:
+        GgufError: it would reject the file.
+    """
+    names: set[str] = set()
+    offset: int | None = 0
+    for tensor in tensors:
+        if tensor.name in names:
+            raise GgufError(f"damaged: its header has the tensor {shown(tensor.name)} twice")
+        names.add(tensor.name)
+        if offset is not None and tensor.offset != offset:
+            raise GgufError(
+                f"damaged: the data of the tensor {shown(tensor.name)} is at {tensor.offset}, "
+                f"but should be at {offset}"
+            )
+        # The size of an unknown type is not known, so what follows cannot be checked.
+        known = offset is not None and tensor.kind in TENSOR_TYPES
+        offset = tensor.offset + -(-tensor.size() // alignment) * alignment if known else None
+
+
+def shown(name: str) -> str:
+    """*name* without unprintable characters: a hostile header may contain escape sequences."""
+    return "".join(c for c in name[:64] if c.isprintable())
 
 
 def _check_version(version: int) -> None:
@@ -158,6 +220,8 @@ def _check_version(version: int) -> None:
         return
     if version == 1:
         raise GgufError("GGUF of version 1, which llama.cpp no longer reads")
+    if version == 0:
+        raise GgufError("damaged: GGUF of version 0, which does not exist")
     if version & 0xFFFF == 0:
         raise GgufError("big-endian GGUF, which is not supported")
     raise GgufError(f"GGUF of version {version}; versions 2 and 3 are supported")
@@ -183,8 +247,9 @@ def _skip_array(header: Cursor) -> Array:
     kind, length = header.u32(), header.u64()
     if kind == _STRING:
         header.skip_strings(length)
-    elif kind in _WHOLE and length <= MAX_LAYERS:
-        return Array(length, sum(header.unpack(_SCALARS[kind])[0] for _ in range(length)))
+    elif kind in _WHOLE and length <= MAX_ITEMS:
+        form = _SCALARS[kind]
+        return Array(length, tuple(int(header.unpack(form)[0]) for _ in range(length)))
     else:
         # `_scalar` rejects an array of arrays, which llama.cpp does not support either.
         header.skip(length * _scalar(kind).size)
@@ -198,13 +263,13 @@ def _scalar(kind: int) -> struct.Struct:
         raise GgufError(f"damaged: a value in its header is of the unknown type {kind}") from None
 
 
-def _read_tensor(header: Cursor) -> _Tensor:
+def _read_entry(header: Cursor) -> _Entry:
     name = header.text()
     dimensions = header.u32()
     if dimensions > MAX_DIMENSIONS:
         raise GgufError(f"damaged: a tensor in its header has {dimensions} dimensions")
     elements = math.prod(header.u64() for _ in range(dimensions))
-    return _Tensor(name, elements=elements, kind=header.u32(), offset=header.u64())
+    return _Entry(name, elements=elements, kind=header.u32(), offset=header.u64())
 
 
 def _alignment(values: Mapping[str, Value]) -> int:
@@ -214,69 +279,50 @@ def _alignment(values: Mapping[str, Value]) -> int:
     return alignment
 
 
-def _needed_bytes(header_end: int, tensors: Iterable[_Tensor], alignment: int) -> int:
+def _needed_bytes(header_end: int, tensors: Iterable[_Entry], alignment: int) -> int:
     data_start = -(-header_end // alignment) * alignment
     return max((data_start + t.offset + t.size() for t in tensors), default=header_end)
 
 
 def _facts(
-    values: Mapping[str, Value], tensors: Sequence[_Tensor], *, file_bytes: int, needed_bytes: int
+    values: Mapping[str, Value], tensors: Sequence[_Entry], *, file_bytes: int, needed_bytes: int
 ) -> ModelFacts:
-    architecture = _text(values, "general.architecture")
-    layers = _whole(values, f"{architecture}.block_count")
+    architecture = text(values, "general.architecture")
     heads, width = (
-        _whole(values, f"{architecture}.{name}")
+        whole(values, f"{architecture}.{name}")
         for name in ("attention.head_count", "embedding_length")
     )
-    sizes = {t.name: t.size() for t in tensors if t.name in _EDGES}
     per_head = width // heads if width and heads else None
     tokens = values.get("tokenizer.ggml.tokens")
     return ModelFacts(
-        name=_text(values, "general.name"),
+        name=text(values, "general.name"),
         architecture=architecture,
-        size_label=_text(values, "general.size_label"),
+        size_label=text(values, "general.size_label"),
         parameters=sum(t.elements for t in tensors) or None,
         quantization=_quantization(values, tensors),
-        context_length=_whole(values, f"{architecture}.context_length"),
-        layers=layers,
+        context_length=whole(values, f"{architecture}.context_length"),
+        layers=whole(values, f"{architecture}.block_count"),
         embedding_length=width,
         head_count=heads,
-        head_count_kv=_whole(values, f"{architecture}.attention.head_count_kv"),
-        kv_heads=_kv_heads(values.get(f"{architecture}.attention.head_count_kv", heads), layers),
-        key_length=_whole(values, f"{architecture}.attention.key_length") or per_head,
-        value_length=_whole(values, f"{architecture}.attention.value_length") or per_head,
-        sliding_window=_whole(values, f"{architecture}.attention.sliding_window"),
-        embedding_bytes=sizes.get("token_embd.weight", 0),
-        output_bytes=sizes.get("output.weight", 0),
+        head_count_kv=whole(values, f"{architecture}.attention.head_count_kv"),
+        key_length=whole(values, f"{architecture}.attention.key_length") or per_head,
+        value_length=whole(values, f"{architecture}.attention.value_length") or per_head,
+        cache=cache_of(architecture, values),
+        widest=widest_of(architecture, values),
+        tensors=tuple(Tensor(t.name, t.size()) for t in tensors),
+        kind=kind_of(values),
         vocabulary=tokens.length if isinstance(tokens, Array) else None,
         has_chat_template="tokenizer.chat_template" in values,
-        split_count=_whole(values, "split.count") or 1,
-        split_no=_whole(values, "split.no") or 0,
+        split_count=whole(values, "split.count") or 1,
+        split_no=whole(values, "split.no") or 0,
         file_bytes=file_bytes,
         needed_bytes=needed_bytes,
     )
 
 
-def _kv_heads(value: Value | None, layers: int | None) -> int | None:
-    if isinstance(value, Array):  # one number per layer
-        return value.total
-    return value * layers if isinstance(value, int) and layers else None
-
-
-def _text(values: Mapping[str, Value], key: str) -> str:
-    """The text of *key* without unprintable characters: it may contain escape sequences."""
-    value = values.get(key, "")
-    return "".join(c for c in value if c.isprintable()) if isinstance(value, str) else ""
-
-
-def _whole(values: Mapping[str, Value], key: str) -> int | None:
-    value = values.get(key)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _quantization(values: Mapping[str, Value], tensors: Iterable[_Tensor]) -> str:
+def _quantization(values: Mapping[str, Value], tensors: Iterable[_Entry]) -> str:
     """The file type in the metadata; if missing, the tensor type of most parameters."""
-    file_type = _whole(values, "general.file_type")
+    file_type = whole(values, "general.file_type")
     if file_type is not None and file_type & ~GUESSED in FILE_TYPES:
         return FILE_TYPES[file_type & ~GUESSED]
     held: Counter[int] = Counter()

@@ -6,6 +6,7 @@ model file is complete or does not exist.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -18,6 +19,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from llama_gguf.errors import UserError
+from llama_gguf.files.remedies import NO_INODES, has_no_inodes, remedy
 from llama_gguf.models.gguf import read_facts
 from llama_gguf.models.gguf_cursor import GgufError
 from llama_gguf.models.model_file import size_text
@@ -53,16 +55,24 @@ def make_folder(models_dir: str) -> None:
         os.makedirs(models_dir, exist_ok=True)
         writable = os.access(models_dir, os.W_OK | os.X_OK)
     except OSError as error:
-        raise UserError(_no_folder(models_dir, error.strerror), exit_status=2) from None
+        raise _no_folder(models_dir, f"{error.strerror}. {remedy(error, models_dir)}") from None
     if not writable:
-        raise UserError(_no_folder(models_dir, "no permission"), exit_status=2)
+        raise _no_folder(models_dir, f"no permission. {_why_unwritable(models_dir)}")
     _sweep(models_dir)
 
 
-def _no_folder(models_dir: str, why: str | None) -> str:
-    return (
-        f"Models cannot be stored in {models_dir}: {why}.\n"
-        "Use another directory: --models-dir or --data-dir (MODELS_DIR, DATA_DIR)."
+def _why_unwritable(models_dir: str) -> str:
+    is_read_only = os.statvfs(models_dir).f_flag & os.ST_RDONLY
+    number = errno.EROFS if is_read_only else errno.EACCES
+    return remedy(OSError(number, ""), models_dir)
+
+
+def _no_folder(models_dir: str, why: str) -> UserError:
+    return UserError(
+        f"Models cannot be stored in {models_dir}: {why}\n"
+        "Use another directory: --models-dir or --data-dir (MODELS_DIR, DATA_DIR).",
+        exit_status=2,
+        settings=("models_dir", "data_dir"),
     )
 
 
@@ -88,6 +98,8 @@ def check_space(folder: str, needed: int) -> None:
             f"{folder} has {size_text(free)} free, but {size_text(needed)} are needed.\n"
             "Free some space, or use another directory with --models-dir."
         )
+    if has_no_inodes(folder):
+        raise UserError(f"No file can be created in {folder}. {NO_INODES}")
 
 
 def take_lock(descriptor: int, name: str) -> None:

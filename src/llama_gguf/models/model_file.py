@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from llama_gguf.errors import UserError
-from llama_gguf.models.gguf import ModelFacts, read_facts
+from llama_gguf.files.remedies import remedy
+from llama_gguf.models.gguf import ModelFacts, read_facts, read_kind
 from llama_gguf.models.gguf_cursor import GgufError
+from llama_gguf.models.kinds import VOCABULARY, Kind
 
 MAX_LISTED: Final = 20
 SUFFIX: Final = ".gguf"
@@ -113,8 +115,33 @@ def read_model(path: str) -> Model:
             "Rename the files.",
             BROKEN,
         )
+    if len(parts) > 1:
+        _check_parts(parts, facts)
     whole = _added_up(facts)
+    kind = whole.kind or (None if whole.tensors else VOCABULARY)
+    if kind is not None:
+        raise UserError(not_a_model(path, kind), BROKEN)
     return Model(path=parts[0], parts=parts, bytes=whole.file_bytes, facts=whole)
+
+
+def _check_parts(parts: Sequence[str], facts: Sequence[ModelFacts]) -> None:
+    """Check that the number of each part is that in its name.
+
+    Raises:
+        UserError: exit status ``BROKEN``.
+    """
+    for number, (path, part) in enumerate(zip(parts, facts, strict=True)):
+        if (part.split_no, part.split_count) != (number, len(parts)):
+            raise UserError(
+                f"{path} is, according to its header, part {part.split_no + 1} of "
+                f"{part.split_count}. Rename the files, or fetch them again.",
+                BROKEN,
+            )
+
+
+def not_a_model(path: str, kind: Kind) -> str:
+    """What the file at *path* is, and what it is for."""
+    return f"{path} is {kind.what}.\n{kind.advice.format(path=path)}"
 
 
 def part_paths(path: str) -> list[str]:
@@ -153,7 +180,7 @@ def read_file(path: str) -> ModelFacts:
             return read_facts(file.read, status.st_size)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read: {error.strerror}. Check its owner and mode.", BROKEN
+            f"{path} cannot be read: {error.strerror}. {remedy(error, path)}", BROKEN
         ) from None
     except GgufError as error:
         raise UserError(
@@ -175,6 +202,7 @@ def _added_up(facts: Sequence[ModelFacts]) -> ModelFacts:
     return dataclasses.replace(
         facts[0],
         parameters=sum(f.parameters or 0 for f in facts) or None,
+        tensors=tuple(tensor for f in facts for tensor in f.tensors),
         file_bytes=sum(f.file_bytes for f in facts),
         needed_bytes=sum(f.needed_bytes for f in facts),
     )
@@ -188,10 +216,37 @@ def listing(models_dir: str) -> str:
             f"There are no {SUFFIX} files in {models_dir}. "
             "`llama-gguf pull smollm2` fetches a small demo model."
         )
-    lines = [f"  {name}  {size_text(size)}" for name, size in models[:MAX_LISTED]]
+    lines = [
+        f"  {name}  {size_text(size)}{_remark(os.path.join(models_dir, name))}"
+        for name, size in models[:MAX_LISTED]
+    ]
     if len(models) > MAX_LISTED:
         lines.append(f"  and {len(models) - MAX_LISTED} more")
     return "\n".join([f"Models in {models_dir}:", *lines])
+
+
+def _remark(path: str) -> str:
+    """What the file is if it is not a model, for the list of models."""
+    try:
+        kind = _read_kind(path)
+    except OSError:
+        return "  (cannot be read)"
+    except GgufError as error:
+        return f"  ({error})"
+    return f"  ({kind.what})" if kind else ""
+
+
+def kind_at(path: str) -> Kind | None:
+    """What the file at *path* is; None for a model, and for a file that cannot be read."""
+    try:
+        return _read_kind(path)
+    except (OSError, GgufError):
+        return None
+
+
+def _read_kind(path: str) -> Kind | None:
+    with open(path, "rb") as file:
+        return read_kind(file.read, os.path.getsize(path))
 
 
 def _models_in(folder: str) -> Iterator[tuple[str, int]]:

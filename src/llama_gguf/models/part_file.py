@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 
 from llama_gguf.errors import UserError
+from llama_gguf.files.remedies import remedy
 from llama_gguf.models.landing import put_in_place, take_lock
 
 
@@ -75,24 +77,33 @@ class PartFile:
 
     def start_over(self, etag: str) -> None:
         """Discard all bytes; those written from now on are of the file that *etag* identifies."""
-        os.ftruncate(self._descriptor, 0)
-        self.size = 0
-        with suppress(FileNotFoundError):
-            os.unlink(self._etag_path)
-        if etag.startswith('"'):  # W/"..." is weak
-            with open(self._etag_path, "w", encoding="latin-1") as file:
-                file.write(etag)
+        with self._on_disk():
+            os.ftruncate(self._descriptor, 0)
+            self.size = 0
+            with suppress(FileNotFoundError):
+                os.unlink(self._etag_path)
+            if etag.startswith('"'):  # W/"..." is weak
+                with open(self._etag_path, "w", encoding="latin-1") as file:
+                    file.write(etag)
 
     def write(self, chunk: bytes) -> None:
         # At an offset and not at the end: where locks do not work, two pulls of the same file
         # then write the same bytes to the same offsets.
-        try:
+        with self._on_disk():
             while chunk:
                 written = os.pwrite(self._descriptor, chunk, self.size)
                 self.size += written
                 chunk = chunk[written:]
-        except OSError as error:  # else the caller would retry it as an error of the network
-            raise UserError(f"{self.path} cannot be written: {error.strerror}.") from None
+
+    @contextmanager
+    def _on_disk(self) -> Iterator[None]:
+        """Report an error of the disk as such: else the caller would take it for the network's."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self.path} cannot be written: {error.strerror}. {remedy(error, self.path)}"
+            ) from None
 
     def discard(self) -> None:
         for path in (self.path, self._etag_path):

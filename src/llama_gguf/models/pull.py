@@ -13,6 +13,7 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from llama_gguf.errors import UserError
+from llama_gguf.files.remedies import remedy
 from llama_gguf.models import from_hub, from_url, from_wheel, hub_address, origins
 from llama_gguf.models.catalogue import CATALOGUE, Catalogue, Entry
 from llama_gguf.models.from_hub import Hub
@@ -115,7 +116,10 @@ def pull(
         if is_url:  # 3
             return job.from_url(wanted, _file_name(wanted, name), sha256=_digest(sha256))
     except OSError as error:
-        raise UserError(f"{models_dir} cannot be used: {error.strerror or error}.") from None
+        path = os.fsdecode(error.filename or models_dir)
+        raise UserError(
+            f"{path} cannot be used: {error.strerror or error}. {remedy(error, path)}"
+        ) from None
     raise UserError(
         f"{shown(wanted)} is not a known name ({', '.join(catalogue)}).\n"
         f"For other models use {hub_address.WANTED}, or https://HOST/FILE.gguf.",

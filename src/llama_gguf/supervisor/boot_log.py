@@ -76,4 +76,4 @@ def _name_latest(folder: str, path: str) -> None:
     # The log file's writer reports what is wrong with the folder.
     with contextlib.suppress(OSError):
         os.makedirs(folder, exist_ok=True)
-        replace_file(latest, f"{path}\n".encode(), temporary=temporary, mode=0o666)
+        replace_file(latest, os.fsencode(f"{path}\n"), temporary=temporary, mode=0o666)

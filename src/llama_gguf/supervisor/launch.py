@@ -11,7 +11,7 @@ from typing import Protocol
 
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Finding
-from llama_gguf.net.listener import listen
+from llama_gguf.net.listener import check_socket_path, listen
 from llama_gguf.supervisor.child import Child
 
 
@@ -57,12 +57,13 @@ def check_address(address: EngineAddress) -> None:
     """Check that the engine's address is free: another server there would be taken for the engine.
 
     Raises:
-        UserError: the port is taken.
+        UserError: it is taken, or llama-server could not listen there.
     """
     if address.socket:
         remove_socket(address.socket)
+        check_socket_path(address.socket, "BACKEND_SOCKET")
     else:
-        listen(address.host, address.port, "PORT_BACKEND").close()
+        listen(address.host, address.port, "PORT_BACKEND", "BACKEND_HOST").close()
 
 
 def remove_socket(path: str) -> None:

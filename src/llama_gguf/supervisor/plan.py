@@ -76,6 +76,8 @@ def fetch_model(
 def alias_of(model: Model) -> str:
     """The name that clients see: the file's, without extension and part number."""
     name = os.path.basename(model.path).removesuffix(".gguf")
+    # It is in llama-server's JSON, which must be UTF-8; the name of a file need not be.
+    name = os.fsencode(name).decode("utf-8", "replace")
     return re.sub(r"-00001-of-[0-9]{5}$", "", name)
 
 

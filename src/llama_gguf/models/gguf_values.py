@@ -1,0 +1,36 @@
+"""The values in the metadata of a GGUF file, and how they are looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """An array in the metadata: its length, and its items if it is a short one of integers."""
+
+    length: int
+    items: tuple[int, ...] | None = None
+
+
+Value = int | float | bool | str | Array
+
+
+def text(values: Mapping[str, Value], key: str) -> str:
+    """The text of *key* without unprintable characters: it may contain escape sequences."""
+    value = values.get(key, "")
+    return "".join(c for c in value if c.isprintable()) if isinstance(value, str) else ""
+
+
+def whole(values: Mapping[str, Value], key: str) -> int | None:
+    value = values.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def per_layer(values: Mapping[str, Value], key: str, layers: int) -> Sequence[int] | None:
+    """One integer per layer, from an array or from one number for all layers."""
+    value = values.get(key)
+    if isinstance(value, Array):
+        return value.items if value.items is not None and len(value.items) >= layers else None
+    return (int(value),) * layers if isinstance(value, int) else None

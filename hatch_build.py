@@ -27,6 +27,7 @@ MODULES: Final = [
         for folder, names in {
             "access": ("authenticator", "keys", "rate_limit"),
             "gateway": (
+                "attempt",
                 "authorisation",
                 "client",
                 "client_connection",

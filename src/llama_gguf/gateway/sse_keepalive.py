@@ -29,19 +29,27 @@ EFFORT_PER_TURN: Final = 32_768
 """For one search, before the next one's turn: a long body does not delay short ones."""
 
 
-class Request(Protocol):
-    """The request whose stream waits."""
+class Waiting(Protocol):
+    """A request whose stream may have to begin early."""
+
+    def search_body(self, search: StreamSearch, effort: int, now: float) -> int:
+        """Continue the search for ``stream`` in the body. Returns the effort that it took."""
+        ...
+
+
+class StreamReceiver(Protocol):
+    """The attempt, to which the parts of a response come without a head."""
 
     @property
     def transport(self) -> Transport: ...
     @property
     def reads_chunks(self) -> bool: ...
 
-    def on_early_response(self) -> None:
+    def on_stream_begun(self) -> None:
         """The engine begins the stream whose head has been sent."""
         ...
 
-    def on_engine_refused(self, body: bytes) -> None:
+    def on_refusal(self, body: bytes) -> None:
         """The engine has responded with *body*, which is not a stream."""
         ...
 
@@ -49,10 +57,6 @@ class Request(Protocol):
     def on_response_done(self) -> None: ...
     def on_upstream_failed(self, error: UpstreamError) -> None: ...
     def on_cut(self, error: UpstreamError, *, may_insert: bool, has_begun: bool) -> None: ...
-
-    def search_body(self, search: StreamSearch, effort: int, now: float) -> int:
-        """Continue the search for ``stream`` in the body. Returns the effort that it took."""
-        ...
 
 
 class _Refusal(Transport):
@@ -71,50 +75,52 @@ class _Refusal(Transport):
 
 
 class EarlyStream:
-    """A stream whose head has been sent: receives the response of an engine without its head.
-
-    The gateway has sent the head, or an engine that failed before its first event.
-
-    An ``upstream_connection.ResponseReceiver`` by its methods.
+    """What a client receives of a stream whose head has been sent, before an engine begins it.
 
     Args:
-        request: the request; a client of HTTP/1.0 receives no chunked coding.
-        now: when the client was last sent something.
+        transport: of the client.
+        now: when it was last sent something.
+        reads_chunks: False for a client of HTTP/1.0.
     """
 
-    __slots__ = (
-        "_is_chunked",
-        "_refusal",
-        "_request",
-        "bytes_sent",
-        "reads_chunks",
-        "sent_at",
-        "transport",
-    )
+    __slots__ = ("_reads_chunks", "_transport", "bytes_sent", "sent_at")
 
-    def __init__(self, request: Request, now: float) -> None:
-        self._request = request
-        self._is_chunked = request.reads_chunks
-        self._refusal: _Refusal | None = None
-        """A response that is not a stream."""
-        self.reads_chunks = request.reads_chunks
-        self.transport = request.transport
+    def __init__(self, transport: Transport, now: float, reads_chunks: bool) -> None:
+        self._transport = transport
+        self._reads_chunks = reads_chunks
         self.sent_at = now
         self.bytes_sent = 0
-        """Those that are not from the engine."""
 
     def send(self, head: bytes, event: bytes) -> None:
         """Send *event*, whole, after *head*."""
-        data = head + (frame(event) if self._is_chunked else event)
+        data = head + (frame(event) if self._reads_chunks else event)
         self.bytes_sent += len(data)
-        self._request.transport.write(data)
+        self._transport.write(data)
 
     def wait(self, now: float) -> None:
         """Send a comment: there is no event yet."""
         self.sent_at = now
         self.send(b"", local_response.WAITING)
 
-    # What the engine's connection calls ---------------------------------------------------------
+
+class HeadlessReceiver:
+    """Receives an engine's response, of which the client has a head already: ours, or another's.
+
+    The engine's own head is checked, and not sent. An ``upstream_connection.ResponseReceiver`` by
+    its methods.
+
+    Args:
+        attempt: receives the rest of the response.
+    """
+
+    __slots__ = ("_attempt", "_refusal", "reads_chunks", "transport")
+
+    def __init__(self, attempt: StreamReceiver) -> None:
+        self._attempt = attempt
+        self._refusal: _Refusal | None = None
+        """A response that is not a stream."""
+        self.reads_chunks = attempt.reads_chunks
+        self.transport = attempt.transport
 
     def on_response(self, response: Response, length: int) -> bytes:
         del length
@@ -123,7 +129,7 @@ class EarlyStream:
             and response.is_event_stream
             and response.framing in (Framing.CHUNKED, Framing.CLOSE)
         ):
-            self._request.on_early_response()
+            self._attempt.on_stream_begun()
         else:
             self.transport = self._refusal = _Refusal()
             self.reads_chunks = False  # the gateway reads it itself, decoded
@@ -131,24 +137,24 @@ class EarlyStream:
 
     def on_whole_response(self, response: Response, body: bytes) -> None:
         del response
-        self._request.on_engine_refused(body)
+        self._attempt.on_refusal(body)
 
     def on_body_begun(self) -> None:
         if self._refusal is None:
-            self._request.on_body_begun()
+            self._attempt.on_body_begun()
 
     def on_response_done(self) -> None:
         if self._refusal is None:
-            self._request.on_response_done()
+            self._attempt.on_response_done()
         else:
-            self._request.on_engine_refused(bytes(self._refusal.data))
+            self._attempt.on_refusal(bytes(self._refusal.data))
 
     def on_upstream_failed(self, error: UpstreamError) -> None:
-        self._request.on_upstream_failed(error)
+        self._attempt.on_upstream_failed(error)
 
     def on_cut(self, error: UpstreamError, *, may_insert: bool, has_begun: bool) -> None:
         is_refusal = self._refusal is not None  # of which the client has nothing
-        self._request.on_cut(
+        self._attempt.on_cut(
             error, may_insert=may_insert or is_refusal, has_begun=has_begun and not is_refusal
         )
 
@@ -159,9 +165,9 @@ class StreamSearches:
     __slots__ = ("_waiting",)
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[Request, StreamSearch]] = deque()
+        self._waiting: deque[tuple[Waiting, StreamSearch]] = deque()
 
-    def add(self, request: Request, search: StreamSearch) -> None:
+    def add(self, request: Waiting, search: StreamSearch) -> None:
         """Search the body of *request*, from the next ``advance`` on."""
         self._waiting.append((request, search))
 

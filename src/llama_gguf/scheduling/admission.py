@@ -55,35 +55,34 @@ class Verdict(enum.IntEnum):
 class SlotLease(Generic[E]):
     """The slot of one request, from its grant to its release."""
 
-    __slots__ = ("_admission", "_has_departed", "_is_released", "_slots", "key_id")
+    __slots__ = ("_admission", "_is_released", "has_departed", "key_id", "slots")
 
     def __init__(self, admission: Admission[E], slots: Slots[E], key_id: str) -> None:
         self._admission = admission
-        self._slots = slots
+        self.slots = slots
         self.key_id = key_id
-        self._has_departed = False
+        self.has_departed = False
         self._is_released = False
 
     @property
     def engine(self) -> E:
         """The engine that works on the request."""
-        return self._slots.engine
+        return self.slots.engine
 
     def depart(self) -> None:
         """Release the key's concurrency only; the slot stays in use until ``release``.
 
         For a cancelled request that the engine is still working on.
         """
-        if not self._has_departed:
-            self._has_departed = True
-            self._admission.depart(self.key_id)
+        if not self.has_departed:
+            self.has_departed = True
+            self._admission.depart(self)
 
     def release(self) -> None:
         """Give the slot back, and grant it to the next request. Further calls do nothing."""
         if not self._is_released:
             self._is_released = True
-            self.depart()
-            self._admission.release(self._slots, self.key_id)
+            self._admission.release(self)
 
 
 def _never() -> bool:
@@ -199,17 +198,19 @@ class Admission(Generic[E]):
         if self._per_key:
             self._release(ticket.key_id)
 
-    def depart(self, key_id: str) -> None:
-        """Release the concurrency of a key: see ``SlotLease.depart``."""
+    def depart(self, lease: SlotLease[E]) -> None:
+        """See ``SlotLease.depart``."""
         if self._per_key:
-            self._release(key_id)
+            self._release(lease.key_id)
 
-    def release(self, slots: Slots[E], key_id: str) -> None:
-        """One of *slots* is free: see ``SlotLease.release``."""
-        slots.in_use -= 1
+    def release(self, lease: SlotLease[E]) -> None:
+        """See ``SlotLease.release``."""
+        lease.slots.in_use -= 1
         self.running -= 1
         if self._running_per_key:
-            _count_down(self._running_by_key, key_id)
+            _count_down(self._running_by_key, lease.key_id)
+        if self._per_key and not lease.has_departed:
+            self._release(lease.key_id)
         # Within `on_slot`, the loop in `grant` continues with the slot: recursion would be as deep
         # as the queue is long.
         if self.queued and not self._is_granting:

@@ -35,6 +35,7 @@ MODULES: Final = [
                 "endpoints",
                 "engine_tracker",
                 "head_cache",
+                "local_request",
                 "pool",
                 "proxied_request",
                 "replica",

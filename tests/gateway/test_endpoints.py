@@ -1,4 +1,4 @@
-"""What the gateway answers by itself, without a client; ``test_client_own`` has one."""
+"""What the gateway answers by itself, without a client; ``test_local_request`` has one."""
 
 from __future__ import annotations
 

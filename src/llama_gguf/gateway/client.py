@@ -11,6 +11,7 @@ from typing import Protocol
 from llama_gguf.access.authenticator import Principal
 from llama_gguf.access.keys import KeyRing
 from llama_gguf.errors import GatewayError
+from llama_gguf.http1.local_response import LocalResponse
 from llama_gguf.http1.request import Request
 from llama_gguf.net.transport import Receiver, Transport
 from llama_gguf.scheduling.exchange import Exchange
@@ -60,8 +61,16 @@ class Client(Receiver):
         """Read the rest of a body. Returns it if it is whole; else *reader* gets it once it is."""
         raise NotImplementedError
 
+    def settle_body(self, request: Request) -> None:
+        """Skip the rest of an unread body, if it is short; else the connection cannot go on."""
+        raise NotImplementedError
+
     def common_lines(self, exchange: Exchange) -> list[bytes]:
         """The header lines of every response whose head is made by the gateway."""
+        raise NotImplementedError
+
+    def respond(self, exchange: Exchange, response: LocalResponse) -> None:
+        """Send a response of the gateway's own."""
         raise NotImplementedError
 
     def respond_error(self, exchange: Exchange, error: GatewayError) -> None:

@@ -15,11 +15,11 @@ import math
 import re
 from typing import TYPE_CHECKING, Final
 
-from llama_gguf.access.authenticator import Authenticator, Principal
+from llama_gguf.access.authenticator import Principal
 from llama_gguf.access.rate_limit import network_of
 from llama_gguf.errors import GatewayError, IllegalTransition, QueueFull, RequestTimeout
 from llama_gguf.events import EventLog
-from llama_gguf.gateway import endpoints
+from llama_gguf.gateway import local_request
 from llama_gguf.gateway.client import BodyReader, Client
 from llama_gguf.gateway.head_cache import Known
 from llama_gguf.gateway.proxied_request import ProxiedRequest
@@ -346,43 +346,9 @@ class ClientConnection(Client):
             proxied = self._request = ProxiedRequest(services, self, exchange, length, body)
             proxied.resume()
         else:
-            self._respond_here(exchange, request)
+            self._reload = local_request.serve(services, self, exchange)
 
-    # The gateway's own paths --------------------------------------------------------------------
-
-    def _respond_here(self, exchange: Exchange, request: Request) -> None:
-        route = request.route
-        if route.error is not None:
-            self._refuse(route.error)
-            return
-        services = self._services
-        principal = Authenticator.ANONYMOUS
-        if endpoints.needs_key(route.kind, services.routes):
-            principal = self.authenticate(exchange)
-            exchange.key_id = principal.key_id
-            exchange.rate_fields = principal.fields_at(exchange.started_at)
-        if route.kind is Kind.RELOAD:
-            services.authenticator.check_admin(principal)
-            self._start_reload(exchange)
-        else:
-            self.respond(exchange, endpoints.respond(route.kind, request, services, principal))
-
-    def _start_reload(self, exchange: Exchange) -> None:
-        self._settle_body(exchange.request)
-        exchange.on(Event.FORWARD)
-        self._reload = self._services.loop.create_task(
-            self._run_reload(exchange), name="POST /reload"
-        )
-
-    async def _run_reload(self, exchange: Exchange) -> None:
-        try:
-            keys = await self._services.key_store.reload()
-        except GatewayError as error:
-            self._reload = None
-            self._refuse(error)
-        else:
-            self._reload = None
-            self.respond(exchange, endpoints.reloaded(keys))
+    # Whose request it is ------------------------------------------------------------------------
 
     def authenticate(self, exchange: Exchange) -> Principal:
         """Find out whose key the request shows. Raises what ``Authenticator.authenticate`` does."""
@@ -432,7 +398,7 @@ class ClientConnection(Client):
         if body is not None:
             request.on_body(body)
 
-    def _settle_body(self, request: Request) -> None:
+    def settle_body(self, request: Request) -> None:
         """Skip the rest of an unread body, if it is short; else the connection cannot go on."""
         if self._state is not _BODY:
             return
@@ -482,7 +448,7 @@ class ClientConnection(Client):
 
     def respond(self, exchange: Exchange, response: LocalResponse) -> None:
         """Send a response of the gateway's own."""
-        self._settle_body(exchange.request)
+        self.settle_body(exchange.request)
         lines = [*response.fields, *self.common_lines(exchange)]
         head = local_response.head(
             response.status, lines, length=len(response.body), content_type=response.content_type
@@ -544,7 +510,7 @@ class ClientConnection(Client):
 
     def _end_exchange(self, exchange: Exchange) -> None:
         services = self._services
-        self._exchange = self._request = self._incoming = None
+        self._exchange = self._request = self._incoming = self._reload = None
         if not exchange.ended_at:
             exchange.ended_at = services.clock.now()
         services.recorder.close(exchange)

@@ -1,0 +1,53 @@
+"""A request to one of the gateway's own paths: it is responded to at once, except for a reload."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llama_gguf.access.authenticator import Authenticator
+from llama_gguf.errors import GatewayError
+from llama_gguf.gateway import endpoints
+from llama_gguf.gateway.client import Client
+from llama_gguf.http1.routes import Kind
+from llama_gguf.net.connector import Cancellable
+from llama_gguf.scheduling.exchange import Event, Exchange
+
+if TYPE_CHECKING:
+    from llama_gguf.gateway.services import Services
+
+
+def serve(services: Services, client: Client, exchange: Exchange) -> Cancellable | None:
+    """Respond to *exchange*.
+
+    Returns:
+        What is still under way: ``POST /reload``.
+
+    Raises:
+        GatewayError: the request is refused.
+    """
+    request = exchange.request
+    route = request.route
+    if route.error is not None:
+        client.respond_error(exchange, route.error)
+        return None
+    principal = Authenticator.ANONYMOUS
+    if endpoints.needs_key(route.kind, services.routes):
+        principal = client.authenticate(exchange)
+        exchange.key_id = principal.key_id
+        exchange.rate_fields = principal.fields_at(exchange.started_at)
+    if route.kind is Kind.RELOAD:
+        services.authenticator.check_admin(principal)
+        client.settle_body(request)
+        exchange.on(Event.FORWARD)
+        return services.loop.create_task(_reload(services, client, exchange), name="POST /reload")
+    client.respond(exchange, endpoints.respond(route.kind, request, services, principal))
+    return None
+
+
+async def _reload(services: Services, client: Client, exchange: Exchange) -> None:
+    try:
+        keys = await services.key_store.reload()
+    except GatewayError as error:
+        client.respond_error(exchange, error)
+    else:
+        client.respond(exchange, endpoints.reloaded(keys))

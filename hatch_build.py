@@ -38,6 +38,7 @@ MODULES: Final = [
                 "local_request",
                 "pool",
                 "proxied_request",
+                "replay",
                 "replica",
                 "request_ids",
                 "services",

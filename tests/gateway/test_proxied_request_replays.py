@@ -8,9 +8,9 @@ from typing import Any, Final
 import pytest
 
 from llama_gguf.engines.status import EngineState
+from llama_gguf.gateway.replay import MARGIN_SECONDS
 from llama_gguf.gateway.upstream_connection import Phase
 from llama_gguf.scheduling.crash_memory import SECONDS
-from llama_gguf.scheduling.replay_order import MARGIN_SECONDS
 from tests.support.fakes import FakeClient, NewRig, Rig
 from tests.support.keys import OTHER_KEY
 from tests.support.messages import (

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from llama_gguf.errors import UpstreamError
+from llama_gguf.errors import GatewayError, UpstreamError
 from llama_gguf.gateway.client import Client
 from llama_gguf.http1 import local_response
 from llama_gguf.http1.fields import Framing
@@ -36,12 +36,17 @@ _LENGTH: Final = Framing.LENGTH
 Steps: TypeAlias = Generator[None, None, None]
 
 
-class RefusedStream(UpstreamError):
+class RefusedStream(GatewayError):
     """The engine has responded with an error where a stream had begun.
+
+    No ``UpstreamError``: the engine has not failed.
 
     Args:
         event: the error, as an event of the stream; empty where it could not be read.
     """
+
+    status = UpstreamError.status
+    code = UpstreamError.code
 
     def __init__(self, event: bytes) -> None:
         super().__init__("The engine did not respond with a stream.")

@@ -192,7 +192,7 @@ class ClientConnection(Client):
         self.is_write_paused = True
         self._unsent = self.transport.get_write_buffer_size()
         if self._request is not None:
-            self._request.pause()
+            self._request.pause_reading()
         elif self._state is _IDLE or self._state is _OPENED:
             self._to(_HELD)
 
@@ -419,7 +419,7 @@ class ClientConnection(Client):
         """Respond with *error* to the open request, or to one whose head could not be read."""
         exchange = self._exchange
         if self._request is not None:
-            self._request.fail(error)
+            self._request.interrupt(error)
             return
         if exchange is None:
             exchange = self._begin_unserved(self._services.reader.unread)

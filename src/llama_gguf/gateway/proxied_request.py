@@ -11,7 +11,6 @@ engine fails it before its response has begun (``scheduling/failure_policy.py``)
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Generator
 from contextlib import suppress
@@ -37,6 +36,7 @@ from llama_gguf.gateway.attempt import (
 )
 from llama_gguf.gateway.authorisation import authorise, take_back, too_large
 from llama_gguf.gateway.client import Client
+from llama_gguf.gateway.replay import Replay
 from llama_gguf.gateway.sse_keepalive import EarlyStream, HeadlessReceiver
 from llama_gguf.http1 import local_response
 from llama_gguf.http1.chunked import frame
@@ -45,10 +45,8 @@ from llama_gguf.scheduling import failure_policy
 from llama_gguf.scheduling.admission import Admission, SlotLease, Verdict
 from llama_gguf.scheduling.exchange import Event, Exchange, State
 from llama_gguf.scheduling.failure_policy import Action, Failure
-from llama_gguf.scheduling.replay_order import MARGIN_SECONDS
 
 if TYPE_CHECKING:
-    from llama_gguf.gateway.engine_tracker import EngineTracker
     from llama_gguf.gateway.replica import Replica
     from llama_gguf.gateway.services import Services
     from llama_gguf.gateway.upstream_connection import UpstreamConnection
@@ -81,20 +79,12 @@ class ProxiedRequest(Attempting):
     """Held until the client receives the first content of the response."""
     _early: EarlyStream | None = None
     """What the client has of a stream that no engine has begun."""
-    _is_again = False
-    """Whether it had a slot before, and is to be sent again."""
-    _failed_by: EngineTracker | None = None
-    """The engine that failed it last."""
-    _deaths_before = 0
-    """How often that engine had died when the request was sent to it."""
-    _deaths = 0
-    """Engines that are known to have died while they worked on the request."""
-    _ran_for = 0.0
-    """Seconds that it had run when an engine failed it last."""
-    _queue_deadline = math.inf
+    _replay: Replay | None = None
+    """Once an engine has failed it."""
     _seen = 0
     """Bytes of the response that had passed at the last tick."""
     _deadline = math.inf
+    """When what it waits for is overdue: more of the body, a slot, or data from the engine."""
     _is_over = False
 
     def __init__(
@@ -134,7 +124,7 @@ class ProxiedRequest(Attempting):
                     self._send(attempt)
                     yield  # until the response is whole
                     break
-                except UpstreamError as error:
+                except UpstreamError as error:  # no timeout: what took too long is not sent again
                     is_its_turn = self._prepare_to_send_again(exchange, attempt, error)
                 if not is_its_turn:
                     yield  # until it is its turn to be sent again
@@ -177,21 +167,17 @@ class ProxiedRequest(Attempting):
         self._body = body
         self.resume()
 
-    def fail(self, error: GatewayError) -> None:
-        """Refuse the request, or break off its response."""
-        self.interrupt(error)
-
     def abandon(self) -> None:
         """The client is gone: stop the work that is done for it, wherever it stands."""
         self.interrupt(ClientLeft())
 
-    def pause(self) -> None:
+    def pause_reading(self) -> None:
         """The client takes nothing: neither does the gateway take anything from the engine."""
         if self._attempt is not None:
             self._attempt.pause_reading()
 
     def resume_reading(self) -> None:
-        self._seen = -1  # the client reads again
+        self._seen = -1  # counts as progress: the engine may have been silent because of it
         if self._attempt is not None:
             self._attempt.resume_reading()
 
@@ -257,7 +243,7 @@ class ProxiedRequest(Attempting):
 
     def on_body_begun(self) -> None:
         self._free_body()
-        if self._is_again:
+        if self._replay is not None:
             self._services.replay_order.leave(self)
 
     # Admit --------------------------------------------------------------------------------------
@@ -274,7 +260,7 @@ class ProxiedRequest(Attempting):
         if not services.engine.is_ready:
             services.engine.require(may_wait=needs_slot)
         admission = services.admission if needs_slot else services.side_admission
-        if self._is_again:
+        if self._replay is not None:
             lease = admission.queue_again(self, self.key_id)
             if lease is not None:
                 return self._begin_attempt(exchange, lease, now)
@@ -290,7 +276,7 @@ class ProxiedRequest(Attempting):
         self._queue = admission
         exchange.on(Event.QUEUE)
         exchange.queued_at = now
-        self._deadline = self._queue_deadline = now + services.queue.max_queue_wait
+        self._deadline = now + services.queue.max_queue_wait
         self._reserve(exchange.bytes_in)
         return None
 
@@ -305,9 +291,8 @@ class ProxiedRequest(Attempting):
         return attempt
 
     def _send(self, attempt: Attempt) -> None:
-        if self._failed_by is not None:
-            self._deaths += self._failed_by.deaths > self._deaths_before
-            self._failed_by = None
+        if self._replay is not None:
+            self._replay.on_sent()
         if self._early is None:
             attempt.send(self._body, attempt)
         else:
@@ -356,14 +341,14 @@ class ProxiedRequest(Attempting):
             attempt.replica.tracker.responded_at = now
             self._deadline = now + services.request_timeout
         limit, forwarded_at = services.timeouts.max_request_duration, self._exchange.forwarded_at
-        if self._is_again and forwarded_at and now > forwarded_at + self._ran_for + MARGIN_SECONDS:
+        if self._replay and forwarded_at and self._replay.is_proven(now - forwarded_at):
             services.replay_order.leave(self)
         if limit and forwarded_at and now >= forwarded_at + limit:
             self._give_up(UpstreamTimeout("The response took longer than MAX_REQUEST_DURATION."))
         elif now >= self._deadline:
             self._on_deadline(now)
         elif services.timeouts.sse_keepalive:
-            self._keep_alive(now)
+            self._send_comment_if_due(now)
 
     def _on_deadline(self, now: float) -> None:
         timeout = self._services.request_timeout
@@ -396,7 +381,7 @@ class ProxiedRequest(Attempting):
 
     # A stream that waits ------------------------------------------------------------------------
 
-    def _keep_alive(self, now: float) -> None:
+    def _send_comment_if_due(self, now: float) -> None:
         """Send a sign of life on a stream that has been silent for SSE_KEEPALIVE."""
         exchange, early = self._exchange, self._early
         horizon = now - self._services.timeouts.sse_keepalive
@@ -453,8 +438,6 @@ class ProxiedRequest(Attempting):
         self, exchange: Exchange, attempt: Attempt, error: UpstreamError
     ) -> bool:
         """Whether it can be sent again now, and not only later; raises what ends it otherwise."""
-        if isinstance(error, RefusedStream):  # the engine did respond
-            raise error
         services, tracker = self._services, attempt.replica.tracker
         if attempt.failure is CONNECT:
             tracker.on_connect_failed()
@@ -463,7 +446,7 @@ class ProxiedRequest(Attempting):
             was_sent=attempt.was_sent,
             has_begun=attempt.has_begun,
             may_wait=tracker.may_come,
-            deaths=self._deaths,
+            deaths=0 if self._replay is None else self._replay.deaths,
         )
         action = failure_policy.decide(failure, exchange, max_replays=services.queue.max_replays)
         if action is Action.RETRY:
@@ -477,13 +460,14 @@ class ProxiedRequest(Attempting):
                 return True
             case Action.REPLAY:
                 exchange.replays += 1
-                self._failed_by, self._deaths_before = tracker, attempt.deaths_before
                 self._leave_engine(exchange, attempt)
                 return services.replay_order.enter(self, self._on_turn)
             case Action.REFUSE:
-                services.crash_memory.add(self._digest(exchange), services.clock.now())
+                path, now = exchange.request.head.path, services.clock.now()
+                services.crash_memory.add(path, self._body, now)
                 raise EngineCrashed(
-                    "Two engines have stopped while they worked on this request, so it is refused."
+                    "The engine crashed twice while it processed this request; "
+                    "the request is not sent again."
                 )
             case _:
                 raise error
@@ -497,18 +481,16 @@ class ProxiedRequest(Attempting):
         now = self._services.clock.now()
         if exchange.state is State.STREAMING:  # the client has the head of the engine that failed
             self._early = EarlyStream(self._client.transport, now, exchange.request.reads_chunks)
+        is_first = self._replay is None
+        replay = self._replay = self._replay or Replay()
         if attempt.was_sent:
-            self._ran_for = now - exchange.forwarded_at
-            exchange.queued_at = now - exchange.queued  # so that all its waiting counts, and no run
-        else:
-            exchange.queued_at = exchange.queued_at or now
-        if attempt.was_sent or not self._is_again:
-            self._queue_deadline = now + self._services.queue.max_queue_wait
-        self._deadline = self._queue_deadline
-        exchange.forwarded_at = 0.0
+            replay.on_failed(attempt, ran_for=now - exchange.forwarded_at)
+        if attempt.was_sent or is_first:
+            replay.queue_deadline = now + self._services.queue.max_queue_wait
+        self._deadline = replay.queue_deadline
+        exchange.queue_again(now)
         exchange.on(Event.REQUEUE)
         self._end_attempt()
-        self._is_again = True
         self._seen = 0
         self._reserve(exchange.bytes_in)
 
@@ -524,19 +506,13 @@ class ProxiedRequest(Attempting):
 
     def _check_crash_memory(self, exchange: Exchange) -> None:
         """Raises EngineCrashed if two engines died during the same request not long ago."""
-        services = self._services
-        remaining = services.crash_memory.remaining(self._digest(exchange), services.clock.now())
-        if remaining:
+        path, now = exchange.request.head.path, self._services.clock.now()
+        seconds = self._services.crash_memory.remaining(path, self._body, now)
+        if seconds:
             raise EngineCrashed(
-                "Two engines have stopped while they worked on the same request, so it is refused "
-                f"for another {remaining:.0f} seconds."
+                "The engine crashed twice while it processed the same request; "
+                f"retry in {seconds:.0f} seconds."
             )
-
-    def _digest(self, exchange: Exchange) -> bytes:
-        """Identifies the request, whichever key sends it."""
-        body = hashlib.blake2b(self._body, digest_size=16)
-        body.update(exchange.request.head.path)
-        return body.digest()
 
     def _end_with(self, error: GatewayError) -> None:
         """Respond with *error*, or break off the response that has begun."""
@@ -567,7 +543,7 @@ class ProxiedRequest(Attempting):
     def _give_back(self, exchange: Exchange) -> None:
         """Give back all that the request holds, whatever ended it."""
         self._is_over = True
-        if self._is_again:
+        if self._replay is not None:
             self._services.replay_order.leave(self)
         if exchange.reserved_bytes:
             self._free_body()

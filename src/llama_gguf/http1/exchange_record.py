@@ -110,6 +110,11 @@ class ExchangeRecord:
         """Seconds it waited for a slot."""
         return (self.forwarded_at or self.ended_at) - self.queued_at if self.queued_at else 0.0
 
+    def queue_again(self, now: float) -> None:
+        """It waits for a slot once more: ``queued`` adds up, and time at an engine is no part."""
+        self.queued_at = now - self.queued if self.forwarded_at else self.queued_at or now
+        self.forwarded_at = 0.0
+
     @property
     def first_byte(self) -> float:
         """Seconds from its start to the first byte of the engine's response."""

@@ -151,7 +151,8 @@ class Admission(Generic[E]):
         """
         if self._per_key and self._held_by_key[key_id] >= self._per_key:
             return Verdict.KEY_IS_BUSY  # 1
-        if self._may_pass(key_id) if self._running_per_key else not self.queued:
+        may_pass = self._may_pass(key_id) if self._running_per_key else not self.queued
+        if may_pass:
             slots = self._balancer.choose()
             if slots is not None:
                 if self._per_key:

@@ -5,6 +5,7 @@ Only digests are kept, of a bounded number of requests, for a limited time.
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from typing import Final
 
@@ -23,20 +24,27 @@ class CrashMemory:
         self.is_in_use = False
         """Whether there are any: an attribute, since each request reads it."""
 
-    def add(self, digest: bytes, now: float) -> None:
-        """Refuse the request with *digest* from now on, for ``SECONDS``."""
+    def add(self, path: bytes, body: bytes | bytearray, now: float) -> None:
+        """Refuse *body* for *path* from now on, for ``SECONDS``, whichever key sends it."""
+        digest = _digest(path, body)
         self._until[digest] = now + SECONDS
         self._until.move_to_end(digest)
         if len(self._until) > MAX_ENTRIES:
             self._until.popitem(last=False)
         self.is_in_use = True
 
-    def remaining(self, digest: bytes, now: float) -> float:
+    def remaining(self, path: bytes, body: bytes | bytearray, now: float) -> float:
         """For how many seconds the request is still refused; 0.0 if it is not."""
-        return max(0.0, self._until.get(digest, now) - now)
+        return max(0.0, self._until.get(_digest(path, body), now) - now)
 
     def forget(self, now: float) -> None:
         """Drop entries whose time is over, the oldest first."""
         while self._until and next(iter(self._until.values())) <= now:
             self._until.popitem(last=False)
         self.is_in_use = bool(self._until)
+
+
+def _digest(path: bytes, body: bytes | bytearray) -> bytes:
+    digest = hashlib.blake2b(body, digest_size=16)
+    digest.update(path)
+    return digest.digest()

@@ -7,8 +7,8 @@ The first case that applies:
 2. RETRY: a kept connection was closed before any byte of the response arrived, and the request is
    a GET or HEAD. It is sent once more, on a new connection. RFC 9110 section 9.2.2 allows that
    for idempotent requests only; these two are safe (section 9.2.1), and therefore idempotent.
-3. REFUSE: an engine has died while it worked on the request, and now the next one has. It is not
-   sent to a third one.
+3. REFUSE: an engine died while it worked on the request, and the next one has broken the connection
+   with it too. It is not sent to a third one.
 4. REPLAY: the connection was lost, nothing of the response's body has reached the client, and the
    request was sent again fewer than MAX_REPLAYS times. It is queued and sent again. RFC 9110
    section 9.2.2 allows that for requests that are known to have no side effects: those that use a
@@ -60,18 +60,15 @@ class Failure:
 
 def decide(failure: Failure, exchange: Exchange, *, max_replays: int) -> Action:
     """Decide what follows *failure* of the request of *exchange*."""
+    is_lost = isinstance(failure.error, UpstreamLost)
+    is_stale = isinstance(failure.error, UpstreamClosedKept)  # it may have been closed while idle
     may_run_again = failure.may_wait and exchange.request.route.needs_slot
     if not failure.was_sent and may_run_again:
         return Action.REQUEUE  # 1
-    if (
-        isinstance(failure.error, UpstreamClosedKept)
-        and exchange.request.is_idempotent
-        and not exchange.has_retried
-    ):
+    if is_stale and exchange.request.is_idempotent and not exchange.has_retried:
         return Action.RETRY  # 2
-    is_lost = isinstance(failure.error, UpstreamLost)
     if not failure.has_begun:
-        if failure.deaths and is_lost:
+        if failure.deaths and is_lost and not is_stale:
             return Action.REFUSE  # 3
         if is_lost and may_run_again and exchange.replays < max_replays:
             return Action.REPLAY  # 4

@@ -8,9 +8,6 @@ it had when the engine failed: later it is unlikely to do harm.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
-
-MARGIN_SECONDS: Final = 1.0
 
 
 class ReplayOrder:

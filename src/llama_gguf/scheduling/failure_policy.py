@@ -61,14 +61,17 @@ class Failure:
 def decide(failure: Failure, exchange: Exchange, *, max_replays: int) -> Action:
     """Decide what follows *failure* of the request of *exchange*."""
     is_lost = isinstance(failure.error, UpstreamLost)
-    is_stale = isinstance(failure.error, UpstreamClosedKept)  # it may have been closed while idle
     may_run_again = failure.may_wait and exchange.request.route.needs_slot
     if not failure.was_sent and may_run_again:
         return Action.REQUEUE  # 1
-    if is_stale and exchange.request.is_idempotent and not exchange.has_retried:
+    if (
+        isinstance(failure.error, UpstreamClosedKept)
+        and exchange.request.is_idempotent
+        and not exchange.has_retried
+    ):
         return Action.RETRY  # 2
     if not failure.has_begun:
-        if failure.deaths and is_lost and not is_stale:
+        if failure.deaths and is_lost:
             return Action.REFUSE  # 3
         if is_lost and may_run_again and exchange.replays < max_replays:
             return Action.REPLAY  # 4

@@ -311,7 +311,7 @@ def test_the_required_memory_is_shown_with_its_calculation(check: Check) -> None
     checks = check()[1]
 
     assert checks["memory needed"]["text"].startswith(
-        "18.1 MB: model 0.0 MB + KV cache 1.0 MB (2 layers x 16384 tokens)"
+        "5.5 MB: model 0.0 MB + KV cache 1.0 MB (2 layers x 16384 tokens)"
     )
     assert checks["RAM"]["ok"]
 
@@ -403,7 +403,18 @@ def test_flags_in_extra_args_change_the_required_memory(machine: Machine, check:
 
     checks = check(EXTRA_ARGS="--ctx-size 512")[1]
 
-    assert checks["context"]["text"].startswith("4 slots share 512 tokens; ")
+    assert checks["context"]["text"].startswith("2 slots divide 512 tokens; ")
+    assert "512 tokens" in checks["memory needed"]["text"]
+
+
+def test_a_context_that_requests_share_is_reported(machine: Machine, check: Check) -> None:
+    engine_with(machine)
+
+    status, checks = check(EXTRA_ARGS="--metrics", LLAMA_ARG_N_PARALLEL="-1")
+
+    assert status == 0
+    assert checks["context"]["level"] == "note"
+    assert "llama-server ends all of them" in checks["context"]["text"]
 
 
 def test_fewer_cpus_than_cores_are_reported(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:

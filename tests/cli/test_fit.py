@@ -47,20 +47,8 @@ def test_the_required_memory_is_shown_with_its_parts() -> None:
         "507.8 MB: model 98.4 MB + KV cache 377.5 MB (30 layers x 16384 tokens)"
         " + working space about 31.9 MB"
     )
-    assert output["context"].text == "4 slots share 16384 tokens; a request may use 8192 of them"
     assert output["RAM"] == Result("RAM", "507.8 MB of 68.7 GB available")
-    assert output.keys() == {"context", "memory needed", "RAM"}
-
-
-@pytest.mark.parametrize(
-    ("parallel", "text"),
-    [
-        (1, "1 slot has 16384 tokens; a request may use 8192 of them"),
-        (4, "4 slots divide 16384 tokens; a request may use 4096 of them"),
-    ],
-)
-def test_the_context_of_a_request_depends_on_the_slots(parallel: int, text: str) -> None:
-    assert found(dataclasses.replace(CHOSEN, parallel=parallel))["context"].text == text
+    assert output.keys() == {"memory needed", "RAM"}
 
 
 def test_windows_states_and_types_are_shown() -> None:
@@ -127,11 +115,11 @@ def test_what_is_loaded_with_the_model_is_added() -> None:
 
 
 def test_unknown_memory_gives_no_verdict() -> None:
-    assert found(available=None).keys() == {"context", "memory needed"}
+    assert found(available=None).keys() == {"memory needed"}
 
 
 def test_unknown_gpus_give_no_verdict() -> None:
-    assert found(devices=None, available=1).keys() == {"context", "memory needed"}
+    assert found(devices=None, available=1).keys() == {"memory needed"}
 
 
 def test_an_incomplete_header_gives_no_estimate() -> None:

@@ -48,7 +48,7 @@ def test_a_run_through_the_gateway_counts_the_requested_tokens(
     assert level["tokens"]["prompt"] == pytest.approx(4 * 48, rel=0.15)
     assert level["tokens_counted_by"] == {"usage": 4}
     assert level["engine_ratio"] > 0
-    assert said["server"]["slots"] == 4
+    assert said["server"]["slots"] == 1
     assert said["server"]["gateway"]
     assert said["model"]["architecture"] == "llama"
 

@@ -92,6 +92,12 @@ def test_a_ready_engine_reports_its_slots_and_its_model(stays: bool) -> None:
     assert look(Engine(HEALTHY, props(body), stays=stays)) == Finding(EngineState.READY, 3, "tiny")
 
 
+def test_a_ready_engine_reports_the_context_of_one_request() -> None:
+    body = b'{"default_generation_settings":{"n_ctx":2048,"params":{}},"total_slots":4}'
+
+    assert look(Engine(HEALTHY, props(body))) == Finding(EngineState.READY, 4, request_tokens=2048)
+
+
 def test_without_an_alias_the_file_is_the_model() -> None:
     body = b'{"total_slots":1,"model_path":"/models/x.gguf"}'
 
@@ -117,6 +123,9 @@ def test_a_response_without_a_length_ends_with_its_connection() -> None:
         props(b"{}"),
         props(b'{"total_slots":"4"}'),
         props(b'{"total_slots":null,"model_alias":null,"model_path":null}'),
+        props(b'{"default_generation_settings":null}'),
+        props(b'{"default_generation_settings":{"n_ctx":"2048"}}'),
+        props(b'{"default_generation_settings":[2048]}'),
     ],
 )
 def test_an_engine_without_properties_is_ready_nevertheless(response: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -213,6 +214,18 @@ def test_health_tells_what_the_supervisor_knows(rig: Rig) -> None:
     assert (engine["progress"], engine["load_seconds"], engine["version"]) == (0.25, 3.5, "b1")
     assert (engine["last_exit"], engine["restarts"]) == ("killed by SIGKILL", 3)
     assert endpoints.gauges(rig.services).restarts == {"crash": 2, "hang": 1}
+
+
+def test_the_context_in_health_is_that_of_one_request_as_the_engine_reports_it(rig: Rig) -> None:
+    def shown() -> object:
+        return json.loads(endpoints.health(rig.services).body)["model"]["context"]
+
+    status = EngineStatus(EngineState.LOADING, since=0.0, facts={"context": 4096})
+    rig.services.engine.update(status)
+    assert shown() == 4096  # calculated before the start
+
+    rig.services.engine.update(replace(status, request_tokens=2048))
+    assert shown() == 2048
 
 
 def test_a_gateway_on_its_own_tells_what_it_has_found(rig: Rig) -> None:

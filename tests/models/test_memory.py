@@ -78,12 +78,6 @@ def test_the_size_of_compute_buffers_is_close_to_that_of_the_engine(
     assert wanted(**chosen).compute == pytest.approx(compute_mib * MIB, rel=0.08)
 
 
-def test_the_tokens_of_a_request_are_limited_by_its_slot_and_by_the_model() -> None:
-    assert wanted(ctx=16384).slot_tokens == 8192
-    assert wanted(ctx=16384, parallel=4).slot_tokens == 4096
-    assert (wanted().slots, wanted(parallel=2).slots) == (4, 2)
-
-
 def test_kv_heads_may_differ_per_layer() -> None:
     heads = Typed(ARRAY, (U32, [3] * 10 + [0] * 20))
 

@@ -35,8 +35,6 @@ NEED = Need(
     windows=0,
     compute=7,
     is_exact=True,
-    slots=1,
-    slot_tokens=30,
 )
 A, B = Gpu("CUDA0", 1000), Gpu("CUDA1", 1000)
 

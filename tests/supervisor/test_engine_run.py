@@ -28,7 +28,7 @@ from tests.support.processes import free_ports
 from tests.support.virtual_time import run
 
 S = EngineState
-UP = Finding(S.READY, 4, "tiny")
+UP = Finding(S.READY, 4, "tiny", request_tokens=512)
 LOADS = Finding(S.LOADING)
 GONE = Finding(S.UNREACHABLE)
 NO_RESTARTS = {"crash": 0, "stall": 0, "hang": 0}
@@ -213,6 +213,7 @@ def test_a_load_is_published_with_its_progress_and_duration(tmp_path: Path) -> N
         assert (status.slots, status.model, status.progress) == (4, "tiny", None)
         assert status.load_seconds == pytest.approx(1.0, abs=0.5)
         assert status.facts == rig.published[0].facts == {"context": 2048}
+        assert status.request_tokens == 512
 
     rig = play(tmp_path, scenario)
     assert rig.states == [S.LOADING, S.READY, S.STOPPING, S.STOPPED]

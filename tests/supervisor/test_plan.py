@@ -147,7 +147,7 @@ def test_a_model_is_described_in_one_line(tmp_path: Path) -> None:
 
 def test_facts_come_from_the_file_and_contain_no_path(tmp_path: Path) -> None:
     model = read_model(str(model_at(tmp_path / "m.gguf", gguf())))
-    facts = plan.facts_of(model, ctx=2048, engine_version="b1")
+    facts = plan.facts_of(model, context=2048, engine_version="b1")
 
     assert facts["size_bytes"] == model.bytes
     assert facts["architecture"] == model.facts.architecture

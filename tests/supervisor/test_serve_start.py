@@ -120,6 +120,7 @@ def test_an_event_has_its_facts_as_fields(ready: Serve) -> None:
     assert events["engine_started"]["pid"] == ready.engine_pid
     assert events["gateway_listens"]["url"] == f"http://127.0.0.1:{ready.port}"
     assert f"--port {ready.port_backend} " in events["engine_command"]["command"]
+    assert " --parallel 4 " in events["engine_command"]["command"]
     assert events["engine_ready"]["seconds"] > 0
     assert events["other"]["logger"] == "llama-server"
 
@@ -127,10 +128,12 @@ def test_an_event_has_its_facts_as_fields(ready: Serve) -> None:
 def test_the_boot_is_logged(ready: Serve) -> None:
     messages = [json.loads(line)["message"] for line in ready.err.splitlines()]
 
-    assert [m.split()[0] for m in messages[:9]] == [
-        *("version", "platform", "engine", "model", "gpu", "cpus", "memory", "disk", "settings"),
+    assert [m.split()[0] for m in messages[:10]] == [
+        *("version", "platform", "engine", "model", "context", "gpu", "cpus", "memory", "disk"),
+        "settings",
     ] or "The gateway listens" in "\n".join(messages[:12])
     assert any("version 0 (fake)" in m for m in messages)
+    assert any("4 slots divide 16384 tokens; a request may use 128 of them" in m for m in messages)
 
 
 def test_the_engines_output_is_in_a_separate_file(ready: Serve) -> None:

@@ -122,9 +122,11 @@ class ScriptedEngine:
             if head.startswith(b"GET /health "):
                 sock.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{"status":"ok"}')
             elif head.startswith(b"GET /props "):
-                props = json.dumps({"total_slots": self._slots, "model_alias": "m"}).encode()
-                length = b"Content-Length: %d\r\n\r\n" % len(props)
-                sock.sendall(b"HTTP/1.1 200 OK\r\n" + length + props)
+                slot = {"n_ctx": 2048}
+                props = {"total_slots": self._slots, "default_generation_settings": slot}
+                body = json.dumps({**props, "model_alias": "m"}).encode()
+                length = b"Content-Length: %d\r\n\r\n" % len(body)
+                sock.sendall(b"HTTP/1.1 200 OK\r\n" + length + body)
             elif head:
                 _, found, length = head.lower().partition(b"content-length: ")
                 body = file.read(int(length.split(b"\r\n")[0])) if found else b""

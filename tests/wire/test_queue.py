@@ -17,6 +17,15 @@ def numbered(n: int) -> bytes:
     return request(body=b'{"stream":true,"n":%d}' % n)
 
 
+def test_health_has_the_slots_and_the_context_of_each_as_the_engine_reports_them(
+    gateway: GatewayProcess,
+) -> None:
+    facts = gateway.health()
+
+    assert facts["slots"] == {"used": 0, "total": 4}
+    assert facts["model"] == {"name": "m", "context": 2048}
+
+
 def test_with_four_slots_and_six_streams_two_wait_and_are_then_served(
     gateway: GatewayProcess, engine: ScriptedEngine
 ) -> None:

@@ -43,7 +43,7 @@ from llama_gguf.models.hub_address import PREFIX
 from llama_gguf.models.model_file import size_text
 from llama_gguf.net import tls
 from llama_gguf.net.listener import check_socket_path, listen
-from llama_gguf.supervisor import plan
+from llama_gguf.supervisor import division, plan
 
 USAGE = "%(prog)s [MODEL] [--json] [--SETTING VALUE ...]"
 
@@ -254,6 +254,9 @@ def _model(
         return
     yield Result("model", plan.model_text(model))
     with contextlib.suppress(UserError):  # EXTRA_ARGS cannot be split: already reported
+        engine, divided = division.divided(engine, environ, model.facts)
+        level = Level.NOTE if divided.is_shared else Level.OK
+        yield Result("context", division.text(engine, divided), level)
         chosen = options(engine, extra_args(engine), environ)
         if devices is None and not here.gpus:
             devices = ()

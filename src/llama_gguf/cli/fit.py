@@ -61,7 +61,6 @@ def results(
             "unknown: the model's header lacks values that are needed to calculate it",
         )
         return
-    yield Result("context", _context_text(wanted, chosen))
     yield Result("memory needed", _sum_text(wanted, facts, chosen, companions))
     if devices is not None:
         gpus = [Gpu(device.name.split(" ")[0], device.free) for device in devices]
@@ -157,12 +156,6 @@ class _Places:
                 return f"Set CTX to {ctx}"
             ctx //= 2
         return "No CTX is small enough"
-
-
-def _context_text(wanted: Need, chosen: Options) -> str:
-    how = "share" if chosen.shares_context else "divide"
-    slots = f"{wanted.slots} slots {how}" if wanted.slots > 1 else "1 slot has"
-    return f"{slots} {wanted.cells} tokens; a request may use {wanted.slot_tokens} of them"
 
 
 def _sum_text(

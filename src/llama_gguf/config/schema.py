@@ -109,10 +109,14 @@ class EngineSettings:
         shown_default="/app/llama-server, else from PATH, else from an installed wheel",
     )
     ngl: int = _engine(99, whole(0, 9999), "model layers on the GPU; 99 = all")
-    ctx: int = _engine(16384, whole(0, 1 << 30), "context size in tokens; 0 = the model's")
+    ctx: int = _engine(
+        16384, whole(0, 1 << 30), "context size in tokens, of all slots together; 0 = the model's"
+    )
     threads: int = _engine(0, whole(0, 4096), "CPU threads; 0 = llama-server chooses")
     parallel: int = _engine(
-        0, whole(0, 1024), "slots: requests processed at once; 0 = llama-server chooses"
+        0,
+        whole(0, 1024),
+        "slots: requests processed at once, which divide CTX; 0 = one per 4096 tokens, up to 4",
     )
     extra_args: str = _engine(
         "", text, "additional flags for llama-server, split as in a shell; they take precedence"

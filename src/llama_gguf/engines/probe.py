@@ -1,8 +1,8 @@
 """Probes llama-server at fixed intervals, independent of clients' requests.
 
-``/health`` distinguishes loading from ready; ``/props`` has the number of slots, and whether the
-engine sleeps (its ``--sleep-idle-seconds``). Neither wakes a sleeping engine; ``/slots``, which
-does, and ``/metrics``, which does in some builds, are never requested.
+``/health`` distinguishes loading from ready; ``/props`` has the number of slots, the context of
+each, and whether the engine sleeps (its ``--sleep-idle-seconds``). Neither wakes a sleeping engine;
+``/slots``, which does, and ``/metrics``, which does in some builds, are never requested.
 """
 
 from __future__ import annotations
@@ -34,13 +34,15 @@ _FAILURES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of one probe; ``slots`` and ``model`` only if the engine reports them."""
+    """The result of one probe; all but the state only if the engine reports it."""
 
     state: EngineState
     slots: int | None = None
     model: str = ""
     may_sleep: bool = False
     """It reports whether it sleeps, so ``/props`` has to be requested each time."""
+    request_tokens: int | None = None
+    """The context of one request."""
 
     @property
     def serves(self) -> bool:
@@ -124,13 +126,21 @@ def _read_props(body: bytes) -> Finding:
         slots = props.get("total_slots")
         model = str(props.get("model_alias") or os.path.basename(props.get("model_path") or ""))
         is_sleeping = props.get("is_sleeping")
+        tokens = (props.get("default_generation_settings") or {}).get("n_ctx")
     except (ValueError, TypeError, AttributeError):
         return Finding(EngineState.READY)
-    has_slots = isinstance(slots, int) and slots > 0
     state = EngineState.ASLEEP if is_sleeping is True else EngineState.READY
     return Finding(
-        state, slots if has_slots else None, model, may_sleep=isinstance(is_sleeping, bool)
+        state,
+        _count(slots),
+        model,
+        may_sleep=isinstance(is_sleeping, bool),
+        request_tokens=_count(tokens),
     )
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and value > 0 else None
 
 
 async def watch(

@@ -71,6 +71,8 @@ class EngineStatus:
     """Since our start, by reason."""
     facts: Mapping[str, str | int] = field(default_factory=dict)
     """About the model's file and the engine, for people; unknown facts are missing."""
+    request_tokens: int | None = None
+    """The context of one request; None until the engine has reported it."""
     revision: int = 0
     """Rises with each change that the supervisor sends; the gateway acknowledges it."""
 

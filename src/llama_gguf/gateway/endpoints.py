@@ -86,6 +86,8 @@ def health(services: Services) -> LocalResponse:
 def _facts(services: Services) -> dict[str, object]:
     engine = services.engine.status
     facts = dict(engine.facts)
+    if engine.request_tokens:  # until then, the value that was calculated before the start
+        facts["context"] = engine.request_tokens
     return {
         "status": "draining" if services.connections.is_draining else _word_for(engine.state),
         "engine": {

@@ -278,7 +278,13 @@ class Gateway:
         status = known.moved(finding.state, wall_now())
         if finding.serves:
             asleep = finding.state is EngineState.ASLEEP
-            status = replace(status, model=finding.model, slots=finding.slots, wakes_itself=asleep)
+            status = replace(
+                status,
+                model=finding.model,
+                slots=finding.slots,
+                request_tokens=finding.request_tokens,
+                wakes_itself=asleep,
+            )
         if status != known:
             self.services.engine.update(status)
 

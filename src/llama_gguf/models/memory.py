@@ -25,8 +25,8 @@ from llama_gguf.models.cache import Layer
 from llama_gguf.models.engine_options import Options
 from llama_gguf.models.gguf import ModelFacts
 from llama_gguf.models.gguf_tables import TENSOR_TYPES, TensorType
+from llama_gguf.models.slots import padded, part_tokens
 
-PAD_TOKENS: Final = 256
 STATE_BYTES: Final = 4
 _MASK_BYTES: Final = 2
 _WORK_FLOATS: Final = 7.5
@@ -53,9 +53,6 @@ class Need:
     """Estimated."""
     is_exact: bool
     """Whether ``cache`` is exact and not an estimate."""
-    slots: int
-    slot_tokens: int
-    """The maximum for one request."""
 
     @property
     def cache(self) -> int:
@@ -72,7 +69,7 @@ def need(facts: ModelFacts, chosen: Options) -> Need | None:
     if not context or facts.cache is None:
         return None
     streams = 1 if chosen.shares_context else chosen.slots
-    tokens = padded(-(-context // streams))
+    tokens = part_tokens(context, streams)
     layers = facts.cache.layers
     windows = {layer.window for layer in layers} - {0}
     capacity = {size: _window_tokens(size, tokens, chosen) for size in windows} | {0: tokens}
@@ -88,8 +85,6 @@ def need(facts: ModelFacts, chosen: Options) -> Need | None:
         windows=max((capacity[size] * streams for size in windows), default=0),
         compute=_compute(facts, chosen, capacity),
         is_exact=facts.cache.is_exact,
-        slots=chosen.slots,
-        slot_tokens=min(tokens, facts.context_length or tokens),
     )
 
 
@@ -109,10 +104,6 @@ def type_bytes(name: str) -> float:
     """Bytes of one value in the cache; for an unknown type, those of f16."""
     kind = _TYPES.get(name)
     return 2.0 if kind is None else kind.size / kind.elements
-
-
-def padded(tokens: int) -> int:
-    return -(-tokens // PAD_TOKENS) * PAD_TOKENS
 
 
 def type_mistakes(facts: ModelFacts, chosen: Options) -> Iterator[str]:

@@ -285,7 +285,11 @@ class EngineManager(ManagedProcess):
 
     def _on_loaded(self, finding: Finding, seconds: float) -> None:
         self.status = replace(
-            self.status, slots=finding.slots, model=finding.model, load_seconds=seconds
+            self.status,
+            slots=finding.slots,
+            model=finding.model,
+            request_tokens=finding.request_tokens,
+            load_seconds=seconds,
         )
         _log.info("engine_ready", "The model is ready after {seconds:.1f} s", seconds=seconds)
         self._move(Event.SERVES)

@@ -94,8 +94,14 @@ def model_text(model: Model) -> str:
     return f"{model.path} ({', '.join(part for part in parts if part)})"
 
 
-def facts_of(model: Model, *, ctx: int, engine_version: str) -> dict[str, str | int]:
-    """The facts about model and engine in /health: no secret, no path."""
+def facts_of(model: Model, *, context: int | None, engine_version: str) -> dict[str, str | int]:
+    """The facts about model and engine in /health: no secret, no path.
+
+    Args:
+        model: which is served.
+        context: tokens that one request may use; None if unknown.
+        engine_version: of llama-server.
+    """
     facts = model.facts
     known = {
         "architecture": facts.architecture,
@@ -103,7 +109,7 @@ def facts_of(model: Model, *, ctx: int, engine_version: str) -> dict[str, str | 
         "quantization": facts.quantization,
         "size_bytes": model.bytes,
         "trained_context": facts.context_length,
-        "context": ctx,
+        "context": context,
         "engine_version": engine_version,
     }
     return {name: value for name, value in known.items() if value}

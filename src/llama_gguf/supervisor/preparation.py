@@ -23,7 +23,7 @@ from llama_gguf.events import EventLog
 from llama_gguf.models.landing import MeterFactory
 from llama_gguf.models.model_file import Model, size_text
 from llama_gguf.net.threads import run_detached
-from llama_gguf.supervisor import plan
+from llama_gguf.supervisor import division, plan
 from llama_gguf.supervisor.fetch import fetch
 from llama_gguf.supervisor.launch import Launch
 
@@ -89,11 +89,12 @@ class Preparation:
         if self._model is None:  # the fetch child is done, so this only finds the file
             self._model = plan.fetch_model(settings.model, environ, self._download_meter)
         version = locate.version(self._engine, environ) or "unknown"
-        self._log_boot(self._model, version)
+        engine, divided = division.divided(settings.engine, environ, self._model.facts)
+        self._log_boot(self._model, version, division.text(engine, divided))
         alias = plan.alias_of(self._model)
         argv = engine_argv(
             self._engine.path,
-            settings.engine,
+            engine,
             upstream=settings.upstream,
             model_path=self._model.path,
             alias=alias,
@@ -118,11 +119,13 @@ class Preparation:
             argv,
             child_environ,
             model_bytes=self._model.bytes,
-            facts=plan.facts_of(self._model, ctx=settings.engine.ctx, engine_version=version),
+            facts=plan.facts_of(
+                self._model, context=divided.request_tokens, engine_version=version
+            ),
             sizes=_sizes(settings.engine),
         )
 
-    def _log_boot(self, model: Model, version: str) -> None:
+    def _log_boot(self, model: Model, version: str, context: str) -> None:
         data_dir = self._settings.model.data_dir
         here = machine.look(self._environ.get("PATH", os.defpath))
         disk = machine.free_disk(data_dir)
@@ -131,6 +134,7 @@ class Preparation:
             "platform": f"{platform_of(data_dir)}; DATA_DIR={data_dir}",
             "engine": f"{self._engine.path} ({self._engine.source}), version {version}",
             "model": plan.model_text(model),
+            "context": context,
             "gpu": here.gpu_text,
             "cpus": str(here.cpus),
             "memory": f"{_size(here.memory_available)} of {_size(here.memory_total)} available",

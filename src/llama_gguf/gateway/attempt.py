@@ -149,7 +149,7 @@ class Attempt:
         if self._client.is_write_paused:
             upstream.pause_reading()
         message = request.serialised(replica.header_lines, exchange.id_bytes, body)
-        upstream.send(receiver, message, to_head=request.is_to_head)
+        upstream.send(receiver, message, is_head_request=request.is_head_request)
 
     # What the engine's connection calls ---------------------------------------------------------
 

@@ -330,7 +330,7 @@ class ClientConnection(Client):
         request_id = request.request_id or services.request_ids.next()
         exchange = Exchange(services.clock.now(), request, request_id, self.address)
         self._exchange = exchange
-        self.keep_alive = request.may_persist
+        self.keep_alive = request.keep_alive
         body: bytes | None = None
         if length > len(rest) or request.is_chunked:
             self._to(_BODY)
@@ -381,7 +381,7 @@ class ClientConnection(Client):
     ) -> bytearray | None:
         """Add *data* to the body, and return it if it is whole."""
         behind = incoming.feed(data)
-        self._unread = incoming.left
+        self._unread = incoming.remaining
         reader.on_body_grown(len(incoming.data))
         if behind is None:
             return None
@@ -453,7 +453,7 @@ class ClientConnection(Client):
         head = local_response.head(
             response.status, lines, length=len(response.body), content_type=response.content_type
         )
-        message = head if exchange.request.is_to_head else head + response.body
+        message = head if exchange.request.is_head_request else head + response.body
         self.transport.write(message)
         exchange.bytes_out = len(message)
         exchange.on(Event.RESPONDED)

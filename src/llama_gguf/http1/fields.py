@@ -337,13 +337,13 @@ class ResponseFields:
         return self.content_type.lower().startswith(b"text/event-stream")
 
 
-def read_response(fields: Fields, *, status: int, to_head: bool) -> ResponseFields:
+def read_response(fields: Fields, *, status: int, is_head_request: bool) -> ResponseFields:
     """Sort a response's *fields* and determine how its body ends.
 
     Args:
         fields: as received.
         status: the response's status code.
-        to_head: whether it is the response to a HEAD request.
+        is_head_request: whether it is the response to a HEAD request.
 
     Raises:
         UpstreamError: the framing is double or malformed.
@@ -365,7 +365,7 @@ def read_response(fields: Fields, *, status: int, to_head: bool) -> ResponseFiel
             _read_special_response(read, kind, name, value)
     if read.connection - _PLAIN_CONNECTION:
         _drop_nominated_response(read, fields)
-    read.framing = _framing(read, status=status, to_head=to_head)
+    read.framing = _framing(read, status=status, is_head_request=is_head_request)
     return read
 
 
@@ -392,11 +392,11 @@ def _drop_nominated_response(read: ResponseFields, fields: Fields) -> None:
             read.forwarded += (name, b": ", value, b"\r\n")
 
 
-def _framing(read: ResponseFields, *, status: int, to_head: bool) -> Framing:
+def _framing(read: ResponseFields, *, status: int, is_head_request: bool) -> Framing:
     if read.framing is Framing.CHUNKED and read.length is not None:
         raise UpstreamError("The engine's response has both Content-Length and Transfer-Encoding.")
     # These have no body, regardless of their fields.
-    if to_head or status in (204, 304):
+    if is_head_request or status in (204, 304):
         return Framing.NONE
     if read.framing is Framing.CHUNKED:
         return Framing.CHUNKED

@@ -51,10 +51,10 @@ class Request:
         "cors",
         "head",
         "is_chunked",
+        "is_head_request",
         "is_idempotent",
-        "is_to_head",
+        "keep_alive",
         "line",
-        "may_persist",
         "middle",
         "opening",
         "read",
@@ -79,12 +79,12 @@ class Request:
         self.route = route or _NO_ROUTE
         self.request_id = read.request_id
         self.is_chunked = read.is_chunked
-        self.is_to_head = head.method == b"HEAD"
+        self.is_head_request = head.method == b"HEAD"
         # RFC 9110 section 9.2.2; of the idempotent methods, only the safe ones.
         self.is_idempotent = head.method in (b"GET", b"HEAD")
         self.reads_chunks = head.version == "1.1"
         """False for HTTP/1.0, whose clients get a chunked body decoded."""
-        self.may_persist = self.reads_chunks and b"close" not in read.connection
+        self.keep_alive = self.reads_chunks and b"close" not in read.connection
         self.sends_length = (
             self.is_chunked or read.content_length is not None or head.method not in _NO_BODY
         )

@@ -31,7 +31,7 @@ class Response:
         "has_date",
         "has_length",
         "is_event_stream",
-        "may_persist",
+        "keep_alive",
         "opening",
         "status",
     )
@@ -43,7 +43,7 @@ class Response:
         self.has_length = read.length is not None and head.status != 204
         self.is_event_stream = read.is_event_stream
         # Not after a stream: llama-server closes the connection then, without announcing it.
-        self.may_persist = (
+        self.keep_alive = (
             read.framing in (Framing.LENGTH, Framing.NONE)
             and head.version == "1.1"
             and b"close" not in read.connection

@@ -18,7 +18,7 @@ from llama_gguf.http1.response import Response
 from llama_gguf.http1.sse import has_final_event, outcome_of
 from llama_gguf.scheduling.admission import SlotLease
 from llama_gguf.scheduling.exchange import Event, Exchange
-from llama_gguf.telemetry.metrics import Failure as FailureKind
+from llama_gguf.telemetry.metrics import FailureKind
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.pool import ConnectAttempt

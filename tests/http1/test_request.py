@@ -19,7 +19,7 @@ def understood(raw: bytes) -> Request:
     return Request(
         head,
         cors=b"Vary: Origin\r\n",
-        read=read_request(head.fields, version=head.version),
+        sorted_fields=read_request(head.fields, version=head.version),
         route=Route(Kind.PROXIED, "/v1/completions"),
         via=b"us",
     )

@@ -88,7 +88,7 @@ class Attempt:
     """Whether the client has received anything of the body of a response that was cut."""
     may_insert = False
     """Whether an error event may follow what the client has got, when the response fails."""
-    failure: FailureKind = "no_answer"
+    failure: FailureKind = "no_response"
     """In which phase the engine failed, as the metrics have it."""
     deaths_before = 0
     """How often the engine had died when the request was sent to it."""

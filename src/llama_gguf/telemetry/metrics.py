@@ -23,7 +23,7 @@ from llama_gguf.telemetry.histogram import (
 )
 
 Type = Literal["counter", "gauge", "histogram"]
-FailureKind = Literal["connect", "no_answer", "broken_off", "timeout"]
+FailureKind = Literal["connect", "no_response", "broken_off", "timeout"]
 """How the engine failed a request."""
 Result = Literal["success", "failure"]
 Label = TypeVar("Label", bound=str)

@@ -71,7 +71,7 @@ def responses(served: Served, raw: bytes, *, backend: bool) -> list[Response]:
     key = served.backend_key if backend else served.key
     with served.wire(backend=backend) as wire:
         wire.send(raw.replace(KEY.encode(), key.encode()))
-        return read_responses(wire.read_rest(), to_head=raw.startswith(b"HEAD "))
+        return read_responses(wire.read_rest(), is_head_request=raw.startswith(b"HEAD "))
 
 
 def both(served: Served, raw: bytes) -> tuple[Response, Response]:

@@ -53,7 +53,7 @@ def test_the_tokens_of_every_format_are_counted(shape: str, stream: bool, served
     send_request(served, path, body | {"stream": stream, "ignore_eos": True})
     grown = {name: count - before[name] for name, count in totals(served).items()}
 
-    assert (grown["requests"], grown["errors"], grown["answers_without_usage"]) == (1, 0, 0)
+    assert (grown["requests"], grown["errors"], grown["responses_without_usage"]) == (1, 0, 0)
     # Known from /tokenize and from the limit; `ignore_eos` is not in OpenAI's API.
     assert grown["completion_tokens"] == 7
     assert 4 <= grown["prompt_tokens"] <= 40

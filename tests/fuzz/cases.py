@@ -109,8 +109,8 @@ def responses_in(data: bytes, asked: list[Request], *, has_ended: bool) -> list[
     """All final responses in *data*, the first to the first of *asked*, and so on."""
     responses: list[Response] = []
     while data and data != CONTINUE:
-        to_head = len(responses) < len(asked) and asked[len(responses)].method == b"HEAD"
-        found = take_response(data, to_head=to_head, has_ended=has_ended)
+        is_head_request = len(responses) < len(asked) and asked[len(responses)].method == b"HEAD"
+        found = take_response(data, is_head_request=is_head_request, has_ended=has_ended)
         check(found, "an incomplete head", data)
         assert found is not None
         response, data = found
@@ -329,7 +329,7 @@ class ResponseCase:
         try:
             return take_response(
                 b"".join(self.pieces),
-                to_head=self.request.startswith(b"HEAD"),
+                is_head_request=self.request.startswith(b"HEAD"),
                 has_ended=self.ending == "close",
             )
         except Malformed:

@@ -181,7 +181,7 @@ def test_a_head_and_a_get_on_one_connection_are_not_confused(raw: bytes, rig: Ri
     for method in (raw, other, raw, other):
         client = rig.send_request(method)
         rig.upstream.send(OK if method is GET else OK.partition(b"{")[0])
-        (response,) = read_responses(client.received, to_head=method is HEAD)
+        (response,) = read_responses(client.received, is_head_request=method is HEAD)
         assert response["content-length"] == "11"
 
     assert len(rig.upstreams) == 1
@@ -528,7 +528,7 @@ def test_head_and_get_in_turn_are_each_answered_as_what_they_are(
     for raw in order:
         before = len(client.received)
         client.send(raw)
-        (response,) = read_responses(client.received[before:], to_head=raw is HEAD)
+        (response,) = read_responses(client.received[before:], is_head_request=raw is HEAD)
 
         assert response["content-length"] == "11"
         assert response.body == (b"" if raw is HEAD else OK_BODY)

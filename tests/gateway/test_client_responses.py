@@ -252,7 +252,7 @@ def test_an_answer_to_head_has_no_body(response: bytes, rig: Rig) -> None:
     rig.upstream.send(response)
 
     assert rig.requests[0].startswith(b"HEAD ")
-    first, second = read_responses(client.received, to_head=True)
+    first, second = read_responses(client.received, is_head_request=True)
     assert first.status == 200
     assert first["content-length"] == "11"
     assert "transfer-encoding" not in second
@@ -263,7 +263,7 @@ def test_our_own_answer_to_head_has_no_body_but_its_length(rig: Rig) -> None:
     client = rig.send_request(
         request("HEAD", "/v1/models", key=None), b"HEAD /health HTTP/1.1\r\nHost: a\r\n\r\n"
     )
-    refused, health = read_responses(client.received, to_head=True)
+    refused, health = read_responses(client.received, is_head_request=True)
 
     assert refused.status == 401
     assert int(refused["content-length"]) > 0

@@ -126,7 +126,7 @@ def test_eight_of_eight_survive(rig: Rig) -> None:
 
     assert all(client.response.is_whole for client in clients)
     assert sorted(bodies(rig)) == sorted([b'{"stream":true,"n":%d}' % n for n in range(8)] * 2)
-    assert rig.metrics.backend_failures["no_answer"] + rig.metrics.backend_failures[
+    assert rig.metrics.backend_failures["no_response"] + rig.metrics.backend_failures[
         "broken_off"
     ] == len(clients)
     assert rig.is_at_rest

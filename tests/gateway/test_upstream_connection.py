@@ -94,9 +94,9 @@ class Line:
         self.transport = FakeTransport(loop, ("127.0.0.1", 8080))
         self.transport.attach(self.connection)
 
-    def send_request(self, *, to_head: bool = False, reads_chunks: bool = True) -> Receiver:
+    def send_request(self, *, is_head_request: bool = False, reads_chunks: bool = True) -> Receiver:
         receiver = Receiver(reads_chunks=reads_chunks)
-        self.connection.send(receiver, REQUEST, to_head=to_head)
+        self.connection.send(receiver, REQUEST, is_head_request=is_head_request)
         return receiver
 
     def send(self, *pieces: bytes) -> None:
@@ -149,7 +149,7 @@ def test_a_finished_connection_is_given_back_and_serves_again(line: Line) -> Non
     assert line.connection.requests == 2
 
 
-@pytest.mark.parametrize("to_head", [False, True])
+@pytest.mark.parametrize("is_head_request", [False, True])
 @pytest.mark.parametrize(
     ("response", "status", "got"),
     [
@@ -159,10 +159,10 @@ def test_a_finished_connection_is_given_back_and_serves_again(line: Line) -> Non
     ],
 )
 def test_what_another_connection_has_read_changes_nothing_for_a_new_one(
-    line: Line, *, to_head: bool, response: bytes, status: int, got: bytes
+    line: Line, *, is_head_request: bool, response: bytes, status: int, got: bytes
 ) -> None:
-    line.send_request(to_head=to_head)
-    line.send(OK.partition(b"{")[0] if to_head else OK)
+    line.send_request(is_head_request=is_head_request)
+    line.send(OK.partition(b"{")[0] if is_head_request else OK)
 
     new = Line(line.loop, line.keeper)
     receiver = new.send_request()
@@ -201,7 +201,7 @@ def test_a_client_that_reads_no_chunks_receives_their_content(line: Line) -> Non
 
 
 def test_a_response_to_head_has_no_body(line: Line) -> None:
-    receiver = line.send_request(to_head=True)
+    receiver = line.send_request(is_head_request=True)
     line.send(OK.partition(b"{")[0])
 
     assert receiver.calls == ["done"]
@@ -416,16 +416,16 @@ def vars_of(receiver: Receiver) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("before", [OK, OK.partition(b"{")[0]], ids=["to GET", "to HEAD"])
 def test_a_response_to_head_has_no_body_after_any_other(before: bytes, line: Line) -> None:
-    line.send_request(to_head=not before.endswith(b"}"))
+    line.send_request(is_head_request=not before.endswith(b"}"))
     line.send(before)
-    to_head = line.send_request(to_head=True)
+    head_receiver = line.send_request(is_head_request=True)
     line.send(OK.partition(b"{")[0])
-    assert to_head.got == b"HEAD;"
+    assert head_receiver.got == b"HEAD;"
     to_get = line.send_request()
     line.send(OK)
 
     assert to_get.got == b'HEAD;{"ok":true}'
-    assert (to_head.calls, to_get.calls) == (["done"], ["done"])
+    assert (head_receiver.calls, to_get.calls) == (["done"], ["done"])
 
 
 def test_a_known_head_after_the_beginning_of_another_is_no_head(line: Line) -> None:
@@ -577,7 +577,7 @@ def test_neither_a_request_nor_a_stream_s_beginning_waits_for_others(play: Play)
             )
 
             def send_request(data: bytes) -> None:
-                connection.send(receiver, data, to_head=False)
+                connection.send(receiver, data, is_head_request=False)
                 got.append(came_to(engine))
 
             def begin() -> None:

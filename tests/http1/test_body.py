@@ -37,7 +37,7 @@ def test_a_body_with_a_length_is_the_same_for_every_split(
     body = IncomingBody(len(content))
 
     assert feed(body, split(content + behind, cuts)) == behind
-    assert (bytes(body.data), body.left) == (content, 0)
+    assert (bytes(body.data), body.remaining) == (content, 0)
 
 
 @given(content=st.binary(max_size=60), missing=st.integers(1, 9), cuts=cuts)
@@ -47,14 +47,14 @@ def test_an_incomplete_body_knows_its_remaining_bytes(
     body = IncomingBody(len(content) + missing)
 
     assert feed(body, split(content, cuts)) is None
-    assert (bytes(body.data), body.left) == (content, missing)
+    assert (bytes(body.data), body.remaining) == (content, missing)
 
 
 def test_an_empty_body_consumes_nothing() -> None:
     body = IncomingBody(0)
 
     assert body.feed(b"GET / HTTP/1.1\r\n") == b"GET / HTTP/1.1\r\n"
-    assert (bytes(body.data), body.left) == (b"", 0)
+    assert (bytes(body.data), body.remaining) == (b"", 0)
 
 
 def test_a_body_with_a_length_may_contain_any_bytes() -> None:
@@ -78,7 +78,7 @@ def test_a_chunked_body_is_decoded_the_same_for_every_split(
     wire = b"".join([*map(frame, payloads), b"0\r\n\r\n", behind])
 
     assert feed(body, split(wire, cuts)) == behind
-    assert (bytes(body.data), body.left) == (b"".join(payloads), 0)
+    assert (bytes(body.data), body.remaining) == (b"".join(payloads), 0)
 
 
 @given(payloads=payloads, missing=st.integers(1, 5), cuts=cuts)
@@ -90,7 +90,7 @@ def test_a_chunked_body_without_its_end_is_incomplete(
 
     assert feed(body, split(wire, cuts)) is None
     assert body.data == b"".join(payloads)
-    assert body.left == 0, "nobody knows"
+    assert body.remaining == 0, "nobody knows"
 
 
 @pytest.mark.parametrize("wire", [b"x\r\n", b"1\r\nab\r\n", b"1\n", b"0\r\nHost: a\r\n\r\n"])

@@ -16,8 +16,10 @@ CHUNKED = (b"Transfer-Encoding", b"chunked")
 LENGTH = (b"Content-Length", b"5")
 
 
-def read(*fields: tuple[bytes, bytes], status: int = 200, to_head: bool = False) -> ResponseFields:
-    return read_response(list(fields), status=status, to_head=to_head)
+def read(
+    *fields: tuple[bytes, bytes], status: int = 200, is_head_request: bool = False
+) -> ResponseFields:
+    return read_response(list(fields), status=status, is_head_request=is_head_request)
 
 
 def lines_of(read: ResponseFields) -> Fields:
@@ -124,7 +126,7 @@ def test_whether_there_is_a_date_and_whether_the_connection_is_kept_is_known() -
 
 
 @pytest.mark.parametrize(
-    ("status", "to_head", "fields", "framing", "length"),
+    ("status", "is_head_request", "fields", "framing", "length"),
     [
         pytest.param(200, False, [], Framing.CLOSE, None, id="nothing said"),
         pytest.param(200, False, [LENGTH], Framing.LENGTH, 5, id="a length"),
@@ -146,9 +148,9 @@ def test_whether_there_is_a_date_and_whether_the_connection_is_kept_is_known() -
     ],
 )
 def test_how_the_body_ends(
-    status: int, to_head: bool, fields: Fields, framing: Framing, length: int | None
+    status: int, is_head_request: bool, fields: Fields, framing: Framing, length: int | None
 ) -> None:
-    found = read(*fields, status=status, to_head=to_head)
+    found = read(*fields, status=status, is_head_request=is_head_request)
 
     assert (found.framing, found.length) == (framing, length)
 
@@ -177,12 +179,12 @@ BAD_FRAMING: dict[str, Fields] = {
 
 
 @pytest.mark.parametrize("fields", BAD_FRAMING.values(), ids=BAD_FRAMING.keys())
-@pytest.mark.parametrize("to_head", [False, True], ids=["GET", "HEAD"])
+@pytest.mark.parametrize("is_head_request", [False, True], ids=["GET", "HEAD"])
 def test_framing_that_is_double_or_malformed_is_a_bad_gateway(
-    fields: Fields, to_head: bool
+    fields: Fields, is_head_request: bool
 ) -> None:
     with pytest.raises(UpstreamError) as caught:
-        read(*fields, to_head=to_head)
+        read(*fields, is_head_request=is_head_request)
 
     assert caught.value.status == 502
 

@@ -24,7 +24,7 @@ def understood(raw: bytes) -> Request:
     return Request(
         head,
         cors=b"Vary: Origin\r\n",
-        read=read_request(head.fields, version=head.version),
+        sorted_fields=read_request(head.fields, version=head.version),
         route=Route(Kind.PROXIED, "/v1/completions"),
         via=b"us",
     )
@@ -53,7 +53,7 @@ def meaning_of_request(raw: bytes) -> tuple[Meaning, int | None]:
 
 def meaning_of_response(raw: bytes) -> tuple[Meaning, int | None]:
     head = parse_response(raw)
-    read = read_response(head.fields, status=head.status, to_head=False)
+    read = read_response(head.fields, status=head.status, is_head_request=False)
     found = {name: getattr(read, name) for name in read.__slots__ if name != "length"}
     head = replace(head, fields=without_length(head.fields))
     return (head, read.length is None, found), read.length

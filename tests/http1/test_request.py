@@ -19,7 +19,7 @@ def understood(raw: bytes) -> Request:
     return Request(
         head,
         cors=b"Vary: Origin\r\n",
-        read=read_request(head.fields, version=head.version),
+        sorted_fields=read_request(head.fields, version=head.version),
         route=Route(Kind.PROXIED, "/v1/completions"),
         via=b"us",
     )
@@ -81,7 +81,7 @@ def test_a_body_always_has_its_length() -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "line", "may_persist"),
+    ("version", "line", "keep_alive"),
     [
         (b"1.1", b"", True),
         (b"1.1", b"Connection: keep-alive\r\n", True),
@@ -92,17 +92,17 @@ def test_a_body_always_has_its_length() -> None:
     ],
 )
 def test_a_connection_persists_by_its_version_and_the_client_s_word(
-    version: bytes, line: bytes, may_persist: bool
+    version: bytes, line: bytes, keep_alive: bool
 ) -> None:
     found = request(line, first=b"GET / HTTP/%b\r\n" % version)
 
-    assert found.may_persist == may_persist
+    assert found.keep_alive == keep_alive
     assert found.reads_chunks == (version == b"1.1")
     assert b"\r\nVia: %b us\r\n" % version in found.serialised(ADDRESS, b"r", b"")
 
 
 @pytest.mark.parametrize(
-    ("method", "is_to_head", "is_idempotent"),
+    ("method", "is_head_request", "is_idempotent"),
     [
         (b"GET", False, True),
         (b"HEAD", True, True),
@@ -112,11 +112,11 @@ def test_a_connection_persists_by_its_version_and_the_client_s_word(
     ],
 )
 def test_only_safe_methods_may_be_sent_twice(
-    method: bytes, is_to_head: bool, is_idempotent: bool
+    method: bytes, is_head_request: bool, is_idempotent: bool
 ) -> None:
     found = request(first=method + b" / HTTP/1.1\r\n")
 
-    assert (found.is_to_head, found.is_idempotent) == (is_to_head, is_idempotent)
+    assert (found.is_head_request, found.is_idempotent) == (is_head_request, is_idempotent)
 
 
 def test_a_client_s_own_request_id_is_known_and_not_forwarded_twice() -> None:

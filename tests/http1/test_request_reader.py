@@ -21,7 +21,7 @@ def test_all_that_a_head_means_is_worked_out_at_once() -> None:
 
     assert found.route.label == "/v1/chat/completions"
     assert found.route.needs_slot
-    assert presented_key(found.read) == KEY.encode()
+    assert presented_key(found.sorted_fields) == KEY.encode()
 
 
 def test_the_number_of_fields_in_a_head_is_limited() -> None:

@@ -7,9 +7,11 @@ from llama_gguf.http1.parser import parse_response
 from llama_gguf.http1.response import Response
 
 
-def parsed(raw: bytes, *, to_head: bool = False) -> Response:
+def parsed(raw: bytes, *, is_head_request: bool = False) -> Response:
     head = parse_response(raw)
-    return Response(head, read_response(head.fields, status=head.status, to_head=to_head))
+    return Response(
+        head, read_response(head.fields, status=head.status, is_head_request=is_head_request)
+    )
 
 
 def test_a_response_begins_with_the_engine_s_status_and_fields() -> None:
@@ -20,7 +22,7 @@ def test_a_response_begins_with_the_engine_s_status_and_fields() -> None:
 
 
 @pytest.mark.parametrize(
-    ("head", "framing", "has_length", "may_persist"),
+    ("head", "framing", "has_length", "keep_alive"),
     [
         (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n", Framing.LENGTH, True, True),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n", Framing.CHUNKED, False, False),
@@ -38,18 +40,18 @@ def test_a_response_begins_with_the_engine_s_status_and_fields() -> None:
     ],
 )
 def test_a_response_s_framing_determines_whether_its_connection_is_reused(
-    head: bytes, framing: Framing, has_length: bool, may_persist: bool
+    head: bytes, framing: Framing, has_length: bool, keep_alive: bool
 ) -> None:
     found = parsed(head + b"\r\n")
 
     assert (found.framing, found.has_length) == (framing, has_length)
-    assert found.may_persist == may_persist
+    assert found.keep_alive == keep_alive
 
 
 def test_a_response_to_head_has_a_length_and_no_body() -> None:
-    found = parsed(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", to_head=True)
+    found = parsed(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", is_head_request=True)
 
-    assert (found.framing, found.has_length, found.may_persist) == (Framing.NONE, True, True)
+    assert (found.framing, found.has_length, found.keep_alive) == (Framing.NONE, True, True)
 
 
 @pytest.mark.parametrize(

@@ -94,10 +94,12 @@ class Client:
                 return False
         return True
 
-    async def read_response(self, *, to_head: bool = False) -> Response | None:
+    async def read_response(self, *, is_head_request: bool = False) -> Response | None:
         """The next final response, incomplete if the connection ends first; None without a head."""
         while True:
-            found = take_response(bytes(self.received), to_head=to_head, has_ended=self.has_ended)
+            found = take_response(
+                bytes(self.received), is_head_request=is_head_request, has_ended=self.has_ended
+            )
             is_over = self.has_ended or self.was_reset
             if found is not None and (found[0].end is not End.OPEN or is_over):
                 self.received = bytearray(found[1])

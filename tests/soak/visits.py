@@ -92,10 +92,12 @@ class Visitor:
         self.client.send(data)
         await self.client.sent()
 
-    async def expect(self, order: Order, body: bytes = b"", *, to_head: bool = False) -> bool:
+    async def expect(
+        self, order: Order, body: bytes = b"", *, is_head_request: bool = False
+    ) -> bool:
         """Read the response to *order*, and check that it is complete and correct."""
-        response = await self.client.read_response(to_head=to_head)
-        wanted = b"" if to_head else order.response_to(body)
+        response = await self.client.read_response(is_head_request=is_head_request)
+        wanted = b"" if is_head_request else order.response_to(body)
         if response is None or response.end is not End.WHOLE or response.status != order.status:
             raise Wrong(f"{order}: {_shown(response)}")
         if response.body != wanted:
@@ -161,7 +163,7 @@ async def repeats_itself(v: Visitor) -> bool:
 async def asks_for_the_head(v: Visitor) -> bool:
     order = v.order("length")
     await v.send(v.get(order, method="HEAD"))
-    return await v.expect(order, to_head=True)
+    return await v.expect(order, is_head_request=True)
 
 
 async def speaks_http_1_0(v: Visitor) -> bool:

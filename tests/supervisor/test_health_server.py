@@ -31,10 +31,10 @@ class Health:
     def connect(self) -> socket.socket:
         return socket.create_connection(self.address, timeout=10)
 
-    def send_request(self, raw: bytes = GET, *, to_head: bool = False) -> Response:
+    def send_request(self, raw: bytes = GET, *, is_head_request: bool = False) -> Response:
         with self.connect() as sock:
             sock.sendall(raw)
-            (found,) = read_responses(everything(sock), to_head=to_head)
+            (found,) = read_responses(everything(sock), is_head_request=is_head_request)
             return found
 
 
@@ -77,7 +77,7 @@ def test_any_path_is_accepted(path: str, health: Health) -> None:
 @pytest.mark.parametrize("status", [200, 204, 503])
 def test_a_response_to_head_has_no_body(status: int, health: Health) -> None:
     health.status = status
-    found = health.send_request(GET.replace(b"GET", b"HEAD"), to_head=True)
+    found = health.send_request(GET.replace(b"GET", b"HEAD"), is_head_request=True)
 
     assert found.status == status
     assert found.body == b""

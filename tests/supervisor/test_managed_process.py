@@ -14,7 +14,7 @@ import pytest
 
 from llama_gguf.engines.status import EngineState as S
 from llama_gguf.supervisor.child import Child
-from llama_gguf.supervisor.managed_process import Life, ManagedProcess, Reason, Verdict
+from llama_gguf.supervisor.managed_process import EndReason, Life, ManagedProcess, Reason
 from llama_gguf.supervisor.restart_policy import Event as E
 from llama_gguf.supervisor.restart_policy import RestartPolicy
 
@@ -40,8 +40,8 @@ class Plan:
     returncode: int = 1
     ready_after: float | None = None
     seconds: float = 10.0
-    """Until it dies, or is ended because of *verdict*."""
-    verdict: Verdict | None = None
+    """Until it dies, or is ended because of *end_reason*."""
+    end_reason: EndReason | None = None
     spawn_error: OSError | None = None
     is_last: bool = False
     """``leave`` is called in this life, and the process is stopped."""
@@ -59,7 +59,7 @@ class FakeChild:
         self._stopped = asyncio.Event()
 
     async def wait(self) -> int:
-        if self._plan.verdict is None:
+        if self._plan.end_reason is None:
             await asyncio.sleep(0)  # the watching task comes first
             await self._clock.sleep(self._plan.seconds - (self._plan.ready_after or 0.0))
         else:
@@ -94,19 +94,19 @@ class History(ManagedProcess):
         yield cast("Child", child)
         self.calls.append(("reaped", self.state))
 
-    async def _watch(self, child: Child) -> Verdict | None:
+    async def _watch(self, child: Child) -> EndReason | None:
         plan = cast("FakeChild", child)._plan
         if plan.ready_after is not None:
             self.clock.time += plan.ready_after
             self._move(E.SERVES)
         if plan.is_last:
             self.leave()
-        if plan.verdict is None:
+        if plan.end_reason is None:
             return None
-        if plan.verdict.reason is Reason.IDLE:
+        if plan.end_reason.reason is Reason.IDLE:
             self._move(E.SLEEPS)
         self.clock.time += plan.seconds - (plan.ready_after or 0.0)
-        return plan.verdict
+        return plan.end_reason
 
     def _is_stopping(self) -> bool:
         return self.is_stopping
@@ -127,8 +127,8 @@ class History(ManagedProcess):
         return asyncio.run(self.run())
 
 
-HANG: Final = Verdict(Reason.HANG, 3.0, "It did not respond.")
-IDLE: Final = Verdict(Reason.IDLE, 10.0)
+HANG: Final = EndReason(Reason.HANG, 3.0, "It did not respond.")
+IDLE: Final = EndReason(Reason.IDLE, 10.0)
 LAST: Final = Plan(0, ready_after=1.0, is_last=True)
 
 
@@ -166,7 +166,7 @@ def test_a_finished_life_is_a_value_with_everything_that_is_known_of_it() -> Non
 
 
 def test_nothing_of_a_life_is_carried_into_the_next() -> None:
-    lives = [Plan(ready_after=2.0, verdict=HANG), Plan(3)]
+    lives = [Plan(ready_after=2.0, end_reason=HANG), Plan(3)]
     history = History(RestartPolicy(), *lives, LAST)
 
     history.play()
@@ -177,17 +177,17 @@ def test_nothing_of_a_life_is_carried_into_the_next() -> None:
 
 
 def test_a_process_that_has_to_be_ended_is_stopped_within_its_time() -> None:
-    history = History(RestartPolicy(), Plan(0, ready_after=2.0, verdict=HANG), LAST)
+    history = History(RestartPolicy(), Plan(0, ready_after=2.0, end_reason=HANG), LAST)
 
     history.play()
 
     assert history.children[0].term_seconds == 3.0
-    assert history.deaths[0].verdict == HANG
+    assert history.deaths[0].end_reason == HANG
     assert history.deaths[0].exit_status == 1
 
 
 def test_an_idle_process_is_no_death_and_waits_until_it_is_wanted() -> None:
-    history = History(RestartPolicy(), Plan(0, ready_after=2.0, verdict=IDLE), LAST)
+    history = History(RestartPolicy(), Plan(0, ready_after=2.0, end_reason=IDLE), LAST)
 
     assert history.play() == 0
 
@@ -250,10 +250,10 @@ def test_leaving_before_the_first_life_spawns_nothing() -> None:
 
 def test_a_fault_in_watching_ends_the_loop() -> None:
     class Faulty(History):
-        async def _watch(self, child: Child) -> Verdict | None:
+        async def _watch(self, child: Child) -> EndReason | None:
             raise ZeroDivisionError
 
-    history = Faulty(RestartPolicy(), Plan(verdict=HANG))
+    history = Faulty(RestartPolicy(), Plan(end_reason=HANG))
 
     with pytest.raises(ExceptionGroup) as raised:
         history.play()

@@ -167,25 +167,25 @@ def take_request(data: bytes) -> tuple[Request, bytes] | None:
 
 
 def take_response(
-    data: bytes, *, to_head: bool = False, has_ended: bool = False
+    data: bytes, *, is_head_request: bool = False, has_ended: bool = False
 ) -> tuple[Response, bytes] | None:
     """The first final response in *data* and the bytes after it; None if its head is incomplete.
 
     Args:
         data: the bytes received so far.
-        to_head: it is the response to a HEAD.
+        is_head_request: it is the response to a HEAD.
         has_ended: the connection was closed, not reset.
 
     Raises:
         Malformed: no further bytes can make it a response.
     """
-    found = _take_any_response(data, to_head=to_head, has_ended=has_ended)
+    found = _take_any_response(data, is_head_request=is_head_request, has_ended=has_ended)
     while found is not None and found[0].status < 200:
-        found = _take_any_response(found[1], to_head=to_head, has_ended=has_ended)
+        found = _take_any_response(found[1], is_head_request=is_head_request, has_ended=has_ended)
     return found
 
 
-def read_responses(data: bytes, *, to_head: bool = False) -> list[Response]:
+def read_responses(data: bytes, *, is_head_request: bool = False) -> list[Response]:
     """All responses in *data*, interim ones too, of a gateway that has sent nothing else.
 
     Raises:
@@ -193,7 +193,7 @@ def read_responses(data: bytes, *, to_head: bool = False) -> list[Response]:
     """
     responses = []
     while data:
-        found = _take_any_response(data, to_head=to_head, has_ended=True)
+        found = _take_any_response(data, is_head_request=is_head_request, has_ended=True)
         if found is None or found[0].end is End.BROKEN or not data.startswith(b"HTTP/1.1 "):
             raise Malformed(f"not a response: {data[:200]!r}")
         response, data = found
@@ -202,7 +202,7 @@ def read_responses(data: bytes, *, to_head: bool = False) -> list[Response]:
 
 
 def _take_any_response(
-    data: bytes, *, to_head: bool, has_ended: bool
+    data: bytes, *, is_head_request: bool, has_ended: bool
 ) -> tuple[Response, bytes] | None:
     head, found, rest = data.partition(b"\r\n\r\n")
     if not found:
@@ -216,7 +216,7 @@ def _take_any_response(
         raise Malformed("an upgrade that was not requested")
     length, is_chunked = _read_framing(fields)
     chunks: tuple[bytes, ...] = ()
-    if to_head or status < 200 or status in (204, 304):
+    if is_head_request or status < 200 or status in (204, 304):
         body, end = b"", End.WHOLE
     elif is_chunked:
         chunks, rest, end = _take_chunks(rest)

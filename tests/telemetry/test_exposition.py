@@ -81,7 +81,7 @@ def test_counters_count_what_happened(rig: Rig) -> None:
     assert value(families, "llama_gguf_rejections_total", reason="invalid_api_key") == 1
     left = "llama_gguf_client_disconnects_total"
     assert value(families, left, phase="before_first_byte") == 1
-    assert value(families, "llama_gguf_backend_failures_total", kind="no_answer") == 1
+    assert value(families, "llama_gguf_backend_failures_total", kind="no_response") == 1
     assert value(families, "llama_gguf_rejections_total", reason="queue_full") == 0
     assert value(families, "llama_gguf_received_bytes_total") == 8
     assert value(families, "llama_gguf_sent_bytes_total") > 0

@@ -18,7 +18,7 @@ from llama_gguf.http1.response import Response
 from llama_gguf.http1.sse import has_final_event, outcome_of
 from llama_gguf.scheduling.admission import SlotLease
 from llama_gguf.scheduling.exchange import Event, Exchange
-from llama_gguf.telemetry.metrics import Failure as FailureKind
+from llama_gguf.telemetry.metrics import FailureKind
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.pool import ConnectAttempt
@@ -93,7 +93,7 @@ class Attempt:
     """Whether the client has received anything of the body of a response that was cut."""
     may_insert = False
     """Whether an error event may follow what the client has got, when the response fails."""
-    failure: FailureKind = "no_answer"
+    failure: FailureKind = "no_response"
     """In which phase the engine failed, as the metrics have it."""
     deaths_before = 0
     """How often the engine had died when the request was sent to it."""
@@ -154,7 +154,7 @@ class Attempt:
         if self._client.is_write_paused:
             upstream.pause_reading()
         message = request.serialised(replica.header_lines, exchange.id_bytes, body)
-        upstream.send(receiver, message, to_head=request.is_to_head)
+        upstream.send(receiver, message, is_head_request=request.is_head_request)
 
     # What the engine's connection calls ---------------------------------------------------------
 

@@ -313,9 +313,9 @@ class ClientConnection(Client):
         cors = services.reader.cors.fields(find(head.fields, b"origin"))
         self._begin_unserved(Request(head, cors=cors))  # what is refused now is logged with it
         request = self._understood = services.reader.understand(head, cors)
-        self._known = KnownHead(raw, request.read.content_length)
+        self._known = KnownHead(raw, request.sorted_fields.content_length)
         self.principal = None
-        self._serve(request, request.read.content_length or 0, self._received)
+        self._serve(request, request.sorted_fields.content_length or 0, self._received)
 
     def _begin_unserved(self, request: Request) -> Exchange:
         """An exchange for a head that could not be read, or is refused as it is read."""
@@ -330,7 +330,7 @@ class ClientConnection(Client):
         request_id = request.request_id or services.request_ids.next()
         exchange = Exchange(services.clock.now(), request, request_id, self.address)
         self._exchange = exchange
-        self.keep_alive = request.may_persist
+        self.keep_alive = request.keep_alive
         body: bytes | None = None
         if length > len(rest) or request.is_chunked:
             self._to(_BODY)
@@ -356,7 +356,7 @@ class ClientConnection(Client):
         authenticator = services.authenticator
         request = exchange.request
         principal = authenticator.authenticate(
-            request.read, self.network, now=exchange.started_at, wall=services.clock.wall
+            request.sorted_fields, self.network, now=exchange.started_at, wall=services.clock.wall
         )
         if principal.expires_at is None:  # then it is good until the keys are read again
             self.principal, self.ring = principal, authenticator.ring
@@ -372,7 +372,7 @@ class ClientConnection(Client):
         if self._received:
             received, self._received = self._received, b""
             return self._take_body(reader, incoming, received)
-        if head.read.expects_continue:
+        if head.sorted_fields.expects_continue:
             self.transport.write(local_response.CONTINUE)
         return None
 
@@ -381,7 +381,7 @@ class ClientConnection(Client):
     ) -> bytearray | None:
         """Add *data* to the body, and return it if it is whole."""
         behind = incoming.feed(data)
-        self._unread = incoming.left
+        self._unread = incoming.remaining
         reader.on_body_grown(len(incoming.data))
         if behind is None:
             return None
@@ -403,7 +403,7 @@ class ClientConnection(Client):
         if self._state is not _BODY:
             return
         # With 100-continue unanswered, whether the body will come is the client's choice.
-        may_not_come = request.read.expects_continue and self._unread > len(self._received)
+        may_not_come = request.sorted_fields.expects_continue and self._unread > len(self._received)
         if request.is_chunked or self._unread > MAX_SKIPPED_BYTES or may_not_come:
             self.keep_alive = False
             self._skip = _ALL
@@ -453,7 +453,7 @@ class ClientConnection(Client):
         head = local_response.head(
             response.status, lines, length=len(response.body), content_type=response.content_type
         )
-        message = head if exchange.request.is_to_head else head + response.body
+        message = head if exchange.request.is_head_request else head + response.body
         self.transport.write(message)
         exchange.bytes_out = len(message)
         exchange.on(Event.RESPONDED)

@@ -110,7 +110,7 @@ def _reading(metrics: Metrics, *, running: int, waiting: int) -> Reading:
         errors={
             **metrics.rejections,
             **{f"client_left_{phase}": n for phase, n in metrics.client_disconnects.items()},
-            "answer_broken_off": metrics.backend_failures["broken_off"],
+            "response_broken_off": metrics.backend_failures["broken_off"],
         },
         running=running,
         waiting=waiting,

@@ -64,7 +64,9 @@ def respond(
         case Kind.DASHBOARD_DATA:
             return dashboard.data(_facts(services), principal, services)
         case _:
-            lines = services.reader.cors.preflight(request.head.fields, request.read.origin)
+            lines = services.reader.cors.preflight(
+                request.head.fields, request.sorted_fields.origin
+            )
             return LocalResponse(204, fields=lines)
 
 

@@ -186,13 +186,13 @@ class UpstreamConnection(Receiver):
         chunk = self.window.last_chunk
         return chunk[-TAIL_BYTES - 2 : -2] if chunk else self._body.tail
 
-    def send(self, receiver: ResponseReceiver, request: bytes, *, to_head: bool) -> None:
+    def send(self, receiver: ResponseReceiver, request: bytes, *, is_head_request: bool) -> None:
         """Send *request*, whole, on behalf of *receiver*."""
         if self.phase is not _IDLE:  # as _to, which would cost each request a call
             raise IllegalTransition(f"{self.phase.name} to HEAD")
         self.phase = _HEAD
         self._receiver = receiver
-        self._is_head_request = to_head
+        self._is_head_request = is_head_request
         self._has_begun = False
         self.bytes_passed = 0
         self.requests += 1
@@ -370,7 +370,7 @@ class UpstreamConnection(Receiver):
         Raises:
             UpstreamError: its framing is ambiguous or malformed.
         """
-        read = read_response(head.fields, status=head.status, to_head=self._is_head_request)
+        read = read_response(head.fields, status=head.status, is_head_request=self._is_head_request)
         response = Response(head, read)
         # A response to HEAD means something else by the same bytes, so it is not kept.
         self._known = NO_HEAD
@@ -386,7 +386,7 @@ class UpstreamConnection(Receiver):
     ) -> None:
         self._response = response
         framing = response.framing
-        if framing is _LENGTH and len(rest) == length and response.may_persist:
+        if framing is _LENGTH and len(rest) == length and response.keep_alive:
             # All of it in one read, as most responses that are not streams. The client may send
             # the next request at once, so the connection is returned before the client has this.
             self._receiver = None
@@ -433,7 +433,7 @@ class UpstreamConnection(Receiver):
 
     def _finish(self, receiver: ResponseReceiver, *, has_surplus: bool) -> None:
         self._receiver = None
-        if self._response.may_persist and not has_surplus and not self.transport.is_closing():
+        if self._response.keep_alive and not has_surplus and not self.transport.is_closing():
             self._to(_IDLE)
             # A client that was slow until the end has left reading paused.
             self.transport.resume_reading()

@@ -13,13 +13,13 @@ class IncomingBody:
         length: its Content-Length; None when it is chunked.
     """
 
-    __slots__ = ("_chunked", "data", "left")
+    __slots__ = ("_chunked", "data", "remaining")
 
     def __init__(self, length: int | None) -> None:
         self._chunked = ChunkedBody() if length is None else None
         # One buffer, no list of pieces: a body sent byte by byte would take fifty times its size.
         self.data = bytearray()
-        self.left = length or 0
+        self.remaining = length or 0
         """Bytes still to arrive; 0 if the body is chunked."""
 
     def feed(self, data: bytes) -> bytes | None:
@@ -33,10 +33,10 @@ class IncomingBody:
         """
         if self._chunked is not None:
             return self._feed_chunked(self._chunked, data)
-        self.data += data[: self.left]
-        rest = data[self.left :]
-        self.left -= len(data) - len(rest)
-        return None if self.left else rest
+        self.data += data[: self.remaining]
+        rest = data[self.remaining :]
+        self.remaining -= len(data) - len(rest)
+        return None if self.remaining else rest
 
     def _feed_chunked(self, chunked: ChunkedBody, data: bytes) -> bytes | None:
         try:

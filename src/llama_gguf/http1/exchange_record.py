@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from llama_gguf.http1.request import Request
 
-Phase = Literal["request", "queued", "before_first_byte", "streaming"]
+DisconnectPhase = Literal["request", "queued", "before_first_byte", "streaming"]
 """Of an exchange whose client disconnects, in metrics and the access log."""
 
 

@@ -25,7 +25,7 @@ Fields = list[tuple[bytes, bytes]]
 VIA_PSEUDONYM: Final = b"llama-gguf"
 
 
-class Kind(enum.IntEnum):
+class FieldKind(enum.IntEnum):
     """What to do with a field. FORWARD must be 0: the loop tests for truth."""
 
     FORWARD = 0
@@ -51,41 +51,41 @@ _HOP_BY_HOP: Final = (
 ).split()
 
 _REQUEST_KINDS: Final = {
-    **dict.fromkeys(_HOP_BY_HOP, Kind.DROP),
-    b"host": Kind.HOST,
-    b"authorization": Kind.AUTHORIZATION,
-    b"x-api-key": Kind.X_API_KEY,
-    b"content-length": Kind.CONTENT_LENGTH,
-    b"transfer-encoding": Kind.TRANSFER_ENCODING,
-    b"connection": Kind.CONNECTION,
-    b"expect": Kind.EXPECT,
-    b"origin": Kind.ORIGIN,
-    b"x-request-id": Kind.REQUEST_ID,
+    **dict.fromkeys(_HOP_BY_HOP, FieldKind.DROP),
+    b"host": FieldKind.HOST,
+    b"authorization": FieldKind.AUTHORIZATION,
+    b"x-api-key": FieldKind.X_API_KEY,
+    b"content-length": FieldKind.CONTENT_LENGTH,
+    b"transfer-encoding": FieldKind.TRANSFER_ENCODING,
+    b"connection": FieldKind.CONNECTION,
+    b"expect": FieldKind.EXPECT,
+    b"origin": FieldKind.ORIGIN,
+    b"x-request-id": FieldKind.REQUEST_ID,
 }
 _RESPONSE_KINDS: Final = {
-    **dict.fromkeys(_HOP_BY_HOP, Kind.DROP),
-    b"content-length": Kind.CONTENT_LENGTH,
-    b"transfer-encoding": Kind.TRANSFER_ENCODING,
-    b"connection": Kind.CONNECTION,
-    b"date": Kind.DATE,
-    b"content-type": Kind.CONTENT_TYPE,
+    **dict.fromkeys(_HOP_BY_HOP, FieldKind.DROP),
+    b"content-length": FieldKind.CONTENT_LENGTH,
+    b"transfer-encoding": FieldKind.TRANSFER_ENCODING,
+    b"connection": FieldKind.CONNECTION,
+    b"date": FieldKind.DATE,
+    b"content-type": FieldKind.CONTENT_TYPE,
     # The gateway sets these itself.
-    b"server": Kind.DROP,
-    b"x-request-id": Kind.DROP,
+    b"server": FieldKind.DROP,
+    b"x-request-id": FieldKind.DROP,
 }
 
 
-Rules = BoundedMemo[bytes, Kind]
+Rules = BoundedMemo[bytes, FieldKind]
 """Exact spelling of a name -> what to do with the field."""
 _MAX_SPELLINGS: Final = 1024
 """Far more than clients use, so that only made-up names fill the memo."""
 
 
-def _response_kind(name: bytes) -> Kind:
+def _response_kind(name: bytes) -> FieldKind:
     low = name.lower()
     if low.startswith(b"access-control-"):
-        return Kind.DROP
-    return _RESPONSE_KINDS.get(low, Kind.FORWARD)
+        return FieldKind.DROP
+    return _RESPONSE_KINDS.get(low, FieldKind.FORWARD)
 
 
 _RESPONSE_RULES: Final[Rules] = BoundedMemo(_response_kind, max_entries=_MAX_SPELLINGS)
@@ -103,11 +103,11 @@ def request_rules(*, keep_credentials: bool, keep_conversations: bool) -> Rules:
     """
     kinds = dict(_REQUEST_KINDS)
     if keep_credentials:
-        kinds |= {b"authorization": Kind.FORWARD, b"x-api-key": Kind.FORWARD}
+        kinds |= {b"authorization": FieldKind.FORWARD, b"x-api-key": FieldKind.FORWARD}
     if not keep_conversations:
-        kinds[b"x-conversation-id"] = Kind.DROP
+        kinds[b"x-conversation-id"] = FieldKind.DROP
     return BoundedMemo(
-        lambda name: kinds.get(name.lower(), Kind.FORWARD), max_entries=_MAX_SPELLINGS
+        lambda name: kinds.get(name.lower(), FieldKind.FORWARD), max_entries=_MAX_SPELLINGS
     )
 
 
@@ -168,10 +168,10 @@ def read_request(fields: Fields, *, version: str, rules: Rules = USUAL_RULES) ->
         kind = rules[name]
         if not kind:
             forwarded += (name, b": ", value, b"\r\n")
-        elif kind is Kind.HOST:
+        elif kind is FieldKind.HOST:
             hosts += 1
             _check_host(value)
-        elif kind is Kind.CONTENT_LENGTH:
+        elif kind is FieldKind.CONTENT_LENGTH:
             _read_length(read, value)
         else:
             _read_special(read, kind, name, value)
@@ -191,28 +191,28 @@ def read_request(fields: Fields, *, version: str, rules: Rules = USUAL_RULES) ->
     return read
 
 
-def _read_special(read: RequestFields, kind: Kind, name: bytes, value: bytes) -> None:
+def _read_special(read: RequestFields, kind: FieldKind, name: bytes, value: bytes) -> None:
     match kind:
-        case Kind.AUTHORIZATION:
+        case FieldKind.AUTHORIZATION:
             read.authorizations.append(value)
-        case Kind.X_API_KEY:
+        case FieldKind.X_API_KEY:
             read.api_keys.append(value)
-        case Kind.CONNECTION:
+        case FieldKind.CONNECTION:
             read.connection |= _tokens(value)
-        case Kind.TRANSFER_ENCODING:
+        case FieldKind.TRANSFER_ENCODING:
             _read_coding(read, value)
-        case Kind.EXPECT:
+        case FieldKind.EXPECT:
             if value.lower() != b"100-continue":
                 raise ExpectationFailed("The only supported expectation is 100-continue.")
             read.expects_continue = True
-        case Kind.ORIGIN:
+        case FieldKind.ORIGIN:
             read.origin = value
             read.forwarded += (name, b": ", value, b"\r\n")
-        case Kind.REQUEST_ID:
+        case FieldKind.REQUEST_ID:
             if _SANE_REQUEST_ID.fullmatch(value):
                 read.request_id = value
         case _:
-            pass  # Kind.DROP
+            pass  # FieldKind.DROP
 
 
 def _check_host(value: bytes) -> None:
@@ -241,7 +241,10 @@ def _drop_nominated(read: RequestFields, fields: Fields, rules: Rules) -> None:
     """Rebuild the forwarded fields without those that Connection nominates."""
     read.forwarded.clear()
     for name, value in fields:
-        if rules[name] in (Kind.FORWARD, Kind.ORIGIN) and name.lower() not in read.connection:
+        if (
+            rules[name] in (FieldKind.FORWARD, FieldKind.ORIGIN)
+            and name.lower() not in read.connection
+        ):
             read.forwarded += (name, b": ", value, b"\r\n")
 
 
@@ -337,13 +340,13 @@ class ResponseFields:
         return self.content_type.lower().startswith(b"text/event-stream")
 
 
-def read_response(fields: Fields, *, status: int, to_head: bool) -> ResponseFields:
+def read_response(fields: Fields, *, status: int, is_head_request: bool) -> ResponseFields:
     """Sort a response's *fields* and determine how its body ends.
 
     Args:
         fields: as received.
         status: the response's status code.
-        to_head: whether it is the response to a HEAD request.
+        is_head_request: whether it is the response to a HEAD request.
 
     Raises:
         UpstreamError: the framing is double or malformed.
@@ -354,30 +357,32 @@ def read_response(fields: Fields, *, status: int, to_head: bool) -> ResponseFiel
         kind = _RESPONSE_RULES[name]
         if not kind:
             forwarded += (name, b": ", value, b"\r\n")
-        elif kind is Kind.CONTENT_TYPE:
+        elif kind is FieldKind.CONTENT_TYPE:
             read.content_type = value
             forwarded += (name, b": ", value, b"\r\n")
-        elif kind is Kind.CONTENT_LENGTH:
+        elif kind is FieldKind.CONTENT_LENGTH:
             if read.length is not None or not value.isdigit() or len(value) > 18:
                 raise UpstreamError("The engine's response has a malformed Content-Length.")
             read.length = int(value)
-        elif kind is not Kind.DROP:
+        elif kind is not FieldKind.DROP:
             _read_special_response(read, kind, name, value)
     if read.connection - _PLAIN_CONNECTION:
         _drop_nominated_response(read, fields)
-    read.framing = _framing(read, status=status, to_head=to_head)
+    read.framing = _framing(read, status=status, is_head_request=is_head_request)
     return read
 
 
-def _read_special_response(read: ResponseFields, kind: Kind, name: bytes, value: bytes) -> None:
+def _read_special_response(
+    read: ResponseFields, kind: FieldKind, name: bytes, value: bytes
+) -> None:
     match kind:
-        case Kind.TRANSFER_ENCODING:
+        case FieldKind.TRANSFER_ENCODING:
             if read.framing is Framing.CHUNKED or value.lower() != b"chunked":
                 raise UpstreamError("The engine's response has an unknown Transfer-Encoding.")
             read.framing = Framing.CHUNKED
-        case Kind.CONNECTION:
+        case FieldKind.CONNECTION:
             read.connection |= _tokens(value)
-        case Kind.DATE:
+        case FieldKind.DATE:
             read.has_date = True
             read.forwarded += (name, b": ", value, b"\r\n")
         case _:
@@ -385,18 +390,18 @@ def _read_special_response(read: ResponseFields, kind: Kind, name: bytes, value:
 
 
 def _drop_nominated_response(read: ResponseFields, fields: Fields) -> None:
-    forward = (Kind.FORWARD, Kind.CONTENT_TYPE, Kind.DATE)
+    forward = (FieldKind.FORWARD, FieldKind.CONTENT_TYPE, FieldKind.DATE)
     read.forwarded.clear()
     for name, value in fields:
         if _RESPONSE_RULES[name] in forward and name.lower() not in read.connection:
             read.forwarded += (name, b": ", value, b"\r\n")
 
 
-def _framing(read: ResponseFields, *, status: int, to_head: bool) -> Framing:
+def _framing(read: ResponseFields, *, status: int, is_head_request: bool) -> Framing:
     if read.framing is Framing.CHUNKED and read.length is not None:
         raise UpstreamError("The engine's response has both Content-Length and Transfer-Encoding.")
     # These have no body, regardless of their fields.
-    if to_head or status in (204, 304):
+    if is_head_request or status in (204, 304):
         return Framing.NONE
     if read.framing is Framing.CHUNKED:
         return Framing.CHUNKED

@@ -42,7 +42,7 @@ class Request:
     Args:
         head: parsed.
         cors: header lines of the response, for the request's origin.
-        read: its fields, sorted.
+        sorted_fields: its fields, sorted by what they mean for the gateway.
         route: by its method and path.
         via: the gateway's pseudonym in ``Via``.
     """
@@ -51,17 +51,17 @@ class Request:
         "cors",
         "head",
         "is_chunked",
+        "is_head_request",
         "is_idempotent",
-        "is_to_head",
+        "keep_alive",
         "line",
-        "may_persist",
         "middle",
         "opening",
-        "read",
         "reads_chunks",
         "request_id",
         "route",
         "sends_length",
+        "sorted_fields",
     )
 
     def __init__(
@@ -69,30 +69,30 @@ class Request:
         head: RequestHead,
         *,
         cors: bytes,
-        read: RequestFields | None = None,
+        sorted_fields: RequestFields | None = None,
         route: Route | None = None,
         via: bytes = b"",
     ) -> None:
         self.head = head
         self.cors = cors
-        self.read = read = read or RequestFields()
+        self.sorted_fields = found = sorted_fields or RequestFields()
         self.route = route or _NO_ROUTE
-        self.request_id = read.request_id
-        self.is_chunked = read.is_chunked
-        self.is_to_head = head.method == b"HEAD"
+        self.request_id = found.request_id
+        self.is_chunked = found.is_chunked
+        self.is_head_request = head.method == b"HEAD"
         # RFC 9110 section 9.2.2; of the idempotent methods, only the safe ones.
         self.is_idempotent = head.method in (b"GET", b"HEAD")
         self.reads_chunks = head.version == "1.1"
         """False for HTTP/1.0, whose clients get a chunked body decoded."""
-        self.may_persist = self.reads_chunks and b"close" not in read.connection
+        self.keep_alive = self.reads_chunks and b"close" not in found.connection
         self.sends_length = (
-            self.is_chunked or read.content_length is not None or head.method not in _NO_BODY
+            self.is_chunked or found.content_length is not None or head.method not in _NO_BODY
         )
         """Whether the engine receives a Content-Length even if there is no body."""
         # The head for an engine consists of line, header lines of the engine's address, opening,
         # request id, middle, and Content-Length, if it has one.
         self.line = b"%b %b HTTP/1.1\r\n" % (head.method, head.target)
-        self.opening = b"%bx-request-id: " % b"".join(read.forwarded)
+        self.opening = b"%bx-request-id: " % b"".join(found.forwarded)
         self.middle = b"\r\nVia: %b %b\r\n" % (head.version.encode("ascii"), via)
 
     def serialised(self, address: bytes, request_id: bytes, body: bytes | bytearray) -> bytes:

@@ -65,7 +65,7 @@ class RequestReader:
         return Request(
             head,
             cors=cors,
-            read=read_request(head.fields, version=head.version, rules=self._rules),
+            sorted_fields=read_request(head.fields, version=head.version, rules=self._rules),
             route=self._router.route(head.method, head.path),
             via=VIA_PSEUDONYM,
         )

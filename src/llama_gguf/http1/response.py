@@ -23,7 +23,7 @@ class Response:
 
     Args:
         head: parsed; of a final response, not an interim one.
-        read: its fields, sorted.
+        sorted_fields: its fields, sorted by what they mean for the gateway.
     """
 
     __slots__ = (
@@ -31,26 +31,26 @@ class Response:
         "has_date",
         "has_length",
         "is_event_stream",
-        "may_persist",
+        "keep_alive",
         "opening",
         "status",
     )
 
-    def __init__(self, head: ResponseHead, read: ResponseFields) -> None:
+    def __init__(self, head: ResponseHead, sorted_fields: ResponseFields) -> None:
         self.status = head.status
-        self.framing = read.framing
-        self.has_date = read.has_date
-        self.has_length = read.length is not None and head.status != 204
-        self.is_event_stream = read.is_event_stream
+        self.framing = sorted_fields.framing
+        self.has_date = sorted_fields.has_date
+        self.has_length = sorted_fields.length is not None and head.status != 204
+        self.is_event_stream = sorted_fields.is_event_stream
         # Not after a stream: llama-server closes the connection then, without announcing it.
-        self.may_persist = (
-            read.framing in (Framing.LENGTH, Framing.NONE)
+        self.keep_alive = (
+            sorted_fields.framing in (Framing.LENGTH, Framing.NONE)
             and head.version == "1.1"
-            and b"close" not in read.connection
+            and b"close" not in sorted_fields.connection
         )
         # The client receives the opening, then the fields that the gateway adds.
         self.opening = b"HTTP/1.1 %d %b\r\n%b" % (
             head.status,
             head.reason,
-            b"".join(read.forwarded),
+            b"".join(sorted_fields.forwarded),
         )

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from llama_gguf.errors import IllegalTransition
-from llama_gguf.http1.exchange_record import ExchangeRecord, Phase
+from llama_gguf.http1.exchange_record import DisconnectPhase, ExchangeRecord
 
 if TYPE_CHECKING:
     from llama_gguf.http1.stream_member import StreamSearch
@@ -81,7 +81,7 @@ TRANSITIONS: Final[dict[Event, dict[State, State]]] = {
 }
 """By event, the states in which it can happen, and the state that follows."""
 
-PHASES: Final[Mapping[State, Phase]] = {
+PHASES: Final[Mapping[State, DisconnectPhase]] = {
     S.READING: "request",
     S.QUEUED: "queued",
     S.FORWARDING: "before_first_byte",

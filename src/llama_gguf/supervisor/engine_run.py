@@ -39,11 +39,11 @@ from llama_gguf.supervisor.launch import (
 )
 from llama_gguf.supervisor.managed_process import (
     Clock,
+    EndReason,
     Life,
     LoopClock,
     ManagedProcess,
     Reason,
-    Verdict,
 )
 from llama_gguf.supervisor.restart_policy import Event, RestartPolicy
 
@@ -216,8 +216,8 @@ class EngineManager(ManagedProcess):
 
     def _explain(self, life: Life) -> tuple[str, str]:
         """Reason and advice."""
-        if life.verdict is not None:
-            return life.verdict.explanation, life.verdict.advice
+        if life.end_reason is not None:
+            return life.end_reason.explanation, life.end_reason.advice
         reason, advice = exit_reasons.explain(
             life.returncode, _last_lines(life), was_out_of_memory=life.was_out_of_memory
         )
@@ -241,7 +241,7 @@ class EngineManager(ManagedProcess):
 
     # One life -----------------------------------------------------------------------------------
 
-    async def _watch(self, child: Child) -> Verdict | None:
+    async def _watch(self, child: Child) -> EndReason | None:
         probe = self._new_probe()
         return await self._watch_load(child, probe) or await self._watch_service(probe)
 
@@ -249,7 +249,7 @@ class EngineManager(ManagedProcess):
         patience = self._settings.watchdog_health
         return self._make_probe(self._address, timeout=min(5.0, patience / 3 or 5.0))
 
-    async def _watch_load(self, child: Child, probe: Looker) -> Verdict | None:
+    async def _watch_load(self, child: Child, probe: Looker) -> EndReason | None:
         """Wait until it is ready, as long as it makes progress."""
         began_at = self._clock.now()
         stall = StallWatch(self._settings.startup_stall_timeout)
@@ -274,9 +274,9 @@ class EngineManager(ManagedProcess):
         self._on_loaded(finding, round(self._clock.now() - began_at, 3))
         return None
 
-    def _stalled(self) -> Verdict:
+    def _stalled(self) -> EndReason:
         seconds = self._settings.startup_stall_timeout
-        return Verdict(
+        return EndReason(
             Reason.STALL,
             HANG_TERM_SECONDS,
             f"It made no visible progress for {seconds:g} s.",
@@ -294,7 +294,7 @@ class EngineManager(ManagedProcess):
         _log.info("engine_ready", "The model is ready after {seconds:.1f} s", seconds=seconds)
         self._move(Event.SERVES)
 
-    async def _watch_service(self, probe: Looker) -> Verdict:
+    async def _watch_service(self, probe: Looker) -> EndReason:
         """Probe it periodically, until it has to be ended."""
         settings = self._settings
         health = Patience(settings.watchdog_health)
@@ -318,7 +318,7 @@ class EngineManager(ManagedProcess):
                     "Stopping llama-server after {seconds:g} s without requests",
                     seconds=settings.idle_stop,
                 )
-                return Verdict(Reason.IDLE, TERM_SECONDS)
+                return EndReason(Reason.IDLE, TERM_SECONDS)
 
     def _note_sleep(self, finding: Finding) -> None:
         """Publish that it has fallen asleep, or woken, by itself."""
@@ -352,9 +352,9 @@ class EngineManager(ManagedProcess):
         return False
 
 
-def _hanging(explanation: str) -> Verdict:
+def _hanging(explanation: str) -> EndReason:
     advice = "See WATCHDOG_HEALTH and WATCHDOG_STALL."
-    return Verdict(Reason.HANG, HANG_TERM_SECONDS, explanation, advice)
+    return EndReason(Reason.HANG, HANG_TERM_SECONDS, explanation, advice)
 
 
 def _last_lines(life: Life) -> list[str]:

@@ -30,7 +30,7 @@ class Reason(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class EndReason:
     """The reason to end a process that runs."""
 
     reason: Reason
@@ -52,7 +52,7 @@ class Life:
     ended_at: float
     ready_since: float | None = None
     """None if it was never ready."""
-    verdict: Verdict | None = None
+    end_reason: EndReason | None = None
     """Why it was ended; None if it died by itself."""
     last_lines: tuple[str, ...] = ()
     was_out_of_memory: bool = False
@@ -64,7 +64,7 @@ class Life:
 
     @property
     def reason(self) -> Reason:
-        return Reason.CRASH if self.verdict is None else self.verdict.reason
+        return Reason.CRASH if self.end_reason is None else self.end_reason.reason
 
     @property
     def exit_status(self) -> int:
@@ -103,7 +103,7 @@ class ManagedProcess(abc.ABC):
     def __init__(self, policy: RestartPolicy, clock: Clock) -> None:
         self._policy = policy
         self._clock = clock
-        self._watching: asyncio.Task[Verdict | None] | None = None
+        self._watching: asyncio.Task[EndReason | None] | None = None
         self.child: Child | None = None
 
     @property
@@ -164,8 +164,8 @@ class ManagedProcess(abc.ABC):
                 await child.wait()
                 ended_at, ready_since = self._clock.now(), self._policy.serves_since
                 is_decided = watching.done() and not watching.cancelled()
-                verdict = watching.result() if is_decided else None
-                is_idle = verdict is not None and verdict.reason is Reason.IDLE
+                end_reason = watching.result() if is_decided else None
+                is_idle = end_reason is not None and end_reason.reason is Reason.IDLE
                 # At once, before its output is read to the end: a request sent now is lost.
                 if self.state not in LEAVING and not is_idle:
                     self._move(Event.DIED)
@@ -178,19 +178,19 @@ class ManagedProcess(abc.ABC):
             spawned_at=spawned_at,
             ended_at=ended_at,
             ready_since=ready_since,
-            verdict=verdict,
+            end_reason=end_reason,
             last_lines=tuple(child.last_lines),
             was_out_of_memory=child.was_out_of_memory,
         )
 
-    async def _end(self, child: Child, watching: asyncio.Task[Verdict | None]) -> None:
+    async def _end(self, child: Child, watching: asyncio.Task[EndReason | None]) -> None:
         """Stop *child* once it is found that it has to be ended."""
-        verdict = await watching
-        if verdict is None or self.state in LEAVING:
+        end_reason = await watching
+        if end_reason is None or self.state in LEAVING:
             return
-        if verdict.reason is not Reason.IDLE:
-            self._move(Event.HANGS, detail=verdict.explanation)
-        await child.stop(term_seconds=verdict.term_seconds)
+        if end_reason.reason is not Reason.IDLE:
+            self._move(Event.HANGS, detail=end_reason.explanation)
+        await child.stop(term_seconds=end_reason.term_seconds)
 
     # What is particular -------------------------------------------------------------------------
 
@@ -202,7 +202,7 @@ class ManagedProcess(abc.ABC):
             OSError: it cannot be started now. Counts as a death.
         """
 
-    async def _watch(self, child: Child) -> Verdict | None:
+    async def _watch(self, child: Child) -> EndReason | None:
         """Why *child* has to be ended, once it has to be. Cancelled at its death."""
         del child
         return None

@@ -13,7 +13,7 @@ COUNTS: Final = (
     "prompt_tokens",
     "completion_tokens",
     "cached_tokens",
-    "answers_without_usage",
+    "responses_without_usage",
 )
 """What is counted by key, in the order in which it is stored."""
 _PROXIED: Final = Kind.PROXIED

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar, get_args
 
 from llama_gguf.errors import CODES
-from llama_gguf.http1.exchange_record import ExchangeRecord, Phase, Usage
+from llama_gguf.http1.exchange_record import DisconnectPhase, ExchangeRecord, Usage
 from llama_gguf.telemetry.batch import Batch
 from llama_gguf.telemetry.histogram import (
     DURATION_BUCKETS,
@@ -23,7 +23,7 @@ from llama_gguf.telemetry.histogram import (
 )
 
 Type = Literal["counter", "gauge", "histogram"]
-Failure = Literal["connect", "no_answer", "broken_off", "timeout"]
+FailureKind = Literal["connect", "no_response", "broken_off", "timeout"]
 """How the engine failed a request."""
 Result = Literal["success", "failure"]
 Label = TypeVar("Label", bound=str)
@@ -49,9 +49,9 @@ class Metrics:
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, str, int]] = Counter()
         self.rejections: Counter[str] = _zeros(sorted(CODES))
-        self.client_disconnects: Counter[Phase] = _zeros(get_args(Phase))
+        self.client_disconnects: Counter[DisconnectPhase] = _zeros(get_args(DisconnectPhase))
         self.rate_limited: Counter[tuple[str, str]] = Counter()
-        self.backend_failures: Counter[Failure] = _zeros(get_args(Failure))
+        self.backend_failures: Counter[FailureKind] = _zeros(get_args(FailureKind))
         self.keys_reload: Counter[Result] = _zeros(get_args(Result))
         self.last_reload_successful: int | None = None
         """1 or 0; None before the first."""

@@ -215,7 +215,7 @@ function showKeys({ keys, key_id, sees_all, usage_since }) {
       ...["requests", "errors", "prompt_tokens", "cached_tokens", "completion_tokens"].map(cell));
   });
   find("keys").replaceChildren(...rows);
-  const unknown = keys.reduce((sum, key) => sum + key[shownWindow].answers_without_usage, 0);
+  const unknown = keys.reduce((sum, key) => sum + key[shownWindow].responses_without_usage, 0);
   say("keys-note", [
     sees_all ? "" : "Only your key is shown; keys in ADMIN_KEY_IDS see all keys.",
     unknown ? `${number(unknown)} responses without complete token usage.` : "",

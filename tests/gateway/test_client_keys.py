@@ -248,10 +248,10 @@ def test_whoever_says_the_same_from_an_address_that_guesses_has_to_wait(new_rig:
 
 def test_a_key_is_not_kept_in_memory_when_its_connections_are_gone(rig: Rig) -> None:
     assert send_request(rig, f"x-api-key: {KEY}").status == 200
-    assert rig.services.head_cache.known is not None
+    assert rig.services.head_cache._known is not None
     rig.advance(TICK_SECONDS)
 
-    assert rig.services.head_cache.known is None
+    assert rig.services.head_cache._known is None
 
 
 # Without keys -------------------------------------------------------------------------------------

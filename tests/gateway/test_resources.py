@@ -162,7 +162,7 @@ def what_is_counted_is_what_the_exchanges_hold(rig: Rig) -> None:
         assert admission.queued == sum(p._queue is admission for p in proxied)
     in_use = sum(p._attempt is not None for p in proxied) + len(services.replica.pool._abandoned)
     assert sum(admission.running for admission in both) == in_use
-    waiting = [p for p in proxied if p._exchange.state in (State.QUEUED, State.OPEN_QUEUED)]
+    waiting = [p for p in proxied if p._exchange.state in (State.QUEUED, State.AHEAD_QUEUED)]
     assert waiting == [p for p in proxied if p._queue is not None]
     assert services.body_memory.used == by_key.total()
 

@@ -45,7 +45,7 @@ def test_1_what_was_not_sent_waits_for_an_engine_as_often_as_needed() -> None:
 
 def test_1_a_stream_whose_head_was_sent_early_may_still_wait() -> None:
     exchange = sent()
-    exchange.on(Event.OPEN)
+    exchange.on(Event.SEND_HEAD_AHEAD)
 
     assert decided(exchange, REFUSED, was_sent=False) is Action.REQUEUE
 
@@ -95,7 +95,7 @@ def test_4_without_an_engine_to_come_there_is_nothing_to_wait_for() -> None:
     assert decided(sent(), may_wait=False) is Action.RESPOND
 
 
-@pytest.mark.parametrize("head", [Event.HEAD_SENT, Event.OPEN])
+@pytest.mark.parametrize("head", [Event.HEAD_SENT, Event.SEND_HEAD_AHEAD])
 def test_6_after_the_head_the_response_is_cut(head: Event) -> None:
     exchange = sent()
     exchange.on(head)

@@ -34,11 +34,12 @@ def authorise(services: Services, client: Client, exchange: Exchange, length: in
         Limited: its key is over its rate, or its address has tried too many wrong keys.
         PayloadTooLarge, Draining: it is not served, whatever its key.
     """
-    principal = client.principal
+    known = client.known
+    principal = known.principal
     authenticator = services.authenticator
     if (
         principal is None
-        or client.ring is not authenticator.ring
+        or known.ring is not authenticator.ring
         or client.network in authenticator.failures.addresses
     ):
         principal = _authenticate(client, exchange, length)

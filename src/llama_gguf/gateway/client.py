@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from llama_gguf.access.authenticator import Principal
-from llama_gguf.access.keys import KeyRing
 from llama_gguf.errors import GatewayError
+from llama_gguf.gateway.head_cache import Known
 from llama_gguf.http1.local_response import LocalResponse
 from llama_gguf.http1.request import Request
 from llama_gguf.net.transport import Receiver, Transport
@@ -35,23 +35,20 @@ class Client(Receiver):
     __slots__ = (
         "is_write_paused",
         "keep_alive",
+        "known",
         "network",
-        "principal",
-        "ring",
         "transport",
     )
 
-    def __init__(self, ring: KeyRing) -> None:
+    def __init__(self, known: Known) -> None:
         self.transport: Transport
         self.network = "-"
         """What counts as one address when it tries wrong keys."""
         self.is_write_paused = False
         self.keep_alive = False
         """Whether the connection stays open after the present response."""
-        self.principal: Principal | None = None
-        """Of the known head, where it can be used again."""
-        self.ring = ring
-        """The keys among which ``principal`` was found."""
+        self.known = known
+        """The last head: a connection mostly repeats it."""
 
     def authenticate(self, exchange: Exchange) -> Principal:
         """Find out whose key the request shows. Raises what ``Authenticator.authenticate`` does."""

@@ -27,7 +27,7 @@ from llama_gguf.gateway.upstream_connection import UpstreamConnection
 from llama_gguf.http1 import local_response
 from llama_gguf.http1.body import IncomingBody
 from llama_gguf.http1.fields import find
-from llama_gguf.http1.known_head import NO_HEAD, KnownHead
+from llama_gguf.http1.known_head import KnownHead
 from llama_gguf.http1.local_response import LocalResponse
 from llama_gguf.http1.parser import HEAD_END, check_request_start, parse_request
 from llama_gguf.http1.request import Request
@@ -91,14 +91,12 @@ class ClientConnection(Client):
         "_exchange",
         "_incoming",
         "_is_turn_due",
-        "_known",
         "_received",
         "_reload",
         "_request",
         "_services",
         "_skip",
         "_state",
-        "_understood",
         "_unread",
         "_unsent",
         "address",
@@ -106,7 +104,7 @@ class ClientConnection(Client):
     )
 
     def __init__(self, services: Services) -> None:
-        super().__init__(services.authenticator.ring)
+        super().__init__(services.head_cache.nothing)
         self._services = services
         self._state = _OPENED
         self.address = "-"
@@ -128,9 +126,6 @@ class ClientConnection(Client):
         self._request: ProxiedRequest | None = None
         self._reload: Cancellable | None = None
         """The ``POST /reload`` that is under way."""
-        # A connection mostly repeats its head: what was found out about the last one is kept.
-        self._known: KnownHead = NO_HEAD
-        self._understood: Request = services.reader.unread
 
     # What the loop calls ------------------------------------------------------------------------
 
@@ -240,14 +235,14 @@ class ClientConnection(Client):
             if self.transport.can_write_eof() or self.transport.is_closing():
                 self.transport.abort()
             else:
-                self._close()
+                self._close_when_sent()
         elif self.is_write_paused:
             self._deadline = now + self._services.limits.keepalive_timeout
             self.check_reader()
         elif self._received:
             self._refuse(RequestTimeout("The request head did not arrive in time.", close=True))
         else:
-            self._close()
+            self._close_when_sent()
 
     def check_reader(self) -> None:
         """Reset the connection if the client has taken nothing since the last call."""
@@ -260,9 +255,9 @@ class ClientConnection(Client):
 
     def _next_request(self, received: bytes) -> None:
         """Take the next whole head out of *received*: all input that has not been interpreted."""
-        end, length = self._known.match(received)
+        end, length = self.known.head.match(received)
         if end >= 0:
-            self._serve(self._understood, length, received[end:])
+            self._serve(self.known.request, length, received[end:])
             return
         received = self._without_skipped(received)
         end = received.find(HEAD_END) + len(HEAD_END)
@@ -270,12 +265,10 @@ class ClientConnection(Client):
             self._on_part_of_a_head(received)
             return
         raw, rest = received[:end], received[end:]
-        end, length = self._services.head_cache.match(raw)
-        known = self._services.head_cache.known
-        if end >= 0 and known is not None:
-            self._known, self._understood = known.head, known.request
-            self.principal, self.ring = known.principal, known.ring
-            self._serve(self._understood, length, rest)
+        known, length = self._services.head_cache.match(raw)
+        if known is not None:
+            self.known = known
+            self._serve(known.request, length, rest)
             return
         self._received = rest
         self._services.reader.check_size(raw)
@@ -312,10 +305,10 @@ class ClientConnection(Client):
         # A browser has to be able to read a refusal, too.
         cors = services.reader.cors.fields(find(head.fields, b"origin"))
         self._begin_unserved(Request(head, cors=cors))  # what is refused now is logged with it
-        request = self._understood = services.reader.understand(head, cors)
-        self._known = KnownHead(raw, request.sorted_fields.content_length)
-        self.principal = None
-        self._serve(request, request.sorted_fields.content_length or 0, self._received)
+        request = services.reader.understand(head, cors)
+        length = request.sorted_fields.content_length
+        self.known = Known(KnownHead(raw, length), request, None, services.authenticator.ring)
+        self._serve(request, length or 0, self._received)
 
     def _begin_unserved(self, request: Request) -> Exchange:
         """An exchange for a head that could not be read, or is refused as it is read."""
@@ -358,9 +351,9 @@ class ClientConnection(Client):
         principal = authenticator.authenticate(
             request.sorted_fields, self.network, now=exchange.started_at, wall=services.clock.wall
         )
-        if principal.expires_at is None:  # then it is good until the keys are read again
-            self.principal, self.ring = principal, authenticator.ring
-            services.head_cache.remember(Known(self._known, request, principal, authenticator.ring))
+        if principal.expires_at is None:  # then it is valid until the next reload
+            self.known = Known(self.known.head, request, principal, authenticator.ring)
+            services.head_cache.remember(self.known)
         return principal
 
     # A request's body ---------------------------------------------------------------------------
@@ -409,7 +402,7 @@ class ClientConnection(Client):
             self._skip = _ALL
         else:
             self._skip = max(self._skip, self._unread)
-            self._known = NO_HEAD  # what comes next is no head
+            self.known = self._services.head_cache.nothing  # what comes next is no head
         self._incoming = None
         self._to(_BUSY)
 
@@ -477,7 +470,7 @@ class ClientConnection(Client):
         """The response has been sent whole: wait for the next request, or close the connection."""
         self._end_exchange(exchange)
         if not self.keep_alive:
-            self._part()
+            self._close_after_response()
             return
         self._deadline = exchange.ended_at + self._services.keepalive_timeout
         if self._received or self.is_write_paused:
@@ -494,7 +487,7 @@ class ClientConnection(Client):
 
         The last chunk is never sent: a client must not take the response for whole.
         """
-        if exchange.is_open:
+        if exchange.is_head_ahead:
             self._services.metrics.rejections[error.code] += 1
         if event:
             self.transport.write(event)
@@ -503,7 +496,7 @@ class ClientConnection(Client):
         exchange.outcome = error.code
         self._end_exchange(exchange)
         if event:
-            self._close()
+            self._close_when_sent()
         else:
             self._to(_LINGERING)
             self.reset()
@@ -545,14 +538,14 @@ class ClientConnection(Client):
 
     # The end ------------------------------------------------------------------------------------
 
-    def _part(self) -> None:
+    def _close_after_response(self) -> None:
         """Close; but let a client that is still sending read its response first.
 
         Closing with unread bytes in the socket resets the connection, and a reset may take the
         response with it.
         """
         if self._skip <= len(self._received):
-            self._close()
+            self._close_when_sent()
             return
         self._discard_input()
         self._deadline = self._services.clock.now() + LINGER_SECONDS
@@ -565,7 +558,7 @@ class ClientConnection(Client):
         self._received = b""
         self._skip = 0
 
-    def _close(self) -> None:
+    def _close_when_sent(self) -> None:
         """Close once the client has taken what was written; but do not wait for ever for that."""
         self._discard_input()
         self._deadline = self._services.clock.now() + self._services.limits.client_header_timeout
@@ -589,7 +582,7 @@ class ClientConnection(Client):
     def drain(self) -> None:
         """Close the connection, unless a request is open or about to arrive."""
         if self._state is _IDLE:
-            self._close()
+            self._close_when_sent()
 
     def abort(self) -> None:
         """Cut the connection, unless it is being closed already."""

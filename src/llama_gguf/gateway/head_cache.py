@@ -6,39 +6,56 @@ Clients mostly come in crowds that send the same head: it is parsed, routed and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from llama_gguf.access.authenticator import Principal
 from llama_gguf.access.keys import KeyRing
-from llama_gguf.http1.known_head import NO_MATCH, KnownHead
+from llama_gguf.http1.known_head import KnownHead
 from llama_gguf.http1.request import Request
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class Known:
-    """A head, what it means, and whose it is."""
+    """A head, what it means, and whose it is. Never changed, since connections share it.
 
-    head: KnownHead
-    request: Request
-    principal: Principal
-    ring: KeyRing
-    """The keys among which *principal* was found."""
+    Args:
+        head: as received.
+        request: what it means.
+        principal: whose it is; None until that is known, or where it has to be found each time.
+        ring: the keys among which *principal* was found.
+    """
+
+    __slots__ = ("head", "principal", "request", "ring")
+
+    def __init__(
+        self, head: KnownHead, request: Request, principal: Principal | None, ring: KeyRing
+    ) -> None:
+        self.head = head
+        self.request = request
+        self.principal = principal
+        self.ring = ring
 
 
 class HeadCache:
-    """One head, for all connections. Kept for a tick at most, since it contains a key."""
+    """One head, for all connections. Kept for a tick at most, since it contains a key.
 
-    __slots__ = ("known",)
+    Args:
+        nothing: stands for a connection without a head that can be used again.
+    """
 
-    def __init__(self) -> None:
-        self.known: Known | None = None
+    __slots__ = ("_known", "nothing")
+
+    def __init__(self, nothing: Known) -> None:
+        self.nothing = nothing
+        self._known: Known | None = None
 
     def remember(self, known: Known) -> None:
-        self.known = known
+        self._known = known
 
-    def match(self, head: bytes) -> tuple[int, int]:
-        """As ``KnownHead.match_secret``; on a match, ``known`` is what *head* means."""
-        return NO_MATCH if self.known is None else self.known.head.match_secret(head)
+    def match(self, head: bytes) -> tuple[Known | None, int]:
+        """What *head* means, and its Content-Length; None if it is another head."""
+        known = self._known
+        if known is None:
+            return None, 0
+        end, length = known.head.match_secret(head)
+        return (known if end >= 0 else None), length
 
     def forget(self) -> None:
-        self.known = None
+        self._known = None

@@ -357,7 +357,7 @@ class ProxiedRequest(Attempting):
                 self.interrupt(
                     RequestTimeout("The request body did not arrive in time.", close=True)
                 )
-            case State.QUEUED | State.OPEN_QUEUED:
+            case State.QUEUED | State.AHEAD_QUEUED:
                 self.interrupt(self._queue_timeout())
             case _ if self._client.is_write_paused:
                 self._deadline = now + timeout
@@ -386,7 +386,11 @@ class ProxiedRequest(Attempting):
         exchange, early = self._exchange, self._early
         horizon = now - self._services.timeouts.sse_keepalive
         if early is not None:
-            if exchange.is_open and early.sent_at <= horizon and not self._client.is_write_paused:
+            if (
+                exchange.is_head_ahead
+                and early.sent_at <= horizon
+                and not self._client.is_write_paused
+            ):
                 early.wait(now)
         elif (
             exchange.may_reply
@@ -418,7 +422,7 @@ class ProxiedRequest(Attempting):
 
     def _begin_early(self, now: float) -> None:
         exchange = self._exchange
-        exchange.on(Event.OPEN)
+        exchange.on(Event.SEND_HEAD_AHEAD)
         exchange.status = 200
         early = self._early = EarlyStream(
             self._client.transport, now, exchange.request.reads_chunks
@@ -518,7 +522,7 @@ class ProxiedRequest(Attempting):
         """Respond with *error*, or break off the response that has begun."""
         exchange, client = self._exchange, self._client
         may_insert = not self.is_delivered and (
-            exchange.is_open or (self._attempt is not None and self._attempt.may_insert)
+            exchange.is_head_ahead or (self._attempt is not None and self._attempt.may_insert)
         )
         self._end_attempt()
         self._end_early_stream()

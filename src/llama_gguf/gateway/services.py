@@ -16,12 +16,13 @@ from llama_gguf.engines.probe import Probe
 from llama_gguf.engines.source import EngineSource, StaticSource
 from llama_gguf.gateway.connections import Connections
 from llama_gguf.gateway.engine_tracker import EngineTracker
-from llama_gguf.gateway.head_cache import HeadCache
+from llama_gguf.gateway.head_cache import HeadCache, Known
 from llama_gguf.gateway.metrics_reader import EngineReader
 from llama_gguf.gateway.pool import IDLE_SECONDS, ConnectionPool
 from llama_gguf.gateway.replica import Replica
 from llama_gguf.gateway.request_ids import RequestIds
 from llama_gguf.gateway.sse_keepalive import StreamSearches
+from llama_gguf.http1.known_head import NO_HEAD
 from llama_gguf.http1.local_response import LocalResponse
 from llama_gguf.http1.request_reader import RequestReader
 from llama_gguf.net.clock import Clock
@@ -74,12 +75,13 @@ class Services:
             settings.routes,
             keep_credentials=not (settings.auth.auth_enabled or settings.upstream.backend_api_key),
         )
-        self.head_cache = HeadCache()
         self.request_ids = RequestIds()
         self.connections = Connections(settings.limits.max_connections)
         self.metrics = Metrics()
         """Of finished exchanges, those that ``recorder`` has passed on."""
         self.authenticator = Authenticator(settings.auth)
+        nothing = Known(NO_HEAD, self.reader.unread, None, self.authenticator.ring)
+        self.head_cache = HeadCache(nothing)
         self.key_store = KeyStore(
             settings.auth.auth_keys_file, self.authenticator, self.metrics.count_reload
         )

@@ -112,8 +112,7 @@ class UpstreamConnection(Receiver):
 
     __slots__ = (
         "_body",
-        "_client",
-        "_has_begun",
+        "_client_transport",
         "_is_head_request",
         "_known",
         "_on_gone",
@@ -122,6 +121,7 @@ class UpstreamConnection(Receiver):
         "_received",
         "_receiver",
         "_response",
+        "_saw_interim",
         "bytes_passed",
         "idle_since",
         "phase",
@@ -136,11 +136,11 @@ class UpstreamConnection(Receiver):
         self.transport: Transport
         self.phase = _CLOSED
         self._receiver: ResponseReceiver | None = None
-        self._client: Transport
+        self._client_transport: Transport
         """To which the response is written."""
         self._received = b""
         """Of a head that is not complete."""
-        self._has_begun = False
+        self._saw_interim = False
         """An interim response has arrived."""
         self._is_head_request = False
         self._on_gone: Callable[[], None] | None = None
@@ -193,7 +193,7 @@ class UpstreamConnection(Receiver):
         self.phase = _HEAD
         self._receiver = receiver
         self._is_head_request = is_head_request
-        self._has_begun = False
+        self._saw_interim = False
         self.bytes_passed = 0
         self.requests += 1
         if self.requests == 1:
@@ -262,7 +262,7 @@ class UpstreamConnection(Receiver):
             window = self.window
             window.before_last = window.last_chunk
             window.last_chunk = data
-            self._client.write_now(data)
+            self._client_transport.write_now(data)
             return
         receiver = self._receiver
         if self.phase is _ABANDONED:
@@ -293,7 +293,7 @@ class UpstreamConnection(Receiver):
         if receiver is None:
             return
         if phase is _HEAD:
-            is_stale = self.requests > 1 and not self._received and not self._has_begun
+            is_stale = self.requests > 1 and not self._received and not self._saw_interim
             kind = UpstreamClosedKept if is_stale else UpstreamLost
             receiver.on_upstream_failed(
                 kind("The engine closed the connection before it responded.")
@@ -362,7 +362,7 @@ class UpstreamConnection(Receiver):
                 raise UpstreamError("The engine switched protocols without a request to do so.")
             if head.status >= 200:
                 return raw, head
-            self._has_begun = True  # an interim response; the final one follows
+            self._saw_interim = True  # an interim response; the final one follows
 
     def _understand(self, raw: bytes, head: ResponseHead) -> tuple[Response, int]:
         """The meaning of *head*, and the body's length; *raw* is kept for its repetition.
@@ -395,7 +395,7 @@ class UpstreamConnection(Receiver):
             receiver.on_whole_response(response, rest)
             return
         head = receiver.on_response(response, length)
-        self._client = receiver.transport
+        self._client_transport = receiver.transport
         self._body = ResponseBody(framing, length, reads_chunks=receiver.reads_chunks)
         self.window = ResponseWindow(is_event_stream=response.is_event_stream)
         self._to(_BODY)
@@ -403,7 +403,7 @@ class UpstreamConnection(Receiver):
 
     def _pass_on(self, data: bytes) -> None:
         self.bytes_passed += len(data)
-        self._client.write_now(data)
+        self._client_transport.write_now(data)
 
     def _read_body(self, receiver: ResponseReceiver, data: bytes, head: bytes = b"") -> None:
         """Relay what belongs to the response; *head* is sent before it, in the same write."""

@@ -26,8 +26,8 @@ class State(enum.IntEnum):
     FORWARDING = 2  # with the upstream, or connecting to it; the client has received nothing
     # The same two for a stream whose head has been sent ahead of the engine's, by the gateway or by
     # an engine that failed, followed by comments as keep-alive: its status is final.
-    OPEN_QUEUED = 3
-    OPEN_FORWARDING = 4
+    AHEAD_QUEUED = 3
+    AHEAD_FORWARDING = 4
     STREAMING = 5  # the response head has been sent: its status is final
     DONE = 6  # the response is complete; the connection may be reused
     ABORTED = 7  # client or upstream disconnected before that
@@ -39,7 +39,7 @@ class Event(enum.IntEnum):
     HEAD_SENT = 2  # the head of the engine's response
     RESPONSE_SENT = 3  # its last byte
     LOST = 4  # the client disconnected, or the upstream did after the head
-    OPEN = 5  # the gateway sends a stream's head ahead of the engine's
+    SEND_HEAD_AHEAD = 5  # the gateway sends a stream's head ahead of the engine's
     BEGIN = 6  # the engine's response to such a stream begins
     REQUEUE = 7  # the engine failed, and the client has received nothing of the response's body
     RESPONDED = 8  # a complete response is sent in one piece, head included
@@ -50,16 +50,16 @@ TRANSITIONS: Final[dict[Event, dict[State, State]]] = {
     E.QUEUE: {S.READING: S.QUEUED},
     E.REQUEUE: {
         S.FORWARDING: S.QUEUED,
-        S.OPEN_FORWARDING: S.OPEN_QUEUED,
+        S.AHEAD_FORWARDING: S.AHEAD_QUEUED,
         # The head of a stream has been sent. The next engine's head is checked, and not sent.
-        S.STREAMING: S.OPEN_QUEUED,
+        S.STREAMING: S.AHEAD_QUEUED,
     },
     E.FORWARD: {
         S.READING: S.FORWARDING,
         S.QUEUED: S.FORWARDING,
-        S.OPEN_QUEUED: S.OPEN_FORWARDING,
+        S.AHEAD_QUEUED: S.AHEAD_FORWARDING,
     },
-    E.OPEN: {S.QUEUED: S.OPEN_QUEUED, S.FORWARDING: S.OPEN_FORWARDING},
+    E.SEND_HEAD_AHEAD: {S.QUEUED: S.AHEAD_QUEUED, S.FORWARDING: S.AHEAD_FORWARDING},
     E.HEAD_SENT: {S.FORWARDING: S.STREAMING},
     E.RESPONDED: {
         S.FORWARDING: S.DONE,
@@ -67,15 +67,15 @@ TRANSITIONS: Final[dict[Event, dict[State, State]]] = {
         S.READING: S.DONE,
         S.QUEUED: S.DONE,
     },
-    E.BEGIN: {S.OPEN_FORWARDING: S.STREAMING},
+    E.BEGIN: {S.AHEAD_FORWARDING: S.STREAMING},
     E.RESPONSE_SENT: {S.STREAMING: S.DONE},
     # A peer can disconnect at any time; a final state stays as it is.
     E.LOST: {
         S.READING: S.ABORTED,
         S.QUEUED: S.ABORTED,
         S.FORWARDING: S.ABORTED,
-        S.OPEN_QUEUED: S.ABORTED,
-        S.OPEN_FORWARDING: S.ABORTED,
+        S.AHEAD_QUEUED: S.ABORTED,
+        S.AHEAD_FORWARDING: S.ABORTED,
         S.STREAMING: S.ABORTED,
     },
 }
@@ -85,8 +85,8 @@ PHASES: Final[Mapping[State, DisconnectPhase]] = {
     S.READING: "request",
     S.QUEUED: "queued",
     S.FORWARDING: "before_first_byte",
-    S.OPEN_QUEUED: "queued",
-    S.OPEN_FORWARDING: "before_first_byte",
+    S.AHEAD_QUEUED: "queued",
+    S.AHEAD_FORWARDING: "before_first_byte",
     S.STREAMING: "streaming",
 }
 """Of the states in which a client can disconnect."""
@@ -126,12 +126,12 @@ class Exchange(ExchangeRecord):
         Once it cannot, a failure is reported by cutting the connection: the client then detects
         a truncated body. With an error appended to it, the body would look complete.
         """
-        return self.state < State.OPEN_QUEUED
+        return self.state < State.AHEAD_QUEUED
 
     @property
-    def is_open(self) -> bool:
+    def is_head_ahead(self) -> bool:
         """Whether a stream's head has been sent, and no engine has begun the stream."""
-        return self.state in (State.OPEN_QUEUED, State.OPEN_FORWARDING)
+        return self.state in (State.AHEAD_QUEUED, State.AHEAD_FORWARDING)
 
     @property
     def waits_since(self) -> float:

@@ -60,7 +60,7 @@ class Attempting:
     """
 
     def resume(self) -> None:
-        """Go on, from the start or from where the request waits, to where it waits next."""
+        """Run from the start, or from where the request waits, to where it waits next."""
         raise NotImplementedError
 
     def interrupt(self, error: Exception) -> None:
@@ -116,14 +116,14 @@ class Attempt:
 
     # Connect and send ---------------------------------------------------------------------------
 
-    def connect(self, *, anew: bool) -> bool:
+    def connect(self, *, on_new: bool) -> bool:
         """Whether there is a connection by now; else the request is resumed when there is one.
 
         Args:
-            anew: a kept connection is not used.
+            on_new: a kept connection is not used.
         """
         pool = self.replica.pool
-        if not anew:
+        if not on_new:
             self.upstream = pool.take()
             if self.upstream is not None:
                 return True

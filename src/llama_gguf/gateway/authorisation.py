@@ -30,9 +30,10 @@ def authorise(services: Services, client: Client, exchange: Exchange, length: in
         The key's id.
 
     Raises:
-        Unauthorized, KeyExpired: its key is none, or no longer one.
+        Unauthorized, KeyExpired: its key is missing, unknown or expired.
         Limited: its key is over its rate, or its address has tried too many wrong keys.
-        PayloadTooLarge, Draining: it is not served, whatever its key.
+        PayloadTooLarge, Draining: it is refused for every key. It is counted before, so that the
+            refusal has the fields of the rate.
     """
     known = client.known
     principal = known.principal

@@ -59,7 +59,7 @@ class Client(Receiver):
         raise NotImplementedError
 
     def settle_body(self, request: Request) -> None:
-        """Skip the rest of an unread body, if it is short; else the connection cannot go on."""
+        """Skip the rest of an unread body, if it is short; else close after the response."""
         raise NotImplementedError
 
     def common_lines(self, exchange: Exchange) -> list[bytes]:

@@ -84,7 +84,18 @@ _PROXIED: Final = Kind.PROXIED
 
 
 class ClientConnection(Client):
-    """An ``asyncio.Protocol`` by its methods; compiled classes do not inherit from it."""
+    """An ``asyncio.Protocol`` by its methods; compiled classes do not inherit from it.
+
+    Its endings, and what the client gets:
+
+    - ``finish``: a whole response; the connection stays open, or is closed as below.
+    - ``_close_after_response``: a whole response, even if the client is still sending.
+    - ``_close_when_sent``: all that was written, then the end of the stream.
+    - ``break_off``: an incomplete response, perhaps with an error event, then the end or a reset.
+    - ``reset``: a reset, so that the client does not take an incomplete response for a whole one.
+    - ``drain``, ``abort``: the gateway shuts down; an idle connection is closed, an open one reset.
+    - ``on_bug``: this connection is cut, and no other.
+    """
 
     __slots__ = (
         "_deadline",
@@ -113,7 +124,7 @@ class ClientConnection(Client):
         self._received = b""
         """Input that has not been interpreted."""
         self._skip = 0
-        """Bytes to come that count for nothing: the rest of a refused body."""
+        """Bytes still to discard: the rest of a refused body."""
         self._unread = 0
         """Of a body with a length, the bytes that have not been taken out of ``_received``."""
         self._incoming: IncomingBody | None = None
@@ -156,8 +167,8 @@ class ClientConnection(Client):
             self.on_bug()
 
     def eof_received(self) -> bool:
-        # A client that closes its half cannot be told from one that is gone, and the GPU is not
-        # kept busy on the chance that it is still there.
+        # A client that closes its half cannot be distinguished from one that is gone, and the GPU
+        # is not kept busy on the chance that it is still there.
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -224,9 +235,7 @@ class ClientConnection(Client):
                 self._request.on_tick(now)
             elif now >= self._deadline:
                 self._on_deadline(now)
-        except (
-            Exception
-        ):  # a bug in the gateway: the other connections have their turn all the same
+        except Exception:  # a bug in the gateway: the other connections still get their tick
             self.on_bug()
 
     def _on_deadline(self, now: float) -> None:
@@ -293,7 +302,7 @@ class ClientConnection(Client):
             skipped = min(self._skip, len(received))
             self._skip -= skipped
             received = received[skipped:]
-        # RFC 9112 section 2.2: an empty line, or more, before a request is none of it.
+        # RFC 9112 section 2.2: empty lines before a request are not part of it.
         lines = _EMPTY_LINES.match(received)
         return received[lines.end() :] if lines else received
 
@@ -392,7 +401,7 @@ class ClientConnection(Client):
             request.on_body(body)
 
     def settle_body(self, request: Request) -> None:
-        """Skip the rest of an unread body, if it is short; else the connection cannot go on."""
+        """Skip the rest of an unread body, if it is short; else close after the response."""
         if self._state is not _BODY:
             return
         # With 100-continue unanswered, whether the body will come is the client's choice.
@@ -525,7 +534,7 @@ class ClientConnection(Client):
             self.transport.resume_reading()
 
     def _begin_turn(self) -> None:
-        """Interpret the held input in a turn of the loop of its own."""
+        """Interpret the held input in a separate turn of the loop."""
         if not self._is_turn_due:
             self._is_turn_due = True
             self._services.loop.call_soon(self._take_turn)
@@ -559,7 +568,7 @@ class ClientConnection(Client):
         self._skip = 0
 
     def _close_when_sent(self) -> None:
-        """Close once the client has taken what was written; but do not wait for ever for that."""
+        """Close once the client has taken what was written; within a time limit."""
         self._discard_input()
         self._deadline = self._services.clock.now() + self._services.limits.client_header_timeout
         self.transport.close()
@@ -568,7 +577,7 @@ class ClientConnection(Client):
         """Cut the connection, so that no client takes what it got for whole."""
         sockets.reset(self.transport)
 
-    # What the gateway asks ----------------------------------------------------------------------
+    # What the gateway calls ----------------------------------------------------------------------
 
     @property
     def upstream(self) -> UpstreamConnection | None:

@@ -1,6 +1,6 @@
 """The dashboard: three static files, and the data that they show.
 
-The page is for anybody, as it holds nothing; its numbers need a key. Nothing in it comes from
+The page needs no key, since it contains nothing; its numbers need one. Nothing in it comes from
 elsewhere, and its policy lets nothing else in: no inline code, no frame around it.
 """
 

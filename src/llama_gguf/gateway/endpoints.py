@@ -30,8 +30,8 @@ _FOR_KEYS: Final = frozenset([Kind.RELOAD, Kind.USAGE, Kind.DASHBOARD_DATA])
 
 EXPENSIVE_SECONDS: Final = 0.01
 HELD_TIMES: Final = 20
-"""Metrics that took ``EXPENSIVE_SECONDS`` or more of CPU to render are sent again for so many times
-as long: scrapes, which need no key, take no more than a twentieth of the loop's time."""
+"""Metrics that took ``EXPENSIVE_SECONDS`` or more of CPU to render are sent again for a multiple of
+that time: scrapes, which need no key, take no more than a twentieth of the loop's time."""
 
 
 def needs_key(kind: Kind, settings: RouteSettings) -> bool:

@@ -17,7 +17,7 @@ class State(enum.StrEnum):
 
 class Event(enum.StrEnum):
     LISTENS = "listens"
-    STOP = "stop"  # SIGTERM, SIGINT, the supervisor is gone, or a task of its own failed
+    STOP = "stop"  # SIGTERM, SIGINT, the supervisor is gone, or one of its tasks failed
     DRAINED = "drained"  # no request is open any more, or DRAIN_TIMEOUT is over
 
 

@@ -2,8 +2,7 @@
 
 ``_run`` is its life, and reads from top to bottom. It is a generator, not a task: each ``yield``
 waits for one thing, and what it waited for calls ``resume``, or ``interrupt`` with what went
-wrong. So nothing is scheduled on the way, and ``finally`` gives back all that the request held,
-whatever ended it.
+wrong. So nothing is scheduled on the way, and ``finally`` gives back all that the request held.
 
 What happens at an engine is in ``attempt.py``: a request has one attempt, and another one if an
 engine fails it before its response has begun (``scheduling/failure_policy.py``).
@@ -119,7 +118,7 @@ class ProxiedRequest(Attempting):
                     attempt = self._attempt
                     assert attempt is not None
                 try:
-                    if not attempt.connect(anew=exchange.has_retried):
+                    if not attempt.connect(on_new=exchange.has_retried):
                         yield  # until there is a connection
                     self._send(attempt)
                     yield  # until the response is whole
@@ -222,8 +221,8 @@ class ProxiedRequest(Attempting):
     def _reserve(self, size: int) -> None:
         """Count all *size* bytes that have arrived of its body.
 
-        A body that came with its head, and goes on at once, is never counted: a read is no larger
-        than 64 KiB, and no more of them run than there are slots.
+        A body that came with its head, and is forwarded at once, is never counted: a read is no
+        larger than 64 KiB, and no more of them run than there are slots.
 
         Raises:
             QueueFull: there is no memory for it.
@@ -402,7 +401,7 @@ class ProxiedRequest(Attempting):
             self._services.stream_searches.add(self, exchange.stream_search)
 
     def search_body(self, search: StreamSearch, effort: int, now: float) -> int:
-        """Search on for ``stream`` in the body; begin the stream if it asks for one.
+        """Search on for ``stream`` in the body; begin the stream if it requests one.
 
         Returns:
             The effort that it took, as ``StreamSearch.advance`` counts it.
@@ -414,7 +413,7 @@ class ProxiedRequest(Attempting):
             spent = search.advance(self._body, effort)
             if search.answer:
                 self._begin_early(now)
-        except Exception:  # a bug in the gateway: the other searches have their turn all the same
+        except Exception:  # a bug in the gateway: the other searches continue
             search.answer = False
             self._client.on_bug()
             return effort
@@ -545,7 +544,7 @@ class ProxiedRequest(Attempting):
     # The end ------------------------------------------------------------------------------------
 
     def _give_back(self, exchange: Exchange) -> None:
-        """Give back all that the request holds, whatever ended it."""
+        """Give back all that the request holds."""
         self._is_over = True
         if self._replay is not None:
             self._services.replay_order.leave(self)

@@ -95,7 +95,7 @@ def test_the_estimated_share_is_always_below_1(read: int, model: int, share: flo
 
 def test_requests_without_any_response_are_stuck_after_a_while() -> None:
     watch = FlowWatch(60.0)
-    stuck = Activity(busy=2, running=2, answered=7, moves=9)
+    stuck = Activity(busy=2, running=2, responses=7, data_ticks=9)
 
     assert first(lambda now: watch.is_stuck(stuck, now)) == 61.0
 
@@ -103,9 +103,9 @@ def test_requests_without_any_response_are_stuck_after_a_while() -> None:
 @pytest.mark.parametrize(
     "at",
     [
-        lambda now: Activity(busy=3, running=0, answered=7, moves=9),
-        lambda now: Activity(busy=2, running=2, answered=7, moves=int(now) // 50),
-        lambda now: Activity(busy=2, running=2, answered=int(now) // 50, moves=9),
+        lambda now: Activity(busy=3, running=0, responses=7, data_ticks=9),
+        lambda now: Activity(busy=2, running=2, responses=7, data_ticks=int(now) // 50),
+        lambda now: Activity(busy=2, running=2, responses=int(now) // 50, data_ticks=9),
     ],
     ids=["nothing is at the engine", "bytes come", "others are answered"],
 )
@@ -123,14 +123,14 @@ def test_as_long_as_the_engine_sends_anything_nothing_is_stuck(
 def test_no_requests_for_a_while_is_idle() -> None:
     watch = IdleWatch(600.0)
 
-    assert first(lambda now: watch.is_idle(Activity(answered=5), now)) == 601.0
+    assert first(lambda now: watch.is_idle(Activity(responses=5), now)) == 601.0
 
 
 @pytest.mark.parametrize(
     "at",
     [
         lambda now: Activity(busy=1),
-        lambda now: Activity(answered=int(now) // 500),  # between two checks
+        lambda now: Activity(responses=int(now) // 500),  # between two checks
     ],
     ids=["one is under way", "one was answered"],
 )

@@ -99,7 +99,7 @@ class FlowWatch:
 
     def is_stuck(self, activity: Activity, now: float) -> bool:
         """Check at *now*."""
-        received = (activity.answered, activity.moves)
+        received = (activity.responses, activity.data_ticks)
         sign = not activity.running or received != self._seen
         self._seen = received
         return self._patience.is_over(sign=sign, now=now)
@@ -114,12 +114,12 @@ class IdleWatch:
 
     def __init__(self, seconds: float) -> None:
         self._patience = Patience(seconds)
-        self._answered: int | None = None
+        self._responses: int | None = None
 
     def is_idle(self, activity: Activity, now: float) -> bool:
         """Check at *now*."""
-        sign = activity.busy > 0 or activity.answered != self._answered
-        self._answered = activity.answered
+        sign = activity.busy > 0 or activity.responses != self._responses
+        self._responses = activity.responses
         return self._patience.is_over(sign=sign, now=now)
 
 

@@ -112,7 +112,7 @@ class EngineManager(ManagedProcess):
         self._launch: Launch
         self._activity: Activity | None = None
         self._has_activity = asyncio.Event()
-        self._wanted = asyncio.Event()
+        self._requested = asyncio.Event()
         self._log: LogWriter | None = None
         self.status = EngineStatus(EngineState.STARTING, since=wall_now(), restarts=_NO_RESTARTS)
 
@@ -122,8 +122,8 @@ class EngineManager(ManagedProcess):
         """Process a report of the gateway; None when there is no gateway."""
         self._activity = activity
         self._has_activity.set()
-        if activity is not None and activity.wants_engine:
-            self._wanted.set()
+        if activity is not None and activity.engine_requested:
+            self._requested.set()
 
     def report(self, detail: str, progress: float | None = None) -> None:
         """Publish the progress of the preparation of the first start."""
@@ -195,8 +195,8 @@ class EngineManager(ManagedProcess):
     def _is_stopping(self) -> bool:
         return self._is_serve_stopping()
 
-    async def _until_wanted(self) -> None:
-        await self._wanted.wait()
+    async def _until_requested(self) -> None:
+        await self._requested.wait()
         _log.info("engine_woken", "A request arrived: starting llama-server again")
 
     def _on_death(self, life: Life) -> None:
@@ -333,13 +333,16 @@ class EngineManager(ManagedProcess):
         """
         if self._is_stopping():
             return False
-        self._wanted.clear()
+        self._requested.clear()
         if self.status.state is EngineState.READY:
             self._policy.on(Event.SLEEPS, self._clock.now())
         self._set_status(self.status.moved(EngineState.ASLEEP, wall_now()))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ACKNOWLEDGE_SECONDS):
-                while self._activity is None or self._activity.heard != self.status.revision:
+                while (
+                    self._activity is None
+                    or self._activity.acknowledged_revision != self.status.revision
+                ):
                     self._has_activity.clear()
                     await self._has_activity.wait()
                 if not self._activity.busy:

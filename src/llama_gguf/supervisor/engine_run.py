@@ -257,7 +257,7 @@ class EngineManager(ManagedProcess):
         while not (finding := await probe.look()).serves:
             now, progress = self._clock.now(), child.progress()
             share = progress.share_of(self._launch.model_bytes)
-            if report.is_due(share, now):
+            if report.check(share, now):
                 _log.info(
                     "engine_progress",
                     "The model is still loading after {seconds:.0f} s"
@@ -268,7 +268,7 @@ class EngineManager(ManagedProcess):
                 )
             if share is not None:
                 self._set_status(replace(self.status, progress=round(share, 2)))
-            if stall.is_stalled(progress, now):
+            if stall.check(progress, now):
                 return self._stalled()
             await self._clock.sleep(PROBE_LOADING_SECONDS)
         self._on_loaded(finding, round(self._clock.now() - began_at, 3))
@@ -301,14 +301,14 @@ class EngineManager(ManagedProcess):
             finding = await probe.look()
             self._note_sleep(finding)
             now, activity = self._clock.now(), self._activity or Activity()
-            if health.is_over(sign=finding.state is not EngineState.UNREACHABLE, now=now):
+            if health.check(sign=finding.state is not EngineState.UNREACHABLE, now=now):
                 return _hanging(f"It did not respond for {settings.watchdog_health:g} s.")
-            if flow.is_stuck(activity, now):
+            if flow.check(activity, now):
                 return _hanging(
                     f"It sent nothing on any of its {activity.running} requests "
                     f"for {settings.watchdog_stall:g} s."
                 )
-            if idle.is_idle(activity, now) and await self._may_be_stopped():
+            if idle.check(activity, now) and await self._try_idle_stop():
                 _log.info(
                     "engine_asleep",
                     "Stopping llama-server after {seconds:g} s without requests",
@@ -326,8 +326,8 @@ class EngineManager(ManagedProcess):
         elif finding.state is EngineState.READY and state is EngineState.ASLEEP:
             self._move(Event.SERVES)
 
-    async def _may_be_stopped(self) -> bool:
-        """Make new requests wait; False if one was in flight after all.
+    async def _try_idle_stop(self) -> bool:
+        """Make new requests wait, so that it can be stopped; False if one was in flight after all.
 
         No request can be lost once the gateway has acknowledged the status with none in flight.
         """

@@ -252,7 +252,7 @@ def test_a_large_file_is_read_with_pauses_for_the_loop(
 
 def check(key_store: KeyStore, path: Path) -> bool:
     """One check of the file, which is loaded if that is due, as by ``watch``."""
-    is_due = key_store.is_due(stamps.stamp(str(path)))
+    is_due = key_store.check(stamps.stamp(str(path)))
     if is_due:
         with suppress(ReloadFailed):
             key_store.load()

@@ -12,12 +12,12 @@ counts = st.integers(0, 1 << 50)
 @given(
     activity=st.builds(
         Activity,
-        heard=counts,
+        acknowledged_revision=counts,
         busy=counts,
         running=counts,
-        answered=counts,
-        moves=counts,
-        wants_engine=st.booleans(),
+        responses=counts,
+        data_ticks=counts,
+        engine_requested=st.booleans(),
     )
 )
 def test_an_activity_is_one_line_and_is_read_back_unchanged(

@@ -273,7 +273,7 @@ def looks(
     engine: Engine,
     count: int,
     on_look: Callable[[Finding], None],
-    is_heard: Callable[[], bool] = lambda: False,
+    has_responded: Callable[[], bool] = lambda: False,
 ) -> None:
     """Watch *engine* until *on_look* has received *count* findings."""
     remaining = count
@@ -290,7 +290,7 @@ def looks(
                 enough.set()
 
         watching = asyncio.get_running_loop().create_task(
-            watch(probe, report, ready_every=0.001, else_every=0.001, is_heard=is_heard)
+            watch(probe, report, ready_every=0.001, else_every=0.001, has_responded=has_responded)
         )
         await enough.wait()
         watching.cancel()
@@ -314,7 +314,7 @@ def test_a_watch_reports_every_probe_until_it_is_cancelled() -> None:
 
 
 class Heard:
-    """``is_heard``: true for the first *times* calls."""
+    """``has_responded``: true for the first *times* calls."""
 
     def __init__(self, times: int) -> None:
         self.left = times
@@ -326,10 +326,10 @@ class Heard:
         return self.left >= 0
 
 
-def looks_while_heard(engine: Engine, is_heard: Heard, count: int) -> list[int]:
-    """The number of calls of *is_heard* before each of *count* probes."""
+def looks_while_heard(engine: Engine, has_responded: Heard, count: int) -> list[int]:
+    """The number of calls of *has_responded* before each of *count* probes."""
     calls: list[int] = []
-    looks(engine, count, lambda _: calls.append(is_heard.calls), is_heard)
+    looks(engine, count, lambda _: calls.append(has_responded.calls), has_responded)
     return calls
 
 

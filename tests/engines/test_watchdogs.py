@@ -31,22 +31,22 @@ def first(over: Callable[[float], bool], *, until: float = 1000.0) -> float | No
 def test_patience_ends_after_its_seconds_without_a_sign() -> None:
     patience = Patience(30.0)
 
-    assert first(lambda now: patience.is_over(sign=now < 100, now=now)) == 130.0
+    assert first(lambda now: patience.check(sign=now < 100, now=now)) == 130.0
 
 
 def test_patience_that_is_zero_never_ends() -> None:
     patience = Patience(0.0)
 
-    assert first(lambda now: patience.is_over(sign=False, now=now)) is None
+    assert first(lambda now: patience.check(sign=False, now=now)) is None
 
 
 def test_time_in_which_the_machine_was_frozen_does_not_count() -> None:
     patience = Patience(30.0)
-    assert not patience.is_over(sign=True, now=0.0)
+    assert not patience.check(sign=True, now=0.0)
 
-    assert not patience.is_over(sign=False, now=3600.0)
-    assert not patience.is_over(sign=False, now=3610.0)
-    assert not patience.is_over(sign=True, now=3611.0)
+    assert not patience.check(sign=False, now=3600.0)
+    assert not patience.check(sign=False, now=3610.0)
+    assert not patience.check(sign=True, now=3611.0)
 
 
 # Progress of a load -------------------------------------------------------------------------------
@@ -67,7 +67,7 @@ AT_FIRST = Progress(1.0, (5,), memory_bytes=1 << 30, read_bytes=1 << 20)
 def test_a_load_with_progress_is_not_stalled_however_long_it_takes(moved: Progress) -> None:
     watch = StallWatch(300.0)
 
-    over = first(lambda now: watch.is_stalled(AT_FIRST if now < 250 else moved, now))
+    over = first(lambda now: watch.check(AT_FIRST if now < 250 else moved, now))
 
     assert over == 551.0
 
@@ -79,7 +79,7 @@ def test_the_cost_of_our_probes_is_no_sign_of_progress() -> None:
         cost = int(second) * 4096
         return Progress(1.0 + second * 0.01, (5,), (1 << 30) + cost, cost)
 
-    assert first(lambda now: watch.is_stalled(spent(now), now)) == 301.0
+    assert first(lambda now: watch.check(spent(now), now)) == 301.0
 
 
 @pytest.mark.parametrize(
@@ -95,17 +95,17 @@ def test_the_estimated_share_is_always_below_1(read: int, model: int, share: flo
 
 def test_requests_without_any_response_are_stuck_after_a_while() -> None:
     watch = FlowWatch(60.0)
-    stuck = Activity(busy=2, running=2, answered=7, moves=9)
+    stuck = Activity(busy=2, running=2, responses=7, data_ticks=9)
 
-    assert first(lambda now: watch.is_stuck(stuck, now)) == 61.0
+    assert first(lambda now: watch.check(stuck, now)) == 61.0
 
 
 @pytest.mark.parametrize(
     "at",
     [
-        lambda now: Activity(busy=3, running=0, answered=7, moves=9),
-        lambda now: Activity(busy=2, running=2, answered=7, moves=int(now) // 50),
-        lambda now: Activity(busy=2, running=2, answered=int(now) // 50, moves=9),
+        lambda now: Activity(busy=3, running=0, responses=7, data_ticks=9),
+        lambda now: Activity(busy=2, running=2, responses=7, data_ticks=int(now) // 50),
+        lambda now: Activity(busy=2, running=2, responses=int(now) // 50, data_ticks=9),
     ],
     ids=["nothing is at the engine", "bytes come", "others are answered"],
 )
@@ -114,7 +114,7 @@ def test_as_long_as_the_engine_sends_anything_nothing_is_stuck(
 ) -> None:
     watch = FlowWatch(60.0)
 
-    assert first(lambda now: watch.is_stuck(at(now), now)) is None
+    assert first(lambda now: watch.check(at(now), now)) is None
 
 
 # Idle ---------------------------------------------------------------------------------------------
@@ -123,21 +123,21 @@ def test_as_long_as_the_engine_sends_anything_nothing_is_stuck(
 def test_no_requests_for_a_while_is_idle() -> None:
     watch = IdleWatch(600.0)
 
-    assert first(lambda now: watch.is_idle(Activity(answered=5), now)) == 601.0
+    assert first(lambda now: watch.check(Activity(responses=5), now)) == 601.0
 
 
 @pytest.mark.parametrize(
     "at",
     [
         lambda now: Activity(busy=1),
-        lambda now: Activity(answered=int(now) // 500),  # between two checks
+        lambda now: Activity(responses=int(now) // 500),  # between two checks
     ],
     ids=["one is under way", "one was answered"],
 )
 def test_an_engine_with_requests_is_not_idle(at: Callable[[float], Activity]) -> None:
     watch = IdleWatch(600.0)
 
-    assert first(lambda now: watch.is_idle(at(now), now)) is None
+    assert first(lambda now: watch.check(at(now), now)) is None
 
 
 # When a load is reported --------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def test_an_engine_with_requests_is_not_idle(at: Callable[[float], Activity]) ->
 def reported(shares: Callable[[float], float | None], seconds: int) -> list[int]:
     """The seconds at which a load is reported."""
     report = LoadReport()
-    return [n for n in range(seconds) if report.is_due(shares(float(n)), float(n))]
+    return [n for n in range(seconds) if report.check(shares(float(n)), float(n))]
 
 
 def test_a_short_load_is_not_reported() -> None:

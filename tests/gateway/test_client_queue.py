@@ -419,7 +419,7 @@ def test_a_request_for_an_engine_that_is_asleep_wakes_it(
 ) -> None:
     rig = new_rig(state=EngineState.ASLEEP)
     woken: list[int] = []
-    rig.services.engine.on_wanted = lambda: woken.append(rig.services.admission.queued)
+    rig.services.engine.on_engine_requested = lambda: woken.append(rig.services.admission.queued)
 
     client = rig.send_request(request(body=b"{}") if body else request("GET", "/v1/models"))
     rig.spin()
@@ -430,7 +430,7 @@ def test_a_request_for_an_engine_that_is_asleep_wakes_it(
 
 def test_what_is_answered_here_wakes_nobody(new_rig: NewRig) -> None:
     rig = new_rig(state=EngineState.ASLEEP)
-    rig.services.engine.on_wanted = lambda: pytest.fail("it was woken")
+    rig.services.engine.on_engine_requested = lambda: pytest.fail("it was woken")
 
     for target in ("/ping", "/health", "/metrics"):
         assert rig.send_request(request("GET", target, key=None)).response.status == 200

@@ -12,7 +12,7 @@ import pytest
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.activity import GREETING, Activity
 from llama_gguf.engines.status import EngineState, EngineStatus
-from llama_gguf.gateway.control import Control, answered, is_comment
+from llama_gguf.gateway.control import Control, is_comment
 from llama_gguf.gateway.services import Services
 from tests.support.fakes import NewRig
 from tests.support.messages import request
@@ -65,7 +65,7 @@ def run(folder: Path, scenario: Callable[[Supervisor], Awaitable[None]]) -> bool
 def test_it_takes_what_it_is_told_and_says_what_it_has_heard(tmp_path: Path) -> None:
     async def scenario(supervisor: Supervisor) -> None:
         supervisor.tell(READY)
-        assert await supervisor.heard() == Activity(heard=7)
+        assert await supervisor.heard() == Activity(acknowledged_revision=7)
         assert supervisor.services.engine.status == READY
         assert supervisor.services.engine.is_supervised
 
@@ -80,7 +80,7 @@ def test_a_tick_on_which_nothing_has_changed_says_nothing(tmp_path: Path) -> Non
             supervisor.control.tick()
         supervisor.services.metrics.queue_waits.observe([0.1, 0.2])
         supervisor.control.tick()
-        assert await supervisor.heard() == Activity(heard=7, answered=2)
+        assert await supervisor.heard() == Activity(acknowledged_revision=7, responses=2)
 
     run(tmp_path, scenario)
 
@@ -90,7 +90,7 @@ def test_a_request_for_an_engine_that_is_asleep_is_told_at_once(tmp_path: Path) 
         supervisor.tell(EngineStatus(EngineState.ASLEEP, since=0.0, revision=8))
         await supervisor.heard()
         supervisor.services.engine.require(may_wait=True)
-        assert (await supervisor.heard()).wants_engine
+        assert (await supervisor.heard()).engine_requested
 
     run(tmp_path, scenario)
 
@@ -122,7 +122,7 @@ def test_bytes_of_an_answer_are_a_move_and_silence_or_comments_are_none(new_rig:
             if data:
                 rig.upstreams[0].send(data)
             control.tick()
-            return control._activity().moves
+            return control._activity().data_ticks
 
         rig.send_request(request(body=b'{"stream":true}'))
         before = moves_after(b"")
@@ -133,7 +133,7 @@ def test_bytes_of_an_answer_are_a_move_and_silence_or_comments_are_none(new_rig:
         assert moves_after(b"3\r\n:\n\n\r\n") == before + 2
         assert moves_after(b"9\r\ndata: 2\n\n\r\n") == before + 3
         activity = control._activity()
-        assert (activity.busy, activity.running, activity.answered) == (1, 1, 0)
+        assert (activity.busy, activity.running, activity.responses) == (1, 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -159,4 +159,4 @@ def test_answers_are_counted(new_rig: NewRig) -> None:
     for _ in range(3):
         assert rig.send_request().response.status == 200
 
-    assert answered(rig.metrics) == 3
+    assert rig.metrics.responses == 3

@@ -100,7 +100,7 @@ def test_what_cannot_wait_learns_why(place: Place) -> None:
 
 def test_a_request_wakes_an_engine_that_is_asleep(place: Place) -> None:
     woken: list[bool] = []
-    place.tracker.on_wanted = lambda: woken.append(True)
+    place.tracker.on_engine_requested = lambda: woken.append(True)
     place.is_in(EngineState.ASLEEP)
 
     place.tracker.require(may_wait=True)

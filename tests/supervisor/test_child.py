@@ -326,10 +326,10 @@ def test_responding_to_our_own_probes_is_no_progress(tmp_path: Path) -> None:
             stall_watch = StallWatch(300.0)
             reader, writer = await asyncio.open_unix_connection(socket_path)
             for n in range(1200):
-                assert not stall_watch.is_stalled(watched.child.progress(), n / 4)
+                assert not stall_watch.check(watched.child.progress(), n / 4)
                 writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
                 await reader.readuntil(b'"code":503}}')
             writer.close()
-            assert stall_watch.is_stalled(watched.child.progress(), 300.1)
+            assert stall_watch.check(watched.child.progress(), 300.1)
 
     run(test)

@@ -167,7 +167,9 @@ class Rig:
         """Report an activity of the gateway with *changes*."""
         self.activity = replace(self.activity, **changes)
         if self.gateway_acknowledges:
-            self.engine.on_activity(replace(self.activity, heard=self.engine.status.revision))
+            self.engine.on_activity(
+                replace(self.activity, acknowledged_revision=self.engine.status.revision)
+            )
 
     async def end(self) -> None:
         self.engine.leave()
@@ -379,7 +381,7 @@ def test_an_idle_engine_is_stopped_and_started_by_the_next_request(tmp_path: Pat
         await rig.pass_time(100.0)
         assert rig.engine.child is None
 
-        rig.report_activity(busy=1, wants_engine=True)
+        rig.report_activity(busy=1, engine_requested=True)
         await rig.until(S.READY)
 
         assert rig.engine.status.restarts == NO_RESTARTS

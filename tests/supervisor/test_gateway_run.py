@@ -67,7 +67,7 @@ def test_each_gateway_receives_the_engines_status_and_acknowledges_it(tmp_path: 
         status = EngineStatus(EngineState.LOADING, since=0.0, revision=41)
         running.manager.send_status(status)
         await running.until_ready()
-        await running.until(lambda: Activity(heard=41) in running.reports)
+        await running.until(lambda: Activity(acknowledged_revision=41) in running.reports)
         running.manager.send_status(status.moved(EngineState.READY, 1.0))
         running.reports.clear()
 
@@ -75,7 +75,7 @@ def test_each_gateway_receives_the_engines_status_and_acknowledges_it(tmp_path: 
 
         await running.until(lambda: None in running.reports)
         await running.until_ready()
-        await running.until(lambda: Activity(heard=41) in running.reports)
+        await running.until(lambda: Activity(acknowledged_revision=41) in running.reports)
 
     run(tmp_path, scenario)
 
@@ -91,7 +91,7 @@ def test_an_early_signal_is_delivered_once_the_gateway_is_ready(tmp_path: Path) 
         await running.until(lambda: not running.manager._pending_signals)
         running.manager.pass_on(signal.SIGUSR1)
         running.manager.send_status(EngineStatus(EngineState.READY, since=0.0, revision=3))
-        await running.until(lambda: Activity(heard=3) in running.reports)
+        await running.until(lambda: Activity(acknowledged_revision=3) in running.reports)
         assert running.pid == pid
 
     run(tmp_path, scenario)

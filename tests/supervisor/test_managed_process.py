@@ -111,7 +111,7 @@ class History(ManagedProcess):
     def _is_stopping(self) -> bool:
         return self.is_stopping
 
-    async def _until_wanted(self) -> None:
+    async def _until_requested(self) -> None:
         self.calls.append(("wanted",))
 
     def _on_death(self, life: Life) -> None:

@@ -194,11 +194,11 @@ class KeyStore:
                     return
 
     def _on_look(self, stamp: stamps.Stamp | None) -> None:
-        if self.is_due(stamp):
+        if self.check(stamp):
             self._begin_reload()
 
-    def is_due(self, stamp: stamps.Stamp | None) -> bool:
-        """Whether the file, whose current stamp is *stamp*, has changed and should be read.
+    def check(self, stamp: stamps.Stamp | None) -> bool:
+        """Note the file's current *stamp*, and return whether it has changed and should be read.
 
         1. Unchanged since it was last read: no.
         2. Replaced by another file, as by a rename: yes, since that file is complete.

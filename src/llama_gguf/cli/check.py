@@ -35,7 +35,7 @@ from llama_gguf.config.schema import (
 )
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines import locate, machine, processes
-from llama_gguf.engines.command import engine_address, engine_environment, extra_args
+from llama_gguf.engines.command import engine_environment, extra_args, listen_flags
 from llama_gguf.engines.flags import complaints
 from llama_gguf.errors import UserError, how_to_install
 from llama_gguf.models.engine_options import options
@@ -125,7 +125,7 @@ def facts(settings: Settings, context: Context) -> Iterator[Result]:
     yield _disk(settings.model)
     yield _logs(settings.logs)
     yield _try("extra args", lambda: " ".join(extra_args(settings.engine)) or "none")
-    yield _try("engine address", lambda: " ".join(engine_address(settings.upstream)))
+    yield _try("engine address", lambda: " ".join(listen_flags(settings.upstream)))
     yield from _engine(settings.engine, settings.model, context=context, here=here)
     yield _try("TLS", lambda: _certificate(settings.tls))
     yield _keys(settings.auth)

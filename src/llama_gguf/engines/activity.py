@@ -18,17 +18,17 @@ GREETING: Final = b"\n"
 class Activity:
     """A gateway at one moment. The two counters start at 0 with the gateway and only rise."""
 
-    heard: int = 0
+    acknowledged_revision: int = 0
     """The revision of the last ``EngineStatus`` that it has received."""
     busy: int = 0
     """Requests that are being read, queued or processed."""
     running: int = 0
     """Of these, the requests that hold a slot of the engine."""
-    answered: int = 0
+    responses: int = 0
     """Counter: requests that the engine has responded to."""
-    moves: int = 0
+    data_ticks: int = 0
     """Counter: checks at which the engine had sent something since the last one."""
-    wants_engine: bool = False
+    engine_requested: bool = False
     """A request has arrived while the engine is asleep."""
 
     def to_line(self) -> bytes:

@@ -59,7 +59,7 @@ def engine_argv(
         model_path: the GGUF file, or the first of its parts.
         alias: the name that ``/v1/models`` shows instead of a path.
     """
-    argv = [binary, "--model", model_path, "--alias", alias, *engine_address(upstream)]
+    argv = [binary, "--model", model_path, "--alias", alias, *listen_flags(upstream)]
     argv += ["--ctx-size", str(settings.ctx), "--n-gpu-layers", str(settings.ngl)]
     if settings.threads:
         argv += ["--threads", str(settings.threads)]
@@ -68,7 +68,7 @@ def engine_argv(
     return [*argv, "--metrics", *extra_args(settings)]
 
 
-def engine_address(settings: UpstreamSettings) -> list[str]:
+def listen_flags(settings: UpstreamSettings) -> list[str]:
     """The flags with the address on which llama-server listens.
 
     Raises:

@@ -149,7 +149,7 @@ async def watch(
     *,
     ready_every: float,
     else_every: float,
-    is_heard: Callable[[], bool] = lambda: False,
+    has_responded: Callable[[], bool] = lambda: False,
 ) -> None:
     """Probe periodically; *report* is called with every finding.
 
@@ -158,14 +158,15 @@ async def watch(
         report: called after each probe.
         ready_every: seconds between probes while the engine serves.
         else_every: the same while it does not.
-        is_heard: whether the engine has responded to a request lately, so that a probe is needless.
-            Up to ``MAX_SPARED`` in a row are skipped, since the engine may have been replaced.
+        has_responded: whether the engine has responded to a request lately, so that a probe is
+            needless. Up to ``MAX_SPARED`` in a row are skipped, since the engine may have been
+            replaced.
     """
     while True:
         finding = await probe.look()
         report(finding)
         await asyncio.sleep(ready_every if finding.serves else else_every)
         remaining = MAX_SPARED if finding.state is EngineState.READY else 0
-        while remaining and is_heard():
+        while remaining and has_responded():
             remaining -= 1
             await asyncio.sleep(ready_every)

@@ -28,8 +28,13 @@ class Patience:
         self._waited = 0.0
         self._last_check: float | None = None
 
-    def is_over(self, *, sign: bool, now: float) -> bool:
-        """Check at *now*; *sign*: whether there was one since the last check."""
+    def check(self, *, sign: bool, now: float) -> bool:
+        """Note a check at *now*, and return whether the time is over.
+
+        Args:
+            sign: whether there was one since the last check.
+            now: seconds on any clock.
+        """
         step = 0.0 if self._last_check is None else now - self._last_check
         self._last_check = now
         self._waited = 0.0 if sign else self._waited + min(step, self.MAX_STEP_SECONDS)
@@ -72,12 +77,12 @@ class StallWatch:
         self._moved_at = 0.0
         self._last: Progress | None = None
 
-    def is_stalled(self, progress: Progress, now: float) -> bool:
-        """Check at *now*."""
+    def check(self, progress: Progress, now: float) -> bool:
+        """Note a check at *now*, and return whether it is stalled."""
         sign = self._last is None or self._has_moved(self._last, progress, now - self._moved_at)
         if sign:
             self._moved_at, self._last = now, progress
-        return self._patience.is_over(sign=sign, now=now)
+        return self._patience.check(sign=sign, now=now)
 
     def _has_moved(self, last: Progress, progress: Progress, elapsed: float) -> bool:
         busy = progress.cpu_seconds - last.cpu_seconds > max(elapsed, 1.0) * self._BUSY
@@ -97,12 +102,12 @@ class FlowWatch:
         self._patience = Patience(seconds)
         self._seen: tuple[int, int] | None = None
 
-    def is_stuck(self, activity: Activity, now: float) -> bool:
-        """Check at *now*."""
-        received = (activity.answered, activity.moves)
+    def check(self, activity: Activity, now: float) -> bool:
+        """Note a check at *now*, and return whether it hangs."""
+        received = (activity.responses, activity.data_ticks)
         sign = not activity.running or received != self._seen
         self._seen = received
-        return self._patience.is_over(sign=sign, now=now)
+        return self._patience.check(sign=sign, now=now)
 
 
 class IdleWatch:
@@ -114,13 +119,13 @@ class IdleWatch:
 
     def __init__(self, seconds: float) -> None:
         self._patience = Patience(seconds)
-        self._answered: int | None = None
+        self._responses: int | None = None
 
-    def is_idle(self, activity: Activity, now: float) -> bool:
-        """Check at *now*."""
-        sign = activity.busy > 0 or activity.answered != self._answered
-        self._answered = activity.answered
-        return self._patience.is_over(sign=sign, now=now)
+    def check(self, activity: Activity, now: float) -> bool:
+        """Note a check at *now*, and return whether it may be stopped."""
+        sign = activity.busy > 0 or activity.responses != self._responses
+        self._responses = activity.responses
+        return self._patience.check(sign=sign, now=now)
 
 
 class LoadReport:
@@ -137,8 +142,13 @@ class LoadReport:
         self._tenth = 0
         self._reported_at: float | None = None
 
-    def is_due(self, share: float | None, now: float) -> bool:
-        """Whether to report at *now*. *share*: how much of the model is loaded, from 0 to 1."""
+    def check(self, share: float | None, now: float) -> bool:
+        """Note a check at *now*, and return whether to report.
+
+        Args:
+            share: how much of the model is loaded, from 0 to 1; None if unknown.
+            now: seconds on any clock.
+        """
         if self._reported_at is None:
             self._reported_at = now
         elapsed = now - self._reported_at

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Final
 
 from llama_gguf.engines.activity import GREETING, Activity
 from llama_gguf.engines.status import EngineStatus
-from llama_gguf.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.services import Services
@@ -38,7 +37,7 @@ class Control:
         self._channel = channel
         self._writer: asyncio.StreamWriter | None = None
         self._sent: Activity | None = None
-        self._moves = 0
+        self._data_ticks = 0
         self._passed: dict[UpstreamConnection, int] = {}
         """Bytes of each response that had passed at the last tick, by connection."""
 
@@ -49,7 +48,7 @@ class Control:
         self._writer = writer
         writer.write(GREETING)
         services.engine.is_supervised = True
-        services.engine.on_wanted = self._want_engine
+        services.engine.on_engine_requested = self._request_engine
         try:
             with contextlib.suppress(ConnectionError):  # it was killed, with lines of ours unread
                 while (line := await reader.readline()).endswith(b"\n"):
@@ -63,22 +62,22 @@ class Control:
         on_gone()
 
     def tick(self) -> None:
-        self._note_moves()
-        self._send(self._activity(wants_engine=self._services.admission.queued > 0))
+        self._note_data()
+        self._send(self._activity(engine_requested=self._services.admission.queued > 0))
 
-    def _want_engine(self) -> None:
-        self._send(self._activity(wants_engine=True))
+    def _request_engine(self) -> None:
+        self._send(self._activity(engine_requested=True))
 
-    def _activity(self, *, wants_engine: bool = False) -> Activity:
+    def _activity(self, *, engine_requested: bool = False) -> Activity:
         services = self._services
         services.recorder.settle()
         return Activity(
-            heard=services.engine.status.revision,
+            acknowledged_revision=services.engine.status.revision,
             busy=services.connections.busy(),
             running=services.admission.running,
-            answered=answered(services.metrics),
-            moves=self._moves,
-            wants_engine=wants_engine,
+            responses=services.metrics.responses,
+            data_ticks=self._data_ticks,
+            engine_requested=engine_requested,
         )
 
     def _send(self, activity: Activity) -> None:
@@ -89,17 +88,17 @@ class Control:
             writer.write(activity.to_line())
             self._sent = activity
 
-    def _note_moves(self) -> None:
-        """Count a move if the engine has sent anything new since the last tick."""
+    def _note_data(self) -> None:
+        """Count this tick if the engine has sent data since the last one."""
         before, self._passed = self._passed, {}
-        has_moved = False
+        has_data = False
         for connection in self._services.connections:
             upstream = connection.upstream
             if upstream is not None:
                 self._passed[upstream] = upstream.bytes_passed
                 new = upstream.bytes_passed - before.get(upstream, 0)
-                has_moved = has_moved or (new != 0 and not is_comment(upstream.tail, new))
-        self._moves += has_moved
+                has_data = has_data or (new != 0 and not is_comment(upstream.tail, new))
+        self._data_ticks += has_data
 
 
 def is_comment(tail: bytes, new_bytes: int) -> bool:
@@ -109,8 +108,3 @@ def is_comment(tail: bytes, new_bytes: int) -> bool:
     hang.
     """
     return new_bytes == len(b"3\r\n:\n\n\r\n") and tail in (b":\n\n", b"\n:\n\n")
-
-
-def answered(metrics: Metrics) -> int:
-    """How many requests the engine has responded to."""
-    return metrics.responses

@@ -45,7 +45,7 @@ class EngineTracker:
         """How often it ended, or could not be reached any more, while it served."""
         self.is_supervised = False
         """Whether a supervisor reports its status."""
-        self.on_wanted: Callable[[], None] = _ignore
+        self.on_engine_requested: Callable[[], None] = _ignore
         """Called when a request arrives for an engine that is asleep."""
 
     def update(self, status: EngineStatus) -> None:
@@ -90,7 +90,7 @@ class EngineTracker:
             ModelLoading, BackendUnavailable: it cannot wait.
         """
         if self.status.state is EngineState.ASLEEP:
-            self._loop.call_soon(self.on_wanted)  # when the request is in the queue
+            self._loop.call_soon(self.on_engine_requested)  # when the request is in the queue
         if not (may_wait and self.may_come):
             raise self.unavailable()
 

@@ -265,7 +265,7 @@ class Gateway:
                 self._on_finding,
                 ready_every=PROBE_READY_SECONDS,
                 else_every=PROBE_ELSE_SECONDS,
-                is_heard=self._has_engine_responded,
+                has_responded=self._has_engine_responded,
             )
         else:
             await self._control.follow(self._on_supervisor_gone)

@@ -23,7 +23,7 @@ from llama_gguf.config import settings as settings_module
 from llama_gguf.config.parsers import as_text
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.address import EngineAddress
-from llama_gguf.engines.command import engine_address, extra_args
+from llama_gguf.engines.command import extra_args, listen_flags
 from llama_gguf.engines.status import HEALTH_STATUS, EngineState, EngineStatus
 from llama_gguf.errors import UserError
 from llama_gguf.models.landing import Meter
@@ -74,7 +74,7 @@ def serve(
         UserError: a setting is invalid, an address is taken, or model or engine is missing.
     """
     extra_args(settings.engine)  # mistakes in these are reported before anything starts
-    engine_address(settings.upstream)
+    listen_flags(settings.upstream)
     plan.ports(settings.listen, settings.upstream)
     if settings.tls.tls_cert_file:
         tls.load(settings.tls.tls_cert_file, settings.tls.tls_key_file)

@@ -112,7 +112,7 @@ class EngineManager(ManagedProcess):
         self._launch: Launch
         self._activity: Activity | None = None
         self._has_activity = asyncio.Event()
-        self._wanted = asyncio.Event()
+        self._requested = asyncio.Event()
         self._log: LogWriter | None = None
         self.status = EngineStatus(EngineState.STARTING, since=wall_now(), restarts=_NO_RESTARTS)
 
@@ -122,8 +122,8 @@ class EngineManager(ManagedProcess):
         """Process a report of the gateway; None when there is no gateway."""
         self._activity = activity
         self._has_activity.set()
-        if activity is not None and activity.wants_engine:
-            self._wanted.set()
+        if activity is not None and activity.engine_requested:
+            self._requested.set()
 
     def report(self, detail: str, progress: float | None = None) -> None:
         """Publish the progress of the preparation of the first start."""
@@ -195,8 +195,8 @@ class EngineManager(ManagedProcess):
     def _is_stopping(self) -> bool:
         return self._is_serve_stopping()
 
-    async def _until_wanted(self) -> None:
-        await self._wanted.wait()
+    async def _until_requested(self) -> None:
+        await self._requested.wait()
         _log.info("engine_woken", "A request arrived: starting llama-server again")
 
     def _on_death(self, life: Life) -> None:
@@ -257,7 +257,7 @@ class EngineManager(ManagedProcess):
         while not (finding := await probe.look()).serves:
             now, progress = self._clock.now(), child.progress()
             share = progress.share_of(self._launch.model_bytes)
-            if report.is_due(share, now):
+            if report.check(share, now):
                 _log.info(
                     "engine_progress",
                     "The model is still loading after {seconds:.0f} s"
@@ -268,7 +268,7 @@ class EngineManager(ManagedProcess):
                 )
             if share is not None:
                 self._set_status(replace(self.status, progress=round(share, 2)))
-            if stall.is_stalled(progress, now):
+            if stall.check(progress, now):
                 return self._stalled()
             await self._clock.sleep(PROBE_LOADING_SECONDS)
         self._on_loaded(finding, round(self._clock.now() - began_at, 3))
@@ -305,14 +305,14 @@ class EngineManager(ManagedProcess):
             finding = await probe.look()
             self._note_sleep(finding)
             now, activity = self._clock.now(), self._activity or Activity()
-            if health.is_over(sign=finding.state is not EngineState.UNREACHABLE, now=now):
+            if health.check(sign=finding.state is not EngineState.UNREACHABLE, now=now):
                 return _hanging(f"It did not respond for {settings.watchdog_health:g} s.")
-            if flow.is_stuck(activity, now):
+            if flow.check(activity, now):
                 return _hanging(
                     f"It sent nothing on any of its {activity.running} requests "
                     f"for {settings.watchdog_stall:g} s."
                 )
-            if idle.is_idle(activity, now) and await self._may_be_stopped():
+            if idle.check(activity, now) and await self._try_idle_stop():
                 _log.info(
                     "engine_asleep",
                     "Stopping llama-server after {seconds:g} s without requests",
@@ -330,20 +330,23 @@ class EngineManager(ManagedProcess):
         elif finding.state is EngineState.READY and state is EngineState.ASLEEP:
             self._move(Event.SERVES)
 
-    async def _may_be_stopped(self) -> bool:
-        """Make new requests wait; False if one was in flight after all.
+    async def _try_idle_stop(self) -> bool:
+        """Make new requests wait, so that it can be stopped; False if one was in flight after all.
 
         No request can be lost once the gateway has acknowledged the status with none in flight.
         """
         if self._is_stopping():
             return False
-        self._wanted.clear()
+        self._requested.clear()
         if self.status.state is EngineState.READY:
             self._policy.on(Event.SLEEPS, self._clock.now())
         self._set_status(self.status.moved(EngineState.ASLEEP, wall_now()))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ACKNOWLEDGE_SECONDS):
-                while self._activity is None or self._activity.heard != self.status.revision:
+                while (
+                    self._activity is None
+                    or self._activity.acknowledged_revision != self.status.revision
+                ):
                     self._has_activity.clear()
                     await self._has_activity.wait()
                 if not self._activity.busy:

@@ -117,7 +117,7 @@ class ManagedProcess(abc.ABC):
             if self.state in LEAVING:
                 break
             if life.reason is Reason.IDLE:
-                await self._until_wanted()
+                await self._until_requested()
                 continue
             now = self._clock.now()
             decision = self._policy.died(life.exit_status, now, reason=life.reason.value)
@@ -216,7 +216,7 @@ class ManagedProcess(abc.ABC):
         """Whether `serve` is stopping, so that a process that has died is not restarted."""
         return False
 
-    async def _until_wanted(self) -> None:
+    async def _until_requested(self) -> None:
         """Wait until a request needs it, after a life that ended with ``Reason.IDLE``."""
         raise NotImplementedError
 

@@ -34,6 +34,7 @@ MODULES: Final = [
                 "connections",
                 "endpoints",
                 "engine_tracker",
+                "fleet",
                 "head_cache",
                 "local_request",
                 "pool",

@@ -207,12 +207,12 @@ def test_a_slow_body_holds_no_slot(rig: Rig) -> None:
     for piece in (b"a", b"b"):
         client.send(piece)
         rig.advance(20)
-        assert rig.services.admission.running == 0
+        assert rig.fleet.admission.running == 0
         assert rig.dials == []
 
     client.send(b"c")
 
-    assert rig.services.admission.running == 1
+    assert rig.fleet.admission.running == 1
 
 
 # Memory -------------------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ def test_a_body_is_let_go_of_when_the_answer_begins(rig: Rig) -> None:
     rig.upstream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")
 
     assert rig.services.body_memory.used == 0
-    assert rig.services.admission.running == 1
+    assert rig.fleet.admission.running == 1
 
 
 def test_bodies_beyond_the_memory_for_all_of_them_are_503(new_rig: NewRig) -> None:
@@ -250,7 +250,7 @@ def test_bodies_beyond_the_memory_for_all_of_them_are_503(new_rig: NewRig) -> No
     assert code_of(refused.response) == "queue_full"
     assert refused.response["retry-after"] == "1"
     assert not refused.is_closed
-    assert rig.services.admission.queued == 2
+    assert rig.fleet.admission.queued == 2
 
 
 def test_a_body_that_came_with_its_head_and_does_not_wait_takes_no_room(rig: Rig) -> None:

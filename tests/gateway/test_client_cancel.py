@@ -50,7 +50,7 @@ def test_while_it_waits_for_a_slot(leave: Leave, new_rig: NewRig) -> None:
     leave(client)
 
     left(rig, "queued")
-    assert rig.services.admission.queued == 1
+    assert rig.fleet.admission.queued == 1
     rig.upstream.send(OK)
     assert [r[-5:] for r in rig.requests[1:]] == [b"other"]
     rig.upstream.send(OK)
@@ -153,11 +153,11 @@ def test_a_request_without_a_slot_keeps_its_place_until_the_engine_lets_go(
     client = rig.send_request(request("GET", "/v1/models"))
     leave(client)
     assert rig.upstream.was_half_closed
-    assert rig.services.side_admission.running == 1
+    assert rig.fleet.side_admission.running == 1
 
     rig.upstream.close()
 
-    assert rig.services.side_admission.running == 0
+    assert rig.fleet.side_admission.running == 0
     assert rig.is_at_rest
 
 

@@ -168,7 +168,7 @@ def test_nothing_leaks_in_any_order_of_events(seed: int, keepalive: float, tmp_p
     choose = random.Random(seed)
     world = World(tmp_path, keepalive)
     with closing(world.rig) as rig:
-        admission = rig.services.admission
+        admission = rig.fleet.admission
         for _ in range(200):
             happen: Callable[[int], None] = getattr(world, choose.choice(USUAL + CALM + EVENTS))
             happen(choose.randrange(32))
@@ -192,8 +192,8 @@ def test_a_key_pays_for_what_was_sent_to_the_engine_and_for_nothing_else(
             for _ in range(10):
                 happen: Callable[[int], None] = getattr(world, choose.choice(USUAL + CALM))
                 happen(choose.randrange(32))
-                slots = rig.services.admission.slots
-                assert rig.services.admission.running <= slots or not rig.services.engine.is_ready
+                slots = rig.fleet.admission.slots
+                assert rig.fleet.admission.running <= slots or not rig.fleet.engine.is_ready
             rig.advance(choose.choice((0.5, 3, 9)))
         world.everything_ends()
 

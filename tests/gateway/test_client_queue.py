@@ -25,7 +25,7 @@ def test_no_more_requests_reach_the_engine_than_it_has_slots(new_rig: NewRig) ->
     rig = new_rig(slots=2)
     clients = [rig.send_request(numbered(n)) for n in range(4)]
     assert served(rig) == [b'{"n":0}', b'{"n":1}']
-    assert rig.services.admission.queued == 2
+    assert rig.fleet.admission.queued == 2
 
     rig.upstreams[0].send(OK)
     assert served(rig)[2:] == [b'{"n":2}']
@@ -120,7 +120,7 @@ def test_a_request_waits_only_so_long(new_rig: NewRig) -> None:
     assert code_of(client.response) == "queue_timeout"
     assert "retry-after" in client.response
     assert not client.is_closed
-    assert rig.services.admission.queued == 0
+    assert rig.fleet.admission.queued == 0
     rig.upstream.send(OK)
     assert len(rig.requests) == 1, "who has given up waiting is not served any more"
 
@@ -310,10 +310,10 @@ def refused(rig: Rig) -> FakeClient:
 
 def test_a_request_that_the_engine_refused_waits_for_its_next_life(new_rig: NewRig) -> None:
     rig = new_rig(slots=1)
-    rig.services.engine.is_supervised = True
+    rig.fleet.engine.is_supervised = True
     client = refused(rig)
     assert client.responses == []
-    assert (rig.services.admission.running, rig.services.admission.queued) == (0, 1)
+    assert (rig.fleet.admission.running, rig.fleet.admission.queued) == (0, 1)
 
     rig.engine(EngineState.BACKOFF)
     rig.accepts = True
@@ -321,13 +321,13 @@ def test_a_request_that_the_engine_refused_waits_for_its_next_life(new_rig: NewR
     rig.engine(EngineState.READY, slots=1)
 
     assert client.response.status == 200
-    assert (rig.services.admission.running, rig.services.admission.queued) == (0, 0)
+    assert (rig.fleet.admission.running, rig.fleet.admission.queued) == (0, 0)
 
 
 @pytest.mark.parametrize("sent", [b"", STREAM_HEAD], ids=["before the head", "after it"])
 def test_a_connection_that_is_lost_delays_no_other_request(sent: bytes, new_rig: NewRig) -> None:
     rig = new_rig(slots=4)
-    rig.services.engine.is_supervised = True
+    rig.fleet.engine.is_supervised = True
     rig.send_request()
     if sent:
         rig.upstreams[0].send(sent)
@@ -339,7 +339,7 @@ def test_a_connection_that_is_lost_delays_no_other_request(sent: bytes, new_rig:
 
 def test_an_answer_that_takes_too_long_is_no_sign_of_death(new_rig: NewRig) -> None:
     rig = new_rig(slots=4, request_timeout=5.0)
-    rig.services.engine.is_supervised = True
+    rig.fleet.engine.is_supervised = True
     slow = rig.send_request()
     rig.advance(6.0)
     assert slow.response.status == 504
@@ -351,7 +351,7 @@ def test_an_answer_that_takes_too_long_is_no_sign_of_death(new_rig: NewRig) -> N
 
 def test_others_wait_with_it_and_nothing_more_is_sent(new_rig: NewRig) -> None:
     rig = new_rig(slots=4)
-    rig.services.engine.is_supervised = True
+    rig.fleet.engine.is_supervised = True
     first = refused(rig)
     dials = len(rig.dials)
 
@@ -359,12 +359,12 @@ def test_others_wait_with_it_and_nothing_more_is_sent(new_rig: NewRig) -> None:
 
     assert len(rig.dials) == dials
     assert (first.responses, second.responses) == ([], [])
-    assert rig.services.admission.queued == 2
+    assert rig.fleet.admission.queued == 2
 
 
 def test_when_the_supervisor_says_nothing_it_is_tried_again(new_rig: NewRig) -> None:
     rig = new_rig(slots=1)
-    rig.services.engine.is_supervised = True
+    rig.fleet.engine.is_supervised = True
     client = refused(rig)
     rig.accepts = True
     rig.respond_with(OK)
@@ -376,7 +376,7 @@ def test_when_the_supervisor_says_nothing_it_is_tried_again(new_rig: NewRig) -> 
 
 def test_it_is_told_when_the_engine_is_given_up(new_rig: NewRig) -> None:
     rig = new_rig(slots=1)
-    rig.services.engine.is_supervised = True
+    rig.fleet.engine.is_supervised = True
     client = refused(rig)
 
     rig.engine(EngineState.FAILED)
@@ -390,7 +390,7 @@ def test_without_a_supervisor_a_refused_request_waits_for_the_probe_s_finding(
     rig = new_rig(slots=1)
     client = refused(rig)
     assert client.responses == []
-    assert rig.services.engine.status.state is EngineState.UNREACHABLE
+    assert rig.fleet.engine.status.state is EngineState.UNREACHABLE
 
     rig.accepts = True
     rig.respond_with(OK)
@@ -419,7 +419,7 @@ def test_a_request_for_an_engine_that_is_asleep_wakes_it(
 ) -> None:
     rig = new_rig(state=EngineState.ASLEEP)
     woken: list[int] = []
-    rig.services.engine.on_engine_requested = lambda: woken.append(rig.services.admission.queued)
+    rig.fleet.engine.on_engine_requested = lambda: woken.append(rig.fleet.admission.queued)
 
     client = rig.send_request(request(body=b"{}") if body else request("GET", "/v1/models"))
     rig.spin()
@@ -430,7 +430,7 @@ def test_a_request_for_an_engine_that_is_asleep_wakes_it(
 
 def test_what_is_answered_here_wakes_nobody(new_rig: NewRig) -> None:
     rig = new_rig(state=EngineState.ASLEEP)
-    rig.services.engine.on_engine_requested = lambda: pytest.fail("it was woken")
+    rig.fleet.engine.on_engine_requested = lambda: pytest.fail("it was woken")
 
     for target in ("/ping", "/health", "/metrics"):
         assert rig.send_request(request("GET", target, key=None)).response.status == 200
@@ -444,7 +444,7 @@ def test_what_is_answered_here_wakes_nobody(new_rig: NewRig) -> None:
 def waiting_again(new_rig: NewRig, **settings: Any) -> tuple[Rig, FakeClient]:
     """A gateway whose engine has died, and a client whose request waits for the next one."""
     rig = new_rig(slots=1, **settings)
-    rig.services.engine.is_supervised = True
+    rig.fleet.engine.is_supervised = True
     client = refused(rig)
     rig.engine(EngineState.BACKOFF)
     return rig, client
@@ -552,7 +552,7 @@ def test_one_key_cannot_fill_the_queue_for_all(new_rig: NewRig) -> None:
     other = rig.send_request(request(body=b"{}", key=OTHER_KEY))
 
     assert other.responses == []
-    assert rig.services.admission.queued == 17
+    assert rig.fleet.admission.queued == 17
     assert {code_of(client.response) for client in refusals} == {"queue_full"}
     assert b"reserved for other keys" in refusals[0].response.body
 
@@ -562,7 +562,7 @@ def test_the_only_key_may_fill_the_queue(new_rig: NewRig) -> None:
     for _ in range(30):
         rig.send_request()
 
-    assert rig.services.admission.queued == 20
+    assert rig.fleet.admission.queued == 20
 
 
 TOKENIZE: Final = request("POST", "/tokenize", body=b'{"content":"x"}')
@@ -599,4 +599,4 @@ def test_token_counts_that_wait_are_refused_when_the_engine_dies(new_rig: NewRig
     rig.engine(EngineState.BACKOFF)
 
     assert [len(client.responses) for client in counting] == [0, 0, 1, 1]
-    assert rig.services.side_admission.queued == 0
+    assert rig.fleet.side_admission.queued == 0

@@ -66,8 +66,8 @@ def test_it_takes_what_it_is_told_and_says_what_it_has_heard(tmp_path: Path) -> 
     async def scenario(supervisor: Supervisor) -> None:
         supervisor.tell(READY)
         assert await supervisor.heard() == Activity(acknowledged_revision=7)
-        assert supervisor.services.engine.status == READY
-        assert supervisor.services.engine.is_supervised
+        assert supervisor.services.fleet.engine.status == READY
+        assert supervisor.services.fleet.engine.is_supervised
 
     assert run(tmp_path, scenario)
 
@@ -89,7 +89,7 @@ def test_a_request_for_an_engine_that_is_asleep_is_told_at_once(tmp_path: Path) 
     async def scenario(supervisor: Supervisor) -> None:
         supervisor.tell(EngineStatus(EngineState.ASLEEP, since=0.0, revision=8))
         await supervisor.heard()
-        supervisor.services.engine.require(may_wait=True)
+        supervisor.services.fleet.engine.require(may_wait=True)
         assert (await supervisor.heard()).engine_requested
 
     run(tmp_path, scenario)

@@ -48,7 +48,7 @@ NOTHING_OF_THE_BODY: Final = {
 @pytest.fixture
 def rig(new_rig: NewRig) -> Rig:
     rig = new_rig(slots=8)
-    rig.services.engine.is_supervised = True
+    rig.fleet.engine.is_supervised = True
     return rig
 
 
@@ -240,7 +240,7 @@ def test_a_client_that_leaves_meanwhile_leaves_nothing_behind(stage: str, rig: R
 
     assert rig.is_at_rest
     assert rig.records[0].outcome.startswith("client_left")
-    assert len(rig.services.replay_order) == 0
+    assert len(rig.fleet.replay_order) == 0
 
 
 def test_when_no_engine_comes_its_client_learns_why(rig: Rig) -> None:

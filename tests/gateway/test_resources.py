@@ -153,14 +153,16 @@ def what_is_counted_is_what_the_exchanges_hold(rig: Rig) -> None:
     services = rig.services
     exchanges = [c._exchange for c in open_ones(rig) if c._exchange is not None]
     proxied = [c._request for c in open_ones(rig) if c._request is not None]
-    both = (services.admission, services.side_admission)
+    both = (services.fleet.admission, services.fleet.side_admission)
     by_key: Counter[str] = Counter()
     for exchange in exchanges:
         by_key[exchange.key_id] += exchange.reserved_bytes
 
     for admission in both:
         assert admission.queued == sum(p._queue is admission for p in proxied)
-    in_use = sum(p._attempt is not None for p in proxied) + len(services.replica.pool._abandoned)
+    in_use = sum(p._attempt is not None for p in proxied) + len(
+        services.fleet.replica.pool._abandoned
+    )
     assert sum(admission.running for admission in both) == in_use
     waiting = [p for p in proxied if p._exchange.state in (State.QUEUED, State.AHEAD_QUEUED)]
     assert waiting == [p for p in proxied if p._queue is not None]
@@ -195,11 +197,11 @@ def check_that_nothing_is_abandoned(rig: Rig) -> None:
     services = rig.services
 
     assert rig.is_at_rest
-    for admission in (services.admission, services.side_admission):
+    for admission in (services.fleet.admission, services.fleet.side_admission):
         assert not list(admission.waiting())
     assert not services.connections
-    assert not services.replica.pool.connecting
-    assert not services.replica.pool._abandoned
+    assert not services.fleet.replica.pool.connecting
+    assert not services.fleet.replica.pool._abandoned
     assert services.connections.idle.is_set() or not services.connections.is_draining
     rig.advance(2 * REST_SECONDS)  # one reload for all may be due, and one after it
     assert not asyncio.all_tasks(rig.loop)

@@ -12,23 +12,12 @@ from tests.support.fakes import NewRig, Rig
 from tests.support.keys import BACKEND_KEY, KEY
 from tests.support.messages import request
 
-# The engine ---------------------------------------------------------------------------------------
-
-
-def test_slots_come_and_go_with_the_engine(rig: Rig) -> None:
-    assert rig.services.admission.slots == 4
-    rig.engine(EngineState.BACKOFF)
-    assert rig.services.admission.slots == 0
-
-    rig.engine(EngineState.READY, slots=8)
-    assert rig.services.admission.slots == 8
-
 
 def test_a_change_of_state_is_logged_once(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     status = EngineStatus(EngineState.FAILED, since=0.0, detail="it was killed")
     with caplog.at_level(logging.INFO):
-        rig.services.engine.update(status)
-        rig.services.engine.update(status)
+        rig.fleet.engine.update(status)
+        rig.fleet.engine.update(status)
 
     assert caplog.text.count("Engine state: failed (it was killed)") == 1
 

@@ -274,7 +274,7 @@ def test_a_wait_that_is_too_long_ends_with_an_error_event(busy: Rig) -> None:
     assert not so_far(client).is_whole, "never a clean end"
     assert client.is_closed
     assert busy.metrics.rejections["queue_timeout"] == 1
-    assert busy.services.admission.queued == 0
+    assert busy.fleet.admission.queued == 0
     assert busy.records[-1].outcome == "queue_timeout"
     assert busy.records[-1].bytes_out == len(client.received)
 

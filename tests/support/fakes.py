@@ -20,6 +20,7 @@ import pytest
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.gateway.client_connection import ClientConnection
+from llama_gguf.gateway.fleet import Fleet
 from llama_gguf.gateway.services import Services
 from llama_gguf.gateway.upstream_connection import Phase, UpstreamConnection
 from llama_gguf.http1.exchange_record import ExchangeRecord
@@ -466,7 +467,7 @@ class Rig:
     def close(self) -> None:
         for client in self.clients:
             client.transport.lose()
-        self.services.replica.pool.retire_idle()
+        self.services.fleet.replica.pool.retire_idle()
         for dial in self.dials:
             dial.cancel()
         self.spin()
@@ -492,8 +493,8 @@ class Rig:
 
     def engine(self, state: EngineState, *, slots: int | None = None) -> None:
         """Change the engine's state."""
-        slots = self.services.engine.status.slots if slots is None else slots
-        self.services.engine.update(EngineStatus(state, since=0.0, slots=slots, model="m"))
+        slots = self.services.fleet.engine.status.slots if slots is None else slots
+        self.services.fleet.engine.update(EngineStatus(state, since=0.0, slots=slots, model="m"))
         self.spin()
 
     def client(self, peer: object = ("203.0.113.9", 40000)) -> FakeClient:
@@ -537,6 +538,10 @@ class Rig:
         return self._recorded.records
 
     @property
+    def fleet(self) -> Fleet:
+        return self.services.fleet
+
+    @property
     def metrics(self) -> Metrics:
         """With all exchanges that have ended."""
         self.services.recorder.settle()
@@ -545,10 +550,14 @@ class Rig:
     @property
     def is_at_rest(self) -> bool:
         """Whether every slot, queue place and byte of body memory has been released."""
-        services = self.services
+        services, fleet = self.services, self.fleet
         held = (
-            *(services.admission.running, services.admission.queued, services.body_memory.used),
-            *(services.side_admission.running, services.side_admission.queued),
+            *(
+                fleet.admission.running,
+                fleet.admission.queued,
+                services.body_memory.used,
+            ),
+            *(fleet.side_admission.running, fleet.side_admission.queued),
         )
         return not any(held) and not services.connections.busy()
 

@@ -47,12 +47,12 @@ class Control:
         reader, writer = await asyncio.open_unix_connection(sock=self._channel)
         self._writer = writer
         writer.write(GREETING)
-        services.engine.is_supervised = True
-        services.engine.on_engine_requested = self._request_engine
+        services.fleet.engine.is_supervised = True
+        services.fleet.engine.on_engine_requested = self._request_engine
         try:
             with contextlib.suppress(ConnectionError):  # it was killed, with lines of ours unread
                 while (line := await reader.readline()).endswith(b"\n"):
-                    services.engine.update(EngineStatus.from_line(line))
+                    services.fleet.engine.update(EngineStatus.from_line(line))
                     self._send(self._activity())
         finally:
             self._writer = None
@@ -63,7 +63,7 @@ class Control:
 
     def tick(self) -> None:
         self._note_data()
-        self._send(self._activity(engine_requested=self._services.admission.queued > 0))
+        self._send(self._activity(engine_requested=self._services.fleet.admission.queued > 0))
 
     def _request_engine(self) -> None:
         self._send(self._activity(engine_requested=True))
@@ -72,9 +72,9 @@ class Control:
         services = self._services
         services.recorder.settle()
         return Activity(
-            acknowledged_revision=services.engine.status.revision,
+            acknowledged_revision=services.fleet.engine.status.revision,
             busy=services.connections.busy(),
-            running=services.admission.running,
+            running=services.fleet.admission.running,
             responses=services.metrics.responses,
             data_ticks=self._data_ticks,
             engine_requested=engine_requested,

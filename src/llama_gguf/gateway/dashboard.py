@@ -92,9 +92,12 @@ def take_reading(services: Services, now: float) -> None:
     if services.history.is_due(now):
         services.recorder.settle()
         metrics = services.metrics
+        admission = services.fleet.admission
         services.history.take(
             _reading(
-                metrics, running=services.admission.running, waiting=services.admission.queued
+                metrics,
+                running=admission.running,
+                waiting=admission.queued,
             ),
             now,
         )

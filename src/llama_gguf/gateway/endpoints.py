@@ -78,7 +78,8 @@ def reloaded(keys: int) -> LocalResponse:
 def health(services: Services) -> LocalResponse:
     """200 if a request would be served, else 503. Contains nothing secret."""
     serves = (
-        HEALTH_STATUS[services.engine.status.state] == 200 and not services.connections.is_draining
+        HEALTH_STATUS[services.fleet.engine.status.state] == 200
+        and not services.connections.is_draining
     )
     return LocalResponse(
         200 if serves else 503, json.dumps(_facts(services)).encode(), local_response.JSON
@@ -86,7 +87,7 @@ def health(services: Services) -> LocalResponse:
 
 
 def _facts(services: Services) -> dict[str, object]:
-    engine = services.engine.status
+    engine = services.fleet.engine.status
     facts = dict(engine.facts)
     if engine.request_tokens:  # until then, the value that was calculated before the start
         facts["context"] = engine.request_tokens
@@ -103,8 +104,11 @@ def _facts(services: Services) -> dict[str, object]:
             "version": facts.pop("engine_version", ""),
         },
         "model": {"name": engine.model, **facts},
-        "slots": {"used": services.admission.running, "total": services.admission.slots},
-        "queue": {"length": services.admission.queued, "size": services.queue.max_queue_size},
+        "slots": {
+            "used": services.fleet.admission.running,
+            "total": services.fleet.admission.slots,
+        },
+        "queue": {"length": services.fleet.admission.queued, "size": services.queue.max_queue_size},
         "version": __version__,
         "uptime_seconds": round(services.clock.now() - services.clock.started_at, 1),
     }
@@ -116,16 +120,16 @@ def _word_for(state: EngineState) -> str:
 
 def gauges(services: Services) -> Gauges:
     return Gauges(
-        in_flight=services.admission.running,
-        queue_depth=services.admission.queued,
-        slots=services.admission.slots,
+        in_flight=services.fleet.admission.running,
+        queue_depth=services.fleet.admission.queued,
+        slots=services.fleet.admission.slots,
         connections=len(services.connections),
         body_memory=services.body_memory.used,
-        state=services.engine.status.state,
+        state=services.fleet.engine.status.state,
         states=tuple(EngineState),
-        is_ready=services.engine.is_ready,
-        restarts=services.engine.status.restarts,
-        load_seconds=services.engine.status.load_seconds,
+        is_ready=services.fleet.engine.is_ready,
+        restarts=services.fleet.engine.status.restarts,
+        load_seconds=services.fleet.engine.status.load_seconds,
         keys_loaded=len(services.authenticator.ring),
         next_expiry=services.authenticator.next_expiry(services.clock.wall),
         version=__version__,

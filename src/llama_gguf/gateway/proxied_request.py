@@ -243,7 +243,7 @@ class ProxiedRequest(Attempting):
     def on_body_begun(self) -> None:
         self._free_body()
         if self._replay is not None:
-            self._services.replay_order.leave(self)
+            self._services.fleet.replay_order.leave(self)
 
     # Admit --------------------------------------------------------------------------------------
 
@@ -256,16 +256,16 @@ class ProxiedRequest(Attempting):
         """
         services = self._services
         needs_slot = exchange.request.route.needs_slot
-        if not services.engine.is_ready:
-            services.engine.require(may_wait=needs_slot)
-        admission = services.admission if needs_slot else services.side_admission
+        if not services.fleet.engine.is_ready:
+            services.fleet.engine.require(may_wait=needs_slot)
+        admission = services.fleet.admission if needs_slot else services.fleet.side_admission
         if self._replay is not None:
             lease = admission.queue_again(self, self.key_id)
             if lease is not None:
                 return self._begin_attempt(exchange, lease, now)
             self._queue = admission
             return None
-        if services.crash_memory.is_in_use and needs_slot:
+        if services.fleet.crash_memory.is_in_use and needs_slot:
             self._check_crash_memory(exchange)
         granted = admission.arrive(self, self.key_id)
         if isinstance(granted, SlotLease):
@@ -304,8 +304,8 @@ class ProxiedRequest(Attempting):
             return ConcurrencyLimited(
                 "Concurrent request limit reached for this API key.", retry_after=1.0
             )
-        if not services.engine.is_ready:
-            return services.engine.unavailable()
+        if not services.fleet.engine.is_ready:
+            return services.fleet.engine.unavailable()
         if verdict is Verdict.SHARE_IS_FULL:
             return QueueFull(
                 "This API key has reached its share of the queue; "
@@ -341,7 +341,7 @@ class ProxiedRequest(Attempting):
             self._deadline = now + services.request_timeout
         limit, forwarded_at = services.timeouts.max_request_duration, self._exchange.forwarded_at
         if self._replay and forwarded_at and self._replay.is_proven(now - forwarded_at):
-            services.replay_order.leave(self)
+            services.fleet.replay_order.leave(self)
         if limit and forwarded_at and now >= forwarded_at + limit:
             self._give_up(UpstreamTimeout("The response took longer than MAX_REQUEST_DURATION."))
         elif now >= self._deadline:
@@ -367,8 +367,8 @@ class ProxiedRequest(Attempting):
 
     def _queue_timeout(self) -> GatewayError:
         services = self._services
-        if not services.engine.is_ready:
-            return services.engine.unavailable()
+        if not services.fleet.engine.is_ready:
+            return services.fleet.engine.unavailable()
         return QueueTimeout("No slot became free in time.", retry_after=1.0)
 
     def _give_up(self, error: UpstreamTimeout) -> None:
@@ -464,10 +464,10 @@ class ProxiedRequest(Attempting):
             case Action.REPLAY:
                 exchange.replays += 1
                 self._leave_engine(exchange, attempt)
-                return services.replay_order.enter(self, self._on_turn)
+                return services.fleet.replay_order.enter(self, self._on_turn)
             case Action.REFUSE:
                 path, now = exchange.request.head.path, services.clock.now()
-                services.crash_memory.add(path, self._body, now)
+                services.fleet.crash_memory.add(path, self._body, now)
                 raise EngineCrashed(
                     "The engine crashed twice while it processed this request; "
                     "the request is not sent again."
@@ -510,7 +510,7 @@ class ProxiedRequest(Attempting):
     def _check_crash_memory(self, exchange: Exchange) -> None:
         """Raises EngineCrashed if two engines died during the same request not long ago."""
         path, now = exchange.request.head.path, self._services.clock.now()
-        seconds = self._services.crash_memory.remaining(path, self._body, now)
+        seconds = self._services.fleet.crash_memory.remaining(path, self._body, now)
         if seconds:
             raise EngineCrashed(
                 "The engine crashed twice while it processed the same request; "
@@ -547,7 +547,7 @@ class ProxiedRequest(Attempting):
         """Give back all that the request holds."""
         self._is_over = True
         if self._replay is not None:
-            self._services.replay_order.leave(self)
+            self._services.fleet.replay_order.leave(self)
         if exchange.reserved_bytes:
             self._free_body()
         if self._attempt is not None:

@@ -271,10 +271,13 @@ class Gateway:
             await self._control.follow(self._on_supervisor_gone)
 
     def _has_engine_responded(self) -> bool:
-        return self.services.clock.now() - self.services.engine.responded_at < PROBE_READY_SECONDS
+        return (
+            self.services.clock.now() - self.services.fleet.engine.responded_at
+            < PROBE_READY_SECONDS
+        )
 
     def _on_finding(self, finding: Finding) -> None:
-        known = self.services.engine.status
+        known = self.services.fleet.engine.status
         status = known.moved(finding.state, wall_now())
         if finding.serves:
             asleep = finding.state is EngineState.ASLEEP
@@ -286,7 +289,7 @@ class Gateway:
                 wakes_itself=asleep,
             )
         if status != known:
-            self.services.engine.update(status)
+            self.services.fleet.engine.update(status)
 
     def _on_supervisor_gone(self) -> None:
         _log.warning("supervisor_gone", "The supervisor is gone: draining")
@@ -336,7 +339,10 @@ class Gateway:
                 "Requests cut after DRAIN_TIMEOUT: {requests}",
                 requests=services.connections.busy(),
             )
-        for ticket in (*services.admission.waiting(), *services.side_admission.waiting()):
+        for ticket in (
+            *services.fleet.admission.waiting(),
+            *services.fleet.side_admission.waiting(),
+        ):
             ticket.on_refused(services.connections.draining())
         server.close()
         for connection in services.connections:

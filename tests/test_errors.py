@@ -59,6 +59,10 @@ def test_errors_of_the_client_are_4xx_and_every_status_has_a_phrase(
     assert not is_the_clients or kind.status < 500
 
 
+def test_every_documented_code_is_of_an_error_that_can_be_sent() -> None:
+    assert {kind.code for kind in kinds(GatewayError)} == errors.CODES
+
+
 def test_no_two_kinds_share_a_code() -> None:
     codes = [kind.code for kind in kinds(GatewayError) if kind is not errors.InvalidRequest]
     shared = {code for code in codes if codes.count(code) > 1}
@@ -73,11 +77,11 @@ def test_the_connection_is_closed_if_the_start_of_the_next_request_is_unknown(
     assert kind("no").close
 
 
-def test_only_a_timeout_of_the_engine_forbids_a_retry() -> None:
+def test_only_a_timeout_and_a_crash_of_the_engine_forbid_a_retry() -> None:
     forbidding = {kind for kind in kinds(GatewayError) if kind.should_retry is not None}
 
-    assert forbidding == {errors.UpstreamTimeout}
-    assert errors.UpstreamTimeout.should_retry is False
+    assert forbidding == {errors.UpstreamTimeout, errors.EngineCrashed}
+    assert not any(kind.should_retry for kind in forbidding)
 
 
 def test_str_returns_the_message() -> None:

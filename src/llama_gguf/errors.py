@@ -42,7 +42,7 @@ class IllegalTransition(Exception):
 
 
 class GatewayError(Exception):
-    """A bug in the gateway. The subclasses are its other error responses.
+    """An error response of the gateway. Subclasses that are raised have a code of their own.
 
     Args:
         message: the sentence in the response's envelope.
@@ -52,7 +52,7 @@ class GatewayError(Exception):
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
-    code: ClassVar[str] = "internal_error"
+    code: ClassVar[str]
     should_retry: ClassVar[bool | None] = None
     """The value of ``x-should-retry`` for OpenAI's clients; None leaves the choice to them."""
 
@@ -127,7 +127,7 @@ class ExpectationFailed(InvalidRequest):
 
 
 class HeadTooLarge(InvalidRequest):
-    """The header fields exceed MAX_HEADERS or MAX_HEADER_LINE_SIZE."""
+    """MAX_HEADERS, MAX_HEADER_LINE_SIZE or the limit of the head (73,728 bytes) is exceeded."""
 
     status = 431
     code = "request_header_fields_too_large"
@@ -261,6 +261,6 @@ class ReloadFailed(GatewayError):
 CODES: Final = frozenset(
     kind.code
     for kind in list(globals().values())
-    if isinstance(kind, type) and issubclass(kind, GatewayError)
+    if isinstance(kind, type) and issubclass(kind, GatewayError) and hasattr(kind, "code")
 )
 """Of all error responses of the gateway."""

@@ -11,8 +11,8 @@ from llama_gguf.http1.local_response import Cors
 from llama_gguf.http1.request import Request, RequestHead, unread
 from llama_gguf.http1.routes import Router
 
-MAX_HEADER_LINES: Final = 8
-"""The limit of a head: its longest request line and this many of the longest header lines."""
+FULL_LINES_PER_HEAD: Final = 8
+"""The limit of a whole head: a request line and this many header lines of the greatest size."""
 
 
 class RequestReader:
@@ -49,7 +49,7 @@ class RequestReader:
         Raises:
             UriTooLong, HeadTooLarge: a line, or the head, exceeds its limit.
         """
-        total = self._max_line + MAX_HEADER_LINES * self._max_field
+        total = self._max_line + FULL_LINES_PER_HEAD * self._max_field
         check_head_size(head, line=self._max_line, field=self._max_field, total=total)
 
     def understand(self, head: RequestHead, cors: bytes) -> Request:

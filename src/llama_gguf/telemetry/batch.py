@@ -16,6 +16,13 @@ COUNTS: Final = (
     "responses_without_usage",
 )
 """What is counted by key, in the order in which it is stored."""
+# The places in ``COUNTS``; single literals, which mypyc inlines.
+REQUESTS: Final = 0
+ERRORS: Final = 1
+PROMPT: Final = 2
+COMPLETION: Final = 3
+CACHED: Final = 4
+WITHOUT_USAGE: Final = 5
 _PROXIED: Final = Kind.PROXIED
 
 Counts = list[int]
@@ -62,17 +69,17 @@ def counts_of(ended: list[ExchangeRecord]) -> dict[str, Counts]:
             continue
         if key_id != last:  # usually the key is the same as before
             last, counts = key_id, found.setdefault(key_id, _none())
-        counts[0] += 1
+        counts[REQUESTS] += 1
         if exchange.status >= 400:
-            counts[1] += 1
+            counts[ERRORS] += 1
             continue
         usage = exchange.usage
         if usage is not None:
-            counts[2] += usage.prompt or 0
-            counts[3] += usage.completion or 0
-            counts[4] += usage.cached or 0
+            counts[PROMPT] += usage.prompt or 0
+            counts[COMPLETION] += usage.completion or 0
+            counts[CACHED] += usage.cached or 0
         if route.operation and (usage is None or not usage.is_whole):
-            counts[5] += 1
+            counts[WITHOUT_USAGE] += 1
     return found
 
 

@@ -1,4 +1,4 @@
-"""The metrics: counters, histograms, and ``METRICS``, which declares each metric once.
+"""The metrics: counters, histograms, and ``METRICS``, with the name, help and labels of each.
 
 The hot path adds plain numbers. Label values come from bounded sets (routes from the table, key
 ids from the file), so that no client can make them grow.
@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, TypeVar, get_args
 
 from llama_gguf.errors import CODES
 from llama_gguf.http1.exchange_record import DisconnectPhase, ExchangeRecord, Usage
-from llama_gguf.telemetry.batch import Batch
+from llama_gguf.telemetry.batch import CACHED, COMPLETION, PROMPT, Batch
 from llama_gguf.telemetry.histogram import (
     DURATION_BUCKETS,
     FIRST_BYTE_BUCKETS,
@@ -30,7 +30,8 @@ Label = TypeVar("Label", bound=str)
 
 OPERATION: Final = "gen_ai_operation_name"
 AUTH_FAILURES: Final = ("invalid_api_key", "key_expired")
-
+_TOKENS: Final = (("prompt", PROMPT), ("completion", COMPLETION), ("cached", CACHED))
+"""Values of the label ``type`` of the tokens, with their places in a batch's counts."""
 
 MAX_LATEST: Final = 1024
 
@@ -140,9 +141,9 @@ class Metrics:
 
     def count_tokens(self, key_id: str, counts: Sequence[int]) -> None:
         """Count the tokens in *counts*, which has the order of ``batch.COUNTS``."""
-        for kind, count in zip(("prompt", "completion", "cached"), counts[2:5], strict=True):
-            if count:
-                self.tokens[key_id, kind] += count
+        for kind, place in _TOKENS:
+            if counts[place]:
+                self.tokens[key_id, kind] += counts[place]
 
 
 def seconds_per_token(exchange: ExchangeRecord, usage: Usage) -> float | None:
@@ -192,7 +193,7 @@ Sample = tuple[tuple[str, ...], Number]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """The one declaration of a metric."""
+    """A metric as it is exposed, and where its value is read."""
 
     name: str
     type: Type
@@ -264,7 +265,7 @@ METRICS: Final = (
     Metric(
         "llama_gguf_rejections",
         "counter",
-        "Requests rejected by the gateway, by the code in the response.",
+        "Error responses sent by the gateway, by code.",
         lambda m, _: m.rejections,
         ("reason",),
     ),

@@ -42,7 +42,7 @@ class IllegalTransition(Exception):
 
 
 class GatewayError(Exception):
-    """An error response of the gateway. Subclasses that are raised have a code of their own.
+    """An error response of the gateway. Each subclass that is raised has its own code.
 
     Args:
         message: the sentence in the response's envelope.

@@ -67,7 +67,7 @@ class Authenticator:
     """
 
     ANONYMOUS: Final = Principal("-", None, None)
-    """The principal of every request while authentication is off."""
+    """The principal where no key is checked: authentication is off, or the path needs no key."""
 
     def __init__(self, settings: AuthSettings, new_limiter: NewLimiter = local_limiter) -> None:
         self._is_enabled = settings.auth_enabled

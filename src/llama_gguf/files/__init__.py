@@ -1,1 +1,1 @@
-"""Files that are written continuously: logs, with rotation."""
+"""Files: logs with rotation, atomic replacement, detection of changes, and advice on errors."""

@@ -1,4 +1,4 @@
-"""The head that a new connection most likely begins with: the last one whose sender became known.
+"""The head that a new connection most likely begins with: the last authenticated head.
 
 Clients mostly come in crowds that send the same head: it is parsed, routed and looked up once
 (docs/adr/0020-a-crowds-head-is-understood-once.md).

@@ -1,4 +1,4 @@
-"""Names for requests whose clients gave them none."""
+"""Ids for requests that arrive without one."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What is known of one exchange, a request and its response, once it is over.
 
-``scheduling.exchange`` adds the state and the resources that it has meanwhile; ``telemetry`` counts
-and logs the record. Neither imports the other.
+``scheduling.exchange`` adds the state and the resources that it has while it is open; ``telemetry``
+counts and logs the record. Neither imports the other.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One child process: spawned in its own session, its output read, its end guaranteed.
 
-The only module that creates processes. In a separate session, neither Ctrl-C on the
-terminal nor a container's SIGHUP reaches a child directly: SIGHUP ends llama-server.
+The only module of the supervisor that creates processes. In a separate session, neither Ctrl-C on
+the terminal nor a container's SIGHUP reaches a child directly: SIGHUP ends llama-server.
 """
 
 from __future__ import annotations

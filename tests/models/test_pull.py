@@ -14,8 +14,8 @@ import pytest
 from llama_gguf.errors import UserError
 from llama_gguf.models import origins
 from llama_gguf.models.catalogue import CATALOGUE, Entry
+from llama_gguf.models.download_files import Pulled
 from llama_gguf.models.hub_address import Address
-from llama_gguf.models.landing import Pulled
 from llama_gguf.models.pull import KNOWN_FILES, find, is_fetchable, pull
 from tests.models import wheels
 from tests.support.file_server import FileServer

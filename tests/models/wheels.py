@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llama_gguf.models.catalogue import Entry
-from llama_gguf.models.landing import Meter
+from llama_gguf.models.progress import Meter
 from tests.support.gguf_files import gguf
 
 MODEL = gguf()

@@ -15,7 +15,7 @@ from llama_gguf.config.load import load
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.status import EngineState, EngineStatus
 from llama_gguf.errors import UserError
-from llama_gguf.models.landing import Meter
+from llama_gguf.models.progress import Meter
 from llama_gguf.supervisor import app
 from llama_gguf.supervisor.app import App
 from tests.support.gguf_files import gguf

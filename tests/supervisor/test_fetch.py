@@ -12,7 +12,7 @@ from llama_gguf.config.load import load
 from llama_gguf.config.platform import resolve
 from llama_gguf.config.schema import ModelSettings
 from llama_gguf.errors import UserError
-from llama_gguf.models.landing import Meter
+from llama_gguf.models.progress import Meter
 from llama_gguf.supervisor.fetch import fetch, progress_in, reporting
 from tests.support.file_server import FileServer
 from tests.support.gguf_files import METADATA, Tensor, gguf

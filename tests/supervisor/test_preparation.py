@@ -11,7 +11,7 @@ import pytest
 
 from llama_gguf.config.settings import Settings
 from llama_gguf.errors import UserError
-from llama_gguf.models.landing import Meter
+from llama_gguf.models.progress import Meter
 from llama_gguf.supervisor.preparation import Preparation
 from tests.support.gguf_files import gguf
 

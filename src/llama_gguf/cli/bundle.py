@@ -26,7 +26,7 @@ from llama_gguf.cli.known_secrets import is_harmless
 from llama_gguf.config import masking
 from llama_gguf.config import settings as settings_module
 from llama_gguf.engines import processes
-from llama_gguf.models.model_file import size_text
+from llama_gguf.files.sizes import size_text
 
 COMMAND_SECONDS: Final = 10.0
 TAIL_BYTES: Final = 256 << 10

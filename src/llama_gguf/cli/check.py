@@ -38,9 +38,9 @@ from llama_gguf.engines import locate, machine, processes
 from llama_gguf.engines.command import engine_environment, extra_args, listen_flags
 from llama_gguf.engines.flags import complaints
 from llama_gguf.errors import UserError, how_to_install
+from llama_gguf.files.sizes import size_text
 from llama_gguf.models.engine_options import options
 from llama_gguf.models.hub_address import PREFIX
-from llama_gguf.models.model_file import size_text
 from llama_gguf.net import tls
 from llama_gguf.net.listener import check_socket_path, listen
 from llama_gguf.supervisor import division, plan

@@ -16,11 +16,11 @@ from typing import Final
 from llama_gguf.cli.results import Level, Result
 from llama_gguf.engines.locate import Device
 from llama_gguf.engines.machine import Machine
+from llama_gguf.files.sizes import size_text
 from llama_gguf.models import memory
 from llama_gguf.models.engine_options import AUTO, Options
 from llama_gguf.models.gguf import ModelFacts
 from llama_gguf.models.memory import Need
-from llama_gguf.models.model_file import size_text
 from llama_gguf.models.placement import Gpu, Part, Placed, chosen_gpus, place
 
 LEAST_CTX: Final = 512

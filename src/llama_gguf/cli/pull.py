@@ -21,9 +21,11 @@ from contextlib import contextmanager
 from llama_gguf.cli.context import Context
 from llama_gguf.cli.terminal import Meter, download_meter, echo, print_table
 from llama_gguf.errors import UserError
+from llama_gguf.files.sizes import size_text
 from llama_gguf.models.catalogue import CATALOGUE
-from llama_gguf.models.landing import MeterFactory, Pulled
-from llama_gguf.models.model_file import kind_at, not_a_model, size_text
+from llama_gguf.models.download_files import Pulled
+from llama_gguf.models.model_file import kind_at, not_a_model
+from llama_gguf.models.progress import MeterFactory
 from llama_gguf.models.pull import is_there, pull
 
 

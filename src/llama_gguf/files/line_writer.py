@@ -6,21 +6,15 @@ lost, and their number is reported once.
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
-from llama_gguf.config.schema import LogSettings
 from llama_gguf.files.log_file import LogFile
 from llama_gguf.files.writer_thread import WriterThread
 
 MAX_WAITING_BYTES: Final = 4 << 20
 """Queued and not written yet: the memory that a hanging disk may cost."""
-OTHERS_LIVE_SECONDS: Final = 86_400.0
-"""A younger log of another instance in the same folder may be in use."""
 
 
 class LogWriter:
@@ -73,31 +67,3 @@ class LogWriter:
     def _write(self, line: str) -> None:
         self.file.write(line.encode("utf-8", "replace") + b"\n")
         self._echo(line)
-
-
-def stamped(settings: LogSettings, folder: str, kind: str) -> str:
-    """The path of a new log in *folder*: the time, its *kind* and the instance."""
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    return os.path.join(folder, f"{stamp}_{kind}_{settings.instance_id}.log")
-
-
-def prune(settings: LogSettings, folder: str, kind: str, *, but: str) -> None:
-    """Remove the oldest logs of *kind* in *folder*: LOG_BACKUPS remain, in addition to *but*.
-
-    Several instances may share the folder. Logs that another may still write to are kept.
-    """
-    with contextlib.suppress(OSError):
-        found = [e for e in os.scandir(folder) if f"_{kind}_" in e.name and ".log" in e.name]
-        for entry in _surplus(found, settings, kind, but):
-            with contextlib.suppress(OSError):
-                os.unlink(entry.path)
-
-
-def _surplus(
-    found: Iterable[os.DirEntry[str]], settings: LogSettings, kind: str, but: str
-) -> list[os.DirEntry[str]]:
-    old = [e for e in found if e.path != but]
-    old.sort(key=lambda e: e.stat().st_mtime, reverse=True)
-    horizon = datetime.now(UTC).timestamp() - OTHERS_LIVE_SECONDS
-    ours = f"_{kind}_{settings.instance_id}.log"
-    return [e for e in old[settings.log_backups :] if ours in e.name or e.stat().st_mtime < horizon]

@@ -23,15 +23,9 @@ from typing import Any, Final
 from llama_gguf.config.masking import mask_urls
 from llama_gguf.errors import UserError, how_to_install
 from llama_gguf.models import from_url
-from llama_gguf.models.landing import (
-    TEMPORARY,
-    Meter,
-    check_model,
-    check_space,
-    put_in_place,
-    watching,
-)
+from llama_gguf.models.download_files import TEMPORARY, check_model, check_space, put_in_place
 from llama_gguf.models.part_file import part_bytes
+from llama_gguf.models.progress import Meter, watching
 
 MAX_PLAIN_BYTES: Final = 50_000_000_000
 """Larger files are only available in chunks, which the library assembles."""

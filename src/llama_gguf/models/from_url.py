@@ -33,11 +33,12 @@ from urllib.request import (
 
 from llama_gguf import __version__
 from llama_gguf.errors import UserError
+from llama_gguf.files.sizes import size_text
+from llama_gguf.models.download_files import check_model, check_space, sha256_of
 from llama_gguf.models.gguf import check_start
 from llama_gguf.models.gguf_cursor import GgufError
-from llama_gguf.models.landing import Meter, check_model, check_space, sha256_of
-from llama_gguf.models.model_file import size_text
 from llama_gguf.models.part_file import PartFile
+from llama_gguf.models.progress import Meter
 from llama_gguf.models.urls import shown
 
 SILENCE_SECONDS: Final = 60.0

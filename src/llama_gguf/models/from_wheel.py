@@ -19,7 +19,8 @@ from typing import IO, Final
 from llama_gguf.config.masking import mask_urls
 from llama_gguf.errors import UserError
 from llama_gguf.models.catalogue import Entry
-from llama_gguf.models.landing import TEMPORARY, Meter, check_space, put_in_place, watching
+from llama_gguf.models.download_files import TEMPORARY, check_space, put_in_place
+from llama_gguf.models.progress import Meter, watching
 
 _SHOWN_LINES: Final = 8
 _CHUNK_BYTES: Final = 1 << 20

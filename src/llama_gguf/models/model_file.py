@@ -12,6 +12,7 @@ from typing import Final
 
 from llama_gguf.errors import UserError
 from llama_gguf.files.remedies import remedy
+from llama_gguf.files.sizes import size_text
 from llama_gguf.models.gguf import ModelFacts, read_facts, read_kind
 from llama_gguf.models.gguf_cursor import GgufError
 from llama_gguf.models.kinds import VOCABULARY, Kind
@@ -260,8 +261,3 @@ def _models_in(folder: str) -> Iterator[tuple[str, int]]:
         parts = [p for p in part_paths(name) if p in names]
         if name == parts[0]:
             yield name, sum(os.path.getsize(os.path.join(folder, p)) for p in parts)
-
-
-def size_text(size: int) -> str:
-    """Format *size*, in bytes, such as ``98.4 MB``."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

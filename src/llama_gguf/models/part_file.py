@@ -9,7 +9,7 @@ from types import TracebackType
 
 from llama_gguf.errors import UserError
 from llama_gguf.files.remedies import remedy
-from llama_gguf.models.landing import put_in_place, take_lock
+from llama_gguf.models.download_files import put_in_place, take_lock
 
 
 def part_bytes(final: str) -> int:

@@ -16,10 +16,11 @@ from llama_gguf.errors import UserError
 from llama_gguf.files.remedies import remedy
 from llama_gguf.models import from_hub, from_url, from_wheel, hub_address, origins
 from llama_gguf.models.catalogue import CATALOGUE, Catalogue, Entry
+from llama_gguf.models.download_files import Pulled, make_folder, sha256_of
 from llama_gguf.models.from_hub import Hub
 from llama_gguf.models.hub_address import Address
-from llama_gguf.models.landing import MeterFactory, Pulled, make_folder, sha256_of
 from llama_gguf.models.model_file import is_whole, part_paths
+from llama_gguf.models.progress import MeterFactory
 from llama_gguf.models.urls import check_url, shown
 
 KNOWN_FILES: Final[Mapping[str, str]] = {name: e.file for name, e in CATALOGUE.items()}

@@ -26,7 +26,7 @@ from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.command import extra_args, listen_flags
 from llama_gguf.engines.status import HEALTH_STATUS, EngineState, EngineStatus
 from llama_gguf.errors import UserError
-from llama_gguf.models.landing import Meter
+from llama_gguf.models.progress import Meter
 from llama_gguf.net import tls
 from llama_gguf.net.listener import listen
 from llama_gguf.supervisor import plan, reaper

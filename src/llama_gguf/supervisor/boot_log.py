@@ -13,8 +13,9 @@ from typing import Final, Self
 
 from llama_gguf.config.schema import LogSettings
 from llama_gguf.files.atomic import replace_file
-from llama_gguf.files.line_writer import LogWriter, prune, stamped
+from llama_gguf.files.line_writer import LogWriter
 from llama_gguf.files.log_file import LogFile
+from llama_gguf.files.retention import prune, stamped
 
 LAST_LINES_SECONDS: Final = 2.0
 

@@ -8,8 +8,9 @@ import re
 from typing import Final
 
 from llama_gguf.config.schema import LogSettings
-from llama_gguf.files.line_writer import LogWriter, prune, stamped
+from llama_gguf.files.line_writer import LogWriter
 from llama_gguf.files.log_file import LogFile
+from llama_gguf.files.retention import prune, stamped
 
 _engine: Final = logging.getLogger("llama-server")  # noqa: TID251 - lines of another program
 _LEVEL: Final = re.compile(r"\d+\.\d\d\.\d\d\d\.\d\d\d ([DIWE]) ")

@@ -17,8 +17,8 @@ from typing import Final
 from llama_gguf.config import settings as settings_module
 from llama_gguf.config.schema import ModelSettings
 from llama_gguf.errors import UserError
-from llama_gguf.models.landing import Meter, MeterFactory
-from llama_gguf.models.model_file import size_text
+from llama_gguf.files.sizes import size_text
+from llama_gguf.models.progress import Meter, MeterFactory
 from llama_gguf.supervisor.child import spawn
 
 OnProgress = Callable[[str, float | None], None]

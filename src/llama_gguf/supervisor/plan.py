@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from llama_gguf.config.schema import ListenSettings, ModelSettings, UpstreamSettings
 from llama_gguf.config.settings import variable
 from llama_gguf.errors import UserError
-from llama_gguf.models.landing import MeterFactory
-from llama_gguf.models.model_file import Model, read_model, resolve, size_text
+from llama_gguf.files.sizes import size_text
+from llama_gguf.models.model_file import Model, read_model, resolve
+from llama_gguf.models.progress import MeterFactory
 from llama_gguf.models.pull import KNOWN_FILES, find, is_fetchable, pull
 
 

@@ -20,8 +20,9 @@ from llama_gguf.config.settings import Settings
 from llama_gguf.engines import locate, machine
 from llama_gguf.engines.command import engine_argv, engine_environment
 from llama_gguf.events import EventLog
-from llama_gguf.models.landing import MeterFactory
-from llama_gguf.models.model_file import Model, size_text
+from llama_gguf.files.sizes import size_text
+from llama_gguf.models.model_file import Model
+from llama_gguf.models.progress import MeterFactory
 from llama_gguf.net.threads import run_detached
 from llama_gguf.supervisor import division, plan
 from llama_gguf.supervisor.fetch import fetch

@@ -1,4 +1,4 @@
-"""Downloads on disk: free space, locks, progress, and the final rename.
+"""Downloads on disk: their folder, free space, locks, checks and the final rename.
 
 Everything is written in the directory of the final file, so that the last step is a rename: a
 model file is complete or does not exist.
@@ -11,28 +11,20 @@ import fcntl
 import hashlib
 import os
 import shutil
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
 from llama_gguf.errors import UserError
 from llama_gguf.files.remedies import NO_INODES, has_no_inodes, remedy
+from llama_gguf.files.sizes import size_text
 from llama_gguf.models.gguf import read_facts
 from llama_gguf.models.gguf_cursor import GgufError
-from llama_gguf.models.model_file import size_text
-
-Meter = Callable[[int, int | None], None]
-"""Called with the bytes done and the total, which is None while unknown."""
-MeterFactory = Callable[[str], AbstractContextManager[Meter]]
-"""Makes the meter of a download with this label."""
 
 TEMPORARY: Final = ".pull-"
 """Prefix of directories that are useless once their process has ended."""
 _ABANDONED_SECONDS: Final = 7 * 24 * 3600.0  # a large model over a slow line takes days
-_REPORT_SECONDS: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,40 +108,6 @@ def take_lock(descriptor: int, name: str) -> None:
         ) from None
     except OSError:
         pass  # a file system without locks: there, only one pull of a model at a time is safe
-
-
-@contextmanager
-def watching(folder: str, meter: Meter, total: int | None) -> Iterator[None]:
-    """Report the progress of a download that other code writes to a file below *folder*."""
-    finished = threading.Event()
-
-    def report() -> None:
-        while not finished.wait(_REPORT_SECONDS):
-            meter(largest_file(folder), total)
-
-    meter(0, total)
-    thread = threading.Thread(target=report, name="meter", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        finished.set()
-        thread.join()
-    if total is not None:
-        meter(total, total)
-
-
-def largest_file(folder: str) -> int:
-    """Size of the largest file below *folder*.
-
-    The largest and not the sum: for a moment, pip has two copies of the wheel.
-    """
-    largest = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with suppress(FileNotFoundError):
-                largest = max(largest, os.path.getsize(os.path.join(parent, name)))
-    return largest
 
 
 def check_model(path: str, origin: str) -> None:

@@ -1,18 +1,17 @@
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 
 import pytest
 
 from llama_gguf.errors import UserError
-from llama_gguf.models import landing
+from llama_gguf.models import download_files
 from tests.support.gguf_files import gguf
 
 
 def test_the_models_directory_is_created(tmp_path: Path) -> None:
-    landing.make_folder(str(tmp_path / "data" / "models"))
+    download_files.make_folder(str(tmp_path / "data" / "models"))
 
     assert (tmp_path / "data" / "models").is_dir()
 
@@ -23,7 +22,7 @@ def test_the_error_for_an_unusable_models_directory_shows_how_to_use_another(
     (tmp_path / "file").write_text("")
 
     with pytest.raises(UserError, match="--models-dir") as caught:
-        landing.make_folder(str(tmp_path / "file" / "models"))
+        download_files.make_folder(str(tmp_path / "file" / "models"))
 
     assert caught.value.exit_status == 2
 
@@ -34,65 +33,33 @@ def test_leftovers_of_killed_pulls_are_removed_after_a_week(tmp_path: Path) -> N
     for name in (".pull-old", "old-but-not-ours"):
         os.utime(tmp_path / name, (0, 0))
 
-    landing.make_folder(str(tmp_path))
+    download_files.make_folder(str(tmp_path))
 
     assert sorted(p.name for p in tmp_path.iterdir()) == [".pull-new", "old-but-not-ours"]
 
 
 def test_the_error_for_too_little_space_has_both_numbers(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"free, but 1000000000\.0 GB are needed"):
-        landing.check_space(str(tmp_path), 10**18)
+        download_files.check_space(str(tmp_path), 10**18)
 
 
 def test_a_lock_is_held_until_its_file_is_closed(tmp_path: Path) -> None:
     first = os.open(tmp_path, os.O_RDONLY)
     second = os.open(tmp_path, os.O_RDONLY)
-    landing.take_lock(first, "m")
+    download_files.take_lock(first, "m")
     with pytest.raises(UserError, match="Another pull of m"):
-        landing.take_lock(second, "m")
+        download_files.take_lock(second, "m")
 
     os.close(first)
 
-    landing.take_lock(second, "m")
+    download_files.take_lock(second, "m")
     os.close(second)
-
-
-def test_the_meter_reports_the_largest_file_while_it_grows(tmp_path: Path) -> None:
-    ticks: list[tuple[int, int | None]] = []
-    half_seen = threading.Event()
-
-    def meter(done: int, total: int | None) -> None:
-        ticks.append((done, total))
-        if done == 50:
-            half_seen.set()
-
-    with landing.watching(str(tmp_path), meter, 100):
-        (tmp_path / "deep").mkdir()
-        (tmp_path / "deep" / "wheel").write_bytes(bytes(50))
-        (tmp_path / "small").write_bytes(bytes(20))
-        assert half_seen.wait(30)
-
-    assert ticks[0] == (0, 100)
-    assert (50, 100) in ticks
-    assert ticks[-1] == (100, 100)
-
-
-def test_a_failed_download_is_not_reported_as_complete(tmp_path: Path) -> None:
-    ticks: list[int] = []
-
-    with (
-        pytest.raises(UserError),
-        landing.watching(str(tmp_path), lambda done, total: ticks.append(done), 100),
-    ):
-        raise UserError("broke")
-
-    assert 100 not in ticks
 
 
 def test_anything_but_a_model_is_rejected_with_its_origin(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(gguf())
     (tmp_path / "n.gguf").write_bytes(b"<html>")
 
-    landing.check_model(str(tmp_path / "m.gguf"), "the moon")
+    download_files.check_model(str(tmp_path / "m.gguf"), "the moon")
     with pytest.raises(UserError, match="The content of the moon is not a GGUF file"):
-        landing.check_model(str(tmp_path / "n.gguf"), "the moon")
+        download_files.check_model(str(tmp_path / "n.gguf"), "the moon")

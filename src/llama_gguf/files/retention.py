@@ -1,0 +1,42 @@
+"""Names of log files, and which of them are kept."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Final
+
+from llama_gguf.config.schema import LogSettings
+
+OTHERS_LIVE_SECONDS: Final = 86_400.0
+"""A younger log of another instance in the same folder may be in use."""
+
+
+def stamped(settings: LogSettings, folder: str, kind: str) -> str:
+    """The path of a new log in *folder*: the time, its *kind* and the instance."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    return os.path.join(folder, f"{stamp}_{kind}_{settings.instance_id}.log")
+
+
+def prune(settings: LogSettings, folder: str, kind: str, *, but: str) -> None:
+    """Remove the oldest logs of *kind* in *folder*: LOG_BACKUPS remain, in addition to *but*.
+
+    Several instances may share the folder. Logs that another may still write to are kept.
+    """
+    with contextlib.suppress(OSError):
+        found = [e for e in os.scandir(folder) if f"_{kind}_" in e.name and ".log" in e.name]
+        for entry in _surplus(found, settings, kind, but):
+            with contextlib.suppress(OSError):
+                os.unlink(entry.path)
+
+
+def _surplus(
+    found: Iterable[os.DirEntry[str]], settings: LogSettings, kind: str, but: str
+) -> list[os.DirEntry[str]]:
+    old = [e for e in found if e.path != but]
+    old.sort(key=lambda e: e.stat().st_mtime, reverse=True)
+    horizon = datetime.now(UTC).timestamp() - OTHERS_LIVE_SECONDS
+    ours = f"_{kind}_{settings.instance_id}.log"
+    return [e for e in old[settings.log_backups :] if ours in e.name or e.stat().st_mtime < horizon]

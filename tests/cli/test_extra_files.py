@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from llama_gguf.cli.check_result import Level
 from llama_gguf.cli.extra_files import companions, results
 from llama_gguf.cli.fit import Companion
-from llama_gguf.cli.results import Level
 from llama_gguf.models.engine_options import Options
 from tests.models.test_memory import SMOLLM2
 from tests.support.gguf_files import METADATA, gguf

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from llama_gguf.cli.check_result import Level, Result
 from llama_gguf.cli.fit import Companion, results
-from llama_gguf.cli.results import Level, Result
 from llama_gguf.engines.locate import Device
 from llama_gguf.engines.machine import Machine
 from llama_gguf.models.cache import Cache, Layer

@@ -194,8 +194,8 @@ def _new_key(
             rate_limit=rate_limit,
             expires_at=expires_at,
         )
-    except ValueError as wanted:
-        raise UserError(f"cannot create the key {name!a}: {wanted}", exit_status=2) from None
+    except ValueError as reason:
+        raise UserError(f"cannot create the key {name!a}: {reason}", exit_status=2) from None
     (key,) = KeyRing.parse(line).keys
     if key.is_retired:
         raise UserError(

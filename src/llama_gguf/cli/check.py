@@ -19,8 +19,8 @@ from typing import Final
 
 from llama_gguf.access import key_admin, key_file
 from llama_gguf.cli import extra_files, fit
+from llama_gguf.cli.check_result import Level, Result
 from llama_gguf.cli.context import Context, with_model
-from llama_gguf.cli.results import Level, Result
 from llama_gguf.cli.terminal import echo, print_table
 from llama_gguf.config import settings as settings_module
 from llama_gguf.config.masking import mask_urls

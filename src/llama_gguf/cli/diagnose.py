@@ -33,7 +33,7 @@ from llama_gguf.errors import UserError
 
 USAGE = "%(prog)s [MODEL] [--output FILE] [--json] [--SETTING VALUE ...]"
 
-DOES_WITHOUT_SETTINGS: Final = True
+RUNS_WITH_INVALID_SETTINGS: Final = True
 """`main` runs this command even with invalid settings, which the bundle then lists."""
 SECTION_SECONDS: Final = 30.0
 MAX_SECTION_CHARACTERS: Final = 4 << 20

@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
+from llama_gguf.cli.check_result import Level, Result
 from llama_gguf.cli.fit import Companion
-from llama_gguf.cli.results import Level, Result
 from llama_gguf.errors import UserError
 from llama_gguf.models import memory
 from llama_gguf.models.engine_options import Options, files

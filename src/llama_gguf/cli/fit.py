@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from llama_gguf.cli.results import Level, Result
+from llama_gguf.cli.check_result import Level, Result
 from llama_gguf.engines.locate import Device
 from llama_gguf.engines.machine import Machine
 from llama_gguf.files.sizes import size_text

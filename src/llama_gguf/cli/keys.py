@@ -197,8 +197,8 @@ def _read(flag: str, text: str | None, parse: Callable[[str], _Value]) -> _Value
         return None
     try:
         return parse(text)
-    except ValueError as wanted:
-        raise UserError(f"{flag} {text!a} is invalid: {wanted}", 2) from None
+    except ValueError as expected:
+        raise UserError(f"{flag} {text!a} is invalid: {expected}", 2) from None
 
 
 def _read_when(flag: str, text: str | None, now: datetime) -> float | None:

@@ -87,7 +87,7 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     if name in SERVERS:
         output.take_over()  # before the first warning: a server never waits for its terminal
     context = _context(arguments, environ)
-    if context.complaint and not hasattr(command, "DOES_WITHOUT_SETTINGS"):
+    if context.complaint and not hasattr(command, "RUNS_WITH_INVALID_SETTINGS"):
         raise UserError(context.complaint, exit_status=2)
     try:
         return int(command.run(arguments, context))

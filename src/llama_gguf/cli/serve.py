@@ -55,11 +55,11 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
         settings,
         environ=context.environ,
         sources=context.sources,
-        display=Terminal(settings, creates_key=arguments.create_key),
+        display=ServeDisplay(settings, creates_key=arguments.create_key),
     )
 
 
-class Terminal:
+class ServeDisplay:
     """What a person sees of `serve`: a new key, the progress, and the first commands to try.
 
     Args:

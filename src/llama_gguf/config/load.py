@@ -63,10 +63,10 @@ def load_usable(
             try:
                 values[name] = setting.parse(text)
                 sources[name] = source
-            except ValueError as wanted:
+            except ValueError as expected:
                 label = flag(name) if source == "flag" else variable(name)
                 shown = MASK if setting.secret else ascii(text)
-                mistakes.append(f"  {label}={shown} is invalid; must be {wanted}")
+                mistakes.append(f"  {label}={shown} is invalid; must be {expected}")
             break
     settings = Settings.of(**values)
     mistakes += [f"  {text}" for text in contradictions(settings)]

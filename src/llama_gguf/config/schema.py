@@ -285,14 +285,8 @@ class QueueSettings:
 
 @dataclass(frozen=True, slots=True)
 class TimeoutSettings:
-    """Time limits of requests that are with the engine."""
+    """Time limits of requests that wait, or are with the engine."""
 
-    sse_keepalive: float = _queue(
-        0.0,
-        seconds(0),
-        "seconds of silence after which a stream gets its head, and then a comment each time, "
-        "so that proxies do not close it; 0 = off",
-    )
     request_timeout: float = _timeouts(
         300.0, seconds(0.1), "seconds without data from llama-server after which a request fails"
     )
@@ -303,6 +297,12 @@ class TimeoutSettings:
     )
     backend_connect_timeout: float = _timeouts(
         10.0, seconds(0.1), "seconds to connect to llama-server"
+    )
+    sse_keepalive: float = _timeouts(
+        0.0,
+        seconds(0),
+        "seconds of silence after which a stream gets its head, and then a comment each time, "
+        "so that proxies do not close it; 0 = off",
     )
 
 

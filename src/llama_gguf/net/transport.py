@@ -162,8 +162,8 @@ class Receiver:
         raise NotImplementedError
 
 
-class _Called(Receiver):
-    """Any other endpoint."""
+class _AdaptedReceiver(Receiver):
+    """Passes the data to any other endpoint, through the interpreter."""
 
     __slots__ = ("_call",)
 
@@ -178,7 +178,7 @@ def _ignore(data: bytes) -> None:
     del data
 
 
-_NO_RECEIVER: Final = _Called(_ignore)
+_NO_RECEIVER: Final = _AdaptedReceiver(_ignore)
 """Before there is an endpoint, and after its ``connection_lost``."""
 
 
@@ -238,8 +238,10 @@ class SocketTransport(Transport):
     def attach(self, endpoint: Endpoint) -> None:
         """Begin to read, and call *endpoint* from now on."""
         self._endpoint = endpoint
-        one: object = endpoint
-        self._receiver = one if isinstance(one, Receiver) else _Called(endpoint.data_received)
+        plain: object = endpoint  # narrowed to the native class, not to both types
+        self._receiver = (
+            plain if isinstance(plain, Receiver) else _AdaptedReceiver(endpoint.data_received)
+        )
         self._poller.watch(self._fd, self, INCOMING)
         endpoint.connection_made(self)
 
@@ -348,7 +350,7 @@ class SocketTransport(Transport):
                 self._watch()  # more may follow, or the end
             self._receiver.data_received(data)
             return
-        self._its_endpoint().eof_received()
+        self._require_endpoint().eof_received()
         if self._is_all_sent():
             self._lose(None)
         else:
@@ -370,7 +372,7 @@ class SocketTransport(Transport):
     def _check_fill(self, unsent: bytearray) -> None:
         if len(unsent) > self._high_water and not self._is_full:
             self._is_full = True
-            self._its_endpoint().pause_writing()
+            self._require_endpoint().pause_writing()
 
     def _send_on(self, unsent: bytearray) -> None:
         try:
@@ -387,7 +389,7 @@ class SocketTransport(Transport):
             self._on_all_sent()
         if self._is_full and len(unsent) <= self._high_water // _LOW_WATER_SHARE:
             self._is_full = False
-            self._its_endpoint().resume_writing()
+            self._require_endpoint().resume_writing()
 
     def _is_all_sent(self) -> bool:
         return self._unsent is None and not self._queued
@@ -411,11 +413,13 @@ class SocketTransport(Transport):
             events = INCOMING if self._is_reading else 0
         self._poller.watch(self._fd, self, events)
 
-    def _its_endpoint(self) -> Endpoint:
+    def _require_endpoint(self) -> Endpoint:
         assert self._endpoint is not None
         return self._endpoint
 
     # The end ------------------------------------------------------------------------------------
+    # Either way, ``_close`` calls the endpoint's ``connection_lost``, once: ``_end`` at the end of
+    # the turn, since the endpoint may be the caller; ``_lose`` at once.
 
     def _end(self, error: Exception | None) -> None:
         """Stop using the socket; the endpoint, which may be the caller, is called later."""
@@ -432,6 +436,7 @@ class SocketTransport(Transport):
             self._close()
 
     def _stop(self, error: Exception | None) -> bool:
+        """Stop using the socket, without calling the endpoint; False if that was done before."""
         if self._is_over:
             return False
         self._is_over = self._is_closing = True
@@ -443,6 +448,7 @@ class SocketTransport(Transport):
         return True
 
     def _close(self) -> None:
+        """Call the endpoint for the last time, and close the socket."""
         endpoint = self._endpoint
         if endpoint is None:
             return

@@ -298,8 +298,9 @@ def states_page() -> str:
             "From its start to its end: `gateway/lifecycle.py`.\n",
             _diagram(lifecycle.State.STARTING, of_gateway),
             "## llama-server\n",
-            "As tracked by the supervisor: `supervisor/restart_policy.py`. A gateway without a "
-            "supervisor has one more state, `unreachable`.\n",
+            "As tracked by the supervisor: `supervisor/restart_policy.py`. It tracks the gateway's "
+            "process by the same table, where only llama-server sleeps and hangs. For a gateway "
+            "without a supervisor, llama-server has one more state, `unreachable`.\n",
             _diagram(EngineState.STARTING, of_engine),
             "## The supervisor\n",
             "`llama-gguf serve`: `supervisor/states.py`.\n",

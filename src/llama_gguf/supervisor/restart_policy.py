@@ -1,8 +1,9 @@
 """When a child is restarted, and when the supervisor gives up on it.
 
-The states are those of ``engines/status.py``; every transition between them is in
-``TRANSITIONS``, and the policy holds the child's present state. No clock, no randomness and no
-process: ``died`` returns the time of the restart.
+A child is llama-server or the gateway; only llama-server sleeps and hangs. The states are those of
+``engines/status.py``; every transition between them is in ``TRANSITIONS``, and the policy holds the
+child's present state. No clock, no randomness and no process: ``died`` returns the time of the
+restart.
 """
 
 from __future__ import annotations

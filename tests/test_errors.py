@@ -64,7 +64,7 @@ def test_every_documented_code_is_of_an_error_that_can_be_sent() -> None:
 
 
 def test_no_two_kinds_share_a_code() -> None:
-    codes = [kind.code for kind in kinds(GatewayError) if kind is not errors.InvalidRequest]
+    codes = [kind.code for kind in kinds(GatewayError) if kind.__module__ == errors.__name__]
     shared = {code for code in codes if codes.count(code) > 1}
 
     assert shared == set()

@@ -86,7 +86,7 @@ def test_every_error_with_its_own_code_is_on_its_page() -> None:
 
     for kind in kinds:
         assert f"| {kind.status} | `{kind.code}` | `{kind.type}` | " in page
-    assert page.count("\n| ") == len(kinds) + 1
+    assert page.count("\n| ") == len({kind.code for kind in kinds}) + 1
 
 
 def test_every_module_is_on_its_page_with_its_docstring() -> None:

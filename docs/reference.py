@@ -22,7 +22,7 @@ import llama_gguf
 from llama_gguf import errors
 from llama_gguf.cli.main import COMMANDS, command_parser, top_parser
 from llama_gguf.config import settings
-from llama_gguf.engines.status import EngineState
+from llama_gguf.engines.status import ChildState
 from llama_gguf.errors import GatewayError
 from llama_gguf.gateway import client_connection, lifecycle, upstream_connection
 from llama_gguf.scheduling import exchange
@@ -301,7 +301,7 @@ def states_page() -> str:
             "As tracked by the supervisor: `supervisor/restart_policy.py`. It tracks the gateway's "
             "process by the same table, where only llama-server sleeps and hangs. For a gateway "
             "without a supervisor, llama-server has one more state, `unreachable`.\n",
-            _diagram(EngineState.STARTING, of_engine),
+            _diagram(ChildState.STARTING, of_engine),
             "## The supervisor\n",
             "`llama-gguf serve`: `supervisor/states.py`.\n",
             _diagram(supervisor_states.SupervisorState.STARTING, of_supervisor),

@@ -9,13 +9,13 @@ import pytest
 
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import MAX_SPARED, Finding, Probe, watch
-from llama_gguf.engines.status import EngineState
+from llama_gguf.engines.status import ChildState
 
 LOADING = b"HTTP/1.1 503 X\r\nContent-Length: 2\r\n\r\n{}"
 HEALTHY = b'HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{"status":"ok"}'
 NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
-UNREACHABLE = Finding(EngineState.UNREACHABLE)
-READY = Finding(EngineState.READY)
+UNREACHABLE = Finding(ChildState.UNREACHABLE)
+READY = Finding(ChildState.READY)
 
 
 def props(body: bytes) -> bytes:
@@ -81,7 +81,7 @@ def look(engine: Engine) -> Finding:
 def test_an_engine_that_responds_503_is_loading(stays: bool) -> None:
     engine = Engine(LOADING, stays=stays)
 
-    assert look(engine) == Finding(EngineState.LOADING)
+    assert look(engine) == Finding(ChildState.LOADING)
     assert engine.paths == [b"/health"]
 
 
@@ -89,26 +89,26 @@ def test_an_engine_that_responds_503_is_loading(stays: bool) -> None:
 def test_a_ready_engine_reports_its_slots_and_its_model(stays: bool) -> None:
     body = b'{"total_slots":3,"model_alias":"tiny","model_path":"/m/x.gguf"}'
 
-    assert look(Engine(HEALTHY, props(body), stays=stays)) == Finding(EngineState.READY, 3, "tiny")
+    assert look(Engine(HEALTHY, props(body), stays=stays)) == Finding(ChildState.READY, 3, "tiny")
 
 
 def test_a_ready_engine_reports_the_context_of_one_request() -> None:
     body = b'{"default_generation_settings":{"n_ctx":2048,"params":{}},"total_slots":4}'
 
-    assert look(Engine(HEALTHY, props(body))) == Finding(EngineState.READY, 4, request_tokens=2048)
+    assert look(Engine(HEALTHY, props(body))) == Finding(ChildState.READY, 4, request_tokens=2048)
 
 
 def test_without_an_alias_the_file_is_the_model() -> None:
     body = b'{"total_slots":1,"model_path":"/models/x.gguf"}'
 
-    assert look(Engine(HEALTHY, props(body))) == Finding(EngineState.READY, 1, "x.gguf")
+    assert look(Engine(HEALTHY, props(body))) == Finding(ChildState.READY, 1, "x.gguf")
 
 
 def test_a_response_without_a_length_ends_with_its_connection() -> None:
     health = b'HTTP/1.0 200 OK\r\n\r\n{"status":"ok"}'
     body = b'HTTP/1.0 200 OK\r\n\r\n{"total_slots":2}'
 
-    assert look(Engine(health, body)) == Finding(EngineState.READY, 2)
+    assert look(Engine(health, body)) == Finding(ChildState.READY, 2)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_an_engine_without_properties_is_ready_nevertheless(response: bytes) -> 
 
 @pytest.mark.parametrize("body", [b'{"model_path":5}', b'{"model_path":["a"]}'])
 def test_properties_of_odd_types_do_no_harm(body: bytes) -> None:
-    assert look(Engine(HEALTHY, props(body))).state is EngineState.READY
+    assert look(Engine(HEALTHY, props(body))).state is ChildState.READY
 
 
 def test_an_impossible_number_of_slots_is_ignored() -> None:
@@ -146,7 +146,7 @@ def test_an_impossible_number_of_slots_is_ignored() -> None:
 def test_another_engine_that_responds_at_all_is_ready(status: bytes) -> None:
     response = b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n"
 
-    assert look(Engine(response)).state is EngineState.READY
+    assert look(Engine(response)).state is ChildState.READY
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_an_engine_on_a_unix_socket_is_probed_there(tmp_path: Path) -> None:
     engine = Engine(HEALTHY, props(b'{"total_slots":2}'))
 
     async def scenario(probe: Probe) -> None:
-        assert await probe.look() == Finding(EngineState.READY, 2)
+        assert await probe.look() == Finding(ChildState.READY, 2)
 
     run(engine, scenario, path=tmp_path / "llama.sock")
 
@@ -215,7 +215,7 @@ def test_properties_are_requested_once_in_each_life_of_the_engine() -> None:
         assert engine.paths.count(b"/props") == 1
 
         engine.responses[b"/health"] = LOADING
-        assert (await probe.look()).state is EngineState.LOADING
+        assert (await probe.look()).state is ChildState.LOADING
         engine.responses |= {b"/health": HEALTHY, b"/props": props(b'{"total_slots":8}')}
         assert (await probe.look()).slots == 8
         assert engine.paths.count(b"/props") == 2
@@ -301,7 +301,7 @@ def looks(
 
 def test_a_watch_reports_every_probe_until_it_is_cancelled() -> None:
     engine = Engine(LOADING)
-    states: list[EngineState] = []
+    states: list[ChildState] = []
 
     def on_look(finding: Finding) -> None:
         states.append(finding.state)
@@ -310,7 +310,7 @@ def test_a_watch_reports_every_probe_until_it_is_cancelled() -> None:
 
     looks(engine, 4, on_look)
 
-    assert states[:4] == [EngineState.LOADING] * 2 + [EngineState.READY] * 2
+    assert states[:4] == [ChildState.LOADING] * 2 + [ChildState.READY] * 2
 
 
 class Heard:

@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.engines.status import HEALTH_STATUS, MAY_COME, EngineState, EngineStatus
+from llama_gguf.engines.status import HEALTH_STATUS, MAY_COME, ChildState, EngineStatus
 
-S = EngineState
+S = ChildState
 
 statuses = st.builds(
     EngineStatus,
-    state=st.sampled_from(EngineState),
+    state=st.sampled_from(ChildState),
     since=st.floats(0, 2e9),
     slots=st.none() | st.integers(0, 1024),
     model=st.text(),
@@ -53,13 +53,13 @@ def test_the_same_state_keeps_its_start_time() -> None:
     assert status.moved(S.READY, 5.0, detail="still").since == 1.0
 
 
-@pytest.mark.parametrize("state", EngineState)
-def test_only_an_engine_that_serves_or_sleeps_is_healthy(state: EngineState) -> None:
+@pytest.mark.parametrize("state", ChildState)
+def test_only_an_engine_that_serves_or_sleeps_is_healthy(state: ChildState) -> None:
     assert (HEALTH_STATUS[state] == 200) == (state in (S.READY, S.ASLEEP))
 
 
-@pytest.mark.parametrize("state", EngineState)
-def test_requests_are_sent_only_to_an_engine_that_serves(state: EngineState) -> None:
+@pytest.mark.parametrize("state", ChildState)
+def test_requests_are_sent_only_to_an_engine_that_serves(state: ChildState) -> None:
     assert EngineStatus(state, since=0.0).serves == (state is S.READY)
 
 
@@ -82,10 +82,10 @@ def test_204_is_sent_only_while_the_first_load_may_still_succeed() -> None:
 
 
 @pytest.mark.parametrize("state", [S.FAILED, S.STOPPING, S.STOPPED])
-def test_no_request_waits_for_an_engine_that_will_not_be_ready(state: EngineState) -> None:
+def test_no_request_waits_for_an_engine_that_will_not_be_ready(state: ChildState) -> None:
     assert state not in MAY_COME
 
 
 @pytest.mark.parametrize("state", [S.STARTING, S.LOADING, S.ASLEEP, S.BACKOFF, S.UNREACHABLE])
-def test_requests_wait_for_an_engine_that_may_become_ready(state: EngineState) -> None:
+def test_requests_wait_for_an_engine_that_may_become_ready(state: ChildState) -> None:
     assert state in MAY_COME

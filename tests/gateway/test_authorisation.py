@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from llama_gguf.engines.status import EngineState
+from llama_gguf.engines.status import ChildState
 from tests.support.fakes import NewRig
 from tests.support.messages import code_of, request
 
 
 def test_a_request_that_is_refused_later_costs_its_key_nothing(new_rig: NewRig) -> None:
-    rig = new_rig(max_requests_per_minute=7, state=EngineState.FAILED)
+    rig = new_rig(max_requests_per_minute=7, state=ChildState.FAILED)
 
     client = rig.send_request()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llama_gguf.engines.status import EngineState
+from llama_gguf.engines.status import ChildState
 from llama_gguf.gateway.client_connection import MAX_HELD_BYTES
 from llama_gguf.net.transport import HIGH_WATER_BYTES, READ_BYTES
 from tests.support.fakes import FakeClient, NewRig, Rig
@@ -25,7 +25,7 @@ ENDING_AT_ONCE = {
 """Requests that are answered in the call in which they are read."""
 SETTINGS: dict[str, dict[str, object]] = {
     "429": {"max_requests_per_minute": 1},
-    "503": {"state": EngineState.FAILED},
+    "503": {"state": ChildState.FAILED},
     "401": {"auth_failures_per_minute": 0},
 }
 

@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from llama_gguf.engines.status import EngineState
+from llama_gguf.engines.status import ChildState
 from tests.support.fakes import FakeClient, NewRig, Rig
 from tests.support.keys import KEY, OTHER_KEY
 from tests.support.messages import OK, chunk, code_of, request
@@ -241,7 +241,7 @@ def test_a_body_is_let_go_of_when_the_answer_begins(rig: Rig) -> None:
 
 
 def test_bodies_beyond_the_memory_for_all_of_them_are_503(new_rig: NewRig) -> None:
-    rig = new_rig(max_body_memory=1000, state=EngineState.LOADING)
+    rig = new_rig(max_body_memory=1000, state=ChildState.LOADING)
     rig.send_request(request(body=b"x" * 700))
     refused = rig.send_request(request(body=b"x" * 301, key=OTHER_KEY))
     rig.send_request(request(body=b"x" * 300, key=OTHER_KEY))
@@ -330,7 +330,7 @@ def test_a_body_that_is_only_announced_takes_no_room(new_rig: NewRig) -> None:
 
 
 def test_one_key_s_bodies_leave_room_for_those_of_others(new_rig: NewRig) -> None:
-    rig = new_rig(max_body_memory=1000, slots=0, state=EngineState.LOADING)
+    rig = new_rig(max_body_memory=1000, slots=0, state=ChildState.LOADING)
     for _ in range(20):
         rig.send_request(request(body=b"x" * 100))
     assert rig.services.body_memory.used == 800
@@ -350,7 +350,7 @@ def test_the_only_body_of_a_key_may_take_all_that_is_free(new_rig: NewRig) -> No
 
 
 def test_the_only_key_may_take_all_the_memory_for_bodies(new_rig: NewRig) -> None:
-    rig = new_rig(keys=f"alice:{KEY}\n", max_body_memory=1000, state=EngineState.LOADING)
+    rig = new_rig(keys=f"alice:{KEY}\n", max_body_memory=1000, state=ChildState.LOADING)
     for _ in range(20):
         rig.send_request(request(body=b"x" * 100))
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from llama_gguf.engines.status import EngineState
+from llama_gguf.engines.status import ChildState
 from tests.support.fakes import FakeClient, NewRig, Rig
 from tests.support.keys import OTHER_KEY
 from tests.support.messages import LAST_CHUNK, OK, STREAM_HEAD, event, request
@@ -60,10 +60,10 @@ def test_while_it_waits_for_a_slot(leave: Leave, new_rig: NewRig) -> None:
 
 @LEAVINGS
 def test_while_it_waits_for_the_model(leave: Leave, new_rig: NewRig) -> None:
-    rig = new_rig(state=EngineState.LOADING)
+    rig = new_rig(state=ChildState.LOADING)
     client = rig.send_request()
     leave(client)
-    rig.engine(EngineState.READY)
+    rig.engine(ChildState.READY)
 
     left(rig, "queued")
     assert rig.dials == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llama_gguf.engines.status import EngineState
+from llama_gguf.engines.status import ChildState
 from tests.support.fakes import NewRig, Rig
 from tests.support.keys import KEY
 from tests.support.messages import STREAM_HEAD, Response, event, request
@@ -110,7 +110,7 @@ def preflight(rig: Rig, *fields: str, target: str = "/v1/chat/completions") -> R
 
 
 def test_a_preflight_needs_no_key_and_no_engine_and_echoes_what_is_asked(new_rig: NewRig) -> None:
-    rig = new_rig(cors_origins=("https://app.example",), state=EngineState.FAILED)
+    rig = new_rig(cors_origins=("https://app.example",), state=ChildState.FAILED)
     names = "authorization, x-stainless-os, anthropic-version, x-api-key"
     response = preflight(
         rig,

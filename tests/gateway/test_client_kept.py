@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llama_gguf.access.key_store import REST_SECONDS
-from llama_gguf.engines.status import EngineState
+from llama_gguf.engines.status import ChildState
 from tests.gateway.test_client_responses import ANSWERS, GET, HEAD, OK_BODY, Case
 from tests.support.fakes import FakeClient, NewRig, Rig
 from tests.support.keys import EXPIRED_KEY, KEY, KEYS_TEXT, OTHER_KEY
@@ -566,9 +566,9 @@ def test_draining_that_begins_while_a_repeat_waits_ends_with_the_first(rig: Rig)
 
 def test_an_engine_that_goes_between_two_equal_requests_is_noticed(rig: Rig) -> None:
     client = served(rig, GET)
-    rig.engine(EngineState.FAILED)
+    rig.engine(ChildState.FAILED)
     client.send(GET)
-    rig.engine(EngineState.READY)
+    rig.engine(ChildState.READY)
     client.send(GET)
 
     assert statuses(client) == [200, 503, 200]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llama_gguf.engines.status import EngineState
+from llama_gguf.engines.status import ChildState
 from tests.support.fakes import TICK_SECONDS, NewRig, Rig
 from tests.support.keys import EXPIRED_KEY, KEY, OTHER_KEY
 from tests.support.messages import OK, Response, code_of, request, without_varying
@@ -391,8 +391,8 @@ def test_who_shows_no_key_is_told_nothing_of_limits(rig: Rig) -> None:
 REFUSED = {
     "a full queue": ({"slots": 1, "max_queue_size": 0}, "queue_full"),
     "a body too large": ({"max_request_body_size": 3}, "payload_too_large"),
-    "no room for a body": ({"max_body_memory": 3, "state": EngineState.LOADING}, "queue_full"),
-    "an engine that is gone": ({"state": EngineState.FAILED}, "backend_unavailable"),
+    "no room for a body": ({"max_body_memory": 3, "state": ChildState.LOADING}, "queue_full"),
+    "an engine that is gone": ({"state": ChildState.FAILED}, "backend_unavailable"),
 }
 
 

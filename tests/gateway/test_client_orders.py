@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pytest
 
-from llama_gguf.engines.status import EngineState
+from llama_gguf.engines.status import ChildState
 from llama_gguf.gateway.upstream_connection import Phase
 from tests.support.fakes import FakeUpstream, Rig
 from tests.support.keys import KEY, KEYS_TEXT, OTHER_KEY
@@ -19,8 +19,8 @@ from tests.support.messages import LAST_CHUNK, OK, STREAM_HEAD, event, request
 
 BODIES: Final = (b"{}", b'{"stream":true}')
 STATES: Final = (
-    *[EngineState.READY] * 5,
-    *(EngineState(s) for s in ("loading", "backoff", "failed")),
+    *[ChildState.READY] * 5,
+    *(ChildState(s) for s in ("loading", "backoff", "failed")),
 )
 KEY_FILES: Final = (KEYS_TEXT, f"alice:{KEY}\n", f"bob:{OTHER_KEY}\n", None)
 TARGETS: Final = ("/v1/chat/completions", "/v1/messages", "/tokenize", "/reload")

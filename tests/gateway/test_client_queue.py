@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import pytest
 
-from llama_gguf.engines.status import EngineState
+from llama_gguf.engines.status import ChildState
 from tests.support.fakes import FakeClient, NewRig, Rig
 from tests.support.keys import KEY, OTHER_KEY
 from tests.support.messages import LAST_CHUNK, OK, STREAM_HEAD, code_of, event, request
@@ -166,23 +166,23 @@ def test_silence_is_counted_from_the_slot_on(new_rig: NewRig) -> None:
 # While the engine does not serve ------------------------------------------------------------------
 
 MAY_COME = [
-    EngineState.STARTING,
-    EngineState.LOADING,
-    EngineState.BACKOFF,
-    EngineState.UNREACHABLE,
+    ChildState.STARTING,
+    ChildState.LOADING,
+    ChildState.BACKOFF,
+    ChildState.UNREACHABLE,
 ]
-IS_GONE = [EngineState.FAILED, EngineState.STOPPING, EngineState.STOPPED]
+IS_GONE = [ChildState.FAILED, ChildState.STOPPING, ChildState.STOPPED]
 
 
 @pytest.mark.parametrize("state", MAY_COME)
-def test_a_request_is_held_until_the_engine_serves(state: EngineState, new_rig: NewRig) -> None:
+def test_a_request_is_held_until_the_engine_serves(state: ChildState, new_rig: NewRig) -> None:
     rig = new_rig(state=state)
     client = rig.send_request()
     rig.advance(100)
     assert client.received == b""
     assert rig.dials == []
 
-    rig.engine(EngineState.READY, slots=1)
+    rig.engine(ChildState.READY, slots=1)
     rig.upstream.send(OK)
 
     assert client.response.status == 200
@@ -191,13 +191,13 @@ def test_a_request_is_held_until_the_engine_serves(state: EngineState, new_rig: 
 @pytest.mark.parametrize(
     ("state", "code"),
     [
-        (EngineState.STARTING, "model_loading"),
-        (EngineState.LOADING, "model_loading"),
-        (EngineState.BACKOFF, "backend_unavailable"),
-        (EngineState.UNREACHABLE, "backend_unavailable"),
+        (ChildState.STARTING, "model_loading"),
+        (ChildState.LOADING, "model_loading"),
+        (ChildState.BACKOFF, "backend_unavailable"),
+        (ChildState.UNREACHABLE, "backend_unavailable"),
     ],
 )
-def test_a_request_is_held_only_so_long(state: EngineState, code: str, new_rig: NewRig) -> None:
+def test_a_request_is_held_only_so_long(state: ChildState, code: str, new_rig: NewRig) -> None:
     rig = new_rig(state=state, max_queue_wait=20.0)
     client = rig.send_request()
     rig.advance(21)
@@ -209,7 +209,7 @@ def test_a_request_is_held_only_so_long(state: EngineState, code: str, new_rig: 
 
 
 @pytest.mark.parametrize("state", [*MAY_COME, *IS_GONE])
-def test_what_uses_no_slot_is_not_held(state: EngineState, new_rig: NewRig) -> None:
+def test_what_uses_no_slot_is_not_held(state: ChildState, new_rig: NewRig) -> None:
     client = new_rig(state=state).send_request(request("GET", "/v1/models"))
 
     assert client.response.status == 503
@@ -219,7 +219,7 @@ def test_what_uses_no_slot_is_not_held(state: EngineState, new_rig: NewRig) -> N
 
 @pytest.mark.parametrize("state", IS_GONE)
 def test_nothing_is_held_for_an_engine_that_will_not_come(
-    state: EngineState, new_rig: NewRig
+    state: ChildState, new_rig: NewRig
 ) -> None:
     rig = new_rig(state=state)
     client = rig.send_request()
@@ -231,10 +231,8 @@ def test_nothing_is_held_for_an_engine_that_will_not_come(
 
 
 @pytest.mark.parametrize("state", IS_GONE)
-def test_what_waits_is_told_when_the_engine_is_given_up(
-    state: EngineState, new_rig: NewRig
-) -> None:
-    rig = new_rig(state=EngineState.LOADING)
+def test_what_waits_is_told_when_the_engine_is_given_up(state: ChildState, new_rig: NewRig) -> None:
+    rig = new_rig(state=ChildState.LOADING)
     clients = [rig.send_request(), rig.send_request(numbered(1, OTHER_KEY))]
     rig.engine(state)
 
@@ -246,7 +244,7 @@ def test_what_waits_is_told_when_the_engine_is_given_up(
 
 
 def test_a_queue_that_is_full_while_loading_says_that_it_is_loading(new_rig: NewRig) -> None:
-    rig = new_rig(state=EngineState.LOADING, max_queue_size=1)
+    rig = new_rig(state=ChildState.LOADING, max_queue_size=1)
     rig.send_request()
     client = rig.send_request()
 
@@ -255,19 +253,19 @@ def test_a_queue_that_is_full_while_loading_says_that_it_is_loading(new_rig: New
 
 
 def test_a_wrong_key_is_told_while_the_model_loads(new_rig: NewRig) -> None:
-    client = new_rig(state=EngineState.LOADING).send_request(request(body=b"{}", key=None))
+    client = new_rig(state=ChildState.LOADING).send_request(request(body=b"{}", key=None))
 
     assert client.response.status == 401
 
 
 def test_the_slots_of_an_engine_that_comes_back_are_its_new_ones(new_rig: NewRig) -> None:
     rig = new_rig(slots=4)
-    rig.engine(EngineState.BACKOFF)
+    rig.engine(ChildState.BACKOFF)
     for _ in range(3):
         rig.send_request()
     assert rig.requests == []
 
-    rig.engine(EngineState.READY, slots=2)
+    rig.engine(ChildState.READY, slots=2)
 
     assert len(rig.requests) == 2
 
@@ -275,8 +273,8 @@ def test_the_slots_of_an_engine_that_comes_back_are_its_new_ones(new_rig: NewRig
 def test_connections_of_an_engine_that_died_are_not_used_again(rig: Rig) -> None:
     rig.send_request()
     rig.upstream.send(OK)
-    rig.engine(EngineState.BACKOFF)
-    rig.engine(EngineState.READY)
+    rig.engine(ChildState.BACKOFF)
+    rig.engine(ChildState.READY)
     rig.send_request()
 
     assert len(rig.upstreams) == 2
@@ -286,7 +284,7 @@ def test_connections_of_an_engine_that_died_are_not_used_again(rig: Rig) -> None
 def test_running_requests_beyond_fewer_slots_finish(new_rig: NewRig) -> None:
     rig = new_rig(slots=2)
     clients = [rig.send_request(), rig.send_request(), rig.send_request()]
-    rig.engine(EngineState.READY, slots=1)
+    rig.engine(ChildState.READY, slots=1)
     rig.upstreams[0].send(OK)
     assert len(rig.requests) == 2
 
@@ -315,10 +313,10 @@ def test_a_request_that_the_engine_refused_waits_for_its_next_life(new_rig: NewR
     assert client.responses == []
     assert (rig.fleet.admission.running, rig.fleet.admission.queued) == (0, 1)
 
-    rig.engine(EngineState.BACKOFF)
+    rig.engine(ChildState.BACKOFF)
     rig.accepts = True
     rig.respond_with(OK)
-    rig.engine(EngineState.READY, slots=1)
+    rig.engine(ChildState.READY, slots=1)
 
     assert client.response.status == 200
     assert (rig.fleet.admission.running, rig.fleet.admission.queued) == (0, 0)
@@ -379,7 +377,7 @@ def test_it_is_told_when_the_engine_is_given_up(new_rig: NewRig) -> None:
     rig.fleet.engine.is_supervised = True
     client = refused(rig)
 
-    rig.engine(EngineState.FAILED)
+    rig.engine(ChildState.FAILED)
 
     assert (client.response.status, code_of(client.response)) == (503, "backend_unavailable")
 
@@ -390,11 +388,11 @@ def test_without_a_supervisor_a_refused_request_waits_for_the_probe_s_finding(
     rig = new_rig(slots=1)
     client = refused(rig)
     assert client.responses == []
-    assert rig.fleet.engine.status.state is EngineState.UNREACHABLE
+    assert rig.fleet.engine.status.state is ChildState.UNREACHABLE
 
     rig.accepts = True
     rig.respond_with(OK)
-    rig.engine(EngineState.READY, slots=1)
+    rig.engine(ChildState.READY, slots=1)
 
     assert client.response.status == 200
 
@@ -404,7 +402,7 @@ def test_a_refused_request_waits_even_when_the_queue_is_full(new_rig: NewRig) ->
     client = refused(rig)
     rig.accepts = True
     rig.respond_with(OK)
-    rig.engine(EngineState.READY, slots=1)
+    rig.engine(ChildState.READY, slots=1)
 
     assert client.response.status == 200
     assert rig.is_at_rest
@@ -417,7 +415,7 @@ def test_a_refused_request_waits_even_when_the_queue_is_full(new_rig: NewRig) ->
 def test_a_request_for_an_engine_that_is_asleep_wakes_it(
     body: bytes | None, new_rig: NewRig
 ) -> None:
-    rig = new_rig(state=EngineState.ASLEEP)
+    rig = new_rig(state=ChildState.ASLEEP)
     woken: list[int] = []
     rig.fleet.engine.on_engine_requested = lambda: woken.append(rig.fleet.admission.queued)
 
@@ -429,7 +427,7 @@ def test_a_request_for_an_engine_that_is_asleep_wakes_it(
 
 
 def test_what_is_answered_here_wakes_nobody(new_rig: NewRig) -> None:
-    rig = new_rig(state=EngineState.ASLEEP)
+    rig = new_rig(state=ChildState.ASLEEP)
     rig.fleet.engine.on_engine_requested = lambda: pytest.fail("it was woken")
 
     for target in ("/ping", "/health", "/metrics"):
@@ -446,7 +444,7 @@ def waiting_again(new_rig: NewRig, **settings: Any) -> tuple[Rig, FakeClient]:
     rig = new_rig(slots=1, **settings)
     rig.fleet.engine.is_supervised = True
     client = refused(rig)
-    rig.engine(EngineState.BACKOFF)
+    rig.engine(ChildState.BACKOFF)
     return rig, client
 
 
@@ -456,7 +454,7 @@ def test_the_longest_duration_counts_from_when_a_request_is_sent_again(new_rig: 
     rig.advance(60)
     assert client.responses == []
     rig.accepts = True
-    rig.engine(EngineState.READY, slots=1)
+    rig.engine(ChildState.READY, slots=1)
     rig.advance(9)
     rig.upstream.send(OK)
 
@@ -471,7 +469,7 @@ def test_a_request_that_waits_again_and_is_refused_has_left_the_queue(new_rig: N
     assert rig.is_at_rest
     rig.accepts = True
     rig.respond_with(OK)
-    rig.engine(EngineState.READY, slots=1)
+    rig.engine(ChildState.READY, slots=1)
 
     assert rig.send_request().response.status == 200
     assert rig.is_at_rest
@@ -524,7 +522,7 @@ def test_a_bug_in_one_request_s_time_out_does_not_stop_the_others(
 def test_a_connection_that_the_engine_refused_costs_its_key_nothing(new_rig: NewRig) -> None:
     rig = new_rig(slots=1, max_requests_per_minute=7)
     client = refused(rig)
-    rig.engine(EngineState.FAILED)
+    rig.engine(ChildState.FAILED)
 
     assert client.response.status == 503
     assert client.response["x-ratelimit-remaining-requests"] == "7"
@@ -596,7 +594,7 @@ def test_token_counts_that_wait_are_refused_when_the_engine_dies(new_rig: NewRig
     rig = new_rig(slots=1)
     counting = [rig.send_request(TOKENIZE) for _ in range(4)]
 
-    rig.engine(EngineState.BACKOFF)
+    rig.engine(ChildState.BACKOFF)
 
     assert [len(client.responses) for client in counting] == [0, 0, 1, 1]
     assert rig.fleet.side_admission.queued == 0

@@ -11,13 +11,13 @@ import pytest
 
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.activity import GREETING, Activity
-from llama_gguf.engines.status import EngineState, EngineStatus
+from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.gateway.control import Control, is_comment
 from llama_gguf.gateway.services import Services
 from tests.support.fakes import NewRig
 from tests.support.messages import request
 
-READY = EngineStatus(EngineState.READY, since=0.0, slots=3, revision=7)
+READY = EngineStatus(ChildState.READY, since=0.0, slots=3, revision=7)
 
 
 class Supervisor:
@@ -87,7 +87,7 @@ def test_a_tick_on_which_nothing_has_changed_says_nothing(tmp_path: Path) -> Non
 
 def test_a_request_for_an_engine_that_is_asleep_is_told_at_once(tmp_path: Path) -> None:
     async def scenario(supervisor: Supervisor) -> None:
-        supervisor.tell(EngineStatus(EngineState.ASLEEP, since=0.0, revision=8))
+        supervisor.tell(EngineStatus(ChildState.ASLEEP, since=0.0, revision=8))
         await supervisor.heard()
         supervisor.services.fleet.engine.require(may_wait=True)
         assert (await supervisor.heard()).engine_requested

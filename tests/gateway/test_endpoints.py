@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from llama_gguf.config.schema import RouteSettings
-from llama_gguf.engines.status import EngineState, EngineStatus
+from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.gateway import endpoints
 from llama_gguf.http1.local_response import LocalResponse
 from llama_gguf.http1.parser import parse_request
@@ -55,7 +55,7 @@ def test_a_ping_has_nothing_to_say(rig: Rig) -> None:
 
 
 def test_health_has_the_engine_s_sentence(rig: Rig) -> None:
-    rig.fleet.engine.update(EngineStatus(EngineState.FAILED, since=0.0, detail="no memory"))
+    rig.fleet.engine.update(EngineStatus(ChildState.FAILED, since=0.0, detail="no memory"))
     found = endpoints.health(rig.services)
 
     assert found.status == 503
@@ -197,7 +197,7 @@ def test_nothing_here_asks_the_engine(rig: Rig) -> None:
 
 def test_health_tells_what_the_supervisor_knows(rig: Rig) -> None:
     status = EngineStatus(
-        EngineState.LOADING,
+        ChildState.LOADING,
         since=0.0,
         model="m",
         progress=0.25,
@@ -220,7 +220,7 @@ def test_the_context_in_health_is_that_of_one_request_as_the_engine_reports_it(r
     def shown() -> object:
         return json.loads(endpoints.health(rig.services).body)["model"]["context"]
 
-    status = EngineStatus(EngineState.LOADING, since=0.0, facts={"context": 4096})
+    status = EngineStatus(ChildState.LOADING, since=0.0, facts={"context": 4096})
     rig.fleet.engine.update(status)
     assert shown() == 4096  # calculated before the start
 

@@ -5,7 +5,7 @@ from contextlib import closing
 
 import pytest
 
-from llama_gguf.engines.status import EngineState, EngineStatus
+from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.errors import BackendUnavailable, ModelLoading
 from llama_gguf.gateway.engine_tracker import NEWS_SECONDS, EngineTracker
 from tests.support.fakes import Clock, FakeLoop
@@ -22,7 +22,7 @@ class Place:
     def _count(self) -> None:
         self.changes += 1
 
-    def is_in(self, state: EngineState) -> None:
+    def is_in(self, state: ChildState) -> None:
         self.tracker.update(EngineStatus(state, since=0.0))
 
 
@@ -35,7 +35,7 @@ def place() -> Iterator[Place]:
 
 def test_requests_may_be_sent_while_it_is_ready(place: Place) -> None:
     found = []
-    for state in (EngineState.READY, EngineState.BACKOFF):
+    for state in (ChildState.READY, ChildState.BACKOFF):
         place.is_in(state)
         found.append(place.tracker.is_ready)
 
@@ -44,7 +44,7 @@ def test_requests_may_be_sent_while_it_is_ready(place: Place) -> None:
 
 
 def test_an_engine_that_refuses_gets_nothing_until_there_is_news(place: Place) -> None:
-    place.is_in(EngineState.READY)
+    place.is_in(ChildState.READY)
 
     place.tracker.on_connect_failed()
     assert not place.tracker.is_ready
@@ -56,35 +56,35 @@ def test_an_engine_that_refuses_gets_nothing_until_there_is_news(place: Place) -
 
 def test_without_a_supervisor_an_engine_that_refuses_waits_for_the_next_probe(place: Place) -> None:
     place.tracker.is_supervised = False
-    place.is_in(EngineState.READY)
+    place.is_in(ChildState.READY)
 
     place.tracker.on_connect_failed()
 
-    assert place.tracker.status.state is EngineState.UNREACHABLE
+    assert place.tracker.status.state is ChildState.UNREACHABLE
     assert place.tracker.may_come
     assert not place.tracker.is_ready
 
 
 def test_a_death_is_counted_once_and_sleep_or_a_stop_is_none(place: Place) -> None:
     for state in (
-        *(EngineState.READY, EngineState.BACKOFF, EngineState.LOADING),
-        *(EngineState.READY, EngineState.ASLEEP, EngineState.LOADING),
-        *(EngineState.READY, EngineState.STOPPING),
+        *(ChildState.READY, ChildState.BACKOFF, ChildState.LOADING),
+        *(ChildState.READY, ChildState.ASLEEP, ChildState.LOADING),
+        *(ChildState.READY, ChildState.STOPPING),
     ):
         place.is_in(state)
 
     assert place.tracker.deaths == 1
 
 
-@pytest.mark.parametrize("state", [EngineState.STARTING, EngineState.LOADING, EngineState.BACKOFF])
-def test_a_request_may_wait_for_an_engine_that_comes(state: EngineState, place: Place) -> None:
+@pytest.mark.parametrize("state", [ChildState.STARTING, ChildState.LOADING, ChildState.BACKOFF])
+def test_a_request_may_wait_for_an_engine_that_comes(state: ChildState, place: Place) -> None:
     place.is_in(state)
 
     place.tracker.require(may_wait=True)
 
 
-@pytest.mark.parametrize("state", [EngineState.FAILED, EngineState.STOPPING, EngineState.STOPPED])
-def test_no_request_waits_for_one_that_does_not(state: EngineState, place: Place) -> None:
+@pytest.mark.parametrize("state", [ChildState.FAILED, ChildState.STOPPING, ChildState.STOPPED])
+def test_no_request_waits_for_one_that_does_not(state: ChildState, place: Place) -> None:
     place.is_in(state)
 
     with pytest.raises(BackendUnavailable):
@@ -92,7 +92,7 @@ def test_no_request_waits_for_one_that_does_not(state: EngineState, place: Place
 
 
 def test_what_cannot_wait_learns_why(place: Place) -> None:
-    place.is_in(EngineState.LOADING)
+    place.is_in(ChildState.LOADING)
 
     with pytest.raises(ModelLoading):
         place.tracker.require(may_wait=False)
@@ -101,7 +101,7 @@ def test_what_cannot_wait_learns_why(place: Place) -> None:
 def test_a_request_wakes_an_engine_that_is_asleep(place: Place) -> None:
     woken: list[bool] = []
     place.tracker.on_engine_requested = lambda: woken.append(True)
-    place.is_in(EngineState.ASLEEP)
+    place.is_in(ChildState.ASLEEP)
 
     place.tracker.require(may_wait=True)
     place.loop.spin()

@@ -10,7 +10,7 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from llama_gguf.access.key_store import REST_SECONDS
-from llama_gguf.engines.status import EngineState
+from llama_gguf.engines.status import ChildState
 from tests.support.fakes import NewRig, Rig, T
 from tests.support.keys import BACKEND_KEY, KEY, KEYS_TEXT, OTHER_KEY
 from tests.support.messages import (
@@ -31,8 +31,8 @@ def get(rig: Rig, target: str, *fields: str, key: str | None = None) -> Response
 # Health -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("state", EngineState)
-def test_ping_is_200_and_empty_in_every_state(state: EngineState, new_rig: NewRig) -> None:
+@pytest.mark.parametrize("state", ChildState)
+def test_ping_is_200_and_empty_in_every_state(state: ChildState, new_rig: NewRig) -> None:
     rig = new_rig(state=state, keys=None)
     response = get(rig, "/ping")
 
@@ -40,18 +40,18 @@ def test_ping_is_200_and_empty_in_every_state(state: EngineState, new_rig: NewRi
     assert rig.dials == []
 
 
-@pytest.mark.parametrize("state", EngineState)
+@pytest.mark.parametrize("state", ChildState)
 def test_health_is_200_only_when_a_request_would_be_served(
-    state: EngineState, new_rig: NewRig
+    state: ChildState, new_rig: NewRig
 ) -> None:
     rig = new_rig(state=state)
     response = get(rig, "/health")
     facts = json.loads(response.body)
 
-    would_serve = state in (EngineState.READY, EngineState.ASLEEP)
+    would_serve = state in (ChildState.READY, ChildState.ASLEEP)
     assert response.status == (200 if would_serve else 503)
     assert response["content-type"] == "application/json"
-    assert facts["status"] == ("ok" if state is EngineState.READY else state)
+    assert facts["status"] == ("ok" if state is ChildState.READY else state)
     assert facts["engine"]["state"] == state
     assert rig.dials == []
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pytest
 
-from llama_gguf.engines.status import EngineState
+from llama_gguf.engines.status import ChildState
 from llama_gguf.gateway.replay import MARGIN_SECONDS
 from llama_gguf.gateway.upstream_connection import Phase
 from llama_gguf.scheduling.crash_memory import SECONDS
@@ -61,13 +61,13 @@ def engine_dies(rig: Rig) -> None:
     for dial in rig.dials:
         dial.refuse()
     rig.spin()
-    rig.engine(EngineState.BACKOFF)
+    rig.engine(ChildState.BACKOFF)
 
 
 def engine_returns(rig: Rig) -> None:
     rig.accepts = True
-    rig.engine(EngineState.LOADING)
-    rig.engine(EngineState.READY, slots=8)
+    rig.engine(ChildState.LOADING)
+    rig.engine(ChildState.READY, slots=8)
 
 
 def bodies(rig: Rig) -> list[bytes]:
@@ -171,7 +171,7 @@ def test_a_replay_waits_even_when_the_queue_is_full(new_rig: NewRig) -> None:
     engine_dies(rig)
     rig.accepts = True
     rig.respond_with(OK)
-    rig.engine(EngineState.READY, slots=1)
+    rig.engine(ChildState.READY, slots=1)
 
     assert sorted(bodies(rig)) == [b"1", b"1", b"2"]
     assert [client.response.status for client in (first, second)] == [200, 200]
@@ -232,7 +232,7 @@ def test_a_client_that_leaves_meanwhile_leaves_nothing_behind(stage: str, rig: R
     client = post(rig)
     engine_dies(rig)
     if stage != "dead":
-        rig.engine(EngineState.LOADING)
+        rig.engine(ChildState.LOADING)
     if stage == "sent":
         engine_returns(rig)
     client.disconnect()
@@ -246,7 +246,7 @@ def test_a_client_that_leaves_meanwhile_leaves_nothing_behind(stage: str, rig: R
 def test_when_no_engine_comes_its_client_learns_why(rig: Rig) -> None:
     client = post(rig)
     engine_dies(rig)
-    rig.engine(EngineState.FAILED)
+    rig.engine(ChildState.FAILED)
 
     assert client.response.status == 503
     assert code_of(client.response) == "backend_unavailable"

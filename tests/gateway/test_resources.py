@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_gguf.access.key_store import REST_SECONDS
-from llama_gguf.engines.status import EngineState
+from llama_gguf.engines.status import ChildState
 from llama_gguf.gateway.client_connection import MAX_HELD_BYTES, ClientConnection
 from llama_gguf.net.transport import HIGH_WATER_BYTES
 from llama_gguf.scheduling.exchange import State
@@ -241,7 +241,7 @@ def test_what_hostile_clients_held_is_released_in_time_when_they_stay(
 ) -> None:
     with after(steps, keepalive, what_is_counted_is_what_the_exchanges_hold) as world:
         # Otherwise each of many pipelined requests may wait for it, in turn.
-        world.rig.engine(EngineState.FAILED)
+        world.rig.engine(ChildState.FAILED)
         world.rig.advance(LONGEST_SECONDS)
 
         check_that_nothing_is_abandoned(world.rig)

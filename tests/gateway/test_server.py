@@ -17,7 +17,7 @@ import pytest
 
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.activity import GREETING
-from llama_gguf.engines.status import EngineState, EngineStatus
+from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.gateway.client_connection import ClientConnection
 from llama_gguf.gateway.server import Gateway, adopt
 from llama_gguf.gateway.services import Services
@@ -26,7 +26,7 @@ from tests.support.certificates import issue, names_in, trusting
 from tests.support.keys import KEYS_TEXT
 from tests.support.messages import Response, read_responses
 
-READY = EngineStatus(EngineState.READY, since=0.0, slots=3, model="m")
+READY = EngineStatus(ChildState.READY, since=0.0, slots=3, model="m")
 
 
 # Listening ----------------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ class Told:
         await writer.wait_closed()
         return read_responses(data)[0]
 
-    async def until(self, state: EngineState) -> None:
+    async def until(self, state: ChildState) -> None:
         while json.loads((await self.get("/health")).body)["engine"]["state"] != state:
             pass
 
@@ -126,13 +126,13 @@ def test_it_knows_of_the_engine_what_its_supervisor_tells(tmp_path: Path) -> Non
     async def scenario(told: Told) -> None:
         assert (await told.get("/health")).status == 503
         told.tell(READY)
-        await told.until(EngineState.READY)
+        await told.until(ChildState.READY)
         response = await told.get("/health")
         assert response.status == 200
         assert json.loads(response.body)["slots"] == {"used": 0, "total": 3}
 
-        told.tell(READY.moved(EngineState.BACKOFF, 5.0, detail="it died"))
-        await told.until(EngineState.BACKOFF)
+        told.tell(READY.moved(ChildState.BACKOFF, 5.0, detail="it died"))
+        await told.until(ChildState.BACKOFF)
         response = await told.get("/health")
         assert response.status == 503
         assert json.loads(response.body)["engine"]["detail"] == "it died"

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from llama_gguf.engines.status import EngineState, EngineStatus
+from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.gateway import endpoints
 from llama_gguf.http1.routes import Kind
 from tests.support.exchanges import request_for
@@ -14,7 +14,7 @@ from tests.support.messages import request
 
 
 def test_a_change_of_state_is_logged_once(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
-    status = EngineStatus(EngineState.FAILED, since=0.0, detail="it was killed")
+    status = EngineStatus(ChildState.FAILED, since=0.0, detail="it was killed")
     with caplog.at_level(logging.INFO):
         rig.fleet.engine.update(status)
         rig.fleet.engine.update(status)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from llama_gguf.engines.status import EngineState
+from llama_gguf.engines.status import ChildState
 from llama_gguf.http1.exchange_record import Usage
 from tests.support.fakes import FakeClient, NewRig, Rig
 from tests.support.keys import KEY
@@ -113,10 +113,10 @@ def test_a_request_for_no_stream_waits_without_comments(
 def test_a_stream_waits_so_while_the_model_loads_and_while_its_prompt_is_read(
     new_rig: NewRig,
 ) -> None:
-    rig = new_rig(sse_keepalive=10, state=EngineState.LOADING)
+    rig = new_rig(sse_keepalive=10, state=ChildState.LOADING)
     client = send_request(rig)
     rig.advance(10)
-    rig.engine(EngineState.READY)
+    rig.engine(ChildState.READY)
     rig.advance(10)
 
     assert len(rig.requests) == 1
@@ -282,7 +282,7 @@ def test_a_wait_that_is_too_long_ends_with_an_error_event(busy: Rig) -> None:
 def test_an_engine_that_is_given_up_ends_it_with_an_error_event(busy: Rig) -> None:
     client = send_request(busy)
     busy.advance(10)
-    busy.engine(EngineState.FAILED)
+    busy.engine(ChildState.FAILED)
 
     assert code_in(last_event(client)) == "backend_unavailable"
     assert client.is_closed
@@ -308,7 +308,7 @@ def test_an_engine_that_cannot_be_reached_ends_it_with_an_error_event(busy: Rig)
     busy.upstreams[0].close()
     busy.dials[-1].refuse()
     busy.spin()
-    busy.engine(EngineState.FAILED)
+    busy.engine(ChildState.FAILED)
 
     assert code_in(last_event(client)) == "backend_unavailable"
     assert busy.is_at_rest
@@ -427,7 +427,7 @@ def test_a_refused_wait_costs_the_key_nothing(busy: Rig) -> None:
     send_request(busy)
     busy.advance(50)
     principal = busy.services.authenticator.holder(KEY.encode())
-    busy.engine(EngineState.FAILED)
+    busy.engine(ChildState.FAILED)
 
     assert principal is not None
     assert principal.limiter is not None

@@ -13,7 +13,7 @@ import pytest
 from llama_gguf.config import settings as settings_module
 from llama_gguf.config.load import load
 from llama_gguf.config.settings import Settings
-from llama_gguf.engines.status import EngineState, EngineStatus
+from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.errors import UserError
 from llama_gguf.models.progress import Meter
 from llama_gguf.supervisor import app
@@ -173,7 +173,7 @@ def running(display: FakeDisplay) -> App:
 def test_a_display_that_waits_for_a_disk_does_not_block_the_loop(
     running: App, display: FakeDisplay
 ) -> None:
-    running._on_status(EngineStatus(EngineState.READY, since=0.0))
+    running._on_status(EngineStatus(ChildState.READY, since=0.0))
 
     assert display.calls == ["hidden"]
     display.may_show.set()
@@ -185,13 +185,13 @@ def test_a_load_is_shown_with_its_progress_and_readiness_only_once(
 ) -> None:
     display.may_show.set()
     for state, progress in (
-        (EngineState.LOADING, 0.5),
-        (EngineState.READY, None),
-        (EngineState.ASLEEP, None),
-        (EngineState.READY, None),
+        (ChildState.LOADING, 0.5),
+        (ChildState.READY, None),
+        (ChildState.ASLEEP, None),
+        (ChildState.READY, None),
     ):
         running._on_status(EngineStatus(state, since=0.0, progress=progress))
-        if state is EngineState.READY:
+        if state is ChildState.READY:
             assert display.is_shown.wait(30)
 
     assert display.calls == [0.5, "hidden", "ready", "hidden", "hidden"]
@@ -202,6 +202,6 @@ def test_a_server_that_is_stopping_is_not_shown_as_ready(
 ) -> None:
     running._supervisor = types.SimpleNamespace(is_leaving=True)  # type: ignore[assignment]
 
-    running._on_status(EngineStatus(EngineState.READY, since=0.0))
+    running._on_status(EngineStatus(ChildState.READY, since=0.0))
 
     assert not running._has_shown_ready

@@ -18,7 +18,7 @@ from llama_gguf.config.settings import Settings
 from llama_gguf.engines.activity import Activity
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Finding
-from llama_gguf.engines.status import EngineState, EngineStatus
+from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.engines.watchdogs import Progress
 from llama_gguf.supervisor.child import Child
 from llama_gguf.supervisor.engine_log import open_engine_log
@@ -27,7 +27,7 @@ from llama_gguf.supervisor.launch import Launch
 from tests.support.processes import free_ports
 from tests.support.virtual_time import run
 
-S = EngineState
+S = ChildState
 UP = Finding(S.READY, 4, "tiny", request_tokens=512)
 LOADS = Finding(S.LOADING)
 GONE = Finding(S.UNREACHABLE)
@@ -151,7 +151,7 @@ class Rig:
         self.finding = UP
         await self.until(S.READY)
 
-    async def until(self, state: EngineState) -> None:
+    async def until(self, state: ChildState) -> None:
         """Let time pass until the engine is in *state*; the gateway acknowledges each status."""
         async with asyncio.timeout(2000):
             while self.engine.status.state is not state:
@@ -180,7 +180,7 @@ class Rig:
         await asyncio.gather(self.running, return_exceptions=True)
 
     @property
-    def states(self) -> list[EngineState]:
+    def states(self) -> list[ChildState]:
         """The published states without repetitions."""
         states = [status.state for status in self.published]
         return [s for n, s in enumerate(states) if n == 0 or s is not states[n - 1]]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from llama_gguf.engines.activity import Activity
-from llama_gguf.engines.status import EngineState, EngineStatus
+from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.net.listener import listen
 from llama_gguf.supervisor.gateway_run import GatewayManager
 
@@ -33,7 +33,7 @@ class Running:
                 await asyncio.sleep(0.01)
 
     async def until_ready(self) -> None:
-        await self.until(lambda: self.manager.state is EngineState.READY)
+        await self.until(lambda: self.manager.state is ChildState.READY)
 
     @property
     def pid(self) -> int:
@@ -64,11 +64,11 @@ def run(folder: Path, scenario: Callable[[Running], Awaitable[None]]) -> None:
 
 def test_each_gateway_receives_the_engines_status_and_acknowledges_it(tmp_path: Path) -> None:
     async def scenario(running: Running) -> None:
-        status = EngineStatus(EngineState.LOADING, since=0.0, revision=41)
+        status = EngineStatus(ChildState.LOADING, since=0.0, revision=41)
         running.manager.send_status(status)
         await running.until_ready()
         await running.until(lambda: Activity(acknowledged_revision=41) in running.reports)
-        running.manager.send_status(status.moved(EngineState.READY, 1.0))
+        running.manager.send_status(status.moved(ChildState.READY, 1.0))
         running.reports.clear()
 
         os.kill(running.pid, signal.SIGKILL)
@@ -90,7 +90,7 @@ def test_an_early_signal_is_delivered_once_the_gateway_is_ready(tmp_path: Path) 
         await running.until_ready()
         await running.until(lambda: not running.manager._pending_signals)
         running.manager.pass_on(signal.SIGUSR1)
-        running.manager.send_status(EngineStatus(EngineState.READY, since=0.0, revision=3))
+        running.manager.send_status(EngineStatus(ChildState.READY, since=0.0, revision=3))
         await running.until(lambda: Activity(acknowledged_revision=3) in running.reports)
         assert running.pid == pid
 
@@ -101,9 +101,9 @@ def test_leaving_between_two_lives_starts_no_other_gateway(tmp_path: Path) -> No
     async def scenario(running: Running) -> None:
         await running.until_ready()
         os.kill(running.pid, signal.SIGKILL)
-        await running.until(lambda: running.manager.state is EngineState.BACKOFF)
+        await running.until(lambda: running.manager.state is ChildState.BACKOFF)
         running.manager.leave()
-        assert running.manager.state is EngineState.STOPPED
+        assert running.manager.state is ChildState.STOPPED
         assert await running.task == 0
         assert running.manager.child is None
 

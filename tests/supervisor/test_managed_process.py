@@ -12,7 +12,7 @@ from typing import Final, cast
 
 import pytest
 
-from llama_gguf.engines.status import EngineState as S
+from llama_gguf.engines.status import ChildState as S
 from llama_gguf.supervisor.child import Child
 from llama_gguf.supervisor.managed_process import EndReason, Life, ManagedProcess, Reason
 from llama_gguf.supervisor.restart_policy import Event as E

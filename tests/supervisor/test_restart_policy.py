@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from llama_gguf.engines.status import EngineState as S
+from llama_gguf.engines.status import ChildState as S
 from llama_gguf.errors import IllegalTransition
 from llama_gguf.supervisor.restart_policy import (
     LEAVING,

@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol, TypeVar
 import pytest
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.engines.status import EngineState, EngineStatus
+from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.gateway.client_connection import ClientConnection
 from llama_gguf.gateway.fleet import Fleet
 from llama_gguf.gateway.services import Services
@@ -423,7 +423,7 @@ class Rig:
         folder: Path,
         *,
         keys: str | None = KEYS_TEXT,
-        state: EngineState = EngineState.READY,
+        state: ChildState = ChildState.READY,
         slots: int = 4,
         **overrides: Any,
     ) -> None:
@@ -491,7 +491,7 @@ class Rig:
         remaining = list(replies)
         self.respond = lambda _: remaining.pop(0) if len(remaining) > 1 else remaining[0]
 
-    def engine(self, state: EngineState, *, slots: int | None = None) -> None:
+    def engine(self, state: ChildState, *, slots: int | None = None) -> None:
         """Change the engine's state."""
         slots = self.services.fleet.engine.status.slots if slots is None else slots
         self.services.fleet.engine.update(EngineStatus(state, since=0.0, slots=slots, model="m"))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llama_gguf.engines.status import EngineState
+from llama_gguf.engines.status import ChildState
 from llama_gguf.telemetry.metrics import Gauges, Metrics
 
 
@@ -14,8 +14,8 @@ def gauges() -> Gauges:
         body_memory=4096,
         slots=4,
         connections=9,
-        state=EngineState.LOADING,
-        states=tuple(EngineState),
+        state=ChildState.LOADING,
+        states=tuple(ChildState),
         is_ready=False,
         restarts={"crash": 2},
         load_seconds=3.5,

@@ -5,7 +5,7 @@ from prometheus_client import Metric
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from llama_gguf.engines.status import EngineState
+from llama_gguf.engines.status import ChildState
 from llama_gguf.gateway import endpoints
 from llama_gguf.telemetry.engine_metrics import parse
 from llama_gguf.telemetry.exposition import render
@@ -126,10 +126,10 @@ def test_gauges_have_the_current_values(rig: Rig) -> None:
 
 
 def test_exactly_one_state_of_the_engine_is_1(rig: Rig) -> None:
-    rig.engine(EngineState.LOADING)
+    rig.engine(ChildState.LOADING)
     states = scrape(rig)["llama_gguf_backend_state"].samples
 
-    assert {s.labels["state"] for s in states} == set(EngineState)
+    assert {s.labels["state"] for s in states} == set(ChildState)
     assert [s.labels["state"] for s in states if s.value] == ["loading"]
 
 

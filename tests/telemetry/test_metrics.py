@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.engines.status import EngineState
+from llama_gguf.engines.status import ChildState
 from llama_gguf.errors import GatewayError
 from llama_gguf.http1.exchange_record import Usage
 from llama_gguf.scheduling.exchange import PHASES
@@ -95,7 +95,7 @@ def test_exactly_the_state_of_the_engine_is_1(metrics: Metrics, gauges: Gauges) 
     assert isinstance(found, list)
     states = {row["state"]: row["value"] for row in found}
     assert {state for state, value in states.items() if value} == {"loading"}
-    assert len(states) == len(EngineState)
+    assert len(states) == len(ChildState)
 
 
 def test_an_autoscaler_can_read_waiting_and_running_requests(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_gguf.engines.status import EngineState, EngineStatus
+from llama_gguf.engines.status import ChildState, EngineStatus
 from tests.support.engines import ScriptedEngine
 from tests.support.gateways import GatewayProcess, Processes
 from tests.support.keys import KEY, OTHER_KEY
@@ -160,7 +160,7 @@ def test_an_idle_gateway_exits_at_once(number: signal.Signals, gateway: GatewayP
 # Without the engine -------------------------------------------------------------------------------
 
 
-def is_in(gateway: GatewayProcess, state: EngineState) -> bool:
+def is_in(gateway: GatewayProcess, state: ChildState) -> bool:
     return bool(gateway.health()["engine"]["state"] == state)
 
 
@@ -179,7 +179,7 @@ def test_the_gateways_own_paths_never_open_a_connection_to_the_engine(processes:
             pass_fds=(theirs.fileno(),),
             wait_for=503,
         )
-        for state in EngineState:
+        for state in ChildState:
             ours.sendall(EngineStatus(state, since=0.0, slots=1).to_line())
             until(partial(is_in, gateway, state))
             assert gateway.send_request(PING).status == 200

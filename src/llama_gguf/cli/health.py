@@ -15,7 +15,7 @@ from llama_gguf.cli import logs
 from llama_gguf.cli.context import Context
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Finding, Probe, watch
-from llama_gguf.engines.status import HEALTH_STATUS, EngineState
+from llama_gguf.engines.status import HEALTH_STATUS, ChildState
 from llama_gguf.net.listener import listen
 from llama_gguf.supervisor.health_server import HealthServer
 
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     del arguments
     settings = context.settings
     logs.configure(settings.logs.log_format)
-    state = EngineState.STARTING
+    state = ChildState.STARTING
 
     def status() -> int:
         return 200 if settings.listen.health_mode == "live" else HEALTH_STATUS[state]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from llama_gguf.engines.address import EngineAddress
-from llama_gguf.engines.status import EngineState
+from llama_gguf.engines.status import ChildState
 
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r]")
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,7})[ \t]*\r\n", re.IGNORECASE)
@@ -36,7 +36,7 @@ _FAILURES: Final = (
 class Finding:
     """The result of one probe; all but the state only if the engine reports it."""
 
-    state: EngineState
+    state: ChildState
     slots: int | None = None
     model: str = ""
     may_sleep: bool = False
@@ -47,7 +47,7 @@ class Finding:
     @property
     def serves(self) -> bool:
         """Whether it accepts requests: a sleeping engine wakes at the next one."""
-        return self.state in (EngineState.READY, EngineState.ASLEEP)
+        return self.state in (ChildState.READY, ChildState.ASLEEP)
 
 
 class Probe:
@@ -73,7 +73,7 @@ class Probe:
                 return await self._look()
         except _FAILURES:
             self._known = None
-            return Finding(EngineState.UNREACHABLE)
+            return Finding(ChildState.UNREACHABLE)
 
     async def text(self, path: str) -> bytes | None:
         """The body of a GET of *path*; None unless its status is 200."""
@@ -88,11 +88,11 @@ class Probe:
         status, _ = await self._get("/health")
         if status == 503:
             self._known = None
-            return Finding(EngineState.LOADING)
+            return Finding(ChildState.LOADING)
         # Any other response comes from an engine that serves; other engines have no /health.
         if self._known is None or self._known.may_sleep:
             status, body = await self._get("/props")
-            self._known = _read_props(body) if status == 200 else Finding(EngineState.READY)
+            self._known = _read_props(body) if status == 200 else Finding(ChildState.READY)
         return self._known
 
     async def _get(self, path: str) -> tuple[int, bytes]:
@@ -128,8 +128,8 @@ def _read_props(body: bytes) -> Finding:
         is_sleeping = props.get("is_sleeping")
         tokens = (props.get("default_generation_settings") or {}).get("n_ctx")
     except (ValueError, TypeError, AttributeError):
-        return Finding(EngineState.READY)
-    state = EngineState.ASLEEP if is_sleeping is True else EngineState.READY
+        return Finding(ChildState.READY)
+    state = ChildState.ASLEEP if is_sleeping is True else ChildState.READY
     return Finding(
         state,
         _count(slots),
@@ -166,7 +166,7 @@ async def watch(
         finding = await probe.look()
         report(finding)
         await asyncio.sleep(ready_every if finding.serves else else_every)
-        remaining = MAX_SPARED if finding.state is EngineState.READY else 0
+        remaining = MAX_SPARED if finding.state is ChildState.READY else 0
         while remaining and has_responded():
             remaining -= 1
             await asyncio.sleep(ready_every)

@@ -14,7 +14,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Final
 
 
-class EngineState(enum.StrEnum):
+class ChildState(enum.StrEnum):
+    """Of llama-server; of the gateway's process too, which is never asleep or unreachable."""
+
     STARTING = "starting"  # no process runs yet
     LOADING = "loading"  # the process runs, and does not serve yet
     READY = "ready"
@@ -26,12 +28,12 @@ class EngineState(enum.StrEnum):
     UNREACHABLE = "unreachable"  # a gateway without a supervisor cannot connect to it
 
 
-_S = EngineState
+_S = ChildState
 
 MAY_COME: Final = frozenset({_S.STARTING, _S.LOADING, _S.ASLEEP, _S.BACKOFF, _S.UNREACHABLE})
 """States in which waiting makes sense."""
 
-HEALTH_STATUS: Final[Mapping[EngineState, int]] = {
+HEALTH_STATUS: Final[Mapping[ChildState, int]] = {
     _S.STARTING: 204,
     _S.LOADING: 204,
     _S.READY: 200,
@@ -53,7 +55,7 @@ class EngineStatus:
     until the engine has reported it.
     """
 
-    state: EngineState
+    state: ChildState
     since: float
     slots: int | None = None
     model: str = ""
@@ -81,7 +83,7 @@ class EngineStatus:
         """Whether requests may be sent to it now."""
         return self.state is _S.READY or (self.state is _S.ASLEEP and self.wakes_itself)
 
-    def moved(self, state: EngineState, now: float, *, detail: str = "") -> EngineStatus:
+    def moved(self, state: ChildState, now: float, *, detail: str = "") -> EngineStatus:
         """The status after a change at *now*; the same state keeps its ``since``."""
         since = self.since if state is self.state else now
         return replace(
@@ -96,4 +98,4 @@ class EngineStatus:
     def from_line(cls, line: bytes) -> EngineStatus:
         """Undo ``to_line``."""
         values = json.loads(line)
-        return cls(**{**values, "state": EngineState(values["state"])})
+        return cls(**{**values, "state": ChildState(values["state"])})

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from llama_gguf import __version__
 from llama_gguf.access.authenticator import Authenticator, Principal
 from llama_gguf.config.schema import RouteSettings
-from llama_gguf.engines.status import HEALTH_STATUS, EngineState
+from llama_gguf.engines.status import HEALTH_STATUS, ChildState
 from llama_gguf.gateway import dashboard
 from llama_gguf.http1 import local_response
 from llama_gguf.http1.fields import find
@@ -114,8 +114,8 @@ def _facts(services: Services) -> dict[str, object]:
     }
 
 
-def _word_for(state: EngineState) -> str:
-    return "ok" if state is EngineState.READY else str(state)
+def _word_for(state: ChildState) -> str:
+    return "ok" if state is ChildState.READY else str(state)
 
 
 def gauges(services: Services) -> Gauges:
@@ -126,7 +126,7 @@ def gauges(services: Services) -> Gauges:
         connections=len(services.connections),
         body_memory=services.body_memory.used,
         state=services.fleet.engine.status.state,
-        states=tuple(EngineState),
+        states=tuple(ChildState),
         is_ready=services.fleet.engine.is_ready,
         restarts=services.fleet.engine.status.restarts,
         load_seconds=services.fleet.engine.status.load_seconds,

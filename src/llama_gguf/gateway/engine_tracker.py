@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Final
 
-from llama_gguf.engines.status import MAY_COME, EngineState, EngineStatus
+from llama_gguf.engines.status import MAY_COME, ChildState, EngineStatus
 from llama_gguf.errors import BackendUnavailable, GatewayError, ModelLoading
 from llama_gguf.events import EventLog
 from llama_gguf.net.clock import wall_now
@@ -18,7 +18,7 @@ MODEL_LOADING_RETRY_SECONDS: Final = 5.0
 BACKEND_RETRY_SECONDS: Final = 2.0
 NEWS_SECONDS: Final = 0.5
 """Within which a supervisor reports that the engine has died."""
-_ENDED: Final = MAY_COME - {EngineState.ASLEEP} | {EngineState.FAILED}
+_ENDED: Final = MAY_COME - {ChildState.ASLEEP} | {ChildState.FAILED}
 """States that follow the death of an engine that served."""
 
 
@@ -36,7 +36,7 @@ class EngineTracker:
     ) -> None:
         self._loop = loop
         self._on_change = on_change
-        self.status = EngineStatus(EngineState.STARTING, since=since)
+        self.status = EngineStatus(ChildState.STARTING, since=since)
         self.is_ready = False
         """Whether requests may be sent to it now."""
         self.responded_at = -math.inf
@@ -76,7 +76,7 @@ class EngineTracker:
             self._on_change()
             self._loop.call_later(NEWS_SECONDS, lambda: self.update(self.status))
         else:
-            self.update(self.status.moved(EngineState.UNREACHABLE, wall_now()))
+            self.update(self.status.moved(ChildState.UNREACHABLE, wall_now()))
 
     @property
     def may_come(self) -> bool:
@@ -89,14 +89,14 @@ class EngineTracker:
         Raises:
             ModelLoading, BackendUnavailable: it cannot wait.
         """
-        if self.status.state is EngineState.ASLEEP:
+        if self.status.state is ChildState.ASLEEP:
             self._loop.call_soon(self.on_engine_requested)  # when the request is in the queue
         if not (may_wait and self.may_come):
             raise self.unavailable()
 
     def unavailable(self) -> GatewayError:
         """Why a request cannot be sent to the engine now."""
-        if self.status.state in (EngineState.STARTING, EngineState.LOADING, EngineState.ASLEEP):
+        if self.status.state in (ChildState.STARTING, ChildState.LOADING, ChildState.ASLEEP):
             return ModelLoading(
                 "The model is still loading; try again later.",
                 retry_after=MODEL_LOADING_RETRY_SECONDS,

@@ -17,7 +17,7 @@ from typing import Any, Final
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Finding, Probe, watch
-from llama_gguf.engines.status import EngineState
+from llama_gguf.engines.status import ChildState
 from llama_gguf.errors import ReloadFailed, UserError
 from llama_gguf.events import EventLog
 from llama_gguf.gateway.client_connection import ClientConnection
@@ -280,7 +280,7 @@ class Gateway:
         known = self.services.fleet.engine.status
         status = known.moved(finding.state, wall_now())
         if finding.serves:
-            asleep = finding.state is EngineState.ASLEEP
+            asleep = finding.state is ChildState.ASLEEP
             status = replace(
                 status,
                 model=finding.model,

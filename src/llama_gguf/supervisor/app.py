@@ -24,7 +24,7 @@ from llama_gguf.config.parsers import as_text
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.command import extra_args, listen_flags
-from llama_gguf.engines.status import HEALTH_STATUS, EngineState, EngineStatus
+from llama_gguf.engines.status import HEALTH_STATUS, ChildState, EngineStatus
 from llama_gguf.errors import UserError
 from llama_gguf.models.progress import Meter
 from llama_gguf.net import tls
@@ -200,11 +200,11 @@ class App:
         """Show people the state: a bar while the model loads, then the first commands to try."""
         assert self._supervisor is not None
         model = self._preparation.model_name
-        if status.state is EngineState.LOADING:
+        if status.state is ChildState.LOADING:
             self._display.show_load(model, status.progress)
             return
         self._display.hide_load()
-        is_first = status.state is EngineState.READY and not self._has_shown_ready
+        is_first = status.state is ChildState.READY and not self._has_shown_ready
         if is_first and not self._supervisor.is_leaving:
             self._has_shown_ready = True
             # Off the loop: it reads the keys file, whose disk may hang.

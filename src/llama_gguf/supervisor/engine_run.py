@@ -20,7 +20,7 @@ from llama_gguf.engines import exit_reasons
 from llama_gguf.engines.activity import Activity
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Finding, Probe
-from llama_gguf.engines.status import EngineState, EngineStatus
+from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.engines.watchdogs import FlowWatch, IdleWatch, LoadReport, Patience, StallWatch
 from llama_gguf.errors import UserError
 from llama_gguf.events import EventLog
@@ -114,7 +114,7 @@ class EngineManager(ManagedProcess):
         self._has_activity = asyncio.Event()
         self._requested = asyncio.Event()
         self._log: LogWriter | None = None
-        self.status = EngineStatus(EngineState.STARTING, since=wall_now(), restarts=_NO_RESTARTS)
+        self.status = EngineStatus(ChildState.STARTING, since=wall_now(), restarts=_NO_RESTARTS)
 
     # From outside -------------------------------------------------------------------------------
 
@@ -305,7 +305,7 @@ class EngineManager(ManagedProcess):
             finding = await probe.look()
             self._note_sleep(finding)
             now, activity = self._clock.now(), self._activity or Activity()
-            if health.check(sign=finding.state is not EngineState.UNREACHABLE, now=now):
+            if health.check(sign=finding.state is not ChildState.UNREACHABLE, now=now):
                 return _hanging(f"It did not respond for {settings.watchdog_health:g} s.")
             if flow.check(activity, now):
                 return _hanging(
@@ -323,11 +323,11 @@ class EngineManager(ManagedProcess):
     def _note_sleep(self, finding: Finding) -> None:
         """Publish that it has fallen asleep, or woken, by itself."""
         state = self.status.state
-        if finding.state is EngineState.ASLEEP and state is EngineState.READY:
+        if finding.state is ChildState.ASLEEP and state is ChildState.READY:
             self._policy.on(Event.SLEEPS, self._clock.now())
-            status = self.status.moved(EngineState.ASLEEP, wall_now())
+            status = self.status.moved(ChildState.ASLEEP, wall_now())
             self._set_status(replace(status, wakes_itself=True))
-        elif finding.state is EngineState.READY and state is EngineState.ASLEEP:
+        elif finding.state is ChildState.READY and state is ChildState.ASLEEP:
             self._move(Event.SERVES)
 
     async def _try_idle_stop(self) -> bool:
@@ -338,9 +338,9 @@ class EngineManager(ManagedProcess):
         if self._is_stopping():
             return False
         self._requested.clear()
-        if self.status.state is EngineState.READY:
+        if self.status.state is ChildState.READY:
             self._policy.on(Event.SLEEPS, self._clock.now())
-        self._set_status(self.status.moved(EngineState.ASLEEP, wall_now()))
+        self._set_status(self.status.moved(ChildState.ASLEEP, wall_now()))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ACKNOWLEDGE_SECONDS):
                 while (

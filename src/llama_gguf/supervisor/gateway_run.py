@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Final
 
 from llama_gguf.engines.activity import GREETING, Activity
-from llama_gguf.engines.status import EngineState, EngineStatus
+from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.events import EventLog
 from llama_gguf.supervisor import child as children
 from llama_gguf.supervisor.child import Child
@@ -127,7 +127,7 @@ class GatewayManager(ManagedProcess):
 
     def _on_greeting(self) -> None:
         """It accepts connections now, and has its signal handlers."""
-        if self.state is EngineState.LOADING:
+        if self.state is ChildState.LOADING:
             self._move(Event.SERVES)
         for number in self._pending_signals:
             self._signal(number)
@@ -147,7 +147,7 @@ class GatewayManager(ManagedProcess):
 
     def pass_on(self, number: signal.Signals) -> None:
         """Send the gateway *number*, once it has a handler: before, the signal would end it."""
-        if self.state is EngineState.READY:
+        if self.state is ChildState.READY:
             self._signal(number)
         elif self.state not in LEAVING:
             self._pending_signals.add(number)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from llama_gguf.engines import exit_reasons
-from llama_gguf.engines.status import EngineState
+from llama_gguf.engines.status import ChildState
 from llama_gguf.supervisor.child import Child
 from llama_gguf.supervisor.restart_policy import LEAVING, Event, GiveUp, RestartPolicy
 
@@ -107,7 +107,7 @@ class ManagedProcess(abc.ABC):
         self.child: Child | None = None
 
     @property
-    def state(self) -> EngineState:
+    def state(self) -> ChildState:
         return self._policy.state
 
     async def run(self) -> int:
@@ -139,7 +139,7 @@ class ManagedProcess(abc.ABC):
             self._move(Event.STOP)
         if self._watching is not None:
             self._watching.cancel()  # a slow stop is neither a hang nor a load
-        if self.child is None and self.state is EngineState.STOPPING:
+        if self.child is None and self.state is ChildState.STOPPING:
             self._move(Event.GONE)
 
     async def _live(self) -> Life:

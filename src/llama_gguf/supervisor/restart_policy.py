@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from llama_gguf.engines.status import EngineState as S
+from llama_gguf.engines.status import ChildState as S
 from llama_gguf.transitions import after
 
 

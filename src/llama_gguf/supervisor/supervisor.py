@@ -17,7 +17,7 @@ from typing import Final
 
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.address import EngineAddress
-from llama_gguf.engines.status import EngineState, EngineStatus
+from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.events import EventLog
 from llama_gguf.supervisor import reaper, states
 from llama_gguf.supervisor.child import Child
@@ -131,9 +131,9 @@ class Supervisor:
         return self.state in states.STOPPING
 
     @property
-    def health_state(self) -> EngineState:
+    def health_state(self) -> ChildState:
         """The state for platforms: unready as soon as we stop."""
-        return EngineState.STOPPING if self.is_leaving else self._engine.status.state
+        return ChildState.STOPPING if self.is_leaving else self._engine.status.state
 
     def report_preparation(self, detail: str, progress: float | None) -> None:
         """Publish how far the preparation of the first start is."""

@@ -341,6 +341,15 @@ def test_an_rpc_server_that_does_not_respond_is_noted(machine: Machine, check: C
     assert "RPC servers" not in check(LLAMA_ARG_RPC="10.0.0.1:50052")[1]
 
 
+def test_a_device_that_is_not_there_is_a_problem(machine: Machine, check: Check) -> None:
+    engine_with(machine, "CUDA0: Small card (600 MiB, 600 MiB free)")
+
+    assert wrong(check(LLAMA_ARG_DEVICE="CUDA0,CUDA1")[1]) == {
+        "--device": "llama-server has no CUDA1: it has CUDA0"
+    }
+    assert wrong(check(LLAMA_ARG_DEVICE="none")[1]) == {}
+
+
 def test_a_missing_file_in_extra_args_is_a_problem(check: Check) -> None:
     assert wrong(check(EXTRA_ARGS="--lora /missing.gguf")[1]) == {
         "EXTRA_ARGS": "--lora /missing.gguf: there is no such file"

@@ -37,6 +37,13 @@ def test_a_file_that_is_not_there_is_a_mistake(tmp_path: Path) -> None:
         ("--mmproj", {"general.architecture": "clip"}, None),
         ("--mmproj", METADATA, "the file is a model, but must be a multimodal projector"),
         ("--control-vector", {"general.architecture": "controlvector"}, None),
+        ("--model-draft", METADATA, None),
+        ("-md", {"general.architecture": "eagle3"}, None),
+        (
+            "-md",
+            {"general.architecture": "clip"},
+            "the file is a multimodal projector, a part of a model, but must be a draft model",
+        ),
         (
             "--lora",
             {"general.architecture": "clip"},

@@ -59,7 +59,7 @@ def test_windows_states_and_types_are_shown() -> None:
         "memory needed"
     ].text
 
-    assert "(1 layers x 16384 tokens, 2 layers x 768 tokens, of type q8_0 and f16)" in text
+    assert "(1 layer x 16384 tokens, 2 layers x 768 tokens, of type q8_0 and f16)" in text
     assert " + states 0.0 MB + " in text
 
 

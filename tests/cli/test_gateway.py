@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ from tests.support.clients import send_request, status_or_none
 from tests.support.engines import FAKE_LLAMA
 from tests.support.keys import KEY
 from tests.support.processes import DEADLINE_SECONDS, free_ports, tethered, until
-from tests.support.serve import CHAT
+from tests.support.serve import CHAT, in_terminal
 
 
 @contextmanager
@@ -140,3 +141,25 @@ def test_an_invalid_certificate_prevents_the_start(
     assert main(["gateway"], environ) == 2
 
     assert "TLS_KEY_FILE=/nowhere/key.pem cannot be used: No such file" in capsys.readouterr().err
+
+
+@pytest.mark.processes
+def test_it_stops_when_its_terminal_is_closed(tmp_path: Path) -> None:
+    (tmp_path / "api_keys.txt").write_text(f"tester:{KEY}\n")
+    port = free_ports(1)[0]
+    environ = {"DATA_DIR": str(tmp_path), "HOST": "127.0.0.1", "PORT": str(port)}
+    master, slave = os.openpty()
+    with subprocess.Popen(
+        in_terminal("-m", "llama_gguf", "gateway"),
+        env=environ,
+        stdin=slave,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as gateway:
+        os.close(slave)
+        until(lambda: status_or_none(port) == 200)
+        os.close(master)
+
+        assert gateway.stderr is not None
+        assert b"The terminal was closed" in gateway.stderr.read()
+    assert gateway.returncode == 0

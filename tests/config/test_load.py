@@ -161,6 +161,14 @@ def test_quotes_within_a_value_stay(text: str) -> None:
     assert not loaded.warnings
 
 
+def test_a_comment_behind_a_value_is_warned_about() -> None:
+    loaded = load({"DATA_DIR": "/x   # the data", "MODEL_NAME": "a#b"})
+
+    assert loaded.settings.model.data_dir == "/x   # the data"
+    (warning,) = loaded.warnings
+    assert warning.startswith("DATA_DIR contains ' #': ")
+
+
 def test_the_quotes_of_a_flag_stay() -> None:
     assert load({}, {"data_dir": '"/x"'}).settings.model.data_dir == '"/x"'
 

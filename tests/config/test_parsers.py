@@ -83,6 +83,7 @@ def test_a_value_that_is_not_exactly_valid_is_rejected(name: str, text: str) -> 
         ("CORS_ORIGINS", "HTTPS://App.Example:443", ("https://app.example",)),
         ("CORS_ORIGINS", "http://a:80,http://a:443", ("http://a", "http://a:443")),
         ("CORS_ORIGINS", "http://localhost:3000", ("http://localhost:3000",)),
+        ("CORS_ORIGINS", "http://127.0.0.1:3000/", ("http://127.0.0.1:3000",)),
         ("CORS_ORIGINS", "http://[0:0::1]:8080", ("http://[::1]:8080",)),
         ("CORS_ORIGINS", "vscode-webview://0aB", ("vscode-webview://0aB",)),
         ("CORS_ORIGINS", "chrome-extension://abc", ("chrome-extension://abc",)),

@@ -108,7 +108,7 @@ LAST_LINES = {
         ["connection", "--rpc", "ggml-rpc-server"],
     ),
     "an unknown line": (["something new"], ["error", "last lines"]),
-    "no words at all": ([], ["error"]),
+    "no words at all": ([], ["without any output", "llama-gguf check"]),
 }
 
 
@@ -130,7 +130,7 @@ def test_the_last_lines_determine_reason_and_advice(
     ],
 )
 def test_an_ordinary_line_is_no_reason(line: str) -> None:
-    assert explain(1, [line]) == explain(1, [])
+    assert explain(1, [line]) == explain(1, ["something new"])
 
 
 @pytest.mark.parametrize(
@@ -155,6 +155,16 @@ def test_a_known_line_takes_precedence_over_the_signal() -> None:
     abort = explain(-signal.SIGABRT, LAST_LINES["a GPU that is full"][0])
 
     assert abort == explain(1, LAST_LINES["a GPU that is full"][0])
+
+
+def test_without_its_rpc_server_a_lack_of_memory_has_that_cause() -> None:
+    lines = ["0.0 E Failed to connect to 10.0.0.2:50052", "failed to allocate buffer for kv cache"]
+
+    for status, is_killed in ((-signal.SIGSEGV, False), (-signal.SIGKILL, True)):
+        reason, advice = explain(status, lines, was_out_of_memory=is_killed)
+        assert "The RPC server at 10.0.0.2:50052 did not respond" in reason
+        assert advice.startswith("Start ggml-rpc-server there, or remove its address from --rpc. ")
+    assert "RPC" not in explain(1, [lines[0], "error: invalid argument: -x"])[0]
 
 
 @pytest.mark.parametrize("returncode", [-200, -63, 0, 255])

@@ -65,6 +65,10 @@ def test_a_file_is_pinned_to_its_version_and_its_hash(server: HubServer) -> None
     assert len(remote.sha256) == 64
 
 
+def test_quotes_around_the_token_are_no_part_of_it(server: HubServer) -> None:
+    assert hub_of(server, token=f'"{TOKEN}"').files(REPO)
+
+
 def test_the_error_for_a_missing_or_private_repository_explains_it(server: HubServer) -> None:
     with pytest.raises(
         UserError, match=r"does not exist, or is private: for a private one, set HF_TOKEN"

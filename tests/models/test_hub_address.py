@@ -89,6 +89,19 @@ def test_an_unknown_tag_is_rejected_with_the_available_models() -> None:
     assert "mmproj" not in str(caught.value)
 
 
+def test_what_belongs_to_a_model_is_no_candidate() -> None:
+    files = [
+        "m-Q4_0.gguf",
+        "m.BF16-mmproj.gguf",
+        "MTP/m-Q4_0-MTP.gguf",
+        "mtp-m-Q4_0.gguf",
+        "sub/imatrix.gguf",
+    ]
+
+    assert models_in([*files, "m-MTP-Q8_0.gguf"]) == ["m-MTP-Q8_0.gguf", "m-Q4_0.gguf"]
+    assert pick(Address("o/n", tag="Q4_0"), files) == Address("o/n", file="m-Q4_0.gguf")
+
+
 def test_an_ambiguous_address_is_rejected_with_the_candidates() -> None:
     with pytest.raises(UserError, match="matches several models") as caught:
         pick(Address("o/n"), [f"m{number:02}.gguf" for number in range(22)])

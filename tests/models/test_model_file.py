@@ -291,6 +291,15 @@ def test_the_first_part_of_a_split_model_may_be_without_tensors(models: Path) ->
     assert len(find(models, "a-00001-of-00002").facts.tensors) == 1
 
 
+def test_parts_that_were_joined_with_cat_are_rejected_as_such(models: Path) -> None:
+    (models / "joined.gguf").write_bytes(part(1, 2) + part(2, 2))
+
+    error = str(refusal(models, "joined"))
+
+    assert "begins with one of 2 parts, and has more after it" in error
+    assert "llama-gguf-split --merge" in error
+
+
 def test_parts_with_swapped_names_are_rejected(models: Path) -> None:
     (models / "a-00001-of-00002.gguf").write_bytes(part(2, 2))
     (models / "a-00002-of-00002.gguf").write_bytes(part(1, 2))

@@ -115,9 +115,7 @@ def silence(serve: Serve) -> None:
 
 RECOVERABLE: Final = {
     "the engine is killed": Fault(kill_engine(signal.SIGKILL), "died (signal SIGKILL)"),
-    "the engine crashes": Fault(
-        kill_engine(signal.SIGSEGV), "died (signal SIGSEGV). It crashed: a bug"
-    ),
+    "the engine crashes": Fault(kill_engine(signal.SIGSEGV), "died (signal SIGSEGV). It crashed: "),
     "the engine leaves without an error": Fault(
         kill_engine(signal.SIGTERM), "died (exit status 0). It exited without an error"
     ),

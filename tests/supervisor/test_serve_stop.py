@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import threading
@@ -64,6 +65,25 @@ def test_sigint_is_a_clean_end_too(serve: Serve) -> None:
 
     assert serve.wait() == 0
     until_gone(gateway, engine)
+    assert "Traceback" not in serve.err
+
+
+def test_a_closed_terminal_is_a_clean_end(serve: Serve) -> None:
+    master, serve.terminal = os.openpty()
+    try:
+        serve.start_ready()
+    finally:
+        os.close(serve.terminal)
+    gateway, engine = serve.gateway_pid, serve.engine_pid
+
+    serve.signal(signal.SIGHUP)  # the terminal is there: a reload
+    serve.until_printed("1 API keys")
+    os.close(master)
+
+    assert serve.wait() == 0
+    until_gone(gateway, engine)
+    assert "The terminal was closed" in serve.err
+    assert "Second signal" not in serve.err
     assert "Traceback" not in serve.err
 
 

@@ -281,7 +281,7 @@ def test_a_host_that_cannot_be_resolved_is_named(shop: Shop, host: str) -> None:
     left = shop.serve_as_process("Good.gguf", HOST=host)
 
     assert left.status == BROKEN
-    assert f"cannot listen on {host}:" in left.err
+    assert f"cannot listen on [{host}]:" in left.err
 
 
 # The data folder ----------------------------------------------------------------------------------

@@ -95,6 +95,8 @@ class Serve:
         """The same for its standard error."""
         self.sockets: list[socket.socket] = []
         """Connections of a test that are closed at its end."""
+        self.terminal: int | None = None
+        """A file descriptor of its controlling terminal."""
         self.is_subreaper = False
         """Whether it becomes the parent of orphans, as PID 1 of a container does."""
         self._streams: list[Stream] = []
@@ -130,7 +132,7 @@ class Serve:
                 tethered(*self._command(), *arguments),
                 env=self.environ | environ,
                 cwd=self.folder,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL if self.terminal is None else self.terminal,
                 stdout=out if self.stdout is None else self.stdout,
                 stderr=err if self.stderr is None else self.stderr,
                 start_new_session=True,
@@ -142,6 +144,8 @@ class Serve:
         return self.start(*arguments, engine=engine, **environ).until_ready()
 
     def _command(self) -> list[str]:
+        if self.terminal is not None:
+            return in_terminal("-m", "llama_gguf")
         if not self.is_subreaper:
             return [sys.executable, "-m", "llama_gguf"]
         # prctl(2): PR_SET_CHILD_SUBREAPER survives exec.
@@ -296,3 +300,16 @@ def _private(path: str, flags: int) -> int:
 def quoted(*words: str) -> str:
     """*words* as a value of EXTRA_ARGS."""
     return shlex.join(words)
+
+
+def in_terminal(*arguments: str, nohup: bool = False) -> list[str]:
+    """A command that runs Python with its standard input as its controlling terminal.
+
+    It must be started in a new session.
+    """
+    ignored = "signal.signal(signal.SIGHUP, signal.SIG_IGN); " if nohup else ""
+    become = (
+        "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+        f"{ignored}os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    )
+    return [sys.executable, "-c", become, *arguments]

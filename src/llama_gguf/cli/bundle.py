@@ -34,6 +34,8 @@ MAX_LOGS: Final = 12
 MAX_LOGS_OF_FOLDER: Final = 3
 MAX_FILE_CHARACTERS: Final = 1 << 20
 _MAX_LISTED: Final = 200
+_LONG: Final = frozenset(("cache", "tensors"))
+"""Facts of a model with a value per layer; the findings of `check` have what follows from them."""
 
 _PACKAGES: Final = (
     *("llama-gguf-inference", "httptools", "uvloop", "prometheus-client", "rich"),
@@ -94,7 +96,7 @@ def model(context: Context) -> str:
 
     found = plan.find_model(context.settings.model)
     facts = found.facts
-    rows = {name: getattr(facts, name) for name in facts.__slots__ if name != "tensors"}
+    rows = {name: getattr(facts, name) for name in facts.__slots__ if name not in _LONG}
     return "\n".join([*found.parts, *(f"{name}: {value}" for name, value in rows.items())])
 
 

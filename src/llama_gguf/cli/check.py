@@ -39,7 +39,7 @@ from llama_gguf.engines.command import engine_environment, extra_args, listen_fl
 from llama_gguf.engines.flags import complaints
 from llama_gguf.errors import UserError, how_to_install
 from llama_gguf.files.sizes import size_text
-from llama_gguf.models.engine_options import options
+from llama_gguf.models.engine_options import Options, options
 from llama_gguf.models.hub_address import PREFIX
 from llama_gguf.net import tls
 from llama_gguf.net.listener import check_socket_path, listen
@@ -177,10 +177,12 @@ def _engine(
         yield Result("engine", f"{engine.path} ({engine.source}), version {version}")
         yield from _unknown_flags(settings, engine, environ)
         yield from _variables(engine, environ)
-        rpc = _rpc_addresses(settings, environ)
+        chosen = _options(settings, environ)
+        rpc = chosen.rpc if chosen else ""
         devices = locate.devices_of(engine, environ, rpc=rpc)
         yield _devices(settings, devices, here)
         yield from _missing_rpc(rpc, devices)
+        yield from _missing_devices(chosen, devices)
     yield from _model(model, settings, environ=environ, devices=devices, here=here)
 
 
@@ -205,10 +207,25 @@ def _variables(engine: locate.Engine, environ: Mapping[str, str]) -> Iterator[Re
         )
 
 
-def _rpc_addresses(settings: EngineSettings, environ: Mapping[str, str]) -> str:
+def _options(settings: EngineSettings, environ: Mapping[str, str]) -> Options | None:
     with contextlib.suppress(UserError):  # already reported
-        return options(settings, extra_args(settings), environ).rpc
-    return ""
+        return options(settings, extra_args(settings), environ)
+    return None
+
+
+def _missing_devices(
+    chosen: Options | None, devices: Sequence[locate.Device] | None
+) -> Iterator[Result]:
+    if chosen is None or devices is None:
+        return
+    names = [device.name.split(" ")[0] for device in devices]
+    missing = [name for name in chosen.devices or () if name not in names]
+    if missing:
+        yield Result(
+            "--device",
+            f"llama-server has no {', '.join(missing)}: it has {', '.join(names) or 'no GPU'}",
+            Level.WRONG,
+        )
 
 
 def _missing_rpc(rpc: str, devices: Sequence[locate.Device] | None) -> Iterator[Result]:

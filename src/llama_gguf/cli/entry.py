@@ -51,7 +51,9 @@ def _open_standard_streams() -> None:
 
 def _handle_early_signals(*, has_reloads: bool) -> None:
     for number in _RELOADS if has_reloads else ():
-        signal.signal(number, _pass)  # no file has been read yet, so there is nothing to reload
+        # No file has been read yet, so there is nothing to reload. Under `nohup` it is ignored.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _pass)
     for number in _STOPS:
         signal.signal(number, _leave)
     # The parent may have blocked them so that none is lost before this: scripts/start.sh.

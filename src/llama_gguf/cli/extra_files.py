@@ -11,17 +11,20 @@ from llama_gguf.cli.fit import Companion
 from llama_gguf.errors import UserError
 from llama_gguf.models import memory
 from llama_gguf.models.engine_options import Options, files
-from llama_gguf.models.kinds import ADAPTER, CONTROL_VECTOR, PROJECTOR, Kind
+from llama_gguf.models.kinds import ADAPTER, CONTROL_VECTOR, DRAFT, PROJECTOR, Kind
 from llama_gguf.models.model_file import part_paths, read_file
 
-# By flag, what its file must be; None for a model.
-_WANTED: Final[Mapping[str, Kind | None]] = {
-    "--lora": ADAPTER,
-    "--lora-scaled": ADAPTER,
-    "--control-vector": CONTROL_VECTOR,
-    "--control-vector-scaled": CONTROL_VECTOR,
-    "--mmproj": PROJECTOR,
-    "-mm": PROJECTOR,
+# By flag, what its file may be; None for a model.
+_WANTED: Final[Mapping[str, tuple[Kind | None, ...]]] = {
+    "--lora": (ADAPTER,),
+    "--lora-scaled": (ADAPTER,),
+    "--control-vector": (CONTROL_VECTOR,),
+    "--control-vector-scaled": (CONTROL_VECTOR,),
+    "--mmproj": (PROJECTOR,),
+    "-mm": (PROJECTOR,),
+    "--model-draft": (DRAFT, None),
+    "--spec-draft-model": (DRAFT, None),
+    "-md": (DRAFT, None),
 }
 
 
@@ -42,9 +45,10 @@ def _mistake(flag: str, path: str) -> str:
     except UserError as error:
         return str(error).split("\n")[0].removeprefix(f"{path} ")
     wanted = _WANTED[flag]
-    if kind is wanted or wanted is None:
+    if kind in wanted:
         return ""
-    return f"the file is {kind.what if kind else 'a model'}, but must be {wanted.what}"
+    words = wanted[0].what if wanted[0] else "a model"
+    return f"the file is {kind.what if kind else 'a model'}, but must be {words}"
 
 
 def companions(chosen: Options) -> Iterator[Companion]:

@@ -174,11 +174,11 @@ def _sum_text(
 
 
 def _cache_text(wanted: Need, facts: ModelFacts, chosen: Options) -> str:
-    """Such as "4 layers x 32768 tokens, 20 layers x 1024 tokens, of type q8_0"."""
+    """Such as "1 layer x 32768 tokens, 20 layers x 1024 tokens, of type q8_0"."""
     assert facts.cache is not None
     kept = Counter(bool(layer.window) for layer in facts.cache.layers if layer.key)
     parts = [
-        f"{kept[is_limited]} layers x {tokens} tokens"
+        f"{kept[is_limited]} {'layer' if kept[is_limited] == 1 else 'layers'} x {tokens} tokens"
         for is_limited, tokens in ((False, wanted.cells), (True, wanted.windows))
         if kept[is_limited]
     ]

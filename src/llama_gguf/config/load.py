@@ -84,6 +84,11 @@ def _cleaned(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
         cleaned[name] = _unquoted(text)
         if cleaned[name] != text:
             warnings.append(f"{name} is used without the quotes around its value")
+        if " #" in text:
+            warnings.append(
+                f"{name} contains ' #': in files for `docker run --env-file`, a comment behind a "
+                "value is a part of the value"
+            )
     if _TARGET.fullmatch(cleaned["HOST"]):
         warnings.append(
             f"HOST={cleaned['HOST']} is not used: it is the target of conda's compilers, and not "

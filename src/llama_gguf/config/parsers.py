@@ -99,7 +99,7 @@ def _origin(value: str) -> str:
     """*value* as a browser sends it, since a field is compared byte for byte."""
     if value == "*":
         return value
-    match = _ORIGIN.fullmatch(value)
+    match = _ORIGIN.fullmatch(value.removesuffix("/"))
     if match is None or not value.isascii():
         raise ValueError(
             "origins as a browser sends them (https://app.example.com), without a path and "
@@ -107,7 +107,7 @@ def _origin(value: str) -> str:
         )
     scheme, host = match["scheme"].lower(), match["host"]
     if scheme not in _DEFAULT_PORTS:
-        return f"{scheme}://{value.partition('://')[2]}"
+        return f"{scheme}://{value.partition('://')[2].removesuffix('/')}"
     port = int(match["port"]) if match["port"] else _DEFAULT_PORTS[scheme]
     if not 0 < port < 1 << 16:
         raise ValueError("origins with a port from 1 to 65535")

@@ -38,7 +38,7 @@ CAUSES: Final = (
         SMALLER,
     ),
     _cause(
-        r"Remote RPC server crashed|failed to connect to (?:RPC server|endpoint)",
+        r"Remote RPC server crashed",
         "The connection to a machine that computes a part of the model (--rpc) was lost.",
         "Start ggml-rpc-server there again, or remove its address from --rpc. If it does not come "
         "back, llama-server starts without it, and needs the memory for its part.",
@@ -159,8 +159,10 @@ _SIGNALS: Final = {
         "Use another build: set LLAMA_SERVER to its llama-server.",
     ),
     signal.SIGSEGV: (
-        "It crashed: a bug in llama-server or a driver.",
-        "Try another build, or NGL=0 to run without the GPU.",
+        "It crashed: flags that do not suit the model, or a bug in llama-server or a driver.",
+        "Run `llama-gguf check`, which looks at flags and files. llama-server may have lost its "
+        "last lines: start it again to see them. Else try another build, or NGL=0 to run without "
+        "the GPU.",
     ),
     signal.SIGBUS: (
         "It read past the end of a file: the model file was truncated, or its disk failed.",
@@ -168,6 +170,7 @@ _SIGNALS: Final = {
     ),
     signal.SIGABRT: ("It aborted.", "See its last lines."),
 }
+_UNREACHABLE: Final = re.compile(r"Failed to connect to (\S+:\d+)")
 _NUMBERS: Final = frozenset(s.value for s in signal.Signals)
 
 OUT_OF_MEMORY: Final = ("The kernel killed it because memory ran out.", _LESS_MEMORY)
@@ -200,19 +203,37 @@ def explain(
     2. A known cause in its last lines.
     3. Its signal, or its exit status.
 
+    If memory is the cause, and a RPC server did not respond at the start, its memory is missing.
+
     Args:
         returncode: as ``subprocess`` has it: below zero for a signal.
         last_lines: of its output.
         was_out_of_memory: whether the kernel has killed a process for lack of memory meanwhile.
     """
+    output = "\n".join(last_lines)
+    reason, advice = _explain(returncode, output, was_out_of_memory=was_out_of_memory)
+    missing = _UNREACHABLE.search(output)
+    if missing is None or advice not in (SMALLER, _LESS_MEMORY):
+        return reason, advice
+    return (
+        f"{reason} The RPC server at {missing[1]} did not respond, so its memory is missing.",
+        f"Start ggml-rpc-server there, or remove its address from --rpc. {advice}",
+    )
+
+
+def _explain(returncode: int, output: str, *, was_out_of_memory: bool) -> tuple[str, str]:
     if was_out_of_memory and returncode in (-signal.SIGKILL, 128 + signal.SIGKILL):  # 1
         return OUT_OF_MEMORY
-    output = "\n".join(last_lines)
     for cause in CAUSES:  # 2
         if match := cause.pattern.search(output):
             words = match.groupdict()
             return cause.reason.format(**words), cause.advice.format(**words)
-    return _explain_status(returncode)  # 3
+    if returncode > 0 and not output:  # 3
+        return (
+            "It exited with an error, and without any output.",
+            "Run `llama-gguf check`, or start it again: llama-server sometimes loses its lines.",
+        )
+    return _explain_status(returncode)
 
 
 def _explain_status(returncode: int) -> tuple[str, str]:

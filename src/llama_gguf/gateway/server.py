@@ -30,6 +30,7 @@ from llama_gguf.net.connector import Dial, Dialer
 from llama_gguf.net.listener import Listener
 from llama_gguf.net.poller import poller
 from llama_gguf.net.sockets import places_within_limits
+from llama_gguf.net.terminal import Terminal
 from llama_gguf.net.threads import run_detached
 from llama_gguf.net.tls import ServerContext
 from llama_gguf.net.transport import LoopTransport, SocketTransport
@@ -77,6 +78,7 @@ class Gateway:
         self._most_open = 0
         """Connections of clients, handshakes included."""
         self._has_failed = False
+        self._terminal = Terminal()
         loop = asyncio.get_running_loop()
         self._poller = poller(loop)
         self.services = Services(settings, loop, self._dial_to)
@@ -167,9 +169,17 @@ class Gateway:
         return {
             signal.SIGTERM: self.stop,
             signal.SIGINT: self.stop,
-            signal.SIGHUP: self._reload,
+            signal.SIGHUP: self._on_hangup,
             signal.SIGUSR1: self.services.access_log.reopen,
         }
+
+    def _on_hangup(self) -> None:
+        """Stop if the terminal was closed, else reload. Under `serve` there is no terminal."""
+        if not self._terminal.is_gone():
+            self._reload()
+        elif not self._stop_requested.is_set():  # the shell and the kernel may send a signal each
+            _log.info("terminal_closed", "The terminal was closed")
+            self.stop()
 
     def stop(self) -> None:
         """Drain and exit; a second call cuts the requests that are still open."""

@@ -57,7 +57,6 @@ class Options:
     draft_ngl: int = AUTO
     draft_type_k: str = "f16"
     draft_type_v: str = "f16"
-    spec_type: str = ""
     adapters: tuple[str, ...] = ()
     """Files of LoRA adapters and control vectors."""
 
@@ -147,7 +146,6 @@ _VALUES: Final[Mapping[str, _Reading]] = {
         ("-ngld --gpu-layers-draft --n-gpu-layers-draft --spec-draft-ngl", "draft_ngl", _layers),
         ("-ctkd --cache-type-k-draft --spec-draft-type-k", "draft_type_k", str.lower),
         ("-ctvd --cache-type-v-draft --spec-draft-type-v", "draft_type_v", str.lower),
-        ("--spec-type", "spec_type", str),
     )
     for flag in flags.split()
 }
@@ -199,7 +197,6 @@ _VARIABLES: Final[Mapping[str, str]] = {
     "N_GPU_LAYERS_DRAFT": "-ngld",
     "SPEC_DRAFT_CACHE_TYPE_K": "-ctkd",
     "SPEC_DRAFT_CACHE_TYPE_V": "-ctvd",
-    "SPEC_TYPE": "--spec-type",
 }
 _SWITCH_VARIABLES: Final[Mapping[str, tuple[str, str]]] = {
     "KV_UNIFIED": ("-kvu", "-no-kvu"),

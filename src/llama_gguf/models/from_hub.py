@@ -75,9 +75,9 @@ class Hub:
             ) from None
         utils.disable_progress_bars()  # the meter reports progress
         self._environ = environ
-        self._endpoint = environ.get("HF_ENDPOINT", "").rstrip("/") or None
+        self._endpoint = _value(environ, "HF_ENDPOINT").rstrip("/") or None
         # With None, the library uses a stored login.
-        self._token = environ.get("HF_TOKEN", "").strip() or None
+        self._token = _value(environ, "HF_TOKEN") or None
         self._login: dict[str, str] = {
             name: value
             for name, value in utils.build_hf_headers(token=self._token).items()
@@ -134,6 +134,11 @@ class Hub:
                 )
             check_model(fetched, f"{remote.file} in {remote.repo}")
             put_in_place(fetched, final)
+
+
+def _value(environ: Mapping[str, str], name: str) -> str:
+    """The variable *name* without quotes, which `docker run --env-file` leaves around a value."""
+    return environ.get(name, "").strip(" \t\r\n\"'")
 
 
 def fetch(hub: Hub, repo: str, targets: Mapping[str, str], *, meter: Meter) -> Sequence[Remote]:

@@ -6,7 +6,6 @@ TAG in its name, and ``hf:OWNER/NAME`` the only model of the repository.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,7 +23,11 @@ _ADDRESS: Final = re.compile(
     re.ASCII,
 )
 # Files that accompany a model and cannot be served.
-_COMPANION: Final = re.compile(r"mmproj|^imatrix|imatrix\.gguf$", re.IGNORECASE)
+_COMPANION: Final = re.compile(
+    # Projectors, importance matrices, and draft models in separate files or directories.
+    r"mmproj[^/]*$|(?:^|/)imatrix[^/]*$|imatrix\.gguf$|(?:^|/)mtp(?:-[^/]*$|/)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ def parse(text: str) -> Address:
 def models_in(files: Iterable[str]) -> list[str]:
     """The models among a repository's *files*; a split one is listed as its first part."""
     models = {part_paths(f)[0] for f in files if f.endswith(SUFFIX)}
-    return sorted(m for m in models if not _COMPANION.search(os.path.basename(m)))
+    return sorted(m for m in models if not _COMPANION.search(m))
 
 
 def matching(models: Iterable[str], tag: str) -> list[str]:

@@ -30,7 +30,7 @@ CONTROL_VECTOR: Final = Kind(
     "a control vector, a change of a model",
     "Serve the model that it was made for, with EXTRA_ARGS='--control-vector {path}'.",
 )
-_DRAFT: Final = Kind(
+DRAFT: Final = Kind(
     "a draft model, which only predicts tokens for another one",
     "Serve the model that it was made for, with EXTRA_ARGS='--model-draft {path}'.",
 )
@@ -60,7 +60,7 @@ _ARCHITECTURES: Final[Mapping[str, Kind]] = {
     "clip": PROJECTOR,
     "controlvector": CONTROL_VECTOR,
     "imatrix": _IMATRIX,
-    **dict.fromkeys(("dflash", "eagle3", "gemma4-assistant"), _DRAFT),
+    **dict.fromkeys(("dflash", "eagle3", "gemma4-assistant"), DRAFT),
     **dict.fromkeys(DIFFUSION, _DIFFUSION),
     # As the tools for stable-diffusion.cpp and ComfyUI name them.
     **dict.fromkeys(("aura", "cosmos", "flux", "hidream", "hyvid", "ltxv", "lumina2"), _IMAGES),

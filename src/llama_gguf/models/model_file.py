@@ -110,6 +110,13 @@ def read_model(path: str) -> Model:
         raise UserError(_missing_message(path, missing, count=len(parts)), BROKEN)
     facts = [read_file(p) for p in parts]
     if len(parts) == 1 and facts[0].split_count > 1:
+        if facts[0].file_bytes > facts[0].needed_bytes:
+            raise UserError(
+                f"{path} begins with one of {facts[0].split_count} parts, and has more after it: "
+                "parts cannot be joined as with `cat`. Serve the parts themselves, or join them "
+                "with llama-gguf-split --merge.",
+                BROKEN,
+            )
         raise UserError(
             f"{path} is one of {facts[0].split_count} parts, but its name does not show this: "
             "llama-server finds the others by names such as MODEL-00001-of-00003.gguf. "

@@ -19,6 +19,7 @@ from llama_gguf.config.settings import Settings
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.events import EventLog
+from llama_gguf.net.terminal import Terminal
 from llama_gguf.supervisor import reaper, states
 from llama_gguf.supervisor.child import Child
 from llama_gguf.supervisor.engine_log import open_engine_log
@@ -60,6 +61,7 @@ class Supervisor:
         self.state = SupervisorState.STARTING
         self._stop_requested = asyncio.Event()
         self._hurry_requested = asyncio.Event()
+        self._terminal = Terminal()
         rng = random.SystemRandom().random
         self._engine = EngineManager(
             "llama-server",
@@ -113,9 +115,17 @@ class Supervisor:
         return {
             signal.SIGTERM: self.stop,
             signal.SIGINT: self.stop,
-            signal.SIGHUP: lambda: self._gateway.pass_on(signal.SIGHUP),
+            signal.SIGHUP: self._on_hangup,
             signal.SIGUSR1: self._reopen_logs,
         }
+
+    def _on_hangup(self) -> None:
+        """Stop if the terminal was closed, else let the gateway reload."""
+        if not self._terminal.is_gone():
+            self._gateway.pass_on(signal.SIGHUP)
+        elif not self.is_leaving:  # the shell and the kernel may send one signal each
+            _log.info("terminal_closed", "The terminal was closed")
+            self.stop()
 
     def stop(self) -> None:
         """Drain and stop; a second call cuts running requests."""

@@ -111,7 +111,7 @@ async function look() {
   }
   try {
     const headers = key ? { Authorization: `Bearer ${key}` } : {};
-    const response = await fetch("/dashboard/data", { headers, cache: "no-store" });
+    const response = await fetch("dashboard/data", { headers, cache: "no-store" });
     if (sessionStorage.getItem(KEY_NAME) !== key) return;
     if (response.status === 401) {
       sessionStorage.removeItem(KEY_NAME);

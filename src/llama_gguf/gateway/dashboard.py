@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
-from importlib import resources
 from typing import TYPE_CHECKING, Final
 
 from llama_gguf.http1 import local_response
@@ -43,6 +42,9 @@ _NOT_STORED: Final = (b"Cache-Control: no-store\r\n",)
 @cache
 def page(path: str, *, needs_keys: bool = True) -> LocalResponse:
     """The file at *path*; read once."""
+    # Imported at the first request: it loads modules of 1.6 MB that nothing else needs.
+    from importlib import resources  # noqa: PLC0415
+
     name = path.removeprefix("/") if "." in path else "dashboard.html"
     body = resources.files(__package__).joinpath("page", name).read_bytes()
     if not needs_keys:

@@ -8,7 +8,7 @@ import pytest
 
 from llama_gguf.cli.check_result import Level, Result
 from llama_gguf.cli.fit import Companion, results
-from llama_gguf.engines.locate import Device
+from llama_gguf.engines.devices import Device
 from llama_gguf.engines.machine import Machine
 from llama_gguf.models.cache import Cache, Layer
 from llama_gguf.models.engine_options import AUTO, Options

@@ -111,7 +111,14 @@ class Served:
 
     def child(self, word: str) -> int:
         """The pid of the child whose command line contains *word*; 0 if there is none."""
-        return next((pid for pid, line in self.children().items() if word in line), 0)
+        return next(
+            (
+                pid
+                for pid, line in self.children().items()
+                if word in line and "--list-devices" not in line
+            ),
+            0,
+        )
 
 
 @pytest.fixture(scope="session")

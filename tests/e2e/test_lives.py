@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
+import subprocess
 import tempfile
 from pathlib import Path
 
 import openai
 import pytest
 
-from tests.e2e.conftest import MODEL, Served, stop
-from tests.support.processes import command_line
+from llama_gguf.engines.locate import locate
+from tests.e2e.conftest import MODEL, Served, start, stop
+from tests.support.processes import command_line, free_ports, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -42,6 +46,60 @@ def test_a_killed_engine_is_restarted_and_requests_wait_for_it(own_server: Serve
     assert send_request(own_server)
     assert own_server.child("llama-server") not in (0, engine)
     assert "signal SIGKILL" in own_server.output
+
+
+def test_an_engine_that_has_lost_its_rpc_peer_serves_and_is_reported(
+    model_file: Path, tmp_path: Path
+) -> None:
+    assert model_file.is_file()
+    engine = locate("", os.environ["PATH"], environ=os.environ)
+    program = Path(engine.path).with_name("ggml-rpc-server")
+    if not program.exists():
+        pytest.skip("this build of llama-server has no RPC server beside it")
+    (port,) = free_ports(1)
+    argv = [str(program), "--host", "127.0.0.1", "--port", str(port)]
+    with contextlib.ExitStack() as stack:
+        peer = subprocess.Popen(
+            argv,
+            env={**os.environ, **engine.environment_changes},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        stack.callback(peer.wait)
+        stack.callback(peer.kill)
+        until(lambda: listens(port), lambda: "the RPC server does not listen")
+        served = start(tmp_path, {"EXTRA_ARGS": f"--rpc 127.0.0.1:{port}"})
+        stack.callback(stop, served)
+        served.until_ready()
+        assert served.get("/health")[1]["engine"]["missing_devices"] == []
+        assert send_request(served)
+
+        peer.kill()
+        peer.wait()
+        with contextlib.suppress(openai.APIError):
+            send_request(served)  # llama-server aborts when it needs the peer
+        served.until(lambda: missing_of(served) != [], "an engine without its peer")
+
+        engine_facts = served.get("/health")[1]["engine"]
+        assert engine_facts["missing_devices"] == [f"RPC (127.0.0.1:{port})"]
+        assert engine_facts["state"] == "ready"
+        assert f"127.0.0.1:{port}" in engine_facts["detail"]
+        assert served.get("/metrics")[1]["llama_gguf_backend_degraded"] == 1
+        assert "runs without devices that it had before" in served.output
+        assert send_request(served)
+
+
+def missing_of(served: Served) -> list[str]:
+    engine = (served.get("/health")[1] or {}).get("engine", {})
+    return list(engine.get("missing_devices", []))
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
 
 
 def test_sigterm_leaves_no_process_and_no_temporary_file(own_server: Served) -> None:

@@ -7,10 +7,10 @@ from typing import cast
 
 import pytest
 
+from llama_gguf.engines.devices import Device
 from llama_gguf.engines.locate import (
     SOURCE_WHEEL,
     VULKAN_WHEEL,
-    Device,
     Engine,
     devices_of,
     flags_of,
@@ -236,7 +236,7 @@ def test_rpc_servers_are_among_the_gpus(tmp_path: Path) -> None:
     script = 'echo "Available devices:"; echo "  RPC0: $1 $2 $3 (2 MiB, 1 MiB free)"'
     engine = Engine(str(program(tmp_path / "llama-server", script)), {}, "PATH")
 
-    assert devices_of(engine, ENVIRON, rpc="a:1,b:2") == (
+    assert devices_of(engine, ENVIRON, rpc=("a:1", "b:2")) == (
         Device("RPC0 (--rpc a:1,b:2 --list-devices)", 2 << 20, 1 << 20),
     )
 

@@ -19,6 +19,7 @@ statuses = st.builds(
     wakes_itself=st.booleans(),
     load_seconds=st.none() | st.floats(0, 1e6),
     last_exit=st.text(),
+    missing_devices=st.lists(st.text()).map(tuple),
     restarts=st.dictionaries(st.sampled_from(["crash", "hang", "stall"]), st.integers(0, 1000)),
     revision=st.integers(0, 1 << 40),
 )

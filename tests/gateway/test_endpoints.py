@@ -228,6 +228,21 @@ def test_the_context_in_health_is_that_of_one_request_as_the_engine_reports_it(r
     assert shown() == 2048
 
 
+def test_a_degraded_engine_serves_and_its_missing_devices_are_in_health(rig: Rig) -> None:
+    status = EngineStatus(
+        ChildState.READY, since=0.0, detail="It lacks one.", missing_devices=("RPC (peer:1)",)
+    )
+    assert not endpoints.gauges(rig.services).is_degraded
+    rig.services.fleet.engine.update(EngineStatus.from_line(status.to_line()))
+    found = endpoints.health(rig.services)
+    facts = json.loads(found.body)
+
+    assert (found.status, facts["status"]) == (200, "ok")
+    assert facts["engine"]["missing_devices"] == ["RPC (peer:1)"]
+    assert facts["engine"]["detail"] == "It lacks one."
+    assert endpoints.gauges(rig.services).is_degraded
+
+
 def test_a_gateway_on_its_own_tells_what_it_has_found(rig: Rig) -> None:
     facts = json.loads(endpoints.health(rig.services).body)
 

@@ -36,6 +36,12 @@ def test_the_last_of_repeated_flags_applies() -> None:
     )
 
 
+def test_all_rpc_servers_apply_although_the_flag_is_repeated() -> None:
+    found = options_of("--rpc a:1,b:2 --rpc c:3", {"LLAMA_ARG_RPC": "d:4"})
+
+    assert found.rpc == ("d:4", "a:1", "b:2", "c:3")
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

@@ -68,6 +68,7 @@ HEALTHY: Final[Series] = {
     **RUNS,
     **engine("1x480"),
     **counters("0x480"),
+    **target("llama_gguf_backend_degraded", "0x480"),
     **target("llama_gguf_queue_depth", "0x480"),
     **target("llama_gguf_slots", "4x480"),
     **target("llama_gguf_keys_last_reload_successful", "1x480"),
@@ -158,6 +159,10 @@ CASES: Final[Mapping[str, Case]] = {
     "three deaths of the engine": Case(
         HEALTHY | target("llama_gguf_backend_restarts_total", "0x40 3x439", 'reason="crash"'),
         {10: (), 11: ("LlamaGgufEngineRestarts",), 42: ()},
+    ),
+    "an engine that has lost a device for half an hour": Case(
+        HEALTHY | target("llama_gguf_backend_degraded", "0x40 1x120 0x320"),
+        {10: (), 14: (), 16: ("LlamaGgufEngineDegraded",), 42: ()},
     ),
     "six failures of the engine": Case(
         HEALTHY | target("llama_gguf_backend_failures_total", "0x40 6x439", 'kind="broken_off"'),

@@ -17,9 +17,11 @@ import pytest
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.activity import Activity
 from llama_gguf.engines.address import EngineAddress
+from llama_gguf.engines.devices import Device
 from llama_gguf.engines.probe import Finding
 from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.engines.watchdogs import Progress
+from llama_gguf.events import event_of, facts_of
 from llama_gguf.supervisor.child import Child
 from llama_gguf.supervisor.engine_log import open_engine_log
 from llama_gguf.supervisor.engine_run import EngineManager
@@ -82,6 +84,8 @@ class Rig:
         self.children: list[FakeChild] = []
         self.published: list[EngineStatus] = []
         self.finding = LOADS
+        self.list_seconds = 0.0
+        self.devices: Sequence[Device] | None = None
         self.is_stopping = False
         self.spawn_error: OSError | None = None
         self.engine = EngineManager(
@@ -137,7 +141,12 @@ class Rig:
             model_bytes=100,
             facts={"context": 2048},
             sizes="CTX=16384, PARALLEL=0, NGL=99",
+            list_devices=self._list_devices,
         )
+
+    async def _list_devices(self) -> Sequence[Device] | None:
+        await asyncio.sleep(self.list_seconds)
+        return self.devices
 
     async def start(self) -> None:
         self.running = asyncio.get_running_loop().create_task(self.engine.run())
@@ -321,6 +330,125 @@ def test_a_port_that_another_process_has_taken_is_tried_again(tmp_path: Path) ->
     play(tmp_path, scenario)
 
 
+# Devices ------------------------------------------------------------------------------------------
+
+GPU, PEER = Device("CUDA0 (NVIDIA L4)", 2, 1), Device("RPC0 (10.0.0.2:50052)", 2, 1)
+WITHOUT_PEER = "It runs without devices that it had before: RPC (10.0.0.2:50052)"
+
+
+async def restart(rig: Rig, devices: Sequence[Device] | None) -> EngineStatus:
+    """Its status after a death, and a start that has *devices*."""
+    rig.devices = devices
+    rig.child.die(1)
+    await rig.until(S.BACKOFF)
+    await rig.until(S.READY)
+    return rig.engine.status
+
+
+def events(caplog: pytest.LogCaptureFixture) -> list[str]:
+    logged = [(event_of(record), facts_of(record)) for record in caplog.records]
+    return [
+        f"{event} {facts.get('devices', '')}".rstrip()
+        for event, facts in logged
+        if event in ("engine_degraded", "engine_complete")
+    ]
+
+
+def test_an_engine_without_a_device_that_it_had_is_degraded_until_the_device_is_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.devices = [PEER, GPU]
+        await rig.start_ready()
+        assert (rig.engine.status.detail, rig.engine.status.missing_devices) == ("", ())
+
+        for _ in range(2):
+            status = await restart(rig, [GPU])
+            assert status.state is S.READY
+            assert status.detail == WITHOUT_PEER
+            assert status.missing_devices == ("RPC (10.0.0.2:50052)",)
+
+        status = await restart(rig, [PEER, GPU])
+        assert (status.detail, status.missing_devices) == ("", ())
+
+    with caplog.at_level(logging.INFO):
+        play(tmp_path, scenario)
+    assert events(caplog) == ["engine_degraded ['RPC (10.0.0.2:50052)']", "engine_complete"]
+    assert [r.levelname for r in caplog.records if event_of(r) == "engine_degraded"] == ["WARNING"]
+
+
+def test_a_device_that_was_not_there_at_the_first_start_is_not_missed(tmp_path: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.devices = [GPU]
+        await rig.start_ready()
+        assert (await restart(rig, [PEER, GPU])).missing_devices == ()
+        assert (await restart(rig, [GPU])).missing_devices == ("RPC (10.0.0.2:50052)",)
+
+    play(tmp_path, scenario)
+
+
+def test_a_life_that_never_served_has_no_say_about_devices(tmp_path: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.devices = [GPU]
+        await rig.start_ready()
+        rig.devices, rig.finding = [PEER, GPU], LOADS
+        rig.child.die(1)
+        await rig.until(S.BACKOFF)
+        await rig.until(S.LOADING)
+        rig.finding = UP
+
+        assert (await restart(rig, [GPU])).missing_devices == ()
+
+    play(tmp_path, scenario)
+
+
+def test_unknown_devices_change_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.devices = [PEER, GPU]
+        await rig.start_ready()
+        assert (await restart(rig, None)).missing_devices == ()
+        await restart(rig, [GPU])
+        assert (await restart(rig, None)).detail == WITHOUT_PEER
+
+    with caplog.at_level(logging.INFO):
+        play(tmp_path, scenario)
+    assert len(events(caplog)) == 1
+
+
+def test_a_list_of_devices_that_takes_long_delays_a_start_for_ten_seconds(tmp_path: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.devices = [PEER, GPU]
+        await rig.start_ready()
+        rig.devices, rig.list_seconds, rig.finding = [GPU], 130.0, LOADS
+        rig.child.die(1)
+        died_at = rig.now
+        await rig.until(S.BACKOFF)
+        await rig.until(S.LOADING)
+        assert rig.now - died_at == pytest.approx(1.0 + 10.0, abs=0.3)
+
+        await rig.pass_time(130.0)  # it attempts the same connections
+        await rig.up()
+        assert rig.engine.status.detail == WITHOUT_PEER
+
+        rig.devices = None
+        assert (await restart(rig, [PEER, GPU])).detail == WITHOUT_PEER  # the list is not complete
+
+    play(tmp_path, scenario)
+
+
+def test_a_degraded_engine_that_sleeps_and_wakes_is_still_degraded(tmp_path: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.devices = [PEER]
+        await rig.start_ready()
+        await restart(rig, [])
+        rig.finding = replace(UP, state=S.ASLEEP)
+        await rig.until(S.ASLEEP)
+        await rig.up()
+        assert rig.engine.status.detail == WITHOUT_PEER
+
+    play(tmp_path, scenario)
+
+
 # Hanging ------------------------------------------------------------------------------------------
 
 
@@ -498,8 +626,19 @@ def test_leaving_during_sleep_or_backoff_is_immediate(tmp_path: Path) -> None:
         rig.engine.leave()
         assert rig.engine.status.state is S.STOPPED
 
+    async def while_devices_are_listed(rig: Rig) -> None:
+        await rig.start_ready()
+        rig.list_seconds = 5.0
+        rig.child.die(1)
+        await rig.pass_time(3.0)
+        rig.engine.leave()
+        assert rig.engine.status.state is S.STOPPED
+        assert await rig.running == 0
+        assert len(rig.children) == 1
+
     play(tmp_path, asleep, idle_stop=60.0)
     play(tmp_path, in_backoff)
+    play(tmp_path, while_devices_are_listed)
 
 
 @pytest.mark.parametrize("finding", [UP, GONE, replace(UP, state=S.ASLEEP)], ids=lambda f: f.state)

@@ -227,7 +227,9 @@ def test_a_slow_load_is_awaited_and_reported(serve: Serve) -> None:
     # It spends CPU time, as a load does, and shows no other progress.
     busy = f"while ! test -e {loaded}; do :; done; touch {serve.folder}/go"
     script = serve.engine.read_text().removeprefix("#!/bin/sh\n")
-    serve.write_engine(f'case "$*" in --version) exit;; esac; ({busy}) & {script}')
+    serve.write_engine(
+        f'case "$*" in --version | *--list-devices) exit;; esac; ({busy}) & {script}'
+    )
     serve.start(engine=quoted("--load-until", str(serve.folder / "go")), STARTUP_STALL_TIMEOUT="1")
     began = datetime.now(UTC)
     serve.until(lambda: datetime.now(UTC) - began > timedelta(seconds=2.5))
@@ -304,13 +306,14 @@ def test_a_killed_supervisor_leaves_nothing(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("hanging", ["--version", "--list-devices"])
 def test_a_signal_to_stop_before_anything_runs_is_a_clean_end(
-    serve: Serve, number: signal.Signals
+    serve: Serve, number: signal.Signals, hanging: str
 ) -> None:
-    # The engine's version is read before it is started, and that hangs here.
-    serve.write_engine("sleep 60")
+    # The engine's version and devices are read before it is started, and one of them hangs here.
+    serve.write_engine(f'case "$*" in *{hanging}) sleep 60;; esac')
     serve.start()
-    serve.until(lambda: any("sleep" in c or "--version" in c for c in serve.processes().values()))
+    serve.until(lambda: any("sleep" in command for command in serve.processes().values()))
 
     serve.signal(number)
 
@@ -363,7 +366,9 @@ def test_orphans_whose_parent_it_becomes_do_not_stay_zombies(serve: Serve) -> No
     pid_file = serve.folder / "orphan"
     orphan = f"(setsid sh -c 'echo $$ > {pid_file}; exec sleep 0.2' &)"
     script = serve.engine.read_text().removeprefix("#!/bin/sh\n")
-    serve.write_engine(f'case "$*" in --version) ;; *) {orphan} ;; esac\n{script}')
+    serve.write_engine(
+        f'case "$*" in --version | *--list-devices) ;; *) {orphan} ;; esac\n{script}'
+    )
     serve.is_subreaper = True
     serve.start_ready()
     orphan_pid = int(serve.until(lambda: pid_file.exists() and pid_file.read_text()))

@@ -3,13 +3,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from llama_gguf.config.settings import Settings
+from llama_gguf.engines.devices import Device
 from llama_gguf.errors import UserError
 from llama_gguf.models.progress import Meter
 from llama_gguf.supervisor.preparation import Preparation
@@ -64,6 +65,29 @@ def test_a_launch_has_all_that_one_engine_needs(chosen: dict[str, object]) -> No
     assert launch.sizes == "CTX=512, PARALLEL=2, NGL=3"
     assert launch.facts["context"] == 128  # the model can use no more
     assert prepared.model_name == "tiny"
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("extra_args", "name"),
+    [("--rpc a:1 --rpc b:2", "RPC0 (--rpc a:1,b:2 --list-devices)"), ("--device CUDA0", None)],
+)
+def test_the_devices_of_a_start_include_its_rpc_servers_unless_devices_are_selected(
+    chosen: dict[str, object], extra_args: str, name: str | None
+) -> None:
+    script = 'echo "version: 7"; echo "Available devices:"; shift $(($# > 3 ? $# - 3 : 0))'
+    Path(str(chosen["llama_server"])).write_text(
+        f'#!/bin/sh\n{script}; echo "  RPC0: $* (2 MiB, 1 MiB free)"\n'
+    )
+    prepared = preparation(chosen | {"extra_args": extra_args})
+    prepared.check()
+
+    async def listed() -> Sequence[Device] | None:
+        launch = await prepared.prepare(lambda text, share: None)
+        return await launch.list_devices()
+
+    found = asyncio.run(listed())
+    assert (found and found[0].name) == name
 
 
 @pytest.mark.processes

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
 
 import pytest
 
@@ -111,6 +112,35 @@ def test_a_killed_engine_is_restarted_and_requests_in_between_wait_for_it(
     assert serve.out.count("Ready:") == 1
 
 
+def test_an_engine_that_comes_back_without_a_device_is_reported_everywhere(serve: Serve) -> None:
+    listed = serve.folder / "devices"
+    both = "  CUDA0: NVIDIA L4 (2 MiB, 1 MiB free)\n  RPC0: 10.0.0.2:50052 (2 MiB, 2 MiB free)\n"
+    listed.write_text(both)
+    serve.start_ready(FAKE_DEVICES=str(listed))
+
+    def restarted_with(devices: str) -> tuple[dict[str, Any], float]:
+        """The engine in /health, and the metric."""
+        engine = serve.engine_pid
+        listed.write_text(devices)
+        os.kill(engine, signal.SIGKILL)
+        serve.until(lambda: serve.engine_state() != "ready")
+        serve.until(lambda: serve.engine_state() == "ready")
+        metrics = serve.send_request("/metrics").json
+        response = serve.send_request("/health")
+        assert (response.status, response.json["status"]) == (200, "ok")
+        return response.json["engine"], metrics["llama_gguf_backend_degraded"]
+
+    gone, degraded = restarted_with("  CUDA0: NVIDIA L4 (2 MiB, 1 MiB free)\n")
+    assert gone["missing_devices"] == ["RPC (10.0.0.2:50052)"]
+    assert gone["detail"] == "It runs without devices that it had before: RPC (10.0.0.2:50052)"
+    assert degraded == 1
+    assert serve.err.count("llama-server runs without devices that it had before: RPC (10") == 1
+
+    back, degraded = restarted_with(both)
+    assert (back["missing_devices"], back["detail"], degraded) == ([], "", 0)
+    assert "llama-server has all of its devices again" in serve.err
+
+
 def test_a_crash_loop_ends_after_max_restarts_with_the_engines_status(serve: Serve) -> None:
     broken = serve.folder / "broken"
     script = serve.engine.read_text().removeprefix("#!/bin/sh\n")
@@ -131,8 +161,9 @@ def test_a_helper_that_outlives_the_engine_does_not_hide_its_death(serve: Serve)
     # It keeps the engine's output open and, in a separate session, is not in its group.
     pid_file = serve.folder / "helper"
     script = serve.engine.read_text().removeprefix("#!/bin/sh\n")
+    helper = f"setsid sleep 60 & echo $! > {pid_file}"
     serve.write_engine(
-        f'case "$*" in --version) ;; *) setsid sleep 60 & echo $! > {pid_file};; esac\n{script}'
+        f'case "$*" in --version | *--list-devices) ;; *) {helper} ;; esac\n{script}'
     )
     serve.start_ready(MAX_RESTARTS="0")
     try:
@@ -193,7 +224,9 @@ def test_a_death_during_the_load_is_reported_to_a_waiting_client(
 ) -> None:
     switch = serve.folder / "switch"
     os.mkfifo(switch)
-    serve.write_engine(f'case "$*" in --version) exit;; esac; cat {switch}; exit 7')
+    serve.write_engine(
+        f'case "$*" in --version | *--list-devices) exit;; esac; cat {switch}; exit 7'
+    )
     serve.start()
     serve.until(lambda: serve.engine_state() == "loading")
     waiting = pool.submit(serve.send_request, CHAT, b"{}")

@@ -17,6 +17,8 @@ flags. Its own flags, which tests put into EXTRA_ARGS, determine its behaviour:
   --at-once N          serve N requests concurrently; the others wait
   --seen FILE          append a line of JSON per request: method, path, fields, body
 
+The variable FAKE_DEVICES names a file with the lines that --list-devices prints.
+
 The request determines the response. The body {"stream": true} requests server-sent events: x-events
 is their number, x-tick-ms the time between them, and x-until a file that has to exist before the
 last one. x-work-ms is a delay before the response, and x-fault one of the faults of ``fault``.
@@ -55,6 +57,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--at-once", type=int, default=1_000_000)
     parser.add_argument("--seen")
     parser.add_argument("--version", action="store_true")
+    parser.add_argument("--list-devices", action="store_true")
     return parser.parse_known_args()[0]
 
 
@@ -232,6 +235,10 @@ if __name__ == "__main__":
     OPTIONS = parse()
     if OPTIONS.version:
         sys.stdout.write("version: 0 (fake)\n")
+        sys.exit(0)
+    if OPTIONS.list_devices:
+        with open(os.environ.get("FAKE_DEVICES", os.devnull), encoding="utf-8") as listed:
+            sys.stdout.write(f"Available devices:\n{listed.read()}")
         sys.exit(0)
     if OPTIONS.print:
         sys.stdout.write(OPTIONS.print + "\n")

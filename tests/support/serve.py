@@ -213,7 +213,8 @@ class Serve:
             (
                 pid
                 for pid, command in children(self.pid).items()
-                if mark in command and "pdeathsig.py" not in command
+                if mark in command
+                and not any(passing in command for passing in ("pdeathsig.py", "--list-devices"))
             ),
             0,
         )

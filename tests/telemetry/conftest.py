@@ -18,6 +18,7 @@ def gauges() -> Gauges:
         states=tuple(ChildState),
         is_ready=False,
         restarts={"crash": 2},
+        is_degraded=False,
         load_seconds=3.5,
         keys_loaded=3,
         next_expiry=3600.5,

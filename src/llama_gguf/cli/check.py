@@ -36,6 +36,7 @@ from llama_gguf.config.schema import (
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines import locate, machine, processes
 from llama_gguf.engines.command import engine_environment, extra_args, listen_flags
+from llama_gguf.engines.devices import Device
 from llama_gguf.engines.flags import complaints
 from llama_gguf.errors import UserError, how_to_install
 from llama_gguf.files.sizes import size_text
@@ -163,7 +164,7 @@ def _engine(
 ) -> Iterator[Result]:
     """The engine, whether it accepts EXTRA_ARGS, and whether the model fits into memory."""
     environ = context.environ
-    devices: Sequence[locate.Device] | None = None
+    devices: Sequence[Device] | None = None
     try:
         engine = locate.locate(
             settings.llama_server, environ.get("PATH", os.defpath), environ=environ
@@ -178,7 +179,7 @@ def _engine(
         yield from _unknown_flags(settings, engine, environ)
         yield from _variables(engine, environ)
         chosen = _options(settings, environ)
-        rpc = chosen.rpc if chosen else ""
+        rpc = chosen.rpc if chosen else ()
         devices = locate.devices_of(engine, environ, rpc=rpc)
         yield _devices(settings, devices, here)
         yield from _missing_rpc(rpc, devices)
@@ -213,9 +214,7 @@ def _options(settings: EngineSettings, environ: Mapping[str, str]) -> Options | 
     return None
 
 
-def _missing_devices(
-    chosen: Options | None, devices: Sequence[locate.Device] | None
-) -> Iterator[Result]:
+def _missing_devices(chosen: Options | None, devices: Sequence[Device] | None) -> Iterator[Result]:
     if chosen is None or devices is None:
         return
     names = [device.name.split(" ")[0] for device in devices]
@@ -228,9 +227,9 @@ def _missing_devices(
         )
 
 
-def _missing_rpc(rpc: str, devices: Sequence[locate.Device] | None) -> Iterator[Result]:
+def _missing_rpc(rpc: Sequence[str], devices: Sequence[Device] | None) -> Iterator[Result]:
     names = " ".join(device.name for device in devices or ())
-    missing = [address for address in filter(None, rpc.split(",")) if f"({address})" not in names]
+    missing = [address for address in rpc if f"({address})" not in names]
     if missing:
         yield Result(
             "RPC servers",
@@ -241,7 +240,7 @@ def _missing_rpc(rpc: str, devices: Sequence[locate.Device] | None) -> Iterator[
 
 
 def _devices(
-    settings: EngineSettings, devices: Sequence[locate.Device] | None, here: machine.Machine
+    settings: EngineSettings, devices: Sequence[Device] | None, here: machine.Machine
 ) -> Result:
     if devices:
         return Result("engine's GPUs", ", ".join(device.name for device in devices))
@@ -258,7 +257,7 @@ def _model(
     engine: EngineSettings,
     *,
     environ: Mapping[str, str],
-    devices: Sequence[locate.Device] | None,
+    devices: Sequence[Device] | None,
     here: machine.Machine,
 ) -> Iterator[Result]:
     try:

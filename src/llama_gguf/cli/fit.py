@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from llama_gguf.cli.check_result import Level, Result
-from llama_gguf.engines.locate import Device
+from llama_gguf.engines.devices import Device
 from llama_gguf.engines.machine import Machine
 from llama_gguf.files.sizes import size_text
 from llama_gguf.models import memory

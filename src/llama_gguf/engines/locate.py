@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Final
 
 from llama_gguf.engines.command import OPTION_PREFIX
+from llama_gguf.engines.devices import Device, read_devices
 from llama_gguf.engines.flags import read_flags
 from llama_gguf.errors import UserError
 
@@ -125,16 +126,6 @@ def _if_executable(engine: Engine) -> Engine | None:
     return engine if _is_executable(engine.path) else None
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
-    """A GPU that llama-server sees."""
-
-    name: str
-    total: int
-    free: int
-    """Bytes."""
-
-
 def version(engine: Engine, environ: Mapping[str, str], *, timeout: float = 10.0) -> str | None:
     """The version of *engine*; None if it shows none, fails or takes too long.
 
@@ -167,25 +158,19 @@ def rejected_variable(engine: Engine, environ: Mapping[str, str]) -> str:
 
 
 def devices_of(
-    engine: Engine, environ: Mapping[str, str], *, rpc: str = ""
+    engine: Engine, environ: Mapping[str, str], *, rpc: Sequence[str] = (), timeout: float = 10.0
 ) -> tuple[Device, ...] | None:
     """The GPUs that *engine* sees; None if it does not list them.
 
     Args:
         engine: the program to run.
         environ: the environment to run it in, without the engine's own changes.
-        rpc: addresses of RPC servers, separated by commas; each one is a device.
+        rpc: addresses of RPC servers; each one is a device.
+        timeout: seconds to wait.
     """
-    before = ["--rpc", rpc] if rpc else []
-    output = _output(engine, *before, "--list-devices", environ=environ)
-    if output is None or "Available devices:" not in output:
-        return None
-    return tuple(
-        Device(f"{name} ({what})", int(total) << 20, int(free) << 20)
-        for name, what, total, free in re.findall(
-            r"^ +(\S+): (.*) \((\d+) MiB, (\d+) MiB free\)$", output, re.MULTILINE
-        )
-    )
+    before = ["--rpc", ",".join(rpc)] if rpc else []
+    output = _output(engine, *before, "--list-devices", environ=environ, timeout=timeout)
+    return None if output is None else read_devices(output)
 
 
 def _output(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Final
 
@@ -71,6 +71,8 @@ class EngineStatus:
     """Why the engine last ended, in words; empty if it never has."""
     restarts: Mapping[str, int] = field(default_factory=dict)
     """Since our start, by reason."""
+    missing_devices: Sequence[str] = ()
+    """Those that its latest start lacked, and an earlier one had."""
     facts: Mapping[str, str | int] = field(default_factory=dict)
     """About the model's file and the engine, for people; unknown facts are missing."""
     request_tokens: int | None = None
@@ -98,4 +100,10 @@ class EngineStatus:
     def from_line(cls, line: bytes) -> EngineStatus:
         """Undo ``to_line``."""
         values = json.loads(line)
-        return cls(**{**values, "state": ChildState(values["state"])})
+        return cls(
+            **{
+                **values,
+                "state": ChildState(values["state"]),
+                "missing_devices": tuple(values["missing_devices"]),
+            }
+        )

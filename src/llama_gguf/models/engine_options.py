@@ -42,8 +42,8 @@ class Options:
     fit: bool = True
     devices: tuple[str, ...] | None = None
     """The names of the GPUs to use; None for all, empty for none."""
-    rpc: str = ""
-    """Addresses of RPC servers, separated by commas: each one is a GPU to the engine."""
+    rpc: tuple[str, ...] = ()
+    """Addresses of RPC servers: each one is a GPU to the engine."""
     split_mode: str = "layer"
     tensor_split: tuple[float, ...] = ()
     main_gpu: int = 0
@@ -136,7 +136,6 @@ _VALUES: Final[Mapping[str, _Reading]] = {
         ("-fa --flash-attn", "flash_attn", str.lower),
         ("-fit --fit", "fit", lambda value: value not in _OFF),
         ("-dev --device", "devices", _names),
-        ("--rpc", "rpc", str),
         ("-sm --split-mode", "split_mode", str),
         ("-ts --tensor-split", "tensor_split", _shares),
         ("-mg --main-gpu", "main_gpu", _number),
@@ -153,6 +152,8 @@ _VALUES: Final[Mapping[str, _Reading]] = {
 _LISTS: Final[Mapping[str, _Reading]] = {
     "-ot": ("overrides", _overrides),
     "--override-tensor": ("overrides", _overrides),
+    # Although the engine warns that it uses only the last one.
+    "--rpc": ("rpc", _files),
     "--lora": ("adapters", _files),
     "--lora-scaled": ("adapters", _scaled_files),
     "--control-vector": ("adapters", _files),

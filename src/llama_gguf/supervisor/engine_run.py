@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -19,6 +19,7 @@ from llama_gguf.config.schema import SupervisionSettings
 from llama_gguf.engines import exit_reasons
 from llama_gguf.engines.activity import Activity
 from llama_gguf.engines.address import EngineAddress
+from llama_gguf.engines.devices import Device, DeviceHistory, degraded
 from llama_gguf.engines.probe import Finding, Probe
 from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.engines.watchdogs import FlowWatch, IdleWatch, LoadReport, Patience, StallWatch
@@ -58,6 +59,8 @@ HANG_TERM_SECONDS: Final = 3.0
 """The same if it hangs: then it rarely handles SIGTERM, and requests are waiting."""
 ACKNOWLEDGE_SECONDS: Final = 5.0
 """For the gateway to acknowledge a status."""
+LIST_DEVICES_SECONDS: Final = 10.0
+"""A start waits so long for the list of devices, which may also be complete later."""
 SHOWN_LINES: Final = 12
 _NO_RESTARTS: Final = {reason.value: 0 for reason in Reason if reason is not Reason.IDLE}
 """An engine that was idle is not restarted, but started when a request needs it."""
@@ -114,6 +117,8 @@ class EngineManager(ManagedProcess):
         self._has_activity = asyncio.Event()
         self._requested = asyncio.Event()
         self._log: LogWriter | None = None
+        self._listing: asyncio.Task[Sequence[Device] | None]
+        self._device_history = DeviceHistory()
         self.status = EngineStatus(ChildState.STARTING, since=wall_now(), restarts=_NO_RESTARTS)
 
     # From outside -------------------------------------------------------------------------------
@@ -137,6 +142,8 @@ class EngineManager(ManagedProcess):
         super()._move(event)
         if event is Event.DIED:
             detail = self.status.detail  # until the death has been explained
+        elif event is Event.SERVES:
+            detail = degraded(self.status.missing_devices)
         self._set_status(self.status.moved(self.state, wall_now(), detail=detail))
 
     def _set_status(self, status: EngineStatus) -> None:
@@ -150,6 +157,13 @@ class EngineManager(ManagedProcess):
         self._launch = await self._prepare()
         self.status = replace(self.status, facts=self._launch.facts)
         return await super().run()
+
+    async def _before_start(self) -> None:
+        # Not while it loads: on a GPU, the list itself takes memory for a moment. A peer that is
+        # switched off may delay the list for minutes; then it delays the load as well.
+        loop = asyncio.get_running_loop()
+        self._listing = loop.create_task(self._launch.list_devices(), name="list the devices")
+        await asyncio.wait([self._listing], timeout=LIST_DEVICES_SECONDS)
 
     @contextlib.asynccontextmanager
     async def _process(self) -> AsyncIterator[Child]:
@@ -292,7 +306,26 @@ class EngineManager(ManagedProcess):
             load_seconds=seconds,
         )
         _log.info("engine_ready", "The model is ready after {seconds:.1f} s", seconds=seconds)
+        self._compare_devices()
         self._move(Event.SERVES)
+
+    def _compare_devices(self) -> None:
+        """Note which devices of earlier lives this one lacks; log what has changed."""
+        devices = self._listing.result() if self._listing.done() else None
+        if devices is None:
+            return
+        missing = self._device_history.missing(devices)
+        if missing == self.status.missing_devices:
+            return
+        self.status = replace(self.status, missing_devices=missing)
+        if missing:
+            _log.warning(
+                "engine_degraded",
+                "llama-server runs without devices that it had before: {devices}",
+                devices=missing,
+            )
+        else:
+            _log.info("engine_complete", "llama-server has all of its devices again")
 
     async def _watch_service(self, probe: Looker) -> EndReason:
         """Probe it periodically, until it has to be ended."""

@@ -5,14 +5,22 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from llama_gguf.engines.address import EngineAddress
+from llama_gguf.engines.devices import Device
 from llama_gguf.engines.probe import Finding
 from llama_gguf.net.listener import check_socket_path, listen
 from llama_gguf.supervisor.child import Child
+
+ListDevices = Callable[[], Coroutine[None, None, Sequence[Device] | None]]
+"""Lists the devices that a start would have now; None if they are unknown."""
+
+
+async def no_devices() -> None:
+    """A ``ListDevices`` for an engine whose devices are unknown, or do not matter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +35,7 @@ class Launch:
     """Facts about model and engine, for people."""
     sizes: str = ""
     """The settings that decide how much memory it needs, for the advice after a death."""
+    list_devices: ListDevices = no_devices
 
 
 class Spawn(Protocol):

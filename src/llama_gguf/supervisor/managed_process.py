@@ -113,6 +113,9 @@ class ManagedProcess(abc.ABC):
     async def run(self) -> int:
         """Keep it running. Returns the exit status: 0 after ``leave``."""
         while self.state not in LEAVING:
+            await self._before_start()
+            if self.state in LEAVING:
+                break
             life = await self._live()
             if self.state in LEAVING:
                 break
@@ -193,6 +196,9 @@ class ManagedProcess(abc.ABC):
         await child.stop(term_seconds=end_reason.term_seconds)
 
     # What is particular -------------------------------------------------------------------------
+
+    async def _before_start(self) -> None:  # noqa: B027 - most need nothing
+        """Called before each start, in the state that precedes it."""
 
     @abc.abstractmethod
     def _process(self) -> AbstractAsyncContextManager[Child]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from llama_gguf import __version__
@@ -18,17 +18,22 @@ from llama_gguf.config.platform import platform_of
 from llama_gguf.config.schema import EngineSettings
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines import locate, machine
-from llama_gguf.engines.command import engine_argv, engine_environment
+from llama_gguf.engines.command import engine_argv, engine_environment, extra_args
+from llama_gguf.engines.devices import Device
 from llama_gguf.events import EventLog
 from llama_gguf.files.sizes import size_text
+from llama_gguf.models.engine_options import Options, options
 from llama_gguf.models.model_file import Model
 from llama_gguf.models.progress import MeterFactory
 from llama_gguf.net.threads import run_detached
 from llama_gguf.supervisor import division, plan
 from llama_gguf.supervisor.fetch import fetch
-from llama_gguf.supervisor.launch import Launch
+from llama_gguf.supervisor.launch import Launch, ListDevices, no_devices
 
 _log: Final = EventLog(__name__)
+
+LIST_DEVICES_MAX_SECONDS: Final = 180.0
+"""Above the 127 s for which Linux tries to connect to a peer that does not respond."""
 
 
 class Preparation:
@@ -124,6 +129,9 @@ class Preparation:
                 self._model, context=divided.request_tokens, engine_version=version
             ),
             sizes=_sizes(settings.engine),
+            list_devices=_device_list(
+                self._engine, options(engine, extra_args(engine), child_environ), child_environ
+            ),
         )
 
     def _log_boot(self, model: Model, version: str, context: str) -> None:
@@ -152,6 +160,16 @@ class Preparation:
             for name, source in self._sources.items()
             if source != "default"
         )
+
+
+def _device_list(engine: locate.Engine, chosen: Options, environ: Mapping[str, str]) -> ListDevices:
+    if chosen.devices is not None:  # llama-server does not start without one of these
+        return no_devices
+
+    def list_devices() -> Sequence[Device] | None:
+        return locate.devices_of(engine, environ, rpc=chosen.rpc, timeout=LIST_DEVICES_MAX_SECONDS)
+
+    return lambda: run_detached(list_devices)
 
 
 def _sizes(settings: EngineSettings) -> str:

@@ -174,6 +174,8 @@ class Gauges:
     is_ready: bool
     restarts: Mapping[str, int]
     """By reason."""
+    is_degraded: bool
+    """Whether the engine lacks a device."""
     load_seconds: float | None
     keys_loaded: int
     next_expiry: float | None
@@ -342,6 +344,12 @@ METRICS: Final = (
         "llama-server restarts, by reason.",
         lambda _, g: g.restarts,
         ("reason",),
+    ),
+    Metric(
+        "llama_gguf_backend_degraded",
+        "gauge",
+        "1 if the engine's latest start lacked a device that an earlier one had, else 0.",
+        lambda _, g: int(g.is_degraded),
     ),
     Metric(
         "llama_gguf_backend_load_seconds",

@@ -177,7 +177,7 @@ function factsOf({ model, engine }) {
     model.architecture, parameters, model.quantization, size,
     model.context && `context ${number(model.context)}`,
     engine.restarts ? `${engine.restarts} restarts` : "",
-    engine.state === "ready" ? "" : engine.detail,
+    engine.detail,
   ];
 }
 

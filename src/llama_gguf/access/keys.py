@@ -21,7 +21,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
-from itertools import count
 from typing import Final, Self
 
 from llama_gguf.access.moments import ISO_8601, format_moment, parse_moment
@@ -424,11 +423,17 @@ def merge(text: str, other: str, *, prefix: str, hashes: bool) -> Merged:
 
 def _name_bare_keys(text: str, prefix: str, taken: set[str]) -> str:
     """*text* with an id before each line that is a bare key."""
-    names = (name for n in count(1) if (name := f"{prefix}-{n}") not in taken)
-    return "".join(
-        f"{next(names)}:{line.lstrip(_AROUND)}" if _SECRET.fullmatch(line.strip(_AROUND)) else line
-        for line in _LINE.findall(text)
-    )
+    lines: list[str] = []
+    number = 0
+    for line in _LINE.findall(text):
+        if _SECRET.fullmatch(line.strip(_AROUND)):
+            number += 1
+            while f"{prefix}-{number}" in taken:
+                number += 1
+            lines.append(f"{prefix}-{number}:{line.lstrip(_AROUND)}")
+        else:
+            lines.append(line)
+    return "".join(lines)
 
 
 def _read_or_none(line: str) -> Key | None:

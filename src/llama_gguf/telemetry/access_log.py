@@ -90,7 +90,7 @@ def _waited(queued: float) -> str:
 
 def _token_facts(exchange: ExchangeRecord) -> dict[str, int | float]:
     """The same for JSON."""
-    pairs = (pair.split("=") for pair in _tokens(exchange).split())
+    pairs = [pair.split("=") for pair in _tokens(exchange).split()]
     return {name: float(value) if "." in value else int(value) for name, value in pairs}
 
 

@@ -116,6 +116,19 @@ def test_numbers_have_what_health_says_and_what_the_page_draws(rig: Rig) -> None
     assert found["keys"][0]["total"]["completion_tokens"] == 4
 
 
+def test_errors_are_those_that_a_client_got(rig: Rig) -> None:
+    rig.send_request(request(body=b"{}"))
+    rig.upstream.send(STREAM_HEAD)
+    rig.upstream.reset()  # its client gets what follows, and nothing of this
+    rig.upstream.send(STREAM_HEAD, chunk(b'data: {"error":{"code":500}}\n\n'), b"0\r\n\r\n")
+    rig.send_request(request(body=b"{}"))
+    rig.upstream.send(STREAM_HEAD, chunk(b'data: {"x":1}\n\n'))
+    rig.upstream.reset()
+    take_reading(rig.services, rig.clock.now + STEP_SECONDS)
+
+    assert data(rig)["errors"] == {"response_broken_off": 1, "engine_error": 1}
+
+
 def test_a_step_is_taken_when_it_is_due_and_its_times_are_its_own(rig: Rig) -> None:
     begin = rig.clock.now
     stream(rig)

@@ -39,6 +39,16 @@ def test_a_line_of_json_has_the_same_facts() -> None:
     assert {k: str(v) for k, v in facts.items()} == fields_of(as_text(ENDED, WALL_OFFSET))
 
 
+def test_a_line_has_the_number_of_replays_if_there_were_any() -> None:
+    exchange = finished_exchange(usage=Usage(7, 5, None))
+    exchange.replays = 2
+
+    assert as_text(exchange, 0.0).endswith(
+        " outcome=done replays=2 prompt_tokens=7 completion_tokens=5"
+    )
+    assert json.loads(as_json(exchange, 0.0))["replays"] == 2
+
+
 @pytest.mark.parametrize("seconds", [0.01239, 0.00009, 59.99999])
 def test_times_are_the_same_in_text_and_json(seconds: float) -> None:
     exchange = finished_exchange(first_byte=seconds, duration=seconds, queued=seconds)

@@ -61,7 +61,12 @@ def test_names_and_labels_are_valid_in_prometheus(metric: Metric) -> None:
     [
         ("rejections", "reason", {kind.code for kind in error_kinds(GatewayError)}),
         ("client_disconnects", "phase", set(PHASES.values())),
-        ("backend_failures", "kind", {"connect", "no_response", "broken_off", "timeout"}),
+        (
+            "backend_failures",
+            "kind",
+            {"connect", "no_response", "broken_off", "timeout", "engine_error"},
+        ),
+        ("replays", "kind", {"no_response", "broken_off"}),
         ("keys_reload", "result", {"success", "failure"}),
         ("auth_failures", "reason", {"invalid_api_key", "key_expired"}),
     ],

@@ -115,7 +115,9 @@ def _reading(metrics: Metrics, *, running: int, waiting: int) -> Reading:
         errors={
             **metrics.rejections,
             **{f"client_left_{phase}": n for phase, n in metrics.client_disconnects.items()},
-            "response_broken_off": metrics.backend_failures["broken_off"],
+            "response_broken_off": metrics.backend_failures["broken_off"]
+            - metrics.replays["broken_off"],
+            "engine_error": metrics.backend_failures["engine_error"],
         },
         running=running,
         waiting=waiting,

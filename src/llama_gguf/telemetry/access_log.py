@@ -33,6 +33,7 @@ def _facts(exchange: ExchangeRecord, wall_offset: float) -> dict[str, str | int 
         "first_byte_ms": round(exchange.first_byte * 1000, 1),
         "duration_ms": round(exchange.duration * 1000, 1),
         "outcome": exchange.outcome,
+        **({"replays": exchange.replays} if exchange.replays else {}),
         **_token_facts(exchange),
     }
 
@@ -65,6 +66,7 @@ def as_text(exchange: ExchangeRecord, wall_offset: float) -> str:
             _tenths(exchange.duration),
             " outcome=",
             exchange.outcome,
+            f" replays={exchange.replays}" if exchange.replays else "",
             _tokens(exchange) if exchange.usage is not None or exchange.first_token_at else "",
         )
     )

@@ -23,8 +23,8 @@ from llama_gguf.telemetry.histogram import (
 )
 
 Type = Literal["counter", "gauge", "histogram"]
-FailureKind = Literal["connect", "no_response", "broken_off", "timeout"]
-"""How the engine failed a request."""
+FailureKind = Literal["connect", "no_response", "broken_off", "timeout", "engine_error"]
+"""How the engine failed a request; the last is an error in a stream that it had begun."""
 Result = Literal["success", "failure"]
 Label = TypeVar("Label", bound=str)
 
@@ -53,6 +53,7 @@ class Metrics:
         self.client_disconnects: Counter[DisconnectPhase] = _zeros(get_args(DisconnectPhase))
         self.rate_limited: Counter[tuple[str, str]] = Counter()
         self.backend_failures: Counter[FailureKind] = _zeros(get_args(FailureKind))
+        self.replays: Counter[FailureKind] = _zeros(("no_response", "broken_off"))
         self.keys_reload: Counter[Result] = _zeros(get_args(Result))
         self.last_reload_successful: int | None = None
         """1 or 0; None before the first."""
@@ -295,8 +296,16 @@ METRICS: Final = (
     Metric(
         "llama_gguf_backend_failures",
         "counter",
-        "Responses that llama-server cut, refused or never began, by kind.",
+        "Responses that llama-server cut, refused, never began or ended with an error event, "
+        "by kind.",
         lambda m, _: m.backend_failures,
+        ("kind",),
+    ),
+    Metric(
+        "llama_gguf_replays",
+        "counter",
+        "Requests sent again after such a failure, of which the client noticed nothing, by kind.",
+        lambda m, _: m.replays,
         ("kind",),
     ),
     Metric(

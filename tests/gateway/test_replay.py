@@ -154,6 +154,7 @@ def test_a_request_counts_once_however_often_it_is_sent(new_rig: NewRig) -> None
     assert client.response["x-ratelimit-remaining-requests"] == "6"
     assert len(rig.records) == 1
     assert rig.metrics.responses == 1
+    assert +rig.metrics.replays == {"no_response": 1}
 
 
 def test_an_engine_that_cuts_a_connection_without_dying_gets_the_request_at_once(rig: Rig) -> None:
@@ -177,7 +178,58 @@ def test_a_replay_waits_even_when_the_queue_is_full(new_rig: NewRig) -> None:
     assert [client.response.status for client in (first, second)] == [200, 200]
 
 
+def test_it_is_not_sent_on_a_kept_connection_which_the_same_death_has_ended(rig: Rig) -> None:
+    client, other = post(rig, b"1"), post(rig, b"2")
+    busy, kept = rig.upstreams
+    kept.send(OK)
+    assert other.response.status == 200
+    rig.accepts = False
+    busy.reset()
+    kept.reset()
+    engine_dies(rig)
+    engine_returns(rig)
+    rig.upstream.send(OK)
+
+    assert client.response.status == 200
+    assert bodies(rig) == [b"1", b"2", b"1"]
+
+
+def test_turns_are_so_short_that_each_request_is_sent_before_its_time_to_wait_is_over(
+    new_rig: NewRig,
+) -> None:
+    rig = new_rig(slots=8, max_queue_wait=100.0)
+    for n in range(8):
+        post(rig, b"%d" % n)
+    rig.advance(60)
+    engine_dies(rig)
+    rig.advance(20)
+    engine_returns(rig)
+    rig.advance(80)
+
+    assert sorted(bodies(rig)) == sorted([b"%d" % n for n in range(8)] * 2)
+
+
 # What is not --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 20\r\n\r\n",
+    ],
+    ids=["until the end of the connection", "a stream with a length"],
+)
+def test_a_head_that_no_other_response_may_follow_is_cut(head: bytes, rig: Rig) -> None:
+    client = post(rig, STREAM)
+    rig.upstream.send(head)
+    received = client.received
+    assert received
+    rig.upstream.reset()
+
+    assert len(rig.requests) == 1
+    assert client.received == received
+    assert client.transport.is_closed
 
 
 @pytest.mark.parametrize(
@@ -341,6 +393,27 @@ def test_a_replay_does_not_hold_up_the_next_for_longer_than_it_had_run(rig: Rig)
     assert slow.received == b""
 
 
+@pytest.mark.parametrize("first_lost", [0, 1])
+def test_a_request_that_runs_beside_the_one_that_ends_engines_is_not_blamed(
+    first_lost: int, rig: Rig
+) -> None:
+    innocent, deadly = post(rig, b"innocent", key=OTHER_KEY), post(rig, b"deadly")
+    rig.advance(5)
+    engine_dies(rig)
+    engine_returns(rig)
+    rig.advance(7)
+    assert bodies(rig)[2:] == [b"innocent", b"deadly"]
+    rig.upstreams[2 + first_lost].reset()
+    engine_dies(rig)
+    engine_returns(rig)
+
+    assert code_of(deadly.response) == "engine_crashed"
+    assert code_of(innocent.response) == "backend_error", "and its client may try again"
+    rig.respond_with(OK)
+    assert post(rig, b"innocent", key=OTHER_KEY).response.status == 200
+    assert code_of(post(rig, b"deadly").response) == "engine_crashed"
+
+
 # What counts as done ------------------------------------------------------------------------------
 
 FINAL: Final = {
@@ -362,6 +435,24 @@ def test_a_client_that_leaves_after_the_last_event_has_everything(
 
     assert rig.records[0].outcome == "done"
     assert not +rig.metrics.client_disconnects
+    assert rig.is_at_rest
+
+
+@pytest.mark.parametrize("final", FINAL.values(), ids=FINAL.keys())
+@pytest.mark.parametrize("beyond", [b"", b"0\r", LAST_CHUNK[:-2]])
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+def test_a_stream_whose_engine_dies_after_the_last_event_is_done(
+    final: bytes, beyond: bytes, version: str, rig: Rig
+) -> None:
+    client = post(rig, STREAM, version=version)
+    rig.upstream.send(STREAM_HEAD, event(1), final, *([beyond] if beyond else []))
+    rig.upstream.reset()
+
+    assert client.transport.is_closed
+    assert client.response.is_whole or (beyond and version == "1.1")
+    assert rig.records[0].outcome == "done"
+    assert rig.records[0].bytes_out == len(client.received)
+    assert not +rig.metrics.backend_failures
     assert rig.is_at_rest
 
 
@@ -388,3 +479,4 @@ def test_an_error_event_of_the_engine_is_not_done(error: bytes, rig: Rig) -> Non
 
     assert client.response.is_whole, "its bytes pass as they are"
     assert rig.records[0].outcome == "engine_error"
+    assert +rig.metrics.backend_failures == {"engine_error": 1}

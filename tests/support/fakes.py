@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol, TypeVar
 import pytest
 
 from llama_gguf.config.settings import Settings
+from llama_gguf.engines.probe import Finding
 from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.gateway.client_connection import ClientConnection
 from llama_gguf.gateway.fleet import Fleet
@@ -462,7 +463,11 @@ class Rig:
         """False: dials wait for ``accept`` or ``refuse``."""
         self.respond: Callable[[bytes], bytes] | None = None
         """Computes the engine's response to each request; None: the test sends it."""
+        self.services.fleet.replica.liveness.look = self._look
         self.engine(state, slots=slots)
+
+    async def _look(self) -> Finding:
+        return Finding(EngineState.READY if self.accepts else EngineState.UNREACHABLE)
 
     def close(self) -> None:
         for client in self.clients:
@@ -470,6 +475,8 @@ class Rig:
         self.services.fleet.replica.pool.retire_idle()
         for dial in self.dials:
             dial.cancel()
+        for task in asyncio.all_tasks(self.loop):
+            task.cancel()
         self.spin()
         self.loop.close()
 

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from llama_gguf.errors import GatewayError, UpstreamError
 from llama_gguf.gateway.client import Client
 from llama_gguf.http1 import local_response
+from llama_gguf.http1.chunked import LAST_CHUNK
 from llama_gguf.http1.fields import Framing
 from llama_gguf.http1.request import LENGTH_LINES
 from llama_gguf.http1.response import Response
-from llama_gguf.http1.sse import has_final_event, outcome_of
+from llama_gguf.http1.sse import ENGINE_ERROR, has_final_event, outcome_of
 from llama_gguf.scheduling.admission import SlotLease
-from llama_gguf.scheduling.exchange import Event, Exchange
+from llama_gguf.scheduling.exchange import Event, Exchange, State
 from llama_gguf.telemetry.metrics import FailureKind
 
 if TYPE_CHECKING:
@@ -235,6 +236,8 @@ class Attempt:
         exchange.on(Event.RESPONSE_SENT)
         if self.upstream is not None and self.upstream.window.is_event_stream:
             exchange.outcome = outcome_of(self.upstream.window.ending)
+            if exchange.outcome == ENGINE_ERROR:
+                self._services.metrics.backend_failures["engine_error"] += 1
         self._leave_connection()
         self._request.resume()
 
@@ -246,10 +249,23 @@ class Attempt:
     def on_cut(self, error: UpstreamError, *, may_insert: bool, has_begun: bool) -> None:
         """The response broke off after its head."""
         self._leave_connection()
+        if self._exchange.state is State.STREAMING and self.has_final_event:
+            self._finish_delivered(may_insert)
+            return
         self.may_insert = may_insert
         self.has_begun = has_begun
         self.failure = "broken_off"
         self._request.interrupt(error)
+
+    def _finish_delivered(self, is_between_chunks: bool) -> None:
+        """Only the end of the connection is missing."""
+        exchange, client = self._exchange, self._client
+        client.keep_alive = False
+        if is_between_chunks and self.reads_chunks:
+            client.transport.write(LAST_CHUNK)
+            exchange.bytes_out += len(LAST_CHUNK)
+        exchange.on(Event.RESPONSE_SENT)
+        self._request.resume()
 
     def on_refusal(self, body: bytes) -> None:
         """The engine has responded with *body* where a stream was to come."""

@@ -43,6 +43,8 @@ class EngineTracker:
         """When it was last seen to respond, on the gateway's clock."""
         self.deaths = 0
         """How often it ended, or could not be reached any more, while it served."""
+        self.explained_deaths = 0
+        """Up to which of its deaths it is known which request it was."""
         self.is_supervised = False
         """Whether a supervisor reports its status."""
         self.on_engine_requested: Callable[[], None] = _ignore

@@ -8,8 +8,10 @@ from typing import Final
 
 from llama_gguf.config.schema import DEFAULT_SLOTS, QueueSettings, TimeoutSettings
 from llama_gguf.engines.address import EngineAddress
+from llama_gguf.engines.probe import Probe
 from llama_gguf.engines.source import EngineSource
 from llama_gguf.gateway.engine_tracker import EngineTracker
+from llama_gguf.gateway.liveness import LivenessCheck
 from llama_gguf.gateway.pool import IDLE_SECONDS, ConnectionPool
 from llama_gguf.gateway.replica import Replica
 from llama_gguf.net.clock import Clock
@@ -52,7 +54,10 @@ class Fleet:
         (address,) = source.addresses
         self.engine = EngineTracker(loop, clock.wall, self._on_engine_change)
         self.replica = Replica(
-            address, self.engine, ConnectionPool(timeouts, loop, dial_to(address))
+            address,
+            self.engine,
+            ConnectionPool(timeouts, loop, dial_to(address)),
+            LivenessCheck(loop, self.engine, Probe(address).look),
         )
         self.replica.side_slots.total = SIDE_REQUESTS
         self.admission = Admission(
@@ -96,6 +101,7 @@ class Fleet:
         if not engine.may_come:
             for ticket in self.admission.waiting():
                 ticket.on_refused(engine.unavailable())
+        self.replica.liveness.on_engine_change()
 
     def _slots(self) -> int:
         return self._max_requests or self.engine.status.slots or DEFAULT_SLOTS

@@ -340,8 +340,10 @@ class ProxiedRequest(Attempting):
             attempt.replica.tracker.responded_at = now
             self._deadline = now + services.request_timeout
         limit, forwarded_at = services.timeouts.max_request_duration, self._exchange.forwarded_at
-        if self._replay and forwarded_at and self._replay.is_proven(now - forwarded_at):
-            services.fleet.replay_order.leave(self)
+        if self._replay and forwarded_at:
+            order = services.fleet.replay_order
+            if now > self._replay.turn_ends_at(forwarded_at, waiting=len(order)):
+                order.leave(self)
         if limit and forwarded_at and now >= forwarded_at + limit:
             self._give_up(UpstreamTimeout("The response took longer than MAX_REQUEST_DURATION."))
         elif now >= self._deadline:
@@ -440,7 +442,7 @@ class ProxiedRequest(Attempting):
     def _prepare_to_send_again(
         self, exchange: Exchange, attempt: Attempt, error: UpstreamError
     ) -> bool:
-        """Whether it can be sent again now, and not only later; raises what ends it otherwise."""
+        """Whether it can be sent again now; else when its turn comes. Raises what ends it."""
         services, tracker = self._services, attempt.replica.tracker
         if attempt.failure is CONNECT:
             tracker.on_connect_failed()
@@ -449,7 +451,7 @@ class ProxiedRequest(Attempting):
             was_sent=attempt.was_sent,
             has_begun=attempt.has_begun,
             may_wait=tracker.may_come,
-            deaths=0 if self._replay is None else self._replay.deaths,
+            deaths=self._replay.deaths if self._replay and self._is_suspect(attempt) else 0,
         )
         action = failure_policy.decide(failure, exchange, max_replays=services.queue.max_replays)
         if action is Action.RETRY:
@@ -463,17 +465,32 @@ class ProxiedRequest(Attempting):
                 return True
             case Action.REPLAY:
                 exchange.replays += 1
+                exchange.has_retried = True  # kept connections have been lost as well, most likely
+                services.metrics.replays[attempt.failure] += 1
                 self._leave_engine(exchange, attempt)
-                return services.fleet.replay_order.enter(self, self._on_turn)
+                if services.fleet.replay_order.enter(self, self._on_turn):
+                    self._on_turn()
+                return False
             case Action.REFUSE:
                 path, now = exchange.request.head.path, services.clock.now()
                 services.fleet.crash_memory.add(path, self._body, now)
+                if services.fleet.replay_order.first is self:
+                    tracker.explained_deaths = attempt.deaths_before + 1
                 raise EngineCrashed(
                     "The engine crashed twice while it processed this request; "
                     "the request is not sent again."
                 )
             case _:
                 raise error
+
+    def _is_suspect(self, attempt: Attempt) -> bool:
+        """Whether the engine may have died because of this request.
+
+        Not where another one was being sent again: that has its turn so that it shows.
+        """
+        first = self._services.fleet.replay_order.first
+        is_first = first is None or first is self
+        return is_first and attempt.replica.tracker.explained_deaths <= attempt.deaths_before
 
     def _leave_engine(self, exchange: Exchange, attempt: Attempt) -> None:
         """Give the slot back, to be queued again.
@@ -498,7 +515,7 @@ class ProxiedRequest(Attempting):
         self._reserve(exchange.bytes_in)
 
     def _on_turn(self) -> None:
-        self._services.loop.call_soon(self._take_turn)
+        self._services.fleet.replica.liveness.wait(self._take_turn)
 
     def _take_turn(self) -> None:
         if not self._is_over:

@@ -37,6 +37,11 @@ class Replay:
         if failed is not None and failed.replica.tracker.deaths > failed.deaths_before:
             self.deaths += 1
 
-    def is_proven(self, ran_for: float) -> bool:
-        """Whether it is unlikely to end the engine, after *ran_for* seconds there."""
-        return ran_for > self._ran_for + MARGIN_SECONDS
+    def turn_ends_at(self, forwarded_at: float, *, waiting: int) -> float:
+        """Until when it may hold up the *waiting* others.
+
+        Later it is unlikely to end the engine. It is earlier if the last of them could otherwise
+        not be sent before its time to wait is over.
+        """
+        left = self.queue_deadline - forwarded_at
+        return forwarded_at + min(self._ran_for + MARGIN_SECONDS, left / (waiting + 1))

@@ -270,6 +270,7 @@ class Gateway:
 
     async def _follow_engine(self) -> None:
         if self._control is None:
+            self.services.fleet.replica.liveness.report = self._on_finding
             await watch(
                 Probe(EngineAddress.of(self._settings.upstream)),
                 self._on_finding,

@@ -177,7 +177,14 @@ class UpstreamConnection(Receiver):
 
     @property
     def has_begun(self) -> bool:
-        """Whether the client has received any of the body; comments of a stream do not count."""
+        """Whether the client has received what no other response can continue.
+
+        That is any of the body, where comments of a stream do not count; and of any response other
+        than a stream, the head, which may have been another.
+        """
+        response = self._response
+        if not response.is_event_stream or response.framing is _LENGTH:
+            return True
         return bool(self.window.opening) or _COMMENTS.fullmatch(self.window.ending) is None
 
     @property
@@ -285,7 +292,6 @@ class UpstreamConnection(Receiver):
 
     def connection_lost(self, exc: Exception | None) -> None:
         receiver, phase, may_insert = self._receiver, self.phase, self.may_insert_event
-        has_begun = self.has_begun
         self._receiver = None
         self._to(_CLOSED)
         if self._on_gone is not None:
@@ -304,7 +310,7 @@ class UpstreamConnection(Receiver):
             broken = UpstreamLost(
                 "The engine closed the connection before its response was complete."
             )
-            receiver.on_cut(broken, may_insert=may_insert, has_begun=has_begun)
+            receiver.on_cut(broken, may_insert=may_insert, has_begun=self.has_begun)
             return
         if end:
             self._pass_on(end)

@@ -2,7 +2,8 @@
 
 If one of them ends the next engine too, it is known which, and the others lose nothing. A request
 holds up the next one until its response begins, until it ends, or until it has run for as long as
-it had when the engine failed: later it is unlikely to do harm.
+it had when the engine failed: later it is unlikely to do harm. It holds them up for less where the
+last of them could otherwise not be sent before its time to wait is over.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from collections.abc import Callable
 class ReplayOrder:
     """The requests that are to be sent again, in the order in which they failed."""
 
-    __slots__ = ("_first", "_waiting")
+    __slots__ = ("_waiting", "first")
 
     def __init__(self) -> None:
-        self._first: object = None
+        self.first: object = None
+        """The request whose turn it is; None if none holds up others."""
         self._waiting: dict[object, Callable[[], None]] = {}
 
     def __len__(self) -> int:
@@ -24,17 +26,17 @@ class ReplayOrder:
 
     def enter(self, request: object, on_turn: Callable[[], None]) -> bool:
         """Whether it is the turn of *request* now; else *on_turn* is called later."""
-        if self._first is None:
-            self._first = request
+        if self.first is None:
+            self.first = request
             return True
         self._waiting[request] = on_turn
         return False
 
     def leave(self, request: object) -> None:
         """It need not, or cannot, hold up the others any longer."""
-        if request is not self._first:
+        if request is not self.first:
             self._waiting.pop(request, None)
             return
-        self._first = next(iter(self._waiting), None)
-        if self._first is not None:
-            self._waiting.pop(self._first)()
+        self.first = next(iter(self._waiting), None)
+        if self.first is not None:
+            self._waiting.pop(self.first)()

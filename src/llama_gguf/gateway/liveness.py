@@ -1,0 +1,69 @@
+"""Whether an engine lives, before a request is sent again that was lost with a connection.
+
+A process that ends loses its connections before its listening socket: Linux closes what was opened
+last first. Until then the kernel accepts connections for it, and with a GPU to release in between,
+that can take seconds. A request that was sent again at once would be lost a second time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from llama_gguf.engines.probe import Finding
+from llama_gguf.gateway.engine_tracker import EngineTracker
+
+EVERY_SECONDS: Final = 0.25
+
+
+class LivenessCheck:
+    """Of one engine.
+
+    Args:
+        loop: of the gateway.
+        tracker: of the engine.
+        look: probes it.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        tracker: EngineTracker,
+        look: Callable[[], Awaitable[Finding]],
+    ) -> None:
+        self._loop = loop
+        self._tracker = tracker
+        self.look = look
+        self.report: Callable[[Finding], None] | None = None
+        """Called with each finding in a gateway without a supervisor, which reports otherwise."""
+        self._waiting: list[Callable[[], None]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    def wait(self, on_done: Callable[[], None]) -> None:
+        """Call *on_done* when the engine responds, or when it is known that it has died."""
+        self._waiting.append(on_done)
+        if self._task is None:
+            self._task = self._loop.create_task(self._look_until_it_lives(), name="liveness")
+
+    async def _look_until_it_lives(self) -> None:
+        while True:
+            finding = await self.look()
+            if self.report is not None:
+                self.report(finding)
+            if finding.serves:
+                break
+            await asyncio.sleep(EVERY_SECONDS)
+        self._finish()
+
+    def on_engine_change(self) -> None:
+        """End the wait for an engine whose death is reported: the queue waits for the next one."""
+        if self._task is not None and self.report is None and not self._tracker.status.serves:
+            self._task.cancel()
+            self._finish()
+
+    def _finish(self) -> None:
+        self._task = None
+        waiting, self._waiting = self._waiting, []
+        for on_done in waiting:
+            on_done()

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import pytest
+
+from llama_gguf.engines.probe import Finding
+from llama_gguf.engines.status import EngineState
+from llama_gguf.gateway.liveness import EVERY_SECONDS
+from tests.support.fakes import NewRig, Rig
+from tests.support.messages import OK
+
+
+@pytest.fixture
+def rig(new_rig: NewRig) -> Rig:
+    """Whose engine resets a connection, and does not respond after that."""
+    rig = new_rig()
+    found = EngineState.UNREACHABLE
+
+    async def look() -> Finding:
+        return Finding(found)
+
+    rig.services.fleet.replica.liveness.look = look
+    return rig
+
+
+def responds(rig: Rig) -> None:
+    async def look() -> Finding:
+        return Finding(EngineState.READY, slots=4)
+
+    rig.services.fleet.replica.liveness.look = look
+    rig.advance(EVERY_SECONDS)
+
+
+def test_a_request_is_sent_again_when_the_engine_responds_and_not_before(rig: Rig) -> None:
+    """The kernel accepts connections for an engine that is ending."""
+    client = rig.send_request()
+    rig.upstream.reset()
+    rig.advance(5)
+    assert len(rig.requests) == 1
+    responds(rig)
+    assert len(rig.requests) == 2
+    rig.upstream.send(OK)
+
+    assert client.response.status == 200
+
+
+def test_other_requests_need_not_wait_for_that(rig: Rig) -> None:
+    rig.send_request()
+    rig.upstream.reset()
+    other = rig.send_request()
+    rig.upstream.send(OK)
+
+    assert other.response.status == 200
+
+
+def test_several_requests_wait_for_one_look(rig: Rig) -> None:
+    done: list[int] = []
+    for n in range(3):
+        rig.services.fleet.replica.liveness.wait(lambda n=n: done.append(n))  # type: ignore[misc]
+    responds(rig)
+
+    assert done == [0, 1, 2]
+
+
+def test_when_its_death_is_reported_the_queue_waits_for_the_next_one(rig: Rig) -> None:
+    client = rig.send_request()
+    rig.upstream.reset()
+    rig.engine(EngineState.BACKOFF)
+    assert rig.services.fleet.admission.queued == 1
+    rig.engine(EngineState.READY)
+    rig.upstream.send(OK)
+
+    assert client.response.status == 200
+
+
+def test_without_a_supervisor_each_finding_is_reported(rig: Rig) -> None:
+    findings: list[EngineState] = []
+    rig.services.fleet.replica.liveness.report = lambda finding: findings.append(finding.state)
+    rig.send_request()
+    rig.upstream.reset()
+    responds(rig)
+
+    assert findings == [EngineState.UNREACHABLE, EngineState.READY]
+    assert len(rig.requests) == 2

@@ -25,9 +25,12 @@ def settings(request: pytest.FixtureRequest) -> Mapping[str, str]:
     return chosen
 
 
-def send_request(served: Served, prompt: str = "Once upon a", tokens: int = 4) -> int:
+def send_request(
+    served: Served, prompt: str = "Once upon a", tokens: int = 4, *, stream: bool = False
+) -> int:
     """The status of a completion; 0 if it was cut."""
     question = {"model": MODEL, "prompt": prompt, "max_tokens": tokens, "ignore_eos": True}
+    question["stream"] = stream
     body = json.dumps(question).encode()
     try:
         response = clients.send_request(
@@ -53,24 +56,45 @@ def state_of(served: Served) -> str:
     ],
     ids=lambda value: value.name if isinstance(value, signal.Signals) else "",
 )
-def test_a_death_loses_the_requests_at_the_engine_and_the_next_one_waits(
+def test_a_death_loses_no_request_that_had_not_begun_and_the_next_one_waits(
     own_server: Served, number: signal.Signals, said: str
 ) -> None:
     engine = own_server.child("llama-server")
     with ThreadPoolExecutor(1) as pool:
-        long = pool.submit(send_request, own_server, tokens=2000)
+        long = pool.submit(send_request, own_server, tokens=100)
         own_server.until(
             lambda: own_server.get("/health")[1]["slots"]["used"] == 1, "a request at the engine"
         )
 
         os.kill(engine, number)
 
-        assert long.result(DEADLINE_SECONDS) in (0, 502)
+        assert long.result(DEADLINE_SECONDS) == 200
     assert send_request(own_server) == 200
     assert own_server.child("llama-server") not in (0, engine)
     assert said in own_server.output
     assert stop(own_server) == 0
     assert not is_running(engine)
+
+
+@pytest.mark.parametrize("settings", [{"PARALLEL": "8", "CTX": "4096"}], indirect=True)
+def test_eight_of_eight_requests_survive_that_wait_for_their_first_token(
+    own_server: Served,
+) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        prompts = [f"{n} " + "once upon a time " * 60 for n in range(8)]
+        waiting = [
+            pool.submit(send_request, own_server, prompt, 8, stream=n % 2 == 0)
+            for n, prompt in enumerate(prompts)
+        ]
+        own_server.until(
+            lambda: own_server.get("/health")[1]["slots"]["used"] == 8, "eight at the engine"
+        )
+
+        os.kill(own_server.child("llama-server"), signal.SIGKILL)
+
+        assert [request.result(DEADLINE_SECONDS) for request in waiting] == [200] * 8
+    metrics = own_server.get("/metrics")[1]
+    assert sum(row["value"] for row in metrics["llama_gguf_replays"]) == 8
 
 
 def test_sigterm_ends_in_time_although_the_engine_ignores_it_during_a_request(

@@ -22,6 +22,9 @@ The variable FAKE_DEVICES names a file with the lines that --list-devices prints
 The request determines the response. The body {"stream": true} requests server-sent events: x-events
 is their number, x-tick-ms the time between them, and x-until a file that has to exist before the
 last one. x-work-ms is a delay before the response, and x-fault one of the faults of ``fault``.
+x-hold is the phase of ``PHASES`` at which the response stops until the file x-until exists: a test
+kills the engine then, and creates the file for the next one. A line in x-until.held shows that it
+has stopped.
 """
 
 from __future__ import annotations
@@ -73,9 +76,28 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
+async def until_file(by_name: dict[str, str], phase: str) -> None:
+    """Wait for the file of a request that is held in *phase*, and write that in another one."""
+    if by_name.get("x-hold") == phase and not os.path.exists(by_name["x-until"]):
+        with open(by_name["x-until"] + ".held", "a", encoding="ascii") as held:
+            held.write(phase + "\n")
+        while not os.path.exists(by_name["x-until"]):  # noqa: ASYNC110  # a file
+            await asyncio.sleep(0.01)
+
+
 SSE_HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 )
+
+
+FINAL = {
+    "/v1/messages": b'event: message_stop\ndata: {"type":"message_stop"}\n\n',
+    "/v1/responses": b'event: response.completed\ndata: {"type":"response.completed"}\n\n',
+}
+"""The last event of a stream by path, where it is not [DONE]."""
+PHASES = ("body", "sent", "head", "comment", "mid-event", "event", "last")
+"""Before the request's body has been read; after it; after the response's head; after a comment; in
+the middle of an event; after it; and after the last one."""
 
 
 class Server:
@@ -100,6 +122,7 @@ class Server:
         method, path, _ = request_line.split(" ")
         fields = [tuple(line.split(": ", 1)) for line in lines]
         by_name: dict[str, str] = {n.lower(): v for n, v in fields}
+        await until_file(by_name, "body")
         body = await reader.readexactly(int(by_name.get("content-length", 0)))
         if OPTIONS.seen:
             fact = {
@@ -112,6 +135,7 @@ class Server:
                 seen.write(json.dumps(fact) + "\n")
         if path == OPTIONS.die_on:
             os.kill(os.getpid(), signal.SIGKILL)
+        await until_file(by_name, "sent")
         async with self.threads:
             await asyncio.sleep(float(by_name.get("x-work-ms", 0)) / 1000)
             return await self.respond(writer, method, path, by_name=by_name, body=body)
@@ -146,16 +170,28 @@ class Server:
         elif "x-fault" in by_name:
             return await self.fault(writer, by_name["x-fault"])
         elif b'"stream":' in body.replace(b'"stream": ', b'"stream":') and b"true" in body:
-            return await self.stream(writer, by_name)
+            return await self.stream(writer, path, by_name)
         else:
             self.worked_at = asyncio.get_running_loop().time()
             echo: dict[str, Any] = {"echo": body.decode("latin-1")}
-            writer.write(response(200, json.dumps(echo).encode()))
+            whole = response(200, json.dumps(echo).encode())
+            head, _, content = whole.partition(b"\r\n\r\n")
+            if by_name.get("x-hold") in ("head", "mid-event"):
+                sent = head + b"\r\n\r\n" + (content[:9] if by_name["x-hold"] != "head" else b"")
+                writer.write(sent)
+                await writer.drain()
+                await until_file(by_name, by_name["x-hold"])
+                whole = whole.removeprefix(sent)
+            writer.write(whole)
         await writer.drain()
         return True
 
-    async def stream(self, writer: asyncio.StreamWriter, by_name: dict[str, str]) -> bool:
+    async def stream(
+        self, writer: asyncio.StreamWriter, path: str, by_name: dict[str, str]
+    ) -> bool:
         writer.write(SSE_HEAD)
+        if "x-hold" in by_name:
+            return await self.stream_in_phases(writer, path, by_name)
         for n in range(int(by_name.get("x-events", 3))):
             writer.write(chunk(b'data: {"n":%d}\n\n' % n))
             await writer.drain()
@@ -165,6 +201,25 @@ class Server:
         writer.write(chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
         await writer.drain()
         return False  # as llama-server: closed after a stream without an announcement
+
+    async def stream_in_phases(
+        self, writer: asyncio.StreamWriter, path: str, by_name: dict[str, str]
+    ) -> bool:
+        event = chunk(b'data: {"n":0,"usage":{"prompt_tokens":7,"completion_tokens":5}}\n\n')
+        final = chunk(FINAL.get(path, b"data: [DONE]\n\n"))
+        for phase, data in (
+            ("head", b""),
+            ("comment", chunk(b":\n\n")),
+            ("mid-event", event[:20]),
+            ("event", event[20:]),
+            ("last", final),
+        ):
+            writer.write(data)
+            await writer.drain()
+            await until_file(by_name, phase)
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
+        return False
 
     async def fault(self, writer: asyncio.StreamWriter, fault: str) -> bool:
         event = b'data: {"n":0}\n\n'

@@ -89,6 +89,10 @@ class GatewayProcess:
     def log(self) -> str:
         return (self.folder / "stderr").read_text()
 
+    def logged(self) -> list[dict[str, str]]:
+        """The lines of its access log for POSTs, so far."""
+        return logged(self.folder / "logs")
+
     @property
     def resident_bytes(self) -> int:
         pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
@@ -183,6 +187,14 @@ class Processes:
         self._stack.callback(gateway.close)
         until(lambda: _is_up(gateway, wait_for), lambda: f"the gateway is up\n{gateway.log}")
         return gateway
+
+
+def logged(folder: Path) -> list[dict[str, str]]:
+    """The lines for POSTs in the access log in *folder*, so far."""
+    path = folder / "api_access.log"
+    whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
+    lines = [dict(p.split("=", 1) for p in line.split()[1:]) for line in whole.splitlines()]
+    return [line for line in lines if line["method"] == "POST"]
 
 
 def _is_up(gateway: GatewayProcess, status: int | None) -> bool:

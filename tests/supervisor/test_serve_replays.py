@@ -142,9 +142,7 @@ HANGS: Final = {
 
 
 @pytest.mark.parametrize("settings", HANGS.values(), ids=HANGS.keys())
-def test_a_hang_in_place_of_a_death_loses_nothing_either(
-    serve: Serve, held: Held, settings: dict[str, str]
-) -> None:
+def test_a_hang_loses_nothing_either(serve: Serve, held: Held, settings: dict[str, str]) -> None:
     start(serve, **settings)
     wires = [held.send("sent", b"{}"), held.send("head", STREAM), held.send("comment", STREAM)]
     held.until_all_are()

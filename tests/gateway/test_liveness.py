@@ -72,6 +72,18 @@ def test_when_its_death_is_reported_the_queue_waits_for_the_next_one(rig: Rig) -
     assert client.response.status == 200
 
 
+def test_a_death_may_be_reported_before_the_connection_is_lost(rig: Rig) -> None:
+    """As when the supervisor ends an engine that hangs."""
+    client = rig.send_request()
+    rig.engine(EngineState.BACKOFF)
+    rig.upstream.reset()
+    assert rig.services.fleet.admission.queued == 1
+    rig.engine(EngineState.READY)
+    rig.upstream.send(OK)
+
+    assert client.response.status == 200
+
+
 def test_without_a_supervisor_each_finding_is_reported(rig: Rig) -> None:
     findings: list[EngineState] = []
     rig.services.fleet.replica.liveness.report = lambda finding: findings.append(finding.state)

@@ -295,13 +295,14 @@ def test_a_client_that_leaves_meanwhile_leaves_nothing_behind(stage: str, rig: R
     assert len(rig.fleet.replay_order) == 0
 
 
-def test_when_no_engine_comes_its_client_learns_why(rig: Rig) -> None:
-    client = post(rig)
+def test_when_no_engine_comes_its_clients_learn_why(rig: Rig) -> None:
+    clients = [post(rig) for _ in range(3)]
     engine_dies(rig)
     rig.engine(ChildState.FAILED)
 
-    assert client.response.status == 503
-    assert code_of(client.response) == "backend_unavailable"
+    for client in clients:
+        assert client.response.status == 503
+        assert code_of(client.response) == "backend_unavailable"
     assert rig.is_at_rest
 
 

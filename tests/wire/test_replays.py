@@ -6,6 +6,7 @@ request gets, how often an engine has computed it, and what is counted of it.
 
 from __future__ import annotations
 
+import itertools
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from tests.support.messages import LAST_CHUNK, chunk, code_of, request
 from tests.support.processes import until
 
 CHAT: Final = "/v1/chat/completions"
+NUMBERS: Final = itertools.count()
 STREAM: Final = b'{"stream": true}'
 LONG: Final = b'{"x":"%b"}' % (b"x" * 2_000_000)
 """More than the buffers of the engine's socket hold."""
@@ -107,7 +109,7 @@ class Case:
         self._gateway = gateway
         self._counted = counted(gateway)
         self._computed = len(engines.seen())
-        self._id = f"case-{id(self)}"
+        self._id = f"case-{next(NUMBERS)}"
 
     def send(self, phase: str, body: bytes | None, *fields: str, **rest: Any) -> None:
         """Send a request that stops at *phase*."""
@@ -372,4 +374,21 @@ def test_a_gateway_that_drains_still_sends_again_what_it_holds(
         response = wire.response()
         assert response.status == 200
         assert response["connection"] == "close"
+    assert gateway.wait() == 0
+
+
+def test_a_drain_that_ends_before_the_next_engine_comes_is_reported_to_each_client(
+    processes: Processes, own_engines: Engines
+) -> None:
+    gateway = processes.gateway(own_engines.present.address, DRAIN_TIMEOUT="0.5")
+    with gateway.connect() as first, gateway.connect() as second:
+        fields = own_engines.hold("sent")
+        for wire in (first, second):
+            wire.send(request("POST", CHAT, *fields, body=b"{}"))
+        own_engines.until_held(2)
+        own_engines.kill()
+        until(lambda: gateway.health()["status"] == "unreachable")
+        gateway.signal(signal.SIGTERM)
+
+        assert [code_of(wire.response()) for wire in (first, second)] == ["draining"] * 2
     assert gateway.wait() == 0

@@ -588,6 +588,14 @@ class ClientConnection(Client):
     def is_busy(self) -> bool:
         return self._exchange is not None
 
+    def refuse_waiting(self, error: GatewayError) -> None:
+        """Respond with *error* if the open request waits for a slot, or to be sent again."""
+        if self._exchange is not None and PHASES.get(self._exchange.state) == "queued":
+            try:
+                self._refuse(error)
+            except Exception:  # a bug in the gateway: the other connections are refused too
+                self.on_bug()
+
     def drain(self) -> None:
         """Close the connection, unless a request is open or about to arrive."""
         if self._state is _IDLE:

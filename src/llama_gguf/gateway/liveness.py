@@ -41,9 +41,11 @@ class LivenessCheck:
         self._task: asyncio.Task[None] | None = None
 
     def wait(self, on_done: Callable[[], None]) -> None:
-        """Call *on_done* when the engine responds, or when it is known that it has died."""
+        """Call *on_done*, later, when the engine responds or is known to have died."""
         self._waiting.append(on_done)
-        if self._task is None:
+        if self._task is None and self._is_known_to_be_dead():
+            self._loop.call_soon(self._finish)
+        elif self._task is None:
             self._task = self._loop.create_task(self._look_until_it_lives(), name="liveness")
 
     async def _look_until_it_lives(self) -> None:
@@ -58,9 +60,12 @@ class LivenessCheck:
 
     def on_engine_change(self) -> None:
         """End the wait for an engine whose death is reported: the queue waits for the next one."""
-        if self._task is not None and self.report is None and not self._tracker.status.serves:
+        if self._task is not None and self._is_known_to_be_dead():
             self._task.cancel()
             self._finish()
+
+    def _is_known_to_be_dead(self) -> bool:
+        return self.report is None and not self._tracker.status.serves
 
     def _finish(self) -> None:
         self._task = None

@@ -350,11 +350,8 @@ class Gateway:
                 "Requests cut after DRAIN_TIMEOUT: {requests}",
                 requests=services.connections.busy(),
             )
-        for ticket in (
-            *services.fleet.admission.waiting(),
-            *services.fleet.side_admission.waiting(),
-        ):
-            ticket.on_refused(services.connections.draining())
+        for connection in services.connections:
+            connection.refuse_waiting(services.connections.draining())
         server.close()
         for connection in services.connections:
             connection.drain()  # an idle one is closed, with a TLS shutdown, and not cut

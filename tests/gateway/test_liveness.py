@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import asyncio
+from functools import partial
+
 import pytest
 
 from llama_gguf.engines.probe import Finding
@@ -55,10 +58,20 @@ def test_other_requests_need_not_wait_for_that(rig: Rig) -> None:
 def test_several_requests_wait_for_one_look(rig: Rig) -> None:
     done: list[int] = []
     for n in range(3):
-        rig.services.fleet.replica.liveness.wait(lambda n=n: done.append(n))  # type: ignore[misc]
+        rig.services.fleet.replica.liveness.wait(n, partial(done.append, n))
+    rig.services.fleet.replica.liveness.leave(1)
     responds(rig)
 
-    assert done == [0, 1, 2]
+    assert done == [0, 2]
+
+
+def test_the_engine_is_not_probed_for_clients_that_have_left(rig: Rig) -> None:
+    client = rig.send_request()
+    rig.upstream.reset()
+    assert asyncio.all_tasks(rig.loop)
+    client.disconnect()
+
+    assert not asyncio.all_tasks(rig.loop)
 
 
 def test_when_its_death_is_reported_the_queue_waits_for_the_next_one(rig: Rig) -> None:

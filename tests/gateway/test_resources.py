@@ -21,8 +21,10 @@ from hypothesis import strategies as st
 from llama_gguf.access.key_store import REST_SECONDS
 from llama_gguf.engines.status import ChildState
 from llama_gguf.gateway.client_connection import MAX_HELD_BYTES, ClientConnection
+from llama_gguf.gateway.proxied_request import ProxiedRequest
 from llama_gguf.net.transport import HIGH_WATER_BYTES
 from llama_gguf.scheduling.exchange import State
+from llama_gguf.scheduling.replay_order import ReplayOrder
 from tests.gateway.test_client_orders import EVENTS, World
 from tests.support.fakes import FakeClient, Rig
 from tests.support.keys import KEY, OTHER_KEY
@@ -165,8 +167,14 @@ def what_is_counted_is_what_the_exchanges_hold(rig: Rig) -> None:
     )
     assert sum(admission.running for admission in both) == in_use
     waiting = [p for p in proxied if p._exchange.state in (State.QUEUED, State.AHEAD_QUEUED)]
-    assert waiting == [p for p in proxied if p._queue is not None]
+    order = services.fleet.replay_order
+    assert waiting == [p for p in proxied if p._queue is not None or is_in(p, order)]
     assert services.body_memory.used == by_key.total()
+
+
+def is_in(request: ProxiedRequest, order: ReplayOrder) -> bool:
+    """Whether it waits for its turn, or has it and waits for the engine to respond."""
+    return request._attempt is None and (request is order.first or request in order._waiting)
 
 
 def bodies_are_within_their_memory_and_need_a_key(rig: Rig) -> None:

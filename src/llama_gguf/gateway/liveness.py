@@ -37,16 +37,23 @@ class LivenessCheck:
         self.look = look
         self.report: Callable[[Finding], None] | None = None
         """Called with each finding in a gateway without a supervisor, which reports otherwise."""
-        self._waiting: list[Callable[[], None]] = []
+        self._waiting: dict[object, Callable[[], None]] = {}
         self._task: asyncio.Task[None] | None = None
 
-    def wait(self, on_done: Callable[[], None]) -> None:
+    def wait(self, request: object, on_done: Callable[[], None]) -> None:
         """Call *on_done*, later, when the engine responds or is known to have died."""
-        self._waiting.append(on_done)
+        self._waiting[request] = on_done
         if self._task is None and self._is_known_to_be_dead():
             self._loop.call_soon(self._finish)
         elif self._task is None:
             self._task = self._loop.create_task(self._look_until_it_lives(), name="liveness")
+
+    def leave(self, request: object) -> None:
+        """*request* does not wait, or not any longer."""
+        self._waiting.pop(request, None)
+        if self._task is not None and not self._waiting:
+            self._task.cancel()
+            self._task = None
 
     async def _look_until_it_lives(self) -> None:
         while True:
@@ -69,6 +76,6 @@ class LivenessCheck:
 
     def _finish(self) -> None:
         self._task = None
-        waiting, self._waiting = self._waiting, []
-        for on_done in waiting:
+        waiting, self._waiting = self._waiting, {}
+        for on_done in waiting.values():
             on_done()

@@ -515,7 +515,7 @@ class ProxiedRequest(Attempting):
         self._reserve(exchange.bytes_in)
 
     def _on_turn(self) -> None:
-        self._services.fleet.replica.liveness.wait(self._take_turn)
+        self._services.fleet.replica.liveness.wait(self, self._take_turn)
 
     def _take_turn(self) -> None:
         if not self._is_over:
@@ -564,6 +564,7 @@ class ProxiedRequest(Attempting):
         """Give back all that the request holds."""
         self._is_over = True
         if self._replay is not None:
+            self._services.fleet.replica.liveness.leave(self)
             self._services.fleet.replay_order.leave(self)
         if exchange.reserved_bytes:
             self._free_body()

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 
 from llama_gguf.engines.probe import Finding
-from llama_gguf.engines.status import EngineState
+from llama_gguf.engines.status import ChildState
 from llama_gguf.gateway.liveness import EVERY_SECONDS
 from tests.support.fakes import NewRig, Rig
 from tests.support.messages import OK
@@ -16,7 +16,7 @@ from tests.support.messages import OK
 def rig(new_rig: NewRig) -> Rig:
     """Whose engine resets a connection, and does not respond after that."""
     rig = new_rig()
-    found = EngineState.UNREACHABLE
+    found = ChildState.UNREACHABLE
 
     async def look() -> Finding:
         return Finding(found)
@@ -27,7 +27,7 @@ def rig(new_rig: NewRig) -> Rig:
 
 def responds(rig: Rig) -> None:
     async def look() -> Finding:
-        return Finding(EngineState.READY, slots=4)
+        return Finding(ChildState.READY, slots=4)
 
     rig.services.fleet.replica.liveness.look = look
     rig.advance(EVERY_SECONDS)
@@ -77,9 +77,9 @@ def test_the_engine_is_not_probed_for_clients_that_have_left(rig: Rig) -> None:
 def test_when_its_death_is_reported_the_queue_waits_for_the_next_one(rig: Rig) -> None:
     client = rig.send_request()
     rig.upstream.reset()
-    rig.engine(EngineState.BACKOFF)
+    rig.engine(ChildState.BACKOFF)
     assert rig.services.fleet.admission.queued == 1
-    rig.engine(EngineState.READY)
+    rig.engine(ChildState.READY)
     rig.upstream.send(OK)
 
     assert client.response.status == 200
@@ -88,21 +88,21 @@ def test_when_its_death_is_reported_the_queue_waits_for_the_next_one(rig: Rig) -
 def test_a_death_may_be_reported_before_the_connection_is_lost(rig: Rig) -> None:
     """As when the supervisor ends an engine that hangs."""
     client = rig.send_request()
-    rig.engine(EngineState.BACKOFF)
+    rig.engine(ChildState.BACKOFF)
     rig.upstream.reset()
     assert rig.services.fleet.admission.queued == 1
-    rig.engine(EngineState.READY)
+    rig.engine(ChildState.READY)
     rig.upstream.send(OK)
 
     assert client.response.status == 200
 
 
 def test_without_a_supervisor_each_finding_is_reported(rig: Rig) -> None:
-    findings: list[EngineState] = []
+    findings: list[ChildState] = []
     rig.services.fleet.replica.liveness.report = lambda finding: findings.append(finding.state)
     rig.send_request()
     rig.upstream.reset()
     responds(rig)
 
-    assert findings == [EngineState.UNREACHABLE, EngineState.READY]
+    assert findings == [ChildState.UNREACHABLE, ChildState.READY]
     assert len(rig.requests) == 2

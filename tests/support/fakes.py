@@ -467,7 +467,7 @@ class Rig:
         self.engine(state, slots=slots)
 
     async def _look(self) -> Finding:
-        return Finding(EngineState.READY if self.accepts else EngineState.UNREACHABLE)
+        return Finding(ChildState.READY if self.accepts else ChildState.UNREACHABLE)
 
     def close(self) -> None:
         for client in self.clients:

@@ -157,6 +157,23 @@ def test_a_request_counts_once_however_often_it_is_sent(new_rig: NewRig) -> None
     assert +rig.metrics.replays == {"no_response": 1}
 
 
+def test_a_request_is_sent_again_as_often_as_max_replays_allows(new_rig: NewRig) -> None:
+    rig = new_rig(max_replays=3)
+    client, other = post(rig, b"1"), post(rig, b"2")
+    rig.upstreams[1].reset()
+    for _ in range(4):
+        rig.upstreams[0].reset()
+        for upstream in rig.upstreams:
+            if upstream.phase is Phase.HEAD and upstream.received.endswith(b"2"):
+                upstream.send(OK)
+        rig.upstreams[:] = [u for u in rig.upstreams if u.phase is Phase.HEAD]
+
+    assert client.response.status == 502
+    assert bodies(rig).count(b"1") == 4
+    assert other.response.status == 200
+    assert rig.is_at_rest
+
+
 def test_an_engine_that_cuts_a_connection_without_dying_gets_the_request_at_once(rig: Rig) -> None:
     client = post(rig)
     rig.upstream.reset()

@@ -57,3 +57,15 @@ def test_every_request_that_stays_has_its_turn_once(events: list[tuple[bool, int
         assert replays.turns[-1] == present[0]
         replays.order.leave(present.pop(0))
     assert len(replays.order) == 0
+
+
+def test_a_request_that_fails_again_waits_behind_the_others() -> None:
+    replays = Replays()
+    for request in (1, 2, 1):
+        replays.enter(request)
+    assert replays.turns == [1, 2]
+    replays.order.leave(2)
+    assert replays.turns == [1, 2, 1]
+    replays.enter(1)  # there is no other
+
+    assert replays.turns == [1, 2, 1, 1]

@@ -25,7 +25,12 @@ class ReplayOrder:
         return len(self._waiting)
 
     def enter(self, request: object, on_turn: Callable[[], None]) -> bool:
-        """Whether it is the turn of *request* now; else *on_turn* is called later."""
+        """Whether it is the turn of *request* now; else *on_turn* is called later.
+
+        A request whose turn it is has failed again: it waits behind the others.
+        """
+        if request is self.first:
+            self.leave(request)
         if self.first is None:
             self.first = request
             return True

@@ -42,6 +42,7 @@ def counters(values: str) -> dict[str, str]:
     return {
         **target("llama_gguf_backend_restarts_total", values, 'reason="crash"'),
         **target("llama_gguf_backend_failures_total", values, 'kind="broken_off"'),
+        **target("llama_gguf_replays_total", values, 'kind="broken_off"'),
         **target("llama_gguf_requests_total", values, f'{CHAT}, status="200"'),
         **target("llama_gguf_requests_total", values, f'{CHAT}, status="502"'),
         **target("llama_gguf_requests_total", values, f'{PROBES}, status="503"'),
@@ -167,6 +168,11 @@ CASES: Final[Mapping[str, Case]] = {
     "six failures of the engine": Case(
         HEALTHY | target("llama_gguf_backend_failures_total", "0x40 6x439", 'kind="broken_off"'),
         {10: (), 11: ("LlamaGgufAnswersBreakOff",), 22: ()},
+    ),
+    "six failures of the engine that its clients did not notice": quiet(
+        HEALTHY
+        | target("llama_gguf_backend_failures_total", "0x40 6x439", 'kind="broken_off"')
+        | target("llama_gguf_replays_total", "0x40 6x439", 'kind="broken_off"')
     ),
     # requests
     "one request in ten fails": Case(

@@ -411,6 +411,22 @@ def test_a_replay_does_not_hold_up_the_next_for_longer_than_it_had_run(rig: Rig)
     assert slow.received == b""
 
 
+def test_many_requests_that_end_engines_cost_another_key_one_more_restart(rig: Rig) -> None:
+    for n in range(4):
+        post(rig, b"deadly %d" % n)
+    other = post(rig, b"other", key=OTHER_KEY)
+    engine_dies(rig)
+    engine_returns(rig)
+    assert bodies(rig)[5:] == [b"deadly 0"]
+    engine_dies(rig)
+    engine_returns(rig)
+
+    assert bodies(rig)[6:] == [b"other"]
+    rig.upstream.send(OK)
+    assert other.response.status == 200
+    assert bodies(rig)[7:] == [b"deadly 1"]
+
+
 @pytest.mark.parametrize("first_lost", [0, 1])
 def test_a_request_that_runs_beside_the_one_that_ends_engines_is_not_blamed(
     first_lost: int, rig: Rig

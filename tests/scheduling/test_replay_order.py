@@ -13,8 +13,8 @@ class Replays:
         self.order = ReplayOrder()
         self.turns: list[int] = []
 
-    def enter(self, request: int) -> None:
-        if self.order.enter(request, lambda: self.turns.append(request)):
+    def enter(self, request: int, key_id: str = "alice") -> None:
+        if self.order.enter(request, key_id, lambda: self.turns.append(request)):
             self.turns.append(request)
 
 
@@ -69,3 +69,18 @@ def test_a_request_that_fails_again_waits_behind_the_others() -> None:
     replays.enter(1)  # there is no other
 
     assert replays.turns == [1, 2, 1, 1]
+
+
+def test_requests_of_a_key_that_has_ended_two_engines_come_last() -> None:
+    replays = Replays()
+    for request, key_id in ((1, "alice"), (2, "alice"), (3, "bob"), (4, "alice"), (5, "bob")):
+        replays.enter(request, key_id)
+    replays.order.blame("alice")
+    for request in (1, 3, 5, 2, 4):
+        assert replays.turns[-1] == request
+        replays.order.leave(request)
+
+    for request, key_id in ((6, "bob"), (7, "alice"), (8, "bob")):  # that is over
+        replays.enter(request, key_id)
+    replays.order.leave(6)
+    assert replays.turns[-1] == 7

@@ -468,12 +468,13 @@ class ProxiedRequest(Attempting):
                 exchange.has_retried = True  # kept connections have been lost as well, most likely
                 services.metrics.replays[attempt.failure] += 1
                 self._leave_engine(exchange, attempt)
-                if services.fleet.replay_order.enter(self, self._on_turn):
+                if services.fleet.replay_order.enter(self, self.key_id, self._on_turn):
                     self._on_turn()
                 return False
             case Action.REFUSE:
                 path, now = exchange.request.head.path, services.clock.now()
                 services.fleet.crash_memory.add(path, self._body, now)
+                services.fleet.replay_order.blame(self.key_id)
                 if services.fleet.replay_order.first is self:
                     tracker.explained_deaths = attempt.deaths_before + 1
                 raise EngineCrashed(

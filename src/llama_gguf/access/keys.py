@@ -1,7 +1,8 @@
 """API keys: the only reader and writer of the keys file's line format.
 
 A line is ``key_id:api_key[:rate_limit][:expiration]``, a comment that begins with
-``#``, or blank. ``api_key`` is the secret itself or ``sha256$`` and its digest in hex.
+``#``, or blank. ``api_key`` is the secret itself or ``sha256$`` and its digest in hex. Attributes
+may follow, each as a space and ``name=value`` (``attributes.py``).
 
 Rule 1: a ``Key`` holds a digest and never a secret, so none can reach a log or a repr.
 
@@ -23,11 +24,19 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Final, Self
 
+from llama_gguf.access.attributes import (
+    NO_ATTRIBUTES,
+    Attributes,
+    format_words,
+    parse_words,
+)
 from llama_gguf.access.moments import ISO_8601, format_moment, parse_moment
 
 MAX_RATE_LIMIT: Final = 1_000_000_000
 HASH_MARK: Final = "sha256$"
-NEW_FILE: Final = "# key_id:api_key[:rate_limit per minute][:expiration, ISO 8601]\n"
+NEW_FILE: Final = (
+    "# key_id:api_key[:rate_limit per minute][:expiration, ISO 8601] [name=value ...]\n"
+)
 LINES_PER_PAUSE: Final = 64
 """About 0.5 ms of work."""
 
@@ -42,8 +51,11 @@ _RETIRED_ID: Final = re.compile(r"([A-Za-z0-9_-]{1,64}?)(?:-old-[0-9a-f]{6})+")
 _SECRET: Final = re.compile(r"[A-Za-z0-9_-]{16,128}")
 _DIGEST: Final = re.compile(r"sha256\$([0-9A-Fa-f]{64})")
 _DIGITS: Final = re.compile(r"[0-9]+")
+# The first space before a word that contains "=", which the fields before it never do. Expirations
+# may contain a space.
+_ATTRIBUTES: Final = re.compile(r"[ \t]+(?=[^ \t=]*=)")
 
-_WANTED_LINE: Final = "a line must be key_id:api_key[:rate_limit][:expiration]"
+_WANTED_LINE: Final = "a line must be key_id:api_key[:rate_limit][:expiration] [name=value ...]"
 _OR_BARE: Final = ", or a key alone, which must be 16 to 128 of A-Z a-z 0-9 _ -"
 _WANTED_ID: Final = "the key id must be 1 to 64 of A-Z a-z 0-9 _ -"
 _WANTED_FREE: Final = "the key id is taken by another key"
@@ -69,6 +81,7 @@ class Key:
         expires_at: POSIX seconds, always whole; None if it never expires.
         hashed: whether the file contains only the digest.
         retired_as: of an old secret, the id of its line; else empty.
+        attributes: those on the line.
     """
 
     key_id: str
@@ -77,6 +90,7 @@ class Key:
     expires_at: float | None = None
     hashed: bool = False
     retired_as: str = ""
+    attributes: Attributes = NO_ATTRIBUTES
 
     @property
     def is_retired(self) -> bool:
@@ -197,13 +211,18 @@ def _read_line(line: str) -> Key | None:
     line = line.strip(_AROUND)
     if not line or line.startswith("#"):
         return None
+    if "=" in line and (space := _ATTRIBUTES.search(line)):
+        words, line = line[space.end() :].split(), line[: space.start()]
+    else:
+        words = []
     key_id, *others = line.split(":", 2)
     if not others:
         raise ValueError(_WANTED_LINE)
     key_id, retired_as = _read_key_id(key_id)
     digest, hashed = _read_api_key(others[0])
     rate_limit, expires_at = _read_rest(others[1]) if len(others) == 2 else (None, None)
-    return Key(key_id, digest, rate_limit, expires_at, hashed, retired_as)
+    attributes = parse_words(words) if words else NO_ATTRIBUTES
+    return Key(key_id, digest, rate_limit, expires_at, hashed, retired_as, attributes)
 
 
 def _read_key_id(text: str) -> tuple[str, str]:
@@ -281,7 +300,12 @@ def retired_id(key_id: str, suffix: str) -> str:
 
 
 def format_line(
-    key_id: str, api_key: str, *, rate_limit: int | None = None, expires_at: float | None = None
+    key_id: str,
+    api_key: str,
+    *,
+    rate_limit: int | None = None,
+    expires_at: float | None = None,
+    attributes: Attributes = NO_ATTRIBUTES,
 ) -> str:
     """One line of the file, without its line end.
 
@@ -290,6 +314,7 @@ def format_line(
         api_key: the secret, or the result of ``hashed``.
         rate_limit: requests per minute.
         expires_at: POSIX seconds.
+        attributes: of the key.
 
     Raises:
         ValueError: a field could not be parsed again; its message is the expected form.
@@ -301,7 +326,7 @@ def format_line(
         fields.append("" if rate_limit is None else str(parse_rate_limit(str(rate_limit))))
     if expires_at is not None:
         fields.append(format_moment(expires_at))
-    return ":".join(fields)
+    return ":".join(fields) + format_words(attributes)
 
 
 def add_line(text: str, line: str) -> str:
@@ -370,10 +395,10 @@ def _without_secret(line: str) -> str:
     key = _read_or_none(line)
     if key is None or key.hashed:
         return line
-    key_id, _, *rest = line.split(":", 2)
-    if rest:
-        return ":".join([key_id, stored_digest(key.digest), *rest])
-    return f"{key_id}:{stored_digest(key.digest)}{line[len(line.rstrip(_AROUND)) :]}"
+    key_id, after = line.split(":", 1)
+    secret = _SECRET.match(after)
+    assert secret is not None
+    return f"{key_id}:{stored_digest(key.digest)}{after[secret.end() :]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ MODULES: Final = [
     *(
         f"llama_gguf/{folder}/{name}.py"
         for folder, names in {
-            "access": ("attributes", "authenticator", "keys", "rate_limit"),
+            "access": ("attributes", "authenticator", "keys", "networks", "rate_limit"),
             "gateway": (
                 "attempt",
                 "authorisation",

@@ -163,6 +163,14 @@ class AdminKeyRequired(GatewayError):
     code = "admin_key_required"
 
 
+class OutsideKeyScope(GatewayError):
+    """The key is limited to routes or networks, and the request is outside of them."""
+
+    status = 403
+    type = "permission_error"
+    code = "key_scope"
+
+
 class Limited(GatewayError):
     """The key is over its rate limit, or its address has sent too many invalid keys."""
 

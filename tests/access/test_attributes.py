@@ -18,9 +18,9 @@ from llama_gguf.access.attributes import (
     PRIORITIES,
     Attributes,
     format_words,
-    parse_network,
     parse_words,
 )
+from llama_gguf.access.networks import parse_network
 from llama_gguf.http1.routes import SCOPES
 
 tokens = st.none() | st.integers(1, MAX_TOKENS)

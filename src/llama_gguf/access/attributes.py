@@ -9,24 +9,19 @@ wrong place.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from llama_gguf.access.networks import Network, parse_network
 from llama_gguf.http1.routes import SCOPES
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 MAX_TOKENS: Final = 1_000_000_000_000
 MAX_ENGINE_SECONDS: Final = 1_000_000_000
 MAX_WEIGHT: Final = 100
 MAX_NETWORKS: Final = 64
 PRIORITIES: Final = ("normal", "low")
-
-_NETWORK: Final = re.compile(r"[0-9A-Fa-f:.]{2,45}(?:/[0-9]{1,3})?")  # and no zone such as %eth0
-_MAPPED: Final = ipaddress.IPv6Network("::ffff:0:0/96")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,21 +81,6 @@ def _networks(text: str) -> tuple[Network, ...]:
         return tuple(parse_network(part) for part in parts)
     except ValueError:
         raise ValueError(wanted) from None
-
-
-def parse_network(text: str) -> Network:
-    """Parse a network, or one address.
-
-    Raises:
-        ValueError: it is neither; or it consists of IPv4 addresses in the form of IPv6, as which
-            no client is known.
-    """
-    if not _NETWORK.fullmatch(text):
-        raise ValueError
-    network = ipaddress.ip_network(text)
-    if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):
-        raise ValueError
-    return network
 
 
 def _priority(text: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from llama_gguf.access.attributes import NO_ATTRIBUTES, Attributes
 from llama_gguf.access.keys import Key, KeyRing
 from llama_gguf.access.rate_limit import FailureLimit, NewLimiter, RateLimiter, local_limiter
 from llama_gguf.config.schema import AuthSettings
@@ -25,14 +26,29 @@ class Principal:
         key_id: of the key.
         expires_at: of the secret, in POSIX seconds; None if it never expires.
         limiter: of the key; None if its requests are not counted.
+        attributes: of the key.
     """
 
-    __slots__ = ("_after_remaining", "_before_remaining", "expires_at", "key_id", "limiter")
+    __slots__ = (
+        "_after_remaining",
+        "_before_remaining",
+        "attributes",
+        "expires_at",
+        "key_id",
+        "limiter",
+    )
 
-    def __init__(self, key_id: str, expires_at: float | None, limiter: RateLimiter | None) -> None:
+    def __init__(
+        self,
+        key_id: str,
+        expires_at: float | None,
+        limiter: RateLimiter | None,
+        attributes: Attributes = NO_ATTRIBUTES,
+    ) -> None:
         self.key_id = key_id
         self.expires_at = expires_at
         self.limiter = limiter
+        self.attributes = attributes
         # Serialised once: only the number differs between the responses to counted requests.
         self._before_remaining = self._after_remaining = b""
         if limiter is not None:
@@ -101,10 +117,12 @@ class Authenticator:
         try:
             return self._by_digest[key.digest]
         except KeyError:
-            # The rate limit and expiration on the key's own line apply to its old secrets, too.
+            # What the key's own line has besides the secret applies to its old secrets, too.
             own = self.ring.named(key.key_id) or key
             ends = [end for end in (key.expires_at, own.expires_at) if end is not None]
-            principal = Principal(key.key_id, min(ends, default=None), self._limiter(own))
+            principal = Principal(
+                key.key_id, min(ends, default=None), self._limiter(own), own.attributes
+            )
             self._by_digest[key.digest] = principal
             return principal
 

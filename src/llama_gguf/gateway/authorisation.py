@@ -1,7 +1,9 @@
 """Whose request it is, and whether its key may send it now.
 
-``authorise`` counts a request towards the rate of its key; ``take_back`` undoes that for a request
-that is refused later, without an engine having worked on it.
+``check_scope`` is called when a key is looked up, and not for each request: its result depends on
+the head and the connection alone. ``authorise`` counts a request towards the rate of its key;
+``take_back`` undoes that for a request that is refused later, without an engine having worked on
+it.
 """
 
 from __future__ import annotations
@@ -9,7 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llama_gguf.access.authenticator import Authenticator, Principal
-from llama_gguf.errors import Limited, PayloadTooLarge
+from llama_gguf.access.networks import contain
+from llama_gguf.errors import Limited, OutsideKeyScope, PayloadTooLarge
 from llama_gguf.gateway.client import Client
 from llama_gguf.scheduling.exchange import Exchange
 
@@ -31,6 +34,7 @@ def authorise(services: Services, client: Client, exchange: Exchange, length: in
 
     Raises:
         Unauthorized, KeyExpired: its key is missing, unknown or expired.
+        OutsideKeyScope: its key may not be used for this route, or from this address.
         Limited: its key is over its rate, or its address has tried too many wrong keys.
         PayloadTooLarge, Draining: it is refused for every key. It is counted before, so that the
             refusal has the fields of the rate.
@@ -73,6 +77,28 @@ def _authenticate(client: Client, exchange: Exchange, length: int) -> Principal:
             raise PayloadTooLarge("A request to this path must not have a body.", close=True)
         return Authenticator.ANONYMOUS
     return client.authenticate(exchange)
+
+
+def check_scope(principal: Principal, scope: str, address: str) -> None:
+    """Check that the key may be used for a route, and from an address.
+
+    Args:
+        principal: whose key it is.
+        scope: of the route.
+        address: of the client.
+
+    Raises:
+        OutsideKeyScope: it may not; the message contains nothing about other keys.
+    """
+    attributes = principal.attributes
+    if attributes.routes and scope not in attributes.routes:
+        raise OutsideKeyScope(
+            f"This API key is limited to some routes, and '{scope}' is not one of them."
+        )
+    if attributes.networks and not contain(attributes.networks, address):
+        raise OutsideKeyScope(
+            f"This API key is limited to some networks, and {address} is in none of them."
+        )
 
 
 def _over_rate(services: Services, exchange: Exchange, principal: Principal) -> Limited:

@@ -33,7 +33,6 @@ def serve(services: Services, client: Client, exchange: Exchange) -> Cancellable
     principal = Authenticator.ANONYMOUS
     if endpoints.needs_key(route.kind, services.routes):
         principal = client.authenticate(exchange)
-        exchange.key_id = principal.key_id
         exchange.rate_fields = principal.fields_at(exchange.started_at)
     if route.kind is Kind.RELOAD:
         services.authenticator.check_admin(principal)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from ipaddress import ip_network
 
 from llama_gguf.access.authenticator import Authenticator
 from llama_gguf.access.key_store import KeyStore
@@ -48,6 +49,7 @@ class Services:
         dial_to: Callable[[EngineAddress], Dial],
     ) -> None:
         self.auth = settings.auth
+        self.trusted_proxies = tuple(ip_network(net) for net in settings.auth.trusted_proxies)
         self.routes = settings.routes
         self.queue = settings.queue
         self.timeouts = settings.timeouts

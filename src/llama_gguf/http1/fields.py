@@ -312,6 +312,11 @@ def find(fields: Fields, name: bytes) -> bytes | None:
     return next((v for n, v in fields if n.lower() == name), None)
 
 
+def find_all(fields: Fields, name: bytes) -> list[bytes]:
+    """The values of all fields called *name* (in lower case), in their order."""
+    return [v for n, v in fields if n.lower() == name]
+
+
 # Responses --------------------------------------------------------------------------------------
 
 

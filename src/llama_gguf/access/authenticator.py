@@ -117,7 +117,7 @@ class Authenticator:
         try:
             return self._by_digest[key.digest]
         except KeyError:
-            # What the key's own line has besides the secret applies to its old secrets, too.
+            # Limits, scope and expiration on the key's own line apply to its old secrets, too.
             own = self.ring.named(key.key_id) or key
             ends = [end for end in (key.expires_at, own.expires_at) if end is not None]
             principal = Principal(

@@ -60,8 +60,8 @@ def contain(networks: Iterable[Network], address: str) -> bool:
 def client_address(peer: str, forwarded_for: Sequence[bytes], trusted: Sequence[Network]) -> str:
     """The address of the client of a trusted proxy.
 
-    Each proxy appends the address of its own peer to X-Forwarded-For, and whatever precedes may be
-    invented. The client is therefore the first address from the end that is no trusted proxy.
+    Each proxy appends the address of its peer to X-Forwarded-For; what precedes may be invented.
+    The client is therefore the first address from the end that is no trusted proxy.
 
     Args:
         peer: the address of the proxy.

@@ -70,6 +70,7 @@ MODULES: Final = [
                 "crash_memory",
                 "exchange",
                 "failure_policy",
+                "fair_queue",
                 "replay_order",
                 "shares",
             ),

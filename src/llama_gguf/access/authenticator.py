@@ -139,6 +139,11 @@ class Authenticator:
         key = self.ring.named(key_id)
         return None if key is None else self._principal(key)
 
+    def attributes_of(self, key_id: str) -> Attributes:
+        """The attributes of the key with this id."""
+        key = self.ring.named(key_id)
+        return NO_ATTRIBUTES if key is None else key.attributes
+
     def are_several(self) -> bool:
         """Whether more than one key shares the engine."""
         return len(self.ring) > 1

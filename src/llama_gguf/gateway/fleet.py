@@ -17,6 +17,7 @@ from llama_gguf.net.connector import Dial
 from llama_gguf.scheduling.admission import Admission
 from llama_gguf.scheduling.balancer import OneEngine
 from llama_gguf.scheduling.crash_memory import CrashMemory
+from llama_gguf.scheduling.fair_queue import Turns
 from llama_gguf.scheduling.replay_order import ReplayOrder
 
 SIDE_REQUESTS: Final = 4
@@ -35,6 +36,7 @@ class Fleet:
         clock: of the gateway.
         dial_to: makes what connects to an engine.
         are_several: whether there are several keys, so that a part of the queue is reserved.
+        turns_of: by a key's id, its turns in the queue.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Fleet:
         clock: Clock,
         dial_to: Callable[[EngineAddress], Dial],
         are_several: Callable[[], bool],
+        turns_of: Callable[[str], Turns],
     ) -> None:
         self._max_requests = queue.max_concurrent_requests
         (address,) = source.addresses
@@ -60,6 +63,7 @@ class Fleet:
             queue_size=queue.max_queue_size,
             per_key=queue.max_concurrent_per_key,
             is_shared=are_several,
+            turns_of=turns_of,
         )
         self.side_admission = Admission(
             OneEngine(self.replica.side_slots),

@@ -25,6 +25,7 @@ from llama_gguf.http1.request_reader import RequestReader
 from llama_gguf.net.clock import Clock
 from llama_gguf.net.connector import Dial
 from llama_gguf.scheduling.body_memory import BodyMemory
+from llama_gguf.scheduling.fair_queue import Turns
 from llama_gguf.telemetry.access_log import AccessLog
 from llama_gguf.telemetry.formats import Format
 from llama_gguf.telemetry.metrics import Metrics
@@ -84,6 +85,7 @@ class Services:
             clock=self.clock,
             dial_to=dial_to,
             are_several=are_several,
+            turns_of=self._turns_of,
         )
         self.body_memory = BodyMemory(settings.limits.max_body_memory, are_several)
         self.stream_searches = StreamSearches()
@@ -120,3 +122,7 @@ class Services:
 
     def _note_wall_clock(self) -> None:
         self.access_log.wall_offset = self.clock.wall - self.clock.now()
+
+    def _turns_of(self, key_id: str) -> Turns:
+        attributes = self.authenticator.attributes_of(key_id)
+        return Turns(attributes.weight, is_low=attributes.priority == "low")

@@ -52,6 +52,7 @@ LINGER_SECONDS: Final = 2.0
 """For a client that is still sending to read its response before the connection closes."""
 NO_DEADLINE: Final = math.inf
 CLOSE: Final = b"Connection: close\r\n"
+_HEAD_END_BYTES: Final = len(HEAD_END)
 _EMPTY_LINES: Final = re.compile(rb"(?:\r\n)+")
 
 
@@ -280,8 +281,8 @@ class ClientConnection(Client):
             self._serve(self.known.request, length, received[end:])
             return
         received = self._without_skipped(received)
-        end = received.find(HEAD_END) + len(HEAD_END)
-        if end < len(HEAD_END):
+        end = received.find(HEAD_END) + _HEAD_END_BYTES
+        if end < _HEAD_END_BYTES:
             self._on_part_of_a_head(received)
             return
         raw, rest = received[:end], received[end:]

@@ -148,6 +148,6 @@ def test_what_could_not_be_read_again_is_not_written(wrong: Attributes) -> None:
 
 
 def test_one_address_is_a_network() -> None:
-    _, value = attributes.parse_value("from", "192.0.2.7,2001:db8::7")
+    value = attributes.parse_value("from", "192.0.2.7,2001:db8::7")
 
     assert value == (parse_network("192.0.2.7/32"), parse_network("2001:db8::7/128"))

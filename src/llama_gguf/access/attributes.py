@@ -104,21 +104,18 @@ NAMES: Final = tuple(_FORMS)
 """In the order in which they are written."""
 
 
-def parse_value(name: str, text: str) -> tuple[str, object]:
-    """Parse the *text* of one attribute.
+def field_of(name: str) -> str:
+    """The field of ``Attributes`` for *name*, one of ``NAMES``."""
+    return _FORMS[name][0]
 
-    Args:
-        name: one of ``NAMES``.
-        text: of its value.
 
-    Returns:
-        The name of the field of ``Attributes``, and its value.
+def parse_value(name: str, text: str) -> object:
+    """Parse the value of the attribute *name*, one of ``NAMES``.
 
     Raises:
         ValueError: its message is the expected form.
     """
-    field, parse = _FORMS[name]
-    return field, parse(text)
+    return _FORMS[name][1](text)
 
 
 def parse_words(words: Iterable[str]) -> Attributes:
@@ -132,13 +129,13 @@ def parse_words(words: Iterable[str]) -> Attributes:
         name, _, text = word.partition("=")
         if name not in _FORMS:
             raise ValueError(f"an attribute must be name=value with a name of {', '.join(NAMES)}")
-        try:
-            field, value = parse_value(name, text)
-        except ValueError as wanted:
-            raise ValueError(f"the attribute {name} must be {wanted}") from None
+        field = field_of(name)
         if field in values:
             raise ValueError(f"the attribute {name} must not be repeated")
-        values[field] = value
+        try:
+            values[field] = parse_value(name, text)
+        except ValueError as wanted:
+            raise ValueError(f"the attribute {name} must be {wanted}") from None
     return Attributes(**values) if values else NO_ATTRIBUTES
 
 

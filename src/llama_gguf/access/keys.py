@@ -50,6 +50,7 @@ _KEY_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _RETIRED_ID: Final = re.compile(r"([A-Za-z0-9_-]{1,64}?)(?:-old-[0-9a-f]{6})+")
 _SECRET: Final = re.compile(r"[A-Za-z0-9_-]{16,128}")
 _DIGEST: Final = re.compile(r"sha256\$([0-9A-Fa-f]{64})")
+_STORED: Final = re.compile(rf"[^:]*:({_DIGEST.pattern}|{_SECRET.pattern})")
 _DIGITS: Final = re.compile(r"[0-9]+")
 # The first space before a word that contains "=", which the fields before it never do. Expirations
 # may contain a space.
@@ -173,6 +174,10 @@ class KeyRing:
         Digests are compared and not secrets, so the duration reveals nothing about a secret.
         """
         return self._by_digest.get(sha256(presented).digest())
+
+    def with_digest(self, digest: bytes) -> Key | None:
+        """The key whose secret has this SHA-256 digest, expired or not."""
+        return self._by_digest.get(digest)
 
     def named(self, key_id: str) -> Key | None:
         """The key with this id: its current secret, or an old one if the file has no other."""
@@ -329,6 +334,60 @@ def format_line(
     return ":".join(fields) + format_words(attributes)
 
 
+def _stored(line: str) -> re.Match[str]:
+    """The api key on a valid line, as it is stored: group 1."""
+    match = _STORED.match(line)
+    assert match is not None
+    return match
+
+
+def stored_keys(text: str) -> list[tuple[Key, str]]:
+    """All keys of a file in their order, each with its secret, or its digest as it is stored."""
+    claimed = KeyRing.parse(text)
+    read = ((_read_or_none(line), line) for line in _LINE.findall(text))
+    return [
+        (key, _stored(line)[1])
+        for key, line in read
+        if key is not None and claimed.with_digest(key.digest) == key
+    ]
+
+
+def chat_keys(text: str, now: float) -> list[tuple[Key, str]]:
+    """The keys with which a command on this machine can chat, each with its secret.
+
+    Those that are in plain text, valid at *now*, and limited to no networks and no other routes.
+    """
+    return [
+        (key, secret)
+        for key, secret in stored_keys(text)
+        if not (key.hashed or key.is_expired(now) or key.attributes.networks)
+        and (not key.attributes.routes or "chat" in key.attributes.routes)
+    ]
+
+
+def change(text: str, key: Key) -> str:
+    """*text* with the rate limit, expiration and attributes of *key* on its line.
+
+    Raises:
+        ValueError: a value could not be parsed again; its message is the expected form.
+        KeyError: there is no line with its id and its secret.
+    """
+    lines = _LINE.findall(text)
+    for number, line in enumerate(lines):
+        old = _read_or_none(line)
+        if old is not None and (old.line_id, old.digest) == (key.line_id, key.digest):
+            new = format_line(
+                key.line_id,
+                _stored(line)[1],
+                rate_limit=key.rate_limit,
+                expires_at=key.expires_at,
+                attributes=key.attributes,
+            )
+            lines[number] = new + line[len(line.rstrip(_AROUND)) :]
+            return "".join(lines)
+    raise KeyError(key.line_id)
+
+
 def add_line(text: str, line: str) -> str:
     """*text* with *line* at its end."""
     end = _line_end(text)
@@ -395,10 +454,8 @@ def _without_secret(line: str) -> str:
     key = _read_or_none(line)
     if key is None or key.hashed:
         return line
-    key_id, after = line.split(":", 1)
-    secret = _SECRET.match(after)
-    assert secret is not None
-    return f"{key_id}:{stored_digest(key.digest)}{after[secret.end() :]}"
+    stored = _stored(line)
+    return line[: stored.start(1)] + stored_digest(key.digest) + line[stored.end(1) :]
 
 
 @dataclass(frozen=True, slots=True)

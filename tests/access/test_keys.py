@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from llama_gguf.access import keys
 from llama_gguf.access.attributes import NO_ATTRIBUTES, Attributes
 from llama_gguf.access.keys import Key, KeyRing, Problem
-from tests.access.test_attributes import any_attributes
+from tests.access.test_attributes import FULL, any_attributes
 
 SECRET = "sk-Zq8vN2xLw5TfR7mB"
 OTHER = "sk-another-secret-0"
@@ -274,12 +274,15 @@ def test_ten_thousand_keys_are_all_found() -> None:
         assert key.key_id == f"key-{n}"
 
 
-def test_a_large_file_is_parsed_with_a_pause_every_few_lines() -> None:
-    text = "".join(f"key-{n}:secret-of-number-{n:06}\n" for n in range(10 * keys.LINES_PER_PAUSE))
+@pytest.mark.parametrize("words", ["", f" {FULL}"])
+def test_a_large_file_is_parsed_with_a_pause_every_few_lines(words: str) -> None:
+    text = "".join(f"key-{n:03}:secret-of-number-{n:06}{words}\n" for n in range(640))
     pauses: list[None] = []
     ring = KeyRing.parse(text, lambda: pauses.append(None))
 
-    assert (len(ring), len(pauses)) == (10 * keys.LINES_PER_PAUSE, 10)
+    line = len(text) // 640
+    lines_per_pause = -(-keys.CHARACTERS_PER_PAUSE // line)
+    assert (len(ring), len(pauses)) == (640, 640 // lines_per_pause)
 
 
 def test_a_ring_lists_the_keys_removed_since_the_previous_one() -> None:

@@ -23,6 +23,8 @@ MAX_WEIGHT: Final = 100
 MAX_NETWORKS: Final = 64
 PRIORITIES: Final = ("normal", "low")
 
+_DIGITS: Final = re.compile(r"[0-9]{1,18}")
+
 
 @dataclass(frozen=True, slots=True)
 class Attributes:
@@ -55,7 +57,7 @@ NO_ATTRIBUTES: Final = Attributes()
 def _whole(high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         # int() alone would accept "+5", "1_000" and digits of other scripts.
-        if re.fullmatch(r"[0-9]{1,18}", text) and 1 <= int(text) <= high:
+        if _DIGITS.fullmatch(text) and 1 <= int(text) <= high:
             return int(text)
         raise ValueError(f"a whole number from 1 to {high}")
 

@@ -19,7 +19,7 @@ MAX_HOPS: Final = 32
 """Proxies in a row: addresses in X-Forwarded-For that are read, from its end."""
 
 _NETWORK: Final = re.compile(r"[0-9A-Fa-f:.]{2,45}(?:/[0-9]{1,3})?")  # and no zone such as %eth0
-_MAPPED: Final = IPv6Network("::ffff:0:0/96")
+_MAPPED_PREFIX: Final = 96  # of ::ffff:0:0/96
 # Some proxies add the port of the client.
 _HOP: Final = re.compile(
     r"\[([0-9A-Fa-f:.]{2,45})\](?::[0-9]{1,5})?|([0-9.]{7,15}):[0-9]{1,5}|([0-9A-Fa-f:.]{2,45})"
@@ -36,9 +36,13 @@ def parse_network(text: str) -> Network:
     if not _NETWORK.fullmatch(text):
         raise ValueError
     network = ip_network(text)
-    if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
+    if network.prefixlen >= _MAPPED_PREFIX and _is_mapped(network.network_address):
         raise ValueError
     return network
+
+
+def _is_mapped(address: Address) -> bool:
+    return isinstance(address, IPv6Address) and address.ipv4_mapped is not None
 
 
 def parse_address(text: str) -> Address | None:

@@ -286,7 +286,7 @@ def _check_can_be_rotated(key: Key, name: str, now: float) -> None:
     if key.is_expired(now):
         raise UserError(
             f"{key.key_id} has expired, and a new secret would expire with it; "
-            f"remove it and generate a new key"
+            f"extend it first, with: llama-gguf keys set {key.key_id} --expires 30d"
         )
 
 

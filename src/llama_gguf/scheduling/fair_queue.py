@@ -154,4 +154,7 @@ class FairQueue(Generic[T]):
 
 
 def _first(lines: OrderedDict[str, _Line[T]], may_run: Callable[[str], bool]) -> str | None:
-    return next((key_id for key_id in lines if may_run(key_id)), None)
+    for key_id in lines:  # a generator expression would be evaluated to its end when compiled
+        if may_run(key_id):
+            return key_id
+    return None

@@ -9,8 +9,10 @@ from collections.abc import Iterable
 from typing import Final
 
 from llama_gguf.access.attributes import NO_ATTRIBUTES, Attributes
+from llama_gguf.access.budget_ledger import BudgetLedger
 from llama_gguf.access.keys import Key, KeyRing
 from llama_gguf.access.rate_limit import FailureLimit, NewLimiter, RateLimiter, local_limiter
+from llama_gguf.access.token_budget import TokenBudget, has_budget
 from llama_gguf.config.schema import AuthSettings
 from llama_gguf.errors import AdminKeyRequired, KeyExpired, Limited, Unauthorized
 from llama_gguf.http1 import local_response
@@ -27,12 +29,14 @@ class Principal:
         expires_at: of the secret, in POSIX seconds; None if it never expires.
         limiter: of the key; None if its requests are not counted.
         attributes: of the key.
+        budget: of the key; None if it has none.
     """
 
     __slots__ = (
         "_after_remaining",
         "_before_remaining",
         "attributes",
+        "budget",
         "expires_at",
         "key_id",
         "limiter",
@@ -44,11 +48,13 @@ class Principal:
         expires_at: float | None,
         limiter: RateLimiter | None,
         attributes: Attributes = NO_ATTRIBUTES,
+        budget: TokenBudget | None = None,
     ) -> None:
         self.key_id = key_id
         self.expires_at = expires_at
         self.limiter = limiter
         self.attributes = attributes
+        self.budget = budget
         # Serialised once: only the number differs between the responses to counted requests.
         self._before_remaining = self._after_remaining = b""
         if limiter is not None:
@@ -95,6 +101,8 @@ class Authenticator:
         self._by_digest: dict[bytes, Principal] = {}
         """Made when a secret is first presented; emptied when keys are loaded."""
         self._new_limiter = new_limiter
+        self.budgets = BudgetLedger()
+        """Of all keys that have or had one: a key that is removed and added again continues."""
         self._limiters: dict[str, RateLimiter] = {}
         """By key id, made when a key is first presented."""
 
@@ -121,7 +129,11 @@ class Authenticator:
             own = self.ring.named(key.key_id) or key
             ends = [end for end in (key.expires_at, own.expires_at) if end is not None]
             principal = Principal(
-                key.key_id, min(ends, default=None), self._limiter(own), own.attributes
+                key.key_id,
+                min(ends, default=None),
+                self._limiter(own),
+                own.attributes,
+                self._budget(own),
             )
             self._by_digest[key.digest] = principal
             return principal
@@ -133,6 +145,13 @@ class Authenticator:
             limiter = self._limiters[key.key_id] = self._new_limiter(key.key_id, limit)
         limiter.limit = limit  # requests that it has admitted still count
         return limiter
+
+    def _budget(self, key: Key) -> TokenBudget | None:
+        if not has_budget(key.attributes):
+            return None
+        budget = self.budgets.of(key.key_id)
+        budget.limit(key.attributes)  # what was used still counts
+        return budget
 
     def named(self, key_id: str) -> Principal | None:
         """The principal of the key with this id; None if there is no such key."""

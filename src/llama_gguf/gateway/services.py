@@ -13,6 +13,7 @@ from llama_gguf.config.settings import Settings
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Probe
 from llama_gguf.engines.source import StaticSource
+from llama_gguf.gateway.budget_sink import BudgetSink
 from llama_gguf.gateway.connections import Connections
 from llama_gguf.gateway.fleet import Fleet
 from llama_gguf.gateway.head_cache import HeadCache, Known
@@ -97,7 +98,13 @@ class Services:
         )
         self.usage = UsageTotals(self.clock.wall)
         self.recorder = Recorder(
-            [self.metrics, self.usage, self.access_log], wall=lambda: self.clock.wall
+            [
+                BudgetSink(self.authenticator.budgets, self.clock),
+                self.metrics,
+                self.usage,
+                self.access_log,
+            ],
+            wall=lambda: self.clock.wall,
         )
         self.history = History(self.clock.now())
         self.engine_reader = EngineReader(

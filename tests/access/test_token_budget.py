@@ -104,14 +104,14 @@ def test_no_minute_admits_more_than_the_limit_and_one_request(
             admitted.append((now, tokens))
 
     for start, _ in admitted:
-        within = [tokens for at, tokens in admitted if start <= at <= start + 60]
+        within = [tokens for at, tokens in admitted if int(start) <= at < int(start) + 60]
         assert sum(within[:-1]) < limit
 
 
 @given(
     requests=st.lists(st.tuples(gaps, amounts), min_size=1, max_size=60), limit=st.integers(1, 100)
 )
-def test_the_wait_of_a_minute_is_true_and_at_most_a_second_too_long(
+def test_the_wait_of_a_minute_is_true_and_not_too_long(
     requests: list[tuple[float, int]], limit: int
 ) -> None:
     budget, now, admitted = budget_of(tokens_per_minute=limit), NOON, []
@@ -122,8 +122,8 @@ def test_the_wait_of_a_minute_is_true_and_at_most_a_second_too_long(
             budget.reserve(tokens, now, now)
             admitted.append((now, tokens))
         else:
-            before = now + seconds - 1 - 60  # what is earlier has left, second or not
-            assert sum(tokens for at, tokens in admitted if at >= before - 1e-6) >= limit
+            assert seconds <= 60  # OpenAI's clients wait no longer
+            assert wait(copy.deepcopy(budget), now + seconds - 0.125, now)
             assert not wait(budget, now + seconds, now)
             return
 

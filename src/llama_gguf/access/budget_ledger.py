@@ -47,6 +47,10 @@ class BudgetLedger:
             budget = self._by_key[key_id] = TokenBudget(key_id, self._changed)
         return budget
 
+    def key_ids(self) -> list[str]:
+        """Of the keys that have, or had, a budget and have been used; sorted."""
+        return sorted(self._by_key)
+
     def known(self, key_id: str) -> TokenBudget | None:
         """As ``of``; None if nothing is known of it."""
         return self._by_key.get(key_id)

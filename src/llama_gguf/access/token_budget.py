@@ -10,8 +10,8 @@ the exact figures replace it. Nothing here reads a clock: the caller passes two.
 Rule 1: a request is admitted while less than its limit is used in each window. A window therefore
 admits at most its limit and one estimate.
 
-Rule 2: the minute slides, by whole seconds: what is used in a second counts until 60 seconds after
-its end.
+Rule 2: the minute slides, by whole seconds: it is the present second and the 59 before it. No wait
+is longer than 60 seconds, since OpenAI's clients ignore a longer one.
 
 Rule 3: what a request has used beyond its estimate counts in the windows of its end, where it is
 first known. What it has not used is given back to the windows of its start.
@@ -292,7 +292,7 @@ class TokenBudget:
 
     def _forget_seconds(self, now: int) -> None:
         by_second = self.counts[TOKENS_PER_MINUTE]
-        for second in [s for s in by_second if not now - MINUTE_SECONDS <= s <= now]:
+        for second in [s for s in by_second if not now - MINUTE_SECONDS < s <= now]:
             tokens = by_second.pop(second)
             if second > now:  # saved before the clock was set back and the process restarted
                 by_second[now] = by_second.get(now, 0) + tokens
@@ -305,14 +305,14 @@ class TokenBudget:
         for second in sorted(by_second):
             used -= by_second[second]
             if used < self._limits[window]:
-                return second + 1 + MINUTE_SECONDS - now
+                return second + MINUTE_SECONDS - now
         raise AssertionError("unreachable: without its seconds, a minute has nothing")
 
     def _resets_in(self, window: int, now: float, wall: float) -> float:
         if window != TOKENS_PER_MINUTE:
             return _end_of(window, self._periods(now, wall)[window]) - wall
         used = [second for second, tokens in self.counts[window].items() if tokens]
-        return max(used) + 1 + MINUTE_SECONDS - now if used else 0.0
+        return max(used) + MINUTE_SECONDS - now if used else 0.0
 
 
 def _amount(window: int, tokens: int, milliseconds: int) -> int:

@@ -13,10 +13,12 @@ from llama_gguf.access.token_budget import (
     TOKENS_PER_MINUTE,
     Exceeded,
     TokenBudget,
+    WindowState,
     estimate,
 )
 from llama_gguf.errors import GatewayError, Limited, QuotaExceeded
 from llama_gguf.http1 import local_response
+from llama_gguf.telemetry.metrics import Budgets
 
 if TYPE_CHECKING:
     from llama_gguf.access.authenticator import Principal
@@ -82,6 +84,40 @@ def token_fields(services: Services, budget: TokenBudget) -> bytes:
         if state.name in NAMES[:3]:
             return local_response.token_fields(state.limit, int(state.remaining), state.resets_in)
     return b""
+
+
+def states_of(services: Services, key_id: str) -> list[WindowState]:
+    """The windows in the budget of a key, as they are now; none without a budget."""
+    services.recorder.settle()
+    principal = services.authenticator.named(key_id)
+    if principal is None or principal.budget is None:
+        return []
+    return principal.budget.states(services.clock.steady(), services.clock.wall)
+
+
+def view(services: Services, key_id: str) -> dict[str, dict[str, float]]:
+    """The budget of a key, for programs: the windows by name."""
+    return {
+        state.name: {
+            "limit": state.limit,
+            "used": state.used,
+            "remaining": state.remaining,
+            "resets_in_seconds": round(state.resets_in, 1),
+        }
+        for state in states_of(services, key_id)
+    }
+
+
+def gauges(services: Services) -> tuple[Budgets, Budgets]:
+    """The budgets of all keys in use for the metrics: of tokens, and of engine-seconds."""
+    tokens: dict[tuple[str, str], tuple[float, float, float]] = {}
+    seconds: dict[tuple[str, str], tuple[float, float, float]] = {}
+    for key_id in services.authenticator.budgets.key_ids():
+        for state in states_of(services, key_id):
+            amount, _, window = state.name.rpartition("_per_")
+            into = tokens if amount == "tokens" else seconds
+            into[key_id, window] = (state.limit, state.used, state.remaining)
+    return tokens, seconds
 
 
 def _refusal(exceeded: Exceeded) -> GatewayError:

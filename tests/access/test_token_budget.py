@@ -21,6 +21,7 @@ from llama_gguf.access.token_budget import (
     MAX_SEARCHED_BYTES,
     NAMES,
     TokenBudget,
+    choices_in,
     estimate,
 )
 from llama_gguf.http1.exchange_record import Reservation
@@ -74,6 +75,34 @@ def wait(budget: TokenBudget, at: float, wall: float) -> float:
 )
 def test_the_estimate_is_of_the_body_and_of_the_output_it_allows(body: bytes, tokens: int) -> None:
     assert estimate(body, None) == tokens
+
+
+@pytest.mark.parametrize(
+    ("body", "choices"),
+    [
+        (b"{}", 1),
+        (b'{"n":3}', 3),
+        (b'{"n" : 0}', 1),
+        (b'{"n_cmpl":3}', 3),
+        (rb'{"content":"\"n\":3"}', 1),
+        (b'{"prompt":["a","b"]}', 2),
+        (b'{"prompt":[[1,2],[3]],"n":2}', 4),
+        (b'{"prompt":[1,2,3]}', 1),
+        (b'{"prompt":["a"', 1),
+        (b'{"x":{"prompt":["a","b"]}}', 1),
+        (b'[{"prompt":["a","b"]}]', 1),
+        (b" " * MAX_SEARCHED_BYTES + b'{"n":3}', 1),
+    ],
+)
+def test_the_outputs_that_a_request_wants_are_counted(body: bytes, choices: int) -> None:
+    assert choices_in(body) == choices
+
+
+def test_each_output_of_several_is_estimated() -> None:
+    body = b'{"n":3,"max_tokens":500}'
+
+    assert estimate(body, None, choices_in(body)) == 1506
+    assert estimate(body, 100, choices_in(body)) == 300
 
 
 def test_the_estimate_is_no_more_than_a_request_can_use() -> None:

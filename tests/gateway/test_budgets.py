@@ -194,6 +194,26 @@ def test_a_response_without_figures_costs_the_estimate(new_rig: NewRig) -> None:
     assert tokens_today(rig) == 54
 
 
+def test_outputs_that_the_engine_does_not_report_count_like_the_reported_one(
+    new_rig: NewRig,
+) -> None:
+    rig = rig_with(new_rig, "tokens_per_day=1000 engine_seconds_per_day=9")
+
+    post(rig, answer(6, 4, 2000.0), body=b'{"n":3}')
+
+    assert used(rig) == {"tokens_per_day": 6 + 3 * 4, "engine_seconds_per_day": 4.0}
+
+
+def test_prompts_that_the_engine_does_not_report_count_by_their_length(new_rig: NewRig) -> None:
+    rig = rig_with(new_rig, "tokens_per_day=1000")
+    prompts = [100 * "x", 100 * "y", 100 * "z"]
+    body = json.dumps({"prompt": prompts, "max_tokens": 4}).encode()
+
+    post(rig, answer(25, 4), body=body)
+
+    assert tokens_today(rig) == len(body) // 4 + 3 * 4
+
+
 def test_requests_that_need_no_slot_cost_nothing(new_rig: NewRig) -> None:
     rig = rig_with(new_rig, "tokens_per_day=100")
     rig.respond_with(answer(6, 4))

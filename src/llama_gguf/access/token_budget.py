@@ -23,6 +23,7 @@ earliest one continues, until the clock has passed it.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -54,17 +55,44 @@ _OUTPUT: Final = re.compile(
 )
 
 
-def estimate(body: bytes | bytearray, most: int | None) -> int:
-    """The tokens that a request is expected to use: of its body, and of the output it allows.
+# The same for the number of outputs, of which llama-server reports the tokens of one.
+_CHOICES: Final = re.compile(rb'"(?:n|n_cmpl)"[ \t\r\n]{0,9}:[ \t\r\n]{0,9}([0-9]{1,4})')
+_PROMPTS: Final = re.compile(rb'"prompt"[ \t\r\n]{0,9}:[ \t\r\n]{0,9}\[')
+
+
+def choices_in(body: bytes | bytearray) -> int:
+    """How many outputs a request wants: ``n`` for each of its prompts."""
+    if len(body) > MAX_SEARCHED_BYTES:
+        return 1
+    choices = max(map(int, _CHOICES.findall(body)), default=1) or 1
+    if _PROMPTS.search(body):
+        choices *= _prompts_in(body)
+    return choices
+
+
+def _prompts_in(body: bytes | bytearray) -> int:
+    try:
+        prompts = json.loads(body)["prompt"]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return 1  # llama-server refuses it too
+    # A list of numbers is one prompt, of tokens.
+    are_several = isinstance(prompts, list) and any(not isinstance(p, int) for p in prompts)
+    return len(prompts) if are_several else 1
+
+
+def estimate(body: bytes | bytearray, most: int | None, choices: int = 1) -> int:
+    """The tokens that a request is expected to use: of its body, and of the outputs it allows.
 
     Args:
         body: of the request.
-        most: tokens that a request can use: the engine's context; None if that is not known.
+        most: tokens of one prompt and its output: the engine's context; None if that is not known.
+        choices: as ``choices_in`` returns.
     """
     tokens = max(len(body) // BYTES_PER_TOKEN, 1)
-    if len(body) <= MAX_SEARCHED_BYTES and (most is None or tokens < most):
-        tokens += max(map(int, _OUTPUT.findall(body)), default=0)
-    return tokens if most is None else min(tokens, most)
+    most_of_all = None if most is None else most * choices
+    if len(body) <= MAX_SEARCHED_BYTES and (most_of_all is None or tokens < most_of_all):
+        tokens += choices * max(map(int, _OUTPUT.findall(body)), default=0)
+    return tokens if most_of_all is None else min(tokens, most_of_all)
 
 
 def has_budget(attributes: Attributes) -> bool:

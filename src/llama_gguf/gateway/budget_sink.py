@@ -44,7 +44,9 @@ def cost_of(exchange: ExchangeRecord, reservation: Reservation) -> tuple[int, in
 
     1. It was not sent to an engine, was refused, or failed: nothing.
     2. The response reports its tokens: those, of which cached ones count like all others. If it
-       reports the engine's times: those, which cached tokens do not add to.
+       reports the engine's times: those, which cached tokens do not add to. llama-server reports
+       those of one output: of several, each counts like that one, and their prompts by the length
+       of the request if that is more.
     3. It does not, or its client did not wait for the end: the estimate; but at least the
        request's length and that of the response, by ``BYTES_PER_TOKEN`` and ``BYTES_PER_EVENT``.
     4. Without the engine's times, those between its start at the engine and its end.
@@ -54,9 +56,13 @@ def cost_of(exchange: ExchangeRecord, reservation: Reservation) -> tuple[int, in
     milliseconds = round((exchange.ended_at - exchange.forwarded_at) * 1000)  # 4
     usage = exchange.usage
     if usage is not None and usage.is_whole:  # 2
+        choices, prompt = reservation.choices, usage.prompt or 0
+        if choices > 1:
+            prompt = max(prompt, exchange.bytes_in // BYTES_PER_TOKEN)
         if usage.generating is not None or usage.prompting is not None:
-            milliseconds = round(((usage.prompting or 0) + (usage.generating or 0)) * 1000)
-        return (usage.prompt or 0) + (usage.completion or 0), milliseconds
+            seconds = (usage.prompting or 0) + (usage.generating or 0) * choices
+            milliseconds = round(seconds * 1000)
+        return prompt + (usage.completion or 0) * choices, milliseconds
     least = exchange.bytes_in // BYTES_PER_TOKEN + exchange.bytes_out // BYTES_PER_EVENT
     return max(reservation.tokens, least), milliseconds  # 3
 

@@ -14,6 +14,7 @@ from llama_gguf.access.token_budget import (
     Exceeded,
     TokenBudget,
     WindowState,
+    choices_in,
     estimate,
 )
 from llama_gguf.errors import GatewayError, Limited, QuotaExceeded
@@ -57,7 +58,10 @@ def reserve(services: Services, exchange: Exchange, body: bytes | bytearray) -> 
     has_many_texts = exchange.request.route.operation in _MANY_TEXTS
     most = None if has_many_texts else services.fleet.engine.status.request_tokens
     now, wall = services.clock.steady(), services.clock.wall
-    exchange.reservation = budget.reserve(estimate(body, most), now, wall)
+    choices = choices_in(body)
+    reservation = budget.reserve(estimate(body, most, choices), now, wall)
+    reservation.choices = choices
+    exchange.reservation = reservation
     before = exchange.rate_fields.partition(local_response.TOKENS_LIMIT)[0]
     exchange.rate_fields = before + token_fields(services, budget)
 

@@ -67,9 +67,11 @@ class Reservation:
         periods: of each window of the budget, the one in which these count.
     """
 
-    __slots__ = ("milliseconds", "periods", "tokens")
+    __slots__ = ("choices", "milliseconds", "periods", "tokens")
 
     def __init__(self, tokens: int, milliseconds: int, periods: Sequence[int]) -> None:
+        self.choices = 1
+        """How many outputs the request wants; llama-server reports the tokens of one."""
         self.tokens = tokens
         self.milliseconds = milliseconds
         self.periods = periods

@@ -394,7 +394,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(seconds=st.integers(-3600, 3600))
     def set_clock(self, seconds: int) -> None:
-        """Within the periods that are known, or ahead of them: others have tests of their own."""
+        """Within the periods that are known, or ahead of them: other tests have the rest."""
         earliest = min(itertools.chain(self.model.day, [periods_at(self.wall)[0]]))
         if int((self.wall + seconds) // DAY) >= earliest:
             self.wall += seconds

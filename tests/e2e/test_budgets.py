@@ -1,4 +1,4 @@
-"""Budgets of keys with the real engine, and with a client that waits as it is told."""
+"""Budgets of keys with the real engine, and with a client that waits as the response states."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ KEYS: Final = {
     "minute": "tokens_per_minute=20",
     "day": "tokens_per_day=20",
 }
+
+
+@pytest.fixture(scope="module")
+def settings() -> dict[str, str]:
+    return {"PARALLEL": "2"}  # llama-server allows as many outputs of a request as it has slots
 
 
 def secret(name: str) -> str:
@@ -89,9 +94,18 @@ def test_outputs_that_the_engine_does_not_report_are_counted(
     path, body = ASKED["chat"]
     before = used(budgeted)["tokens_per_day"]
 
-    post(budgeted, path, {**body, "n": 3, "max_tokens": 7, "ignore_eos": True, "stream": stream})
+    post(budgeted, path, {**body, "n": 2, "max_tokens": 7, "ignore_eos": True, "stream": stream})
 
-    assert used(budgeted)["tokens_per_day"] - before == pytest.approx(3 * 7 + 30, abs=10)
+    assert used(budgeted)["tokens_per_day"] - before == pytest.approx(2 * 7 + 30, abs=10)
+
+
+def test_each_prompt_of_a_list_is_counted(budgeted: Served) -> None:
+    before = used(budgeted)["tokens_per_day"]
+    body = {"prompt": ["Once", "Twice"], "max_tokens": 7, "ignore_eos": True}
+
+    post(budgeted, "/v1/completions", body)
+
+    assert used(budgeted)["tokens_per_day"] - before == len(json.dumps(body)) // 4 + 2 * 7
 
 
 def test_engine_seconds_are_those_of_the_engine_s_timings(budgeted: Served) -> None:
@@ -126,7 +140,7 @@ def run_client(served: Served, name: str) -> list[dict[str, Any]]:
     return outcomes
 
 
-def test_a_client_over_the_minute_waits_as_told_and_is_served(budgeted: Served) -> None:
+def test_a_client_over_the_minute_waits_as_long_as_stated_and_is_served(budgeted: Served) -> None:
     first, second = run_client(budgeted, "minute")
 
     assert (first["error"], second["error"]) == (None, None)
@@ -138,7 +152,7 @@ def test_a_client_over_the_minute_waits_as_told_and_is_served(budgeted: Served) 
     assert used(budgeted, "minute")["tokens_per_minute"] == int(second["pieces"][0])
 
 
-def test_a_client_over_the_day_is_told_so_once_and_does_not_retry(budgeted: Served) -> None:
+def test_a_client_over_the_day_gets_an_error_and_does_not_retry(budgeted: Served) -> None:
     first, second = run_client(budgeted, "day")
 
     assert first["error"] is None

@@ -1,4 +1,4 @@
-"""Counts what finished exchanges have used of budgets, in place of what was reserved for them."""
+"""Counts what finished exchanges have used of budgets, instead of what was reserved for them."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from llama_gguf.access import keys
+from llama_gguf.access.budget_ledger import BudgetLedger
 from llama_gguf.access.keys import Key, KeyRing
 from llama_gguf.access.moments import format_moment
 from llama_gguf.cli import key_views
@@ -397,6 +398,49 @@ def test_the_list_shows_all_facts_about_a_key_except_its_secret(run: Run, path: 
         assert secret not in out
 
 
+def list_in(folder: Path, *flags: str) -> int:
+    environ = {"DATA_DIR": str(folder), "INSTANCE_ID": "here"}
+    return main(["keys", "list", *flags], environ=environ)
+
+
+def test_the_list_shows_what_remains_of_budgets(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path.write_text(f"alice:{SECRET} tokens_per_day=100 engine_seconds_per_day=9\nbob:{OTHER}\n")
+    folder = path.parent / "budgets"
+    folder.mkdir()
+    now = datetime.now(UTC).timestamp()
+    ledger = BudgetLedger()
+    reserved = ledger.of("alice").reserve(1, now, now)
+    ledger.of("alice").settle(reserved, 30, 2500, now=now, wall=now)
+    (folder / "here.json").write_text(ledger.dump())
+
+    assert list_in(path.parent, "--json") == 0
+    alice, bob = json.loads(capsys.readouterr().out)["keys"]
+    assert list_in(path.parent) == 0
+    out = capsys.readouterr().out
+
+    assert alice["remaining"] == {"tokens_per_day": 70, "engine_seconds_per_day": 6.5}
+    assert bob["remaining"] == {}
+    assert "tokens_per_day=70 engine_seconds_per_day=6.5" in out
+
+
+def test_budgets_that_cannot_be_read_are_a_warning_of_the_list(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path.write_text(f"alice:{SECRET} tokens_per_day=100\n")
+    folder = path.parent / "budgets"
+    folder.mkdir()
+    (folder / "here.json").write_text("not ours")
+
+    status = list_in(path.parent)
+
+    out, err = capsys.readouterr()
+    assert status == 0
+    assert "tokens_per_day=100" in out
+    assert f"warning: {folder}/here.json cannot be read" in err
+
+
 def test_the_list_can_be_printed_as_json(run: Run, path: Path) -> None:
     path.write_text(f"alice:{SECRET}:60:2001-01-01\nbob:{keys.hashed(OTHER)}\nbad line\n")
 
@@ -411,6 +455,7 @@ def test_the_list_can_be_printed_as_json(run: Run, path: Path) -> None:
                 "expired": True,
                 "hashed": False,
                 **NO_LIMITS,
+                "remaining": {},
             },
             {
                 "id": "bob",
@@ -420,6 +465,7 @@ def test_the_list_can_be_printed_as_json(run: Run, path: Path) -> None:
                 "expired": False,
                 "hashed": True,
                 **NO_LIMITS,
+                "remaining": {},
             },
         ],
         "problems": [
@@ -449,8 +495,8 @@ def test_the_list_shows_all_limits(run: Run, path: Path) -> None:
         "priority": "low",
     }
     assert {name: bob[name] for name in NO_LIMITS} == NO_LIMITS
-    assert out.splitlines()[0].endswith("STORED  FURTHER LIMITS")
-    assert out.splitlines()[1].endswith(f"plain   {FULL}")
+    assert out.splitlines()[0].split()[-3:] == ["FURTHER", "LIMITS", "REMAINING"]
+    assert f"plain   {FULL}" in out.splitlines()[1]
     assert out.splitlines()[2].endswith("plain")
 
 

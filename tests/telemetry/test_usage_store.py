@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from llama_gguf.telemetry.usage_store import USAGE, UsageStore, path_of
+from llama_gguf.telemetry.usage_store import USAGE, UsageStore
 from llama_gguf.telemetry.usage_totals import UsageTotals
 from tests.support.processes import DEADLINE_SECONDS
 
@@ -395,19 +395,3 @@ def test_gateways_that_write_at_the_same_time_lose_nothing(path: Path) -> None:
 
     assert [process.wait(DEADLINE_SECONDS) for process in running] == [0] * 3
     assert requests_in(path) == 150
-
-
-@pytest.mark.parametrize(
-    ("instance", "name"),
-    [
-        ("host-1.example", "host-1.example.json"),
-        ("../../etc/passwd", "_.._etc_passwd.json"),
-        ("...", "gateway.json"),
-        ("", "gateway.json"),
-        ("a b/ü", "a_b__.json"),
-    ],
-)
-def test_instances_that_share_a_folder_have_separate_files(instance: str, name: str) -> None:
-    path = path_of(USAGE, "/data", instance)
-
-    assert path == f"/data/usage/{name}"

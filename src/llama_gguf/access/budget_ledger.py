@@ -17,6 +17,8 @@ from llama_gguf.access.token_budget import NAMES, TokenBudget, add, apply, no_co
 MAX_KEYS: Final = 10_000
 """In the file, those that have used something most recently. Ids come from the keys file, but keys
 that are no longer in it are kept too: a key that is removed and added again continues."""
+FOLDER: Final = "budgets"
+"""In DATA_DIR, with a file per instance."""
 LINES_PER_PAUSE: Final = 64
 FORMAT: Final = 1
 

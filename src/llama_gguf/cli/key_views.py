@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -12,6 +12,9 @@ from llama_gguf.access.keys import Key, KeyRing, Merged
 from llama_gguf.access.moments import format_moment
 from llama_gguf.cli.terminal import echo, print_table
 from llama_gguf.http1.routes import SCOPES
+
+Remaining = Mapping[str, Mapping[str, float]]
+"""What remains of the budgets of keys, by key id and name of the window."""
 
 _SPANS: Final = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
 
@@ -70,8 +73,10 @@ def _whereabouts(key: Key, path: str) -> str:
     return f"It is stored in {path}."
 
 
-def print_keys_as_json(ring: KeyRing, path: str, now: datetime) -> None:
-    listed = [_facts(key, now) for key in ring.keys]
+def print_keys_as_json(ring: KeyRing, remaining: Remaining, path: str, now: datetime) -> None:
+    listed = [
+        {**_facts(key, now), "remaining": remaining.get(key.line_id, {})} for key in ring.keys
+    ]
     problems = [{"line": p.line, "reason": p.reason} for p in ring.problems]
     echo(json.dumps({"file": path, "keys": listed, "problems": problems}, indent=2))
 
@@ -125,12 +130,12 @@ def _value(value: object) -> object:
     return [str(network) for network in value] if isinstance(value, tuple) else value
 
 
-def print_keys(ring: KeyRing, path: str, now: datetime) -> None:
+def print_keys(ring: KeyRing, remaining: Remaining, path: str, now: datetime) -> None:
     if ring.keys:
-        columns = ("ID", "PER MINUTE", "EXPIRES", "STORED", "FURTHER LIMITS")
+        columns = ("ID", "PER MINUTE", "EXPIRES", "STORED", "FURTHER LIMITS", "REMAINING")
         has_more = any(_words(key) for key in ring.keys)
-        shown = len(columns) if has_more else len(columns) - 1
-        print_table(columns[:shown], [_row(key, now)[:shown] for key in ring.keys])
+        shown = 6 if remaining else 5 if has_more else 4
+        print_table(columns[:shown], [_row(key, remaining, now)[:shown] for key in ring.keys])
     else:
         echo(
             f"There are no keys in {path}. Create one with: llama-gguf keys generate --file {path}"
@@ -138,12 +143,13 @@ def print_keys(ring: KeyRing, path: str, now: datetime) -> None:
     _print_problems(ring, path)
 
 
-def _row(key: Key, now: datetime) -> tuple[str, ...]:
+def _row(key: Key, remaining: Remaining, now: datetime) -> tuple[str, ...]:
     limit = "default" if key.rate_limit is None else str(key.rate_limit)
     stored = "digest" if key.hashed else "plain"
     if key.is_retired:
         stored += f", old secret of {key.key_id}"
-    return key.line_id, limit, _expiry(key, now), stored, " ".join(_words(key))
+    left = " ".join(f"{name}={n:.15g}" for name, n in remaining.get(key.line_id, {}).items())
+    return key.line_id, limit, _expiry(key, now), stored, " ".join(_words(key)), left
 
 
 def _expiry(key: Key, now: datetime) -> str:

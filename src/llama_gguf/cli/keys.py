@@ -23,17 +23,23 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from llama_gguf.access import attributes, key_admin, key_file, keys
 from llama_gguf.access.attributes import MAX_WEIGHT, NO_ATTRIBUTES, PRIORITIES, parse_value
+from llama_gguf.access.budget_ledger import FOLDER, BudgetLedger
 from llama_gguf.access.key_admin import NewKey
 from llama_gguf.access.keys import KeyRing
 from llama_gguf.access.moments import parse_duration
+from llama_gguf.access.token_budget import has_budget
 from llama_gguf.cli.context import Context
 from llama_gguf.errors import UserError
+from llama_gguf.files.instance_file import path_of
 from llama_gguf.http1.routes import SCOPES
 from llama_gguf.scheduling.fair_queue import LOW_EVERY
+
+if TYPE_CHECKING:
+    from llama_gguf.cli.key_views import Remaining
 
 _APPLIED_SOON: Final = "A running gateway applies this within three seconds.\n"
 _WHEN: Final = "30d, 24h, 60m, or a time such as 2027-01-31T12:00:00Z"
@@ -156,7 +162,10 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, context: Context) -> int:
-    arguments.action(arguments, arguments.file or context.settings.auth.auth_keys_file)
+    settings = context.settings
+    data_dir, instance = settings.model.data_dir, settings.logs.instance_id
+    arguments.budgets_file = path_of(data_dir, FOLDER, instance)
+    arguments.action(arguments, arguments.file or settings.auth.auth_keys_file)
     return 0
 
 
@@ -238,8 +247,30 @@ def _list(arguments: argparse.Namespace, path: str) -> None:
     warning = key_file.warn_if_exposed(path)
     if warning:
         sys.stderr.write(f"llama-gguf: warning: {warning}\n")
+    now = datetime.now(UTC)
+    remaining = _remaining(ring, arguments.budgets_file, now.timestamp())
     show = key_views.print_keys_as_json if arguments.json else key_views.print_keys
-    show(ring, path, datetime.now(UTC))
+    show(ring, remaining, path, now)
+
+
+def _remaining(ring: KeyRing, budgets_file: str, now: float) -> Remaining:
+    """What remains of the budgets of keys, as the gateway saved it at most a second ago."""
+    try:
+        with open(budgets_file, encoding="utf-8") as file:
+            ledger = BudgetLedger.load(file.read())
+    except FileNotFoundError:
+        ledger = BudgetLedger()
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"llama-gguf: warning: {budgets_file} cannot be read: {error}\n")
+        return {}
+    remaining: dict[str, dict[str, float]] = {}
+    for key in ring.keys:
+        if has_budget(key.attributes) and not key.is_retired:
+            budget = ledger.of(key.key_id)
+            budget.limit(key.attributes)
+            windows = budget.states(now, now)
+            remaining[key.key_id] = {window.name: window.remaining for window in windows}
+    return remaining
 
 
 def _remove(arguments: argparse.Namespace, path: str) -> None:

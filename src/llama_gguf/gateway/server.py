@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 
+from llama_gguf.access import budget_ledger
 from llama_gguf.access.budget_ledger import BudgetLedger
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.address import EngineAddress
@@ -21,6 +22,7 @@ from llama_gguf.engines.probe import Finding, Probe, watch
 from llama_gguf.engines.status import ChildState
 from llama_gguf.errors import ReloadFailed, UserError
 from llama_gguf.events import EventLog
+from llama_gguf.files.instance_file import path_of
 from llama_gguf.gateway.client_connection import ClientConnection
 from llama_gguf.gateway.control import Control
 from llama_gguf.gateway.dashboard import take_reading
@@ -35,7 +37,7 @@ from llama_gguf.net.terminal import Terminal
 from llama_gguf.net.threads import run_detached
 from llama_gguf.net.tls import ServerContext
 from llama_gguf.net.transport import LoopTransport, SocketTransport
-from llama_gguf.telemetry.usage_store import USAGE, Kind, T, UsageStore, path_of
+from llama_gguf.telemetry.usage_store import USAGE, Kind, T, UsageStore
 
 _log: Final = EventLog(__name__)
 
@@ -43,7 +45,9 @@ TICK_SECONDS: Final = 0.5
 MOST_SECONDS_BETWEEN_TICKS: Final = 4 * TICK_SECONDS
 LAST_LINES_SECONDS: Final = 2.0
 """To write the end of the access log and the usage; a disk that hangs delays the exit no longer."""
-BUDGETS: Final = Kind("budgets", 1.0, lambda _: BudgetLedger(has_changes=True), BudgetLedger.load)
+BUDGETS: Final = Kind(
+    budget_ledger.FOLDER, 1.0, lambda _: BudgetLedger(has_changes=True), BudgetLedger.load
+)
 PROBE_READY_SECONDS: Final = 2.0
 PROBE_ELSE_SECONDS: Final = 0.25
 
@@ -136,7 +140,7 @@ class Gateway:
 
     def _store(self, kind: Kind[T]) -> UsageStore[T]:
         data_dir, instance = self._settings.model.data_dir, self._settings.logs.instance_id
-        return UsageStore(kind, path_of(kind, data_dir, instance))
+        return UsageStore(kind, path_of(data_dir, kind.name, instance))
 
     # Connections --------------------------------------------------------------------------------
 

@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import fcntl
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
@@ -33,7 +32,6 @@ from llama_gguf.telemetry.usage_totals import UsageTotals
 _log: Final = EventLog(__name__)
 
 MAX_FILE_BYTES: Final = 64 << 20
-_UNFIT: Final = re.compile(r"[^A-Za-z0-9._-]")
 
 
 class Totals(Protocol):
@@ -83,12 +81,6 @@ class Kind(Generic[T]):
 
 
 USAGE: Final = Kind("usage", 5.0, UsageTotals, UsageTotals.load)
-
-
-def path_of(kind: Kind[T], data_dir: str, instance_id: str) -> str:
-    """The path of the file; instances that share DATA_DIR have one each."""
-    name = _UNFIT.sub("_", instance_id).lstrip(".") or "gateway"
-    return os.path.join(data_dir, kind.name, f"{name}.json")
 
 
 @dataclass(frozen=True, slots=True)

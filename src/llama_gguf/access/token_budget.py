@@ -206,7 +206,19 @@ class TokenBudget:
         changed: gets this budget, by the key's id, when it has something to save.
     """
 
-    __slots__ = ("_changed", "_limits", "counts", "key_id", "text", "typical", "unsaved")
+    __slots__ = (
+        "_changed",
+        "_day",
+        "_forgotten_at",
+        "_limits",
+        "_month",
+        "_wall",
+        "counts",
+        "key_id",
+        "text",
+        "typical",
+        "unsaved",
+    )
 
     def __init__(self, key_id: str, changed: dict[str, TokenBudget]) -> None:
         self.key_id = key_id
@@ -218,6 +230,11 @@ class TokenBudget:
         """What was added to ``counts`` since they were last saved; may be negative."""
         self.text = ""
         """``counts`` as they are saved; empty if they have changed since."""
+        self._forgotten_at = -1
+        """The second in which those before the minute were removed last."""
+        self._wall = -1.0
+        self._day = self._month = 0
+        """Those of ``_wall``."""
         self.typical = FIRST_MILLISECONDS
         """Of the engine for a request: the estimate of the next one."""
 
@@ -270,34 +287,42 @@ class TokenBudget:
 
     def states(self, now: float, wall: float) -> list[WindowState]:
         """Those windows that have a limit."""
-        states: list[WindowState] = []
-        for window in WINDOWS:
-            limit, used = self._limits[window], self._used(window, now, wall)
-            if limit:
-                states.append(
-                    WindowState(
-                        NAMES[window],
-                        _shown(window, limit),
-                        used / 1000 if window == ENGINE_SECONDS_PER_DAY else used,
-                        self._resets_in(window, now, wall),
-                    )
-                )
-        return states
+        return [self._state(window, now, wall) for window in WINDOWS if self._limits[window]]
+
+    def shortest_of_tokens(self, now: float, wall: float) -> WindowState | None:
+        """The shortest window of tokens that has a limit."""
+        for window in (TOKENS_PER_MINUTE, TOKENS_PER_DAY, TOKENS_PER_MONTH):
+            if self._limits[window]:
+                return self._state(window, now, wall)
+        return None
+
+    def _state(self, window: int, now: float, wall: float) -> WindowState:
+        used = self._used(window, now, wall)
+        return WindowState(
+            NAMES[window],
+            _shown(window, self._limits[window]),
+            used / 1000 if window == ENGINE_SECONDS_PER_DAY else used,
+            self._resets_in(window, now, wall),
+        )
 
     def replace(self, counts: Counts) -> None:
         """Continue from *counts*, which have what was saved, and not what is unsaved."""
+        self._forgotten_at = -1
         self.counts = counts
         apply(counts, self.unsaved)
         self.text = ""
 
     def _periods(self, now: float, wall: float) -> Sequence[int]:
-        counts, day = self.counts, int(wall // DAY_SECONDS)
-        return (
-            int(now),
-            _in_force(counts[TOKENS_PER_DAY], day),
-            _in_force(counts[TOKENS_PER_MONTH], _month(wall)),
-            _in_force(counts[ENGINE_SECONDS_PER_DAY], day),
-        )
+        return [self._period(window, now, wall) for window in WINDOWS]
+
+    def _period(self, window: int, now: float, wall: float) -> int:
+        """The period of *window* that counts now."""
+        if window == TOKENS_PER_MINUTE:
+            return int(now)
+        if wall != self._wall:  # the gateway's has steps of half a second
+            self._wall, self._day, self._month = wall, int(wall // DAY_SECONDS), _month(wall)
+        period = self._month if window == TOKENS_PER_MONTH else self._day
+        return _in_force(self.counts[window], period)
 
     def _add(self, window: int, period: int, amount: int) -> None:
         by_period = self.counts[window]
@@ -316,9 +341,12 @@ class TokenBudget:
         if window == TOKENS_PER_MINUTE:
             self._forget_seconds(int(now))
             return sum(by_period.values())
-        return by_period.get(self._periods(now, wall)[window], 0)
+        return by_period.get(self._period(window, now, wall), 0)
 
     def _forget_seconds(self, now: int) -> None:
+        if now == self._forgotten_at:
+            return
+        self._forgotten_at = now
         by_second = self.counts[TOKENS_PER_MINUTE]
         for second in [s for s in by_second if not now - MINUTE_SECONDS < s <= now]:
             tokens = by_second.pop(second)
@@ -338,7 +366,7 @@ class TokenBudget:
 
     def _resets_in(self, window: int, now: float, wall: float) -> float:
         if window != TOKENS_PER_MINUTE:
-            return _end_of(window, self._periods(now, wall)[window]) - wall
+            return _end_of(window, self._period(window, now, wall)) - wall
         used = [second for second, tokens in self.counts[window].items() if tokens]
         return max(used) + MINUTE_SECONDS - now if used else 0.0
 

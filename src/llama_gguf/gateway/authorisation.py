@@ -63,10 +63,11 @@ def authorise(services: Services, client: Client, exchange: Exchange, length: in
             exchange.rate_fields = principal.fields_at(exchange.started_at)
     budget = principal.budget
     if budget is not None:
-        exchange.rate_fields += budgets.token_fields(services, budget)
         if exchange.request.route.needs_slot:
-            exchange.has_budget = True
+            exchange.has_budget = True  # its header lines are made when it is reserved, or refused
             budgets.check(services, budget)
+        else:
+            exchange.rate_fields += budgets.token_fields(services, budget)
     if services.connections.is_draining:
         raise services.connections.draining()
     if length > services.max_body_size:

@@ -62,8 +62,7 @@ def reserve(services: Services, exchange: Exchange, body: bytes | bytearray) -> 
     reservation = budget.reserve(estimate(body, most, choices), now, wall)
     reservation.choices = choices
     exchange.reservation = reservation
-    before = exchange.rate_fields.partition(local_response.TOKENS_LIMIT)[0]
-    exchange.rate_fields = before + token_fields(services, budget)
+    exchange.rate_fields += token_fields(services, budget)
 
 
 def give_back(services: Services, exchange: Exchange) -> None:
@@ -84,10 +83,10 @@ def rate_fields(services: Services, principal: Principal, now: float) -> bytes:
 def token_fields(services: Services, budget: TokenBudget) -> bytes:
     """The header lines with the shortest window of tokens in *budget*; none without one."""
     services.recorder.settle()
-    for state in budget.states(services.clock.steady(), services.clock.wall):
-        if state.name in NAMES[:3]:
-            return local_response.token_fields(state.limit, int(state.remaining), state.resets_in)
-    return b""
+    state = budget.shortest_of_tokens(services.clock.steady(), services.clock.wall)
+    if state is None:
+        return b""
+    return local_response.token_fields(state.limit, int(state.remaining), state.resets_in)
 
 
 def states_of(services: Services, key_id: str) -> list[WindowState]:

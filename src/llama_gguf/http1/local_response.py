@@ -199,16 +199,11 @@ def rate_fields(limit: int, remaining: bytes, reset: float) -> bytes:
     )
 
 
-TOKENS_LIMIT: Final = b"x-ratelimit-limit-tokens"
-
-
 def token_fields(limit: int, remaining: int, reset: float) -> bytes:
     """The header lines with a key's budget of tokens, by OpenAI's names; *reset* in seconds."""
-    return b"%b: %d\r\nx-ratelimit-remaining-tokens: %d\r\nx-ratelimit-reset-tokens: %b\r\n" % (
-        TOKENS_LIMIT,
-        limit,
-        remaining,
-        duration_text(reset),
+    return (
+        b"x-ratelimit-limit-tokens: %d\r\nx-ratelimit-remaining-tokens: %d\r\n"
+        b"x-ratelimit-reset-tokens: %b\r\n" % (limit, remaining, duration_text(reset))
     )
 
 

@@ -85,6 +85,18 @@ def test_changes_that_could_not_be_saved_are_saved_with_the_next_ones() -> None:
     assert used(saved, "alice")[:2] == [3, 3]
 
 
+def test_a_file_that_has_less_than_was_reserved_makes_no_count_negative() -> None:
+    ledger, saved = BudgetLedger(), BudgetLedger()
+    reserved = ledger.of("alice").reserve(40, NOW, NOW)
+    ledger.take_unsaved()
+    spend(saved, "alice", 5)
+    ledger.rebase(BudgetLedger.load(saved.dump()), NOW)
+
+    ledger.of("alice").settle(reserved, 0, 0, now=NOW, wall=NOW)
+
+    assert used(restarted(ledger), "alice") == [0, 0, 0]
+
+
 def test_what_was_taken_is_not_unsaved() -> None:
     ledger = BudgetLedger()
     spend(ledger, "alice", 1)

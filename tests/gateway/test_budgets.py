@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pytest
 
-from llama_gguf.engines.status import EngineState
+from llama_gguf.engines.status import ChildState, EngineStatus
 from tests.support.fakes import FakeClient, NewRig, Rig
 from tests.support.keys import KEY, OTHER_KEY
 from tests.support.messages import LAST_CHUNK, STREAM_HEAD, Response, chunk, code_of, request
@@ -99,11 +99,8 @@ def test_the_estimate_counts_while_the_request_is_under_way(new_rig: NewRig) -> 
 
 def test_the_estimate_is_bounded_by_the_context_of_a_request(new_rig: NewRig) -> None:
     rig = rig_with(new_rig, "tokens_per_day=100000")
-    rig.services.engine.update(
-        rig.services.engine.status.__class__(
-            EngineState.READY, since=0.0, slots=4, model="m", request_tokens=4096
-        )
-    )
+    status = EngineStatus(ChildState.READY, since=0.0, slots=4, model="m", request_tokens=4096)
+    rig.services.fleet.engine.update(status)
 
     send(rig, b'{"max_tokens":90000}')
 

@@ -1,7 +1,7 @@
 """Whether a key's budget admits a request, and what is reserved of it.
 
 ``budget_sink.py`` replaces that by what the request has used, in the recorder's batches. A request
-of a key with a budget settles these first, so that whatever has ended counts when it is decided.
+of a key with a budget settles these first, so that all ended ones count when it is decided.
 """
 
 from __future__ import annotations

@@ -25,10 +25,20 @@ MODULES: Final = [
     *(
         f"llama_gguf/{folder}/{name}.py"
         for folder, names in {
-            "access": ("authenticator", "keys", "rate_limit"),
+            "access": (
+                "attributes",
+                "authenticator",
+                "budget_ledger",
+                "keys",
+                "networks",
+                "rate_limit",
+                "token_budget",
+            ),
             "gateway": (
                 "attempt",
                 "authorisation",
+                "budget_sink",
+                "budgets",
                 "client",
                 "client_connection",
                 "connections",
@@ -70,6 +80,7 @@ MODULES: Final = [
                 "crash_memory",
                 "exchange",
                 "failure_policy",
+                "fair_queue",
                 "replay_order",
                 "shares",
             ),

@@ -20,6 +20,11 @@ from llama_gguf.errors import Unauthorized
 from llama_gguf.http1.fields import RequestFields
 
 SIZES: Final = (1, 10_000)
+ATTRIBUTES: Final = (
+    " tokens_per_minute=10000 tokens_per_day=2000000 tokens_per_month=50000000 "
+    "engine_seconds_per_day=3600 routes=chat,embeddings from=10.0.0.0/8,2001:db8::/32 weight=4 "
+    "priority=low"
+)
 REPEATS: Final = 7
 LOOK_UPS: Final = 20_000
 
@@ -28,9 +33,11 @@ def secret(n: int) -> str:
     return f"sk-{n:043d}"
 
 
-def file_of(size: int, *, hashed: bool) -> str:
+def file_of(size: int, *, hashed: bool = False, words: str = "") -> str:
     stored = keys.hashed if hashed else str
-    return "".join(f"key-{n}:{stored(secret(n))}:60:2099-01-01T00:00:00Z\n" for n in range(size))
+    return "".join(
+        f"key-{n}:{stored(secret(n))}:60:2099-01-01T00:00:00Z{words}\n" for n in range(size)
+    )
 
 
 def loaded(text: str) -> Authenticator:
@@ -57,19 +64,22 @@ def best(work: Callable[[], object], number: int) -> float:
 
 
 def row(size: int) -> list[str]:
-    plain, digests = (file_of(size, hashed=hashed) for hashed in (False, True))
+    plain, digests = file_of(size), file_of(size, hashed=True)
+    full = file_of(size, words=ATTRIBUTES)
     authenticator = loaded(plain)
     return [
         f"{size:,}",
         f"{best(lambda: loaded(plain), 1) * 1e3:.2f}",
         f"{best(lambda: loaded(digests), 1) * 1e3:.2f}",
+        f"{best(lambda: loaded(full), 1) * 1e3:.2f}",
         f"{best(finder(authenticator, secret(size - 1)), LOOK_UPS) * 1e6:.2f}",
         f"{best(finder(authenticator, secret(size)), LOOK_UPS) * 1e6:.2f}",
     ]
 
 
 def main() -> int:
-    columns = ("keys", "load, ms", "load digests, ms", "a key, us", "a wrong key, us")
+    loads = ("load, ms", "load digests, ms", "load with all attributes, ms")
+    columns = ("keys", *loads, "a key, us", "a wrong key, us")
     print_table(columns, [row(size) for size in SIZES])
     return 0
 

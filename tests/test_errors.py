@@ -21,6 +21,7 @@ PROMISED = {
     errors.ExpectationFailed: (417, "invalid_request_error", "expectation_failed"),
     errors.HeadTooLarge: (431, "invalid_request_error", "request_header_fields_too_large"),
     errors.Limited: (429, "rate_limit_error", "rate_limit_exceeded"),
+    errors.QuotaExceeded: (429, "insufficient_quota", "insufficient_quota"),
     errors.UpstreamError: (502, "server_error", "backend_error"),
     errors.QueueFull: (503, "server_error", "queue_full"),
     errors.QueueTimeout: (503, "server_error", "queue_timeout"),
@@ -77,11 +78,15 @@ def test_the_connection_is_closed_if_the_start_of_the_next_request_is_unknown(
     assert kind("no").close
 
 
-def test_only_a_timeout_and_a_crash_of_the_engine_forbid_a_retry() -> None:
-    forbidding = {kind for kind in kinds(GatewayError) if kind.should_retry is not None}
+def test_a_retry_is_forbidden_where_it_would_only_repeat_the_work_or_the_refusal() -> None:
+    forbidding = {kind: kind.should_retry for kind in kinds(GatewayError)}
 
-    assert forbidding == {errors.UpstreamTimeout, errors.EngineCrashed}
-    assert not any(kind.should_retry for kind in forbidding)
+    assert {kind for kind, should_retry in forbidding.items() if should_retry is not None} == {
+        errors.UpstreamTimeout,
+        errors.EngineCrashed,
+        errors.QuotaExceeded,
+    }
+    assert True not in forbidding.values()
 
 
 def test_str_returns_the_message() -> None:

@@ -163,12 +163,29 @@ class AdminKeyRequired(GatewayError):
     code = "admin_key_required"
 
 
+class OutsideKeyScope(GatewayError):
+    """The key is limited to routes or networks, and the request is outside of them."""
+
+    status = 403
+    type = "permission_error"
+    code = "key_scope"
+
+
 class Limited(GatewayError):
-    """The key is over its rate limit, or its address has sent too many invalid keys."""
+    """The key is over its requests or tokens per minute, or its address sent many invalid keys."""
 
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
+
+
+class QuotaExceeded(GatewayError):
+    """The key has used its tokens of the day or month, or its engine-seconds of the day."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+    should_retry = False
 
 
 class ConcurrencyLimited(Limited):

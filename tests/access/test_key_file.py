@@ -7,7 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -339,6 +339,28 @@ def test_an_edit_holds_the_lock_while_it_computes_the_change(path: Path) -> None
         fcntl.flock(folder, fcntl.LOCK_EX)
     finally:
         os.close(folder)
+
+
+def failing_with(number: int) -> Callable[[int, int], None]:
+    def flock(_descriptor: int, _operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return flock
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_no_obstacle(path: Path, number: int) -> None:
+    key_file.edit(str(path), to_new, failing_with(number))
+
+    assert path.read_text() == NEW
+    assert only_file(path)
+
+
+def test_any_other_failure_to_lock_is_reported(path: Path) -> None:
+    with pytest.raises(UserError, match="cannot write the keys file"):
+        key_file.edit(str(path), to_new, failing_with(errno.EIO))
+
+    assert path.read_text() == OLD
 
 
 @pytest.mark.processes

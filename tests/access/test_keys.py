@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import re
 import string
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -10,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_gguf.access import keys
+from llama_gguf.access.attributes import NO_ATTRIBUTES, Attributes
 from llama_gguf.access.keys import Key, KeyRing, Problem
+from tests.access.test_attributes import FULL, any_attributes
 
 SECRET = "sk-Zq8vN2xLw5TfR7mB"
 OTHER = "sk-another-secret-0"
@@ -79,6 +82,30 @@ def test_rate_limit_and_expiration_are_each_optional(
     assert (key.rate_limit, key.expires_at) == (rate_limit, expires_at)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "",
+        ":",
+        "::",
+        ":60",
+        ":60:2027-01-01",
+        "::2027-01-01 01:00:00+01:00",
+        ":2027-01-01",
+    ],
+)
+@pytest.mark.parametrize("space", [" ", "   ", "\t"])
+def test_attributes_follow_the_other_fields(fields: str, space: str) -> None:
+    without = only_key(f"alice:{SECRET}{fields}")
+    key = only_key(f"alice:{SECRET}{fields}{space}weight=4{space}from=2001:db8::/32")
+
+    assert without.attributes == NO_ATTRIBUTES
+    assert (key.rate_limit, key.expires_at) == (without.rate_limit, without.expires_at)
+    assert keys.format_line("alice", SECRET, attributes=key.attributes) == (
+        f"alice:{SECRET} from=2001:db8::/32 weight=4"
+    )
+
+
 def test_digits_in_the_third_field_are_a_rate_limit_even_if_they_look_like_a_date() -> None:
     key = only_key(f"alice:{SECRET}:20270101")
 
@@ -140,6 +167,14 @@ def test_comments_and_blank_lines_are_neither_keys_nor_problems(line: str) -> No
         (f"alice:sha256${HEX}0", "the api key must be"),
         (f"alice:SHA256${HEX}", "the api key must be"),
         (f"alice:{SECRET}\r:60", "the api key must be"),
+        (f"alice:{SECRET}:weight=4", "the api key may be followed by"),
+        (f"alice:{SECRET}weight=4", "the api key must be"),
+        (f"alice weight=4:{SECRET}", "a line must be"),
+        (f"alice:{SECRET} weight 4", "the api key must be"),
+        (f"alice:{SECRET} weight=4 # hers", "an attribute must be name=value"),
+        (f"alice:{SECRET} weight=0", "the attribute weight must be a whole number"),
+        (f"alice:{SECRET}:60 {SECRET}=1", "an attribute must be name=value"),
+        (f"alice:{SECRET} weight={OTHER}", "the attribute weight must be"),
         (f"alice:{SECRET}:0", "the rate limit must be a whole number from 1 to 1000000000"),
         (f"alice:{SECRET}:1000000001", "the rate limit must be"),
         (f"alice:{SECRET}:{'9' * 5000}", "the rate limit must be"),
@@ -239,12 +274,15 @@ def test_ten_thousand_keys_are_all_found() -> None:
         assert key.key_id == f"key-{n}"
 
 
-def test_a_large_file_is_parsed_with_a_pause_every_few_lines() -> None:
-    text = "".join(f"key-{n}:secret-of-number-{n:06}\n" for n in range(10 * keys.LINES_PER_PAUSE))
+@pytest.mark.parametrize("words", ["", f" {FULL}"])
+def test_a_large_file_is_parsed_with_a_pause_every_few_lines(words: str) -> None:
+    text = "".join(f"key-{n:03}:secret-of-number-{n:06}{words}\n" for n in range(640))
     pauses: list[None] = []
     ring = KeyRing.parse(text, lambda: pauses.append(None))
 
-    assert (len(ring), len(pauses)) == (10 * keys.LINES_PER_PAUSE, 10)
+    line = len(text) // 640
+    lines_per_pause = -(-keys.CHARACTERS_PER_PAUSE // line)
+    assert (len(ring), len(pauses)) == (640, 640 // lines_per_pause)
 
 
 def test_a_ring_lists_the_keys_removed_since_the_previous_one() -> None:
@@ -327,6 +365,10 @@ def test_a_second_old_secret_with_the_same_id_is_skipped() -> None:
         f"alice:{OTHER}:60:{SECRET}",
         f"alice:{SECRET}!",
         SECRET,
+        f"alice:{OTHER} weight={SECRET}",
+        f"alice:{OTHER} {SECRET}=4",
+        f"alice:{OTHER} from={SECRET}",
+        f"alice {SECRET}",
     ],
 )
 def test_no_repr_and_no_problem_shows_a_secret_or_a_digest(line: str) -> None:
@@ -357,21 +399,41 @@ BAD_LINES = (
     f"x:{SECRET}:0",
     f"x:{SECRET}:1:soon",
     f"x:{SECRET}:soon",
+    f"x:{SECRET} y=1",
 )
 
 
 # Writing ------------------------------------------------------------------------------------------
 
 
-@given(key_ids, api_keys, rate_limits, expirations, st.booleans())
+@given(
+    key_id=key_ids,
+    secret=api_keys,
+    rate_limit=rate_limits,
+    expires_at=expirations,
+    hide=st.booleans(),
+    attributes=any_attributes,
+)
 def test_a_formatted_line_parses_to_the_same_key(
-    key_id: str, secret: str, rate_limit: int | None, expires_at: float | None, hide: bool
+    *,
+    key_id: str,
+    secret: str,
+    rate_limit: int | None,
+    expires_at: float | None,
+    hide: bool,
+    attributes: Attributes,
 ) -> None:
     stored = keys.hashed(secret) if hide else secret
-    line = keys.format_line(key_id, stored, rate_limit=rate_limit, expires_at=expires_at)
+    line = keys.format_line(
+        key_id, stored, rate_limit=rate_limit, expires_at=expires_at, attributes=attributes
+    )
 
     digest = hashlib.sha256(secret.encode()).digest()
-    assert only_key(line) == Key(key_id, digest, rate_limit, expires_at, hide)
+    retired = only_key(line).retired_as
+    assert only_key(line) == Key(
+        only_key(line).key_id, digest, rate_limit, expires_at, hide, retired, attributes
+    )
+    assert only_key(line).line_id == key_id
     assert KeyRing.parse(line).look_up(secret.encode()) is not None
     assert not (hide and secret in line.removeprefix(key_id))
 
@@ -487,13 +549,14 @@ def test_a_clean_up_makes_no_skipped_line_valid(hidden: str) -> None:
 
 
 key_lines = st.builds(
-    lambda key_id, secret, rate, expiry: keys.format_line(
-        key_id, secret, rate_limit=rate, expires_at=expiry
+    lambda key_id, secret, rate, expiry, attributes: keys.format_line(
+        key_id, secret, rate_limit=rate, expires_at=expiry, attributes=attributes
     ),
     key_ids,
     api_keys,
     rate_limits,
     expirations,
+    any_attributes,
 )
 files = st.lists(noise | key_lines, max_size=12).map("\n".join)
 
@@ -552,3 +615,12 @@ def test_replacing_a_key_changes_nothing_else(text: str, line: str, data: st.Dat
     after = KeyRing.parse(keys.replace(text, old.key_id, line))
 
     assert after.keys == tuple(new if key == old else key for key in before.keys)
+
+
+@given(files)
+def test_digests_instead_of_secrets_change_no_key(text: str) -> None:
+    before = KeyRing.parse(text)
+    after, changed = keys.hash_secrets(text)
+
+    assert KeyRing.parse(after).keys == tuple(replace(key, hashed=True) for key in before.keys)
+    assert changed >= sum(not key.hashed for key in before.keys)

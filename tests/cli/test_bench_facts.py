@@ -55,6 +55,16 @@ def test_a_key_of_this_machine_is_never_sent_to_another(url: str, tmp_path: Path
     assert bench_facts.endpoint_key(url, context(tmp_path)) == ""
 
 
+def test_a_key_that_may_not_chat_from_here_is_not_used(tmp_path: Path) -> None:
+    made = context(tmp_path)
+    with (tmp_path / "keys.txt").open("a") as file:
+        file.write("x:sk-elsewhere-0123456:9000 from=192.0.2.1\n")
+        file.write("y:sk-embeddings-012345:9000 routes=embeddings\n")
+        file.write("z:sk-heavy-01234567890:8000 routes=chat weight=4\n")
+
+    assert bench_facts.endpoint_key(HERE, made) == "sk-heavy-01234567890"
+
+
 def test_without_a_keys_file_no_key_is_sent(tmp_path: Path) -> None:
     made = context(tmp_path)
     (tmp_path / "keys.txt").unlink()

@@ -12,15 +12,28 @@ from typing import Any
 import pytest
 
 from llama_gguf.access import keys
+from llama_gguf.access.budget_ledger import BudgetLedger
 from llama_gguf.access.keys import Key, KeyRing
 from llama_gguf.access.moments import format_moment
 from llama_gguf.cli import key_views
 from llama_gguf.cli.main import main
+from tests.access.test_attributes import FULL
 
 SECRET = "sk-Zq8vN2xLw5TfR7mB"
 OTHER = "sk-another-secret-0"
 TAKEN_UP = "A running gateway applies this within three seconds.\n"
 NEVER = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
+
+NO_LIMITS: dict[str, object] = {
+    "tokens_per_minute": None,
+    "tokens_per_day": None,
+    "tokens_per_month": None,
+    "engine_seconds_per_day": None,
+    "routes": [],
+    "from": [],
+    "weight": 1,
+    "priority": "normal",
+}
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -136,6 +149,7 @@ def test_json_has_the_key_and_its_settings(run: Run, path: Path) -> None:
         "expires_at": "9999-12-31T00:00:00Z",
         "expired": False,
         "hashed": True,
+        **NO_LIMITS,
         "file": str(path),
     }
     assert err == TAKEN_UP
@@ -228,6 +242,131 @@ def test_an_unwritable_file_is_an_error_without_traceback(run: Run, path: Path) 
     assert err.startswith(f"llama-gguf: cannot write the keys file {path}/below: Not a directory\n")
 
 
+# set ----------------------------------------------------------------------------------------------
+
+ALL_FLAGS = (
+    *("--tokens-per-minute", "10k", "--tokens-per-day", "2M", "--tokens-per-month", "50M"),
+    *("--engine-seconds-per-day", "3600", "--routes", "embeddings,chat"),
+    *("--from", "10.0.0.0/8,2001:db8::/32", "--weight", "4", "--priority", "low"),
+)
+
+
+def test_a_key_is_created_with_all_attributes(run: Run, path: Path) -> None:
+    _, out, _ = run("generate", "--name", "a", *ALL_FLAGS)
+
+    assert path.read_text().splitlines()[-1].endswith(f" {FULL}")
+    assert out.startswith(f"Key a, {FULL.replace(' ', ', ')}:\n")
+
+
+def test_a_limit_is_changed_without_a_new_secret(run: Run, path: Path) -> None:
+    path.write_text(f"# ours\r\nalice:{SECRET}:60 weight=4\r\nbob:{OTHER}\r\n", newline="")
+
+    status, out, err = run("set", "alice", "--tokens-per-day", "2M", "--from", "10.0.0.0/8")
+
+    assert path.read_bytes().decode() == (
+        f"# ours\r\nalice:{SECRET}:60 tokens_per_day=2000000 from=10.0.0.0/8 weight=4\r\n"
+        f"bob:{OTHER}\r\n"
+    )
+    assert (status, err) == (0, TAKEN_UP)
+    assert out == (
+        "Key alice, 60 requests per minute, tokens_per_day=2000000, from=10.0.0.0/8, weight=4.\n"
+        f"Changed in {path}.\n"
+    )
+
+
+def test_a_limit_of_a_digest_is_changed(run: Run, path: Path) -> None:
+    path.write_text(f"alice:{keys.hashed(SECRET)}\n")
+
+    _, out, _ = run("set", "alice", "--rate-limit", "10k", "--expires", "9999-12-31", "--json")
+
+    assert path.read_text() == f"alice:{keys.hashed(SECRET)}:10000:9999-12-31T00:00:00Z\n"
+    assert json.loads(out)["rate_limit"] == 10_000
+
+
+def test_none_stands_for_the_default(run: Run, path: Path) -> None:
+    path.write_text(f"alice:{SECRET}:60:9999-12-31 {FULL}\n")
+    flags = [flag for flag in ALL_FLAGS if flag.startswith("--")]
+
+    run("set", "alice", *(word for flag in flags for word in (flag, "none")))
+    assert path.read_text() == f"alice:{SECRET}:60:9999-12-31T00:00:00Z\n"
+    run("set", "alice", "--rate-limit", "none", "--expires", "none")
+
+    assert path.read_text() == f"alice:{SECRET}\n"
+
+
+def test_changes_apply_to_the_old_secrets_of_a_key(run: Run, path: Path) -> None:
+    old = f"alice-old-0a1b2c:{keys.hashed(OTHER)}::9999-12-31\n"
+    path.write_text(f"{old}alice:{SECRET}\n")
+
+    status, _, err = run("set", "alice-old-0a1b2c", "--weight", "2")
+    assert (status, path.read_text()) == (1, f"{old}alice:{SECRET}\n")
+    assert "change them with: llama-gguf keys set alice" in err
+    run("set", "alice", "--weight", "2")
+
+    assert path.read_text() == f"{old}alice:{SECRET} weight=2\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "message"),
+    [
+        (("alice",), 2, "specify what to change, such as --tokens-per-day 2M"),
+        (("carol", "--weight", "2"), 1, "there is no key 'carol' in"),
+        (("alice", "--weight", "0"), 2, "--weight '0' is invalid: a whole number from 1 to 100"),
+        (("alice", "--tokens-per-day", "2G"), 2, "--tokens-per-day '2G' is invalid: a whole"),
+        (("alice", "--tokens-per-day", "9999999M"), 2, "is invalid: a whole number from 1 to"),
+        (("alice", "--from", "10.0.0.1/8"), 2, "--from '10.0.0.1/8' is invalid: at most 64"),
+        (("alice", "--routes", "chats"), 2, "--routes 'chats' is invalid: names separated by"),
+        (("alice", "--priority", "high"), 2, "--priority 'high' is invalid: one of normal, low"),
+        (("alice", "--expires", "1999-01-01"), 2, "--expires '1999-01-01' is invalid: it must be"),
+    ],
+)
+def test_an_invalid_change_changes_nothing(
+    argv: tuple[str, ...], status: int, message: str, run: Run, path: Path
+) -> None:
+    path.write_text(f"alice:{SECRET}\n")
+
+    found, out, err = run("set", *argv)
+
+    assert (found, out) == (status, "")
+    assert message in err
+    assert path.read_text() == f"alice:{SECRET}\n"
+
+
+def test_a_rotation_keeps_all_limits(run: Run, path: Path) -> None:
+    path.write_text(f"alice:{SECRET}:60 {FULL}\n")
+
+    run("rotate", "alice", "--grace", "1h")
+
+    new, old = ring_of(path).keys
+    assert new.attributes == old.attributes
+    assert path.read_text().splitlines()[0].endswith(f":60 {FULL}")
+
+
+# show ---------------------------------------------------------------------------------------------
+
+
+def test_a_secret_in_plain_text_is_shown_alone(run: Run, path: Path) -> None:
+    path.write_text(
+        f"alice:{SECRET}:60 weight=4\nalice-old-0a1b2c:{OTHER}\nalice:sk-of-a-duplicate\n"
+    )
+
+    assert run("show", "alice") == (0, f"{SECRET}\n", "")
+    assert run("show", "alice-old-0a1b2c") == (0, f"{OTHER}\n", "")
+    shown = json.loads(run("show", "alice", "--json")[1])
+    assert (shown["id"], shown["key"], shown["weight"]) == ("alice", SECRET, 4)
+
+
+def test_a_digest_is_not_shown(run: Run, path: Path) -> None:
+    path.write_text(f"alice:{keys.hashed(SECRET)}\nalice-old-0a1b2c:{OTHER}\n")
+
+    status, out, err = run("show", "alice")
+
+    assert (status, out) == (1, "")
+    assert "replace it with: llama-gguf keys rotate alice" in err
+    assert keys.hashed(SECRET) not in err
+    assert run("show", "bob")[0] == 1
+
+
 # list ---------------------------------------------------------------------------------------------
 
 
@@ -259,6 +398,49 @@ def test_the_list_shows_all_facts_about_a_key_except_its_secret(run: Run, path: 
         assert secret not in out
 
 
+def list_in(folder: Path, *flags: str) -> int:
+    environ = {"DATA_DIR": str(folder), "INSTANCE_ID": "here"}
+    return main(["keys", "list", *flags], environ=environ)
+
+
+def test_the_list_shows_what_remains_of_budgets(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path.write_text(f"alice:{SECRET} tokens_per_day=100 engine_seconds_per_day=9\nbob:{OTHER}\n")
+    folder = path.parent / "budgets"
+    folder.mkdir()
+    now = datetime.now(UTC).timestamp()
+    ledger = BudgetLedger()
+    reserved = ledger.of("alice").reserve(1, now, now)
+    ledger.of("alice").settle(reserved, 30, 2500, now=now, wall=now)
+    (folder / "here.json").write_text(ledger.dump())
+
+    assert list_in(path.parent, "--json") == 0
+    alice, bob = json.loads(capsys.readouterr().out)["keys"]
+    assert list_in(path.parent) == 0
+    out = capsys.readouterr().out
+
+    assert alice["remaining"] == {"tokens_per_day": 70, "engine_seconds_per_day": 6.5}
+    assert bob["remaining"] == {}
+    assert "tokens_per_day=70 engine_seconds_per_day=6.5" in out
+
+
+def test_budgets_that_cannot_be_read_are_a_warning_of_the_list(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path.write_text(f"alice:{SECRET} tokens_per_day=100\n")
+    folder = path.parent / "budgets"
+    folder.mkdir()
+    (folder / "here.json").write_text("not ours")
+
+    status = list_in(path.parent)
+
+    out, err = capsys.readouterr()
+    assert status == 0
+    assert "tokens_per_day=100" in out
+    assert f"warning: {folder}/here.json cannot be read" in err
+
+
 def test_the_list_can_be_printed_as_json(run: Run, path: Path) -> None:
     path.write_text(f"alice:{SECRET}:60:2001-01-01\nbob:{keys.hashed(OTHER)}\nbad line\n")
 
@@ -272,6 +454,8 @@ def test_the_list_can_be_printed_as_json(run: Run, path: Path) -> None:
                 "expires_at": "2001-01-01T00:00:00Z",
                 "expired": True,
                 "hashed": False,
+                **NO_LIMITS,
+                "remaining": {},
             },
             {
                 "id": "bob",
@@ -280,12 +464,40 @@ def test_the_list_can_be_printed_as_json(run: Run, path: Path) -> None:
                 "expires_at": None,
                 "expired": False,
                 "hashed": True,
+                **NO_LIMITS,
+                "remaining": {},
             },
         ],
         "problems": [
-            {"line": 3, "reason": "a line must be key_id:api_key[:rate_limit][:expiration]"}
+            {
+                "line": 3,
+                "reason": "a line must be key_id:api_key[:rate_limit][:expiration] "
+                "[name=value ...]",
+            }
         ],
     }
+
+
+def test_the_list_shows_all_limits(run: Run, path: Path) -> None:
+    path.write_text(f"alice:{SECRET} {FULL}\nbob:{OTHER}\n")
+
+    alice, bob = listed(run)["keys"]
+    _, out, _ = run("list")
+
+    assert {name: alice[name] for name in NO_LIMITS} == {
+        "tokens_per_minute": 10_000,
+        "tokens_per_day": 2_000_000,
+        "tokens_per_month": 50_000_000,
+        "engine_seconds_per_day": 3600,
+        "routes": ["chat", "embeddings"],
+        "from": ["10.0.0.0/8", "2001:db8::/32"],
+        "weight": 4,
+        "priority": "low",
+    }
+    assert {name: bob[name] for name in NO_LIMITS} == NO_LIMITS
+    assert out.splitlines()[0].split()[-3:] == ["FURTHER", "LIMITS", "REMAINING"]
+    assert f"plain   {FULL}" in out.splitlines()[1]
+    assert out.splitlines()[2].endswith("plain")
 
 
 def test_an_old_secret_is_listed_with_its_key_and_expiry(run: Run, path: Path) -> None:

@@ -11,6 +11,7 @@ from llama_gguf.cli.context import Context
 from llama_gguf.cli.known_secrets import gather, is_harmless
 from llama_gguf.config.load import load
 from llama_gguf.config.platform import resolve
+from tests.access.test_attributes import FULL
 
 
 def found(folder: Path, environ: dict[str, str], **flags: str) -> tuple[set[str], list[str]]:
@@ -37,6 +38,14 @@ def test_a_keys_long_name_is_not_a_secret(tmp_path: Path) -> None:
     (tmp_path / "api_keys.txt").write_text("customer-of-the-year:Zq8vN2xLw5TfR7mB\n")
 
     assert "customer-of-the-year" not in found(tmp_path, {})[0]
+
+
+def test_the_limits_of_a_key_are_not_secrets(tmp_path: Path) -> None:
+    (tmp_path / "api_keys.txt").write_text(f"alice:Zq8vN2xLw5TfR7mB:60 {FULL}\n")
+
+    secrets, _ = found(tmp_path, {})
+    assert "Zq8vN2xLw5TfR7mB" in secrets
+    assert not {"tokens_per_day", "embeddings", "priority"} & secrets
 
 
 def test_values_given_as_flags_are_searched_too(tmp_path: Path) -> None:

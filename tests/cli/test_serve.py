@@ -33,6 +33,9 @@ class Desk:
         (folder / "bin").mkdir()
         (folder / "bin" / "python3").symlink_to(sys.executable)
         (folder / "openai.py").write_text(_OPENAI)
+        program = folder / "bin" / "llama-gguf"
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} -m llama_gguf "$@"\n')
+        program.chmod(0o755)
         curl = folder / "bin" / "curl"
         curl.write_text('#!/bin/sh\nprintf "%s\\0" "$@" > "$RECORDED"\n')
         curl.chmod(0o755)
@@ -126,8 +129,20 @@ def test_the_banners_python_runs_when_pasted(desk: Desk) -> None:
         f"alice:{SECRET}\r\n",
         f"alice : {SECRET}\nbob:{SECRET}\n",
         f"too:short\nalice:{SECRET}\n",
+        f"alice:{OTHER} from=10.9.9.9\nbob:{OTHER}x routes=embeddings\ncarol:{SECRET} weight=4\n",
+        f"alice-old-0a1b2c:{SECRET}:60\n",
     ],
-    ids=["one", "comments", "no-newline", "tab", "crlf", "bad-line", "short-key"],
+    ids=[
+        "one",
+        "comments",
+        "no-newline",
+        "tab",
+        "crlf",
+        "bad-line",
+        "short-key",
+        "attributes",
+        "old-secret",
+    ],
 )
 def test_a_shell_reads_the_key_from_the_file(
     desk: Desk, tmp_path: Path, content: str, shell: str

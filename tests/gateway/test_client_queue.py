@@ -8,7 +8,7 @@ import pytest
 
 from llama_gguf.engines.status import ChildState
 from tests.support.fakes import FakeClient, NewRig, Rig
-from tests.support.keys import KEY, OTHER_KEY
+from tests.support.keys import EXPIRED_KEY, KEY, OTHER_KEY
 from tests.support.messages import LAST_CHUNK, OK, STREAM_HEAD, code_of, event, request
 
 
@@ -598,3 +598,24 @@ def test_token_counts_that_wait_are_refused_when_the_engine_dies(new_rig: NewRig
 
     assert [len(client.responses) for client in counting] == [0, 0, 1, 1]
     assert rig.fleet.side_admission.queued == 0
+
+
+def test_a_key_s_weight_and_priority_decide_its_turns(new_rig: NewRig) -> None:
+    keys = f"alice:{KEY} weight=2\nbob:{OTHER_KEY}\ncarol:{EXPIRED_KEY} priority=low\n"
+    rig = new_rig(slots=1, keys=keys)
+    rig.send_request()
+    for key in (EXPIRED_KEY, *([KEY, OTHER_KEY] * 3)):
+        rig.send_request(request(body=b"{}", key=key))
+
+    rig.respond_with(OK)
+    rig.upstreams[0].send(OK)
+
+    assert [record.key_id for record in rig.records[1:]] == [
+        "alice",
+        "alice",
+        "bob",
+        "alice",
+        "bob",
+        "bob",
+        "carol",
+    ]

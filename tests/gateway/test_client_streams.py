@@ -325,7 +325,7 @@ def test_what_a_stream_told_at_its_end_is_known(version: str, rig: Rig) -> None:
     rig.upstream.close()
     (exchange,) = rig.records
 
-    assert exchange.usage == Usage(33, 4, 32, 0.045)
+    assert exchange.usage == Usage(33, 4, 32, 0.045, prompting=0.0165)
     assert client.responses[0].body.endswith(b"data: [DONE]\n\n")
 
 

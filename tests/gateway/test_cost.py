@@ -17,7 +17,9 @@ import pytest
 import llama_gguf
 from llama_gguf.gateway import client_connection
 from llama_gguf.telemetry.recorder import MAX_BATCH
-from tests.support.fakes import FakeClient, Rig
+from tests.access.test_attributes import FULL
+from tests.support.fakes import FakeClient, NewRig, Rig
+from tests.support.keys import KEY, OTHER_KEY
 from tests.support.messages import LAST_CHUNK, OK, STREAM_HEAD, chunk, event, request
 
 RESPONSES: Final = Path(__file__).parents[1] / "telemetry" / "answers"
@@ -72,6 +74,29 @@ def test_a_request_with_the_head_of_the_last_one_costs_less_than_half_of_another
     client: FakeClient,
 ) -> None:
     assert calls_per_request(client) < calls_per_request(client, new_heads=True) / 2
+
+
+@pytest.mark.parametrize("new_heads", [False, True])
+def test_a_request_costs_the_same_with_ten_thousand_keys_that_have_all_limits(
+    new_heads: bool, new_rig: NewRig
+) -> None:
+    def cost(others: int) -> float:
+        lines = (f"key-{n}:sk-of-another-{n:06}:60 {FULL}\n" for n in range(others))
+        rig = new_rig(keys=f"alice:{KEY}:1000\n{''.join(lines)}")
+        rig.respond_with(OK)
+        return calls_per_request(rig.send_request(), new_heads=new_heads)
+
+    assert cost(10_000) == cost(0)
+
+
+def test_scope_and_weight_cost_nothing_once_a_head_is_known(new_rig: NewRig) -> None:
+    def cost(words: str) -> float:
+        rig = new_rig(keys=f"alice:{KEY} {words}\nbob:{OTHER_KEY}\n")
+        rig.respond_with(OK)
+        return calls_per_request(rig.send_request())
+
+    limits = "routes=chat from=203.0.113.0/24 weight=4 priority=low"
+    assert cost(limits) == cost("")
 
 
 def test_a_new_connection_with_a_known_head_costs_less_than_half_of_a_new_head(

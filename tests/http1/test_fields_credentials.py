@@ -34,22 +34,29 @@ def read(*fields: tuple[bytes, bytes], keep: bool = False) -> RequestFields:
         [(b"x-api-key", KEY)],
         [(b"X-API-Key", KEY)],
         [(b"x-api-key", KEY), (b"Authorization", b"Bearer " + KEY)],
+        [(b"x-api-key", OTHER), (b"Authorization", b"Bearer " + KEY)],
+        [(b"x-api-key", OTHER), (b"x-api-key", OTHER), (b"Authorization", b"Bearer " + KEY)],
+        [(b"x-api-key", b""), (b"Authorization", b"Bearer " + KEY)],
+        [(b"Authorization", b""), (b"x-api-key", KEY)],
+        [(b"Authorization", b"Bearer"), (b"x-api-key", KEY)],
+        [(b"Authorization", b"Bearer "), (b"x-api-key", KEY)],
+        [(b"Authorization", b""), (b"Authorization", b"Bearer " + KEY)],
+        [(b"x-api-key", b""), (b"x-api-key", KEY)],
     ],
     ids=repr,
 )
-def test_a_key_is_shown_as_a_bearer_or_as_x_api_key_or_the_same_by_both(fields: Fields) -> None:
+def test_authorization_wins_over_x_api_key_and_empty_fields_count_as_absent(fields: Fields) -> None:
     assert presented_key(read(*fields)) == KEY
 
 
 REFUSED: list[Fields] = [
     [],
-    [(b"Authorization", b"Bearer " + KEY), (b"x-api-key", OTHER)],
     [(b"Authorization", b"Bearer " + KEY), (b"Authorization", b"Bearer " + KEY)],
     [(b"Authorization", b"Bearer " + KEY), (b"authorization", b"Bearer " + OTHER)],
     [(b"x-api-key", KEY), (b"X-Api-Key", KEY)],
     [(b"x-api-key", KEY), (b"X-Api-Key", OTHER)],
     [(b"Authorization", b"Basic dTpw"), (b"x-api-key", KEY)],
-    [(b"Authorization", b""), (b"x-api-key", KEY)],
+    [(b"Authorization", b"Bearer "), (b"x-api-key", b"")],
 ]
 
 

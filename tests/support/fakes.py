@@ -20,6 +20,7 @@ import pytest
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.probe import Finding
 from llama_gguf.engines.status import ChildState, EngineStatus
+from llama_gguf.gateway.budget_sink import BudgetSink
 from llama_gguf.gateway.client_connection import ClientConnection
 from llama_gguf.gateway.fleet import Fleet
 from llama_gguf.gateway.services import Services
@@ -447,7 +448,12 @@ class Rig:
         self.services.usage = UsageTotals(self.clock.now)
         self._recorded = RecordingSink()
         self.services.recorder = Recorder(
-            [self.services.metrics, self.services.usage, self._recorded],
+            [
+                BudgetSink(self.services.authenticator.budgets, self.services.clock),
+                self.services.metrics,
+                self.services.usage,
+                self._recorded,
+            ],
             wall=lambda: self.services.clock.wall,
         )
         self.services.clock.tick()

@@ -25,6 +25,8 @@ def gauges() -> Gauges:
         version="1.2.3",
         python="3.11.2",
         uptime=12.5,
+        token_budgets={("alice", "day"): (100, 30, 70)},
+        engine_budgets={("alice", "day"): (9, 2.5, 6.5)},
     )
 
 

@@ -16,19 +16,19 @@ from llama_gguf.telemetry.token_usage import ENDING_BYTES, OPENING_BYTES, read
 ANSWERS: Final = Path(__file__).parent / "answers"
 
 TOLD: Final = {
-    "chat": Usage(33, 6, 0, 0.077628),
-    "chat_stream": Usage(33, 4, 32, 0.044815),
-    "chat_stream_usage": Usage(33, 4, 32, 0.044815),
-    "completion": Usage(1, 5, 0, 0.050914),
-    "completion_stream": Usage(1, 5, 0, 0.04444),
-    "completions": Usage(1, 5, 0, 48.035 / 1000),
-    "completions_stream": Usage(1, 5, 0, 0.061564),
+    "chat": Usage(33, 6, 0, 0.077628, prompting=286.014 / 1000),
+    "chat_stream": Usage(33, 4, 32, 0.044815, prompting=16.568 / 1000),
+    "chat_stream_usage": Usage(33, 4, 32, 0.044815, prompting=16.133 / 1000),
+    "completion": Usage(1, 5, 0, 0.050914, prompting=13.057 / 1000),
+    "completion_stream": Usage(1, 5, 0, 0.04444, prompting=12.595 / 1000),
+    "completions": Usage(1, 5, 0, 48.035 / 1000, prompting=11.603 / 1000),
+    "completions_stream": Usage(1, 5, 0, 0.061564, prompting=14.104 / 1000),
     "embeddings": Usage(3, None, None),
     "messages": Usage(33, 5, 32),
     "messages_stream": Usage(33, 5, 32),
     "rerank": Usage(4, None, None),
     "responses": Usage(33, 5, 32),
-    "responses_stream": Usage(33, 5, 32, 0.045543),
+    "responses_stream": Usage(33, 5, 32, 0.045543, prompting=11.066 / 1000),
     # These have no usage.
     "count": None,
     "error": None,
@@ -117,7 +117,7 @@ def test_a_response_without_output_tokens_is_complete() -> None:
     )
     usage = b'"usage":{"prompt_tokens":3,"completion_tokens":0,"total_tokens":3}}'
 
-    assert read(b"", b'{"content":"",' + timings) == Usage(3, None, 0)
+    assert read(b"", b'{"content":"",' + timings) == Usage(3, None, 0, prompting=0.0015)
     assert read(b"", b'{"choices":[],' + usage) == Usage(3, None, None)
 
 

@@ -23,6 +23,7 @@ EXAMPLES: Final = re.findall(
     r"^```bash\n(.*?)^```\n+^```text\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE
 )
 SLOW_KEY: Final = "sk-dora-admits-one-a-minute"
+SMALL_KEY: Final = "sk-emil-has-few-tokens"
 
 RESPONSE: Final = (
     b'{"choices":[{"index":0,"message":{"role":"assistant","content":"Hello!"},'
@@ -63,6 +64,7 @@ def serve_all(engine: ScriptedEngine, is_over: threading.Event) -> None:
 def variables(shared_processes: Processes) -> Iterator[Mapping[str, str]]:
     """The servers that the examples need."""
     keys = KEYS_TEXT.replace("bob:", "# bob:") + f"dora:{SLOW_KEY}:1\n"
+    keys += f"emil:{SMALL_KEY} tokens_per_day=10\n"
     is_over = threading.Event()
     with ScriptedEngine() as engine:
         gateway = shared_processes.gateway(
@@ -77,6 +79,7 @@ def variables(shared_processes: Processes) -> Iterator[Mapping[str, str]]:
             "KEY": KEY,
             "EXPIRED_KEY": EXPIRED_KEY,
             "SLOW_KEY": SLOW_KEY,
+            "SMALL_KEY": SMALL_KEY,
         }
         is_over.set()
         thread.join()

@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from llama_gguf.access.attributes import NO_ATTRIBUTES, Attributes
+from llama_gguf.access.budget_ledger import BudgetLedger
 from llama_gguf.access.keys import Key, KeyRing
 from llama_gguf.access.rate_limit import FailureLimit, NewLimiter, RateLimiter, local_limiter
+from llama_gguf.access.token_budget import TokenBudget, has_budget
 from llama_gguf.config.schema import AuthSettings
 from llama_gguf.errors import AdminKeyRequired, KeyExpired, Limited, Unauthorized
 from llama_gguf.http1 import local_response
@@ -25,14 +28,33 @@ class Principal:
         key_id: of the key.
         expires_at: of the secret, in POSIX seconds; None if it never expires.
         limiter: of the key; None if its requests are not counted.
+        attributes: of the key.
+        budget: of the key; None if it has none.
     """
 
-    __slots__ = ("_after_remaining", "_before_remaining", "expires_at", "key_id", "limiter")
+    __slots__ = (
+        "_after_remaining",
+        "_before_remaining",
+        "attributes",
+        "budget",
+        "expires_at",
+        "key_id",
+        "limiter",
+    )
 
-    def __init__(self, key_id: str, expires_at: float | None, limiter: RateLimiter | None) -> None:
+    def __init__(
+        self,
+        key_id: str,
+        expires_at: float | None,
+        limiter: RateLimiter | None,
+        attributes: Attributes = NO_ATTRIBUTES,
+        budget: TokenBudget | None = None,
+    ) -> None:
         self.key_id = key_id
         self.expires_at = expires_at
         self.limiter = limiter
+        self.attributes = attributes
+        self.budget = budget
         # Serialised once: only the number differs between the responses to counted requests.
         self._before_remaining = self._after_remaining = b""
         if limiter is not None:
@@ -79,6 +101,8 @@ class Authenticator:
         self._by_digest: dict[bytes, Principal] = {}
         """Made when a secret is first presented; emptied when keys are loaded."""
         self._new_limiter = new_limiter
+        self.budgets = BudgetLedger()
+        """Of all keys that have or had one: a key that is removed and added again continues."""
         self._limiters: dict[str, RateLimiter] = {}
         """By key id, made when a key is first presented."""
 
@@ -101,10 +125,16 @@ class Authenticator:
         try:
             return self._by_digest[key.digest]
         except KeyError:
-            # The rate limit and expiration on the key's own line apply to its old secrets, too.
+            # Limits, scope and expiration on the key's own line apply to its old secrets, too.
             own = self.ring.named(key.key_id) or key
             ends = [end for end in (key.expires_at, own.expires_at) if end is not None]
-            principal = Principal(key.key_id, min(ends, default=None), self._limiter(own))
+            principal = Principal(
+                key.key_id,
+                min(ends, default=None),
+                self._limiter(own),
+                own.attributes,
+                self._budget(own),
+            )
             self._by_digest[key.digest] = principal
             return principal
 
@@ -116,10 +146,22 @@ class Authenticator:
         limiter.limit = limit  # requests that it has admitted still count
         return limiter
 
+    def _budget(self, key: Key) -> TokenBudget | None:
+        if not has_budget(key.attributes):
+            return None
+        budget = self.budgets.of(key.key_id)
+        budget.limit(key.attributes)  # what was used still counts
+        return budget
+
     def named(self, key_id: str) -> Principal | None:
         """The principal of the key with this id; None if there is no such key."""
         key = self.ring.named(key_id)
         return None if key is None else self._principal(key)
+
+    def attributes_of(self, key_id: str) -> Attributes:
+        """The attributes of the key with this id."""
+        key = self.ring.named(key_id)
+        return NO_ATTRIBUTES if key is None else key.attributes
 
     def are_several(self) -> bool:
         """Whether more than one key shares the engine."""

@@ -1,4 +1,4 @@
-"""Changes of the keys file: keys are created, revoked, rotated, imported, and reduced to digests.
+"""Changes of the keys file: a key is created, changed, rotated or revoked; others are imported.
 
 Each change is one edit of the file, so that concurrent ones lose nothing. Secrets are returned to
 the caller and never logged. ``key_file.py`` has the I/O, ``keys.py`` the format.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from llama_gguf.access import key_file, keys
+from llama_gguf.access.attributes import NO_ATTRIBUTES, Attributes
 from llama_gguf.access.keys import Key, KeyRing, Merged
 from llama_gguf.errors import UserError
 
@@ -50,6 +52,7 @@ def create(
     rate_limit: int | None = None,
     expires_at: float | None = None,
     hashed: bool = False,
+    attributes: Attributes = NO_ATTRIBUTES,
 ) -> NewKey:
     """Create a key and add it to the file at *path*.
 
@@ -59,11 +62,18 @@ def create(
         rate_limit: requests a minute; None for the gateway's default.
         expires_at: POSIX seconds; None for never.
         hashed: store only the digest, so that the secret exists only in the return value.
+        attributes: of the key.
 
     Raises:
         UserError: the name is invalid or in use, or the file cannot be written.
     """
-    new = _new_key(name, rate_limit=rate_limit, expires_at=expires_at, hashed=hashed)
+    new = _new_key(
+        name,
+        rate_limit=rate_limit,
+        expires_at=expires_at,
+        hashed=hashed,
+        attributes=attributes,
+    )
 
     def add(text: str) -> str:
         text = keys.without_ended(text, _now())
@@ -76,6 +86,50 @@ def create(
 
     key_file.edit(path, add)
     return new
+
+
+def change(path: str, name: str, changed: Callable[[Key], Key]) -> Key:
+    """Change limits of the key *name*, and nothing else. Returns the key as it is now.
+
+    Args:
+        path: the keys file.
+        name: the key's id.
+        changed: returns its argument with the new limits.
+
+    Raises:
+        UserError: there is no such key, or the file cannot be written.
+    """
+    done: list[Key] = []
+
+    def with_changes(text: str) -> str:
+        text = keys.without_ended(text, _now())
+        key = _secrets_of(text, name, path)[0]
+        if name != key.key_id:
+            raise UserError(
+                f"{name} is an old secret of {key.key_id}, whose limits apply to it: "
+                f"change them with: llama-gguf keys set {key.key_id}"
+            )
+        done.append(changed(key))
+        return keys.change(text, done[-1])
+
+    key_file.edit(path, with_changes)
+    return done[-1]
+
+
+def secret_of(path: str, name: str) -> tuple[Key, str]:
+    """The key *name*, or the old secret of that id, and its secret.
+
+    Raises:
+        UserError: there is none, or the file contains only its digest.
+    """
+    text = key_file.read(path)
+    key = _secrets_of(text, name, path)[0]
+    if key.hashed:
+        raise UserError(
+            f"{path} contains only the digest of {name}, from which its secret cannot be read; "
+            f"replace it with: llama-gguf keys rotate {key.key_id}"
+        )
+    return key, dict(keys.stored_keys(text))[key]
 
 
 def remove(path: str, name: str) -> int:
@@ -120,6 +174,7 @@ def rotate(path: str, name: str, *, grace_ends: float | None) -> Rotated:
             rate_limit=latest.rate_limit,
             expires_at=latest.expires_at,
             hashed=latest.hashed,
+            attributes=latest.attributes,
         )
         retired = [] if grace_ends is None else [_retired_line(key, grace_ends) for key in old]
         kept = tuple(KeyRing.parse("\n".join(retired)).keys)
@@ -184,7 +239,12 @@ def _now() -> float:
 
 
 def _new_key(
-    name: str, *, rate_limit: int | None, expires_at: float | None, hashed: bool
+    name: str,
+    *,
+    rate_limit: int | None,
+    expires_at: float | None,
+    hashed: bool,
+    attributes: Attributes,
 ) -> NewKey:
     secret = "sk-" + secrets.token_urlsafe(32)
     try:
@@ -193,6 +253,7 @@ def _new_key(
             keys.hashed(secret) if hashed else secret,
             rate_limit=rate_limit,
             expires_at=expires_at,
+            attributes=attributes,
         )
     except ValueError as reason:
         raise UserError(f"cannot create the key {name!a}: {reason}", exit_status=2) from None
@@ -225,7 +286,7 @@ def _check_can_be_rotated(key: Key, name: str, now: float) -> None:
     if key.is_expired(now):
         raise UserError(
             f"{key.key_id} has expired, and a new secret would expire with it; "
-            f"remove it and generate a new key"
+            f"extend it first, with: llama-gguf keys set {key.key_id} --expires 30d"
         )
 
 
@@ -238,7 +299,9 @@ def _retired_line(old: Key, grace_ends: float) -> str:
         # A grace period ends with the key's own expiration at the latest.
         ends = grace_ends if old.expires_at is None else min(grace_ends, old.expires_at)
     digest = keys.stored_digest(old.digest)
-    return keys.format_line(line_id, digest, rate_limit=old.rate_limit, expires_at=ends)
+    return keys.format_line(
+        line_id, digest, rate_limit=old.rate_limit, expires_at=ends, attributes=old.attributes
+    )
 
 
 def _count_valid(secrets_of_key: list[Key], now: float) -> int:

@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from errno import EACCES, EBUSY
+from errno import EACCES, EBUSY, ENOLCK, ENOSYS, EOPNOTSUPP
 from typing import Final
 
 from llama_gguf.errors import UserError
@@ -19,6 +19,8 @@ from llama_gguf.files.atomic import replace_file
 from llama_gguf.files.remedies import remedy
 
 _FOLDER_MODE: Final = 0o700
+_NO_LOCKS: Final = frozenset([ENOSYS, ENOLCK, EOPNOTSUPP])
+"""From file systems without locks, as some volumes have."""
 _EXPOSED: Final = stat.S_IRGRP | stat.S_IWGRP | stat.S_IROTH | stat.S_IWOTH
 
 
@@ -96,18 +98,25 @@ def warn_if_exposed(path: str) -> str | None:
     return f"other users can access {path} (mode {mode:04o}); restrict it with: chmod 600 {path}"
 
 
-def edit(path: str, change: Callable[[str], str]) -> None:
+def edit(
+    path: str, change: Callable[[str], str], flock: Callable[[int, int], None] = fcntl.flock
+) -> None:
     """Apply *change* to the text of the file, and replace the file; a missing one counts as empty.
 
-    Concurrent edits run one after the other, so none is lost. If *change* raises or the machine
-    crashes, the file is unchanged.
+    Concurrent edits run one after the other, so none is lost, except on a file system without
+    locks. If *change* raises or the machine crashes, the file is unchanged.
+
+    Args:
+        path: the keys file.
+        change: returns the new text.
+        flock: as ``fcntl.flock``.
 
     Raises:
         UserError: the file cannot be read or replaced.
     """
     target = os.path.realpath(path)  # a symlink is kept, and its target is replaced
     try:
-        with _locked_folder(os.path.dirname(target)) as folder:
+        with _locked_folder(os.path.dirname(target), flock) as folder:
             before = _text_or_nothing(target)
             after = change(before)
             if after != before:
@@ -118,7 +127,7 @@ def edit(path: str, change: Callable[[str], str]) -> None:
 
 
 @contextmanager
-def _locked_folder(folder: str) -> Iterator[int]:
+def _locked_folder(folder: str, flock: Callable[[int, int], None]) -> Iterator[int]:
     """Hold the lock on *folder*, creating it if missing; yields its descriptor.
 
     The lock is on the directory, because each edit replaces the file itself, and a separate lock
@@ -129,7 +138,11 @@ def _locked_folder(folder: str) -> Iterator[int]:
         os.makedirs(folder, mode=_FOLDER_MODE)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
         yield descriptor
     finally:
         os.close(descriptor)

@@ -1,7 +1,8 @@
 """API keys: the only reader and writer of the keys file's line format.
 
 A line is ``key_id:api_key[:rate_limit][:expiration]``, a comment that begins with
-``#``, or blank. ``api_key`` is the secret itself or ``sha256$`` and its digest in hex.
+``#``, or blank. ``api_key`` is the secret itself or ``sha256$`` and its digest in hex. Attributes
+may follow, each as a space and ``name=value`` (``attributes.py``).
 
 Rule 1: a ``Key`` holds a digest and never a secret, so none can reach a log or a repr.
 
@@ -23,13 +24,22 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Final, Self
 
+from llama_gguf.access.attributes import (
+    NO_ATTRIBUTES,
+    Attributes,
+    format_words,
+    parse_words,
+)
 from llama_gguf.access.moments import ISO_8601, format_moment, parse_moment
 
 MAX_RATE_LIMIT: Final = 1_000_000_000
 HASH_MARK: Final = "sha256$"
-NEW_FILE: Final = "# key_id:api_key[:rate_limit per minute][:expiration, ISO 8601]\n"
-LINES_PER_PAUSE: Final = 64
-"""About 0.5 ms of work."""
+NEW_FILE: Final = (
+    "# key_id:api_key[:rate_limit per minute][:expiration, ISO 8601] [name=value ...]\n"
+)
+CHARACTERS_PER_PAUSE: Final = 4096
+"""About 0.5 ms of work: 60 lines with a secret alone, or 15 with all attributes."""
+IDS_PER_PAUSE: Final = 64
 
 # str.splitlines also splits at U+2028 and other separators, which editors show as part of the
 # line: a key could be hidden in a comment.
@@ -41,9 +51,13 @@ _KEY_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _RETIRED_ID: Final = re.compile(r"([A-Za-z0-9_-]{1,64}?)(?:-old-[0-9a-f]{6})+")
 _SECRET: Final = re.compile(r"[A-Za-z0-9_-]{16,128}")
 _DIGEST: Final = re.compile(r"sha256\$([0-9A-Fa-f]{64})")
+_STORED: Final = re.compile(rf"[^:]*:({_DIGEST.pattern}|{_SECRET.pattern})")
 _DIGITS: Final = re.compile(r"[0-9]+")
+# The first space before a word that contains "=", which the fields before it never do. Expirations
+# may contain a space.
+_ATTRIBUTES: Final = re.compile(r"[ \t]+(?=[^ \t=]*=)")
 
-_WANTED_LINE: Final = "a line must be key_id:api_key[:rate_limit][:expiration]"
+_WANTED_LINE: Final = "a line must be key_id:api_key[:rate_limit][:expiration] [name=value ...]"
 _OR_BARE: Final = ", or a key alone, which must be 16 to 128 of A-Z a-z 0-9 _ -"
 _WANTED_ID: Final = "the key id must be 1 to 64 of A-Z a-z 0-9 _ -"
 _WANTED_FREE: Final = "the key id is taken by another key"
@@ -69,6 +83,7 @@ class Key:
         expires_at: POSIX seconds, always whole; None if it never expires.
         hashed: whether the file contains only the digest.
         retired_as: of an old secret, the id of its line; else empty.
+        attributes: those on the line.
     """
 
     key_id: str
@@ -77,6 +92,7 @@ class Key:
     expires_at: float | None = None
     hashed: bool = False
     retired_as: str = ""
+    attributes: Attributes = NO_ATTRIBUTES
 
     @property
     def is_retired(self) -> bool:
@@ -121,15 +137,17 @@ class KeyRing:
 
         Args:
             text: of the file.
-            pause: called every ``LINES_PER_PAUSE`` lines, to let other threads run.
+            pause: called every ``CHARACTERS_PER_PAUSE``, to let other threads run.
         """
         ring = cls()
         keys: list[Key] = []
         problems: list[Problem] = []
         line_of: dict[str | bytes, int] = {}  # ids are str, digests bytes: they cannot collide
+        paused_at = 0
         # finditer and not findall, which would be one long step without pauses.
         for number, found in enumerate(_LINE.finditer(text), 1):
-            if pause is not None and not number % LINES_PER_PAUSE:
+            if pause is not None and found.end() >= paused_at + CHARACTERS_PER_PAUSE:
+                paused_at = found.end()
                 pause()
             try:
                 key = _read_line(found[0])
@@ -160,6 +178,10 @@ class KeyRing:
         """
         return self._by_digest.get(sha256(presented).digest())
 
+    def with_digest(self, digest: bytes) -> Key | None:
+        """The key whose secret has this SHA-256 digest, expired or not."""
+        return self._by_digest.get(digest)
+
     def named(self, key_id: str) -> Key | None:
         """The key with this id: its current secret, or an old one if the file has no other."""
         return self._by_id.get(key_id)
@@ -168,7 +190,7 @@ class KeyRing:
         """The ids of keys that are in *old* and not in this ring; *pause* as for ``parse``."""
         gone: list[str] = []
         for number, key_id in enumerate(old._by_id, 1):
-            if pause is not None and not number % LINES_PER_PAUSE:
+            if pause is not None and not number % IDS_PER_PAUSE:
                 pause()
             if key_id not in self._by_id:
                 gone.append(key_id)
@@ -197,13 +219,18 @@ def _read_line(line: str) -> Key | None:
     line = line.strip(_AROUND)
     if not line or line.startswith("#"):
         return None
+    if "=" in line and (space := _ATTRIBUTES.search(line)):
+        words, line = line[space.end() :].split(), line[: space.start()]
+    else:
+        words = []
     key_id, *others = line.split(":", 2)
     if not others:
         raise ValueError(_WANTED_LINE)
     key_id, retired_as = _read_key_id(key_id)
     digest, hashed = _read_api_key(others[0])
     rate_limit, expires_at = _read_rest(others[1]) if len(others) == 2 else (None, None)
-    return Key(key_id, digest, rate_limit, expires_at, hashed, retired_as)
+    attributes = parse_words(words) if words else NO_ATTRIBUTES
+    return Key(key_id, digest, rate_limit, expires_at, hashed, retired_as, attributes)
 
 
 def _read_key_id(text: str) -> tuple[str, str]:
@@ -281,7 +308,12 @@ def retired_id(key_id: str, suffix: str) -> str:
 
 
 def format_line(
-    key_id: str, api_key: str, *, rate_limit: int | None = None, expires_at: float | None = None
+    key_id: str,
+    api_key: str,
+    *,
+    rate_limit: int | None = None,
+    expires_at: float | None = None,
+    attributes: Attributes = NO_ATTRIBUTES,
 ) -> str:
     """One line of the file, without its line end.
 
@@ -290,6 +322,7 @@ def format_line(
         api_key: the secret, or the result of ``hashed``.
         rate_limit: requests per minute.
         expires_at: POSIX seconds.
+        attributes: of the key.
 
     Raises:
         ValueError: a field could not be parsed again; its message is the expected form.
@@ -301,7 +334,61 @@ def format_line(
         fields.append("" if rate_limit is None else str(parse_rate_limit(str(rate_limit))))
     if expires_at is not None:
         fields.append(format_moment(expires_at))
-    return ":".join(fields)
+    return ":".join(fields) + format_words(attributes)
+
+
+def _stored(line: str) -> re.Match[str]:
+    """The api key on a valid line, as it is stored: group 1."""
+    match = _STORED.match(line)
+    assert match is not None
+    return match
+
+
+def stored_keys(text: str) -> list[tuple[Key, str]]:
+    """All keys of a file in their order, each with its secret, or its digest as it is stored."""
+    claimed = KeyRing.parse(text)
+    read = ((_read_or_none(line), line) for line in _LINE.findall(text))
+    return [
+        (key, _stored(line)[1])
+        for key, line in read
+        if key is not None and claimed.with_digest(key.digest) == key
+    ]
+
+
+def chat_keys(text: str, now: float) -> list[tuple[Key, str]]:
+    """The keys with which a command on this machine can chat, each with its secret.
+
+    Those that are in plain text, valid at *now*, and limited to no networks and no other routes.
+    """
+    return [
+        (key, secret)
+        for key, secret in stored_keys(text)
+        if not (key.hashed or key.is_expired(now) or key.attributes.networks)
+        and (not key.attributes.routes or "chat" in key.attributes.routes)
+    ]
+
+
+def change(text: str, key: Key) -> str:
+    """*text* with the rate limit, expiration and attributes of *key* on its line.
+
+    Raises:
+        ValueError: a value could not be parsed again; its message is the expected form.
+        KeyError: there is no line with its id and its secret.
+    """
+    lines = _LINE.findall(text)
+    for number, line in enumerate(lines):
+        old = _read_or_none(line)
+        if old is not None and (old.line_id, old.digest) == (key.line_id, key.digest):
+            new = format_line(
+                key.line_id,
+                _stored(line)[1],
+                rate_limit=key.rate_limit,
+                expires_at=key.expires_at,
+                attributes=key.attributes,
+            )
+            lines[number] = new + line[len(line.rstrip(_AROUND)) :]
+            return "".join(lines)
+    raise KeyError(key.line_id)
 
 
 def add_line(text: str, line: str) -> str:
@@ -370,10 +457,8 @@ def _without_secret(line: str) -> str:
     key = _read_or_none(line)
     if key is None or key.hashed:
         return line
-    key_id, _, *rest = line.split(":", 2)
-    if rest:
-        return ":".join([key_id, stored_digest(key.digest), *rest])
-    return f"{key_id}:{stored_digest(key.digest)}{line[len(line.rstrip(_AROUND)) :]}"
+    stored = _stored(line)
+    return line[: stored.start(1)] + stored_digest(key.digest) + line[stored.end(1) :]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from llama_gguf import __version__
-from llama_gguf.access import key_file
-from llama_gguf.access.keys import KeyRing
+from llama_gguf.access import key_file, keys
 from llama_gguf.cli.context import Context
 from llama_gguf.engines import machine
 from llama_gguf.errors import UserError
@@ -53,13 +52,7 @@ def _sendable(key: str, variable: str) -> str:
 
 def key_in(text: str, *, now: float) -> str:
     """The key with the highest rate limit in a keys file; empty if none is in plain text."""
-    ring = KeyRing.parse(text)
-    candidates = []
-    for line in text.splitlines():
-        secret = line.split(":")[1].strip() if line.count(":") else ""
-        key = ring.look_up(secret.encode())
-        if key is not None and not key.hashed and not key.is_expired(now):
-            candidates.append((key.rate_limit or 0, secret))
+    candidates = [(key.rate_limit or 0, secret) for key, secret in keys.chat_keys(text, now)]
     return max(candidates, default=(0, ""), key=lambda c: c[0])[1]
 
 

@@ -1,21 +1,26 @@
-"""The output of ``llama-gguf keys``. The only secret in it is that of a new key."""
+"""The output of ``llama-gguf keys``. The only secret in it is the one of the command."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
+from llama_gguf.access.attributes import NAMES, as_text, field_of
 from llama_gguf.access.keys import Key, KeyRing, Merged
 from llama_gguf.access.moments import format_moment
 from llama_gguf.cli.terminal import echo, print_table
+from llama_gguf.http1.routes import SCOPES
+
+Remaining = Mapping[str, Mapping[str, float]]
+"""What remains of the budgets of keys, by key id and name of the window."""
 
 _SPANS: Final = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
 
 
 def print_new_key(key: Key, secret: str, *, path: str, now: datetime) -> None:
-    echo(f"{_sentence(key, now)}\n\n{secret}\n\n{_whereabouts(key, path)}")
+    echo(f"{_sentence(key, now)}:\n\n{secret}\n\n{_whereabouts(key, path)}")
 
 
 def print_new_key_as_json(
@@ -24,6 +29,13 @@ def print_new_key_as_json(
     """*ended* is the number of old secrets that were invalidated; None for a new key."""
     more = {} if ended is None else {"ended": ended}
     echo(json.dumps({**_facts(key, now), "key": secret, "file": path, **more}))
+
+
+def print_changed(key: Key, path: str, now: datetime, *, as_json: bool) -> None:
+    if as_json:
+        echo(json.dumps({**_facts(key, now), "file": path}))
+    else:
+        echo(f"{_sentence(key, now)}.\nChanged in {path}.")
 
 
 def fate_of_old(kept: Sequence[Key], ended: int) -> str:
@@ -47,7 +59,12 @@ def print_removed(name: str, ended: int, path: str, *, as_json: bool) -> None:
 def _sentence(key: Key, now: datetime) -> str:
     limit = "" if key.rate_limit is None else f", {key.rate_limit} requests per minute"
     expiry = "" if key.expires_at is None else f", expires {_expiry(key, now)}"
-    return f"Key {key.key_id}{limit}{expiry}:"
+    own = "".join(f", {word}" for word in _words(key))
+    return f"Key {key.key_id}{limit}{expiry}{own}"
+
+
+def _words(key: Key) -> list[str]:
+    return [f"{name}={text}" for name, text in as_text(key.attributes).items()]
 
 
 def _whereabouts(key: Key, path: str) -> str:
@@ -56,8 +73,10 @@ def _whereabouts(key: Key, path: str) -> str:
     return f"It is stored in {path}."
 
 
-def print_keys_as_json(ring: KeyRing, path: str, now: datetime) -> None:
-    listed = [_facts(key, now) for key in ring.keys]
+def print_keys_as_json(ring: KeyRing, remaining: Remaining, path: str, now: datetime) -> None:
+    listed = [
+        {**_facts(key, now), "remaining": remaining.get(key.line_id, {})} for key in ring.keys
+    ]
     problems = [{"line": p.line, "reason": p.reason} for p in ring.problems]
     echo(json.dumps({"file": path, "keys": listed, "problems": problems}, indent=2))
 
@@ -101,14 +120,22 @@ def _facts(key: Key, now: datetime) -> dict[str, object]:
         "expires_at": expires,
         "expired": key.is_expired(now.timestamp()),
         "hashed": key.hashed,
+        **{name: _value(getattr(key.attributes, field_of(name))) for name in NAMES},
     }
 
 
-def print_keys(ring: KeyRing, path: str, now: datetime) -> None:
+def _value(value: object) -> object:
+    if isinstance(value, frozenset):
+        return [scope for scope in SCOPES if scope in value]
+    return [str(network) for network in value] if isinstance(value, tuple) else value
+
+
+def print_keys(ring: KeyRing, remaining: Remaining, path: str, now: datetime) -> None:
     if ring.keys:
-        print_table(
-            ("ID", "PER MINUTE", "EXPIRES", "STORED"), [_row(key, now) for key in ring.keys]
-        )
+        columns = ("ID", "PER MINUTE", "EXPIRES", "STORED", "FURTHER LIMITS", "REMAINING")
+        has_more = any(_words(key) for key in ring.keys)
+        shown = 6 if remaining else 5 if has_more else 4
+        print_table(columns[:shown], [_row(key, remaining, now)[:shown] for key in ring.keys])
     else:
         echo(
             f"There are no keys in {path}. Create one with: llama-gguf keys generate --file {path}"
@@ -116,12 +143,13 @@ def print_keys(ring: KeyRing, path: str, now: datetime) -> None:
     _print_problems(ring, path)
 
 
-def _row(key: Key, now: datetime) -> tuple[str, str, str, str]:
+def _row(key: Key, remaining: Remaining, now: datetime) -> tuple[str, ...]:
     limit = "default" if key.rate_limit is None else str(key.rate_limit)
     stored = "digest" if key.hashed else "plain"
     if key.is_retired:
         stored += f", old secret of {key.key_id}"
-    return key.line_id, limit, _expiry(key, now), stored
+    left = " ".join(f"{name}={n:.15g}" for name, n in remaining.get(key.line_id, {}).items())
+    return key.line_id, limit, _expiry(key, now), stored, " ".join(_words(key)), left
 
 
 def _expiry(key: Key, now: datetime) -> str:

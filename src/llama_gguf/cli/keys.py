@@ -1,10 +1,11 @@
-"""Create, list, replace and revoke API keys.
+"""Create, change, list, show, replace and revoke API keys.
 
 Keys are stored in a text file, one per line: AUTH_KEYS_FILE, unless --file is given.
 A running gateway applies changes within three seconds.
 
 Examples:
   llama-gguf keys generate --name alice --rate-limit 60 --expires 30d
+  llama-gguf keys set alice --tokens-per-day 2M --from 10.0.0.0/8
   llama-gguf keys list
   llama-gguf keys rotate alice --grace 24h
   llama-gguf keys remove alice
@@ -15,21 +16,56 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import re
 import secrets
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Final, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from llama_gguf.access import key_admin, key_file, keys
+from llama_gguf.access import attributes, key_admin, key_file, keys
+from llama_gguf.access.attributes import MAX_WEIGHT, NO_ATTRIBUTES, PRIORITIES, parse_value
+from llama_gguf.access.budget_ledger import FOLDER, BudgetLedger
 from llama_gguf.access.key_admin import NewKey
 from llama_gguf.access.keys import KeyRing
 from llama_gguf.access.moments import parse_duration
+from llama_gguf.access.token_budget import has_budget
 from llama_gguf.cli.context import Context
 from llama_gguf.errors import UserError
+from llama_gguf.files.instance_file import path_of
+from llama_gguf.http1.routes import SCOPES
+from llama_gguf.scheduling.fair_queue import LOW_EVERY
+
+if TYPE_CHECKING:
+    from llama_gguf.cli.key_views import Remaining
 
 _APPLIED_SOON: Final = "A running gateway applies this within three seconds.\n"
 _WHEN: Final = "30d, 24h, 60m, or a time such as 2027-01-31T12:00:00Z"
+
+_NONE: Final = "none"
+_SUFFIXED: Final = re.compile(r"([0-9]{1,12})([kM])")
+_ZEROS: Final = {"k": "000", "M": "000000"}
+_ATTRIBUTES: Final = {
+    "tokens_per_minute": ("N", "tokens in any 60 seconds [no limit]"),
+    "tokens_per_day": ("N", "tokens per day, in UTC [no limit]"),
+    "tokens_per_month": ("N", "tokens per calendar month, in UTC [no limit]"),
+    "engine_seconds_per_day": ("N", "seconds of work of the engine per day, in UTC [no limit]"),
+    "routes": (
+        "NAMES",
+        f"routes that it may use, separated by commas: {', '.join(SCOPES)} [all]",
+    ),
+    "from": (
+        "NETWORKS",
+        "networks from which it may be used, such as 10.0.0.0/8,2001:db8::/32 [all]",
+    ),
+    "weight": ("N", f"its turns in the queue per round, 1 to {MAX_WEIGHT} [1]"),
+    "priority": (
+        "|".join(PRIORITIES),
+        f"low: others precede it in the queue, except for one of {LOW_EVERY} slots [normal]",
+    ),
+}
 
 _Value = TypeVar("_Value")
 _Action = Callable[[argparse.Namespace, str], None]
@@ -42,15 +78,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> list[argparse.ArgumentPars
     generate.add_argument(
         "--name", metavar="ID", help="id of the key [key- and 6 random hex digits]"
     )
-    generate.add_argument(
-        "--rate-limit", metavar="N", help="requests per minute [MAX_REQUESTS_PER_MINUTE]"
-    )
-    generate.add_argument("--expires", metavar="WHEN", help=f"when it expires: {_WHEN} [never]")
+    _add_limits(generate)
     generate.add_argument("--hashed", action="store_true", help="store only the key's digest")
     _add_output(generate)
 
-    listed = _add_action(actions, "list", _list, "list the keys, never a secret")
+    change = _add_action(
+        actions, "set", _set, "change limits of a key; its secret and all else are kept"
+    )
+    change.add_argument("name", metavar="ID")
+    _add_limits(change)
+    change.add_argument("--json", action="store_true", help="print JSON")
+
+    listed = _add_action(actions, "list", _list, "list the keys and their limits, never a secret")
     listed.add_argument("--json", action="store_true", help="print JSON")
+
+    show = _add_action(
+        actions, "show", _show_secret, "print a key's secret, if the file contains it"
+    )
+    show.add_argument("name", metavar="ID")
+    show.add_argument("--json", action="store_true", help="print JSON")
 
     remove = _add_action(
         actions, "remove", _remove, "revoke a key with all of its secrets, or one old secret"
@@ -93,6 +139,22 @@ def _add_action(
     return parser
 
 
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "limits", f"Numbers may end in k or M: 10k, 2M. The value {_NONE} stands for the default."
+    )
+    group.add_argument(
+        "--rate-limit", metavar="N", help="requests per minute [MAX_REQUESTS_PER_MINUTE]"
+    )
+    group.add_argument("--expires", metavar="WHEN", help=f"when it expires: {_WHEN} [never]")
+    for name, (metavar, text) in _ATTRIBUTES.items():
+        group.add_argument(_flag(name), dest=name, metavar=metavar, help=text)
+
+
 def _add_output(parser: argparse.ArgumentParser) -> None:
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--quiet", action="store_true", help="print only the new key")
@@ -100,7 +162,10 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, context: Context) -> int:
-    arguments.action(arguments, arguments.file or context.settings.auth.auth_keys_file)
+    settings = context.settings
+    data_dir, instance = settings.model.data_dir, settings.logs.instance_id
+    arguments.budgets_file = path_of(data_dir, FOLDER, instance)
+    arguments.action(arguments, arguments.file or settings.auth.auth_keys_file)
     return 0
 
 
@@ -112,11 +177,45 @@ def _generate(arguments: argparse.Namespace, path: str) -> None:
     new = key_admin.create(
         path,
         name=arguments.name if arguments.name is not None else f"key-{secrets.token_hex(3)}",
-        rate_limit=_read("--rate-limit", arguments.rate_limit, keys.parse_rate_limit),
+        rate_limit=_read("--rate-limit", arguments.rate_limit, _rate_limit),
         expires_at=_read_when("--expires", arguments.expires, now),
         hashed=arguments.hashed,
+        attributes=replace(NO_ATTRIBUTES, **_read_attributes(arguments)),
     )
     _show(new, arguments, path=path, now=now)
+
+
+def _set(arguments: argparse.Namespace, path: str) -> None:
+    from llama_gguf.cli import key_views
+
+    now = datetime.now(UTC)
+    limits: dict[str, Any] = {}
+    if arguments.rate_limit is not None:
+        limits["rate_limit"] = _read("--rate-limit", arguments.rate_limit, _rate_limit)
+    if arguments.expires is not None:
+        limits["expires_at"] = _read_when("--expires", arguments.expires, now)
+    own = _read_attributes(arguments)
+    if not limits and not own:
+        raise UserError("specify what to change, such as --tokens-per-day 2M", 2)
+    key = key_admin.change(
+        path,
+        arguments.name,
+        lambda old: replace(old, attributes=replace(old.attributes, **own), **limits),
+    )
+    key_views.print_changed(key, path, now, as_json=arguments.json)
+    sys.stderr.write(_APPLIED_SOON)
+
+
+def _show_secret(arguments: argparse.Namespace, path: str) -> None:
+    from llama_gguf.cli import key_views
+    from llama_gguf.cli.terminal import echo
+
+    key, secret = key_admin.secret_of(path, arguments.name)
+    if arguments.json:
+        now = datetime.now(UTC)
+        key_views.print_new_key_as_json(key, secret, path=path, now=now, ended=None)
+    else:
+        echo(secret)
 
 
 def _show(
@@ -148,8 +247,30 @@ def _list(arguments: argparse.Namespace, path: str) -> None:
     warning = key_file.warn_if_exposed(path)
     if warning:
         sys.stderr.write(f"llama-gguf: warning: {warning}\n")
+    now = datetime.now(UTC)
+    remaining = _remaining(ring, arguments.budgets_file, now.timestamp())
     show = key_views.print_keys_as_json if arguments.json else key_views.print_keys
-    show(ring, path, datetime.now(UTC))
+    show(ring, remaining, path, now)
+
+
+def _remaining(ring: KeyRing, budgets_file: str, now: float) -> Remaining:
+    """What remains of the budgets of keys, as the gateway saved it at most a second ago."""
+    try:
+        with open(budgets_file, encoding="utf-8") as file:
+            ledger = BudgetLedger.load(file.read())
+    except FileNotFoundError:
+        ledger = BudgetLedger()
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"llama-gguf: warning: {budgets_file} cannot be read: {error}\n")
+        return {}
+    remaining: dict[str, dict[str, float]] = {}
+    for key in ring.keys:
+        if has_budget(key.attributes) and not key.is_retired:
+            budget = ledger.of(key.key_id)
+            budget.limit(key.attributes)
+            windows = budget.states(now, now)
+            remaining[key.key_id] = {window.name: window.remaining for window in windows}
+    return remaining
 
 
 def _remove(arguments: argparse.Namespace, path: str) -> None:
@@ -193,12 +314,34 @@ def _hash(arguments: argparse.Namespace, path: str) -> None:
 
 
 def _read(flag: str, text: str | None, parse: Callable[[str], _Value]) -> _Value | None:
-    if text is None:
+    if text is None or text == _NONE:
         return None
     try:
         return parse(text)
     except ValueError as expected:
         raise UserError(f"{flag} {text!a} is invalid: {expected}", 2) from None
+
+
+def _rate_limit(text: str) -> int:
+    return keys.parse_rate_limit(_without_suffix(text))
+
+
+def _without_suffix(text: str) -> str:
+    """*text* with zeros for k or M at the end of a number."""
+    match = _SUFFIXED.fullmatch(text)
+    return match[1] + _ZEROS[match[2]] if match else text
+
+
+def _read_attributes(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The attributes that flags give, by their fields in ``Attributes``."""
+    values: dict[str, Any] = {}
+    for name in attributes.NAMES:
+        given: str | None = vars(arguments)[name]
+        if given is not None:
+            field = attributes.field_of(name)
+            parsed = _read(_flag(name), _without_suffix(given), partial(parse_value, name))
+            values[field] = getattr(NO_ATTRIBUTES, field) if parsed is None else parsed
+    return values
 
 
 def _read_when(flag: str, text: str | None, now: datetime) -> float | None:

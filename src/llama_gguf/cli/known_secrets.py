@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from llama_gguf.access.keys import KeyRing
+from llama_gguf.access.keys import stored_keys
 from llama_gguf.cli.context import Context
 from llama_gguf.cli.guard import within
 from llama_gguf.config import masking
@@ -67,8 +67,8 @@ def _of_keys_file(path: str) -> Iterator[str]:
     lines = _text(path).splitlines()
     for line in lines:
         words = [word for word in re.split(r"[:\s#,;=]+", line) if len(word) >= 8]
-        if KeyRing.parse(line).keys:
-            words = words if len(line.split(":", 1)[0].strip()) < 8 else words[1:]
+        if stored := stored_keys(line):
+            words = [secret for _, secret in stored]
         elif line.lstrip().startswith("#"):
             words = [word for word in words if re.fullmatch(r"[\w$-]{16,}", word)]
         yield from words

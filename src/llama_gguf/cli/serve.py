@@ -15,14 +15,15 @@ import json
 import os
 import re
 import shlex
+import shutil
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import Final
 
-from llama_gguf.access import key_admin, key_file
-from llama_gguf.access.keys import KeyRing
+from llama_gguf.access import key_admin, key_file, keys
 from llama_gguf.cli import logs
 from llama_gguf.cli.context import Context, with_model
 from llama_gguf.cli.terminal import LoadMeter, Meter, download_meter, echo
@@ -150,17 +151,16 @@ def _key_command(path: str) -> str:
 
     It is likely to be pasted into a terminal in another directory.
     """
-    now = datetime.now(UTC).timestamp()
     try:
-        lines = key_file.read(path).split("\n")
+        found = keys.chat_keys(key_file.read(path), datetime.now(UTC).timestamp())
     except UserError:  # the gateway has reported the error
-        lines = []
-    for number, line in enumerate(lines, start=1):
-        for key in KeyRing.parse(line).keys:
-            if not key.hashed and not key.is_expired(now):
-                file = shlex.quote(os.path.abspath(path))
-                return f"$(sed -n {number}p {file} | cut -d: -f2 | tr -d '[:space:]')"
-    return "YOUR_API_KEY"
+        found = []
+    if not found:
+        return "YOUR_API_KEY"
+    is_installed = shutil.which("llama-gguf") is not None
+    program = "llama-gguf" if is_installed else f"{shlex.quote(sys.executable)} -m llama_gguf"
+    name, file = found[0][0].line_id, shlex.quote(os.path.abspath(path))
+    return f"$({program} keys show {name} --file {file})"
 
 
 def _hold(environ: Mapping[str, str]) -> int:

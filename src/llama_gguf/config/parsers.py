@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, ip_network
 from typing import Final
 
 Parser = Callable[[str], object]
@@ -81,6 +81,17 @@ def key_ids(value: str) -> tuple[str, ...]:
     if all(re.fullmatch(r"[A-Za-z0-9_-]{1,64}", key_id) for key_id in ids):
         return ids
     raise ValueError("key ids of 1 to 64 characters A-Z a-z 0-9 _ -, separated by commas")
+
+
+def networks(value: str) -> tuple[str, ...]:
+    parts = tuple(part.strip() for part in value.split(",") if part.strip())
+    try:
+        return tuple(str(ip_network(part)) for part in parts)
+    except ValueError:
+        raise ValueError(
+            "networks or addresses separated by commas, such as 10.0.0.0/8,2001:db8::/32, "
+            "without bits after the prefix"
+        ) from None
 
 
 def origins(value: str) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from llama_gguf.config.parsers import (
     choice,
     host_name,
     key_ids,
+    networks,
     origins,
     seconds,
     text,
@@ -231,6 +232,12 @@ class AuthSettings:
     )
     auth_failures_per_minute: int = _access(
         30, whole(0, 1_000_000), "invalid keys an address may send in a minute; 0 = no limit"
+    )
+    trusted_proxies: tuple[str, ...] = _access(
+        (),
+        networks,
+        "addresses or networks of reverse proxies, separated by commas, whose X-Forwarded-For "
+        "states the client's address; empty = none",
     )
     max_requests_per_minute: int = _access(
         100, whole(1, 1_000_000_000), "requests a key may send in any 60 seconds"

@@ -1,7 +1,9 @@
 """Whose request it is, and whether its key may send it now.
 
-``authorise`` counts a request towards the rate of its key; ``take_back`` undoes that for a request
-that is refused later, without an engine having worked on it.
+``check_scope`` is called when a key is looked up, and not for each request: its result depends on
+the head and the connection alone. ``authorise`` counts a request towards the rate of its key, and
+``budgets.reserve``, when its body is whole, towards its budget; ``take_back`` undoes both for a
+request that is refused later, without an engine having worked on it.
 """
 
 from __future__ import annotations
@@ -9,7 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llama_gguf.access.authenticator import Authenticator, Principal
-from llama_gguf.errors import Limited, PayloadTooLarge
+from llama_gguf.access.networks import contain
+from llama_gguf.errors import Limited, OutsideKeyScope, PayloadTooLarge
+from llama_gguf.gateway import budgets
 from llama_gguf.gateway.client import Client
 from llama_gguf.scheduling.exchange import Exchange
 
@@ -31,7 +35,9 @@ def authorise(services: Services, client: Client, exchange: Exchange, length: in
 
     Raises:
         Unauthorized, KeyExpired: its key is missing, unknown or expired.
+        OutsideKeyScope: its key may not be used for this route, or from this address.
         Limited: its key is over its rate, or its address has tried too many wrong keys.
+        QuotaExceeded: its key has used its budget.
         PayloadTooLarge, Draining: it is refused for every key. It is counted before, so that the
             refusal has the fields of the rate.
     """
@@ -55,6 +61,13 @@ def authorise(services: Services, client: Client, exchange: Exchange, length: in
             exchange.rate_fields = principal.fields_after_hit(remaining)
         else:
             exchange.rate_fields = principal.fields_at(exchange.started_at)
+    budget = principal.budget
+    if budget is not None:
+        if exchange.request.route.needs_slot:
+            exchange.has_budget = True  # its header lines are made when it is reserved, or refused
+            budgets.check(services, budget)
+        else:
+            exchange.rate_fields += budgets.token_fields(services, budget)
     if services.connections.is_draining:
         raise services.connections.draining()
     if length > services.max_body_size:
@@ -75,9 +88,31 @@ def _authenticate(client: Client, exchange: Exchange, length: int) -> Principal:
     return client.authenticate(exchange)
 
 
+def check_scope(principal: Principal, scope: str, address: str) -> None:
+    """Check that the key may be used for a route, and from an address.
+
+    Args:
+        principal: whose key it is.
+        scope: of the route.
+        address: of the client.
+
+    Raises:
+        OutsideKeyScope: it may not; the message contains nothing about other keys.
+    """
+    attributes = principal.attributes
+    if attributes.routes and scope not in attributes.routes:
+        raise OutsideKeyScope(
+            f"This API key is limited to some routes, and '{scope}' is not one of them."
+        )
+    if attributes.networks and not contain(attributes.networks, address):
+        raise OutsideKeyScope(
+            f"This API key is limited to some networks, and {address} is in none of them."
+        )
+
+
 def _over_rate(services: Services, exchange: Exchange, principal: Principal) -> Limited:
     now = exchange.started_at
-    exchange.rate_fields = principal.fields_at(now)
+    exchange.rate_fields = budgets.rate_fields(services, principal, now)
     services.metrics.rate_limited[exchange.key_id, "requests"] += 1
     limiter = principal.limiter
     assert limiter is not None
@@ -90,7 +125,8 @@ def _over_rate(services: Services, exchange: Exchange, principal: Principal) -> 
 def take_back(services: Services, exchange: Exchange) -> None:
     """A request that is refused costs its key nothing."""
     exchange.is_counted = False
+    budgets.give_back(services, exchange)
     principal = services.authenticator.named(exchange.key_id)
     if principal is not None and principal.limiter is not None:
         principal.limiter.take_back(exchange.started_at)
-        exchange.rate_fields = principal.fields_at(services.clock.now())
+        exchange.rate_fields = budgets.rate_fields(services, principal, services.clock.now())

@@ -51,7 +51,11 @@ class Client(Receiver):
         """The last head: a connection mostly repeats it."""
 
     def authenticate(self, exchange: Exchange) -> Principal:
-        """Find out whose key the request shows. Raises what ``Authenticator.authenticate`` does."""
+        """Find out whose key the request shows, and whether that may be used for it.
+
+        Raises:
+            GatewayError: as ``Authenticator.authenticate`` and ``check_scope`` do.
+        """
         raise NotImplementedError
 
     def expect_body(self, reader: BodyReader, head: Request) -> bytearray | None:

@@ -16,17 +16,19 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from llama_gguf.access.authenticator import Principal
+from llama_gguf.access.networks import UNKNOWN, client_address, contain
 from llama_gguf.access.rate_limit import network_of
 from llama_gguf.errors import GatewayError, IllegalTransition, QueueFull, RequestTimeout
 from llama_gguf.events import EventLog
 from llama_gguf.gateway import local_request
+from llama_gguf.gateway.authorisation import check_scope
 from llama_gguf.gateway.client import BodyReader, Client
 from llama_gguf.gateway.head_cache import Known
 from llama_gguf.gateway.proxied_request import ProxiedRequest
 from llama_gguf.gateway.upstream_connection import UpstreamConnection
 from llama_gguf.http1 import local_response
 from llama_gguf.http1.body import IncomingBody
-from llama_gguf.http1.fields import find
+from llama_gguf.http1.fields import find, find_all
 from llama_gguf.http1.known_head import KnownHead
 from llama_gguf.http1.local_response import LocalResponse
 from llama_gguf.http1.parser import HEAD_END, check_request_start, parse_request
@@ -50,6 +52,7 @@ LINGER_SECONDS: Final = 2.0
 """For a client that is still sending to read its response before the connection closes."""
 NO_DEADLINE: Final = math.inf
 CLOSE: Final = b"Connection: close\r\n"
+_HEAD_END_BYTES: Final = len(HEAD_END)
 _EMPTY_LINES: Final = re.compile(rb"(?:\r\n)+")
 
 
@@ -101,7 +104,9 @@ class ClientConnection(Client):
         "_deadline",
         "_exchange",
         "_incoming",
+        "_is_from_proxy",
         "_is_turn_due",
+        "_peer",
         "_received",
         "_reload",
         "_request",
@@ -118,7 +123,12 @@ class ClientConnection(Client):
         super().__init__(services.head_cache.nothing)
         self._services = services
         self._state = _OPENED
-        self.address = "-"
+        self._peer = UNKNOWN
+        """The address of the other end of the connection."""
+        self._is_from_proxy = False
+        """Whether that is a trusted proxy."""
+        self.address = UNKNOWN
+        """The address of the client."""
         self._deadline = NO_DEADLINE
         """While no request is open: when something is overdue, on the gateway's clock."""
         self._received = b""
@@ -143,10 +153,12 @@ class ClientConnection(Client):
     def connection_made(self, transport: Transport) -> None:
         self.transport = transport
         peer = transport.get_extra_info("peername")
-        self.address = str(peer[0]) if isinstance(peer, tuple) else "unix"
+        self._peer = self.address = str(peer[0]) if isinstance(peer, tuple) else "unix"
         self.network = network_of(self.address)
         self.transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
         services = self._services
+        if services.trusted_proxies:
+            self._is_from_proxy = contain(services.trusted_proxies, self._peer)
         self._deadline = services.clock.now() + services.limits.client_header_timeout
         services.connections.add(self)
         if len(services.connections) > services.connections.limit:
@@ -269,13 +281,13 @@ class ClientConnection(Client):
             self._serve(self.known.request, length, received[end:])
             return
         received = self._without_skipped(received)
-        end = received.find(HEAD_END) + len(HEAD_END)
-        if end < len(HEAD_END):
+        end = received.find(HEAD_END) + _HEAD_END_BYTES
+        if end < _HEAD_END_BYTES:
             self._on_part_of_a_head(received)
             return
         raw, rest = received[:end], received[end:]
         known, length = self._services.head_cache.match(raw)
-        if known is not None:
+        if known is not None and not self._is_from_proxy:
             self.known = known
             self._serve(known.request, length, rest)
             return
@@ -311,6 +323,10 @@ class ClientConnection(Client):
         services = self._services
         self.keep_alive = False  # nothing is known of what follows a head that is refused
         head = parse_request(raw)
+        if self._is_from_proxy:
+            forwarded_for = find_all(head.fields, b"x-forwarded-for")
+            trusted = services.trusted_proxies
+            self._set_address(client_address(self._peer, forwarded_for, trusted))
         # A browser has to be able to read a refusal, too.
         cors = services.reader.cors.fields(find(head.fields, b"origin"))
         self._begin_unserved(Request(head, cors=cors))  # what is refused now is logged with it
@@ -318,6 +334,11 @@ class ClientConnection(Client):
         length = request.sorted_fields.content_length
         self.known = Known(KnownHead(raw, length), request, None, services.authenticator.ring)
         self._serve(request, length or 0, self._received)
+
+    def _set_address(self, address: str) -> None:
+        if address != self.address:
+            self.address = address
+            self.network = network_of(address)
 
     def _begin_unserved(self, request: Request) -> Exchange:
         """An exchange for a head that could not be read, or is refused as it is read."""
@@ -353,16 +374,23 @@ class ClientConnection(Client):
     # Whose request it is ------------------------------------------------------------------------
 
     def authenticate(self, exchange: Exchange) -> Principal:
-        """Find out whose key the request shows. Raises what ``Authenticator.authenticate`` does."""
+        """Find out whose key the request shows, and whether that may be used for it.
+
+        Raises:
+            GatewayError: as ``Authenticator.authenticate`` and ``check_scope`` do.
+        """
         services = self._services
         authenticator = services.authenticator
         request = exchange.request
         principal = authenticator.authenticate(
             request.sorted_fields, self.network, now=exchange.started_at, wall=services.clock.wall
         )
+        exchange.key_id = principal.key_id
+        check_scope(principal, request.route.scope, self.address)
         if principal.expires_at is None:  # then it is valid until the next reload
             self.known = Known(self.known.head, request, principal, authenticator.ring)
-            services.head_cache.remember(self.known)
+            if not principal.attributes.networks:  # another connection has another address
+                services.head_cache.remember(self.known)
         return principal
 
     # A request's body ---------------------------------------------------------------------------
@@ -424,6 +452,7 @@ class ClientConnection(Client):
             self._request.interrupt(error)
             return
         if exchange is None:
+            self._set_address(self._peer)  # who has sent it to a proxy is unknown
             exchange = self._begin_unserved(self._services.reader.unread)
             self.keep_alive = False
             self._to(_BUSY)

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
+from llama_gguf.gateway import budgets
 from llama_gguf.http1 import local_response
 from llama_gguf.http1.local_response import LocalResponse
 from llama_gguf.http1.routes import OPERATIONS
@@ -81,11 +82,15 @@ def _usage(principal: Principal, services: Services) -> dict[str, object]:
     totals, sees_all = services.usage, services.authenticator.is_admin(principal)
     own = totals.view(principal.key_id, services.clock.wall)
     views = totals.views(services.clock.wall) if sees_all else []
+    if all(view["key_id"] != principal.key_id for view in views):
+        views.insert(0, own)
+    for view in views:
+        view["budgets"] = budgets.view(services, str(view["key_id"]))
     return {
         "key_id": principal.key_id,
         "sees_all": sees_all,
         "usage_since": datetime.fromtimestamp(totals.since, UTC).isoformat(timespec="seconds"),
-        "keys": views if any(v["key_id"] == principal.key_id for v in views) else [own, *views],
+        "keys": views,
     }
 
 

@@ -13,7 +13,7 @@ from llama_gguf import __version__
 from llama_gguf.access.authenticator import Authenticator, Principal
 from llama_gguf.config.schema import RouteSettings
 from llama_gguf.engines.status import HEALTH_STATUS, ChildState
-from llama_gguf.gateway import dashboard
+from llama_gguf.gateway import budgets, dashboard
 from llama_gguf.http1 import local_response
 from llama_gguf.http1.fields import find
 from llama_gguf.http1.local_response import LocalResponse
@@ -120,6 +120,7 @@ def _word_for(state: ChildState) -> str:
 
 
 def gauges(services: Services) -> Gauges:
+    token_budgets, engine_budgets = budgets.gauges(services)
     return Gauges(
         in_flight=services.fleet.admission.running,
         queue_depth=services.fleet.admission.queued,
@@ -137,6 +138,8 @@ def gauges(services: Services) -> Gauges:
         version=__version__,
         python=sys.version.split()[0],
         uptime=round(services.clock.now() - services.clock.started_at, 3),
+        token_budgets=token_budgets,
+        engine_budgets=engine_budgets,
     )
 
 

@@ -19,6 +19,7 @@ from llama_gguf.net.connector import Dial
 from llama_gguf.scheduling.admission import Admission
 from llama_gguf.scheduling.balancer import OneEngine
 from llama_gguf.scheduling.crash_memory import CrashMemory
+from llama_gguf.scheduling.fair_queue import Turns
 from llama_gguf.scheduling.replay_order import ReplayOrder
 
 SIDE_REQUESTS: Final = 4
@@ -37,6 +38,7 @@ class Fleet:
         clock: of the gateway.
         dial_to: makes what connects to an engine.
         are_several: whether there are several keys, so that a part of the queue is reserved.
+        turns_of: by a key's id, its turns in the queue.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Fleet:
         clock: Clock,
         dial_to: Callable[[EngineAddress], Dial],
         are_several: Callable[[], bool],
+        turns_of: Callable[[str], Turns],
     ) -> None:
         self._max_requests = queue.max_concurrent_requests
         (address,) = source.addresses
@@ -65,6 +68,7 @@ class Fleet:
             queue_size=queue.max_queue_size,
             per_key=queue.max_concurrent_per_key,
             is_shared=are_several,
+            turns_of=turns_of,
         )
         self.side_admission = Admission(
             OneEngine(self.replica.side_slots),

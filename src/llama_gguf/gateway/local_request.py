@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from llama_gguf.access.authenticator import Authenticator
 from llama_gguf.errors import GatewayError
 from llama_gguf.gateway import endpoints
+from llama_gguf.gateway.budgets import rate_fields
 from llama_gguf.gateway.client import Client
 from llama_gguf.http1.routes import Kind
 from llama_gguf.net.connector import Cancellable
@@ -33,8 +34,7 @@ def serve(services: Services, client: Client, exchange: Exchange) -> Cancellable
     principal = Authenticator.ANONYMOUS
     if endpoints.needs_key(route.kind, services.routes):
         principal = client.authenticate(exchange)
-        exchange.key_id = principal.key_id
-        exchange.rate_fields = principal.fields_at(exchange.started_at)
+        exchange.rate_fields = rate_fields(services, principal, exchange.started_at)
     if route.kind is Kind.RELOAD:
         services.authenticator.check_admin(principal)
         client.settle_body(request)

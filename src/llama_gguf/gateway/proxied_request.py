@@ -34,6 +34,7 @@ from llama_gguf.gateway.attempt import (
     Steps,
 )
 from llama_gguf.gateway.authorisation import authorise, take_back, too_large
+from llama_gguf.gateway.budgets import reserve
 from llama_gguf.gateway.client import Client
 from llama_gguf.gateway.replay import Replay
 from llama_gguf.gateway.sse_keepalive import EarlyStream, HeadlessReceiver
@@ -251,6 +252,7 @@ class ProxiedRequest(Attempting):
         """Its attempt, if there is a slot; else it waits in the queue for one.
 
         Raises:
+            Limited, QuotaExceeded: its key has used its budget.
             ConcurrencyLimited, QueueFull, ModelLoading, BackendUnavailable: it may not wait.
             EngineCrashed: it is not sent to an engine again.
         """
@@ -265,6 +267,8 @@ class ProxiedRequest(Attempting):
                 return self._begin_attempt(exchange, lease, now)
             self._queue = admission
             return None
+        if exchange.has_budget:
+            reserve(services, exchange, self._body)
         if services.fleet.crash_memory.is_in_use and needs_slot:
             self._check_crash_memory(exchange)
         granted = admission.arrive(self, self.key_id)

@@ -14,12 +14,15 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 
+from llama_gguf.access import budget_ledger
+from llama_gguf.access.budget_ledger import BudgetLedger
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Finding, Probe, watch
 from llama_gguf.engines.status import ChildState
 from llama_gguf.errors import ReloadFailed, UserError
 from llama_gguf.events import EventLog
+from llama_gguf.files.instance_file import path_of
 from llama_gguf.gateway.client_connection import ClientConnection
 from llama_gguf.gateway.control import Control
 from llama_gguf.gateway.dashboard import take_reading
@@ -34,7 +37,7 @@ from llama_gguf.net.terminal import Terminal
 from llama_gguf.net.threads import run_detached
 from llama_gguf.net.tls import ServerContext
 from llama_gguf.net.transport import LoopTransport, SocketTransport
-from llama_gguf.telemetry.usage_store import UsageStore, path_of
+from llama_gguf.telemetry.usage_store import USAGE, Kind, T, UsageStore
 
 _log: Final = EventLog(__name__)
 
@@ -42,6 +45,9 @@ TICK_SECONDS: Final = 0.5
 MOST_SECONDS_BETWEEN_TICKS: Final = 4 * TICK_SECONDS
 LAST_LINES_SECONDS: Final = 2.0
 """To write the end of the access log and the usage; a disk that hangs delays the exit no longer."""
+BUDGETS: Final = Kind(
+    budget_ledger.FOLDER, 1.0, lambda _: BudgetLedger(has_changes=True), BudgetLedger.load
+)
 PROBE_READY_SECONDS: Final = 2.0
 PROBE_ELSE_SECONDS: Final = 0.25
 
@@ -90,11 +96,13 @@ class Gateway:
         Returns:
             The exit status: 1 when a task of the gateway's own has failed, else 0.
         """
-        settings, services = self._settings, self.services
+        services = self.services
         loop = services.loop
         services.access_log.start()
-        usage_store = UsageStore(path_of(settings.model.data_dir, settings.logs.instance_id))
+        usage_store, budget_store = self._store(USAGE), self._store(BUDGETS)
+        budgets = services.authenticator.budgets
         services.usage.rebase(usage_store.load(wall_now()), wall_now())
+        budgets.rebase(budget_store.load(wall_now()), wall_now())
         self._load_keys_at_start()
         self._apply_file_limit()
         for number, handler in self._signal_handlers().items():
@@ -106,6 +114,7 @@ class Gateway:
         self._start(self._follow_engine(), "follow the engine")
         self._start(services.engine_reader.run(), "read the engine's metrics")
         self._start(usage_store.keep(services.usage), "keep the usage")
+        self._start(budget_store.keep(budgets), "keep what is used of budgets")
         if self._settings.auth.auth_enabled:
             services.key_store.watch()
         self._ticked_at = services.clock.now()
@@ -121,10 +130,17 @@ class Gateway:
             for task in (*self._tasks, *self._handshakes):
                 task.cancel()
             services.recorder.settle()
+            until = services.clock.now() + LAST_LINES_SECONDS
+            last_write = budget_store.begin_last(budgets)
             usage_store.write_last(services.usage, within_seconds=LAST_LINES_SECONDS)
+            budget_store.end_last(last_write, max(until - services.clock.now(), 0.0))
             services.access_log.stop(within_seconds=LAST_LINES_SECONDS)
             self._poller.close()
         return int(self._has_failed)
+
+    def _store(self, kind: Kind[T]) -> UsageStore[T]:
+        data_dir, instance = self._settings.model.data_dir, self._settings.logs.instance_id
+        return UsageStore(kind, path_of(data_dir, kind.name, instance))
 
     # Connections --------------------------------------------------------------------------------
 

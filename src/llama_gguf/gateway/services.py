@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from ipaddress import ip_network
 
 from llama_gguf.access.authenticator import Authenticator
 from llama_gguf.access.key_store import KeyStore
@@ -12,6 +13,7 @@ from llama_gguf.config.settings import Settings
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Probe
 from llama_gguf.engines.source import StaticSource
+from llama_gguf.gateway.budget_sink import BudgetSink
 from llama_gguf.gateway.connections import Connections
 from llama_gguf.gateway.fleet import Fleet
 from llama_gguf.gateway.head_cache import HeadCache, Known
@@ -24,6 +26,7 @@ from llama_gguf.http1.request_reader import RequestReader
 from llama_gguf.net.clock import Clock
 from llama_gguf.net.connector import Dial
 from llama_gguf.scheduling.body_memory import BodyMemory
+from llama_gguf.scheduling.fair_queue import Turns
 from llama_gguf.telemetry.access_log import AccessLog
 from llama_gguf.telemetry.formats import Format
 from llama_gguf.telemetry.metrics import Metrics
@@ -48,6 +51,7 @@ class Services:
         dial_to: Callable[[EngineAddress], Dial],
     ) -> None:
         self.auth = settings.auth
+        self.trusted_proxies = tuple(ip_network(net) for net in settings.auth.trusted_proxies)
         self.routes = settings.routes
         self.queue = settings.queue
         self.timeouts = settings.timeouts
@@ -82,6 +86,7 @@ class Services:
             clock=self.clock,
             dial_to=dial_to,
             are_several=are_several,
+            turns_of=self._turns_of,
         )
         self.body_memory = BodyMemory(settings.limits.max_body_memory, are_several)
         self.stream_searches = StreamSearches()
@@ -93,7 +98,13 @@ class Services:
         )
         self.usage = UsageTotals(self.clock.wall)
         self.recorder = Recorder(
-            [self.metrics, self.usage, self.access_log], wall=lambda: self.clock.wall
+            [
+                BudgetSink(self.authenticator.budgets, self.clock),
+                self.metrics,
+                self.usage,
+                self.access_log,
+            ],
+            wall=lambda: self.clock.wall,
         )
         self.history = History(self.clock.now())
         self.engine_reader = EngineReader(
@@ -118,3 +129,7 @@ class Services:
 
     def _note_wall_clock(self) -> None:
         self.access_log.wall_offset = self.clock.wall - self.clock.now()
+
+    def _turns_of(self, key_id: str) -> Turns:
+        attributes = self.authenticator.attributes_of(key_id)
+        return Turns(attributes.weight, is_low=attributes.priority == "low")

@@ -6,6 +6,7 @@ counts and logs the record. Neither imports the other.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -23,10 +24,11 @@ class Usage:
         completion: tokens of the output.
         cached: tokens that the engine did not have to process again.
         generating: seconds that the engine took for *completion*.
+        prompting: seconds that it took for the part of the prompt that was not cached.
         is_whole: whether all counts were reported; an embedding has only those of the prompt.
     """
 
-    __slots__ = ("cached", "completion", "generating", "is_whole", "prompt")
+    __slots__ = ("cached", "completion", "generating", "is_whole", "prompt", "prompting")
 
     def __init__(
         self,
@@ -34,6 +36,8 @@ class Usage:
         completion: int | None,
         cached: int | None,
         generating: float | None = None,
+        *,
+        prompting: float | None = None,
         is_whole: bool = True,
     ) -> None:
         self.prompt = prompt
@@ -41,15 +45,36 @@ class Usage:
         self.cached = cached
         self.generating = generating
         self.is_whole = is_whole
+        self.prompting = prompting
 
     def __repr__(self) -> str:
-        what = (self.prompt, self.completion, self.cached, self.generating, self.is_whole)
+        times = (self.generating, self.prompting, self.is_whole)
+        what = (self.prompt, self.completion, self.cached, *times)
         return f"Usage{what}"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Usage) and repr(self) == repr(other)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+class Reservation:
+    """What is reserved of the budget of a key for one request.
+
+    Args:
+        tokens: by estimate.
+        milliseconds: of the engine, by estimate.
+        periods: of each window of the budget, the one in which these count.
+    """
+
+    __slots__ = ("choices", "milliseconds", "periods", "tokens")
+
+    def __init__(self, tokens: int, milliseconds: int, periods: Sequence[int]) -> None:
+        self.choices = 1
+        """How many outputs the request wants; llama-server reports the tokens of one."""
+        self.tokens = tokens
+        self.milliseconds = milliseconds
+        self.periods = periods
 
 
 class ExchangeRecord:
@@ -86,6 +111,8 @@ class ExchangeRecord:
     """Its last bytes."""
     usage: Usage | None = None
     """Read from these two when the exchange is recorded."""
+    reservation: Reservation | None = None
+    """Until the exchange is recorded, for a key with a budget."""
 
     def __init__(self, started_at: float, request: Request, id_bytes: bytes, address: str) -> None:
         self.started_at = started_at

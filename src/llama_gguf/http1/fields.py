@@ -249,25 +249,34 @@ def _drop_nominated(read: RequestFields, fields: Fields, rules: Rules) -> None:
 
 
 def presented_key(read: RequestFields, *, in_authorization: bool = True) -> bytes:
-    """The one key that the client sent, in ``Authorization: Bearer`` or ``x-api-key``.
+    """The one key that the client sent. Empty fields count as absent.
+
+    1. In ``Authorization: Bearer``; an x-api-key beside it is ignored, since agents with two
+       variables set send both.
+    2. In ``x-api-key``.
 
     Args:
         read: the fields of the request.
         in_authorization: False where Authorization is for another recipient and has to be ignored.
 
     Raises:
-        Unauthorized: no key, several, or two that differ. The message is the same for all.
+        Unauthorized: no key, several, or another scheme. The message is the same for all.
     """
-    keys = {*read.api_keys}
     authorizations = read.authorizations if in_authorization else []
-    for value in authorizations:
-        scheme, _, key = value.partition(b" ")
-        keys.add(key.strip() if scheme.lower() == b"bearer" else b"")
-    if len(keys) == 1 and len(authorizations) <= 1 and len(read.api_keys) <= 1:
-        key = keys.pop()
-        if key:
-            return key
+    keys = [key for value in authorizations if (key := _bearer(value)) != b""]  # 1
+    if not keys:
+        keys = [key for key in read.api_keys if key]  # 2
+    if len(keys) == 1 and keys[0] is not None:
+        return keys[0]
     raise invalid_key()
+
+
+def _bearer(value: bytes) -> bytes | None:
+    """The key in an Authorization field, possibly empty; None if it has another scheme."""
+    scheme, _, key = value.partition(b" ")
+    if scheme.lower() != b"bearer":
+        return None if value else b""
+    return key.strip()
 
 
 def invalid_key() -> Unauthorized:
@@ -301,6 +310,11 @@ def check_head_size(head: bytes, *, line: int, field: int, total: int) -> None:
 def find(fields: Fields, name: bytes) -> bytes | None:
     """The value of the first field called *name* (in lower case). A linear search."""
     return next((v for n, v in fields if n.lower() == name), None)
+
+
+def find_all(fields: Fields, name: bytes) -> list[bytes]:
+    """The values of all fields called *name* (in lower case), in their order."""
+    return [v for n, v in fields if n.lower() == name]
 
 
 # Responses --------------------------------------------------------------------------------------

@@ -146,7 +146,8 @@ class Cors:
     _EXPOSED: Final = (
         b"Access-Control-Expose-Headers: x-request-id, retry-after, retry-after-ms, "
         b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "
-        b"x-ratelimit-reset-requests\r\n"
+        b"x-ratelimit-reset-requests, x-ratelimit-limit-tokens, "
+        b"x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens\r\n"
     )
     _SANE_NAMES: Final = re.compile(rb"[A-Za-z0-9_.\-, \t]{1,2048}")
     _METHODS: Final = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
@@ -195,6 +196,14 @@ def rate_fields(limit: int, remaining: bytes, reset: float) -> bytes:
     return (
         b"x-ratelimit-limit-requests: %d\r\nx-ratelimit-remaining-requests: %b\r\n"
         b"x-ratelimit-reset-requests: %b\r\n" % (limit, remaining, duration_text(reset))
+    )
+
+
+def token_fields(limit: int, remaining: int, reset: float) -> bytes:
+    """The header lines with a key's budget of tokens, by OpenAI's names; *reset* in seconds."""
+    return (
+        b"x-ratelimit-limit-tokens: %d\r\nx-ratelimit-remaining-tokens: %d\r\n"
+        b"x-ratelimit-reset-tokens: %b\r\n" % (limit, remaining, duration_text(reset))
     )
 
 

@@ -37,6 +37,8 @@ class Route:
     needs_slot: bool = False
     may_stream: bool = False
     """The response is an event stream if the body requests it."""
+    scope: str = ""
+    """One of ``SCOPES``: keys may be limited to some of them. Empty where no key is needed."""
     operation: str = ""
     """The kind of work that needs the slot, by OpenTelemetry's name if it has one."""
     needs_no_key: bool = False
@@ -46,6 +48,50 @@ class Route:
     """The reason if it is rejected. Never raised, since routes are stored: each raise would extend
     its traceback, whose frames refer to the rejected request, with its key."""
 
+
+SCOPES: Final = (
+    "chat",
+    "completions",
+    "responses",
+    "messages",
+    "embeddings",
+    "rerank",
+    "audio",
+    "tokenize",
+    "models",
+    "usage",
+    "metrics",
+    "admin",
+    "other",
+)
+"""Names for groups of paths, to which a key may be limited."""
+_OTHER_SCOPE: Final = "other"
+# By the first segment of a path, without /v1: what only counts the tokens of a request belongs to
+# the same scope as that request.
+_SCOPE_BY_SEGMENT: Final = {
+    "chat": "chat",
+    "completion": "completions",
+    "completions": "completions",
+    "infill": "completions",
+    "responses": "responses",
+    "messages": "messages",
+    "embedding": "embeddings",
+    "embeddings": "embeddings",
+    "rerank": "rerank",
+    "reranking": "rerank",
+    "audio": "audio",
+    "tokenize": "tokenize",
+    "detokenize": "tokenize",
+    "apply-template": "tokenize",
+    "models": "models",
+    "props": "models",
+}
+_LOCAL_SCOPES: Final = {
+    Kind.METRICS: "metrics",
+    Kind.RELOAD: "admin",
+    Kind.USAGE: "usage",
+    Kind.DASHBOARD_DATA: "usage",
+}
 
 _LOCAL: Final = {
     b"/ping": (Kind.PING, "GET, HEAD"),
@@ -199,17 +245,19 @@ class Router:
 
     def _proxied(self, method: str, path: str) -> Route:
         anthropic = path.startswith("/v1/messages")
+        scope = _scope_of(method, path)
         if path in _SLOT and method == "POST":
             return Route(
                 Kind.PROXIED,
                 path,
                 needs_slot=True,
                 may_stream=path in _STREAM,
+                scope=scope,
                 operation=_SLOT[path],
                 is_anthropic=anthropic,
             )
         if path in _SLOT or path in _NO_SLOT:
-            return Route(Kind.PROXIED, path, is_anthropic=anthropic)
+            return Route(Kind.PROXIED, path, scope=scope, is_anthropic=anthropic)
         if self._has_web_ui and method in ("GET", "HEAD") and _WEB_UI.fullmatch(path):
             return Route(Kind.PROXIED, "web_ui", needs_no_key=True)
         if self.exposes_all or _is_exposed(method, path):
@@ -219,6 +267,7 @@ class Router:
                 Kind.PROXIED,
                 known,
                 needs_slot=needs_slot,
+                scope=scope,
                 operation="other" if needs_slot else "",
                 is_anthropic=anthropic,
             )
@@ -230,7 +279,15 @@ def _local(method: str, path: bytes, kind: Kind, allow: str) -> Route:
         raise MethodNotAllowed(
             f"{path.decode()} supports only {allow.replace(', ', ' and ')}.", allow=allow
         )
-    return Route(kind, path.decode())
+    return Route(kind, path.decode(), scope=_LOCAL_SCOPES.get(kind, ""))
+
+
+def _scope_of(method: str, path: str) -> str:
+    segment = path.removeprefix("/v1/").removeprefix("/").partition("/")[0]
+    scope = _SCOPE_BY_SEGMENT.get(segment, _OTHER_SCOPE)
+    if scope == "models" and method not in ("GET", "HEAD"):
+        return _OTHER_SCOPE  # it loads or changes a model
+    return scope
 
 
 def _is_exposed(method: str, path: str) -> bool:

@@ -19,9 +19,15 @@ class Clock:
         self.started_at = self.now()
         self.wall = 0.0
         """POSIX seconds. For people and for expiry, never for durations."""
+        self.steady_offset = wall_now() - self.started_at
+        """Of ``steady`` from ``now``."""
         self.date = b""
         """The header line of a response (RFC 9110 section 5.6.7)."""
         self.tick()
+
+    def steady(self) -> float:
+        """Seconds that began as the wall clock and never jump."""
+        return self.now() + self.steady_offset
 
     def tick(self) -> None:
         """Read the wall clock."""

@@ -12,11 +12,8 @@ A request that had a slot, and is to be sent again, waits in any case (``queue_a
 
 A granted slot is a ``SlotLease``, which its holder releases once.
 
-``grant`` assigns free slots to waiting requests, until slots or requests run out:
-
-1. Keys take turns: the first in the order of ``_waiting`` that may run one more request is next,
-   and then moves to the end. A key that floods the queue delays another by one request per slot.
-2. Within a key, requests are served in the order of their arrival.
+``grant`` assigns free slots to waiting requests, until slots or requests run out. Keys take turns
+(``fair_queue.py``): one that floods the queue delays another by one turn.
 
 While the engine is not ready, the number of slots is zero, so every request waits, and a
 model that is loading needs no special case.
@@ -25,12 +22,13 @@ model that is loading needs no special case.
 from __future__ import annotations
 
 import enum
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable
 from typing import Generic, Protocol
 
 from llama_gguf.errors import GatewayError
 from llama_gguf.scheduling.balancer import Balancer, E, Slots
+from llama_gguf.scheduling.fair_queue import FairQueue, Turns, one_turn
 from llama_gguf.scheduling.shares import is_within_share
 
 
@@ -99,6 +97,7 @@ class Admission(Generic[E]):
         running_per_key: concurrent running requests of one key; 0 = no limit.
         is_shared: whether there may be other keys, so that a part of the queue is reserved for
             them.
+        turns_of: by a key's id, its turns in the queue.
     """
 
     __slots__ = (
@@ -111,7 +110,6 @@ class Admission(Generic[E]):
         "_running_by_key",
         "_running_per_key",
         "_waiting",
-        "queued",
         "running",
     )
 
@@ -123,10 +121,10 @@ class Admission(Generic[E]):
         per_key: int = 0,
         running_per_key: int = 0,
         is_shared: Callable[[], bool] = _never,
+        turns_of: Callable[[str], Turns] = one_turn,
     ) -> None:
         self._balancer = balancer
         self.running = 0
-        self.queued = 0
         self._is_granting = False
         self._queue_size = queue_size
         self._per_key = per_key
@@ -134,9 +132,12 @@ class Admission(Generic[E]):
         self._is_shared = is_shared
         self._held_by_key: Counter[str] = Counter()
         self._running_by_key: Counter[str] = Counter()
-        # Keys in the order of their turns. The tickets of each are a dict and not a deque: it keeps
-        # the order too, and any ticket can leave in O(1).
-        self._waiting: OrderedDict[str, dict[Ticket[E], None]] = OrderedDict()
+        self._waiting: FairQueue[Ticket[E]] = FairQueue(turns_of)
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait."""
+        return self._waiting.size
 
     @property
     def slots(self) -> int:
@@ -151,19 +152,18 @@ class Admission(Generic[E]):
         """
         if self._per_key and self._held_by_key[key_id] >= self._per_key:
             return Verdict.KEY_IS_BUSY  # 1
-        may_pass = self._may_pass(key_id) if self._running_per_key else not self.queued
+        may_pass = self._may_pass(key_id) if self._running_per_key else not self._waiting.size
         if may_pass:
             slots = self._balancer.choose()
             if slots is not None:
                 if self._per_key:
                     self._held_by_key[key_id] += 1
                 return self._lease(slots, key_id)  # 2
-        if self.queued >= self._queue_size:
+        if self._waiting.size >= self._queue_size:
             return Verdict.QUEUE_FULL  # 3
         if self._has_share(key_id):
             return Verdict.SHARE_IS_FULL  # 4
-        self._waiting.setdefault(key_id, {})[ticket] = None
-        self.queued += 1
+        self._waiting.add(ticket, key_id)
         if self._per_key:
             self._held_by_key[key_id] += 1
         return Verdict.QUEUED  # 5
@@ -175,11 +175,10 @@ class Admission(Generic[E]):
         """
         if self._per_key:
             self._held_by_key[key_id] += 1
-        slots = None if self.queued or not self._may_run(key_id) else self._balancer.choose()
+        slots = None if self._waiting.size or not self._may_run(key_id) else self._balancer.choose()
         if slots is not None:
             return self._lease(slots, key_id)
-        self._waiting[key_id] = {ticket: None, **self._waiting.get(key_id, {})}
-        self.queued += 1
+        self._waiting.add_first(ticket, key_id)
         return None
 
     def _lease(self, slots: Slots[E], key_id: str) -> SlotLease[E]:
@@ -195,7 +194,7 @@ class Admission(Generic[E]):
         Raises:
             KeyError: it is not waiting.
         """
-        self._dequeue(ticket.key_id, ticket)
+        self._waiting.remove(ticket, ticket.key_id)
         if self._per_key:
             self._release(ticket.key_id)
 
@@ -214,32 +213,21 @@ class Admission(Generic[E]):
             self._release(lease.key_id)
         # Within `on_slot`, the loop in `grant` continues with the slot: recursion would be as deep
         # as the queue is long.
-        if self.queued and not self._is_granting:
+        if self._waiting.size and not self._is_granting:
             self.grant()
 
     def grant(self) -> None:
         """Assign free slots to waiting requests; to be called when an engine has more of them."""
         self._is_granting = True
         try:
-            while self.queued:
+            while self._waiting.size:
                 slots = self._balancer.choose()
-                ticket = None if slots is None else self._next()
+                ticket = None if slots is None else self._waiting.take(self._may_run)
                 if slots is None or ticket is None:
                     break
                 ticket.on_slot(self._lease(slots, ticket.key_id))
         finally:
             self._is_granting = False
-
-    def _next(self) -> Ticket[E] | None:
-        """Dequeue the next request; None if no waiting key may run one more."""
-        key_id = next((key_id for key_id in self._waiting if self._may_run(key_id)), None)  # 1
-        if key_id is None:
-            return None
-        ticket = next(iter(self._waiting[key_id]))  # 2
-        self._dequeue(key_id, ticket)
-        if key_id in self._waiting:
-            self._waiting.move_to_end(key_id)
-        return ticket
 
     def _may_pass(self, key_id: str) -> bool:
         """Whether a free slot may go to *key_id* at once, past requests that wait.
@@ -247,7 +235,8 @@ class Admission(Generic[E]):
         Those belong to keys at ``running_per_key``, which cannot use the slot; except while
         ``grant`` runs, when it may not have reached them yet.
         """
-        return not self._is_granting and key_id not in self._waiting and self._may_run(key_id)
+        is_behind_its_own = self._waiting.waiting_of(key_id) > 0
+        return not self._is_granting and not is_behind_its_own and self._may_run(key_id)
 
     def _may_run(self, key_id: str) -> bool:
         limit = self._running_per_key
@@ -255,22 +244,15 @@ class Admission(Generic[E]):
 
     def _has_share(self, key_id: str) -> bool:
         """Whether *key_id* has its share of the queue; its first request may always wait."""
-        waiting = self._waiting.get(key_id)
-        if waiting is None:
+        waiting = self._waiting.waiting_of(key_id)
+        if not waiting:
             return False
-        free = self._queue_size - self.queued - 1
-        return not is_within_share(len(waiting) + 1, free=free) and self._is_shared()
+        free = self._queue_size - self._waiting.size - 1
+        return not is_within_share(waiting + 1, free=free) and self._is_shared()
 
     def waiting(self) -> list[Ticket[E]]:
         """All waiting requests, in no particular order."""
-        return [ticket for tickets in self._waiting.values() for ticket in tickets]
-
-    def _dequeue(self, key_id: str, ticket: Ticket[E]) -> None:
-        waiting = self._waiting[key_id]
-        del waiting[ticket]
-        if not waiting:
-            del self._waiting[key_id]
-        self.queued -= 1
+        return self._waiting.all()
 
     def _release(self, key_id: str) -> None:
         _count_down(self._held_by_key, key_id)

@@ -102,6 +102,8 @@ class Exchange(ExchangeRecord):
     has_retried = False
     is_counted = False
     """Whether its key's rate window counts it."""
+    has_budget = False
+    """Whether its key has a budget, of which an estimate is reserved when its body is whole."""
     stream_search: StreamSearch | None = None
     """The search of its body for ``"stream": true``; None until it has waited SSE_KEEPALIVE."""
     reserved_bytes = 0

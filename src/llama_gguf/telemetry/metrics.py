@@ -160,6 +160,10 @@ def seconds_per_token(exchange: ExchangeRecord, usage: Usage) -> float | None:
     return None
 
 
+Budgets = Mapping[tuple[str, str], tuple[float, float, float]]
+"""By key id and window: limit, used, remaining."""
+
+
 @dataclass(frozen=True, slots=True)
 class Gauges:
     """Values of the gateway at the time of a scrape."""
@@ -184,6 +188,9 @@ class Gauges:
     version: str
     python: str
     uptime: float
+    token_budgets: Budgets
+    engine_budgets: Budgets
+    """In seconds."""
 
 
 Number = float | Histogram
@@ -225,6 +232,23 @@ class EngineMetric:
     type: Type
     help: str
     value: float
+
+
+def _budget_metrics(unit: str, words: str, of: Callable[[Gauges], Budgets]) -> list[Metric]:
+    """The three metrics of the budgets in one unit."""
+
+    def one_of(place: int) -> Callable[[Metrics, Gauges], Value]:
+        return lambda _, g: {key: numbers[place] for key, numbers in of(g).items()}
+
+    helps = {
+        "limit": f"Limit of {words} in the window, of a key with such a budget.",
+        "used": f"Used {words} in the current window; estimates for running requests included.",
+        "remaining": f"Remaining {words} in the current window.",
+    }
+    return [
+        Metric(f"llama_gguf_budget_{what}_{unit}", "gauge", text, one_of(n), ("key_id", "window"))
+        for n, (what, text) in enumerate(helps.items())
+    ]
 
 
 METRICS: Final = (
@@ -315,6 +339,8 @@ METRICS: Final = (
         lambda m, _: m.tokens,
         ("key_id", "type"),
     ),
+    *_budget_metrics("tokens", "tokens", lambda g: g.token_budgets),
+    *_budget_metrics("engine_seconds", "engine-seconds", lambda g: g.engine_budgets),
     Metric(
         "llama_gguf_usage_unknown",
         "counter",

@@ -84,7 +84,12 @@ def read(opening: bytes, ending: bytes) -> Usage | None:
     is_whole = prompt is not None and (
         completion is not None or not found.keys().isdisjoint(_TOTAL_NAMES)
     )
-    return Usage(prompt, completion, _cached(found), _generating(found), is_whole)
+    generating, prompting = _seconds(found, b"predicted_ms"), _seconds(found, b"prompt_ms")
+    if not completion:
+        generating = None
+    return Usage(
+        prompt, completion, _cached(found), generating, prompting=prompting, is_whole=is_whole
+    )
 
 
 # Slices are compared, since `startswith` takes twice as long.
@@ -93,21 +98,23 @@ def _of_timings(found: bytes) -> Usage | None:
     parts = found.split(b",", 7)
     if len(parts) < 8:
         return None
-    first, second, sixth, seventh = parts[0], parts[1], parts[5], parts[6]
+    first, second, third, sixth, seventh = parts[0], parts[1], parts[2], parts[5], parts[6]
     if (
         first[:12] != b':{"cache_n":'
         or second[:11] != b'"prompt_n":'
+        or third[:12] != b'"prompt_ms":'
         or sixth[:14] != b'"predicted_n":'
         or seventh[:15] != b'"predicted_ms":'
     ):
         return None
     cached, prompt, completion = _COUNTS[first[12:]], _COUNTS[second[11:]], _COUNTS[sixth[14:]]
-    milliseconds = seventh[15:]
+    before, behind = third[12:], seventh[15:]
     if cached < 0 or prompt < 0 or completion < 1:
         return None
-    if not milliseconds.replace(b".", b"", 1).isdigit():
+    if not before.replace(b".", b"", 1).isdigit() or not behind.replace(b".", b"", 1).isdigit():
         return None
-    return Usage(cached + prompt, completion, cached, float(milliseconds) / 1000)
+    generating, prompting = float(behind) / 1000, float(before) / 1000
+    return Usage(cached + prompt, completion, cached, generating, prompting=prompting)
 
 
 def _of_openai(found: bytes) -> Usage | None:
@@ -163,6 +170,6 @@ def _cached(found: Numbers) -> int | None:
     return next((_count(found, name) for name in names if name in found), None)
 
 
-def _generating(found: Numbers) -> float | None:
-    milliseconds = found.get(b"predicted_ms")
-    return float(milliseconds) / 1000 if milliseconds and _completion(found) else None
+def _seconds(found: Numbers, name: bytes) -> float | None:
+    milliseconds = found.get(name)
+    return float(milliseconds) / 1000 if milliseconds else None

@@ -1,6 +1,7 @@
-"""Keeps the usage totals across restarts, in a small file that is written off the event loop.
+"""Keeps usage across restarts, in a small file that is written off the event loop.
 
-A crash loses the usage since the last write, a few seconds. Errors never prevent the gateway from
+There are two kinds of it: the totals of keys, and what is used of their budgets. A crash loses the
+usage since the last write, a few seconds. Errors never prevent the gateway from
 serving: an unreadable file is renamed; a file that cannot be written causes one warning, and is
 tried again at every interval and at the end.
 
@@ -15,12 +16,11 @@ import asyncio
 import contextlib
 import fcntl
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Generic, Protocol, Self, TypeVar
 
 from llama_gguf.events import EventLog
 from llama_gguf.files import stamps
@@ -31,73 +31,116 @@ from llama_gguf.telemetry.usage_totals import UsageTotals
 
 _log: Final = EventLog(__name__)
 
-EVERY_SECONDS: Final = 5.0
 MAX_FILE_BYTES: Final = 64 << 20
-_UNFIT: Final = re.compile(r"[^A-Za-z0-9._-]")
 
 
-def path_of(data_dir: str, instance_id: str) -> str:
-    """The path of the file; instances that share DATA_DIR have one each."""
-    name = _UNFIT.sub("_", instance_id).lstrip(".") or "gateway"
-    return os.path.join(data_dir, "usage", f"{name}.json")
+class Totals(Protocol):
+    """What a file keeps. Called a few times per update, so that it may be a Protocol."""
+
+    @property
+    def has_changed(self) -> bool:
+        """Since the last ``take_unsaved``."""
+        ...
+
+    def dump(self) -> str:
+        """All of it as text."""
+        ...
+
+    def take_unsaved(self) -> Self | None:
+        """What was added since the last call; None if nothing was."""
+        ...
+
+    def merge(self, other: Self, now: float, /) -> None:
+        """Add what another's ``take_unsaved`` has returned; it counts as saved."""
+        ...
+
+    def rebase(self, saved: Self, now: float, /) -> None:
+        """Continue from *saved*, which has what was taken, but not what was added since."""
+        ...
+
+    def open(self) -> None:
+        """Parse all numbers now, instead of when they are needed."""
+        ...
+
+
+T = TypeVar("T", bound=Totals)
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class Kind(Generic[T]):
+    """What is kept, and how."""
+
+    name: str
+    """In log messages, and of the folder in DATA_DIR."""
+    every_seconds: float
+    """Between two updates: as much of it is lost by a crash."""
+    new: Callable[[float], T]
+    """None of it yet, at a time in POSIX seconds."""
+    load: Callable[[str, Callable[[], None]], T]
+    """Undoes ``dump``; the second argument is to be called now and then."""
+
+
+USAGE: Final = Kind("usage", 5.0, UsageTotals, UsageTotals.load)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job(Generic[T]):
     """What one update of the file has to write, if anything."""
 
     text: str
     """All of our totals, for a file that only this process has written; else empty."""
-    unsaved: UsageTotals | None
+    unsaved: T | None
     """What was added to our totals since the last update, for a file that others have changed."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Sum:
+class _Sum(Generic[T]):
     """The content of the file after an update, if others had changed it."""
 
-    totals: UsageTotals
+    totals: T
     stamp: stamps.Stamp | None
 
 
-class UsageStore:
+class UsageStore(Generic[T]):
     """The file with the usage of one instance.
 
     Args:
+        kind: of the usage.
         path: a missing folder is created.
         wall: returns POSIX seconds.
     """
 
-    def __init__(self, path: str, wall: Callable[[], float] = wall_now) -> None:
+    def __init__(self, kind: Kind[T], path: str, wall: Callable[[], float] = wall_now) -> None:
+        self._kind = kind
         self._path = path
         self._wall = wall
         self._stamp: stamps.Stamp | None = None
         """Of the file that our totals are based on; it differs if others have written since."""
-        self._unsaved: UsageTotals | None = None
+        self._unsaved: T | None = None
         """Taken from our totals, and not yet in the file."""
         self._has_warned = False
         self._lock = threading.Lock()
         """Held from the creation of a job until it is done, so that jobs run in order."""
 
-    def load(self, now: float) -> UsageTotals:
+    def load(self, now: float) -> T:
         """The totals in the file; new ones that begin at *now*, if there are none to read."""
         # Before the read, so that a change meanwhile is not missed.
         self._stamp = stamps.stamp(self._path)
         try:
-            totals = self._read() or UsageTotals(now)
+            totals = self._read() or self._kind.new(now)
         except OSError as error:
             self._rename_unreadable(error)
-            totals = UsageTotals(now)
+            totals = self._kind.new(now)
         totals.open()  # now, while there are no streams to delay
         return totals
 
-    async def keep(self, totals: UsageTotals) -> None:
+    async def keep(self, totals: T) -> None:
         """Update the file periodically."""
         while True:
-            await asyncio.sleep(EVERY_SECONDS)
+            await asyncio.sleep(self._kind.every_seconds)
             await self.update(totals)
 
-    async def update(self, totals: UsageTotals) -> None:
+    async def update(self, totals: T) -> None:
         """Write what is new in *totals*, and load what is new in the file."""
         self._lock.acquire()  # does not block: the previous update was awaited
         is_due = totals.has_changed or self._unsaved is not None
@@ -107,26 +150,34 @@ class UsageStore:
             totals.rebase(found.totals, self._wall())
             self._stamp = found.stamp
 
-    def write_last(self, totals: UsageTotals, within_seconds: float) -> None:
-        """Write what is new in *totals*; wait at most *within_seconds*, since a disk may hang."""
+    def begin_last(self, totals: T) -> Future[None]:
+        """Start to write what is new in *totals*."""
         job = _Job(totals.dump(), totals.take_unsaved())
 
         def write() -> None:
             self._lock.acquire()
             self._do(job)
 
-        outcome = start_detached(write)
+        return start_detached(write)
+
+    def end_last(self, outcome: Future[None], within_seconds: float) -> None:
+        """Wait for the last write, at most *within_seconds*, since a disk may hang."""
         wait([outcome], within_seconds)
         if not outcome.done() or self._unsaved is not None:
             _log.warning(
                 "last_usage_lost",
-                "The usage since the last write of {file} could not be saved and is lost",
+                "The {kind} since the last write of {file} could not be saved and is lost",
+                kind=self._kind.name,
                 file=self._path,
             )
 
+    def write_last(self, totals: T, within_seconds: float) -> None:
+        """Write what is new in *totals*, and wait for it as ``end_last`` does."""
+        self.end_last(self.begin_last(totals), within_seconds)
+
     # On a thread --------------------------------------------------------------------------------
 
-    def _do(self, job: _Job) -> _Sum | None:
+    def _do(self, job: _Job[T]) -> _Sum[T] | None:
         """Do *job*, and release the lock. Returns the sum if others have written."""
         try:
             return self._exchange(job)
@@ -134,7 +185,8 @@ class UsageStore:
             if not self._has_warned:
                 _log.warning(
                     "usage_not_kept",
-                    "The usage cannot be saved in {file}: {reason}",
+                    "The {kind} cannot be saved in {file}: {reason}",
+                    kind=self._kind.name,
                     file=self._path,
                     reason=error.strerror,
                 )
@@ -143,7 +195,7 @@ class UsageStore:
         finally:
             self._lock.release()
 
-    def _exchange(self, job: _Job) -> _Sum | None:
+    def _exchange(self, job: _Job[T]) -> _Sum[T] | None:
         if self._unsaved is None:
             self._unsaved = job.unsaved
         elif job.unsaved is not None:
@@ -155,7 +207,9 @@ class UsageStore:
             stamp = stamps.stamp(self._path)
             found = self._read() if stamp != self._stamp else None
             if found is None and stamp != self._stamp and self._unsaved is None:
-                self._unsaved = UsageTotals(self._wall())  # the file is gone, with what was saved
+                self._unsaved = self._kind.new(
+                    self._wall()
+                )  # the file is gone, with what was saved
             if self._unsaved is not None and (found is not None or job.text):
                 if found is not None:
                     found.merge(self._unsaved, self._wall())
@@ -168,11 +222,11 @@ class UsageStore:
         self._stamp = stamp
         return None
 
-    def _read(self) -> UsageTotals | None:
+    def _read(self) -> T | None:
         """The totals in the file; None if the file is missing or unreadable."""
         try:
             with open(self._path, encoding="utf-8") as file:
-                return UsageTotals.load(file.read(MAX_FILE_BYTES), pause)
+                return self._kind.load(file.read(MAX_FILE_BYTES), pause)
         except FileNotFoundError:
             return None
         except ValueError as error:  # UnicodeDecodeError is one
@@ -183,7 +237,8 @@ class UsageStore:
         aside = f"{self._path}.unreadable"
         _log.warning(
             "usage_lost",
-            "The usage in {file} cannot be read: {reason}. The file is renamed to {renamed_to}",
+            "The {kind} in {file} cannot be read: {reason}. The file is renamed to {renamed_to}",
+            kind=self._kind.name,
             file=self._path,
             reason=str(error),
             renamed_to=aside,

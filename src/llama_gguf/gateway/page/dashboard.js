@@ -201,6 +201,14 @@ function fill(id, value, whole) {
   find(id).className = share >= 1 ? "full" : "";
 }
 
+function budgetCell(budgets) {
+  const entries = Object.entries(budgets);
+  const isUsedUp = entries.some(([, { remaining }]) => !remaining);
+  const lines = entries.map(([name, { used, limit }]) =>
+    make("div", {}, `${number(used)} of ${number(limit)} ${name.replaceAll("_", " ")}`));
+  return make("td", { class: isUsedUp ? "wrong" : lines.length ? "" : "none" }, ...lines);
+}
+
 function showKeys({ keys, key_id, sees_all, usage_since }) {
   const rows = keys.map((account) => {
     const counts = account[shownWindow];
@@ -212,7 +220,8 @@ function showKeys({ keys, key_id, sees_all, usage_since }) {
     const name = account.key_id === "-" ? "(no key required)" : account.key_id;
     return make("tr", {},
       make("th", { scope: "row" }, account.key_id === key_id && sees_all ? `${name} (you)` : name),
-      ...["requests", "errors", "prompt_tokens", "cached_tokens", "completion_tokens"].map(cell));
+      ...["requests", "errors", "prompt_tokens", "cached_tokens", "completion_tokens"].map(cell),
+      budgetCell(account.budgets));
   });
   find("keys").replaceChildren(...rows);
   const unknown = keys.reduce((sum, key) => sum + key[shownWindow].responses_without_usage, 0);

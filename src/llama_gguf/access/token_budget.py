@@ -1,0 +1,379 @@
+"""The budget of a key: tokens per minute, day and month, and engine-seconds per day.
+
+Before a request, its estimate is reserved: it counts from then on as if it were used. Afterwards,
+the exact figures replace it. Nothing here reads a clock: the caller passes two.
+
+- ``now`` never jumps: seconds that began as the wall clock when the process started. The minute is
+  measured by it.
+- ``wall`` is POSIX seconds, and may jump. Days and months are those of the calendar in UTC.
+
+Rule 1: a request is admitted while less than its limit is used in each window. A window therefore
+admits at most its limit and one estimate.
+
+Rule 2: the minute slides, by whole seconds: it is the present second and the 59 before it. No wait
+is longer than 60 seconds, since OpenAI's clients ignore a longer one.
+
+Rule 3: what a request has used beyond its estimate counts in the windows of its end, where it is
+first known. What it has not used is given back to the windows of its start.
+
+Rule 4: each day or month is opened once. The counts of the last ``KEPT_PERIODS`` are kept, so that
+one to which the clock is set back continues. For one that is earlier than all of these, the
+earliest one continues, until the clock has passed it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Final
+
+from llama_gguf.access.attributes import Attributes
+from llama_gguf.http1.exchange_record import Reservation
+
+TOKENS_PER_MINUTE: Final = 0
+TOKENS_PER_DAY: Final = 1
+TOKENS_PER_MONTH: Final = 2
+ENGINE_SECONDS_PER_DAY: Final = 3
+NAMES: Final = ("tokens_per_minute", "tokens_per_day", "tokens_per_month", "engine_seconds_per_day")
+"""Of the windows, as of the attributes of a key."""
+WINDOWS: Final = range(len(NAMES))
+KEPT_PERIODS: Final = 4
+MINUTE_SECONDS: Final = 60
+DAY_SECONDS: Final = 86_400
+FIRST_MILLISECONDS: Final = 1000
+"""Estimated for a request of a key that has not used the engine yet."""
+BYTES_PER_TOKEN: Final = 4
+MAX_SEARCHED_BYTES: Final = 256 << 10
+"""Of a body: some 0.5 ms. A longer one is 65,536 tokens by its length alone."""
+
+# In a JSON string each quote has a backslash before it: these can only be names of members.
+_OUTPUT: Final = re.compile(
+    rb'"(?:max_tokens|max_completion_tokens|max_output_tokens|n_predict)"'
+    rb"[ \t\r\n]{0,9}:[ \t\r\n]{0,9}([0-9]{1,9})"
+)
+
+
+# The same for the number of outputs, of which llama-server reports the tokens of one.
+_CHOICES: Final = re.compile(rb'"(?:n|n_cmpl)"[ \t\r\n]{0,9}:[ \t\r\n]{0,9}([0-9]{1,4})')
+_PROMPTS: Final = re.compile(rb'"prompt"[ \t\r\n]{0,9}:[ \t\r\n]{0,9}\[')
+
+
+def choices_in(body: bytes | bytearray) -> int:
+    """How many outputs a request wants: ``n`` for each of its prompts."""
+    if len(body) > MAX_SEARCHED_BYTES:
+        return 1
+    choices = max(map(int, _CHOICES.findall(body)), default=1) or 1
+    if _PROMPTS.search(body):
+        choices *= _prompts_in(body)
+    return choices
+
+
+def _prompts_in(body: bytes | bytearray) -> int:
+    try:
+        prompts = json.loads(body)["prompt"]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return 1  # llama-server refuses it too
+    # A list of numbers is one prompt, of tokens.
+    are_several = isinstance(prompts, list) and any(not isinstance(p, int) for p in prompts)
+    return len(prompts) if are_several else 1
+
+
+def estimate(body: bytes | bytearray, most: int | None, choices: int = 1) -> int:
+    """The tokens that a request is expected to use: of its body, and of the outputs it allows.
+
+    Args:
+        body: of the request.
+        most: tokens of one prompt and its output: the engine's context; None if that is not known.
+        choices: as ``choices_in`` returns.
+    """
+    tokens = max(len(body) // BYTES_PER_TOKEN, 1)
+    most_of_all = None if most is None else most * choices
+    if len(body) <= MAX_SEARCHED_BYTES and (most_of_all is None or tokens < most_of_all):
+        tokens += choices * max(map(int, _OUTPUT.findall(body)), default=0)
+    return tokens if most_of_all is None else min(tokens, most_of_all)
+
+
+def has_budget(attributes: Attributes) -> bool:
+    """Whether a key with these *attributes* has a budget."""
+    return bool(
+        attributes.tokens_per_minute
+        or attributes.tokens_per_day
+        or attributes.tokens_per_month
+        or attributes.engine_seconds_per_day
+    )
+
+
+class WindowState:
+    """One window of a budget, for people and programs.
+
+    Args:
+        name: one of ``NAMES``, which states the unit.
+        limit: of the window.
+        used: in it, estimates of requests that are under way included.
+        resets_in: seconds until nothing counts any more.
+    """
+
+    __slots__ = ("limit", "name", "resets_in", "used")
+
+    def __init__(self, name: str, limit: int, used: float, resets_in: float) -> None:
+        self.name = name
+        self.limit = limit
+        self.used = used
+        self.resets_in = resets_in
+
+    @property
+    def remaining(self) -> float:
+        return max(self.limit - self.used, 0)
+
+
+class Exceeded:
+    """The window that keeps a request from being admitted for the longest time.
+
+    Args:
+        window: its index in ``NAMES``.
+        limit: tokens, or seconds.
+        wait: seconds until a request would be admitted, by what is known now.
+    """
+
+    __slots__ = ("limit", "wait", "window")
+
+    def __init__(self, window: int, limit: int, wait: float) -> None:
+        self.window = window
+        self.limit = limit
+        self.wait = wait
+
+
+Counts = list[dict[int, int]]
+"""For each window, what was used by period: tokens, or milliseconds of the engine."""
+
+
+def no_counts() -> Counts:
+    return [{} for _ in WINDOWS]
+
+
+def add(changes: Counts, more: Counts) -> None:
+    """Add *more* to *changes*; both may be negative."""
+    for window in WINDOWS:
+        for period, amount in more[window].items():
+            changes[window][period] = changes[window].get(period, 0) + amount
+
+
+def apply(counts: Counts, changes: Counts) -> None:
+    """Add *changes* to *counts*, which are never negative."""
+    for window in WINDOWS:
+        by_period = counts[window]
+        for period, amount in changes[window].items():
+            if amount >= 0 or period in by_period:
+                by_period[period] = max(by_period.get(period, 0) + amount, 0)
+        if window != TOKENS_PER_MINUTE:
+            _forget_periods(by_period)
+
+
+def _forget_periods(by_period: dict[int, int]) -> None:
+    while len(by_period) > KEPT_PERIODS:
+        del by_period[min(by_period)]
+
+
+def _in_force(by_period: dict[int, int], period: int) -> int:
+    """The period that counts when it is *period* by the clock: rule 4."""
+    if period in by_period or not by_period:
+        return period
+    return max(period, min(by_period))
+
+
+def _month(wall: float) -> int:
+    date = datetime.fromtimestamp(wall, UTC)
+    return date.year * 12 + date.month - 1
+
+
+def _end_of(window: int, period: int) -> float:
+    """POSIX seconds at which *period*, a day or a month, is over."""
+    if window != TOKENS_PER_MONTH:
+        return (period + 1) * DAY_SECONDS
+    year, month = divmod(period + 1, 12)
+    return datetime(year, month + 1, 1, tzinfo=UTC).timestamp()
+
+
+class TokenBudget:
+    """What one key may use, and what it has used.
+
+    No call waits: a budget that several gateways share decides by what it has leased.
+
+    Args:
+        key_id: of the key.
+        changed: gets this budget, by the key's id, when it has something to save.
+    """
+
+    __slots__ = (
+        "_changed",
+        "_day",
+        "_forgotten_at",
+        "_limits",
+        "_month",
+        "_wall",
+        "counts",
+        "key_id",
+        "text",
+        "typical",
+        "unsaved",
+    )
+
+    def __init__(self, key_id: str, changed: dict[str, TokenBudget]) -> None:
+        self.key_id = key_id
+        self._changed = changed
+        self._limits: list[int] = [0, 0, 0, 0]
+        """By window, in the units of ``counts``; 0 for none."""
+        self.counts: Counts = no_counts()
+        self.unsaved: Counts = no_counts()
+        """What was added to ``counts`` since they were last saved; may be negative."""
+        self.text = ""
+        """``counts`` as they are saved; empty if they have changed since."""
+        self._forgotten_at = -1
+        """The second in which those before the minute were removed last."""
+        self._wall = -1.0
+        self._day = self._month = 0
+        """Those of ``_wall``."""
+        self.typical = FIRST_MILLISECONDS
+        """Of the engine for a request: the estimate of the next one."""
+
+    def limit(self, attributes: Attributes) -> None:
+        """Apply the limits in *attributes*; what was used still counts."""
+        self._limits = [
+            attributes.tokens_per_minute or 0,
+            attributes.tokens_per_day or 0,
+            attributes.tokens_per_month or 0,
+            (attributes.engine_seconds_per_day or 0) * 1000,
+        ]
+
+    def exceeded(self, now: float, wall: float) -> Exceeded | None:
+        """The reason for which a request would be refused; None if it would be admitted."""
+        found: Exceeded | None = None
+        for window in WINDOWS:
+            limit = self._limits[window]
+            if limit and self._used(window, now, wall) >= limit:
+                wait = self._wait(window, now, wall)
+                if found is None or wait >= found.wait:
+                    found = Exceeded(window, _shown(window, limit), wait)
+        return found
+
+    def reserve(self, tokens: int, now: float, wall: float) -> Reservation:
+        """Count a request that is admitted by its estimate, *tokens*, until it is settled."""
+        milliseconds = self.typical
+        periods = self._periods(now, wall)
+        for window in WINDOWS:
+            self._add(window, periods[window], _amount(window, tokens, milliseconds))
+        return Reservation(tokens, milliseconds, periods)
+
+    def settle(
+        self, reserved: Reservation, tokens: int, milliseconds: int, *, now: float, wall: float
+    ) -> None:
+        """Replace what was *reserved* by the *tokens* and the engine's *milliseconds* it has used.
+
+        Both are 0 for a request that is refused or has failed.
+        """
+        periods = self._periods(now, wall)
+        for window in WINDOWS:
+            more = _amount(window, tokens, milliseconds) - _amount(
+                window, reserved.tokens, reserved.milliseconds
+            )
+            if more > 0:
+                self._add(window, periods[window], more)
+            elif more and reserved.periods[window] in self.counts[window]:
+                self._add(window, reserved.periods[window], more)
+        if milliseconds:
+            self.typical = (7 * self.typical + milliseconds) // 8
+
+    def states(self, now: float, wall: float) -> list[WindowState]:
+        """Those windows that have a limit."""
+        return [self._state(window, now, wall) for window in WINDOWS if self._limits[window]]
+
+    def shortest_of_tokens(self, now: float, wall: float) -> WindowState | None:
+        """The shortest window of tokens that has a limit."""
+        for window in (TOKENS_PER_MINUTE, TOKENS_PER_DAY, TOKENS_PER_MONTH):
+            if self._limits[window]:
+                return self._state(window, now, wall)
+        return None
+
+    def _state(self, window: int, now: float, wall: float) -> WindowState:
+        used = self._used(window, now, wall)
+        return WindowState(
+            NAMES[window],
+            _shown(window, self._limits[window]),
+            used / 1000 if window == ENGINE_SECONDS_PER_DAY else used,
+            self._resets_in(window, now, wall),
+        )
+
+    def replace(self, counts: Counts) -> None:
+        """Continue from *counts*, which have what was saved, and not what is unsaved."""
+        self._forgotten_at = -1
+        self.counts = counts
+        apply(counts, self.unsaved)
+        self.text = ""
+
+    def _periods(self, now: float, wall: float) -> Sequence[int]:
+        return [self._period(window, now, wall) for window in WINDOWS]
+
+    def _period(self, window: int, now: float, wall: float) -> int:
+        """The period of *window* that counts now."""
+        if window == TOKENS_PER_MINUTE:
+            return int(now)
+        if wall != self._wall:  # the gateway's has steps of half a second
+            self._wall, self._day, self._month = wall, int(wall // DAY_SECONDS), _month(wall)
+        period = self._month if window == TOKENS_PER_MONTH else self._day
+        return _in_force(self.counts[window], period)
+
+    def _add(self, window: int, period: int, amount: int) -> None:
+        by_period = self.counts[window]
+        used = by_period.get(period, 0)
+        amount = max(amount, -used)
+        by_period[period] = used + amount
+        if window != TOKENS_PER_MINUTE:
+            _forget_periods(by_period)
+        unsaved = self.unsaved[window]
+        unsaved[period] = unsaved.get(period, 0) + amount
+        self._changed[self.key_id] = self
+        self.text = ""
+
+    def _used(self, window: int, now: float, wall: float) -> int:
+        by_period = self.counts[window]
+        if window == TOKENS_PER_MINUTE:
+            self._forget_seconds(int(now))
+            return sum(by_period.values())
+        return by_period.get(self._period(window, now, wall), 0)
+
+    def _forget_seconds(self, now: int) -> None:
+        if now == self._forgotten_at:
+            return
+        self._forgotten_at = now
+        by_second = self.counts[TOKENS_PER_MINUTE]
+        for second in [s for s in by_second if not now - MINUTE_SECONDS < s <= now]:
+            tokens = by_second.pop(second)
+            if second > now:  # saved before the clock was set back and the process restarted
+                by_second[now] = by_second.get(now, 0) + tokens
+
+    def _wait(self, window: int, now: float, wall: float) -> float:
+        if window != TOKENS_PER_MINUTE:
+            return self._resets_in(window, now, wall)
+        by_second = self.counts[TOKENS_PER_MINUTE]
+        used = sum(by_second.values())
+        for second in sorted(by_second):
+            used -= by_second[second]
+            if used < self._limits[window]:
+                return second + MINUTE_SECONDS - now
+        raise AssertionError("unreachable: without its seconds, a minute has nothing")
+
+    def _resets_in(self, window: int, now: float, wall: float) -> float:
+        if window != TOKENS_PER_MINUTE:
+            return _end_of(window, self._period(window, now, wall)) - wall
+        used = [second for second, tokens in self.counts[window].items() if tokens]
+        return max(used) + MINUTE_SECONDS - now if used else 0.0
+
+
+def _amount(window: int, tokens: int, milliseconds: int) -> int:
+    return milliseconds if window == ENGINE_SECONDS_PER_DAY else tokens
+
+
+def _shown(window: int, limit: int) -> int:
+    return limit // 1000 if window == ENGINE_SECONDS_PER_DAY else limit

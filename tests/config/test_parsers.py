@@ -15,6 +15,7 @@ SECONDS = "MAX_QUEUE_WAIT"
 FLAG = "AUTH_ENABLED"
 KEY = "BACKEND_API_KEY"
 ORIGINS = "CORS_ORIGINS"
+PROXIES = "TRUSTED_PROXIES"
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,8 @@ ORIGINS = "CORS_ORIGINS"
         *((ORIGINS, text) for text in ("http://localhost:*", "https://a:0", "https://a:70000")),
         *((ORIGINS, text) for text in ("https://u@a", "https://a?b", "https://\u00e4.example")),
         *((ORIGINS, text) for text in ("http://[::1", "http://[1::2::3]", "https://a:")),
+        *((PROXIES, text) for text in ("10.0.0.1/8", "10.0.0.0/33", "proxy", "unix", "10.0.0")),
+        *((PROXIES, text) for text in ("::ffff:10.0.0.1", "fe80::1%eth0", "10.0.0.1:80")),
         ("MODEL_PATH", "/a\x00b"),
         ("EXTRA_ARGS", "a\nb"),
         *(
@@ -54,6 +57,12 @@ def test_a_value_that_is_not_exactly_valid_is_rejected(name: str, text: str) -> 
 @pytest.mark.parametrize(
     ("name", "text", "value"),
     [
+        (
+            PROXIES,
+            "10.0.0.0/8, 2001:DB8::/32,192.0.2.1",
+            ("10.0.0.0/8", "2001:db8::/32", "192.0.2.1/32"),
+        ),
+        (PROXIES, "", ()),
         ("CTX", "0", 0),
         ("CTX", "007", 7),
         ("PORT", "65535", 65535),

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llama_gguf.errors import GatewayError, MethodNotAllowed
-from llama_gguf.http1.routes import OPERATIONS, Kind, Route, Router
+from llama_gguf.http1.routes import OPERATIONS, SCOPES, Kind, Route, Router
 from tests.support.memory import allocated_bytes
 
 SLOT = "needs a slot"
@@ -84,6 +84,33 @@ def refusal(method: str, path: str | bytes, *, expose_all: bool = False) -> Gate
     assert found.label == "refused"
     assert found.error is not None
     return found.error
+
+
+@pytest.mark.parametrize("asked", [*EXPOSED, *NOT_EXPOSED], ids=ids)
+def test_every_path_of_the_engine_has_a_scope(asked: tuple[str, str]) -> None:
+    found = route(*asked, expose_all=True)
+
+    assert (found.scope in SCOPES) is (found.kind is Kind.PROXIED)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "scope"),
+    [
+        ("GET", "/v1/models/a", "models"),
+        ("POST", "/models/load", "other"),
+        ("POST", "/props", "other"),
+        ("GET", "/v1", "other"),
+        ("GET", "/v1x/chat", "other"),
+        ("GET", "/v2/chat", "other"),
+        ("GET", "/chats", "other"),
+        ("GET", "/v1/v1/chat", "other"),
+        ("POST", "/v1/%63hat/completions", "chat"),
+        ("GET", "/", "other"),
+        ("GET", "/slots", "other"),
+    ],
+)
+def test_a_scope_has_only_the_paths_of_its_kind(method: str, path: str, scope: str) -> None:
+    assert route(method, path, expose_all=True).scope == scope
 
 
 @pytest.mark.parametrize(

@@ -347,11 +347,10 @@ def _stored(line: str) -> re.Match[str]:
 def stored_keys(text: str) -> list[tuple[Key, str]]:
     """All keys of a file in their order, each with its secret, or its digest as it is stored."""
     claimed = KeyRing.parse(text)
-    read = ((_read_or_none(line), line) for line in _LINE.findall(text))
     return [
         (key, _stored(line)[1])
-        for key, line in read
-        if key is not None and claimed.with_digest(key.digest) == key
+        for line in _LINE.findall(text)
+        if (key := _read_or_none(line)) is not None and claimed.with_digest(key.digest) == key
     ]
 
 

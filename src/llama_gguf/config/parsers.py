@@ -84,14 +84,21 @@ def key_ids(value: str) -> tuple[str, ...]:
 
 
 def networks(value: str) -> tuple[str, ...]:
-    parts = tuple(part.strip() for part in value.split(",") if part.strip())
+    return tuple(_network(part.strip()) for part in value.split(",") if part.strip())
+
+
+def _network(value: str) -> str:
     try:
-        return tuple(str(ip_network(part)) for part in parts)
+        network = ip_network(value)
+        # An IPv4 address in the form of IPv6 is the IPv4 address here, and zones are ignored.
+        if not value.lower().startswith("::ffff:") and "%" not in value:
+            return str(network)
     except ValueError:
-        raise ValueError(
-            "networks or addresses separated by commas, such as 10.0.0.0/8,2001:db8::/32, "
-            "without bits after the prefix"
-        ) from None
+        pass
+    raise ValueError(
+        "networks or addresses separated by commas, such as 10.0.0.0/8,2001:db8::/32, "
+        "without bits after the prefix"
+    )
 
 
 def origins(value: str) -> tuple[str, ...]:

@@ -88,26 +88,22 @@ def _authenticate(client: Client, exchange: Exchange, length: int) -> Principal:
     return client.authenticate(exchange)
 
 
-def check_scope(principal: Principal, scope: str, address: str) -> None:
-    """Check that the key may be used for a route, and from an address.
-
-    Args:
-        principal: whose key it is.
-        scope: of the route.
-        address: of the client.
+def check_scope(principal: Principal, exchange: Exchange) -> None:
+    """Check that the key may be used for the route, and from the address of its client.
 
     Raises:
         OutsideKeyScope: it may not; the message contains nothing about other keys.
     """
     attributes = principal.attributes
+    scope = exchange.request.route.scope
     if attributes.routes and scope not in attributes.routes:
-        raise OutsideKeyScope(
-            f"This API key is limited to some routes, and '{scope}' is not one of them."
-        )
-    if attributes.networks and not contain(attributes.networks, address):
-        raise OutsideKeyScope(
-            f"This API key is limited to some networks, and {address} is in none of them."
-        )
+        reason = f"limited to some routes, and '{scope}' is not one of them."
+    elif attributes.networks and not contain(attributes.networks, exchange.address):
+        reason = f"limited to some networks, and {exchange.address} is in none of them."
+    else:
+        return
+    exchange.rate_fields = principal.fields_at(exchange.started_at)
+    raise OutsideKeyScope(f"This API key is {reason}")
 
 
 def _over_rate(services: Services, exchange: Exchange, principal: Principal) -> Limited:

@@ -386,7 +386,7 @@ class ClientConnection(Client):
             request.sorted_fields, self.network, now=exchange.started_at, wall=services.clock.wall
         )
         exchange.key_id = principal.key_id
-        check_scope(principal, request.route.scope, self.address)
+        check_scope(principal, exchange)
         if principal.expires_at is None:  # then it is valid until the next reload
             self.known = Known(self.known.head, request, principal, authenticator.ring)
             if not principal.attributes.networks:  # another connection has another address

@@ -40,7 +40,7 @@ test-tools: ## install programs without which tests are skipped: Prometheus, a b
 	    prometheus systemd $(if $(BROWSER),,chromium) $$(apt-cache madison docker-compose | grep -q '| 2\.' && echo docker-compose)
 
 test-fast: $(VENV)/.dev ## run the tests that start no processes, in less than a minute
-	$(BIN)/pytest -m 'not processes' $(addprefix --ignore=tests/,e2e hostile soak wire) $(PYTEST)
+	$(BIN)/pytest -m 'not processes and not slow' $(addprefix --ignore=tests/,bench e2e fuzz hostile soak wire) $(PYTEST)
 
 test-image: $(VENV)/.dev ## build the CPU image and run it, with Docker or with buildah, which it installs
 	@docker info >/dev/null 2>&1 || { command -v buildah && command -v debootstrap; } >/dev/null \

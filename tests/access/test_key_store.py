@@ -377,6 +377,7 @@ def test_a_file_created_after_the_start_is_loaded(tmp_path: Path) -> None:
     assert len(authenticator.ring) == len(KeyRing.parse(KEYS_TEXT))
 
 
+@pytest.mark.slow
 def test_a_changed_file_is_reloaded_without_a_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,7 @@ def test_a_run_prints_a_table_with_one_column_per_load(
     assert "Tokens are counted from: the server's usage." in printed.out
 
 
+@pytest.mark.slow
 def test_all_output_formats_can_be_combined(engine: ChatEngine, tmp_path: Path) -> None:
     files = {kind: tmp_path / f"x.{kind}" for kind in ("json", "csv", "html", "png")}
 

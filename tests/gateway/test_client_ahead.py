@@ -58,6 +58,7 @@ def test_a_client_that_reads_nothing_gets_no_more_than_the_high_water_mark(
     assert len(client.connection._received) <= MAX_HELD_BYTES + READ_BYTES
 
 
+@pytest.mark.slow
 def test_every_request_sent_ahead_is_answered_once_the_client_reads(rig: Rig) -> None:
     client = stalled(rig)
     flood(client, HEALTH, 300_000)

@@ -606,6 +606,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("status", "head"), REFUSED.values(), ids=REFUSED.keys())
 def test_a_refused_body_that_repeats_its_own_head_is_no_request(
     status: int, head: bytes, new_rig: NewRig

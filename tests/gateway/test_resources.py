@@ -231,6 +231,7 @@ def after(steps: Steps, keepalive: float, holds: Callable[[Rig], None]) -> Itera
             yield world
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("holds", ALWAYS, ids=lambda check: check.__name__)
 @given(steps=STEPS, keepalive=st.sampled_from((0.0, 2.0)))
 def test_what_hostile_clients_held_is_released_when_they_leave(
@@ -243,6 +244,7 @@ def test_what_hostile_clients_held_is_released_when_they_leave(
         check_that_nothing_is_abandoned(world.rig)
 
 
+@pytest.mark.slow
 @given(steps=STEPS, keepalive=st.sampled_from((0.0, 2.0)))
 def test_what_hostile_clients_held_is_released_in_time_when_they_stay(
     steps: Steps, keepalive: float

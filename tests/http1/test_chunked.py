@@ -268,6 +268,7 @@ def of_length(length: int, line: bytes) -> bytes:
     return b"".join((start, memoryview(ZEROS)[: length - len(start) - 2], b"\r\n"))[-length:]
 
 
+@pytest.mark.slow
 def test_every_length_has_at_most_one_size_line_that_takes_the_short_cut() -> None:
     for length in range(1, len(ZEROS) + 1):
         for line in lines_in(length):

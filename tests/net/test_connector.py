@@ -177,6 +177,7 @@ def test_a_cancelled_attempt_reports_nothing(play: Play) -> None:
     play(scene)
 
 
+@pytest.mark.slow
 def test_an_engine_with_a_full_backlog_is_waited_for(play: Play) -> None:
     async def scene(watcher: Poller) -> None:
         with socket.create_server(("127.0.0.1", 0), backlog=0) as engine:

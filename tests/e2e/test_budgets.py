@@ -84,7 +84,10 @@ def test_the_tokens_that_the_engine_reports_are_counted(
     total = usage(budgeted, "rich")["total"]
     tokens = sum(total[k] - total_before[k] for k in ("prompt_tokens", "completion_tokens"))
     assert tokens > 4
-    assert used(budgeted)["tokens_per_day"] - before["tokens_per_day"] == tokens
+    counted = used(budgeted)["tokens_per_day"] - before["tokens_per_day"]
+    # llama-server sometimes omits the prompt's tokens on /v1/messages: then the estimate counts.
+    is_unknown = total["responses_without_usage"] > total_before["responses_without_usage"]
+    assert counted == tokens or (is_unknown and counted > tokens)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])

@@ -24,7 +24,10 @@ for port in "$one" "$two"; do
     servers+=($!)
 done
 for port in "$one" "$two"; do
-    for _ in $(seq 100); do (: < "/dev/tcp/127.0.0.1/$port") 2> /dev/null && break || sleep 0.1; done
+    for _ in $(seq 100); do
+        if (: < "/dev/tcp/127.0.0.1/$port") 2> /dev/null; then break; fi
+        sleep 0.1
+    done
 done
 "$engine" --version
 "$engine" --rpc "127.0.0.1:$one" --rpc "127.0.0.1:$two" --list-devices 2>&1 | tee flags.out

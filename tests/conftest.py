@@ -20,6 +20,8 @@ pytest_plugins = [
 # none would react to Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# `nohup make check` ignores SIGHUP, and a server of a test would survive its terminal.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_finish() -> None:

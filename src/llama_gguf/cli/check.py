@@ -25,6 +25,7 @@ from llama_gguf.cli.terminal import echo, print_table
 from llama_gguf.config import settings as settings_module
 from llama_gguf.config.masking import mask_urls
 from llama_gguf.config.schema import (
+    MAX_PARALLEL,
     AuthSettings,
     EngineSettings,
     ListenSettings,
@@ -184,6 +185,7 @@ def _engine(
         yield _devices(settings, devices, here)
         yield from _missing_rpc(rpc, devices)
         yield from _missing_devices(chosen, devices)
+        yield from _too_many_slots(chosen)
     yield from _model(model, settings, environ=environ, devices=devices, here=here)
 
 
@@ -223,6 +225,15 @@ def _missing_devices(chosen: Options | None, devices: Sequence[Device] | None) -
         yield Result(
             "--device",
             f"llama-server has no {', '.join(missing)}: it has {', '.join(names) or 'no GPU'}",
+            Level.WRONG,
+        )
+
+
+def _too_many_slots(chosen: Options | None) -> Iterator[Result]:
+    if chosen is not None and chosen.parallel > MAX_PARALLEL:  # PARALLEL is not, but -np can be
+        yield Result(
+            "--parallel",
+            f"llama-server has at most {MAX_PARALLEL} slots, and {chosen.parallel} are requested",
             Level.WRONG,
         )
 

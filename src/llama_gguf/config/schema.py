@@ -44,6 +44,9 @@ SECTIONS: Final = (
 DEFAULT_SLOTS: Final = 4
 """If the engine does not report its number: llama-server's default (-np auto)."""
 
+MAX_PARALLEL: Final = 256
+"""LLAMA_MAX_SEQ of llama.cpp: with more slots, llama-server crashes when it starts."""
+
 _GIB: Final = 1 << 30
 
 
@@ -116,7 +119,7 @@ class EngineSettings:
     threads: int = _engine(0, whole(0, 4096), "CPU threads; 0 = llama-server chooses")
     parallel: int = _engine(
         0,
-        whole(0, 1024),
+        whole(0, MAX_PARALLEL),
         "slots: requests processed at once, which divide CTX; 0 = one per 4096 tokens, up to 4",
     )
     extra_args: str = _engine(

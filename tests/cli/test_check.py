@@ -444,14 +444,14 @@ def test_fewer_cpus_than_cores_are_reported(check: Check, monkeypatch: pytest.Mo
     here = look(os.defpath)
     monkeypatch.setattr(
         "llama_gguf.engines.machine.look",
-        lambda _: dataclasses.replace(here, cpus=64, cpu_limit=2.5),
+        lambda _: dataclasses.replace(here, cpus=64, cores=32, cpu_limit=2.5),
     )
 
     status, checks = check()
 
     assert status == 0
-    assert checks["threads"]["level"] == "note"
-    assert checks["threads"]["text"].endswith("2.5 CPUs: set THREADS to 2")
+    assert checks["threads"]["text"] == "2: as many as can run at once here"
+    assert "threads" not in check(LLAMA_ARG_THREADS="2")[1]
     assert "threads" not in check(THREADS="2")[1]
 
 

@@ -116,7 +116,11 @@ class EngineSettings:
     ctx: int = _engine(
         16384, whole(0, 1 << 30), "context size in tokens, of all slots together; 0 = the model's"
     )
-    threads: int = _engine(0, whole(0, 4096), "CPU threads; 0 = llama-server chooses")
+    threads: int = _engine(
+        0,
+        whole(0, 4096),
+        "CPU threads; 0 = one per core, at most as many as can run at once",
+    )
     parallel: int = _engine(
         0,
         whole(0, MAX_PARALLEL),

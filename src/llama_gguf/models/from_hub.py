@@ -39,7 +39,7 @@ _EXPLAINED: Final[Mapping[str, str]] = {
     "EntryNotFoundError": "has no such file",
     "LocalEntryNotFoundError": "cannot be reached; try again later",
     "OfflineModeIsEnabled": "was not contacted, because HF_HUB_OFFLINE is set",
-    "ConnectError": "cannot be reached; check the network, and HF_ENDPOINT if it is set",
+    "ConnectError": "cannot be reached; check the network, and https_proxy and HF_ENDPOINT if set",
     "TimeoutException": "does not respond; try again later",
 }
 

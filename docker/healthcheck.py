@@ -14,26 +14,32 @@ import urllib.request
 from collections.abc import Mapping
 from typing import Final
 
+from llama_gguf.config.load import load_usable
+
 TIMEOUT_SECONDS: Final = 4.0
-_ANY: Final = ("", "0.0.0.0", "::")  # noqa: S104  # compared, not bound to
+_ANY: Final = ("0.0.0.0", "::")  # noqa: S104  # compared, not bound to
 
 
 def url(environ: Mapping[str, str]) -> str:
     """The health URL of this container's gateway."""
-    host = environ.get("HOST", "")
+    settings = load_usable(environ)[0].settings
+    host = settings.listen.host
     host = "127.0.0.1" if host in _ANY else f"[{host}]" if ":" in host else host
-    scheme = "https" if environ.get("TLS_CERT_FILE") else "http"
-    return f"{scheme}://{host}:{environ.get('PORT') or 8000}/health"
+    scheme = "https" if settings.tls.tls_cert_file else "http"
+    return f"{scheme}://{host}:{settings.listen.port}/health"
 
 
 def main() -> int:
     # The certificate is for the public host name; this connection is to the loopback address.
     context = ssl._create_unverified_context()  # noqa: S323
+    # Docker passes the proxy in its configuration to all containers.
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+    )
     try:
-        with urllib.request.urlopen(  # noqa: S310  # the URL is http or https
+        with opener.open(
             url(os.environ),  # noqa: TID251  # a separate program
             timeout=TIMEOUT_SECONDS,
-            context=context,
         ) as response:
             body, is_healthy = response.read(4096), True
     except urllib.error.HTTPError as error:

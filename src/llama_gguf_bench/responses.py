@@ -16,6 +16,9 @@ MAX_WHOLE_BYTES: Final = 64 << 20
 CUT: Final = "cut short"
 NONSENSE: Final = "not a completion"
 
+_OUTPUT: Final = ("content", "reasoning_content", "reasoning", "refusal", "tool_calls")
+"""The members of a delta with output: vLLM and others name the reasoning differently."""
+
 
 class Response:
     """Reads the body of one response into *record*.
@@ -120,9 +123,7 @@ def _has_text(document: Mapping[str, Any]) -> bool:
             continue
         delta = choice.get("delta")
         delta = delta if isinstance(delta, dict) else {}
-        if choice.get("text") or delta.get("content") or delta.get("reasoning_content"):
-            return True
-        if delta.get("tool_calls"):
+        if choice.get("text") or any(delta.get(name) for name in _OUTPUT):
             return True
     return False
 

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import random
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass
@@ -119,7 +120,7 @@ async def _send_once(
         raise UserError(f"{target.url} did not respond within {options.timeout:g} s.") from None
     except (OSError, ConnectionLost) as error:
         raise UserError(
-            f"{target.url} cannot be reached: {_reason(error)}. Check that it runs."
+            f"{target.url} cannot be reached: {_reason(error)}. {_advice(error)}"
         ) from None
     if sink.status != 200:
         reason = error_message(sink.body) or "no reason given"
@@ -130,6 +131,14 @@ async def _send_once(
         if isinstance(response, dict) and response.get("choices"):
             return response
     raise UserError(f"{target.url} responded, but not like an OpenAI-compatible endpoint.")
+
+
+def _advice(error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return "Set --ca-file to a file with the certificate of the authority that issued its own."
+    if isinstance(error, ssl.SSLError):
+        return "Check that it speaks TLS: else its URL begins with http."
+    return "Check that it runs."
 
 
 def _reason(error: Exception) -> str:

@@ -68,6 +68,8 @@ def test_without_usage_and_timings_events_with_text_are_counted() -> None:
         {"text": "a"},
         {"delta": {"content": "a"}},
         {"delta": {"reasoning_content": "a"}},
+        {"delta": {"content": None, "reasoning": "a"}},
+        {"delta": {"refusal": "a"}},
         {"delta": {"tool_calls": [{"index": 0}]}},
     ],
 )

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from llama_gguf.errors import UserError
+from llama_gguf_bench import session
 from llama_gguf_bench.connection import Connections, parse_target
 from llama_gguf_bench.load import Level, clock
 from llama_gguf_bench.options import Load, Options
@@ -101,6 +103,18 @@ def test_an_error_response_ends_the_run_with_advice(
 def test_a_refused_connection_ends_the_run_with_a_question() -> None:
     with pytest.raises(UserError, match=r"cannot be reached: .* Check that it runs"):
         prepared("http://127.0.0.1:1")
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (ssl.SSLCertVerificationError(1, "certificate verify failed"), "--ca-file"),
+        (ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number"), "speaks TLS"),
+        (ConnectionRefusedError(111, "Connection refused"), "Check that it runs"),
+    ],
+)
+def test_the_advice_for_a_failed_connection_fits_its_cause(error: OSError, advice: str) -> None:
+    assert advice in session._advice(error)
 
 
 def test_a_server_without_the_api_is_recognised() -> None:

@@ -350,6 +350,20 @@ def test_a_device_that_is_not_there_is_a_problem(machine: Machine, check: Check)
     assert wrong(check(LLAMA_ARG_DEVICE="none")[1]) == {}
 
 
+@pytest.mark.parametrize(
+    "environ", [{"EXTRA_ARGS": "--parallel 257"}, {"LLAMA_ARG_N_PARALLEL": "257"}], ids=str
+)
+def test_more_slots_than_llama_server_can_have_are_a_problem(
+    machine: Machine, check: Check, environ: dict[str, str]
+) -> None:
+    engine_with(machine)
+
+    said = wrong(check(**environ)[1])["--parallel"]
+
+    assert said == "llama-server has at most 256 slots, and 257 are requested"
+    assert "--parallel" not in wrong(check(PARALLEL="256")[1])
+
+
 def test_a_missing_file_in_extra_args_is_a_problem(check: Check) -> None:
     assert wrong(check(EXTRA_ARGS="--lora /missing.gguf")[1]) == {
         "EXTRA_ARGS": "--lora /missing.gguf: there is no such file"
@@ -430,14 +444,14 @@ def test_fewer_cpus_than_cores_are_reported(check: Check, monkeypatch: pytest.Mo
     here = look(os.defpath)
     monkeypatch.setattr(
         "llama_gguf.engines.machine.look",
-        lambda _: dataclasses.replace(here, cpus=64, cpu_limit=2.5),
+        lambda _: dataclasses.replace(here, cpus=64, cores=32, cpu_limit=2.5),
     )
 
     status, checks = check()
 
     assert status == 0
-    assert checks["threads"]["level"] == "note"
-    assert checks["threads"]["text"].endswith("2.5 CPUs: set THREADS to 2")
+    assert checks["threads"]["text"] == "2: as many as can run at once here"
+    assert "threads" not in check(LLAMA_ARG_THREADS="2")[1]
     assert "threads" not in check(THREADS="2")[1]
 
 

@@ -33,7 +33,7 @@ def found(
     facts: ModelFacts = FACTS,
     companions: Sequence[Companion] = (),
 ) -> dict[str, Result]:
-    here = Machine("Linux", 2, None, 64 * GIB, available, ())
+    here = Machine("Linux", 2, 2, None, 64 * GIB, available, ())
     return {
         r.subject: r
         for r in results(facts, chosen, devices=devices, here=here, companions=companions)
@@ -123,7 +123,7 @@ def test_unknown_gpus_give_no_verdict() -> None:
 
 
 def test_an_incomplete_header_gives_no_estimate() -> None:
-    here = Machine("Linux", 2, None, None, None, ())
+    here = Machine("Linux", 2, 2, None, None, None, ())
     facts = dataclasses.replace(FACTS, cache=None)
 
     (output,) = results(facts, CHOSEN, devices=[], here=here)

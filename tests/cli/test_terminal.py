@@ -21,6 +21,25 @@ def test_text_is_on_standard_output_at_once(capsys: pytest.CaptureFixture[str]) 
 # Tables -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.processes
+@pytest.mark.parametrize("environ", [{}, {"PYTHONUNBUFFERED": "1"}], ids=["buffered", "unbuffered"])
+def test_output_that_cannot_be_written_is_an_error_without_traceback(
+    environ: dict[str, str],
+) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "llama_gguf", "pull", "--list"],
+            env=environ,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+
+    assert done.returncode == 1
+    assert done.stderr == "llama-gguf: the output cannot be written: No space left on device\n"
+
+
 def test_a_table_in_a_pipe_has_one_line_per_row(capsys: pytest.CaptureFixture[str]) -> None:
     long = "x" * 120
 

@@ -67,6 +67,11 @@ def test_a_bad_variable_behind_a_good_flag_does_no_harm() -> None:
 # What cannot be used ------------------------------------------------------------------------------
 
 
+def test_more_slots_than_llama_server_can_have_are_rejected() -> None:
+    assert load({"PARALLEL": "256"}).settings.engine.parallel == 256
+    assert "PARALLEL" in mistake("PARALLEL", "257")
+
+
 def test_one_message_names_every_invalid_value_and_what_is_valid() -> None:
     with pytest.raises(UserError) as caught:
         load(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import re
 import struct
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 
 from tests.e2e.browser import Browser, needs_browser
 from tests.e2e.conftest import Served
+from tests.support.servers import Handler, Server
 
 pytestmark = [pytest.mark.e2e, needs_browser]
 
@@ -67,6 +69,48 @@ def test_the_page_requests_nothing_from_other_hosts(browser: Browser, served: Se
     base = f"http://127.0.0.1:{served.port}/dashboard"
 
     assert set(browser.requested) == {base, f"{base}.css", f"{base}.js", f"{base}/data"}
+
+
+@pytest.mark.parametrize("path", ["/llm", "/internal/llm"])
+def test_the_page_works_below_a_path_of_a_proxy(
+    browser: Browser, served: Served, path: str
+) -> None:
+    with Server(_proxy(path, served.port)) as proxy:
+        browser.requested.clear()
+        browser.go(f"{proxy.base_url}{path}/dashboard")
+        browser.until(f"location.port === '{proxy.server_port}'")
+        browser.until("document.activeElement?.id === 'key'")
+        sign_in(browser, served.key)
+        browser.until(IS_SHOWN)
+        base = f"{proxy.base_url}{path}/dashboard"
+
+        assert set(browser.requested) == {base, f"{base}.css", f"{base}.js", f"{base}/data"}
+        links = browser.evaluate("[...document.querySelectorAll('a')].map(link => link.href)")
+        assert f"{proxy.base_url}{path}/metrics" in links
+        assert browser.complaints == []
+
+
+def _proxy(path: str, port: int) -> type[Handler]:
+    """A reverse proxy that removes *path*, and has nothing outside it."""
+
+    class Proxy(Handler):
+        def do_GET(self) -> None:
+            if not self.path.startswith(f"{path}/"):
+                self.send_error(404)
+                return
+            upstream = http.client.HTTPConnection("127.0.0.1", port)
+            kept = {name: self.headers[name] for name in ("Authorization",) if name in self.headers}
+            upstream.request("GET", self.path.removeprefix(path), headers=kept)
+            response = upstream.getresponse()
+            body = response.read()
+            upstream.close()
+            self.send_response(response.status)
+            self.send_header("Content-Type", response.headers["Content-Type"])
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    return Proxy
 
 
 def test_a_key_is_kept_for_the_session_until_it_is_forgotten(

@@ -92,6 +92,7 @@ def socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("--mmproj /missing.gguf", ["projector", "--mmproj"]),
         ("--model-draft /missing.gguf", ["draft model", "--model-draft"]),
         ("-ctv q8_0 -fa off", ["flash attention", "--cache-type-v f16"]),
+        ("-np 257", ["no more than 256 requests", "PARALLEL"]),
         ("--device CUDA7", ["no device CUDA7", "--list-devices"]),
         ("--grammar-file /missing", ["file", "--grammar-file names does not exist"]),
         ("--slot-save-path /missing", ["directory", "--slot-save-path names does not exist"]),

@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 
 from llama_gguf.config.schema import EngineSettings
 from llama_gguf.config.settings import Settings
-from llama_gguf.engines.command import engine_argv, engine_environment, extra_args
+from llama_gguf.engines.command import (
+    engine_argv,
+    engine_environment,
+    extra_args,
+    with_thread_limit,
+)
 from llama_gguf.errors import UserError
 
 SECRET = "gateway-Zq8vN2xLw5TfR7mB"
@@ -54,6 +59,24 @@ def test_the_defaults_make_a_complete_command_line() -> None:
 )
 def test_a_setting_becomes_its_flag(values: dict[str, object], flag: str, value: str) -> None:
     assert value_of(flag, argv(**values)) == value
+
+
+@pytest.mark.parametrize(
+    ("threads", "environ", "limit", "expected"),
+    [
+        (0, {}, 2, 2),
+        (0, {}, 0, 0),
+        (6, {}, 2, 6),
+        (0, {"LLAMA_ARG_THREADS": "3"}, 2, 0),
+        (0, {"LLAMA_ARG_THREADS": ""}, 2, 2),
+    ],
+)
+def test_the_limit_of_threads_applies_unless_their_number_is_set(
+    threads: int, environ: dict[str, str], limit: int, expected: int
+) -> None:
+    settings = EngineSettings(threads=threads)
+
+    assert with_thread_limit(settings, environ, limit).threads == expected
 
 
 @pytest.mark.parametrize("flag", ["--threads", "--parallel"])

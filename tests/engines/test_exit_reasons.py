@@ -99,6 +99,10 @@ LAST_LINES = {
         ["gguf_init_from_file_impl: invalid magic characters: 'abcd'", *LOAD_FAILED],
         ["cannot load the model", "last lines"],
     ),
+    "more slots than it can have": (
+        ["llama_init_from_model: failed to initialize the context: n_seq_max must be <= 256"],
+        ["256 requests", "PARALLEL", "-np"],
+    ),
     "a variable whose value it rejects": (
         ['error while handling environment variable "LLAMA_ARG_N_PARALLEL": stoi'],
         ["rejected", "variable LLAMA_ARG_N_PARALLEL", "unset"],
@@ -119,6 +123,15 @@ def test_the_last_lines_determine_reason_and_advice(
     said = " ".join(explain(1, last_lines))
 
     assert [word for word in wanted if word not in said] == []
+
+
+@pytest.mark.parametrize(
+    "line", ["cudaMalloc failed: out of memory", "terminate called after std::bad_alloc"]
+)
+def test_fewer_slots_are_no_remedy_for_lack_of_memory(line: str) -> None:
+    # They divide the context, which needs as much memory as before.
+    assert "PARALLEL" not in " ".join(explain(1, [line]))
+    assert "PARALLEL" not in " ".join(explain(-signal.SIGKILL, []))
 
 
 @pytest.mark.parametrize(

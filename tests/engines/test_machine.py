@@ -26,6 +26,37 @@ def test_system_cpus_and_memory_are_reported() -> None:
     assert 1 << 20 < here.memory_available <= here.memory_total
 
 
+@pytest.mark.parametrize(
+    ("cpus", "cores", "cpu_limit", "threads"),
+    [
+        (16, 8, None, 0),
+        (16, 8, 12.0, 0),
+        (16, 8, 8.0, 0),
+        (96, 48, 7.65, 7),  # with 8, all would wait for the one that cannot run
+        (16, 8, 0.5, 1),
+        (4, 8, None, 4),  # cpuset, taskset
+        (4, 8, 2.0, 2),
+    ],
+)
+def test_threads_are_limited_to_those_that_can_run_at_once(
+    cpus: int, cores: int, cpu_limit: float | None, threads: int
+) -> None:
+    here = machine.Machine("Linux", cpus, cores, cpu_limit, None, None, ())
+
+    assert here.thread_limit == threads
+
+
+def test_cores_are_counted_once_for_all_their_cpus(tmp_path: Path) -> None:
+    for number, siblings in enumerate(["5", "a", "5", "a"]):
+        folder = tmp_path / f"cpu{number}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings").write_text(f"{siblings}\n")
+    (tmp_path / "cpufreq").mkdir()
+
+    assert machine._cores(str(tmp_path)) == 2
+    assert machine._cores(str(tmp_path / "missing")) == os.cpu_count()
+
+
 # GPUs ---------------------------------------------------------------------------------------------
 
 

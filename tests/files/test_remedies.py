@@ -18,6 +18,7 @@ from llama_gguf.files.remedies import has_no_inodes, remedy
         (errno.EROFS, "read-only"),
         (errno.EMFILE, "ulimit -n"),
         (errno.EDQUOT, "quota"),
+        (errno.EFBIG, "FAT32"),
         (errno.EIO, "dmesg"),
         (errno.ENAMETOOLONG, "shorter"),
         (errno.ENODEV, "Check the file and its volume"),

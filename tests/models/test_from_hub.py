@@ -107,6 +107,18 @@ def test_an_error_of_an_unknown_kind_shows_its_first_line_without_secrets() -> N
     )
 
 
+def test_the_error_for_a_certificate_that_is_not_trusted_has_its_remedy() -> None:
+    class ConnectError(Exception):
+        """The library's name for any failed connection."""
+
+    error = ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed")
+
+    message = from_hub._explained("m.gguf in o/n", error)
+
+    assert "SSL_CERT_FILE" in message
+    assert "check the network" not in message
+
+
 def test_the_error_without_the_library_shows_how_to_install_it() -> None:
     def import_module(name: str) -> ModuleType:
         raise ModuleNotFoundError(name)

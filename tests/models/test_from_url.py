@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from llama_gguf.errors import UserError
 from llama_gguf.models.from_url import MAX_BREAKS, fetch
 from llama_gguf.models.part_file import PartFile
+from tests.support.certificates import issue
 from tests.support.file_server import FileServer
 from tests.support.gguf_files import METADATA, Tensor, gguf
 
@@ -41,9 +43,9 @@ def get(url: str, final: Path, *, sha256: str = "", **environ: str) -> Ticks:
     return ticks
 
 
-def refusal(url: str, final: Path, *, sha256: str = "") -> str:
+def refusal(url: str, final: Path, *, sha256: str = "", **environ: str) -> str:
     with pytest.raises(UserError) as caught:
-        get(url, final, sha256=sha256)
+        get(url, final, sha256=sha256, **environ)
     return str(caught.value)
 
 
@@ -133,6 +135,34 @@ def test_a_proxy_from_the_environment_is_used(server: FileServer, final: Path) -
     get("http://models.invalid/m.gguf", final, http_proxy=server.url(""))
 
     assert server.seen[0].path == "http://models.invalid/m.gguf"
+
+
+def test_the_proxy_for_all_schemes_is_used_and_that_of_the_scheme_preferred(
+    server: FileServer, final: Path
+) -> None:
+    get("http://models.invalid/a.gguf", final, ALL_PROXY=server.url(""))
+    get("http://models.invalid/b.gguf", final, HTTP_PROXY=server.url(""), all_proxy="http://x")
+
+    assert [seen.path for seen in server.seen] == [
+        *("http://models.invalid/a.gguf", "http://models.invalid/b.gguf"),
+    ]
+
+
+def test_a_proxy_that_cannot_be_used_is_named_unless_it_is_not_needed(
+    server: FileServer, final: Path
+) -> None:
+    message = refusal("http://models.invalid/m.gguf", final, ALL_PROXY="socks5://me:pw@10.0.0.1:1")
+    assert message.startswith("The proxy socks5://10.0.0.1:1 cannot be used: only HTTP proxies can")
+
+    get(server.url(), final, ALL_PROXY="socks5://10.0.0.1:1", no_proxy="127.0.0.1")
+
+
+def test_a_proxy_that_does_not_respond_is_named(server: FileServer, final: Path) -> None:
+    message = refusal("http://models.invalid/m.gguf", final, http_proxy="http://me:pw@127.0.0.1:1")
+
+    assert message.startswith(
+        "http://models.invalid/m.gguf cannot be reached through the proxy http://127.0.0.1:1: "
+    )
 
 
 # Resuming ------------------------------------------------------------------------------------
@@ -256,6 +286,24 @@ def test_an_html_page_is_rejected_by_its_first_bytes(server: FileServer, final: 
 
     assert "looks like an HTML page" in refusal(server.url(), final)
     assert names(final) == []
+
+
+def test_the_url_of_a_page_about_a_file_is_recognised(server: FileServer, final: Path) -> None:
+    server.behaviour.content = b"<!doctype html><title>m.gguf at main</title>"
+
+    assert "page about the file" in refusal(server.url("/o/n/blob/main/m.gguf"), final)
+    assert "page about the file" not in refusal(server.url("/o/n/raw/main/m.gguf"), final)
+
+
+def test_the_remedy_for_a_certificate_that_is_not_trusted_is_shown(
+    server: FileServer, final: Path, tmp_path: Path
+) -> None:
+    paths = issue("localhost").write(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(paths["TLS_CERT_FILE"], paths["TLS_KEY_FILE"])
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+
+    assert "SSL_CERT_FILE" in refusal(server.url().replace("http:", "https:"), final)
 
 
 def test_an_empty_response_is_rejected(server: FileServer, final: Path) -> None:

@@ -3,7 +3,14 @@ from __future__ import annotations
 import pytest
 
 from llama_gguf.errors import UserError
-from llama_gguf.models.hub_address import Address, matching, models_in, parse, pick
+from llama_gguf.models.hub_address import (
+    Address,
+    matching,
+    models_in,
+    parse,
+    pick,
+    suggestion,
+)
 
 FILES = [
     "README.md",
@@ -45,6 +52,38 @@ def test_an_invalid_address_is_rejected_with_the_expected_form(text: str) -> Non
         parse(text)
 
     assert caught.value.exit_status == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("hf://o/n", "hf:o/n"),
+        ("HF:O/n:Q4_K_M", "hf:O/n:Q4_K_M"),
+        ("huggingface://o/n", "hf:o/n"),
+        ("o/n", "hf:o/n"),
+        ("o/n:Q4_K_M", "hf:o/n:Q4_K_M"),
+        ("o/n/q/m.gguf", "hf:o/n/q/m.gguf"),
+        ("hf.co/o/n:Q4_K_M", "hf:o/n:Q4_K_M"),
+        ("https://huggingface.co/o/n", "hf:o/n"),
+        ("https://huggingface.co/o/n/", "hf:o/n"),
+        ("https://huggingface.co/o/n/tree/main", "hf:o/n"),
+        ("https://huggingface.co/o/n/blob/main/q/m.gguf?download=true", "hf:o/n/q/m.gguf"),
+    ],
+)
+def test_an_address_in_another_form_is_understood_for_a_question(text: str, address: str) -> None:
+    assert suggestion(text) == f". Did you mean {address}?"
+    parse(address)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("models/m.gguf", "m.gguf", "nothing", "o/../m.gguf", "https://h.example/o/n"),
+        *("https://huggingface.co", "/data/models", "", "hf:o/n/q/m.bin"),
+    ],
+)
+def test_what_resembles_no_address_brings_no_question(text: str) -> None:
+    assert not suggestion(text)
 
 
 def test_only_files_that_can_be_served_are_models() -> None:

@@ -29,6 +29,14 @@ def test_a_pulled_model_is_found_by_its_tag(tmp_path: Path) -> None:
     assert find(str(tmp_path), Address("o/n")) is None  # ambiguous
 
 
+def test_a_repository_is_the_same_in_any_case_of_its_letters(tmp_path: Path) -> None:
+    # As on a hub, which ignores their case.
+    arrive(tmp_path, Q4)
+
+    assert find(str(tmp_path), Address("O/N", tag="q4_0")) == Address("O/N", file=Q4.file)
+    assert find(str(tmp_path), Address("O/N", file=Q4.file)) is not None
+
+
 def test_an_incomplete_file_is_not_found(tmp_path: Path) -> None:
     arrive(tmp_path, Q4, gguf()[:-1])
 

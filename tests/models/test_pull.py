@@ -318,6 +318,19 @@ def test_an_unknown_name_is_rejected_with_the_known_ones(models: Path, wanted: s
     assert not models.exists()
 
 
+@pytest.mark.parametrize(
+    "wanted", ["o/n", "hf://o/n", "hf.co/o/n", "https://hf.co/o/n", "https://hf.co/o/n/tree/main"]
+)
+def test_an_address_in_another_form_is_rejected_with_the_right_one(
+    models: Path, wanted: str
+) -> None:
+    error = refusal(wanted, models)
+
+    assert error.exit_status == 2
+    assert "Did you mean hf:o/n?" in str(error)
+    assert "--name" not in str(error)
+
+
 @pytest.mark.parametrize("wanted", ["smollm2", "hf:o/n/m.gguf"])
 def test_a_hash_or_a_name_requires_a_url(models: Path, wanted: str) -> None:
     assert refusal(wanted, models, sha256="0" * 64).exit_status == 2

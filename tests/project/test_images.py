@@ -81,6 +81,24 @@ def test_the_health_check_reports_whether_a_request_would_be_served(
 
 
 @pytest.mark.processes
+def test_the_health_check_reaches_the_gateway_without_the_proxy_of_the_container() -> None:
+    # Docker passes the proxy in its configuration to all containers.
+    with gateway(200) as port:
+        checked = healthcheck(PORT=str(port), http_proxy=f"http://127.0.0.1:{free_port()}")
+
+    assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.processes
+def test_the_health_check_reads_the_variables_as_serve_does() -> None:
+    # `docker run --env-file` leaves quotes, and the end of a line in a file of Windows.
+    with gateway(200) as port:
+        checked = healthcheck(PORT=f'"{port}"', HOST="0.0.0.0\r", TLS_CERT_FILE='""')
+
+    assert checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.processes
 def test_the_health_check_uses_tls_if_the_gateway_does(tmp_path: Path) -> None:
     with gateway(200, certificates.issue("api.example"), tmp_path) as port:
         checked = healthcheck(PORT=str(port), TLS_CERT_FILE=str(tmp_path / "cert.pem"))

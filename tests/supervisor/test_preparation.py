@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from llama_gguf.config.settings import Settings
+from llama_gguf.engines import machine
 from llama_gguf.engines.devices import Device
 from llama_gguf.errors import UserError
 from llama_gguf.models.progress import Meter
@@ -65,6 +66,26 @@ def test_a_launch_has_all_that_one_engine_needs(chosen: dict[str, object]) -> No
     assert launch.sizes == "CTX=512, PARALLEL=2, NGL=3"
     assert launch.facts["context"] == 128  # the model can use no more
     assert prepared.model_name == "tiny"
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("environ", "flags"), [({}, ["--threads", "2"]), ({"LLAMA_ARG_THREADS": "4"}, [])]
+)
+def test_a_limit_of_the_cpus_limits_the_threads(
+    chosen: dict[str, object],
+    environ: dict[str, str],
+    flags: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = machine.Machine("Linux", 64, 32, 2.5, None, None, ())
+    monkeypatch.setattr(machine, "look", lambda path: here)
+    prepared = preparation(chosen, **environ)
+    prepared.check()
+    launch = asyncio.run(prepared.prepare(lambda text, share: None))
+
+    at = launch.argv.index("--threads") if "--threads" in launch.argv else len(launch.argv)
+    assert launch.argv[at : at + 2] == flags
 
 
 @pytest.mark.processes

@@ -39,7 +39,10 @@ def read(path: str) -> str:
             f"Create the first key with: llama-gguf keys generate --file {path}"
         ) from None
     except IsADirectoryError:
-        raise UserError(f"{path} is a directory; specify the keys file in it") from None
+        raise UserError(
+            f"{path} is a directory; specify the keys file in it. A container runtime creates a "
+            "directory if the file to mount does not exist"
+        ) from None
     except OSError as error:
         raise UserError(
             f"cannot read the keys file {path}: {error.strerror}\n{remedy(error, path)}"

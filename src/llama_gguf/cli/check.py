@@ -25,6 +25,7 @@ from llama_gguf.cli.terminal import echo, print_table
 from llama_gguf.config import settings as settings_module
 from llama_gguf.config.masking import mask_urls
 from llama_gguf.config.schema import (
+    MAX_PARALLEL,
     AuthSettings,
     EngineSettings,
     ListenSettings,
@@ -35,7 +36,12 @@ from llama_gguf.config.schema import (
 )
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines import locate, machine, processes
-from llama_gguf.engines.command import engine_environment, extra_args, listen_flags
+from llama_gguf.engines.command import (
+    engine_environment,
+    extra_args,
+    listen_flags,
+    with_thread_limit,
+)
 from llama_gguf.engines.devices import Device
 from llama_gguf.engines.flags import complaints
 from llama_gguf.errors import UserError, how_to_install
@@ -122,7 +128,7 @@ def facts(settings: Settings, context: Context) -> Iterator[Result]:
     """The findings that do not disturb a running server."""
     path = context.environ.get("PATH", os.defpath)
     here = machine.look(path)
-    yield from _machine(here, settings.engine)
+    yield from _machine(here, settings.engine, context.environ)
     yield _disk(settings.model)
     yield _logs(settings.logs)
     yield _try("extra args", lambda: " ".join(extra_args(settings.engine)) or "none")
@@ -139,16 +145,13 @@ def _try(subject: str, check: Callable[[], str]) -> Result:
         return Result(subject, str(error), Level.WRONG)
 
 
-def _machine(here: machine.Machine, settings: EngineSettings) -> Iterator[Result]:
+def _machine(
+    here: machine.Machine, settings: EngineSettings, environ: Mapping[str, str]
+) -> Iterator[Result]:
     yield Result("machine", f"{here.system}, {here.cpus} CPUs")
-    limit = here.cpu_limit
-    if limit is not None and limit < here.cpus and not settings.threads:
-        yield Result(
-            "threads",
-            f"llama-server would start one per core, but may only use {limit:g} CPUs: "
-            f"set THREADS to {max(1, int(limit))}",
-            Level.NOTE,
-        )
+    limited = with_thread_limit(settings, environ, here.thread_limit)
+    if limited != settings:
+        yield Result("threads", f"{limited.threads}: as many as can run at once here")
     yield Result("gpu", "; ".join(here.gpus) or "none reported by nvidia-smi")
     memory = here.memory_available
     yield Result("memory", "unknown" if memory is None else f"{size_text(memory)} available")
@@ -184,6 +187,7 @@ def _engine(
         yield _devices(settings, devices, here)
         yield from _missing_rpc(rpc, devices)
         yield from _missing_devices(chosen, devices)
+        yield from _too_many_slots(chosen)
     yield from _model(model, settings, environ=environ, devices=devices, here=here)
 
 
@@ -223,6 +227,15 @@ def _missing_devices(chosen: Options | None, devices: Sequence[Device] | None) -
         yield Result(
             "--device",
             f"llama-server has no {', '.join(missing)}: it has {', '.join(names) or 'no GPU'}",
+            Level.WRONG,
+        )
+
+
+def _too_many_slots(chosen: Options | None) -> Iterator[Result]:
+    if chosen is not None and chosen.parallel > MAX_PARALLEL:  # PARALLEL is not, but -np can be
+        yield Result(
+            "--parallel",
+            f"llama-server has at most {MAX_PARALLEL} slots, and {chosen.parallel} are requested",
             Level.WRONG,
         )
 

@@ -22,13 +22,12 @@ class Meter(Protocol):
 
 
 def echo(text: str) -> None:
-    """Write one line (or several) to standard output."""
-    sys.stdout.write(text + "\n")
-    flush()
+    """Write one line (or several) to standard output; raises as ``flush`` does."""
+    flush(text + "\n")
 
 
-def flush() -> None:
-    """Flush standard output.
+def flush(text: str = "") -> None:
+    """Write *text* to standard output, and flush it.
 
     If that fails, later output is discarded, so that it fails only once.
 
@@ -37,6 +36,7 @@ def flush() -> None:
         UserError: it cannot be written for another reason, such as a full disk.
     """
     try:
+        sys.stdout.write(text)  # fails itself with PYTHONUNBUFFERED, and if the text is long
         sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -44,6 +44,9 @@ SECTIONS: Final = (
 DEFAULT_SLOTS: Final = 4
 """If the engine does not report its number: llama-server's default (-np auto)."""
 
+MAX_PARALLEL: Final = 256
+"""LLAMA_MAX_SEQ of llama.cpp: with more slots, llama-server crashes when it starts."""
+
 _GIB: Final = 1 << 30
 
 
@@ -113,10 +116,14 @@ class EngineSettings:
     ctx: int = _engine(
         16384, whole(0, 1 << 30), "context size in tokens, of all slots together; 0 = the model's"
     )
-    threads: int = _engine(0, whole(0, 4096), "CPU threads; 0 = llama-server chooses")
+    threads: int = _engine(
+        0,
+        whole(0, 4096),
+        "CPU threads; 0 = one per core, at most as many as can run at once",
+    )
     parallel: int = _engine(
         0,
-        whole(0, 1024),
+        whole(0, MAX_PARALLEL),
         "slots: requests processed at once, which divide CTX; 0 = one per 4096 tokens, up to 4",
     )
     extra_args: str = _engine(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 from collections.abc import Mapping
@@ -66,6 +67,15 @@ def engine_argv(
     if settings.parallel:
         argv += ["--parallel", str(settings.parallel)]
     return [*argv, "--metrics", *extra_args(settings)]
+
+
+def with_thread_limit(
+    settings: EngineSettings, environ: Mapping[str, str], limit: int
+) -> EngineSettings:
+    """*settings* with *limit* threads, unless it is 0 or the number is set."""
+    if settings.threads or environ.get("LLAMA_ARG_THREADS"):
+        return settings
+    return dataclasses.replace(settings, threads=limit)
 
 
 def listen_flags(settings: UpstreamSettings) -> list[str]:

@@ -22,11 +22,13 @@ def _cause(pattern: str, reason: str, advice: str) -> Cause:
     return Cause(re.compile(pattern, re.IGNORECASE), reason, advice)
 
 
-SMALLER: Final = "Lower CTX or PARALLEL, lower NGL, or take a smaller quantisation."
-"""For both kinds of memory: on the GPU fewer layers help, in main memory a smaller model."""
+SMALLER: Final = "Lower CTX, lower NGL, or take a smaller quantisation."
+"""For both kinds of memory: on the GPU fewer layers help, in main memory a smaller model.
+
+Not a lower PARALLEL: the slots divide CTX, so that fewer of them need as much memory.
+"""
 _LESS_MEMORY: Final = (
-    "Lower CTX or PARALLEL, take a smaller quantisation, or give the machine or container more "
-    "memory."
+    "Lower CTX, take a smaller quantisation, or give the machine or container more memory."
 )
 
 # The first match counts, so specific causes precede general ones.
@@ -63,6 +65,11 @@ CAUSES: Final = (
         r"cache type (?P<type>\w+) with block size \d+ does not divide n_embd_head_(?P<of>[kv])",
         "The type {type} of the KV cache does not suit this model: a block does not divide a head.",
         "Use another type, such as f16, for --cache-type-{of} in EXTRA_ARGS.",
+    ),
+    _cause(
+        r"n_seq_max must be <= (?P<most>\d+)",
+        "llama-server processes no more than {most} requests at once.",
+        "Lower PARALLEL, or -np in EXTRA_ARGS, to {most} or less.",
     ),
     _cause(
         r"V cache quantization requires flash_attn",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import platform
 import shutil
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,11 +22,29 @@ class Machine:
 
     system: str
     cpus: int
+    cores: int
+    """Of the whole machine, also those that this process may not use: llama-server starts as many
+    threads."""
     cpu_limit: float | None
     """The number of CPUs that may be used at once; None for all."""
     memory_total: int | None
     memory_available: int | None
     gpus: tuple[str, ...]
+
+    @property
+    def thread_limit(self) -> int:
+        """The threads that can run at once, if llama-server would start more; else 0.
+
+        It ignores the limits of containers. Its threads wait for each other, so that with one more
+        than can run, all of them wait: with half of the CPUs, it was four times slower.
+        """
+        possible = self.cpus if self.cpu_limit is None else min(self.cpus, int(self.cpu_limit))
+        return max(1, possible) if possible < self.cores else 0
+
+    @property
+    def cpu_text(self) -> str:
+        limit = self.thread_limit
+        return f"{self.cpus}; {limit} can be used at once" if limit else str(self.cpus)
 
     @property
     def gpu_text(self) -> str:
@@ -41,11 +61,21 @@ def look(path: str) -> Machine:
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         cpus=len(os.sched_getaffinity(0)),
+        cores=_cores(),
         cpu_limit=limits.cpus,
         memory_total=_least(memory.get("MemTotal"), limits.memory),
         memory_available=_least(memory.get("MemAvailable"), limits.memory_left),
         gpus=_nvidia_gpus(path),
     )
+
+
+def _cores(root: str = "/sys/devices/system/cpu") -> int:
+    """The number of cores, counted as llama-server counts them: by sets of sibling threads."""
+    siblings = set()
+    for path in glob.glob(f"{root}/cpu[0-9]*/topology/thread_siblings"):
+        with suppress(OSError), open(path, encoding="ascii") as file:
+            siblings.add(file.read())
+    return len(siblings) or os.cpu_count() or 1
 
 
 def _least(*sizes: int | None) -> int | None:

@@ -18,6 +18,7 @@ _REMEDIES: Final[Mapping[int, str]] = {
     errno.EROFS: "Its file system is read-only: use another directory, or mount it writable.",
     errno.ENOSPC: "Free some space there, or use another directory.",
     errno.EDQUOT: "The quota of the disk is used up: free some space, or use another directory.",
+    errno.EFBIG: "Its file system (FAT32: 4 GB) or `ulimit -f` allows no file of this size.",
     errno.EMFILE: "Raise the limit on open files (ulimit -n).",
     errno.ENFILE: "The whole machine has too many open files: raise fs.file-max.",
     errno.EIO: "The disk or the network file system has failed: see `dmesg`.",

@@ -26,6 +26,7 @@ from llama_gguf.models import from_url
 from llama_gguf.models.download_files import TEMPORARY, check_model, check_space, put_in_place
 from llama_gguf.models.part_file import part_bytes
 from llama_gguf.models.progress import Meter, watching
+from llama_gguf.models.urls import UNTRUSTED, is_untrusted
 
 MAX_PLAIN_BYTES: Final = 50_000_000_000
 """Larger files are only available in chunks, which the library assembles."""
@@ -38,7 +39,7 @@ _EXPLAINED: Final[Mapping[str, str]] = {
     "EntryNotFoundError": "has no such file",
     "LocalEntryNotFoundError": "cannot be reached; try again later",
     "OfflineModeIsEnabled": "was not contacted, because HF_HUB_OFFLINE is set",
-    "ConnectError": "cannot be reached; check the network, and HF_ENDPOINT if it is set",
+    "ConnectError": "cannot be reached; check the network, and https_proxy and HF_ENDPOINT if set",
     "TimeoutException": "does not respond; try again later",
 }
 
@@ -191,6 +192,8 @@ class _Explaining:
 
 
 def _explained(what: str, error: Exception) -> str:
+    if is_untrusted(error):
+        return f"{what} could not be fetched: {UNTRUSTED}"
     for kind in type(error).__mro__:
         if kind.__name__ in _EXPLAINED:
             subject = "the hub" if kind.__name__ in _OF_THE_HUB else "the repository"

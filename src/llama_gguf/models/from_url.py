@@ -29,6 +29,7 @@ from urllib.request import (
     ProxyHandler,
     Request,
     UnknownHandler,
+    proxy_bypass,
 )
 
 from llama_gguf import __version__
@@ -39,7 +40,7 @@ from llama_gguf.models.gguf import check_start
 from llama_gguf.models.gguf_cursor import GgufError
 from llama_gguf.models.part_file import PartFile
 from llama_gguf.models.progress import Meter
-from llama_gguf.models.urls import shown
+from llama_gguf.models.urls import UNTRUSTED, is_untrusted, shown
 
 SILENCE_SECONDS: Final = 60.0
 """The connection counts as broken after this time without data."""
@@ -48,6 +49,8 @@ MAX_BREAKS: Final = 10
 _CHUNK_BYTES: Final = 1 << 18
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 _SAFE: Final = "/%!$&'()*+,;=:@~?"
+_PAGE: Final = re.compile(r"/blob/")
+"""In the URLs of pages about a file, on model hubs and other hosts of repositories."""
 
 
 class _Cut(OSError):
@@ -59,6 +62,8 @@ class _Source:
     url: str
     headers: Mapping[str, str]
     opener: OpenerDirector
+    proxy: str
+    """Its URL; empty without one."""
 
     def open(self, request: Request) -> HTTPResponse:
         response: HTTPResponse = self.opener.open(request, timeout=SILENCE_SECONDS)
@@ -98,6 +103,43 @@ class _Redirects(HTTPRedirectHandler):
         return new
 
 
+class _Proxies(ProxyHandler):
+    """The proxies in *environ*, as curl, pip and huggingface_hub determine them."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        found = {}
+        for scheme in ("http", "https"):
+            names = f"{scheme}_proxy", f"{scheme}_proxy".upper(), "all_proxy", "ALL_PROXY"
+            found[scheme] = next(filter(None, (environ.get(n, "").strip() for n in names)), "")
+        self._by_scheme = {scheme: proxy for scheme, proxy in found.items() if proxy}
+        self._exceptions = {"no": environ.get("no_proxy") or environ.get("NO_PROXY", "")}
+        super().__init__(self._by_scheme)
+
+    def proxy_open(self, req: Request, proxy: str, type: str) -> HTTPResponse | None:
+        if proxy_bypass(req.host, self._exceptions):
+            return None
+        response: HTTPResponse | None = super().proxy_open(req, proxy, type)
+        return response
+
+    def needed_for(self, url: str) -> str:
+        """The proxy for *url*; empty if there is none, or no_proxy has its host.
+
+        Raises:
+            UserError: it cannot be used.
+        """
+        parts = urlsplit(url)
+        host, proxy = parts.netloc.rpartition("@")[2], self._by_scheme.get(parts.scheme, "")
+        if not proxy or proxy_bypass(host, self._exceptions):
+            return ""
+        kind, separator, _ = proxy.partition("://")
+        if separator and kind.lower() not in {"http", "https"}:
+            raise UserError(
+                f"The proxy {shown(proxy)} cannot be used: only HTTP proxies can. Set "
+                f"{parts.scheme}_proxy to one, or no_proxy to reach {host} without a proxy."
+            )
+        return proxy
+
+
 def fetch(
     url: str,
     final: str,
@@ -125,7 +167,8 @@ def fetch(
             connection broke too often, the content is not a model or has another hash, or another
             pull of the same file is running.
     """
-    source = _Source(url, headers, _opener(environ))
+    proxies = _Proxies(environ)
+    source = _Source(url, headers, _opener(proxies), proxies.needed_for(url))
     with PartFile(final) as part:
         _receive_all(source, part=part, meter=meter)
         _verify(url, part, sha256=sha256)
@@ -142,7 +185,7 @@ def _receive_all(source: _Source, *, part: PartFile, meter: Meter) -> None:
                 raise UserError(_refused(source.url, error.code)) from None
         except (OSError, HTTPException) as error:
             if not part.etag or part.size <= before or not retries:
-                raise UserError(_broken(source.url, error, part)) from None
+                raise UserError(_broken(source, error, part)) from None
 
 
 def _receive(source: _Source, *, part: PartFile, meter: Meter) -> None:
@@ -208,7 +251,13 @@ def _check_first(url: str, chunk: bytes, part: PartFile) -> None:
         check_start(chunk[:64])
     except GgufError as error:
         part.discard()
-        raise UserError(f"The content of {shown(url)} is {error}.") from None
+        advice = (
+            "\nThis is the URL of a page about the file; that of the file has /resolve/ or /raw/ "
+            "instead of /blob/."
+        )
+        raise UserError(
+            f"The content of {shown(url)} is {error}.{advice if _PAGE.search(url) else ''}"
+        ) from None
 
 
 def _verify(url: str, part: PartFile, *, sha256: str) -> None:
@@ -224,15 +273,11 @@ def _verify(url: str, part: PartFile, *, sha256: str) -> None:
         raise
 
 
-def _opener(environ: Mapping[str, str]) -> OpenerDirector:
+def _opener(proxies: _Proxies) -> OpenerDirector:
     """An opener for http and https only, so that no redirect leads to another scheme."""
-    proxies = {
-        scheme: environ.get(f"{scheme}_proxy") or environ.get(f"{scheme.upper()}_PROXY", "")
-        for scheme in ("http", "https")
-    }
     opener = OpenerDirector()
     for handler in (
-        ProxyHandler({scheme: proxy for scheme, proxy in proxies.items() if proxy}),
+        proxies,
         HTTPHandler(),
         HTTPSHandler(),
         HTTPDefaultErrorHandler(),
@@ -252,10 +297,14 @@ def _refused(url: str, code: int) -> str:
     return f"{shown(url)} cannot be fetched (status {code}). Try again later."
 
 
-def _broken(url: str, error: Exception, part: PartFile) -> str:
+def _broken(source: _Source, error: Exception, part: PartFile) -> str:
+    url = source.url
     if isinstance(error, URLError):
         reason = getattr(error.reason, "strerror", None) or error.reason
-        message = f"{shown(url)} cannot be reached: {reason}."
+        way = f" through the proxy {shown(source.proxy)}" if source.proxy else ""
+        message = f"{shown(url)} cannot be reached{way}: {reason}."
+        if is_untrusted(error.reason):
+            message += f"\n{UNTRUSTED}"
     else:
         message = (
             f"The download of {shown(url)} was interrupted: {str(error) or type(error).__name__}."

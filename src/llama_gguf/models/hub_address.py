@@ -22,6 +22,14 @@ _ADDRESS: Final = re.compile(
     r"(?:/(?P<file>[^\0]+\.gguf)|:(?P<tag>[A-Za-z0-9][\w.-]*))?",
     re.ASCII,
 )
+# As it is written elsewhere: by other programs, in the web pages of a hub, without a prefix.
+_OTHERWISE: Final = re.compile(
+    r"(?:(?:hf|huggingface)://|hf:|(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/)?"
+    r"(?P<repo>[a-z0-9][\w.-]*/[a-z0-9][\w.-]*)"
+    r"(?:(?:/(?:blob|raw|resolve|tree)/[^/?#]+)?(?:/(?P<file>[^\0?#]+\.gguf))?"
+    r"|:(?P<tag>[a-z0-9][\w.-]*))/?(?:[?#].*)?",
+    re.ASCII | re.IGNORECASE,
+)
 # Files that accompany a model and cannot be served.
 _COMPANION: Final = re.compile(
     # Projectors, importance matrices, and draft models in separate files or directories.
@@ -51,10 +59,23 @@ def parse(text: str) -> Address:
     match = _ADDRESS.fullmatch(text)
     if match is None or ".." in (match["file"] or "").split("/"):
         raise UserError(
-            f"{text} is not the address of a model on a hub; use {WANTED}", exit_status=2
+            f"{text} is not the address of a model on a hub; use {WANTED}{suggestion(text)}",
+            exit_status=2,
         )
     file = part_paths(match["file"])[0] if match["file"] else ""
     return Address(repo=match["repo"], file=file, tag=match["tag"] or "")
+
+
+def suggestion(text: str) -> str:
+    """A question with the address that *text* probably means, for an error; empty if there is none.
+
+    It may be the URL of a page about the model or the file, which is no file itself.
+    """
+    match = _OTHERWISE.fullmatch(text)
+    if match is None or ".." in text or match["repo"].lower().endswith(SUFFIX):
+        return ""
+    address = Address(match["repo"], file=match["file"] or "", tag=match["tag"] or "")
+    return f". Did you mean {address}?"
 
 
 def models_in(files: Iterable[str]) -> list[str]:

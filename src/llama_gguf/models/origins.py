@@ -49,7 +49,7 @@ def find(models_dir: str, address: Address) -> Address | None:
     found = Address(address.repo, file=file)
     name = os.path.basename(file)
     origin = origin_of(models_dir, name)
-    if origin is not None and origin != found:
+    if origin is not None and not (origin.file == file and _is_same(origin.repo, address.repo)):
         raise UserError(
             f"{os.path.join(models_dir, name)} already exists, and is {origin}.\n"
             f"Rename it, or replace it: `llama-gguf pull {found} --force`."
@@ -63,9 +63,14 @@ def _file_for_tag(models_dir: str, address: Address) -> str:
     except OSError:
         return ""
     origins = [origin_of(models_dir, name) for name in names]
-    files = [o.file for o in origins if o is not None and o.repo == address.repo]
+    files = [o.file for o in origins if o is not None and _is_same(o.repo, address.repo)]
     found = matching(models_in(files), address.tag)
     return found[0] if len(found) == 1 else ""
+
+
+def _is_same(one: str, other: str) -> bool:
+    """Whether two names are of the same repository: a hub ignores their case."""
+    return one.lower() == other.lower()
 
 
 def local_paths(models_dir: str, file: str) -> list[str]:

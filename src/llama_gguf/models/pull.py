@@ -123,7 +123,8 @@ def pull(
         ) from None
     raise UserError(
         f"{shown(wanted)} is not a known name ({', '.join(catalogue)}).\n"
-        f"For other models use {hub_address.WANTED}, or https://HOST/FILE.gguf.",
+        f"For other models use {hub_address.WANTED}, or https://HOST/FILE.gguf"
+        f"{hub_address.suggestion(wanted) or '.'}",
         exit_status=2,
     )
 
@@ -211,7 +212,8 @@ def _file_name(url: str, name: str) -> str:
     if name:
         raise UserError(f"--name {name} is not a file name that ends in .gguf", exit_status=2)
     raise UserError(
-        "The URL does not end in the name of a .gguf file. Set a name with --name FILE.gguf.",
+        "The URL does not end in the name of a .gguf file"
+        f"{hub_address.suggestion(url) or '. Set a name with --name FILE.gguf.'}",
         exit_status=2,
     )
 

@@ -1,11 +1,22 @@
-"""Which URLs can be fetched, and how to show one without the secrets in login and query."""
+"""Which URLs can be fetched, how to show one without secrets, and when its host is not trusted."""
 
 from __future__ import annotations
 
 import re
+from typing import Final
 from urllib.parse import urlsplit
 
 from llama_gguf.errors import UserError
+
+UNTRUSTED: Final = (
+    "Its certificate is not trusted here. If a proxy of your network replaces certificates, set "
+    "SSL_CERT_FILE to a file with the certificate of its authority."
+)
+
+
+def is_untrusted(error: object) -> bool:
+    """Whether *error* is that of a certificate, from any library."""
+    return "CERTIFICATE_VERIFY_FAILED" in str(error)
 
 
 def check_url(url: str) -> None:

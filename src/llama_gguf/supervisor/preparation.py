@@ -18,7 +18,12 @@ from llama_gguf.config.platform import platform_of
 from llama_gguf.config.schema import EngineSettings
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines import locate, machine
-from llama_gguf.engines.command import engine_argv, engine_environment, extra_args
+from llama_gguf.engines.command import (
+    engine_argv,
+    engine_environment,
+    extra_args,
+    with_thread_limit,
+)
 from llama_gguf.engines.devices import Device
 from llama_gguf.events import EventLog
 from llama_gguf.files.sizes import size_text
@@ -96,7 +101,9 @@ class Preparation:
             self._model = plan.fetch_model(settings.model, environ, self._download_meter)
         version = locate.version(self._engine, environ) or "unknown"
         engine, divided = division.divided(settings.engine, environ, self._model.facts)
-        self._log_boot(self._model, version, division.text(engine, divided))
+        here = machine.look(environ.get("PATH", os.defpath))
+        engine = with_thread_limit(engine, environ, here.thread_limit)
+        self._log_boot(self._model, version, division.text(engine, divided), here)
         alias = plan.alias_of(self._model)
         argv = engine_argv(
             self._engine.path,
@@ -134,9 +141,8 @@ class Preparation:
             ),
         )
 
-    def _log_boot(self, model: Model, version: str, context: str) -> None:
+    def _log_boot(self, model: Model, version: str, context: str, here: machine.Machine) -> None:
         data_dir = self._settings.model.data_dir
-        here = machine.look(self._environ.get("PATH", os.defpath))
         disk = machine.free_disk(data_dir)
         rows = {
             "version": f"llama-gguf {__version__}, {here.system}",
@@ -145,7 +151,7 @@ class Preparation:
             "model": plan.model_text(model),
             "context": context,
             "gpu": here.gpu_text,
-            "cpus": str(here.cpus),
+            "cpus": here.cpu_text,
             "memory": f"{_size(here.memory_available)} of {_size(here.memory_total)} available",
             "disk": f"{_size(disk)} free",
             "settings": self._chosen_settings() or "all at defaults",

@@ -284,6 +284,14 @@ def test_a_clock_that_jumped_ahead_and_is_set_right_leaves_no_key_locked_out() -
     assert used(budget, NOON, NOON + DAY) == {"tokens_per_day": 0}
 
 
+def test_the_wait_includes_days_that_were_used_while_the_clock_was_ahead() -> None:
+    budget = budget_of(tokens_per_day=100)
+    use(budget, 100, at=NOON, wall=NOON)
+    use(budget, 100, at=NOON, wall=NOON + DAY)
+
+    assert wait(budget, NOON, NOON) == 1.5 * DAY
+
+
 @given(days=st.lists(st.integers(0, 12), max_size=40))
 def test_a_day_admits_its_limit_once_however_the_clock_jumps(days: list[int]) -> None:
     budget, admitted = budget_of(tokens_per_day=3), 0
@@ -453,11 +461,14 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def a_remaining_window_opens_when_it_says(self) -> None:
-        seconds = wait(self.budget, self.now, self.wall)
-        assert seconds >= 0
-        if seconds:
-            later = copy_of(self.budget, **self.limits)
-            assert wait(later, self.now + seconds, self.wall + seconds) < seconds
+        exceeded = self.budget.exceeded(self.now, self.wall)
+        if exceeded is None:
+            return
+        assert exceeded.wait > 0
+        later = copy_of(self.budget, **self.limits).exceeded(
+            self.now + exceeded.wait, self.wall + exceeded.wait
+        )
+        assert later is None or later.window != exceeded.window
 
 
 TestHistories = Histories.TestCase

@@ -354,13 +354,17 @@ class TokenBudget:
                 by_second[now] = by_second.get(now, 0) + tokens
 
     def _wait(self, window: int, now: float, wall: float) -> float:
+        limit = self._limits[window]
         if window != TOKENS_PER_MINUTE:
-            return self._resets_in(window, now, wall)
+            by_period, period = self.counts[window], self._period(window, now, wall)
+            while by_period.get(period + 1, 0) >= limit:  # it was used while the clock was ahead
+                period += 1
+            return _end_of(window, period) - wall
         by_second = self.counts[TOKENS_PER_MINUTE]
         used = sum(by_second.values())
         for second in sorted(by_second):
             used -= by_second[second]
-            if used < self._limits[window]:
+            if used < limit:
                 return second + MINUTE_SECONDS - now
         raise AssertionError("unreachable: without its seconds, a minute has nothing")
 

@@ -184,6 +184,26 @@ class AnyOrder(RuleBasedStateMachine):
         self.running.remove(waiter)
         waiter.leases[0].release()
 
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def send_again(self, data: st.DataObject) -> None:
+        waiter = data.draw(st.sampled_from(self.running))
+        self.running.remove(waiter)
+        waiter.leases.pop().release()
+        key_id = waiter.key_id
+        has_slot = len(self.running) < self.admission.slots and (
+            self.may_run(key_id) if self.running_per_key else not self.waiting
+        )
+
+        lease = self.admission.queue_again(waiter, key_id)
+
+        assert (lease is not None) == has_slot
+        if lease is None:
+            self.waiting.insert(0, waiter)
+        else:
+            waiter.leases.append(lease)
+            self.running.append(waiter)
+
     @rule(slots=st.integers(0, 3))
     def resize(self, slots: int) -> None:
         self.queue.resize(slots)
@@ -225,6 +245,16 @@ def test_a_key_at_its_running_limit_waits_and_another_key_is_granted_the_slot() 
     first.leases[0].release()
 
     assert len(second.leases) == 1
+
+
+def test_a_request_that_is_sent_again_gets_a_slot_that_another_key_may_not_use() -> None:
+    queue = Queue(slots=3, running_per_key=1)
+    failed = Waiter("b")
+    for waiter in (failed, Waiter("a"), Waiter("a")):
+        queue.arrive(waiter)
+    failed.leases.pop().release()
+
+    assert queue.admission.queue_again(failed, "b") is not None
 
 
 def test_a_slot_is_given_back_once_however_often_its_lease_is_released() -> None:

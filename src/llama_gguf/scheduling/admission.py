@@ -152,8 +152,8 @@ class Admission(Generic[E]):
         """
         if self._per_key and self._held_by_key[key_id] >= self._per_key:
             return Verdict.KEY_IS_BUSY  # 1
-        may_pass = self._may_pass(key_id) if self._running_per_key else not self._waiting.size
-        if may_pass:
+        is_behind_its_own = self._waiting.size and self._waiting.waiting_of(key_id)
+        if not is_behind_its_own and self._may_pass(key_id):
             slots = self._balancer.choose()
             if slots is not None:
                 if self._per_key:
@@ -175,9 +175,10 @@ class Admission(Generic[E]):
         """
         if self._per_key:
             self._held_by_key[key_id] += 1
-        slots = None if self._waiting.size or not self._may_run(key_id) else self._balancer.choose()
-        if slots is not None:
-            return self._lease(slots, key_id)
+        if self._may_pass(key_id):
+            slots = self._balancer.choose()
+            if slots is not None:
+                return self._lease(slots, key_id)
         self._waiting.add_first(ticket, key_id)
         return None
 
@@ -230,13 +231,14 @@ class Admission(Generic[E]):
             self._is_granting = False
 
     def _may_pass(self, key_id: str) -> bool:
-        """Whether a free slot may go to *key_id* at once, past requests that wait.
+        """Whether a free slot may go to *key_id* at once, past requests of other keys that wait.
 
         Those belong to keys at ``running_per_key``, which cannot use the slot; except while
         ``grant`` runs, when it may not have reached them yet.
         """
-        is_behind_its_own = self._waiting.waiting_of(key_id) > 0
-        return not self._is_granting and not is_behind_its_own and self._may_run(key_id)
+        if not self._running_per_key:
+            return not self._waiting.size
+        return not self._is_granting and self._may_run(key_id)
 
     def _may_run(self, key_id: str) -> bool:
         limit = self._running_per_key

@@ -16,7 +16,9 @@ from llama_gguf.access.attributes import NO_ATTRIBUTES, Attributes
 from llama_gguf.access.budget_ledger import BudgetLedger
 from llama_gguf.access.token_budget import (
     FIRST_MILLISECONDS,
+    HIDDEN_CHOICES,
     KEPT_PERIODS,
+    MAX_CHOICES,
     MAX_SEARCHED_BYTES,
     NAMES,
     TokenBudget,
@@ -97,10 +99,46 @@ def test_the_estimate_is_of_the_body_and_of_the_output_it_allows(body: bytes, to
         (b'{"prompt":["a"', 1),
         (b'{"x":{"prompt":["a","b"]}}', 1),
         (b'[{"prompt":["a","b"]}]', 1),
-        (b" " * MAX_SEARCHED_BYTES + b'{"n":3}', 1),
+        (b'{"n"' + b" " * 99 + b":" + b" " * 99 + b"3}", 3),
+        (b'{"n":3e0}', 3),
+        (b'{"n":0.3e1}', 3),
+        (b'{"n":1-2}', 1),
+        (b'{"n":1e999}', MAX_CHOICES),
+        (rb'{"\u006e":3}', 3),
+        (rb'{"n\u005Fcmpl":3}', 3),
+        (rb'{"\u0070rompt":["a","b"]}', 2),
+        (rb'{"\u006e":3', 1),
+        (b'{"prompt"' + b" " * 99 + b':["a","b"]}', 2),
     ],
 )
 def test_the_outputs_that_a_request_wants_are_counted(body: bytes, choices: int) -> None:
+    assert choices_in(body) == choices
+
+
+@pytest.mark.parametrize(
+    ("members", "choices"),
+    [
+        (b'"model":"m"', 1),
+        (b'"n":3', 3),
+        (b'"n" \t: 3e0', 3),
+        (b'"n_cmpl":3', 3),
+        (rb'"content":"\"n\":3"', 1),
+        (b'"x":["n"],"n":3', 3),
+        (b'"x":[' + b'"n",' * 99 + b'"n"],"n":3', HIDDEN_CHOICES),
+        (rb'"\u006e":3', HIDDEN_CHOICES),
+        (b'"prompt":["a","b"]', 2),
+        (b'"prompt" : [ "a"\n,\t"b" , "c"],"n":2,"model":"m","stop":"x"', 6),
+        (rb'"prompt":["a, [1], [2], {}, {}, \"x\", \"y\""],"model":"m","stop":"x"', 1),
+        (b'"prompt":[[1,2],[3]]', 2),
+        (b'"prompt":["a",[1,2],[3]]', 3),
+        (b'"prompt":[1,2,3]', 1),
+        (b'"prompt":"a"', 1),
+        (b'"prompt":["a","b"],"x":{"prompt":"a"}', 2),
+    ],
+)
+def test_the_outputs_that_a_long_request_wants_are_counted(members: bytes, choices: int) -> None:
+    body = b"{" + b" " * MAX_SEARCHED_BYTES + members + b"}"
+
     assert choices_in(body) == choices
 
 

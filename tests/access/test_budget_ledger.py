@@ -4,6 +4,7 @@ import pytest
 
 from llama_gguf.access.attributes import Attributes
 from llama_gguf.access.budget_ledger import MAX_KEYS, BudgetLedger
+from llama_gguf.access.token_budget import TOKENS_PER_MONTH
 
 NOW = 1_800_000_000.0
 LIMITS = Attributes(tokens_per_minute=100, tokens_per_day=100, engine_seconds_per_day=10)
@@ -121,6 +122,15 @@ def test_what_was_taken_is_not_unsaved() -> None:
 def test_text_of_anything_else_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="it "):
         BudgetLedger.load(text)
+
+
+def test_a_month_after_the_end_of_the_calendar_is_refused() -> None:
+    ledger = BudgetLedger()
+    spend(ledger, "alice", 1)
+    month = str(next(iter(ledger.of("alice").counts[TOKENS_PER_MONTH])))
+
+    with pytest.raises(ValueError, match="invalid line"):
+        BudgetLedger.load(ledger.dump().replace(month, month + "0"))
 
 
 def test_the_file_keeps_the_keys_that_were_used_last() -> None:

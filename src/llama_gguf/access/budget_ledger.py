@@ -25,8 +25,12 @@ FORMAT: Final = 1
 # The layout of ``dump``: lines that can be read one by one.
 _BEFORE_KEYS: Final = f'{{"format":{FORMAT},"keys":{{\n'
 _AFTER_KEYS: Final = "\n}}"
-_AMOUNTS: Final = r'\{(?:"-?[0-9]{1,12}":[0-9]{1,18}(?:,"-?[0-9]{1,12}":[0-9]{1,18})*)?\}'
-_NUMBERS: Final = ",".join(f'"{name}":{_AMOUNTS}' for name in NAMES)
+_AMOUNTS: Final = r'\{{(?:"{0}":[0-9]{{1,18}}(?:,"{0}":[0-9]{{1,18}})*)?\}}'
+_PERIODS: Final = ("-?[0-9]{1,12}", "-?[0-9]{1,12}", "[0-9]{1,5}", "-?[0-9]{1,12}")
+"""Of each window; a month of more digits is after the last year of ``datetime``."""
+_NUMBERS: Final = ",".join(
+    f'"{name}":{_AMOUNTS.format(period)}' for name, period in zip(NAMES, _PERIODS, strict=True)
+)
 _LINE: Final = re.compile(rf'"([A-Za-z0-9_-]{{1,64}})":(\{{{_NUMBERS}\}}),?')
 
 

@@ -62,7 +62,7 @@ def test_reported_figures_are_the_cost(usage: Usage, cost: tuple[int, int]) -> N
 @pytest.mark.parametrize(
     ("unknown", "tokens"),
     [
-        (exchange(), 100),  # the length of the request, which is more than the estimate
+        (exchange(), 100),  # the estimate, which has the length of the request
         (exchange(bytes_out=2560), 110),
         (exchange(usage=Usage(30, None, None, is_whole=False)), 100),
         (exchange("client_left:before_first_byte", status=499), 100),
@@ -73,5 +73,5 @@ def test_reported_figures_are_the_cost(usage: Usage, cost: tuple[int, int]) -> N
 def test_what_is_not_known_costs_the_estimate_or_the_length_if_that_is_more(
     unknown: ExchangeRecord, tokens: int
 ) -> None:
-    assert cost_of(unknown, RESERVED) == (tokens, 1250)
+    assert cost_of(unknown, Reservation(100, 1000, ())) == (tokens, 1250)
     assert cost_of(unknown, Reservation(5000, 1000, ())) == (5000, 1250)

@@ -182,6 +182,28 @@ def test_a_client_that_leaves_after_a_long_stream_pays_for_its_length(new_rig: N
     assert 100 <= tokens_today(rig) <= 110
 
 
+@pytest.mark.parametrize(
+    ("members", "reply", "tokens"),
+    [
+        (b"", STREAM_HEAD, 4096 + 1),  # and the head of the response
+        (b',"n":2', answer(600, 50), 8192 + 2 * 50),
+    ],
+    ids=["the client leaves", "two outputs"],
+)
+def test_a_body_with_an_image_costs_no_more_prompt_than_the_context_has_room_for(
+    members: bytes, reply: bytes, tokens: int, new_rig: NewRig
+) -> None:
+    rig = rig_with(new_rig, "tokens_per_day=1000000")
+    status = EngineStatus(ChildState.READY, since=0.0, slots=4, model="m", request_tokens=4096)
+    rig.services.fleet.engine.update(status)
+    client = send(rig, b'{"image_url":"%b"%b}' % (100_000 * b"x", members))
+    rig.upstream.send(reply)
+
+    client.disconnect()
+
+    assert tokens_today(rig) == tokens
+
+
 def test_a_response_without_figures_costs_the_estimate(new_rig: NewRig) -> None:
     rig = rig_with(new_rig, "tokens_per_day=1000")
     reply = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"

@@ -46,9 +46,10 @@ def cost_of(exchange: ExchangeRecord, reservation: Reservation) -> tuple[int, in
     2. The response reports its tokens: those, of which cached ones count like all others. If it
        reports the engine's times: those, which cached tokens do not add to. llama-server reports
        those of one output: of several, each counts like that one, and their prompts by the length
-       of the request if that is more.
+       of the request if that is more, up to the estimate.
     3. It does not, or its client did not wait for the end: the estimate; but at least the
-       request's length and that of the response, by ``BYTES_PER_TOKEN`` and ``BYTES_PER_EVENT``.
+       request's length, up to the estimate, and that of the response, by ``BYTES_PER_TOKEN`` and
+       ``BYTES_PER_EVENT``.
     4. Without the engine's times, those between its start at the engine and its end.
     """
     if not exchange.forwarded_at or _has_failed(exchange):
@@ -58,13 +59,18 @@ def cost_of(exchange: ExchangeRecord, reservation: Reservation) -> tuple[int, in
     if usage is not None and usage.is_whole:  # 2
         choices, prompt = reservation.choices, usage.prompt or 0
         if choices > 1:
-            prompt = max(prompt, exchange.bytes_in // BYTES_PER_TOKEN)
+            prompt = max(prompt, _length_of(exchange, reservation))
         if usage.generating is not None or usage.prompting is not None:
             seconds = (usage.prompting or 0) + (usage.generating or 0) * choices
             milliseconds = round(seconds * 1000)
         return prompt + (usage.completion or 0) * choices, milliseconds
-    least = exchange.bytes_in // BYTES_PER_TOKEN + exchange.bytes_out // BYTES_PER_EVENT
+    least = _length_of(exchange, reservation) + exchange.bytes_out // BYTES_PER_EVENT
     return max(reservation.tokens, least), milliseconds  # 3
+
+
+def _length_of(exchange: ExchangeRecord, reservation: Reservation) -> int:
+    """Tokens, no more than the estimate: a body with an image is longer than any context."""
+    return min(exchange.bytes_in // BYTES_PER_TOKEN, reservation.tokens)
 
 
 def _has_failed(exchange: ExchangeRecord) -> bool:

@@ -132,6 +132,7 @@ def test_the_outputs_that_a_request_wants_are_counted(body: bytes, choices: int)
         (b'"prompt":[[1,2],[3]]', 2),
         (b'"prompt":["a",[1,2],[3]]', 3),
         (b'"prompt":[1,2,3]', 1),
+        (b'"prompt":[' + b'"a",' * 20_000 + b'"b"]', MAX_CHOICES),
         (b'"prompt":"a"', 1),
         (b'"prompt":["a","b"],"x":{"prompt":"a"}', 2),
     ],

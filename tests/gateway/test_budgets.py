@@ -372,8 +372,8 @@ def test_one_key_s_budget_is_not_another_s(new_rig: NewRig) -> None:
     ("words", "limit", "reset"),
     [
         ("tokens_per_minute=50 tokens_per_day=90", "50", "1m"),
-        ("tokens_per_day=90 tokens_per_month=95", "90", "720m"),
-        ("tokens_per_month=95", "95", "720m"),
+        ("tokens_per_day=90 tokens_per_month=95", "90", "12h0m"),
+        ("tokens_per_month=95", "95", "12h0m"),
     ],
 )
 def test_the_header_fields_describe_the_shortest_window_of_tokens(

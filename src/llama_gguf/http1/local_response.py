@@ -208,8 +208,12 @@ def token_fields(limit: int, remaining: int, reset: float) -> bytes:
 
 
 def duration_text(seconds: float) -> bytes:
-    """*seconds* as OpenAI writes them in ``x-ratelimit-reset-requests``: 120ms, 7s, 6m0s."""
+    """*seconds* as OpenAI writes it in ``x-ratelimit-reset-requests``: 120ms, 7s, 6m0s, 2h0m0s."""
     if seconds <= 0.999:
         return b"%dms" % math.ceil(seconds * 1000)
     whole = math.ceil(seconds)
-    return b"%ds" % whole if whole < 60 else b"%dm%ds" % divmod(whole, 60)
+    if whole < 60:
+        return b"%ds" % whole
+    if whole < 3600:
+        return b"%dm%ds" % divmod(whole, 60)
+    return b"%dh%dm%ds" % (whole // 3600, whole // 60 % 60, whole % 60)

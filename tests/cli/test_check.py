@@ -528,7 +528,8 @@ def test_skipped_lines_are_reported_by_number_without_content(
     status, checks = check()
 
     assert status == 0
-    assert "; line 2: " in checks["keys"]["text"]
+    assert checks["keys"]["level"] == "note"
+    assert "; line 2 is skipped: " in checks["keys"]["text"]
     assert KEY not in checks["keys"]["text"]
 
 
@@ -538,6 +539,7 @@ def test_a_keys_file_readable_by_others_is_reported(machine: Machine, check: Che
     status, checks = check()
 
     assert status == 0
+    assert checks["keys"]["level"] == "note"
     assert f"chmod 600 {machine.keys_file}" in checks["keys"]["text"]
 
 

@@ -389,8 +389,8 @@ def _keys(settings: AuthSettings) -> Result:
     if not len(ring):
         text = f"no keys in {path}: create one with `llama-gguf keys generate --file {path}`"
         return Result("keys", text, Level.WRONG)
-    notes = [f"line {p.line}: {p.reason}" for p in ring.problems]
-    exposed = key_file.warn_if_exposed(path)
-    return Result(
-        "keys", "; ".join([f"{len(ring)} in {path}", *notes, *([exposed] if exposed else [])])
-    )
+    notes = [f"line {p.line} is skipped: {p.reason}" for p in ring.problems]
+    if exposed := key_file.warn_if_exposed(path):
+        notes.append(exposed)
+    text = "; ".join([f"{len(ring)} in {path}", *notes])
+    return Result("keys", text, Level.NOTE if notes else Level.OK)

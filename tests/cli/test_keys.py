@@ -191,7 +191,7 @@ def test_a_name_in_use_is_rejected(run: Run, path: Path) -> None:
     assert (status, out) == (1, "")
     assert err == (
         f"llama-gguf: {path} already has a key alice; use another --name, "
-        f"or replace its secret with: llama-gguf keys rotate alice\n"
+        f"or replace its secret with: llama-gguf keys rotate alice --file {path}\n"
     )
     assert path.read_text() == f"alice:{SECRET}\n"
 
@@ -300,7 +300,7 @@ def test_changes_apply_to_the_old_secrets_of_a_key(run: Run, path: Path) -> None
 
     status, _, err = run("set", "alice-old-0a1b2c", "--weight", "2")
     assert (status, path.read_text()) == (1, f"{old}alice:{SECRET}\n")
-    assert "change them with: llama-gguf keys set alice" in err
+    assert f"change them with: llama-gguf keys set alice --file {path}\n" in err
     run("set", "alice", "--weight", "2")
 
     assert path.read_text() == f"{old}alice:{SECRET} weight=2\n"
@@ -313,7 +313,11 @@ def test_changes_apply_to_the_old_secrets_of_a_key(run: Run, path: Path) -> None
         (("carol", "--weight", "2"), 1, "there is no key 'carol' in"),
         (("alice", "--weight", "0"), 2, "--weight '0' is invalid: a whole number from 1 to 100"),
         (("alice", "--tokens-per-day", "2G"), 2, "--tokens-per-day '2G' is invalid: a whole"),
-        (("alice", "--tokens-per-day", "9999999M"), 2, "is invalid: a whole number from 1 to"),
+        (
+            ("alice", "--tokens-per-day", "9999999M"),
+            2,
+            "from 1 to 1000000000000, such as 20k or 2M",
+        ),
         (("alice", "--from", "10.0.0.1/8"), 2, "--from '10.0.0.1/8' is invalid: at most 64"),
         (("alice", "--routes", "chats"), 2, "--routes 'chats' is invalid: names separated by"),
         (("alice", "--priority", "high"), 2, "--priority 'high' is invalid: one of normal, low"),
@@ -362,7 +366,7 @@ def test_a_digest_is_not_shown(run: Run, path: Path) -> None:
     status, out, err = run("show", "alice")
 
     assert (status, out) == (1, "")
-    assert "replace it with: llama-gguf keys rotate alice" in err
+    assert f"replace it with: llama-gguf keys rotate alice --file {path}\n" in err
     assert keys.hashed(SECRET) not in err
     assert run("show", "bob")[0] == 1
 
@@ -808,6 +812,7 @@ def test_an_expired_key_is_not_rotated(run: Run, path: Path) -> None:
 
     assert (status, out) == (1, "")
     assert "alice has expired" in err
+    assert f"keys set alice --expires 30d --file {path}\n" in err
     assert path.read_text() == before
 
 

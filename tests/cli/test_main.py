@@ -137,6 +137,8 @@ def test_no_secret_can_be_given_as_a_flag(name: str, capsys: pytest.CaptureFixtu
         (["check", "--jsn"], "unknown flag --jsn; did you mean --json?"),
         (["serve", "--zebra"], "unknown flag --zebra; see --help"),
         (["serve", "one.gguf", "two.gguf"], "too many arguments"),
+        (["keys", "set", "a", "--wieght", "2"], "unknown flag --wieght; did you mean --weight?"),
+        (["keys", "generate", "bob"], "[--name"),  # the usage of the action
     ],
 )
 def test_an_unknown_flag_is_reported_with_the_closest_one(

@@ -80,7 +80,7 @@ def create(
         if KeyRing.parse(text).named(new.key.key_id):
             raise UserError(
                 f"{path} already has a key {name}; use another --name, "
-                f"or replace its secret with: llama-gguf keys rotate {name}"
+                f"or replace its secret with: llama-gguf keys rotate {name} --file {path}"
             )
         return keys.add_line(text or keys.NEW_FILE, new.line)
 
@@ -107,7 +107,7 @@ def change(path: str, name: str, changed: Callable[[Key], Key]) -> Key:
         if name != key.key_id:
             raise UserError(
                 f"{name} is an old secret of {key.key_id}, whose limits apply to it: "
-                f"change them with: llama-gguf keys set {key.key_id}"
+                f"change them with: llama-gguf keys set {key.key_id} --file {path}"
             )
         done.append(changed(key))
         return keys.change(text, done[-1])
@@ -127,7 +127,7 @@ def secret_of(path: str, name: str) -> tuple[Key, str]:
     if key.hashed:
         raise UserError(
             f"{path} contains only the digest of {name}, from which its secret cannot be read; "
-            f"replace it with: llama-gguf keys rotate {key.key_id}"
+            f"replace it with: llama-gguf keys rotate {key.key_id} --file {path}"
         )
     return key, dict(keys.stored_keys(text))[key]
 
@@ -168,7 +168,7 @@ def rotate(path: str, name: str, *, grace_ends: float | None) -> Rotated:
         text = keys.without_ended(text, now)
         old = _secrets_of(text, name, path)
         latest = old[0]
-        _check_can_be_rotated(latest, name, now)
+        _check_can_be_rotated(latest, name, now, path)
         new = _new_key(
             latest.key_id,
             rate_limit=latest.rate_limit,
@@ -277,7 +277,7 @@ def _secrets_of(text: str, name: str, path: str) -> list[Key]:
     return found
 
 
-def _check_can_be_rotated(key: Key, name: str, now: float) -> None:
+def _check_can_be_rotated(key: Key, name: str, now: float, path: str) -> None:
     if name != key.key_id:
         raise UserError(
             f"{name} is an old secret of {key.key_id}: "
@@ -286,7 +286,7 @@ def _check_can_be_rotated(key: Key, name: str, now: float) -> None:
     if key.is_expired(now):
         raise UserError(
             f"{key.key_id} has expired, and a new secret would expire with it; "
-            f"extend it first, with: llama-gguf keys set {key.key_id} --expires 30d"
+            f"extend it first, with: llama-gguf keys set {key.key_id} --expires 30d --file {path}"
         )
 
 

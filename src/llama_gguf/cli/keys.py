@@ -313,13 +313,15 @@ def _hash(arguments: argparse.Namespace, path: str) -> None:
     key_views.print_hashed(changed, KeyRing.parse(key_file.read(path)), path, arguments.json)
 
 
-def _read(flag: str, text: str | None, parse: Callable[[str], _Value]) -> _Value | None:
+def _read(
+    flag: str, text: str | None, parse: Callable[[str], _Value], example: str = ""
+) -> _Value | None:
     if text is None or text == _NONE:
         return None
     try:
         return parse(text)
     except ValueError as expected:
-        raise UserError(f"{flag} {text!a} is invalid: {expected}", 2) from None
+        raise UserError(f"{flag} {text!a} is invalid: {expected}{example}", 2) from None
 
 
 def _rate_limit(text: str) -> int:
@@ -339,7 +341,9 @@ def _read_attributes(arguments: argparse.Namespace) -> dict[str, Any]:
         given: str | None = vars(arguments)[name]
         if given is not None:
             field = attributes.field_of(name)
-            parsed = _read(_flag(name), _without_suffix(given), partial(parse_value, name))
+            example = ", such as 20k or 2M" if name.startswith("tokens_") else ""
+            parse = partial(parse_value, name)
+            parsed = _read(_flag(name), _without_suffix(given), parse, example)
             values[field] = getattr(NO_ATTRIBUTES, field) if parsed is None else parsed
     return values
 

@@ -83,7 +83,8 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     parser = command_parser(name)
     arguments, surplus = parser.parse_known_args(list(_joined(argv[1:])), namespace)
     if surplus:
-        parser.error(_complaint(surplus[0], parser.format_help()))
+        used = arguments.parser  # of the action, whose usage and flags the message is about
+        used.error(_complaint(surplus[0], used.format_help()))
     if name in SERVERS:
         output.take_over()  # before the first warning: a server never waits for its terminal
     context = _context(arguments, environ)
@@ -146,6 +147,7 @@ def command_parser(name: str) -> argparse.ArgumentParser:
     actions = command.add_arguments(parser) or []
     for each in (parser, *actions):
         _add_settings(each, settings_module.USED_BY[name])
+        each.set_defaults(parser=each)
     return parser
 
 

@@ -209,7 +209,7 @@ def test_an_idle_client_does_not_hold_up_the_end(tmp_path: Path) -> None:
     [
         (None, {}, "every request will be rejected"),
         ("# none\n", {}, "every request will be rejected"),
-        (KEYS_TEXT, {}, "3 API keys loaded"),
+        (KEYS_TEXT, {}, "keys.txt: 3\n"),
         (None, {"auth_enabled": False}, "any client that can reach this port can use the model"),
     ],
 )

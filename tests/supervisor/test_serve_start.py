@@ -87,7 +87,7 @@ def test_the_banner_shows_url_and_model(ready: Serve) -> None:
 
     assert f"Ready: {url}/v1 serves tiny" in ready.out
     assert f"curl {url}/v1/chat/completions" in ready.out
-    assert created_key(ready) in ready.out
+    assert f"A new API key, stored in {ready.keys_file}:\n\n    {created_key(ready)}\n" in ready.out
 
 
 def test_the_curl_of_the_banner_works_as_it_is_pasted(ready: Serve) -> None:

@@ -165,7 +165,7 @@ class KeyStore:
         self._count(True)
         _log.info(
             "keys_loaded",
-            "{keys} API keys loaded from {file}",
+            "API keys loaded from {file}: {keys}",
             keys=len(read.ring),
             file=self._path,
         )

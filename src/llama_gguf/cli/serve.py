@@ -80,7 +80,7 @@ class ServeDisplay:
         if not self._creates_key or not auth.auth_enabled or len(key_admin.keys_in(path)):
             return
         self._new_key = key_admin.create(path, name="default").secret
-        echo(f"A new API key, shown only once and stored in {path}:\n\n    {self._new_key}\n")
+        echo(f"A new API key, stored in {path}:\n\n    {self._new_key}\n")
 
     def download_meter(self, label: str) -> AbstractContextManager[Meter]:
         return download_meter(label)

@@ -166,7 +166,7 @@ def test_no_model_to_fetch_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFi
 def test_an_unknown_name_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert pull(tmp_path, "smolm2") == 2
 
-    assert "smolm2 is not a known name (smollm2)" in capsys.readouterr().err
+    assert "smolm2 is not one of the known names (smollm2)" in capsys.readouterr().err
 
 
 def test_a_failed_download_exits_with_1(

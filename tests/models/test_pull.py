@@ -313,7 +313,7 @@ def test_an_unknown_name_is_rejected_with_the_known_ones(models: Path, wanted: s
     error = refusal(wanted, models)
 
     assert error.exit_status == 2
-    assert "is not a known name" in str(error)
+    assert "is not one of the known names" in str(error)
     assert "secret" not in str(error)
     assert not models.exists()
 

@@ -122,7 +122,7 @@ def pull(
             f"{path} cannot be used: {error.strerror or error}. {remedy(error, path)}"
         ) from None
     raise UserError(
-        f"{shown(wanted)} is not a known name ({', '.join(catalogue)}).\n"
+        f"{shown(wanted)} is not one of the known names ({', '.join(catalogue)}).\n"
         f"For other models use {hub_address.WANTED}, or https://HOST/FILE.gguf"
         f"{hub_address.suggestion(wanted) or '.'}",
         exit_status=2,

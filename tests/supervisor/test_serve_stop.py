@@ -77,7 +77,7 @@ def test_a_closed_terminal_is_a_clean_end(serve: Serve) -> None:
     gateway, engine = serve.gateway_pid, serve.engine_pid
 
     serve.signal(signal.SIGHUP)  # the terminal is there: a reload
-    serve.until_printed("1 API keys")
+    serve.until(lambda: serve.err.count("API keys loaded") == 2)
     os.close(master)
 
     assert serve.wait() == 0

@@ -57,6 +57,18 @@ def leave(served: Served, key: str) -> None:
 
 
 @contextmanager
+def stream(served: Served) -> Iterator[None]:
+    """A stream that has begun, so that its client notices the death of the engine."""
+    while True:
+        with Wire(served.address) as wire:
+            wire.send(request(body=CHAT % 400, key=served.key))
+            if b" 200 " in wire.read_until(b"\r\n\r\n"):  # otherwise it was rejected
+                wire.read_until(b"data: ")
+                yield
+                return
+
+
+@contextmanager
 def load(served: Served) -> Iterator[None]:
     """Clients that wait, are rejected, leave, and send a wrong key, until the end of the block."""
     has_ended = threading.Event()
@@ -91,7 +103,8 @@ def test_every_panel_shows_load_failures_and_restarts(model_file: Path, tmp_path
         served.until_ready()
         with load(served):
             until(lambda: prometheus.value("sum(llama_gguf_requests_in_flight)"), "load")
-            os.kill(served.child("llama-server"), signal.SIGKILL)
+            with stream(served):
+                os.kill(served.child("llama-server"), signal.SIGKILL)
             served.until(lambda: "signal SIGKILL" in served.output, "a death of the engine")
             served.until_ready()
 

@@ -152,7 +152,10 @@ def test_a_client_over_the_minute_waits_as_long_as_stated_and_is_served(budgeted
     assert refusals(budgeted, "minute") == [
         {"key_id": "minute", "limit": "tokens_per_minute", "value": 1}
     ]
-    assert used(budgeted, "minute")["tokens_per_minute"] == int(second["pieces"][0])
+    # What the engine used beyond the estimate counts from the end of the first request, so that less
+    # than the limit of it may be left in the window.
+    left = used(budgeted, "minute")["tokens_per_minute"] - int(second["pieces"][0])
+    assert 0 <= left < 20
 
 
 def test_a_client_over_the_day_gets_an_error_and_does_not_retry(budgeted: Served) -> None:

@@ -240,10 +240,6 @@ class UpstreamError(GatewayError):
     code = "backend_error"
 
 
-class UpstreamRefused(UpstreamError):
-    """llama-server refused the connection; it has received nothing of the request."""
-
-
 class UpstreamLost(UpstreamError):
     """The connection to llama-server was lost before its response was complete."""
 

@@ -152,7 +152,7 @@ def test_a_client_over_the_minute_waits_as_long_as_stated_and_is_served(budgeted
     assert refusals(budgeted, "minute") == [
         {"key_id": "minute", "limit": "tokens_per_minute", "value": 1}
     ]
-    # What the engine used beyond the estimate counts from the end of the first request, so that less
+    # What the engine used beyond the estimate counts from the end of the first request, so less
     # than the limit of it may be left in the window.
     left = used(budgeted, "minute")["tokens_per_minute"] - int(second["pieces"][0])
     assert 0 <= left < 20

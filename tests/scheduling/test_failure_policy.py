@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from llama_gguf.errors import UpstreamClosedKept, UpstreamError, UpstreamLost, UpstreamRefused
+from llama_gguf.errors import UpstreamClosedKept, UpstreamError, UpstreamLost
 from llama_gguf.scheduling.exchange import Event, Exchange
 from llama_gguf.scheduling.failure_policy import Action, Failure, decide
 from tests.support.exchanges import request_for
 
-REFUSED = UpstreamRefused("connection refused")
+REFUSED = UpstreamError("connection refused")
 CLOSED = UpstreamClosedKept("connection closed")
 LOST = UpstreamLost("connection lost")
 INVALID = UpstreamError("not HTTP")

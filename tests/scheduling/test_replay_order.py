@@ -14,8 +14,7 @@ class Replays:
         self.turns: list[int] = []
 
     def enter(self, request: int, key_id: str = "alice") -> None:
-        if self.order.enter(request, key_id, lambda: self.turns.append(request)):
-            self.turns.append(request)
+        self.order.enter(request, key_id, lambda: self.turns.append(request))
 
 
 def test_one_at_a_time_in_the_order_of_their_failures() -> None:

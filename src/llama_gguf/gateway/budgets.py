@@ -51,9 +51,9 @@ def reserve(services: Services, exchange: Exchange, body: bytes | bytearray) -> 
         Limited, QuotaExceeded: the budget was used up while the body arrived.
     """
     principal = services.authenticator.named(exchange.key_id)
-    budget = None if principal is None else principal.budget
-    if principal is None or budget is None or not exchange.request.route.needs_slot:
+    if principal is None or principal.budget is None:
         return
+    budget = principal.budget
     check(services, budget)
     has_many_texts = exchange.request.route.operation in _MANY_TEXTS
     most = None if has_many_texts else services.fleet.engine.status.request_tokens

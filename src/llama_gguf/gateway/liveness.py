@@ -43,9 +43,11 @@ class LivenessCheck:
     def wait(self, request: object, on_done: Callable[[], None]) -> None:
         """Call *on_done*, later, when the engine responds or is known to have died."""
         self._waiting[request] = on_done
-        if self._task is None and self._is_known_to_be_dead():
+        if self._task is not None:
+            return
+        if self._is_known_to_be_dead():
             self._loop.call_soon(self._finish)
-        elif self._task is None:
+        else:
             self._task = self._loop.create_task(self._look_until_it_lives(), name="liveness")
 
     def leave(self, request: object) -> None:

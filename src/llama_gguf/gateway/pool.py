@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from llama_gguf.config.schema import TimeoutSettings
-from llama_gguf.errors import UpstreamError, UpstreamRefused
+from llama_gguf.errors import UpstreamError
 from llama_gguf.gateway.upstream_connection import Phase, UpstreamConnection
 from llama_gguf.http1.known_head import KnownHead
 from llama_gguf.http1.response import Response
@@ -153,6 +153,6 @@ class ConnectAttempt:
     def _failed(self, error: OSError) -> None:
         self._pool.connecting.discard(self)
         if isinstance(error, ConnectionRefusedError | FileNotFoundError):
-            self._waiter.on_connect_failed(UpstreamRefused("The engine refused the connection."))
+            self._waiter.on_connect_failed(UpstreamError("The engine refused the connection."))
         else:
             self._waiter.on_connect_failed(UpstreamError("The engine cannot be reached."))

@@ -472,8 +472,7 @@ class ProxiedRequest(Attempting):
                 exchange.has_retried = True  # kept connections have been lost as well, most likely
                 services.metrics.replays[attempt.failure] += 1
                 self._leave_engine(exchange, attempt)
-                if services.fleet.replay_order.enter(self, self.key_id, self._on_turn):
-                    self._on_turn()
+                services.fleet.replay_order.enter(self, self.key_id, self._on_turn)
                 return False
             case Action.REFUSE:
                 path, now = exchange.request.head.path, services.clock.now()

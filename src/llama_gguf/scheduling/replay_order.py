@@ -29,8 +29,8 @@ class ReplayOrder:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def enter(self, request: object, key_id: str, on_turn: Callable[[], None]) -> bool:
-        """Whether it is the turn of *request* of *key_id* now; else *on_turn* is called later.
+    def enter(self, request: object, key_id: str, on_turn: Callable[[], None]) -> None:
+        """Call *on_turn* when it is the turn of *request* of *key_id*, which may be at once.
 
         A request whose turn it is has failed again: it waits behind the others.
         """
@@ -38,9 +38,9 @@ class ReplayOrder:
             self.leave(request)
         if self.first is None:
             self.first = request
-            return True
-        self._waiting[request] = (key_id, on_turn)
-        return False
+            on_turn()
+        else:
+            self._waiting[request] = (key_id, on_turn)
 
     def blame(self, key_id: str) -> None:
         """A request of *key_id* has ended two engines."""

@@ -23,6 +23,7 @@ from tests.support.messages import (
 
 STREAM = b'{"stream":true}'
 WAITING = b": waiting\n\n"
+ENGINE_COMMENT = chunk(b":\n\n")
 
 
 def send_request(
@@ -82,8 +83,8 @@ def test_a_stream_that_waits_receives_its_head_and_then_comments(busy: Rig) -> N
     assert so_far(client).chunks == (WAITING,) * 3
 
 
-def test_without_the_setting_nothing_is_sent(new_rig: NewRig) -> None:
-    rig = new_rig(slots=1, max_queue_wait=1000)
+def test_with_the_setting_off_nothing_is_sent(new_rig: NewRig) -> None:
+    rig = new_rig(slots=1, max_queue_wait=1000, sse_keepalive=0)
     rig.send_request()
     client = send_request(rig)
     rig.advance(200)
@@ -121,6 +122,118 @@ def test_a_stream_waits_so_while_the_model_loads_and_while_its_prompt_is_read(
 
     assert len(rig.requests) == 1
     assert so_far(client).chunks == (WAITING,) * 2
+
+
+@pytest.mark.parametrize("target", ["/v1/chat/completions", "/v1/completions", "/v1/messages"])
+def test_comments_are_sent_behind_the_engine_s_head_until_its_first_event(
+    target: str, new_rig: NewRig
+) -> None:
+    rig = new_rig(sse_keepalive=10)
+    client = send_request(rig, target)
+    rig.upstream.send(STREAM_HEAD)
+    rig.advance(20.5)
+    assert so_far(client).chunks == (WAITING,) * 2
+
+    rig.upstream.send(ENGINE_COMMENT)
+    rig.advance(10.5)
+    assert so_far(client).chunks == (WAITING, WAITING, b":\n\n", WAITING)
+
+    rig.upstream.send(event(1))
+    rig.advance(30)
+    rig.upstream.send(event(2) + LAST_CHUNK)
+    expected = (WAITING, WAITING, b":\n\n", WAITING, b'data: {"n":1}\n\n', b'data: {"n":2}\n\n')
+    assert so_far(client).chunks == expected
+    assert rig.is_at_rest
+
+
+def test_no_comment_is_sent_within_an_event_that_is_not_whole(new_rig: NewRig) -> None:
+    rig = new_rig(sse_keepalive=10)
+    client = send_request(rig)
+    rig.upstream.send(STREAM_HEAD, chunk(b"event: x\n"))
+    rig.advance(30)
+
+    assert so_far(client).chunks == (b"event: x\n",)
+
+
+def test_an_engine_that_dies_behind_comments_is_followed_by_the_next_one(new_rig: NewRig) -> None:
+    rig = new_rig(sse_keepalive=10)
+    client = send_request(rig)
+    rig.upstream.send(STREAM_HEAD)
+    rig.advance(10.5)
+    rig.upstream.close()
+    rig.upstream.send(STREAM_HEAD, event(1) + LAST_CHUNK)
+
+    assert so_far(client).chunks == (WAITING, b'data: {"n":1}\n\n')
+    assert rig.is_at_rest
+
+
+# Responses ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["/v1/responses", "/responses"])
+def test_the_head_of_a_response_is_held_back_until_the_first_event(
+    target: str, new_rig: NewRig
+) -> None:
+    rig = new_rig(sse_keepalive=10, request_timeout=100)
+    client = send_request(rig, target)
+    rig.advance(20)
+    rig.upstream.send(STREAM_HEAD)
+    for _ in range(12):  # the engine's own comments show that it works
+        rig.advance(30)
+        rig.upstream.send(ENGINE_COMMENT)
+    assert client.received == b""
+
+    rig.upstream.send(event(1) + LAST_CHUNK)
+    response = so_far(client)
+    assert response.status == 200
+    assert response.chunks == (*(b":\n\n",) * 12, b'data: {"n":1}\n\n')
+    assert rig.is_at_rest
+
+
+def test_a_response_whose_head_is_held_back_gets_a_status_when_the_engine_fails(
+    new_rig: NewRig,
+) -> None:
+    rig = new_rig(sse_keepalive=10)
+    client = send_request(rig, "/v1/responses")
+    for _ in range(2):  # it is sent again once
+        rig.upstream.send(STREAM_HEAD, ENGINE_COMMENT)
+        rig.upstream.close()
+
+    assert so_far(client).status == 502
+    assert rig.is_at_rest
+
+
+def test_a_response_whose_head_is_held_back_is_cut_at_the_engine_when_its_client_leaves(
+    new_rig: NewRig,
+) -> None:
+    rig = new_rig(sse_keepalive=10)
+    client = send_request(rig, "/v1/responses")
+    rig.upstream.send(STREAM_HEAD)
+    client.disconnect()
+
+    assert rig.upstream.was_cut
+    assert rig.is_at_rest
+
+
+def test_a_queued_response_that_waits_too_long_gets_a_status(busy: Rig) -> None:
+    client = send_request(busy, "/v1/responses")
+    busy.advance(100)
+
+    assert so_far(client).status == 503
+
+
+def test_a_failure_of_a_response_that_has_begun_is_a_failed_response(new_rig: NewRig) -> None:
+    rig = new_rig(sse_keepalive=10)
+    client = send_request(rig, "/v1/responses")
+    created = b'data: {"type":"response.created","response":{"id":"resp_7"}}\n\n'
+    rig.upstream.send(STREAM_HEAD, chunk(created))
+    rig.upstream.close()
+
+    first, last = so_far(client).chunks
+    assert first == created
+    name, data = last.decode().splitlines()[:2]
+    assert name == "event: response.failed"
+    assert json.loads(data.removeprefix("data: "))["response"]["id"] == "resp_7"
 
 
 def test_an_http_1_0_client_receives_comments_without_chunks(busy: Rig) -> None:

@@ -40,6 +40,7 @@ class Receiver(NoDataExpected):
         self.status = 0
         self.length = 0
         self.beginnings = 0
+        self.holds_head = False
 
     def connection_made(self, transport: Transport) -> None:
         self.transport = transport

@@ -24,10 +24,10 @@ from llama_gguf.errors import (
 from llama_gguf.http1.local_response import (
     duration_text,
     envelope,
-    error_event,
     error_fields,
     head,
 )
+from llama_gguf.http1.routes import Dialect
 
 LINE = re.compile(rb"[A-Za-z-]+: [\x20-\x7e]*\r\n")
 
@@ -83,7 +83,7 @@ def test_a_status_without_a_phrase_still_makes_a_head() -> None:
 def test_openais_envelope_has_their_four_members(
     error: GatewayError, type_: str, code: str
 ) -> None:
-    assert json.loads(envelope(error, is_anthropic=False, request_id="r")) == {
+    assert json.loads(envelope(error, Dialect.OPENAI, request_id="r")) == {
         "error": {"message": "no", "type": type_, "param": None, "code": code}
     }
 
@@ -106,7 +106,7 @@ def test_openais_envelope_has_their_four_members(
 def test_anthropics_envelope_has_their_type_and_the_requests_id(
     error: GatewayError, type_: str
 ) -> None:
-    assert json.loads(envelope(error, is_anthropic=True, request_id="r-1")) == {
+    assert json.loads(envelope(error, Dialect.ANTHROPIC, request_id="r-1")) == {
         "type": "error",
         "error": {"type": type_, "message": "no"},
         "request_id": "r-1",
@@ -161,37 +161,6 @@ def test_a_405_names_what_is_allowed() -> None:
 
 def test_a_504_keeps_clients_from_repeating_the_work() -> None:
     assert fields_of(error_fields(UpstreamTimeout("no"))) == {"x-should-retry": "false"}
-
-
-# Events -------------------------------------------------------------------------------------------
-
-
-def test_an_error_in_a_stream_is_one_event_in_the_envelope() -> None:
-    error = UpstreamError("gone")
-
-    event = error_event(error, is_anthropic=False, request_id="r")
-
-    assert event == b"data: " + envelope(error, is_anthropic=False, request_id="r") + b"\n\n"
-
-
-def test_anthropics_clients_get_it_by_its_name() -> None:
-    event = error_event(UpstreamError("gone"), is_anthropic=True, request_id="r")
-
-    assert event.startswith(b'event: error\ndata: {"type": "error"')
-
-
-@given(message=st.text(), request_id=st.text(), is_anthropic=st.booleans())
-def test_no_message_breaks_out_of_its_event_or_its_envelope(
-    message: str, request_id: str, is_anthropic: bool
-) -> None:
-    error = UpstreamError(message)
-
-    event = error_event(error, is_anthropic=is_anthropic, request_id=request_id)
-
-    *names, data = event.removesuffix(b"\n\n").split(b"\n")
-    assert names == ([b"event: error"] if is_anthropic else [])
-    assert json.loads(data.removeprefix(b"data: "))["error"]["message"] == message
-    assert b"\r" not in event
 
 
 # Durations ----------------------------------------------------------------------------------------

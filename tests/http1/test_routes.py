@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llama_gguf.errors import GatewayError, MethodNotAllowed
-from llama_gguf.http1.routes import OPERATIONS, SCOPES, Kind, Route, Router
+from llama_gguf.http1.routes import OPERATIONS, SCOPES, Dialect, Kind, Route, Router
 from tests.support.memory import allocated_bytes
 
 SLOT = "needs a slot"
@@ -171,11 +171,19 @@ def test_nothing_that_only_reads_waits_for_a_slot(method: str, expose_all: bool)
 
 
 @pytest.mark.parametrize(
-    ("path", "is_anthropic"),
-    [("/v1/messages", True), ("/v1/messages/count_tokens", True), ("/v1/chat/completions", False)],
+    ("path", "dialect"),
+    [
+        ("/v1/messages", Dialect.ANTHROPIC),
+        ("/v1/messages/count_tokens", Dialect.ANTHROPIC),
+        ("/v1/chat/completions", Dialect.OPENAI),
+        ("/v1/completions", Dialect.OPENAI),
+        ("/v1/responses", Dialect.RESPONSES),
+        ("/responses", Dialect.RESPONSES),
+        ("/v1/responses/input_tokens", Dialect.OPENAI),
+    ],
 )
-def test_anthropics_paths_are_known_for_their_envelope(path: str, is_anthropic: bool) -> None:
-    assert route("POST", path).is_anthropic == is_anthropic
+def test_the_dialect_of_a_path_is_that_of_its_clients(path: str, dialect: Dialect) -> None:
+    assert route("POST", path).dialect is dialect
 
 
 # Our own paths ------------------------------------------------------------------------------------

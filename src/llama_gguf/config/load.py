@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from llama_gguf.config.masking import MASK
+from llama_gguf.config.schema import DEFAULT_KEEPALIVE
 from llama_gguf.config.settings import SETTINGS, Settings, flag, variable
 from llama_gguf.errors import UserError
 
@@ -128,7 +129,7 @@ def contradictions(settings: Settings) -> Iterable[str]:
             f"MAX_CONNECTIONS={limits.max_connections}: a connection has one request at a time"
         )
     longest = settings.queue.max_queue_wait + settings.timeouts.request_timeout
-    if settings.timeouts.sse_keepalive > longest:
+    if settings.timeouts.sse_keepalive > max(longest, DEFAULT_KEEPALIVE):
         yield (
             f"SSE_KEEPALIVE={settings.timeouts.sse_keepalive:g} must not exceed MAX_QUEUE_WAIT + "
             f"REQUEST_TIMEOUT = {longest:g}: a silent stream ends before"

@@ -41,6 +41,7 @@ SECTIONS: Final = (
 )
 """In the order of the pages."""
 
+DEFAULT_KEEPALIVE: Final = 15.0
 DEFAULT_SLOTS: Final = 4
 """If the engine does not report its number: llama-server's default (-np auto)."""
 
@@ -313,10 +314,10 @@ class TimeoutSettings:
         10.0, seconds(0.1), "seconds to connect to llama-server"
     )
     sse_keepalive: float = _timeouts(
-        0.0,
+        DEFAULT_KEEPALIVE,
         seconds(0),
         "seconds of silence after which a stream gets its head, and then a comment each time, "
-        "so that proxies do not close it; 0 = off",
+        "so that neither proxies nor agents close it; 0 = off",
     )
 
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from llama_gguf.errors import GatewayError, UpstreamError
 from llama_gguf.gateway.client import Client
-from llama_gguf.http1 import local_response
+from llama_gguf.http1 import error_events
 from llama_gguf.http1.chunked import LAST_CHUNK
 from llama_gguf.http1.fields import Framing
 from llama_gguf.http1.request import LENGTH_LINES
 from llama_gguf.http1.response import Response
+from llama_gguf.http1.routes import Dialect
 from llama_gguf.http1.sse import ENGINE_ERROR, has_final_event, outcome_of
 from llama_gguf.scheduling.admission import SlotLease
 from llama_gguf.scheduling.exchange import Event, Exchange, State
@@ -33,6 +34,7 @@ CONNECT: Final[FailureKind] = "connect"
 _HEAD_SENT: Final = Event.HEAD_SENT
 _RESPONDED: Final = Event.RESPONDED
 _LENGTH: Final = Framing.LENGTH
+_RESPONSES: Final = Dialect.RESPONSES
 
 Steps: TypeAlias = Generator[None, None, None]
 
@@ -168,6 +170,14 @@ class Attempt:
         """False for HTTP/1.0: it gets a chunked body decoded."""
         return self._exchange.request.reads_chunks
 
+    @property
+    def holds_head(self) -> bool:
+        """Clients of Responses wait for a head without limit, but not for the first event after it.
+
+        Source: Codex 0.171, which gives up a stream after 300 s in which comments do not count.
+        """
+        return self._exchange.request.route.dialect is _RESPONSES
+
     def on_response(
         self, response: Response, length: int, body: bytes = b"", event: Event = _HEAD_SENT
     ) -> bytes:
@@ -273,7 +283,9 @@ class Attempt:
         before = exchange.bytes_out
         self._leave_connection()
         exchange.bytes_out = before  # the client has received none of it
-        event = local_response.refusal_event(body, is_anthropic=exchange.request.route.is_anthropic)
+        event = error_events.refusal_event(
+            body, exchange.request.route.dialect, request_id=exchange.request_id
+        )
         self._request.interrupt(RefusedStream(event or b""))
 
     # What the request calls ---------------------------------------------------------------------
@@ -285,9 +297,9 @@ class Attempt:
         return has_final_event(exchange.ending if upstream is None else upstream.window.ending)
 
     @property
-    def bytes_passed(self) -> int:
+    def bytes_received(self) -> int:
         """Of the response, so far."""
-        return 0 if self.upstream is None else self.upstream.bytes_passed
+        return 0 if self.upstream is None else self.upstream.bytes_received
 
     def on_too_slow(self) -> None:
         """The engine is given up: note how far the attempt has come."""

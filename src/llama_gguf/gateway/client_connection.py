@@ -467,7 +467,7 @@ class ClientConnection(Client):
         exchange.outcome = error.code
         body = local_response.envelope(
             error,
-            is_anthropic=exchange.request.route.is_anthropic,
+            exchange.request.route.dialect,
             request_id=exchange.request_id,
         )
         self.respond(

@@ -38,8 +38,9 @@ from llama_gguf.gateway.budgets import reserve
 from llama_gguf.gateway.client import Client
 from llama_gguf.gateway.replay import Replay
 from llama_gguf.gateway.sse_keepalive import EarlyStream, HeadlessReceiver
-from llama_gguf.http1 import local_response
+from llama_gguf.http1 import error_events, local_response
 from llama_gguf.http1.chunked import frame
+from llama_gguf.http1.routes import Dialect
 from llama_gguf.http1.stream_member import StreamSearch
 from llama_gguf.scheduling import failure_policy
 from llama_gguf.scheduling.admission import Admission, SlotLease, Verdict
@@ -82,7 +83,9 @@ class ProxiedRequest(Attempting):
     _replay: Replay | None = None
     """Once an engine has failed it."""
     _seen = 0
-    """Bytes of the response that had passed at the last tick."""
+    """Bytes of the response that had been received at the last tick."""
+    _silent_since = 0.0
+    """The last tick that found something new of the response, or sent a comment on it."""
     _deadline = math.inf
     """When what it waits for is overdue: more of the body, a slot, or data from the engine."""
     _is_over = False
@@ -339,9 +342,9 @@ class ProxiedRequest(Attempting):
     def on_tick(self, now: float) -> None:
         """End the request, or what it waits for, when that is overdue."""
         services, attempt = self._services, self._attempt
-        if attempt is not None and attempt.bytes_passed != self._seen:
-            self._seen = attempt.bytes_passed
-            attempt.replica.tracker.responded_at = now
+        if attempt is not None and attempt.bytes_received != self._seen:
+            self._seen = attempt.bytes_received
+            attempt.replica.tracker.responded_at = self._silent_since = now
             self._deadline = now + services.request_timeout
         limit, forwarded_at = services.timeouts.max_request_duration, self._exchange.forwarded_at
         if self._replay and forwarded_at:
@@ -390,21 +393,32 @@ class ProxiedRequest(Attempting):
         """Send a sign of life on a stream that has been silent for SSE_KEEPALIVE."""
         exchange, early = self._exchange, self._early
         horizon = now - self._services.timeouts.sse_keepalive
-        if early is not None:
-            if (
-                exchange.is_head_ahead
-                and early.sent_at <= horizon
-                and not self._client.is_write_paused
-            ):
+        if exchange.is_head_ahead:
+            if early is not None and early.sent_at <= horizon and not self._client.is_write_paused:
                 early.wait(now)
+        elif exchange.state is State.STREAMING:
+            silent_since = max(self._silent_since, exchange.first_byte_at)
+            if not exchange.first_token_at and silent_since <= horizon:
+                self._send_comment(now)
         elif (
             exchange.may_reply
             and 0 < exchange.waits_since <= horizon
             and exchange.stream_search is None
             and exchange.request.route.may_stream
+            and exchange.request.route.dialect is not Dialect.RESPONSES
         ):
             exchange.stream_search = StreamSearch()
             self._services.stream_searches.add(self, exchange.stream_search)
+
+    def _send_comment(self, now: float) -> None:
+        """Send a comment on a stream of which the engine has sent the head, and no event yet."""
+        upstream, client, exchange = self.upstream, self._client, self._exchange
+        if upstream is not None and upstream.may_insert_event and not client.is_write_paused:
+            comment = local_response.WAITING
+            data = frame(comment) if exchange.request.reads_chunks else comment
+            exchange.bytes_out += len(data)
+            client.transport.write(data)
+            self._silent_since = now
 
     def search_body(self, search: StreamSearch, effort: int, now: float) -> int:
         """Search on for ``stream`` in the body; begin the stream if it requests one.
@@ -553,10 +567,11 @@ class ProxiedRequest(Attempting):
             return
         event = error.event if isinstance(error, RefusedStream) else b""
         if may_insert and not event:
-            event = local_response.error_event(
+            event = error_events.error_event(
                 error,
-                is_anthropic=exchange.request.route.is_anthropic,
+                exchange.request.route.dialect,
                 request_id=exchange.request_id,
+                opening=exchange.opening,
             )
         if event and exchange.request.reads_chunks:
             event = frame(event)

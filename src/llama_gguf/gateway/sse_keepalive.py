@@ -1,8 +1,9 @@
-"""Streams that wait: comments that keep proxies from closing the connection (SSE_KEEPALIVE).
+"""Streams that wait: comments that keep the connection open (SSE_KEEPALIVE).
 
-Proxies at the edge close a connection that has been silent for a minute or two. So a stream that
-waits longer is sent its head, 200, before the engine has responded, and then comments. A status can
-no longer be sent after that: a failure is sent as an error event.
+Proxies at the edge, and some clients, close a connection that has been silent for a minute or two.
+So a stream that waits longer is sent its head, 200, before the engine has responded, and then
+comments, until the engine's first event. A status can no longer be sent after that: a failure is
+sent as an error event. On Responses, the head is held back instead (``Attempt.holds_head``).
 
 The bodies that request a stream are found here as well, with a bounded effort per tick.
 """
@@ -121,6 +122,10 @@ class HeadlessReceiver:
         """A response that is not a stream."""
         self.reads_chunks = attempt.reads_chunks
         self.transport = attempt.transport
+
+    @property
+    def holds_head(self) -> bool:
+        return False
 
     def on_response(self, response: Response, length: int) -> bytes:
         del length

@@ -85,6 +85,11 @@ class ResponseReceiver(Protocol):
         """False for HTTP/1.0: it receives a chunked body decoded."""
         ...
 
+    @property
+    def holds_head(self) -> bool:
+        """Whether the head of a stream is passed on with the first event, and not before."""
+        ...
+
     def on_whole_response(self, response: Response, body: bytes) -> None: ...
     def on_response(self, response: Response, length: int) -> bytes: ...
     def on_body_begun(self) -> None: ...
@@ -188,6 +193,11 @@ class UpstreamConnection(Receiver):
         return bool(self.window.opening) or _COMMENTS.fullmatch(self.window.ending) is None
 
     @property
+    def bytes_received(self) -> int:
+        """Bytes of the response, with those that the client has not been sent yet."""
+        return self.bytes_passed + len(self._received)
+
+    @property
     def tail(self) -> bytes:
         """The last bytes of a chunked body."""
         chunk = self.window.last_chunk
@@ -230,6 +240,7 @@ class UpstreamConnection(Receiver):
         """Whether the engine can notice ``leave``: it has the request, and has not begun."""
         return (
             self.phase is _HEAD
+            and HEAD_END not in self._received
             and self.transport.can_write_eof()
             and not self.transport.get_write_buffer_size()
         )
@@ -321,31 +332,39 @@ class UpstreamConnection(Receiver):
     def _read_head(self, receiver: ResponseReceiver, data: bytes) -> None:
         if not self._received and not self._is_head_request:
             end, length = self._known.match(data)
-            if end >= 0 and (len(data) > end or not self._awaits_body(self._response, length)):
-                self._begin_body(receiver, self._response, length, data[end:])
-                return
+            if end >= 0:
+                rest = data[end:]
+                if not self._awaits(receiver, self._response, length, rest):
+                    self._begin_body(receiver, self._response, length, rest)
+                    return
         self._received += data
         try:
             found = self._take_head()
             if found is None:
                 return
             response, length = self._understand(*found)
-            if not self._received and self._awaits_body(response, length):
-                self._received = found[0]
+            rest = self._received
+            if self._awaits(receiver, response, length, rest):
+                self._received = found[0] + rest
                 return
-            rest, self._received = self._received, b""
+            self._received = b""
             self._begin_body(receiver, response, length, rest)
         except UpstreamError as error:
             self.abort()
             receiver.on_upstream_failed(error)
 
-    def _awaits_body(self, response: Response, length: int) -> bool:
-        """Whether the head is passed on with the first bytes of its body, and not before.
+    def _awaits(
+        self, receiver: ResponseReceiver, response: Response, length: int, rest: bytes
+    ) -> bool:
+        """Whether the head, and *rest* behind it, are passed on with more of the body, and not yet.
 
-        Until then, another engine can still respond. The head of a stream is passed on at once:
-        llama-server sends it long before its first event.
+        Until then, another engine can still respond. The head of a stream is passed on at once,
+        since llama-server sends it long before its first event, unless the receiver holds it: then
+        it waits for an event, and comments wait with it.
         """
         if response.is_event_stream:
+            return receiver.holds_head and _COMMENTS.fullmatch(rest) is not None
+        if rest:
             return False
         return response.framing is _CHUNKED or (response.framing is _LENGTH and length > 0)
 

@@ -16,6 +16,7 @@ from typing import Final
 
 from llama_gguf.errors import GatewayError, MethodNotAllowed, Unauthorized
 from llama_gguf.http1.fields import Fields, find
+from llama_gguf.http1.routes import Dialect
 
 JSON: Final = b"application/json"
 
@@ -67,9 +68,9 @@ def head(
     return b"".join(lines)
 
 
-def envelope(error: GatewayError, *, is_anthropic: bool, request_id: str) -> bytes:
+def envelope(error: GatewayError, dialect: Dialect, *, request_id: str) -> bytes:
     """*error* as the JSON that OpenAI's (or Anthropic's) clients understand."""
-    if not is_anthropic:
+    if dialect is not Dialect.ANTHROPIC:
         content = {
             "message": error.message,
             "type": error.type,
@@ -105,17 +106,6 @@ def error_fields(error: GatewayError) -> list[bytes]:
     return lines
 
 
-def error_event(error: GatewayError, *, is_anthropic: bool, request_id: str) -> bytes:
-    """*error* as a server-sent event, for a stream whose head has been sent."""
-    data = envelope(error, is_anthropic=is_anthropic, request_id=request_id)
-    return _event(data, is_anthropic=is_anthropic)
-
-
-def _event(data: bytes, *, is_anthropic: bool) -> bytes:
-    prefix = b"event: error\n" if is_anthropic else b""
-    return b"%bdata: %b\n\n" % (prefix, data)
-
-
 EVENT_STREAM: Final = b"text/event-stream"
 NO_BUFFERING: Final = b"Cache-Control: no-cache\r\nX-Accel-Buffering: no\r\n"
 """So that proxies pass comments on at once, instead of buffering them until they time out."""
@@ -124,17 +114,6 @@ WAITING: Final = b": waiting\n\n"
 
 Source: the HTML standard, https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
-
-
-def refusal_event(body: bytes, *, is_anthropic: bool) -> bytes | None:
-    """The engine's error in *body*, which is JSON, as an event; None if it is no error."""
-    try:
-        content = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(content, dict) or "error" not in content:
-        return None
-    return _event(json.dumps(content).encode(), is_anthropic=is_anthropic)
 
 
 class Cors:

@@ -29,6 +29,14 @@ class Kind(enum.IntEnum):
     DASHBOARD_DATA = 9
 
 
+class Dialect(enum.IntEnum):
+    """How clients of a path read errors and silence."""
+
+    OPENAI = 0  # chat and completions, and all that has no streams
+    RESPONSES = 1
+    ANTHROPIC = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     kind: Kind
@@ -42,8 +50,7 @@ class Route:
     operation: str = ""
     """The kind of work that needs the slot, by OpenTelemetry's name if it has one."""
     needs_no_key: bool = False
-    is_anthropic: bool = False
-    """Errors are sent in Anthropic's envelope."""
+    dialect: Dialect = Dialect.OPENAI
     error: GatewayError | None = None
     """The reason if it is rejected. Never raised, since routes are stored: each raise would extend
     its traceback, whose frames refer to the rejected request, with its key."""
@@ -244,7 +251,7 @@ class Router:
         return self._proxied(method, plain)
 
     def _proxied(self, method: str, path: str) -> Route:
-        anthropic = path.startswith("/v1/messages")
+        dialect = _dialect_of(path)
         scope = _scope_of(method, path)
         if path in _SLOT and method == "POST":
             return Route(
@@ -254,10 +261,10 @@ class Router:
                 may_stream=path in _STREAM,
                 scope=scope,
                 operation=_SLOT[path],
-                is_anthropic=anthropic,
+                dialect=dialect,
             )
         if path in _SLOT or path in _NO_SLOT:
-            return Route(Kind.PROXIED, path, scope=scope, is_anthropic=anthropic)
+            return Route(Kind.PROXIED, path, scope=scope, dialect=dialect)
         if self._has_web_ui and method in ("GET", "HEAD") and _WEB_UI.fullmatch(path):
             return Route(Kind.PROXIED, "web_ui", needs_no_key=True)
         if self.exposes_all or _is_exposed(method, path):
@@ -269,7 +276,7 @@ class Router:
                 needs_slot=needs_slot,
                 scope=scope,
                 operation="other" if needs_slot else "",
-                is_anthropic=anthropic,
+                dialect=dialect,
             )
         raise RouteNotExposed(f"{method} {path} is not exposed; see EXPOSED_ROUTES.")
 
@@ -280,6 +287,12 @@ def _local(method: str, path: bytes, kind: Kind, allow: str) -> Route:
             f"{path.decode()} supports only {allow.replace(', ', ' and ')}.", allow=allow
         )
     return Route(kind, path.decode(), scope=_LOCAL_SCOPES.get(kind, ""))
+
+
+def _dialect_of(path: str) -> Dialect:
+    if path.startswith("/v1/messages"):
+        return Dialect.ANTHROPIC
+    return Dialect.RESPONSES if path in ("/responses", "/v1/responses") else Dialect.OPENAI
 
 
 def _scope_of(method: str, path: str) -> str:

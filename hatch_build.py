@@ -52,6 +52,7 @@ MODULES: Final = [
                 "replay",
                 "replica",
                 "request_ids",
+                "response_events",
                 "services",
                 "sse_keepalive",
                 "upstream_connection",

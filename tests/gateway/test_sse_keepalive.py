@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -234,6 +235,100 @@ def test_a_failure_of_a_response_that_has_begun_is_a_failed_response(new_rig: Ne
     name, data = last.decode().splitlines()[:2]
     assert name == "event: response.failed"
     assert json.loads(data.removeprefix("data: "))["response"]["id"] == "resp_7"
+
+
+def data_of(chunk: bytes) -> list[dict[str, Any]]:
+    """The content of the events in *chunk*."""
+    lines = chunk.decode().splitlines()
+    return [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+
+
+def engine_event(name: str, **content: object) -> bytes:
+    data = json.dumps({"type": f"response.{name}", **content}).encode()
+    return b"event: response.%b\ndata: %b\n\n" % (name.encode(), data)
+
+
+ENGINE_RESPONSE = {"id": "resp_engine", "object": "response", "status": "in_progress"}
+ENGINE_EVENTS = [
+    engine_event("created", response=ENGINE_RESPONSE),
+    engine_event("in_progress", response=ENGINE_RESPONSE),
+    engine_event("output_text.delta", item_id="msg_1", delta="Once"),
+    engine_event("completed", response=ENGINE_RESPONSE | {"status": "completed"}),
+]
+
+
+@pytest.fixture
+def eventful(new_rig: NewRig) -> Rig:
+    return new_rig(sse_keepalive=10, responses_keepalive="events")
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000], ids=lambda size: f"{size} bytes at a time")
+def test_a_response_can_begin_before_the_engine_s_and_keeps_its_id(
+    size: int, eventful: Rig
+) -> None:
+    client = send_request(eventful, "/v1/responses")
+    eventful.advance(5)
+    eventful.upstream.send(STREAM_HEAD, ENGINE_COMMENT)
+    eventful.advance(16)
+    sent = so_far(client)
+    own_id = "resp_" + sent["x-request-id"]
+    created, in_progress = (data_of(each)[0] for each in sent.chunks)
+    assert (created["type"], in_progress["type"]) == ("response.created", "response.in_progress")
+    assert created["response"] == in_progress["response"]
+    assert created["response"]["id"] == own_id
+
+    stream = b"".join(chunk(each) for each in ENGINE_EVENTS) + LAST_CHUNK
+    eventful.upstream.send(*(stream[at : at + size] for at in range(0, len(stream), size)))
+    response = so_far(client)
+    assert response.is_whole
+    events = [each for piece in response.chunks for each in data_of(piece)]
+    assert [each["type"] for each in events] == [
+        "response.created",
+        "response.in_progress",
+        "response.output_text.delta",
+        "response.completed",
+    ]
+    assert events[2] == {"type": events[2]["type"], "item_id": "msg_1", "delta": "Once"}
+    assert events[3]["response"]["id"] == own_id
+    assert b"resp_engine" not in client.received
+    assert eventful.is_at_rest
+
+
+def test_a_quick_response_is_left_as_it_is(eventful: Rig) -> None:
+    client = send_request(eventful, "/v1/responses")
+    eventful.upstream.send(STREAM_HEAD, *(chunk(each) for each in ENGINE_EVENTS), LAST_CHUNK)
+
+    assert so_far(client).chunks == tuple(ENGINE_EVENTS)
+
+
+@pytest.mark.parametrize("sent", [[], ENGINE_EVENTS[:1], ENGINE_EVENTS[:3]])
+def test_a_failure_of_a_response_that_began_early_has_its_id(
+    sent: list[bytes], eventful: Rig
+) -> None:
+    client = send_request(eventful, "/v1/responses")
+    eventful.advance(10)
+    for _ in range(2):  # where nothing had begun, it is sent again once
+        if not so_far(client).is_whole and not client.is_closed:
+            eventful.upstream.send(STREAM_HEAD, *(chunk(each) for each in sent), b"7\r\nevent")
+            eventful.upstream.close()
+
+    response = so_far(client)
+    (last,) = data_of(response.chunks[-1])
+    assert last["type"] == "response.failed"
+    assert last["response"]["id"] == "resp_" + response["x-request-id"]
+    assert not response.is_whole
+    assert eventful.is_at_rest
+
+
+def test_a_refusal_of_a_response_that_began_early_is_a_failed_response(eventful: Rig) -> None:
+    client = send_request(eventful, "/v1/responses")
+    eventful.advance(10)
+    body = b'{"error":{"code":400,"message":"bad grammar","type":"invalid_request_error"}}'
+    head = b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n" % len(body)
+    eventful.upstream.send(head + body)
+
+    (last,) = data_of(so_far(client).chunks[-1])
+    assert last["response"]["error"] == {"code": "invalid_prompt", "message": "bad grammar"}
 
 
 def test_an_http_1_0_client_receives_comments_without_chunks(busy: Rig) -> None:

@@ -249,6 +249,7 @@ def test_runpods_workers_have_explicit_ports_and_end_a_request_before_runpod() -
     longest = float(environ["MAX_QUEUE_WAIT"]) + float(environ["MAX_REQUEST_DURATION"])
     assert longest + 15 < 5.5 * 60  # and the time until its body has arrived
     assert 0 < float(environ["SSE_KEEPALIVE"]) < 100
+    assert environ["RESPONSES_KEEPALIVE"] == "events"
 
 
 def test_runpods_pods_respond_within_the_time_of_their_proxy() -> None:
@@ -256,6 +257,7 @@ def test_runpods_pods_respond_within_the_time_of_their_proxy() -> None:
 
     assert float(environ["MAX_QUEUE_WAIT"]) < 100
     assert 0 < float(environ["SSE_KEEPALIVE"]) < 100
+    assert environ["RESPONSES_KEEPALIVE"] == "events"
 
 
 @pytest.mark.parametrize("kind", ["serverless", "pod"])

@@ -319,6 +319,12 @@ class TimeoutSettings:
         "seconds of silence after which a stream gets its head, and then a comment each time, "
         "so that neither proxies nor agents close it; 0 = off",
     )
+    responses_keepalive: str = _timeouts(
+        "hold",
+        choice("hold", "events"),
+        "what a silent stream of Responses gets, whose clients ignore comments: hold = no head "
+        "before the engine's first event; events = own events, for proxies that close it",
+    )
 
 
 @dataclass(frozen=True, slots=True)

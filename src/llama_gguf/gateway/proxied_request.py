@@ -37,6 +37,7 @@ from llama_gguf.gateway.authorisation import authorise, take_back, too_large
 from llama_gguf.gateway.budgets import reserve
 from llama_gguf.gateway.client import Client
 from llama_gguf.gateway.replay import Replay
+from llama_gguf.gateway.response_events import ResponseRelay, response_id, waiting_event
 from llama_gguf.gateway.sse_keepalive import EarlyStream, HeadlessReceiver
 from llama_gguf.http1 import error_events, local_response
 from llama_gguf.http1.chunked import frame
@@ -302,7 +303,7 @@ class ProxiedRequest(Attempting):
         if self._early is None:
             attempt.send(self._body, attempt)
         else:
-            attempt.send(self._body, HeadlessReceiver(attempt))
+            attempt.send(self._body, self._headless(attempt))
 
     def _not_admitted(self, verdict: Verdict) -> GatewayError:
         services = self._services
@@ -391,8 +392,8 @@ class ProxiedRequest(Attempting):
 
     def _send_comment_if_due(self, now: float) -> None:
         """Send a sign of life on a stream that has been silent for SSE_KEEPALIVE."""
-        exchange, early = self._exchange, self._early
-        horizon = now - self._services.timeouts.sse_keepalive
+        services, exchange, early = self._services, self._exchange, self._early
+        horizon = now - services.timeouts.sse_keepalive
         if exchange.is_head_ahead:
             if early is not None and early.sent_at <= horizon and not self._client.is_write_paused:
                 early.wait(now)
@@ -405,10 +406,10 @@ class ProxiedRequest(Attempting):
             and 0 < exchange.waits_since <= horizon
             and exchange.stream_search is None
             and exchange.request.route.may_stream
-            and exchange.request.route.dialect is not Dialect.RESPONSES
+            and not (self._is_response and services.timeouts.responses_keepalive == "hold")
         ):
             exchange.stream_search = StreamSearch()
-            self._services.stream_searches.add(self, exchange.stream_search)
+            services.stream_searches.add(self, exchange.stream_search)
 
     def _send_comment(self, now: float) -> None:
         """Send a comment on a stream of which the engine has sent the head, and no event yet."""
@@ -443,17 +444,42 @@ class ProxiedRequest(Attempting):
         exchange = self._exchange
         exchange.on(Event.SEND_HEAD_AHEAD)
         exchange.status = 200
+        first = sign = local_response.WAITING
+        if self._is_response:
+            first, sign = self._response_events()
         early = self._early = EarlyStream(
-            self._client.transport, now, exchange.request.reads_chunks
+            self._client.transport, now, exchange.request.reads_chunks, sign
         )
         framing = CHUNKED if exchange.request.reads_chunks else b""
         lines = [local_response.NO_BUFFERING, framing, *self._client.common_lines(exchange)]
         head = local_response.head(
             200, lines, length=None, content_type=local_response.EVENT_STREAM
         )
-        early.send(head, local_response.WAITING)
+        early.send(head, first)
         if self._attempt is not None:
-            self._attempt.hand_over(HeadlessReceiver(self._attempt))
+            self._attempt.hand_over(self._headless(self._attempt))
+
+    @property
+    def _is_response(self) -> bool:
+        return self._exchange.request.route.dialect is Dialect.RESPONSES
+
+    def _response_events(self) -> tuple[bytes, bytes]:
+        """What a stream of Responses begins with, and its sign of life."""
+        request_id = self._exchange.request_id
+        model = self._services.fleet.engine.status.model
+        return (
+            waiting_event("created", request_id=request_id, model=model),
+            waiting_event("in_progress", request_id=request_id, model=model),
+        )
+
+    def _headless(self, attempt: Attempt) -> HeadlessReceiver:
+        if not self._is_response:
+            return HeadlessReceiver(attempt)
+        own_id = response_id(self._exchange.request_id)
+        return HeadlessReceiver(
+            attempt,
+            ResponseRelay(attempt.transport, own_id, reads_chunks=attempt.reads_chunks),
+        )
 
     # Failures -----------------------------------------------------------------------------------
 
@@ -517,7 +543,8 @@ class ProxiedRequest(Attempting):
             QueueFull: there is no memory for the request's body while it waits.
         """
         now = self._services.clock.now()
-        if exchange.state is State.STREAMING:  # the client has the head of the engine that failed
+        if exchange.state is State.STREAMING and self._early is None:
+            # The client has the head of the engine that failed.
             self._early = EarlyStream(self._client.transport, now, exchange.request.reads_chunks)
         is_first = self._replay is None
         replay = self._replay = self._replay or Replay()
@@ -559,6 +586,7 @@ class ProxiedRequest(Attempting):
             exchange.is_head_ahead or (self._attempt is not None and self._attempt.may_insert)
         )
         self._end_attempt()
+        has_own_id = self._early is not None
         self._end_early_stream()
         if exchange.is_counted and not exchange.forwarded_at and not exchange.replays:
             take_back(self._services, exchange)
@@ -571,7 +599,7 @@ class ProxiedRequest(Attempting):
                 error,
                 exchange.request.route.dialect,
                 request_id=exchange.request_id,
-                opening=exchange.opening,
+                opening=b"" if has_own_id else exchange.opening,
             )
         if event and exchange.request.reads_chunks:
             event = frame(event)

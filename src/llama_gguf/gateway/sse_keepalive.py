@@ -15,6 +15,7 @@ from http import HTTPStatus
 from typing import Final, Protocol
 
 from llama_gguf.errors import UpstreamError
+from llama_gguf.gateway.response_events import ResponseRelay
 from llama_gguf.http1 import local_response
 from llama_gguf.http1.chunked import frame
 from llama_gguf.http1.fields import Framing
@@ -82,13 +83,21 @@ class EarlyStream:
         transport: of the client.
         now: when it was last sent something.
         reads_chunks: False for a client of HTTP/1.0.
+        sign: of life, sent while there is no event.
     """
 
-    __slots__ = ("_reads_chunks", "_transport", "bytes_sent", "sent_at")
+    __slots__ = ("_reads_chunks", "_sign", "_transport", "bytes_sent", "sent_at")
 
-    def __init__(self, transport: Transport, now: float, reads_chunks: bool) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        now: float,
+        reads_chunks: bool,
+        sign: bytes = local_response.WAITING,
+    ) -> None:
         self._transport = transport
         self._reads_chunks = reads_chunks
+        self._sign = sign
         self.sent_at = now
         self.bytes_sent = 0
 
@@ -99,9 +108,9 @@ class EarlyStream:
         self._transport.write(data)
 
     def wait(self, now: float) -> None:
-        """Send a comment: there is no event yet."""
+        """Send a sign of life: there is no event yet."""
         self.sent_at = now
-        self.send(b"", local_response.WAITING)
+        self.send(b"", self._sign)
 
 
 class HeadlessReceiver:
@@ -112,16 +121,18 @@ class HeadlessReceiver:
 
     Args:
         attempt: receives the rest of the response.
+        relay: takes the events; None where the client gets them as they are.
     """
 
-    __slots__ = ("_attempt", "_refusal", "reads_chunks", "transport")
+    __slots__ = ("_attempt", "_refusal", "_relay", "reads_chunks", "transport")
 
-    def __init__(self, attempt: StreamReceiver) -> None:
+    def __init__(self, attempt: StreamReceiver, relay: ResponseRelay | None = None) -> None:
         self._attempt = attempt
+        self._relay = relay
         self._refusal: _Refusal | None = None
         """A response that is not a stream."""
-        self.reads_chunks = attempt.reads_chunks
-        self.transport = attempt.transport
+        self.reads_chunks = attempt.reads_chunks and relay is None
+        self.transport: Transport = attempt.transport if relay is None else relay
 
     @property
     def holds_head(self) -> bool:
@@ -136,6 +147,7 @@ class HeadlessReceiver:
         ):
             self._attempt.on_stream_begun()
         else:
+            self._relay = None
             self.transport = self._refusal = _Refusal()
             self.reads_chunks = False  # the gateway reads it itself, decoded
         return b""
@@ -149,6 +161,8 @@ class HeadlessReceiver:
             self._attempt.on_body_begun()
 
     def on_response_done(self) -> None:
+        if self._relay is not None:
+            self._relay.finish()
         if self._refusal is None:
             self._attempt.on_response_done()
         else:
@@ -159,8 +173,9 @@ class HeadlessReceiver:
 
     def on_cut(self, error: UpstreamError, *, may_insert: bool, has_begun: bool) -> None:
         is_refusal = self._refusal is not None  # of which the client has nothing
+        has_whole_events = is_refusal or self._relay is not None
         self._attempt.on_cut(
-            error, may_insert=may_insert or is_refusal, has_begun=has_begun and not is_refusal
+            error, may_insert=may_insert or has_whole_events, has_begun=has_begun and not is_refusal
         )
 
 

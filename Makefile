@@ -172,7 +172,7 @@ image-index:
 
 dist: $(VENV)/.dev ## build sdist and a pure-Python wheel into dist/
 	rm -rf dist
-	$(BIN)/python -m build --no-isolation
+	LLAMA_GGUF_COMPILE=0 $(BIN)/python -m build --no-isolation
 
 wheels: $(VENV)/publish/.done ## build compiled wheels for Linux into dist/; needs Docker
 	$(VENV)/publish/bin/cibuildwheel --platform linux --output-dir dist

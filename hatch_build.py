@@ -1,16 +1,19 @@
-"""Compiles the gateway's hot modules with mypyc if ``LLAMA_GGUF_COMPILE`` is set.
+"""Compiles the gateway's hot modules with mypyc where a C compiler and Python's headers are there.
 
-``LLAMA_GGUF_COMPILE=1 pip install .`` builds a wheel for this machine's Python, with these
-modules as C extensions; it needs a C compiler. Without the variable the wheel is pure Python.
-Both behave the same: docs/adr/0009-hot-modules-may-be-compiled.md.
+``pip install .`` builds a wheel for this machine's Python, with these modules as C extensions. If
+that is not possible, the wheel is pure Python, and one line of the build's output gives the reason.
+``LLAMA_GGUF_COMPILE=0`` leaves it out, and with ``=1`` a failure ends the build. Both forms behave
+the same: docs/adr/0009-hot-modules-may-be-compiled.md.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Any, Final
@@ -100,32 +103,90 @@ MODULES: Final = [
     ),
 ]
 _SETUP: Final = """
+import os
+from concurrent.futures import ThreadPoolExecutor
 from mypyc.build import mypycify
 from setuptools import setup
+from setuptools.command.build_ext import build_ext
 
+
+class BuildOnAllCores(build_ext):
+    def build_extension(self, extension):
+        compile_files = self.compiler.compile
+
+        def compile_one(source, options):
+            return compile_files([source], **options)
+
+        def compile_all(sources, **options):
+            with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+                done = pool.map(compile_one, sources, [options] * len(sources))
+            return [path for paths in done for path in paths]
+
+        self.compiler.compile = compile_all
+        try:
+            super().build_extension(extension)
+        finally:
+            self.compiler.compile = compile_files
+
+
+# A file for each module, so that all cores have one to compile, and without debugging symbols.
 extensions = mypycify(
-    ["--ignore-missing-imports", *{modules!r}], opt_level="3", group_name="llama_gguf"
+    ["--ignore-missing-imports", *{modules!r}],
+    opt_level="2",
+    debug_level="0",
+    multi_file=True,
+    group_name="llama_gguf",
 )
-setup(name="compiled", packages=[], ext_modules=extensions)
+setup(
+    name="compiled",
+    packages=[],
+    ext_modules=extensions,
+    cmdclass={{"build_ext": BuildOnAllCores}},
+)
 """
+
+
+class CompilationError(Exception):
+    """The modules cannot be compiled."""
 
 
 class CompileHook(BuildHookInterface[Any]):
     """The build hook, called by hatchling."""
 
     @property
-    def _is_wanted(self) -> bool:
-        return self.target_name == "wheel" and os.environ.get(VARIABLE) == "1"
+    def _is_required(self) -> bool:
+        return os.environ.get(VARIABLE) == "1"
+
+    @property
+    def _obstacle(self) -> str:
+        """Why nothing is compiled; empty if it is."""
+        if os.environ.get(VARIABLE) == "0":
+            return f"{VARIABLE}=0"
+        return "" if self._is_required else obstacle()
 
     def dependencies(self) -> list[str]:
-        return BUILD_DEPENDENCIES if self._is_wanted else []
+        is_wanted = self.target_name == "wheel" and not self._obstacle
+        return BUILD_DEPENDENCIES if is_wanted else []
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        if not self._is_wanted or version == "editable":
+        if self.target_name != "wheel" or version == "editable":
             return
-        self._folder = tempfile.mkdtemp(prefix="llama-gguf-")
-        for built in compile_modules(Path(self.root, "src"), Path(self._folder)):
-            build_data["force_include"][str(built)] = str(built.relative_to(self._folder))
+        reason = self._obstacle
+        folder = Path(tempfile.mkdtemp(prefix="llama-gguf-"))
+        try:
+            built = [] if reason else compile_modules(Path(self.root, "src"), folder)
+        except CompilationError as error:
+            if self._is_required:
+                raise SystemExit(f"{error} {VARIABLE}=0 builds without it.") from None
+            reason, built = str(error).splitlines()[-1], []
+        if reason:
+            self.app.display_warning(f"The gateway is not compiled, and slower: {reason}")
+        if not built:
+            shutil.rmtree(folder)
+            return
+        self._folder = folder
+        for path in built:
+            build_data["force_include"][str(path)] = str(path.relative_to(folder))
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
 
@@ -135,6 +196,19 @@ class CompileHook(BuildHookInterface[Any]):
             shutil.rmtree(self._folder)
 
 
+def obstacle() -> str:
+    """Why this machine cannot compile; empty if it can."""
+    if sys.implementation.name != "cpython" or not sys.platform.startswith("linux"):
+        return "only CPython on Linux is supported"
+    compiler = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
+    if shutil.which(shlex.split(compiler)[0]) is None:
+        return f"there is no C compiler ({compiler})"
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.is_file():
+        return f"there is no {header} (on Debian and Ubuntu: apt install python3-dev)"
+    return ""
+
+
 def compile_modules(source: Path, folder: Path) -> list[Path]:
     """Compile ``MODULES`` of *source* in the empty *folder*.
 
@@ -142,7 +216,7 @@ def compile_modules(source: Path, folder: Path) -> list[Path]:
         The extensions' paths, in the packages' directories below *folder*.
 
     Raises:
-        SystemExit: they cannot be compiled; the compiler's output is printed.
+        CompilationError: its message ends with the compiler's output.
     """
     shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.so"))
     script = folder / "setup.py"
@@ -155,6 +229,6 @@ def compile_modules(source: Path, folder: Path) -> list[Path]:
         check=False,
     )
     if done.returncode:
-        raise SystemExit(f"mypyc failed; {VARIABLE}=0 builds without it.\n{done.stderr[-4000:]}")
+        raise CompilationError(f"mypyc failed.\n{done.stderr[-4000:]}")
     shutil.rmtree(folder / "build")
     return sorted(folder.rglob("*.so"))

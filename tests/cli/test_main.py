@@ -13,6 +13,7 @@ from llama_gguf import __version__
 from llama_gguf.cli import pull
 from llama_gguf.cli.main import COMMANDS, main
 from llama_gguf.config import settings as settings_module
+from llama_gguf.form import FORM
 
 SECRETS = [name for name, about in settings_module.SETTINGS.items() if about.secret]
 
@@ -60,7 +61,7 @@ def test_help_is_a_flag_and_not_a_command(capsys: pytest.CaptureFixture[str]) ->
 def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert left_with("--version") == 0
 
-    assert capsys.readouterr().out == f"llama-gguf {__version__}\n"
+    assert capsys.readouterr().out == f"llama-gguf {__version__} ({FORM})\n"
 
 
 # Mistakes -----------------------------------------------------------------------------------------
@@ -256,7 +257,7 @@ def test_a_closed_pipe_is_no_error(argv: list[str]) -> None:
 def test_the_module_is_the_command() -> None:
     result = run("--version")
 
-    assert (result.returncode, result.stdout) == (0, f"llama-gguf {__version__}\n")
+    assert (result.returncode, result.stdout) == (0, f"llama-gguf {__version__} ({FORM})\n")
 
 
 @pytest.mark.processes

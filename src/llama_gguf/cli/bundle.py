@@ -27,6 +27,7 @@ from llama_gguf.config import masking
 from llama_gguf.config import settings as settings_module
 from llama_gguf.engines import processes
 from llama_gguf.files.sizes import size_text
+from llama_gguf.form import FORM
 
 COMMAND_SECONDS: Final = 10.0
 TAIL_BYTES: Final = 256 << 10
@@ -50,7 +51,7 @@ _SHOWN: Final = (
 
 def versions(context: Context) -> str:
     lines = [
-        f"llama-gguf {__version__} at {os.path.dirname(__file__)}",
+        f"llama-gguf {__version__} ({FORM}) at {os.path.dirname(__file__)}",
         f"Python {sys.version} at {sys.executable}",
         f"{platform.platform()}, {platform.libc_ver()[0]} {platform.libc_ver()[1]}",
         *(_first_lines("/etc/os-release", 2)),

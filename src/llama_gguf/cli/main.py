@@ -27,6 +27,7 @@ from llama_gguf.config import settings as settings_module
 from llama_gguf.config.load import load_usable
 from llama_gguf.config.platform import resolve
 from llama_gguf.errors import UserError
+from llama_gguf.form import FORM
 
 COMMANDS: Final[Mapping[str, str]] = {
     "serve": "serve a model: llama-server, gateway and health server, supervised",
@@ -162,7 +163,7 @@ def top_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=_help_formatter,
     )
-    parser.add_argument("--version", action="version", version=f"llama-gguf {__version__}")
+    parser.add_argument("--version", action="version", version=f"llama-gguf {__version__} ({FORM})")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, text in COMMANDS.items():
         commands.add_parser(name, help=text)

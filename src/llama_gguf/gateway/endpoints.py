@@ -13,6 +13,7 @@ from llama_gguf import __version__
 from llama_gguf.access.authenticator import Authenticator, Principal
 from llama_gguf.config.schema import RouteSettings
 from llama_gguf.engines.status import HEALTH_STATUS, ChildState
+from llama_gguf.form import FORM
 from llama_gguf.gateway import budgets, dashboard
 from llama_gguf.http1 import local_response
 from llama_gguf.http1.fields import find
@@ -111,6 +112,7 @@ def _facts(services: Services) -> dict[str, object]:
         },
         "queue": {"length": services.fleet.admission.queued, "size": services.queue.max_queue_size},
         "version": __version__,
+        "form": FORM,
         "uptime_seconds": round(services.clock.now() - services.clock.started_at, 1),
     }
 

@@ -27,6 +27,7 @@ from llama_gguf.engines.command import (
 from llama_gguf.engines.devices import Device
 from llama_gguf.events import EventLog
 from llama_gguf.files.sizes import size_text
+from llama_gguf.form import FORM
 from llama_gguf.models.engine_options import Options, options
 from llama_gguf.models.model_file import Model
 from llama_gguf.models.progress import MeterFactory
@@ -145,7 +146,7 @@ class Preparation:
         data_dir = self._settings.model.data_dir
         disk = machine.free_disk(data_dir)
         rows = {
-            "version": f"llama-gguf {__version__}, {here.system}",
+            "version": f"llama-gguf {__version__} ({FORM}), {here.system}",
             "platform": f"{platform_of(data_dir)}; DATA_DIR={data_dir}",
             "engine": f"{self._engine.path} ({self._engine.source}), version {version}",
             "model": plan.model_text(model),

@@ -168,6 +168,7 @@ def test_silence_is_counted_from_the_slot_on(new_rig: NewRig) -> None:
 MAY_COME = [
     ChildState.STARTING,
     ChildState.LOADING,
+    ChildState.DRAINING,
     ChildState.BACKOFF,
     ChildState.UNREACHABLE,
 ]

@@ -20,6 +20,7 @@ class ChildState(enum.StrEnum):
     STARTING = "starting"  # no process runs yet
     LOADING = "loading"  # the process runs, and does not serve yet
     READY = "ready"
+    DRAINING = "draining"  # it is being replaced: it serves what it has, and gets nothing new
     ASLEEP = "asleep"  # no request needs it: it holds no GPU memory, and wakes at the next request
     BACKOFF = "backoff"  # it died, or is being ended; the next try is due later
     FAILED = "failed"  # it was given up
@@ -30,13 +31,16 @@ class ChildState(enum.StrEnum):
 
 _S = ChildState
 
-MAY_COME: Final = frozenset({_S.STARTING, _S.LOADING, _S.ASLEEP, _S.BACKOFF, _S.UNREACHABLE})
+MAY_COME: Final = frozenset(
+    {_S.STARTING, _S.LOADING, _S.DRAINING, _S.ASLEEP, _S.BACKOFF, _S.UNREACHABLE}
+)
 """States in which waiting makes sense."""
 
 HEALTH_STATUS: Final[Mapping[ChildState, int]] = {
     _S.STARTING: 204,
     _S.LOADING: 204,
     _S.READY: 200,
+    _S.DRAINING: 200,  # the queue holds until its replacement is ready
     _S.ASLEEP: 200,
     _S.BACKOFF: 503,
     _S.FAILED: 503,
@@ -57,6 +61,12 @@ class EngineStatus:
 
     state: ChildState
     since: float
+    replica: str = "0"
+    """The replica's name for people and metrics. During its replacement, two engines have it."""
+    address: str = ""
+    """Where it listens, as of ``EngineAddress.key``; empty = as the settings say."""
+    is_removed: bool = False
+    """It does not come back at this address: the gateway may forget it."""
     slots: int | None = None
     model: str = ""
     detail: str = ""

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from llama_gguf.engines.activity import GREETING, Activity
+from llama_gguf.engines.activity import GREETING, Activity, ReplicaActivity
 from llama_gguf.engines.status import EngineStatus
 
 if TYPE_CHECKING:
@@ -71,13 +71,20 @@ class Control:
     def _activity(self, *, engine_requested: bool = False) -> Activity:
         services = self._services
         services.recorder.settle()
-        return Activity(
+        only = ReplicaActivity(
             acknowledged_revision=services.fleet.engine.status.revision,
-            busy=services.connections.busy(),
             running=services.fleet.admission.running,
             responses=services.metrics.responses,
             data_ticks=self._data_ticks,
+        )
+        return Activity(
+            acknowledged_revision=only.acknowledged_revision,
+            busy=services.connections.busy(),
+            running=only.running,
+            responses=only.responses,
+            data_ticks=only.data_ticks,
             engine_requested=engine_requested,
+            replicas={services.fleet.replica.address.key: only},
         )
 
     def _send(self, activity: Activity) -> None:

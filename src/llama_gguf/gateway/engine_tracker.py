@@ -18,8 +18,14 @@ MODEL_LOADING_RETRY_SECONDS: Final = 5.0
 BACKEND_RETRY_SECONDS: Final = 2.0
 NEWS_SECONDS: Final = 0.5
 """Within which a supervisor reports that the engine has died."""
-_ENDED: Final = MAY_COME - {ChildState.ASLEEP} | {ChildState.FAILED}
+_ENDED: Final = MAY_COME - {ChildState.ASLEEP, ChildState.DRAINING} | {ChildState.FAILED}
 """States that follow the death of an engine that served."""
+
+
+_LOADS: Final = frozenset(
+    {ChildState.STARTING, ChildState.LOADING, ChildState.DRAINING, ChildState.ASLEEP}
+)
+"""States on the way to a loaded model."""
 
 
 class EngineTracker:
@@ -98,7 +104,7 @@ class EngineTracker:
 
     def unavailable(self) -> GatewayError:
         """Why a request cannot be sent to the engine now."""
-        if self.status.state in (ChildState.STARTING, ChildState.LOADING, ChildState.ASLEEP):
+        if self.status.state in _LOADS:
             return ModelLoading(
                 "The model is still loading; try again later.",
                 retry_after=MODEL_LOADING_RETRY_SECONDS,

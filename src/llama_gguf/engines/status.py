@@ -51,6 +51,18 @@ HEALTH_STATUS: Final[Mapping[ChildState, int]] = {
 """Responses of ``HEALTH_MODE=ready``: RunPod reads 204 as initialising, 200 as healthy."""
 
 
+_RANKS: Final = {
+    state: rank
+    for rank, state in enumerate(
+        (
+            *(_S.READY, _S.DRAINING, _S.LOADING, _S.STARTING, _S.ASLEEP),
+            *(_S.BACKOFF, _S.UNREACHABLE, _S.STOPPING, _S.FAILED, _S.STOPPED),
+        )
+    )
+}
+"""The most able first."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
     """What is known of the engine.
@@ -100,6 +112,28 @@ class EngineStatus:
         since = self.since if state is self.state else now
         return replace(
             self, state=state, since=since, detail=detail, progress=None, wakes_itself=False
+        )
+
+    @classmethod
+    def of_all(cls, statuses: Sequence[EngineStatus]) -> EngineStatus:
+        """A summary of one or more: the most able decides, and numbers are added up."""
+        if len(statuses) == 1:
+            return statuses[0]
+        best = min(statuses, key=lambda status: _RANKS[status.state])
+        slots = [status.slots for status in statuses if status.serves and status.slots]
+        tokens = [status.request_tokens for status in statuses if status.request_tokens]
+        restarts: dict[str, int] = {}
+        for status in statuses:
+            for reason, count in status.restarts.items():
+                restarts[reason] = restarts.get(reason, 0) + count
+        return replace(
+            best,
+            slots=sum(slots) or best.slots,
+            request_tokens=min(tokens) if tokens else None,
+            restarts=restarts,
+            missing_devices=tuple(
+                {device: None for status in statuses for device in status.missing_devices}
+            ),
         )
 
     def to_line(self) -> bytes:

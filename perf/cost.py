@@ -81,9 +81,10 @@ def work(requests: int, events: int) -> None:
         )
         client = ClientConnection(services)
         client.connection_made(NoTransport())
-        engine = UpstreamConnection(services.fleet.replica.pool)
+        (replica,) = services.fleet.replicas.values()
+        engine = UpstreamConnection(replica.pool)
         engine.connection_made(NoTransport())
-        services.fleet.replica.pool.give_back(engine)
+        replica.pool.give_back(engine)
         message = request(body=BODY)
         for _ in range(requests):
             engine.requests = 0  # otherwise the pool would retire it

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_gguf.engines.activity import GREETING, Activity
+from llama_gguf.engines.activity import GREETING, Activity, ReplicaActivity
 
 counts = st.integers(0, 1 << 50)
 
@@ -18,6 +18,7 @@ counts = st.integers(0, 1 << 50)
         responses=counts,
         data_ticks=counts,
         engine_requested=st.booleans(),
+        replicas=st.dictionaries(st.text(), st.builds(ReplicaActivity, counts, counts, counts)),
     )
 )
 def test_an_activity_is_one_line_and_is_read_back_unchanged(
@@ -33,5 +34,16 @@ def test_an_activity_is_one_line_and_is_read_back_unchanged(
 
 @pytest.mark.parametrize("line", [b"", b"[]", b'{"idle": 1}', b"\n"])
 def test_a_line_that_is_no_activity_is_rejected(line: bytes) -> None:
-    with pytest.raises((ValueError, TypeError)):
+    with pytest.raises((ValueError, KeyError, TypeError)):
         Activity.from_line(line)
+
+
+def test_a_replica_is_busy_with_its_own_requests_only() -> None:
+    of_second = ReplicaActivity(acknowledged_revision=7, running=1, responses=5, data_ticks=3)
+    activity = Activity(9, busy=4, running=3, responses=20, replicas={"b:2": of_second})
+
+    assert activity.of("b:2") == Activity(7, busy=1, running=1, responses=5, data_ticks=3)
+
+
+def test_a_replica_that_the_gateway_does_not_know_has_acknowledged_nothing() -> None:
+    assert Activity(9, busy=4, running=3).of("b:2") == Activity()

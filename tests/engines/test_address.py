@@ -24,3 +24,16 @@ def test_the_engines_key_is_in_its_requests_and_nowhere_else() -> None:
 
     assert address.header_lines().endswith(b"Authorization: Bearer " + SECRET.encode() + b"\r\n")
     assert SECRET not in repr(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        EngineAddress("engine.example", 81, api_key=SECRET),
+        EngineAddress("::1", 8080, api_key=SECRET),
+        EngineAddress("", 0, socket="/run/llama.1.sock", api_key=SECRET),
+    ],
+)
+def test_an_address_is_read_back_from_its_key_which_has_no_secret(address: EngineAddress) -> None:
+    assert EngineAddress.from_key(address.key, api_key=SECRET) == address
+    assert SECRET not in address.key

@@ -12,6 +12,9 @@ statuses = st.builds(
     EngineStatus,
     state=st.sampled_from(ChildState),
     since=st.floats(0, 2e9),
+    replica=st.text(),
+    address=st.text(),
+    is_removed=st.booleans(),
     slots=st.none() | st.integers(0, 1024),
     model=st.text(),
     detail=st.text(),
@@ -55,8 +58,8 @@ def test_the_same_state_keeps_its_start_time() -> None:
 
 
 @pytest.mark.parametrize("state", ChildState)
-def test_only_an_engine_that_serves_or_sleeps_is_healthy(state: ChildState) -> None:
-    assert (HEALTH_STATUS[state] == 200) == (state in (S.READY, S.ASLEEP))
+def test_only_an_engine_that_serves_drains_or_sleeps_is_healthy(state: ChildState) -> None:
+    assert (HEALTH_STATUS[state] == 200) == (state in (S.READY, S.DRAINING, S.ASLEEP))
 
 
 @pytest.mark.parametrize("state", ChildState)
@@ -87,6 +90,8 @@ def test_no_request_waits_for_an_engine_that_will_not_be_ready(state: ChildState
     assert state not in MAY_COME
 
 
-@pytest.mark.parametrize("state", [S.STARTING, S.LOADING, S.ASLEEP, S.BACKOFF, S.UNREACHABLE])
+@pytest.mark.parametrize(
+    "state", [S.STARTING, S.LOADING, S.DRAINING, S.ASLEEP, S.BACKOFF, S.UNREACHABLE]
+)
 def test_requests_wait_for_an_engine_that_may_become_ready(state: ChildState) -> None:
     assert state in MAY_COME

@@ -123,7 +123,7 @@ def check_everything_is_released(rig: Rig) -> None:
     for upstream in rig.upstreams:
         if upstream.was_half_closed:
             upstream.close()
-    rig.fleet.replica.pool.retire_idle()
+    rig.replica.pool.retire_idle()
     rig.spin()
     check(rig.is_at_rest, "slots, places in the queue or memory are still in use")
     check(not rig.services.connections, "a closed connection is still counted")

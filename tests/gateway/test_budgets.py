@@ -100,7 +100,7 @@ def test_the_estimate_counts_while_the_request_is_under_way(new_rig: NewRig) -> 
 def test_the_estimate_is_bounded_by_the_context_of_a_request(new_rig: NewRig) -> None:
     rig = rig_with(new_rig, "tokens_per_day=100000")
     status = EngineStatus(ChildState.READY, since=0.0, slots=4, model="m", request_tokens=4096)
-    rig.services.fleet.engine.update(status)
+    rig.fleet.update(status)
 
     send(rig, b'{"max_tokens":90000}')
 
@@ -195,7 +195,7 @@ def test_a_body_with_an_image_costs_no_more_prompt_than_the_context_has_room_for
 ) -> None:
     rig = rig_with(new_rig, "tokens_per_day=1000000")
     status = EngineStatus(ChildState.READY, since=0.0, slots=4, model="m", request_tokens=4096)
-    rig.services.fleet.engine.update(status)
+    rig.fleet.update(status)
     client = send(rig, b'{"image_url":"%b"%b}' % (100_000 * b"x", members))
     rig.upstream.send(reply)
 

@@ -166,13 +166,13 @@ def test_no_answer_depends_on_what_came_before_it_on_its_connection(first: Case,
 
     for second in ANSWERS.values():
         alone = answered(second)
-        rig.fleet.replica.pool.retire_idle()
+        rig.replica.pool.retire_idle()
         answered(first)
         connections = len(rig.upstreams)
 
         assert answered(second) == alone
         assert len(rig.upstreams) == connections + (not first.keeps_upstream)
-        rig.fleet.replica.pool.retire_idle()
+        rig.replica.pool.retire_idle()
 
 
 @pytest.mark.parametrize("raw", [GET, HEAD])
@@ -312,7 +312,7 @@ def test_no_request_depends_on_what_came_before_it_on_its_connection(
         """What client, engine and access log get, and whether the connection serves on."""
         received, requests, records = len(client.received), len(rig.requests), len(rig.records)
         client.send(*(bytewise(raw) if split else (raw,)))
-        rig.fleet.replica.pool.retire_idle()
+        rig.replica.pool.retire_idle()
         return (
             without_varying(client.received[received:]),
             [without_varying(message) for message in rig.requests[requests:]],

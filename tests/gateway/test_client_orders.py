@@ -193,7 +193,7 @@ def test_a_key_pays_for_what_was_sent_to_the_engine_and_for_nothing_else(
                 happen: Callable[[int], None] = getattr(world, choose.choice(USUAL + CALM))
                 happen(choose.randrange(32))
                 slots = rig.fleet.admission.slots
-                assert rig.fleet.admission.running <= slots or not rig.fleet.engine.is_ready
+                assert rig.fleet.admission.running <= slots or not rig.replica.tracker.is_ready
             rig.advance(choose.choice((0.5, 3, 9)))
         world.everything_ends()
 

@@ -168,6 +168,7 @@ def test_silence_is_counted_from_the_slot_on(new_rig: NewRig) -> None:
 MAY_COME = [
     ChildState.STARTING,
     ChildState.LOADING,
+    ChildState.DRAINING,
     ChildState.BACKOFF,
     ChildState.UNREACHABLE,
 ]
@@ -308,7 +309,7 @@ def refused(rig: Rig) -> FakeClient:
 
 def test_a_request_that_the_engine_refused_waits_for_its_next_life(new_rig: NewRig) -> None:
     rig = new_rig(slots=1)
-    rig.fleet.engine.is_supervised = True
+    rig.replica.tracker.is_supervised = True
     client = refused(rig)
     assert client.responses == []
     assert (rig.fleet.admission.running, rig.fleet.admission.queued) == (0, 1)
@@ -325,7 +326,7 @@ def test_a_request_that_the_engine_refused_waits_for_its_next_life(new_rig: NewR
 @pytest.mark.parametrize("sent", [b"", STREAM_HEAD], ids=["before the head", "after it"])
 def test_a_connection_that_is_lost_delays_no_other_request(sent: bytes, new_rig: NewRig) -> None:
     rig = new_rig(slots=4)
-    rig.fleet.engine.is_supervised = True
+    rig.replica.tracker.is_supervised = True
     rig.send_request()
     if sent:
         rig.upstreams[0].send(sent)
@@ -337,7 +338,7 @@ def test_a_connection_that_is_lost_delays_no_other_request(sent: bytes, new_rig:
 
 def test_an_answer_that_takes_too_long_is_no_sign_of_death(new_rig: NewRig) -> None:
     rig = new_rig(slots=4, request_timeout=5.0)
-    rig.fleet.engine.is_supervised = True
+    rig.replica.tracker.is_supervised = True
     slow = rig.send_request()
     rig.advance(6.0)
     assert slow.response.status == 504
@@ -349,7 +350,7 @@ def test_an_answer_that_takes_too_long_is_no_sign_of_death(new_rig: NewRig) -> N
 
 def test_others_wait_with_it_and_nothing_more_is_sent(new_rig: NewRig) -> None:
     rig = new_rig(slots=4)
-    rig.fleet.engine.is_supervised = True
+    rig.replica.tracker.is_supervised = True
     first = refused(rig)
     dials = len(rig.dials)
 
@@ -362,7 +363,7 @@ def test_others_wait_with_it_and_nothing_more_is_sent(new_rig: NewRig) -> None:
 
 def test_when_the_supervisor_says_nothing_it_is_tried_again(new_rig: NewRig) -> None:
     rig = new_rig(slots=1)
-    rig.fleet.engine.is_supervised = True
+    rig.replica.tracker.is_supervised = True
     client = refused(rig)
     rig.accepts = True
     rig.respond_with(OK)
@@ -374,7 +375,7 @@ def test_when_the_supervisor_says_nothing_it_is_tried_again(new_rig: NewRig) -> 
 
 def test_it_is_told_when_the_engine_is_given_up(new_rig: NewRig) -> None:
     rig = new_rig(slots=1)
-    rig.fleet.engine.is_supervised = True
+    rig.replica.tracker.is_supervised = True
     client = refused(rig)
 
     rig.engine(ChildState.FAILED)
@@ -388,7 +389,7 @@ def test_without_a_supervisor_a_refused_request_waits_for_the_probe_s_finding(
     rig = new_rig(slots=1)
     client = refused(rig)
     assert client.responses == []
-    assert rig.fleet.engine.status.state is ChildState.UNREACHABLE
+    assert rig.replica.tracker.status.state is ChildState.UNREACHABLE
 
     rig.accepts = True
     rig.respond_with(OK)
@@ -417,7 +418,7 @@ def test_a_request_for_an_engine_that_is_asleep_wakes_it(
 ) -> None:
     rig = new_rig(state=ChildState.ASLEEP)
     woken: list[int] = []
-    rig.fleet.engine.on_engine_requested = lambda: woken.append(rig.fleet.admission.queued)
+    rig.fleet.on_engine_requested = lambda: woken.append(rig.fleet.admission.queued)
 
     client = rig.send_request(request(body=b"{}") if body else request("GET", "/v1/models"))
     rig.spin()
@@ -428,7 +429,7 @@ def test_a_request_for_an_engine_that_is_asleep_wakes_it(
 
 def test_what_is_answered_here_wakes_nobody(new_rig: NewRig) -> None:
     rig = new_rig(state=ChildState.ASLEEP)
-    rig.fleet.engine.on_engine_requested = lambda: pytest.fail("it was woken")
+    rig.fleet.on_engine_requested = lambda: pytest.fail("it was woken")
 
     for target in ("/ping", "/health", "/metrics"):
         assert rig.send_request(request("GET", target, key=None)).response.status == 200
@@ -442,7 +443,7 @@ def test_what_is_answered_here_wakes_nobody(new_rig: NewRig) -> None:
 def waiting_again(new_rig: NewRig, **settings: Any) -> tuple[Rig, FakeClient]:
     """A gateway whose engine has died, and a client whose request waits for the next one."""
     rig = new_rig(slots=1, **settings)
-    rig.fleet.engine.is_supervised = True
+    rig.replica.tracker.is_supervised = True
     client = refused(rig)
     rig.engine(ChildState.BACKOFF)
     return rig, client

@@ -90,7 +90,7 @@ def run(rig: Rig, pieces: tuple[bytes, ...]) -> Seen:
     )
     assert rig.is_at_rest
     client.disconnect()
-    rig.fleet.replica.pool.retire_idle()
+    rig.replica.pool.retire_idle()
     rig.records.clear()
     rig.requests.clear()
     return seen

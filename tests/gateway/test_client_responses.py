@@ -153,7 +153,7 @@ def test_an_answer_is_the_same_wherever_the_network_cuts_it(case: Case, rig: Rig
         assert rig.is_at_rest
         assert rig.records[-1].outcome == "done"
         client.disconnect()
-        rig.fleet.replica.pool.retire_idle()
+        rig.replica.pool.retire_idle()
 
 
 @pytest.mark.parametrize("space", [" ", "\t", " \t "])

@@ -346,19 +346,19 @@ def test_a_client_that_leaves_has_tokens_that_nobody_told(rig: Rig) -> None:
 def test_an_engine_that_sends_is_heard(rig: Rig) -> None:
     began = rig.clock.now
     rig.send_request()
-    assert rig.fleet.engine.responded_at < began
+    assert rig.replica.tracker.responded_at < began
 
     rig.advance(5.0)
     rig.upstream.send(STREAM_HEAD)
-    assert rig.fleet.engine.responded_at == began + 5.0
+    assert rig.replica.tracker.responded_at == began + 5.0
 
     rig.advance(5.0)
     rig.upstream.send(event(1))
     rig.advance(0.5)
-    assert rig.fleet.engine.responded_at == began + 10.5
+    assert rig.replica.tracker.responded_at == began + 10.5
 
     rig.advance(5.0)
-    assert rig.fleet.engine.responded_at == began + 10.5
+    assert rig.replica.tracker.responded_at == began + 10.5
 
 
 def test_one_that_fails_is_to_be_asked_how_it_is(rig: Rig) -> None:
@@ -367,7 +367,7 @@ def test_one_that_fails_is_to_be_asked_how_it_is(rig: Rig) -> None:
     rig.upstream.send(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
 
     assert client.response.status == 503
-    assert rig.fleet.engine.responded_at < began
+    assert rig.replica.tracker.responded_at < began
 
 
 # Tokens -------------------------------------------------------------------------------------------

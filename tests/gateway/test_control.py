@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.engines.activity import GREETING, Activity
+from llama_gguf.engines.activity import GREETING, Activity, ReplicaActivity
 from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.gateway.control import Control, is_comment
 from llama_gguf.gateway.services import Services
@@ -65,9 +65,11 @@ def run(folder: Path, scenario: Callable[[Supervisor], Awaitable[None]]) -> bool
 def test_it_takes_what_it_is_told_and_says_what_it_has_heard(tmp_path: Path) -> None:
     async def scenario(supervisor: Supervisor) -> None:
         supervisor.tell(READY)
-        assert await supervisor.heard() == Activity(acknowledged_revision=7)
-        assert supervisor.services.fleet.engine.status == READY
-        assert supervisor.services.fleet.engine.is_supervised
+        only = {"127.0.0.1:8080": ReplicaActivity(acknowledged_revision=7)}
+        assert await supervisor.heard() == Activity(acknowledged_revision=7, replicas=only)
+        assert supervisor.services.fleet.status == READY
+        (replica,) = supervisor.services.fleet.replicas.values()
+        assert replica.tracker.is_supervised
 
     assert run(tmp_path, scenario)
 
@@ -80,7 +82,19 @@ def test_a_tick_on_which_nothing_has_changed_says_nothing(tmp_path: Path) -> Non
             supervisor.control.tick()
         supervisor.services.metrics.queue_waits.observe([0.1, 0.2])
         supervisor.control.tick()
-        assert await supervisor.heard() == Activity(acknowledged_revision=7, responses=2)
+        activity = await supervisor.heard()
+        assert (activity.acknowledged_revision, activity.responses) == (7, 2)
+
+    run(tmp_path, scenario)
+
+
+def test_what_a_replica_has_responded_to_is_counted_for_it(tmp_path: Path) -> None:
+    async def scenario(supervisor: Supervisor) -> None:
+        supervisor.tell(READY)
+        await supervisor.heard()
+        supervisor.services.fleet.replicas["127.0.0.1:8080"].responses = 2
+        supervisor.control.tick()
+        assert (await supervisor.heard()).of("127.0.0.1:8080").responses == 2
 
     run(tmp_path, scenario)
 
@@ -89,7 +103,7 @@ def test_a_request_for_an_engine_that_is_asleep_is_told_at_once(tmp_path: Path) 
     async def scenario(supervisor: Supervisor) -> None:
         supervisor.tell(EngineStatus(ChildState.ASLEEP, since=0.0, revision=8))
         await supervisor.heard()
-        supervisor.services.fleet.engine.require(may_wait=True)
+        supervisor.services.fleet.require(may_wait=True)
         assert (await supervisor.heard()).engine_requested
 
     run(tmp_path, scenario)

@@ -55,7 +55,7 @@ def test_a_ping_has_nothing_to_say(rig: Rig) -> None:
 
 
 def test_health_has_the_engine_s_sentence(rig: Rig) -> None:
-    rig.fleet.engine.update(EngineStatus(ChildState.FAILED, since=0.0, detail="no memory"))
+    rig.fleet.update(EngineStatus(ChildState.FAILED, since=0.0, detail="no memory"))
     found = endpoints.health(rig.services)
 
     assert found.status == 503
@@ -206,7 +206,7 @@ def test_health_tells_what_the_supervisor_knows(rig: Rig) -> None:
         restarts={"crash": 2, "hang": 1},
         facts={"quantization": "Q4_1", "size_bytes": 98, "engine_version": "b1"},
     )
-    rig.fleet.engine.update(EngineStatus.from_line(status.to_line()))
+    rig.fleet.update(EngineStatus.from_line(status.to_line()))
     facts = json.loads(endpoints.health(rig.services).body)
 
     assert facts["model"] == {"name": "m", "quantization": "Q4_1", "size_bytes": 98}
@@ -221,10 +221,10 @@ def test_the_context_in_health_is_that_of_one_request_as_the_engine_reports_it(r
         return json.loads(endpoints.health(rig.services).body)["model"]["context"]
 
     status = EngineStatus(ChildState.LOADING, since=0.0, facts={"context": 4096})
-    rig.fleet.engine.update(status)
+    rig.fleet.update(status)
     assert shown() == 4096  # calculated before the start
 
-    rig.fleet.engine.update(replace(status, request_tokens=2048))
+    rig.fleet.update(replace(status, request_tokens=2048))
     assert shown() == 2048
 
 
@@ -233,7 +233,7 @@ def test_a_degraded_engine_serves_and_its_missing_devices_are_in_health(rig: Rig
         ChildState.READY, since=0.0, detail="It lacks one.", missing_devices=("RPC (peer:1)",)
     )
     assert not endpoints.gauges(rig.services).is_degraded
-    rig.services.fleet.engine.update(EngineStatus.from_line(status.to_line()))
+    rig.fleet.update(EngineStatus.from_line(status.to_line()))
     found = endpoints.health(rig.services)
     facts = json.loads(found.body)
 

@@ -6,7 +6,6 @@ from contextlib import closing
 import pytest
 
 from llama_gguf.engines.status import ChildState, EngineStatus
-from llama_gguf.errors import BackendUnavailable, ModelLoading
 from llama_gguf.gateway.engine_tracker import NEWS_SECONDS, EngineTracker
 from tests.support.fakes import Clock, FakeLoop
 
@@ -74,36 +73,3 @@ def test_a_death_is_counted_once_and_sleep_or_a_stop_is_none(place: Place) -> No
         place.is_in(state)
 
     assert place.tracker.deaths == 1
-
-
-@pytest.mark.parametrize("state", [ChildState.STARTING, ChildState.LOADING, ChildState.BACKOFF])
-def test_a_request_may_wait_for_an_engine_that_comes(state: ChildState, place: Place) -> None:
-    place.is_in(state)
-
-    place.tracker.require(may_wait=True)
-
-
-@pytest.mark.parametrize("state", [ChildState.FAILED, ChildState.STOPPING, ChildState.STOPPED])
-def test_no_request_waits_for_one_that_does_not(state: ChildState, place: Place) -> None:
-    place.is_in(state)
-
-    with pytest.raises(BackendUnavailable):
-        place.tracker.require(may_wait=True)
-
-
-def test_what_cannot_wait_learns_why(place: Place) -> None:
-    place.is_in(ChildState.LOADING)
-
-    with pytest.raises(ModelLoading):
-        place.tracker.require(may_wait=False)
-
-
-def test_a_request_wakes_an_engine_that_is_asleep(place: Place) -> None:
-    woken: list[bool] = []
-    place.tracker.on_engine_requested = lambda: woken.append(True)
-    place.is_in(ChildState.ASLEEP)
-
-    place.tracker.require(may_wait=True)
-    place.loop.spin()
-
-    assert woken == [True]

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
-from llama_gguf.engines.status import ChildState
+import pytest
+
+from llama_gguf.engines.probe import Finding
+from llama_gguf.engines.status import ChildState, EngineStatus
+from llama_gguf.errors import BackendUnavailable, ModelLoading
 from tests.support.fakes import NewRig, Rig
-from tests.support.messages import code_of
+from tests.support.messages import OK, code_of
 
 
 def test_slots_come_and_go_with_the_engine(rig: Rig) -> None:
@@ -37,3 +41,105 @@ def test_all_that_wait_learn_that_no_engine_will_come(new_rig: NewRig) -> None:
 
     assert [code_of(client.response) for client in clients] == ["backend_unavailable"] * 3
     assert rig.is_at_rest
+
+
+@pytest.mark.parametrize("state", [ChildState.STARTING, ChildState.LOADING, ChildState.BACKOFF])
+def test_a_request_may_wait_for_an_engine_that_comes(state: ChildState, rig: Rig) -> None:
+    rig.engine(state)
+
+    rig.fleet.require(may_wait=True)
+
+
+@pytest.mark.parametrize("state", [ChildState.FAILED, ChildState.STOPPING, ChildState.STOPPED])
+def test_no_request_waits_for_one_that_does_not(state: ChildState, rig: Rig) -> None:
+    rig.engine(state)
+
+    with pytest.raises(BackendUnavailable):
+        rig.fleet.require(may_wait=True)
+
+
+def test_what_cannot_wait_learns_why(rig: Rig) -> None:
+    rig.engine(ChildState.LOADING)
+
+    with pytest.raises(ModelLoading):
+        rig.fleet.require(may_wait=False)
+
+
+def test_a_request_wakes_an_engine_that_is_asleep(rig: Rig) -> None:
+    woken: list[bool] = []
+    rig.fleet.on_engine_requested = lambda: woken.append(True)
+    rig.engine(ChildState.ASLEEP)
+
+    rig.fleet.require(may_wait=True)
+    rig.loop.spin()
+
+    assert woken == [True]
+
+
+# Several ------------------------------------------------------------------------------------------
+
+SECOND = "127.0.0.1:8081"
+
+
+def with_second(rig: Rig, state: ChildState = ChildState.READY, slots: int = 4) -> None:
+    """Add a replica."""
+    rig.fleet.update(EngineStatus(state, since=0.0, replica="1", address=SECOND, slots=slots))
+    rig.spin()
+
+
+def at_second(rig: Rig) -> list[bool]:
+    """Of each request, whether it was sent to the second replica."""
+    return [f"Host: {SECOND}".encode() in head for head in rig.requests]
+
+
+def test_requests_are_spread_over_the_replicas(rig: Rig) -> None:
+    with_second(rig)
+    for _ in range(4):
+        rig.send_request()
+
+    assert rig.fleet.admission.slots == 8
+    assert sorted(at_second(rig)) == [False, False, True, True]
+
+
+def test_a_replica_that_is_not_ready_gets_none_and_the_other_serves(rig: Rig) -> None:
+    with_second(rig)
+    rig.fleet.replicas["127.0.0.1:8080"].tracker.update(EngineStatus(ChildState.FAILED, since=0.0))
+    rig.send_request()
+
+    assert rig.fleet.is_ready
+    assert rig.fleet.status.state is ChildState.READY
+    assert at_second(rig) == [True]
+
+
+def test_a_request_that_one_replica_has_lost_goes_to_the_other_at_once(rig: Rig) -> None:
+    with_second(rig)
+
+    async def hangs() -> Finding:
+        return Finding(ChildState.UNREACHABLE)
+
+    for replica in rig.fleet.replicas.values():
+        replica.liveness.look = hangs
+    client = rig.send_request()
+    first = at_second(rig)
+    rig.upstream.reset()
+
+    assert at_second(rig) != first
+    assert at_second(rig)[1] is not at_second(rig)[0]
+    rig.upstream.send(OK)
+    assert client.response.status == 200
+
+
+def test_a_removed_replica_finishes_what_it_has(rig: Rig) -> None:
+    with_second(rig)
+    client = rig.send_request()
+    (is_at_second,) = at_second(rig)
+    key = SECOND if is_at_second else "127.0.0.1:8080"
+    rig.fleet.remove(key)
+    rig.send_request()
+
+    assert at_second(rig) == [is_at_second, not is_at_second]
+    assert key in rig.fleet.replicas
+    rig.upstreams[0].send(OK)
+    assert client.response.status == 200
+    rig.advance(1)
+    assert key not in rig.fleet.replicas

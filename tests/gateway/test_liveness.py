@@ -21,7 +21,7 @@ def rig(new_rig: NewRig) -> Rig:
     async def look() -> Finding:
         return Finding(found)
 
-    rig.services.fleet.replica.liveness.look = look
+    rig.replica.liveness.look = look
     return rig
 
 
@@ -29,7 +29,7 @@ def responds(rig: Rig) -> None:
     async def look() -> Finding:
         return Finding(ChildState.READY, slots=4)
 
-    rig.services.fleet.replica.liveness.look = look
+    rig.replica.liveness.look = look
     rig.advance(EVERY_SECONDS)
 
 
@@ -58,8 +58,8 @@ def test_other_requests_need_not_wait_for_that(rig: Rig) -> None:
 def test_several_requests_wait_for_one_look(rig: Rig) -> None:
     done: list[int] = []
     for n in range(3):
-        rig.services.fleet.replica.liveness.wait(n, partial(done.append, n))
-    rig.services.fleet.replica.liveness.leave(1)
+        rig.replica.liveness.wait(n, partial(done.append, n))
+    rig.replica.liveness.leave(1)
     responds(rig)
 
     assert done == [0, 2]
@@ -99,7 +99,7 @@ def test_a_death_may_be_reported_before_the_connection_is_lost(rig: Rig) -> None
 
 def test_without_a_supervisor_each_finding_is_reported(rig: Rig) -> None:
     findings: list[ChildState] = []
-    rig.services.fleet.replica.liveness.report = lambda finding: findings.append(finding.state)
+    rig.replica.liveness.report = lambda finding: findings.append(finding.state)
     rig.send_request()
     rig.upstream.reset()
     responds(rig)

@@ -48,7 +48,7 @@ def test_health_is_200_only_when_a_request_would_be_served(
     response = get(rig, "/health")
     facts = json.loads(response.body)
 
-    would_serve = state in (ChildState.READY, ChildState.ASLEEP)
+    would_serve = state in (ChildState.READY, ChildState.DRAINING, ChildState.ASLEEP)
     assert response.status == (200 if would_serve else 503)
     assert response["content-type"] == "application/json"
     assert facts["status"] == ("ok" if state is ChildState.READY else state)

@@ -53,7 +53,7 @@ def test_a_client_that_leaves_frees_everything(
     end_the_others(rig)
 
     assert rig.is_at_rest
-    assert not rig.fleet.replica.pool.connecting
+    assert not rig.replica.pool.connecting
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -68,7 +68,7 @@ def test_a_time_out_frees_everything(phase: Callable[[Rig], FakeClient], new_rig
 
     assert client.received
     assert rig.is_at_rest
-    assert not rig.fleet.replica.pool.connecting
+    assert not rig.replica.pool.connecting
 
 
 @pytest.mark.parametrize("phase", PHASES)

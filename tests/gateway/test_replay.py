@@ -48,7 +48,7 @@ NOTHING_OF_THE_BODY: Final = {
 @pytest.fixture
 def rig(new_rig: NewRig) -> Rig:
     rig = new_rig(slots=8)
-    rig.fleet.engine.is_supervised = True
+    rig.replica.tracker.is_supervised = True
     return rig
 
 

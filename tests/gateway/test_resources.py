@@ -162,9 +162,7 @@ def what_is_counted_is_what_the_exchanges_hold(rig: Rig) -> None:
 
     for admission in both:
         assert admission.queued == sum(p._queue is admission for p in proxied)
-    in_use = sum(p._attempt is not None for p in proxied) + len(
-        services.fleet.replica.pool._abandoned
-    )
+    in_use = sum(p._attempt is not None for p in proxied) + len(rig.replica.pool._abandoned)
     assert sum(admission.running for admission in both) == in_use
     waiting = [p for p in proxied if p._exchange.state in (State.QUEUED, State.AHEAD_QUEUED)]
     order = services.fleet.replay_order
@@ -208,8 +206,8 @@ def check_that_nothing_is_abandoned(rig: Rig) -> None:
     for admission in (services.fleet.admission, services.fleet.side_admission):
         assert not list(admission.waiting())
     assert not services.connections
-    assert not services.fleet.replica.pool.connecting
-    assert not services.fleet.replica.pool._abandoned
+    assert not rig.replica.pool.connecting
+    assert not rig.replica.pool._abandoned
     assert services.connections.idle.is_set() or not services.connections.is_draining
     rig.advance(2 * REST_SECONDS)  # one reload for all may be due, and one after it
     assert not asyncio.all_tasks(rig.loop)

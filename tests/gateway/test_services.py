@@ -16,8 +16,8 @@ from tests.support.messages import request
 def test_a_change_of_state_is_logged_once(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     status = EngineStatus(ChildState.FAILED, since=0.0, detail="it was killed")
     with caplog.at_level(logging.INFO):
-        rig.fleet.engine.update(status)
-        rig.fleet.engine.update(status)
+        rig.fleet.update(status)
+        rig.fleet.update(status)
 
     assert caplog.text.count("Engine state: failed (it was killed)") == 1
 

@@ -23,6 +23,7 @@ from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.gateway.budget_sink import BudgetSink
 from llama_gguf.gateway.client_connection import ClientConnection
 from llama_gguf.gateway.fleet import Fleet
+from llama_gguf.gateway.replica import Replica
 from llama_gguf.gateway.services import Services
 from llama_gguf.gateway.upstream_connection import Phase, UpstreamConnection
 from llama_gguf.http1.exchange_record import ExchangeRecord
@@ -469,7 +470,7 @@ class Rig:
         """False: dials wait for ``accept`` or ``refuse``."""
         self.respond: Callable[[bytes], bytes] | None = None
         """Computes the engine's response to each request; None: the test sends it."""
-        self.services.fleet.replica.liveness.look = self._look
+        self.replica.liveness.look = self._look
         self.engine(state, slots=slots)
 
     async def _look(self) -> Finding:
@@ -478,7 +479,8 @@ class Rig:
     def close(self) -> None:
         for client in self.clients:
             client.transport.lose()
-        self.services.fleet.replica.pool.retire_idle()
+        for replica in self.fleet.replicas.values():
+            replica.pool.retire_idle()
         for dial in self.dials:
             dial.cancel()
         for task in asyncio.all_tasks(self.loop):
@@ -506,8 +508,8 @@ class Rig:
 
     def engine(self, state: ChildState, *, slots: int | None = None) -> None:
         """Change the engine's state."""
-        slots = self.services.fleet.engine.status.slots if slots is None else slots
-        self.services.fleet.engine.update(EngineStatus(state, since=0.0, slots=slots, model="m"))
+        slots = self.replica.tracker.status.slots if slots is None else slots
+        self.replica.tracker.update(EngineStatus(state, since=0.0, slots=slots, model="m"))
         self.spin()
 
     def client(self, peer: object = ("203.0.113.9", 40000)) -> FakeClient:
@@ -553,6 +555,12 @@ class Rig:
     @property
     def fleet(self) -> Fleet:
         return self.services.fleet
+
+    @property
+    def replica(self) -> Replica:
+        """The only one."""
+        (replica,) = self.fleet.replicas.values()
+        return replica
 
     @property
     def metrics(self) -> Metrics:

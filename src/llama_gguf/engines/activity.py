@@ -7,7 +7,8 @@ not with a change, so that a line that is lost or late does no harm.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Final
 
 GREETING: Final = b"\n"
@@ -15,8 +16,21 @@ GREETING: Final = b"\n"
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicaActivity:
+    """One replica at one moment, as the gateway sees it; as in ``Activity``."""
+
+    acknowledged_revision: int = 0
+    running: int = 0
+    responses: int = 0
+    data_ticks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Activity:
-    """A gateway at one moment. The two counters start at 0 with the gateway and only rise."""
+    """A gateway at one moment. The two counters start at 0 with the gateway and only rise.
+
+    With several replicas, all but the revision are of all of them together.
+    """
 
     acknowledged_revision: int = 0
     """The revision of the last ``EngineStatus`` that it has received."""
@@ -29,7 +43,23 @@ class Activity:
     data_ticks: int = 0
     """Counter: checks at which the engine had sent something since the last one."""
     engine_requested: bool = False
-    """A request has arrived while the engine is asleep."""
+    """A request waits, and no replica that is awake has a free slot for it."""
+    replicas: Mapping[str, ReplicaActivity] = field(default_factory=dict)
+    """By ``EngineStatus.address``."""
+
+    def of(self, address: str) -> Activity:
+        """What concerns the replica at *address*, with its own requests as ``busy``.
+
+        A gateway that does not know it yet has no request for it, and has acknowledged nothing.
+        """
+        replica = self.replicas.get(address, ReplicaActivity())
+        return Activity(
+            acknowledged_revision=replica.acknowledged_revision,
+            busy=replica.running,
+            running=replica.running,
+            responses=replica.responses,
+            data_ticks=replica.data_ticks,
+        )
 
     def to_line(self) -> bytes:
         return json.dumps(asdict(self)).encode() + b"\n"
@@ -37,4 +67,6 @@ class Activity:
     @classmethod
     def from_line(cls, line: bytes) -> Activity:
         """Undo ``to_line``."""
-        return cls(**json.loads(line))
+        values = json.loads(line)
+        replicas = {name: ReplicaActivity(**each) for name, each in values["replicas"].items()}
+        return cls(**{**values, "replicas": replicas})

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from llama_gguf.config.schema import UpstreamSettings
+
+_UNIX: Final = "unix:"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -31,6 +34,19 @@ class EngineAddress:
             settings.backend_socket,
             settings.backend_api_key,
         )
+
+    @classmethod
+    def from_key(cls, key: str, *, api_key: str = "") -> EngineAddress:
+        """Undo ``key``."""
+        if key.startswith(_UNIX):
+            return cls("", 0, key.removeprefix(_UNIX), api_key)
+        host, _, port = key.rpartition(":")
+        return cls(host.removeprefix("[").removesuffix("]"), int(port), api_key=api_key)
+
+    @property
+    def key(self) -> str:
+        """It as text, without the secret: HOST:PORT or unix:/PATH."""
+        return f"{_UNIX}{self.socket}" if self.socket else self.authority
 
     @property
     def authority(self) -> str:

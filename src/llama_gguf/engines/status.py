@@ -20,6 +20,7 @@ class ChildState(enum.StrEnum):
     STARTING = "starting"  # no process runs yet
     LOADING = "loading"  # the process runs, and does not serve yet
     READY = "ready"
+    DRAINING = "draining"  # it is being replaced: it serves what it has, and gets nothing new
     ASLEEP = "asleep"  # no request needs it: it holds no GPU memory, and wakes at the next request
     BACKOFF = "backoff"  # it died, or is being ended; the next try is due later
     FAILED = "failed"  # it was given up
@@ -30,13 +31,16 @@ class ChildState(enum.StrEnum):
 
 _S = ChildState
 
-MAY_COME: Final = frozenset({_S.STARTING, _S.LOADING, _S.ASLEEP, _S.BACKOFF, _S.UNREACHABLE})
+MAY_COME: Final = frozenset(
+    {_S.STARTING, _S.LOADING, _S.DRAINING, _S.ASLEEP, _S.BACKOFF, _S.UNREACHABLE}
+)
 """States in which waiting makes sense."""
 
 HEALTH_STATUS: Final[Mapping[ChildState, int]] = {
     _S.STARTING: 204,
     _S.LOADING: 204,
     _S.READY: 200,
+    _S.DRAINING: 200,  # the queue holds until its replacement is ready
     _S.ASLEEP: 200,
     _S.BACKOFF: 503,
     _S.FAILED: 503,
@@ -45,6 +49,18 @@ HEALTH_STATUS: Final[Mapping[ChildState, int]] = {
     _S.UNREACHABLE: 503,
 }
 """Responses of ``HEALTH_MODE=ready``: RunPod reads 204 as initialising, 200 as healthy."""
+
+
+_RANKS: Final = {
+    state: rank
+    for rank, state in enumerate(
+        (
+            *(_S.READY, _S.DRAINING, _S.LOADING, _S.STARTING, _S.ASLEEP),
+            *(_S.BACKOFF, _S.UNREACHABLE, _S.STOPPING, _S.FAILED, _S.STOPPED),
+        )
+    )
+}
+"""The most able first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +73,12 @@ class EngineStatus:
 
     state: ChildState
     since: float
+    replica: str = "0"
+    """The replica's name for people and metrics. During its replacement, two engines have it."""
+    address: str = ""
+    """Where it listens, as of ``EngineAddress.key``; empty = as the settings say."""
+    is_removed: bool = False
+    """It does not come back at this address: the gateway may forget it."""
     slots: int | None = None
     model: str = ""
     detail: str = ""
@@ -90,6 +112,28 @@ class EngineStatus:
         since = self.since if state is self.state else now
         return replace(
             self, state=state, since=since, detail=detail, progress=None, wakes_itself=False
+        )
+
+    @classmethod
+    def of_all(cls, statuses: Sequence[EngineStatus]) -> EngineStatus:
+        """A summary of one or more: the most able decides, and numbers are added up."""
+        if len(statuses) == 1:
+            return statuses[0]
+        best = min(statuses, key=lambda status: _RANKS[status.state])
+        slots = [status.slots for status in statuses if status.serves and status.slots]
+        tokens = [status.request_tokens for status in statuses if status.request_tokens]
+        restarts: dict[str, int] = {}
+        for status in statuses:
+            for reason, count in status.restarts.items():
+                restarts[reason] = restarts.get(reason, 0) + count
+        return replace(
+            best,
+            slots=sum(slots) or best.slots,
+            request_tokens=min(tokens) if tokens else None,
+            restarts=restarts,
+            missing_devices=tuple(
+                {device: None for status in statuses for device in status.missing_devices}
+            ),
         )
 
     def to_line(self) -> bytes:

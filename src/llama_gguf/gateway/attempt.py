@@ -191,6 +191,7 @@ class Attempt:
         exchange.first_byte_at = services.clock.now()
         if response.status < 500:
             self.replica.tracker.responded_at = exchange.first_byte_at
+        self.replica.responses += 1
         if services.connections.is_draining:
             client.keep_alive = False
         return b"".join(

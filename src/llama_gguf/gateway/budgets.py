@@ -56,7 +56,7 @@ def reserve(services: Services, exchange: Exchange, body: bytes | bytearray) -> 
     budget = principal.budget
     check(services, budget)
     has_many_texts = exchange.request.route.operation in _MANY_TEXTS
-    most = None if has_many_texts else services.fleet.engine.status.request_tokens
+    most = None if has_many_texts else services.fleet.status.request_tokens
     now, wall = services.clock.steady(), services.clock.wall
     choices = choices_in(body)
     reservation = budget.reserve(estimate(body, most, choices), now, wall)

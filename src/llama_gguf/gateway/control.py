@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from llama_gguf.engines.activity import GREETING, Activity
+from llama_gguf.engines.activity import GREETING, Activity, ReplicaActivity
 from llama_gguf.engines.status import EngineStatus
 
 if TYPE_CHECKING:
@@ -47,12 +47,13 @@ class Control:
         reader, writer = await asyncio.open_unix_connection(sock=self._channel)
         self._writer = writer
         writer.write(GREETING)
-        services.fleet.engine.is_supervised = True
-        services.fleet.engine.on_engine_requested = self._request_engine
+        for replica in services.fleet.replicas.values():
+            replica.tracker.is_supervised = True
+        services.fleet.on_engine_requested = self._request_engine
         try:
             with contextlib.suppress(ConnectionError):  # it was killed, with lines of ours unread
                 while (line := await reader.readline()).endswith(b"\n"):
-                    services.fleet.engine.update(EngineStatus.from_line(line))
+                    services.fleet.update(EngineStatus.from_line(line))
                     self._send(self._activity())
         finally:
             self._writer = None
@@ -71,13 +72,23 @@ class Control:
     def _activity(self, *, engine_requested: bool = False) -> Activity:
         services = self._services
         services.recorder.settle()
+        replicas = services.fleet.replicas
         return Activity(
-            acknowledged_revision=services.fleet.engine.status.revision,
+            acknowledged_revision=services.fleet.status.revision,
             busy=services.connections.busy(),
             running=services.fleet.admission.running,
             responses=services.metrics.responses,
             data_ticks=self._data_ticks,
             engine_requested=engine_requested,
+            replicas={
+                key: ReplicaActivity(
+                    acknowledged_revision=replica.tracker.status.revision,
+                    running=replica.slots.in_use,
+                    responses=replica.responses,
+                    data_ticks=self._data_ticks,
+                )
+                for key, replica in replicas.items()
+            },
         )
 
     def _send(self, activity: Activity) -> None:

@@ -79,8 +79,7 @@ def reloaded(keys: int) -> LocalResponse:
 def health(services: Services) -> LocalResponse:
     """200 if a request would be served, else 503. Contains nothing secret."""
     serves = (
-        HEALTH_STATUS[services.fleet.engine.status.state] == 200
-        and not services.connections.is_draining
+        HEALTH_STATUS[services.fleet.status.state] == 200 and not services.connections.is_draining
     )
     return LocalResponse(
         200 if serves else 503, json.dumps(_facts(services)).encode(), local_response.JSON
@@ -88,7 +87,7 @@ def health(services: Services) -> LocalResponse:
 
 
 def _facts(services: Services) -> dict[str, object]:
-    engine = services.fleet.engine.status
+    engine = services.fleet.status
     facts = dict(engine.facts)
     if engine.request_tokens:  # until then, the value that was calculated before the start
         facts["context"] = engine.request_tokens
@@ -129,12 +128,12 @@ def gauges(services: Services) -> Gauges:
         slots=services.fleet.admission.slots,
         connections=len(services.connections),
         body_memory=services.body_memory.used,
-        state=services.fleet.engine.status.state,
+        state=services.fleet.status.state,
         states=tuple(ChildState),
-        is_ready=services.fleet.engine.is_ready,
-        restarts=services.fleet.engine.status.restarts,
-        is_degraded=bool(services.fleet.engine.status.missing_devices),
-        load_seconds=services.fleet.engine.status.load_seconds,
+        is_ready=services.fleet.is_ready,
+        restarts=services.fleet.status.restarts,
+        is_degraded=bool(services.fleet.status.missing_devices),
+        load_seconds=services.fleet.status.load_seconds,
         keys_loaded=len(services.authenticator.ring),
         next_expiry=services.authenticator.next_expiry(services.clock.wall),
         version=__version__,

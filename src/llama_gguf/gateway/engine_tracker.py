@@ -18,8 +18,14 @@ MODEL_LOADING_RETRY_SECONDS: Final = 5.0
 BACKEND_RETRY_SECONDS: Final = 2.0
 NEWS_SECONDS: Final = 0.5
 """Within which a supervisor reports that the engine has died."""
-_ENDED: Final = MAY_COME - {ChildState.ASLEEP} | {ChildState.FAILED}
+_ENDED: Final = MAY_COME - {ChildState.ASLEEP, ChildState.DRAINING} | {ChildState.FAILED}
 """States that follow the death of an engine that served."""
+
+
+_LOADS: Final = frozenset(
+    {ChildState.STARTING, ChildState.LOADING, ChildState.DRAINING, ChildState.ASLEEP}
+)
+"""States on the way to a loaded model."""
 
 
 class EngineTracker:
@@ -47,18 +53,19 @@ class EngineTracker:
         """Up to which of its deaths it is known which request it was."""
         self.is_supervised = False
         """Whether a supervisor reports its status."""
-        self.on_engine_requested: Callable[[], None] = _ignore
-        """Called when a request arrives for an engine that is asleep."""
+        self.label = ""
+        """Of the replica, for log lines; empty if it is the only one."""
 
     def update(self, status: EngineStatus) -> None:
         """Take over what the supervisor, or the probe, reports."""
         if status.state is not self.status.state:
-            _log.info(
-                "engine_state",
-                "Engine state: {state} ({detail})" if status.detail else "Engine state: {state}",
-                state=status.state,
-                detail=status.detail,
+            facts = {"state": status.state, "detail": status.detail}
+            message = (
+                "Engine state: {state} ({detail})" if status.detail else "Engine state: {state}"
             )
+            if self.label:
+                message, facts = f"Replica {{replica}}: {message}", {"replica": self.label, **facts}
+            _log.info("engine_state", message, **facts)
         if self.status.serves and status.state in _ENDED:
             self.deaths += 1
         self.status = status
@@ -85,26 +92,12 @@ class EngineTracker:
         """Whether waiting for it makes sense."""
         return self.status.serves or self.status.state in MAY_COME
 
-    def require(self, *, may_wait: bool) -> None:
-        """Decide on a request that has arrived while the engine is not ready.
 
-        Raises:
-            ModelLoading, BackendUnavailable: it cannot wait.
-        """
-        if self.status.state is ChildState.ASLEEP:
-            self._loop.call_soon(self.on_engine_requested)  # when the request is in the queue
-        if not (may_wait and self.may_come):
-            raise self.unavailable()
-
-    def unavailable(self) -> GatewayError:
-        """Why a request cannot be sent to the engine now."""
-        if self.status.state in (ChildState.STARTING, ChildState.LOADING, ChildState.ASLEEP):
-            return ModelLoading(
-                "The model is still loading; try again later.",
-                retry_after=MODEL_LOADING_RETRY_SECONDS,
-            )
-        return BackendUnavailable("The engine is not available.", retry_after=BACKEND_RETRY_SECONDS)
-
-
-def _ignore() -> None:
-    """A gateway on its own cannot start an engine."""
+def unavailable(state: ChildState) -> GatewayError:
+    """Why a request cannot be sent to an engine in *state*."""
+    if state in _LOADS:
+        return ModelLoading(
+            "The model is still loading; try again later.",
+            retry_after=MODEL_LOADING_RETRY_SECONDS,
+        )
+    return BackendUnavailable("The engine is not available.", retry_after=BACKEND_RETRY_SECONDS)

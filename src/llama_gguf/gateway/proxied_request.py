@@ -262,8 +262,8 @@ class ProxiedRequest(Attempting):
         """
         services = self._services
         needs_slot = exchange.request.route.needs_slot
-        if not services.fleet.engine.is_ready:
-            services.fleet.engine.require(may_wait=needs_slot)
+        if not services.fleet.is_ready:
+            services.fleet.require(may_wait=needs_slot)
         admission = services.fleet.admission if needs_slot else services.fleet.side_admission
         if self._replay is not None:
             lease = admission.queue_again(self, self.key_id)
@@ -312,8 +312,8 @@ class ProxiedRequest(Attempting):
             return ConcurrencyLimited(
                 "Concurrent request limit reached for this API key.", retry_after=1.0
             )
-        if not services.fleet.engine.is_ready:
-            return services.fleet.engine.unavailable()
+        if not services.fleet.is_ready:
+            return services.fleet.unavailable()
         if verdict is Verdict.SHARE_IS_FULL:
             return QueueFull(
                 "This API key has reached its share of the queue; "
@@ -377,8 +377,8 @@ class ProxiedRequest(Attempting):
 
     def _queue_timeout(self) -> GatewayError:
         services = self._services
-        if not services.fleet.engine.is_ready:
-            return services.fleet.engine.unavailable()
+        if not services.fleet.is_ready:
+            return services.fleet.unavailable()
         return QueueTimeout("No slot became free in time.", retry_after=1.0)
 
     def _give_up(self, error: UpstreamTimeout) -> None:
@@ -466,7 +466,7 @@ class ProxiedRequest(Attempting):
     def _response_events(self) -> tuple[bytes, bytes]:
         """What a stream of Responses begins with, and its sign of life."""
         request_id = self._exchange.request_id
-        model = self._services.fleet.engine.status.model
+        model = self._services.fleet.status.model
         return (
             waiting_event("created", request_id=request_id, model=model),
             waiting_event("in_progress", request_id=request_id, model=model),
@@ -490,11 +490,13 @@ class ProxiedRequest(Attempting):
         services, tracker = self._services, attempt.replica.tracker
         if attempt.failure is CONNECT:
             tracker.on_connect_failed()
+        else:
+            services.fleet.on_connection_lost(attempt.replica)
         failure = Failure(
             error,
             was_sent=attempt.was_sent,
             has_begun=attempt.has_begun,
-            may_wait=tracker.may_come,
+            may_wait=services.fleet.may_come,
             deaths=self._replay.deaths if self._replay and self._is_suspect(attempt) else 0,
         )
         action = failure_policy.decide(failure, exchange, max_replays=services.queue.max_replays)
@@ -560,7 +562,8 @@ class ProxiedRequest(Attempting):
         self._reserve(exchange.bytes_in)
 
     def _on_turn(self) -> None:
-        self._services.fleet.replica.liveness.wait(self, self._take_turn)
+        assert self._replay is not None
+        self._services.fleet.wait_to_replay(self, self._replay.replica, self._take_turn)
 
     def _take_turn(self) -> None:
         if not self._is_over:
@@ -611,7 +614,8 @@ class ProxiedRequest(Attempting):
         """Give back all that the request holds."""
         self._is_over = True
         if self._replay is not None:
-            self._services.fleet.replica.liveness.leave(self)
+            if self._replay.replica is not None:
+                self._replay.replica.liveness.leave(self)
             self._services.fleet.replay_order.leave(self)
         if exchange.reserved_bytes:
             self._free_body()

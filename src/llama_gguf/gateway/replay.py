@@ -6,6 +6,7 @@ import math
 from typing import Final
 
 from llama_gguf.gateway.attempt import Attempt
+from llama_gguf.gateway.replica import Replica
 
 MARGIN_SECONDS: Final = 1.0
 
@@ -22,10 +23,13 @@ class Replay:
         """Seconds that it had run when an engine failed it last."""
         self._failed: Attempt | None = None
         """The last attempt that reached an engine."""
+        self.replica: Replica | None = None
+        """The one that failed it last."""
 
     def on_failed(self, attempt: Attempt, *, ran_for: float) -> None:
         """*attempt* has failed after *ran_for* seconds at an engine."""
         self._failed = attempt
+        self.replica = attempt.replica
         self._ran_for = ran_for
 
     def on_sent(self) -> None:

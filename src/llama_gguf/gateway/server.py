@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 from llama_gguf.access import budget_ledger
@@ -27,6 +28,7 @@ from llama_gguf.gateway.client_connection import ClientConnection
 from llama_gguf.gateway.control import Control
 from llama_gguf.gateway.dashboard import take_reading
 from llama_gguf.gateway.lifecycle import Event, Lifecycle
+from llama_gguf.gateway.replica import Replica
 from llama_gguf.gateway.services import Services
 from llama_gguf.net.clock import wall_now
 from llama_gguf.net.connector import Dial, Dialer
@@ -286,25 +288,24 @@ class Gateway:
 
     async def _follow_engine(self) -> None:
         if self._control is None:
-            self.services.fleet.replica.liveness.report = self._on_finding
+            (replica,) = self.services.fleet.replicas.values()
+            on_finding = partial(self._on_finding, replica)
+            replica.liveness.report = on_finding
             await watch(
-                Probe(EngineAddress.of(self._settings.upstream)),
-                self._on_finding,
+                Probe(replica.address),
+                on_finding,
                 ready_every=PROBE_READY_SECONDS,
                 else_every=PROBE_ELSE_SECONDS,
-                has_responded=self._has_engine_responded,
+                has_responded=partial(self._has_responded, replica),
             )
         else:
             await self._control.follow(self._on_supervisor_gone)
 
-    def _has_engine_responded(self) -> bool:
-        return (
-            self.services.clock.now() - self.services.fleet.engine.responded_at
-            < PROBE_READY_SECONDS
-        )
+    def _has_responded(self, replica: Replica) -> bool:
+        return self.services.clock.now() - replica.tracker.responded_at < PROBE_READY_SECONDS
 
-    def _on_finding(self, finding: Finding) -> None:
-        known = self.services.fleet.engine.status
+    def _on_finding(self, replica: Replica, finding: Finding) -> None:
+        known = replica.tracker.status
         status = known.moved(finding.state, wall_now())
         if finding.serves:
             asleep = finding.state is ChildState.ASLEEP
@@ -316,7 +317,7 @@ class Gateway:
                 wakes_itself=asleep,
             )
         if status != known:
-            self.services.fleet.engine.update(status)
+            replica.tracker.update(status)
 
     def _on_supervisor_gone(self) -> None:
         _log.warning("supervisor_gone", "The supervisor is gone: draining")

@@ -12,7 +12,6 @@ from llama_gguf.access.key_store import KeyStore
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Probe
-from llama_gguf.engines.source import StaticSource
 from llama_gguf.gateway.budget_sink import BudgetSink
 from llama_gguf.gateway.connections import Connections
 from llama_gguf.gateway.fleet import Fleet
@@ -79,7 +78,6 @@ class Services:
         )
         are_several = self.authenticator.are_several
         self.fleet = Fleet(
-            StaticSource(EngineAddress.of(settings.upstream)),
             settings.queue,
             settings.timeouts,
             loop=loop,
@@ -87,7 +85,9 @@ class Services:
             dial_to=dial_to,
             are_several=are_several,
             turns_of=self._turns_of,
+            api_key=settings.upstream.backend_api_key,
         )
+        self.fleet.add(EngineAddress.of(settings.upstream))
         self.body_memory = BodyMemory(settings.limits.max_body_memory, are_several)
         self.stream_searches = StreamSearches()
         self.access_log = AccessLog(
@@ -108,7 +108,7 @@ class Services:
         )
         self.history = History(self.clock.now())
         self.engine_reader = EngineReader(
-            Probe(self.fleet.replica.address), lambda: self.fleet.is_busy
+            Probe(EngineAddress.of(settings.upstream)), lambda: self.fleet.is_busy
         )
         self.scrapes: dict[Format, tuple[LocalResponse, float]] = {}
         """Metrics that were expensive to render, and until when they are sent again."""

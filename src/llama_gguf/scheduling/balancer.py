@@ -56,3 +56,39 @@ class OneEngine(Balancer[E]):
     @property
     def total(self) -> int:
         return self._slots.total
+
+
+class LeastBusy(Balancer[E]):
+    """The engine with the smallest part of its slots in use."""
+
+    def __init__(self) -> None:
+        self._all: list[Slots[E]] = []
+        self._total = 0
+
+    def add(self, slots: Slots[E]) -> None:
+        """Use an engine."""
+        self._all.append(slots)
+        self.changed(slots)
+
+    def remove(self, slots: Slots[E]) -> None:
+        """Use an engine no more."""
+        self._all.remove(slots)
+        self.changed(slots)
+
+    def changed(self, slots: Slots[E]) -> None:
+        """The number of slots of an engine has changed."""
+        del slots
+        self._total = sum([each.total for each in self._all])
+
+    def choose(self) -> Slots[E] | None:
+        best: Slots[E] | None = None
+        for slots in self._all:
+            if slots.in_use < slots.total and (
+                best is None or slots.in_use * best.total < best.in_use * slots.total
+            ):
+                best = slots
+        return best
+
+    @property
+    def total(self) -> int:
+        return self._total

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_gguf.gateway.response_events import ResponseRelay, response_id, waiting_event
-from llama_gguf.net.transport import Transport
+from llama_gguf.net.transport import LoopTransport
 from tests.support.messages import LAST_CHUNK, chunk
 
 CREATED = b'event: response.created\ndata: {"response":{"id":"resp_aB1","object":"response"}}\n\n'
 
 
-class Sink(Transport):
-    def __init__(self) -> None:
-        self.data = b""
+class Client(asyncio.Protocol, asyncio.Transport):
+    """A transport, and the protocol that it connects: no test class can extend a compiled one."""
 
-    def write(self, data: bytes) -> None:
-        self.data += data
+    written = b""
 
-    def write_now(self, data: bytes) -> None:
-        self.data += data
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += bytes(data)
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None: ...
+
+
+def new_relay(*, reads_chunks: bool) -> tuple[ResponseRelay, Client]:
+    client = Client()
+    endpoint: Any = client
+    transport = LoopTransport(endpoint)
+    transport.connection_made(client)
+    return ResponseRelay(transport, "resp_own", reads_chunks=reads_chunks), client
 
 
 @given(
@@ -37,8 +47,7 @@ def test_all_but_the_first_events_and_the_id_stays_as_it_is(
     events.append(b'{"response":{"id":"resp_aB1","status":"completed"}}')
     rest = b"".join(b"event: x\n" * has_name + b"data: %b\n\n" % event for event in events)
     stream = CREATED + CREATED.replace(b"created", b"in_progress") + rest
-    sink = Sink()
-    relay = ResponseRelay(sink, "resp_own", reads_chunks=False)
+    relay, client = new_relay(reads_chunks=False)
 
     at = 0
     while at < len(stream):
@@ -47,7 +56,7 @@ def test_all_but_the_first_events_and_the_id_stays_as_it_is(
         at += size
     relay.finish()
 
-    assert sink.data == rest.replace(b'"resp_aB1"', b'"resp_own"')
+    assert client.written == rest.replace(b'"resp_aB1"', b'"resp_own"')
 
 
 def test_what_the_client_gets_before_has_the_same_id() -> None:
@@ -61,9 +70,8 @@ def test_what_the_client_gets_before_has_the_same_id() -> None:
 
 
 def test_a_stream_without_an_id_passes_and_ends() -> None:
-    sink = Sink()
-    relay = ResponseRelay(sink, "resp_own", reads_chunks=True)
+    relay, client = new_relay(reads_chunks=True)
     relay.write(b'data: {"n":1}\n\ndata: {"n"')
     relay.finish()
 
-    assert sink.data == chunk(b'data: {"n":1}\n\n') + chunk(b'data: {"n"') + LAST_CHUNK
+    assert client.written == chunk(b'data: {"n":1}\n\n') + chunk(b'data: {"n"') + LAST_CHUNK

@@ -59,18 +59,31 @@ class EngineTracker:
     def update(self, status: EngineStatus) -> None:
         """Take over what the supervisor, or the probe, reports."""
         if status.state is not self.status.state:
-            facts = {"state": status.state, "detail": status.detail}
-            message = (
-                "Engine state: {state} ({detail})" if status.detail else "Engine state: {state}"
-            )
-            if self.label:
-                message, facts = f"Replica {{replica}}: {message}", {"replica": self.label, **facts}
-            _log.info("engine_state", message, **facts)
+            self._log_state(status)
         if self.status.serves and status.state in _ENDED:
             self.deaths += 1
         self.status = status
         self.is_ready = status.serves
         self._on_change()
+
+    def _log_state(self, status: EngineStatus) -> None:
+        if self.label:
+            _log.info(
+                "replica_state",
+                "Replica {replica}: {state} ({detail})"
+                if status.detail
+                else "Replica {replica}: {state}",
+                replica=self.label,
+                state=status.state,
+                detail=status.detail,
+            )
+        else:
+            _log.info(
+                "engine_state",
+                "Engine state: {state} ({detail})" if status.detail else "Engine state: {state}",
+                state=status.state,
+                detail=status.detail,
+            )
 
     def on_connect_failed(self) -> None:
         """It did not accept a connection, so no more requests are sent to it until there is news.

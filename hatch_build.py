@@ -87,6 +87,7 @@ MODULES: Final = [
                 "fair_queue",
                 "replay_order",
                 "shares",
+                "standing",
             ),
             "telemetry": (
                 "access_log",

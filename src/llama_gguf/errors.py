@@ -240,6 +240,10 @@ class UpstreamError(GatewayError):
     code = "backend_error"
 
 
+class UpstreamBusy(UpstreamError):
+    """A replica has refused the request with 429 or 503; another one may take it."""
+
+
 class UpstreamLost(UpstreamError):
     """The connection to llama-server was lost before its response was complete."""
 

@@ -80,6 +80,7 @@ class Keeper:
         self.kept: list[UpstreamConnection] = []
         self.header_lines = b"Host: engine\r\n"
         self.last_head: tuple[KnownHead, Response] | None = None
+        self.passes_refusals = True
 
     def give_back(self, connection: UpstreamConnection) -> None:
         self.kept.append(connection)

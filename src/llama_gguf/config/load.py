@@ -66,7 +66,7 @@ def load_usable(
                 sources[name] = source
             except ValueError as expected:
                 label = flag(name) if source == "flag" else variable(name)
-                shown = MASK if setting.secret else ascii(text)
+                shown = MASK if setting.secret else ascii(_LOGIN.sub(f"//{MASK}@", text))
                 mistakes.append(f"  {label}={shown} is invalid; must be {expected}")
             break
     settings = Settings.of(**values)
@@ -74,6 +74,10 @@ def load_usable(
     lines = ["These settings are invalid:", *mistakes, "See docs/settings.md."]
     complaint = "\n".join(lines) if mistakes else ""
     return Loaded(settings, sources, (*warnings, *_near_misses(environ))), complaint
+
+
+_LOGIN: Final = re.compile(r"//[^/@,]*@")
+"""In a URL."""
 
 
 def _cleaned(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:

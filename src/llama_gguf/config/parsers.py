@@ -142,6 +142,35 @@ def _host(host: str) -> str:
     return host.lower()
 
 
+_PEER: Final = re.compile(
+    r"(?P<scheme>(?:dns\+)?https?)://(?P<host>\[[0-9a-f:.]+\]|[^/\s:@?#\[\]]+):(?P<port>[0-9]{1,5})/?",
+    re.IGNORECASE,
+)
+_PEERS: Final = (
+    "http://HOST:PORT, https://HOST:PORT, unix:/PATH, dns+http://NAME:PORT or "
+    "dns+https://NAME:PORT, separated by commas; without a path or a login"
+)
+
+
+def peers(value: str) -> tuple[str, ...]:
+    """Addresses of engines, in one spelling each, without repetitions."""
+    return tuple(dict.fromkeys(_peer(part.strip()) for part in value.split(",") if part.strip()))
+
+
+def _peer(value: str) -> str:
+    if value.startswith("unix:/") and text(value):
+        return value
+    match = _PEER.fullmatch(value)
+    if match is None or not value.isascii() or not 0 < int(match["port"]) < 1 << 16:
+        raise ValueError(_PEERS)
+    scheme = match["scheme"].lower()
+    try:
+        host = _host(match["host"])
+    except ValueError:
+        raise ValueError(_PEERS) from None
+    return f"{scheme}://{host}:{int(match['port'])}"
+
+
 def as_text(value: object) -> str:
     """*value* in the syntax that its parser reads."""
     if isinstance(value, bool):

@@ -19,12 +19,16 @@ class EngineAddress:
         port: its TCP port.
         socket: the path of its unix socket, used instead of both; empty = none.
         api_key: the bearer token that it expects; empty = none.
+        has_tls: whether it serves HTTPS.
+        name: which *host* is an address of, for the Host field and its certificate; empty = *host*.
     """
 
     host: str
     port: int
     socket: str = ""
     api_key: str = ""
+    has_tls: bool = False
+    name: str = ""
 
     @classmethod
     def of(cls, settings: UpstreamSettings) -> EngineAddress:
@@ -46,14 +50,19 @@ class EngineAddress:
     @property
     def key(self) -> str:
         """It as text, without the secret: HOST:PORT or unix:/PATH."""
-        return f"{_UNIX}{self.socket}" if self.socket else self.authority
+        return f"{_UNIX}{self.socket}" if self.socket else _with_port(self.host, self.port)
 
     @property
     def authority(self) -> str:
         """The value of the Host field (RFC 9110 section 7.2)."""
         if self.socket:
             return "localhost"
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return _with_port(self.server_name, self.port)
+
+    @property
+    def server_name(self) -> str:
+        """Its name, as its certificate has it."""
+        return self.name or self.host
 
     def header_lines(self) -> bytes:
         """The lines in the head of a request that depend on the engine."""
@@ -63,4 +72,8 @@ class EngineAddress:
         return lines.encode("ascii")
 
     def __repr__(self) -> str:
-        return f"<EngineAddress {self.socket or self.authority}>"
+        return f"<EngineAddress {self.socket or _with_port(self.host, self.port)}>"
+
+
+def _with_port(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

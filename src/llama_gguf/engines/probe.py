@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import re
+import ssl
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -43,6 +44,10 @@ class Finding:
     """It reports whether it sleeps, so ``/props`` has to be requested each time."""
     request_tokens: int | None = None
     """The context of one request."""
+    is_gateway: bool = False
+    """It is another llama-gguf, with a queue and limits of its own."""
+    detail: str = ""
+    """For people: why it cannot be reached."""
 
     @property
     def serves(self) -> bool:
@@ -56,11 +61,22 @@ class Probe:
     Args:
         address: of the engine.
         timeout: seconds for one probe.
+        tls: verifies the certificate of one with ``has_tls``.
+        is_peer: it may be another llama-gguf, and may be replaced without a failing probe.
     """
 
-    def __init__(self, address: EngineAddress, *, timeout: float = 5.0) -> None:
+    def __init__(
+        self,
+        address: EngineAddress,
+        *,
+        timeout: float = 5.0,
+        tls: ssl.SSLContext | None = None,
+        is_peer: bool = False,
+    ) -> None:
         self._address = address
         self._timeout = timeout
+        self._tls = tls
+        self._is_peer = is_peer
         self._known: Finding | None = None
 
     async def look(self) -> Finding:
@@ -71,9 +87,12 @@ class Probe:
         try:
             async with asyncio.timeout(self._timeout):
                 return await self._look()
-        except _FAILURES:
+        except _FAILURES as error:
             self._known = None
-            return Finding(ChildState.UNREACHABLE)
+            detail = ""
+            if isinstance(error, ssl.SSLCertVerificationError):
+                detail = f"Its certificate is not accepted: {error.verify_message}."
+            return Finding(ChildState.UNREACHABLE, detail=detail)
 
     async def text(self, path: str) -> bytes | None:
         """The body of a GET of *path*; None unless its status is 200."""
@@ -85,12 +104,15 @@ class Probe:
         return body if status == 200 else None
 
     async def _look(self) -> Finding:
-        status, _ = await self._get("/health")
+        status, health = await self._get("/health")
+        gateway = _read_gateway(health) if self._is_peer else None
+        if gateway is not None:
+            return gateway
         if status == 503:
             self._known = None
             return Finding(ChildState.LOADING)
         # Any other response comes from an engine that serves; other engines have no /health.
-        if self._known is None or self._known.may_sleep:
+        if self._known is None or self._known.may_sleep or self._is_peer:
             status, body = await self._get("/props")
             self._known = _read_props(body) if status == 200 else Finding(ChildState.READY)
         return self._known
@@ -100,7 +122,12 @@ class Probe:
         if address.socket:
             reader, writer = await asyncio.open_unix_connection(address.socket)
         else:
-            reader, writer = await asyncio.open_connection(address.host, address.port)
+            reader, writer = await asyncio.open_connection(
+                address.host,
+                address.port,
+                ssl=self._tls if address.has_tls else None,
+                server_hostname=address.server_name if address.has_tls else None,
+            )
         with closing(writer):
             writer.write(self._request(path))
             head = await reader.readuntil(b"\r\n\r\n")
@@ -114,10 +141,38 @@ class Probe:
 
     def _request(self, path: str) -> bytes:
         key = self._address.api_key
+        host = self._address.authority if self._is_peer else "localhost"
         credentials = f"Authorization: Bearer {key}\r\n" if key else ""
         return (
-            f"GET {path} HTTP/1.0\r\nHost: localhost\r\n{credentials}Connection: close\r\n\r\n"
+            f"GET {path} HTTP/1.0\r\nHost: {host}\r\n{credentials}Connection: close\r\n\r\n"
         ).encode("ascii")
+
+
+_GATEWAY_STATES: Final = {
+    "ok": ChildState.READY,
+    "asleep": ChildState.READY,  # it wakes at the next request
+    "draining": ChildState.UNREACHABLE,
+    "starting": ChildState.LOADING,
+    "loading": ChildState.LOADING,
+}
+
+
+def _read_gateway(body: bytes) -> Finding | None:
+    """What the /health of another llama-gguf reports; None if it is something else's."""
+    try:
+        facts: Any = json.loads(body)
+        slots, model = facts["slots"]["total"], facts["model"]
+        if "queue" not in facts or "engine" not in facts:
+            return None
+        return Finding(
+            _GATEWAY_STATES.get(facts["status"], ChildState.UNREACHABLE),
+            _count(slots),
+            str(model.get("name") or ""),
+            request_tokens=_count(model.get("context")),
+            is_gateway=True,
+        )
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 def _read_props(body: bytes) -> Finding:

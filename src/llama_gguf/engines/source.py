@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final, Protocol
+from urllib.parse import urlsplit
 
 from llama_gguf.engines.address import EngineAddress
+from llama_gguf.events import EventLog
+from llama_gguf.net.threads import run_detached
+
+_log: Final = EventLog(__name__)
+
+LOOKUP_SECONDS: Final = 5.0
+"""Between two look-ups of a name."""
+_UNIX: Final = "unix:"
+_DNS: Final = "dns+"
+
+LookUp = Callable[[str, int], Awaitable[Sequence[str]]]
+"""The addresses of a name; the port is that of the service. Raises OSError."""
 
 
 class EngineSource(Protocol):
@@ -17,18 +32,103 @@ class EngineSource(Protocol):
     @property
     def addresses(self) -> tuple[EngineAddress, ...]: ...
 
+    async def follow(self) -> None:
+        """Keep ``addresses`` up to date until cancelled, or return if they never change."""
+        ...
 
-class StaticSource:
-    """Engines at addresses that do not change.
+
+async def look_up(name: str, port: int) -> list[str]:
+    """The addresses of *name*, IPv4 and IPv6, on a thread: a resolver may hang."""
+    found = await run_detached(lambda: socket.getaddrinfo(name, port, type=socket.SOCK_STREAM))
+    return [str(address[0]) for _, _, _, _, address in found]
+
+
+class PeerSource:
+    """The engines of PEERS: addresses, and names with any number of addresses.
+
+    A name that cannot be resolved keeps its last addresses, since a resolver that fails is no
+    reason to leave engines that serve.
 
     Args:
-        addresses: from the settings.
+        peers: as ``parsers.peers`` has them.
+        api_key: that all of them expect.
+        look_up: resolves a name.
     """
 
-    def __init__(self, *addresses: EngineAddress) -> None:
-        self.addresses = addresses
+    def __init__(
+        self, peers: Iterable[str], api_key: str = "", *, look_up: LookUp = look_up
+    ) -> None:
+        self._api_key = api_key
+        self._look_up = look_up
         self.on_change: Callable[[], None] = _ignore
+        self._found: dict[str, tuple[EngineAddress, ...]] = {
+            peer: () if peer.startswith(_DNS) else (self._address(peer),) for peer in peers
+        }
+        self._failing: set[str] = set()
+
+    @property
+    def addresses(self) -> tuple[EngineAddress, ...]:
+        """In the order of PEERS, and each once."""
+        every = (address for found in self._found.values() for address in found)
+        return tuple({address.key: address for address in every}.values())
+
+    async def follow(self) -> None:
+        """Resolve the names periodically, until cancelled."""
+        names = [peer for peer in self._found if peer.startswith(_DNS)]
+        async with asyncio.TaskGroup() as group:
+            for peer in names:
+                group.create_task(self._follow(peer), name=f"resolve {peer}")
+
+    async def _follow(self, peer: str) -> None:
+        while True:
+            await self.resolve(peer)
+            await asyncio.sleep(LOOKUP_SECONDS)
+
+    async def resolve(self, peer: str) -> None:
+        """Look up the name in *peer* once."""
+        parts = urlsplit(peer.removeprefix(_DNS))
+        name, port = parts.hostname or "", parts.port or 0
+        try:
+            hosts = await self._look_up(name, port)
+        except OSError as error:
+            if peer not in self._failing:
+                self._failing.add(peer)
+                _log.warning(
+                    "peer_not_resolved",
+                    "{peer} cannot be resolved: {reason}; its last {count} addresses stay in use",
+                    peer=peer,
+                    reason=error.strerror or str(error),
+                    count=len(self._found[peer]),
+                )
+            return
+        self._failing.discard(peer)
+        # Sorted, since a resolver rotates them.
+        found = tuple(self._address(peer, host) for host in sorted(set(hosts)))
+        if found != self._found[peer]:
+            self._found[peer] = found
+            _log.info(
+                "peer_resolved",
+                "{peer} has {count} addresses: {addresses}",
+                peer=peer,
+                count=len(found),
+                addresses=", ".join(address.key for address in found),
+            )
+            self.on_change()
+
+    def _address(self, peer: str, host: str = "") -> EngineAddress:
+        """The engine at *peer*, or at one of its addresses."""
+        if peer.startswith(_UNIX):
+            return EngineAddress("", 0, peer.removeprefix(_UNIX), self._api_key)
+        parts = urlsplit(peer.removeprefix(_DNS))
+        name = parts.hostname or ""
+        return EngineAddress(
+            host or name,
+            parts.port or 0,
+            api_key=self._api_key,
+            has_tls=parts.scheme == "https",
+            name=name if host else "",
+        )
 
 
 def _ignore() -> None:
-    """They do not change."""
+    """No user of the addresses yet."""

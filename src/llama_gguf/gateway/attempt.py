@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from llama_gguf.errors import GatewayError, UpstreamError
 from llama_gguf.gateway.client import Client
+from llama_gguf.gateway.upstream_connection import Phase, UpstreamConnection
 from llama_gguf.http1 import error_events
 from llama_gguf.http1.chunked import LAST_CHUNK
 from llama_gguf.http1.fields import Framing
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from llama_gguf.gateway.pool import ConnectAttempt
     from llama_gguf.gateway.replica import Replica
     from llama_gguf.gateway.services import Services
-    from llama_gguf.gateway.upstream_connection import ResponseReceiver, UpstreamConnection
+    from llama_gguf.gateway.upstream_connection import ResponseReceiver
     from llama_gguf.net.transport import Transport
 
 CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
@@ -189,9 +190,14 @@ class Attempt:
         exchange.on(event)
         exchange.status = response.status
         exchange.first_byte_at = services.clock.now()
+        replica = self.replica
+        replica.responses += 1
         if response.status < 500:
-            self.replica.tracker.responded_at = exchange.first_byte_at
-        self.replica.responses += 1
+            replica.tracker.responded_at = exchange.first_byte_at
+            if replica.standing.is_watched:
+                services.fleet.on_good_response(replica)
+        else:
+            services.fleet.on_error_response(replica)
         if services.connections.is_draining:
             client.keep_alive = False
         return b"".join(
@@ -301,6 +307,14 @@ class Attempt:
     def bytes_received(self) -> int:
         """Of the response, so far."""
         return 0 if self.upstream is None else self.upstream.bytes_received
+
+    @property
+    def may_be_replaced(self) -> bool:
+        """Whether it waits for the engine, and the client has received no content from it."""
+        upstream = self.upstream
+        if upstream is None:
+            return False
+        return upstream.phase is Phase.HEAD or not upstream.has_begun
 
     def on_too_slow(self) -> None:
         """The engine is given up: note how far the attempt has come."""

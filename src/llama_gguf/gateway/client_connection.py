@@ -40,6 +40,7 @@ from llama_gguf.net.transport import HIGH_WATER_BYTES, Transport
 from llama_gguf.scheduling.exchange import PHASES, Event, Exchange
 
 if TYPE_CHECKING:
+    from llama_gguf.gateway.replica import Replica
     from llama_gguf.gateway.services import Services
 
 _log: Final = EventLog(__name__)
@@ -612,6 +613,11 @@ class ClientConnection(Client):
     def upstream(self) -> UpstreamConnection | None:
         """The engine's connection, while the open request uses one."""
         return None if self._request is None else self._request.upstream
+
+    def on_silent_replica(self, replica: Replica) -> None:
+        """*replica* no longer responds."""
+        if self._request is not None:
+            self._request.on_silent_replica(replica)
 
     @property
     def is_busy(self) -> bool:

@@ -49,6 +49,8 @@ class EngineTracker:
         """When it was last seen to respond, on the gateway's clock."""
         self.deaths = 0
         """How often it ended, or could not be reached any more, while it served."""
+        self.died_at = -math.inf
+        """The last time, on the loop's clock."""
         self.explained_deaths = 0
         """Up to which of its deaths it is known which request it was."""
         self.is_supervised = False
@@ -62,6 +64,7 @@ class EngineTracker:
             self._log_state(status)
         if self.status.serves and status.state in _ENDED:
             self.deaths += 1
+            self.died_at = self._loop.time()
         self.status = status
         self.is_ready = status.serves
         self._on_change()

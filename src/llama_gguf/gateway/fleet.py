@@ -7,14 +7,17 @@ connections, slots and status. What others need to know of all of them together 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Final
 
 from llama_gguf.config.schema import DEFAULT_SLOTS, QueueSettings, TimeoutSettings
 from llama_gguf.engines.address import EngineAddress
+from llama_gguf.engines.mixed import Candidate, Served, decisive, difference
 from llama_gguf.engines.probe import Probe
 from llama_gguf.engines.status import ChildState, EngineStatus
-from llama_gguf.errors import GatewayError
+from llama_gguf.errors import GatewayError, QueueFull
+from llama_gguf.events import EventLog
 from llama_gguf.gateway.engine_tracker import EngineTracker, unavailable
 from llama_gguf.gateway.liveness import LivenessCheck
 from llama_gguf.gateway.pool import IDLE_SECONDS, ConnectionPool
@@ -26,10 +29,23 @@ from llama_gguf.scheduling.balancer import LeastBusy
 from llama_gguf.scheduling.crash_memory import CrashMemory
 from llama_gguf.scheduling.fair_queue import Turns
 from llama_gguf.scheduling.replay_order import ReplayOrder
+from llama_gguf.scheduling.standing import NO_LIMIT, State
+
+_log: Final = EventLog(__name__)
 
 SIDE_REQUESTS: Final = 4
 """At an engine at once that use no slot: llama-server has four HTTP threads more than slots."""
 SIDE_REQUESTS_PER_KEY: Final = 2
+DEFAULT_BUSY_SECONDS: Final = 1.0
+"""After a refusal without Retry-After."""
+SILENT_SECONDS: Final = 5.0
+"""After an unreachable replica's last probe: then its requests go to others."""
+MAX_BUSY_SECONDS: Final = 5.0
+"""However long a peer asks to wait: it may have room sooner."""
+_REASONS: Final = {
+    "connections_lost": "connections to it are lost",
+    "errors": "it responds with errors to everything",
+}
 
 
 class Fleet:
@@ -43,7 +59,9 @@ class Fleet:
         dial_to: makes what connects to an engine.
         are_several: whether there are several keys, so that a part of the queue is reserved.
         turns_of: by a key's id, its turns in the queue.
+        probe_of: makes what probes an engine.
         api_key: that engines expect.
+        model_name: MODEL_NAME.
     """
 
     def __init__(
@@ -56,7 +74,9 @@ class Fleet:
         dial_to: Callable[[EngineAddress], Dial],
         are_several: Callable[[], bool],
         turns_of: Callable[[str], Turns],
+        probe_of: Callable[[EngineAddress], Probe] = Probe,
         api_key: str = "",
+        model_name: str = "",
     ) -> None:
         self._max_requests = queue.max_concurrent_requests
         self._timeouts = timeouts
@@ -64,6 +84,10 @@ class Fleet:
         self._clock = clock
         self._dial_to = dial_to
         self._api_key = api_key
+        self._probe_of = probe_of
+        self._model_name = model_name
+        self._served: Served | None = None
+        """The model, and the context of a request, that peers must have."""
         self.replicas: dict[str, Replica] = {}
         """By ``EngineAddress.key``; those that are leaving too."""
         self.status = EngineStatus(ChildState.STARTING, since=clock.wall)
@@ -72,6 +96,8 @@ class Fleet:
         """Whether requests may be sent to a replica now."""
         self.has_choice = False
         """Whether there are several replicas."""
+        self.on_silent: Callable[[Replica], None] = _ignore_replica
+        """Called when a replica no longer responds at all, while it works on requests."""
         self.on_engine_requested: Callable[[], None] = _ignore
         """Called when a request arrives while a replica is asleep, and none is ready."""
         self._balancer: LeastBusy[Replica] = LeastBusy()
@@ -122,7 +148,7 @@ class Fleet:
             label,
             tracker,
             ConnectionPool(self._timeouts, loop, self._dial_to(address)),
-            LivenessCheck(loop, tracker, Probe(address).look),
+            LivenessCheck(loop, tracker, self._probe_of(address).look),
         )
         return replica
 
@@ -147,6 +173,7 @@ class Fleet:
         self.has_choice = len(self.replicas) > 1
         for replica in self.replicas.values():
             replica.tracker.label = replica.label if self.has_choice else ""
+            replica.pool.passes_refusals = not self.has_choice
 
     def update(self, status: EngineStatus) -> None:
         """Take over what the supervisor reports of one of its engines."""
@@ -163,6 +190,10 @@ class Fleet:
         replica.tracker.update(status)
         if status.is_removed:
             self.remove(key)
+
+    def now(self) -> float:
+        """On the gateway's clock."""
+        return self._clock.now()
 
     # What is asked of all of them ---------------------------------------------------------------
 
@@ -201,6 +232,12 @@ class Fleet:
             replica.pool.retire_idle(IDLE_SECONDS)
             if not is_late:
                 replica.pool.cut_overdue()
+            if self.has_choice:
+                if replica.standing.on_time(now):
+                    self._on_replica_change(replica)
+                if now >= replica.unreachable_since + SILENT_SECONDS and self.has_other(replica):
+                    replica.unreachable_since = math.inf
+                    self.on_silent(replica)
             if replica.is_leaving and replica.is_unused:
                 self._forget(key)
 
@@ -208,40 +245,103 @@ class Fleet:
 
     def on_connection_lost(self, replica: Replica) -> None:
         """Send nothing to *replica* until it is known whether it lives, if there is another."""
-        if not (self.has_choice and self._has_other(replica)) or replica.is_in_doubt:
+        if not self.has_choice:
             return
+        standing = replica.standing
+        was_doubted = standing.state is State.DOUBTED
+        if standing.on_lost(self._clock.now(), has_other=self.has_other(replica)):
+            self._on_ejected(replica, "connections_lost")
+        elif standing.state is State.DOUBTED and not was_doubted:
 
-        def on_known() -> None:
-            replica.is_in_doubt = False
+            def on_known() -> None:
+                standing.on_alive()
+                self._on_replica_change(replica)
+
+            replica.liveness.wait(replica, on_known)
             self._on_replica_change(replica)
 
-        replica.is_in_doubt = True
-        replica.liveness.wait(replica, on_known)
-        self._on_replica_change(replica)
+    def on_good_response(self, replica: Replica) -> None:
+        """A replica that ``is_watched`` has responded with a status under 500."""
+        before = replica.standing.limit(NO_LIMIT)
+        replica.standing.on_response(self._slots(replica))
+        if replica.standing.limit(NO_LIMIT) != before:
+            self._loop.call_soon(self._on_replica_change, replica)
+
+    def on_error_response(self, replica: Replica) -> None:
+        """A replica has responded with a status from 500 on."""
+        replica.errors += 1
+        if not self.has_choice:
+            return
+        others = 0
+        for each in self.replicas.values():
+            if each is not replica:
+                others += each.good_responses
+        has_other = self.has_other(replica)
+        if replica.standing.on_error(self._clock.now(), has_other=has_other, others=others):
+            self._on_ejected(replica, "errors")
+
+    def on_refused(self, replica: Replica, retry_after: float | None) -> None:
+        """A replica has refused a request: another one may take it."""
+        replica.refusals += 1
+        if not (replica.is_gateway or replica.tracker.is_supervised or retry_after is not None):
+            # As llama-server responds while it loads: the next probe will show.
+            status = replica.tracker.status.moved(ChildState.LOADING, self._clock.wall)
+            self._loop.call_soon(replica.tracker.update, status)
+        seconds = min(
+            DEFAULT_BUSY_SECONDS if retry_after is None else retry_after, MAX_BUSY_SECONDS
+        )
+        replica.standing.on_refused(self._clock.now() + seconds)
+        self._loop.call_soon(self._on_replica_change, replica)
+
+    def refusal(self) -> GatewayError | None:
+        """What a client gets whose request every replica has refused; None if one may take it."""
+        until = math.inf
+        for replica in self.replicas.values():
+            if replica.is_candidate:
+                if replica.standing.state is not State.BUSY:
+                    return None
+                until = min(until, replica.standing.until)
+        if until == math.inf:
+            return None
+        return QueueFull(
+            "All replicas have refused the request, because they are busy.",
+            retry_after=max(until - self._clock.now(), 0.1),
+        )
+
+    def _on_ejected(self, replica: Replica, reason: str) -> None:
+        replica.ejections[reason] += 1
+        _log.warning(
+            "replica_ejected",
+            "Replica {replica} gets no requests for {seconds:.0f} s: {reason}",
+            replica=replica.label,
+            seconds=replica.standing.until - self._clock.now(),
+            reason=_REASONS[reason],
+        )
+        self._loop.call_soon(self._on_replica_change, replica)
 
     def wait_to_replay(
         self, request: object, failed: Replica | None, on_done: Callable[[], None]
     ) -> None:
         """Call *on_done*, later, when *request* can be sent again that *failed* has lost."""
-        if failed is None or self._has_other(failed):
+        if failed is None or self.has_other(failed):
             self._loop.call_soon(on_done)
         else:
             failed.liveness.wait(request, on_done)
 
-    def _has_other(self, replica: Replica) -> bool:
+    def has_other(self, replica: Replica) -> bool:
+        """Whether another one can take requests now."""
         return any(each is not replica and each.is_usable for each in self.replicas.values())
 
     # A replica has changed ----------------------------------------------------------------------
 
     def _on_replica_change(self, replica: Replica) -> None:
         """Slots come and go with the engine."""
-        is_usable = replica.is_usable
-        if not is_usable:
+        self._note_turns(replica)
+        if not replica.is_candidate:
             replica.pool.retire_idle()
-        replica.slots.total = self._slots(replica) if is_usable else 0
-        replica.side_slots.total = SIDE_REQUESTS if is_usable else 0
-        self._balancer.changed(replica.slots)
-        self._side_balancer.changed(replica.side_slots)
+        self._compare_models()
+        self._recall_if_needed()
+        self._set_slots(replica)
         self._sum_up()
         if not self.is_ready:
             for ticket in self.side_admission.waiting():
@@ -254,15 +354,88 @@ class Fleet:
                 waiting.on_refused(self.unavailable())
         replica.liveness.on_engine_change()
 
+    def _set_slots(self, replica: Replica) -> None:
+        total, side = 0, 0
+        if replica.is_candidate:
+            total = replica.standing.limit(self._slots(replica))
+            side = replica.standing.limit(SIDE_REQUESTS)
+        replica.slots.total, replica.side_slots.total = total, side
+        if not replica.is_leaving:
+            self._balancer.changed(replica.slots)
+            self._side_balancer.changed(replica.side_slots)
+
+    def _note_turns(self, replica: Replica) -> None:
+        """It may have become ready, or unreachable."""
+        is_ready = replica.tracker.is_ready
+        if is_ready and not replica.was_ready:
+            is_gradual = self.admission.running > 0 and self.has_other(replica)
+            replica.standing.on_loaded(is_gradual=is_gradual)
+        replica.was_ready = is_ready
+        if replica.tracker.status.state is not ChildState.UNREACHABLE:
+            replica.unreachable_since = math.inf
+        elif replica.unreachable_since == math.inf:
+            replica.unreachable_since = self._clock.now()
+
+    def _recall_if_needed(self) -> None:
+        """Try ejected replicas before their time, where no other one can take requests."""
+        if self.has_choice and not any(each.is_usable for each in self.replicas.values()):
+            for each in self.replicas.values():
+                if each.is_candidate and each.standing.on_needed():
+                    self._set_slots(each)
+
+    def _compare_models(self) -> None:
+        """Leave out peers that have another model, and take back those that no longer have."""
+        if not self.has_choice:
+            for only in self.replicas.values():
+                only.mismatch = ""
+            return
+        replicas = [each for each in self.replicas.values() if not each.is_leaving]
+        allowed = decisive(
+            [
+                Candidate(each.served, is_local=each.tracker.is_supervised)
+                for each in replicas
+                if each.tracker.is_ready
+            ],
+            self._served,
+            self._model_name,
+        )
+        if allowed:
+            self._served = allowed[0]
+        for each in replicas:
+            found = ""
+            if each.tracker.is_ready and not each.tracker.is_supervised:
+                found = difference(each.served, allowed)
+            if found != each.mismatch:
+                each.mismatch = found
+                _log_mismatch(each)
+                self._set_slots(each)
+
     def _slots(self, replica: Replica) -> int:
         return self._max_requests or replica.tracker.status.slots or DEFAULT_SLOTS
 
     def _sum_up(self) -> None:
         replicas = [each for each in self.replicas.values() if not each.is_leaving]
-        self.is_ready = any(each.tracker.is_ready for each in replicas)
-        if replicas:
-            self.status = EngineStatus.of_all([each.tracker.status for each in replicas])
+        self.is_ready = any(each.is_candidate for each in replicas)
+        served = [each for each in replicas if not each.mismatch] or replicas
+        if served:
+            self.status = EngineStatus.of_all([each.tracker.status for each in served])
+
+
+def _log_mismatch(replica: Replica) -> None:
+    if replica.mismatch:
+        _log.warning(
+            "replica_mismatch",
+            "Replica {replica} gets no requests: {reason}",
+            replica=replica.label,
+            reason=replica.mismatch,
+        )
+    else:
+        _log.info("replica_matches", "Replica {replica} gets requests again", replica=replica.label)
 
 
 def _ignore() -> None:
     """A gateway on its own cannot start an engine."""
+
+
+def _ignore_replica(_replica: Replica) -> None:
+    """No requests are under way."""

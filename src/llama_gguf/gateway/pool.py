@@ -57,6 +57,8 @@ class ConnectionPool:
         self._abandoned: dict[UpstreamConnection, float] = {}
         """Connections without a client that still hold a slot, and the time to cut them."""
         self.connecting: set[ConnectAttempt] = set()
+        self.passes_refusals = True
+        """Whether clients get the engine's 429 and 503: there is no other one."""
 
     def __repr__(self) -> str:
         return (

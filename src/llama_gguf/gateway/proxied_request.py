@@ -22,7 +22,9 @@ from llama_gguf.errors import (
     QueueFull,
     QueueTimeout,
     RequestTimeout,
+    UpstreamBusy,
     UpstreamError,
+    UpstreamLost,
     UpstreamTimeout,
 )
 from llama_gguf.gateway.attempt import (
@@ -299,7 +301,7 @@ class ProxiedRequest(Attempting):
 
     def _send(self, attempt: Attempt) -> None:
         if self._replay is not None:
-            self._replay.on_sent()
+            self._replay.on_sent(attempt.replica)
         if self._early is None:
             attempt.send(self._body, attempt)
         else:
@@ -488,7 +490,13 @@ class ProxiedRequest(Attempting):
     ) -> bool:
         """Whether it can be sent again now; else when its turn comes. Raises what ends it."""
         services, tracker = self._services, attempt.replica.tracker
-        if attempt.failure is CONNECT:
+        is_busy = isinstance(error, UpstreamBusy)
+        if is_busy:
+            services.fleet.on_refused(attempt.replica, error.retry_after)
+            refusal = services.fleet.refusal()
+            if refusal is not None:
+                raise refusal
+        elif attempt.failure is CONNECT:
             tracker.on_connect_failed()
         else:
             services.fleet.on_connection_lost(attempt.replica)
@@ -497,7 +505,8 @@ class ProxiedRequest(Attempting):
             was_sent=attempt.was_sent,
             has_begun=attempt.has_begun,
             may_wait=services.fleet.may_come,
-            deaths=self._replay.deaths if self._replay and self._is_suspect(attempt) else 0,
+            has_other=services.fleet.has_choice and services.fleet.has_other(attempt.replica),
+            deaths=self._replay.deaths() if self._replay and self._is_suspect(attempt) else 0,
         )
         action = failure_policy.decide(failure, exchange, max_replays=services.queue.max_replays)
         if action is Action.RETRY:
@@ -507,13 +516,13 @@ class ProxiedRequest(Attempting):
             services.metrics.backend_failures[attempt.failure] += 1
         match action:
             case Action.REQUEUE:
-                self._leave_engine(exchange, attempt)
+                self._leave_engine(exchange, attempt, has_failed=attempt.was_sent and not is_busy)
                 return True
             case Action.REPLAY:
                 exchange.replays += 1
                 exchange.has_retried = True  # kept connections have been lost as well, most likely
                 services.metrics.replays[attempt.failure] += 1
-                self._leave_engine(exchange, attempt)
+                self._leave_engine(exchange, attempt, has_failed=True)
                 services.fleet.replay_order.enter(self, self.key_id, self._on_turn)
                 return False
             case Action.REFUSE:
@@ -536,10 +545,33 @@ class ProxiedRequest(Attempting):
         """
         first = self._services.fleet.replay_order.first
         is_first = first is None or first is self
+        if self._services.fleet.has_choice and isinstance(first, ProxiedRequest):
+            is_first = is_first or not first.is_at(attempt.replica)
         return is_first and attempt.replica.tracker.explained_deaths <= attempt.deaths_before
 
-    def _leave_engine(self, exchange: Exchange, attempt: Attempt) -> None:
+    def is_at(self, replica: Replica) -> bool:
+        """Whether it is with *replica* now."""
+        return self._attempt is not None and self._attempt.replica is replica
+
+    def on_silent_replica(self, replica: Replica) -> None:
+        """*replica* no longer responds: another one can serve the request, if it has not begun."""
+        attempt, exchange = self._attempt, self._exchange
+        if (
+            attempt is not None
+            and attempt.replica is replica
+            and attempt.may_be_replaced
+            and exchange.request.route.needs_slot
+            and exchange.replays < self._services.queue.max_replays
+        ):
+            self.interrupt(UpstreamLost("The engine no longer responds."))
+
+    def _leave_engine(self, exchange: Exchange, attempt: Attempt, *, has_failed: bool) -> None:
         """Give the slot back, to be queued again.
+
+        Args:
+            exchange: its head, and what there will be to log.
+            attempt: that is over.
+            has_failed: whether the engine may have worked on the request.
 
         Raises:
             QueueFull: there is no memory for the request's body while it waits.
@@ -550,9 +582,9 @@ class ProxiedRequest(Attempting):
             self._early = EarlyStream(self._client.transport, now, exchange.request.reads_chunks)
         is_first = self._replay is None
         replay = self._replay = self._replay or Replay()
-        if attempt.was_sent:
-            replay.on_failed(attempt, ran_for=now - exchange.forwarded_at)
-        if attempt.was_sent or is_first:
+        if has_failed:
+            replay.on_failed(attempt, now, ran_for=now - exchange.forwarded_at)
+        if has_failed or is_first:
             replay.queue_deadline = now + self._services.queue.max_queue_wait
         self._deadline = replay.queue_deadline
         exchange.queue_again(now)

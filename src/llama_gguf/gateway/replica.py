@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+
 from llama_gguf.engines.address import EngineAddress
+from llama_gguf.engines.mixed import Served
 from llama_gguf.gateway.engine_tracker import EngineTracker
 from llama_gguf.gateway.liveness import LivenessCheck
 from llama_gguf.gateway.pool import ConnectionPool
 from llama_gguf.scheduling.balancer import Slots
+from llama_gguf.scheduling.standing import Standing
 
 
 class Replica:
@@ -40,15 +45,44 @@ class Replica:
         """For requests that use no slot: they take threads and time of the engine all the same."""
         self.is_leaving = False
         """It finishes what it has, and is then forgotten."""
-        self.is_in_doubt = False
-        """A connection to it was lost, and it is not known yet whether it lives."""
+        self.standing = Standing()
+        """What its traffic shows."""
+        self.mismatch = ""
+        """How it differs from the model that is served, in words; it gets no requests then."""
         self.responses = 0
         """Counter: requests that it has responded to."""
+        self.errors = 0
+        """Counter: of these, with a status from 500 on."""
+        self.refusals = 0
+        """Counter: requests that it has refused, and that were sent to another replica."""
+        self.ejections: Counter[str] = Counter()
+        """By reason."""
+        self.is_gateway = False
+        """It is another llama-gguf."""
+        self.was_ready = False
+        """At the last change."""
+        self.unreachable_since = math.inf
+        """On the gateway's clock, until its requests have been given to others."""
+
+    @property
+    def served(self) -> Served:
+        """The model and the context that it reports."""
+        return Served(self.tracker.status.model, self.tracker.status.request_tokens)
 
     @property
     def is_usable(self) -> bool:
         """Whether requests may be sent to it now."""
-        return self.tracker.is_ready and not self.is_leaving and not self.is_in_doubt
+        return self.is_candidate and self.standing.limit(1) > 0
+
+    @property
+    def is_candidate(self) -> bool:
+        """Whether it is ready, and serves what is to be served."""
+        return self.tracker.is_ready and not self.is_leaving and not self.mismatch
+
+    @property
+    def good_responses(self) -> int:
+        """Those with a lower status than 500, less the others."""
+        return self.responses - 2 * self.errors
 
     @property
     def is_unused(self) -> bool:

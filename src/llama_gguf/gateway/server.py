@@ -11,16 +11,13 @@ import signal
 import socket
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import replace
-from functools import partial
 from typing import Any, Final
 
 from llama_gguf.access import budget_ledger
 from llama_gguf.access.budget_ledger import BudgetLedger
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.address import EngineAddress
-from llama_gguf.engines.probe import Finding, Probe, watch
-from llama_gguf.engines.status import ChildState
+from llama_gguf.engines.probe import Probe
 from llama_gguf.errors import ReloadFailed, UserError
 from llama_gguf.events import EventLog
 from llama_gguf.files.instance_file import path_of
@@ -28,16 +25,16 @@ from llama_gguf.gateway.client_connection import ClientConnection
 from llama_gguf.gateway.control import Control
 from llama_gguf.gateway.dashboard import take_reading
 from llama_gguf.gateway.lifecycle import Event, Lifecycle
-from llama_gguf.gateway.replica import Replica
+from llama_gguf.gateway.peers import Peers
 from llama_gguf.gateway.services import Services
 from llama_gguf.net.clock import wall_now
-from llama_gguf.net.connector import Dial, Dialer
+from llama_gguf.net.connector import Dial, Dialer, TlsDialer
 from llama_gguf.net.listener import Listener
 from llama_gguf.net.poller import poller
 from llama_gguf.net.sockets import places_within_limits
 from llama_gguf.net.terminal import Terminal
 from llama_gguf.net.threads import run_detached
-from llama_gguf.net.tls import ServerContext
+from llama_gguf.net.tls import ServerContext, client_context
 from llama_gguf.net.transport import LoopTransport, SocketTransport
 from llama_gguf.telemetry.usage_store import USAGE, Kind, T, UsageStore
 
@@ -50,8 +47,6 @@ LAST_LINES_SECONDS: Final = 2.0
 BUDGETS: Final = Kind(
     budget_ledger.FOLDER, 1.0, lambda _: BudgetLedger(has_changes=True), BudgetLedger.load
 )
-PROBE_READY_SECONDS: Final = 2.0
-PROBE_ELSE_SECONDS: Final = 0.25
 
 
 class Gateway:
@@ -89,7 +84,19 @@ class Gateway:
         self._terminal = Terminal()
         loop = asyncio.get_running_loop()
         self._poller = poller(loop)
-        self.services = Services(settings, loop, self._dial_to)
+        upstream = settings.upstream
+        self._peers_tls = (
+            client_context(upstream.peers_ca_file)
+            if any("https://" in peer for peer in upstream.peers)
+            else None
+        )
+        self.services = Services(
+            settings,
+            loop,
+            self._dial_to,
+            probe_of=self._probe_of,
+            is_supervised=channel is not None,
+        )
         self._control = None if channel is None else Control(self.services, channel)
 
     async def run(self) -> int:
@@ -114,6 +121,7 @@ class Gateway:
         url = f"{self._settings.tls.scheme}://{_address(self._listener)}"
         _log.info("gateway_listens", "The gateway listens on {url}", url=url)
         self._start(self._follow_engine(), "follow the engine")
+        self._start(self._follow_peers(), "follow the peers")
         self._start(services.engine_reader.run(), "read the engine's metrics")
         self._start(usage_store.keep(services.usage), "keep the usage")
         self._start(budget_store.keep(budgets), "keep what is used of budgets")
@@ -146,7 +154,19 @@ class Gateway:
 
     # Connections --------------------------------------------------------------------------------
 
+    def _probe_of(self, engine: EngineAddress) -> Probe:
+        is_peer = bool(self._settings.upstream.peers)
+        return Probe(engine, tls=self._peers_tls, is_peer=is_peer)
+
     def _dial_to(self, engine: EngineAddress) -> Dial:
+        if engine.has_tls:
+            return TlsDialer(
+                asyncio.get_running_loop(),
+                engine.host,
+                engine.port,
+                context=self._peers_tls,
+                server_name=engine.server_name,
+            ).dial
         return Dialer(self._poller, engine.host, engine.port, engine.socket).dial
 
     def _listen(self) -> Listener:
@@ -287,37 +307,17 @@ class Gateway:
     # The engine ---------------------------------------------------------------------------------
 
     async def _follow_engine(self) -> None:
-        if self._control is None:
-            (replica,) = self.services.fleet.replicas.values()
-            on_finding = partial(self._on_finding, replica)
-            replica.liveness.report = on_finding
-            await watch(
-                Probe(replica.address),
-                on_finding,
-                ready_every=PROBE_READY_SECONDS,
-                else_every=PROBE_ELSE_SECONDS,
-                has_responded=partial(self._has_responded, replica),
-            )
-        else:
+        if self._control is not None:
             await self._control.follow(self._on_supervisor_gone)
 
-    def _has_responded(self, replica: Replica) -> bool:
-        return self.services.clock.now() - replica.tracker.responded_at < PROBE_READY_SECONDS
-
-    def _on_finding(self, replica: Replica, finding: Finding) -> None:
-        known = replica.tracker.status
-        status = known.moved(finding.state, wall_now())
-        if finding.serves:
-            asleep = finding.state is ChildState.ASLEEP
-            status = replace(
-                status,
-                model=finding.model,
-                slots=finding.slots,
-                request_tokens=finding.request_tokens,
-                wakes_itself=asleep,
-            )
-        if status != known:
-            replica.tracker.update(status)
+    async def _follow_peers(self) -> None:
+        """Probe the engines without a supervisor."""
+        services = self.services
+        peers = Peers(services.fleet, services.peers, probe_of=self._probe_of, start=self._start)
+        if self._control is None:
+            for replica in services.fleet.replicas.values():
+                peers.watch(replica)
+        await peers.follow()
 
     def _on_supervisor_gone(self) -> None:
         _log.warning("supervisor_gone", "The supervisor is gone: draining")

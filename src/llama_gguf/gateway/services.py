@@ -12,11 +12,13 @@ from llama_gguf.access.key_store import KeyStore
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Probe
+from llama_gguf.engines.source import PeerSource
 from llama_gguf.gateway.budget_sink import BudgetSink
 from llama_gguf.gateway.connections import Connections
 from llama_gguf.gateway.fleet import Fleet
 from llama_gguf.gateway.head_cache import HeadCache, Known
 from llama_gguf.gateway.metrics_reader import EngineReader
+from llama_gguf.gateway.replica import Replica
 from llama_gguf.gateway.request_ids import RequestIds
 from llama_gguf.gateway.sse_keepalive import StreamSearches
 from llama_gguf.http1.known_head import NO_HEAD
@@ -41,6 +43,8 @@ class Services:
         settings: with directories filled in.
         loop: of the gateway.
         dial_to: makes what connects to an engine.
+        probe_of: makes what probes one.
+        is_supervised: whether a supervisor on this machine has engines too.
     """
 
     def __init__(
@@ -48,6 +52,9 @@ class Services:
         settings: Settings,
         loop: asyncio.AbstractEventLoop,
         dial_to: Callable[[EngineAddress], Dial],
+        *,
+        probe_of: Callable[[EngineAddress], Probe] = Probe,
+        is_supervised: bool = False,
     ) -> None:
         self.auth = settings.auth
         self.trusted_proxies = tuple(ip_network(net) for net in settings.auth.trusted_proxies)
@@ -85,9 +92,15 @@ class Services:
             dial_to=dial_to,
             are_several=are_several,
             turns_of=self._turns_of,
+            probe_of=probe_of,
             api_key=settings.upstream.backend_api_key,
+            model_name=settings.model.model_name,
         )
-        self.fleet.add(EngineAddress.of(settings.upstream))
+        self.fleet.on_silent = self._on_silent_replica
+        upstream = settings.upstream
+        if is_supervised or not upstream.peers:
+            self.fleet.add(EngineAddress.of(upstream))
+        self.peers = PeerSource(upstream.peers, upstream.backend_api_key)
         self.body_memory = BodyMemory(settings.limits.max_body_memory, are_several)
         self.stream_searches = StreamSearches()
         self.access_log = AccessLog(
@@ -129,6 +142,10 @@ class Services:
 
     def _note_wall_clock(self) -> None:
         self.access_log.wall_offset = self.clock.wall - self.clock.now()
+
+    def _on_silent_replica(self, replica: Replica) -> None:
+        for connection in tuple(self.connections):
+            connection.on_silent_replica(replica)
 
     def _turns_of(self, key_id: str) -> Turns:
         attributes = self.authenticator.attributes_of(key_id)

@@ -18,6 +18,7 @@ from typing import Final, Protocol
 
 from llama_gguf.errors import (
     IllegalTransition,
+    UpstreamBusy,
     UpstreamClosedKept,
     UpstreamError,
     UpstreamLost,
@@ -103,6 +104,9 @@ class Owner(Protocol):
 
     last_head: tuple[KnownHead, Response] | None
     """The last head that was parsed: a new connection mostly begins with the same."""
+
+    passes_refusals: bool
+    """Whether clients get the engine's 429 and 503."""
 
     def give_back(self, connection: UpstreamConnection) -> None: ...
 
@@ -411,6 +415,12 @@ class UpstreamConnection(Receiver):
     ) -> None:
         self._response = response
         framing = response.framing
+        if response.is_refusal and not self._pool.passes_refusals:
+            self.abort()
+            receiver.on_upstream_failed(
+                UpstreamBusy("The engine refused the request.", retry_after=response.retry_after)
+            )
+            return
         if framing is _LENGTH and len(rest) == length and response.keep_alive:
             # All of it in one read, as most responses that are not streams. The client may send
             # the next request at once, so the connection is returned before the client has this.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llama_gguf.http1.fields import Fields, Framing, ResponseFields
+from llama_gguf.http1.fields import Fields, Framing, ResponseFields, find
 
 
 @dataclass(slots=True)
@@ -31,8 +31,10 @@ class Response:
         "has_date",
         "has_length",
         "is_event_stream",
+        "is_refusal",
         "keep_alive",
         "opening",
+        "retry_after",
         "status",
     )
 
@@ -42,6 +44,9 @@ class Response:
         self.has_date = sorted_fields.has_date
         self.has_length = sorted_fields.length is not None and head.status != 204
         self.is_event_stream = sorted_fields.is_event_stream
+        self.is_refusal = head.status in (429, 503)
+        """The engine did not begin to process the request."""
+        self.retry_after = _retry_after(head.fields) if self.is_refusal else None
         # Not after a stream: llama-server closes the connection then, without announcing it.
         self.keep_alive = (
             sorted_fields.framing in (Framing.LENGTH, Framing.NONE)
@@ -54,3 +59,9 @@ class Response:
             head.reason,
             b"".join(sorted_fields.forwarded),
         )
+
+
+def _retry_after(fields: Fields) -> float | None:
+    """The seconds in Retry-After; None without it, or if it is a date."""
+    value = find(fields, b"retry-after") or b""
+    return float(value) if value.isdigit() and len(value) < 10 else None

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from llama_gguf.net.poller import WRITABLE, Poller, Watched
-from llama_gguf.net.transport import Endpoint, SocketTransport
+from llama_gguf.net.transport import Endpoint, LoopTransport, SocketTransport
 
 _Address = tuple[int, Any]
 """A family, and an address as ``connect`` takes it."""
@@ -60,6 +60,51 @@ class Dialer:
         elif attempt.begin(self._addresses):
             return None
         return attempt
+
+
+class TlsDialer:
+    """Connects to one engine by TLS, with the loop's own transport.
+
+    Args:
+        loop: of the gateway.
+        host: a name or an address.
+        port: of TCP.
+        context: verifies its certificate.
+        server_name: that the certificate must have.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        host: str,
+        port: int,
+        *,
+        context: Any,  # an ssl.SSLContext
+        server_name: str,
+    ) -> None:
+        self._loop = loop
+        self._host, self._port = host, port
+        self._context = context
+        self._server_name = server_name
+
+    def dial(self, endpoint: Endpoint, on_failed: _OnFailed) -> Cancellable | None:
+        """A ``Dial``."""
+        return self._loop.create_task(self._connect(endpoint, on_failed), name="TLS connection")
+
+    async def _connect(self, endpoint: Endpoint, on_failed: _OnFailed) -> None:
+        def protocol() -> Any:  # an asyncio.Protocol by its methods
+            return LoopTransport(endpoint)
+
+        try:
+            await self._loop.create_connection(
+                protocol,
+                self._host,
+                self._port,
+                ssl=self._context,
+                server_hostname=self._server_name,
+            )
+        except OSError as error:  # ssl.SSLError is one
+            on_failed(error)
 
 
 def _literal(host: str, port: int, path: str) -> list[_Address]:

@@ -105,6 +105,33 @@ def load(cert_file: str, key_file: str) -> Certificate:
     return Certificate(context, cert_file, valid_until=end, refusal="")
 
 
+def client_context(ca_file: str) -> ssl.SSLContext:
+    """Of connections to https peers, whose certificate and name are verified.
+
+    Args:
+        ca_file: PEERS_CA_FILE: the issuers that are trusted; empty = those of the system.
+
+    Raises:
+        UserError: the file cannot be used.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # which verifies both
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    if not ca_file:
+        context.load_default_certs()
+        return context
+    chain = _read("PEERS_CA_FILE", ca_file).decode("ascii", "ignore")
+    try:
+        context.load_verify_locations(cadata=chain)
+    except (ssl.SSLError, ValueError):  # ValueError for an empty file
+        raise _unusable(
+            "PEERS_CA_FILE",
+            ca_file,
+            "it has no certificate in PEM format (-----BEGIN CERTIFICATE-----), or is damaged.",
+        ) from None
+    return context
+
+
 def _read(variable: str, path: str) -> bytes:
     try:
         with open(path, "rb") as file:

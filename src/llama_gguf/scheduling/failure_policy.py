@@ -2,8 +2,9 @@
 
 The first case that applies:
 
-1. REQUEUE: nothing of the request has been sent, and it may wait for an engine. It is queued again,
-   as often as needed. Only requests that use a slot wait.
+1. REQUEUE: nothing of the request has been sent, or a replica has refused it with 429 or 503, and
+   it may wait for an engine, or there is another one that is ready. It is queued again, as often as
+   needed. Only requests that use a slot wait.
 2. RETRY: a kept connection was closed before any byte of the response arrived, and the request is
    a GET or HEAD. It is sent once more, on a new connection. RFC 9110 section 9.2.2 allows that
    for idempotent requests only; these two are safe (section 9.2.1), and therefore idempotent.
@@ -24,7 +25,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from llama_gguf.errors import UpstreamClosedKept, UpstreamError, UpstreamLost
+from llama_gguf.errors import UpstreamBusy, UpstreamClosedKept, UpstreamError, UpstreamLost
 from llama_gguf.scheduling.exchange import Exchange
 
 
@@ -47,6 +48,7 @@ class Failure:
         has_begun: whether the client has received anything of the response's body; comments of a
             stream do not count.
         may_wait: whether the request may wait for an engine.
+        has_other: whether another replica can take it now.
         deaths: engines that are known to have died while they worked on the request, before this
             failure.
     """
@@ -56,13 +58,15 @@ class Failure:
     has_begun: bool
     may_wait: bool
     deaths: int
+    has_other: bool = False
 
 
 def decide(failure: Failure, exchange: Exchange, *, max_replays: int) -> Action:
     """Decide what follows *failure* of the request of *exchange*."""
     is_lost = isinstance(failure.error, UpstreamLost)
     may_run_again = failure.may_wait and exchange.request.route.needs_slot
-    if not failure.was_sent and may_run_again:
+    was_processed = failure.was_sent and not isinstance(failure.error, UpstreamBusy)
+    if not was_processed and (may_run_again or failure.has_other):
         return Action.REQUEUE  # 1
     if (
         isinstance(failure.error, UpstreamClosedKept)

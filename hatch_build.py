@@ -54,6 +54,7 @@ MODULES: Final = [
                 "proxied_request",
                 "replay",
                 "replica",
+                "replica_sink",
                 "request_ids",
                 "response_events",
                 "services",

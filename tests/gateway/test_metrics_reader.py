@@ -8,7 +8,7 @@ import pytest
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Probe
 from llama_gguf.gateway import metrics_reader
-from llama_gguf.gateway.metrics_reader import EngineReader
+from llama_gguf.gateway.metrics_reader import EngineReader, Readable
 
 
 class FakeProbe(Probe):
@@ -30,10 +30,11 @@ def values(reader: EngineReader) -> list[float]:
 
 def test_what_was_read_last_is_served() -> None:
     probe = FakeProbe(b"llamacpp:n 1\n", b"llamacpp:n 2\n", None)
-    reader = EngineReader(probe, lambda: True)
+    only = Readable(probe, "", is_busy=True)
+    reader = EngineReader(lambda: [only])
     seen = []
     for _ in range(3):
-        asyncio.run(reader.read())
+        asyncio.run(reader.read(only))
         seen.append(values(reader))
 
     assert seen == [[1], [2], [2]]
@@ -55,7 +56,9 @@ def test_it_is_read_while_requests_are_in_flight_and_never_else(
         return looks[-1]
 
     async def run() -> None:
-        reading = asyncio.get_running_loop().create_task(EngineReader(probe, is_busy).run())
+        reading = asyncio.get_running_loop().create_task(
+            EngineReader(lambda: [Readable(probe, "", is_busy=is_busy())]).run()
+        )
         await enough.wait()
         reading.cancel()
 
@@ -78,7 +81,7 @@ def test_while_nothing_runs_counters_are_served_and_no_gauges(
             enough.set()
         return len(seen) == 1
 
-    reader = EngineReader(probe, is_busy)
+    reader = EngineReader(lambda: [Readable(probe, "", is_busy=is_busy())])
 
     async def run() -> None:
         reading = asyncio.get_running_loop().create_task(reader.run())
@@ -92,10 +95,23 @@ def test_while_nothing_runs_counters_are_served_and_no_gauges(
 
 def test_an_engine_without_metrics_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    reader = EngineReader(FakeProbe(None), lambda: True)
-    asyncio.run(reader.read())
-    asyncio.run(reader.read())
+    only = Readable(FakeProbe(None), "", is_busy=True)
+    reader = EngineReader(lambda: [only])
+    asyncio.run(reader.read(only))
+    asyncio.run(reader.read(only))
 
     assert len(caplog.records) == 1
     assert "--metrics" in caplog.text
     assert reader.latest == ()
+
+
+def test_metrics_of_several_replicas_have_their_labels() -> None:
+    replicas = [
+        Readable(FakeProbe(b"llamacpp:n %d\n" % n), label, is_busy=True)
+        for n, label in enumerate(("a", "b"))
+    ]
+    reader = EngineReader(lambda: replicas)
+    for each in replicas:
+        asyncio.run(reader.read(each))
+
+    assert [(found.replica, found.value) for found in reader.latest] == [("a", 0), ("b", 1)]

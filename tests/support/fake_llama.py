@@ -15,6 +15,8 @@ flags. Its own flags, which tests put into EXTRA_ARGS, determine its behaviour:
   --die-on PATH        SIGKILL itself at a request for this path
   --pid-file FILE      write the process id to it
   --at-once N          serve N requests concurrently; the others wait
+  --model NAME         the model that /props reports
+  --error N            respond to each POST with this status
   --seen FILE          append a line of JSON per request: method, path, fields, body
 
 The variable FAKE_DEVICES names a file with the lines that --list-devices prints.
@@ -58,6 +60,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--die-on")
     parser.add_argument("--pid-file")
     parser.add_argument("--at-once", type=int, default=1_000_000)
+    parser.add_argument("--model", default="fake")
+    parser.add_argument("--error", type=int)
     parser.add_argument("--seen")
     parser.add_argument("--version", action="store_true")
     parser.add_argument("--list-devices", action="store_true")
@@ -160,13 +164,15 @@ class Server:
         elif path == "/props":
             idle = asyncio.get_running_loop().time() - self.worked_at
             sleeps = 0 < OPTIONS.sleep_idle_seconds <= idle
-            props = {"total_slots": SLOTS, "model_alias": "fake", "is_sleeping": sleeps}
+            props = {"total_slots": SLOTS, "model_alias": OPTIONS.model, "is_sleeping": sleeps}
             writer.write(response(200, json.dumps(props).encode()))
         elif method == "GET" and path in ("/v1/models", "/metrics"):
             writer.write(response(200, b"{}"))
         elif method == "GET":
             self.worked_at = asyncio.get_running_loop().time()
             writer.write(response(200, json.dumps({"path": path}).encode()))
+        elif OPTIONS.error:
+            writer.write(response(OPTIONS.error, b'{"error":{"message":"broken"}}'))
         elif "x-fault" in by_name:
             return await self.fault(writer, by_name["x-fault"])
         elif b'"stream":' in body.replace(b'"stream": ', b'"stream":') and b"true" in body:

@@ -210,6 +210,9 @@ class Attempt:
                 exchange.id_bytes,
                 b"\r\n",
                 exchange.rate_fields,
+                b"x-llama-gguf-replica: %b\r\n" % exchange.replica.encode("latin-1")
+                if exchange.replica and services.shows_replica
+                else b"",
                 exchange.request.cors,
                 b"" if response.has_date else services.clock.date,
                 b"\r\n" if client.keep_alive else b"Connection: close\r\n\r\n",

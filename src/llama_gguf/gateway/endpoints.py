@@ -14,7 +14,7 @@ from llama_gguf.access.authenticator import Authenticator, Principal
 from llama_gguf.config.schema import RouteSettings
 from llama_gguf.engines.status import HEALTH_STATUS, ChildState
 from llama_gguf.form import FORM
-from llama_gguf.gateway import budgets, dashboard
+from llama_gguf.gateway import budgets, dashboard, fleet_facts
 from llama_gguf.http1 import local_response
 from llama_gguf.http1.fields import find
 from llama_gguf.http1.local_response import LocalResponse
@@ -105,6 +105,7 @@ def _facts(services: Services) -> dict[str, object]:
             "version": facts.pop("engine_version", ""),
         },
         "model": {"name": engine.model, **facts},
+        **({"replicas": fleet_facts.facts(services)} if services.fleet.has_choice else {}),
         "slots": {
             "used": services.fleet.admission.running,
             "total": services.fleet.admission.slots,
@@ -141,6 +142,8 @@ def gauges(services: Services) -> Gauges:
         uptime=round(services.clock.now() - services.clock.started_at, 3),
         token_budgets=token_budgets,
         engine_budgets=engine_budgets,
+        replicas=fleet_facts.gauges(services),
+        session_moves=services.fleet.moves,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from llama_gguf.config.schema import DEFAULT_SLOTS, QueueSettings, TimeoutSettings
@@ -194,6 +194,11 @@ class Fleet:
     def now(self) -> float:
         """On the gateway's clock."""
         return self._clock.now()
+
+    @property
+    def moves(self) -> Mapping[str, int]:
+        """Sessions that moved to another replica, by reason."""
+        return self._balancer.moves
 
     # What is asked of all of them ---------------------------------------------------------------
 

@@ -8,7 +8,8 @@ has one reader.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from llama_gguf.engines.probe import Probe
@@ -24,35 +25,64 @@ EVERY_SECONDS: Final = 5.0
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Readable:
+    """One replica.
+
+    Args:
+        probe: reads from it.
+        label: of its metrics; empty if it is the only one.
+        is_busy: whether it is awake and has requests.
+    """
+
+    probe: Probe
+    label: str
+    is_busy: bool
+
+
 class EngineReader:
     """Of one gateway.
 
     Args:
-        probe: reads from the engine.
-        is_busy: whether the engine is awake and has requests.
+        replicas: returns those that can be read now.
     """
 
-    def __init__(self, probe: Probe, is_busy: Callable[[], bool]) -> None:
-        self._probe = probe
-        self._is_busy = is_busy
+    def __init__(self, replicas: Callable[[], Sequence[Readable]]) -> None:
+        self._replicas = replicas
         self._is_logged = False
-        self.latest: tuple[EngineMetric, ...] = ()
+        self._latest: dict[str, tuple[EngineMetric, ...]] = {}
+        """By label."""
+
+    @property
+    def latest(self) -> tuple[EngineMetric, ...]:
+        """Of all replicas."""
+        return tuple(metric for each in self._latest.values() for metric in each)
 
     async def run(self) -> None:
         """Read periodically, until cancelled."""
         while True:
             await asyncio.sleep(EVERY_SECONDS)
-            if self._is_busy():
-                await self.read()
-            else:
-                # Gauges no longer hold; counters still do.
-                self.latest = tuple(m for m in self.latest if m.type == "counter")
+            replicas = self._replicas()
+            for gone in self._latest.keys() - {each.label for each in replicas}:
+                del self._latest[gone]
+            for each in replicas:
+                if not each.is_busy:
+                    # Gauges no longer hold; counters still do.
+                    latest = self._latest.get(each.label, ())
+                    self._latest[each.label] = tuple(m for m in latest if m.type == "counter")
+            async with asyncio.TaskGroup() as group:
+                for each in replicas:
+                    if each.is_busy:
+                        group.create_task(self.read(each), name="read metrics")
 
-    async def read(self) -> None:
+    async def read(self, replica: Readable) -> None:
         """Read once. An engine without metrics is no fault."""
-        text = await self._probe.text("/metrics")
+        text = await replica.probe.text("/metrics")
         if text is not None:
-            self.latest = parse(text)
+            found = parse(text)
+            if replica.label:
+                found = tuple(replace(metric, replica=replica.label) for metric in found)
+            self._latest[replica.label] = found
         elif not self._is_logged:
             self._is_logged = True
             _log.info(

@@ -59,9 +59,9 @@ class Peers:
             self._fleet.remove(key)
         for key, address in addresses.items():
             if key not in self._watches:
-                self.watch(self._fleet.add(address, key))
+                self._watches[key] = self.watch(self._fleet.add(address, key))
 
-    def watch(self, replica: Replica) -> None:
+    def watch(self, replica: Replica) -> asyncio.Task[None]:
         """Probe *replica* from now on."""
         key = replica.address.key
         on_finding = partial(self._on_finding, replica)
@@ -73,7 +73,7 @@ class Peers:
             else_every=PROBE_ELSE_SECONDS,
             has_responded=partial(self._has_responded, replica),
         )
-        self._watches[key] = self._start(watching, f"probe {key}")
+        return self._start(watching, f"probe {key}")
 
     def _has_responded(self, replica: Replica) -> bool:
         return self._fleet.now() - replica.tracker.responded_at < PROBE_READY_SECONDS

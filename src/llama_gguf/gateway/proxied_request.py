@@ -294,6 +294,8 @@ class ProxiedRequest(Attempting):
         services = self._services
         # First, so that the slot is given back in any case.
         attempt = self._attempt = Attempt(self, services, self._client, exchange, lease)
+        if services.fleet.has_choice:
+            exchange.replica = lease.engine.label
         exchange.on(_FORWARD)
         exchange.forwarded_at = now
         self._deadline = now + services.request_timeout

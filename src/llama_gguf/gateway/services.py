@@ -17,8 +17,9 @@ from llama_gguf.gateway.budget_sink import BudgetSink
 from llama_gguf.gateway.connections import Connections
 from llama_gguf.gateway.fleet import Fleet
 from llama_gguf.gateway.head_cache import HeadCache, Known
-from llama_gguf.gateway.metrics_reader import EngineReader
+from llama_gguf.gateway.metrics_reader import EngineReader, Readable
 from llama_gguf.gateway.replica import Replica
+from llama_gguf.gateway.replica_sink import ReplicaSink
 from llama_gguf.gateway.request_ids import RequestIds
 from llama_gguf.gateway.sse_keepalive import StreamSearches
 from llama_gguf.http1.known_head import NO_HEAD
@@ -56,6 +57,7 @@ class Services:
         probe_of: Callable[[EngineAddress], Probe] = Probe,
         is_supervised: bool = False,
     ) -> None:
+        self._probe_of = probe_of
         self.auth = settings.auth
         self.trusted_proxies = tuple(ip_network(net) for net in settings.auth.trusted_proxies)
         self.routes = settings.routes
@@ -66,6 +68,7 @@ class Services:
         self.max_body_size = settings.limits.max_request_body_size
         self.request_timeout = settings.timeouts.request_timeout
         self.keepalive_timeout = settings.limits.keepalive_timeout
+        self.shows_replica = settings.routes.exposed_routes == "all"
         self.loop = loop
         self.clock = Clock()
         self.reader = RequestReader(
@@ -110,8 +113,10 @@ class Services:
             backups=settings.logs.log_backups,
         )
         self.usage = UsageTotals(self.clock.wall)
+        self.replica_sink = ReplicaSink(self.fleet, self.clock.now)
         self.recorder = Recorder(
             [
+                self.replica_sink,
                 BudgetSink(self.authenticator.budgets, self.clock),
                 self.metrics,
                 self.usage,
@@ -120,9 +125,7 @@ class Services:
             wall=lambda: self.clock.wall,
         )
         self.history = History(self.clock.now())
-        self.engine_reader = EngineReader(
-            Probe(EngineAddress.of(settings.upstream)), lambda: self.fleet.is_busy
-        )
+        self.engine_reader = EngineReader(self._readable)
         self.scrapes: dict[Format, tuple[LocalResponse, float]] = {}
         """Metrics that were expensive to render, and until when they are sent again."""
         self._note_wall_clock()
@@ -142,6 +145,19 @@ class Services:
 
     def _note_wall_clock(self) -> None:
         self.access_log.wall_offset = self.clock.wall - self.clock.now()
+
+    def _readable(self) -> list[Readable]:
+        """The replicas whose own metrics can be read."""
+        fleet = self.fleet
+        return [
+            Readable(
+                self._probe_of(replica.address),
+                replica.label if fleet.has_choice else "",
+                is_busy=replica.tracker.is_ready and replica.slots.in_use > 0,
+            )
+            for replica in fleet.replicas.values()
+            if not replica.is_gateway
+        ]
 
     def _on_silent_replica(self, replica: Replica) -> None:
         for connection in tuple(self.connections):

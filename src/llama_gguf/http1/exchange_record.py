@@ -103,6 +103,8 @@ class ExchangeRecord:
     """Of a stream, whose head llama-server sends long before its first token."""
     replays = 0
     """How often it was sent again after an engine had failed it."""
+    replica = ""
+    """The label of the one that it was sent to last; empty if there is only one."""
     ended_at = 0.0
     """Set early where the end is known before the exchange is recorded."""
     opening = b""

@@ -34,6 +34,7 @@ def _facts(exchange: ExchangeRecord, wall_offset: float) -> dict[str, str | int 
         "duration_ms": round(exchange.duration * 1000, 1),
         "outcome": exchange.outcome,
         **({"replays": exchange.replays} if exchange.replays else {}),
+        **({"replica": exchange.replica} if exchange.replica else {}),
         **_token_facts(exchange),
     }
 
@@ -67,6 +68,7 @@ def as_text(exchange: ExchangeRecord, wall_offset: float) -> str:
             " outcome=",
             exchange.outcome,
             f" replays={exchange.replays}" if exchange.replays else "",
+            f" replica={_escaped(exchange.replica)}" if exchange.replica else "",
             _tokens(exchange) if exchange.usage is not None or exchange.first_token_at else "",
         )
     )

@@ -60,8 +60,16 @@ class _Snapshot(Collector):
                 else:
                     family.add_metric(values, number)
             yield family
+        families: dict[str, Any] = {}
         for found in self._engine:
-            yield _KINDS[found.type](found.name, found.help, found.value)
+            labels = (found.replica,) if found.replica else ()
+            family = families.get(found.name)
+            if family is None:
+                names = ("replica",) if labels else ()
+                family = _KINDS[found.type](found.name, found.help, labels=names)
+                families[found.name] = family
+            family.add_metric(labels, found.value)
+        yield from families.values()
 
 
 _KINDS: Final[Mapping[str, Any]] = {

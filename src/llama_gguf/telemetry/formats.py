@@ -42,7 +42,15 @@ def as_json(
 ) -> dict[str, object]:
     """All metrics as JSON: values by name, with one row for each combination of labels."""
     ours = {metric.name: _plain(metric, metric.samples(metrics, gauges)) for metric in METRICS}
-    return ours | {metric.name: metric.value for metric in engine}
+    theirs: dict[str, object] = {}
+    for found in engine:
+        if found.replica:
+            rows = theirs.setdefault(found.name, [])
+            assert isinstance(rows, list)
+            rows.append({"replica": found.replica, "value": found.value})
+        else:
+            theirs[found.name] = found.value
+    return ours | theirs
 
 
 def _plain(metric: Metric, found: Sequence[Sample]) -> object:

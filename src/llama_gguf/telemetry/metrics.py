@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeVar, get_args
 
 from llama_gguf.errors import CODES
@@ -191,6 +191,62 @@ class Gauges:
     token_budgets: Budgets
     engine_budgets: Budgets
     """In seconds."""
+    replicas: tuple[ReplicaGauges, ...] = ()
+    session_moves: Mapping[str, int] = field(default_factory=dict)
+    """To another replica, by reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaGauges:
+    """Values of one replica."""
+
+    label: str
+    state: str
+    is_up: bool
+    """Whether it gets requests."""
+    slots: int
+    running: int
+    responses: int
+    errors: int
+    refusals: int
+    ejections: Mapping[str, int]
+    """By reason."""
+    cached_ratio: float | None
+    """Of the prompt's tokens."""
+
+
+def _of_replicas(
+    value: Callable[[ReplicaGauges], float | None],
+) -> Callable[[Metrics, Gauges], Value]:
+    """The sum of *value* by label: while one is replaced, two engines have the same label."""
+
+    def read(_: Metrics, gauges: Gauges) -> Value:
+        sums: Counter[str] = Counter()
+        for each in gauges.replicas:
+            number = value(each)
+            if number is not None:
+                sums[each.label] += number  # type: ignore[assignment]  # may be a float
+        return sums
+
+    return read
+
+
+def _ratios(_: Metrics, gauges: Gauges) -> Value:
+    return {
+        each.label: each.cached_ratio for each in gauges.replicas if each.cached_ratio is not None
+    }
+
+
+def _ejections(_: Metrics, gauges: Gauges) -> Value:
+    sums: Counter[tuple[str, str]] = Counter()
+    for each in gauges.replicas:
+        for reason, count in each.ejections.items():
+            sums[each.label, reason] += count
+    return sums
+
+
+def _states(_: Metrics, gauges: Gauges) -> Value:
+    return {(each.label, each.state): 1 for each in gauges.replicas}
 
 
 Number = float | Histogram
@@ -232,6 +288,8 @@ class EngineMetric:
     type: Type
     help: str
     value: float
+    replica: str = ""
+    """The label of the one that it is of; empty if there is only one."""
 
 
 def _budget_metrics(unit: str, words: str, of: Callable[[Gauges], Budgets]) -> list[Metric]:
@@ -429,6 +487,76 @@ METRICS: Final = (
         "gauge",
         "Time since the gateway started.",
         lambda _, g: g.uptime,
+    ),
+    Metric(
+        "llama_gguf_replica_up",
+        "gauge",
+        "1 if the replica gets requests, else 0.",
+        _of_replicas(lambda each: each.is_up),
+        ("replica",),
+    ),
+    Metric(
+        "llama_gguf_replica_state",
+        "gauge",
+        "Always 1, with the state that the replica is in.",
+        _states,
+        ("replica", "state"),
+    ),
+    Metric(
+        "llama_gguf_replica_slots",
+        "gauge",
+        "Requests that the replica may have at once now.",
+        _of_replicas(lambda each: each.slots),
+        ("replica",),
+    ),
+    Metric(
+        "llama_gguf_replica_running",
+        "gauge",
+        "Requests at the replica that use a slot.",
+        _of_replicas(lambda each: each.running),
+        ("replica",),
+    ),
+    Metric(
+        "llama_gguf_replica_responses",
+        "counter",
+        "Responses of the replica.",
+        _of_replicas(lambda each: each.responses),
+        ("replica",),
+    ),
+    Metric(
+        "llama_gguf_replica_errors",
+        "counter",
+        "Responses of the replica with a status from 500 on.",
+        _of_replicas(lambda each: each.errors),
+        ("replica",),
+    ),
+    Metric(
+        "llama_gguf_replica_refusals",
+        "counter",
+        "Requests that the replica refused, and that were sent to another one.",
+        _of_replicas(lambda each: each.refusals),
+        ("replica",),
+    ),
+    Metric(
+        "llama_gguf_replica_ejections",
+        "counter",
+        "Times that the replica got no requests because of its failures, by reason.",
+        _ejections,
+        ("replica", "reason"),
+    ),
+    Metric(
+        "llama_gguf_session_moves",
+        "counter",
+        "Sessions that moved to another replica, by reason.",
+        lambda _, g: g.session_moves,
+        ("reason",),
+    ),
+    Metric(
+        "llama_gguf_prompt_cached_ratio",
+        "gauge",
+        "Part of the prompts' tokens that was in the replica's cache, over the last minutes.",
+        _ratios,
+        ("replica",),
     ),
     Metric(
         "llama_gguf_queue_wait_seconds",

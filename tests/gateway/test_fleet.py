@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Finding
 from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.errors import BackendUnavailable, ModelLoading
+from llama_gguf.gateway.fleet import SILENT_SECONDS
+from llama_gguf.gateway.upstream_connection import Phase
 from tests.support.fakes import NewRig, Rig
-from tests.support.messages import OK, code_of
+from tests.support.messages import OK, STREAM_HEAD, chunk, code_of, request
 
 
 def test_slots_come_and_go_with_the_engine(rig: Rig) -> None:
@@ -87,6 +92,18 @@ def with_second(rig: Rig, state: ChildState = ChildState.READY, slots: int = 4) 
     rig.spin()
 
 
+def refusal(status: int, fields: bytes = b"") -> bytes:
+    return b"HTTP/1.1 %d X\r\n%bContent-Length: 2\r\n\r\n{}" % (status, fields)
+
+
+def probes_hang(rig: Rig) -> None:
+    async def look() -> Finding:
+        return Finding(ChildState.UNREACHABLE)
+
+    for replica in rig.fleet.replicas.values():
+        replica.liveness.look = look
+
+
 def at_second(rig: Rig) -> list[bool]:
     """Of each request, whether it was sent to the second replica."""
     return [f"Host: {SECOND}".encode() in head for head in rig.requests]
@@ -114,11 +131,7 @@ def test_a_replica_that_is_not_ready_gets_none_and_the_other_serves(rig: Rig) ->
 def test_a_request_that_one_replica_has_lost_goes_to_the_other_at_once(rig: Rig) -> None:
     with_second(rig)
 
-    async def hangs() -> Finding:
-        return Finding(ChildState.UNREACHABLE)
-
-    for replica in rig.fleet.replicas.values():
-        replica.liveness.look = hangs
+    probes_hang(rig)
     client = rig.send_request()
     first = at_second(rig)
     rig.upstream.reset()
@@ -143,3 +156,183 @@ def test_a_removed_replica_finishes_what_it_has(rig: Rig) -> None:
     assert client.response.status == 200
     rig.advance(1)
     assert key not in rig.fleet.replicas
+
+
+def test_what_uses_no_slot_goes_to_another_replica_if_one_refuses_the_connection(
+    rig: Rig,
+) -> None:
+    with_second(rig)
+    rig.accepts = False
+    client = rig.send_request(request("GET", "/v1/models"))
+    rig.accepts = True
+    rig.dials[-1].refuse()
+    rig.spin()
+    rig.upstream.send(OK)
+
+    assert client.response.status == 200
+
+
+def test_a_refusal_of_one_replica_is_no_answer_and_costs_no_replay(rig: Rig) -> None:
+    with_second(rig)
+    client = rig.send_request()
+    (was_at_second,) = at_second(rig)
+    rig.upstream.send(refusal(503, b"retry-after: 3\r\n"))
+
+    assert at_second(rig) == [was_at_second, not was_at_second]
+    rig.upstream.send(OK)
+    assert client.response.status == 200
+    assert rig.records[0].replays == 0
+    assert rig.metrics.backend_failures["no_response"] == 0
+    assert sum(each.refusals for each in rig.fleet.replicas.values()) == 1
+
+
+def test_the_shortest_wait_is_sent_where_all_replicas_refuse(rig: Rig) -> None:
+    with_second(rig)
+    client = rig.send_request()
+    rig.upstream.send(refusal(429, b"retry-after: 4\r\n"))
+    rig.upstream.send(refusal(503, b"retry-after: 2\r\n"))
+
+    assert client.response.status == 503
+    assert code_of(client.response) == "queue_full"
+    assert client.response["retry-after"] == "2"
+    assert rig.is_at_rest
+
+
+def test_after_a_refusal_the_replica_is_tried_again(rig: Rig) -> None:
+    with_second(rig)
+    rig.send_request()
+    rig.upstream.send(refusal(503, b"retry-after: 1\r\n"))
+    assert rig.fleet.admission.slots == 4
+    rig.advance(1.5)
+
+    assert rig.fleet.admission.slots == 8
+
+
+def test_the_refusal_of_the_only_one_is_passed_on(rig: Rig) -> None:
+    client = rig.send_request()
+    rig.upstream.send(refusal(503, b"retry-after: 3\r\n"))
+
+    assert client.response.status == 503
+    assert client.response["retry-after"] == "3"
+
+
+def test_a_death_of_one_replica_is_not_blamed_on_requests_of_another(rig: Rig) -> None:
+    """Each request is lost by one dead engine, so none of them has ended two."""
+    with_second(rig)
+    probes_hang(rig)
+    clients = [rig.send_request(request(body=b'{"n":%d}' % n)) for n in range(2)]
+    for upstream in rig.upstreams[:2]:
+        upstream.reset()
+        rig.spin()
+    for replica in rig.fleet.replicas.values():
+        replica.tracker.update(EngineStatus(ChildState.BACKOFF, since=0.0))
+        replica.tracker.update(EngineStatus(ChildState.READY, since=0.0, slots=4))
+    rig.spin()
+    rig.advance(1)
+    for upstream in rig.upstreams[2:]:
+        upstream.send(OK)
+    rig.advance(1)
+    for upstream in rig.upstreams[2:]:
+        if upstream.phase is Phase.HEAD:
+            upstream.send(OK)
+
+    assert [client.response.status for client in clients] == [200, 200]
+
+
+def test_a_request_that_ends_two_replicas_is_refused(rig: Rig) -> None:
+    with_second(rig)
+    probes_hang(rig)
+    client = rig.send_request()
+    for _ in range(2):
+        sent = rig.upstream
+        key = SECOND if at_second(rig)[-1] else "127.0.0.1:8080"
+        sent.reset()
+        rig.fleet.replicas[key].tracker.update(EngineStatus(ChildState.BACKOFF, since=0.0))
+        rig.spin()
+
+    assert code_of(client.response) == "engine_crashed"
+
+
+def test_what_had_not_begun_at_a_silent_replica_goes_to_another(rig: Rig) -> None:
+    with_second(rig)
+    client = rig.send_request()
+    (was_at_second,) = at_second(rig)
+    key = SECOND if was_at_second else "127.0.0.1:8080"
+    rig.fleet.replicas[key].tracker.update(EngineStatus(ChildState.UNREACHABLE, since=0.0))
+    rig.advance(SILENT_SECONDS + 1)
+
+    assert at_second(rig) == [was_at_second, not was_at_second]
+    rig.upstream.send(OK)
+    assert client.response.status == 200
+
+
+def test_a_stream_that_has_begun_is_not_cut_by_silence(rig: Rig) -> None:
+    with_second(rig)
+    client = rig.send_request(request(body=b'{"stream":true}'))
+    rig.upstream.send(STREAM_HEAD, chunk(b"data: 1\n\n"))
+    key = SECOND if at_second(rig)[0] else "127.0.0.1:8080"
+    rig.fleet.replicas[key].tracker.update(EngineStatus(ChildState.UNREACHABLE, since=0.0))
+    rig.advance(SILENT_SECONDS + 1)
+
+    assert len(rig.requests) == 1
+    assert not client.was_cut
+
+
+def test_a_replica_that_loads_under_way_of_others_starts_slowly(rig: Rig) -> None:
+    with_second(rig, ChildState.LOADING)
+    rig.send_request()
+    with_second(rig)
+    assert rig.fleet.admission.slots == 5
+    rig.send_request()
+    assert at_second(rig) == [False, True]
+    rig.upstream.send(OK)
+
+    assert rig.fleet.admission.slots == 6
+
+
+def test_a_peer_with_another_model_is_left_out_and_taken_back(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.replica.tracker.is_supervised = True
+    peer = rig.fleet.add(EngineAddress.from_key(SECOND), SECOND)
+    ready = EngineStatus(ChildState.READY, since=0.0, slots=4, model="other")
+    peer.tracker.update(ready)
+    assert rig.fleet.admission.slots == 4
+    assert "its model is other, and m is served" in caplog.text
+    peer.tracker.update(replace(ready, model="m"))
+
+    assert rig.fleet.admission.slots == 8
+
+
+def test_engines_of_one_supervisor_may_differ(rig: Rig) -> None:
+    """As while one after the other gets a new model."""
+    rig.replica.tracker.is_supervised = True
+    status = EngineStatus(ChildState.READY, since=0.0, replica="1", address=SECOND, model="new")
+    rig.fleet.update(replace(status, slots=4))
+
+    assert rig.fleet.admission.slots == 8
+
+
+@pytest.mark.parametrize("routes", ["inference", "all"])
+def test_the_replica_is_in_the_response_only_where_all_routes_are_exposed(
+    routes: str, new_rig: NewRig
+) -> None:
+    rig = new_rig(exposed_routes=routes)
+    with_second(rig)
+    client = rig.send_request()
+    rig.upstream.send(OK)
+
+    assert ("x-llama-gguf-replica" in client.response) == (routes == "all")
+    assert rig.records[0].replica in ("0", "1")
+
+
+def test_with_one_replica_nothing_names_it(new_rig: NewRig) -> None:
+    rig = new_rig(exposed_routes="all")
+    client = rig.send_request()
+    rig.upstream.send(OK)
+    health = rig.client()
+    health.send(request("GET", "/health", key=None))
+
+    assert "x-llama-gguf-replica" not in client.response
+    assert rig.records[0].replica == ""
+    assert "replicas" not in health.response.json

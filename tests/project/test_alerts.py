@@ -61,6 +61,13 @@ def engine(up: str, *, asleep: str = "0x480") -> dict[str, str]:
     }
 
 
+def replica(up: str, state: str = "ready", values: str = "1x480") -> dict[str, str]:
+    return {
+        **target("llama_gguf_replica_up", up, 'replica="1"'),
+        **target("llama_gguf_replica_state", values, f'replica="1", state="{state}"'),
+    }
+
+
 RUNS: Final[Series] = {
     **target("up", "1x480"),
     **target("process_start_time_seconds", "1000x480"),
@@ -173,6 +180,27 @@ CASES: Final[Mapping[str, Case]] = {
         HEALTHY
         | target("llama_gguf_backend_failures_total", "0x40 6x439", 'kind="broken_off"')
         | target("llama_gguf_replays_total", "0x40 6x439", 'kind="broken_off"')
+    ),
+    # a replica
+    "a replica that serves": quiet(HEALTHY | replica("1x480")),
+    "a replica that is down while others serve": Case(
+        HEALTHY | replica("1x40 0x440", "unreachable"),
+        {14: (), 16: ("LlamaGgufReplicaDown",)},
+    ),
+    "a replica that is asleep": quiet(HEALTHY | replica("0x480", "asleep")),
+    "a replica with another model": Case(
+        HEALTHY | replica("0x480", "mismatch"), {4: (), 6: ("LlamaGgufReplicaMismatch",)}
+    ),
+    "a replica that was ejected twice": quiet(
+        HEALTHY
+        | target("llama_gguf_replica_ejections_total", "0x40 2x439", 'replica="1", reason="errors"')
+    ),
+    "a replica that is ejected again and again": Case(
+        HEALTHY
+        | target(
+            "llama_gguf_replica_ejections_total", "0x40 4x439", 'replica="1", reason="errors"'
+        ),
+        {10: (), 11: ("LlamaGgufReplicaEjected",), 22: ()},
     ),
     # requests
     "one request in ten fails": Case(

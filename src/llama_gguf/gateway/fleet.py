@@ -296,6 +296,7 @@ class Fleet:
             DEFAULT_BUSY_SECONDS if retry_after is None else retry_after, MAX_BUSY_SECONDS
         )
         replica.standing.on_refused(self._clock.now() + seconds)
+        self._set_slots(replica)  # at once: the request is about to be sent elsewhere
         self._loop.call_soon(self._on_replica_change, replica)
 
     def refusal(self) -> GatewayError | None:
@@ -322,6 +323,7 @@ class Fleet:
             seconds=replica.standing.until - self._clock.now(),
             reason=_REASONS[reason],
         )
+        self._set_slots(replica)  # at once: the request is about to be sent elsewhere
         self._loop.call_soon(self._on_replica_change, replica)
 
     def wait_to_replay(

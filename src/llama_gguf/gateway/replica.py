@@ -55,7 +55,7 @@ class Replica:
         """Counter: of these, with a status from 500 on."""
         self.refusals = 0
         """Counter: requests that it has refused, and that were sent to another replica."""
-        self.ejections: Counter[str] = Counter()
+        self.ejections: Counter[str] = Counter(connections_lost=0, errors=0)
         """By reason."""
         self.is_gateway = False
         """It is another llama-gguf."""

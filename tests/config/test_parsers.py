@@ -16,6 +16,7 @@ FLAG = "AUTH_ENABLED"
 KEY = "BACKEND_API_KEY"
 ORIGINS = "CORS_ORIGINS"
 PROXIES = "TRUSTED_PROXIES"
+PEERS = "PEERS"
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,15 @@ PROXIES = "TRUSTED_PROXIES"
         *((ORIGINS, text) for text in ("http://[::1", "http://[1::2::3]", "https://a:")),
         *((PROXIES, text) for text in ("10.0.0.1/8", "10.0.0.0/33", "proxy", "unix", "10.0.0")),
         *((PROXIES, text) for text in ("::ffff:10.0.0.1", "fe80::1%eth0", "10.0.0.1:80")),
+        *((PEERS, text) for text in ("10.0.0.1:8080", "http://a", "http://a:0", "http://a:99999")),
+        *(
+            (PEERS, text)
+            for text in ("http://a:1/v1", "http://a:1?k=1", "http://u:p@a:1", "ftp://a:1")
+        ),
+        *(
+            (PEERS, text)
+            for text in ("unix:a.sock", "unix:/a\x00", "dns+unix:/a", "http://[::x]:1")
+        ),
         ("MODEL_PATH", "/a\x00b"),
         ("EXTRA_ARGS", "a\nb"),
         *(
@@ -63,6 +73,14 @@ def test_a_value_that_is_not_exactly_valid_is_rejected(name: str, text: str) -> 
             ("10.0.0.0/8", "2001:db8::/32", "192.0.2.1/32"),
         ),
         (PROXIES, "", ()),
+        (
+            PEERS,
+            "http://A.example:081/, https://[::1]:82,unix:/run/e.sock,dns+http://e:83,http://a.example:81",
+            (
+                *("http://a.example:81", "https://[::1]:82", "unix:/run/e.sock"),
+                "dns+http://e:83",
+            ),
+        ),
         ("CTX", "0", 0),
         ("CTX", "007", 7),
         ("PORT", "65535", 65535),

@@ -349,3 +349,51 @@ def test_an_engine_that_is_not_ready_is_probed_regardless_of_responses(
     engine: Engine,
 ) -> None:
     assert looks_while_heard(engine, Heard(10**6), 3) == [0, 0, 0]
+
+
+# Peers --------------------------------------------------------------------------------------------
+
+OF_GATEWAY = (
+    b'{"status":"%b","engine":{"state":"ready"},"model":{"name":"m.gguf","context":4096},'
+    b'"slots":{"used":1,"total":6},"queue":{"length":0,"size":256}}'
+)
+
+
+def look_at_peer(engine: Engine) -> list[Finding]:
+    found: list[Finding] = []
+
+    async def both() -> None:
+        server = await asyncio.start_server(engine.serve, "127.0.0.1", 0)
+        address = EngineAddress("127.0.0.1", server.sockets[0].getsockname()[1])
+        async with server, asyncio.timeout(20):
+            probe = Probe(address, is_peer=True)
+            found.extend([await probe.look() for _ in range(2)])
+
+    asyncio.run(both())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("status", "state"),
+    [
+        (b"ok", ChildState.READY),
+        (b"asleep", ChildState.READY),
+        (b"loading", ChildState.LOADING),
+        (b"draining", ChildState.UNREACHABLE),
+        (b"failed", ChildState.UNREACHABLE),
+    ],
+)
+def test_another_gateway_is_recognised_by_its_health(status: bytes, state: ChildState) -> None:
+    engine = Engine(props(OF_GATEWAY % status))
+    first, _ = look_at_peer(engine)
+
+    assert first == Finding(state, 6, "m.gguf", request_tokens=4096, is_gateway=True)
+    assert engine.paths == [b"/health"] * 2
+
+
+def test_the_model_of_a_peer_is_read_each_time_since_it_may_have_been_replaced() -> None:
+    engine = Engine(HEALTHY, props(b'{"total_slots":4,"model_alias":"m"}'))
+    first, second = look_at_peer(engine)
+
+    assert first == second == Finding(ChildState.READY, 4, "m")
+    assert engine.paths == [b"/health", b"/props"] * 2

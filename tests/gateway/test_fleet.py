@@ -172,7 +172,7 @@ def test_what_uses_no_slot_goes_to_another_replica_if_one_refuses_the_connection
     assert client.response.status == 200
 
 
-def test_a_refusal_of_one_replica_is_no_answer_and_costs_no_replay(rig: Rig) -> None:
+def test_a_refusal_of_one_replica_is_not_passed_on_and_costs_no_replay(rig: Rig) -> None:
     with_second(rig)
     client = rig.send_request()
     (was_at_second,) = at_second(rig)

@@ -453,6 +453,7 @@ class Rig:
                 BudgetSink(self.services.authenticator.budgets, self.services.clock),
                 self.services.metrics,
                 self.services.usage,
+                self.services.replica_sink,
                 self._recorded,
             ],
             wall=lambda: self.services.clock.wall,

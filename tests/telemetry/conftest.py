@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from llama_gguf.engines.status import ChildState
-from llama_gguf.telemetry.metrics import Gauges, Metrics
+from llama_gguf.telemetry.metrics import Gauges, Metrics, ReplicaGauges
 
 
 @pytest.fixture
@@ -27,6 +27,20 @@ def gauges() -> Gauges:
         uptime=12.5,
         token_budgets={("alice", "day"): (100, 30, 70)},
         engine_budgets={("alice", "day"): (9, 2.5, 6.5)},
+        replicas=(
+            ReplicaGauges(
+                *("10.0.0.1:8080", "ready"),
+                is_up=True,
+                slots=4,
+                running=1,
+                responses=9,
+                errors=2,
+                refusals=3,
+                ejections={"errors": 1},
+                cached_ratio=0.75,
+            ),
+        ),
+        session_moves={"busy": 2},
     )
 
 

@@ -165,7 +165,7 @@ def test_the_queue_holds_while_all_are_down_and_the_first_that_is_back_serves(
     assert served(back) == [3]
 
 
-def test_a_loading_llama_server_s_refusal_is_no_answer(
+def test_a_loading_llama_server_s_refusal_is_not_passed_on(
     processes: Processes, tmp_path: Path
 ) -> None:
     first, second = processes.fake_llama(), processes.fake_llama()
@@ -181,7 +181,7 @@ def test_a_loading_llama_server_s_refusal_is_no_answer(
     assert served(second)[0] >= 8 - len(loading.seen(CHAT))
 
 
-def test_a_gateway_may_be_a_peer_and_its_full_queue_is_no_answer(
+def test_a_gateway_may_be_a_peer_and_its_full_queue_is_not_passed_on(
     processes: Processes, tmp_path: Path
 ) -> None:
     """Each of two gateways has one slot and no queue."""

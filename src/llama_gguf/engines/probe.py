@@ -45,7 +45,7 @@ class Finding:
     request_tokens: int | None = None
     """The context of one request."""
     is_gateway: bool = False
-    """It is another llama-gguf, with a queue and limits of its own."""
+    """It is another llama-gguf, with its own queue and limits."""
     detail: str = ""
     """For people: why it cannot be reached."""
 

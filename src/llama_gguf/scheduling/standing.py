@@ -16,7 +16,7 @@ An ejected replica is tried again by one request, after 1 s at first and 60 s at
 no other replica can take requests. After a load under way of other requests, and after a trial, a
 replica gets one request, and one more with each response, until it has as many as it has slots.
 
-BUSY is no failure: a peer with a queue of its own has refused a request (429 or 503).
+BUSY is no failure: a peer with its own queue has refused a request (429 or 503).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ NO_LIMIT: Final = 1 << 30
 class State(enum.Enum):
     SERVING = "serving"
     DOUBTED = "doubted"  # a connection was lost, and its probe has not responded yet
-    BUSY = "busy"  # it has refused a request, and said when it takes the next one
+    BUSY = "busy"  # it has refused a request, and takes the next one later
     EJECTED = "ejected"  # its requests failed
     TRIAL = "trial"  # one request shows whether they still do
 

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from llama_gguf.engines.address import EngineAddress
+from llama_gguf.engines.probe import Finding, Probe
+from llama_gguf.engines.status import ChildState
+from llama_gguf.gateway.peers import Peers
+from tests.support.fakes import Rig
+
+A, B = (EngineAddress("10.0.0.1", port) for port in (1, 2))
+
+
+class Source:
+    """Whose addresses the test sets."""
+
+    def __init__(self) -> None:
+        self.addresses: tuple[EngineAddress, ...] = (A,)
+        self.on_change: Callable[[], None] = lambda: None
+
+    async def follow(self) -> None:
+        """The test changes it."""
+
+
+class FakeProbe(Probe):
+    def __init__(self, address: EngineAddress) -> None:
+        super().__init__(address)
+        self.finding = Finding(ChildState.READY, 2, "m", request_tokens=4096, is_gateway=True)
+
+    async def look(self) -> Finding:
+        return self.finding
+
+
+class Place:
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        self.source = Source()
+        self.tasks: list[asyncio.Task[None]] = []
+        self.peers = Peers(rig.fleet, self.source, probe_of=FakeProbe, start=self._start)
+        self._start(self.peers.follow(), "follow")
+        rig.spin()
+
+    def _start(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        del name
+        self.tasks.append(self.rig.loop.create_task(coroutine))
+        return self.tasks[-1]
+
+    def have(self, *addresses: EngineAddress) -> None:
+        self.source.addresses = addresses
+        self.source.on_change()
+        self.rig.spin()
+
+    @property
+    def labels(self) -> list[str]:
+        return [label for label in self.rig.fleet.replicas if label.startswith("10.")]
+
+
+@pytest.fixture
+def place(rig: Rig) -> Place:
+    return Place(rig)
+
+
+def test_a_peer_is_probed_and_serves_with_the_slots_it_reports(place: Place) -> None:
+    replica = place.rig.fleet.replicas[A.key]
+
+    assert (replica.label, replica.slots.total, replica.is_gateway) == (A.key, 2, True)
+    assert replica.tracker.status.request_tokens == 4096
+
+
+def test_peers_come_and_go_with_their_source(place: Place) -> None:
+    place.have(A, B)
+    assert place.labels == [A.key, B.key]
+    place.have(B)
+
+    assert place.labels == [B.key]
+    assert [task.cancelled() for task in place.tasks].count(True) == 1
+
+
+def test_one_that_leaves_with_a_request_is_drained_and_may_come_back(place: Place) -> None:
+    replica = place.rig.fleet.replicas[A.key]
+    replica.slots.in_use += 1
+    place.have()
+    assert place.labels == [A.key]
+    assert replica.slots.total == 0
+    place.have(A)
+
+    assert place.rig.fleet.replicas[A.key] is replica
+    assert replica.slots.total == 2
+    replica.slots.in_use -= 1

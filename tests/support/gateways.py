@@ -132,16 +132,22 @@ class Processes:
         folder.mkdir()
         return folder
 
-    def fake_llama(self, *flags: str, socket_path: Path | None = None) -> FakeLlama:
+    def fake_llama(
+        self,
+        *flags: str,
+        socket_path: Path | None = None,
+        host: str = "127.0.0.1",
+        program: tuple[str, ...] = (sys.executable,),
+    ) -> FakeLlama:
         folder = self._new_folder()
-        where = ["--host", str(socket_path)] if socket_path else ["--port", "0"]
+        where = ["--host", str(socket_path or host)] + ([] if socket_path else ["--port", "0"])
         seen = folder / "seen"
-        argv = [sys.executable, str(FAKE_LLAMA), *where, "--seen", str(seen), *flags]
+        argv = [*program, str(FAKE_LLAMA), *where, "--seen", str(seen), *flags]
         process = self._start(argv, folder, {})
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line.startswith("listening on "), (folder / "stderr").read_text()
-        address = str(socket_path) if socket_path else ("127.0.0.1", int(line.split()[-1][:-1]))
+        address = str(socket_path) if socket_path else (host, int(line.split()[-1][:-1]))
         return FakeLlama(process, seen, address)
 
     def gateway(
@@ -153,6 +159,7 @@ class Processes:
         flags: tuple[str, ...] = (),
         program: tuple[str, ...] = (sys.executable, "-m", "llama_gguf"),
         pass_fds: tuple[int, ...] = (),
+        port: int = 0,
         trust: ssl.SSLContext | None = None,
         **env: object,
     ) -> GatewayProcess:
@@ -165,11 +172,12 @@ class Processes:
             flags: of its command.
             program: that is started.
             pass_fds: file descriptors that it inherits.
+            port: on which it listens; 0 = a free one.
             trust: for a gateway with TLS, how its certificate is verified.
             env: settings, over the usual ones.
         """
         folder = self._new_folder()
-        port = free_port()
+        port = port or free_port()
         where = (
             {"BACKEND_SOCKET": backend}
             if isinstance(backend, str)

@@ -76,7 +76,12 @@ def work(requests: int, events: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         services = Rig(Path(folder), max_requests_per_minute=10**9).services
         services.recorder = Recorder(
-            [services.metrics, services.usage, services.access_log],
+            [
+                services.replica_sink,
+                services.metrics,
+                services.usage,
+                services.access_log,
+            ],
             wall=lambda: services.clock.wall,
         )
         client = ClientConnection(services)

@@ -35,6 +35,10 @@ def test_the_difference_is_in_words() -> None:
     assert difference(SHORT, [A]) == "its context is 2048 tokens, and 4096 are served"
 
 
+def test_an_alias_and_the_name_of_its_file_are_the_same_model() -> None:
+    assert not Served("/models/A.gguf").differs_from(Served("a"))
+
+
 def test_what_is_not_reported_is_no_difference() -> None:
     assert not difference(Served(), [A])
     assert not difference(A, [Served("a.gguf")])

@@ -11,6 +11,7 @@ import pytest
 
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.activity import GREETING, Activity, ReplicaActivity
+from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.gateway.control import Control, is_comment
 from llama_gguf.gateway.services import Services
@@ -84,6 +85,17 @@ def test_a_tick_on_which_nothing_has_changed_says_nothing(tmp_path: Path) -> Non
         supervisor.control.tick()
         activity = await supervisor.heard()
         assert (activity.acknowledged_revision, activity.responses) == (7, 2)
+
+    run(tmp_path, scenario)
+
+
+def test_peers_are_not_supervised(tmp_path: Path) -> None:
+    async def scenario(supervisor: Supervisor) -> None:
+        peer = supervisor.services.fleet.add(EngineAddress("10.0.0.1", 8080), "10.0.0.1:8080")
+        supervisor.tell(READY)
+        await supervisor.heard()
+        assert not peer.tracker.is_supervised
+        assert supervisor.services.fleet.replicas["127.0.0.1:8080"].tracker.status == READY
 
     run(tmp_path, scenario)
 

@@ -29,7 +29,7 @@ class Served:
 
     def differs_from(self, other: Served) -> str:
         """How, in words; empty if it does not."""
-        if self.model and other.model and self.model != other.model:
+        if self.model and other.model and _stem(self.model) != _stem(other.model):
             return f"its model is {self.model}, and {other.model} is served"
         mine, theirs = self.request_tokens, other.request_tokens
         if mine and theirs and mine != theirs:
@@ -79,4 +79,5 @@ def difference(served: Served, allowed: Sequence[Served]) -> str:
 
 
 def _stem(model: str) -> str:
+    """llama-server reports its alias, or else the path of its file."""
     return model.rpartition("/")[2].lower().removesuffix(".gguf")

@@ -47,8 +47,6 @@ class Control:
         reader, writer = await asyncio.open_unix_connection(sock=self._channel)
         self._writer = writer
         writer.write(GREETING)
-        for replica in services.fleet.replicas.values():
-            replica.tracker.is_supervised = True
         services.fleet.on_engine_requested = self._request_engine
         try:
             with contextlib.suppress(ConnectionError):  # it was killed, with lines of ours unread

@@ -102,7 +102,8 @@ class Services:
         self.fleet.on_silent = self._on_silent_replica
         upstream = settings.upstream
         if is_supervised or not upstream.peers:
-            self.fleet.add(EngineAddress.of(upstream))
+            local = self.fleet.add(EngineAddress.of(upstream))
+            local.tracker.is_supervised = is_supervised
         self.peers = PeerSource(upstream.peers, upstream.backend_api_key)
         self.body_memory = BodyMemory(settings.limits.max_body_memory, are_several)
         self.stream_searches = StreamSearches()

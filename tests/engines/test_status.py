@@ -95,3 +95,22 @@ def test_no_request_waits_for_an_engine_that_will_not_be_ready(state: ChildState
 )
 def test_requests_wait_for_an_engine_that_may_become_ready(state: ChildState) -> None:
     assert state in MAY_COME
+
+
+def test_the_summary_of_several_is_that_of_the_most_able_with_added_numbers() -> None:
+    loads = EngineStatus(S.LOADING, since=1.0, restarts={"crash": 2}, revision=9)
+    serves = EngineStatus(S.READY, since=2.0, slots=4, request_tokens=4096, restarts={"crash": 1})
+    other = EngineStatus(
+        S.READY, since=3.0, slots=2, request_tokens=2048, missing_devices=("GPU1",)
+    )
+    found = EngineStatus.of_all([loads, serves, other])
+
+    assert (found.state, found.since, found.slots, found.request_tokens) == (S.READY, 2.0, 6, 2048)
+    assert (found.restarts, found.missing_devices) == ({"crash": 3}, ("GPU1",))
+    assert found.revision == 9
+
+
+def test_the_summary_of_one_is_its_own_status() -> None:
+    only = EngineStatus(S.BACKOFF, since=1.0, detail="it died")
+
+    assert EngineStatus.of_all([only]) is only

@@ -253,6 +253,29 @@ def test_a_request_that_ends_two_replicas_is_refused(rig: Rig) -> None:
     assert code_of(client.response) == "engine_crashed"
 
 
+def test_a_request_is_to_blame_while_another_is_sent_again_elsewhere(rig: Rig) -> None:
+    """Two have been lost with the first replica; each of them runs at its own one then."""
+    for port in (8081, 8082):
+        address = f"127.0.0.1:{port}"
+        status = EngineStatus(ChildState.LOADING, since=0.0, replica=str(port), address=address)
+        rig.fleet.update(status)
+    clients = [rig.send_request(request(body=b'{"n":%d}' % n)) for n in range(2)]
+    for port in (8081, 8082):
+        address = f"127.0.0.1:{port}"
+        status = EngineStatus(ChildState.READY, since=0.0, replica=str(port), address=address)
+        rig.fleet.update(replace(status, slots=1))
+    probes_hang(rig)
+    for upstream in rig.upstreams[:2]:
+        upstream.reset()
+    rig.fleet.replicas["127.0.0.1:8080"].tracker.update(EngineStatus(ChildState.BACKOFF, since=0.0))
+    rig.advance(3)
+    assert len(rig.requests) == 4
+    rig.upstreams[2].reset()
+
+    assert code_of(clients[0].response) == "engine_crashed"
+    assert clients[1].responses == []
+
+
 def test_what_had_not_begun_at_a_silent_replica_goes_to_another(rig: Rig) -> None:
     with_second(rig)
     client = rig.send_request()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from llama_gguf.errors import UserError
-from llama_gguf.net.tls import ServerContext, load
+from llama_gguf.net.tls import ServerContext, client_context, load
 from tests.support.certificates import CA_PEM, Pair, issue, names_in, trusting
 
 ONE = issue("one.example")
@@ -234,3 +234,28 @@ def test_a_valid_certificate_causes_no_warning(
         serving(tmp_path)
 
     assert caplog.text == ""
+
+
+# https peers --------------------------------------------------------------------------------------
+
+
+def test_a_client_of_peers_verifies_certificate_and_name(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_bytes(CA_PEM)
+    context = client_context(str(tmp_path / "ca.pem"))
+
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    assert context.check_hostname
+    assert len(context.get_ca_certs()) == 1
+    assert client_context("").verify_mode is ssl.CERT_REQUIRED
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no certificate"])
+def test_a_file_of_issuers_that_cannot_be_used_is_named(
+    content: bytes | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_bytes(content)
+
+    with pytest.raises(UserError, match=f"PEERS_CA_FILE={path} cannot be used"):
+        client_context(str(path))

@@ -130,6 +130,7 @@ class EngineStatus:
             best,
             slots=sum(slots) or best.slots,
             request_tokens=min(tokens) if tokens else None,
+            revision=max(status.revision for status in statuses),
             restarts=restarts,
             missing_devices=tuple(
                 {device: None for status in statuses for device in status.missing_devices}

@@ -76,6 +76,8 @@ def serve(
     extra_args(settings.engine)  # mistakes in these are reported before anything starts
     listen_flags(settings.upstream)
     plan.ports(settings.listen, settings.upstream)
+    if settings.upstream.peers_ca_file:
+        tls.client_context(settings.upstream.peers_ca_file)
     if settings.tls.tls_cert_file:
         tls.load(settings.tls.tls_cert_file, settings.tls.tls_key_file)
     if not settings.upstream.backend_api_key:

@@ -268,8 +268,9 @@ def test_a_request_is_to_blame_while_another_is_sent_again_elsewhere(rig: Rig) -
     for upstream in rig.upstreams[:2]:
         upstream.reset()
     rig.fleet.replicas["127.0.0.1:8080"].tracker.update(EngineStatus(ChildState.BACKOFF, since=0.0))
-    rig.advance(3)
+    rig.advance(2)
     assert len(rig.requests) == 4
+    assert rig.fleet.replay_order.first is not None
     rig.upstreams[2].reset()
 
     assert code_of(clients[0].response) == "engine_crashed"

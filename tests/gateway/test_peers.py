@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
 
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Finding, Probe
+from llama_gguf.engines.source import PeerSource
 from llama_gguf.engines.status import ChildState
 from llama_gguf.gateway.peers import Peers
 from tests.support.fakes import Rig
+from tests.support.messages import LAST_CHUNK, OK, STREAM_HEAD, chunk, event, request
 
 A, B = (EngineAddress("10.0.0.1", port) for port in (1, 2))
 
@@ -36,11 +38,12 @@ class FakeProbe(Probe):
 
 
 class Place:
-    def __init__(self, rig: Rig) -> None:
+    def __init__(self, rig: Rig, source: PeerSource | None = None) -> None:
         self.rig = rig
         self.source = Source()
+        self._names = source
         self.tasks: list[asyncio.Task[None]] = []
-        self.peers = Peers(rig.fleet, self.source, probe_of=FakeProbe, start=self._start)
+        self.peers = Peers(rig.fleet, source or self.source, probe_of=FakeProbe, start=self._start)
         self._start(self.peers.follow(), "follow")
         rig.spin()
 
@@ -52,6 +55,12 @@ class Place:
     def have(self, *addresses: EngineAddress) -> None:
         self.source.addresses = addresses
         self.source.on_change()
+        self.rig.spin()
+
+    def resolve(self) -> None:
+        """Look up the name again."""
+        assert self._names is not None
+        self._start(self._names.resolve(NAME), "resolve")
         self.rig.spin()
 
     @property
@@ -91,3 +100,33 @@ def test_one_that_leaves_with_a_request_is_drained_and_may_come_back(place: Plac
     assert place.rig.fleet.replicas[A.key] is replica
     assert replica.slots.total == 2
     replica.slots.in_use -= 1
+
+
+NAME = "dns+http://engines.example:8080"
+
+
+def test_a_stream_outlives_the_address_of_its_engine(rig: Rig) -> None:
+    """The name has other addresses while the stream runs."""
+    hosts = ["10.0.0.1"]
+
+    async def look_up(name: str, port: int) -> Sequence[str]:
+        assert (name, port) == ("engines.example", 8080)
+        return hosts
+
+    rig.engine(ChildState.FAILED)
+    source = PeerSource([NAME], look_up=look_up)
+    place = Place(rig, source)
+    client = rig.send_request(request(body=b'{"stream":true}'))
+    rig.upstream.send(STREAM_HEAD, chunk(event(1)))
+    hosts[:] = ["10.0.0.2"]
+    place.resolve()
+    assert place.labels == ["10.0.0.1:8080", "10.0.0.2:8080"]
+    other = rig.send_request()
+    rig.upstream.send(OK)
+    rig.upstreams[0].send(chunk(event(2)), LAST_CHUNK)
+    rig.advance(1)
+
+    assert other.response.status == 200
+    assert client.response.body.endswith(event(2))
+    assert place.labels == ["10.0.0.2:8080"]
+    assert [b"Host: engines.example:8080" in head for head in rig.requests] == [True, True]

@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 
 from llama_gguf.errors import GatewayError
 from llama_gguf.scheduling.admission import Admission, SlotLease, Verdict
-from llama_gguf.scheduling.balancer import OneEngine, Slots
+from llama_gguf.scheduling.balancer import Balancer, Slots
 from llama_gguf.scheduling.shares import FREE_SHARES
 
 
@@ -44,7 +44,9 @@ class Queue:
 
     def __init__(self, *, slots: int = 1, queue_size: int = 100, **limits: Any) -> None:
         self.slots = Slots("engine", slots)
-        self.admission = Admission(OneEngine(self.slots), queue_size=queue_size, **limits)
+        self.balancer: Balancer[str] = Balancer()
+        self.balancer.add(self.slots)
+        self.admission = Admission(self.balancer, queue_size=queue_size, **limits)
 
     def arrive(self, waiter: Waiter) -> Verdict | None:
         """The verdict; None: the slot is granted at once, and ``waiter.leases`` has it."""
@@ -56,6 +58,7 @@ class Queue:
 
     def resize(self, slots: int) -> None:
         self.slots.total = slots
+        self.balancer.changed(self.slots)
         self.admission.grant()
 
 

@@ -22,7 +22,7 @@ from llama_gguf.gateway.replica import Replica
 from llama_gguf.net.clock import Clock
 from llama_gguf.net.connector import Dial
 from llama_gguf.scheduling.admission import Admission
-from llama_gguf.scheduling.balancer import LeastBusy
+from llama_gguf.scheduling.balancer import Balancer
 from llama_gguf.scheduling.crash_memory import CrashMemory
 from llama_gguf.scheduling.fair_queue import Turns
 from llama_gguf.scheduling.replay_order import ReplayOrder
@@ -74,8 +74,8 @@ class Fleet:
         """Whether there are several replicas."""
         self.on_engine_requested: Callable[[], None] = _ignore
         """Called when a request arrives while a replica is asleep, and none is ready."""
-        self._balancer: LeastBusy[Replica] = LeastBusy()
-        self._side_balancer: LeastBusy[Replica] = LeastBusy()
+        self._balancer: Balancer[Replica] = Balancer()
+        self._side_balancer: Balancer[Replica] = Balancer()
         self.admission = Admission(
             self._balancer,
             queue_size=queue.max_queue_size,

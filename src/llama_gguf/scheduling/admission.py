@@ -27,7 +27,7 @@ from collections.abc import Callable
 from typing import Generic, Protocol
 
 from llama_gguf.errors import GatewayError
-from llama_gguf.scheduling.balancer import Balancer, E, Slots
+from llama_gguf.scheduling.balancer import NO_SESSION, Balancer, E, Slots
 from llama_gguf.scheduling.fair_queue import FairQueue, Turns, one_turn
 from llama_gguf.scheduling.shares import is_within_share
 
@@ -144,12 +144,15 @@ class Admission(Generic[E]):
         """Requests that may run at once."""
         return self._balancer.total
 
-    def arrive(self, ticket: Ticket[E], key_id: str) -> SlotLease[E] | Verdict:
+    def arrive(
+        self, ticket: Ticket[E], key_id: str, session: int = NO_SESSION
+    ) -> SlotLease[E] | Verdict:
         """Decide a request that needs a slot; the module's docstring numbers the cases.
 
         After QUEUED, the ticket waits until it gets its slot or ``leave`` is called. Other verdicts
         change nothing.
         """
+        del session
         if self._per_key and self._held_by_key[key_id] >= self._per_key:
             return Verdict.KEY_IS_BUSY  # 1
         is_behind_its_own = self._waiting.size and self._waiting.waiting_of(key_id)
@@ -168,11 +171,14 @@ class Admission(Generic[E]):
             self._held_by_key[key_id] += 1
         return Verdict.QUEUED  # 5
 
-    def queue_again(self, ticket: Ticket[E], key_id: str) -> SlotLease[E] | None:
+    def queue_again(
+        self, ticket: Ticket[E], key_id: str, session: int = NO_SESSION
+    ) -> SlotLease[E] | None:
         """Queue a request again that had a slot, before all others of its key.
 
         It has been admitted, so no limit applies. Returns its slot if one is free.
         """
+        del session
         if self._per_key:
             self._held_by_key[key_id] += 1
         if self._may_pass(key_id):

@@ -5,9 +5,13 @@ An engine is an opaque value here, so that this room knows nothing of connection
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from collections import Counter
+from typing import Final, Generic, TypeVar
 
 E = TypeVar("E")
+
+NO_SESSION: Final = 0
+"""Of a request that any engine may work on."""
 
 
 class Slots(Generic[E]):
@@ -27,43 +31,13 @@ class Slots(Generic[E]):
 
 
 class Balancer(Generic[E]):
-    """Chooses an engine for each request.
-
-    A native base class, and no ``typing.Protocol``: it is called once or twice a request, and mypyc
-    would go through the interpreter for each call.
-    """
-
-    def choose(self) -> Slots[E] | None:
-        """The slots of the engine that the next request goes to; None if it has to wait."""
-        raise NotImplementedError
-
-    @property
-    def total(self) -> int:
-        """The slots of all engines."""
-        raise NotImplementedError
-
-
-class OneEngine(Balancer[E]):
-    """There is one engine: a request goes to it as soon as it has a free slot."""
-
-    def __init__(self, slots: Slots[E]) -> None:
-        self._slots = slots
-
-    def choose(self) -> Slots[E] | None:
-        slots = self._slots
-        return slots if slots.in_use < slots.total else None
-
-    @property
-    def total(self) -> int:
-        return self._slots.total
-
-
-class LeastBusy(Balancer[E]):
     """The engine with the smallest part of its slots in use."""
 
     def __init__(self) -> None:
         self._all: list[Slots[E]] = []
         self._total = 0
+        self.moves: Counter[str] = Counter()
+        """Sessions that moved to another engine, by reason."""
 
     def add(self, slots: Slots[E]) -> None:
         """Use an engine."""

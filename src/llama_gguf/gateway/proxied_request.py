@@ -47,6 +47,7 @@ from llama_gguf.scheduling import failure_policy
 from llama_gguf.scheduling.admission import Admission, SlotLease, Verdict
 from llama_gguf.scheduling.exchange import Event, Exchange, State
 from llama_gguf.scheduling.failure_policy import Action, Failure
+from llama_gguf.scheduling.sessions import NO_SESSION
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.replica import Replica
@@ -73,6 +74,7 @@ class ProxiedRequest(Attempting):
 
     # Most requests leave most of these as they are, and on the class they cost nothing.
     key_id = "-"
+    session = NO_SESSION
     _queue: Admission[Replica] | None = None
     """In which it waits for a slot."""
     _attempt: Attempt | None = None

@@ -57,12 +57,14 @@ MODULES: Final = [
                 "request_ids",
                 "response_events",
                 "services",
+                "sessions",
                 "sse_keepalive",
                 "upstream_connection",
             ),
             "http1": (
                 "body",
                 "chunked",
+                "conversation",
                 "exchange_record",
                 "fields",
                 "known_head",
@@ -86,6 +88,7 @@ MODULES: Final = [
                 "failure_policy",
                 "fair_queue",
                 "replay_order",
+                "sessions",
                 "shares",
             ),
             "telemetry": (

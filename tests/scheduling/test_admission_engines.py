@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 from hypothesis import settings
@@ -97,6 +98,9 @@ class Fleet:
             waiter.lease = verdict
             return None
         return verdict
+
+    def queue_again(self, waiter: Waiter) -> SlotLease[str] | None:
+        return self.admission.queue_again(waiter, waiter.key_id, waiter.session)
 
     def run(self, *sessions: int, key_id: str = "a") -> list[Waiter]:
         """Requests that arrive one after the other."""
@@ -299,11 +303,7 @@ class AnyOrder(RuleBasedStateMachine):
         for waiter in [waiter for waiter in self.running if waiter.slots is slots]:
             self.running.remove(waiter)
             waiter.release()
-            lease, own = self.awaited_after(
-                lambda waiter=waiter: self.admission.queue_again(
-                    waiter, waiter.key_id, waiter.session
-                )
-            )
+            lease, own = self.awaited_after(partial(self.fleet.queue_again, waiter))
             if lease is None:
                 waiter.then = self.was_granted
                 self.queue(waiter, own, 0)
@@ -361,3 +361,161 @@ def test_in_any_order_of_events_the_bound_holds_and_sessions_move_only_for_a_rea
     run_state_machine_as_test(
         AnyOrder, settings=settings(max_examples=150, stateful_step_count=50, deadline=None)
     )
+
+
+# Single cases -------------------------------------------------------------------------------------
+
+
+def test_a_session_stays_where_its_first_request_was() -> None:
+    fleet = Fleet(2, 2, 2)
+    first = fleet.run(1, 2, 3)
+    engines = [waiter.slots for waiter in first]
+    for waiter in first:
+        waiter.release()
+
+    assert [waiter.slots for waiter in fleet.run(3, 2, 1)] == engines[::-1]
+    assert not fleet.balancer.moves
+
+
+def test_sessions_that_come_one_by_one_are_spread_over_idle_engines() -> None:
+    fleet = Fleet(2, 2, 2)
+    engines = []
+    for session in range(1, 7):
+        (waiter,) = fleet.run(session)
+        engines.append(waiter.slots)
+        waiter.release()
+
+    assert Counter(engine.engine for engine in engines).most_common(1)[0][1] == 2
+
+
+def test_a_request_waits_for_its_engine_though_another_is_idle() -> None:
+    fleet = Fleet(1, 1)
+    first, second = fleet.run(1, 1)
+
+    assert second.lease is None
+    first.release()
+    assert second.slots is fleet.engines[0]
+
+
+def test_beyond_the_bound_a_session_moves_to_the_least_busy_engine_and_stays_there() -> None:
+    fleet = Fleet(1, 1)
+    first, waiting, moved = fleet.run(1, 1, 1)
+
+    assert first.slots is fleet.engines[0]
+    assert waiting.lease is None
+    assert moved.slots is fleet.engines[1]
+    assert fleet.balancer.moves == {"overloaded": 1}
+    moved.release()
+    assert fleet.run(1)[0].slots is fleet.engines[1]
+
+
+def test_a_request_that_waits_moves_once_others_have_become_idle() -> None:
+    fleet = Fleet(1, 1)
+    _, other, *waiting = fleet.run(1, 2, 1, 1)
+    assert all(waiter.lease is None for waiter in waiting)
+
+    other.release()
+
+    assert waiting[0].slots is fleet.engines[1]
+    assert waiting[1].lease is None  # it waits for the first engine, within the bound again
+
+
+def test_an_engine_with_more_slots_takes_more_before_a_session_leaves_it() -> None:
+    fleet = Fleet(4, 1)
+    waiters = fleet.run(*[1] * 6)
+
+    assert [waiter.lease is None for waiter in waiters] == [False] * 4 + [True, False]
+    assert waiters[5].slots is fleet.engines[1]
+
+
+def test_slots_that_an_engine_gains_go_to_the_requests_that_wait_for_it() -> None:
+    fleet = Fleet(2, 1)
+    waiters = fleet.run(1, 2, 1, 1, 1)
+    assert [waiter.lease is None for waiter in waiters] == [False, False, False, True, True]
+
+    fleet.resize(fleet.engines[0], 3)
+
+    assert waiters[3].slots is fleet.engines[0]
+
+
+def test_sessions_of_an_engine_that_is_not_ready_or_gone_move() -> None:
+    fleet = Fleet(1, 1, 1)
+    waiters = fleet.run(1, 2)
+    for waiter in waiters:
+        waiter.release()
+    fleet.resize(fleet.engines[0], 0)
+    fleet.remove(fleet.engines[1])
+
+    assert [waiter.slots.engine for waiter in fleet.run(1)] == ["engine 2"]
+    assert fleet.balancer.moves == {"not_ready": 1}
+    fleet.resize(fleet.engines[0], 1)
+    assert [waiter.slots.engine for waiter in fleet.run(2)] == ["engine 0"]
+    assert fleet.balancer.moves == {"not_ready": 1, "gone": 1}
+
+
+def test_requests_that_wait_for_an_engine_that_goes_use_any() -> None:
+    fleet = Fleet(1, 1)
+    first, second, waiting = fleet.run(1, 2, 1)
+
+    fleet.remove(fleet.engines[0])
+    second.release()
+
+    assert waiting.slots is fleet.engines[0]
+    first.release()
+    assert fleet.run(3)[0].lease is None
+
+
+def test_an_engine_that_returns_has_no_sessions() -> None:
+    fleet = Fleet(1, 1)
+    (first,) = fleet.run(1)
+    first.release()
+    slots = fleet.engines[0]
+    fleet.remove(slots)
+    slots.total = 1
+    fleet.balancer.add(slots)
+    (other,) = fleet.run(2)
+
+    assert other.slots is not slots
+    assert fleet.run(1)[0].slots is slots  # the least busy, and no move: it is a new number
+    assert fleet.balancer.moves == {"gone": 1}
+
+
+def test_a_key_that_floods_one_engine_does_not_delay_another_there() -> None:
+    fleet = Fleet(2, 2)
+    fleet.run(1, 2, 1, 2)
+    order: list[str] = []
+    for key_id in ("flood", "flood", "other"):
+        waiter = Waiter(key_id, 1, lambda waiter: order.append(waiter.key_id))
+        assert fleet.arrive(waiter) is Verdict.QUEUED
+
+    fleet.resize(fleet.engines[0], 5)
+
+    assert order == ["flood", "other", "flood"]
+
+
+def test_a_request_is_granted_within_another_grant() -> None:
+    """A client may send its next requests while another is granted a slot."""
+    fleet = Fleet(2, 2, 4)
+    first, *_ = fleet.run(1, 2, 3, 1, 3, 3, 3)
+    late = [Waiter("late", 2), Waiter("late", 2)]
+
+    def on_slot(_: Waiter) -> None:
+        for waiter in late:
+            assert fleet.arrive(waiter) is Verdict.QUEUED
+
+    for waiter in (Waiter("b", 1, on_slot), Waiter("c", 1)):
+        assert fleet.arrive(waiter) is Verdict.QUEUED
+    first.release()
+
+    assert late[0].slots is fleet.engines[1]
+    assert late[1].lease is None
+
+
+def test_of_many_engines_the_least_busy_one_is_chosen() -> None:
+    fleet = Fleet(*[4] * 64)
+    waiters = fleet.run(*[NO_SESSION] * 128)
+
+    assert {slots.in_use for slots in fleet.engines} == {2}
+    freed = waiters[77].slots
+    waiters[77].release()
+    assert fleet.run(NO_SESSION)[0].slots is freed

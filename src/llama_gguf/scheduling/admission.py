@@ -37,7 +37,7 @@ from typing import Generic, Protocol
 from llama_gguf.errors import GatewayError
 from llama_gguf.scheduling.balancer import Balancer, E, Slots
 from llama_gguf.scheduling.fair_queue import FairQueue, Turns, one_turn
-from llama_gguf.scheduling.sessions import NO_SESSION
+from llama_gguf.scheduling.sessions import NO_SESSION, SessionTable
 from llama_gguf.scheduling.shares import is_within_share
 
 
@@ -156,6 +156,11 @@ class Admission(Generic[E]):
     def slots(self) -> int:
         """Requests that may run at once."""
         return self._balancer.total
+
+    @property
+    def sessions(self) -> SessionTable:
+        """Which engine each session is at."""
+        return self._balancer.sessions
 
     def arrive(
         self, ticket: Ticket[E], key_id: str, session: int = NO_SESSION

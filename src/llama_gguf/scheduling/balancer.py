@@ -172,6 +172,8 @@ class Balancer(Generic[E]):
         self._numbers += 1
         slots.number = self._numbers
         self._by_number[slots.number] = slots
+        self._grants += 1
+        slots.last_grant = self._grants
         if slots.place == _NOWHERE:
             free = self._free_places
             if free:

@@ -19,12 +19,14 @@ from hypothesis.stateful import (
 from llama_gguf.errors import GatewayError
 from llama_gguf.scheduling.admission import Admission, SlotLease, Verdict
 from llama_gguf.scheduling.balancer import Balancer, Slots
+from llama_gguf.scheduling.sessions import NO_SESSION
 from llama_gguf.scheduling.shares import FREE_SHARES
 
 
 class Waiter:
     def __init__(self, key_id: str, then: Callable[[Waiter], None] = lambda _: None) -> None:
         self.key_id = key_id
+        self.session = NO_SESSION
         self.then = then
         self.leases: list[SlotLease[str]] = []
 

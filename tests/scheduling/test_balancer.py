@@ -11,6 +11,7 @@ def test_a_request_goes_to_the_engine_while_it_has_a_free_slot() -> None:
 
     for in_use, chosen in ((0, slots), (1, slots), (2, None), (3, None)):
         slots.in_use = in_use
+        balancer.changed(slots)
         assert balancer.choose() is chosen
 
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 from hypothesis import given, settings
@@ -22,17 +22,27 @@ def always(_key_id: str) -> bool:
     return True
 
 
-def queue_of(turns: Mapping[str, Turns], arrivals: str = "") -> FairQueue[tuple[str, int]]:
+Request = tuple[str, int]
+Queue = FairQueue[Request, str]
+
+
+def taken_from(queue: Queue, may_run: Callable[[str], bool] = always) -> Request | None:
+    """The next request."""
+    taken = queue.take(may_run)
+    return None if taken is None else taken[0]
+
+
+def queue_of(turns: Mapping[str, Turns], arrivals: str = "") -> Queue:
     """A queue with requests in the order of *arrivals*; each is its key and its number."""
-    queue: FairQueue[tuple[str, int]] = FairQueue(lambda key_id: turns.get(key_id, Turns()))
+    queue: Queue = FairQueue(lambda key_id: turns.get(key_id, Turns()))
     for number, key_id in enumerate(arrivals):
         queue.add((key_id, number), key_id)
     return queue
 
 
-def served(queue: FairQueue[tuple[str, int]], count: int | None = None) -> str:
+def served(queue: Queue, count: int | None = None) -> str:
     """The keys of the next *count* requests; of all, by default."""
-    taken = [queue.take(always) for _ in range(queue.size if count is None else count)]
+    taken = [taken_from(queue) for _ in range(queue.size if count is None else count)]
     return "".join(request[0] for request in taken if request is not None)
 
 
@@ -51,7 +61,7 @@ def test_without_weights_keys_take_turns() -> None:
 
 def test_requests_of_a_key_are_served_in_the_order_of_their_arrival() -> None:
     queue = queue_of({"a": Turns(2)}, "abaabab")
-    taken = [queue.take(always) for _ in range(7)]
+    taken = [taken_from(queue) for _ in range(7)]
 
     assert [request for request in taken if request and request[0] == "a"] == [
         ("a", number) for number in (0, 2, 3, 5)
@@ -62,7 +72,7 @@ def test_one_that_is_queued_again_is_the_next_of_its_key() -> None:
     queue = queue_of({}, "ab")
     queue.add_first(("a", 9), "a")
 
-    assert [queue.take(always) for _ in range(3)] == [("a", 9), ("b", 1), ("a", 0)]
+    assert [taken_from(queue) for _ in range(3)] == [("a", 9), ("b", 1), ("a", 0)]
 
 
 @given(
@@ -109,8 +119,8 @@ def test_keys_of_low_priority_share_their_grants_by_weight() -> None:
 def test_one_of_low_priority_is_served_while_no_other_may_run() -> None:
     queue = queue_of({"z": LOW}, "az")
 
-    assert queue.take(lambda key_id: key_id != "a") == ("z", 1)
-    assert queue.take(lambda key_id: key_id != "a") is None
+    assert taken_from(queue, lambda key_id: key_id != "a") == ("z", 1)
+    assert taken_from(queue, lambda key_id: key_id != "a") is None
     assert queue.size == 1
 
 
@@ -164,7 +174,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
         request = data.draw(st.sampled_from(self.waiting))
-        self.queue.remove(request, request[0])
+        self.queue.remove(request)
         self.forget(request)
 
     def forget(self, request: tuple[str, int]) -> None:
@@ -176,7 +186,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(count=st.integers(1, 20))
     def take(self, count: int) -> None:
         for _ in range(min(count, len(self.waiting))):
-            request = self.queue.take(always)
+            request = taken_from(self.queue)
             assert request in self.waiting
             assert request is not None
             self.forget(request)
@@ -219,6 +229,6 @@ def test_what_does_not_wait_cannot_be_removed() -> None:
     queue = queue_of({}, "a")
     for stranger in (("a", 9), ("b", 0)):
         with pytest.raises(KeyError):
-            queue.remove(stranger, stranger[0])
+            queue.remove(stranger)
 
     assert queue.size == 1

@@ -40,6 +40,7 @@ from llama_gguf.gateway.budgets import reserve
 from llama_gguf.gateway.client import Client
 from llama_gguf.gateway.replay import Replay
 from llama_gguf.gateway.response_events import ResponseRelay, response_id, waiting_event
+from llama_gguf.gateway.sessions import session_of
 from llama_gguf.gateway.sse_keepalive import EarlyStream, HeadlessReceiver
 from llama_gguf.http1 import error_events, local_response
 from llama_gguf.http1.chunked import frame
@@ -49,6 +50,7 @@ from llama_gguf.scheduling import failure_policy
 from llama_gguf.scheduling.admission import Admission, SlotLease, Verdict
 from llama_gguf.scheduling.exchange import Event, Exchange, State
 from llama_gguf.scheduling.failure_policy import Action, Failure
+from llama_gguf.scheduling.sessions import NO_SESSION
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.replica import Replica
@@ -75,6 +77,7 @@ class ProxiedRequest(Attempting):
 
     # Most requests leave most of these as they are, and on the class they cost nothing.
     key_id = "-"
+    session = NO_SESSION
     _queue: Admission[Replica] | None = None
     """In which it waits for a slot."""
     _attempt: Attempt | None = None
@@ -268,7 +271,7 @@ class ProxiedRequest(Attempting):
             services.fleet.require(may_wait=needs_slot)
         admission = services.fleet.admission if needs_slot else services.fleet.side_admission
         if self._replay is not None:
-            lease = admission.queue_again(self, self.key_id)
+            lease = admission.queue_again(self, self.key_id, self.session)
             if lease is not None:
                 return self._begin_attempt(exchange, lease, now)
             self._queue = admission
@@ -277,7 +280,9 @@ class ProxiedRequest(Attempting):
             reserve(services, exchange, self._body)
         if services.fleet.crash_memory.is_in_use and needs_slot:
             self._check_crash_memory(exchange)
-        granted = admission.arrive(self, self.key_id)
+        if services.fleet.has_choice and needs_slot:
+            self._find_session(exchange)
+        granted = admission.arrive(self, self.key_id, self.session)
         if isinstance(granted, SlotLease):
             return self._begin_attempt(exchange, granted, now)
         if granted is not Verdict.QUEUED:
@@ -288,6 +293,10 @@ class ProxiedRequest(Attempting):
         self._deadline = now + services.queue.max_queue_wait
         self._reserve(exchange.bytes_in)
         return None
+
+    def _find_session(self, exchange: Exchange) -> None:
+        sessions = self._services.fleet.admission.sessions
+        self.session = session_of(exchange.request, self.key_id, self._body, sessions)
 
     def _begin_attempt(self, exchange: Exchange, lease: SlotLease[Replica], now: float) -> Attempt:
         """It has a slot from *now* on."""

@@ -41,6 +41,7 @@ class FieldKind(enum.IntEnum):
     REQUEST_ID = 10
     DATE = 11
     CONTENT_TYPE = 12
+    SESSION = 13
 
 
 # "Intermediaries ought to remove or replace fields that are known to require removal
@@ -49,6 +50,14 @@ _HOP_BY_HOP: Final = (
     b"keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer upgrade "
     b"http2-settings"
 ).split()
+
+SESSION_FIELDS: Final = (
+    b"x-claude-code-session-id",
+    b"session-id",
+    b"x-session-id",
+    b"x-session-affinity",
+)
+"""In which agents send the id of a conversation; the first of them counts."""
 
 _REQUEST_KINDS: Final = {
     **dict.fromkeys(_HOP_BY_HOP, FieldKind.DROP),
@@ -61,6 +70,7 @@ _REQUEST_KINDS: Final = {
     b"expect": FieldKind.EXPECT,
     b"origin": FieldKind.ORIGIN,
     b"x-request-id": FieldKind.REQUEST_ID,
+    **dict.fromkeys(SESSION_FIELDS, FieldKind.SESSION),
 }
 _RESPONSE_KINDS: Final = {
     **dict.fromkeys(_HOP_BY_HOP, FieldKind.DROP),
@@ -134,6 +144,8 @@ class RequestFields:
         "is_chunked",
         "origin",
         "request_id",
+        "session",
+        "session_rank",
     )
 
     def __init__(self) -> None:
@@ -146,6 +158,10 @@ class RequestFields:
         self.expects_continue = False
         self.origin: bytes | None = None
         self.request_id: bytes | None = None
+        self.session: bytes | None = None
+        """The id of its conversation."""
+        self.session_rank = len(SESSION_FIELDS)
+        """Of the field that had it."""
         self.connection: frozenset[bytes] = frozenset()
 
 
@@ -202,17 +218,30 @@ def _read_special(read: RequestFields, kind: FieldKind, name: bytes, value: byte
         case FieldKind.TRANSFER_ENCODING:
             _read_coding(read, value)
         case FieldKind.EXPECT:
-            if value.lower() != b"100-continue":
-                raise ExpectationFailed("The only supported expectation is 100-continue.")
-            read.expects_continue = True
+            _read_expectation(read, value)
         case FieldKind.ORIGIN:
             read.origin = value
             read.forwarded += (name, b": ", value, b"\r\n")
         case FieldKind.REQUEST_ID:
             if _SANE_REQUEST_ID.fullmatch(value):
                 read.request_id = value
+        case FieldKind.SESSION:
+            _read_session(read, name, value)
         case _:
             pass  # FieldKind.DROP
+
+
+def _read_expectation(read: RequestFields, value: bytes) -> None:
+    if value.lower() != b"100-continue":
+        raise ExpectationFailed("The only supported expectation is 100-continue.")
+    read.expects_continue = True
+
+
+def _read_session(read: RequestFields, name: bytes, value: bytes) -> None:
+    read.forwarded += (name, b": ", value, b"\r\n")
+    rank = SESSION_FIELDS.index(name.lower())
+    if value and rank < read.session_rank:
+        read.session, read.session_rank = value, rank
 
 
 def _check_host(value: bytes) -> None:
@@ -242,7 +271,7 @@ def _drop_nominated(read: RequestFields, fields: Fields, rules: Rules) -> None:
     read.forwarded.clear()
     for name, value in fields:
         if (
-            rules[name] in (FieldKind.FORWARD, FieldKind.ORIGIN)
+            rules[name] in (FieldKind.FORWARD, FieldKind.ORIGIN, FieldKind.SESSION)
             and name.lower() not in read.connection
         ):
             read.forwarded += (name, b": ", value, b"\r\n")

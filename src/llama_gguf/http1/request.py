@@ -61,6 +61,7 @@ class Request:
         "request_id",
         "route",
         "sends_length",
+        "session",
         "sorted_fields",
     )
 
@@ -78,6 +79,7 @@ class Request:
         self.sorted_fields = found = sorted_fields or RequestFields()
         self.route = route or _NO_ROUTE
         self.request_id = found.request_id
+        self.session = found.session
         self.is_chunked = found.is_chunked
         self.is_head_request = head.method == b"HEAD"
         # RFC 9110 section 9.2.2; of the idempotent methods, only the safe ones.

@@ -1,22 +1,30 @@
-"""Admission to the engine: which request runs now, which waits, which is rejected.
+"""Admission to the engines: which request runs now, which waits, which is rejected.
 
 ``arrive`` decides a request that needs a slot. The first case that applies:
 
 1. KEY_IS_BUSY: the requests of its key, running and waiting, are at the concurrency limit.
-2. GRANTED: a slot is free, the key may run one more request, and no request waits for that slot.
+2. GRANTED: a slot is free that it may use (``balancer.py``: the engine of its session, or any), the
+   key may run one more request, and no request waits for that slot.
 3. QUEUE_FULL: all places in the queue are taken.
 4. SHARE_IS_FULL: the key has its share of the queue (``shares.py``), and there are other keys.
-5. QUEUED: it waits until ``on_slot`` or ``on_refused`` is called, or until it leaves.
+5. QUEUED: it waits, for the engine of its session or for any, until ``on_slot`` or ``on_refused``
+   is called, or until it leaves.
 
 A request that had a slot, and is to be sent again, waits in any case (``queue_again``).
 
 A granted slot is a ``SlotLease``, which its holder releases once.
 
-``grant`` assigns free slots to waiting requests, until slots or requests run out. Keys take turns
-(``fair_queue.py``): one that floods the queue delays another by one turn.
+A slot that becomes free goes to the first waiting request that may use it, which is one that waits
 
-While the engine is not ready, the number of slots is zero, so every request waits, and a
-model that is loading needs no special case.
+- for any engine, or
+- for the engine of the slot, or
+- for the engine that is furthest beyond the bound: its session then moves.
+
+Among them, keys take turns (``fair_queue.py``): one that floods the queue delays another by one
+turn. So no request waits while a slot that it may use is free.
+
+While an engine is not ready, it has no slots. While none is ready every request waits, and a model
+that is loading needs no special case.
 """
 
 from __future__ import annotations
@@ -27,8 +35,9 @@ from collections.abc import Callable
 from typing import Generic, Protocol
 
 from llama_gguf.errors import GatewayError
-from llama_gguf.scheduling.balancer import NO_SESSION, Balancer, E, Slots
+from llama_gguf.scheduling.balancer import Balancer, E, Slots
 from llama_gguf.scheduling.fair_queue import FairQueue, Turns, one_turn
+from llama_gguf.scheduling.sessions import NO_SESSION, SessionTable
 from llama_gguf.scheduling.shares import is_within_share
 
 
@@ -36,6 +45,7 @@ class Ticket(Protocol[E]):
     """A request that needs a slot. ``on_slot`` is called once, when a queued one gets its slot."""
 
     key_id: str
+    session: int
 
     def on_slot(self, lease: SlotLease[E]) -> None: ...
     def on_refused(self, error: GatewayError) -> None: ...
@@ -91,7 +101,7 @@ class Admission(Generic[E]):
     """Slots and a bounded, fair queue.
 
     Args:
-        balancer: chooses the engine, among those with a free slot.
+        balancer: chooses the engine.
         queue_size: requests that may wait.
         per_key: concurrent requests of one key, running and waiting; 0 = no limit.
         running_per_key: concurrent running requests of one key; 0 = no limit.
@@ -102,6 +112,7 @@ class Admission(Generic[E]):
 
     __slots__ = (
         "_balancer",
+        "_freed",
         "_held_by_key",
         "_is_granting",
         "_is_shared",
@@ -125,6 +136,8 @@ class Admission(Generic[E]):
     ) -> None:
         self._balancer = balancer
         self.running = 0
+        self._freed: list[Slots[E]] = []
+        """Slots of which some may be free, for requests that wait."""
         self._is_granting = False
         self._queue_size = queue_size
         self._per_key = per_key
@@ -132,7 +145,7 @@ class Admission(Generic[E]):
         self._is_shared = is_shared
         self._held_by_key: Counter[str] = Counter()
         self._running_by_key: Counter[str] = Counter()
-        self._waiting: FairQueue[Ticket[E]] = FairQueue(turns_of)
+        self._waiting: FairQueue[Ticket[E], Slots[E]] = FairQueue(turns_of)
 
     @property
     def queued(self) -> int:
@@ -144,6 +157,11 @@ class Admission(Generic[E]):
         """Requests that may run at once."""
         return self._balancer.total
 
+    @property
+    def sessions(self) -> SessionTable:
+        """Which engine each session is at."""
+        return self._balancer.sessions
+
     def arrive(
         self, ticket: Ticket[E], key_id: str, session: int = NO_SESSION
     ) -> SlotLease[E] | Verdict:
@@ -152,21 +170,23 @@ class Admission(Generic[E]):
         After QUEUED, the ticket waits until it gets its slot or ``leave`` is called. Other verdicts
         change nothing.
         """
-        del session
         if self._per_key and self._held_by_key[key_id] >= self._per_key:
             return Verdict.KEY_IS_BUSY  # 1
-        is_behind_its_own = self._waiting.size and self._waiting.waiting_of(key_id)
-        if not is_behind_its_own and self._may_pass(key_id):
-            slots = self._balancer.choose()
-            if slots is not None:
-                if self._per_key:
-                    self._held_by_key[key_id] += 1
-                return self._lease(slots, key_id)  # 2
+        balancer = self._balancer
+        own = balancer.where(session) if session else None
+        slots = balancer.choose() if own is None else own.if_free()
+        if slots is not None and self._may_pass(key_id):
+            if self._per_key:
+                self._held_by_key[key_id] += 1
+            if session and own is None:
+                balancer.pin(session, slots)
+            return self._lease(slots, key_id)  # 2
         if self._waiting.size >= self._queue_size:
             return Verdict.QUEUE_FULL  # 3
         if self._has_share(key_id):
             return Verdict.SHARE_IS_FULL  # 4
-        self._waiting.add(ticket, key_id)
+        self._waiting.add(ticket, key_id, own)
+        self._wait(own, slots)
         if self._per_key:
             self._held_by_key[key_id] += 1
         return Verdict.QUEUED  # 5
@@ -178,18 +198,28 @@ class Admission(Generic[E]):
 
         It has been admitted, so no limit applies. Returns its slot if one is free.
         """
-        del session
         if self._per_key:
             self._held_by_key[key_id] += 1
-        if self._may_pass(key_id):
-            slots = self._balancer.choose()
-            if slots is not None:
-                return self._lease(slots, key_id)
-        self._waiting.add_first(ticket, key_id)
+        balancer = self._balancer
+        own = balancer.where(session) if session else None
+        slots = balancer.choose() if own is None else own.if_free()
+        if slots is not None and self._may_pass(key_id):
+            if session and own is None:
+                balancer.pin(session, slots)
+            return self._lease(slots, key_id)
+        self._waiting.add_first(ticket, key_id, own)
+        self._wait(own, slots)
         return None
 
+    def _wait(self, own: Slots[E] | None, free: Slots[E] | None) -> None:
+        """A request has been queued for *own*, or for any engine, though *free* has free slots."""
+        if own is not None:
+            self._balancer.wait(own, 1)
+        if free is not None and self._is_granting:
+            self._freed.append(free)
+
     def _lease(self, slots: Slots[E], key_id: str) -> SlotLease[E]:
-        slots.in_use += 1
+        self._balancer.take(slots)
         self.running += 1
         if self._running_per_key:
             self._running_by_key[key_id] += 1
@@ -201,7 +231,9 @@ class Admission(Generic[E]):
         Raises:
             KeyError: it is not waiting.
         """
-        self._waiting.remove(ticket, ticket.key_id)
+        own = self._waiting.remove(ticket)
+        if own is not None:
+            self._balancer.wait(own, -1)
         if self._per_key:
             self._release(ticket.key_id)
 
@@ -212,39 +244,70 @@ class Admission(Generic[E]):
 
     def release(self, lease: SlotLease[E]) -> None:
         """See ``SlotLease.release``."""
-        lease.slots.in_use -= 1
+        slots = lease.slots
+        self._balancer.release(slots)
         self.running -= 1
         if self._running_per_key:
             _count_down(self._running_by_key, lease.key_id)
         if self._per_key and not lease.has_departed:
             self._release(lease.key_id)
-        # Within `on_slot`, the loop in `grant` continues with the slot: recursion would be as deep
-        # as the queue is long.
-        if self._waiting.size and not self._is_granting:
-            self.grant()
+        if self._waiting.size:
+            self._freed.append(slots)
+            self._grant_freed()
 
     def grant(self) -> None:
-        """Assign free slots to waiting requests; to be called when an engine has more of them."""
+        """Assign free slots to waiting requests; to be called when engines or slots change."""
+        if self._waiting.size:
+            self._freed += self._balancer.awaited()
+            self._grant_freed()
+
+    def _grant_freed(self) -> None:
+        # Within `on_slot`, the loop that has called it continues with what has become free:
+        # recursion would be as deep as the queue is long.
+        if self._is_granting:
+            return
         self._is_granting = True
+        freed = self._freed
         try:
             while self._waiting.size:
-                slots = self._balancer.choose()
-                ticket = None if slots is None else self._waiting.take(self._may_run)
-                if slots is None or ticket is None:
+                slots = freed[-1] if freed else self._balancer.choose()
+                if slots is not None and self._grant_one(slots):
+                    continue
+                if not freed:
                     break
-                ticket.on_slot(self._lease(slots, ticket.key_id))
+                freed.pop()
         finally:
             self._is_granting = False
+            freed.clear()
+
+    def _grant_one(self, slots: Slots[E]) -> bool:
+        """Assign one of *slots*; False if none is free, or no request may use it."""
+        if slots.in_use >= slots.total:
+            return False
+        balancer = self._balancer
+        taken = self._waiting.take(self._may_run, (None, slots, balancer.overloaded()))
+        if taken is None:
+            return False
+        ticket, own = taken
+        if own is not None:
+            balancer.wait(own, -1)
+        session = ticket.session
+        # While it waited for any engine, another request of its session may have got one.
+        is_moving = own is not slots and (own is not None or balancer.where(session) is None)
+        if session and is_moving:
+            balancer.pin(session, slots)
+        ticket.on_slot(self._lease(slots, ticket.key_id))
+        return True
 
     def _may_pass(self, key_id: str) -> bool:
-        """Whether a free slot may go to *key_id* at once, past requests of other keys that wait.
+        """Whether a free slot may go to *key_id* at once, past the requests that wait.
 
-        Those belong to keys at ``running_per_key``, which cannot use the slot; except while
-        ``grant`` runs, when it may not have reached them yet.
+        Those cannot use the slot: it is not their engine's, or their keys are at
+        ``running_per_key``. Except while slots are being granted: their turn may be yet to come.
         """
-        if not self._running_per_key:
-            return not self._waiting.size
-        return not self._is_granting and self._may_run(key_id)
+        if self._is_granting and self._waiting.size:
+            return False
+        return self._may_run(key_id)
 
     def _may_run(self, key_id: str) -> bool:
         limit = self._running_per_key

@@ -9,17 +9,20 @@
    share in proportion to its weight.
 3. Within a key, requests are served in the order of their arrival.
 
-A key without waiting requests leaves the order, and returns at its end.
+Requests may wait for a certain engine, or for any. A slot goes to the first request in this order
+among those that may use it. A key without waiting requests for an engine leaves the order of those
+that wait for it, and returns at its end.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
+P = TypeVar("P")
 
 LOW_EVERY: Final = 10
 
@@ -38,6 +41,8 @@ class Turns:
 
 
 ONE_TURN: Final = Turns()
+ANY: Final = (None,)
+"""Stands for requests that may use any engine."""
 
 
 def one_turn(_key_id: str) -> Turns:
@@ -45,116 +50,214 @@ def one_turn(_key_id: str) -> Turns:
     return ONE_TURN
 
 
-class _Line(Generic[T]):
+class _Line(Generic[T, P]):
     """The waiting requests of one key."""
 
-    __slots__ = ("per_round", "requests", "taken")
+    __slots__ = ("count", "is_low", "key_id", "parts", "per_round", "taken", "turn")
 
-    def __init__(self) -> None:
-        # A dict and not a deque: it keeps the order too, and any request can leave in O(1).
-        self.requests: dict[T, None] = {}
+    def __init__(self, key_id: str, turn: int) -> None:
+        self.key_id = key_id
+        self.turn = turn
+        """When it has moved to the end of the order, or entered it, as a serial number."""
+        self.parts: dict[P | None, _Part[T, P]] = {}
+        self.count = 0
+        self.is_low = False
         self.per_round = 1
         self.taken = 0
         """Grants in its present turn."""
 
 
-class FairQueue(Generic[T]):
-    """Waiting requests, by the ids of their keys.
+class _Part(Generic[T, P]):
+    """Those of one key that wait for the same engine, or for any engine."""
+
+    __slots__ = ("engine", "line", "requests")
+
+    def __init__(self, line: _Line[T, P], engine: P | None) -> None:
+        self.line = line
+        self.engine = engine
+        # Ordered, and any request can leave in O(1). With numbers in the order of arrival.
+        self.requests: OrderedDict[T, int] = OrderedDict()
+
+
+class _Order(Generic[T, P]):
+    """The order of the keys that have requests for the same engine, or for any engine."""
+
+    __slots__ = ("low", "normal")
+
+    def __init__(self) -> None:
+        self.normal: OrderedDict[str, _Part[T, P]] = OrderedDict()
+        self.low: OrderedDict[str, _Part[T, P]] = OrderedDict()
+
+    def keys(self, *, is_low: bool) -> OrderedDict[str, _Part[T, P]]:
+        return self.low if is_low else self.normal
+
+
+class FairQueue(Generic[T, P]):
+    """Waiting requests, by the ids of their keys and the engines that they wait for.
 
     Args:
         turns_of: by a key's id; called for each request that has to wait.
     """
 
-    __slots__ = ("_low", "_normal", "_turns_of", "_yielded", "size")
+    __slots__ = (
+        "_lines",
+        "_newest",
+        "_oldest",
+        "_orders",
+        "_parts",
+        "_turn",
+        "_turns_of",
+        "_yielded",
+        "size",
+    )
 
     def __init__(self, turns_of: Callable[[str], Turns] = one_turn) -> None:
         self._turns_of = turns_of
-        self._normal: OrderedDict[str, _Line[T]] = OrderedDict()
-        self._low: OrderedDict[str, _Line[T]] = OrderedDict()
+        self._lines: dict[str, _Line[T, P]] = {}
+        self._orders: dict[P | None, _Order[T, P]] = {}
+        self._parts: dict[T, _Part[T, P]] = {}
+        """By request."""
+        self._turn = 0
+        self._newest = 0
+        self._oldest = 0
         self._yielded = 0
         """Grants in a row to keys of normal priority, while one of low priority waited."""
         self.size = 0
 
-    def add(self, request: T, key_id: str) -> None:
-        """Queue *request* behind those of its key."""
-        self._line(key_id).requests[request] = None
-        self.size += 1
+    def add(self, request: T, key_id: str, engine: P | None = None) -> None:
+        """Queue *request* behind those of its key; None: for any engine."""
+        self._newest += 1
+        self._add(request, key_id, engine).requests[request] = self._newest
 
-    def add_first(self, request: T, key_id: str) -> None:
+    def add_first(self, request: T, key_id: str, engine: P | None = None) -> None:
         """Queue *request* before those of its key."""
-        line = self._line(key_id)
-        line.requests = {request: None, **line.requests}
-        self.size += 1
+        self._oldest -= 1
+        requests = self._add(request, key_id, engine).requests
+        requests[request] = self._oldest
+        requests.move_to_end(request, last=False)
 
-    def _line(self, key_id: str) -> _Line[T]:
+    def _add(self, request: T, key_id: str, engine: P | None) -> _Part[T, P]:
+        line = self._line(key_id)
+        part = line.parts.get(engine)
+        if part is None:
+            part = line.parts[engine] = _Part(line, engine)
+            if engine not in self._orders:
+                self._orders[engine] = _Order()
+            self._orders[engine].keys(is_low=line.is_low)[key_id] = part
+        self._parts[request] = part
+        line.count += 1
+        self.size += 1
+        return part
+
+    def _line(self, key_id: str) -> _Line[T, P]:
         """The line of a key, with its present turns: a reload of the keys may have changed them."""
         turns = self._turns_of(key_id)
-        lines, others = (self._low, self._normal) if turns.is_low else (self._normal, self._low)
-        line = lines.get(key_id)
+        line = self._lines.get(key_id)
         if line is None:
-            line = others.get(key_id)
-            if line is None:
-                line = _Line()
-            else:
-                del others[key_id]
-            lines[key_id] = line
+            self._turn += 1
+            line = self._lines[key_id] = _Line(key_id, self._turn)
+        if line.is_low != turns.is_low:
+            line.is_low = turns.is_low
+            for engine, part in line.parts.items():
+                order = self._orders[engine]
+                del order.keys(is_low=not turns.is_low)[key_id]
+                order.keys(is_low=turns.is_low)[key_id] = part
         line.per_round = turns.per_round
         return line
 
-    def remove(self, request: T, key_id: str) -> None:
+    def remove(self, request: T) -> P | None:
         """Remove *request*, wherever it is in its line.
+
+        Returns:
+            The engine that it waited for.
 
         Raises:
             KeyError: it does not wait.
         """
-        self._remove(self._normal if key_id in self._normal else self._low, request, key_id)
-
-    def _remove(self, lines: OrderedDict[str, _Line[T]], request: T, key_id: str) -> None:
-        requests = lines[key_id].requests
-        del requests[request]
-        if not requests:
-            del lines[key_id]
+        part = self._parts.pop(request)
+        line, engine = part.line, part.engine
+        del part.requests[request]
+        if not part.requests:
+            del line.parts[engine]
+            order = self._orders[engine]
+            del order.keys(is_low=line.is_low)[line.key_id]
+            if not (order.normal or order.low):
+                del self._orders[engine]
+        line.count -= 1
+        if not line.count:
+            del self._lines[line.key_id]
         self.size -= 1
+        return engine
 
-    def take(self, may_run: Callable[[str], bool]) -> T | None:
-        """Dequeue the next request; None if there is none that may run.
+    def take(
+        self, may_run: Callable[[str], bool], engines: Sequence[P | None] = ANY
+    ) -> tuple[T, P | None] | None:
+        """Dequeue the next request.
 
         Args:
             may_run: whether the key with this id may have one more request running.
+            engines: requests for others have to wait; None stands for those for any engine.
+
+        Returns:
+            It and the engine that it waited for; None if there is none that may run.
         """
-        lines, key_id = self._normal, _first(self._normal, may_run)
-        low = _first(self._low, may_run)
+        line = self._first(engines, may_run, is_low=False)
+        low = self._first(engines, may_run, is_low=True)
         if low is None:
             self._yielded = 0
-        elif key_id is None or self._yielded >= LOW_EVERY - 1:
-            lines, key_id = self._low, low  # 1
+        elif line is None or self._yielded >= LOW_EVERY - 1:
+            line = low  # 1
             self._yielded = 0
         else:
             self._yielded += 1
-        if key_id is None:
+        if line is None:
             return None
-        line = lines[key_id]
-        request = next(iter(line.requests))  # 3
-        self._remove(lines, request, key_id)
+        request = _earliest(line, engines)
+        engine = self.remove(request)
         line.taken += 1
-        if line.taken >= line.per_round and line.requests:  # 2
+        if line.taken >= line.per_round and line.count:  # 2
             line.taken = 0
-            lines.move_to_end(key_id)
-        return request
+            self._turn += 1
+            line.turn = self._turn
+            for each in line.parts:
+                self._orders[each].keys(is_low=line.is_low).move_to_end(line.key_id)
+        return request, engine
+
+    def _first(
+        self, engines: Sequence[P | None], may_run: Callable[[str], bool], *, is_low: bool
+    ) -> _Line[T, P] | None:
+        first: _Line[T, P] | None = None
+        for engine in engines:
+            order = self._orders.get(engine)
+            if order is None:
+                continue
+            for part in order.keys(is_low=is_low).values():
+                if first is not None and part.line.turn >= first.turn:
+                    break
+                if may_run(part.line.key_id):
+                    first = part.line
+                    break
+        return first
 
     def waiting_of(self, key_id: str) -> int:
         """The number of requests of a key that wait."""
-        line = self._normal.get(key_id) or self._low.get(key_id)
-        return 0 if line is None else len(line.requests)
+        line = self._lines.get(key_id)
+        return 0 if line is None else line.count
 
     def all(self) -> list[T]:
         """All requests, in no particular order."""
-        lines = [*self._normal.values(), *self._low.values()]
-        return [request for line in lines for request in line.requests]
+        return list(self._parts)
 
 
-def _first(lines: OrderedDict[str, _Line[T]], may_run: Callable[[str], bool]) -> str | None:
-    for key_id in lines:  # a generator expression would be evaluated to its end when compiled
-        if may_run(key_id):
-            return key_id
-    return None
+def _earliest(line: _Line[T, P], engines: Sequence[P | None]) -> T:
+    """Of a key's requests for one of these *engines*, the one that has waited for longest."""
+    best: T | None = None
+    earliest = 0
+    for engine in engines:
+        part = line.parts.get(engine)
+        if part is not None:
+            request, number = next(iter(part.requests.items()))
+            if best is None or number < earliest:  # 3
+                best, earliest = request, number
+    assert best is not None
+    return best

@@ -25,6 +25,7 @@ from tests.supervisor.test_serve_replicas import row_of_ports
 from tests.support.virtual_time import run
 
 S = ChildState
+LOAD_SECONDS = 3.0
 
 
 class Engine(FakeChild):
@@ -34,6 +35,7 @@ class Engine(FakeChild):
         super().__init__()
         self.version = version
         self.port = port
+        self.born_at = asyncio.get_running_loop().time()
 
     @property
     def is_alive(self) -> bool:
@@ -48,10 +50,14 @@ class Gateway:
     responses: dict[str, int] = field(default_factory=dict)
     known: dict[str, EngineStatus] = field(default_factory=dict)
     seen: list[tuple[str, ChildState]] = field(default_factory=list)
+    revisions: dict[str, int] = field(default_factory=dict)
     wants_engine: bool = False
     being_read: int = 0
 
     def update(self, status: EngineStatus) -> None:
+        # Otherwise it could acknowledge the status of an engine that it has not received.
+        assert status.revision > self.revisions.get(status.address, -1)
+        self.revisions[status.address] = status.revision
         self.seen.append((status.replica, status.state))
         if status.is_removed:
             self.known.pop(status.address, None)
@@ -186,8 +192,11 @@ class Prober:
     port: int
 
     async def look(self) -> Finding:
-        is_up = any(engine.is_alive and engine.port == self.port for engine in self.rig.engines)
-        return UP if is_up else Finding(S.UNREACHABLE)
+        now = asyncio.get_running_loop().time()
+        for engine in self.rig.engines:
+            if engine.is_alive and engine.port == self.port:
+                return UP if now - engine.born_at >= LOAD_SECONDS else Finding(S.LOADING)
+        return Finding(S.UNREACHABLE)
 
 
 def play(
@@ -394,6 +403,7 @@ def test_a_replica_that_was_given_up_gets_a_new_chance(tmp_path: Path) -> None:
 
         assert rig.ready == ["0", "1"]
         assert rig.alive == ["new", "new"]
+        assert rig.engines[-1].port == rig.engines[1].port  # nothing runs beside it
 
     play(tmp_path, 2, scenario, max_restarts=0)
 

@@ -64,7 +64,7 @@ class GatewayManager(ManagedProcess):
         self._spawn = spawn
         self._channel: asyncio.StreamWriter | None = None
         self._statuses: dict[str, EngineStatus] = {}
-        """By address; one that is removed, until a gateway knows."""
+        """By address; also of those that are removed, for a gateway that does not know yet."""
         self._unsent: set[str] = set()
         self._pending_signals: set[signal.Signals] = set()
 
@@ -153,11 +153,8 @@ class GatewayManager(ManagedProcess):
         for address in sorted(self._unsent, key=list(self._statuses).index):
             if writer.transport.get_write_buffer_size() >= MAX_BUFFERED_BYTES:
                 break
-            status = self._statuses[address]
-            writer.write(status.to_line())
+            writer.write(self._statuses[address].to_line())
             self._unsent.remove(address)
-            if status.is_removed:
-                del self._statuses[address]
 
     # Signals ------------------------------------------------------------------------------------
 

@@ -326,9 +326,7 @@ class LocalFleet:
 
     def _may_sleep(self, member: Member) -> bool:
         """Replicas are stopped from the last to the first."""
-        return not self._is_replacing and all(
-            not _is_awake(each) for each in self.members if each.number > member.number
-        )
+        return all(not _is_awake(each) for each in self.members if each.number > member.number)
 
     def _on_status(self, member: Member, status: EngineStatus) -> None:
         self._changed.set()

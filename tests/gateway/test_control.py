@@ -137,7 +137,7 @@ def test_one_more_engine_is_needed_when_a_request_waits_and_every_slot_is_in_use
         (replica,) = rig.fleet.replicas.values()
         # The request waits although a slot is free, as for the replica of its session.
         replica.slots.total = 3
-        rig.fleet.admission._balancer.changed(replica.slots)
+        rig.fleet._balancer.changed(replica.slots)
         needed.append(control.is_engine_needed)
         rig.engine(ChildState.ASLEEP)
         needed.append(control.is_engine_needed)

@@ -269,7 +269,7 @@ class LocalFleet:
         has_served: bool = False,
         in_place_of: Member | None = None,
     ) -> Member:
-        """Start one more engine, or one in place of another that has ended."""
+        """Start one more engine, or one instead of another that has ended."""
 
         async def prepare() -> Launch:
             if len({each.number for each in self.members}) > 1:

@@ -26,7 +26,7 @@ from llama_gguf.engines.status import ChildState
 from llama_gguf.errors import GatewayError
 from llama_gguf.gateway import client_connection, lifecycle, upstream_connection
 from llama_gguf.scheduling import exchange
-from llama_gguf.supervisor import restart_policy
+from llama_gguf.supervisor import replacement, restart_policy
 from llama_gguf.supervisor import states as supervisor_states
 from llama_gguf.telemetry.metrics import METRICS
 
@@ -280,6 +280,9 @@ def states_page() -> str:
     of_supervisor = (
         (state, event, then) for (state, event), then in supervisor_states.TRANSITIONS.items()
     )
+    of_replacement = (
+        (state, event, then) for (state, event), then in replacement.TRANSITIONS.items()
+    )
     return "\n".join(
         [
             _MADE,
@@ -302,6 +305,12 @@ def states_page() -> str:
             "process by the same table, where only llama-server sleeps and hangs. For a gateway "
             "without a supervisor, llama-server has one more state, `unreachable`.\n",
             _diagram(ChildState.STARTING, of_engine),
+            "## The replacement of an engine\n",
+            "In a rolling restart, for each replica: `supervisor/replacement.py`.\n",
+            _diagram(replacement.Replacement.PLANNED, of_replacement),
+            "| state | meaning |\n|---|---|",
+            *_members(replacement.Replacement),
+            "",
             "## The supervisor\n",
             "`llama-gguf serve`: `supervisor/states.py`.\n",
             _diagram(supervisor_states.SupervisorState.STARTING, of_supervisor),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextvars
 import enum
 import io
 import json
@@ -12,6 +13,7 @@ import pytest
 
 import llama_gguf
 from docs.reference import LoggedEvent, logged_events
+from llama_gguf import events
 from llama_gguf.events import EventLog, Fact, event_of, facts_of
 
 NAME: Final = "llama_gguf.somewhere"
@@ -159,3 +161,15 @@ self._log(one)
     assert list(logged_events(source)) == [
         LoggedEvent("bug", "error", ("It is {colour}", "It is bare"), ("colour",))
     ]
+
+
+def test_the_events_of_one_of_several_replicas_name_it(caplog: pytest.LogCaptureFixture) -> None:
+    def log() -> None:
+        events.replica.set("2")
+        _log.info("engine_ready", "The model is ready after {seconds} s", seconds=4)
+
+    contextvars.copy_context().run(log)
+
+    (record,) = caplog.records
+    assert record.getMessage() == "Replica 2: The model is ready after 4 s"
+    assert facts_of(record) == {"seconds": 4, "replica": "2"}

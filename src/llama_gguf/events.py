@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from typing import Final
 
 Fact = str | int | float | Sequence[str] | None
@@ -20,6 +21,10 @@ Facts = Mapping[str, str | int | float | list[str] | None]
 
 OTHER: Final = "other"
 """The event of a record that another library has logged, such as asyncio."""
+
+
+replica: Final[ContextVar[str]] = ContextVar("replica", default="")
+"""The replica that the running task manages, where there are several: a fact of all its events."""
 
 
 class EventLog:
@@ -64,6 +69,9 @@ class EventLog:
         exc_info: BaseException | bool | None = None,
     ) -> None:
         safe = {name: _json_safe(fact) for name, fact in facts.items()}
+        if label := replica.get():
+            safe["replica"] = label
+            text = f"Replica {{replica}}: {text}"
         self._logger.log(
             level,
             _Sentence(text, safe),

@@ -387,6 +387,37 @@ def test_a_model_that_exceeds_the_gpus_memory_is_a_problem(machine: Machine, che
     assert check(NGL="0")[0] == 0
 
 
+def test_the_gpus_and_threads_of_each_replica_are_shown(machine: Machine, check: Check) -> None:
+    engine_with(
+        machine,
+        "CUDA0: Card (9000 MiB, 8000 MiB free)",
+        "CUDA1: Card (9000 MiB, 8000 MiB free)",
+    )
+
+    for replicas in ("2", "auto"):
+        status, checks = check(REPLICAS=replicas, THREADS="6")
+        assert status == 0
+        assert checks["replicas"]["text"] == "2: 0 on CUDA0; 1 on CUDA1, 3 threads each"
+    assert "replicas" not in check()[1]
+
+
+def test_the_port_of_each_replica_has_to_be_free(machine: Machine, check: Check) -> None:
+    first = int(machine.environ["PORT_BACKEND"])
+
+    assert check(REPLICAS="2", PORT=str(first + 1))[1]["ports"]["ok"] is False
+    with socket.create_server(("127.0.0.1", first + 1)):
+        assert "PORT_BACKEND + 1" in wrong(check(REPLICAS="2")[1])
+        assert check()[0] == 0
+
+
+def test_flags_that_number_the_gpus_contradict_replicas(machine: Machine, check: Check) -> None:
+    engine_with(machine, *(f"CUDA{n}: Card (9000 MiB, 8000 MiB free)" for n in range(2)))
+
+    _, checks = check(REPLICAS="2", EXTRA_ARGS="--tensor-split 3,1")
+
+    assert "--tensor-split" in wrong(checks)["replicas"]
+
+
 def test_a_gpu_that_the_engine_cannot_use_is_reported(
     machine: Machine, check: Check, tmp_path: Path
 ) -> None:

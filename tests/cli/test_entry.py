@@ -92,7 +92,7 @@ def test_a_server_stopped_during_its_start_exits_with_0(
     assert serve.err == ""
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
 def test_an_early_reload_signal_ends_nothing(serve: Serve, number: signal.Signals) -> None:
     serve.start()
     serve.until(lambda: signal.SIGTERM in signals(serve.pid, "SigCgt"))

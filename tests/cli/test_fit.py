@@ -10,6 +10,7 @@ from llama_gguf.cli.check_result import Level, Result
 from llama_gguf.cli.fit import Companion, results
 from llama_gguf.engines.devices import Device
 from llama_gguf.engines.machine import Machine
+from llama_gguf.files.sizes import size_text
 from llama_gguf.models.cache import Cache, Layer
 from llama_gguf.models.engine_options import AUTO, Options
 from llama_gguf.models.gguf import ModelFacts, Tensor
@@ -206,3 +207,39 @@ def test_a_bound_on_the_prompt_cache_is_respected(mib: int, is_told: bool) -> No
     output = found(dataclasses.replace(CHOSEN, cache_ram_mib=mib), available=NEEDED + (4 << 30))
 
     assert ("prompt cache" in output) == is_told
+
+
+# Replicas -----------------------------------------------------------------------------------------
+
+
+def with_replicas(
+    parts: Sequence[Sequence[Device] | None], chosen: Options = CHOSEN, available: int = 64 * GIB
+) -> dict[str, list[Result]]:
+    here = Machine("Linux", 2, 2, None, 64 * GIB, available, ())
+    devices = [device for part in parts for device in part or ()]
+    found: dict[str, list[Result]] = {}
+    for result in results(FACTS, chosen, devices=devices, here=here, parts=parts):
+        found.setdefault(result.subject, []).append(result)
+    return found
+
+
+def test_replicas_have_the_weights_of_a_mapped_file_in_ram_once() -> None:
+    on_cpu = dataclasses.replace(CHOSEN, ngl=0)
+    copies = dataclasses.replace(on_cpu, mmap=False)
+
+    (mapped,), (copied,) = (with_replicas([None] * 3, chosen)["RAM"] for chosen in (on_cpu, copies))
+    assert mapped.text.startswith(size_text(WEIGHTS + 3 * (CACHE + WORK)))
+    assert copied.text.startswith(size_text(3 * NEEDED))
+
+
+def test_each_gpu_needs_the_memory_of_the_replicas_on_it() -> None:
+    first, second = (Device(f"CUDA{n} (card)", GIB, GIB) for n in range(2))
+    one = NEEDED + GPU_RESERVE_BYTES
+
+    apart = with_replicas([[first], [second]])
+    assert [r.text.split(" of ")[0] for r in apart["VRAM"]] == [size_text(one)] * 2
+    assert all(r.level is Level.OK for r in apart["VRAM"])
+    (shared,) = with_replicas([[first], [first]])["VRAM"]
+    assert shared.text.startswith(size_text(2 * one))
+    assert shared.level is not Level.OK
+    assert len(apart["RAM"]) == 1

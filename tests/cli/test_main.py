@@ -11,8 +11,10 @@ import pytest
 
 from llama_gguf import __version__
 from llama_gguf.cli import pull
+from llama_gguf.cli.context import Context
 from llama_gguf.cli.main import COMMANDS, main
 from llama_gguf.config import settings as settings_module
+from llama_gguf.errors import UserError
 from llama_gguf.form import FORM
 
 SECRETS = [name for name, about in settings_module.SETTINGS.items() if about.secret]
@@ -285,3 +287,31 @@ def test_an_error_about_settings_shows_where_they_came_from(
 
     assert main(["gateway", "--host", "203.0.113.1"], environ) == 1
     assert "\nHOST is set by a flag.\n" in capsys.readouterr().err
+
+
+def test_the_settings_can_be_read_again_from_the_same_command_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    read: list[Context] = []
+
+    def run(arguments: object, context: Context) -> int:
+        read.append(context)
+        return 0
+
+    monkeypatch.setattr(pull, "run", run)
+    environ = {"MODELS_DIR": "/first", "DATA_DIR": str(tmp_path)}
+
+    main(["pull", "smollm2", "--data-dir", "/flag"], environ)
+    environ["MODELS_DIR"] = "/second"
+    (context,) = read
+    assert context.load_again is not None
+    again = context.load_again()
+
+    assert (context.settings.model.models_dir, again.settings.model.models_dir) == (
+        "/first",
+        "/second",
+    )
+    assert again.settings.model.data_dir == "/flag"
+    environ["CTX"] = "many"
+    with pytest.raises(UserError, match="CTX='many' is invalid"):
+        context.load_again()

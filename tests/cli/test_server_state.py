@@ -57,6 +57,12 @@ def test_an_engine_behind_a_unix_socket_is_queried_there(tmp_path: Path) -> None
     assert f"GET /health on {path}: 200 OK\nhello" in output
 
 
+def test_every_replica_is_queried(tmp_path: Path) -> None:
+    output = server(context(tmp_path, PORT_BACKEND="1", REPLICAS="3"))
+
+    assert all(f"GET /health on 127.0.0.1:{port}: " in output for port in (1, 2, 3))
+
+
 def test_a_wildcard_address_is_queried_on_loopback(tmp_path: Path) -> None:
     output = server(context(tmp_path, HOST="0.0.0.0", PORT="1"))  # noqa: S104  # queried, not bound
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from llama_gguf.config.schema import EngineSettings, UpstreamSettings
+from llama_gguf.config.schema import EngineSettings
 from llama_gguf.engines import command, locate
 from tests.support.clients import Wire
 from tests.support.messages import Response, request
@@ -111,9 +111,7 @@ def observe(engine: Engine) -> Facts:
 def _flags(path: str, help_text: str) -> Iterator[str]:
     """The flags that engines/command.py passes, and whether --help has them."""
     everything = EngineSettings(threads=1, parallel=1)
-    argv = command.engine_argv(
-        path, everything, upstream=UpstreamSettings(), model_path="m.gguf", alias="m"
-    )
+    argv = command.engine_argv(path, everything, model_path="m.gguf", alias="m")
     known = set(re.findall(r"(?<!\S)(--?[a-z][\w-]*)", help_text))
     for flag in argv:
         if flag.startswith("--"):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from llama_gguf.config.schema import EngineSettings, UpstreamSettings
+from llama_gguf.config.schema import EngineSettings
 from llama_gguf.engines.command import engine_argv, extra_args
 from llama_gguf.engines.locate import Engine, devices_of, flags_of, locate
 from llama_gguf.models.engine_options import options
@@ -41,7 +41,7 @@ class Reported:
 
 
 def reported(model: Path, settings: EngineSettings) -> Reported:
-    argv = engine_argv("", settings, upstream=UpstreamSettings(), model_path=str(model), alias="m")
+    argv = engine_argv("", settings, model_path=str(model), alias="m")
     flags = argv[argv.index("--ctx-size") :]
     output = tiny_models.report(model, *flags)
     total = re.search(r"projected to use ([0-9]+) MiB", output)

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.engines.command import engine_argv
+from llama_gguf.engines.address import EngineAddress
+from llama_gguf.engines.command import engine_argv, listen_flags
 from llama_gguf.engines.locate import Engine, locate
 from llama_gguf.models.model_file import read_model
 from llama_gguf.supervisor import division
@@ -164,9 +165,8 @@ def test_the_calculated_context_is_that_of_the_engine(
 ) -> None:
     settings = Settings.of(port_backend=free_port(), **chosen)
     resolved, found = division.divided(settings.engine, {}, read_model(str(model_file)).facts)
-    argv = engine_argv(
-        engine.path, resolved, upstream=settings.upstream, model_path=str(model_file), alias="m"
-    )
+    argv = engine_argv(engine.path, resolved, model_path=str(model_file), alias="m")
+    argv += listen_flags(EngineAddress.of(settings.upstream))
     process = subprocess.Popen(
         argv,
         env={**os.environ, **engine.environment_changes},

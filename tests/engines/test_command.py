@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 
 from llama_gguf.config.schema import EngineSettings
 from llama_gguf.config.settings import Settings
+from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.command import (
     engine_argv,
     engine_environment,
     extra_args,
-    with_thread_limit,
+    listen_flags,
 )
 from llama_gguf.errors import UserError
 
@@ -24,7 +25,6 @@ def argv(**values: object) -> list[str]:
     return engine_argv(
         "/app/llama-server",
         settings.engine,
-        upstream=settings.upstream,
         model_path="/m/a b.gguf",
         alias="a b",
     )
@@ -40,7 +40,6 @@ def value_of(flag: str, words: list[str]) -> str:
 def test_the_defaults_make_a_complete_command_line() -> None:
     assert argv() == [
         *("/app/llama-server", "--model", "/m/a b.gguf", "--alias", "a b"),
-        *("--host", "127.0.0.1", "--port", "8080"),
         *("--ctx-size", "16384", "--n-gpu-layers", "99", "--metrics"),
     ]
 
@@ -52,8 +51,6 @@ def test_the_defaults_make_a_complete_command_line() -> None:
         ({"ngl": 0}, "--n-gpu-layers", "0"),
         ({"threads": 6}, "--threads", "6"),
         ({"parallel": 8}, "--parallel", "8"),
-        ({"port_backend": 9931}, "--port", "9931"),
-        ({"backend_host": "::1"}, "--host", "::1"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -61,34 +58,27 @@ def test_a_setting_becomes_its_flag(values: dict[str, object], flag: str, value:
     assert value_of(flag, argv(**values)) == value
 
 
-@pytest.mark.parametrize(
-    ("threads", "environ", "limit", "expected"),
-    [
-        (0, {}, 2, 2),
-        (0, {}, 0, 0),
-        (6, {}, 2, 6),
-        (0, {"LLAMA_ARG_THREADS": "3"}, 2, 0),
-        (0, {"LLAMA_ARG_THREADS": ""}, 2, 2),
-    ],
-)
-def test_the_limit_of_threads_applies_unless_their_number_is_set(
-    threads: int, environ: dict[str, str], limit: int, expected: int
-) -> None:
-    settings = EngineSettings(threads=threads)
-
-    assert with_thread_limit(settings, environ, limit).threads == expected
-
-
 @pytest.mark.parametrize("flag", ["--threads", "--parallel"])
 def test_a_default_of_llama_server_has_no_flag(flag: str) -> None:
     assert flag not in argv(threads=0, parallel=0)
 
 
-def test_with_a_unix_socket_there_is_no_tcp_port() -> None:
-    words = argv(backend_socket="/run/llama.sock")
+@pytest.mark.parametrize(
+    ("values", "number", "flags"),
+    [
+        ({}, 0, ["--host", "127.0.0.1", "--port", "8080"]),
+        ({}, 2, ["--host", "127.0.0.1", "--port", "8082"]),
+        ({"backend_host": "::1", "port_backend": 9931}, 0, ["--host", "::1", "--port", "9931"]),
+        ({"backend_socket": "/run/llama.sock"}, 0, ["--host", "/run/llama.sock"]),
+        ({"backend_socket": "/run/llama.sock"}, 2, ["--host", "/run/llama.2.sock"]),
+    ],
+)
+def test_each_engine_listens_on_an_address_of_its_own(
+    values: dict[str, object], number: int, flags: list[str]
+) -> None:
+    upstream = Settings.of(**values).upstream
 
-    assert value_of("--host", words) == "/run/llama.sock"
-    assert "--port" not in words
+    assert listen_flags(EngineAddress.of(upstream, number)) == flags
 
 
 def test_extra_args_come_last_so_that_they_override() -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines import wheel_server
-from llama_gguf.engines.command import engine_argv
+from llama_gguf.engines.address import EngineAddress
+from llama_gguf.engines.command import engine_argv, listen_flags
 from llama_gguf.engines.devices import read_devices
 from llama_gguf.engines.flags import complaints, read_flags
 from llama_gguf.errors import UserError
@@ -17,9 +18,8 @@ from llama_gguf.errors import UserError
 def argv(**settings: object) -> list[str]:
     """What `serve` starts an engine with."""
     made = Settings.of(**settings)
-    return engine_argv(
-        "llama-gguf-engine", made.engine, upstream=made.upstream, model_path="m.gguf", alias="m"
-    )[1:]
+    words = engine_argv("llama-gguf-engine", made.engine, model_path="m.gguf", alias="m")
+    return [*words[1:], *listen_flags(EngineAddress.of(made.upstream))]
 
 
 def test_the_flags_of_serve_are_those_of_the_engine() -> None:

@@ -135,6 +135,28 @@ def test_a_supervisor_that_does_not_listen_is_not_talked_to_for_ever(tmp_path: P
     run(tmp_path, scenario)
 
 
+def test_one_more_engine_is_needed_when_a_request_waits_and_every_slot_is_in_use(
+    new_rig: NewRig,
+) -> None:
+    rig = new_rig(slots=2)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        control = Control(rig.services, theirs)
+        needed = []
+        for _ in range(3):
+            rig.send_request(request(body=b"{}"))
+            needed.append(control.is_engine_needed)
+        (replica,) = rig.fleet.replicas.values()
+        # The request waits although a slot is free, as for the replica of its session.
+        replica.slots.total = 3
+        rig.fleet._balancer.changed(replica.slots)
+        needed.append(control.is_engine_needed)
+        rig.engine(ChildState.ASLEEP)
+        needed.append(control.is_engine_needed)
+
+    assert needed == [False, False, True, False, True]
+
+
 # What has come back -------------------------------------------------------------------------------
 
 
@@ -186,3 +208,24 @@ def test_answers_are_counted(new_rig: NewRig) -> None:
         assert rig.send_request().response.status == 200
 
     assert rig.metrics.responses == 3
+
+
+def test_what_one_replica_sends_is_no_sign_of_another(new_rig: NewRig) -> None:
+    rig = new_rig()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        control = Control(rig.services, theirs)
+        other = EngineStatus(ChildState.LOADING, 0.0, "1", "127.0.0.1:9999")
+        rig.fleet.update(other)
+        rig.send_request(request(body=b'{"stream":true}'))
+        control.tick()
+        before = control._activity()
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+        rig.upstreams[0].send(head + b"Transfer-Encoding: chunked\r\n\r\n")
+        control.tick()
+        after = control._activity()
+
+        (serving,) = after.replicas.keys() - {other.address}
+        assert after.of(serving).data_ticks == before.of(serving).data_ticks + 1
+        assert after.of(other.address).data_ticks == before.of(other.address).data_ticks == 0
+        assert after.of(serving).running == 1

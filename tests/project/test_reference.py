@@ -15,7 +15,7 @@ from llama_gguf.config.settings import Settings
 from llama_gguf.errors import GatewayError
 from llama_gguf.gateway import client_connection, lifecycle, upstream_connection
 from llama_gguf.scheduling import exchange
-from llama_gguf.supervisor import restart_policy, states
+from llama_gguf.supervisor import replacement, restart_policy, states
 from llama_gguf.telemetry.metrics import METRICS
 
 SOURCE = Path(llama_gguf.__file__).parents[1]
@@ -105,7 +105,8 @@ def test_every_transition_of_a_state_machine_is_drawn() -> None:
     assert "    STOPPING --> HURRYING: STOP" in page
     moves = len(restart_policy.TRANSITIONS) + len(states.TRANSITIONS) + len(lifecycle.TRANSITIONS)
     moves += sum(map(len, exchange.TRANSITIONS.values()))
-    assert page.count(" --> ") == moves + 4  # the arrows to the initial states
+    moves += len(replacement.TRANSITIONS)
+    assert page.count(" --> ") == moves + 5  # the arrows to the initial states
     for state in client_connection.State:
         assert f"| {state.name} | " in page
     for phase in upstream_connection.Phase:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import signal
 import threading
@@ -18,6 +20,7 @@ from llama_gguf.errors import UserError
 from llama_gguf.models.progress import Meter
 from llama_gguf.supervisor import app
 from llama_gguf.supervisor.app import App
+from llama_gguf.supervisor.local_fleet import Setup
 from tests.support.gguf_files import gguf
 from tests.support.processes import free_ports
 
@@ -205,3 +208,67 @@ def test_a_server_that_is_stopping_is_not_shown_as_ready(
     running._on_status(EngineStatus(ChildState.READY, since=0.0))
 
     assert not running._has_shown_ready
+
+
+# A rolling restart --------------------------------------------------------------------------------
+
+
+def again(
+    startable: dict[str, object], display: FakeDisplay, changes: dict[str, object]
+) -> list[Setup]:
+    """What a rolling restart starts after *changes* to the settings."""
+    made = App(
+        settings(**startable),
+        environ={"PATH": os.defpath},
+        sources={},
+        display=display,
+        on_reopen=lambda: None,
+        load_again=lambda: (settings(**startable | changes), {}),
+    )
+    return list(asyncio.run(made._prepare_again(lambda text: None)))
+
+
+@pytest.mark.processes
+def test_a_rolling_restart_uses_the_present_settings_and_names_those_that_it_cannot_change(
+    startable: dict[str, object], display: FakeDisplay, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes: dict[str, object] = {
+        "ctx": 512,
+        "replicas": 2,
+        "idle_stop": 7.0,
+        "port": 1,
+        "max_queue_size": 3,
+    }
+
+    with caplog.at_level(logging.WARNING):
+        setups = again(startable, display, changes)
+
+    assert len(setups) == 2
+    for setup in setups:
+        argv = setup.launch.argv
+        assert argv[argv.index("--ctx-size") + 1] == "512"
+        assert setup.supervision.idle_stop == 7.0
+    (message,) = caplog.messages
+    assert message.endswith("`serve`: PORT MAX_QUEUE_SIZE")
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ({"extra_args": "--port 1"}, "--port"),
+        ({"model_path": "/nowhere.gguf"}, "nowhere.gguf"),
+        ({"llama_server": "/nowhere"}, "/nowhere"),
+        ({"port_backend": 20, "port": 21, "replicas": 2}, "ports of the replicas"),
+    ],
+)
+def test_a_mistake_is_reported_before_a_rolling_restart_changes_anything(
+    startable: dict[str, object],
+    display: FakeDisplay,
+    mistake: dict[str, object],
+    message: str,
+) -> None:
+    if "port" in mistake:  # these two stay as they were at the start
+        startable, mistake = startable | mistake | {"replicas": 1}, {"replicas": 2}
+
+    with pytest.raises(UserError, match=message):
+        again(startable, display, mistake)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import contextvars
 import logging
 import threading
 from pathlib import Path
 
 import pytest
 
+from llama_gguf import events
 from llama_gguf.config.load import load
 from llama_gguf.config.platform import resolve
 from llama_gguf.config.schema import LogSettings
@@ -115,3 +117,23 @@ def test_a_full_file_is_rotated_and_the_oldest_are_removed(tmp_path: Path) -> No
 
     kept = {p.name.removeprefix(path.name): p.read_text() for p in path.parent.iterdir()}
     assert kept == {"": "line 8\n", ".1": "line 7\n", ".2": "line 6\n"}
+
+
+def test_a_replica_has_its_files_and_a_mark_before_its_lines(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def write_of_second() -> Path:
+        events.replica.set("1")
+        log = open_engine_log(settings(tmp_path, LOG_BACKUPS="0"), "1")
+        log.write("loading")
+        log.close(SECONDS)
+        return Path(log.file.path)
+
+    with caplog.at_level(logging.INFO):
+        first = write(settings(tmp_path), "x")
+        second = contextvars.copy_context().run(write_of_second)
+
+    assert second.name.endswith("Z_server-1_box-7.log")
+    assert second.read_text("utf-8") == "loading\n"
+    assert first.exists()  # its backups are counted apart
+    assert "[1] loading" in caplog.messages

@@ -17,6 +17,7 @@ import pytest
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.activity import Activity
 from llama_gguf.engines.address import EngineAddress
+from llama_gguf.engines.command import listen_flags
 from llama_gguf.engines.devices import Device
 from llama_gguf.engines.probe import Finding
 from llama_gguf.engines.status import ChildState, EngineStatus
@@ -88,9 +89,10 @@ class Rig:
         self.devices: Sequence[Device] | None = None
         self.is_stopping = False
         self.spawn_error: OSError | None = None
+        self.address = EngineAddress.of(self.settings.upstream)
         self.engine = EngineManager(
             name,
-            EngineAddress.of(self.settings.upstream),
+            self.address,
             settings=self.settings.supervision,
             prepare=self._prepare,
             open_log=lambda: open_engine_log(self.settings.logs),
@@ -673,11 +675,68 @@ def test_two_engines_of_one_supervisor_share_nothing(tmp_path: Path) -> None:
 
         assert await first.running == 3
         assert second.states == [S.LOADING, S.READY]
-        assert [e.spawned for e in (first, second)] == [
-            [("llama-server 0", ["llama-server 0", "--verbose"])],
-            [("llama-server 1", ["llama-server 1", "--verbose"])],
-        ]
+        for number, rig in enumerate((first, second)):
+            ((name, argv),) = rig.spawned
+            assert name == f"llama-server {number}"
+            assert argv == [name, "--verbose", *listen_flags(rig.address)]
         assert first.probed[0] != second.probed[0]
         await second.end()
 
     run(lambda now: scenario())
+
+
+# Being replaced -----------------------------------------------------------------------------------
+
+
+def test_an_engine_that_drains_is_drained_once_the_gateway_sends_it_nothing(tmp_path: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.start_ready()
+        rig.report_activity(busy=1, running=1)
+        rig.engine.drain()
+        draining = asyncio.get_running_loop().create_task(rig.engine.until_drained())
+        assert rig.engine.status.state is S.DRAINING
+
+        await rig.pass_time(5.0)
+        assert not draining.done()
+        rig.engine.on_activity(replace(rig.activity, running=0))  # of before it drained
+        await asyncio.sleep(0)
+        assert not draining.done()
+        rig.report_activity(busy=0, running=0)
+        await asyncio.wait_for(draining, 1.0)
+
+    play(tmp_path, scenario)
+
+
+def test_an_engine_that_drains_is_not_restarted_after_its_death(tmp_path: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.start_ready()
+        rig.engine.drain()
+        rig.child.die(-signal.SIGSEGV)
+
+        assert await rig.running == 0
+        assert rig.engine.status.state is S.STOPPED
+
+    assert len(play(tmp_path, scenario).children) == 1
+
+
+def test_an_engine_that_drains_is_not_stopped_as_idle(tmp_path: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.start_ready()
+        rig.engine.drain()
+        await rig.pass_time(60.0)
+
+        assert rig.engine.status.state is S.DRAINING
+
+    play(tmp_path, scenario, idle_stop=5.0)
+
+
+def test_a_hang_while_it_drains_ends_it(tmp_path: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.start_ready()
+        rig.engine.drain()
+        rig.finding = GONE
+
+        assert await rig.running == 0
+        assert "It did not respond for 30 s." in rig.engine.status.last_exit
+
+    play(tmp_path, scenario)

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from llama_gguf.engines.activity import Activity
 from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.net.listener import listen
-from llama_gguf.supervisor.gateway_run import GatewayManager
+from llama_gguf.supervisor.gateway_run import MAX_BUFFERED_BYTES, GatewayManager
 
 pytestmark = pytest.mark.processes
 
@@ -34,6 +35,12 @@ class Running:
 
     async def until_ready(self) -> None:
         await self.until(lambda: self.manager.state is ChildState.READY)
+
+    def has_acknowledged(self, revision: int) -> bool:
+        return any(
+            report is not None and report.acknowledged_revision == revision
+            for report in self.reports
+        )
 
     @property
     def pid(self) -> int:
@@ -67,7 +74,7 @@ def test_each_gateway_receives_the_engines_status_and_acknowledges_it(tmp_path: 
         status = EngineStatus(ChildState.LOADING, since=0.0, revision=41)
         running.manager.send_status(status)
         await running.until_ready()
-        await running.until(lambda: Activity(acknowledged_revision=41) in running.reports)
+        await running.until(lambda: running.has_acknowledged(41))
         running.manager.send_status(status.moved(ChildState.READY, 1.0))
         running.reports.clear()
 
@@ -75,7 +82,7 @@ def test_each_gateway_receives_the_engines_status_and_acknowledges_it(tmp_path: 
 
         await running.until(lambda: None in running.reports)
         await running.until_ready()
-        await running.until(lambda: Activity(acknowledged_revision=41) in running.reports)
+        await running.until(lambda: running.has_acknowledged(41))
 
     run(tmp_path, scenario)
 
@@ -91,7 +98,7 @@ def test_an_early_signal_is_delivered_once_the_gateway_is_ready(tmp_path: Path) 
         await running.until(lambda: not running.manager._pending_signals)
         running.manager.pass_on(signal.SIGUSR1)
         running.manager.send_status(EngineStatus(ChildState.READY, since=0.0, revision=3))
-        await running.until(lambda: Activity(acknowledged_revision=3) in running.reports)
+        await running.until(lambda: running.has_acknowledged(3))
         assert running.pid == pid
 
     run(tmp_path, scenario)
@@ -108,3 +115,64 @@ def test_leaving_between_two_lives_starts_no_other_gateway(tmp_path: Path) -> No
         assert running.manager.child is None
 
     run(tmp_path, scenario)
+
+
+def test_each_gateway_receives_the_status_of_every_replica_except_of_those_that_are_gone(
+    tmp_path: Path,
+) -> None:
+    def replicas_in(running: Running) -> set[str]:
+        last = next((report for report in reversed(running.reports) if report is not None), None)
+        return set() if last is None else set(last.replicas)
+
+    async def scenario(running: Running) -> None:
+        statuses = [
+            EngineStatus(ChildState.READY, 0.0, str(n), f"127.0.0.1:{n + 1}", revision=n)
+            for n in range(3)
+        ]
+        for status in statuses:
+            running.manager.send_status(status)
+        addresses = {status.address for status in statuses}
+        await running.until(lambda: addresses <= replicas_in(running))
+        removed = replace(statuses[1], state=ChildState.STOPPED, is_removed=True, revision=9)
+        running.manager.send_status(removed)
+        await running.until(lambda: removed.address not in replicas_in(running))
+
+        running.reports.clear()
+        os.kill(running.pid, signal.SIGKILL)
+
+        await running.until(lambda: addresses - {removed.address} <= replicas_in(running))
+        assert removed.address not in replicas_in(running)
+
+    run(tmp_path, scenario)
+
+
+class Channel:
+    """A writer to a gateway that does not read while ``unread`` is high."""
+
+    def __init__(self) -> None:
+        self.unread = 0
+        self.lines: list[bytes] = []
+        self.transport = self
+
+    def get_write_buffer_size(self) -> int:
+        return self.unread
+
+    def write(self, line: bytes) -> None:
+        self.lines.append(line)
+
+
+def test_a_gateway_that_reads_again_receives_what_it_has_missed() -> None:
+    with closing(listen("127.0.0.1", 0)) as listener:
+        manager = GatewayManager({}, listener, on_activity=lambda _: None, rng=lambda: 0.0)
+    channel = Channel()
+    manager._channel = channel  # type: ignore[assignment]
+    channel.unread = MAX_BUFFERED_BYTES
+    ready = EngineStatus(ChildState.READY, 0.0, address="127.0.0.1:1", revision=3)
+    for status in (ready.moved(ChildState.LOADING, 0.0), ready):
+        manager.send_status(status)
+    assert channel.lines == []
+
+    channel.unread = 0
+    manager._on_line(Activity().to_line())
+
+    assert channel.lines == [ready.to_line()]

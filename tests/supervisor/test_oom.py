@@ -46,3 +46,19 @@ def test_an_unreadable_kernel_log_is_no_evidence(tmp_path: Path) -> None:
 def test_reading_this_machines_files_raises_nothing() -> None:
     assert oom.oom_kills() >= 0
     assert not oom.kernel_names(2**30)
+
+
+def test_one_kill_explains_one_death_of_several_engines() -> None:
+    kills = 3
+    count = oom.KillCount(lambda: kills)
+    first, second = count.now(), count.now()
+    assert not count.claim(first)
+
+    kills = 4
+    assert count.claim(second)
+    assert not count.claim(first)
+
+    kills = 6
+    assert count.claim(first)
+    assert count.claim(second)
+    assert not count.claim(count.now())

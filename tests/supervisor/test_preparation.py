@@ -57,7 +57,7 @@ def preparation(chosen: dict[str, object], **environ: str) -> Preparation:
 def test_a_launch_has_all_that_one_engine_needs(chosen: dict[str, object]) -> None:
     prepared = preparation(chosen, HF_TOKEN="hf_x", LLAMA_ARG_HOST="0.0.0.0")  # noqa: S104
     prepared.check()
-    launch = asyncio.run(prepared.prepare(lambda text, share: None))
+    (launch,) = asyncio.run(prepared.prepare(lambda text, share: None))
 
     assert launch.argv[:3] == [chosen["llama_server"], "--model", chosen["model_path"]]
     assert launch.environ["LLAMA_API_KEY"] == KEY
@@ -82,7 +82,7 @@ def test_a_limit_of_the_cpus_limits_the_threads(
     monkeypatch.setattr(machine, "look", lambda path: here)
     prepared = preparation(chosen, **environ)
     prepared.check()
-    launch = asyncio.run(prepared.prepare(lambda text, share: None))
+    (launch,) = asyncio.run(prepared.prepare(lambda text, share: None))
 
     at = launch.argv.index("--threads") if "--threads" in launch.argv else len(launch.argv)
     assert launch.argv[at : at + 2] == flags
@@ -104,7 +104,7 @@ def test_the_devices_of_a_start_include_its_rpc_servers_unless_devices_are_selec
     prepared.check()
 
     async def listed() -> Sequence[Device] | None:
-        launch = await prepared.prepare(lambda text, share: None)
+        (launch,) = await prepared.prepare(lambda text, share: None)
         return await launch.list_devices()
 
     found = asyncio.run(listed())

@@ -119,7 +119,7 @@ def test_an_event_has_its_facts_as_fields(ready: Serve) -> None:
 
     assert events["engine_started"]["pid"] == ready.engine_pid
     assert events["gateway_listens"]["url"] == f"http://127.0.0.1:{ready.port}"
-    assert f"--port {ready.port_backend} " in events["engine_command"]["command"]
+    assert f"--port {ready.port_backend}" in events["engine_command"]["command"]
     assert " --parallel 4 " in events["engine_command"]["command"]
     assert events["engine_ready"]["seconds"] > 0
     assert events["other"]["logger"] == "llama-server"

@@ -36,11 +36,11 @@ from llama_gguf.config.schema import (
 )
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines import locate, machine, processes
+from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.command import (
     engine_environment,
     extra_args,
     listen_flags,
-    with_thread_limit,
 )
 from llama_gguf.engines.devices import Device
 from llama_gguf.engines.flags import complaints
@@ -50,7 +50,8 @@ from llama_gguf.models.engine_options import Options, options
 from llama_gguf.models.hub_address import PREFIX
 from llama_gguf.net import tls
 from llama_gguf.net.listener import check_socket_path, listen
-from llama_gguf.supervisor import division, plan
+from llama_gguf.supervisor import division, plan, shares
+from llama_gguf.supervisor.shares import Share
 
 USAGE = "%(prog)s [MODEL] [--json] [--SETTING VALUE ...]"
 
@@ -121,7 +122,7 @@ def _row(result: Result) -> tuple[str, str, str]:
 
 def _results(settings: Settings, context: Context) -> Iterator[Result]:
     yield from facts(settings, context)
-    yield from _ports(settings.listen, settings.upstream)
+    yield from _ports(settings.listen, settings.upstream, settings.engine.replicas)
 
 
 def facts(settings: Settings, context: Context) -> Iterator[Result]:
@@ -132,7 +133,8 @@ def facts(settings: Settings, context: Context) -> Iterator[Result]:
     yield _disk(settings.model)
     yield _logs(settings.logs)
     yield _try("extra args", lambda: " ".join(extra_args(settings.engine)) or "none")
-    yield _try("engine address", lambda: " ".join(listen_flags(settings.upstream)))
+    address = EngineAddress.of(settings.upstream)
+    yield _try("engine address", lambda: " ".join(listen_flags(address)))
     yield from _engine(settings.engine, settings.model, context=context, here=here)
     yield _try("TLS", lambda: _certificate(settings.tls))
     yield _keys(settings.auth)
@@ -149,7 +151,7 @@ def _machine(
     here: machine.Machine, settings: EngineSettings, environ: Mapping[str, str]
 ) -> Iterator[Result]:
     yield Result("machine", f"{here.system}, {here.cpus} CPUs")
-    limited = with_thread_limit(settings, environ, here.thread_limit)
+    limited = shares.with_thread_share(settings, environ, here, 1)
     if limited != settings:
         yield Result("threads", f"{limited.threads}: as many as can run at once here")
     yield Result("gpu", "; ".join(here.gpus) or "none reported by nvidia-smi")
@@ -221,7 +223,7 @@ def _options(settings: EngineSettings, environ: Mapping[str, str]) -> Options | 
 def _missing_devices(chosen: Options | None, devices: Sequence[Device] | None) -> Iterator[Result]:
     if chosen is None or devices is None:
         return
-    names = [device.name.split(" ")[0] for device in devices]
+    names = [device.flag_name for device in devices]
     missing = [name for name in chosen.devices or () if name not in names]
     if missing:
         yield Result(
@@ -289,13 +291,32 @@ def _model(
         chosen = options(engine, extra_args(engine), environ)
         if devices is None and not here.gpus:
             devices = ()
+        number = shares.count(engine.replicas, model.facts, chosen, devices)
+        try:
+            parts = shares.shares(number, chosen, environ, devices)
+        except UserError as error:
+            yield Result("replicas", str(error), Level.WRONG)
+            return
+        if engine.replicas != 1:
+            threads = shares.with_thread_share(engine, environ, here, number).threads
+            yield _replicas(parts, threads)
         yield from fit.results(
             model.facts,
             chosen,
             devices=devices,
             here=here,
             companions=list(extra_files.companions(chosen)),
+            parts=[part.devices for part in parts],
         )
+
+
+def _replicas(parts: Sequence[Share], threads: int) -> Result:
+    """How many, and the GPUs of each."""
+    homes = [f"{number} on {part.text}" for number, part in enumerate(parts) if part.text]
+    text = f"{len(parts)}: {'; '.join(homes)}" if homes else str(len(parts))
+    if len(parts) > 1 and threads:
+        text += f", {threads} {'thread' if threads == 1 else 'threads'} each"
+    return Result("replicas", text)
 
 
 def _fetching(settings: ModelSettings) -> Result:
@@ -325,19 +346,29 @@ def _unwritable(folder: str) -> str:
     return f"{folder or '.'} is not writable"
 
 
-def _ports(listen_at: ListenSettings, upstream: UpstreamSettings) -> Iterator[Result]:
+def _ports(
+    listen_at: ListenSettings, upstream: UpstreamSettings, replicas: int | str
+) -> Iterator[Result]:
     try:
-        ports = plan.ports(listen_at, upstream)
+        ports = plan.ports(listen_at, upstream, replicas)
     except UserError as error:
         yield Result("ports", str(error), Level.WRONG)
         return
     for name, port in ports.items():
         is_engines = name == "port_backend"
         host = upstream.backend_host if is_engines else listen_at.host
-        subject, address = settings_module.variable(name), "BACKEND_HOST" if is_engines else "HOST"
-        yield _try(subject, functools.partial(_free, host, port, subject, address=address))
-    if upstream.backend_socket:
-        yield _try("BACKEND_SOCKET", functools.partial(_socket, upstream.backend_socket))
+        subject, variable = settings_module.variable(name), "BACKEND_HOST" if is_engines else "HOST"
+        yield _try(subject, functools.partial(_free, host, port, subject, address=variable))
+    for number in range(plan.least_replicas(replicas)):
+        address = EngineAddress.of(upstream, number)
+        if address.socket:
+            yield _try("BACKEND_SOCKET", functools.partial(_socket, address.socket))
+        elif number:
+            subject = f"PORT_BACKEND + {number}"
+            free = functools.partial(
+                _free, address.host, address.port, "PORT_BACKEND", address="BACKEND_HOST"
+            )
+            yield _try(subject, free)
 
 
 def _socket(path: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from llama_gguf.config.settings import Settings
@@ -17,6 +17,8 @@ class Context:
     environ: Mapping[str, str]
     complaint: str = ""
     """Errors in the settings; only for commands that work without valid settings."""
+    load_again: Callable[[], Context] | None = None
+    """Reads the settings again, from the same command line and environment. Raises UserError."""
 
 
 def with_model(settings: Settings, model: str | None) -> Settings:

@@ -16,7 +16,7 @@ from types import FrameType
 from llama_gguf.cli import SERVERS
 
 _STOPS = (signal.SIGINT, signal.SIGTERM)
-_RELOADS = (signal.SIGHUP, signal.SIGUSR1)
+_RELOADS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def main() -> int:

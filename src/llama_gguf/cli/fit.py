@@ -42,6 +42,7 @@ def results(
     devices: Sequence[Device] | None,
     here: Machine,
     companions: Sequence[Companion] = (),
+    parts: Sequence[Sequence[Device] | None] = (None,),
 ) -> Iterator[Result]:
     """Compare the memory that the model needs with the memory that is available.
 
@@ -51,6 +52,7 @@ def results(
         devices: the GPUs that it can use; None if unknown, and then so is what runs on them.
         here: the machine.
         companions: what is loaded with the model.
+        parts: the GPUs of each replica; None for all.
     """
     for mistake in memory.type_mistakes(facts, chosen):
         yield Result("cache type", mistake, Level.WRONG)
@@ -63,9 +65,11 @@ def results(
         return
     yield Result("memory needed", _sum_text(wanted, facts, chosen, companions))
     if devices is not None:
-        gpus = [Gpu(device.name.split(" ")[0], device.free) for device in devices]
-        machine = _Places(facts, chosen, chosen_gpus(gpus, chosen), here, companions)
-        yield from machine.results(wanted)
+        groups = Counter(tuple(devices if part is None else part) for part in parts)
+        for number, (group, users) in enumerate(groups.items()):
+            gpus = chosen_gpus([Gpu(device.flag_name, device.free) for device in group], chosen)
+            machine = _Places(facts, chosen, gpus, here, companions, users, len(parts))
+            yield from machine.results(wanted, with_ram=number == 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +81,34 @@ class _Places:
     gpus: Sequence[Gpu]
     here: Machine
     companions: Sequence[Companion]
+    users: int
+    """Replicas on these GPUs."""
+    replicas: int
+    """All of them, which share the RAM."""
 
-    def results(self, wanted: Need) -> Iterator[Result]:
-        placed = place(wanted, self.facts, self.chosen, self.gpus)
+    def results(self, wanted: Need, *, with_ram: bool) -> Iterator[Result]:
+        placed = self._place(wanted, self.chosen)
         if any(part.total for part in placed.gpus):
             yield self._vram(wanted, placed)
         available = self.here.memory_available
-        if available is not None:
+        if available is not None and with_ram:
             yield self._ram(wanted, placed.ram, available)
             remaining = available - self._ram_bytes(placed.ram)
             if remaining >= 0:
-                yield from _prompt_cache(self.chosen, remaining)
+                yield from _prompt_cache(self.chosen, remaining, self.replicas)
+
+    def _place(self, wanted: Need, chosen: Options) -> Placed:
+        """What all replicas need: in RAM, they share the pages of a mapped model file."""
+        one = place(wanted, self.facts, chosen, self.gpus)
+        is_mapped = chosen.mmap and not chosen.mlock
+        return Placed(
+            tuple(_times(part, self.users) for part in one.gpus),
+            dataclasses.replace(
+                _times(one.ram, self.replicas),
+                weights=one.ram.weights * (1 if is_mapped else self.replicas),
+            ),
+            is_exact=one.is_exact,
+        )
 
     def _vram(self, wanted: Need, placed: Placed) -> Result:
         needed = self._vram_bytes(placed)
@@ -132,13 +153,13 @@ class _Places:
 
     def _vram_bytes(self, placed: Placed) -> list[int]:
         """By GPU. Which of several has a companion is not known: it is counted on the first."""
-        extra = sum(each.bytes for each in self.companions if each.on_gpu)
+        extra = self.users * sum(each.bytes for each in self.companions if each.on_gpu)
         return [
             part.total + (extra if number == 0 else 0) for number, part in enumerate(placed.gpus)
         ]
 
     def _ram_bytes(self, ram: Part) -> int:
-        return ram.total + sum(
+        return ram.total + self.replicas * sum(
             each.bytes for each in self.companions if not (each.on_gpu and self.gpus)
         )
 
@@ -152,7 +173,7 @@ class _Places:
         while ctx >= LEAST_CTX:
             less = dataclasses.replace(self.chosen, ctx=ctx)
             wanted = memory.need(self.facts, less)
-            if wanted and fits(place(wanted, self.facts, less, self.gpus)):
+            if wanted and fits(self._place(wanted, less)):
                 return f"Set CTX to {ctx}"
             ctx //= 2
         return "No CTX is small enough"
@@ -188,14 +209,18 @@ def _cache_text(wanted: Need, facts: ModelFacts, chosen: Options) -> str:
     return ", ".join(parts)
 
 
-def _prompt_cache(chosen: Options, remaining: int) -> Iterator[Result]:
-    size = chosen.cache_ram_mib << 20
+def _times(part: Part, number: int) -> Part:
+    return Part(part.weights * number, part.cache * number, part.compute * number)
+
+
+def _prompt_cache(chosen: Options, remaining: int, replicas: int) -> Iterator[Result]:
+    size = (chosen.cache_ram_mib << 20) * replicas
     if 0 <= size <= remaining:
         return
     most = f"up to {size_text(size)}" if size >= 0 else "without a limit"
     yield Result(
         "prompt cache",
         f"llama-server caches old prompts in RAM, {most}, but {size_text(remaining)} will be free: "
-        f"limit it (in MiB) with EXTRA_ARGS='--cache-ram {remaining // 2 >> 20}'",
+        f"limit it (in MiB) with EXTRA_ARGS='--cache-ram {remaining // 2 // replicas >> 20}'",
         Level.NOTE,
     )

@@ -200,4 +200,17 @@ def _context(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Conte
     for warning in loaded.warnings:
         sys.stderr.write(f"llama-gguf: warning: {warning}\n")
     resolved = resolve(loaded.settings, os.path.isdir, socket.gethostname())
-    return Context(settings=resolved, sources=loaded.sources, environ=environ, complaint=complaint)
+
+    def load_again() -> Context:
+        again = _context(arguments, environ)
+        if again.complaint:
+            raise UserError(again.complaint, exit_status=2)
+        return again
+
+    return Context(
+        settings=resolved,
+        sources=loaded.sources,
+        environ=environ,
+        complaint=complaint,
+        load_again=load_again,
+    )

@@ -57,7 +57,20 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
         environ=context.environ,
         sources=context.sources,
         display=ServeDisplay(settings, creates_key=arguments.create_key),
+        load_again=lambda: _loaded_again(arguments, context),
     )
+
+
+def _loaded_again(
+    arguments: argparse.Namespace, context: Context
+) -> tuple[Settings, Mapping[str, str]]:
+    """The settings as they are now.
+
+    Raises:
+        UserError: some are invalid.
+    """
+    again = context.load_again() if context.load_again else context
+    return with_model(again.settings, arguments.model), again.sources
 
 
 class ServeDisplay:

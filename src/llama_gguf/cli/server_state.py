@@ -8,6 +8,7 @@ import ssl
 from typing import Final
 
 from llama_gguf.cli.context import Context
+from llama_gguf.engines.address import EngineAddress
 
 RESPONSE_SECONDS: Final = 3.0
 MAX_RESPONSE_BYTES: Final = 1 << 20
@@ -23,10 +24,11 @@ def server(context: Context) -> str:
     ]
     requests.append((_Connection(listen.host, listen.port_health), "/"))
     # /slots, and in older builds /metrics, would wake a sleeping engine.
-    backend = _Connection(
-        upstream.backend_host, upstream.port_backend, path=upstream.backend_socket
-    )
-    requests.append((backend, "/health"))
+    replicas = context.settings.engine.replicas
+    for number in range(replicas if isinstance(replicas, int) else 1):
+        address = EngineAddress.of(upstream, number)
+        backend = _Connection(address.host, address.port, path=address.socket)
+        requests.append((backend, "/health"))
     return "\n\n".join(_get(connection, path) for connection, path in requests)
 
 

@@ -51,6 +51,20 @@ def whole(low: int, high: int) -> Parser:
     return parse
 
 
+def whole_or(word: str, low: int, high: int) -> Parser:
+    number = whole(low, high)
+
+    def parse(value: str) -> object:
+        if value.lower() == word:
+            return word
+        try:
+            return number(value)
+        except ValueError as expected:
+            raise ValueError(f"{expected}, or {word}") from None
+
+    return parse
+
+
 def seconds(low: float) -> Parser:
     def parse(value: str) -> float:
         if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value) and float(value) >= low:

@@ -26,6 +26,7 @@ from llama_gguf.config.parsers import (
     seconds,
     text,
     whole,
+    whole_or,
 )
 
 T = TypeVar("T")
@@ -48,6 +49,8 @@ DEFAULT_SLOTS: Final = 4
 
 MAX_PARALLEL: Final = 256
 """LLAMA_MAX_SEQ of llama.cpp: with more slots, llama-server crashes when it starts."""
+
+MAX_REPLICAS: Final = 64
 
 _GIB: Final = 1 << 30
 
@@ -127,6 +130,12 @@ class EngineSettings:
         0,
         whole(0, MAX_PARALLEL),
         "slots: requests processed at once, which divide CTX; 0 = one per 4096 tokens, up to 4",
+    )
+    replicas: int | str = _engine(
+        1,
+        whole_or("auto", 1, MAX_REPLICAS),
+        "llama-server processes, which divide GPUs and THREADS and listen on PORT_BACKEND and the "
+        "ports after it; auto = one per GPU if the model fits on each, else 1",
     )
     extra_args: str = _engine(
         "", text, "additional flags for llama-server, split as in a shell; they take precedence"

@@ -31,11 +31,18 @@ class EngineAddress:
     name: str = ""
 
     @classmethod
-    def of(cls, settings: UpstreamSettings) -> EngineAddress:
+    def of(cls, settings: UpstreamSettings, number: int = 0) -> EngineAddress:
+        """The address with *number*, of those that the settings reserve for local engines.
+
+        llama-server requires that the name of a socket ends in .sock.
+        """
+        path = settings.backend_socket
+        if path and number:
+            path = f"{path.removesuffix('.sock')}.{number}.sock"
         return cls(
             settings.backend_host,
-            settings.port_backend,
-            settings.backend_socket,
+            settings.port_backend + number,
+            path,
             settings.backend_api_key,
         )
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import shlex
 from collections.abc import Mapping
 from typing import Final
 
-from llama_gguf.config.schema import EngineSettings, UpstreamSettings
+from llama_gguf.config.schema import EngineSettings
+from llama_gguf.engines.address import EngineAddress
 from llama_gguf.errors import UserError
 
 # Variables that an image or a platform may have set, and that would expose the engine, change
@@ -47,20 +47,18 @@ def engine_argv(
     binary: str,
     settings: EngineSettings,
     *,
-    upstream: UpstreamSettings,
     model_path: str,
     alias: str,
 ) -> list[str]:
-    """The command line of llama-server. No secret is ever in it.
+    """The command line of llama-server, without its address. No secret is ever in it.
 
     Args:
         binary: path of llama-server.
         settings: NGL, CTX, and so on.
-        upstream: the address on which it listens.
         model_path: the GGUF file, or the first of its parts.
         alias: the name that ``/v1/models`` shows instead of a path.
     """
-    argv = [binary, "--model", model_path, "--alias", alias, *listen_flags(upstream)]
+    argv = [binary, "--model", model_path, "--alias", alias]
     argv += ["--ctx-size", str(settings.ctx), "--n-gpu-layers", str(settings.ngl)]
     if settings.threads:
         argv += ["--threads", str(settings.threads)]
@@ -69,24 +67,15 @@ def engine_argv(
     return [*argv, "--metrics", *extra_args(settings)]
 
 
-def with_thread_limit(
-    settings: EngineSettings, environ: Mapping[str, str], limit: int
-) -> EngineSettings:
-    """*settings* with *limit* threads, unless it is 0 or the number is set."""
-    if settings.threads or environ.get("LLAMA_ARG_THREADS"):
-        return settings
-    return dataclasses.replace(settings, threads=limit)
-
-
-def listen_flags(settings: UpstreamSettings) -> list[str]:
-    """The flags with the address on which llama-server listens.
+def listen_flags(address: EngineAddress) -> list[str]:
+    """The flags with the *address* on which llama-server listens.
 
     Raises:
         UserError: BACKEND_SOCKET is a name that llama-server would take for a host.
     """
-    path = settings.backend_socket
+    path = address.socket
     if not path:
-        return ["--host", settings.backend_host, "--port", str(settings.port_backend)]
+        return ["--host", address.host, "--port", str(address.port)]
     if not path.endswith(".sock"):
         raise UserError(
             f"BACKEND_SOCKET={path} must end in .sock: llama-server treats any other name as "

@@ -25,6 +25,11 @@ class Device:
     """Bytes."""
 
     @property
+    def flag_name(self) -> str:
+        """Its name for ``--device``, such as CUDA0."""
+        return self.name.split(" ")[0]
+
+    @property
     def identity(self) -> str:
         """Its name without its number, which changes when a device before it disappears."""
         return _NUMBERED.sub(r"\1", self.name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -37,7 +38,8 @@ class Control:
         self._channel = channel
         self._writer: asyncio.StreamWriter | None = None
         self._sent: Activity | None = None
-        self._data_ticks = 0
+        self._data_ticks: Counter[object] = Counter()
+        """By the pool of a replica's connections; ``None`` counts those of any replica."""
         self._passed: dict[UpstreamConnection, int] = {}
         """Bytes of each response that had passed at the last tick, by connection."""
 
@@ -62,7 +64,13 @@ class Control:
 
     def tick(self) -> None:
         self._note_data()
-        self._send(self._activity(engine_requested=self._services.fleet.admission.queued > 0))
+        self._send(self._activity(engine_requested=self.is_engine_needed))
+
+    @property
+    def is_engine_needed(self) -> bool:
+        """Whether a request waits because no replica that is awake has a free slot."""
+        admission = self._services.fleet.admission
+        return admission.queued > 0 and admission.running >= admission.slots
 
     def _request_engine(self) -> None:
         self._send(self._activity(engine_requested=True))
@@ -76,14 +84,14 @@ class Control:
             busy=services.connections.busy(),
             running=services.fleet.admission.running,
             responses=services.metrics.responses,
-            data_ticks=self._data_ticks,
+            data_ticks=self._data_ticks[None],
             engine_requested=engine_requested,
             replicas={
                 key: ReplicaActivity(
                     acknowledged_revision=replica.tracker.status.revision,
                     running=replica.slots.in_use,
                     responses=replica.responses,
-                    data_ticks=self._data_ticks,
+                    data_ticks=self._data_ticks[replica.pool],
                 )
                 for key, replica in replicas.items()
             },
@@ -98,16 +106,21 @@ class Control:
             self._sent = activity
 
     def _note_data(self) -> None:
-        """Count this tick if the engine has sent data since the last one."""
+        """Count this tick for each replica that has sent data since the last one."""
         before, self._passed = self._passed, {}
-        has_data = False
+        with_data: set[object] = set()
         for connection in self._services.connections:
             upstream = connection.upstream
             if upstream is not None:
                 self._passed[upstream] = upstream.bytes_passed
                 new = upstream.bytes_passed - before.get(upstream, 0)
-                has_data = has_data or (new != 0 and not is_comment(upstream.tail, new))
-        self._data_ticks += has_data
+                if new and not is_comment(upstream.tail, new):
+                    with_data |= {None, upstream.owner}
+        self._data_ticks.update(with_data)
+        if len(self._data_ticks) > 2:  # with several replicas: some may be gone
+            pools = {replica.pool for replica in self._services.fleet.replicas.values()}
+            for pool in self._data_ticks.keys() - pools - {None}:
+                del self._data_ticks[pool]
 
 
 def is_comment(tail: bytes, new_bytes: int) -> bool:

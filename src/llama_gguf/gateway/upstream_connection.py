@@ -173,6 +173,11 @@ class UpstreamConnection(Receiver):
     # What the client's side calls ---------------------------------------------------------------
 
     @property
+    def owner(self) -> Owner:
+        """The pool of its engine."""
+        return self._pool
+
+    @property
     def may_insert_event(self) -> bool:
         """Whether an event of the gateway may follow: between chunks, after no partial event."""
         tail = self.tail

@@ -13,28 +13,36 @@ import secrets
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from types import FrameType
-from typing import NoReturn, Protocol
+from typing import Final, NoReturn, Protocol
 
 from llama_gguf.config import settings as settings_module
 from llama_gguf.config.parsers import as_text
-from llama_gguf.config.settings import Settings
+from llama_gguf.config.settings import Settings, variable
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.command import extra_args, listen_flags
 from llama_gguf.engines.status import HEALTH_STATUS, ChildState, EngineStatus
 from llama_gguf.errors import UserError
+from llama_gguf.events import EventLog
 from llama_gguf.models.progress import Meter
 from llama_gguf.net import tls
 from llama_gguf.net.listener import listen
+from llama_gguf.net.threads import run_detached
 from llama_gguf.supervisor import plan, reaper
 from llama_gguf.supervisor.boot_log import BootLog
 from llama_gguf.supervisor.health_server import HealthServer
 from llama_gguf.supervisor.launch import Launch, check_address
+from llama_gguf.supervisor.local_fleet import Setup
 from llama_gguf.supervisor.preparation import Preparation
 from llama_gguf.supervisor.supervisor import Supervisor
+
+_log: Final = EventLog(__name__)
+
+LoadAgain = Callable[[], tuple[Settings, Mapping[str, str]]]
+"""The settings, with folders filled in, and the source of each. Raises UserError."""
 
 
 class Display(Protocol):
@@ -61,6 +69,7 @@ def serve(
     environ: Mapping[str, str],
     sources: Mapping[str, str],
     display: Display,
+    load_again: LoadAgain | None = None,
 ) -> int:
     """Serve until a signal, or until a process is given up. Returns the exit status.
 
@@ -69,13 +78,12 @@ def serve(
         environ: our own environment.
         sources: the source of each setting, for the log.
         display: what people see.
+        load_again: reads the settings again for a rolling restart; without, they stay.
 
     Raises:
         UserError: a setting is invalid, an address is taken, or model or engine is missing.
     """
-    extra_args(settings.engine)  # mistakes in these are reported before anything starts
-    listen_flags(settings.upstream)
-    plan.ports(settings.listen, settings.upstream)
+    _check(settings)  # mistakes are reported before anything starts
     if settings.upstream.peers_ca_file:
         tls.client_context(settings.upstream.peers_ca_file)
     if settings.tls.tls_cert_file:
@@ -91,7 +99,19 @@ def serve(
             display=display,
             on_reopen=boot_log.reopen,
             is_stop_requested=is_stop_requested,
+            load_again=load_again or (lambda: (settings, sources)),
         ).run()
+
+
+def _check(settings: Settings) -> None:
+    """Check what needs neither a file nor a process.
+
+    Raises:
+        UserError: a setting is invalid.
+    """
+    extra_args(settings.engine)
+    listen_flags(EngineAddress.of(settings.upstream))
+    plan.ports(settings.listen, settings.upstream, settings.engine.replicas)
 
 
 @contextlib.contextmanager
@@ -136,6 +156,7 @@ class App:
         display: what people see.
         on_reopen: called when log files are to be reopened.
         is_stop_requested: whether a signal has already requested the end.
+        load_again: reads the settings and their sources again.
     """
 
     def __init__(
@@ -147,8 +168,10 @@ class App:
         display: Display,
         on_reopen: Callable[[], None],
         is_stop_requested: Callable[[], bool] = lambda: False,
+        load_again: LoadAgain | None = None,
     ) -> None:
         self._settings = settings
+        self._load_again = load_again or (lambda: (settings, sources))
         self._environ = environ
         self._display = display
         self._on_reopen = on_reopen
@@ -169,7 +192,8 @@ class App:
         health = HealthServer(health_listener, self._health_status)
         health.start()
         try:
-            check_address(EngineAddress.of(settings.upstream))
+            for number in range(plan.least_replicas(settings.engine.replicas)):
+                check_address(EngineAddress.of(settings.upstream, number))
             self._preparation.check()
             self._display.on_checked()
             with _no_children_left(), asyncio.Runner() as runner:
@@ -178,6 +202,7 @@ class App:
                     environ=gateway_environment(settings, self._environ),
                     listener=listener,
                     prepare=self._prepare,
+                    prepare_again=self._prepare_again,
                     on_status=self._on_status,
                     on_reopen=self._on_reopen,
                 )
@@ -194,9 +219,40 @@ class App:
             return 200
         return 204 if self._supervisor is None else HEALTH_STATUS[self._supervisor.health_state]
 
-    async def _prepare(self) -> Launch:
+    async def _prepare(self) -> Sequence[Launch]:
         assert self._supervisor is not None
         return await self._preparation.prepare(self._supervisor.report_preparation)
+
+    async def _prepare_again(self, on_progress: Callable[[str], None]) -> Sequence[Setup]:
+        """How the engines are started by the settings as they are now.
+
+        Raises:
+            UserError: a setting is invalid, or model or engine is missing.
+        """
+        loaded, sources = await run_detached(self._load_again)
+        if names := plan.fixed_changes(self._settings, loaded):
+            _log.warning(
+                "restart_ignores",
+                "Settings whose changes need a new start of `serve`: {settings}",
+                settings=[variable(name) for name in names],
+            )
+        settings = replace(
+            self._settings,
+            model=loaded.model,
+            engine=loaded.engine,
+            supervision=loaded.supervision,
+        )
+        _check(settings)
+        preparation = Preparation(
+            settings,
+            environ=self._environ,
+            sources=sources,
+            download_meter=self._display.download_meter,
+        )
+        await run_detached(preparation.check)
+        launches = await preparation.prepare(lambda text, share: on_progress(text))
+        self._preparation = preparation
+        return [Setup(launch, settings.supervision) for launch in launches]
 
     def _on_status(self, status: EngineStatus) -> None:
         """Show people the state: a bar while the model loads, then the first commands to try."""

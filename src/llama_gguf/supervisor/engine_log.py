@@ -7,6 +7,7 @@ import os
 import re
 from typing import Final
 
+from llama_gguf import events
 from llama_gguf.config.schema import LogSettings
 from llama_gguf.files.line_writer import LogWriter
 from llama_gguf.files.log_file import LogFile
@@ -23,24 +24,29 @@ _LEVELS: Final = {
 }
 
 
-def open_engine_log(settings: LogSettings) -> LogWriter:
-    """Open the log of the next start; the oldest logs of earlier starts are removed."""
+def open_engine_log(settings: LogSettings, replica: str = "0") -> LogWriter:
+    """Open the log of the next start; the oldest logs of earlier starts are removed.
+
+    The files of *replica* "0" have the name that the engine's log has if there is only one.
+    """
+    kind = "server" if replica == "0" else f"server-{replica}"
     name = f"llama-{settings.worker_type}" if settings.worker_type else settings.log_name
     folder = os.path.join(settings.log_dir, name)
-    path = stamped(settings, folder, "server")
+    path = stamped(settings, folder, kind)
     file = LogFile(
         path,
         "engine log",
         max_bytes=settings.log_max_bytes,
         backups=settings.log_backups,
     )
-    writer = LogWriter(file, _echo)
+    label = events.replica.get()
+    writer = LogWriter(file, _echo if not label else lambda line: _echo(line, f"[{label}] "))
     writer.start()
-    writer.run(lambda: prune(settings, folder, "server", but=path))
+    writer.run(lambda: prune(settings, folder, kind, but=path))
     return writer
 
 
-def _echo(line: str) -> None:
+def _echo(line: str, prefix: str = "") -> None:
     match = _LEVEL.match(line)
     if line:
-        _engine.log(_LEVELS[match[1]] if match else logging.INFO, "%s", line)
+        _engine.log(_LEVELS[match[1]] if match else logging.INFO, "%s%s", prefix, line)

@@ -19,6 +19,7 @@ from llama_gguf.config.schema import SupervisionSettings
 from llama_gguf.engines import exit_reasons
 from llama_gguf.engines.activity import Activity
 from llama_gguf.engines.address import EngineAddress
+from llama_gguf.engines.command import listen_flags
 from llama_gguf.engines.devices import Device, DeviceHistory, degraded
 from llama_gguf.engines.probe import Finding, Probe
 from llama_gguf.engines.status import ChildState, EngineStatus
@@ -73,12 +74,18 @@ class EngineManager(ManagedProcess):
 
     Args:
         name: of its process, for logs.
+        replica: its name for people and metrics.
         address: where it listens; no other process may.
         settings: MAX_RESTARTS and the watchdogs, which all engines share.
         prepare: determines how llama-server is started; may take long (a download).
         open_log: opens the log of its next start.
         publish: called with each new status.
         is_stopping: whether `serve` is stopping, so that nothing is started again.
+        may_sleep: whether it may be stopped while no request needs it.
+        is_last: whether `serve` ends with it.
+        has_served: whether this launch is known to work.
+        oom_kills: shared by all engines.
+        first_revision: of its statuses: above those of an earlier engine at the same address.
         rng: for the delays between restarts.
         spawn: starts a process.
         make_probe: makes a probe; called once per life.
@@ -96,12 +103,20 @@ class EngineManager(ManagedProcess):
         publish: Callable[[EngineStatus], None],
         is_stopping: Callable[[], bool],
         rng: Callable[[], float],
+        replica: str = "0",
+        may_sleep: Callable[[], bool] = lambda: True,
+        is_last: Callable[[], bool] = lambda: True,
+        has_served: bool = False,
+        oom_kills: oom.KillCount | None = None,
+        first_revision: int = 0,
         spawn: Spawn = children.spawn,
         make_probe: MakeProbe = Probe,
         clock: Clock | None = None,
     ) -> None:
         # A model that cannot be loaded the first time cannot be loaded the second time either.
-        policy = RestartPolicy(max_deaths=settings.max_restarts, max_first_deaths=0, rng=rng)
+        policy = RestartPolicy(
+            max_deaths=settings.max_restarts, max_first_deaths=0, has_served=has_served, rng=rng
+        )
         super().__init__(policy, clock or LoopClock())
         self._name = name
         self._address = address
@@ -110,16 +125,27 @@ class EngineManager(ManagedProcess):
         self._open_log = open_log
         self._publish = publish
         self._is_serve_stopping = is_stopping
+        self._may_sleep = may_sleep
+        self._is_last = is_last
+        self._oom_kills = oom_kills or oom.KillCount()
         self._spawn = spawn
         self._make_probe = make_probe
         self._launch: Launch
+        self._is_draining = False
         self._activity: Activity | None = None
         self._has_activity = asyncio.Event()
         self._requested = asyncio.Event()
         self._log: LogWriter | None = None
         self._listing: asyncio.Task[Sequence[Device] | None]
         self._device_history = DeviceHistory()
-        self.status = EngineStatus(ChildState.STARTING, since=wall_now(), restarts=_NO_RESTARTS)
+        self.status = EngineStatus(
+            ChildState.STARTING,
+            since=wall_now(),
+            replica=replica,
+            address=address.key,
+            restarts=_NO_RESTARTS,
+            revision=first_revision,
+        )
 
     # From outside -------------------------------------------------------------------------------
 
@@ -128,7 +154,32 @@ class EngineManager(ManagedProcess):
         self._activity = activity
         self._has_activity.set()
         if activity is not None and activity.engine_requested:
-            self._requested.set()
+            self.wake()
+
+    def wake(self) -> None:
+        """Start it again if it is being stopped, or was, because no request needed it."""
+        self._requested.set()
+
+    def drain(self) -> None:
+        """Let it finish the requests that it has; it is not started again after its end."""
+        self._is_draining = True
+        if self.status.serves:
+            self._move(Event.DRAINS)
+
+    async def until_drained(self) -> None:
+        """Wait until the gateway sends it nothing, and it has no request."""
+        while (
+            self._activity is None
+            or self._activity.acknowledged_revision != self.status.revision
+            or self._activity.running
+        ):
+            self._has_activity.clear()
+            await self._has_activity.wait()
+
+    def change_launch(self, launch: Launch, settings: SupervisionSettings) -> None:
+        """Start it by *launch* the next time."""
+        self._launch = launch
+        self._settings = settings
 
     def report(self, detail: str, progress: float | None = None) -> None:
         """Publish the progress of the preparation of the first start."""
@@ -167,7 +218,7 @@ class EngineManager(ManagedProcess):
 
     @contextlib.asynccontextmanager
     async def _process(self) -> AsyncIterator[Child]:
-        kills_before = oom.oom_kills()
+        kills_before = self._oom_kills.now()
         child = await self._start()
         self._log = log = self._open_log()
         _log.info(
@@ -186,7 +237,7 @@ class EngineManager(ManagedProcess):
         self._log = None
         log.close(LAST_LINES_SECONDS)
         remove_socket(self._address.socket)
-        child.was_out_of_memory = oom.oom_kills() > kills_before or (
+        child.was_out_of_memory = self._oom_kills.claim(kills_before) or (
             child.returncode == -signal.SIGKILL and oom.kernel_names(child.pid)
         )
 
@@ -204,10 +255,11 @@ class EngineManager(ManagedProcess):
                 raise
             raise OSError(str(error)) from None
         launch = self._launch
-        return await self._spawn(self._name, launch.argv, environ=launch.environ, reads_output=True)
+        argv = [*launch.argv, *listen_flags(self._address)]
+        return await self._spawn(self._name, argv, environ=launch.environ, reads_output=True)
 
     def _is_stopping(self) -> bool:
-        return self._is_serve_stopping()
+        return self._is_draining or self._is_serve_stopping()
 
     async def _until_requested(self) -> None:
         await self._requested.wait()
@@ -247,6 +299,9 @@ class EngineManager(ManagedProcess):
         )
 
     def _on_given_up(self, exit_status: int) -> None:
+        if not self._is_last():
+            _log.error("replica_given_up", "Giving up on llama-server; other replicas serve on")
+            return
         _log.error(
             "engine_given_up",
             "Giving up on llama-server; serve exits with status {exit_status}",
@@ -345,7 +400,8 @@ class EngineManager(ManagedProcess):
                     f"It sent nothing on any of its {activity.running} requests "
                     f"for {settings.watchdog_stall:g} s."
                 )
-            if idle.check(activity, now) and await self._try_idle_stop():
+            is_idle = idle.check(activity, now) and self._may_sleep()
+            if is_idle and await self._try_idle_stop():
                 _log.info(
                     "engine_asleep",
                     "Stopping llama-server after {seconds:g} s without requests",
@@ -385,6 +441,8 @@ class EngineManager(ManagedProcess):
                 if not self._activity.busy:
                     return True
         self._move(Event.SERVES)
+        if self._is_draining:
+            self._move(Event.DRAINS)
         return False
 
 

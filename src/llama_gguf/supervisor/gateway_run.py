@@ -25,7 +25,7 @@ EXTRA_SECONDS: Final = 5.0
 """Beyond DRAIN_TIMEOUT, for the gateway to exit by itself."""
 FORGIVING_SECONDS: Final = 10.0
 MAX_BUFFERED_BYTES: Final = 65536
-"""In the channel to a gateway that does not read: what is skipped, a later status replaces."""
+"""In the channel to a gateway that does not read: the rest is sent when it does."""
 
 
 class GatewayManager(ManagedProcess):
@@ -63,7 +63,9 @@ class GatewayManager(ManagedProcess):
         self._on_activity = on_activity
         self._spawn = spawn
         self._channel: asyncio.StreamWriter | None = None
-        self._status = b""
+        self._statuses: dict[str, EngineStatus] = {}
+        """By address; also of those that are removed, for a gateway that does not know yet."""
+        self._unsent: set[str] = set()
         self._pending_signals: set[signal.Signals] = set()
 
     # Its lives ----------------------------------------------------------------------------------
@@ -107,7 +109,10 @@ class GatewayManager(ManagedProcess):
         channel.setblocking(False)
         reader, writer = await asyncio.open_unix_connection(sock=channel)
         self._channel = writer
-        self._write_status()
+        for address in [a for a, status in self._statuses.items() if status.is_removed]:
+            del self._statuses[address]  # this gateway never knew it
+        self._unsent = set(self._statuses)
+        self._write_statuses()
         try:
             with contextlib.suppress(ConnectionError):  # it died before it had read everything
                 # A last line without its end was cut by its death.
@@ -123,6 +128,7 @@ class GatewayManager(ManagedProcess):
         if line == GREETING:
             self._on_greeting()
         else:
+            self._write_statuses()
             self._on_activity(Activity.from_line(line))
 
     def _on_greeting(self) -> None:
@@ -134,14 +140,21 @@ class GatewayManager(ManagedProcess):
         self._pending_signals.clear()
 
     def send_status(self, status: EngineStatus) -> None:
-        """Send the engine's status to this gateway, and to each one after it when it starts."""
-        self._status = status.to_line()
-        self._write_status()
+        """Send a replica's status to this gateway, and to each one after it when it starts."""
+        self._statuses[status.address] = status
+        self._unsent.add(status.address)
+        self._write_statuses()
 
-    def _write_status(self) -> None:
+    def _write_statuses(self) -> None:
+        """Write what has changed. A gateway that does not read gets it when it does."""
         writer = self._channel
-        if writer is not None and writer.transport.get_write_buffer_size() < MAX_BUFFERED_BYTES:
-            writer.write(self._status)
+        if writer is None:
+            return
+        for address in sorted(self._unsent, key=list(self._statuses).index):
+            if writer.transport.get_write_buffer_size() >= MAX_BUFFERED_BYTES:
+                break
+            writer.write(self._statuses[address].to_line())
+            self._unsent.remove(address)
 
     # Signals ------------------------------------------------------------------------------------
 

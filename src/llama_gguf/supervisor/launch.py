@@ -23,12 +23,24 @@ async def no_devices() -> None:
     """A ``ListDevices`` for an engine whose devices are unknown, or do not matter."""
 
 
+HasRoom = Callable[[bool], Coroutine[None, None, bool]]
+"""Its argument: whether a running engine has the same file of the model in memory."""
+
+
+async def no_room(has_same_file: bool) -> bool:
+    """A ``HasRoom`` for an engine whose memory is unknown."""
+    del has_same_file
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class Launch:
     """How llama-server is started."""
 
     argv: list[str]
+    """Without the address."""
     environ: Mapping[str, str]
+    model_path: str = ""
     model_bytes: int = 0
     """Of the model's files, to estimate how much is loaded; 0 = unknown."""
     facts: Mapping[str, str | int] = field(default_factory=dict)
@@ -36,6 +48,10 @@ class Launch:
     sizes: str = ""
     """The settings that decide how much memory it needs, for the advice after a death."""
     list_devices: ListDevices = no_devices
+    has_room: HasRoom = no_room
+    """Whether a second engine like this one fits beside those that run now."""
+    devices: str = ""
+    """Its part of the GPUs, for people; empty if they are not divided."""
 
 
 class Spawn(Protocol):

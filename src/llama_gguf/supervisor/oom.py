@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from typing import Final
 
 from llama_gguf.engines import exit_reasons
@@ -19,6 +20,32 @@ _RECORD_BYTES: Final = 8192
 def oom_kills(root: str = "/") -> int:
     """The number of processes in our control group that were killed for lack of memory."""
     return max((exit_reasons.oom_kills(_read(path)) for path in _event_files(root)), default=0)
+
+
+class KillCount:
+    """The kills of our control group, each of which explains one death.
+
+    The kernel counts those of all engines together, so that one that was killed would otherwise
+    explain the next death of each of the others too.
+
+    Args:
+        count: as ``oom_kills``.
+    """
+
+    def __init__(self, count: Callable[[], int] = oom_kills) -> None:
+        self._count = count
+        self._claimed = 0
+
+    def now(self) -> int:
+        """Before a process is started: the kills that cannot be its own."""
+        return self._count()
+
+    def claim(self, before: int) -> bool:
+        """Whether there was a kill since *before* that no death before this one explains."""
+        now = self._count()
+        has_new = now > max(before, self._claimed)
+        self._claimed = max(before, self._claimed) + has_new
+        return has_new
 
 
 def _event_files(root: str) -> list[str]:

@@ -18,23 +18,25 @@ from llama_gguf.config.platform import platform_of
 from llama_gguf.config.schema import EngineSettings
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines import locate, machine
+from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.command import (
     engine_argv,
     engine_environment,
     extra_args,
-    with_thread_limit,
+    listen_flags,
 )
 from llama_gguf.engines.devices import Device
 from llama_gguf.events import EventLog
 from llama_gguf.files.sizes import size_text
 from llama_gguf.form import FORM
-from llama_gguf.models.engine_options import Options, options
+from llama_gguf.models.engine_options import options
 from llama_gguf.models.model_file import Model
 from llama_gguf.models.progress import MeterFactory
 from llama_gguf.net.threads import run_detached
-from llama_gguf.supervisor import division, plan
+from llama_gguf.supervisor import division, plan, room, shares
 from llama_gguf.supervisor.fetch import fetch
-from llama_gguf.supervisor.launch import Launch, ListDevices, no_devices
+from llama_gguf.supervisor.launch import HasRoom, Launch, ListDevices, no_devices
+from llama_gguf.supervisor.shares import Share
 
 _log: Final = EventLog(__name__)
 
@@ -86,63 +88,129 @@ class Preparation:
             environ=self._environ,
         )
 
-    async def prepare(self, on_progress: Callable[[str, float | None], None]) -> Launch:
+    async def prepare(self, on_progress: Callable[[str, float | None], None]) -> list[Launch]:
         """Fetch the model if necessary, and log what is served; slow, so off the event loop.
 
+        Returns:
+            How each replica is started.
+
         Raises:
-            UserError: the model cannot be fetched.
+            UserError: the model cannot be fetched, or the GPUs cannot be divided.
         """
         if self._model is None:
             await fetch(self._settings.model, self._environ, on_progress)
-        return await run_detached(self._launch)
+        return await run_detached(self._launches)
 
-    def _launch(self) -> Launch:
+    def _launches(self) -> list[Launch]:
         settings, environ = self._settings, self._environ
         if self._model is None:  # the fetch child is done, so this only finds the file
             self._model = plan.fetch_model(settings.model, environ, self._download_meter)
+        model = self._model
         version = locate.version(self._engine, environ) or "unknown"
-        engine, divided = division.divided(settings.engine, environ, self._model.facts)
+        engine, divided = division.divided(settings.engine, environ, model.facts)
         here = machine.look(environ.get("PATH", os.defpath))
-        engine = with_thread_limit(engine, environ, here.thread_limit)
-        self._log_boot(self._model, version, division.text(engine, divided), here)
-        alias = plan.alias_of(self._model)
-        argv = engine_argv(
-            self._engine.path,
-            engine,
-            upstream=settings.upstream,
-            model_path=self._model.path,
-            alias=alias,
-        )
         child_environ, kept_back = engine_environment(
             environ,
             api_key=settings.upstream.backend_api_key,
             changes=self._engine.environment_changes,
         )
+        parts = self._shares(engine, child_environ, here)
+        engine = shares.with_thread_share(engine, environ, here, len(parts))
+        self._log_boot(model, version, division.text(engine, divided), here, _replicas_text(parts))
         if kept_back:
             _log.info(
                 "environment_kept_back",
                 "Variables not passed to llama-server: {variables}",
                 variables=kept_back,
             )
-        _log.info(
-            "engine_command",
-            "Starting llama-server: {command}",
-            command=mask_urls(shlex.join(argv)),
+        argv = engine_argv(
+            self._engine.path, engine, model_path=model.path, alias=plan.alias_of(model)
         )
-        return Launch(
-            argv,
-            child_environ,
-            model_bytes=self._model.bytes,
-            facts=plan.facts_of(
-                self._model, context=divided.request_tokens, engine_version=version
-            ),
-            sizes=_sizes(settings.engine),
-            list_devices=_device_list(
-                self._engine, options(engine, extra_args(engine), child_environ), child_environ
-            ),
-        )
+        facts = plan.facts_of(model, context=divided.request_tokens, engine_version=version)
+        launches = [
+            Launch(
+                [*argv, *part.flags],
+                {**child_environ, **part.environ},
+                model_path=model.path,
+                model_bytes=model.bytes,
+                facts=facts,
+                sizes=_sizes(settings.engine),
+                list_devices=self._device_list(engine, part, child_environ),
+                has_room=self._room(engine, part, child_environ),
+                devices=part.text,
+            )
+            for part in parts
+        ]
+        for number, launch in enumerate(launches):
+            address = EngineAddress.of(settings.upstream, number)
+            _log.info(
+                "engine_command",
+                "Starting llama-server: {command}",
+                command=mask_urls(shlex.join([*launch.argv, *listen_flags(address)])),
+            )
+        return launches
 
-    def _log_boot(self, model: Model, version: str, context: str, here: machine.Machine) -> None:
+    def _shares(
+        self, engine: EngineSettings, environ: Mapping[str, str], here: machine.Machine
+    ) -> tuple[Share, ...]:
+        """What each replica has of the GPUs.
+
+        Raises:
+            UserError: they cannot be divided.
+        """
+        assert self._model is not None
+        if engine.replicas == 1:
+            return (Share(),)
+        chosen = options(engine, extra_args(engine), environ)
+        devices = locate.devices_of(
+            self._engine, environ, rpc=chosen.rpc, timeout=LIST_DEVICES_MAX_SECONDS
+        )
+        if devices is None and here.gpus and chosen.ngl:
+            _log.warning(
+                "devices_unknown",
+                "llama-server does not list its GPUs, so they are not divided between replicas",
+            )
+        number = shares.count(engine.replicas, self._model.facts, chosen, devices)
+        return shares.shares(number, chosen, environ, devices)
+
+    def _device_list(
+        self, engine: EngineSettings, part: Share, environ: Mapping[str, str]
+    ) -> ListDevices:
+        chosen = options(engine, [*extra_args(engine), *part.flags], environ)
+        if chosen.devices is not None:  # llama-server does not start without one of these
+            return no_devices
+        found, changed = self._engine, {**environ, **part.environ}
+
+        def list_devices() -> Sequence[Device] | None:
+            return locate.devices_of(
+                found, changed, rpc=chosen.rpc, timeout=LIST_DEVICES_MAX_SECONDS
+            )
+
+        return lambda: run_detached(list_devices)
+
+    def _room(self, engine: EngineSettings, part: Share, environ: Mapping[str, str]) -> HasRoom:
+        assert self._model is not None
+        found, facts, changed = self._engine, self._model.facts, {**environ, **part.environ}
+        chosen = options(engine, [*extra_args(engine), *part.flags], environ)
+
+        def look(has_same_file: bool) -> bool:
+            devices: Sequence[Device] | None = locate.devices_of(found, changed, rpc=chosen.rpc)
+            here = machine.look(changed.get("PATH", os.defpath))
+            if devices is None and not here.gpus:
+                devices = ()
+            return room.has_room(
+                facts,
+                chosen,
+                devices=devices,
+                memory_available=here.memory_available,
+                has_same_file=has_same_file,
+            )
+
+        return lambda has_same_file: run_detached(lambda: look(has_same_file))
+
+    def _log_boot(
+        self, model: Model, version: str, context: str, here: machine.Machine, replicas: str
+    ) -> None:
         data_dir = self._settings.model.data_dir
         disk = machine.free_disk(data_dir)
         rows = {
@@ -157,6 +225,8 @@ class Preparation:
             "disk": f"{_size(disk)} free",
             "settings": self._chosen_settings() or "all at defaults",
         }
+        if replicas:
+            rows["replicas"] = replicas
         for label, text in rows.items():
             _log.info("boot_fact", "{name:<9} {value}", name=label, value=text)
 
@@ -169,14 +239,12 @@ class Preparation:
         )
 
 
-def _device_list(engine: locate.Engine, chosen: Options, environ: Mapping[str, str]) -> ListDevices:
-    if chosen.devices is not None:  # llama-server does not start without one of these
-        return no_devices
-
-    def list_devices() -> Sequence[Device] | None:
-        return locate.devices_of(engine, environ, rpc=chosen.rpc, timeout=LIST_DEVICES_MAX_SECONDS)
-
-    return lambda: run_detached(list_devices)
+def _replicas_text(parts: Sequence[Share]) -> str:
+    """Such as "2: 0 on CUDA0; 1 on CUDA1"; empty for one."""
+    if len(parts) == 1:
+        return ""
+    homes = [f"{number} on {part.text}" for number, part in enumerate(parts) if part.text]
+    return f"{len(parts)}: {'; '.join(homes)}" if homes else str(len(parts))
 
 
 def _sizes(settings: EngineSettings) -> str:

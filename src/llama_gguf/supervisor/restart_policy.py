@@ -21,6 +21,7 @@ from llama_gguf.transitions import after
 class Event(enum.Enum):
     SPAWNED = enum.auto()
     SERVES = enum.auto()  # its probe succeeded
+    DRAINS = enum.auto()  # it is being replaced: it finishes the requests that it has
     SLEEPS = enum.auto()  # no request needs it: it is being stopped, or has fallen asleep by itself
     HANGS = enum.auto()  # it makes no progress, and is being ended
     DIED = enum.auto()
@@ -37,13 +38,17 @@ TRANSITIONS: Final[Mapping[tuple[S, Event], S]] = {
     (S.LOADING, E.SERVES): S.READY,
     (S.READY, E.SLEEPS): S.ASLEEP,
     (S.ASLEEP, E.SERVES): S.READY,  # it woke by itself, or a request arrived before it was stopped
+    (S.READY, E.DRAINS): S.DRAINING,
+    (S.ASLEEP, E.DRAINS): S.DRAINING,  # it sleeps by itself
     (S.LOADING, E.HANGS): S.BACKOFF,
     (S.READY, E.HANGS): S.BACKOFF,
     (S.ASLEEP, E.HANGS): S.BACKOFF,
+    (S.DRAINING, E.HANGS): S.BACKOFF,
     (S.STARTING, E.DIED): S.BACKOFF,  # it could not be spawned
     (S.LOADING, E.DIED): S.BACKOFF,
     (S.READY, E.DIED): S.BACKOFF,
     (S.ASLEEP, E.DIED): S.BACKOFF,
+    (S.DRAINING, E.DIED): S.BACKOFF,
     (S.BACKOFF, E.DIED): S.BACKOFF,  # already on HANGS, or at the death itself
     (S.BACKOFF, E.GIVEN_UP): S.FAILED,
     (S.STARTING, E.STOP): S.STOPPED,
@@ -51,6 +56,7 @@ TRANSITIONS: Final[Mapping[tuple[S, Event], S]] = {
     (S.LOADING, E.STOP): S.STOPPING,
     (S.READY, E.STOP): S.STOPPING,
     (S.ASLEEP, E.STOP): S.STOPPING,
+    (S.DRAINING, E.STOP): S.STOPPING,
     (S.FAILED, E.STOP): S.FAILED,
     (S.STOPPING, E.GONE): S.STOPPED,
 }
@@ -87,6 +93,7 @@ class RestartPolicy:
         max_deaths: tolerated deaths in a row, without having served in between.
         max_first_deaths: the same for a child that has never served.
         forgiving_after: seconds of serving that count as having served.
+        has_served: whether it is known to be able to serve.
         rng: returns a random number from 0 to 1. It shortens delays by up to ``JITTER``, so that
             instances that died of one cause do not restart all at the same moment.
     """
@@ -101,6 +108,7 @@ class RestartPolicy:
         max_deaths: int = 5,
         max_first_deaths: int | None = None,
         forgiving_after: float = 60.0,
+        has_served: bool = False,
         rng: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._first_delay = first_delay
@@ -110,7 +118,7 @@ class RestartPolicy:
         self._forgiving_after = forgiving_after
         self._rng = rng
         self._deaths = 0
-        self._has_served = False
+        self._has_served = has_served
         self.serves_since: float | None = None
         """In the present life."""
         self.restarts: Counter[str] = Counter()

@@ -9,27 +9,31 @@ reports its activity on the same pair.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.status import ChildState, EngineStatus
+from llama_gguf.errors import UserError
 from llama_gguf.events import EventLog
 from llama_gguf.net.terminal import Terminal
 from llama_gguf.supervisor import reaper, states
 from llama_gguf.supervisor.child import Child
 from llama_gguf.supervisor.engine_log import open_engine_log
-from llama_gguf.supervisor.engine_run import TERM_SECONDS, EngineManager
 from llama_gguf.supervisor.gateway_run import EXTRA_SECONDS, GatewayManager
 from llama_gguf.supervisor.launch import Launch
+from llama_gguf.supervisor.local_fleet import LocalFleet, Setup
 from llama_gguf.supervisor.states import Event, SupervisorState
 from llama_gguf.transitions import after
 
 _log: Final = EventLog(__name__)
+
+OnProgress = Callable[[str], None]
+PrepareAgain = Callable[[OnProgress], Awaitable[Sequence[Setup]]]
 
 
 class Supervisor:
@@ -39,7 +43,8 @@ class Supervisor:
         settings: with folders and BACKEND_API_KEY filled in.
         environ: our own environment; the gateway gets it with the settings made explicit.
         listener: the gateway's listening socket.
-        prepare: determines how llama-server is started; may take long (a download).
+        prepare: determines how each llama-server is started; may take long (a download).
+        prepare_again: reads the settings again, and determines the same for a rolling restart.
         on_status: called with each new status of the engine.
         on_reopen: called when log files are to be reopened.
     """
@@ -50,7 +55,8 @@ class Supervisor:
         *,
         environ: Mapping[str, str],
         listener: socket.socket,
-        prepare: Callable[[], Awaitable[Launch]],
+        prepare: Callable[[], Awaitable[Sequence[Launch]]],
+        prepare_again: PrepareAgain,
         on_status: Callable[[EngineStatus], None],
         on_reopen: Callable[[], None],
     ) -> None:
@@ -63,20 +69,20 @@ class Supervisor:
         self._hurry_requested = asyncio.Event()
         self._terminal = Terminal()
         rng = random.SystemRandom().random
-        self._engine = EngineManager(
-            "llama-server",
-            EngineAddress.of(settings.upstream),
-            settings=settings.supervision,
+        self._prepare_again = prepare_again
+        self._fleet = LocalFleet(
+            settings,
             prepare=prepare,
-            open_log=lambda: open_engine_log(settings.logs),
+            open_log=lambda replica: open_engine_log(settings.logs, replica),
             publish=self._publish,
             is_stopping=lambda: self.is_leaving,
             rng=rng,
         )
         self._gateway = GatewayManager(
-            environ, listener, on_activity=self._engine.on_activity, rng=rng
+            environ, listener, on_activity=self._fleet.on_activity, rng=rng
         )
-        self._gateway.send_status(self._engine.status)
+        self._gateway.send_status(self._fleet.status)
+        self._restarting: asyncio.Task[str] | None = None
 
     # From outside -------------------------------------------------------------------------------
 
@@ -87,17 +93,17 @@ class Supervisor:
         for number, handler in self._signal_handlers().items():
             loop.add_signal_handler(number, handler)
         gateway = loop.create_task(self._gateway.run(), name="manage the gateway")
-        engine = loop.create_task(self._engine.run(), name="manage the engine")
+        engines = loop.create_task(self._fleet.run(), name="manage the engines")
         stopping = loop.create_task(self._stop_requested.wait(), name="await a request to stop")
         reaping = loop.create_task(reaper.keep_reaping(), name="reap orphans")
         try:
             done, _ = await asyncio.wait(
-                [gateway, engine, stopping], return_when=asyncio.FIRST_COMPLETED
+                [gateway, engines, stopping], return_when=asyncio.FIRST_COMPLETED
             )
         finally:
             if self.state is SupervisorState.RUNNING:
                 self._move(Event.GIVEN_UP)
-            await self._end(gateway, engine)
+            await self._end(gateway, engines)
             self._move(Event.ENDED)
             stopping.cancel()
             reaping.cancel()
@@ -106,7 +112,7 @@ class Supervisor:
                 # Otherwise one more signal would change the exit status.
                 signal.signal(number, signal.SIG_IGN)
         # A task ends by itself only if its process was given up, or could not be prepared.
-        return max((task.result() for task in (gateway, engine) if task in done), default=0)
+        return max((task.result() for task in (gateway, engines) if task in done), default=0)
 
     def _move(self, event: Event) -> None:
         self.state = after(states.TRANSITIONS, self.state, event)
@@ -117,6 +123,7 @@ class Supervisor:
             signal.SIGINT: self.stop,
             signal.SIGHUP: self._on_hangup,
             signal.SIGUSR1: self._reopen_logs,
+            signal.SIGUSR2: self._on_restart_signal,
         }
 
     def _on_hangup(self) -> None:
@@ -135,6 +142,79 @@ class Supervisor:
             self._hurry_requested.set()
         self._stop_requested.set()
 
+    # A rolling restart --------------------------------------------------------------------------
+
+    def _on_restart_signal(self) -> None:
+        async def restart() -> None:
+            with contextlib.suppress(UserError):  # it has been logged
+                await self.restart()
+
+        self._by_signal = asyncio.get_running_loop().create_task(restart(), name="restart")
+
+    async def restart(self, on_progress: OnProgress = lambda text: None) -> str:
+        """Read the settings again, and replace the engines one at a time.
+
+        It continues if the caller is cancelled.
+
+        Args:
+            on_progress: called with each step, a sentence.
+
+        Returns:
+            What has been done, a sentence.
+
+        Raises:
+            UserError: it was refused, or an engine did not come up; the message states what serves.
+        """
+        wrong = ""
+        if self.is_leaving:
+            wrong = "`serve` is stopping"
+        elif not self._fleet.is_prepared:
+            wrong = "`serve` is starting"
+        elif self._restarting is not None:
+            wrong = "a rolling restart is running already"
+        if wrong:
+            _log.warning("restart_refused", "No rolling restart: {reason}", reason=wrong)
+            raise UserError(f"No rolling restart: {wrong}.")
+
+        def report(text: str) -> None:
+            _log.info("restart_step", "{step}", step=text)
+            on_progress(text)
+
+        self._restarting = task = asyncio.get_running_loop().create_task(
+            self._restart(report), name="rolling restart"
+        )
+        try:
+            await asyncio.wait([task])
+        finally:
+            task.add_done_callback(self._on_restarted)
+        if task.cancelled():
+            raise UserError("the rolling restart has ended: `serve` is stopping.")
+        return task.result()
+
+    def _on_restarted(self, task: asyncio.Task[str]) -> None:
+        self._restarting = None
+        if not task.cancelled():
+            task.exception()  # its caller may have been cancelled
+
+    async def _restart(self, report: OnProgress) -> str:
+        report("Reading the settings again")
+        try:
+            setups = await self._prepare_again(report)
+            await self._fleet.replace_all(
+                setups,
+                drain_seconds=self._settings.process.drain_timeout,
+                on_progress=report,
+            )
+        except UserError as error:
+            _log.error(
+                "restart_failed", "The rolling restart has failed: {reason}", reason=str(error)
+            )
+            raise
+        count = len(setups)
+        text = f"Rolling restart complete: {count} {'replica' if count == 1 else 'replicas'}"
+        _log.info("restart_complete", "{text}", text=text)
+        return text
+
     @property
     def is_leaving(self) -> bool:
         """Whether nothing is started any more."""
@@ -143,61 +223,53 @@ class Supervisor:
     @property
     def health_state(self) -> ChildState:
         """The state for platforms: unready as soon as we stop."""
-        return ChildState.STOPPING if self.is_leaving else self._engine.status.state
+        return ChildState.STOPPING if self.is_leaving else self._fleet.status.state
 
     def report_preparation(self, detail: str, progress: float | None) -> None:
         """Publish how far the preparation of the first start is."""
-        self._engine.report(detail, progress)
+        self._fleet.report(detail, progress)
 
     def _publish(self, status: EngineStatus) -> None:
         self._gateway.send_status(status)
-        self._on_status(status)
+        self._on_status(self._fleet.status)
 
     def _reopen_logs(self) -> None:
         self._gateway.pass_on(signal.SIGUSR1)
-        self._engine.reopen_log()
+        self._fleet.reopen_logs()
         self._on_reopen()
 
     # The end ------------------------------------------------------------------------------------
 
-    async def _end(self, gateway: asyncio.Task[int], engine: asyncio.Task[int]) -> None:
-        """First the gateway drains, then the engine is stopped."""
+    async def _end(self, gateway: asyncio.Task[int], engines: asyncio.Task[int]) -> None:
+        """First the gateway drains, then the engines are stopped."""
         _log.info("stopping", "Stopping")
+        if self._restarting is not None:
+            self._restarting.cancel()
+            await asyncio.wait([self._restarting])
         self._gateway.leave()
         # The gateway has its own copy; no process would accept connections from ours.
         self._listener.close()
-        if self._engine.child is None:  # it is not spawned yet, waits for its restart, or is asleep
-            await self._end_process(engine, None, 0.0)
-            self._engine.leave()
+        await self._fleet.stop_idle()
         drain_seconds = self._settings.process.drain_timeout + EXTRA_SECONDS
-        await self._end_process(gateway, self._gateway.child, drain_seconds, gently=True)
-        if self._engine.child is not None:
-            self._engine.leave()
-        await self._end_process(engine, self._engine.child, TERM_SECONDS)
+        await self._end_gateway(gateway, self._gateway.child, drain_seconds)
+        await self._fleet.stop(self._hurry_requested)
+        await asyncio.wait([engines])
 
-    async def _end_process(
-        self,
-        managing: asyncio.Task[int],
-        child: Child | None,
-        term_seconds: float,
-        *,
-        gently: bool = False,
+    async def _end_gateway(
+        self, managing: asyncio.Task[int], child: Child | None, term_seconds: float
     ) -> None:
         """Stop *child* within *term_seconds*, and wait for the task that manages it.
 
-        On a second request to stop it is killed; *gently*: it gets a second SIGTERM instead.
+        On a second request to stop, it gets a second SIGTERM.
         """
         if child is None:
             managing.cancel()
         else:
-            hurrying = asyncio.get_running_loop().create_task(self._hurry(child, gently))
+            hurrying = asyncio.get_running_loop().create_task(self._hurry(child))
             await child.stop(term_seconds=term_seconds)
             hurrying.cancel()
         await asyncio.wait([managing])
 
-    async def _hurry(self, child: Child, gently: bool) -> None:
+    async def _hurry(self, child: Child) -> None:
         await self._hurry_requested.wait()
-        if gently:
-            child.signal(signal.SIGTERM)
-        else:
-            child.kill_group()
+        child.signal(signal.SIGTERM)

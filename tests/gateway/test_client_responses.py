@@ -81,6 +81,55 @@ def test_the_engine_s_own_errors_pass_untouched(rig: Rig) -> None:
     assert not client.is_closed
 
 
+OVERFLOW = (
+    b'{"error":{"code":400,"message":"too long","type":"exceed_context_size_error",'
+    b'"n_prompt_tokens":9,"n_ctx":8}}'
+)
+NOT_JSON = b'{"error":{"code":500,"message":"[json.exception.parse_error.101] x"}}'
+
+
+@pytest.mark.parametrize("connection", ["keep-alive", "close"])
+@pytest.mark.parametrize("at", [0, 1, len(OVERFLOW) - 1])
+def test_a_prompt_that_is_too_long_is_refused_in_the_words_of_the_dialect(
+    connection: str, at: int, rig: Rig
+) -> None:
+    client = rig.send_request(request("POST", "/v1/messages", body=b"{}"))
+    fields = b"Connection: %b\r\nContent-Length: %d\r\n\r\n" % (
+        connection.encode(),
+        len(OVERFLOW),
+    )
+    rig.upstream.send(b"HTTP/1.1 400 Bad Request\r\n" + fields + OVERFLOW[:at])
+    assert client.received == b""
+    rig.upstream.send(OVERFLOW[at:])
+
+    assert client.response.status == 400
+    assert "prompt is too long: 9 tokens > 8 maximum" in client.response.json["error"]["message"]
+    assert not client.is_closed
+    assert rig.upstream.is_closed is (connection == "close")
+    assert rig.is_at_rest
+
+
+def test_json_that_the_engine_cannot_parse_gets_400_whichever_build_it_is(rig: Rig) -> None:
+    client = rig.send_request()
+    head = b"HTTP/1.1 500 Internal Server Error\r\nContent-Type: x/y\r\nContent-Length: %d\r\n\r\n"
+    rig.upstream.send(head % len(NOT_JSON) + NOT_JSON)
+
+    assert client.received.startswith(b"HTTP/1.1 400 Bad Request\r\nContent-Type: x/y\r\n")
+    assert client.response.json["error"]["code"] == 400
+    (record,) = rig.records
+    assert (record.status, record.bytes_out) == (400, len(client.received))
+
+
+def test_an_engine_that_dies_within_a_short_error_has_not_responded(rig: Rig) -> None:
+    client = rig.send_request()
+    rig.upstream.send(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 9\r\n\r\n{")
+    rig.upstream.close()
+    rig.spin()
+    rig.upstream.send(OK)
+
+    assert client.response.status == 200
+
+
 class Case(NamedTuple):
     response: bytes
     """As the engine sends it."""

@@ -30,6 +30,7 @@ class Response:
         "framing",
         "has_date",
         "has_length",
+        "is_correctable",
         "is_event_stream",
         "keep_alive",
         "opening",
@@ -42,6 +43,8 @@ class Response:
         self.has_date = sorted_fields.has_date
         self.has_length = sorted_fields.length is not None and head.status != 204
         self.is_event_stream = sorted_fields.is_event_stream
+        self.is_correctable = head.status in (400, 500) and self.framing is Framing.LENGTH
+        """It may be an error that ``engine_errors.py`` corrects, if it is not too long."""
         # Not after a stream: llama-server closes the connection then, without announcing it.
         self.keep_alive = (
             sorted_fields.framing in (Framing.LENGTH, Framing.NONE)

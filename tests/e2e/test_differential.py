@@ -142,7 +142,7 @@ AS_THEY_ARE: Final = {
     "no audio": post("/v1/audio/transcriptions", {}),
     "no path": plain("GET", "/v1/nothing"),
     "no path for POST": post("/v1/nothing", {}),
-    "no path below one": plain("GET", "/v1/models/nothing?x=1"),
+    "no path below one": plain("GET", "/v1/responses/nothing?x=1"),
     "a wrong method": plain("GET", "/v1/chat/completions"),
     "another wrong method": plain("DELETE", "/v1/completions"),
     "a third wrong method": request(
@@ -219,7 +219,7 @@ def test_both_serve_many_requests_on_one_connection(served: Served) -> None:
 SCHEMA: Final = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 TOOL: Final = {"type": "function", "function": {"name": "go", "parameters": SCHEMA}}
 GENERATED: Final = {
-    "models": plain("GET", "/v1/models"),
+    "health": plain("GET", "/v1/health"),
     "models, by another name": plain("GET", "/models?limit=1"),
     "models, by an escaped path": plain("GET", "/v1/%6Dodels"),
     "props": plain("GET", "/props"),
@@ -262,7 +262,7 @@ def test_both_send_the_same_response(served: Served, raw: bytes) -> None:
 
 
 def test_both_respond_to_head_alike(served: Served) -> None:
-    ours, engines = both(served, plain("HEAD", "/v1/models"))
+    ours, engines = both(served, plain("HEAD", "/v1/health"))
 
     agree(ours, engines)
     assert int(ours["content-length"]) > 0
@@ -342,11 +342,11 @@ OWN: Final = {
         "invalid_api_key",
     ),
     "no host": (
-        plain("GET", "/v1/models").replace(b"Host: gateway.example\r\n", b""),
+        plain("GET", "/v1/health").replace(b"Host: gateway.example\r\n", b""),
         400,
         "bad_request",
     ),
-    "a folded field": (plain("GET", "/v1/models", "X-Folded: a\r\n b"), 400, "bad_request"),
+    "a folded field": (plain("GET", "/v1/health", "X-Folded: a\r\n b"), 400, "bad_request"),
     "an empty segment": (plain("GET", "/v1//models"), 400, "bad_request"),
     "a dot segment": (plain("GET", "/v1/./models"), 400, "bad_request"),
     "an escaped slash": (plain("GET", "/v1%2fmodels"), 400, "bad_request"),

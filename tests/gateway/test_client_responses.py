@@ -19,8 +19,8 @@ from tests.support.messages import (
     without_varying,
 )
 
-GET = request("GET", "/v1/models")
-HEAD = request("HEAD", "/v1/models")
+GET = request("GET", "/v1/health")
+HEAD = request("HEAD", "/v1/health")
 
 
 def lines(client: FakeClient) -> list[str]:
@@ -30,7 +30,7 @@ def lines(client: FakeClient) -> list[str]:
 
 
 def test_an_answer_passes_with_its_fields_and_its_body(rig: Rig) -> None:
-    client = rig.send_request(request("GET", "/v1/models", "x-request-id: r1"))
+    client = rig.send_request(request("GET", "/v1/health", "x-request-id: r1"))
     rig.upstream.send(
         b"HTTP/1.1 418 Any Reason\r\nX-A: 1\r\ncontent-type: text/x\r\nx-a: 2\r\nX-Empty:\r\n"
         b"Set-Cookie: a=b\r\nContent-Length: 4\r\nETag: \xe9\r\n\r\n\x00\r\n\xff"
@@ -172,14 +172,14 @@ ANSWERS = {
     "a hint first": Case(plain("103 Early Hints", "Link: </x>") + OK, OK_BODY),
     "two hints first": Case(plain("102 Wait") + plain("100 Continue") + OK, OK_BODY),
     "a length, to HTTP/1.0": Case(
-        OK, OK_BODY, keeps_client=False, raw=request("GET", "/v1/models", version="1.0")
+        OK, OK_BODY, keeps_client=False, raw=request("GET", "/v1/health", version="1.0")
     ),
     "chunks, to HTTP/1.0": Case(
         STREAM_HEAD + event(1) + chunk(b"abc") + LAST_CHUNK,
         b'data: {"n":1}\n\nabc',
         keeps_upstream=False,
         keeps_client=False,
-        raw=request("GET", "/v1/models", version="1.0"),
+        raw=request("GET", "/v1/health", version="1.0"),
     ),
 }
 
@@ -265,7 +265,7 @@ def test_an_answer_that_ends_with_its_connection_goes_out_chunked(rig: Rig) -> N
 
 
 def test_to_a_client_of_http_1_0_it_ends_with_the_client_s_connection(rig: Rig) -> None:
-    client = rig.send_request(request("GET", "/v1/models", version="1.0"))
+    client = rig.send_request(request("GET", "/v1/health", version="1.0"))
     rig.upstream.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nuntil ", b"the end")
     assert not client.is_closed
     rig.upstream.close()
@@ -310,7 +310,7 @@ def test_an_answer_to_head_has_no_body(response: bytes, rig: Rig) -> None:
 
 def test_our_own_answer_to_head_has_no_body_but_its_length(rig: Rig) -> None:
     client = rig.send_request(
-        request("HEAD", "/v1/models", key=None), b"HEAD /health HTTP/1.1\r\nHost: a\r\n\r\n"
+        request("HEAD", "/v1/health", key=None), b"HEAD /health HTTP/1.1\r\nHost: a\r\n\r\n"
     )
     refused, health = read_responses(client.received, is_head_request=True)
 

@@ -310,17 +310,18 @@ class ProxiedRequest(Attempting):
         if verdict is Verdict.KEY_IS_BUSY:
             services.metrics.rate_limited[self.key_id, "concurrency"] += 1
             return ConcurrencyLimited(
-                "Concurrent request limit reached for this API key.", retry_after=1.0
+                "Concurrent request limit reached for this API key (MAX_CONCURRENT_PER_KEY).",
+                retry_after=1.0,
             )
         if not services.fleet.is_ready:
             return services.fleet.unavailable()
         if verdict is Verdict.SHARE_IS_FULL:
             return QueueFull(
-                "This API key has reached its share of the queue; "
+                "This API key has reached its share of the queue (MAX_QUEUE_SIZE); "
                 "the rest is reserved for other keys.",
                 retry_after=1.0,
             )
-        return QueueFull("The queue is full.", retry_after=1.0)
+        return QueueFull("The queue is full (MAX_QUEUE_SIZE).", retry_after=1.0)
 
     def on_slot(self, lease: SlotLease[Replica]) -> None:
         """The queue grants a slot. Nothing is raised: the others' turn comes after this one."""
@@ -379,7 +380,7 @@ class ProxiedRequest(Attempting):
         services = self._services
         if not services.fleet.is_ready:
             return services.fleet.unavailable()
-        return QueueTimeout("No slot became free in time.", retry_after=1.0)
+        return QueueTimeout("No slot became free in time (MAX_QUEUE_WAIT).", retry_after=1.0)
 
     def _give_up(self, error: UpstreamTimeout) -> None:
         """The engine is too slow."""
@@ -637,4 +638,6 @@ class ProxiedRequest(Attempting):
 
 
 def _no_memory() -> GatewayError:
-    return QueueFull("The memory for waiting request bodies is full.", retry_after=1.0)
+    return QueueFull(
+        "The memory for waiting request bodies is full (MAX_BODY_MEMORY).", retry_after=1.0
+    )

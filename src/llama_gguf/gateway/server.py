@@ -314,6 +314,7 @@ class Gateway:
                 model=finding.model,
                 slots=finding.slots,
                 request_tokens=finding.request_tokens,
+                model_list=finding.model_list,
                 wakes_itself=asleep,
             )
         if status != known:

@@ -1,9 +1,9 @@
 """The two errors of llama-server that are corrected on their way; all others pass as they are.
 
 Agents compact a conversation when they recognise that it is too long: by OpenAI's code, by
-Anthropic's sentence, or by OpenAI's sentence, as LiteLLM does. llama-server uses words of its own,
+Anthropic's sentence, or by OpenAI's sentence, as LiteLLM does. llama-server uses other words,
 whose figures are kept. Older builds respond with 500 to JSON that cannot be parsed, which clients
-take for a failure of the server and repeat: docs/adr/0030-two-errors-are-corrected.md.
+take for a failure of the server and repeat: docs/adr/0029-two-errors-are-corrected.md.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ ANTHROPIC = "anthropic-version: 2023-06-01"
 
 
 def set_status(rig: Rig, state: ChildState, **facts: Any) -> None:
-    rig.fleet.engine.update(EngineStatus(state, since=7.0, model="tiny", **facts))
+    rig.replica.tracker.update(EngineStatus(state, since=7.0, model="tiny", **facts))
 
 
 def get(rig: Rig, path: str = "/v1/models", *fields: str, method: str = "GET") -> Response:
@@ -55,7 +55,7 @@ def test_models_are_listed_in_every_state_and_nothing_is_woken(
     path: str, state: ChildState, rig: Rig
 ) -> None:
     woken: list[None] = []
-    rig.fleet.engine.on_engine_requested = lambda: woken.append(None)
+    rig.fleet.on_engine_requested = lambda: woken.append(None)
     set_status(rig, state, facts=FACTS)
 
     found = get(rig, path).json
@@ -94,7 +94,7 @@ def test_before_the_engine_has_been_ready_the_list_has_what_the_models_header_ha
 @pytest.mark.parametrize("state", [ChildState.READY, ChildState.ASLEEP, ChildState.BACKOFF])
 def test_what_the_engine_has_reported_stays(state: ChildState, rig: Rig) -> None:
     ready(rig)
-    engine = rig.fleet.engine
+    engine = rig.replica.tracker
     engine.update(engine.status.moved(state, 9.0))
     (reported,) = REPORTED["data"]
 
@@ -148,7 +148,7 @@ def test_a_list_of_an_odd_form_does_no_harm(
 
 def test_a_gateway_that_has_never_seen_its_engine_lists_no_model(new_rig: NewRig) -> None:
     rig = new_rig()
-    rig.fleet.engine.update(EngineStatus(ChildState.UNREACHABLE, since=0.0))
+    rig.replica.tracker.update(EngineStatus(ChildState.UNREACHABLE, since=0.0))
 
     assert get(rig).json == {"object": "list", "data": []}
     assert get(rig, "/v1/models", ANTHROPIC).json == {

@@ -42,7 +42,7 @@ def respond(request: Request, services: Services) -> LocalResponse:
         ModelNotFound: the path names another model.
     """
     name = _name_in(request.head.path)
-    status, aliases = services.fleet.engine.status, services.routes.model_aliases
+    status, aliases = services.fleet.status, services.routes.model_aliases
     items = model_items(status, aliases)
     if name is not None:
         items = [item for item in items if item["id"] == name]

@@ -1,4 +1,4 @@
-"""The agents as programs: how each is told of the gateway, as docs/agents/ has it, and run once.
+"""The agents as programs: each with the settings on its page in docs/clients, and run once.
 
 They are installed from ``package-lock.json`` into .cache/agents, and connect to loopback only: all
 that they would send elsewhere is switched off, and their proxy for everything else does not exist.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tests.agents.engine import CONTEXT, MODEL
+from tests.agents.engine import MODEL
 
 ROOT: Final = Path(__file__).parents[2]
 FOLDER: Final = ROOT / ".cache" / "agents"
@@ -81,8 +82,8 @@ class Agent:
         name: of its command.
         path: of the route that it uses.
         argv: its command line.
-        configure: writes its files into a folder, for a gateway's URL and seconds of patience, and
-            returns its variables.
+        configure: writes its files into a folder, for a gateway's URL, a key and seconds of
+            patience, and returns its variables.
     """
 
     name: str
@@ -106,7 +107,6 @@ class Agent:
             "PATH": os.environ["PATH"],
             "HOME": str(home),
             "TERM": "dumb",
-            "LLAMA_API_KEY": key,
             **QUIET,
             **self.configure(folder, url, key, patience),
         }
@@ -124,38 +124,33 @@ class Agent:
         return Outcome(done.returncode, done.stdout)
 
 
+def _on_page(page: str, language: str, url: str) -> str:
+    """The settings on *page* of docs/clients, with what its reader fills in."""
+    text = (ROOT / "docs" / "clients" / page).read_text("utf-8")
+    block = re.search(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert block is not None, page
+    return block[1].replace("http://HOST:8000", url).replace("MODEL", MODEL)
+
+
 def _codex(folder: Path, url: str, key: str, patience: float) -> Mapping[str, str]:
     home = folder / "home" / ".codex"
     home.mkdir()
-    (home / "config.toml").write_text(f"""
-model = "{MODEL}"
-model_provider = "gateway"
-model_context_window = {CONTEXT}
-check_for_update_on_startup = false
-[analytics]
-enabled = false
-[model_providers.gateway]
-name = "gateway"
-base_url = "{url}/v1"
-env_key = "LLAMA_API_KEY"
-wire_api = "responses"
-stream_max_retries = 20
-request_max_retries = 20
-stream_idle_timeout_ms = {patience * 1000:.0f}
-""")
-    return {"CODEX_HOME": str(home)}
+    settings = _on_page("codex.md", "toml", url)
+    (home / "config.toml").write_text(
+        f"check_for_update_on_startup = false\n{settings}"
+        f"stream_idle_timeout_ms = {patience * 1000:.0f}\n"
+        "[analytics]\nenabled = false\n"
+    )
+    return {"CODEX_HOME": str(home), "LLAMA_API_KEY": key}
 
 
 def _claude(folder: Path, url: str, key: str, patience: float) -> Mapping[str, str]:
+    text = (ROOT / "docs" / "clients" / "claude-code.md").read_text("utf-8")
+    exports = re.findall(r"^export (\w+)=(.*)$", text, re.MULTILINE)
+    filled_in = {"http://HOST:8000": url, "$LLAMA_API_KEY": key, "MODEL": MODEL}
     milliseconds = f"{patience * 1000:.0f}"
-    return {
+    return {name: filled_in.get(value, value) for name, value in exports} | {
         "CLAUDE_CONFIG_DIR": str(folder / "home" / ".claude"),
-        "ANTHROPIC_BASE_URL": url,
-        "ANTHROPIC_AUTH_TOKEN": key,
-        "ANTHROPIC_MODEL": MODEL,
-        "ANTHROPIC_DEFAULT_HAIKU_MODEL": MODEL,
-        "CLAUDE_CODE_MAX_CONTEXT_TOKENS": str(CONTEXT),
-        "CLAUDE_CODE_MAX_OUTPUT_TOKENS": "4096",
         "API_TIMEOUT_MS": milliseconds,
         "CLAUDE_ENABLE_STREAM_WATCHDOG": "1",
         "CLAUDE_STREAM_IDLE_TIMEOUT_MS": milliseconds,
@@ -163,29 +158,13 @@ def _claude(folder: Path, url: str, key: str, patience: float) -> Mapping[str, s
 
 
 def _opencode(folder: Path, url: str, key: str, patience: float) -> Mapping[str, str]:
-    options: dict[str, Any] = {
-        "baseURL": f"{url}/v1",
-        "apiKey": "{env:LLAMA_API_KEY}",
-        "headerTimeout": int(patience * 1000),
-        "chunkTimeout": int(patience * 1000),
-    }
-    config = {
-        "$schema": "https://opencode.ai/config.json",
-        "model": f"gateway/{MODEL}",
-        "small_model": f"gateway/{MODEL}",
-        "autoupdate": False,
-        "share": "disabled",
-        "provider": {
-            "gateway": {
-                "npm": "@ai-sdk/openai-compatible",
-                "name": "gateway",
-                "options": options,
-                "models": {MODEL: {"name": MODEL, "limit": {"context": CONTEXT, "output": 4096}}},
-            }
-        },
-    }
+    config: dict[str, Any] = json.loads(_on_page("opencode.md", "json", url))
+    config |= {"autoupdate": False, "share": "disabled"}
+    milliseconds = int(patience * 1000)
+    options = config["provider"]["gateway"]["options"]
+    options |= {"headerTimeout": milliseconds, "chunkTimeout": milliseconds}
     (folder / "work" / "opencode.json").write_text(json.dumps(config))
-    return {}
+    return {"LLAMA_API_KEY": key}
 
 
 AGENTS: Final = {

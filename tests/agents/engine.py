@@ -55,6 +55,8 @@ class AgentEngine(Server):
         self.lock = threading.Lock()
         self.requests: list[tuple[str, dict[str, str], dict[str, Any]]] = []
         """Path, fields and body of each POST."""
+        self.release = threading.Event()
+        """Set to end the prompts that are being processed."""
 
     def next_fault(self) -> Fault | None:
         with self.lock:
@@ -90,7 +92,7 @@ class _Handler(Handler):
         elif body.get("stream"):
             self._stream(EVENTS[path](), dies=fault is Fault.DIES)
         else:
-            self.server.ends.wait(self.server.prompt_seconds)
+            self.server.release.wait(self.server.prompt_seconds)
             self._respond(200, WHOLE[path]())
 
     def _respond(self, status: int, payload: object) -> None:
@@ -109,7 +111,7 @@ class _Handler(Handler):
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         self.close_connection = True
-        self.server.ends.wait(1.0 if dies else self.server.prompt_seconds)
+        self.server.release.wait(1.0 if dies else self.server.prompt_seconds)
         if not dies:
             for event in events.split(b"\n\n")[:-1]:
                 self.wfile.write(chunk(event + b"\n\n"))

@@ -16,6 +16,7 @@ import pytest
 from tests.agents import clis
 from tests.agents.clis import AGENTS, Agent, Outcome
 from tests.agents.engine import CONTEXT, TEXT, AgentEngine, Fault
+from tests.support.clients import Wire
 from tests.support.gateways import GatewayProcess, Processes
 from tests.support.keys import KEY
 from tests.support.messages import request
@@ -91,27 +92,31 @@ def test_an_engine_that_dies_while_it_reads_the_prompt_goes_unnoticed(
 
 
 def test_a_key_that_is_busy_delays_an_agent_and_no_more(agent: Agent, processes: Processes) -> None:
-    with AgentEngine(prompt_seconds=8.0) as engine:
+    with AgentEngine(prompt_seconds=120.0) as engine:
         gateway = gateway_for(processes, engine, per_key=1)
-        other = threading.Thread(
-            target=gateway.send_request, args=(request("POST", agent.path, body=b"{}"),)
-        )
-        other.start()
-        until(lambda: bool(engine.requests), "the other request")
-        engine.prompt_seconds = 0.0
-        outcome = run(agent, gateway)
-        other.join()
 
-        assert outcome.status == 0, outcome.output
-        assert TEXT in outcome.output
+        def release_after_a_refusal() -> None:
+            until(lambda: was_refused(gateway), "a 429", seconds=100)
+            engine.release.set()
 
-    def was_refused() -> bool:
-        return any(
-            (line["status"], line["outcome"]) == ("429", "concurrency_limit_exceeded")
-            for line in gateway.logged()
-        )
+        with Wire(("127.0.0.1", gateway.port), seconds=150) as other:
+            other.send(request("POST", agent.path, body=b"{}"))
+            until(lambda: bool(engine.requests), "the other request")
+            watcher = threading.Thread(target=release_after_a_refusal)
+            watcher.start()
+            outcome = run(agent, gateway)
+            watcher.join()
 
-    until(was_refused, "a 429")
+    assert outcome.status == 0, outcome.output
+    assert TEXT in outcome.output
+    assert was_refused(gateway)
+
+
+def was_refused(gateway: GatewayProcess) -> bool:
+    return any(
+        (line["status"], line["outcome"]) == ("429", "concurrency_limit_exceeded")
+        for line in gateway.logged()
+    )
 
 
 SEES_OVERFLOW = {
@@ -119,7 +124,7 @@ SEES_OVERFLOW = {
     "claude": f"(limit {CONTEXT})",
     "opencode": TEXT,
 }
-"""What the user sees: OpenCode compacts the conversation, and goes on."""
+"""What the user sees: OpenCode compacts the conversation and continues."""
 
 
 def test_a_prompt_that_is_too_long_is_recognised(agent: Agent, processes: Processes) -> None:

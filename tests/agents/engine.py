@@ -21,6 +21,8 @@ MODEL: Final = "tiny"
 CONTEXT: Final = 32768
 TEXT: Final = "Hello from the engine."
 USAGE_IN, USAGE_OUT = 21, 5
+PING_SECONDS: Final = 30.0
+"""Between llama-server's own comments."""
 
 
 class Fault(enum.Enum):
@@ -111,7 +113,11 @@ class _Handler(Handler):
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         self.close_connection = True
-        self.server.release.wait(1.0 if dies else self.server.prompt_seconds)
+        remaining = 1.0 if dies else self.server.prompt_seconds
+        while remaining > 0 and not self.server.release.wait(min(PING_SECONDS, remaining)):
+            remaining -= PING_SECONDS
+            if remaining > 0:
+                self.wfile.write(chunk(b":\n\n"))
         if not dies:
             for event in events.split(b"\n\n")[:-1]:
                 self.wfile.write(chunk(event + b"\n\n"))

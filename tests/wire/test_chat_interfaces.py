@@ -1,6 +1,7 @@
 """The calls of Open WebUI and LibreChat, replayed: what they send, and what they read of it.
 
-Taken from Open WebUI 0.6 (routers/openai.py, utils/middleware.py) and LibreChat 0.8.
+Open WebUI's requests are those of its ``routers/tasks.py`` and ``routers/openai.py``, LibreChat's
+those of its documentation of custom endpoints.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ STREAMS  ?= 2000
 SECONDS  ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-tools test-fast soak hostile fuzz bench cost compiled check format lint types imports docs lock reference clean
+.PHONY: help setup run test test-tools test-fast test-agents soak hostile fuzz bench cost compiled check format lint types imports docs lock reference clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,12 +40,15 @@ test-tools: ## install programs without which tests are skipped: Prometheus, a b
 	    prometheus systemd $(if $(BROWSER),,chromium) $$(apt-cache madison docker-compose | grep -q '| 2\.' && echo docker-compose)
 
 test-fast: $(VENV)/.dev ## run the tests that start no processes, in less than a minute
-	$(BIN)/pytest -m 'not processes and not slow' $(addprefix --ignore=tests/,bench e2e fuzz hostile soak wire) $(PYTEST)
+	$(BIN)/pytest -m 'not processes and not slow' $(addprefix --ignore=tests/,agents bench e2e fuzz hostile soak wire) $(PYTEST)
 
 test-image: $(VENV)/.dev ## build the CPU image and run it, with Docker or with buildah, which it installs
 	@docker info >/dev/null 2>&1 || { command -v buildah && command -v debootstrap; } >/dev/null \
 	    || { apt-get update -qq && apt-get install -y -qq --no-install-recommends buildah debootstrap crun; }
 	$(BIN)/pytest -m image tests/e2e/test_image.py
+
+test-agents: $(VENV)/.dev ## run Codex, Claude Code and OpenCode against the gateway; needs Node with npm, and 1.2 GB in .cache
+	$(BIN)/pytest -m agents tests/agents $(PYTEST)
 
 soak: $(VENV)/.dev ## run a real gateway under REQUESTS=200000 and STREAMS=2000 that fail in every way
 	$(BIN)/python -m tests.soak --requests $(REQUESTS) --streams $(STREAMS) $(if $(SEED),--seed $(SEED))

@@ -216,7 +216,8 @@ def errors_page() -> str:
             "# Errors\n",
             "Errors of the gateway are JSON in OpenAI's envelope, "
             '`{"error": {"message", "type", "param", "code"}}`; on `/v1/messages` in Anthropic\'s. '
-            "Errors of llama-server pass unchanged; their `code` is a number.\n",
+            "Errors of llama-server pass unchanged, with a number as their `code`, except for "
+            "[two that are corrected](behaviour.md#errors-of-the-engine).\n",
             "| status | code | type | when |\n|---|---|---|---|",
             *rows,
             "",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from http import HTTPStatus
 
@@ -7,6 +8,7 @@ import pytest
 
 from llama_gguf import errors
 from llama_gguf.errors import GatewayError, UserError
+from llama_gguf.http1.local_response import error_fields
 
 # Clients rely on these.
 PROMISED = {
@@ -14,6 +16,8 @@ PROMISED = {
     errors.Unauthorized: (401, "authentication_error", "invalid_api_key"),
     errors.KeyExpired: (401, "authentication_error", "key_expired"),
     errors.RouteNotExposed: (403, "permission_error", "route_not_exposed"),
+    errors.NotFound: (404, "invalid_request_error", "not_found"),
+    errors.ModelNotFound: (404, "invalid_request_error", "model_not_found"),
     errors.MethodNotAllowed: (405, "invalid_request_error", "method_not_allowed"),
     errors.RequestTimeout: (408, "invalid_request_error", "request_timeout"),
     errors.PayloadTooLarge: (413, "invalid_request_error", "payload_too_large"),
@@ -47,6 +51,22 @@ def test_status_type_and_code_of_an_error_are_stable(
     kind: type[GatewayError], promised: tuple[int, str, str]
 ) -> None:
     assert (kind.status, kind.type, kind.code) == promised
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [kind for kind in kinds(GatewayError) if kind.status in (429, 503)],
+    ids=lambda kind: kind.__name__,
+)
+def test_what_may_succeed_later_cannot_be_refused_without_a_retry_after(
+    kind: type[GatewayError],
+) -> None:
+    parameter = inspect.signature(kind).parameters["retry_after"]
+
+    assert parameter.default is inspect.Parameter.empty
+    fields = error_fields(kind("no", retry_after=1.5))
+    assert b"Retry-After: 2\r\n" in fields
+    assert b"retry-after-ms: 1500\r\n" in fields
 
 
 @pytest.mark.parametrize("kind", [*kinds(GatewayError)], ids=lambda kind: kind.__name__)

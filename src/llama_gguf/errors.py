@@ -46,7 +46,8 @@ class GatewayError(Exception):
 
     Args:
         message: the sentence in the response's envelope.
-        retry_after: seconds until a retry can succeed; None if no retry is suggested.
+        retry_after: seconds until a retry can succeed; None if no retry is suggested. Every 429 and
+            503 has it: without it, some agents never try again, and others do so at once.
         close: whether the client's connection must be closed after the response.
     """
 
@@ -82,6 +83,20 @@ class BadRequest(InvalidRequest):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, close=True)
+
+
+class NotFound(InvalidRequest):
+    """Neither the gateway nor llama-server has this path."""
+
+    status = 404
+    code = "not_found"
+
+
+class ModelNotFound(InvalidRequest):
+    """`/v1/models/NAME` names a model that is not served."""
+
+    status = 404
+    code = "model_not_found"
 
 
 class MethodNotAllowed(InvalidRequest):
@@ -178,6 +193,9 @@ class Limited(GatewayError):
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
 
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message, retry_after=retry_after)
+
 
 class QuotaExceeded(GatewayError):
     """The key has used its tokens of the day or month, or its engine-seconds of the day."""
@@ -186,6 +204,9 @@ class QuotaExceeded(GatewayError):
     type = "insufficient_quota"
     code = "insufficient_quota"
     should_retry = False
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message, retry_after=retry_after)
 
 
 class ConcurrencyLimited(Limited):
@@ -201,6 +222,9 @@ class Shed(GatewayError):
     """No capacity, or no engine yet; the same request may succeed a little later."""
 
     status = 503
+
+    def __init__(self, message: str, *, retry_after: float, close: bool = False) -> None:
+        super().__init__(message, retry_after=retry_after, close=close)
 
 
 class QueueFull(Shed):

@@ -111,8 +111,8 @@ def test_certificate_and_key_are_both_set_or_neither(name: str) -> None:
     ("environ", "text"),
     [
         (
-            {"MAX_BODY_MEMORY": "1000"},
-            "MAX_BODY_MEMORY=1000 must be at least MAX_REQUEST_BODY_SIZE=10485760: ",
+            {"MAX_REQUEST_BODY_SIZE": "1001", "MAX_BODY_MEMORY": "1000"},
+            "MAX_BODY_MEMORY=1000 must be at least MAX_REQUEST_BODY_SIZE=1001: ",
         ),
         ({"MAX_REQUEST_BODY_SIZE": "1000", "MAX_BODY_MEMORY": "999"}, "MAX_BODY_MEMORY=999 must"),
         ({"AUTH_ENABLED": "false", "ADMIN_KEY_IDS": "a"}, "ADMIN_KEY_IDS needs AUTH_ENABLED=true"),
@@ -140,6 +140,21 @@ def test_settings_at_the_limit_of_each_other_are_accepted() -> None:
     load({"MAX_REQUEST_BODY_SIZE": "1000", "MAX_BODY_MEMORY": "1000"})
     load({"MAX_CONCURRENT_REQUESTS": "100", "MAX_CONNECTIONS": "100"})
     load({"SSE_KEEPALIVE": "600"})
+
+
+@pytest.mark.parametrize(
+    ("environ", "largest"),
+    [
+        ({}, 100 << 20),
+        ({"MAX_BODY_MEMORY": "1000"}, 1000),
+        ({"MAX_BODY_MEMORY": str(1 << 30)}, 100 << 20),
+        ({"MAX_BODY_MEMORY": "1000", "MAX_REQUEST_BODY_SIZE": "10"}, 10),
+    ],
+)
+def test_a_body_is_as_large_as_the_engine_takes_and_the_memory_for_bodies_has_room_for(
+    environ: dict[str, str], largest: int
+) -> None:
+    assert load(environ).settings.limits.max_request_body_size == largest
 
 
 # The environment of others ------------------------------------------------------------------------

@@ -14,6 +14,8 @@ from typing import Any, Final
 
 import pytest
 
+from llama_gguf.http1.engine_errors import corrected
+from llama_gguf.http1.routes import Dialect
 from tests.e2e.conftest import Served
 from tests.support.messages import Response, chunk, read_responses, request
 
@@ -123,26 +125,15 @@ AS_THEY_ARE: Final = {
     "count, messages": post("/v1/messages/count_tokens", {"messages": MESSAGES[1:]}),
     "health, under /v1": plain("GET", "/v1/health"),
     # The engine's own errors, which clients distinguish by their text.
-    "no JSON": post("/v1/chat/completions", b'{"messages": [}'),
-    "no UTF-8": post("/v1/chat/completions", b'{"messages": "\xff"}'),
     "no object": post("/v1/chat/completions", b"[]"),
-    "no body": post("/v1/chat/completions", b""),
-    "no length": plain("POST", "/v1/chat/completions"),
     "no messages": post("/v1/chat/completions", {"max_tokens": 1}),
     "a wrong type": post("/v1/completions", {**TEXT, "temperature": "hot"}),
     "a wrong value": post("/v1/completions", {**TEXT, "logit_bias": 3, "grammar": "root ::= ("}),
-    "too long": post("/v1/completions", TOO_LONG),
-    "too long a stream": post("/v1/completions", {**TOO_LONG, "stream": True}),
-    "too long a message": post(
-        "/v1/messages", {"messages": [{"role": "user", "content": "w " * 9000}]}
-    ),
     "no embeddings": post("/v1/embeddings", {"input": "Once"}),
     "no reranking": post("/v1/rerank", {"query": "Once", "documents": ["upon"]}),
     "no infill": post("/infill", {"input_prefix": "a", "input_suffix": "b"}),
     "no audio": post("/v1/audio/transcriptions", {}),
-    "no path": plain("GET", "/v1/nothing"),
-    "no path for POST": post("/v1/nothing", {}),
-    "no path below one": plain("GET", "/v1/models/nothing?x=1"),
+    "no path below one": plain("GET", "/v1/responses/nothing?x=1"),
     "a wrong method": plain("GET", "/v1/chat/completions"),
     "another wrong method": plain("DELETE", "/v1/completions"),
     "a third wrong method": request(
@@ -153,7 +144,6 @@ AS_THEY_ARE: Final = {
     "many chunks": chunked("/tokenize", *(chunk(bytes((byte,))) for byte in TOKENIZE)),
     "chunk extensions": chunked("/tokenize", b"1e;a=b\r\n" + TOKENIZE + b"\r\n"),
     "trailers": chunked("/tokenize", chunk(TOKENIZE), trailer=b"X-Checksum: 1\r\n"),
-    "an empty chunked body": chunked("/v1/completions"),
     "a big body": post("/tokenize", BIG),
     "a big chunked body": chunked(
         "/tokenize", *(chunk(BIG[i : i + 65536]) for i in range(0, len(BIG), 65536))
@@ -178,6 +168,35 @@ AS_THEY_ARE: Final = {
     "an empty query": post("/tokenize?", TOKENIZE),
     "an escaped path": post("/%74okenize", TOKENIZE),
 }
+
+
+CORRECTED: Final = {
+    "an empty chunked body": chunked("/v1/completions"),
+    "no JSON": post("/v1/chat/completions", b'{"messages": [}'),
+    "no UTF-8": post("/v1/chat/completions", b'{"messages": "\xff"}'),
+    "no body": post("/v1/chat/completions", b""),
+    "no length": plain("POST", "/v1/chat/completions"),
+    "too long": post("/v1/completions", TOO_LONG),
+    "too long a stream": post("/v1/completions", {**TOO_LONG, "stream": True}),
+    "too long a message": post(
+        "/v1/messages", {"messages": [{"role": "user", "content": "w " * 9000}]}
+    ),
+}
+"""Errors of which the gateway corrects the status or the body: ``http1/engine_errors.py``."""
+
+
+@pytest.mark.parametrize("case", CORRECTED)
+def test_of_an_error_that_is_corrected_all_else_is_as_the_engine_sends_it(
+    served: Served, case: str
+) -> None:
+    raw = CORRECTED[case]
+    ours, engines = both(served, raw)
+    dialect = Dialect.ANTHROPIC if b" /v1/messages" in raw else Dialect.OPENAI
+    found = corrected(engines.status, engines.body, dialect, request_id=ours["x-request-id"])
+    assert found is not None
+
+    assert (ours.status, ours.body) == found
+    assert fields(ours, "content-length") == fields(engines, "content-length")
 
 
 @pytest.mark.parametrize("raw", AS_THEY_ARE.values(), ids=AS_THEY_ARE.keys())
@@ -219,9 +238,7 @@ def test_both_serve_many_requests_on_one_connection(served: Served) -> None:
 SCHEMA: Final = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 TOOL: Final = {"type": "function", "function": {"name": "go", "parameters": SCHEMA}}
 GENERATED: Final = {
-    "models": plain("GET", "/v1/models"),
-    "models, by another name": plain("GET", "/models?limit=1"),
-    "models, by an escaped path": plain("GET", "/v1/%6Dodels"),
+    "health": plain("GET", "/v1/health"),
     "props": plain("GET", "/props"),
     "chat": post("/v1/chat/completions", CHAT),
     "chat, short name": post("/chat/completions", CHAT),
@@ -262,7 +279,7 @@ def test_both_send_the_same_response(served: Served, raw: bytes) -> None:
 
 
 def test_both_respond_to_head_alike(served: Served) -> None:
-    ours, engines = both(served, plain("HEAD", "/v1/models"))
+    ours, engines = both(served, plain("HEAD", "/v1/health"))
 
     agree(ours, engines)
     assert int(ours["content-length"]) > 0
@@ -342,11 +359,11 @@ OWN: Final = {
         "invalid_api_key",
     ),
     "no host": (
-        plain("GET", "/v1/models").replace(b"Host: gateway.example\r\n", b""),
+        plain("GET", "/v1/health").replace(b"Host: gateway.example\r\n", b""),
         400,
         "bad_request",
     ),
-    "a folded field": (plain("GET", "/v1/models", "X-Folded: a\r\n b"), 400, "bad_request"),
+    "a folded field": (plain("GET", "/v1/health", "X-Folded: a\r\n b"), 400, "bad_request"),
     "an empty segment": (plain("GET", "/v1//models"), 400, "bad_request"),
     "a dot segment": (plain("GET", "/v1/./models"), 400, "bad_request"),
     "an escaped slash": (plain("GET", "/v1%2fmodels"), 400, "bad_request"),
@@ -356,8 +373,8 @@ OWN: Final = {
     "kept streams": (plain("GET", "/v1/stream/x"), 403, "route_not_exposed"),
     "kept streams to find": (post("/v1/streams/lookup", {}), 403, "route_not_exposed"),
     "models to change": (post("/models", {}), 403, "route_not_exposed"),
-    "the page": (plain("GET", "/"), 403, "route_not_exposed"),
-    "no path": (plain("GET", "/nothing"), 403, "route_not_exposed"),
+    "the page": (plain("GET", "/"), 404, "not_found"),
+    "no path": (plain("GET", "/nothing"), 404, "not_found"),
     "another expectation": (
         post("/tokenize", TOKENIZE, "Expect: a miracle"),
         417,

@@ -29,7 +29,7 @@ class Engine:
     """Responds to each path with the test's bytes, and then closes, unless it ``stays``."""
 
     def __init__(self, health: bytes, props: bytes = NOT_FOUND, *, stays: bool = False) -> None:
-        self.responses = {b"/health": health, b"/props": props}
+        self.responses = {b"/health": health, b"/props": props, b"/v1/models": NOT_FOUND}
         self.stays = stays
         self.requests: list[bytes] = []
         self.connections = 0
@@ -223,6 +223,25 @@ def test_properties_are_requested_once_in_each_life_of_the_engine() -> None:
     run(engine, scenario)
 
 
+@pytest.mark.parametrize(
+    ("response", "found"),
+    [
+        (props(b'{"data":[{"id":"a"}]}'), {"data": [{"id": "a"}]}),
+        (props(b"[]"), {}),
+        (props(b"nonsense"), {}),
+        (b"garbage\r\n\r\n", {}),
+        (b"", {}),
+    ],
+)
+def test_an_engine_reports_its_models_if_it_has_a_list(
+    response: bytes, found: dict[str, object]
+) -> None:
+    engine = Engine(HEALTHY, props(b'{"total_slots":2}'))
+    engine.responses[b"/v1/models"] = response
+
+    assert look(engine) == Finding(ChildState.READY, 2, model_list=found)
+
+
 def test_a_probe_never_wakes_a_sleeping_engine() -> None:
     engine = Engine(HEALTHY, props(b"{}"))
 
@@ -232,7 +251,7 @@ def test_a_probe_never_wakes_a_sleeping_engine() -> None:
 
     run(engine, scenario)
 
-    assert set(engine.paths) == {b"/health", b"/props"}
+    assert set(engine.paths) == {b"/health", b"/props", b"/v1/models"}
 
 
 def test_every_probe_closes_its_connections() -> None:
@@ -244,7 +263,7 @@ def test_every_probe_closes_its_connections() -> None:
 
     run(engine, scenario)  # an open connection would cause a warning, and so an error
 
-    assert engine.connections == 21
+    assert engine.connections == 22
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ SETTINGS: Final[dict[str, Any]] = {
 }
 OK_BODY: Final = OK.partition(b"\r\n\r\n")[2]
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-GET: Final = request("GET", "/v1/models")
+GET: Final = request("GET", "/v1/health")
 
 HOP_BY_HOP: Final = frozenset(
     [
@@ -383,12 +383,12 @@ REQUESTS: Final = [
     *GOOD.values(),
     *(raw for _, raw in HOSTILE.values()),
     *(request("POST", "/v1/embeddings", CHUNKED) + body for body in MALFORMED_CHUNKS.values()),
-    request("HEAD", "/v1/models"),
+    request("HEAD", "/v1/health"),
     request("POST", "/v1/messages", "Expect: 100-continue", "x-request-id: mine", body=BODY),
     request("PUT", "/x%20y?a=%2f", "Connection: x-a", "X-A: 1", "Origin: https://a.example"),
-    request("OPTIONS", "/v1/models", "Access-Control-Request-Method: PUT", body=b"12345"),
+    request("OPTIONS", "/v1/health", "Access-Control-Request-Method: PUT", body=b"12345"),
 ]
-ASKED: Final = [GET, request(body=BODY), request("HEAD", "/v1/models"), request(version="1.0")]
+ASKED: Final = [GET, request(body=BODY), request("HEAD", "/v1/health"), request(version="1.0")]
 LENGTH_HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: "
 RESPONSES: Final = [
     OK,

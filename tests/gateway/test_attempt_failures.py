@@ -13,7 +13,7 @@ from tests.support.fakes import NewRig, Rig
 from tests.support.keys import KEY
 from tests.support.messages import OK, bytewise, code_of, request
 
-GET = request("GET", "/v1/models")
+GET = request("GET", "/v1/health")
 
 
 def test_an_engine_that_refuses_the_connection_is_502_for_what_does_not_wait(rig: Rig) -> None:

@@ -15,7 +15,7 @@ HEALTH = request("GET", "/health", key=None)
 ENDING_AT_ONCE = {
     "health": HEALTH,
     "a page": request("GET", "/dashboard", key=None),
-    "a preflight": request("OPTIONS", "/v1/models", "Origin: https://a.example", key=None),
+    "a preflight": request("OPTIONS", "/v1/health", "Origin: https://a.example", key=None),
     "401": request(body=b"{}", key="sk-wrong-0123456789ab"),
     "403": request("GET", "/slots"),
     "429": request(body=b"{}"),

@@ -136,7 +136,7 @@ def test_an_engine_that_never_notices_is_cut_in_the_end(leave: Leave, rig: Rig) 
 @LEAVINGS
 def test_a_request_that_the_engine_has_not_taken_is_cut(leave: Leave, rig: Rig) -> None:
     client = rig.client()
-    client.send(request("GET", "/v1/models"))
+    client.send(request("GET", "/v1/health"))
     rig.upstream.send(OK)
     rig.upstream.transport.is_stalled = True
     client.send(request(body=b"x" * 1000))
@@ -150,7 +150,7 @@ def test_a_request_that_the_engine_has_not_taken_is_cut(leave: Leave, rig: Rig) 
 def test_a_request_without_a_slot_keeps_its_place_until_the_engine_lets_go(
     leave: Leave, rig: Rig
 ) -> None:
-    client = rig.send_request(request("GET", "/v1/models"))
+    client = rig.send_request(request("GET", "/v1/health"))
     leave(client)
     assert rig.upstream.was_half_closed
     assert rig.fleet.side_admission.running == 1
@@ -163,9 +163,9 @@ def test_a_request_without_a_slot_keeps_its_place_until_the_engine_lets_go(
 
 @LEAVINGS
 def test_while_a_get_is_sent_once_more(leave: Leave, rig: Rig) -> None:
-    rig.send_request(request("GET", "/v1/models"))
+    rig.send_request(request("GET", "/v1/health"))
     rig.upstream.send(OK)
-    client = rig.send_request(request("GET", "/v1/models"))
+    client = rig.send_request(request("GET", "/v1/health"))
     rig.accepts = False
     rig.upstream.close()
     assert len(rig.dials) == 2

@@ -9,7 +9,7 @@ from llama_gguf.gateway.client_connection import TRANSITIONS, State
 from tests.support.fakes import Rig
 from tests.support.messages import OK, chunk, event, request
 
-GET = request("GET", "/v1/models")
+GET = request("GET", "/v1/health")
 
 
 def state_of(rig: Rig) -> State:

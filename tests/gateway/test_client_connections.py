@@ -8,7 +8,7 @@ from tests.support.fakes import NewRig, Rig
 from tests.support.keys import KEY
 from tests.support.messages import LAST_CHUNK, OK, STREAM_HEAD, chunk, code_of, event, request
 
-GET = request("GET", "/v1/models")
+GET = request("GET", "/v1/health")
 
 
 def test_a_connection_serves_one_request_after_the_other(rig: Rig) -> None:
@@ -25,7 +25,7 @@ def test_a_connection_serves_one_request_after_the_other(rig: Rig) -> None:
 @pytest.mark.parametrize("value", ["close", "Close", "keep-alive, close", "close, x-y"])
 def test_a_client_that_says_close_gets_close(value: str, rig: Rig) -> None:
     rig.respond_with(OK)
-    client = rig.send_request(request("GET", "/v1/models", f"Connection: {value}") + GET)
+    client = rig.send_request(request("GET", "/v1/health", f"Connection: {value}") + GET)
 
     assert client.response["connection"] == "close"
     assert client.is_closed
@@ -36,8 +36,8 @@ def test_a_client_that_says_close_gets_close(value: str, rig: Rig) -> None:
 def test_http_1_0_gets_one_answer_and_close(rig: Rig) -> None:
     rig.respond_with(OK)
     client = rig.send_request(
-        request("GET", "/v1/models", "Connection: keep-alive", version="1.0")
-        + request("GET", "/v1/models", version="1.0")
+        request("GET", "/v1/health", "Connection: keep-alive", version="1.0")
+        + request("GET", "/v1/health", version="1.0")
     )
 
     assert client.response["connection"] == "close"
@@ -49,10 +49,10 @@ def test_http_1_0_gets_one_answer_and_close(rig: Rig) -> None:
 
 
 def test_pipelined_requests_are_answered_in_order_and_one_at_a_time(rig: Rig) -> None:
-    client = rig.send_request(b"".join(request("GET", f"/v1/models?{n}") for n in range(3)))
+    client = rig.send_request(b"".join(request("GET", f"/v1/health?{n}") for n in range(3)))
     for n in range(3):
         assert len(rig.requests) == n + 1
-        assert b"GET /v1/models?%d " % n in rig.requests[n]
+        assert b"GET /v1/health?%d " % n in rig.requests[n]
         rig.upstream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n%d" % n)
 
     assert [a.body for a in client.responses] == [b"0", b"1", b"2"]

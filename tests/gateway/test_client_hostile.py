@@ -10,7 +10,7 @@ from tests.gateway.test_client_requests import BODY, CHUNKED, LENGTH, post
 from tests.support.fakes import Rig
 from tests.support.messages import OK, bytewise, chunk, code_of, request
 
-SMUGGLED = request("GET", "/v1/models")
+SMUGGLED = request("GET", "/v1/health")
 
 # Each is followed by a whole request, which must never be taken for one.
 HOSTILE = {
@@ -67,20 +67,20 @@ HOSTILE = {
     "HTTP/2.0": (400, post(LENGTH, version="2.0")),
     "HTTP/9.9": (400, post(LENGTH, version="9.9")),
     "HTTP/1.10": (400, post(LENGTH, version="1.10")),
-    "no version": (400, b"GET /v1/models\r\n\r\n"),
+    "no version": (400, b"GET /v1/health\r\n\r\n"),
     "HTTP/2's preface": (400, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
-    "a version in small letters": (400, b"GET /v1/models http/1.1\r\nHost: a\r\n\r\n"),
-    "a space behind the version": (400, b"GET /v1/models HTTP/1.1 \r\nHost: a\r\n\r\n"),
+    "a version in small letters": (400, b"GET /v1/health http/1.1\r\nHost: a\r\n\r\n"),
+    "a space behind the version": (400, b"GET /v1/health HTTP/1.1 \r\nHost: a\r\n\r\n"),
     "TLS": (400, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"),
     "a bare CR in a value": (400, post(LENGTH, "X: a\rb")),
     "a bare LF in a value": (400, post(LENGTH, "X: a\nContent-Length: 99")),
-    "a bare LF behind the request line": (400, b"GET /v1/models HTTP/1.1\nHost: a\r\n\r\n"),
+    "a bare LF behind the request line": (400, b"GET /v1/health HTTP/1.1\nHost: a\r\n\r\n"),
     "a NUL in a value": (400, post(LENGTH, "X: a\0b")),
     "a NUL in a name": (400, post(LENGTH, "X\0Y: a")),
     "a NUL in the target": (400, b"GET /v1/mo\0dels HTTP/1.1\r\nHost: a\r\n\r\n"),
     "a folded field": (400, post(LENGTH, "X: a\r\n b")),
     "a field folded with a tab": (400, post(LENGTH, "X: a\r\n\tb")),
-    "a folded first field": (400, b"GET /v1/models HTTP/1.1\r\n X: a\r\nHost: a\r\n\r\n"),
+    "a folded first field": (400, b"GET /v1/health HTTP/1.1\r\n X: a\r\nHost: a\r\n\r\n"),
     "a space before the colon": (400, post(f"Content-Length : {len(BODY)}")),
     "a tab before the colon": (400, post("Transfer-Encoding\t: chunked")),
     "no colon": (400, post(LENGTH, "nonsense")),
@@ -95,23 +95,23 @@ HOSTILE = {
     "a Host with a space": (400, post(LENGTH, host="Host: a b")),
     "a Host with a bad port": (400, post(LENGTH, host="Host: a:b")),
     "two Hosts in one field": (400, post(LENGTH, host="Host: a:1:2")),
-    "a method in small letters": (400, b"get /v1/models HTTP/1.1\r\nHost: a\r\n\r\n"),
-    "an unknown method": (400, b"BREW /v1/models HTTP/1.1\r\nHost: a\r\n\r\n"),
+    "a method in small letters": (400, b"get /v1/health HTTP/1.1\r\nHost: a\r\n\r\n"),
+    "an unknown method": (400, b"BREW /v1/health HTTP/1.1\r\nHost: a\r\n\r\n"),
     "CONNECT": (405, b"CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\n\r\n"),
-    "CONNECT with a path": (405, b"CONNECT /v1/models HTTP/1.1\r\nHost: a\r\n\r\n"),
-    "TRACE": (405, request("TRACE", "/v1/models")),
-    "TRACE with a Max-Forwards": (405, request("TRACE", "/v1/models", "Max-Forwards: 0")),
+    "CONNECT with a path": (405, b"CONNECT /v1/health HTTP/1.1\r\nHost: a\r\n\r\n"),
+    "TRACE": (405, request("TRACE", "/v1/health")),
+    "TRACE with a Max-Forwards": (405, request("TRACE", "/v1/health", "Max-Forwards: 0")),
     "GET *": (400, request("GET", "*")),
     "a target without a slash": (400, request("GET", "v1/models")),
-    "a target of another scheme": (400, request("GET", "ftp://a/v1/models")),
-    "a target with a user": (400, request("GET", "http://u@a/v1/models")),
-    "a target without authority": (400, request("GET", "http:///v1/models")),
+    "a target of another scheme": (400, request("GET", "ftp://a/v1/health")),
+    "a target with a user": (400, request("GET", "http://u@a/v1/health")),
+    "a target without authority": (400, request("GET", "http:///v1/health")),
     "obs-text in the target": (400, request("GET", "/v1/mod\xe9ls")),
-    "obs-text in the query": (400, request("GET", "/v1/models?\xe9")),
+    "obs-text in the query": (400, request("GET", "/v1/health?\xe9")),
     "an unknown expectation": (417, post(LENGTH, "Expect: the-best")),
     "two expectations": (417, post(LENGTH, "Expect: 100-continue, x")),
     # RTSP and ICE are other protocols that llhttp happens to know.
-    "ICE": (400, b"SOURCE /v1/models ICE/1.0\r\nHost: a\r\n\r\n"),
+    "ICE": (400, b"SOURCE /v1/health ICE/1.0\r\nHost: a\r\n\r\n"),
 }
 
 
@@ -177,7 +177,7 @@ def test_what_cannot_become_a_request_is_400_without_waiting_for_its_end(
 def test_the_same_holds_behind_a_request_that_was_good(raw: bytes, names: str, rig: Rig) -> None:
     del names
     rig.respond_with(OK)
-    good = request("GET", "/v1/models")
+    good = request("GET", "/v1/health")
     for pieces in ((good, raw), (good + raw,), bytewise(good + raw)):
         client = rig.send_request(*pieces)
 

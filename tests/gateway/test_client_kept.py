@@ -83,7 +83,7 @@ def stale(rig: Rig, raw: bytes) -> FakeClient:
     return client
 
 
-@pytest.mark.parametrize("raw", [GET, HEAD, request("GET", "/v1/models", body=b"with a body")])
+@pytest.mark.parametrize("raw", [GET, HEAD, request("GET", "/v1/health", body=b"with a body")])
 def test_a_get_on_a_stale_connection_is_sent_once_more_on_a_new_one(raw: bytes, rig: Rig) -> None:
     client = stale(rig, raw)
     assert client.received == b""
@@ -271,12 +271,12 @@ REPEATED = {
     "no chunks": request(*TARGET, "Transfer-Encoding: chunked") + LAST_CHUNK,
     "expected": request(*TARGET, "Expect: 100-continue", body=b"{}"),
     "a get": GET,
-    "a get with a body": request("GET", "/v1/models", body=b"{}"),
-    "a query": request("GET", "/v1/models?a=b"),
+    "a get with a body": request("GET", "/v1/health", body=b"{}"),
+    "a query": request("GET", "/v1/health?a=b"),
     "no slot": request("POST", "/tokenize", body=b"{}"),
     "a ping": request("GET", "/ping", key=None),
     "a ping with a body": request("GET", "/ping", body=b"{}"),
-    "a preflight": request("OPTIONS", "/v1/models", "Origin: http://a.example"),
+    "a preflight": request("OPTIONS", "/v1/health", "Origin: http://a.example"),
     "an origin": request(*TARGET, "Origin: http://a.example", body=b"{}"),
     "another origin": request(*TARGET, "Origin: http://b.example", body=b"{}"),
     "a foreign origin": request(*TARGET, "Origin: http://c.example", body=b"{}"),
@@ -620,7 +620,7 @@ def test_a_refused_body_that_repeats_its_own_head_is_no_request(
 
         assert statuses(client) == [status, 200]
         assert len(rig.requests) == 2
-        assert rig.requests[1].startswith(b"GET /v1/models ")
+        assert rig.requests[1].startswith(b"GET /v1/health ")
         assert len(rig.records) == 3
 
 
@@ -662,7 +662,7 @@ def test_behind_a_head_that_is_refused_nothing_is_read_though_the_last_one_was_k
 ) -> None:
     rig.respond_with(OK)
     client = rig.send_request()
-    smuggled = request("GET", "/v1/models")
+    smuggled = request("GET", "/v1/health")
     client.send(request("POST", "/v1/chat/completions", "Expect: the-worst", body=smuggled))
 
     assert [response.status for response in client.responses] == [200, 417]

@@ -13,7 +13,7 @@ from tests.support.fakes import TICK_SECONDS, NewRig, Rig
 from tests.support.keys import EXPIRED_KEY, KEY, OTHER_KEY
 from tests.support.messages import OK, Response, code_of, request, without_varying
 
-GET = "GET", "/v1/models"
+GET = "GET", "/v1/health"
 
 
 def send_request(rig: Rig, *fields: str, peer: str = "203.0.113.9") -> Response:
@@ -362,7 +362,7 @@ def test_a_key_s_own_rate_wins(new_rig: NewRig) -> None:
 
 @pytest.mark.parametrize(
     ("method", "target"),
-    [("GET", "/v1/models"), ("POST", "/tokenize"), ("POST", "/v1/messages/count_tokens")],
+    [("GET", "/v1/health"), ("POST", "/tokenize"), ("POST", "/v1/messages/count_tokens")],
 )
 def test_what_uses_no_slot_is_not_counted(method: str, target: str, new_rig: NewRig) -> None:
     rig = new_rig(max_requests_per_minute=1)
@@ -373,7 +373,7 @@ def test_what_uses_no_slot_is_not_counted(method: str, target: str, new_rig: New
     assert post(rig).status == 200
 
 
-@pytest.mark.parametrize(("method", "target"), [("GET", "/v1/models"), ("POST", "/reload")])
+@pytest.mark.parametrize(("method", "target"), [("GET", "/v1/health"), ("POST", "/reload")])
 def test_what_is_not_counted_is_told_what_is_left_too(
     method: str, target: str, new_rig: NewRig
 ) -> None:
@@ -451,7 +451,7 @@ def test_a_request_refused_after_its_key_was_removed_is_refused_and_no_more(
 def test_a_refused_request_with_a_small_body_leaves_the_connection(new_rig: NewRig) -> None:
     rig = new_rig(max_requests_per_minute=1)
     rig.respond_with(OK)
-    client = rig.send_request(request(body=b"{}") * 2 + request("GET", "/v1/models"))
+    client = rig.send_request(request(body=b"{}") * 2 + request("GET", "/v1/health"))
 
     assert [a.status for a in client.responses] == [200, 429, 200]
 

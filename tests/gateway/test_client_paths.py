@@ -50,15 +50,15 @@ def test_a_path_that_two_could_read_differently_is_refused(
 
 
 def test_the_path_goes_on_as_it_came(rig: Rig) -> None:
-    rig.send_request(request("GET", "/v1/mo%64els/%C3%A9?q=/../&%2f"))
+    rig.send_request(request("GET", "/v1/re%73ponses/%C3%A9?q=/../&%2f"))
 
-    assert rig.upstream.received.startswith(b"GET /v1/mo%64els/%C3%A9?q=/../&%2f HTTP/1.1\r\n")
+    assert rig.upstream.received.startswith(b"GET /v1/re%73ponses/%C3%A9?q=/../&%2f HTTP/1.1\r\n")
 
 
 def test_the_authority_of_a_target_is_not_believed(rig: Rig) -> None:
-    rig.send_request(request("GET", "http://evil.example/v1/models"))
+    rig.send_request(request("GET", "http://evil.example/v1/health"))
 
-    assert rig.upstream.received.startswith(b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n")
+    assert rig.upstream.received.startswith(b"GET /v1/health HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n")
     assert b"evil" not in rig.upstream.received
 
 
@@ -69,7 +69,6 @@ def test_the_authority_of_a_target_is_not_believed(rig: Rig) -> None:
         *(("POST", "/lora-adapters"), ("POST", "/models"), ("DELETE", "/models/x")),
         *(("POST", "/models/load"), ("POST", "/v1/models"), ("GET", "/tools")),
         *(("GET", "/cors-proxy"), ("POST", "/v1/streams/lookup"), ("DELETE", "/v1/stream")),
-        *(("GET", "/"), ("GET", "/index.html"), ("POST", "/V1/chat/completions")),
     ],
 )
 def test_a_path_that_is_not_exposed_is_403(method: str, target: str, rig: Rig) -> None:
@@ -79,6 +78,34 @@ def test_a_path_that_is_not_exposed_is_403(method: str, target: str, rig: Rig) -
     assert code_of(client.response) == "route_not_exposed"
     assert rig.requests == []
     assert not client.is_closed
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [
+        *(("GET", "/"), ("GET", "/index.html"), ("POST", "/V1/chat/completions")),
+        *(("GET", "/v1/assistants"), ("POST", "/v1/files"), ("GET", "/api/hello")),
+    ],
+)
+def test_a_path_that_is_unknown_is_404_in_the_clients_envelope(
+    method: str, target: str, rig: Rig
+) -> None:
+    client = rig.send_request(request(method, target))
+    version = "anthropic-version: 2023-06-01"
+    anthropic = rig.send_request(request(method, target, version)).response
+
+    assert client.response.status == anthropic.status == 404
+    assert code_of(client.response) == "not_found"
+    assert anthropic.json["error"]["type"] == "not_found_error"
+    assert rig.requests == []
+    assert not client.is_closed
+
+
+def test_a_head_request_for_the_root_is_404_without_a_body(rig: Rig) -> None:
+    response = rig.send_request(request("HEAD", "/", key=None)).received
+
+    assert response.startswith(b"HTTP/1.1 404 ")
+    assert response.endswith(b"\r\n\r\n")
 
 
 def test_a_path_that_is_refused_again_and_again_keeps_nothing_of_its_requests(rig: Rig) -> None:
@@ -117,10 +144,7 @@ def test_files_of_the_web_ui_need_no_key_and_the_engine_s_paths_still_do(new_rig
 
     assert rig.send_request(request("GET", "/", key=None)).response.status == 200
     assert rig.send_request(request("GET", "/v1/models", key=None)).response.status == 401
-    assert rig.send_request(request("POST", "/", key=None, body=b"{}")).response.status in {
-        401,
-        403,
-    }
+    assert rig.send_request(request("POST", "/", key=None, body=b"{}")).response.status == 404
 
 
 @pytest.mark.parametrize("framing", ["Content-Length: 4", "Transfer-Encoding: chunked"])

@@ -63,7 +63,7 @@ def test_keys_take_turns(new_rig: NewRig) -> None:
 
 @pytest.mark.parametrize(
     ("method", "target"),
-    [("GET", "/v1/models"), ("POST", "/tokenize"), ("POST", "/apply-template"), ("GET", "/props")],
+    [("GET", "/v1/health"), ("POST", "/tokenize"), ("POST", "/apply-template"), ("GET", "/props")],
 )
 def test_what_uses_no_slot_does_not_wait(method: str, target: str, new_rig: NewRig) -> None:
     rig = new_rig(slots=1)
@@ -211,7 +211,7 @@ def test_a_request_is_held_only_so_long(state: ChildState, code: str, new_rig: N
 
 @pytest.mark.parametrize("state", [*MAY_COME, *IS_GONE])
 def test_what_uses_no_slot_is_not_held(state: ChildState, new_rig: NewRig) -> None:
-    client = new_rig(state=state).send_request(request("GET", "/v1/models"))
+    client = new_rig(state=state).send_request(request("GET", "/v1/health"))
 
     assert client.response.status == 503
     assert code_of(client.response) in ("model_loading", "backend_unavailable")
@@ -420,7 +420,7 @@ def test_a_request_for_an_engine_that_is_asleep_wakes_it(
     woken: list[int] = []
     rig.fleet.on_engine_requested = lambda: woken.append(rig.fleet.admission.queued)
 
-    client = rig.send_request(request(body=b"{}") if body else request("GET", "/v1/models"))
+    client = rig.send_request(request(body=b"{}") if body else request("GET", "/v1/health"))
     rig.spin()
 
     assert woken == [1 if body else 0]

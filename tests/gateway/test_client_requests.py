@@ -39,31 +39,31 @@ GOOD = {
     + b"\r\n0;last\r\nX-Sum: 1\r\n\r\n",
     "an empty POST": request(body=b""),
     "a POST without any length": request(),
-    "a GET": request("GET", "/v1/models?x=y&z"),
-    "a GET with a body": request("GET", "/v1/models", body=b"why"),
+    "a GET": request("GET", "/v1/health?x=y&z"),
+    "a GET with a body": request("GET", "/v1/health", body=b"why"),
     "HTTP/1.0": request(body=BODY, version="1.0"),
-    "HTTP/1.0 without Host": f"GET /v1/models HTTP/1.0\r\n{AUTH}\r\n\r\n".encode(),
-    "a closing client": request("GET", "/v1/models", "Connection: close"),
+    "HTTP/1.0 without Host": f"GET /v1/health HTTP/1.0\r\n{AUTH}\r\n\r\n".encode(),
+    "a closing client": request("GET", "/v1/health", "Connection: close"),
     "a ping": b"GET /ping HTTP/1.1\r\nHost: a\r\n\r\n",
     "a ping with a body": b"GET /ping HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc",
     "a preflight of everything": b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
-    "an absolute target": request("GET", "http://elsewhere.example:99/v1/models?q"),
-    "an absolute target that is upper case": request("GET", "HTTP://x/v1/models"),
-    "empty lines before the request": b"\r\n\r\n" + request("GET", "/v1/models"),
+    "an absolute target": request("GET", "http://elsewhere.example:99/v1/health?q"),
+    "an absolute target that is upper case": request("GET", "HTTP://x/v1/health"),
+    "empty lines before the request": b"\r\n\r\n" + request("GET", "/v1/health"),
     "an offer of h2c": request(
         *("POST", "/v1/chat/completions", "Connection: Upgrade, HTTP2-Settings"),
         *("Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQCAAAAAAIAAAAA"),
         body=BODY,
     ),
     "an offer of a WebSocket": request(
-        "GET", "/v1/models", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: x"
+        "GET", "/v1/health", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: x"
     ),
     "no key": request(body=BODY, key=None),
     "a wrong key": request("POST", "/v1/embeddings", body=BODY, key="sk-nobody-0123456789"),
     "a path not exposed": request("GET", "/slots"),
-    "two requests": request(body=BODY) + request("GET", "/v1/models"),
+    "two requests": request(body=BODY) + request("GET", "/v1/health"),
     "a small refused body and a request": request(body=BODY, key=None)
-    + request("GET", "/v1/models"),
+    + request("GET", "/v1/health"),
 }
 
 
@@ -247,7 +247,7 @@ def test_via_tells_the_version_that_the_client_spoke(rig: Rig) -> None:
 def test_fields_that_connection_names_end_here(rig: Rig) -> None:
     rig.send_request(
         request(
-            *("GET", "/v1/models", "X-Hop: 1", "X-Stays: 2", "Connection: keep-alive, x-hop ,,"),
+            *("GET", "/v1/health", "X-Hop: 1", "X-Stays: 2", "Connection: keep-alive, x-hop ,,"),
             "Connection: X-Other",
             "x-other: 3",
         )
@@ -291,7 +291,7 @@ def test_only_methods_that_have_a_body_get_a_length_without_one(
 @pytest.mark.parametrize("sane", ["mine", "a.b:c_d-E9", "x" * 128])
 def test_a_sane_request_id_of_the_client_is_kept(sane: str, rig: Rig) -> None:
     rig.respond_with(OK)
-    client = rig.send_request(request("GET", "/v1/models", f"X-Request-ID: {sane}"))
+    client = rig.send_request(request("GET", "/v1/health", f"X-Request-ID: {sane}"))
 
     assert client.response["x-request-id"] == sane
     assert rig.records[0].request_id == sane
@@ -301,7 +301,7 @@ def test_a_sane_request_id_of_the_client_is_kept(sane: str, rig: Rig) -> None:
 @pytest.mark.parametrize("odd", ["", "a b", "x" * 129, "a\tb", 'a"b', "a\x80", "a=b", "a,b"])
 def test_an_odd_request_id_is_replaced(odd: str, rig: Rig) -> None:
     rig.respond_with(OK)
-    client = rig.send_request(request("GET", "/v1/models", f"X-Request-ID: {odd}"))
+    client = rig.send_request(request("GET", "/v1/health", f"X-Request-ID: {odd}"))
 
     assert client.response["x-request-id"].startswith("req-")
     assert rig.upstream.received.lower().count(b"x-request-id") == 1
@@ -309,6 +309,6 @@ def test_an_odd_request_id_is_replaced(odd: str, rig: Rig) -> None:
 
 def test_request_ids_differ(rig: Rig) -> None:
     rig.respond_with(OK)
-    client = rig.send_request(request("GET", "/v1/models") * 3)
+    client = rig.send_request(request("GET", "/v1/health") * 3)
 
     assert len({a["x-request-id"] for a in client.responses}) == 3

@@ -19,8 +19,8 @@ from tests.support.messages import (
     without_varying,
 )
 
-GET = request("GET", "/v1/models")
-HEAD = request("HEAD", "/v1/models")
+GET = request("GET", "/v1/health")
+HEAD = request("HEAD", "/v1/health")
 
 
 def lines(client: FakeClient) -> list[str]:
@@ -30,7 +30,7 @@ def lines(client: FakeClient) -> list[str]:
 
 
 def test_an_answer_passes_with_its_fields_and_its_body(rig: Rig) -> None:
-    client = rig.send_request(request("GET", "/v1/models", "x-request-id: r1"))
+    client = rig.send_request(request("GET", "/v1/health", "x-request-id: r1"))
     rig.upstream.send(
         b"HTTP/1.1 418 Any Reason\r\nX-A: 1\r\ncontent-type: text/x\r\nx-a: 2\r\nX-Empty:\r\n"
         b"Set-Cookie: a=b\r\nContent-Length: 4\r\nETag: \xe9\r\n\r\n\x00\r\n\xff"
@@ -81,6 +81,55 @@ def test_the_engine_s_own_errors_pass_untouched(rig: Rig) -> None:
     assert not client.is_closed
 
 
+OVERFLOW = (
+    b'{"error":{"code":400,"message":"too long","type":"exceed_context_size_error",'
+    b'"n_prompt_tokens":9,"n_ctx":8}}'
+)
+NOT_JSON = b'{"error":{"code":500,"message":"[json.exception.parse_error.101] x"}}'
+
+
+@pytest.mark.parametrize("connection", ["keep-alive", "close"])
+@pytest.mark.parametrize("at", [0, 1, len(OVERFLOW) - 1])
+def test_a_prompt_that_is_too_long_is_refused_in_the_words_of_the_dialect(
+    connection: str, at: int, rig: Rig
+) -> None:
+    client = rig.send_request(request("POST", "/v1/messages", body=b"{}"))
+    fields = b"Connection: %b\r\nContent-Length: %d\r\n\r\n" % (
+        connection.encode(),
+        len(OVERFLOW),
+    )
+    rig.upstream.send(b"HTTP/1.1 400 Bad Request\r\n" + fields + OVERFLOW[:at])
+    assert client.received == b""
+    rig.upstream.send(OVERFLOW[at:])
+
+    assert client.response.status == 400
+    assert "prompt is too long: 9 tokens > 8 maximum" in client.response.json["error"]["message"]
+    assert not client.is_closed
+    assert rig.upstream.is_closed is (connection == "close")
+    assert rig.is_at_rest
+
+
+def test_json_that_the_engine_cannot_parse_gets_400_whichever_build_it_is(rig: Rig) -> None:
+    client = rig.send_request()
+    head = b"HTTP/1.1 500 Internal Server Error\r\nContent-Type: x/y\r\nContent-Length: %d\r\n\r\n"
+    rig.upstream.send(head % len(NOT_JSON) + NOT_JSON)
+
+    assert client.received.startswith(b"HTTP/1.1 400 Bad Request\r\nContent-Type: x/y\r\n")
+    assert client.response.json["error"]["code"] == 400
+    (record,) = rig.records
+    assert (record.status, record.bytes_out) == (400, len(client.received))
+
+
+def test_an_engine_that_dies_within_a_short_error_has_not_responded(rig: Rig) -> None:
+    client = rig.send_request()
+    rig.upstream.send(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 9\r\n\r\n{")
+    rig.upstream.close()
+    rig.spin()
+    rig.upstream.send(OK)
+
+    assert client.response.status == 200
+
+
 class Case(NamedTuple):
     response: bytes
     """As the engine sends it."""
@@ -123,14 +172,14 @@ ANSWERS = {
     "a hint first": Case(plain("103 Early Hints", "Link: </x>") + OK, OK_BODY),
     "two hints first": Case(plain("102 Wait") + plain("100 Continue") + OK, OK_BODY),
     "a length, to HTTP/1.0": Case(
-        OK, OK_BODY, keeps_client=False, raw=request("GET", "/v1/models", version="1.0")
+        OK, OK_BODY, keeps_client=False, raw=request("GET", "/v1/health", version="1.0")
     ),
     "chunks, to HTTP/1.0": Case(
         STREAM_HEAD + event(1) + chunk(b"abc") + LAST_CHUNK,
         b'data: {"n":1}\n\nabc',
         keeps_upstream=False,
         keeps_client=False,
-        raw=request("GET", "/v1/models", version="1.0"),
+        raw=request("GET", "/v1/health", version="1.0"),
     ),
 }
 
@@ -216,7 +265,7 @@ def test_an_answer_that_ends_with_its_connection_goes_out_chunked(rig: Rig) -> N
 
 
 def test_to_a_client_of_http_1_0_it_ends_with_the_client_s_connection(rig: Rig) -> None:
-    client = rig.send_request(request("GET", "/v1/models", version="1.0"))
+    client = rig.send_request(request("GET", "/v1/health", version="1.0"))
     rig.upstream.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nuntil ", b"the end")
     assert not client.is_closed
     rig.upstream.close()
@@ -261,7 +310,7 @@ def test_an_answer_to_head_has_no_body(response: bytes, rig: Rig) -> None:
 
 def test_our_own_answer_to_head_has_no_body_but_its_length(rig: Rig) -> None:
     client = rig.send_request(
-        request("HEAD", "/v1/models", key=None), b"HEAD /health HTTP/1.1\r\nHost: a\r\n\r\n"
+        request("HEAD", "/v1/health", key=None), b"HEAD /health HTTP/1.1\r\nHost: a\r\n\r\n"
     )
     refused, health = read_responses(client.received, is_head_request=True)
 

@@ -55,7 +55,7 @@ def status_of(rig: Rig, *fields: str, peer: str = INSIDE, key: str = KEY) -> int
         ("GET", "/usage", "usage"),
         ("GET", "/dashboard/data", "usage"),
         ("GET", "/metrics", "metrics"),
-        ("GET", "/v1/anything", "other"),
+        ("GET", "/v1/health", "other"),
         ("POST", "/reload", "admin"),
     ],
 )

@@ -18,8 +18,8 @@ def refused(rig: Rig, raw: bytes) -> Response:
 
 def test_a_request_line_up_to_its_limit_is_served(new_rig: NewRig) -> None:
     rig = new_rig(max_request_line_size=200)
-    line = len("GET /v1/models? HTTP/1.1")
-    client = rig.send_request(request("GET", "/v1/models?" + "x" * (200 - line)))
+    line = len("GET /v1/health? HTTP/1.1")
+    client = rig.send_request(request("GET", "/v1/health?" + "x" * (200 - line)))
 
     assert len(rig.requests) == 1
     assert client.received == b""
@@ -27,8 +27,8 @@ def test_a_request_line_up_to_its_limit_is_served(new_rig: NewRig) -> None:
 
 def test_a_request_line_over_its_limit_is_414(new_rig: NewRig) -> None:
     rig = new_rig(max_request_line_size=200)
-    line = len("GET /v1/models? HTTP/1.1")
-    response = refused(rig, request("GET", "/v1/models?" + "x" * (201 - line)))
+    line = len("GET /v1/health? HTTP/1.1")
+    response = refused(rig, request("GET", "/v1/health?" + "x" * (201 - line)))
 
     assert response.status == 414
     assert code_of(response) == "uri_too_long"
@@ -42,14 +42,14 @@ def test_a_request_line_without_end_is_414(new_rig: NewRig) -> None:
 
 def test_a_field_line_up_to_its_limit_is_served(new_rig: NewRig) -> None:
     rig = new_rig(max_header_line_size=200)
-    rig.send_request(request("GET", "/v1/models", "X: " + "x" * 197))
+    rig.send_request(request("GET", "/v1/health", "X: " + "x" * 197))
 
     assert len(rig.requests) == 1
 
 
 def test_a_field_line_over_its_limit_is_431(new_rig: NewRig) -> None:
     rig = new_rig(max_header_line_size=200)
-    response = refused(rig, request("GET", "/v1/models", "X: " + "x" * 198))
+    response = refused(rig, request("GET", "/v1/health", "X: " + "x" * 198))
 
     assert response.status == 431
     assert code_of(response) == "request_header_fields_too_large"
@@ -57,14 +57,14 @@ def test_a_field_line_over_its_limit_is_431(new_rig: NewRig) -> None:
 
 def test_a_field_line_without_end_is_431(new_rig: NewRig) -> None:
     rig = new_rig(max_header_line_size=200)
-    response = refused(rig, b"GET /v1/models HTTP/1.1\r\nX: " + b"x" * 300)
+    response = refused(rig, b"GET /v1/health HTTP/1.1\r\nX: " + b"x" * 300)
 
     assert response.status == 431
 
 
 def test_fields_without_end_are_431(rig: Rig) -> None:
     line = b"X: " + b"x" * 8000 + b"\r\n"
-    client = rig.send_request(b"GET /v1/models HTTP/1.1\r\n", *[line] * 20)
+    client = rig.send_request(b"GET /v1/health HTTP/1.1\r\n", *[line] * 20)
 
     assert client.response.status == 431
     assert client.is_closed
@@ -72,14 +72,14 @@ def test_fields_without_end_are_431(rig: Rig) -> None:
 
 def test_as_many_fields_as_are_allowed_are_served(new_rig: NewRig) -> None:
     rig = new_rig(max_headers=10)
-    rig.send_request(request("GET", "/v1/models", *(f"X-{n}: 1" for n in range(8))))
+    rig.send_request(request("GET", "/v1/health", *(f"X-{n}: 1" for n in range(8))))
 
     assert len(rig.requests) == 1
 
 
 def test_one_field_more_than_allowed_is_431(new_rig: NewRig) -> None:
     rig = new_rig(max_headers=10)
-    response = refused(rig, request("GET", "/v1/models", *(f"X-{n}: 1" for n in range(9))))
+    response = refused(rig, request("GET", "/v1/health", *(f"X-{n}: 1" for n in range(9))))
 
     assert response.status == 431
     assert code_of(response) == "request_header_fields_too_large"

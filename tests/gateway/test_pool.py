@@ -203,12 +203,12 @@ def test_a_connection_is_closed_after_a_response_with_connection_close_such_as_t
 ) -> None:
     rig.respond_with(OK.replace(b"\r\n", b"\r\nKeep-Alive: timeout=5, max=100\r\n", 1))
     for _ in range(99):
-        rig.send_request(request("GET", "/v1/models"))
+        rig.send_request(request("GET", "/v1/health"))
     rig.respond_with(OK.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
-    rig.send_request(request("GET", "/v1/models"))
+    rig.send_request(request("GET", "/v1/health"))
     assert len(rig.upstreams) == 1
 
-    rig.send_request(request("GET", "/v1/models"))
+    rig.send_request(request("GET", "/v1/health"))
 
     assert len(rig.upstreams) == 2
     assert rig.upstreams[0].is_closed

@@ -331,6 +331,20 @@ def test_a_refusal_of_a_response_that_began_early_is_a_failed_response(eventful:
     assert last["response"]["error"] == {"code": "invalid_prompt", "message": "bad grammar"}
 
 
+def test_a_prompt_that_is_too_long_for_a_response_that_began_early_has_the_code_for_it(
+    eventful: Rig,
+) -> None:
+    client = send_request(eventful, "/v1/responses")
+    eventful.advance(10)
+    facts = b'"type":"exceed_context_size_error","n_prompt_tokens":9,"n_ctx":8'
+    body = b'{"error":{"code":400,"message":"too long",%b}}' % facts
+    head = b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n" % len(body)
+    eventful.upstream.send(head + body)
+
+    (last,) = data_of(so_far(client).chunks[-1])
+    assert last["response"]["error"]["code"] == "context_length_exceeded"
+
+
 def test_an_http_1_0_client_receives_comments_without_chunks(busy: Rig) -> None:
     client = busy.send_request(request(body=STREAM, version="1.0"))
     busy.advance(20)

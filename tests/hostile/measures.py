@@ -86,7 +86,7 @@ class Requests:
         key = GOOD_KEYS[1]
         stream = request("POST", CHAT, "x-events: 1", body=STREAM, key=key)
         client = await self._connect()
-        for raw in itertools.cycle([stream, request("GET", "/v1/models", key=key)]):
+        for raw in itertools.cycle([stream, request("GET", "/v1/health", key=key)]):
             if self._is_over:
                 break
             if client.has_ended or client.was_reset:

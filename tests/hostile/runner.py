@@ -20,8 +20,10 @@ from tests.support.certificates import issue, trusting
 from tests.support.gateways import GatewayProcess, Processes
 
 OURS: Final = (sys.executable, "-m", "llama_gguf")
-BODY_MEMORY: Final = 40 << 20
-"""MAX_BODY_MEMORY, unless the scenario sets it: four times the default MAX_REQUEST_BODY_SIZE."""
+BODY_SIZE: Final = 10 << 20
+"""MAX_REQUEST_BODY_SIZE."""
+BODY_MEMORY: Final = 4 * BODY_SIZE
+"""MAX_BODY_MEMORY, unless the scenario sets it."""
 SAMPLE_SECONDS: Final = 0.05
 WARM_UP_SECONDS: Final = 1.0
 """Before the attack, so that memory that every gateway needs is not counted."""
@@ -77,7 +79,11 @@ class Run:
         self._folder = folder
         self._program = program
         self._judges_time = judges_time
-        self._settings: dict[str, Any] = {"MAX_BODY_MEMORY": BODY_MEMORY, **scenario.settings}
+        self._settings: dict[str, Any] = {
+            "MAX_REQUEST_BODY_SIZE": BODY_SIZE,
+            "MAX_BODY_MEMORY": BODY_MEMORY,
+            **scenario.settings,
+        }
         self._outcome = Outcome(name)
         self._attacked: GatewayProcess
 

@@ -22,7 +22,7 @@ from tests.support.messages import request
 
 MB: Final = 1_000_000
 LARGE: Final = 9 * MB
-"""Bytes of a large body, below the default MAX_REQUEST_BODY_SIZE."""
+"""Bytes of a large body, below MAX_REQUEST_BODY_SIZE."""
 SMALL_BUFFER: Final = 1 << 14
 MAX_SENT_AHEAD: Final = 32 * MB
 """Bytes of pipelined requests on one connection."""
@@ -271,7 +271,7 @@ async def leaves_in_the_middle(points: Sequence[bytes], target: Target) -> None:
 async def guesses_keys(sources: count[int], target: Target) -> None:
     client = await target.connect(f"127.0.1.{1 + next(sources) % 250}")
     for n in range(40):
-        client.send(request("GET", "/v1/models", key=f"sk-wrong-{n}-0123456789"))
+        client.send(request("GET", "/v1/health", key=f"sk-wrong-{n}-0123456789"))
         response = await client.read_response()
         if response is None or response.status not in (401, 429):
             target.faults.append(f"a wrong key: {response and response.status}")
@@ -325,8 +325,8 @@ def _many(number: int, attack: Attack, **more: Any) -> Scenario:
 SCENARIOS: Final[Mapping[str, Scenario]] = {
     "unread-script": _unread(_SCRIPT, is_cheap=True),
     "unread-health": _unread(request("GET", "/health", key=None)),
-    "unread-engine": _unread(request("GET", "/v1/models", key=BAD_KEY)),
-    "unread-wrong-keys": _unread(request("GET", "/v1/models", key="sk-wrong-0123456789")),
+    "unread-engine": _unread(request("GET", "/v1/health", key=BAD_KEY)),
+    "unread-wrong-keys": _unread(request("GET", "/v1/health", key="sk-wrong-0123456789")),
     "unread-options": _unread(request("OPTIONS", CHAT, "Origin: https://a.example", key=None)),
     "unread-tls": _unread(_SCRIPT, tls=True),
     # One body is accepted and in memory twice for a moment: as received and as forwarded.

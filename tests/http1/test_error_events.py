@@ -43,8 +43,8 @@ def test_clients_of_chat_get_the_envelope_as_the_data_of_an_event_without_a_name
     "error",
     [
         UpstreamError("gone"),
-        BackendUnavailable("gone"),
-        QueueTimeout("gone"),
+        BackendUnavailable("gone", retry_after=1),
+        QueueTimeout("gone", retry_after=1),
     ],
     ids=lambda error: type(error).__name__,
 )

@@ -35,7 +35,6 @@ EXPOSED = {
     ("POST", "/audio/transcriptions"): SLOT,
     ("POST", "/v1/audio/transcriptions"): SLOT,
     ("POST", "/v1/systemone"): SLOT,
-    ("POST", "/v1/something/new"): SLOT,
     ("POST", "/tokenize"): NO_SLOT,
     ("POST", "/detokenize"): NO_SLOT,
     ("POST", "/apply-template"): NO_SLOT,
@@ -45,13 +44,9 @@ EXPOSED = {
     ("POST", "/v1/responses/input_tokens"): NO_SLOT,
     ("POST", "/v1/messages/count_tokens"): NO_SLOT,
     ("POST", "/v1/chat/completions/control"): NO_SLOT,
-    ("GET", "/v1/models"): NO_SLOT,
-    ("HEAD", "/v1/models"): NO_SLOT,
-    ("GET", "/models"): NO_SLOT,
     ("GET", "/props"): NO_SLOT,
     ("HEAD", "/props"): NO_SLOT,
     ("GET", "/v1/health"): NO_SLOT,
-    ("GET", "/v1/something/new"): NO_SLOT,
     ("GET", "/audio/voices"): NO_SLOT,
 }
 NOT_EXPOSED = (
@@ -63,9 +58,13 @@ NOT_EXPOSED = (
     *(("POST", "/v1/models"), ("DELETE", "/v1/models"), ("POST", "/v1/models/load")),
     *(("DELETE", "/v1/models/a"), ("GET", "/v1/stream"), ("DELETE", "/v1/stream")),
     *(("GET", "/v1/stream/"), ("GET", "/v1/stream/x"), ("POST", "/v1/streams/lookup")),
-    *(("GET", "/"), ("GET", "/index.html"), ("GET", "/v1"), ("GET", "/v2/models")),
-    *(("GET", "/V1/models"), ("GET", "/Props"), ("GET", "/props/"), ("POST", "/tokenize/")),
+    ("GET", "/props/"),
+)
+UNKNOWN = (
+    *(("GET", "/"), ("HEAD", "/"), ("GET", "/index.html"), ("GET", "/v1"), ("GET", "/v2/models")),
+    *(("GET", "/V1/models"), ("GET", "/Props"), ("POST", "/tokenize/"), ("HEAD", "/api/hello")),
     *(("GET", "/ping/"), ("GET", "/PING"), ("GET", "/health/x"), ("GET", "/pings")),
+    *(("POST", "/v1/something/new"), ("GET", "/v1/something/new"), ("GET", "/v1/assistants")),
 )
 
 
@@ -90,7 +89,8 @@ def refusal(method: str, path: str | bytes, *, expose_all: bool = False) -> Gate
 def test_every_path_of_the_engine_has_a_scope(asked: tuple[str, str]) -> None:
     found = route(*asked, expose_all=True)
 
-    assert (found.scope in SCOPES) is (found.kind is Kind.PROXIED)
+    assert found.kind is Kind.PROXIED
+    assert found.scope in SCOPES
 
 
 @pytest.mark.parametrize(
@@ -153,11 +153,30 @@ def test_any_other_path_is_refused(asked: tuple[str, str]) -> None:
     assert (error.status, error.code) == (403, "route_not_exposed")
 
 
+@pytest.mark.parametrize("asked", UNKNOWN, ids=ids)
+def test_a_path_that_llama_server_does_not_have_is_unknown(asked: tuple[str, str]) -> None:
+    error = refusal(*asked)
+
+    assert (error.status, error.code) == (404, "not_found")
+
+
+@pytest.mark.parametrize("expose_all", [False, True], ids=["inference", "all"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/models", "/models", "/v1/models/a.b", "/v1/models/owner/a", "/v1/models/owner%2Fa"],
+)
+def test_models_are_listed_by_the_gateway(method: str, path: str, *, expose_all: bool) -> None:
+    found = route(method, path, expose_all=expose_all)
+
+    assert (found.kind, found.label, found.scope) == (Kind.MODELS, "/v1/models", "models")
+
+
 def test_paths_that_begin_like_the_engine_s_streams_are_rejected() -> None:
     assert refusal("GET", "/v1/stream_state").status == 403
 
 
-@pytest.mark.parametrize("asked", NOT_EXPOSED, ids=ids)
+@pytest.mark.parametrize("asked", [*NOT_EXPOSED, *UNKNOWN], ids=ids)
 def test_with_all_exposed_it_goes_to_the_engine_too(asked: tuple[str, str]) -> None:
     assert route(*asked, expose_all=True).kind is Kind.PROXIED
 
@@ -342,7 +361,7 @@ def test_every_route_that_needs_a_slot_has_an_operation(asked: tuple[str, str]) 
         ("/v1/embeddings", "embeddings"),
         ("/rerank", "rerank"),
         ("/v1/audio/transcriptions", "transcription"),
-        ("/v1/something/new", "other"),
+        ("/v1/systemone", "other"),
     ],
 )
 def test_operations_are_named_as_opentelemetry_has_them(path: str, operation: str) -> None:
@@ -407,7 +426,13 @@ def test_the_dashboard_s_paths_can_be_switched_off() -> None:
 
 
 def test_the_number_of_labels_does_not_depend_on_clients() -> None:
-    known = {path for _, path in EXPOSED} | {"/ping", "/health", "/metrics", "/reload"}
+    known = {path for _, path in EXPOSED} | {
+        "/ping",
+        "/health",
+        "/metrics",
+        "/reload",
+        "/v1/models",
+    }
     router = Router(expose_all=True)
 
     labels = {

@@ -157,7 +157,7 @@ class EngineConnection(asyncio.Protocol):
 
     def _on_request(self, request: Request) -> None:
         path = request.target.partition(b"?")[0]
-        if path in (b"/health", b"/props"):
+        if path in (b"/health", b"/props", b"/v1/models"):
             self._send_whole(json.dumps({"status": "ok", "total_slots": SLOTS}).encode())
             return
         if path == b"/metrics":  # read every 5 s, so only in long runs or on slow machines

@@ -24,7 +24,7 @@ MAX_BODY_OF_A_VISIT: Final = 1 << 15
 LONG_WAIT_MS: Final = 5
 """Long enough for a queue to form behind it."""
 STREAMED: Final = "text/event-stream"
-GET_PATH: Final = "/v1/models"
+GET_PATH: Final = "/v1/health"
 POST_PATH: Final = "/v1/chat/completions"
 PING: Final = request("GET", "/ping", key=None)
 

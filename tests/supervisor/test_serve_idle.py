@@ -43,10 +43,14 @@ def test_a_request_for_the_models_wakes_it_and_gets_503_meanwhile(serve: Serve) 
     serve.start_ready(IDLE_STOP="1")
     serve.until(lambda: serve.engine_state() == "asleep" and not serve.engine_pid)
 
-    response = serve.send_request("/v1/models")
+    models = serve.send_request("/v1/models")
+    assert models.status == 200
+    assert len(models.json["data"]) == 1
+    assert serve.engine_state() == "asleep"
+    response = serve.send_request("/props")
 
     assert (response.status, response.json["error"]["code"]) == (503, "model_loading")
-    serve.until(lambda: serve.send_request("/v1/models").status == 200)
+    serve.until(lambda: serve.send_request("/props").status == 200)
 
 
 def test_its_own_sleep_is_shown_and_ends_with_the_next_request(serve: Serve) -> None:
@@ -54,7 +58,7 @@ def test_its_own_sleep_is_shown_and_ends_with_the_next_request(serve: Serve) -> 
     engine = serve.engine_pid
     serve.until(lambda: serve.engine_state() == "asleep")
     assert serve.health() == 200
-    assert serve.send_request("/v1/models").status == 200
+    assert serve.send_request("/props").status == 200
     assert serve.engine_state() == "asleep"
 
     assert serve.send_request(CHAT, b"{}").status == 200

@@ -127,6 +127,8 @@ class ScriptedEngine:
                 body = json.dumps({**props, "model_alias": "m"}).encode()
                 length = b"Content-Length: %d\r\n\r\n" % len(body)
                 sock.sendall(b"HTTP/1.1 200 OK\r\n" + length + body)
+            elif head.startswith(b"GET /v1/models "):  # the probe's: the gateway forwards none
+                sock.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
             elif head:
                 _, found, length = head.lower().partition(b"content-length: ")
                 body = file.read(int(length.split(b"\r\n")[0])) if found else b""

@@ -38,7 +38,8 @@ class FakeLlama:
         return [
             f
             for f in facts
-            if f["path"] not in ("/health", "/props") and (not path or f["path"] == path)
+            if f["path"] not in ("/health", "/props", "/v1/models")
+            and (not path or f["path"] == path)
         ]
 
 

@@ -16,7 +16,7 @@ from tests.support.messages import STREAM_HEAD, request
 from tests.support.processes import until
 
 NEW = "sk-new-0123456789abc"
-MODELS = ("GET", "/v1/models")
+MODELS = ("GET", "/v1/health")
 
 
 def status(gateway: GatewayProcess, key: str) -> int:

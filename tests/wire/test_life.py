@@ -25,7 +25,7 @@ PING = request("GET", "/ping", key=None)
 
 
 def models(gateway: GatewayProcess, key: str = KEY) -> Response:
-    return gateway.send_request(request("GET", "/v1/models", key=key))
+    return gateway.send_request(request("GET", "/v1/health", key=key))
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_the_gateways_own_paths_never_open_a_connection_to_the_engine(processes:
             ours.sendall(EngineStatus(state, since=0.0, slots=1).to_line())
             until(partial(is_in, gateway, state))
             assert gateway.send_request(PING).status == 200
-            assert gateway.send_request(request("OPTIONS", "/v1/models", key=None)).status == 204
+            assert gateway.send_request(request("OPTIONS", "/v1/health", key=None)).status == 204
             for target in ("/health", "/metrics", "/metrics?format=prometheus", "/reload"):
                 gateway.send_request(request("GET", target, key=None))
         gateway.send_request(request("POST", "/reload"))
@@ -198,7 +198,7 @@ def test_the_gateways_own_paths_never_open_a_connection_to_the_engine(processes:
 def test_every_request_has_its_line_in_the_access_log(processes: Processes) -> None:
     gateway = processes.gateway(processes.fake_llama().address, LOG_FORMAT="json")
     gateway.send_request(request("POST", "/v1/chat/completions", "x-request-id: one", body=b"{}"))
-    gateway.send_request(request("GET", "/v1/models?secret", "x-request-id: two", key=None))
+    gateway.send_request(request("GET", "/v1/health?secret", "x-request-id: two", key=None))
     gateway.send_request(b"nonsense\r\n\r\n")
     path = gateway.folder / "logs" / "api_access.log"
 
@@ -210,7 +210,7 @@ def test_every_request_has_its_line_in_the_access_log(processes: Processes) -> N
     until(lambda: len(lines()) == 3, "three lines are written")
     one, two = lines()["one"], lines()["two"]
     assert (one["status"], one["key_id"], one["outcome"]) == (200, "alice", "done")
-    assert (two["status"], two["key_id"], two["path"]) == (401, "-", "/v1/models")
+    assert (two["status"], two["key_id"], two["path"]) == (401, "-", "/v1/health")
     assert one["client"] == "127.0.0.1"
     assert KEY not in path.read_text()
 
@@ -255,13 +255,13 @@ def hanging(processes: Processes, tmp_path: Path) -> Iterator[GatewayProcess]:
 
 def test_a_log_that_hangs_does_not_delay_timers(hanging: GatewayProcess) -> None:
     with hanging.connect() as wire:
-        wire.send(b"GET /v1/models HTTP/1.1\r\n")
+        wire.send(b"GET /v1/health HTTP/1.1\r\n")
         assert wire.response().status == 408
 
 
 def test_a_log_that_hangs_does_not_delay_the_exit(hanging: GatewayProcess) -> None:
     with hanging.connect() as wire:
-        wire.send(b"GET /v1/models HTTP/1.1\r\n")
+        wire.send(b"GET /v1/health HTTP/1.1\r\n")
         wire.response()  # a tick has passed by then
     hanging.signal(signal.SIGTERM)
 
@@ -289,7 +289,7 @@ def test_deadlines_are_kept(processes: Processes) -> None:
         gateway.connect() as silence,
         gateway.connect() as streaming,
     ):
-        head.send(b"GET /v1/models HT")
+        head.send(b"GET /v1/health HT")
         body.send(request(body=b"12345")[:-1])
         idle.send(PING)
         silence.send(silent)
@@ -328,6 +328,6 @@ def test_the_metrics_parse_as_prometheus_text(in_front_of_llama: GatewayProcess)
 
     assert families["llama_gguf_backend_up"].samples[0].value == 1
     assert any(
-        s.labels == {"route": "/v1/models", "method": "GET", "status": "200"}
+        s.labels == {"route": "other", "method": "GET", "status": "200"}
         for s in families["llama_gguf_requests"].samples
     )

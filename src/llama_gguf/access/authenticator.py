@@ -191,7 +191,10 @@ class Authenticator:
             return self.ANONYMOUS
         wait = self.failures.retry_after(network, now)
         if wait:
-            raise Limited("Too many invalid keys from this address.", retry_after=wait)
+            raise Limited(
+                "Too many invalid keys from this address (AUTH_FAILURES_PER_MINUTE).",
+                retry_after=wait,
+            )
         presented = presented_key(read, in_authorization=self._in_authorization)
         try:
             return self._known(presented, wall)

@@ -69,6 +69,9 @@ def load_usable(
                 shown = MASK if setting.secret else ascii(_LOGIN.sub(f"//{MASK}@", text))
                 mistakes.append(f"  {label}={shown} is invalid; must be {expected}")
             break
+    if "max_request_body_size" not in values and "max_body_memory" in values:
+        default = SETTINGS["max_request_body_size"].default
+        values["max_request_body_size"] = min(default, values["max_body_memory"])
     settings = Settings.of(**values)
     mistakes += [f"  {text}" for text in contradictions(settings)]
     lines = ["These settings are invalid:", *mistakes, "See docs/settings.md."]

@@ -97,6 +97,13 @@ def key_ids(value: str) -> tuple[str, ...]:
     raise ValueError("key ids of 1 to 64 characters A-Z a-z 0-9 _ -, separated by commas")
 
 
+def names(value: str) -> tuple[str, ...]:
+    found = tuple(name.strip() for name in value.split(",") if name.strip())
+    if all(name.isprintable() and len(name) <= 256 for name in found):
+        return found
+    raise ValueError("names of up to 256 printable characters, separated by commas")
+
+
 def networks(value: str) -> tuple[str, ...]:
     return tuple(_network(part.strip()) for part in value.split(",") if part.strip())
 

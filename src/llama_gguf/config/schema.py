@@ -20,6 +20,7 @@ from llama_gguf.config.parsers import (
     choice,
     host_name,
     key_ids,
+    names,
     networks,
     origins,
     peers,
@@ -298,6 +299,12 @@ class RouteSettings:
         boolean,
         "whether llama-server's web UI is served; its files need no key, its requests do",
     )
+    model_aliases: tuple[str, ...] = _access(
+        (),
+        names,
+        "further names of the model in /v1/models, separated by commas, for clients that only "
+        "use a name that is listed; requests may have any name",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,7 +374,10 @@ class ClientLimits:
         75.0, seconds(0), "seconds an idle client connection stays open"
     )
     max_request_body_size: int = _sizes(
-        10 << 20, whole(0, 64 * _GIB), "maximum bytes of one request's body"
+        100 << 20,  # llama-server's own limit (CPPHTTPLIB_PAYLOAD_MAX_LENGTH), in both builds
+        whole(0, 64 * _GIB),
+        "maximum bytes of one request's body; llama-server accepts no more than the default",
+        shown_default="104857600, or MAX_BODY_MEMORY if that is less",
     )
     max_body_memory: int = _sizes(
         256 << 20,

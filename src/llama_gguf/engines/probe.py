@@ -1,7 +1,8 @@
 """Probes llama-server at fixed intervals, independent of clients' requests.
 
 ``/health`` distinguishes loading from ready; ``/props`` has the number of slots, the context of
-each, and whether the engine sleeps (its ``--sleep-idle-seconds``). Neither wakes a sleeping engine;
+each, and whether the engine sleeps (its ``--sleep-idle-seconds``); ``/v1/models`` describes the
+model. None of them wakes a sleeping engine;
 ``/slots``, which does, and ``/metrics``, which does in some builds, are never requested.
 """
 
@@ -12,9 +13,9 @@ import json
 import os
 import re
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from llama_gguf.engines.address import EngineAddress
@@ -48,6 +49,8 @@ class Finding:
     """It is another llama-gguf, with its own queue and limits."""
     detail: str = ""
     """For people: why it cannot be reached."""
+    model_list: Mapping[str, Any] = field(default_factory=dict)
+    """Its response to ``GET /v1/models``."""
 
     @property
     def serves(self) -> bool:
@@ -82,7 +85,8 @@ class Probe:
     async def look(self) -> Finding:
         """Probe once.
 
-        ``/props`` is requested only once per start of an engine that never sleeps.
+        ``/props`` and ``/v1/models`` are requested only once per start of an engine that never
+        sleeps.
         """
         try:
             async with asyncio.timeout(self._timeout):
@@ -114,8 +118,19 @@ class Probe:
         # Any other response comes from an engine that serves; other engines have no /health.
         if self._known is None or self._known.may_sleep or self._is_peer:
             status, body = await self._get("/props")
-            self._known = _read_props(body) if status == 200 else Finding(ChildState.READY)
+            found = _read_props(body) if status == 200 else Finding(ChildState.READY)
+            before = {} if self._known is None else self._known.model_list
+            self._known = replace(found, model_list=before or await self._model_list())
         return self._known
+
+    async def _model_list(self) -> Mapping[str, Any]:
+        """Empty if it has none: other engines serve nevertheless."""
+        try:
+            status, body = await self._get("/v1/models")
+            found = json.loads(body) if status == 200 else {}
+        except (*_FAILURES, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     async def _get(self, path: str) -> tuple[int, bytes]:
         address = self._address

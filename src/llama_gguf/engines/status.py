@@ -11,7 +11,7 @@ import enum
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 
 
 class ChildState(enum.StrEnum):
@@ -99,6 +99,8 @@ class EngineStatus:
     """About the model's file and the engine, for people; unknown facts are missing."""
     request_tokens: int | None = None
     """The context of one request; None until the engine has reported it."""
+    model_list: Mapping[str, Any] = field(default_factory=dict)
+    """Its response to ``GET /v1/models`` when it was last ready; empty until then."""
     revision: int = 0
     """Rises with each change that the supervisor sends; the gateway acknowledges it."""
 

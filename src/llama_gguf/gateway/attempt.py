@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from llama_gguf.errors import GatewayError, UpstreamError
 from llama_gguf.gateway.client import Client
 from llama_gguf.gateway.upstream_connection import Phase, UpstreamConnection
-from llama_gguf.http1 import error_events
+from llama_gguf.http1 import engine_errors, error_events
 from llama_gguf.http1.chunked import LAST_CHUNK
 from llama_gguf.http1.fields import Framing
 from llama_gguf.http1.request import LENGTH_LINES
@@ -231,7 +231,17 @@ class Attempt:
     def on_whole_response(self, response: Response, body: bytes) -> None:
         """A response that came in one read, and ends with its length."""
         exchange = self._exchange
+        status = response.status
+        if response.is_correctable:
+            found = engine_errors.corrected(
+                status, body, exchange.request.route.dialect, request_id=exchange.request_id
+            )
+            if found is not None:
+                status, body = found
         message = self.on_response(response, len(body), body, _RESPONDED)
+        if status != response.status:
+            exchange.status = status
+            message = b"HTTP/1.1 400 Bad Request" + message[message.index(b"\r\n") :]
         # First, so that a client that is slow to take it pauses no other client's connection.
         self.upstream = None
         self._client.transport.write(message)

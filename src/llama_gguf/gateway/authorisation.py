@@ -76,7 +76,9 @@ def authorise(services: Services, client: Client, exchange: Exchange, length: in
 
 
 def too_large(largest: int) -> PayloadTooLarge:
-    return PayloadTooLarge(f"The request body is larger than {largest} bytes.", close=True)
+    return PayloadTooLarge(
+        f"The request body is larger than {largest} bytes (MAX_REQUEST_BODY_SIZE).", close=True
+    )
 
 
 def _authenticate(client: Client, exchange: Exchange, length: int) -> Principal:
@@ -112,8 +114,10 @@ def _over_rate(services: Services, exchange: Exchange, principal: Principal) -> 
     services.metrics.rate_limited[exchange.key_id, "requests"] += 1
     limiter = principal.limiter
     assert limiter is not None
+    is_usual = limiter.limit == services.auth.max_requests_per_minute
+    setting = "MAX_REQUESTS_PER_MINUTE" if is_usual else "the key's own limit"
     return Limited(
-        f"Rate limit reached for this API key: {limiter.limit} per 60 seconds.",
+        f"Rate limit reached for this API key: {limiter.limit} per 60 seconds ({setting}).",
         retry_after=limiter.retry_after(now),
     )
 

@@ -32,7 +32,7 @@ from llama_gguf.http1.fields import find, find_all
 from llama_gguf.http1.known_head import KnownHead
 from llama_gguf.http1.local_response import LocalResponse
 from llama_gguf.http1.parser import HEAD_END, check_request_start, parse_request
-from llama_gguf.http1.request import Request
+from llama_gguf.http1.request import Request, error_dialect
 from llama_gguf.http1.routes import Kind
 from llama_gguf.net import sockets
 from llama_gguf.net.connector import Cancellable
@@ -163,7 +163,9 @@ class ClientConnection(Client):
         self._deadline = services.clock.now() + services.limits.client_header_timeout
         services.connections.add(self)
         if len(services.connections) > services.connections.limit:
-            self._refuse(QueueFull("Too many connections.", retry_after=1.0, close=True))
+            self._refuse(
+                QueueFull("Too many connections (MAX_CONNECTIONS).", retry_after=1.0, close=True)
+            )
 
     def data_received(self, data: bytes) -> None:
         state = self._state
@@ -467,9 +469,7 @@ class ClientConnection(Client):
         self._services.metrics.rejections[error.code] += 1
         exchange.outcome = error.code
         body = local_response.envelope(
-            error,
-            exchange.request.route.dialect,
-            request_id=exchange.request_id,
+            error, error_dialect(exchange.request), request_id=exchange.request_id
         )
         self.respond(
             exchange,

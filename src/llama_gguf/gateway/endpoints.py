@@ -14,7 +14,7 @@ from llama_gguf.access.authenticator import Authenticator, Principal
 from llama_gguf.config.schema import RouteSettings
 from llama_gguf.engines.status import HEALTH_STATUS, ChildState
 from llama_gguf.form import FORM
-from llama_gguf.gateway import budgets, dashboard, fleet_facts
+from llama_gguf.gateway import budgets, dashboard, fleet_facts, models_list
 from llama_gguf.http1 import local_response
 from llama_gguf.http1.fields import find
 from llama_gguf.http1.local_response import LocalResponse
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from llama_gguf.gateway.services import Services
 
 
-_FOR_KEYS: Final = frozenset([Kind.RELOAD, Kind.USAGE, Kind.DASHBOARD_DATA])
+_FOR_KEYS: Final = frozenset([Kind.RELOAD, Kind.USAGE, Kind.DASHBOARD_DATA, Kind.MODELS])
 
 EXPENSIVE_SECONDS: Final = 0.01
 HELD_TIMES: Final = 20
@@ -49,6 +49,9 @@ def respond(
         request: its head.
         services: of the gateway.
         principal: whose key it shows, where the path ``needs_key``.
+
+    Raises:
+        ModelNotFound: it is for a model that is not served.
     """
     match kind:
         case Kind.PING:
@@ -59,6 +62,8 @@ def respond(
             return _metrics(request, services)
         case Kind.USAGE:
             return dashboard.usage(principal, services)
+        case Kind.MODELS:
+            return models_list.respond(request, services)
         case Kind.DASHBOARD:
             needs_keys = services.auth.auth_enabled
             return dashboard.page(request.route.label, needs_keys=needs_keys)

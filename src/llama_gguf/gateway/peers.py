@@ -88,6 +88,7 @@ class Peers:
                 model=finding.model,
                 slots=finding.slots,
                 request_tokens=finding.request_tokens,
+                model_list=finding.model_list,
                 wakes_itself=finding.state is ChildState.ASLEEP,
             )
         if status != known:

@@ -40,6 +40,7 @@ from llama_gguf.gateway.budgets import reserve
 from llama_gguf.gateway.client import Client
 from llama_gguf.gateway.replay import Replay
 from llama_gguf.gateway.response_events import ResponseRelay, response_id, waiting_event
+from llama_gguf.gateway.retry_hint import until_one_ends
 from llama_gguf.gateway.sessions import session_of
 from llama_gguf.gateway.sse_keepalive import EarlyStream, HeadlessReceiver
 from llama_gguf.http1 import error_events, local_response
@@ -323,17 +324,24 @@ class ProxiedRequest(Attempting):
         if verdict is Verdict.KEY_IS_BUSY:
             services.metrics.rate_limited[self.key_id, "concurrency"] += 1
             return ConcurrencyLimited(
-                "Concurrent request limit reached for this API key.", retry_after=1.0
+                "Concurrent request limit reached for this API key (MAX_CONCURRENT_PER_KEY).",
+                retry_after=until_one_ends(services.metrics, services.queue.max_concurrent_per_key),
             )
         if not services.fleet.is_ready:
             return services.fleet.unavailable()
         if verdict is Verdict.SHARE_IS_FULL:
             return QueueFull(
-                "This API key has reached its share of the queue; "
+                "This API key has reached its share of the queue (MAX_QUEUE_SIZE); "
                 "the rest is reserved for other keys.",
-                retry_after=1.0,
+                retry_after=self._until_a_place_is_free(),
             )
-        return QueueFull("The queue is full.", retry_after=1.0)
+        return QueueFull(
+            "The queue is full (MAX_QUEUE_SIZE).", retry_after=self._until_a_place_is_free()
+        )
+
+    def _until_a_place_is_free(self) -> float:
+        services = self._services
+        return until_one_ends(services.metrics, services.fleet.admission.running)
 
     def on_slot(self, lease: SlotLease[Replica]) -> None:
         """The queue grants a slot. Nothing is raised: the others' turn comes after this one."""
@@ -392,7 +400,10 @@ class ProxiedRequest(Attempting):
         services = self._services
         if not services.fleet.is_ready:
             return services.fleet.unavailable()
-        return QueueTimeout("No slot became free in time.", retry_after=1.0)
+        return QueueTimeout(
+            "No slot became free in time (MAX_QUEUE_WAIT).",
+            retry_after=self._until_a_place_is_free(),
+        )
 
     def _give_up(self, error: UpstreamTimeout) -> None:
         """The engine is too slow."""
@@ -680,4 +691,6 @@ class ProxiedRequest(Attempting):
 
 
 def _no_memory() -> GatewayError:
-    return QueueFull("The memory for waiting request bodies is full.", retry_after=1.0)
+    return QueueFull(
+        "The memory for waiting request bodies is full (MAX_BODY_MEMORY).", retry_after=1.0
+    )

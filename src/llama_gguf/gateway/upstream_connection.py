@@ -24,6 +24,7 @@ from llama_gguf.errors import (
     UpstreamLost,
 )
 from llama_gguf.http1.chunked import TAIL_BYTES, ChunkedError, is_one_chunk
+from llama_gguf.http1.engine_errors import MAX_BYTES as MAX_CORRECTED_BYTES
 from llama_gguf.http1.fields import Framing, read_response
 from llama_gguf.http1.known_head import NO_HEAD, KnownHead
 from llama_gguf.http1.parser import HEAD_END, check_response_start, parse_response
@@ -369,12 +370,14 @@ class UpstreamConnection(Receiver):
 
         Until then, another engine can still respond. The head of a stream is passed on at once,
         since llama-server sends it long before its first event, unless the receiver holds it: then
-        it waits for an event, and comments wait with it.
+        it waits for an event, and comments wait with it. Short errors are passed on whole, since
+        some are corrected.
         """
         if response.is_event_stream:
             return receiver.holds_head and _COMMENTS.fullmatch(rest) is not None
         if rest:
-            return False
+            may_be_corrected = response.is_correctable and length <= MAX_CORRECTED_BYTES
+            return may_be_corrected and len(rest) < length
         return response.framing is _CHUNKED or (response.framing is _LENGTH and length > 0)
 
     def _take_head(self) -> tuple[bytes, ResponseHead] | None:
@@ -426,12 +429,19 @@ class UpstreamConnection(Receiver):
                 UpstreamBusy("The engine refused the request.", retry_after=response.retry_after)
             )
             return
-        if framing is _LENGTH and len(rest) == length and response.keep_alive:
+        if (
+            framing is _LENGTH
+            and len(rest) == length
+            and (response.keep_alive or response.is_correctable)
+        ):
             # All of it in one read, as most responses that are not streams. The client may send
             # the next request at once, so the connection is returned before the client has this.
             self._receiver = None
-            self.phase = _IDLE  # from HEAD, as _to, which would cost each request a call
-            self._pool.give_back(self)
+            if response.keep_alive:
+                self.phase = _IDLE  # from HEAD, as _to, which would cost each request a call
+                self._pool.give_back(self)
+            else:
+                self.close()
             receiver.on_whole_response(response, rest)
             return
         head = receiver.on_response(response, length)

@@ -12,6 +12,7 @@ import re
 from typing import Any, Final
 
 from llama_gguf.errors import GatewayError
+from llama_gguf.http1 import engine_errors
 from llama_gguf.http1.local_response import envelope
 from llama_gguf.http1.routes import Dialect
 
@@ -51,10 +52,18 @@ def refusal_event(body: bytes, dialect: Dialect, *, request_id: str) -> bytes | 
     if not isinstance(content, dict) or "error" not in content:
         return None
     error = content["error"] if isinstance(content["error"], dict) else {}
-    status, message = error.get("code"), str(error.get("message", content["error"]))
+    status = error.get("code")
+    if isinstance(status, int):  # that of the response, in llama-server's own errors
+        found = engine_errors.corrected(status, body, dialect, request_id=request_id)
+        if found is not None:
+            status, content = found[0], json.loads(found[1])
+            error = content["error"]
+    message = str(error.get("message", content["error"]))
     is_temporary = isinstance(status, int) and status >= 500
     if dialect is Dialect.RESPONSES:
         code = "server_error" if is_temporary else "invalid_prompt"
+        if error.get("code") == engine_errors.OVERFLOW:
+            code = engine_errors.OVERFLOW
         return _failed_response(_response_id(b"", request_id), code, message)
     if dialect is Dialect.ANTHROPIC and content.get("type") != "error":
         type_ = _OVERLOADED if is_temporary else "invalid_request_error"

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from llama_gguf.http1.fields import Fields, RequestFields
-from llama_gguf.http1.routes import Kind, Route
+from llama_gguf.http1.fields import Fields, RequestFields, find
+from llama_gguf.http1.routes import Dialect, Kind, Route
 from llama_gguf.memo import BoundedMemo
 
 _NO_BODY: Final = (b"GET", b"HEAD", b"DELETE", b"OPTIONS")
@@ -109,6 +109,19 @@ class Request:
         return b"".join(
             (self.line, address, self.opening, request_id, self.middle, length, b"\r\n", body)
         )
+
+
+def is_from_anthropic(request: Request) -> bool:
+    """Whether a client of Anthropic sent it, which matters where the path does not show that.
+
+    Source: https://docs.anthropic.com/en/api/versioning.
+    """
+    return find(request.head.fields, b"anthropic-version") is not None
+
+
+def error_dialect(request: Request) -> Dialect:
+    """In which the client reads an error that is not an event of a stream."""
+    return Dialect.ANTHROPIC if is_from_anthropic(request) else request.route.dialect
 
 
 _NO_ROUTE: Final = Route(Kind.REFUSED, "refused")

@@ -30,6 +30,7 @@ class Response:
         "framing",
         "has_date",
         "has_length",
+        "is_correctable",
         "is_event_stream",
         "is_refusal",
         "keep_alive",
@@ -47,6 +48,8 @@ class Response:
         self.is_refusal = head.status in (429, 503)
         """The engine did not begin to process the request."""
         self.retry_after = _retry_after(head.fields) if self.is_refusal else None
+        self.is_correctable = head.status in (400, 500) and self.framing is Framing.LENGTH
+        """It may be an error that ``engine_errors.py`` corrects, if it is not too long."""
         # Not after a stream: llama-server closes the connection then, without announcing it.
         self.keep_alive = (
             sorted_fields.framing in (Framing.LENGTH, Framing.NONE)

@@ -12,7 +12,13 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from llama_gguf.errors import BadRequest, GatewayError, MethodNotAllowed, RouteNotExposed
+from llama_gguf.errors import (
+    BadRequest,
+    GatewayError,
+    MethodNotAllowed,
+    NotFound,
+    RouteNotExposed,
+)
 from llama_gguf.memo import BoundedMemo
 
 
@@ -27,6 +33,7 @@ class Kind(enum.IntEnum):
     USAGE = 7
     DASHBOARD = 8
     DASHBOARD_DATA = 9
+    MODELS = 10
 
 
 class Dialect(enum.IntEnum):
@@ -164,11 +171,26 @@ _NO_SLOT: Final = frozenset(
         "/v1/chat/completions/control",
     ]
 )
-_GET_ONLY: Final = frozenset(["/models", "/props"])
-_EXPOSED_PREFIXES: Final = ("/v1/", "/audio/", "/chat/completions/", "/responses/")
+# Others that are forwarded: what newer builds have, and what is below a path.
+_OTHER_EXPOSED: Final = frozenset(["/v1/systemone", "/v1/health"])
+_EXPOSED_PREFIXES: Final = (
+    "/audio/",
+    "/v1/audio/",
+    "/chat/completions/",
+    "/v1/chat/completions/",
+    "/responses/",
+    "/v1/responses/",
+)
+_MODELS: Final = frozenset(["/v1/models", "/models"])
+_MODEL_PREFIX: Final = "/v1/models/"
+_ESCAPED_MODEL: Final = re.compile(
+    rb"/v1/models/(?:[A-Za-z0-9_~:@+-]|%[0-9A-Fa-f]{2})(?:[A-Za-z0-9._~:@+-]|%[0-9A-Fa-f]{2})*"
+)
+"""One segment: OpenAI's libraries escape the slash of ``owner/name``."""
 # These act on more than the client's own request: not for ordinary keys.
 _NEVER: Final = re.compile(
-    r"/(?:v1/stream.*|(?:slots|lora-adapters|tools|cors-proxy)(?:/.*)?)", re.DOTALL
+    r"/(?:v1/stream.*|(?:v1/)?models(?:/.*)?|(?:slots|props|lora-adapters|tools|cors-proxy)(?:/.*)?)",
+    re.DOTALL,
 )
 # llama-server's web UI, whose files it serves without a key: names of several versions.
 _WEB_UI: Final = re.compile(
@@ -176,7 +198,6 @@ _WEB_UI: Final = re.compile(
     r"|sw\.js|workbox-[0-9a-f]{1,40}\.js|build\.json|manifest\.webmanifest"
     r"|(?:favicon|apple|pwa|maskable)[a-z0-9-]{0,80}\.(?:ico|svg|png))"
 )
-_MODELS_CHANGE: Final = re.compile(r"(?:/v1)?/models(?:/.*)?", re.DOTALL)
 
 _AMBIGUOUS: Final = re.compile(
     rb"//|/\.{1,2}(?:/|$)|%2f|%5c|%00|%2e|\\|#|[^\x21-\x7e]|%(?![0-9a-f]{2})", re.IGNORECASE
@@ -242,6 +263,8 @@ class Router:
             )
         if method == "OPTIONS":
             return Route(Kind.PREFLIGHT, "preflight")
+        if method in _READS and _ESCAPED_MODEL.fullmatch(path):
+            return _MODELS_ROUTE  # local, so that an escaped slash is not ambiguous
         plain = normalised(path)
         if path in self._local_paths:
             return _local(method, path, *self._local_paths[path])
@@ -253,6 +276,8 @@ class Router:
     def _proxied(self, method: str, path: str) -> Route:
         dialect = _dialect_of(path)
         scope = _scope_of(method, path)
+        if method in _READS and (path in _MODELS or path.startswith(_MODEL_PREFIX)):
+            return _MODELS_ROUTE
         if path in _SLOT and method == "POST":
             return Route(
                 Kind.PROXIED,
@@ -265,10 +290,10 @@ class Router:
             )
         if path in _SLOT or path in _NO_SLOT:
             return Route(Kind.PROXIED, path, scope=scope, dialect=dialect)
-        if self._has_web_ui and method in ("GET", "HEAD") and _WEB_UI.fullmatch(path):
+        if self._has_web_ui and method in _READS and _WEB_UI.fullmatch(path):
             return Route(Kind.PROXIED, "web_ui", needs_no_key=True)
         if self.exposes_all or _is_exposed(method, path):
-            known = path if path in ("/v1/models", "/models", "/props") else "other"
+            known = path if path == "/props" else "other"
             needs_slot = method == "POST" and path.startswith("/v1/")
             return Route(
                 Kind.PROXIED,
@@ -278,7 +303,13 @@ class Router:
                 operation="other" if needs_slot else "",
                 dialect=dialect,
             )
-        raise RouteNotExposed(f"{method} {path} is not exposed; see EXPOSED_ROUTES.")
+        if _NEVER.fullmatch(path):
+            raise RouteNotExposed(f"{method} {path} is not exposed; see EXPOSED_ROUTES.")
+        raise NotFound(f"Unknown path: {method} {path}")
+
+
+_READS: Final = ("GET", "HEAD")
+_MODELS_ROUTE: Final = Route(Kind.MODELS, "/v1/models", scope="models")
 
 
 def _local(method: str, path: bytes, kind: Kind, allow: str) -> Route:
@@ -304,7 +335,6 @@ def _scope_of(method: str, path: str) -> str:
 
 
 def _is_exposed(method: str, path: str) -> bool:
-    reads = method in ("GET", "HEAD")
-    if _NEVER.fullmatch(path) or (_MODELS_CHANGE.fullmatch(path) and not reads):
-        return False
-    return path.startswith(_EXPOSED_PREFIXES) or (path in _GET_ONLY and reads)
+    if path in _OTHER_EXPOSED or path.startswith(_EXPOSED_PREFIXES):
+        return True
+    return path == "/props" and method in _READS

@@ -358,6 +358,7 @@ class EngineManager(ManagedProcess):
             slots=finding.slots,
             model=finding.model,
             request_tokens=finding.request_tokens,
+            model_list=finding.model_list,
             load_seconds=seconds,
         )
         _log.info("engine_ready", "The model is ready after {seconds:.1f} s", seconds=seconds)

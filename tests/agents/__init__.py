@@ -1,0 +1,1 @@
+"""Agents (Codex, Claude Code, OpenCode) against the gateway: ``make test-agents``."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from typing import Final
 
 from llama_gguf.config.schema import LogSettings
 from llama_gguf.files.line_writer import LogWriter
 from llama_gguf.files.log_file import LogFile
-from llama_gguf.files.retention import prune, stamped
+from llama_gguf.files.retention import engine_folder, prune, stamped
 
 _engine: Final = logging.getLogger("llama-server")  # noqa: TID251 - lines of another program
 _LEVEL: Final = re.compile(r"\d+\.\d\d\.\d\d\d\.\d\d\d ([DIWE]) ")
@@ -25,8 +24,7 @@ _LEVELS: Final = {
 
 def open_engine_log(settings: LogSettings) -> LogWriter:
     """Open the log of the next start; the oldest logs of earlier starts are removed."""
-    name = f"llama-{settings.worker_type}" if settings.worker_type else settings.log_name
-    folder = os.path.join(settings.log_dir, name)
+    folder = engine_folder(settings)
     path = stamped(settings, folder, "server")
     file = LogFile(
         path,

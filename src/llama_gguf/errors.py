@@ -84,6 +84,12 @@ class BadRequest(InvalidRequest):
         super().__init__(message, close=True)
 
 
+class InvalidKeyChange(InvalidRequest):
+    """A change of the keys file over the dashboard is invalid, or the file cannot be written."""
+
+    code = "invalid_key_change"
+
+
 class MethodNotAllowed(InvalidRequest):
     """The path does not support this method; `Allow` lists the methods that it supports."""
 

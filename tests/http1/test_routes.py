@@ -63,7 +63,7 @@ NOT_EXPOSED = (
     *(("POST", "/v1/models"), ("DELETE", "/v1/models"), ("POST", "/v1/models/load")),
     *(("DELETE", "/v1/models/a"), ("GET", "/v1/stream"), ("DELETE", "/v1/stream")),
     *(("GET", "/v1/stream/"), ("GET", "/v1/stream/x"), ("POST", "/v1/streams/lookup")),
-    *(("GET", "/"), ("GET", "/index.html"), ("GET", "/v1"), ("GET", "/v2/models")),
+    *(("POST", "/"), ("GET", "/index.html"), ("GET", "/v1"), ("GET", "/v2/models")),
     *(("GET", "/V1/models"), ("GET", "/Props"), ("GET", "/props/"), ("POST", "/tokenize/")),
     *(("GET", "/ping/"), ("GET", "/PING"), ("GET", "/health/x"), ("GET", "/pings")),
 )
@@ -201,8 +201,8 @@ def test_the_dialect_of_a_path_is_that_of_its_clients(path: str, dialect: Dialec
         ("POST", "/reload", Kind.RELOAD),
         ("GET", "/usage", Kind.USAGE),
         ("GET", "/dashboard", Kind.DASHBOARD),
-        ("HEAD", "/dashboard.css", Kind.DASHBOARD),
-        ("GET", "/dashboard.js", Kind.DASHBOARD),
+        ("HEAD", "/dashboard/style.css", Kind.DASHBOARD),
+        ("GET", "/dashboard/main.js", Kind.DASHBOARD),
         ("GET", "/dashboard/data", Kind.DASHBOARD_DATA),
         ("OPTIONS", "*", Kind.PREFLIGHT),
         ("OPTIONS", "/v1/chat/completions", Kind.PREFLIGHT),
@@ -374,7 +374,7 @@ def test_the_web_ui_s_files_pass_without_a_key_where_it_is_wanted(path: str) -> 
     assert not found.needs_slot
     assert with_ui("HEAD", path) == found
     assert with_ui("POST", path).kind is Kind.REFUSED
-    assert route("GET", path).kind is Kind.REFUSED
+    assert route("GET", path).kind is not Kind.PROXIED
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "PUT"])
@@ -398,9 +398,17 @@ def test_a_file_of_the_web_ui_is_never_a_path_of_the_api(name: str) -> None:
 def test_the_dashboard_s_paths_can_be_switched_off() -> None:
     router = Router(expose_all=False, dashboard=False)
 
-    for path in (b"/dashboard", b"/dashboard.js", b"/dashboard.css", b"/dashboard/data"):
+    for path in (b"/dashboard", b"/dashboard/main.js", b"/dashboard/style.css", b"/dashboard/data"):
+        assert router.route(b"GET", path).kind is Kind.REFUSED
+    for path in (b"/", b"/favicon.ico"):
         assert router.route(b"GET", path).kind is Kind.REFUSED
     assert router.route(b"GET", b"/usage").kind is Kind.USAGE
+
+
+def test_the_root_is_of_llama_server_where_its_pages_are_exposed() -> None:
+    for router in (Router(expose_all=True), Router(expose_all=False, web_ui=True)):
+        for path in (b"/", b"/favicon.ico"):
+            assert router.route(b"GET", path).kind is Kind.PROXIED
 
 
 # Bounds -------------------------------------------------------------------------------------------

@@ -445,7 +445,7 @@ class Rig:
             Settings.of(**{**usual, **overrides}), self.loop, lambda _: self._dialer.dial
         )
         self.services.clock.now = self.clock
-        self.services.history = History(self.clock.now)
+        self.services.history = History(self.services.clock.steady())
         self.services.usage = UsageTotals(self.clock.now)
         self._recorded = RecordingSink()
         self.services.recorder = Recorder(
@@ -453,6 +453,7 @@ class Rig:
                 BudgetSink(self.services.authenticator.budgets, self.services.clock),
                 self.services.metrics,
                 self.services.usage,
+                self.services.recent,
                 self._recorded,
             ],
             wall=lambda: self.services.clock.wall,

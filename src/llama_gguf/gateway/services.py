@@ -14,7 +14,9 @@ from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Probe
 from llama_gguf.gateway.budget_sink import BudgetSink
 from llama_gguf.gateway.connections import Connections
+from llama_gguf.gateway.event_watch import EventWatch
 from llama_gguf.gateway.fleet import Fleet
+from llama_gguf.gateway.gpu_reader import GpuReader
 from llama_gguf.gateway.head_cache import HeadCache, Known
 from llama_gguf.gateway.metrics_reader import EngineReader
 from llama_gguf.gateway.request_ids import RequestIds
@@ -29,6 +31,7 @@ from llama_gguf.scheduling.fair_queue import Turns
 from llama_gguf.telemetry.access_log import AccessLog
 from llama_gguf.telemetry.formats import Format
 from llama_gguf.telemetry.metrics import Metrics
+from llama_gguf.telemetry.recent_requests import RecentRequests
 from llama_gguf.telemetry.recorder import Recorder
 from llama_gguf.telemetry.timeseries import History
 from llama_gguf.telemetry.usage_totals import UsageTotals
@@ -55,6 +58,7 @@ class Services:
         self.queue = settings.queue
         self.timeouts = settings.timeouts
         self.limits = settings.limits
+        self.logs = settings.logs
         # What each request reads: an attribute of a compiled class costs a tenth.
         self.max_body_size = settings.limits.max_request_body_size
         self.request_timeout = settings.timeouts.request_timeout
@@ -97,16 +101,20 @@ class Services:
             backups=settings.logs.log_backups,
         )
         self.usage = UsageTotals(self.clock.wall)
+        self.recent = RecentRequests()
         self.recorder = Recorder(
             [
                 BudgetSink(self.authenticator.budgets, self.clock),
                 self.metrics,
                 self.usage,
                 self.access_log,
+                self.recent,
             ],
             wall=lambda: self.clock.wall,
         )
-        self.history = History(self.clock.now())
+        self.history = History(self.clock.steady())
+        self.event_watch = EventWatch(self.metrics, self.fleet)
+        self.gpus = GpuReader(loop)
         self.engine_reader = EngineReader(
             Probe(EngineAddress.of(settings.upstream)), lambda: self.fleet.is_busy
         )
@@ -129,6 +137,7 @@ class Services:
 
     def _note_wall_clock(self) -> None:
         self.access_log.wall_offset = self.clock.wall - self.clock.now()
+        self.recent.offset = self.access_log.wall_offset
 
     def _turns_of(self, key_id: str) -> Turns:
         attributes = self.authenticator.attributes_of(key_id)

@@ -98,6 +98,7 @@ MODULES: Final = [
                 "batch",
                 "histogram",
                 "metrics",
+                "recent_requests",
                 "recorder",
                 "response_window",
                 "token_usage",

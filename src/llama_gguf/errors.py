@@ -99,6 +99,12 @@ class ModelNotFound(InvalidRequest):
     code = "model_not_found"
 
 
+class InvalidKeyChange(InvalidRequest):
+    """A change of the keys file over the dashboard is invalid, or the file cannot be written."""
+
+    code = "invalid_key_change"
+
+
 class MethodNotAllowed(InvalidRequest):
     """The path does not support this method; `Allow` lists the methods that it supports."""
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from llama_gguf.gateway import dashboard
 from llama_gguf.gateway.dashboard import take_reading
+from llama_gguf.http1.routes import PAGE_FILES
 from llama_gguf.telemetry.timeseries import NAMES, STEP_SECONDS
 from tests.support.fakes import NewRig, Rig
 from tests.support.keys import KEY, OTHER_KEY
 from tests.support.messages import OK, STREAM_HEAD, Response, chunk, request
 
-FILES = ("/dashboard", "/dashboard.css", "/dashboard.js")
+FILES = ("/dashboard", "/favicon.ico", *(f"/{name}" for name in PAGE_FILES))
+KEYS = (KEY, OTHER_KEY)
 TELLING = (
     b'data: {"timings":{"cache_n":32,"prompt_n":1,"prompt_ms":16.5,"prompt_per_token_ms":16.5,'
     b'"prompt_per_second":60.3,"predicted_n":4,"predicted_ms":44.8,"predicted_per_token_ms":11.2,'
@@ -59,28 +62,37 @@ def test_the_page_needs_no_key_no_engine_and_lets_nothing_else_in(path: str, rig
 @pytest.mark.parametrize(
     ("path", "kind"),
     [
-        ("/dashboard", "text/html"),
-        ("/dashboard.css", "text/css"),
-        ("/dashboard.js", "text/javascript"),
+        ("/dashboard", "text/html; charset=utf-8"),
+        ("/dashboard/style.css", "text/css; charset=utf-8"),
+        ("/dashboard/main.js", "text/javascript; charset=utf-8"),
+        ("/favicon.ico", "image/svg+xml"),
     ],
 )
 def test_each_file_says_what_it_is(path: str, kind: str, rig: Rig) -> None:
-    assert get(rig, path)["Content-Type"] == f"{kind}; charset=utf-8"
+    assert get(rig, path)["Content-Type"] == kind
 
 
 def test_nothing_in_the_page_comes_from_elsewhere_or_stands_inline() -> None:
     page = dashboard.page("/dashboard").body.decode()
-    code = dashboard.page("/dashboard.js").body.decode()
-    style = dashboard.page("/dashboard.css").body.decode()
+    scripts = {
+        name: dashboard.page(f"/{name}").body.decode() for name in PAGE_FILES if name[-3:] == ".js"
+    }
+    code = "".join(scripts.values())
+    style = dashboard.page("/dashboard/style.css").body.decode()
 
     # Relative, so that the page works below a path of a proxy, as at /llm/dashboard.
-    assert re.findall(r'(?:src|href)="([^"]*)"', page) == [
-        *("data:,", "dashboard.css", "dashboard.js", "#main", "metrics", "metrics"),
-    ]
+    linked = re.findall(r'(?:src|href)="([^"#]+)"', page)
+    files = ("dashboard/icon.svg", "dashboard/style.css", "dashboard/main.js")
+    assert linked == [*files, "metrics", "metrics"]
     assert not re.search(r"<style|<script>|\son\w+=|style=", page)
     assert "url(" not in style
     assert "@import" not in style
-    assert re.findall(r'fetch\("([^"]*)"', code) == ["dashboard/data"]
+    imported = re.findall(r'from "\./([^"]*)"', code)
+    assert {f"dashboard/{name}" for name in imported} | {"dashboard/main.js"} == scripts.keys()
+    requested = re.findall(r"""(?:json|request)\(["`]([^"`?]*)""", code)
+    assert sorted(set(requested)) == [
+        *("dashboard/data", "dashboard/keys", "dashboard/log", "v1/chat/completions"),
+    ]
     assert re.findall(r"https?://[^\"]*", code) == ["http://www.w3.org/2000/svg"]
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|eval\(|document\.write", code)
 
@@ -88,7 +100,32 @@ def test_nothing_in_the_page_comes_from_elsewhere_or_stands_inline() -> None:
 def test_the_page_can_be_switched_off(new_rig: NewRig) -> None:
     rig = new_rig(dashboard=False)
 
-    assert {get(rig, path).status for path in (*FILES, "/dashboard/data")} == {404}
+    assert {
+        get(rig, path).status for path in ("/dashboard", "/dashboard/data", "/dashboard/log", "/")
+    } == {404}
+
+
+# The root -----------------------------------------------------------------------------------------
+
+
+def test_a_browser_is_led_to_the_page_also_below_a_path_of_a_proxy(rig: Rig) -> None:
+    browser = request("GET", "/", "Accept: text/html,application/xhtml+xml;q=0.9", key=None)
+    (response,) = rig.send_request(browser).responses
+
+    assert (response.status, response["Location"]) == (302, "dashboard")
+    assert response["Vary"] == "Accept"
+    assert get(rig, "/favicon.ico", key=None).status == 200
+    assert rig.services.metrics.rejections.total() == 0
+
+
+@pytest.mark.parametrize("accept", ["*/*", "application/json"])
+def test_other_clients_are_refused_as_ever(accept: str, rig: Rig) -> None:
+    (response,) = rig.send_request(request("GET", "/", f"Accept: {accept}")).responses
+
+    assert (response.status, json.loads(response.body)["error"]["code"]) == (
+        404,
+        "not_found",
+    )
 
 
 # Its numbers --------------------------------------------------------------------------------------
@@ -147,6 +184,60 @@ def test_looks_at_the_gateway_itself_are_no_requests_on_the_chart(rig: Rig) -> N
     take_reading(rig.services, rig.clock.now + STEP_SECONDS)
 
     assert data(rig)["history"]["requests_per_second"] == [0.0]
+
+
+def test_the_charts_cover_the_range_that_is_asked_for(rig: Rig) -> None:
+    for query, seconds in (("", 900), ("?range=300", 300), ("?x=1&range=86400", 86400)):
+        assert data(rig, f"/dashboard/data{query}")["history"]["range_seconds"] == seconds
+    for query in ("?range=1", "?range=", "?range=99999999999", "?range=300x", "?arange=300"):
+        assert data(rig, f"/dashboard/data{query}")["history"]["range_seconds"] == 900
+
+
+def test_a_replica_has_its_state_and_its_work(rig: Rig) -> None:
+    stream(rig)
+    rig.services.recorder.settle()
+    take_reading(rig.services, rig.clock.now + STEP_SECONDS)
+    rig.send_request(request(body=b"{}"))
+    (replica,) = data(rig)["replicas"]
+
+    assert replica == {
+        "replica": "0",
+        "state": "ready",
+        "detail": "",
+        "slots": 4,
+        "slots_busy": 1,
+        "tokens_per_second": 0.727,
+        "cached_ratio": 0.97,
+    }
+
+
+def test_a_key_sees_its_own_requests_and_an_administrator_all(new_rig: NewRig) -> None:
+    rig = new_rig(admin_key_ids=("alice",))
+    stream(rig)
+    stream(rig, OTHER_KEY)
+    ids = {key: [row["key_id"] for row in data(rig, key=key)["requests"]] for key in KEYS}
+
+    assert ids == {KEY: ["bob", "alice"], OTHER_KEY: ["bob"]}
+
+
+def test_the_rate_of_a_key_has_limit_used_and_remaining(rig: Rig) -> None:
+    stream(rig)
+
+    assert data(rig)["keys"][0]["requests_per_minute"] == {
+        "limit": 1000,
+        "used": 1,
+        "remaining": 999,
+    }
+
+
+def test_advice_after_a_crash_is_for_administrators(new_rig: NewRig) -> None:
+    rig = new_rig(admin_key_ids=("alice",))
+    status = rig.replica.tracker.status
+    rig.replica.tracker.update(replace(status, last_exit="it died", last_advice="lower CTX"))
+    rig.spin()
+
+    assert data(rig)["last_advice"] == "lower CTX"
+    assert "last_advice" not in data(rig, key=OTHER_KEY)
 
 
 # Usage --------------------------------------------------------------------------------------------

@@ -18,7 +18,14 @@ from tests.support.fakes import NewRig, Rig
 from tests.support.messages import OK, request
 
 ANSWERED_HERE = [kind for kind in Kind if kind not in (Kind.PROXIED, Kind.REFUSED)]
-FOR_KEYS = {Kind.RELOAD, Kind.USAGE, Kind.DASHBOARD_DATA, Kind.MODELS}
+FOR_KEYS = {
+    Kind.RELOAD,
+    Kind.USAGE,
+    Kind.DASHBOARD_DATA,
+    Kind.DASHBOARD_LOG,
+    Kind.DASHBOARD_KEYS,
+    Kind.MODELS,
+}
 
 
 def get(rig: Rig, target: str, *fields: str, method: str = "GET") -> Request:

@@ -35,7 +35,7 @@ BODY_MEMORY: Final = 120
 """As ``World`` has it."""
 LARGEST_BODY: Final = 70
 LENGTHS: Final = (0, 1, 15, LARGEST_BODY - 1, LARGEST_BODY, LARGEST_BODY + 1, 10**9)
-OWN: Final = ("/dashboard.js", "/health", "/metrics", "/ping")
+OWN: Final = ("/dashboard/main.js", "/health", "/metrics", "/ping")
 AHEAD: Final = 40
 """Pipelined requests; the responses to those for the largest file have half a megabyte."""
 LONGEST_ANSWER: Final = 40_000

@@ -84,7 +84,9 @@ def run(folder: Path, scenario: Scenario, keys: str | None = KEYS_TEXT, **settin
         ours, theirs = socket.socketpair()
         listener = listen("127.0.0.1", 0)
         address = listener.getsockname()
-        usual = Settings.of(auth_keys_file=str(keys_file), log_dir=str(folder), **settings)
+        usual = Settings.of(
+            auth_keys_file=str(keys_file), log_dir=str(folder), data_dir=str(folder), **settings
+        )
         gateway = Gateway(usual, listener, theirs)
         told = Told(gateway, address)
         told.reader, told.writer = await asyncio.open_unix_connection(sock=ours)

@@ -297,7 +297,7 @@ async def fills_the_terminal(target: Target) -> None:
 
 # The table ----------------------------------------------------------------------------------------
 
-_SCRIPT: Final = request("GET", "/dashboard.js", key=None)
+_SCRIPT: Final = request("GET", "/dashboard/main.js", key=None)
 _TOKENIZE: Final = request("POST", "/tokenize", "x-work-ms: 500", body=b"{}", key=BAD_KEY)
 _SHORT_STREAM: Final = request(
     "POST", CHAT, "x-events: 10", "x-tick-ms: 20", body=STREAM, key=BAD_KEY

@@ -61,7 +61,7 @@ NOT_EXPOSED = (
     ("GET", "/props/"),
 )
 UNKNOWN = (
-    *(("GET", "/"), ("HEAD", "/"), ("GET", "/index.html"), ("GET", "/v1"), ("GET", "/v2/models")),
+    *(("POST", "/"), ("GET", "/index.html"), ("GET", "/v1"), ("GET", "/v2/models")),
     *(("GET", "/V1/models"), ("GET", "/Props"), ("POST", "/tokenize/"), ("HEAD", "/api/hello")),
     *(("GET", "/ping/"), ("GET", "/PING"), ("GET", "/health/x"), ("GET", "/pings")),
     *(("POST", "/v1/something/new"), ("GET", "/v1/something/new"), ("GET", "/v1/assistants")),
@@ -220,8 +220,8 @@ def test_the_dialect_of_a_path_is_that_of_its_clients(path: str, dialect: Dialec
         ("POST", "/reload", Kind.RELOAD),
         ("GET", "/usage", Kind.USAGE),
         ("GET", "/dashboard", Kind.DASHBOARD),
-        ("HEAD", "/dashboard.css", Kind.DASHBOARD),
-        ("GET", "/dashboard.js", Kind.DASHBOARD),
+        ("HEAD", "/dashboard/style.css", Kind.DASHBOARD),
+        ("GET", "/dashboard/main.js", Kind.DASHBOARD),
         ("GET", "/dashboard/data", Kind.DASHBOARD_DATA),
         ("OPTIONS", "*", Kind.PREFLIGHT),
         ("OPTIONS", "/v1/chat/completions", Kind.PREFLIGHT),
@@ -393,7 +393,7 @@ def test_the_web_ui_s_files_pass_without_a_key_where_it_is_wanted(path: str) -> 
     assert not found.needs_slot
     assert with_ui("HEAD", path) == found
     assert with_ui("POST", path).kind is Kind.REFUSED
-    assert route("GET", path).kind is Kind.REFUSED
+    assert route("GET", path).kind is not Kind.PROXIED
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "PUT"])
@@ -417,9 +417,17 @@ def test_a_file_of_the_web_ui_is_never_a_path_of_the_api(name: str) -> None:
 def test_the_dashboard_s_paths_can_be_switched_off() -> None:
     router = Router(expose_all=False, dashboard=False)
 
-    for path in (b"/dashboard", b"/dashboard.js", b"/dashboard.css", b"/dashboard/data"):
+    for path in (b"/dashboard", b"/dashboard/main.js", b"/dashboard/style.css", b"/dashboard/data"):
+        assert router.route(b"GET", path).kind is Kind.REFUSED
+    for path in (b"/", b"/favicon.ico"):
         assert router.route(b"GET", path).kind is Kind.REFUSED
     assert router.route(b"GET", b"/usage").kind is Kind.USAGE
+
+
+def test_the_root_is_of_llama_server_where_its_pages_are_exposed() -> None:
+    for router in (Router(expose_all=True), Router(expose_all=False, web_ui=True)):
+        for path in (b"/", b"/favicon.ico"):
+            assert router.route(b"GET", path).kind is Kind.PROXIED
 
 
 # Bounds -------------------------------------------------------------------------------------------

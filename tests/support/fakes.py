@@ -445,7 +445,7 @@ class Rig:
             Settings.of(**{**usual, **overrides}), self.loop, lambda _: self._dialer.dial
         )
         self.services.clock.now = self.clock
-        self.services.history = History(self.clock.now)
+        self.services.history = History(self.services.clock.steady())
         self.services.usage = UsageTotals(self.clock.now)
         self._recorded = RecordingSink()
         self.services.recorder = Recorder(
@@ -454,6 +454,7 @@ class Rig:
                 self.services.metrics,
                 self.services.usage,
                 self.services.replica_sink,
+                self.services.recent,
                 self._recorded,
             ],
             wall=lambda: self.services.clock.wall,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import pytest
@@ -7,8 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_gguf.telemetry.timeseries import (
+    MAX_EVENT_TEXT,
+    MAX_EVENTS,
     MAX_TIMES,
     NAMES,
+    RANGES,
     STEP_SECONDS,
     STEPS,
     History,
@@ -109,7 +113,7 @@ def test_a_history_without_steps_has_rates_of_zero() -> None:
         "first_token_p50": None,
         "first_token_p95": None,
     }
-    assert history.series() == {name: [] for name in NAMES}
+    assert history.series() == {name: [] for name in ("times", *NAMES)}
     assert history.errors() == {}
 
 
@@ -142,3 +146,66 @@ def test_a_quantile_is_a_value_that_this_share_does_not_exceed(
 @pytest.mark.parametrize(("share", "value"), [(0.5, 2.0), (0.95, 4.0), (0.25, 1.0), (1.0, 4.0)])
 def test_quantiles_by_hand(share: float, value: float) -> None:
     assert quantile([1.0, 2.0, 3.0, 4.0], share) == value
+
+
+# Longer ranges ------------------------------------------------------------------------------------
+
+
+def steadily(count: int) -> History:
+    """A request a second, with a time to a first token of 1 s in each reading."""
+    return history_of(*[reading(5 * n, first_tokens=[1.0]) for n in range(1, count + 1)])
+
+
+@pytest.mark.parametrize("seconds", RANGES)
+def test_each_range_is_covered_by_steps_of_its_length(seconds: int) -> None:
+    series = steadily(int(86400 / STEP_SECONDS)).series(seconds)
+    length = RANGES[seconds]
+    times = [time or 0.0 for time in series["times"]]
+
+    assert len(times) == pytest.approx(seconds / length, abs=1)
+    assert {later - sooner for sooner, later in itertools.pairwise(times[:-1])} == {length}
+    assert set(series["requests_per_second"]) == {1.0}
+    assert set(series["first_token_p50"]) == {1.0}
+
+
+def test_a_long_step_is_shown_before_it_is_over() -> None:
+    assert steadily(2).series(86400)["requests_per_second"] == [1.0]
+
+
+def test_a_long_step_has_the_most_of_its_gauges() -> None:
+    history = history_of(reading(running=1, waiting=9), reading(running=5), reading()).series(3600)
+
+    assert (history["running"], history["waiting"]) == ([5], [9])
+
+
+def test_a_time_in_which_the_gateway_did_not_run_is_a_gap() -> None:
+    before = steadily(2)
+    history = History(100.0)
+    history.restore(before.snapshot().dump())
+    history.take(reading(10), 100.0 + STEP_SECONDS)
+
+    assert history.series()["requests_per_second"] == [1.0, 1.0, None, 2.0]
+    assert history.series()["times"] == [5.0, 10.0, 55.0, 105.0]
+
+
+def test_what_is_older_than_the_range_is_left_out() -> None:
+    history = history_of(reading(5), reading(5))
+    history.note("crash", "old", 1.0)
+    history.note("crash", "new", 900.0)
+    history.take(reading(5, errors={"late": 1}), 905.0)
+
+    assert history.series(300)["times"] == [905.0]
+    assert [event["text"] for event in history.events(300)] == ["new"]
+    assert [event["text"] for event in history.events(3600)] == ["old", "new"]
+    assert history.errors(300) == {"late": 1}
+
+
+@given(texts=st.lists(st.text(max_size=2000), max_size=200))
+def test_events_are_bounded(texts: list[str]) -> None:
+    history = History(0.0)
+    for text in texts:
+        history.note("crash", text, 1.0)
+    history.take(reading(), STEP_SECONDS)
+
+    assert len(history.events()) == min(len(texts), MAX_EVENTS)
+    assert all(len(event["text"]) <= MAX_EVENT_TEXT for event in history.events())

@@ -221,7 +221,11 @@ class Authenticator:
 
     def is_admin(self, principal: Principal) -> bool:
         """Whether ADMIN_KEY_IDS includes *principal*."""
-        return principal.key_id in self._admins
+        return self.is_admin_id(principal.key_id)
+
+    def is_admin_id(self, key_id: str) -> bool:
+        """Whether ADMIN_KEY_IDS includes the key with this id."""
+        return key_id in self._admins
 
     def next_expiry(self, wall: float) -> float | None:
         """Seconds until the next key expires; None if none will."""

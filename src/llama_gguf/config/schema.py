@@ -259,8 +259,9 @@ class AuthSettings:
     admin_key_ids: tuple[str, ...] = _access(
         (),
         key_ids,
-        "ids of the keys that may POST /reload and see the usage of all keys, separated by "
-        "commas; empty = any key may reload, and each sees only its own usage",
+        "ids of the keys that may POST /reload, see the usage of all keys, and manage keys on the "
+        "dashboard, separated by commas; empty = any key may reload, and each sees only its own "
+        "usage",
     )
     auth_failures_per_minute: int = _access(
         30, whole(0, 1_000_000), "invalid keys an address may send in a minute; 0 = no limit"

@@ -91,6 +91,8 @@ class EngineStatus:
     """The duration of the last load."""
     last_exit: str = ""
     """Why the engine last ended, in words; empty if it never has."""
+    last_advice: str = ""
+    """What to do about ``last_exit``."""
     restarts: Mapping[str, int] = field(default_factory=dict)
     """Since our start, by reason."""
     missing_devices: Sequence[str] = ()

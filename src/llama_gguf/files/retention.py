@@ -14,6 +14,12 @@ OTHERS_LIVE_SECONDS: Final = 86_400.0
 """A younger log of another instance in the same folder may be in use."""
 
 
+def engine_folder(settings: LogSettings) -> str:
+    """The folder of the engines' logs."""
+    name = f"llama-{settings.worker_type}" if settings.worker_type else settings.log_name
+    return os.path.join(settings.log_dir, name)
+
+
 def stamped(settings: LogSettings, folder: str, kind: str) -> str:
     """The path of a new log in *folder*: the time, its *kind* and the instance."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")

@@ -1,12 +1,14 @@
-"""The dashboard: three static files, and the data that they show.
+"""The dashboard: static files, and the data that they show.
 
 The page needs no key, since it contains nothing; its numbers need one. Nothing in it comes from
-elsewhere, and its policy lets nothing else in: no inline code, no frame around it.
+elsewhere, and its policy lets nothing else in: no inline code, no frame around it. What only
+administrators may do is in ``dashboard_admin.py``.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
@@ -14,29 +16,31 @@ from typing import TYPE_CHECKING, Final
 
 from llama_gguf.gateway import budgets
 from llama_gguf.http1 import local_response
+from llama_gguf.http1.fields import find
 from llama_gguf.http1.local_response import LocalResponse
-from llama_gguf.http1.routes import OPERATIONS
+from llama_gguf.http1.routes import OPERATIONS, PAGE_FILES
+from llama_gguf.telemetry.engine_metrics import PREFIX
 from llama_gguf.telemetry.metrics import Metrics
-from llama_gguf.telemetry.timeseries import STEP_SECONDS, Reading
+from llama_gguf.telemetry.timeseries import DEFAULT_RANGE, RANGES, RECENT_SECONDS, Reading
 
 if TYPE_CHECKING:
     from llama_gguf.access.authenticator import Principal
     from llama_gguf.gateway.services import Services
+    from llama_gguf.http1.request import Request
 
-_TYPES: Final = {
-    "dashboard.html": b"text/html; charset=utf-8",
-    "dashboard.css": b"text/css; charset=utf-8",
-    "dashboard.js": b"text/javascript; charset=utf-8",
-}
+_HTML: Final = b"text/html; charset=utf-8"
+_PAGE: Final = "dashboard.html"
+_ICON: Final = "dashboard/icon.svg"
 # Source: Content Security Policy Level 3, https://www.w3.org/TR/CSP3/
 _FIELDS: Final = (
     b"Content-Security-Policy: default-src 'none'; script-src 'self'; style-src 'self'; "
-    b"connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+    b"connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; "
     b"frame-ancestors 'none'\r\n",
     b"X-Content-Type-Options: nosniff\r\n",
     b"Referrer-Policy: no-referrer\r\n",
     b"Cache-Control: no-cache\r\n",
 )
+_RANGE: Final = re.compile(rb"(?:^|&)range=([0-9]{1,6})(?:&|$)")
 _NOT_STORED: Final = (b"Cache-Control: no-store\r\n",)
 
 
@@ -46,29 +50,95 @@ def page(path: str, *, needs_keys: bool = True) -> LocalResponse:
     # Imported at the first request: it loads modules of 1.6 MB that nothing else needs.
     from importlib import resources  # noqa: PLC0415
 
-    name = path.removeprefix("/") if "." in path else "dashboard.html"
-    body = resources.files(__package__).joinpath("page", name).read_bytes()
+    name = {"/dashboard": _PAGE, "/favicon.ico": _ICON}.get(path) or path.removeprefix("/")
+    file = name.removeprefix("dashboard/")
+    body = resources.files(__package__).joinpath("page", file).read_bytes()
     if not needs_keys:
         body = body.replace(b'data-keys="needed"', b'data-keys="none"')
-    return LocalResponse(200, body, _TYPES[name], _FIELDS)
+    return LocalResponse(200, body, _HTML if name == _PAGE else PAGE_FILES[name], _FIELDS)
 
 
-def data(health: Mapping[str, object], principal: Principal, services: Services) -> LocalResponse:
+def is_wanted(request: Request) -> bool:
+    """Whether *request* is that of a browser which opens a page."""
+    return b"text/html" in (find(request.head.fields, b"accept") or b"").lower()
+
+
+def redirection() -> LocalResponse:
+    """From ``/``. The location is relative, so that it is right below a path of a proxy, too."""
+    fields = (b"Location: dashboard\r\n", b"Vary: Accept\r\n", b"Cache-Control: no-cache\r\n")
+    return LocalResponse(302, fields=fields)
+
+
+def data(
+    health: Mapping[str, object], request: Request, principal: Principal, services: Services
+) -> LocalResponse:
     """What the page draws: the present state, the last minutes, and the usage of keys.
 
     Args:
         health: the facts of /health.
-        principal: whose key the request shows.
+        request: its query may have the ``range`` of the charts, in seconds.
+        principal: whose key it shows.
         services: of the gateway.
     """
-    facts = {
+    services.recorder.settle()
+    seconds = _range_in(request.head.target)
+    history, sees_all = services.history, services.authenticator.is_admin(principal)
+    key_id = None if sees_all or not services.auth.auth_enabled else principal.key_id
+    facts: dict[str, object] = {
         **health,
-        "recent": services.history.recent(),
-        "history": {"step_seconds": STEP_SECONDS, **services.history.series()},
-        "errors": services.history.errors(),
+        "now": round(services.clock.steady(), 1),
+        "recent": history.recent(),
+        "history": {
+            "range_seconds": seconds,
+            "step_seconds": RANGES[seconds],
+            **history.series(seconds),
+        },
+        "ranges": list(RANGES),
+        "errors": history.errors(seconds),
+        "events": history.events(seconds),
+        "requests": services.recent.view(key_id),
+        "replicas": _replicas(services),
+        "gpus": services.gpus.view(services.clock.now()),
+        "engine_memory": _engine_memory(services),
         **_usage(principal, services),
     }
+    if sees_all:
+        facts["last_advice"] = services.fleet.status.last_advice
     return LocalResponse(200, json.dumps(facts).encode(), local_response.JSON, _NOT_STORED)
+
+
+def _range_in(target: bytes) -> int:
+    match = _RANGE.search(target.partition(b"?")[2])
+    seconds = int(match[1]) if match else DEFAULT_RANGE
+    return seconds if seconds in RANGES else DEFAULT_RANGE
+
+
+def _replicas(services: Services) -> list[dict[str, object]]:
+    """The engines, each with its present work; what is not known of one is None."""
+    fleet = services.fleet
+    tokens = services.history.recent()["completion_tokens_per_second"]
+    cached = services.recent.cached_ratio(services.clock.now() - RECENT_SECONDS)
+    return [
+        {
+            "replica": replica.label,
+            "state": str(replica.tracker.status.state),
+            "detail": replica.tracker.status.detail,
+            "slots": replica.slots.total,
+            "slots_busy": replica.slots.in_use,
+            "tokens_per_second": None if fleet.has_choice else tokens,
+            "cached_ratio": None if fleet.has_choice else cached,
+        }
+        for replica in fleet.replicas.values()
+    ]
+
+
+def _engine_memory(services: Services) -> list[dict[str, object]]:
+    """What the engine's own metrics say about its KV cache: some versions have them."""
+    return [
+        {"name": metric.name.removeprefix(PREFIX), "value": metric.value}
+        for metric in services.engine_reader.latest
+        if "kv_cache" in metric.name
+    ]
 
 
 def usage(principal: Principal, services: Services) -> LocalResponse:
@@ -86,6 +156,7 @@ def _usage(principal: Principal, services: Services) -> dict[str, object]:
         views.insert(0, own)
     for view in views:
         view["budgets"] = budgets.view(services, str(view["key_id"]))
+        view["requests_per_minute"] = _rate(services, str(view["key_id"]))
     return {
         "key_id": principal.key_id,
         "sees_all": sees_all,
@@ -94,9 +165,25 @@ def _usage(principal: Principal, services: Services) -> dict[str, object]:
     }
 
 
+def _rate(services: Services, key_id: str) -> dict[str, int] | None:
+    """The limit of a key's requests; None if it has none."""
+    principal = services.authenticator.named(key_id)
+    if principal is None or principal.limiter is None:
+        return None
+    limit, remaining = principal.limiter.limit, principal.limiter.remaining(services.clock.now())
+    return {"limit": limit, "used": limit - remaining, "remaining": remaining}
+
+
 def take_reading(services: Services, now: float) -> None:
-    """Add a step to the history, when one is due."""
+    """Add what has happened to the history, when that is due.
+
+    Args:
+        services: of the gateway.
+        now: on its clock.
+    """
+    now += services.clock.steady_offset
     if services.history.is_due(now):
+        services.event_watch.look(services.history, now)
         services.recorder.settle()
         metrics = services.metrics
         admission = services.fleet.admission

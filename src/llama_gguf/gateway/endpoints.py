@@ -27,7 +27,16 @@ if TYPE_CHECKING:
     from llama_gguf.gateway.services import Services
 
 
-_FOR_KEYS: Final = frozenset([Kind.RELOAD, Kind.USAGE, Kind.DASHBOARD_DATA, Kind.MODELS])
+_FOR_KEYS: Final = frozenset(
+    [
+        Kind.RELOAD,
+        Kind.USAGE,
+        Kind.DASHBOARD_DATA,
+        Kind.DASHBOARD_LOG,
+        Kind.DASHBOARD_KEYS,
+        Kind.MODELS,
+    ]
+)
 
 EXPENSIVE_SECONDS: Final = 0.01
 HELD_TIMES: Final = 20
@@ -42,7 +51,7 @@ def needs_key(kind: Kind, settings: RouteSettings) -> bool:
 def respond(
     kind: Kind, request: Request, services: Services, principal: Principal = Authenticator.ANONYMOUS
 ) -> LocalResponse:
-    """The response to *request* for one of the gateway's own paths, except /reload, which waits.
+    """The response to *request* for one of the gateway's own paths, except those that wait.
 
     Args:
         kind: of its route.
@@ -68,7 +77,7 @@ def respond(
             needs_keys = services.auth.auth_enabled
             return dashboard.page(request.route.label, needs_keys=needs_keys)
         case Kind.DASHBOARD_DATA:
-            return dashboard.data(_facts(services), principal, services)
+            return dashboard.data(_facts(services), request, principal, services)
         case _:
             lines = services.reader.cors.preflight(
                 request.head.fields, request.sorted_fields.origin

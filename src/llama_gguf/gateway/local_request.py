@@ -1,14 +1,20 @@
-"""A request to one of the gateway's own paths: it is responded to at once, except for a reload."""
+"""A request to one of the gateway's own paths.
+
+It is responded to at once, except for what waits for a file: a reload, and what administrators do
+on the dashboard.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Final
 
 from llama_gguf.access.authenticator import Authenticator
 from llama_gguf.errors import GatewayError
-from llama_gguf.gateway import endpoints
+from llama_gguf.gateway import dashboard, endpoints
 from llama_gguf.gateway.budgets import rate_fields
 from llama_gguf.gateway.client import Client
+from llama_gguf.http1.local_response import LocalResponse
 from llama_gguf.http1.routes import Kind
 from llama_gguf.net.connector import Cancellable
 from llama_gguf.scheduling.exchange import Event, Exchange
@@ -16,18 +22,23 @@ from llama_gguf.scheduling.exchange import Event, Exchange
 if TYPE_CHECKING:
     from llama_gguf.gateway.services import Services
 
+_FOR_ADMINS: Final = frozenset([Kind.DASHBOARD_LOG, Kind.DASHBOARD_KEYS])
+
 
 def serve(services: Services, client: Client, exchange: Exchange) -> Cancellable | None:
     """Respond to *exchange*.
 
     Returns:
-        What is still under way: ``POST /reload``.
+        What is still under way.
 
     Raises:
         GatewayError: the request is refused.
     """
     request = exchange.request
     route = request.route
+    if route.kind is Kind.HOME and dashboard.is_wanted(request):
+        client.respond(exchange, dashboard.redirection())
+        return None
     if route.error is not None:
         client.respond_error(exchange, route.error)
         return None
@@ -40,8 +51,28 @@ def serve(services: Services, client: Client, exchange: Exchange) -> Cancellable
         client.settle_body(request)
         exchange.on(Event.FORWARD)
         return services.loop.create_task(_reload(services, client, exchange), name="POST /reload")
+    if route.kind in _FOR_ADMINS:
+        # Imported at the first request: the gateway starts without what edits keys.
+        from llama_gguf.gateway import dashboard_admin  # noqa: PLC0415
+
+        dashboard_admin.check(services, principal)
+        client.settle_body(request)
+        exchange.on(Event.FORWARD)
+        work = dashboard_admin.respond(route.kind, request, services, principal)
+        return services.loop.create_task(_respond_later(client, exchange, work), name="dashboard")
     client.respond(exchange, endpoints.respond(route.kind, request, services, principal))
     return None
+
+
+async def _respond_later(
+    client: Client, exchange: Exchange, work: Coroutine[object, object, LocalResponse]
+) -> None:
+    try:
+        response = await work
+    except GatewayError as error:
+        client.respond_error(exchange, error)
+    else:
+        client.respond(exchange, response)
 
 
 async def _reload(services: Services, client: Client, exchange: Exchange) -> None:

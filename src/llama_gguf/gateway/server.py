@@ -36,6 +36,8 @@ from llama_gguf.net.terminal import Terminal
 from llama_gguf.net.threads import run_detached
 from llama_gguf.net.tls import ServerContext, client_context
 from llama_gguf.net.transport import LoopTransport, SocketTransport
+from llama_gguf.telemetry.history_store import FOLDER as HISTORY
+from llama_gguf.telemetry.history_store import HistoryStore
 from llama_gguf.telemetry.usage_store import USAGE, Kind, T, UsageStore
 
 _log: Final = EventLog(__name__)
@@ -112,6 +114,8 @@ class Gateway:
         budgets = services.authenticator.budgets
         services.usage.rebase(usage_store.load(wall_now()), wall_now())
         budgets.rebase(budget_store.load(wall_now()), wall_now())
+        history_store = HistoryStore(self._path_of(HISTORY))
+        history_store.load(services.history)
         self._load_keys_at_start()
         self._apply_file_limit()
         for number, handler in self._signal_handlers().items():
@@ -125,6 +129,7 @@ class Gateway:
         self._start(services.engine_reader.run(), "read the engine's metrics")
         self._start(usage_store.keep(services.usage), "keep the usage")
         self._start(budget_store.keep(budgets), "keep what is used of budgets")
+        self._start(history_store.keep(services.history), "keep the history")
         if self._settings.auth.auth_enabled:
             services.key_store.watch()
         self._ticked_at = services.clock.now()
@@ -144,13 +149,17 @@ class Gateway:
             last_write = budget_store.begin_last(budgets)
             usage_store.write_last(services.usage, within_seconds=LAST_LINES_SECONDS)
             budget_store.end_last(last_write, max(until - services.clock.now(), 0.0))
+            history_store.write_last(services.history, max(until - services.clock.now(), 0.0))
             services.access_log.stop(within_seconds=LAST_LINES_SECONDS)
             self._poller.close()
         return int(self._has_failed)
 
     def _store(self, kind: Kind[T]) -> UsageStore[T]:
+        return UsageStore(kind, self._path_of(kind.name))
+
+    def _path_of(self, folder: str) -> str:
         data_dir, instance = self._settings.model.data_dir, self._settings.logs.instance_id
-        return UsageStore(kind, path_of(data_dir, kind.name, instance))
+        return path_of(data_dir, folder, instance)
 
     # Connections --------------------------------------------------------------------------------
 

@@ -15,7 +15,9 @@ from llama_gguf.engines.probe import Probe
 from llama_gguf.engines.source import PeerSource
 from llama_gguf.gateway.budget_sink import BudgetSink
 from llama_gguf.gateway.connections import Connections
+from llama_gguf.gateway.event_watch import EventWatch
 from llama_gguf.gateway.fleet import Fleet
+from llama_gguf.gateway.gpu_reader import GpuReader
 from llama_gguf.gateway.head_cache import HeadCache, Known
 from llama_gguf.gateway.metrics_reader import EngineReader, Readable
 from llama_gguf.gateway.replica import Replica
@@ -32,6 +34,7 @@ from llama_gguf.scheduling.fair_queue import Turns
 from llama_gguf.telemetry.access_log import AccessLog
 from llama_gguf.telemetry.formats import Format
 from llama_gguf.telemetry.metrics import Metrics
+from llama_gguf.telemetry.recent_requests import RecentRequests
 from llama_gguf.telemetry.recorder import Recorder
 from llama_gguf.telemetry.timeseries import History
 from llama_gguf.telemetry.usage_totals import UsageTotals
@@ -64,6 +67,7 @@ class Services:
         self.queue = settings.queue
         self.timeouts = settings.timeouts
         self.limits = settings.limits
+        self.logs = settings.logs
         # What each request reads: an attribute of a compiled class costs a tenth.
         self.max_body_size = settings.limits.max_request_body_size
         self.request_timeout = settings.timeouts.request_timeout
@@ -115,6 +119,7 @@ class Services:
         )
         self.usage = UsageTotals(self.clock.wall)
         self.replica_sink = ReplicaSink(self.fleet, self.clock.now)
+        self.recent = RecentRequests()
         self.recorder = Recorder(
             [
                 self.replica_sink,
@@ -122,10 +127,13 @@ class Services:
                 self.metrics,
                 self.usage,
                 self.access_log,
+                self.recent,
             ],
             wall=lambda: self.clock.wall,
         )
-        self.history = History(self.clock.now())
+        self.history = History(self.clock.steady())
+        self.event_watch = EventWatch(self.metrics, self.fleet)
+        self.gpus = GpuReader(loop)
         self.engine_reader = EngineReader(self._readable)
         self.scrapes: dict[Format, tuple[LocalResponse, float]] = {}
         """Metrics that were expensive to render, and until when they are sent again."""
@@ -146,6 +154,7 @@ class Services:
 
     def _note_wall_clock(self) -> None:
         self.access_log.wall_offset = self.clock.wall - self.clock.now()
+        self.recent.offset = self.access_log.wall_offset
 
     def _readable(self) -> list[Readable]:
         """The replicas whose own metrics can be read."""

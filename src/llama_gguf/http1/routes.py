@@ -33,7 +33,10 @@ class Kind(enum.IntEnum):
     USAGE = 7
     DASHBOARD = 8
     DASHBOARD_DATA = 9
-    MODELS = 10
+    DASHBOARD_LOG = 10
+    DASHBOARD_KEYS = 11
+    HOME = 12
+    MODELS = 13
 
 
 class Dialect(enum.IntEnum):
@@ -105,6 +108,8 @@ _LOCAL_SCOPES: Final = {
     Kind.RELOAD: "admin",
     Kind.USAGE: "usage",
     Kind.DASHBOARD_DATA: "usage",
+    Kind.DASHBOARD_LOG: "admin",
+    Kind.DASHBOARD_KEYS: "admin",
 }
 
 _LOCAL: Final = {
@@ -114,11 +119,25 @@ _LOCAL: Final = {
     b"/reload": (Kind.RELOAD, "POST"),
     b"/usage": (Kind.USAGE, "GET, HEAD"),
 }
+PAGE_FILES: Final = {
+    "dashboard/style.css": b"text/css; charset=utf-8",
+    "dashboard/icon.svg": b"image/svg+xml",
+    **{
+        f"dashboard/{name}.js": b"text/javascript; charset=utf-8"
+        for name in (
+            *("access", "charts", "chat", "elements", "engine", "formats", "keys", "main"),
+            *("requests", "server"),
+        )
+    },
+}
+"""The dashboard's files and their types. Relative to ``/``, as the page names them."""
 _DASHBOARD: Final = {
     b"/dashboard": (Kind.DASHBOARD, "GET, HEAD"),
-    b"/dashboard.css": (Kind.DASHBOARD, "GET, HEAD"),
-    b"/dashboard.js": (Kind.DASHBOARD, "GET, HEAD"),
+    **{f"/{name}".encode(): (Kind.DASHBOARD, "GET, HEAD") for name in PAGE_FILES},
+    b"/favicon.ico": (Kind.DASHBOARD, "GET, HEAD"),
     b"/dashboard/data": (Kind.DASHBOARD_DATA, "GET, HEAD"),
+    b"/dashboard/log": (Kind.DASHBOARD_LOG, "GET, HEAD"),
+    b"/dashboard/keys": (Kind.DASHBOARD_KEYS, "GET, HEAD, POST"),
 }
 # Paths of llama-server that generate or embed, and therefore need a slot; with their operation.
 _SLOT: Final = {
@@ -241,6 +260,10 @@ class Router:
     def __init__(self, *, expose_all: bool, dashboard: bool = True, web_ui: bool = False) -> None:
         self.exposes_all = expose_all
         self._local_paths = _LOCAL | _DASHBOARD if dashboard else _LOCAL
+        self._has_home = dashboard and not (web_ui or expose_all)
+        """Else ``/`` and the icon are those of llama-server, or of none."""
+        if not self._has_home:
+            self._local_paths = {k: v for k, v in self._local_paths.items() if k != b"/favicon.ico"}
         self._has_web_ui = web_ui
         self._routes = BoundedMemo(self._decide_or_refuse, max_entries=512)
         """By method and path."""
@@ -266,6 +289,9 @@ class Router:
         if method in _READS and _ESCAPED_MODEL.fullmatch(path):
             return _MODELS_ROUTE  # local, so that an escaped slash is not ambiguous
         plain = normalised(path)
+        if path == b"/" and self._has_home and method in ("GET", "HEAD"):
+            error = NotFound(f"Unknown path: {method} /")
+            return Route(Kind.HOME, "/", error=error)
         if path in self._local_paths:
             return _local(method, path, *self._local_paths[path])
         if path.decode() != plain and plain.encode() in self._local_paths:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from typing import Final
 
@@ -11,7 +10,7 @@ from llama_gguf import events
 from llama_gguf.config.schema import LogSettings
 from llama_gguf.files.line_writer import LogWriter
 from llama_gguf.files.log_file import LogFile
-from llama_gguf.files.retention import prune, stamped
+from llama_gguf.files.retention import engine_folder, prune, stamped
 
 _engine: Final = logging.getLogger("llama-server")  # noqa: TID251 - lines of another program
 _LEVEL: Final = re.compile(r"\d+\.\d\d\.\d\d\d\.\d\d\d ([DIWE]) ")
@@ -30,8 +29,7 @@ def open_engine_log(settings: LogSettings, replica: str = "0") -> LogWriter:
     The files of *replica* "0" have the name that the engine's log has if there is only one.
     """
     kind = "server" if replica == "0" else f"server-{replica}"
-    name = f"llama-{settings.worker_type}" if settings.worker_type else settings.log_name
-    folder = os.path.join(settings.log_dir, name)
+    folder = engine_folder(settings)
     path = stamped(settings, folder, kind)
     file = LogFile(
         path,

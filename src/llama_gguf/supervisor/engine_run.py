@@ -278,7 +278,7 @@ class EngineManager(ManagedProcess):
         text = f"{life.status_text}: {reason}"
         status = self.status.moved(self.state, wall_now(), detail=text)
         restarts = _NO_RESTARTS | self._policy.restarts
-        self._set_status(replace(status, last_exit=text, restarts=restarts))
+        self._set_status(replace(status, last_exit=text, last_advice=advice, restarts=restarts))
 
     def _explain(self, life: Life) -> tuple[str, str]:
         """Reason and advice."""

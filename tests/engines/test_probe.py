@@ -407,7 +407,27 @@ def test_another_gateway_is_recognised_by_its_health(status: bytes, state: Child
     first, _ = look_at_peer(engine)
 
     assert first == Finding(state, 6, "m.gguf", request_tokens=4096, is_gateway=True)
-    assert engine.paths == [b"/health"] * 2
+    assert b"/props" not in engine.paths
+
+
+def test_the_models_of_a_peer_are_read_again_when_its_model_is_another() -> None:
+    engine = Engine(HEALTHY, props(b'{"total_slots":4,"model_alias":"m"}'))
+    engine.responses[b"/v1/models"] = props(b'{"data":[{"id":"m"}]}')
+
+    async def both() -> list[Finding]:
+        server = await asyncio.start_server(engine.serve, "127.0.0.1", 0)
+        address = EngineAddress("127.0.0.1", server.sockets[0].getsockname()[1])
+        async with server, asyncio.timeout(20):
+            probe = Probe(address, is_peer=True)
+            first = await probe.look()
+            engine.responses[b"/props"] = props(b'{"total_slots":4,"model_alias":"n"}')
+            engine.responses[b"/v1/models"] = props(b'{"data":[{"id":"n"}]}')
+            return [first, await probe.look()]
+
+    assert [each.model_list for each in asyncio.run(both())] == [
+        {"data": [{"id": "m"}]},
+        {"data": [{"id": "n"}]},
+    ]
 
 
 def test_the_model_of_a_peer_is_read_each_time_since_it_may_have_been_replaced() -> None:
@@ -415,4 +435,4 @@ def test_the_model_of_a_peer_is_read_each_time_since_it_may_have_been_replaced()
     first, second = look_at_peer(engine)
 
     assert first == second == Finding(ChildState.READY, 4, "m")
-    assert engine.paths == [b"/health", b"/props"] * 2
+    assert engine.paths.count(b"/props") == 2

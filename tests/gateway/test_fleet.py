@@ -163,7 +163,7 @@ def test_what_uses_no_slot_goes_to_another_replica_if_one_refuses_the_connection
 ) -> None:
     with_second(rig)
     rig.accepts = False
-    client = rig.send_request(request("GET", "/v1/models"))
+    client = rig.send_request(request("GET", "/props"))
     rig.accepts = True
     rig.dials[-1].refuse()
     rig.spin()
@@ -360,3 +360,30 @@ def test_with_one_replica_nothing_names_it(new_rig: NewRig) -> None:
     assert "x-llama-gguf-replica" not in client.response
     assert rig.records[0].replica == ""
     assert "replicas" not in health.response.json
+
+
+def test_what_one_replica_has_lost_goes_to_the_first_that_comes(rig: Rig) -> None:
+    """No replica was left when it was lost, and the one that lost it does not come back."""
+    with_second(rig, ChildState.LOADING)
+    probes_hang(rig)
+    rig.fleet.replicas["127.0.0.1:8080"].liveness.report = lambda _: None
+    client = rig.send_request()
+    rig.upstream.reset()
+    rig.advance(5)
+    assert len(rig.requests) == 1
+    with_second(rig)
+    assert at_second(rig) == [False, True]
+    rig.upstream.send(OK)
+
+    assert client.response.status == 200
+
+
+def test_a_replica_that_stays_alone_while_it_is_busy_serves_again(rig: Rig) -> None:
+    with_second(rig)
+    first = rig.fleet.replicas["127.0.0.1:8080"]
+    first.tracker.is_supervised = True
+    rig.fleet.on_refused(first, 2.0)
+    rig.fleet.remove(SECOND)
+    rig.advance(3)
+
+    assert rig.fleet.admission.slots == 4

@@ -1,4 +1,4 @@
-"""Hosts of their own, as network namespaces with addresses and links that a test can cut."""
+"""Hosts with separate addresses, as network namespaces, and links that a test can cut."""
 
 from __future__ import annotations
 

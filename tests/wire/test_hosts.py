@@ -1,4 +1,4 @@
-"""A gateway and two engines on hosts of their own, and a link between them that is cut."""
+"""A gateway and two engines on separate hosts, and a link between them that is cut."""
 
 from __future__ import annotations
 

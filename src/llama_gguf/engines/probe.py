@@ -111,7 +111,8 @@ class Probe:
         status, health = await self._get("/health")
         gateway = _read_gateway(health) if self._is_peer else None
         if gateway is not None:
-            return gateway
+            self._known = await self._with_models(gateway) if gateway.serves else None
+            return self._known or gateway
         if status == 503:
             self._known = None
             return Finding(ChildState.LOADING)
@@ -119,9 +120,15 @@ class Probe:
         if self._known is None or self._known.may_sleep or self._is_peer:
             status, body = await self._get("/props")
             found = _read_props(body) if status == 200 else Finding(ChildState.READY)
-            before = {} if self._known is None else self._known.model_list
-            self._known = replace(found, model_list=before or await self._model_list())
+            self._known = await self._with_models(found)
         return self._known
+
+    async def _with_models(self, found: Finding) -> Finding:
+        """*found* with the model list: the known one, unless the model is another by now."""
+        known = self._known
+        is_same = known is not None and known.model == found.model
+        before = known.model_list if known is not None and is_same else {}
+        return replace(found, model_list=before or await self._model_list())
 
     async def _model_list(self) -> Mapping[str, Any]:
         """Empty if it has none: other engines serve nevertheless."""

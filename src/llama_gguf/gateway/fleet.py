@@ -165,7 +165,9 @@ class Fleet:
             self._forget(key)
 
     def _forget(self, key: str) -> None:
-        self.replicas.pop(key).pool.retire_idle()
+        replica = self.replicas.pop(key)
+        replica.pool.retire_idle()
+        replica.liveness.release()
         self._on_number_changed()
         self._sum_up()
 
@@ -237,12 +239,11 @@ class Fleet:
             replica.pool.retire_idle(IDLE_SECONDS)
             if not is_late:
                 replica.pool.cut_overdue()
-            if self.has_choice:
-                if replica.standing.on_time(now):
-                    self._on_replica_change(replica)
-                if now >= replica.unreachable_since + SILENT_SECONDS and self.has_other(replica):
-                    replica.unreachable_since = math.inf
-                    self.on_silent(replica)
+            if replica.standing.on_time(now):
+                self._on_replica_change(replica)
+            if now >= replica.unreachable_since + SILENT_SECONDS and self.has_other(replica):
+                replica.unreachable_since = math.inf
+                self.on_silent(replica)
             if replica.is_leaving and replica.is_unused:
                 self._forget(key)
 
@@ -291,7 +292,8 @@ class Fleet:
         if not (replica.is_gateway or replica.tracker.is_supervised or retry_after is not None):
             # As llama-server responds while it loads: the next probe will show.
             status = replica.tracker.status.moved(ChildState.LOADING, self._clock.wall)
-            self._loop.call_soon(replica.tracker.update, status)
+            replica.tracker.update(status)
+            return
         seconds = min(
             DEFAULT_BUSY_SECONDS if retry_after is None else retry_after, MAX_BUSY_SECONDS
         )
@@ -377,6 +379,11 @@ class Fleet:
         if is_ready and not replica.was_ready:
             is_gradual = self.admission.running > 0 and self.has_other(replica)
             replica.standing.on_loaded(is_gradual=is_gradual)
+            replica.was_ready = True
+            for each in self.replicas.values():
+                if each is not replica and each.liveness.is_waited_for:
+                    self.on_connection_lost(each)  # there is another now
+                    each.liveness.release(each)
         replica.was_ready = is_ready
         if replica.tracker.status.state is not ChildState.UNREACHABLE:
             replica.unreachable_since = math.inf

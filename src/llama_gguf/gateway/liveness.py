@@ -57,6 +57,21 @@ class LivenessCheck:
             self._task.cancel()
             self._task = None
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether requests wait for the engine."""
+        return bool(self._waiting)
+
+    def release(self, keep: object = None) -> None:
+        """End the wait of all but *keep*: there is another engine, or this one has gone."""
+        released = [on_done for request, on_done in self._waiting.items() if request is not keep]
+        self._waiting = {each: done for each, done in self._waiting.items() if each is keep}
+        if self._task is not None and not self._waiting:
+            self._task.cancel()
+            self._task = None
+        for on_done in released:
+            self._loop.call_soon(on_done)
+
     async def _look_until_it_lives(self) -> None:
         while True:
             finding = await self.look()

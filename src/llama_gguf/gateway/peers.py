@@ -59,7 +59,9 @@ class Peers:
             self._fleet.remove(key)
         for key, address in addresses.items():
             if key not in self._watches:
-                self._watches[key] = self.watch(self._fleet.add(address, key))
+                replica = self._fleet.add(address, key)
+                if not replica.tracker.is_supervised:  # as PEERS may name the own engine
+                    self._watches[key] = self.watch(replica)
 
     def watch(self, replica: Replica) -> asyncio.Task[None]:
         """Probe *replica* from now on."""

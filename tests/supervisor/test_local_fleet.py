@@ -362,6 +362,7 @@ def test_a_new_engine_that_fails_beside_the_old_one_leaves_it_untouched(tmp_path
 
         assert rig.alive == ["old", "old"]
         assert rig.ready == ["0", "1"]
+        assert all(member.manager.log_file for member in rig.fleet.members)
         assert S.DRAINING not in {state for _, state in rig.gateway.seen}
         assert S.FAILED not in {state for _, state in rig.gateway.seen}
 

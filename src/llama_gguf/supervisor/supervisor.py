@@ -24,6 +24,7 @@ from llama_gguf.net.terminal import Terminal
 from llama_gguf.supervisor import reaper, states
 from llama_gguf.supervisor.child import Child
 from llama_gguf.supervisor.engine_log import open_engine_log
+from llama_gguf.supervisor.engine_run import EngineManager
 from llama_gguf.supervisor.gateway_run import EXTRA_SECONDS, GatewayManager
 from llama_gguf.supervisor.launch import Launch
 from llama_gguf.supervisor.local_fleet import LocalFleet, Setup
@@ -141,6 +142,15 @@ class Supervisor:
             _log.warning("stop_hurried", "Second signal to stop: running requests are cut")
             self._hurry_requested.set()
         self._stop_requested.set()
+
+    @property
+    def engines(self) -> Sequence[EngineManager]:
+        """In the order of their replicas; during a replacement, both of a replica."""
+        return [member.manager for member in self._fleet.members]
+
+    @property
+    def gateway(self) -> GatewayManager:
+        return self._gateway
 
     # A rolling restart --------------------------------------------------------------------------
 

@@ -119,8 +119,10 @@ class Probe:
         if self._known is None or self._known.may_sleep or self._is_peer:
             status, body = await self._get("/props")
             found = _read_props(body) if status == 200 else Finding(ChildState.READY)
-            before = {} if self._known is None else self._known.model_list
-            self._known = replace(found, model_list=before or await self._model_list())
+            known = self._known
+            is_same = known is not None and known.model == found.model
+            models = known.model_list if known and is_same else await self._model_list()
+            self._known = replace(found, model_list=models)
         return self._known
 
     async def _model_list(self) -> Mapping[str, Any]:

@@ -51,7 +51,14 @@ class Engine:
 Scenario = Callable[[Probe], Awaitable[None]]
 
 
-def run(engine: Engine, scenario: Scenario, key: str = "", path: Path | None = None) -> None:
+def run(
+    engine: Engine,
+    scenario: Scenario,
+    key: str = "",
+    path: Path | None = None,
+    *,
+    is_peer: bool = False,
+) -> None:
     async def both() -> None:
         if path is None:
             server = await asyncio.start_server(engine.serve, "127.0.0.1", 0)
@@ -61,7 +68,7 @@ def run(engine: Engine, scenario: Scenario, key: str = "", path: Path | None = N
             server = await asyncio.start_unix_server(engine.serve, path)
             address = EngineAddress("", 0, str(path), key)
         async with server, asyncio.timeout(20):
-            await scenario(Probe(address))
+            await scenario(Probe(address, is_peer=is_peer))
 
     asyncio.run(both())
 
@@ -436,3 +443,21 @@ def test_the_model_of_a_peer_is_read_each_time_since_it_may_have_been_replaced()
 
     assert first == second == Finding(ChildState.READY, 4, "m")
     assert engine.paths.count(b"/props") == 2
+
+
+def test_the_list_of_models_is_read_again_when_the_model_is_another() -> None:
+    engine = Engine(HEALTHY, props(b'{"model_alias":"a"}'))
+    engine.responses[b"/v1/models"] = props(b'{"data":[{"id":"a"}]}')
+    found: list[Finding] = []
+
+    async def scenario(probe: Probe) -> None:
+        found.append(await probe.look())
+        engine.responses[b"/props"] = props(b'{"model_alias":"b"}')
+        engine.responses[b"/v1/models"] = props(b'{"data":[{"id":"b"}]}')
+        found.append(await probe.look())
+        found.append(await probe.look())
+
+    run(engine, scenario, is_peer=True)
+
+    assert [each.model_list["data"] for each in found] == [[{"id": n}] for n in "abb"]
+    assert engine.paths.count(b"/v1/models") == 2

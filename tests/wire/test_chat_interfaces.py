@@ -78,7 +78,7 @@ def test_open_webui_s_background_requests_get_a_message(gateway: GatewayProcess,
     assert post(gateway, body).json["choices"][0]["message"]["content"] == TEXT
 
 
-def test_librechat_fetches_the_models_chats_and_asks_for_a_title(gateway: GatewayProcess) -> None:
+def test_librechat_fetches_the_models_chats_and_requests_a_title(gateway: GatewayProcess) -> None:
     models = gateway.send_request(request("GET", "/v1/models", "User-Agent: axios/1.12")).json
     assert [m["id"] for m in models["data"]] == [MODEL]
     body: dict[str, Any] = {"model": MODEL, "messages": MESSAGES, "user": "68a"}

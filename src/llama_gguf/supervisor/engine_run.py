@@ -185,6 +185,11 @@ class EngineManager(ManagedProcess):
         """Publish the progress of the preparation of the first start."""
         self._set_status(replace(self.status, detail=detail, progress=progress))
 
+    @property
+    def log_file(self) -> str:
+        """The path of the present life's log; empty while there is none."""
+        return "" if self._log is None else self._log.file.path
+
     def reopen_log(self) -> None:
         if self._log is not None:
             self._log.reopen()

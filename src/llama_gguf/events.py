@@ -5,7 +5,7 @@
 
 The name and the facts are for programs, and stable (docs/logs.md). The sentence is for people, and
 may be reworded. Both are in an ordinary ``logging`` record, like those of libraries, which
-``cli/logs.py`` renders as text or as JSON. No fact may be a secret.
+``cli/log_output.py`` renders as text or as JSON. No fact may be a secret.
 """
 
 from __future__ import annotations

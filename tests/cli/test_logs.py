@@ -1,185 +1,97 @@
 from __future__ import annotations
 
-import json
-import logging
-import re
-from collections.abc import Iterator
-from typing import Any, Final
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from llama_gguf.cli import logs
-from llama_gguf.config.masking import Masker
-from llama_gguf.events import EventLog
+from llama_gguf.cli.main import main
 
-_log: Final = EventLog("llama_gguf.somewhere")
-_library: Final = logging.getLogger("library")
-ENDS: Final = ["\n", "\r\n", "\r", "\u2028", "\x0b", "\x0c", "\x1c", "\x85", "\x00", "\x1b[2K"]
-"""Characters that end a line or move the cursor in some terminal or viewer."""
-FORGED: Final = "2026-01-01T00:00:00.000+00:00 ERROR   forged"
+BOOT = "logs/_boot/20261130T000000Z_boot_box.log"
+ENGINE = "logs/llama/20261130T000000Z_server_box.log"
 
 
-@pytest.fixture(autouse=True)
-def _root_logger_as_it_was() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
+def write(data: Path, name: str, *lines: str) -> Path:
+    path = data / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
 
 
-def json_lines(text: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in text.splitlines()]
+def show(data: Path, *flags: str, **environ: str) -> int:
+    return main(["logs", *flags], {"DATA_DIR": str(data), **environ})
 
 
-# Text ---------------------------------------------------------------------------------------------
-
-
-def test_a_text_line_has_time_level_and_message(capsys: pytest.CaptureFixture[str]) -> None:
-    logs.configure("text")
-    _log.warning("paint_low", "{count} colours are missing", count=2)
-
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    time, rest = printed.err.split(" ", 1)
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", time)
-    assert rest == "WARNING 2 colours are missing\n"
-
-
-def test_a_record_of_another_logger_has_its_name(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [((), BOOT), (("--engine",), ENGINE), (("--requests",), "logs/api_access.log")],
+)
+def test_the_last_lines_of_each_log_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], name: str
 ) -> None:
-    logs.configure("text")
-    _library.info("%d things", 2)
+    write(tmp_path, name, *(f"line {n}" for n in range(9)))
 
-    assert capsys.readouterr().err.endswith(" INFO    library: 2 things\n")
+    assert show(tmp_path, *flags, "-n", "2") == 0
 
-
-def test_the_lines_of_an_event_follow_it_indented(capsys: pytest.CaptureFixture[str]) -> None:
-    logs.configure("text")
-    _log.error("bug", "It died", lines=["one\ttab", "two\rx"])
-
-    _, *lines = capsys.readouterr().err.splitlines()
-    assert lines == ["    one\ttab", "    two\\rx"]
+    assert capsys.readouterr().out == "line 7\nline 8\n"
 
 
-@pytest.mark.parametrize("end", ENDS)
-def test_no_value_can_forge_or_hide_a_text_line(
-    end: str, capsys: pytest.CaptureFixture[str]
+def test_the_log_of_the_latest_start_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    logs.configure("text")
-    value = f"ä{end}{FORGED}"
-    _log.info("painted", "It is {colour}", colour=value, lines=[value])
-    _library.info("It is %s", value)
-    try:
-        raise ValueError(value)
-    except ValueError as error:
-        _log.error("bug", "It failed", exc_info=error)
+    write(tmp_path, BOOT, "new")
+    old = write(tmp_path, "logs/_boot/20261129T000000Z_boot_box.log", "old")
+    os.utime(old, (0, 0))
 
-    text = capsys.readouterr().err
-    assert "ä" in text
-    assert not any((c < " " and c != "\n") or c in "\x85\u2028" for c in text)
-    at_the_margin = [line for line in text.splitlines() if not line.startswith("    ")]
-    assert len(at_the_margin) == 3
-    assert not any(line.startswith(FORGED) for line in at_the_margin)
+    assert show(tmp_path) == 0
+
+    assert capsys.readouterr().out == "new\n"
 
 
-# JSON ---------------------------------------------------------------------------------------------
-
-
-def test_a_json_line_has_the_event_and_its_facts_as_fields(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize(
+    "environ", [{"LOG_NAME": "mine"}, {"WORKER_TYPE": "x", "LOG_NAME": "y"}], ids=["name", "type"]
+)
+def test_the_settings_of_serve_find_its_engine_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], environ: dict[str, str]
 ) -> None:
-    logs.configure("json")
-    _log.info("painted", "{count} things are {colour}", count=2, colour="red", lines=["a", "b"])
+    folder = "llama-x" if "WORKER_TYPE" in environ else "mine"
+    write(tmp_path, f"logs/{folder}/1_server_box.log", "here")
 
-    (line,) = json_lines(capsys.readouterr().err)
-    assert line.pop("time").endswith("+00:00")
-    assert line == {
-        "level": "info",
-        "event": "painted",
-        "logger": "llama_gguf.somewhere",
-        "message": "2 things are red",
-        "count": 2,
-        "colour": "red",
-        "lines": ["a", "b"],
-    }
+    assert show(tmp_path, "--engine", **environ) == 0
+
+    assert capsys.readouterr().out == "here\n"
 
 
-def test_a_json_line_of_a_library_has_the_same_fields_and_no_facts(
-    capsys: pytest.CaptureFixture[str],
+def test_without_a_log_the_error_names_the_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    logs.configure("json")
-    _library.info("%d things", 2)
+    assert show(tmp_path) == logs.NO_LOG
 
-    (line,) = json_lines(capsys.readouterr().err)
-    assert line.pop("time")
-    assert line == {
-        "level": "info",
-        "event": "other",
-        "logger": "library",
-        "message": "2 things",
-    }
+    assert f"there is no such log in {tmp_path}/logs yet" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("end", ENDS)
-def test_no_value_can_forge_a_json_line(end: str, capsys: pytest.CaptureFixture[str]) -> None:
-    logs.configure("json")
-    forged = f'an ending{end}{{"level": "error", "message": "forged"}}'
-    _log.info("painted", "It is {colour}", colour=forged)
-
-    (line,) = json_lines(capsys.readouterr().err)
-    assert line["level"] == "info"
-    assert line["message"] == f"It is {forged}"
-    assert line["colour"] == forged
-
-
-# Both ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("log_format", ["text", "json"])
-def test_an_exception_is_logged_with_its_traceback(
-    log_format: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    logs.configure(log_format)
-    try:
-        raise ValueError("the reason")
-    except ValueError as error:
-        _log.error("bug", "It failed", exc_info=error)
-
-    text = capsys.readouterr().err
-    if log_format == "json":
-        (line,) = json_lines(text)
-        assert line["message"] == "It failed"
-        text = line["exception"]
-    assert "Traceback" in text
-    assert "ValueError: the reason" in text
-
-
-@pytest.mark.parametrize("log_format", ["text", "json"])
-@pytest.mark.parametrize("secret", ['sk"quoted"', "sk-\\back", "sk-ä-umlaut", "sk-plain"])
-def test_a_secret_in_a_fact_can_be_masked(
-    log_format: str, secret: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    logs.configure(log_format)
-    _log.error("bug", "It is {colour}", colour=f"x {secret} y", lines=[f"x {secret} y"])
-
-    masked = Masker([secret]).mask(capsys.readouterr().err)
-    assert masked.count("x ******** y") == (2 if log_format == "text" else 3)
-
-
-def test_records_below_info_are_not_logged(capsys: pytest.CaptureFixture[str]) -> None:
-    logs.configure("text")
-    _library.debug("a detail")
-
-    assert capsys.readouterr().err == ""
-
-
-def test_configuring_twice_does_not_duplicate_records(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    logs.configure("json")
-    logs.configure("text")
-    _log.info("painted", "once")
-
-    assert capsys.readouterr().err.count("once") == 1
+@pytest.mark.processes
+def test_following_continues_with_a_rotated_file_and_with_the_next_start(tmp_path: Path) -> None:
+    first = write(tmp_path, ENGINE, "one")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llama_gguf", "logs", "-f", "--engine"],
+        env={"DATA_DIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "one\n"
+        with first.open("a") as file:
+            file.write("two\n")
+        assert process.stdout.readline() == "two\n"
+        first.rename(f"{first}.1")
+        write(tmp_path, ENGINE, "three")
+        assert process.stdout.readline() == "three\n"
+        write(tmp_path, "logs/llama/20261201T000000Z_server_box.log", "four")
+        assert process.stdout.readline() == "four\n"
+        process.terminate()

@@ -17,10 +17,11 @@ pytestmark = pytest.mark.processes
 SECONDS = 30.0
 PRELUDE = """
 import logging, os, signal, sys, threading, time
-from llama_gguf.cli import logs, output
+from llama_gguf.cli import log_output, output
+from llama_gguf.config.schema import LogSettings
 from llama_gguf.cli.terminal import echo
 output.take_over()
-logs.configure("text")
+log_output.configure(LogSettings(), {})
 log = logging.getLogger("llama_gguf.test")
 """
 
@@ -122,7 +123,7 @@ from llama_gguf.cli.terminal import LoadMeter, download_meter
 with download_meter("m.gguf") as report:
     for n in range(1000):
         report(n, 1000)
-meter = LoadMeter(after_seconds=0.0)
+meter = LoadMeter({"TERM": "xterm"}, after_seconds=0.0, every_seconds=0.0)
 for n in range(1000):
     meter.show("loading", n / 1000)
     log.info("meanwhile")

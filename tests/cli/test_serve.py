@@ -86,7 +86,8 @@ def pasted(desk: Desk, text: str, *, shell: str = "sh") -> tuple[str, str, dict[
         f.split(": ", 1) for f in (words[i + 1] for i, w in enumerate(words) if w == "-H")
     )
     body = json.loads(words[words.index("-d") + 1])
-    return words[0], fields["Authorization"].removeprefix("Bearer "), body
+    assert words[0] == "-N"
+    return words[1], fields["Authorization"].removeprefix("Bearer "), body
 
 
 # The banner ---------------------------------------------------------------------------------------
@@ -99,7 +100,11 @@ def test_the_commands_contain_a_new_key(desk: Desk) -> None:
     assert pasted(desk, text) == (
         "http://127.0.0.1:8000/v1/chat/completions",
         SECRET,
-        {"model": "tiny", "messages": [{"role": "user", "content": "Hello!"}]},
+        {
+            "model": "tiny",
+            "messages": [{"role": "user", "content": "Hello!"}],
+            "stream": True,
+        },
     )
     assert "awk" not in text
 
@@ -222,7 +227,7 @@ def test_the_url_is_usable_for_clients(host: str, url: str) -> None:
     text = ready_text(settings(host=host), model="tiny", new_key=SECRET)
 
     assert text.startswith(f"\nReady: {url} serves tiny\n")
-    assert shlex.split(curl_of(text))[1] == f"{url}/chat/completions"
+    assert shlex.split(curl_of(text))[2] == f"{url}/chat/completions"
     assert f'base_url="{url}"' in text
 
 
@@ -237,6 +242,45 @@ def test_with_a_certificate_the_url_is_https(desk: Desk) -> None:
     assert recorded["base_url"] == "https://127.0.0.1:8000/v1"
     assert "http://" not in text
     assert "curl --cacert FILE" in text
+
+
+def test_the_ready_text_has_context_dashboard_and_the_command_that_shows_the_key(
+    tmp_path: Path,
+) -> None:
+    keys = tmp_path / "api_keys.txt"
+    keys.write_text(f"alice:{SECRET}\n")
+
+    text = ready_text(settings(auth_keys_file=str(keys)), model="tiny", context=4096, new_key="")
+
+    lines = text.splitlines()
+    assert lines[1] == "Ready: http://127.0.0.1:8000/v1 serves tiny, 4096 tokens per request"
+    assert lines[2].startswith("API key: ")
+    assert lines[2].endswith(f" keys show alice --file {keys}")
+    assert lines[3] == "Dashboard: http://127.0.0.1:8000/dashboard"
+
+
+def test_without_any_key_the_ready_text_has_the_command_that_creates_one(tmp_path: Path) -> None:
+    keys = tmp_path / "api_keys.txt"
+
+    text = ready_text(settings(auth_keys_file=str(keys)), model="tiny", new_key="")
+
+    assert "there is none yet, so every request is refused" in text
+    assert f" keys generate --name me --file {keys}\n" in text
+
+
+def test_without_a_dashboard_its_address_is_not_shown() -> None:
+    text = ready_text(settings(dashboard=False), model="tiny", new_key=SECRET)
+
+    assert "/dashboard" not in text
+
+
+@pytest.mark.parametrize("level", ["warning", "error"])
+def test_quiet_shows_only_that_it_is_ready(level: str, capsys: pytest.CaptureFixture[str]) -> None:
+    display = serve.ServeDisplay(settings(log_level=level), {}, creates_key=False)
+
+    display.show_ready("tiny", None)
+
+    assert capsys.readouterr().out == "Ready: http://127.0.0.1:8000/v1 serves tiny\n"
 
 
 # DEBUG_SHELL --------------------------------------------------------------------------------------
@@ -305,3 +349,13 @@ def test_the_model_argument_is_optional() -> None:
 
     assert vars(parser.parse_args([])) == {"model": None, "create_key": False}
     assert vars(parser.parse_args(["m", "--create-key"])) == {"model": "m", "create_key": True}
+
+
+@pytest.mark.parametrize("flag", ["-q", "--quiet", "-v", "--verbose"])
+def test_quiet_and_verbose_are_settings(flag: str) -> None:
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+
+    chosen = vars(parser.parse_args([flag]))
+    expected = {"setting_log_level": "warning"} if "q" in flag else {"setting_log_requests": "true"}
+    assert chosen == {"model": None, "create_key": False, **expected}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pty
 import re
@@ -9,7 +10,15 @@ import sys
 
 import pytest
 
-from llama_gguf.cli.terminal import LoadMeter, download_meter, echo, print_table, progress_meter
+from llama_gguf.cli.terminal import (
+    LoadMeter,
+    bar_text,
+    download_meter,
+    echo,
+    has_colours,
+    print_table,
+    progress_meter,
+)
 
 
 def test_text_is_on_standard_output_at_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,32 +173,105 @@ def without_colours(shown: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
 
 
+LOG_LINE = (
+    "import subprocess; subprocess.run(['printf', r'\\r\\033[Ka line of another process\\n'])"
+)
+
+
+def drawn(code: str, *, after: float = 0.0) -> str:
+    """What *code* shows on a terminal; in it, ``shown()`` waits until the bar has been drawn."""
+    meter = f"LoadMeter({{'TERM': 'xterm'}}, after_seconds={after}, every_seconds=0.01)"
+    wait = "shown = lambda: any(time.sleep(0.01) for _ in range(100))"
+    return on_a_terminal(f"m = {meter}; {wait}\n{code}", columns=100)
+
+
 @pytest.mark.processes
 def test_a_terminal_shows_a_bar_during_a_load() -> None:
-    shown = on_a_terminal(
-        "m = LoadMeter(after_seconds=0.0); m.show('loading it', None); m.show('loading it', 0.42); "
-        "m._timer.join(); m._progress.refresh(); m.hide(); print('over')",
-        columns=100,
-    )
+    shown = drawn("m.show('loading it', None); m.show('loading it', 0.42); shown(); m.hide()")
 
-    assert "loading it" in shown
-    assert "42 %" in without_colours(shown)
-    assert without_colours(shown).splitlines()[-1].endswith("over")
+    assert "loading it [=============                 ]  42%" in shown
+
+
+@pytest.mark.processes
+def test_a_bar_leaves_nothing_on_its_line() -> None:
+    shown = drawn("m.show('loading it', 0.42); shown(); m.hide(); print('over')")
+
+    assert on_screen(shown) == ["over"]
+
+
+@pytest.mark.processes
+def test_a_line_of_another_process_does_not_share_the_bars_line() -> None:
+    shown = drawn(f"m.show('loading it', 0.42); shown(); {LOG_LINE}; shown(); m.hide()")
+
+    assert on_screen(shown) == ["a line of another process"]
+
+
+def test_a_bar_has_share_and_time() -> None:
+    assert bar_text("loading x", 0.5, 75.0) == f"loading x [{'=' * 15}{' ' * 15}]  50% 1:15"
+    assert bar_text("loading x", None, 5.9) == "loading x ... 0:05"
+
+
+def on_screen(written: str) -> list[str]:
+    """The lines that a terminal shows in the end, for the control sequences of the bar."""
+    lines = [""]
+    column = 0
+    for part in re.findall(r"\x1b\[K|\r|\n|[^\x1b\r\n]+", written):
+        if part == "\x1b[K":
+            lines[-1] = lines[-1][:column]
+        elif part == "\r":
+            column = 0
+        elif part == "\n":
+            lines.append("")
+        else:
+            lines[-1] = lines[-1][:column] + part + lines[-1][column + len(part) :]
+            column += len(part)
+    return [line for line in lines if line]
 
 
 @pytest.mark.processes
 def test_a_short_load_on_a_terminal_shows_nothing() -> None:
-    shown = on_a_terminal(
-        "m = LoadMeter(after_seconds=60.0); m.show('loading it', 0.42); m.hide(); print('over')",
-        columns=100,
-    )
+    assert drawn("m.show('loading it', 0.42); m.hide(); print('over')", after=60.0) == "over\r\n"
 
-    assert "loading it" not in shown
+
+@pytest.mark.processes
+def test_a_terminal_without_control_sequences_shows_no_bar() -> None:
+    code = "m = LoadMeter({'TERM': 'dumb'}, after_seconds=0); m.show('x', 0.5); m.hide(); print(1)"
+
+    assert on_a_terminal(code, columns=100) == "1\r\n"
 
 
 def test_without_a_terminal_a_load_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    meter = LoadMeter(after_seconds=0.0)
+    meter = LoadMeter({"TERM": "xterm"}, after_seconds=0.0)
     meter.show("loading it", 0.42)
     meter.hide()
 
     assert capsys.readouterr() == ("", "")
+
+
+# Colours ------------------------------------------------------------------------------------------
+
+
+class FakeStream(io.StringIO):
+    def __init__(self, *, is_terminal: bool) -> None:
+        super().__init__()
+        self._is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self._is_terminal
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "environ", "expected"),
+    [
+        (True, {"TERM": "xterm"}, True),
+        (True, {"TERM": "xterm", "NO_COLOR": ""}, True),
+        (True, {"TERM": "xterm", "NO_COLOR": "1"}, False),
+        (True, {"TERM": "dumb"}, False),
+        (True, {}, False),
+        (False, {"TERM": "xterm"}, False),
+    ],
+)
+def test_only_a_terminal_that_is_not_opted_out_gets_colours(
+    is_terminal: bool, environ: dict[str, str], expected: bool
+) -> None:
+    assert has_colours(FakeStream(is_terminal=is_terminal), environ) is expected

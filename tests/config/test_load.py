@@ -243,7 +243,7 @@ def test_a_name_one_edit_away_from_ours_is_warned_about(name: str, ours: str) ->
         *("LOGNAME", "HOSTNAME", "PATH", "HOME", "USER", "SHELL", "TERM", "LANG", "LC_ALL", "TZ"),
         *("PWD", "OLDPWD", "SHLVL", "MAIL", "EDITOR", "HOSTS", "PORTS", "SPORT", "DEBUG", "NGINX"),
         *("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "RUNPOD_POD_ID", "HF_TOKEN"),
-        *("BACKEND_PORT", "MODEL", "MODELS", "OMP_NUM_THREADS", "LOG_LEVEL", "HTTP_PROXY"),
+        *("BACKEND_PORT", "MODEL", "MODELS", "OMP_NUM_THREADS", "HTTP_PROXY"),
     ],
 )
 def test_the_variables_of_an_ordinary_machine_bring_no_warning(name: str) -> None:

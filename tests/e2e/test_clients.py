@@ -119,7 +119,7 @@ def test_every_chunk_of_a_stream_holds_whole_events_and_the_last_is_done(served:
 
 
 @pytest.mark.parametrize(
-    ("first", "last"), [("curl http", "}'"), ("python3 - <<", "END")], ids=["curl", "python"]
+    ("first", "last"), [("curl -N http", "}'"), ("python3 - <<", "END")], ids=["curl", "python"]
 )
 def test_the_printed_examples_work_unchanged(served: Served, first: str, last: str) -> None:
     served.until(lambda: "Ctrl-C" in served.output, "the examples")

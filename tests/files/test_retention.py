@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llama_gguf.config.schema import LogSettings
-from llama_gguf.files.retention import OTHERS_LIVE_SECONDS, prune, stamped
+from llama_gguf.files.retention import OTHERS_LIVE_SECONDS, latest, prune, stamped
 
 OURS = LogSettings(instance_id="box", log_backups=2)
 
@@ -56,3 +56,12 @@ def test_nothing_else_is_touched(tmp_path: Path) -> None:
 
 def test_a_missing_folder_needs_no_pruning(tmp_path: Path) -> None:
     prune(OURS, str(tmp_path / "nowhere"), "server", but="")
+
+
+def test_the_latest_log_is_the_one_that_was_written_last(tmp_path: Path) -> None:
+    assert latest(str(tmp_path / "missing"), "server") is None
+    assert latest(str(tmp_path), "server") is None
+    make(tmp_path, "2_server_box.log", "3_server_box.log", "1_server-1_box.log")
+    make(tmp_path, "9_boot_box.log", "9_server_box.log.1")
+
+    assert latest(str(tmp_path), "server") == str(tmp_path / "2_server_box.log")

@@ -21,6 +21,12 @@ BENCH: Final = SOURCE.with_name("llama_gguf_bench")  # its tests are in tests/be
 TESTED_ELSEWHERE: Final = {
     "files/stamps.py": "access/test_key_store.py",  # detects a new keys file
     "cli/key_views.py": "cli/test_keys.py",  # the output of `keys`
+    # Commands that need a running server.
+    "cli/neighbours.py": "supervisor/test_serve_operated.py",
+    "cli/restart.py": "supervisor/test_serve_operated.py",
+    "cli/status.py": "supervisor/test_serve_operated.py",
+    "cli/stop.py": "supervisor/test_serve_operated.py",
+    "supervisor/operations.py": "supervisor/test_serve_operated.py",
     "models/gguf_cursor.py": "models/test_gguf.py",  # reads bytes for models/gguf.py alone
 }
 """Modules without a test file of their name, and the file whose tests cover them."""

@@ -14,12 +14,14 @@ import pytest
 
 from llama_gguf.config import settings as settings_module
 from llama_gguf.config.load import load
+from llama_gguf.config.schema import LogSettings
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.errors import UserError
 from llama_gguf.models.progress import Meter
 from llama_gguf.supervisor import app
 from llama_gguf.supervisor.app import App
+from llama_gguf.supervisor.boot_log import BootLog
 from llama_gguf.supervisor.local_fleet import Setup
 from tests.support.gguf_files import gguf
 from tests.support.processes import free_ports
@@ -49,7 +51,7 @@ class FakeDisplay:
     def hide_load(self) -> None:
         self.calls.append("hidden")
 
-    def show_ready(self, model: str) -> None:
+    def show_ready(self, model: str, context: int | None) -> None:
         self.may_show.wait(30)
         self.calls.append("ready")
         self.is_shown.set()
@@ -166,11 +168,12 @@ def test_a_fault_is_reported_before_anything_is_done_for_a_start(
 
 
 @pytest.fixture
-def running(display: FakeDisplay) -> App:
-    made = App(settings(), environ={}, sources={}, display=display, on_reopen=lambda: None)
-    supervisor = types.SimpleNamespace(is_leaving=False)
-    made._supervisor = supervisor  # type: ignore[assignment]
-    return made
+def running(display: FakeDisplay, tmp_path: Path) -> Iterator[App]:
+    with BootLog(LogSettings(log_dir=str(tmp_path))) as boot_log:
+        made = App(settings(), environ={}, sources={}, display=display, boot_log=boot_log)
+        supervisor = types.SimpleNamespace(is_leaving=False)
+        made._supervisor = supervisor  # type: ignore[assignment]
+        yield made
 
 
 def test_a_display_that_waits_for_a_disk_does_not_block_the_loop(
@@ -217,15 +220,17 @@ def again(
     startable: dict[str, object], display: FakeDisplay, changes: dict[str, object]
 ) -> list[Setup]:
     """What a rolling restart starts after *changes* to the settings."""
-    made = App(
-        settings(**startable),
-        environ={"PATH": os.defpath},
-        sources={},
-        display=display,
-        on_reopen=lambda: None,
-        load_again=lambda: (settings(**startable | changes), {}),
-    )
-    return list(asyncio.run(made._prepare_again(lambda text: None)))
+    chosen = settings(**startable)
+    with BootLog(chosen.logs) as boot_log:
+        made = App(
+            chosen,
+            environ={"PATH": os.defpath},
+            sources={},
+            display=display,
+            boot_log=boot_log,
+            load_again=lambda: (settings(**startable | changes), {}),
+        )
+        return list(asyncio.run(made._prepare_again(lambda text: None)))
 
 
 @pytest.mark.processes

@@ -52,7 +52,7 @@ def test_sigterm_finishes_running_requests_rejects_new_ones_and_leaves_nothing(
     usage = f"usage/{socket.gethostname()}.json"
     assert files_in(serve.data) - {usage, f"{usage}.lock"} == {
         *("api_keys.txt", "logs/api_access.log", "logs/llama/*.log"),
-        *("logs/_boot/*.log", "logs/_boot/latest.txt"),
+        *("logs/_boot/*.log", "logs/_boot/latest.txt", "run/control.sock.lock"),
     }
     assert "Traceback" not in serve.err
 

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_gguf.http1.exchange_record import ExchangeRecord, Usage
-from llama_gguf.telemetry.access_log import MAX_WAITING_BYTES, AccessLog, as_json, as_text
+from llama_gguf.http1.request import Request
+from llama_gguf.http1.routes import Kind, Route
+from llama_gguf.telemetry.access_log import (
+    MAX_WAITING_BYTES,
+    AccessLog,
+    RequestLog,
+    as_json,
+    as_text,
+)
 from llama_gguf.telemetry.batch import Batch
 from tests.support.exchanges import STARTED_AT, finished_exchange, request_for
 from tests.support.fakes import Rig
@@ -232,3 +240,35 @@ def test_unknown_token_counts_are_missing_and_not_zero() -> None:
 
     assert half.endswith("outcome=done prompt_tokens=3")
     assert not any("token" in name for name in none)
+
+
+# A line per request in the program's own log ------------------------------------------------------
+
+
+def logged(caplog: pytest.LogCaptureFixture, *exchanges: ExchangeRecord) -> list[str]:
+    caplog.set_level("INFO")
+    RequestLog().take(Batch(list(exchanges), 0.0))
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_a_request_is_one_line_with_key_route_status_tokens_and_times(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    exchange = finished_exchange(usage=Usage(31, 4, None), first_token=0.2)
+
+    assert logged(caplog, exchange) == [
+        "alice POST /v1/chat/completions 200 done in 1.50 s: 31 + 4 tokens, the first after 0.20 s"
+    ]
+
+
+def test_a_request_without_tokens_has_a_shorter_line(caplog: pytest.LogCaptureFixture) -> None:
+    exchange = finished_exchange(status=429, first_byte=None)
+
+    assert logged(caplog, exchange) == ["alice POST /v1/chat/completions 429 done in 1.50 s"]
+
+
+def test_health_checks_have_no_line(caplog: pytest.LogCaptureFixture) -> None:
+    checks = request_for("GET", "/health")
+    checks = Request(checks.head, cors=b"", route=Route(Kind.HEALTH, "/health"))
+
+    assert logged(caplog, finished_exchange(checks)) == []

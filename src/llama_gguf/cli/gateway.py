@@ -10,17 +10,26 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
-from llama_gguf.cli import logs
+from llama_gguf.cli import log_output, neighbours
 from llama_gguf.cli.context import Context
 from llama_gguf.cli.loops import gateway_loop
 from llama_gguf.config.schema import ListenSettings, UpstreamSettings
+from llama_gguf.config.settings import Settings
 from llama_gguf.errors import UserError
+from llama_gguf.gateway.operator_facts import operator_facts
 from llama_gguf.gateway.server import Gateway, adopt
+from llama_gguf.net.clock import wall_now
 from llama_gguf.net.listener import listen
+from llama_gguf.supervisor.boot_log import BOOT_LOG, BootLog
+from llama_gguf.supervisor.control_socket import ControlSocket, Handler, Json, Report
+from llama_gguf.supervisor.operations import iso, replica_facts, server_facts
 
 GARBAGE_OBJECTS = 10_000
 """New container objects that trigger a collection of the youngest; Python's default is 700."""
@@ -28,6 +37,7 @@ USAGE = "%(prog)s [--SETTING VALUE ...]"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    log_output.add_flags(parser)
     # Passed by `serve`, which owns the socket and knows the engine's status.
     parser.add_argument("--listen-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--channel-fd", type=int, help=argparse.SUPPRESS)
@@ -57,10 +67,13 @@ def _check_upstream(at: ListenSettings, upstream: UpstreamSettings) -> None:
 
 def run(arguments: argparse.Namespace, context: Context) -> int:
     settings = context.settings
-    logs.configure(settings.logs.log_format)
+    log_output.configure(settings.logs, context.environ)
     if arguments.listen_fd is None:
         _check_upstream(settings.listen, settings.upstream)
-        listener = listen(settings.listen.host, settings.listen.port)
+        try:
+            listener = listen(settings.listen.host, settings.listen.port)
+        except UserError as error:
+            raise neighbours.explained(error, settings) from None
     else:
         listener = adopt(arguments.listen_fd)
     channel = None if arguments.channel_fd is None else adopt(arguments.channel_fd)
@@ -71,7 +84,62 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     gc.set_threshold(GARBAGE_OBJECTS)
 
     async def serve(listener: socket.socket) -> int:
-        return await Gateway(settings, listener, channel).run()
+        gateway = Gateway(settings, listener, channel)
+        if channel is not None:  # the supervisor has the control socket
+            return await gateway.run()
+        handlers = _Operations(settings, gateway, wall_now()).handlers()
+        async with ControlSocket(settings.model.data_dir, settings.listen.port, handlers):
+            return await gateway.run()
 
-    with asyncio.Runner(loop_factory=gateway_loop(settings.tls)) as runner, listener:
+    boot_log = context.environ.get(BOOT_LOG) if channel is not None else None
+    keeping = BootLog(settings.logs, boot_log) if boot_log else contextlib.nullcontext()
+    with keeping, asyncio.Runner(loop_factory=gateway_loop(settings.tls)) as runner, listener:
         return runner.run(serve(listener))
+
+
+@dataclass(frozen=True, slots=True)
+class _Operations:
+    """The commands of the control socket of a gateway alone."""
+
+    settings: Settings
+    gateway: Gateway
+    started_at: float
+
+    def handlers(self) -> Mapping[str, Handler]:
+        return {"status": self.status, "restart": self.restart, "stop": self.stop}
+
+    async def status(self, arguments: Json, report: Report) -> Json:
+        del arguments, report
+        fleet = self.gateway.services.fleet
+        status = fleet.status
+        facts = operator_facts(self.gateway.services)
+        is_draining = self.gateway.services.connections.is_draining
+        return {
+            **server_facts(self.settings, "gateway", self.started_at),
+            "state": "stopping" if is_draining else str(status.state),
+            "since": iso(status.since),
+            "detail": status.detail,
+            "progress": None,
+            "model": facts["model"],
+            "replicas": [
+                {
+                    **replica_facts(replica.label, replica.tracker.status),
+                    "pid": None,
+                    "log_file": "",
+                }
+                for replica in fleet.replicas.values()
+            ],
+            "gateway": facts,
+            "log": [],
+        }
+
+    async def restart(self, arguments: Json, report: Report) -> Json:
+        del arguments, report
+        raise UserError("a gateway alone does not run llama-server: restart that where it runs")
+
+    async def stop(self, arguments: Json, report: Report) -> Json:
+        del report
+        self.gateway.stop()
+        if arguments.get("now") is True:
+            self.gateway.stop()
+        return {"drain_seconds": self.settings.process.drain_timeout}

@@ -11,7 +11,7 @@ import argparse
 import asyncio
 import signal
 
-from llama_gguf.cli import logs
+from llama_gguf.cli import log_output
 from llama_gguf.cli.context import Context
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Finding, Probe, watch
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, context: Context) -> int:
     del arguments
     settings = context.settings
-    logs.configure(settings.logs.log_format)
+    log_output.configure(settings.logs, context.environ)
     state = ChildState.STARTING
 
     def status() -> int:

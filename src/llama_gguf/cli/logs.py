@@ -1,78 +1,113 @@
-"""Logging: to standard error, as text or as one JSON object a line."""
+"""Show the latest log of `serve`, or of llama-server.
+
+Logs are files below LOG_DIR, so that they can also be read when no server runs.
+
+Examples:
+  llama-gguf logs             the last lines of the server's own log
+  llama-gguf logs -f          the same, then new lines until Ctrl-C
+  llama-gguf logs --engine    the output of llama-server
+
+Exit status: 0, or 3 if there is no log.
+"""
 
 from __future__ import annotations
 
-import json
-import logging
+import argparse
+import os
 import sys
-from datetime import UTC, datetime
-from types import TracebackType
-from typing import Any, TextIO
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import IO, Final
 
-from llama_gguf.events import event_of, facts_of
+from llama_gguf.cli.context import Context
+from llama_gguf.cli.terminal import flush
+from llama_gguf.config.schema import LogSettings
+from llama_gguf.errors import UserError
+from llama_gguf.files.retention import latest
 
-_ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
-
-
-class _Text(logging.Formatter):
-    """One line per record; its further lines follow, indented.
-
-    Therefore no content of a fact or a library's message can forge another record.
-    """
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        # The logger's name if it is not ours, such as llama-server's.
-        name = "" if record.name.startswith("llama_gguf") else f"{record.name}: "
-        head = f"{_time(record)} {record.levelname:<7} {name}{_printable(record.message)}"
-        lines = facts_of(record).get("lines")
-        return "\n    ".join([head, *map(_printable, lines if isinstance(lines, list) else ())])
-
-    def formatException(self, ei: _ExcInfo) -> str:
-        lines = super().formatException(ei).splitlines()
-        return "\n".join(f"    {_printable(line)}" for line in lines)
+DEFAULT_LINES: Final = 50
+POLL_SECONDS: Final = 0.25
+NO_LOG: Final = 3
 
 
-class _Json(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        fields: dict[str, Any] = {
-            "time": _time(record),
-            "level": record.levelname.lower(),
-            "event": event_of(record),
-            "logger": record.name,
-            "message": record.getMessage(),
-            **facts_of(record),
-        }
-        if record.exc_info:
-            fields["exception"] = self.formatException(record.exc_info)
-        return json.dumps(fields)
-
-
-def _printable(text: str) -> str:
-    """*text* with all control characters except tabs escaped."""
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in text
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-f", "--follow", action="store_true", help="wait for new lines, and print")
+    parser.add_argument("--engine", action="store_true", help="llama-server's output")
+    parser.add_argument("--requests", action="store_true", help="the access log: a line a request")
+    parser.add_argument(
+        *("-n", "--lines"),
+        type=_whole,
+        default=DEFAULT_LINES,
+        metavar="N",
+        help=f"how many of the last lines [{DEFAULT_LINES}]",
     )
 
 
-class _ToStderr(logging.StreamHandler[TextIO]):
-    """Writes to the current ``sys.stderr``, which a progress bar replaces temporarily."""
-
-    def __init__(self) -> None:
-        super().__init__(sys.stderr)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.stream = sys.stderr
-        super().emit(record)
+def _whole(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError
+    return number
 
 
-def _time(record: logging.LogRecord) -> str:
-    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+def run(arguments: argparse.Namespace, context: Context) -> int:
+    logs = context.settings.logs
+    kind = "engine" if arguments.engine else "requests" if arguments.requests else "server"
+    path = _latest(logs, kind)
+    if path is None:
+        raise UserError(
+            f"there is no such log in {logs.log_dir} yet; `llama-gguf serve` writes it. With "
+            "another DATA_DIR, add --data-dir.",
+            NO_LOG,
+        )
+    with open(path, "rb") as file:
+        _print(b"".join(deque(file, arguments.lines)))
+        if arguments.follow:
+            _follow(file, path, logs, kind)
+    return 0
 
 
-def configure(log_format: str) -> None:
-    """Send all records at INFO and above to standard error."""
-    handler = _ToStderr()
-    handler.setFormatter(_Json() if log_format == "json" else _Text())
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+def _latest(logs: LogSettings, kind: str) -> str | None:
+    """The log of *kind* that was written last."""
+    if kind == "requests":
+        path = os.path.join(logs.log_dir, "api_access.log")
+        return path if os.path.exists(path) else None
+    if kind == "server":
+        return latest(os.path.join(logs.log_dir, "_boot"), "boot")
+    name = f"llama-{logs.worker_type}" if logs.worker_type else logs.log_name
+    return latest(os.path.join(logs.log_dir, name), "server")
+
+
+def _follow(file: IO[bytes], path: str, logs: LogSettings, kind: str) -> None:
+    """Print what is added to the log, and continue with the next one: after a start, a rotation."""
+    while True:
+        for text in _pieces(file):
+            _print(text)
+        newest = _latest(logs, kind)
+        if newest is not None and (newest != path or not _is_same(file, path)):
+            for text in _pieces(file):  # what was written before the next log began
+                _print(text)
+            if newest != path:
+                sys.stderr.write(f"==> {newest} <==\n")
+            path = newest
+            file.close()
+            file = open(path, "rb")  # noqa: SIM115  # closed above, or at the end
+            continue
+        time.sleep(POLL_SECONDS)
+
+
+def _pieces(file: IO[bytes]) -> Iterator[bytes]:
+    while text := file.read(1 << 16):
+        yield text
+
+
+def _is_same(file: IO[bytes], path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:  # between renaming and creating it
+        return True
+
+
+def _print(text: bytes) -> None:
+    flush(text.decode("utf-8", "replace"))

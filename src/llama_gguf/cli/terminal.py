@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import Final, Protocol, TextIO
 
 from llama_gguf.errors import UserError
 
-if TYPE_CHECKING:
-    from rich.progress import Progress
+CLEAR_LINE: Final = "\r\x1b[K"
+"""Moves the cursor to the first column, and erases the line (ECMA-48: CR, EL)."""
 
 
 class Meter(Protocol):
     """Progress of long work: bytes done, and bytes in total if known."""
 
     def __call__(self, done: int, total: int | None) -> None: ...
+
+
+def moves_cursor(stream: TextIO, environ: Mapping[str, str]) -> bool:
+    """Whether *stream* is a terminal that understands control sequences."""
+    return stream.isatty() and environ.get("TERM", "dumb") not in ("", "dumb")
+
+
+def has_colours(stream: TextIO, environ: Mapping[str, str]) -> bool:
+    """The same for colours, unless NO_COLOR is set (https://no-color.org)."""
+    return moves_cursor(stream, environ) and not environ.get("NO_COLOR")
 
 
 def echo(text: str) -> None:
@@ -133,51 +145,72 @@ class _LabelMeter:
             sys.stderr.write(f"{name} ...\n")
 
 
+BAR_COLUMNS: Final = 30
+
+
 class LoadMeter:
     """A bar on a terminal while a model loads; elsewhere the log shows it.
 
+    The cursor stays in the first column of the bar's line: a log line, of this process or of
+    another, erases the bar, which is drawn again below it.
+
     Args:
+        environ: for the kind of terminal.
         after_seconds: a load that finishes earlier shows no bar.
+        every_seconds: between two drawings.
     """
 
-    def __init__(self, after_seconds: float = 2.0) -> None:
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        *,
+        after_seconds: float = 2.0,
+        every_seconds: float = 0.5,
+    ) -> None:
+        self._is_possible = moves_cursor(sys.stderr, environ)
         self._after = after_seconds
-        self._progress: Progress | None = None
-        self._timer: threading.Timer | None = None
+        self._every = every_seconds
+        self._label = ""
+        self._share: float | None = None
+        self._began_at = 0.0
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def show(self, label: str, share: float | None) -> None:
         """Show *share*, from 0 to 1; None if unknown."""
-        if not sys.stderr.isatty():
-            return
-        if self._progress is None:
-            self._progress = _load_bar(label)
-            self._timer = threading.Timer(self._after, self._progress.start)
-            self._timer.daemon = True
-            self._timer.start()
-        total = None if share is None else 1.0
-        self._progress.update(self._progress.task_ids[0], completed=share or 0.0, total=total)
+        self._label, self._share = label, share
+        if self._thread is None and self._is_possible:
+            self._began_at = time.monotonic()
+            self._over.clear()
+            self._thread = threading.Thread(target=self._draw, name="load bar", daemon=True)
+            self._thread.start()
 
     def hide(self) -> None:
-        progress, self._progress = self._progress, None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer.join()  # it may be about to show the bar
-        if progress is not None:
-            progress.stop()
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._over.set()
+            thread.join()
+
+    def _draw(self) -> None:
+        if self._over.wait(self._after):
+            return
+        while True:
+            seconds = time.monotonic() - self._began_at
+            columns = shutil.get_terminal_size().columns
+            bar = bar_text(self._label, self._share, seconds)[: columns - 1]
+            sys.stderr.write(f"{CLEAR_LINE}{bar}\r")
+            if self._over.wait(self._every):
+                break
+        sys.stderr.write(CLEAR_LINE)
 
 
-def _load_bar(label: str) -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        *(BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn()),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    bar.add_task(label, total=None)
-    return bar
+def bar_text(label: str, share: float | None, seconds: float) -> str:
+    """A bar of text: *label*, *share* from 0 to 1 if it is known, and the time so far."""
+    time_text = f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+    if share is None:
+        return f"{label} ... {time_text}"
+    done = round(share * BAR_COLUMNS)
+    return f"{label} [{'=' * done}{' ' * (BAR_COLUMNS - done)}] {share:4.0%} {time_text}"
 
 
 class _LineMeter:

@@ -399,6 +399,15 @@ class LogSettings:
     log_format: str = _operation(
         "text", choice("text", "json"), "text, or json for one object a line"
     )
+    log_level: str = _operation(
+        "info",
+        choice("debug", "info", "warning", "error"),
+        "lowest level on standard error; llama-server's own lines need warning, or debug for all "
+        "of them; the files have them in any case",
+    )
+    log_requests: bool = _operation(
+        False, boolean, "whether standard error has a line per request of clients"
+    )
     log_dir: str = _operation("", text, "directory of logs", shown_default="$DATA_DIR/logs")
     log_max_bytes: int = _operation(
         50 << 20, whole(0, 1 << 50), "bytes at which a log file is rotated; 0 = never"

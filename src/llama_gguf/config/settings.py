@@ -103,7 +103,8 @@ _GATEWAY: Final = (
     *("host", "port", "port_backend", "backend_host", "backend_socket", "backend_api_key"),
     *("tls_cert_file", "tls_key_file", "max_connections"),
     *(n for n, s in SETTINGS.items() if s.section in ("access", "queue", "timeouts", "sizes")),
-    *("log_format", "log_dir", "instance_id", "log_max_bytes", "log_backups"),
+    *("log_format", "log_level", "log_requests", "log_dir", "instance_id"),
+    *("log_max_bytes", "log_backups"),
 )
 USED_BY: Final[Mapping[str, tuple[str, ...]]] = {
     "serve": tuple(SETTINGS),
@@ -112,8 +113,13 @@ USED_BY: Final[Mapping[str, tuple[str, ...]]] = {
     "gateway": _GATEWAY,
     "health": (
         *("host", "port_health", "health_mode", "port_backend", "backend_host"),
-        *("backend_socket", "backend_api_key", "log_format"),
+        *("backend_socket", "backend_api_key", "log_format", "log_level"),
     ),
+    "status": (*_PLACES, "port"),
+    "top": (*_PLACES, "port"),
+    "logs": (*_PLACES, "log_dir", "log_name", "worker_type"),
+    "restart": (*_PLACES, "port"),
+    "stop": (*_PLACES, "port"),
     "keys": (*_PLACES, "auth_keys_file"),
     "pull": (*_PLACES, "models_dir"),
     "bench": (*_PLACES, "port", "backend_api_key", "auth_keys_file"),

@@ -13,6 +13,10 @@ from typing import Final
 
 GREETING: Final = b"\n"
 """The first line: connections are accepted now."""
+FACTS: Final = b"facts "
+"""The start of a line with the facts of the gateway, as JSON, for a person who operates it."""
+FACTS_REQUEST: Final = b"facts?\n"
+"""Requests such a line; the only line to the gateway that is no ``EngineStatus``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,3 +46,13 @@ def _surplus(
     horizon = datetime.now(UTC).timestamp() - OTHERS_LIVE_SECONDS
     ours = f"_{kind}_{settings.instance_id}.log"
     return [e for e in old[settings.log_backups :] if ours in e.name or e.stat().st_mtime < horizon]
+
+
+def latest(folder: str, kind: str) -> str | None:
+    """The path of the log of *kind* in *folder* that was written last; None if there is none."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [e for e in entries if f"_{kind}" in e.name and e.name.endswith(".log")]
+        return max(found, key=lambda e: (e.stat().st_mtime_ns, e.name)).path if found else None
+    except OSError:
+        return None

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from llama_gguf.engines.activity import GREETING, Activity, ReplicaActivity
+from llama_gguf.engines.activity import FACTS, FACTS_REQUEST, GREETING, Activity, ReplicaActivity
 from llama_gguf.engines.status import EngineStatus
+from llama_gguf.gateway.operator_facts import operator_facts
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.services import Services
@@ -53,6 +55,9 @@ class Control:
         try:
             with contextlib.suppress(ConnectionError):  # it was killed, with lines of ours unread
                 while (line := await reader.readline()).endswith(b"\n"):
+                    if line == FACTS_REQUEST:
+                        self._send_facts(writer)
+                        continue
                     services.fleet.update(EngineStatus.from_line(line))
                     self._send(self._activity())
         finally:
@@ -61,6 +66,10 @@ class Control:
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()  # else asyncio logs an error that was not retrieved
         on_gone()
+
+    def _send_facts(self, writer: asyncio.StreamWriter) -> None:
+        if writer.transport.get_write_buffer_size() < MAX_WAITING_BYTES:
+            writer.write(FACTS + json.dumps(operator_facts(self._services)).encode() + b"\n")
 
     def tick(self) -> None:
         self._note_data()

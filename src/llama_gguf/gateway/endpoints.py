@@ -77,7 +77,7 @@ def respond(
             needs_keys = services.auth.auth_enabled
             return dashboard.page(request.route.label, needs_keys=needs_keys)
         case Kind.DASHBOARD_DATA:
-            return dashboard.data(_facts(services), request, principal, services)
+            return dashboard.data(health_facts(services), request, principal, services)
         case _:
             lines = services.reader.cors.preflight(
                 request.head.fields, request.sorted_fields.origin
@@ -96,11 +96,12 @@ def health(services: Services) -> LocalResponse:
         HEALTH_STATUS[services.fleet.status.state] == 200 and not services.connections.is_draining
     )
     return LocalResponse(
-        200 if serves else 503, json.dumps(_facts(services)).encode(), local_response.JSON
+        200 if serves else 503, json.dumps(health_facts(services)).encode(), local_response.JSON
     )
 
 
-def _facts(services: Services) -> dict[str, object]:
+def health_facts(services: Services) -> dict[str, object]:
+    """The body of /health."""
     engine = services.fleet.status
     facts = dict(engine.facts)
     if engine.request_tokens:  # until then, the value that was calculated before the start

@@ -31,7 +31,7 @@ from llama_gguf.net.clock import Clock
 from llama_gguf.net.connector import Dial
 from llama_gguf.scheduling.body_memory import BodyMemory
 from llama_gguf.scheduling.fair_queue import Turns
-from llama_gguf.telemetry.access_log import AccessLog
+from llama_gguf.telemetry.access_log import AccessLog, RequestLog
 from llama_gguf.telemetry.formats import Format
 from llama_gguf.telemetry.metrics import Metrics
 from llama_gguf.telemetry.recent_requests import RecentRequests
@@ -128,6 +128,7 @@ class Services:
                 self.usage,
                 self.access_log,
                 self.recent,
+                *([RequestLog()] if settings.logs.log_requests else []),
             ],
             wall=lambda: self.clock.wall,
         )

@@ -29,13 +29,16 @@ from llama_gguf.errors import UserError
 from llama_gguf.events import EventLog
 from llama_gguf.models.progress import Meter
 from llama_gguf.net import tls
+from llama_gguf.net.clock import wall_now
 from llama_gguf.net.listener import listen
 from llama_gguf.net.threads import run_detached
 from llama_gguf.supervisor import plan, reaper
-from llama_gguf.supervisor.boot_log import BootLog
+from llama_gguf.supervisor.boot_log import BOOT_LOG, BootLog
+from llama_gguf.supervisor.control_socket import ControlSocket
 from llama_gguf.supervisor.health_server import HealthServer
 from llama_gguf.supervisor.launch import Launch, check_address
 from llama_gguf.supervisor.local_fleet import Setup
+from llama_gguf.supervisor.operations import Operations
 from llama_gguf.supervisor.preparation import Preparation
 from llama_gguf.supervisor.supervisor import Supervisor
 
@@ -59,8 +62,13 @@ class Display(Protocol):
 
     def hide_load(self) -> None: ...
 
-    def show_ready(self, model: str) -> None:
-        """*model* is served for the first time. Called on a thread, as it may read files."""
+    def show_ready(self, model: str, context: int | None) -> None:
+        """*model* is served for the first time. Called on a thread, as it may read files.
+
+        Args:
+            model: the name that clients use.
+            context: tokens that one request may use; None if unknown.
+        """
 
 
 def serve(
@@ -97,7 +105,7 @@ def serve(
             environ=environ,
             sources=sources,
             display=display,
-            on_reopen=boot_log.reopen,
+            boot_log=boot_log,
             is_stop_requested=is_stop_requested,
             load_again=load_again or (lambda: (settings, sources)),
         ).run()
@@ -154,7 +162,7 @@ class App:
         environ: our own environment.
         sources: the source of each setting, for the log.
         display: what people see.
-        on_reopen: called when log files are to be reopened.
+        boot_log: the log of this start.
         is_stop_requested: whether a signal has already requested the end.
         load_again: reads the settings and their sources again.
     """
@@ -166,7 +174,7 @@ class App:
         environ: Mapping[str, str],
         sources: Mapping[str, str],
         display: Display,
-        on_reopen: Callable[[], None],
+        boot_log: BootLog,
         is_stop_requested: Callable[[], bool] = lambda: False,
         load_again: LoadAgain | None = None,
     ) -> None:
@@ -174,7 +182,8 @@ class App:
         self._load_again = load_again or (lambda: (settings, sources))
         self._environ = environ
         self._display = display
-        self._on_reopen = on_reopen
+        self._boot_log = boot_log
+        self._started_at = wall_now()
         self._is_stop_requested = is_stop_requested
         self._has_shown_ready = False
         self._supervisor: Supervisor | None = None
@@ -199,20 +208,32 @@ class App:
             with _no_children_left(), asyncio.Runner() as runner:
                 self._supervisor = Supervisor(
                     settings,
-                    environ=gateway_environment(settings, self._environ),
+                    environ={
+                        **gateway_environment(settings, self._environ),
+                        BOOT_LOG: self._boot_log.path,
+                    },
                     listener=listener,
                     prepare=self._prepare,
                     prepare_again=self._prepare_again,
                     on_status=self._on_status,
-                    on_reopen=self._on_reopen,
+                    on_reopen=self._boot_log.reopen,
                 )
                 if self._is_stop_requested():
                     return 0
-                return runner.run(self._supervisor.run())
+                return runner.run(self._run(self._supervisor))
         finally:
             self._display.hide_load()
             listener.close()
             health.stop()
+
+    async def _run(self, supervisor: Supervisor) -> int:
+        settings = self._settings
+        operations = Operations(
+            settings, supervisor, lambda: self._preparation.model_name, self._started_at
+        )
+        port, handlers = settings.listen.port, operations.handlers()
+        async with ControlSocket(settings.model.data_dir, port, handlers):
+            return await supervisor.run()
 
     def _health_status(self) -> int:
         if self._settings.listen.health_mode == "live":
@@ -267,7 +288,10 @@ class App:
             self._has_shown_ready = True
             # Off the loop: it reads the keys file, whose disk may hang.
             threading.Thread(
-                target=self._display.show_ready, args=(model,), name="ready", daemon=True
+                target=self._display.show_ready,
+                args=(model, status.request_tokens),
+                name="ready",
+                daemon=True,
             ).start()
 
 

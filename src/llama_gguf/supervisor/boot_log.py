@@ -1,6 +1,7 @@
-"""A log file for each start of ``serve``, with the supervisor's output from the first line.
+"""A log file for each start of ``serve``, with our own output from the first line.
 
-``_boot/latest.txt`` names the latest one, for people and scripts.
+The gateway writes its log to the same file. ``_boot/latest.txt`` names the latest one, for people
+and scripts.
 """
 
 from __future__ import annotations
@@ -18,28 +19,32 @@ from llama_gguf.files.log_file import LogFile
 from llama_gguf.files.retention import prune, stamped
 
 LAST_LINES_SECONDS: Final = 2.0
+BOOT_LOG: Final = "LLAMA_GGUF_BOOT_LOG"
+"""The variable in which the gateway of ``serve`` gets the path; no setting."""
 
 
 class BootLog(logging.Handler):
     """Writes log records in the format of standard error.
 
-    The engine's lines are excluded: they have a separate file.
+    The engine's lines are excluded: they have a separate file. LOG_LEVEL does not matter.
 
     Args:
         settings: LOG_DIR, INSTANCE_ID, LOG_MAX_BYTES, LOG_BACKUPS.
+        path: of the file, if it has been started already; else a new one is.
     """
 
-    def __init__(self, settings: LogSettings) -> None:
-        super().__init__()
+    def __init__(self, settings: LogSettings, path: str = "") -> None:
+        super().__init__(logging.INFO)
         folder = os.path.join(settings.log_dir, "_boot")
-        path = stamped(settings, folder, "boot")
+        self.path = path or stamped(settings, folder, "boot")
         backups = settings.log_backups
         self._writer = LogWriter(
-            LogFile(path, "boot log", max_bytes=settings.log_max_bytes, backups=backups)
+            LogFile(self.path, "boot log", max_bytes=settings.log_max_bytes, backups=backups)
         )
         self._writer.start()
-        self._writer.run(lambda: prune(settings, folder, "boot", but=path))
-        self._writer.run(lambda: _name_latest(folder, path))
+        if not path:
+            self._writer.run(lambda: prune(settings, folder, "boot", but=self.path))
+            self._writer.run(lambda: _name_latest(folder, self.path))
         root = logging.root
         if root.handlers:
             self.setFormatter(root.handlers[0].formatter)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Final
 
-from llama_gguf.engines.activity import GREETING, Activity
+from llama_gguf.engines.activity import FACTS, FACTS_REQUEST, GREETING, Activity
 from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.events import EventLog
 from llama_gguf.supervisor import child as children
@@ -24,6 +25,8 @@ _log: Final = EventLog(__name__)
 EXTRA_SECONDS: Final = 5.0
 """Beyond DRAIN_TIMEOUT, for the gateway to exit by itself."""
 FORGIVING_SECONDS: Final = 10.0
+FACTS_SECONDS: Final = 2.0
+"""For a gateway to report about itself."""
 MAX_BUFFERED_BYTES: Final = 65536
 """In the channel to a gateway that does not read: the rest is sent when it does."""
 
@@ -66,6 +69,8 @@ class GatewayManager(ManagedProcess):
         self._statuses: dict[str, EngineStatus] = {}
         """By address; also of those that are removed, for a gateway that does not know yet."""
         self._unsent: set[str] = set()
+        self._facts: dict[str, object] = {}
+        self._has_facts = asyncio.Event()
         self._pending_signals: set[signal.Signals] = set()
 
     # Its lives ----------------------------------------------------------------------------------
@@ -127,6 +132,9 @@ class GatewayManager(ManagedProcess):
     def _on_line(self, line: bytes) -> None:
         if line == GREETING:
             self._on_greeting()
+        elif line.startswith(FACTS):
+            self._facts = json.loads(line[len(FACTS) :])
+            self._has_facts.set()
         else:
             self._write_statuses()
             self._on_activity(Activity.from_line(line))
@@ -144,6 +152,19 @@ class GatewayManager(ManagedProcess):
         self._statuses[status.address] = status
         self._unsent.add(status.address)
         self._write_statuses()
+
+    async def facts(self) -> dict[str, object] | None:
+        """What the gateway reports about itself now; None if it does not respond."""
+        if self._channel is None:
+            return None
+        self._has_facts.clear()
+        self._channel.write(FACTS_REQUEST)
+        try:
+            async with asyncio.timeout(FACTS_SECONDS):
+                await self._has_facts.wait()
+        except TimeoutError:
+            return None
+        return self._facts
 
     def _write_statuses(self) -> None:
         """Write what has changed. A gateway that does not read gets it when it does."""

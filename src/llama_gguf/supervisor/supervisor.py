@@ -33,6 +33,9 @@ from llama_gguf.transitions import after
 
 _log: Final = EventLog(__name__)
 
+HURRY_SECONDS: Final = 0.5
+"""Between the SIGTERMs to a gateway that is to cut its requests."""
+
 OnProgress = Callable[[str], None]
 PrepareAgain = Callable[[OnProgress], Awaitable[Sequence[Setup]]]
 
@@ -226,6 +229,15 @@ class Supervisor:
         return text
 
     @property
+    def engines(self) -> Sequence[EngineManager]:
+        """Of all replicas; during a replacement, also the one that leaves."""
+        return [member.manager for member in self._fleet.members]
+
+    @property
+    def gateway(self) -> GatewayManager:
+        return self._gateway
+
+    @property
     def is_leaving(self) -> bool:
         """Whether nothing is started any more."""
         return self.state in states.STOPPING
@@ -282,4 +294,6 @@ class Supervisor:
 
     async def _hurry(self, child: Child) -> None:
         await self._hurry_requested.wait()
-        child.signal(signal.SIGTERM)
+        while True:  # two signals that a process gets at once are one: signal(7)
+            child.signal(signal.SIGTERM)
+            await asyncio.sleep(HURRY_SECONDS)

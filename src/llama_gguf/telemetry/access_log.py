@@ -1,7 +1,7 @@
 """One line per exchange, written off the event loop.
 
 A tick of the gateway passes the gathered lines to a thread, so that no request waits for a slow or
-full disk.
+full disk. ``RequestLog`` is the short form for people who watch the program's own log.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ import json
 from datetime import UTC, datetime
 from typing import Final
 
+from llama_gguf.events import EventLog
 from llama_gguf.files.line_writer import LogWriter
 from llama_gguf.files.log_file import LogFile
 from llama_gguf.http1.exchange_record import ExchangeRecord
+from llama_gguf.http1.routes import Kind
 from llama_gguf.memo import BoundedMemo
 from llama_gguf.telemetry.batch import Batch
+
+_log: Final = EventLog(__name__)
 
 
 def _facts(exchange: ExchangeRecord, wall_offset: float) -> dict[str, str | int | float]:
@@ -193,3 +197,36 @@ class AccessLog:
         """Write what has gathered, and wait for that, but only for *within_seconds*."""
         self.flush()
         self._writer.close(within_seconds)
+
+
+class RequestLog:
+    """An ``ExchangeSink`` that logs an event per request, without health checks and the like."""
+
+    def take(self, batch: Batch) -> None:
+        for exchange in batch.records:
+            if exchange.request.route.kind in _OF_CLIENTS:
+                _log_request(exchange)
+
+
+_OF_CLIENTS: Final = (Kind.PROXIED, Kind.REFUSED)
+
+
+def _log_request(exchange: ExchangeRecord) -> None:
+    usage = exchange.usage
+    _log.info(
+        "request",
+        "{key_id} {method} {path} {status} {outcome} in {seconds:.2f} s"
+        if usage is None
+        else "{key_id} {method} {path} {status} {outcome} in {seconds:.2f} s: {prompt_tokens} + "
+        "{completion_tokens} tokens, the first after {first_token_seconds:.2f} s",
+        request_id=exchange.request_id,
+        key_id=exchange.key_id,
+        method=exchange.method,
+        path=exchange.path,
+        status=exchange.status,
+        outcome=exchange.outcome,
+        seconds=round(exchange.duration, 4),
+        first_token_seconds=round(exchange.first_token or exchange.first_byte, 4),
+        prompt_tokens=0 if usage is None else usage.prompt or 0,
+        completion_tokens=0 if usage is None else usage.completion or 0,
+    )

@@ -218,6 +218,14 @@ class UsageTotals:
         """The numbers of every key that has used something, sorted by key id."""
         return [self.view(key_id, now) for key_id in sorted(self._by_key)]
 
+    def latest_views(self, now: float, count: int) -> list[dict[str, object]]:
+        """The numbers of the *count* keys that were used last, the latest first."""
+        return [self.view(key_id, now) for key_id in [*self._by_key][: -count - 1 : -1]]
+
+    @property
+    def keys_used(self) -> int:
+        return len(self._by_key)
+
     # Across restarts ----------------------------------------------------------------------------
 
     def dump(self) -> str:

@@ -1,0 +1,28 @@
+"""What the person who operates a gateway sees of it: ``llama-gguf status`` and ``top``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from llama_gguf.gateway import endpoints
+
+if TYPE_CHECKING:
+    from llama_gguf.gateway.services import Services
+
+MAX_KEYS: Final = 20
+"""Whose usage is included: those used last. It bounds the size, and the time it takes."""
+
+
+def operator_facts(services: Services) -> dict[str, object]:
+    """The facts of /health, the rates of the last minute, and the usage of the latest keys."""
+    services.recorder.settle()
+    usage = services.usage
+    return {
+        **endpoints.health_facts(services),
+        "connections": len(services.connections),
+        "keys_loaded": len(services.authenticator.ring),
+        "recent": services.history.recent(),
+        "errors": services.history.errors(),
+        "keys_used": usage.keys_used,
+        "keys": usage.latest_views(services.clock.wall, MAX_KEYS),
+    }

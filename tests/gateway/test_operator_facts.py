@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import json
+
+from llama_gguf.gateway.operator_facts import MAX_KEYS, operator_facts
+from llama_gguf.telemetry.batch import COUNTS
+from tests.support.fakes import NewRig
+from tests.support.messages import request
+
+
+def test_the_facts_include_those_of_health(new_rig: NewRig) -> None:
+    rig = new_rig()
+
+    facts = operator_facts(rig.services)
+
+    health = json.loads(rig.send_request(request("GET", "/health", key=None)).response.body)
+    for name in ("status", "model", "slots", "queue", "engine"):
+        assert facts[name] == health[name]
+
+
+def test_only_the_keys_that_were_used_last_are_included(new_rig: NewRig) -> None:
+    services = new_rig().services
+    for n in range(MAX_KEYS + 5):
+        services.usage.add(f"key-{n}", [1] * len(COUNTS), services.clock.wall)
+
+    facts = operator_facts(services)
+
+    assert facts["keys_used"] == MAX_KEYS + 5
+    shown = [key["key_id"] for key in facts["keys"]]  # type: ignore[attr-defined]
+    assert shown == [f"key-{n}" for n in range(MAX_KEYS + 4, 4, -1)]
+
+
+def test_the_facts_fit_a_line_of_the_channel(new_rig: NewRig) -> None:
+    services = new_rig().services
+    for n in range(MAX_KEYS):
+        services.usage.add("k" * 60 + f"{n:04}", [10**12] * len(COUNTS), services.clock.wall)
+
+    assert len(json.dumps(operator_facts(services))) < 1 << 15

@@ -28,6 +28,7 @@ from llama_gguf.config.schema import (
     SupervisionSettings,
     TimeoutSettings,
     TlsSettings,
+    TraceSettings,
     UpstreamSettings,
 )
 
@@ -48,6 +49,7 @@ class Settings:
     timeouts: TimeoutSettings
     limits: ClientLimits
     logs: LogSettings
+    traces: TraceSettings
     process: ProcessSettings
 
     @classmethod
@@ -104,6 +106,7 @@ _GATEWAY: Final = (
     *("tls_cert_file", "tls_key_file", "max_connections"),
     *(n for n, s in SETTINGS.items() if s.section in ("access", "queue", "timeouts", "sizes")),
     *("log_format", "log_dir", "instance_id", "log_max_bytes", "log_backups"),
+    "otel_exporter_otlp_endpoint",
 )
 USED_BY: Final[Mapping[str, tuple[str, ...]]] = {
     "serve": tuple(SETTINGS),

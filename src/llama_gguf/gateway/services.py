@@ -19,6 +19,7 @@ from llama_gguf.gateway.head_cache import HeadCache, Known
 from llama_gguf.gateway.metrics_reader import EngineReader
 from llama_gguf.gateway.request_ids import RequestIds
 from llama_gguf.gateway.sse_keepalive import StreamSearches
+from llama_gguf.gateway.tracing import traces_of
 from llama_gguf.http1.known_head import NO_HEAD
 from llama_gguf.http1.local_response import LocalResponse
 from llama_gguf.http1.request_reader import RequestReader
@@ -97,12 +98,14 @@ class Services:
             backups=settings.logs.log_backups,
         )
         self.usage = UsageTotals(self.clock.wall)
+        self.traces = traces_of(settings, self.clock)
         self.recorder = Recorder(
             [
                 BudgetSink(self.authenticator.budgets, self.clock),
                 self.metrics,
                 self.usage,
                 self.access_log,
+                *([] if self.traces is None else [self.traces]),
             ],
             wall=lambda: self.clock.wall,
         )
@@ -121,6 +124,9 @@ class Services:
         self.head_cache.forget()
         now = self.clock.now()
         self.fleet.tick(now, is_late=is_late)
+        if self.traces is not None:
+            engine = self.fleet.engine.status
+            self.traces.note_engine(serves=engine.serves, since=engine.since, model=engine.model)
         if is_late:
             return
         for connection in self.connections:

@@ -10,6 +10,7 @@ import argparse
 import ast
 import enum
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,7 +25,8 @@ from llama_gguf.cli.main import COMMANDS, command_parser, top_parser
 from llama_gguf.config import settings
 from llama_gguf.engines.status import ChildState
 from llama_gguf.errors import GatewayError
-from llama_gguf.gateway import client_connection, lifecycle, upstream_connection
+from llama_gguf.gateway import client_connection, lifecycle, openapi, upstream_connection
+from llama_gguf.http1.routes import Router
 from llama_gguf.scheduling import exchange
 from llama_gguf.supervisor import restart_policy
 from llama_gguf.supervisor import states as supervisor_states
@@ -99,6 +101,11 @@ def _actions_of(name: str) -> list[tuple[str, argparse.ArgumentParser]]:
 
 def _block(text: str) -> str:
     return f"```text\n{text.rstrip()}\n```\n"
+
+
+def openapi_document() -> str:
+    """What ``GET /openapi.json`` returns with the default settings."""
+    return json.dumps(openapi.document(Router(expose_all=False)), indent=1) + "\n"
 
 
 def metrics_page() -> str:
@@ -347,6 +354,7 @@ PAGES: Final[Mapping[str, Callable[[], str]]] = {
     "docs/logs.md": logs_page,
     "docs/modules.md": modules_page,
     "docs/states.md": states_page,
+    "docs/openapi.json": openapi_document,
     ".env.example": env_example,
 }
 

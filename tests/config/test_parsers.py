@@ -16,6 +16,7 @@ FLAG = "AUTH_ENABLED"
 KEY = "BACKEND_API_KEY"
 ORIGINS = "CORS_ORIGINS"
 PROXIES = "TRUSTED_PROXIES"
+COLLECTOR = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,11 @@ PROXIES = "TRUSTED_PROXIES"
         *((ORIGINS, text) for text in ("http://[::1", "http://[1::2::3]", "https://a:")),
         *((PROXIES, text) for text in ("10.0.0.1/8", "10.0.0.0/33", "proxy", "unix", "10.0.0")),
         *((PROXIES, text) for text in ("::ffff:10.0.0.1", "fe80::1%eth0", "10.0.0.1:80")),
+        *(
+            (COLLECTOR, text)
+            for text in ("collector:4318", "grpc://a:4317", "http://", "http://a b")
+        ),
+        *((COLLECTOR, text) for text in ("http://a:0", "http://a:70000", "http://\u00e4.example")),
         ("MODEL_PATH", "/a\x00b"),
         ("EXTRA_ARGS", "a\nb"),
         *(

@@ -95,8 +95,8 @@ def test_a_request_is_a_span_whose_phases_are_its_children(exporter: Exporter) -
     assert request.kind is SpanKind.SERVER
     assert [child.name for child in children] == ["queue", "prefill", "decode"]
     assert all(child.parent == request.context for child in children)
-    assert request.start_time == round((STARTED_AT + OFFSET) * 1e9)
-    assert request.end_time == round((STARTED_AT + 1.5 + OFFSET) * 1e9)
+    assert request.start_time == round(STARTED_AT * 1e9) + round(OFFSET * 1e9)
+    assert request.end_time == round((STARTED_AT + 1.5) * 1e9) + round(OFFSET * 1e9)
 
 
 def test_the_attributes_have_the_names_of_the_conventions(exporter: Exporter) -> None:

@@ -125,7 +125,7 @@ class Services:
         now = self.clock.now()
         self.fleet.tick(now, is_late=is_late)
         if self.traces is not None:
-            engine = self.fleet.engine.status
+            engine = self.fleet.status
             self.traces.note_engine(serves=engine.serves, since=engine.since, model=engine.model)
         if is_late:
             return

@@ -155,7 +155,8 @@ class Traces:
         route = exchange.request.route
 
         def nanoseconds(moment: float) -> int:
-            return round((moment + offset) * _NANOSECONDS)
+            # The sum as a float would be exact to a quarter of a microsecond only.
+            return round(moment * _NANOSECONDS) + round(offset * _NANOSECONDS)
 
         self._ids.request_id = exchange.id_bytes
         span = self._tracer.start_span(

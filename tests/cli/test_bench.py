@@ -327,6 +327,31 @@ def test_the_default_url_is_the_gateway_on_this_machine(
     assert "http://127.0.0.1:1 cannot be reached: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("0.0.0.0", "http://127.0.0.1:1"),  # noqa: S104
+        ("::", "http://[::1]:1"),
+        ("127.0.0.2", "http://127.0.0.2:1"),
+        ("::1", "http://[::1]:1"),
+    ],
+)
+def test_the_default_url_follows_host(
+    host: str, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench("--port", "1", tmp_path=tmp_path, HOST=host) == 1
+
+    assert f"{url} cannot be reached: " in capsys.readouterr().err
+
+
+def test_files_may_begin_with_a_byte_order_mark(engine: ChatEngine, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_bytes(b'\xef\xbb\xbf"one"\n"two"\n')
+
+    assert bench(engine.url, *SMALL, "--prompts", str(prompts), tmp_path=tmp_path) == 0
+    assert engine.requests[0]["messages"][0]["content"] == "one"
+
+
 def test_a_binary_prompts_file_is_rejected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

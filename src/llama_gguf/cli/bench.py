@@ -214,7 +214,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     if len(words) > 1:
         raise UserError(f"only one URL is possible, not {len(words)}: {' '.join(words)}", 2)
     check_outputs(arguments)
-    url = words[0] if words else _own_url(context)
+    url = words[0] if words else bench_facts.own_url(context.settings)
     key = bench_facts.endpoint_key(url, context)
     job = Job(
         arguments=arguments,
@@ -235,11 +235,6 @@ class Job:
     options: Options
     target: Target
     lines: Sequence[str] | None
-
-
-def _own_url(context: Context) -> str:
-    settings = context.settings
-    return f"{settings.tls.scheme}://127.0.0.1:{settings.listen.port}"
 
 
 def _options(arguments: argparse.Namespace) -> Options:
@@ -277,7 +272,7 @@ def _read_lines(path: str) -> list[str]:
 
 def _read(path: str) -> str:
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:  # editors of Windows add a mark
             return file.read()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}", 2) from None
@@ -291,7 +286,9 @@ def _read(path: str) -> str:
 def _run_load(job: Job) -> int:
     with _meter(job) as meter:
         prepared, levels = _in_loop(
-            session.run_loads(job.target, job.options, job.lines, progress=_reporter(meter))
+            session.run_loads(
+                job.target, job.options, job.lines, progress=_reporter(meter, job.options.loads)
+            )
         )
     found = [(level, summarise(level, job.options.slo)) for level in levels]
     facts = _facts(job, prepared)
@@ -316,7 +313,7 @@ def _run_overhead(job: Job) -> int:
                 {"direct": _backend(job), "gateway": job.target},
                 job.options,
                 job.lines,
-                progress=lambda turns, share: meter(Load(streams=turns.streams).text, share),
+                progress=_turns_reporter(meter, job.options.loads),
             )
         )
     rng = random.Random(job.options.seed)  # noqa: S311  # resampling
@@ -382,13 +379,23 @@ def _meter(job: Job) -> Iterator[Callable[[str, float], None]]:
         yield meter
 
 
-def _reporter(meter: Callable[[str, float], None]) -> session.Progress:
+def _reporter(meter: Callable[[str, float], None], loads: Sequence[Load]) -> session.Progress:
     def report_progress(load: Load, budget: Budget, level: Level) -> None:
         failed = sum(bool(record.error) for record in level.records)
         label = f"{load.text}: {len(level.records)} responses" + (
             f", {failed} failed" if failed else ""
         )
-        meter(label, budget.done_share(clock()))
+        meter(label, (loads.index(load) + budget.done_share(clock())) / len(loads))
+
+    return report_progress
+
+
+def _turns_reporter(
+    meter: Callable[[str, float], None], loads: Sequence[Load]
+) -> Callable[[overhead.Turns, float], None]:
+    def report_progress(turns: overhead.Turns, share: float) -> None:
+        load = Load(streams=turns.streams)
+        meter(load.text, (loads.index(load) + share) / len(loads))
 
     return report_progress
 

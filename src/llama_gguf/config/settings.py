@@ -119,7 +119,7 @@ USED_BY: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "keys": (*_PLACES, "auth_keys_file"),
     "pull": (*_PLACES, "models_dir"),
-    "bench": (*_PLACES, "port", "backend_api_key", "auth_keys_file"),
+    "bench": (*_PLACES, "host", "port", "backend_api_key", "auth_keys_file"),
 }
 
 

@@ -257,7 +257,9 @@ def test_two_runs_are_compared_by_metric(
     assert bench("compare", *two_runs, tmp_path=tmp_path) == 0
 
     printed = capsys.readouterr().out
-    assert printed.splitlines()[0].split() == ["LOAD", "A", "B", "CHANGE", "99", "%", "IS"]
+    assert printed.splitlines()[0].split() == [
+        *("LOAD", "A", "B", "CHANGE", "99", "%", "OF", "ALL", "IS")
+    ]
     assert "1 stream   time to first token p50 ms" in printed
     assert " numbers: " in printed.splitlines()[-1]
 
@@ -287,7 +289,7 @@ def test_a_comparison_can_be_printed_as_json(
         (("--html", "/nowhere/x.html"), "there is no directory /nowhere"),
         (("--json", "-", "--csv", "-"), "Only one of --json and --csv"),
         (("--prompts", "/nowhere"), "/nowhere cannot be read: No such file"),
-        (("compare", "a.json"), "compare requires two files"),
+        (("compare", "a.json"), "compare requires files"),
         (("compare", "/nowhere", "/nowhere"), "/nowhere cannot be read"),
     ],
 )

@@ -10,6 +10,7 @@ Examples:
   llama-gguf bench https://HOST --rate 0.5,1,2 --duration 60 --slo ttft=500ms,tpot=50ms
   llama-gguf bench --overhead http://127.0.0.1:8080 --concurrency 1,8
   llama-gguf bench compare before.json after.json
+  llama-gguf bench compare a1.json,a2.json,a3.json b1.json,b2.json,b3.json
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from llama_gguf_bench.results import Circumstances
 from llama_gguf_bench.session import Prepared
 from llama_gguf_bench.summary import summarise
 
-USAGE = "%(prog)s [URL] [options]\n       %(prog)s compare A.json B.json [--json FILE]"
+USAGE = "%(prog)s [URL] [options]\n       %(prog)s compare A.json[,...] B.json[,...] [--json FILE]"
 COMPARE: Final = "compare"
 INTERRUPTED: Final = 130
 
@@ -403,12 +404,21 @@ def _turns_reporter(
 # Comparing ----------------------------------------------------------------------------------------
 
 
+def _side(text: str) -> compare.Side:
+    """The runs of one side: a file, or several separated by commas."""
+    return compare.Side([results.read(path, _read(path)) for path in text.split(",")])
+
+
 def _compare(paths: Sequence[str], arguments: argparse.Namespace) -> int:
     if len(paths) != 2:
-        raise UserError("compare requires two files written by --json: A.json B.json", 2)
-    a, b = (results.read(path, _read(path)) for path in paths)
-    found = list(compare.changes(a, b))
-    notes = [*compare.circumstances(a, b), *compare.missing(a, b)]
+        raise UserError(
+            "compare requires files written by --json: A.json B.json, or with several runs of each "
+            "side A1.json,A2.json B1.json,B2.json",
+            2,
+        )
+    a, b = (_side(path) for path in paths)
+    found = compare.changes(a, b)
+    notes = [*compare.circumstances(a, b), *compare.missing(a, b), *compare.advice(a, b)]
     if arguments.json:
         write(arguments.json, json.dumps(compare.as_json(found, notes), indent=1))
     if arguments.json != STDOUT:

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
+from llama_gguf.errors import MethodNotAllowed
 from llama_gguf.gateway.openapi import BODIES, SUMMARIES, document
-from llama_gguf.http1.routes import Kind, Router
+from llama_gguf.http1.routes import _DASHBOARD, _LOCAL, Kind, Router
 from tests.support.fakes import NewRig, Rig
 from tests.support.keys import BACKEND_KEY, KEY
 from tests.support.messages import request
@@ -42,6 +43,15 @@ def test_every_route_is_one_that_the_gateway_serves() -> None:
     kinds = {router.route(m.encode(), p.encode()).kind for m, p in router.known()}
 
     assert Kind.REFUSED not in kinds
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE"])
+def test_the_gateways_own_paths_support_no_other_methods(method: str) -> None:
+    router = Router(expose_all=False)
+    found = document(router)
+    for path in (*_LOCAL, *_DASHBOARD):
+        if method.lower() not in found["paths"][path.decode()]:
+            assert isinstance(router.route(method.encode(), path).error, MethodNotAllowed)
 
 
 def test_every_route_has_a_summary_and_none_is_left_over() -> None:

@@ -15,37 +15,23 @@ import pytest
 from tests.support.gateways import Processes
 from tests.support.keys import KEY
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+# Bodies, and which other methods a forwarded path has, are the engine's to judge. A preflight lists
+# the methods of all paths.
+NEVER: Final = "negative_data_rejection,unsupported_method,allow_header_conformance"
 
-# Bodies are the engine's to judge. A preflight lists the methods of all paths.
-NEVER: Final = "negative_data_rejection,allow_header_conformance"
 
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        pytest.param(
-            ("--include-tag", "gateway", "--phases", "coverage", "--exclude-checks", NEVER),
-            id="own paths",
-        ),
-        # Which other methods a forwarded path has is the engine's to decide, too.
-        pytest.param(
-            ("--exclude-tag", "gateway", "--exclude-checks", f"{NEVER},unsupported_method"),
-            id="forwarded paths",
-        ),
-    ],
-)
-def test_the_gateway_does_what_its_description_states(
-    processes: Processes, tmp_path: Path, options: tuple[str, ...]
-) -> None:
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_the_gateway_does_what_its_description_states(processes: Processes, tmp_path: Path) -> None:
     engine = processes.fake_llama()
     gateway = processes.gateway(engine.address, AUTH_FAILURES_PER_MINUTE=0)
     url = f"http://127.0.0.1:{gateway.port}/openapi.json"
     program = Path(sys.executable).with_name("schemathesis")
-    general = ("--phases", "coverage,fuzzing", "--max-examples", "2", "--seed", "1", "--no-color")
+    checks = ("--phases", "coverage,fuzzing", "--exclude-checks", NEVER)
+    general = ("--max-examples", "2", "--seed", "1", "--no-color")
 
     done = subprocess.run(
-        [program, "run", url, "--header", f"Authorization: Bearer {KEY}", *general, *options],
+        [program, "run", url, "--header", f"Authorization: Bearer {KEY}", *checks, *general],
         cwd=tmp_path,
         env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
         capture_output=True,

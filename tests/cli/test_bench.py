@@ -264,6 +264,20 @@ def test_two_runs_are_compared_by_metric(
     assert " numbers: " in printed.splitlines()[-1]
 
 
+def test_each_side_may_have_several_runs(
+    two_runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    both = ",".join(two_runs)
+
+    assert bench("compare", both, both, tmp_path=tmp_path) == 0
+
+    printed = capsys.readouterr().out
+    assert "If in doubt, run A, B, A, B" not in printed
+    assert "better" not in printed
+    assert "worse" not in printed
+
+
 def test_a_comparison_can_be_printed_as_json(
     two_runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -120,7 +120,8 @@ def metrics_page() -> str:
             _MADE,
             "# Metrics\n",
             "`GET /metrics` returns JSON; with `Accept: text/plain` or an OpenMetrics type, or "
-            "with `?format=prometheus`, Prometheus' text format. It requires no key unless "
+            "with `?format=prometheus`, Prometheus' text format; `GET /prometheus/metrics` "
+            "always returns text. It requires no key unless "
             "`METRICS_AUTH_ENABLED` is true, and sends no request to the engine. The text format "
             "also has the usual `process_*`, and llama-server's metrics as `llama_gguf_engine_*` "
             "([observability.md](observability.md)).\n\nIn JSON, the names of counters have no "

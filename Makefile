@@ -101,7 +101,7 @@ lock: | $(VENV)/bin/python ## update the locked versions to the newest that pypr
 	    --extra engine --group pyproject.toml:build -o locks/run.txt pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --upgrade \
 	    --custom-compile-command 'make lock' --python-version 3.11 \
-	    --extra engine --group pyproject.toml:dev -o locks/dev.txt pyproject.toml
+	    --extra engine --extra otel --group pyproject.toml:dev -o locks/dev.txt pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --upgrade \
 	    --custom-compile-command 'make lock' --python-version 3.11 \
 	    --extra hub -o locks/image.txt pyproject.toml

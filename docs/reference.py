@@ -10,6 +10,7 @@ import argparse
 import ast
 import enum
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,7 +25,8 @@ from llama_gguf.cli.main import COMMANDS, command_parser, top_parser
 from llama_gguf.config import settings
 from llama_gguf.engines.status import ChildState
 from llama_gguf.errors import GatewayError
-from llama_gguf.gateway import client_connection, lifecycle, upstream_connection
+from llama_gguf.gateway import client_connection, lifecycle, openapi, upstream_connection
+from llama_gguf.http1.routes import Router
 from llama_gguf.scheduling import exchange
 from llama_gguf.supervisor import replacement, restart_policy
 from llama_gguf.supervisor import states as supervisor_states
@@ -101,6 +103,11 @@ def _block(text: str) -> str:
     return f"```text\n{text.rstrip()}\n```\n"
 
 
+def openapi_document() -> str:
+    """What ``GET /openapi.json`` returns with the default settings."""
+    return json.dumps(openapi.document(Router(expose_all=False)), indent=1) + "\n"
+
+
 def metrics_page() -> str:
     """Every metric."""
     rows = [
@@ -113,7 +120,8 @@ def metrics_page() -> str:
             _MADE,
             "# Metrics\n",
             "`GET /metrics` returns JSON; with `Accept: text/plain` or an OpenMetrics type, or "
-            "with `?format=prometheus`, Prometheus' text format. It requires no key unless "
+            "with `?format=prometheus`, Prometheus' text format; `GET /prometheus/metrics` "
+            "always returns text. It requires no key unless "
             "`METRICS_AUTH_ENABLED` is true, and sends no request to the engine. The text format "
             "also has the usual `process_*`, and llama-server's metrics as `llama_gguf_engine_*` "
             "([observability.md](observability.md)).\n\nIn JSON, the names of counters have no "
@@ -357,6 +365,7 @@ PAGES: Final[Mapping[str, Callable[[], str]]] = {
     "docs/logs.md": logs_page,
     "docs/modules.md": modules_page,
     "docs/states.md": states_page,
+    "docs/openapi.json": openapi_document,
     ".env.example": env_example,
 }
 

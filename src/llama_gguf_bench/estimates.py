@@ -164,6 +164,29 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
     return Estimate(change, change - down, change + up)
 
 
+def pooled(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean of independent *estimates* of the same number."""
+    count = len(estimates)
+    value = statistics.fmean(e.value for e in estimates)
+    lows = [e.value - e.low for e in estimates if e.low is not None]
+    highs = [e.high - e.value for e in estimates if e.high is not None]
+    if len(lows) < count or len(highs) < count:
+        return Estimate(value)
+    return Estimate(value, value - math.hypot(*lows) / count, value + math.hypot(*highs) / count)
+
+
+def widened(estimate: Estimate, count: int) -> Estimate:
+    """*estimate* with bounds that hold for *count* such estimates together (Bonferroni)."""
+    if estimate.low is None or estimate.high is None or count < 2:
+        return estimate
+    normal = statistics.NormalDist()
+    each, together = (1 - CONFIDENCE) / 2, (1 - CONFIDENCE) / (2 * count)
+    factor = normal.inv_cdf(together) / normal.inv_cdf(each)
+    value = estimate.value
+    down, up = (value - estimate.low) * factor, (estimate.high - value) * factor
+    return Estimate(value, value - down, value + up)
+
+
 def bootstrap(
     values: Sequence[float],
     statistic: Callable[[Sequence[float]], float],

@@ -133,6 +133,7 @@ class Budget:
     """
 
     def __init__(self, options: Options, begin: float, *, minimum: int) -> None:
+        self._begin = begin
         self.window_begin = begin + options.warmup
         self.window_end = self.window_begin + options.duration
         self._wanted = options.requests
@@ -150,11 +151,11 @@ class Budget:
         return may
 
     def done_share(self, now: float) -> float:
-        """The progress of the level, 0 to 1."""
+        """The progress of the level with its warm-up, 0 to 1."""
         if self._wanted is not None:
             return min(1.0, self.begun / self._wanted)
-        whole = self.window_end - self.window_begin
-        return min(1.0, max(0.0, (now - self.window_begin) / whole)) if whole > 0 else 1.0
+        whole = self.window_end - self._begin
+        return min(1.0, max(0.0, (now - self._begin) / whole)) if whole > 0 else 1.0
 
 
 async def closed_loop(

@@ -6,6 +6,7 @@ each event with text counts as one token.
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Mapping
 from typing import Any, Final
@@ -28,7 +29,16 @@ class Response:
         streamed: whether server-sent events were requested.
     """
 
-    __slots__ = ("_events", "_rest", "_status", "done", "record", "streamed")
+    __slots__ = (
+        "_events",
+        "_has_begun",
+        "_is_finished",
+        "_rest",
+        "_status",
+        "done",
+        "record",
+        "streamed",
+    )
 
     def __init__(self, record: Record, *, streamed: bool) -> None:
         self.record = record
@@ -37,6 +47,8 @@ class Response:
         self._rest = b""
         self._status = 200
         self._events = 0
+        self._has_begun = False
+        self._is_finished = False
 
     def begin(self, status: int) -> None:
         """Called when the head is complete."""
@@ -48,6 +60,9 @@ class Response:
             self._rest += data[: MAX_WHOLE_BYTES - len(self._rest)]
             return
         *lines, self._rest = (self._rest + data).split(b"\n")
+        if lines and not self._has_begun:  # a byte order mark is no part of the first line
+            self._has_begun = True
+            lines[0] = lines[0].removeprefix(codecs.BOM_UTF8)
         for line in lines:
             if line.startswith(b"data:"):
                 self._event(line[5:].strip(), now)
@@ -57,22 +72,24 @@ class Response:
             self.done = True
             return
         document = _object(payload)
-        if "error" in document:
+        if document.get("error"):  # some servers send null
             self.record.error = f"error in the stream: {_error_code(document)}"
         if _has_text(document):
             self._events += 1
+            self._is_finished = False
             self.record.token(now)
+        self._is_finished = self._is_finished or _has_finish_reason(document)
         self._read_counts(document)
 
     def end(self, now: float) -> None:
-        """Called when the body is complete."""
+        """Called when the body is complete: a stream is if ``[DONE]`` or a finish_reason came."""
         record = self.record
         record.ended = now
         if self._status != 200:
             record.error = f"status {self._status} {_error_code(_object(self._rest))}".rstrip()
         elif not self.streamed:
             self._read_whole()
-        elif not self.done and not record.error:
+        elif not (self.done or self._is_finished or record.error):
             record.error = CUT
         self.count_events()
 
@@ -126,6 +143,13 @@ def _has_text(document: Mapping[str, Any]) -> bool:
         if choice.get("text") or any(delta.get(name) for name in _OUTPUT):
             return True
     return False
+
+
+def _has_finish_reason(document: Mapping[str, Any]) -> bool:
+    choices = document.get("choices")
+    return isinstance(choices, list) and any(
+        isinstance(choice, dict) and choice.get("finish_reason") for choice in choices
+    )
 
 
 def _object(payload: bytes) -> Mapping[str, Any]:

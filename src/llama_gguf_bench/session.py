@@ -22,6 +22,10 @@ from llama_gguf_bench.prompts import Body
 from llama_gguf_bench.responses import error_message
 from llama_gguf_bench.server import Server, Watch, Whole
 
+OLD_LIMIT: Final = "max_tokens"
+NEW_LIMIT: Final = "max_completion_tokens"
+"""OpenAI's newer models reject the old name."""
+
 Progress = Callable[[Load, Budget, Level], None]
 
 _HINTS: Final[Mapping[int, str]] = {
@@ -55,6 +59,24 @@ async def prepare(
     """
     found = await server.look(connections)
     fixed = fixed_fields(options, found)
+    try:
+        return await _prepared(connections, options, lines, found, fixed)
+    except _OldLimitRefused:
+        fixed[NEW_LIMIT] = fixed.pop(OLD_LIMIT)
+        return await _prepared(connections, options, lines, found, fixed)
+
+
+class _OldLimitRefused(UserError):
+    """The server insists on the new name of the limit of output tokens."""
+
+
+async def _prepared(
+    connections: Connections,
+    options: Options,
+    lines: Sequence[str] | None,
+    found: Server,
+    fixed: dict[str, Any],
+) -> Prepared:
     if lines is not None:
         chosen = prompts.from_lines(lines, chat=options.chat)
         await _send_once(connections, options, {**fixed, **chosen[0]})
@@ -74,7 +96,7 @@ def fixed_fields(options: Options, found: Server) -> dict[str, Any]:
     """The members that the bodies of all requests share."""
     fields: dict[str, Any] = {
         "model": server.model_name(found, options.model),
-        "max_tokens": options.output_tokens,
+        OLD_LIMIT: options.output_tokens,
         "temperature": 0,
         "stream": options.streamed,
     }
@@ -82,6 +104,8 @@ def fixed_fields(options: Options, found: Server) -> dict[str, Any]:
         fields["stream_options"] = {"include_usage": True}
     if found.is_llama_cpp:
         fields["ignore_eos"] = True  # so every response has the requested length
+    if NEW_LIMIT in options.body:
+        del fields[OLD_LIMIT]
     return fields | dict(options.body)
 
 
@@ -108,20 +132,10 @@ async def _send_once(
     Raises:
         UserError: there is none.
     """
-    small = {**body, "stream": False, "max_tokens": 1}
-    small.pop("stream_options", None)
-    target, sink = connections.target, Whole()
-    try:
-        async with asyncio.timeout(options.timeout):
-            await connections.exchange(
-                target.request("POST", options.path, json.dumps(small).encode()), sink
-            )
-    except TimeoutError:
-        raise UserError(f"{target.url} did not respond within {options.timeout:g} s.") from None
-    except (OSError, ConnectionLost) as error:
-        raise UserError(
-            f"{target.url} cannot be reached: {_reason(error)}. {_advice(error)}"
-        ) from None
+    target = connections.target
+    sink = await _response_to(connections, options, _small(body))
+    if sink.status == 400 and NEW_LIMIT not in body and NEW_LIMIT.encode() in sink.body:
+        raise _OldLimitRefused(error_message(sink.body))
     if sink.status != 200:
         reason = error_message(sink.body) or "no reason given"
         hint = f" {target.key_hint}" if sink.status in (401, 403) else _HINTS.get(sink.status, "")
@@ -131,6 +145,31 @@ async def _send_once(
         if isinstance(response, dict) and response.get("choices"):
             return response
     raise UserError(f"{target.url} responded, but not like an OpenAI-compatible endpoint.")
+
+
+def _small(body: Mapping[str, Any]) -> dict[str, Any]:
+    limit = NEW_LIMIT if NEW_LIMIT in body else OLD_LIMIT
+    small = {**body, "stream": False, limit: 1}
+    small.pop("stream_options", None)
+    return small
+
+
+async def _response_to(
+    connections: Connections, options: Options, body: Mapping[str, Any]
+) -> Whole:
+    """Raises UserError if there is no complete response."""
+    target, sink = connections.target, Whole()
+    request = target.request("POST", options.path, json.dumps(body).encode())
+    try:
+        async with asyncio.timeout(options.timeout):
+            await connections.exchange(request, sink)
+    except TimeoutError:
+        raise UserError(f"{target.url} did not respond within {options.timeout:g} s.") from None
+    except (OSError, ConnectionLost) as error:
+        raise UserError(
+            f"{target.url} cannot be reached: {_reason(error)}. {_advice(error)}"
+        ) from None
+    return sink
 
 
 def _advice(error: Exception) -> str:

@@ -183,7 +183,7 @@ def added_notes(found: Sequence[tuple[Turns, Mapping[str, Added]]]) -> list[str]
 
 # Two runs -----------------------------------------------------------------------------------------
 
-CHANGE_COLUMNS: Final = ("LOAD", "", "A", "B", "CHANGE", "99 %", "IS")
+CHANGE_COLUMNS: Final = ("LOAD", "", "A", "B", "CHANGE", "99 % OF ALL", "IS")
 
 
 def change_rows(found: Sequence[Change]) -> list[Row]:

@@ -11,10 +11,12 @@ from llama_gguf_bench.estimates import (
     bootstrap,
     difference,
     mean_estimate,
+    pooled,
     quantile,
     quantile_estimates,
     share_estimate,
     t_quantile,
+    widened,
 )
 
 
@@ -168,3 +170,26 @@ def test_the_bootstrap_of_few_values_has_no_bounds() -> None:
 def test_an_estimate_reads_back() -> None:
     for made in (Estimate(1.5, 1.0, None), Estimate(1.0)):
         assert Estimate.from_json(made.as_json()) == made
+
+
+def test_pooled_estimates_are_more_exact_than_each() -> None:
+    found = pooled([Estimate(1.0, 0.7, 1.3), Estimate(3.0, 2.6, 3.4)])
+
+    assert found.value == 2.0
+    assert found.low == pytest.approx(1.75)
+    assert found.high == pytest.approx(2.25)
+
+
+def test_pooled_with_an_estimate_without_bounds_there_are_none() -> None:
+    assert pooled([Estimate(1.0, 0.7, 1.3), Estimate(3.0)]) == Estimate(2.0)
+
+
+def test_bounds_for_many_estimates_together_are_wider() -> None:
+    one = Estimate(1.0, 0.0, 3.0)
+
+    assert widened(one, 1) == one
+    assert widened(Estimate(1.0), 100) == Estimate(1.0)
+    many = widened(one, 100)
+    # Normal quantiles of 1 - 0.00005 and 1 - 0.005: 3.8906 and 2.5758.
+    assert many.low == pytest.approx(1 - 3.8906 / 2.5758, abs=1e-3)
+    assert many.high == pytest.approx(1 + 2 * 3.8906 / 2.5758, abs=1e-3)

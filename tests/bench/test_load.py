@@ -222,7 +222,7 @@ def test_an_interrupted_level_returns_its_results_so_far(load: Load) -> None:
 def test_progress_goes_from_0_to_1() -> None:
     budget = Budget(Options(loads=(), duration=10.0, warmup=2.0), 100.0, minimum=1)
 
-    assert [budget.done_share(now) for now in (100, 102, 107, 112, 120)] == [0, 0, 0.5, 1, 1]
+    assert [budget.done_share(now) for now in (100, 103, 106, 112, 120)] == [0, 0.25, 0.5, 1, 1]
 
     counted = Budget(Options(loads=(), requests=4, warmup=0.0), 0.0, minimum=1)
     counted.may_begin(0.0)

@@ -34,6 +34,14 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
+def test_the_plots_precede_the_numbers() -> None:
+    text = page(
+        CIRCUMSTANCES, columns=("", "a"), rows=[("x", "1")], notes=[], plots={"P": "<svg/>"}
+    )
+
+    assert text.index("<svg/>") < text.index("<table>")
+
+
 def test_every_element_of_the_page_is_closed() -> None:
     tags = Tags()
     tags.feed(PAGE)

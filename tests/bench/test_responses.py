@@ -151,3 +151,38 @@ def test_any_split_of_the_input_gives_the_same_record(cuts: list[int]) -> None:
     assert record.ok
     assert len(record.gaps) == 1
     assert record.output_tokens == 7
+
+
+FINISHED = sse({"choices": [{"delta": {}, "finish_reason": "stop"}]})
+
+
+def test_a_stream_without_done_is_whole_if_a_finish_reason_came() -> None:
+    record = read(text_event("a"), FINISHED, USAGE)
+
+    assert record.ok
+    assert record.output_tokens == 7
+
+
+def test_text_after_a_finish_reason_is_of_another_choice_which_has_to_finish_too() -> None:
+    assert read(text_event("a"), FINISHED, text_event("b")).error == "cut short"
+    assert read(text_event("a"), FINISHED, text_event("b"), FINISHED).ok
+
+
+def test_an_error_that_is_null_is_none() -> None:
+    event = {"choices": [{"delta": {"content": "a"}}], "error": None}
+
+    assert read(sse(event), DONE).ok
+
+
+def test_a_byte_order_mark_before_the_stream_is_skipped() -> None:
+    record = read(b"\xef\xbb", b"\xbf" + text_event("a"), text_event("b"), DONE)
+
+    assert (record.ok, record.output_tokens, record.first) == (True, 2, 2.0)
+
+
+def test_a_byte_order_mark_before_a_whole_response_is_skipped() -> None:
+    body = {"choices": [{"message": {"content": "a"}}], "usage": {"completion_tokens": 3}}
+
+    record = read(b"\xef\xbb\xbf" + json.dumps(body).encode(), streamed=False)
+
+    assert (record.ok, record.output_tokens) == (True, 3)

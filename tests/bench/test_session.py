@@ -147,6 +147,24 @@ def test_llama_cpp_is_requested_to_ignore_the_end_token() -> None:
     assert "ignore_eos" not in fixed_fields(options, Server())
 
 
+def test_a_server_that_insists_on_the_new_name_of_the_limit_gets_it(engine: ChatEngine) -> None:
+    engine.refused_member = "max_tokens"
+    engine.refusal = "Unsupported parameter: use 'max_completion_tokens' instead."
+
+    _, (level,) = prepared(engine.url, loads=(Load(streams=1),), requests=3, output_tokens=9)
+
+    assert not [record.error for record in level.records if record.error]
+    assert [b["max_completion_tokens"] for b in engine.requests[-3:]] == [9] * 3
+    assert all("max_tokens" not in b for b in engine.requests[1:])
+
+
+def test_the_new_name_of_the_limit_can_be_requested() -> None:
+    fields = fixed_fields(Options(loads=(), body={"max_completion_tokens": 5}), Server())
+
+    assert fields["max_completion_tokens"] == 5
+    assert "max_tokens" not in fields
+
+
 def test_the_two_sides_of_a_gateway_alternate(engine: ChatEngine) -> None:
     with ChatEngine() as backend:
         targets = {"direct": parse_target(backend.url), "gateway": parse_target(engine.url)}

@@ -257,9 +257,25 @@ def test_two_runs_are_compared_by_metric(
     assert bench("compare", *two_runs, tmp_path=tmp_path) == 0
 
     printed = capsys.readouterr().out
-    assert printed.splitlines()[0].split() == ["LOAD", "A", "B", "CHANGE", "99", "%", "IS"]
+    assert printed.splitlines()[0].split() == [
+        *("LOAD", "A", "B", "CHANGE", "99", "%", "OF", "ALL", "IS")
+    ]
     assert "1 stream   time to first token p50 ms" in printed
     assert " numbers: " in printed.splitlines()[-1]
+
+
+def test_each_side_may_have_several_runs(
+    two_runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    both = ",".join(two_runs)
+
+    assert bench("compare", both, both, tmp_path=tmp_path) == 0
+
+    printed = capsys.readouterr().out
+    assert "If in doubt, run A, B, A, B" not in printed
+    assert "better" not in printed
+    assert "worse" not in printed
 
 
 def test_a_comparison_can_be_printed_as_json(
@@ -287,7 +303,7 @@ def test_a_comparison_can_be_printed_as_json(
         (("--html", "/nowhere/x.html"), "there is no directory /nowhere"),
         (("--json", "-", "--csv", "-"), "Only one of --json and --csv"),
         (("--prompts", "/nowhere"), "/nowhere cannot be read: No such file"),
-        (("compare", "a.json"), "compare requires two files"),
+        (("compare", "a.json"), "compare requires files"),
         (("compare", "/nowhere", "/nowhere"), "/nowhere cannot be read"),
     ],
 )
@@ -325,6 +341,31 @@ def test_the_default_url_is_the_gateway_on_this_machine(
     assert bench("--port", "1", tmp_path=tmp_path) == 1
 
     assert "http://127.0.0.1:1 cannot be reached: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("0.0.0.0", "http://127.0.0.1:1"),  # noqa: S104
+        ("::", "http://[::1]:1"),
+        ("127.0.0.2", "http://127.0.0.2:1"),
+        ("::1", "http://[::1]:1"),
+    ],
+)
+def test_the_default_url_follows_host(
+    host: str, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench("--port", "1", tmp_path=tmp_path, HOST=host) == 1
+
+    assert f"{url} cannot be reached: " in capsys.readouterr().err
+
+
+def test_files_may_begin_with_a_byte_order_mark(engine: ChatEngine, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_bytes(b'\xef\xbb\xbf"one"\n"two"\n')
+
+    assert bench(engine.url, *SMALL, "--prompts", str(prompts), tmp_path=tmp_path) == 0
+    assert engine.requests[0]["messages"][0]["content"] == "one"
 
 
 def test_a_binary_prompts_file_is_rejected(

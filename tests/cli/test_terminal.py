@@ -146,8 +146,7 @@ def test_progress_on_a_terminal_is_a_bar_with_its_label() -> None:
 
     shown = without_colours(on_a_terminal(code, columns=100))
 
-    assert "[x] 2 answers" in shown
-    assert "50%" in shown
+    assert re.search(r"\[x\] 2 answers ━+.* 50% (-|\d+):[-\d:]+ left", shown)
 
 
 def on_a_terminal(code: str, *, columns: int) -> str:

@@ -127,13 +127,17 @@ def test_variables_are_secret_by_their_name() -> None:
         "HF_TOKEN": "one-secret",
         "MY_DB_PASSWORD": "two-secret",
         "openai_api_key": "three-secret",
+        "OTEL_EXPORTER_OTLP_HEADERS": "x-team=four-secret",
+        "OTEL_EXPORTER_OTLP_TRACES_HEADERS": "x-team=five-secret",
         "AUTH_KEYS_FILE": "/data/api_keys.txt",
         "TOKENIZERS_PARALLELISM": "false",
         "MAX_TOKENS": "512",
         "EDITOR": "vi",
     }
 
-    assert found_in(environ) == {"one-secret", "two-secret", "three-secret"}
+    assert found_in(environ) == {
+        *("one-secret", "two-secret", "three-secret", "x-team=four-secret", "x-team=five-secret")
+    }
 
 
 def test_urls_in_variables_give_up_their_logins_and_queries() -> None:

@@ -17,6 +17,7 @@ KEY = "BACKEND_API_KEY"
 ORIGINS = "CORS_ORIGINS"
 PROXIES = "TRUSTED_PROXIES"
 PEERS = "PEERS"
+COLLECTOR = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,11 @@ PEERS = "PEERS"
             (PEERS, text)
             for text in ("unix:a.sock", "unix:/a\x00", "dns+unix:/a", "http://[::x]:1")
         ),
+        *(
+            (COLLECTOR, text)
+            for text in ("collector:4318", "grpc://a:4317", "http://", "http://a b")
+        ),
+        *((COLLECTOR, text) for text in ("http://a:0", "http://a:70000", "http://\u00e4.example")),
         ("MODEL_PATH", "/a\x00b"),
         ("EXTRA_ARGS", "a\nb"),
         *(

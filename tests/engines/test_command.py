@@ -225,7 +225,16 @@ def test_the_key_in_the_environment_replaces_an_earlier_one() -> None:
     assert kept_back == ("LLAMA_API_KEY",)
 
 
-@pytest.mark.parametrize("name", ["BACKEND_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "BACKEND_API_KEY",
+        "HF_TOKEN",
+        "HUGGING_FACE_HUB_TOKEN",
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+    ],
+)
 def test_our_secrets_are_not_passed_to_the_engine(name: str) -> None:
     passed, _ = engine_environment({name: "secret"}, api_key=SECRET, changes={})
 

@@ -111,7 +111,7 @@ def test_a_head_request_for_the_root_is_404_without_a_body(rig: Rig) -> None:
 def test_a_path_that_is_refused_again_and_again_keeps_nothing_of_its_requests(rig: Rig) -> None:
     for _ in range(3):
         rig.send_request(request("GET", "/slots"), request("GET", "/slots"))
-    error = rig.services.reader._router.route(b"GET", b"/slots").error
+    error = rig.services.reader.router.route(b"GET", b"/slots").error
 
     assert error is not None
     assert error.__traceback__ is None, "its frames would hold requests, and with them keys"

@@ -81,6 +81,30 @@ def test_no_query_and_no_disguise_makes_another_path_of_them(rig: Rig) -> None:
 # Metrics ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("accept", ["*/*", "application/json", None])
+def test_one_path_returns_text_to_every_client(accept: str | None, rig: Rig) -> None:
+    fields = () if accept is None else (f"Accept: {accept}",)
+    response = get(rig, "/prometheus/metrics", *fields)
+
+    assert response["content-type"].startswith("text/plain")
+    assert list(text_string_to_metric_families(response.body.decode()))
+    assert get(rig, "/metrics", *fields)["content-type"] == "application/json"
+
+
+def test_the_text_path_negotiates_openmetrics_too(rig: Rig) -> None:
+    wanted = "Accept: application/openmetrics-text; version=1.0.0"
+    response = get(rig, "/prometheus/metrics", wanted)
+
+    assert response["content-type"].startswith("application/openmetrics-text")
+
+
+def test_the_text_path_needs_a_key_where_metrics_need_one(new_rig: NewRig) -> None:
+    rig = new_rig(metrics_auth_enabled=True)
+
+    assert get(rig, "/prometheus/metrics").status == 401
+    assert get(rig, "/prometheus/metrics", key=KEY).status == 200
+
+
 def test_metrics_are_json_by_default(rig: Rig) -> None:
     rig.respond_with(OK)
     rig.send_request()

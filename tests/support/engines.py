@@ -185,6 +185,9 @@ class ChatEngine(Server):
         self.status = 200
         self.good = 0
         """The number of requests that get 200 before ``status`` applies."""
+        self.refused_member = ""
+        """A member of bodies that gets 400, with the message ``refusal``."""
+        self.refusal = ""
         self.closes = False
         """Closes the connection after a stream without announcing it, as llama-server does."""
         self.holds_after: int | None = None
@@ -225,6 +228,8 @@ class _ChatHandler(Handler):
         if self.server.status != 200 and len(self.server.requests) > self.server.good:
             error = {"message": "no.", "code": "some_code"}
             self._respond(self.server.status, {"error": error})
+        elif self.server.refused_member and self.server.refused_member in body:
+            self._respond(400, {"error": {"message": self.server.refusal}})
         elif body.get("stream"):
             self._stream(body)
         else:

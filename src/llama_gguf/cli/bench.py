@@ -10,6 +10,7 @@ Examples:
   llama-gguf bench https://HOST --rate 0.5,1,2 --duration 60 --slo ttft=500ms,tpot=50ms
   llama-gguf bench --overhead http://127.0.0.1:8080 --concurrency 1,8
   llama-gguf bench compare before.json after.json
+  llama-gguf bench compare a1.json,a2.json,a3.json b1.json,b2.json,b3.json
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from llama_gguf_bench.results import Circumstances
 from llama_gguf_bench.session import Prepared
 from llama_gguf_bench.summary import summarise
 
-USAGE = "%(prog)s [URL] [options]\n       %(prog)s compare A.json B.json [--json FILE]"
+USAGE = "%(prog)s [URL] [options]\n       %(prog)s compare A.json[,...] B.json[,...] [--json FILE]"
 COMPARE: Final = "compare"
 INTERRUPTED: Final = 130
 
@@ -214,7 +215,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     if len(words) > 1:
         raise UserError(f"only one URL is possible, not {len(words)}: {' '.join(words)}", 2)
     check_outputs(arguments)
-    url = words[0] if words else _own_url(context)
+    url = words[0] if words else bench_facts.own_url(context.settings)
     key = bench_facts.endpoint_key(url, context)
     job = Job(
         arguments=arguments,
@@ -235,11 +236,6 @@ class Job:
     options: Options
     target: Target
     lines: Sequence[str] | None
-
-
-def _own_url(context: Context) -> str:
-    settings = context.settings
-    return f"{settings.tls.scheme}://127.0.0.1:{settings.listen.port}"
 
 
 def _options(arguments: argparse.Namespace) -> Options:
@@ -277,7 +273,7 @@ def _read_lines(path: str) -> list[str]:
 
 def _read(path: str) -> str:
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:  # editors of Windows add a mark
             return file.read()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}", 2) from None
@@ -291,7 +287,9 @@ def _read(path: str) -> str:
 def _run_load(job: Job) -> int:
     with _meter(job) as meter:
         prepared, levels = _in_loop(
-            session.run_loads(job.target, job.options, job.lines, progress=_reporter(meter))
+            session.run_loads(
+                job.target, job.options, job.lines, progress=_reporter(meter, job.options.loads)
+            )
         )
     found = [(level, summarise(level, job.options.slo)) for level in levels]
     facts = _facts(job, prepared)
@@ -316,7 +314,7 @@ def _run_overhead(job: Job) -> int:
                 {"direct": _backend(job), "gateway": job.target},
                 job.options,
                 job.lines,
-                progress=lambda turns, share: meter(Load(streams=turns.streams).text, share),
+                progress=_turns_reporter(meter, job.options.loads),
             )
         )
     rng = random.Random(job.options.seed)  # noqa: S311  # resampling
@@ -382,13 +380,23 @@ def _meter(job: Job) -> Iterator[Callable[[str, float], None]]:
         yield meter
 
 
-def _reporter(meter: Callable[[str, float], None]) -> session.Progress:
+def _reporter(meter: Callable[[str, float], None], loads: Sequence[Load]) -> session.Progress:
     def report_progress(load: Load, budget: Budget, level: Level) -> None:
         failed = sum(bool(record.error) for record in level.records)
         label = f"{load.text}: {len(level.records)} responses" + (
             f", {failed} failed" if failed else ""
         )
-        meter(label, budget.done_share(clock()))
+        meter(label, (loads.index(load) + budget.done_share(clock())) / len(loads))
+
+    return report_progress
+
+
+def _turns_reporter(
+    meter: Callable[[str, float], None], loads: Sequence[Load]
+) -> Callable[[overhead.Turns, float], None]:
+    def report_progress(turns: overhead.Turns, share: float) -> None:
+        load = Load(streams=turns.streams)
+        meter(load.text, (loads.index(load) + share) / len(loads))
 
     return report_progress
 
@@ -396,12 +404,21 @@ def _reporter(meter: Callable[[str, float], None]) -> session.Progress:
 # Comparing ----------------------------------------------------------------------------------------
 
 
+def _side(text: str) -> compare.Side:
+    """The runs of one side: a file, or several separated by commas."""
+    return compare.Side([results.read(path, _read(path)) for path in text.split(",")])
+
+
 def _compare(paths: Sequence[str], arguments: argparse.Namespace) -> int:
     if len(paths) != 2:
-        raise UserError("compare requires two files written by --json: A.json B.json", 2)
-    a, b = (results.read(path, _read(path)) for path in paths)
-    found = list(compare.changes(a, b))
-    notes = [*compare.circumstances(a, b), *compare.missing(a, b)]
+        raise UserError(
+            "compare requires files written by --json: A.json B.json, or with several runs of each "
+            "side A1.json,A2.json B1.json,B2.json",
+            2,
+        )
+    a, b = (_side(path) for path in paths)
+    found = compare.changes(a, b)
+    notes = [*compare.circumstances(a, b), *compare.missing(a, b), *compare.advice(a, b)]
     if arguments.json:
         write(arguments.json, json.dumps(compare.as_json(found, notes), indent=1))
     if arguments.json != STDOUT:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from llama_gguf import __version__
 from llama_gguf.access import key_file, keys
 from llama_gguf.cli.context import Context
+from llama_gguf.config.settings import Settings
 from llama_gguf.engines import machine
 from llama_gguf.errors import UserError
 from llama_gguf.models.model_file import read_model
@@ -24,6 +25,7 @@ from llama_gguf_bench.results import Circumstances
 from llama_gguf_bench.server import Server
 
 KEY_VARIABLES: Final = ("LLAMA_API_KEY", "OPENAI_API_KEY")
+_ANY_ADDRESS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
 
@@ -35,7 +37,7 @@ def endpoint_key(url: str, context: Context) -> str:
     for variable in KEY_VARIABLES:
         if key := context.environ.get(variable, "").strip():
             return _sendable(key, variable)
-    if not is_here(url):
+    if not is_here(url, context.settings):
         return ""
     try:
         text = key_file.read(context.settings.auth.auth_keys_file)
@@ -56,9 +58,16 @@ def key_in(text: str, *, now: float) -> str:
     return max(candidates, default=(0, ""), key=lambda c: c[0])[1]
 
 
-def is_here(url: str) -> bool:
+def own_url(settings: Settings) -> str:
+    """The URL of the gateway with these *settings*, from this machine."""
+    host = _ANY_ADDRESS.get(settings.listen.host, settings.listen.host)
+    shown = f"[{host}]" if ":" in host else host
+    return f"{settings.tls.scheme}://{shown}:{settings.listen.port}"
+
+
+def is_here(url: str, settings: Settings) -> bool:
     """Whether *url* is an endpoint of this machine."""
-    if url.startswith("unix:"):
+    if url.startswith("unix:") or url == own_url(settings):
         return True
     try:
         return urlsplit(url).hostname in _LOOPBACK
@@ -92,9 +101,9 @@ def circumstances(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         command=("llama-gguf", *command),
         versions=_versions(),
-        machine=_machine(context, is_servers=is_here(target.url)),
+        machine=_machine(context, is_servers=is_here(target.url, context.settings)),
         server=server.as_json(),
-        model=_model(server, is_servers=is_here(target.url)),
+        model=_model(server, is_servers=is_here(target.url, context.settings)),
         settings=options.as_json(),
     )
 

@@ -114,17 +114,25 @@ def download_meter(label: str) -> Iterator[Meter]:
 
 @contextmanager
 def progress_meter() -> Iterator[Callable[[str, float], None]]:
-    """Show progress from 0 to 1: a bar on a terminal, elsewhere a line per label."""
+    """Show progress from 0 to 1: a bar and the time left on a terminal, elsewhere labels."""
     if not sys.stderr.isatty():
         yield _LabelMeter()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     with Progress(
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
-        TextColumn("{task.description}", markup=False),
+        TimeRemainingColumn(),
+        TextColumn("left"),
         console=Console(stderr=True),
         transient=True,
     ) as progress:

@@ -19,7 +19,9 @@ MIN_SECRET: Final = 4
 """Characters. Shorter values are masked only next to a name that marks them as secret."""
 
 SECRET_NAME: Final = re.compile(
-    r"KEY|TOKEN|SECRET|PASS|PWD|CREDENTIAL|PRIVATE|SIGNATURE|COOKIE|AUTH", re.IGNORECASE
+    r"KEY|TOKEN|SECRET|PASS|PWD|CREDENTIAL|PRIVATE|SIGNATURE|COOKIE|AUTH"
+    r"|OTLP_(?:[A-Z]+_)?HEADERS",
+    re.IGNORECASE,
 )
 _SECRET_WORD: Final = re.compile(
     r"(?:key|token|secret|passwo?r?d|passphrase|pwd|credentials?|signature|cookie|auth|-hft)$",

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from ipaddress import IPv6Address, ip_network
 from typing import Final
+from urllib.parse import urlsplit
 
 Parser = Callable[[str], object]
 
@@ -30,6 +31,20 @@ def host_name(value: str) -> str:
     if not address or re.fullmatch(r"[^\s/\[\]\x00-\x1f\x7f]+", address) is None:
         raise ValueError("an address or the name of a host")
     return address
+
+
+def http_url(value: str) -> str:
+    """The URL of a server; empty = none."""
+    if not value:
+        return ""
+    try:
+        parts = urlsplit(value)
+        is_usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_usable = False
+    if not is_usable or not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError("a URL such as http://HOST:4318")
+    return value
 
 
 def boolean(value: str) -> bool:

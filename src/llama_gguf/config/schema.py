@@ -19,6 +19,7 @@ from llama_gguf.config.parsers import (
     boolean,
     choice,
     host_name,
+    http_url,
     key_ids,
     names,
     networks,
@@ -416,6 +417,18 @@ class LogSettings:
     log_name: str = _operation("llama", text, "directory of llama-server's logs, in LOG_DIR")
     worker_type: str = _operation("", text, "kind of worker; if set, LOG_NAME is llama-WORKER_TYPE")
     instance_id: str = _operation("", text, "name of this instance", shown_default="the host name")
+
+
+@dataclass(frozen=True, slots=True)
+class TraceSettings:
+    """Where traces of requests are sent."""
+
+    otel_exporter_otlp_endpoint: str = _operation(
+        "",
+        http_url,
+        "base URL of an OpenTelemetry collector (OTLP over HTTP, usually port 4318) that gets a "
+        "trace of each request; requires the extra otel",
+    )
 
 
 @dataclass(frozen=True, slots=True)

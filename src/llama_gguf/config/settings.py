@@ -28,6 +28,7 @@ from llama_gguf.config.schema import (
     SupervisionSettings,
     TimeoutSettings,
     TlsSettings,
+    TraceSettings,
     UpstreamSettings,
 )
 
@@ -48,6 +49,7 @@ class Settings:
     timeouts: TimeoutSettings
     limits: ClientLimits
     logs: LogSettings
+    traces: TraceSettings
     process: ProcessSettings
 
     @classmethod
@@ -105,6 +107,7 @@ _GATEWAY: Final = (
     *(n for n, s in SETTINGS.items() if s.section in ("access", "queue", "timeouts", "sizes")),
     *("log_format", "log_level", "log_requests", "log_dir", "instance_id"),
     *("log_max_bytes", "log_backups"),
+    "otel_exporter_otlp_endpoint",
 )
 USED_BY: Final[Mapping[str, tuple[str, ...]]] = {
     "serve": tuple(SETTINGS),
@@ -122,7 +125,7 @@ USED_BY: Final[Mapping[str, tuple[str, ...]]] = {
     "stop": (*_PLACES, "port"),
     "keys": (*_PLACES, "auth_keys_file"),
     "pull": (*_PLACES, "models_dir"),
-    "bench": (*_PLACES, "port", "backend_api_key", "auth_keys_file"),
+    "bench": (*_PLACES, "host", "port", "backend_api_key", "auth_keys_file"),
 }
 
 

@@ -40,7 +40,15 @@ _NOT_EXTRA: Final[Mapping[str, tuple[str, str]]] = {
     "--ssl-key-file": (_IN_THE_WAY, "Set TLS_KEY_FILE instead."),
 }
 # The engine does not need them.
-_SECRETS: Final = frozenset({"BACKEND_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})
+_SECRETS: Final = frozenset(
+    {
+        "BACKEND_API_KEY",
+        "HF_TOKEN",
+        "HUGGING_FACE_HUB_TOKEN",
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+    }
+)
 
 
 def engine_argv(

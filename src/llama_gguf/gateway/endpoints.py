@@ -73,6 +73,11 @@ def respond(
             return dashboard.usage(principal, services)
         case Kind.MODELS:
             return models_list.respond(request, services)
+        case Kind.OPENAPI:
+            # Imported at the first request: the gateway starts without it.
+            from llama_gguf.gateway import openapi  # noqa: PLC0415
+
+            return openapi.response(services.reader.router, services.auth, services.routes)
         case Kind.DASHBOARD:
             needs_keys = services.auth.auth_enabled
             return dashboard.page(request.route.label, needs_keys=needs_keys)
@@ -166,6 +171,8 @@ def _metrics(request: Request, services: Services) -> LocalResponse:
     """JSON or Prometheus text; the last one again while rendering is too expensive."""
     head = request.head
     wanted = negotiated_format(find(head.fields, b"accept") or b"", head.target.partition(b"?")[2])
+    if wanted is Format.JSON and head.path != b"/metrics":
+        wanted = Format.PROMETHEUS
     made, until = services.scrapes.get(wanted, (None, 0.0))
     if made is not None and services.clock.now() < until:
         return made

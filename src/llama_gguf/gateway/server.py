@@ -110,6 +110,8 @@ class Gateway:
         services = self.services
         loop = services.loop
         services.access_log.start()
+        if services.traces is not None:
+            services.traces.start()
         usage_store, budget_store = self._store(USAGE), self._store(BUDGETS)
         budgets = services.authenticator.budgets
         services.usage.rebase(usage_store.load(wall_now()), wall_now())
@@ -151,6 +153,8 @@ class Gateway:
             budget_store.end_last(last_write, max(until - services.clock.now(), 0.0))
             history_store.write_last(services.history, max(until - services.clock.now(), 0.0))
             services.access_log.stop(within_seconds=LAST_LINES_SECONDS)
+            if services.traces is not None:
+                services.traces.stop(max(until - services.clock.now(), 0.0))
             self._poller.close()
         return int(self._has_failed)
 

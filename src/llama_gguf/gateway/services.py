@@ -24,6 +24,7 @@ from llama_gguf.gateway.replica import Replica
 from llama_gguf.gateway.replica_sink import ReplicaSink
 from llama_gguf.gateway.request_ids import RequestIds
 from llama_gguf.gateway.sse_keepalive import StreamSearches
+from llama_gguf.gateway.tracing import traces_of
 from llama_gguf.http1.known_head import NO_HEAD
 from llama_gguf.http1.local_response import LocalResponse
 from llama_gguf.http1.request_reader import RequestReader
@@ -120,6 +121,7 @@ class Services:
         self.usage = UsageTotals(self.clock.wall)
         self.replica_sink = ReplicaSink(self.fleet, self.clock.now)
         self.recent = RecentRequests()
+        self.traces = traces_of(settings, self.clock)
         self.recorder = Recorder(
             [
                 self.replica_sink,
@@ -129,6 +131,7 @@ class Services:
                 self.access_log,
                 self.recent,
                 *([RequestLog()] if settings.logs.log_requests else []),
+                *([] if self.traces is None else [self.traces]),
             ],
             wall=lambda: self.clock.wall,
         )
@@ -147,6 +150,9 @@ class Services:
         self.head_cache.forget()
         now = self.clock.now()
         self.fleet.tick(now, is_late=is_late)
+        if self.traces is not None:
+            engine = self.fleet.status
+            self.traces.note_engine(serves=engine.serves, since=engine.since, model=engine.model)
         if is_late:
             return
         for connection in self.connections:

@@ -30,7 +30,7 @@ class RequestReader:
         self.cors = Cors(routes.cors_origins)
         self.unread = unread(self.cors.fields(None))
         """Stands for a request whose head could not be parsed."""
-        self._router = Router(
+        self.router = Router(
             expose_all=routes.exposed_routes == "all",
             dashboard=routes.dashboard,
             web_ui=routes.web_ui,
@@ -40,7 +40,7 @@ class RequestReader:
         self._max_field = limits.max_header_line_size
         self._rules = request_rules(
             keep_credentials=keep_credentials,
-            keep_conversations=self._router.exposes_all,
+            keep_conversations=self.router.exposes_all,
         )
 
     def check_size(self, head: bytes) -> None:
@@ -66,6 +66,6 @@ class RequestReader:
             head,
             cors=cors,
             sorted_fields=read_request(head.fields, version=head.version, rules=self._rules),
-            route=self._router.route(head.method, head.path),
+            route=self.router.route(head.method, head.path),
             via=VIA_PSEUDONYM,
         )

@@ -37,6 +37,7 @@ class Kind(enum.IntEnum):
     DASHBOARD_KEYS = 11
     HOME = 12
     MODELS = 13
+    OPENAPI = 14
 
 
 class Dialect(enum.IntEnum):
@@ -116,6 +117,8 @@ _LOCAL: Final = {
     b"/ping": (Kind.PING, "GET, HEAD"),
     b"/health": (Kind.HEALTH, "GET, HEAD"),
     b"/metrics": (Kind.METRICS, "GET, HEAD"),
+    b"/prometheus/metrics": (Kind.METRICS, "GET, HEAD"),  # text for every client
+    b"/openapi.json": (Kind.OPENAPI, "GET, HEAD"),
     b"/reload": (Kind.RELOAD, "POST"),
     b"/usage": (Kind.USAGE, "GET, HEAD"),
 }
@@ -271,6 +274,21 @@ class Router:
     def route(self, method: bytes, path: bytes) -> Route:
         """Decide *method* on *path* (without the query)."""
         return self._routes[method, path]
+
+    def known(self) -> list[tuple[str, str]]:
+        """Method and path of every route that is in a table; the others follow from patterns.
+
+        HEAD, which is like GET, is left out.
+        """
+        local = [
+            (method, path.decode())
+            for path, (_, allow) in self._local_paths.items()
+            for method in allow.split(", ")
+            if method != "HEAD"
+        ]
+        posts = [("POST", path) for path in (*_SLOT, *sorted(_NO_SLOT))]
+        gets = [("GET", path) for path in ("/v1/models", "/models", "/props")]
+        return [*local, *posts, *gets]
 
     def _decide_or_refuse(self, method_and_path: tuple[bytes, bytes]) -> Route:
         method, path = method_and_path

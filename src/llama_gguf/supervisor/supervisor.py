@@ -229,15 +229,6 @@ class Supervisor:
         return text
 
     @property
-    def engines(self) -> Sequence[EngineManager]:
-        """Of all replicas; during a replacement, also the one that leaves."""
-        return [member.manager for member in self._fleet.members]
-
-    @property
-    def gateway(self) -> GatewayManager:
-        return self._gateway
-
-    @property
     def is_leaving(self) -> bool:
         """Whether nothing is started any more."""
         return self.state in states.STOPPING

@@ -20,7 +20,8 @@ from typing import Final, TypeVar
 
 import llama_gguf
 from llama_gguf import errors
-from llama_gguf.cli.main import COMMANDS, command_parser, top_parser
+from llama_gguf.cli.arguments import actions_of, command_parser
+from llama_gguf.cli.main import COMMANDS, top_parser
 from llama_gguf.config import settings
 from llama_gguf.engines.status import ChildState
 from llama_gguf.errors import GatewayError
@@ -86,15 +87,9 @@ def cli_page() -> str:
     parts = [_MADE, "# Commands\n", _block(top_parser().format_help())]
     for name in COMMANDS:
         parts += [f"## llama-gguf {name}\n", _block(command_parser(name).format_help())]
-        for action, parser in _actions_of(name):
+        for action, parser in actions_of(command_parser(name)):
             parts += [f"### llama-gguf {name} {action}\n", _block(parser.format_help())]
     return "\n".join(parts)
-
-
-def _actions_of(name: str) -> list[tuple[str, argparse.ArgumentParser]]:
-    parser = command_parser(name)
-    found = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-    return [item for action in found for item in action.choices.items()]
 
 
 def _block(text: str) -> str:

@@ -20,7 +20,8 @@ from typing import Final
 from llama_gguf.access import key_admin, key_file
 from llama_gguf.cli import extra_files, fit
 from llama_gguf.cli.check_result import Level, Result
-from llama_gguf.cli.context import Context, with_model
+from llama_gguf.cli.arguments import add_model
+from llama_gguf.cli.context import Context
 from llama_gguf.cli.terminal import echo, print_table
 from llama_gguf.config import settings as settings_module
 from llama_gguf.config.masking import mask_urls
@@ -59,12 +60,12 @@ _OURS: Final = re.compile(r"(?:.*/)?llama(?:[-_]gguf|-server)")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="model to serve")
+    add_model(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(arguments: argparse.Namespace, context: Context) -> int:
-    settings = with_model(context.settings, arguments.model)
+    settings = context.settings
     results = list(_results(settings, context))
     wrong = [r for r in results if not _is_well(r)]
     sources = dict(context.sources)

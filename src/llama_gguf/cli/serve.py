@@ -25,7 +25,8 @@ from typing import Final
 
 from llama_gguf.access import key_admin, key_file, keys
 from llama_gguf.cli import logs
-from llama_gguf.cli.context import Context, with_model
+from llama_gguf.cli.arguments import add_model
+from llama_gguf.cli.context import Context
 from llama_gguf.cli.terminal import LoadMeter, Meter, download_meter, echo
 from llama_gguf.config.masking import MASK, mask_urls
 from llama_gguf.config.settings import Settings
@@ -39,7 +40,7 @@ _SECRET_NAME: Final = re.compile("KEY|TOKEN|SECRET|PASS|CREDENTIAL|_PWD", re.IGN
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="model to serve")
+    add_model(parser)
     parser.add_argument(
         "--create-key",
         action="store_true",
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, context: Context) -> int:
-    settings = with_model(context.settings, arguments.model)
+    settings = context.settings
     logs.configure(settings.logs.log_format)
     if settings.process.debug_shell:
         return _hold(context.environ)

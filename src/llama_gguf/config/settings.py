@@ -79,6 +79,7 @@ class Setting:
     text: str
     shown_default: str | None
     secret: bool
+    aliases: tuple[str, ...]
 
 
 _GROUPS: Final[Mapping[str, type[Any]]] = get_type_hints(Settings)
@@ -96,8 +97,14 @@ SETTINGS: Final[Mapping[str, Setting]] = {
 }
 """By name, in the order of the pages."""
 
+FIRST: Final = (
+    *("model_name", "data_dir", "ctx", "ngl", "parallel", "host", "port"),
+    *("max_requests_per_minute", "extra_args", "config_file"),
+)
+"""The settings that matter most, in the order of `serve --help`."""
+
 # The settings that each command uses, and has flags for. `serve` and `check` use all.
-_PLACES: Final = ("data_dir",)
+_PLACES: Final = ("config_file", "data_dir")
 _GATEWAY: Final = (
     *_PLACES,
     *("host", "port", "port_backend", "backend_host", "backend_socket", "backend_api_key"),
@@ -111,12 +118,13 @@ USED_BY: Final[Mapping[str, tuple[str, ...]]] = {
     "diagnose": tuple(SETTINGS),
     "gateway": _GATEWAY,
     "health": (
-        *("host", "port_health", "health_mode", "port_backend", "backend_host"),
+        *("config_file", "host", "port_health", "health_mode", "port_backend", "backend_host"),
         *("backend_socket", "backend_api_key", "log_format"),
     ),
     "keys": (*_PLACES, "auth_keys_file"),
     "pull": (*_PLACES, "models_dir"),
     "bench": (*_PLACES, "port", "backend_api_key", "auth_keys_file"),
+    "completion": (),
 }
 
 
@@ -128,6 +136,11 @@ def variable(name: str) -> str:
 def flag(name: str) -> str:
     """The command-line flag of the setting *name*."""
     return "--" + name.replace("_", "-")
+
+
+def flags(name: str) -> tuple[str, ...]:
+    """All flags of the setting *name*: short ones first, its own last."""
+    return (*SETTINGS[name].aliases, flag(name))
 
 
 def default_text(name: str) -> str:

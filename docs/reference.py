@@ -6,7 +6,6 @@ pages are generated from it, and ``--check`` lists those that are out of date.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import enum
 import inspect

@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 
 from llama_gguf.config import masking
 from llama_gguf.config import settings as settings_module
-from llama_gguf.config.config_file import FileValue, parse_config_file
-from llama_gguf.config.env_file import parse_env_file
-from llama_gguf.config.load import Files, load_usable
+from llama_gguf.config.load import Files, FileValue, load_usable
 from llama_gguf.config.platform import resolve
 from llama_gguf.config.settings import SETTINGS, Settings
 from llama_gguf.errors import UserError
@@ -58,9 +56,13 @@ def read(
     values: dict[str, FileValue] = {}
     try:
         if env_file:
+            from llama_gguf.config.env_file import parse_env_file
+
             files["env-file"] = env_file
             variables = parse_env_file(_content(env_file, "--env-file"), env_file)
         if path := _config_path(flags, environ, variables):
+            from llama_gguf.config.config_file import parse_config_file
+
             files["config-file"] = path
             values, mistakes = parse_config_file(_content(path, "CONFIG_FILE"), path)
     except UserError as error:

@@ -100,6 +100,9 @@ class _Places:
         if self.chosen.ngl == AUTO and self.chosen.fit:
             text += ": llama-server will put fewer layers there, since NGL leaves it to it"
             return Result("VRAM", text, Level.NOTE)
+        if self.chosen.fits_ctx:
+            text += ": llama-server will reduce the context, since CTX leaves it to it"
+            return Result("VRAM", text, Level.NOTE)
         advice = (
             f"{self._smaller(self._fits_gpus)}, lower NGL (now {self.chosen.ngl}), "
             "or use a smaller quantisation"
@@ -116,6 +119,9 @@ class _Places:
         text = f"{size_text(needed)} of {size_text(available)} available"
         if needed <= available:
             return Result("RAM", text)
+        if self.chosen.fits_ctx:
+            text += ": llama-server will reduce the context, since CTX leaves it to it"
+            return Result("RAM", text, Level.NOTE)
 
         def fits(placed: Placed) -> bool:
             return self._ram_bytes(placed.ram) <= available

@@ -37,7 +37,7 @@ COMMANDS: Final[dict[str, str]] = {
     "bench": "measure an endpoint under load; compare two runs",
     "completion": "print the completion of commands and flags for a shell",
 }
-_OTHERS: Final[Mapping[str, str]] = {
+_OTHERS: Final[dict[str, str]] = {
     "help": "show the arguments of a command",
     "version": "show the version",
 }

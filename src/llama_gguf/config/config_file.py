@@ -3,27 +3,20 @@
 ``port``, ``PORT`` and ``port-health`` for PORT_HEALTH are accepted. A value has the type of its
 setting, or is a string as in the environment; a list of strings stands for values separated by
 commas. An unknown key is an error, unlike an unknown variable: the file is only for this program.
+Imported only if there is such a file: tomllib would delay every start.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
+import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Final
 
+from llama_gguf.config.load import FileValue
 from llama_gguf.config.parsers import as_text
 from llama_gguf.config.settings import SETTINGS, variable
 from llama_gguf.errors import UserError
-
-
-@dataclass(frozen=True, slots=True)
-class FileValue:
-    text: str
-    """As in the environment."""
-    where: str
-    """The file, the line if it can be determined, and the key."""
 
 
 def parse_config_file(content: bytes, path: str) -> tuple[dict[str, FileValue], list[str]]:
@@ -32,8 +25,6 @@ def parse_config_file(content: bytes, path: str) -> tuple[dict[str, FileValue], 
     Raises:
         UserError: it is not TOML; exit status 2.
     """
-    import tomllib  # most starts have no file, and need not wait for this
-
     try:
         text = content.decode("utf-8-sig")
         keys = tomllib.loads(text)

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from llama_gguf.config.config_file import FileValue
 from llama_gguf.config.masking import MASK
 from llama_gguf.config.schema import DEFAULT_KEEPALIVE
 from llama_gguf.config.settings import SETTINGS, Settings, flag, variable
@@ -18,6 +17,16 @@ from llama_gguf.errors import UserError
 
 SOURCES: Final = ("flag", "environment", "env-file", "config-file", "default")
 """In the order of precedence."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileValue:
+    """A value in the configuration file."""
+
+    text: str
+    """As in the environment."""
+    where: str
+    """The file, the line if it can be determined, and the key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +96,7 @@ def load_usable(
             ("flag", (flags or {}).get(name), flag(name)),
             ("environment", environ[variable(name)] or None, variable(name)),
             ("env-file", env_file[variable(name)] or None, variable(name)),
-            ("config-file", in_file and in_file.text or None, in_file.where if in_file else ""),
+            ("config-file", (in_file and in_file.text) or None, in_file.where if in_file else ""),
         ):
             if text is None:
                 continue

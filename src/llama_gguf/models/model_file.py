@@ -234,9 +234,12 @@ def listing(models_dir: str) -> str:
 
 
 def _remark(path: str) -> str:
-    """What the file is if it is not a model, for the list of models."""
+    """What is wrong with the file, or what it is if not a model, for the list of models."""
     try:
         kind = _read_kind(path)
+        if kind is None:
+            with open(path, "rb") as file:
+                read_facts(file.read, os.path.getsize(path))
     except OSError:
         return "  (cannot be read)"
     except GgufError as error:

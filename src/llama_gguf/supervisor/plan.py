@@ -89,7 +89,7 @@ def model_text(model: Model) -> str:
         facts.architecture,
         f"{facts.parameters / 1e6:.0f}M parameters" if facts.parameters else "",
         facts.quantization,
-        f"context {facts.context_length}" if facts.context_length else "",
+        f"trained context {facts.context_length}" if facts.context_length else "",
         size_text(model.bytes),
     ]
     return f"{model.path} ({', '.join(part for part in parts if part)})"

@@ -29,7 +29,13 @@ def server() -> Iterator[FileServer]:
 
 def settings(folder: Path, model: str) -> ModelSettings:
     loaded = load({"DATA_DIR": str(folder), "MODEL_NAME": model})
-    return resolve(loaded.settings, lambda path: False, "host").model
+    return resolve(
+        loaded.settings,
+        environ={},
+        is_dir=lambda path: False,
+        is_writable=lambda path: True,
+        host_name="host",
+    ).model
 
 
 def get(folder: Path, model: str, **environ: str) -> list[str]:

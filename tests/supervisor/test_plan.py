@@ -19,7 +19,13 @@ from tests.support.gguf_files import gguf, part
 
 def settings(data: Path, **variables: str) -> ModelSettings:
     loaded = load({"DATA_DIR": str(data), **variables})
-    return resolve(loaded.settings, lambda path: False, "host").model
+    return resolve(
+        loaded.settings,
+        environ={},
+        is_dir=lambda path: False,
+        is_writable=lambda path: True,
+        host_name="host",
+    ).model
 
 
 def model_at(path: Path, content: bytes) -> Path:

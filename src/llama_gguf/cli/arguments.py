@@ -14,6 +14,7 @@ HELP_COLUMNS: Final = 100
 SETTING: Final = "setting_"
 """Prefix of the attributes with settings in a namespace."""
 _COMMON: Final = "the most common settings"
+_FILES: Final = "files with settings"
 
 
 class Parser(argparse.ArgumentParser):
@@ -86,7 +87,11 @@ def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None
         about = settings_module.SETTINGS[name]
         if about.secret:
             continue  # flags are visible in the process list
-        title = _COMMON if name in common else f"settings: {about.section}"
+        title = f"settings: {about.section}"
+        if name in common:
+            title = _COMMON
+        elif name == "config_file":
+            title = _FILES
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         default = settings_module.default_text(name)
@@ -98,7 +103,7 @@ def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None
             default=argparse.SUPPRESS,  # an action's default would overwrite a flag before it
             help=text.replace("%", "%%"),
         )
-    files = groups.get(_COMMON) or parser.add_argument_group("files of settings")
+    files = groups[_COMMON if common else _FILES]
     files.add_argument(
         "--env-file",
         metavar="FILE",

@@ -104,13 +104,13 @@ FIRST: Final = (
 """The settings that matter most, in the order of `serve --help`."""
 
 # The settings that each command uses, and has flags for. `serve` and `check` use all.
-_PLACES: Final = ("config_file", "data_dir")
+_PLACES: Final = ("data_dir",)
 _GATEWAY: Final = (
     *_PLACES,
     *("host", "port", "port_backend", "backend_host", "backend_socket", "backend_api_key"),
     *("tls_cert_file", "tls_key_file", "max_connections"),
     *(n for n, s in SETTINGS.items() if s.section in ("access", "queue", "timeouts", "sizes")),
-    *("log_format", "log_dir", "instance_id", "log_max_bytes", "log_backups"),
+    *("log_format", "log_dir", "instance_id", "log_max_bytes", "log_backups", "config_file"),
 )
 USED_BY: Final[Mapping[str, tuple[str, ...]]] = {
     "serve": tuple(SETTINGS),
@@ -118,12 +118,12 @@ USED_BY: Final[Mapping[str, tuple[str, ...]]] = {
     "diagnose": tuple(SETTINGS),
     "gateway": _GATEWAY,
     "health": (
-        *("config_file", "host", "port_health", "health_mode", "port_backend", "backend_host"),
-        *("backend_socket", "backend_api_key", "log_format"),
+        *("host", "port_health", "health_mode", "port_backend", "backend_host"),
+        *("backend_socket", "backend_api_key", "log_format", "config_file"),
     ),
-    "keys": (*_PLACES, "auth_keys_file"),
-    "pull": (*_PLACES, "models_dir"),
-    "bench": (*_PLACES, "port", "backend_api_key", "auth_keys_file"),
+    "keys": (*_PLACES, "auth_keys_file", "config_file"),
+    "pull": (*_PLACES, "models_dir", "config_file"),
+    "bench": (*_PLACES, "port", "backend_api_key", "auth_keys_file", "config_file"),
     "completion": (),
 }
 

@@ -226,12 +226,12 @@ def options(settings: EngineSettings, words: Sequence[str], environ: Mapping[str
     """
     arguments = _from_variables(environ)
     # Our flags override these variables, unless the setting leaves the value to llama-server.
-    for value, name, flag in (
+    for ours, name, theirs in (
         (settings.ctx, "CTX_SIZE", "-c"),
         (settings.ngl, "N_GPU_LAYERS", "-ngl"),
     ):
-        if value is None and (variable := environ.get(f"LLAMA_ARG_{name}", "")):
-            arguments += [flag, variable]
+        if ours is None and (variable := environ.get(f"LLAMA_ARG_{name}", "")):
+            arguments += [theirs, variable]
     if settings.parallel:
         arguments += ["-np", str(settings.parallel)]
     arguments += words

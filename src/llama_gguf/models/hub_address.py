@@ -122,7 +122,7 @@ def models_in(files: Iterable[str]) -> list[str]:
 
 
 def projector_in(files: Iterable[str]) -> str:
-    """The projector among a repository's *files*, of 16 bits if there are several; empty if none."""
+    """The projector in *files*; of several, the one of 16 bits; empty if there is none."""
     found = sorted(f for f in files if _PROJECTOR.search(f))
     order = ("f16", "bf16", "f32")
 

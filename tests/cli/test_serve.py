@@ -303,5 +303,8 @@ def test_the_model_argument_is_optional() -> None:
     parser = argparse.ArgumentParser()
     serve.add_arguments(parser)
 
-    assert vars(parser.parse_args([])) == {"model": None, "create_key": False}
-    assert vars(parser.parse_args(["m", "--create-key"])) == {"model": "m", "create_key": True}
+    assert vars(parser.parse_args([])) == {"create_key": False}
+    assert vars(parser.parse_args(["m", "--create-key"])) == {
+        "setting_model_name": "m",
+        "create_key": True,
+    }

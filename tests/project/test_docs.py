@@ -12,7 +12,8 @@ from typing import Final
 import pytest
 
 from docs import reference
-from llama_gguf.cli.main import COMMANDS, command_parser
+from llama_gguf.cli.arguments import command_parser
+from llama_gguf.cli.main import COMMANDS
 from llama_gguf.config import settings as settings_module
 from llama_gguf.engines import exit_reasons
 from tests.project import messages

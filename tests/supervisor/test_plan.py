@@ -145,7 +145,7 @@ def test_a_model_is_described_in_one_line(tmp_path: Path) -> None:
 
     text = plan.model_text(read_model(str(path)))
 
-    assert text == f"{path} (llama, 0M parameters, F32, context 128, 0.0 MB)"
+    assert text == f"{path} (llama, 0M parameters, F32, trained context 128, 0.0 MB)"
 
 
 # Facts --------------------------------------------------------------------------------------------

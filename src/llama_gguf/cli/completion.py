@@ -297,7 +297,11 @@ def _fish_flags(command: Command, condition: str) -> Iterator[str]:
         names = " ".join(_fish_name(name) for name in flag.names)
         yield _fish_line(condition, f"{names}{_fish_value(flag)}", flag.text)
     if command.argument and (command.argument.values or command.argument.takes_file):
-        yield _fish_line(condition, _fish_value(command.argument).replace(" -r", ""), "")
+        is_file = " -F" if command.argument.takes_file else ""
+        values = " ".join(command.argument.values)
+        yield _fish_line(
+            condition, f"{is_file}{f' -a {shlex.quote(values)}' if values else ''}", ""
+        )
 
 
 def _fish_name(name: str) -> str:
@@ -308,7 +312,8 @@ def _fish_name(name: str) -> str:
 
 def _fish_value(flag: Flag) -> str:
     values = f" -a {shlex.quote(' '.join(flag.values))}" if flag.values else ""
-    return f"{' -r' if flag.takes_value else ''}{' -F' if flag.takes_file else ''}{values}"
+    kind = (" -r -F" if flag.takes_file else " -x") if flag.takes_value else ""
+    return kind + values
 
 
 def _fish_line(condition: str, what: str, text: str) -> str:

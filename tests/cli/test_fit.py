@@ -151,6 +151,7 @@ def test_a_gpu_holds_the_model_and_needs_some_memory_itself() -> None:
         (WEIGHTS + CACHE - 1, {}, Level.WRONG),
         (WEIGHTS + CACHE - 1, {"ngl": AUTO}, Level.NOTE),
         (WEIGHTS + CACHE - 1, {"ngl": AUTO, "fit": False}, Level.NOTE),
+        (WEIGHTS + CACHE - 1, {"fits_ctx": True}, Level.NOTE),
         (WEIGHTS + CACHE - 1, {"split_mode": "row"}, Level.NOTE),
     ],
 )

@@ -37,7 +37,7 @@ COMMANDS: Final[dict[str, str]] = {
     "bench": "measure an endpoint under load; compare two runs",
     "completion": "print the completion of commands and flags for a shell",
 }
-_OTHERS: Final[dict[str, str]] = {
+OTHERS: Final[dict[str, str]] = {
     "help": "show the arguments of a command",
     "version": "show the version",
 }
@@ -153,6 +153,6 @@ def top_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-V", "--version", action="version", version=_VERSION)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for name, text in (COMMANDS | _OTHERS).items():
+    for name, text in (COMMANDS | OTHERS).items():
         commands.add_parser(name, help=text)
     return parser

@@ -37,9 +37,9 @@ _MADE: Final = "<!-- Generated from code by `make reference`; edit the code inst
 _SETTINGS_INTRODUCTION: Final = """\
 # Settings
 
-Every setting is an environment variable, a flag of the commands that use it, and a key of a configuration file:
-`MAX_QUEUE_SIZE`, `--max-queue-size`, `max_queue_size`. Durations are in seconds, sizes in bytes. The first source that has a
-value is used:
+Every setting is an environment variable, a flag of the commands that use it, and a key of a
+configuration file: `MAX_QUEUE_SIZE`, `--max-queue-size`, `max_queue_size`. Durations are in
+seconds, sizes in bytes. The first source that has a value is used:
 
 1. a flag
 2. the environment
@@ -47,14 +47,14 @@ value is used:
 4. the configuration file of `--config`, or of the variable `CONFIG_FILE`
 5. the default
 
-An empty variable or value counts as not set. Of `MODEL_NAME` and `MODEL_PATH`, the one from the higher source is used.
-`llama-gguf check` shows the settings that differ from their defaults and where each comes from, with `--all` all settings.
-Secrets cannot be flags.
+An empty variable or value counts as not set. Of `MODEL_NAME` and `MODEL_PATH`, the one from the
+higher source is used. `llama-gguf check` shows the settings that differ from their defaults and
+where each comes from, with `--all` all settings. Secrets cannot be flags.
 
 ## Configuration file
 
-`llama-gguf serve --config llama-gguf.toml`, or `CONFIG_FILE=llama-gguf.toml` for every command. The file is
-[TOML](https://toml.io), without tables:
+`llama-gguf serve --config llama-gguf.toml`, or `CONFIG_FILE=llama-gguf.toml` for every command.
+The file is [TOML](https://toml.io), without tables:
 
 ```toml
 model_name = "hf:OWNER/NAME:Q4_K_M"
@@ -71,28 +71,33 @@ cors_origins = ["https://app.example.com"]
 dashboard = false
 ```
 
-Keys may be in capitals, and with `-` instead of `_`. A value is a number, `true` or `false`, a string, or a list of strings where
-the setting has values separated by commas; everything may be a string as in the environment. An unknown key is an error, and so is
-a value of the wrong type; the message has the line. Paths are relative to the current directory, as everywhere.
+Keys may be in capitals, and with `-` instead of `_`. A value is a number, `true` or `false`, a
+string, or a list of strings where the setting has values separated by commas; everything may be a
+string as in the environment. An unknown key is an error, and so is a value of the wrong type; the
+message has the line. Paths are relative to the current directory, as everywhere.
 
-Files are read when the command starts. Reloading keys and certificate (SIGHUP, `POST /reload`) does not read them again. If a file
-contains a secret, such as `backend_api_key`, and other users can read it, there is a warning: `chmod 600`.
+Files are read when the command starts. Reloading keys and certificate (SIGHUP, `POST /reload`)
+does not read them again. If a file contains a secret, such as `backend_api_key`, and other users
+can read it, there is a warning: `chmod 600`.
 
 ## File of variables
 
-`--env-file FILE` reads variables as `docker run --env-file` does, so that one file serves for both: `NAME=VALUE`, one per line;
-lines that begin with `#` are comments; all after `=` is the value, quotes and `#` included, and nothing is expanded. (Quotes around
-a whole value are removed from settings, with a warning.) Variables that are no settings, such as `HF_TOKEN` or `LLAMA_ARG_*`, are
-passed on like those of the environment, which overrides the file.
+`--env-file FILE` reads variables as `docker run --env-file` does, so that one file serves for
+both: `NAME=VALUE`, one per line; lines that begin with `#` are comments; all after `=` is the
+value, quotes and `#` included, and nothing is expanded. (Quotes around a whole value are removed
+from settings, with a warning.) Variables that are no settings, such as `HF_TOKEN` or
+`LLAMA_ARG_*`, are passed on like those of the environment, which overrides the file.
 
 ## Names of llama-server
 
-These flags have the same meaning as for llama-server, except that `-m` is `MODEL_NAME`, a name or a path:
+These flags have the same meaning as for llama-server, except that `-m` is `MODEL_NAME`, a name or
+a path:
 
 @ALIASES@
-With `CTX=auto` or `NGL=auto`, llama-server fits the context or the layers into the free memory (`--fit`). It reduces the context to
-no less than 4096 tokens (`--fit-ctx` in `EXTRA_ARGS`). Its size is known when the model is loaded: `/health` has it as
-`model.context`. Unless `PARALLEL` is set, there is one slot, which has all of it.
+With `CTX=auto` or `NGL=auto`, llama-server fits the context or the layers into the free memory
+(`--fit`). It reduces the context to no less than 4096 tokens (`--fit-ctx` in `EXTRA_ARGS`). Its
+size is known when the model is loaded: `/health` has it as `model.context`. Unless `PARALLEL` is
+set, there is one slot, which has all of it.
 """
 
 

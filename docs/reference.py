@@ -88,10 +88,10 @@ value, quotes and `#` included, and nothing is expanded. (Quotes around a whole 
 from settings, with a warning.) Variables that are no settings, such as `HF_TOKEN` or
 `LLAMA_ARG_*`, are passed on like those of the environment, which overrides the file.
 
-## Names of llama-server
+## Short flags, and those of llama-server
 
-These flags have the same meaning as for llama-server, except that `-m` is `MODEL_NAME`, a name or
-a path:
+These flags are other names of settings, among them the most common ones of llama-server. `-m` is
+`MODEL_NAME`, a name or a path:
 
 @ALIASES@
 With `CTX=auto` or `NGL=auto`, llama-server fits the context or the layers into the free memory

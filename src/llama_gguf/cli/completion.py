@@ -1,8 +1,10 @@
 """Print the completion of commands, flags and their values, for a shell.
 
-For bash:  eval "$(llama-gguf completion bash)"   in ~/.bashrc
-For zsh:   eval "$(llama-gguf completion zsh)"    in ~/.zshrc, after compinit
-For fish:  llama-gguf completion fish > ~/.config/fish/completions/llama-gguf.fish
+Write it to a file that the shell reads, or for one session: source <(llama-gguf completion bash).
+
+  bash  ~/.local/share/bash-completion/completions/llama-gguf
+  zsh   _llama-gguf in a directory of $fpath
+  fish  ~/.config/fish/completions/llama-gguf.fish
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ from llama_gguf.access.key_admin import NewKey
 from llama_gguf.access.keys import KeyRing
 from llama_gguf.access.moments import parse_duration
 from llama_gguf.access.token_budget import has_budget
+from llama_gguf.cli.arguments import HelpFormatter
 from llama_gguf.cli.context import Context
 from llama_gguf.errors import UserError
 from llama_gguf.files.instance_file import path_of
@@ -150,7 +151,9 @@ def _add_action(
     *,
     aliases: Sequence[str] = (),
 ) -> argparse.ArgumentParser:
-    parser = actions.add_parser(name, help=text, description=text, aliases=aliases)
+    parser = actions.add_parser(
+        name, help=text, description=text, aliases=aliases, formatter_class=HelpFormatter
+    )
     parser.add_argument("--file", metavar="PATH", help="keys file [AUTH_KEYS_FILE]")
     parser.set_defaults(action=action)
     return parser

@@ -17,8 +17,8 @@ model=$(find venv -name '*.gguf')
 export LD_LIBRARY_PATH
 LD_LIBRARY_PATH=$(dirname "$bin")
 "$bin" --version
-ulimit -v $((6 << 20))  # it fails to allocate the context, instead of using all memory
-"$bin" --model "$model" --override-kv llama.context_length=int:400000000 --parallel 1 \
+ulimit -v $((6 << 20))  # so it fails to allocate this context, instead of using all memory
+"$bin" --model "$model" --override-kv llama.context_length=int:40000000 --parallel 1 \
     --device none --no-warmup --host 127.0.0.1 --port 0 -lv 4 > log 2>&1 || true
 line=$(grep -m1 'of host memory vs' log)
 echo "${line#*: }"

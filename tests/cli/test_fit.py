@@ -97,6 +97,13 @@ def test_a_context_that_fits_is_suggested() -> None:
     assert "No CTX is small enough" in found(available=WEIGHTS)["RAM"].text
 
 
+def test_a_context_left_to_llama_server_is_no_problem_but_may_exceed_the_available_ram() -> None:
+    output = found(dataclasses.replace(CHOSEN, fits_ctx=True), available=CACHE - 1)["RAM"]
+
+    assert output.level is Level.NOTE
+    assert "uses all RAM of the machine. Set CTX to 8192." in output.text
+
+
 def test_a_wrong_type_of_the_cache_is_a_problem() -> None:
     facts = dataclasses.replace(FACTS, key_length=80)
 

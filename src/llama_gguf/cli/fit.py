@@ -119,13 +119,13 @@ class _Places:
         text = f"{size_text(needed)} of {size_text(available)} available"
         if needed <= available:
             return Result("RAM", text)
-        if self.chosen.fits_ctx:
-            text += ": llama-server will reduce the context, since CTX leaves it to it"
-            return Result("RAM", text, Level.NOTE)
 
         def fits(placed: Placed) -> bool:
             return self._ram_bytes(placed.ram) <= available
 
+        if self.chosen.fits_ctx:
+            text += ": CTX leaves the context to llama-server, which uses all RAM of the machine"
+            return Result("RAM", f"{text}. {self._smaller(fits)}.", Level.NOTE)
         advice = f"{self._smaller(fits)}, use a smaller quantisation, or add memory"
         is_mapped = self.chosen.mmap and not self.chosen.mlock
         certain = ram.cache if is_mapped else ram.certain

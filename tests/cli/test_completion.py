@@ -101,6 +101,13 @@ def test_zsh_accepts_the_script(scripts: Path) -> None:
     assert run("zsh", f"emulate zsh; {functions}", scripts) == ["_llama_gguf"]
 
 
+def test_an_invalid_setting_does_not_break_the_start_of_a_shell(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["completion", "bash"], {"PORT": "x", "CONFIG_FILE": "/no/such"}) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_an_unknown_shell_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["completion", "tcsh"], {})

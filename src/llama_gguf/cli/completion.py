@@ -23,6 +23,8 @@ from llama_gguf.config.parsers import Choice, boolean, path
 from llama_gguf.config.settings import SETTINGS
 from llama_gguf.models.catalogue import CATALOGUE
 
+RUNS_WITH_INVALID_SETTINGS: Final = True
+"""`main` runs this command even with invalid settings, of which it uses none."""
 _FILE: Final = re.compile(r"FILE|PATH|SOURCE|MODEL$")
 
 

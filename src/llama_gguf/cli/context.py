@@ -73,7 +73,8 @@ def read(
         warnings += _exposed(files["config-file"])
     of_files = Files(variables, values, tuple(mistakes))
     loaded, complaint = load_usable(environ, flags, of_files)
-    environ = {**variables, **{name: value for name, value in environ.items() if value.strip()}}
+    # An empty variable that is no setting can have a meaning, such as CUDA_VISIBLE_DEVICES.
+    environ = {**variables, **environ}
     return Context(
         settings=resolve(
             loaded.settings,

@@ -146,7 +146,7 @@ class Preparation:
     def _log_boot(self, model: Model, version: str, context: str, here: machine.Machine) -> None:
         data_dir = self._settings.model.data_dir
         disk = machine.free_disk(data_dir)
-        note = data_dir_note(self._settings, self._sources["data_dir"])
+        note = data_dir_note(self._settings, self._sources.get("data_dir", ""))
         rows = {
             "version": f"llama-gguf {__version__} ({FORM}), {here.system}",
             "platform": f"{platform_of(data_dir)}; DATA_DIR={data_dir}{note and f': {note}'}",

@@ -6,7 +6,6 @@ pages are generated from it, and ``--check`` lists those that are out of date.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import enum
 import inspect
@@ -21,7 +20,8 @@ from typing import Final, TypeVar
 
 import llama_gguf
 from llama_gguf import errors
-from llama_gguf.cli.main import COMMANDS, command_parser, top_parser
+from llama_gguf.cli.arguments import actions_of, command_parser
+from llama_gguf.cli.main import COMMANDS, top_parser
 from llama_gguf.config import settings
 from llama_gguf.engines.status import ChildState
 from llama_gguf.errors import GatewayError
@@ -36,16 +36,85 @@ _State = TypeVar("_State", bound=enum.IntEnum)
 _MADE: Final = "<!-- Generated from code by `make reference`; edit the code instead. -->\n"
 
 
+_SETTINGS_INTRODUCTION: Final = """\
+# Settings
+
+Every setting is an environment variable, a flag of the commands that use it, and a key of a
+configuration file: `MAX_QUEUE_SIZE`, `--max-queue-size`, `max_queue_size`. Durations are in
+seconds, sizes in bytes. The first source that has a value is used:
+
+1. a flag
+2. the environment
+3. the file of `--env-file`
+4. the configuration file of `--config`, or of the variable `CONFIG_FILE`
+5. the default
+
+An empty variable or value counts as not set. Of `MODEL_NAME` and `MODEL_PATH`, the one from the
+higher source is used. `llama-gguf check` shows the settings that differ from their defaults and
+where each comes from, with `--all` all settings. Secrets cannot be flags.
+
+## Configuration file
+
+`llama-gguf serve --config llama-gguf.toml`, or `CONFIG_FILE=llama-gguf.toml` for every command.
+The file is [TOML](https://toml.io), without tables:
+
+```toml
+model_name = "hf:OWNER/NAME:Q4_K_M"
+data_dir = "/srv/llama-gguf"
+
+ctx = 32768                  # or "auto"
+parallel = 4
+extra_args = "--flash-attn on --cache-type-k q8_0 --cache-type-v q8_0"
+
+host = "127.0.0.1"
+port = 8000
+max_requests_per_minute = 120
+cors_origins = ["https://app.example.com"]
+dashboard = false
+```
+
+Keys may be in capitals, and with `-` instead of `_`. A value is a number, `true` or `false`, a
+string, or a list of strings where the setting has values separated by commas; everything may be a
+string as in the environment. An unknown key is an error, and so is a value of the wrong type; the
+message has the line. Paths are relative to the current directory, as everywhere.
+
+Files are read when the command starts. Reloading keys and certificate (SIGHUP, `POST /reload`)
+does not read them again. If a file contains a secret, such as `backend_api_key`, and other users
+can read it, there is a warning: `chmod 600`.
+
+## File of variables
+
+`--env-file FILE` reads variables as `docker run --env-file` does, so that one file serves for
+both: `NAME=VALUE`, one per line; lines that begin with `#` are comments; all after `=` is the
+value, quotes and `#` included, and nothing is expanded. (Quotes around a whole value are removed
+from settings, with a warning.) Variables that are no settings, such as `HF_TOKEN` or
+`LLAMA_ARG_*`, are passed on like those of the environment, which overrides the file.
+
+## Short flags, and those of llama-server
+
+These flags are other names of settings, among them the most common ones of llama-server. `-m` is
+`MODEL_NAME`, a name or a path:
+
+@ALIASES@
+With `CTX=auto` or `NGL=auto`, llama-server fits the context or the layers into the free memory
+(`--fit`). It reduces the context to no less than 4096 tokens (`--fit-ctx` in `EXTRA_ARGS`). Its
+size is known when the model is loaded: `/health` has it as `model.context`. Unless `PARALLEL` is
+set, there is one slot, which has all of it.
+"""
+
+
+def _aliases_table() -> str:
+    rows = [
+        f"| {', '.join(f'`{alias}`' for alias in about.aliases)} | `{settings.variable(name)}` |"
+        for name, about in settings.SETTINGS.items()
+        if about.aliases
+    ]
+    return "\n".join(["| flags | setting |\n|---|---|", *rows, ""])
+
+
 def settings_page() -> str:
     """Every setting, by section."""
-    parts = [
-        _MADE,
-        "# Settings\n",
-        "Every setting is an environment variable and a flag of the commands that use it "
-        "(`MAX_QUEUE_SIZE` is `--max-queue-size`). A flag overrides the environment, which "
-        "overrides the default. An empty variable counts as not set. Durations are in seconds, "
-        "sizes in bytes. `llama-gguf check` shows the effective values and their sources.\n",
-    ]
+    parts = [_MADE, _SETTINGS_INTRODUCTION.replace("@ALIASES@", _aliases_table())]
     for section, names in groupby(settings.SETTINGS, lambda n: settings.SETTINGS[n].section):
         parts.append(f"## {section.capitalize()}\n")
         parts.append("| variable | default | meaning |\n|---|---|---|")
@@ -70,8 +139,8 @@ def env_example() -> str:
     lines = [
         "# All settings with their defaults. Copy this file to .env, and remove the # before each",
         "# setting that you change. Compose reads .env by default, `docker run` with --env-file.",
-        "# For `llama-gguf` itself, load it in a shell: `set -a; . ./.env; set +a`, with quotes",
-        "# around values that contain spaces. Generated from code by `make reference`.",
+        "# `llama-gguf` too. Use no quotes around values, and no comments behind them.",
+        "# Generated from code by `make reference`.",
     ]
     for section, names in groupby(settings.SETTINGS, lambda n: settings.SETTINGS[n].section):
         lines += ["", f"# --- {section}"]
@@ -88,15 +157,9 @@ def cli_page() -> str:
     parts = [_MADE, "# Commands\n", _block(top_parser().format_help())]
     for name in COMMANDS:
         parts += [f"## llama-gguf {name}\n", _block(command_parser(name).format_help())]
-        for action, parser in _actions_of(name):
+        for action, parser in actions_of(command_parser(name)):
             parts += [f"### llama-gguf {name} {action}\n", _block(parser.format_help())]
     return "\n".join(parts)
-
-
-def _actions_of(name: str) -> list[tuple[str, argparse.ArgumentParser]]:
-    parser = command_parser(name)
-    found = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-    return [item for action in found for item in action.choices.items()]
 
 
 def _block(text: str) -> str:

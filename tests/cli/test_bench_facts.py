@@ -33,7 +33,13 @@ def context(tmp_path: Path, **environ: str) -> Context:
     path.write_text(KEYS)
     path.chmod(0o600)
     loaded = load({"AUTH_KEYS_FILE": str(path), "DATA_DIR": str(tmp_path)})
-    resolved = resolve(loaded.settings, lambda path: True, "host")
+    resolved = resolve(
+        loaded.settings,
+        environ={},
+        is_dir=lambda path: True,
+        is_writable=lambda path: True,
+        host_name="host",
+    )
     return Context(settings=resolved, sources=loaded.sources, environ=environ)
 
 

@@ -17,7 +17,15 @@ def context(folder: Path, **environ: str) -> Context:
     ports = dict(zip(("PORT", "PORT_HEALTH", "PORT_BACKEND"), map(str, free_ports(3)), strict=True))
     loaded = load(ports | environ)
     return Context(
-        resolve(loaded.settings, lambda path: False, "host"), loaded.sources, ports | environ
+        resolve(
+            loaded.settings,
+            environ={},
+            is_dir=lambda path: False,
+            is_writable=lambda path: True,
+            host_name="host",
+        ),
+        loaded.sources,
+        ports | environ,
     )
 
 

@@ -136,7 +136,7 @@ def test_without_authentication_keys_are_not_missing(machine: Machine, check: Ch
 def test_every_setting_is_shown_with_value_and_source(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(["check", "--max-queue-size", "3"], machine.environ | {"CORS_ORIGINS": "*"})
+    main(["check", "--all", "--max-queue-size", "3"], machine.environ | {"CORS_ORIGINS": "*"})
 
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["MAX_QUEUE_SIZE", "3", "flag"] in rows
@@ -190,7 +190,7 @@ def test_an_invalid_setting_exits_with_2(
     assert "PORT='0' is invalid" in capsys.readouterr().err
 
 
-def test_all_problems_are_listed_at_the_end(
+def test_problems_come_first_and_each_is_reported_once(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine.keys_file.unlink()
@@ -198,12 +198,46 @@ def test_all_problems_are_listed_at_the_end(
     assert main(["check", "no-such.gguf"], machine.environ | {"EXTRA_ARGS": "'"}) == 1
 
     output = capsys.readouterr()
-    last = output.out.partition("3 problems to fix:\n")[2]
-    assert last.startswith("- extra args: EXTRA_ARGS cannot be split")
-    assert "\n- model: There is no model no-such.gguf." in last
-    assert "  m.gguf  0.0 MB\n" in last
-    assert f"\n- keys: no keys in {machine.keys_file}: create one with `llama-gguf keys" in last
+    assert output.out.startswith("3 problems to fix:\n- extra args: EXTRA_ARGS cannot be split")
+    first, _, rest = output.out.partition("\n\n")
+    assert "\n- model: There is no model no-such.gguf." in first
+    assert "  m.gguf  0.0 MB\n" in first
+    assert f"\n- keys: no keys in {machine.keys_file}: create one with `llama-gguf keys" in first
+    assert not any(line.split()[0] in {"model", "keys"} for line in rest.splitlines() if line)
+    assert "extra args" not in rest
+    assert rest.endswith("\n3 problems found: `llama-gguf serve` cannot start.\n")
     assert output.err == ""
+
+
+def test_only_settings_that_differ_from_their_default_are_shown(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = machine.folder / "c.toml"
+    config.write_text("max_queue_size = 7\n")
+
+    main(["check", "--config", str(config)], machine.environ)
+
+    output = capsys.readouterr().out
+    rows = [line.split() for line in output.splitlines()]
+    assert ["MAX_QUEUE_SIZE", "7", str(config)] in rows
+    assert ["PORT", machine.environ["PORT"], "environment"] in rows
+    assert "REQUEST_TIMEOUT" not in output
+    assert "other settings have their defaults; --all lists them." in output
+
+
+def test_a_context_that_llama_server_rounds_up_is_explained(check: Check) -> None:
+    text = check(CTX="100", PARALLEL="1")[1]["context"]["text"]
+
+    assert text.startswith("1 slot has 256 tokens; a request may use ")
+    assert "(CTX=100, rounded up" in text
+    assert "rounded" not in check(CTX="512", PARALLEL="1")[1]["context"]["text"]
+
+
+def test_a_context_left_to_llama_server_is_not_guessed(check: Check) -> None:
+    checks = check(CTX="auto", NGL="auto")[1]
+
+    assert "only known when llama-server has started" in checks["context"]["text"]
+    assert checks["context"]["ok"]
 
 
 def test_a_corrupt_model_is_a_problem(machine: Machine, check: Check) -> None:

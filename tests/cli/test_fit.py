@@ -98,6 +98,13 @@ def test_a_context_that_fits_is_suggested() -> None:
     assert "No CTX is small enough" in found(available=WEIGHTS)["RAM"].text
 
 
+def test_a_context_left_to_llama_server_is_no_problem_but_may_exceed_the_available_ram() -> None:
+    output = found(dataclasses.replace(CHOSEN, fits_ctx=True), available=CACHE - 1)["RAM"]
+
+    assert output.level is Level.NOTE
+    assert "uses all RAM of the machine. Set CTX to 8192." in output.text
+
+
 def test_a_wrong_type_of_the_cache_is_a_problem() -> None:
     facts = dataclasses.replace(FACTS, key_length=80)
 
@@ -152,6 +159,7 @@ def test_a_gpu_holds_the_model_and_needs_some_memory_itself() -> None:
         (WEIGHTS + CACHE - 1, {}, Level.WRONG),
         (WEIGHTS + CACHE - 1, {"ngl": AUTO}, Level.NOTE),
         (WEIGHTS + CACHE - 1, {"ngl": AUTO, "fit": False}, Level.NOTE),
+        (WEIGHTS + CACHE - 1, {"fits_ctx": True}, Level.NOTE),
         (WEIGHTS + CACHE - 1, {"split_mode": "row"}, Level.NOTE),
     ],
 )

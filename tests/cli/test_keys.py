@@ -85,6 +85,31 @@ def test_a_generated_key_is_shown_once_on_a_separate_line_and_is_valid(
     assert err == TAKEN_UP
 
 
+def test_the_id_of_a_new_key_may_be_an_argument(run: Run, path: Path) -> None:
+    assert run("generate", "alice")[0] == 0
+    assert run("generate", "bob", "--name", "bob")[0] == 0
+    assert [key.key_id for key in ring_of(path).keys] == ["alice", "bob"]
+
+
+def test_two_ids_for_one_key_are_rejected(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    environ = {"AUTH_KEYS_FILE": str(path)}
+
+    assert main(["keys", "generate", "alice", "--name", "bob"], environ) == 2
+    assert "specify one id" in capsys.readouterr().err
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("add", ["create", "add"])
+@pytest.mark.parametrize("remove", ["delete", "revoke", "rm"])
+def test_actions_have_the_names_of_other_programs_too(
+    run: Run, path: Path, add: str, remove: str
+) -> None:
+    assert run(add, "alice")[0] == 0
+    assert "alice" in run("ls")[1]
+    assert run(remove, "alice")[0] == 0
+    assert not ring_of(path).keys
+
+
 def test_a_new_file_begins_with_the_format_and_is_private(run: Run, path: Path) -> None:
     run("generate")
 

@@ -17,7 +17,13 @@ from tests.access.test_attributes import FULL
 def found(folder: Path, environ: dict[str, str], **flags: str) -> tuple[set[str], list[str]]:
     environ = {"HOME": str(folder), "DATA_DIR": str(folder)} | environ
     loaded = load(environ, flags)
-    settings = resolve(loaded.settings, lambda path: False, "host")
+    settings = resolve(
+        loaded.settings,
+        environ={},
+        is_dir=lambda path: False,
+        is_writable=lambda path: True,
+        host_name="host",
+    )
     return gather(Context(settings, loaded.sources, environ))
 
 

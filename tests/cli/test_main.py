@@ -14,7 +14,6 @@ from llama_gguf.cli import pull
 from llama_gguf.cli.context import Context
 from llama_gguf.cli.main import COMMANDS, main
 from llama_gguf.config import settings as settings_module
-from llama_gguf.errors import UserError
 from llama_gguf.form import FORM
 
 SECRETS = [name for name, about in settings_module.SETTINGS.items() if about.secret]
@@ -40,8 +39,10 @@ def test_every_command_has_a_help_with_a_flag_for_each_setting_it_uses(
     assert shown.startswith(f"usage: llama-gguf {name}")
     assert max(map(len, shown.splitlines())) <= 100
     for setting in settings_module.USED_BY[name]:
-        flag = f"  {settings_module.flag(setting)} {settings_module.variable(setting)}"
-        assert (flag in shown) == (setting not in SECRETS)
+        names = ", ".join(settings_module.flags(setting))
+        assert (f"  {names} {settings_module.variable(setting)}" in shown) == (
+            setting not in SECRETS
+        )
 
 
 def test_without_arguments_the_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,16 +55,122 @@ def test_without_arguments_the_commands_are_listed(capsys: pytest.CaptureFixture
     assert "llama-gguf pull smollm2" in shown
 
 
-def test_help_is_a_flag_and_not_a_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert left_with("--help") == 0
+@pytest.mark.parametrize("argv", [["--help"], ["-h"], ["help"]])
+def test_help_lists_the_commands(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv, {}) == 0
 
-    assert capsys.readouterr().out.startswith("usage: llama-gguf")
+    assert capsys.readouterr().out.startswith("usage: llama-gguf COMMAND")
 
 
-def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    assert left_with("--version") == 0
+@pytest.mark.parametrize("words", [["serve"], ["keys"], ["keys", "generate"], ["keys", "add"]])
+def test_help_shows_a_command_as_its_flag_does(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert left_with("help", *words) == 0
+    shown = capsys.readouterr().out
+    assert left_with(*words, "--help") == 0
+
+    assert shown == capsys.readouterr().out
+    assert shown.startswith(f"usage: llama-gguf {words[0]}")
+
+
+def test_the_help_of_serve_begins_with_the_settings_that_matter_most(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    left_with("serve", "--help")
+
+    shown = capsys.readouterr().out
+    first = shown.partition("the most common settings:\n")[2].partition("\n\n")[0]
+    found = [line for line in first.splitlines() if line.startswith("  -")]
+    names = [", ".join(settings_module.flags(name)) for name in settings_module.FIRST]
+    assert [line.strip().partition("  ")[0].rpartition(" ")[0] for line in found][:-1] == names
+    assert found[-1].startswith("  --env-file FILE")
+    assert shown.index("the most common settings") < shown.index("settings: model")
+
+
+@pytest.mark.parametrize("word", ["--version", "-V", "version"])
+def test_the_version_is_shown(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([word], {}) == 0
 
     assert capsys.readouterr().out == f"llama-gguf {__version__} ({FORM})\n"
+
+
+# llama-server's names ---------------------------------------------------------------------------
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("flags", "name", "value"),
+    [
+        (["-m", "x.gguf"], "MODEL_NAME", "x.gguf"),
+        (["--model", "/x.gguf"], "MODEL_NAME", "/x.gguf"),
+        (["-c", "4096"], "CTX", "4096"),
+        (["--ctx-size=4096"], "CTX", "4096"),
+        (["-c", "auto"], "CTX", "auto"),
+        (["-ngl", "7"], "NGL", "7"),
+        (["--n-gpu-layers", "auto"], "NGL", "auto"),
+        (["--gpu-layers", "all"], "NGL", "9999"),
+        (["-np", "2"], "PARALLEL", "2"),
+        (["-t", "3"], "THREADS", "3"),
+        (["-p", "9000"], "PORT", "9000"),
+        (["m.gguf"], "MODEL_NAME", "m.gguf"),
+    ],
+)
+def test_llama_servers_flags_are_settings(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    name: str,
+    value: str,
+) -> None:
+    environ = {"DATA_DIR": str(tmp_path), "MODEL_PATH": "/other.gguf"}
+
+    main(["check", "--json", *flags], environ)
+
+    output = json.loads(capsys.readouterr().out)["settings"]
+    assert output[name] == {"value": value, "source": "flag"}
+    if name == "MODEL_NAME":
+        assert output["MODEL_PATH"] == {"value": "", "source": "default"}
+
+
+def test_no_flag_has_two_meanings() -> None:
+    names = [flag for name in settings_module.SETTINGS for flag in settings_module.flags(name)]
+
+    assert len(names) == len(set(names))
+
+
+# Files --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.processes
+def test_files_of_settings_are_read_by_every_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.toml").write_text(f"data_dir = '{tmp_path}'\nctx = 1024\nport = 9000\n")
+    (tmp_path / "e").write_text("PORT=9001\nNGL=3\n")
+    files = ["--config", str(tmp_path / "c.toml"), "--env-file", str(tmp_path / "e")]
+
+    main(["check", "--json", *files], {"NGL": "4"})
+    output = json.loads(capsys.readouterr().out)
+    assert output["settings"]["CTX"] == {"value": "1024", "source": "config-file"}
+    assert output["settings"]["PORT"] == {"value": "9001", "source": "env-file"}
+    assert output["settings"]["NGL"] == {"value": "4", "source": "environment"}
+    assert output["files"] == {"config-file": files[1], "env-file": files[3]}
+
+    assert main(["keys", "generate", "bob", *files], {}) == 0
+    assert main(["keys", *files, "list"], {}) == 0
+    assert "bob" in capsys.readouterr().out
+    assert "bob" in (tmp_path / "api_keys.txt").read_text()
+
+
+def test_an_unknown_key_in_the_file_is_an_error_in_every_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.toml").write_text("ctx_size = 1\n")
+
+    assert main(["pull", "--list"], {"CONFIG_FILE": str(tmp_path / "c.toml")}) == 2
+
+    assert "line 1: ctx_size is not a setting; did you mean ctx?" in capsys.readouterr().err
 
 
 # Mistakes -----------------------------------------------------------------------------------------
@@ -86,13 +193,13 @@ def test_an_unknown_command_lists_the_commands(
     assert left_with("serv") == 2
 
     output = capsys.readouterr().err
-    assert "serv" in output.splitlines()[-1]
+    assert "unknown command serv; did you mean serve?" in output.splitlines()[-1]
     assert all(name in output for name in COMMANDS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_an_unknown_flag_exits_with_2(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["list"] if name == "keys" else []
+    words = {"keys": ["list"], "completion": ["bash"]}.get(name, [])
 
     assert left_with(name, *words, "--no-such-flag") == 2
 
@@ -117,7 +224,7 @@ def test_extra_args_needs_a_value(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--extra-args: expected one argument" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", [n for n in COMMANDS if n != "keys"])
+@pytest.mark.parametrize("name", [n for n in COMMANDS if n not in {"keys", "completion"}])
 def test_no_secret_can_be_given_as_a_flag(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     for secret in SECRETS:
         for words in (
@@ -127,7 +234,8 @@ def test_no_secret_can_be_given_as_a_flag(name: str, capsys: pytest.CaptureFixtu
             assert left_with(name, *words) == 2
             output = capsys.readouterr().err
             assert (
-                f"{settings_module.variable(secret)} can only be set in the environment" in output
+                f"{settings_module.variable(secret)} can only be set in the environment or a file"
+                in output
             )
             assert "hidden" not in output
 
@@ -141,7 +249,7 @@ def test_no_secret_can_be_given_as_a_flag(name: str, capsys: pytest.CaptureFixtu
         (["serve", "--zebra"], "unknown flag --zebra; see --help"),
         (["serve", "one.gguf", "two.gguf"], "too many arguments"),
         (["keys", "set", "a", "--wieght", "2"], "unknown flag --wieght; did you mean --weight?"),
-        (["keys", "generate", "bob"], "[--name"),  # the usage of the action
+        (["keys", "set", "bob", "eve"], "too many arguments"),
     ],
 )
 def test_an_unknown_flag_is_reported_with_the_closest_one(
@@ -304,8 +412,8 @@ def test_the_settings_can_be_read_again_from_the_same_command_line(
     main(["pull", "smollm2", "--data-dir", "/flag"], environ)
     environ["MODELS_DIR"] = "/second"
     (context,) = read
-    assert context.load_again is not None
-    again = context.load_again()
+    assert context.read_again is not None
+    again = context.read_again()
 
     assert (context.settings.model.models_dir, again.settings.model.models_dir) == (
         "/first",
@@ -313,5 +421,4 @@ def test_the_settings_can_be_read_again_from_the_same_command_line(
     )
     assert again.settings.model.data_dir == "/flag"
     environ["CTX"] = "many"
-    with pytest.raises(UserError, match="CTX='many' is invalid"):
-        context.load_again()
+    assert "CTX='many' is invalid" in context.read_again().complaint

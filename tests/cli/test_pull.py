@@ -12,6 +12,7 @@ from llama_gguf.cli.main import main
 from llama_gguf.models.catalogue import CATALOGUE
 from tests.support.file_server import FileServer
 from tests.support.gguf_files import gguf
+from tests.support.hub_server import REPO, HubServer
 
 CONTENT = gguf()
 SMALL = CATALOGUE["smollm2"]
@@ -54,6 +55,36 @@ def test_a_folder_given_as_a_flag_is_part_of_the_suggested_command(
     assert pull(tmp_path, server.url(), "--models-dir", folder) == 0
 
     assert f"serve m.gguf --models-dir '{folder}'\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["--config", "--env-file"])
+def test_a_file_that_names_the_folder_is_part_of_the_suggested_command(
+    tmp_path: Path, server: FileServer, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    path = tmp_path / "file"
+    value = f"'{tmp_path}'" if kind == "--config" else str(tmp_path)
+    path.write_text(f"DATA_DIR={value}\n")
+
+    assert main(["pull", server.url(), kind, str(path)], {}) == 0
+
+    flag = {"--config": "--config-file"}.get(kind, kind)
+    assert f"serve m.gguf {flag} {path}\n" in capsys.readouterr().out
+
+
+def test_a_projector_is_offered_with_the_commands_that_use_it(
+    tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with HubServer({"m.gguf": CONTENT, "mmproj-F16.gguf": CONTENT}) as hub:
+        environ = {"DATA_DIR": str(tmp_path), "HF_ENDPOINT": hub.endpoint}
+
+        assert main(["pull", REPO], environ) == 0
+        output = capsys.readouterr().out
+        assert f"\n  llama-gguf pull hf:{REPO}/mmproj-F16.gguf\n" in output
+        assert f"--extra-args '--mmproj {models / 'mmproj-F16.gguf'}'\n" in output
+
+        assert main(["pull", REPO, "--json", "--quiet", "--force"], environ) == 0
+        fields = json.loads(capsys.readouterr().out)
+        assert fields["projector"] == f"hf:{REPO}/mmproj-F16.gguf"
 
 
 def test_quiet_prints_only_the_path(

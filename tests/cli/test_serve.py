@@ -347,8 +347,11 @@ def test_the_model_argument_is_optional() -> None:
     parser = argparse.ArgumentParser()
     serve.add_arguments(parser)
 
-    assert vars(parser.parse_args([])) == {"model": None, "create_key": False}
-    assert vars(parser.parse_args(["m", "--create-key"])) == {"model": "m", "create_key": True}
+    assert vars(parser.parse_args([])) == {"create_key": False}
+    assert vars(parser.parse_args(["m", "--create-key"])) == {
+        "setting_model_name": "m",
+        "create_key": True,
+    }
 
 
 @pytest.mark.parametrize("flag", ["-q", "--quiet", "-v", "--verbose"])
@@ -358,4 +361,4 @@ def test_quiet_and_verbose_are_settings(flag: str) -> None:
 
     chosen = vars(parser.parse_args([flag]))
     expected = {"setting_log_level": "warning"} if "q" in flag else {"setting_log_requests": "true"}
-    assert chosen == {"model": None, "create_key": False, **expected}
+    assert chosen == {"create_key": False, **expected}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llama_gguf.config.load import load, one_edit_apart
+from llama_gguf.config.load import Files, FileValue, load, one_edit_apart
 from llama_gguf.config.masking import MASK
 from llama_gguf.config.settings import SETTINGS, Settings, variable
 from llama_gguf.errors import UserError
@@ -27,6 +27,78 @@ def test_a_flag_beats_the_environment_which_beats_the_default() -> None:
     names = ("port", "ctx", "ngl")
     assert [loaded.settings.value(name) for name in names] == [9001, 4096, 99]
     assert [loaded.sources[name] for name in names] == [*("flag", "environment", "default")]
+
+
+def files(env_file: dict[str, str], **values: str) -> Files:
+    return Files(env_file, {name: FileValue(v, f"f: {name}") for name, v in values.items()})
+
+
+def test_an_env_file_precedes_the_configuration_file_which_precedes_the_default() -> None:
+    loaded = load(
+        {"PORT": "1", "CTX": "2"},
+        {"port": "9"},
+        files({"PORT": "3", "CTX": "4", "NGL": "5"}, port="6", ctx="7", ngl="8", threads="10"),
+    )
+
+    found = {n: (loaded.settings.value(n), loaded.sources[n]) for n in SETTINGS}
+    assert found["port"] == (9, "flag")
+    assert found["ctx"] == (2, "environment")
+    assert found["ngl"] == (5, "env-file")
+    assert found["threads"] == (10, "config-file")
+    assert found["parallel"] == (0, "default")
+
+
+def test_an_empty_value_of_a_file_counts_as_not_set() -> None:
+    loaded = load({}, files=files({"LOG_NAME": ""}, log_name="", cors_origins=""))
+
+    assert loaded.settings == Settings.of()
+    assert loaded.sources["log_name"] == "default"
+
+
+@pytest.mark.parametrize(
+    ("environ", "flags", "in_file", "model"),
+    [
+        ({"MODEL_PATH": "/p"}, {"model_name": "n"}, {}, ("n", "")),
+        ({"MODEL_NAME": "n"}, {}, {"model_path": "/p"}, ("n", "")),
+        ({"MODEL_PATH": "/p", "MODEL_NAME": "n"}, {}, {}, ("n", "/p")),
+        ({"MODEL_PATH": "/p"}, {}, {"model_name": "n"}, ("n", "/p")),
+        ({"MODEL_PATH": "/p"}, {"model_name": ""}, {}, ("", "/p")),
+    ],
+)
+def test_the_model_is_the_one_of_the_higher_source(
+    environ: dict[str, str],
+    flags: dict[str, str],
+    in_file: dict[str, str],
+    model: tuple[str, str],
+) -> None:
+    found = load(environ, flags, files({}, **in_file)).settings.model
+
+    assert (found.model_name, found.model_path) == model
+
+
+def test_mistakes_of_a_file_are_reported_with_all_others() -> None:
+    with pytest.raises(UserError) as caught:
+        load({"PORT": "x"}, files=Files({}, {"ctx": FileValue("y", "f, line 1: ctx")}, ("f: z",)))
+
+    message = str(caught.value)
+    assert "\n  f: z\n" in message
+    assert "\n  PORT='x' is invalid" in message
+    assert "\n  f, line 1: ctx='y' is invalid; must be a whole number" in message
+
+
+def test_quotes_in_an_env_file_are_removed_with_a_warning() -> None:
+    loaded = load({}, files=files({"DATA_DIR": '"/x"'}))
+
+    assert loaded.settings.model.data_dir == "/x"
+    assert loaded.warnings == ("DATA_DIR is used without the quotes around its value",)
+
+
+def test_auto_leaves_context_and_layers_to_llama_server() -> None:
+    engine = load({"CTX": "auto", "NGL": "AUTO"}).settings.engine
+
+    assert (engine.ctx, engine.ngl) == (None, None)
+    assert load({"NGL": "all"}).settings.engine.ngl == 9999
+    assert "from 0 to 9999 or auto or all" in mistake("NGL", "many")
 
 
 def test_an_empty_environment_is_all_defaults() -> None:

@@ -95,6 +95,12 @@ def test_requests_without_a_limit_run_at_once_and_each_ends_at_its_own_part(serv
     assert [outcome(r, "total_tokens") for r in found] == [(200, "length", 256)] * 4
 
 
+def test_a_context_that_is_left_to_llama_server_is_reported_as_it_decided(serve: Start) -> None:
+    served = serve({"CTX": "auto", "NGL": "auto"})
+
+    assert served.get("/health")[1]["model"]["context"] == 8192  # the model's, which fits
+
+
 def test_a_prompt_that_is_too_long_is_refused_and_ends_no_other(serve: Start) -> None:
     served = serve({"CTX": "1024", "PARALLEL": "4"})
     long = [{"role": "user", "content": "word " * 300}]

@@ -44,6 +44,14 @@ def test_the_defaults_make_a_complete_command_line() -> None:
     ]
 
 
+def test_what_is_left_to_llama_server_has_no_flag() -> None:
+    words = argv(ctx=None, ngl=None)
+
+    assert "--ctx-size" not in words
+    assert "--n-gpu-layers" not in words
+    assert "None" not in words
+
+
 @pytest.mark.parametrize(
     ("values", "flag", "value"),
     [

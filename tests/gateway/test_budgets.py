@@ -311,6 +311,7 @@ def test_over_a_budget_no_retry_is_suggested_before_the_window_ends(
     error = refused.json["error"]
     assert (error["type"], error["code"]) == ("insufficient_quota", "insufficient_quota")
     assert what in error["message"]
+    assert "It resets in 12 h, at the end of the " in error["message"]
     assert refused["retry-after"] == str(HALF_A_DAY)
     assert refused["x-should-retry"] == "false"
     assert rig.metrics.rate_limited["alice", words.partition("=")[0]] == 1

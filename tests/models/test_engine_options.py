@@ -19,6 +19,15 @@ def test_without_extra_flags_the_settings_apply() -> None:
     assert options_of(ctx=512, parallel=2, ngl=3) == Options(ctx=512, parallel=2, ngl=3)
 
 
+def test_what_is_left_to_llama_server_is_fitted_or_comes_from_its_variables() -> None:
+    assert options_of(ctx=None, ngl=None) == Options(ctx=0, parallel=0, ngl=AUTO, fits_ctx=True)
+    assert not options_of("-fit off", ctx=None).fits_ctx
+    assert not options_of("-c 0", ctx=None).fits_ctx
+    variables = {"LLAMA_ARG_CTX_SIZE": "4096", "LLAMA_ARG_N_GPU_LAYERS": "3"}
+    assert options_of(environ=variables, ctx=None, ngl=None) == Options(ctx=4096, parallel=0, ngl=3)
+    assert options_of(environ=variables, ctx=512, ngl=1) == Options(ctx=512, parallel=0, ngl=1)
+
+
 def test_the_last_of_repeated_flags_applies() -> None:
     assert options_of("-c 1024 --ctx_size 2048 -ngl all -np 3 -np x", ctx=512) == Options(
         ctx=2048, parallel=3, ngl=ALL

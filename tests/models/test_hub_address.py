@@ -5,10 +5,12 @@ import pytest
 from llama_gguf.errors import UserError
 from llama_gguf.models.hub_address import (
     Address,
+    canonical,
     matching,
     models_in,
     parse,
     pick,
+    projector_in,
     suggestion,
 )
 
@@ -73,6 +75,71 @@ def test_an_invalid_address_is_rejected_with_the_expected_form(text: str) -> Non
 def test_an_address_in_another_form_is_understood_for_a_question(text: str, address: str) -> None:
     assert suggestion(text) == f". Did you mean {address}?"
     parse(address)
+
+
+@pytest.mark.parametrize(
+    ("text", "means"),
+    [
+        ("hf.co/o/n", "hf:o/n"),
+        ("hf.co/o/n:Q4_K_M", "hf:o/n:Q4_K_M"),
+        ("huggingface.co/o/n/", "hf:o/n"),
+        ("https://huggingface.co/o/n", "hf:o/n"),
+        ("https://www.huggingface.co/o/n?library=gguf", "hf:o/n"),
+        ("https://huggingface.co/o/n/tree/main", "hf:o/n"),
+        ("hf://o/n/m.gguf", "hf:o/n/m.gguf"),
+        ("o/n:Q4_K_M", "hf:o/n:Q4_K_M"),
+        ("https://huggingface.co/o/n/blob/main/q/m.gguf", "hf:o/n/q/m.gguf"),
+        ("hf.co/o/n/raw/main/m.gguf", "hf:o/n/m.gguf"),
+        ("hf.co/o/n/resolve/main/m.gguf", "hf:o/n/m.gguf"),
+        (
+            "https://hf.co/o/n/blob/v2/m.gguf",
+            "https://huggingface.co/o/n/resolve/v2/m.gguf",
+        ),
+    ],
+)
+def test_another_form_of_an_address_is_understood(text: str, means: str) -> None:
+    assert canonical(text) == means
+    assert canonical(means) == means
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("smollm2", "m.gguf", "models/m.gguf", "./m", "/data/m.gguf", "a/b/c.gguf", "o/n"),
+        *("hf:o/n", "hf:o/n:Q4", "hf:nothing", "https://h.example/o/n/blob/main/m.gguf"),
+        "https://huggingface.co/o/n/resolve/main/m.gguf?download=true",
+        *("https://huggingface.co/o/n/tree/v2", "https://huggingface.co/o/../m.gguf"),
+    ],
+)
+def test_what_is_no_other_form_of_an_address_stays(text: str) -> None:
+    assert canonical(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "means"),
+    [
+        ("o/n", "hf:o/n"),
+        ("o/n/q/m.gguf", "hf:o/n/q/m.gguf"),
+        ("models/m.gguf", "models/m.gguf"),
+        ("m.gguf", "m.gguf"),
+    ],
+)
+def test_where_paths_mean_nothing_a_repository_needs_no_prefix(text: str, means: str) -> None:
+    assert canonical(text, is_bare=True) == means
+
+
+@pytest.mark.parametrize(
+    ("files", "projector"),
+    [
+        (["m.gguf", "mmproj-BF16.gguf", "mmproj-F16.gguf", "mmproj-F32.gguf"], "mmproj-F16.gguf"),
+        (["m.gguf", "mmproj-m-bf16.gguf", "mmproj-Q8_0.gguf"], "mmproj-m-bf16.gguf"),
+        (["m.gguf", "q/m.mmproj-q8_0.gguf"], "q/m.mmproj-q8_0.gguf"),
+        (["m.gguf", "mmproj.json"], ""),
+        ([], ""),
+    ],
+)
+def test_the_projector_of_16_bits_is_preferred(files: list[str], projector: str) -> None:
+    assert projector_in(files) == projector
 
 
 @pytest.mark.parametrize(

@@ -329,6 +329,17 @@ def test_a_split_model_is_listed_once_with_the_size_of_all_its_parts(models: Pat
     assert listing(str(models)).splitlines()[1:] == ["  big-00001-of-00002.gguf  4.0 MB"]
 
 
+def test_a_truncated_model_is_listed_as_such(models: Path) -> None:
+    whole = gguf()
+    (models / "a.gguf").write_bytes(whole)
+    (models / "b.gguf").write_bytes(whole[:-8])
+
+    _, a, b = listing(str(models)).splitlines()
+    assert a == "  a.gguf  0.0 MB"
+    size = len(whole)
+    assert b == f"  b.gguf  0.0 MB  (cut off: it has {size - 8} bytes, but needs at least {size})"
+
+
 def test_other_files_and_folders_are_not_listed(models: Path) -> None:
     (models / "notes.txt").write_text("x")
     (models / "folder.gguf").mkdir()

@@ -321,14 +321,64 @@ def test_an_unknown_name_is_rejected_with_the_known_ones(models: Path, wanted: s
 @pytest.mark.parametrize(
     "wanted", ["o/n", "hf://o/n", "hf.co/o/n", "https://hf.co/o/n", "https://hf.co/o/n/tree/main"]
 )
-def test_an_address_in_another_form_is_rejected_with_the_right_one(
-    models: Path, wanted: str
-) -> None:
-    error = refusal(wanted, models)
+def test_an_address_in_another_form_is_understood(models: Path, wanted: str) -> None:
+    # There is no library here, so this is as far as an address gets.
+    assert "Models on a hub require another package" in str(refusal(wanted, models))
+
+
+def test_a_page_of_another_revision_is_rejected_with_a_suggestion(models: Path) -> None:
+    error = refusal("https://hf.co/o/n/tree/v2", models)
 
     assert error.exit_status == 2
     assert "Did you mean hf:o/n?" in str(error)
     assert "--name" not in str(error)
+
+
+def test_the_page_of_a_file_is_understood_as_the_file(models: Path, hub: HubServer) -> None:
+    hub.files = {"m.gguf": CONTENT}
+
+    pulled = get(f"https://huggingface.co/{REPO}/blob/main/m.gguf", models, hub=hub)
+
+    assert (models / "m.gguf").read_bytes() == CONTENT
+    assert pulled.fetched
+    assert find(f"hf.co/{REPO}/m.gguf", str(models)) == pulled.path
+
+
+@pytest.mark.parametrize(
+    ("wanted", "is_name"),
+    [
+        ("smollm2", True),
+        ("hf:o/n", True),
+        ("hf.co/o/n", True),
+        ("https://huggingface.co/o/n", True),
+        ("o/n:Q4_K_M", True),
+        ("o/n", False),
+        ("models/m.gguf", False),
+        ("/data/models/m.gguf", False),
+        ("m.gguf", False),
+    ],
+)
+def test_serve_fetches_what_cannot_be_a_path(wanted: str, is_name: bool) -> None:
+    assert is_fetchable(wanted) == is_name
+
+
+@pytest.mark.parametrize("wanted", [f"hf:{REPO}:Q4_K_M", f"hf:{REPO}/m-Q4_K_M.gguf"])
+def test_the_projector_of_a_model_is_offered(models: Path, hub: HubServer, wanted: str) -> None:
+    hub.files = {"m-Q4_K_M.gguf": CONTENT, "mmproj-BF16.gguf": b"", "mmproj-F16.gguf": b""}
+
+    assert get(wanted, models, hub=hub).projector == f"hf:{REPO}/mmproj-F16.gguf"
+
+
+def test_without_a_projector_none_is_offered(models: Path, hub: HubServer) -> None:
+    hub.files = {"m-Q4_K_M.gguf": CONTENT}
+
+    assert not get(f"hf:{REPO}", models, hub=hub).projector
+
+
+def test_a_projector_itself_brings_no_offer(models: Path, hub: HubServer) -> None:
+    hub.files = {"m.gguf": CONTENT, "mmproj-F16.gguf": CONTENT}
+
+    assert not get(f"hf:{REPO}/mmproj-F16.gguf", models, hub=hub).projector
 
 
 @pytest.mark.parametrize("wanted", ["smollm2", "hf:o/n/m.gguf"])

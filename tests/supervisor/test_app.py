@@ -92,6 +92,15 @@ def test_the_gateway_gets_the_settings_of_serve(values: dict[str, object]) -> No
         assert theirs.value(name) == ours.value(name), name
 
 
+def test_the_gateway_does_not_read_the_configuration_file_again() -> None:
+    ours = settings(data_dir="/data", config_file="/etc/c.toml", max_queue_size=7)
+
+    theirs = load(app.gateway_environment(ours, {"CONFIG_FILE": "/etc/c.toml"})).settings
+
+    assert theirs.process.config_file == ""
+    assert theirs.queue.max_queue_size == 7
+
+
 # Before the supervisor runs -----------------------------------------------------------------------
 
 

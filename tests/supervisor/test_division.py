@@ -41,6 +41,8 @@ def test_by_default_four_slots_divide_the_context() -> None:
         ({"ctx": 0}, 2),  # of 8192
         ({"extra_args": "-c 8192"}, 2),
         ({"extra_args": "-c 0"}, 2),
+        ({"ctx": None}, 1),  # llama-server decides on it
+        ({"ctx": None, "extra_args": "-c 8192"}, 2),
         ({"extra_args": "--embeddings"}, 4),
         ({"extra_args": "--no-kv-unified"}, 4),
     ],
@@ -48,6 +50,31 @@ def test_by_default_four_slots_divide_the_context() -> None:
 )
 def test_the_number_of_slots_follows_from_the_context(chosen: dict[str, Any], slots: int) -> None:
     assert divided(**chosen)[0].parallel == slots
+
+
+def test_a_context_left_to_llama_server_is_unknown() -> None:
+    found = divided(ctx=None)[1]
+
+    assert (found.request_tokens, found.total_tokens) == (None, None)
+    assert "only known when llama-server has started" in shown(ctx=None)
+    assert divided({"LLAMA_ARG_CTX_SIZE": "4096"}, ctx=None)[1].request_tokens == 4096
+    assert divided({"LLAMA_ARG_FIT": "off"}, ctx=None)[1].total_tokens == 8192
+
+
+@pytest.mark.parametrize(
+    ("ctx", "parallel", "note"),
+    [(100, 1, "1 slot has 256 tokens"), (1000, 3, "3 slots divide 1536 tokens")],
+)
+def test_a_context_that_is_rounded_up_is_explained(ctx: int, parallel: int, note: str) -> None:
+    text = shown(ctx=ctx, parallel=parallel)
+
+    assert text.startswith(note)
+    assert f"(CTX={ctx}, rounded up: llama-server counts in 256)" in text
+
+
+@pytest.mark.parametrize("ctx", [0, 256, 8192, None])
+def test_a_context_that_is_not_rounded_needs_no_explanation(ctx: int | None) -> None:
+    assert "rounded" not in shown(ctx=ctx, parallel=1)
 
 
 @pytest.mark.parametrize("parallel", [1, 3, 64])

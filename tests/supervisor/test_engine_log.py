@@ -19,7 +19,13 @@ SECONDS = 10.0
 
 def settings(data: Path, **variables: str) -> LogSettings:
     loaded = load({"DATA_DIR": str(data), "INSTANCE_ID": "box-7", **variables})
-    return resolve(loaded.settings, lambda path: False, "unused").logs
+    return resolve(
+        loaded.settings,
+        environ={},
+        is_dir=lambda path: False,
+        is_writable=lambda path: True,
+        host_name="unused",
+    ).logs
 
 
 def write(chosen: LogSettings, *lines: str) -> Path:

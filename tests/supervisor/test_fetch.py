@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +30,13 @@ def server() -> Iterator[FileServer]:
 
 def settings(folder: Path, model: str) -> ModelSettings:
     loaded = load({"DATA_DIR": str(folder), "MODEL_NAME": model})
-    return resolve(loaded.settings, lambda path: False, "host").model
+    return resolve(
+        loaded.settings,
+        environ={},
+        is_dir=lambda path: False,
+        is_writable=lambda path: True,
+        host_name="host",
+    ).model
 
 
 def get(folder: Path, model: str, **environ: str) -> list[str]:
@@ -59,6 +66,28 @@ def test_a_failure_is_reported_by_the_child_and_raised(
         get(tmp_path, server.url())
 
     assert "does not exist (status 404)" in capfd.readouterr().err
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("chosen", ["DATA_DIR", "MODELS_DIR"])
+def test_a_folder_that_cannot_be_created_is_blamed_on_the_setting_that_was_chosen(
+    tmp_path: Path, server: FileServer, capfd: pytest.CaptureFixture[str], chosen: str
+) -> None:
+    (tmp_path / "file").touch()
+    bad = str(tmp_path / "file" / "x")
+    model = settings(tmp_path, server.url())
+    if chosen == "DATA_DIR":
+        model = settings(Path(bad), server.url())
+    else:
+        model = dataclasses.replace(model, models_dir=bad)
+
+    with pytest.raises(UserError):
+        asyncio.run(fetch(model, {"PATH": os.defpath}, lambda text, _: None))
+
+    output = capfd.readouterr().err
+    other = {"DATA_DIR": "MODELS_DIR", "MODELS_DIR": "DATA_DIR"}[chosen]
+    assert f"{chosen} is set in the environment." in output
+    assert (f"{other} is set" in output) == (chosen == "MODELS_DIR")  # DATA_DIR is passed too
 
 
 @pytest.mark.processes

@@ -20,7 +20,13 @@ from tests.support.gguf_files import gguf, part
 
 def settings(data: Path, **variables: str) -> ModelSettings:
     loaded = load({"DATA_DIR": str(data), **variables})
-    return resolve(loaded.settings, lambda path: False, "host").model
+    return resolve(
+        loaded.settings,
+        environ={},
+        is_dir=lambda path: False,
+        is_writable=lambda path: True,
+        host_name="host",
+    ).model
 
 
 def model_at(path: Path, content: bytes) -> Path:
@@ -135,12 +141,32 @@ def test_clients_do_not_see_a_part_number(tmp_path: Path) -> None:
     assert plan.alias_of(read_model(str(path))) == "Big"
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("o/n", "There is no model o/n. Did you mean hf:o/n?\n"),
+        ("o/n/m.gguf", "Did you mean hf:o/n/m.gguf?"),
+        ("models/m.gguf", "There is no model models/m.gguf. Check the spelling"),
+        ("m", "There is no model m. Check the spelling"),
+    ],
+)
+def test_a_path_that_may_be_a_repository_brings_a_question(
+    tmp_path: Path, name: str, hint: str
+) -> None:
+    settings = ModelSettings(model_name=name, models_dir=str(tmp_path))
+
+    with pytest.raises(UserError) as caught:
+        plan.find_model(settings)
+
+    assert hint in str(caught.value)
+
+
 def test_a_model_is_described_in_one_line(tmp_path: Path) -> None:
     path = model_at(tmp_path / "m.gguf", gguf())
 
     text = plan.model_text(read_model(str(path)))
 
-    assert text == f"{path} (llama, 0M parameters, F32, context 128, 0.0 MB)"
+    assert text == f"{path} (llama, 0M parameters, F32, trained context 128, 0.0 MB)"
 
 
 # Facts --------------------------------------------------------------------------------------------

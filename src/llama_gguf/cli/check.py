@@ -1,8 +1,9 @@
 """Show what `serve` would use, and what prevents a start.
 
-Shows every setting and its source; the machine; the engine, and flags in EXTRA_ARGS that it does
-not have; the model, and whether it fits into GPU memory and RAM; ports, certificate and keys.
-The exit status is 0 if `serve` can start, else 1, with a list of the problems.
+Shows problems first; then the machine; the engine, and flags in EXTRA_ARGS that it does not have;
+the model, and whether it fits into GPU memory and RAM; ports, certificate and keys; and the
+settings that differ from their defaults, with their sources.
+The exit status is 0 if `serve` can start, else 1.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from typing import Final
 
 from llama_gguf.access import key_admin, key_file
 from llama_gguf.cli import extra_files, fit
+from llama_gguf.cli.arguments import add_model
 from llama_gguf.cli.check_result import Level, Result
-from llama_gguf.cli.context import Context, with_model
+from llama_gguf.cli.context import Context
 from llama_gguf.cli.terminal import echo, print_table
 from llama_gguf.config import settings as settings_module
 from llama_gguf.config.masking import mask_urls
+from llama_gguf.config.platform import data_dir_note
 from llama_gguf.config.schema import (
     MAX_PARALLEL,
     AuthSettings,
@@ -47,77 +50,99 @@ from llama_gguf.engines.flags import complaints
 from llama_gguf.errors import UserError, how_to_install
 from llama_gguf.files.sizes import size_text
 from llama_gguf.models.engine_options import Options, options
-from llama_gguf.models.hub_address import PREFIX
+from llama_gguf.models.hub_address import PREFIX, canonical
 from llama_gguf.net import tls
 from llama_gguf.net.listener import check_socket_path, listen
 from llama_gguf.supervisor import division, plan, shares
 from llama_gguf.supervisor.shares import Share
 
-USAGE = "%(prog)s [MODEL] [--json] [--SETTING VALUE ...]"
+USAGE = "%(prog)s [MODEL] [--all] [--json] [--SETTING VALUE ...]"
 
 _OURS: Final = re.compile(r"(?:.*/)?llama(?:[-_]gguf|-server)")
 """Words by which a process is recognised as `serve`, gateway or engine."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="model to serve")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_model(parser)
+    parser.add_argument("--all", action="store_true", help="show settings with their defaults too")
+    parser.add_argument("--json", action="store_true", help="print JSON, with all settings")
 
 
 def run(arguments: argparse.Namespace, context: Context) -> int:
-    settings = with_model(context.settings, arguments.model)
-    results = list(_results(settings, context))
-    wrong = [r for r in results if not _is_well(r)]
-    sources = dict(context.sources)
-    if arguments.model is not None:
-        sources |= {"model_name": "command line", "model_path": "default"}
-    rows = [
-        (
-            settings_module.variable(name),
-            settings_module.masked(name, settings.value(name)),
-            source,
-        )
-        for name, source in sources.items()
-    ]
+    results = list(_results(context.settings, context))
+    has_problems = any(r.level is Level.WRONG for r in results)
     if arguments.json:
-        echo(_as_json(rows, results))
+        echo(_as_json(context, results))
     else:
-        _print(rows, results, wrong)
-    return 1 if wrong else 0
+        _print(context, results, shows_all=arguments.all)
+    return 1 if has_problems else 0
 
 
-def _as_json(rows: list[tuple[str, str, str]], results: list[Result]) -> str:
+def _as_json(context: Context, results: list[Result]) -> str:
     checks = [
-        {"subject": r.subject, "ok": _is_well(r), "level": r.level, "text": r.text} for r in results
+        {
+            "subject": r.subject,
+            "ok": r.level is not Level.WRONG,
+            "level": r.level,
+            "text": r.text,
+        }
+        for r in results
     ]
     return json.dumps(
         {
-            "settings": {name: {"value": v, "source": s} for name, v, s in rows},
+            "settings": {
+                settings_module.variable(name): {
+                    "value": settings_module.masked(name, context.settings.value(name)),
+                    "source": source,
+                }
+                for name, source in context.sources.items()
+            },
+            "files": dict(context.files),
             "checks": checks,
-            "ok": all(map(_is_well, results)),
+            "ok": all(r.level is not Level.WRONG for r in results),
         },
         indent=1,
     )
 
 
-def _is_well(result: Result) -> bool:
-    return result.level is not Level.WRONG
-
-
-def _print(rows: list[tuple[str, str, str]], results: list[Result], wrong: list[Result]) -> None:
-    print_table(("SETTING", "VALUE", "FROM"), rows)
+def _print(context: Context, results: list[Result], *, shows_all: bool) -> None:
+    """Problems first, then notes, the other findings, and settings; the verdict last."""
+    wrong = [r for r in results if r.level is Level.WRONG]
+    notes = [r for r in results if r.level is Level.NOTE]
+    _print_list(wrong, "problem to fix", "problems to fix")
+    _print_list(notes, "note", "notes")
+    fine = [(r.subject, r.text.split("\n")[0]) for r in results if r.level is Level.OK]
+    print_table(("CHECK", "FOUND"), fine)
     echo("")
-    print_table(("CHECK", "", "FOUND"), [_row(r) for r in results])
+    shown = [n for n, source in context.sources.items() if shows_all or source != "default"]
+    if shown:
+        rows = [
+            (
+                settings_module.variable(name),
+                settings_module.masked(name, context.settings.value(name)),
+                context.origin(name),
+            )
+            for name in shown
+        ]
+        print_table(("SETTING", "VALUE", "FROM"), rows)
+    if hidden := len(context.sources) - len(shown):
+        echo(f"{hidden} {'other ' if shown else ''}settings have their defaults; --all lists them.")
     if wrong:
-        echo(f"\n{len(wrong)} {'problem' if len(wrong) == 1 else 'problems'} to fix:")
-        for result in wrong:
-            echo(f"- {result.subject}: {result.text}")
+        echo(f"\n{_count(wrong, 'problem', 'problems')} found: `llama-gguf serve` cannot start.")
     else:
         echo("\nNo problems found: `llama-gguf serve` can start.")
 
 
-def _row(result: Result) -> tuple[str, str, str]:
-    return (result.subject, result.level, result.text.split("\n")[0])
+def _print_list(results: list[Result], one: str, many: str) -> None:
+    if results:
+        echo(f"{_count(results, one, many)}:")
+        for result in results:
+            echo(f"- {result.subject}: {result.text}")
+        echo("")
+
+
+def _count(results: list[Result], one: str, many: str) -> str:
+    return f"{len(results)} {one if len(results) == 1 else many}"
 
 
 def _results(settings: Settings, context: Context) -> Iterator[Result]:
@@ -130,7 +155,7 @@ def facts(settings: Settings, context: Context) -> Iterator[Result]:
     path = context.environ.get("PATH", os.defpath)
     here = machine.look(path)
     yield from _machine(here, settings.engine, context.environ)
-    yield _disk(settings.model)
+    yield _disk(settings, context.sources["data_dir"])
     yield _logs(settings.logs)
     yield _try("extra args", lambda: " ".join(extra_args(settings.engine)) or "none")
     address = EngineAddress.of(settings.upstream)
@@ -159,9 +184,12 @@ def _machine(
     yield Result("memory", "unknown" if memory is None else f"{size_text(memory)} available")
 
 
-def _disk(settings: ModelSettings) -> Result:
-    free = machine.free_disk(settings.data_dir)
-    return Result("disk", "unknown" if free is None else f"{size_text(free)} free")
+def _disk(settings: Settings, source: str) -> Result:
+    data_dir = settings.model.data_dir
+    free = machine.free_disk(data_dir)
+    note = data_dir_note(settings, source)
+    text = "unknown" if free is None else f"{size_text(free)} free"
+    return Result("disk", f"{text} for {data_dir}{note and f' ({note})'}")
 
 
 def _engine(
@@ -259,7 +287,7 @@ def _devices(
 ) -> Result:
     if devices:
         return Result("engine's GPUs", ", ".join(device.name for device in devices))
-    if not (here.gpus and settings.ngl):
+    if not here.gpus or settings.ngl == 0:
         return Result("engine's GPUs", "none: the model runs on the CPU")
     if devices is None:
         return Result("engine's GPUs", "unknown: llama-server does not list them", Level.NOTE)
@@ -322,9 +350,10 @@ def _replicas(parts: Sequence[Share], threads: int) -> Result:
 def _fetching(settings: ModelSettings) -> Result:
     name, folder = mask_urls(settings.model_name), settings.models_dir
     wrong = _unwritable(folder)
+    is_hub = canonical(settings.model_name).startswith(PREFIX)
     if wrong:
         wrong += "; set DATA_DIR or MODELS_DIR to another directory"
-    elif name.startswith(PREFIX) and importlib.util.find_spec("huggingface_hub") is None:
+    elif is_hub and importlib.util.find_spec("huggingface_hub") is None:
         wrong = f"this requires {how_to_install('hub')}"
     text = f"{name} will be fetched into {folder}"
     return Result("model", f"{text}, but {wrong}", Level.WRONG) if wrong else Result("model", text)

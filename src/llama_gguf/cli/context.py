@@ -1,28 +1,123 @@
-"""The argument of every command: the settings and the environment, read once by ``main``."""
+"""The settings of a command, from its flags, the environment and files."""
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
-from llama_gguf.config.settings import Settings
+from llama_gguf.config import masking
+from llama_gguf.config import settings as settings_module
+from llama_gguf.config.load import Files, FileValue, load_usable
+from llama_gguf.config.platform import resolve
+from llama_gguf.config.settings import SETTINGS, Settings
+from llama_gguf.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
+    """The argument of every command."""
+
     settings: Settings
     """Folders and instance name have their effective values."""
     sources: Mapping[str, str]
-    """The source of each setting: ``flag``, ``environment`` or ``default``."""
+    """The source of each setting, as in ``config.load.SOURCES``."""
     environ: Mapping[str, str]
+    """With the variables of the env-file."""
     complaint: str = ""
     """Errors in the settings; only for commands that work without valid settings."""
-    load_again: Callable[[], Context] | None = None
-    """Reads the settings again, from the same command line and environment. Raises UserError."""
+    warnings: tuple[str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+    """The path of each file that was read, by its source."""
+    read_again: Callable[[], Context] | None = None
+    """Reads everything again, with the same flags and the same environment of this process."""
+
+    def origin(self, name: str) -> str:
+        """Where the setting *name* is set, for people."""
+        source = self.sources[name]
+        return self.files.get(source, source)
 
 
-def with_model(settings: Settings, model: str | None) -> Settings:
-    """*settings* with MODEL from the command line, which takes precedence over both variables."""
-    if model is None:
-        return settings
-    return replace(settings, model=replace(settings.model, model_name=model, model_path=""))
+def read(
+    flags: Mapping[str, str], environ: Mapping[str, str], *, env_file: str | None = None
+) -> Context:
+    """Read the settings; can be called again, for what has changed in the files.
+
+    Args:
+        flags: by the setting's name.
+        environ: the environment of this process.
+        env_file: the path of a file with further variables.
+    """
+    files: dict[str, str] = {}
+    mistakes: list[str] = []
+    warnings: list[str] = []
+    variables: dict[str, str] = {}
+    values: dict[str, FileValue] = {}
+    try:
+        if env_file:
+            from llama_gguf.config.env_file import parse_env_file
+
+            files["env-file"] = env_file
+            variables = parse_env_file(_content(env_file, "--env-file"), env_file)
+        if path := _config_path(flags, environ, variables):
+            from llama_gguf.config.config_file import parse_config_file
+
+            files["config-file"] = path
+            values, mistakes = parse_config_file(_content(path, "CONFIG_FILE"), path)
+    except UserError as error:
+        mistakes = [str(error)]
+    if any(map(_is_secret, variables)):
+        warnings += _exposed(files["env-file"])
+    if any(SETTINGS[name].secret for name in values):
+        warnings += _exposed(files["config-file"])
+    of_files = Files(variables, values, tuple(mistakes))
+    loaded, complaint = load_usable(environ, flags, of_files)
+    # An empty variable that is no setting can have a meaning, such as CUDA_VISIBLE_DEVICES.
+    environ = {**variables, **environ}
+    return Context(
+        settings=resolve(
+            loaded.settings,
+            environ=environ,
+            is_dir=os.path.isdir,
+            is_writable=lambda folder: os.access(folder, os.W_OK | os.X_OK),
+            host_name=socket.gethostname(),
+        ),
+        sources=loaded.sources,
+        environ=environ,
+        complaint=complaint,
+        warnings=(*loaded.warnings, *warnings),
+        files=files,
+    )
+
+
+def _config_path(
+    flags: Mapping[str, str], environ: Mapping[str, str], variables: Mapping[str, str]
+) -> str:
+    if "config_file" in flags:
+        return flags["config_file"]
+    variable = settings_module.variable("config_file")
+    found = (each.get(variable, "").strip().strip("\"'") for each in (environ, variables))
+    return next(filter(None, found), "")
+
+
+def _content(path: str, setting: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise UserError(f"{setting}={path} cannot be read: {error.strerror}") from None
+
+
+def _is_secret(variable: str) -> bool:
+    name = variable.lower()
+    if name in SETTINGS:
+        return SETTINGS[name].secret
+    return masking.SECRET_NAME.search(variable) is not None
+
+
+def _exposed(path: str) -> list[str]:
+    from llama_gguf.access.key_file import warn_if_exposed  # most files have no secret
+
+    warning = warn_if_exposed(path)
+    return [f"{warning}: it contains a secret"] if warning else []

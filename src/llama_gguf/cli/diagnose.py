@@ -19,13 +19,14 @@ import os
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
 from llama_gguf import __version__
 from llama_gguf.cli import bundle, known_secrets
-from llama_gguf.cli.context import Context, with_model
+from llama_gguf.cli.arguments import add_model
+from llama_gguf.cli.context import Context
 from llama_gguf.cli.guard import within
 from llama_gguf.cli.terminal import echo
 from llama_gguf.config.masking import Masker
@@ -48,7 +49,7 @@ class Section:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="model that is served")
+    add_model(parser, "model that is served")
     parser.add_argument(
         "--output",
         default="",
@@ -60,7 +61,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, context: Context) -> int:
     now = datetime.now(UTC)
-    context = replace(context, settings=with_model(context.settings, arguments.model))
     secrets, unread = known_secrets.gather(context)
     masker = Masker(secrets)
     sections = [_masked(section, masker) for section in _collect(context)]

@@ -121,6 +121,9 @@ class _Places:
         if self.chosen.ngl == AUTO and self.chosen.fit:
             text += ": llama-server will put fewer layers there, since NGL leaves it to it"
             return Result("VRAM", text, Level.NOTE)
+        if self.chosen.fits_ctx:
+            text += ": llama-server will reduce the context, since CTX leaves it to it"
+            return Result("VRAM", text, Level.NOTE)
         advice = (
             f"{self._smaller(self._fits_gpus)}, lower NGL (now {self.chosen.ngl}), "
             "or use a smaller quantisation"
@@ -141,6 +144,9 @@ class _Places:
         def fits(placed: Placed) -> bool:
             return self._ram_bytes(placed.ram) <= available
 
+        if self.chosen.fits_ctx:
+            text += ": CTX leaves the context to llama-server, which uses all RAM of the machine"
+            return Result("RAM", f"{text}. {self._smaller(fits)}.", Level.NOTE)
         advice = f"{self._smaller(fits)}, use a smaller quantisation, or add memory"
         is_mapped = self.chosen.mmap and not self.chosen.mlock
         certain = ram.cache if is_mapped else ram.certain

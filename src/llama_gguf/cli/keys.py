@@ -4,7 +4,7 @@ Keys are stored in a text file, one per line: AUTH_KEYS_FILE, unless --file is g
 A running gateway applies changes within three seconds.
 
 Examples:
-  llama-gguf keys generate --name alice --rate-limit 60 --expires 30d
+  llama-gguf keys generate alice --rate-limit 60 --expires 30d
   llama-gguf keys set alice --tokens-per-day 2M --from 10.0.0.0/8
   llama-gguf keys list
   llama-gguf keys rotate alice --grace 24h
@@ -19,7 +19,7 @@ import argparse
 import re
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -32,6 +32,7 @@ from llama_gguf.access.key_admin import NewKey
 from llama_gguf.access.keys import KeyRing
 from llama_gguf.access.moments import parse_duration
 from llama_gguf.access.token_budget import has_budget
+from llama_gguf.cli.arguments import HelpFormatter
 from llama_gguf.cli.context import Context
 from llama_gguf.errors import UserError
 from llama_gguf.files.instance_file import path_of
@@ -74,10 +75,16 @@ _Actions = argparse._SubParsersAction  # argparse has no public name for it
 
 def add_arguments(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    generate = _add_action(actions, "generate", _generate, "create a key and show it")
-    generate.add_argument(
-        "--name", metavar="ID", help="id of the key [key- and 6 random hex digits]"
+    generate = _add_action(
+        actions, "generate", _generate, "create a key and show it", aliases=("create", "add")
     )
+    generate.add_argument(
+        "positional_name",
+        nargs="?",
+        metavar="ID",
+        help="id of the key [key- and 6 random hex digits]",
+    )
+    generate.add_argument("--name", metavar="ID", help="the same")
     _add_limits(generate)
     generate.add_argument("--hashed", action="store_true", help="store only the key's digest")
     _add_output(generate)
@@ -89,7 +96,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> list[argparse.ArgumentPars
     _add_limits(change)
     change.add_argument("--json", action="store_true", help="print JSON")
 
-    listed = _add_action(actions, "list", _list, "list the keys and their limits, never a secret")
+    listed = _add_action(
+        actions, "list", _list, "list the keys and their limits, never a secret", aliases=("ls",)
+    )
     listed.add_argument("--json", action="store_true", help="print JSON")
 
     show = _add_action(
@@ -99,7 +108,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> list[argparse.ArgumentPars
     show.add_argument("--json", action="store_true", help="print JSON")
 
     remove = _add_action(
-        actions, "remove", _remove, "revoke a key with all of its secrets, or one old secret"
+        actions,
+        "remove",
+        _remove,
+        "revoke a key with all of its secrets, or one old secret",
+        aliases=("delete", "revoke", "rm"),
     )
     remove.add_argument("name", metavar="ID")
     remove.add_argument("--json", action="store_true", help="print JSON")
@@ -131,9 +144,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> list[argparse.ArgumentPars
 
 
 def _add_action(
-    actions: _Actions[argparse.ArgumentParser], name: str, action: _Action, text: str
+    actions: _Actions[argparse.ArgumentParser],
+    name: str,
+    action: _Action,
+    text: str,
+    *,
+    aliases: Sequence[str] = (),
 ) -> argparse.ArgumentParser:
-    parser = actions.add_parser(name, help=text, description=text)
+    parser = actions.add_parser(
+        name, help=text, description=text, aliases=aliases, formatter_class=HelpFormatter
+    )
     parser.add_argument("--file", metavar="PATH", help="keys file [AUTH_KEYS_FILE]")
     parser.set_defaults(action=action)
     return parser
@@ -174,9 +194,12 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
 
 def _generate(arguments: argparse.Namespace, path: str) -> None:
     now = datetime.now(UTC)
+    names = {n for n in (arguments.name, arguments.positional_name) if n is not None}
+    if len(names) > 1:
+        raise UserError("specify one id: as an argument, or with --name", 2)
     new = key_admin.create(
         path,
-        name=arguments.name if arguments.name is not None else f"key-{secrets.token_hex(3)}",
+        name=names.pop() if names else f"key-{secrets.token_hex(3)}",
         rate_limit=_read("--rate-limit", arguments.rate_limit, _rate_limit),
         expires_at=_read_when("--expires", arguments.expires, now),
         hashed=arguments.hashed,

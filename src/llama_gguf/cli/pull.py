@@ -4,6 +4,7 @@ Examples:
   llama-gguf pull smollm2                   a known name, see --list
   llama-gguf pull hf:OWNER/NAME:Q4_K_M      from a hub, by quantisation; HF_TOKEN is the token
   llama-gguf pull hf:OWNER/NAME/FILE.gguf   from a hub, by file; of a split model, any part
+  llama-gguf pull OWNER/NAME:Q4_K_M         the same without a prefix, or with hf.co/
   llama-gguf pull https://HOST/FILE.gguf    from a URL
 
 The same command resumes an interrupted download from a hub or a URL.
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 
 from llama_gguf.cli.context import Context
 from llama_gguf.cli.terminal import Meter, download_meter, echo, print_table
+from llama_gguf.config.settings import flag
 from llama_gguf.errors import UserError
 from llama_gguf.files.sizes import size_text
 from llama_gguf.models.catalogue import CATALOGUE
@@ -114,17 +116,14 @@ def _fields(pulled: Pulled) -> dict[str, str | int]:
         "bytes": pulled.bytes,
         "fetched": pulled.fetched,
     }
+    if pulled.projector:
+        fields["projector"] = pulled.projector
     return fields | ({"sha256": pulled.sha256} if pulled.sha256 else {})
 
 
 def _show(pulled: Pulled, wanted: str, *, context: Context, advises: bool) -> None:
     name = wanted if wanted in CATALOGUE else os.path.basename(pulled.path)
-    # `serve` needs the same folder, as a flag unless the environment or the default has it.
-    folder = "".join(
-        f" --{setting.replace('_', '-')} {shlex.quote(str(context.settings.value(setting)))}"
-        for setting in ("data_dir", "models_dir")
-        if context.sources[setting] == "flag"
-    )
+    folder = _folder_flags(context)
     there = "fetched and checked" if pulled.fetched else "already present; --force fetches it again"
     echo(f"{pulled.path} ({size_text(pulled.bytes)}): {there}.")
     kind = kind_at(pulled.path)
@@ -132,3 +131,25 @@ def _show(pulled: Pulled, wanted: str, *, context: Context, advises: bool) -> No
         echo(not_a_model(pulled.path, kind))
     elif advises:
         echo(f"Serve it: llama-gguf serve {shlex.quote(name)}{folder}")
+    if pulled.projector:
+        file = os.path.join(os.path.dirname(pulled.path), pulled.projector.rpartition("/")[2])
+        echo(
+            "Its projector, for images or audio, is another file:\n"
+            f"  llama-gguf pull {shlex.quote(pulled.projector)}{folder}\n"
+            f"Then serve it with --extra-args {shlex.quote(f'--mmproj {shlex.quote(file)}')}"
+        )
+
+
+def _folder_flags(context: Context) -> str:
+    """The flags for the same folder, unless the environment or the default has it."""
+    places = {name: context.sources[name] for name in ("data_dir", "models_dir")}
+    names = {name for name, source in places.items() if source == "flag"}
+    in_files = set(places.values()) & set(context.files)
+    if "config-file" in in_files and context.sources["config_file"] == "flag":
+        names.add("config_file")
+    flags = [
+        f" {flag(name)} {shlex.quote(str(context.settings.value(name)))}" for name in sorted(names)
+    ]
+    if "env-file" in in_files:
+        flags.append(f" --env-file {shlex.quote(context.files['env-file'])}")
+    return "".join(flags)

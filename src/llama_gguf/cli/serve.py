@@ -25,7 +25,8 @@ from typing import Final
 
 from llama_gguf.access import key_admin, key_file, keys
 from llama_gguf.cli import log_output, neighbours
-from llama_gguf.cli.context import Context, with_model
+from llama_gguf.cli.arguments import add_model
+from llama_gguf.cli.context import Context
 from llama_gguf.cli.terminal import LoadMeter, Meter, download_meter, echo
 from llama_gguf.config.masking import MASK, mask_urls
 from llama_gguf.config.settings import Settings
@@ -40,7 +41,7 @@ _SECRET_NAME: Final = re.compile("KEY|TOKEN|SECRET|PASS|CREDENTIAL|_PWD", re.IGN
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="model to serve")
+    add_model(parser)
     parser.add_argument(
         "--create-key",
         action="store_true",
@@ -50,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, context: Context) -> int:
-    settings = with_model(context.settings, arguments.model)
+    settings = context.settings
     log_output.configure(settings.logs, context.environ)
     if settings.process.debug_shell:
         return _hold(context.environ)
@@ -60,22 +61,22 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
             environ=context.environ,
             sources=context.sources,
             display=ServeDisplay(settings, context.environ, creates_key=arguments.create_key),
-            load_again=lambda: _loaded_again(arguments, context),
+            load_again=lambda: _loaded_again(context),
         )
     except UserError as error:
         raise neighbours.explained(error, settings) from None
 
 
-def _loaded_again(
-    arguments: argparse.Namespace, context: Context
-) -> tuple[Settings, Mapping[str, str]]:
-    """The settings as they are now.
+def _loaded_again(context: Context) -> tuple[Settings, Mapping[str, str]]:
+    """The settings as they are now, and their sources.
 
     Raises:
         UserError: some are invalid.
     """
-    again = context.load_again() if context.load_again else context
-    return with_model(again.settings, arguments.model), again.sources
+    again = context.read_again() if context.read_again else context
+    if again.complaint:
+        raise UserError(again.complaint, exit_status=2)
+    return again.settings, again.sources
 
 
 class ServeDisplay:

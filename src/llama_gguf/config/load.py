@@ -1,4 +1,4 @@
-"""Reads every setting: a flag overrides the environment, which overrides the default.
+"""Reads every setting: flag over environment over env-file over configuration file over default.
 
 All mistakes are reported together, and names one edit away from a setting's are warned about.
 """
@@ -7,13 +7,41 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from llama_gguf.config.masking import MASK
 from llama_gguf.config.schema import DEFAULT_KEEPALIVE
 from llama_gguf.config.settings import SETTINGS, Settings, flag, variable
 from llama_gguf.errors import UserError
+
+SOURCES: Final = ("flag", "environment", "env-file", "config-file", "default")
+"""In the order of precedence."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileValue:
+    """A value in the configuration file."""
+
+    text: str
+    """As in the environment."""
+    where: str
+    """The file, the line if it can be determined, and the key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The content of the files that settings are read from, next to the environment."""
+
+    env_file: Mapping[str, str] = field(default_factory=dict)
+    """By variable; others than settings are among them."""
+    values: Mapping[str, FileValue] = field(default_factory=dict)
+    """Of the configuration file, by the setting's name."""
+    mistakes: tuple[str, ...] = ()
+    """Found in the configuration file."""
+
+
+NO_FILES: Final = Files()
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,42 +50,53 @@ class Loaded:
 
     settings: Settings
     sources: Mapping[str, str]
-    """The source of each value: ``flag``, ``environment`` or ``default``."""
+    """The source of each value, one of ``SOURCES``."""
     warnings: tuple[str, ...]
 
 
-def load(environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> Loaded:
+def load(
+    environ: Mapping[str, str], flags: Mapping[str, str] | None = None, files: Files = NO_FILES
+) -> Loaded:
     """Read every setting.
 
     An empty variable counts as not set, since compose files and templates pass variables on
-    even if they are empty. Quotes around a variable's whole value are removed: `docker run
-    --env-file` and others keep those of the file, in which a shell would remove them.
+    even if they are empty; so does an empty value in a file. Quotes around a variable's whole value
+    are removed: `docker run --env-file` and others keep those of the file, in which a shell would
+    remove them.
+
+    Of MODEL_NAME and MODEL_PATH, the one from the higher source is used; from the same source, it
+    is MODEL_PATH.
 
     Args:
         environ: the environment, by variable.
         flags: the flags on the command line, by the setting's name.
+        files: the content of the files.
 
     Raises:
         UserError: its message lists all invalid values.
     """
-    loaded, complaint = load_usable(environ, flags)
+    loaded, complaint = load_usable(environ, flags, files)
     if complaint:
         raise UserError(complaint, exit_status=2)
     return loaded
 
 
 def load_usable(
-    environ: Mapping[str, str], flags: Mapping[str, str] | None = None
+    environ: Mapping[str, str], flags: Mapping[str, str] | None = None, files: Files = NO_FILES
 ) -> tuple[Loaded, str]:
     """As ``load``, with the defaults for invalid values, and with the error message about them."""
     values: dict[str, Any] = {}
     sources = dict.fromkeys(SETTINGS, "default")
-    mistakes: list[str] = []
+    mistakes = [f"  {text}" for text in files.mistakes]
     environ, warnings = _cleaned(environ)
+    env_file, more_warnings = _cleaned(files.env_file)
     for name, setting in SETTINGS.items():
-        for source, text in (
-            ("flag", (flags or {}).get(name)),
-            ("environment", environ.get(variable(name)) or None),
+        in_file = files.values.get(name)
+        for source, text, label in (
+            ("flag", (flags or {}).get(name), flag(name)),
+            ("environment", environ[variable(name)] or None, variable(name)),
+            ("env-file", env_file[variable(name)] or None, variable(name)),
+            ("config-file", (in_file and in_file.text) or None, in_file.where if in_file else ""),
         ):
             if text is None:
                 continue
@@ -65,18 +104,23 @@ def load_usable(
                 values[name] = setting.parse(text)
                 sources[name] = source
             except ValueError as expected:
-                label = flag(name) if source == "flag" else variable(name)
                 shown = MASK if setting.secret else ascii(_LOGIN.sub(f"//{MASK}@", text))
                 mistakes.append(f"  {label}={shown} is invalid; must be {expected}")
             break
     if "max_request_body_size" not in values and "max_body_memory" in values:
         default = SETTINGS["max_request_body_size"].default
         values["max_request_body_size"] = min(default, values["max_body_memory"])
+    is_below = SOURCES.index(sources["model_path"]) > SOURCES.index(sources["model_name"])
+    if is_below and values.get("model_name") and "model_path" in values:
+        del values["model_path"]
+        sources["model_path"] = "default"
     settings = Settings.of(**values)
     mistakes += [f"  {text}" for text in contradictions(settings)]
     lines = ["These settings are invalid:", *mistakes, "See docs/settings.md."]
     complaint = "\n".join(lines) if mistakes else ""
-    return Loaded(settings, sources, (*warnings, *_near_misses(environ))), complaint
+    warnings += [w for w in more_warnings if w not in warnings]
+    warnings += _near_misses({**environ, **env_file})
+    return Loaded(settings, sources, tuple(warnings)), complaint
 
 
 _LOGIN: Final = re.compile(r"//[^/@,]*@")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_network
 from typing import Final
 from urllib.parse import urlsplit
@@ -18,6 +19,10 @@ def text(value: str) -> str:
     if any(ord(c) < 0x20 or ord(c) == 0x7F for c in value):
         raise ValueError("text without control characters")
     return value
+
+
+def path(value: str) -> str:
+    return text(value)
 
 
 def host_name(value: str) -> str:
@@ -80,6 +85,23 @@ def whole_or(word: str, low: int, high: int) -> Parser:
     return parse
 
 
+def whole_or_auto(low: int, high: int, **words: int) -> Parser:
+    """As ``whole``, or ``auto``, which is None, or one of *words*, which stand for a number."""
+    parse_whole = whole(low, high)
+
+    def parse(value: str) -> object:
+        if value.lower() == "auto":
+            return None
+        if value.lower() in words:
+            return words[value.lower()]
+        try:
+            return parse_whole(value)
+        except ValueError as expected:
+            raise ValueError(" or ".join([str(expected), "auto", *words])) from None
+
+    return parse
+
+
 def seconds(low: float) -> Parser:
     def parse(value: str) -> float:
         if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value) and float(value) >= low:
@@ -89,13 +111,20 @@ def seconds(low: float) -> Parser:
     return parse
 
 
-def choice(*options: str) -> Parser:
-    def parse(value: str) -> str:
-        if value.lower() in options:
-            return value.lower()
-        raise ValueError(f"one of: {', '.join(options)}")
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of *options*, in any case."""
 
-    return parse
+    options: tuple[str, ...]
+
+    def __call__(self, value: str) -> str:
+        if value.lower() in self.options:
+            return value.lower()
+        raise ValueError(f"one of: {', '.join(self.options)}")
+
+
+def choice(*options: str) -> Parser:
+    return Choice(options)
 
 
 def api_key(value: str) -> str:
@@ -209,6 +238,8 @@ def _peer(value: str) -> str:
 
 def as_text(value: object) -> str:
     """*value* in the syntax that its parser reads."""
+    if value is None:
+        return "auto"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, tuple):

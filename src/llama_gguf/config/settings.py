@@ -81,6 +81,7 @@ class Setting:
     text: str
     shown_default: str | None
     secret: bool
+    aliases: tuple[str, ...]
 
 
 _GROUPS: Final[Mapping[str, type[Any]]] = get_type_hints(Settings)
@@ -98,6 +99,12 @@ SETTINGS: Final[Mapping[str, Setting]] = {
 }
 """By name, in the order of the pages."""
 
+FIRST: Final = (
+    *("model_name", "data_dir", "ctx", "ngl", "parallel", "host", "port"),
+    *("max_requests_per_minute", "extra_args", "config_file"),
+)
+"""The settings that matter most, in the order of `serve --help`."""
+
 # The settings that each command uses, and has flags for. `serve` and `check` use all.
 _PLACES: Final = ("data_dir",)
 _GATEWAY: Final = (
@@ -106,7 +113,7 @@ _GATEWAY: Final = (
     *("tls_cert_file", "tls_key_file", "max_connections"),
     *(n for n, s in SETTINGS.items() if s.section in ("access", "queue", "timeouts", "sizes")),
     *("log_format", "log_level", "log_requests", "log_dir", "instance_id"),
-    *("log_max_bytes", "log_backups"),
+    *("log_max_bytes", "log_backups", "config_file"),
     "otel_exporter_otlp_endpoint",
 )
 USED_BY: Final[Mapping[str, tuple[str, ...]]] = {
@@ -116,16 +123,17 @@ USED_BY: Final[Mapping[str, tuple[str, ...]]] = {
     "gateway": _GATEWAY,
     "health": (
         *("host", "port_health", "health_mode", "port_backend", "backend_host"),
-        *("backend_socket", "backend_api_key", "log_format", "log_level"),
+        *("backend_socket", "backend_api_key", "log_format", "log_level", "config_file"),
     ),
-    "status": (*_PLACES, "port"),
-    "top": (*_PLACES, "port"),
-    "logs": (*_PLACES, "log_dir", "log_name", "worker_type"),
-    "restart": (*_PLACES, "port"),
-    "stop": (*_PLACES, "port"),
-    "keys": (*_PLACES, "auth_keys_file"),
-    "pull": (*_PLACES, "models_dir"),
-    "bench": (*_PLACES, "host", "port", "backend_api_key", "auth_keys_file"),
+    "status": (*_PLACES, "port", "config_file"),
+    "top": (*_PLACES, "port", "config_file"),
+    "logs": (*_PLACES, "log_dir", "log_name", "worker_type", "config_file"),
+    "restart": (*_PLACES, "port", "config_file"),
+    "stop": (*_PLACES, "port", "config_file"),
+    "keys": (*_PLACES, "auth_keys_file", "config_file"),
+    "pull": (*_PLACES, "models_dir", "config_file"),
+    "bench": (*_PLACES, "host", "port", "backend_api_key", "auth_keys_file", "config_file"),
+    "completion": (),
 }
 
 
@@ -137,6 +145,11 @@ def variable(name: str) -> str:
 def flag(name: str) -> str:
     """The command-line flag of the setting *name*."""
     return "--" + name.replace("_", "-")
+
+
+def flags(name: str) -> tuple[str, ...]:
+    """All flags of the setting *name*: short ones first, its own last."""
+    return (*SETTINGS[name].aliases, flag(name))
 
 
 def default_text(name: str) -> str:

@@ -67,7 +67,11 @@ def engine_argv(
         alias: the name that ``/v1/models`` shows instead of a path.
     """
     argv = [binary, "--model", model_path, "--alias", alias]
-    argv += ["--ctx-size", str(settings.ctx), "--n-gpu-layers", str(settings.ngl)]
+    # Without a flag, llama-server fits the value into memory; `--ctx-size 0` would prevent that.
+    if settings.ctx is not None:
+        argv += ["--ctx-size", str(settings.ctx)]
+    if settings.ngl is not None:
+        argv += ["--n-gpu-layers", str(settings.ngl)]
     if settings.threads:
         argv += ["--threads", str(settings.threads)]
     if settings.parallel:

@@ -6,6 +6,7 @@ of a key with a budget settles these first, so that all ended ones count when it
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
 from llama_gguf.access.token_budget import (
@@ -129,5 +130,15 @@ def _refusal(exceeded: Exceeded) -> GatewayError:
     if exceeded.window == TOKENS_PER_MINUTE:
         return Limited(f"Token limit reached for this API key: {what}.", retry_after=exceeded.wait)
     return QuotaExceeded(
-        f"This API key has used its budget of {what} (UTC).", retry_after=exceeded.wait
+        f"This API key has used its budget of {what} (UTC). It resets in "
+        f"{_duration(exceeded.wait)}, at the end of the {window}.",
+        retry_after=exceeded.wait,
     )
+
+
+def _duration(seconds: float) -> str:
+    """*seconds* in the two largest units, rounded up to a minute."""
+    minutes = max(1, math.ceil(seconds / 60))
+    days, hours = minutes // 1440, minutes // 60 % 24
+    parts = [(days, "d"), (hours, "h"), (minutes % 60, "min")]
+    return " ".join([f"{n} {unit}" for n, unit in parts if n][:2])

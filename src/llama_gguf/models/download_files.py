@@ -35,6 +35,8 @@ class Pulled:
     """The hash that was verified in this run; None if none was."""
     fetched: bool
     """False if the model was there already."""
+    projector: str = ""
+    """The address of the model's projector, if it was fetched from a repository with one."""
 
 
 def make_folder(models_dir: str) -> None:

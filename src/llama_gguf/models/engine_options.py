@@ -24,6 +24,7 @@ _ON: Final = frozenset(("on", "1", "true", "enabled"))
 @dataclass(frozen=True, slots=True)
 class Options:
     ctx: int
+    """Of all slots together; 0 = that of the model, or what ``fits_ctx`` makes of it."""
     parallel: int
     """0 or less leaves the number to llama-server."""
     ngl: int
@@ -40,6 +41,9 @@ class Options:
     mmap: bool = True
     mlock: bool = False
     fit: bool = True
+    """Whether llama-server fits what is not set into memory."""
+    fits_ctx: bool = False
+    """Whether the context is one of those."""
     devices: tuple[str, ...] | None = None
     """The names of the GPUs to use; None for all, empty for none."""
     rpc: tuple[str, ...] = ()
@@ -221,12 +225,25 @@ def options(settings: EngineSettings, words: Sequence[str], environ: Mapping[str
         environ: the environment of llama-server.
     """
     arguments = _from_variables(environ)
+    # Our flags override these variables, unless the setting leaves the value to llama-server.
+    for ours, name, theirs in (
+        (settings.ctx, "CTX_SIZE", "-c"),
+        (settings.ngl, "N_GPU_LAYERS", "-ngl"),
+    ):
+        if ours is None and (variable := environ.get(f"LLAMA_ARG_{name}", "")):
+            arguments += [theirs, variable]
     if settings.parallel:
         arguments += ["-np", str(settings.parallel)]
     arguments += words
-    found: dict[str, Any] = {"ctx": settings.ctx, "parallel": 0, "ngl": settings.ngl}
+    found: dict[str, Any] = {
+        "ctx": AUTO if settings.ctx is None else settings.ctx,
+        "parallel": 0,
+        "ngl": AUTO if settings.ngl is None else settings.ngl,
+    }
     for flag, value in zip(arguments, [*arguments, ""][1:], strict=True):
         _take(found, flag if flag[:2] != "--" else flag.replace("_", "-"), value)
+    if found["ctx"] == AUTO:
+        found |= {"ctx": 0, "fits_ctx": found.get("fit", True)}
     return Options(**found)
 
 

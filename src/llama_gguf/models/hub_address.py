@@ -1,7 +1,8 @@
 """Addresses of models on a hub, and the file of a repository that an address selects.
 
 ``hf:OWNER/NAME/FILE.gguf`` selects that file, ``hf:OWNER/NAME:TAG`` the one with the quantization
-TAG in its name, and ``hf:OWNER/NAME`` the only model of the repository.
+TAG in its name, and ``hf:OWNER/NAME`` the only model of the repository. ``canonical`` makes such an
+address of the forms that other programs and the pages of a hub have.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ _ADDRESS: Final = re.compile(
 )
 # As it is written elsewhere: by other programs, in the web pages of a hub, without a prefix.
 _OTHERWISE: Final = re.compile(
-    r"(?:(?:hf|huggingface)://|hf:|(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/)?"
+    r"(?P<prefix>(?:hf|huggingface)://|hf:|(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/)?"
     r"(?P<repo>[a-z0-9][\w.-]*/[a-z0-9][\w.-]*)"
-    r"(?:(?:/(?:blob|raw|resolve|tree)/[^/?#]+)?(?:/(?P<file>[^\0?#]+\.gguf))?"
+    r"(?:(?:/(?P<page>blob|raw|resolve|tree)/(?P<revision>[^/?#]+))?(?:/(?P<file>[^\0?#]+\.gguf))?"
     r"|:(?P<tag>[a-z0-9][\w.-]*))/?(?:[?#].*)?",
     re.ASCII | re.IGNORECASE,
 )
@@ -36,6 +37,12 @@ _COMPANION: Final = re.compile(
     r"mmproj[^/]*$|(?:^|/)imatrix[^/]*$|imatrix\.gguf$|(?:^|/)mtp(?:-[^/]*$|/)",
     re.IGNORECASE,
 )
+
+
+_PROJECTOR: Final = re.compile(r"(?:^|/)[^/]*mmproj[^/]*\.gguf$", re.IGNORECASE)
+_PRECISION: Final = re.compile(r"(?<![a-z0-9])(f16|bf16|f32)(?![a-z0-9])", re.IGNORECASE)
+_MAIN: Final = "main"
+"""The revision that an address stands for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,36 @@ def parse(text: str) -> Address:
     return Address(repo=match["repo"], file=file, tag=match["tag"] or "")
 
 
+def canonical(text: str, *, is_bare: bool = False) -> str:
+    """The address or URL that *text* clearly means; *text* itself if it is no other form of one.
+
+    1. The page or the address of a repository becomes an address.
+    2. The page about a file does too, or the URL of the file if it is of another revision than the
+       main one, which an address cannot express. Its URL stays.
+    3. ``OWNER/NAME:TAG`` becomes an address.
+
+    Args:
+        text: from the user.
+        is_bare: whether ``OWNER/NAME`` and ``OWNER/NAME/FILE.gguf`` are addresses too. Elsewhere
+            they are paths of files.
+    """
+    match = _OTHERWISE.fullmatch(text)
+    if _ADDRESS.fullmatch(text) or match is None:
+        return text
+    if ".." in text or match["repo"].lower().endswith(SUFFIX):
+        return text
+    page, file, tag = match["page"] or "", match["file"] or "", match["tag"] or ""
+    has_other_revision = page and match["revision"] != _MAIN
+    is_scheme = re.match("https?:", text, re.IGNORECASE) is not None
+    if page in {"blob", "raw"} and file and has_other_revision:
+        return f"https://huggingface.co/{match['repo']}/resolve/{match['revision']}/{file}"  # 2
+    if (page == "resolve" and is_scheme) or has_other_revision:
+        return text
+    if not match["prefix"] and not (tag or is_bare):
+        return text
+    return str(Address(match["repo"], file=file, tag=tag))  # 1, 2, 3
+
+
 def suggestion(text: str) -> str:
     """A question with the address that *text* probably means, for an error; empty if there is none.
 
@@ -82,6 +119,18 @@ def models_in(files: Iterable[str]) -> list[str]:
     """The models among a repository's *files*; a split one is listed as its first part."""
     models = {part_paths(f)[0] for f in files if f.endswith(SUFFIX)}
     return sorted(m for m in models if not _COMPANION.search(m))
+
+
+def projector_in(files: Iterable[str]) -> str:
+    """The projector in *files*; of several, the one of 16 bits; empty if there is none."""
+    found = sorted(f for f in files if _PROJECTOR.search(f))
+    order = ("f16", "bf16", "f32")
+
+    def rank(file: str) -> int:
+        match = _PRECISION.search(file)
+        return order.index(match[1].lower()) if match else len(order)
+
+    return min(found, key=rank, default="")
 
 
 def matching(models: Iterable[str], tag: str) -> list[str]:

@@ -42,7 +42,12 @@ class Model:
 
 
 def resolve(
-    *, model_path: str, model_name: str, models_dir: str, pulled: Mapping[str, str]
+    *,
+    model_path: str,
+    model_name: str,
+    models_dir: str,
+    pulled: Mapping[str, str],
+    hint: str = "",
 ) -> Model:
     """Find the model that the settings name, and check its files.
 
@@ -58,17 +63,21 @@ def resolve(
         model_name: MODEL_NAME, empty if not set.
         models_dir: MODELS_DIR.
         pulled: by name in the catalogue, the file in MODELS_DIR.
+        hint: what MODEL_NAME may mean, if there is no such file.
 
     Raises:
         UserError: exit status ``NOT_NAMED`` or ``BROKEN``; the message lists the models.
     """
     try:
-        return read_model(_find(model_path, model_name, models_dir=models_dir, pulled=pulled))
+        path = _find(model_path, model_name, models_dir=models_dir, pulled=pulled, hint=hint)
+        return read_model(path)
     except UserError as error:
         raise UserError(f"{error}\n{listing(models_dir)}", error.exit_status) from None
 
 
-def _find(model_path: str, model_name: str, *, models_dir: str, pulled: Mapping[str, str]) -> str:
+def _find(
+    model_path: str, model_name: str, *, models_dir: str, pulled: Mapping[str, str], hint: str
+) -> str:
     if not model_path and not model_name:
         raise UserError(
             "No model is set. Use `llama-gguf serve MODEL`, MODEL_NAME or MODEL_PATH.",
@@ -82,10 +91,12 @@ def _find(model_path: str, model_name: str, *, models_dir: str, pulled: Mapping[
         names = [model_name, model_name + SUFFIX]  # 3
         names += [pulled[model_name]] if model_name in pulled else []  # 4
         candidates = [os.path.join(models_dir, name) for name in names]
-    return _first_there(candidates, model_path or model_name, pulled=pulled)
+    return _first_there(candidates, model_path or model_name, pulled=pulled, hint=hint)
 
 
-def _first_there(candidates: Sequence[str], wanted: str, *, pulled: Mapping[str, str]) -> str:
+def _first_there(
+    candidates: Sequence[str], wanted: str, *, pulled: Mapping[str, str], hint: str
+) -> str:
     # Any part of a split model will do: `read_model` reports missing ones. A directory is used
     # only if there is no file, since both x/ and x.gguf may exist.
     there = [c for c in candidates if any(os.path.lexists(p) for p in part_paths(c))]
@@ -93,7 +104,7 @@ def _first_there(candidates: Sequence[str], wanted: str, *, pulled: Mapping[str,
         return next((c for c in there if not os.path.isdir(c)), there[0])
     if wanted in pulled:
         hint = f"Fetch it with `llama-gguf pull {wanted}`."
-    else:
+    elif not hint:
         hint = "Check the spelling, or fetch a model with `llama-gguf pull`."
     raise UserError(f"There is no model {wanted}. {hint}", NOT_NAMED)
 
@@ -234,9 +245,12 @@ def listing(models_dir: str) -> str:
 
 
 def _remark(path: str) -> str:
-    """What the file is if it is not a model, for the list of models."""
+    """What is wrong with the file, or what it is if not a model, for the list of models."""
     try:
         kind = _read_kind(path)
+        if kind is None:
+            with open(path, "rb") as file:
+                read_facts(file.read, os.path.getsize(path))
     except OSError:
         return "  (cannot be read)"
     except GgufError as error:

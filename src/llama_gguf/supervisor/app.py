@@ -301,4 +301,5 @@ def gateway_environment(settings: Settings, environ: Mapping[str, str]) -> dict[
         settings_module.variable(name): as_text(settings.value(name))
         for name in settings_module.USED_BY["gateway"]
     }
-    return {**environ, **spelt_out}
+    # The file may have changed meanwhile, or not be readable any more.
+    return {**environ, **spelt_out, settings_module.variable("config_file"): ""}

@@ -48,13 +48,15 @@ def _context(chosen: Options, words: Sequence[str], facts: ModelFacts) -> int | 
     """The tokens of all slots together; None if llama-server decides on them when it starts."""
     if chosen.ctx:
         return chosen.ctx
-    is_reduced = any(word.replace("_", "-") in _FIT_CTX for word in words)
+    is_reduced = chosen.fits_ctx or any(word.replace("_", "-") in _FIT_CTX for word in words)
     return None if is_reduced else facts.context_length
 
 
 def text(settings: EngineSettings, division: Division) -> str:
     """The two values of ``divided``, and what to change, for the log and `check`."""
     described = description(division)
+    if settings.ctx and division.total_tokens and division.total_tokens > settings.ctx:
+        described += f" (CTX={settings.ctx}, rounded up: llama-server counts in {slots.PAD_TOKENS})"
     if division.is_shared:
         danger = "when running requests together need more, llama-server ends all of them"
         advice = "set PARALLEL instead of -np, -kvu or their variables to divide the context"

@@ -67,11 +67,14 @@ async def fetch(
 
 
 def _environ_of_pull(settings: ModelSettings, environ: Mapping[str, str]) -> dict[str, str]:
-    """*environ* with the two settings that matter. A URL may contain a login, so not in argv."""
+    """*environ* with the settings that matter. A URL may contain a login, so not in argv."""
+    is_default = settings.models_dir == f"{settings.data_dir}/models"
     ours = {settings_module.variable(name) for name in settings_module.SETTINGS}
     return {name: value for name, value in environ.items() if name not in ours} | {
         "MODEL_NAME": settings.model_name,
-        "MODELS_DIR": settings.models_dir,
+        "DATA_DIR": settings.data_dir,
+        # Only if it is set: errors name the setting that is to be changed.
+        "MODELS_DIR": "" if is_default else settings.models_dir,
     }
 
 

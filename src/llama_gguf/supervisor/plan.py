@@ -11,6 +11,7 @@ from llama_gguf.config.schema import ListenSettings, ModelSettings, UpstreamSett
 from llama_gguf.config.settings import SETTINGS, Settings, variable
 from llama_gguf.errors import UserError
 from llama_gguf.files.sizes import size_text
+from llama_gguf.models.hub_address import PREFIX, canonical
 from llama_gguf.models.model_file import Model, read_model, resolve
 from llama_gguf.models.progress import MeterFactory
 from llama_gguf.models.pull import KNOWN_FILES, find, is_fetchable, pull
@@ -93,7 +94,14 @@ def find_model(settings: ModelSettings) -> Model:
         model_name=name,
         models_dir=settings.models_dir,
         pulled=KNOWN_FILES,
+        hint=_hub_hint(name) if not settings.model_path else "",
     )
+
+
+def _hub_hint(name: str) -> str:
+    """The question whether *name*, a path, is meant as the address of a hub; else empty."""
+    address = canonical(name, is_bare=True)
+    return f"Did you mean {address}?" if address.startswith(PREFIX) else ""
 
 
 def fetch_model(
@@ -125,7 +133,7 @@ def model_text(model: Model) -> str:
         facts.architecture,
         f"{facts.parameters / 1e6:.0f}M parameters" if facts.parameters else "",
         facts.quantization,
-        f"context {facts.context_length}" if facts.context_length else "",
+        f"trained context {facts.context_length}" if facts.context_length else "",
         size_text(model.bytes),
     ]
     return f"{model.path} ({', '.join(part for part in parts if part)})"

@@ -14,7 +14,8 @@ from typing import Final
 from llama_gguf import __version__
 from llama_gguf.config import settings as settings_module
 from llama_gguf.config.masking import mask_urls
-from llama_gguf.config.platform import platform_of
+from llama_gguf.config.parsers import as_text
+from llama_gguf.config.platform import data_dir_note, platform_of
 from llama_gguf.config.schema import EngineSettings
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines import locate, machine
@@ -213,9 +214,10 @@ class Preparation:
     ) -> None:
         data_dir = self._settings.model.data_dir
         disk = machine.free_disk(data_dir)
+        note = data_dir_note(self._settings, self._sources.get("data_dir", ""))
         rows = {
             "version": f"llama-gguf {__version__} ({FORM}), {here.system}",
-            "platform": f"{platform_of(data_dir)}; DATA_DIR={data_dir}",
+            "platform": f"{platform_of(data_dir)}; DATA_DIR={data_dir}{note and f': {note}'}",
             "engine": f"{self._engine.path} ({self._engine.source}), version {version}",
             "model": plan.model_text(model),
             "context": context,
@@ -248,7 +250,8 @@ def _replicas_text(parts: Sequence[Share]) -> str:
 
 
 def _sizes(settings: EngineSettings) -> str:
-    return f"CTX={settings.ctx}, PARALLEL={settings.parallel}, NGL={settings.ngl}"
+    ctx, ngl = as_text(settings.ctx), as_text(settings.ngl)
+    return f"CTX={ctx}, PARALLEL={settings.parallel}, NGL={ngl}"
 
 
 def _size(size: int | None) -> str:

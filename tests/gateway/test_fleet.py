@@ -387,3 +387,19 @@ def test_a_replica_that_stays_alone_while_it_is_busy_serves_again(rig: Rig) -> N
     rig.advance(3)
 
     assert rig.fleet.admission.slots == 4
+
+
+@pytest.mark.parametrize(("affinity", "follows"), [("session", True), ("off", False)])
+def test_affinity_can_be_switched_off(affinity: str, follows: bool, new_rig: NewRig) -> None:
+    """The second request of a conversation, while the replica with the first one is the busier."""
+    rig = new_rig(affinity=affinity)
+    with_second(rig)
+    talk = request(body=b'{"messages":[{"role":"user","content":"Hi"}]}')
+    for body in (talk, request(body=b'{"messages":[{"role":"user","content":"Else"}]}')):
+        rig.send_request(body)
+    first, second = at_second(rig)
+    assert first != second
+    rig.upstreams[1].send(OK)
+    rig.send_request(talk)
+
+    assert (at_second(rig)[2] == first) == follows

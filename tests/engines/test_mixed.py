@@ -16,12 +16,13 @@ def test_what_local_engines_have_is_served_whichever_it_is() -> None:  # 1
     assert [bool(difference(each, allowed)) for each in (A, B, SHORT)] == [False, True, False]
 
 
-def test_what_is_served_stays_until_no_replica_has_it() -> None:  # 2
+def test_what_is_served_stays_until_no_replica_has_it() -> None:  # 3
     assert decisive([Candidate(B), Candidate(A)], A) == [A]
     assert decisive([Candidate(B), Candidate(B)], A) == [B]
 
 
-def test_the_setting_decides_between_peers() -> None:  # 3
+def test_the_setting_decides_between_peers() -> None:  # 2
+    assert decisive([Candidate(A), Candidate(B)], A, "b") == [B]
     assert decisive([Candidate(A), Candidate(B)], None, "models/B") == [B]
 
 

@@ -428,3 +428,19 @@ def test_with_one_replica_no_session_is_looked_for(rig: Rig) -> None:
     with_second(rig)
     rig.send_request(of_session("abc"))
     assert len(rig.fleet.admission.sessions) == 1
+
+
+@pytest.mark.parametrize(("affinity", "follows"), [("session", True), ("off", False)])
+def test_affinity_can_be_switched_off(affinity: str, follows: bool, new_rig: NewRig) -> None:
+    """The second request of a conversation, while the replica with the first one is the busier."""
+    rig = new_rig(affinity=affinity)
+    with_second(rig)
+    talk = request(body=b'{"messages":[{"role":"user","content":"Hi"}]}')
+    for body in (talk, request(body=b'{"messages":[{"role":"user","content":"Else"}]}')):
+        rig.send_request(body)
+    first, second = at_second(rig)
+    assert first != second
+    rig.upstreams[1].send(OK)
+    rig.send_request(talk)
+
+    assert (at_second(rig)[2] == first) == follows

@@ -344,6 +344,12 @@ class QueueSettings:
     max_queue_wait: float = _queue(
         300.0, seconds(0), "seconds a request may wait for a slot, also while the model loads"
     )
+    affinity: str = _queue(
+        "session",
+        choice("session", "off"),
+        "with several replicas, where a request goes: session = to the one that has its "
+        "conversation in the cache, unless that is too busy; off = to the least busy",
+    )
     max_replays: int = _queue(
         1,
         whole(0, 1_000_000),

@@ -6,9 +6,9 @@ decisive one get no requests. Decisive is, the first that applies:
 
 1. The engines of the same machine that are ready: their supervisor decides what they load, and all
    of them serve, also while one after the other gets a new model.
-2. What is served already, as long as a replica with it is ready: replicas that get a new model one
+2. The first ready replica, in the order of PEERS, whose model is MODEL_NAME.
+3. What is served already, as long as a replica with it is ready: replicas that get a new model one
    after the other are left out until the last one with the old model has gone.
-3. The first ready replica, in the order of PEERS, whose model is MODEL_NAME.
 4. The first ready replica, in the order of PEERS.
 
 What a replica does not report is no difference.
@@ -59,12 +59,12 @@ def decisive(
     local = [each.served for each in ready if each.is_local]
     if local:
         return local  # 1
-    if present is not None and any(not each.served.differs_from(present) for each in ready):
-        return [present]  # 2
     wanted = _stem(model_name)
     for each in ready:
         if wanted and _stem(each.served.model) == wanted:
-            return [each.served]  # 3
+            return [each.served]  # 2
+    if present is not None and any(not each.served.differs_from(present) for each in ready):
+        return [present]  # 3
     return [each.served for each in ready[:1]]  # 4
 
 

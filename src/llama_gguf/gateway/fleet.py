@@ -96,6 +96,9 @@ class Fleet:
         """Whether requests may be sent to a replica now."""
         self.has_choice = False
         """Whether there are several replicas."""
+        self.follows_sessions = False
+        """Whether the session of a request decides where it goes."""
+        self._has_affinity = queue.affinity != "off"
         self.on_silent: Callable[[Replica], None] = _ignore_replica
         """Called when a replica no longer responds at all, while it works on requests."""
         self.on_engine_requested: Callable[[], None] = _ignore
@@ -173,6 +176,7 @@ class Fleet:
 
     def _on_number_changed(self) -> None:
         self.has_choice = len(self.replicas) > 1
+        self.follows_sessions = self.has_choice and self._has_affinity
         for replica in self.replicas.values():
             replica.tracker.label = replica.label if self.has_choice else ""
             replica.pool.passes_refusals = not self.has_choice

@@ -281,7 +281,7 @@ class ProxiedRequest(Attempting):
             reserve(services, exchange, self._body)
         if services.fleet.crash_memory.is_in_use and needs_slot:
             self._check_crash_memory(exchange)
-        if services.fleet.has_choice and needs_slot:
+        if services.fleet.follows_sessions and needs_slot:
             self._find_session(exchange)
         granted = admission.arrive(self, self.key_id, self.session)
         if isinstance(granted, SlotLease):

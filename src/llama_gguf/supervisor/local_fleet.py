@@ -325,8 +325,12 @@ class LocalFleet:
         )
 
     def _may_sleep(self, member: Member) -> bool:
-        """Replicas are stopped from the last to the first."""
-        return all(not _is_awake(each) for each in self.members if each.number > member.number)
+        """Replicas are stopped from the last to the first: those after it have no process."""
+        return all(
+            each.manager.child is None and not _is_awake(each)
+            for each in self.members
+            if each.number > member.number
+        )
 
     def _on_status(self, member: Member, status: EngineStatus) -> None:
         self._changed.set()

@@ -54,7 +54,8 @@ def install() -> None:
     FOLDER.mkdir(parents=True)
     for name in ("package.json", "package-lock.json"):
         shutil.copy(FILES / name, FOLDER)
-    npm = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"]
+    # Not `npm ci`, which also requires the programs for all other machines to be in the lock.
+    npm = ["npm", "install", "--no-save", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"]
     subprocess.run(npm, cwd=FOLDER, check=True, timeout=900)
     # What the two would run by themselves: it puts the program for this machine into place.
     for package, script in (

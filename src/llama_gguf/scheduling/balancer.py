@@ -2,7 +2,7 @@
 
 An engine that has computed a session's prompt has it in its cache, so a session stays where it is
 while waiting there costs less than computing the prompt elsewhere
-(docs/adr/0031-a-session-stays-where-its-prompt-is.md). An engine's load is what it works on and
+(docs/adr/0032-a-session-stays-where-its-prompt-is.md). An engine's load is what it works on and
 what waits for it, as a multiple of its slots. ``where`` decides for a session:
 
 1. Its engine is unknown, gone, or not ready: any engine.

@@ -360,3 +360,44 @@ def test_with_one_replica_nothing_names_it(new_rig: NewRig) -> None:
     assert "x-llama-gguf-replica" not in client.response
     assert rig.records[0].replica == ""
     assert "replicas" not in health.response.json
+
+
+# Sessions -----------------------------------------------------------------------------------------
+
+
+def of_session(name: str) -> bytes:
+    return request("POST", "/v1/chat/completions", f"session-id: {name}", body=b"{}")
+
+
+def test_the_requests_of_a_session_go_to_one_replica(rig: Rig) -> None:
+    with_second(rig)
+    for _ in range(2):
+        rig.send_request(of_session("abc"))
+        rig.send_request(of_session("def"))
+
+    first, second, *others = at_second(rig)
+    assert first is not second
+    assert others == [first, second]
+
+
+def test_a_session_waits_for_its_replica_and_moves_when_that_fails(rig: Rig) -> None:
+    rig.engine(ChildState.READY, slots=1)
+    with_second(rig, slots=1)
+    rig.send_request(of_session("abc"))
+    rig.send_request(of_session("abc"))
+    (is_at_second,) = at_second(rig)
+    assert rig.fleet.admission.queued == 1
+
+    key = SECOND if is_at_second else "127.0.0.1:8080"
+    rig.fleet.replicas[key].tracker.update(EngineStatus(ChildState.BACKOFF, since=0.0))
+
+    assert at_second(rig)[1] is not is_at_second
+
+
+def test_with_one_replica_no_session_is_looked_for(rig: Rig) -> None:
+    rig.send_request(of_session("abc"))
+    assert not len(rig.fleet.admission.sessions)
+
+    with_second(rig)
+    rig.send_request(of_session("abc"))
+    assert len(rig.fleet.admission.sessions) == 1

@@ -163,7 +163,7 @@ def test_what_uses_no_slot_goes_to_another_replica_if_one_refuses_the_connection
 ) -> None:
     with_second(rig)
     rig.accepts = False
-    client = rig.send_request(request("GET", "/v1/models"))
+    client = rig.send_request(request("POST", "/tokenize", body=b"{}"))
     rig.accepts = True
     rig.dials[-1].refuse()
     rig.spin()

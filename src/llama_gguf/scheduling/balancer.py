@@ -106,6 +106,8 @@ class _Tournament(Generic[E]):
             if best is None or (other is not None and self.is_before(other, best)):
                 best = other
             at >>= 1
+            if nodes[at] is best and best is not slots:
+                return  # and neither has anything above it changed
             nodes[at] = best
 
     def _grow(self, place: int) -> None:

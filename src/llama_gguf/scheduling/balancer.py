@@ -86,13 +86,10 @@ class _Tournament(Generic[E]):
     def __init__(self) -> None:
         self._places = 1
         self._nodes: list[Slots[E] | None] = [None, None]
+        self.first: Slots[E] | None = None
 
     def is_before(self, one: Slots[E], other: Slots[E]) -> bool:
         raise NotImplementedError
-
-    @property
-    def first(self) -> Slots[E] | None:
-        return self._nodes[1]
 
     def put(self, place: int, slots: Slots[E] | None) -> None:
         """*slots* are at *place* now, or have changed; None: that place is empty."""
@@ -109,6 +106,7 @@ class _Tournament(Generic[E]):
             if nodes[at] is best and best is not slots:
                 return  # and neither has anything above it changed
             nodes[at] = best
+        self.first = best
 
     def _grow(self, place: int) -> None:
         leaves = self._nodes[self._places :]
@@ -142,6 +140,7 @@ class Balancer(Generic[E]):
     __slots__ = (
         "_awaited",
         "_by_number",
+        "_compares",
         "_free_places",
         "_grants",
         "_least",
@@ -157,6 +156,8 @@ class Balancer(Generic[E]):
         self._awaited: _MostAwaited[E] = _MostAwaited()
         """Engines for which requests wait."""
         self._by_number: dict[int, Slots[E]] = {}
+        self._compares = False
+        """Whether there has ever been more than one engine: the only one is not compared."""
         self._places = 0
         self._free_places: list[int] = []
         self._numbers = 0
@@ -183,6 +184,10 @@ class Balancer(Generic[E]):
             else:
                 slots.place = self._places
                 self._places += 1
+        if self._places > 1 and not self._compares:
+            self._compares = True
+            for other in self._by_number.values():
+                self.changed(other)
         self.changed(slots)
 
     def remove(self, slots: Slots[E]) -> None:
@@ -220,14 +225,16 @@ class Balancer(Generic[E]):
     def take(self, slots: Slots[E]) -> None:
         """A request has got one of these *slots*."""
         slots.in_use += 1
-        self._grants += 1
-        slots.last_grant = self._grants
-        self.changed(slots)
+        if self._compares:
+            self._grants += 1
+            slots.last_grant = self._grants
+            self.changed(slots)
 
     def release(self, slots: Slots[E]) -> None:
         """It has given it back."""
         slots.in_use -= 1
-        self.changed(slots)
+        if self._compares:
+            self.changed(slots)
 
     def wait(self, slots: Slots[E], number: int) -> None:
         """*number* more requests wait for these *slots*."""
@@ -237,7 +244,7 @@ class Balancer(Generic[E]):
     def choose(self) -> Slots[E] | None:
         """The slots of the least busy engine; None if all of all engines are in use."""
         slots = self._least.first
-        return None if slots is None else slots.if_free()
+        return slots if slots is not None and slots.in_use < slots.total else None
 
     def awaited(self) -> list[Slots[E]]:
         """The slots for which requests wait though some of them are free. Searches all engines."""

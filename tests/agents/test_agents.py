@@ -80,7 +80,8 @@ def test_a_prompt_that_takes_longer_than_an_agents_patience_is_waited_for(
 def test_an_engine_that_dies_while_it_reads_the_prompt_goes_unnoticed(
     agent: Agent, processes: Processes
 ) -> None:
-    with AgentEngine(faults=(Fault.DIES,)) as engine:
+    # Longer than a death takes, or OpenCode would end while its title is being sent again.
+    with AgentEngine(prompt_seconds=4.0, faults=(Fault.DIES,)) as engine:
         gateway = gateway_for(processes, engine)
         outcome = run(agent, gateway)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.gateway import dashboard
 from llama_gguf.gateway.dashboard import take_reading
 from llama_gguf.http1.routes import PAGE_FILES
@@ -209,6 +210,18 @@ def test_a_replica_has_its_state_and_its_work(rig: Rig) -> None:
         "tokens_per_second": 0.727,
         "cached_ratio": 0.97,
     }
+
+
+def test_each_of_several_replicas_has_its_state_and_its_work(rig: Rig) -> None:
+    stream(rig)
+    second = EngineStatus(ChildState.LOADING, since=0.0, replica="1", address="127.0.0.1:9")
+    rig.fleet.update(second)
+    rig.services.recorder.settle()
+    first, other = data(rig)["replicas"]
+
+    assert (first["replica"], first["state"], first["slots"]) == ("0", "ready", 4)
+    assert first["cached_ratio"] == 0.97
+    assert (other["replica"], other["state"], other["slots_busy"]) == ("1", "loading", 0)
 
 
 def test_a_key_sees_its_own_requests_and_an_administrator_all(new_rig: NewRig) -> None:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
-from llama_gguf.gateway import budgets
+from llama_gguf.gateway import budgets, fleet_facts
 from llama_gguf.http1 import local_response
 from llama_gguf.http1.fields import find
 from llama_gguf.http1.local_response import LocalResponse
@@ -115,9 +115,8 @@ def _range_in(target: bytes) -> int:
 
 def _replicas(services: Services) -> list[dict[str, object]]:
     """The engines, each with its present work; what is not known of one is None."""
-    fleet = services.fleet
-    tokens = services.history.recent()["completion_tokens_per_second"]
-    cached = services.recent.cached_ratio(services.clock.now() - RECENT_SECONDS)
+    if services.fleet.has_choice:
+        return [{**facts, "slots_busy": facts["running"]} for facts in fleet_facts.facts(services)]
     return [
         {
             "replica": replica.label,
@@ -125,10 +124,10 @@ def _replicas(services: Services) -> list[dict[str, object]]:
             "detail": replica.tracker.status.detail,
             "slots": replica.slots.total,
             "slots_busy": replica.slots.in_use,
-            "tokens_per_second": None if fleet.has_choice else tokens,
-            "cached_ratio": None if fleet.has_choice else cached,
+            "tokens_per_second": services.history.recent()["completion_tokens_per_second"],
+            "cached_ratio": services.recent.cached_ratio(services.clock.now() - RECENT_SECONDS),
         }
-        for replica in fleet.replicas.values()
+        for replica in services.fleet.replicas.values()
     ]
 
 

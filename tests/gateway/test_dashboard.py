@@ -213,9 +213,9 @@ def test_a_replica_has_its_state_and_its_work(rig: Rig) -> None:
 
 
 def test_each_of_several_replicas_has_its_state_and_its_work(rig: Rig) -> None:
-    stream(rig)
     second = EngineStatus(ChildState.LOADING, since=0.0, replica="1", address="127.0.0.1:9")
     rig.fleet.update(second)
+    stream(rig)
     rig.services.recorder.settle()
     first, other = data(rig)["replicas"]
 

@@ -70,7 +70,7 @@ _USUAL: Final = (
 _COLON: Final = re.compile(rb"[ \t\r\n]*+:[ \t\r\n]*+")
 _SHORT_STRING: Final = re.compile(rb'"((?:[^"\\]|\\.){1,512})"')
 _BETWEEN: Final = re.compile(r"[ \t\r\n]*+,?[ \t\r\n]*+")
-_MAX_OTHERS: Final = 4
+_MAX_OTHERS: Final = 16
 """Members of the same name that cannot be meant, before the search ends."""
 
 _SCAN: Final[Callable[[str, int], tuple[Any, int]]] = make_scanner(cast("Any", JSONDecoder()))

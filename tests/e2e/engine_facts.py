@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from llama_gguf.config.schema import EngineSettings
 from llama_gguf.engines import command, locate
+from llama_gguf.engines.address import EngineAddress
 from tests.support.clients import Wire
 from tests.support.messages import Response, request
 
@@ -112,6 +113,7 @@ def _flags(path: str, help_text: str) -> Iterator[str]:
     """The flags that engines/command.py passes, and whether --help has them."""
     everything = EngineSettings(threads=1, parallel=1)
     argv = command.engine_argv(path, everything, model_path="m.gguf", alias="m")
+    argv[5:5] = command.listen_flags(EngineAddress("127.0.0.1", 8080))
     known = set(re.findall(r"(?<!\S)(--?[a-z][\w-]*)", help_text))
     for flag in argv:
         if flag.startswith("--"):

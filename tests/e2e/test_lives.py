@@ -113,4 +113,4 @@ def test_sigterm_leaves_no_process_and_no_temporary_file(own_server: Served) -> 
     assert [pid for pid in children if command_line(pid)] == []
     assert set(os.listdir(tempfile.gettempdir())) - before == set()
     names = {p.name for p in Path(own_server.data_dir).iterdir()}
-    assert names == {"api_keys.txt", "logs", "output.txt", "usage"}
+    assert names == {"api_keys.txt", "logs", "output.txt", "run", "usage"}

@@ -174,7 +174,8 @@ def leaves_nothing(serve: Serve) -> None:
     kinds = {p.name.split("_")[-2] if p.name[:4].isdigit() else p.name for p in files(serve.data)}
     usage = f"{socket.gethostname()}.json"
     logs = {"api_access.log", "server", "boot", "latest.txt"}
-    assert kinds <= {"api_keys.txt", *logs, usage, f"{usage}.lock"}
+    locks = {f"{usage}.lock", "control.sock.lock"}
+    assert kinds <= {"api_keys.txt", *logs, usage, *locks}
     assert "Traceback" not in serve.err
 
 

@@ -34,7 +34,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     serve.add_key()
     try:
         serve.start_ready(
-            engine=quoted("--die-on", "/v1/die", "--print", "hello", "--mmproj-url", URL),
+            engine=quoted("--die-on", "/tokenize", "--print", "hello", "--mmproj-url", URL),
             BACKEND_API_KEY=BACKEND_KEY,
             HF_TOKEN="hf_another-token",
             **HARMFUL,
@@ -42,7 +42,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
         )
         assert serve.send_request(CHAT, b"{}").status == 200
         assert serve.send_request(CHAT, b"{}", key=f"{KEY}-wrong").status == 401
-        assert serve.send_request("/v1/die").status == 502
+        assert serve.send_request("/tokenize", b"{}").status == 502
         serve.until_printed("llama-server died")
         serve.until(lambda: serve.err.count("The model is ready") == 2)
         yield serve

@@ -136,9 +136,9 @@ def test_health_stays_unready_when_the_load_ends_after_sigterm(
 
 
 def test_sigterm_between_two_starts_of_the_engine_is_a_clean_end(serve: Serve) -> None:
-    serve.start_ready(engine="--die-on /v1/die")
+    serve.start_ready(engine="--die-on /tokenize")
     gateway = serve.gateway_pid
-    assert serve.send_request("/v1/die").status == 502
+    assert serve.send_request("/tokenize", b"{}").status == 502
     serve.until_printed("llama-server will be restarted in")
 
     assert serve.stop() == 0

@@ -23,6 +23,7 @@ from llama_gguf.cli.loops import gateway_loop
 from llama_gguf.config.schema import ListenSettings, UpstreamSettings
 from llama_gguf.config.settings import Settings
 from llama_gguf.errors import UserError
+from llama_gguf.gateway import fleet_facts
 from llama_gguf.gateway.operator_facts import operator_facts
 from llama_gguf.gateway.server import Gateway, adopt
 from llama_gguf.net.clock import wall_now
@@ -123,7 +124,9 @@ class _Operations:
             "model": facts["model"],
             "replicas": [
                 {
-                    **replica_facts(replica.label, replica.tracker.status),
+                    **replica_facts(
+                        replica.label, replica.tracker.status, fleet_facts.state(replica)
+                    ),
                     "pid": None,
                     "log_file": "",
                 }

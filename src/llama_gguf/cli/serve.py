@@ -170,7 +170,10 @@ for chunk in client.chat.completions.create(**question, stream=True):
 print()
 END
 
-# In another terminal: llama-gguf status, top, logs -f{_data_dir_flag(settings)}
+# In another terminal (also: top, logs -f, restart, stop):
+
+{_data_dir(settings)} {_program()} status
+
 # Stop the server with Ctrl-C.
 """
 
@@ -179,8 +182,8 @@ def first_line(text: str) -> str:
     return text.strip().splitlines()[0]
 
 
-def _data_dir_flag(settings: Settings) -> str:
-    return f"   (DATA_DIR={shlex.quote(os.path.abspath(settings.model.data_dir))})"
+def _data_dir(settings: Settings) -> str:
+    return f"DATA_DIR={shlex.quote(os.path.abspath(settings.model.data_dir))}"
 
 
 def _key_text(settings: Settings, key: str) -> str:
@@ -213,6 +216,10 @@ def _key_command(path: str) -> str:
 
 
 def _program() -> str:
+    """It is likely to be pasted into a terminal in which our virtual environment is not active."""
+    path = os.path.join(sys.prefix, "bin", "llama-gguf")
+    if sys.prefix != sys.base_prefix and os.access(path, os.X_OK):
+        return shlex.quote(path)
     is_installed = shutil.which("llama-gguf") is not None
     return "llama-gguf" if is_installed else f"{shlex.quote(sys.executable)} -m llama_gguf"
 

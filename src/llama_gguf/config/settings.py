@@ -110,7 +110,7 @@ _PLACES: Final = ("data_dir",)
 _GATEWAY: Final = (
     *_PLACES,
     *("host", "port", "port_backend", "backend_host", "backend_socket", "backend_api_key"),
-    *("tls_cert_file", "tls_key_file", "max_connections"),
+    *("peers", "peers_ca_file", "tls_cert_file", "tls_key_file", "max_connections"),
     *(n for n, s in SETTINGS.items() if s.section in ("access", "queue", "timeouts", "sizes")),
     *("log_format", "log_level", "log_requests", "log_dir", "instance_id"),
     *("log_max_bytes", "log_backups", "config_file"),

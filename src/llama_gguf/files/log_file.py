@@ -27,9 +27,18 @@ class LogFile:
         what: its name in a warning, such as ``access log``.
         max_bytes: above it the file becomes ``PATH.1``, and ``.1`` becomes ``.2``; 0 = never.
         backups: number of those that are kept.
+        warns: whether a file that cannot be written is logged; another process may do that.
     """
 
-    def __init__(self, path: str, what: str, *, max_bytes: int = 0, backups: int = 0) -> None:
+    def __init__(
+        self,
+        path: str,
+        what: str,
+        *,
+        max_bytes: int = 0,
+        backups: int = 0,
+        warns: bool = True,
+    ) -> None:
         self.path = path
         self._what = what
         self._max_bytes = max_bytes
@@ -37,6 +46,7 @@ class LogFile:
         self._fd: int | None = None
         self._is_torn = False
         """The last line in the file is incomplete."""
+        self._warns = warns
         self._has_warned = False
 
     def write(self, text: bytes) -> None:
@@ -45,7 +55,7 @@ class LogFile:
             self._append(text)
             self._has_warned = False
         except OSError as error:
-            if not self._has_warned:
+            if self._warns and not self._has_warned:
                 _log.warning(
                     "log_not_written",
                     "The {log} {file} cannot be written: {reason}",

@@ -39,7 +39,13 @@ class BootLog(logging.Handler):
         self.path = path or stamped(settings, folder, "boot")
         backups = settings.log_backups
         self._writer = LogWriter(
-            LogFile(self.path, "boot log", max_bytes=settings.log_max_bytes, backups=backups)
+            LogFile(
+                self.path,
+                "boot log",
+                max_bytes=settings.log_max_bytes,
+                backups=backups,
+                warns=not path,  # `serve` does, for both
+            )
         )
         self._writer.start()
         if not path:

@@ -133,10 +133,11 @@ def _model(status: EngineStatus, gateway: Json | None, name: str) -> Json:
     return {"name": status.model or name, **facts}
 
 
-def replica_facts(name: str, status: EngineStatus) -> dict[str, object]:
+def replica_facts(name: str, status: EngineStatus, state: str = "") -> dict[str, object]:
+    """What `status` shows of one engine; *state*, if it is another one for the gateway."""
     return {
         "name": name,
-        "state": str(status.state),
+        "state": state or str(status.state),
         "since": iso(status.since),
         "detail": status.detail,
         "progress": status.progress,

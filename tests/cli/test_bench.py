@@ -177,10 +177,13 @@ def test_ctrl_c_reports_the_results_so_far(engine: ChatEngine, tmp_path: Path) -
         stderr=subprocess.PIPE,
         text=True,
     )  # fmt: skip
-    for _ in range(10 + 2):
-        assert engine.text_sent.acquire(timeout=30)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    try:
+        for _ in range(10 + 2):
+            assert engine.text_sent.acquire(timeout=30)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()  # else the engine would wait for it
 
     assert process.returncode == 130, err
     assert "interrupted after" in out

@@ -14,6 +14,7 @@ statuses = st.builds(
     since=st.floats(0, 2e9),
     replica=st.text(),
     address=st.text(),
+    is_silent=st.booleans(),
     is_removed=st.booleans(),
     slots=st.none() | st.integers(0, 1024),
     model=st.text(),

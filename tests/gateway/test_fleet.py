@@ -290,6 +290,34 @@ def test_what_had_not_begun_at_a_silent_replica_goes_to_another(rig: Rig) -> Non
     assert client.response.status == 200
 
 
+def test_a_local_replica_that_does_not_respond_gets_nothing_while_there_is_another(
+    rig: Rig,
+) -> None:
+    with_second(rig)
+    client = rig.send_request()
+    (was_at_second,) = at_second(rig)
+    key = SECOND if was_at_second else "127.0.0.1:8080"
+    tracker = rig.fleet.replicas[key].tracker
+    tracker.update(replace(tracker.status, is_silent=True))
+    assert rig.fleet.admission.slots == 4
+    rig.send_request(request(body=b"{}"))
+    rig.advance(SILENT_SECONDS + 1)
+
+    assert at_second(rig) == [was_at_second, not was_at_second, not was_at_second]
+    rig.upstream.send(OK)
+    assert client.response.status == 200
+    tracker.update(replace(tracker.status, is_silent=False))
+    assert rig.fleet.admission.slots > 4
+
+
+def test_the_only_one_keeps_its_slots_while_it_does_not_respond(rig: Rig) -> None:
+    (only,) = rig.fleet.replicas.values()
+    only.tracker.update(replace(only.tracker.status, is_silent=True))
+
+    assert rig.fleet.admission.slots == 4
+    assert rig.fleet.is_ready
+
+
 def test_a_stream_that_has_begun_is_not_cut_by_silence(rig: Rig) -> None:
     with_second(rig)
     client = rig.send_request(request(body=b'{"stream":true}'))

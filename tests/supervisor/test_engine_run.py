@@ -454,6 +454,24 @@ def test_a_degraded_engine_that_sleeps_and_wakes_is_still_degraded(tmp_path: Pat
 # Hanging ------------------------------------------------------------------------------------------
 
 
+def test_an_engine_that_does_not_respond_is_reported_before_it_is_ended(tmp_path: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.start_ready()
+        rig.finding = GONE
+        await rig.pass_time(6)
+        assert (rig.engine.status.state, rig.engine.status.is_silent) == (S.READY, True)
+
+        rig.finding = UP
+        await rig.pass_time(6)
+        assert (rig.engine.status.state, rig.engine.status.is_silent) == (S.READY, False)
+
+        rig.finding = GONE
+        await rig.until(S.BACKOFF)
+        assert not rig.engine.status.is_silent
+
+    play(tmp_path, scenario)
+
+
 def test_an_engine_that_does_not_respond_is_ended_and_restarted(tmp_path: Path) -> None:
     async def scenario(rig: Rig) -> None:
         await rig.start_ready()

@@ -77,6 +77,8 @@ class EngineStatus:
     """The replica's name for people and metrics. During its replacement, two engines have it."""
     address: str = ""
     """Where it listens, as of ``EngineAddress.key``; empty = as the settings say."""
+    is_silent: bool = False
+    """It serves, and did not respond to the last probe."""
     is_removed: bool = False
     """It does not come back at this address: the gateway may forget it."""
     slots: int | None = None
@@ -115,7 +117,13 @@ class EngineStatus:
         """The status after a change at *now*; the same state keeps its ``since``."""
         since = self.since if state is self.state else now
         return replace(
-            self, state=state, since=since, detail=detail, progress=None, wakes_itself=False
+            self,
+            state=state,
+            since=since,
+            detail=detail,
+            progress=None,
+            wakes_itself=False,
+            is_silent=False,
         )
 
     @classmethod

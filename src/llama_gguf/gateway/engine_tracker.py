@@ -66,7 +66,8 @@ class EngineTracker:
             self.deaths += 1
             self.died_at = self._loop.time()
         self.status = status
-        self.is_ready = status.serves
+        is_one_of_several = bool(self.label)
+        self.is_ready = status.serves and not (status.is_silent and is_one_of_several)
         self._on_change()
 
     def _log_state(self, status: EngineStatus) -> None:

@@ -389,7 +389,8 @@ class Fleet:
                     self.on_connection_lost(each)  # there is another now
                     each.liveness.release(each)
         replica.was_ready = is_ready
-        if replica.tracker.status.state is not ChildState.UNREACHABLE:
+        status = replica.tracker.status
+        if not (status.is_silent or status.state is ChildState.UNREACHABLE):
             replica.unreachable_since = math.inf
         elif replica.unreachable_since == math.inf:
             replica.unreachable_since = self._clock.now()

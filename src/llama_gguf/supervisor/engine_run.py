@@ -398,6 +398,7 @@ class EngineManager(ManagedProcess):
             await self._clock.sleep(PROBE_READY_SECONDS)
             finding = await probe.look()
             self._note_sleep(finding)
+            self._note_silence(finding)
             now, activity = self._clock.now(), self._activity or Activity()
             if health.check(sign=finding.state is not ChildState.UNREACHABLE, now=now):
                 return _hanging(f"It did not respond for {settings.watchdog_health:g} s.")
@@ -424,6 +425,12 @@ class EngineManager(ManagedProcess):
             self._set_status(replace(status, wakes_itself=True))
         elif finding.state is ChildState.READY and state is ChildState.ASLEEP:
             self._move(Event.SERVES)
+
+    def _note_silence(self, finding: Finding) -> None:
+        """Publish that it does not respond, or does again: other replicas can take its requests."""
+        is_silent = self.status.serves and finding.state is ChildState.UNREACHABLE
+        if is_silent != self.status.is_silent:
+            self._set_status(replace(self.status, is_silent=is_silent))
 
     async def _try_idle_stop(self) -> bool:
         """Make new requests wait, so that it can be stopped; False if one was in flight after all.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -77,7 +78,10 @@ def test_commands_flags_and_values_are_completed(
     scripts: Path, complete: object, words: list[str], found: set[str]
 ) -> None:
     assert callable(complete)
-    assert set(complete(scripts, *words)) == found
+    completed = set(complete(scripts, *words))
+    # fish also offers to add flags of one letter.
+    assert {each for each in completed if not re.fullmatch("-n[a-z]", each)} <= found
+    assert found <= completed
 
 
 @pytest.mark.parametrize("complete", [in_bash, in_fish])

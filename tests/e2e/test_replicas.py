@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import openai
 import pytest
 
-from tests.e2e.conftest import MODEL, Served
+from tests.e2e.conftest import MODEL, Served, start, stop
+from tests.support.processes import free_ports, row_of_ports
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -18,6 +20,19 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 @pytest.fixture(scope="module")
 def settings() -> Mapping[str, str]:
     return {"REPLICAS": "2", "THREADS": "2", "PARALLEL": "2", "DRAIN_TIMEOUT": "60"}
+
+
+@pytest.fixture
+def own_server(model_file: Path, tmp_path: Path, settings: Mapping[str, str]) -> Iterator[Served]:
+    """With ports for two engines and a spare one."""
+    assert model_file.is_file()
+    port, health = free_ports(2)
+    served = start(tmp_path, settings, (port, health, row_of_ports(4)))
+    try:
+        served.until_ready()
+        yield served
+    finally:
+        stop(served)
 
 
 def engines(served: Served) -> set[int]:

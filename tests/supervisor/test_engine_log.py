@@ -69,7 +69,7 @@ def test_two_starts_in_the_same_second_lose_no_lines(tmp_path: Path) -> None:
 def test_its_lines_are_in_our_log_too_with_their_own_level(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.DEBUG):
+    with caplog.at_level(logging.DEBUG, logger="llama-server"):
         write(
             settings(tmp_path),
             "0.00.006.592 W srv  llama_server: a warning",
@@ -135,7 +135,7 @@ def test_a_replica_has_its_files_and_a_mark_before_its_lines(
         log.close(SECONDS)
         return Path(log.file.path)
 
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="llama-server"):
         first = write(settings(tmp_path), "x")
         second = contextvars.copy_context().run(write_of_second)
 

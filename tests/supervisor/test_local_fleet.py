@@ -21,7 +21,7 @@ from llama_gguf.supervisor.engine_log import open_engine_log
 from llama_gguf.supervisor.launch import Launch
 from llama_gguf.supervisor.local_fleet import LocalFleet, Setup
 from tests.supervisor.test_engine_run import UP, FakeChild
-from tests.supervisor.test_serve_replicas import row_of_ports
+from tests.support.processes import row_of_ports
 from tests.support.virtual_time import run
 
 S = ChildState

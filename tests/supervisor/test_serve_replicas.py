@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import socket
 import threading
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.support.processes import children, until_gone
+from tests.support.processes import children, row_of_ports, until_gone
 from tests.support.serve import CHAT, Serve
 
 pytestmark = pytest.mark.processes
@@ -24,24 +23,6 @@ def serve(serve: Serve) -> Serve:
     serve.environ["PORT_BACKEND"] = str(row_of_ports(5))
     serve.environ |= {"REPLICAS": "3", "MAX_REQUESTS_PER_MINUTE": "1000000"}
     return serve
-
-
-def row_of_ports(number: int) -> int:
-    """The first of *number* free ports in a row, below those of clients."""
-    while True:
-        first = random.randrange(10_000, 32_000)
-        if are_free(range(first, first + number)):
-            return first
-
-
-def are_free(ports: range) -> bool:
-    for port in ports:
-        with socket.socket() as taken:
-            try:
-                taken.bind(("127.0.0.1", port))
-            except OSError:
-                return False
-    return True
 
 
 def engines(serve: Serve) -> dict[int, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import socket
 import sys
 import time
@@ -105,6 +106,24 @@ def free_ports(count: int) -> list[int]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [int(each.getsockname()[1]) for each in sockets]
+
+
+def row_of_ports(number: int) -> int:
+    """The first of *number* free ports in a row, below those of clients."""
+    while True:
+        first = random.randrange(10_000, 32_000)
+        if are_free(range(first, first + number)):
+            return first
+
+
+def are_free(ports: range) -> bool:
+    for port in ports:
+        with socket.socket() as taken:
+            try:
+                taken.bind(("127.0.0.1", port))
+            except OSError:
+                return False
+    return True
 
 
 def free_port() -> int:

@@ -219,7 +219,6 @@ def _log_request(exchange: ExchangeRecord) -> None:
         if usage is None
         else "{key_id} {method} {path} {status} {outcome} in {seconds:.2f} s: {prompt_tokens} + "
         "{completion_tokens} tokens, the first after {first_token_seconds:.2f} s",
-        request_id=exchange.request_id,
         key_id=exchange.key_id,
         method=exchange.method,
         path=exchange.path,

@@ -62,13 +62,14 @@ def leave(served: Served, key: str) -> None:
 
 @contextmanager
 def stream(served: Served) -> Iterator[None]:
-    """A stream that has begun, so that its client notices the death of the engine."""
+    """A stream that has begun, whose client waits for its end after the block."""
     while True:
         with Wire(served.address) as wire:
             wire.send(request(body=CHAT % 400, key=served.key))
             if b" 200 " in wire.read_until(b"\r\n\r\n"):  # otherwise it was rejected
                 wire.read_until(b"data: ")
                 yield
+                wire.was_reset()  # reads to the end, which the death of the engine brings
                 return
 
 

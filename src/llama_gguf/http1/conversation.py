@@ -62,10 +62,12 @@ _PROMPT: Final = b'"prompt"'
 _QUOTE: Final = ord('"')
 _BRACKET: Final = ord("[")
 _BACKSLASH: Final = ord("\\")
-# As the JSON modules of JavaScript and Python write it.
-_USUAL: Final = (
-    b'"messages":[{"role":"user","content":"',
-    b'"messages": [{"role": "user", "content": "',
+# Without a class of characters, which takes three times as long.
+_USUAL_STRING: Final = rb'"([^"]*+(?:(?<=\\)"[^"]*+)*+)"'
+# A chat, as the JSON modules of JavaScript and Python write it.
+_USUAL: Final = re.compile(
+    rb'"messages": ?\[(?:\{"role": ?"(?:system|developer)", ?"content": ?%b\}, ?)?'
+    rb'\{"role": ?"user", ?"content": ?%b' % (_USUAL_STRING, _USUAL_STRING)
 )
 _COLON: Final = re.compile(rb"[ \t\r\n]*+:[ \t\r\n]*+")
 _SHORT_STRING: Final = re.compile(rb'"((?:[^"\\]|\\.){1,512})"')
@@ -91,7 +93,7 @@ def cache_key(body: Text) -> bytes | None:
 def beginning(form: Form, body: Text) -> bytes | None:
     """The beginning of a conversation that is no plain prompt; None if there is none."""
     if form is Form.CHAT:
-        return _usual_message(body) or _messages(body)
+        return _usual_messages(body) or _messages(body)
     if form is Form.RESPONSES:
         aside, first = _INSTRUCTIONS, _read_at(body, _value(body, _INPUT), _first_turn)
     else:
@@ -106,26 +108,38 @@ def beginning_of_prompt(body: Text) -> bytes:
     at = _value(body, _PROMPT)
     if at < 0:
         return b""
-    window = bytes(body[at + 1 : at + 1 + PROMPT_BYTES])
-    if body[at] == _BRACKET:
-        return window.partition(b"]")[0]  # tokens, or several prompts
-    return window[: _end_of_string(window)]
+    at += 1
+    if body[at - 1] == _BRACKET:  # tokens, or several prompts
+        return bytes(body[at : at + PROMPT_BYTES].partition(b"]")[0])
+    end = _end_of_string(body, at, at + PROMPT_BYTES)
+    return bytes(body[at : end if end >= 0 else at + PROMPT_BYTES])
 
 
 def _messages(body: Text) -> bytes | None:
     return _read_at(body, _value(body, _MESSAGES, b"["), _first_turn)
 
 
-def _usual_message(body: Text) -> bytes | None:
+def _usual_messages(body: Text) -> bytes | None:
     """What ``_read_at`` would return; None if the conversation does not begin in the usual way."""
-    for opening in _USUAL:
-        at = body.find(opening, 0, FIRST_WINDOW_BYTES)
-        if at >= 0:
-            at += len(opening)
-            end = body.find(_QUOTE, at, at + FIRST_WINDOW_BYTES)
-            if end >= 0 and body.find(_BACKSLASH, at, end) < 0:
-                return bytes(body[at:end])
-    return None
+    at = body.find(_MESSAGES)
+    found = _USUAL.match(body, at, at + 2 * WINDOW_BYTES)
+    if found is None:
+        return None
+    system, first = found.groups()
+    try:
+        return (
+            _unescaped(first) if system is None else _unescaped(system) + b"\0" + _unescaped(first)
+        )
+    except ValueError:
+        return None
+
+
+def _unescaped(text: bytes) -> bytes:
+    """The *text* of a JSON string. May raise ValueError."""
+    if _BACKSLASH not in text:
+        return text
+    found: str = _SCAN(f'"{text.decode("utf-8", "replace")}"', 0)[0]
+    return found.encode("utf-8", "surrogatepass")
 
 
 def _value(body: Text, name: bytes, first: bytes = b'"[') -> int:
@@ -148,15 +162,17 @@ def _value(body: Text, name: bytes, first: bytes = b'"[') -> int:
     return -1
 
 
-def _end_of_string(window: bytes) -> int:
-    """Where the string ends that *window* is within, or its own end."""
-    at = window.find(_QUOTE)
+def _end_of_string(body: Text, start: int, limit: int) -> int:
+    """Where the quote is that ends the string which begins before *start*; -1 if it is longer."""
+    at = body.find(_QUOTE, start, limit)
     while at >= 0:
-        before = window[:at]
-        if not (len(before) - len(before.rstrip(b"\\"))) % 2:
+        before = at - 1
+        while body[before] == _BACKSLASH:
+            before -= 1
+        if (at - before) % 2:
             return at
-        at = window.find(_QUOTE, at + 1)
-    return len(window)
+        at = body.find(_QUOTE, at + 1, limit)
+    return -1
 
 
 def _read_at(body: Text, start: int, read: Callable[[str], list[str]]) -> bytes | None:

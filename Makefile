@@ -30,7 +30,7 @@ run: $(VENV)/.run ## serve the demo model (or MODEL=... DATA_DIR=... HOST=...)
 	@HOST='$(HOST)' DATA_DIR='$(DATA_DIR)' exec $(BIN)/llama-gguf serve $(MODEL) --create-key
 
 test: $(VENV)/.dev ## run every test, with the real engine and the real demo model (PYTEST='--durations=25')
-	$(BIN)/pytest $(PYTEST)
+	$(BIN)/pytest -n 2 --dist loadfile $(PYTEST)
 
 # Ubuntu's Chromium is a snap, but GitHub's machines have a browser. Debian 12's Compose is too old.
 BROWSER = $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import tempfile
 from pathlib import Path
 
 import openai
@@ -102,15 +101,21 @@ def listens(port: int) -> bool:
     return True
 
 
-def test_sigterm_leaves_no_process_and_no_temporary_file(own_server: Served) -> None:
-    before = set(os.listdir(tempfile.gettempdir()))
-    children = own_server.children()
-    assert len(children) == 2
-    assert send_request(own_server)
+def test_sigterm_leaves_no_process_and_no_temporary_file(model_file: Path, tmp_path: Path) -> None:
+    assert model_file.is_file()
+    (temporary := tmp_path / "tmp").mkdir()
+    (data := tmp_path / "data").mkdir()
+    served = start(data, {"TMPDIR": str(temporary)})
+    try:
+        served.until_ready()
+        children = served.children()
+        assert len(children) == 2
+        assert send_request(served)
+    finally:
+        status = stop(served)
 
-    assert stop(own_server) == 0
-
+    assert status == 0
     assert [pid for pid in children if command_line(pid)] == []
-    assert set(os.listdir(tempfile.gettempdir())) - before == set()
-    names = {p.name for p in Path(own_server.data_dir).iterdir()}
+    assert list(temporary.iterdir()) == []
+    names = {p.name for p in data.iterdir()}
     assert names == {"api_keys.txt", "logs", "output.txt", "run", "usage"}

@@ -99,19 +99,21 @@ def tethered(*argv: str) -> list[str]:
     return [sys.executable, "-I", "-S", pdeathsig.__file__, str(os.getpid()), *argv]
 
 
+_RANDOM: Final = random.SystemRandom()  # other processes run tests at the same time
+
+
 def free_ports(count: int) -> list[int]:
-    """Different ports of loopback on which nothing listens."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
+    """Different ports of loopback on which nothing listens, below those of clients."""
+    found: set[int] = set()
+    while len(found) < count:
+        found.add(row_of_ports(1))
+    return list(found)
 
 
 def row_of_ports(number: int) -> int:
     """The first of *number* free ports in a row, below those of clients."""
     while True:
-        first = random.randrange(10_000, 32_000)
+        first = _RANDOM.randrange(10_000, 32_000)
         if are_free(range(first, first + number)):
             return first
 

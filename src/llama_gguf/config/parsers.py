@@ -71,33 +71,17 @@ def whole(low: int, high: int) -> Parser:
     return parse
 
 
-def whole_or(word: str, low: int, high: int) -> Parser:
-    number = whole(low, high)
-
-    def parse(value: str) -> object:
-        if value.lower() == word:
-            return word
-        try:
-            return number(value)
-        except ValueError as expected:
-            raise ValueError(f"{expected}, or {word}") from None
-
-    return parse
-
-
-def whole_or_auto(low: int, high: int, **words: int) -> Parser:
-    """As ``whole``, or ``auto``, which is None, or one of *words*, which stand for a number."""
+def whole_or(low: int, high: int, **words: object) -> Parser:
+    """As ``whole``, or one of *words*, with what it stands for."""
     parse_whole = whole(low, high)
 
     def parse(value: str) -> object:
-        if value.lower() == "auto":
-            return None
         if value.lower() in words:
             return words[value.lower()]
         try:
             return parse_whole(value)
         except ValueError as expected:
-            raise ValueError(" or ".join([str(expected), "auto", *words])) from None
+            raise ValueError(" or ".join([str(expected), *words])) from None
 
     return parse
 

@@ -31,7 +31,6 @@ from llama_gguf.config.parsers import (
     text,
     whole,
     whole_or,
-    whole_or_auto,
 )
 
 T = TypeVar("T")
@@ -131,13 +130,13 @@ class EngineSettings:
     )
     ngl: int | None = _engine(
         99,
-        whole_or_auto(0, 9999, all=9999),
+        whole_or(0, 9999, auto=None, all=9999),
         "model layers on the GPU; 99 or all = all; auto = as many as fit, by llama-server's --fit",
         aliases=("-ngl", "--n-gpu-layers", "--gpu-layers"),
     )
     ctx: int | None = _engine(
         16384,
-        whole_or_auto(0, 1 << 30),
+        whole_or(0, 1 << 30, auto=None),
         "context size in tokens, of all slots together; 0 = the model's; auto = the model's, or "
         "what fits into memory, by llama-server's --fit",
         aliases=("-c", "--ctx-size"),
@@ -156,7 +155,7 @@ class EngineSettings:
     )
     replicas: int | str = _engine(
         1,
-        whole_or("auto", 1, MAX_REPLICAS),
+        whole_or(1, MAX_REPLICAS, auto="auto"),
         "llama-server processes, which divide GPUs and THREADS and listen on PORT_BACKEND and the "
         "ports after it; auto = one per GPU if the model fits on each, else 1",
     )

@@ -9,6 +9,7 @@ a separate environment, created once in .cache from ``locks/clients.txt`` and
 from __future__ import annotations
 
 import functools
+import fcntl
 import hashlib
 import json
 import os
@@ -60,14 +61,17 @@ Tried = Mapping[str, Any]
 
 
 def installed(folder: Path, lock: Path, install: Callable[[], None]) -> None:
-    """Run *install* unless *folder* was created from the current *lock*."""
+    """Run *install* unless *folder* was created from the current *lock*; one process at a time."""
     stamp = folder / ".lock"
     digest = hashlib.sha256(lock.read_bytes()).hexdigest()
-    if stamp.is_file() and stamp.read_text() == digest:
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    install()
-    stamp.write_text(digest)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("w") as waits:
+        fcntl.flock(waits, fcntl.LOCK_EX)
+        if stamp.is_file() and stamp.read_text() == digest:
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        install()
+        stamp.write_text(digest)
 
 
 def python_of_clients() -> Path:

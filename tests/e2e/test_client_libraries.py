@@ -8,8 +8,8 @@ a separate environment, created once in .cache from ``locks/clients.txt`` and
 
 from __future__ import annotations
 
-import functools
 import fcntl
+import functools
 import hashlib
 import json
 import os

@@ -209,7 +209,7 @@ $(DRAWER):
 
 changelog: $(VENV)/.dev ## collect changes/ into CHANGELOG.md and set the image tags in deploy/, for the version in __init__.py
 	$(BIN)/towncrier build --yes --version $(VERSION)
-	sed -i -E 's/v[0-9.]+[a-z0-9]*-cuda/v$(VERSION)-cuda/' $$(git grep -lE 'v[0-9.]+[a-z0-9]*-cuda' deploy)
+	sed -i -E 's/v[0-9.]+[a-z0-9]*-(cuda|cpu)/v$(VERSION)-\1/' $$(git grep -lE 'v[0-9.]+[a-z0-9]*-(cuda|cpu)' deploy)
 
 github-release: $(VENV)/.dev # for the workflow: TAG=v0.1.0; attaches the files in dist/
 	$(BIN)/python -m tests.project.release --notes > dist/notes.md

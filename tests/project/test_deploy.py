@@ -6,13 +6,11 @@ import json
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import kubernetes_validate
 import pytest
 import yaml
 
@@ -20,14 +18,10 @@ from llama_gguf.config import settings
 from llama_gguf.config.load import load
 from llama_gguf.telemetry.metrics import METRICS
 from tests.support import compose
-from tests.support.clients import send_request
-from tests.support.serve import Serve
 
 ROOT: Final = Path(__file__).parents[2]
 DEPLOY: Final = ROOT / "deploy"
-KUBERNETES: Final = DEPLOY / "kubernetes"
 UNIT: Final = DEPLOY / "systemd" / "llama-gguf.service"
-KUBERNETES_VERSION: Final = "1.37"
 # The permitted exposure of a service with a GPU and a port: 0 is closed, 10 is open.
 MAX_EXPOSURE: Final = 1.7
 
@@ -41,9 +35,6 @@ def documents(path: Path) -> list[dict[str, Any]]:
 
 def environments() -> Iterator[tuple[str, Mapping[str, str]]]:
     yield "compose", compose.environment(ROOT / "compose.yaml", "cpu", {"MODEL_NAME": "m"})
-    (deployment,) = documents(KUBERNETES / "deployment.yaml")
-    (container,) = deployment["spec"]["template"]["spec"]["containers"]
-    yield "kubernetes", {e["name"]: e["value"] for e in container["env"]}
     for template in sorted((DEPLOY / "runpod").glob("*.json")):
         yield template.name, json.loads(template.read_text())["env"]
     given = re.findall(r"-e (\w+)=(\S+?)[\s\"]", (DEPLOY / "vast" / "create.sh").read_text())
@@ -74,158 +65,14 @@ def test_a_container_that_replaces_another_continues_its_usage_of_keys() -> None
 
     assert server["hostname"]
     assert " --hostname llama-gguf " in lambda_command
-    for name in ("kubernetes", "pod.template.json"):
-        assert environs[name]["INSTANCE_ID"] == "llama-gguf"
-
-
-# Kubernetes ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "name", ["deployment", "service", "storage", "budget", "secret.example"], ids=str
-)
-def test_a_manifest_is_valid_by_kubernetes_schema(name: str) -> None:
-    for document in documents(KUBERNETES / f"{name}.yaml"):
-        kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
-
-
-@pytest.mark.processes
-def test_what_kustomize_renders_is_valid_and_has_the_image_of_a_version() -> None:
-    if shutil.which("kubectl") is None:
-        pytest.skip("there is no kubectl on PATH")
-    argv = ["kubectl", "kustomize", str(KUBERNETES)]
-    rendered = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
-
-    by_kind = {document["kind"]: document for document in yaml.safe_load_all(rendered)}
-    for kind, document in by_kind.items():
-        if kind != "ServiceMonitor":  # its schema is the Prometheus operator's
-            kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
-    (container,) = by_kind["Deployment"]["spec"]["template"]["spec"]["containers"]
-    assert re.search(r"/llama-gguf-inference:v[\d.]+\w*-cuda$", container["image"])
-
-
-def test_every_manifest_but_the_example_secret_is_applied() -> None:
-    (kustomization,) = documents(KUBERNETES / "kustomization.yaml")
-    files = {p.name for p in KUBERNETES.glob("*.yaml")}
-
-    assert set(kustomization["resources"]) == files - {"kustomization.yaml", "secret.example.yaml"}
-
-
-@pytest.fixture(scope="module")
-def pod() -> dict[str, Any]:
-    (deployment,) = documents(KUBERNETES / "deployment.yaml")
-    return dict(deployment["spec"]["template"])
-
-
-def test_references_between_manifests_resolve(pod: dict[str, Any]) -> None:
-    labels = pod["metadata"]["labels"].items()
-    ports = {port["name"] for port in pod["spec"]["containers"][0]["ports"]}
-    (service,) = documents(KUBERNETES / "service.yaml")
-    (monitor,) = documents(KUBERNETES / "monitor.yaml")
-    (budget,) = documents(KUBERNETES / "budget.yaml")
-    (claim,) = documents(KUBERNETES / "storage.yaml")
-    (secret,) = documents(KUBERNETES / "secret.example.yaml")
-
-    assert service["spec"]["selector"].items() <= labels
-    assert budget["spec"]["selector"]["matchLabels"].items() <= labels
-    assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
-    volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
-    assert volumes["data"]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
-    assert volumes["keys"]["secret"]["secretName"] == secret["metadata"]["name"]
-    assert "api_keys.txt" in secret["stringData"]
-    # Its schema is the Prometheus operator's, so the test checks the names that it uses.
-    assert (monitor["apiVersion"], monitor["kind"]) == (
-        "monitoring.coreos.com/v1",
-        "ServiceMonitor",
-    )
-    assert (
-        monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
-    )
-    served = {port["name"] for port in service["spec"]["ports"]}
-    for endpoint in monitor["spec"]["endpoints"]:
-        assert endpoint["port"] in served
-        assert set(endpoint) <= {"port", "path", "interval", "authorization"}
-
-
-def test_a_pod_has_time_to_drain(pod: dict[str, Any]) -> None:
-    (container,) = pod["spec"]["containers"]
-    environ = {e["name"]: e.get("value") for e in container["env"]}
-    (_, pause) = container["lifecycle"]["preStop"]["exec"]["command"]
-
-    needed = float(pause) + float(environ["DRAIN_TIMEOUT"])
-
-    assert pod["spec"]["terminationGracePeriodSeconds"] >= needed + 10
-
-
-def test_a_pod_has_minimal_privileges(pod: dict[str, Any]) -> None:
-    (container,) = pod["spec"]["containers"]
-    may = container["securityContext"]
-
-    assert pod["spec"]["securityContext"]["runAsUser"] == 10001
-    assert may["readOnlyRootFilesystem"]
-    assert may["capabilities"] == {"drop": ["ALL"]}
-    written = {m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")}
-    assert written == {"/data", "/tmp"}  # noqa: S108  # the container's
-
-
-def test_the_probes_distinguish_running_from_serving(pod: dict[str, Any]) -> None:
-    (container,) = pod["spec"]["containers"]
-
-    assert container["startupProbe"]["httpGet"]["port"] == "health"
-    assert container["livenessProbe"]["httpGet"]["port"] == "health"
-    assert container["readinessProbe"]["httpGet"] == {"path": "/health", "port": "http"}
-
-
-def succeeds(probe: Mapping[str, Any], ports: Mapping[str, int], seconds: float = 30) -> bool:
-    """Apply *probe* once, as the kubelet does, with this timeout."""
-    wanted = probe["httpGet"]
-    address = ("127.0.0.1", ports[wanted["port"]])
-    try:
-        response = send_request(address, wanted["path"], key="", seconds=seconds)
-    except OSError:
-        return False
-    return 200 <= response.status < 400
-
-
-@pytest.mark.processes
-def test_the_liveness_probe_fails_only_if_the_supervisor_is_frozen(
-    pod: dict[str, Any], serve: Serve, tmp_path: Path
-) -> None:
-    (container,) = pod["spec"]["containers"]
-    (mode,) = (e["value"] for e in container["env"] if e["name"] == "HEALTH_MODE")
-    probe = container["livenessProbe"]
-    ports = {"health": serve.port_health, "http": serve.port}
-    serve.start(engine=f"--load-until {tmp_path / 'loaded'}", HEALTH_MODE=mode)
-
-    serve.until(lambda: serve.engine_state() == "loading")
-    assert succeeds(probe, ports)
-    assert not succeeds(container["readinessProbe"], ports)
-    (tmp_path / "loaded").touch()
-    serve.until_ready()
-    assert succeeds(probe, ports)
-    assert succeeds(container["readinessProbe"], ports)
-    serve.signal(signal.SIGSTOP)
-    assert not succeeds(probe, ports, seconds=1)
-    serve.signal(signal.SIGCONT)
-    assert succeeds(probe, ports)
-
-
-def test_an_update_waits_for_the_gpu_and_the_model() -> None:
-    (deployment,) = documents(KUBERNETES / "deployment.yaml")
-    spec = deployment["spec"]
-
-    assert spec["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
-    assert spec["progressDeadlineSeconds"] > 20 * 60
-    (toleration,) = spec["template"]["spec"]["tolerations"]
-    (container,) = spec["template"]["spec"]["containers"]
-    assert toleration["key"] in container["resources"]["limits"]
+    assert environs["pod.template.json"]["INSTANCE_ID"] == "llama-gguf"
 
 
 # Prometheus ---------------------------------------------------------------------------------------
 
 
 def test_the_metric_to_scale_on_exists() -> None:
-    pages = [*ROOT.glob("docs/deployment/*.md"), KUBERNETES / "deployment.yaml"]
+    pages = [*ROOT.glob("docs/deployment/*.md"), *(DEPLOY / "kubernetes").rglob("*.yaml")]
     named = {m for page in pages for m in re.findall(r"llama_gguf_\w+", page.read_text())}
 
     assert named

@@ -161,15 +161,26 @@ def test_the_image_has_the_versions_that_a_clone_has() -> None:
 
 
 @pytest.mark.processes
-def test_the_entrypoint_is_replaced_by_serve(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["my model.gguf", "--port", "1"], "serve my model.gguf --port 1"),
+        ([], "serve"),
+        (["gateway", "--port", "1"], "gateway --port 1"),
+        (["m.gguf", "gateway"], "serve m.gguf gateway"),
+    ],
+)
+def test_the_entrypoint_is_replaced_by_serve_or_gateway(
+    tmp_path: Path, arguments: list[str], expected: str
+) -> None:
     stand_in = tmp_path / "llama-gguf"
     stand_in.write_text('#!/bin/sh\necho "$$" "$@"\n')
     stand_in.chmod(0o755)
 
     with subprocess.Popen(
-        [ROOT / "scripts" / "start.sh", "my model.gguf", "--port", "1"],
+        [ROOT / "scripts" / "start.sh", *arguments],
         env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
-        assert process.communicate()[0] == f"{process.pid} serve my model.gguf --port 1\n"
+        assert process.communicate()[0] == f"{process.pid} {expected}\n"

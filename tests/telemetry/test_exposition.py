@@ -120,6 +120,7 @@ def test_gauges_have_the_current_values(rig: Rig) -> None:
 
     assert value(families, "llama_gguf_requests_in_flight") == 1
     assert value(families, "llama_gguf_slots") == 4
+    assert value(families, "llama_gguf_slots_used_ratio") == 0.25
     assert value(families, "llama_gguf_connections") == 1
     assert value(families, "llama_gguf_backend_up") == 1
     assert value(families, "llama_gguf_keys_loaded") == 3

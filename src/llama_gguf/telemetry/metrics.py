@@ -336,6 +336,12 @@ METRICS: Final = (
         lambda _, g: g.slots,
     ),
     Metric(
+        "llama_gguf_slots_used_ratio",
+        "gauge",
+        "Part of the slots, and so of the divided context, that requests occupy; 1 without slots.",
+        lambda _, g: g.in_flight / g.slots if g.slots else 1.0,
+    ),
+    Metric(
         "llama_gguf_connections",
         "gauge",
         "Open client connections.",

@@ -17,7 +17,8 @@ from llama_gguf.cli.main import main
 from llama_gguf.engines.machine import look
 from tests.support.certificates import Pair, issue
 from tests.support.gguf_files import gguf
-from tests.support.processes import free_ports
+from tests.support.processes import row_of_ports
+from tests.support.rpc import free_servers
 
 pytestmark = pytest.mark.processes
 
@@ -45,7 +46,7 @@ def machine(tmp_path: Path) -> Machine:
     (tmp_path / "models" / "m.gguf").write_bytes(gguf())
     (tmp_path / "api_keys.txt").write_text(f"alice:{KEY}\n")
     (tmp_path / "api_keys.txt").chmod(0o600)
-    port, port_health, port_backend = free_ports(3)
+    port = row_of_ports(4)  # the last one is that of a second replica
     environ = {
         "PATH": os.defpath,
         "DATA_DIR": str(tmp_path),
@@ -53,8 +54,8 @@ def machine(tmp_path: Path) -> Machine:
         "MODEL_NAME": "m.gguf",
         "HOST": "127.0.0.1",
         "PORT": str(port),
-        "PORT_HEALTH": str(port_health),
-        "PORT_BACKEND": str(port_backend),
+        "PORT_HEALTH": str(port + 1),
+        "PORT_BACKEND": str(port + 2),
     }
     return Machine(tmp_path, environ)
 
@@ -365,14 +366,27 @@ def test_a_variable_that_the_engine_rejects_is_a_problem(machine: Machine, check
     assert check(LLAMA_ARG_N_PARALLEL="")[0] == 0
 
 
-def test_an_rpc_server_that_does_not_respond_is_noted(machine: Machine, check: Check) -> None:
-    engine_with(machine, "RPC0: 10.0.0.1:50052 (600 MiB, 600 MiB free)")
+def test_rpc_servers_that_cannot_be_used_are_reported(machine: Machine, check: Check) -> None:
+    with free_servers(1) as (address,):
+        engine_with(machine, f"RPC0: {address} (600 MiB, 600 MiB free)")
+        both = check(LLAMA_ARG_RPC=f"{address},127.0.0.1:1")[1]
+        one = check(LLAMA_ARG_RPC=address)[1]
+        status, unreadable = check(EXTRA_ARGS="--rpc 127.0.0.1")
 
-    checks = check(LLAMA_ARG_RPC="10.0.0.1:50052,10.0.0.2:50052")[1]
+    assert both["RPC servers"]["level"] == "note"
+    assert both["RPC servers"]["text"].startswith("127.0.0.1:1: connection refused. ")
+    assert "RPC servers" not in one
+    assert one["VRAM"]["text"].endswith(f" of 629.1 MB free on RPC0 ({address})")
+    assert status == 1
+    assert wrong(unreadable)["RPC servers"].startswith("127.0.0.1: ")
 
-    assert checks["RPC servers"]["level"] == "note"
-    assert checks["RPC servers"]["text"].startswith("no response from 10.0.0.2:50052: ")
-    assert "RPC servers" not in check(LLAMA_ARG_RPC="10.0.0.1:50052")[1]
+
+def test_replicas_with_rpc_servers_are_a_problem(machine: Machine, check: Check) -> None:
+    engine_with(machine)
+
+    found = wrong(check(LLAMA_ARG_RPC="127.0.0.1:1", REPLICAS="2")[1])
+
+    assert found["replicas"].startswith("REPLICAS=2 cannot share RPC servers")
 
 
 def test_a_device_that_is_not_there_is_a_problem(machine: Machine, check: Check) -> None:

@@ -132,6 +132,15 @@ def test_flags_choose_the_gpus(chosen: dict[str, Any], names: list[str]) -> None
     assert [gpu.name for gpu in chosen_gpus([A, B], options)] == names
 
 
+def test_rpc_servers_have_the_first_layers_although_they_are_listed_last() -> None:
+    peer = Gpu("RPC0", 1000, "10.0.0.2:50052")
+    options = Options(ctx=1, parallel=1, ngl=99)
+
+    assert chosen_gpus((A, B, peer), options) == (peer, A, B)
+    chosen = dataclasses.replace(options, devices=("CUDA0", "RPC0"))
+    assert chosen_gpus((A, B, peer), chosen) == (A, peer)
+
+
 def test_only_a_division_by_layers_is_exact() -> None:
     assert placed(A, B).is_exact
     assert not placed(A, B, split_mode="row").is_exact

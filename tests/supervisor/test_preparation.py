@@ -3,19 +3,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines import machine
-from llama_gguf.engines.devices import Device
 from llama_gguf.errors import UserError
 from llama_gguf.models.progress import Meter
+from llama_gguf.supervisor.launch import Launch
 from llama_gguf.supervisor.preparation import Preparation
 from tests.support.gguf_files import gguf
+from tests.support.rpc import free_servers
+
+Found = TypeVar("Found")
 
 KEY = "sk-0123456789abcdef"
 
@@ -88,27 +92,59 @@ def test_a_limit_of_the_cpus_limits_the_threads(
     assert launch.argv[at : at + 2] == flags
 
 
-@pytest.mark.processes
-@pytest.mark.parametrize(
-    ("extra_args", "name"),
-    [("--rpc a:1 --rpc b:2", "RPC0 (--rpc a:1,b:2 --list-devices)"), ("--device CUDA0", None)],
-)
-def test_the_devices_of_a_start_include_its_rpc_servers_unless_devices_are_selected(
-    chosen: dict[str, object], extra_args: str, name: str | None
-) -> None:
+def list_arguments(chosen: dict[str, object]) -> None:
+    """Let llama-server list one device, with its last three arguments in the name."""
     script = 'echo "version: 7"; echo "Available devices:"; shift $(($# > 3 ? $# - 3 : 0))'
     Path(str(chosen["llama_server"])).write_text(
         f'#!/bin/sh\n{script}; echo "  RPC0: $* (2 MiB, 1 MiB free)"\n'
     )
+
+
+def launched(chosen: dict[str, object], extra_args: str) -> Launch:
     prepared = preparation(chosen | {"extra_args": extra_args})
     prepared.check()
+    (launch,) = asyncio.run(prepared.prepare(lambda text, share: None))
+    return launch
 
-    async def listed() -> Sequence[Device] | None:
-        (launch,) = await prepared.prepare(lambda text, share: None)
-        return await launch.list_devices()
 
-    found = asyncio.run(listed())
-    assert (found and found[0].name) == name
+@pytest.mark.processes
+def test_the_devices_of_a_start_include_its_rpc_servers_that_respond(
+    chosen: dict[str, object],
+) -> None:
+    list_arguments(chosen)
+    with free_servers(2) as (one, two):
+        launch = launched(chosen, f"--rpc {one},127.0.0.1:1 --rpc {two}")
+        found = asyncio.run(wait_for(launch.list_devices()))
+
+    assert found is not None
+    assert found[0].name == f"RPC0 (--rpc {one},{two} --list-devices)"
+
+
+@pytest.mark.processes
+def test_nothing_is_listed_if_devices_are_selected(chosen: dict[str, object]) -> None:
+    list_arguments(chosen)
+    launch = launched(chosen, "--device CUDA0")
+
+    assert asyncio.run(wait_for(launch.list_devices())) is None
+
+
+@pytest.mark.processes
+def test_an_engine_with_rpc_servers_has_no_room_for_a_second_one_since_each_serves_one(
+    chosen: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = machine.Machine("Linux", 4, 4, 4.0, None, 8 << 30, ())
+    monkeypatch.setattr(machine, "look", lambda path: here)
+    listed = "  CUDA0: card (24000 MiB, 24000 MiB free)"
+    Path(str(chosen["llama_server"])).write_text(
+        f'#!/bin/sh\necho "version: 7"; echo "Available devices:"; echo "{listed}"\n'
+    )
+
+    assert asyncio.run(wait_for(launched(chosen, "").has_room(True)))
+    assert not asyncio.run(wait_for(launched(chosen, "--rpc 127.0.0.1:1").has_room(True)))
+
+
+async def wait_for(result: Awaitable[Found]) -> Found:
+    return await result
 
 
 @pytest.mark.processes

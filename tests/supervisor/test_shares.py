@@ -113,15 +113,23 @@ def test_a_gpu_that_two_backends_list_is_one_gpu() -> None:
         (ALL, None),
         (ALL, gpus("CUDA", 1)),
         (replace(ALL, ngl=0), gpus("CUDA", 2)),
-        (replace(ALL, rpc=("a:1",)), gpus("CUDA", 2)),
         (replace(ALL, split_mode="none", main_gpu=1), gpus("CUDA", 2)),
     ],
-    ids=["no GPU", "unknown", "one", "on the CPU", "RPC", "one chosen"],
+    ids=["no GPU", "unknown", "one", "on the CPU", "one chosen"],
 )
 def test_nothing_is_divided_where_there_are_no_two_gpus(
     chosen: Options, devices: list[Device] | None
 ) -> None:
     assert shares(2, chosen, {}, devices) == (Share(), Share())
+
+
+def test_replicas_cannot_share_rpc_servers() -> None:
+    chosen = replace(ALL, rpc=("a:1",))
+
+    with pytest.raises(UserError, match="one llama-server at a time") as raised:
+        shares(2, chosen, {}, gpus("CUDA", 2))
+    assert raised.value.exit_status == 2
+    assert shares(1, chosen, {}, gpus("CUDA", 2)) == (Share(),)
 
 
 @pytest.mark.parametrize("changes", [{"tensor_split": (3.0, 1.0)}, {"main_gpu": 1}])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import socketserver
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -38,6 +40,27 @@ def rpc_servers(count: int) -> Iterator[list[str]]:
     """Run *count* of them; their addresses."""
     with ExitStack() as stack:
         yield [stack.enter_context(rpc_server())[0] for _ in range(count)]
+
+
+class _Close(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        self.request.recv(1)
+
+
+@contextmanager
+def free_servers(count: int) -> Iterator[list[str]]:
+    """Substitutes that close each connection, as a free RPC server does; their addresses."""
+    with ExitStack() as stack:
+        servers = [
+            stack.enter_context(socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Close))
+            for _ in range(count)
+        ]
+        for server in servers:
+            thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(server.shutdown)
+        yield [f"127.0.0.1:{server.server_address[1]}" for server in servers]
 
 
 def _accepts(port: int) -> bool:

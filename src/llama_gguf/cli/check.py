@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from llama_gguf.access import key_admin, key_file
-from llama_gguf.cli import extra_files, fit
+from llama_gguf.cli import extra_files, fit, rpc_servers
 from llama_gguf.cli.arguments import add_model
 from llama_gguf.cli.check_result import Level, Result
 from llama_gguf.cli.context import Context
@@ -213,9 +213,10 @@ def _engine(
         yield from _variables(engine, environ)
         chosen = _options(settings, environ)
         rpc = chosen.rpc if chosen else ()
-        devices = locate.devices_of(engine, environ, rpc=rpc)
+        found = rpc_servers.look(rpc, functools.partial(_list_devices, engine, environ))
+        devices = found.devices
         yield _devices(settings, devices, here)
-        yield from _missing_rpc(rpc, devices)
+        yield from found.results
         yield from _missing_devices(chosen, devices)
         yield from _too_many_slots(chosen)
     yield from _model(model, settings, environ=environ, devices=devices, here=here)
@@ -248,6 +249,12 @@ def _options(settings: EngineSettings, environ: Mapping[str, str]) -> Options | 
     return None
 
 
+def _list_devices(
+    engine: locate.Engine, environ: Mapping[str, str], rpc: Sequence[str]
+) -> tuple[Device, ...] | None:
+    return locate.devices_of(engine, environ, rpc=rpc)
+
+
 def _missing_devices(chosen: Options | None, devices: Sequence[Device] | None) -> Iterator[Result]:
     if chosen is None or devices is None:
         return
@@ -267,18 +274,6 @@ def _too_many_slots(chosen: Options | None) -> Iterator[Result]:
             "--parallel",
             f"llama-server has at most {MAX_PARALLEL} slots, and {chosen.parallel} are requested",
             Level.WRONG,
-        )
-
-
-def _missing_rpc(rpc: Sequence[str], devices: Sequence[Device] | None) -> Iterator[Result]:
-    names = " ".join(device.name for device in devices or ())
-    missing = [address for address in rpc if f"({address})" not in names]
-    if missing:
-        yield Result(
-            "RPC servers",
-            f"no response from {', '.join(missing)}: llama-server will start without them, and "
-            "needs the memory for their part",
-            Level.NOTE,
         )
 
 

@@ -21,7 +21,7 @@ from llama_gguf.models import memory
 from llama_gguf.models.engine_options import AUTO, Options
 from llama_gguf.models.gguf import ModelFacts
 from llama_gguf.models.memory import Need
-from llama_gguf.models.placement import Gpu, Part, Placed, chosen_gpus, place
+from llama_gguf.models.placement import REMOTE, Gpu, Part, Placed, chosen_gpus, place
 
 LEAST_CTX: Final = 512
 
@@ -67,9 +67,14 @@ def results(
     if devices is not None:
         groups = Counter(tuple(devices if part is None else part) for part in parts)
         for number, (group, users) in enumerate(groups.items()):
-            gpus = chosen_gpus([Gpu(device.flag_name, device.free) for device in group], chosen)
+            gpus = chosen_gpus([_gpu(device) for device in group], chosen)
             machine = _Places(facts, chosen, gpus, here, companions, users, len(parts))
             yield from machine.results(wanted, with_ram=number == 0)
+
+
+def _gpu(device: Device) -> Gpu:
+    is_remote = device.flag_name.startswith(REMOTE)
+    return Gpu(device.flag_name, device.free, device.description if is_remote else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +118,7 @@ class _Places:
     def _vram(self, wanted: Need, placed: Placed) -> Result:
         needed = self._vram_bytes(placed)
         text = ", ".join(
-            f"{size_text(size)} of {size_text(gpu.free)} free on {gpu.name}"
+            f"{size_text(size)} of {size_text(gpu.free)} free on {gpu.text}"
             for size, gpu in zip(needed, self.gpus, strict=True)
         )
         if self._fits_gpus(placed):

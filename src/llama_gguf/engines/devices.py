@@ -30,6 +30,11 @@ class Device:
         return self.name.split(" ")[0]
 
     @property
+    def description(self) -> str:
+        """Such as the model of a GPU, or the address of a RPC server."""
+        return self.name.partition(" (")[2].removesuffix(")")
+
+    @property
     def identity(self) -> str:
         """Its name without its number, which changes when a device before it disappears."""
         return _NUMBERED.sub(r"\1", self.name)

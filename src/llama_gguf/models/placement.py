@@ -22,6 +22,9 @@ from llama_gguf.models.memory import Need
 GPU_RESERVE_BYTES: Final = 512 << 20
 """On each GPU, for the driver and for everything that is not counted here."""
 
+REMOTE: Final = "RPC"
+"""How the names of devices begin that are RPC servers."""
+
 _EXPERTS: Final = re.compile(r"\.ffn_(?:up|down|gate|gate_up)_(?:ch)?exps")
 _LAYER: Final = re.compile(r"blk\.([0-9]+)\.")
 _INPUT: Final = re.compile(r"token_|position_embd|per_layer_token_embd|altup_")
@@ -62,13 +65,25 @@ class Gpu:
     name: str
     """Such as CUDA0."""
     free: int
+    address: str = ""
+    """Of the RPC server that it is."""
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        return f"{self.name} ({self.address})" if self.address else self.name
 
 
 def chosen_gpus(gpus: Sequence[Gpu], chosen: Options) -> tuple[Gpu, ...]:
-    """Those that ``--device``, ``--split-mode`` and ``--main-gpu`` leave, in their order."""
+    """Those that ``--device``, ``--split-mode`` and ``--main-gpu`` leave, in their order.
+
+    Unless ``--device`` sets it, RPC servers are first, although llama-server lists them last.
+    """
     if chosen.devices is not None:
         by_name = {gpu.name: gpu for gpu in gpus}
         gpus = [by_name[name] for name in chosen.devices if name in by_name]
+    else:
+        gpus = sorted(gpus, key=lambda gpu: not gpu.name.startswith(REMOTE))
     if chosen.split_mode == "none" and 0 <= chosen.main_gpu < len(gpus):
         return (gpus[chosen.main_gpu],)
     return tuple(gpus)

@@ -18,7 +18,7 @@ from llama_gguf.config.parsers import as_text
 from llama_gguf.config.platform import data_dir_note, platform_of
 from llama_gguf.config.schema import EngineSettings
 from llama_gguf.config.settings import Settings
-from llama_gguf.engines import locate, machine
+from llama_gguf.engines import locate, machine, rpc_servers
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.command import (
     engine_argv,
@@ -163,9 +163,7 @@ class Preparation:
         if engine.replicas == 1:
             return (Share(),)
         chosen = options(engine, extra_args(engine), environ)
-        devices = locate.devices_of(
-            self._engine, environ, rpc=chosen.rpc, timeout=LIST_DEVICES_MAX_SECONDS
-        )
+        devices = locate.devices_of(self._engine, environ, timeout=LIST_DEVICES_MAX_SECONDS)
         if devices is None and here.gpus and chosen.ngl:
             _log.warning(
                 "devices_unknown",
@@ -183,9 +181,8 @@ class Preparation:
         found, changed = self._engine, {**environ, **part.environ}
 
         def list_devices() -> Sequence[Device] | None:
-            return locate.devices_of(
-                found, changed, rpc=chosen.rpc, timeout=LIST_DEVICES_MAX_SECONDS
-            )
+            rpc = rpc_servers.responding(chosen.rpc)
+            return locate.devices_of(found, changed, rpc=rpc, timeout=LIST_DEVICES_MAX_SECONDS)
 
         return lambda: run_detached(list_devices)
 
@@ -195,7 +192,9 @@ class Preparation:
         chosen = options(engine, [*extra_args(engine), *part.flags], environ)
 
         def look(has_same_file: bool) -> bool:
-            devices: Sequence[Device] | None = locate.devices_of(found, changed, rpc=chosen.rpc)
+            if chosen.rpc:  # the engine that runs uses the servers, and each serves one
+                return False
+            devices: Sequence[Device] | None = locate.devices_of(found, changed)
             here = machine.look(changed.get("PATH", os.defpath))
             if devices is None and not here.gpus:
                 devices = ()

@@ -22,10 +22,9 @@ from llama_gguf.errors import UserError
 from llama_gguf.models import memory
 from llama_gguf.models.engine_options import Options
 from llama_gguf.models.gguf import ModelFacts
-from llama_gguf.models.placement import Gpu, place
+from llama_gguf.models.placement import REMOTE, Gpu, place
 
 AUTO: Final = "auto"
-_REMOTE: Final = "RPC"
 # Of two, the first one takes precedence; HIP reads both.
 _VARIABLES: Final[Mapping[str, tuple[str, ...]]] = {
     "CUDA": ("CUDA_VISIBLE_DEVICES",),
@@ -83,8 +82,15 @@ def shares(
         devices: those that it lists in this environment; None if they are unknown.
 
     Raises:
-        UserError: an option assigns parts to GPUs by their position.
+        UserError: an option assigns parts to GPUs by their position, or there are RPC servers.
     """
+    if number > 1 and chosen.rpc:
+        raise UserError(
+            f"REPLICAS={number} cannot share RPC servers (--rpc): each of these serves one "
+            "llama-server at a time, and the others would wait for it while they load. "
+            "Set REPLICAS=1.",
+            exit_status=2,
+        )
     gpus = _divisible(chosen, devices)
     if number == 1 or len(gpus) < 2:
         return (Share(),) * number
@@ -104,11 +110,11 @@ def shares(
 def _divisible(chosen: Options, devices: Sequence[Device] | None) -> tuple[Device, ...]:
     """The GPUs that can be divided: those that are used, and of one kind.
 
-    A build with two kinds lists a GPU twice. Those of other machines are shared.
+    A build with two kinds lists a GPU twice.
     """
     if not chosen.ngl or chosen.rpc:
         return ()
-    found = [d for d in devices or () if not d.flag_name.startswith(_REMOTE)]
+    found = [d for d in devices or () if not d.flag_name.startswith(REMOTE)]
     if chosen.devices is not None:
         by_name = {device.flag_name: device for device in found}
         found = [by_name[name] for name in chosen.devices if name in by_name]

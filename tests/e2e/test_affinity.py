@@ -37,7 +37,7 @@ class Dialect:
 
     Args:
         path: of the request.
-        body: of a request, from what was said so far: the user, the model, the user, and so on.
+        body: of a request, from what was so_far so far: the user, the model, the user, and so on.
         reply: the text of a response.
         tokens: of its prompt: all, and those that were in the cache.
     """
@@ -48,12 +48,12 @@ class Dialect:
     tokens: Callable[[dict[str, Any]], tuple[int, int]]
 
 
-def messages(said: list[str]) -> list[dict[str, str]]:
+def messages(so_far: list[str]) -> list[dict[str, str]]:
     roles = ("user", "assistant")
-    return [{"role": roles[n % 2], "content": text} for n, text in enumerate(said)]
+    return [{"role": roles[n % 2], "content": text} for n, text in enumerate(so_far)]
 
 
-def items(said: list[str]) -> list[dict[str, Any]]:
+def items(so_far: list[str]) -> list[dict[str, Any]]:
     kinds = ("input_text", "output_text")
     return [
         {
@@ -61,7 +61,7 @@ def items(said: list[str]) -> list[dict[str, Any]]:
             "role": each["role"],
             "content": [{"type": kinds[n % 2], "text": each["content"]}],
         }
-        for n, each in enumerate(messages(said))
+        for n, each in enumerate(messages(so_far))
     ]
 
 
@@ -72,19 +72,19 @@ def of_openai(usage: dict[str, Any]) -> tuple[int, int]:
 DIALECTS: Final = {
     "chat": Dialect(
         "/v1/chat/completions",
-        lambda said: {"messages": messages(said), "max_tokens": 8},
+        lambda so_far: {"messages": messages(so_far), "max_tokens": 8},
         lambda made: str(made["choices"][0]["message"]["content"]),
         lambda made: of_openai(made["usage"]),
     ),
     "completions": Dialect(
         "/v1/completions",
-        lambda said: {"prompt": "\n".join(said), "max_tokens": 8},
+        lambda so_far: {"prompt": "\n".join(so_far), "max_tokens": 8},
         lambda made: str(made["choices"][0]["text"]),
         lambda made: of_openai(made["usage"]),
     ),
     "messages": Dialect(
         "/v1/messages",
-        lambda said: {"messages": messages(said), "max_tokens": 8},
+        lambda so_far: {"messages": messages(so_far), "max_tokens": 8},
         lambda made: str(made["content"][0]["text"]),
         lambda made: (
             made["usage"]["input_tokens"] + made["usage"]["cache_read_input_tokens"],
@@ -93,7 +93,7 @@ DIALECTS: Final = {
     ),
     "responses": Dialect(
         "/v1/responses",
-        lambda said: {"input": items(said), "max_output_tokens": 8},
+        lambda so_far: {"input": items(so_far), "max_output_tokens": 8},
         lambda made: str(made["output"][0]["content"][0]["text"]),
         lambda made: (
             made["usage"]["input_tokens"],
@@ -114,11 +114,11 @@ def test_each_turn_of_a_conversation_finds_its_prompt_in_the_cache(
 
     for turn in range(4):
         # In another order each time: taking turns would bring them elsewhere.
-        for said in conversations if turn % 2 else reversed(conversations):
+        for so_far in conversations if turn % 2 else reversed(conversations):
             response = send_request(
                 two_replicas.port,
                 dialect.path,
-                json.dumps(dialect.body(said)).encode(),
+                json.dumps(dialect.body(so_far)).encode(),
                 key=two_replicas.key,
                 seconds=DEADLINE_SECONDS,
             )
@@ -127,7 +127,7 @@ def test_each_turn_of_a_conversation_finds_its_prompt_in_the_cache(
             assert total > 200
             if turn:
                 computed.append(total - cached)
-            said += [dialect.reply(response.json), f"And then, after {turn}?"]
+            so_far += [dialect.reply(response.json), f"And then, after {turn}?"]
 
     assert max(computed) < 60
     responses = two_replicas.get("/metrics")[1]["llama_gguf_replica_responses"]

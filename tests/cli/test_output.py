@@ -218,8 +218,8 @@ def test_text_that_the_terminal_cannot_show_is_escaped(
 ) -> None:
     code = (
         f"import sys; sys.path[:0] = {sys.path!r}\n"
-        "from llama_gguf.cli import output\n"
-        "output.accept_all_text()\n"
+        "from llama_gguf.cli import output, terminal\n"
+        "terminal.accept_all_text()\n"
         f"if {is_taken_over}: output.take_over()\n"
         "sys.stdout.write('caf\\xe9 caf\\udce9\\n')"
     )

@@ -8,9 +8,9 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
+from llama_gguf.cli.help_format import HelpFormatter
 from llama_gguf.config import settings as settings_module
 
-HELP_COLUMNS: Final = 100
 SETTING: Final = "setting_"
 """Prefix of the attributes with settings in a namespace."""
 _COMMON: Final = "the most common settings"
@@ -29,19 +29,6 @@ class Parser(argparse.ArgumentParser):
             message = f"unknown action {value}{near}" if near else f"unknown action {value}"
             raise argparse.ArgumentError(None, f"{message} (actions: {names})")
         super()._check_value(action, value)
-
-
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Shows the value once for all names of a flag."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, width=HELP_COLUMNS, max_help_position=34)
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        if not action.option_strings or action.nargs == 0:
-            return super()._format_action_invocation(action)
-        value = self._format_args(action, self._get_default_metavar_for_optional(action))
-        return f"{', '.join(action.option_strings)} {value}"
 
 
 def command_parser(name: str) -> argparse.ArgumentParser:

@@ -32,8 +32,8 @@ from llama_gguf.access.key_admin import NewKey
 from llama_gguf.access.keys import KeyRing
 from llama_gguf.access.moments import parse_duration
 from llama_gguf.access.token_budget import has_budget
-from llama_gguf.cli.arguments import HelpFormatter
 from llama_gguf.cli.context import Context
+from llama_gguf.cli.help_format import HelpFormatter
 from llama_gguf.errors import UserError
 from llama_gguf.files.instance_file import path_of
 from llama_gguf.http1.routes import SCOPES

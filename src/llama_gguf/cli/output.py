@@ -8,7 +8,6 @@ messages for people, progress bars, tracebacks.
 from __future__ import annotations
 
 import atexit
-import codecs
 import contextlib
 import io
 import os
@@ -30,31 +29,6 @@ MAX_WAITING_BYTES: Final = 4 << 20
 EXIT_SECONDS: Final = 1.0
 """The time at exit for writing the last lines to a blocked terminal."""
 _NAMES: Final = {"stderr": "standard error", "stdout": "standard output"}
-
-
-ERRORS: Final = "llama_gguf.escape"
-"""The error handler for characters that a stream's encoding does not have."""
-
-
-def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Write a file's name with the bytes that it has, and any other character as an escape."""
-    try:
-        return codecs.lookup_error("surrogateescape")(error)
-    except UnicodeError:
-        return codecs.lookup_error("backslashreplace")(error)
-
-
-def accept_all_text() -> None:
-    """Let the output of this process accept any text.
-
-    A terminal may have no encoding but ASCII, and the name of a file may be no text at all: an
-    exception for it would end the process.
-    """
-    codecs.register_error(ERRORS, _escape)
-    for name in _NAMES:
-        stream = getattr(sys, name)
-        if isinstance(stream, io.TextIOWrapper) and stream is getattr(sys, f"__{name}__"):
-            stream.reconfigure(errors=ERRORS)
 
 
 def take_over() -> None:

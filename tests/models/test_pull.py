@@ -16,7 +16,8 @@ from llama_gguf.models import origins
 from llama_gguf.models.catalogue import CATALOGUE, Entry
 from llama_gguf.models.download_files import Pulled
 from llama_gguf.models.hub_address import Address
-from llama_gguf.models.pull import KNOWN_FILES, find, is_fetchable, pull
+from llama_gguf.models.pull import pull
+from llama_gguf.models.wanted import KNOWN_FILES, find
 from tests.models import wheels
 from tests.support.file_server import FileServer
 from tests.support.gguf_files import METADATA, gguf, part
@@ -282,29 +283,6 @@ def test_a_model_of_another_origin_is_replaced_only_with_force(
     assert find(f"hf:{REPO}:Q8_0", str(models)) == str(models / "m-Q8_0.gguf")
 
 
-# Without the network -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("wanted", ["smollm2", "hf:o/n:Q4_0", "https://h.invalid/m.gguf"])
-def test_a_name_that_pull_accepts_is_not_found_before_the_download(
-    models: Path, wanted: str
-) -> None:
-    assert is_fetchable(wanted)
-    assert find(wanted, str(models)) is None
-
-
-@pytest.mark.parametrize("name", ["", "m.gguf", "./hf:x.gguf", "hfx", "https.gguf"])
-def test_a_file_name_is_not_accepted_by_pull(name: str) -> None:
-    assert not is_fetchable(name)
-
-
-def test_the_file_of_a_url_is_found(models: Path) -> None:
-    models.mkdir()
-    (models / "m.gguf").write_bytes(CONTENT)
-
-    assert find("https://h.invalid/x/m.gguf?sig=1", str(models)) == str(models / "m.gguf")
-
-
 # Invalid arguments ---------------------------------------------------------------------------
 
 
@@ -342,24 +320,6 @@ def test_the_page_of_a_file_is_understood_as_the_file(models: Path, hub: HubServ
     assert (models / "m.gguf").read_bytes() == CONTENT
     assert pulled.fetched
     assert find(f"hf.co/{REPO}/m.gguf", str(models)) == pulled.path
-
-
-@pytest.mark.parametrize(
-    ("wanted", "is_name"),
-    [
-        ("smollm2", True),
-        ("hf:o/n", True),
-        ("hf.co/o/n", True),
-        ("https://huggingface.co/o/n", True),
-        ("o/n:Q4_K_M", True),
-        ("o/n", False),
-        ("models/m.gguf", False),
-        ("/data/models/m.gguf", False),
-        ("m.gguf", False),
-    ],
-)
-def test_serve_fetches_what_cannot_be_a_path(wanted: str, is_name: bool) -> None:
-    assert is_fetchable(wanted) == is_name
 
 
 @pytest.mark.parametrize("wanted", [f"hf:{REPO}:Q4_K_M", f"hf:{REPO}/m-Q4_K_M.gguf"])

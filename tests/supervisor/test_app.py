@@ -3,11 +3,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
-import threading
 import types
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -18,52 +15,15 @@ from llama_gguf.config.schema import LogSettings
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.errors import UserError
-from llama_gguf.models.progress import Meter
 from llama_gguf.supervisor import app
 from llama_gguf.supervisor.app import App
 from llama_gguf.supervisor.boot_log import BootLog
 from llama_gguf.supervisor.local_fleet import Setup
-from tests.support.gguf_files import gguf
-from tests.support.processes import free_ports
+from tests.support.displays import FakeDisplay
 
 
 def settings(**values: object) -> Settings:
     return Settings.of(**{"host": "127.0.0.1", **values})
-
-
-class FakeDisplay:
-    """Records what is shown; ``show_ready`` waits for ``may_show``, as on a hanging disk."""
-
-    def __init__(self) -> None:
-        self.calls: list[object] = []
-        self.may_show = threading.Event()
-        self.is_shown = threading.Event()
-
-    def on_checked(self) -> None:
-        self.calls.append("checked")
-
-    def download_meter(self, label: str) -> AbstractContextManager[Meter]:
-        raise NotImplementedError
-
-    def show_load(self, model: str, share: float | None) -> None:
-        self.calls.append(share)
-
-    def hide_load(self) -> None:
-        self.calls.append("hidden")
-
-    def show_ready(self, model: str, context: int | None) -> None:
-        self.may_show.wait(30)
-        self.calls.append("ready")
-        self.is_shown.set()
-
-
-@pytest.fixture
-def display() -> FakeDisplay:
-    return FakeDisplay()
-
-
-def serve(chosen: Settings, display: FakeDisplay) -> int:
-    return app.serve(chosen, environ={"PATH": os.defpath}, sources={}, display=display)
 
 
 # The gateway's settings ---------------------------------------------------------------------------
@@ -99,78 +59,6 @@ def test_the_gateway_does_not_read_the_configuration_file_again() -> None:
 
     assert theirs.process.config_file == ""
     assert theirs.queue.max_queue_size == 7
-
-
-# Before the supervisor runs -----------------------------------------------------------------------
-
-
-@pytest.fixture
-def _handlers_as_they_were() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.usefixtures("_handlers_as_they_were")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_an_early_stop_is_remembered_if_its_exception_is_lost_in_a_callback(
-    number: signal.Signals,
-) -> None:
-    with app.early_stops() as is_stop_requested:
-        assert not is_stop_requested()
-        with pytest.raises(SystemExit):
-            os.kill(os.getpid(), number)
-        assert is_stop_requested()
-
-
-@pytest.fixture
-def startable(tmp_path: Path) -> dict[str, object]:
-    """Settings with which it could start."""
-    port, port_health, port_backend = free_ports(3)
-    model = tmp_path / "m.gguf"
-    model.write_bytes(gguf())
-    return {
-        "data_dir": str(tmp_path),
-        "log_dir": str(tmp_path / "logs"),
-        "model_path": str(model),
-        "llama_server": "/bin/true",
-        "port": port,
-        "port_health": port_health,
-        "port_backend": port_backend,
-    }
-
-
-def test_after_an_early_stop_nothing_is_started(
-    startable: dict[str, object],
-    display: FakeDisplay,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(app, "early_stops", lambda: nullcontext(lambda: True))
-
-    assert serve(settings(**startable), display) == 0
-
-    assert display.calls == ["checked", "hidden"]
-    assert capsys.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize(
-    ("fault", "message"),
-    [
-        ({"model_path": "/nowhere.gguf"}, "nowhere.gguf"),
-        ({"llama_server": "/nowhere"}, "/nowhere"),
-        ({"extra_args": "--port 1"}, "--port"),
-        ({"port_backend": 1, "port": 1}, "same port"),
-    ],
-)
-def test_a_fault_is_reported_before_anything_is_done_for_a_start(
-    fault: dict[str, object], message: str, startable: dict[str, object], display: FakeDisplay
-) -> None:
-    with pytest.raises(UserError, match=message):
-        serve(settings(**startable | fault), display)
-
-    assert "checked" not in display.calls
 
 
 # What people see ----------------------------------------------------------------------------------

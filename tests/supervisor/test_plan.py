@@ -10,10 +10,9 @@ from llama_gguf.cli.terminal import download_meter
 from llama_gguf.config.load import load
 from llama_gguf.config.platform import resolve
 from llama_gguf.config.schema import ModelSettings
-from llama_gguf.config.settings import Settings
 from llama_gguf.errors import UserError
 from llama_gguf.models.model_file import read_model
-from llama_gguf.models.pull import KNOWN_FILES
+from llama_gguf.models.wanted import KNOWN_FILES
 from llama_gguf.supervisor import plan
 from tests.support.gguf_files import gguf, part
 
@@ -90,7 +89,7 @@ def test_a_fetched_file_is_checked_before_it_is_served(
         pulled.append((name, folder))
         return SimpleNamespace(path=str(path))
 
-    monkeypatch.setattr(plan, "pull", pull)
+    monkeypatch.setattr("llama_gguf.models.pull.pull", pull)
 
     wanted = settings(tmp_path, MODEL_NAME="smollm2")
     model = plan.fetch_model(wanted, {}, download_meter)
@@ -181,38 +180,3 @@ def test_facts_come_from_the_file_and_contain_no_path(tmp_path: Path) -> None:
     assert (facts["context"], facts["engine_version"]) == (2048, "b1")
     assert None not in facts.values()
     assert str(tmp_path) not in str(facts)
-
-
-# Replicas -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("values", "replicas", "message"),
-    [
-        ({"port": 8082}, 3, "PORT=8082 is one of the ports of the replicas"),
-        ({"port_health": 8081}, 2, "PORT_HEALTH=8081 is one of the ports of the replicas"),
-        ({"port_backend": 65534}, 3, "leaves no ports"),
-    ],
-)
-def test_the_ports_of_all_replicas_are_checked(
-    values: dict[str, object], replicas: int, message: str
-) -> None:
-    chosen = Settings.of(**values)
-
-    with pytest.raises(UserError, match=message):
-        plan.ports(chosen.listen, chosen.upstream, replicas)
-    assert plan.ports(chosen.listen, chosen.upstream, replicas - 1)
-
-
-def test_replicas_on_unix_sockets_need_no_ports() -> None:
-    chosen = Settings.of(port=8082, backend_socket="/run/llama.sock")
-
-    assert "port_backend" not in plan.ports(chosen.listen, chosen.upstream, 3)
-
-
-def test_settings_of_the_gateway_are_not_changed_by_a_rolling_restart() -> None:
-    now = Settings.of(ctx=512, port=8000, backend_api_key="generated")
-    then = Settings.of(ctx=1024, replicas=2, idle_stop=5.0, port=9000, max_queue_size=7)
-
-    assert plan.fixed_changes(now, then) == ["port", "max_queue_size"]
-    assert plan.fixed_changes(now, Settings.of(backend_api_key="other")) == ["backend_api_key"]

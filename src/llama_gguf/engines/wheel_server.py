@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Final
 
+from llama_gguf.engines.locate import LIBRARY_WHEEL, PROGRAM
 from llama_gguf.errors import UserError
-
-WHEEL: Final = "xllamacpp"
-PROGRAM: Final = "llama-gguf-engine"
 
 Apply = Callable[[Any, str], None]
 """Sets a value in xllamacpp's ``CommonParams``."""
@@ -186,7 +184,7 @@ def read_arguments(words: Sequence[str], environ: Mapping[str, str]) -> Iterator
         found = _BY_NAME.get(name)
         if found is None:
             raise UserError(
-                f"{word} is not supported by the engine of the wheel {WHEEL}; "
+                f"{word} is not supported by the engine of the wheel {LIBRARY_WHEEL}; "
                 f"`{PROGRAM} --help` lists what is. LLAMA_SERVER can name another llama-server.",
                 exit_status=1,
             )
@@ -233,8 +231,8 @@ def help_text() -> str:
 
 def version_text() -> str:
     """In the form of llama-server's ``--version``."""
-    version = metadata.version(WHEEL)
-    return f"version: {version.rpartition('.')[2]} ({WHEEL} {version})\n"
+    version = metadata.version(LIBRARY_WHEEL)
+    return f"version: {version.rpartition('.')[2]} ({LIBRARY_WHEEL} {version})\n"
 
 
 def devices_text() -> str:

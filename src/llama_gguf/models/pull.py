@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Final
-from urllib.parse import unquote, urlsplit
 
 from llama_gguf.errors import UserError
 from llama_gguf.files.remedies import remedy
@@ -23,10 +21,8 @@ from llama_gguf.models.from_hub import Hub
 from llama_gguf.models.hub_address import Address
 from llama_gguf.models.model_file import is_whole, part_paths
 from llama_gguf.models.progress import MeterFactory
-from llama_gguf.models.urls import check_url, shown
-
-KNOWN_FILES: Final[Mapping[str, str]] = {name: e.file for name, e in CATALOGUE.items()}
-"""By name in the catalogue, the file in MODELS_DIR."""
+from llama_gguf.models.urls import shown
+from llama_gguf.models.wanted import file_name, is_url
 
 
 def is_there(entry: Entry, models_dir: str) -> bool:
@@ -35,33 +31,6 @@ def is_there(entry: Entry, models_dir: str) -> bool:
     Only its size is compared: hashing it would take longer than some downloads.
     """
     return _size(os.path.join(models_dir, entry.file)) == entry.file_bytes
-
-
-def find(wanted: str, models_dir: str) -> str | None:
-    """The path of *wanted*, a name that ``pull`` accepts, if it is here; no network access.
-
-    Raises:
-        UserError: *wanted* is invalid, or another model has its file name.
-    """
-    wanted = hub_address.canonical(wanted)
-    if wanted in KNOWN_FILES:
-        path = os.path.join(models_dir, KNOWN_FILES[wanted])
-        return path if os.path.lexists(path) else None
-    if wanted.startswith(hub_address.PREFIX):
-        found = origins.find(models_dir, hub_address.parse(wanted))
-        return None if found is None else origins.local_paths(models_dir, found.file)[0]
-    path = os.path.join(models_dir, _file_name(wanted, ""))
-    return path if is_whole(path) else None
-
-
-def is_fetchable(wanted: str) -> bool:
-    """Whether *wanted* is a name that ``pull`` accepts, and neither a file's name nor a path."""
-    wanted = hub_address.canonical(wanted)
-    return wanted in KNOWN_FILES or wanted.startswith(hub_address.PREFIX) or _is_url(wanted)
-
-
-def _is_url(text: str) -> bool:
-    return re.match(r"https?://", text, re.IGNORECASE) is not None
 
 
 def pull(
@@ -112,16 +81,16 @@ def pull(
         import_module=import_module,
     )
     wanted = hub_address.canonical(wanted, is_bare=True)
-    is_url = _is_url(wanted)
-    if (name or sha256) and not is_url:
+    is_an_url = is_url(wanted)
+    if (name or sha256) and not is_an_url:
         raise UserError("--name and --sha256 can only be used with a URL.", exit_status=2)
     try:
         if wanted in catalogue:  # 1
             return job.from_catalogue(catalogue[wanted])
         if wanted.startswith(hub_address.PREFIX):  # 2
             return job.from_hub(hub_address.parse(wanted))
-        if is_url:  # 3
-            return job.from_url(wanted, _file_name(wanted, name), sha256=_digest(sha256))
+        if is_an_url:  # 3
+            return job.from_url(wanted, file_name(wanted, name), sha256=_digest(sha256))
     except OSError as error:
         path = os.fsdecode(error.filename or models_dir)
         raise UserError(
@@ -216,20 +185,6 @@ class _Job:
 def _size(path: str) -> int:
     """Size of the file at *path*; -1 if there is none."""
     return os.path.getsize(path) if os.path.isfile(path) else -1
-
-
-def _file_name(url: str, name: str) -> str:
-    check_url(url)
-    chosen = name or unquote(urlsplit(url).path).rpartition("/")[2]
-    if re.fullmatch(r"[^./][^/]*\.gguf", chosen) and chosen.isprintable():
-        return chosen
-    if name:
-        raise UserError(f"--name {name} is not a file name that ends in .gguf", exit_status=2)
-    raise UserError(
-        "The URL does not end in the name of a .gguf file"
-        f"{hub_address.suggestion(url) or '. Set a name with --name FILE.gguf.'}",
-        exit_status=2,
-    )
 
 
 def _digest(text: str) -> str:

@@ -1,41 +1,33 @@
-"""Composes `serve`: listeners, health server, preparation, supervisor.
+"""Composes `serve`: preparation, supervisor, control socket.
 
 The command parses and prints; what people see meanwhile goes to its ``Display``. The order here is
-part of the behaviour: all that can be checked is checked before any process is started, and the
-health server responds before that.
+part of the behaviour: all that can be checked is checked before any process is started. The health
+server responds before that: ``start.py``, which imports this module last.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
-import signal
-import sys
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from types import FrameType
-from typing import Final, NoReturn, Protocol
+from typing import Final, Protocol
 
 from llama_gguf.config import settings as settings_module
 from llama_gguf.config.parsers import as_text
 from llama_gguf.config.settings import Settings, variable
 from llama_gguf.engines.address import EngineAddress
-from llama_gguf.engines.command import extra_args, listen_flags
 from llama_gguf.engines.status import HEALTH_STATUS, ChildState, EngineStatus
-from llama_gguf.errors import UserError
 from llama_gguf.events import EventLog
 from llama_gguf.models.progress import Meter
-from llama_gguf.net import tls
 from llama_gguf.net.clock import wall_now
-from llama_gguf.net.listener import listen
 from llama_gguf.net.threads import run_detached
-from llama_gguf.supervisor import plan, reaper
+from llama_gguf.supervisor import checks, reaper
 from llama_gguf.supervisor.boot_log import BOOT_LOG, BootLog
 from llama_gguf.supervisor.control_socket import ControlSocket
-from llama_gguf.supervisor.health_server import HealthServer
 from llama_gguf.supervisor.launch import Launch, check_address
 from llama_gguf.supervisor.local_fleet import Setup
 from llama_gguf.supervisor.operations import Operations
@@ -69,80 +61,6 @@ class Display(Protocol):
             model: the name that clients use.
             context: tokens that one request may use; None if unknown.
         """
-
-
-def serve(
-    settings: Settings,
-    *,
-    environ: Mapping[str, str],
-    sources: Mapping[str, str],
-    display: Display,
-    load_again: LoadAgain | None = None,
-) -> int:
-    """Serve until a signal, or until a process is given up. Returns the exit status.
-
-    Args:
-        settings: with folders filled in.
-        environ: our own environment.
-        sources: the source of each setting, for the log.
-        display: what people see.
-        load_again: reads the settings again for a rolling restart; without, they stay.
-
-    Raises:
-        UserError: a setting is invalid, an address is taken, or model or engine is missing.
-    """
-    _check(settings)  # mistakes are reported before anything starts
-    if settings.upstream.peers_ca_file:
-        tls.client_context(settings.upstream.peers_ca_file)
-    if settings.tls.tls_cert_file:
-        tls.load(settings.tls.tls_cert_file, settings.tls.tls_key_file)
-    if not settings.upstream.backend_api_key:
-        key = f"gateway-{secrets.token_urlsafe(32)}"
-        settings = replace(settings, upstream=replace(settings.upstream, backend_api_key=key))
-    with early_stops() as is_stop_requested, BootLog(settings.logs) as boot_log:
-        return App(
-            settings,
-            environ=environ,
-            sources=sources,
-            display=display,
-            boot_log=boot_log,
-            is_stop_requested=is_stop_requested,
-            load_again=load_again or (lambda: (settings, sources)),
-        ).run()
-
-
-def _check(settings: Settings) -> None:
-    """Check what needs neither a file nor a process.
-
-    Raises:
-        UserError: a setting is invalid.
-    """
-    extra_args(settings.engine)
-    listen_flags(EngineAddress.of(settings.upstream))
-    plan.ports(settings.listen, settings.upstream, settings.engine.replicas)
-
-
-@contextlib.contextmanager
-def early_stops() -> Iterator[Callable[[], bool]]:
-    """Exit at SIGTERM and SIGINT, with cleanup, until the supervisor handles them.
-
-    Yields whether one has arrived: Python discards its exception if it is raised in a callback
-    during an import.
-    """
-    is_requested = False
-
-    def leave(number: int, frame: FrameType | None) -> NoReturn:
-        nonlocal is_requested
-        is_requested = True
-        sys.exit(0)
-
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: is_requested
-    except UserError:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        raise
 
 
 @contextlib.contextmanager
@@ -194,14 +112,15 @@ class App:
             download_meter=display.download_meter,
         )
 
-    def run(self) -> int:
+    def run(self, listener: socket.socket) -> int:
+        """Serve on *listener*, until a signal or until a process is given up.
+
+        Raises:
+            UserError: an address is taken, or model or engine is missing.
+        """
         settings = self._settings
-        listener = listen(settings.listen.host, settings.listen.port)
-        health_listener = listen(settings.listen.host, settings.listen.port_health, "PORT_HEALTH")
-        health = HealthServer(health_listener, self._health_status)
-        health.start()
         try:
-            for number in range(plan.least_replicas(settings.engine.replicas)):
+            for number in range(checks.least_replicas(settings.engine.replicas)):
                 check_address(EngineAddress.of(settings.upstream, number))
             self._preparation.check()
             self._display.on_checked()
@@ -223,8 +142,6 @@ class App:
                 return runner.run(self._run(self._supervisor))
         finally:
             self._display.hide_load()
-            listener.close()
-            health.stop()
 
     async def _run(self, supervisor: Supervisor) -> int:
         settings = self._settings
@@ -235,9 +152,9 @@ class App:
         async with ControlSocket(settings.model.data_dir, port, handlers):
             return await supervisor.run()
 
-    def _health_status(self) -> int:
-        if self._settings.listen.health_mode == "live":
-            return 200
+    @property
+    def health_status(self) -> int:
+        """The status of the health port with HEALTH_MODE=ready."""
         return 204 if self._supervisor is None else HEALTH_STATUS[self._supervisor.health_state]
 
     async def _prepare(self) -> Sequence[Launch]:
@@ -251,7 +168,7 @@ class App:
             UserError: a setting is invalid, or model or engine is missing.
         """
         loaded, sources = await run_detached(self._load_again)
-        if names := plan.fixed_changes(self._settings, loaded):
+        if names := checks.fixed_changes(self._settings, loaded):
             _log.warning(
                 "restart_ignores",
                 "Settings whose changes need a new start of `serve`: {settings}",
@@ -263,7 +180,7 @@ class App:
             engine=loaded.engine,
             supervision=loaded.supervision,
         )
-        _check(settings)
+        checks.check(settings)
         preparation = Preparation(
             settings,
             environ=self._environ,

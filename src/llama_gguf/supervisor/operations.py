@@ -10,23 +10,18 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from llama_gguf import __version__
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.status import EngineStatus
 from llama_gguf.net.clock import wall_now
 from llama_gguf.supervisor.control_socket import Handler, Json, Report
-from llama_gguf.supervisor.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from llama_gguf.supervisor.supervisor import Supervisor
 
 MAX_LOG_LINES: Final = 40
-
-
-def url_of(settings: Settings) -> str:
-    """The gateway's base URL on this machine."""
-    host, port = settings.listen.host, settings.listen.port
-    host = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104
-    return f"{settings.tls.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def iso(seconds: float) -> str:
@@ -42,7 +37,7 @@ def server_facts(settings: Settings, kind: str, started_at: float) -> dict[str, 
         "pid": os.getpid(),
         "started": iso(started_at),
         "uptime_seconds": round(wall_now() - started_at, 1),
-        "url": url_of(settings),
+        "url": settings.url,
         "port": settings.listen.port,
         "data_dir": os.path.abspath(settings.model.data_dir),
         "keys_file": os.path.abspath(settings.auth.auth_keys_file),

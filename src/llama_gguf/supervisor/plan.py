@@ -1,71 +1,17 @@
-"""Decisions of a start, shared by `serve` and `check`: ports and model."""
+"""Decisions of a start about the model, shared by `serve` and `check`."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Mapping
-from typing import Final
 
-from llama_gguf.config.schema import ListenSettings, ModelSettings, UpstreamSettings
-from llama_gguf.config.settings import SETTINGS, Settings, variable
-from llama_gguf.errors import UserError
+from llama_gguf.config.schema import ModelSettings
 from llama_gguf.files.sizes import size_text
 from llama_gguf.models.hub_address import PREFIX, canonical
 from llama_gguf.models.model_file import Model, read_model, resolve
 from llama_gguf.models.progress import MeterFactory
-from llama_gguf.models.pull import KNOWN_FILES, find, is_fetchable, pull
-
-MAX_PORT: Final = 65535
-LIVE_GROUPS: Final = ("model", "engine", "supervision")
-"""Their settings can be changed by a rolling restart."""
-
-
-def least_replicas(replicas: int | str) -> int:
-    """How many replicas there are at least: the number for ``auto`` is known later."""
-    return replicas if isinstance(replicas, int) else 1
-
-
-def fixed_changes(now: Settings, then: Settings) -> list[str]:
-    """The settings that differ, and that a rolling restart does not change."""
-    return [
-        name
-        for name, setting in SETTINGS.items()
-        if setting.group not in LIVE_GROUPS
-        and now.value(name) != then.value(name)
-        # `serve` generates one if there is none.
-        and not (name == "backend_api_key" and not then.value(name))
-    ]
-
-
-def ports(
-    listen: ListenSettings, upstream: UpstreamSettings, replicas: int | str = 1
-) -> dict[str, int]:
-    """The ports on which `serve` or its first engine listens, by the setting's name.
-
-    Raises:
-        UserError: two are equal, or a replica would have one of them.
-    """
-    found = {"port": listen.port, "port_health": listen.port_health}
-    if not upstream.backend_socket:
-        found["port_backend"] = upstream.port_backend
-    for port in found.values():
-        same = [variable(name) for name, other in found.items() if other == port]
-        if len(same) > 1:
-            raise UserError(f"{' and '.join(same)} have the same port, {port}: choose another.", 2)
-    if not upstream.backend_socket:
-        first = upstream.port_backend
-        last = first + least_replicas(replicas) - 1
-        for name in ("port", "port_health"):
-            if first <= found[name] <= last:
-                raise UserError(
-                    f"{variable(name)}={found[name]} is one of the ports of the replicas, "
-                    f"PORT_BACKEND={first} to {last}: choose another.",
-                    2,
-                )
-        if last > MAX_PORT:
-            raise UserError(f"PORT_BACKEND={first} leaves no ports for REPLICAS={replicas}.", 2)
-    return found
+from llama_gguf.models.wanted import KNOWN_FILES, find, is_fetchable
 
 
 def must_be_fetched(settings: ModelSettings) -> bool:
@@ -112,6 +58,8 @@ def fetch_model(
     Raises:
         UserError: it cannot be fetched.
     """
+    from llama_gguf.models.pull import pull  # noqa: PLC0415  # 2 MB that most starts do not need
+
     pulled = pull(
         settings.model_name, settings.models_dir, meter_factory=meter_factory, environ=environ
     )

@@ -7,10 +7,10 @@ from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.gateway import fleet_facts
 from llama_gguf.gateway.endpoints import gauges
 from llama_gguf.gateway.replica import Replica
-from llama_gguf.telemetry.formats import as_json
 from tests.support.fakes import Rig
 from tests.support.keys import BACKEND_KEY
 from tests.support.messages import request
+from tests.support.metrics_text import as_json
 
 PEER = "10.0.0.2:8080"
 READY = EngineStatus(ChildState.READY, since=0.0, slots=2, model="m", request_tokens=4096)

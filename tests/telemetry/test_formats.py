@@ -3,8 +3,8 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from llama_gguf.telemetry.formats import as_json
 from llama_gguf.telemetry.metrics import EngineMetric, Gauges, Metrics
+from tests.support.metrics_text import as_json
 
 
 def test_json_has_plain_numbers_by_name_and_labelled_ones_as_rows(

@@ -7,6 +7,7 @@ of a key with a budget settles these first, so that all ended ones count when it
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 from llama_gguf.access.token_budget import (
@@ -112,11 +113,11 @@ def view(services: Services, key_id: str) -> dict[str, dict[str, float]]:
     }
 
 
-def gauges(services: Services) -> tuple[Budgets, Budgets]:
-    """The budgets of all keys in use for the metrics: of tokens, and of engine-seconds."""
+def gauges(services: Services, key_ids: Iterable[str]) -> tuple[Budgets, Budgets]:
+    """The budgets of these keys for the metrics: of tokens, and of engine-seconds."""
     tokens: dict[tuple[str, str], tuple[float, float, float]] = {}
     seconds: dict[tuple[str, str], tuple[float, float, float]] = {}
-    for key_id in services.authenticator.budgets.key_ids():
+    for key_id in key_ids:
         for state in states_of(services, key_id):
             amount, _, window = state.name.rpartition("_per_")
             into = tokens if amount == "tokens" else seconds

@@ -41,7 +41,9 @@ _FIELDS: Final = (
     b"Cache-Control: no-cache\r\n",
 )
 _RANGE: Final = re.compile(rb"(?:^|&)range=([0-9]{1,6})(?:&|$)")
-_NOT_STORED: Final = (b"Cache-Control: no-store\r\n",)
+NOT_STORED: Final = (b"Cache-Control: no-store\r\n",)
+MAX_KEYS_SHOWN: Final = 200
+"""It bounds what a page that is open fetches every two seconds, and the time that this takes."""
 
 
 @cache
@@ -100,11 +102,11 @@ def data(
         "replicas": _replicas(services),
         "gpus": services.gpus.view(services.clock.now()),
         "engine_memory": _engine_memory(services),
-        **_usage(principal, services),
+        **_usage(principal, services, MAX_KEYS_SHOWN),
     }
     if sees_all:
         facts["last_advice"] = services.fleet.status.last_advice
-    return LocalResponse(200, json.dumps(facts).encode(), local_response.JSON, _NOT_STORED)
+    return LocalResponse(200, json.dumps(facts).encode(), local_response.JSON, NOT_STORED)
 
 
 def _range_in(target: bytes) -> int:
@@ -143,24 +145,47 @@ def _engine_memory(services: Services) -> list[dict[str, object]]:
 def usage(principal: Principal, services: Services) -> LocalResponse:
     """The usage of *principal*; for an administrator, that of every key."""
     body = json.dumps(_usage(principal, services), indent=1).encode()
-    return LocalResponse(200, body, local_response.JSON, _NOT_STORED)
+    return LocalResponse(200, body, local_response.JSON, NOT_STORED)
 
 
-def _usage(principal: Principal, services: Services) -> dict[str, object]:
+def _usage(
+    principal: Principal, services: Services, at_most: int | None = None
+) -> dict[str, object]:
     services.recorder.settle()
-    totals, sees_all = services.usage, services.authenticator.is_admin(principal)
-    own = totals.view(principal.key_id, services.clock.wall)
-    views = totals.views(services.clock.wall) if sees_all else []
-    if all(view["key_id"] != principal.key_id for view in views):
-        views.insert(0, own)
-    for view in views:
-        view["budgets"] = budgets.view(services, str(view["key_id"]))
-        view["requests_per_minute"] = _rate(services, str(view["key_id"]))
+    facts = usage_facts(principal, services)
+    key_ids = usage_keys(principal, services, at_most)
+    return {**facts, "keys": [usage_of(key_id, services) for key_id in key_ids]}
+
+
+def usage_facts(principal: Principal, services: Services) -> dict[str, object]:
+    """The facts of /usage but those of each key."""
+    totals = services.usage
     return {
         "key_id": principal.key_id,
-        "sees_all": sees_all,
+        "sees_all": services.authenticator.is_admin(principal),
         "usage_since": datetime.fromtimestamp(totals.since, UTC).isoformat(timespec="seconds"),
-        "keys": views,
+        "keys_used": totals.keys_used,
+    }
+
+
+def usage_keys(principal: Principal, services: Services, at_most: int | None = None) -> list[str]:
+    """The keys whose usage *principal* sees, sorted; its own first if that was not used.
+
+    Args:
+        principal: who asks.
+        services: of the gateway.
+        at_most: as many of the other keys: those that were used last.
+    """
+    used = services.usage.key_ids(at_most) if services.authenticator.is_admin(principal) else []
+    return used if principal.key_id in used else [principal.key_id, *used]
+
+
+def usage_of(key_id: str, services: Services) -> dict[str, object]:
+    """What one key has used, and its limits."""
+    return {
+        **services.usage.view(key_id, services.clock.wall),
+        "budgets": budgets.view(services, key_id),
+        "requests_per_minute": _rate(services, key_id),
     }
 
 

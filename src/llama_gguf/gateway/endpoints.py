@@ -20,8 +20,8 @@ from llama_gguf.http1.fields import find
 from llama_gguf.http1.local_response import LocalResponse
 from llama_gguf.http1.request import Request
 from llama_gguf.http1.routes import Kind
-from llama_gguf.telemetry.formats import Format, as_json, negotiated_format
-from llama_gguf.telemetry.metrics import EngineMetric, Gauges, Metrics
+from llama_gguf.telemetry.formats import Format, json_text, negotiated_format
+from llama_gguf.telemetry.metrics import Budgets, EngineMetric, Gauges, Metrics
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.services import Services
@@ -141,8 +141,11 @@ def _word_for(state: ChildState) -> str:
     return "ok" if state is ChildState.READY else str(state)
 
 
-def gauges(services: Services) -> Gauges:
-    token_budgets, engine_budgets = budgets.gauges(services)
+def gauges(services: Services, found: tuple[Budgets, Budgets] | None = None) -> Gauges:
+    """What the metrics show besides counters; *found*: the budgets, if they are known already."""
+    if found is None:
+        found = budgets.gauges(services, services.authenticator.budgets.key_ids())
+    token_budgets, engine_budgets = found
     return Gauges(
         in_flight=services.fleet.admission.running,
         queue_depth=services.fleet.admission.queued,
@@ -169,22 +172,40 @@ def gauges(services: Services) -> Gauges:
 
 def _metrics(request: Request, services: Services) -> LocalResponse:
     """JSON or Prometheus text; the last one again while rendering is too expensive."""
-    head = request.head
-    wanted = negotiated_format(find(head.fields, b"accept") or b"", head.target.partition(b"?")[2])
-    if wanted is Format.JSON and head.path != b"/metrics":
-        wanted = Format.PROMETHEUS
-    made, until = services.scrapes.get(wanted, (None, 0.0))
-    if made is not None and services.clock.now() < until:
+    wanted = metrics_format(request)
+    made = held_metrics(services, wanted)
+    if made is not None:
         return made
     render = _renderer(wanted)
     begin = time.thread_time()
     services.recorder.settle()
     engine = services.engine_reader.latest
     made = LocalResponse(200, *render(services.metrics, gauges(services), engine, wanted))
-    seconds = time.thread_time() - begin
+    hold_metrics(services, wanted, made, seconds=time.thread_time() - begin)
+    return made
+
+
+def metrics_format(request: Request) -> Format:
+    """The format that *request* asks for."""
+    head = request.head
+    wanted = negotiated_format(find(head.fields, b"accept") or b"", head.target.partition(b"?")[2])
+    if wanted is Format.JSON and head.path != b"/metrics":
+        return Format.PROMETHEUS
+    return wanted
+
+
+def held_metrics(services: Services, wanted: Format) -> LocalResponse | None:
+    """The last metrics in this format, while they are sent again."""
+    made, until = services.scrapes.get(wanted, (None, 0.0))
+    return made if services.clock.now() < until else None
+
+
+def hold_metrics(
+    services: Services, wanted: Format, made: LocalResponse, *, seconds: float
+) -> None:
+    """Send *made* again for a while, if it took *seconds* of CPU and that is much."""
     if seconds >= EXPENSIVE_SECONDS:
         services.scrapes[wanted] = made, services.clock.now() + HELD_TIMES * seconds
-    return made
 
 
 _Render = Callable[[Metrics, Gauges, Iterable[EngineMetric], Format], tuple[bytes, bytes]]
@@ -202,4 +223,4 @@ def _renderer(wanted: Format) -> _Render:
 def _as_json(
     metrics: Metrics, gauges: Gauges, engine: Iterable[EngineMetric], _wanted: Format
 ) -> tuple[bytes, bytes]:
-    return json.dumps(as_json(metrics, gauges, engine), indent=1).encode(), local_response.JSON
+    return json_text(metrics, gauges, engine).encode(), local_response.JSON

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from llama_gguf.access.authenticator import Authenticator
 from llama_gguf.errors import GatewayError
-from llama_gguf.gateway import dashboard, endpoints
+from llama_gguf.gateway import dashboard, endpoints, large_responses
 from llama_gguf.gateway.budgets import rate_fields
 from llama_gguf.gateway.client import Client
 from llama_gguf.http1.local_response import LocalResponse
@@ -60,6 +60,11 @@ def serve(services: Services, client: Client, exchange: Exchange) -> Cancellable
         exchange.on(Event.FORWARD)
         work = dashboard_admin.respond(route.kind, request, services, principal)
         return services.loop.create_task(_respond_later(client, exchange, work), name="dashboard")
+    large = large_responses.of(route.kind, request, services, principal)
+    if large is not None:
+        client.settle_body(request)
+        exchange.on(Event.FORWARD)
+        return services.loop.create_task(_respond_later(client, exchange, large), name="many keys")
     client.respond(exchange, endpoints.respond(route.kind, request, services, principal))
     return None
 

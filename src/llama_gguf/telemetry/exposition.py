@@ -5,7 +5,7 @@ Imported at the first scrape that requests one, since neither the start nor the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Final
 
@@ -18,22 +18,28 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
+from prometheus_client.samples import Sample
 
-from llama_gguf.telemetry.formats import Format
+from llama_gguf.telemetry.formats import Format, paced
 from llama_gguf.telemetry.histogram import Histogram
 from llama_gguf.telemetry.metrics import METRICS, EngineMetric, Gauges, Metrics
 
 
 def render(
-    metrics: Metrics, gauges: Gauges, engine: Iterable[EngineMetric], text_format: Format
+    metrics: Metrics,
+    gauges: Gauges,
+    engine: Iterable[EngineMetric],
+    text_format: Format,
+    pause: Callable[[], None] | None = None,
 ) -> tuple[bytes, bytes]:
     """Text of all metrics in the format *text_format*, which is not JSON, and its content type.
 
     Those of this process (``process_*``) are prometheus-client's own. It never receives a client's
-    Accept field: it fails on a version that is not a number, and echoes all others.
+    Accept field: it fails on a version that is not a number, and echoes all others. *pause*
+    is called now and then, if this runs on a thread.
     """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Snapshot(metrics, gauges, engine))
+    registry.register(_Snapshot(metrics, gauges, engine, pause))
     ProcessCollector(registry=registry)
     encode, content_type = choose_encoder(_ACCEPTS[text_format])
     return encode(registry), content_type.encode()
@@ -45,8 +51,26 @@ _ACCEPTS: Final[Mapping[Format, str]] = {
 }
 
 
+class _Paced(list[Sample]):
+    """Samples whose iteration pauses."""
+
+    def __init__(self, samples: Iterable[Sample], pause: Callable[[], None] | None) -> None:
+        super().__init__(samples)
+        self._pause = pause
+
+    def __iter__(self) -> Iterator[Sample]:
+        return paced(super().__iter__(), self._pause)
+
+
 class _Snapshot(Collector):
-    def __init__(self, metrics: Metrics, gauges: Gauges, engine: Iterable[EngineMetric]) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        gauges: Gauges,
+        engine: Iterable[EngineMetric],
+        pause: Callable[[], None] | None,
+    ) -> None:
+        self._pause = pause
         self._metrics = metrics
         self._gauges = gauges
         self._engine = engine
@@ -54,11 +78,13 @@ class _Snapshot(Collector):
     def collect(self) -> Iterator[Metric]:
         for metric in METRICS:
             family = _KINDS[metric.type](metric.name, metric.help, labels=metric.labels)
-            for values, number in metric.samples(self._metrics, self._gauges):
+            samples = metric.samples(self._metrics, self._gauges)
+            for values, number in paced(samples, self._pause):
                 if isinstance(number, Histogram):
                     _add_histogram(family, values, number)
                 else:
                     family.add_metric(values, number)
+            family.samples = _Paced(family.samples, self._pause)
             yield family
         families: dict[str, Any] = {}
         for found in self._engine:

@@ -33,6 +33,11 @@ class Histogram:
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
+    def copy(self) -> Histogram:
+        made = Histogram(self.bounds)
+        made.counts, made.sum = [*self.counts], self.sum
+        return made
+
     def observe(self, seconds: Sequence[float]) -> None:
         # Sorted, since a search for each bound costs less than one for each value.
         values = sorted(seconds)
@@ -54,6 +59,11 @@ class Histograms(dict[str, Histogram]):
     def __init__(self, bounds: tuple[float, ...]) -> None:
         super().__init__()
         self._bounds = bounds
+
+    def copy(self) -> Histograms:
+        made = Histograms(self._bounds)
+        made.update({operation: histogram.copy() for operation, histogram in self.items()})
+        return made
 
     def __missing__(self, operation: str) -> Histogram:
         histogram = self[operation] = Histogram(self._bounds)

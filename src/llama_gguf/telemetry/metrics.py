@@ -68,6 +68,26 @@ class Metrics:
         self.latest_first_tokens: deque[float] = deque(maxlen=MAX_LATEST)
         """Seconds; the dashboard removes them when it charts them."""
 
+    def snapshot(self) -> Metrics:
+        """A copy, for a thread: what the event loop counts meanwhile does not change it."""
+        made = Metrics()
+        made.requests = Counter(self.requests)
+        made.rejections = Counter(self.rejections)
+        made.client_disconnects = Counter(self.client_disconnects)
+        made.rate_limited = Counter(self.rate_limited)
+        made.backend_failures = Counter(self.backend_failures)
+        made.replays = Counter(self.replays)
+        made.keys_reload = Counter(self.keys_reload)
+        made.last_reload_successful = self.last_reload_successful
+        made.tokens = Counter(self.tokens)
+        made.usage_unknown = Counter(self.usage_unknown)
+        made.received_bytes, made.sent_bytes = self.received_bytes, self.sent_bytes
+        made.queue_waits = self.queue_waits.copy()
+        made.first_tokens = self.first_tokens.copy()
+        made.output_tokens = self.output_tokens.copy()
+        made.durations = self.durations.copy()
+        return made
+
     @property
     def responses(self) -> int:
         """Responses of the engine: each is in a bucket of the queue wait."""

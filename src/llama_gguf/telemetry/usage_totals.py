@@ -216,7 +216,12 @@ class UsageTotals:
 
     def views(self, now: float) -> list[dict[str, object]]:
         """The numbers of every key that has used something, sorted by key id."""
-        return [self.view(key_id, now) for key_id in sorted(self._by_key)]
+        return [self.view(key_id, now) for key_id in self.key_ids()]
+
+    def key_ids(self, at_most: int | None = None) -> list[str]:
+        """The keys that have used something, sorted; *at_most* so many, those used last."""
+        used = [*self._by_key]
+        return sorted(used if at_most is None else used[-at_most:])
 
     def latest_views(self, now: float, count: int) -> list[dict[str, object]]:
         """The numbers of the *count* keys that were used last, the latest first."""

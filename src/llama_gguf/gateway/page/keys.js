@@ -18,7 +18,7 @@ addChoices("windows", Object.entries(WINDOWS), shownWindow, (name) => {
 
 export function showUsage(data) {
   latest = data;
-  const { keys, key_id, sees_all, usage_since } = data;
+  const { keys, keys_used, key_id, sees_all, usage_since } = data;
   const shown = [shownWindow, keys.map((key) => [key.key_id, key[shownWindow], key.budgets, key.requests_per_minute])];
   setRows("keys", JSON.stringify(shown), () => keys.map((account) => {
     const name = account.key_id === "-" ? "(no key required)" : account.key_id;
@@ -29,6 +29,7 @@ export function showUsage(data) {
   }));
   const unknown = keys.reduce((sum, key) => sum + key[shownWindow].responses_without_usage, 0);
   setText("keys-note", [
+    sees_all && keys.length < keys_used ? `The last used ${number(keys.length)} of ${number(keys_used)} keys.` : "",
     sees_all ? "" : "Only your key is shown; keys in ADMIN_KEY_IDS see and manage all keys.",
     unknown ? `${number(unknown)} responses without complete token usage.` : "",
     `Counted since ${new Date(usage_since).toLocaleString()}.`,

@@ -46,6 +46,12 @@ def test_threads_are_limited_to_those_that_can_run_at_once(
     assert here.thread_limit == threads
 
 
+def test_without_affinity_all_cpus_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")
+
+    assert machine.look("").cpus == os.cpu_count()
+
+
 def test_cores_are_counted_once_for_all_their_cpus(tmp_path: Path) -> None:
     for number, siblings in enumerate(["5", "a", "5", "a"]):
         folder = tmp_path / f"cpu{number}" / "topology"

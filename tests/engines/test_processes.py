@@ -15,6 +15,10 @@ def process(pid: int, parent: int, *argv: str) -> Process:
     return Process(pid, parent, argv[0], "S", 1, 0, 0.0, argv)
 
 
+def test_without_proc_no_process_is_visible(tmp_path: Path) -> None:
+    assert look(str(tmp_path / "proc")) == {}
+
+
 def test_this_process_is_read_correctly() -> None:
     me = look()[os.getpid()]
 

@@ -21,7 +21,6 @@ BENCH: Final = SOURCE.with_name("llama_gguf_bench")  # its tests are in tests/be
 TESTED_ELSEWHERE: Final = {
     "files/stamps.py": "access/test_key_store.py",  # detects a new keys file
     "cli/command.py": "cli/test_main.py",  # runs what main has recognised
-    "cli/gateway_operations.py": "supervisor/test_serve_operated.py",
     "cli/help_format.py": "cli/test_arguments.py",
     "cli/key_views.py": "cli/test_keys.py",  # the output of `keys`
     # Commands that need a running server.

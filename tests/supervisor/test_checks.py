@@ -1,10 +1,23 @@
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
 
 from llama_gguf.config.settings import Settings
 from llama_gguf.errors import UserError
 from llama_gguf.supervisor import checks
+
+
+@pytest.mark.parametrize(("module", "name"), checks.NEEDED)
+def test_a_system_without_something_of_linux_is_named_with_what_it_lacks(
+    module: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert checks.system() == "Linux"
+    monkeypatch.delattr(module, name)
+
+    with pytest.raises(UserError, match=rf"needs Linux; .* has no {module.__name__}\.{name}\. Run"):
+        checks.system()
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,9 @@ def facts(settings: Settings, context: Context) -> Iterator[Result]:
     path = context.environ.get("PATH", os.defpath)
     here = machine.look(path)
     yield from _machine(here, settings.engine, context.environ)
+    system = _try("system", checks.system)
+    if system.level is Level.WRONG:  # otherwise, it is a part of the machine
+        yield system
     yield _disk(settings, context.sources["data_dir"])
     yield _logs(settings.logs)
     yield _try("extra args", lambda: " ".join(extra_args(settings.engine)) or "none")

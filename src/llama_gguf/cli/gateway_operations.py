@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,12 +12,22 @@ from llama_gguf.gateway import fleet_facts
 from llama_gguf.gateway.operator_facts import operator_facts
 from llama_gguf.gateway.server import Gateway
 from llama_gguf.net.clock import wall_now
-from llama_gguf.supervisor.control_socket import ControlSocket, Handler, Json, Report
+from llama_gguf.supervisor.control_socket import (
+    CAN_NAME_PEERS,
+    ControlSocket,
+    Handler,
+    Json,
+    Report,
+)
 from llama_gguf.supervisor.operations import iso, replica_facts, server_facts
 
 
-def control_socket(settings: Settings, gateway: Gateway) -> ControlSocket:
-    """The socket over which a second terminal operates *gateway*."""
+def control_socket(
+    settings: Settings, gateway: Gateway
+) -> ControlSocket | contextlib.nullcontext[None]:
+    """The socket over which a second terminal operates *gateway*; none where peers are unknown."""
+    if not CAN_NAME_PEERS:
+        return contextlib.nullcontext()
     handlers = _Operations(settings, gateway, wall_now()).handlers()
     return ControlSocket(settings.model.data_dir, settings.listen.port, handlers)
 

@@ -60,13 +60,20 @@ def look(path: str) -> Machine:
     memory, limits = _meminfo(), cgroup.look()
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        cpus=len(os.sched_getaffinity(0)),
+        cpus=_cpus(),
         cores=_cores(),
         cpu_limit=limits.cpus,
         memory_total=_least(memory.get("MemTotal"), limits.memory),
         memory_available=_least(memory.get("MemAvailable"), limits.memory_left),
         gpus=_nvidia_gpus(path),
     )
+
+
+def _cpus() -> int:
+    """The CPUs on which this process may run."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # not Linux
 
 
 def _cores(root: str = "/sys/devices/system/cpu") -> int:

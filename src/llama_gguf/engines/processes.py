@@ -34,9 +34,9 @@ class Process:
 
 
 def look(proc: str = "/proc") -> dict[int, Process]:
-    """Every visible process."""
+    """Every visible process; none where there is no proc(5)."""
     found = {}
-    for name in os.listdir(proc):
+    for name in os.listdir(proc) if os.path.isdir(proc) else ():
         if name.isdecimal():
             with suppress(OSError, ValueError, IndexError):  # it has ended meanwhile
                 found[int(name)] = _read(os.path.join(proc, name), int(name))

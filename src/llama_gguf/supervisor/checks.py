@@ -1,10 +1,15 @@
-"""What can be said of the settings of `serve` without any file or process: errors, ports, changes.
+"""What is checked of the system and the settings of `serve` without any file or process.
 
 A start checks this first, so it imports nothing of models.
 """
 
 from __future__ import annotations
 
+import os
+import platform
+import select
+import socket
+from types import ModuleType
 from typing import Final
 
 from llama_gguf.config.schema import ListenSettings, UpstreamSettings
@@ -16,6 +21,31 @@ from llama_gguf.errors import UserError
 MAX_PORT: Final = 65535
 LIVE_GROUPS: Final = ("model", "engine", "supervision")
 """Their settings can be changed by a rolling restart."""
+
+
+NEEDED: Final[tuple[tuple[ModuleType, str], ...]] = (
+    (select, "epoll"),
+    (os, "sched_getaffinity"),
+    (socket, "SO_PEERCRED"),
+)
+"""What `serve` uses of Linux, besides proc(5) and prctl(2)."""
+
+
+def system() -> str:
+    """The name of the operating system.
+
+    Raises:
+        UserError: `serve` cannot run on it; the message is about the alternatives.
+    """
+    name = platform.system()
+    missing = [f"{module.__name__}.{part}" for module, part in NEEDED if not hasattr(module, part)]
+    if missing:
+        raise UserError(
+            f"`llama-gguf serve` needs Linux; {name} has no {', '.join(missing)}. Run the "
+            "container image (on macOS with Docker Desktop or Colima: docs/deployment/docker.md), "
+            "or start llama-server yourself and `llama-gguf gateway` in front of it."
+        )
+    return name
 
 
 def check(settings: Settings) -> None:

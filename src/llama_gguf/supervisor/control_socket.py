@@ -47,6 +47,9 @@ CLOSE_SECONDS: Final = 1.0
 MAX_WAITING_BYTES: Final = 1 << 16
 """Of progress to a client that does not read; what exceeds this is left out."""
 
+CAN_NAME_PEERS: Final = hasattr(socket, "SO_PEERCRED")
+"""Whether the kernel names the process and the user of a peer, as Linux does."""
+
 Json = Mapping[str, object]
 Report = Callable[[str], None]
 Handler = Callable[[Json, Report], Awaitable[Json]]

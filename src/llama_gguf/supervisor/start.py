@@ -46,7 +46,9 @@ def serve(
     Raises:
         UserError: a setting is invalid, an address is taken, or model or engine is missing.
     """
-    checks.check(settings)  # mistakes are reported before anything starts
+    # Mistakes are reported before anything starts.
+    checks.system()
+    checks.check(settings)
     _check_certificates(settings)
     if not settings.upstream.backend_api_key:
         key = f"gateway-{secrets.token_urlsafe(32)}"

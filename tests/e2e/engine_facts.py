@@ -1,9 +1,11 @@
 """The behaviour of llama-server that we rely on, seen from outside: one fact per line.
 
-tests/e2e/engine_facts.txt has the reviewed facts; ``test_drift.py`` compares them with the
-installed engine. If it reports a change: check whether we rely on the fact (engines/command.py,
-http1/routes.py, engines/probe.py, what reads tokens and timings), change our code if necessary, and
-record the facts with ``make engine-facts``.
+tests/e2e/engine_facts.txt has the reviewed facts, and engine_facts_newest.txt those of the newest
+engine that was looked at: ``test_drift.py`` compares the former with the installed engine, and in
+``make drift`` the latter with the newest one on PyPI. If it reports a change: check whether we rely
+on the fact (engines/command.py, http1/routes.py, engines/probe.py, what reads tokens and timings),
+change our code if necessary, and record the facts with ``make engine-facts``, or with
+``RECORD_ENGINE_FACTS=1 make drift``.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ from llama_gguf.engines.address import EngineAddress
 from tests.support.clients import Wire
 from tests.support.messages import Response, request
 
-RECORDED: Final = Path(__file__).with_suffix(".txt")
-RENEW: Final = "if all is well with that, `make engine-facts` records it"
+RECORDED: Final = Path(os.environ.get("ENGINE_FACTS") or Path(__file__).with_suffix(".txt"))
+RENEW: Final = (
+    "if all is well with that, `make engine-facts` records it, or the same for `make drift`"
+)
 
 Facts = dict[str, list[str]]
 """By heading."""
@@ -92,7 +96,8 @@ def _is_kept(wire: Wire) -> bool:
 
 def observe(engine: Engine) -> Facts:
     """All facts about the installed llama-server; *engine* is a client of a running one."""
-    found = locate.locate("", os.environ.get("PATH", ""), environ=os.environ)
+    given = os.environ.get("LLAMA_SERVER", "")
+    found = locate.locate(given, os.environ.get("PATH", ""), environ=os.environ)
     environ = {**os.environ, **found.environment_changes}
     help_text = subprocess.run(
         [found.path, "--help"], env=environ, capture_output=True, text=True, check=True, timeout=60

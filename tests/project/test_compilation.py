@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 import sysconfig
+import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
+import yaml
 
 import hatch_build
 from hatch_build import BUILD_DEPENDENCIES, MODULES, VARIABLE, CompileHook
+from llama_gguf.form import FORM
 
 ROOT = Path(__file__).parents[2]
 
@@ -104,6 +110,42 @@ def test_an_editable_installation_is_not_compiled(monkeypatch: pytest.MonkeyPatc
     made.initialize("editable", {})
 
     assert app.warnings == []
+
+
+# The wheels of a release --------------------------------------------------------------------------
+
+PROJECT: Final = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+WHEELS: Final = PROJECT["tool"]["cibuildwheel"]
+
+
+def test_wheels_are_compiled_for_every_python_that_is_supported() -> None:
+    classifiers = " ".join(PROJECT["project"]["classifiers"])
+    pythons = re.findall(r"Python :: 3\.(\d+)", classifiers)
+
+    assert WHEELS["build"].split() == [f"cp3{minor}-*" for minor in pythons]
+    assert WHEELS["environment"] == {VARIABLE: "1"}
+    assert "skip" not in WHEELS  # neither musl nor an architecture
+
+
+def test_wheels_are_built_on_both_architectures_and_checked_before_they_are_published() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())["jobs"]
+
+    assert jobs["wheels"]["strategy"]["matrix"]["runner"] == ["ubuntu-24.04", "ubuntu-24.04-arm"]
+    assert "wheels" in jobs["provenance"]["needs"]
+    assert "provenance" in jobs["pypi"]["needs"]
+
+
+@pytest.mark.processes
+def test_what_is_run_with_each_wheel_accepts_a_gateway_that_works_in_the_expected_form() -> None:
+    def smoke(form: str) -> subprocess.CompletedProcess[str]:
+        script = WHEELS["test-command"].replace("{project}", str(ROOT)).split()[1]
+        argv = [sys.executable, script, form]
+        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+
+    assert smoke(FORM).returncode == 0
+    other = smoke("another form")
+    assert other.returncode == 1
+    assert "not another form" in other.stderr
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -36,7 +36,7 @@ def steps(workflow: Path) -> Iterator[dict[str, Any]]:
 
 
 def test_the_required_workflows_exist() -> None:
-    assert {name_of(w) for w in WORKFLOWS} == {"ci", "cd", "release", "docs"}
+    assert {name_of(w) for w in WORKFLOWS} == {"ci", "cd", "release", "docs", "drift"}
 
 
 @pytest.mark.processes

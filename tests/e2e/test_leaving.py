@@ -212,7 +212,7 @@ def conversations(served: Served, engine: EngineTasks) -> Iterator[None]:
     yield
     with served.wire(backend=True) as wire:
         wire.send(request("DELETE", "/v1/stream/conversation", key=served.backend_key))
-        assert wire.response().status == 204
+        assert wire.response().status in (204, 404)  # newer engines: there was none
 
 
 @pytest.mark.usefixtures("conversations")

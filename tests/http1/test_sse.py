@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from llama_gguf.http1 import sse
 from llama_gguf.http1.sse import has_final_event, outcome_of
 from tests.support.messages import chunk
 
@@ -24,6 +25,7 @@ NOT_FINAL = [
     b"event: message_stop\n",
     b": [DONE]\n\n",
 ]
+EVENT = chunk(b'data: {"choices":[{"index":0,"delta":{"content":" tok"}}]}\n\n')
 ERRORS = [
     b'data: {"error":{"code":500,"message":"Context size has been exceeded."}}\n\n',
     b'error: {"error":{"code":500}}\n\n',
@@ -53,3 +55,11 @@ def test_an_error_event_makes_the_outcome_an_error_of_the_engine(event: bytes) -
 
 def test_text_about_an_error_is_none() -> None:
     assert outcome_of(b'data: {"content":"data: {\\"error\\":1}"}\n\ndata: [DONE]\n\n') == "done"
+
+
+def test_a_stream_without_a_word_about_an_error_needs_no_expression(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sse, "_ERROR", None)
+
+    assert outcome_of(EVENT * 70) == "done"

@@ -28,4 +28,7 @@ def has_final_event(ending: bytes) -> bool:
 
 def outcome_of(ending: bytes) -> str:
     """The outcome of a stream that the engine has ended: it may have sent an error in it."""
+    # The expression has no fixed beginning, so it takes ten times as long as these two.
+    if b"error" not in ending and b"failed" not in ending:
+        return DONE
     return ENGINE_ERROR if _ERROR.search(ending) else DONE

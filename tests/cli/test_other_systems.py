@@ -1,4 +1,4 @@
-"""On a system that is not Linux, `serve` says so, and what can work there works."""
+"""On a system that is not Linux, `serve` names that, and what can work there works."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def run(folder: Path, *words: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-def test_serve_says_in_one_line_what_to_do(tmp_path: Path) -> None:
+def test_serve_states_in_one_line_what_to_do(tmp_path: Path) -> None:
     status, output = run(tmp_path, "serve", "m.gguf")
 
     assert status == 1

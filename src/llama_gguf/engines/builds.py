@@ -10,7 +10,7 @@ OLDEST_TESTED: Final = 10068
 NEWEST_TESTED: Final = 11549
 """Of October 2026: `make drift`, and on arm64 `[engine]`."""
 _NUMBER: Final = re.compile(r"b?([0-9]{4,9})\b")
-"""A build from a clone without history counts its commits from 1, so its number says nothing."""
+"""A build from a clone without history counts its commits from 1, so its number means nothing."""
 
 
 def build_of(version: str, wheel_version: str = "") -> int | None:

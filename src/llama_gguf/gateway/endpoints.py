@@ -142,7 +142,7 @@ def _word_for(state: ChildState) -> str:
 
 
 def gauges(services: Services, found: tuple[Budgets, Budgets] | None = None) -> Gauges:
-    """What the metrics show besides counters; *found*: the budgets, if they are known already."""
+    """What the metrics show in addition to counters; *found*: the budgets, if known already."""
     if found is None:
         found = budgets.gauges(services, services.authenticator.budgets.key_ids())
     token_budgets, engine_budgets = found
@@ -186,7 +186,7 @@ def _metrics(request: Request, services: Services) -> LocalResponse:
 
 
 def metrics_format(request: Request) -> Format:
-    """The format that *request* asks for."""
+    """The format that *request* accepts."""
     head = request.head
     wanted = negotiated_format(find(head.fields, b"accept") or b"", head.target.partition(b"?")[2])
     if wanted is Format.JSON and head.path != b"/metrics":

@@ -1,6 +1,6 @@
-"""Responses about so many keys that the event loop must not make them in one step.
+"""Responses about many keys, which the event loop must not make in one step.
 
-For 10,000 keys, /usage and /metrics take up to half a second of CPU, in which no event of any
+For 10,000 keys, /usage and /metrics need as much as half a second of CPU, in which no event of any
 stream would be forwarded. What reads the gateway's state is done on the loop, a few keys at a time;
 the text of the metrics is made from a copy, on a thread that pauses.
 """

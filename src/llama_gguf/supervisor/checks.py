@@ -28,7 +28,7 @@ NEEDED: Final[tuple[tuple[ModuleType, str], ...]] = (
     (os, "sched_getaffinity"),
     (socket, "SO_PEERCRED"),
 )
-"""What `serve` uses of Linux, besides proc(5) and prctl(2)."""
+"""What `serve` uses of Linux, in addition to proc(5) and prctl(2)."""
 
 
 def system() -> str:

@@ -219,7 +219,7 @@ class UsageTotals:
         return [self.view(key_id, now) for key_id in self.key_ids()]
 
     def key_ids(self, at_most: int | None = None) -> list[str]:
-        """The keys that have used something, sorted; *at_most* so many, those used last."""
+        """The keys that have used something, sorted; with *at_most*, those used last."""
         used = [*self._by_key]
         return sorted(used if at_most is None else used[-at_most:])
 

@@ -18,7 +18,18 @@ def test_a_stream_begins_with_its_first_event_not_with_a_comment() -> None:
     window = ResponseWindow(is_event_stream=True)
 
     assert [window.add(data) for data in (COMMENT, event(1), event(2))] == [False, True, False]
-    assert window.opening == event(1)
+    assert window.opening == event(1) + event(2)
+
+
+def test_a_first_event_that_arrives_in_two_reads_is_kept_whole() -> None:
+    start = b'event: message_start\ndata: {"message":{"usage":{"input_tokens":8}}}\n\n'
+    window = ResponseWindow(is_event_stream=True)
+
+    for part in (start[:40], start[40:], event(1) * 100):
+        window.add(part)
+
+    assert window.opening.startswith(start)
+    assert len(window.opening) == OPENING_BYTES
 
 
 def test_any_other_response_begins_with_its_first_byte() -> None:
@@ -26,7 +37,7 @@ def test_any_other_response_begins_with_its_first_byte() -> None:
 
     assert window.add(b'{"data:')
     assert not window.add(b'"}')
-    assert window.opening == b'{"data:'
+    assert window.opening == b'{"data:"}'
     assert window.ending == b'{"data:"}'
 
 

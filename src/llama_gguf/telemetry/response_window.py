@@ -50,6 +50,9 @@ class ResponseWindow:
         begins = not self.opening and (not self.is_event_stream or _EVENT in data)
         if begins:  # llama-server sends comments before: they have no content
             self.opening = data[:OPENING_BYTES]
+        elif self.opening and len(self.opening) < OPENING_BYTES:
+            # The first event may arrive in two reads, with its usage in the second.
+            self.opening += data[: OPENING_BYTES - len(self.opening)]
         self._add_last(data)
         return begins
 

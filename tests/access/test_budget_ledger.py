@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from llama_gguf.access.attributes import Attributes
-from llama_gguf.access.budget_ledger import MAX_KEYS, BudgetLedger
+from llama_gguf.access.budget_ledger import LINES_PER_PAUSE, MAX_KEYS, BudgetLedger
 from llama_gguf.access.token_budget import TOKENS_PER_MONTH
 
 NOW = 1_800_000_000.0
@@ -154,3 +154,13 @@ def test_a_long_file_is_read_with_pauses() -> None:
     BudgetLedger.load(ledger.dump(), lambda: pauses.append(1))
 
     assert len(pauses) == 3
+
+
+def test_the_text_of_changed_budgets_is_made_some_per_step() -> None:
+    ledger = BudgetLedger()
+    for number in range(3 * LINES_PER_PAUSE):
+        spend(ledger, f"key-{number}", 5)
+
+    assert len([*ledger.prepare()]) == 3
+    assert not [*ledger.prepare()]
+    assert restarted(ledger).key_ids() == ledger.key_ids()

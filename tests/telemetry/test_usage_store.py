@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from llama_gguf.telemetry.usage_store import USAGE, UsageStore
-from llama_gguf.telemetry.usage_totals import UsageTotals
+from llama_gguf.telemetry.usage_totals import LINES_PER_PAUSE, UsageTotals
 from tests.support.processes import DEADLINE_SECONDS
 
 NOW = 1_800_000_000.0
@@ -64,6 +64,20 @@ def test_the_usage_is_loaded_by_the_next_gateway(path: Path) -> None:
     assert again.since == NOW
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert sorted(p.name for p in path.parent.iterdir()) == ["here.json", "here.json.lock"]
+
+
+def test_the_loop_runs_between_the_texts_of_a_few_keys(path: Path) -> None:
+    totals = UsageTotals(NOW)
+    for number in range(LINES_PER_PAUSE * 5):
+        totals.add(f"key-{number}", ONE, NOW)
+
+    work = store_at(path).update(totals)
+    steps = [work.send(None) for _ in range(5)]
+    work.close()
+
+    assert steps == [None] * 5  # as asyncio.sleep(0) yields; a future would be the write
+    update(store_at(path), totals)
+    assert store_at(path).load(NOW).views(NOW) == totals.views(NOW)
 
 
 def test_without_a_file_counting_begins_at_0(path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from llama_gguf.http1.exchange_record import Usage
 from llama_gguf.telemetry import usage_totals
 from llama_gguf.telemetry.batch import COUNTS, Batch
-from llama_gguf.telemetry.usage_totals import WINDOWS, UsageTotals
+from llama_gguf.telemetry.usage_totals import LINES_PER_PAUSE, WINDOWS, UsageTotals
 from tests.support.exchanges import finished_exchange
 
 NOW = 1_800_000_000.0
@@ -286,3 +286,15 @@ def test_a_mutated_dump_is_loaded_or_rejected(at: int, put: str) -> None:
         return
     found.views(NOW)
     found.dump()
+
+
+def test_the_text_of_changed_keys_is_made_some_keys_per_step() -> None:
+    totals = UsageTotals(NOW)
+    for number in range(3 * LINES_PER_PAUSE):
+        totals.add(f"key-{number}", [1] * len(COUNTS), NOW)
+
+    steps = totals.prepare()
+    next(steps)
+
+    assert sum(1 for usage in totals._by_key.values() if usage.text) == LINES_PER_PAUSE
+    assert len([*steps]) == 2

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from llama_gguf.access.token_budget import NAMES, TokenBudget, add, apply, no_counts
@@ -94,6 +94,14 @@ class BudgetLedger:
 
     def open(self) -> None:
         """All numbers are parsed already."""
+
+    def prepare(self) -> Iterator[None]:
+        """Make the text of what has changed, a few keys per step: ``dump`` then takes little."""
+        changed = [budget for budget in self._by_key.values() if not budget.text]
+        for number, budget in enumerate(changed, 1):
+            _text_of(budget)
+            if not number % LINES_PER_PAUSE:
+                yield
 
     def dump(self) -> str:
         """All counts as text."""

@@ -42,6 +42,10 @@ class Totals(Protocol):
         """Since the last ``take_unsaved``."""
         ...
 
+    def prepare(self) -> Iterator[None]:
+        """Do a part of what ``dump`` would do, in short steps."""
+        ...
+
     def dump(self) -> str:
         """All of it as text."""
         ...
@@ -142,6 +146,9 @@ class UsageStore(Generic[T]):
 
     async def update(self, totals: T) -> None:
         """Write what is new in *totals*, and load what is new in the file."""
+        if totals.has_changed:
+            for _ in totals.prepare():  # before the lock, since this may be cancelled here
+                await asyncio.sleep(0)
         self._lock.acquire()  # does not block: the previous update was awaited
         is_due = totals.has_changed or self._unsaved is not None
         job = _Job(totals.dump() if is_due else "", totals.take_unsaved())

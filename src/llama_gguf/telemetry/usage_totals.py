@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from llama_gguf.telemetry.batch import COUNTS, Batch, Counts
@@ -232,6 +232,14 @@ class UsageTotals:
         return len(self._by_key)
 
     # Across restarts ----------------------------------------------------------------------------
+
+    def prepare(self) -> Iterator[None]:
+        """Make the text of what has changed, a few keys per step: ``dump`` then takes little."""
+        changed = [usage for usage in self._by_key.values() if not usage.text]
+        for number, usage in enumerate(changed, 1):
+            usage.dump()
+            if not number % LINES_PER_PAUSE:
+                yield
 
     def dump(self) -> str:
         """The totals as text for ``load``. Keys that have not changed cost little."""

@@ -292,7 +292,7 @@ def test_an_incomplete_installation_still_yields_a_bundle(
 ) -> None:
     path = tmp_path / "out.tar.gz"
     code = (
-        "import sys; sys.modules['llama_gguf.net.listener'] = None; "
+        "import sys; sys.modules['llama_gguf.net.binding'] = None; "
         "from llama_gguf.cli.main import main; main()"
     )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from llama_gguf.cli.main import main
-from llama_gguf.net.listener import listen
+from llama_gguf.net.binding import listen
 from llama_gguf.supervisor.health_server import HealthServer
 from tests.support.blocked import BlockedPipe
 from tests.support.clients import status_or_none

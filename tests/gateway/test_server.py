@@ -21,7 +21,7 @@ from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.gateway.client_connection import ClientConnection
 from llama_gguf.gateway.server import Gateway, adopt
 from llama_gguf.gateway.services import Services
-from llama_gguf.net.listener import listen
+from llama_gguf.net.binding import listen
 from tests.support.certificates import issue, names_in, trusting
 from tests.support.keys import KEYS_TEXT
 from tests.support.messages import Response, read_responses

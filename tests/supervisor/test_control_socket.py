@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from llama_gguf.errors import UserError
-from llama_gguf.net.listener import MAX_SOCKET_PATH
+from llama_gguf.net.binding import MAX_SOCKET_PATH
 from llama_gguf.supervisor import control_socket
 from llama_gguf.supervisor.control_socket import (
     MAX_CLIENTS,

@@ -14,7 +14,7 @@ import pytest
 
 from llama_gguf.engines.activity import Activity
 from llama_gguf.engines.status import ChildState, EngineStatus
-from llama_gguf.net.listener import listen
+from llama_gguf.net.binding import listen
 from llama_gguf.supervisor.gateway_run import MAX_BUFFERED_BYTES, GatewayManager
 
 pytestmark = pytest.mark.processes

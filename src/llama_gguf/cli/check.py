@@ -52,7 +52,7 @@ from llama_gguf.files.sizes import size_text
 from llama_gguf.models.engine_options import Options, options
 from llama_gguf.models.hub_address import PREFIX, canonical
 from llama_gguf.net import tls
-from llama_gguf.net.listener import check_socket_path, listen
+from llama_gguf.net.binding import check_socket_path, listen
 from llama_gguf.supervisor import checks, division, plan, shares
 from llama_gguf.supervisor.shares import Share
 

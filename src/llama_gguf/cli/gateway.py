@@ -97,7 +97,7 @@ def _listener(settings: Settings) -> socket.socket:
     Raises:
         UserError: it cannot.
     """
-    from llama_gguf.net.listener import listen
+    from llama_gguf.net.binding import listen
 
     _check_upstream(settings.listen, settings.upstream)
     try:

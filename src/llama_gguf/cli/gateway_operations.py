@@ -11,7 +11,7 @@ from llama_gguf.errors import UserError
 from llama_gguf.gateway import fleet_facts
 from llama_gguf.gateway.operator_facts import operator_facts
 from llama_gguf.gateway.server import Gateway
-from llama_gguf.net.clock import wall_now
+from llama_gguf.net.wall_clock import wall_now
 from llama_gguf.supervisor.control_socket import (
     CAN_NAME_PEERS,
     ControlSocket,

@@ -16,7 +16,7 @@ from llama_gguf.cli.context import Context
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Finding, Probe, watch
 from llama_gguf.engines.status import HEALTH_STATUS, ChildState
-from llama_gguf.net.listener import listen
+from llama_gguf.net.binding import listen
 from llama_gguf.supervisor.health_server import HealthServer
 
 USAGE = "%(prog)s [--SETTING VALUE ...]"

@@ -36,12 +36,14 @@ class ServeDisplay:
         self._load_meter = LoadMeter(environ)
 
     def on_checked(self) -> None:
+        auth = self._settings.auth
+        path = auth.auth_keys_file
+        if not self._creates_key or not auth.auth_enabled:
+            return
         # Here and below imported when it is needed: the start must not wait for it.
         from llama_gguf.access import key_admin
 
-        auth = self._settings.auth
-        path = auth.auth_keys_file
-        if not self._creates_key or not auth.auth_enabled or len(key_admin.keys_in(path)):
+        if len(key_admin.keys_in(path)):
             return
         self._new_key = key_admin.create(path, name="default").secret
         echo(f"A new API key, stored in {path}:\n\n    {self._new_key}\n")

@@ -27,7 +27,6 @@ from llama_gguf.gateway.dashboard import take_reading
 from llama_gguf.gateway.lifecycle import Event, Lifecycle
 from llama_gguf.gateway.peers import Peers
 from llama_gguf.gateway.services import Services
-from llama_gguf.net.clock import wall_now
 from llama_gguf.net.connector import Dial, Dialer, TlsDialer
 from llama_gguf.net.listener import Listener
 from llama_gguf.net.poller import poller
@@ -36,6 +35,7 @@ from llama_gguf.net.terminal import Terminal
 from llama_gguf.net.threads import run_detached
 from llama_gguf.net.tls import ServerContext, client_context
 from llama_gguf.net.transport import LoopTransport, SocketTransport
+from llama_gguf.net.wall_clock import wall_now
 from llama_gguf.telemetry.history_store import FOLDER as HISTORY
 from llama_gguf.telemetry.history_store import HistoryStore
 from llama_gguf.telemetry.usage_store import USAGE, Kind, T, UsageStore

@@ -7,7 +7,8 @@ from urllib.parse import urlsplit
 
 from llama_gguf.config.settings import Settings
 from llama_gguf.events import EventLog
-from llama_gguf.net.clock import Clock, wall_now
+from llama_gguf.net.clock import Clock
+from llama_gguf.net.wall_clock import wall_now
 
 if TYPE_CHECKING:
     from llama_gguf.telemetry.traces import Traces

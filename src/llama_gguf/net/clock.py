@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+
+from llama_gguf.net.wall_clock import wall_now
 
 
 class Clock:
@@ -35,8 +36,3 @@ class Clock:
         # Always in English, since setlocale is never called.
         date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(self.wall))
         self.date = b"Date: %b\r\n" % date.encode("ascii")
-
-
-def wall_now() -> float:
-    """POSIX seconds. For people and for expiry, never for durations."""
-    return datetime.now(UTC).timestamp()

@@ -23,8 +23,8 @@ from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.status import HEALTH_STATUS, ChildState, EngineStatus
 from llama_gguf.events import EventLog
 from llama_gguf.models.progress import Meter
-from llama_gguf.net.clock import wall_now
 from llama_gguf.net.threads import run_detached
+from llama_gguf.net.wall_clock import wall_now
 from llama_gguf.supervisor import checks, reaper
 from llama_gguf.supervisor.boot_log import BOOT_LOG, BootLog
 from llama_gguf.supervisor.control_socket import ControlSocket

@@ -29,7 +29,7 @@ from typing import Final, Self
 
 from llama_gguf.errors import UserError
 from llama_gguf.events import EventLog
-from llama_gguf.net.listener import MAX_SOCKET_PATH
+from llama_gguf.net.binding import MAX_SOCKET_PATH
 from llama_gguf.net.threads import run_detached
 
 _log: Final = EventLog(__name__)

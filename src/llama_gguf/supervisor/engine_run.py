@@ -27,7 +27,7 @@ from llama_gguf.engines.watchdogs import FlowWatch, IdleWatch, LoadReport, Patie
 from llama_gguf.errors import UserError
 from llama_gguf.events import EventLog
 from llama_gguf.files.line_writer import LogWriter
-from llama_gguf.net.clock import wall_now
+from llama_gguf.net.wall_clock import wall_now
 from llama_gguf.supervisor import child as children
 from llama_gguf.supervisor import oom
 from llama_gguf.supervisor.child import Child

@@ -12,7 +12,7 @@ from typing import Protocol
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.devices import Device
 from llama_gguf.engines.probe import Finding
-from llama_gguf.net.listener import check_socket_path, listen
+from llama_gguf.net.binding import check_socket_path, listen
 from llama_gguf.supervisor.child import Child
 
 ListDevices = Callable[[], Coroutine[None, None, Sequence[Device] | None]]

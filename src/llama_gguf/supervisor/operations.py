@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from llama_gguf import __version__
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.status import EngineStatus
-from llama_gguf.net.clock import wall_now
+from llama_gguf.net.wall_clock import wall_now
 from llama_gguf.supervisor.control_socket import Handler, Json, Report
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from llama_gguf.config.settings import Settings
 from llama_gguf.errors import UserError
-from llama_gguf.net.listener import listen
+from llama_gguf.net.binding import listen
 from llama_gguf.supervisor import checks
 from llama_gguf.supervisor.boot_log import BootLog
 from llama_gguf.supervisor.health_server import HealthServer

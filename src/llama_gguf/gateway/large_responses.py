@@ -51,12 +51,12 @@ def _steps(key_ids: Sequence[str]) -> Iterator[Sequence[str]]:
 async def _usage(principal: Principal, services: Services) -> LocalResponse:
     services.recorder.settle()
     facts = json.dumps(dashboard.usage_facts(principal, services))
-    keys: list[str] = []
+    parts: list[bytes] = []
     for step in _steps(dashboard.usage_keys(principal, services)):
-        keys += [json.dumps(dashboard.usage_of(key_id, services)) for key_id in step]
+        rows = [json.dumps(dashboard.usage_of(key_id, services)) for key_id in step]
+        parts.append(",\n".join(rows).encode())  # here, since the whole takes milliseconds
         await asyncio.sleep(0)
-    rows = ",\n".join(keys)
-    body = f'{facts[:-1]}, "keys": [\n{rows}\n]}}\n'.encode()
+    body = b'%b, "keys": [\n%b\n]}\n' % (facts[:-1].encode(), b",\n".join(parts))
     return LocalResponse(200, body, local_response.JSON, dashboard.NOT_STORED)
 
 

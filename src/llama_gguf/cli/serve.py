@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from llama_gguf.access import key_admin, key_file, keys
+from llama_gguf.access.owners import KeysFile
 from llama_gguf.cli import log_output, neighbours
 from llama_gguf.cli.arguments import add_model
 from llama_gguf.cli.context import Context
@@ -52,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, context: Context) -> int:
     settings = context.settings
+    auth = settings.auth
     log_output.configure(settings.logs, context.environ)
     if settings.process.debug_shell:
         return _hold(context.environ)
@@ -62,6 +64,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
             sources=context.sources,
             display=ServeDisplay(settings, context.environ, creates_key=arguments.create_key),
             load_again=lambda: _loaded_again(context),
+            owners=KeysFile(auth.auth_keys_file if auth.auth_enabled else ""),
         )
     except UserError as error:
         raise neighbours.explained(error, settings) from None

@@ -32,6 +32,7 @@ from llama_gguf.net import tls
 from llama_gguf.net.clock import wall_now
 from llama_gguf.net.listener import listen
 from llama_gguf.net.threads import run_detached
+from llama_gguf.prompt_cache.folder import Folder
 from llama_gguf.supervisor import plan, reaper
 from llama_gguf.supervisor.boot_log import BOOT_LOG, BootLog
 from llama_gguf.supervisor.control_socket import ControlSocket
@@ -40,6 +41,7 @@ from llama_gguf.supervisor.launch import Launch, check_address
 from llama_gguf.supervisor.local_fleet import Setup
 from llama_gguf.supervisor.operations import Operations
 from llama_gguf.supervisor.preparation import Preparation
+from llama_gguf.supervisor.prompts import Owners, PromptCache
 from llama_gguf.supervisor.supervisor import Supervisor
 
 _log: Final = EventLog(__name__)
@@ -78,6 +80,7 @@ def serve(
     sources: Mapping[str, str],
     display: Display,
     load_again: LoadAgain | None = None,
+    owners: Owners | None = None,
 ) -> int:
     """Serve until a signal, or until a process is given up. Returns the exit status.
 
@@ -87,6 +90,7 @@ def serve(
         sources: the source of each setting, for the log.
         display: what people see.
         load_again: reads the settings again for a rolling restart; without, they stay.
+        owners: whose prompts may be kept; without, none are.
 
     Raises:
         UserError: a setting is invalid, an address is taken, or model or engine is missing.
@@ -108,6 +112,7 @@ def serve(
             boot_log=boot_log,
             is_stop_requested=is_stop_requested,
             load_again=load_again or (lambda: (settings, sources)),
+            owners=owners,
         ).run()
 
 
@@ -165,6 +170,7 @@ class App:
         boot_log: the log of this start.
         is_stop_requested: whether a signal has already requested the end.
         load_again: reads the settings and their sources again.
+        owners: whose prompts may be kept.
     """
 
     def __init__(
@@ -177,10 +183,12 @@ class App:
         boot_log: BootLog,
         is_stop_requested: Callable[[], bool] = lambda: False,
         load_again: LoadAgain | None = None,
+        owners: Owners | None = None,
     ) -> None:
         self._settings = settings
         self._load_again = load_again or (lambda: (settings, sources))
         self._environ = environ
+        self._owners = owners
         self._display = display
         self._boot_log = boot_log
         self._started_at = wall_now()
@@ -217,6 +225,7 @@ class App:
                     prepare_again=self._prepare_again,
                     on_status=self._on_status,
                     on_reopen=self._boot_log.reopen,
+                    prompts=self._prompt_cache(),
                 )
                 if self._is_stop_requested():
                     return 0
@@ -225,6 +234,14 @@ class App:
             self._display.hide_load()
             listener.close()
             health.stop()
+
+    def _prompt_cache(self) -> PromptCache | None:
+        chosen = self._settings.prompts
+        if self._owners is None or not chosen.prompt_cache:
+            return None
+        instance = self._settings.logs.instance_id
+        folder = Folder(chosen.prompt_cache_dir, chosen.prompt_cache_size, instance)
+        return PromptCache(folder, self._owners)
 
     async def _run(self, supervisor: Supervisor) -> int:
         settings = self._settings

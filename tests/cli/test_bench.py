@@ -302,6 +302,8 @@ def test_a_comparison_can_be_printed_as_json(
         (("ftp://a",), "is not the URL of an endpoint"),
         (("--rate", "1", "--concurrency", "1"), "--concurrency and --rate cannot be combined"),
         (("--rate", "1", "--overhead", "http://a"), "requires --concurrency"),
+        (("--resume", "--rate", "1"), "--resume sends one request at a time"),
+        (("--resume", "--no-stream"), "requires streams"),
         (("--overhead", "nothing"), "'nothing' is not the URL of an endpoint"),
         (("--html", "/nowhere/x.html"), "there is no directory /nowhere"),
         (("--json", "-", "--csv", "-"), "Only one of --json and --csv"),
@@ -379,3 +381,11 @@ def test_a_binary_prompts_file_is_rejected(
     assert bench("--prompts", str(tmp_path / "p"), tmp_path=tmp_path) == 2
 
     assert "is not UTF-8 text" in capsys.readouterr().err
+
+
+def test_resume_requires_a_server_of_this_machine(
+    engine: ChatEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench(engine.url, "--resume", tmp_path=tmp_path) == 3
+    assert "no server runs with DATA_DIR" in capsys.readouterr().err
+    assert not engine.requests

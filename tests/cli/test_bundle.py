@@ -106,3 +106,11 @@ def test_folders_are_listed_with_free_space_and_files_with_modes(tmp_path: Path)
     assert "m.gguf" in output
     assert "-rw-r-----" in output
     assert f"{tmp_path}/logs: No such file or directory" in output
+
+
+def test_saved_prompts_are_not_included_wherever_they_are(tmp_path: Path) -> None:
+    log(tmp_path, "server.log", age=1)
+    log(tmp_path, "prompts/a.state", age=0)
+    chosen = context(tmp_path, PROMPT_CACHE_DIR=str(tmp_path / "logs" / "prompts"))
+
+    assert list(bundle.logs(chosen)) == [str(tmp_path / "logs" / "server.log")]

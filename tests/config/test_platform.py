@@ -40,6 +40,7 @@ def test_the_data_folder_is_the_platforms_and_the_rest_is_in_it(
         models_dir=f"{data_dir}/models",
         auth_keys_file=f"{data_dir}/api_keys.txt",
         log_dir=f"{data_dir}/logs",
+        prompt_cache_dir=f"{data_dir}/cache",
         instance_id="box",
     )
     assert not data_dir_note(settings, "default")
@@ -81,7 +82,12 @@ def test_a_data_folder_that_is_set_wins_over_the_platforms() -> None:
 
 def test_explicit_settings_are_not_replaced() -> None:
     given = Settings.of(
-        data_dir="/d", models_dir="/m", auth_keys_file="/k", log_dir="/l", instance_id="i"
+        data_dir="/d",
+        models_dir="/m",
+        auth_keys_file="/k",
+        log_dir="/l",
+        prompt_cache_dir="/c",
+        instance_id="i",
     )
 
     assert resolved(given, "/runpod-volume", "/workspace", "/data") == given

@@ -131,7 +131,10 @@ def model_file() -> Path:
 
 
 def start(
-    data_dir: Path, settings: Mapping[str, str], ports: tuple[int, int, int] | None = None
+    data_dir: Path,
+    settings: Mapping[str, str],
+    ports: tuple[int, int, int] | None = None,
+    model: str = "smollm2",
 ) -> Served:
     """Start it, on *ports* (of the gateway, for health, of the engine) or on free ones."""
     port, port_health, port_backend = ports or free_ports(3)
@@ -163,7 +166,7 @@ def start(
     }
     with (data_dir / "output.txt").open("wb") as output:
         served.process = subprocess.Popen(
-            [*COMMAND, "serve", "smollm2", "--create-key"],
+            [*COMMAND, "serve", model, "--create-key"],
             env=environ,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -37,7 +37,7 @@ class Dialect:
 
     Args:
         path: of the request.
-        body: of a request, from what was so_far so far: the user, the model, the user, and so on.
+        body: of a request, from the texts so far: of the user, the model, the user, and so on.
         reply: the text of a response.
         tokens: of its prompt: all, and those that were in the cache.
     """

@@ -34,7 +34,7 @@ FILES = {f"/{name}" for name in PAGE_FILES} - {ICON}
 @pytest.fixture(scope="module")
 def settings() -> Mapping[str, str]:
     """The key that is created is an administrator; its name is ``default``."""
-    return {"ADMIN_KEY_IDS": "default"}
+    return {"ADMIN_KEY_IDS": "default", "PROMPT_CACHE": "on"}
 
 
 @pytest.fixture
@@ -98,6 +98,7 @@ def test_a_key_shows_the_numbers_and_a_wrong_one_does_not(browser: Browser, serv
     assert re.fullmatch(
         r"llama · \d+ M parameters · Q4_1 · 98 MB · context 2,048", text_of(browser, "facts")
     )
+    assert "Saved prompts0, 0 MB" in text_of(browser, "memory")
     assert [c for c in browser.complaints if UNWANTED not in c] == []
     assert served.key not in browser.evaluate("document.documentElement.outerHTML")
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.engines.activity import GREETING, Activity, ReplicaActivity
+from llama_gguf.engines.activity import GREETING, OWNERS, Activity, ReplicaActivity
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.status import ChildState, EngineStatus
-from llama_gguf.gateway.control import Control, is_comment
+from llama_gguf.gateway.control import OWNERS_PER_LINE, Control, is_comment
 from llama_gguf.gateway.services import Services
 from tests.support.fakes import NewRig
 from tests.support.messages import request
@@ -229,3 +231,48 @@ def test_what_one_replica_sends_is_no_sign_of_another(new_rig: NewRig) -> None:
         assert after.of(serving).data_ticks == before.of(serving).data_ticks + 1
         assert after.of(other.address).data_ticks == before.of(other.address).data_ticks == 0
         assert after.of(serving).running == 1
+
+
+def test_the_owners_of_requests_are_reported_before_the_activity_and_once(tmp_path: Path) -> None:
+    async def scenario(supervisor: Supervisor) -> None:
+        supervisor.tell(replace(READY, prompt_cache={"life": 1}))
+        await supervisor.heard()
+        (replica,) = supervisor.services.fleet.replicas.values()
+        assert replica.owners == set()
+        replica.owners.add("-")
+        supervisor.services.metrics.queue_waits.observe([0.1])
+        supervisor.control.tick()
+        line = await supervisor.reader.readline()
+        assert line == OWNERS + b'{"127.0.0.1:8080": ["-"]}\n'
+        assert (await supervisor.heard()).responses == 1
+        assert replica.owners == set()
+
+    run(tmp_path, scenario)
+
+
+def test_many_owners_are_reported_in_lines_that_a_supervisor_can_read(tmp_path: Path) -> None:
+    async def scenario(supervisor: Supervisor) -> None:
+        supervisor.tell(replace(READY, prompt_cache={"life": 1}))
+        await supervisor.heard()
+        (replica,) = supervisor.services.fleet.replicas.values()
+        assert replica.owners is not None
+        everyone = {f"{number:064}" for number in range(3 * OWNERS_PER_LINE)}
+        replica.owners |= everyone
+        supervisor.control.tick()
+        reported: set[str] = set()
+        while len(reported) < len(everyone):
+            line = await supervisor.reader.readline()
+            reported.update(*json.loads(line.removeprefix(OWNERS)).values())
+        assert reported == everyone
+
+    run(tmp_path, scenario)
+
+
+def test_without_saved_prompts_owners_are_not_even_collected(tmp_path: Path) -> None:
+    async def scenario(supervisor: Supervisor) -> None:
+        supervisor.tell(READY)
+        await supervisor.heard()
+        (replica,) = supervisor.services.fleet.replicas.values()
+        assert replica.owners is None
+
+    run(tmp_path, scenario)

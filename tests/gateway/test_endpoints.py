@@ -255,3 +255,17 @@ def test_a_gateway_on_its_own_tells_what_it_has_found(rig: Rig) -> None:
 
     assert facts["model"] == {"name": "m"}
     assert (facts["engine"]["version"], facts["engine"]["restarts"]) == ("", 0)
+
+
+def test_saved_prompts_are_in_health_and_metrics_only_if_they_are_kept(rig: Rig) -> None:
+    assert "prompt_cache" not in json.loads(endpoints.health(rig.services).body)
+    numbers = dict.fromkeys(("save_failures", "restores", "restore_failures"), 0)
+    cache = {"bytes": 7, "files": 1, "saves": 2, "life": 1, "restored": [], **numbers}
+    status = EngineStatus(
+        ChildState.READY, since=0.0, prompt_cache={**cache, "seconds_per_token": 0.0}
+    )
+    rig.fleet.update(status)
+
+    shown = json.loads(endpoints.health(rig.services).body)["prompt_cache"]
+    assert (shown["bytes"], shown["saves"], shown["spared_tokens"]) == (7, 2, 0)
+    assert endpoints.gauges(rig.services).prompt_cache == shown

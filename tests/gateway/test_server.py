@@ -10,13 +10,14 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llama_gguf.config.settings import Settings
-from llama_gguf.engines.activity import GREETING
+from llama_gguf.engines.activity import GREETING, OWNERS
 from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.gateway.client_connection import ClientConnection
 from llama_gguf.gateway.server import Gateway, adopt
@@ -122,6 +123,19 @@ def test_a_task_of_its_own_that_fails_ends_it_and_is_logged(
     assert run(tmp_path, scenario) == 1
     assert "'keep the usage' failed" in caplog.text
     assert "KeyError" in caplog.text
+
+
+def test_the_owners_of_the_last_requests_are_reported_before_it_ends(tmp_path: Path) -> None:
+    async def scenario(told: Told) -> None:
+        told.tell(replace(READY, prompt_cache={"life": 1}))
+        await told.reader.readline()
+        (replica,) = told.gateway.services.fleet.replicas.values()
+        assert replica.owners is not None
+        replica.owners.add("-")
+        told.gateway.stop()
+        assert (await told.reader.read()).endswith(OWNERS + b'{"127.0.0.1:8080": ["-"]}\n')
+
+    run(tmp_path, scenario)
 
 
 def test_it_knows_of_the_engine_what_its_supervisor_tells(tmp_path: Path) -> None:

@@ -76,7 +76,9 @@ class FakeChild:
 class Rig:
     """An engine manager whose gateway, process and probe are controlled by the test."""
 
-    def __init__(self, folder: Path, *, name: str = "llama-server", **overrides: Any) -> None:
+    def __init__(
+        self, folder: Path, *, name: str = "llama-server", keeper: Any = None, **overrides: Any
+    ) -> None:
         usual = {"port_backend": free_ports(1)[0], "log_dir": str(folder), "instance_id": "box"}
         self.settings = Settings.of(**{**usual, **overrides})
         self.name = name
@@ -99,6 +101,7 @@ class Rig:
             publish=self.published.append,
             is_stopping=lambda: self.is_stopping,
             rng=lambda: 0.0,
+            keeper=keeper,
             spawn=self._spawn,
             make_probe=self._make_probe,
         )
@@ -618,6 +621,45 @@ def test_a_death_while_serve_stops_is_the_last(tmp_path: Path, died_of: int) -> 
     rig = play(tmp_path, scenario)
     assert rig.engine.status.state is S.STOPPED
     assert len(rig.children) == 1
+
+
+class RecordingKeeper:
+    """As ``PromptKeeper``."""
+
+    facts: Mapping[str, Any] = {"life": 1}
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    async def restore(self, source: object) -> None:
+        self.calls.append("restore")
+
+    async def save(self, **_: object) -> bool:
+        self.calls.append("save")
+        return False
+
+    async def on_tick(self, activity: object) -> bool:
+        return False
+
+
+def test_the_slots_of_an_idle_engine_are_saved_and_not_of_one_that_sleeps_by_itself(
+    tmp_path: Path,
+) -> None:
+    async def idle(rig: Rig) -> None:
+        await rig.start_ready()
+        await rig.until(S.ASLEEP)
+        await rig.pass_time(2.0)
+
+    async def asleep(rig: Rig) -> None:
+        await rig.start_ready()
+        rig.finding = replace(UP, state=S.ASLEEP, may_sleep=True)
+        await rig.pass_time(120.0)
+        assert not rig.engine.status.wakes_itself  # it was stopped
+
+    keepers = RecordingKeeper(), RecordingKeeper()
+    play(tmp_path, idle, keeper=keepers[0], idle_stop=60.0)
+    play(tmp_path, asleep, keeper=keepers[1], idle_stop=60.0)
+    assert [keeper.calls for keeper in keepers] == [["restore", "save"], ["restore"]]
 
 
 def test_an_idle_engine_is_not_put_to_sleep_while_serve_stops(tmp_path: Path) -> None:

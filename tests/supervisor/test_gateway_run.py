@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from llama_gguf.engines.activity import Activity
+from llama_gguf.engines.activity import OWNERS, Activity
 from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.net.binding import listen
 from llama_gguf.supervisor.gateway_run import MAX_BUFFERED_BYTES, GatewayManager
@@ -176,3 +176,20 @@ def test_a_gateway_that_reads_again_receives_what_it_has_missed() -> None:
     manager._on_line(Activity().to_line())
 
     assert channel.lines == [ready.to_line()]
+
+
+@pytest.mark.parametrize(("number", "is_lost"), [(signal.SIGKILL, True), (signal.SIGTERM, False)])
+def test_only_a_gateway_that_was_killed_may_not_have_reported_all_owners(
+    tmp_path: Path, number: signal.Signals, is_lost: bool
+) -> None:
+    owners: list[Mapping[str, Sequence[str]] | None] = []
+
+    async def scenario(running: Running) -> None:
+        running.manager._on_owners = owners.append
+        running.manager._on_line(OWNERS + b'{"a:1": ["ann"]}\n')
+        await running.until_ready()
+        os.kill(running.pid, number)
+        await running.until(lambda: None in running.reports)
+
+    run(tmp_path, scenario)
+    assert owners == [{"a:1": ["ann"]}, *([None] if is_lost else [])]

@@ -20,6 +20,8 @@ from llama_gguf.supervisor.child import Child
 from llama_gguf.supervisor.engine_log import open_engine_log
 from llama_gguf.supervisor.launch import Launch
 from llama_gguf.supervisor.local_fleet import LocalFleet, Setup
+from llama_gguf.supervisor.prompt_keeper import Client
+from tests.supervisor.slots import Box, FakeSlots
 from tests.supervisor.test_engine_run import UP, FakeChild
 from tests.support.processes import row_of_ports
 from tests.support.virtual_time import run
@@ -36,6 +38,11 @@ class Engine(FakeChild):
         self.version = version
         self.port = port
         self.born_at = asyncio.get_running_loop().time()
+        self._slots: FakeSlots | None = None
+
+    def slots_in(self, box: Box) -> FakeSlots:
+        self._slots = self._slots or FakeSlots(box.folder)
+        return self._slots
 
     @property
     def is_alive(self) -> bool:
@@ -81,7 +88,8 @@ class Gateway:
 
 
 class Rig:
-    def __init__(self, folder: Path, number: int, **settings: Any) -> None:
+    def __init__(self, folder: Path, number: int, box: Box | None = None, **settings: Any) -> None:
+        self.box = box
         first = row_of_ports(number + 2)
         self.settings = Settings.of(port_backend=first, log_dir=str(folder), **settings)
         self.number = number
@@ -101,6 +109,8 @@ class Rig:
             rng=lambda: 0.0,
             spawn=self._spawn,
             make_probe=self._make_probe,
+            prompts=None if box is None else box.cache,
+            make_client=self._client,
         )
         self.running: asyncio.Task[int]
 
@@ -112,7 +122,8 @@ class Rig:
             del has_same_file
             return self.has_room
 
-        return Launch([version], {}, has_room=has_room)
+        prompts = None if self.box is None else self.box.source()
+        return Launch([version], {}, has_room=has_room, prompts=prompts)
 
     def setups(self, number: int, version: str = "new") -> list[Setup]:
         return [Setup(self.launch(version), self.settings.supervision) for _ in range(number)]
@@ -131,6 +142,14 @@ class Rig:
         if engine.version in self.broken:
             engine.die(9)
         return cast("Child", engine)
+
+    def _client(self, address: EngineAddress) -> Client:
+        return cast("Client", SlotsAt(self, address.port))
+
+    def slots(self, replica: str) -> FakeSlots:
+        """What the engine of *replica* holds."""
+        (port,) = [int(self.address(replica).rpartition(":")[2])]
+        return SlotsAt(self, port).slots_there
 
     def _make_probe(self, address: EngineAddress, *, timeout: float) -> Prober:
         return Prober(self, address.port)
@@ -186,6 +205,24 @@ class Rig:
         return found
 
 
+class SlotsAt:
+    """A client of whichever engine listens on a port."""
+
+    def __init__(self, rig: Rig, port: int) -> None:
+        self._rig = rig
+        self._port = port
+
+    @property
+    def slots_there(self) -> FakeSlots:
+        box = self._rig.box
+        assert box is not None
+        engine = next(e for e in self._rig.engines if e.is_alive and e.port == self._port)
+        return engine.slots_in(box)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.slots_there, name)
+
+
 @dataclass
 class Prober:
     rig: Rig
@@ -200,10 +237,14 @@ class Prober:
 
 
 def play(
-    folder: Path, number: int, scenario: Callable[[Rig], Awaitable[None]], **settings: Any
+    folder: Path,
+    number: int,
+    scenario: Callable[[Rig], Awaitable[None]],
+    box: Box | None = None,
+    **settings: Any,
 ) -> Rig:
     async def whole() -> Rig:
-        rig = Rig(folder, number, **settings)
+        rig = Rig(folder, number, box, **settings)
         await rig.start()
         await scenario(rig)
         if not rig.running.done():
@@ -435,3 +476,115 @@ def test_a_restart_can_change_the_number_of_replicas(
         assert len(rig.gateway.known) == after
 
     play(tmp_path, before, scenario)
+
+
+# Prompts ------------------------------------------------------------------------------------------
+
+KNOWN = tuple(range(300))
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Box:
+    return Box(tmp_path)
+
+
+async def converse(rig: Rig) -> None:
+    """One conversation at the first replica, whose model is known by then."""
+    await rig.pass_time(1.0)
+    rig.slots("0").ask(0, KNOWN)
+    rig.fleet.on_owners({rig.address("0"): ["ann:1"]})
+
+
+def holds(rig: Rig, replica: str = "0") -> bool:
+    return KNOWN in rig.slots(replica).held
+
+
+def test_prompts_are_saved_before_an_idle_stop_and_restored_before_the_first_request(
+    tmp_path: Path, box: Box
+) -> None:
+    async def scenario(rig: Rig) -> None:
+        await converse(rig)
+        await rig.until(lambda: not rig.alive)
+        rig.gateway.wants_engine = True
+        await rig.until(lambda: rig.ready == ["0"])
+        rig.gateway.wants_engine = False
+
+        assert holds(rig)
+        status = rig.gateway.known[rig.address("0")]
+        assert status.prompt_cache["restored"] == [len(KNOWN)]
+
+    play(tmp_path, 1, scenario, box, idle_stop=5.0)
+
+
+def test_a_stop_saves_the_prompts_of_every_engine(tmp_path: Path, box: Box) -> None:
+    async def scenario(rig: Rig) -> None:
+        await converse(rig)
+
+    play(tmp_path, 2, scenario, box)
+    assert [entry.tokens for entry in box.store.entries()] == [len(KNOWN)]
+
+
+def test_a_second_request_to_stop_does_not_wait_for_a_save(tmp_path: Path, box: Box) -> None:
+    async def scenario(rig: Rig) -> None:
+        await converse(rig)
+        rig.is_stopping = True
+        hurry = asyncio.Event()
+        hurry.set()
+        await rig.fleet.stop(hurry)
+        await rig.running
+
+    play(tmp_path, 1, scenario, box)
+    assert not box.store.entries()
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_a_rolling_restart_hands_the_prompts_to_the_new_engine(
+    tmp_path: Path, box: Box, has_room: bool
+) -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.has_room = has_room
+        await converse(rig)
+        await rig.restart(1)
+
+        assert rig.alive == ["new"]
+        assert holds(rig)
+
+    play(tmp_path, 1, scenario, box)
+
+
+def test_every_replica_begins_with_all_conversations(tmp_path: Path, box: Box) -> None:
+    async def scenario(rig: Rig) -> None:
+        await converse(rig)
+        await rig.restart(2)
+
+        assert holds(rig, "1")
+
+    play(tmp_path, 2, scenario, box)
+
+
+def test_an_engine_that_is_restarted_after_a_crash_has_what_was_saved_at_a_quiet_moment(
+    tmp_path: Path, box: Box
+) -> None:
+    async def scenario(rig: Rig) -> None:
+        await converse(rig)
+        rig.gateway.responses[rig.address("0")] = 1
+        await rig.pass_time(10.0)
+        rig.engines[0].die(9)
+        await rig.until(lambda: not rig.ready)
+        await rig.until(lambda: rig.ready == ["0"])
+
+        assert holds(rig)
+
+    play(tmp_path, 1, scenario, box)
+
+
+def test_a_gateway_that_dies_leaves_what_it_did_not_report_unsaved(
+    tmp_path: Path, box: Box
+) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.pass_time(1.0)
+        rig.slots("0").ask(0, KNOWN)
+        rig.fleet.on_owners(None)
+
+    play(tmp_path, 1, scenario, box)
+    assert not box.store.entries()

@@ -176,3 +176,46 @@ def test_a_model_that_has_to_be_fetched_has_no_name_yet(chosen: dict[str, object
     prepared.check()
 
     assert prepared.model_name == ""
+
+
+@pytest.mark.processes
+def test_prompts_are_kept_only_if_that_is_chosen(chosen: dict[str, object], tmp_path: Path) -> None:
+    def launch(**changes: object) -> Launch:
+        prepared = preparation({**chosen, **changes})
+        prepared.check()
+        return asyncio.run(prepared.prepare(lambda text, share: None))[0]
+
+    cache = {"prompt_cache_dir": str(tmp_path / "cache")}
+    off = launch(**cache)
+    assert off.prompts is None
+    assert not (tmp_path / "cache").exists()
+    on = launch(**cache, prompt_cache=True)
+    assert on.prompts is not None
+    assert on.prompts.files == (chosen["model_path"],)
+    assert on.argv[: len(off.argv) + 2] == [*off.argv, "--slot-save-path", f"{tmp_path}/cache/"]
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"extra_args": "--lora x.gguf"}, "adapters"),
+        ({"prompt_cache_dir": "/dev/null/cache"}, "Not a directory"),
+    ],
+)
+def test_why_prompts_cannot_be_kept_is_logged(
+    chosen: dict[str, object],
+    changes: dict[str, object],
+    reason: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    usual = {"prompt_cache": True, "prompt_cache_dir": str(tmp_path / "cache")}
+    prepared = preparation({**chosen, **usual, **changes})
+    prepared.check()
+    (launch,) = asyncio.run(prepared.prepare(lambda text, share: None))
+
+    assert launch.prompts is None
+    assert "--slot-save-path" not in launch.argv
+    assert caplog.text.count("no prompts are saved") == 1
+    assert reason in caplog.text

@@ -17,6 +17,8 @@ flags. Its own flags, which tests put into EXTRA_ARGS, determine its behaviour:
   --at-once N          serve N requests concurrently; the others wait
   --model NAME         the model that /props reports
   --error N            respond to each POST with this status
+  --slot-save-path DIR  as llama-server: slots can be saved and restored, and a response has the
+                       tokens of its prompt that were in a slot; each byte of a body is a token
   --seen FILE          append a line of JSON per request: method, path, fields, body
 
 The variable FAKE_DEVICES names a file with the lines that --list-devices prints.
@@ -32,11 +34,13 @@ has stopped.
 from __future__ import annotations
 
 import argparse
+import array
 import asyncio
 import json
 import os
 import signal
 import socket
+import struct
 import sys
 from typing import Any
 
@@ -63,6 +67,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", default="fake")
     parser.add_argument("--error", type=int)
     parser.add_argument("--seen")
+    parser.add_argument("--slot-save-path", default="")
     parser.add_argument("--version", action="store_true")
     parser.add_argument("--list-devices", action="store_true")
     return parser.parse_known_args()[0]
@@ -104,8 +109,60 @@ PHASES = ("body", "sent", "head", "comment", "mid-event", "event", "last")
 the middle of an event; after it; and after the last one."""
 
 
+def common_prefix(one: list[int], other: list[int]) -> int:
+    pairs = zip(one, other, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+class Slots:
+    """What each slot holds: tokens, and the number of its last request."""
+
+    def __init__(self) -> None:
+        self.held: list[list[int]] = [[] for _ in range(SLOTS)]
+        self.tasks: list[int | None] = [None] * SLOTS
+        self.requests = 0
+        self.computed = 0
+
+    def ask(self, tokens: list[int]) -> dict[str, int]:
+        common = [common_prefix(held, tokens) for held in self.held]
+        slot = common.index(max(common))
+        if not common[slot]:
+            slot = min(range(SLOTS), key=lambda n: self.tasks[n] or 0)
+        cached = min(common[slot], len(tokens) - 1)
+        self.requests += 1
+        self.computed += len(tokens) - cached
+        self.held[slot], self.tasks[slot] = tokens, self.requests
+        return {"cache_n": cached, "prompt_n": len(tokens) - cached}
+
+    def list(self) -> bytes:
+        rows = [
+            {"id": n, "is_processing": False}
+            | ({} if self.tasks[n] is None else {"id_task": self.tasks[n]})
+            | ({"n_prompt_tokens": len(self.held[n])} if self.held[n] else {})
+            for n in range(SLOTS)
+        ]
+        return json.dumps(rows).encode()
+
+    def act(self, path: str, body: bytes) -> bytes:
+        """Save or restore one: POST /slots/N?action=..."""
+        number, _, action = path.removeprefix("/slots/").partition("?action=")
+        slot, file = int(number), OPTIONS.slot_save_path + json.loads(body)["filename"]
+        head = struct.Struct("<III")
+        if action == "save":
+            held = self.held[slot]
+            data = head.pack(0x67677371, 2, len(held)) + array.array("i", held).tobytes()
+            with open(file, "wb") as saved:
+                saved.write(data)
+            return json.dumps({"n_saved": len(held), "n_written": len(data)}).encode()
+        with open(file, "rb") as saved:
+            data = saved.read()
+        self.held[slot] = list(array.array("i", data[head.size :]))
+        return json.dumps({"n_restored": len(self.held[slot])}).encode()
+
+
 class Server:
     def __init__(self) -> None:
+        self.slots = Slots()
         self.ready_at = asyncio.get_running_loop().time() + OPTIONS.load_seconds
         self.worked_at = self.ready_at
         self.threads = asyncio.Semaphore(OPTIONS.at_once)
@@ -166,6 +223,14 @@ class Server:
             sleeps = 0 < OPTIONS.sleep_idle_seconds <= idle
             props = {"total_slots": SLOTS, "model_alias": OPTIONS.model, "is_sleeping": sleeps}
             writer.write(response(200, json.dumps(props).encode()))
+        elif OPTIONS.slot_save_path and path == "/slots":
+            writer.write(response(200, self.slots.list()))
+        elif OPTIONS.slot_save_path and path == "/metrics":
+            names = (b"prompt_tokens_total", b"prompt_seconds_total")
+            lines = [b"llamacpp:%b %d\n" % (name, self.slots.computed) for name in names]
+            writer.write(response(200, b"".join(lines), "text/plain"))
+        elif OPTIONS.slot_save_path and path.startswith("/slots/"):
+            writer.write(response(200, self.slots.act(path, body)))
         elif method == "GET" and path in ("/v1/models", "/metrics"):
             writer.write(response(200, b"{}"))
         elif method == "GET":
@@ -180,6 +245,9 @@ class Server:
         else:
             self.worked_at = asyncio.get_running_loop().time()
             echo: dict[str, Any] = {"echo": body.decode("latin-1")}
+            if OPTIONS.slot_save_path:
+                tokens = json.loads(body)["prompt"] if path == "/completion" else list(body)
+                echo["timings"] = self.slots.ask(tokens)
             whole = response(200, json.dumps(echo).encode())
             head, _, content = whole.partition(b"\r\n\r\n")
             if by_name.get("x-hold") in ("head", "mid-event"):

@@ -454,6 +454,7 @@ class Rig:
                 self.services.metrics,
                 self.services.usage,
                 self.services.replica_sink,
+                self.services.spared_prompts,
                 self.services.recent,
                 self._recorded,
             ],

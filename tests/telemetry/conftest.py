@@ -41,6 +41,16 @@ def gauges() -> Gauges:
             ),
         ),
         session_moves={"busy": 2},
+        prompt_cache={
+            "bytes": 4096,
+            "files": 1,
+            "saves": 2,
+            "save_failures": 0,
+            "restores": 1,
+            "restore_failures": 0,
+            "spared_tokens": 118,
+            "spared_seconds": 1.5,
+        },
     )
 
 

@@ -9,6 +9,7 @@ Examples:
   llama-gguf bench --concurrency 1,2,4,8 --html report.html
   llama-gguf bench https://HOST --rate 0.5,1,2 --duration 60 --slo ttft=500ms,tpot=50ms
   llama-gguf bench --overhead http://127.0.0.1:8080 --concurrency 1,8
+  llama-gguf bench --resume --prompt-tokens 2000
   llama-gguf bench compare before.json after.json
   llama-gguf bench compare a1.json,a2.json,a3.json b1.json,b2.json,b3.json
 """
@@ -26,13 +27,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
-from llama_gguf.cli import bench_facts
+from llama_gguf.cli import bench_facts, operate
 from llama_gguf.cli.bench_report import STDOUT, Report, check_outputs, show, write
 from llama_gguf.cli.context import Context
 from llama_gguf.cli.loops import loop_factory
 from llama_gguf.cli.terminal import echo, print_table, progress_meter
 from llama_gguf.errors import UserError
-from llama_gguf_bench import compare, overhead, plots, results, session, tables
+from llama_gguf.net.threads import run_detached
+from llama_gguf_bench import compare, overhead, plots, results, resume, session, tables
 from llama_gguf_bench.connection import Target, parse_target
 from llama_gguf_bench.load import Budget, Level, clock
 from llama_gguf_bench.options import (
@@ -61,6 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--overhead",
         metavar="BACKEND_URL",
         help="measure what the gateway at URL adds to this backend",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="measure known conversations after a rolling restart of the server on this machine",
     )
     _add_load(parser.add_argument_group("load"))
     _add_prompts(parser.add_argument_group("requests"))
@@ -224,6 +231,8 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
         target=parse_target(url, key=key, ca_file=arguments.ca_file),
         lines=_read_lines(arguments.prompts) if arguments.prompts else None,
     )
+    if arguments.resume:
+        return _run_resume(job)
     return _run_overhead(job) if arguments.overhead else _run_load(job)
 
 
@@ -243,6 +252,10 @@ def _options(arguments: argparse.Namespace) -> Options:
         raise UserError("--concurrency and --rate cannot be combined; use two runs.", 2)
     if arguments.rate and arguments.overhead:
         raise UserError("--overhead requires --concurrency and cannot be used with --rate.", 2)
+    if arguments.resume and (arguments.overhead or arguments.rate or arguments.concurrency):
+        raise UserError("--resume sends one request at a time, without other loads.", 2)
+    if arguments.resume and arguments.no_stream:
+        raise UserError("--resume measures the first token, so it requires streams.", 2)
     rates = tuple(Load(rate=rate) for rate in arguments.rate or ())
     streams = tuple(Load(streams=n) for n in arguments.concurrency or (1, 2, 4, 8))
     kept = arguments.connections or ("new" if arguments.overhead else "kept")
@@ -331,6 +344,34 @@ def _run_overhead(job: Job) -> int:
     )
     show(job.arguments, report)
     return _status(turns, has_worked=any(each.pairs for each in turns))
+
+
+def _run_resume(job: Job) -> int:
+    operate.find(job.context).close()  # a mistake is reported before the load
+
+    def restart() -> None:
+        with operate.find(job.context) as server:
+            server.ask("restart", timeout=None)
+
+    async def stop() -> None:
+        await run_detached(restart)
+
+    with _meter(job) as meter:
+        prepared, steps = _in_loop(
+            resume.run(job.target, job.options, job.lines, stop=stop, progress=meter)
+        )
+    facts, rows = _facts(job, prepared), resume.rows(steps)
+    report = Report(
+        facts,
+        resume.COLUMNS,
+        rows,
+        [resume.verdict(steps)],
+        facts.as_json() | {"resume": resume.as_json(steps)},
+        resume.as_csv(steps),
+        {},
+    )
+    show(job.arguments, report)
+    return 0
 
 
 def _backend(job: Job) -> Target:

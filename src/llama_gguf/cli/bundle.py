@@ -223,9 +223,12 @@ SECTIONS: Final[Mapping[str, Callable[[Context], str]]] = {
 
 
 def logs(context: Context) -> Iterator[str]:
-    """The paths of the newest logs of each folder, newest first."""
+    """The paths of the newest logs of each folder, newest first; no saved prompts."""
     newest: list[tuple[float, str]] = []
-    for folder, _, names in os.walk(context.settings.logs.log_dir):
+    settings = context.settings
+    for folder, _, names in os.walk(settings.logs.log_dir):
+        if os.path.realpath(folder) == os.path.realpath(settings.prompts.prompt_cache_dir):
+            continue
         paths = [os.path.join(folder, name) for name in names if not name.endswith(".gz")]
         dated = [(os.stat(p).st_mtime, p) for p in paths if os.path.isfile(p)]
         newest += sorted(dated, reverse=True)[:MAX_LOGS_OF_FOLDER]

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from llama_gguf.access import key_admin, key_file
-from llama_gguf.cli import extra_files, fit, rpc_servers
+from llama_gguf.cli import check_prompts, extra_files, fit, rpc_servers
 from llama_gguf.cli.arguments import add_model
 from llama_gguf.cli.check_result import Level, Result
 from llama_gguf.cli.context import Context
@@ -164,6 +164,7 @@ def facts(settings: Settings, context: Context) -> Iterator[Result]:
     address = EngineAddress.of(settings.upstream)
     yield _try("engine address", lambda: " ".join(listen_flags(address)))
     yield from _engine(settings.engine, settings.model, context=context, here=here)
+    yield from check_prompts.results(settings, context.environ, _unwritable)
     yield _try("TLS", lambda: _certificate(settings.tls))
     yield _keys(settings.auth)
 

@@ -40,11 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, context: Context) -> int:
     # Imported here, since `serve --help` needs none of it.
+    from llama_gguf.access.owners import KeysFile
     from llama_gguf.cli import log_output
     from llama_gguf.cli.serve_display import ServeDisplay
     from llama_gguf.supervisor import start
 
     settings = context.settings
+    auth = settings.auth
     log_output.configure(settings.logs, context.environ)
     if settings.process.debug_shell:
         return _hold(context.environ)
@@ -55,6 +57,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
             sources=context.sources,
             display=ServeDisplay(settings, context.environ, creates_key=arguments.create_key),
             load_again=lambda: _loaded_again(context),
+            owners=KeysFile(auth.auth_keys_file if auth.auth_enabled else ""),
         )
     except UserError as error:
         from llama_gguf.cli import neighbours

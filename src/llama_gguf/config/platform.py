@@ -37,11 +37,13 @@ def resolve(
         host_name: the machine's name.
     """
     model, auth, logs = settings.model, settings.auth, settings.logs
+    prompts = settings.prompts
     data_dir = model.data_dir or default_data_dir(environ, is_dir, is_writable)
     models_dir = model.models_dir or f"{data_dir}/models"
     return replace(
         settings,
         model=replace(model, data_dir=data_dir, models_dir=models_dir),
+        prompts=replace(prompts, prompt_cache_dir=prompts.prompt_cache_dir or f"{data_dir}/cache"),
         auth=replace(auth, auth_keys_file=auth.auth_keys_file or f"{data_dir}/api_keys.txt"),
         logs=replace(
             logs,

@@ -199,6 +199,27 @@ class SupervisionSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptCacheSettings:
+    """Whether prompts that the engine has computed are kept on disk."""
+
+    prompt_cache: bool = _engine(
+        False,
+        boolean,
+        "whether the prompts that llama-server has in its slots are saved before it is stopped, "
+        "and restored when it starts, so that known conversations continue at once",
+    )
+    prompt_cache_size: int = _engine(
+        8 * _GIB, whole(0, 1 << 50), "maximum bytes of all saved prompts together, on disk"
+    )
+    prompt_cache_dir: str = _engine(
+        "",
+        path,
+        "directory of saved prompts; they contain what clients have sent",
+        shown_default="$DATA_DIR/cache",
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class ListenSettings:
     """Where gateway and health server listen."""
 

@@ -23,6 +23,7 @@ from llama_gguf.config.schema import (
     LogSettings,
     ModelSettings,
     ProcessSettings,
+    PromptCacheSettings,
     QueueSettings,
     RouteSettings,
     SupervisionSettings,
@@ -40,6 +41,7 @@ class Settings:
     model: ModelSettings
     engine: EngineSettings
     supervision: SupervisionSettings
+    prompts: PromptCacheSettings
     listen: ListenSettings
     upstream: UpstreamSettings
     tls: TlsSettings

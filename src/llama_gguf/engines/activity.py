@@ -15,6 +15,9 @@ GREETING: Final = b"\n"
 """The first line: connections are accepted now."""
 FACTS: Final = b"facts "
 """The start of a line with the facts of the gateway, as JSON, for a person who operates it."""
+OWNERS: Final = b"owners "
+"""The start of a line with the owners of the requests that were sent to each engine since the last
+such line, as JSON: lists of names, by ``EngineStatus.address``."""
 FACTS_REQUEST: Final = b"facts?\n"
 """Requests such a line; the only line to the gateway that is no ``EngineStatus``."""
 

@@ -105,6 +105,8 @@ class EngineStatus:
     """The context of one request; None until the engine has reported it."""
     model_list: Mapping[str, Any] = field(default_factory=dict)
     """Its response to ``GET /v1/models`` when it was last ready; empty until then."""
+    prompt_cache: Mapping[str, Any] = field(default_factory=dict)
+    """Of saved prompts, as of ``supervisor/prompts.py``; empty unless PROMPT_CACHE is on."""
     revision: int = 0
     """Rises with each change that the supervisor sends; the gateway acknowledges it."""
 

@@ -15,7 +15,15 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from llama_gguf.engines.activity import FACTS, FACTS_REQUEST, GREETING, Activity, ReplicaActivity
+from llama_gguf.access.owners import owner_of
+from llama_gguf.engines.activity import (
+    FACTS,
+    FACTS_REQUEST,
+    GREETING,
+    OWNERS,
+    Activity,
+    ReplicaActivity,
+)
 from llama_gguf.engines.status import EngineStatus
 from llama_gguf.gateway.operator_facts import operator_facts
 
@@ -23,6 +31,8 @@ if TYPE_CHECKING:
     from llama_gguf.gateway.services import Services
     from llama_gguf.gateway.upstream_connection import UpstreamConnection
 
+OWNERS_PER_LINE: Final = 256
+"""Of about 80 bytes: the supervisor reads lines of up to 64 KiB."""
 MAX_WAITING_BYTES: Final = 65536
 """For a supervisor that does not read: it gets the activity of a later tick instead."""
 
@@ -108,11 +118,27 @@ class Control:
 
     def _send(self, activity: Activity) -> None:
         writer = self._writer
-        if writer is None or activity == self._sent:
+        if writer is None:
             return
         if writer.transport.get_write_buffer_size() < MAX_WAITING_BYTES:
+            self.send_owners()  # first: what is not running any more has been reported
+            if activity == self._sent:
+                return
             writer.write(activity.to_line())
             self._sent = activity
+
+    def send_owners(self) -> None:
+        """Report whose requests have been sent to engines whose prompts are kept."""
+        writer = self._writer
+        if writer is None:
+            return
+        ring = self._services.authenticator.ring
+        for address, replica in self._services.fleet.replicas.items():
+            key_ids = replica.owners
+            while key_ids:
+                some = [key_ids.pop() for _ in range(min(len(key_ids), OWNERS_PER_LINE))]
+                owners = {address: [owner_of(ring, key_id) for key_id in some]}
+                writer.write(OWNERS + json.dumps(owners).encode() + b"\n")
 
     def _note_data(self) -> None:
         """Count this tick for each replica that has sent data since the last one."""

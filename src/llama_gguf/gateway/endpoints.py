@@ -109,6 +109,7 @@ def health_facts(services: Services) -> dict[str, object]:
     """The body of /health."""
     engine = services.fleet.status
     facts = dict(engine.facts)
+    prompt_cache = services.spared_prompts.facts
     if engine.request_tokens:  # until then, the value that was calculated before the start
         facts["context"] = engine.request_tokens
     return {
@@ -126,6 +127,7 @@ def health_facts(services: Services) -> dict[str, object]:
         },
         "model": {"name": engine.model, **facts},
         **({"replicas": fleet_facts.facts(services)} if services.fleet.has_choice else {}),
+        **({} if prompt_cache is None else {"prompt_cache": prompt_cache}),
         "slots": {
             "used": services.fleet.admission.running,
             "total": services.fleet.admission.slots,
@@ -167,6 +169,7 @@ def gauges(services: Services, found: tuple[Budgets, Budgets] | None = None) -> 
         engine_budgets=engine_budgets,
         replicas=fleet_facts.gauges(services),
         session_moves=services.fleet.moves,
+        prompt_cache=services.spared_prompts.facts,
     )
 
 

@@ -101,6 +101,8 @@ class Fleet:
         self._has_affinity = queue.affinity != "off"
         self.on_silent: Callable[[Replica], None] = _ignore_replica
         """Called when a replica no longer responds at all, while it works on requests."""
+        self.keeps_prompts = False
+        """Whether a supervisor keeps the prompts of an engine."""
         self.on_engine_requested: Callable[[], None] = _ignore
         """Called when a request arrives while a replica is asleep, and none is ready."""
         self._balancer: Balancer[Replica] = Balancer()
@@ -193,6 +195,9 @@ class Fleet:
         replica.label = status.replica
         self._on_number_changed()
         replica.tracker.is_supervised = True
+        if status.prompt_cache and replica.owners is None:
+            replica.owners = set()
+            self.keeps_prompts = True
         replica.tracker.update(status)
         if status.is_removed:
             self.remove(key)

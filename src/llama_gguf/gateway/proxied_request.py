@@ -306,6 +306,9 @@ class ProxiedRequest(Attempting):
         attempt = self._attempt = Attempt(self, services, self._client, exchange, lease)
         if services.fleet.has_choice:
             exchange.replica = lease.engine.label
+        owners = lease.engine.owners
+        if owners is not None:
+            owners.add(self.key_id)
         exchange.on(_FORWARD)
         exchange.forwarded_at = now
         self._deadline = now + services.request_timeout

@@ -43,6 +43,9 @@ class Replica:
         self.slots = Slots(self)
         self.side_slots = Slots(self)
         """For requests that use no slot: they take threads and time of the engine all the same."""
+        self.owners: set[str] | None = None
+        """The ids of the keys whose requests were sent to it since the last report; None unless the
+        supervisor keeps its prompts."""
         self.is_leaving = False
         """It finishes what it has, and is then forgotten."""
         self.standing = Standing()

@@ -389,6 +389,8 @@ class Gateway:
         # Turns of the loop, so that every connection_lost runs and its exchange is recorded.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
+        if self._control is not None:
+            self._control.send_owners()  # of the last requests
 
 
 def _address(listener: socket.socket) -> str:

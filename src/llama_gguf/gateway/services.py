@@ -23,6 +23,7 @@ from llama_gguf.gateway.metrics_reader import EngineReader, Readable
 from llama_gguf.gateway.replica import Replica
 from llama_gguf.gateway.replica_sink import ReplicaSink
 from llama_gguf.gateway.request_ids import RequestIds
+from llama_gguf.gateway.spared_prompts import SparedPrompts
 from llama_gguf.gateway.sse_keepalive import StreamSearches
 from llama_gguf.gateway.tracing import traces_of
 from llama_gguf.http1.known_head import NO_HEAD
@@ -120,11 +121,13 @@ class Services:
         )
         self.usage = UsageTotals(self.clock.wall)
         self.replica_sink = ReplicaSink(self.fleet, self.clock.now)
+        self.spared_prompts = SparedPrompts(self.fleet)
         self.recent = RecentRequests()
         self.traces = traces_of(settings, self.clock)
         self.recorder = Recorder(
             [
                 self.replica_sink,
+                self.spared_prompts,
                 BudgetSink(self.authenticator.budgets, self.clock),
                 self.metrics,
                 self.usage,

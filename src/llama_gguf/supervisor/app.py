@@ -25,6 +25,7 @@ from llama_gguf.events import EventLog
 from llama_gguf.models.progress import Meter
 from llama_gguf.net.threads import run_detached
 from llama_gguf.net.wall_clock import wall_now
+from llama_gguf.prompt_cache.folder import Folder
 from llama_gguf.supervisor import checks, reaper
 from llama_gguf.supervisor.boot_log import BOOT_LOG, BootLog
 from llama_gguf.supervisor.control_socket import ControlSocket
@@ -32,6 +33,7 @@ from llama_gguf.supervisor.launch import Launch, check_address
 from llama_gguf.supervisor.local_fleet import Setup
 from llama_gguf.supervisor.operations import Operations
 from llama_gguf.supervisor.preparation import Preparation
+from llama_gguf.supervisor.prompts import Owners, PromptCache
 from llama_gguf.supervisor.supervisor import Supervisor
 
 _log: Final = EventLog(__name__)
@@ -83,6 +85,7 @@ class App:
         boot_log: the log of this start.
         is_stop_requested: whether a signal has already requested the end.
         load_again: reads the settings and their sources again.
+        owners: whose prompts may be kept.
     """
 
     def __init__(
@@ -95,10 +98,12 @@ class App:
         boot_log: BootLog,
         is_stop_requested: Callable[[], bool] = lambda: False,
         load_again: LoadAgain | None = None,
+        owners: Owners | None = None,
     ) -> None:
         self._settings = settings
         self._load_again = load_again or (lambda: (settings, sources))
         self._environ = environ
+        self._owners = owners
         self._display = display
         self._boot_log = boot_log
         self._started_at = wall_now()
@@ -136,12 +141,21 @@ class App:
                     prepare_again=self._prepare_again,
                     on_status=self._on_status,
                     on_reopen=self._boot_log.reopen,
+                    prompts=self._prompt_cache(),
                 )
                 if self._is_stop_requested():
                     return 0
                 return runner.run(self._run(self._supervisor))
         finally:
             self._display.hide_load()
+
+    def _prompt_cache(self) -> PromptCache | None:
+        chosen = self._settings.prompts
+        if self._owners is None or not chosen.prompt_cache:
+            return None
+        instance = self._settings.logs.instance_id
+        folder = Folder(chosen.prompt_cache_dir, chosen.prompt_cache_size, instance)
+        return PromptCache(folder, self._owners)
 
     async def _run(self, supervisor: Supervisor) -> int:
         settings = self._settings

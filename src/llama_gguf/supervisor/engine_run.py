@@ -47,6 +47,7 @@ from llama_gguf.supervisor.managed_process import (
     ManagedProcess,
     Reason,
 )
+from llama_gguf.supervisor.prompt_keeper import PromptKeeper
 from llama_gguf.supervisor.restart_policy import Event, RestartPolicy
 
 _log: Final = EventLog(__name__)
@@ -85,6 +86,7 @@ class EngineManager(ManagedProcess):
         is_last: whether `serve` ends with it.
         has_served: whether this launch is known to work.
         oom_kills: shared by all engines.
+        keeper: keeps its prompts; None if PROMPT_CACHE is off.
         first_revision: of its statuses: above those of an earlier engine at the same address.
         rng: for the delays between restarts.
         spawn: starts a process.
@@ -108,6 +110,7 @@ class EngineManager(ManagedProcess):
         is_last: Callable[[], bool] = lambda: True,
         has_served: bool = False,
         oom_kills: oom.KillCount | None = None,
+        keeper: PromptKeeper | None = None,
         first_revision: int = 0,
         spawn: Spawn = children.spawn,
         make_probe: MakeProbe = Probe,
@@ -131,6 +134,9 @@ class EngineManager(ManagedProcess):
         self._spawn = spawn
         self._make_probe = make_probe
         self._launch: Launch
+        self._keeper = keeper
+        self.predecessor: EngineManager | None = None
+        """The engine that it replaces, and that serves until it is ready."""
         self._is_draining = False
         self._activity: Activity | None = None
         self._has_activity = asyncio.Event()
@@ -145,6 +151,7 @@ class EngineManager(ManagedProcess):
             address=address.key,
             restarts=_NO_RESTARTS,
             revision=first_revision,
+            prompt_cache={} if keeper is None else keeper.facts,
         )
 
     # From outside -------------------------------------------------------------------------------
@@ -155,6 +162,31 @@ class EngineManager(ManagedProcess):
         self._has_activity.set()
         if activity is not None and activity.engine_requested:
             self.wake()
+
+    def on_owners(self, owners: Sequence[str] | None) -> None:
+        """The gateway has sent requests of these keys; None if it died without reporting all."""
+        if self._keeper is None:
+            return
+        if owners is None:
+            self._keeper.on_gateway_lost()
+        else:
+            self._keeper.on_owners(owners)
+
+    async def save_prompts(self, *, is_settled: bool = True) -> None:
+        """Save what its slots hold, before it is stopped or replaced.
+
+        Args:
+            is_settled: whether it has got its last request, and the gateway has reported it.
+        """
+        is_there = self.status.state in (ChildState.READY, ChildState.DRAINING)
+        if self._keeper is None or self.child is None or not is_there:
+            return
+        if await self._keeper.save(is_quiet=is_settled, is_settled=is_settled):
+            self._publish_prompts()
+
+    def _publish_prompts(self) -> None:
+        assert self._keeper is not None
+        self._set_status(replace(self.status, prompt_cache=self._keeper.facts))
 
     def wake(self) -> None:
         """Start it again if it is being stopped, or was, because no request needed it."""
@@ -345,8 +377,19 @@ class EngineManager(ManagedProcess):
             if stall.check(progress, now):
                 return self._stalled()
             await self._clock.sleep(PROBE_LOADING_SECONDS)
-        self._on_loaded(finding, round(self._clock.now() - began_at, 3))
+        load_seconds = round(self._clock.now() - began_at, 3)
+        if self._keeper is not None:
+            await self._restore_prompts(self._keeper)
+        self._on_loaded(finding, load_seconds)
         return None
+
+    async def _restore_prompts(self, keeper: PromptKeeper) -> None:
+        """Before the first request is let in."""
+        before, self.predecessor = self.predecessor, None
+        if before is not None:
+            await before.save_prompts(is_settled=False)
+        await keeper.restore(self._launch.prompts)
+        self.status = replace(self.status, prompt_cache=keeper.facts)
 
     def _stalled(self) -> EndReason:
         seconds = self._settings.startup_stall_timeout
@@ -407,14 +450,24 @@ class EngineManager(ManagedProcess):
                     f"It sent nothing on any of its {activity.running} requests "
                     f"for {settings.watchdog_stall:g} s."
                 )
+            if self._keeper is not None and self.status.state is ChildState.READY:
+                await self._save_when_quiet(self._keeper)
             is_idle = idle.check(activity, now) and self._may_sleep()
+            # One that is asleep by itself has nothing to save, and any question would wake it.
+            keeper = self._keeper if self.status.state is ChildState.READY else None
             if is_idle and await self._try_idle_stop():
+                if keeper is not None and await keeper.save():
+                    self._publish_prompts()
                 _log.info(
                     "engine_asleep",
                     "Stopping llama-server after {seconds:g} s without requests",
                     seconds=settings.idle_stop,
                 )
                 return EndReason(Reason.IDLE, TERM_SECONDS)
+
+    async def _save_when_quiet(self, keeper: PromptKeeper) -> None:
+        if await keeper.on_tick(self._activity):
+            self._publish_prompts()
 
     def _note_sleep(self, finding: Finding) -> None:
         """Publish that it has fallen asleep, or woken, by itself."""

@@ -8,10 +8,10 @@ import json
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Final
 
-from llama_gguf.engines.activity import FACTS, FACTS_REQUEST, GREETING, Activity
+from llama_gguf.engines.activity import FACTS, FACTS_REQUEST, GREETING, OWNERS, Activity
 from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.events import EventLog
 from llama_gguf.supervisor import child as children
@@ -25,6 +25,8 @@ _log: Final = EventLog(__name__)
 EXTRA_SECONDS: Final = 5.0
 """Beyond DRAIN_TIMEOUT, for the gateway to exit by itself."""
 FORGIVING_SECONDS: Final = 10.0
+LAST_LINES_SECONDS: Final = 1.0
+"""To read what it has sent before its death; the channel is closed by then."""
 FACTS_SECONDS: Final = 2.0
 """For a gateway to report about itself."""
 MAX_BUFFERED_BYTES: Final = 65536
@@ -38,6 +40,8 @@ class GatewayManager(ManagedProcess):
         environ: of the gateway: ours, with the settings made explicit.
         listener: the listening socket that each gateway inherits.
         on_activity: called with each report of the gateway; with None after its death.
+        on_owners: called with the owners of requests, by the address of their engine; with None if
+            it has died, and may not have reported all.
         rng: for the delays between restarts.
         spawn: starts a process.
         clock: for restarts.
@@ -50,6 +54,7 @@ class GatewayManager(ManagedProcess):
         *,
         on_activity: Callable[[Activity | None], None],
         rng: Callable[[], float],
+        on_owners: Callable[[Mapping[str, Sequence[str]] | None], None] = lambda owners: None,
         spawn: Spawn = children.spawn,
         clock: Clock | None = None,
     ) -> None:
@@ -64,6 +69,7 @@ class GatewayManager(ManagedProcess):
         self._environ = environ
         self._listener = listener
         self._on_activity = on_activity
+        self._on_owners = on_owners
         self._spawn = spawn
         self._channel: asyncio.StreamWriter | None = None
         self._statuses: dict[str, EngineStatus] = {}
@@ -87,7 +93,10 @@ class GatewayManager(ManagedProcess):
             async with asyncio.TaskGroup() as group:
                 exchanging = group.create_task(self._exchange_messages(ours.dup()))
                 yield child
+                await asyncio.wait([exchanging], timeout=LAST_LINES_SECONDS)
                 exchanging.cancel()
+        if child.returncode:
+            self._on_owners(None)
         self._on_activity(None)
 
     def _on_death(self, life: Life) -> None:
@@ -135,6 +144,8 @@ class GatewayManager(ManagedProcess):
         elif line.startswith(FACTS):
             self._facts = json.loads(line[len(FACTS) :])
             self._has_facts.set()
+        elif line.startswith(OWNERS):
+            self._on_owners(json.loads(line[len(OWNERS) :]))
         else:
             self._write_statuses()
             self._on_activity(Activity.from_line(line))

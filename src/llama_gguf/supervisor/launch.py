@@ -34,6 +34,22 @@ async def no_room(has_same_file: bool) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptSource:
+    """What the prompts in an engine's slots depend on."""
+
+    files: tuple[str, ...]
+    """Of the model, all parts."""
+    identity: str
+    """Of their content, as the file system knew it before the start: ``model_digest.identity``."""
+    build: str
+    """Of llama-server."""
+    options: tuple[str, ...]
+    """As of ``entry.options_of``."""
+    ram_bytes: int = 0
+    """What its cache in RAM may use."""
+
+
+@dataclass(frozen=True, slots=True)
 class Launch:
     """How llama-server is started."""
 
@@ -50,6 +66,8 @@ class Launch:
     list_devices: ListDevices = no_devices
     has_room: HasRoom = no_room
     """Whether a second engine like this one fits beside those that run now."""
+    prompts: PromptSource | None = None
+    """None if its prompts are not kept."""
     devices: str = ""
     """Its part of the GPUs, for people; empty if they are not divided."""
 

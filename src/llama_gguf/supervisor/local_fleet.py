@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -22,6 +22,7 @@ from llama_gguf.config.settings import Settings
 from llama_gguf.engines.activity import Activity
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Probe
+from llama_gguf.engines.slot_client import SlotClient
 from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.errors import UserError
 from llama_gguf.events import EventLog
@@ -30,8 +31,10 @@ from llama_gguf.supervisor import child as children
 from llama_gguf.supervisor import replacement
 from llama_gguf.supervisor.engine_run import HANG_TERM_SECONDS, TERM_SECONDS, EngineManager
 from llama_gguf.supervisor.launch import Launch, MakeProbe, Spawn, check_address
-from llama_gguf.supervisor.managed_process import Clock
+from llama_gguf.supervisor.managed_process import Clock, LoopClock
 from llama_gguf.supervisor.oom import KillCount
+from llama_gguf.supervisor.prompt_keeper import Client, PromptKeeper
+from llama_gguf.supervisor.prompts import PromptCache
 from llama_gguf.supervisor.replacement import Event, Replacement
 from llama_gguf.supervisor.restart_policy import LEAVING
 from llama_gguf.transitions import after
@@ -96,8 +99,10 @@ class LocalFleet:
         publish: called with each new status of a replica.
         is_stopping: whether `serve` is stopping.
         rng: for the delays between restarts.
+        prompts: keeps the prompts of the engines; None if PROMPT_CACHE is off.
         spawn: starts a process.
         make_probe: makes a probe.
+        make_client: makes what saves and restores the slots of an engine.
         clock: for restarts and watchdogs.
     """
 
@@ -110,8 +115,10 @@ class LocalFleet:
         publish: Callable[[EngineStatus], None],
         is_stopping: Callable[[], bool],
         rng: Callable[[], float],
+        prompts: PromptCache | None = None,
         spawn: Spawn = children.spawn,
         make_probe: MakeProbe = Probe,
+        make_client: Callable[[EngineAddress], Client] = SlotClient,
         clock: Clock | None = None,
     ) -> None:
         self._settings = settings
@@ -120,8 +127,10 @@ class LocalFleet:
         self._publish = publish
         self._is_stopping = is_stopping
         self._rng = rng
+        self._prompts = prompts
         self._spawn = spawn
         self._make_probe = make_probe
+        self._make_client = make_client
         self._clock = clock
         self._changed = asyncio.Event()
         self._revisions = itertools.count(step=1 << 20)
@@ -151,6 +160,18 @@ class LocalFleet:
         if self._is_stopping():
             return 0
         self._start(self._first)
+        watching = None
+        if self._prompts is not None:
+            watching = asyncio.get_running_loop().create_task(
+                self._prompts.watch_keys(), name="remove the prompts of revoked keys"
+            )
+        try:
+            return await self._run()
+        finally:
+            if watching is not None:
+                watching.cancel()
+
+    async def _run(self) -> int:
         while self._error is None and (
             self._is_replacing or not all(member.is_over for member in self.members)
         ):
@@ -174,6 +195,13 @@ class LocalFleet:
             member.manager.on_activity(view)
         if activity.engine_requested:
             self._wake_next()
+
+    def on_owners(self, owners: Mapping[str, Sequence[str]] | None) -> None:
+        """Whose requests the gateway has sent, by address; None if it died without a report."""
+        for member in self.members:
+            member.manager.on_owners(
+                None if owners is None else owners.get(member.status.address, ())
+            )
 
     def _wake_next(self) -> None:
         """Wake the first replica that is asleep, unless another one is on its way already."""
@@ -202,6 +230,8 @@ class LocalFleet:
     async def stop(self, hurry: asyncio.Event) -> None:
         """Stop the others, all at once; when *hurry* is set, they are killed."""
         hurrying = asyncio.get_running_loop().create_task(self._kill_all(hurry))
+        if not hurry.is_set():
+            await asyncio.gather(*(member.manager.save_prompts() for member in self.members))
         await asyncio.gather(*(self._stop(member, TERM_SECONDS) for member in self.members))
         hurrying.cancel()
 
@@ -224,9 +254,10 @@ class LocalFleet:
         in_place_of: Member | None = None,
     ) -> Member:
         label = str(number)
+        address = EngineAddress.of(self._settings.upstream, address_number)
         manager = EngineManager(
             "llama-server",
-            EngineAddress.of(self._settings.upstream, address_number),
+            address,
             settings=supervision,
             prepare=prepare,
             open_log=lambda: self._open_log(label),
@@ -238,6 +269,7 @@ class LocalFleet:
             is_last=lambda: self._is_last(member),
             has_served=has_served,
             oom_kills=self._oom_kills,
+            keeper=self._keeper(address),
             first_revision=next(self._revisions),
             spawn=self._spawn,
             make_probe=self._make_probe,
@@ -247,6 +279,18 @@ class LocalFleet:
         others = (each for each in self.members if each is not in_place_of)
         self.members = tuple(sorted((*others, member), key=lambda each: each.number))
         return member
+
+    def _keeper(self, address: EngineAddress) -> PromptKeeper | None:
+        if self._prompts is None:
+            return None
+        clock = self._clock or LoopClock()
+        return PromptKeeper(
+            self._prompts,
+            self._make_client(address),
+            clock,
+            engine=address.key,
+            is_stopping=self._is_stopping,
+        )
 
     async def _prepare_all(self) -> Launch:
         """Prepare all replicas, and start those after the first."""
@@ -439,6 +483,7 @@ class LocalFleet:
             on_progress(f"Replica {old.label}: loading the new engine beside the old one")
             new = self._add(old.number, address_number, setup)
             new.is_on_trial = True
+            new.manager.predecessor = old.manager
             state = move(await self._load(new))
         if state is Replacement.KEPT:
             self._remove(new)
@@ -520,6 +565,7 @@ class LocalFleet:
                     seconds=drain_seconds,
                 )
             draining.cancel()
+            await member.manager.save_prompts()
         await self._stop(member, term_seconds)
 
     def _remove(self, member: Member) -> None:

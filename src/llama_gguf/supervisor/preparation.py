@@ -34,9 +34,17 @@ from llama_gguf.models.engine_options import options
 from llama_gguf.models.model_file import Model
 from llama_gguf.models.progress import MeterFactory
 from llama_gguf.net.threads import run_detached
-from llama_gguf.supervisor import division, plan, room, shares
+from llama_gguf.prompt_cache.folder import Folder
+from llama_gguf.supervisor import division, plan, prompt_source, room, shares
 from llama_gguf.supervisor.fetch import fetch
-from llama_gguf.supervisor.launch import HasRoom, Launch, ListDevices, no_devices
+from llama_gguf.supervisor.launch import (
+    HasRoom,
+    Launch,
+    ListDevices,
+    PromptSource,
+    no_devices,
+)
+from llama_gguf.supervisor.prompt_source import save_flags
 from llama_gguf.supervisor.shares import Share
 
 _log: Final = EventLog(__name__)
@@ -127,6 +135,9 @@ class Preparation:
         argv = engine_argv(
             self._engine.path, engine, model_path=model.path, alias=plan.alias_of(model)
         )
+        prompts = self._prompt_source(engine, argv, child_environ, version)
+        if prompts is not None:
+            argv += save_flags(settings.prompts.prompt_cache_dir, extra_args(engine))
         facts = plan.facts_of(model, context=divided.request_tokens, engine_version=version)
         launches = [
             Launch(
@@ -138,6 +149,7 @@ class Preparation:
                 sizes=_sizes(settings.engine),
                 list_devices=self._device_list(engine, part, child_environ),
                 has_room=self._room(engine, part, child_environ),
+                prompts=prompts,
                 devices=part.text,
             )
             for part in parts
@@ -150,6 +162,37 @@ class Preparation:
                 command=mask_urls(shlex.join([*launch.argv, *listen_flags(address)])),
             )
         return launches
+
+    def _prompt_source(
+        self,
+        engine: EngineSettings,
+        argv: Sequence[str],
+        environ: Mapping[str, str],
+        version: str,
+    ) -> PromptSource | None:
+        """What saved prompts depend on; None if there are none."""
+        chosen = self._settings.prompts
+        if not chosen.prompt_cache:
+            return None
+        assert self._model is not None
+        words = extra_args(engine)
+        found = options(engine, words, environ)
+        reason = prompt_source.obstacle(found, words)
+        if not reason:
+            instance = self._settings.logs.instance_id
+            folder = Folder(chosen.prompt_cache_dir, chosen.prompt_cache_size, instance)
+            try:
+                folder.open()
+            except OSError as error:
+                reason = f"{chosen.prompt_cache_dir}: {error.strerror or error}"
+        if reason:
+            _log.warning(
+                "prompt_cache_off",
+                "PROMPT_CACHE is on, but no prompts are saved: {reason}",
+                reason=reason,
+            )
+            return None
+        return prompt_source.source(self._model.parts, argv, environ, version=version, chosen=found)
 
     def _shares(
         self, engine: EngineSettings, environ: Mapping[str, str], here: machine.Machine

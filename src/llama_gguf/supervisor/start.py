@@ -24,6 +24,7 @@ from llama_gguf.supervisor.health_server import HealthServer
 
 if TYPE_CHECKING:
     from llama_gguf.supervisor.app import App, Display, LoadAgain
+    from llama_gguf.supervisor.prompts import Owners
 
 
 def serve(
@@ -33,6 +34,7 @@ def serve(
     sources: Mapping[str, str],
     display: Display,
     load_again: LoadAgain | None = None,
+    owners: Owners | None = None,
 ) -> int:
     """Serve until a signal, or until a process is given up. Returns the exit status.
 
@@ -42,6 +44,7 @@ def serve(
         sources: the source of each setting, for the log.
         display: what people see.
         load_again: reads the settings again for a rolling restart; without, they stay.
+        owners: whose prompts may be kept; without, none are.
 
     Raises:
         UserError: a setting is invalid, an address is taken, or model or engine is missing.
@@ -81,6 +84,7 @@ def serve(
             boot_log=boot_log,
             is_stop_requested=is_stop_requested,
             load_again=load_again or (lambda: (settings, sources)),
+            owners=owners,
         )
         return app.run(listener)
 

@@ -28,6 +28,7 @@ from llama_gguf.supervisor.engine_run import EngineManager
 from llama_gguf.supervisor.gateway_run import EXTRA_SECONDS, GatewayManager
 from llama_gguf.supervisor.launch import Launch
 from llama_gguf.supervisor.local_fleet import LocalFleet, Setup
+from llama_gguf.supervisor.prompts import PromptCache
 from llama_gguf.supervisor.states import Event, SupervisorState
 from llama_gguf.transitions import after
 
@@ -51,6 +52,7 @@ class Supervisor:
         prepare_again: reads the settings again, and determines the same for a rolling restart.
         on_status: called with each new status of the engine.
         on_reopen: called when log files are to be reopened.
+        prompts: keeps the prompts of the engines; None if PROMPT_CACHE is off.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Supervisor:
         prepare_again: PrepareAgain,
         on_status: Callable[[EngineStatus], None],
         on_reopen: Callable[[], None],
+        prompts: PromptCache | None = None,
     ) -> None:
         self._settings = settings
         self._listener = listener
@@ -81,9 +84,14 @@ class Supervisor:
             publish=self._publish,
             is_stopping=lambda: self.is_leaving,
             rng=rng,
+            prompts=prompts,
         )
         self._gateway = GatewayManager(
-            environ, listener, on_activity=self._fleet.on_activity, rng=rng
+            environ,
+            listener,
+            on_activity=self._fleet.on_activity,
+            on_owners=self._fleet.on_owners,
+            rng=rng,
         )
         self._gateway.send_status(self._fleet.status)
         self._restarting: asyncio.Task[str] | None = None

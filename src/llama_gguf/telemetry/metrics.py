@@ -214,6 +214,8 @@ class Gauges:
     replicas: tuple[ReplicaGauges, ...] = ()
     session_moves: Mapping[str, int] = field(default_factory=dict)
     """To another replica, by reason."""
+    prompt_cache: Mapping[str, Any] | None = None
+    """What is known of saved prompts; None unless PROMPT_CACHE is on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +265,20 @@ def _ejections(_: Metrics, gauges: Gauges) -> Value:
         for reason, count in each.ejections.items():
             sums[each.label, reason] += count
     return sums
+
+
+def _prompts(name: str) -> Callable[[Metrics, Gauges], Value]:
+    return lambda _, g: None if g.prompt_cache is None else g.prompt_cache[name]
+
+
+def _prompt_results(name: str) -> Callable[[Metrics, Gauges], Value]:
+    def read(_: Metrics, gauges: Gauges) -> Value:
+        facts = gauges.prompt_cache
+        if facts is None:
+            return None
+        return {"success": facts[f"{name}s"], "failure": facts[f"{name}_failures"]}
+
+    return read
 
 
 def _states(_: Metrics, gauges: Gauges) -> Value:
@@ -583,6 +599,38 @@ METRICS: Final = (
         "Part of the prompts' tokens that was in the replica's cache, over the last minutes.",
         _ratios,
         ("replica",),
+    ),
+    Metric(
+        "llama_gguf_prompt_cache_bytes",
+        "gauge",
+        "Size of all saved prompts on disk; absent unless PROMPT_CACHE is on.",
+        _prompts("bytes"),
+    ),
+    Metric(
+        "llama_gguf_prompt_cache_saves",
+        "counter",
+        "Prompts of slots that were saved, by result.",
+        _prompt_results("save"),
+        ("result",),
+    ),
+    Metric(
+        "llama_gguf_prompt_cache_restores",
+        "counter",
+        "Saved prompts that were restored when an engine started, by result.",
+        _prompt_results("restore"),
+        ("result",),
+    ),
+    Metric(
+        "llama_gguf_prompt_cache_spared_tokens",
+        "counter",
+        "Prompt tokens that were not computed because their conversation had been restored.",
+        _prompts("spared_tokens"),
+    ),
+    Metric(
+        "llama_gguf_prompt_cache_spared_seconds",
+        "counter",
+        "Time that these tokens would have taken, by the engine's rate when they were saved.",
+        _prompts("spared_seconds"),
     ),
     Metric(
         "llama_gguf_queue_wait_seconds",

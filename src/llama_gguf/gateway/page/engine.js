@@ -79,14 +79,23 @@ function showReplicas(replicas) {
   }));
 }
 
-function showMemory({ gpus, engine_memory }) {
+function promptsOf(cache) {
+  if (!cache) return [];
+  const spared = `${number(cache.spared_tokens)} tokens, ${duration(cache.spared_seconds)}`;
+  return [
+    ["Saved prompts", `${number(cache.files)}, ${bytes(cache.bytes)}`],
+    ["Spared by restored prompts", spared],
+  ];
+}
+
+function showMemory({ gpus, engine_memory, prompt_cache }) {
   const gpuRows = gpus.map(({ index, name, used, total, busy }) => [
     `GPU ${index}: ${name}`,
     `${bytes(used)} of ${bytes(total)}${busy === null ? "" : `, ${percent(busy)} busy`}`,
   ]);
   const ownRows = engine_memory.map(({ name, value }) =>
     [words(name), name.endsWith("ratio") ? percent(value) : number(value)]);
-  const rows = [...gpuRows, ...ownRows];
+  const rows = [...gpuRows, ...ownRows, ...promptsOf(prompt_cache)];
   find("memory").hidden = !rows.length;
   setRows("memory", JSON.stringify(rows), () => rows.map(([label, value]) =>
     make("li", {}, make("span", {}, label), make("b", {}, value))));

@@ -1,0 +1,378 @@
+"""Saves what the slots of one engine hold, and restores it at the next start.
+
+    restore   when the model has loaded, before the first request is let in
+    save      before the engine is stopped, and at a quiet moment after long prompts
+
+What is written and what is known of it is in ``prompts.py``, shared by all engines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Final, Protocol
+
+from llama_gguf.engines.activity import Activity
+from llama_gguf.engines.slot_client import SlotError, SlotState
+from llama_gguf.events import EventLog
+from llama_gguf.net.wall_clock import wall_now
+from llama_gguf.prompt_cache import choice
+from llama_gguf.prompt_cache.attribution import UNKNOWN, Attribution, SlotView
+from llama_gguf.prompt_cache.entry import Entry
+from llama_gguf.prompt_cache.folder import STATE
+from llama_gguf.prompt_cache.quiet import Growth, QuietWatch
+from llama_gguf.supervisor.launch import PromptSource
+from llama_gguf.supervisor.managed_process import Clock
+from llama_gguf.supervisor.prompts import PromptCache, facts_of
+
+_log: Final = EventLog(__name__)
+
+STOP_SAVE_SECONDS: Final = 10.0
+"""For the slots of an engine that is being stopped: what is not saved by then is lost."""
+QUIET_SAVE_SECONDS: Final = 20.0
+"""The watchdogs wait so long."""
+SETTLE_SECONDS: Final = 1.5
+"""After which the gateway has reported the keys of all requests that are over: it does so twice a
+second."""
+OLDER_SECONDS: Final = 5.0
+"""For the states of more conversations than there are slots."""
+PROBE_SECONDS: Final = 20.0
+MIN_TOKENS: Final = 32
+"""A shorter prompt is computed as fast as it is restored."""
+_SLOWEST_BYTES_PER_SECOND: Final = 20e6
+_FIXED_SECONDS: Final = 10.0
+_NOT_SUPPORTED: Final = 501
+
+_life_numbers: Final = itertools.count(1)
+
+
+class Client(Protocol):
+    """As ``SlotClient``."""
+
+    async def slots(self) -> list[SlotState]: ...
+    async def save(self, slot: int, file_name: str, *, seconds: float) -> tuple[int, int]: ...
+    async def restore(self, slot: int, file_name: str, *, seconds: float) -> int: ...
+    async def compute(
+        self, prompt: Sequence[int] | str, *, seconds: float = ...
+    ) -> tuple[int, int]: ...
+    async def computed(self) -> tuple[int, float]: ...
+
+
+class PromptKeeper:
+    """Of one engine.
+
+    Args:
+        cache: shared with the others.
+        client: of the engine.
+        clock: for what has to wait.
+        engine: its address, as text.
+        is_stopping: whether `serve` is stopping.
+    """
+
+    def __init__(
+        self,
+        cache: PromptCache,
+        client: Client,
+        clock: Clock,
+        *,
+        engine: str = "",
+        is_stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._cache = cache
+        self._client = client
+        self._clock = clock
+        self._engine = engine
+        self._is_stopping = is_stopping
+        self._lock = asyncio.Lock()
+        self._source: PromptSource | None = None
+        self._attribution = Attribution()
+        self._quiet = QuietWatch()
+        self._growth = Growth()
+        self._restored: list[int] = []
+        self._rate = 0.0
+        self._life = 0
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """For the engine's status."""
+        return facts_of(self._cache.totals, self._restored, self._life, self._rate)
+
+    def on_owners(self, owners: Collection[str]) -> None:
+        """The gateway has sent requests of these keys to the engine."""
+        self._attribution.on_owners(owners)
+
+    def on_gateway_lost(self) -> None:
+        """It died: the keys that were active last are not known."""
+        self._attribution.on_owners([UNKNOWN])
+
+    # Restoring ----------------------------------------------------------------------------------
+
+    async def restore(self, source: PromptSource | None) -> None:
+        """Restore what fits, before the first request. Afterwards, the model's digest is learnt.
+
+        Args:
+            source: what the engine was started with; None if its prompts cannot be kept.
+        """
+        self._source = source
+        self._attribution = Attribution()
+        self._quiet = QuietWatch()
+        self._growth = Growth()
+        self._restored = []
+        self._life = next(_life_numbers)
+        if source is None:
+            return
+        try:
+            await self._restore(source)
+        except SlotError as error:
+            self._cache.report("prompts were not restored", str(error))
+        finally:
+            self._cache.learn(source)
+
+    async def _restore(self, source: PromptSource) -> None:
+        cache = self._cache
+        if await cache.drop_failed(self._engine):
+            self._note_failure("the engine ended while they were restored; they are removed")
+        valid = await cache.validity(source)
+        if valid is None or (helps := await cache.helps(valid)) is False:
+            return
+        entries = await cache.entries(valid)
+        if not entries:
+            return
+        slots = len(await self._client.slots())
+        batches = choice.restore_batches(entries, slots, source.ram_bytes)
+        began_at = self._clock.now()
+        await cache.begin_restore(
+            self._engine, [entry.name for batch in batches for entry in batch]
+        )
+        try:
+            restored = await self._restore_batches(batches)
+            if helps is None and restored:
+                await self._try_out(valid, batches[-1])
+        except asyncio.CancelledError:
+            if self._is_stopping():
+                await cache.end_restore(self._engine)  # else the engine has died of it
+            raise
+        await cache.end_restore(self._engine)
+        self._attribution.restored([_view(slot) for slot in await self._client.slots()])
+        if self._restored:
+            _log.info(
+                "prompts_restored",
+                "Saved prompts restored: {count}, with {tokens} tokens, in {seconds:.1f} s",
+                count=len(self._restored),
+                tokens=sum(self._restored),
+                seconds=round(self._clock.now() - began_at, 3),
+            )
+
+    async def _restore_batches(self, batches: Sequence[Sequence[Entry]]) -> int:
+        """The number of those in the last batch that are restored."""
+        deadline = self._clock.now() + OLDER_SECONDS
+        for batch in batches[:-1]:
+            if self._clock.now() < deadline and await self._restore_batch(batch):
+                # A request makes llama-server move what its slots hold to its cache in RAM.
+                await self._client.compute("x")
+        return await self._restore_batch(batches[-1])
+
+    async def _restore_batch(self, batch: Sequence[Entry]) -> int:
+        count = 0
+        for slot, entry in enumerate(batch):
+            if await self._restore_slot(slot, entry):
+                count += 1
+                self._restored.append(entry.tokens)
+                self._rate = entry.seconds / entry.tokens if entry.tokens else 0.0
+        return count
+
+    async def _restore_slot(self, slot: int, entry: Entry) -> bool:
+        try:
+            tokens = await self._client.restore(
+                slot, entry.name + STATE, seconds=_seconds_for(entry.size)
+            )
+        except SlotError as error:
+            if not error.status:
+                raise
+            tokens = 0
+        if tokens != entry.tokens:
+            await self._cache.remove(entry.name)
+            self._note_failure("llama-server does not accept a file")
+            return False
+        self._cache.totals.restores += 1
+        return True
+
+    async def _try_out(self, valid: str, batch: Sequence[Entry]) -> None:
+        """See whether llama-server uses what was restored, and remember it for this model."""
+        entry = choice.probed(batch)
+        if entry is None:
+            return
+        tokens = await self._cache.tokens_of(entry.name)
+        prompt, cached = await self._client.compute(
+            tokens[: -choice.PROBE_DROPS], seconds=PROBE_SECONDS
+        )
+        if choice.helps(prompt, cached):
+            await self._cache.note_verdict(valid, helps=True)
+            await self._restore_slot(list(batch).index(entry), entry)
+            self._cache.totals.restores -= 1
+        else:
+            await self._give_up_on(valid, "it computes restored prompts again")
+
+    async def _give_up_on(self, valid: str, reason: str) -> None:
+        self._restored = []
+        self._source = None
+        await self._cache.note_verdict(valid, helps=False)
+        _log.warning(
+            "prompt_cache_useless",
+            "PROMPT_CACHE is switched off for this model: llama-server cannot use saved prompts "
+            "({reason}), as is usual for recurrent, hybrid, sliding-window and multimodal models",
+            reason=reason,
+        )
+
+    def _note_failure(self, reason: str) -> None:
+        self._cache.totals.restore_failures += 1
+        self._cache.report("prompts were not restored", reason)
+
+    # Saving -------------------------------------------------------------------------------------
+
+    async def on_tick(self, activity: Activity | None) -> bool:
+        """Save at a quiet moment after long prompts; whether something was saved."""
+        if self._source is None or activity is None:
+            return False
+        is_quiet = self._quiet.check(
+            running=activity.running, responses=activity.responses, now=self._clock.now()
+        )
+        if not is_quiet:
+            return False
+        return await self.save(
+            within_seconds=QUIET_SAVE_SECONDS,
+            is_quiet=True,
+            is_settled=False,
+            is_urgent=False,
+        )
+
+    async def save(
+        self,
+        *,
+        within_seconds: float = STOP_SAVE_SECONDS,
+        is_quiet: bool = True,
+        is_settled: bool = True,
+        is_urgent: bool = True,
+    ) -> bool:
+        """Save the idle slots whose content is not on disk, the most recently used first.
+
+        Args:
+            within_seconds: what takes longer is left.
+            is_quiet: whether no request runs.
+            is_settled: whether the gateway has reported all keys that were active.
+            is_urgent: whether the engine is about to be stopped; else what has hardly changed is
+                left.
+
+        Returns:
+            Whether anything was saved.
+        """
+        source = self._source
+        if source is None:
+            return False
+        try:
+            async with asyncio.timeout(within_seconds), self._lock:
+                return await self._save(
+                    source, is_quiet=is_quiet, is_settled=is_settled, is_urgent=is_urgent
+                )
+        except TimeoutError:
+            self._cache.report("not all prompts were saved", f"{within_seconds:g} s are over")
+        except SlotError as error:
+            self._cache.report("prompts were not saved", str(error))
+        return False
+
+    async def _save(
+        self, source: PromptSource, *, is_quiet: bool, is_settled: bool, is_urgent: bool
+    ) -> bool:
+        valid = await self._cache.validity(source)
+        if valid is None or await self._cache.helps(valid) is False:
+            return False
+        slots = [_view(slot) for slot in await self._client.slots()]
+        changed = self._attribution.look(slots, is_quiet=is_quiet)
+        if not changed:
+            return False
+        computed, seconds = await self._client.computed()
+        self._rate = seconds / computed if computed else 0.0
+        self._growth.look(computed, [slot.id for slot in changed])
+        wanted = [
+            slot
+            for slot in changed
+            if is_urgent or self._growth.is_worth_saving(slot.id, slot.tokens or 0)
+        ]
+        if not wanted:
+            return False
+        written: list[tuple[SlotView, Entry]] = []
+        try:
+            now = wall_now()
+            for rank, slot in enumerate(wanted):
+                # Their order is that of their use.
+                entry = await self._write(slot, valid, now - rank / 1000)
+                if entry is None:
+                    continue
+                written.append((slot, entry))
+                if is_settled:
+                    await self._commit(slot, entry)
+                    written.pop()
+            if written:
+                await self._clock.sleep(SETTLE_SECONDS)
+            while written:
+                await self._commit(*written[-1])
+                written.pop()
+        finally:
+            for _, entry in written:
+                await self._cache.discard(entry.name)
+        return True
+
+    async def _write(self, slot: SlotView, valid: str, used_at: float) -> Entry | None:
+        """Have the engine write the state of *slot*."""
+        if slot.tokens is not None and slot.tokens < MIN_TOKENS:
+            return None
+        name = secrets.token_hex(8)
+        file_name = await self._cache.begin(name, slot.tokens)
+        if file_name is None:
+            self._cache.totals.save_failures += 1
+            return None
+        try:
+            tokens, size = await self._client.save(slot.id, file_name, seconds=QUIET_SAVE_SECONDS)
+        except SlotError as error:
+            await self._cache.discard(name)
+            if error.status == _NOT_SUPPORTED:
+                await self._give_up_on(valid, str(error))
+            elif error.status:
+                self._cache.totals.save_failures += 1
+                self._cache.report("a prompt was not saved", str(error))
+            else:
+                raise
+            return None
+        except asyncio.CancelledError:
+            await self._cache.discard(name)
+            raise
+        return Entry(name, valid, tokens, size, used_at, (), self._rate * tokens)
+
+    async def _commit(self, slot: SlotView, entry: Entry) -> None:
+        owners = self._attribution.owners_of(slot)
+        is_unknown = UNKNOWN in owners or not owners
+        if is_unknown or entry.tokens < MIN_TOKENS or await self._cache.are_revoked(owners):
+            await self._cache.discard(entry.name)
+            self._attribution.on_saved(slot)
+            return
+        entry = Entry(
+            *(entry.name, entry.validity, entry.tokens, entry.size, entry.used_at),
+            owners=owners,
+            seconds=entry.seconds,
+        )
+        if await self._cache.commit(entry):
+            self._attribution.on_saved(slot)
+            self._growth.on_saved(slot.id)
+            self._cache.totals.saves += 1
+        else:
+            self._cache.totals.save_failures += 1
+
+
+def _view(slot: SlotState) -> SlotView:
+    return SlotView(slot.id, slot.is_processing, slot.id_task, slot.tokens)
+
+
+def _seconds_for(size: int) -> float:
+    return _FIXED_SECONDS + size / _SLOWEST_BYTES_PER_SECOND

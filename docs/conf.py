@@ -15,6 +15,10 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"{project} {version}"
 html_show_copyright = False
+html_static_path = [str(Path(__file__).parent / "_static")]
+html_css_files = ["tables.css"]
+html_js_files = ["tables.js"]
+smartquotes = False  # it would replace the two hyphens of a flag by a dash
 
 myst_heading_anchors = 4  # [limits](behaviour.md#keys-and-limits), as on GitHub
 myst_fence_as_directive = ["mermaid"]
@@ -26,7 +30,7 @@ mermaid_version = "11.17.2"
 mermaid_sha256 = "6ad2f42c3fc26bbf9e45cbb6d11898972573ea52b33a5f4ff51952899f950ffd"
 fetched = Path(__file__).parent.parent / "build" / "mermaid"
 if (fetched / mermaid_version).is_dir():
-    html_static_path = [str(fetched)]
+    html_static_path.append(str(fetched))
     mermaid_use_local = f"{mermaid_version}/mermaid.esm.min.mjs"
 mermaid_height = "auto"
 mermaid_fullscreen_button = "+"  # a character that every font has

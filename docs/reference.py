@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import llama_gguf
+from docs import model_sizes
 from llama_gguf import errors
 from llama_gguf.cli.arguments import actions_of, command_parser
 from llama_gguf.cli.main import COMMANDS, top_parser
@@ -428,6 +429,7 @@ PAGES: Final[Mapping[str, Callable[[], str]]] = {
     "docs/logs.md": logs_page,
     "docs/modules.md": modules_page,
     "docs/states.md": states_page,
+    "docs/choosing-a-model.md": lambda: f"{_MADE}\n{model_sizes.page()}",
     "docs/openapi.json": openapi_document,
     ".env.example": env_example,
 }

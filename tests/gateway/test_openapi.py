@@ -102,6 +102,15 @@ def code_of_401(outcome: Any) -> int:
     return int(outcome.response.status) if outcome.responses else 0
 
 
+def test_a_single_model_is_described_with_its_name_and_the_error_for_another() -> None:
+    operation = document(Router(expose_all=False))["paths"]["/v1/models/{model}"]["get"]
+
+    (name,) = [each for each in operation["parameters"] if each.get("in") == "path"]
+    assert (name["name"], name["required"]) == ("model", True)
+    assert operation["responses"]["404"]["$ref"] == "#/components/responses/Error404"
+    assert operation["security"]
+
+
 def test_errors_on_anthropics_paths_have_its_envelope() -> None:
     found = document(Router(expose_all=False))
     reference = found["paths"]["/v1/messages"]["post"]["responses"]["429"]["$ref"]

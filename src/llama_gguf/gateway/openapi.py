@@ -17,7 +17,7 @@ from llama_gguf.config.schema import AuthSettings, RouteSettings
 from llama_gguf.errors import GatewayError
 from llama_gguf.http1 import local_response
 from llama_gguf.http1.local_response import LocalResponse
-from llama_gguf.http1.routes import PAGE_FILES, Dialect, Kind, Route, Router
+from llama_gguf.http1.routes import A_MODEL, PAGE_FILES, Dialect, Kind, Route, Router
 
 Json = dict[str, Any]
 
@@ -51,6 +51,7 @@ SUMMARIES: Final[Mapping[str, str]] = {
     "/responses/input_tokens": "Count the tokens of an input",
     "/messages/count_tokens": "Count the tokens of a conversation (Anthropic)",
     "/models": "The models that are served",
+    "/models/{model}": "One of the models that are served",
     "/props": "Properties of the engine",
 }
 """By path, without /v1."""
@@ -290,6 +291,10 @@ def _operation(method: str, path: str, route: Route, guarded: bool) -> Json:
     if path == "/metrics":
         formats = {"type": "string", "enum": ["prometheus"]}
         found["parameters"].append({"name": "format", "in": "query", "schema": formats})
+    if path == A_MODEL:
+        found["parameters"].append(
+            {"name": "model", "in": "path", "required": True, "schema": _TEXT | {"minLength": 1}}
+        )
     if method == "POST" and route.kind is Kind.PROXIED:
         found["requestBody"] = {"required": True, "content": _request(short)}
     found["responses"] = _responses(path, route, guarded)
@@ -327,6 +332,7 @@ def _responses(path: str, route: Route, guarded: bool) -> Json:
         *(_WITH_A_KEY if guarded else ()),
         *(() if is_local else _AT_THE_ENGINE),
         *((500,) if route.kind is Kind.RELOAD else ()),
+        *((404,) if path == A_MODEL else ()),
     ]
     prefix = "Anthropic" if route.dialect is Dialect.ANTHROPIC else "Error"
     found = {"200": success} | _references(prefix, statuses)

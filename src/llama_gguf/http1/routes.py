@@ -205,6 +205,8 @@ _EXPOSED_PREFIXES: Final = (
 )
 _MODELS: Final = frozenset(["/v1/models", "/models"])
 _MODEL_PREFIX: Final = "/v1/models/"
+A_MODEL: Final = "/v1/models/{model}"
+"""The template of the paths with this prefix, as OpenAPI writes it."""
 _ESCAPED_MODEL: Final = re.compile(
     rb"/v1/models/(?:[A-Za-z0-9_~:@+-]|%[0-9A-Fa-f]{2})(?:[A-Za-z0-9._~:@+-]|%[0-9A-Fa-f]{2})*"
 )
@@ -276,7 +278,7 @@ class Router:
         return self._routes[method, path]
 
     def known(self) -> list[tuple[str, str]]:
-        """Method and path of every route that is in a table; the others follow from patterns.
+        """Method and path of every route that is in a table, and ``A_MODEL``.
 
         HEAD, which is like GET, is left out.
         """
@@ -287,7 +289,7 @@ class Router:
             if method != "HEAD"
         ]
         posts = [("POST", path) for path in (*_SLOT, *sorted(_NO_SLOT))]
-        gets = [("GET", path) for path in ("/v1/models", "/models", "/props")]
+        gets = [("GET", path) for path in ("/v1/models", A_MODEL, "/models", "/props")]
         return [*local, *posts, *gets]
 
     def _decide_or_refuse(self, method_and_path: tuple[bytes, bytes]) -> Route:

@@ -50,6 +50,15 @@ def test_a_rotation_ends_the_old_secret_or_keeps_it_for_the_grace_period(path: s
     assert [key.line_id for key in key_admin.keys_in(path).keys] == ["first"]
 
 
+def test_a_misspelt_id_is_reported_with_the_one_that_is_meant(path: str) -> None:
+    key_admin.create(path, name="alice")
+
+    with pytest.raises(UserError, match=r"'alcie' in \S+; did you mean alice\? Else list its keys"):
+        key_admin.remove(path, "alcie")
+    with pytest.raises(UserError, match=r"'zebra' in \S+; list its keys"):
+        key_admin.remove(path, "zebra")
+
+
 def test_a_failed_change_leaves_the_file_as_it_was(path: str) -> None:
     key_admin.create(path, name="first")
     before = Path(path).read_text()

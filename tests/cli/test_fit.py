@@ -238,6 +238,20 @@ def test_replicas_have_the_weights_of_a_mapped_file_in_ram_once() -> None:
     (mapped,), (copied,) = (with_replicas([None] * 3, chosen)["RAM"] for chosen in (on_cpu, copies))
     assert mapped.text.startswith(size_text(WEIGHTS + 3 * (CACHE + WORK)))
     assert copied.text.startswith(size_text(3 * NEEDED))
+    assert mapped.text.endswith(" available, for 3 replicas together")
+
+
+def test_with_replicas_a_figure_has_how_many_of_them_it_is_for() -> None:
+    first, second = (Device(f"CUDA{n} (card)", 8 * GIB, 8 * GIB) for n in range(2))
+
+    apart, together = (with_replicas(parts) for parts in ([[first], [second]], [[first]] * 2))
+
+    (needed,) = apart["memory needed"]
+    assert needed.text.startswith(f"{size_text(NEEDED)} for each replica: model ")
+    assert [r.text.endswith(" free on CUDA0") for r in apart["VRAM"]] == [True, False]
+    (shared,) = together["VRAM"]
+    assert shared.text.endswith(" free on CUDA0, for 2 replicas together")
+    assert "replica" not in found()["memory needed"].text
 
 
 def test_each_gpu_needs_the_memory_of_the_replicas_on_it() -> None:

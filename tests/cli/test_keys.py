@@ -215,7 +215,7 @@ def test_a_name_in_use_is_rejected(run: Run, path: Path) -> None:
 
     assert (status, out) == (1, "")
     assert err == (
-        f"llama-gguf: {path} already has a key alice; use another --name, "
+        f"llama-gguf: {path} already has a key alice; use another name, "
         f"or replace its secret with: llama-gguf keys rotate alice --file {path}\n"
     )
     assert path.read_text() == f"alice:{SECRET}\n"

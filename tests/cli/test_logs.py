@@ -9,6 +9,7 @@ import pytest
 
 from llama_gguf.cli import logs
 from llama_gguf.cli.main import main
+from tests.supervisor.test_control_client import running
 
 BOOT = "logs/_boot/20261130T000000Z_boot_box.log"
 ENGINE = "logs/llama/20261130T000000Z_server_box.log"
@@ -71,6 +72,37 @@ def test_without_a_log_the_error_names_the_folder(
     assert show(tmp_path) == logs.NO_LOG
 
     assert f"there is no such log in {tmp_path}/logs yet" in capsys.readouterr().err
+
+
+def test_the_log_of_an_earlier_serve_is_not_taken_for_that_of_a_gateway(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, BOOT, "old")
+    write(tmp_path, "logs/api_access.log", "a request")
+    hint = "the gateway that runs logs to its standard error; this is the log of an earlier `serve`"
+
+    with running(tmp_path, kind="gateway"):
+        assert show(tmp_path) == 0
+        with_gateway = capsys.readouterr()
+        assert show(tmp_path, "--requests") == 0
+        requests = capsys.readouterr()
+        with running(tmp_path, 8001):
+            assert show(tmp_path) == 0
+            with_both = capsys.readouterr()
+
+    assert with_gateway.out == "old\n"
+    assert hint in with_gateway.err
+    assert hint not in requests.err
+    assert hint not in with_both.err
+
+
+def test_a_gateway_without_any_log_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with running(tmp_path, kind="gateway"):
+        assert show(tmp_path) == logs.NO_LOG
+
+    assert "a gateway runs, which logs to its standard error" in capsys.readouterr().err
 
 
 @pytest.mark.processes

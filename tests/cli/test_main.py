@@ -74,6 +74,17 @@ def test_help_shows_a_command_as_its_flag_does(
     assert shown.startswith(f"usage: llama-gguf {words[0]}")
 
 
+@pytest.mark.parametrize("words", [["keys"], ["keys", "set"]])
+def test_help_may_follow_a_command_that_has_actions(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert left_with("keys", "help", *words[1:]) == 0
+    shown = capsys.readouterr().out
+    assert left_with(*words, "--help") == 0
+
+    assert shown == capsys.readouterr().out
+
+
 def test_the_help_of_serve_begins_with_the_settings_that_matter_most(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from llama_gguf.cli import mistakes
-from llama_gguf.cli.main import COMMANDS, main
+from llama_gguf.cli.main import COMMANDS, OTHERS, main
 
 SECRET = "sk-Zq8vN2xLw5TfR7mB"
 
@@ -14,9 +14,12 @@ SECRET = "sk-Zq8vN2xLw5TfR7mB"
         ("srve", "unknown command srve; did you mean serve?"),
         ("SERVE", "unknown command SERVE; did you mean serve?"),
         ("chekc", "did you mean check?"),
+        ("hepl", "did you mean help?"),
+        ("verison", "did you mean version?"),
         ("run", "unknown command run; did you mean serve?"),
         ("download", "did you mean pull?"),
         ("ls", "did you mean pull --list?"),
+        ("generate", "did you mean keys generate?"),
         ("m.gguf", "did you mean `llama-gguf serve m.gguf`?"),
         ("smollm2", "did you mean `llama-gguf serve smollm2`?"),
         ("hf:o/n:Q4", "did you mean `llama-gguf serve hf:o/n:Q4`?"),
@@ -25,7 +28,7 @@ SECRET = "sk-Zq8vN2xLw5TfR7mB"
     ],
 )
 def test_an_unknown_command_is_reported_with_what_is_meant(word: str, message: str) -> None:
-    assert message in mistakes.about_command(word, COMMANDS)
+    assert message in mistakes.about_command(word, COMMANDS, OTHERS)
 
 
 def test_every_command_that_is_suggested_exists() -> None:

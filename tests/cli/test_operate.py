@@ -12,6 +12,8 @@ GATEWAY: dict[str, Any] = {
     "slots": {"used": 1, "total": 4},
     "queue": {"length": 3, "size": 256},
     "recent": {
+        "seconds": 60.0,
+        "requests": 30,
         "requests_per_second": 0.5,
         "prompt_tokens_per_second": 10.0,
         "completion_tokens_per_second": 55.55,
@@ -101,8 +103,49 @@ def test_a_status_names_server_model_replicas_and_gateway() -> None:
     assert rows["replica 0"] == "ready for 0 s, process 8, loaded in 1.5 s"
     assert rows["slots"] == "1 of 4 in use"
     assert rows["queue"] == "3 of 256"
-    assert rows["errors"] == "2 queue_full"
-    assert "55.5 output tokens/s, first token 0.25 s" in rows["last minute"]
+    assert rows["errors"] == "2 queue_full in 15 min"
+    assert rows["last minute"].startswith("30 requests, 10.0 prompt and 55.5 output tokens/s")
+    assert rows["last minute"].endswith(", first token 0.25 s")
+
+
+def test_a_server_that_has_just_started_has_no_last_minute() -> None:
+    recent = {**GATEWAY["recent"], "seconds": 10.02, "requests": 1}
+
+    rows = dict(facts_rows(facts(gateway={**GATEWAY, "recent": recent, "errors": {}})))
+
+    assert "last minute" not in rows
+    assert rows["last 10 s"].startswith("1 request, 10.0 prompt")
+    assert rows["errors"] == "none in 15 min"
+
+
+def test_a_server_that_has_measured_nothing_yet_shows_no_rates() -> None:
+    recent = {**GATEWAY["recent"], "seconds": 0.0, "requests": 0}
+
+    rows = dict(facts_rows(facts(gateway={**GATEWAY, "recent": recent})))
+
+    assert rows["last minute"] == "not measured yet"
+
+
+PEER = {
+    "replica": "gpu-2:8000",
+    "state": "ready",
+    "since": NOW,
+    "detail": "",
+    "slots": 4,
+    "running": 3,
+}
+
+
+def test_a_status_lists_the_peers_that_only_the_gateway_knows() -> None:
+    lost = {**PEER, "replica": "c:1", "state": "unreachable", "slots": 0, "running": 0}
+    of_gateway = [{**PEER, "replica": "0"}, PEER, lost]
+
+    rows = dict(facts_rows(facts(gateway={**GATEWAY, "replicas": of_gateway})))
+
+    assert rows["replica 0"] == "ready for 0 s, process 8, loaded in 1.5 s"
+    assert rows["peer gpu-2:8000"] == "ready for 0 s, 3 of 4 slots in use"
+    assert rows["peer c:1"] == "unreachable for 0 s"
+    assert "peer 0" not in rows
 
 
 def test_a_status_shows_deaths_and_a_gateway_that_does_not_respond() -> None:

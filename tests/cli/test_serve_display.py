@@ -261,7 +261,7 @@ def test_without_any_key_the_ready_text_has_the_command_that_creates_one(tmp_pat
     text = ready_text(settings(auth_keys_file=str(keys)), model="tiny", new_key="")
 
     assert "there is none yet, so every request is refused" in text
-    assert f" keys generate --name me --file {keys}\n" in text
+    assert f" keys generate me --file {keys}\n" in text
 
 
 def test_without_a_dashboard_its_address_is_not_shown() -> None:

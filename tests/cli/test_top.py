@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from llama_gguf.cli.top import picture
-from tests.cli.test_operate import COUNTS, GATEWAY, facts, replica
+from tests.cli.test_operate import COUNTS, GATEWAY, PEER, facts, replica
 
 KEYS = [{"key_id": f"key-{n}", "total": COUNTS, "last_minute": COUNTS} for n in range(20)]
 FULL: dict[str, Any] = facts(
@@ -42,6 +42,17 @@ def test_what_has_no_place_is_counted() -> None:
 
 def test_one_replica_has_no_list_of_replicas() -> None:
     assert not any(line.startswith("replica") for line in picture(facts(), 80, 24))
+
+
+def test_states_are_below_each_other_however_long_the_names_are() -> None:
+    name = "a-machine-with-a-long-name.example:8000"
+    others = [{**PEER, "replica": name}, {**PEER, "replica": "b:1"}]
+
+    shown = picture(facts(gateway={**GATEWAY, "replicas": others}), 120, 40)
+
+    rows = [line for line in shown if line.startswith(("replica ", "peer "))]
+    assert len(rows) == 3
+    assert {line.index("ready for") for line in rows} == {len(f"peer {name}  ")}
 
 
 def test_a_gateway_that_does_not_respond_is_shown() -> None:

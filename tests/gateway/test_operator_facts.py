@@ -4,8 +4,10 @@ import json
 
 from llama_gguf.gateway.operator_facts import MAX_KEYS, operator_facts
 from llama_gguf.telemetry.batch import COUNTS
+from llama_gguf.telemetry.timeseries import History
 from tests.support.fakes import NewRig
 from tests.support.messages import request
+from tests.telemetry.test_timeseries import reading
 
 
 def test_the_facts_include_those_of_health(new_rig: NewRig) -> None:
@@ -16,6 +18,17 @@ def test_the_facts_include_those_of_health(new_rig: NewRig) -> None:
     health = json.loads(rig.send_request(request("GET", "/health", key=None)).response.body)
     for name in ("status", "model", "slots", "queue", "engine"):
         assert facts[name] == health[name]
+
+
+def test_errors_of_an_earlier_run_are_left_out(new_rig: NewRig) -> None:
+    services = new_rig().services
+    start = services.history._began_at
+    earlier = History(start - 10)
+    earlier.take(reading(errors={"queue_full": 5}), start - 5)
+    services.history.restore(earlier.snapshot().dump())
+
+    assert services.history.errors() == {"queue_full": 5}
+    assert operator_facts(services)["errors"] == {}
 
 
 def test_only_the_keys_that_were_used_last_are_included(new_rig: NewRig) -> None:

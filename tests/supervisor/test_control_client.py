@@ -33,12 +33,12 @@ def status_of(data: Path, port: int) -> Json:
 
 
 @contextmanager
-def running(data: Path, port: int = 8000) -> Iterator[None]:
-    """A control socket in another thread."""
+def running(data: Path, port: int = 8000, kind: str = "serve") -> Iterator[None]:
+    """A control socket in another thread, of a *kind* of server."""
     is_open, is_over = threading.Event(), threading.Event()
 
     async def status(arguments: Json, report: Report) -> Json:
-        return status_of(data, port)
+        return {**status_of(data, port), "server": kind}
 
     async def steps(arguments: Json, report: Report) -> Json:
         report("first")

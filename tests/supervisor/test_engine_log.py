@@ -90,6 +90,21 @@ def test_its_lines_are_in_our_log_too_with_their_own_level(
     assert {r.name for r in caplog.records} == {"llama-server"}
 
 
+def test_what_it_warns_of_in_each_cached_prompt_is_no_warning_of_ours(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    usual = "0.27.569.044 W slot   operator(): id  3 | task 10 | "
+    lines = (
+        usual + "need to evaluate at least 1 token for each active slot (n_past = 32)",
+        usual + "n_past was set to 31",
+    )
+    with caplog.at_level(logging.INFO, logger="llama-server"):
+        path = write(settings(tmp_path), *lines, usual + "something else")
+
+    assert [r.levelname for r in caplog.records] == ["INFO", "INFO", "WARNING"]
+    assert path.read_text().count("\n") == 3
+
+
 def test_a_disk_that_hangs_with_older_logs_does_not_delay_a_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

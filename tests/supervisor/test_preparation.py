@@ -74,6 +74,29 @@ def test_a_launch_has_all_that_one_engine_needs(chosen: dict[str, object]) -> No
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
+    ("replicas", "heads"),
+    [
+        (1, ["Starting llama-server: "]),
+        (2, ["Replica 0: Starting llama-server: ", "Replica 1: Starting llama-server: "]),
+    ],
+)
+def test_a_command_line_is_logged_with_its_replica_if_there_are_several(
+    chosen: dict[str, object],
+    caplog: pytest.LogCaptureFixture,
+    replicas: int,
+    heads: list[str],
+) -> None:
+    prepared = preparation(chosen | {"replicas": replicas})
+    prepared.check()
+    with caplog.at_level(logging.INFO):
+        asyncio.run(prepared.prepare(lambda text, share: None))
+
+    logged = [r.getMessage() for r in caplog.records if "Starting llama-server" in r.getMessage()]
+    assert [text[: text.index(str(chosen["llama_server"]))] for text in logged] == heads
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
     ("environ", "flags"), [({}, ["--threads", "2"]), ({"LLAMA_ARG_THREADS": "4"}, [])]
 )
 def test_a_limit_of_the_cpus_limits_the_threads(

@@ -87,6 +87,7 @@ def test_recent_values_cover_the_last_minute() -> None:
     recent = history_of(slow, *[fast] * 11).recent()
     later = history_of(slow, *[fast] * 12).recent()
 
+    assert (recent["seconds"], recent["requests"]) == (60.0, 600)
     assert recent["requests_per_second"] == 10.0
     assert recent["first_token_p50"] == 0.2
     assert later["requests_per_second"] == 0.0
@@ -103,10 +104,22 @@ def test_errors_are_those_of_the_quarter_of_an_hour_the_most_frequent_first() ->
     assert history_of(*steps).errors() == {"key_expired": 3, "queue_full": 2}
 
 
+def test_errors_of_an_earlier_run_can_be_left_out() -> None:
+    earlier = history_of(reading(errors={"queue_full": 5}))
+    history = History(STEP_SECONDS)
+    history.restore(earlier.snapshot().dump())
+    history.take(reading(errors={"key_expired": 1}), 2 * STEP_SECONDS)
+
+    assert history.errors() == {"queue_full": 5, "key_expired": 1}
+    assert history.errors(all_runs=False) == {"key_expired": 1}
+
+
 def test_a_history_without_steps_has_rates_of_zero() -> None:
     history = History(0.0)
 
     assert history.recent() == {
+        "seconds": 0.0,
+        "requests": 0,
         "requests_per_second": 0.0,
         "prompt_tokens_per_second": 0.0,
         "completion_tokens_per_second": 0.0,

@@ -6,6 +6,7 @@ the caller and never logged. ``key_file.py`` has the I/O, ``keys.py`` the format
 
 from __future__ import annotations
 
+import difflib
 import os
 import secrets
 from collections.abc import Callable
@@ -79,7 +80,7 @@ def create(
         text = keys.without_ended(text, _now())
         if KeyRing.parse(text).named(new.key.key_id):
             raise UserError(
-                f"{path} already has a key {name}; use another --name, "
+                f"{path} already has a key {name}; use another name, "
                 f"or replace its secret with: llama-gguf keys rotate {name} --file {path}"
             )
         return keys.add_line(text or keys.NEW_FILE, new.line)
@@ -268,10 +269,13 @@ def _new_key(
 
 
 def _secrets_of(text: str, name: str, path: str) -> list[Key]:
-    found = KeyRing.parse(text).secrets_of(name)
+    ring = KeyRing.parse(text)
+    found = ring.secrets_of(name)
     if not found:
+        near = difflib.get_close_matches(name, [key.key_id for key in ring.keys], n=1, cutoff=0.7)
+        meant = f"; did you mean {near[0]}? Else " if near else "; "
         raise UserError(
-            f"there is no key {name!a} in {path}; "
+            f"there is no key {name!a} in {path}{meant}"
             f"list its keys with: llama-gguf keys list --file {path}"
         )
     return found

@@ -63,7 +63,8 @@ def results(
             "unknown: the model's header lacks values that are needed to calculate it",
         )
         return
-    yield Result("memory needed", _sum_text(wanted, facts, chosen, companions))
+    each = " for each replica" if len(parts) > 1 else ""
+    yield Result("memory needed", _sum_text(wanted, facts, chosen, companions, each=each))
     if devices is not None:
         groups = Counter(tuple(devices if part is None else part) for part in parts)
         for number, (group, users) in enumerate(groups.items()):
@@ -120,7 +121,7 @@ class _Places:
         text = ", ".join(
             f"{size_text(size)} of {size_text(gpu.free)} free on {gpu.text}"
             for size, gpu in zip(needed, self.gpus, strict=True)
-        )
+        ) + _for_all(self.users)
         if self._fits_gpus(placed):
             return Result("VRAM", text)
         if self.chosen.ngl == AUTO and self.chosen.fit:
@@ -142,7 +143,7 @@ class _Places:
 
     def _ram(self, wanted: Need, ram: Part, available: int) -> Result:
         needed = self._ram_bytes(ram)
-        text = f"{size_text(needed)} of {size_text(available)} available"
+        text = f"{size_text(needed)} of {size_text(available)} available{_for_all(self.replicas)}"
         if needed <= available:
             return Result("RAM", text)
 
@@ -191,7 +192,12 @@ class _Places:
 
 
 def _sum_text(
-    wanted: Need, facts: ModelFacts, chosen: Options, companions: Sequence[Companion]
+    wanted: Need,
+    facts: ModelFacts,
+    chosen: Options,
+    companions: Sequence[Companion],
+    *,
+    each: str,
 ) -> str:
     about = "" if wanted.is_exact else "about "
     parts = [f"model {size_text(wanted.model)}"]
@@ -200,9 +206,9 @@ def _sum_text(
     if wanted.state:
         parts.append(f"states {about}{size_text(wanted.state)}")
     parts.append(f"working space about {size_text(wanted.compute)}")
-    parts += [f"{each.what} at least {size_text(each.bytes)}" for each in companions]
-    total = wanted.total + sum(each.bytes for each in companions)
-    return f"{about}{size_text(total)}: {' + '.join(parts)}"
+    parts += [f"{file.what} at least {size_text(file.bytes)}" for file in companions]
+    total = wanted.total + sum(file.bytes for file in companions)
+    return f"{about}{size_text(total)}{each}: {' + '.join(parts)}"
 
 
 def _cache_text(wanted: Need, facts: ModelFacts, chosen: Options) -> str:
@@ -218,6 +224,10 @@ def _cache_text(wanted: Need, facts: ModelFacts, chosen: Options) -> str:
     if list(types) != ["f16"]:
         parts.append(f"of type {' and '.join(types)}")
     return ", ".join(parts)
+
+
+def _for_all(replicas: int) -> str:
+    return f", for {replicas} replicas together" if replicas > 1 else ""
 
 
 def _times(part: Part, number: int) -> Part:

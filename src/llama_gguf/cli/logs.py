@@ -7,6 +7,8 @@ Examples:
   llama-gguf logs -f          the same, then new lines until Ctrl-C
   llama-gguf logs --engine    the output of llama-server
 
+A `gateway` without `serve` writes its own log to its standard error only.
+
 Exit status: 0, or 3 if there is no log.
 """
 
@@ -25,6 +27,7 @@ from llama_gguf.cli.terminal import flush
 from llama_gguf.config.schema import LogSettings
 from llama_gguf.errors import UserError
 from llama_gguf.files.retention import latest
+from llama_gguf.supervisor import control_client
 
 DEFAULT_LINES: Final = 50
 POLL_SECONDS: Final = 0.25
@@ -55,17 +58,41 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     logs = context.settings.logs
     kind = "engine" if arguments.engine else "requests" if arguments.requests else "server"
     path = _latest(logs, kind)
+    is_of_serve = kind != "requests"
+    is_gateways = is_of_serve and _runs_gateway_alone(context.settings.model.data_dir)
     if path is None:
+        what = (
+            "a gateway runs, which logs to its standard error; `llama-gguf serve` writes this log."
+            if is_gateways
+            else "`llama-gguf serve` writes it."
+        )
         raise UserError(
-            f"there is no such log in {logs.log_dir} yet; `llama-gguf serve` writes it. With "
-            "another DATA_DIR, add --data-dir.",
+            f"there is no such log in {logs.log_dir} yet: {what} With another DATA_DIR, add "
+            "--data-dir.",
             NO_LOG,
+        )
+    if is_gateways:
+        sys.stderr.write(
+            "llama-gguf: the gateway that runs logs to its standard error; this is the log of an "
+            "earlier `serve`\n"
         )
     with open(path, "rb") as file:
         _print(b"".join(deque(file, arguments.lines)))
         if arguments.follow:
             _follow(file, path, logs, kind)
     return 0
+
+
+def _runs_gateway_alone(data_dir: str) -> bool:
+    """Whether a `gateway` runs with *data_dir*, and no `serve`."""
+    found: set[str] = set()
+    try:
+        for server in control_client.servers(data_dir):
+            with server:
+                found.add(server.ask("status")["server"])
+    except UserError:  # one that does not respond, or is another user's: then it is not certain
+        return False
+    return found == {"gateway"}
 
 
 def _latest(logs: LogSettings, kind: str) -> str | None:

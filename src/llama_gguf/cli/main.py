@@ -75,6 +75,8 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
 def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     if argv and argv[0] == "help":
         argv = [*argv[1:], "--help"]
+    if list(argv[:2]) == ["keys", "help"]:  # the only command with actions
+        argv = ["keys", *argv[2:], "--help"]
     if not argv or argv[0] in {"-h", "--help"}:
         top_parser().print_help()
         return 0
@@ -84,7 +86,7 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     if argv[0] not in COMMANDS:
         from llama_gguf.cli import mistakes
 
-        top_parser().error(mistakes.about_command(argv[0], COMMANDS))
+        top_parser().error(mistakes.about_command(argv[0], COMMANDS, OTHERS))
     from llama_gguf.cli import command
 
     return command.run(argv, environ, COMMANDS)

@@ -28,6 +28,8 @@ _COMMANDS: Final[Mapping[str, str]] = {
     "ls": "pull --list",
     "key": "keys",
     "users": "keys",
+    "generate": "keys generate",
+    "create-key": "keys generate",
     "proxy": "gateway",
     "doctor": "check",
     "validate": "check",
@@ -50,8 +52,14 @@ INSTEAD: Final[Mapping[str, str]] = {
 """What to do instead of a flag of llama-server."""
 
 
-def about_command(word: str, commands: Iterable[str]) -> str:
-    """The message about the unknown command *word*."""
+def about_command(word: str, commands: Iterable[str], others: Iterable[str]) -> str:
+    """The message about the unknown command *word*.
+
+    Args:
+        word: what is in the place of a command.
+        commands: those that run something.
+        others: such as ``help``.
+    """
     if word.startswith("-"):
         return f"unknown flag {word.partition('=')[0]}: flags follow the command; see --help"
     if word.endswith(".gguf") or is_fetchable(word):
@@ -60,7 +68,7 @@ def about_command(word: str, commands: Iterable[str]) -> str:
     meant = _COMMANDS.get(word.lower(), "")
     if meant.partition(" ")[0] in commands:
         return f"unknown command {word}; did you mean {meant}?"
-    near = question(word.lower(), commands)
+    near = question(word.lower(), [*commands, *others])
     return f"unknown command {word}{near} (commands: {', '.join(commands)})"
 
 

@@ -69,8 +69,22 @@ def facts_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append((f"replica {replica['name']}", _replica_text(replica)))
         if replica["last_exit"]:
             rows.append(("  last exit", replica["last_exit"]))
+    rows += [(f"peer {peer['replica']}", peer_text(peer)) for peer in peers(facts)]
     rows += [("gateway", "does not respond")] if gateway is None else gateway_rows(gateway)
     return rows
+
+
+def peers(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """The replicas that the server does not run itself (PEERS), as its gateway sees them."""
+    own = {replica["name"] for replica in facts["replicas"]}
+    known = (facts["gateway"] or {}).get("replicas", ())
+    return [replica for replica in known if replica["replica"] not in own]
+
+
+def peer_text(peer: dict[str, Any]) -> str:
+    """The state of a peer, and its slots, whose number is unknown until it has responded."""
+    slots = f", {peer['running']} of {peer['slots']} slots in use" if peer["slots"] else ""
+    return state_text(peer) + slots
 
 
 def _replica_text(replica: dict[str, Any]) -> str:
@@ -81,10 +95,15 @@ def _replica_text(replica: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
+FULL_SECONDS: Final = 55
+"""Of the gateway's measurements, which come every five seconds: a minute, or nearly."""
+
+
 def gateway_rows(gateway: dict[str, Any]) -> list[tuple[str, str]]:
     slots, queue, recent = gateway["slots"], gateway["queue"], gateway["recent"]
+    count, seconds = recent["requests"], round(recent["seconds"])
     rates = (
-        f"{recent['requests_per_second'] * 60:.0f} requests/min, "
+        f"{count} {'request' if count == 1 else 'requests'}, "
         f"{recent['prompt_tokens_per_second']:.1f} prompt and "
         f"{recent['completion_tokens_per_second']:.1f} output tokens/s"
     )
@@ -94,8 +113,11 @@ def gateway_rows(gateway: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("slots", f"{slots['used']} of {slots['total']} in use"),
         ("queue", f"{queue['length']} of {queue['size']}"),
-        ("last minute", rates),
-        ("errors", errors or "none in 15 min"),
+        (
+            "last minute" if seconds >= FULL_SECONDS or not seconds else f"last {seconds} s",
+            rates if seconds else "not measured yet",
+        ),
+        ("errors", f"{errors or 'none'} in 15 min"),
         ("keys", f"{gateway['keys_loaded']} loaded, {gateway['connections']} connections"),
     ]
 

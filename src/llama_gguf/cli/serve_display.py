@@ -137,7 +137,7 @@ def _key_text(settings: Settings, key: str) -> str:
         return "API key: none needed, since AUTH_ENABLED is false\n"
     if key == _NO_KEY:
         file = shlex.quote(os.path.abspath(auth.auth_keys_file))
-        create = f"{_program()} keys generate --name me --file {file}"
+        create = f"{_program()} keys generate me --file {file}"
         return f"API key: there is none yet, so every request is refused. Create one:\n  {create}\n"
     if key.startswith("$"):
         return f"API key: {key[2:-1]}\n"

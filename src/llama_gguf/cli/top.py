@@ -22,7 +22,16 @@ from types import FrameType
 from typing import Any, Final, NoReturn
 
 from llama_gguf.cli.context import Context
-from llama_gguf.cli.operate import KEY_COLUMNS, duration, find, gateway_rows, key_rows, state_text
+from llama_gguf.cli.operate import (
+    KEY_COLUMNS,
+    duration,
+    find,
+    gateway_rows,
+    key_rows,
+    peer_text,
+    peers,
+    state_text,
+)
 from llama_gguf.cli.terminal import echo, flush, moves_cursor
 from llama_gguf.errors import UserError
 
@@ -144,12 +153,15 @@ def _head(facts: dict[str, Any]) -> list[str]:
 
 
 def _replicas(facts: dict[str, Any], most: int) -> list[str]:
-    """A line for each of several replicas, those that do not serve first."""
-    replicas = facts["replicas"]
-    if len(replicas) < 2 or most < 3:
+    """A line for each of several replicas and peers, those that do not serve first."""
+    own, others = facts["replicas"], peers(facts)
+    if len(own) + len(others) < 2 or most < 3:
         return []
-    ordered = sorted(replicas, key=lambda replica: replica["state"] == "ready")
-    rows = [f"replica {r['name']:<6} {state_text(r)}" for r in ordered]
+    named = [(r["state"], f"replica {r['name']}", state_text(r)) for r in own]
+    named += [(p["state"], f"peer {p['replica']}", peer_text(p)) for p in others]
+    named.sort(key=lambda row: row[0] == "ready")
+    wide = max(len(name) for _, name, _ in named)
+    rows = [f"{name:<{wide}}  {text}" for _, name, text in named]
     return [*_at_most(rows, most - 1), ""]
 
 

@@ -22,7 +22,7 @@ def operator_facts(services: Services) -> dict[str, object]:
         "connections": len(services.connections),
         "keys_loaded": len(services.authenticator.ring),
         "recent": services.history.recent(),
-        "errors": services.history.errors(),
+        "errors": services.history.errors(all_runs=False),
         "keys_used": usage.keys_used,
         "keys": usage.latest_views(services.clock.wall, MAX_KEYS),
     }

@@ -21,6 +21,8 @@ _LEVELS: Final = {
     "W": logging.WARNING,
     "E": logging.ERROR,
 }
+_USUAL: Final = ("need to evaluate at least 1 token for each active slot", "n_past was set to ")
+"""In two warnings for each prompt that is completely cached, which is no fault."""
 
 
 def open_engine_log(settings: LogSettings, replica: str = "0") -> LogWriter:
@@ -45,6 +47,12 @@ def open_engine_log(settings: LogSettings, replica: str = "0") -> LogWriter:
 
 
 def _echo(line: str, prefix: str = "") -> None:
-    match = _LEVEL.match(line)
     if line:
-        _engine.log(_LEVELS[match[1]] if match else logging.INFO, "%s%s", prefix, line)
+        _engine.log(_level_of(line), "%s%s", prefix, line)
+
+
+def _level_of(line: str) -> int:
+    match = _LEVEL.match(line)
+    level = _LEVELS[match[1]] if match else logging.INFO
+    is_usual = level == logging.WARNING and any(text in line for text in _USUAL)
+    return logging.INFO if is_usual else level

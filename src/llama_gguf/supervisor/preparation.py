@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from llama_gguf import __version__
+from llama_gguf import __version__, events
 from llama_gguf.config import settings as settings_module
 from llama_gguf.config.masking import mask_urls
 from llama_gguf.config.parsers import as_text
@@ -156,11 +156,10 @@ class Preparation:
         ]
         for number, launch in enumerate(launches):
             address = EngineAddress.of(settings.upstream, number)
-            _log.info(
-                "engine_command",
-                "Starting llama-server: {command}",
-                command=mask_urls(shlex.join([*launch.argv, *listen_flags(address)])),
-            )
+            command = mask_urls(shlex.join([*launch.argv, *listen_flags(address)]))
+            before = events.replica.set(str(number) if len(launches) > 1 else "")
+            _log.info("engine_command", "Starting llama-server: {command}", command=command)
+            events.replica.reset(before)
         return launches
 
     def _prompt_source(

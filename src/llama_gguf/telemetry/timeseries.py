@@ -171,6 +171,7 @@ class History:
         self._recent: deque[_Sum] = deque(maxlen=int(RECENT_SECONDS / STEP_SECONDS))
         self._last = Reading(0, 0, 0, {}, 0, 0, ())
         self._last_at = now
+        self._began_at = now
         self._events: deque[Event] = deque(maxlen=MAX_EVENTS)
         self.changes = 0
         """Counter: to notice what is not saved yet."""
@@ -207,12 +208,16 @@ class History:
     # What a chart shows -------------------------------------------------------------------------
 
     def recent(self) -> dict[str, float | None]:
-        """The rates and quantiles of the last minute."""
+        """The rates and quantiles of the last minute, or since the start if that is shorter.
+
+        ``seconds`` is the time that they cover, up to the last reading.
+        """
         total = _Sum()
         for part in self._recent:
             total.add(part)
         step = total.step()
-        return _rates(step) | _quantiles(step)
+        covered: dict[str, float | None] = {"seconds": step.seconds, "requests": step.requests}
+        return covered | _rates(step) | _quantiles(step)
 
     def series(self, seconds: int = DEFAULT_RANGE) -> dict[str, list[float | None]]:
         """The steps of the last *seconds*, one of ``RANGES``: one list for each number.
@@ -234,10 +239,17 @@ class History:
             end = step.at
         return {name: [row.get(name) for row in rows] for name in ("times", *NAMES)}
 
-    def errors(self, seconds: int = DEFAULT_RANGE) -> dict[str, int]:
-        """Errors of the last *seconds* by reason, the most frequent first."""
+    def errors(self, seconds: int = DEFAULT_RANGE, *, all_runs: bool = True) -> dict[str, int]:
+        """Errors of the last *seconds* by reason, the most frequent first.
+
+        Args:
+            seconds: one of ``RANGES``.
+            all_runs: whether those of earlier runs of the gateway, which were restored, count too.
+        """
         total: dict[str, int] = {}
         for step in self._since(seconds):
+            if step.at <= self._began_at and not all_runs:
+                continue
             for reason, count in step.errors.items():
                 total[reason] = total.get(reason, 0) + count
         return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -178,6 +179,23 @@ def test_a_wrong_setting_is_an_error_even_if_there_is_another_engine(
 
     assert caught.value.exit_status == 2
     assert f"LLAMA_SERVER={tmp_path / name}" in str(caught.value)
+
+
+def test_a_setting_whose_directory_is_closed_to_this_user_is_not_reported_as_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = str(tmp_path / "closed" / "llama-server")
+    real = os.stat
+
+    def look(path: str, *args: Any, **kwargs: Any) -> os.stat_result:
+        if path == hidden:
+            raise PermissionError(13, "Permission denied", path)
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", look)
+
+    with pytest.raises(UserError, match="cannot be accessed; check the owners and modes"):
+        find(tmp_path, hidden)
 
 
 # Its version ---------------------------------------------------------------------------------

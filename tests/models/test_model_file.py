@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -175,6 +176,39 @@ def test_an_unknown_name_is_rejected_with_the_available_models(models: Path) -> 
 
 def test_the_error_for_a_catalogue_model_that_is_missing_suggests_pull(models: Path) -> None:
     assert "`llama-gguf pull small`" in str(refusal(models, "small"))
+
+
+def deny(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let this process see nothing below *folder*, as a user who may not search it; root may."""
+    for name in ("stat", "lstat"):
+        real = getattr(os, name)
+
+        def look(path: str, *args: Any, real: Any = real, **kwargs: Any) -> os.stat_result:
+            if str(path).startswith(f"{folder}/"):
+                raise PermissionError(13, "Permission denied", path)
+            return real(path, *args, **kwargs)  # type: ignore[no-any-return]
+
+        monkeypatch.setattr(os, name, look)
+
+
+def test_a_model_that_this_user_may_not_see_is_not_reported_as_misspelt(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deny(monkeypatch, tmp_path / "secret")
+
+    error = refusal(models, path=str(tmp_path / "secret" / "m.gguf"))
+
+    assert error.exit_status == NOT_NAMED
+    assert f"{tmp_path}/secret/m.gguf cannot be accessed: Permission denied" in str(error)
+    assert "spelling" not in str(error)
+
+
+def test_a_models_directory_that_cannot_be_read_is_not_reported_as_empty(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+
+    assert f"{models} cannot be read: Permission denied." in str(refusal(models, "x"))
 
 
 def test_a_missing_models_directory_has_no_models(tmp_path: Path) -> None:

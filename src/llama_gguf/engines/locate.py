@@ -121,12 +121,27 @@ def _from_setting(llama_server: str, path: str) -> str:
     elif os.path.exists(llama_server):
         wrong = f"is not executable; run `chmod +x {llama_server}`"
     else:
-        wrong = "does not exist"
+        wrong = (
+            "does not exist"
+            if _may_look_for(llama_server)
+            else ("cannot be accessed; check the owners and modes of the directories in its path")
+        )
     raise UserError(
         f"LLAMA_SERVER={llama_server} {wrong}.\n"
         "Without LLAMA_SERVER, llama-server is searched for in the usual places.",
         exit_status=2,
     )
+
+
+def _may_look_for(path: str) -> bool:
+    """Whether this user may search the directories of *path*."""
+    try:
+        os.stat(path)
+    except PermissionError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _from_vulkan_wheel(import_module: Import, environ: Mapping[str, str]) -> Engine | None:

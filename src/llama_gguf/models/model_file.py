@@ -102,11 +102,29 @@ def _first_there(
     there = [c for c in candidates if any(os.path.lexists(p) for p in part_paths(c))]
     if there:
         return next((c for c in there if not os.path.isdir(c)), there[0])
+    hidden = next((c for c in candidates if _is_hidden(c)), None)
+    if hidden is not None:
+        raise UserError(
+            f"The model {hidden} cannot be accessed: Permission denied. Check the owners and modes "
+            "of the directories in its path.",
+            NOT_NAMED,
+        )
     if wanted in pulled:
         hint = f"Fetch it with `llama-gguf pull {wanted}`."
     elif not hint:
         hint = "Check the spelling, or fetch a model with `llama-gguf pull`."
     raise UserError(f"There is no model {wanted}. {hint}", NOT_NAMED)
+
+
+def _is_hidden(path: str) -> bool:
+    """Whether this user may not search a directory of *path*, so that a file may be there."""
+    try:
+        os.lstat(path)
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
 
 
 def read_model(path: str) -> Model:
@@ -231,6 +249,8 @@ def listing(models_dir: str) -> str:
     """The models in *models_dir* with their sizes, as text; if there are none, how to get one."""
     models = sorted(_models_in(models_dir))
     if not models:
+        if os.path.isdir(models_dir) and not os.access(models_dir, os.R_OK | os.X_OK):
+            return f"{models_dir} cannot be read: Permission denied."
         return (
             f"There are no {SUFFIX} files in {models_dir}. "
             "`llama-gguf pull smollm2` fetches a small demo model."

@@ -30,4 +30,7 @@ def test_without_the_packages_there_are_no_traces_and_a_warning(
     settings = Settings.of(otel_exporter_otlp_endpoint="http://collector:4318")
 
     assert traces_of(settings, Clock()) is None
-    assert "opentelemetry is missing; install llama-gguf-inference[otel]" in caplog.text
+    assert (
+        "opentelemetry is missing; pip install 'llama-gguf-inference[otel]' (in a clone: "
+        in caplog.text
+    )

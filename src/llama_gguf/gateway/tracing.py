@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from llama_gguf.config.settings import Settings
+from llama_gguf.errors import how_to_install
 from llama_gguf.events import EventLog
 from llama_gguf.net.clock import Clock
 from llama_gguf.net.wall_clock import wall_now
@@ -27,9 +28,9 @@ def traces_of(settings: Settings, clock: Clock) -> Traces | None:
         # Platforms set the variable for every container: it must not prevent the start.
         _log.warning(
             "traces_need_packages",
-            "No traces are sent to OTEL_EXPORTER_OTLP_ENDPOINT: {package} is missing; install "
-            "llama-gguf-inference[otel]",
+            "No traces are sent to OTEL_EXPORTER_OTLP_ENDPOINT: {package} is missing; {advice}",
             package=error.name,
+            advice=how_to_install("otel"),
         )
         return None
     parts = urlsplit(endpoint)

@@ -18,7 +18,7 @@ STREAMS  ?= 2000
 SECONDS  ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-tools test-fast test-agents soak hostile fuzz bench cost compiled drift check format lint types imports docs lock reference clean
+.PHONY: help setup run test test-tools test-fast test-agents test-ray soak hostile fuzz bench cost compiled drift check format lint types imports docs lock reference clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,9 @@ test-image: $(VENV)/.dev ## build the CPU image and run it, with Docker or with 
 
 test-agents: $(VENV)/.dev ## run Codex, Claude Code and OpenCode against the gateway; needs Node with npm, and 1.2 GB in .cache
 	$(BIN)/pytest -m agents tests/agents $(PYTEST)
+
+test-ray: $(VENV)/ray/.done ## run engines on a real Ray cluster of two machines in this one
+	$(VENV)/ray/bin/pytest -m ray tests/cluster/test_on_ray.py $(PYTEST)
 
 soak: $(VENV)/.dev ## run a real gateway under REQUESTS=200000 and STREAMS=2000 that fail in every way
 	$(BIN)/python -m tests.soak --requests $(REQUESTS) --streams $(STREAMS) $(if $(SEED),--seed $(SEED))
@@ -114,6 +117,9 @@ lock: | $(VENV)/bin/python ## update the locked versions to the newest that pypr
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --upgrade \
 	    --custom-compile-command 'make lock' --python-version 3.11 \
 	    --group pyproject.toml:clients -o locks/clients.txt
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --upgrade \
+	    --custom-compile-command 'make lock' --python-version 3.11 \
+	    --extra engine --extra ray --group pyproject.toml:build --group pyproject.toml:ray -o locks/ray.txt pyproject.toml
 
 cost: $(VENV)/.dev ## count instructions and system calls per request; needs valgrind and strace
 	$(BIN)/python -m perf.cost
@@ -249,4 +255,11 @@ $(VENV)/.dev: locks/dev.txt pyproject.toml | $(VENV)/bin/python
 $(VENV)/publish/.done: locks/publish.txt | $(VENV)/bin/python
 	@$(BIN)/python -m venv --clear $(VENV)/publish
 	@$(VENV)/publish/bin/python -m pip --disable-pip-version-check install -qq --require-hashes -r locks/publish.txt
+	@touch $@
+
+# Separate, because Ray is large, and only its own tests need it.
+$(VENV)/ray/.done: locks/ray.txt pyproject.toml | $(VENV)/bin/python
+	@$(BIN)/python -m venv --clear $(VENV)/ray
+	@$(VENV)/ray/bin/python -m pip --disable-pip-version-check install -qq --require-hashes -r locks/ray.txt
+	@$(VENV)/ray/bin/python -m pip --disable-pip-version-check install -qq --no-deps --no-build-isolation -e .
 	@touch $@

@@ -87,6 +87,11 @@ def test_a_value_that_is_not_exactly_valid_is_rejected(name: str, text: str) -> 
                 "dns+http://e:83",
             ),
         ),
+        (
+            PEERS,
+            "RAY://Head:8002/,ray://,ray://[::1]:9",
+            ("ray://head:8002", "ray://", "ray://[::1]:9"),
+        ),
         ("CTX", "0", 0),
         ("CTX", "007", 7),
         ("PORT", "65535", 65535),

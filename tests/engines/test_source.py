@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from llama_gguf.engines.source import EngineSource, PeerSource, look_up
+from llama_gguf.engines.cluster_source import ClusterSource
+from llama_gguf.engines.source import EngineSource, PeerSource, look_up, source_of
 from tests.support.keys import BACKEND_KEY
 
 NAME = "dns+http://engines.example:8080"
@@ -79,3 +80,23 @@ def test_a_peer_that_is_named_twice_is_one_engine() -> None:
 
 def test_the_systems_resolver_is_asked() -> None:
     assert set(asyncio.run(look_up("localhost", 80))) & {"127.0.0.1", "::1"}
+
+
+def test_each_form_has_its_source_and_several_are_one() -> None:
+    assert isinstance(source_of(["http://a.example:81"]), PeerSource)
+    assert isinstance(source_of(["ray://"]), ClusterSource)
+    several = source_of(["http://a.example:81", "ray://b.example:8002", "http://a.example:81"])
+    changes: list[None] = []
+    several.on_change = lambda: changes.append(None)
+    several.on_change()
+
+    assert [address.key for address in several.addresses] == ["a.example:81"]
+    assert (several.absence, len(changes)) == (None, 1)
+
+
+def test_why_there_is_no_engine_is_what_the_first_source_knows() -> None:
+    several = source_of(["dns+http://none.example:81", "ray://b.example:8002"])
+    several.wake()
+
+    assert several.absence is not None
+    assert several.absence.detail == "The controller of the cluster has not responded yet."

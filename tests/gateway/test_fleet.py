@@ -6,6 +6,7 @@ import pytest
 
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Finding
+from llama_gguf.engines.roster import Roster
 from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.errors import BackendUnavailable, ModelLoading
 from llama_gguf.gateway.fleet import SILENT_SECONDS
@@ -76,6 +77,57 @@ def test_a_request_wakes_an_engine_that_is_asleep(rig: Rig) -> None:
     rig.engine(ChildState.ASLEEP)
 
     rig.fleet.require(may_wait=True)
+    rig.loop.spin()
+
+    assert woken == [True]
+
+
+ASLEEP = Roster(1, (), ChildState.ASLEEP, "The next request starts an engine.")
+
+
+def with_none(rig: Rig) -> list[bool]:
+    """Remove the only replica; returns a list that grows with each wake-up."""
+    woken: list[bool] = []
+    rig.fleet.on_engine_requested = lambda: woken.append(True)
+    rig.fleet.remove(next(iter(rig.fleet.replicas)))
+    rig.fleet.set_absence(ASLEEP)
+    return woken
+
+
+def test_without_a_replica_the_status_is_the_reason_and_the_model_is_known_on(rig: Rig) -> None:
+    model = rig.fleet.status.model
+    with_none(rig)
+
+    assert (rig.fleet.status.state, rig.fleet.status.detail) == (ASLEEP.state, ASLEEP.detail)
+    assert (rig.fleet.status.model, rig.fleet.is_ready) == (model, False)
+    rig.fleet.set_absence(replace(ASLEEP, state=ChildState.LOADING, progress=0.5))
+    assert rig.fleet.status.progress == 0.5
+
+
+def test_a_gateway_that_never_had_a_replica_knows_the_model_of_those_that_will_come(
+    rig: Rig,
+) -> None:
+    rig.fleet.status = replace(rig.fleet.status, model="")
+    with_none(rig)
+    rig.fleet.set_absence(replace(ASLEEP, model="m"))
+
+    assert rig.fleet.status.model == "m"
+
+
+def test_a_request_is_held_until_a_replica_comes(rig: Rig) -> None:
+    with_none(rig)
+    client = rig.send_request()
+    assert rig.fleet.admission.queued == 1
+    with_second(rig)
+    rig.upstream.send(OK)
+
+    assert client.response.status == 200
+
+
+def test_what_cannot_wait_wakes_a_replica_all_the_same(rig: Rig) -> None:
+    woken = with_none(rig)
+    with pytest.raises(ModelLoading):
+        rig.fleet.require(may_wait=False)
     rig.loop.spin()
 
     assert woken == [True]

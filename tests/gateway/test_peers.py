@@ -8,6 +8,7 @@ import pytest
 
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Finding, Probe
+from llama_gguf.engines.roster import Roster
 from llama_gguf.engines.source import PeerSource
 from llama_gguf.engines.status import ChildState
 from llama_gguf.gateway.peers import Peers
@@ -23,9 +24,13 @@ class Source:
     def __init__(self) -> None:
         self.addresses: tuple[EngineAddress, ...] = (A,)
         self.on_change: Callable[[], None] = lambda: None
+        self.absence: Roster | None = None
 
     async def follow(self) -> None:
         """The test changes it."""
+
+    def wake(self) -> None:
+        """The test has no engine to start."""
 
 
 class FakeProbe(Probe):
@@ -100,6 +105,16 @@ def test_one_that_leaves_with_a_request_is_drained_and_may_come_back(place: Plac
     assert place.rig.fleet.replicas[A.key] is replica
     assert replica.slots.total == 2
     replica.slots.in_use -= 1
+
+
+def test_without_an_engine_the_status_is_what_the_source_knows(place: Place) -> None:
+    for key in [key for key in place.rig.fleet.replicas if key != A.key]:
+        place.rig.fleet.remove(key)
+    place.source.absence = Roster(2, (), ChildState.ASLEEP, "The next request starts an engine.")
+    place.have()
+
+    assert place.rig.fleet.status.state is ChildState.ASLEEP
+    assert place.rig.fleet.status.detail == "The next request starts an engine."
 
 
 NAME = "dns+http://engines.example:8080"

@@ -158,7 +158,9 @@ PRINTED_BY_COMMANDS = (
     "cli/keys.py",
     "cli/bench",
     "cli/diagnose.py",
+    "cli/ray.py",
     "cli/terminal.py",
+    "cluster/on_ray.py",
 )
 """Modules of commands that people run interactively, whose messages state what to do."""
 

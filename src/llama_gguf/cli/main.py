@@ -32,6 +32,7 @@ COMMANDS: Final[dict[str, str]] = {
     "stop": "stop the running server",
     "keys": "create, list, replace and revoke API keys",
     "pull": "fetch a model, with a progress bar",
+    "ray": "run engines on the machines of a Ray cluster",
     "check": "show what `serve` would use, and what prevents a start",
     "diagnose": "write a support bundle: logs, versions, settings, without secrets",
     "bench": "measure an endpoint under load; compare two runs",

@@ -192,12 +192,14 @@ def _host(host: str) -> str:
 
 
 _PEER: Final = re.compile(
-    r"(?P<scheme>(?:dns\+)?https?)://(?P<host>\[[0-9a-f:.]+\]|[^/\s:@?#\[\]]+):(?P<port>[0-9]{1,5})/?",
+    r"(?P<scheme>(?:dns\+)?https?|ray)://(?P<host>\[[0-9a-f:.]+\]|[^/\s:@?#\[\]]+):(?P<port>[0-9]{1,5})/?",
     re.IGNORECASE,
 )
+_CLUSTER: Final = "ray://"
 _PEERS: Final = (
-    "http://HOST:PORT, https://HOST:PORT, unix:/PATH, dns+http://NAME:PORT or "
-    "dns+https://NAME:PORT, separated by commas; without a path or a login"
+    "http://HOST:PORT, https://HOST:PORT, unix:/PATH, dns+http://NAME:PORT, "
+    "dns+https://NAME:PORT, ray://HOST:PORT or ray://, separated by commas; without a path or a "
+    "login"
 )
 
 
@@ -209,6 +211,8 @@ def peers(value: str) -> tuple[str, ...]:
 def _peer(value: str) -> str:
     if value.startswith("unix:/") and text(value):
         return value
+    if value.lower() == _CLUSTER:  # of this machine
+        return _CLUSTER
     match = _PEER.fullmatch(value)
     if match is None or not value.isascii() or not 0 < int(match["port"]) < 1 << 16:
         raise ValueError(_PEERS)

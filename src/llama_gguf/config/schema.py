@@ -258,7 +258,8 @@ class UpstreamSettings:
         (),
         peers,
         "engines on other machines or ports, separated by commas: http://HOST:PORT, "
-        "https://HOST:PORT, unix:/PATH, or dns+http://NAME:PORT for every address of a name; "
+        "https://HOST:PORT, unix:/PATH, dns+http://NAME:PORT for every address of a name, or "
+        "ray://HOST:PORT for those of `llama-gguf ray up` (ray:// = on this machine's cluster); "
         "each may be a llama-server or another llama-gguf, with the key BACKEND_API_KEY",
     )
     peers_ca_file: str = _network(

@@ -141,6 +141,12 @@ USED_BY: Final[Mapping[str, tuple[str, ...]]] = {
     "stop": (*_PLACES, "port", "config_file"),
     "keys": (*_PLACES, "auth_keys_file", "config_file"),
     "pull": (*_PLACES, "models_dir", "config_file"),
+    "ray": (
+        *("model_name", "model_path", *_PLACES, "models_dir", "llama_server", "ngl", "ctx"),
+        *("threads", "parallel", "extra_args", "startup_stall_timeout", "max_restarts"),
+        *("watchdog_health", "port_backend", "backend_api_key", "drain_timeout"),
+        *("log_dir", "log_max_bytes", "log_backups", "log_name", "config_file"),
+    ),
     "bench": (*_PLACES, "host", "port", "backend_api_key", "auth_keys_file", "config_file"),
     "completion": (),
 }

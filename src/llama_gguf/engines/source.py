@@ -9,6 +9,7 @@ from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 from llama_gguf.engines.address import EngineAddress
+from llama_gguf.engines.roster import Load, Roster, no_load
 from llama_gguf.events import EventLog
 from llama_gguf.net.threads import run_detached
 
@@ -18,6 +19,7 @@ LOOKUP_SECONDS: Final = 5.0
 """Between two look-ups of a name."""
 _UNIX: Final = "unix:"
 _DNS: Final = "dns+"
+_RAY: Final = "ray://"
 
 LookUp = Callable[[str, int], Awaitable[Sequence[str]]]
 """The addresses of a name; the port is that of the service. Raises OSError."""
@@ -31,6 +33,15 @@ class EngineSource(Protocol):
 
     @property
     def addresses(self) -> tuple[EngineAddress, ...]: ...
+
+    @property
+    def absence(self) -> Roster | None:
+        """Why there are no ``addresses``, if the source knows whether there will be some."""
+        ...
+
+    def wake(self) -> None:
+        """Have an engine started, for a request that does not wait for it."""
+        ...
 
     async def follow(self) -> None:
         """Keep ``addresses`` up to date until cancelled, or return if they never change."""
@@ -71,6 +82,14 @@ class PeerSource:
         """In the order of PEERS, and each once."""
         every = (address for found in self._found.values() for address in found)
         return tuple({address.key: address for address in every}.values())
+
+    @property
+    def absence(self) -> None:
+        """Unknown: a name may get addresses at any time."""
+        return None
+
+    def wake(self) -> None:
+        """Nothing: others start its engines."""
 
     async def follow(self) -> None:
         """Resolve the names periodically, until cancelled."""
@@ -128,6 +147,66 @@ class PeerSource:
             has_tls=parts.scheme == "https",
             name=name if host else "",
         )
+
+
+class SeveralSources:
+    """The engines of several sources, each address once."""
+
+    def __init__(self, sources: Sequence[EngineSource]) -> None:
+        self._sources = sources
+
+    @property
+    def on_change(self) -> Callable[[], None]:
+        return self._sources[0].on_change
+
+    @on_change.setter
+    def on_change(self, called: Callable[[], None]) -> None:
+        for source in self._sources:
+            source.on_change = called
+
+    @property
+    def addresses(self) -> tuple[EngineAddress, ...]:
+        every = (address for source in self._sources for address in source.addresses)
+        return tuple({address.key: address for address in every}.values())
+
+    @property
+    def absence(self) -> Roster | None:
+        """As the first source that knows it, if there are no addresses."""
+        if self.addresses:
+            return None
+        return next((found for each in self._sources if (found := each.absence)), None)
+
+    def wake(self) -> None:
+        for source in self._sources:
+            source.wake()
+
+    async def follow(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for source in self._sources:
+                group.create_task(source.follow(), name="follow a source of engines")
+
+
+def source_of(
+    peers: Iterable[str], api_key: str = "", *, load: Callable[[], Load] = no_load
+) -> EngineSource:
+    """Where the engines of PEERS come from.
+
+    Args:
+        peers: as ``parsers.peers`` has them.
+        api_key: that all of them expect.
+        load: of the gateway.
+    """
+    peers = tuple(peers)
+    sources: list[EngineSource] = []
+    if clusters := [peer for peer in peers if peer.startswith(_RAY)]:
+        # Only where it is needed: most gateways have no cluster.
+        from llama_gguf.engines.cluster_source import ClusterSource  # noqa: PLC0415
+
+        sources += [ClusterSource(peer, api_key, load=load) for peer in clusters]
+    others = [peer for peer in peers if peer not in clusters]
+    if others or not sources:
+        sources.append(PeerSource(others, api_key))
+    return sources[0] if len(sources) == 1 else SeveralSources(sources)
 
 
 def _ignore() -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Final
 
 from llama_gguf.config.schema import DEFAULT_SLOTS, QueueSettings, TimeoutSettings
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.mixed import Candidate, Served, decisive, difference
 from llama_gguf.engines.probe import Probe
+from llama_gguf.engines.roster import Roster
 from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.errors import GatewayError, QueueFull
 from llama_gguf.events import EventLog
@@ -92,6 +94,7 @@ class Fleet:
         """By ``EngineAddress.key``; those that are leaving too."""
         self.status = EngineStatus(ChildState.STARTING, since=clock.wall)
         """Of the only replica, or a summary of all."""
+        self._absence: Roster | None = None
         self.is_ready = False
         """Whether requests may be sent to a replica now."""
         self.has_choice = False
@@ -202,6 +205,11 @@ class Fleet:
         if status.is_removed:
             self.remove(key)
 
+    def set_absence(self, absence: Roster) -> None:
+        """Without a replica, the status is as *absence* has it."""
+        self._absence = absence
+        self._sum_up()
+
     def now(self) -> float:
         """On the gateway's clock."""
         return self._clock.now()
@@ -230,10 +238,12 @@ class Fleet:
         Raises:
             ModelLoading, BackendUnavailable: it cannot wait.
         """
+        is_asleep = not self.replicas and self.status.state is ChildState.ASLEEP
         for replica in self.replicas.values():
             if replica.tracker.status.state is ChildState.ASLEEP:
-                self._loop.call_soon(self.on_engine_requested)  # when it is in the queue
-                break
+                is_asleep = True
+        if is_asleep:
+            self._loop.call_soon(self.on_engine_requested)  # when it is in the queue
         if not (may_wait and self.may_come):
             raise self.unavailable()
 
@@ -443,6 +453,11 @@ class Fleet:
         served = [each for each in replicas if not each.mismatch] or replicas
         if served:
             self.status = EngineStatus.of_all([each.tracker.status for each in served])
+        elif self._absence is not None:
+            absence = self._absence
+            status = self.status.moved(absence.state, self._clock.wall, detail=absence.detail)
+            model = status.model or absence.model
+            self.status = replace(status, progress=absence.progress, model=model)
 
 
 def _log_mismatch(replica: Replica) -> None:

@@ -53,6 +53,8 @@ class Peers:
         await self._source.follow()
 
     def _on_change(self) -> None:
+        if (absence := self._source.absence) is not None:
+            self._fleet.set_absence(absence)
         addresses = {address.key: address for address in self._source.addresses}
         for key in self._watches.keys() - addresses.keys():
             self._watches.pop(key).cancel()

@@ -12,7 +12,8 @@ from llama_gguf.access.key_store import KeyStore
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Probe
-from llama_gguf.engines.source import PeerSource
+from llama_gguf.engines.roster import Load
+from llama_gguf.engines.source import source_of
 from llama_gguf.gateway.budget_sink import BudgetSink
 from llama_gguf.gateway.connections import Connections
 from llama_gguf.gateway.event_watch import EventWatch
@@ -110,7 +111,9 @@ class Services:
         if is_supervised or not upstream.peers:
             local = self.fleet.add(EngineAddress.of(upstream))
             local.tracker.is_supervised = is_supervised
-        self.peers = PeerSource(upstream.peers, upstream.backend_api_key)
+        self.peers = source_of(upstream.peers, upstream.backend_api_key, load=self._load)
+        if not is_supervised:
+            self.fleet.on_engine_requested = self.peers.wake
         self.body_memory = BodyMemory(settings.limits.max_body_memory, are_several)
         self.stream_searches = StreamSearches()
         self.access_log = AccessLog(
@@ -179,6 +182,18 @@ class Services:
             for replica in fleet.replicas.values()
             if not replica.is_gateway
         ]
+
+    def _load(self) -> Load:
+        fleet = self.fleet
+        return Load(
+            fleet.admission.queued + fleet.side_admission.queued,
+            {
+                key: used
+                for key, replica in fleet.replicas.items()
+                if (used := replica.slots.in_use + replica.side_slots.in_use)
+            },
+            self.queue.max_concurrent_requests,
+        )
 
     def _on_silent_replica(self, replica: Replica) -> None:
         for connection in tuple(self.connections):

@@ -107,7 +107,7 @@ lock: | $(VENV)/bin/python ## update the locked versions to the newest that pypr
 	    --extra engine --extra otel --group pyproject.toml:dev -o locks/dev.txt pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --upgrade \
 	    --custom-compile-command 'make lock' --python-version 3.11 \
-	    --extra hub -o locks/image.txt pyproject.toml
+	    --extra hub --extra redis -o locks/image.txt pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-annotate --upgrade \
 	    --custom-compile-command 'make lock' --python-version 3.11 \
 	    --group pyproject.toml:build --group pyproject.toml:compile -o locks/build.txt

@@ -115,6 +115,16 @@ def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None
     )
 
 
+def is_secret(word: str) -> bool:
+    """Whether *word* is, or begins with, the flag that a secret setting would have."""
+    name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+    return (
+        word.startswith("--")
+        and name in settings_module.SETTINGS
+        and (settings_module.SETTINGS[name].secret)
+    )
+
+
 def joined(words: Iterable[str]) -> Iterator[str]:
     """*words*, with the flag of EXTRA_ARGS and its value joined by `=`.
 

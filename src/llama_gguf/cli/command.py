@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from llama_gguf.cli import SERVERS
-from llama_gguf.cli.arguments import command_parser, joined, settings_in
+from llama_gguf.cli.arguments import command_parser, is_secret, joined, settings_in
 from llama_gguf.cli.context import Context, read
 from llama_gguf.config import settings as settings_module
 from llama_gguf.errors import UserError
@@ -50,9 +50,10 @@ def _arguments(argv: Sequence[str], commands: Mapping[str, str]) -> argparse.Nam
     namespace = argparse.Namespace(argv=tuple(argv))  # for a report that names its command
     words = list(joined(words))
     parser = command_parser(name)
-    unusual = [w for w in words if w.startswith(("--api-key", "-hf", "--hf-repo"))]
+    unusual = [w for w in words if w.startswith(("--api-key", "-hf", "--hf-repo")) or is_secret(w)]
     arguments, surplus = (
-        (argparse.Namespace(parser=parser), unusual)  # argparse would take -hf for -h
+        # argparse would take -hf for -h, and --shared-limits for the beginning of another flag
+        (argparse.Namespace(parser=parser), unusual)
         if unusual
         else parser.parse_known_args(words, namespace)
     )

@@ -12,6 +12,8 @@ from ipaddress import IPv6Address, ip_network
 from typing import Final
 from urllib.parse import urlsplit
 
+from llama_gguf.config.store_address import StoreAddress
+
 Parser = Callable[[str], object]
 
 
@@ -49,6 +51,13 @@ def http_url(value: str) -> str:
         is_usable = False
     if not is_usable or not value.isascii() or not value.isprintable() or " " in value:
         raise ValueError("a URL such as http://HOST:4318")
+    return value
+
+
+def store_url(value: str) -> str:
+    """The URL of a Redis or Valkey server; empty = none."""
+    if value:
+        StoreAddress.of(value)
     return value
 
 

@@ -28,6 +28,7 @@ from llama_gguf.config.parsers import (
     path,
     peers,
     seconds,
+    store_url,
     text,
     whole,
     whole_or,
@@ -317,6 +318,32 @@ class AuthSettings:
     )
     max_requests_per_minute: int = _access(
         100, whole(1, 1_000_000_000), "requests a key may send in any 60 seconds"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SharedLimitSettings:
+    """Where several gateways share the limits of keys."""
+
+    shared_limits: str = _access(
+        "",
+        store_url,
+        "Redis or Valkey server by which several gateways share rates, budgets and usage of keys: "
+        "redis://HOST:PORT/DATABASE, rediss:// for TLS, or unix:///PATH; with USER:PASSWORD@ if "
+        "it needs them; requires the extra redis",
+        secret=True,
+    )
+    shared_limits_ca_file: str = _access(
+        "",
+        path,
+        "certificates (PEM) of the issuers of a rediss server",
+        shown_default="those that the system trusts",
+    )
+    shared_limits_outage: str = _access(
+        "local",
+        choice("local", "open", "closed"),
+        "while the server cannot be reached: local = each gateway admits its part of what was "
+        "left; open = limits do not apply; closed = requests with a key get 503",
     )
 
 

@@ -26,6 +26,7 @@ from llama_gguf.config.schema import (
     PromptCacheSettings,
     QueueSettings,
     RouteSettings,
+    SharedLimitSettings,
     SupervisionSettings,
     TimeoutSettings,
     TlsSettings,
@@ -46,6 +47,7 @@ class Settings:
     upstream: UpstreamSettings
     tls: TlsSettings
     auth: AuthSettings
+    shared: SharedLimitSettings
     routes: RouteSettings
     queue: QueueSettings
     timeouts: TimeoutSettings

@@ -47,6 +47,7 @@ _SECRETS: Final = frozenset(
         "HUGGING_FACE_HUB_TOKEN",
         "OTEL_EXPORTER_OTLP_HEADERS",
         "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+        "SHARED_LIMITS",
     }
 )
 

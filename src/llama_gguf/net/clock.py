@@ -22,6 +22,10 @@ class Clock:
         """POSIX seconds. For people and for expiry, never for durations."""
         self.steady_offset = wall_now() - self.started_at
         """Of ``steady`` from ``now``."""
+        self.limits_offset = self.steady_offset
+        """Of ``limits_now`` from ``now``: another one if the limits are shared."""
+        self._wall_lead = 0.0
+        """Of ``limits_wall`` before ``wall``."""
         self.date = b""
         """The header line of a response (RFC 9110 section 5.6.7)."""
         self.tick()
@@ -29,6 +33,20 @@ class Clock:
     def steady(self) -> float:
         """Seconds that began as the wall clock and never jump."""
         return self.now() + self.steady_offset
+
+    def limits_now(self) -> float:
+        """As ``steady``, by the clock that all gateways have that share limits."""
+        return self.now() + self.limits_offset
+
+    def limits_wall(self) -> float:
+        """As ``wall``, by the clock that all gateways have that share limits."""
+        return self.wall + self._wall_lead
+
+    def follow(self, offset: float) -> None:
+        """Measure limits by a clock with this *offset* from ``now``."""
+        if offset != self.limits_offset:
+            self.limits_offset = offset
+            self._wall_lead = self.now() + offset - wall_now()
 
     def tick(self) -> None:
         """Read the wall clock."""

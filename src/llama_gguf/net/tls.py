@@ -114,18 +114,32 @@ def client_context(ca_file: str) -> ssl.SSLContext:
     Raises:
         UserError: the file cannot be used.
     """
+    context = verifying_context("PEERS_CA_FILE", ca_file)
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def verifying_context(setting: str, ca_file: str) -> ssl.SSLContext:
+    """Of connections to servers whose certificate and name are verified.
+
+    Args:
+        setting: that has *ca_file*, for errors.
+        ca_file: the issuers that are trusted; empty = those of the system.
+
+    Raises:
+        UserError: the file cannot be used.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # which verifies both
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
     if not ca_file:
         context.load_default_certs()
         return context
-    chain = _read("PEERS_CA_FILE", ca_file).decode("ascii", "ignore")
+    chain = _read(setting, ca_file).decode("ascii", "ignore")
     try:
         context.load_verify_locations(cadata=chain)
     except (ssl.SSLError, ValueError):  # ValueError for an empty file
         raise _unusable(
-            "PEERS_CA_FILE",
+            setting,
             ca_file,
             "it has no certificate in PEM format (-----BEGIN CERTIFICATE-----), or is damaged.",
         ) from None

@@ -35,6 +35,8 @@ MODULES: Final = [
                 "keys",
                 "networks",
                 "rate_limit",
+                "share",
+                "shared_rate",
                 "token_budget",
             ),
             "gateway": (

@@ -12,7 +12,7 @@ from llama_gguf.access.attributes import NO_ATTRIBUTES, Attributes
 from llama_gguf.access.budget_ledger import BudgetLedger
 from llama_gguf.access.keys import Key, KeyRing
 from llama_gguf.access.rate_limit import FailureLimit, NewLimiter, RateLimiter, local_limiter
-from llama_gguf.access.token_budget import TokenBudget, has_budget
+from llama_gguf.access.token_budget import NewShare, TokenBudget, has_budget
 from llama_gguf.config.schema import AuthSettings
 from llama_gguf.errors import AdminKeyRequired, KeyExpired, Limited, Unauthorized
 from llama_gguf.http1 import local_response
@@ -86,12 +86,18 @@ class Authenticator:
     Args:
         settings: which keys there are, and what each may do.
         new_limiter: called once for each key in use.
+        new_share: makes the shares of budgets; None if they are not shared with other gateways.
     """
 
     ANONYMOUS: Final = Principal("-", None, None)
     """The principal where no key is checked: authentication is off, or the path needs no key."""
 
-    def __init__(self, settings: AuthSettings, new_limiter: NewLimiter = local_limiter) -> None:
+    def __init__(
+        self,
+        settings: AuthSettings,
+        new_limiter: NewLimiter = local_limiter,
+        new_share: NewShare | None = None,
+    ) -> None:
         self._is_enabled = settings.auth_enabled
         self._in_authorization = settings.auth_header == "any"
         self._default_limit = settings.max_requests_per_minute
@@ -101,7 +107,7 @@ class Authenticator:
         self._by_digest: dict[bytes, Principal] = {}
         """Made when a secret is first presented; emptied when keys are loaded."""
         self._new_limiter = new_limiter
-        self.budgets = BudgetLedger()
+        self.budgets = BudgetLedger(new_share=new_share)
         """Of all keys that have or had one: a key that is removed and added again continues."""
         self._limiters: dict[str, RateLimiter] = {}
         """By key id, made when a key is first presented."""

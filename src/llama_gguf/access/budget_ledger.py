@@ -12,7 +12,14 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from llama_gguf.access.token_budget import NAMES, TokenBudget, add, apply, no_counts
+from llama_gguf.access.token_budget import (
+    NAMES,
+    NewShare,
+    TokenBudget,
+    add,
+    apply,
+    no_counts,
+)
 
 MAX_KEYS: Final = 10_000
 """In the file, those that have used something most recently. Ids come from the keys file, but keys
@@ -39,10 +46,12 @@ class BudgetLedger:
 
     Args:
         has_changes: whether it has what is to be added to another one, and may be negative.
+        new_share: as of ``TokenBudget``.
     """
 
-    def __init__(self, *, has_changes: bool = False) -> None:
+    def __init__(self, *, has_changes: bool = False, new_share: NewShare | None = None) -> None:
         self._has_changes = has_changes
+        self._new_share = new_share
         self._by_key: dict[str, TokenBudget] = {}
         self._changed: dict[str, TokenBudget] = {}
 
@@ -50,7 +59,8 @@ class BudgetLedger:
         """The budget of the key with this id."""
         budget = self._by_key.get(key_id)
         if budget is None:
-            budget = self._by_key[key_id] = TokenBudget(key_id, self._changed)
+            budget = TokenBudget(key_id, self._changed, self._new_share)
+            self._by_key[key_id] = budget
         return budget
 
     def key_ids(self) -> list[str]:

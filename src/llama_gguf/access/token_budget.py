@@ -25,12 +25,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Final
 
 from llama_gguf.access.attributes import Attributes
+from llama_gguf.access.share import OPEN, Share
 from llama_gguf.http1.exchange_record import Reservation
 
 TOKENS_PER_MINUTE: Final = 0
@@ -192,15 +193,22 @@ class Exceeded:
         window: its index in ``NAMES``.
         limit: tokens, or seconds.
         wait: seconds until a request would be admitted, by what is known now.
+        is_share: whether only this gateway's share is used up, until it is renewed.
     """
 
-    __slots__ = ("limit", "wait", "window")
+    __slots__ = ("is_share", "limit", "wait", "window")
 
-    def __init__(self, window: int, limit: int, wait: float) -> None:
+    def __init__(self, window: int, limit: int, wait: float, *, is_share: bool = False) -> None:
+        self.is_share = is_share
         self.window = window
         self.limit = limit
         self.wait = wait
 
+
+NewShare = Callable[[str, int, int, dict[int, int]], Share]
+"""Makes the share of a window: from the key's id, the window, its limit, and what is used."""
+SHARE_WAIT: Final = 1.0
+"""Seconds: for a request that is refused only because this gateway's share is used up."""
 
 Counts = list[dict[int, int]]
 """For each window, what was used by period: tokens, or milliseconds of the engine."""
@@ -245,6 +253,11 @@ def _month(wall: float) -> int:
     return date.year * 12 + date.month - 1
 
 
+def period_of(window: int, wall: float) -> int:
+    """The day or month at *wall*, as ``Counts`` have it."""
+    return _month(wall) if window == TOKENS_PER_MONTH else int(wall // DAY_SECONDS)
+
+
 def _end_of(window: int, period: int) -> float:
     """POSIX seconds at which *period*, a day or a month, is over."""
     if window != TOKENS_PER_MONTH:
@@ -256,11 +269,13 @@ def _end_of(window: int, period: int) -> float:
 class TokenBudget:
     """What one key may use, and what it has used.
 
-    No call waits: a budget that several gateways share decides by what it has leased.
+    No call waits: a budget that several gateways share decides by this one's shares.
 
     Args:
         key_id: of the key.
         changed: gets this budget, by the key's id, when it has something to save.
+        new_share: makes the share of a window, by the key's id, the window and its limit; None if
+            the budget is not shared.
     """
 
     __slots__ = (
@@ -269,6 +284,8 @@ class TokenBudget:
         "_forgotten_at",
         "_limits",
         "_month",
+        "_new_share",
+        "_shares",
         "_wall",
         "counts",
         "key_id",
@@ -277,8 +294,16 @@ class TokenBudget:
         "unsaved",
     )
 
-    def __init__(self, key_id: str, changed: dict[str, TokenBudget]) -> None:
+    def __init__(
+        self,
+        key_id: str,
+        changed: dict[str, TokenBudget],
+        new_share: NewShare | None = None,
+    ) -> None:
         self.key_id = key_id
+        self._new_share = new_share
+        self._shares: dict[int, Share] = {}
+        """By window, of those that have a limit and are shared."""
         self._changed = changed
         self._limits: list[int] = [0, 0, 0, 0]
         """By window, in the units of ``counts``; 0 for none."""
@@ -303,16 +328,57 @@ class TokenBudget:
             attributes.tokens_per_month or 0,
             (attributes.engine_seconds_per_day or 0) * 1000,
         ]
+        if self._new_share is not None:
+            self._divide(self._new_share)
+
+    def _divide(self, new_share: NewShare) -> None:
+        for window in WINDOWS:
+            limit, share = self._limits[window], self._shares.get(window)
+            if limit and share is None:
+                share = new_share(self.key_id, window, limit, self.counts[window])
+                share.on_applied = self._on_applied
+                self._shares[window] = share
+            elif share is not None:
+                share.limit = limit
+
+    def _on_applied(self) -> None:
+        """The counts were replaced by those of all gateways."""
+        self._forgotten_at = -1
+        self._changed[self.key_id] = self
+        self.text = ""
 
     def exceeded(self, now: float, wall: float) -> Exceeded | None:
         """The reason for which a request would be refused; None if it would be admitted."""
         found: Exceeded | None = None
+        if self._shares:
+            return self._exceeded_share(now, wall)
         for window in WINDOWS:
             limit = self._limits[window]
             if limit and self._used(window, now, wall) >= limit:
                 wait = self._wait(window, now, wall)
                 if found is None or wait >= found.wait:
                     found = Exceeded(window, _shown(window, limit), wait)
+        return found
+
+    def _exceeded_share(self, now: float, wall: float) -> Exceeded | None:
+        """As ``exceeded``, of a budget that is shared."""
+        found: Exceeded | None = None
+        for window, share in self._shares.items():
+            limit = share.limit
+            if not limit:
+                continue
+            used, period = self._used(window, now, wall), self._period(window, now, wall)
+            if period > share.period:  # which the store does not know yet
+                share.period = period
+                if not share.length:
+                    share.held = max((limit - used) // share.state.gateways, 1)
+            oldest = period - share.length + 1 if share.length else period
+            if share.admits(used, oldest):
+                continue
+            is_used_up = used >= limit and (share.state.is_up or share.state.outage != OPEN)
+            wait = self._wait(window, now, wall) if is_used_up else SHARE_WAIT
+            if found is None or wait >= found.wait:
+                found = Exceeded(window, _shown(window, limit), wait, is_share=not is_used_up)
         return found
 
     def reserve(self, tokens: int, now: float, wall: float) -> Reservation:
@@ -368,6 +434,8 @@ class TokenBudget:
         self.counts = counts
         apply(counts, self.unsaved)
         self.text = ""
+        for window, share in self._shares.items():
+            share.counts = counts[window]
 
     def _periods(self, now: float, wall: float) -> Sequence[int]:
         return [self._period(window, now, wall) for window in WINDOWS]
@@ -390,6 +458,9 @@ class TokenBudget:
             _forget_periods(by_period)
         unsaved = self.unsaved[window]
         unsaved[period] = unsaved.get(period, 0) + amount
+        share = self._shares.get(window)
+        if share is not None:
+            share.add(period, amount)
         self._changed[self.key_id] = self
         self.text = ""
 

@@ -205,6 +205,40 @@ class UsageTotals:
         if self._unsaved is not None:
             self.merge(self._unsaved, now)
 
+    def renew(self, known: UsageTotals, now: float) -> None:
+        """Continue, for the keys in *known*, from that, which has what was taken of them."""
+        self._add_up()
+        self.since = known.since
+        for key_id, usage in known._by_key.items():
+            self._by_key.pop(key_id, None)
+            self._by_key[key_id] = usage
+            unsaved = None if self._unsaved is None else self._unsaved._by_key.get(key_id)
+            if unsaved is not None:
+                usage.merge(unsaved, now)
+
+    def changes(self) -> list[tuple[str, Counts, list[tuple[str, int, Counts]]]]:
+        """All of it: key ids, counts in total, and windows with their spans and counts."""
+        return [
+            (
+                key_id,
+                usage.total,
+                [
+                    (name, span, counts)
+                    for name, w in usage.windows.items()
+                    for span, counts in w.spans.items()
+                ],
+            )
+            for key_id, usage in self._by_key.items()
+        ]
+
+    def take_over(self, key_id: str, total: Counts, spans: list[tuple[str, int, Counts]]) -> None:
+        """Set the usage of *key_id*; undoes ``changes``."""
+        usage = self._by_key[key_id] = _KeyUsage()
+        usage.total = total
+        for name, span, counts in spans:
+            if name in usage.windows:
+                usage.windows[name].spans[span] = counts
+
     def open(self) -> None:
         """Parse all numbers now, instead of when they are needed."""
         for usage in self._by_key.values():

@@ -257,6 +257,12 @@ class BackendUnavailable(Shed):
     code = "backend_unavailable"
 
 
+class LimitsUnavailable(Shed):
+    """SHARED_LIMITS_OUTAGE is closed, and the server of SHARED_LIMITS cannot be reached."""
+
+    code = "limits_unavailable"
+
+
 class Draining(Shed):
     """The server is shutting down."""
 

@@ -14,6 +14,7 @@ from llama_gguf.access.shared_limits import (
     GATEWAYS,
     MAX_WINDOWS,
     NEW_PULSES,
+    RATE,
     SharedLimits,
     digest_in,
 )
@@ -327,15 +328,18 @@ def test_many_windows_are_divided_into_calls(client: Client) -> None:
     assert sizes == [MAX_WINDOWS, MAX_WINDOWS, 150 - 2 * MAX_WINDOWS]
 
 
-def test_keys_that_are_gone_are_forgotten(client: Client) -> None:
+def test_rates_of_keys_that_are_gone_are_forgotten_and_budgets_kept(client: Client) -> None:
     world = World(client, 1, limit=60)
     machine = world.nodes[0].machine
     world.nodes[0].limiter()
+    budget = NAME.replace(RATE, "tokens_per_day")
+    machine.share(budget, limit=9, length=0, kept_seconds=9, counts={})
     assert machine.has(NAME)
 
     machine.keep_only({"another"})
 
     assert not machine.has(NAME)
+    assert machine.has(budget)  # its counts are kept, too
     assert digest_in(NAME) != "another"
 
 

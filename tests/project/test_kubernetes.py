@@ -47,8 +47,6 @@ SCHEMAS: Final = {
     )
 }
 KUBERNETES_VERSION: Final = "1.37"
-COMING: Final = {"SHARED_LIMITS", "SHARED_LIMITS_OUTAGE"}
-"""Settings that another change adds."""
 OVERLAYS: Final = ("single", "fleet", "gateways")
 COMPONENTS: Final = (
     (),
@@ -123,8 +121,7 @@ def settings_of(container: Document) -> Settings:
         if "valueFrom" in each:
             wanted = each["valueFrom"]["secretKeyRef"]
             environ[each["name"]] = secrets()[wanted["name"], wanted["key"]]
-    known = {settings.variable(name) for name in settings.SETTINGS}
-    return load({k: v for k, v in environ.items() if k in known or k not in COMING}).settings
+    return load(environ).settings
 
 
 def port_of(container: Document, name: str | int) -> int:
@@ -203,7 +200,7 @@ def test_the_examples_of_secrets_are_valid() -> None:
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_containers_have_existing_settings_with_valid_values(name: str) -> None:
-    known = {settings.variable(each) for each in settings.SETTINGS} | COMING
+    known = {settings.variable(each) for each in settings.SETTINGS}
 
     for container, _ in overlay(name).ours():
         assert {each["name"] for each in container["env"]} <= known

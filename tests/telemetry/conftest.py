@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from llama_gguf.engines.status import ChildState
-from llama_gguf.telemetry.metrics import Gauges, Metrics, ReplicaGauges
+from llama_gguf.telemetry.metrics import Gauges, Metrics, ReplicaGauges, SharedLimitGauges
 
 
 @pytest.fixture
@@ -51,6 +51,7 @@ def gauges() -> Gauges:
             "spared_tokens": 118,
             "spared_seconds": 1.5,
         },
+        shared_limits=SharedLimitGauges(is_up=True, gateways=2, outages=1, local_decisions=5),
     )
 
 

@@ -138,9 +138,13 @@ class SharedLimits:
         return name in self._shares
 
     def keep_only(self, digests: Container[str]) -> None:
-        """Forget the windows of keys other than those with these *digests*."""
-        for name in [name for name in self._shares if digest_in(name) not in digests]:
-            del self._shares[name]
+        """Forget the rates of keys other than those with these *digests*.
+
+        Budgets stay, here and in their ledger: a key that is added again continues.
+        """
+        for name in [name for name in self._shares if name.endswith(RATE)]:
+            if digest_in(name) not in digests:
+                del self._shares[name]
 
     # Out ----------------------------------------------------------------------------------------
 

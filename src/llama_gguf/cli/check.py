@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from llama_gguf.access import key_admin, key_file
-from llama_gguf.cli import check_prompts, extra_files, fit, rpc_servers
+from llama_gguf.cli import check_prompts, extra_files, fit, rpc_servers, shared_limits
 from llama_gguf.cli.arguments import add_model
 from llama_gguf.cli.check_result import Level, Result
 from llama_gguf.cli.context import Context
@@ -167,6 +167,7 @@ def facts(settings: Settings, context: Context) -> Iterator[Result]:
     yield from check_prompts.results(settings, context.environ, _unwritable)
     yield _try("TLS", lambda: _certificate(settings.tls))
     yield _keys(settings.auth)
+    yield shared_limits.look(settings.shared)
 
 
 def _try(subject: str, check: Callable[[], str]) -> Result:

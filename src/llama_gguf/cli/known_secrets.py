@@ -56,6 +56,7 @@ def is_harmless(name: str, value: str) -> bool:
 
 def _of_environment(context: Context) -> Iterator[str]:
     yield context.settings.upstream.backend_api_key
+    yield from masking.secrets_of({"": context.settings.shared.shared_limits}, is_harmless)
     yield from masking.secrets_of(context.environ, is_harmless)
     # Values given as flags are not in the environment.
     for text in (context.settings.engine.extra_args, context.settings.model.model_name):

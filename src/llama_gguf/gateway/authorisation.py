@@ -38,6 +38,7 @@ def authorise(services: Services, client: Client, exchange: Exchange, length: in
         OutsideKeyScope: its key may not be used for this route, or from this address.
         Limited: its key is over its rate, or its address has tried too many wrong keys.
         QuotaExceeded: its key has used its budget.
+        LimitsUnavailable: its limits are not known.
         PayloadTooLarge, Draining: it is refused for every key. It is counted before, so that the
             refusal has the fields of the rate.
     """
@@ -109,11 +110,18 @@ def check_scope(principal: Principal, exchange: Exchange) -> None:
 
 
 def _over_rate(services: Services, exchange: Exchange, principal: Principal) -> Limited:
+    """The refusal of a request over the rate of its key.
+
+    Raises:
+        LimitsUnavailable: the rate is not known, and SHARED_LIMITS_OUTAGE is closed.
+    """
     now = exchange.started_at
     exchange.rate_fields = budgets.rate_fields(services, principal, now)
     services.metrics.rate_limited[exchange.key_id, "requests"] += 1
     limiter = principal.limiter
     assert limiter is not None
+    if services.shared is not None:
+        services.shared.check_closed()
     is_usual = limiter.limit == services.auth.max_requests_per_minute
     setting = "MAX_REQUESTS_PER_MINUTE" if is_usual else "the key's own limit"
     return Limited(

@@ -35,7 +35,11 @@ class BudgetSink:
                 exchange.reservation = None
                 tokens, milliseconds = cost_of(exchange, reservation)
                 self._ledger.of(exchange.key_id).settle(
-                    reservation, tokens, milliseconds, now=self._clock.steady(), wall=batch.now
+                    reservation,
+                    tokens,
+                    milliseconds,
+                    now=self._clock.limits_now(),
+                    wall=self._clock.limits_wall(),
                 )
 
 

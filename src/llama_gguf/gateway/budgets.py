@@ -37,11 +37,14 @@ def check(services: Services, budget: TokenBudget) -> None:
 
     Raises:
         Limited, QuotaExceeded: it would not.
+        LimitsUnavailable: that is not known, and SHARED_LIMITS_OUTAGE is closed.
     """
     services.recorder.settle()
-    now, wall = services.clock.steady(), services.clock.wall
+    now, wall = services.clock.limits_now(), services.clock.limits_wall()
     exceeded = budget.exceeded(now, wall)
     if exceeded is not None:
+        if services.shared is not None:
+            services.shared.check_closed()
         services.metrics.rate_limited[budget.key_id, NAMES[exceeded.window]] += 1
         raise _refusal(exceeded)
 
@@ -59,7 +62,7 @@ def reserve(services: Services, exchange: Exchange, body: bytes | bytearray) -> 
     check(services, budget)
     has_many_texts = exchange.request.route.operation in _MANY_TEXTS
     most = None if has_many_texts else services.fleet.status.request_tokens
-    now, wall = services.clock.steady(), services.clock.wall
+    now, wall = services.clock.limits_now(), services.clock.limits_wall()
     choices = choices_in(body)
     reservation = budget.reserve(estimate(body, most, choices), now, wall)
     reservation.choices = choices
@@ -72,7 +75,7 @@ def give_back(services: Services, exchange: Exchange) -> None:
     reservation, exchange.reservation = exchange.reservation, None
     if reservation is not None:
         services.authenticator.budgets.of(exchange.key_id).settle(
-            reservation, 0, 0, now=services.clock.steady(), wall=services.clock.wall
+            reservation, 0, 0, now=services.clock.limits_now(), wall=services.clock.limits_wall()
         )
 
 
@@ -85,7 +88,7 @@ def rate_fields(services: Services, principal: Principal, now: float) -> bytes:
 def token_fields(services: Services, budget: TokenBudget) -> bytes:
     """The header lines with the shortest window of tokens in *budget*; none without one."""
     services.recorder.settle()
-    state = budget.shortest_of_tokens(services.clock.steady(), services.clock.wall)
+    state = budget.shortest_of_tokens(services.clock.limits_now(), services.clock.limits_wall())
     if state is None:
         return b""
     return local_response.token_fields(state.limit, int(state.remaining), state.resets_in)
@@ -97,7 +100,7 @@ def states_of(services: Services, key_id: str) -> list[WindowState]:
     principal = services.authenticator.named(key_id)
     if principal is None or principal.budget is None:
         return []
-    return principal.budget.states(services.clock.steady(), services.clock.wall)
+    return principal.budget.states(services.clock.limits_now(), services.clock.limits_wall())
 
 
 def view(services: Services, key_id: str) -> dict[str, dict[str, float]]:
@@ -128,7 +131,7 @@ def gauges(services: Services, key_ids: Iterable[str]) -> tuple[Budgets, Budgets
 def _refusal(exceeded: Exceeded) -> GatewayError:
     amount, _, window = NAMES[exceeded.window].rpartition("_per_")
     what = f"{exceeded.limit} {amount.replace('_', '-')} per {window}"
-    if exceeded.window == TOKENS_PER_MINUTE:
+    if exceeded.window == TOKENS_PER_MINUTE or exceeded.is_share:
         return Limited(f"Token limit reached for this API key: {what}.", retry_after=exceeded.wait)
     return QuotaExceeded(
         f"This API key has used its budget of {what} (UTC). It resets in "

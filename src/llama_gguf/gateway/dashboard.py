@@ -159,7 +159,7 @@ def _usage(
 
 def usage_facts(principal: Principal, services: Services) -> dict[str, object]:
     """The facts of /usage but those of each key."""
-    totals = services.usage
+    totals = services.shown_usage
     return {
         "key_id": principal.key_id,
         "sees_all": services.authenticator.is_admin(principal),
@@ -176,14 +176,16 @@ def usage_keys(principal: Principal, services: Services, at_most: int | None = N
         services: of the gateway.
         at_most: as many of the other keys: those that were used last.
     """
-    used = services.usage.key_ids(at_most) if services.authenticator.is_admin(principal) else []
+    used = (
+        services.shown_usage.key_ids(at_most) if services.authenticator.is_admin(principal) else []
+    )
     return used if principal.key_id in used else [principal.key_id, *used]
 
 
 def usage_of(key_id: str, services: Services) -> dict[str, object]:
     """What one key has used, and its limits."""
     return {
-        **services.usage.view(key_id, services.clock.wall),
+        **services.shown_usage.view(key_id, services.clock.wall),
         "budgets": budgets.view(services, key_id),
         "requests_per_minute": _rate(services, key_id),
     }

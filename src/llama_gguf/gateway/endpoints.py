@@ -128,6 +128,7 @@ def health_facts(services: Services) -> dict[str, object]:
         "model": {"name": engine.model, **facts},
         **({"replicas": fleet_facts.facts(services)} if services.fleet.has_choice else {}),
         **({} if prompt_cache is None else {"prompt_cache": prompt_cache}),
+        **({} if services.shared is None else {"shared_limits": services.shared.facts()}),
         "slots": {
             "used": services.fleet.admission.running,
             "total": services.fleet.admission.slots,
@@ -170,6 +171,7 @@ def gauges(services: Services, found: tuple[Budgets, Budgets] | None = None) -> 
         replicas=fleet_facts.gauges(services),
         session_moves=services.fleet.moves,
         prompt_cache=services.spared_prompts.facts,
+        shared_limits=None if services.shared is None else services.shared.gauges(),
     )
 
 

@@ -36,7 +36,7 @@ def of(
     kind: Kind, request: Request, services: Services, principal: Principal
 ) -> Coroutine[object, object, LocalResponse] | None:
     """The work of the response to *request*, if it is large."""
-    if services.usage.keys_used <= MANY_KEYS:
+    if services.shown_usage.keys_used <= MANY_KEYS:
         return None
     if kind is Kind.USAGE and services.authenticator.is_admin(principal):
         return _usage(principal, services)

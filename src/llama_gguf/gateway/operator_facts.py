@@ -16,7 +16,7 @@ MAX_KEYS: Final = 20
 def operator_facts(services: Services) -> dict[str, object]:
     """The facts of /health, the rates of the last minute, and the usage of the latest keys."""
     services.recorder.settle()
-    usage = services.usage
+    usage = services.shown_usage
     return {
         **endpoints.health_facts(services),
         "connections": len(services.connections),

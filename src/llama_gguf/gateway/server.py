@@ -122,13 +122,12 @@ class Gateway:
         self._apply_file_limit()
         for number, handler in self._signal_handlers().items():
             loop.add_signal_handler(number, handler)
+        await self._share_limits()
         server = self._listen()
         self.life.on(Event.LISTENS)
         url = f"{self._settings.tls.scheme}://{_address(self._listener)}"
         _log.info("gateway_listens", "The gateway listens on {url}", url=url)
-        self._start(self._follow_engine(), "follow the engine")
-        self._start(self._follow_peers(), "follow the peers")
-        self._start(services.engine_reader.run(), "read the engine's metrics")
+        self._follow_engines()
         self._start(usage_store.keep(services.usage), "keep the usage")
         self._start(budget_store.keep(budgets), "keep what is used of budgets")
         self._start(history_store.keep(services.history), "keep the history")
@@ -147,6 +146,7 @@ class Gateway:
             for task in (*self._tasks, *self._handshakes):
                 task.cancel()
             services.recorder.settle()
+            await self._share_no_more()
             until = services.clock.now() + LAST_LINES_SECONDS
             last_write = budget_store.begin_last(budgets)
             usage_store.write_last(services.usage, within_seconds=LAST_LINES_SECONDS)
@@ -159,11 +159,25 @@ class Gateway:
         return int(self._has_failed)
 
     def _store(self, kind: Kind[T]) -> UsageStore[T]:
-        return UsageStore(kind, self._path_of(kind.name))
+        # Shared budgets have what all gateways have used, in memory and in the file.
+        has_all = kind is BUDGETS and self.services.shared is not None
+        return UsageStore(kind, self._path_of(kind.name), has_all=has_all)
 
     def _path_of(self, folder: str) -> str:
         data_dir, instance = self._settings.model.data_dir, self._settings.logs.instance_id
         return path_of(data_dir, folder, instance)
+
+    async def _share_limits(self) -> None:
+        """Share them with other gateways; before the first request, if the server responds."""
+        shared = self.services.shared
+        if shared is not None:
+            self._start(shared.follow(), "share the limits")
+            self._start(shared.follow_keys(self.services.authenticator), "share the limits of keys")
+            await shared.wait_for_first()
+
+    async def _share_no_more(self) -> None:
+        if self.services.shared is not None:
+            await self.services.shared.leave()
 
     # Connections --------------------------------------------------------------------------------
 
@@ -318,6 +332,11 @@ class Gateway:
                 )
 
     # The engine ---------------------------------------------------------------------------------
+
+    def _follow_engines(self) -> None:
+        self._start(self._follow_engine(), "follow the engine")
+        self._start(self._follow_peers(), "follow the peers")
+        self._start(self.services.engine_reader.run(), "read the engine's metrics")
 
     async def _follow_engine(self) -> None:
         if self._control is not None:

@@ -24,6 +24,7 @@ from llama_gguf.gateway.metrics_reader import EngineReader, Readable
 from llama_gguf.gateway.replica import Replica
 from llama_gguf.gateway.replica_sink import ReplicaSink
 from llama_gguf.gateway.request_ids import RequestIds
+from llama_gguf.gateway.sharing import shared_store_of
 from llama_gguf.gateway.spared_prompts import SparedPrompts
 from llama_gguf.gateway.sse_keepalive import StreamSearches
 from llama_gguf.gateway.tracing import traces_of
@@ -87,20 +88,26 @@ class Services:
         self.connections = Connections(settings.limits.max_connections)
         self.metrics = Metrics()
         """Of finished exchanges, those that ``recorder`` has passed on."""
-        self.authenticator = Authenticator(settings.auth)
-        nothing = Known(NO_HEAD, self.reader.unread, None, self.authenticator.ring)
-        self.head_cache = HeadCache(nothing)
+        self.shared = shared_store_of(settings.shared, loop, self.clock)
+        """None unless limits are shared with other gateways."""
+        self.authenticator = (
+            Authenticator(settings.auth)
+            if self.shared is None
+            else Authenticator(settings.auth, self.shared.new_limiter, self.shared.new_share)
+        )
+        self.head_cache = HeadCache(
+            Known(NO_HEAD, self.reader.unread, None, self.authenticator.ring)
+        )
         self.key_store = KeyStore(
             settings.auth.auth_keys_file, self.authenticator, self.metrics.count_reload
         )
-        are_several = self.authenticator.are_several
         self.fleet = Fleet(
             settings.queue,
             settings.timeouts,
             loop=loop,
             clock=self.clock,
             dial_to=dial_to,
-            are_several=are_several,
+            are_several=self.authenticator.are_several,
             turns_of=self._turns_of,
             probe_of=probe_of,
             api_key=settings.upstream.backend_api_key,
@@ -109,12 +116,13 @@ class Services:
         self.fleet.on_silent = self._on_silent_replica
         upstream = settings.upstream
         if is_supervised or not upstream.peers:
-            local = self.fleet.add(EngineAddress.of(upstream))
-            local.tracker.is_supervised = is_supervised
+            self.fleet.add(EngineAddress.of(upstream)).tracker.is_supervised = is_supervised
         self.peers = source_of(upstream.peers, upstream.backend_api_key, load=self._load)
         if not is_supervised:
             self.fleet.on_engine_requested = self.peers.wake
-        self.body_memory = BodyMemory(settings.limits.max_body_memory, are_several)
+        self.body_memory = BodyMemory(
+            settings.limits.max_body_memory, self.authenticator.are_several
+        )
         self.stream_searches = StreamSearches()
         self.access_log = AccessLog(
             os.path.join(settings.logs.log_dir, "api_access.log"),
@@ -123,6 +131,7 @@ class Services:
             backups=settings.logs.log_backups,
         )
         self.usage = UsageTotals(self.clock.wall)
+        """Of this gateway and those that have the same file."""
         self.replica_sink = ReplicaSink(self.fleet, self.clock.now)
         self.spared_prompts = SparedPrompts(self.fleet)
         self.recent = RecentRequests()
@@ -134,6 +143,7 @@ class Services:
                 BudgetSink(self.authenticator.budgets, self.clock),
                 self.metrics,
                 self.usage,
+                *([] if self.shared is None else [self.shared.usage.totals]),
                 self.access_log,
                 self.recent,
                 *([RequestLog()] if settings.logs.log_requests else []),
@@ -149,6 +159,11 @@ class Services:
         self.renderings: dict[Format, asyncio.Task[LocalResponse]] = {}
         """Metrics that were expensive to render, and until when they are sent again."""
         self._note_wall_clock()
+
+    @property
+    def shown_usage(self) -> UsageTotals:
+        """Of all gateways that share limits."""
+        return self.usage if self.shared is None else self.shared.usage.totals
 
     def tick(self, *, is_late: bool = False) -> None:
         """Twice a second: the clock, old connections, and deadlines unless *is_late*."""

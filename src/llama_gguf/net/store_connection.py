@@ -203,6 +203,8 @@ async def _greet(connection: StoreConnection, address: StoreAddress) -> Greeting
     except StoreError as error:
         if "unknown command" in str(error).lower() or "NOPROTO" in str(error):
             raise StoreError("the server is older than Redis 6") from None
+        if "NOAUTH" in str(error):
+            raise StoreError("it requires a password (NOAUTH)") from None
         raise
     greeting = Greeting(reply)
     if greeting.mode == "cluster":

@@ -90,12 +90,16 @@ def serve(
 
 
 def _check_certificates(settings: Settings) -> None:
-    """Check the files of TLS.
+    """Check the files of TLS, and what shared limits need.
 
     Raises:
-        UserError: they cannot be used.
+        UserError: they cannot be used, or packages are missing.
     """
     upstream, ours = settings.upstream, settings.tls
+    if settings.shared.shared_limits:
+        from llama_gguf.net import store_checks  # noqa: PLC0415
+
+        store_checks.check(settings.shared)
     if not (upstream.peers_ca_file or ours.tls_cert_file):
         return
     from llama_gguf.net import tls  # noqa: PLC0415  # most servers have neither

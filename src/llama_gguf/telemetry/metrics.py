@@ -216,6 +216,18 @@ class Gauges:
     """To another replica, by reason."""
     prompt_cache: Mapping[str, Any] | None = None
     """What is known of saved prompts; None unless PROMPT_CACHE is on."""
+    shared_limits: SharedLimitGauges | None = None
+    """None without SHARED_LIMITS."""
+
+
+@dataclass(frozen=True, slots=True)
+class SharedLimitGauges:
+    """Values of the server by which several gateways share limits."""
+
+    is_up: bool
+    gateways: int
+    outages: int
+    local_decisions: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +263,12 @@ def _of_replicas(
         return sums
 
     return read
+
+
+def _of_shared_limits(
+    value: Callable[[SharedLimitGauges], int],
+) -> Callable[[Metrics, Gauges], Value]:
+    return lambda _, g: None if g.shared_limits is None else value(g.shared_limits)
 
 
 def _ratios(_: Metrics, gauges: Gauges) -> Value:
@@ -592,6 +610,30 @@ METRICS: Final = (
         "Sessions that moved to another replica, by reason.",
         lambda _, g: g.session_moves,
         ("reason",),
+    ),
+    Metric(
+        "llama_gguf_shared_limits_up",
+        "gauge",
+        "Whether the server of SHARED_LIMITS can be used.",
+        _of_shared_limits(lambda shared: int(shared.is_up)),
+    ),
+    Metric(
+        "llama_gguf_shared_limits_gateways",
+        "gauge",
+        "Gateways that share limits, this one included.",
+        _of_shared_limits(lambda shared: shared.gateways),
+    ),
+    Metric(
+        "llama_gguf_shared_limits_outages",
+        "counter",
+        "Times that the server of SHARED_LIMITS was lost.",
+        _of_shared_limits(lambda shared: shared.outages),
+    ),
+    Metric(
+        "llama_gguf_shared_limits_local_decisions",
+        "counter",
+        "Checks of a limit while the server could not be used: SHARED_LIMITS_OUTAGE decided.",
+        _of_shared_limits(lambda shared: shared.local_decisions),
     ),
     Metric(
         "llama_gguf_prompt_cached_ratio",

@@ -112,10 +112,20 @@ class UsageStore(Generic[T]):
         kind: of the usage.
         path: a missing folder is created.
         wall: returns POSIX seconds.
+        has_all: whether the totals have the usage of all who write the file, by another way: it is
+            replaced by them, and read at the start only.
     """
 
-    def __init__(self, kind: Kind[T], path: str, wall: Callable[[], float] = wall_now) -> None:
+    def __init__(
+        self,
+        kind: Kind[T],
+        path: str,
+        wall: Callable[[], float] = wall_now,
+        *,
+        has_all: bool = False,
+    ) -> None:
         self._kind = kind
+        self._has_all = has_all
         self._path = path
         self._wall = wall
         self._stamp: stamps.Stamp | None = None
@@ -203,6 +213,12 @@ class UsageStore(Generic[T]):
             self._lock.release()
 
     def _exchange(self, job: _Job[T]) -> _Sum[T] | None:
+        if self._has_all:
+            if job.text:
+                with _locked(self._path):
+                    self._replace(job.text)
+                self._has_warned = False
+            return None
         if self._unsaved is None:
             self._unsaved = job.unsaved
         elif job.unsaved is not None:

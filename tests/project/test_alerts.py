@@ -202,6 +202,14 @@ CASES: Final[Mapping[str, Case]] = {
         ),
         {10: (), 11: ("LlamaGgufReplicaEjected",), 22: ()},
     ),
+    # shared limits
+    "the store of shared limits is lost for a moment": quiet(
+        HEALTHY | target("llama_gguf_shared_limits_up", "1x40 0x8 1x432")
+    ),
+    "the store of shared limits is lost": Case(
+        HEALTHY | target("llama_gguf_shared_limits_up", "1x40 0x440"),
+        {14: (), 16: ("LlamaGgufSharedLimitsDown",)},
+    ),
     # requests
     "one request in ten fails": Case(
         HEALTHY

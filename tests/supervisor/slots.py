@@ -14,6 +14,7 @@ from llama_gguf.prompt_cache import model_digest
 from llama_gguf.prompt_cache.entry import HEADER_BYTES, TOKEN_BYTES, token_count, tokens_in
 from llama_gguf.prompt_cache.folder import Folder
 from llama_gguf.supervisor.launch import PromptSource
+from llama_gguf.supervisor.managed_process import LoopClock
 from llama_gguf.supervisor.prompt_keeper import PromptKeeper
 from llama_gguf.supervisor.prompts import PromptCache
 from tests.prompt_cache.states import state
@@ -41,7 +42,7 @@ class FakeOwners:
 class FakeSlots:
     """One life of an engine, as a ``SlotClient``. A conversation is a list of tokens."""
 
-    def __init__(self, folder: Path, slots: int = 2) -> None:
+    def __init__(self, folder: Path, slots: int = 2, *, restore_seconds: float = 0.0) -> None:
         self._folder = folder
         self._tasks = itertools.count()
         self.held: list[tuple[int, ...]] = [() for _ in range(slots)]
@@ -52,6 +53,7 @@ class FakeSlots:
         self.can_resume = True
         self.error: SlotError | None = None
         self.save_seconds = 0.0
+        self._restore_seconds = restore_seconds
         self.calls: list[str] = []
 
     def ask(self, slot: int, tokens: Sequence[int]) -> int:
@@ -84,6 +86,7 @@ class FakeSlots:
         self.calls.append(f"restore {slot}")
         if self.error is not None:
             raise self.error
+        await asyncio.sleep(self._restore_seconds)
         data = (self._folder / file_name).read_bytes()
         count = token_count(data[:HEADER_BYTES])
         assert count is not None
@@ -102,17 +105,6 @@ class FakeSlots:
 
     async def computed(self) -> tuple[int, float]:
         return self.prompt_tokens, self.prompt_tokens / 100
-
-    def conversation(self, slot: int) -> tuple[int, ...]:
-        return self.held[slot]
-
-
-class LoopClock:
-    def now(self) -> float:
-        return asyncio.get_running_loop().time()
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
 
 
 class Box:
@@ -147,3 +139,12 @@ class Box:
         await keeper.restore(source or self.source())
         await asyncio.sleep(1)  # until the model's digest is known
         return keeper, client
+
+    async def saved(self, *conversations: Sequence[int]) -> tuple[PromptKeeper, FakeSlots]:
+        """An engine that has worked on *conversations* of one key, which are saved."""
+        keeper, slots = await self.engine(slots=max(len(conversations), 2))
+        keeper.on_owners(["ann:1"])
+        for number, tokens in enumerate(conversations):
+            slots.ask(number, tokens)
+        assert await keeper.save()
+        return keeper, slots

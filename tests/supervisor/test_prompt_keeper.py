@@ -13,7 +13,7 @@ import pytest
 from llama_gguf.engines.activity import Activity
 from llama_gguf.engines.slot_client import SlotError
 from llama_gguf.events import event_of
-from llama_gguf.supervisor.prompt_keeper import OLDER_SECONDS, STOP_SAVE_SECONDS
+from llama_gguf.supervisor.prompt_keeper import OLDER_SECONDS, STOP_SAVE_SECONDS, Moment
 from tests.supervisor.slots import Box, FakeSlots
 from tests.support.virtual_time import run
 
@@ -52,11 +52,7 @@ def test_what_the_slots_held_is_there_after_a_stop(box: Box) -> None:
 
 def test_more_conversations_than_slots_come_back_from_the_engines_memory(box: Box) -> None:
     async def scenario() -> None:
-        keeper, slots = await box.engine(slots=4)
-        keeper.on_owners(["ann:1"])
-        for number, tokens in enumerate((A, B, C, D)):
-            slots.ask(number, tokens)
-        await keeper.save()
+        await box.saved(A, B, C, D)
 
         _, slots = await box.engine(slots=2)
         assert slots.held == [D, C]
@@ -66,19 +62,12 @@ def test_more_conversations_than_slots_come_back_from_the_engines_memory(box: Bo
 
 
 def test_a_slow_disk_delays_the_first_request_by_the_slots_alone(box: Box) -> None:
-    class Slow(FakeSlots):
-        async def restore(self, slot: int, file_name: str, *, seconds: float) -> int:
-            await asyncio.sleep(OLDER_SECONDS)
-            return await super().restore(slot, file_name, seconds=seconds)
-
     async def scenario() -> None:
-        keeper, slots = await box.engine(slots=4)
-        keeper.on_owners(["ann:1"])
-        for number, tokens in enumerate((A, B, C, D)):
-            slots.ask(number, tokens)
-        await keeper.save()
+        await box.saved(A, B, C, D)
 
-        _, slots = await box.engine(slots=1, client=Slow(box.folder, 1))
+        _, slots = await box.engine(
+            slots=1, client=FakeSlots(box.folder, 1, restore_seconds=OLDER_SECONDS)
+        )
         assert slots.calls.count("restore 0") == 2 + 1  # one older, the latest, and its trial
         assert slots.held == [D]
 
@@ -87,10 +76,7 @@ def test_a_slow_disk_delays_the_first_request_by_the_slots_alone(box: Box) -> No
 
 def test_a_continued_conversation_is_one_state(box: Box) -> None:
     async def scenario() -> None:
-        keeper, slots = await box.engine()
-        keeper.on_owners(["ann:1"])
-        slots.ask(0, A)
-        await keeper.save()
+        keeper, slots = await box.saved(A)
         keeper.on_owners(["ann:1"])
         slots.ask(0, (*A, 7, 8))
         await keeper.save()
@@ -102,10 +88,7 @@ def test_a_continued_conversation_is_one_state(box: Box) -> None:
 
 def test_nothing_is_restored_into_a_changed_model_or_another_build(box: Box) -> None:
     async def scenario() -> None:
-        keeper, slots = await box.engine()
-        keeper.on_owners(["ann:1"])
-        slots.ask(0, A)
-        await keeper.save()
+        await box.saved(A)
 
         _, slots = await box.engine(source=box.source(build="b2"))
         assert slots.held == [(), ()]
@@ -137,10 +120,7 @@ def test_a_model_that_computes_restored_prompts_again_is_left_alone(
     box: Box, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> None:
-        keeper, slots = await box.engine()
-        keeper.on_owners(["ann:1"])
-        slots.ask(0, A)
-        await keeper.save()
+        await box.saved(A)
 
         client = FakeSlots(box.folder)
         client.can_resume = False
@@ -161,10 +141,7 @@ def test_a_model_that_computes_restored_prompts_again_is_left_alone(
 
 def test_a_model_that_works_is_tried_out_once(box: Box) -> None:
     async def scenario() -> None:
-        keeper, slots = await box.engine()
-        keeper.on_owners(["ann:1"])
-        slots.ask(0, A)
-        await keeper.save()
+        await box.saved(A)
         _, slots = await box.engine()
         assert slots.prompt_tokens == 1
         assert slots.held[0] == A  # as it was before
@@ -195,10 +172,7 @@ def test_an_engine_that_cannot_save_slots_is_asked_once(
 
 def test_a_revoked_key_takes_its_states_along_and_none_is_written_for_it(box: Box) -> None:
     async def scenario() -> None:
-        keeper, slots = await box.engine()
-        keeper.on_owners(["ann:1"])
-        slots.ask(0, A)
-        await keeper.save()
+        keeper, slots = await box.saved(A)
         keeper.on_owners(["bob:2"])
         slots.ask(1, B)
         box.owners.gone = {"bob:2"}
@@ -281,7 +255,7 @@ def test_a_key_that_the_gateway_reports_after_the_save_owns_what_was_saved(box: 
     async def scenario() -> None:
         keeper, slots = await box.engine()
         slots.ask(0, A)
-        saving = asyncio.get_running_loop().create_task(keeper.save(is_settled=False))
+        saving = asyncio.get_running_loop().create_task(keeper.save(Moment.REPLACEMENT))
         await asyncio.sleep(0.5)
         keeper.on_owners(["ann:1"])
         await saving
@@ -297,7 +271,7 @@ def test_a_slot_that_works_on_a_request_is_left(box: Box) -> None:
         slots.ask(0, A)
         slots.ask(1, B)
         slots.busy = {1}
-        await keeper.save(is_quiet=False)
+        await keeper.save(Moment.REPLACEMENT)
         assert slots.calls.count("save 1") == 0
         slots.busy = set()
         await keeper.save()
@@ -326,11 +300,7 @@ def test_a_stop_waits_a_limited_time(box: Box) -> None:
 
 def test_a_file_that_was_cut_short_is_passed_over(box: Box) -> None:
     async def scenario() -> None:
-        keeper, slots = await box.engine()
-        keeper.on_owners(["ann:1"])
-        slots.ask(0, A)
-        slots.ask(1, B)
-        await keeper.save()
+        await box.saved(A, B)
         os.truncate(next(box.folder.glob("*.state")), 500)
 
         _, slots = await box.engine()
@@ -343,11 +313,7 @@ def test_a_file_that_the_engine_refuses_is_removed_and_reported_once(
     box: Box, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> None:
-        keeper, slots = await box.engine()
-        keeper.on_owners(["ann:1"])
-        slots.ask(0, A)
-        slots.ask(1, B)
-        await keeper.save()
+        await box.saved(A, B)
         client = FakeSlots(box.folder)
         client.error = SlotError(400, "Unable to restore slot")
         keeper, _ = await box.engine(client=client)
@@ -359,18 +325,10 @@ def test_a_file_that_the_engine_refuses_is_removed_and_reported_once(
 
 
 def test_a_state_of_which_the_engine_dies_is_not_tried_again(box: Box) -> None:
-    class Deadly(FakeSlots):
-        async def restore(self, slot: int, file_name: str, *, seconds: float) -> int:
-            await asyncio.sleep(3600)
-            return await super().restore(slot, file_name, seconds=seconds)
-
     async def scenario() -> None:
-        keeper, slots = await box.engine()
-        keeper.on_owners(["ann:1"])
-        slots.ask(0, A)
-        await keeper.save()
+        await box.saved(A)
         loop = asyncio.get_running_loop()
-        dying = loop.create_task(box.engine(client=Deadly(box.folder)))
+        dying = loop.create_task(box.engine(client=FakeSlots(box.folder, restore_seconds=3600)))
         await asyncio.sleep(1)
         dying.cancel()  # as its watch is, at its death
         await asyncio.gather(dying, return_exceptions=True)
@@ -382,17 +340,11 @@ def test_a_state_of_which_the_engine_dies_is_not_tried_again(box: Box) -> None:
 
 
 def test_a_restore_that_a_stop_has_interrupted_is_no_failure(box: Box) -> None:
-    class Slow(FakeSlots):
-        async def restore(self, slot: int, file_name: str, *, seconds: float) -> int:
-            await asyncio.sleep(3600)
-            return await super().restore(slot, file_name, seconds=seconds)
-
     async def scenario() -> None:
-        keeper, slots = await box.engine()
-        keeper.on_owners(["ann:1"])
-        slots.ask(0, A)
-        await keeper.save()
-        stopped = asyncio.get_running_loop().create_task(box.engine(client=Slow(box.folder)))
+        await box.saved(A)
+        stopped = asyncio.get_running_loop().create_task(
+            box.engine(client=FakeSlots(box.folder, restore_seconds=3600))
+        )
         await asyncio.sleep(1)
         box.is_stopping = True
         stopped.cancel()
@@ -406,7 +358,7 @@ def test_a_restore_that_a_stop_has_interrupted_is_no_failure(box: Box) -> None:
 
 @pytest.mark.parametrize("trouble", ["gone", "full", "silent"])
 def test_trouble_with_disk_or_engine_is_reported_once_and_stops_nothing(
-    box: Box, trouble: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    box: Box, trouble: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> None:
         keeper, slots = await box.engine()
@@ -425,7 +377,6 @@ def test_trouble_with_disk_or_engine_is_reported_once_and_stops_nothing(
             slots.ask(0, (number, *A))
             await keeper.save()
 
-    del monkeypatch
     with caplog.at_level(logging.WARNING):
         play(scenario)
     events = [event_of(each) for each in caplog.records]

@@ -47,7 +47,7 @@ from llama_gguf.supervisor.managed_process import (
     ManagedProcess,
     Reason,
 )
-from llama_gguf.supervisor.prompt_keeper import PromptKeeper
+from llama_gguf.supervisor.prompt_keeper import Moment, PromptKeeper
 from llama_gguf.supervisor.restart_policy import Event, RestartPolicy
 
 _log: Final = EventLog(__name__)
@@ -172,21 +172,16 @@ class EngineManager(ManagedProcess):
         else:
             self._keeper.on_owners(owners)
 
-    async def save_prompts(self, *, is_settled: bool = True) -> None:
-        """Save what its slots hold, before it is stopped or replaced.
-
-        Args:
-            is_settled: whether it has got its last request, and the gateway has reported it.
-        """
+    async def save_prompts(self, moment: Moment = Moment.STOP) -> None:
+        """Save what its slots hold, before it is stopped or replaced."""
         is_there = self.status.state in (ChildState.READY, ChildState.DRAINING)
         if self._keeper is None or self.child is None or not is_there:
             return
-        if await self._keeper.save(is_quiet=is_settled, is_settled=is_settled):
-            self._publish_prompts()
+        if await self._keeper.save(moment):
+            self._publish_prompts(self._keeper)
 
-    def _publish_prompts(self) -> None:
-        assert self._keeper is not None
-        self._set_status(replace(self.status, prompt_cache=self._keeper.facts))
+    def _publish_prompts(self, keeper: PromptKeeper) -> None:
+        self._set_status(replace(self.status, prompt_cache=keeper.facts))
 
     def wake(self) -> None:
         """Start it again if it is being stopped, or was, because no request needed it."""
@@ -387,7 +382,7 @@ class EngineManager(ManagedProcess):
         """Before the first request is let in."""
         before, self.predecessor = self.predecessor, None
         if before is not None:
-            await before.save_prompts(is_settled=False)
+            await before.save_prompts(Moment.REPLACEMENT)
         await keeper.restore(self._launch.prompts)
         self.status = replace(self.status, prompt_cache=keeper.facts)
 
@@ -450,24 +445,20 @@ class EngineManager(ManagedProcess):
                     f"It sent nothing on any of its {activity.running} requests "
                     f"for {settings.watchdog_stall:g} s."
                 )
-            if self._keeper is not None and self.status.state is ChildState.READY:
-                await self._save_when_quiet(self._keeper)
-            is_idle = idle.check(activity, now) and self._may_sleep()
-            # One that is asleep by itself has nothing to save, and any question would wake it.
+            # One that is asleep by itself has nothing to save, and any request would wake it.
             keeper = self._keeper if self.status.state is ChildState.READY else None
+            if keeper is not None and await keeper.on_tick(activity):
+                self._publish_prompts(keeper)
+            is_idle = idle.check(activity, now) and self._may_sleep()
             if is_idle and await self._try_idle_stop():
                 if keeper is not None and await keeper.save():
-                    self._publish_prompts()
+                    self._publish_prompts(keeper)
                 _log.info(
                     "engine_asleep",
                     "Stopping llama-server after {seconds:g} s without requests",
                     seconds=settings.idle_stop,
                 )
                 return EndReason(Reason.IDLE, TERM_SECONDS)
-
-    async def _save_when_quiet(self, keeper: PromptKeeper) -> None:
-        if await keeper.on_tick(self._activity):
-            self._publish_prompts()
 
     def _note_sleep(self, finding: Finding) -> None:
         """Publish that it has fallen asleep, or woken, by itself."""

@@ -9,9 +9,11 @@ What is written and what is known of it is in ``prompts.py``, shared by all engi
 from __future__ import annotations
 
 import asyncio
+import enum
 import itertools
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from llama_gguf.engines.activity import Activity
@@ -48,6 +50,17 @@ _NOT_SUPPORTED: Final = 501
 _life_numbers: Final = itertools.count(1)
 
 
+class Moment(enum.Enum):
+    """When slots are saved."""
+
+    STOP = "stop"
+    """Before the engine is stopped: no request runs, and the gateway has reported all keys."""
+    REPLACEMENT = "replacement"
+    """Another engine has loaded and takes over; this one may still work on requests."""
+    QUIET = "quiet"
+    """No request runs. The engine continues, so what has hardly changed is not saved."""
+
+
 class Client(Protocol):
     """As ``SlotClient``."""
 
@@ -61,7 +74,7 @@ class Client(Protocol):
 
 
 class PromptKeeper:
-    """Of one engine.
+    """Keeps the prompts of one engine.
 
     Args:
         cache: shared with the others.
@@ -179,6 +192,7 @@ class PromptKeeper:
         for slot, entry in enumerate(batch):
             if await self._restore_slot(slot, entry):
                 count += 1
+                self._cache.totals.restores += 1
                 self._restored.append(entry.tokens)
                 self._rate = entry.seconds / entry.tokens if entry.tokens else 0.0
         return count
@@ -196,7 +210,6 @@ class PromptKeeper:
             await self._cache.remove(entry.name)
             self._note_failure("llama-server does not accept a file")
             return False
-        self._cache.totals.restores += 1
         return True
 
     async def _try_out(self, valid: str, batch: Sequence[Entry]) -> None:
@@ -211,7 +224,6 @@ class PromptKeeper:
         if choice.helps(prompt, cached):
             await self._cache.note_verdict(valid, helps=True)
             await self._restore_slot(list(batch).index(entry), entry)
-            self._cache.totals.restores -= 1
         else:
             await self._give_up_on(valid, "it computes restored prompts again")
 
@@ -232,38 +244,19 @@ class PromptKeeper:
 
     # Saving -------------------------------------------------------------------------------------
 
-    async def on_tick(self, activity: Activity | None) -> bool:
+    async def on_tick(self, activity: Activity) -> bool:
         """Save at a quiet moment after long prompts; whether something was saved."""
-        if self._source is None or activity is None:
+        if self._source is None:
             return False
         is_quiet = self._quiet.check(
             running=activity.running, responses=activity.responses, now=self._clock.now()
         )
-        if not is_quiet:
-            return False
-        return await self.save(
-            within_seconds=QUIET_SAVE_SECONDS,
-            is_quiet=True,
-            is_settled=False,
-            is_urgent=False,
-        )
+        return is_quiet and await self.save(Moment.QUIET)
 
-    async def save(
-        self,
-        *,
-        within_seconds: float = STOP_SAVE_SECONDS,
-        is_quiet: bool = True,
-        is_settled: bool = True,
-        is_urgent: bool = True,
-    ) -> bool:
+    async def save(self, moment: Moment = Moment.STOP) -> bool:
         """Save the idle slots whose content is not on disk, the most recently used first.
 
-        Args:
-            within_seconds: what takes longer is left.
-            is_quiet: whether no request runs.
-            is_settled: whether the gateway has reported all keys that were active.
-            is_urgent: whether the engine is about to be stopped; else what has hardly changed is
-                left.
+        What takes longer than the time for *moment* is left.
 
         Returns:
             Whether anything was saved.
@@ -271,41 +264,50 @@ class PromptKeeper:
         source = self._source
         if source is None:
             return False
+        seconds = QUIET_SAVE_SECONDS if moment is Moment.QUIET else STOP_SAVE_SECONDS
         try:
-            async with asyncio.timeout(within_seconds), self._lock:
-                return await self._save(
-                    source, is_quiet=is_quiet, is_settled=is_settled, is_urgent=is_urgent
-                )
+            async with asyncio.timeout(seconds), self._lock:
+                return await self._save(source, moment)
         except TimeoutError:
-            self._cache.report("not all prompts were saved", f"{within_seconds:g} s are over")
+            self._cache.report("not all prompts were saved", f"{seconds:g} s are over")
         except SlotError as error:
             self._cache.report("prompts were not saved", str(error))
         return False
 
-    async def _save(
-        self, source: PromptSource, *, is_quiet: bool, is_settled: bool, is_urgent: bool
-    ) -> bool:
+    async def _save(self, source: PromptSource, moment: Moment) -> bool:
         valid = await self._cache.validity(source)
         if valid is None or await self._cache.helps(valid) is False:
             return False
-        slots = [_view(slot) for slot in await self._client.slots()]
-        changed = self._attribution.look(slots, is_quiet=is_quiet)
-        if not changed:
+        slots = await self._slots_to_save(moment)
+        if not slots:
             return False
+        await self._save_slots(slots, valid, is_settled=moment is Moment.STOP)
+        return True
+
+    async def _slots_to_save(self, moment: Moment) -> list[SlotView]:
+        slots = [_view(slot) for slot in await self._client.slots()]
+        changed = self._attribution.look(slots, is_quiet=moment is not Moment.REPLACEMENT)
+        if not changed:
+            return []
         computed, seconds = await self._client.computed()
         self._rate = seconds / computed if computed else 0.0
         self._growth.look(computed, [slot.id for slot in changed])
-        wanted = [
-            slot
-            for slot in changed
-            if is_urgent or self._growth.is_worth_saving(slot.id, slot.tokens or 0)
-        ]
-        if not wanted:
-            return False
+        if moment is not Moment.QUIET:
+            return changed
+        return [slot for slot in changed if self._growth.is_worth_saving(slot.id, slot.tokens or 0)]
+
+    async def _save_slots(self, slots: Sequence[SlotView], valid: str, *, is_settled: bool) -> None:
+        """Write the states of *slots*, and keep each once its owners are known.
+
+        Args:
+            slots: the most recently used first.
+            valid: the name of what they depend on.
+            is_settled: whether the gateway has reported all keys that were active.
+        """
         written: list[tuple[SlotView, Entry]] = []
         try:
             now = wall_now()
-            for rank, slot in enumerate(wanted):
+            for rank, slot in enumerate(slots):
                 # Their order is that of their use.
                 entry = await self._write(slot, valid, now - rank / 1000)
                 if entry is None:
@@ -322,7 +324,6 @@ class PromptKeeper:
         finally:
             for _, entry in written:
                 await self._cache.discard(entry.name)
-        return True
 
     async def _write(self, slot: SlotView, valid: str, used_at: float) -> Entry | None:
         """Have the engine write the state of *slot*."""
@@ -348,7 +349,15 @@ class PromptKeeper:
         except asyncio.CancelledError:
             await self._cache.discard(name)
             raise
-        return Entry(name, valid, tokens, size, used_at, (), self._rate * tokens)
+        return Entry(
+            name,
+            valid,
+            tokens=tokens,
+            size=size,
+            used_at=used_at,
+            owners=(),
+            seconds=self._rate * tokens,
+        )
 
     async def _commit(self, slot: SlotView, entry: Entry) -> None:
         owners = self._attribution.owners_of(slot)
@@ -357,12 +366,7 @@ class PromptKeeper:
             await self._cache.discard(entry.name)
             self._attribution.on_saved(slot)
             return
-        entry = Entry(
-            *(entry.name, entry.validity, entry.tokens, entry.size, entry.used_at),
-            owners=owners,
-            seconds=entry.seconds,
-        )
-        if await self._cache.commit(entry):
+        if await self._cache.commit(replace(entry, owners=owners)):
             self._attribution.on_saved(slot)
             self._growth.on_saved(slot.id)
             self._cache.totals.saves += 1

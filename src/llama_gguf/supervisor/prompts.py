@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 from llama_gguf.events import EventLog
@@ -250,12 +250,7 @@ def facts_of(totals: Totals, restored: Sequence[int], life: int, rate: float) ->
         rate: seconds that the engine needs to compute one of these tokens; 0 = unknown.
     """
     return {
-        "bytes": totals.bytes,
-        "files": totals.files,
-        "saves": totals.saves,
-        "save_failures": totals.save_failures,
-        "restores": totals.restores,
-        "restore_failures": totals.restore_failures,
+        **asdict(totals),
         "restored": list(restored),
         "life": life,
         "seconds_per_token": rate,

@@ -2,8 +2,8 @@
 
 ``/health`` distinguishes loading from ready; ``/props`` has the number of slots, the context of
 each, and whether the engine sleeps (its ``--sleep-idle-seconds``); ``/v1/models`` describes the
-model. None of them wakes a sleeping engine;
-``/slots``, which does, and ``/metrics``, which does in some builds, are never requested.
+model. None of them wakes a sleeping engine; ``/slots``, which does, and ``/metrics``, which does in
+some builds, are never requested.
 """
 
 from __future__ import annotations
@@ -11,27 +11,16 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 import ssl
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from llama_gguf.engines.address import EngineAddress
+from llama_gguf.engines.http_client import FAILURES, send
 from llama_gguf.engines.status import ChildState
 
-_STATUS: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r]")
-_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,7})[ \t]*\r\n", re.IGNORECASE)
-
 MAX_SPARED: Final = 15
-_FAILURES: Final = (
-    OSError,
-    TimeoutError,
-    ValueError,
-    asyncio.IncompleteReadError,
-    asyncio.LimitOverrunError,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +80,7 @@ class Probe:
         try:
             async with asyncio.timeout(self._timeout):
                 return await self._look()
-        except _FAILURES as error:
+        except FAILURES as error:
             self._known = None
             detail = ""
             if isinstance(error, ssl.SSLCertVerificationError):
@@ -103,7 +92,7 @@ class Probe:
         try:
             async with asyncio.timeout(self._timeout):
                 status, body = await self._get(path)
-        except _FAILURES:
+        except FAILURES:
             return None
         return body if status == 200 else None
 
@@ -135,31 +124,12 @@ class Probe:
         try:
             status, body = await self._get("/v1/models")
             found = json.loads(body) if status == 200 else {}
-        except (*_FAILURES, RecursionError):
+        except (*FAILURES, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 
     async def _get(self, path: str) -> tuple[int, bytes]:
-        address = self._address
-        if address.socket:
-            reader, writer = await asyncio.open_unix_connection(address.socket)
-        else:
-            reader, writer = await asyncio.open_connection(
-                address.host,
-                address.port,
-                ssl=self._tls if address.has_tls else None,
-                server_hostname=address.server_name if address.has_tls else None,
-            )
-        with closing(writer):
-            writer.write(self._request(path))
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = _LENGTH.search(head)
-            # Not every peer closes as requested, so the length takes precedence.
-            body = await (reader.readexactly(int(length[1])) if length else reader.read())
-        status = _STATUS.match(head)
-        if status is None:
-            raise ValueError("not HTTP")
-        return int(status[1]), body
+        return await send(self._address, self._request(path), tls=self._tls)
 
     def _request(self, path: str) -> bytes:
         key = self._address.api_key

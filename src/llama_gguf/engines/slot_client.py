@@ -10,16 +10,14 @@ import asyncio
 import json
 import re
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Final
 
 from llama_gguf.engines.address import EngineAddress
+from llama_gguf.engines.http_client import FAILURES, send
 
 SHORT_SECONDS: Final = 10.0
 """For what it responds to at once; a busy machine may need seconds."""
-_STATUS: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r]")
-_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,12})[ \t]*\r\n", re.IGNORECASE)
 _RATE: Final = re.compile(
     rb"^llamacpp:(prompt_tokens_total|prompt_seconds_total) (\S+)", re.MULTILINE
 )
@@ -137,34 +135,18 @@ class SlotClient:
     async def _exchange(
         self, method: str, path: str, data: bytes, seconds: float
     ) -> tuple[int, bytes]:
+        head = (
+            f"{method} {path} HTTP/1.0\r\n{self._address.header_lines().decode()}"
+            f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n"
+            "Connection: close\r\n\r\n"
+        )
         try:
             async with asyncio.timeout(seconds):
-                return await self._send(method, path, data)
+                return await send(self._address, head.encode("ascii") + data)
         except TimeoutError:
             raise SlotError(0, f"it did not respond within {seconds:g} s") from None
-        except (OSError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        except FAILURES:
             raise SlotError(0, "it did not respond") from None
-
-    async def _send(self, method: str, path: str, data: bytes) -> tuple[int, bytes]:
-        address = self._address
-        if address.socket:
-            reader, writer = await asyncio.open_unix_connection(address.socket)
-        else:
-            reader, writer = await asyncio.open_connection(address.host, address.port)
-        with closing(writer):
-            head = (
-                f"{method} {path} HTTP/1.0\r\n{address.header_lines().decode()}"
-                f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n"
-                "Connection: close\r\n\r\n"
-            )
-            writer.write(head.encode("ascii") + data)
-            received = await reader.readuntil(b"\r\n\r\n")
-            length = _LENGTH.search(received)
-            body = await (reader.readexactly(int(length[1])) if length else reader.read())
-        status = _STATUS.match(received)
-        if status is None:
-            raise ValueError("not HTTP")
-        return int(status[1]), body
 
 
 def _count(found: Any, name: str) -> int:

@@ -276,3 +276,10 @@ def plain(metrics: Metrics) -> list[object]:
     histograms = [metrics.queue_waits, *(h for kind in by_operation for h in kind.values())]
     counts = [metrics.requests, metrics.received_bytes, metrics.sent_bytes, metrics.usage_unknown]
     return [*counts, *((h.counts, h.sum) for h in histograms)]
+
+
+def test_a_snapshot_has_every_number(metrics: Metrics, gauges: Gauges) -> None:
+    metrics.replays["no_response"] += 1
+    metrics.queue_waits.observe([0.2])
+
+    assert as_json(metrics.snapshot(), gauges) == as_json(metrics, gauges)

@@ -1,4 +1,4 @@
-"""The format of `--help`, without what only the parsers of settings need."""
+"""The format of `--help`; not in ``arguments.py``, which imports the settings."""
 
 from __future__ import annotations
 

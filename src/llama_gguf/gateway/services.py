@@ -156,8 +156,9 @@ class Services:
         self.gpus = GpuReader(loop)
         self.engine_reader = EngineReader(self._readable)
         self.scrapes: dict[Format, tuple[LocalResponse, float]] = {}
-        self.renderings: dict[Format, asyncio.Task[LocalResponse]] = {}
         """Metrics that were expensive to render, and until when they are sent again."""
+        # Those that are rendered now, for all who request them meanwhile.
+        self.renderings: dict[Format, asyncio.Task[LocalResponse]] = {}
         self._note_wall_clock()
 
     @property

@@ -21,8 +21,6 @@ from llama_gguf.errors import UserError
 MAX_PORT: Final = 65535
 LIVE_GROUPS: Final = ("model", "engine", "supervision")
 """Their settings can be changed by a rolling restart."""
-
-
 NEEDED: Final[tuple[tuple[ModuleType, str], ...]] = (
     (select, "epoll"),
     (os, "sched_getaffinity"),

@@ -79,8 +79,7 @@ def _verdict(
         version=locate.version(engine, environ) or "unknown",
         chosen=options(chosen, extra_args(chosen), environ),
     )
-    folder = Folder(settings.prompts.prompt_cache_dir, settings.prompts.prompt_cache_size)
-    return prompts.known_verdict(source, folder.noted)
+    return prompts.known_verdict(source, Folder.of(settings.prompts).noted)
 
 
 def _doubt(facts: ModelFacts, chosen: Options) -> str:

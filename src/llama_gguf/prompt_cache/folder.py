@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from llama_gguf.config.schema import PromptCacheSettings
 from llama_gguf.files.atomic import replace_file
 from llama_gguf.net.wall_clock import wall_now
 from llama_gguf.prompt_cache.choice import evicted, is_superseded
@@ -52,6 +53,10 @@ class Folder:
         self.path = path
         self._max_bytes = max_bytes
         self._instance = instance
+
+    @classmethod
+    def of(cls, settings: PromptCacheSettings, instance: str = "") -> Folder:
+        return cls(settings.prompt_cache_dir, settings.prompt_cache_size, instance)
 
     def open(self) -> None:
         """Create it, for this user alone, and remove what an earlier run has left behind.

@@ -84,8 +84,8 @@ class App:
         display: what people see.
         boot_log: the log of this start.
         is_stop_requested: whether a signal has already requested the end.
-        load_again: reads the settings and their sources again.
-        owners: whose prompts may be kept.
+        load_again: reads the settings and their sources again; without, they stay.
+        owners: whose prompts may be kept; without, none are.
     """
 
     def __init__(
@@ -150,12 +150,10 @@ class App:
             self._display.hide_load()
 
     def _prompt_cache(self) -> PromptCache | None:
-        chosen = self._settings.prompts
-        if self._owners is None or not chosen.prompt_cache:
+        settings = self._settings
+        if self._owners is None or not settings.prompts.prompt_cache:
             return None
-        instance = self._settings.logs.instance_id
-        folder = Folder(chosen.prompt_cache_dir, chosen.prompt_cache_size, instance)
-        return PromptCache(folder, self._owners)
+        return PromptCache(Folder.of(settings.prompts, settings.logs.instance_id), self._owners)
 
     async def _run(self, supervisor: Supervisor) -> int:
         settings = self._settings

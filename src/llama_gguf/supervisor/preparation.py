@@ -44,7 +44,6 @@ from llama_gguf.supervisor.launch import (
     PromptSource,
     no_devices,
 )
-from llama_gguf.supervisor.prompt_source import save_flags
 from llama_gguf.supervisor.shares import Share
 
 _log: Final = EventLog(__name__)
@@ -137,7 +136,7 @@ class Preparation:
         )
         prompts = self._prompt_source(engine, argv, child_environ, version)
         if prompts is not None:
-            argv += save_flags(settings.prompts.prompt_cache_dir, extra_args(engine))
+            argv += prompt_source.save_flags(settings.prompts.prompt_cache_dir, extra_args(engine))
         facts = plan.facts_of(model, context=divided.request_tokens, engine_version=version)
         launches = [
             Launch(
@@ -178,10 +177,8 @@ class Preparation:
         found = options(engine, words, environ)
         reason = prompt_source.obstacle(found, words)
         if not reason:
-            instance = self._settings.logs.instance_id
-            folder = Folder(chosen.prompt_cache_dir, chosen.prompt_cache_size, instance)
             try:
-                folder.open()
+                Folder.of(chosen).open()
             except OSError as error:
                 reason = f"{chosen.prompt_cache_dir}: {error.strerror or error}"
         if reason:

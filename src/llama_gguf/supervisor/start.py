@@ -83,7 +83,7 @@ def serve(
             display=display,
             boot_log=boot_log,
             is_stop_requested=is_stop_requested,
-            load_again=load_again or (lambda: (settings, sources)),
+            load_again=load_again,
             owners=owners,
         )
         return app.run(listener)

@@ -59,7 +59,7 @@ async def run(
     options: Options,
     lines: Sequence[str] | None,
     *,
-    stop: Callable[[], Awaitable[None]],
+    restart: Callable[[], Awaitable[None]],
     progress: Callable[[str, float], None],
 ) -> tuple[Prepared, list[Step]]:
     """Measure.
@@ -68,7 +68,7 @@ async def run(
         target: the server.
         options: of the requests; ``requests`` is the number of conversations.
         lines: of the prompts file, if there is one.
-        stop: stops the engine, and starts it again.
+        restart: stops the engine, and starts it again.
         progress: called with what is done, and its share of all.
 
     Raises:
@@ -83,7 +83,7 @@ async def run(
         for number, name in enumerate(STEPS):
             progress(name, number / len(STEPS))
             if name == RESUMED:
-                await stop()
+                await restart()
             records = [await sender.send(body, [], intended=clock()) for body in bodies]
             failed = next((record.error for record in records if not record.ok), "")
             if failed:

@@ -18,29 +18,33 @@ OPTIONS = Options(loads=(), warmup=0.0, prompt_tokens=(40,), requests=2)
 
 
 def measure(engine: ChatEngine) -> tuple[list[Step], list[int], list[str]]:
-    """The steps, the number of requests at the stop, and what was reported."""
-    stops: list[int] = []
+    """The steps, the number of requests at the restart, and what was reported."""
+    restarts: list[int] = []
     reported: list[str] = []
 
-    async def stop() -> None:
-        stops.append(len(engine.requests))
+    async def restart() -> None:
+        restarts.append(len(engine.requests))
 
     target = parse_target(engine.url)
     _, steps = asyncio.run(
         resume.run(
-            target, OPTIONS, None, stop=stop, progress=lambda name, share: reported.append(name)
+            target,
+            OPTIONS,
+            None,
+            restart=restart,
+            progress=lambda name, share: reported.append(name),
         )
     )
-    return steps, stops, reported
+    return steps, restarts, reported
 
 
 def test_the_same_conversations_are_sent_before_and_after_a_stop(engine: ChatEngine) -> None:
-    steps, stops, reported = measure(engine)
+    steps, restarts, reported = measure(engine)
 
     messages = [body["messages"] for body in engine.requests[2:]]  # after two for the scale
     assert messages[0] != messages[1]
     assert messages == messages[:2] * 3
-    assert stops == [2 + 4]
+    assert restarts == [2 + 4]
     assert reported == [step.name for step in steps] == [NEW, AGAIN, RESUMED]
 
 

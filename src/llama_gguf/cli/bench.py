@@ -353,12 +353,15 @@ def _run_resume(job: Job) -> int:
         with operate.find(job.context) as server:
             server.ask("restart", timeout=None)
 
-    async def stop() -> None:
-        await run_detached(restart)
-
     with _meter(job) as meter:
         prepared, steps = _in_loop(
-            resume.run(job.target, job.options, job.lines, stop=stop, progress=meter)
+            resume.run(
+                job.target,
+                job.options,
+                job.lines,
+                restart=lambda: run_detached(restart),
+                progress=meter,
+            )
         )
     facts, rows = _facts(job, prepared), resume.rows(steps)
     report = Report(

@@ -218,7 +218,7 @@ def _engine(
         yield from _variables(engine, environ)
         chosen = _options(settings, environ)
         rpc = chosen.rpc if chosen else ()
-        found = rpc_servers.look(rpc, functools.partial(_list_devices, engine, environ))
+        found = rpc_servers.look(rpc, lambda usable: locate.devices_of(engine, environ, rpc=usable))
         devices = found.devices
         yield _devices(settings, devices, here)
         yield from found.results
@@ -274,12 +274,6 @@ def _options(settings: EngineSettings, environ: Mapping[str, str]) -> Options | 
     with contextlib.suppress(UserError):  # already reported
         return options(settings, extra_args(settings), environ)
     return None
-
-
-def _list_devices(
-    engine: locate.Engine, environ: Mapping[str, str], rpc: Sequence[str]
-) -> tuple[Device, ...] | None:
-    return locate.devices_of(engine, environ, rpc=rpc)
 
 
 def _missing_devices(chosen: Options | None, devices: Sequence[Device] | None) -> Iterator[Result]:

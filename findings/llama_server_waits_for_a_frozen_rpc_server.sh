@@ -4,7 +4,7 @@
 # Expected: a request fails, or the process ends as it does when the connection is lost, some time after
 # an RPC server has stopped to respond (a frozen machine, a cut network); or /health is not 200.
 # Found: the request gets no event and no error, only comments, and its slot stays in use. /health is 200,
-# {"status":"ok"}. `--list-devices` waits in the same way, and so does a start.
+# {"status":"ok"}. `--list-devices` waits in the same way.
 set -euo pipefail
 folder=$(mktemp -d)
 processes=()

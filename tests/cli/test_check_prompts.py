@@ -89,7 +89,7 @@ def test_exposed_slots_are_a_note(settings: Callable[..., Settings]) -> None:
 
 @pytest.mark.parametrize(
     ("helps", "level", "expected"),
-    [(True, Level.OK, "seen to work"), (False, Level.NOTE, "cannot use saved prompts")],
+    [(True, Level.OK, "seen to work"), (False, Level.NOTE, "could not use saved prompts")],
 )
 def test_what_a_run_with_these_options_has_found_is_shown(
     settings: Callable[..., Settings], helps: bool, level: Level, expected: str

@@ -368,7 +368,7 @@ def test_trouble_with_disk_or_engine_is_reported_once_and_stops_nothing(
             for file in box.folder.iterdir():
                 file.unlink()
             box.folder.rmdir()
-            await box.engine()  # learns the digest in vain
+            await box.engine()  # computes the digest in vain
         elif trouble == "full":
             slots.error = SlotError(500, "failed to write")
         else:

@@ -24,7 +24,7 @@ def test_a_model_is_valid_once_its_digest_is_known(box: Box) -> None:
     async def scenario() -> None:
         source = box.source()
         assert await box.cache.validity(source) is None
-        box.cache.learn(source)
+        box.cache.compute_digest(source)
         await asyncio.sleep(1)
         known = await box.cache.validity(source)
         assert known is not None
@@ -39,7 +39,7 @@ def test_the_digest_of_a_file_that_changes_while_it_is_read_is_not_kept(box: Box
     async def scenario() -> None:
         source = box.source()
         box.model.write_bytes(b"other weights")
-        box.cache.learn(source)
+        box.cache.compute_digest(source)
         await asyncio.sleep(1)
         assert await box.cache.validity(source) is None
         assert await box.cache.validity(box.source()) is None
@@ -53,7 +53,7 @@ def test_a_model_that_cannot_be_read_is_reported_once(
     async def scenario() -> None:
         source = box.source()
         box.model.unlink()
-        box.cache.learn(source)
+        box.cache.compute_digest(source)
         await asyncio.sleep(1)
 
     run(lambda _: scenario())
@@ -64,7 +64,7 @@ def test_a_verdict_is_known_to_check_as_well(box: Box) -> None:
     async def scenario() -> None:
         source = box.source()
         assert prompts.known_verdict(source, box.store.noted) is None
-        box.cache.learn(source)
+        box.cache.compute_digest(source)
         await asyncio.sleep(1)
         valid = await box.cache.validity(source)
         assert valid is not None

@@ -55,7 +55,7 @@ def results(
     verdict = _verdict(settings, environ, model, engine)
     doubt = _doubt(model.facts, chosen)
     if verdict is False:
-        text = "off: an earlier run has found that llama-server cannot use saved prompts here"
+        text = "off: in an earlier run, llama-server could not use saved prompts"
         yield Result(SUBJECT, text, Level.NOTE)
     elif verdict is None and doubt:
         text = f"this model has {doubt}: saved prompts are unlikely to help, which a restart shows"
@@ -68,7 +68,7 @@ def results(
 def _verdict(
     settings: Settings, environ: Mapping[str, str], model: Model, engine: locate.Engine
 ) -> bool | None:
-    """What an earlier run with these options has found out."""
+    """Whether saved prompts helped in an earlier run with these options; None if unknown."""
     passed, _ = engine_environment(environ, api_key="", changes=engine.environment_changes)
     chosen, _ = division.divided(settings.engine, environ, model.facts)
     argv = engine_argv(engine.path, chosen, model_path=model.path, alias=plan.alias_of(model))

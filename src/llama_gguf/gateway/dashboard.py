@@ -172,7 +172,7 @@ def usage_keys(principal: Principal, services: Services, at_most: int | None = N
     """The keys whose usage *principal* sees, sorted; its own first if that was not used.
 
     Args:
-        principal: who asks.
+        principal: of the request.
         services: of the gateway.
         at_most: as many of the other keys: those that were used last.
     """

@@ -2,6 +2,6 @@
 
 ``entry`` is what is known of a file, ``choice`` decides which files are restored, replaced and
 removed, ``attribution`` whose content a slot has, ``quiet`` when it is a good moment to save:
-these are pure. ``folder`` and ``model_digest`` do the I/O. The engine is asked by the supervisor,
-``supervisor/prompt_keeper.py``.
+these are pure. ``folder`` and ``model_digest`` do the I/O on files. ``supervisor/prompt_keeper.py``
+sends the requests to the engine.
 """

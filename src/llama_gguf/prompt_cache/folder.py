@@ -1,4 +1,4 @@
-"""The folder of the states: a file and its description for each, and what was found out of models.
+"""The folder of the states: a file and its description for each, and what is known of models.
 
     NAME.state     as llama-server writes it
     NAME.json      its description; without one, a file is no state
@@ -222,7 +222,7 @@ class Folder:
             self.remove(name)
         return len(names)
 
-    # What was found out of models ---------------------------------------------------------------
+    # What is known of models --------------------------------------------------------------------
 
     def noted(self, key: str) -> Any:
         """What ``note`` has stored by *key*; None if nothing."""

@@ -1,4 +1,4 @@
-"""What is found out before llama-server can start: its program, the model, the command line.
+"""What is determined before llama-server can start: its program, the model, the command line.
 
 What needs no download and no process is found by ``check``, before anything is started; the rest
 by ``prepare``, which may take long.

@@ -123,7 +123,7 @@ class PromptKeeper:
     # Restoring ----------------------------------------------------------------------------------
 
     async def restore(self, source: PromptSource | None) -> None:
-        """Restore what fits, before the first request. Afterwards, the model's digest is learnt.
+        """Restore what fits, before the first request; then have the model's digest computed.
 
         Args:
             source: what the engine was started with; None if its prompts cannot be kept.
@@ -141,7 +141,7 @@ class PromptKeeper:
         except SlotError as error:
             self._cache.report("prompts were not restored", str(error))
         finally:
-            self._cache.learn(source)
+            self._cache.compute_digest(source)
 
     async def _restore(self, source: PromptSource) -> None:
         cache = self._cache

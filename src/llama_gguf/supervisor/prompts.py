@@ -67,8 +67,8 @@ class PromptCache:
         self._owners = owners
         self.totals = Totals()
         self._reported: set[str] = set()
-        self._learning: dict[str, asyncio.Task[None]] = {}
-        """By the identity of a model's files."""
+        self._digests: dict[str, asyncio.Task[None]] = {}
+        """The work on each, by the identity of the model's files."""
         self._bytes_per_token = 0.0
 
     # Which states are valid -----------------------------------------------------------------------
@@ -84,14 +84,14 @@ class PromptCache:
 
         return await self._run(find)
 
-    def learn(self, source: PromptSource) -> None:
-        """Find out the digest of a model in the background, unless it is known."""
-        if source.identity and source.identity not in self._learning:
-            self._learning[source.identity] = asyncio.get_running_loop().create_task(
-                self._learn(source), name="read the model for its digest"
+    def compute_digest(self, source: PromptSource) -> None:
+        """Compute the digest of a model in the background, unless it is known."""
+        if source.identity and source.identity not in self._digests:
+            self._digests[source.identity] = asyncio.get_running_loop().create_task(
+                self._compute_digest(source), name="read the model for its digest"
             )
 
-    async def _learn(self, source: PromptSource) -> None:
+    async def _compute_digest(self, source: PromptSource) -> None:
         key = digest_key(source.identity)
 
         def read() -> None:
@@ -234,7 +234,7 @@ def validity(source: PromptSource, digest: str) -> str:
 
 
 def known_verdict(source: PromptSource, noted: Callable[[str], Any]) -> bool | None:
-    """Whether restores help, as far as an earlier run has found out; *noted* as of the folder."""
+    """Whether restores help, by an earlier run; None if unknown. *noted* as of the folder."""
     digest = noted(digest_key(source.identity))
     found = noted(verdict_key(validity(source, digest))) if isinstance(digest, str) else None
     return found if isinstance(found, bool) else None

@@ -57,7 +57,7 @@ def json_text(
     *pause* as for ``paced``.
 
     Rows are serialised one by one: all of them, with thousands of keys, would make the garbage
-    collector look at every object of the process.
+    collector scan every object of the process.
     """
     parts = []
     for metric in METRICS:

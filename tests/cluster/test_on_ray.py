@@ -157,7 +157,7 @@ _numbers: Final = itertools.count()
 
 
 def _body(**more: Any) -> bytes:
-    """Of a conversation of its own, which goes to the least busy engine."""
+    """Of a new conversation, which goes to the least busy engine."""
     message = {"role": "user", "content": f"Hello, number {next(_numbers)}."}
     return json.dumps({"messages": [message], "ignore_eos": True, **more}).encode()
 
@@ -275,7 +275,7 @@ def test_engines_follow_the_requests_from_none_to_the_most_and_back(cluster: Clu
 
 
 def _keep_busy(served: Gateway, *, clients: int) -> threading.Event:
-    """So many clients that send one request after the other, until the event is set."""
+    """Clients that send one request after the other, until the event is set."""
     enough = threading.Event()
 
     def send() -> None:

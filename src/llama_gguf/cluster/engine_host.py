@@ -1,6 +1,6 @@
 """One engine on its machine: fetches the model, and runs llama-server as `serve` does.
 
-It runs on a thread of its own in the process that Ray has started for it. llama-server dies with
+It runs on a separate thread of the process that Ray has started for it. llama-server dies with
 that process. Nothing here knows of Ray.
 """
 
@@ -106,7 +106,7 @@ class EngineHost:
                 runner.run(self._serve())
         except UserError as error:
             self._set(state=ChildState.FAILED, detail=str(error))
-        except Exception as error:  # else it would seem to start for ever
+        except Exception as error:  # else it would seem to start forever
             _log.error("bug", "The engine has ended because of a bug", exc_info=error)
             self._set(state=ChildState.FAILED, detail=f"bug: {type(error).__name__}: {error}")
         finally:

@@ -29,6 +29,7 @@ from llama_gguf.cluster.controller import Controller
 from llama_gguf.cluster.engine_host import EngineHost
 from llama_gguf.cluster.gateways import GatewayServer
 from llama_gguf.cluster.order import Order, Report
+from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.cluster_source import HEAD_FILE
 from llama_gguf.engines.roster import REPEAT_SECONDS
 from llama_gguf.errors import UserError
@@ -140,7 +141,7 @@ class ControllerActor:
         async def read() -> dict[str, Any]:
             host = ray.util.get_node_ip_address()
             return {
-                "gateway_address": f"ray://{_with_port(host, self._order.port)}",
+                "gateway_address": f"ray://{EngineAddress(host, self._order.port).key}",
                 "error": self._error,
                 **self._controller.facts(),
                 "gateways": self._server.facts(),
@@ -194,7 +195,7 @@ class RayPlacement:
             "num_cpus": order.cpus,
             "scheduling_strategy": "SPREAD",
             "max_restarts": -1,
-            "max_concurrency": 2,  # reports go on during a stop
+            "max_concurrency": 2,  # reports continue during a stop
         }
         remote = ray.remote(EngineActor).options(**options)
         self._actors[number] = remote.remote(order.version, order.to_fields(), number)
@@ -260,10 +261,6 @@ def _names() -> list[str]:
     """Of all actors here that live."""
     every = ray.util.list_named_actors(all_namespaces=True)
     return [each["name"] for each in every if each["namespace"] == NAMESPACE]
-
-
-def _with_port(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 # For the commands -------------------------------------------------------------------------------

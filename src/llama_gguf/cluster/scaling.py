@@ -26,7 +26,7 @@ class Bounds:
 
 
 def needed(*, queued: int, running: int, slots: int) -> int:
-    """The number of engines for so many requests, of which each works on *slots* at once."""
+    """The number of engines for these requests, if each works on *slots* at once."""
     return -(-(queued + running) // max(slots, 1))
 
 
@@ -44,7 +44,7 @@ class Scaling:
         self._idle_seconds = idle_seconds
         self._short_since: float | None = None
         self._needed_at: list[float] = []
-        """When so many engines were last needed, by their number less one."""
+        """When the first, the second and so on was last needed."""
         self._bounds = bounds
         self._grow(current, now)
 

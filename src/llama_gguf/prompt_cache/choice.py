@@ -11,9 +11,9 @@ PROBE_DROPS: Final = 8
 """The probe's prompt is this many tokens shorter than the state: a client that sends the last
 message again drops tokens too, which recurrent models and sliding windows cannot do."""
 MAX_FILES: Final = 1000
-"""Of all models: their descriptions are read at each save."""
+"""Of all models: the description of each is read at each save."""
 MAX_COMPUTED: Final = 5
-"""So many tokens of a restored prompt may be computed; llama-server always computes one."""
+"""Tokens of a restored prompt that may be computed; llama-server always computes one."""
 
 
 def restore_batches(entries: Sequence[Entry], slots: int, ram_bytes: int) -> list[list[Entry]]:

@@ -8,11 +8,11 @@ from typing import Final
 
 QUIET_SECONDS: Final = 5.0
 MIN_NEW_TOKENS: Final = 128
-"""A slot is saved at a quiet moment when so many tokens of prompts have been computed since it was
-saved; fewer are computed again soon, after a crash."""
+"""Tokens of prompts that have been computed since a slot was saved, for it to be saved at a quiet
+moment; fewer are computed again soon, after a crash."""
 MIN_GROWTH: Final = 0.25
-"""And when they are such a part of what it holds: a file is written as a whole, and a long
-conversation is not to be written with each of its turns."""
+"""Their least part of what the slot holds: a file is written as a whole, and a long conversation is
+not to be written with each of its turns."""
 
 
 class QuietWatch:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from llama_gguf.cli import check_prompts
 from llama_gguf.cli.check_result import Level
-from llama_gguf.config.settings import Settings
-from llama_gguf.engines import locate
-from llama_gguf.engines.command import engine_argv, engine_environment, extra_args
-from llama_gguf.models.engine_options import options
+from llama_gguf.config.settings import SETTINGS, Settings
+from llama_gguf.models.progress import Meter
 from llama_gguf.prompt_cache.folder import Folder
-from llama_gguf.supervisor import division, plan, prompt_source, prompts
+from llama_gguf.supervisor import prompts
+from llama_gguf.supervisor.launch import PromptSource
+from llama_gguf.supervisor.preparation import Preparation
 from tests.support import tiny_models
 
 pytestmark = pytest.mark.processes
+
+NO_VARIABLES: Final[Mapping[str, str]] = {}
 
 
 @pytest.fixture
@@ -40,9 +46,31 @@ def settings(tmp_path: Path) -> Callable[..., Settings]:
     return of
 
 
-def results(settings: Settings, unwritable: str = "") -> list[tuple[Level, str]]:
-    found = check_prompts.results(settings, {}, lambda folder: unwritable)
+def results(
+    settings: Settings, unwritable: str = "", *, environ: Mapping[str, str] = NO_VARIABLES
+) -> list[tuple[Level, str]]:
+    found = check_prompts.results(settings, environ, lambda folder: unwritable)
     return [(each.level, each.text) for each in found]
+
+
+@contextmanager
+def no_meter(label: str) -> Iterator[Meter]:
+    yield lambda done, total: None
+
+
+def prompts_of_a_start(settings: Settings, environ: Mapping[str, str]) -> PromptSource:
+    """What `serve` finds that saved prompts depend on."""
+    upstream = replace(settings.upstream, backend_api_key="sk-generated")
+    prepared = Preparation(
+        replace(settings, upstream=upstream),
+        environ=environ,
+        sources=dict.fromkeys(SETTINGS, "default"),
+        download_meter=no_meter,
+    )
+    prepared.check()
+    (launch,) = asyncio.run(prepared.prepare(lambda text, share: None))
+    assert launch.prompts is not None
+    return launch.prompts
 
 
 def test_nothing_is_shown_without_it(settings: Callable[..., Settings]) -> None:
@@ -94,25 +122,13 @@ def test_exposed_slots_are_a_note(settings: Callable[..., Settings]) -> None:
 def test_what_a_run_with_these_options_has_found_is_shown(
     settings: Callable[..., Settings], helps: bool, level: Level, expected: str
 ) -> None:
-    chosen = settings()
-    folder = Folder(chosen.prompts.prompt_cache_dir, 1000)
-    folder.open()
-    # As `serve` does it.
-    model = plan.find_model(chosen.model)
-    engine = locate.locate(chosen.engine.llama_server, "", environ={})
-    environ, _ = engine_environment({}, api_key="secret", changes=engine.environment_changes)
-    divided, _ = division.divided(chosen.engine, {}, model.facts)
-    argv = engine_argv(engine.path, divided, model_path=model.path, alias=plan.alias_of(model))
-    source = prompt_source.source(
-        model.parts,
-        argv,
-        environ,
-        version=locate.version(engine, {}) or "",
-        chosen=options(divided, extra_args(divided), environ),
-    )
+    chosen = settings(extra_args="--cache-type-k q8_0")
+    environ = {"LLAMA_ARG_CACHE_TYPE_V": "q8_0", "HF_TOKEN": "hf_x"}
+    source = prompts_of_a_start(chosen, environ)
+    folder = Folder.of(chosen.prompts)
     folder.note(prompts.digest_key(source.identity), "abc")
     folder.note(prompts.verdict_key(prompts.validity(source, "abc")), helps)
 
-    ((found, text),) = results(chosen)
+    ((found, text),) = results(chosen, environ=environ)
     assert found is level
     assert expected in text

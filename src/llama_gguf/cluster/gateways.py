@@ -12,6 +12,7 @@ from llama_gguf.cluster.controller import Controller
 from llama_gguf.engines import roster
 from llama_gguf.engines.roster import Hello
 from llama_gguf.events import EventLog
+from llama_gguf.net.streams import FAILURES
 
 _log: Final = EventLog(__name__)
 
@@ -21,13 +22,6 @@ MAX_STRANGERS: Final = 64
 MAX_WAITING_BYTES: Final = 256 << 10
 """In the direction of a gateway that does not read; it is cut then."""
 _WRONG_KEY: Final = "BACKEND_API_KEY is not the one that `llama-gguf ray up` was given"
-_FAILURES: Final = (
-    OSError,
-    TimeoutError,
-    ValueError,
-    asyncio.IncompleteReadError,
-    asyncio.LimitOverrunError,
-)
 
 
 class _Gateway:
@@ -88,7 +82,7 @@ class GatewayServer:
         return [{"address": each.address, "version": each.version} for each in self._gateways]
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.closing(writer), contextlib.suppress(*_FAILURES):
+        with contextlib.closing(writer), contextlib.suppress(*FAILURES):
             if self._strangers >= MAX_STRANGERS:
                 return
             self._strangers += 1

@@ -21,6 +21,7 @@ from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.roster import Demand, Hello, Load, Refused, Roster, no_load
 from llama_gguf.engines.status import ChildState
 from llama_gguf.events import EventLog
+from llama_gguf.net.streams import FAILURES
 
 _log: Final = EventLog(__name__)
 
@@ -31,15 +32,6 @@ REPORT_SECONDS: Final = 0.25
 HEAD_FILE: Final = "/tmp/ray/ray_current_cluster"  # noqa: S108  # where Ray writes it
 """The address of the head of this machine's cluster, as `ray start` leaves it."""
 _RAYS_PORTS: Final = {6379: "Ray itself", 10001: "Ray's clients", 8265: "Ray's dashboard"}
-
-_FAILURES: Final = (
-    OSError,
-    TimeoutError,
-    ValueError,
-    Refused,
-    asyncio.IncompleteReadError,
-    asyncio.LimitOverrunError,
-)
 
 Connect = Callable[[str, int], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
@@ -95,7 +87,7 @@ class ClusterSource:
         while True:
             try:
                 await self._follow_once()
-            except* _FAILURES as failures:
+            except* (*FAILURES, Refused) as failures:
                 self._on_lost(failures.exceptions[0])
             await asyncio.sleep(RETRY_SECONDS)
 

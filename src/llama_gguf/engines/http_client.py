@@ -13,13 +13,6 @@ from typing import Final
 
 from llama_gguf.engines.address import EngineAddress
 
-FAILURES: Final = (
-    OSError,
-    ValueError,
-    asyncio.IncompleteReadError,
-    asyncio.LimitOverrunError,
-)
-"""What ``send`` raises; a time-out is an OSError."""
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r]")
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,12})[ \t]*\r\n", re.IGNORECASE)
 
@@ -35,8 +28,7 @@ async def send(
         tls: verifies the certificate of one with ``has_tls``.
 
     Raises:
-        OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError: there was no response.
-        ValueError: the response is not HTTP.
+        FAILURES of ``net/streams.py``: there was no response, or one that is not HTTP.
     """
     if address.socket:
         reader, writer = await asyncio.open_unix_connection(address.socket)

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from llama_gguf.engines.address import EngineAddress
-from llama_gguf.engines.http_client import FAILURES, send
+from llama_gguf.engines.http_client import send
 from llama_gguf.engines.status import ChildState
+from llama_gguf.net.streams import FAILURES
 
 MAX_SPARED: Final = 15
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from llama_gguf.engines.address import EngineAddress
-from llama_gguf.engines.http_client import FAILURES, send
+from llama_gguf.engines.http_client import send
+from llama_gguf.net.streams import FAILURES
 
 SHORT_SECONDS: Final = 10.0
 """For what it responds to at once; a busy machine may need seconds."""

@@ -13,7 +13,6 @@ import http.client
 import os
 import re
 import signal
-import socket
 import statistics
 import struct
 import subprocess
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from llama_gguf.cli.terminal import print_table
+from tests.support.processes import free_ports
 
 BARE: Final = "python -c pass"
 LIBRARIES: Final = "import asyncio, uvloop, httptools"
@@ -85,14 +85,6 @@ def seconds_until_200(port: int, begun: float) -> float:
         finally:
             connection.close()
     raise TimeoutError(f"nothing responds on port {port}")
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def started(model: Path, environ: Mapping[str, str]) -> dict[str, float]:

@@ -27,7 +27,3 @@ def test_cpu_time_counts_what_a_process_does() -> None:
         return start.cpu_seconds([sys.executable, "-c", code], os.environ)
 
     assert 0 < seconds("pass") < seconds("sum(range(20_000_000))")
-
-
-def test_of_two_ports_none_is_used_twice() -> None:
-    assert len(set(start.free_ports(2))) == 2

@@ -116,7 +116,9 @@ class Box:
         self.model.write_bytes(b"weights")
         self.owners = FakeOwners()
         self._max_bytes = max_bytes
-        self.is_stopping = False
+        self.is_leaving = False
+        self.restore_seconds = 0.0
+        """Of the slots of engines that are started from now on."""
         self.serve()
 
     def serve(self) -> None:
@@ -135,8 +137,8 @@ class Box:
     ) -> tuple[PromptKeeper, FakeSlots]:
         """An engine that has just loaded the model, before its first request."""
         client = client or FakeSlots(self.folder, slots)
-        keeper = PromptKeeper(self.cache, client, LoopClock(), is_stopping=lambda: self.is_stopping)
-        await keeper.restore(source or self.source())
+        keeper = PromptKeeper(self.cache, client, LoopClock())
+        await keeper.restore(source or self.source(), is_leaving=lambda: self.is_leaving)
         await asyncio.sleep(1)  # until the model's digest is known
         return keeper, client
 

@@ -631,7 +631,7 @@ class RecordingKeeper:
     def __init__(self) -> None:
         self.calls: list[str] = []
 
-    async def restore(self, source: object) -> None:
+    async def restore(self, source: object, *, is_leaving: Callable[[], bool]) -> None:
         self.calls.append("restore")
 
     async def save(self, **_: object) -> bool:

@@ -41,7 +41,7 @@ class Engine(FakeChild):
         self._slots: FakeSlots | None = None
 
     def slots_in(self, box: Box) -> FakeSlots:
-        self._slots = self._slots or FakeSlots(box.folder)
+        self._slots = self._slots or FakeSlots(box.folder, restore_seconds=box.restore_seconds)
         return self._slots
 
     @property
@@ -588,3 +588,21 @@ def test_a_gateway_that_dies_leaves_what_it_did_not_report_unsaved(
 
     play(tmp_path, 1, scenario, box)
     assert not box.store.entries()
+
+
+def test_an_engine_that_is_replaced_while_it_restores_loses_no_prompts(
+    tmp_path: Path, box: Box
+) -> None:
+    async def scenario(rig: Rig) -> None:
+        await converse(rig)
+        rig.gateway.responses[rig.address("0")] = 1
+        await rig.pass_time(10.0)
+        box.restore_seconds = 3600.0
+        rig.engines[0].die(9)
+        await rig.until(lambda: rig.alive and "restore 0" in rig.slots("0").calls)
+        box.restore_seconds = 0.0
+        await rig.restart(1)
+
+        assert holds(rig)
+
+    play(tmp_path, 1, scenario, box)

@@ -346,7 +346,7 @@ def test_a_restore_that_a_stop_has_interrupted_is_no_failure(box: Box) -> None:
             box.engine(client=FakeSlots(box.folder, restore_seconds=3600))
         )
         await asyncio.sleep(1)
-        box.is_stopping = True
+        box.is_leaving = True
         stopped.cancel()
         await asyncio.gather(stopped, return_exceptions=True)
         box.serve()

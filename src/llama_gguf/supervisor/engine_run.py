@@ -48,7 +48,7 @@ from llama_gguf.supervisor.managed_process import (
     Reason,
 )
 from llama_gguf.supervisor.prompt_keeper import Moment, PromptKeeper
-from llama_gguf.supervisor.restart_policy import Event, RestartPolicy
+from llama_gguf.supervisor.restart_policy import LEAVING, Event, RestartPolicy
 
 _log: Final = EventLog(__name__)
 
@@ -383,7 +383,10 @@ class EngineManager(ManagedProcess):
         before, self.predecessor = self.predecessor, None
         if before is not None:
             await before.save_prompts(Moment.REPLACEMENT)
-        await keeper.restore(self._launch.prompts)
+        await keeper.restore(
+            self._launch.prompts,
+            is_leaving=lambda: self.state in LEAVING or self._is_stopping(),
+        )
         self.status = replace(self.status, prompt_cache=keeper.facts)
 
     def _stalled(self) -> EndReason:

@@ -284,13 +284,7 @@ class LocalFleet:
         if self._prompts is None:
             return None
         clock = self._clock or LoopClock()
-        return PromptKeeper(
-            self._prompts,
-            self._make_client(address),
-            clock,
-            engine=address.key,
-            is_stopping=self._is_stopping,
-        )
+        return PromptKeeper(self._prompts, self._make_client(address), clock, engine=address.key)
 
     async def _prepare_all(self) -> Launch:
         """Prepare all replicas, and start those after the first."""

@@ -81,7 +81,6 @@ class PromptKeeper:
         client: of the engine.
         clock: for what has to wait.
         engine: its address, as text.
-        is_stopping: whether `serve` is stopping.
     """
 
     def __init__(
@@ -91,13 +90,11 @@ class PromptKeeper:
         clock: Clock,
         *,
         engine: str = "",
-        is_stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self._cache = cache
         self._client = client
         self._clock = clock
         self._engine = engine
-        self._is_stopping = is_stopping
         self._lock = asyncio.Lock()
         self._source: PromptSource | None = None
         self._attribution = Attribution()
@@ -122,11 +119,13 @@ class PromptKeeper:
 
     # Restoring ----------------------------------------------------------------------------------
 
-    async def restore(self, source: PromptSource | None) -> None:
+    async def restore(self, source: PromptSource | None, *, is_leaving: Callable[[], bool]) -> None:
         """Restore what fits, before the first request; then have the model's digest computed.
 
         Args:
             source: what the engine was started with; None if its prompts cannot be kept.
+            is_leaving: whether the engine is being stopped. If this is cancelled otherwise, it has
+                died of what was restored.
         """
         self._source = source
         self._attribution = Attribution()
@@ -137,13 +136,13 @@ class PromptKeeper:
         if source is None:
             return
         try:
-            await self._restore(source)
+            await self._restore(source, is_leaving)
         except SlotError as error:
             self._cache.report("prompts were not restored", str(error))
         finally:
             self._cache.compute_digest(source)
 
-    async def _restore(self, source: PromptSource) -> None:
+    async def _restore(self, source: PromptSource, is_leaving: Callable[[], bool]) -> None:
         cache = self._cache
         if await cache.drop_failed(self._engine):
             self._note_failure("the engine ended while they were restored; they are removed")
@@ -164,8 +163,8 @@ class PromptKeeper:
             if helps is None and restored:
                 await self._try_out(valid, batches[-1])
         except asyncio.CancelledError:
-            if self._is_stopping():
-                await cache.end_restore(self._engine)  # else the engine has died of it
+            if is_leaving():
+                await cache.end_restore(self._engine)
             raise
         await cache.end_restore(self._engine)
         self._attribution.restored([_view(slot) for slot in await self._client.slots()])

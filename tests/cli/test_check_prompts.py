@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -14,12 +13,12 @@ import pytest
 from llama_gguf.cli import check_prompts
 from llama_gguf.cli.check_result import Level
 from llama_gguf.config.settings import SETTINGS, Settings
-from llama_gguf.models.progress import Meter
 from llama_gguf.prompt_cache.folder import Folder
 from llama_gguf.supervisor import prompts
 from llama_gguf.supervisor.launch import PromptSource
 from llama_gguf.supervisor.preparation import Preparation
 from tests.support import tiny_models
+from tests.support.displays import no_meter
 
 pytestmark = pytest.mark.processes
 
@@ -51,11 +50,6 @@ def results(
 ) -> list[tuple[Level, str]]:
     found = check_prompts.results(settings, environ, lambda folder: unwritable)
     return [(each.level, each.text) for each in found]
-
-
-@contextmanager
-def no_meter(label: str) -> Iterator[Meter]:
-    yield lambda done, total: None
 
 
 def prompts_of_a_start(settings: Settings, environ: Mapping[str, str]) -> PromptSource:

@@ -3,8 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,20 +12,15 @@ import pytest
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines import machine
 from llama_gguf.errors import UserError
-from llama_gguf.models.progress import Meter
 from llama_gguf.supervisor.launch import Launch
 from llama_gguf.supervisor.preparation import Preparation
+from tests.support.displays import no_meter
 from tests.support.gguf_files import gguf
 from tests.support.rpc import free_servers
 
 Found = TypeVar("Found")
 
 KEY = "sk-0123456789abcdef"
-
-
-@contextmanager
-def no_meter(label: str) -> Iterator[Meter]:
-    yield lambda done, total: None
 
 
 @pytest.fixture

@@ -1,11 +1,17 @@
-"""A display of `serve` for tests."""
+"""Displays of `serve` and of downloads for tests."""
 
 from __future__ import annotations
 
 import threading
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 from llama_gguf.models.progress import Meter
+
+
+@contextmanager
+def no_meter(label: str) -> Iterator[Meter]:
+    yield lambda done, total: None
 
 
 class FakeDisplay:

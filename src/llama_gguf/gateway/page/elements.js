@@ -42,17 +42,24 @@ export function confirmed({ title, text, action }) {
   setText("confirm-title", title);
   setText("confirm-text", text);
   setText("confirm-yes", action);
-  const dialog = find("confirm");
-  dialog.returnValue = "";
-  dialog.showModal();
+  find("confirm").showModal();
   find("confirm-no").focus();
   return new Promise((resolve) => {
-    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
+    answer = resolve;
   });
 }
 
-find("confirm-yes").addEventListener("click", () => find("confirm").close("yes"));
-find("confirm-no").addEventListener("click", () => find("confirm").close(""));
+// Of the question that is shown. Not by the event "close", which may come after the next question.
+let answer = () => {};
+
+function close(isConfirmed) {
+  answer(isConfirmed);
+  find("confirm").close();
+}
+
+find("confirm-yes").addEventListener("click", () => close(true));
+find("confirm-no").addEventListener("click", () => close(false));
+find("confirm").addEventListener("cancel", () => answer(false));
 
 // Copying ---------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@
     restoring.NAME the states that an engine is restoring: if it dies of them, they are removed
     models.json    digests of model files, and for which models restores do not help
 
+NAME is random, 16 hexadecimal digits. Files with other names belong to the user and are left alone.
 Several instances may share it. All calls block, and a disk may be slow: they run on a thread.
 """
 
@@ -35,6 +36,10 @@ _ABOUT: Final = ".json"
 SAVING: Final = ".saving"
 _RESTORING: Final = "restoring."
 _MODELS: Final = "models.json"
+_OURS: Final = re.compile(
+    r"(?:[0-9a-f]{16}|trial|models|restoring\.[\w-]+)(?:\.json|\.state)?(?:\.saving)?"
+)
+_NAME: Final = re.compile(r"[0-9a-f]{16}")
 _STALE_SECONDS: Final = 3600.0
 """After which a file that is being written has been forgotten by its writer."""
 MAX_MODELS: Final = 200
@@ -61,20 +66,24 @@ class Folder:
     def open(self) -> None:
         """Create it, for this user alone, and remove what an earlier run has left behind.
 
+        A folder that exists keeps its mode if it contains other files too.
+
         Raises:
             OSError: it cannot be written to.
         """
         os.makedirs(self.path, mode=0o700, exist_ok=True)
-        with contextlib.suppress(PermissionError):  # it may belong to another user
-            os.chmod(self.path, 0o700)
+        names = set(os.listdir(self.path))
+        ours = set(filter(_OURS.fullmatch, names))
+        if ours == names:
+            with contextlib.suppress(PermissionError):  # it may belong to another user
+                os.chmod(self.path, 0o700)
         trial = self._path("trial", SAVING)
         os.close(os.open(trial, os.O_WRONLY | os.O_CREAT, 0o600))
-        os.unlink(trial)
-        self._sweep()
+        self._unlink(trial)  # another instance may have done so
+        self._sweep(ours)
 
-    def _sweep(self) -> None:
-        """Remove files that belong to no state."""
-        names = set(os.listdir(self.path))
+    def _sweep(self, names: Iterable[str]) -> None:
+        """Remove those of our files, *names*, that belong to no state."""
         for name in names:
             stem, suffix = os.path.splitext(name)
             is_alone = suffix == STATE and stem + _ABOUT not in names
@@ -106,13 +115,13 @@ class Folder:
             return found
         for file_name in names:
             name, suffix = os.path.splitext(file_name)
-            if suffix != _ABOUT or file_name == _MODELS:
+            if suffix != _ABOUT or not _NAME.fullmatch(name):
                 continue
             try:
                 with open(self._path(name, _ABOUT), "rb") as file:
                     entry = Entry.from_json(file.read())
                 is_whole = os.stat(self._path(name, STATE)).st_size == entry.size
-            except (OSError, ValueError, TypeError, KeyError):
+            except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
                 is_whole = False
             if is_whole and entry.name == name:
                 found.append(entry)
@@ -218,7 +227,7 @@ class Folder:
         except OSError:
             return 0
         self.end_restore(engine)
-        for name in filter(str.isalnum, names):
+        for name in filter(_NAME.fullmatch, names):
             self.remove(name)
         return len(names)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from llama_gguf.engines.activity import Activity
 from llama_gguf.engines.slot_client import SlotError
 from llama_gguf.events import event_of
+from llama_gguf.supervisor.launch import Launch
 from llama_gguf.supervisor.prompt_keeper import OLDER_SECONDS, STOP_SAVE_SECONDS, Moment
 from tests.supervisor.slots import Box, FakeSlots
 from tests.support.virtual_time import run
@@ -382,6 +384,28 @@ def test_trouble_with_disk_or_engine_is_reported_once_and_stops_nothing(
     events = [event_of(each) for each in caplog.records]
     assert events.count("prompt_cache_failed") == (0 if trouble == "gone" else 1)
     assert not list(box.folder.glob("*.saving"))
+
+
+def test_an_engine_starts_although_the_folder_has_disappeared(box: Box) -> None:
+    async def scenario() -> None:
+        argv = ["llama-server", "--slot-save-path", str(box.folder), "--port", "1"]
+        launch = Launch(argv, {}, prompts=box.source())
+        keeper, slots = await box.engine()
+        keeper.on_owners(["ann:1"])
+        slots.ask(0, A)
+        shutil.rmtree(box.folder)
+        assert await keeper.argv_of(launch) == argv
+        assert box.folder.is_dir()
+
+        shutil.rmtree(box.folder)
+        box.folder.write_text("a file")
+        assert await keeper.argv_of(launch) == ["llama-server", "--port", "1"]
+        await keeper.restore(launch.prompts, is_leaving=lambda: False)
+        slots.ask(1, A)
+        assert not await keeper.save()
+        assert slots.calls.count("save 1") == 0
+
+    play(scenario)
 
 
 def test_a_size_of_nothing_keeps_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -14,6 +14,8 @@ from tests.prompt_cache.states import state
 from tests.supervisor.slots import Box
 from tests.support.virtual_time import run
 
+A = "a" * 16
+
 
 @pytest.fixture
 def box(tmp_path: Path) -> Box:
@@ -77,9 +79,9 @@ def test_a_verdict_is_known_to_check_as_well(box: Box) -> None:
 def test_the_size_of_the_next_one_is_estimated_by_the_last(box: Box) -> None:
     async def scenario() -> None:
         data = state(range(1000))
-        assert await box.cache.begin("a", 1000) == "a.saving"
-        (box.folder / "a.saving").write_bytes(data)
-        assert await box.cache.commit(Entry("a", "v", 1000, len(data), 1.0, ("ann:1",)))
+        assert await box.cache.begin(A, 1000) == f"{A}.saving"
+        (box.folder / f"{A}.saving").write_bytes(data)
+        assert await box.cache.commit(Entry(A, "v", 1000, len(data), 1.0, ("ann:1",)))
         assert await box.cache.begin("b", 10**9) is None  # more than PROMPT_CACHE_SIZE
 
     run(lambda _: scenario())

@@ -287,7 +287,8 @@ class EngineManager(ManagedProcess):
                 raise
             raise OSError(str(error)) from None
         launch = self._launch
-        argv = [*launch.argv, *listen_flags(self._address)]
+        words = launch.argv if self._keeper is None else await self._keeper.argv_of(launch)
+        argv = [*words, *listen_flags(self._address)]
         return await self._spawn(self._name, argv, environ=launch.environ, reads_output=True)
 
     def _is_stopping(self) -> bool:

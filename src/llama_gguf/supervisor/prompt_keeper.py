@@ -25,8 +25,9 @@ from llama_gguf.prompt_cache.attribution import UNKNOWN, Attribution, SlotView
 from llama_gguf.prompt_cache.entry import Entry
 from llama_gguf.prompt_cache.folder import STATE
 from llama_gguf.prompt_cache.quiet import Growth, QuietWatch
-from llama_gguf.supervisor.launch import PromptSource
+from llama_gguf.supervisor.launch import Launch, PromptSource
 from llama_gguf.supervisor.managed_process import Clock
+from llama_gguf.supervisor.prompt_source import without_saving
 from llama_gguf.supervisor.prompts import PromptCache, facts_of
 
 _log: Final = EventLog(__name__)
@@ -97,6 +98,7 @@ class PromptKeeper:
         self._engine = engine
         self._lock = asyncio.Lock()
         self._source: PromptSource | None = None
+        self._has_folder = True
         self._attribution = Attribution()
         self._quiet = QuietWatch()
         self._growth = Growth()
@@ -117,6 +119,11 @@ class PromptKeeper:
         """It died: the keys that were active last are not known."""
         self._attribution.on_owners([UNKNOWN])
 
+    async def argv_of(self, launch: Launch) -> Sequence[str]:
+        """The command line of the next life. llama-server does not start without the folder."""
+        self._has_folder = launch.prompts is None or await self._cache.open()
+        return launch.argv if self._has_folder else without_saving(launch.argv)
+
     # Restoring ----------------------------------------------------------------------------------
 
     async def restore(self, source: PromptSource | None, *, is_leaving: Callable[[], bool]) -> None:
@@ -127,7 +134,7 @@ class PromptKeeper:
             is_leaving: whether the engine is being stopped. If this is cancelled otherwise, it has
                 died of what was restored.
         """
-        self._source = source
+        source = self._source = source if self._has_folder else None
         self._attribution = Attribution()
         self._quiet = QuietWatch()
         self._growth = Growth()

@@ -56,6 +56,12 @@ def save_flags(folder: str, words: Sequence[str]) -> list[str]:
     return flags if is_chosen else [*flags, _SIMILARITY[1], "0.5"]
 
 
+def without_saving(argv: Sequence[str]) -> Sequence[str]:
+    """*argv* without the folder, for a start while that cannot be used."""
+    at = argv.index(_SAVE_PATH)
+    return [*argv[:at], *argv[at + 2 :]]
+
+
 def source(
     parts: Sequence[str],
     argv: Sequence[str],

@@ -161,6 +161,15 @@ class PromptCache:
 
     # Files --------------------------------------------------------------------------------------
 
+    async def open(self) -> bool:
+        """Create the folder if it has disappeared; whether it can be written to."""
+
+        def opened() -> bool:
+            self._folder.open()
+            return True
+
+        return bool(await self._try("the folder cannot be used", opened))
+
     async def begin(self, name: str, tokens: int | None) -> str | None:
         """The name of an empty file for the state of a slot; None if there can be none."""
         expected = round((tokens or 0) * self._bytes_per_token)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from llama_gguf.prompt_cache.entry import Entry
+from llama_gguf.net.wall_clock import wall_now
+from llama_gguf.prompt_cache.entry import HEADER_BYTES, Entry
 from llama_gguf.prompt_cache.folder import Folder
 from tests.prompt_cache.states import state
 
@@ -32,9 +34,10 @@ class Store(Folder):
         used_at: float = 1.0,
         owners: tuple[str, ...] = ("ann:1",),
         validity: str = "v",
+        is_size_known: bool = True,
     ) -> Entry:
         data = state(tokens)
-        file = Path(self.path, self.begin(name, len(data)))
+        file = Path(self.path, self.begin(name, len(data) if is_size_known else 0, used_at))
         file.write_bytes(data)
         entry = Entry(name, validity, len(tokens), len(data), used_at, owners)
         self.commit(entry)
@@ -96,10 +99,52 @@ def test_the_least_recently_used_make_room(tmp_path: Path) -> None:
     assert store.names == [A, C]
 
 
+def test_a_state_takes_no_room_from_those_that_were_used_after_it(tmp_path: Path) -> None:
+    store = Store(tmp_path / "cache", max_bytes=len(state([1, 2])))
+    store.save(A, [1, 2], used_at=3.0)
+    with pytest.raises(OSError, match="PROMPT_CACHE_SIZE"):
+        store.save(B, [3, 4], used_at=2.0)
+
+    assert store.names == [A]
+
+
+def test_a_state_that_was_larger_than_expected_and_can_never_fit_removes_nothing(
+    tmp_path: Path,
+) -> None:
+    store = Store(tmp_path / "cache", max_bytes=len(state([1, 2])))
+    store.save(A, [1, 2])
+    with pytest.raises(OSError, match="PROMPT_CACHE_SIZE"):
+        store.save(B, range(1000), used_at=2.0, is_size_known=False)
+
+    assert store.names == [A]
+    assert files(store) == {f"{A}.state", f"{A}.json"}
+
+
+def test_states_of_a_clock_that_was_wrong_make_room_first(tmp_path: Path) -> None:
+    store = Store(tmp_path / "cache", max_bytes=2 * len(state([1, 2])))
+    store.save(A, [1, 2], used_at=wall_now() + 10_000)
+    store.save(B, [3, 4], used_at=2.0)
+    store.save(C, [5, 6], used_at=3.0)
+
+    assert store.names == [B, C]
+
+
+def test_a_number_of_tokens_that_the_file_cannot_have_is_not_believed(store: Store) -> None:
+    store.save(A, [1, 2, 3])
+    with open(Path(store.path, f"{A}.state"), "r+b") as file:
+        file.seek(HEADER_BYTES - 4)
+        file.write(b"\xff" * 4)
+
+    tracemalloc.start()
+    assert store.tokens_of(A) == ()
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
 def test_a_state_that_can_never_fit_is_refused_and_removes_nothing(store: Store) -> None:
     store.save(A, [1, 2, 3])
     with pytest.raises(OSError, match="PROMPT_CACHE_SIZE"):
-        store.begin(B, 10_001)
+        store.begin(B, 10_001, 1.0)
 
     assert store.names == [A]
 
@@ -113,7 +158,7 @@ def test_a_file_that_was_cut_short_is_no_state(store: Store) -> None:
 
 
 def test_a_file_that_the_engine_did_not_finish_is_not_kept(store: Store) -> None:
-    name = store.begin(A, 10)
+    name = store.begin(A, 10, 1.0)
     Path(store.path, name).write_bytes(state([1, 2, 3])[:-1])
     with pytest.raises(OSError, match="shorter"):
         store.commit(Entry(A, "v", 3, len(state([1, 2, 3])), 1.0, ("ann:1",)))
@@ -122,7 +167,7 @@ def test_a_file_that_the_engine_did_not_finish_is_not_kept(store: Store) -> None
 
 
 def test_a_file_of_another_form_is_not_kept(store: Store) -> None:
-    name = store.begin(A, 10)
+    name = store.begin(A, 10, 1.0)
     Path(store.path, name).write_bytes(b"something else")
     with pytest.raises(OSError, match="another form"):
         store.commit(Entry(A, "v", 3, 14, 1.0, ("ann:1",)))

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from llama_gguf.engines.slot_client import SlotError
 from llama_gguf.events import event_of
 from llama_gguf.supervisor.launch import Launch
 from llama_gguf.supervisor.prompt_keeper import OLDER_SECONDS, STOP_SAVE_SECONDS, Moment
-from tests.supervisor.slots import Box, FakeSlots
+from tests.supervisor.slots import Box, FakeOwners, FakeSlots
 from tests.support.virtual_time import run
 
 A, B, C, D = (tuple(range(start, start + 200)) for start in (0, 1000, 2000, 3000))
@@ -207,6 +207,26 @@ def test_the_states_of_a_revoked_key_are_removed_while_it_is_served(
         await asyncio.sleep(2)
         assert not box.store.entries()
         watching.cancel()
+
+    play(scenario)
+
+
+def test_a_key_that_is_removed_while_its_state_is_written_takes_it_along(box: Box) -> None:
+    class RemovedAfterTheFirstLook(FakeOwners):
+        def revoked(self, owners: Collection[str]) -> set[str]:
+            before, self.gone = self.gone, {"ann:1"}
+            return before.intersection(owners)
+
+    async def scenario() -> None:
+        box.owners = RemovedAfterTheFirstLook()
+        box.serve()
+        box.owners.gone = set()
+        keeper, slots = await box.engine()
+        keeper.on_owners(["ann:1"])
+        slots.ask(0, A)
+        box.owners.gone = set()
+        await keeper.save()
+        assert not list(box.folder.glob("*.state"))
 
     play(scenario)
 

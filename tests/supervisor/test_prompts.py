@@ -79,10 +79,10 @@ def test_a_verdict_is_known_to_check_as_well(box: Box) -> None:
 def test_the_size_of_the_next_one_is_estimated_by_the_last(box: Box) -> None:
     async def scenario() -> None:
         data = state(range(1000))
-        assert await box.cache.begin(A, 1000) == f"{A}.saving"
+        assert await box.cache.begin(A, 1000, 1.0) == f"{A}.saving"
         (box.folder / f"{A}.saving").write_bytes(data)
         assert await box.cache.commit(Entry(A, "v", 1000, len(data), 1.0, ("ann:1",)))
-        assert await box.cache.begin("b", 10**9) is None  # more than PROMPT_CACHE_SIZE
+        assert await box.cache.begin("b", 10**9, 1.0) is None  # more than PROMPT_CACHE_SIZE
 
     run(lambda _: scenario())
     assert os.listdir(box.folder) != []

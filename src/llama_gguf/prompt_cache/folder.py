@@ -17,6 +17,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from llama_gguf.config.schema import PromptCacheSettings
@@ -42,6 +43,9 @@ _OURS: Final = re.compile(
 _NAME: Final = re.compile(r"[0-9a-f]{16}")
 _STALE_SECONDS: Final = 3600.0
 """After which a file that is being written has been forgotten by its writer."""
+_MAX_SKEW_SECONDS: Final = 3600.0
+"""A state that was used later than this from now is from a clock that was wrong. It would stay the
+most recent one, and take the room of all others."""
 MAX_MODELS: Final = 200
 
 
@@ -124,7 +128,8 @@ class Folder:
             except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
                 is_whole = False
             if is_whole and entry.name == name:
-                found.append(entry)
+                is_future = entry.used_at > wall_now() + _MAX_SKEW_SECONDS
+                found.append(replace(entry, used_at=0.0) if is_future else entry)
             else:
                 self.remove(name)
         return found
@@ -146,8 +151,13 @@ class Folder:
 
     # Saving -------------------------------------------------------------------------------------
 
-    def begin(self, name: str, expected_bytes: int) -> str:
+    def begin(self, name: str, expected_bytes: int, used_at: float) -> str:
         """Make room, and an empty file that only this user can read; the engine writes to it.
+
+        Args:
+            name: of the state.
+            expected_bytes: about its size; 0 if unknown.
+            used_at: of the state. It takes no room from those that were used after it.
 
         Returns:
             The name of the file.
@@ -157,7 +167,10 @@ class Folder:
         """
         if expected_bytes > self._max_bytes:
             raise OSError(f"{expected_bytes} bytes are more than PROMPT_CACHE_SIZE")
-        for entry in evicted(self.entries(), self._max_bytes, expected_bytes):
+        gone = evicted(self.entries(), self._max_bytes, expected_bytes)
+        if any(entry.used_at > used_at for entry in gone):
+            raise OSError("prompts that were used later need all of PROMPT_CACHE_SIZE")
+        for entry in gone:
             self.remove(entry.name)
         path = self._path(name, SAVING)
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -182,6 +195,8 @@ class Folder:
             if os.stat(path).st_size != entry.size:
                 raise OSError("the file is shorter than what llama-server has written")
             tokens = _read_tokens(path)
+            if entry.size > self._max_bytes:
+                raise OSError(f"{entry.size} bytes are more than PROMPT_CACHE_SIZE")
             if tokens is None:
                 raise OSError("the file has another form than expected")
             before = self.entries()
@@ -260,7 +275,8 @@ def _read_tokens(path: str) -> tuple[int, ...] | None:
             count = token_count(file.read(HEADER_BYTES))
             if count is None:
                 return None
-            data = file.read(count * TOKEN_BYTES)
+            if HEADER_BYTES + count * TOKEN_BYTES > os.fstat(file.fileno()).st_size:
+                return None  # damaged: do not allocate what it names
+            return tokens_in(file.read(count * TOKEN_BYTES))
     except OSError:
         return None
-    return tokens_in(data) if len(data) == count * TOKEN_BYTES else None

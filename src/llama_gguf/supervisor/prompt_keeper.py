@@ -336,7 +336,7 @@ class PromptKeeper:
         if slot.tokens is not None and slot.tokens < MIN_TOKENS:
             return None
         name = secrets.token_hex(8)
-        file_name = await self._cache.begin(name, slot.tokens)
+        file_name = await self._cache.begin(name, slot.tokens, used_at)
         if file_name is None:
             self._cache.totals.save_failures += 1
             return None

@@ -170,10 +170,12 @@ class PromptCache:
 
         return bool(await self._try("the folder cannot be used", opened))
 
-    async def begin(self, name: str, tokens: int | None) -> str | None:
+    async def begin(self, name: str, tokens: int | None, used_at: float) -> str | None:
         """The name of an empty file for the state of a slot; None if there can be none."""
         expected = round((tokens or 0) * self._bytes_per_token)
-        return await self._try("a prompt was not saved", lambda: self._folder.begin(name, expected))
+        return await self._try(
+            "a prompt was not saved", lambda: self._folder.begin(name, expected, used_at)
+        )
 
     async def discard(self, name: str) -> None:
         await self._run(lambda: self._folder.discard(name))
@@ -183,6 +185,9 @@ class PromptCache:
 
         def commit() -> bool:
             self._folder.commit(entry)
+            # A key that was removed before this is noticed here, and after it by ``watch_keys``.
+            if self._owners.revoked(entry.owners):
+                self._folder.remove(entry.name)
             entries = self._folder.entries()
             self._count(entries)
             return any(each.name == entry.name for each in entries)

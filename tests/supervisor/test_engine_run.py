@@ -631,8 +631,13 @@ class RecordingKeeper:
     def __init__(self) -> None:
         self.calls: list[str] = []
 
+    async def argv_of(self, launch: Launch) -> Sequence[str]:
+        return launch.argv
+
     async def restore(self, source: object, *, is_leaving: Callable[[], bool]) -> None:
         self.calls.append("restore")
+
+    async def until_saved(self) -> None: ...
 
     async def save(self, **_: object) -> bool:
         self.calls.append("save")

@@ -524,6 +524,18 @@ def test_a_stop_saves_the_prompts_of_every_engine(tmp_path: Path, box: Box) -> N
     assert [entry.tokens for entry in box.store.entries()] == [len(KNOWN)]
 
 
+def test_a_stop_while_an_idle_engine_is_saved_loses_nothing(tmp_path: Path, box: Box) -> None:
+    async def scenario(rig: Rig) -> None:
+        await converse(rig)
+        slots = rig.slots("0")
+        slots.save_seconds = 3.0
+        await rig.until(lambda: "save 0" in slots.calls)
+        assert rig.alive
+
+    play(tmp_path, 1, scenario, box, idle_stop=5.0)
+    assert [entry.tokens for entry in box.store.entries()] == [len(KNOWN)]
+
+
 def test_a_second_request_to_stop_does_not_wait_for_a_save(tmp_path: Path, box: Box) -> None:
     async def scenario(rig: Rig) -> None:
         await converse(rig)

@@ -175,7 +175,10 @@ class EngineManager(ManagedProcess):
     async def save_prompts(self, moment: Moment = Moment.STOP) -> None:
         """Save what its slots hold, before it is stopped or replaced."""
         is_there = self.status.state in (ChildState.READY, ChildState.DRAINING)
-        if self._keeper is None or self.child is None or not is_there:
+        if self._keeper is None or self.child is None:
+            return
+        if not is_there:
+            await self._keeper.until_saved()  # it may be about to sleep
             return
         if await self._keeper.save(moment):
             self._publish_prompts(self._keeper)

@@ -280,6 +280,11 @@ class PromptKeeper:
             self._cache.report("prompts were not saved", str(error))
         return False
 
+    async def until_saved(self) -> None:
+        """Wait for a save that is under way."""
+        async with self._lock:
+            return
+
     async def _save(self, source: PromptSource, moment: Moment) -> bool:
         valid = await self._cache.validity(source)
         if valid is None or await self._cache.helps(valid) is False:

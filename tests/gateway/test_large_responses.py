@@ -112,6 +112,29 @@ def test_scrapes_at_the_same_time_share_one_rendering(rig: Rig) -> None:
     assert not rig.services.renderings
 
 
+def test_a_scrape_that_cannot_be_made_is_cut_and_the_next_one_is_tried_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def no_thread(_work: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(large_responses, "run_detached", no_thread)
+        client = rig.send_request(request("GET", "/prometheus/metrics", key=secret(0)))
+        rig.loop.spin()
+    assert client.was_cut
+    assert "new thread" in caplog.text
+    assert not rig.services.renderings
+    assert b"llama_gguf" in rig.loop.run_until_complete(large(rig, "/metrics")).body
+
+
+def test_the_gauges_of_a_scrape_do_not_change_on_its_way(rig: Rig) -> None:
+    gauges = endpoints.gauges(rig.services)
+    moves, replica = rig.services.fleet.moves, next(iter(rig.services.fleet.replicas.values()))
+    assert gauges.session_moves is not moves
+    assert gauges.replicas[0].ejections is not replica.ejections
+
+
 def test_metrics_that_are_held_are_not_rendered_again(rig: Rig) -> None:
     wanted = endpoints.metrics_format(get(rig, "/metrics"))
     held = LocalResponse(200, b"held")

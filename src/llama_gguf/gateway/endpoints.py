@@ -169,7 +169,7 @@ def gauges(services: Services, found: tuple[Budgets, Budgets] | None = None) -> 
         token_budgets=token_budgets,
         engine_budgets=engine_budgets,
         replicas=fleet_facts.gauges(services),
-        session_moves=services.fleet.moves,
+        session_moves=dict(services.fleet.moves),  # a thread may read it
         prompt_cache=services.spared_prompts.facts,
         shared_limits=None if services.shared is None else services.shared.gauges(),
     )

@@ -62,7 +62,7 @@ def gauges(services: Services) -> tuple[ReplicaGauges, ...]:
                 responses=replica.responses,
                 errors=replica.errors,
                 refusals=replica.refusals,
-                ejections=replica.ejections,
+                ejections=dict(replica.ejections),
                 cached_ratio=services.replica_sink.tokens_of(replica.label).cached_ratio,
             )
             for replica in services.fleet.replicas.values()

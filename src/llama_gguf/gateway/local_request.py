@@ -50,7 +50,10 @@ def serve(services: Services, client: Client, exchange: Exchange) -> Cancellable
         services.authenticator.check_admin(principal)
         client.settle_body(request)
         exchange.on(Event.FORWARD)
-        return services.loop.create_task(_reload(services, client, exchange), name="POST /reload")
+        work = _reload(services)
+        return services.loop.create_task(
+            _respond_later(client, exchange, work), name="POST /reload"
+        )
     if route.kind in _FOR_ADMINS:
         # Imported at the first request: the gateway starts without what edits keys.
         from llama_gguf.gateway import dashboard_admin  # noqa: PLC0415
@@ -73,17 +76,15 @@ async def _respond_later(
     client: Client, exchange: Exchange, work: Coroutine[object, object, LocalResponse]
 ) -> None:
     try:
-        response = await work
-    except GatewayError as error:
-        client.respond_error(exchange, error)
-    else:
-        client.respond(exchange, response)
+        try:
+            response = await work
+        except GatewayError as error:
+            client.respond_error(exchange, error)
+        else:
+            client.respond(exchange, response)
+    except Exception:  # a bug in the gateway, or no thread could be started
+        client.on_bug()
 
 
-async def _reload(services: Services, client: Client, exchange: Exchange) -> None:
-    try:
-        keys = await services.key_store.reload()
-    except GatewayError as error:
-        client.respond_error(exchange, error)
-    else:
-        client.respond(exchange, endpoints.reloaded(keys))
+async def _reload(services: Services) -> LocalResponse:
+    return endpoints.reloaded(await services.key_store.reload())

@@ -6,17 +6,18 @@ import asyncio
 import logging
 import os
 import shutil
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 
 import pytest
 
 from llama_gguf.engines.activity import Activity
-from llama_gguf.engines.slot_client import SlotError
+from llama_gguf.engines.slot_client import SlotError, SlotTimeout
 from llama_gguf.events import event_of
 from llama_gguf.supervisor.launch import Launch
 from llama_gguf.supervisor.prompt_keeper import OLDER_SECONDS, STOP_SAVE_SECONDS, Moment
-from tests.supervisor.slots import Box, FakeOwners, FakeSlots
+from tests.supervisor.slots import Box, FakeOwners, FakeSlots, inline
+from llama_gguf.supervisor.prompts import PromptCache
 from tests.support.virtual_time import run
 
 A, B, C, D = (tuple(range(start, start + 200)) for start in (0, 1000, 2000, 3000))
@@ -139,6 +140,34 @@ def test_a_model_that_computes_restored_prompts_again_is_left_alone(
 
     play(scenario)
     assert [event_of(each) for each in caplog.records].count("prompt_cache_useless") == 1
+
+
+def test_a_model_that_computes_a_restored_prompt_for_too_long_is_left_alone(box: Box) -> None:
+    class Recurrent(FakeSlots):
+        async def compute(
+            self, prompt: Sequence[int] | str, *, seconds: float = 0.0
+        ) -> tuple[int, int]:
+            del prompt
+            self.calls.append("compute")
+            await asyncio.sleep(seconds)
+            raise SlotTimeout(0, f"it did not respond within {seconds:g} s")
+
+    async def scenario() -> None:
+        keeper, slots = await box.engine()
+        keeper.on_owners(["ann:1"])
+        slots.ask(0, A)
+        await keeper.save()
+        _, slots = await box.engine(client=Recurrent(box.folder))
+        assert slots.calls.count("compute") == 1
+        assert not box.store.entries()
+        box.serve()
+        keeper, slots = await box.engine(client=Recurrent(box.folder))
+        keeper.on_owners(["ann:1"])
+        slots.ask(0, A)
+        assert not await keeper.save()
+        assert keeper.facts["restore_failures"] == 0
+
+    play(scenario)
 
 
 def test_a_model_that_works_is_tried_out_once(box: Box) -> None:
@@ -371,6 +400,40 @@ def test_a_restore_that_a_stop_has_interrupted_is_no_failure(box: Box) -> None:
         box.is_leaving = True
         stopped.cancel()
         await asyncio.gather(stopped, return_exceptions=True)
+        box.serve()
+        _, slots = await box.engine()
+        assert slots.held[0] == A
+
+    play(scenario)
+
+
+def test_a_stop_while_a_restore_begins_loses_nothing(box: Box) -> None:
+    class Slow(PromptCache):
+        """A thread continues if its caller is cancelled."""
+
+        async def begin_restore(self, engine: str, names: Sequence[str]) -> None:
+            async def write() -> None:
+                begun.set()
+                await asyncio.sleep(1)
+                await PromptCache.begin_restore(self, engine, names)
+
+            await asyncio.shield(asyncio.ensure_future(write()))
+
+    begun = asyncio.Event()
+
+    async def scenario() -> None:
+        keeper, slots = await box.engine()
+        keeper.on_owners(["ann:1"])
+        slots.ask(0, A)
+        await keeper.save()
+
+        box.cache = Slow(box.store, box.owners, inline)
+        stopped = asyncio.get_running_loop().create_task(box.engine())
+        await begun.wait()
+        box.is_leaving = True
+        stopped.cancel()
+        await asyncio.gather(stopped, return_exceptions=True)
+        await asyncio.sleep(2)
         box.serve()
         _, slots = await box.engine()
         assert slots.held[0] == A

@@ -47,6 +47,10 @@ class SlotError(Exception):
         self.status = status
 
 
+class SlotTimeout(SlotError):
+    """It did not respond in time, but may live."""
+
+
 class SlotClient:
     """Of one engine. Every method raises ``SlotError``.
 
@@ -145,7 +149,7 @@ class SlotClient:
             async with asyncio.timeout(seconds):
                 return await send(self._address, head.encode("ascii") + data)
         except TimeoutError:
-            raise SlotError(0, f"it did not respond within {seconds:g} s") from None
+            raise SlotTimeout(0, f"it did not respond within {seconds:g} s") from None
         except FAILURES:
             raise SlotError(0, "it did not respond") from None
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from llama_gguf.engines.activity import Activity
-from llama_gguf.engines.slot_client import SlotError, SlotState
+from llama_gguf.engines.slot_client import SlotError, SlotState, SlotTimeout
 from llama_gguf.events import EventLog
 from llama_gguf.net.wall_clock import wall_now
 from llama_gguf.prompt_cache import choice
@@ -162,15 +162,18 @@ class PromptKeeper:
         slots = len(await self._client.slots())
         batches = choice.restore_batches(entries, slots, source.ram_bytes)
         began_at = self._clock.now()
-        await cache.begin_restore(
-            self._engine, [entry.name for batch in batches for entry in batch]
+        names = [entry.name for batch in batches for entry in batch]
+        marking = asyncio.get_running_loop().create_task(
+            cache.begin_restore(self._engine, names), name="note what is restored"
         )
         try:
+            await asyncio.shield(marking)
             restored = await self._restore_batches(batches)
             if helps is None and restored:
                 await self._try_out(valid, batches[-1])
         except asyncio.CancelledError:
             if is_leaving():
+                await marking
                 await cache.end_restore(self._engine)
             raise
         await cache.end_restore(self._engine)
@@ -224,9 +227,13 @@ class PromptKeeper:
         if entry is None:
             return
         tokens = await self._cache.tokens_of(entry.name)
-        prompt, cached = await self._client.compute(
-            tokens[: -choice.PROBE_DROPS], seconds=PROBE_SECONDS
-        )
+        try:
+            prompt, cached = await self._client.compute(
+                tokens[: -choice.PROBE_DROPS], seconds=PROBE_SECONDS
+            )
+        except SlotTimeout as error:
+            await self._give_up_on(valid, str(error))
+            return
         if choice.helps(prompt, cached):
             await self._cache.note_verdict(valid, helps=True)
             await self._restore_slot(list(batch).index(entry), entry)

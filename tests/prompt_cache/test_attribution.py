@@ -15,11 +15,35 @@ def test_a_changed_slot_belongs_to_the_keys_that_were_active_since_the_last_look
     slots = Attribution()
     slots.on_owners(["ann"])
     slots.look([slot(0, 1), slot(1, None)], is_quiet=True)
+    slots.settle()
     slots.on_owners(["bob"])
     slots.look([slot(0, 1), slot(1, 2)], is_quiet=True)
 
     assert slots.owners_of(slot(0, 1)) == ("ann",)
     assert slots.owners_of(slot(1, 2)) == ("bob",)
+
+
+def test_a_key_that_is_reported_after_the_look_stays_an_owner() -> None:
+    slots = Attribution()
+    slots.on_owners(["ann"])
+    slots.look([slot(0, 1)], is_quiet=True)  # bob's, whose request was short
+    slots.on_owners(["bob"])
+    slots.settle()
+    slots.look([slot(0, 1)], is_quiet=True)
+    slots.on_owners(["eve"])
+    slots.look([slot(0, 1), slot(1, 2)], is_quiet=True)
+
+    assert slots.owners_of(slot(0, 1)) == ("ann", "bob")
+
+
+def test_a_key_is_reported_late_also_if_its_report_was_not_waited_for() -> None:
+    slots = Attribution()
+    slots.on_owners(["ann"])
+    slots.look([slot(0, 1)], is_quiet=True)
+    slots.on_owners(["bob"])
+    slots.look([slot(0, 1)], is_quiet=True)
+
+    assert slots.owners_of(slot(0, 1)) == ("ann", "bob")
 
 
 def test_a_slot_that_several_keys_may_have_used_belongs_to_all_of_them() -> None:

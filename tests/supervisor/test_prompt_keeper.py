@@ -315,6 +315,27 @@ def test_a_key_that_the_gateway_reports_after_the_save_owns_what_was_saved(box: 
     play(scenario)
 
 
+def test_a_key_that_is_reported_late_owns_what_is_not_worth_saving_yet(box: Box) -> None:
+    async def scenario() -> None:
+        keeper, slots = await box.engine()
+        keeper.on_owners(["ann:1"])  # some seconds ago
+        slots.ask(0, A[:40])  # of bob
+        looking = asyncio.get_running_loop().create_task(
+            keeper.save(Moment.QUIET)
+        )
+        await asyncio.sleep(0.5)
+        keeper.on_owners(["bob:2"])
+        assert not await looking
+        await keeper.save(Moment.QUIET)
+        keeper.on_owners(["eve:3"])
+        slots.ask(1, B)
+        await keeper.save()
+        owners = {entry.tokens: entry.owners for entry in box.store.entries()}
+        assert owners[40] == ("ann:1", "bob:2")
+
+    play(scenario)
+
+
 def test_a_slot_that_works_on_a_request_is_left(box: Box) -> None:
     async def scenario() -> None:
         keeper, slots = await box.engine()

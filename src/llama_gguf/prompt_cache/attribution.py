@@ -37,6 +37,8 @@ class Attribution:
         self._owners: dict[int, frozenset[str]] = {}
         self._seen: dict[int, int | None] = {}
         """By slot, the task at the last look at which it was idle."""
+        self._recent: set[int] = set()
+        """The slots whose task was noted since ``settle``: its key may be reported later."""
         self._saved: dict[int, int | None] = {}
         """By slot, the task whose result is on disk."""
 
@@ -48,6 +50,7 @@ class Attribution:
         """Nothing has been sent yet: what the slots hold is on disk."""
         self._active.clear()
         self._owners.clear()
+        self._recent.clear()
         self._seen = {slot.id: slot.task for slot in slots}
         self._saved = dict(self._seen)
 
@@ -56,13 +59,15 @@ class Attribution:
 
         Args:
             slots: all of them.
-            is_quiet: whether no request runs, and all that have run are reported.
+            is_quiet: whether no request runs. The last that have run may not be reported yet.
         """
+        self.settle()  # if it was not done meanwhile
         for slot in slots:
             if slot.task != self._seen.get(slot.id):
                 self._owners[slot.id] = frozenset(self._active)
                 if not slot.is_busy:
                     self._seen[slot.id] = slot.task
+                    self._recent.add(slot.id)
         if is_quiet and not any(slot.is_busy for slot in slots):
             self._active.clear()
         changed = [
@@ -74,6 +79,12 @@ class Attribution:
             and slot.tokens != 0
         ]
         return sorted(changed, key=lambda slot: slot.task or 0, reverse=True)
+
+    def settle(self) -> None:
+        """All keys of requests that had run at the last look have been reported."""
+        for slot in self._recent:
+            self._owners[slot] |= self._active
+        self._recent.clear()
 
     def owners_of(self, slot: SlotView) -> tuple[str, ...]:
         """The keys of which one has sent the content of *slot*, as it was at the last look."""

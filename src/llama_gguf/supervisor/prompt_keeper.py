@@ -312,7 +312,11 @@ class PromptKeeper:
         self._growth.look(computed, [slot.id for slot in changed])
         if moment is not Moment.QUIET:
             return changed
-        return [slot for slot in changed if self._growth.is_worth_saving(slot.id, slot.tokens or 0)]
+        worth = self._growth.is_worth_saving
+        wanted = [slot for slot in changed if worth(slot.id, slot.tokens or 0)]
+        if not wanted:
+            await self._settle(is_settled=False)
+        return wanted
 
     async def _save_slots(self, slots: Sequence[SlotView], valid: str, *, is_settled: bool) -> None:
         """Write the states of *slots*, and keep each once its owners are known.
@@ -334,14 +338,19 @@ class PromptKeeper:
                 if is_settled:
                     await self._commit(slot, entry)
                     written.pop()
-            if written:
-                await self._clock.sleep(SETTLE_SECONDS)
+            await self._settle(is_settled=is_settled)
             while written:
                 await self._commit(*written[-1])
                 written.pop()
         finally:
             for _, entry in written:
                 await self._cache.discard(entry.name)
+
+    async def _settle(self, *, is_settled: bool) -> None:
+        """Wait until the gateway has reported the keys of all requests that had run."""
+        if not is_settled:
+            await self._clock.sleep(SETTLE_SECONDS)
+        self._attribution.settle()
 
     async def _write(self, slot: SlotView, valid: str, used_at: float) -> Entry | None:
         """Have the engine write the state of *slot*."""

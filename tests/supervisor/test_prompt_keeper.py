@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -16,10 +17,12 @@ from llama_gguf.engines.slot_client import SlotError, SlotTimeout
 from llama_gguf.events import event_of
 from llama_gguf.supervisor.launch import Launch
 from llama_gguf.supervisor.prompt_keeper import OLDER_SECONDS, STOP_SAVE_SECONDS, Moment
+from llama_gguf.supervisor.prompts import DISCARD_SECONDS, DISK_SECONDS, PromptCache
 from tests.supervisor.slots import Box, FakeOwners, FakeSlots, inline
-from llama_gguf.supervisor.prompts import PromptCache
+
 from tests.support.virtual_time import run
 
+T = TypeVar("T")
 A, B, C, D = (tuple(range(start, start + 200)) for start in (0, 1000, 2000, 3000))
 
 
@@ -510,6 +513,36 @@ def test_an_engine_starts_although_the_folder_has_disappeared(box: Box) -> None:
         assert slots.calls.count("save 1") == 0
 
     play(scenario)
+
+
+def test_a_disk_that_hangs_delays_a_start_and_a_stop_for_a_limited_time(
+    box: Box, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def hang(work: Callable[[], T]) -> T:
+        await asyncio.sleep(1e6)
+        return work()
+
+    async def scenario() -> None:
+        keeper, slots = await box.engine()
+        keeper.on_owners(["ann:1"])
+        slots.ask(0, A)
+        slots.save_seconds = 1e5  # what the engine writes hangs too
+        loop = asyncio.get_running_loop()
+        before = loop.time()
+        saving = loop.create_task(keeper.save())
+        await asyncio.sleep(1)
+        box.cache._unlimited = hang
+        assert not await saving
+        assert loop.time() - before <= STOP_SAVE_SECONDS + DISCARD_SECONDS
+
+        before = loop.time()
+        box.cache = PromptCache(box.store, box.owners, hang)
+        keeper, slots = await box.engine()
+        assert await keeper.argv_of(Launch(["llama-server"], {})) == ["llama-server"]
+        assert loop.time() - before <= DISK_SECONDS + 1
+
+    play(scenario)
+    assert "the disk did not respond" in caplog.text
 
 
 def test_a_size_of_nothing_keeps_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -144,7 +144,7 @@ class PromptKeeper:
             return
         try:
             await self._restore(source, is_leaving)
-        except SlotError as error:
+        except (SlotError, TimeoutError) as error:
             self._cache.report("prompts were not restored", str(error))
         finally:
             self._cache.compute_digest(source)

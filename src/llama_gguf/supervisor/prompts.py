@@ -6,6 +6,7 @@ Nothing here fails: a disk that is full, slow or read-only is reported once, and
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Protocol, TypeVar
@@ -21,6 +22,10 @@ from llama_gguf.supervisor.launch import PromptSource
 _log: Final = EventLog(__name__)
 _T = TypeVar("_T")
 
+DISK_SECONDS: Final = 20.0
+"""For what a start of the engine waits for: a network disk may hang."""
+DISCARD_SECONDS: Final = 2.0
+"""The same for a stop. What stays is removed by a later start."""
 LOOK_SECONDS: Final = 1.0
 """Between two looks at the keys file."""
 
@@ -62,7 +67,7 @@ class PromptCache:
     """
 
     def __init__(self, folder: Folder, owners: Owners, run: Run = run_detached) -> None:
-        self._run = run
+        self._unlimited = run
         self._folder = folder
         self._owners = owners
         self.totals = Totals()
@@ -100,7 +105,7 @@ class PromptCache:
                 self._folder.note(key, model_digest.digest(source.files))
 
         try:
-            await self._run(read)
+            await self._unlimited(read)
         except OSError as error:
             self.report("the model cannot be read", error.strerror or str(error))
 
@@ -139,10 +144,10 @@ class PromptCache:
         path = self._owners.path
         seen: stamps.Stamp | None = None
         while path:
-            stamp = await self._run(lambda: stamps.stamp(path))
+            stamp = await self._unlimited(lambda: stamps.stamp(path))
             if stamp != seen:
                 seen = stamp
-                await self._try("states of revoked keys are not removed", self._remove_revoked)
+                await self._unlimited(self._remove_revoked)
             await asyncio.sleep(LOOK_SECONDS)
 
     def _remove_revoked(self) -> None:
@@ -178,7 +183,9 @@ class PromptCache:
         )
 
     async def discard(self, name: str) -> None:
-        await self._run(lambda: self._folder.discard(name))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DISCARD_SECONDS):
+                await self._unlimited(lambda: self._folder.discard(name))
 
     async def commit(self, entry: Entry) -> bool:
         """Keep a file that has been written; whether it is there now."""
@@ -215,6 +222,13 @@ class PromptCache:
     def _count(self, entries: Sequence[Entry]) -> None:
         self.totals.bytes = sum(entry.size for entry in entries)
         self.totals.files = len(entries)
+
+    async def _run(self, work: Callable[[], _T]) -> _T:
+        try:
+            async with asyncio.timeout(DISK_SECONDS):
+                return await self._unlimited(work)
+        except TimeoutError:
+            raise TimeoutError(f"the disk did not respond within {DISK_SECONDS:g} s") from None
 
     async def _try(self, what: str, work: Callable[[], _T]) -> _T | None:
         try:

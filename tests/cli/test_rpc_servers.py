@@ -97,6 +97,18 @@ def test_without_any_list_only_what_does_not_respond_is_noted(free: str) -> None
     assert summary(found) == [(Level.NOTE, gone)]
 
 
+def test_a_server_at_which_llama_server_ends_is_a_problem_and_the_others_are_listed() -> None:
+    with free_servers(2) as (free, other):
+
+        def list_devices(addresses: Sequence[str]) -> Sequence[Device] | None:
+            return None if other in addresses else engine(free)(addresses)
+
+        found = look([free, other], list_devices)
+
+    assert summary(found) == [(Level.WRONG, other)]
+    assert found.devices == (device(free),)
+
+
 def test_one_server_under_two_names_is_a_problem(free: str) -> None:
     name = free.replace("127.0.0.1", "localhost")
 

@@ -33,20 +33,27 @@ def look(addresses: Sequence[str], list_devices: ListDevices) -> Found:
     1. What cannot be an address is a problem: llama-server ignores it, with one line in its log.
     2. A server that accepts connections and does not respond is one too, because llama-server
        waits for it; so is one under two names, to which it would connect twice.
-    3. Without any other server that cannot be used it starts, and needs the memory for its part.
+    3. So is one at which llama-server ends: build 10068 does at what is no RPC server.
+    4. Without any other server that cannot be used it starts, and needs the memory for its part.
     """
     read = {address: rpc_servers.read(address) for address in addresses}
     servers = [server for server in read.values() if server is not None]
     failures = {server.address: rpc_servers.failure(server) for server in servers}
     usable = [address for address, reason in failures.items() if not reason]
     devices = list_devices(usable)
+    fatal: list[str] = []
+    if devices is None and usable and list_devices(()) is not None:
+        fatal = [address for address in usable if list_devices([address]) is None]
+        usable = [address for address in usable if address not in fatal]
+        devices = list_devices(usable)
     others = rpc_servers.unlisted(usable, devices) if devices is not None else []
     silent = [a for a, reason in failures.items() if reason == rpc_servers.SILENT]
     results = (
         *_unreadable([address for address, server in read.items() if server is None]),  # 1
         *_silent(silent),  # 2
         *_twice(servers),  # 2
-        *(  # 3
+        *_fatal(fatal),  # 3
+        *(  # 4
             _missing(server, failures[server.address])
             for server in servers
             if server.address not in silent
@@ -74,6 +81,17 @@ def _silent(addresses: Sequence[str]) -> Iterator[Result]:
             f"{', '.join(addresses)}: accepts connections and does not respond, so llama-server "
             "would wait for it. Either another llama-server uses it, which excludes all others "
             "meanwhile, or it hangs: stop that llama-server, or restart ggml-rpc-server",
+            Level.WRONG,
+        )
+
+
+def _fatal(addresses: Sequence[str]) -> Iterator[Result]:
+    if addresses:
+        yield Result(
+            SUBJECT,
+            f"{', '.join(addresses)}: llama-server ends when it connects. What listens there is no "
+            "RPC server, or one of another version of llama.cpp: correct --rpc in EXTRA_ARGS, or "
+            "use the same version on both",
             Level.WRONG,
         )
 

@@ -6,6 +6,8 @@ import hashlib
 import os
 from pathlib import Path
 
+import pytest
+
 from llama_gguf.prompt_cache import model_digest
 from llama_gguf.prompt_cache.model_digest import digest, identity
 
@@ -34,3 +36,28 @@ def test_any_change_gives_a_file_another_identity(tmp_path: Path) -> None:
 
 def test_a_missing_file_has_no_identity(tmp_path: Path) -> None:
     assert identity([str(tmp_path / "none")]) == ""
+
+
+def test_a_file_keeps_its_identity_when_its_file_system_is_mounted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "model"
+    file.write_bytes(b"weights")
+    first = identity([str(file)])
+    found = os.stat(file)
+    place = 2  # of st_dev
+    remounted = os.stat_result(
+        (*found[:place], found.st_dev + 1, *found[place + 1 :]), _named(found)
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", lambda path: remounted)
+        again = identity([str(file)])
+
+    assert remounted.st_dev != found.st_dev
+    assert remounted.st_ctime_ns == found.st_ctime_ns
+    assert again == first
+
+
+def _named(found: os.stat_result) -> dict[str, int]:
+    """The fields of *found* that are no items of it."""
+    return {name: getattr(found, name) for name in dir(found) if name.endswith("_ns")}

@@ -22,8 +22,9 @@ def identity(paths: Sequence[str]) -> str:
             found = os.stat(path)
         except OSError:
             return ""
-        # With ctime: it changes with each write, and mtime can be set back.
-        facts.append((found.st_dev, found.st_ino, found.st_size))
+        # With ctime: it changes with each write, and mtime can be set back. Without the device: a
+        # network or overlay file system has another number each time that it is mounted.
+        facts.append((found.st_ino, found.st_size))
         facts.append((found.st_mtime_ns, found.st_ctime_ns))
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
 

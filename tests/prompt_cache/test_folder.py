@@ -244,7 +244,7 @@ def test_files_of_others_in_its_folder_are_left_alone(tmp_path: Path) -> None:
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
 
 
-def test_a_folder_of_its_own_is_closed_to_others(tmp_path: Path) -> None:
+def test_a_folder_without_other_files_is_closed_to_others(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.save(A, [1])
     store.note("digest x", "abc")

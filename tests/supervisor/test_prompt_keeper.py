@@ -19,7 +19,6 @@ from llama_gguf.supervisor.launch import Launch
 from llama_gguf.supervisor.prompt_keeper import OLDER_SECONDS, STOP_SAVE_SECONDS, Moment
 from llama_gguf.supervisor.prompts import DISCARD_SECONDS, DISK_SECONDS, PromptCache
 from tests.supervisor.slots import Box, FakeOwners, FakeSlots, inline
-
 from tests.support.virtual_time import run
 
 T = TypeVar("T")
@@ -243,6 +242,34 @@ def test_the_states_of_a_revoked_key_are_removed_while_it_is_served(
     play(scenario)
 
 
+def test_the_keys_are_watched_on_when_no_thread_can_be_started_for_a_while(
+    box: Box, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures = iter(range(3))
+
+    async def scarce(work: Callable[[], T]) -> T:
+        if next(failures, None) is not None:
+            raise RuntimeError("can't start new thread")
+        return work()
+
+    async def scenario() -> None:
+        keeper, slots = await box.engine()
+        keeper.on_owners(["ann:1"])
+        slots.ask(0, A)
+        await keeper.save()
+        box.owners.path = str(tmp_path / "keys")
+        (tmp_path / "keys").write_text("ann")
+        box.owners.gone = {"ann:1"}
+        cache = PromptCache(box.store, box.owners, scarce)
+        watching = asyncio.get_running_loop().create_task(cache.watch_keys())
+        await asyncio.sleep(10)
+        assert not box.store.entries()
+        watching.cancel()
+
+    play(scenario)
+    assert caplog.text.count("new thread") == 1
+
+
 def test_a_key_that_is_removed_while_its_state_is_written_takes_it_along(box: Box) -> None:
     class RemovedAfterTheFirstLook(FakeOwners):
         def revoked(self, owners: Collection[str]) -> set[str]:
@@ -323,9 +350,7 @@ def test_a_key_that_is_reported_late_owns_what_is_not_worth_saving_yet(box: Box)
         keeper, slots = await box.engine()
         keeper.on_owners(["ann:1"])  # some seconds ago
         slots.ask(0, A[:40])  # of bob
-        looking = asyncio.get_running_loop().create_task(
-            keeper.save(Moment.QUIET)
-        )
+        looking = asyncio.get_running_loop().create_task(keeper.save(Moment.QUIET))
         await asyncio.sleep(0.5)
         keeper.on_owners(["bob:2"])
         assert not await looking
@@ -543,6 +568,26 @@ def test_a_disk_that_hangs_delays_a_start_and_a_stop_for_a_limited_time(
 
     play(scenario)
     assert "the disk did not respond" in caplog.text
+
+
+def test_without_a_thread_nothing_is_saved_or_restored_and_serving_continues(
+    box: Box, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def no_thread(work: Callable[[], T]) -> T:
+        del work
+        raise RuntimeError("can't start new thread")
+
+    async def scenario() -> None:
+        keeper, slots = await box.engine()
+        keeper.on_owners(["ann:1"])
+        slots.ask(0, A)
+        box.cache._unlimited = no_thread
+        assert not await keeper.save()
+        _, slots = await box.engine()
+        assert slots.calls == []
+
+    play(scenario)
+    assert caplog.text.count("new thread") == 2  # the save, the restore
 
 
 def test_a_size_of_nothing_keeps_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -144,7 +144,7 @@ class PromptKeeper:
             return
         try:
             await self._restore(source, is_leaving)
-        except (SlotError, TimeoutError) as error:
+        except (SlotError, OSError) as error:
             self._cache.report("prompts were not restored", str(error))
         finally:
             self._cache.compute_digest(source)
@@ -283,7 +283,7 @@ class PromptKeeper:
                 return await self._save(source, moment)
         except TimeoutError:
             self._cache.report("not all prompts were saved", f"{seconds:g} s are over")
-        except SlotError as error:
+        except (SlotError, OSError) as error:
             self._cache.report("prompts were not saved", str(error))
         return False
 

@@ -106,8 +106,8 @@ class PromptCache:
 
         try:
             await self._unlimited(read)
-        except OSError as error:
-            self.report("the model cannot be read", error.strerror or str(error))
+        except (OSError, RuntimeError) as error:  # or no thread can be started now
+            self.report("the model cannot be read", _reason(error))
 
     async def helps(self, valid: str) -> bool | None:
         """Whether restores have been seen to help; None if that has not been tried."""
@@ -144,10 +144,13 @@ class PromptCache:
         path = self._owners.path
         seen: stamps.Stamp | None = None
         while path:
-            stamp = await self._unlimited(lambda: stamps.stamp(path))
-            if stamp != seen:
-                seen = stamp
-                await self._unlimited(self._remove_revoked)
+            try:
+                stamp = await self._unlimited(lambda: stamps.stamp(path))
+                if stamp != seen:
+                    await self._unlimited(self._remove_revoked)
+                    seen = stamp
+            except (OSError, RuntimeError) as error:  # or no thread can be started now
+                self.report("states of revoked keys are not removed", _reason(error))
             await asyncio.sleep(LOOK_SECONDS)
 
     def _remove_revoked(self) -> None:
@@ -183,7 +186,7 @@ class PromptCache:
         )
 
     async def discard(self, name: str) -> None:
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(OSError, RuntimeError):
             async with asyncio.timeout(DISCARD_SECONDS):
                 await self._unlimited(lambda: self._folder.discard(name))
 
@@ -229,12 +232,14 @@ class PromptCache:
                 return await self._unlimited(work)
         except TimeoutError:
             raise TimeoutError(f"the disk did not respond within {DISK_SECONDS:g} s") from None
+        except RuntimeError as error:  # no thread can be started now
+            raise OSError(str(error)) from None
 
     async def _try(self, what: str, work: Callable[[], _T]) -> _T | None:
         try:
             return await self._run(work)
         except OSError as error:
-            self.report(what, error.strerror or str(error))
+            self.report(what, _reason(error))
             return None
 
     def report(self, what: str, reason: str) -> None:
@@ -247,6 +252,10 @@ class PromptCache:
                 what=what,
                 reason=reason,
             )
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def digest_key(identity: str) -> str:

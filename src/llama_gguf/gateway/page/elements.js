@@ -45,21 +45,21 @@ export function confirmed({ title, text, action }) {
   find("confirm").showModal();
   find("confirm-no").focus();
   return new Promise((resolve) => {
-    answer = resolve;
+    decide = resolve;
   });
 }
 
 // Of the question that is shown. Not by the event "close", which may come after the next question.
-let answer = () => {};
+let decide = () => {};
 
 function close(isConfirmed) {
-  answer(isConfirmed);
+  decide(isConfirmed);
   find("confirm").close();
 }
 
 find("confirm-yes").addEventListener("click", () => close(true));
 find("confirm-no").addEventListener("click", () => close(false));
-find("confirm").addEventListener("cancel", () => answer(false));
+find("confirm").addEventListener("cancel", () => decide(false));
 
 // Copying ---------------------------------------------------------------------------------------
 

@@ -314,6 +314,15 @@ def test_a_window_of_a_key_that_is_unknown_here_can_be_given_back(client: Client
     assert dict(zip(*[iter(client.do("HGETALL", NAME))] * 2, strict=True))[b"g:stranger"] == b"0"
 
 
+def test_a_message_of_another_program_is_ignored(client: Client) -> None:
+    machine = World(client, 1, limit=60).nodes[0].machine
+    machine.next_call()
+
+    machine.on_recall("theirs")
+
+    assert not machine.has("theirs")
+
+
 def test_many_windows_are_divided_into_calls(client: Client) -> None:
     world = World(client, 1, limit=60)
     machine = world.nodes[0].machine

@@ -7,6 +7,7 @@ import logging
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from llama_gguf.access.rate_limit import RateLimiter
 from llama_gguf.access.shared_limits import digest_of
 from llama_gguf.config.settings import Settings
 from llama_gguf.errors import LimitsUnavailable
+from llama_gguf.gateway import shared_store
 from llama_gguf.gateway.shared_store import SharedStore
 from llama_gguf.net.clock import Clock
 from tests.support.keys import KEY
@@ -46,26 +48,27 @@ Play = Callable[[SharedStore, Authenticator], Awaitable[None]]
 
 def play(server: Store, scene: Play, **settings: object) -> None:
     """Run *scene* with the store of a gateway with one key, which has a budget."""
+    asyncio.run(played(server.url, scene, **settings))
 
-    async def run() -> None:
-        loop = asyncio.get_running_loop()
-        chosen = Settings.of(shared_limits=server.url, **settings)
-        shared = SharedStore(chosen.shared, loop, Clock())
-        authenticator = Authenticator(chosen.auth, shared.new_limiter, shared.new_share)
-        authenticator.take(RING, ())
-        tasks = [
-            loop.create_task(shared.follow(), name="follow"),
-            loop.create_task(shared.follow_keys(authenticator), name="keys"),
-        ]
-        try:
-            await scene(shared, authenticator)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await shared.leave()
 
-    asyncio.run(run())
+async def played(url: str, scene: Play, **settings: object) -> None:
+    """As ``play``, of a server at *url*."""
+    loop = asyncio.get_running_loop()
+    chosen = Settings.of(shared_limits=url, **settings)
+    shared = SharedStore(chosen.shared, loop, Clock())
+    authenticator = Authenticator(chosen.auth, shared.new_limiter, shared.new_share)
+    authenticator.take(RING, ())
+    tasks = [
+        loop.create_task(shared.follow(), name="follow"),
+        loop.create_task(shared.follow_keys(authenticator), name="keys"),
+    ]
+    try:
+        await scene(shared, authenticator)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await shared.leave()
 
 
 def limiter_of(authenticator: Authenticator) -> RateLimiter:
@@ -208,3 +211,49 @@ def test_keys_that_are_removed_are_forgotten(server: Store) -> None:
         await until(lambda: not shared.limits.has(name))
 
     play(server, scene)
+
+
+HELLO = b"%1\r\n$7\r\nversion\r\n$5\r\n7.0.0\r\n"
+LOADED = b"$40\r\n" + b"a" * 40 + b"\r\n"
+SUBSCRIBED = b">3\r\n$9\r\nsubscribe\r\n$1\r\nx\r\n:1\r\n"
+
+
+@pytest.mark.parametrize(
+    "replies",
+    [
+        (HELLO, b""),
+        (HELLO, LOADED, LOADED, b""),
+        (HELLO, LOADED, LOADED, SUBSCRIBED + b"garbage\r\n"),
+        (HELLO, b":1\r\n", b"$1\r\n\xff\r\n", SUBSCRIBED, b"-NOSCRIPT\r\n"),
+    ],
+    ids=["silent", "silent later", "garbage", "no hashes"],
+)
+def test_a_program_that_only_begins_as_a_server_is_an_outage_until_there_is_one(
+    server: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    replies: tuple[bytes, ...],
+) -> None:
+    monkeypatch.setattr(shared_store, "CONNECT_SECONDS", 0.2)
+    path = server.folder / "program.sock"
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer):
+            for reply in replies:
+                await reader.read(65536)
+                writer.write(reply)
+            while await reader.read(65536):
+                pass
+
+    async def scene(shared: SharedStore, authenticator: Authenticator) -> None:
+        del authenticator
+        await until(lambda: "cannot be used" in caplog.text)
+        path.unlink()
+        path.symlink_to(server.path)
+        await until(lambda: shared.state.is_up)
+
+    async def run() -> None:
+        async with await asyncio.start_unix_server(serve, path):
+            await played(f"unix://{path}", scene)
+
+    asyncio.run(run())

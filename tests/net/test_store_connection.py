@@ -146,11 +146,21 @@ def test_a_replica_is_refused(tmp_path: Path) -> None:
         (b"-ERR unknown command 'HELLO'\r\n", "older than Redis 6"),
         (b"%1\r\n$4\r\nmode\r\n$8\r\nsentinel\r\n", "is a Sentinel"),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "something else than Redis's protocol"),
+        (b"*0\r\n", "does not reply to HELLO as Redis does"),
+        (b"+OK\r\n", "does not reply to HELLO as Redis does"),
+        (b":1\r\n", "does not reply to HELLO as Redis does"),
     ],
 )
 def test_other_servers_are_refused(text: bytes, reason: str) -> None:
     with replying(text) as url:
         assert reason in error_at(url)
+
+
+def test_a_password_that_a_server_repeats_is_not_in_the_reason() -> None:
+    with replying(b"-ERR what is HELLO 3 AUTH default s3cret?\r\n") as url:
+        reason = error_at(url.replace("//", "//:s3cret@"))
+
+    assert reason == "the server does not accept HELLO with a password"
 
 
 def test_a_server_that_is_not_there_is_reported(tmp_path: Path) -> None:

@@ -296,6 +296,8 @@ class SharedLimits:
             self._pulses = self.state.is_urgent = True
             self.state.wake()
             return
+        if not name.startswith(PREFIX):
+            return  # of another program
         share = self._shares.get(name)
         if share is None:
             if self._find(name):

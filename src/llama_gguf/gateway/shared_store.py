@@ -42,11 +42,13 @@ from llama_gguf.events import EventLog
 from llama_gguf.net.clock import Clock
 from llama_gguf.net.store_checks import context_of
 from llama_gguf.net.store_connection import (
+    CONNECT_SECONDS,
     Greeting,
     ReplyError,
     StoreConnection,
     StoreError,
     connect,
+    text_of,
 )
 from llama_gguf.net.wall_clock import wall_now
 from llama_gguf.telemetry.metrics import SharedLimitGauges
@@ -230,12 +232,15 @@ class SharedStore:
             self.address, self._context, self.limits.on_recall, partial(self._on_lost, lost)
         )
         try:
-            for name, text in self._texts.items():
-                self._hashes[name] = (await connection.ask("SCRIPT", "LOAD", text)).decode()
-            await connection.ask("SUBSCRIBE", self.limits.channel)
-        except StoreError:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await self._prepare(connection)
+        except (StoreError, TimeoutError) as error:
             connection.close()
-            raise
+            raise StoreError(
+                str(error) or f"no response within {CONNECT_SECONDS:g} seconds"
+            ) from None
+        if lost.is_set():  # together with the last reply
+            raise StoreError("the server closed the connection")
         self.greeting = greeting
         self._connection = connection
         self._was_used = False
@@ -243,6 +248,16 @@ class SharedStore:
         self._call()
         await lost.wait()
         return self._was_used
+
+    async def _prepare(self, connection: StoreConnection) -> None:
+        """Load the scripts, and listen for recalls.
+
+        Raises:
+            StoreError: the server refuses it, or the connection is lost.
+        """
+        for name, text in self._texts.items():
+            self._hashes[name] = text_of(await connection.ask("SCRIPT", "LOAD", text))
+        await connection.ask("SUBSCRIBE", self.limits.channel)
 
     def _on_lost(self, lost: asyncio.Event, reason: str) -> None:
         lost.set()

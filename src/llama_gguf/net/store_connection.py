@@ -112,7 +112,7 @@ class StoreConnection(asyncio.Protocol):
     def _on_reply(self, reply: Any) -> None:
         if isinstance(reply, hiredis.PushNotification):
             if len(reply) == 3 and reply[0] == b"message":
-                self._on_message(reply[2].decode("ascii", "replace"))
+                self._on_message(text_of(reply[2]))
             elif self._waiting and reply[0] == b"subscribe":
                 self._waiting.popleft()(reply)
         elif self._waiting:
@@ -134,16 +134,17 @@ class Greeting:
     """
 
     def __init__(self, reply: dict[bytes, Any]) -> None:
-        self.version = _text(reply.get(b"version"))
-        self.server = _text(reply.get(b"server")) or "redis"
-        self.mode = _text(reply.get(b"mode")) or "standalone"
-        self.role = _text(reply.get(b"role")) or "master"
+        self.version = text_of(reply.get(b"version"))
+        self.server = text_of(reply.get(b"server")) or "redis"
+        self.mode = text_of(reply.get(b"mode")) or "standalone"
+        self.role = text_of(reply.get(b"role")) or "master"
 
     def __str__(self) -> str:
         return f"{self.server.capitalize()} {self.version}"
 
 
-def _text(value: object) -> str:
+def text_of(value: object) -> str:
+    """What the server has sent, as text; empty if it is none."""
     return value.decode("ascii", "replace") if isinstance(value, bytes) else ""
 
 
@@ -201,11 +202,9 @@ async def _greet(connection: StoreConnection, address: StoreAddress) -> Greeting
     try:
         reply = await connection.ask(*words)
     except StoreError as error:
-        if "unknown command" in str(error).lower() or "NOPROTO" in str(error):
-            raise StoreError("the server is older than Redis 6") from None
-        if "NOAUTH" in str(error):
-            raise StoreError("it requires a password (NOAUTH)") from None
-        raise
+        raise StoreError(_explained(str(error), address.password)) from None
+    if not isinstance(reply, dict):  # a proxy of another protocol, or any program that replies
+        raise StoreError("the server does not reply to HELLO as Redis does")
     greeting = Greeting(reply)
     if greeting.mode == "cluster":
         raise StoreError("the server is a node of a cluster, which is not supported")
@@ -216,3 +215,14 @@ async def _greet(connection: StoreConnection, address: StoreAddress) -> Greeting
     if address.database:
         await connection.ask("SELECT", str(address.database))
     return greeting
+
+
+def _explained(error: str, password: str) -> str:
+    """Why a server refuses HELLO."""
+    if "unknown command" in error.lower() or "NOPROTO" in error:
+        return "the server is older than Redis 6"
+    if "NOAUTH" in error:
+        return "it requires a password (NOAUTH)"
+    if password and password in error:  # some repeat what they do not know
+        return "the server does not accept HELLO with a password"
+    return error

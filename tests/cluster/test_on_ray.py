@@ -222,6 +222,7 @@ def address_in(text: str) -> str:
 def test_what_cannot_be_is_refused_with_what_to_do(cluster: Cluster) -> None:
     cases: Mapping[tuple[str, ...], str] = {
         ("status", "--address", f"127.0.0.1:{free_port()}"): "ray start --head",
+        ("status", "--address", "nonsense"): "responds at nonsense. Start it",
         ("status", "--address", "ray://127.0.0.1:10001"): "--address=HEAD:6379",
         ("up", "tiny.gguf", "--gpus", "1"): "--gpus 0 uses CPUs",
         ("up", "tiny.gguf", "--cpus", "64"): "127.0.0.2: 2 CPUs, 0 GPUs",

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from llama_gguf.engines import roster
@@ -51,3 +54,21 @@ def test_what_is_no_message_is_an_error_for_every_reader(line: bytes) -> None:
     for read in (roster.read_hello, roster.read_demand, roster.read_roster):
         with pytest.raises(ValueError, match=r"."):
             read(line)
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [["engine"], ["10.0.0.1:0"], ["10.0.0.1:65536"], ["a b:80"], ["a\r\nX: 1:80"], ["h:1"] * 65],
+)
+def test_what_is_no_list_of_addresses_is_no_roster(addresses: list[str]) -> None:
+    line = roster.to_line(replace(ROSTER, addresses=tuple(addresses)))
+
+    with pytest.raises(ValueError, match="addresses"):
+        roster.read_roster(line)
+
+
+@pytest.mark.parametrize("progress", [math.nan, math.inf, -1.0, 1.5])
+def test_a_progress_that_is_no_part_is_none(progress: float) -> None:
+    line = roster.to_line(replace(ROSTER, progress=progress))
+
+    assert roster.read_roster(line).progress is None

@@ -322,7 +322,8 @@ def _check_reachable(address: str) -> None:
         try:
             socket.create_connection((each.strip("[]"), int(port)), CONNECT_SECONDS).close()
         except (OSError, ValueError, OverflowError) as error:
-            raise UserError(_unreachable(f"{each}:{port}", error, is_own=is_own)) from None
+            where = f"{each}:{port}" if host else address
+            raise UserError(_unreachable(where, error, is_own=is_own)) from None
 
 
 def _own_head() -> str:

@@ -8,10 +8,12 @@ that the other one is gone. A gateway that is refused gets a line with ``error``
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+from llama_gguf.config.schema import MAX_REPLICAS
 from llama_gguf.engines.status import ChildState
 
 DEFAULT_PORT: Final = 8002
@@ -20,6 +22,8 @@ REPEAT_SECONDS: Final = 2.0
 SILENT_SECONDS: Final = 10.0
 """Without a line, after which the connection is given up."""
 MAX_LINE_BYTES: Final = 64 << 10
+_ADDRESS: Final = re.compile(r"(?:[0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
+"""Of an engine, as of ``EngineAddress.key``."""
 
 
 class Refused(Exception):
@@ -133,19 +137,27 @@ def read_roster(line: bytes) -> Roster:
     fields = _fields(line)
     if "error" in fields:
         raise Refused(_text(fields, "error"))
-    addresses = fields.get("addresses")
-    if not isinstance(addresses, list) or not all(isinstance(each, str) for each in addresses):
-        raise ValueError("addresses is not a list of texts")
     progress = fields.get("progress")
     return Roster(
         _count(fields, "revision"),
-        tuple(addresses),
+        _addresses(fields),
         ChildState(_text(fields, "state")),
         _text(fields, "detail"),
-        progress if isinstance(progress, float | int) else None,
+        progress if isinstance(progress, float | int) and 0 <= progress <= 1 else None,
         _text(fields, "model"),
         _text(fields, "version"),
     )
+
+
+def _addresses(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    found = fields.get("addresses")
+    if not isinstance(found, list) or len(found) > MAX_REPLICAS:
+        raise ValueError("addresses is not a list of engines")
+    for each in found:
+        match = _ADDRESS.fullmatch(each) if isinstance(each, str) else None
+        if match is None or not 0 < int(match[1]) < 1 << 16:
+            raise ValueError("addresses has something else than HOST:PORT")
+    return tuple(found)
 
 
 def _fields(line: bytes) -> dict[str, Any]:

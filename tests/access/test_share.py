@@ -84,7 +84,7 @@ def test_half_of_an_unused_share_is_given_back_when_another_gateway_needs_it() -
 
 def test_a_lower_limit_lowers_the_share_at_once() -> None:
     share = share_of(60)
-    share.limit = 8
+    share.change_limit(8)
 
     assert share.begin() == 4
 

@@ -175,6 +175,36 @@ def test_what_was_admitted_during_an_outage_is_reported_after_it(client: Client)
     assert [node.limiter().remaining(node.now) for node in world.nodes] == [0, 0]
 
 
+def test_a_limit_that_is_lowered_while_shares_are_held_admits_no_more(client: Client) -> None:
+    world = World(client, 2, limit=60)
+    assert [hits(node, 5) for node in world.nodes] == [5, 5]
+    world.pass_time(2)  # both know of all 10
+    for node in world.nodes:
+        node.limiter().limit = 20
+    for _ in range(40):
+        for node in world.nodes:
+            node.hit()
+        world.settle()
+
+    assert len(world.admitted) == 20
+
+
+def test_a_gateway_without_requests_does_not_keep_a_share_of_the_limit_before(
+    client: Client,
+) -> None:
+    world = World(client, 2, limit=60)
+    one, idle = world.nodes
+    assert [hits(node, 1) for node in world.nodes] == [1, 1]
+    world.converge()
+    one.limiter().limit = 20
+    idle.machine.change_limit(NAME, 20)
+    for _ in range(40):
+        one.hit()
+        world.settle()
+
+    assert len(world.admitted) == 20
+
+
 # Gateways come and go -----------------------------------------------------------------------------
 
 

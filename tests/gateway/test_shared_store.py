@@ -16,11 +16,14 @@ from llama_gguf.access.authenticator import Authenticator
 from llama_gguf.access.keys import KeyRing
 from llama_gguf.access.rate_limit import RateLimiter
 from llama_gguf.access.shared_limits import digest_of
+from llama_gguf.access.shared_rate import SharedRate
 from llama_gguf.config.settings import Settings
 from llama_gguf.errors import LimitsUnavailable
 from llama_gguf.gateway import shared_store
 from llama_gguf.gateway.shared_store import SharedStore
 from llama_gguf.net.clock import Clock
+from llama_gguf.net.wall_clock import wall_now
+from llama_gguf.telemetry.batch import COUNTS
 from tests.support.keys import KEY
 from tests.support.processes import DEADLINE_SECONDS
 from tests.support.stores import Store, store
@@ -211,6 +214,38 @@ def test_keys_that_are_removed_are_forgotten(server: Store) -> None:
         await until(lambda: not shared.limits.has(name))
 
     play(server, scene)
+
+
+def test_a_limit_that_has_changed_applies_to_the_share_without_a_request(server: Store) -> None:
+    async def scene(shared: SharedStore, authenticator: Authenticator) -> None:
+        del shared
+        limiter = limiter_of(authenticator)
+        assert isinstance(limiter, SharedRate)
+        await asyncio.sleep(0)  # the keys before are known
+        authenticator.take(KeyRing.parse(f"alice:{KEY}:20\n"), ())
+        await until(lambda: limiter.share.limit == 20)
+
+    play(server, scene)
+
+
+def test_what_many_keys_have_used_is_reported_by_a_gateway_that_leaves(server: Store) -> None:
+    ids = [f"key-{number}" for number in range(200)]
+
+    async def scene(shared: SharedStore, authenticator: Authenticator) -> None:
+        lines = [f"{key_id}:{key_id}-0123456789abcdef\n" for key_id in ids]
+        authenticator.take(KeyRing.parse("".join(lines)), ())
+        await until(lambda: shared.state.is_up)
+        for key_id in ids:
+            principal = authenticator.named(key_id)
+            assert principal is not None
+            assert principal.limiter is not None
+            assert principal.limiter.hit(time.monotonic()) >= 0
+            shared.usage.totals.add(key_id, [1] * len(COUNTS), wall_now())
+
+    play(server, scene)
+    names = [f"llama-gguf:{digest_of(key_id)}:requests_per_minute" for key_id in ids]
+    assert all(server.do("EXISTS", name) for name in names)
+    assert all(server.do("EXISTS", f"llama-gguf:usage:{digest_of(key_id)}") for key_id in ids)
 
 
 HELLO = b"%1\r\n$7\r\nversion\r\n$5\r\n7.0.0\r\n"

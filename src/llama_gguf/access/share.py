@@ -104,7 +104,6 @@ class Share:
         "period",
         "sent",
         "state",
-        "synced_limit",
     )
 
     def __init__(
@@ -128,8 +127,6 @@ class Share:
         self.held = max(limit // state.gateways, 1)
         """May be used before the next reply. Negative after a request that cost more than was left:
         a window admits its limit and one estimate of each gateway."""
-        self.synced_limit = limit
-        """That ``held`` was a part of."""
         self.pending: dict[int, int] = {}
         """By period, used here and not yet sent; may be negative."""
         self.sent: dict[int, int] = {}
@@ -140,6 +137,11 @@ class Share:
         self.gives_back = False
         """Whether another gateway needs what is not used of this share."""
         self.on_applied: Callable[[], None] = _nothing
+
+    def change_limit(self, limit: int) -> None:
+        """Apply another *limit*; what was used still counts."""
+        self.limit = limit
+        self.held = min(self.held, (limit - self.used()) // self.state.gateways)
 
     def add(self, period: int, amount: int) -> None:
         """Count what was used here; negative if it is given back."""
@@ -212,9 +214,6 @@ class Share:
         Returns:
             What is kept of the share until its reply.
         """
-        if self.limit != self.synced_limit:
-            self.held = min(self.held, self.limit // self.state.gateways)
-            self.synced_limit = self.limit
         self.held = max(self.held // 2 if self.gives_back else self.held, 0)
         self.gives_back = False
         self.sent, self.pending = self.pending, {}

@@ -100,6 +100,7 @@ class SharedLimits:
         self._shares: dict[str, Share] = {}
         self._number = 0
         self._unanswered: Call | None = None
+        self._has_left = False
         self._epoch = ""
         self._since = ""
         self._pulses = True
@@ -137,6 +138,16 @@ class SharedLimits:
         """Whether the window *name* has a share."""
         return name in self._shares
 
+    def change_limit(self, name: str, limit: int) -> None:
+        """Apply another *limit* to the window *name*, also if it is not used here now.
+
+        A share of a higher one would be kept from the other gateways.
+        """
+        share = self._shares.get(name)
+        if share is not None and share.limit not in (0, limit):
+            share.change_limit(limit)
+            self.state.note(share, is_urgent=False)
+
     def keep_only(self, digests: Container[str]) -> None:
         """Forget the rates of keys other than those with these *digests*.
 
@@ -173,12 +184,21 @@ class SharedLimits:
         return bool(self._short)
 
     def next_call(self, *, leaves: bool = False) -> Call | None:
-        """The call to send now; the last one again, as long as it has no reply."""
+        """The call to send now; the last one again, as long as it has no reply.
+
+        Args:
+            leaves: whether the gateway does. All calls then have what was used and not yet sent,
+                and nothing else; there is at least one.
+        """
         if self._unanswered is not None:
             return self._unanswered
-        if not (self.is_due or leaves):
-            return None
         state = self.state
+        if leaves:
+            state.dirty = {name: share for name, share in state.dirty.items() if share.pending}
+            if self._has_left and not state.dirty:
+                return None
+        elif not self.is_due:
+            return None
         names = list(state.dirty)[:MAX_WINDOWS]
         shares = [state.dirty.pop(name) for name in names]
         state.is_urgent = False
@@ -215,6 +235,11 @@ class SharedLimits:
             ],
             separators=(",", ":"),
         )
+
+    def on_left(self) -> None:
+        """The store has had a call of this gateway, which leaves: the reply does not matter."""
+        self._unanswered = None
+        self._has_left = True
 
     # In -----------------------------------------------------------------------------------------
 

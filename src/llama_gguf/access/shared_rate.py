@@ -38,7 +38,8 @@ class SharedRate(RateLimiter):
         share = self.share
         second = int(now + share.state.offset)
         used = self._used_at(second)
-        share.limit = self.limit
+        if share.limit != self.limit:
+            share.change_limit(self.limit)
         if (used >= self.limit or share.held <= 0 or not share.state.is_up) and not share.admits(
             used, second - share.length + 1
         ):

@@ -338,8 +338,8 @@ class TokenBudget:
                 share = new_share(self.key_id, window, limit, self.counts[window])
                 share.on_applied = self._on_applied
                 self._shares[window] = share
-            elif share is not None:
-                share.limit = limit
+            elif share is not None and limit != share.limit:
+                share.change_limit(limit)
 
     def _on_applied(self) -> None:
         """The counts were replaced by those of all gateways."""

@@ -180,7 +180,7 @@ class SharedStore:
         return self.limits.has(name)
 
     async def follow_keys(self, authenticator: Authenticator) -> None:
-        """Know all keys by their digests, and share the budgets of those that have one."""
+        """Know all keys by their digests, and share their budgets and what has changed of them."""
         self._authenticator = authenticator
         ring = None
         while True:
@@ -190,9 +190,13 @@ class SharedStore:
                 for number, key in enumerate(ring.keys):
                     if not number % KEYS_PER_TURN:
                         await asyncio.sleep(0)
-                    ids[digest_of(key.key_id)] = key.key_id
-                    if has_budget(key.attributes):
-                        authenticator.named(key.key_id)
+                    digest = digest_of(key.key_id)
+                    ids[digest] = key.key_id
+                    rate = window_name(digest, RATE)
+                    if has_budget(key.attributes) or self.limits.has(rate):
+                        principal = authenticator.named(key.key_id)
+                        if principal is not None and principal.limiter is not None:
+                            self.limits.change_limit(rate, principal.limiter.limit)
                 self._ids = ids
                 self.limits.keep_only(ids)
                 self.usage.look_again()
@@ -395,11 +399,15 @@ class SharedStore:
         try:
             async with asyncio.timeout(REPLY_SECONDS):
                 await connection.ask("PING")  # after its reply, none is missing
-                call = self.limits.next_call(leaves=True)
-                if call is not None:
+                while (call := self.limits.next_call(leaves=True)) is not None:
                     await connection.ask(*self._words("limits", call.keys, call.arguments))
-                usage = self._words("usage", self.usage.keys, self.usage.next_call())
-                await connection.ask(*usage)
+                    self.limits.on_left()
+                is_sent = False
+                while not is_sent:
+                    words = self._words("usage", self.usage.keys, self.usage.next_call())
+                    reply = await connection.ask(*words)
+                    self.usage.on_reply(reply, self._ids.get, self._clock.wall)
+                    is_sent = self.usage.is_sent
         except (TimeoutError, StoreError):
             pass  # the others find out that it is gone
         finally:

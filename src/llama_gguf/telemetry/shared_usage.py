@@ -44,6 +44,11 @@ class SharedUsage:
         """Read the usage of all keys: other ones are known now."""
         self._since = "0"
 
+    @property
+    def is_sent(self) -> bool:
+        """Whether the store has all that ``next_call`` has taken so far."""
+        return self._unanswered is None and not self._unsent
+
     def next_call(self) -> list[str]:
         """The arguments of the call to send now; those of the last one, if it has no reply."""
         if self._unanswered is not None:

@@ -127,6 +127,16 @@ def test_a_server_with_tls_is_verified(server: Store, tmp_path: Path) -> None:
         )
 
 
+def test_a_server_without_tls_is_reported() -> None:
+    with replying(b"-ERR Protocol error\r\n") as url:
+        reason = error_at(url.replace("redis:", "rediss:"), ssl.create_default_context())
+
+    assert reason.startswith("TLS cannot be used: ")
+    with replying(b"") as url:
+        reason = error_at(url.replace("redis:", "rediss:"), ssl.create_default_context(), 0.2)
+    assert reason.endswith("if it has no TLS, its address begins with redis://")
+
+
 # Servers that cannot be used ----------------------------------------------------------------------
 
 

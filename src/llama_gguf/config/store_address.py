@@ -8,7 +8,8 @@ from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 FORMS: Final = (
     "redis://HOST:PORT/DATABASE, rediss://HOST:PORT/DATABASE for TLS, or "
-    "unix:///PATH?db=DATABASE; with USER:PASSWORD@ or :PASSWORD@ before the host or path"
+    "unix:///PATH?db=DATABASE; with USER:PASSWORD@ or :PASSWORD@ before the host or path, in which "
+    "/ ? # @ : and % are written as %2F %3F %23 %40 %3A %25"
 )
 DEFAULT_PORT: Final = 6379
 

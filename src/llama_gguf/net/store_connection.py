@@ -183,8 +183,12 @@ async def connect(
             return connection, greeting
     except TimeoutError:
         reason = f"no response within {seconds:g} seconds"
+        if context is not None:  # a server without it waits for the end of the first line
+            reason += "; if it has no TLS, its address begins with redis://"
     except ssl.SSLCertVerificationError as error:
         reason = f"its certificate is not accepted: {error.verify_message}"
+    except ssl.SSLError as error:  # its errno is one of OpenSSL's
+        reason = f"TLS cannot be used: {(error.reason or str(error)).replace('_', ' ').lower()}"
     except socket.gaierror as error:
         reason = f"{address.host} is not found: {error.strerror}"
     except OSError as error:  # asyncio has its own words for some

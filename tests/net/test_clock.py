@@ -2,6 +2,9 @@ from __future__ import annotations
 
 from email.utils import parsedate_to_datetime
 
+import pytest
+
+from llama_gguf.net import clock
 from llama_gguf.net.clock import Clock
 
 
@@ -19,3 +22,16 @@ def test_durations_never_run_backwards() -> None:
     clock = Clock()
 
     assert clock.started_at <= clock.now() <= clock.now()
+
+
+def test_limits_that_are_shared_do_not_follow_a_clock_that_is_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = Clock()
+    assert now.limits_wall() == now.wall
+    now.follow(1_800_000_000.0 - now.now())
+    monkeypatch.setattr(clock, "wall_now", lambda: 1_900_000_000.0)
+    now.tick()
+
+    assert now.wall == 1_900_000_000.0
+    assert 1_800_000_000.0 <= now.limits_wall() < 1_800_000_000.0 + 3600

@@ -24,8 +24,9 @@ class Clock:
         """Of ``steady`` from ``now``."""
         self.limits_offset = self.steady_offset
         """Of ``limits_now`` from ``now``: another one if the limits are shared."""
-        self._wall_lead = 0.0
-        """Of ``limits_wall`` before ``wall``."""
+        self._follows = False
+        """Whether ``limits_offset`` is of another clock, which counts also if ``wall`` jumps."""
+        self._ticked_at = 0.0
         self.date = b""
         """The header line of a response (RFC 9110 section 5.6.7)."""
         self.tick()
@@ -40,17 +41,17 @@ class Clock:
 
     def limits_wall(self) -> float:
         """As ``wall``, by the clock that all gateways have that share limits."""
-        return self.wall + self._wall_lead
+        return self._ticked_at + self.limits_offset if self._follows else self.wall
 
     def follow(self, offset: float) -> None:
         """Measure limits by a clock with this *offset* from ``now``."""
-        if offset != self.limits_offset:
-            self.limits_offset = offset
-            self._wall_lead = self.now() + offset - wall_now()
+        self.limits_offset = offset
+        self._follows = True
 
     def tick(self) -> None:
         """Read the wall clock."""
         self.wall = wall_now()
+        self._ticked_at = self.now()
         # Always in English, since setlocale is never called.
         date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(self.wall))
         self.date = b"Date: %b\r\n" % date.encode("ascii")

@@ -58,7 +58,7 @@ def large(rig: Rig, target: str, *fields: str, key: int = 0) -> Coroutine[Any, A
     assert principal is not None
     work = large_responses.of(found.route.kind, found, rig.services, principal)
     assert work is not None
-    return work
+    return work()
 
 
 def test_the_usage_of_many_keys_has_the_same_facts_as_that_of_few(rig: Rig) -> None:

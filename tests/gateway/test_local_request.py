@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -175,6 +177,17 @@ def test_reload_takes_new_keys_and_drops_removed_ones(rig: Rig) -> None:
     assert get(rig, "/v1/models", key=KEY).status == 401
     assert get(rig, "/v1/models", key=OTHER_KEY).status == 200
     assert get(rig, "/v1/models", key="sk-new-0123456789abc").status == 200
+
+
+def test_a_client_that_disconnects_before_its_reload_begins_leaves_nothing(rig: Rig) -> None:
+    with warnings.catch_warnings(record=True) as unfinished:
+        warnings.simplefilter("always")
+        client = rig.client()
+        client.transport.receive(request("POST", "/reload"))
+        client.reset()
+        gc.collect()
+
+    assert unfinished == []
 
 
 @pytest.mark.parametrize("text", [None, b"\xff\xfe"])

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from llama_gguf.gateway import budgets, dashboard, endpoints
@@ -34,13 +35,13 @@ KEYS_PER_STEP: Final = 32
 
 def of(
     kind: Kind, request: Request, services: Services, principal: Principal
-) -> Coroutine[object, object, LocalResponse] | None:
+) -> Callable[[], Coroutine[object, object, LocalResponse]] | None:
     """The work of the response to *request*, if it is large."""
     if services.shown_usage.keys_used <= MANY_KEYS:
         return None
     if kind is Kind.USAGE and services.authenticator.is_admin(principal):
-        return _usage(principal, services)
-    return _metrics(request, services) if kind is Kind.METRICS else None
+        return partial(_usage, principal, services)
+    return partial(_metrics, request, services) if kind is Kind.METRICS else None
 
 
 def _steps(key_ids: Sequence[str]) -> Iterator[Sequence[str]]:

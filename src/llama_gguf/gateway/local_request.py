@@ -6,7 +6,8 @@ on the dashboard.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from llama_gguf.access.authenticator import Authenticator
@@ -50,7 +51,7 @@ def serve(services: Services, client: Client, exchange: Exchange) -> Cancellable
         services.authenticator.check_admin(principal)
         client.settle_body(request)
         exchange.on(Event.FORWARD)
-        work = _reload(services)
+        work = partial(_reload, services)
         return services.loop.create_task(
             _respond_later(client, exchange, work), name="POST /reload"
         )
@@ -61,7 +62,7 @@ def serve(services: Services, client: Client, exchange: Exchange) -> Cancellable
         dashboard_admin.check(services, principal)
         client.settle_body(request)
         exchange.on(Event.FORWARD)
-        work = dashboard_admin.respond(route.kind, request, services, principal)
+        work = partial(dashboard_admin.respond, route.kind, request, services, principal)
         return services.loop.create_task(_respond_later(client, exchange, work), name="dashboard")
     large = large_responses.of(route.kind, request, services, principal)
     if large is not None:
@@ -73,11 +74,12 @@ def serve(services: Services, client: Client, exchange: Exchange) -> Cancellable
 
 
 async def _respond_later(
-    client: Client, exchange: Exchange, work: Coroutine[object, object, LocalResponse]
+    client: Client, exchange: Exchange, work: Callable[[], Coroutine[object, object, LocalResponse]]
 ) -> None:
+    """Respond with the result of *work*, which begins here: the task may be cancelled before."""
     try:
         try:
-            response = await work
+            response = await work()
         except GatewayError as error:
             client.respond_error(exchange, error)
         else:

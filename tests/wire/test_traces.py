@@ -65,7 +65,7 @@ def test_the_spans_of_a_stream_reach_the_collector(
     assert span.span.parent_span_id.hex() == "b7ad6b7169203331"
     assert [phase.span.name for phase in phases] == ["prefill", "decode"]
     assert {phase.span.parent_span_id for phase in phases} == {span.span.span_id}
-    assert sum(phase.seconds for phase in phases) <= span.seconds
+    assert sum(phase.seconds for phase in phases) <= span.seconds + 1e-9  # as sums are rounded
     assert phases[0].seconds <= TIMINGS["prompt_ms"] / 1000 + 1e-6
     assert span.attributes["gen_ai.usage.input_tokens"] == 7
     assert span.attributes["gen_ai.usage.output_tokens"] == 2

@@ -23,6 +23,8 @@ from llama_gguf.scheduling.exchange import Event, Exchange
 if TYPE_CHECKING:
     from llama_gguf.gateway.services import Services
 
+_Work = Callable[[], Coroutine[object, object, LocalResponse]]
+
 _FOR_ADMINS: Final = frozenset([Kind.DASHBOARD_LOG, Kind.DASHBOARD_KEYS])
 
 
@@ -49,33 +51,31 @@ def serve(services: Services, client: Client, exchange: Exchange) -> Cancellable
         exchange.rate_fields = rate_fields(services, principal, exchange.started_at)
     if route.kind is Kind.RELOAD:
         services.authenticator.check_admin(principal)
-        client.settle_body(request)
-        exchange.on(Event.FORWARD)
         work = partial(_reload, services)
-        return services.loop.create_task(
-            _respond_later(client, exchange, work), name="POST /reload"
-        )
+        return _respond_later(services, client, exchange, work, name="POST /reload")
     if route.kind in _FOR_ADMINS:
         # Imported at the first request: the gateway starts without what edits keys.
         from llama_gguf.gateway import dashboard_admin  # noqa: PLC0415
 
         dashboard_admin.check(services, principal)
-        client.settle_body(request)
-        exchange.on(Event.FORWARD)
         work = partial(dashboard_admin.respond, route.kind, request, services, principal)
-        return services.loop.create_task(_respond_later(client, exchange, work), name="dashboard")
+        return _respond_later(services, client, exchange, work, name="dashboard")
     large = large_responses.of(route.kind, request, services, principal)
     if large is not None:
-        client.settle_body(request)
-        exchange.on(Event.FORWARD)
-        return services.loop.create_task(_respond_later(client, exchange, large), name="many keys")
+        return _respond_later(services, client, exchange, large, name="many keys")
     client.respond(exchange, endpoints.respond(route.kind, request, services, principal))
     return None
 
 
-async def _respond_later(
-    client: Client, exchange: Exchange, work: Callable[[], Coroutine[object, object, LocalResponse]]
-) -> None:
+def _respond_later(
+    services: Services, client: Client, exchange: Exchange, work: _Work, *, name: str
+) -> Cancellable:
+    client.settle_body(exchange.request)
+    exchange.on(Event.FORWARD)
+    return services.loop.create_task(_respond(client, exchange, work), name=name)
+
+
+async def _respond(client: Client, exchange: Exchange, work: _Work) -> None:
     """Respond with the result of *work*, which begins here: the task may be cancelled before."""
     try:
         try:

@@ -13,6 +13,19 @@ from llama_gguf.engines.rpc_servers import RpcServer
 
 SUBJECT: Final = "RPC servers"
 _PORT: Final = 50052
+_UNREADABLE: Final = (
+    "llama-server cannot read this and starts without it. Write HOST:PORT, such as "
+    f"10.0.0.2:{_PORT}; there is no form for IPv6 addresses"
+)
+_SILENT: Final = (
+    "accepts connections and does not respond, so llama-server would wait for it. Either another "
+    "llama-server uses it, which excludes all others meanwhile, or it hangs: stop that "
+    "llama-server, or restart ggml-rpc-server"
+)
+_FATAL: Final = (
+    "llama-server ends when it connects. What listens there is no RPC server, or one of another "
+    "version of llama.cpp: correct --rpc in EXTRA_ARGS, or use the same version on both"
+)
 
 ListDevices = Callable[[Sequence[str]], Sequence[Device] | None]
 """The devices that the engine lists with these RPC servers; None if it lists none."""
@@ -49,10 +62,10 @@ def look(addresses: Sequence[str], list_devices: ListDevices) -> Found:
     others = rpc_servers.unlisted(usable, devices) if devices is not None else []
     silent = [a for a, reason in failures.items() if reason == rpc_servers.SILENT]
     results = (
-        *_unreadable([address for address, server in read.items() if server is None]),  # 1
-        *_silent(silent),  # 2
+        *_wrong([address for address, server in read.items() if server is None], _UNREADABLE),  # 1
+        *_wrong(silent, _SILENT),  # 2
         *_twice(servers),  # 2
-        *_fatal(fatal),  # 3
+        *_wrong(fatal, _FATAL),  # 3
         *(  # 4
             _missing(server, failures[server.address])
             for server in servers
@@ -64,36 +77,9 @@ def look(addresses: Sequence[str], list_devices: ListDevices) -> Found:
     return Found(devices, results)
 
 
-def _unreadable(addresses: Sequence[str]) -> Iterator[Result]:
+def _wrong(addresses: Sequence[str], what: str) -> Iterator[Result]:
     if addresses:
-        yield Result(
-            SUBJECT,
-            f"{', '.join(addresses)}: llama-server cannot read this and starts without it. Write "
-            f"HOST:PORT, such as 10.0.0.2:{_PORT}; there is no form for IPv6 addresses",
-            Level.WRONG,
-        )
-
-
-def _silent(addresses: Sequence[str]) -> Iterator[Result]:
-    if addresses:
-        yield Result(
-            SUBJECT,
-            f"{', '.join(addresses)}: accepts connections and does not respond, so llama-server "
-            "would wait for it. Either another llama-server uses it, which excludes all others "
-            "meanwhile, or it hangs: stop that llama-server, or restart ggml-rpc-server",
-            Level.WRONG,
-        )
-
-
-def _fatal(addresses: Sequence[str]) -> Iterator[Result]:
-    if addresses:
-        yield Result(
-            SUBJECT,
-            f"{', '.join(addresses)}: llama-server ends when it connects. What listens there is no "
-            "RPC server, or one of another version of llama.cpp: correct --rpc in EXTRA_ARGS, or "
-            "use the same version on both",
-            Level.WRONG,
-        )
+        yield Result(SUBJECT, f"{', '.join(addresses)}: {what}", Level.WRONG)
 
 
 def _missing(server: RpcServer, reason: str) -> Result:

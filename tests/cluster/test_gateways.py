@@ -14,7 +14,7 @@ from llama_gguf.cluster import gateways
 from llama_gguf.cluster.gateways import GatewayServer
 from llama_gguf.engines import roster
 from llama_gguf.engines.cluster_source import ClusterSource
-from llama_gguf.engines.roster import Hello, Load
+from llama_gguf.engines.roster import Demand, Hello
 from tests.cluster.test_controller import IDLE, Place
 from tests.support.keys import BACKEND_KEY
 
@@ -56,14 +56,14 @@ async def until(fact: Callable[[], object]) -> None:
 def test_a_gateway_follows_the_engines_and_its_requests_decide_on_them() -> None:
     async def run() -> None:
         async with served() as place:
-            load = Load(1)
+            load = Demand(queued=1)
             peer = f"ray://127.0.0.1:{place.port}"
             source = ClusterSource(peer, BACKEND_KEY, load=lambda: load)
             following = asyncio.get_running_loop().create_task(source.follow())
             await until(lambda: place.controller.facts()["queued"] == 1)
             place.report(0)
             await until(lambda: [each.key for each in source.addresses] == ["10.0.0.0:8080"])
-            load = Load()
+            load = Demand()
             await until(lambda: place.controller.facts()["queued"] == 0)
             place.step(IDLE)
             await until(lambda: not source.addresses)

@@ -13,7 +13,7 @@ import pytest
 from llama_gguf import __version__
 from llama_gguf.engines import cluster_source, roster
 from llama_gguf.engines.cluster_source import ClusterSource
-from llama_gguf.engines.roster import Demand, Load, Roster
+from llama_gguf.engines.roster import Demand, Roster
 from llama_gguf.engines.status import ChildState
 from tests.support.keys import BACKEND_KEY
 
@@ -38,7 +38,7 @@ class Play:
 
 @asynccontextmanager
 async def played(
-    play: Callable[[Play], Awaitable[None]], load: Callable[[], Load] = Load
+    play: Callable[[Play], Awaitable[None]], load: Callable[[], Demand] = Demand
 ) -> AsyncIterator[ClusterSource]:
     """A source whose first connection is *play*; it is refused afterwards."""
     over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -98,13 +98,13 @@ def test_engines_come_and_go_as_the_controller_lists_them() -> None:
 
 
 def test_the_controller_gets_each_change_of_the_demand() -> None:
-    load = Load()
+    load = Demand()
     seen: list[tuple[int, object]] = []
 
     async def play(controller: Play) -> None:
         nonlocal load
         controller.have(1, A)
-        for each in (Load(2), Load(0, {A: 1}), Load()):
+        for each in (Demand(queued=2), Demand(running={A: 1}), Demand()):
             load = each
             while seen[-1:] != [(each.queued, each.running)]:
                 found = await controller.demand()

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from llama_gguf import __version__
 from llama_gguf.engines import roster
 from llama_gguf.engines.address import EngineAddress
-from llama_gguf.engines.roster import Demand, Hello, Load, Refused, Roster, no_load
+from llama_gguf.engines.roster import Demand, Hello, Refused, Roster
 from llama_gguf.engines.status import ChildState
 from llama_gguf.events import EventLog
 from llama_gguf.net.streams import FAILURES
@@ -46,7 +46,7 @@ class ClusterSource:
     Args:
         peer: as ``parsers.peers`` has it.
         api_key: that controller and engines expect.
-        load: of the gateway.
+        load: what the gateway needs, without the roster's revision.
         connect: to the controller.
     """
 
@@ -55,7 +55,7 @@ class ClusterSource:
         peer: str,
         api_key: str,
         *,
-        load: Callable[[], Load] = no_load,
+        load: Callable[[], Demand] = Demand,
         connect: Connect = connect,
     ) -> None:
         self._peer = peer
@@ -160,7 +160,7 @@ class ClusterSource:
             load = self._load()
             queued = load.queued or int(self._is_requested)
             self._is_requested = False
-            demand = Demand(self._roster.revision, queued, load.running, load.at_once)
+            demand = replace(load, revision=self._roster.revision, queued=queued)
             if demand != sent or age >= repeats:
                 writer.write(roster.to_line(demand))
                 await writer.drain()

@@ -74,22 +74,6 @@ class Demand:
     """Requests that it sends to one engine at once; 0 = as many as the engine has slots."""
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What a gateway has to do."""
-
-    queued: int = 0
-    """Requests that wait for a slot."""
-    running: Mapping[str, int] = field(default_factory=dict)
-    """Requests at an engine, by its address."""
-    at_once: int = 0
-    """Requests at one engine at most; 0 = as many as it has slots."""
-
-
-def no_load() -> Load:
-    return Load()
-
-
 def to_line(message: Hello | Roster | Demand) -> bytes:
     return json.dumps(asdict(message)).encode() + b"\n"
 

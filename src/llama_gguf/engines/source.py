@@ -9,7 +9,7 @@ from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 from llama_gguf.engines.address import EngineAddress
-from llama_gguf.engines.roster import Load, Roster, no_load
+from llama_gguf.engines.roster import Demand, Roster
 from llama_gguf.events import EventLog
 from llama_gguf.net.threads import run_detached
 
@@ -187,14 +187,14 @@ class SeveralSources:
 
 
 def source_of(
-    peers: Iterable[str], api_key: str = "", *, load: Callable[[], Load] = no_load
+    peers: Iterable[str], api_key: str = "", *, load: Callable[[], Demand] = Demand
 ) -> EngineSource:
     """Where the engines of PEERS come from.
 
     Args:
         peers: as ``parsers.peers`` has them.
         api_key: that all of them expect.
-        load: of the gateway.
+        load: what the gateway needs, without the roster's revision.
     """
     peers = tuple(peers)
     sources: list[EngineSource] = []

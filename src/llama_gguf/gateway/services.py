@@ -12,7 +12,7 @@ from llama_gguf.access.key_store import KeyStore
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Probe
-from llama_gguf.engines.roster import Load
+from llama_gguf.engines.roster import Demand
 from llama_gguf.engines.source import source_of
 from llama_gguf.gateway.budget_sink import BudgetSink
 from llama_gguf.gateway.connections import Connections
@@ -199,16 +199,16 @@ class Services:
             if not replica.is_gateway
         ]
 
-    def _load(self) -> Load:
+    def _load(self) -> Demand:
         fleet = self.fleet
-        return Load(
-            fleet.admission.queued + fleet.side_admission.queued,
-            {
+        return Demand(
+            queued=fleet.admission.queued + fleet.side_admission.queued,
+            running={
                 key: used
                 for key, replica in fleet.replicas.items()
                 if (used := replica.slots.in_use + replica.side_slots.in_use)
             },
-            self.queue.max_concurrent_requests,
+            at_once=self.queue.max_concurrent_requests,
         )
 
     def _on_silent_replica(self, replica: Replica) -> None:

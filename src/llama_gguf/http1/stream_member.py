@@ -20,25 +20,27 @@ WINDOW_BYTES: Final = 4096
 STEP_EFFORT: Final = 512
 """Of one step, in addition to the bytes that it scans: 1 us, where a byte takes 2 to 10 ns."""
 
-# Quantifiers are possessive (`*+`): nothing is scanned again to try another match.
+# Quantifiers of characters are possessive (`*+`): nothing is scanned again to try another match.
+# Those of groups are not, and need not be, since no text matches in two ways: until Python 3.11.5 a
+# possessive group does not go back to where its last, incomplete repetition began.
 _SPACE: Final = rb"[ \t\n\r]*+"
-_CHARACTERS: Final = rb'[^"\\\x00-\x1f]*+(?:\\[^\x00-\x1f][^"\\\x00-\x1f]*+)*+'
+_CHARACTERS: Final = rb'[^"\\\x00-\x1f]*+(?:\\[^\x00-\x1f][^"\\\x00-\x1f]*+)*'
 _STRING: Final = rb'"%b"' % _CHARACTERS
 _LITERAL: Final = rb"[-+.0-9A-Za-z]*+"
 _PLAIN: Final = rb'[^"\[\]{}]'
-_LEAF: Final = rb"[\[{]%b*+(?:%b%b*+)*+[\]}]" % (_PLAIN, _STRING, _PLAIN)
+_LEAF: Final = rb"[\[{]%b*+(?:%b%b*+)*[\]}]" % (_PLAIN, _STRING, _PLAIN)
 """An array or object that contains no other."""
 
 _IN_SPACE: Final = re.compile(_SPACE)
 _IN_STRING: Final = re.compile(_CHARACTERS)
 _IN_LITERAL: Final = re.compile(_LITERAL)
-_IN_NESTED: Final = re.compile(rb"(?:%b++|%b|%b)*+" % (_PLAIN, _STRING, _LEAF))
+_IN_NESTED: Final = re.compile(rb"(?:%b++|%b|%b)*" % (_PLAIN, _STRING, _LEAF))
 _OPENING: Final = re.compile(rb"[\[{]++")
 _CLOSING: Final = re.compile(rb"[\]}]++")
 _TRUE: Final = re.compile(rb"true[ \t\n\r,}]")
 # Whole members of other names, each with the comma that follows it.
 _OTHERS: Final = re.compile(
-    rb'(?:%b"(?!stream")[^"\\\x00-\x1f]*+"%b:%b(?:%b|%b|[0-9tfnNI-]%b)%b,)*+'
+    rb'(?:%b"(?!stream")[^"\\\x00-\x1f]*+"%b:%b(?:%b|%b|[0-9tfnNI-]%b)%b,)*'
     % (_SPACE, _SPACE, _SPACE, _STRING, _LEAF, _LITERAL, _SPACE)
 )
 

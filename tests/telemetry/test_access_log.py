@@ -13,6 +13,7 @@ from llama_gguf.http1.request import Request
 from llama_gguf.http1.routes import Kind, Route
 from llama_gguf.telemetry.access_log import (
     MAX_WAITING_BYTES,
+    PIECE_BYTES,
     AccessLog,
     RequestLog,
     as_json,
@@ -22,6 +23,7 @@ from llama_gguf.telemetry.batch import Batch
 from tests.support.exchanges import STARTED_AT, finished_exchange, request_for
 from tests.support.fakes import Rig
 from tests.support.messages import OK, request
+from tests.support.processes import until
 
 WALL_OFFSET = 1_700_000_000.1234 - STARTED_AT - 1.5
 """Moves the end of ``ENDED`` to 2023."""
@@ -182,6 +184,20 @@ def test_everything_that_gathered_is_written_by_the_end(tmp_path: Path) -> None:
 
     lines = lines_in(tmp_path / "access.log")
     assert [fields_of(line)["status"] for line in lines] == ["200", "404", "503"]
+
+
+def test_under_load_lines_are_written_in_pieces_before_the_next_flush(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+    log = AccessLog(str(path), "text")
+    log.start()
+    batch = Batch([ENDED] * 64, 0.0)
+    line_bytes = len(as_text(ENDED, 0.0)) + 1
+
+    for _ in range(2 * PIECE_BYTES // (64 * line_bytes) + 2):
+        log.take(batch)
+
+    until(lambda: path.exists() and path.stat().st_size >= 2 * PIECE_BYTES)
+    log.stop(within_seconds=30)
 
 
 def test_the_file_is_reopened_after_the_queued_lines(tmp_path: Path) -> None:

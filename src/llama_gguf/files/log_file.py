@@ -44,6 +44,9 @@ class LogFile:
         self._max_bytes = max_bytes
         self._backups = backups
         self._fd: int | None = None
+        # Of the open file: its size before the next write, device and inode.
+        self._size = 0
+        self._identity = (0, 0)
         self._is_torn = False
         """The last line in the file is incomplete."""
         self._warns = warns
@@ -93,26 +96,28 @@ class LogFile:
 
     def _opened(self, length: int) -> int:
         """The descriptor of the file at the path, which has room for *length* bytes."""
-        if self._fd is not None and not self._is_in_place(self._fd):
+        if self._fd is not None and not self._is_in_place():
             self.close()
         fd = self._open() if self._fd is None else self._fd
-        size = os.fstat(fd).st_size
-        if not self._max_bytes or not size or size + length <= self._max_bytes:
+        if not self._max_bytes or not self._size or self._size + length <= self._max_bytes:
             return fd
         self._rotate()
         return self._open()
 
-    def _is_in_place(self, fd: int) -> bool:
-        ours = os.fstat(fd)
+    def _is_in_place(self) -> bool:
+        """Whether the path still leads to the open file. One system call, which also gives its size."""
         try:
             there = os.stat(self.path)
         except FileNotFoundError:
             return False
-        return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
+        self._size = there.st_size
+        return (there.st_dev, there.st_ino) == self._identity
 
     def _open(self) -> int:
         os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
         self._fd = os.open(self.path, _FLAGS, _MODE)
+        status = os.fstat(self._fd)
+        self._size, self._identity = status.st_size, (status.st_dev, status.st_ino)
         return self._fd
 
     def _rotate(self) -> None:

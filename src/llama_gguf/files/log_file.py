@@ -105,7 +105,7 @@ class LogFile:
         return self._open()
 
     def _is_in_place(self) -> bool:
-        """Whether the path still leads to the open file. One system call, which also gives its size."""
+        """Whether the path still leads to the open file; if it does, its size is known, too."""
         try:
             there = os.stat(self.path)
         except FileNotFoundError:

@@ -1,6 +1,7 @@
 """One line per exchange, written off the event loop.
 
-The gathered lines are passed to a thread, so that no request waits for a slow or full disk. ``RequestLog`` is the short form for people who watch the program's own log.
+The gathered lines are passed to a thread, so that no request waits for a slow or full disk.
+``RequestLog`` is the short form for people who watch the program's own log.
 """
 
 from __future__ import annotations

@@ -181,10 +181,11 @@ class AccessLog:
         """
         line, wall_offset = self._line, self.wall_offset
         lines = [line(exchange, wall_offset) for exchange in batch.records]
+        lines.append("")  # so that the last line is complete, too
         # Encoded here: the thread would hold the interpreter's lock for thousands of lines.
-        text = ("\n".join(lines) + "\n").encode()
+        text = "\n".join(lines).encode()
         self._text.append(text)
-        self._lines += len(lines)
+        self._lines += len(batch.records)
         self._bytes += len(text)
         if self._bytes >= PIECE_BYTES:
             self.flush()

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import socket
@@ -16,6 +15,7 @@ import pytest
 from llama_gguf.cli.main import main
 from llama_gguf.engines.builds import OLDEST_TESTED
 from llama_gguf.engines.machine import look
+from llama_gguf.values import replace
 from tests.support.certificates import Pair, issue
 from tests.support.gguf_files import gguf
 from tests.support.processes import row_of_ports
@@ -543,7 +543,7 @@ def test_fewer_cpus_than_cores_are_reported(check: Check, monkeypatch: pytest.Mo
     here = look(os.defpath)
     monkeypatch.setattr(
         "llama_gguf.engines.machine.look",
-        lambda _: dataclasses.replace(here, cpus=64, cores=32, cpu_limit=2.5),
+        lambda _: replace(here, cpus=64, cores=32, cpu_limit=2.5),
     )
 
     status, checks = check()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +16,7 @@ from llama_gguf.prompt_cache.folder import Folder
 from llama_gguf.supervisor import prompts
 from llama_gguf.supervisor.launch import PromptSource
 from llama_gguf.supervisor.preparation import Preparation
+from llama_gguf.values import replace
 from tests.support import tiny_models
 from tests.support.displays import no_meter
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,13 +14,12 @@ from llama_gguf.models.cache import Cache, Layer
 from llama_gguf.models.engine_options import AUTO, Options
 from llama_gguf.models.gguf import ModelFacts, Tensor
 from llama_gguf.models.placement import GPU_RESERVE_BYTES
+from llama_gguf.values import replace
 from tests.models.test_memory import facts_of
 
 GIB = 1 << 30
 WEIGHTS, CACHE, WORK = 98_362_432, 377_487_360, 31_916_032
-FACTS = dataclasses.replace(
-    facts_of(), file_bytes=WEIGHTS, tensors=(Tensor("output.weight", WEIGHTS),)
-)
+FACTS = replace(facts_of(), file_bytes=WEIGHTS, tensors=(Tensor("output.weight", WEIGHTS),))
 CHOSEN = Options(ctx=16384, parallel=0, ngl=99)
 NEEDED = WEIGHTS + CACHE + WORK
 
@@ -54,18 +52,16 @@ def test_the_required_memory_is_shown_with_its_parts() -> None:
 
 def test_windows_states_and_types_are_shown() -> None:
     layers = (Layer(64, 64), *[Layer(64, 64, window=128)] * 2, Layer(state=1000))
-    facts = dataclasses.replace(FACTS, cache=Cache(layers, is_exact=True))
+    facts = replace(FACTS, cache=Cache(layers, is_exact=True))
 
-    text = found(dataclasses.replace(CHOSEN, parallel=1, type_k="q8_0"), facts=facts)[
-        "memory needed"
-    ].text
+    text = found(replace(CHOSEN, parallel=1, type_k="q8_0"), facts=facts)["memory needed"].text
 
     assert "(1 layer x 16384 tokens, 2 layers x 768 tokens, of type q8_0 and f16)" in text
     assert " + states 0.0 MB + " in text
 
 
 def test_the_estimate_for_an_unknown_architecture_is_called_one() -> None:
-    facts = dataclasses.replace(FACTS, cache=Cache((Layer(10**9, 0),), is_exact=False))
+    facts = replace(FACTS, cache=Cache((Layer(10**9, 0),), is_exact=False))
 
     output = found(facts=facts, available=GIB)
 
@@ -89,7 +85,7 @@ def test_the_estimate_for_an_unknown_architecture_is_called_one() -> None:
 def test_only_a_model_that_certainly_exceeds_ram_is_a_problem(
     available: int, more: dict[str, Any], level: Level
 ) -> None:
-    assert found(dataclasses.replace(CHOSEN, **more), available=available)["RAM"].level is level
+    assert found(replace(CHOSEN, **more), available=available)["RAM"].level is level
 
 
 def test_a_context_that_fits_is_suggested() -> None:
@@ -99,16 +95,16 @@ def test_a_context_that_fits_is_suggested() -> None:
 
 
 def test_a_context_left_to_llama_server_is_no_problem_but_may_exceed_the_available_ram() -> None:
-    output = found(dataclasses.replace(CHOSEN, fits_ctx=True), available=CACHE - 1)["RAM"]
+    output = found(replace(CHOSEN, fits_ctx=True), available=CACHE - 1)["RAM"]
 
     assert output.level is Level.NOTE
     assert "uses all RAM of the machine. Set CTX to 8192." in output.text
 
 
 def test_a_wrong_type_of_the_cache_is_a_problem() -> None:
-    facts = dataclasses.replace(FACTS, key_length=80)
+    facts = replace(FACTS, key_length=80)
 
-    output = found(dataclasses.replace(CHOSEN, type_k="q8_0"), facts=facts)["cache type"]
+    output = found(replace(CHOSEN, type_k="q8_0"), facts=facts)["cache type"]
 
     assert output.level is Level.WRONG
     assert "a head of this model has 80" in output.text
@@ -132,7 +128,7 @@ def test_unknown_gpus_give_no_verdict() -> None:
 
 def test_an_incomplete_header_gives_no_estimate() -> None:
     here = Machine("Linux", 2, 2, None, None, None, ())
-    facts = dataclasses.replace(FACTS, cache=None)
+    facts = replace(FACTS, cache=None)
 
     (output,) = results(facts, CHOSEN, devices=[], here=here)
 
@@ -168,13 +164,13 @@ def test_only_a_model_that_certainly_exceeds_a_gpu_is_a_problem(
 ) -> None:
     devices = [Device("CUDA0 (L4)", 24 * GIB, free)]
 
-    assert found(dataclasses.replace(CHOSEN, **more), devices=devices)["VRAM"].level is level
+    assert found(replace(CHOSEN, **more), devices=devices)["VRAM"].level is level
 
 
 def test_each_of_several_gpus_must_have_enough_memory() -> None:
     devices = [Device("CUDA0 (a)", 4 * GIB, 4 * GIB), Device("CUDA1 (b)", GIB, WEIGHTS)]
 
-    output = found(dataclasses.replace(CHOSEN, tensor_split=(1.0, 1.0)), devices=devices)["VRAM"]
+    output = found(replace(CHOSEN, tensor_split=(1.0, 1.0)), devices=devices)["VRAM"]
 
     assert output.level is Level.WRONG
     assert " free on CUDA0, " in output.text
@@ -194,9 +190,7 @@ def test_a_projector_is_counted_on_the_first_gpu() -> None:
 
 
 def test_without_devices_the_model_is_in_ram() -> None:
-    output = found(
-        dataclasses.replace(CHOSEN, devices=()), devices=[Device("CUDA0 (L4)", 24 * GIB, GIB)]
-    )
+    output = found(replace(CHOSEN, devices=()), devices=[Device("CUDA0 (L4)", 24 * GIB, GIB)])
 
     assert "VRAM" not in output
     assert output["RAM"].text.startswith("507.8 MB of")
@@ -212,7 +206,7 @@ def test_a_prompt_cache_that_may_fill_the_ram_is_reported() -> None:
 
 @pytest.mark.parametrize(("mib", "is_told"), [(4096, False), (4097, True), (0, False), (-1, True)])
 def test_a_bound_on_the_prompt_cache_is_respected(mib: int, is_told: bool) -> None:
-    output = found(dataclasses.replace(CHOSEN, cache_ram_mib=mib), available=NEEDED + (4 << 30))
+    output = found(replace(CHOSEN, cache_ram_mib=mib), available=NEEDED + (4 << 30))
 
     assert ("prompt cache" in output) == is_told
 
@@ -232,8 +226,8 @@ def with_replicas(
 
 
 def test_replicas_have_the_weights_of_a_mapped_file_in_ram_once() -> None:
-    on_cpu = dataclasses.replace(CHOSEN, ngl=0)
-    copies = dataclasses.replace(on_cpu, mmap=False)
+    on_cpu = replace(CHOSEN, ngl=0)
+    copies = replace(on_cpu, mmap=False)
 
     (mapped,), (copied,) = (with_replicas([None] * 3, chosen)["RAM"] for chosen in (on_cpu, copies))
     assert mapped.text.startswith(size_text(WEIGHTS + 3 * (CACHE + WORK)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
 
 import pytest
 
@@ -15,6 +14,7 @@ from llama_gguf.cluster.gateways import GatewayServer
 from llama_gguf.engines import roster
 from llama_gguf.engines.cluster_source import ClusterSource
 from llama_gguf.engines.roster import Demand, Hello
+from llama_gguf.values import replace
 from tests.cluster.test_controller import IDLE, Place
 from tests.support.keys import BACKEND_KEY
 

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 
 from llama_gguf.engines import roster
 from llama_gguf.engines.roster import Demand, Hello, Refused, Roster
 from llama_gguf.engines.status import ChildState
+from llama_gguf.values import replace
 
 HELLO = Hello("1.2", "secret")
 ROSTER = Roster(

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 from llama_gguf.config.schema import LogSettings
 from llama_gguf.files.retention import OTHERS_LIVE_SECONDS, latest, prune, stamped
+from llama_gguf.values import replace
 
 OURS = LogSettings(instance_id="box", log_backups=2)
 

@@ -6,7 +6,6 @@ import asyncio
 import json
 import socket
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.gateway.control import OWNERS_PER_LINE, Control, is_comment
 from llama_gguf.gateway.services import Services
+from llama_gguf.values import replace
 from tests.support.fakes import NewRig
 from tests.support.messages import request
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from llama_gguf.gateway import dashboard
 from llama_gguf.gateway.dashboard import take_reading
 from llama_gguf.http1.routes import PAGE_FILES
 from llama_gguf.telemetry.timeseries import NAMES, STEP_SECONDS
+from llama_gguf.values import replace
 from tests.support.fakes import NewRig, Rig
 from tests.support.keys import KEY, OTHER_KEY
 from tests.support.messages import OK, STREAM_HEAD, Response, chunk, request

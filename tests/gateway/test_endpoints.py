@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 
@@ -14,6 +13,7 @@ from llama_gguf.http1.local_response import LocalResponse
 from llama_gguf.http1.parser import parse_request
 from llama_gguf.http1.request import Request
 from llama_gguf.http1.routes import Kind
+from llama_gguf.values import replace
 from tests.support.fakes import NewRig, Rig
 from tests.support.messages import OK, request
 

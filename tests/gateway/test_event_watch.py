@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from llama_gguf.gateway.dashboard import take_reading
 from llama_gguf.telemetry.timeseries import STEP_SECONDS
+from llama_gguf.values import replace
 from tests.support.fakes import Rig
 
 

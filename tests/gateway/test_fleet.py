@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from llama_gguf.engines.address import EngineAddress
@@ -11,6 +9,7 @@ from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.errors import BackendUnavailable, ModelLoading
 from llama_gguf.gateway.fleet import SILENT_SECONDS
 from llama_gguf.gateway.upstream_connection import Phase
+from llama_gguf.values import replace
 from tests.support.fakes import NewRig, Rig
 from tests.support.messages import OK, STREAM_HEAD, chunk, code_of, request
 

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.gateway import fleet_facts
 from llama_gguf.gateway.endpoints import gauges
 from llama_gguf.gateway.replica import Replica
+from llama_gguf.values import replace
 from tests.support.fakes import Rig
 from tests.support.keys import BACKEND_KEY
 from tests.support.messages import request

@@ -10,7 +10,6 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from llama_gguf.gateway.client_connection import ClientConnection
 from llama_gguf.gateway.server import Gateway, adopt
 from llama_gguf.gateway.services import Services
 from llama_gguf.net.binding import listen
+from llama_gguf.values import replace
 from tests.support.certificates import issue, names_in, trusting
 from tests.support.keys import KEYS_TEXT
 from tests.support.messages import Response, read_responses

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from llama_gguf.models.cache import Cache, Layer, cache_of
-from llama_gguf.models.gguf_values import Array, Value
+from llama_gguf.models.gguf_values import Array, GgufValue
 from llama_gguf.models.model_file import read_file
 from tests.support import tiny_models
 
-PLAIN: dict[str, Value | None] = {
+PLAIN: dict[str, GgufValue | None] = {
     "block_count": 2,
     "embedding_length": 64,
     "attention.head_count": 4,
@@ -18,7 +18,7 @@ PLAIN: dict[str, Value | None] = {
 }
 
 
-def cache(architecture: str, **more: Value | None) -> Cache | None:
+def cache(architecture: str, **more: GgufValue | None) -> Cache | None:
     values = PLAIN | {name.replace("__", "."): value for name, value in more.items()}
     return cache_of(
         architecture, {f"{architecture}.{k}": v for k, v in values.items() if v is not None}
@@ -127,7 +127,7 @@ def test_layers_that_predict_further_tokens_have_no_cache() -> None:
 
 
 def test_an_old_file_without_the_lengths_for_mla_keeps_values() -> None:
-    lengths: dict[str, Value] = {"attention__key_length": 192, "attention__value_length": 128}
+    lengths: dict[str, GgufValue] = {"attention__key_length": 192, "attention__value_length": 128}
 
     assert shown(cache("deepseek2", **lengths)) == "2*384/256"
 

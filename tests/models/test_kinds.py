@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llama_gguf.models.gguf_values import Value
+from llama_gguf.models.gguf_values import GgufValue
 from llama_gguf.models.kinds import ADAPTER, CONTROL_VECTOR, PROJECTOR, VOCABULARY, Kind, kind_of
 
 
@@ -25,7 +25,9 @@ from llama_gguf.models.kinds import ADAPTER, CONTROL_VECTOR, PROJECTOR, VOCABULA
         ({"general.architecture": "clip"}, PROJECTOR),
     ],
 )
-def test_the_type_precedes_the_architecture(values: dict[str, Value], kind: Kind | None) -> None:
+def test_the_type_precedes_the_architecture(
+    values: dict[str, GgufValue], kind: Kind | None
+) -> None:
     assert kind_of(values) is kind
 
 

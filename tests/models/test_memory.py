@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import io
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 from llama_gguf.models.engine_options import Options
 from llama_gguf.models.gguf import ModelFacts, read_facts
 from llama_gguf.models.memory import Need, need, type_mistakes
+from llama_gguf.values import replace
 from tests.support.gguf_files import ARRAY, U32, Typed, gguf
 
 MIB = 1 << 20
@@ -158,7 +158,7 @@ def mistakes(facts: ModelFacts, **chosen: Any) -> list[str]:
 
 
 def test_a_type_whose_blocks_do_not_divide_a_head_is_a_mistake() -> None:
-    facts = dataclasses.replace(facts_of(), key_length=80, value_length=96)
+    facts = replace(facts_of(), key_length=80, value_length=96)
 
     assert mistakes(facts, type_k="q8_0", type_v="q4_0") == [
         "--cache-type-k q8_0 stores blocks of 32 values, but a head of this model has 80: "

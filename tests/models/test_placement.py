@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from llama_gguf.models.engine_options import ALL, AUTO, Options
 from llama_gguf.models.gguf import ModelFacts, Tensor
 from llama_gguf.models.memory import Need
 from llama_gguf.models.placement import GPU_RESERVE_BYTES, Gpu, Placed, chosen_gpus, place
+from llama_gguf.values import replace
 from tests.models.test_memory import facts_of
 
 # 30 layers of 100 bytes, 40 of them experts, embeddings of 50 bytes and an output tensor of 60
@@ -40,7 +40,7 @@ A, B = Gpu("CUDA0", 1000), Gpu("CUDA1", 1000)
 
 
 def facts(tensors: Sequence[Tensor] = TENSORS) -> ModelFacts:
-    return dataclasses.replace(facts_of(), layers=LAYERS, tensors=tuple(tensors))
+    return replace(facts_of(), layers=LAYERS, tensors=tuple(tensors))
 
 
 def placed(*gpus: Gpu, tensors: Sequence[Tensor] = TENSORS, **chosen: Any) -> Placed:
@@ -137,7 +137,7 @@ def test_rpc_servers_have_the_first_layers_although_they_are_listed_last() -> No
     options = Options(ctx=1, parallel=1, ngl=99)
 
     assert chosen_gpus((A, B, peer), options) == (peer, A, B)
-    chosen = dataclasses.replace(options, devices=("CUDA0", "RPC0"))
+    chosen = replace(options, devices=("CUDA0", "RPC0"))
     assert chosen_gpus((A, B, peer), chosen) == (A, peer)
 
 

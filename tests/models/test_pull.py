@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import importlib
 import sys
@@ -147,8 +146,7 @@ def test_the_catalogue_knows_its_files() -> None:
 
 @pytest.mark.parametrize("entry", CATALOGUE.values())
 def test_every_entry_of_the_catalogue_is_pinned(entry: Entry) -> None:
-    for field in dataclasses.fields(entry):
-        assert getattr(entry, field.name)
+    assert all(vars(entry).values())
     for digest in (entry.wheel_sha256, entry.file_sha256):
         assert len(bytes.fromhex(digest)) == 32
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +8,7 @@ import pytest
 from llama_gguf.config.schema import EngineSettings
 from llama_gguf.models.slots import Division
 from llama_gguf.supervisor import division
+from llama_gguf.values import replace
 from tests.models.test_memory import facts_of
 
 FACTS = facts_of()  # of a model that was trained with 8192 tokens
@@ -17,7 +17,7 @@ FACTS = facts_of()  # of a model that was trained with 8192 tokens
 def divided(
     environ: Mapping[str, str] | None = None, trained: int | None = 8192, **chosen: Any
 ) -> tuple[EngineSettings, Division]:
-    facts = dataclasses.replace(FACTS, context_length=trained)
+    facts = replace(FACTS, context_length=trained)
     return division.divided(EngineSettings(**chosen), environ or {}, facts)
 
 

@@ -8,7 +8,6 @@ import signal
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +26,7 @@ from llama_gguf.supervisor.child import Child
 from llama_gguf.supervisor.engine_log import open_engine_log
 from llama_gguf.supervisor.engine_run import EngineManager
 from llama_gguf.supervisor.launch import Launch
+from llama_gguf.values import replace
 from tests.support.processes import free_ports
 from tests.support.virtual_time import run
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from llama_gguf.config.schema import ModelSettings
 from llama_gguf.errors import UserError
 from llama_gguf.models.progress import Meter
 from llama_gguf.supervisor.fetch import fetch, progress_in, reporting
+from llama_gguf.values import replace
 from tests.support.file_server import FileServer
 from tests.support.gguf_files import METADATA, Tensor, gguf
 from tests.support.processes import until
@@ -79,7 +79,7 @@ def test_a_folder_that_cannot_be_created_is_blamed_on_the_setting_that_was_chose
     if chosen == "DATA_DIR":
         model = settings(Path(bad), server.url())
     else:
-        model = dataclasses.replace(model, models_dir=bad)
+        model = replace(model, models_dir=bad)
 
     with pytest.raises(UserError):
         asyncio.run(fetch(model, {"PATH": os.defpath}, lambda text, _: None))

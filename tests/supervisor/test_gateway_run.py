@@ -7,7 +7,6 @@ import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from llama_gguf.engines.activity import OWNERS, Activity
 from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.net.binding import listen
 from llama_gguf.supervisor.gateway_run import MAX_BUFFERED_BYTES, GatewayManager
+from llama_gguf.values import replace
 
 pytestmark = pytest.mark.processes
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from llama_gguf.engines.devices import Device
@@ -11,6 +9,7 @@ from llama_gguf.models.engine_options import Options
 from llama_gguf.models.gguf import ModelFacts
 from llama_gguf.models.model_file import read_model
 from llama_gguf.supervisor.room import has_room
+from llama_gguf.values import replace
 from tests.support.gguf_files import gguf
 
 GIB = 1 << 30

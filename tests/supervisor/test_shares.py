@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 
@@ -16,6 +15,7 @@ from llama_gguf.models.engine_options import Options
 from llama_gguf.models.gguf import ModelFacts
 from llama_gguf.models.model_file import read_model
 from llama_gguf.supervisor.shares import Share, count, shares, with_thread_share
+from llama_gguf.values import replace
 from tests.support.gguf_files import gguf
 
 GIB = 1 << 30

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import platform
 import resource
@@ -150,7 +149,7 @@ def _model(server: Server, *, is_servers: bool) -> Mapping[str, Any]:
         except UserError:
             return server.model
         wanted = ("name", "architecture", "parameters", "quantization", "context_length")
-        found = dataclasses.asdict(facts)
+        found = vars(facts)
         return {name: found[name] for name in (*wanted, "file_bytes")}
     return server.model
 

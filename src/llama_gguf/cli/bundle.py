@@ -96,9 +96,9 @@ def model(context: Context) -> str:
     from llama_gguf.supervisor import plan
 
     found = plan.find_model(context.settings.model)
-    facts = found.facts
-    rows = {name: getattr(facts, name) for name in facts.__slots__ if name not in _LONG}
-    return "\n".join([*found.parts, *(f"{name}: {value}" for name, value in rows.items())])
+    facts = vars(found.facts)
+    rows = [f"{name}: {value}" for name, value in facts.items() if name not in _LONG]
+    return "\n".join([*found.parts, *rows])
 
 
 def gpu(context: Context) -> str:

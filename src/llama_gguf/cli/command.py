@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from llama_gguf.cli.arguments import command_parser, is_secret, joined, settings
 from llama_gguf.cli.context import Context, read
 from llama_gguf.config import settings as settings_module
 from llama_gguf.errors import UserError
+from llama_gguf.values import replace
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str], commands: Mapping[str, str]) -> int:
@@ -70,7 +70,7 @@ def _context(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Conte
 
     def read_again() -> Context:
         context = read(flags, environ, env_file=env_file)
-        return dataclasses.replace(context, read_again=read_again)
+        return replace(context, read_again=read_again)
 
     return read_again()
 

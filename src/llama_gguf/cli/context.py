@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 from llama_gguf.config import masking
 from llama_gguf.config import settings as settings_module
@@ -13,10 +12,10 @@ from llama_gguf.config.load import Files, FileValue, load_usable
 from llama_gguf.config.platform import resolve
 from llama_gguf.config.settings import SETTINGS, Settings
 from llama_gguf.errors import UserError
+from llama_gguf.values import Value
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(Value):
     """The argument of every command."""
 
     settings: Settings
@@ -28,7 +27,7 @@ class Context:
     complaint: str = ""
     """Errors in the settings; only for commands that work without valid settings."""
     warnings: tuple[str, ...] = ()
-    files: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = {}
     """The path of each file that was read, by its source."""
     read_again: Callable[[], Context] | None = None
     """Reads everything again, with the same flags and the same environment of this process."""

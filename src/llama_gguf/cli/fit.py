@@ -7,7 +7,6 @@ them again when memory is short.
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from llama_gguf.models.engine_options import AUTO, Options
 from llama_gguf.models.gguf import ModelFacts
 from llama_gguf.models.memory import Need
 from llama_gguf.models.placement import REMOTE, Gpu, Part, Placed, chosen_gpus, place
+from llama_gguf.values import replace
 
 LEAST_CTX: Final = 512
 
@@ -109,7 +109,7 @@ class _Places:
         is_mapped = chosen.mmap and not chosen.mlock
         return Placed(
             tuple(_times(part, self.users) for part in one.gpus),
-            dataclasses.replace(
+            replace(
                 _times(one.ram, self.replicas),
                 weights=one.ram.weights * (1 if is_mapped else self.replicas),
             ),
@@ -183,7 +183,7 @@ class _Places:
         """The largest context of CTX, CTX / 2 ... that fits; it need not be the maximum."""
         ctx = (self.chosen.ctx or self.facts.context_length or 0) // 2
         while ctx >= LEAST_CTX:
-            less = dataclasses.replace(self.chosen, ctx=ctx)
+            less = replace(self.chosen, ctx=ctx)
             wanted = memory.need(self.facts, less)
             if wanted and fits(self._place(wanted, less)):
                 return f"Set CTX to {ctx}"

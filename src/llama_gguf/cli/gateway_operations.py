@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from llama_gguf.config.settings import Settings
 from llama_gguf.errors import UserError
@@ -20,6 +19,7 @@ from llama_gguf.supervisor.control_socket import (
     Report,
 )
 from llama_gguf.supervisor.operations import iso, replica_facts, server_facts
+from llama_gguf.values import Value
 
 
 def control_socket(
@@ -32,8 +32,7 @@ def control_socket(
     return ControlSocket(settings.model.data_dir, settings.listen.port, handlers)
 
 
-@dataclass(frozen=True, slots=True)
-class _Operations:
+class _Operations(Value):
     """The commands of the control socket of a gateway alone."""
 
     settings: Settings

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from llama_gguf.cluster.order import Identity, Order, Report
@@ -25,6 +25,7 @@ from llama_gguf.cluster.scaling import Scaling, needed
 from llama_gguf.config.schema import DEFAULT_SLOTS
 from llama_gguf.engines.roster import Demand, Roster
 from llama_gguf.engines.status import ChildState
+from llama_gguf.values import replace
 
 FIRST_RETRY_SECONDS: Final = 15.0
 MAX_RETRY_SECONDS: Final = 600.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import os
@@ -16,7 +17,6 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Final
 
 from llama_gguf import __version__
@@ -40,6 +40,7 @@ from llama_gguf.supervisor.engine_log import open_engine_log
 from llama_gguf.supervisor.launch import Launch, check_address
 from llama_gguf.supervisor.local_fleet import LocalFleet
 from llama_gguf.supervisor.preparation import Preparation
+from llama_gguf.values import replace
 
 _log: Final = EventLog(__name__)
 
@@ -113,7 +114,7 @@ class EngineHost:
             self._ended.set()
 
     def _set(self, **changes: Any) -> None:
-        self.report = replace(self.report, **changes)
+        self.report = dataclasses.replace(self.report, **changes)
 
     async def _serve(self) -> None:
         """Run the engine until it is stopped or given up.

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from llama_gguf.config.masking import MASK
 from llama_gguf.config.schema import DEFAULT_KEEPALIVE
 from llama_gguf.config.settings import SETTINGS, Settings, flag, variable
 from llama_gguf.errors import UserError
+from llama_gguf.values import Value
 
 SOURCES: Final = ("flag", "environment", "env-file", "config-file", "default")
 """In the order of precedence."""
 
 
-@dataclass(frozen=True, slots=True)
-class FileValue:
+class FileValue(Value):
     """A value in the configuration file."""
 
     text: str
@@ -29,13 +28,12 @@ class FileValue:
     """The file, the line if it can be determined, and the key."""
 
 
-@dataclass(frozen=True, slots=True)
-class Files:
+class Files(Value):
     """The content of the files that settings are read from, next to the environment."""
 
-    env_file: Mapping[str, str] = field(default_factory=dict)
+    env_file: Mapping[str, str] = {}
     """By variable; others than settings are among them."""
-    values: Mapping[str, FileValue] = field(default_factory=dict)
+    values: Mapping[str, FileValue] = {}
     """Of the configuration file, by the setting's name."""
     mistakes: tuple[str, ...] = ()
     """Found in the configuration file."""
@@ -44,8 +42,7 @@ class Files:
 NO_FILES: Final = Files()
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(Value):
     """The result of ``load``."""
 
     settings: Settings

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_network
 from typing import Final
 from urllib.parse import urlsplit
 
 from llama_gguf.config.store_address import StoreAddress
+from llama_gguf.values import Value
 
 Parser = Callable[[str], object]
 
@@ -104,8 +104,7 @@ def seconds(low: float) -> Parser:
     return parse
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(Value):
     """One of *options*, in any case."""
 
     options: tuple[str, ...]

@@ -7,10 +7,10 @@ default of DATA_DIR.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Final
 
 from llama_gguf.config.settings import Settings
+from llama_gguf.values import replace
 
 RUNPOD_VOLUME: Final = "/runpod-volume"
 WORKSPACE: Final = "/workspace"

@@ -10,9 +10,9 @@ Units: durations are float seconds, sizes are int bytes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar, cast
 
 from llama_gguf.config.parsers import (
     Parser,
@@ -33,6 +33,7 @@ from llama_gguf.config.parsers import (
     whole,
     whole_or,
 )
+from llama_gguf.values import Value
 
 T = TypeVar("T")
 
@@ -70,7 +71,7 @@ def _setting(
     secret: bool = False,
     aliases: tuple[str, ...] = (),
 ) -> T:
-    """Declare a setting.
+    """Declare a setting, in a ``Group``.
 
     Args:
         section: one of ``SECTIONS``.
@@ -82,6 +83,7 @@ def _setting(
         aliases: further flags, such as those of llama-server.
     """
     about = {
+        "default": default,
         "section": section,
         "parse": parse,
         "text": meaning,
@@ -89,7 +91,22 @@ def _setting(
         "secret": secret,
         "aliases": aliases,
     }
-    return field(default=default, repr=not secret, metadata=about)
+    return cast("T", about)  # ``Group`` replaces it with the default
+
+
+class Group(Value):
+    """What one part of the program reads: fields that ``_setting`` declares."""
+
+    declared: ClassVar[Mapping[str, Mapping[str, Any]]]
+    """By the setting's name."""
+
+    def __init_subclass__(cls) -> None:
+        cls.declared = {name: vars(cls)[name] for name in cls.__annotations__}
+        for name, about in cls.declared.items():
+            setattr(cls, name, about["default"])
+        super().__init_subclass__(
+            hidden=[n for n, about in cls.declared.items() if about["secret"]]
+        )
 
 
 _model, _engine, _network, _access, _queue, _timeouts, _sizes, _operation = (
@@ -98,8 +115,7 @@ _model, _engine, _network, _access, _queue, _timeouts, _sizes, _operation = (
 _port_number = whole(1, 65535)
 
 
-@dataclass(frozen=True, slots=True)
-class ModelSettings:
+class ModelSettings(Group):
     """Which model is served, and the directories of models and of all data."""
 
     model_name: str = _model(
@@ -119,8 +135,7 @@ class ModelSettings:
     models_dir: str = _model("", path, "directory of model files", shown_default="$DATA_DIR/models")
 
 
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
+class EngineSettings(Group):
     """The llama-server binary, and its command line."""
 
     llama_server: str = _engine(
@@ -165,8 +180,7 @@ class EngineSettings:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class SupervisionSettings:
+class SupervisionSettings(Group):
     """When the engine is stopped or restarted."""
 
     startup_stall_timeout: float = _engine(
@@ -199,8 +213,7 @@ class SupervisionSettings:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class PromptCacheSettings:
+class PromptCacheSettings(Group):
     """Whether prompts that the engine has computed are kept on disk."""
 
     prompt_cache: bool = _engine(
@@ -220,8 +233,7 @@ class PromptCacheSettings:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ListenSettings:
+class ListenSettings(Group):
     """Where gateway and health server listen."""
 
     host: str = _network(
@@ -239,8 +251,7 @@ class ListenSettings:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamSettings:
+class UpstreamSettings(Group):
     """The address of the engine, as a peer, and its API key."""
 
     port_backend: int = _network(8080, _port_number, "port of llama-server")
@@ -271,8 +282,7 @@ class UpstreamSettings:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class TlsSettings:
+class TlsSettings(Group):
     """The certificate of the gateway."""
 
     tls_cert_file: str = _network(
@@ -286,8 +296,7 @@ class TlsSettings:
         return "https" if self.tls_cert_file else "http"
 
 
-@dataclass(frozen=True, slots=True)
-class AuthSettings:
+class AuthSettings(Group):
     """API keys, and what each may do."""
 
     auth_enabled: bool = _access(True, boolean, "whether requests require an API key")
@@ -321,8 +330,7 @@ class AuthSettings:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class SharedLimitSettings:
+class SharedLimitSettings(Group):
     """Where several gateways share the limits of keys."""
 
     shared_limits: str = _access(
@@ -347,8 +355,7 @@ class SharedLimitSettings:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class RouteSettings:
+class RouteSettings(Group):
     """Which paths are served, and to whom."""
 
     exposed_routes: str = _access(
@@ -378,8 +385,7 @@ class RouteSettings:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class QueueSettings:
+class QueueSettings(Group):
     """Slots, and the queue before them."""
 
     max_concurrent_requests: int = _queue(
@@ -405,8 +411,7 @@ class QueueSettings:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class TimeoutSettings:
+class TimeoutSettings(Group):
     """Time limits of requests that wait, or are with the engine."""
 
     request_timeout: float = _timeouts(
@@ -434,8 +439,7 @@ class TimeoutSettings:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ClientLimits:
+class ClientLimits(Group):
     """Limits on clients: their number, how slow they may be, and how much they may send."""
 
     max_connections: int = _network(
@@ -468,8 +472,7 @@ class ClientLimits:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class LogSettings:
+class LogSettings(Group):
     """The format of logs, and their files."""
 
     log_format: str = _operation(
@@ -494,8 +497,7 @@ class LogSettings:
     instance_id: str = _operation("", text, "name of this instance", shown_default="the host name")
 
 
-@dataclass(frozen=True, slots=True)
-class TraceSettings:
+class TraceSettings(Group):
     """Where traces of requests are sent."""
 
     otel_exporter_otlp_endpoint: str = _operation(
@@ -506,8 +508,7 @@ class TraceSettings:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessSettings:
+class ProcessSettings(Group):
     """How the program itself runs and stops."""
 
     drain_timeout: float = _timeouts(

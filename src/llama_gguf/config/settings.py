@@ -7,10 +7,8 @@ has its groups, from ``schema.py``.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Self, get_type_hints
+from typing import Any, Final, Self
 
 from llama_gguf.config import masking
 from llama_gguf.config.parsers import Parser, as_text
@@ -33,28 +31,28 @@ from llama_gguf.config.schema import (
     TraceSettings,
     UpstreamSettings,
 )
+from llama_gguf.values import Value, replace
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Value):
     """A value for every setting. Created once, by ``load``; its groups are passed down."""
 
-    model: ModelSettings
-    engine: EngineSettings
-    supervision: SupervisionSettings
-    prompts: PromptCacheSettings
-    listen: ListenSettings
-    upstream: UpstreamSettings
-    tls: TlsSettings
-    auth: AuthSettings
-    shared: SharedLimitSettings
-    routes: RouteSettings
-    queue: QueueSettings
-    timeouts: TimeoutSettings
-    limits: ClientLimits
-    logs: LogSettings
-    traces: TraceSettings
-    process: ProcessSettings
+    model: ModelSettings = ModelSettings()
+    engine: EngineSettings = EngineSettings()
+    supervision: SupervisionSettings = SupervisionSettings()
+    prompts: PromptCacheSettings = PromptCacheSettings()
+    listen: ListenSettings = ListenSettings()
+    upstream: UpstreamSettings = UpstreamSettings()
+    tls: TlsSettings = TlsSettings()
+    auth: AuthSettings = AuthSettings()
+    shared: SharedLimitSettings = SharedLimitSettings()
+    routes: RouteSettings = RouteSettings()
+    queue: QueueSettings = QueueSettings()
+    timeouts: TimeoutSettings = TimeoutSettings()
+    limits: ClientLimits = ClientLimits()
+    logs: LogSettings = LogSettings()
+    traces: TraceSettings = TraceSettings()
+    process: ProcessSettings = ProcessSettings()
 
     @classmethod
     def of(cls, **values: Any) -> Self:
@@ -63,10 +61,10 @@ class Settings:
         Raises:
             KeyError: there is no setting of a name.
         """
-        chosen: dict[str, dict[str, Any]] = {group: {} for group in _GROUPS}
+        chosen: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
-            chosen[SETTINGS[name].group][name] = value
-        return cls(**{group: kind(**chosen[group]) for group, kind in _GROUPS.items()})
+            chosen.setdefault(SETTINGS[name].group, {})[name] = value
+        return cls(**{group: replace(_GROUPS[group], **own) for group, own in chosen.items()})
 
     @property
     def url(self) -> str:
@@ -80,8 +78,7 @@ class Settings:
         return getattr(getattr(self, SETTINGS[name].group), name)
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(Value):
     """The declaration of a setting."""
 
     name: str
@@ -95,13 +92,14 @@ class Setting:
     aliases: tuple[str, ...]
 
 
-_GROUPS: Final[Mapping[str, type[Any]]] = get_type_hints(Settings)
+_GROUPS: Final[Mapping[str, Any]] = vars(Settings())
+"""The defaults."""
 
 
 def _declared() -> Iterator[Setting]:
-    for group, kind in _GROUPS.items():
-        for field in dataclasses.fields(kind):
-            yield Setting(field.name, group, field.default, **field.metadata)
+    for group, defaults in _GROUPS.items():
+        for name, about in defaults.declared.items():
+            yield Setting(name, group, **about)
 
 
 SETTINGS: Final[Mapping[str, Setting]] = {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Final, Self
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
+
+from llama_gguf.values import Value
 
 FORMS: Final = (
     "redis://HOST:PORT/DATABASE, rediss://HOST:PORT/DATABASE for TLS, or "
@@ -14,8 +15,7 @@ FORMS: Final = (
 DEFAULT_PORT: Final = 6379
 
 
-@dataclass(frozen=True, slots=True)
-class StoreAddress:
+class StoreAddress(Value, hidden=("password",)):
     """Where the server listens, and what it needs to know."""
 
     host: str
@@ -25,7 +25,7 @@ class StoreAddress:
     has_tls: bool
     database: int
     user: str
-    password: str = field(repr=False)
+    password: str
 
     def __str__(self) -> str:
         """Without user and password."""

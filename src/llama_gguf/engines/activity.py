@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from typing import Final
+
+from llama_gguf.values import Value
 
 GREETING: Final = b"\n"
 """The first line: connections are accepted now."""
@@ -22,8 +23,7 @@ FACTS_REQUEST: Final = b"facts?\n"
 """Requests such a line; the only line to the gateway that is no ``EngineStatus``."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReplicaActivity:
+class ReplicaActivity(Value):
     """One replica at one moment, as the gateway sees it; as in ``Activity``."""
 
     acknowledged_revision: int = 0
@@ -32,8 +32,7 @@ class ReplicaActivity:
     data_ticks: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Activity:
+class Activity(Value):
     """A gateway at one moment. The two counters start at 0 with the gateway and only rise.
 
     With several replicas, all but the revision are of all of them together.
@@ -51,7 +50,7 @@ class Activity:
     """Counter: checks at which the engine had sent something since the last one."""
     engine_requested: bool = False
     """A request waits, and no replica that is awake has a free slot for it."""
-    replicas: Mapping[str, ReplicaActivity] = field(default_factory=dict)
+    replicas: Mapping[str, ReplicaActivity] = {}
     """By ``EngineStatus.address``."""
 
     def of(self, address: str) -> Activity:
@@ -69,7 +68,7 @@ class Activity:
         )
 
     def to_line(self) -> bytes:
-        return json.dumps(asdict(self)).encode() + b"\n"
+        return json.dumps(vars(self), default=vars).encode() + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> Activity:

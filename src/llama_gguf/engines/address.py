@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from llama_gguf.config.schema import UpstreamSettings
+from llama_gguf.values import Value
 
 _UNIX: Final = "unix:"
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class EngineAddress:
+class EngineAddress(Value):
     """One engine, as a peer.
 
     Args:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+
+from llama_gguf.values import Value
 
 _UNLIMITED_BYTES = 1 << 60
 """Version 1 represents "no limit" by a number near the largest of 64 bits."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Value):
     """The effective limits; None where there is none."""
 
     memory: int | None

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -22,6 +21,7 @@ from llama_gguf.engines.roster import Demand, Hello, Refused, Roster
 from llama_gguf.engines.status import ChildState
 from llama_gguf.events import EventLog
 from llama_gguf.net.streams import FAILURES
+from llama_gguf.values import replace
 
 _log: Final = EventLog(__name__)
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+from llama_gguf.values import Value
 
 _NUMBERED: Final = re.compile(r"^([A-Za-z]+)\d+(?= \()")
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(Value):
     """A device that llama-server sees."""
 
     name: str

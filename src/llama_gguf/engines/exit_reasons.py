@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
+from llama_gguf.values import Value
 
-@dataclass(frozen=True, slots=True)
-class Cause:
+
+class Cause(Value):
     pattern: re.Pattern[str]
     """Searched for in the last lines of output."""
     reason: str

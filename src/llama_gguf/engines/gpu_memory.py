@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import subprocess
-from dataclasses import dataclass
 from typing import Final
+
+from llama_gguf.values import Value
 
 SECONDS: Final = 10.0
 MAX_GPUS: Final = 64
@@ -15,8 +16,7 @@ _QUERY: Final = (
 _MIB: Final = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class GpuUse:
+class GpuUse(Value):
     """Sizes are bytes."""
 
     index: int

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sysconfig
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Final
 
@@ -18,6 +17,7 @@ from llama_gguf.engines.command import OPTION_PREFIX
 from llama_gguf.engines.devices import Device, read_devices
 from llama_gguf.engines.flags import read_flags
 from llama_gguf.errors import UserError
+from llama_gguf.values import Value
 
 IMAGE_PATH: Final = "/app/llama-server"
 """Its path in llama.cpp's container images."""
@@ -40,8 +40,7 @@ llama.cpp's container images have it already."""
 Import = Callable[[str], ModuleType]
 
 
-@dataclass(frozen=True, slots=True)
-class Engine:
+class Engine(Value):
     path: str
     """Absolute."""
     environment_changes: Mapping[str, str]

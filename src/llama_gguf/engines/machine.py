@@ -8,16 +8,15 @@ import platform
 import shutil
 import subprocess
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final
 
 from llama_gguf.engines import cgroup
+from llama_gguf.values import Value
 
 _NVIDIA_SMI_SECONDS: Final = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
+class Machine(Value):
     """Sizes in bytes; None if unknown. In a container, its limits are those of the machine."""
 
     system: str

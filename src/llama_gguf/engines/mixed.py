@@ -17,11 +17,11 @@ What a replica does not report is no difference.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from llama_gguf.values import Value
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
+class Served(Value):
     """What a replica serves; empty or None where it does not report it."""
 
     model: str = ""
@@ -37,8 +37,7 @@ class Served:
         return ""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(Value):
     """A replica that is ready."""
 
     served: Served

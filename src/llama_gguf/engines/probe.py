@@ -13,19 +13,18 @@ import json
 import os
 import ssl
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.http_client import send
 from llama_gguf.engines.status import ChildState
 from llama_gguf.net.streams import FAILURES
+from llama_gguf.values import Value, replace
 
 MAX_SPARED: Final = 15
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Value):
     """The result of one probe; all but the state only if the engine reports it."""
 
     state: ChildState
@@ -39,7 +38,7 @@ class Finding:
     """It is another llama-gguf, with its own queue and limits."""
     detail: str = ""
     """For people: why it cannot be reached."""
-    model_list: Mapping[str, Any] = field(default_factory=dict)
+    model_list: Mapping[str, Any] = {}
     """Its response to ``GET /v1/models``."""
 
     @property

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from llama_gguf.config.schema import MAX_REPLICAS
 from llama_gguf.engines.status import ChildState
+from llama_gguf.values import Value
 
 DEFAULT_PORT: Final = 8002
 """Of the controller."""
@@ -30,18 +30,16 @@ class Refused(Exception):
     """The controller has refused the gateway, for the reason in the message."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hello:
+class Hello(Value, hidden=("key",)):
     """Who connects."""
 
     version: str
     """Of llama_gguf."""
-    key: str = field(repr=False)
+    key: str
     """BACKEND_API_KEY, which the engines expect as well."""
 
 
-@dataclass(frozen=True, slots=True)
-class Roster:
+class Roster(Value):
     """The engines that a gateway may use."""
 
     revision: int = 0
@@ -60,22 +58,21 @@ class Roster:
     """Of llama_gguf on the cluster."""
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
+class Demand(Value):
     """What a gateway needs, and has."""
 
     revision: int = 0
     """Of the roster that it uses."""
     queued: int = 0
     """Requests that wait for a slot."""
-    running: Mapping[str, int] = field(default_factory=dict)
+    running: Mapping[str, int] = {}
     """Requests at an engine, by its address; engines without one are missing."""
     at_once: int = 0
     """Requests that it sends to one engine at once; 0 = as many as the engine has slots."""
 
 
 def to_line(message: Hello | Roster | Demand) -> bytes:
-    return json.dumps(asdict(message)).encode() + b"\n"
+    return json.dumps(vars(message)).encode() + b"\n"
 
 
 def refusal(reason: str) -> bytes:

@@ -11,11 +11,11 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
 
 from llama_gguf.engines.devices import Device
+from llama_gguf.values import Value
 
 PROBE_SECONDS: Final = 3.0
 SILENT: Final = "it accepts connections and does not respond"
@@ -26,8 +26,7 @@ later, and closes too."""
 _ADDRESS: Final = re.compile(r"([^:\s]+):([0-9]{1,5})")
 
 
-@dataclass(frozen=True, slots=True)
-class RpcServer:
+class RpcServer(Value):
     """One server that ``--rpc`` names."""
 
     address: str

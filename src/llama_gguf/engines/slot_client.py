@@ -10,12 +10,12 @@ import asyncio
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.http_client import send
 from llama_gguf.net.streams import FAILURES
+from llama_gguf.values import Value
 
 SHORT_SECONDS: Final = 10.0
 """For what it responds to at once; a busy machine may need seconds."""
@@ -24,8 +24,7 @@ _RATE: Final = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class SlotState:
+class SlotState(Value):
     """One of ``GET /slots``; what it does not report is None."""
 
     id: int

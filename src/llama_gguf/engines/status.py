@@ -10,8 +10,9 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
+
+from llama_gguf.values import Value, replace
 
 
 class ChildState(enum.StrEnum):
@@ -63,8 +64,7 @@ _RANKS: Final = {
 """The most able first."""
 
 
-@dataclass(frozen=True, slots=True)
-class EngineStatus:
+class EngineStatus(Value):
     """What is known of the engine.
 
     ``since`` is POSIX seconds of the last change of state; ``slots`` is None
@@ -95,17 +95,17 @@ class EngineStatus:
     """Why the engine last ended, in words; empty if it never has."""
     last_advice: str = ""
     """What to do about ``last_exit``."""
-    restarts: Mapping[str, int] = field(default_factory=dict)
+    restarts: Mapping[str, int] = {}
     """Since our start, by reason."""
     missing_devices: Sequence[str] = ()
     """Those that its latest start lacked, and an earlier one had."""
-    facts: Mapping[str, str | int] = field(default_factory=dict)
+    facts: Mapping[str, str | int] = {}
     """About the model's file and the engine, for people; unknown facts are missing."""
     request_tokens: int | None = None
     """The context of one request; None until the engine has reported it."""
-    model_list: Mapping[str, Any] = field(default_factory=dict)
+    model_list: Mapping[str, Any] = {}
     """Its response to ``GET /v1/models`` when it was last ready; empty until then."""
-    prompt_cache: Mapping[str, Any] = field(default_factory=dict)
+    prompt_cache: Mapping[str, Any] = {}
     """Of saved prompts, as of ``supervisor/prompts.py``; empty unless PROMPT_CACHE is on."""
     revision: int = 0
     """Rises with each change that the supervisor sends; the gateway acknowledges it."""
@@ -153,7 +153,7 @@ class EngineStatus:
 
     def to_line(self) -> bytes:
         """One line of JSON, as the supervisor sends it to the gateway."""
-        return json.dumps(asdict(self)).encode() + b"\n"
+        return json.dumps(vars(self)).encode() + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> EngineStatus:

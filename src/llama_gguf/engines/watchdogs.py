@@ -5,10 +5,10 @@ No clock and no process: the caller passes the time and what it has observed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from llama_gguf.engines.activity import Activity
+from llama_gguf.values import Value
 
 
 class Patience:
@@ -41,8 +41,7 @@ class Patience:
         return 0 < self._seconds < self._waited
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(Value):
     """What a child has done since its start."""
 
     cpu_seconds: float = 0.0

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+
+from llama_gguf.values import Value
 
 
-@dataclass(frozen=True, slots=True)
-class Stamp:
+class Stamp(Value):
     """Identity and state of a file; another file, or changed content, has another stamp."""
 
     file: tuple[int, int]

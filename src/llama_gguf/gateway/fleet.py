@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Final
 
 from llama_gguf.config.schema import DEFAULT_SLOTS, QueueSettings, TimeoutSettings
@@ -32,6 +31,7 @@ from llama_gguf.scheduling.crash_memory import CrashMemory
 from llama_gguf.scheduling.fair_queue import Turns
 from llama_gguf.scheduling.replay_order import ReplayOrder
 from llama_gguf.scheduling.standing import NO_LIMIT, State
+from llama_gguf.values import replace
 
 _log: Final = EventLog(__name__)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Final
 
 from llama_gguf.engines import gpu_memory
@@ -46,7 +45,7 @@ class GpuReader:
             if self._reading is None or self._reading.done():  # else it hangs
                 self._reading = self._loop.create_task(self._read(self._program), name="read GPUs")
             self._read_at = now
-        return [asdict(gpu) for gpu in self.latest]
+        return [{**vars(gpu)} for gpu in self.latest]
 
     async def _read(self, program: str) -> None:
         self.latest = await run_detached(lambda: gpu_memory.read(program))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from llama_gguf.engines.probe import Finding, Probe, watch
 from llama_gguf.engines.status import ChildState
 from llama_gguf.net.wall_clock import wall_now
+from llama_gguf.values import replace
 
 if TYPE_CHECKING:
     from llama_gguf.engines.address import EngineAddress

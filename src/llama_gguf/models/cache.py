@@ -18,16 +18,15 @@ the rule of most models.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from llama_gguf.models.gguf_values import Value, per_layer, whole
+from llama_gguf.models.gguf_values import GgufValue, per_layer, whole
+from llama_gguf.values import Value
 
 MAX_LAYERS: Final = 512  # LLAMA_MAX_LAYERS
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(NamedTuple):
     """What one layer keeps."""
 
     key: int = 0
@@ -39,8 +38,7 @@ class Layer:
     """Elements per slot, of type f32."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cache:
+class Cache(Value):
     layers: tuple[Layer, ...]
     is_exact: bool
     """False if the architecture is unknown here, so that ``layers`` is an estimate."""
@@ -130,7 +128,7 @@ _KNOWN: Final = (
 class _Header:
     """The values of one architecture, by name."""
 
-    def __init__(self, architecture: str, values: Mapping[str, Value]) -> None:
+    def __init__(self, architecture: str, values: Mapping[str, GgufValue]) -> None:
         self.architecture = architecture
         self._values = values
         self.layers = self.whole("block_count") or 0
@@ -148,7 +146,7 @@ class _Header:
         return per_layer(self._values, f"{self.architecture}.{name}", self.layers)
 
 
-def cache_of(architecture: str, values: Mapping[str, Value]) -> Cache | None:
+def cache_of(architecture: str, values: Mapping[str, GgufValue]) -> Cache | None:
     """The layers of a model; None if its header lacks something that is needed.
 
     Args:
@@ -180,7 +178,7 @@ def cache_of(architecture: str, values: Mapping[str, Value]) -> Cache | None:
     )
 
 
-def widest_of(architecture: str, values: Mapping[str, Value]) -> int:
+def widest_of(architecture: str, values: Mapping[str, GgufValue]) -> int:
     """Elements per token of the largest intermediate result of a layer, of which two exist.
 
     It is that of the feed-forward network, of the experts that are used for a token, or of the

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
+from llama_gguf.values import Value
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+
+class Entry(Value):
     """A model that is shipped inside a wheel of the Python package index."""
 
     name: str

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from llama_gguf.config.schema import DEFAULT_SLOTS, EngineSettings
+from llama_gguf.values import Value, replace
 
 BATCH: Final = 2048
 UBATCH: Final = 512
@@ -21,8 +21,7 @@ _OFF: Final = frozenset(("off", "0", "false", "disabled"))
 _ON: Final = frozenset(("on", "1", "true", "enabled"))
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(Value):
     ctx: int
     """Of all slots together; 0 = that of the model, or what ``fits_ctx`` makes of it."""
     parallel: int

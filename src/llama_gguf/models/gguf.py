@@ -14,14 +14,14 @@ import math
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from llama_gguf.models.cache import Cache, cache_of, widest_of
 from llama_gguf.models.gguf_cursor import Cursor, GgufError
 from llama_gguf.models.gguf_tables import FILE_TYPES, GUESSED, LOOKS, TENSOR_TYPES
-from llama_gguf.models.gguf_values import Array, Value, text, whole
+from llama_gguf.models.gguf_values import Array, GgufValue, text, whole
 from llama_gguf.models.kinds import Kind, kind_of
+from llama_gguf.values import Value
 
 MAGIC: Final = b"GGUF"
 MAX_KEYS: Final = 1 << 16
@@ -39,15 +39,13 @@ _SCALARS: Final[Mapping[int, struct.Struct]] = {
 } | {number: struct.Struct("<" + code) for number, code in enumerate("Qqd", start=10)}
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(NamedTuple):
     name: str
     bytes: int
     """Of its data; 0 for an unknown type."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelFacts:
+class ModelFacts(Value):
     """The contents of a header. None means missing, or a different value for each layer."""
 
     name: str
@@ -79,8 +77,7 @@ class ModelFacts:
     """The minimum size of a complete file; too low if a tensor's type is unknown."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(NamedTuple):
     """A tensor in the header."""
 
     name: str
@@ -160,7 +157,7 @@ def read_kind(read: Callable[[int], bytes], file_bytes: int) -> Kind | None:
     """
     header = Cursor(read, file_bytes)
     _, key_count = _read_counts(header)
-    values: dict[str, Value] = {}
+    values: dict[str, GgufValue] = {}
     for _ in range(key_count):
         key = header.text()
         if not key.startswith(("general.", "adapter.")):
@@ -178,8 +175,8 @@ def _read_counts(header: Cursor) -> tuple[int, int]:
     return tensors, _at_most(MAX_KEYS, header.u64(), "metadata keys")
 
 
-def _read_values(header: Cursor, count: int) -> dict[str, Value]:
-    values: dict[str, Value] = {}
+def _read_values(header: Cursor, count: int) -> dict[str, GgufValue]:
+    values: dict[str, GgufValue] = {}
     for _ in range(count):
         key = header.text()
         if key in values:
@@ -233,13 +230,13 @@ def _at_most(limit: int, count: int, what: str) -> int:
     return count
 
 
-def _read_value(header: Cursor) -> Value:
+def _read_value(header: Cursor) -> GgufValue:
     kind = header.u32()
     if kind == _STRING:
         return header.text()
     if kind == _ARRAY:
         return _skip_array(header)
-    value: Value = header.unpack(_scalar(kind))[0]
+    value: GgufValue = header.unpack(_scalar(kind))[0]
     return value
 
 
@@ -272,7 +269,7 @@ def _read_entry(header: Cursor) -> _Entry:
     return _Entry(name, elements=elements, kind=header.u32(), offset=header.u64())
 
 
-def _alignment(values: Mapping[str, Value]) -> int:
+def _alignment(values: Mapping[str, GgufValue]) -> int:
     alignment = values.get("general.alignment", DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
         raise GgufError(f"damaged: its alignment is {alignment}, which is not a power of two")
@@ -285,7 +282,11 @@ def _needed_bytes(header_end: int, tensors: Iterable[_Entry], alignment: int) ->
 
 
 def _facts(
-    values: Mapping[str, Value], tensors: Sequence[_Entry], *, file_bytes: int, needed_bytes: int
+    values: Mapping[str, GgufValue],
+    tensors: Sequence[_Entry],
+    *,
+    file_bytes: int,
+    needed_bytes: int,
 ) -> ModelFacts:
     architecture = text(values, "general.architecture")
     heads, width = (
@@ -320,7 +321,7 @@ def _facts(
     )
 
 
-def _quantization(values: Mapping[str, Value], tensors: Iterable[_Entry]) -> str:
+def _quantization(values: Mapping[str, GgufValue], tensors: Iterable[_Entry]) -> str:
     """The file type in the metadata; if missing, the tensor type of most parameters."""
     file_type = whole(values, "general.file_type")
     if file_type is not None and file_type & ~GUESSED in FILE_TYPES:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
 
 from llama_gguf.errors import UserError
 from llama_gguf.models.model_file import MAX_LISTED, SUFFIX, part_paths
+from llama_gguf.values import Value
 
 PREFIX: Final = "hf:"
 WANTED: Final = "hf:OWNER/NAME:TAG (such as Q4_K_M) or hf:OWNER/NAME/FILE.gguf"
@@ -45,8 +45,7 @@ _MAIN: Final = "main"
 """The revision that an address stands for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(Value):
     repo: str
     file: str = ""
     """Of a split model, the first part; empty if ``tag`` selects it."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from llama_gguf.models.cache import DIFFUSION
-from llama_gguf.models.gguf_values import Value, text
+from llama_gguf.models.gguf_values import GgufValue, text
+from llama_gguf.values import Value
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(Value):
     what: str
     """Such as "a LoRA adapter"."""
     advice: str
@@ -68,7 +67,7 @@ _ARCHITECTURES: Final[Mapping[str, Kind]] = {
 }
 
 
-def kind_of(values: Mapping[str, Value]) -> Kind | None:
+def kind_of(values: Mapping[str, GgufValue]) -> Kind | None:
     """What a file with this metadata is; None for a model.
 
     ``general.type`` has precedence: an adapter has the architecture of its model.

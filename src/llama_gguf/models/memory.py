@@ -18,7 +18,6 @@ estimated.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from llama_gguf.models.cache import Layer
@@ -26,6 +25,7 @@ from llama_gguf.models.engine_options import Options
 from llama_gguf.models.gguf import ModelFacts
 from llama_gguf.models.gguf_tables import TENSOR_TYPES, TensorType
 from llama_gguf.models.slots import padded, part_tokens
+from llama_gguf.values import Value
 
 STATE_BYTES: Final = 4
 _MASK_BYTES: Final = 2
@@ -36,8 +36,7 @@ six models, where it gave 3 % too little to 19 % too much."""
 _TYPES: Final[Mapping[str, TensorType]] = {t.name.lower(): t for t in TENSOR_TYPES.values()}
 
 
-@dataclass(frozen=True, slots=True)
-class Need:
+class Need(Value):
     """The memory that a model needs, in bytes."""
 
     model: int

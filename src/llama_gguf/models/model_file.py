@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from llama_gguf.errors import UserError
@@ -16,6 +14,7 @@ from llama_gguf.files.sizes import size_text
 from llama_gguf.models.gguf import ModelFacts, read_facts, read_kind
 from llama_gguf.models.gguf_cursor import GgufError
 from llama_gguf.models.kinds import VOCABULARY, Kind
+from llama_gguf.values import Value, replace
 
 MAX_LISTED: Final = 20
 SUFFIX: Final = ".gguf"
@@ -29,8 +28,7 @@ BROKEN: Final = 1
 """Exit status if the file cannot be served."""
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
+class Model(Value):
     path: str
     """Absolute, for llama-server's ``--model``; of a split model, the first part."""
     parts: tuple[str, ...]
@@ -236,7 +234,7 @@ def is_whole(path: str) -> bool:
 
 
 def _added_up(facts: Sequence[ModelFacts]) -> ModelFacts:
-    return dataclasses.replace(
+    return replace(
         facts[0],
         parameters=sum(f.parameters or 0 for f in facts) or None,
         tensors=tuple(tensor for f in facts for tensor in f.tensors),

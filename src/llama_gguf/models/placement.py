@@ -11,13 +11,13 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final
 
 from llama_gguf.models.engine_options import AUTO, Options
 from llama_gguf.models.gguf import ModelFacts
 from llama_gguf.models.memory import Need
+from llama_gguf.values import Value, replace
 
 GPU_RESERVE_BYTES: Final = 512 << 20
 """On each GPU, for the driver and for everything that is not counted here."""
@@ -32,8 +32,7 @@ _OUTPUT: Final = "output.weight"
 _EMBEDDING: Final = "token_embd.weight"
 
 
-@dataclass(slots=True)
-class Part:
+class Part(Value):
     """What is in one place, in bytes."""
 
     weights: int = 0
@@ -50,16 +49,14 @@ class Part:
         return self.weights + self.cache + self.compute
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
+class Placed(Value):
     gpus: tuple[Part, ...]
-    ram: Part = field(default_factory=Part)
+    ram: Part
     is_exact: bool = True
     """False if llama-server divides it in a way that is not known here."""
 
 
-@dataclass(frozen=True, slots=True)
-class Gpu:
+class Gpu(Value):
     """A GPU that llama-server can use."""
 
     name: str
@@ -94,21 +91,21 @@ def place(wanted: Need, facts: ModelFacts, chosen: Options, gpus: Sequence[Gpu])
     if not gpus or not chosen.ngl:
         return Placed((), Part(wanted.model, wanted.cache, wanted.compute))
     home = _Homes(len(wanted.layers), chosen, gpus)
-    placed = Placed(
-        tuple(Part() for _ in gpus),
-        is_exact=chosen.split_mode in {"layer", "none"} and chosen.ngl != AUTO,
-    )
-    parts = (*placed.gpus, placed.ram)
+    weights, cache = [0] * (home.ram + 1), [0] * (home.ram + 1)
     is_tied = all(tensor.name != _OUTPUT for tensor in facts.tensors)
     for tensor in facts.tensors:
-        parts[home.of_tensor(tensor.name)].weights += tensor.bytes
+        weights[home.of_tensor(tensor.name)] += tensor.bytes
         if is_tied and tensor.name == _EMBEDDING and home.of_output() != home.ram:
-            parts[home.of_output()].weights += tensor.bytes
+            weights[home.of_output()] += tensor.bytes
     for layer, size in enumerate(wanted.layers):
-        parts[home.of_layer(layer) if chosen.kv_offload else home.ram].cache += size
-    for part in placed.gpus:
-        part.compute = wanted.compute + GPU_RESERVE_BYTES if part.certain else 0
-    return placed
+        cache[home.of_layer(layer) if chosen.kv_offload else home.ram] += size
+    *parts, ram = map(Part, weights, cache)
+    compute = wanted.compute + GPU_RESERVE_BYTES
+    return Placed(
+        tuple(replace(part, compute=compute) if part.certain else part for part in parts),
+        ram,
+        is_exact=chosen.split_mode in {"layer", "none"} and chosen.ngl != AUTO,
+    )
 
 
 class _Homes:

@@ -9,8 +9,9 @@ with two builds; tests/e2e/test_slots.py compares the numbers with those of the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+from llama_gguf.values import Value
 
 MAX_SLOTS: Final = 4
 """As many as llama-server would have by itself; PARALLEL can set more."""
@@ -19,8 +20,7 @@ SLOT_TOKENS: Final = 4096
 PAD_TOKENS: Final = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Division:
+class Division(Value):
     """What the slots have of the context; tokens are None if its size is not known yet."""
 
     slots: int

@@ -6,7 +6,6 @@ import contextlib
 import resource
 import socket
 import struct
-from dataclasses import dataclass
 from typing import Final
 
 from llama_gguf.net.transport import Transport
@@ -21,14 +20,18 @@ _OTHER_FILES: Final = 64
 """Files of a gateway other than connections: the log, keys, the loop's own."""
 
 
-@dataclass(frozen=True, slots=True)
 class Places:
-    """The most connections of clients, of all kinds together."""
+    """The most connections of clients, of all kinds together.
 
-    served: int
-    """Beyond it, a connection receives 503 and is closed."""
-    open: int
-    """With those that receive 503, and handshakes; beyond it, a connection is closed unread."""
+    Args:
+        served: beyond it, a connection receives 503 and is closed.
+        open_: with those that receive 503, and handshakes; beyond it, a connection is closed
+            unread.
+    """
+
+    def __init__(self, served: int, open_: int) -> None:
+        self.served: Final = served
+        self.open: Final = open_
 
 
 def places_within_limits(wanted: int) -> Places:

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import ssl
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, NoReturn, Self
 
 from llama_gguf.errors import UserError
 from llama_gguf.events import EventLog
+from llama_gguf.values import Value
 
 _log: Final = EventLog(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Certificate:
+class Certificate(Value):
     """A certificate that can be served, with its key."""
 
     context: ssl.SSLContext

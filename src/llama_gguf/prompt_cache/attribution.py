@@ -9,15 +9,15 @@ A file has all of these keys as owners, so that none of their content outlives i
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+from llama_gguf.values import Value
 
 UNKNOWN: Final = "?"
 """Instead of the keys that a gateway did not report before its death."""
 
 
-@dataclass(frozen=True, slots=True)
-class SlotView:
+class SlotView(Value):
     """A slot, as ``GET /slots`` has it."""
 
     id: int

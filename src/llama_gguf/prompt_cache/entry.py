@@ -10,8 +10,9 @@ import hashlib
 import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any, Final
+
+from llama_gguf.values import Value
 
 _HEADER: Final = struct.Struct("<III")
 _MAGIC: Final = 0x67677371
@@ -25,8 +26,7 @@ _WITHOUT_EFFECT: Final = frozenset(
 """Flags with a value that do not change what a slot holds; the model counts by its content."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Value):
     """The description of a file, which is stored beside it."""
 
     name: str
@@ -44,7 +44,7 @@ class Entry:
     """To compute it, by the engine's own rate; 0 = unknown."""
 
     def to_json(self) -> bytes:
-        return json.dumps(asdict(self)).encode()
+        return json.dumps(vars(self)).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> Entry:

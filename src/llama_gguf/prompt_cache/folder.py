@@ -17,7 +17,6 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 from llama_gguf.config.schema import PromptCacheSettings
@@ -31,6 +30,7 @@ from llama_gguf.prompt_cache.entry import (
     token_count,
     tokens_in,
 )
+from llama_gguf.values import replace
 
 STATE: Final = ".state"
 _ABOUT: Final = ".json"

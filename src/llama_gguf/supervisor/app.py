@@ -13,7 +13,6 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from typing import Final, Protocol
 
 from llama_gguf.config import settings as settings_module
@@ -35,6 +34,7 @@ from llama_gguf.supervisor.operations import Operations
 from llama_gguf.supervisor.preparation import Preparation
 from llama_gguf.supervisor.prompts import Owners, PromptCache
 from llama_gguf.supervisor.supervisor import Supervisor
+from llama_gguf.values import replace
 
 _log: Final = EventLog(__name__)
 

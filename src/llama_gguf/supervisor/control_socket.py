@@ -23,7 +23,6 @@ import socket
 import stat
 import struct
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
@@ -31,6 +30,7 @@ from llama_gguf.errors import UserError
 from llama_gguf.events import EventLog
 from llama_gguf.net.binding import MAX_SOCKET_PATH
 from llama_gguf.net.threads import run_detached
+from llama_gguf.values import Value
 
 _log: Final = EventLog(__name__)
 
@@ -82,8 +82,7 @@ def _places(data_dir: str, port: int) -> Iterator[str]:
     yield os.path.join(spare_folder(data_dir), f"control-{port}.sock")
 
 
-@dataclass(frozen=True, slots=True)
-class _Opened:
+class _Opened(Value):
     socket: socket.socket
     path: str
     lock: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -12,6 +11,7 @@ from llama_gguf.models import slots
 from llama_gguf.models.engine_options import Options, options
 from llama_gguf.models.gguf import ModelFacts
 from llama_gguf.models.slots import Division
+from llama_gguf.values import replace
 
 _FIT_CTX: Final = frozenset(["-fitc", "--fit-ctx"])
 """With these and CTX=0, llama-server reduces the context to what fits into memory."""
@@ -33,8 +33,8 @@ def divided(
     context = _context(chosen, words, facts)
     if not (chosen.parallel or chosen.unified):
         count = slots.slots_for(context, facts.context_length)
-        settings = dataclasses.replace(settings, parallel=count)
-        chosen = dataclasses.replace(chosen, parallel=count)
+        settings = replace(settings, parallel=count)
+        chosen = replace(chosen, parallel=count)
     division = slots.divide(
         context,
         facts.context_length,

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import replace
 from typing import Final
 
 from llama_gguf.config.schema import SupervisionSettings
@@ -49,6 +48,7 @@ from llama_gguf.supervisor.managed_process import (
 )
 from llama_gguf.supervisor.prompt_keeper import Moment, PromptKeeper
 from llama_gguf.supervisor.restart_policy import LEAVING, Event, RestartPolicy
+from llama_gguf.values import replace
 
 _log: Final = EventLog(__name__)
 

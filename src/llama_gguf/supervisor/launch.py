@@ -6,7 +6,6 @@ import contextlib
 import os
 import stat
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from llama_gguf.engines.address import EngineAddress
@@ -14,6 +13,7 @@ from llama_gguf.engines.devices import Device
 from llama_gguf.engines.probe import Finding
 from llama_gguf.net.binding import check_socket_path, listen
 from llama_gguf.supervisor.child import Child
+from llama_gguf.values import Value
 
 ListDevices = Callable[[], Coroutine[None, None, Sequence[Device] | None]]
 """Lists the devices that a start would have now; None if they are unknown."""
@@ -33,8 +33,7 @@ async def no_room(has_same_file: bool) -> bool:
     return False
 
 
-@dataclass(frozen=True, slots=True)
-class PromptSource:
+class PromptSource(Value):
     """What the prompts in an engine's slots depend on."""
 
     files: tuple[str, ...]
@@ -49,8 +48,7 @@ class PromptSource:
     """What its cache in RAM may use."""
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
+class Launch(Value):
     """How llama-server is started."""
 
     argv: list[str]
@@ -59,7 +57,7 @@ class Launch:
     model_path: str = ""
     model_bytes: int = 0
     """Of the model's files, to estimate how much is loaded; 0 = unknown."""
-    facts: Mapping[str, str | int] = field(default_factory=dict)
+    facts: Mapping[str, str | int] = {}
     """Facts about model and engine, for people."""
     sizes: str = ""
     """The settings that decide how much memory it needs, for the advice after a death."""

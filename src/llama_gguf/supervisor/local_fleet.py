@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Final
 
 from llama_gguf import events
@@ -38,6 +37,7 @@ from llama_gguf.supervisor.prompts import PromptCache
 from llama_gguf.supervisor.replacement import Event, Replacement
 from llama_gguf.supervisor.restart_policy import LEAVING
 from llama_gguf.transitions import after
+from llama_gguf.values import Value, replace
 
 _log: Final = EventLog(__name__)
 
@@ -49,8 +49,7 @@ _LOADS: Final = frozenset({_S.STARTING, _S.LOADING})
 _GONE: Final = frozenset({_S.STOPPING, _S.STOPPED})
 
 
-@dataclass(frozen=True, slots=True)
-class Setup:
+class Setup(Value):
     """What decides how a replica runs."""
 
     launch: Launch

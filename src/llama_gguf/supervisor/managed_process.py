@@ -11,13 +11,13 @@ import abc
 import asyncio
 import enum
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass
 from typing import Protocol
 
 from llama_gguf.engines import exit_reasons
 from llama_gguf.engines.status import ChildState
 from llama_gguf.supervisor.child import Child
 from llama_gguf.supervisor.restart_policy import LEAVING, Event, GiveUp, RestartPolicy
+from llama_gguf.values import Value
 
 
 class Reason(enum.Enum):
@@ -29,8 +29,7 @@ class Reason(enum.Enum):
     IDLE = "idle"  # no request needed it
 
 
-@dataclass(frozen=True, slots=True)
-class EndReason:
+class EndReason(Value):
     """The reason to end a process that runs."""
 
     reason: Reason
@@ -40,8 +39,7 @@ class EndReason:
     advice: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Life:
+class Life(Value):
     """A finished life of a process, from its spawn to its reaping. Times are of the ``Clock``."""
 
     pid: int | None

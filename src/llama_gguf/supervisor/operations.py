@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +16,7 @@ from llama_gguf.config.settings import Settings
 from llama_gguf.engines.status import EngineStatus
 from llama_gguf.net.wall_clock import wall_now
 from llama_gguf.supervisor.control_socket import Handler, Json, Report
+from llama_gguf.values import Value
 
 if TYPE_CHECKING:
     from llama_gguf.supervisor.supervisor import Supervisor
@@ -45,8 +45,7 @@ def server_facts(settings: Settings, kind: str, started_at: float) -> dict[str, 
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Operations:
+class Operations(Value):
     """The commands of one ``serve``.
 
     Args:

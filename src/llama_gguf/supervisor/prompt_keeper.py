@@ -13,7 +13,6 @@ import enum
 import itertools
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from llama_gguf.engines.activity import Activity
@@ -29,6 +28,7 @@ from llama_gguf.supervisor.launch import Launch, PromptSource
 from llama_gguf.supervisor.managed_process import Clock
 from llama_gguf.supervisor.prompt_source import without_saving
 from llama_gguf.supervisor.prompts import PromptCache, facts_of
+from llama_gguf.values import replace
 
 _log: Final = EventLog(__name__)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 from llama_gguf.events import EventLog
@@ -44,17 +43,17 @@ class Run(Protocol):
     async def __call__(self, work: Callable[[], _T]) -> _T: ...
 
 
-@dataclass(slots=True)
 class Totals:
     """Since the start of `serve`, of all engines."""
 
-    saves: int = 0
-    save_failures: int = 0
-    restores: int = 0
-    restore_failures: int = 0
-    bytes: int = 0
-    """On disk, at the last change; of every model."""
-    files: int = 0
+    def __init__(self) -> None:
+        self.saves = 0
+        self.save_failures = 0
+        self.restores = 0
+        self.restore_failures = 0
+        self.bytes = 0
+        """On disk, at the last change; of every model."""
+        self.files = 0
 
 
 class PromptCache:
@@ -287,7 +286,7 @@ def facts_of(totals: Totals, restored: Sequence[int], life: int, rate: float) ->
         rate: seconds that the engine needs to compute one of these tokens; 0 = unknown.
     """
     return {
-        **asdict(totals),
+        **vars(totals),
         "restored": list(restored),
         "life": life,
         "seconds_per_token": rate,

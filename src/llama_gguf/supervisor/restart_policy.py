@@ -11,11 +11,11 @@ from __future__ import annotations
 import enum
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from llama_gguf.engines.status import ChildState as S
 from llama_gguf.transitions import after
+from llama_gguf.values import Value
 
 
 class Event(enum.Enum):
@@ -65,14 +65,12 @@ LEAVING: Final = frozenset({S.STOPPING, S.STOPPED, S.FAILED})
 """States after which no child is spawned."""
 
 
-@dataclass(frozen=True, slots=True)
-class SpawnAt:
+class SpawnAt(Value):
     when: float
     """On the same clock as ``now``."""
 
 
-@dataclass(frozen=True, slots=True)
-class GiveUp:
+class GiveUp(Value):
     """Exit with the status of the child's last death."""
 
     exit_status: int

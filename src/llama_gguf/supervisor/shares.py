@@ -8,11 +8,9 @@ docs/adr/0030-replicas-and-rolling-restart.md.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 from llama_gguf.config.schema import EngineSettings
@@ -23,6 +21,7 @@ from llama_gguf.models import memory
 from llama_gguf.models.engine_options import Options
 from llama_gguf.models.gguf import ModelFacts
 from llama_gguf.models.placement import REMOTE, Gpu, place
+from llama_gguf.values import Value, replace
 
 AUTO: Final = "auto"
 # Of two, the first one takes precedence; HIP reads both.
@@ -32,13 +31,12 @@ _VARIABLES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(Value):
     """What one replica has of the GPUs."""
 
     devices: tuple[Device, ...] | None = None
     """Its GPUs; None if it has all that there are."""
-    environ: Mapping[str, str] = field(default_factory=dict)
+    environ: Mapping[str, str] = {}
     """Variables that its engine needs."""
     flags: tuple[str, ...] = ()
 
@@ -172,4 +170,4 @@ def with_thread_share(
     limit = settings.threads or here.thread_limit
     if number > 1:
         limit = max(1, (limit or min(here.cores, here.cpus)) // number)
-    return dataclasses.replace(settings, threads=limit)
+    return replace(settings, threads=limit)

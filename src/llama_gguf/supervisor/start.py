@@ -11,7 +11,6 @@ import secrets
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -21,6 +20,7 @@ from llama_gguf.net.binding import listen
 from llama_gguf.supervisor import checks
 from llama_gguf.supervisor.boot_log import BootLog
 from llama_gguf.supervisor.health_server import HealthServer
+from llama_gguf.values import replace
 
 if TYPE_CHECKING:
     from llama_gguf.supervisor.app import App, Display, LoadAgain

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from llama_gguf.config.load import Files, FileValue, load, one_edit_apart
@@ -307,6 +309,27 @@ def test_a_name_one_edit_away_from_ours_is_warned_about(name: str, ours: str) ->
     assert name in warning
     assert f"did you mean {ours}?" in warning
     assert SECRET not in warning
+
+
+def slips(name: str) -> Iterator[str]:
+    """*name* with one letter removed, changed, added, or swapped with the next."""
+    for i, letter in enumerate(name):
+        start, end = name[:i], name[i + 1 :]
+        yield from (f"{start}{other}{end}" for other in ("", "Q", f"{letter}Q", f"Q{letter}"))
+        yield start + end[:1] + letter + end[1:]
+
+
+def test_a_slip_anywhere_in_a_name_is_warned_about() -> None:
+    names = [variable(name) for name in SETTINGS if len(name) >= 5]
+    wrong = {
+        (slip, name)
+        for name in names
+        for slip in slips(name)
+        if len(slip) >= 5 and slip not in {*names, "LOGNAME"}
+    }
+    found = load({slip: "" for slip, _ in wrong}).warnings
+
+    assert {f"{slip} is not a setting; did you mean {name}?" for slip, name in wrong} <= {*found}
 
 
 @pytest.mark.parametrize(

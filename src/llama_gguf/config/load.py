@@ -6,6 +6,7 @@ All mistakes are reported together, and names one edit away from a setting's are
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -193,10 +194,15 @@ def _near_misses(environ: Iterable[str]) -> Iterable[str]:
     Names under five letters are ignored: PORT is one edit from too many words.
     """
     ours = [variable(n) for n in SETTINGS]
-    for name in sorted(environ):
-        if name in ours or name in _NOT_OURS or len(name) < 5:
+    # One edit leaves either the first two letters as they are or the last two, of five or more.
+    similar: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for our in ours:
+        similar[our[:2], ""].append(our)
+        similar["", our[-2:]].append(our)
+    for name in sorted(set(environ).difference(ours, _NOT_OURS)):
+        if len(name) < 5:
             continue
-        for our in ours:
+        for our in dict.fromkeys([*similar[name[:2], ""], *similar["", name[-2:]]]):
             if len(our) >= 5 and one_edit_apart(name, our):
                 yield f"{name} is not a setting; did you mean {our}?"
 

@@ -21,6 +21,37 @@ def test_only_settings_that_were_given_are_flags() -> None:
     assert not settings_in(command_parser("serve").parse_args([]))
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("gateway", []),
+        ("gateway", ["--listen-fd", "3", "--channel-fd", "4"]),
+        ("gateway", ["-q", "surplus"]),
+        ("serve", ["m.gguf", "-v"]),
+        ("serve", ["m.gguf", "--log-level=debug"]),
+        ("serve", ["-np", "2", "-qv"]),
+        ("serve", ["--env-file", "x", "--unknown"]),
+        ("health", ["--port-health", "1"]),
+    ],
+)
+def test_a_parser_for_some_words_reads_them_as_one_for_all(command: str, words: list[str]) -> None:
+    found, surplus = command_parser(command, words).parse_known_args(words)
+    expected, unknown = command_parser(command).parse_known_args(words)
+
+    assert surplus == unknown
+    assert {**vars(found), "parser": None} == {**vars(expected), "parser": None}
+
+
+@pytest.mark.parametrize(
+    ("words", "has_settings"),
+    [([], False), (["m.gguf", "-v"], False), (["--help"], True), (["-h"], True), (["--p"], True)],
+)
+def test_the_flags_of_settings_are_declared_only_for_words_that_can_be_flags(
+    words: list[str], has_settings: bool
+) -> None:
+    assert ("--port" in command_parser("serve", words)._option_string_actions) == has_settings
+
+
 def test_a_setting_may_precede_or_follow_the_action() -> None:
     parser = command_parser("keys")
 

@@ -31,8 +31,14 @@ class Parser(argparse.ArgumentParser):
         super()._check_value(action, value)
 
 
-def command_parser(name: str) -> argparse.ArgumentParser:
-    """The parser of the command *name*: its arguments, and a flag for each setting it uses."""
+def command_parser(name: str, words: Iterable[str] | None = None) -> argparse.ArgumentParser:
+    """The parser of the command *name*: its arguments, and a flag for each setting it uses.
+
+    Args:
+        name: of a command.
+        words: if given, the parser is for these arguments only, and lacks the flags of settings,
+            which take a millisecond or two, if none of them is one.
+    """
     command = importlib.import_module(f"llama_gguf.cli.{name}")
     parser = Parser(
         prog=f"llama-gguf {name}",
@@ -42,8 +48,11 @@ def command_parser(name: str) -> argparse.ArgumentParser:
     )
     # Each action of a command has its own parser; settings may precede or follow the action.
     actions = command.add_arguments(parser) or []
+    own = parser._option_string_actions.keys() - {"-h", "--help"}
+    has_settings = words is None or any(w.startswith("-") and w not in own for w in words)
     for each in (parser, *dict.fromkeys(actions)):
-        _add_settings(each, settings_module.USED_BY[name])
+        if has_settings:
+            _add_settings(each, settings_module.USED_BY[name])
         each.set_defaults(parser=each)
     return parser
 

@@ -49,7 +49,7 @@ def _arguments(argv: Sequence[str], commands: Mapping[str, str]) -> argparse.Nam
     name, *words = argv
     namespace = argparse.Namespace(argv=tuple(argv))  # for a report that names its command
     words = list(joined(words))
-    parser = command_parser(name)
+    parser = command_parser(name, words if name in SERVERS else None)  # they should start quickly
     unusual = [w for w in words if w.startswith(("--api-key", "-hf", "--hf-repo")) or is_secret(w)]
     arguments, surplus = (
         # argparse would take -hf for -h, and --shared-limits for the beginning of another flag

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from typing import Final
 
 import pytest
@@ -17,6 +16,7 @@ from llama_gguf.access.attributes import (
     NO_ATTRIBUTES,
     PRIORITIES,
     Attributes,
+    field_of,
     format_words,
     parse_words,
 )
@@ -66,9 +66,7 @@ def test_attributes_are_written_as_they_were_read() -> None:
 
 
 def test_every_attribute_has_a_name() -> None:
-    fields = {field.name for field in dataclasses.fields(Attributes)}
-
-    assert {name if name != "from" else "networks" for name in NAMES} == fields
+    assert {field_of(name) for name in NAMES} == set(Attributes._fields)
 
 
 def test_attributes_with_their_default_values_are_not_written() -> None:

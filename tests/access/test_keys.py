@@ -3,7 +3,6 @@ from __future__ import annotations
 import hashlib
 import re
 import string
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -622,5 +621,5 @@ def test_digests_instead_of_secrets_change_no_key(text: str) -> None:
     before = KeyRing.parse(text)
     after, changed = keys.hash_secrets(text)
 
-    assert KeyRing.parse(after).keys == tuple(replace(key, hashed=True) for key in before.keys)
+    assert KeyRing.parse(after).keys == tuple(key._replace(hashed=True) for key in before.keys)
     assert changed >= sum(not key.hashed for key in before.keys)

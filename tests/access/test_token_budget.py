@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
@@ -46,7 +46,7 @@ def copy_of(budget: TokenBudget, /, **limits: int) -> TokenBudget:
 
 
 def attributes(limits: dict[str, int]) -> Attributes:
-    return replace(NO_ATTRIBUTES, **limits)  # type: ignore[arg-type]  # all of these are int
+    return NO_ATTRIBUTES._replace(**limits)  # type: ignore[arg-type]  # all of these are int
 
 
 def use(budget: TokenBudget, tokens: int, *, at: float, wall: float, milliseconds: int = 0) -> None:

@@ -18,7 +18,7 @@ BODY = json.dumps({"messages": [{"role": "user", "content": "Hello"}]}).encode()
 def request(path: bytes = CHAT, fields: Sequence[tuple[bytes, bytes]] = ()) -> Request:
     all_fields = [(b"Host", b"x"), *fields]
     route = Router(expose_all=False).route(b"POST", path)
-    head = RequestHead(b"POST", path, path, "1.1", all_fields, "POST", path.decode())
+    head = RequestHead(b"POST", path, path, "1.1", all_fields)
     return Request(
         head, cors=b"", route=route, sorted_fields=read_request(all_fields, version="1.1")
     )

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -12,7 +11,8 @@ from hypothesis import strategies as st
 from llama_gguf.http1.fields import read_request, read_response
 from llama_gguf.http1.known_head import NO_HEAD, NO_MATCH, KnownHead
 from llama_gguf.http1.parser import HEAD_END, parse_request, parse_response
-from llama_gguf.http1.request import Request
+from llama_gguf.http1.request import Request, RequestHead
+from llama_gguf.http1.response import ResponseHead
 from llama_gguf.http1.routes import Kind, Route
 
 POST = b"POST /v1/completions?x=y HTTP/1.1\r\n"
@@ -47,20 +47,19 @@ def meaning_of_request(raw: bytes) -> tuple[Meaning, int | None]:
     head = parse_request(raw)
     read = read_request(head.fields, version=head.version)
     found = {name: getattr(read, name) for name in read.__slots__ if name != "content_length"}
-    head = replace(head, fields=without_length(head.fields))
-    return (head, read.content_length is None, found), read.content_length
+    return (*without_length(head), read.content_length is None, found), read.content_length
 
 
 def meaning_of_response(raw: bytes) -> tuple[Meaning, int | None]:
     head = parse_response(raw)
     read = read_response(head.fields, status=head.status, is_head_request=False)
     found = {name: getattr(read, name) for name in read.__slots__ if name != "length"}
-    head = replace(head, fields=without_length(head.fields))
-    return (head, read.length is None, found), read.length
+    return (*without_length(head), read.length is None, found), read.length
 
 
-def without_length(fields: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    return [(n, b"" if n.lower() == b"content-length" else v) for n, v in fields]
+def without_length(head: RequestHead | ResponseHead) -> Meaning:
+    fields = [(n, b"" if n.lower() == b"content-length" else v) for n, v in head.fields]
+    return (*(getattr(head, name) for name in head.__slots__ if name != "fields"), fields)
 
 
 Understand = Callable[[bytes], tuple[Meaning, int | None]]

@@ -77,6 +77,13 @@ def route(method: str, path: str | bytes, *, expose_all: bool = False) -> Route:
     return Router(expose_all=expose_all).route(method.encode(), raw)
 
 
+def facts(found: Route) -> tuple[object, ...]:
+    return (
+        *(found.kind, found.label, found.scope, found.operation, found.dialect),
+        *(found.needs_slot, found.may_stream, found.needs_no_key, found.error),
+    )
+
+
 def refusal(method: str, path: str | bytes, *, expose_all: bool = False) -> GatewayError:
     found = route(method, path, expose_all=expose_all)
     assert found.kind is Kind.REFUSED
@@ -304,7 +311,7 @@ def test_no_public_path_is_reached_by_a_disguise(path: bytes, expose_all: bool) 
 
 
 def test_an_escaped_letter_is_the_letter() -> None:
-    assert route("POST", "/v1/%63ompletions") == route("POST", "/v1/completions")
+    assert facts(route("POST", "/v1/%63ompletions")) == facts(route("POST", "/v1/completions"))
     assert refusal("GET", "/sl%6Fts").status == 403
 
 
@@ -391,7 +398,7 @@ def test_the_web_ui_s_files_pass_without_a_key_where_it_is_wanted(path: str) -> 
     assert (found.kind, found.label) == (Kind.PROXIED, "web_ui")
     assert found.needs_no_key
     assert not found.needs_slot
-    assert with_ui("HEAD", path) == found
+    assert facts(with_ui("HEAD", path)) == facts(found)
     assert with_ui("POST", path).kind is Kind.REFUSED
     assert route("GET", path).kind is not Kind.PROXIED
 
@@ -456,14 +463,18 @@ def test_the_number_of_labels_does_not_depend_on_clients() -> None:
 
 def test_stored_routes_are_bounded_and_do_not_change() -> None:
     router = Router(expose_all=False)
-    first = [router.route(method.encode(), path.encode()) for method, path in EXPOSED]
+
+    def exposed() -> list[tuple[object, ...]]:
+        return [facts(router.route(method.encode(), path.encode())) for method, path in EXPOSED]
+
+    first = exposed()
 
     def route_many() -> None:
         for n in range(20_000):
             router.route(b"GET", b"/v1/%0200d" % n)
 
     assert allocated_bytes(route_many) < 1_000_000
-    assert [router.route(m.encode(), p.encode()) for m, p in EXPOSED] == first
+    assert exposed() == first
 
 
 def test_a_decision_is_remembered_for_its_method_and_its_path() -> None:

@@ -17,7 +17,7 @@ def request_for(
 ) -> Request:
     """A request for *path*, counted as one for *label*."""
     target = path.encode("latin-1")
-    head = RequestHead(method.encode(), target, target, "1.1", [], method, path)
+    head = RequestHead(method.encode(), target, target, "1.1", [])
     operation = "chat" if method == "POST" else ""
     route = Route(Kind.PROXIED, label, needs_slot=bool(operation), operation=operation)
     return Request(head, cors=b"", route=route)

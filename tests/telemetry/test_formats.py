@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 
 from llama_gguf.telemetry.metrics import EngineMetric, Gauges, Metrics
@@ -43,7 +42,7 @@ def test_an_unused_gateway_has_metrics(gauges: Gauges) -> None:
 
 
 def test_values_that_are_not_known_yet_are_null(gauges: Gauges) -> None:
-    found = as_json(Metrics(), dataclasses.replace(gauges, next_expiry=None, load_seconds=None))
+    found = as_json(Metrics(), gauges._replace(next_expiry=None, load_seconds=None))
 
     assert found["llama_gguf_keys_next_expiry_seconds"] is None
     assert found["llama_gguf_backend_load_seconds"] is None

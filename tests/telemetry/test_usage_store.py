@@ -8,13 +8,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llama_gguf.telemetry.usage_store import USAGE, UsageStore
+from llama_gguf.telemetry.usage_store import USAGE, Kind, UsageStore
 from llama_gguf.telemetry.usage_totals import LINES_PER_PAUSE, UsageTotals
 from tests.support.processes import DEADLINE_SECONDS
 
@@ -112,7 +111,7 @@ def test_a_file_is_never_read_half_written(path: Path) -> None:
 
 
 def test_the_file_is_updated_periodically(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    often = replace(USAGE, every_seconds=0.001)
+    often = Kind(USAGE.name, 0.001, USAGE.new, USAGE.load)
     totals, store, written = used(), UsageStore(often, str(path), lambda: NOW), []
 
     async def run() -> None:

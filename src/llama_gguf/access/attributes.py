@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from llama_gguf.access.networks import Network, parse_network
 from llama_gguf.http1.routes import SCOPES
@@ -26,8 +25,7 @@ PRIORITIES: Final = ("normal", "low")
 _DIGITS: Final = re.compile(r"[0-9]{1,18}")
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
+class Attributes(NamedTuple):
     """What a key may use, beyond its requests per minute.
 
     Args:

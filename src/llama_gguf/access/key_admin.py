@@ -10,24 +10,22 @@ import difflib
 import os
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from llama_gguf.access import key_file, keys
 from llama_gguf.access.attributes import NO_ATTRIBUTES, Attributes
 from llama_gguf.access.keys import Key, KeyRing, Merged
 from llama_gguf.errors import UserError
+from llama_gguf.values import Value
 
 
-@dataclass(frozen=True, slots=True)
-class NewKey:
+class NewKey(Value, hidden=("secret", "line")):
     key: Key
-    secret: str = field(repr=False)
-    line: str = field(repr=False)
+    secret: str
+    line: str
 
 
-@dataclass(frozen=True, slots=True)
-class Rotated:
+class Rotated(Value):
     """A key with a new secret, and the fate of its old ones."""
 
     new: NewKey

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from llama_gguf.access import key_file
@@ -20,6 +19,7 @@ from llama_gguf.errors import ReloadFailed, UserError
 from llama_gguf.events import EventLog
 from llama_gguf.files import stamps
 from llama_gguf.net.threads import pause, run_detached
+from llama_gguf.values import Value
 
 _log: Final = EventLog(__name__)
 
@@ -29,8 +29,7 @@ REST_SECONDS: Final = 1.0
 MAX_PROBLEMS_LOGGED: Final = 10
 
 
-@dataclass(frozen=True, slots=True)
-class _Read:
+class _Read(Value):
     """The result of reading the file: a ring, or the reason why there is none."""
 
     stamp: stamps.Stamp | None

@@ -20,9 +20,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from llama_gguf.access.attributes import (
     NO_ATTRIBUTES,
@@ -72,8 +71,7 @@ _WANTED_REST: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(NamedTuple):
     """One secret of a key, as one line of the file has it. During a rotation, a key has several.
 
     Args:
@@ -87,12 +85,15 @@ class Key:
     """
 
     key_id: str
-    digest: bytes = field(repr=False)
+    digest: bytes
     rate_limit: int | None = None
     expires_at: float | None = None
     hashed: bool = False
     retired_as: str = ""
     attributes: Attributes = NO_ATTRIBUTES
+
+    def __repr__(self) -> str:
+        return f"Key(key_id={self.key_id!r})"
 
     @property
     def is_retired(self) -> bool:
@@ -108,8 +109,7 @@ class Key:
         return self.expires_at is not None and now >= self.expires_at
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(NamedTuple):
     """A line that was skipped: its number, from 1, and the expected form."""
 
     line: int
@@ -460,16 +460,23 @@ def _without_secret(line: str) -> str:
     return line[: stored.start(1)] + stored_digest(key.digest) + line[stored.end(1) :]
 
 
-@dataclass(frozen=True, slots=True)
 class Merged:
-    """A keys file, with the keys of another file added."""
+    """A keys file, with the keys of another file added.
 
-    text: str = field(repr=False)
-    added: tuple[Key, ...]
-    known: int
-    """The number of keys in the other file that were in the first one already."""
-    problems: tuple[Problem, ...]
-    """Lines of the other file that cannot be imported. If there are any, nothing is."""
+    Args:
+        text: of the file, with its secrets: this is not a tuple, whose ``repr`` would show them.
+        added: the keys that are new in it.
+        known: the number of keys in the other file that were in the first one already.
+        problems: lines of the other file that cannot be imported. If there are any, nothing is.
+    """
+
+    def __init__(
+        self, text: str, added: tuple[Key, ...], known: int, problems: tuple[Problem, ...]
+    ) -> None:
+        self.text: Final = text
+        self.added: Final = added
+        self.known: Final = known
+        self.problems: Final = problems
 
 
 def merge(text: str, other: str, *, prefix: str, hashes: bool) -> Merged:

@@ -20,13 +20,18 @@ import re
 import secrets
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from llama_gguf.access import attributes, key_admin, key_file, keys
-from llama_gguf.access.attributes import MAX_WEIGHT, NO_ATTRIBUTES, PRIORITIES, parse_value
+from llama_gguf.access.attributes import (
+    MAX_WEIGHT,
+    NO_ATTRIBUTES,
+    PRIORITIES,
+    Attributes,
+    parse_value,
+)
 from llama_gguf.access.budget_ledger import FOLDER, BudgetLedger
 from llama_gguf.access.key_admin import NewKey
 from llama_gguf.access.keys import KeyRing
@@ -203,7 +208,7 @@ def _generate(arguments: argparse.Namespace, path: str) -> None:
         rate_limit=_read("--rate-limit", arguments.rate_limit, _rate_limit),
         expires_at=_read_when("--expires", arguments.expires, now),
         hashed=arguments.hashed,
-        attributes=replace(NO_ATTRIBUTES, **_read_attributes(arguments)),
+        attributes=Attributes(**_read_attributes(arguments)),
     )
     _show(new, arguments, path=path, now=now)
 
@@ -223,7 +228,7 @@ def _set(arguments: argparse.Namespace, path: str) -> None:
     key = key_admin.change(
         path,
         arguments.name,
-        lambda old: replace(old, attributes=replace(old.attributes, **own), **limits),
+        lambda old: old._replace(attributes=old.attributes._replace(**own), **limits),
     )
     key_views.print_changed(key, path, now, as_json=arguments.json)
     sys.stderr.write(_APPLIED_SOON)

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl
 
 from llama_gguf.access import attributes, key_admin
-from llama_gguf.access.attributes import NO_ATTRIBUTES
+from llama_gguf.access.attributes import NO_ATTRIBUTES, Attributes
 from llama_gguf.access.keys import Key
 from llama_gguf.access.moments import format_moment, parse_duration
 from llama_gguf.config.parsers import whole
@@ -136,7 +135,7 @@ def _create(path: str, name: str, limits: Mapping[str, Any]) -> Work:
             rate_limit=rate_limit,
             expires_at=expires_at,
             hashed=True,
-            attributes=replace(NO_ATTRIBUTES, **given),
+            attributes=Attributes(**given),
         )
         return {"secret": new.secret}
 
@@ -152,7 +151,7 @@ def _set(path: str, name: str, limits: Mapping[str, Any]) -> Work:
     }
 
     def changed(old: Key) -> Key:
-        return replace(old, attributes=replace(old.attributes, **given), **own)
+        return old._replace(attributes=old.attributes._replace(**given), **own)
 
     def work() -> dict[str, object]:
         key_admin.change(path, name, changed)

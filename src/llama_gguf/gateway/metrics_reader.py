@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Final
 
 from llama_gguf.engines.probe import Probe
 from llama_gguf.events import EventLog
 from llama_gguf.telemetry.engine_metrics import parse
 from llama_gguf.telemetry.metrics import EngineMetric
+from llama_gguf.values import Value
 
 _log: Final = EventLog(__name__)
 
@@ -25,8 +25,7 @@ EVERY_SECONDS: Final = 5.0
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Readable:
+class Readable(Value):
     """One replica.
 
     Args:
@@ -81,7 +80,7 @@ class EngineReader:
         if text is not None:
             found = parse(text)
             if replica.label:
-                found = tuple(replace(metric, replica=replica.label) for metric in found)
+                found = tuple(metric._replace(replica=replica.label) for metric in found)
             self._latest[replica.label] = found
         elif not self._is_logged:
             self._is_logged = True

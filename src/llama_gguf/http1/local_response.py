@@ -10,7 +10,6 @@ import json
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
@@ -21,15 +20,29 @@ from llama_gguf.http1.routes import Dialect
 JSON: Final = b"application/json"
 
 
-@dataclass(frozen=True, slots=True)
 class LocalResponse:
-    """One of the gateway's own responses, without the fields that all responses have."""
+    """One of the gateway's own responses, without the fields that all responses have.
 
-    status: int
-    body: bytes = b""
-    content_type: bytes = b""
-    fields: Sequence[bytes] = ()
-    """Whole lines."""
+    Args:
+        status: its code.
+        body: complete.
+        content_type: of the body; empty where there is none.
+        fields: whole lines.
+    """
+
+    __slots__ = ("body", "content_type", "fields", "status")
+
+    def __init__(
+        self,
+        status: int,
+        body: bytes = b"",
+        content_type: bytes = b"",
+        fields: Sequence[bytes] = (),
+    ) -> None:
+        self.status: Final = status
+        self.body: Final = body
+        self.content_type: Final = content_type
+        self.fields: Final = fields
 
 
 _REASONS: Final = {s.value: s.phrase.encode("ascii") for s in HTTPStatus}

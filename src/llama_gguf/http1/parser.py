@@ -138,15 +138,7 @@ def parse_request(head: bytes) -> RequestHead:
         raise _refusal(head, "The request line is not a method, a target and a version.")
     target = _origin_form(method, collector.url)
     path = target.partition(b"?")[0]
-    return RequestHead(
-        method,
-        target,
-        path,
-        version,
-        collector.fields,
-        method_text=method.decode("ascii"),
-        path_text=path.decode("latin-1"),
-    )
+    return RequestHead(method, target, path, version, collector.fields)
 
 
 def _origin_form(method: bytes, target: bytes) -> bytes:

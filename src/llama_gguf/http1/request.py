@@ -5,7 +5,6 @@ Neither depends on the digits of Content-Length, so that ``known_head.py`` can r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from llama_gguf.http1.fields import Fields, RequestFields, find
@@ -24,16 +23,29 @@ LENGTH_LINES: Final = BoundedMemo(_length_line, max_entries=4096)
 """Length -> its header line."""
 
 
-@dataclass(slots=True)
 class RequestHead:
-    method: bytes
-    target: bytes
-    """In origin form: path and query. ``*`` only with OPTIONS."""
-    path: bytes
-    version: str
-    fields: Fields
-    method_text: str
-    path_text: str
+    """A parsed head.
+
+    Args:
+        method: as received.
+        target: in origin form: path and query. ``*`` only with OPTIONS.
+        path: without the query.
+        version: of HTTP, as ``1.1``.
+        fields: in the order of the head.
+    """
+
+    __slots__ = ("fields", "method", "method_text", "path", "path_text", "target", "version")
+
+    def __init__(
+        self, method: bytes, target: bytes, path: bytes, version: str, fields: Fields
+    ) -> None:
+        self.method: Final = method
+        self.method_text: Final = method.decode("ascii")
+        self.target: Final = target
+        self.path: Final = path
+        self.path_text: Final = path.decode("latin-1")
+        self.version: Final = version
+        self.fields: Final = fields
 
 
 class Request:
@@ -129,4 +141,4 @@ _NO_ROUTE: Final = Route(Kind.REFUSED, "refused")
 
 def unread(cors: bytes) -> Request:
     """Stands for a request whose head cannot be parsed."""
-    return Request(RequestHead(b"-", b"-", b"-", "1.1", [], "-", "-"), cors=cors)
+    return Request(RequestHead(b"-", b"-", b"-", "1.1", []), cors=cors)

@@ -5,17 +5,21 @@ Neither depends on the digits of Content-Length, so that ``known_head.py`` can r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Final
 
 from llama_gguf.http1.fields import Fields, Framing, ResponseFields, find
 
 
-@dataclass(slots=True)
 class ResponseHead:
-    status: int
-    reason: bytes
-    version: str
-    fields: Fields
+    """A parsed head: what its status line has, and its fields in their order."""
+
+    __slots__ = ("fields", "reason", "status", "version")
+
+    def __init__(self, status: int, reason: bytes, version: str, fields: Fields) -> None:
+        self.status: Final = status
+        self.reason: Final = reason
+        self.version: Final = version
+        self.fields: Final = fields
 
 
 class Response:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import enum
 import re
-from dataclasses import dataclass
 from typing import Final
 
 from llama_gguf.errors import (
@@ -48,23 +47,49 @@ class Dialect(enum.IntEnum):
     ANTHROPIC = 2
 
 
-@dataclass(frozen=True, slots=True)
 class Route:
-    kind: Kind
-    label: str
-    """For metrics: from a bounded set, which does not depend on what clients send."""
-    needs_slot: bool = False
-    may_stream: bool = False
-    """The response is an event stream if the body requests it."""
-    scope: str = ""
-    """One of ``SCOPES``: keys may be limited to some of them. Empty where no key is needed."""
-    operation: str = ""
-    """The kind of work that needs the slot, by OpenTelemetry's name if it has one."""
-    needs_no_key: bool = False
-    dialect: Dialect = Dialect.OPENAI
-    error: GatewayError | None = None
-    """The reason if it is rejected. Never raised, since routes are stored: each raise would extend
-    its traceback, whose frames refer to the rejected request, with its key."""
+    """What is done with requests of one method and path. Immutable, since routes are stored."""
+
+    __slots__ = (
+        "dialect",
+        "error",
+        "kind",
+        "label",
+        "may_stream",
+        "needs_no_key",
+        "needs_slot",
+        "operation",
+        "scope",
+    )
+
+    def __init__(
+        self,
+        kind: Kind,
+        label: str,
+        *,
+        needs_slot: bool = False,
+        may_stream: bool = False,
+        scope: str = "",
+        operation: str = "",
+        needs_no_key: bool = False,
+        dialect: Dialect = Dialect.OPENAI,
+        error: GatewayError | None = None,
+    ) -> None:
+        self.kind: Final = kind
+        self.label: Final = label
+        """For metrics: from a bounded set, which does not depend on what clients send."""
+        self.needs_slot: Final = needs_slot
+        self.may_stream: Final = may_stream
+        """The response is an event stream if the body requests it."""
+        self.scope: Final = scope
+        """One of ``SCOPES``: keys may be limited to some of them. Empty where no key is needed."""
+        self.operation: Final = operation
+        """The kind of work that needs the slot, by OpenTelemetry's name if it has one."""
+        self.needs_no_key: Final = needs_no_key
+        self.dialect: Final = dialect
+        self.error: Final = error
+        """The reason if it is rejected. Never raised, since routes are stored: each raise would
+        extend its traceback, whose frames refer to the rejected request, with its key."""
 
 
 SCOPES: Final = (

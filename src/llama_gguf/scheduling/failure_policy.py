@@ -23,7 +23,7 @@ The first case that applies:
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from llama_gguf.errors import UpstreamBusy, UpstreamClosedKept, UpstreamError, UpstreamLost
 from llama_gguf.scheduling.exchange import Exchange
@@ -38,8 +38,7 @@ class Action(enum.IntEnum):
     BREAK_OFF = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(NamedTuple):
     """How the engine failed a request.
 
     Args:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
@@ -27,7 +26,6 @@ P = TypeVar("P")
 LOW_EVERY: Final = 10
 
 
-@dataclass(frozen=True, slots=True)
 class Turns:
     """What the order of the queue depends on, for one key.
 
@@ -36,8 +34,11 @@ class Turns:
         is_low: whether its priority is low.
     """
 
-    per_round: int = 1
-    is_low: bool = False
+    __slots__ = ("is_low", "per_round")
+
+    def __init__(self, per_round: int = 1, *, is_low: bool = False) -> None:
+        self.per_round: Final = per_round
+        self.is_low: Final = is_low
 
 
 ONE_TURN: Final = Turns()

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeVar, get_args
+from typing import Any, Final, Literal, NamedTuple, TypeVar, get_args
 
 from llama_gguf.errors import CODES
 from llama_gguf.http1.exchange_record import DisconnectPhase, ExchangeRecord, Usage
@@ -184,8 +183,7 @@ Budgets = Mapping[tuple[str, str], tuple[float, float, float]]
 """By key id and window: limit, used, remaining."""
 
 
-@dataclass(frozen=True, slots=True)
-class Gauges:
+class Gauges(NamedTuple):
     """Values of the gateway at the time of a scrape."""
 
     in_flight: int
@@ -212,7 +210,7 @@ class Gauges:
     engine_budgets: Budgets
     """In seconds."""
     replicas: tuple[ReplicaGauges, ...] = ()
-    session_moves: Mapping[str, int] = field(default_factory=dict)
+    session_moves: Mapping[str, int] = {}
     """To another replica, by reason."""
     prompt_cache: Mapping[str, Any] | None = None
     """What is known of saved prompts; None unless PROMPT_CACHE is on."""
@@ -220,8 +218,7 @@ class Gauges:
     """None without SHARED_LIMITS."""
 
 
-@dataclass(frozen=True, slots=True)
-class SharedLimitGauges:
+class SharedLimitGauges(NamedTuple):
     """Values of the server by which several gateways share limits."""
 
     is_up: bool
@@ -230,8 +227,7 @@ class SharedLimitGauges:
     local_decisions: int
 
 
-@dataclass(frozen=True, slots=True)
-class ReplicaGauges:
+class ReplicaGauges(NamedTuple):
     """Values of one replica."""
 
     label: str
@@ -311,15 +307,22 @@ Sample = tuple[tuple[str, ...], Number]
 """Label values, in the order of the metric's labels, and the number."""
 
 
-@dataclass(frozen=True, slots=True)
 class Metric:
     """A metric as it is exposed, and where its value is read."""
 
-    name: str
-    type: Type
-    help: str
-    read: Callable[[Metrics, Gauges], Value]
-    labels: tuple[str, ...] = ()
+    def __init__(
+        self,
+        name: str,
+        type: Type,
+        help: str,
+        read: Callable[[Metrics, Gauges], Value],
+        labels: tuple[str, ...] = (),
+    ) -> None:
+        self.name: Final = name
+        self.type: Final = type
+        self.help: Final = help
+        self.read: Final = read
+        self.labels: Final = labels
 
     def samples(self, metrics: Metrics, gauges: Gauges) -> list[Sample]:
         value = self.read(metrics, gauges)
@@ -334,8 +337,7 @@ def _label_values(key: object) -> tuple[str, ...]:
     return tuple(map(str, key)) if isinstance(key, tuple) else (str(key),)
 
 
-@dataclass(frozen=True, slots=True)
-class EngineMetric:
+class EngineMetric(NamedTuple):
     """A metric of llama-server, with its latest value."""
 
     name: str

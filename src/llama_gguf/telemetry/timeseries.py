@@ -11,8 +11,9 @@ import json
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+
+from llama_gguf.values import Value
 
 STEP_SECONDS: Final = 5.0
 STEPS: Final = 180
@@ -34,8 +35,7 @@ _FORM: Final = 1
 """Of the text of ``dump``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(Value):
     """The values at one moment."""
 
     requests: int
@@ -50,8 +50,7 @@ class Reading:
     """Seconds to the first token of responses that began since the last reading."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """Immutable, so that another thread may write it."""
 
     at: float
@@ -68,8 +67,7 @@ class Step:
     errors: Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """Something that explains a change in the charts."""
 
     at: float
@@ -78,19 +76,19 @@ class Event:
     text: str
 
 
-@dataclass(slots=True)
 class _Sum:
     """A step that is not over yet."""
 
-    at: float = 0.0
-    seconds: float = 0.0
-    requests: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    running: int = 0
-    waiting: int = 0
-    times: list[float] = field(default_factory=list)
-    errors: dict[str, int] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.at = 0.0
+        self.seconds = 0.0
+        self.requests = 0
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+        self.running = 0
+        self.waiting = 0
+        self.times: list[float] = []
+        self.errors: dict[str, int] = {}
 
     def add(self, other: _Sum) -> None:
         self.at = other.at
@@ -144,18 +142,17 @@ class _Track:
         return [step for step in steps if step.at > begin]
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(Value):
     """The content of a history at one moment, which another thread may turn into text."""
 
     tracks: Mapping[float, Sequence[Step]]
     events: Sequence[Event]
 
     def dump(self) -> str:
-        tracks = {f"{s:g}": [astuple(step) for step in steps] for s, steps in self.tracks.items()}
+        # A step and an event are tuples, which JSON has as lists of their fields.
+        tracks = {f"{seconds:g}": steps for seconds, steps in self.tracks.items()}
         return json.dumps(
-            {"form": _FORM, "steps": tracks, "events": [astuple(event) for event in self.events]},
-            separators=(",", ":"),
+            {"form": _FORM, "steps": tracks, "events": self.events}, separators=(",", ":")
         )
 
 
@@ -183,17 +180,16 @@ class History:
         """Add what happened from the previous reading to this one."""
         last = self._last
         errors = {r: n - last.errors.get(r, 0) for r, n in reading.errors.items()}
-        part = _Sum(
-            at=now,
-            seconds=max(now - self._last_at, 1e-3),
-            requests=reading.requests - last.requests,
-            prompt_tokens=reading.prompt_tokens - last.prompt_tokens,
-            completion_tokens=reading.completion_tokens - last.completion_tokens,
-            running=reading.running,
-            waiting=reading.waiting,
-            times=list(reading.first_tokens)[-MAX_TIMES:],
-            errors={r: n for r, n in errors.items() if n},
-        )
+        part = _Sum()
+        part.at = now
+        part.seconds = max(now - self._last_at, 1e-3)
+        part.requests = reading.requests - last.requests
+        part.prompt_tokens = reading.prompt_tokens - last.prompt_tokens
+        part.completion_tokens = reading.completion_tokens - last.completion_tokens
+        part.running = reading.running
+        part.waiting = reading.waiting
+        part.times = list(reading.first_tokens)[-MAX_TIMES:]
+        part.errors = {r: n for r, n in errors.items() if n}
         self._recent.append(part)
         for track in self._tracks.values():
             track.add(part)

@@ -19,7 +19,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
 from typing import Final, Generic, Protocol, Self, TypeVar
 
 from llama_gguf.events import EventLog
@@ -70,39 +69,30 @@ class Totals(Protocol):
 T = TypeVar("T", bound=Totals)
 
 
-@dataclass(frozen=True, slots=True)
 class Kind(Generic[T]):
-    """What is kept, and how."""
+    """What is kept, and how.
 
-    name: str
-    """In log messages, and of the folder in DATA_DIR."""
-    every_seconds: float
-    """Between two updates: as much of it is lost by a crash."""
-    new: Callable[[float], T]
-    """None of it yet, at a time in POSIX seconds."""
-    load: Callable[[str, Callable[[], None]], T]
-    """Undoes ``dump``; the second argument is to be called now and then."""
+    Args:
+        name: in log messages, and of the folder in DATA_DIR.
+        every_seconds: between two updates: as much of it is lost by a crash.
+        new: none of it yet, at a time in POSIX seconds.
+        load: undoes ``dump``; the second argument is to be called now and then.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        every_seconds: float,
+        new: Callable[[float], T],
+        load: Callable[[str, Callable[[], None]], T],
+    ) -> None:
+        self.name: Final = name
+        self.every_seconds: Final = every_seconds
+        self.new: Final = new
+        self.load: Final = load
 
 
 USAGE: Final = Kind("usage", 5.0, UsageTotals, UsageTotals.load)
-
-
-@dataclass(frozen=True, slots=True)
-class _Job(Generic[T]):
-    """What one update of the file has to write, if anything."""
-
-    text: str
-    """All of our totals, for a file that only this process has written; else empty."""
-    unsaved: T | None
-    """What was added to our totals since the last update, for a file that others have changed."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Sum(Generic[T]):
-    """The content of the file after an update, if others had changed it."""
-
-    totals: T
-    stamp: stamps.Stamp | None
 
 
 class UsageStore(Generic[T]):
@@ -134,7 +124,7 @@ class UsageStore(Generic[T]):
         """Taken from our totals, and not yet in the file."""
         self._has_warned = False
         self._lock = threading.Lock()
-        """Held from the creation of a job until it is done, so that jobs run in order."""
+        """Held from the start of an update until its end, so that updates run in order."""
 
     def load(self, now: float) -> T:
         """The totals in the file; new ones that begin at *now*, if there are none to read."""
@@ -161,19 +151,20 @@ class UsageStore(Generic[T]):
                 await asyncio.sleep(0)
         self._lock.acquire()  # does not block: the previous update was awaited
         is_due = totals.has_changed or self._unsaved is not None
-        job = _Job(totals.dump() if is_due else "", totals.take_unsaved())
-        found = await run_detached(lambda: self._do(job))
+        text, unsaved = totals.dump() if is_due else "", totals.take_unsaved()
+        found = await run_detached(lambda: self._write(text, unsaved))
         if found is not None:
-            totals.rebase(found.totals, self._wall())
-            self._stamp = found.stamp
+            content, stamp = found
+            totals.rebase(content, self._wall())
+            self._stamp = stamp
 
     def begin_last(self, totals: T) -> Future[None]:
         """Start to write what is new in *totals*."""
-        job = _Job(totals.dump(), totals.take_unsaved())
+        text, unsaved = totals.dump(), totals.take_unsaved()
 
         def write() -> None:
             self._lock.acquire()
-            self._do(job)
+            self._write(text, unsaved)
 
         return start_detached(write)
 
@@ -194,10 +185,19 @@ class UsageStore(Generic[T]):
 
     # On a thread --------------------------------------------------------------------------------
 
-    def _do(self, job: _Job[T]) -> _Sum[T] | None:
-        """Do *job*, and release the lock. Returns the sum if others have written."""
+    def _write(self, text: str, unsaved: T | None) -> tuple[T, stamps.Stamp | None] | None:
+        """Write what is new, if anything, and release the lock.
+
+        Args:
+            text: all of our totals, for a file that only this process has written; else empty.
+            unsaved: what was added to them since the last update, for a file that others have
+                changed.
+
+        Returns:
+            The new content of the file, and its stamp, if others had changed it.
+        """
         try:
-            return self._exchange(job)
+            return self._exchange(text, unsaved)
         except OSError as error:
             if not self._has_warned:
                 _log.warning(
@@ -212,17 +212,17 @@ class UsageStore(Generic[T]):
         finally:
             self._lock.release()
 
-    def _exchange(self, job: _Job[T]) -> _Sum[T] | None:
+    def _exchange(self, text: str, unsaved: T | None) -> tuple[T, stamps.Stamp | None] | None:
         if self._has_all:
-            if job.text:
+            if text:
                 with _locked(self._path):
-                    self._replace(job.text)
+                    self._replace(text)
                 self._has_warned = False
             return None
         if self._unsaved is None:
-            self._unsaved = job.unsaved
-        elif job.unsaved is not None:
-            self._unsaved.merge(job.unsaved, self._wall())
+            self._unsaved = unsaved
+        elif unsaved is not None:
+            self._unsaved.merge(unsaved, self._wall())
         is_changed = stamps.stamp(self._path) != self._stamp
         if self._unsaved is None and not is_changed:
             return None
@@ -233,15 +233,15 @@ class UsageStore(Generic[T]):
                 self._unsaved = self._kind.new(
                     self._wall()
                 )  # the file is gone, with what was saved
-            if self._unsaved is not None and (found is not None or job.text):
+            if self._unsaved is not None and (found is not None or text):
                 if found is not None:
                     found.merge(self._unsaved, self._wall())
-                self._replace(job.text if found is None else found.dump())
+                self._replace(text if found is None else found.dump())
                 stamp = stamps.stamp(self._path)
                 self._unsaved = None
                 self._has_warned = False
         if found is not None:
-            return _Sum(found, stamp)
+            return found, stamp
         self._stamp = stamp
         return None
 

@@ -145,6 +145,9 @@ extensions = mypycify(
     multi_file=True,
     group_name="llama_gguf",
 )
+for extension in extensions:
+    # Functions call each other directly, not by the name that another library might replace.
+    extension.extra_compile_args.append("-fvisibility=hidden")
 setup(
     name="compiled",
     packages=[],

@@ -151,3 +151,25 @@ def test_the_gateway_receives_all_settings_of_its_data_path() -> None:
     }
 
     assert guards | {"host", "port", "backend_api_key", "backend_socket"} <= set(USED_BY["gateway"])
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"tls_cert_file": "/cert.pem"},
+        {"peers": ("http://a:1", "https://b:2")},
+        {"peers": ("dns+https://a:1",)},
+        {"shared_limits": "rediss://a"},
+    ],
+)
+def test_a_gateway_has_tls_with_a_certificate_an_https_peer_or_such_a_store(
+    setting: dict[str, Any],
+) -> None:
+    assert Settings.of(**setting).gateway_has_tls
+
+
+def test_other_gateways_have_no_tls() -> None:
+    peers = ("http://a:1", "dns+http://a:1", "unix:/a.sock", "ray://")
+
+    assert not Settings.of(peers=peers, shared_limits="redis://a").gateway_has_tls
+    assert not Settings.of(shared_limits="unix:///a").gateway_has_tls

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -296,14 +295,10 @@ def test_the_url_of_a_page_about_a_file_is_recognised(server: FileServer, final:
 
 
 def test_the_remedy_for_a_certificate_that_is_not_trusted_is_shown(
-    server: FileServer, final: Path, tmp_path: Path
+    final: Path,
 ) -> None:
-    paths = issue("localhost").write(tmp_path)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(paths["TLS_CERT_FILE"], paths["TLS_KEY_FILE"])
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-
-    assert "SSL_CERT_FILE" in refusal(server.url().replace("http:", "https:"), final)
+    with FileServer(b"", tls=issue()) as server:
+        assert "SSL_CERT_FILE" in refusal(server.url(), final)
 
 
 def test_an_empty_response_is_rejected(server: FileServer, final: Path) -> None:

@@ -69,9 +69,14 @@ def command(words: str) -> Callable[[Path], set[str]]:
 
 
 def before_the_health_port_responds(recorded: Path) -> set[str]:
-    code = "import sys; from llama_gguf.cli import main, command, serve, serve_display, log_output"
+    code = (
+        "from llama_gguf.cli import main, command, serve, serve_display, log_output\n"
+        "from llama_gguf.net.asyncio_import import import_asyncio\n"
+        "import_asyncio(has_tls=False)\n"
+        "from llama_gguf.supervisor import start\n"
+    )
     subprocess.run(
-        [sys.executable, "-c", f"{code}\nfrom llama_gguf.supervisor import start"],
+        [sys.executable, "-c", code],
         env=environ(recorded),
         check=True,
         timeout=DEADLINE_SECONDS,

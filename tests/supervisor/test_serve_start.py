@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.certificates import issue, trusting
+from tests.support.certificates import CA_PEM, Pair, issue, trusting
 from tests.support.file_server import FileServer
 from tests.support.gguf_files import gguf
 from tests.support.keys import KEY
@@ -182,9 +182,12 @@ def test_with_a_certificate_the_gateway_speaks_https_and_the_health_port_http(
 # A model that is not here yet ---------------------------------------------------------------------
 
 
-def test_a_missing_model_is_fetched_and_served(serve: Serve) -> None:
-    with FileServer(gguf()) as server:
-        serve.start_command("serve", server.url("/far.gguf")).until_ready()
+@pytest.mark.parametrize("tls", [None, issue()], ids=["http", "https"])
+def test_a_missing_model_is_fetched_and_served(serve: Serve, tls: Pair | None) -> None:
+    (serve.folder / "ca.pem").write_bytes(CA_PEM)
+    trusts = {"SSL_CERT_FILE": f"{serve.folder}/ca.pem"}
+    with FileServer(gguf(), tls=tls) as server:
+        serve.start_command("serve", server.url("/far.gguf"), **trusts).until_ready()
 
         assert serve.send_request(CHAT, b"{}").status == 200
         assert (serve.data / "models" / "far.gguf").read_bytes() == gguf()

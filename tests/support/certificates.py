@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import trustme
@@ -31,6 +32,12 @@ class Pair:
             "TLS_CERT_FILE": str(folder / "cert.pem"),
             "TLS_KEY_FILE": str(folder / "key.pem"),
         }
+
+    def server_context(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        with TemporaryDirectory() as folder:
+            context.load_cert_chain(*self.write(Path(folder)).values())
+        return context
 
     @property
     def encrypted_key(self) -> bytes:

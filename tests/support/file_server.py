@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from tests.support.certificates import Pair
 from tests.support.servers import Handler, Server
 
 
@@ -36,12 +37,21 @@ class Seen:
 
 
 class FileServer(Server):
-    """Serves during a ``with`` block; ``seen`` has all requests."""
+    """Serves during a ``with`` block; ``seen`` has all requests.
+
+    Args:
+        content: of the file.
+        tls: the certificate with which it serves HTTPS; None = HTTP.
+    """
 
     daemon_threads = True
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, *, tls: Pair | None = None) -> None:
         super().__init__(_Handler)
+        self._scheme = "http"
+        if tls is not None:
+            self._scheme = "https"
+            self.socket = tls.server_context().wrap_socket(self.socket, server_side=True)
         self.behaviour = Behaviour(content)
         self.seen: list[Seen] = []
 
@@ -50,7 +60,7 @@ class FileServer(Server):
         return f"127.0.0.1:{self.server_port}"
 
     def url(self, path: str = "/m.gguf") -> str:
-        return f"{self.base_url}{path}"
+        return f"{self._scheme}://{self.address}{path}"
 
 
 class _Handler(Handler):

@@ -57,6 +57,10 @@ def _check_upstream(at: ListenSettings, upstream: UpstreamSettings) -> None:
 
 def run(arguments: argparse.Namespace, context: Context) -> int:
     # Imported here, since `gateway --help` needs none of it.
+    from llama_gguf.net.asyncio_import import import_asyncio
+
+    settings = context.settings
+    import_asyncio(has_tls=settings.gateway_has_tls)
     import asyncio
     import contextlib
 
@@ -65,7 +69,6 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     from llama_gguf.gateway.server import Gateway, adopt
     from llama_gguf.supervisor.boot_log import BOOT_LOG, BootLog
 
-    settings = context.settings
     log_output.configure(settings.logs, context.environ)
     is_alone = arguments.channel_fd is None
     if is_alone:

@@ -8,16 +8,9 @@ loads, 200 when it serves, 503 when it cannot be reached.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import signal
 
-from llama_gguf.cli import log_output
 from llama_gguf.cli.context import Context
-from llama_gguf.engines.address import EngineAddress
-from llama_gguf.engines.probe import Finding, Probe, watch
-from llama_gguf.engines.status import HEALTH_STATUS, ChildState
-from llama_gguf.net.binding import listen
-from llama_gguf.supervisor.health_server import HealthServer
 
 USAGE = "%(prog)s [--SETTING VALUE ...]"
 
@@ -30,6 +23,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, context: Context) -> int:
     del arguments
+    # Imported here, since `health --help` needs none of it.
+    from llama_gguf.net.asyncio_import import import_asyncio
+
+    import_asyncio(has_tls=False)  # it probes a llama-server by HTTP
+    import asyncio
+
+    from llama_gguf.cli import log_output
+    from llama_gguf.engines.address import EngineAddress
+    from llama_gguf.engines.probe import Finding, Probe, watch
+    from llama_gguf.engines.status import HEALTH_STATUS, ChildState
+    from llama_gguf.net.binding import listen
+    from llama_gguf.supervisor.health_server import HealthServer
+
     settings = context.settings
     log_output.configure(settings.logs, context.environ)
     state = ChildState.STARTING

@@ -40,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, context: Context) -> int:
     # Imported here, since `serve --help` needs none of it.
+    from llama_gguf.net.asyncio_import import import_asyncio
+
+    import_asyncio(has_tls=False)  # the gateway has the TLS connections, and `pull` fetches models
     from llama_gguf.access.owners import KeysFile
     from llama_gguf.cli import log_output
     from llama_gguf.cli.serve_display import ServeDisplay

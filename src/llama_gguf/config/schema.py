@@ -281,6 +281,11 @@ class UpstreamSettings(Group):
         shown_default="those that the system trusts",
     )
 
+    @property
+    def has_https_peers(self) -> bool:
+        """Whether some of ``peers`` are connected to by TLS."""
+        return any("https://" in peer for peer in self.peers)
+
 
 class TlsSettings(Group):
     """The certificate of the gateway."""

@@ -31,6 +31,7 @@ from llama_gguf.config.schema import (
     TraceSettings,
     UpstreamSettings,
 )
+from llama_gguf.config.store_address import StoreAddress
 from llama_gguf.values import Value, replace
 
 
@@ -72,6 +73,16 @@ class Settings(Value):
         host, port = self.listen.host, self.listen.port
         host = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104
         return f"{self.tls.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+    @property
+    def gateway_has_tls(self) -> bool:
+        """Whether the gateway has TLS connections: with clients, peers or the store of limits."""
+        store = self.shared.shared_limits
+        return (
+            bool(self.tls.tls_cert_file)
+            or self.upstream.has_https_peers
+            or bool(store and StoreAddress.of(store).has_tls)
+        )
 
     def value(self, name: str) -> object:
         """The value of the setting *name*."""

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-import ssl
 from contextlib import closing
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from llama_gguf.engines.address import EngineAddress
+
+if TYPE_CHECKING:
+    import ssl
 
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r]")
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,12})[ \t]*\r\n", re.IGNORECASE)

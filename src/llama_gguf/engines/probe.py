@@ -11,15 +11,17 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import ssl
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.http_client import send
 from llama_gguf.engines.status import ChildState
 from llama_gguf.net.streams import FAILURES
 from llama_gguf.values import Value, replace
+
+if TYPE_CHECKING:
+    import ssl
 
 MAX_SPARED: Final = 15
 
@@ -83,8 +85,8 @@ class Probe:
         except FAILURES as error:
             self._known = None
             detail = ""
-            if isinstance(error, ssl.SSLCertVerificationError):
-                detail = f"Its certificate is not accepted: {error.verify_message}."
+            if refusal := getattr(error, "verify_message", ""):  # ssl.SSLCertVerificationError
+                detail = f"Its certificate is not accepted: {refusal}."
             return Finding(ChildState.UNREACHABLE, detail=detail)
 
     async def text(self, path: str) -> bytes | None:

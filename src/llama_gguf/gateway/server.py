@@ -11,10 +11,11 @@ import signal
 import socket
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from llama_gguf.access import budget_ledger
 from llama_gguf.access.budget_ledger import BudgetLedger
+from llama_gguf.config.schema import TlsSettings, UpstreamSettings
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Probe
@@ -33,12 +34,16 @@ from llama_gguf.net.poller import poller
 from llama_gguf.net.sockets import places_within_limits
 from llama_gguf.net.terminal import Terminal
 from llama_gguf.net.threads import run_detached
-from llama_gguf.net.tls import ServerContext, client_context
 from llama_gguf.net.transport import LoopTransport, SocketTransport
 from llama_gguf.net.wall_clock import wall_now
 from llama_gguf.telemetry.history_store import FOLDER as HISTORY
 from llama_gguf.telemetry.history_store import HistoryStore
 from llama_gguf.telemetry.usage_store import USAGE, Kind, T, UsageStore
+
+if TYPE_CHECKING:
+    import ssl
+
+    from llama_gguf.net.tls import ServerContext
 
 _log: Final = EventLog(__name__)
 
@@ -67,11 +72,7 @@ class Gateway:
         self, settings: Settings, listener: socket.socket, channel: socket.socket | None = None
     ) -> None:
         self._settings = settings
-        self._tls = (
-            ServerContext(settings.tls.tls_cert_file, settings.tls.tls_key_file)
-            if settings.tls.tls_cert_file
-            else None
-        )
+        self._tls = _server_context(settings.tls)
         self._certificate_lock = asyncio.Lock()
         self._listener = listener
         self.life = Lifecycle()
@@ -86,12 +87,7 @@ class Gateway:
         self._terminal = Terminal()
         loop = asyncio.get_running_loop()
         self._poller = poller(loop)
-        upstream = settings.upstream
-        self._peers_tls = (
-            client_context(upstream.peers_ca_file)
-            if any("https://" in peer for peer in upstream.peers)
-            else None
-        )
+        self._peers_tls = _peers_context(settings.upstream)
         self.services = Services(
             settings,
             loop,
@@ -415,6 +411,32 @@ class Gateway:
 def _address(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _server_context(settings: TlsSettings) -> ServerContext | None:
+    """With which clients are accepted; None without TLS.
+
+    Raises:
+        UserError: the TLS files cannot be used.
+    """
+    if not settings.tls_cert_file:
+        return None
+    from llama_gguf.net.tls import ServerContext  # noqa: PLC0415  # most gateways have no TLS
+
+    return ServerContext(settings.tls_cert_file, settings.tls_key_file)
+
+
+def _peers_context(settings: UpstreamSettings) -> ssl.SSLContext | None:
+    """With which https peers are connected to; None without one.
+
+    Raises:
+        UserError: PEERS_CA_FILE cannot be used.
+    """
+    if not settings.has_https_peers:
+        return None
+    from llama_gguf.net.tls import client_context  # noqa: PLC0415
+
+    return client_context(settings.peers_ca_file)
 
 
 def adopt(fd: int) -> socket.socket:

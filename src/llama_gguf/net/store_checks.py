@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import ssl
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from llama_gguf.config.schema import SharedLimitSettings
 from llama_gguf.config.store_address import StoreAddress
 from llama_gguf.errors import UserError, how_to_install
-from llama_gguf.net import tls
+
+if TYPE_CHECKING:
+    import ssl
 
 
 def check(settings: SharedLimitSettings) -> None:
@@ -37,4 +39,6 @@ def context_of(settings: SharedLimitSettings) -> ssl.SSLContext | None:
     """
     if not StoreAddress.of(settings.shared_limits).has_tls:
         return None
+    from llama_gguf.net import tls  # noqa: PLC0415  # most stores have no TLS
+
     return tls.verifying_context("SHARED_LIMITS_CA_FILE", settings.shared_limits_ca_file)

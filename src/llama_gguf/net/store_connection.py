@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import ssl
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import hiredis
 
 from llama_gguf.config.store_address import StoreAddress
+
+if TYPE_CHECKING:
+    import ssl
 
 ReplyError: Final = hiredis.ReplyError
 """A reply that is an error."""
@@ -185,18 +187,26 @@ async def connect(
         reason = f"no response within {seconds:g} seconds"
         if context is not None:  # a server without it waits for the end of the first line
             reason += "; if it has no TLS, its address begins with redis://"
-    except ssl.SSLCertVerificationError as error:
-        reason = f"its certificate is not accepted: {error.verify_message}"
-    except ssl.SSLError as error:  # its errno is one of OpenSSL's
-        reason = f"TLS cannot be used: {(error.reason or str(error)).replace('_', ' ').lower()}"
-    except socket.gaierror as error:
-        reason = f"{address.host} is not found: {error.strerror}"
-    except OSError as error:  # asyncio has its own words for some
-        reason = os.strerror(error.errno) if error.errno else str(error)
+    except OSError as error:
+        reason = _why(error, address)
     finally:
         if greeting is None:
             connection.close()
     raise StoreError(reason)
+
+
+def _why(error: OSError, address: StoreAddress) -> str:
+    """Why *address* cannot be connected to."""
+    if address.has_tls:
+        import ssl  # noqa: PLC0415  # most stores have no TLS
+
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return f"its certificate is not accepted: {error.verify_message}"
+        if isinstance(error, ssl.SSLError):  # its errno is one of OpenSSL's
+            return f"TLS cannot be used: {(error.reason or str(error)).replace('_', ' ').lower()}"
+    if isinstance(error, socket.gaierror):
+        return f"{address.host} is not found: {error.strerror}"
+    return os.strerror(error.errno) if error.errno else str(error)  # asyncio has its own words
 
 
 async def _greet(connection: StoreConnection, address: StoreAddress) -> Greeting:

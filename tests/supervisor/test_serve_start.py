@@ -234,7 +234,7 @@ def test_create_key_makes_a_private_key_once_and_each_start_a_new_engine_key(
         second = environment_of(serve.engine_pid)["LLAMA_API_KEY"]
         assert first != second
         assert first.startswith("gateway-")
-        assert len(first) == len("gateway-") + 43
+        assert len(first) == len("gateway-") + 64
     finally:
         serve.end()
 

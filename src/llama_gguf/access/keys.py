@@ -20,7 +20,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
-from hashlib import sha256
 from typing import Final, NamedTuple, Self
 
 from llama_gguf.access.attributes import (
@@ -30,6 +29,7 @@ from llama_gguf.access.attributes import (
     parse_words,
 )
 from llama_gguf.access.moments import ISO_8601, format_moment, parse_moment
+from llama_gguf.digests import sha256
 
 MAX_RATE_LIMIT: Final = 1_000_000_000
 HASH_MARK: Final = "sha256$"

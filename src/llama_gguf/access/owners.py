@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from hashlib import sha256
 from typing import Final
 
 from llama_gguf.access import key_file
 from llama_gguf.access.keys import Key, KeyRing
+from llama_gguf.digests import sha256
 from llama_gguf.errors import UserError
 from llama_gguf.net.threads import pause
 

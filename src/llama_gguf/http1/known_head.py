@@ -6,9 +6,9 @@ matches the bytes around those digits.
 
 from __future__ import annotations
 
-from hmac import compare_digest
 from typing import Final
 
+from llama_gguf.digests import compare_digest
 from llama_gguf.memo import BoundedMemo
 
 _MAX_DIGITS: Final = 18

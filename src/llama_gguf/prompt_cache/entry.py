@@ -6,12 +6,12 @@ state is valid only for the same content of the model, the same build and the sa
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from llama_gguf.digests import sha256
 from llama_gguf.values import Value
 
 _HEADER: Final = struct.Struct("<III")
@@ -74,7 +74,7 @@ def validity_of(model_digest: str, build: str, options: Sequence[str]) -> str:
         options: as of ``options_of``.
     """
     facts = json.dumps([model_digest, build, list(options)])
-    return hashlib.sha256(facts.encode()).hexdigest()[:32]
+    return sha256(facts.encode()).hexdigest()[:32]
 
 
 def options_of(words: Sequence[str], environ: Mapping[str, str]) -> list[str]:

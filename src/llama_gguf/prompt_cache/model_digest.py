@@ -6,10 +6,11 @@ changed or replaced has none until its content has been read again.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from typing import Final
+
+from llama_gguf.digests import sha256
 
 BLOCK_BYTES: Final = 1 << 22
 
@@ -26,7 +27,7 @@ def identity(paths: Sequence[str]) -> str:
         # network or overlay file system has another number each time that it is mounted.
         facts.append((found.st_ino, found.st_size))
         facts.append((found.st_mtime_ns, found.st_ctime_ns))
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+    return sha256(repr(facts).encode()).hexdigest()[:32]
 
 
 def digest(paths: Sequence[str]) -> str:
@@ -35,6 +36,8 @@ def digest(paths: Sequence[str]) -> str:
     Raises:
         OSError: one cannot be read.
     """
+    import hashlib  # noqa: PLC0415  # which is the fastest one, and loads libcrypto
+
     found = hashlib.sha256()
     buffer = memoryview(bytearray(BLOCK_BYTES))
     for path in paths:

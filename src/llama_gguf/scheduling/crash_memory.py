@@ -5,7 +5,6 @@ Only digests are kept, of a bounded number of requests, for a limited time.
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from typing import Final
 
@@ -45,6 +44,8 @@ class CrashMemory:
 
 
 def _digest(path: bytes, body: bytes | bytearray) -> bytes:
+    import hashlib  # noqa: PLC0415  # rarely needed: it loads libcrypto
+
     digest = hashlib.blake2b(body, digest_size=16)
     digest.update(path)
     return digest.digest()

@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import socket
@@ -26,6 +25,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Final, Self
 
+from llama_gguf.digests import sha256
 from llama_gguf.errors import UserError
 from llama_gguf.events import EventLog
 from llama_gguf.net.binding import MAX_SOCKET_PATH
@@ -66,7 +66,7 @@ def run_folder(data_dir: str) -> str:
 
 def spare_folder(data_dir: str) -> str:
     """The same for a *data_dir* that cannot have sockets, or whose path is too long."""
-    digest = hashlib.sha256(os.fsencode(os.path.realpath(data_dir))).hexdigest()[:16]
+    digest = sha256(os.fsencode(os.path.realpath(data_dir))).hexdigest()[:16]
     return os.path.join(_spare_parent(), digest)
 
 

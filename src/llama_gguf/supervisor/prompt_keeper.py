@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import itertools
-import secrets
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, Protocol
 
@@ -356,7 +356,7 @@ class PromptKeeper:
         """Have the engine write the state of *slot*."""
         if slot.tokens is not None and slot.tokens < MIN_TOKENS:
             return None
-        name = secrets.token_hex(8)
+        name = os.urandom(8).hex()
         file_name = await self._cache.begin(name, slot.tokens, used_at)
         if file_name is None:
             self._cache.totals.save_failures += 1

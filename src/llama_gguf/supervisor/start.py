@@ -7,7 +7,7 @@ Platforms poll the health port from the first second, so the health server respo
 from __future__ import annotations
 
 import contextlib
-import secrets
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -54,7 +54,7 @@ def serve(
     checks.check(settings)
     _check_certificates(settings)
     if not settings.upstream.backend_api_key:
-        key = f"gateway-{secrets.token_urlsafe(32)}"
+        key = f"gateway-{os.urandom(32).hex()}"
         settings = replace(settings, upstream=replace(settings.upstream, backend_api_key=key))
     with (
         early_stops() as is_stop_requested,

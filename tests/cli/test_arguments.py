@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 
 import pytest
 
+from llama_gguf.cli import SERVERS
 from llama_gguf.cli.arguments import actions_of, add_model, command_parser, joined, settings_in
 
 
@@ -94,3 +96,12 @@ def test_the_model_may_be_an_argument_or_a_flag() -> None:
     assert settings_in(parser.parse_args(["a"])) == {"model_name": "a"}
     assert settings_in(parser.parse_args(["-m", "a"])) == {"model_name": "a"}
     assert not settings_in(parser.parse_args([]))
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_server_without_arguments_has_those_of_its_parser(name: str) -> None:
+    command = importlib.import_module(f"llama_gguf.cli.{name}")
+    parsed = vars(command_parser(name).parse_args([]))
+
+    assert vars(command.without_parser([])) | {"parser": parsed["parser"]} == parsed
+    assert command.without_parser(["--port", "80"]) is None

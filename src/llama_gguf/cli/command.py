@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from llama_gguf.cli import SERVERS
-from llama_gguf.cli.arguments import command_parser, is_secret, joined, settings_in
 from llama_gguf.cli.context import Context, read
 from llama_gguf.config import settings as settings_module
 from llama_gguf.errors import UserError
 from llama_gguf.values import replace
+
+if TYPE_CHECKING:
+    import argparse
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str], commands: Mapping[str, str]) -> int:
@@ -26,16 +28,22 @@ def run(argv: Sequence[str], environ: Mapping[str, str], commands: Mapping[str, 
     Raises:
         UserError: it failed.
     """
-    name = argv[0]
-    arguments = _arguments(argv, commands)
+    name, *words = argv
+    command = importlib.import_module(f"llama_gguf.cli.{name}")
+    flags: Mapping[str, str] = {}
+    arguments = command.without_parser(words) if name in SERVERS else None
+    if arguments is None:
+        from llama_gguf.cli.arguments import settings_in
+
+        arguments = _arguments(argv, commands)
+        flags = settings_in(arguments)
     if name in SERVERS:
         from llama_gguf.cli import output
 
         output.take_over()  # before the first warning: a server never waits for its terminal
-    context = _context(arguments, environ)
+    context = _context(flags, environ, getattr(arguments, "env_file", None))
     for warning in context.warnings:
         sys.stderr.write(f"llama-gguf: warning: {warning}\n")
-    command = importlib.import_module(f"llama_gguf.cli.{name}")
     if context.complaint and not hasattr(command, "RUNS_WITH_INVALID_SETTINGS"):
         raise UserError(context.complaint, exit_status=2)
     try:
@@ -46,6 +54,10 @@ def run(argv: Sequence[str], environ: Mapping[str, str], commands: Mapping[str, 
 
 def _arguments(argv: Sequence[str], commands: Mapping[str, str]) -> argparse.Namespace:
     """Parse a command line whose first word is a command."""
+    import argparse
+
+    from llama_gguf.cli.arguments import command_parser, is_secret, joined
+
     name, *words = argv
     namespace = argparse.Namespace(argv=tuple(argv))  # for a report that names its command
     words = list(joined(words))
@@ -65,9 +77,7 @@ def _arguments(argv: Sequence[str], commands: Mapping[str, str]) -> argparse.Nam
     return arguments
 
 
-def _context(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Context:
-    flags, env_file = settings_in(arguments), getattr(arguments, "env_file", None)
-
+def _context(flags: Mapping[str, str], environ: Mapping[str, str], env_file: str | None) -> Context:
     def read_again() -> Context:
         context = read(flags, environ, env_file=env_file)
         return replace(context, read_again=read_again)

@@ -8,17 +8,18 @@ SIGTERM drains: running requests may finish within DRAIN_TIMEOUT.
 
 from __future__ import annotations
 
-import argparse
 import gc
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Final
 
-from llama_gguf.cli.arguments import add_log_flags
 from llama_gguf.cli.context import Context
 from llama_gguf.config.schema import ListenSettings, UpstreamSettings
 from llama_gguf.config.settings import Settings
 from llama_gguf.errors import UserError
 
 if TYPE_CHECKING:
+    import argparse
     import socket
 
 GARBAGE_OBJECTS = 10_000
@@ -27,10 +28,18 @@ USAGE = "%(prog)s [--SETTING VALUE ...]"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from llama_gguf.cli.arguments import add_log_flags
+
     add_log_flags(parser)
-    # Passed by `serve`, which owns the socket and knows the engine's status.
-    parser.add_argument("--listen-fd", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--channel-fd", type=int, help=argparse.SUPPRESS)
+    parser.set_defaults(listen_fd=None, channel_fd=None)
+
+
+def without_parser(words: Sequence[str]) -> SimpleNamespace | None:
+    """Those of `serve` are the numbers of inherited files: its socket, and the channel to it."""
+    given = dict(zip(words[::2], words[1::2], strict=False))
+    if len(words) % 2 or not given.keys() <= {"--listen-fd", "--channel-fd"}:
+        return None
+    return SimpleNamespace(listen_fd=given.get("--listen-fd"), channel_fd=given.get("--channel-fd"))
 
 
 _LOCAL: Final = frozenset(("localhost", "127.0.0.1", "::1", "0.0.0.0", "::"))  # noqa: S104
@@ -73,8 +82,10 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     is_alone = arguments.channel_fd is None
     if is_alone:
         from llama_gguf.cli.gateway_operations import control_socket
-    listener = _listener(settings) if arguments.listen_fd is None else adopt(arguments.listen_fd)
-    channel = None if is_alone else adopt(arguments.channel_fd)
+    listener = (
+        _listener(settings) if arguments.listen_fd is None else adopt(int(arguments.listen_fd))
+    )
+    channel = None if is_alone else adopt(int(arguments.channel_fd))
 
     # Objects loaded by now are permanent, and requests leave hardly any cycles. So the former are
     # exempt from garbage collection, and the latter need it only rarely.

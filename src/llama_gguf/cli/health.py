@@ -7,10 +7,15 @@ loads, 200 when it serves, 503 when it cannot be reached.
 
 from __future__ import annotations
 
-import argparse
 import signal
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 from llama_gguf.cli.context import Context
+
+if TYPE_CHECKING:
+    import argparse
 
 USAGE = "%(prog)s [--SETTING VALUE ...]"
 
@@ -19,6 +24,10 @@ PROBE_SECONDS = 1.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     del parser  # its flags are settings
+
+
+def without_parser(words: Sequence[str]) -> SimpleNamespace | None:
+    return None if words else SimpleNamespace()
 
 
 def run(arguments: argparse.Namespace, context: Context) -> int:

@@ -9,17 +9,18 @@ flag, 130 interrupted.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from llama_gguf import __version__
-from llama_gguf.cli.help_format import HelpFormatter
 from llama_gguf.cli.terminal import accept_all_text, flush
 from llama_gguf.errors import UserError
 from llama_gguf.form import FORM
+
+if TYPE_CHECKING:
+    import argparse
 
 COMMANDS: Final[dict[str, str]] = {
     "serve": "serve a model: llama-server, gateway and health server, supervised",
@@ -94,6 +95,11 @@ def _run(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 
 def top_parser() -> argparse.ArgumentParser:
+    # Imported here, since a server starts without it.
+    import argparse
+
+    from llama_gguf.cli.help_format import HelpFormatter
+
     parser = argparse.ArgumentParser(
         prog="llama-gguf",
         usage="%(prog)s COMMAND [arguments]",

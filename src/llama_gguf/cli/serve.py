@@ -9,18 +9,20 @@ TLS certificate.
 
 from __future__ import annotations
 
-import argparse
 import re
 import time
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Final
 
-from llama_gguf.cli.arguments import add_log_flags, add_model
 from llama_gguf.cli.context import Context
 from llama_gguf.cli.terminal import echo
 from llama_gguf.config.masking import MASK, mask_urls
 from llama_gguf.config.settings import Settings
 from llama_gguf.errors import UserError
+
+if TYPE_CHECKING:
+    import argparse
 
 USAGE = "%(prog)s [MODEL] [options] [--SETTING VALUE ...]"
 
@@ -29,6 +31,8 @@ _SECRET_NAME: Final = re.compile("KEY|TOKEN|SECRET|PASS|CREDENTIAL|_PWD", re.IGN
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from llama_gguf.cli.arguments import add_log_flags, add_model
+
     add_model(parser)
     parser.add_argument(
         "--create-key",
@@ -36,6 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="create an API key if AUTH_KEYS_FILE has none, and show it",
     )
     add_log_flags(parser)
+
+
+def without_parser(words: Sequence[str]) -> SimpleNamespace | None:
+    return None if words else SimpleNamespace(create_key=False)
 
 
 def run(arguments: argparse.Namespace, context: Context) -> int:

@@ -9,13 +9,12 @@ from hypothesis import strategies as st
 from llama_gguf.access.networks import (
     MAX_HOPS,
     UNKNOWN,
-    Network,
     client_address,
     contain,
     parse_network,
 )
 
-PROXIES: tuple[Network, ...] = (ip_network("10.0.0.0/8"), ip_network("2001:db8:ffff::/48"))
+PROXIES = (ip_network("10.0.0.0/8"), ip_network("2001:db8:ffff::/48"))
 PEER = "10.0.0.1"
 
 

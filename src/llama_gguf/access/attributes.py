@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from llama_gguf.access.networks import Network, parse_network
+from llama_gguf.access.networks import parse_network
 from llama_gguf.http1.routes import SCOPES
+
+if TYPE_CHECKING:
+    from llama_gguf.access.networks import Network
 
 MAX_TOKENS: Final = 1_000_000_000_000
 MAX_ENGINE_SECONDS: Final = 1_000_000_000

@@ -6,12 +6,16 @@ An IPv4 address in the form of IPv6 (``::ffff:192.0.2.1``) is the IPv4 address e
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Final
 
-Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
+# `ipaddress` is imported by the first function that needs it: with most keys, none does.
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+    Address = IPv4Address | IPv6Address
+    Network = IPv4Network | IPv6Network
 
 UNKNOWN: Final = "-"
 """Stands for the address of a client that cannot be known; no network contains it."""
@@ -35,24 +39,34 @@ def parse_network(text: str) -> Network:
     """
     if not _NETWORK.fullmatch(text):
         raise ValueError
+    from ipaddress import ip_network  # noqa: PLC0415
+
     network = ip_network(text)
-    if network.prefixlen >= _MAPPED_PREFIX and _is_mapped(network.network_address):
+    if network.prefixlen >= _MAPPED_PREFIX and _mapped(network.network_address) is not None:
         raise ValueError
     return network
 
 
-def _is_mapped(address: Address) -> bool:
-    return isinstance(address, IPv6Address) and address.ipv4_mapped is not None
+def _mapped(address: Address) -> IPv4Address | None:
+    """The IPv4 address that *address* is, in the form of IPv6; None if it is none."""
+    # Not `isinstance`, which would have to import the class for each request.
+    return address.ipv4_mapped if address.version == 6 else None
+
+
+@cache
+def _parser() -> Callable[[str], Address]:
+    from ipaddress import ip_address  # noqa: PLC0415
+
+    return ip_address
 
 
 def parse_address(text: str) -> Address | None:
     """The address that *text* is, without its zone; None if it is none."""
     try:
-        address = ip_address(text.partition("%")[0])
+        address = _parser()(text.partition("%")[0])
     except ValueError:
         return None
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return mapped or address
+    return _mapped(address) or address
 
 
 def contain(networks: Iterable[Network], address: str) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from ipaddress import IPv6Address, IPv6Network
 from typing import Final
 
 REFUSED: Final = -1
@@ -139,6 +138,8 @@ def network_of(address: str) -> str:
     """
     if ":" not in address:
         return address
+    from ipaddress import IPv6Address, IPv6Network  # noqa: PLC0415  # of few clients
+
     parsed = IPv6Address(address.partition("%")[0])
     if parsed.ipv4_mapped:
         return str(parsed.ipv4_mapped)

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -16,6 +15,7 @@ from typing import Final
 from llama_gguf.cli.terminal import LoadMeter, Meter, download_meter, echo
 from llama_gguf.config.settings import Settings
 from llama_gguf.errors import UserError
+from llama_gguf.files.programs import find_program
 
 
 class ServeDisplay:
@@ -166,5 +166,5 @@ def _program() -> str:
     path = os.path.join(sys.prefix, "bin", "llama-gguf")
     if sys.prefix != sys.base_prefix and os.access(path, os.X_OK):
         return shlex.quote(path)
-    is_installed = shutil.which("llama-gguf") is not None
+    is_installed = find_program("llama-gguf") is not None
     return "llama-gguf" if is_installed else f"{shlex.quote(sys.executable)} -m llama_gguf"

@@ -7,12 +7,9 @@ login of a URL) or by its form. In doubt, text is masked.
 
 from __future__ import annotations
 
-import json
 import re
-from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
-from urllib.parse import quote, unquote, urlsplit
 
 MASK: Final = "********"
 MIN_SECRET: Final = 4
@@ -92,6 +89,10 @@ def mask_urls(text: str) -> str:
 
 
 def _spellings(secret: str) -> Iterator[str]:
+    import json  # noqa: PLC0415  # a server masks no secret when it starts
+    from base64 import b64encode  # noqa: PLC0415
+    from urllib.parse import quote  # noqa: PLC0415
+
     yield secret
     yield quote(secret, safe="")
     yield quote(secret)
@@ -119,6 +120,8 @@ def secrets_of(
 
 
 def _secrets_of_url(url: str) -> list[str]:
+    from urllib.parse import unquote, urlsplit  # noqa: PLC0415
+
     try:
         parts = urlsplit(url)
     except ValueError:  # the patterns still apply

@@ -1,17 +1,15 @@
 """Text to value, and back.
 
-Each parser raises ValueError with what is valid, worded to follow "must be".
+Each parser raises ValueError with what is valid, worded to follow "must be". Modules for addresses
+are imported by those that need them: with the defaults, a start loads none.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from ipaddress import IPv6Address, ip_network
 from typing import Final
-from urllib.parse import urlsplit
 
-from llama_gguf.config.store_address import StoreAddress
 from llama_gguf.values import Value
 
 Parser = Callable[[str], object]
@@ -31,6 +29,8 @@ def host_name(value: str) -> str:
     """An address, or a name of one; IPv6 may be in brackets, as in a URL."""
     address = value[1:-1] if re.fullmatch(r"\[.*:.*\]", value) else value
     if ":" in address:
+        from ipaddress import IPv6Address  # noqa: PLC0415
+
         try:
             return str(IPv6Address(address))
         except ValueError:
@@ -44,6 +44,8 @@ def http_url(value: str) -> str:
     """The URL of a server; empty = none."""
     if not value:
         return ""
+    from urllib.parse import urlsplit  # noqa: PLC0415
+
     try:
         parts = urlsplit(value)
         is_usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -57,6 +59,8 @@ def http_url(value: str) -> str:
 def store_url(value: str) -> str:
     """The URL of a Redis or Valkey server; empty = none."""
     if value:
+        from llama_gguf.config.store_address import StoreAddress  # noqa: PLC0415
+
         StoreAddress.of(value)
     return value
 
@@ -145,6 +149,8 @@ def networks(value: str) -> tuple[str, ...]:
 
 
 def _network(value: str) -> str:
+    from ipaddress import ip_network  # noqa: PLC0415
+
     try:
         network = ip_network(value)
         # An IPv4 address in the form of IPv6 is the IPv4 address here, and zones are ignored.
@@ -192,6 +198,8 @@ def _origin(value: str) -> str:
 
 def _host(host: str) -> str:
     if host.startswith("["):
+        from ipaddress import IPv6Address  # noqa: PLC0415
+
         try:
             return f"[{IPv6Address(host[1:-1]).compressed}]"
         except ValueError:

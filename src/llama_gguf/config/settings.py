@@ -31,7 +31,6 @@ from llama_gguf.config.schema import (
     TraceSettings,
     UpstreamSettings,
 )
-from llama_gguf.config.store_address import StoreAddress
 from llama_gguf.values import Value, replace
 
 
@@ -77,12 +76,13 @@ class Settings(Value):
     @property
     def gateway_has_tls(self) -> bool:
         """Whether the gateway has TLS connections: with clients, peers or the store of limits."""
-        store = self.shared.shared_limits
-        return (
-            bool(self.tls.tls_cert_file)
-            or self.upstream.has_https_peers
-            or bool(store and StoreAddress.of(store).has_tls)
-        )
+        if self.tls.tls_cert_file or self.upstream.has_https_peers:
+            return True
+        if not self.shared.shared_limits:
+            return False
+        from llama_gguf.config.store_address import StoreAddress  # noqa: PLC0415
+
+        return StoreAddress.of(self.shared.shared_limits).has_tls
 
     def value(self, name: str) -> object:
         """The value of the setting *name*."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final, Self
-from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
+from typing import TYPE_CHECKING, Final, Self
 
 from llama_gguf.values import Value
+
+if TYPE_CHECKING:
+    from urllib.parse import SplitResult
 
 FORMS: Final = (
     "redis://HOST:PORT/DATABASE, rediss://HOST:PORT/DATABASE for TLS, or "
@@ -41,6 +43,8 @@ class StoreAddress(Value, hidden=("password",)):
         Raises:
             ValueError: it has none of the ``FORMS``; the message contains nothing of it.
         """
+        from urllib.parse import urlsplit  # noqa: PLC0415
+
         try:
             return cls._of(urlsplit(url))
         except ValueError:
@@ -48,6 +52,8 @@ class StoreAddress(Value, hidden=("password",)):
 
     @classmethod
     def _of(cls, parts: SplitResult) -> Self:
+        from urllib.parse import parse_qs, unquote  # noqa: PLC0415
+
         path, database, host = "", parts.path.removeprefix("/"), parts.hostname or ""
         if parts.scheme == "unix":
             path = unquote(parts.path)

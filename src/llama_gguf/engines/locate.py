@@ -6,9 +6,7 @@ import importlib
 import importlib.util
 import os
 import re
-import shutil
 import subprocess
-import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Final
@@ -17,6 +15,7 @@ from llama_gguf.engines.command import OPTION_PREFIX
 from llama_gguf.engines.devices import Device, read_devices
 from llama_gguf.engines.flags import read_flags
 from llama_gguf.errors import UserError
+from llama_gguf.files.programs import find_program, is_program
 from llama_gguf.values import Value
 
 IMAGE_PATH: Final = "/app/llama-server"
@@ -92,9 +91,9 @@ def locate(
     """
     if llama_server:
         return Engine(_from_setting(llama_server, path), {}, "LLAMA_SERVER")
-    if _is_executable(image_path):
+    if is_program(image_path):
         return Engine(image_path, {}, "the container image")
-    on_path = shutil.which("llama-server", path=path)
+    on_path = find_program("llama-server", path)
     if on_path:
         return Engine(os.path.abspath(on_path), {}, "PATH")
     found = (
@@ -107,12 +106,8 @@ def locate(
     return found
 
 
-def _is_executable(path: str) -> bool:
-    return os.path.isfile(path) and os.access(path, os.X_OK)
-
-
 def _from_setting(llama_server: str, path: str) -> str:
-    found = shutil.which(llama_server, path=path)
+    found = find_program(llama_server, path)
     if found:
         return os.path.abspath(found)
     if os.path.isdir(llama_server):
@@ -157,6 +152,8 @@ def _from_vulkan_wheel(import_module: Import, environ: Mapping[str, str]) -> Eng
 def _from_library_wheel(find_module: Callable[[str], object], programs: str) -> Engine | None:
     if find_module(LIBRARY_WHEEL) is None:
         return None
+    import sysconfig  # noqa: PLC0415
+
     path = os.path.join(programs or sysconfig.get_path("scripts"), PROGRAM)
     return _if_executable(_of_wheel(LIBRARY_WHEEL, path))
 
@@ -174,7 +171,7 @@ def _of_wheel(name: str, path: str, changes: Mapping[str, str] | None = None) ->
 
 
 def _if_executable(engine: Engine) -> Engine | None:
-    return engine if _is_executable(engine.path) else None
+    return engine if is_program(engine.path) else None
 
 
 def version(engine: Engine, environ: Mapping[str, str], *, timeout: float = 10.0) -> str | None:

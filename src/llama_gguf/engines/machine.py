@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import glob
 import os
-import platform
-import shutil
 import subprocess
 from contextlib import suppress
 from typing import Final
 
 from llama_gguf.engines import cgroup
+from llama_gguf.files.programs import find_program
 from llama_gguf.values import Value
 
 _NVIDIA_SMI_SECONDS: Final = 10.0
@@ -56,9 +54,9 @@ def look(path: str) -> Machine:
     Args:
         path: the PATH to search for nvidia-smi.
     """
-    memory, limits = _meminfo(), cgroup.look()
+    memory, limits, system = _meminfo(), cgroup.look(), os.uname()
     return Machine(
-        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        system=f"{system.sysname} {system.release} {system.machine}",
         cpus=_cpus(),
         cores=_cores(),
         cpu_limit=limits.cpus,
@@ -78,7 +76,9 @@ def _cpus() -> int:
 def _cores(root: str = "/sys/devices/system/cpu") -> int:
     """The number of cores, counted as llama-server counts them: by sets of sibling threads."""
     siblings = set()
-    for path in glob.glob(f"{root}/cpu[0-9]*/topology/thread_siblings"):
+    for name in os.listdir(root) if os.path.isdir(root) else ():
+        # Other entries, such as cpufreq, have no such file.
+        path = f"{root}/{name}/topology/thread_siblings"
         with suppress(OSError), open(path, encoding="ascii") as file:
             siblings.add(file.read())
     return len(siblings) or os.cpu_count() or 1
@@ -95,7 +95,8 @@ def free_disk(folder: str) -> int | None:
         if parent == folder:
             return None
         folder = parent
-    return shutil.disk_usage(folder or ".").free
+    found = os.statvfs(folder or ".")
+    return found.f_bavail * found.f_frsize
 
 
 def _meminfo() -> dict[str, int]:
@@ -109,7 +110,7 @@ def _meminfo() -> dict[str, int]:
 
 
 def _nvidia_gpus(path: str) -> tuple[str, ...]:
-    program = shutil.which("nvidia-smi", path=path)
+    program = find_program("nvidia-smi", path)
     if program is None:
         return ()
     query = ["--query-gpu=name,memory.total,memory.free,driver_version", "--format=csv,noheader"]

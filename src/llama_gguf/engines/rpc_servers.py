@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Iterable, Sequence
-from ipaddress import ip_address
 from typing import Final
 
 from llama_gguf.engines.devices import Device
@@ -61,6 +60,8 @@ def host_addresses(host: str) -> tuple[str, ...]:
 
 def is_public(address: str) -> bool:
     """Whether the IP address can be reached from the internet."""
+    from ipaddress import ip_address  # noqa: PLC0415
+
     return ip_address(address).is_global
 
 

@@ -6,7 +6,6 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, Protocol
-from urllib.parse import urlsplit
 
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.roster import Demand, Roster
@@ -105,6 +104,8 @@ class PeerSource:
 
     async def resolve(self, peer: str) -> None:
         """Look up the name in *peer* once."""
+        from urllib.parse import urlsplit  # noqa: PLC0415  # few gateways have peers
+
         parts = urlsplit(peer.removeprefix(_DNS))
         name, port = parts.hostname or "", parts.port or 0
         try:
@@ -138,6 +139,8 @@ class PeerSource:
         """The engine at *peer*, or at one of its addresses."""
         if peer.startswith(_UNIX):
             return EngineAddress("", 0, peer.removeprefix(_UNIX), self._api_key)
+        from urllib.parse import urlsplit  # noqa: PLC0415
+
         parts = urlsplit(peer.removeprefix(_DNS))
         name = parts.hostname or ""
         return EngineAddress(

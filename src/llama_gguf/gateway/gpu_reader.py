@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import Callable
 from typing import Final
 
 from llama_gguf.engines import gpu_memory
 from llama_gguf.engines.gpu_memory import GpuUse
+from llama_gguf.files.programs import find_program
 from llama_gguf.net.threads import run_detached
 
 EVERY_SECONDS: Final = 10.0
@@ -25,7 +25,7 @@ class GpuReader:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        find: Callable[[], str | None] = lambda: shutil.which("nvidia-smi"),
+        find: Callable[[], str | None] = lambda: find_program("nvidia-smi"),
     ) -> None:
         self._loop = loop
         self._find = find

@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import unquote_to_bytes
 
 from llama_gguf.engines.status import EngineStatus
 from llama_gguf.errors import ModelNotFound
@@ -58,6 +57,8 @@ def respond(request: Request, services: Services) -> LocalResponse:
 
 
 def _name_in(path: bytes) -> str | None:
+    from urllib.parse import unquote_to_bytes  # noqa: PLC0415
+
     """Of the model in *path*; None if it is the path of the list."""
     _, found, name = unquote_to_bytes(path).partition(b"/models/")
     return name.decode("utf-8", "replace") if found else None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from ipaddress import ip_network
 
 from llama_gguf.access.authenticator import Authenticator
 from llama_gguf.access.key_store import KeyStore
+from llama_gguf.access.networks import parse_network
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Probe
@@ -66,7 +66,7 @@ class Services:
     ) -> None:
         self._probe_of = probe_of
         self.auth = settings.auth
-        self.trusted_proxies = tuple(ip_network(net) for net in settings.auth.trusted_proxies)
+        self.trusted_proxies = tuple(map(parse_network, settings.auth.trusted_proxies))
         self.routes = settings.routes
         self.queue = settings.queue
         self.timeouts = settings.timeouts

@@ -11,7 +11,6 @@ The bodies that request a stream are found here as well, with a bounded effort p
 from __future__ import annotations
 
 from collections import deque
-from http import HTTPStatus
 from typing import Final, Protocol
 
 from llama_gguf.errors import UpstreamError
@@ -141,7 +140,7 @@ class HeadlessReceiver:
     def on_response(self, response: Response, length: int) -> bytes:
         del length
         if (
-            response.status == HTTPStatus.OK
+            response.status == 200
             and response.is_event_stream
             and response.framing in (Framing.CHUNKED, Framing.CLOSE)
         ):

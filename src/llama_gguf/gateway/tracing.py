@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
 
 from llama_gguf.config.settings import Settings
 from llama_gguf.errors import how_to_install
@@ -22,6 +21,8 @@ def traces_of(settings: Settings, clock: Clock) -> Traces | None:
     endpoint = settings.traces.otel_exporter_otlp_endpoint
     if not endpoint:
         return None
+    from urllib.parse import urlsplit  # noqa: PLC0415
+
     try:
         from llama_gguf.telemetry.traces import Traces, exporter_to  # noqa: PLC0415
     except ImportError as error:

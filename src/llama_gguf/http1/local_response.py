@@ -10,7 +10,6 @@ import json
 import math
 import re
 from collections.abc import Iterable, Sequence
-from http import HTTPStatus
 from typing import Final
 
 from llama_gguf.errors import GatewayError, MethodNotAllowed, Unauthorized
@@ -45,7 +44,27 @@ class LocalResponse:
         self.fields: Final = fields
 
 
-_REASONS: Final = {s.value: s.phrase.encode("ascii") for s in HTTPStatus}
+_REASONS: Final = {
+    200: b"OK",
+    204: b"No Content",
+    302: b"Found",
+    400: b"Bad Request",
+    401: b"Unauthorized",
+    403: b"Forbidden",
+    404: b"Not Found",
+    405: b"Method Not Allowed",
+    408: b"Request Timeout",
+    413: b"Content Too Large",
+    414: b"URI Too Long",
+    417: b"Expectation Failed",
+    429: b"Too Many Requests",
+    431: b"Request Header Fields Too Large",
+    500: b"Internal Server Error",
+    502: b"Bad Gateway",
+    503: b"Service Unavailable",
+    504: b"Gateway Timeout",
+}
+"""Of the statuses that the gateway responds with itself (RFC 9110 section 15, RFC 6585)."""
 
 # Anthropic's error types by status; there are none for other statuses.
 _ANTHROPIC_TYPES: Final = {
@@ -75,7 +94,7 @@ def head(
     lines = [b"HTTP/1.1 %d %b\r\n" % (status, _REASONS.get(status, b"")), *fields]
     if content_type:
         lines.append(b"Content-Type: %b\r\n" % content_type)
-    if length is not None and status != HTTPStatus.NO_CONTENT:
+    if length is not None and status != 204:
         lines.append(b"Content-Length: %d\r\n" % length)
     lines.append(b"\r\n")
     return b"".join(lines)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from typing import Final
-from urllib.parse import urlsplit
 
 from llama_gguf.errors import UserError
 
@@ -25,6 +24,8 @@ def check_url(url: str) -> None:
     Raises:
         UserError: it cannot; exit status 2.
     """
+    from urllib.parse import urlsplit  # noqa: PLC0415
+
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)

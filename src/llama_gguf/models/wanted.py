@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Mapping
 from typing import Final
-from urllib.parse import unquote, urlsplit
 
 from llama_gguf.errors import UserError
 from llama_gguf.models import hub_address, origins
@@ -55,6 +54,8 @@ def file_name(url: str, name: str) -> str:
     Raises:
         UserError: there is none, or it is not valid.
     """
+    from urllib.parse import unquote, urlsplit  # noqa: PLC0415
+
     check_url(url)
     chosen = name or unquote(urlsplit(url).path).rpartition("/")[2]
     if re.fullmatch(r"[^./][^/]*\.gguf", chosen) and chosen.isprintable():

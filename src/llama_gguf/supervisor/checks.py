@@ -6,7 +6,6 @@ A start checks this first, so it imports nothing of models.
 from __future__ import annotations
 
 import os
-import platform
 import select
 import socket
 from types import ModuleType
@@ -35,7 +34,7 @@ def system() -> str:
     Raises:
         UserError: `serve` cannot run on it; the message is about the alternatives.
     """
-    name = platform.system()
+    name = os.uname().sysname
     missing = [f"{module.__name__}.{part}" for module, part in NEEDED if not hasattr(module, part)]
     if missing:
         raise UserError(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import signal
 from typing import Final
@@ -24,9 +23,15 @@ _PR_GET_CHILD_SUBREAPER: Final = 37  # prctl(2)
 
 def are_ours() -> bool:
     """Whether we become the parent of orphans: as PID 1, or as a subreaper."""
+    return os.getpid() == 1 or _is_subreaper()
+
+
+def _is_subreaper() -> bool:
+    import ctypes  # noqa: PLC0415  # not needed as PID 1 of a container
+
     flag = ctypes.c_int(0)
     ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(flag), 0, 0, 0)
-    return os.getpid() == 1 or flag.value != 0
+    return flag.value != 0
 
 
 async def keep_reaping(every_seconds: float = LOOK_SECONDS) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -39,6 +38,13 @@ HURRY_SECONDS: Final = 0.5
 
 OnProgress = Callable[[str], None]
 PrepareAgain = Callable[[OnProgress], Awaitable[Sequence[Setup]]]
+
+
+def _random() -> float:
+    """From 0 to 1, for the delays before restarts."""
+    import random  # noqa: PLC0415  # most engines are never restarted
+
+    return random.SystemRandom().random()
 
 
 class Supervisor:
@@ -75,7 +81,6 @@ class Supervisor:
         self._stop_requested = asyncio.Event()
         self._hurry_requested = asyncio.Event()
         self._terminal = Terminal()
-        rng = random.SystemRandom().random
         self._prepare_again = prepare_again
         self._fleet = LocalFleet(
             settings,
@@ -83,7 +88,7 @@ class Supervisor:
             open_log=lambda replica: open_engine_log(settings.logs, replica),
             publish=self._publish,
             is_stopping=lambda: self.is_leaving,
-            rng=rng,
+            rng=_random,
             prompts=prompts,
         )
         self._gateway = GatewayManager(
@@ -91,7 +96,7 @@ class Supervisor:
             listener,
             on_activity=self._fleet.on_activity,
             on_owners=self._fleet.on_owners,
-            rng=rng,
+            rng=_random,
         )
         self._gateway.send_status(self._fleet.status)
         self._restarting: asyncio.Task[str] | None = None

@@ -38,7 +38,7 @@ _PERIODS: Final = ("-?[0-9]{1,12}", "-?[0-9]{1,12}", "[0-9]{1,5}", "-?[0-9]{1,12
 _NUMBERS: Final = ",".join(
     f'"{name}":{_AMOUNTS.format(period)}' for name, period in zip(NAMES, _PERIODS, strict=True)
 )
-_LINE: Final = re.compile(rf'"([A-Za-z0-9_-]{{1,64}})":(\{{{_NUMBERS}\}}),?')
+_LINE: Final = rf'"([A-Za-z0-9_-]{{1,64}})":(\{{{_NUMBERS}\}}),?'
 
 
 class BudgetLedger:
@@ -139,7 +139,7 @@ class BudgetLedger:
         for number, line in enumerate(lines.split("\n") if lines else (), 1):
             if pause is not None and not number % LINES_PER_PAUSE:
                 pause()
-            found = _LINE.fullmatch(line)
+            found = re.fullmatch(_LINE, line)
             if found is None:
                 raise ValueError("it contains an invalid line")
             numbers = json.loads(found[2])

@@ -47,10 +47,10 @@ _AROUND: Final = " \t\r\n\ufeff"  # Windows editors put U+FEFF before the first 
 
 # [0-9] and [A-Za-z], not \d and \w: those match digits and letters of every script.
 _KEY_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_RETIRED_ID: Final = re.compile(r"([A-Za-z0-9_-]{1,64}?)(?:-old-[0-9a-f]{6})+")
+_RETIRED_ID: Final = r"([A-Za-z0-9_-]{1,64}?)(?:-old-[0-9a-f]{6})+"
 _SECRET: Final = re.compile(r"[A-Za-z0-9_-]{16,128}")
 _DIGEST: Final = re.compile(r"sha256\$([0-9A-Fa-f]{64})")
-_STORED: Final = re.compile(rf"[^:]*:({_DIGEST.pattern}|{_SECRET.pattern})")
+_STORED: Final = rf"[^:]*:({_DIGEST.pattern}|{_SECRET.pattern})"
 _DIGITS: Final = re.compile(r"[0-9]+")
 # The first space before a word that contains "=", which the fields before it never do. Expirations
 # may contain a space.
@@ -235,7 +235,7 @@ def _read_line(line: str) -> Key | None:
 
 def _read_key_id(text: str) -> tuple[str, str]:
     """The id of the key, and the id of the line if that is one of an old secret."""
-    if "-old-" in text and (match := _RETIRED_ID.fullmatch(text)):
+    if "-old-" in text and (match := re.fullmatch(_RETIRED_ID, text)):
         return match[1], text
     if not _KEY_ID.fullmatch(text):
         raise ValueError(_WANTED_ID)
@@ -339,7 +339,7 @@ def format_line(
 
 def _stored(line: str) -> re.Match[str]:
     """The api key on a valid line, as it is stored: group 1."""
-    match = _STORED.match(line)
+    match = re.match(_STORED, line)
     assert match is not None
     return match
 

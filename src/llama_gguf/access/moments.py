@@ -12,8 +12,8 @@ from typing import Final
 
 ISO_8601: Final = "ISO 8601, such as 2027-01-31 or 2027-01-31T12:00:00Z"
 
-_ISO_LETTERS: Final = re.compile(r"[0-9A-Za-z:.,+ -]{1,64}")
-_DURATION: Final = re.compile(r"([0-9]{1,9})([mhd])")
+_ISO_LETTERS: Final = r"[0-9A-Za-z:.,+ -]{1,64}"
+_DURATION: Final = r"([0-9]{1,9})([mhd])"
 _UNITS: Final = {"m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -24,7 +24,7 @@ def parse_moment(text: str) -> datetime:
         ValueError: its message is the expected form, and contains nothing of *text*, which may be
             a secret in the wrong place.
     """
-    if not _ISO_LETTERS.fullmatch(text):
+    if not re.fullmatch(_ISO_LETTERS, text):
         raise ValueError(ISO_8601)
     try:
         moment = datetime.fromisoformat(text)
@@ -59,6 +59,6 @@ def parse_duration(text: str, now: datetime) -> datetime:
 
 
 def _moment_after(text: str, now: datetime) -> datetime:
-    if match := _DURATION.fullmatch(text):
+    if match := re.fullmatch(_DURATION, text):
         return now + timedelta(**{_UNITS[match[2]]: int(match[1])})
     return parse_moment(text)

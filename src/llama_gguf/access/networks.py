@@ -22,7 +22,7 @@ UNKNOWN: Final = "-"
 MAX_HOPS: Final = 32
 """Proxies in a row: addresses in X-Forwarded-For that are read, from its end."""
 
-_NETWORK: Final = re.compile(r"[0-9A-Fa-f:.]{2,45}(?:/[0-9]{1,3})?")  # and no zone such as %eth0
+_NETWORK: Final = r"[0-9A-Fa-f:.]{2,45}(?:/[0-9]{1,3})?"  # and no zone such as %eth0
 _MAPPED_PREFIX: Final = 96  # of ::ffff:0:0/96
 # Some proxies add the port of the client.
 _HOP: Final = re.compile(
@@ -37,7 +37,7 @@ def parse_network(text: str) -> Network:
         ValueError: it is neither, has bits after its prefix, or consists of IPv4 addresses in the
             form of IPv6, which no client has here.
     """
-    if not _NETWORK.fullmatch(text):
+    if not re.fullmatch(_NETWORK, text):
         raise ValueError
     from ipaddress import ip_network  # noqa: PLC0415
 

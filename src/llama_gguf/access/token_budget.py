@@ -63,9 +63,9 @@ _PROMPTS: Final = re.compile(rb'"prompt"[ \t\r\n]*:[ \t\r\n]*\[')
 # In a long body, several prompts: where they begin, and what is between a text and the next one, or
 # between any two. What is before the name of a member does not count.
 _NO_NAME: Final = rb'(?![a-z_]{1,40}"[ \t\r\n]*:)'
-_AFTER_TEXT: Final = re.compile(rb'"[ \t\r\n]*,[ \t\r\n]*(["\[{])' + _NO_NAME)
-_LISTS: Final = re.compile(rb'["\]}][ \t\r\n]*,[ \t\r\n]*["\[{]' + _NO_NAME)
-_SEVERAL: Final = re.compile(_PROMPTS.pattern + rb'[ \t\r\n]*(["\[{])')
+_AFTER_TEXT: Final = rb'"[ \t\r\n]*,[ \t\r\n]*(["\[{])' + _NO_NAME
+_LISTS: Final = rb'["\]}][ \t\r\n]*,[ \t\r\n]*["\[{]' + _NO_NAME
+_SEVERAL: Final = _PROMPTS.pattern + rb'[ \t\r\n]*(["\[{])'
 # Of a letter or "_", which no program escapes except to hide a name.
 _ESCAPED: Final = re.compile(rb"\\u00(?:5[fF]|6|70)")
 MAX_CHOICES: Final = 10_000
@@ -103,13 +103,13 @@ def _choices_in_long(body: bytes | bytearray) -> int:
             at = body.find(name, at + len(name))
         else:
             choices = max(choices, HIDDEN_CHOICES)
-    prompts = _SEVERAL.search(body)
+    prompts = re.search(_SEVERAL, body)
     if prompts is not None:
         start = prompts.start(1)
-        between = list(islice(_AFTER_TEXT.finditer(body, start), MAX_CHOICES - 1))
+        between = list(islice(re.compile(_AFTER_TEXT).finditer(body, start), MAX_CHOICES - 1))
         # A text may contain "], [", but no quote without a backslash.
         if prompts[1] != b'"' or {found[1] for found in between} - {b'"'}:
-            between = list(islice(_LISTS.finditer(body, start), MAX_CHOICES - 1))
+            between = list(islice(re.compile(_LISTS).finditer(body, start), MAX_CHOICES - 1))
         choices *= 1 + len(between)
     return choices
 

@@ -78,7 +78,7 @@ def environment(context: Context) -> str:
     lines = []
     for name in sorted(context.environ):
         value = context.environ[name]
-        is_secret = masking.SECRET_NAME.search(name) and not is_harmless(name, value)
+        is_secret = masking.names_secret(name) and not is_harmless(name, value)
         is_shown = name.startswith(_SHOWN) and name not in ours and not is_secret
         lines.append(f"{name}={value}" if is_shown else f"{name} is set")
     return "\n".join(lines)

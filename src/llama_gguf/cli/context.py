@@ -112,7 +112,7 @@ def _is_secret(variable: str) -> bool:
     name = variable.lower()
     if name in SETTINGS:
         return SETTINGS[name].secret
-    return masking.SECRET_NAME.search(variable) is not None
+    return masking.names_secret(variable)
 
 
 def _exposed(path: str) -> list[str]:

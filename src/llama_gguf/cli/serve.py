@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 USAGE = "%(prog)s [MODEL] [options] [--SETTING VALUE ...]"
 
 DEBUG_SHELL_SECONDS: Final = 300
-_SECRET_NAME: Final = re.compile("KEY|TOKEN|SECRET|PASS|CREDENTIAL|_PWD", re.IGNORECASE)
+_SENSITIVE_NAME: Final = "(?i)KEY|TOKEN|SECRET|PASS|CREDENTIAL|_PWD"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,7 +91,7 @@ def _loaded_again(context: Context) -> tuple[Settings, Mapping[str, str]]:
 def _hold(environ: Mapping[str, str]) -> int:
     """DEBUG_SHELL: show the environment without secrets, keep the container running, exit."""
     for name in sorted(environ):
-        hidden = _SECRET_NAME.search(name)
+        hidden = re.search(_SENSITIVE_NAME, name)
         echo(f"{name}={MASK if hidden else mask_urls(environ[name])}")
     echo(f"DEBUG_SHELL: waiting for {DEBUG_SHELL_SECONDS} s.")
     time.sleep(DEBUG_SHELL_SECONDS)

@@ -102,7 +102,7 @@ def load_usable(
                 values[name] = setting.parse(text)
                 sources[name] = source
             except ValueError as expected:
-                shown = MASK if setting.secret else ascii(_LOGIN.sub(f"//{MASK}@", text))
+                shown = MASK if setting.secret else ascii(re.sub(_LOGIN, f"//{MASK}@", text))
                 mistakes.append(f"  {label}={shown} is invalid; must be {expected}")
             break
     if "max_request_body_size" not in values and "max_body_memory" in values:
@@ -121,7 +121,7 @@ def load_usable(
     return Loaded(settings, sources, tuple(warnings)), complaint
 
 
-_LOGIN: Final = re.compile(r"//[^/@,]*@")
+_LOGIN: Final = r"//[^/@,]*@"
 """In a URL."""
 
 
@@ -139,7 +139,7 @@ def _cleaned(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
                 f"{name} contains ' #': in files for `docker run --env-file`, a comment behind a "
                 "value is a part of the value"
             )
-    if _TARGET.fullmatch(cleaned["HOST"]):
+    if "-" in cleaned["HOST"] and re.fullmatch(_TARGET, cleaned["HOST"]):
         warnings.append(
             f"HOST={cleaned['HOST']} is not used: it is the target of conda's compilers, and not "
             "an address; set one with --host"
@@ -155,7 +155,7 @@ def _unquoted(text: str) -> str:
 
 
 # Activating an environment with compilers of conda sets it.
-_TARGET: Final = re.compile(r"\w+-(?:conda|conda_\w+|apple|pc|unknown)-[\w.-]+")
+_TARGET: Final = r"\w+-(?:conda|conda_\w+|apple|pc|unknown)-[\w.-]+"
 
 
 def contradictions(settings: Settings) -> Iterable[str]:

@@ -15,18 +15,15 @@ MASK: Final = "********"
 MIN_SECRET: Final = 4
 """Characters. Shorter values are masked only next to a name that marks them as secret."""
 
-SECRET_NAME: Final = re.compile(
-    r"KEY|TOKEN|SECRET|PASS|PWD|CREDENTIAL|PRIVATE|SIGNATURE|COOKIE|AUTH"
-    r"|OTLP_(?:[A-Z]+_)?HEADERS",
-    re.IGNORECASE,
+_SENSITIVE_NAME: Final = (
+    r"(?i)KEY|TOKEN|SECRET|PASS|PWD|CREDENTIAL|PRIVATE|SIGNATURE|COOKIE|AUTH"
+    r"|OTLP_(?:[A-Z]+_)?HEADERS"
 )
-_SECRET_WORD: Final = re.compile(
-    r"(?:key|token|secret|passwo?r?d|passphrase|pwd|credentials?|signature|cookie|auth|-hft)$",
-    re.IGNORECASE,
+_SENSITIVE_WORD: Final = (
+    r"(?i)(?:key|token|secret|passwo?r?d|passphrase|pwd|credentials?|signature|cookie|auth|-hft)$"
 )
-_COMMON: Final = re.compile(
-    r"|[0-9.]{1,5}|(?:true|false|yes|no|on|off|none|null|auto)|(?:bool|int|float|str):.*",
-    re.IGNORECASE,
+_COMMON: Final = (
+    r"(?i)|[0-9.]{1,5}|(?:true|false|yes|no|on|off|none|null|auto)|(?:bool|int|float|str):.*"
 )
 _NAME: Final = (
     r"(?:api[_-]?key|[_-]key|\bkey|token|secret|passw(?:or)?d|passphrase|pwd|credentials?"
@@ -35,33 +32,21 @@ _NAME: Final = (
 _PLAIN: Final = r"(?!(?:[0-9.]+|true|false|null|none)\b|[/{\[*])"
 """Not a secret: a number, a boolean, a path, an object, or text that is masked already."""
 
-_LOGIN: Final = re.compile(r"(?<=://)[^/\s]{1,500}@")
-_QUERY: Final = re.compile(r"(://[^\s?#\"']{1,500})\?[^\s#\"']*")
+_LOGIN: Final = r"(?<=://)[^/\s]{1,500}@"
+_QUERY: Final = r"(://[^\s?#\"']{1,500})\?[^\s#\"']*"
 # Each is bounded, or begins with something rare: a line may be as long as a log.
-_PATTERNS: Final[Sequence[tuple[re.Pattern[str], str]]] = (
+_PATTERNS: Final = (
+    (r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*-----|\Z)", MASK),
+    (r"(?i)\b(bearer|basic)(\s+)[^\s\"',;*]{6,}", rf"\1\2{MASK}"),
     (
-        re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*-----|\Z)", re.DOTALL),
-        MASK,
-    ),
-    (re.compile(r"\b(bearer|basic)(\s+)[^\s\"',;*]{6,}", re.IGNORECASE), rf"\1\2{MASK}"),
-    (
-        re.compile(
-            rf"({_NAME}[\"']?\s{{0,9}}[=:]\s{{0,9}}[\"']?){_PLAIN}[^\s\"',;&]+", re.IGNORECASE
-        ),
+        rf"(?i)({_NAME}[\"']?\s{{0,9}}[=:]\s{{0,9}}[\"']?){_PLAIN}[^\s\"',;&]+",
         rf"\1{MASK}",
     ),
     (
-        re.compile(
-            rf"((?:^|\s)--?[\w-]{{0,40}}{_NAME}\s+)(?!-){_PLAIN}\S+", re.IGNORECASE | re.MULTILINE
-        ),
+        rf"(?im)((?:^|\s)--?[\w-]{{0,40}}{_NAME}\s+)(?!-){_PLAIN}\S+",
         rf"\1{MASK}",
     ),
-    (
-        re.compile(
-            r"\b(?:sk-|hf_|gateway-|gh[opsu]_|glpat-|xox[abp]-|AKIA|eyJ[\w-]{8,}\.)[\w.-]{12,}"
-        ),
-        MASK,
-    ),
+    (r"\b(?:sk-|hf_|gateway-|gh[opsu]_|glpat-|xox[abp]-|AKIA|eyJ[\w-]{8,}\.)[\w.-]{12,}", MASK),
 )
 
 
@@ -79,13 +64,18 @@ class Masker:
             text = text.replace(secret, MASK)
         text = mask_urls(text)
         for pattern, instead in _PATTERNS:
-            text = pattern.sub(instead, text)
+            text = re.sub(pattern, instead, text)
         return text
+
+
+def names_secret(name: str) -> bool:
+    """Whether the value of a variable *name* is likely to be a secret."""
+    return re.search(_SENSITIVE_NAME, name) is not None
 
 
 def mask_urls(text: str) -> str:
     """*text* without the logins and queries of its URLs."""
-    return _QUERY.sub(r"\1?***", _LOGIN.sub("***@", text))
+    return re.sub(_QUERY, r"\1?***", re.sub(_LOGIN, "***@", text))
 
 
 def _spellings(secret: str) -> Iterator[str]:
@@ -112,7 +102,7 @@ def secrets_of(
         is_harmless: returns whether a name, or its value, is known not to be a secret.
     """
     for name, value in environ.items():
-        found = [value] if SECRET_NAME.search(name) and not is_harmless(name, value) else []
+        found = [value] if names_secret(name) and not is_harmless(name, value) else []
         for url in re.findall(r"[A-Za-z][\w+.-]*://\S+", value):
             found += _secrets_of_url(url)
         found += secrets_in(value.split())
@@ -136,7 +126,7 @@ def secrets_in(words: Sequence[str]) -> Iterator[str]:
     """The values in a command line whose flag or name marks them as secret."""
     for word, following in zip(words, [*words, ""][1:], strict=True):
         name, equals, value = word.partition("=")
-        if not _SECRET_WORD.search(name):
+        if not re.search(_SENSITIVE_WORD, name):
             continue
         if not equals:
             value = following if name.startswith("-") and not following.startswith("-") else ""
@@ -150,15 +140,15 @@ def masked_words(words: Sequence[str]) -> list[str]:
     is_secret = False
     for word in words:
         name, equals, _ = word.partition("=")
-        names_secret = bool(_SECRET_WORD.search(name))
+        is_named = bool(re.search(_SENSITIVE_WORD, name))
         if is_secret and not word.startswith("-"):
             masked.append(MASK)
         else:
-            masked.append(f"{name}={MASK}" if equals and names_secret else word)
-        is_secret = names_secret and name.startswith("-") and not equals
+            masked.append(f"{name}={MASK}" if equals and is_named else word)
+        is_secret = is_named and name.startswith("-") and not equals
     return masked
 
 
 def _is_common(value: str) -> bool:
     """Whether *value* is too common to be a secret: masking it would hide half of a text."""
-    return _COMMON.fullmatch(value) is not None
+    return re.fullmatch(_COMMON, value) is not None

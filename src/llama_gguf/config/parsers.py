@@ -170,9 +170,9 @@ def origins(value: str) -> tuple[str, ...]:
 
 # The schemes whose hosts and default ports browsers normalise (https://url.spec.whatwg.org/).
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443, "ftp": 21}
-_ORIGIN: Final = re.compile(
-    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>\[[0-9a-f:.]+\]|[^/\s:@?#*\[\]]+)(?::(?P<port>[0-9]{1,5}))?",
-    re.IGNORECASE,
+_ORIGIN: Final = (
+    r"(?i)(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>\[[0-9a-f:.]+\]|[^/\s:@?#*\[\]]+)"
+    r"(?::(?P<port>[0-9]{1,5}))?"
 )
 
 
@@ -180,7 +180,7 @@ def _origin(value: str) -> str:
     """*value* as a browser sends it, since a field is compared byte for byte."""
     if value == "*":
         return value
-    match = _ORIGIN.fullmatch(value.removesuffix("/"))
+    match = re.fullmatch(_ORIGIN, value.removesuffix("/"))
     if match is None or not value.isascii():
         raise ValueError(
             "origins as a browser sends them (https://app.example.com), without a path and "
@@ -207,9 +207,9 @@ def _host(host: str) -> str:
     return host.lower()
 
 
-_PEER: Final = re.compile(
-    r"(?P<scheme>(?:dns\+)?https?|ray)://(?P<host>\[[0-9a-f:.]+\]|[^/\s:@?#\[\]]+):(?P<port>[0-9]{1,5})/?",
-    re.IGNORECASE,
+_PEER: Final = (
+    r"(?i)(?P<scheme>(?:dns\+)?https?|ray)://(?P<host>\[[0-9a-f:.]+\]|[^/\s:@?#\[\]]+)"
+    r":(?P<port>[0-9]{1,5})/?"
 )
 _CLUSTER: Final = "ray://"
 _PEERS: Final = (
@@ -229,7 +229,7 @@ def _peer(value: str) -> str:
         return value
     if value.lower() == _CLUSTER:  # of this machine
         return _CLUSTER
-    match = _PEER.fullmatch(value)
+    match = re.fullmatch(_PEER, value)
     if match is None or not value.isascii() or not 0 < int(match["port"]) < 1 << 16:
         raise ValueError(_PEERS)
     scheme = match["scheme"].lower()

@@ -9,7 +9,7 @@ OLDEST_TESTED: Final = 10068
 """Of July 2026: the one that `[engine]` installs on x86-64, with which all tests run."""
 NEWEST_TESTED: Final = 11549
 """Of October 2026: `make drift`, and on arm64 `[engine]`."""
-_NUMBER: Final = re.compile(r"b?([0-9]{4,9})\b")
+_NUMBER: Final = r"b?([0-9]{4,9})\b"
 """A build from a clone without history counts its commits from 1, so its number means nothing."""
 
 
@@ -20,7 +20,7 @@ def build_of(version: str, wheel_version: str = "") -> int | None:
         version: as llama-server shows it, such as ``11549 (0bc3d2e)``.
         wheel_version: of the wheel that it is from, such as ``0.10068.0`` or ``2026.10.11549``.
     """
-    shown = _NUMBER.match(version)
+    shown = re.match(_NUMBER, version)
     if shown is not None:
         return int(shown[1])
     parts = [int(part) for part in wheel_version.split(".") if part.isdecimal()]

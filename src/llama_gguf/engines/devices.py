@@ -13,7 +13,7 @@ from typing import Final
 
 from llama_gguf.values import Value
 
-_NUMBERED: Final = re.compile(r"^([A-Za-z]+)\d+(?= \()")
+_NUMBERED: Final = r"^([A-Za-z]+)\d+(?= \()"
 
 
 class Device(Value):
@@ -37,7 +37,7 @@ class Device(Value):
     @property
     def identity(self) -> str:
         """Its name without its number, which changes when a device before it disappears."""
-        return _NUMBERED.sub(r"\1", self.name)
+        return re.sub(_NUMBERED, r"\1", self.name)
 
 
 def read_devices(output: str) -> tuple[Device, ...] | None:

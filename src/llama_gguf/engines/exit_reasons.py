@@ -11,15 +11,15 @@ from llama_gguf.values import Value
 
 
 class Cause(Value):
-    pattern: re.Pattern[str]
-    """Searched for in the last lines of output."""
+    pattern: str
+    """Searched for in the last lines of output, in any case."""
     reason: str
     """``{name}`` is replaced by the group of that name of the pattern."""
     advice: str
 
 
 def _cause(pattern: str, reason: str, advice: str) -> Cause:
-    return Cause(re.compile(pattern, re.IGNORECASE), reason, advice)
+    return Cause(f"(?i){pattern}", reason, advice)
 
 
 SMALLER: Final = "Lower CTX, lower NGL, or take a smaller quantisation."
@@ -177,7 +177,7 @@ _SIGNALS: Final = {
     ),
     signal.SIGABRT: ("It aborted.", "See its last lines."),
 }
-_UNREACHABLE: Final = re.compile(r"Failed to connect to (\S+:\d+)")
+_UNREACHABLE: Final = r"Failed to connect to (\S+:\d+)"
 _NUMBERS: Final = frozenset(s.value for s in signal.Signals)
 
 OUT_OF_MEMORY: Final = ("The kernel killed it because memory ran out.", _LESS_MEMORY)
@@ -219,7 +219,7 @@ def explain(
     """
     output = "\n".join(last_lines)
     reason, advice = _explain(returncode, output, was_out_of_memory=was_out_of_memory)
-    missing = _UNREACHABLE.search(output)
+    missing = re.search(_UNREACHABLE, output)
     if missing is None or advice not in (SMALLER, _LESS_MEMORY):
         return reason, advice
     return (
@@ -232,7 +232,7 @@ def _explain(returncode: int, output: str, *, was_out_of_memory: bool) -> tuple[
     if was_out_of_memory and returncode in (-signal.SIGKILL, 128 + signal.SIGKILL):  # 1
         return OUT_OF_MEMORY
     for cause in CAUSES:  # 2
-        if match := cause.pattern.search(output):
+        if match := re.search(cause.pattern, output):
             words = match.groupdict()
             return cause.reason.format(**words), cause.advice.format(**words)
     if returncode > 0 and not output:  # 3

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
-_NAMES: Final = re.compile(r"-{1,2}[A-Za-z][\w-]*(?:, +-{1,2}[A-Za-z][\w-]*)*")
+_NAMES: Final = r"-{1,2}[A-Za-z][\w-]*(?:, +-{1,2}[A-Za-z][\w-]*)*"
 
 
 def read_flags(text: str) -> dict[str, bool]:
@@ -17,7 +17,7 @@ def read_flags(text: str) -> dict[str, bool]:
     """
     flags: dict[str, bool] = {}
     for line in text.splitlines():
-        names = _NAMES.match(line)
+        names = re.match(_NAMES, line)
         if names is not None:
             takes_value = re.match(r" \S", line[names.end() :]) is not None
             flags |= dict.fromkeys(re.split(r", +", names[0]), takes_value)

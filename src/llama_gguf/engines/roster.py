@@ -22,7 +22,7 @@ REPEAT_SECONDS: Final = 2.0
 SILENT_SECONDS: Final = 10.0
 """Without a line, after which the connection is given up."""
 MAX_LINE_BYTES: Final = 64 << 10
-_ADDRESS: Final = re.compile(r"(?:[0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
+_ADDRESS: Final = r"(?:[0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})"
 """Of an engine, as of ``EngineAddress.key``."""
 
 
@@ -135,7 +135,7 @@ def _addresses(fields: Mapping[str, Any]) -> tuple[str, ...]:
     if not isinstance(found, list) or len(found) > MAX_REPLICAS:
         raise ValueError("addresses is not a list of engines")
     for each in found:
-        match = _ADDRESS.fullmatch(each) if isinstance(each, str) else None
+        match = re.fullmatch(_ADDRESS, each) if isinstance(each, str) else None
         if match is None or not 0 < int(match[1]) < 1 << 16:
             raise ValueError("addresses has something else than HOST:PORT")
     return tuple(found)

@@ -22,7 +22,7 @@ _NO_REQUEST: Final = b"\xff"
 """A server that is free closes the connection instead of the greeting. One that is busy reads this
 later, and closes too."""
 # As llama.cpp reads it, but without names of no characters and ports that do not exist.
-_ADDRESS: Final = re.compile(r"([^:\s]+):([0-9]{1,5})")
+_ADDRESS: Final = r"([^:\s]+):([0-9]{1,5})"
 
 
 class RpcServer(Value):
@@ -36,7 +36,7 @@ class RpcServer(Value):
 
 def read(address: str) -> RpcServer | None:
     """The server at *address*; None if llama-server cannot read it: IPv6 has no form there."""
-    match = _ADDRESS.fullmatch(address)
+    match = re.fullmatch(_ADDRESS, address)
     if match is None or not 0 < int(match[2]) < 1 << 16:
         return None
     return RpcServer(address, match[1], int(match[2]))

@@ -19,9 +19,7 @@ from llama_gguf.values import Value
 
 SHORT_SECONDS: Final = 10.0
 """For what it responds to at once; a busy machine may need seconds."""
-_RATE: Final = re.compile(
-    rb"^llamacpp:(prompt_tokens_total|prompt_seconds_total) (\S+)", re.MULTILINE
-)
+_RATE: Final = rb"(?m)^llamacpp:(prompt_tokens_total|prompt_seconds_total) (\S+)"
 
 
 class SlotState(Value):
@@ -116,7 +114,7 @@ class SlotClient:
         """
         try:
             _, body = await self._exchange("GET", "/metrics", b"", SHORT_SECONDS)
-            found = {name: float(value) for name, value in _RATE.findall(body)}
+            found = {name: float(value) for name, value in re.findall(_RATE, body)}
             return int(found[b"prompt_tokens_total"]), found[b"prompt_seconds_total"]
         except (SlotError, ValueError, KeyError):
             return 0, 0.0

@@ -40,7 +40,7 @@ _FIELDS: Final = (
     b"Referrer-Policy: no-referrer\r\n",
     b"Cache-Control: no-cache\r\n",
 )
-_RANGE: Final = re.compile(rb"(?:^|&)range=([0-9]{1,6})(?:&|$)")
+_RANGE: Final = rb"(?:^|&)range=([0-9]{1,6})(?:&|$)"
 NOT_STORED: Final = (b"Cache-Control: no-store\r\n",)
 MAX_KEYS_SHOWN: Final = 200
 """It bounds what a page that is open fetches every two seconds, and the time that this takes."""
@@ -110,7 +110,7 @@ def data(
 
 
 def _range_in(target: bytes) -> int:
-    match = _RANGE.search(target.partition(b"?")[2])
+    match = re.search(_RANGE, target.partition(b"?")[2])
     seconds = int(match[1]) if match else DEFAULT_RANGE
     return seconds if seconds in RANGES else DEFAULT_RANGE
 

@@ -16,7 +16,7 @@ from llama_gguf.net.transport import Transport
 
 _EVENT_END: Final = b"\n\n"
 _SENT_BEFORE: Final = (b"event: response.created\n", b"event: response.in_progress\n")
-_ID: Final = re.compile(rb'"id": ?("resp[_-][A-Za-z0-9_-]{1,200}")')
+_ID: Final = rb'"id": ?("resp[_-][A-Za-z0-9_-]{1,200}")'
 
 
 def response_id(request_id: str) -> str:
@@ -75,7 +75,7 @@ class ResponseRelay(Transport):
 
     def _with_own_id(self, event: bytes) -> bytes:
         if event.startswith(_SENT_BEFORE):
-            found = _ID.search(event)
+            found = re.search(_ID, event)
             if found is not None:
                 self._engine_id = found[1]
             return b""

@@ -16,7 +16,7 @@ from llama_gguf.http1 import engine_errors
 from llama_gguf.http1.local_response import envelope
 from llama_gguf.http1.routes import Dialect
 
-_RESPONSE_ID: Final = re.compile(rb'"id": ?"(resp[_-][A-Za-z0-9_-]{1,200})"')
+_RESPONSE_ID: Final = rb'"id": ?"(resp[_-][A-Za-z0-9_-]{1,200})"'
 _OVERLOADED: Final = "overloaded_error"
 
 
@@ -72,7 +72,7 @@ def refusal_event(body: bytes, dialect: Dialect, *, request_id: str) -> bytes | 
 
 
 def _response_id(opening: bytes, request_id: str) -> str:
-    found = _RESPONSE_ID.search(opening)
+    found = re.search(_RESPONSE_ID, opening)
     return found[1].decode() if found else f"resp_{request_id}"
 
 

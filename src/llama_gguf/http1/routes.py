@@ -232,17 +232,17 @@ _MODELS: Final = frozenset(["/v1/models", "/models"])
 _MODEL_PREFIX: Final = "/v1/models/"
 A_MODEL: Final = "/v1/models/{model}"
 """The template of the paths with this prefix, as OpenAPI writes it."""
-_ESCAPED_MODEL: Final = re.compile(
+_ESCAPED_MODEL: Final = (
     rb"/v1/models/(?:[A-Za-z0-9_~:@+-]|%[0-9A-Fa-f]{2})(?:[A-Za-z0-9._~:@+-]|%[0-9A-Fa-f]{2})*"
 )
 """One segment: OpenAI's libraries escape the slash of ``owner/name``."""
 # These act on more than the client's own request: not for ordinary keys.
-_NEVER: Final = re.compile(
-    r"/(?:v1/stream.*|(?:v1/)?models(?:/.*)?|(?:slots|props|lora-adapters|tools|cors-proxy)(?:/.*)?)",
-    re.DOTALL,
+_NEVER: Final = (
+    r"(?s)/(?:v1/stream.*|(?:v1/)?models(?:/.*)?"
+    r"|(?:slots|props|lora-adapters|tools|cors-proxy)(?:/.*)?)"
 )
 # llama-server's web UI, whose files it serves without a key: names of several versions.
-_WEB_UI: Final = re.compile(
+_WEB_UI: Final = (
     r"/(?:|index\.html|loading\.html|bundle\.(?:js|css)|_app/[A-Za-z0-9._/-]{1,200}"
     r"|sw\.js|workbox-[0-9a-f]{1,40}\.js|build\.json|manifest\.webmanifest"
     r"|(?:favicon|apple|pwa|maskable)[a-z0-9-]{0,80}\.(?:ico|svg|png))"
@@ -331,7 +331,8 @@ class Router:
             )
         if method == "OPTIONS":
             return Route(Kind.PREFLIGHT, "preflight")
-        if method in _READS and _ESCAPED_MODEL.fullmatch(path):
+        is_model = path.startswith(_MODEL_PREFIX.encode())
+        if method in _READS and is_model and re.fullmatch(_ESCAPED_MODEL, path):
             return _MODELS_ROUTE  # local, so that an escaped slash is not ambiguous
         plain = normalised(path)
         if path == b"/" and self._has_home and method in ("GET", "HEAD"):
@@ -361,7 +362,7 @@ class Router:
             )
         if path in _SLOT or path in _NO_SLOT:
             return Route(Kind.PROXIED, path, scope=scope, dialect=dialect)
-        if self._has_web_ui and method in _READS and _WEB_UI.fullmatch(path):
+        if self._has_web_ui and method in _READS and re.fullmatch(_WEB_UI, path):
             return Route(Kind.PROXIED, "web_ui", needs_no_key=True)
         if self.exposes_all or _is_exposed(method, path):
             known = path if path == "/props" else "other"
@@ -374,7 +375,7 @@ class Router:
                 operation="other" if needs_slot else "",
                 dialect=dialect,
             )
-        if _NEVER.fullmatch(path):
+        if re.fullmatch(_NEVER, path):
             raise RouteNotExposed(f"{method} {path} is not exposed; see EXPOSED_ROUTES.")
         raise NotFound(f"Unknown path: {method} {path}")
 

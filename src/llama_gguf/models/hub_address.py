@@ -32,15 +32,12 @@ _OTHERWISE: Final = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 # Files that accompany a model and cannot be served.
-_COMPANION: Final = re.compile(
-    # Projectors, importance matrices, and draft models in separate files or directories.
-    r"mmproj[^/]*$|(?:^|/)imatrix[^/]*$|imatrix\.gguf$|(?:^|/)mtp(?:-[^/]*$|/)",
-    re.IGNORECASE,
-)
+# Projectors, importance matrices, and draft models in separate files or directories.
+_COMPANION: Final = r"(?i)mmproj[^/]*$|(?:^|/)imatrix[^/]*$|imatrix\.gguf$|(?:^|/)mtp(?:-[^/]*$|/)"
 
 
-_PROJECTOR: Final = re.compile(r"(?:^|/)[^/]*mmproj[^/]*\.gguf$", re.IGNORECASE)
-_PRECISION: Final = re.compile(r"(?<![a-z0-9])(f16|bf16|f32)(?![a-z0-9])", re.IGNORECASE)
+_PROJECTOR: Final = r"(?i)(?:^|/)[^/]*mmproj[^/]*\.gguf$"
+_PRECISION: Final = r"(?i)(?<![a-z0-9])(f16|bf16|f32)(?![a-z0-9])"
 _MAIN: Final = "main"
 """The revision that an address stands for."""
 
@@ -117,16 +114,16 @@ def suggestion(text: str) -> str:
 def models_in(files: Iterable[str]) -> list[str]:
     """The models among a repository's *files*; a split one is listed as its first part."""
     models = {part_paths(f)[0] for f in files if f.endswith(SUFFIX)}
-    return sorted(m for m in models if not _COMPANION.search(m))
+    return sorted(m for m in models if not re.search(_COMPANION, m))
 
 
 def projector_in(files: Iterable[str]) -> str:
     """The projector in *files*; of several, the one of 16 bits; empty if there is none."""
-    found = sorted(f for f in files if _PROJECTOR.search(f))
+    found = sorted(f for f in files if re.search(_PROJECTOR, f))
     order = ("f16", "bf16", "f32")
 
     def rank(file: str) -> int:
-        match = _PRECISION.search(file)
+        match = re.search(_PRECISION, file)
         return order.index(match[1].lower()) if match else len(order)
 
     return min(found, key=rank, default="")

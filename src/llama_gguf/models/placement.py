@@ -25,9 +25,9 @@ GPU_RESERVE_BYTES: Final = 512 << 20
 REMOTE: Final = "RPC"
 """How the names of devices begin that are RPC servers."""
 
-_EXPERTS: Final = re.compile(r"\.ffn_(?:up|down|gate|gate_up)_(?:ch)?exps")
-_LAYER: Final = re.compile(r"blk\.([0-9]+)\.")
-_INPUT: Final = re.compile(r"token_|position_embd|per_layer_token_embd|altup_")
+_EXPERTS: Final = r"\.ffn_(?:up|down|gate|gate_up)_(?:ch)?exps"
+_LAYER: Final = r"blk\.([0-9]+)\."
+_INPUT: Final = r"token_|position_embd|per_layer_token_embd|altup_"
 _OUTPUT: Final = "output.weight"
 _EMBEDDING: Final = "token_embd.weight"
 
@@ -140,14 +140,14 @@ class _Homes:
         return self.of_layer(self._layers)
 
     def of_tensor(self, name: str) -> int:
-        match = _LAYER.match(name)
+        match = re.match(_LAYER, name)
         for pattern, place in self._overrides:
             if pattern.search(name):
                 return place
         if match is None:
-            return self.ram if _INPUT.match(name) else self.of_output()
+            return self.ram if re.match(_INPUT, name) else self.of_output()
         layer = int(match[1])
-        if layer < self._cpu_moe_layers and _EXPERTS.search(name):
+        if layer < self._cpu_moe_layers and re.search(_EXPERTS, name):
             return self.ram
         return self.of_layer(layer) if layer < self._layers else self.ram
 

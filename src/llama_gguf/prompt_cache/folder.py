@@ -37,10 +37,8 @@ _ABOUT: Final = ".json"
 SAVING: Final = ".saving"
 _RESTORING: Final = "restoring."
 _MODELS: Final = "models.json"
-_OURS: Final = re.compile(
-    r"(?:[0-9a-f]{16}|trial|models|restoring\.[\w-]+)(?:\.json|\.state)?(?:\.saving)?"
-)
-_NAME: Final = re.compile(r"[0-9a-f]{16}")
+_OURS: Final = r"(?:[0-9a-f]{16}|trial|models|restoring\.[\w-]+)(?:\.json|\.state)?(?:\.saving)?"
+_NAME: Final = r"[0-9a-f]{16}"
 _STALE_SECONDS: Final = 3600.0
 """After which a file that is being written has been forgotten by its writer."""
 _MAX_SKEW_SECONDS: Final = 3600.0
@@ -77,7 +75,7 @@ class Folder:
         """
         os.makedirs(self.path, mode=0o700, exist_ok=True)
         names = set(os.listdir(self.path))
-        ours = set(filter(_OURS.fullmatch, names))
+        ours = set(filter(re.compile(_OURS).fullmatch, names))
         if ours == names:
             with contextlib.suppress(PermissionError):  # it may belong to another user
                 os.chmod(self.path, 0o700)
@@ -119,7 +117,7 @@ class Folder:
             return found
         for file_name in names:
             name, suffix = os.path.splitext(file_name)
-            if suffix != _ABOUT or not _NAME.fullmatch(name):
+            if suffix != _ABOUT or not re.fullmatch(_NAME, name):
                 continue
             try:
                 with open(self._path(name, _ABOUT), "rb") as file:
@@ -242,7 +240,7 @@ class Folder:
         except OSError:
             return 0
         self.end_restore(engine)
-        for name in filter(_NAME.fullmatch, names):
+        for name in filter(re.compile(_NAME).fullmatch, names):
             self.remove(name)
         return len(names)
 

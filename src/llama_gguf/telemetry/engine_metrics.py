@@ -20,8 +20,8 @@ _RENAMED: Final = {
     "prompt_tokens_seconds": "prompt_tokens_per_second",
     "predicted_tokens_seconds": "predicted_tokens_per_second",
 }
-_ABOUT: Final = re.compile(r"# (HELP|TYPE) llamacpp:([a-z][a-z0-9_]{0,60}) ([\x20-\x7e]{1,200})")
-_VALUE: Final = re.compile(r"llamacpp:([a-z][a-z0-9_]{0,60}) ([0-9.eE+-]{1,32})")
+_ABOUT: Final = r"# (HELP|TYPE) llamacpp:([a-z][a-z0-9_]{0,60}) ([\x20-\x7e]{1,200})"
+_VALUE: Final = r"llamacpp:([a-z][a-z0-9_]{0,60}) ([0-9.eE+-]{1,32})"
 
 
 def parse(text: bytes) -> tuple[EngineMetric, ...]:
@@ -29,10 +29,10 @@ def parse(text: bytes) -> tuple[EngineMetric, ...]:
     about: dict[tuple[str, str], str] = {}
     found: dict[str, EngineMetric] = {}
     for line in text[:MAX_TEXT_BYTES].decode("ascii", "replace").splitlines():
-        if match := _ABOUT.fullmatch(line):
+        if match := re.fullmatch(_ABOUT, line):
             keyword, name, declared = match.groups()
             about[keyword, name] = declared
-        elif match := _VALUE.fullmatch(line):
+        elif match := re.fullmatch(_VALUE, line):
             name, value = match[1], _number(match[2])
             if value is not None and len(found) < MAX_METRICS:
                 kind, help_text = about.get(("TYPE", name), ""), about.get(("HELP", name), "")

@@ -41,7 +41,7 @@ _COUNTS: Final = rf"\[{_COUNT}(?:,{_COUNT}){{{len(COUNTS) - 1}}}\]"
 _SPAN: Final = rf'"-?[0-9]{{1,12}}":{_COUNTS}'
 _SPANS: Final = rf"\{{(?:{_SPAN}(?:,{_SPAN})*)?\}}"
 _NUMBERS: Final = ",".join([f'"total":{_COUNTS}', *(f'"{name}":{_SPANS}' for name in WINDOWS)])
-_LINE: Final = re.compile(rf'"([A-Za-z0-9_-]{{1,64}})":(\{{{_NUMBERS}\}}),?')
+_LINE: Final = rf'"([A-Za-z0-9_-]{{1,64}})":(\{{{_NUMBERS}\}}),?'
 
 
 def _named(counts: Sequence[int]) -> dict[str, int]:
@@ -318,7 +318,7 @@ def _read_lines(
     for number, line in enumerate(lines.split("\n"), 1):
         if pause is not None and not number % LINES_PER_PAUSE:
             pause()
-        match = _LINE.fullmatch(line)
+        match = re.fullmatch(_LINE, line)
         if match is None:
             return None
         by_key[match[1]] = _KeyUsage(match[2])

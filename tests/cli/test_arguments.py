@@ -5,8 +5,9 @@ import importlib
 
 import pytest
 
-from llama_gguf.cli import SERVERS
-from llama_gguf.cli.arguments import actions_of, add_model, command_parser, joined, settings_in
+from llama_gguf.cli import SERVERS, serve
+from llama_gguf.cli.arguments import actions_of, add_model, command_parser, joined
+from llama_gguf.cli.context import settings_in
 
 
 def test_the_value_of_extra_args_may_look_like_a_flag() -> None:
@@ -105,3 +106,16 @@ def test_a_server_without_arguments_has_those_of_its_parser(name: str) -> None:
 
     assert vars(command.without_parser([])) | {"parser": parsed["parser"]} == parsed
     assert command.without_parser(["--port", "80"]) is None
+
+
+@pytest.mark.parametrize("words", [["m.gguf"], ["hf:owner/name"], [""]])
+def test_a_model_alone_needs_no_parser(words: list[str]) -> None:
+    arguments = serve.without_parser(words)
+
+    assert arguments is not None
+    assert settings_in(arguments) == settings_in(command_parser("serve").parse_args(words))
+
+
+@pytest.mark.parametrize("words", [["-q"], ["--help"], ["--"], ["m.gguf", "-q"], ["a", "b"]])
+def test_anything_else_is_parsed(words: list[str]) -> None:
+    assert serve.without_parser(words) is None

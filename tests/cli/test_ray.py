@@ -12,9 +12,8 @@ from typing import Any, cast
 import pytest
 
 from llama_gguf.cli import ray
-from llama_gguf.cli.arguments import settings_in
 from llama_gguf.cli.command import _arguments
-from llama_gguf.cli.context import read
+from llama_gguf.cli.context import read, settings_in
 from llama_gguf.cli.main import COMMANDS, main
 from llama_gguf.cluster.order import Order
 from llama_gguf.cluster.scaling import Bounds

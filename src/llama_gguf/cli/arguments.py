@@ -8,11 +8,10 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
+from llama_gguf.cli.context import SETTING
 from llama_gguf.cli.help_format import HelpFormatter
 from llama_gguf.config import settings as settings_module
 
-SETTING: Final = "setting_"
-"""Prefix of the attributes with settings in a namespace."""
 _COMMON: Final = "the most common settings"
 _FILES: Final = "files with settings"
 
@@ -144,12 +143,3 @@ def joined(words: Iterable[str]) -> Iterator[str]:
         if word == settings_module.flag("extra_args"):
             word = "=".join([word, *itertools.islice(rest, 1)])  # noqa: PLW2901
         yield word
-
-
-def settings_in(arguments: argparse.Namespace) -> dict[str, str]:
-    """The flags for settings that were given, by the setting's name."""
-    return {
-        dest.removeprefix(SETTING): value
-        for dest, value in vars(arguments).items()
-        if dest.startswith(SETTING) and value is not None
-    }

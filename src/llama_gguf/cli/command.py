@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from llama_gguf.cli import SERVERS
-from llama_gguf.cli.context import Context, read
+from llama_gguf.cli.context import Context, read, settings_in
 from llama_gguf.config import settings as settings_module
 from llama_gguf.errors import UserError
 from llama_gguf.values import replace
@@ -30,18 +30,14 @@ def run(argv: Sequence[str], environ: Mapping[str, str], commands: Mapping[str, 
     """
     name, *words = argv
     command = importlib.import_module(f"llama_gguf.cli.{name}")
-    flags: Mapping[str, str] = {}
     arguments = command.without_parser(words) if name in SERVERS else None
     if arguments is None:
-        from llama_gguf.cli.arguments import settings_in
-
         arguments = _arguments(argv, commands)
-        flags = settings_in(arguments)
     if name in SERVERS:
         from llama_gguf.cli import output
 
         output.take_over()  # before the first warning: a server never waits for its terminal
-    context = _context(flags, environ, getattr(arguments, "env_file", None))
+    context = _context(arguments, environ)
     for warning in context.warnings:
         sys.stderr.write(f"llama-gguf: warning: {warning}\n")
     if context.complaint and not hasattr(command, "RUNS_WITH_INVALID_SETTINGS"):
@@ -77,7 +73,9 @@ def _arguments(argv: Sequence[str], commands: Mapping[str, str]) -> argparse.Nam
     return arguments
 
 
-def _context(flags: Mapping[str, str], environ: Mapping[str, str], env_file: str | None) -> Context:
+def _context(arguments: object, environ: Mapping[str, str]) -> Context:
+    flags, env_file = settings_in(arguments), getattr(arguments, "env_file", None)
+
     def read_again() -> Context:
         context = read(flags, environ, env_file=env_file)
         return replace(context, read_again=read_again)

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from llama_gguf.cli.arguments import SETTING, actions_of, command_parser
-from llama_gguf.cli.context import Context
+from llama_gguf.cli.arguments import actions_of, command_parser
+from llama_gguf.cli.context import SETTING, Context
 from llama_gguf.cli.terminal import echo
 from llama_gguf.config.parsers import Choice, boolean, path
 from llama_gguf.config.settings import SETTINGS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from llama_gguf.config import masking
 from llama_gguf.config import settings as settings_module
@@ -13,6 +14,18 @@ from llama_gguf.config.platform import resolve
 from llama_gguf.config.settings import SETTINGS, Settings
 from llama_gguf.errors import UserError
 from llama_gguf.values import Value
+
+SETTING: Final = "setting_"
+"""Prefix of the attributes with settings in the arguments of a command."""
+
+
+def settings_in(arguments: object) -> dict[str, str]:
+    """The settings that were given as arguments of a command, by the setting's name."""
+    return {
+        name.removeprefix(SETTING): value
+        for name, value in vars(arguments).items()
+        if name.startswith(SETTING) and value is not None
+    }
 
 
 class Context(Value):

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Final
 
-from llama_gguf.cli.context import Context
+from llama_gguf.cli.context import SETTING, Context
 from llama_gguf.cli.terminal import echo
 from llama_gguf.config.masking import MASK, mask_urls
 from llama_gguf.config.settings import Settings
@@ -23,6 +23,8 @@ from llama_gguf.errors import UserError
 
 if TYPE_CHECKING:
     import argparse
+
+    from llama_gguf.supervisor.prompts import Owners
 
 USAGE = "%(prog)s [MODEL] [options] [--SETTING VALUE ...]"
 
@@ -43,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def without_parser(words: Sequence[str]) -> SimpleNamespace | None:
-    return None if words else SimpleNamespace(create_key=False)
+    if len(words) > 1 or (words and words[0].startswith("-")):
+        return None
+    return SimpleNamespace(create_key=False, **{f"{SETTING}model_name": word for word in words})
 
 
 def run(arguments: argparse.Namespace, context: Context) -> int:
@@ -51,13 +55,11 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     from llama_gguf.net.asyncio_import import import_asyncio
 
     import_asyncio(has_tls=False)  # the gateway has the TLS connections, and `pull` fetches models
-    from llama_gguf.access.owners import KeysFile
     from llama_gguf.cli import log_output
     from llama_gguf.cli.serve_display import ServeDisplay
     from llama_gguf.supervisor import start
 
     settings = context.settings
-    auth = settings.auth
     log_output.configure(settings.logs, context.environ)
     if settings.process.debug_shell:
         return _hold(context.environ)
@@ -68,12 +70,22 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
             sources=context.sources,
             display=ServeDisplay(settings, context.environ, creates_key=arguments.create_key),
             load_again=lambda: _loaded_again(context),
-            owners=KeysFile(auth.auth_keys_file if auth.auth_enabled else ""),
+            owners=_owners(settings),
         )
     except UserError as error:
         from llama_gguf.cli import neighbours
 
         raise neighbours.explained(error, settings) from None
+
+
+def _owners(settings: Settings) -> Owners | None:
+    """Whose prompts may be kept; None if none are, as by default."""
+    if not settings.prompts.prompt_cache:
+        return None
+    from llama_gguf.access.owners import KeysFile
+
+    auth = settings.auth
+    return KeysFile(auth.auth_keys_file if auth.auth_enabled else "")
 
 
 def _loaded_again(context: Context) -> tuple[Settings, Mapping[str, str]]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from llama_gguf.engines.address import EngineAddress
-from llama_gguf.engines.roster import Demand, Roster
 from llama_gguf.events import EventLog
 from llama_gguf.net.threads import run_detached
+
+if TYPE_CHECKING:
+    from llama_gguf.engines.roster import Demand, Roster
 
 _log: Final = EventLog(__name__)
 
@@ -190,22 +192,23 @@ class SeveralSources:
 
 
 def source_of(
-    peers: Iterable[str], api_key: str = "", *, load: Callable[[], Demand] = Demand
+    peers: Iterable[str], api_key: str = "", *, load: Callable[[], Demand] | None = None
 ) -> EngineSource:
     """Where the engines of PEERS come from.
 
     Args:
         peers: as ``parsers.peers`` has them.
         api_key: that all of them expect.
-        load: what the gateway needs, without the roster's revision.
+        load: what the gateway needs, without the roster's revision; None = nothing.
     """
     peers = tuple(peers)
     sources: list[EngineSource] = []
     if clusters := [peer for peer in peers if peer.startswith(_RAY)]:
         # Only where it is needed: most gateways have no cluster.
         from llama_gguf.engines.cluster_source import ClusterSource  # noqa: PLC0415
+        from llama_gguf.engines.roster import Demand  # noqa: PLC0415
 
-        sources += [ClusterSource(peer, api_key, load=load) for peer in clusters]
+        sources += [ClusterSource(peer, api_key, load=load or Demand) for peer in clusters]
     others = [peer for peer in peers if peer not in clusters]
     if others or not sources:
         sources.append(PeerSource(others, api_key))

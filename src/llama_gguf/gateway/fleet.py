@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from llama_gguf.config.schema import DEFAULT_SLOTS, QueueSettings, TimeoutSettings
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.mixed import Candidate, Served, decisive, difference
 from llama_gguf.engines.probe import Probe
-from llama_gguf.engines.roster import Roster
 from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.errors import GatewayError, QueueFull
 from llama_gguf.events import EventLog
@@ -32,6 +31,9 @@ from llama_gguf.scheduling.fair_queue import Turns
 from llama_gguf.scheduling.replay_order import ReplayOrder
 from llama_gguf.scheduling.standing import NO_LIMIT, State
 from llama_gguf.values import replace
+
+if TYPE_CHECKING:
+    from llama_gguf.engines.roster import Roster
 
 _log: Final = EventLog(__name__)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from llama_gguf.access.authenticator import Authenticator
 from llama_gguf.access.key_store import KeyStore
@@ -12,7 +13,6 @@ from llama_gguf.access.networks import parse_network
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Probe
-from llama_gguf.engines.roster import Demand
 from llama_gguf.engines.source import source_of
 from llama_gguf.gateway.budget_sink import BudgetSink
 from llama_gguf.gateway.connections import Connections
@@ -42,6 +42,9 @@ from llama_gguf.telemetry.recent_requests import RecentRequests
 from llama_gguf.telemetry.recorder import Recorder
 from llama_gguf.telemetry.timeseries import History
 from llama_gguf.telemetry.usage_totals import UsageTotals
+
+if TYPE_CHECKING:
+    from llama_gguf.engines.roster import Demand
 
 
 class Services:
@@ -200,6 +203,8 @@ class Services:
         ]
 
     def _load(self) -> Demand:
+        from llama_gguf.engines.roster import Demand  # noqa: PLC0415  # of few gateways
+
         fleet = self.fleet
         return Demand(
             queued=fleet.admission.queued + fleet.side_admission.queued,

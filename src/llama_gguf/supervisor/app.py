@@ -13,7 +13,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from llama_gguf.config import settings as settings_module
 from llama_gguf.config.parsers import as_text
@@ -24,7 +24,6 @@ from llama_gguf.events import EventLog
 from llama_gguf.models.progress import Meter
 from llama_gguf.net.threads import run_detached
 from llama_gguf.net.wall_clock import wall_now
-from llama_gguf.prompt_cache.folder import Folder
 from llama_gguf.supervisor import checks, reaper
 from llama_gguf.supervisor.boot_log import BOOT_LOG, BootLog
 from llama_gguf.supervisor.control_socket import ControlSocket
@@ -32,9 +31,11 @@ from llama_gguf.supervisor.launch import Launch, check_address
 from llama_gguf.supervisor.local_fleet import Setup
 from llama_gguf.supervisor.operations import Operations
 from llama_gguf.supervisor.preparation import Preparation
-from llama_gguf.supervisor.prompts import Owners, PromptCache
 from llama_gguf.supervisor.supervisor import Supervisor
 from llama_gguf.values import replace
+
+if TYPE_CHECKING:
+    from llama_gguf.supervisor.prompts import Owners, PromptCache
 
 _log: Final = EventLog(__name__)
 
@@ -153,6 +154,9 @@ class App:
         settings = self._settings
         if self._owners is None or not settings.prompts.prompt_cache:
             return None
+        from llama_gguf.prompt_cache.folder import Folder  # noqa: PLC0415  # most servers keep no prompts
+        from llama_gguf.supervisor.prompts import PromptCache  # noqa: PLC0415
+
         return PromptCache(Folder.of(settings.prompts, settings.logs.instance_id), self._owners)
 
     async def _run(self, supervisor: Supervisor) -> int:

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from llama_gguf.config.schema import SupervisionSettings
 from llama_gguf.engines import exit_reasons
@@ -46,9 +46,11 @@ from llama_gguf.supervisor.managed_process import (
     ManagedProcess,
     Reason,
 )
-from llama_gguf.supervisor.prompt_keeper import Moment, PromptKeeper
 from llama_gguf.supervisor.restart_policy import LEAVING, Event, RestartPolicy
 from llama_gguf.values import replace
+
+if TYPE_CHECKING:
+    from llama_gguf.supervisor.prompt_keeper import PromptKeeper
 
 _log: Final = EventLog(__name__)
 
@@ -172,15 +174,16 @@ class EngineManager(ManagedProcess):
         else:
             self._keeper.on_owners(owners)
 
-    async def save_prompts(self, moment: Moment = Moment.STOP) -> None:
-        """Save what its slots hold, before it is stopped or replaced."""
+    async def save_prompts(self, *, is_replaced: bool = False) -> None:
+        """Save what its slots hold, before it is stopped, or replaced while it may still work."""
         is_there = self.status.state in (ChildState.READY, ChildState.DRAINING)
         if self._keeper is None or self.child is None:
             return
         if not is_there:
             await self._keeper.until_saved()  # it may be about to sleep
             return
-        if await self._keeper.save(moment):
+        save = self._keeper.save_for_replacement if is_replaced else self._keeper.save
+        if await save():
             self._publish_prompts(self._keeper)
 
     def _publish_prompts(self, keeper: PromptKeeper) -> None:
@@ -386,7 +389,7 @@ class EngineManager(ManagedProcess):
         """Before the first request is let in."""
         before, self.predecessor = self.predecessor, None
         if before is not None:
-            await before.save_prompts(Moment.REPLACEMENT)
+            await before.save_prompts(is_replaced=True)
         await keeper.restore(
             self._launch.prompts,
             is_leaving=lambda: self.state in LEAVING or self._is_stopping(),

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from llama_gguf import events
 from llama_gguf.config.schema import SupervisionSettings
@@ -21,7 +21,6 @@ from llama_gguf.config.settings import Settings
 from llama_gguf.engines.activity import Activity
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.probe import Probe
-from llama_gguf.engines.slot_client import SlotClient
 from llama_gguf.engines.status import ChildState, EngineStatus
 from llama_gguf.errors import UserError
 from llama_gguf.events import EventLog
@@ -32,12 +31,14 @@ from llama_gguf.supervisor.engine_run import HANG_TERM_SECONDS, TERM_SECONDS, En
 from llama_gguf.supervisor.launch import Launch, MakeProbe, Spawn, check_address
 from llama_gguf.supervisor.managed_process import Clock, LoopClock
 from llama_gguf.supervisor.oom import KillCount
-from llama_gguf.supervisor.prompt_keeper import Client, PromptKeeper
-from llama_gguf.supervisor.prompts import PromptCache
 from llama_gguf.supervisor.replacement import Event, Replacement
 from llama_gguf.supervisor.restart_policy import LEAVING
 from llama_gguf.transitions import after
 from llama_gguf.values import Value, replace
+
+if TYPE_CHECKING:
+    from llama_gguf.supervisor.prompt_keeper import Client, PromptKeeper
+    from llama_gguf.supervisor.prompts import PromptCache
 
 _log: Final = EventLog(__name__)
 
@@ -101,7 +102,7 @@ class LocalFleet:
         prompts: keeps the prompts of the engines; None if PROMPT_CACHE is off.
         spawn: starts a process.
         make_probe: makes a probe.
-        make_client: makes what saves and restores the slots of an engine.
+        make_client: makes what saves and restores the slots of an engine; None = ``SlotClient``.
         clock: for restarts and watchdogs.
     """
 
@@ -117,7 +118,7 @@ class LocalFleet:
         prompts: PromptCache | None = None,
         spawn: Spawn = children.spawn,
         make_probe: MakeProbe = Probe,
-        make_client: Callable[[EngineAddress], Client] = SlotClient,
+        make_client: Callable[[EngineAddress], Client] | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._settings = settings
@@ -282,8 +283,12 @@ class LocalFleet:
     def _keeper(self, address: EngineAddress) -> PromptKeeper | None:
         if self._prompts is None:
             return None
+        from llama_gguf.engines.slot_client import SlotClient  # noqa: PLC0415  # most servers keep no prompts
+        from llama_gguf.supervisor.prompt_keeper import PromptKeeper  # noqa: PLC0415
+
+        client = (self._make_client or SlotClient)(address)
         clock = self._clock or LoopClock()
-        return PromptKeeper(self._prompts, self._make_client(address), clock, engine=address.key)
+        return PromptKeeper(self._prompts, client, clock, engine=address.key)
 
     async def _prepare_all(self) -> Launch:
         """Prepare all replicas, and start those after the first."""

@@ -18,7 +18,7 @@ from llama_gguf.config.parsers import as_text
 from llama_gguf.config.platform import data_dir_note, platform_of
 from llama_gguf.config.schema import EngineSettings
 from llama_gguf.config.settings import Settings
-from llama_gguf.engines import locate, machine, rpc_servers
+from llama_gguf.engines import locate, machine
 from llama_gguf.engines.address import EngineAddress
 from llama_gguf.engines.command import (
     engine_argv,
@@ -34,8 +34,7 @@ from llama_gguf.models.engine_options import options
 from llama_gguf.models.model_file import Model
 from llama_gguf.models.progress import MeterFactory
 from llama_gguf.net.threads import run_detached
-from llama_gguf.prompt_cache.folder import Folder
-from llama_gguf.supervisor import division, plan, prompt_source, room, shares
+from llama_gguf.supervisor import division, plan, shares
 from llama_gguf.supervisor.fetch import fetch
 from llama_gguf.supervisor.launch import (
     HasRoom,
@@ -136,6 +135,8 @@ class Preparation:
         )
         prompts = self._prompt_source(engine, argv, child_environ, version)
         if prompts is not None:
+            from llama_gguf.supervisor import prompt_source  # noqa: PLC0415
+
             argv += prompt_source.save_flags(settings.prompts.prompt_cache_dir, extra_args(engine))
         facts = plan.facts_of(model, context=divided.request_tokens, engine_version=version)
         launches = [
@@ -172,6 +173,9 @@ class Preparation:
         chosen = self._settings.prompts
         if not chosen.prompt_cache:
             return None
+        from llama_gguf.prompt_cache.folder import Folder  # noqa: PLC0415
+        from llama_gguf.supervisor import prompt_source  # noqa: PLC0415
+
         assert self._model is not None
         words = extra_args(engine)
         found = options(engine, words, environ)
@@ -220,7 +224,11 @@ class Preparation:
         found, changed = self._engine, {**environ, **part.environ}
 
         def list_devices() -> Sequence[Device] | None:
-            rpc = rpc_servers.responding(chosen.rpc)
+            rpc: Sequence[str] = ()
+            if chosen.rpc:
+                from llama_gguf.engines import rpc_servers  # noqa: PLC0415
+
+                rpc = rpc_servers.responding(chosen.rpc)
             return locate.devices_of(found, changed, rpc=rpc, timeout=LIST_DEVICES_MAX_SECONDS)
 
         return lambda: run_detached(list_devices)
@@ -233,6 +241,8 @@ class Preparation:
         def look(has_same_file: bool) -> bool:
             if chosen.rpc:  # the engine that runs uses the servers, and each serves one
                 return False
+            from llama_gguf.supervisor import room  # noqa: PLC0415  # of another engine
+
             devices: Sequence[Device] | None = locate.devices_of(found, changed)
             here = machine.look(changed.get("PATH", os.defpath))
             if devices is None and not here.gpus:

@@ -266,6 +266,10 @@ class PromptKeeper:
         )
         return is_quiet and await self.save(Moment.QUIET)
 
+    async def save_for_replacement(self) -> bool:
+        """As ``save``, for another engine that takes over."""
+        return await self.save(Moment.REPLACEMENT)
+
     async def save(self, moment: Moment = Moment.STOP) -> bool:
         """Save the idle slots whose content is not on disk, the most recently used first.
 

@@ -17,10 +17,8 @@ from llama_gguf.config.schema import EngineSettings
 from llama_gguf.engines.devices import Device
 from llama_gguf.engines.machine import Machine
 from llama_gguf.errors import UserError
-from llama_gguf.models import memory
 from llama_gguf.models.engine_options import Options
 from llama_gguf.models.gguf import ModelFacts
-from llama_gguf.models.placement import REMOTE, Gpu, place
 from llama_gguf.values import Value, replace
 
 AUTO: Final = "auto"
@@ -52,6 +50,9 @@ def count(
     """REPLICAS as a number: for ``auto``, one per GPU if the model fits on each of them, else 1."""
     if isinstance(replicas, int):
         return replicas
+    from llama_gguf.models import memory  # noqa: PLC0415  # most servers have one replica
+    from llama_gguf.models.placement import Gpu, place  # noqa: PLC0415
+
     gpus = _divisible(chosen, devices)
     wanted = memory.need(facts, chosen)
     if len(gpus) < 2 or wanted is None:
@@ -112,6 +113,8 @@ def _divisible(chosen: Options, devices: Sequence[Device] | None) -> tuple[Devic
     """
     if not chosen.ngl or chosen.rpc:
         return ()
+    from llama_gguf.models.placement import REMOTE  # noqa: PLC0415
+
     found = [d for d in devices or () if not d.flag_name.startswith(REMOTE)]
     if chosen.devices is not None:
         by_name = {device.flag_name: device for device in found}

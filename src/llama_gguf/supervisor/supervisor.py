@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.status import ChildState, EngineStatus
@@ -27,9 +28,11 @@ from llama_gguf.supervisor.engine_run import EngineManager
 from llama_gguf.supervisor.gateway_run import EXTRA_SECONDS, GatewayManager
 from llama_gguf.supervisor.launch import Launch
 from llama_gguf.supervisor.local_fleet import LocalFleet, Setup
-from llama_gguf.supervisor.prompts import PromptCache
 from llama_gguf.supervisor.states import Event, SupervisorState
 from llama_gguf.transitions import after
+
+if TYPE_CHECKING:
+    from llama_gguf.supervisor.prompts import PromptCache
 
 _log: Final = EventLog(__name__)
 
@@ -41,10 +44,8 @@ PrepareAgain = Callable[[OnProgress], Awaitable[Sequence[Setup]]]
 
 
 def _random() -> float:
-    """From 0 to 1, for the delays before restarts."""
-    import random  # noqa: PLC0415  # most engines are never restarted
-
-    return random.SystemRandom().random()
+    """From 0 to 1, for the delays before restarts. The module ``random`` would take 0.1 MB."""
+    return int.from_bytes(os.urandom(4)) / (1 << 32)
 
 
 class Supervisor:

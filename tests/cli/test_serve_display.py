@@ -274,6 +274,15 @@ def test_without_a_dashboard_its_address_is_not_shown() -> None:
 def test_quiet_shows_only_that_it_is_ready(level: str, capsys: pytest.CaptureFixture[str]) -> None:
     display = ServeDisplay(settings(log_level=level), {}, creates_key=False)
 
-    display.show_ready("tiny", None)
+    display.show_ready("tiny", None, "")
 
     assert capsys.readouterr().out == "Ready: http://127.0.0.1:8000/v1 serves tiny\n"
+
+
+def test_the_key_that_the_gateway_has_is_shown_without_reading_the_file() -> None:
+    chosen = settings(auth_keys_file="/missing/keys")
+
+    assert " keys show alice --file /missing/keys)" in ready_text(
+        chosen, model="tiny", new_key="", chat_key="alice"
+    )
+    assert "there is none yet" in ready_text(chosen, model="tiny", new_key="", chat_key="")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+from llama_gguf.access.keys import KeyRing, hashed
 from llama_gguf.gateway.operator_facts import MAX_KEYS, operator_facts
 from llama_gguf.telemetry.batch import COUNTS
 from llama_gguf.telemetry.timeseries import History
@@ -49,3 +50,20 @@ def test_the_facts_fit_a_line_of_the_channel(new_rig: NewRig) -> None:
         services.usage.add("k" * 60 + f"{n:04}", [10**12] * len(COUNTS), services.clock.wall)
 
     assert len(json.dumps(operator_facts(services))) < 1 << 15
+
+
+def test_the_key_to_chat_with_is_the_first_one_that_can(new_rig: NewRig) -> None:
+    services = new_rig().services
+    secrets = [letter * 32 for letter in "abcde"]
+    lines = [
+        f"hashed:{hashed(secrets[0])}",
+        f"expired:{secrets[1]}::2020-01-01",
+        f"embedder:{secrets[2]} routes=embeddings",
+        f"chatter:{secrets[3]}",
+        f"other:{secrets[4]}",
+    ]
+
+    services.authenticator.take(KeyRing(), [])
+    assert operator_facts(services)["chat_key"] == ""
+    services.authenticator.take(KeyRing.parse("\n".join(lines)), [])
+    assert operator_facts(services)["chat_key"] == "chatter"

@@ -68,15 +68,31 @@ def test_the_gateway_does_not_read_the_configuration_file_again() -> None:
 def running(display: FakeDisplay, tmp_path: Path) -> Iterator[App]:
     with BootLog(LogSettings(log_dir=str(tmp_path))) as boot_log:
         made = App(settings(), environ={}, sources={}, display=display, boot_log=boot_log)
-        supervisor = types.SimpleNamespace(is_leaving=False)
-        made._supervisor = supervisor  # type: ignore[assignment]
+        made._supervisor = supervisor_with({"chat_key": "alice"})  # type: ignore[assignment]
         yield made
+
+
+def supervisor_with(facts: dict[str, object] | None) -> types.SimpleNamespace:
+    """One whose gateway reports *facts*; None if it does not respond."""
+
+    async def report(*, within_seconds: float) -> dict[str, object] | None:
+        assert within_seconds > 0
+        return facts
+
+    return types.SimpleNamespace(is_leaving=False, gateway=types.SimpleNamespace(facts=report))
+
+
+async def take(running: App, *statuses: EngineStatus) -> None:
+    for status in statuses:
+        running._on_status(status)
+    if running._showing is not None:
+        await running._showing
 
 
 def test_a_display_that_waits_for_a_disk_does_not_block_the_loop(
     running: App, display: FakeDisplay
 ) -> None:
-    running._on_status(EngineStatus(ChildState.READY, since=0.0))
+    asyncio.run(take(running, EngineStatus(ChildState.READY, since=0.0)))
 
     assert display.calls == ["hidden"]
     display.may_show.set()
@@ -87,17 +103,26 @@ def test_a_load_is_shown_with_its_progress_and_readiness_only_once(
     running: App, display: FakeDisplay
 ) -> None:
     display.may_show.set()
-    for state, progress in (
-        (ChildState.LOADING, 0.5),
-        (ChildState.READY, None),
-        (ChildState.ASLEEP, None),
-        (ChildState.READY, None),
-    ):
-        running._on_status(EngineStatus(state, since=0.0, progress=progress))
-        if state is ChildState.READY:
-            assert display.is_shown.wait(30)
+    loading = EngineStatus(ChildState.LOADING, since=0.0, progress=0.5)
+    ready = EngineStatus(ChildState.READY, since=0.0)
+    asleep = EngineStatus(ChildState.ASLEEP, since=0.0)
+    asyncio.run(take(running, loading, ready))
+    assert display.is_shown.wait(30)
+    asyncio.run(take(running, asleep, ready))
 
-    assert display.calls == [0.5, "hidden", "ready", "hidden", "hidden"]
+    assert display.calls == [0.5, "hidden", "ready alice", "hidden", "hidden"]
+
+
+def test_it_is_shown_as_ready_although_the_gateway_does_not_respond(
+    running: App, display: FakeDisplay
+) -> None:
+    display.may_show.set()
+    running._supervisor = supervisor_with(None)  # type: ignore[assignment]
+
+    asyncio.run(take(running, EngineStatus(ChildState.READY, since=0.0)))
+
+    assert display.is_shown.wait(30)
+    assert display.calls == ["hidden", "ready None"]
 
 
 def test_a_server_that_is_stopping_is_not_shown_as_ready(

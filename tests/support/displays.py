@@ -34,7 +34,7 @@ class FakeDisplay:
     def hide_load(self) -> None:
         self.calls.append("hidden")
 
-    def show_ready(self, model: str, context: int | None) -> None:
+    def show_ready(self, model: str, context: int | None, chat_key: str | None) -> None:
         self.may_show.wait(30)
-        self.calls.append("ready")
+        self.calls.append(f"ready {chat_key}")
         self.is_shown.set()

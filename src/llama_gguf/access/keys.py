@@ -108,6 +108,16 @@ class Key(NamedTuple):
         """Whether the secret has expired at *now*, in POSIX seconds."""
         return self.expires_at is not None and now >= self.expires_at
 
+    def can_chat(self, now: float) -> bool:
+        """Whether a command on this machine can chat with it at *now*, in POSIX seconds.
+
+        Its secret must be in plain text, valid, and limited to no networks and no other routes.
+        """
+        attributes = self.attributes
+        if self.hashed or self.is_expired(now) or attributes.networks:
+            return False
+        return not attributes.routes or "chat" in attributes.routes
+
 
 class Problem(NamedTuple):
     """A line that was skipped: its number, from 1, and the expected form."""
@@ -355,16 +365,8 @@ def stored_keys(text: str) -> list[tuple[Key, str]]:
 
 
 def chat_keys(text: str, now: float) -> list[tuple[Key, str]]:
-    """The keys with which a command on this machine can chat, each with its secret.
-
-    Those that are in plain text, valid at *now*, and limited to no networks and no other routes.
-    """
-    return [
-        (key, secret)
-        for key, secret in stored_keys(text)
-        if not (key.hashed or key.is_expired(now) or key.attributes.networks)
-        and (not key.attributes.routes or "chat" in key.attributes.routes)
-    ]
+    """The keys with which a command on this machine can chat at *now*, each with its secret."""
+    return [(key, secret) for key, secret in stored_keys(text) if key.can_chat(now)]
 
 
 def change(text: str, key: Key) -> str:

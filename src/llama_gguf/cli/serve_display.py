@@ -57,8 +57,14 @@ class ServeDisplay:
     def hide_load(self) -> None:
         self._load_meter.hide()
 
-    def show_ready(self, model: str, context: int | None) -> None:
-        text = ready_text(self._settings, model=model, context=context, new_key=self._new_key)
+    def show_ready(self, model: str, context: int | None, chat_key: str | None) -> None:
+        text = ready_text(
+            self._settings,
+            model=model,
+            context=context,
+            new_key=self._new_key,
+            chat_key=chat_key,
+        )
         if self._settings.logs.log_level in ("warning", "error"):
             text = first_line(text)
         # The reader of our output may have exited (`serve | head`); the model is still served.
@@ -73,7 +79,14 @@ _TLS_ADVICE: Final = """
 """
 
 
-def ready_text(settings: Settings, *, model: str, new_key: str, context: int | None = None) -> str:
+def ready_text(
+    settings: Settings,
+    *,
+    model: str,
+    new_key: str,
+    context: int | None = None,
+    chat_key: str | None = None,
+) -> str:
     """The first commands to try, ready to paste.
 
     Args:
@@ -81,10 +94,12 @@ def ready_text(settings: Settings, *, model: str, new_key: str, context: int | N
         model: the name that clients use.
         new_key: a key that was just created; without one, the commands read one from the file.
         context: tokens that one request may use; None if unknown.
+        chat_key: as of ``Display.show_ready``.
     """
     url = settings.url
     auth = settings.auth
-    key = new_key or (_key_command(auth.auth_keys_file) if auth.auth_enabled else "none")
+    path = auth.auth_keys_file
+    key = new_key or (_key_command(path, chat_key) if auth.auth_enabled else "none")
     is_command = key.startswith("$")
     export = f'export API_KEY="{key}"\n' if is_command else ""
     imports = "import os\n" if export else ""
@@ -144,21 +159,27 @@ def _key_text(settings: Settings, key: str) -> str:
     return f"API key: {key}\n"
 
 
-def _key_command(path: str) -> str:
+def _key_command(path: str, name: str | None) -> str:
     """A shell expression that reads a key from the file, so that no key is shown again.
 
     It is likely to be pasted into a terminal in another directory.
     """
+    if name is None:  # the gateway does not respond
+        name = _chat_key(path)
+    if not name:
+        return _NO_KEY
+    return f"$({_program()} keys show {name} --file {shlex.quote(os.path.abspath(path))})"
+
+
+def _chat_key(path: str) -> str:
+    """The id of a key in the file to chat with; empty if there is none."""
     from llama_gguf.access import key_file, keys
 
     try:
         found = keys.chat_keys(key_file.read(path), datetime.now(UTC).timestamp())
     except UserError:  # the gateway has reported the error
-        found = []
-    if not found:
-        return _NO_KEY
-    name, file = found[0][0].line_id, shlex.quote(os.path.abspath(path))
-    return f"$({_program()} keys show {name} --file {file})"
+        return ""
+    return found[0][0].line_id if found else ""
 
 
 def _program() -> str:

@@ -14,15 +14,21 @@ MAX_KEYS: Final = 20
 
 
 def operator_facts(services: Services) -> dict[str, object]:
-    """The facts of /health, the rates of the last minute, and the usage of the latest keys."""
+    """The facts of /health, the rates of the last minute, and the usage of the latest keys.
+
+    ``chat_key`` is the id of a key with which the commands of an example work; empty if there is
+    none.
+    """
     services.recorder.settle()
-    usage = services.shown_usage
+    usage, keys = services.shown_usage, services.authenticator.ring.keys
+    wall = services.clock.wall
     return {
         **endpoints.health_facts(services),
         "connections": len(services.connections),
         "keys_loaded": len(services.authenticator.ring),
+        "chat_key": next((key.line_id for key in keys if key.can_chat(wall)), ""),
         "recent": services.history.recent(),
         "errors": services.history.errors(all_runs=False),
         "keys_used": usage.keys_used,
-        "keys": usage.latest_views(services.clock.wall, MAX_KEYS),
+        "keys": usage.latest_views(wall, MAX_KEYS),
     }

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 _log: Final = EventLog(__name__)
 
+GATEWAY_SECONDS: Final = 30.0
+"""In which the gateway should respond, before the first commands to try are shown without it."""
+
 LoadAgain = Callable[[], tuple[Settings, Mapping[str, str]]]
 """The settings, with folders filled in, and the source of each. Raises UserError."""
 
@@ -57,12 +60,13 @@ class Display(Protocol):
 
     def hide_load(self) -> None: ...
 
-    def show_ready(self, model: str, context: int | None) -> None:
+    def show_ready(self, model: str, context: int | None, chat_key: str | None) -> None:
         """*model* is served for the first time. Called on a thread, as it may read files.
 
         Args:
             model: the name that clients use.
             context: tokens that one request may use; None if unknown.
+            chat_key: the id of a key to chat with; empty if there is none; None if unknown.
         """
 
 
@@ -110,6 +114,7 @@ class App:
         self._started_at = wall_now()
         self._is_stop_requested = is_stop_requested
         self._has_shown_ready = False
+        self._showing: asyncio.Task[None] | None = None
         self._supervisor: Supervisor | None = None
         self._preparation = Preparation(
             settings,
@@ -219,13 +224,21 @@ class App:
         is_first = status.state is ChildState.READY and not self._has_shown_ready
         if is_first and not self._supervisor.is_leaving:
             self._has_shown_ready = True
-            # Off the loop: it reads the keys file, whose disk may hang.
-            threading.Thread(
-                target=self._display.show_ready,
-                args=(model, status.request_tokens),
-                name="ready",
-                daemon=True,
-            ).start()
+            self._showing = asyncio.get_running_loop().create_task(
+                self._show_ready(self._supervisor, model, status.request_tokens), name="ready"
+            )
+
+    async def _show_ready(self, supervisor: Supervisor, model: str, context: int | None) -> None:
+        # The gateway has the keys, and the modules that read them, which take 1 MB.
+        facts = await supervisor.gateway.facts(within_seconds=GATEWAY_SECONDS)
+        chat_key = None if facts is None else str(facts["chat_key"])
+        # Off the loop: it may read the keys file, whose disk may hang.
+        threading.Thread(
+            target=self._display.show_ready,
+            args=(model, context, chat_key),
+            name="ready",
+            daemon=True,
+        ).start()
 
 
 def gateway_environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:

@@ -164,14 +164,14 @@ class GatewayManager(ManagedProcess):
         self._unsent.add(status.address)
         self._write_statuses()
 
-    async def facts(self) -> dict[str, object] | None:
+    async def facts(self, *, within_seconds: float = FACTS_SECONDS) -> dict[str, object] | None:
         """What the gateway reports about itself now; None if it does not respond."""
         if self._channel is None:
             return None
         self._has_facts.clear()
         self._channel.write(FACTS_REQUEST)
         try:
-            async with asyncio.timeout(FACTS_SECONDS):
+            async with asyncio.timeout(within_seconds):
                 await self._has_facts.wait()
         except TimeoutError:
             return None

@@ -25,8 +25,9 @@ WRITABLE: Final = 4
 """EPOLLOUT."""
 _NO_TIMEOUT: Final = -1.0
 _now: Final = time.monotonic
-MAX_READY: Final = 8
-"""Sockets that are read before anything is sent: more would delay the first of them."""
+MAX_READY: Final = 32
+"""Sockets that are read before what waits is sent: more would delay the first of them. With 8, a
+request costs 1 to 4 % more, since the kernel is asked more often."""
 
 
 class Watched:

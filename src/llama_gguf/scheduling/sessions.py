@@ -44,7 +44,9 @@ class SessionTable:
 
     def pin(self, session: int, number: int) -> None:
         """From now on, *session* is at the engine of this *number*."""
-        self._engines[session] = number
-        self._engines.move_to_end(session)
-        if len(self._engines) > self._max:
-            self._engines.popitem(last=False)
+        engines = self._engines
+        if session in engines:
+            engines.move_to_end(session)
+        elif len(engines) >= self._max:
+            engines.popitem(last=False)
+        engines[session] = number

@@ -72,7 +72,7 @@ def as_text(exchange: ExchangeRecord, wall_offset: float) -> str:
             " outcome=",
             exchange.outcome,
             f" replays={exchange.replays}" if exchange.replays else "",
-            f" replica={_escaped(exchange.replica)}" if exchange.replica else "",
+            _REPLICAS[exchange.replica] if exchange.replica else "",
             _tokens(exchange) if exchange.usage is not None or exchange.first_token_at else "",
         )
     )
@@ -132,11 +132,16 @@ def _origin(parts: tuple[str, str, str, str]) -> str:
     return f" key_id={key_id} client={address} method={method} path={_escaped(path)}"
 
 
+def _replica(name: str) -> str:
+    return f" replica={_escaped(name)}"
+
+
 _STATUSES: Final = tuple(f" status={status} bytes_in=" for status in range(600))
 _TIMES: Final = BoundedMemo(_time, max_entries=8)  # seconds do not recur
 """POSIX second, in ISO 8601."""
 _ORIGINS: Final = BoundedMemo(_origin, max_entries=256)
 """Key id, address, method and path, as they are in a line."""
+_REPLICAS: Final = BoundedMemo(_replica, max_entries=256)
 
 
 def _escaped(text: str) -> str:

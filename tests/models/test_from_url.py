@@ -297,7 +297,7 @@ def test_the_url_of_a_page_about_a_file_is_recognised(server: FileServer, final:
 def test_the_remedy_for_a_certificate_that_is_not_trusted_is_shown(
     final: Path,
 ) -> None:
-    with FileServer(b"", tls=issue()) as server:
+    with FileServer(b"", tls=issue().server_context()) as server:
         assert "SSL_CERT_FILE" in refusal(server.url(), final)
 
 

@@ -59,7 +59,7 @@ def test_asyncio_serves_and_connects_without_ssl() -> None:
 
 def test_after_that_other_modules_can_use_tls(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_bytes(CA_PEM)
-    with FileServer(b"content", tls=issue()) as server:
+    with FileServer(b"content", tls=issue().server_context()) as server:
         url = server.url()
 
         assert url.startswith("https://")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from tests.support.certificates import Pair
 from tests.support.servers import Handler, Server
 
 
@@ -41,17 +41,17 @@ class FileServer(Server):
 
     Args:
         content: of the file.
-        tls: the certificate with which it serves HTTPS; None = HTTP.
+        tls: with which it serves HTTPS; None = HTTP.
     """
 
     daemon_threads = True
 
-    def __init__(self, content: bytes, *, tls: Pair | None = None) -> None:
+    def __init__(self, content: bytes, *, tls: ssl.SSLContext | None = None) -> None:
         super().__init__(_Handler)
         self._scheme = "http"
         if tls is not None:
             self._scheme = "https"
-            self.socket = tls.server_context().wrap_socket(self.socket, server_side=True)
+            self.socket = tls.wrap_socket(self.socket, server_side=True)
         self.behaviour = Behaviour(content)
         self.seen: list[Seen] = []
 

@@ -186,7 +186,7 @@ def test_with_a_certificate_the_gateway_speaks_https_and_the_health_port_http(
 def test_a_missing_model_is_fetched_and_served(serve: Serve, tls: Pair | None) -> None:
     (serve.folder / "ca.pem").write_bytes(CA_PEM)
     trusts = {"SSL_CERT_FILE": f"{serve.folder}/ca.pem"}
-    with FileServer(gguf(), tls=tls.server_context()) as server:
+    with FileServer(gguf(), tls=None if tls is None else tls.server_context()) as server:
         serve.start_command("serve", server.url("/far.gguf"), **trusts).until_ready()
 
         assert serve.send_request(CHAT, b"{}").status == 200

@@ -395,10 +395,10 @@ def test_a_request_waits_for_its_engine_though_another_is_idle() -> None:
 
 def test_beyond_the_bound_a_session_moves_to_the_least_busy_engine_and_stays_there() -> None:
     fleet = Fleet(1, 1)
-    first, waiting, moved = fleet.run(1, 1, 1)
+    first, *waiting, moved = fleet.run(1, 1, 1, 1)
 
     assert first.slots is fleet.engines[0]
-    assert waiting.lease is None
+    assert [waiter.lease for waiter in waiting] == [None, None]
     assert moved.slots is fleet.engines[1]
     assert fleet.balancer.moves == {"overloaded": 1}
     moved.release()
@@ -407,21 +407,22 @@ def test_beyond_the_bound_a_session_moves_to_the_least_busy_engine_and_stays_the
 
 def test_a_request_that_waits_moves_once_others_have_become_idle() -> None:
     fleet = Fleet(1, 1)
-    _, other, *waiting = fleet.run(1, 2, 1, 1)
+    _, other, *waiting = fleet.run(1, 2, 1, 1, 1)
     assert all(waiter.lease is None for waiter in waiting)
 
     other.release()
 
     assert waiting[0].slots is fleet.engines[1]
-    assert waiting[1].lease is None  # it waits for the first engine, within the bound again
+    # They wait for the first engine, within the bound again.
+    assert [waiter.lease for waiter in waiting[1:]] == [None, None]
 
 
 def test_an_engine_with_more_slots_takes_more_before_a_session_leaves_it() -> None:
     fleet = Fleet(4, 1)
-    waiters = fleet.run(*[1] * 8)
+    waiters = fleet.run(*[1] * 10)
 
-    assert [waiter.lease is None for waiter in waiters] == [False] * 4 + [True] * 3 + [False]
-    assert waiters[7].slots is fleet.engines[1]
+    assert [waiter.lease is None for waiter in waiters] == [False] * 4 + [True] * 5 + [False]
+    assert waiters[9].slots is fleet.engines[1]
 
 
 def test_slots_that_an_engine_gains_go_to_the_requests_that_wait_for_it() -> None:

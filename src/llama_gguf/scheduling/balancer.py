@@ -28,7 +28,7 @@ from llama_gguf.scheduling.sessions import NO_ENGINE, SessionTable
 
 E = TypeVar("E")
 
-ROUNDS: Final = 1.5
+ROUNDS: Final = 2.0
 """How far a session waits for its engine: this many times its slots, beyond the least busy one."""
 
 _NOWHERE: Final = -1

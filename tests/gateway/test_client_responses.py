@@ -158,10 +158,9 @@ ANSWERS = {
     "chunks": Case(
         STREAM_HEAD + event(1) + event(2) + LAST_CHUNK,
         b'data: {"n":1}\n\ndata: {"n":2}\n\n',
-        False,
     ),
     "chunks with extensions and trailers": Case(
-        STREAM_HEAD + b'3;a="b"\r\nabc\r\n0;x\r\nX-Sum: 1\r\n\r\n', b"abc", False
+        STREAM_HEAD + b'3;a="b"\r\nabc\r\n0;x\r\nX-Sum: 1\r\n\r\n', b"abc"
     ),
     "chunks, and more than that": Case(STREAM_HEAD + LAST_CHUNK + b"x", b"", False),
     "204": Case(plain("204 No Content"), b""),
@@ -177,7 +176,6 @@ ANSWERS = {
     "chunks, to HTTP/1.0": Case(
         STREAM_HEAD + event(1) + chunk(b"abc") + LAST_CHUNK,
         b'data: {"n":1}\n\nabc',
-        keeps_upstream=False,
         keeps_client=False,
         raw=request("GET", "/v1/health", version="1.0"),
     ),

@@ -49,6 +49,12 @@ class Place:
         self.pool.give_back(self.connected[-1])
         return self.connected[-1]
 
+    def after_stream(self) -> UpstreamConnection:
+        """A connection on which a stream has ended just now."""
+        self.connect()
+        self.pool.give_back_after_stream(self.connected[-1])
+        return self.connected[-1]
+
     def close(self) -> None:
         for connection in self.connected:
             connection.abort()
@@ -168,10 +174,10 @@ def test_idle_connections_are_retired_before_the_engine_closes_them(place: Place
     assert IDLE_SECONDS + 0.5 < 5, "llama-server's own limit, and a tick"
     old = place.idle()
     place.clock.now += IDLE_SECONDS - 1
-    place.pool.retire_idle(IDLE_SECONDS)  # a tick, by which it knows the time
+    place.pool.on_tick()
     young = place.idle()
     place.clock.now += 1
-    place.pool.retire_idle(IDLE_SECONDS)
+    place.pool.on_tick()
 
     assert is_closed(old)
     assert not is_closed(young)
@@ -179,8 +185,43 @@ def test_idle_connections_are_retired_before_the_engine_closes_them(place: Place
     assert place.pool.take() is None
 
 
+def test_a_connection_that_outlives_a_stream_is_reused_after_a_whole_tick(place: Place) -> None:
+    connection = place.after_stream()
+    assert place.pool.take() is None
+    place.pool.on_tick()  # may come at once
+    assert place.pool.take() is None
+    place.pool.on_tick()
+
+    assert place.pool.take() is connection
+
+
+def test_an_engine_that_closes_after_a_stream_is_not_waited_for_again(place: Place) -> None:
+    for connection in (place.after_stream(), place.after_stream()):
+        connection.connection_lost(None)
+    place.pool.on_tick()
+    place.pool.on_tick()
+    assert place.pool.take() is None
+
+    assert is_closed(place.after_stream())
+
+    place.pool.retire_idle()  # as when the engine ends; another one may be different
+    assert not is_closed(place.after_stream())
+
+
+def test_a_connection_that_outlived_a_stream_is_retired_as_any_other(place: Place) -> None:
+    connection = place.after_stream()
+    for _ in range(int((IDLE_SECONDS + 1) * 2)):
+        assert not is_closed(connection)
+        place.clock.now += 0.5
+        place.pool.on_tick()
+
+    assert is_closed(connection)
+
+
 def test_all_can_be_retired_at_once(place: Place) -> None:
-    connections = [place.idle() for _ in range(3)]
+    connections = [place.after_stream()]
+    place.pool.on_tick()
+    connections += [place.after_stream(), *(place.idle() for _ in range(3))]
     place.pool.retire_idle()
 
     assert all(map(is_closed, connections))

@@ -78,12 +78,16 @@ class Receiver(NoDataExpected):
 class Keeper:
     def __init__(self) -> None:
         self.kept: list[UpstreamConnection] = []
+        self.resting: list[UpstreamConnection] = []
         self.header_lines = b"Host: engine\r\n"
         self.last_head: tuple[KnownHead, Response] | None = None
         self.passes_refusals = True
 
     def give_back(self, connection: UpstreamConnection) -> None:
         self.kept.append(connection)
+
+    def give_back_after_stream(self, connection: UpstreamConnection) -> None:
+        self.resting.append(connection)
 
 
 class Line:
@@ -183,15 +187,15 @@ def test_it_is_given_back_before_its_asker_is_called(line: Line) -> None:
     assert receiver.calls == ["done, 1 kept"]
 
 
-def test_a_stream_s_connection_is_closed_and_not_given_back(line: Line) -> None:
+def test_after_a_stream_a_connection_is_given_back_as_one_that_may_be_closed(line: Line) -> None:
     receiver = line.send_request()
     line.send(STREAM_HEAD, event(1), event(2) + LAST_CHUNK)
 
     assert receiver.got == b"HEAD;" + event(1) + event(2) + LAST_CHUNK
     assert receiver.calls == ["done"]
     assert line.keeper.kept == []
-    assert line.transport.is_closed
-    assert not line.is_idle
+    assert line.keeper.resting == [line.connection]
+    assert line.connection.phase is Phase.IDLE
 
 
 def test_a_client_that_reads_no_chunks_receives_their_content(line: Line) -> None:
@@ -371,7 +375,7 @@ def test_the_phases_of_a_stream(line: Line) -> None:
         Phase.BETWEEN_CHUNKS,
         Phase.BODY,
         Phase.BETWEEN_CHUNKS,
-        Phase.CLOSED,
+        Phase.IDLE,
     ]
 
 

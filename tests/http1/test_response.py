@@ -25,7 +25,7 @@ def test_a_response_begins_with_the_engine_s_status_and_fields() -> None:
     ("head", "framing", "has_length", "keep_alive"),
     [
         (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n", Framing.LENGTH, True, True),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n", Framing.CHUNKED, False, False),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n", Framing.CHUNKED, False, True),
         (b"HTTP/1.1 200 OK\r\n", Framing.CLOSE, False, False),
         (b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n", Framing.LENGTH, True, False),
         (

@@ -20,7 +20,7 @@ from llama_gguf.errors import GatewayError, QueueFull
 from llama_gguf.events import EventLog
 from llama_gguf.gateway.engine_tracker import EngineTracker, unavailable
 from llama_gguf.gateway.liveness import LivenessCheck
-from llama_gguf.gateway.pool import IDLE_SECONDS, ConnectionPool
+from llama_gguf.gateway.pool import ConnectionPool
 from llama_gguf.gateway.replica import Replica
 from llama_gguf.net.clock import Clock
 from llama_gguf.net.connector import Dial
@@ -257,7 +257,7 @@ class Fleet:
         """Twice a second: old connections, and what is overdue unless the tick *is_late*."""
         self.crash_memory.forget(now)
         for key, replica in tuple(self.replicas.items()):
-            replica.pool.retire_idle(IDLE_SECONDS)
+            replica.pool.on_tick()
             if not is_late:
                 replica.pool.cut_overdue()
             if replica.standing.on_time(now):

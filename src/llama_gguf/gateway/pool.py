@@ -1,8 +1,10 @@
 """Connections to llama-server: idle ones are reused, new ones opened when needed.
 
-Facts of llama-server that decide here: it closes an idle connection after 5 s, it closes after a
-stream without announcing it, and an idle connection occupies one of its few HTTP threads. So idle
-connections are few and young. It also closes after 100 requests, announced in the last response.
+Facts of llama-server that decide here: it closes an idle connection after 5 s, and an idle
+connection occupies one of its few HTTP threads. So idle connections are few and young. It closes
+after 100 requests, announced in the last response, and after a stream, which it does not announce.
+Other engines do not: after a stream, a connection is reused only if it is still open half a second
+later (docs/adr/0038-a-connection-proves-itself-after-a-stream.md).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from llama_gguf.http1.known_head import KnownHead
 from llama_gguf.http1.response import Response
 from llama_gguf.net.connector import Cancellable, Dial
 
-MAX_IDLE: Final = 64
+MAX_IDLE: Final = 1024
 """Kept connections; more than any engine has slots, so that slots bound it in practice."""
 IDLE_SECONDS: Final = 3.0
 _IDLE: Final = Phase.IDLE
@@ -54,6 +56,12 @@ class ConnectionPool:
         self._now = loop.time()
         """As of the last tick: idle times are exact to half a second."""
         self._idle: deque[UpstreamConnection] = deque()
+        self._resting: list[UpstreamConnection] = []
+        """Since the last tick, after a stream."""
+        self._rested: list[UpstreamConnection] = []
+        """Since the tick before that: if they are still open at the next one, they are reused."""
+        self._closes_after_streams = False
+        """The engine did so; it may be another one when it comes back."""
         self._abandoned: dict[UpstreamConnection, float] = {}
         """Connections without a client that still hold a slot, and the time to cut them."""
         self.connecting: set[ConnectAttempt] = set()
@@ -82,10 +90,33 @@ class ConnectionPool:
         connection.idle_since = self._now
         self._idle.append(connection)
 
-    def retire_idle(self, older_than: float = 0.0) -> None:
-        """Close connections that have been idle for *older_than* seconds or more."""
+    def give_back_after_stream(self, connection: UpstreamConnection) -> None:
+        """Keep *connection* if it proves to be open for a tick at least, or close it."""
+        if self._closes_after_streams:
+            connection.close()
+            return
+        connection.idle_since = self._now
+        self._resting.append(connection)
+
+    def retire_idle(self) -> None:
+        """Close all connections without a request: the engine is gone, or no longer used."""
+        for connection in (*self._idle, *self._resting, *self._rested):
+            connection.close()
+        self._idle.clear()
+        self._resting.clear()
+        self._rested.clear()
+        self._closes_after_streams = False
+
+    def on_tick(self) -> None:
+        """Close connections that have been idle for long; reuse those that outlived a stream."""
         self._now = self._loop.time()
-        horizon = self._now - older_than
+        rested, self._rested, self._resting = self._rested, self._resting, []
+        for connection in rested:
+            if connection.phase is _IDLE:
+                self.give_back(connection)
+            else:
+                self._closes_after_streams = True
+        horizon = self._now - IDLE_SECONDS
         while self._idle and self._idle[0].idle_since <= horizon:
             self._idle.popleft().close()
 

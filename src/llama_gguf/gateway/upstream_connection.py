@@ -110,6 +110,7 @@ class Owner(Protocol):
     """Whether clients get the engine's 429 and 503."""
 
     def give_back(self, connection: UpstreamConnection) -> None: ...
+    def give_back_after_stream(self, connection: UpstreamConnection) -> None: ...
 
 
 class UpstreamConnection(Receiver):
@@ -133,6 +134,7 @@ class UpstreamConnection(Receiver):
         "_response",
         "_saw_interim",
         "bytes_passed",
+        "had_stream",
         "idle_since",
         "phase",
         "requests",
@@ -164,6 +166,8 @@ class UpstreamConnection(Receiver):
         self.bytes_passed = 0
         """Bytes of the response that the client was sent, its head included."""
         self.requests = 0
+        self.had_stream = False
+        """It is reused after a stream, so most likely for another one."""
         self.idle_since = 0.0
 
     def _to(self, phase: Phase) -> None:
@@ -223,8 +227,8 @@ class UpstreamConnection(Receiver):
         self._saw_interim = False
         self.bytes_passed = 0
         self.requests += 1
-        if self.requests == 1:
-            # Of many new connections, the engine begins with the first while others are read.
+        if self.requests == 1 or self.had_stream:
+            # Of many streams, the engine begins with the first while others are read.
             self.transport.write_now(request)
         else:
             self.transport.write(request)
@@ -487,7 +491,11 @@ class UpstreamConnection(Receiver):
             self._to(_IDLE)
             # A client that was slow until the end has left reading paused.
             self.transport.resume_reading()
-            self._pool.give_back(self)
+            if self._response.framing is _CHUNKED:
+                self.had_stream = True
+                self._pool.give_back_after_stream(self)
+            else:
+                self._pool.give_back(self)
         else:
             self.close()
         receiver.on_response_done()

@@ -54,9 +54,9 @@ class Response:
         self.retry_after = _retry_after(head.fields) if self.is_refusal else None
         self.is_correctable = head.status in (400, 500) and self.framing is Framing.LENGTH
         """It may be an error that ``engine_errors.py`` corrects, if it is not too long."""
-        # Not after a stream: llama-server closes the connection then, without announcing it.
+        # After a stream, llama-server closes the connection all the same: gateway/pool.py.
         self.keep_alive = (
-            sorted_fields.framing in (Framing.LENGTH, Framing.NONE)
+            sorted_fields.framing is not Framing.CLOSE
             and head.version == "1.1"
             and b"close" not in sorted_fields.connection
         )

@@ -31,7 +31,7 @@ from llama_gguf.http1.routes import Router
 from llama_gguf.scheduling import exchange
 from llama_gguf.supervisor import replacement, restart_policy
 from llama_gguf.supervisor import states as supervisor_states
-from llama_gguf.telemetry.metrics import METRICS
+from llama_gguf.telemetry.metric_table import METRICS
 
 _State = TypeVar("_State", bound=enum.IntEnum)
 _MADE: Final = "<!-- Generated from code by `make reference`; edit the code instead. -->\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_gguf.telemetry.metrics import METRICS
+from llama_gguf.telemetry.metric_table import METRICS
 from tests.e2e.conftest import Served
 from tests.e2e.prometheus import RULES, Prometheus, needs_prometheus
 from tests.support.processes import until

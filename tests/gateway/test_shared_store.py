@@ -22,8 +22,8 @@ from llama_gguf.errors import LimitsUnavailable
 from llama_gguf.gateway import shared_store
 from llama_gguf.gateway.shared_store import SharedStore
 from llama_gguf.net.clock import Clock
-from llama_gguf.net.wall_clock import wall_now
 from llama_gguf.telemetry.batch import COUNTS
+from llama_gguf.wall_clock import wall_now
 from tests.support.keys import KEY
 from tests.support.processes import DEADLINE_SECONDS
 from tests.support.stores import Store, store

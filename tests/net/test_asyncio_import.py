@@ -71,3 +71,57 @@ def test_after_that_other_modules_can_use_tls(tmp_path: Path) -> None:
 )
 def test_asyncio_has_tls_if_it_is_needed_or_if_ssl_is_loaded_already(before: str) -> None:
     assert output(f"{before}print(asyncio.sslproto.ssl is sys.modules['ssl'])") == "True"
+
+
+# Stand-ins ----------------------------------------------------------------------------------------
+
+REST: Final = """
+import os, signal
+
+async def main():
+    class Awaitable:
+        def __await__(self):
+            yield from asyncio.sleep(0).__await__()
+            return "awaited"
+
+    loop = asyncio.get_running_loop()
+    was_called = asyncio.Event()
+    loop.add_signal_handler(signal.SIGUSR1, was_called.set)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    await was_called.wait()
+    print(sorted({"inspect", "subprocess"} & sys.modules.keys()))
+
+    async def handler():
+        pass
+
+    try:
+        loop.add_signal_handler(signal.SIGUSR1, handler)
+    except TypeError as error:
+        print(error)
+    print(await asyncio.ensure_future(Awaitable()))
+    child = await asyncio.create_subprocess_exec("echo", "out", stdout=asyncio.subprocess.PIPE)
+    print((await child.communicate())[0].decode().strip(), await child.wait())
+
+asyncio.run(main())
+import inspect, subprocess
+print(inspect.isfunction(main), subprocess.run(["true"]).returncode)
+print(asyncio.subprocess.PIPE == subprocess.PIPE, asyncio.subprocess.STDOUT == subprocess.STDOUT,
+      asyncio.subprocess.DEVNULL == subprocess.DEVNULL)
+"""
+
+
+def test_what_asyncio_rarely_uses_is_imported_when_it_is_used() -> None:
+    assert output(WITHOUT_TLS + REST, PATH=os.environ["PATH"]).splitlines() == [
+        "[]",
+        "coroutines cannot be used with add_signal_handler()",
+        "awaited",
+        "out 0",
+        "True 0",
+        "True True True",
+    ]
+
+
+def test_a_module_that_is_loaded_already_is_left_alone() -> None:
+    code = f"import inspect\n{WITHOUT_TLS}print(asyncio.coroutines.inspect is inspect)"
+
+    assert output(code) == "True"

@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 import yaml
 
-from llama_gguf.telemetry.metrics import METRICS
+from llama_gguf.telemetry.metric_table import METRICS
 
 ROOT: Final = Path(__file__).parents[2]
 RULES: Final = ROOT / "deploy" / "prometheus" / "alerts.yml"

@@ -16,7 +16,7 @@ import yaml
 
 from llama_gguf.config import settings
 from llama_gguf.config.load import load
-from llama_gguf.telemetry.metrics import METRICS
+from llama_gguf.telemetry.metric_table import METRICS
 from tests.support import compose
 
 ROOT: Final = Path(__file__).parents[2]

@@ -27,7 +27,7 @@ from llama_gguf.config.load import load
 from llama_gguf.config.settings import Settings
 from llama_gguf.http1.routes import Kind, Router
 from llama_gguf.models.slots import slots_for
-from llama_gguf.telemetry.metrics import METRICS
+from llama_gguf.telemetry.metric_table import METRICS
 from tests.support.clients import send_request
 from tests.support.gateways import GatewayProcess, Processes
 from tests.support.keys import BACKEND_KEY, KEY

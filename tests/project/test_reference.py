@@ -17,7 +17,7 @@ from llama_gguf.errors import GatewayError
 from llama_gguf.gateway import client_connection, lifecycle, upstream_connection
 from llama_gguf.scheduling import exchange
 from llama_gguf.supervisor import replacement, restart_policy, states
-from llama_gguf.telemetry.metrics import METRICS
+from llama_gguf.telemetry.metric_table import METRICS
 
 SOURCE = Path(llama_gguf.__file__).parents[1]
 

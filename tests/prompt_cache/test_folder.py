@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from llama_gguf.net.wall_clock import wall_now
 from llama_gguf.prompt_cache.entry import HEADER_BYTES, Entry
 from llama_gguf.prompt_cache.folder import Folder
+from llama_gguf.wall_clock import wall_now
 from tests.prompt_cache.states import state
 
 A, B, C, D, E, F = (letter * 16 for letter in "abcdef")

@@ -6,10 +6,11 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from llama_gguf.telemetry.formats import json_text
-from llama_gguf.telemetry.metrics import EngineMetric, Gauges, Metrics
+from llama_gguf.telemetry.gauges import EngineMetric, Gauges
+from llama_gguf.telemetry.metrics import Metrics
+from llama_gguf.telemetry.metrics_json import render
 
 
 def as_json(metrics: Metrics, gauges: Gauges, engine: Iterable[EngineMetric] = ()) -> Any:
     """The metrics in JSON, parsed."""
-    return json.loads(json_text(metrics, gauges, engine))
+    return json.loads(render(metrics, gauges, engine)[0])

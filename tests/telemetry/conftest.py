@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from llama_gguf.engines.status import ChildState
-from llama_gguf.telemetry.metrics import Gauges, Metrics, ReplicaGauges, SharedLimitGauges
+from llama_gguf.telemetry.gauges import Gauges, ReplicaGauges, SharedLimitGauges
+from llama_gguf.telemetry.metrics import Metrics
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from llama_gguf.gateway import endpoints
 from llama_gguf.telemetry.engine_metrics import parse
 from llama_gguf.telemetry.exposition import render
 from llama_gguf.telemetry.formats import Format
-from llama_gguf.telemetry.metrics import METRICS
+from llama_gguf.telemetry.metric_table import METRICS
 from tests.support.fakes import Rig
 from tests.support.messages import LAST_CHUNK, OK, STREAM_HEAD, event, request
 

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import json
 
-from llama_gguf.telemetry.metrics import EngineMetric, Gauges, Metrics
+from llama_gguf.telemetry.gauges import EngineMetric, Gauges
+from llama_gguf.telemetry.metrics import Metrics
 from tests.support.metrics_text import as_json
 
 

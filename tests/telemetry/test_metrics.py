@@ -11,8 +11,10 @@ from llama_gguf.engines.status import ChildState
 from llama_gguf.errors import GatewayError
 from llama_gguf.http1.exchange_record import Usage
 from llama_gguf.scheduling.exchange import PHASES
+from llama_gguf.telemetry.gauges import Gauges
 from llama_gguf.telemetry.histogram import DURATION_BUCKETS, FIRST_BYTE_BUCKETS, Histogram
-from llama_gguf.telemetry.metrics import METRICS, Gauges, Metric, Metrics, seconds_per_token
+from llama_gguf.telemetry.metric_table import METRICS, Metric
+from llama_gguf.telemetry.metrics import Metrics, seconds_per_token
 from tests.support.exchanges import finished_exchange, request_for
 from tests.support.metrics_text import as_json
 

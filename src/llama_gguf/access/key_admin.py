@@ -10,13 +10,13 @@ import difflib
 import os
 import secrets
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 from llama_gguf.access import key_file, keys
 from llama_gguf.access.attributes import NO_ATTRIBUTES, Attributes
 from llama_gguf.access.keys import Key, KeyRing, Merged
 from llama_gguf.errors import UserError
 from llama_gguf.values import Value
+from llama_gguf.wall_clock import wall_now
 
 
 class NewKey(Value, hidden=("secret", "line")):
@@ -234,7 +234,7 @@ def hash_secrets(path: str) -> int:
 
 
 def _now() -> float:
-    return datetime.now(UTC).timestamp()
+    return wall_now()
 
 
 def _new_key(

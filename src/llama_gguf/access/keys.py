@@ -273,12 +273,12 @@ def _read_rest(text: str) -> tuple[int | None, float | None]:
     first, _, after = text.partition(":")
     if first and not _DIGITS.fullmatch(first):
         try:
-            return None, parse_moment(text).timestamp()  # 1
+            return None, parse_moment(text)  # 1
         except ValueError:
             raise ValueError(_WANTED_REST) from None
     rate_limit = parse_rate_limit(first) if first else None  # 2, 3
     try:
-        return rate_limit, parse_moment(after).timestamp() if after else None
+        return rate_limit, parse_moment(after) if after else None
     except ValueError as expected:
         raise ValueError(f"the expiration must be {expected}") from None
 

@@ -26,7 +26,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from itertools import islice
 from typing import Final
 
@@ -249,6 +248,8 @@ def _in_force(by_period: dict[int, int], period: int) -> int:
 
 
 def _month(wall: float) -> int:
+    from datetime import UTC, datetime  # noqa: PLC0415  # a gateway without budgets needs none
+
     date = datetime.fromtimestamp(wall, UTC)
     return date.year * 12 + date.month - 1
 
@@ -262,6 +263,8 @@ def _end_of(window: int, period: int) -> float:
     """POSIX seconds at which *period*, a day or a month, is over."""
     if window != TOKENS_PER_MONTH:
         return (period + 1) * DAY_SECONDS
+    from datetime import UTC, datetime  # noqa: PLC0415  # as above
+
     year, month = divmod(period + 1, 12)
     return datetime(year, month + 1, 1, tzinfo=UTC).timestamp()
 

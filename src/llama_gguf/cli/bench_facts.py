@@ -6,7 +6,6 @@ import os
 import platform
 import resource
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -18,6 +17,7 @@ from llama_gguf.config.settings import Settings
 from llama_gguf.engines import machine
 from llama_gguf.errors import UserError
 from llama_gguf.models.model_file import read_model
+from llama_gguf.wall_clock import iso, wall_now
 from llama_gguf_bench.connection import Target
 from llama_gguf_bench.options import Options
 from llama_gguf_bench.results import Circumstances
@@ -42,7 +42,7 @@ def endpoint_key(url: str, context: Context) -> str:
         text = key_file.read(context.settings.auth.auth_keys_file)
     except UserError:
         return ""
-    return key_in(text, now=datetime.now(UTC).timestamp())
+    return key_in(text, now=wall_now())
 
 
 def _sendable(key: str, variable: str) -> str:
@@ -97,7 +97,7 @@ def circumstances(
     return Circumstances(
         url=target.url,
         backend_url=backend_url,
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        date=iso(wall_now()),
         command=("llama-gguf", *command),
         versions=_versions(),
         machine=_machine(context, is_servers=is_here(target.url, context.settings)),

@@ -14,7 +14,6 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -28,6 +27,7 @@ from llama_gguf.config import settings as settings_module
 from llama_gguf.engines import processes
 from llama_gguf.files.sizes import size_text
 from llama_gguf.form import FORM
+from llama_gguf.wall_clock import iso
 
 COMMAND_SECONDS: Final = 10.0
 TAIL_BYTES: Final = 256 << 10
@@ -304,6 +304,6 @@ def _listed(path: str) -> str:
         found = os.stat(path, follow_symlinks=False)
     except OSError as error:
         return f"{path}: {error.strerror}"
-    changed = datetime.fromtimestamp(found.st_mtime, UTC).isoformat(timespec="seconds")
+    changed = iso(found.st_mtime)
     mode = stat.filemode(found.st_mode)
     return f"{mode} {found.st_uid}:{found.st_gid} {found.st_size} {changed} {path}"

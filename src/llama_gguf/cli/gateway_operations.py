@@ -10,7 +10,6 @@ from llama_gguf.errors import UserError
 from llama_gguf.gateway import fleet_facts
 from llama_gguf.gateway.operator_facts import operator_facts
 from llama_gguf.gateway.server import Gateway
-from llama_gguf.net.wall_clock import wall_now
 from llama_gguf.supervisor.control_socket import (
     CAN_NAME_PEERS,
     ControlSocket,
@@ -18,8 +17,9 @@ from llama_gguf.supervisor.control_socket import (
     Json,
     Report,
 )
-from llama_gguf.supervisor.operations import iso, replica_facts, server_facts
+from llama_gguf.supervisor.operations import replica_facts, server_facts
 from llama_gguf.values import Value
+from llama_gguf.wall_clock import iso, wall_now
 
 
 def control_socket(

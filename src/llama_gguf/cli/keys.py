@@ -377,4 +377,4 @@ def _read_attributes(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _read_when(flag: str, text: str | None, now: datetime) -> float | None:
-    return _read(flag, text, lambda given: parse_duration(given, now).timestamp())
+    return _read(flag, text, lambda given: parse_duration(given, now.timestamp()))

@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, TextIO
 
 from llama_gguf.cli.terminal import CLEAR_LINE, has_colours, moves_cursor
 from llama_gguf.config.schema import LogSettings
 from llama_gguf.events import event_of, facts_of
+from llama_gguf.wall_clock import iso_time
 
 _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
@@ -57,10 +58,10 @@ class _TerminalText(_Text):
         return f"{CLEAR_LINE}{super().format(record)}"
 
     def _head(self, record: logging.LogRecord) -> str:
-        time = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
+        moment = time.strftime("%H:%M:%S", time.localtime(record.created))
         level = f"{record.levelname:<7}"
         colour = _COLOURS.get(record.levelname) if self._is_coloured else None
-        return f"{time} \x1b[{colour}m{level}\x1b[0m" if colour else f"{time} {level}"
+        return f"{moment} \x1b[{colour}m{level}\x1b[0m" if colour else f"{moment} {level}"
 
 
 class _Json(logging.Formatter):
@@ -109,7 +110,7 @@ class _ToStderr(logging.StreamHandler[TextIO]):
 
 
 def _time(record: logging.LogRecord) -> str:
-    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+    return f"{iso_time(record.created)}.{int(record.msecs):03d}+00:00"
 
 
 _ENGINE_LEVELS: Final = {"debug": logging.DEBUG, "error": logging.ERROR}

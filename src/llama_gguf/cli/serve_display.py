@@ -9,13 +9,13 @@ import shlex
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime
 from typing import Final
 
 from llama_gguf.cli.terminal import LoadMeter, Meter, download_meter, echo
 from llama_gguf.config.settings import Settings
 from llama_gguf.errors import UserError
 from llama_gguf.files.programs import find_program
+from llama_gguf.wall_clock import wall_now
 
 
 class ServeDisplay:
@@ -176,7 +176,7 @@ def _chat_key(path: str) -> str:
     from llama_gguf.access import key_file, keys
 
     try:
-        found = keys.chat_keys(key_file.read(path), datetime.now(UTC).timestamp())
+        found = keys.chat_keys(key_file.read(path), wall_now())
     except UserError:  # the gateway has reported the error
         return ""
     return found[0][0].line_id if found else ""

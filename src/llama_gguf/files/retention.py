@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from typing import Final
 
 from llama_gguf.config.schema import LogSettings
+from llama_gguf.wall_clock import iso_z, wall_now
 
 OTHERS_LIVE_SECONDS: Final = 86_400.0
 """A younger log of another instance in the same folder may be in use."""
@@ -22,7 +22,7 @@ def engine_folder(settings: LogSettings) -> str:
 
 def stamped(settings: LogSettings, folder: str, kind: str) -> str:
     """The path of a new log in *folder*: the time, its *kind* and the instance."""
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    stamp = iso_z(wall_now()).replace("-", "").replace(":", "")
     return os.path.join(folder, f"{stamp}_{kind}_{settings.instance_id}.log")
 
 
@@ -43,7 +43,7 @@ def _surplus(
 ) -> list[os.DirEntry[str]]:
     old = [e for e in found if e.path != but]
     old.sort(key=lambda e: e.stat().st_mtime, reverse=True)
-    horizon = datetime.now(UTC).timestamp() - OTHERS_LIVE_SECONDS
+    horizon = wall_now() - OTHERS_LIVE_SECONDS
     ours = f"_{kind}_{settings.instance_id}.log"
     return [e for e in old[settings.log_backups :] if ours in e.name or e.stat().st_mtime < horizon]
 

@@ -21,7 +21,7 @@ from llama_gguf.access.token_budget import (
 )
 from llama_gguf.errors import GatewayError, Limited, QuotaExceeded
 from llama_gguf.http1 import local_response
-from llama_gguf.telemetry.metrics import Budgets
+from llama_gguf.telemetry.gauges import Budgets
 
 if TYPE_CHECKING:
     from llama_gguf.access.authenticator import Principal

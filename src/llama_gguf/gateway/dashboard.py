@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +21,7 @@ from llama_gguf.http1.routes import OPERATIONS, PAGE_FILES
 from llama_gguf.telemetry.engine_metrics import PREFIX
 from llama_gguf.telemetry.metrics import Metrics
 from llama_gguf.telemetry.timeseries import DEFAULT_RANGE, RANGES, RECENT_SECONDS, Reading
+from llama_gguf.wall_clock import iso
 
 if TYPE_CHECKING:
     from llama_gguf.access.authenticator import Principal
@@ -163,7 +163,7 @@ def usage_facts(principal: Principal, services: Services) -> dict[str, object]:
     return {
         "key_id": principal.key_id,
         "sees_all": services.authenticator.is_admin(principal),
-        "usage_since": datetime.fromtimestamp(totals.since, UTC).isoformat(timespec="seconds"),
+        "usage_since": iso(totals.since),
         "keys_used": totals.keys_used,
     }
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl
 
@@ -26,6 +25,7 @@ from llama_gguf.http1 import local_response
 from llama_gguf.http1.local_response import LocalResponse
 from llama_gguf.http1.routes import SCOPES, Kind
 from llama_gguf.net.threads import run_detached
+from llama_gguf.wall_clock import wall_now
 
 if TYPE_CHECKING:
     from llama_gguf.access.authenticator import Principal
@@ -185,8 +185,7 @@ def _limits_of(wanted: Mapping[str, str]) -> dict[str, Any]:
             if name == _RATE_LIMIT:
                 found[name] = _requests_per_minute(text) if text else None
             elif name == _EXPIRES:
-                now = datetime.now(UTC)
-                found[name] = parse_duration(text, now).timestamp() if text else None
+                found[name] = parse_duration(text, wall_now()) if text else None
             elif name in attributes.NAMES:
                 field = attributes.field_of(name)
                 default = getattr(NO_ATTRIBUTES, field)

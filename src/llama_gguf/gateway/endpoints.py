@@ -6,7 +6,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from llama_gguf import __version__
@@ -20,8 +19,10 @@ from llama_gguf.http1.fields import find
 from llama_gguf.http1.local_response import LocalResponse
 from llama_gguf.http1.request import Request
 from llama_gguf.http1.routes import Kind
-from llama_gguf.telemetry.formats import Format, json_text, negotiated_format
-from llama_gguf.telemetry.metrics import Budgets, EngineMetric, Gauges, Metrics
+from llama_gguf.telemetry.formats import Format, negotiated_format
+from llama_gguf.telemetry.gauges import Budgets, EngineMetric, Gauges
+from llama_gguf.telemetry.metrics import Metrics
+from llama_gguf.wall_clock import iso
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.services import Services
@@ -116,7 +117,7 @@ def health_facts(services: Services) -> dict[str, object]:
         "status": "draining" if services.connections.is_draining else _word_for(engine.state),
         "engine": {
             "state": str(engine.state),
-            "since": datetime.fromtimestamp(engine.since, UTC).isoformat(timespec="seconds"),
+            "since": iso(engine.since),
             "detail": engine.detail,
             "missing_devices": list(engine.missing_devices),
             "progress": engine.progress,
@@ -181,11 +182,11 @@ def _metrics(request: Request, services: Services) -> LocalResponse:
     made = held_metrics(services, wanted)
     if made is not None:
         return made
-    render = _renderer(wanted)
+    render = renderer(wanted)
     begin = time.thread_time()
     services.recorder.settle()
     engine = services.engine_reader.latest
-    made = LocalResponse(200, *render(services.metrics, gauges(services), engine, wanted))
+    made = LocalResponse(200, *render(services.metrics, gauges(services), engine, wanted, None))
     hold_metrics(services, wanted, made, seconds=time.thread_time() - begin)
     return made
 
@@ -213,19 +214,18 @@ def hold_metrics(
         services.scrapes[wanted] = made, services.clock.now() + HELD_TIMES * seconds
 
 
-_Render = Callable[[Metrics, Gauges, Iterable[EngineMetric], Format], tuple[bytes, bytes]]
+_Pause = Callable[[], None]
+_Render = Callable[
+    [Metrics, Gauges, Iterable[EngineMetric], Format, _Pause | None], tuple[bytes, bytes]
+]
 
 
-def _renderer(wanted: Format) -> _Render:
+def renderer(wanted: Format) -> _Render:
+    """Renders the metrics in this format. Imported at the first scrape, not when it starts."""
     if wanted is Format.JSON:
-        return _as_json
-    # Imported at the first scrape: the gateway starts without it.
-    from llama_gguf.telemetry.exposition import render  # noqa: PLC0415
+        from llama_gguf.telemetry import metrics_json  # noqa: PLC0415
 
-    return render
+        return metrics_json.render
+    from llama_gguf.telemetry import exposition  # noqa: PLC0415
 
-
-def _as_json(
-    metrics: Metrics, gauges: Gauges, engine: Iterable[EngineMetric], _wanted: Format
-) -> tuple[bytes, bytes]:
-    return json_text(metrics, gauges, engine).encode(), local_response.JSON
+    return exposition.render

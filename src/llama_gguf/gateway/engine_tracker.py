@@ -10,7 +10,7 @@ from typing import Final
 from llama_gguf.engines.status import MAY_COME, ChildState, EngineStatus
 from llama_gguf.errors import BackendUnavailable, GatewayError, ModelLoading
 from llama_gguf.events import EventLog
-from llama_gguf.net.wall_clock import wall_now
+from llama_gguf.wall_clock import wall_now
 
 _log: Final = EventLog(__name__)
 

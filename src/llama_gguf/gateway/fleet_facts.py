@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from llama_gguf.engines.status import ChildState
 from llama_gguf.scheduling.standing import State
-from llama_gguf.telemetry.metrics import ReplicaGauges
+from llama_gguf.telemetry.gauges import ReplicaGauges
+from llama_gguf.wall_clock import iso
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.replica import Replica
@@ -26,7 +26,7 @@ def _facts_of(replica: Replica, services: Services) -> dict[str, object]:
     return {
         "replica": replica.label,
         "state": state(replica),
-        "since": datetime.fromtimestamp(status.since, UTC).isoformat(timespec="seconds"),
+        "since": iso(status.since),
         "detail": replica.mismatch or status.detail,
         "model": status.model,
         "context": status.request_tokens,

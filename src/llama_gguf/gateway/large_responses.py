@@ -19,8 +19,8 @@ from llama_gguf.http1 import local_response
 from llama_gguf.http1.local_response import LocalResponse
 from llama_gguf.http1.routes import Kind
 from llama_gguf.net.threads import pause, run_detached
-from llama_gguf.telemetry.formats import Format, json_text
-from llama_gguf.telemetry.metrics import Budgets
+from llama_gguf.telemetry.formats import Format
+from llama_gguf.telemetry.gauges import Budgets
 
 if TYPE_CHECKING:
     from llama_gguf.access.authenticator import Principal
@@ -90,12 +90,7 @@ async def _render(services: Services, wanted: Format) -> LocalResponse:
 
     def render() -> tuple[LocalResponse, float]:
         begin = time.thread_time()
-        if wanted is Format.JSON:
-            body, kind = json_text(metrics, gauges, engine, pause).encode(), local_response.JSON
-        else:
-            from llama_gguf.telemetry import exposition  # noqa: PLC0415  # as in endpoints.py
-
-            body, kind = exposition.render(metrics, gauges, engine, wanted, pause)
+        body, kind = endpoints.renderer(wanted)(metrics, gauges, engine, wanted, pause)
         return LocalResponse(200, body, kind), time.thread_time() - begin
 
     made, duration = await run_detached(render)

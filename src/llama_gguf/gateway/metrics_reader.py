@@ -14,7 +14,7 @@ from typing import Final
 from llama_gguf.engines.probe import Probe
 from llama_gguf.events import EventLog
 from llama_gguf.telemetry.engine_metrics import parse
-from llama_gguf.telemetry.metrics import EngineMetric
+from llama_gguf.telemetry.gauges import EngineMetric
 from llama_gguf.values import Value
 
 _log: Final = EventLog(__name__)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from llama_gguf.engines.status import EngineStatus
@@ -17,6 +16,7 @@ from llama_gguf.errors import ModelNotFound
 from llama_gguf.http1 import local_response
 from llama_gguf.http1.local_response import LocalResponse
 from llama_gguf.http1.request import Request, is_from_anthropic
+from llama_gguf.wall_clock import iso_z
 
 if TYPE_CHECKING:
     from llama_gguf.gateway.services import Services
@@ -132,12 +132,11 @@ def _for_anthropic(item: Item) -> Item:
     created = item.get("created")
     if not isinstance(created, int) or not 0 <= created < 1 << 32:
         created = 0
-    at = datetime.fromtimestamp(created, UTC)
     return {
         "type": "model",
         "id": item["id"],
         "display_name": item["id"],
-        "created_at": at.isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "created_at": iso_z(created),
         "lifecycle": "active",
         "max_input_tokens": context,
         "max_tokens": context,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llama_gguf.engines.probe import Finding, Probe, watch
 from llama_gguf.engines.status import ChildState
-from llama_gguf.net.wall_clock import wall_now
 from llama_gguf.values import replace
+from llama_gguf.wall_clock import wall_now
 
 if TYPE_CHECKING:
     from llama_gguf.engines.address import EngineAddress

@@ -35,10 +35,10 @@ from llama_gguf.net.sockets import places_within_limits
 from llama_gguf.net.terminal import Terminal
 from llama_gguf.net.threads import run_detached
 from llama_gguf.net.transport import LoopTransport, SocketTransport
-from llama_gguf.net.wall_clock import wall_now
 from llama_gguf.telemetry.history_store import FOLDER as HISTORY
 from llama_gguf.telemetry.history_store import HistoryStore
 from llama_gguf.telemetry.usage_store import USAGE, Kind, T, UsageStore
+from llama_gguf.wall_clock import wall_now
 
 if TYPE_CHECKING:
     import ssl

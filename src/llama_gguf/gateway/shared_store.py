@@ -50,9 +50,9 @@ from llama_gguf.net.store_connection import (
     connect,
     text_of,
 )
-from llama_gguf.net.wall_clock import wall_now
-from llama_gguf.telemetry.metrics import SharedLimitGauges
+from llama_gguf.telemetry.gauges import SharedLimitGauges
 from llama_gguf.telemetry.shared_usage import SharedUsage
+from llama_gguf.wall_clock import wall_now
 
 if TYPE_CHECKING:
     from llama_gguf.access.authenticator import Authenticator

@@ -8,7 +8,7 @@ from llama_gguf.config.settings import Settings
 from llama_gguf.errors import how_to_install
 from llama_gguf.events import EventLog
 from llama_gguf.net.clock import Clock
-from llama_gguf.net.wall_clock import wall_now
+from llama_gguf.wall_clock import wall_now
 
 if TYPE_CHECKING:
     from llama_gguf.telemetry.traces import Traces

@@ -13,7 +13,6 @@ import os
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Final
 
 from llama_gguf.errors import UserError
@@ -21,6 +20,7 @@ from llama_gguf.files.remedies import NO_INODES, has_no_inodes, remedy
 from llama_gguf.files.sizes import size_text
 from llama_gguf.models.gguf import read_facts
 from llama_gguf.models.gguf_cursor import GgufError
+from llama_gguf.wall_clock import wall_now
 
 TEMPORARY: Final = ".pull-"
 """Prefix of directories that are useless once their process has ended."""
@@ -72,7 +72,7 @@ def _no_folder(models_dir: str, why: str) -> UserError:
 
 def _sweep(models_dir: str) -> None:
     # By age and not by process id: several machines may share the directory.
-    oldest = datetime.now(UTC).timestamp() - _ABANDONED_SECONDS
+    oldest = wall_now() - _ABANDONED_SECONDS
     for name in os.listdir(models_dir):
         path = os.path.join(models_dir, name)
         with suppress(FileNotFoundError):

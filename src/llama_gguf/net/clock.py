@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from llama_gguf.net.wall_clock import wall_now
+from llama_gguf.wall_clock import wall_now
 
 
 class Clock:

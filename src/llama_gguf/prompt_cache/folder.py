@@ -21,7 +21,6 @@ from typing import Any, Final
 
 from llama_gguf.config.schema import PromptCacheSettings
 from llama_gguf.files.atomic import replace_file
-from llama_gguf.net.wall_clock import wall_now
 from llama_gguf.prompt_cache.choice import evicted, is_superseded
 from llama_gguf.prompt_cache.entry import (
     HEADER_BYTES,
@@ -31,6 +30,7 @@ from llama_gguf.prompt_cache.entry import (
     tokens_in,
 )
 from llama_gguf.values import replace
+from llama_gguf.wall_clock import wall_now
 
 STATE: Final = ".state"
 _ABOUT: Final = ".json"

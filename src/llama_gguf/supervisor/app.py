@@ -23,7 +23,6 @@ from llama_gguf.engines.status import HEALTH_STATUS, ChildState, EngineStatus
 from llama_gguf.events import EventLog
 from llama_gguf.models.progress import Meter
 from llama_gguf.net.threads import run_detached
-from llama_gguf.net.wall_clock import wall_now
 from llama_gguf.supervisor import checks, reaper
 from llama_gguf.supervisor.boot_log import BOOT_LOG, BootLog
 from llama_gguf.supervisor.control_socket import ControlSocket
@@ -33,6 +32,7 @@ from llama_gguf.supervisor.operations import Operations
 from llama_gguf.supervisor.preparation import Preparation
 from llama_gguf.supervisor.supervisor import Supervisor
 from llama_gguf.values import replace
+from llama_gguf.wall_clock import wall_now
 
 if TYPE_CHECKING:
     from llama_gguf.supervisor.prompts import Owners, PromptCache

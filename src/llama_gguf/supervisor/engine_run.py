@@ -26,7 +26,6 @@ from llama_gguf.engines.watchdogs import FlowWatch, IdleWatch, LoadReport, Patie
 from llama_gguf.errors import UserError
 from llama_gguf.events import EventLog
 from llama_gguf.files.line_writer import LogWriter
-from llama_gguf.net.wall_clock import wall_now
 from llama_gguf.supervisor import child as children
 from llama_gguf.supervisor import oom
 from llama_gguf.supervisor.child import Child
@@ -48,6 +47,7 @@ from llama_gguf.supervisor.managed_process import (
 )
 from llama_gguf.supervisor.restart_policy import LEAVING, Event, RestartPolicy
 from llama_gguf.values import replace
+from llama_gguf.wall_clock import wall_now
 
 if TYPE_CHECKING:
     from llama_gguf.supervisor.prompt_keeper import PromptKeeper

@@ -8,25 +8,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from llama_gguf import __version__
 from llama_gguf.config.settings import Settings
 from llama_gguf.engines.status import EngineStatus
-from llama_gguf.net.wall_clock import wall_now
 from llama_gguf.supervisor.control_socket import Handler, Json, Report
 from llama_gguf.values import Value
+from llama_gguf.wall_clock import iso, wall_now
 
 if TYPE_CHECKING:
     from llama_gguf.supervisor.supervisor import Supervisor
 
 MAX_LOG_LINES: Final = 40
-
-
-def iso(seconds: float) -> str:
-    """POSIX seconds, in ISO 8601."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def server_facts(settings: Settings, kind: str, started_at: float) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from typing import Any, Final, Protocol
 from llama_gguf.engines.activity import Activity
 from llama_gguf.engines.slot_client import SlotError, SlotState, SlotTimeout
 from llama_gguf.events import EventLog
-from llama_gguf.net.wall_clock import wall_now
 from llama_gguf.prompt_cache import choice
 from llama_gguf.prompt_cache.attribution import UNKNOWN, Attribution, SlotView
 from llama_gguf.prompt_cache.entry import Entry
@@ -29,6 +28,7 @@ from llama_gguf.supervisor.managed_process import Clock
 from llama_gguf.supervisor.prompt_source import without_saving
 from llama_gguf.supervisor.prompts import PromptCache, facts_of
 from llama_gguf.values import replace
+from llama_gguf.wall_clock import wall_now
 
 _log: Final = EventLog(__name__)
 

@@ -1,8 +1,8 @@
 """Reaps orphaned processes that the kernel has made our children.
 
-As PID 1 of a container, we become the parent of every orphan, and it stays a zombie until we
-wait for it. We wait for the children that we have started at once, so a zombie that is still
-there at the next look is an orphan.
+As PID 1 of a container, or as a subreaper, we become the parent of every orphan, and it stays a
+zombie until we wait for it. We wait for the children that we have started at once, so a zombie that
+is still there at the next look is an orphan. As any other process, we never have one.
 """
 
 from __future__ import annotations
@@ -18,33 +18,25 @@ from llama_gguf.events import EventLog
 _log: Final = EventLog(__name__)
 
 LOOK_SECONDS: Final = 2.0
-_PR_GET_CHILD_SUBREAPER: Final = 37  # prctl(2)
-
-
-def are_ours() -> bool:
-    """Whether we become the parent of orphans: as PID 1, or as a subreaper."""
-    return os.getpid() == 1 or _is_subreaper()
-
-
-def _is_subreaper() -> bool:
-    import ctypes  # noqa: PLC0415  # not needed as PID 1 of a container
-
-    flag = ctypes.c_int(0)
-    ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(flag), 0, 0, 0)
-    return flag.value != 0
 
 
 async def keep_reaping(every_seconds: float = LOOK_SECONDS) -> None:
-    """Wait for every zombie that is an orphan, where we are the parent of orphans."""
-    if not are_ours():
-        return
+    """Wait for every zombie that is an orphan."""
     seen: set[tuple[int, str]] = set()
     while True:
         await asyncio.sleep(every_seconds)
-        zombies = {child for child in _children() if _is_zombie(child[0])}
+        zombies = {each for each in _children() if _is_zombie(each[0])} if _has_zombie() else set()
         for pid, _ in zombies & seen:
             _reap(pid)
         seen = zombies
+
+
+def _has_zombie() -> bool:
+    """Whether a child has ended that nobody has waited for: one system call, at each look."""
+    try:
+        return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return False
 
 
 def _reap(pid: int) -> None:

@@ -7,7 +7,6 @@ The gathered lines are passed to a thread, so that no request waits for a slow o
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from typing import Final
 
 from llama_gguf.events import EventLog
@@ -17,6 +16,7 @@ from llama_gguf.http1.exchange_record import ExchangeRecord
 from llama_gguf.http1.routes import Kind
 from llama_gguf.memo import BoundedMemo
 from llama_gguf.telemetry.batch import Batch
+from llama_gguf.wall_clock import iso_time
 
 _log: Final = EventLog(__name__)
 
@@ -122,10 +122,6 @@ def _milliseconds(fraction: float) -> str:
     return _MILLISECONDS[int(fraction * 1000)]
 
 
-def _time(second: int) -> str:
-    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-
-
 def _origin(parts: tuple[str, str, str, str]) -> str:
     key_id, address, method, path = parts
     # The other values of a line are the gateway's own, or validated.
@@ -137,7 +133,7 @@ def _replica(name: str) -> str:
 
 
 _STATUSES: Final = tuple(f" status={status} bytes_in=" for status in range(600))
-_TIMES: Final = BoundedMemo(_time, max_entries=8)  # seconds do not recur
+_TIMES: Final = BoundedMemo(iso_time, max_entries=8)  # seconds do not recur
 """POSIX second, in ISO 8601."""
 _ORIGINS: Final = BoundedMemo(_origin, max_entries=256)
 """Key id, address, method and path, as they are in a line."""

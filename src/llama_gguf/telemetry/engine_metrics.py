@@ -10,7 +10,7 @@ import math
 import re
 from typing import Final
 
-from llama_gguf.telemetry.metrics import EngineMetric
+from llama_gguf.telemetry.gauges import EngineMetric
 
 PREFIX: Final = "llama_gguf_engine_"
 MAX_METRICS: Final = 64

@@ -21,8 +21,10 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from prometheus_client.samples import Sample
 
 from llama_gguf.telemetry.formats import Format, paced
+from llama_gguf.telemetry.gauges import EngineMetric, Gauges
 from llama_gguf.telemetry.histogram import Histogram
-from llama_gguf.telemetry.metrics import METRICS, EngineMetric, Gauges, Metrics
+from llama_gguf.telemetry.metric_table import METRICS
+from llama_gguf.telemetry.metrics import Metrics
 
 
 def render(

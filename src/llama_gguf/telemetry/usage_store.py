@@ -25,8 +25,8 @@ from llama_gguf.events import EventLog
 from llama_gguf.files import stamps
 from llama_gguf.files.atomic import replace_file
 from llama_gguf.net.threads import pause, run_detached, start_detached
-from llama_gguf.net.wall_clock import wall_now
 from llama_gguf.telemetry.usage_totals import UsageTotals
+from llama_gguf.wall_clock import wall_now
 
 _log: Final = EventLog(__name__)
 

@@ -9,6 +9,7 @@ the same: docs/adr/0009-hot-modules-may-be-compiled.md.
 from __future__ import annotations
 
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -110,6 +111,18 @@ MODULES: Final = [
         for name in names
     ),
 ]
+SMALL: Final = frozenset(
+    (
+        *("attributes", "budget_ledger", "keys", "networks", "share", "shared_rate"),
+        *("budgets", "client", "endpoints", "engine_tracker", "fleet", "local_request", "replay"),
+        *("replica", "response_events", "services", "sse_keepalive", "token_budget"),
+        *("fields", "local_response", "parser", "routes", "stream_member"),
+        *("connector", "listener", "sockets", "usage_totals"),
+        *("body_memory", "crash_memory", "failure_policy", "replay_order", "shares", "standing"),
+    )
+)
+"""Of these, the modules that neither a request on a kept connection nor an event runs: they are
+compiled for size, since the pages of their code are half of what compiling adds in memory."""
 _SETUP: Final = """
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -123,6 +136,8 @@ class BuildOnAllCores(build_ext):
         compile_files = self.compiler.compile
 
         def compile_one(source, options):
+            if source.endswith({small!r}):
+                options = options | {{"extra_postargs": [*options["extra_postargs"], "-Os"]}}
             return compile_files([source], **options)
 
         def compile_all(sources, **options):
@@ -147,7 +162,9 @@ extensions = mypycify(
 )
 for extension in extensions:
     # Functions call each other directly, not by the name that another library might replace.
-    extension.extra_compile_args.append("-fvisibility=hidden")
+    extension.extra_compile_args += ["-fvisibility=hidden", "-fno-asynchronous-unwind-tables"]
+    if {packs_relocations}:
+        extension.extra_link_args.append("-Wl,-z,pack-relative-relocs")
 setup(
     name="compiled",
     packages=[],
@@ -220,6 +237,16 @@ def obstacle() -> str:
     return ""
 
 
+def _packs_relocations() -> bool:
+    """Whether the C library reads packed relocations, which save 0.3 MB of each process.
+
+    glibc does since 2.36, and a linker that does not know the option ignores it. The containers in
+    which wheels for other machines are built have older ones.
+    """
+    name, version = platform.libc_ver()
+    return name == "glibc" and tuple(map(int, version.split("."))) >= (2, 36)
+
+
 def compile_modules(source: Path, folder: Path) -> list[Path]:
     """Compile ``MODULES`` of *source* in the empty *folder*.
 
@@ -231,7 +258,9 @@ def compile_modules(source: Path, folder: Path) -> list[Path]:
     """
     shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.so"))
     script = folder / "setup.py"
-    script.write_text(_SETUP.format(modules=MODULES))
+    small = tuple(f"___{name}.c" for name in SMALL)
+    text = _SETUP.format(modules=MODULES, small=small, packs_relocations=_packs_relocations())
+    script.write_text(text)
     done = subprocess.run(
         [sys.executable, script.name, "-q", "build_ext", "--inplace"],
         cwd=folder,

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.processes
 WITHOUT_TLS: Final = """
 import sys
 from llama_gguf.net.asyncio_import import import_asyncio
-import_asyncio(has_tls=False)
+import_asyncio(has_tls=False, has_processes=False)
 import asyncio
 """
 ECHO: Final = """
@@ -67,7 +67,7 @@ def test_after_that_other_modules_can_use_tls(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "before", [WITHOUT_TLS.replace("False", "True"), f"import ssl\n{WITHOUT_TLS}"]
+    "before", [WITHOUT_TLS.replace("has_tls=False", "has_tls=True"), f"import ssl\n{WITHOUT_TLS}"]
 )
 def test_asyncio_has_tls_if_it_is_needed_or_if_ssl_is_loaded_already(before: str) -> None:
     assert output(f"{before}print(asyncio.sslproto.ssl is sys.modules['ssl'])") == "True"
@@ -89,7 +89,7 @@ async def main():
     loop.add_signal_handler(signal.SIGUSR1, was_called.set)
     os.kill(os.getpid(), signal.SIGUSR1)
     await was_called.wait()
-    print(sorted({"inspect", "subprocess"} & sys.modules.keys()))
+    print(sorted({"asyncio.sslproto", "inspect", "locale", "subprocess"} & sys.modules.keys()))
 
     async def handler():
         pass
@@ -101,6 +101,8 @@ async def main():
     print(await asyncio.ensure_future(Awaitable()))
     child = await asyncio.create_subprocess_exec("echo", "out", stdout=asyncio.subprocess.PIPE)
     print((await child.communicate())[0].decode().strip(), await child.wait())
+    import subprocess
+    print(subprocess.run(["echo", "text"], capture_output=True, encoding="locale").stdout.strip())
 
 asyncio.run(main())
 import inspect, subprocess
@@ -110,12 +112,22 @@ print(asyncio.subprocess.PIPE == subprocess.PIPE, asyncio.subprocess.STDOUT == s
 """
 
 
-def test_what_asyncio_rarely_uses_is_imported_when_it_is_used() -> None:
-    assert output(WITHOUT_TLS + REST, PATH=os.environ["PATH"]).splitlines() == [
-        "[]",
+@pytest.mark.parametrize(
+    ("before", "loaded"),
+    [
+        (WITHOUT_TLS, []),
+        (WITHOUT_TLS.replace("has_processes=False", "has_processes=True"), ["subprocess"]),
+    ],
+)
+def test_what_asyncio_rarely_uses_is_imported_when_it_is_used(
+    before: str, loaded: list[str]
+) -> None:
+    assert output(before + REST, PATH=os.environ["PATH"]).splitlines() == [
+        str(loaded),
         "coroutines cannot be used with add_signal_handler()",
         "awaited",
         "out 0",
+        "text",
         "True 0",
         "True True True",
     ]

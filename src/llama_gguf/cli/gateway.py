@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     from llama_gguf.net.asyncio_import import import_asyncio
 
     settings = context.settings
-    import_asyncio(has_tls=settings.gateway_has_tls)
+    import_asyncio(has_tls=settings.gateway_has_tls, has_processes=False)
     import asyncio
     import contextlib
 

@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     # Imported here, since `health --help` needs none of it.
     from llama_gguf.net.asyncio_import import import_asyncio
 
-    import_asyncio(has_tls=False)  # it probes a llama-server by HTTP
+    import_asyncio(has_tls=False, has_processes=False)  # it probes a llama-server by HTTP
     import asyncio
 
     from llama_gguf.cli import log_output

@@ -54,7 +54,8 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     # Imported here, since `serve --help` needs none of it.
     from llama_gguf.net.asyncio_import import import_asyncio
 
-    import_asyncio(has_tls=False)  # the gateway has the TLS connections, and `pull` fetches models
+    # The gateway has the TLS connections, and `pull` fetches models.
+    import_asyncio(has_tls=False, has_processes=True)
     from llama_gguf.cli import log_output
     from llama_gguf.cli.serve_display import ServeDisplay
     from llama_gguf.supervisor import start

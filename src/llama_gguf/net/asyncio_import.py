@@ -24,15 +24,19 @@ def _is_coroutine_function(function: object) -> bool:
     return code is not None and bool(code.co_flags & _CO_COROUTINE)
 
 
-RARELY_USED: Final[Mapping[str, Mapping[str, object]]] = {
+StandIns = Mapping[str, Mapping[str, object]]
+"""By module: what asyncio uses of it in any case."""
+
+ALWAYS: Final[StandIns] = {
     "inspect": {"iscoroutinefunction": _is_coroutine_function},
-    "subprocess": {"PIPE": -1, "STDOUT": -2, "DEVNULL": -3},
+    "locale": {},  # imported by subprocess, for text
 }
-"""Modules, and what asyncio uses of them in any case."""
+WITHOUT_PROCESSES: Final[StandIns] = {"subprocess": {"PIPE": -1, "STDOUT": -2, "DEVNULL": -3}}
+WITHOUT_TLS: Final[StandIns] = {"asyncio.sslproto": {}}
 
 
 class StandIn(ModuleType):
-    """Imports the module of its name when anything else of it is used than *attributes*."""
+    """Imports the module *name* when anything of it is used but *attributes*."""
 
     def __init__(self, name: str, attributes: Mapping[str, object]) -> None:
         super().__init__(name)
@@ -50,18 +54,24 @@ class StandIn(ModuleType):
             del sys.modules[self.__name__]
 
 
-def import_asyncio(*, has_tls: bool) -> None:
+def import_asyncio(*, has_tls: bool, has_processes: bool) -> None:
     """Import asyncio; to be called before anything else imports it, and before any thread starts.
 
     Args:
         has_tls: whether asyncio may have a TLS connection in this process. Without one, asyncio
             does without ``ssl`` for the whole life of the process, as in a Python that was built
             without OpenSSL; other modules, such as ``urllib``, can import it as before.
+        has_processes: whether it will start processes, so that what that needs is imported at once.
     """
     modules = cast("dict[str, Any]", sys.modules)
-    stand_ins = [StandIn(*each) for each in RARELY_USED.items() if each[0] not in modules]
-    modules.update((each.__name__, each) for each in stand_ins)
     has_no_ssl = not has_tls and "ssl" not in modules
+    unused = {
+        **ALWAYS,
+        **({} if has_processes else WITHOUT_PROCESSES),
+        **(WITHOUT_TLS if has_no_ssl else {}),
+    }
+    stand_ins = [StandIn(*each) for each in unused.items() if each[0] not in modules]
+    modules.update((each.__name__, each) for each in stand_ins)
     if has_no_ssl:
         modules["ssl"] = None  # so that its import fails (Python's reference, "The module cache")
     try:

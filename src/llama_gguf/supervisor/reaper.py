@@ -32,7 +32,7 @@ async def keep_reaping(every_seconds: float = LOOK_SECONDS) -> None:
 
 
 def _has_zombie() -> bool:
-    """Whether a child has ended that nobody has waited for: one system call, at each look."""
+    """Whether a child has ended and has not been waited for: one system call, at each look."""
     try:
         return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:

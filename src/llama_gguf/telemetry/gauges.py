@@ -1,4 +1,4 @@
-"""Values at the time of a scrape, of the gateway and of engines: ``metrics.py`` has the counters."""
+"""Values at the time of a scrape, of the gateway and engines: ``metrics.py`` has the counters."""
 
 from __future__ import annotations
 

@@ -1,14 +1,19 @@
-"""Responses about many keys: the same as about few, in small steps."""
+"""Responses about many keys, and the first metrics: the same as others, in small steps."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
+import sys
+import threading
 from collections.abc import Coroutine
+from types import ModuleType
 from typing import Any, Final
 
 import pytest
 
+from llama_gguf.access.authenticator import Authenticator
 from llama_gguf.gateway import dashboard, endpoints, large_responses
 from llama_gguf.gateway.large_responses import KEYS_PER_STEP, MANY_KEYS
 from llama_gguf.http1.local_response import LocalResponse
@@ -74,7 +79,7 @@ def test_the_usage_of_many_keys_has_the_same_facts_as_that_of_few(rig: Rig) -> N
 def test_between_a_few_keys_the_loop_runs(rig: Rig) -> None:
     steps = sum(1 for _ in large(rig, "/usage").__await__())
 
-    assert steps == -(-KEYS // KEYS_PER_STEP)
+    assert steps == -(-KEYS // KEYS_PER_STEP) + 1  # and one that joins them
 
 
 def test_a_client_gets_the_usage_of_many_keys(rig: Rig) -> None:
@@ -82,6 +87,29 @@ def test_a_client_gets_the_usage_of_many_keys(rig: Rig) -> None:
     rig.loop.spin()
 
     assert len(client.response.json["keys"]) == KEYS
+
+
+def test_the_dashboard_of_many_keys_has_the_same_facts_as_that_of_few(rig: Rig) -> None:
+    found = get(rig, "/dashboard/data?range=3600")
+    administrator = rig.services.authenticator.named(key_id(0))
+    assert administrator is not None
+    work = large(rig, "/dashboard/data?range=3600")
+
+    response = rig.loop.run_until_complete(work)
+
+    whole = endpoints.respond(Kind.DASHBOARD_DATA, found, rig.services, administrator)
+    assert json.loads(response.body) == json.loads(whole.body)
+    assert (response.content_type, response.fields) == (whole.content_type, whole.fields)
+    client = rig.send_request(request("GET", "/dashboard/data?range=3600", key=secret(0)))
+    rig.loop.spin()
+    assert len(client.response.json["keys"]) == dashboard.MAX_KEYS_SHOWN + 1
+
+
+def test_the_dashboard_of_one_key_is_not_large(rig: Rig) -> None:
+    found, principal = get(rig, "/dashboard/data"), rig.services.authenticator.named(key_id(1))
+    assert principal is not None
+
+    assert large_responses.of(Kind.DASHBOARD_DATA, found, rig.services, principal) is None
 
 
 def without_times(text: bytes) -> list[bytes]:
@@ -190,3 +218,30 @@ def test_work_on_a_thread_pauses_now_and_then() -> None:
 
     assert [*paced(range(1000), lambda: pauses.append(None))] == [*range(1000)]
     assert len(pauses) == 7
+
+
+@pytest.mark.parametrize("accept", ["*/*", "text/plain", "application/openmetrics-text"])
+def test_the_first_metrics_of_few_keys_import_what_renders_them_on_a_thread(
+    accept: str, new_rig: NewRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = new_rig()
+    for name in ("metrics_json", "exposition"):
+        monkeypatch.delitem(sys.modules, f"llama_gguf.telemetry.{name}", raising=False)
+    threads: list[int] = []
+    import_module = importlib.import_module
+
+    def noted(name: str) -> ModuleType:
+        threads.append(threading.get_ident())
+        return import_module(name)
+
+    monkeypatch.setattr(endpoints, "import_module", noted)
+    found = get(rig, "/metrics", f"Accept: {accept}")
+    work = large_responses.of(Kind.METRICS, found, rig.services, Authenticator.ANONYMOUS)
+    assert work is not None
+
+    first = rig.loop.run_until_complete(work())
+
+    assert threads
+    assert threading.get_ident() not in threads
+    assert b"llama_gguf_requests" in first.body
+    assert large_responses.of(Kind.METRICS, found, rig.services, Authenticator.ANONYMOUS) is None

@@ -28,6 +28,7 @@ from llama_gguf.gateway.services import Services
 from llama_gguf.gateway.upstream_connection import Phase, UpstreamConnection
 from llama_gguf.http1.exchange_record import ExchangeRecord
 from llama_gguf.net.transport import Endpoint, LoopTransport
+from llama_gguf.telemetry import exposition, metrics_json
 from llama_gguf.telemetry.batch import Batch
 from llama_gguf.telemetry.metrics import Metrics
 from llama_gguf.telemetry.recorder import Recorder
@@ -37,6 +38,8 @@ from tests.support.keys import BACKEND_KEY, KEYS_TEXT
 from tests.support.messages import Response, read_responses, request
 
 TICK_SECONDS: Final = 0.5
+LOADED: Final = (exposition, metrics_json)
+"""A gateway imports them for its first metrics, which it makes on a thread."""
 T = TypeVar("T")
 
 

@@ -49,6 +49,8 @@ MAX_HELD_BYTES: Final = 65536
 """Of requests sent ahead; beyond it, reading pauses."""
 MAX_SKIPPED_BYTES: Final = 65536
 """Of a refused body that is read and discarded, so that the connection can be used again."""
+LARGE_BODY_BYTES: Final = 262_144
+"""A response of the gateway's own that is not copied behind its head."""
 LINGER_SECONDS: Final = 2.0
 """For a client that is still sending to read its response before the connection closes."""
 NO_DEADLINE: Final = math.inf
@@ -485,9 +487,13 @@ class ClientConnection(Client):
         head = local_response.head(
             response.status, lines, length=len(response.body), content_type=response.content_type
         )
-        message = head if exchange.request.is_head_request else head + response.body
-        self.transport.write(message)
-        exchange.bytes_out = len(message)
+        body = b"" if exchange.request.is_head_request else response.body
+        exchange.bytes_out = len(head) + len(body)
+        if len(body) < LARGE_BODY_BYTES:
+            self.transport.write(head + body)
+        else:  # without copying it
+            self.transport.write_now(head)
+            self.transport.write_now(body)
         exchange.on(Event.RESPONDED)
         exchange.status = response.status
         self.finish(exchange)

@@ -74,7 +74,16 @@ def redirection() -> LocalResponse:
 def data(
     health: Mapping[str, object], request: Request, principal: Principal, services: Services
 ) -> LocalResponse:
-    """What the page draws: the present state, the last minutes, and the usage of keys.
+    """What the page draws: ``data_facts``, and the usage of keys."""
+    facts = data_facts(health, request, principal, services)
+    facts |= _usage(principal, services, MAX_KEYS_SHOWN)
+    return LocalResponse(200, json.dumps(facts).encode(), local_response.JSON, NOT_STORED)
+
+
+def data_facts(
+    health: Mapping[str, object], request: Request, principal: Principal, services: Services
+) -> dict[str, object]:
+    """The present state, the last minutes, and the facts of /usage but those of each key.
 
     Args:
         health: the facts of /health.
@@ -102,11 +111,11 @@ def data(
         "replicas": _replicas(services),
         "gpus": services.gpus.view(services.clock.now()),
         "engine_memory": _engine_memory(services),
-        **_usage(principal, services, MAX_KEYS_SHOWN),
+        **usage_facts(principal, services),
     }
     if sees_all:
         facts["last_advice"] = services.fleet.status.last_advice
-    return LocalResponse(200, json.dumps(facts).encode(), local_response.JSON, NOT_STORED)
+    return facts
 
 
 def _range_in(target: bytes) -> int:
@@ -225,11 +234,10 @@ def take_reading(services: Services, now: float) -> None:
 
 
 def _reading(metrics: Metrics, *, running: int, waiting: int) -> Reading:
-    tokens = metrics.tokens.items()
     return Reading(
         requests=sum(n for (route, _, _), n in metrics.requests.items() if route in OPERATIONS),
-        prompt_tokens=sum(n for (_, kind), n in tokens if kind == "prompt"),
-        completion_tokens=sum(n for (_, kind), n in tokens if kind == "completion"),
+        prompt_tokens=metrics.tokens_of_all["prompt"],
+        completion_tokens=metrics.tokens_of_all["completion"],
         errors={
             **metrics.rejections,
             **{f"client_left_{phase}": n for phase, n in metrics.client_disconnects.items()},

@@ -1,8 +1,8 @@
-"""Responses about many keys, which the event loop must not make in one step.
+"""Responses that the event loop must not make in one step, in which no event would be forwarded.
 
-For 10,000 keys, /usage and /metrics need as much as half a second of CPU, in which no event of any
-stream would be forwarded. What reads the gateway's state is done on the loop, a few keys at a time;
-the text of the metrics is made from a copy, on a thread that pauses.
+For 10,000 keys, /usage and /metrics need as much as half a second of CPU. What reads the gateway's
+state is done on the loop, a few keys at a time; the text of the metrics is made from a copy, on a
+thread that pauses. The first /metrics is made there too, since it imports what renders it.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, MutableMapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from llama_gguf.gateway import budgets, dashboard, endpoints
 from llama_gguf.http1 import local_response
@@ -20,7 +20,8 @@ from llama_gguf.http1.local_response import LocalResponse
 from llama_gguf.http1.routes import Kind
 from llama_gguf.net.threads import pause, run_detached
 from llama_gguf.telemetry.formats import Format
-from llama_gguf.telemetry.gauges import Budgets
+from llama_gguf.telemetry.gauges import Budgets, Gauges
+from llama_gguf.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from llama_gguf.access.authenticator import Principal
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 MANY_KEYS: Final = 200
 """With fewer, a response takes less than 10 ms."""
+FREED_AT_ONCE: Final = 1024
 KEYS_PER_STEP: Final = 32
 """About 1 ms."""
 
@@ -37,11 +39,17 @@ def of(
     kind: Kind, request: Request, services: Services, principal: Principal
 ) -> Callable[[], Coroutine[object, object, LocalResponse]] | None:
     """The work of the response to *request*, if it is large."""
-    if services.shown_usage.keys_used <= MANY_KEYS:
-        return None
-    if kind is Kind.USAGE and services.authenticator.is_admin(principal):
-        return partial(_usage, principal, services)
-    return partial(_metrics, request, services) if kind is Kind.METRICS else None
+    used = services.shown_usage.keys_used
+    has_many = used > MANY_KEYS
+    if kind is Kind.METRICS:
+        wanted = endpoints.metrics_format(request)
+        is_ready = endpoints.has_renderer(wanted) and wanted not in services.renderings
+        return partial(_metrics, request, services) if has_many or not is_ready else None
+    if not services.authenticator.is_admin(principal):
+        return None  # a response about one key
+    if kind is Kind.DASHBOARD_DATA and used > KEYS_PER_STEP:
+        return partial(_data, request, principal, services)
+    return partial(_usage, principal, services) if kind is Kind.USAGE and has_many else None
 
 
 def _steps(key_ids: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -51,13 +59,31 @@ def _steps(key_ids: Sequence[str]) -> Iterator[Sequence[str]]:
 
 async def _usage(principal: Principal, services: Services) -> LocalResponse:
     services.recorder.settle()
-    facts = json.dumps(dashboard.usage_facts(principal, services))
+    facts = dashboard.usage_facts(principal, services)
+    return await _with_keys(facts, dashboard.usage_keys(principal, services), services)
+
+
+async def _data(request: Request, principal: Principal, services: Services) -> LocalResponse:
+    health = endpoints.health_facts(services)
+    facts = dashboard.data_facts(health, request, principal, services)
+    await asyncio.sleep(0)
+    key_ids = dashboard.usage_keys(principal, services, dashboard.MAX_KEYS_SHOWN)
+    return await _with_keys(facts, key_ids, services)
+
+
+async def _with_keys(
+    facts: Mapping[str, object], key_ids: Sequence[str], services: Services
+) -> LocalResponse:
+    """*facts* and the usage of *key_ids* as JSON. No step takes long, nor does the last one."""
+    between = json.dumps(facts)[:-1] + ', "keys": [\n'
     parts: list[bytes] = []
-    for step in _steps(dashboard.usage_keys(principal, services)):
+    for step in _steps(key_ids):
         rows = [json.dumps(dashboard.usage_of(key_id, services)) for key_id in step]
-        parts.append(",\n".join(rows).encode())  # here, since the whole takes milliseconds
+        parts += between.encode(), ",\n".join(rows).encode()
+        between = ",\n"
         await asyncio.sleep(0)
-    body = b'%b, "keys": [\n%b\n]}\n' % (facts[:-1].encode(), b",\n".join(parts))
+    body = b"".join((*parts, b"\n]}\n"))
+    await asyncio.sleep(0)
     return LocalResponse(200, body, local_response.JSON, dashboard.NOT_STORED)
 
 
@@ -76,23 +102,38 @@ async def _metrics(request: Request, services: Services) -> LocalResponse:
 
 
 async def _render(services: Services, wanted: Format) -> LocalResponse:
-    tokens: dict[tuple[str, str], tuple[float, float, float]] = {}
-    seconds: dict[tuple[str, str], tuple[float, float, float]] = {}
-    for step in _steps(services.authenticator.budgets.key_ids()):
-        some_tokens, some_seconds = budgets.gauges(services, step)
-        tokens.update(some_tokens)
-        seconds.update(some_seconds)
-        await asyncio.sleep(0)
-    found: tuple[Budgets, Budgets] = tokens, seconds
-    services.recorder.settle()
-    gauges, metrics = endpoints.gauges(services, found), services.metrics.snapshot()
+    read = [await _read(services)]
     engine = services.engine_reader.latest
 
     def render() -> tuple[LocalResponse, float]:
         begin = time.thread_time()
+        gauges, metrics = read.pop()
         body, kind = endpoints.renderer(wanted)(metrics, gauges, engine, wanted, pause)
+        # Freed here and in steps: at once, that takes 10 ms with many keys.
+        for mapping in (gauges.token_budgets, gauges.engine_budgets, metrics.tokens):
+            _free(mapping)
         return LocalResponse(200, body, kind), time.thread_time() - begin
 
     made, duration = await run_detached(render)
     endpoints.hold_metrics(services, wanted, made, seconds=duration)
     return made
+
+
+def _free(mapping: MutableMapping[Any, Any]) -> None:
+    while mapping:
+        for _ in range(min(FREED_AT_ONCE, len(mapping))):
+            mapping.popitem()
+        pause()
+
+
+async def _read(services: Services) -> tuple[Gauges, Metrics]:
+    """What the metrics show, as copies, which a thread can use."""
+    tokens: Budgets = {}
+    seconds: Budgets = {}
+    for step in _steps(services.authenticator.budgets.key_ids()):
+        some_tokens, some_seconds = budgets.gauges(services, step)
+        tokens.update(some_tokens)
+        seconds.update(some_seconds)
+        await asyncio.sleep(0)
+    services.recorder.settle()
+    return endpoints.gauges(services, (tokens, seconds)), services.metrics.snapshot()

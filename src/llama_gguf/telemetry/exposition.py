@@ -17,7 +17,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
-from prometheus_client.registry import Collector, CollectorRegistry
+from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from llama_gguf.telemetry.formats import Format, paced
@@ -25,6 +25,9 @@ from llama_gguf.telemetry.gauges import EngineMetric, Gauges
 from llama_gguf.telemetry.histogram import Histogram
 from llama_gguf.telemetry.metric_table import METRICS
 from llama_gguf.telemetry.metrics import Metrics
+
+FREED_AT_ONCE: Final = 2048
+"""Samples: less than a millisecond of work."""
 
 
 def render(
@@ -40,17 +43,31 @@ def render(
     Accept field: it fails on a version that is not a number, and echoes all others. *pause*
     is called now and then, if this runs on a thread.
     """
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Snapshot(metrics, gauges, engine, pause))
-    ProcessCollector(registry=registry)
     encode, content_type = choose_encoder(_ACCEPTS[text_format])
-    return encode(registry), content_type.encode()
+    end = encode(_Families([]))  # of a text without metrics
+    parts: list[bytes] = []
+    for collector in (_Snapshot(metrics, gauges, engine, pause), ProcessCollector(registry=None)):
+        for family in collector.collect():
+            # One by one: to join or to free all of them would hold the loop, also from a thread.
+            parts.append(encode(_Families([family])).removesuffix(end))
+            while pause is not None and family.samples:
+                del family.samples[-FREED_AT_ONCE:]
+                pause()
+    return b"".join((*parts, end)), content_type.encode()
 
 
 _ACCEPTS: Final[Mapping[Format, str]] = {
     Format.PROMETHEUS: "",
     Format.OPENMETRICS: "application/openmetrics-text;version=1.0.0",
 }
+
+
+class _Families(Collector):
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families
 
 
 class _Paced(list[Sample]):

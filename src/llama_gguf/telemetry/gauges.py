@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 Type = Literal["counter", "gauge", "histogram"]
-Budgets = Mapping[tuple[str, str], tuple[float, float, float]]
+Budgets = dict[tuple[str, str], tuple[float, float, float]]
 """By key id and window: limit, used, remaining."""
 
 

@@ -56,6 +56,9 @@ class Metrics:
         self.last_reload_successful: int | None = None
         """1 or 0; None before the first."""
         self.tokens: Counter[tuple[str, str]] = Counter()
+        """By key id and kind."""
+        self.tokens_of_all: Counter[str] = Counter()
+        """By kind, since ``tokens`` has many keys to add up."""
         self.usage_unknown: Counter[str] = Counter()
         self.received_bytes = 0
         self.sent_bytes = 0
@@ -163,6 +166,7 @@ class Metrics:
         for kind, place in _TOKENS:
             if counts[place]:
                 self.tokens[key_id, kind] += counts[place]
+                self.tokens_of_all[kind] += counts[place]
 
 
 def seconds_per_token(exchange: ExchangeRecord, usage: Usage) -> float | None:

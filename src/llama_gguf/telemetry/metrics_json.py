@@ -14,7 +14,7 @@ from llama_gguf.telemetry.metric_table import METRICS, Metric, Number, Sample
 from llama_gguf.telemetry.metrics import Metrics
 
 _BETWEEN_ROWS: Final = ",\n  "
-_BETWEEN_METRICS: Final = ",\n "
+_BETWEEN_METRICS: Final = b",\n "
 
 
 def render(
@@ -32,7 +32,7 @@ def render(
     collector scan every object of the process.
     """
     del text_format
-    parts = []
+    parts: list[bytes] = []
     for metric in METRICS:
         found = metric.samples(metrics, gauges)
         if metric.labels:
@@ -40,9 +40,15 @@ def render(
             text = f"[\n  {_BETWEEN_ROWS.join(rows)}\n ]" if rows else "[]"
         else:
             text = json.dumps(_value(found[0][1]) if found else None)
-        parts.append(f"{json.dumps(metric.name)}: {text}")
-    parts += [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in _of(engine).items()]
-    return f"{{\n {_BETWEEN_METRICS.join(parts)}\n}}\n".encode(), JSON
+        parts.append(f"{json.dumps(metric.name)}: {text}".encode())
+        if pause is not None:
+            pause()
+    for name, value in _of(engine).items():
+        parts.append(f"{json.dumps(name)}: {json.dumps(value)}".encode())
+    # Joined once: the whole may be megabytes, and each copy of it would hold the loop.
+    parts[0] = b"{\n " + parts[0]
+    parts[-1] += b"\n}\n"
+    return _BETWEEN_METRICS.join(parts), JSON
 
 
 def _of(engine: Iterable[EngineMetric]) -> dict[str, object]:

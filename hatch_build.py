@@ -127,7 +127,7 @@ _SETUP: Final = """
 import os
 from concurrent.futures import ThreadPoolExecutor
 from mypyc.build import mypycify
-from setuptools import setup
+from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 
@@ -160,6 +160,7 @@ extensions = mypycify(
     multi_file=True,
     group_name="llama_gguf",
 )
+extensions.append(Extension("llama_gguf.net._socket_io", ["llama_gguf/net/_socket_io.c"]))
 for extension in extensions:
     # Functions call each other directly, not by the name that another library might replace.
     extension.extra_compile_args += ["-fvisibility=hidden", "-fno-asynchronous-unwind-tables"]

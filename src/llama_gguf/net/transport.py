@@ -7,11 +7,11 @@ is used: a loop's transports serve every purpose, which costs a tenth of an even
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
+from llama_gguf.net import socket_io
 from llama_gguf.net.poller import INCOMING, READABLE, WRITABLE, Poller, Watched
 
 READ_BYTES: Final = 65536
@@ -22,8 +22,8 @@ HIGH_WATER_BYTES: Final = 65536
 """Of a response that waits for a slow reader; beyond it, the engine is paused."""
 _LOW_WATER_SHARE: Final = 4
 # The methods of a socket also handle time-outs and flags, which costs more than the call itself.
-_read: Final = os.read
-_write: Final = os.write
+_read: Final = socket_io.read
+_write: Final = socket_io.write
 
 
 class Transport(Watched):

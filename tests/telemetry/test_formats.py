@@ -1,55 +1,34 @@
 from __future__ import annotations
 
-import json
+import pytest
 
-from llama_gguf.telemetry.gauges import EngineMetric, Gauges
-from llama_gguf.telemetry.metrics import Metrics
-from tests.support.metrics_text import as_json
+from llama_gguf.telemetry.formats import ITEMS_PER_PAUSE, Format, negotiated_format, paced
 
 
-def test_json_has_plain_numbers_by_name_and_labelled_ones_as_rows(
-    metrics: Metrics, gauges: Gauges
+@pytest.mark.parametrize(
+    ("accept", "query", "expected"),
+    [
+        (b"", b"", Format.JSON),
+        (b"*/*", b"", Format.JSON),
+        (b"application/json", b"", Format.JSON),
+        (b"text/plain; version=0.0.4", b"", Format.PROMETHEUS),
+        (b"text/html, application/openmetrics-text; version=1.0.0", b"", Format.OPENMETRICS),
+        (b"application/openmetrics-text; version=0.0.1", b"", Format.PROMETHEUS),
+        (b"*/*", b"format=prometheus", Format.PROMETHEUS),
+        (b"*/*", b"a=b&format=prometheus", Format.PROMETHEUS),
+        (b"*/*", b"format=prometheus2", Format.JSON),
+    ],
+)
+def test_a_client_gets_a_format_that_it_accepts(
+    accept: bytes, query: bytes, expected: Format
 ) -> None:
-    found = json.loads(json.dumps(as_json(metrics, gauges)))
-
-    assert found["llama_gguf_sent_bytes"] == 20
-    assert found["llama_gguf_requests"] == [
-        {"route": "/v1/models", "method": "GET", "status": "200", "value": 5}
-    ]
-    assert found["llama_gguf_rate_limited"] == [
-        {"key_id": "alice", "limit": "requests", "value": 3}
-    ]
-    (row,) = found["gen_ai_server_time_to_first_token_seconds"]
-    assert row["gen_ai_operation_name"] == "chat"
-    assert (row["value"]["count"], row["value"]["sum"]) == (1, 0.3)
-    assert row["value"]["buckets"]["0.5"] == 1
-    assert sum(row["value"]["buckets"].values()) == 1
+    assert negotiated_format(accept, query) is expected
 
 
-def test_values_above_all_bounds_count_in_json(metrics: Metrics, gauges: Gauges) -> None:
-    metrics.queue_waits.observe([1e6])
+def test_items_are_the_same_with_a_pause_now_and_then() -> None:
+    pauses: list[int] = []
+    items = range(2 * ITEMS_PER_PAUSE + 1)
 
-    found = as_json(metrics, gauges)["llama_gguf_queue_wait_seconds"]
-
-    assert isinstance(found, dict)
-    assert found["count"] == 1
-
-
-def test_an_unused_gateway_has_metrics(gauges: Gauges) -> None:
-    found = as_json(Metrics(), gauges)
-
-    assert found["llama_gguf_requests"] == []
-    assert found["llama_gguf_sent_bytes"] == 0
-
-
-def test_values_that_are_not_known_yet_are_null(gauges: Gauges) -> None:
-    found = as_json(Metrics(), gauges._replace(next_expiry=None, load_seconds=None))
-
-    assert found["llama_gguf_keys_next_expiry_seconds"] is None
-    assert found["llama_gguf_backend_load_seconds"] is None
-
-
-def test_the_engine_s_own_metrics_are_included(gauges: Gauges) -> None:
-    metric = EngineMetric("llama_gguf_engine_n_decode", "counter", "Calls.", 7.0)
-
-    assert as_json(Metrics(), gauges, [metric])[metric.name] == 7.0
+    assert [*paced(items, lambda: pauses.append(1))] == [*items]
+    assert len(pauses) == 2
+    assert [*paced(items, None)] == [*items]

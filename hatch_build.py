@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -245,7 +246,8 @@ def _packs_relocations() -> bool:
     which wheels for other machines are built have older ones.
     """
     name, version = platform.libc_ver()
-    return name == "glibc" and tuple(map(int, version.split("."))) >= (2, 36)
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    return name == "glibc" and numbers is not None and (int(numbers[1]), int(numbers[2])) >= (2, 36)
 
 
 def compile_modules(source: Path, folder: Path) -> list[Path]:

@@ -27,8 +27,6 @@ GARBAGE_OBJECTS = 10_000
 """New container objects that trigger a collection of the youngest; Python's default is 700."""
 SWITCH_SECONDS = 0.0005
 """The loop waits at most so long for a thread of Python code, maybe once per system call."""
-GARBAGE_COLLECTIONS = (2, 1_000)
-"""Collections of the youngest before one of the next generation, and of those before a full one."""
 USAGE = "%(prog)s [--SETTING VALUE ...]"
 
 
@@ -93,10 +91,9 @@ def run(arguments: argparse.Namespace, context: Context) -> int:
     channel = None if is_alone else adopt(int(arguments.channel_fd))
 
     # Objects loaded by now are permanent, and requests leave hardly any cycles. So the former are
-    # exempt from garbage collection, and the latter need it only rarely. A full one holds the loop
-    # for 80 ms with 10,000 keys, so it is the rarest.
+    # exempt from garbage collection, and the latter need it only rarely.
     gc.freeze()
-    gc.set_threshold(GARBAGE_OBJECTS, *GARBAGE_COLLECTIONS)
+    gc.set_threshold(GARBAGE_OBJECTS)
     sys.setswitchinterval(SWITCH_SECONDS)
 
     async def serve(listener: socket.socket) -> int:

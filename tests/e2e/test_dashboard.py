@@ -217,6 +217,31 @@ def test_a_key_is_kept_for_the_session_until_it_is_forgotten(
     assert browser.evaluate("document.querySelectorAll('#managed tr').length") == 0
 
 
+LATE_KEYS = """
+const real = window.fetch;
+window.fetch = (path, options) => !String(path).startsWith("dashboard/keys") ? real(path, options)
+  : real(path, options).then((response) => new Promise((resolve) => {
+      window.release = () => resolve(response);
+    }));
+"""
+
+
+def test_keys_that_arrive_after_signing_out_are_not_shown(browser: Browser, served: Served) -> None:
+    browser.evaluate(LATE_KEYS)
+    sign_in(browser, served.key)
+    browser.until("window.release")
+    press_on(browser, by_id("sign-out"))
+    browser.until("document.activeElement?.id === 'key'")
+
+    browser.evaluate("window.release(); new Promise((done) => setTimeout(done, 200))")
+
+    assert browser.evaluate("document.querySelectorAll('#managed tr').length") == 0
+    sign_in(browser, served.key)
+    browser.until("window.release")
+    browser.evaluate("window.release()")
+    browser.until("document.querySelectorAll('#managed tr').length === 1")
+
+
 def test_the_charts_show_the_range_that_is_chosen(browser: Browser, served: Served) -> None:
     sign_in(browser, served.key)
     browser.until(IS_SHOWN)

@@ -129,6 +129,7 @@ def test_a_model_that_cannot_use_restored_prompts_is_left_alone(tmp_path: Path) 
         ask(served)
     assert files(served)
     with serving(tmp_path, tiny, **template) as served:
-        assert "PROMPT_CACHE is switched off for this model" in served.output
+        verdict = "PROMPT_CACHE is switched off for this model"
+        served.until(lambda: verdict in served.output, "the verdict about the model")
         ask(served)
     assert not files(served)
